@@ -1,0 +1,1 @@
+"""The FineTuneJob API: names, types, the hand-off between operator and trainer, and the CRD generated from them."""

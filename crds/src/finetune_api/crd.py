@@ -1,0 +1,259 @@
+"""Types → structural schema → CRD YAML, its copy in the chart, and the field reference.
+
+`python -m finetune_api.crd [ROOT]` writes the three files; `--check` only compares and exits 1 on drift.
+"""
+
+import argparse
+import copy
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from finetune_api import names
+from finetune_api.spec import FineTuneJobSpec
+from finetune_api.status import FineTuneJobStatus
+
+HEADER = "# Generated from crds/src/finetune_api by `make generate`; do not edit.\n"
+KEPT = {
+    "type", "description", "enum", "pattern", "format", "default", "minimum", "maximum", "minLength", "maxLength",
+    "minItems", "maxItems", "maxProperties", "items", "properties", "required", "additionalProperties", "anyOf",
+}  # fmt: skip
+COLUMNS = [
+    ("Phase", "string", ".status.phase", 0),
+    ("Objective", "string", ".spec.objective", 0),
+    ("Method", "string", ".status.resolved.method", 0),
+    ("Progress", "string", ".status.progress.display", 0),
+    ("Train-Loss", "number", ".status.metrics.trainLoss", 0),
+    ("Eval-Loss", "number", ".status.metrics.evalLoss", 0),
+    ("Best", "number", ".status.metrics.bestEvalLoss", 1),
+    ("Baseline", "number", ".status.metrics.baselineEvalLoss", 1),
+    ("Preempted", "integer", ".status.preemptions", 1),
+    ("Reason", "string", ".status.reason", 0),
+    ("Age", "date", ".metadata.creationTimestamp", 0),
+]
+
+
+def structural_schema(model: type[FineTuneJobSpec] | type[FineTuneJobStatus]) -> dict[str, Any]:
+    """The model's JSON schema as Kubernetes wants it: no `$ref`, null types or titles, exclusive bounds as booleans."""
+    schema = model.model_json_schema(by_alias=True, mode="validation")
+    return _structural(schema, schema.get("$defs", {}))
+
+
+def _structural(node: dict[str, Any], defs: dict[str, Any]) -> dict[str, Any]:
+    node = _without_null(_inlined(copy.deepcopy(node), defs), defs)
+    out = {key: value for key, value in node.items() if key in KEPT or key.startswith("x-kubernetes-")}
+    if node.get("x-kubernetes-int-or-string"):
+        out.pop("type", None)
+    for bound in ("Minimum", "Maximum"):
+        if f"exclusive{bound}" in node:
+            out[bound.lower()] = node[f"exclusive{bound}"]
+            out[f"exclusive{bound}"] = True
+    if "description" in out:
+        out["description"] = " ".join(str(out["description"]).split())
+    if "properties" in out:
+        out["properties"] = {key: _structural(value, defs) for key, value in out["properties"].items()}
+    for key in ("items", "additionalProperties"):
+        if isinstance(out.get(key), dict):
+            out[key] = _structural(out[key], defs)
+        elif isinstance(out.get(key), bool):
+            del out[key]
+    if out.get("type") == "object" and isinstance(out.get("default"), dict):
+        out["default"] = {}
+    if out.get("default", ...) is None:
+        del out["default"]
+    return out
+
+
+def _inlined(node: dict[str, Any], defs: dict[str, Any]) -> dict[str, Any]:
+    """Replaces `$ref` by its target; what stands beside the reference (the field's own description) wins."""
+    while "$ref" in node:
+        target = defs[node.pop("$ref").rsplit("/", 1)[-1]]
+        node = copy.deepcopy(target) | node
+    return node
+
+
+def _without_null(node: dict[str, Any], defs: dict[str, Any]) -> dict[str, Any]:
+    """`X | None` becomes an optional X: the API server prunes a null, so that `has()` in CEL means "given"."""
+    options = node.get("anyOf")
+    if not options or node.get("x-kubernetes-int-or-string"):
+        return node
+    rest = [option for option in options if option.get("type") != "null"]
+    if len(rest) == len(options) or len(rest) != 1:
+        if any("x-kubernetes-int-or-string" in option for option in rest):
+            return node
+        raise ValueError(f"a union has no structural schema: {options}")
+    node.pop("anyOf")
+    return _inlined(copy.deepcopy(rest[0]), defs) | node
+
+
+def build_crd() -> dict[str, Any]:
+    """The CustomResourceDefinition as one object."""
+    status = structural_schema(FineTuneJobStatus) | {"default": {"observedGeneration": -1}}
+    spec = structural_schema(FineTuneJobSpec)
+    root = {
+        "type": "object",
+        "description": "FineTuneJob fine-tunes a pretrained language model and publishes the verified result to storage.",
+        "required": ["spec"],
+        "properties": {
+            "apiVersion": {"type": "string", "description": "Version of this schema."},
+            "kind": {"type": "string", "description": "FineTuneJob."},
+            "metadata": {"type": "object"},
+            "spec": spec,
+            "status": status,
+        },
+    }
+    columns = [
+        {"name": name, "type": kind, "jsonPath": path} | ({"priority": priority} if priority else {})
+        for name, kind, path, priority in COLUMNS
+    ]
+    version = {
+        "name": names.VERSION,
+        "served": True,
+        "storage": True,
+        "schema": {"openAPIV3Schema": root},
+        "subresources": {"status": {}},
+        "additionalPrinterColumns": columns,
+    }
+    return {
+        "apiVersion": "apiextensions.k8s.io/v1",
+        "kind": "CustomResourceDefinition",
+        "metadata": {"name": f"{names.PLURAL}.{names.GROUP}"},
+        "spec": {
+            "group": names.GROUP,
+            "scope": "Namespaced",
+            "names": {
+                "kind": names.KIND,
+                "listKind": f"{names.KIND}List",
+                "plural": names.PLURAL,
+                "singular": names.SINGULAR,
+                "shortNames": [names.SHORT_NAME],
+                "categories": [names.CATEGORY],
+            },
+            "versions": [version],
+        },
+    }
+
+
+def crd_yaml() -> str:
+    """The CRD as YAML."""
+    return HEADER + str(yaml.safe_dump(build_crd(), sort_keys=False, width=120, allow_unicode=True))
+
+
+def chart_yaml() -> str:
+    """The CRD as a chart template, installed and kept by value."""
+    crd = build_crd()
+    body = yaml.safe_dump(crd["spec"], sort_keys=False, width=120, allow_unicode=True)
+    indented = "".join(f"  {line}\n" for line in body.splitlines())
+    return (
+        HEADER + "{{- if .Values.crds.enabled }}\n"
+        "apiVersion: apiextensions.k8s.io/v1\n"
+        "kind: CustomResourceDefinition\n"
+        "metadata:\n"
+        f"  name: {crd['metadata']['name']}\n"
+        "  labels:\n"
+        '    {{- include "finetune-operator.labels" . | nindent 4 }}\n'
+        "  {{- if .Values.crds.keep }}\n"
+        "  annotations:\n"
+        "    helm.sh/resource-policy: keep\n"
+        "  {{- end }}\n"
+        "spec:\n" + indented + "{{- end }}\n"
+    )
+
+
+def reference_markdown() -> str:
+    """The field reference: one table row for each field of spec and status, and the rules between fields."""
+    spec, status = structural_schema(FineTuneJobSpec), structural_schema(FineTuneJobStatus)
+    lines = [
+        "# FineTuneJob reference",
+        "",
+        "Generated from `crds/src/finetune_api` by `make generate`; do not edit. "
+        "`kubectl explain finetunejob.spec --recursive` shows the same.",
+        "",
+        "## spec",
+        "",
+        "| field | type | meaning |",
+        "| --- | --- | --- |",
+        *(_row(path, node, required) for path, node, required in _walk(spec, "")),
+        "",
+        "### Rules between fields",
+        "",
+        "The API server refuses a job that breaks one, with this message and the field's path.",
+        "",
+        *sorted({f"- `{path or 'spec'}`: {rule['message']}" for path, rule in _rules(spec, "")}),
+        "",
+        "## status",
+        "",
+        "| field | type | meaning |",
+        "| --- | --- | --- |",
+        *(_row(path, node, False) for path, node, _ in _walk(status, "")),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _walk(node: dict[str, Any], path: str) -> Iterator[tuple[str, dict[str, Any], bool]]:
+    required = set(node.get("required", []))
+    for name, child in node.get("properties", {}).items():
+        here = f"{path}.{name}" if path else name
+        yield here, child, name in required
+        yield from _walk(child, here)
+        if isinstance(child.get("items"), dict):
+            yield from _walk(child["items"], f"{here}[]")
+
+
+def _rules(node: dict[str, Any], path: str) -> Iterator[tuple[str, dict[str, str]]]:
+    for rule in node.get("x-kubernetes-validations", []):
+        yield (path + rule.get("fieldPath", "")).lstrip("."), rule
+    for name, child in node.get("properties", {}).items():
+        yield from _rules(child, f"{path}.{name}" if path else name)
+
+
+def _row(path: str, node: dict[str, Any], required: bool) -> str:
+    kind = " \\| ".join(f"`{value}`" for value in node["enum"]) if "enum" in node else _type(node)
+    text = str(node.get("description", "")).replace("|", "\\|")
+    return f"| `{path}`{' *' if required else ''} | {kind} | {text} |"
+
+
+def _type(node: dict[str, Any]) -> str:
+    if node.get("x-kubernetes-int-or-string"):
+        return "quantity"
+    if node.get("type") == "array":
+        return f"list of {_type(node['items'])}"
+    if isinstance(node.get("additionalProperties"), dict):
+        return f"map to {_type(node['additionalProperties'])}"
+    return str(node.get("format", node.get("type", "")))
+
+
+def generated_files(root: Path) -> dict[Path, str]:
+    """Path and content of everything that is generated from the types."""
+    return {
+        root / "crds" / f"{names.PLURAL}.yaml": crd_yaml(),
+        root / "helm" / "finetune-operator" / "templates" / "crd.yaml": chart_yaml(),
+        root / "crds" / "README.md": reference_markdown(),
+    }
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Writes the generated files, or compares them; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("root", nargs="?", type=Path, default=Path.cwd(), help="root of the repository")
+    parser.add_argument("--check", action="store_true", help="compare only; exit 1 on drift")
+    arguments = parser.parse_args(argv)
+    stale = [
+        (path, text)
+        for path, text in generated_files(arguments.root).items()
+        if not path.exists() or path.read_text(encoding="utf-8") != text
+    ]
+    for path, text in stale:
+        if not arguments.check:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+        sys.stdout.write(f"{'stale' if arguments.check else 'wrote'} {path}\n")
+    return 1 if arguments.check and stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

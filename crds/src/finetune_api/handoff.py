@@ -1,0 +1,273 @@
+"""What operator and trainer hand each other: config in, progress live, report out, exit codes, paths, object names."""
+
+import hashlib
+import json
+from enum import IntEnum, StrEnum
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, StringConstraints
+
+from finetune_api.spec import FineTuneJobSpec
+from finetune_api.status import (
+    Artifacts,
+    Count,
+    DatasetStatus,
+    EarlyStoppingStatus,
+    Line,
+    Lineage,
+    Metrics,
+    Progress,
+    Resolved,
+    StatusBlock,
+    Word,
+)
+
+HANDOFF_VERSION = 1
+
+CONFIG_DIR = "/etc/finetune/config"
+CONFIG_FILE = "config.json"
+CREDENTIALS_DIR = "/etc/finetune/credentials"
+CA_DIR = "/etc/finetune/ca"
+CA_FILE = "ca.crt"
+WORKSPACE_DIR = "/workspace"
+TERMINATION_LOG = "/dev/termination-log"
+TERMINATION_LIMIT_BYTES = 4096
+PROGRESS_PORT = 8080
+PROGRESS_PATH = "/progress"
+METRICS_PATH = "/metrics"
+PROGRESS_LIMIT_BYTES = 65_536
+
+ENV_POD_UID = "FINETUNE_POD_UID"
+ENV_POD_NAME = "FINETUNE_POD_NAME"
+ENV_IMAGE = "FINETUNE_TRAINER_IMAGE"
+
+
+class ExitCode(IntEnum):
+    """The trainer's exit codes; the operator's podFailurePolicy and decisions are made from the same table."""
+
+    OK = 0
+    INVALID_CONFIG = 64
+    DATASET_UNUSABLE = 65
+    MODEL_UNAVAILABLE = 66
+    STORAGE_UNAVAILABLE = 69
+    INTERNAL_ERROR = 70
+    OUTPUT_CONFLICT = 73
+    PREEMPTED = 75
+    DIVERGED = 76
+    STORAGE_DENIED = 77
+    GPU_OUT_OF_MEMORY = 79
+
+    @property
+    def reason(self) -> str:
+        """The code as the CamelCase reason that status and events show, for example `DatasetUnusable`."""
+        return self.name.title().replace("_", "")
+
+
+TERMINAL_EXIT_CODES = frozenset(
+    {
+        ExitCode.INVALID_CONFIG,
+        ExitCode.DATASET_UNUSABLE,
+        ExitCode.MODEL_UNAVAILABLE,
+        ExitCode.OUTPUT_CONFLICT,
+        ExitCode.DIVERGED,
+        ExitCode.STORAGE_DENIED,
+        ExitCode.GPU_OUT_OF_MEMORY,
+    }
+)
+"""Codes after which another try would end the same."""
+
+
+class Artifact(StrEnum):
+    """Names under `output.uri`."""
+
+    OWNER = "owner.json"
+    ADAPTER = "adapter"
+    MERGED = "merged"
+    CONFIG = "finetune_config.yaml"
+    REPORT = "finetune_report.md"
+    CURVES = "curves.png"
+    METRICS = "metrics.jsonl"
+    LINEAGE = "lineage.json"
+    REJECTED = "rejected_rows.jsonl"
+    TRAIN_ROWS = "dataset/train.jsonl"
+    VALIDATION_ROWS = "dataset/validation.jsonl"
+    DATASET_SUMMARY = "dataset/summary.json"
+    MANIFEST = "manifest.json"
+
+
+class HandoffBlock(StatusBlock):
+    """A hand-off document; unknown fields are ignored, so that versions can differ by one."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    handoff_version: int = HANDOFF_VERSION
+    """Version of the document."""
+
+
+class JobConfig(HandoffBlock):
+    """What a pod is told to do: one JSON file from an immutable ConfigMap."""
+
+    namespace: str
+    """Namespace of the FineTuneJob."""
+    name: str
+    """Name of the FineTuneJob."""
+    uid: str
+    """UID of the FineTuneJob."""
+    config_sha256: str
+    """SHA-256 of the immutable part of the spec."""
+    attempt: int = 0
+    """Number of the trainer Job, from 1; 0 in preflight."""
+    spec: FineTuneJobSpec
+    """The spec as the API server stores it, with the operator's default storage filled in."""
+    resolved: Resolved | None = None
+    """The settings that preflight resolved; absent in preflight."""
+    dataset: DatasetStatus | None = None
+    """What preflight found; absent in preflight."""
+
+    def output_key(self) -> str:
+        """`output.uri` without a trailing slash."""
+        return self.spec.output.uri.rstrip("/")
+
+
+class Outcome(StrEnum):
+    """How a pod ended."""
+
+    VALIDATED = "Validated"
+    ADOPTED = "Adopted"
+    PUBLISHED = "Published"
+    PREEMPTED = "Preempted"
+    FAILED = "Failed"
+
+
+class Report(HandoffBlock):
+    """The termination message: at most 4,096 bytes of JSON, untrusted until its uid and digest are checked."""
+
+    outcome: Outcome
+    """How the pod ended."""
+    reason: Word
+    """One word: the exit code's name, or the outcome."""
+    message: Line
+    """One line for people, with the fix where there is one."""
+    job_uid: Word
+    """Echo of the FineTuneJob's UID."""
+    config_sha256: Annotated[str, StringConstraints(max_length=64)]
+    """Echo of the config digest."""
+    last_step: Count | None = None
+    """Last optimiser step."""
+    dataset: DatasetStatus | None = None
+    """What preflight found."""
+    resolved: Resolved | None = None
+    """The settings in use."""
+    metrics: Metrics | None = None
+    """Final figures."""
+    early_stopping: EarlyStoppingStatus | None = None
+    """Final state of early stopping."""
+    artifacts: Artifacts | None = None
+    """What was published; `manifestSha256` is the proof of success."""
+    lineage: Lineage | None = None
+    """Where the result comes from."""
+
+    def to_termination_message(self) -> str:
+        """JSON of at most 4,096 bytes; the largest blocks are left out, in a fixed order, until it fits."""
+        data = self.model_dump(mode="json", by_alias=True, exclude_none=True)
+        for dropped in (None, "lineage.versions", "resolved", "dataset.format", "dataset", "message"):
+            _drop(data, dropped)
+            text = json.dumps(data, separators=(",", ":"), ensure_ascii=True)
+            if len(text) <= TERMINATION_LIMIT_BYTES:
+                return text
+        raise ValueError("a report without its optional blocks is above the limit")
+
+
+def _drop(data: dict[str, Any], path: str | None) -> None:
+    if path is None:
+        return
+    if path == "message":
+        data["message"] = data["message"][:200]
+        return
+    head, _, tail = path.partition(".")
+    if tail:
+        data.get(head, {}).pop(tail, None)
+    else:
+        data.pop(head, None)
+
+
+class ProgressReport(HandoffBlock):
+    """What `GET /progress` answers."""
+
+    job_uid: Word
+    """UID of the FineTuneJob."""
+    pod_uid: Word | None = None
+    """UID of the pod that answers."""
+    heartbeat: Count
+    """Moves with every step, batch, row or transferred part; a stalled trainer's does not."""
+    progress: Progress
+    """How far the run is."""
+    metrics: Metrics = Metrics()
+    """Figures so far."""
+    early_stopping: EarlyStoppingStatus | None = None
+    """State of early stopping so far."""
+    resolved: Resolved | None = None
+    """The settings in use, once the trainer has seen device and model."""
+
+
+class ManifestFile(StatusBlock):
+    """One published file."""
+
+    path: Annotated[str, StringConstraints(max_length=512)]
+    """Key relative to `output.uri`."""
+    size: Count
+    """Size in bytes."""
+    sha256: Annotated[str, StringConstraints(min_length=64, max_length=64)]
+    """SHA-256 of the content."""
+
+
+class Manifest(HandoffBlock):
+    """`manifest.json`, written last: a prefix without it is not a result."""
+
+    namespace: str
+    """Namespace of the job that published."""
+    name: str
+    """Name of the job that published."""
+    uid: str
+    """UID of the job that published."""
+    config_sha256: str
+    """SHA-256 of the immutable part of its spec."""
+    files: list[ManifestFile]
+    """Every other file of the result."""
+    result: Report
+    """The report without `artifacts.manifestSha256`, from which an adopting job fills its status."""
+
+
+class Owner(HandoffBlock):
+    """`owner.json`: the claim on a prefix, put before anything else with a conditional write."""
+
+    namespace: str
+    """Namespace of the claiming job."""
+    name: str
+    """Name of the claiming job."""
+    uid: str
+    """UID of the claiming job."""
+    config_sha256: str
+    """SHA-256 of the immutable part of its spec."""
+
+    def is_held_by(self, config: JobConfig) -> bool:
+        """Whether the claim is the job's own, also when the job was deleted and created again unchanged."""
+        mine = (config.namespace, config.name, config.config_sha256)
+        return (self.namespace, self.name, self.config_sha256) == mine
+
+
+def config_sha256(spec: FineTuneJobSpec) -> str:
+    """SHA-256 (hex) of the canonical JSON of the fields that are fixed at creation.
+
+    Defaults are left out: a field added by a later version must not change the digest of an older job.
+    """
+    fixed = spec.model_dump(mode="json", by_alias=True, exclude_defaults=True, include=_immutable_fields())
+    return hashlib.sha256(json.dumps(fixed, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _immutable_fields() -> set[str]:
+    aliases = {field.alias: name for name, field in FineTuneJobSpec.model_fields.items()}
+    return {aliases[alias] for alias in FineTuneJobSpec.IMMUTABLE}
+
+
+Stage = Literal["Loading", "Baseline", "Training", "Evaluating", "Answering", "Merging", "Publishing", "Done"]

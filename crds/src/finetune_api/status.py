@@ -1,0 +1,347 @@
+"""`FineTuneJob.status`. The docstring under a field is its `kubectl explain` text; absent means not known yet."""
+
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, ConfigDict, Field, PlainSerializer, StringConstraints, WithJsonSchema
+
+from finetune_api.names import ConditionType
+from finetune_api.spec import Block
+
+
+def _whole_seconds(value: datetime) -> datetime:
+    return value.astimezone(UTC).replace(microsecond=0)
+
+
+def _five_significant(value: float) -> float:
+    return float(f"{value:.5g}")
+
+
+Time = Annotated[
+    datetime,
+    AfterValidator(_whole_seconds),
+    PlainSerializer(lambda value: value.strftime("%Y-%m-%dT%H:%M:%SZ"), return_type=str),
+    WithJsonSchema({"type": "string", "format": "date-time"}),
+]
+Count = Annotated[int, Field(ge=0)]
+Measure = Annotated[float, AfterValidator(_five_significant)]
+Word = Annotated[str, StringConstraints(max_length=64)]
+Line = Annotated[str, StringConstraints(max_length=1024)]
+Uri = Annotated[str, StringConstraints(max_length=1152)]
+Digest = Annotated[str, StringConstraints(max_length=128)]
+CountByName = Annotated[dict[Word, Count], Field(max_length=64)]
+
+
+class StatusBlock(Block):
+    """A part of the status; unknown fields are dropped, so that a newer status never breaks an older reader."""
+
+    model_config = ConfigDict(extra="ignore")
+
+
+class Condition(StatusBlock):
+    """A `metav1.Condition`."""
+
+    type: Annotated[str, StringConstraints(max_length=64)]
+    """Name of the condition."""
+    status: Annotated[str, StringConstraints(pattern=r"^(True|False|Unknown)$", max_length=7)]
+    """`True`, `False` or `Unknown`."""
+    reason: Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=r"^[A-Za-z][A-Za-z0-9]*$")]
+    """One CamelCase word that tells why."""
+    message: Annotated[str, StringConstraints(max_length=2048)]
+    """One line for people, with the fix where there is one."""
+    last_transition_time: Time
+    """When `status` last changed."""
+    observed_generation: Annotated[int, Field(ge=0)] | None = None
+    """Generation of the spec that this was decided for."""
+
+
+class Progress(StatusBlock):
+    """How far the running trainer is."""
+
+    display: Word | None = None
+    """Progress for people, for example `42%`."""
+    percent: Annotated[int, Field(ge=0, le=100)] | None = None
+    """Share of the steps done, in percent."""
+    step: Count | None = None
+    """Optimiser steps done."""
+    total_steps: Count | None = None
+    """Optimiser steps planned."""
+    epoch: Measure | None = None
+    """Passes over the rows done."""
+    stage: Word | None = None
+    """What the trainer does now: `Loading`, `Baseline`, `Training`, `Evaluating`, `Answering`, `Merging`, `Publishing`
+    or `Done`."""
+    estimated_remaining_seconds: Count | None = None
+    """Estimated seconds to the last step."""
+    last_updated_time: Time | None = None
+    """When the trainer was last heard."""
+
+
+class Metrics(StatusBlock):
+    """The training's figures, to five significant digits; losses are nats per trained token."""
+
+    train_loss: Measure | None = None
+    """Training loss, mean since the last report."""
+    eval_loss: Measure | None = None
+    """Latest evaluation loss; at the end, that of what is published."""
+    best_eval_loss: Measure | None = None
+    """Lowest evaluation loss so far."""
+    best_step: Count | None = None
+    """Step of `bestEvalLoss`."""
+    baseline_eval_loss: Measure | None = None
+    """Evaluation loss of the untouched model."""
+    learning_rate: Measure | None = None
+    """Learning rate of the last step."""
+    grad_norm: Measure | None = None
+    """Gradient norm of the last step, before clipping."""
+    tokens_per_second: Measure | None = None
+    """Trained input tokens per second."""
+    trainable_parameters: Count | None = None
+    """Weights that are trained."""
+    gpu_memory_peak_bytes: Count | None = None
+    """Most GPU memory that was allocated, in bytes."""
+
+
+class EarlyStoppingStatus(StatusBlock):
+    """The state of early stopping."""
+
+    stopped: bool | None = None
+    """Whether patience ran out."""
+    step: Count | None = None
+    """Step at which training stopped."""
+    best_step: Count | None = None
+    """Step of the best evaluation, whose weights are published."""
+    evaluations_without_improvement: Count | None = None
+    """Evaluations since the last improvement."""
+    patience: Count | None = None
+    """Evaluations without improvement that stop the training."""
+
+
+class DatasetStatus(StatusBlock):
+    """What preflight found in the dataset."""
+
+    rows: Count | None = None
+    """Rows read."""
+    accepted: Count | None = None
+    """Rows that can be trained on."""
+    repaired: Count | None = None
+    """Accepted rows that were mended, for example by a trimmed trailing question."""
+    rejected: Count | None = None
+    """Rows that were skipped."""
+    rejected_by_code: CountByName | None = None
+    """Skipped rows by reject code."""
+    repaired_by_code: CountByName | None = None
+    """Mended rows by repair code."""
+    format: CountByName | None = None
+    """Accepted rows by detected format."""
+    train_rows: Count | None = None
+    """Rows trained on."""
+    validation_rows: Count | None = None
+    """Rows evaluated with."""
+    truncated: Count | None = None
+    """Accepted rows that are longer than `maxLength` and are cut."""
+
+
+class Artifacts(StatusBlock):
+    """What was published, and where."""
+
+    uri: Uri | None = None
+    """Prefix of everything below."""
+    adapter_uri: Uri | None = None
+    """Folder of the adapter, as PEFT loads it."""
+    merged_uri: Uri | None = None
+    """Folder of the merged or fully tuned model."""
+    config_uri: Uri | None = None
+    """The configuration in use, with every default resolved."""
+    report_uri: Uri | None = None
+    """The report for people."""
+    lineage_uri: Uri | None = None
+    """The lineage record."""
+    manifest_uri: Uri | None = None
+    """The manifest: every file with size and SHA-256."""
+    manifest_sha256: Digest | None = None
+    """SHA-256 of the manifest."""
+    size_bytes: Count | None = None
+    """Size of all published files, in bytes."""
+
+
+class Resolved(StatusBlock):
+    """The settings in use, with every default filled in; pinned when preflight has passed."""
+
+    method: Word | None = None
+    """Tuning method in use."""
+    method_reason: Line | None = None
+    """Why this method."""
+    num_train_epochs: Measure | None = None
+    """Passes over the training rows."""
+    total_steps: Count | None = None
+    """Optimiser steps planned."""
+    learning_rate: Measure | None = None
+    """Peak learning rate."""
+    lr_scheduler_type: Word | None = None
+    """Learning-rate schedule."""
+    warmup_steps: Measure | None = None
+    """Warm-up: below 1 a fraction of all steps, else a number of steps."""
+    weight_decay: Measure | None = None
+    """Decoupled weight decay."""
+    max_grad_norm: Measure | None = None
+    """Gradient-norm clip; 0 = none."""
+    optim: Word | None = None
+    """Optimiser."""
+    per_device_train_batch_size: Count | None = None
+    """Rows per step and device."""
+    gradient_accumulation_steps: Count | None = None
+    """Batches accumulated before a step."""
+    global_batch_size: Count | None = None
+    """Rows per optimiser step."""
+    max_length: Count | None = None
+    """Longest sequence in tokens."""
+    precision: Word | None = None
+    """Number format of the computation; `Auto` until a trainer has seen its device."""
+    gradient_checkpointing: bool | None = None
+    """Whether activations are recomputed in the backward pass."""
+    seed: Count | None = None
+    """Seed of split, shuffling and initial adapter."""
+    eval_steps: Count | None = None
+    """Optimiser steps between evaluations."""
+    lora_rank: Count | None = None
+    """Rank of the adapter."""
+    lora_alpha: Count | None = None
+    """Scaling of the adapter."""
+    lora_dropout: Measure | None = None
+    """Dropout on the adapter's input."""
+    use_rslora: bool | None = None
+    """Whether scaling is by the square root of the rank."""
+    double_quant: bool | None = None
+    """Whether the quantisation constants are quantised too."""
+    target_modules: (
+        Annotated[list[Word], Field(max_length=64, json_schema_extra={"x-kubernetes-list-type": "set"})] | None
+    ) = None
+    """Modules with an adapter; absent until a trainer has seen the model, unless given."""
+
+
+class Lineage(StatusBlock):
+    """Where the result comes from."""
+
+    base_model: Uri | None = None
+    """URI of the base model."""
+    base_model_sha256: Digest | None = None
+    """SHA-256 over the names and digests of the base model's files."""
+    dataset_sha256: Digest | None = None
+    """SHA-256 of the canonical training rows."""
+    config_sha256: Digest | None = None
+    """SHA-256 of the fields of the spec that are fixed at creation."""
+    trainer_image: Line | None = None
+    """Image of the first run, by digest where the node reports one; later runs use the same."""
+    seed: Count | None = None
+    """Seed in use."""
+    versions: Annotated[dict[Word, Word], Field(max_length=32)] | None = None
+    """Versions of the libraries that trained."""
+
+
+class Run(StatusBlock):
+    """One ended trainer pod."""
+
+    run: Count
+    """Number of the run, from 1."""
+    attempt: Count
+    """Number of the Job that it belonged to, from 1."""
+    pod_name: Annotated[str, StringConstraints(max_length=253)]
+    """Name of the pod."""
+    pod_uid: Word
+    """UID of the pod."""
+    node: Annotated[str, StringConstraints(max_length=253)] | None = None
+    """Node that it ran on."""
+    start_time: Time | None = None
+    """When the container started."""
+    end_time: Time | None = None
+    """When the container ended."""
+    result: Word
+    """`Succeeded`, `Failed` or `Preempted`."""
+    reason: Word
+    """One word from the exit table, or the cause of the disruption."""
+    message: Line | None = None
+    """One line from the trainer or the kubelet."""
+    exit_code: Count | None = None
+    """Exit code of the container; absent when nobody saw it end."""
+    last_step: Count | None = None
+    """Last optimiser step that it reported."""
+
+
+class JobRef(StatusBlock):
+    """The current trainer Job."""
+
+    name: Annotated[str, StringConstraints(max_length=253)]
+    """Name of the batch/v1 Job."""
+    uid: Word
+    """UID of the batch/v1 Job."""
+
+
+class FineTuneJobStatus(StatusBlock):
+    """What the operator has seen and decided. Counters and times only grow; conditions carry the truth."""
+
+    observed_generation: Annotated[int, Field(ge=-1)] | None = None
+    """Generation of the spec that this status speaks of; -1 = not seen yet."""
+    phase: Word | None = None
+    """One word for people, derived from the conditions."""
+    reason: Word | None = None
+    """Why it is in this phase, one word."""
+    message: Annotated[str, StringConstraints(max_length=2048)] | None = None
+    """Why it is in this phase, one line, with the fix where there is one."""
+    conditions: (
+        Annotated[
+            list[Condition],
+            Field(
+                max_length=32,
+                json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
+            ),
+        ]
+        | None
+    ) = None
+    """The state as `metav1.Condition`s: Accepted, Validated, Running, EarlyStopped, Published, Complete, Failed, and
+    Ready, Reconciling, Stalled for GitOps tools."""
+    start_time: Time | None = None
+    """Start of the first run; never reset."""
+    completion_time: Time | None = None
+    """When the trainer Job ended for good."""
+    attempts: Count | None = None
+    """Trainer Jobs created so far."""
+    runs: Count | None = None
+    """Trainer pods that ended so far."""
+    failures: Count | None = None
+    """Runs that failed, which `backoffLimit` bounds."""
+    preemptions: Count | None = None
+    """Runs that were preempted or evicted, which `maxPreemptions` bounds."""
+    history: (
+        Annotated[list[Run], Field(max_length=10, json_schema_extra={"x-kubernetes-list-type": "atomic"})] | None
+    ) = None
+    """The last ten ended runs."""
+    progress: Progress | None = None
+    """How far the running trainer is."""
+    metrics: Metrics | None = None
+    """The training's figures."""
+    early_stopping: EarlyStoppingStatus | None = None
+    """The state of early stopping."""
+    dataset: DatasetStatus | None = None
+    """What preflight found in the dataset."""
+    artifacts: Artifacts | None = None
+    """What was published, and where."""
+    resolved: Resolved | None = None
+    """The settings in use."""
+    lineage: Lineage | None = None
+    """Where the result comes from."""
+    job_ref: JobRef | None = None
+    """The current trainer Job."""
+
+    def condition(self, kind: ConditionType) -> Condition | None:
+        """The condition of that type, or None."""
+        return next((one for one in self.conditions or [] if one.type == kind), None)
+
+    def is_true(self, kind: ConditionType) -> bool:
+        """Whether the condition of that type is `True`."""
+        found = self.condition(kind)
+        return found is not None and found.status == "True"
+
+    def to_wire(self) -> dict[str, Any]:
+        """JSON-ready form for the status subresource, absent fields left out."""
+        return self.model_dump(mode="json", by_alias=True, exclude_none=True)
