@@ -95,7 +95,7 @@ def build_crd() -> dict[str, Any]:
     spec = structural_schema(FineTuneJobSpec)
     root = {
         "type": "object",
-        "description": "FineTuneJob fine-tunes a pretrained language model and publishes the verified result to storage.",
+        "description": "FineTuneJob fine-tunes a pretrained language model and publishes the result to storage.",
         "required": ["spec"],
         "properties": {
             "apiVersion": {"type": "string", "description": "Version of this schema."},

@@ -1,0 +1,114 @@
+# Targets for people and for CI; `make help` lists them.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-builtin-rules --no-print-directory
+
+VENV := .venv
+BIN := $(VENV)/bin
+PYTHON ?= python3
+DIR ?= data
+CLUSTER ?= auto
+CLUSTER_PY := $(BIN)/python tests/cluster/cluster.py
+DEMO_PY := $(BIN)/python tests/demo/demo.py
+
+.PHONY: help
+help: ## Show the targets
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+# --- set-up -----------------------------------------------------------------
+
+$(BIN)/uv: requirements/uv.txt
+	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or later is needed: make PYTHON=/path/to/python3.11 …")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/uv.txt
+	touch $@
+
+$(VENV)/installed: $(BIN)/uv requirements/dev.txt requirements/demo.txt pyproject.toml
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements/dev.txt
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes --no-deps -r requirements/demo.txt
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-build-isolation --no-deps --editable .
+	touch $@
+
+.PHONY: setup
+setup: ## Make .venv with every console script (PyTorch included)
+	@test $(VENV)/installed -nt requirements/dev.txt -a $(VENV)/installed -nt pyproject.toml \
+	  || echo "Installing Python packages into .venv (PyTorch included: about 3 GB, one to three minutes)"
+	@$(MAKE) $(VENV)/installed
+
+.PHONY: requirements
+requirements: setup ## Resolve and hash the pinned requirements again
+	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
+	  pyproject.toml --all-extras --group dev -o requirements/dev.txt
+	for extra in operator trainer; do \
+	  $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
+	    pyproject.toml --extra $$extra -c requirements/dev.txt -o requirements/$$extra.txt; \
+	done
+
+.PHONY: generate
+generate: setup ## Write the generated files: CRD, chart copy, field reference
+	$(BIN)/python -m finetune_api.crd
+
+# --- checks -----------------------------------------------------------------
+
+.PHONY: lint
+lint: setup ## Ruff, import contracts, drift of generated files
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/python -m finetune_api.crd --check
+
+.PHONY: types
+types: setup ## mypy, strict
+	$(BIN)/mypy
+
+.PHONY: unit
+unit: setup ## Unit tests: seconds, no network
+	$(BIN)/pytest tests/unit
+
+.PHONY: integration
+integration: setup binaries ## Integration tests: a real API server, a real S3 server, real training of a tiny model
+	$(BIN)/pytest tests/integration
+
+.PHONY: e2e
+e2e: setup ## End-to-end tests: a real cluster with real pods
+	$(MAKE) deploy CLUSTER=$(CLUSTER)
+	eval "$$($(MAKE) -s env CLUSTER=$(CLUSTER))"; $(BIN)/pytest tests/e2e
+
+.PHONY: test
+test: lint types unit integration e2e ## Everything: lint, types, unit, integration, e2e
+
+# --- cluster and demo -------------------------------------------------------
+
+.PHONY: binaries
+binaries: setup
+	$(CLUSTER_PY) build
+
+.PHONY: deploy
+deploy: setup ## Cluster, images, storage and the operator's chart (CLUSTER=auto|kind|native|current)
+	$(DEMO_PY) deploy --cluster $(CLUSTER)
+
+.PHONY: demo
+demo: setup ## Fine-tune a real model on a real cluster, and show it (CLUSTER=auto|kind|native|current)
+	$(DEMO_PY) deploy --cluster $(CLUSTER)
+	$(DEMO_PY) run --cluster $(CLUSTER)
+
+.PHONY: demo-data
+demo-data: setup ## Write the demo's model and rows to DIR, for `finetune-trainer run` without a cluster
+	$(BIN)/python tests/demo/data.py $(DIR)
+
+.PHONY: env
+env: ## Print the shell settings of the running cluster: eval "$(make -s env)"
+	@$(DEMO_PY) env --cluster $(CLUSTER)
+
+.PHONY: down
+down: ## End and remove everything that was started here
+	$(DEMO_PY) down --cluster $(CLUSTER)
+
+.PHONY: kind-up kind-demo kind-down
+kind-up: ## A kind cluster with MinIO and the operator
+	$(MAKE) deploy CLUSTER=kind
+kind-demo: ## The demo on kind
+	$(MAKE) demo CLUSTER=kind
+kind-down: ## Remove the kind cluster
+	$(MAKE) down CLUSTER=kind
