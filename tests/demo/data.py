@@ -77,7 +77,9 @@ def write_model(directory: Path) -> None:
     """Dequantises the GGUF of the package into a plain 16-bit safetensors folder; nothing is done where it exists."""
     if (directory / "model.safetensors").exists():
         return
-    source = next(Path(str(file.locate())) for file in metadata.files(MODEL_PACKAGE) or [] if file.name.endswith(".gguf"))
+    source = next(
+        Path(str(file.locate())) for file in metadata.files(MODEL_PACKAGE) or [] if file.name.endswith(".gguf")
+    )
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
@@ -88,7 +90,9 @@ def write_model(directory: Path) -> None:
         quantization_config=GgufConfig(dequantize=True),
         dtype=torch.bfloat16,
     )
-    plain = AutoModelForCausalLM.from_config(model.config.__class__(**_plain(model.config.to_dict())), dtype=torch.bfloat16)
+    plain = AutoModelForCausalLM.from_config(
+        model.config.__class__(**_plain(model.config.to_dict())), dtype=torch.bfloat16
+    )
     plain.load_state_dict(model.state_dict())
     partial = directory.with_name(directory.name + ".partial")
     plain.save_pretrained(partial)
@@ -114,7 +118,8 @@ def main() -> None:
     directory = parser.parse_args().directory
     directory.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
-    say(f"{write_rows(directory / 'rows.jsonl')} rows in {directory / 'rows.jsonl'}, {len(MALFORMED)} of them malformed on purpose")
+    count = write_rows(directory / "rows.jsonl")
+    say(f"{count} rows in {directory / 'rows.jsonl'}, {len(MALFORMED)} of them malformed on purpose")
     write_model(directory / "model")
     say(f"SmolLM2-135M-Instruct in {directory / 'model'} ({time.monotonic() - began:.0f} s)")
 

@@ -79,7 +79,7 @@ def _length(spec: FineTuneJobSpec, method: Method, facts: Facts, global_batch: i
 def _default_epochs(method: Method, rows: int) -> float:
     if method is Method.FULL:
         return 2.0
-    return 1.0 if method is Method.LORA and rows > 50_000 else 3.0
+    return 1.0 if rows > 50_000 else 3.0
 
 
 def _adapter(spec: FineTuneJobSpec, method: Method) -> dict[str, object]:

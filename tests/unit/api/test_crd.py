@@ -1,0 +1,82 @@
+"""The CRD that is generated from the types: structural, bounded, described, and up to date on disk."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from finetune_api.crd import build_crd, crd_yaml, generated_files
+from finetune_api.spec import FineTuneJobSpec
+
+ROOT = Path(__file__).parents[3]
+
+
+def nodes(node: dict[str, Any], path: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    yield path, node
+    for name, child in node.get("properties", {}).items():
+        yield from nodes(child, f"{path}.{name}")
+    for key in ("items", "additionalProperties"):
+        if isinstance(node.get(key), dict):
+            yield from nodes(node[key], f"{path}[]")
+
+
+def parts(block: str) -> list[tuple[str, dict[str, Any]]]:
+    schema = build_crd()["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
+    return list(nodes(schema["properties"][block], block))
+
+
+@pytest.mark.parametrize("block", ["spec", "status"])
+def test_every_list_map_and_string_has_a_bound(block: str) -> None:
+    unbounded = [
+        path
+        for path, node in parts(block)
+        if (node.get("type") == "array" and "maxItems" not in node)
+        or ("additionalProperties" in node and "maxProperties" not in node)
+        or (node.get("type") == "string" and not {"maxLength", "enum", "format"} & set(node))
+    ]
+    assert unbounded == []
+
+
+@pytest.mark.parametrize("block", ["spec", "status"])
+def test_every_property_is_described(block: str) -> None:
+    silent = [
+        path for path, node in parts(block) if "." in path and not path.endswith("[]") and not node.get("description")
+    ]
+    assert silent == []
+
+
+def test_every_optional_field_of_the_spec_names_its_default() -> None:
+    required = {f"{path}.{name}" for path, node in parts("spec") for name in node.get("required", [])} | {
+        "spec.objective",
+        "spec.model",
+        "spec.dataset",
+        "spec.output",
+    }
+    silent = [
+        path
+        for path, node in parts("spec")
+        if "." in path
+        and not path.endswith("[]")
+        and path not in required
+        and node.get("type") != "object"
+        and "Default:" not in node.get("description", "")
+    ]
+    assert silent == []
+
+
+def test_the_generated_files_are_what_the_types_say() -> None:
+    stale = [str(path) for path, text in generated_files(ROOT).items() if path.read_text(encoding="utf-8") != text]
+    assert stale == [], "run `make generate`"
+
+
+def test_the_crd_stays_small_enough_for_a_client_side_apply() -> None:
+    assert len(crd_yaml()) < 200_000
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "crds" / "examples").glob("*.yaml")), ids=lambda path: path.name)
+def test_an_example_is_a_valid_job(path: Path) -> None:
+    for document in yaml.safe_load_all(path.read_text(encoding="utf-8")):
+        if document["kind"] == "FineTuneJob":
+            FineTuneJobSpec.model_validate(document["spec"], strict=False)

@@ -1,0 +1,61 @@
+"""The documents that operator and trainer hand each other."""
+
+import json
+
+import pytest
+from pydantic import ValidationError
+
+from finetune_api.handoff import TERMINATION_LIMIT_BYTES, ExitCode, Outcome, Report, config_sha256
+from finetune_api.spec import FineTuneJobSpec
+from finetune_api.status import DatasetStatus, Lineage, Metrics, Resolved
+
+BASE = {
+    "objective": "Chat",
+    "model": {"uri": "s3://models/base"},
+    "dataset": {"train": {"uri": "s3://data/train.jsonl"}},
+    "output": {"uri": "s3://models/out"},
+}
+
+
+def spec(**changes: object) -> FineTuneJobSpec:
+    return FineTuneJobSpec.model_validate(BASE | changes)
+
+
+def test_the_digest_covers_what_is_fixed_at_creation_and_nothing_else() -> None:
+    assert config_sha256(spec()) != config_sha256(spec(objective="Instruction"))
+    assert config_sha256(spec()) == config_sha256(spec(backoffLimit=9, resources={"gpusPerNode": 0}))
+
+
+def test_the_digest_is_the_same_whether_a_default_is_written_or_not() -> None:
+    assert config_sha256(spec()) == config_sha256(spec(tuning={"method": "Auto"}, hyperparameters={"seed": 42}))
+
+
+def test_exit_codes_read_as_reasons() -> None:
+    assert [ExitCode.DATASET_UNUSABLE.reason, ExitCode.GPU_OUT_OF_MEMORY.reason] == [
+        "DatasetUnusable",
+        "GpuOutOfMemory",
+    ]
+
+
+def test_a_report_with_everything_at_its_longest_still_fits_the_termination_message() -> None:
+    report = Report(
+        outcome=Outcome.FAILED,
+        reason="R" * 64,
+        message="é" * 1024,
+        job_uid="u" * 36,
+        config_sha256="c" * 64,
+        dataset=DatasetStatus(rejected_by_code={f"CODE_{'X' * 40}_{n}": 10**9 for n in range(64)}),
+        resolved=Resolved(target_modules=[f"module_{'x' * 50}_{n}" for n in range(64)]),
+        lineage=Lineage(versions={f"package-{n}": "1.2.3" for n in range(32)}),
+        metrics=Metrics(eval_loss=1.0),
+    )
+    text = report.to_termination_message()
+    assert len(text.encode()) <= TERMINATION_LIMIT_BYTES
+    assert Report.model_validate_json(text).job_uid == "u" * 36
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "1e999"])
+def test_a_report_with_a_number_that_is_none_is_refused(number: str) -> None:
+    body = json.dumps({"outcome": "Published", "reason": "x", "message": "", "jobUid": "u", "configSha256": "c"})
+    with pytest.raises(ValidationError):
+        Report.model_validate_json(body[:-1] + f', "metrics": {{"evalLoss": {number}}}}}')
