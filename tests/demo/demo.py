@@ -1,0 +1,248 @@
+"""The demo: a real model, real rows, a real cluster; ends with the losses, an answer before and after, and the proof.
+
+Commands: `deploy` (cluster, images, storage, chart), `run` (the training), `env`, `down`.
+"""
+
+import argparse
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import boto3
+import yaml
+from clusters import ROOT, STATE, Environment, choose, load_environment, run, start, stop
+from data import write_model, write_rows
+from tqdm import tqdm
+
+MANIFEST = ROOT / "crds" / "examples" / "demo.yaml"
+SYSTEM_NAMESPACE = "finetune-system"
+RELEASE = "finetune-operator"
+BUCKET = "finetune-demo"
+TIMEOUT_SECONDS = 900
+
+
+def say(text: str) -> None:
+    """A line on the terminal, at once."""
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+def heading(text: str) -> None:
+    """The start of a part."""
+    say(f"\n=== {text}")
+
+
+def deploy(asked: str) -> None:
+    """Cluster, images, storage and the operator's chart; safe to run again."""
+    began = time.monotonic()
+    cluster = choose(asked)
+    heading(f"Cluster: {cluster}")
+    environment = start(cluster)
+    environment.save()
+    os.environ.update(environment.variables())
+    heading("Operator: helm upgrade --install")
+    install_chart(environment)
+    say(f"deployed in {time.monotonic() - began:.0f} s")
+
+
+def install_chart(environment: Environment) -> None:
+    """Installs or upgrades the release and waits until the operator is ready."""
+    operator, trainer = (image.rpartition(":") for image in (environment.operator_image, environment.trainer_image))
+    values = {
+        "image": {"repository": operator[0], "tag": operator[2]},
+        "trainer": {"image": {"repository": trainer[0], "tag": trainer[2]}},
+        "defaultStorage": {"endpoint": environment.s3_endpoint_in_cluster, "region": "us-east-1"},
+    }
+    file = STATE / "demo-values.yaml"
+    file.write_text(yaml.safe_dump(values), encoding="utf-8")
+    chart = ROOT / "helm" / "finetune-operator"
+    run(
+        *("helm", "upgrade", "--install", RELEASE, str(chart), "--namespace", SYSTEM_NAMESPACE, "--create-namespace"),
+        *("--values", str(file), "--wait", "--timeout", "180s"),
+    )
+
+
+def demo() -> int:
+    """Trains, shows, verifies; 0 only when the job is Complete and every digest was checked again from outside."""
+    began = time.monotonic()
+    environment = load_environment()
+    os.environ.update(environment.variables())
+    job = yaml.safe_load(MANIFEST.read_text(encoding="utf-8"))
+    heading("Model and rows")
+    put_data(job["spec"])
+    heading("A namespace with the storage's keys; what an earlier demo left is removed")
+    prepare_namespace(job, environment)
+    heading("Training")
+    command("kubectl", "apply", "-f", str(MANIFEST))
+    status = watch(job["metadata"])
+    heading("Result")
+    name, namespace = job["metadata"]["name"], job["metadata"]["namespace"]
+    command("kubectl", "get", "finetunejob", name, "-n", namespace, "-o", "wide")
+    if status["phase"] != "Succeeded":
+        command("kubectl", "describe", "finetunejob", name, "-n", namespace)
+        command("kubectl", "get", "pods,jobs", "-n", namespace)
+        return 1
+    show(job["spec"]["output"]["uri"], status)
+    heading("Verified from outside: every object against the manifest's digests")
+    verified = command(sys.executable, "-m", "finetune_trainer", "verify", job["spec"]["output"]["uri"])
+    better = status["metrics"]["evalLoss"] < status["metrics"]["baselineEvalLoss"]
+    say(f"\nDemo done in {time.monotonic() - began:.0f} s. The cluster stays up:")
+    say('  eval "$(make -s env)"        # kubectl and the S3 keys in your shell')
+    say(f"  kubectl describe finetunejob {name} -n {namespace}")
+    say("  make down                    # removes everything that was started")
+    return 0 if verified == 0 and better else 1
+
+
+def s3() -> Any:
+    """A client of the storage, by the AWS variables."""
+    return boto3.client("s3")
+
+
+def put_data(spec: dict[str, Any]) -> None:
+    """Puts model and rows where the manifest looks for them; the model only once."""
+    local = STATE / "demo"
+    local.mkdir(parents=True, exist_ok=True)
+    write_rows(local / "rows.jsonl")
+    write_model(local / "model")
+    client = s3()
+    if BUCKET not in [bucket["Name"] for bucket in client.list_buckets()["Buckets"]]:
+        client.create_bucket(Bucket=BUCKET)
+    client.upload_file(str(local / "rows.jsonl"), BUCKET, key_of(spec["dataset"]["train"]["uri"]))
+    prefix = key_of(spec["model"]["uri"])
+    there = {item["Key"]: item["Size"] for item in listing(prefix)}
+    for path in sorted((local / "model").iterdir()):
+        if there.get(f"{prefix}/{path.name}") != path.stat().st_size:
+            client.upload_file(str(path), BUCKET, f"{prefix}/{path.name}")
+    for item in [*listing("data"), *listing("models")]:
+        say(f"  {item['Size']:>12,}  s3://{BUCKET}/{item['Key']}")
+
+
+def key_of(uri: str) -> str:
+    """The key within the demo's bucket."""
+    return uri.removeprefix(f"s3://{BUCKET}/")
+
+
+def listing(prefix: str) -> list[dict[str, Any]]:
+    """The objects under a prefix."""
+    pages = s3().get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix=f"{prefix}/")
+    return [item for page in pages for item in page.get("Contents", [])]
+
+
+def prepare_namespace(job: dict[str, Any], environment: Environment) -> None:
+    """A fresh start: namespace, Secret, no job and no output of an earlier demo."""
+    namespace = job["metadata"]["namespace"]
+    secret = {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": {"name": job["spec"]["storage"]["credentialsSecretRef"]["name"], "namespace": namespace},
+        "stringData": {"AWS_ACCESS_KEY_ID": environment.access_key, "AWS_SECRET_ACCESS_KEY": environment.secret_key},
+    }
+    space = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}}
+    subprocess.run(["kubectl", "apply", "-f", "-"], input=yaml.safe_dump_all([space, secret]), text=True, check=True)
+    name = job["metadata"]["name"]
+    run(
+        "kubectl",
+        "delete",
+        "finetunejob",
+        name,
+        "-n",
+        namespace,
+        "--ignore-not-found",
+        "--wait",
+        "--cascade=foreground",
+    )
+    client = s3()
+    for item in listing(key_of(job["spec"]["output"]["uri"])):
+        client.delete_object(Bucket=BUCKET, Key=item["Key"])
+
+
+def watch(metadata: dict[str, str]) -> dict[str, Any]:
+    """Follows the job to its end and returns its status: one line for each change of phase, a bar while it trains."""
+    deadline = time.monotonic() + TIMEOUT_SECONDS
+    bar, seen = None, ""
+    while time.monotonic() < deadline:
+        status = read_status(metadata)
+        line = f"{status.get('phase', 'Pending')}: {status.get('message', 'not seen by the operator yet')}"
+        if line != seen and bar is None:
+            say(f"  {time.strftime('%H:%M:%S')} {line}")
+        seen = line
+        progress = status.get("progress", {})
+        if progress.get("totalSteps") and status.get("phase") in {"Training", "Publishing"}:
+            bar = bar or tqdm(total=progress["totalSteps"], unit="step", file=sys.stdout, dynamic_ncols=True)
+            update(bar, progress, status.get("metrics", {}))
+        if status.get("phase") in {"Succeeded", "Failed"}:
+            if bar is not None:
+                bar.close()
+            say(f"  {time.strftime('%H:%M:%S')} {line}")
+            return status
+        time.sleep(2)
+    sys.exit(f"the job did not end within {TIMEOUT_SECONDS} s; it is now {seen}")
+
+
+def update(bar: "tqdm[Any]", progress: dict[str, Any], metrics: dict[str, Any]) -> None:
+    """Moves the bar, with the losses behind it."""
+    bar.n = progress.get("step", 0)
+    losses = {name: metrics[name] for name in ("trainLoss", "evalLoss", "learningRate") if name in metrics}
+    bar.set_postfix(losses | {"stage": progress.get("stage", "")}, refresh=True)
+
+
+def read_status(metadata: dict[str, str]) -> dict[str, Any]:
+    """The job's status as the API server has it."""
+    got = subprocess.run(
+        ["kubectl", "get", "finetunejob", metadata["name"], "-n", metadata["namespace"], "-o", "json"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    status: dict[str, Any] = json.loads(got.stdout).get("status", {})
+    return status
+
+
+def show(uri: str, status: dict[str, Any]) -> None:
+    """The losses, the report (with the answers before and after) and the objects in the bucket."""
+    metrics = status["metrics"]
+    say(f"\n  evaluation loss before: {metrics['baselineEvalLoss']}   after: {metrics['evalLoss']} nats per token")
+    heading(f"Report: {uri}/finetune_report.md")
+    body = s3().get_object(Bucket=BUCKET, Key=f"{key_of(uri)}/finetune_report.md")["Body"].read()
+    say(body.decode())
+    heading(f"Objects under {uri}")
+    for item in listing(key_of(uri)):
+        say(f"  {item['Size']:>12,}  {item['Key']}")
+
+
+def command(*words: str) -> int:
+    """Shows a command as a user would type it, and runs it."""
+    say(f"$ {shlex.join(Path(words[0]).name if index == 0 else word for index, word in enumerate(words))}")
+    return subprocess.run(words, check=False).returncode
+
+
+def print_env() -> None:
+    """Shell exports, for eval."""
+    for name, value in load_environment().variables().items():
+        say(f"export {name}={shlex.quote(value)}")
+
+
+def main() -> int:
+    """Runs the command that is given."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("command", choices=["deploy", "run", "env", "down"])
+    parser.add_argument("--cluster", choices=["auto", "kind", "native", "current"], default="auto")
+    arguments = parser.parse_args()
+    if arguments.command == "deploy":
+        deploy(arguments.cluster)
+    elif arguments.command == "run":
+        return demo()
+    elif arguments.command == "env":
+        print_env()
+    else:
+        stop(load_environment().cluster)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
