@@ -1,0 +1,1 @@
+"""The trainer: from rows to a published adapter."""

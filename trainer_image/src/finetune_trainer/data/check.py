@@ -1,0 +1,163 @@
+"""Runs rows through the front door: read, rename, detect, convert, check, compare with the rows before, label.
+
+    summary = Summary()
+    for row in check_files(paths, summary=summary, objective="Chat", labeler=labeler, max_length=2048):
+        ...  # ChatRow or Rejected, in source order; summary has counted it
+
+Every input row comes out exactly once. Without a labeler the checks that need the model's tokenizer are left out.
+UnreadableFile is raised for a file that holds no rows at all. `Summary.to_dict()` has the keys rows, accepted,
+repaired, rejected, malformed, rejectedByCode, repairedByCode, formats, samples, tokens, trainedTokens, answersCut.
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+
+from finetune_trainer.data.convert import convert_row
+from finetune_trainer.data.detect import detect_format, rename_columns
+from finetune_trainer.data.keys import prompt_key, row_key
+from finetune_trainer.data.read import Record, RowFile
+from finetune_trainer.data.rows import (
+    EXCERPT_CHARACTERS,
+    BadRow,
+    ChatRow,
+    DataFormat,
+    NamedPath,
+    Objective,
+    RejectCode,
+    Rejected,
+    RepairCode,
+    Source,
+)
+from finetune_trainer.data.structure import check_structure
+from finetune_trainer.data.summary import Summary
+from finetune_trainer.labels import Labeler
+
+logger = logging.getLogger(__name__)
+
+AUTO = "Auto"
+BATCH_ROWS = 256
+PROGRESS_ROWS = 500
+WARNINGS_PER_CODE = 5
+
+Progress = Callable[[int, int], None]
+
+
+def check_files(
+    paths: Sequence[NamedPath],
+    *,
+    summary: Summary,
+    format: str = AUTO,  # noqa: A002 - the name in the API
+    columns: Mapping[str, str] | None = None,
+    objective: Objective = "Chat",
+    max_samples: int | None = None,
+    labeler: Labeler | None = None,
+    max_length: int = 2048,
+    validation_prompts: Container[int] = frozenset(),
+    on_progress: Progress | None = None,
+) -> Iterator[ChatRow | Rejected]:
+    """Yield every row of the files as a ChatRow or a Rejected, in order, until `max_samples` rows are accepted.
+
+    `columns` maps known names to the user's; `validation_prompts` holds `prompt_key`s that must not be trained on;
+    `on_progress` is told the rows and file bytes so far.
+    """
+    checker = _RowChecker(None if format == AUTO else DataFormat(format), columns or {}, validation_prompts)
+    rows = checker.check(_read_all(paths, on_progress))
+    if labeler is not None:
+        rows = _label(rows, labeler, objective, max_length)
+    warned: Counter[RejectCode] = Counter()
+    for row in rows:
+        summary.count(row)
+        if isinstance(row, Rejected):
+            _warn(row, warned)
+        yield row
+        if max_samples is not None and summary.accepted >= max_samples:
+            return
+
+
+@dataclass(slots=True)
+class _RowChecker:
+    """What one row is compared with: the asked format and columns, and the rows before it."""
+
+    format: DataFormat | None
+    columns: Mapping[str, str]
+    validation_prompts: Container[int]
+    seen: set[int] = field(default_factory=set)
+
+    def check(self, records: Iterable[tuple[str, Record]]) -> Iterator[ChatRow | Rejected]:
+        for file, record in records:
+            try:
+                yield self._accept(file, record)
+            except BadRow as bad:
+                yield Rejected(file, record.line, bad.code, bad.detail, record.excerpt)
+
+    def _accept(self, file: str, record: Record) -> ChatRow:
+        if record.value is None:
+            raise record.problem or BadRow(RejectCode.BAD_JSON, "the row has no value")
+        repairs: set[RepairCode] = set()
+        row = rename_columns(record.value, self.columns)
+        data_format = self.format or self._detect(row)
+        messages, tools = convert_row(row, data_format, repairs)
+        messages = check_structure(messages, tools, repairs)
+        key = row_key(messages, tools)
+        if key in self.seen:
+            raise BadRow(RejectCode.DUPLICATE, "the same row came before")
+        self.seen.add(key)
+        if self.validation_prompts and prompt_key(messages) in self.validation_prompts:
+            raise BadRow(RejectCode.EVAL_LEAK, "the prompt is also in the validation file")
+        return ChatRow(messages, Source(file, record.line), data_format, tools, tuple(sorted(repairs)))
+
+    def _detect(self, row: Mapping[str, object]) -> DataFormat:
+        try:
+            return detect_format(row)
+        except BadRow as unknown:
+            missing = [f"{known} as {own!r}" for known, own in self.columns.items() if known not in row]
+            if missing:
+                detail = f"dataset.columns names {', '.join(missing)}, which the row does not have; {unknown.detail}"
+                raise BadRow(RejectCode.MISSING_COLUMN, detail) from None
+            raise
+
+
+def _read_all(paths: Sequence[NamedPath], on_progress: Progress | None) -> Iterator[tuple[str, Record]]:
+    rows = finished = 0
+    for path in paths:
+        file = RowFile(path)
+        for record in file.records():
+            yield path.name, record
+            rows += 1
+            if on_progress is not None and rows % PROGRESS_ROWS == 0:
+                on_progress(rows, finished + file.bytes_read)
+        finished += file.bytes_read
+    if on_progress is not None:
+        on_progress(rows, finished)
+
+
+def _label(
+    rows: Iterator[ChatRow | Rejected], labeler: Labeler, objective: Objective, max_length: int
+) -> Iterator[ChatRow | Rejected]:
+    while batch := list(islice(rows, BATCH_ROWS)):
+        chats = [row for row in batch if isinstance(row, ChatRow)]
+        results = iter(labeler.encode_batch(chats, objective, max_length))
+        for row in batch:
+            if isinstance(row, Rejected):
+                yield row
+                continue
+            result = next(results)
+            if isinstance(result, BadRow):
+                yield Rejected(row.source.file, row.source.line, result.code, result.detail, _excerpt(row))
+                continue
+            row.encodings = tuple(result)
+            row.repairs = tuple(sorted({*row.repairs, *(code for encoded in result for code in encoded.repairs)}))
+            yield row
+
+
+def _excerpt(row: ChatRow) -> str:
+    return " ".join(message["content"] for message in row.messages)[:EXCERPT_CHARACTERS]
+
+
+def _warn(row: Rejected, warned: Counter[RejectCode]) -> None:
+    warned[row.code] += 1
+    if warned[row.code] <= WARNINGS_PER_CODE:
+        logger.warning("%s:%d: %s: %s (the row is skipped)", row.file, row.line, row.code, row.detail)

@@ -1,0 +1,111 @@
+"""Reads files of rows one by one: JSONL, JSON, CSV, TSV and gzip of those, in bounded memory."""
+
+import gzip
+import io
+import zlib
+from collections.abc import Iterable, Iterator
+from pathlib import PurePath
+from typing import Any, NamedTuple, cast
+
+from finetune_trainer.data.csv_rows import read_csv
+from finetune_trainer.data.json_stream import looks_like_rows_in_one_value, read_elements
+from finetune_trainer.data.lines import read_lines, skip_mark, too_long
+from finetune_trainer.data.parse import parse_object
+from finetune_trainer.data.rows import EXCERPT_CHARACTERS, BadRow, NamedPath, UnreadableFile
+
+BUFFER_BYTES = 1 << 18
+GZIP_MAGIC = b"\x1f\x8b"
+FOREIGN_FILES = {
+    b"PAR1": "a Parquet file",
+    b"ARROW1": "an Arrow file",
+    b"PK\x03\x04": "a ZIP archive or a spreadsheet",
+    b"\x28\xb5\x2f\xfd": "a Zstandard file",
+    b"BZh": "a bzip2 file",
+    b"\xfd7zXZ": "an xz file",
+    b"\xff\xfe": "a text in UTF-16",
+    b"\xfe\xff": "a text in UTF-16",
+    b"version https://git-lfs": "a Git LFS pointer instead of the file itself",
+}
+SUPPORTED = "JSONL, JSON, CSV and TSV in UTF-8, and gzip of these, are read"
+
+
+class Record(NamedTuple):
+    """One row as it was found: its value, or else what is wrong with it."""
+
+    line: int
+    value: dict[str, Any] | None
+    problem: BadRow | None
+    excerpt: str
+
+
+class RowFile:
+    """One file of rows; `bytes_read` counts the bytes of the file itself, compressed or not."""
+
+    def __init__(self, path: NamedPath) -> None:
+        self._path = path
+        self._file: io.BufferedReader | None = None
+        self._finished = 0
+
+    @property
+    def bytes_read(self) -> int:
+        """How many of the file's bytes have been read so far."""
+        return self._file.tell() if self._file else self._finished
+
+    def records(self) -> Iterator[Record]:
+        """Yield every row in order; blank lines are no rows. Raises UnreadableFile when the file holds no rows."""
+        name = self._path.name
+        try:
+            with open(self._path.path, "rb", buffering=BUFFER_BYTES) as file:
+                self._file = file
+                yield from _read(file, name)
+                self._finished = file.tell()
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise UnreadableFile(f"{name} is a damaged gzip file: {error}") from error
+        except OSError as error:
+            raise UnreadableFile(f"{name} cannot be read: {error.strerror or error}") from error
+        finally:
+            self._file = None
+
+
+def _read(file: io.BufferedReader, name: str) -> Iterator[Record]:
+    suffixes = [suffix.lower() for suffix in PurePath(name).suffixes]
+    stream = file
+    if stream.peek(2).startswith(GZIP_MAGIC):
+        suffixes = [suffix for suffix in suffixes if suffix != ".gz"]
+        stream = io.BufferedReader(cast("io.RawIOBase", gzip.GzipFile(fileobj=stream)), BUFFER_BYTES)
+    start = stream.peek(BUFFER_BYTES)
+    _refuse_foreign(start, name)
+    skip_mark(stream)
+    kind = suffixes[-1] if suffixes else ""
+    if kind in (".csv", ".tsv"):
+        return _csv_records(stream, "\t" if kind == ".tsv" else ",")
+    if looks_like_rows_in_one_value(stream.peek(BUFFER_BYTES), is_json_file=kind == ".json"):
+        return _json_records(read_elements(stream))
+    return _json_records(read_lines(stream))
+
+
+def _refuse_foreign(start: bytes, name: str) -> None:
+    for magic, what in FOREIGN_FILES.items():
+        if start.startswith(magic):
+            raise UnreadableFile(f"{name} is {what}; {SUPPORTED}")
+
+
+def _json_records(elements: Iterable[tuple[int, bytes, bool]]) -> Iterator[Record]:
+    for line, raw, whole in elements:
+        if not whole:
+            yield Record(line, None, too_long(), _shorten(raw))
+        elif raw and not raw.isspace():
+            try:
+                yield Record(line, parse_object(raw), None, _shorten(raw))
+            except BadRow as problem:
+                yield Record(line, None, problem, _shorten(raw))
+
+
+def _csv_records(stream: io.BufferedReader, delimiter: str) -> Iterator[Record]:
+    for line, value, problem, text in read_csv(stream, delimiter):
+        excerpt = text[:EXCERPT_CHARACTERS].rstrip("\n").encode("utf-8", "replace").decode("utf-8")
+        yield Record(line, value, problem, excerpt)
+
+
+def _shorten(raw: bytes) -> str:
+    return raw[: 4 * EXCERPT_CHARACTERS].decode("utf-8", "replace")[:EXCERPT_CHARACTERS]

@@ -1,0 +1,201 @@
+"""What flows through the data front door: the canonical chat row, and the codes of what was refused or repaired."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NotRequired, TypedDict
+
+if TYPE_CHECKING:
+    from finetune_trainer.labels import Encoded
+
+EXCERPT_CHARACTERS = 120
+
+Role = Literal["system", "user", "assistant", "tool"]
+Objective = Literal["Instruction", "Chat"]
+
+
+class RejectCode(StrEnum):
+    """Why a row was refused."""
+
+    BAD_JSON = "BAD_JSON"
+    BAD_UTF8 = "BAD_UTF8"
+    DUP_KEY = "DUP_KEY"
+    NOT_OBJECT = "NOT_OBJECT"
+    UNKNOWN_FORMAT = "UNKNOWN_FORMAT"
+    MISSING_COLUMN = "MISSING_COLUMN"
+    NULL_FIELD = "NULL_FIELD"
+    WRONG_TYPE = "WRONG_TYPE"
+    EMPTY_PROMPT = "EMPTY_PROMPT"
+    EMPTY_RESPONSE = "EMPTY_RESPONSE"
+    EMPTY_TURN = "EMPTY_TURN"
+    UNKNOWN_ROLE = "UNKNOWN_ROLE"
+    SYSTEM_NOT_FIRST = "SYSTEM_NOT_FIRST"
+    BAD_ALTERNATION = "BAD_ALTERNATION"
+    NO_ASSISTANT = "NO_ASSISTANT"
+    ORPHAN_TOOL = "ORPHAN_TOOL"
+    BAD_TOOL_CALL = "BAD_TOOL_CALL"
+    BAD_TOOLS = "BAD_TOOLS"
+    UNSUPPORTED_MODALITY = "UNSUPPORTED_MODALITY"
+    NO_TRAINABLE_TURN = "NO_TRAINABLE_TURN"
+    LONE_SURROGATE = "LONE_SURROGATE"
+    CONTROL_TOKEN_IN_TEXT = "CONTROL_TOKEN_IN_TEXT"  # noqa: S105 - a code, not a password
+    TOO_LONG = "TOO_LONG"
+    PROMPT_FILLS_CONTEXT = "PROMPT_FILLS_CONTEXT"
+    DUPLICATE = "DUPLICATE"
+    TEMPLATE_ERROR = "TEMPLATE_ERROR"
+    EVAL_LEAK = "EVAL_LEAK"
+
+
+class RepairCode(StrEnum):
+    """What was changed in a row that was kept."""
+
+    TRAILING_USER_TRIMMED = "TRAILING_USER_TRIMMED"
+    COERCED_SCALAR = "COERCED_SCALAR"
+    NONE_STRIPPED = "NONE_STRIPPED"
+    TRUNCATED = "TRUNCATED"
+    SYSTEM_MERGED = "SYSTEM_MERGED"
+
+
+SENTENCES: Mapping[RejectCode | RepairCode, str] = {
+    RejectCode.BAD_JSON: "The line is not valid JSON, or not a valid record of a CSV file.",
+    RejectCode.BAD_UTF8: "The line holds bytes that are not UTF-8.",
+    RejectCode.DUP_KEY: "A JSON object, or the CSV header, names the same key twice.",
+    RejectCode.NOT_OBJECT: "The row is not a JSON object.",
+    RejectCode.UNKNOWN_FORMAT: "The row's columns belong to no known format.",
+    RejectCode.MISSING_COLUMN: "A column that the format needs is missing, or the cells do not match the CSV header.",
+    RejectCode.NULL_FIELD: "A field that the format needs is null.",
+    RejectCode.WRONG_TYPE: "A field has a type that its format does not allow.",
+    RejectCode.EMPTY_PROMPT: "The prompt is empty.",
+    RejectCode.EMPTY_RESPONSE: "The answer is empty.",
+    RejectCode.EMPTY_TURN: "A turn inside the conversation is empty.",
+    RejectCode.UNKNOWN_ROLE: "A turn's role is none of system, user, assistant, tool or their aliases.",
+    RejectCode.SYSTEM_NOT_FIRST: "A system turn stands after the conversation has begun.",
+    RejectCode.BAD_ALTERNATION: "The turns do not alternate between prompt and answer, beginning with a prompt.",
+    RejectCode.NO_ASSISTANT: "The conversation has no answer to learn from.",
+    RejectCode.ORPHAN_TOOL: "A tool result answers no tool call.",
+    RejectCode.BAD_TOOL_CALL: "A tool call names no offered tool, or its arguments are not a JSON object.",
+    RejectCode.BAD_TOOLS: "The list of tools is not a list of function definitions.",
+    RejectCode.UNSUPPORTED_MODALITY: "The row holds images, audio or other content that is not text.",
+    RejectCode.NO_TRAINABLE_TURN: "Every answer that the objective would train is marked as not to be trained.",
+    RejectCode.LONE_SURROGATE: "A string holds half of a surrogate pair, which is not a character.",
+    RejectCode.CONTROL_TOKEN_IN_TEXT: "A turn's text spells one of the tokenizer's control tokens.",
+    RejectCode.TOO_LONG: "The row is longer than the reader's limit.",
+    RejectCode.PROMPT_FILLS_CONTEXT: "The prompt alone fills maxLength: no token of the answer is left to train.",
+    RejectCode.DUPLICATE: "The same row came before.",
+    RejectCode.TEMPLATE_ERROR: "The model's chat template refuses the row or leaves parts of it out.",
+    RejectCode.EVAL_LEAK: "The row's prompt is also in the validation file.",
+    RepairCode.TRAILING_USER_TRIMMED: "Turns after the last answer were removed.",
+    RepairCode.COERCED_SCALAR: "A number or boolean stood where text belongs and was written as text.",
+    RepairCode.NONE_STRIPPED: "A null or empty optional field was removed.",
+    RepairCode.TRUNCATED: "The row has more tokens than maxLength and was cut at the end.",
+    RepairCode.SYSTEM_MERGED: "System turns became one, or went into the first prompt for want of a system role.",
+}
+
+# These rows are well formed: they are left out for what else is in the files, not for what is in them.
+WELL_FORMED_REJECTS = frozenset({RejectCode.DUPLICATE, RejectCode.EVAL_LEAK})
+
+
+class DataFormat(StrEnum):
+    """The shape in which a row came; the names are those of `dataset.format`."""
+
+    ALPACA = "Alpaca"
+    SHAREGPT = "ShareGPT"
+    OPENAI = "OpenAI"
+
+
+class Function(TypedDict):
+    """The called function and its arguments as an object, never as a string."""
+
+    name: str
+    arguments: dict[str, Any]
+
+
+class ToolCall(TypedDict):
+    """One call of a tool by the assistant."""
+
+    id: NotRequired[str]
+    type: Literal["function"]
+    function: Function
+
+
+class Message(TypedDict):
+    """One canonical turn; `train: false` keeps an answer from being trained."""
+
+    role: Role
+    content: str
+    name: NotRequired[str]
+    tool_calls: NotRequired[list[ToolCall]]
+    tool_call_id: NotRequired[str]
+    reasoning_content: NotRequired[str]
+    train: NotRequired[bool]
+
+
+@dataclass(frozen=True, slots=True)
+class NamedPath:
+    """A local file and the name that users know it by, such as its S3 URI."""
+
+    path: Path
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a row came from; lines count from 1."""
+
+    file: str
+    line: int
+
+
+@dataclass(slots=True)
+class ChatRow:
+    """A conversation that passed every check, in the one shape that training knows."""
+
+    messages: list[Message]
+    source: Source
+    format: DataFormat
+    tools: list[dict[str, Any]] | None = None
+    repairs: tuple[RepairCode, ...] = ()
+    encodings: "tuple[Encoded, ...]" = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the row as `accepted.jsonl` holds it."""
+        row: dict[str, Any] = {"messages": self.messages}
+        if self.tools:
+            row["tools"] = self.tools
+        row["_source"] = {"file": self.source.file, "line": self.source.line}
+        return row
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """A row that was left out, and why; `excerpt` has at most 120 characters."""
+
+    file: str
+    line: int
+    code: RejectCode
+    detail: str
+    excerpt: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the record as `rejected.jsonl` holds it."""
+        return {
+            "file": self.file,
+            "line": self.line,
+            "code": self.code.value,
+            "detail": self.detail,
+            "excerpt": self.excerpt,
+        }
+
+
+class BadRow(Exception):  # noqa: N818 - it says what the row is, and never leaves the front door
+    """Raised where a row is found bad; the reader of the row turns it into a `Rejected`."""
+
+    def __init__(self, code: RejectCode, detail: str) -> None:
+        super().__init__(detail)
+        self.code = code
+        self.detail = detail
+
+
+class UnreadableFile(Exception):  # noqa: N818 - a file, not one of its rows
+    """Raised when a file cannot be read as rows at all: damaged, or of a format that is not supported."""

@@ -1,0 +1,85 @@
+"""Counts what the front door did with every row."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+from finetune_trainer.data.rows import (
+    WELL_FORMED_REJECTS,
+    ChatRow,
+    DataFormat,
+    RejectCode,
+    Rejected,
+    RepairCode,
+)
+
+
+@dataclass(slots=True)
+class Summary:
+    """Counters over the rows seen so far; `rows` = `accepted` + `rejected`, and `repaired` rows are among the accepted.
+
+    The token counts stay 0 without a tokenizer.
+    """
+
+    accepted: int = 0
+    repaired: int = 0
+    rejected_by_code: Counter[RejectCode] = field(default_factory=Counter)
+    repaired_by_code: Counter[RepairCode] = field(default_factory=Counter)
+    formats: Counter[DataFormat] = field(default_factory=Counter)
+    samples: int = 0
+    tokens: int = 0
+    trained_tokens: int = 0
+    answers_cut: int = 0
+
+    @property
+    def rows(self) -> int:
+        """All rows seen."""
+        return self.accepted + self.rejected
+
+    @property
+    def rejected(self) -> int:
+        """Rows left out for any reason."""
+        return self.rejected_by_code.total()
+
+    @property
+    def malformed(self) -> int:
+        """Rejected rows less duplicates and evaluation leaks, which are well formed."""
+        return sum(count for code, count in self.rejected_by_code.items() if code not in WELL_FORMED_REJECTS)
+
+    @property
+    def malformed_percent(self) -> float:
+        """Malformed rows in percent of all rows; compare with `dataset.maxRejectedPercent`."""
+        return 100 * self.malformed / self.rows if self.rows else 0.0
+
+    def count(self, row: ChatRow | Rejected) -> None:
+        """Count one row."""
+        if isinstance(row, Rejected):
+            self.rejected_by_code[row.code] += 1
+            return
+        self.accepted += 1
+        self.formats[row.format] += 1
+        if row.repairs:
+            self.repaired += 1
+            self.repaired_by_code.update(row.repairs)
+        for encoded in row.encodings:
+            self.samples += 1
+            self.tokens += len(encoded.input_ids)
+            self.trained_tokens += encoded.trained
+            self.answers_cut += encoded.answer_cut
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the counters as `summary.json` holds them, the most frequent code first."""
+        return {
+            "rows": self.rows,
+            "accepted": self.accepted,
+            "repaired": self.repaired,
+            "rejected": self.rejected,
+            "malformed": self.malformed,
+            "rejectedByCode": {code.value: count for code, count in self.rejected_by_code.most_common()},
+            "repairedByCode": {code.value: count for code, count in self.repaired_by_code.most_common()},
+            "formats": {name.value: count for name, count in self.formats.most_common()},
+            "samples": self.samples,
+            "tokens": self.tokens,
+            "trainedTokens": self.trained_tokens,
+            "answersCut": self.answers_cut,
+        }

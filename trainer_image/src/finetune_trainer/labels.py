@@ -1,0 +1,265 @@
+"""Turns a canonical chat row into token ids and labels: what the model reads, and the part of it that it must learn.
+
+    labeler = Labeler(model_directory)
+    result = labeler.encode(row, "Chat", max_length=2048)   # list[Encoded], or BadRow with a code and a detail
+
+Instruction trains the last answer, Chat every answer not marked `train: false`. Only answers and the tokens that stop
+them carry labels; everything else is -100.
+"""
+
+import hashlib
+import re
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Encoding
+
+from finetune_trainer.data.rows import BadRow, ChatRow, Message, Objective, RejectCode, RepairCode
+from finetune_trainer.skeletons import SkeletonFinder, mark
+from finetune_trainer.template import FALLBACK_TEMPLATE, ChatTemplate, TemplateFailure
+from finetune_trainer.tokenizer_files import TokenizerFiles, load_tokenizer_files
+from finetune_trainer.turn_spans import Sample, Span, Tools, TurnFinder
+
+UNTRAINED = -100
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """One training sample; `labels` equals `input_ids` where a token is trained and is -100 elsewhere.
+
+    `answer_cut` counts the trained answers that lost tokens to `max_length`, wholly or in part.
+    """
+
+    input_ids: list[int]
+    labels: list[int]
+    trained: int
+    truncated: bool = False
+    answer_cut: int = 0
+    repairs: tuple[RepairCode, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """A row made ready: its samples, and what had to be changed for the template."""
+
+    samples: list[Sample]
+    repairs: tuple[RepairCode, ...] = ()
+
+
+class Labeler:
+    """Builds samples with one model's tokenizer and chat template; raises TokenizerUnavailable without the former."""
+
+    def __init__(self, directory: Path) -> None:
+        self._files = load_tokenizer_files(directory)
+        self.tokenizer = self._files.tokenizer
+        self.is_fallback_template = self._files.template is None
+        self.template_text = self._files.template or _fallback_template(self._files)
+        self._control = _control_pattern(self._files, self.is_fallback_template)
+        self._template = ChatTemplate(self.template_text, self._files.named_tokens)
+        self._finder = TurnFinder(self._template, _control_pattern(self._files, False), self._files.eos_token)
+        self._skeletons = SkeletonFinder(self._template, self._finder)
+        self._template.as_parts = _wants_parts(self._template)
+        self._has_system_role = _shows_system(self._template)
+
+    @property
+    def template_sha256(self) -> str:
+        """The digest of the template's text, for the lineage."""
+        return hashlib.sha256(self.template_text.encode()).hexdigest()
+
+    def encode(self, row: ChatRow, objective: Objective, max_length: int) -> list[Encoded] | BadRow:
+        """Return the row's samples, or why not; more than one only where the template alters earlier answers."""
+        return self.encode_batch([row], objective, max_length)[0]
+
+    def encode_batch(
+        self, rows: Sequence[ChatRow], objective: Objective, max_length: int
+    ) -> list[list[Encoded] | BadRow]:
+        """Encode many rows at once, which is faster; the results are in the order of the rows."""
+        plans = [self._plan(row, objective) for row in rows]
+        texts = [sample.text for plan in plans if isinstance(plan, _Plan) for sample in plan.samples]
+        encodings = iter(self.tokenizer.encode_batch(texts, add_special_tokens=False))
+        return [
+            plan
+            if isinstance(plan, BadRow)
+            else self._finish(plan, [next(encodings) for _ in plan.samples], max_length)
+            for plan in plans
+        ]
+
+    def preview(self, row: ChatRow, objective: Objective = "Chat") -> list[tuple[str, bool]]:
+        """Return the row's text in pieces, each with whether it is trained; raises BadRow."""
+        plan = self._plan(row, objective)
+        if isinstance(plan, BadRow):
+            raise plan
+        pieces: list[tuple[str, bool]] = []
+        for sample in plan.samples:
+            encoding = self.tokenizer.encode(sample.text, add_special_tokens=False)
+            at = 0
+            for first, last in _token_spans(encoding, sample.spans):
+                start, end = encoding.offsets[first][0], encoding.offsets[last - 1][1]
+                pieces += [(sample.text[at:start], False), (sample.text[start:end], True)]
+                at = end
+            pieces.append((sample.text[at:], False))
+        return [piece for piece in pieces if piece[0]]
+
+    def render_prompt(self, messages: Sequence[Message], tools: Tools = None) -> tuple[str, list[int]]:
+        """Return the text and ids that ask the model for the next answer; raises BadRow with TEMPLATE_ERROR."""
+        ready, _ = self._fit_system(list(messages))
+        try:
+            text = self._template.render(ready, tools, add_generation_prompt=True)
+        except TemplateFailure as failure:
+            raise BadRow(RejectCode.TEMPLATE_ERROR, str(failure)) from failure
+        return text, self._without_second_bos(self.tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def _plan(self, row: ChatRow, objective: Objective) -> "_Plan | BadRow":
+        try:
+            self._refuse_control_tokens(row)
+            messages, repairs = self._fit_system(row.messages)
+            return _Plan(self._samples(messages, row.tools, _trained_turns(messages, objective)), repairs)
+        except BadRow as bad:
+            return bad
+        except TemplateFailure as failure:
+            return BadRow(RejectCode.TEMPLATE_ERROR, str(failure)[:200])
+
+    def _samples(self, messages: list[Message], tools: Tools, turns: list[int]) -> list[Sample]:
+        if tools is None and not any(message.keys() - {"role", "content", "train"} for message in messages):
+            samples = self._skeletons.find(messages, turns)
+            if samples is not None:
+                return samples
+        samples = self._finder.find(messages, tools, turns)
+        for sample in samples:
+            _refuse_losses(sample, messages, tools)
+        return samples
+
+    def _refuse_control_tokens(self, row: ChatRow) -> None:
+        for number, message in enumerate(row.messages, 1):
+            for text in (message["content"], message.get("reasoning_content", "")):
+                found = self._control.search(text) if text else None
+                if found:
+                    detail = f"turn {number} spells the control token {found.group()!r}"
+                    raise BadRow(RejectCode.CONTROL_TOKEN_IN_TEXT, detail)
+
+    def _fit_system(self, messages: list[Message]) -> tuple[list[Message], tuple[RepairCode, ...]]:
+        if self._has_system_role or len(messages) < 2 or messages[0]["role"] != "system":
+            return messages, ()
+        first = Message(role="user", content=f"{messages[0]['content']}\n\n{messages[1]['content']}")
+        return [first, *messages[2:]], (RepairCode.SYSTEM_MERGED,)
+
+    def _finish(self, plan: _Plan, encodings: list[Encoding], max_length: int) -> list[Encoded] | BadRow:
+        kept: list[Encoded] = []
+        lost = 0
+        for sample, encoding in zip(plan.samples, encodings, strict=True):
+            encoded = self._encode(sample, encoding, max_length, plan.repairs)
+            if encoded is None:
+                lost += len(sample.spans)
+            else:
+                kept.append(encoded)
+        if not kept:
+            longest = max(len(encoding.ids) for encoding in encodings)
+            detail = f"no token of an answer lies within maxLength {max_length} ({longest} tokens)"
+            return BadRow(RejectCode.PROMPT_FILLS_CONTEXT, detail)
+        if lost:
+            kept[-1] = _with_losses(kept[-1], lost)
+        return kept
+
+    def _encode(
+        self, sample: Sample, encoding: Encoding, max_length: int, repairs: tuple[RepairCode, ...]
+    ) -> Encoded | None:
+        ids: list[int] = encoding.ids
+        labels = [UNTRAINED] * len(ids)
+        cut = 0
+        for first, last in _token_spans(encoding, sample.spans):
+            labels[first:last] = ids[first:last]
+            cut += last > max_length
+        skip = len(ids) - len(self._without_second_bos(ids))
+        if skip or len(ids) > max_length:
+            ids, labels = ids[skip : max_length + skip], labels[skip : max_length + skip]
+        trained = len(labels) - labels.count(UNTRAINED)
+        if trained == 0:
+            return None
+        truncated = len(encoding.ids) - skip > max_length
+        if truncated:
+            repairs = (*repairs, RepairCode.TRUNCATED)
+        return Encoded(ids, labels, trained, truncated, cut, repairs)
+
+    def _without_second_bos(self, ids: list[int]) -> list[int]:
+        bos = self._files.bos_id
+        return ids[1:] if bos is not None and ids[:2] == [bos, bos] else ids
+
+
+def _with_losses(encoded: Encoded, lost: int) -> Encoded:
+    repairs = tuple(dict.fromkeys((*encoded.repairs, RepairCode.TRUNCATED)))
+    return Encoded(encoded.input_ids, encoded.labels, encoded.trained, True, encoded.answer_cut + lost, repairs)
+
+
+def _trained_turns(messages: Sequence[Message], objective: Objective) -> list[int]:
+    answers = [turn for turn, message in enumerate(messages) if message["role"] == "assistant"]
+    turns = [
+        turn for turn in (answers[-1:] if objective == "Instruction" else answers) if messages[turn].get("train", True)
+    ]
+    if not turns:
+        raise BadRow(RejectCode.NO_TRAINABLE_TURN, "every answer to train is marked train: false or weight: 0")
+    return turns
+
+
+def _token_spans(encoding: Encoding, spans: Sequence[Span]) -> list[Span]:
+    """Return the ranges of tokens that lie wholly within these ranges of characters."""
+    offsets = encoding.offsets
+    ranges = []
+    for start, end in spans:
+        first = bisect_left(offsets, (start, start + 1))
+        last = bisect_left(offsets, (end, end))
+        while last > first and offsets[last - 1][1] > end:
+            last -= 1
+        ranges.append((first, last))
+    return ranges
+
+
+def _refuse_losses(sample: Sample, messages: Sequence[Message], tools: Tools) -> None:
+    """Refuse a sample whose template left out an answer, a tool call, a tool's result or the tools themselves."""
+    last = sample.turns[-1]
+    for turn, message in enumerate(messages[: last + 1]):
+        said = message["content"].rpartition("</think>")[2].strip()
+        if said and said not in sample.text:
+            raise TemplateFailure(f"the chat template leaves out or alters turn {turn + 1} ({message['role']})")
+        for call in message.get("tool_calls", ()):
+            if call["function"]["name"] not in sample.text:
+                raise TemplateFailure(f"the chat template leaves out the tool calls of turn {turn + 1}")
+    for (start, end), turn in zip(sample.spans, sample.turns, strict=True):
+        answer = messages[turn]["content"].rpartition("</think>")[2].strip()
+        if answer not in sample.text[start:end]:
+            raise TemplateFailure(f"the chat template does not show the answer of turn {turn + 1} where it belongs")
+    for tool in tools or ():
+        if tool["function"]["name"] not in sample.text:
+            raise TemplateFailure("the chat template leaves out the tools")
+
+
+def _wants_parts(template: ChatTemplate) -> bool:
+    probe = [Message(role="user", content=mark(0)), Message(role="assistant", content=mark(1))]
+    for as_parts in (False, True):
+        template.as_parts = as_parts
+        try:
+            text = template.render(probe)
+        except TemplateFailure:
+            continue
+        if mark(0) in text and mark(1) in text:
+            return as_parts
+    return False
+
+
+def _shows_system(template: ChatTemplate) -> bool:
+    roles: tuple[Any, ...] = ("system", "user", "assistant")
+    try:
+        return mark(0) in template.render([Message(role=role, content=mark(n)) for n, role in enumerate(roles)])
+    except TemplateFailure:
+        return False
+
+
+def _fallback_template(files: TokenizerFiles) -> str:
+    return ("{{ bos_token }}" if files.adds_bos else "") + FALLBACK_TEMPLATE
+
+
+def _control_pattern(files: TokenizerFiles, is_fallback: bool) -> re.Pattern[str]:
+    tokens = [*files.control_tokens, *(("<|im_start|>", "<|im_end|>") if is_fallback else ())]
+    return re.compile("|".join(map(re.escape, tokens)) or "(?!)")

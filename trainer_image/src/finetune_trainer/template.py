@@ -1,0 +1,147 @@
+"""Renders chat templates as transformers does, without transformers, and with limits: a template is foreign code."""
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any, NoReturn
+
+import jinja2
+from jinja2 import nodes
+from jinja2.exceptions import SecurityError
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from finetune_trainer.data.rows import Message
+
+MAX_TEMPLATE_CHARACTERS = 1 << 20
+MAX_TEXT_CHARACTERS = 64 << 20
+MAX_REPEATED_CHARACTERS = 1 << 20
+MAX_RANGE_ITEMS = 100_000
+REASONING_ALIAS = "thinking"
+
+# For a base model without a template: ChatML in form, but its markers are plain text, so that no embedding is added,
+# and an answer ends with the model's own end token, so that generation stops where it always did.
+FALLBACK_TEMPLATE = (
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] }}"
+    "{{ (eos_token if message['role'] == 'assistant' else '<|im_end|>') + '\\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+
+
+class TemplateFailure(Exception):  # noqa: N818 - the row's failure, turned into TEMPLATE_ERROR
+    """Raised when a template refuses a conversation, breaks on it, or exceeds a limit."""
+
+
+class ChatTemplate:
+    """A compiled chat template; `as_parts` gives it every content as a list of text parts."""
+
+    def __init__(self, source: str, variables: Mapping[str, Any]) -> None:
+        self.source = source
+        self.as_parts = False
+        self._variables = dict(variables)
+        if len(source) > MAX_TEMPLATE_CHARACTERS:
+            raise TemplateFailure(f"the chat template is longer than {MAX_TEMPLATE_CHARACTERS} characters")
+        self._environment = _Environment()
+        try:
+            self._template = self._environment.from_string(source)
+        except jinja2.TemplateError as error:
+            raise TemplateFailure(f"the chat template does not compile: {error}") from error
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        tools: list[dict[str, Any]] | None = None,
+        *,
+        add_generation_prompt: bool = False,
+    ) -> str:
+        """Return the conversation as text; raises TemplateFailure."""
+        self._environment.range_items_left = MAX_RANGE_ITEMS
+        pieces: list[str] = []
+        size = 0
+        try:
+            for piece in self._template.generate(
+                messages=[self._prepare(message) for message in messages],
+                tools=tools,
+                documents=None,
+                add_generation_prompt=add_generation_prompt,
+                **self._variables,
+            ):
+                pieces.append(piece)
+                size += len(piece)
+                if size > MAX_TEXT_CHARACTERS:
+                    raise TemplateFailure("the chat template writes without end")
+        except jinja2.TemplateError as error:
+            raise TemplateFailure(f"the chat template says: {error}") from error
+        except (TypeError, ValueError, KeyError, AttributeError, IndexError, ArithmeticError, RecursionError) as error:
+            raise TemplateFailure(f"the chat template breaks: {type(error).__name__}: {error}") from error
+        return "".join(pieces)
+
+    def _prepare(self, message: Message) -> dict[str, Any]:
+        prepared: dict[str, Any] = {key: value for key, value in message.items() if key != "train"}
+        if "reasoning_content" in message:
+            prepared[REASONING_ALIAS] = message["reasoning_content"]
+        if self.as_parts:
+            prepared["content"] = [{"type": "text", "text": message["content"]}]
+        return prepared
+
+
+class _Environment(ImmutableSandboxedEnvironment):
+    """The environment that transformers gives to chat templates, with bounds on loops and on repeated text."""
+
+    intercepted_binops = frozenset({"*", "**", "%"})
+
+    def __init__(self) -> None:
+        super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
+        self.range_items_left = MAX_RANGE_ITEMS
+        self.filters["tojson"] = _to_json
+        self.globals["range"] = self._range
+        self.globals["raise_exception"] = _raise_exception
+        self.globals["strftime_now"] = _strftime_now
+
+    def _range(self, *arguments: int) -> range:
+        items = range(*arguments)
+        self.range_items_left -= len(items)
+        if self.range_items_left < 0:
+            raise SecurityError(f"a template may count to {MAX_RANGE_ITEMS} only")
+        return items
+
+    def call_binop(self, context: jinja2.runtime.Context, operator: str, left: Any, right: Any) -> Any:
+        """Refuse operators that make much out of little."""
+        if operator == "**" or (operator == "%" and isinstance(left, str)):
+            raise SecurityError(f"a template may not use {operator} here")
+        if operator == "*":
+            for text, times in ((left, right), (right, left)):
+                if hasattr(text, "__len__") and len(text) * int(times) > MAX_REPEATED_CHARACTERS:
+                    raise SecurityError("a template may not repeat so much")
+        return super().call_binop(context, operator, left, right)
+
+
+class _Generation(Extension):
+    """Lets `{% generation %}` pass; which text is trained is found without it."""
+
+    tags = {"generation"}  # noqa: RUF012 - the library declares it so
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def _raise_exception(message: str) -> NoReturn:
+    raise jinja2.TemplateError(message)
+
+
+def _strftime_now(format: str) -> str:  # noqa: A002 - the name that templates may use
+    return datetime.now().strftime(format)
+
+
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
