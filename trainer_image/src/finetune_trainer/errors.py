@@ -1,0 +1,40 @@
+"""The failures that the trainer names: each carries its exit code and one line with the fix."""
+
+from finetune_api.handoff import ExitCode
+
+
+class TrainerError(Exception):
+    """Ends the process with `code`; `message` is one line for people and never holds a secret."""
+
+    def __init__(self, code: ExitCode, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+
+
+class Stopped(TrainerError):  # noqa: N818 - it says what happened
+    """SIGTERM was seen: the process ends with 75, so that the operator runs it again."""
+
+    def __init__(self, message: str = "stopped by SIGTERM") -> None:
+        super().__init__(ExitCode.PREEMPTED, message)
+
+
+class StorageDenied(TrainerError):  # noqa: N818 - it says what happened
+    """Storage refused the credentials, or the bucket does not exist: another try would end the same."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(ExitCode.STORAGE_DENIED, message)
+
+
+class StorageUnavailable(TrainerError):  # noqa: N818 - it says what happened
+    """Storage could not be reached, or failed on its side, after retries."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(ExitCode.STORAGE_UNAVAILABLE, message)
+
+
+class ObjectMissing(TrainerError):  # noqa: N818 - it says what happened
+    """An object does not exist; the caller knows what that means and raises its own code where it matters."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(ExitCode.STORAGE_UNAVAILABLE, message)

@@ -1,0 +1,157 @@
+"""What the outside sees of a running trainer: `GET /progress`, `GET /metrics`, a bar on a terminal, JSON lines else.
+
+Everything here is thread-safe and cheap enough to be called at every step.
+"""
+
+import json
+import math
+import os
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import TextIO, TypeVar
+
+from finetune_api.handoff import ENV_POD_UID, PROGRESS_PORT, ProgressReport, Stage
+from finetune_api.status import EarlyStoppingStatus, Progress, Resolved, StatusBlock
+from finetune_trainer.progress_bar import Bar
+from finetune_trainer.progress_server import serve
+from finetune_trainer.trainer_metrics import TrainerMetrics
+
+B = TypeVar("B", bound=StatusBlock)
+Fields = Mapping[str, object]
+
+QUIET_SECONDS = 10.0
+
+
+class Reporter:
+    """The state of the run as it is told to people, to the operator and to Prometheus."""
+
+    def __init__(self, job_uid: str, *, out: TextIO | None = None) -> None:
+        self._lock = threading.Lock()
+        self._out = out if out is not None else sys.stdout
+        self._report = ProgressReport(
+            job_uid=job_uid, pod_uid=os.environ.get(ENV_POD_UID) or None, heartbeat=0, progress=Progress()
+        )
+        self._prometheus = TrainerMetrics()
+        self._bar = Bar(self._out) if self._out.isatty() else None
+        self._pace = Pace()
+        self._last_line = -QUIET_SECONDS
+
+    def stage(self, name: Stage) -> None:
+        """Say what the trainer does now."""
+        self.update(progress={"stage": name})
+
+    def beat(self, transferred: int = 0) -> None:
+        """Say that work goes on: a row, a batch, or `transferred` bytes (fits as `on_bytes` of storage)."""
+        self._prometheus.beat(transferred)
+        with self._lock:
+            self._touch()
+
+    def count_tokens(self, tokens: int) -> None:
+        """Add trained input tokens to the counter."""
+        self._prometheus.count_tokens(tokens)
+
+    def update(
+        self,
+        *,
+        progress: Fields | None = None,
+        metrics: Fields | None = None,
+        early_stopping: Fields | None = None,
+        resolved: Resolved | None = None,
+    ) -> None:
+        """Merge new values, by the field names of `finetune_api.status`; numbers that are not finite are left out.
+
+        Percent, display and the estimated time are filled in from step and total steps where they are not given.
+        """
+        self._prometheus.update(progress or {}, metrics or {})
+        with self._lock:
+            before = self._report.progress.stage
+            self._touch()
+            report = self._report
+            report.progress = self._derived(_merged(report.progress, progress))
+            report.metrics = _merged(report.metrics, metrics)
+            if early_stopping:
+                report.early_stopping = _merged(report.early_stopping or EarlyStoppingStatus(), early_stopping)
+            if resolved is not None:
+                report.resolved = resolved
+            self._tell(told=bool(metrics or early_stopping) or report.progress.stage != before)
+
+    def snapshot(self) -> ProgressReport:
+        """The state now, as `GET /progress` answers it."""
+        with self._lock:
+            return self._report.model_copy(deep=True)
+
+    def serve(self, port: int = PROGRESS_PORT) -> int:
+        """Start answering on a daemon thread; returns the port, which the system chooses for 0."""
+        return serve(port, self._progress_json, self._prometheus.exposition)
+
+    def close(self) -> None:
+        """End the bar."""
+        if self._bar:
+            self._bar.close()
+
+    def _progress_json(self) -> bytes:
+        return self.snapshot().model_dump_json(by_alias=True, exclude_none=True).encode()
+
+    def _touch(self) -> None:
+        self._report.heartbeat += 1
+        self._report.progress.last_updated_time = datetime.now(UTC).replace(microsecond=0)
+
+    def _derived(self, progress: Progress) -> Progress:
+        if progress.step is None or not progress.total_steps:
+            progress.display = progress.stage
+            return progress
+        progress.percent = min(100, 100 * progress.step // progress.total_steps)
+        progress.display = f"{progress.percent}%"
+        progress.estimated_remaining_seconds = self._pace.remaining(progress.step, progress.total_steps)
+        return progress
+
+    def _tell(self, *, told: bool) -> None:
+        if self._bar:
+            self._bar.show(self._report)
+            return
+        if not told and time.monotonic() - self._last_line < QUIET_SECONDS:
+            return
+        self._last_line = time.monotonic()
+        line = self._report.progress.model_dump(mode="json", by_alias=True, exclude_none=True)
+        line["time"] = line.pop("lastUpdatedTime")
+        line |= self._report.metrics.model_dump(mode="json", by_alias=True, exclude_none=True)
+        self._out.write(json.dumps(line, separators=(",", ":")) + "\n")
+        self._out.flush()
+
+
+class Pace:
+    """Seconds to the last step, from the mean pace since the first step that was seen."""
+
+    def __init__(self) -> None:
+        self._first: tuple[int, float] | None = None
+
+    def remaining(self, step: int, total: int) -> int | None:
+        """Estimated seconds from `step` to `total`; None until two steps were seen."""
+        now = time.monotonic()
+        if self._first is None:
+            self._first = (step, now)
+        first_step, first_time = self._first
+        if step >= total:
+            return 0
+        if step <= first_step:
+            return None
+        return math.ceil((now - first_time) / (step - first_step) * (total - step))
+
+
+def _merged(block: B, fields: Fields | None) -> B:
+    """The block with new values, validated as the contract has them."""
+    if not fields:
+        return block
+    known = {name: getattr(block, name) for name in type(block).model_fields}
+    finite = {name: value for name, value in fields.items() if _is_finite(value)}
+    unknown = finite.keys() - known.keys()
+    if unknown:
+        raise KeyError(f"{type(block).__name__} has no field {', '.join(sorted(unknown))}")
+    return type(block).model_validate(known | finite)
+
+
+def _is_finite(value: object) -> bool:
+    return not isinstance(value, float) or math.isfinite(value)

@@ -1,0 +1,62 @@
+"""The trainer's HTTP port: a daemon thread of the standard library, open before anything heavy is loaded."""
+
+import http.server
+import logging
+import socket
+import threading
+from collections.abc import Callable
+from http import HTTPStatus
+
+from finetune_api.handoff import METRICS_PATH, PROGRESS_LIMIT_BYTES, PROGRESS_PATH
+
+logger = logging.getLogger(__name__)
+
+Body = Callable[[], bytes]
+REQUEST_SECONDS = 10
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """Listens on every address of the pod, IPv4 and IPv6 where the kernel has both."""
+
+    daemon_threads = True
+    address_family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
+
+    def server_bind(self) -> None:
+        """Accept IPv4 on the IPv6 socket too."""
+        if self.address_family == socket.AF_INET6:
+            self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        super().server_bind()
+
+
+def serve(port: int, progress: Body, metrics: Body) -> int:
+    """Answer /progress, /metrics and /healthz until the process ends; returns the port."""
+    bodies: dict[str, tuple[str, Body]] = {
+        PROGRESS_PATH: ("application/json", progress),
+        METRICS_PATH: ("text/plain; version=0.0.4; charset=utf-8", metrics),
+        "/healthz": ("text/plain; charset=utf-8", lambda: b"ok\n"),
+    }
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        timeout = REQUEST_SECONDS
+
+        def do_GET(self) -> None:
+            kind, body = bodies.get(self.path.partition("?")[0], ("", None))
+            if body is None:
+                self.send_error(HTTPStatus.NOT_FOUND)
+                return
+            data = body()
+            if kind == "application/json" and len(data) > PROGRESS_LIMIT_BYTES:
+                self.send_error(HTTPStatus.INTERNAL_SERVER_ERROR)
+                return
+            self.send_response(HTTPStatus.OK)
+            self.send_header("Content-Type", kind)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the name in the standard library
+            logger.debug(format, *args)
+
+    server = Server(("", port), Handler)
+    threading.Thread(target=server.serve_forever, name="progress", daemon=True).start()
+    return int(server.server_address[1])
