@@ -1,0 +1,55 @@
+"""A deployed cluster in the environment, storage with the tiny model, and a namespace for each module of tests."""
+
+import os
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+import boto3
+import pytest
+import yaml
+from kubernetes import config
+from tiny_model import make_tiny_model
+from user import BUCKET, Bench, colour_rows, jsonl, kubectl, secret
+
+NEEDED = ("KUBECONFIG", "AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    missing = [name for name in NEEDED if not os.environ.get(name)]
+    if missing and items:
+        pytest.exit(f"no deployed cluster in the environment ({', '.join(missing)}): run `make e2e`", returncode=2)
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Storage with the tiny model and the colours in it."""
+    storage = boto3.client("s3")
+    if BUCKET not in [bucket["Name"] for bucket in storage.list_buckets()["Buckets"]]:
+        storage.create_bucket(Bucket=BUCKET)
+    directory = tmp_path_factory.mktemp("tiny-model")
+    make_tiny_model(directory)
+    for path in sorted(directory.iterdir()):
+        storage.upload_file(str(path), BUCKET, f"tiny-model/{path.name}")
+    storage.put_object(Bucket=BUCKET, Key="colours.jsonl", Body=jsonl(colour_rows(300)).encode())
+    return storage
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _kubeconfig() -> None:
+    config.load_kube_config()
+
+
+@pytest.fixture(scope="module")
+def bench(s3: Any, _kubeconfig: None) -> Iterator[Bench]:
+    """A namespace under the restricted Pod Security Standard, removed with everything in it."""
+    namespace = f"ftj-e2e-{uuid.uuid4().hex[:6]}"
+    labels = {"pod-security.kubernetes.io/enforce": "restricted"}
+    objects = [
+        {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace, "labels": labels}},
+        secret(namespace, "s3", os.environ["AWS_ACCESS_KEY_ID"], os.environ["AWS_SECRET_ACCESS_KEY"]),
+        secret(namespace, "wrong-keys", os.environ["AWS_ACCESS_KEY_ID"], "not-the-secret"),
+    ]
+    kubectl("apply", "-f", "-", stdin=yaml.safe_dump_all(objects))
+    yield Bench(namespace, s3)
+    kubectl("delete", "namespace", namespace, "--wait", "--timeout=120s")

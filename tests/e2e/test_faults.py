@@ -1,0 +1,88 @@
+"""Faults on the real cluster: the operator killed, the trainer evicted. Nothing is trained twice, nothing is a lie."""
+
+from typing import Any
+
+from kubernetes import client
+from user import Bench, kubectl, wait_for
+
+LONG = {"maxSteps": 400, "perDeviceTrainBatchSize": 4, "gradientAccumulationSteps": 1, "maxLength": 128}
+
+
+def operator_pods() -> list[Any]:
+    return list(
+        client.CoreV1Api()
+        .list_namespaced_pod("finetune-system", label_selector="app.kubernetes.io/component=operator")
+        .items
+    )
+
+
+def test_an_operator_killed_in_mid_run_leaves_one_job_and_the_right_status(bench: Bench) -> None:
+    job = bench.apply("orphan", hyperparameters=LONG)
+    trainer = job.running_pod()
+    killed = operator_pods()[0].metadata.name
+    kubectl("delete", "pod", killed, "-n", "finetune-system", "--grace-period=0", "--force")
+    wait_for(
+        "another operator to be ready",
+        lambda: any(
+            pod.metadata.name != killed and any(one.ready for one in pod.status.container_statuses or [])
+            for pod in operator_pods()
+        ),
+    )
+    status = job.wait("Complete")
+    assert [one.metadata.name for one in job.jobs()] == [status["jobRef"]["name"]]
+    assert [run["podName"] for run in status["history"]] == [trainer.metadata.name]
+    assert (status["attempts"], status["runs"], status.get("failures", 0)) == (1, 1, 0)
+
+
+def test_an_evicted_trainer_counts_as_a_preemption_and_the_next_run_finishes(bench: Bench) -> None:
+    job = bench.apply("evicted", hyperparameters=LONG)
+    trainer = job.running_pod()
+    eviction = client.V1Eviction(metadata=client.V1ObjectMeta(name=trainer.metadata.name, namespace=bench.namespace))
+    client.CoreV1Api().create_namespaced_pod_eviction(trainer.metadata.name, bench.namespace, eviction)
+    wait_for("the preemption in the status", lambda: job.status().get("preemptions") == 1, state=job.status)
+    assert job.condition("Complete").get("status") != "True"
+    status = job.wait("Complete")
+    first, last = status["history"]
+    assert (first["result"], first["exitCode"], first["podUid"]) == ("Preempted", 75, trainer.metadata.uid)
+    assert last["result"] == "Succeeded"
+    assert (status["attempts"], status["runs"], status["preemptions"], status.get("failures", 0)) == (1, 2, 1, 0)
+
+
+def test_a_trainer_killed_outright_counts_as_a_failure_and_is_retried(bench: Bench) -> None:
+    job = bench.apply("killed", hyperparameters=LONG)
+    trainer = job.running_pod()
+    kubectl(
+        "exec",
+        "-n",
+        bench.namespace,
+        trainer.metadata.name,
+        "--",
+        "/bin/sh",
+        "-c",
+        "kill -KILL -1 || true",
+        check=False,
+    )
+    kubectl("delete", "pod", "-n", bench.namespace, trainer.metadata.name, "--grace-period=0", "--force")
+    status = job.wait("Complete")
+    assert status["runs"] == 2
+    assert status.get("failures", 0) + status.get("preemptions", 0) == 1
+
+
+def test_a_trainer_job_deleted_by_hand_is_a_new_attempt_that_counts(bench: Bench) -> None:
+    job = bench.apply("deleted", hyperparameters=LONG)
+    job.running_pod()
+    first = job.jobs()[0].metadata
+    kubectl("delete", "job", first.name, "-n", bench.namespace, "--wait")
+    status = job.wait("Complete")
+    assert status["attempts"] == 2
+    assert status["jobRef"]["name"] != first.name
+
+
+def test_the_operator_says_how_it_is(bench: Bench) -> None:
+    path = "/api/v1/namespaces/finetune-system/services/finetune-operator:http/proxy/metrics"
+    metrics = kubectl("get", "--raw", path).stdout
+    assert "finetune_job_status_phase" in metrics
+    resident = float(
+        next(line.split()[1] for line in metrics.splitlines() if line.startswith("process_resident_memory_bytes"))
+    )
+    assert resident < 150 * 2**20

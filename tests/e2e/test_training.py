@@ -1,0 +1,192 @@
+"""The three methods on a tiny model, from manifest to published result, each proven from outside."""
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from user import BUCKET, Bench, colour_rows, jsonl, kubectl, wait_for
+
+from finetune_trainer.data.rows import ChatRow
+from finetune_trainer.labels import Labeler
+
+MALFORMED = ['{"instruction": "cut', '{"instruction": "no answer"}', '{"title": "neither format"}'] * 10
+LEARN = {
+    "learningRate": 1e-2,
+    "maxSteps": 20,
+    "perDeviceTrainBatchSize": 4,
+    "gradientAccumulationSteps": 1,
+    "maxLength": 128,
+}
+METHODS: dict[str, dict[str, Any]] = {
+    "qlora": {},
+    "lora": {"tuning": {"method": "LoRA", "lora": {"rank": 8}}, "output": {"merge": "FP32"}},
+    "full": {"tuning": {"method": "Full"}},
+}
+
+
+@pytest.fixture(scope="module")
+def results(bench: Bench) -> dict[str, dict[str, Any]]:
+    """The final status of a job for each method, trained on rows of which a tenth are malformed."""
+    rows = jsonl(colour_rows(270)) + "".join(f"{line}\n" for line in MALFORMED)
+    train = bench.put("malformed.jsonl", rows)
+    jobs = {}
+    for name, changes in METHODS.items():
+        spec = {"hyperparameters": LEARN, "dataset": {"train": {"uri": train}, "validationSplitPercent": 10}} | changes
+        spec["output"] = {"uri": bench.uri(f"out/{name}")} | changes.get("output", {})
+        jobs[name] = bench.apply(name, **spec)
+    return {name: job.wait("Complete", seconds=600) for name, job in jobs.items()}
+
+
+@pytest.mark.parametrize(("name", "method"), [("qlora", "QLoRA"), ("lora", "LoRA"), ("full", "Full")])
+def test_training_lowers_the_loss_and_says_which_method_it_used(
+    results: dict[str, dict[str, Any]], name: str, method: str
+) -> None:
+    status = results[name]
+    assert status["resolved"]["method"] == method
+    assert status["metrics"]["evalLoss"] < status["metrics"]["baselineEvalLoss"]
+    assert status["progress"]["percent"] == 100
+    assert (status["attempts"], status["runs"], status.get("failures", 0), status.get("preemptions", 0)) == (1, 1, 0, 0)
+
+
+@pytest.mark.parametrize("name", ["qlora", "lora"])
+def test_peft_loads_the_adapter_from_the_bucket_and_gets_the_trained_loss(
+    bench: Bench, results: dict[str, dict[str, Any]], tmp_path: Path, name: str
+) -> None:
+    from peft import PeftModel
+
+    adapter = bench.download(results[name]["artifacts"]["adapterUri"], tmp_path / "adapter")
+    assert (
+        json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"]
+        == f"s3://{BUCKET}/tiny-model"
+    )
+    base = load(bench, tmp_path, quantised=name == "qlora")
+    model = PeftModel.from_pretrained(base, str(adapter))
+    loss = held_out_loss(bench, results[name], model, adapter)
+    assert math.isclose(loss, results[name]["metrics"]["evalLoss"], rel_tol=2e-3)
+
+
+@pytest.mark.parametrize("name", ["lora", "full"])
+def test_the_published_model_loads_without_peft_and_gets_the_trained_loss(
+    bench: Bench, results: dict[str, dict[str, Any]], tmp_path: Path, name: str
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    merged = bench.download(results[name]["artifacts"]["mergedUri"], tmp_path / "merged")
+    model = AutoModelForCausalLM.from_pretrained(str(merged), dtype=torch.float32)
+    loss = held_out_loss(bench, results[name], model, merged)
+    assert math.isclose(loss, results[name]["metrics"]["evalLoss"], rel_tol=2e-3)
+
+
+def test_malformed_rows_are_counted_exactly_in_status_report_and_bucket(
+    bench: Bench, results: dict[str, dict[str, Any]]
+) -> None:
+    dataset = results["qlora"]["dataset"]
+    assert (dataset["rows"], dataset["accepted"], dataset["rejected"]) == (300, 270, 30)
+    assert sum(dataset["rejectedByCode"].values()) == 30
+    assert dataset["rejectedByCode"]["BAD_JSON"] == 10
+    assert dataset["format"] == {"Alpaca": 90, "OpenAI": 90, "ShareGPT": 90}
+    assert dataset["trainRows"] + dataset["validationRows"] == 270
+    rejected = bench.read(bench.uri("out/qlora/rejected_rows.jsonl")).decode().splitlines()
+    assert [json.loads(line)["line"] for line in rejected] == list(range(271, 301))
+    report = bench.read(results["qlora"]["artifacts"]["reportUri"]).decode()
+    assert "BAD_JSON" in report
+
+
+def test_the_deliverables_are_there_and_the_manifest_proves_them(
+    bench: Bench, results: dict[str, dict[str, Any]]
+) -> None:
+    keys = set(bench.keys(bench.uri("out/qlora")))
+    assert keys >= {
+        "owner.json", "manifest.json", "lineage.json", "finetune_config.yaml", "finetune_report.md", "curves.png",
+        "metrics.jsonl", "adapter/adapter_config.json", "adapter/adapter_model.safetensors", "dataset/train.jsonl",
+    }  # fmt: skip
+    config = yaml.safe_load(bench.read(results["qlora"]["artifacts"]["configUri"]))
+    assert "QLoRA" in json.dumps(config)
+    done = subprocess.run(
+        [sys.executable, "-m", "finetune_trainer", "verify", bench.uri("out/qlora")],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_changed_object_is_found_by_verify(bench: Bench, results: dict[str, dict[str, Any]]) -> None:
+    bench.s3.put_object(Bucket=BUCKET, Key=bench.key(bench.uri("out/full/metrics.jsonl")), Body=b"forged")
+    done = subprocess.run(
+        [sys.executable, "-m", "finetune_trainer", "verify", bench.uri("out/full")],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode != 0
+    assert "metrics.jsonl" in done.stdout + done.stderr
+
+
+def test_conditions_columns_and_events_tell_the_story(bench: Bench, results: dict[str, dict[str, Any]]) -> None:
+    true = {one["type"] for one in results["qlora"]["conditions"] if one["status"] == "True"}
+    assert true == {"Accepted", "Validated", "Published", "Complete", "Ready"}
+    table = kubectl("get", "ftj", "qlora", "-n", bench.namespace).stdout
+    assert "Succeeded" in table
+    assert "100%" in table
+    events = kubectl("get", "events", "-n", bench.namespace, "--field-selector", "involvedObject.name=qlora").stdout
+    assert all(reason in events for reason in ("DatasetValidated", "TrainingStarted", "Completed"))
+    assert "backoffLimit" in kubectl("explain", "finetunejob.spec").stdout
+
+
+def test_a_job_deleted_after_success_and_applied_again_is_adopted_not_trained_again(
+    bench: Bench, results: dict[str, dict[str, Any]]
+) -> None:
+    manifest = kubectl("get", "ftj", "qlora", "-n", bench.namespace, "-o", "yaml").stdout
+    spec = yaml.safe_load(manifest)["spec"]
+    before = bench.read(bench.uri("out/qlora/manifest.json"))
+    kubectl("delete", "ftj", "qlora", "-n", bench.namespace, "--wait")
+    again = bench.apply("qlora", **spec)
+    status = again.wait("Complete", seconds=120)
+    assert again.jobs() == []
+    assert status["metrics"] == results["qlora"]["metrics"]
+    assert status["artifacts"]["manifestSha256"] == results["qlora"]["artifacts"]["manifestSha256"]
+    assert bench.read(bench.uri("out/qlora/manifest.json")) == before
+
+
+def test_a_job_that_is_deleted_takes_its_jobs_and_pods_with_it(
+    bench: Bench, results: dict[str, dict[str, Any]]
+) -> None:
+    kubectl("delete", "ftj", "lora", "-n", bench.namespace, "--wait")
+    wait_for(
+        "the children to be gone",
+        lambda: (
+            not kubectl(
+                "get", "jobs,pods,configmaps", "-n", bench.namespace, "-l", "finetune.dev/job-name=lora", "-o", "name"
+            ).stdout
+        ),
+    )
+
+
+def load(bench: Bench, directory: Path, *, quantised: bool) -> Any:
+    """The tiny base model as the trainer held it: NF4 under QLoRA, else 32 bit."""
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    base = bench.download(f"s3://{BUCKET}/tiny-model", directory / "base")
+    nf4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)
+    extra = {"quantization_config": nf4} if quantised else {}
+    return AutoModelForCausalLM.from_pretrained(str(base), dtype=torch.float32, **extra)
+
+
+def held_out_loss(bench: Bench, status: dict[str, Any], model: Any, tokenizer: Path) -> float:
+    """Mean loss per trained token over the published validation rows."""
+    labeler = Labeler.from_directory(tokenizer)
+    rows = bench.read(f"{status['artifacts']['uri'].rstrip('/')}/dataset/validation.jsonl").splitlines()
+    total, tokens = 0.0, 0
+    model.eval()
+    for line in rows:
+        for sample in labeler.encode(ChatRow.from_json(line), "Chat", 128):
+            ids, labels = torch.tensor([sample.input_ids]), torch.tensor([sample.labels])
+            with torch.no_grad():
+                logits = model(input_ids=ids).logits[:, :-1].float()
+            targets = labels[:, 1:]
+            total += float(torch.nn.functional.cross_entropy(logits.transpose(1, 2), targets, reduction="sum"))
+            tokens += int((targets != -100).sum())
+    return total / tokens
