@@ -12,7 +12,7 @@ import torch
 import yaml
 from user import BUCKET, Bench, colour_rows, jsonl, kubectl, wait_for
 
-from finetune_trainer.data.rows import ChatRow
+from finetune_trainer.data.report import read_accepted
 from finetune_trainer.labels import Labeler
 
 MALFORMED = ['{"instruction": "cut', '{"instruction": "no answer"}', '{"title": "neither format"}'] * 10
@@ -177,12 +177,15 @@ def load(bench: Bench, directory: Path, *, quantised: bool) -> Any:
 
 def held_out_loss(bench: Bench, status: dict[str, Any], model: Any, tokenizer: Path) -> float:
     """Mean loss per trained token over the published validation rows."""
-    labeler = Labeler.from_directory(tokenizer)
-    rows = bench.read(f"{status['artifacts']['uri'].rstrip('/')}/dataset/validation.jsonl").splitlines()
+    labeler = Labeler(tokenizer)
+    rows = tokenizer / "validation.jsonl"
+    rows.write_bytes(bench.read(f"{status['artifacts']['uri'].rstrip('/')}/dataset/validation.jsonl"))
     total, tokens = 0.0, 0
     model.eval()
-    for line in rows:
-        for sample in labeler.encode(ChatRow.from_json(line), "Chat", 128):
+    for row in read_accepted(rows):
+        encoded = labeler.encode(row, "Chat", 128)
+        assert isinstance(encoded, list)
+        for sample in encoded:
             ids, labels = torch.tensor([sample.input_ids]), torch.tensor([sample.labels])
             with torch.no_grad():
                 logits = model(input_ids=ids).logits[:, :-1].float()

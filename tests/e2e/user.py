@@ -1,4 +1,4 @@
-"""What a user does with a deployed operator: put data, apply a job, wait for a condition, look at pods, read results."""
+"""What a user does with a deployed operator: put data, apply a job, wait, look at pods, read results."""
 
 import json
 import os
