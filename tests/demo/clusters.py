@@ -20,7 +20,7 @@ KIND_KEYS = ("finetune-demo", "finetune-demo-secret")
 
 @dataclass(frozen=True)
 class Environment:
-    """What a client needs: a kubeconfig, S3 from outside and from inside, the images, the folder of the binaries."""
+    """What a client needs: a kubeconfig, S3 from outside and from inside, the images, and where kubectl is."""
 
     cluster: str
     kubeconfig: str
@@ -30,14 +30,13 @@ class Environment:
     secret_key: str
     operator_image: str
     trainer_image: str
-    path: str = ""
+    programs: str = ""
 
     def variables(self) -> dict[str, str]:
         """The settings as environment variables, as `make env` exports them."""
-        path = f"{self.path}:{os.environ['PATH']}" if self.path else os.environ["PATH"]
         return {
             "KUBECONFIG": self.kubeconfig,
-            "PATH": path,
+            "PATH": f"{self.programs}:{os.environ['PATH']}" if self.programs else os.environ["PATH"],
             "AWS_ENDPOINT_URL": self.s3_endpoint,
             "AWS_ACCESS_KEY_ID": self.access_key,
             "AWS_SECRET_ACCESS_KEY": self.secret_key,
@@ -99,13 +98,7 @@ def start_native() -> Environment:
     """The cluster of tests/cluster on this machine."""
     for command in (("build",), ("up",), ("images",), ("s3", "up")):
         native(*command)
-    exports = subprocess.run(
-        [sys.executable, str(ROOT / "tests" / "cluster" / "cluster.py"), "env", "--json"],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    values = json.loads(exports.stdout)
+    values = native_environment()
     return Environment(
         cluster="native",
         kubeconfig=values["KUBECONFIG"],
@@ -115,8 +108,16 @@ def start_native() -> Environment:
         secret_key=values["AWS_SECRET_ACCESS_KEY"],
         operator_image=values["FINETUNE_OPERATOR_IMAGE"],
         trainer_image=values["FINETUNE_TRAINER_IMAGE"],
-        path=values["FINETUNE_BIN"],
+        programs=values["PATH"].removesuffix(os.environ["PATH"]).rstrip(":"),
     )
+
+
+def native_environment() -> dict[str, str]:
+    """The variables that `cluster.py env` exports, read by the shell that they are written for."""
+    script = 'eval "$("$0" "$1" env)"; env -0'
+    arguments = [sys.executable, str(ROOT / "tests" / "cluster" / "cluster.py")]
+    done = subprocess.run(["bash", "-euc", script, *arguments], capture_output=True, text=True, check=True)
+    return dict(line.split("=", 1) for line in done.stdout.split("\0") if "=" in line)
 
 
 def start_kind() -> Environment:

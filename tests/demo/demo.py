@@ -223,8 +223,12 @@ def command(*words: str) -> int:
 
 def print_env() -> None:
     """Shell exports, for eval."""
-    for name, value in load_environment().variables().items():
-        say(f"export {name}={shlex.quote(value)}")
+    environment = load_environment()
+    for name, value in environment.variables().items():
+        if name != "PATH":
+            say(f"export {name}={shlex.quote(value)}")
+    if environment.programs:
+        say(f'export PATH={shlex.quote(environment.programs)}:"$PATH"')
 
 
 def main() -> int:
