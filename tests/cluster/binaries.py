@@ -1,0 +1,132 @@
+"""Build the cluster's Go programs from the module proxy, once per version."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from layout import CACHE, ClusterError
+
+MODULES = Path(__file__).parent / "binaries"
+KUBERNETES = "k8s.io/kubernetes"
+
+
+@dataclass(frozen=True)
+class Program:
+    """A program, the folder of the Go module that pins it, and its package."""
+
+    name: str
+    folder: str
+    module: str
+    package: str
+
+
+def _kubernetes(name: str) -> Program:
+    return Program(name, "kubernetes", KUBERNETES, f"{KUBERNETES}/cmd/{name}")
+
+
+PROGRAMS = {
+    program.name: program
+    for program in (
+        Program("etcd", "etcd", "go.etcd.io/etcd/server/v3", "go.etcd.io/etcd/server/v3"),
+        _kubernetes("kube-apiserver"),
+        _kubernetes("kubectl"),
+        _kubernetes("kube-controller-manager"),
+        _kubernetes("kube-scheduler"),
+        _kubernetes("kubelet"),
+        _kubernetes("kube-proxy"),
+        Program("coredns", "coredns", "github.com/coredns/coredns", "github.com/coredns/coredns"),
+        Program("helm", "helm", "helm.sh/helm/v4", "helm.sh/helm/v4/cmd/helm"),
+        Program("buildkitd", "buildkit", "github.com/moby/buildkit", "github.com/moby/buildkit/cmd/buildkitd"),
+        Program("buildctl", "buildkit", "github.com/moby/buildkit", "github.com/moby/buildkit/cmd/buildctl"),
+        Program("pause", "pause", "finetune.dev/binaries/pause", "."),
+    )
+}
+CONTROL_PLANE = ("etcd", "kube-apiserver", "kubectl", "kube-controller-manager")
+
+
+def binary(name: str) -> str:
+    """The path of a built program."""
+    return str(_path(PROGRAMS[name]))
+
+
+def path_entries() -> list[str]:
+    """The folders a user's PATH needs for kubectl and helm."""
+    return [str(_path(PROGRAMS[name]).parent) for name in ("kubectl", "helm")]
+
+
+def missing(names: tuple[str, ...] | None = None) -> list[Program]:
+    """What has not been built in its pinned version yet."""
+    return [PROGRAMS[name] for name in names or tuple(PROGRAMS) if not _path(PROGRAMS[name]).exists()]
+
+
+def build(names: tuple[str, ...] | None = None) -> None:
+    """Build what is missing, one line per program."""
+    todo = missing(names)
+    if not todo:
+        return
+    _require_go()
+    for number, program in enumerate(todo, start=1):
+        print(f"[{number}/{len(todo)}] building {program.name} {_version(program)} … ", end="", flush=True)
+        begin = time.monotonic()
+        _build(program)
+        print(f"{time.monotonic() - begin:.0f} s", flush=True)
+
+
+def _build(program: Program) -> None:
+    target = _path(program)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    log = CACHE / "logs" / f"build-{program.name}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_suffix(".partial")
+    with log.open("wb") as output:
+        result = subprocess.run(
+            ["go", "build", "-trimpath", "-ldflags", _linker_flags(program), "-o", str(partial), program.package],
+            cwd=MODULES / program.folder,
+            env={**os.environ, "CGO_ENABLED": "0", "GOFLAGS": "-mod=readonly", "GOWORK": "off"},
+            check=False,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+    if result.returncode:
+        raise ClusterError(f"building {program.name} failed", log)
+    partial.rename(target)  # a build that was cut off never looks finished
+
+
+def _linker_flags(program: Program) -> str:
+    """Kubernetes learns its version at link time; helm and admission webhooks compare it."""
+    flags = ["-s", "-w"]
+    if program.module == KUBERNETES:
+        version = _version(program)
+        major, minor = version.removeprefix("v").split(".")[:2]
+        for package in ("k8s.io/component-base/version", "k8s.io/client-go/pkg/version"):
+            flags += [f"-X {package}.gitVersion={version}", f"-X {package}.gitTreeState=clean"]
+            flags += [f"-X {package}.gitMajor={major}", f"-X {package}.gitMinor={minor}"]
+    return " ".join(flags)
+
+
+def _path(program: Program) -> Path:
+    return CACHE / f"{program.folder}-{_version(program)}" / program.name
+
+
+def _version(program: Program) -> str:
+    text = (MODULES / program.folder / "go.mod").read_text()
+    found = re.search(rf"^(?:require )?\s*{re.escape(program.module)} (v\S+)", text, re.MULTILINE)
+    return found.group(1) if found else "v1"
+
+
+def _require_go() -> None:
+    if shutil.which("go") is None:
+        raise ClusterError(
+            "Go is not installed: get Go 1.21 or newer from https://go.dev/dl (it fetches the rest itself)"
+        )
+    version = subprocess.run(["go", "env", "GOVERSION"], check=False, capture_output=True, text=True).stdout.strip()
+    found = re.match(r"go1\.(\d+)", version)
+    if found and int(found.group(1)) < 21:
+        raise ClusterError(f"{version} is too old to fetch the toolchain these programs need: install Go 1.21 or newer")

@@ -1,0 +1,3 @@
+module finetune.dev/binaries/pause
+
+go 1.21

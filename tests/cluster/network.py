@@ -1,0 +1,111 @@
+"""The node's links, routes and packet rules, and their removal."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+from layout import NODE_ADDRESS, POD_RANGE, SERVICE_RANGE, ClusterError, Layout
+
+NETWORK_NAME = "finetune-cluster"
+POD_BRIDGE = "ftc-pods"
+# A bridge without ports, for the node's own address; not every kernel has dummy links.
+NODE_LINK = "ftc-node"
+CNI_CACHE = Path("/var/lib/cni")
+FORWARDING = Path("/proc/sys/net/ipv4/ip_forward")
+
+_COMMENT = ["-m", "comment", "--comment", NETWORK_NAME]
+RULES = [
+    ["nat", "POSTROUTING", "-s", POD_RANGE, "!", "-d", POD_RANGE, *_COMMENT, "-j", "MASQUERADE"],
+    # A machine that runs Docker drops what it forwards unless it is told otherwise.
+    ["filter", "FORWARD", "-i", POD_BRIDGE, *_COMMENT, "-j", "ACCEPT"],
+    ["filter", "FORWARD", "-o", POD_BRIDGE, *_COMMENT, "-j", "ACCEPT"],
+]
+
+
+def ensure_node_address() -> None:
+    """An address that only this machine has, and a route that keeps Service addresses inside."""
+    if not _link_exists(NODE_LINK):
+        _ip("link", "add", NODE_LINK, "type", "bridge")
+    _ip("address", "replace", f"{NODE_ADDRESS}/32", "dev", NODE_LINK)
+    _ip("link", "set", NODE_LINK, "up")
+    _ip("route", "replace", SERVICE_RANGE, "dev", NODE_LINK)
+
+
+def ensure_pod_network(layout: Layout) -> None:
+    """Forwarding, masquerading and the CNI configuration of the pods' bridge."""
+    remember = layout.root / "ip_forward.before"
+    if not remember.exists():
+        remember.write_text(FORWARDING.read_text())
+    FORWARDING.write_text("1")
+    for table, chain, *rule in RULES:
+        if _iptables(table, "--check", chain, *rule).returncode:
+            _require(_iptables(table, "--insert", chain, *rule))
+    folder = layout.etc / "cni"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "10-finetune.conflist").write_text(json.dumps(_cni(layout), indent=2))
+
+
+def remove(layout: Layout) -> None:
+    """Take back every link, rule and lease of this cluster."""
+    for table, chain, *rule in RULES:
+        while _iptables(table, "--delete", chain, *rule).returncode == 0:
+            pass
+    _remove_kubernetes_chains()
+    for link in (POD_BRIDGE, NODE_LINK):
+        if _link_exists(link):
+            _ip("link", "delete", link)
+    remember = layout.root / "ip_forward.before"
+    if remember.exists():
+        FORWARDING.write_text(remember.read_text())
+        remember.unlink()
+    for result in (CNI_CACHE / "results").glob(f"{NETWORK_NAME}-*"):
+        result.unlink()
+    shutil.rmtree(layout.root / "leases", ignore_errors=True)
+
+
+def _remove_kubernetes_chains() -> None:
+    """The kubelet and kube-proxy leave chains behind whose names start with KUBE-."""
+    for command in ("iptables", "ip6tables"):
+        for table in ("nat", "filter", "mangle"):
+            saved = subprocess.run([f"{command}-save", "-t", table], check=False, capture_output=True, text=True).stdout
+            lines = [line for line in saved.splitlines() if line.startswith((":KUBE-", "-A ")) and "KUBE-" in line]
+            if not lines:
+                continue
+            chains = [line[1:].split()[0] for line in lines if line.startswith(":")]
+            jumps = [line.replace("-A ", "-D ", 1) for line in lines if line.startswith("-A ")]
+            inner = [line for line in jumps if not line.startswith("-D KUBE-")]
+            script = [f"*{table}", *inner, *(f"-F {name}" for name in chains), *(f"-X {name}" for name in chains)]
+            subprocess.run(
+                [f"{command}-restore", "--noflush"], input="\n".join([*script, "COMMIT", ""]), text=True, check=True
+            )
+
+
+def _cni(layout: Layout) -> dict[str, object]:
+    addresses = {
+        "type": "host-local",
+        "ranges": [[{"subnet": POD_RANGE}]],
+        "routes": [{"dst": "0.0.0.0/0"}],
+        "dataDir": str(layout.root / "leases"),
+    }
+    bridge = {"type": "bridge", "bridge": POD_BRIDGE, "isGateway": True, "hairpinMode": True, "ipam": addresses}
+    return {"cniVersion": "0.4.0", "name": NETWORK_NAME, "plugins": [bridge]}
+
+
+def _link_exists(name: str) -> bool:
+    return Path(f"/sys/class/net/{name}").exists()
+
+
+def _ip(*arguments: str) -> None:
+    _require(subprocess.run(["ip", *arguments], check=False, capture_output=True, text=True))
+
+
+def _iptables(table: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["iptables", "--wait", "-t", table, *arguments], check=False, capture_output=True, text=True)
+
+
+def _require(result: subprocess.CompletedProcess[str]) -> None:
+    if result.returncode:
+        raise ClusterError(f"{' '.join(result.args)}: {result.stderr.strip()}")
