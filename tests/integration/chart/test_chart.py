@@ -1,0 +1,113 @@
+"""What the Helm chart installs: exact rights, closed values, nothing privileged. Rendered by the real helm."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[3]
+CHART = ROOT / "helm" / "finetune-operator"
+RIGHTS = {
+    ("finetune.dev", "finetunejobs"): ["get", "list", "watch"],
+    ("finetune.dev", "finetunejobs/status"): ["patch"],
+    ("batch", "jobs"): ["get", "list", "watch", "create", "delete"],
+    ("", "pods"): ["get", "list", "watch"],
+    ("", "configmaps"): ["get", "create"],
+    ("", "events"): ["list", "create"],
+}
+
+
+@pytest.fixture(scope="module")
+def helm() -> str:
+    """The helm on the PATH, else the one that the test cluster built."""
+    script = 'eval "$("$0" "$1" env)"; command -v helm'
+    cluster = [sys.executable, str(ROOT / "tests" / "cluster" / "cluster.py")]
+    return (
+        shutil.which("helm")
+        or subprocess.run(
+            ["bash", "-euc", script, *cluster], capture_output=True, text=True, check=True, env=os.environ
+        ).stdout.strip()
+    )
+
+
+def render(helm: str, *arguments: str) -> list[dict[str, Any]]:
+    done = subprocess.run(
+        [helm, "template", "release", str(CHART), "--namespace", "system", *arguments],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    return [document for document in yaml.safe_load_all(done.stdout) if document]
+
+
+def of_kind(documents: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
+    return [document for document in documents if document["kind"] == kind]
+
+
+def rights(role: dict[str, Any]) -> dict[tuple[str, str], list[str]]:
+    return {
+        (group, name): rule["verbs"]
+        for rule in role["rules"]
+        for group in rule["apiGroups"]
+        for name in rule["resources"]
+    }
+
+
+def test_the_operator_gets_exactly_these_rights(helm: str) -> None:
+    (role,) = of_kind(render(helm), "ClusterRole")
+    assert rights(role) == RIGHTS
+
+
+def test_the_documented_rights_are_the_granted_ones() -> None:
+    text = (ROOT / "operator" / "README.md").read_text(encoding="utf-8")
+    for (_, resource), verbs in RIGHTS.items():
+        row = next(line for line in text.splitlines() if f"`{resource}`" in line and line.startswith("|"))
+        assert set(verbs) == set(re.findall(r"\b(get|list|watch|create|delete|patch|update)\b", row)), row
+
+
+def test_a_namespaced_operator_gets_roles_and_no_cluster_role(helm: str) -> None:
+    documents = render(helm, "--set", "watchNamespaces={a,b}")
+    assert of_kind(documents, "ClusterRole") == []
+    assert [role["metadata"]["namespace"] for role in of_kind(documents, "Role")] == ["a", "b"]
+    assert all(rights(role) == RIGHTS for role in of_kind(documents, "Role"))
+
+
+def test_a_misspelt_value_is_refused_by_name(helm: str) -> None:
+    done = subprocess.run(
+        [helm, "template", "release", str(CHART), "--set", "defaultStorage.endpont=http://x"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode != 0
+    assert "endpont" in done.stderr
+
+
+def test_the_crd_is_installed_by_value_and_kept_on_uninstall(helm: str) -> None:
+    (crd,) = of_kind(render(helm), "CustomResourceDefinition")
+    assert crd["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep"
+    plain = yaml.safe_load((ROOT / "crds" / "finetunejobs.yaml").read_text(encoding="utf-8"))
+    assert crd["spec"] == plain["spec"]
+    assert of_kind(render(helm, "--set", "crds.enabled=false"), "CustomResourceDefinition") == []
+
+
+def test_the_operator_runs_restricted(helm: str) -> None:
+    (deployment,) = of_kind(render(helm), "Deployment")
+    pod = deployment["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    assert pod["securityContext"]["runAsNonRoot"]
+    assert container["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+
+
+def test_every_setting_that_the_chart_passes_is_one_that_the_operator_reads(helm: str) -> None:
+    (deployment,) = of_kind(render(helm), "Deployment")
+    passed = {entry["name"] for entry in deployment["spec"]["template"]["spec"]["containers"][0]["env"]}
+    text = (ROOT / "operator" / "README.md").read_text(encoding="utf-8")
+    unknown = sorted(name for name in passed if f"`{name}`" not in text)
+    assert unknown == []
