@@ -55,7 +55,8 @@ class RowFile:
         """Yield every row in order; blank lines are no rows. Raises UnreadableFile when the file holds no rows."""
         name = self._path.name
         try:
-            with open(self._path.path, "rb", buffering=BUFFER_BYTES) as file:
+            file: io.BufferedReader = io.BufferedReader(io.FileIO(self._path.path), BUFFER_BYTES)
+            with file:
                 self._file = file
                 yield from _read(file, name)
                 self._finished = file.tell()
