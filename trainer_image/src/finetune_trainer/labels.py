@@ -11,15 +11,16 @@ import hashlib
 import re
 from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
+import orjson
 from tokenizers import Encoding
 
 from finetune_trainer.data.rows import BadRow, ChatRow, Message, Objective, RejectCode, RepairCode
-from finetune_trainer.skeletons import SkeletonFinder, mark
+from finetune_trainer.skeletons import SkeletonFinder
 from finetune_trainer.template import FALLBACK_TEMPLATE, ChatTemplate, TemplateFailure
+from finetune_trainer.template_probe import choose_arguments_form, choose_content_form, has_system_role
 from finetune_trainer.tokenizer_files import TokenizerFiles, load_tokenizer_files
 from finetune_trainer.turn_spans import Sample, Span, Tools, TurnFinder
 
@@ -30,7 +31,8 @@ UNTRAINED = -100
 class Encoded:
     """One training sample; `labels` equals `input_ids` where a token is trained and is -100 elsewhere.
 
-    `answer_cut` counts the trained answers that lost tokens to `max_length`, wholly or in part.
+    `answer_cut` counts the trained answers that lost tokens to `max_length`, wholly or in part;
+    `reasoning_lost` the trained answers whose reasoning the template does not show.
     """
 
     input_ids: list[int]
@@ -39,6 +41,7 @@ class Encoded:
     truncated: bool = False
     answer_cut: int = 0
     repairs: tuple[RepairCode, ...] = ()
+    reasoning_lost: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +50,7 @@ class _Plan:
 
     samples: list[Sample]
     repairs: tuple[RepairCode, ...] = ()
+    reasoning_lost: int = 0
 
 
 class Labeler:
@@ -61,8 +65,9 @@ class Labeler:
         self._template = ChatTemplate(self.template_text, self._files.named_tokens)
         self._finder = TurnFinder(self._template, _control_pattern(self._files, False), self._files.eos_token)
         self._skeletons = SkeletonFinder(self._template, self._finder)
-        self._template.as_parts = _wants_parts(self._template)
-        self._has_system_role = _shows_system(self._template)
+        choose_content_form(self._template)
+        self._has_system_role = has_system_role(self._template)
+        self._has_tool_calls = choose_arguments_form(self._template)
 
     @property
     def template_sha256(self) -> str:
@@ -97,6 +102,8 @@ class Labeler:
             encoding = self.tokenizer.encode(sample.text, add_special_tokens=False)
             at = 0
             for first, last in _token_spans(encoding, sample.spans):
+                if first == last:
+                    continue
                 start, end = encoding.offsets[first][0], encoding.offsets[last - 1][1]
                 pieces += [(sample.text[at:start], False), (sample.text[start:end], True)]
                 at = end
@@ -116,29 +123,36 @@ class Labeler:
         try:
             self._refuse_control_tokens(row)
             messages, repairs = self._fit_system(row.messages)
-            return _Plan(self._samples(messages, row.tools, _trained_turns(messages, objective)), repairs)
+            return self._find_samples(messages, row.tools, _trained_turns(messages, objective), repairs)
         except BadRow as bad:
             return bad
         except TemplateFailure as failure:
             return BadRow(RejectCode.TEMPLATE_ERROR, str(failure)[:200])
 
-    def _samples(self, messages: list[Message], tools: Tools, turns: list[int]) -> list[Sample]:
+    def _find_samples(
+        self, messages: list[Message], tools: Tools, turns: list[int], repairs: tuple[RepairCode, ...]
+    ) -> _Plan:
         if tools is None and not any(message.keys() - {"role", "content", "train"} for message in messages):
             samples = self._skeletons.find(messages, turns)
             if samples is not None:
-                return samples
+                return _Plan(samples, repairs)
+        if not self._has_tool_calls and any("tool_calls" in message for message in messages):
+            raise TemplateFailure("the chat template leaves out tool calls")
         samples = self._finder.find(messages, tools, turns)
         for sample in samples:
             _refuse_losses(sample, messages, tools)
-        return samples
+        return _Plan(samples, repairs, sum(_count_lost_reasoning(sample, messages) for sample in samples))
 
     def _refuse_control_tokens(self, row: ChatRow) -> None:
         for number, message in enumerate(row.messages, 1):
-            for text in (message["content"], message.get("reasoning_content", "")):
-                found = self._control.search(text) if text else None
-                if found:
-                    detail = f"turn {number} spells the control token {found.group()!r}"
-                    raise BadRow(RejectCode.CONTROL_TOKEN_IN_TEXT, detail)
+            found = self._control.search(message["content"])
+            if not found and len(message) > 2:
+                found = self._control.search(orjson.dumps(message).decode())
+            if found:
+                detail = f"turn {number} spells the control token {found.group()!r}"
+                raise BadRow(RejectCode.CONTROL_TOKEN_IN_TEXT, detail)
+        if row.tools and (found := self._control.search(orjson.dumps(row.tools).decode())):
+            raise BadRow(RejectCode.CONTROL_TOKEN_IN_TEXT, f"tools spell the control token {found.group()!r}")
 
     def _fit_system(self, messages: list[Message]) -> tuple[list[Message], tuple[RepairCode, ...]]:
         if self._has_system_role or len(messages) < 2 or messages[0]["role"] != "system":
@@ -160,7 +174,11 @@ class Labeler:
             detail = f"no token of an answer lies within maxLength {max_length} ({longest} tokens)"
             return BadRow(RejectCode.PROMPT_FILLS_CONTEXT, detail)
         if lost:
-            kept[-1] = _with_losses(kept[-1], lost)
+            repaired = tuple(dict.fromkeys((*kept[-1].repairs, RepairCode.TRUNCATED)))
+            cut = kept[-1].answer_cut + lost
+            kept[-1] = replace(kept[-1], truncated=True, answer_cut=cut, repairs=repaired)
+        if plan.reasoning_lost:
+            kept[0] = replace(kept[0], reasoning_lost=plan.reasoning_lost)
         return kept
 
     def _encode(
@@ -188,11 +206,6 @@ class Labeler:
         return ids[1:] if bos is not None and ids[:2] == [bos, bos] else ids
 
 
-def _with_losses(encoded: Encoded, lost: int) -> Encoded:
-    repairs = tuple(dict.fromkeys((*encoded.repairs, RepairCode.TRUNCATED)))
-    return Encoded(encoded.input_ids, encoded.labels, encoded.trained, True, encoded.answer_cut + lost, repairs)
-
-
 def _trained_turns(messages: Sequence[Message], objective: Objective) -> list[int]:
     answers = [turn for turn, message in enumerate(messages) if message["role"] == "assistant"]
     turns = [
@@ -217,43 +230,32 @@ def _token_spans(encoding: Encoding, spans: Sequence[Span]) -> list[Span]:
 
 
 def _refuse_losses(sample: Sample, messages: Sequence[Message], tools: Tools) -> None:
-    """Refuse a sample whose template left out an answer, a tool call, a tool's result or the tools themselves."""
-    last = sample.turns[-1]
-    for turn, message in enumerate(messages[: last + 1]):
-        said = message["content"].rpartition("</think>")[2].strip()
-        if said and said not in sample.text:
+    """Refuse a sample whose template left out a text, a tool call or the tools themselves."""
+    for turn, message in enumerate(messages[: sample.turns[-1] + 1]):
+        if _answer(message) not in sample.text:
             raise TemplateFailure(f"the chat template leaves out or alters turn {turn + 1} ({message['role']})")
-        for call in message.get("tool_calls", ()):
-            if call["function"]["name"] not in sample.text:
-                raise TemplateFailure(f"the chat template leaves out the tool calls of turn {turn + 1}")
     for (start, end), turn in zip(sample.spans, sample.turns, strict=True):
-        answer = messages[turn]["content"].rpartition("</think>")[2].strip()
-        if answer not in sample.text[start:end]:
+        shown = sample.text[start:end]
+        calls = messages[turn].get("tool_calls", ())
+        if _answer(messages[turn]) not in shown or any(call["function"]["name"] not in shown for call in calls):
             raise TemplateFailure(f"the chat template does not show the answer of turn {turn + 1} where it belongs")
     for tool in tools or ():
         if tool["function"]["name"] not in sample.text:
             raise TemplateFailure("the chat template leaves out the tools")
 
 
-def _wants_parts(template: ChatTemplate) -> bool:
-    probe = [Message(role="user", content=mark(0)), Message(role="assistant", content=mark(1))]
-    for as_parts in (False, True):
-        template.as_parts = as_parts
-        try:
-            text = template.render(probe)
-        except TemplateFailure:
-            continue
-        if mark(0) in text and mark(1) in text:
-            return as_parts
-    return False
+def _answer(message: Message) -> str:
+    return message["content"].rpartition("</think>")[2].strip()
 
 
-def _shows_system(template: ChatTemplate) -> bool:
-    roles: tuple[Any, ...] = ("system", "user", "assistant")
-    try:
-        return mark(0) in template.render([Message(role=role, content=mark(n)) for n, role in enumerate(roles)])
-    except TemplateFailure:
-        return False
+def _reasoning(message: Message) -> str:
+    inline = message["content"].rpartition("</think>")[0].rpartition("<think>")[2]
+    return (message.get("reasoning_content") or inline).strip()
+
+
+def _count_lost_reasoning(sample: Sample, messages: Sequence[Message]) -> int:
+    pairs = zip(sample.spans, sample.turns, strict=True)
+    return sum(_reasoning(messages[turn]) not in sample.text[start:end] for (start, end), turn in pairs)
 
 
 def _fallback_template(files: TokenizerFiles) -> str:

@@ -12,7 +12,7 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from finetune_trainer.data.rows import Message
+from finetune_trainer.data.rows import Message, ToolCall
 
 MAX_TEMPLATE_CHARACTERS = 1 << 20
 MAX_TEXT_CHARACTERS = 64 << 20
@@ -36,11 +36,15 @@ class TemplateFailure(Exception):  # noqa: N818 - the row's failure, turned into
 
 
 class ChatTemplate:
-    """A compiled chat template; `as_parts` gives it every content as a list of text parts."""
+    """A compiled chat template; `as_parts` gives it contents as lists of parts.
+
+    `arguments_as_text` gives it the arguments of tool calls as JSON, for templates that expect them so.
+    """
 
     def __init__(self, source: str, variables: Mapping[str, Any]) -> None:
         self.source = source
         self.as_parts = False
+        self.arguments_as_text = False
         self._variables = dict(variables)
         if len(source) > MAX_TEMPLATE_CHARACTERS:
             raise TemplateFailure(f"the chat template is longer than {MAX_TEMPLATE_CHARACTERS} characters")
@@ -83,6 +87,8 @@ class ChatTemplate:
         prepared: dict[str, Any] = {key: value for key, value in message.items() if key != "train"}
         if "reasoning_content" in message:
             prepared[REASONING_ALIAS] = message["reasoning_content"]
+        if self.arguments_as_text and "tool_calls" in message:
+            prepared["tool_calls"] = [_with_text_arguments(call) for call in message["tool_calls"]]
         if self.as_parts:
             prepared["content"] = [{"type": "text", "text": message["content"]}]
         return prepared
@@ -127,6 +133,11 @@ class _Generation(Extension):
     def parse(self, parser: Parser) -> list[nodes.Node]:
         next(parser.stream)
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def _with_text_arguments(call: ToolCall) -> dict[str, Any]:
+    function = call["function"]
+    return {**call, "function": {"name": function["name"], "arguments": _to_json(function["arguments"])}}
 
 
 def _raise_exception(message: str) -> NoReturn:

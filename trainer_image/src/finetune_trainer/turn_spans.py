@@ -63,11 +63,14 @@ class TurnFinder:
 
     def _common_start(self, messages: Sequence[Message], tools: Tools, turn: int, text: str, prompt: str) -> int:
         # The generation prompt opens with more than the turn itself shows, such as a reasoning mark. Where they part is
-        # found with an answer that shares no character with the prompt.
+        # found with an answer that shares no character with the prompt, and must lie behind the text asked.
         blank = Message(role="assistant", content=SENTINEL)
         start = _common_prefix(prompt, self._template.render([*messages[:turn], blank], tools))
-        said = messages[turn - 1]["content"].strip() if turn else ""
-        if prompt[:start] != text[:start] or (said and start < prompt.rfind(said) + len(said)):
+        start = min(start, _common_prefix(prompt, text))
+        asked: Message = {**messages[turn - 1], "content": SENTINEL}
+        outline = self._template.render([*messages[: turn - 1], asked], tools, add_generation_prompt=True)
+        _, found, header = outline.rpartition(SENTINEL)
+        if not found or not prompt.endswith(header) or start < len(prompt) - len(header):
             raise TemplateFailure("the chat template does not let the answer be told from the prompt")
         return start
 

@@ -6,7 +6,8 @@
 
 Every input row comes out exactly once. Without a labeler the checks that need the model's tokenizer are left out.
 UnreadableFile is raised for a file that holds no rows at all. `Summary.to_dict()` has the keys rows, accepted,
-repaired, rejected, malformed, rejectedByCode, repairedByCode, formats, samples, tokens, trainedTokens, answersCut.
+repaired, rejected, malformed, rejectedByCode, repairedByCode, formats, samples, tokens, trainedTokens, answersCut,
+reasoningLost.
 """
 
 import logging

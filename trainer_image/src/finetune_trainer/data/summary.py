@@ -30,6 +30,7 @@ class Summary:
     tokens: int = 0
     trained_tokens: int = 0
     answers_cut: int = 0
+    reasoning_lost: int = 0
 
     @property
     def rows(self) -> int:
@@ -66,6 +67,7 @@ class Summary:
             self.tokens += len(encoded.input_ids)
             self.trained_tokens += encoded.trained
             self.answers_cut += encoded.answer_cut
+            self.reasoning_lost += encoded.reasoning_lost
 
     def to_dict(self) -> dict[str, Any]:
         """Return the counters as `summary.json` holds them, the most frequent code first."""
@@ -82,4 +84,5 @@ class Summary:
             "tokens": self.tokens,
             "trainedTokens": self.trained_tokens,
             "answersCut": self.answers_cut,
+            "reasoningLost": self.reasoning_lost,
         }
