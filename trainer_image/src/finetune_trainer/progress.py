@@ -9,7 +9,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import TextIO, TypeVar
 
@@ -17,6 +17,7 @@ from finetune_api.handoff import ENV_POD_UID, PROGRESS_PORT, ProgressReport, Sta
 from finetune_api.status import EarlyStoppingStatus, Progress, Resolved, StatusBlock
 from finetune_trainer.progress_bar import Bar
 from finetune_trainer.progress_server import serve
+from finetune_trainer.stop import StopFlag
 from finetune_trainer.trainer_metrics import TrainerMetrics
 
 B = TypeVar("B", bound=StatusBlock)
@@ -155,3 +156,13 @@ def _merged(block: B, fields: Fields | None) -> B:
 
 def _is_finite(value: object) -> bool:
     return not isinstance(value, float) or math.isfinite(value)
+
+
+def transfer_beat(reporter: Reporter, stop: StopFlag) -> Callable[[int], None]:
+    """An `on_bytes` that moves the heartbeat and ends the transfer once SIGTERM was seen."""
+
+    def on_bytes(count: int) -> None:
+        stop.raise_if_set()
+        reporter.beat(count)
+
+    return on_bytes

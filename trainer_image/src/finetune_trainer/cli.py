@@ -1,0 +1,133 @@
+"""The commands of `finetune-trainer`. Each loads what it needs when it runs, so that preflight starts in a second."""
+
+# ruff: noqa: PLC0415 - what is heavy is imported when it is needed
+
+import tempfile
+import uuid
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from finetune_api.handoff import CONFIG_DIR, CONFIG_FILE, PROGRESS_PORT, TERMINATION_LOG, WORKSPACE_DIR
+from finetune_api.spec import DatasetFormat, Objective
+from finetune_trainer.run_state import RunState
+
+app = typer.Typer(
+    name="finetune-trainer",
+    help="Checks data, fine-tunes a language model and publishes the result. Exit codes: 0 done, 64 invalid config, "
+    "65 dataset unusable, 66 model unavailable, 69 storage unavailable, 70 internal error, 73 output conflict, "
+    "75 stopped, 76 diverged, 77 storage denied, 79 GPU out of memory.",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Config = Annotated[Path, typer.Option("--config", help="The job's configuration (JSON), as the operator mounts it.")]
+WorkspaceDir = Annotated[Path, typer.Option("--workspace", help="Scratch space for model, rows and checkpoints.")]
+Port = Annotated[int, typer.Option(help="Port of /progress, /metrics and /healthz; 0 = any.", min=0, max=65535)]
+TerminationLog = Annotated[Path, typer.Option(help="File for the report (JSON), if it exists.")]
+
+
+@app.command()
+def preflight(
+    context: typer.Context,
+    config: Config = Path(CONFIG_DIR) / CONFIG_FILE,
+    workspace: WorkspaceDir = Path(WORKSPACE_DIR),
+    port: Port = PROGRESS_PORT,
+    termination_log: TerminationLog = Path(TERMINATION_LOG),
+) -> None:
+    """Check storage, model and rows of a job, without a GPU. Runs in the preflight pod."""
+    from finetune_trainer import pod
+
+    state: RunState = context.obj
+    state.termination_log = termination_log
+    state.finish(pod.preflight(state, config, workspace, port))
+
+
+@app.command()
+def train(
+    context: typer.Context,
+    config: Config = Path(CONFIG_DIR) / CONFIG_FILE,
+    workspace: WorkspaceDir = Path(WORKSPACE_DIR),
+    port: Port = PROGRESS_PORT,
+    termination_log: TerminationLog = Path(TERMINATION_LOG),
+) -> None:
+    """Train and publish a job whose preflight has passed. Runs in the trainer pod."""
+    from finetune_trainer import pod
+
+    state: RunState = context.obj
+    state.termination_log = termination_log
+    state.finish(pod.train(state, config, workspace, port))
+
+
+@app.command()
+def run(
+    context: typer.Context,
+    manifest: Annotated[Path, typer.Argument(metavar="JOB.yaml", help="A FineTuneJob manifest.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder that stands for output.uri.")],
+    maps: Annotated[
+        list[str] | None,
+        typer.Option("--map", metavar="s3://…=DIR", help="A folder or file that stands for a URI; repeatable."),
+    ] = None,
+    workspace: Annotated[
+        Path | None, typer.Option("--workspace", help="Scratch space. Default: a temporary folder.")
+    ] = None,
+) -> None:
+    """Check, train and publish on this machine, from the manifest of a job: no cluster, no operator.
+
+    URIs without a --map are read from the store that the manifest or AWS_ENDPOINT_URL names, with the credentials of
+    the standard AWS variables or profile.
+    """
+    from finetune_trainer import local_run
+
+    state: RunState = context.obj
+    with tempfile.TemporaryDirectory(prefix="finetune-") as scratch:
+        folder = workspace or Path(scratch)
+        state.finish(local_run.run(state, manifest, output, maps or [], workspace=folder, uid=str(uuid.uuid4())))
+
+
+@app.command("check-data")
+def check_data(  # noqa: PLR0917 - the options of a command
+    files: Annotated[list[Path], typer.Argument(metavar="FILE…", help="JSON lines, JSON, CSV or TSV, also gzipped.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for accepted.jsonl, rejected.jsonl and summary.json.")],
+    data_format: Annotated[
+        DatasetFormat, typer.Option("--format", help="Format of the rows.", case_sensitive=False)
+    ] = DatasetFormat.AUTO,
+    objective: Annotated[
+        Objective, typer.Option(help="What the rows are to train.", case_sensitive=False)
+    ] = Objective.CHAT,
+    model: Annotated[
+        Path | None, typer.Option(help="Folder of the model: also check template, control tokens and length.")
+    ] = None,
+    max_length: Annotated[int, typer.Option(help="Longest sequence in tokens, with --model.", min=16)] = 2048,
+    max_rejected_percent: Annotated[
+        int, typer.Option(help="Most malformed rows (percent) that are tolerated.", min=0, max=100)
+    ] = 20,
+) -> None:
+    """Check rows as preflight does, and write what would be trained on. Exits 65 where a job would fail."""
+    from finetune_trainer.check_data import check_data as check
+
+    check(
+        files,
+        out,
+        data_format=data_format,
+        objective=objective,
+        model=model,
+        max_length=max_length,
+        max_rejected_percent=max_rejected_percent,
+    )
+
+
+@app.command()
+def verify(
+    uri: Annotated[str, typer.Argument(help="output.uri of a job: s3://bucket/prefix, or a local folder.")],
+    endpoint: Annotated[
+        str | None, typer.Option(help="URL of the S3 endpoint.", envvar="AWS_ENDPOINT_URL", show_envvar=True)
+    ] = None,
+) -> None:
+    """Read every published file and compare it with the manifest. Exits 1 where one differs."""
+    from finetune_trainer.verify_published import verify_published
+
+    raise typer.Exit(verify_published(uri, endpoint))

@@ -1,0 +1,99 @@
+"""Where a result comes from: `lineage.json` and its short form in the status."""
+
+import hashlib
+import os
+import platform
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from finetune_api.handoff import ENV_IMAGE, JobConfig, Report
+from finetune_api.status import Lineage
+from finetune_trainer.storage import OnBytes, sha256_file
+
+LIBRARIES = (
+    "torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate", "datasets", "tokenizers", "safetensors",
+)  # fmt: skip
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of Python and of the libraries that train, without importing them."""
+    found = {"python": platform.python_version()}
+    for name in LIBRARIES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def digest_folder(directory: Path, on_bytes: OnBytes | None = None) -> dict[str, str]:
+    """SHA-256 (hex) of every file below a folder, by relative path."""
+    paths = sorted(path for path in directory.rglob("*") if path.is_file())
+    return {path.relative_to(directory).as_posix(): sha256_file(path, on_bytes) for path in paths}
+
+
+def combined_sha256(files: Mapping[str, str]) -> str:
+    """One SHA-256 (hex) over names and digests, in the layout of `sha256sum`."""
+    text = "".join(f"{digest}  {name}\n" for name, digest in sorted(files.items()))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def status_lineage(
+    config: JobConfig, *, dataset_sha256: str, model_files: Mapping[str, str] | None = None, trained: bool = True
+) -> Lineage:
+    """The status block; preflight has no digests of the weights, and the libraries have not trained yet."""
+    return Lineage(
+        base_model=config.spec.model.uri,
+        base_model_sha256=combined_sha256(model_files) if model_files else None,
+        dataset_sha256=dataset_sha256,
+        config_sha256=config.config_sha256,
+        trainer_image=os.environ.get(ENV_IMAGE) or None,
+        seed=config.spec.hyperparameters.seed,
+        versions=library_versions() if trained else None,
+    )
+
+
+def build_lineage(
+    config: JobConfig,
+    result: Report,
+    *,
+    model_files: Mapping[str, str],
+    template_sha256: str,
+    dataset: Mapping[str, Any],
+    device: str,
+) -> dict[str, Any]:
+    """The content of `lineage.json`; `dataset` is what preflight wrote as `dataset/summary.json`."""
+    wire = result.model_dump(mode="json", by_alias=True, exclude_none=True)
+    return {
+        "job": {
+            "namespace": config.namespace,
+            "name": config.name,
+            "uid": config.uid,
+            "attempt": config.attempt,
+            "configSha256": config.config_sha256,
+        },
+        "baseModel": {
+            "uri": config.spec.model.uri,
+            "sha256": combined_sha256(model_files),
+            "files": dict(sorted(model_files.items())),
+            "chatTemplateSha256": template_sha256,
+        },
+        "dataset": {
+            "sources": dataset.get("sources", []),
+            "files": dataset.get("files", []),
+            "counts": dataset.get("status", {}),
+        },
+        "trainer": {
+            "image": os.environ.get(ENV_IMAGE) or None,
+            "device": device,
+            "versions": library_versions(),
+            "seed": config.spec.hyperparameters.seed,
+        },
+        "resolved": wire.get("resolved", {}),
+        "metrics": wire.get("metrics", {}),
+        "earlyStopping": wire.get("earlyStopping"),
+        "lastStep": wire.get("lastStep"),
+        "outputUri": config.output_key(),
+    }

@@ -1,0 +1,88 @@
+"""A FineTuneJob manifest read without a cluster: the same types, the same rules, errors named by field."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from finetune_api import names
+from finetune_api.handoff import ExitCode, JobConfig, config_sha256
+from finetune_api.spec import FineTuneJobSpec
+from finetune_trainer.errors import TrainerError
+from finetune_trainer.spec_rules import broken_rules
+
+MAX_ERRORS = 10
+FLOAT = re.compile(r"^[-+]?([0-9]+[.]?[0-9]*|[.][0-9]+)([eE][-+]?[0-9]+)?$")
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2 numbers: PyYAML's own resolver reads `2e-4`, which users write, as a string."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:float"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", FLOAT, list("-+0123456789."))
+
+
+def read_manifest(path: Path, uid: str) -> JobConfig:
+    """The job in a manifest, as a pod would be handed it; raises InvalidConfig naming each wrong field."""
+    document = _read(path)
+    for key, wanted in (("apiVersion", names.API_VERSION), ("kind", names.KIND)):
+        if document.get(key) != wanted:
+            raise _invalid(path, f"{key} is {document.get(key)!r} and must be {wanted}")
+    metadata = document.get("metadata")
+    if not isinstance(metadata, dict) or not isinstance(metadata.get("name"), str):
+        raise _invalid(path, "metadata.name is missing")
+    spec = parse_spec(document.get("spec"), path)
+    return JobConfig(
+        namespace=str(metadata.get("namespace") or "default"),
+        name=metadata["name"],
+        uid=uid,
+        config_sha256=config_sha256(spec),
+        spec=spec,
+    )
+
+
+def parse_spec(content: object, path: Path) -> FineTuneJobSpec:
+    """The spec, checked as the API server checks it."""
+    try:
+        spec = FineTuneJobSpec.model_validate(content)
+    except ValidationError as error:
+        raise _invalid(path, "; ".join(field_errors(error, "spec"))) from None
+    broken = broken_rules(spec)
+    if broken:
+        raise _invalid(path, "; ".join(broken[:MAX_ERRORS]))
+    return spec
+
+
+def field_errors(error: ValidationError, root: str) -> list[str]:
+    """One line per wrong field, with its path; the value is left out where it could be long."""
+    lines = []
+    for one in error.errors(include_url=False)[:MAX_ERRORS]:
+        place = root
+        for part in one["loc"]:
+            place += f"[{part}]" if isinstance(part, int) else f".{part}"
+        what = "unknown field" if one["type"] == "extra_forbidden" else one["msg"]
+        lines.append(f"{place}: {what}")
+    return lines
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        documents = list(yaml.load_all(path.read_text(encoding="utf-8"), Loader=_Loader))
+    except OSError as error:
+        raise _invalid(path, f"cannot be read: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise _invalid(path, f"is not YAML: {' '.join(str(error).split())}") from None
+    jobs = [document for document in documents if isinstance(document, dict)]
+    if len(jobs) != 1:
+        raise _invalid(path, f"holds {len(jobs)} objects and must hold one {names.KIND}")
+    return jobs[0]
+
+
+def _invalid(path: Path, why: str) -> TrainerError:
+    return TrainerError(ExitCode.INVALID_CONFIG, f"{path}: {why}")

@@ -1,0 +1,82 @@
+"""The two pods of a job: configuration from a mounted file, storage from mounted credentials."""
+
+# ruff: noqa: PLC0415 - what is heavy is imported when it is needed
+
+import json
+import logging
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from finetune_api.handoff import ExitCode, JobConfig, Outcome, Report
+from finetune_trainer.errors import TrainerError
+from finetune_trainer.manifest_file import field_errors
+from finetune_trainer.progress import Reporter, transfer_beat
+from finetune_trainer.run_state import RunState
+from finetune_trainer.storage import Storage
+
+logger = logging.getLogger(__name__)
+
+TRAINER_PATIENCE_SECONDS = 180.0
+"""How long a trainer, which may hold hours of work, tries a store that does not answer."""
+
+
+def preflight(state: RunState, config_path: Path, workspace: Path, port: int) -> Report:
+    """Everything that can be checked without a GPU."""
+    config, reporter = _begin(state, config_path, port)
+    from finetune_trainer.preflight import preflight as check
+
+    return check(config, _storage(config), workspace, reporter, state.stop)
+
+
+def train(state: RunState, config_path: Path, workspace: Path, port: int) -> Report:
+    """Training; a result that is already there, whose report was lost, is reported instead of made again."""
+    config, reporter = _begin(state, config_path, port)
+    if config.resolved is None or config.dataset is None:
+        raise TrainerError(ExitCode.INVALID_CONFIG, "the configuration lacks resolved or dataset: run preflight first")
+    storage = _storage(config, patience=TRAINER_PATIENCE_SECONDS)
+    from finetune_trainer.claim import check_claim
+    from finetune_trainer.publish import adopt
+
+    storage.probe(config.output_key())
+    if check_claim(config, storage):
+        found = adopt(config, storage, Outcome.PUBLISHED, transfer_beat(reporter, state.stop))
+        if found:
+            return found
+    state.stop.raise_if_set()
+    from finetune_trainer.train import train as fine_tune
+
+    return fine_tune(config, storage, workspace, reporter, state.stop)
+
+
+def read_config(path: Path, state: RunState) -> JobConfig:
+    """The mounted configuration; what can be told of a broken one goes to the state, so that its report is accepted."""
+    try:
+        content = json.loads(path.read_bytes())
+        state.echo = {"uid": str(content.get("uid", "")), "config_sha256": str(content.get("configSha256", ""))}
+        state.config = JobConfig.model_validate(content)
+    except OSError as error:
+        raise TrainerError(ExitCode.INVALID_CONFIG, f"{path} cannot be read: {error.strerror}") from None
+    except ValidationError as error:
+        raise TrainerError(ExitCode.INVALID_CONFIG, f"{path}: {'; '.join(field_errors(error, 'config'))}") from None
+    except (ValueError, AttributeError):
+        raise TrainerError(ExitCode.INVALID_CONFIG, f"{path} is not a JSON object") from None
+    return state.config
+
+
+def _begin(state: RunState, config_path: Path, port: int) -> tuple[JobConfig, Reporter]:
+    config = read_config(config_path, state)
+    reporter = state.reporter = Reporter(config.uid)
+    try:
+        logger.info("answering /progress, /metrics and /healthz on port %d", reporter.serve(port))
+    except OSError as error:
+        logger.warning("port %d cannot be opened, progress goes unseen: %s", port, error.strerror)
+    state.stop.raise_if_set()
+    return config, reporter
+
+
+def _storage(config: JobConfig, patience: float = 0.0) -> Storage:
+    from finetune_trainer.s3 import S3Storage
+    from finetune_trainer.s3_client import connect
+
+    return S3Storage(connect(config.spec.storage), patience)

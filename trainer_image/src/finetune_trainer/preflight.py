@@ -1,0 +1,104 @@
+"""The check before a GPU is held: storage, claim, model and rows; starts in seconds, without torch."""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+from finetune_api.defaults import Facts, resolve
+from finetune_api.handoff import Artifact, ExitCode, JobConfig, Outcome, Report
+from finetune_trainer.base_model import ModelFacts, check_model
+from finetune_trainer.claim import check_claim, claim
+from finetune_trainer.errors import TrainerError
+from finetune_trainer.labels import Labeler
+from finetune_trainer.lineage import status_lineage
+from finetune_trainer.prepare_dataset import PreparedDataset, prepare_dataset
+from finetune_trainer.progress import Reporter, transfer_beat
+from finetune_trainer.publish import adopt
+from finetune_trainer.stop import StopFlag
+from finetune_trainer.storage import OnBytes, Storage, join
+from finetune_trainer.template import TemplateFailure
+from finetune_trainer.tokenizer_files import TokenizerUnavailable
+
+logger = logging.getLogger(__name__)
+
+
+def preflight(config: JobConfig, storage: Storage, workspace: Path, reporter: Reporter, stop: StopFlag) -> Report:
+    """Check everything that can be checked without a GPU, and leave the canonical rows under `output.uri`.
+
+    The prefix is claimed once model and rows are good: a job that could never train leaves nothing behind.
+    """
+    reporter.stage("Loading")
+    on_bytes = transfer_beat(reporter, stop)
+    _probe(config, storage)
+    if check_claim(config, storage):
+        adopted = adopt(config, storage, Outcome.ADOPTED, on_bytes)
+        if adopted:
+            return adopted
+    model = check_model(config.spec.model.uri, storage, workspace / "tokenizer", on_bytes)
+    labeler = _labeler(config, workspace / "tokenizer")
+    dataset = prepare_dataset(config, storage, workspace, labeler, on_bytes=on_bytes, on_rows=_on_rows(reporter, stop))
+    claim(config, storage)
+    _upload(config, dataset, storage, on_bytes)
+    return _report(config, model, dataset)
+
+
+def _probe(config: JobConfig, storage: Storage) -> None:
+    """Each bucket once, so that wrong keys, a missing bucket or a dead endpoint show at once."""
+    dataset = config.spec.dataset
+    uris = [config.output_key(), config.spec.model.uri, dataset.train.uri]
+    if dataset.validation:
+        uris.append(dataset.validation.uri)
+    seen = set()
+    for uri in uris:
+        bucket = uri.split("/")[2]
+        if bucket not in seen:
+            storage.probe(uri)
+            seen.add(bucket)
+
+
+def _labeler(config: JobConfig, directory: Path) -> Labeler:
+    try:
+        return Labeler(directory)
+    except (TokenizerUnavailable, TemplateFailure) as error:
+        raise TrainerError(
+            ExitCode.MODEL_UNAVAILABLE, f"{config.spec.model.uri}: the tokenizer cannot be used: {error}"
+        ) from None
+
+
+def _on_rows(reporter: Reporter, stop: StopFlag) -> Callable[[], None]:
+    def on_rows() -> None:
+        stop.raise_if_set()
+        reporter.beat()
+
+    return on_rows
+
+
+def _upload(config: JobConfig, dataset: PreparedDataset, storage: Storage, on_bytes: OnBytes) -> None:
+    """The summary last: it vouches for the others."""
+    for name in [*(file.path for file in dataset.files), Artifact.DATASET_SUMMARY]:
+        storage.upload(dataset.directory / name, join(config.output_key(), name), on_bytes)
+
+
+def _report(config: JobConfig, model: ModelFacts, dataset: PreparedDataset) -> Report:
+    counts = dataset.status
+    resolved = resolve(
+        config.spec,
+        Facts(
+            parameters=model.parameters,
+            train_rows=dataset.train_samples,
+            validation_rows=dataset.validation_samples,
+        ),
+    )
+    return Report(
+        outcome=Outcome.VALIDATED,
+        reason=Outcome.VALIDATED.value,
+        message=(
+            f"{counts.accepted} of {counts.rows} rows can be used: {counts.train_rows} to train on, "
+            f"{counts.validation_rows} to evaluate with; {model.architecture} with {model.parameters:,} weights"
+        ),
+        job_uid=config.uid,
+        config_sha256=config.config_sha256,
+        dataset=counts,
+        resolved=resolved,
+        lineage=status_lineage(config, dataset_sha256=dataset.digest(Artifact.TRAIN_ROWS), trained=False),
+    )

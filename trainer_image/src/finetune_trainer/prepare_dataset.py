@@ -1,0 +1,249 @@
+"""Preflight's look at the rows: fetch, check, split, and write the canonical rows that training reads."""
+
+import json
+import logging
+import shutil
+from array import array
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from finetune_api.handoff import Artifact, ExitCode, JobConfig, ManifestFile
+from finetune_api.spec import DataSource
+from finetune_api.status import DatasetStatus
+from finetune_trainer.data.check import check_files
+from finetune_trainer.data.report import ACCEPTED, REJECTED, CheckOutput, read_accepted
+from finetune_trainer.data.rows import NamedPath, Rejected, RepairCode, UnreadableFile
+from finetune_trainer.data.split import PromptSplit, Split, collect_prompts
+from finetune_trainer.data.summary import Summary
+from finetune_trainer.errors import ObjectMissing, TrainerError
+from finetune_trainer.labels import Labeler
+from finetune_trainer.storage import OnBytes, Storage, sha256_file
+
+logger = logging.getLogger(__name__)
+
+FIRST_LINES = 5
+
+
+@dataclass(slots=True)
+class CheckedFile:
+    """One source after the check: its accepted rows lie in `directory`, with the samples that each gives."""
+
+    source: DataSource
+    sha256: str
+    size: int
+    directory: Path
+    summary: Summary = field(default_factory=Summary)
+    samples: "array[int]" = field(default_factory=lambda: array("I"))
+    first_rejects: list[Rejected] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedDataset:
+    """The canonical rows in `directory`, named as under `output.uri`, and what was counted."""
+
+    directory: Path
+    files: list[ManifestFile]
+    status: DatasetStatus
+    train_samples: int
+    validation_samples: int
+
+    def digest(self, name: Artifact) -> str:
+        """SHA-256 of one of the files."""
+        return next(file.sha256 for file in self.files if file.path == name)
+
+
+def prepare_dataset(
+    config: JobConfig,
+    storage: Storage,
+    workspace: Path,
+    labeler: Labeler,
+    *,
+    on_bytes: OnBytes,
+    on_rows: Callable[[], None],
+) -> PreparedDataset:
+    """Check every source against the model's own tokenizer; raises DatasetUnusable with counts and first lines."""
+    dataset = config.spec.dataset
+    check = _Check(config, storage, workspace, labeler, on_bytes, on_rows)
+    validation = check.run("validation", dataset.validation) if dataset.validation else None
+    prompts = collect_prompts(read_accepted(validation.directory / ACCEPTED)) if validation else frozenset()
+    train = check.run("train", dataset.train, prompts, dataset.max_samples)
+    split = _split(config, train)
+    out = workspace / "prepared"
+    (out / "dataset").mkdir(parents=True, exist_ok=True)
+    train_samples, held_out_samples = _write_rows(out, train, validation, split)
+    _concatenate(out / Artifact.REJECTED, [one.directory / REJECTED for one in (train, validation) if one])
+    status = _status(train, validation, split)
+    files = _describe(out)
+    _write_summary(out, train, validation, status=status, files=files, labeler=labeler)
+    return PreparedDataset(out, files, status, train_samples, held_out_samples)
+
+
+@dataclass(frozen=True, slots=True)
+class _Check:
+    config: JobConfig
+    storage: Storage
+    workspace: Path
+    labeler: Labeler
+    on_bytes: OnBytes
+    on_rows: Callable[[], None]
+
+    def run(
+        self, name: str, source: DataSource, prompts: frozenset[int] = frozenset(), max_samples: int | None = None
+    ) -> CheckedFile:
+        checked = self._fetch(name, source)
+        try:
+            self._check(checked, self.workspace / f"source-{name}", prompts, max_samples)
+        except UnreadableFile as error:
+            raise TrainerError(ExitCode.DATASET_UNUSABLE, f"{source.uri} cannot be read as rows: {error}") from None
+        _refuse_unusable(checked, self.config.spec.dataset.max_rejected_percent)
+        return checked
+
+    def _fetch(self, name: str, source: DataSource) -> CheckedFile:
+        path = self.workspace / f"source-{name}"
+        try:
+            self.storage.download(source.uri, path, self.on_bytes)
+        except ObjectMissing as error:
+            raise TrainerError(
+                ExitCode.DATASET_UNUSABLE, f"{error.message}: correct spec.dataset.{name}.uri, or upload the rows"
+            ) from None
+        digest = sha256_file(path)
+        if source.sha256 and digest != source.sha256:
+            raise TrainerError(
+                ExitCode.DATASET_UNUSABLE,
+                f"{source.uri} has the SHA-256 {digest}, not the one in spec.dataset.{name}.sha256: the rows changed",
+            )
+        return CheckedFile(source, digest, path.stat().st_size, self.workspace / f"checked-{name}")
+
+    def _check(self, checked: CheckedFile, path: Path, prompts: frozenset[int], max_samples: int | None) -> None:
+        rows = check_files(
+            [NamedPath(path, checked.source.uri)],
+            summary=checked.summary,
+            format=self.config.spec.dataset.format.value,
+            objective=self.config.spec.objective.value,
+            max_samples=max_samples,
+            labeler=self.labeler,
+            max_length=self.config.spec.hyperparameters.max_length,
+            validation_prompts=prompts,
+            on_progress=lambda _rows, _bytes: self.on_rows(),
+        )
+        with CheckOutput(checked.directory, checked.summary) as out:
+            for row in rows:
+                out.write(row)
+                if not isinstance(row, Rejected):
+                    checked.samples.append(len(row.encodings))
+                elif len(checked.first_rejects) < FIRST_LINES:
+                    checked.first_rejects.append(row)
+
+
+def _refuse_unusable(checked: CheckedFile, max_percent: int) -> None:
+    summary = checked.summary
+    if summary.accepted and (max_percent >= 100 or summary.malformed_percent <= max_percent):
+        return
+    codes = ", ".join(f"{code} {count}" for code, count in summary.rejected_by_code.most_common())
+    lines = "; ".join(f"line {row.line}: {row.code}: {row.detail}" for row in checked.first_rejects)
+    if not summary.rows:
+        why = "there are no rows"
+    elif not summary.accepted:
+        why = f"none of the {summary.rows} rows can be used"
+    else:
+        why = (
+            f"{summary.malformed} of {summary.rows} rows are malformed ({summary.malformed_percent:.1f} %, "
+            f"dataset.maxRejectedPercent is {max_percent})"
+        )
+    found = f" ({codes}). First: {lines}" if codes else ""
+    raise TrainerError(ExitCode.DATASET_UNUSABLE, f"{checked.source.uri}: {why}{found}")
+
+
+def _split(config: JobConfig, train: CheckedFile) -> Split:
+    dataset = config.spec.dataset
+    chooser = PromptSplit(dataset.validation_split_percent or 0, config.spec.hyperparameters.seed)
+    for row in read_accepted(train.directory / ACCEPTED):
+        chooser.add(row)
+    split = chooser.close()
+    if split.warning:
+        logger.warning("%s: %s", train.source.uri, split.warning)
+    return split
+
+
+def _write_rows(out: Path, train: CheckedFile, validation: CheckedFile | None, split: Split) -> tuple[int, int]:
+    """Returns the samples that training and evaluation will see."""
+    samples = Counter({True: 0, False: 0})
+    held_out = out / Artifact.VALIDATION_ROWS
+    with (out / Artifact.TRAIN_ROWS).open("wb") as train_file, held_out.open("wb") as validation_file:
+        rows = read_accepted(train.directory / ACCEPTED)
+        for row, count in zip(rows, train.samples, strict=True):
+            is_held_out = split.is_validation(row)
+            samples[is_held_out] += count
+            line = orjson.dumps(row.to_dict(), option=orjson.OPT_APPEND_NEWLINE)
+            (validation_file if is_held_out else train_file).write(line)
+    if validation:
+        (validation.directory / ACCEPTED).replace(held_out)
+        return samples[False], sum(validation.samples)
+    if not split.validation_rows:
+        held_out.unlink()
+    return samples[False], samples[True]
+
+
+def _concatenate(target: Path, parts: list[Path]) -> None:
+    with target.open("wb") as file:
+        for part in parts:
+            with part.open("rb") as source:
+                shutil.copyfileobj(source, file)
+
+
+def _status(train: CheckedFile, validation: CheckedFile | None, split: Split) -> DatasetStatus:
+    summaries = [one.summary for one in (train, validation) if one]
+    rejected: Counter[str] = Counter()
+    repaired: Counter[str] = Counter()
+    formats: Counter[str] = Counter()
+    for summary in summaries:
+        rejected.update({code.value: count for code, count in summary.rejected_by_code.items()})
+        repaired.update({code.value: count for code, count in summary.repaired_by_code.items()})
+        formats.update({name.value: count for name, count in summary.formats.items()})
+    return DatasetStatus(
+        rows=sum(summary.rows for summary in summaries),
+        accepted=sum(summary.accepted for summary in summaries),
+        repaired=sum(summary.repaired for summary in summaries),
+        rejected=sum(summary.rejected for summary in summaries),
+        rejected_by_code=dict(rejected.most_common()),
+        repaired_by_code=dict(repaired.most_common()),
+        format=dict(formats.most_common()),
+        train_rows=split.train_rows,
+        validation_rows=validation.summary.accepted if validation else split.validation_rows,
+        truncated=repaired[RepairCode.TRUNCATED.value],
+    )
+
+
+def _describe(out: Path) -> list[ManifestFile]:
+    paths = sorted(path for path in out.rglob("*") if path.is_file())
+    return [
+        ManifestFile(path=path.relative_to(out).as_posix(), size=path.stat().st_size, sha256=sha256_file(path))
+        for path in paths
+    ]
+
+
+def _write_summary(
+    out: Path,
+    train: CheckedFile,
+    validation: CheckedFile | None,
+    *,
+    status: DatasetStatus,
+    files: list[ManifestFile],
+    labeler: Labeler,
+) -> None:
+    content: dict[str, Any] = {
+        "status": status.model_dump(mode="json", by_alias=True, exclude_none=True),
+        "train": train.summary.to_dict(),
+        "validation": validation.summary.to_dict() if validation else None,
+        "sources": [
+            {"uri": one.source.uri, "sha256": one.sha256, "size": one.size} for one in (train, validation) if one
+        ],
+        "files": [file.model_dump(by_alias=True) for file in files],
+        "chatTemplateSha256": labeler.template_sha256,
+    }
+    (out / Artifact.DATASET_SUMMARY).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,79 @@
+"""What one process knows of its job, and how it ends: the report in the termination message, and the exit code."""
+
+import logging
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from finetune_api.handoff import ExitCode, JobConfig, Outcome, Report
+from finetune_trainer.errors import TrainerError
+from finetune_trainer.progress import Reporter
+from finetune_trainer.stop import StopFlag
+
+logger = logging.getLogger("finetune_trainer")
+
+MESSAGE_CHARACTERS = 1000
+
+
+@dataclass
+class RunState:
+    """Filled in as the process learns more; what is missing stays out of the report."""
+
+    stop: StopFlag
+    config: JobConfig | None = None
+    reporter: Reporter | None = None
+    termination_log: Path | None = None
+    echo: dict[str, str] = field(default_factory=dict)
+    """uid and config digest of a config that could not be read as a whole."""
+
+    def finish(self, report: Report) -> None:
+        """Leave the report of a success."""
+        self._close()
+        logger.info("%s: %s", report.reason, report.message)
+        self._write(report)
+
+    def fail(self, error: TrainerError) -> ExitCode:
+        """Leave the report of a failure; returns the exit code."""
+        self._close()
+        level = logging.WARNING if error.code is ExitCode.PREEMPTED else logging.ERROR
+        logger.log(level, "%s: %s", error.code.reason, error.message)
+        self._write(self._failure(error))
+        return error.code
+
+    def _failure(self, error: TrainerError) -> Report:
+        report = Report(
+            outcome=Outcome.PREEMPTED if error.code is ExitCode.PREEMPTED else Outcome.FAILED,
+            reason=error.code.reason,
+            message=one_line(error.message),
+            job_uid=self.config.uid if self.config else self.echo.get("uid", ""),
+            config_sha256=self.config.config_sha256 if self.config else self.echo.get("config_sha256", ""),
+        )
+        if self.reporter:
+            seen = self.reporter.snapshot()
+            report.last_step = seen.progress.step
+            report.metrics = seen.metrics if seen.metrics.model_fields_set else None
+            report.early_stopping = seen.early_stopping
+            report.resolved = seen.resolved
+        return report
+
+    def _write(self, report: Report) -> None:
+        """Where there is no termination log (not a container) there is nobody to read it."""
+        if self.termination_log is None or not self.termination_log.exists():
+            return
+        try:
+            self.termination_log.write_text(report.to_termination_message(), encoding="ascii")
+        except OSError as error:
+            logger.warning("the termination message cannot be written: %s", error.strerror)
+
+    def _close(self) -> None:
+        if self.reporter:
+            self.reporter.close()
+
+
+def one_line(text: str, limit: int = MESSAGE_CHARACTERS) -> str:
+    """The text on one line, cut in the middle where it is long, so that both cause and fix stay."""
+    text = " ".join(text.split())
+    if len(text) <= limit:
+        return text
+    half = math.floor((limit - 3) / 2)
+    return f"{text[:half]} … {text[-half:]}"
