@@ -1,13 +1,131 @@
-"""stand-in"""
+"""Build the project's images where the node keeps its images, so that nothing has to be copied."""
 
 from __future__ import annotations
 
-from layout import Layout
+import hashlib
+import json
+import subprocess
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import containers
+from base_image import ensure_base_image
+from binaries import binary
+from daemons import Daemon, ensure, run_logged, wait_until
+from layout import CHECKOUT, Layout
+
+# The namespace is the kubelet's: what BuildKit exports there, a pod can run.
+CONFIG = """\
+root = "{root}/buildkit"
+
+[grpc]
+  address = ["unix://{root}/buildkit.sock"]
+
+[worker.oci]
+  enabled = false
+
+[worker.containerd]
+  enabled = true
+  address = "{socket}"
+  namespace = "k8s.io"
+  networkMode = "host"
+  maxUsedSpace = "30GB"
+"""
+
+
+@dataclass(frozen=True)
+class Image:
+    """One of the project's images and the files that make it."""
+
+    name: str
+    dockerfile: str
+    sources: tuple[str, ...]
+
+
+IMAGES = {
+    "operator": Image(
+        "finetune-operator",
+        "operator/Dockerfile",
+        ("requirements/uv.txt", "requirements/operator.txt", "crds/src", "operator/src"),
+    ),
+    "trainer": Image(
+        "finetune-trainer",
+        "trainer_image/Dockerfile",
+        ("requirements/uv.txt", "requirements/trainer.txt", "crds/src", "trainer_image/src"),
+    ),
+}
 
 
 def build_all(layout: Layout) -> dict[str, str]:
-    return {}
+    """Build what changed; the references, by the image's role."""
+    base = ensure_base_image(layout)
+    references = {"base": base.removeprefix("docker.io/library/")}
+    for role, image in IMAGES.items():
+        references[role] = f"{image.name}:{_content_hash(image, base)}"
+        if f"docker.io/library/{references[role]}" not in containers.images(layout):
+            _build(layout, image, references[role], base)
+    layout.images_file.write_text(json.dumps(references, indent=2) + "\n")
+    return references
 
 
 def environment(layout: Layout) -> dict[str, str]:
-    return {}
+    """The references of the last build, as variables."""
+    if not layout.images_file.exists():
+        return {}
+    references = json.loads(layout.images_file.read_text())
+    return {f"FINETUNE_{role.upper()}_IMAGE": reference for role, reference in references.items()}
+
+
+def _build(layout: Layout, image: Image, reference: str, base: str) -> None:
+    print(f"building {reference} … ", end="", flush=True)
+    begin = time.monotonic()
+    _start_builder(layout)
+    run_logged(
+        layout,
+        f"image-{image.name}",
+        [
+            *_buildctl(layout),
+            "build",
+            "--progress=plain",
+            "--frontend=dockerfile.v0",
+            f"--local=context={CHECKOUT}",
+            f"--local=dockerfile={CHECKOUT}",
+            f"--opt=filename={image.dockerfile}",
+            f"--opt=build-arg:BASE_IMAGE={base}",
+            "--opt=image-resolve-mode=local",
+            f"--output=type=image,name=docker.io/library/{reference},unpack=true,compression=uncompressed",
+        ],
+    )
+    print(f"{time.monotonic() - begin:.0f} s", flush=True)
+
+
+def _start_builder(layout: Layout) -> None:
+    config = layout.etc / "buildkit.toml"
+    config.write_text(CONFIG.format(root=layout.root, socket=layout.containerd_socket))
+    ensure(layout, Daemon("buildkitd", [binary("buildkitd"), f"--config={config}"]))
+    wait_until(lambda: _builder_answers(layout), 30, "the image builder", layout, "buildkitd")
+
+
+def _builder_answers(layout: Layout) -> bool:
+    return subprocess.run([*_buildctl(layout), "debug", "workers"], check=False, capture_output=True).returncode == 0
+
+
+def _buildctl(layout: Layout) -> list[str]:
+    return [binary("buildctl"), f"--addr=unix://{layout.root}/buildkit.sock"]
+
+
+def _content_hash(image: Image, base: str) -> str:
+    digest = hashlib.sha256(base.encode())
+    for path in _files(image):
+        digest.update(f"\n{path.relative_to(CHECKOUT)}\n".encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def _files(image: Image) -> list[Path]:
+    found = {CHECKOUT / image.dockerfile, CHECKOUT / ".dockerignore"}
+    for source in image.sources:
+        path = CHECKOUT / source
+        found |= {path} if path.is_file() else {each for each in path.rglob("*") if each.is_file()}
+    return sorted(path for path in found if "__pycache__" not in path.parts and path.suffix != ".pyc")

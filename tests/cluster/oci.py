@@ -27,10 +27,12 @@ def write_archive(target: Path, reference: str, files: Mapping[str, Path], entry
     layer.unlink()
 
 
-def write_archive_of_root(target: Path, reference: str, layer: Path, config: Mapping[str, object]) -> None:
+def write_archive_of_root(
+    target: Path, reference: str, layer: Path, config: Mapping[str, object], environment: Sequence[str] = ()
+) -> None:
     """An image whose only layer is the given uncompressed tar file."""
     digest = _sha256(layer)
-    settings: dict[str, object] = {"Env": [f"PATH={SEARCH_PATH}"], **config}
+    settings: dict[str, object] = {"Env": [f"PATH={SEARCH_PATH}", *environment], **config}
     image = _blob(
         {
             "architecture": ARCHITECTURES[platform.machine()],
