@@ -17,6 +17,8 @@ LABEL_COMPONENT = "app.kubernetes.io/component"
 LABEL_MANAGED_BY = "app.kubernetes.io/managed-by"
 LABEL_JOB_NAME = f"{GROUP}/job-name"
 LABEL_ATTEMPT = f"{GROUP}/attempt"
+ANNOTATION_JOB_NAME = f"{GROUP}/job-name"
+"""On children: the FineTuneJob's full name, which may be longer than a label value."""
 
 APP_NAME = "finetunejob"
 MANAGED_BY = "finetune-operator"

@@ -1,0 +1,121 @@
+"""`finetune-operator`: wires the parts together; when one of them ends, the process ends."""
+
+import asyncio
+import json
+import logging
+import sys
+
+from finetune_operator.cluster import Cluster
+from finetune_operator.errors import ClusterError
+from finetune_operator.handlers import watch
+from finetune_operator.health import Health
+from finetune_operator.metrics import Metrics
+from finetune_operator.objects import Key
+from finetune_operator.progress import Puller
+from finetune_operator.reconcile import Reconciler
+from finetune_operator.settings import Settings
+from finetune_operator.state import Memory
+from finetune_operator.workqueue import WorkQueue, work
+
+log = logging.getLogger("finetune_operator")
+WAIT_SECONDS = 2.0
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The record as JSON."""
+        line = {
+            "time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S%z"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        return json.dumps(line | ({"error": self.formatException(record.exc_info)} if record.exc_info else {}))
+
+
+def set_up_logging(settings: Settings) -> None:
+    """The log goes to standard error."""
+    handler = logging.StreamHandler(sys.stderr)
+    text = logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s")
+    handler.setFormatter(JsonFormatter() if settings.log_format == "json" else text)
+    logging.basicConfig(level=settings.log_level, handlers=[handler], force=True)
+    logging.getLogger("kopf").setLevel(max(logging.WARNING, logging.getLevelName(settings.log_level)))
+
+
+async def wait_until_served(cluster: Cluster) -> None:
+    """Waits for the API server and for the CRD, which may be installed a moment later than the operator."""
+    while True:
+        try:
+            if await cluster.is_served():
+                return
+            log.warning("the API server does not know FineTuneJobs: is the CRD installed?")
+        except ClusterError as problem:
+            log.warning("the API server does not answer: %s", problem)
+        await asyncio.sleep(WAIT_SECONDS)
+
+
+async def check_rights(cluster: Cluster) -> None:
+    """Names missing rights in the log; what they block says so in its conditions."""
+    try:
+        for right in await cluster.missing_rights():
+            log.error("the operator's role lacks: %s", right)
+    except ClusterError as problem:
+        log.warning("rights not checked: %s", problem)
+
+
+async def resync(cluster: Cluster, queue: WorkQueue[Key], metrics: Metrics, memory: Memory, seconds: float) -> None:
+    """Looks at every job now and then, so that nothing depends on a watch having told all."""
+    while True:
+        await asyncio.sleep(seconds)
+        try:
+            jobs = await cluster.list_jobs()
+        except ClusterError as problem:
+            log.warning("resync skipped: %s", problem)
+            continue
+        for key in metrics.jobs.retain(job.key for job in jobs):
+            memory.forget(key)
+        for job in jobs:
+            if not job.is_finished:
+                queue.add(job.key)
+
+
+async def run(settings: Settings) -> None:
+    """Runs until SIGTERM, or until a part fails."""
+    queue: WorkQueue[Key] = WorkQueue()
+    memory, metrics = Memory(), Metrics()
+    health = Health(queue, memory, metrics)
+    server = await health.serve(settings.http_port)
+    cluster = Cluster(settings, metrics)
+    try:
+        await wait_until_served(cluster)
+        await check_rights(cluster)
+        reconciler = Reconciler(cluster, memory, queue, settings, metrics)
+        parts = [
+            *(asyncio.create_task(work(queue, reconciler.handle)) for _ in range(settings.workers)),
+            asyncio.create_task(Puller(memory, queue, settings, metrics).run()),
+            asyncio.create_task(resync(cluster, queue, metrics, memory, settings.resync_seconds)),
+            asyncio.create_task(watch(queue, memory, metrics, settings, health.ready)),
+        ]
+        log.info("serving %s", ", ".join(settings.watch_namespaces) or "all namespaces")
+        done, others = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
+        for part in others:
+            part.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+        for part in done:
+            part.result()
+    finally:
+        await cluster.close()
+        await server.cleanup()
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    settings = Settings()
+    set_up_logging(settings)
+    asyncio.run(run(settings))
+
+
+if __name__ == "__main__":
+    main()

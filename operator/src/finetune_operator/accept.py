@@ -1,0 +1,79 @@
+"""Whether a job may run here: the allow-lists, one sentence for each refusal."""
+
+import fnmatch
+import ipaddress
+import socket
+from urllib.parse import urlsplit
+
+from finetune_api.spec import FineTuneJobSpec
+from finetune_operator.objects import Job, repository
+from finetune_operator.settings import Settings
+
+METADATA_NAMES = frozenset({"metadata", "metadata.google.internal", "instance-data", "instance-data.ec2.internal"})
+METADATA_ADDRESSES = frozenset(
+    ipaddress.ip_address(text) for text in ("169.254.169.254", "fd00:ec2::254", "100.100.100.200", "168.63.129.16")
+)
+
+
+def refusal(job: Job, settings: Settings) -> str | None:
+    """Why the job is not allowed to run, with the setting that would allow it; None when it is."""
+    spec = job.spec
+    if spec is None:
+        return None
+    return (
+        _image(spec, settings)
+        or _service_account(spec, job.key.namespace, settings)
+        or _priority_class(spec, settings)
+        or _endpoint(spec, settings)
+    )
+
+
+def _image(spec: FineTuneJobSpec, settings: Settings) -> str | None:
+    image = spec.trainer.image
+    allowed = {repository(one) for one in [settings.trainer_image, *settings.allowed_images]}
+    if image is None or repository(image) in allowed:
+        return None
+    return f"image {image} is not allowed: use a tag of {settings.trainer_image}, or add it to FINETUNE_ALLOWED_IMAGES"
+
+
+def _service_account(spec: FineTuneJobSpec, namespace: str, settings: Settings) -> str | None:
+    name = spec.trainer.service_account_name
+    if name in {None, "default"} or {name, f"{namespace}/{name}"} & set(settings.allowed_service_accounts):
+        return None
+    return f"service account {name} is not allowed: add it to FINETUNE_ALLOWED_SERVICE_ACCOUNTS"
+
+
+def _priority_class(spec: FineTuneJobSpec, settings: Settings) -> str | None:
+    name = spec.scheduling.priority_class_name if spec.scheduling else None
+    if name is None or name in settings.allowed_priority_classes:
+        return None
+    return f"priority class {name} is not allowed: add it to FINETUNE_ALLOWED_PRIORITY_CLASSES"
+
+
+def _endpoint(spec: FineTuneJobSpec, settings: Settings) -> str | None:
+    endpoint = spec.storage.endpoint if spec.storage else None
+    if endpoint is None or endpoint == settings.default_storage_endpoint:
+        return None
+    if is_metadata_address(urlsplit(endpoint).hostname or ""):
+        return f"storage endpoint {endpoint} is a link-local or metadata address, which is never allowed"
+    allowed = settings.allowed_storage_endpoints
+    if not allowed or any(fnmatch.fnmatchcase(endpoint.rstrip("/"), pattern.rstrip("/")) for pattern in allowed):
+        return None
+    return f"storage endpoint {endpoint} is not allowed: add it to FINETUNE_ALLOWED_STORAGE_ENDPOINTS"
+
+
+def is_metadata_address(host: str) -> bool:
+    """Whether a host is a cloud's metadata service, in any spelling of its address."""
+    host = host.rstrip(".").lower()
+    if host in METADATA_NAMES:
+        return True
+    try:
+        address = ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        try:
+            # The C library also reads 2852039166, 0xa9fea9fe and 169.254.43518 as addresses, and so do HTTP clients.
+            address = ipaddress.ip_address(socket.inet_aton(host))
+        except OSError:
+            return False
+    plain = getattr(address, "ipv4_mapped", None) or address
+    return plain.is_link_local or plain in METADATA_ADDRESSES

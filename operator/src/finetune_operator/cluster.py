@@ -1,0 +1,288 @@
+"""The one module that talks to the API server, and that turns its answers into objects and named errors."""
+
+import asyncio
+import functools
+import re
+import time
+from concurrent.futures import ThreadPoolExecutor
+from http import HTTPStatus
+from typing import Any, cast
+from urllib.parse import urlencode
+
+import kubernetes
+import orjson
+import urllib3
+
+from finetune_api import names
+from finetune_operator import manifests
+from finetune_operator.errors import (
+    AlreadyExists,
+    ClusterError,
+    Denied,
+    Gone,
+    NameTaken,
+    Outdated,
+    Refused,
+    RetryLater,
+)
+from finetune_operator.manifests import Child
+from finetune_operator.metrics import Metrics
+from finetune_operator.objects import ChildJob, Job, Key, Object, Pod, controller_of
+from finetune_operator.settings import Settings
+from finetune_operator.state import Warnings
+
+PAGE = 500
+RIGHTS = (
+    ("list", names.GROUP, names.PLURAL, ""),
+    ("watch", names.GROUP, names.PLURAL, ""),
+    ("patch", names.GROUP, names.PLURAL, "status"),
+    *((verb, "batch", "jobs", "") for verb in ("get", "list", "watch", "create", "delete")),
+    *((verb, "", "pods", "") for verb in ("list", "watch")),
+    *((verb, "", "configmaps", "") for verb in ("get", "create")),
+    *((verb, "", "events", "") for verb in ("list", "create")),
+)
+_RBAC = re.compile(r'cannot (\w+) resource "([^"]+)"')
+
+
+class Cluster:
+    """Reads and writes; every call runs in a thread, within the rate limit and the time-out."""
+
+    def __init__(self, settings: Settings, metrics: Metrics) -> None:
+        self._settings = settings
+        self._metrics = metrics
+        self._threads = ThreadPoolExecutor(settings.workers, thread_name_prefix="api")
+        self._bucket = TokenBucket(settings.api_qps, settings.api_burst)
+        self._connection = Connection(settings)
+
+    async def close(self) -> None:
+        """Ends the threads and the connections."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._connection.close()
+
+    async def get_job(self, key: Key) -> Job:
+        """The FineTuneJob as it is stored now."""
+        return Job.from_object(await self._call("GET", _custom(key.namespace, key.name)))
+
+    async def list_jobs(self) -> list[Job]:
+        """Every FineTuneJob that is served."""
+        found: list[Job] = []
+        for namespace in self._settings.watch_namespaces or [""]:
+            path = _custom(namespace) if namespace else f"/apis/{names.API_VERSION}/{names.PLURAL}"
+            token = ""
+            while True:
+                page = await self._call("GET", path, query={"limit": PAGE, "continue": token})
+                found += [Job.from_object(item) for item in page["items"]]
+                token = page["metadata"].get("continue", "")
+                if not token:
+                    break
+        return found
+
+    async def list_children(self, key: Key) -> tuple[ChildJob, ...]:
+        """The Jobs that carry the job's name, whoever owns them."""
+        items = await self._list_named(key, _jobs(key.namespace))
+        return tuple(ChildJob.from_object(item) for item in items)
+
+    async def list_pods(self, key: Key) -> tuple[Pod, ...]:
+        """The pods that carry the job's name."""
+        return tuple(Pod.from_object(item) for item in await self._list_named(key, _pods(key.namespace)))
+
+    async def _list_named(self, key: Key, path: str) -> list[Object]:
+        page = await self._call("GET", path, query={"labelSelector": manifests.selector(key.name)})
+        return [
+            item
+            for item in page["items"]
+            if (item["metadata"].get("annotations") or {}).get(names.ANNOTATION_JOB_NAME) == key.name
+        ]
+
+    async def create_child(self, job: Job, child: Child) -> ChildJob:
+        """Creates ConfigMap and Job; one that is there already is success when this very job owns it."""
+        namespace = job.key.namespace
+        await self._create_owned(job, f"/api/v1/namespaces/{namespace}/configmaps", child.config_map)
+        return ChildJob.from_object(await self._create_owned(job, _jobs(namespace), child.job))
+
+    async def _create_owned(self, job: Job, path: str, body: Object) -> Object:
+        try:
+            return await self._call("POST", path, body=body)
+        except AlreadyExists:
+            name = body["metadata"]["name"]
+            found = await self._call("GET", f"{path}/{name}")
+            if controller_of(found).get("uid") == job.uid:
+                return found
+            raise NameTaken(body["kind"], name) from None
+
+    async def delete_child(self, job: Job, child: ChildJob) -> None:
+        """Deletes exactly that Job, and with it its pods."""
+        body = {"propagationPolicy": "Background", "preconditions": {"uid": child.uid}}
+        try:
+            await self._call("DELETE", f"{_jobs(job.key.namespace)}/{child.name}", body=body)
+        except (Gone, Outdated):
+            return
+
+    async def patch_status(self, job: Job, change: Object) -> Job:
+        """Writes the changed parts of the status, unless somebody else wrote the object since it was read."""
+        meta = {"uid": job.uid, "resourceVersion": job.resource_version}
+        path = f"{_custom(job.key.namespace, job.key.name)}/status"
+        body = {"metadata": meta, "status": change}
+        return Job.from_object(await self._call("PATCH", path, body=body, content_type="application/merge-patch+json"))
+
+    async def list_warnings(self, namespace: str, kind: str, uid: str) -> Warnings:
+        """Warning events of one object, newest first."""
+        fields = f"involvedObject.kind={kind},involvedObject.uid={uid},type=Warning"
+        path = f"/api/v1/namespaces/{namespace}/events"
+        page = await self._call("GET", path, query={"fieldSelector": fields, "limit": PAGE})
+        items = sorted(page["items"], key=_event_time, reverse=True)
+        return Warnings(uid, tuple((one.get("reason", ""), one.get("message", "")) for one in items))
+
+    async def post_event(self, event: Object) -> None:
+        """Posts an event; one that is there already is the same."""
+        path = f"/api/v1/namespaces/{event['metadata']['namespace']}/events"
+        try:
+            await self._call("POST", path, body=event)
+        except AlreadyExists:
+            return
+
+    async def is_served(self) -> bool:
+        """Whether the API server knows FineTuneJobs yet."""
+        try:
+            await self._call("GET", f"/apis/{names.API_VERSION}")
+        except Gone:
+            return False
+        return True
+
+    async def missing_rights(self) -> list[str]:
+        """What the operator may not do, as `verb resource (namespace)`."""
+        missing = []
+        for namespace in self._settings.watch_namespaces or [""]:
+            for verb, group, resource, part in RIGHTS:
+                asked = {"verb": verb, "group": group, "resource": resource, "subresource": part}
+                review = {
+                    "apiVersion": "authorization.k8s.io/v1",
+                    "kind": "SelfSubjectAccessReview",
+                    "spec": {"resourceAttributes": asked | ({"namespace": namespace} if namespace else {})},
+                }
+                path = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
+                answer = await self._call("POST", path, body=review)
+                if not answer["status"]["allowed"]:
+                    name = f"{resource}/{part}" if part else resource
+                    missing.append(f"{verb} {name} ({namespace or 'all namespaces'})")
+        return missing
+
+    async def _call(
+        self,
+        verb: str,
+        path: str,
+        *,
+        body: Object | None = None,
+        query: dict[str, Any] | None = None,
+        content_type: str = "application/json",
+    ) -> Object:
+        await self._bucket.take()
+        send = functools.partial(self._send, verb, path, body, query or {}, content_type)
+        return await asyncio.get_running_loop().run_in_executor(self._threads, send)
+
+    def _send(self, verb: str, path: str, body: Object | None, query: dict[str, Any], content_type: str) -> Object:
+        code = "failed"
+        try:
+            answer = self._connection.request(verb, path, orjson.dumps(body) if body else None, query, content_type)
+            code = str(answer.status)
+        except urllib3.exceptions.HTTPError as problem:
+            raise RetryLater(f"{verb} {path}: {problem}") from problem
+        finally:
+            self._metrics.requests.labels(verb, code).inc()
+        if answer.status >= HTTPStatus.BAD_REQUEST:
+            raise error_from(answer.status, answer.data, answer.headers.get("Retry-After"), path)
+        return cast("Object", orjson.loads(answer.data))
+
+
+class Connection:
+    """The `kubernetes` client's TLS set-up and credentials, without its models: objects stay plain JSON."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._configuration = kubernetes.client.Configuration()
+        kubernetes.config.load_config(client_configuration=self._configuration)
+        self._configuration.connection_pool_maxsize = settings.workers
+        self._client = kubernetes.client.ApiClient(self._configuration)
+        self._timeout = urllib3.Timeout(connect=settings.api_timeout_seconds, read=settings.api_timeout_seconds)
+
+    def request(
+        self, verb: str, path: str, body: bytes | None, query: dict[str, Any], content_type: str
+    ) -> urllib3.BaseHTTPResponse:
+        """One request, never repeated here: the work queue does that."""
+        wanted = {name: value for name, value in query.items() if value not in {"", None}}
+        url = f"{self._configuration.host}{path}" + (f"?{urlencode(wanted)}" if wanted else "")
+        headers = {"Accept": "application/json", "Content-Type": content_type, "User-Agent": names.MANAGED_BY}
+        for item in self._configuration.auth_settings().values():
+            if item["in"] == "header" and item["value"]:
+                headers[item["key"]] = item["value"]
+        pool: urllib3.PoolManager = self._client.rest_client.pool_manager
+        return pool.request(verb, url, body=body, headers=headers, timeout=self._timeout, retries=False)
+
+    def close(self) -> None:
+        """Closes the connections."""
+        self._client.rest_client.pool_manager.clear()
+
+
+class TokenBucket:
+    """A rate limit: `rate` a second, `burst` at once. Used from one event loop."""
+
+    def __init__(self, rate: float, burst: int) -> None:
+        self._rate = rate
+        self._burst = burst
+        self._free = float(burst)
+        self._at = time.monotonic()
+
+    async def take(self) -> None:
+        """Takes one token; waits for it when there is none, in the order of asking."""
+        now = time.monotonic()
+        self._free = min(self._burst, self._free + (now - self._at) * self._rate) - 1
+        self._at = now
+        if self._free < 0:
+            await asyncio.sleep(-self._free / self._rate)
+
+
+def _custom(namespace: str, name: str = "") -> str:
+    base = f"/apis/{names.API_VERSION}/namespaces/{namespace}/{names.PLURAL}"
+    return f"{base}/{name}" if name else base
+
+
+def _jobs(namespace: str) -> str:
+    return f"/apis/batch/v1/namespaces/{namespace}/jobs"
+
+
+def _pods(namespace: str) -> str:
+    return f"/api/v1/namespaces/{namespace}/pods"
+
+
+def _event_time(event: Object) -> str:
+    return str(event.get("lastTimestamp") or event.get("eventTime") or event["metadata"].get("creationTimestamp") or "")
+
+
+def error_from(code: int, body: bytes, retry_after: str | None, path: str) -> ClusterError:
+    """The named error of an answer."""
+    try:
+        answer = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        answer = {}
+    answer = answer if isinstance(answer, dict) else {}
+    message, reason = str(answer.get("message") or f"{path}: HTTP {code}"), answer.get("reason")
+    if code == HTTPStatus.FORBIDDEN:
+        return _forbidden(message, path)
+    if code == HTTPStatus.NOT_FOUND:
+        return Gone(message)
+    if code == HTTPStatus.CONFLICT:
+        return AlreadyExists(message) if reason == "AlreadyExists" else Outdated(message)
+    if code in {HTTPStatus.BAD_REQUEST, HTTPStatus.UNPROCESSABLE_ENTITY, HTTPStatus.REQUEST_ENTITY_TOO_LARGE}:
+        return Refused(message)
+    return RetryLater(message, float(retry_after) if retry_after and retry_after.isdigit() else None)
+
+
+def _forbidden(message: str, path: str) -> ClusterError:
+    """403 is a missing right, a namespace that is going away, or a policy's refusal."""
+    found = _RBAC.search(message)
+    if found:
+        parts = path.strip("/").split("/")
+        namespace = parts[parts.index("namespaces") + 1] if "namespaces" in parts else "(all)"
+        return Denied(found.group(1), found.group(2), namespace)
+    if "is being terminated" in message:
+        return Gone(message)
+    return Refused(message)

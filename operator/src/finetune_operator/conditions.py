@@ -1,0 +1,147 @@
+"""Conditions: one table of sentences, one way to set them, and the one-word summary that is derived from them."""
+
+from datetime import datetime
+from typing import Literal
+
+from finetune_api.names import ConditionType, Phase, Reason
+from finetune_api.status import Condition, FineTuneJobStatus
+
+Truth = Literal["True", "False", "Unknown"]
+C, R = ConditionType, Reason
+
+SENTENCES: dict[tuple[ConditionType, str], str] = {
+    (C.ACCEPTED, R.ACCEPTED): "The job is allowed to run here.",
+    (C.ACCEPTED, R.FORBIDDEN): "{detail}.",
+    (C.ACCEPTED, R.INVALID_SPEC): "This version of the operator cannot read the spec: {detail}.",
+    (C.ACCEPTED, R.NAME_CONFLICT): "{detail}: rename or remove it; the job goes on by itself.",
+    (C.ACCEPTED, R.API_DENIED): "{detail}: grant the right; the job goes on by itself.",
+    (C.VALIDATED, R.PENDING): "Preflight has not started.",
+    (C.VALIDATED, R.PREFLIGHT_RUNNING): "Preflight checks dataset, model and storage.",
+    (C.VALIDATED, R.DATASET_VALID): "{detail}",
+    (C.VALIDATED, R.ADOPTED): "A complete result of this very job is already published.",
+    (C.RUNNING, R.NOT_STARTED): "No trainer has started yet.",
+    (C.RUNNING, R.PODS_STARTING): "The trainer pod is starting.",
+    (C.RUNNING, R.PODS_RUNNING): "The trainer pod runs.",
+    (C.RUNNING, R.FINISHED): "The trainer has ended.",
+    (C.RUNNING, R.UNREACHABLE): "The trainer pod runs but does not answer for its progress: {detail}",
+    (C.RUNNING, R.UNSCHEDULABLE): "No node can take the pod: {detail}",
+    (C.RUNNING, R.IMAGE_PULL_FAILED): "The image cannot be pulled: {detail}",
+    (C.RUNNING, R.POD_CREATION_REFUSED): "The API server refuses to create the pod: {detail}",
+    (C.RUNNING, R.MOUNT_FAILED): "A volume of the pod cannot be mounted: {detail}",
+    (C.RUNNING, R.CONTAINER_ERROR): "The container cannot be started: {detail}",
+    (C.RUNNING, R.BACKING_OFF): "Waiting for the next run; the last one ended: {detail}",
+    (C.EARLY_STOPPED, R.NOT_CONFIGURED): "Early stopping is off.",
+    (C.EARLY_STOPPED, R.NOT_TRIGGERED): "The evaluation loss still falls, or patience lasts.",
+    (C.EARLY_STOPPED, R.PATIENCE_EXHAUSTED): "The evaluation loss no longer fell; the best weights are published.",
+    (C.PUBLISHED, R.NOT_PUBLISHED): "Nothing is published yet.",
+    (C.PUBLISHED, R.MANIFEST_REPORTED): "The manifest and every file it names were read back from {detail}.",
+    (C.COMPLETE, R.PROGRESSING): "The job is not finished.",
+    (C.COMPLETE, R.SUCCEEDED): "The result is published at {detail}.",
+    (C.COMPLETE, R.ADOPTED): "The result that was already published at {detail} is this job's; nothing was trained.",
+    (C.FAILED, R.PROGRESSING): "The job has not failed.",
+    (C.FAILED, R.SUCCEEDED): "The job succeeded.",
+    (C.FAILED, R.BACKOFF_LIMIT_EXCEEDED): "More runs failed than backoffLimit allows; the last one: {detail}",
+    (C.FAILED, R.TOO_MANY_PREEMPTIONS): "The job was preempted more often than maxPreemptions allows: {detail}",
+}
+"""What each condition says; a reason of the exit table that is not listed says what the trainer said."""
+
+
+class Conditions:
+    """Sets conditions on a draft of the status; a transition time moves only with the condition's value."""
+
+    def __init__(self, status: FineTuneJobStatus, generation: int, now: datetime) -> None:
+        self.status = status
+        self.generation = generation
+        self.now = now
+
+    def set(self, kind: ConditionType, truth: Truth, reason: str, detail: str = "") -> None:
+        """Sets one condition to the sentence of its kind and reason."""
+        sentence = SENTENCES.get((kind, reason), "{detail}")
+        self._put(kind, truth, reason, sentence.format(detail=detail.strip())[:2048] or reason)
+
+    def set_if_absent(self, kind: ConditionType, truth: Truth, reason: str) -> None:
+        """Sets one condition unless it was set before."""
+        if self.status.condition(kind) is None:
+            self.set(kind, truth, reason)
+
+    def start(self, *, early_stopping: bool) -> None:
+        """Every condition is there from the first sight on."""
+        self.set_if_absent(C.ACCEPTED, "Unknown", R.PENDING)
+        self.set_if_absent(C.VALIDATED, "Unknown", R.PENDING)
+        self.set_if_absent(C.RUNNING, "False", R.NOT_STARTED)
+        self.set_if_absent(C.EARLY_STOPPED, "False", R.NOT_TRIGGERED if early_stopping else R.NOT_CONFIGURED)
+        self.set_if_absent(C.PUBLISHED, "False", R.NOT_PUBLISHED)
+        self.set_if_absent(C.COMPLETE, "False", R.PROGRESSING)
+        self.set_if_absent(C.FAILED, "False", R.PROGRESSING)
+
+    def succeed(self, reason: Reason, uri: str) -> None:
+        """The terminal success."""
+        self.set(C.RUNNING, "False", R.FINISHED)
+        self.set(C.PUBLISHED, "True", R.MANIFEST_REPORTED, uri)
+        self.set(C.COMPLETE, "True", reason, uri)
+        self.set(C.FAILED, "False", R.SUCCEEDED)
+
+    def fail(self, reason: str, detail: str) -> None:
+        """The terminal failure."""
+        self.set(C.RUNNING, "False", R.FINISHED)
+        self.set(C.FAILED, "True", reason, detail)
+        self._put(C.COMPLETE, "False", reason, "The job failed.")
+
+    def summarise(self) -> None:
+        """Derives phase, reason and message, and Ready, Reconciling and Stalled as kstatus reads them."""
+        leading = _leading(self.status)
+        self.status.phase = phase_of(self.status).value
+        self.status.reason, self.status.message = leading.reason, leading.message
+        self.status.observed_generation = self.generation
+        is_complete, is_failed = self.status.is_true(C.COMPLETE), self.status.is_true(C.FAILED)
+        ready: Truth = "True" if is_complete else "False" if is_failed else "Unknown"
+        self._put(C.READY, ready, leading.reason, leading.message)
+        self._put(C.RECONCILING, _truth(not (is_complete or is_failed)), leading.reason, leading.message)
+        self._put(C.STALLED, _truth(is_failed), leading.reason, leading.message)
+
+    def _put(self, kind: ConditionType, truth: Truth, reason: str, message: str) -> None:
+        old = self.status.condition(kind)
+        moved = self.now if old is None or old.status != truth else old.last_transition_time
+        new = Condition(
+            type=kind.value,
+            status=truth,
+            reason=str(reason),
+            message=message,
+            last_transition_time=moved,
+            observed_generation=self.generation,
+        )
+        others = [one for one in self.status.conditions or [] if one.type != kind]
+        place = {one.type: index for index, one in enumerate(self.status.conditions or [])}.get(kind, len(others))
+        self.status.conditions = [*others[:place], new, *others[place:]]
+
+
+def _truth(value: bool) -> Truth:
+    return "True" if value else "False"
+
+
+def _leading(status: FineTuneJobStatus) -> Condition:
+    """The condition that tells most: the end if there is one, else the first step that is not done."""
+    found = {one.type: one for one in status.conditions or []}
+    for kind in (C.FAILED, C.COMPLETE):
+        if status.is_true(kind):
+            return found[kind]
+    running = found[C.RUNNING]
+    if not status.is_true(C.ACCEPTED):
+        return found[C.ACCEPTED]
+    is_troubled = running.reason not in {R.NOT_STARTED, R.PODS_STARTING, R.PODS_RUNNING, R.FINISHED}
+    return running if status.is_true(C.VALIDATED) or is_troubled else found[C.VALIDATED]
+
+
+def phase_of(status: FineTuneJobStatus) -> Phase:
+    """One word for people."""
+    validated = status.condition(C.VALIDATED)
+    if status.is_true(C.FAILED):
+        return Phase.FAILED
+    if status.is_true(C.COMPLETE):
+        return Phase.SUCCEEDED
+    if not status.is_true(C.VALIDATED):
+        return Phase.PENDING if validated is None or validated.reason == R.PENDING else Phase.PREFLIGHT
+    if not status.is_true(C.RUNNING):
+        return Phase.STARTING
+    stage = status.progress.stage if status.progress else None
+    return Phase.PUBLISHING if stage in {"Merging", "Publishing", "Done"} else Phase.TRAINING

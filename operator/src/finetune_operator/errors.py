@@ -1,0 +1,47 @@
+"""What the API server can answer, as types that name what to do about it."""
+
+
+class ClusterError(Exception):
+    """The API server did not do what was asked."""
+
+
+class RetryLater(ClusterError):  # noqa: N818 -- the name is the advice
+    """Overload, time-out or a lost connection: the same request may succeed later."""
+
+    def __init__(self, message: str, after_seconds: float | None = None) -> None:
+        super().__init__(message)
+        self.after_seconds = after_seconds
+
+
+class Denied(ClusterError):  # noqa: N818
+    """The operator lacks a right."""
+
+    def __init__(self, verb: str, resource: str, namespace: str) -> None:
+        super().__init__(f"the operator may not {verb} {resource} in namespace {namespace}")
+        self.verb = verb
+        self.resource = resource
+
+
+class Gone(ClusterError):  # noqa: N818
+    """The object, or its namespace, is not there."""
+
+
+class AlreadyExists(ClusterError):  # noqa: N818
+    """An object of that name is there already."""
+
+
+class Outdated(ClusterError):  # noqa: N818
+    """Somebody else wrote the object since it was read."""
+
+
+class Refused(ClusterError):  # noqa: N818
+    """The API server finds the request wrong (admission, validation, quota); the message is its own."""
+
+
+class NameTaken(ClusterError):  # noqa: N818
+    """A child's name is held by an object that is not ours."""
+
+    def __init__(self, kind: str, name: str) -> None:
+        super().__init__(f"{kind} {name} exists and belongs to somebody else")
+        self.kind = kind
+        self.name = name

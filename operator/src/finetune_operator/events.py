@@ -1,0 +1,125 @@
+"""Events for people, derived from what changed between two states; nothing is posted while nothing changes."""
+
+import hashlib
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from finetune_api import names
+from finetune_api.names import ConditionType, EventReason
+from finetune_api.status import FineTuneJobStatus
+from finetune_operator import runs
+from finetune_operator.objects import Job, Object
+
+C, E = ConditionType, EventReason
+MAX_NOTE = 1000
+
+
+@dataclass(frozen=True)
+class Event:
+    """One thing that happened to a FineTuneJob."""
+
+    reason: EventReason
+    message: str
+    is_warning: bool = False
+
+
+def between(old: FineTuneJobStatus, new: FineTuneJobStatus) -> list[Event]:
+    """What happened between two states, in the order in which it happens."""
+    return [*_accepted(old, new), *_preflight(old, new), *_runs(old, new), *_end(old, new)]
+
+
+def _became(old: FineTuneJobStatus, new: FineTuneJobStatus, kind: ConditionType, truth: str) -> bool:
+    before, after = old.condition(kind), new.condition(kind)
+    return after is not None and after.status == truth and (before is None or before.status != truth)
+
+
+def _message(status: FineTuneJobStatus, kind: ConditionType) -> str:
+    found = status.condition(kind)
+    return found.message if found else ""
+
+
+def _accepted(old: FineTuneJobStatus, new: FineTuneJobStatus) -> list[Event]:
+    found = []
+    if _became(old, new, C.ACCEPTED, "True"):
+        found.append(Event(E.ACCEPTED, _message(new, C.ACCEPTED)))
+    if _became(old, new, C.ACCEPTED, "False"):
+        found.append(Event(E.REFUSED, _message(new, C.ACCEPTED), is_warning=True))
+    return found
+
+
+def _preflight(old: FineTuneJobStatus, new: FineTuneJobStatus) -> list[Event]:
+    before, after = old.condition(C.VALIDATED), new.condition(C.VALIDATED)
+    found = []
+    running = names.Reason.PREFLIGHT_RUNNING
+    if after and after.reason == running and (before is None or before.reason != running):
+        found.append(Event(E.PREFLIGHT_STARTED, after.message))
+    if after and _became(old, new, C.VALIDATED, "True"):
+        if after.reason == names.Reason.ADOPTED:
+            found.append(Event(E.ADOPTED, after.message))
+        else:
+            found.append(Event(E.DATASET_VALIDATED, after.message))
+        if new.dataset and new.dataset.rejected:
+            found.append(Event(E.ROWS_REJECTED, runs.dataset_sentence(new.dataset), is_warning=True))
+    return found
+
+
+def _runs(old: FineTuneJobStatus, new: FineTuneJobStatus) -> list[Event]:
+    found = []
+    known = {run.pod_uid for run in runs.of(old)}
+    for run in runs.of(new):
+        if run.pod_uid not in known and run.result == "Preempted":
+            found.append(Event(E.TRAINER_PREEMPTED, f"Run {run.run} was preempted: {run.reason}: {run.message}"))
+        if run.pod_uid not in known and run.result == "Failed":
+            found.append(Event(E.TRAINER_FAILED, f"Run {run.run} failed: {run.reason}: {run.message}", is_warning=True))
+    before, after = old.attempts or 0, new.attempts or 0
+    name = new.job_ref.name if new.job_ref else ""
+    if after > before == 0:
+        found.append(Event(E.TRAINING_STARTED, f"Created trainer Job {name}."))
+    elif after > before:
+        found.append(Event(E.TRAINING_RETRIED, f"Created trainer Job {name} for attempt {after}."))
+    return found
+
+
+def _end(old: FineTuneJobStatus, new: FineTuneJobStatus) -> list[Event]:
+    found = []
+    if _became(old, new, C.EARLY_STOPPED, "True"):
+        found.append(Event(E.EARLY_STOPPED, _message(new, C.EARLY_STOPPED)))
+    if _became(old, new, C.COMPLETE, "True"):
+        found.append(Event(E.COMPLETED, _message(new, C.COMPLETE)))
+    if _became(old, new, C.FAILED, "True"):
+        failed = new.condition(C.FAILED)
+        text = f"{failed.reason}: {failed.message}" if failed else ""
+        found.append(Event(E.FAILED, text, is_warning=True))
+    return found
+
+
+def build_event(job: Job, event: Event, instance: str, now: datetime) -> Object:
+    """The event as the API takes it; its name follows from its content, so that a repetition is the same event."""
+    stamp = now.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    content = f"{job.uid}/{job.resource_version}/{event.reason}/{event.message}"
+    return {
+        "apiVersion": "v1",
+        "kind": "Event",
+        "metadata": {
+            "namespace": job.key.namespace,
+            "name": f"{job.key.name[:230]}.{hashlib.sha256(content.encode()).hexdigest()[:16]}",
+        },
+        "involvedObject": {
+            "apiVersion": names.API_VERSION,
+            "kind": names.KIND,
+            "namespace": job.key.namespace,
+            "name": job.key.name,
+            "uid": job.uid,
+            "resourceVersion": job.resource_version,
+        },
+        "type": "Warning" if event.is_warning else "Normal",
+        "reason": event.reason.value,
+        "message": event.message[:MAX_NOTE],
+        "source": {"component": names.MANAGED_BY},
+        "reportingComponent": names.MANAGED_BY,
+        "reportingInstance": instance[:128] or names.MANAGED_BY,
+        "action": "Reconcile",
+        "firstTimestamp": stamp,
+        "lastTimestamp": stamp,
+        "count": 1,
+    }

@@ -1,0 +1,104 @@
+"""What a pod's end proves: its report, if it can be trusted, and the exit table."""
+
+import json
+import re
+from dataclasses import dataclass
+from typing import NoReturn
+
+from pydantic import ValidationError
+
+from finetune_api.handoff import (
+    TERMINAL_EXIT_CODES,
+    TERMINATION_LIMIT_BYTES,
+    ExitCode,
+    Outcome,
+    Report,
+    config_sha256,
+)
+from finetune_api.names import Reason
+from finetune_operator.objects import ChildJob, Job, Pod
+
+RESULT_SUCCEEDED = "Succeeded"
+RESULT_FAILED = "Failed"
+RESULT_PREEMPTED = "Preempted"
+LOG_TAIL = 300
+_EXIT_IN_MESSAGE = re.compile(r"exit code (\d+)")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How one run counts."""
+
+    result: str
+    reason: str
+    message: str
+    is_terminal: bool = False
+    report: Report | None = None
+
+
+def read_report(pod: Pod, job: Job) -> Report | None:
+    """The pod's report, or None unless it is small, well-formed, and echoes this job's uid and config digest.
+
+    That the pod's controller is a Job of ours is for the caller to know.
+    """
+    if job.spec is None or not pod.message or len(pod.message.encode()) > TERMINATION_LIMIT_BYTES:
+        return None
+    try:
+        report = Report.model_validate(json.loads(pod.message, parse_constant=_refuse))
+    except (ValueError, ValidationError, RecursionError):
+        return None
+    is_ours = report.job_uid == job.uid and report.config_sha256 == config_sha256(job.spec)
+    return report if is_ours else None
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is not a number")
+
+
+def judge(pod: Pod, job: Job, *, failed_unseen: bool = False) -> Verdict:
+    """The exit table for one ended trainer pod; `failed_unseen`: the Job counts a failed pod that nobody saw end."""
+    report = read_report(pod, job)
+    code = pod.exit_code
+    if code == ExitCode.OK:
+        return _judge_success(report)
+    if code in TERMINAL_EXIT_CODES:
+        reason = ExitCode(code).reason
+        return Verdict(RESULT_FAILED, reason, _message(pod, report), is_terminal=True, report=report)
+    if code == ExitCode.PREEMPTED or pod.disruption or pod.container_reason == "Evicted":
+        reason = pod.disruption or (pod.container_reason if code is None else "") or Reason.PREEMPTED
+        return Verdict(RESULT_PREEMPTED, reason[:64], _message(pod, report), report=report)
+    if code is None:
+        result = RESULT_FAILED if failed_unseen or pod.phase == "Failed" else RESULT_PREEMPTED
+        return Verdict(result, Reason.UNOBSERVED, pod.message[:LOG_TAIL] or "nobody saw how the pod ended")
+    return Verdict(RESULT_FAILED, _counted_reason(pod, code), _message(pod, report), report=report)
+
+
+def _judge_success(report: Report | None) -> Verdict:
+    if report and report.outcome is Outcome.PUBLISHED and report.artifacts and report.artifacts.manifest_sha256:
+        return Verdict(RESULT_SUCCEEDED, Reason.SUCCEEDED, report.message, report=report)
+    return Verdict(RESULT_FAILED, Reason.RESULT_MISSING, "the trainer ended with 0 but reported no published result")
+
+
+def _counted_reason(pod: Pod, code: int) -> str:
+    if pod.container_reason == "OOMKilled":
+        return Reason.OUT_OF_MEMORY
+    known = {member.value for member in ExitCode}
+    return ExitCode(code).reason if code in known else Reason.CONTAINER_ERROR
+
+
+def _message(pod: Pod, report: Report | None) -> str:
+    """The report's sentence, else the last line that the container wrote."""
+    if report:
+        return report.message
+    if pod.container_reason == "OOMKilled":
+        return "the container ran out of memory: raise resources.limits.memory, or lower the batch size or maxLength"
+    lines = [line.strip() for line in pod.message.splitlines() if line.strip()]
+    tail = lines[-1][:LOG_TAIL] if lines else ""
+    return tail or f"the container ended with exit code {pod.exit_code}"
+
+
+def reason_of_failed_job(child: ChildJob) -> str | None:
+    """The exit table's reason from the Job controller's own sentence, for when no pod is left to ask."""
+    found = _EXIT_IN_MESSAGE.search(child.failed_message)
+    code = int(found.group(1)) if found else -1
+    return ExitCode(code).reason if code in TERMINAL_EXIT_CODES else None

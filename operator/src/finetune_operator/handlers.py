@@ -1,0 +1,85 @@
+"""The kopf shell: events of three kinds of objects become keys on the work queue."""
+
+import asyncio
+from typing import Any
+
+import kopf
+
+from finetune_api import names
+from finetune_operator.metrics import Metrics
+from finetune_operator.objects import Job, Key, key_of_child
+from finetune_operator.settings import Settings
+from finetune_operator.state import Memory
+from finetune_operator.workqueue import WorkQueue
+
+OURS = f"{names.LABEL_MANAGED_BY}={names.MANAGED_BY}"
+
+
+def build_registry(queue: WorkQueue[Key], memory: Memory, metrics: Metrics) -> kopf.OperatorRegistry:
+    """The handlers; they translate, keep what would be lost, and decide nothing."""
+    registry = kopf.OperatorRegistry()
+
+    async def on_job(event: kopf.RawEvent, body: kopf.Body, **_: Any) -> None:
+        memory.saw(names.PLURAL)
+        key = Key(body.metadata["namespace"], body.metadata["name"])
+        if event["type"] == "DELETED":
+            metrics.jobs.remove(key)
+            memory.forget(key)
+            return
+        job = Job.from_object(dict(body))
+        metrics.jobs.show(job)
+        if not job.is_finished:
+            queue.add(key)
+
+    async def on_child(body: kopf.Body, **_: Any) -> None:
+        memory.saw("jobs")
+        _add(queue, key_of_child(dict(body)))
+
+    async def on_pod(event: kopf.RawEvent, body: kopf.Body, **_: Any) -> None:
+        memory.saw("pods")
+        key = key_of_child(dict(body))
+        if key is not None:
+            memory.keep_end(key, dict(body), gone=event["type"] == "DELETED")
+            queue.add(key)
+
+    kopf.on.event(names.GROUP, names.VERSION, names.PLURAL, id="job", registry=registry)(on_job)
+    kopf.on.event("batch", "v1", "jobs", id="child", registry=registry)(on_child)
+    kopf.on.event("", "v1", "pods", id="pod", registry=registry)(on_pod)
+    kopf.on.login(id="login", registry=registry)(_login)
+    return registry
+
+
+def _add(queue: WorkQueue[Key], key: Key | None) -> None:
+    if key is not None:
+        queue.add(key)
+
+
+def _login(**kwargs: Any) -> kopf.ConnectionInfo | None:
+    return kopf.login_with_service_account(**kwargs) or kopf.login_with_kubeconfig(**kwargs)
+
+
+def build_kopf_settings(settings: Settings) -> kopf.OperatorSettings:
+    """kopf without anything that writes to the cluster or needs more rights than list and watch."""
+    chosen = kopf.OperatorSettings()
+    chosen.posting.enabled = False
+    chosen.scanning.disabled = True
+    chosen.watching.connect_timeout = settings.api_timeout_seconds
+    chosen.watching.chunk_size = 500
+    chosen.watching.label_selectors["batch", "jobs"] = OURS
+    chosen.watching.label_selectors["", "pods"] = OURS
+    chosen.networking.request_timeout = 4 * settings.api_timeout_seconds
+    return chosen
+
+
+async def watch(
+    queue: WorkQueue[Key], memory: Memory, metrics: Metrics, settings: Settings, ready: asyncio.Event
+) -> None:
+    """Watches until the process gets SIGTERM or SIGINT."""
+    await kopf.operator(
+        registry=build_registry(queue, memory, metrics),
+        settings=build_kopf_settings(settings),
+        standalone=True,
+        clusterwide=not settings.watch_namespaces,
+        namespaces=settings.watch_namespaces,
+        ready_flag=ready,
+    )

@@ -1,0 +1,57 @@
+"""`/healthz`, `/readyz` and `/metrics` on one port."""
+
+import asyncio
+
+from aiohttp import web
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from finetune_operator.metrics import Metrics
+from finetune_operator.objects import Key
+from finetune_operator.state import Memory
+from finetune_operator.workqueue import WorkQueue
+
+STUCK_SECONDS = 120.0
+
+
+class Health:
+    """Answers probes and scrapes. A blocked event loop answers nothing, which is what a liveness probe notices."""
+
+    def __init__(self, queue: WorkQueue[Key], memory: Memory, metrics: Metrics) -> None:
+        self.ready = asyncio.Event()
+        self._queue = queue
+        self._memory = memory
+        self._metrics = metrics
+
+    async def serve(self, port: int) -> web.AppRunner:
+        """Starts to listen on every address."""
+        app = web.Application()
+        app.add_routes(
+            [
+                web.get("/healthz", self.on_healthz),
+                web.get("/readyz", self.on_readyz),
+                web.get("/metrics", self.on_metrics),
+            ]
+        )
+        runner = web.AppRunner(app, access_log=None)
+        await runner.setup()
+        await web.TCPSite(runner, port=port).start()
+        return runner
+
+    async def on_healthz(self, _: web.Request) -> web.Response:
+        """503 when jobs have been waiting for a worker far too long."""
+        late = self._queue.oldest_overdue()
+        if late > STUCK_SECONDS:
+            return web.Response(status=503, text=f"a job has been waiting for {late:.0f} s\n")
+        return web.Response(text="ok\n")
+
+    async def on_readyz(self, _: web.Request) -> web.Response:
+        """503 until the watches have been started."""
+        return web.Response(text="ok\n") if self.ready.is_set() else web.Response(status=503, text="starting\n")
+
+    async def on_metrics(self, _: web.Request) -> web.Response:
+        """Every metric in Prometheus' text format."""
+        self._metrics.queue_depth.set(len(self._queue))
+        for resource, at in self._memory.last_event.items():
+            self._metrics.last_event.labels(resource).set(at)
+        body = generate_latest(self._metrics.registry)
+        return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE_LATEST})

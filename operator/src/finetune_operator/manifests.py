@@ -1,0 +1,314 @@
+"""Builders of everything the operator creates. Pure: typed input in, the whole object out."""
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+from finetune_api import handoff, names
+from finetune_api.spec import FineTuneJobSpec, PodResources, Quantity, Storage
+from finetune_operator.objects import Job, Object, selector_value, slug
+from finetune_operator.settings import Settings
+
+PREFLIGHT_BACKOFF_LIMIT = 3
+PREFLIGHT_REQUESTS: dict[str, Quantity] = {"cpu": "250m", "memory": "512Mi"}
+CACHES = ("HF_HOME", "TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "MPLCONFIGDIR")
+SECRET_MODE = 0o440
+
+
+@dataclass(frozen=True)
+class Child:
+    """A Job to create, with the ConfigMap that it reads."""
+
+    config_map: Object
+    job: Object
+
+    @property
+    def name(self) -> str:
+        """Name of the Job."""
+        return str(self.job["metadata"]["name"])
+
+
+def child_name(job: Job, attempt: int) -> str:
+    """Deterministic name of a Job: `<slug>-preflight` or `<slug>-<attempt>`."""
+    return f"{slug(job.key.name)}-{attempt or 'preflight'}"
+
+
+def build_preflight(job: Job, settings: Settings, image: str) -> Child:
+    """The preflight Job: no GPU, the same image, its own back-off."""
+    return _child(job, settings, 0, image, PREFLIGHT_BACKOFF_LIMIT)
+
+
+def build_attempt(job: Job, settings: Settings, image: str, attempt: int) -> Child:
+    """The trainer Job of an attempt; failures of earlier attempts are taken off its back-off."""
+    left = max(0, _spec(job).backoff_limit - (job.status.failures or 0))
+    return _child(job, settings, attempt, image, left)
+
+
+def build_config(job: Job, settings: Settings, attempt: int) -> handoff.JobConfig:
+    """What the pod is told."""
+    spec = _spec(job)
+    return handoff.JobConfig(
+        namespace=job.key.namespace,
+        name=job.key.name,
+        uid=job.uid,
+        config_sha256=handoff.config_sha256(spec),
+        attempt=attempt,
+        spec=spec.model_copy(update={"storage": effective_storage(spec, settings)}),
+        resolved=job.status.resolved if attempt else None,
+        dataset=job.status.dataset if attempt else None,
+    )
+
+
+def effective_storage(spec: FineTuneJobSpec, settings: Settings) -> Storage | None:
+    """The job's storage; one without an endpoint is completed from the operator's default, field by field."""
+    default, own = settings.default_storage(), spec.storage
+    if own is None or default is None:
+        return own or default
+    if own.endpoint is not None:
+        return own
+    return default.model_copy(update=own.model_dump(exclude_none=True, exclude=_REFERENCES) | _references(own))
+
+
+_REFERENCES = {"ca_secret_ref", "credentials_secret_ref"}
+
+
+def _references(storage: Storage) -> dict[str, Any]:
+    return {name: value for name in _REFERENCES if (value := getattr(storage, name)) is not None}
+
+
+def owner_reference(job: Job) -> Object:
+    """Makes the garbage collector remove the child with the job; never blocks the job's deletion."""
+    return {
+        "apiVersion": names.API_VERSION,
+        "kind": names.KIND,
+        "name": job.key.name,
+        "uid": job.uid,
+        "controller": True,
+        "blockOwnerDeletion": False,
+    }
+
+
+def labels(job: Job, component: names.Component, attempt: int) -> dict[str, str]:
+    """Labels of a child and of its pods."""
+    return {
+        names.LABEL_NAME: names.APP_NAME,
+        names.LABEL_INSTANCE: selector_value(job.key.name),
+        names.LABEL_COMPONENT: component.value,
+        names.LABEL_MANAGED_BY: names.MANAGED_BY,
+        names.LABEL_JOB_NAME: selector_value(job.key.name),
+        names.LABEL_ATTEMPT: str(attempt),
+    }
+
+
+def selector(name: str) -> str:
+    """Label selector of a job's children and pods."""
+    return f"{names.LABEL_MANAGED_BY}={names.MANAGED_BY},{names.LABEL_JOB_NAME}={selector_value(name)}"
+
+
+def pod_failure_policy() -> Object:
+    """The exit table for the Job controller; what matches no rule is counted against the back-off limit."""
+
+    def on_exit(action: str, codes: list[int]) -> Object:
+        requirement = {"containerName": names.TRAINER_CONTAINER, "operator": "In", "values": codes}
+        return {"action": action, "onExitCodes": requirement}
+
+    return {
+        "rules": [
+            on_exit("FailJob", sorted(int(code) for code in handoff.TERMINAL_EXIT_CODES)),
+            on_exit("Ignore", [int(handoff.ExitCode.PREEMPTED)]),
+            {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
+        ]
+    }
+
+
+def _child(job: Job, settings: Settings, attempt: int, image: str, backoff_limit: int) -> Child:
+    component = names.Component.TRAINER if attempt else names.Component.PREFLIGHT
+    name = child_name(job, attempt)
+    text = build_config(job, settings, attempt).model_dump_json(by_alias=True, exclude_none=True)
+    config_name = f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
+    meta = {
+        "namespace": job.key.namespace,
+        "labels": labels(job, component, attempt),
+        "annotations": {names.ANNOTATION_JOB_NAME: job.key.name},
+        "ownerReferences": [owner_reference(job)],
+    }
+    config_map = {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": meta | {"name": config_name},
+        "immutable": True,
+        "data": {handoff.CONFIG_FILE: text},
+    }
+    template = {
+        "metadata": {"labels": meta["labels"], "annotations": meta["annotations"]},
+        "spec": _pod_spec(job, settings, component, image, config_name),
+    }
+    child = {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": meta | {"name": name},
+        "spec": {
+            "completionMode": "Indexed",
+            "completions": 1,
+            "parallelism": 1,
+            "backoffLimit": backoff_limit,
+            "podReplacementPolicy": "Failed",
+            "podFailurePolicy": pod_failure_policy(),
+            "template": template,
+        },
+    }
+    return Child(config_map=config_map, job=child)
+
+
+def _pod_spec(job: Job, settings: Settings, component: names.Component, image: str, config_name: str) -> Object:
+    spec = _spec(job)
+    is_trainer = component is names.Component.TRAINER
+    storage = effective_storage(spec, settings)
+    pod: Object = {
+        "restartPolicy": "Never",
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "terminationGracePeriodSeconds": spec.checkpoint.grace_period_seconds,
+        "securityContext": _pod_security(settings),
+        "containers": [_container(spec, component, image, storage)],
+        "volumes": _volumes(spec, storage, config_name, is_trainer=is_trainer),
+    }
+    if spec.trainer.service_account_name:
+        pod["serviceAccountName"] = spec.trainer.service_account_name
+    if spec.trainer.image_pull_secrets:
+        pod["imagePullSecrets"] = [{"name": secret.name} for secret in spec.trainer.image_pull_secrets]
+    return pod | _scheduling(spec, is_trainer=is_trainer)
+
+
+def _scheduling(spec: FineTuneJobSpec, *, is_trainer: bool) -> Object:
+    """Preflight tolerates what the trainer tolerates, but does not have to run on a GPU node."""
+    scheduling = spec.scheduling
+    if scheduling is None:
+        return {}
+    given: Object = {}
+    if scheduling.tolerations:
+        given["tolerations"] = [
+            one.model_dump(mode="json", by_alias=True, exclude_none=True) for one in scheduling.tolerations
+        ]
+    if is_trainer:
+        chosen = scheduling.model_dump(
+            mode="json",
+            by_alias=True,
+            exclude_none=True,
+            include={"node_selector", "priority_class_name", "runtime_class_name"},
+        )
+        given |= {key: value for key, value in chosen.items() if value}
+    return given
+
+
+def _pod_security(settings: Settings) -> Object:
+    context: Object = {
+        "runAsNonRoot": True,
+        "fsGroupChangePolicy": "OnRootMismatch",
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }
+    user = settings.trainer_run_as_user
+    return context if user is None else context | {"runAsUser": user, "runAsGroup": user, "fsGroup": user}
+
+
+def _container(spec: FineTuneJobSpec, component: names.Component, image: str, storage: Storage | None) -> Object:
+    is_trainer = component is names.Component.TRAINER
+    return {
+        "name": names.TRAINER_CONTAINER,
+        "image": image,
+        "imagePullPolicy": spec.trainer.image_pull_policy,
+        "args": ["train" if is_trainer else "preflight"],
+        "workingDir": handoff.WORKSPACE_DIR,
+        "env": _environment(image),
+        "ports": [{"name": "progress", "containerPort": handoff.PROGRESS_PORT}],
+        "resources": _trainer_resources(spec) if is_trainer else _preflight_resources(spec),
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        },
+        "terminationMessagePath": handoff.TERMINATION_LOG,
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+        "volumeMounts": _mounts(storage, is_trainer=is_trainer),
+    }
+
+
+def _environment(image: str) -> list[Object]:
+    workspace = handoff.WORKSPACE_DIR
+    plain = {
+        "HOME": workspace,
+        "TMPDIR": workspace,
+        **{name: f"{workspace}/.cache/{name.lower()}" for name in CACHES},
+        "AWS_EC2_METADATA_DISABLED": "true",
+        handoff.ENV_IMAGE: escaped(image),
+    }
+    fields = {handoff.ENV_POD_UID: "metadata.uid", handoff.ENV_POD_NAME: "metadata.name"}
+    return [{"name": name, "value": value} for name, value in plain.items()] + [
+        {"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}} for name, path in fields.items()
+    ]
+
+
+def escaped(text: str) -> str:
+    """A text that the kubelet leaves as it is: `$(NAME)` would be replaced by a variable."""
+    return text.replace("$(", "$$(")
+
+
+def _trainer_resources(spec: FineTuneJobSpec) -> Object:
+    resources = spec.resources
+    gpus = {resources.gpu_resource_name: resources.gpus_per_node} if resources.gpus_per_node else {}
+    other = {**(resources.requests or {})}, {**(resources.limits or {})}
+    for given in other:
+        given.pop(resources.gpu_resource_name, None)
+    return _without_empty({"requests": other[0] | gpus, "limits": other[1] | gpus})
+
+
+def _preflight_resources(spec: FineTuneJobSpec) -> Object:
+    given = (spec.preflight and spec.preflight.resources) or PodResources()
+    requests = given.requests
+    if requests is None:
+        # A default request above the user's own limit would be refused.
+        requests = {name: (given.limits or {}).get(name, value) for name, value in PREFLIGHT_REQUESTS.items()}
+    return _without_empty({"requests": requests, "limits": given.limits})
+
+
+def _without_empty(fields: Object) -> Object:
+    return {name: value for name, value in fields.items() if value}
+
+
+def _volumes(spec: FineTuneJobSpec, storage: Storage | None, config_name: str, *, is_trainer: bool) -> list[Object]:
+    limit = spec.resources.workspace.size_limit if spec.resources.workspace else None
+    volumes: list[Object] = [
+        {"name": "config", "configMap": {"name": config_name}},
+        {"name": "workspace", "emptyDir": {"sizeLimit": limit} if limit is not None else {}},
+    ]
+    if is_trainer:
+        size = spec.resources.shm_size if spec.resources.shm_size is not None else "1Gi"
+        volumes.append({"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": size}})
+    if storage and storage.credentials_secret_ref:
+        secret = {"secretName": storage.credentials_secret_ref.name, "defaultMode": SECRET_MODE}
+        volumes.append({"name": "credentials", "secret": secret})
+    if storage and storage.ca_secret_ref:
+        items = [{"key": handoff.CA_FILE, "path": handoff.CA_FILE}]
+        secret = {"secretName": storage.ca_secret_ref.name, "defaultMode": SECRET_MODE, "items": items}
+        volumes.append({"name": "ca", "secret": secret})
+    return volumes
+
+
+def _mounts(storage: Storage | None, *, is_trainer: bool) -> list[Object]:
+    mounts: list[Object] = [
+        {"name": "config", "mountPath": handoff.CONFIG_DIR, "readOnly": True},
+        {"name": "workspace", "mountPath": handoff.WORKSPACE_DIR},
+    ]
+    if is_trainer:
+        mounts.append({"name": "shm", "mountPath": "/dev/shm"})  # noqa: S108 -- where PyTorch's workers share memory
+    if storage and storage.credentials_secret_ref:
+        mounts.append({"name": "credentials", "mountPath": handoff.CREDENTIALS_DIR, "readOnly": True})
+    if storage and storage.ca_secret_ref:
+        mounts.append({"name": "ca", "mountPath": handoff.CA_DIR, "readOnly": True})
+    return mounts
+
+
+def _spec(job: Job) -> FineTuneJobSpec:
+    if job.spec is None:
+        raise ValueError(f"{job.key} has no readable spec")
+    return job.spec

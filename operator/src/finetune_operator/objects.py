@@ -1,0 +1,250 @@
+"""API objects as the decisions see them: a FineTuneJob, its batch/v1 Jobs and their pods."""
+
+import hashlib
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Self
+
+from pydantic import ValidationError
+
+from finetune_api import names
+from finetune_api.spec import FineTuneJobSpec
+from finetune_api.status import FineTuneJobStatus
+
+MAX_SLUG = 51
+"""63 less the longest suffix that a child or its pod's host name gets (`-preflight-0`)."""
+IMAGE_PROBLEMS = frozenset(
+    {"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "RegistryUnavailable"}
+)
+START_PROBLEMS = frozenset({"CreateContainerConfigError", "CreateContainerError", "RunContainerError"})
+
+Object = dict[str, Any]
+
+
+@dataclass(frozen=True, order=True)
+class Key:
+    """Namespace and name of a FineTuneJob."""
+
+    namespace: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.namespace}/{self.name}"
+
+
+def moment(text: str | None) -> datetime | None:
+    """A Kubernetes timestamp as an aware datetime."""
+    return datetime.fromisoformat(text).astimezone(UTC) if text else None
+
+
+def slug(name: str) -> str:
+    """The job's name as a DNS label that starts with a letter; a hash tells changed names apart."""
+    label = name.replace(".", "-")
+    if not label[0].isalpha():
+        label = f"j-{label}"
+    if label == name and len(label) <= MAX_SLUG:
+        return label
+    return f"{label[: MAX_SLUG - 7].rstrip('-')}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
+
+
+def selector_value(name: str) -> str:
+    """The value of the job-name label: the name, or its slug where a label value cannot hold it."""
+    return name if len(name) <= 63 else slug(name)
+
+
+def controller_of(obj: Object) -> Object:
+    """The owner reference of the controller, or an empty one."""
+    references = obj["metadata"].get("ownerReferences") or []
+    return next((reference for reference in references if reference.get("controller")), {})
+
+
+def key_of_child(obj: Object) -> Key | None:
+    """The FineTuneJob that a Job or pod says it belongs to; a claim that wakes the reconciler and proves nothing."""
+    meta = obj["metadata"]
+    name = (meta.get("annotations") or {}).get(names.ANNOTATION_JOB_NAME)
+    return Key(meta["namespace"], name) if name else None
+
+
+@dataclass(frozen=True)
+class Job:
+    """A FineTuneJob."""
+
+    key: Key
+    uid: str
+    generation: int
+    created: datetime | None
+    resource_version: str
+    spec: FineTuneJobSpec | None
+    spec_error: str
+    status: FineTuneJobStatus
+
+    @classmethod
+    def from_object(cls, obj: Object) -> Self:
+        """Reads what the API server sent; a spec that this version cannot read is kept as its error."""
+        meta = obj["metadata"]
+        spec, error = None, ""
+        try:
+            spec = FineTuneJobSpec.model_validate(obj.get("spec"))
+        except ValidationError as problem:
+            error = "; ".join(
+                f"{'.'.join(map(str, item['loc'])) or 'spec'}: {item['msg']}" for item in problem.errors()[:3]
+            )
+        return cls(
+            key=Key(meta["namespace"], meta["name"]),
+            uid=meta["uid"],
+            generation=meta.get("generation", 0),
+            created=moment(meta.get("creationTimestamp")),
+            resource_version=meta.get("resourceVersion", ""),
+            spec=spec,
+            spec_error=error,
+            status=FineTuneJobStatus.model_validate(obj.get("status") or {}),
+        )
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether it is Complete or Failed, after which nothing touches it."""
+        return self.status.is_true(names.ConditionType.COMPLETE) or self.status.is_true(names.ConditionType.FAILED)
+
+
+@dataclass(frozen=True)
+class ChildJob:
+    """A preflight or trainer Job."""
+
+    name: str
+    uid: str
+    owner_uid: str
+    component: str
+    attempt: int
+    image: str
+    created: datetime | None
+    completed: datetime | None
+    failed: datetime | None
+    failed_reason: str
+    failed_message: str
+    failed_pods: int
+    is_deleting: bool
+
+    @classmethod
+    def from_object(cls, obj: Object) -> Self:
+        """Reads a batch/v1 Job."""
+        meta, status = obj["metadata"], obj.get("status") or {}
+        labels = meta.get("labels") or {}
+        ends = {one["type"]: one for one in status.get("conditions") or [] if one["status"] == "True"}
+        complete, failed = ends.get("Complete", {}), ends.get("Failed", {})
+        attempt = labels.get(names.LABEL_ATTEMPT, "0")
+        return cls(
+            name=meta["name"],
+            uid=meta["uid"],
+            owner_uid=controller_of(obj).get("uid", ""),
+            component=labels.get(names.LABEL_COMPONENT, ""),
+            attempt=int(attempt) if attempt.isdigit() else 0,
+            image=obj["spec"]["template"]["spec"]["containers"][0].get("image", ""),
+            created=moment(meta.get("creationTimestamp")),
+            completed=moment(status.get("completionTime") or complete.get("lastTransitionTime")) if complete else None,
+            failed=moment(failed.get("lastTransitionTime")),
+            failed_reason=failed.get("reason", ""),
+            failed_message=failed.get("message", ""),
+            failed_pods=status.get("failed") or 0,
+            is_deleting=bool(meta.get("deletionTimestamp")),
+        )
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the Job controller is done with it."""
+        return self.completed is not None or self.failed is not None
+
+
+@dataclass(frozen=True)
+class Pod:
+    """A pod of a preflight or trainer Job."""
+
+    name: str
+    uid: str
+    job_uid: str
+    component: str
+    node: str | None
+    ip: str | None
+    phase: str
+    is_gone: bool
+    created: datetime | None
+    started: datetime | None
+    ended: datetime | None
+    exit_code: int | None
+    container_reason: str
+    message: str
+    image: str
+    image_id: str
+    waiting_reason: str
+    waiting_message: str
+    unschedulable: str
+    disruption: str
+
+    @classmethod
+    def from_object(cls, obj: Object, *, gone: bool = False) -> Self:
+        """Reads a pod; `gone` marks the last state of a deleted one."""
+        meta, status = obj["metadata"], obj.get("status") or {}
+        conditions = {one["type"]: one for one in status.get("conditions") or []}
+        scheduled, disrupted = conditions.get("PodScheduled", {}), conditions.get("DisruptionTarget", {})
+        container: Object = next(
+            (one for one in status.get("containerStatuses") or [] if one["name"] == names.TRAINER_CONTAINER), {}
+        )
+        state = container.get("state") or {}
+        waiting, running, terminated = state.get("waiting", {}), state.get("running", {}), state.get("terminated", {})
+        spec = obj.get("spec") or {}
+        owner = controller_of(obj)
+        return cls(
+            name=meta["name"],
+            uid=meta["uid"],
+            job_uid=owner.get("uid", "") if owner.get("kind") == "Job" else "",
+            component=(meta.get("labels") or {}).get(names.LABEL_COMPONENT, ""),
+            node=spec.get("nodeName"),
+            ip=status.get("podIP"),
+            phase=status.get("phase", "Pending"),
+            is_gone=gone,
+            created=moment(meta.get("creationTimestamp")),
+            started=moment(terminated.get("startedAt") or running.get("startedAt")),
+            ended=moment(terminated.get("finishedAt") or (meta.get("deletionTimestamp") if gone else None)),
+            exit_code=terminated.get("exitCode"),
+            container_reason=terminated.get("reason") or status.get("reason") or "",
+            message=terminated.get("message") or status.get("message") or "",
+            image=next((one.get("image", "") for one in spec.get("containers") or []), ""),
+            image_id=container.get("imageID", ""),
+            waiting_reason=waiting.get("reason", ""),
+            waiting_message=waiting.get("message", ""),
+            unschedulable=scheduled.get("message", "") if scheduled.get("reason") == "Unschedulable" else "",
+            disruption=disrupted.get("reason", "") if disrupted.get("status") == "True" else "",
+        )
+
+    @property
+    def is_over(self) -> bool:
+        """Whether its container will not run any more."""
+        return self.exit_code is not None or self.phase in {"Succeeded", "Failed"} or self.is_gone
+
+    @property
+    def is_running(self) -> bool:
+        """Whether its container runs."""
+        return not self.is_over and self.started is not None
+
+    @property
+    def counts_as_run(self) -> bool:
+        """Whether its end is the end of a run: a pod deleted before anything started is not."""
+        return self.is_over and (self.exit_code is not None or self.started is not None or self.phase == "Failed")
+
+    @property
+    def pinned_image(self) -> str:
+        """The image by digest when the node reports one of the same repository, else as it was asked for."""
+        reference = re.sub(r"^[a-z-]+://", "", self.image_id)
+        is_usable = "@sha256:" in reference and repository(reference) == repository(self.image)
+        return reference if is_usable else self.image
+
+
+def repository(image: str) -> str:
+    """An image reference without tag and digest, Docker Hub's short names written out."""
+    name = image.partition("@")[0]
+    head, slash, tail = name.rpartition("/")
+    name = head + slash + tail.partition(":")[0]
+    first, slash, _ = name.partition("/")
+    if slash and ("." in first or ":" in first or first == "localhost"):
+        return name
+    return f"docker.io/{name}" if slash else f"docker.io/library/{name}"

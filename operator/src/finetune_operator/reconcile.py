@@ -1,0 +1,138 @@
+"""One look at one FineTuneJob: observe, plan, apply, and one status write at the end if anything changed."""
+
+import logging
+from dataclasses import replace
+from datetime import UTC, datetime
+
+from finetune_api.status import FineTuneJobStatus
+from finetune_operator import events
+from finetune_operator.cluster import Cluster
+from finetune_operator.errors import ClusterError, Denied, Gone, NameTaken, Outdated, Refused, RetryLater
+from finetune_operator.metrics import Metrics
+from finetune_operator.objects import Job, Key, Object
+from finetune_operator.plan import Decision, plan
+from finetune_operator.settings import Settings
+from finetune_operator.state import Memory, Observed
+from finetune_operator.workqueue import WorkQueue
+
+log = logging.getLogger(__name__)
+MAX_STEPS = 6
+"""Actions in one look: create preflight, or create an attempt, and questions between; more is a loop."""
+
+
+class Reconciler:
+    """Brings one FineTuneJob a step further each time it is called."""
+
+    def __init__(
+        self, cluster: Cluster, memory: Memory, queue: WorkQueue[Key], settings: Settings, metrics: Metrics
+    ) -> None:
+        self._cluster = cluster
+        self._memory = memory
+        self._queue = queue
+        self._settings = settings
+        self._metrics = metrics
+
+    async def handle(self, key: Key) -> None:
+        """Looks at a job; whatever the API server answers ends in another look, never in a lost job."""
+        with self._metrics.seconds.time():
+            result = await self._attempt(key)
+        self._metrics.reconciles.labels(result).inc()
+
+    async def _attempt(self, key: Key) -> str:
+        try:
+            await self._reconcile(key)
+        except Gone:
+            self._memory.forget(key)
+        except Outdated:
+            self._queue.add(key, 0.1)
+            return "conflict"
+        except (RetryLater, Denied, Refused) as problem:
+            after = getattr(problem, "after_seconds", None) or 0.0
+            delay = self._queue.retry(key, after)
+            log.warning("%s: %s; again in %.1f s", key, problem, delay)
+            return "error"
+        except Exception:  # one job's surprise must not end the worker that serves all others
+            delay = self._queue.retry(key)
+            log.exception("%s: unexpected; again in %.1f s", key, delay)
+            return "bug"
+        self._queue.forgive(key)
+        return "done"
+
+    async def _reconcile(self, key: Key) -> None:
+        job = await self._cluster.get_job(key)
+        if job.is_finished:
+            self._memory.forget(key)
+            return
+        decision = await self._decide_and_act(await self._observe(job))
+        await self._write(job, decision.status)
+        finished = replace(job, status=decision.status).is_finished
+        if finished:
+            self._memory.forget(key)
+            return
+        self._memory.follow(key, decision.follow)
+        if decision.requeue_after is not None:
+            self._queue.add(key, decision.requeue_after)
+
+    async def _observe(self, job: Job) -> Observed:
+        """Jobs before pods: a pod is then never older than what its Job says of it."""
+        children = await self._cluster.list_children(job.key)
+        pods = await self._cluster.list_pods(job.key)
+        return Observed(
+            job=job,
+            now=datetime.now(UTC),
+            children=children,
+            pods=self._memory.with_ends(job.key, pods),
+            reading=self._memory.readings.get(job.key),
+        )
+
+    async def _decide_and_act(self, seen: Observed) -> Decision:
+        """Plans and acts until nothing is left to do; what an action brings about is part of the next plan."""
+        for _ in range(MAX_STEPS):
+            decision = plan(seen, self._settings)
+            if seen.obstacle is not None:
+                return decision
+            try:
+                if decision.delete:
+                    await self._cluster.delete_child(seen.job, decision.delete)
+                    return decision
+                if decision.create:
+                    child = await self._cluster.create_child(seen.job, decision.create)
+                    log.info("%s: created Job %s", seen.job.key, child.name)
+                    seen = replace(seen, children=(*seen.children, child))
+                elif decision.look_at:
+                    asked = decision.look_at
+                    found = await self._cluster.list_warnings(seen.job.key.namespace, asked.kind, asked.uid)
+                    seen = replace(seen, warnings=found)
+                else:
+                    return decision
+            except (Denied, NameTaken, Refused) as problem:
+                seen = replace(seen, obstacle=problem)
+        raise RuntimeError(f"{seen.job.key}: the plan does not come to an end")
+
+    async def _write(self, job: Job, status: FineTuneJobStatus) -> None:
+        change = difference(job.status.to_wire(), status.to_wire())
+        if not change:
+            return
+        written = await self._cluster.patch_status(job, change)
+        self._metrics.jobs.show(written)
+        for event in events.between(job.status, status):
+            log.info("%s: %s: %s", job.key, event.reason, event.message)
+            try:
+                body = events.build_event(written, event, self._settings.pod_name, datetime.now(UTC))
+                await self._cluster.post_event(body)
+            except ClusterError as problem:
+                log.warning("%s: event not posted: %s", job.key, problem)
+
+
+def difference(old: Object, new: Object) -> Object:
+    """The merge patch that turns the old object into the new one; lists are replaced as a whole."""
+    change: Object = {name: None for name in old if name not in new}
+    for name, value in new.items():
+        before = old.get(name)
+        if isinstance(value, dict) and isinstance(before, dict):
+            inner = difference(before, value)
+            if inner:
+                change[name] = inner
+        elif value != before:
+            change[name] = value
+    return change

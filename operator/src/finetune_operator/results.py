@@ -1,0 +1,57 @@
+"""Reports of the trainer written into the status: later figures win, and nothing known is lost."""
+
+from datetime import datetime
+from typing import TypeVar
+
+from finetune_api.handoff import ProgressReport, Report, config_sha256
+from finetune_api.spec import FineTuneJobSpec
+from finetune_api.status import FineTuneJobStatus, Lineage, Progress, StatusBlock
+
+B = TypeVar("B", bound=StatusBlock)
+
+
+def merged(old: B | None, new: B) -> B:
+    """The old block with every field that the new one has."""
+    if old is None:
+        return new
+    given = {name: value for name in type(new).model_fields if (value := getattr(new, name)) is not None}
+    return old.model_copy(update=given)
+
+
+def take_report(status: FineTuneJobStatus, report: Report) -> None:
+    """What a trusted report says of dataset, settings, figures and artifacts."""
+    if report.dataset:
+        status.dataset = report.dataset
+    if report.resolved:
+        status.resolved = merged(status.resolved, report.resolved)
+    if report.metrics:
+        status.metrics = merged(status.metrics, report.metrics)
+    if report.early_stopping:
+        status.early_stopping = report.early_stopping
+    if report.artifacts:
+        status.artifacts = report.artifacts
+        _show_done(status, report)
+
+
+def _show_done(status: FineTuneJobStatus, report: Report) -> None:
+    final = Progress(display="100%", percent=100, step=report.last_step, stage="Done")
+    progress = merged(status.progress, final)
+    status.progress = progress.model_copy(update={"estimated_remaining_seconds": None})
+
+
+def take_lineage(status: FineTuneJobStatus, report: Report, spec: FineTuneJobSpec) -> None:
+    """Where the result comes from; the image is the operator's own observation and stays as pinned."""
+    known = Lineage(base_model=spec.model.uri, config_sha256=config_sha256(spec), seed=spec.hyperparameters.seed)
+    pinned = status.lineage.trainer_image if status.lineage else None
+    lineage = merged(merged(status.lineage, known), report.lineage or Lineage())
+    status.lineage = lineage.model_copy(update={"trainer_image": pinned or lineage.trainer_image})
+
+
+def show_progress(status: FineTuneJobStatus, report: ProgressReport, at: datetime) -> None:
+    """The running trainer's last answer."""
+    status.progress = report.progress.model_copy(update={"last_updated_time": at.replace(microsecond=0)})
+    status.metrics = merged(status.metrics, report.metrics)
+    if report.early_stopping:
+        status.early_stopping = report.early_stopping
+    if report.resolved:
+        status.resolved = merged(status.resolved, report.resolved)

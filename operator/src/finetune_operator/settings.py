@@ -1,0 +1,85 @@
+"""Everything that can be set, as environment variables read once at start."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from finetune_api.spec import SecretRef, Storage
+
+DEFAULT_UID = 65532
+
+
+def _split(value: Any) -> Any:
+    return [item.strip() for item in value.split(",") if item.strip()] if isinstance(value, str) else value
+
+
+def _empty_is_none(value: Any) -> Any:
+    return None if value == "" else value
+
+
+Words = Annotated[list[str], NoDecode, BeforeValidator(_split)]
+OptionalText = Annotated[str | None, BeforeValidator(_empty_is_none)]
+
+
+class Settings(BaseSettings):
+    """The operator's settings; every field is the environment variable `FINETUNE_<FIELD>`."""
+
+    model_config = SettingsConfigDict(env_prefix="FINETUNE_", use_attribute_docstrings=True)
+
+    trainer_image: Annotated[str, Field(min_length=1)]
+    """Image of preflight and training; its repository is always allowed."""
+    watch_namespaces: Words = []
+    """Namespaces to serve; empty = all."""
+    allowed_images: Words = []
+    """Further image repositories that `spec.trainer.image` may name."""
+    allowed_service_accounts: Words = []
+    """Service accounts that `spec.trainer.serviceAccountName` may name, as `name` or `namespace/name`."""
+    allowed_priority_classes: Words = []
+    """Priority classes that `spec.scheduling.priorityClassName` may name."""
+    allowed_storage_endpoints: Words = []
+    """URLs (shell patterns) that `spec.storage.endpoint` may name; empty = all but link-local and metadata ones."""
+    default_storage_endpoint: OptionalText = None
+    """Endpoint of the default storage."""
+    default_storage_region: OptionalText = None
+    """Region of the default storage."""
+    default_storage_force_path_style: Annotated[bool | None, BeforeValidator(_empty_is_none)] = None
+    """Path-style addressing of the default storage."""
+    default_storage_credentials_secret: OptionalText = None
+    """Secret with the default storage's credentials, in each job's own namespace."""
+    default_storage_ca_secret: OptionalText = None
+    """Secret with the default storage's authority, in each job's own namespace."""
+    trainer_run_as_user: Annotated[int | None, BeforeValidator(_empty_is_none)] = DEFAULT_UID
+    """User, group and fsGroup of the pods; empty leaves them to the platform."""
+    progress_interval_seconds: PositiveFloat = 10
+    """Shortest time between two looks at a running trainer."""
+    resync_seconds: PositiveFloat = 300
+    """Time between two looks at every job, whatever the watches say."""
+    workers: PositiveInt = 8
+    """Jobs reconciled at once."""
+    api_qps: PositiveFloat = 50
+    """Requests a second to the API server."""
+    api_burst: PositiveInt = 100
+    """Requests that may be made at once after a quiet time."""
+    api_timeout_seconds: PositiveFloat = 15
+    """Longest wait for one answer of the API server."""
+    http_port: Annotated[int, Field(ge=0, le=65535)] = 8080
+    """Port of `/healthz`, `/readyz` and `/metrics`."""
+    log_format: Literal["json", "text"] = "json"
+    """Format of the log."""
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    """Least severe line that is logged."""
+    pod_name: str = ""
+    """Name of the operator's own pod, for its events."""
+
+    def default_storage(self) -> Storage | None:
+        """The storage of a job that names none, or None for AWS with the pod's own identity."""
+        credentials, authority = self.default_storage_credentials_secret, self.default_storage_ca_secret
+        storage = Storage(
+            endpoint=self.default_storage_endpoint,
+            region=self.default_storage_region,
+            force_path_style=self.default_storage_force_path_style,
+            credentials_secret_ref=SecretRef(name=credentials) if credentials else None,
+            ca_secret_ref=SecretRef(name=authority) if authority else None,
+        )
+        return storage if storage.model_dump(exclude_none=True) else None

@@ -1,0 +1,122 @@
+"""What the operator keeps in memory between events, all of it bounded and none of it needed for correctness after a
+restart, and what one look at the cluster found."""
+
+import time
+from collections import OrderedDict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from finetune_api.handoff import ProgressReport
+from finetune_operator.errors import ClusterError
+from finetune_operator.objects import ChildJob, Job, Key, Object, Pod
+
+MAX_JOBS_WITH_ENDS = 4096
+MAX_ENDS_PER_JOB = 64
+
+
+@dataclass(frozen=True)
+class Target:
+    """A running trainer pod whose progress may be pulled: its Job was seen to be ours."""
+
+    job_uid: str
+    pod_uid: str
+    pod_name: str
+    ip: str
+
+
+@dataclass(frozen=True)
+class Reading:
+    """The last answer of a trainer, or why there is none."""
+
+    pod_uid: str
+    at: datetime
+    report: ProgressReport | None = None
+    unreachable_since: datetime | None = None
+    problem: str = ""
+
+
+@dataclass(frozen=True)
+class Warnings:
+    """Warning events of one object, newest first, as (reason, message)."""
+
+    uid: str
+    items: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class Observed:
+    """One look at the cluster: all that a decision is made from."""
+
+    job: Job
+    now: datetime
+    children: tuple[ChildJob, ...] = ()
+    pods: tuple[Pod, ...] = ()
+    reading: Reading | None = None
+    warnings: Warnings | None = None
+    obstacle: ClusterError | None = None
+
+    @property
+    def own(self) -> tuple[ChildJob, ...]:
+        """The Jobs of this very FineTuneJob, not of an earlier one of the same name."""
+        return tuple(child for child in self.children if child.owner_uid == self.job.uid)
+
+    @property
+    def leftovers(self) -> tuple[str, ...]:
+        """Names of what is still there of an earlier FineTuneJob of the same name."""
+        return tuple(sorted(child.name for child in self.children if child.owner_uid != self.job.uid))
+
+    def pods_of(self, job_uid: str) -> tuple[Pod, ...]:
+        """The pods whose controller is that Job, oldest first."""
+        mine = [pod for pod in self.pods if pod.job_uid and pod.job_uid == job_uid]
+        return tuple(sorted(mine, key=lambda pod: (pod.created is not None, pod.created, pod.name)))
+
+
+@dataclass
+class Memory:
+    """Ends of pods, running trainers and their last answers."""
+
+    ends: OrderedDict[Key, dict[str, Pod]] = field(default_factory=OrderedDict)
+    targets: dict[Key, Target] = field(default_factory=dict)
+    readings: dict[Key, Reading] = field(default_factory=dict)
+    last_event: dict[str, float] = field(default_factory=dict)
+
+    def saw(self, resource: str) -> None:
+        """Notes that the watch of a resource is alive."""
+        self.last_event[resource] = time.time()
+
+    def keep_end(self, key: Key, body: Object, *, gone: bool) -> None:
+        """Keeps the terminal state of a pod, which may be the last that anybody sees of it."""
+        pod = Pod.from_object(body, gone=gone)
+        if not pod.counts_as_run:
+            return
+        ends = self.ends.setdefault(key, {})
+        self.ends.move_to_end(key)
+        known = ends.get(pod.uid)
+        if known is None or known.exit_code is None or pod.exit_code is not None:
+            ends[pod.uid] = pod
+        while len(ends) > MAX_ENDS_PER_JOB:
+            del ends[next(iter(ends))]
+        while len(self.ends) > MAX_JOBS_WITH_ENDS:
+            self.ends.popitem(last=False)
+
+    def with_ends(self, key: Key, pods: Iterable[Pod]) -> tuple[Pod, ...]:
+        """The listed pods and the kept ends of those that are gone or were caught in a later state by an event."""
+        merged = {pod.uid: pod for pod in pods}
+        for uid, end in self.ends.get(key, {}).items():
+            if uid not in merged or not merged[uid].is_over:
+                merged[uid] = end
+        return tuple(merged.values())
+
+    def follow(self, key: Key, target: Target | None) -> None:
+        """Sets, or ends, the pulling of a job's progress."""
+        if target is None:
+            self.targets.pop(key, None)
+        else:
+            self.targets[key] = target
+
+    def forget(self, key: Key) -> None:
+        """Drops all that is kept of a job that is finished or deleted."""
+        self.ends.pop(key, None)
+        self.targets.pop(key, None)
+        self.readings.pop(key, None)

@@ -1,0 +1,84 @@
+"""Why a Job has no running pod, in the words of the scheduler, the kubelet or the API server."""
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from finetune_api.names import Reason
+from finetune_operator.objects import IMAGE_PROBLEMS, START_PROBLEMS, ChildJob, Pod
+from finetune_operator.state import Reading, Warnings
+
+NO_POD_SECONDS = 10.0
+PENDING_SECONDS = 15.0
+UNREACHABLE_SECONDS = 45.0
+
+
+@dataclass(frozen=True)
+class Question:
+    """An object whose Warning events would tell more."""
+
+    kind: str
+    uid: str
+    name: str
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """A reason for condition Running, and what would tell more."""
+
+    reason: Reason
+    detail: str = ""
+    question: Question | None = None
+    check_after: float | None = None
+
+
+def diagnose(child: ChildJob, pods: tuple[Pod, ...], warnings: Warnings | None, now: datetime) -> Diagnosis:
+    """The first of the known troubles that fits, else that the pod is starting."""
+    pod = next((one for one in reversed(pods) if not one.is_over), None)
+    return _without_pod(child, pods, warnings, now) if pod is None else _pending(pod, warnings, now)
+
+
+def _without_pod(child: ChildJob, pods: tuple[Pod, ...], warnings: Warnings | None, now: datetime) -> Diagnosis:
+    times = [time for time in (child.created, *(pod.ended for pod in pods)) if time]
+    idle = (now - max(times)).total_seconds() if times else NO_POD_SECONDS
+    if idle < NO_POD_SECONDS:
+        return Diagnosis(Reason.PODS_STARTING, check_after=NO_POD_SECONDS - idle + 0.5)
+    if warnings is None or warnings.uid != child.uid:
+        return Diagnosis(Reason.PODS_STARTING, question=Question("Job", child.uid, child.name))
+    refused = _first(warnings, {"FailedCreate"})
+    reason = Reason.POD_CREATION_REFUSED if refused else Reason.PODS_STARTING
+    return Diagnosis(reason, refused, check_after=NO_POD_SECONDS)
+
+
+def _pending(pod: Pod, warnings: Warnings | None, now: datetime) -> Diagnosis:
+    if pod.unschedulable:
+        return Diagnosis(Reason.UNSCHEDULABLE, pod.unschedulable)
+    if pod.waiting_reason in IMAGE_PROBLEMS:
+        return Diagnosis(Reason.IMAGE_PULL_FAILED, image_sentence(pod))
+    if pod.waiting_reason in START_PROBLEMS:
+        return Diagnosis(Reason.CONTAINER_ERROR, f"{pod.waiting_reason}: {pod.waiting_message}")
+    age = (now - pod.created).total_seconds() if pod.created else PENDING_SECONDS
+    if age < PENDING_SECONDS:
+        return Diagnosis(Reason.PODS_STARTING, check_after=PENDING_SECONDS - age + 0.5)
+    if warnings is None or warnings.uid != pod.uid:
+        return Diagnosis(Reason.PODS_STARTING, question=Question("Pod", pod.uid, pod.name))
+    failed = _first(warnings, {"FailedMount", "FailedAttachVolume"})
+    reason = Reason.MOUNT_FAILED if failed else Reason.PODS_STARTING
+    return Diagnosis(reason, failed, check_after=PENDING_SECONDS)
+
+
+def image_sentence(pod: Pod) -> str:
+    """One sentence that does not change while the kubelet alternates between pulling and backing off."""
+    cause = pod.waiting_message
+    for noise in (f'Back-off pulling image "{pod.image}"', "ErrImagePull: ", "ImagePullBackOff: "):
+        cause = cause.replace(noise, "")
+    return f"{pod.image}: {cause.strip(' :') or pod.waiting_reason}"
+
+
+def _first(warnings: Warnings, reasons: set[str]) -> str:
+    return next((message for reason, message in warnings.items if reason in reasons), "")
+
+
+def is_unreachable(reading: Reading, now: datetime) -> bool:
+    """Whether the trainer has been silent for long enough to say so."""
+    since = reading.unreachable_since
+    return since is not None and (now - since).total_seconds() >= UNREACHABLE_SECONDS

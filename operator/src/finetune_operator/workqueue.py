@@ -1,0 +1,104 @@
+"""A level-triggered work queue: a key is worked on by one worker at a time, and repeated wishes are merged."""
+
+import asyncio
+import heapq
+import itertools
+import random
+import time
+from collections.abc import Awaitable, Callable, Hashable
+from typing import Generic, TypeVar
+
+K = TypeVar("K", bound=Hashable)
+FIRST_DELAY = 0.5
+MAX_DELAY = 60.0
+
+
+class WorkQueue(Generic[K]):
+    """Keys to look at, now or later. Used from one event loop."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._due: dict[K, float] = {}
+        self._heap: list[tuple[float, int, K]] = []
+        self._order = itertools.count()
+        self._active: set[K] = set()
+        self._failures: dict[K, int] = {}
+        self._changed = asyncio.Event()
+
+    def __len__(self) -> int:
+        return len(self._due)
+
+    @property
+    def active(self) -> int:
+        """Keys that are being worked on."""
+        return len(self._active)
+
+    def oldest_overdue(self) -> float:
+        """Seconds since the most overdue key should have been taken; 0 when none is."""
+        waiting = [due for key, due in self._due.items() if key not in self._active]
+        return max(0.0, self._clock() - min(waiting)) if waiting else 0.0
+
+    def add(self, key: K, after: float = 0.0) -> None:
+        """Wants the key looked at after some seconds; the earliest wish wins."""
+        due = self._clock() + after
+        if key in self._due and self._due[key] <= due:
+            return
+        self._due[key] = due
+        heapq.heappush(self._heap, (due, next(self._order), key))
+        self._changed.set()
+
+    def retry(self, key: K, at_least: float = 0.0) -> float:
+        """Wants the key looked at again after a failure: exponential delay with jitter and a cap."""
+        count = self._failures.get(key, 0)
+        self._failures[key] = count + 1
+        delay: float = min(MAX_DELAY, FIRST_DELAY * 2.0 ** min(count, 16))
+        delay = max(at_least, delay * random.uniform(0.5, 1.0))  # noqa: S311 -- jitter, not a secret
+        self.add(key, delay)
+        return delay
+
+    def forgive(self, key: K) -> None:
+        """Forgets the key's failures."""
+        self._failures.pop(key, None)
+
+    async def take(self) -> K:
+        """The next key that is due and that nobody works on; give it back with `done`."""
+        while True:
+            key = self._pop_due()
+            if key is not None:
+                self._active.add(key)
+                return key
+            self._changed.clear()
+            try:
+                await asyncio.wait_for(self._changed.wait(), self._seconds_to_next())
+            except TimeoutError:
+                continue
+
+    def done(self, key: K) -> None:
+        """Gives the key back; what was wished meanwhile becomes takeable."""
+        self._active.discard(key)
+        if key in self._due:
+            heapq.heappush(self._heap, (self._due[key], next(self._order), key))
+        self._changed.set()
+
+    def _pop_due(self) -> K | None:
+        """Drops heap entries that an earlier wish, or a worker, has overtaken."""
+        now = self._clock()
+        while self._heap and self._heap[0][0] <= now:
+            due, _, key = heapq.heappop(self._heap)
+            if self._due.get(key) == due and key not in self._active:
+                del self._due[key]
+                return key
+        return None
+
+    def _seconds_to_next(self) -> float | None:
+        return max(0.0, self._heap[0][0] - self._clock()) if self._heap else None
+
+
+async def work(queue: WorkQueue[K], handle: Callable[[K], Awaitable[None]]) -> None:
+    """One worker: handles keys for ever."""
+    while True:
+        key = await queue.take()
+        try:
+            await handle(key)
+        finally:
+            queue.done(key)
