@@ -1,0 +1,61 @@
+"""The adapter folder as it is published: what PEFT and vLLM load, with the tokenizer beside it, checked after writing."""
+
+import shutil
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+
+from finetune_api.handoff import ExitCode
+from finetune_trainer.errors import TrainerError
+from finetune_trainer.labels import Labeler
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+    "spiece.model",
+)
+WEIGHTS = "adapter_model.safetensors"
+
+
+def save_adapter(model: PeftModel, directory: Path, base_model: str) -> None:
+    """Writes config and weights; the config names the base by its URI, never by a path of this machine."""
+    for config in model.peft_config.values():
+        config.base_model_name_or_path = base_model
+    model.save_pretrained(directory, save_embedding_layers=False)
+    verify_adapter(directory, expected=len(_lora_weights(model)))
+
+
+def _lora_weights(model: PeftModel) -> list[str]:
+    return [name for name, _ in model.named_parameters() if ".lora_A." in name or ".lora_B." in name]
+
+
+def verify_adapter(directory: Path, expected: int) -> None:
+    """Reads the written file back: every tensor is there and finite, and training has moved it from its start."""
+    tensors = load_file(directory / WEIGHTS)
+    second = [tensor for name, tensor in tensors.items() if ".lora_B." in name]
+    if len(tensors) != expected:
+        raise _broken(f"holds {len(tensors)} tensors instead of {expected}")
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values()):
+        raise _broken("holds values that are not finite")
+    if not any(bool(tensor.count_nonzero()) for tensor in second):
+        raise _broken("changes nothing: every second factor is zero")
+
+
+def save_tokenizer(model_directory: Path, directory: Path, labeler: Labeler) -> None:
+    """Copies the tokenizer's files unchanged and writes the chat template that the training used."""
+    directory.mkdir(parents=True, exist_ok=True)
+    for name in TOKENIZER_FILES:
+        if (model_directory / name).is_file():
+            shutil.copyfile(model_directory / name, directory / name)
+    (directory / "chat_template.jinja").write_text(labeler.template_text, encoding="utf-8")
+
+
+def _broken(what: str) -> TrainerError:
+    return TrainerError(ExitCode.INTERNAL_ERROR, f"the saved adapter {what}")

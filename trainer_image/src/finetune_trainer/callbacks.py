@@ -1,0 +1,189 @@
+"""What happens at the steps of the training loop: reporting, the stop flag, the best weights, the gradient check."""
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from finetune_api.handoff import ExitCode
+from finetune_trainer.errors import TrainerError
+from finetune_trainer.model import trained_tensors
+from finetune_trainer.progress import Reporter
+from finetune_trainer.report.record import History, Plateau, TrainPoint
+from finetune_trainer.stop import StopFlag
+
+
+class ReportProgress(TrainerCallback):
+    """Tells the reporter and metrics.jsonl about every step."""
+
+    def __init__(self, reporter: Reporter, history: History) -> None:
+        self._reporter = reporter
+        self._history = history
+        self._step_began = 0.0
+        self._step_seconds = 0.0
+        self._tokens_before = 0.0
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """The bar starts at zero of all steps."""
+        self._reporter.update(progress={"stage": "Training", "step": 0, "total_steps": state.max_steps, "epoch": 0.0})
+
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """The clock of one step runs without evaluations."""
+        self._step_began = time.monotonic()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Counts the step before its losses are known; the last step is always evaluated."""
+        self._step_seconds = time.monotonic() - self._step_began
+        progress = {"stage": "Training", "step": state.global_step, "total_steps": state.max_steps}
+        self._reporter.update(progress=progress | {"epoch": state.epoch})
+        if state.global_step >= state.max_steps and args.eval_strategy != "no":
+            control.should_evaluate = True
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: Mapping[str, float] | None = None,
+        **_: Any,
+    ) -> None:
+        """Records the figures of a step; a gradient that is not finite ends the run, but for FP16's loss scaling."""
+        if not logs or "loss" not in logs:
+            return
+        grad_norm = logs.get("grad_norm")
+        tokens = logs["num_tokens"] - self._tokens_before
+        self._tokens_before = logs["num_tokens"]
+        if grad_norm is not None and not _is_finite(grad_norm):
+            if not args.fp16:
+                raise diverged(state.global_step, "gradient norm")
+            grad_norm = None
+        point = TrainPoint(
+            step=state.global_step,
+            epoch=round(state.epoch or 0.0, 4),
+            loss=logs["loss"],
+            learning_rate=logs["learning_rate"],
+            grad_norm=grad_norm,
+            tokens_per_second=tokens / max(self._step_seconds, 1e-9),
+            seconds=self._step_seconds,
+        )
+        self._history.add_step(point)
+        self._reporter.count_tokens(int(tokens))
+        self._reporter.update(metrics=_step_metrics(point))
+
+
+def _step_metrics(point: TrainPoint) -> dict[str, object]:
+    metrics: dict[str, object] = {
+        "train_loss": point.loss,
+        "learning_rate": point.learning_rate,
+        "tokens_per_second": point.tokens_per_second,
+    }
+    if point.grad_norm is not None:
+        metrics["grad_norm"] = point.grad_norm
+    if torch.cuda.is_available():
+        metrics["gpu_memory_peak_bytes"] = torch.cuda.max_memory_allocated()
+    return metrics
+
+
+class HonourStop(TrainerCallback):
+    """Ends the loop after the step in which SIGTERM was seen, without the evaluation that was due."""
+
+    def __init__(self, stop: StopFlag) -> None:
+        self._stop = stop
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Looks at the flag."""
+        if self._stop.is_set():
+            control.should_training_stop = True
+            control.should_evaluate = False
+
+
+class RequireGradient(TrainerCallback):
+    """Refuses to train on when no gradient reaches the trained weights, which no loss curve would tell from bad data."""
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Looks at the first step's gradients."""
+        if state.global_step > 0:
+            return
+        gradients = [parameter.grad for parameter in trained_tensors(kwargs["model"]).values()]
+        if not any(gradient is not None and bool(gradient.count_nonzero()) for gradient in gradients):
+            raise TrainerError(ExitCode.INTERNAL_ERROR, "no gradient reaches the trained weights at the first step")
+
+
+class KeepBest(TrainerCallback):
+    """Keeps the weights of the lowest evaluation loss on disk and ends the loop when patience has run out."""
+
+    def __init__(self, plateau: Plateau, path: Path, reporter: Reporter) -> None:
+        self._plateau = plateau
+        self._path = path
+        self._reporter = reporter
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: Mapping[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Takes in an evaluation of the training; the baseline at step 0 is no candidate."""
+        loss = (metrics or {})["eval_loss"]
+        if state.global_step == 0:
+            self._reporter.update(metrics={"eval_loss": loss, "baseline_eval_loss": loss})
+            return
+        if self._plateau.observe(state.global_step, loss):
+            save_trained(kwargs["model"], self._path)
+        stopped = self._plateau.is_exhausted
+        control.should_training_stop = control.should_training_stop or stopped
+        self._reporter.update(
+            metrics={
+                "eval_loss": loss,
+                "best_eval_loss": self._plateau.best_loss,
+                "best_step": self._plateau.best_step,
+            },
+            early_stopping=early_stopping_status(self._plateau, state.global_step if stopped else None),
+        )
+
+
+def early_stopping_status(plateau: Plateau, stopped_at: int | None) -> dict[str, object] | None:
+    """The state of early stopping by the status's field names; None when it is off."""
+    if plateau.patience is None:
+        return None
+    status: dict[str, object] = {
+        "stopped": stopped_at is not None,
+        "best_step": plateau.best_step,
+        "evaluations_without_improvement": plateau.without_improvement,
+        "patience": plateau.patience,
+    }
+    return status | ({"step": stopped_at} if stopped_at is not None else {})
+
+
+def save_trained(model: torch.nn.Module, path: Path) -> None:
+    """Writes the trained weights to one file, replacing an older one only when complete."""
+    tensors = {name: tensor.detach().contiguous() for name, tensor in trained_tensors(model).items()}
+    partial = path.with_suffix(".partial")
+    save_file(tensors, partial)
+    partial.replace(path)
+
+
+def restore_trained(model: torch.nn.Module, path: Path) -> None:
+    """Puts the trained weights of `save_trained` back into the model."""
+    saved = load_file(path)
+    with torch.no_grad():
+        for name, parameter in trained_tensors(model).items():
+            parameter.copy_(saved[name])
+
+
+def diverged(step: int, what: str) -> TrainerError:
+    """The error for a loss or gradient that is no number."""
+    message = f"{what} is not finite at step {step}: lower hyperparameters.learningRate, or check the data and model"
+    return TrainerError(ExitCode.DIVERGED, message)
+
+
+def _is_finite(value: float) -> bool:
+    return value - value == 0.0

@@ -1,0 +1,1 @@
+"""One file per way of training; each owns its library's trainer."""

@@ -1,0 +1,194 @@
+"""The base model on its device: number format, optimiser, quantisation, and where the adapter goes."""
+
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
+from safetensors import SafetensorError
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging as transformers_logging
+
+from finetune_api.handoff import ExitCode
+from finetune_api.spec import Method, Precision
+from finetune_api.status import Resolved
+from finetune_trainer.errors import TrainerError
+
+DTYPES = {"BF16": torch.bfloat16, "FP16": torch.float16, "FP32": torch.float32}
+NON_REENTRANT = {"use_reentrant": False}
+UNADAPTED_LAYERS = frozenset({"router", "gate"})
+"""Linear layers that choose experts: an adapter there destabilises the routing."""
+
+transformers_logging.disable_progress_bar()
+
+
+def find_device() -> torch.device:
+    """The GPU if there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def describe_device(device: torch.device) -> tuple[str, int | None]:
+    """The device's name and, of a GPU, its memory in bytes."""
+    if device.type == "cpu":
+        return f"CPU, {torch.get_num_threads()} threads", None
+    properties = torch.cuda.get_device_properties(device)
+    return properties.name, properties.total_memory
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Most GPU memory that was allocated, or most resident memory of the process where there is no GPU."""
+    if device.type == "cpu":
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return torch.cuda.max_memory_allocated(device)
+
+
+def finalise(resolved: Resolved, device: torch.device) -> Resolved:
+    """The settings with what only the device decides: number format and optimiser."""
+    optim = resolved.optim or _default_optim(resolved, device)
+    if device.type == "cpu" and optim.endswith("_8bit"):
+        raise TrainerError(ExitCode.INVALID_CONFIG, f"optim {optim} needs a GPU: set adamw_torch_fused, or ask for one")
+    return resolved.model_copy(update={"precision": _precision(resolved.precision, device), "optim": optim})
+
+
+def _default_optim(resolved: Resolved, device: torch.device) -> str:
+    wants_paging = resolved.method == Method.QLORA and device.type == "cuda"
+    return "paged_adamw_8bit" if wants_paging else "adamw_torch_fused"
+
+
+def _precision(asked: str | None, device: torch.device) -> str:
+    """FP32 on a CPU: BF16 is faster only on CPUs with BF16 instructions, and a run must not depend on the node's age."""
+    if device.type == "cpu":
+        if asked == Precision.FP16:
+            raise TrainerError(ExitCode.INVALID_CONFIG, "precision FP16 needs a GPU: set Auto, BF16 or FP32")
+        return Precision.FP32 if asked in (None, Precision.AUTO) else str(asked)
+    has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    if asked in (None, Precision.AUTO):
+        return Precision.BF16 if has_bf16 else Precision.FP16
+    if asked == Precision.BF16 and not has_bf16:
+        name = torch.cuda.get_device_name(device)
+        raise TrainerError(ExitCode.INVALID_CONFIG, f"{name} has no BF16: set precision to Auto, FP16 or FP32")
+    return str(asked)
+
+
+def micro_batches(settings: Resolved) -> Iterator[Resolved]:
+    """The settings, then with ever smaller micro-batches of the same effective batch, down to single rows."""
+    yield settings
+    micro, whole = settings.per_device_train_batch_size or 1, settings.global_batch_size or 1
+    for smaller in range(micro // 2, 0, -1):
+        if smaller <= micro // 2 and whole % smaller == 0:
+            micro = smaller
+            changes = {"per_device_train_batch_size": micro, "gradient_accumulation_steps": whole // micro}
+            yield settings.model_copy(update=changes)
+
+
+def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
+    """The model's tokenizer; TRL wants the object, though it never tokenises here."""
+    with _model_errors(directory):
+        return AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+
+
+def load_for_training(directory: Path, settings: Resolved, device: torch.device) -> PreTrainedModel | PeftModel:
+    """The model as the method trains it: Full in FP32 under autocast, LoRA on a 16-bit base, QLoRA on an NF4 base."""
+    compute = DTYPES[str(settings.precision)]
+    if settings.method == Method.FULL:
+        return load_plain(directory, torch.float32, device)
+    if settings.method == Method.LORA:
+        return attach_adapter(load_plain(directory, compute, device), settings)
+    quantised = load_quantised(directory, compute, bool(settings.double_quant), device)
+    prepared = prepare_model_for_kbit_training(
+        quantised,
+        use_gradient_checkpointing=bool(settings.gradient_checkpointing),
+        gradient_checkpointing_kwargs=NON_REENTRANT,
+    )
+    return attach_adapter(prepared, settings)
+
+
+def load_plain(directory: Path, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
+    """The unquantised model in one number format; safetensors only, no remote code."""
+    with _model_errors(directory):
+        model = AutoModelForCausalLM.from_pretrained(
+            directory, dtype=dtype, local_files_only=True, use_safetensors=True, trust_remote_code=False
+        )
+    return model.to(device)
+
+
+def load_quantised(directory: Path, compute: torch.dtype, double_quant: bool, device: torch.device) -> PreTrainedModel:
+    """The model with its linear layers in NF4."""
+    quantisation = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=double_quant,
+        bnb_4bit_compute_dtype=compute,
+    )
+    with _model_errors(directory):
+        model = AutoModelForCausalLM.from_pretrained(
+            directory,
+            dtype=compute,
+            quantization_config=quantisation,
+            device_map={"": device.index or 0 if device.type == "cuda" else "cpu"},
+            local_files_only=True,
+            use_safetensors=True,
+            trust_remote_code=False,
+        )
+    _keep_gradients_on_cpu(model)
+    return model
+
+
+def _keep_gradients_on_cpu(model: PreTrainedModel) -> None:
+    """On CPUs with AVX512-BF16 the first evaluation repacks the weights for a kernel without a backward pass: every
+    later gradient would be zero."""
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+
+
+def attach_adapter(model: PreTrainedModel, settings: Resolved) -> PeftModel:
+    """A fresh LoRA adapter on the model, its weights in FP32; untrained, it changes nothing."""
+    config = LoraConfig(
+        r=settings.lora_rank or 16,
+        lora_alpha=settings.lora_alpha or 32,
+        lora_dropout=settings.lora_dropout or 0.0,
+        use_rslora=bool(settings.use_rslora),
+        target_modules=settings.target_modules or linear_targets(model),
+        bias="none",
+        task_type="CAUSAL_LM",
+    )
+    torch.manual_seed(settings.seed or 0)
+    try:
+        return get_peft_model(model, config)
+    except ValueError as error:
+        raise TrainerError(ExitCode.INVALID_CONFIG, f"tuning.lora does not fit the model: {error}") from error
+
+
+def linear_targets(model: PreTrainedModel) -> list[str]:
+    """Names of the linear layers that get an adapter: all but the output head and expert routers."""
+    head = model.get_output_embeddings()
+    names = {
+        name.rpartition(".")[2]
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and module is not head
+    }
+    return sorted(names - UNADAPTED_LAYERS)
+
+
+def trained_tensors(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
+    """Every weight that is trained, by name."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+@contextmanager
+def _model_errors(directory: Path) -> Iterator[None]:
+    """Loading fails for what the folder holds: terminal, and told without this machine's path."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        reason = str(error).replace(str(directory), "the model folder").splitlines() or [type(error).__name__]
+        raise TrainerError(ExitCode.MODEL_UNAVAILABLE, f"the model cannot be loaded: {reason[0][:400]}") from error

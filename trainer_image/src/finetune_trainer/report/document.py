@@ -1,0 +1,142 @@
+"""finetune_report.md, curves.png and the adapter's model card, from one record of the run."""
+
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from finetune_api.handoff import Artifact, JobConfig
+from finetune_api.status import DatasetStatus, EarlyStoppingStatus, Resolved
+from finetune_trainer.data.rows import SENTENCES, RejectCode, RepairCode
+from finetune_trainer.report import text
+from finetune_trainer.report.curves import curve_table, draw_curves
+from finetune_trainer.report.recommendations import Evidence, recommend
+from finetune_trainer.report.record import Answer, History, Machine, Measured, MergeCheck, SampleStats
+
+TEMPLATES = Path(__file__).parent / "templates"
+PREVIEW_CHARACTERS = 1200
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """Everything that the report says."""
+
+    config: JobConfig
+    settings: Resolved
+    dataset: DatasetStatus
+    samples: SampleStats
+    previews: list[list[tuple[str, bool]]]
+    history: History
+    baseline: Measured | None
+    final: Measured | None
+    best_step: int | None
+    early_stopping: EarlyStoppingStatus | None
+    trainable_parameters: int
+    answers: list[Answer]
+    merge: MergeCheck | None
+    machine: Machine
+
+    @property
+    def last_step(self) -> int:
+        """The last optimiser step."""
+        return self.history.train[-1].step if self.history.train else 0
+
+    def evidence(self) -> Evidence:
+        """What the recommendations look at."""
+        stopped = self.early_stopping is not None and bool(self.early_stopping.stopped)
+        return Evidence(self.settings, self.samples, self.history, self.baseline, self.final, stopped, self.machine)
+
+
+def write_report(record: RunRecord, directory: Path) -> None:
+    """Writes the report and its picture into the result folder, and the model card beside the weights."""
+    directory.mkdir(parents=True, exist_ok=True)
+    draw_curves(record.history, record.best_step, directory / Artifact.CURVES)
+    context = _context(record)
+    (directory / Artifact.REPORT).write_text(_render("finetune_report.md.j2", context), encoding="utf-8")
+    for folder in (Artifact.ADAPTER, Artifact.MERGED):
+        if (directory / folder).is_dir():
+            card = _render("model_card.md.j2", context | {"folder": folder.value})
+            (directory / folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def _render(name: str, context: dict[str, Any]) -> str:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,  # noqa: S701 - Markdown, not HTML: the filters below escape it
+    )
+    environment.filters |= {
+        "inline": text.inline,
+        "code": text.code,
+        "block": text.block,
+        "number": text.number,
+        "percent": text.percent,
+        "size": text.size,
+        "shell": shlex.quote,
+    }
+    return environment.get_template(name).render(context)
+
+
+def _context(record: RunRecord) -> dict[str, Any]:
+    return {
+        "run": record,
+        "spec": record.config.spec,
+        "output": record.config.output_key(),
+        "recommendations": recommend(record.evidence()),
+        "loss_table": _loss_table(record),
+        "format_table": _count_table(record.dataset.format, ("format", "rows")),
+        "reject_table": _code_table(record.dataset.rejected_by_code),
+        "repair_table": _code_table(record.dataset.repaired_by_code),
+        "settings_table": _settings_table(record.settings),
+        "curve_table": curve_table(record.history),
+        "previews": [_marked(pieces) for pieces in record.previews],
+    }
+
+
+def _loss_table(record: RunRecord) -> str:
+    rows = [
+        [name, text.number(measured.loss), text.number(measured.perplexity), str(measured.tokens)]
+        for name, measured in (("base model", record.baseline), ("tuned model", record.final))
+        if measured is not None
+    ]
+    return text.table(["held-out rows", "loss", "perplexity", "tokens"], rows) if rows else ""
+
+
+def _count_table(counts: dict[str, int] | None, header: tuple[str, str]) -> str:
+    return text.table(header, [[text.inline(name), str(count)] for name, count in (counts or {}).items()])
+
+
+def _code_table(counts: dict[str, int] | None) -> str:
+    """Codes with their counts and what they mean; empty where nothing was counted."""
+    sentences = {
+        code.value: sentence for code, sentence in SENTENCES.items() if isinstance(code, RejectCode | RepairCode)
+    }
+    rows = [
+        [text.code(name), str(count), sentences.get(name, "")]
+        for name, count in sorted((counts or {}).items(), key=lambda item: -item[1])
+    ]
+    return text.table(["code", "rows", "meaning"], rows) if rows else ""
+
+
+def _settings_table(settings: Resolved) -> str:
+    values = settings.model_dump(by_alias=True, exclude_none=True, exclude={"method_reason"})
+    rows = [[text.code(name), text.inline(_readable(value))] for name, value in values.items()]
+    return text.table(["setting", "value"], rows)
+
+
+def _readable(value: object) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _marked(pieces: list[tuple[str, bool]]) -> str:
+    """One row as text, what is trained between ⟦ and ⟧."""
+    return text.block("".join(f"⟦{piece}⟧" if trained else piece for piece, trained in pieces), PREVIEW_CHARACTERS)

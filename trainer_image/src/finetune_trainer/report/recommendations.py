@@ -1,0 +1,183 @@
+"""What to do next, by stated rules: each recommendation carries the figures that it follows from."""
+
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from finetune_api.status import Resolved
+from finetune_trainer.report.record import EvalPoint, History, Machine, Measured, SampleStats
+
+OVERFIT_RISE = 0.02
+STILL_FALLING = 0.01
+SPIKE = 10.0
+TRUNCATED = 0.05
+LABELLED = 0.05
+FEW_ROWS = 200
+FEW_VALIDATION_ROWS = 50
+IDLE_GPU_MEMORY = 0.60
+NORMAL_95 = 1.96
+
+
+@dataclass(frozen=True, slots=True)
+class Recommendation:
+    """What to do, and why."""
+
+    advice: str
+    evidence: str
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Everything that the rules look at."""
+
+    settings: Resolved
+    samples: SampleStats
+    history: History
+    baseline: Measured | None
+    final: Measured | None
+    early_stopped: bool
+    machine: Machine
+
+
+def recommend(evidence: Evidence) -> list[Recommendation]:
+    """The recommendations that apply, gravest first."""
+    return [found for rule in RULES if (found := rule(evidence)) is not None]
+
+
+def no_improvement(evidence: Evidence) -> Recommendation | None:
+    """The tuned model is no better than the base on the held-out rows."""
+    baseline, final = evidence.baseline, evidence.final
+    if baseline is None or final is None or final.loss < baseline.loss:
+        return None
+    return Recommendation(
+        "Do not use this result: the base model is at least as good on the held-out rows.",
+        f"evaluation loss {final.loss:.4g} after training, {baseline.loss:.4g} before it",
+    )
+
+
+def gradient_spikes(evidence: Evidence) -> Recommendation | None:
+    """Some gradients are far above the usual."""
+    norms = [point.grad_norm for point in evidence.history.train if point.grad_norm is not None]
+    if len(norms) < 5:
+        return None
+    median = statistics.median(norms)
+    spikes = [norm for norm in norms if median > 0 and norm > SPIKE * median]
+    skipped = sum(point.grad_norm is None for point in evidence.history.train)
+    if not spikes and not skipped:
+        return None
+    overflow = f"; {skipped} steps without a finite gradient" if skipped else ""
+    highest = max(norms)
+    return Recommendation(
+        "Lower the learning rate, or lengthen the warm-up: the gradient spikes.",
+        f"{len(spikes)} of {len(norms)} steps above {SPIKE:g} × the median norm {median:.3g}, highest {highest:.3g}"
+        + overflow,
+    )
+
+
+def overfit(evidence: Evidence) -> Recommendation | None:
+    """The evaluation loss was lowest in the first half and has risen since."""
+    points = evidence.history.evaluations_of_training()
+    total = evidence.settings.total_steps or 0
+    if len(points) < 3:
+        return None
+    best = min(points, key=_loss)
+    rise = points[-1].loss / best.loss - 1 if best.loss > 0 else 0.0
+    if best.step * 2 > total or rise <= OVERFIT_RISE:
+        return None
+    return Recommendation(
+        "Train fewer steps, or on more rows: the model overfits.",
+        f"evaluation loss was lowest at step {best.step} of {total} ({best.loss:.4g}) and rose by {100 * rise:.1f} %",
+    )
+
+
+def still_falling(evidence: Evidence) -> Recommendation | None:
+    """Both losses were falling when the training ended."""
+    points = evidence.history.evaluations_of_training()
+    steps = evidence.history.train
+    quarter = len(steps) // 4
+    if evidence.early_stopped or len(points) < 2 or quarter < 1 or points[-1] is not min(points, key=_loss):
+        return None
+    last = statistics.fmean(point.loss for point in steps[-quarter:])
+    before = statistics.fmean(point.loss for point in steps[-2 * quarter : -quarter])
+    fall = 1 - points[-1].loss / points[-2].loss if points[-2].loss > 0 else 0.0
+    if last >= before or fall <= STILL_FALLING:
+        return None
+    return Recommendation(
+        "Train longer: both losses were still falling at the end.",
+        f"evaluation loss fell by {100 * fall:.1f} % between the last two evaluations; "
+        f"training loss {before:.4g} → {last:.4g} over the last two quarters",
+    )
+
+
+def truncation(evidence: Evidence) -> Recommendation | None:
+    """Many rows are longer than the limit."""
+    samples = evidence.samples
+    if samples.truncated_share <= TRUNCATED:
+        return None
+    return Recommendation(
+        f"Raise hyperparameters.maxLength to {samples.full_length_p99}, the 99th percentile of the rows' lengths.",
+        f"{100 * samples.truncated_share:.1f} % of the rows are cut at {evidence.settings.max_length} tokens",
+    )
+
+
+def few_labels(evidence: Evidence) -> Recommendation | None:
+    """Hardly any token is trained."""
+    share = evidence.samples.labelled_share
+    if share >= LABELLED:
+        return None
+    return Recommendation(
+        "Check the masks below: hardly any token is trained.",
+        f"{100 * share:.2f} % of the tokens carry a label",
+    )
+
+
+def few_rows(evidence: Evidence) -> Recommendation | None:
+    """There is little to learn from."""
+    rows = evidence.samples.train_rows
+    if rows >= FEW_ROWS:
+        return None
+    return Recommendation("Add rows: the dataset is small.", f"{rows} training rows, fewer than {FEW_ROWS}")
+
+
+def noisy_evaluation(evidence: Evidence) -> Recommendation | None:
+    """The evaluation loss rests on few rows."""
+    rows, final = evidence.samples.validation_rows, evidence.final
+    if rows == 0:
+        advice = "Hold rows out (dataset.validation or validationSplitPercent): nothing was evaluated."
+        return Recommendation(advice, "0 validation rows")
+    if rows >= FEW_VALIDATION_ROWS or final is None:
+        return None
+    margin = final.standard_error
+    interval = "" if margin is None else f"; loss {final.loss:.4g} ± {NORMAL_95 * margin:.2g} (95 %)"
+    return Recommendation(
+        "Take the evaluation loss with care, or hold out more rows: it is noisy.",
+        f"{rows} validation rows, fewer than {FEW_VALIDATION_ROWS}{interval}",
+    )
+
+
+def idle_memory(evidence: Evidence) -> Recommendation | None:
+    """The GPU has room for larger micro-batches."""
+    total, peak = evidence.machine.gpu_memory_bytes, evidence.machine.peak_memory_bytes
+    if not total or peak >= IDLE_GPU_MEMORY * total:
+        return None
+    return Recommendation(
+        "Raise perDeviceTrainBatchSize and lower gradientAccumulationSteps alike: the GPU has room, and it is faster.",
+        f"peak memory {100 * peak / total:.0f} % of the GPU's",
+    )
+
+
+def _loss(point: EvalPoint) -> float:
+    return point.loss
+
+
+RULES: Sequence[Callable[[Evidence], Recommendation | None]] = (
+    no_improvement,
+    gradient_spikes,
+    overfit,
+    still_falling,
+    truncation,
+    few_labels,
+    few_rows,
+    noisy_evaluation,
+    idle_memory,
+)

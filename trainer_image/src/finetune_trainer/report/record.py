@@ -1,0 +1,176 @@
+"""What a training run leaves behind: plain data, from which metrics.jsonl, the report and the status are made."""
+
+import json
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """A held-out loss in nats per trained token, weighted by token, with its standard error over batches of rows."""
+
+    loss: float
+    tokens: int
+    standard_error: float | None = None
+
+    @property
+    def perplexity(self) -> float:
+        """`exp(loss)`, or infinity where that overflows."""
+        return math.exp(self.loss) if self.loss < 700 else math.inf  # the largest float is e^709
+
+
+def token_mean(batches: Sequence[tuple[float, int]]) -> Measured:
+    """The mean over all tokens from each batch's mean loss and trained tokens; a mean of means would favour short rows."""
+    tokens = sum(count for _, count in batches)
+    loss = sum(mean * count for mean, count in batches) / max(tokens, 1)
+    if len(batches) < 2 or not tokens:
+        return Measured(loss, tokens)
+    squares = sum(((mean - loss) * count) ** 2 for mean, count in batches)
+    error = math.sqrt(squares * len(batches) / (len(batches) - 1)) / tokens
+    return Measured(loss, tokens, error)
+
+
+@dataclass(frozen=True, slots=True)
+class TrainPoint:
+    """One optimiser step."""
+
+    step: int
+    epoch: float
+    loss: float
+    learning_rate: float
+    grad_norm: float | None
+    tokens_per_second: float
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class EvalPoint:
+    """One evaluation; step 0 is the untouched model."""
+
+    step: int
+    measured: Measured
+
+    @property
+    def loss(self) -> float:
+        """The held-out loss, in nats per trained token."""
+        return self.measured.loss
+
+
+@dataclass
+class History:
+    """Every step and evaluation in order, each also a line of metrics.jsonl the moment it happens."""
+
+    path: Path
+    train: list[TrainPoint] = field(default_factory=list)
+    evaluations: list[EvalPoint] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.write_text("", encoding="utf-8")
+
+    def add_step(self, point: TrainPoint) -> None:
+        """Records an optimiser step."""
+        self.train.append(point)
+        self._append("train", asdict(point))
+
+    def add_evaluation(self, step: int, measured: Measured) -> None:
+        """Records an evaluation."""
+        self.evaluations.append(EvalPoint(step, measured))
+        self._append("eval", {"step": step} | asdict(measured))
+
+    def evaluations_of_training(self) -> list[EvalPoint]:
+        """The evaluations after step 0."""
+        return [point for point in self.evaluations if point.step > 0]
+
+    def baseline(self) -> Measured | None:
+        """The evaluation of the untouched model."""
+        return next((point.measured for point in self.evaluations if point.step == 0), None)
+
+    def tokens_per_second(self) -> float | None:
+        """Median over the steps; the first, which warms caches, counts only when it is alone."""
+        rates = [point.tokens_per_second for point in (self.train[1:] or self.train)]
+        return statistics.median(rates) if rates else None
+
+    def _append(self, kind: str, values: dict[str, object]) -> None:
+        known = {key: value for key, value in values.items() if value is not None}
+        with self.path.open("a", encoding="utf-8") as lines:
+            lines.write(json.dumps({"kind": kind} | known, allow_nan=False) + "\n")
+
+
+@dataclass
+class Plateau:
+    """Early stopping and the best step, decided on the sequence of evaluation losses alone."""
+
+    patience: int | None
+    min_delta: float = 0.0
+    best_loss: float = math.inf
+    best_step: int | None = None
+    without_improvement: int = 0
+    _reference: float = math.inf
+
+    def observe(self, step: int, loss: float) -> bool:
+        """Takes in an evaluation; returns whether it is the lowest so far. Patience counts only falls of `min_delta`."""
+        if loss < self._reference - self.min_delta:
+            self._reference = loss
+            self.without_improvement = 0
+        else:
+            self.without_improvement += 1
+        is_best = loss < self.best_loss
+        if is_best:
+            self.best_loss, self.best_step = loss, step
+        return is_best
+
+    @property
+    def is_exhausted(self) -> bool:
+        """Whether patience has run out."""
+        return self.patience is not None and self.without_improvement >= self.patience
+
+
+@dataclass(frozen=True, slots=True)
+class SampleStats:
+    """The training samples in figures; shares are between 0 and 1, lengths in tokens."""
+
+    train_rows: int
+    validation_rows: int
+    samples: int
+    truncated_share: float
+    labelled_share: float
+    median_length: int
+    longest: int
+    full_length_p99: int
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One question answered greedily by the base before training and by the tuned model after it."""
+
+    prompt: str
+    base: str
+    tuned: str
+
+
+@dataclass(frozen=True, slots=True)
+class MergeCheck:
+    """The saved full model, reloaded and compared with what it was made from, on held-out tokens."""
+
+    precision: str
+    loss: float
+    reference_loss: float
+    mean_kl: float
+    top1_agreement: float
+    largest_difference: float
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What the run used; bytes and seconds."""
+
+    device: str
+    peak_memory_bytes: int
+    gpu_memory_bytes: int | None
+    seconds: float
+    versions: dict[str, str]

@@ -1,0 +1,86 @@
+"""From a completed training to what is told of it: the record behind the report, the status and the lineage."""
+
+import json
+from dataclasses import dataclass
+
+import torch
+
+from finetune_api.handoff import Artifact, Outcome, Report
+from finetune_api.status import DatasetStatus, Resolved
+from finetune_trainer.inputs import Inputs
+from finetune_trainer.lineage import build_lineage, digest_folder, library_versions, status_lineage
+from finetune_trainer.model import describe_device, peak_memory_bytes
+from finetune_trainer.progress import Reporter
+from finetune_trainer.report.document import RunRecord
+from finetune_trainer.report.record import Answer, History, Machine, Measured, MergeCheck, Plateau
+from finetune_trainer.samples import describe, previews
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a completed training loop knows; its weights are saved."""
+
+    settings: Resolved
+    history: History
+    plateau: Plateau
+    final: Measured | None
+    parameters: int
+    answers: list[Answer]
+
+
+def build_record(
+    inputs: Inputs, trained: Trained, merge: MergeCheck | None, device: torch.device, reporter: Reporter, seconds: float
+) -> RunRecord:
+    """Everything that report and result say."""
+    objective = inputs.config.spec.objective.value
+    name, memory = describe_device(device)
+    machine = Machine(name, peak_memory_bytes(device), memory, seconds, library_versions())
+    return RunRecord(
+        config=inputs.config,
+        settings=trained.settings,
+        dataset=inputs.config.dataset or DatasetStatus(),
+        samples=describe(inputs.rows, inputs.train, inputs.labeler, objective),
+        previews=previews(inputs.rows.train, inputs.labeler, objective),
+        history=trained.history,
+        baseline=trained.history.baseline(),
+        final=trained.final,
+        best_step=trained.plateau.best_step,
+        early_stopping=reporter.snapshot().early_stopping,
+        trainable_parameters=trained.parameters,
+        answers=trained.answers,
+        merge=merge,
+        machine=machine,
+    )
+
+
+def build_result(inputs: Inputs, record: RunRecord, reporter: Reporter) -> Report:
+    """The report to publish, with lineage.json beside it."""
+    config = inputs.config
+    model_files = digest_folder(inputs.model, reporter.beat)
+    reporter.update(metrics={"tokens_per_second": record.history.tokens_per_second()})
+    change = (
+        f"{record.baseline.loss:.4g} → {record.final.loss:.4g}" if record.baseline and record.final else "not known"
+    )
+    result = Report(
+        outcome=Outcome.PUBLISHED,
+        reason=Outcome.PUBLISHED.value,
+        message=f"trained {record.last_step} steps, evaluation loss {change}",
+        job_uid=config.uid,
+        config_sha256=config.config_sha256,
+        last_step=record.last_step,
+        dataset=config.dataset,
+        resolved=record.settings,
+        metrics=reporter.snapshot().metrics,
+        early_stopping=record.early_stopping,
+        lineage=status_lineage(config, dataset_sha256=inputs.rows.train_sha256, model_files=model_files),
+    )
+    lineage = build_lineage(
+        config,
+        result,
+        model_files=model_files,
+        template_sha256=inputs.labeler.template_sha256,
+        dataset=inputs.rows.summary,
+        device=record.machine.device,
+    )
+    (inputs.result / Artifact.LINEAGE).write_text(json.dumps(lineage, indent=2) + "\n", encoding="utf-8")
+    return result

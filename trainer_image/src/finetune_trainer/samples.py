@@ -1,0 +1,119 @@
+"""The rows that preflight wrote, verified, as training samples; torch is not needed here."""
+
+import json
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from finetune_api.handoff import Artifact, ExitCode, JobConfig
+from finetune_trainer.data.report import read_accepted
+from finetune_trainer.data.rows import BadRow, ChatRow
+from finetune_trainer.errors import ObjectMissing, TrainerError
+from finetune_trainer.labels import Encoded, Labeler
+from finetune_trainer.report.record import SampleStats
+from finetune_trainer.storage import OnBytes, Storage, join, sha256_file
+
+EVALUATED_ROWS = 512
+PREVIEWED_ROWS = 3
+ENCODED_AT_ONCE = 256
+UNLIMITED = 1 << 40
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The canonical rows of both sides, and what preflight wrote about them."""
+
+    train: list[ChatRow]
+    validation: list[ChatRow]
+    summary: dict[str, Any]
+
+    @property
+    def train_sha256(self) -> str:
+        """SHA-256 of the file of training rows."""
+        return str(next(file["sha256"] for file in self.summary["files"] if file["path"] == Artifact.TRAIN_ROWS))
+
+
+def fetch_rows(config: JobConfig, storage: Storage, directory: Path, on_bytes: OnBytes) -> Rows:
+    """Downloads both files and checks them against preflight's summary."""
+    uri = join(config.output_key(), Artifact.DATASET_SUMMARY)
+    data = storage.read(uri)
+    if data is None:
+        raise TrainerError(ExitCode.DATASET_UNUSABLE, f"{uri} is missing: preflight did not finish, or it was removed")
+    summary = json.loads(data)
+    digests = {file["path"]: file["sha256"] for file in summary["files"]}
+    train = _fetch(Artifact.TRAIN_ROWS, digests, config, storage, directory, on_bytes)
+    validation = _fetch(Artifact.VALIDATION_ROWS, digests, config, storage, directory, on_bytes)
+    if not train:
+        raise TrainerError(ExitCode.DATASET_UNUSABLE, f"{Artifact.TRAIN_ROWS} holds no row")
+    return Rows(train, validation, summary)
+
+
+def _fetch(
+    artifact: Artifact,
+    digests: dict[str, str],
+    config: JobConfig,
+    storage: Storage,
+    directory: Path,
+    on_bytes: OnBytes,
+) -> list[ChatRow]:
+    if artifact not in digests:
+        return []
+    path = directory / artifact
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        storage.download(join(config.output_key(), artifact), path, on_bytes)
+    except ObjectMissing as missing:
+        raise TrainerError(ExitCode.DATASET_UNUSABLE, f"{artifact} was removed after preflight") from missing
+    if sha256_file(path) != digests[artifact]:
+        raise TrainerError(ExitCode.DATASET_UNUSABLE, f"{artifact} was changed after preflight: its SHA-256 differs")
+    return list(read_accepted(path))
+
+
+def evaluated(rows: list[ChatRow], seed: int) -> list[ChatRow]:
+    """The validation rows that are evaluated with: all, or a seeded choice of 512, in file order."""
+    if len(rows) <= EVALUATED_ROWS:
+        return rows
+    chosen = sorted(random.Random(seed).sample(range(len(rows)), EVALUATED_ROWS))  # noqa: S311 - no secret
+    return [rows[index] for index in chosen]
+
+
+def encode_rows(rows: Iterable[ChatRow], labeler: Labeler, objective: str, max_length: int) -> list[Encoded]:
+    """Every sample of the rows; a row that the tokenizer refuses, which preflight has counted already, gives none."""
+    samples: list[Encoded] = []
+    remaining = iter(rows)
+    while batch := list(islice(remaining, ENCODED_AT_ONCE)):
+        for encoded in labeler.encode_batch(batch, objective, max_length):  # type: ignore[arg-type]
+            samples += [] if isinstance(encoded, BadRow) else encoded
+    return samples
+
+
+def describe(rows: Rows, samples: Sequence[Encoded], labeler: Labeler, objective: str) -> SampleStats:
+    """The samples in figures; where rows were cut, the length they would have is measured too."""
+    lengths = sorted(len(sample.input_ids) for sample in samples)
+    is_cut = any(sample.truncated for sample in samples)
+    whole = encode_rows(rows.train, labeler, objective, UNLIMITED) if is_cut else samples
+    full_lengths = sorted(len(sample.input_ids) for sample in whole)
+    return SampleStats(
+        train_rows=len(rows.train),
+        validation_rows=len(rows.validation),
+        samples=len(samples),
+        truncated_share=sum(sample.truncated for sample in samples) / len(samples),
+        labelled_share=sum(sample.trained for sample in samples) / sum(lengths),
+        median_length=lengths[len(lengths) // 2],
+        longest=lengths[-1],
+        full_length_p99=full_lengths[min(len(full_lengths) - 1, len(full_lengths) * 99 // 100)],
+    )
+
+
+def previews(rows: Sequence[ChatRow], labeler: Labeler, objective: str) -> list[list[tuple[str, bool]]]:
+    """The first rows as the model reads them, in pieces, each with whether it is trained."""
+    shown = []
+    for row in rows[:PREVIEWED_ROWS]:
+        try:
+            shown.append(labeler.preview(row, objective))  # type: ignore[arg-type]
+        except BadRow:
+            continue
+    return shown

@@ -1,0 +1,160 @@
+"""The training run, top to bottom: from the rows that preflight wrote to a published, verified result."""
+
+import gc
+import logging
+import os
+import time
+from pathlib import Path
+
+# Read when the libraries below are imported: models come from storage alone, and nobody is told of the run.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+
+import torch
+
+from finetune_api.handoff import Artifact, ExitCode, JobConfig, Report
+from finetune_api.spec import Merge, Method
+from finetune_api.status import Resolved
+from finetune_trainer.adapter import save_adapter, save_tokenizer
+from finetune_trainer.callbacks import restore_trained, save_trained
+from finetune_trainer.errors import TrainerError
+from finetune_trainer.generate import answer_all, stop_token_ids
+from finetune_trainer.inputs import Inputs, load_inputs
+from finetune_trainer.merge import merge_adapter, save_full, stored_precision
+from finetune_trainer.methods.sft import RowTrainer, Watch, build_trainer
+from finetune_trainer.model import (
+    finalise,
+    find_device,
+    load_for_training,
+    load_tokenizer,
+    micro_batches,
+    trained_tensors,
+)
+from finetune_trainer.progress import Reporter
+from finetune_trainer.publish import publish
+from finetune_trainer.report.document import write_report
+from finetune_trainer.report.record import Answer, History, Measured, MergeCheck, Plateau
+from finetune_trainer.results import Trained, build_record, build_result
+from finetune_trainer.stop import StopFlag
+from finetune_trainer.storage import Storage
+
+logger = logging.getLogger(__name__)
+
+LARGEST_RECHECK_DIFFERENCE = 0.005
+
+
+def train(config: JobConfig, storage: Storage, workspace: Path, reporter: Reporter, stop: StopFlag) -> Report:
+    """Trains, checks and publishes; returns the report that publishing proved."""
+    began = time.monotonic()
+    reporter.stage("Loading")
+    inputs = load_inputs(config, storage, workspace, reporter, stop)
+    device = find_device()
+    trained = train_within_memory(inputs, device, reporter, stop)
+    stop.raise_if_set()
+    merge = save_full_model(inputs, trained.settings, reporter)
+    stop.raise_if_set()
+    record = build_record(inputs, trained, merge, device, reporter, time.monotonic() - began)
+    write_report(record, inputs.result)
+    result = build_result(inputs, record, reporter)
+    return publish(inputs.result, config, result, storage, reporter, stop=stop)
+
+
+def train_within_memory(inputs: Inputs, device: torch.device, reporter: Reporter, stop: StopFlag) -> Trained:
+    """Trains; when the GPU's memory does not suffice, again with half the micro-batch and the same effective batch."""
+    for settings in micro_batches(finalise(inputs.config.resolved or Resolved(), device)):
+        try:
+            return train_once(inputs, settings, device, reporter, stop)
+        except torch.OutOfMemoryError:
+            logger.warning("out of GPU memory with %s rows a batch", settings.per_device_train_batch_size)
+        gc.collect()  # outside the handler, whose traceback keeps the tensors alive
+        torch.cuda.empty_cache()
+    raise TrainerError(
+        ExitCode.GPU_OUT_OF_MEMORY,
+        "the GPU's memory does not suffice for one row a batch: lower hyperparameters.maxLength, set tuning.method "
+        "QLoRA or gradientCheckpointing true, or use a larger GPU",
+    )
+
+
+def train_once(inputs: Inputs, settings: Resolved, device: torch.device, reporter: Reporter, stop: StopFlag) -> Trained:
+    """Loads, measures and asks the base, trains, restores the best weights, measures and asks again, saves."""
+    spec = inputs.config.spec
+    early = spec.early_stopping
+    watch = Watch(
+        reporter=reporter,
+        stop=stop,
+        history=History(inputs.result / Artifact.METRICS),
+        plateau=Plateau(early.patience if early else None, early.min_delta if early else 0.0),
+        best_weights=inputs.best_weights,
+    )
+    model = load_for_training(inputs.model, settings, device)
+    settings = with_targets(settings, model)
+    tokenizer = load_tokenizer(inputs.model)
+    scratch = inputs.workspace / "trainer"
+    trainer = build_trainer(model, tokenizer, inputs.train, inputs.validation, settings, scratch, watch)
+    parameters = sum(tensor.numel() for tensor in trained_tensors(model).values())
+    reporter.update(resolved=settings, metrics={"trainable_parameters": parameters})
+    if inputs.validation and spec.evaluation.baseline:
+        trainer.evaluate()
+    base_answers = answer(inputs, trainer, watch)
+    trainer.train()
+    stop.raise_if_set()
+    final = restore_best(trainer, watch) if inputs.validation else None
+    save_trained(model, inputs.best_weights)
+    tuned_answers = answer(inputs, trainer, watch)
+    if settings.method != Method.FULL:
+        save_adapter(model, inputs.result / Artifact.ADAPTER, spec.model.uri)
+        save_tokenizer(inputs.model, inputs.result / Artifact.ADAPTER, inputs.labeler)
+    asked = [prompt.prompt for prompt in spec.evaluation.prompts or []]
+    answers = [Answer(*parts) for parts in zip(asked, base_answers, tuned_answers, strict=True)]
+    return Trained(settings, watch.history, watch.plateau, final, parameters, answers)
+
+
+def with_targets(settings: Resolved, model: torch.nn.Module) -> Resolved:
+    """The settings with the modules that the adapter really went to."""
+    if settings.method == Method.FULL:
+        return settings
+    return settings.model_copy(update={"target_modules": sorted(model.peft_config["default"].target_modules)})
+
+
+def restore_best(trainer: RowTrainer, watch: Watch) -> Measured:
+    """Puts the best weights back; measured again, they must give the loss that they were kept for."""
+    restore_trained(trainer.model, watch.best_weights)
+    final = trainer.measure()
+    difference = abs(final.loss - watch.plateau.best_loss)
+    if difference > LARGEST_RECHECK_DIFFERENCE * max(1.0, watch.plateau.best_loss):
+        told = f"{final.loss:.5g} instead of {watch.plateau.best_loss:.5g}"
+        raise TrainerError(ExitCode.INTERNAL_ERROR, f"the restored best weights have an evaluation loss of {told}")
+    watch.reporter.update(metrics={"eval_loss": final.loss})
+    return final
+
+
+def answer(inputs: Inputs, trainer: RowTrainer, watch: Watch) -> list[str]:
+    """The answers of the model as it is to the job's questions."""
+    evaluation = inputs.config.spec.evaluation
+    if evaluation.prompts:
+        watch.reporter.stage("Answering")
+    return answer_all(
+        trainer.model,
+        inputs.labeler,
+        [prompt.prompt for prompt in evaluation.prompts or []],
+        stop_ids=stop_token_ids(trainer.model, inputs.train),
+        max_new_tokens=evaluation.max_new_tokens,
+        reporter=watch.reporter,
+        stop=watch.stop,
+    )
+
+
+def save_full_model(inputs: Inputs, settings: Resolved, reporter: Reporter) -> MergeCheck | None:
+    """`merged/`: always with method Full, else when `output.merge` asks for it."""
+    asked, output = inputs.config.spec.output.merge, inputs.result / Artifact.MERGED
+    if settings.method != Method.FULL and asked is Merge.NONE:
+        return None
+    gc.collect()
+    reporter.stage("Merging")
+    if settings.method == Method.FULL:
+        precision = stored_precision(inputs.model) if asked is Merge.NONE else asked.value
+        check = save_full(inputs.model, inputs.best_weights, output, precision, inputs.held_out)
+    else:
+        check = merge_adapter(inputs.model, inputs.result / Artifact.ADAPTER, output, asked.value, inputs.held_out)
+    save_tokenizer(inputs.model, output, inputs.labeler)
+    return check
