@@ -17,6 +17,7 @@ _ROWS_UNDER_KEY = re.compile(rb'\s*\{\s*"data"\s*:\s*(?:\[|$)')
 _ONE_LINE_OBJECT = re.compile(rb"\s*\{[^\n]*\}[ \t\r]*(?:,[ \t\r]*)?(?:\n|$)")
 # A string, a bracket, a comma, a newline, or a quote whose string ends neither here nor on this line.
 _TOKEN = re.compile(rb'"[^"\\\n]*+(?:\\[^\n][^"\\\n]*+)*+"|[{}\[\],\n"]')
+_NEXT_ROW = re.compile(rb"\s+\{")
 _VALUE_IS_ARRAY = re.compile(rb"\s*:\s*\[")
 _BETWEEN_ELEMENTS = b", \t\r\n"
 _OPENER = {b"}": b"{", b"]": b"["}
@@ -46,7 +47,7 @@ class _Splitter:
         self._start_line = self._line = 1
         self._clipped: bytes | None = None
         self._open: list[bytes] = []
-        self._in_array = self._under_key = self._finished = False
+        self._in_array = self._under_key = self._finished = self._ended_in_string = False
 
     def split(self) -> Iterator[tuple[int, bytes, bool]]:
         """Yield the elements in order, and whatever stands between them that is neither space nor comma."""
@@ -90,6 +91,9 @@ class _Splitter:
                 return match.group()
             elif (line_end := self._data.find(b"\n", match.end())) >= 0:
                 self._at = line_end
+                if _NEXT_ROW.match(self._data, line_end):
+                    self._open.clear()  # the brackets that close the element are in the broken string
+                    self._ended_in_string = True
                 continue
             else:
                 self._at = match.start()
@@ -116,7 +120,8 @@ class _Splitter:
     def _end_of_element(self, token: bytes) -> int | None:
         if token == b"\n":
             self._line += 1
-            return None if self._open or self._in_array else self._at
+            ended, self._ended_in_string = self._ended_in_string, False
+            return None if self._open or (self._in_array and not ended) else self._at
         if token in (b"{", b"["):
             self._open.append(token)
         elif token == b",":
@@ -146,5 +151,5 @@ class _Splitter:
         elif text:
             yield self._start_line + raw.count(b"\n", 0, len(raw) - len(text)), text.rstrip(), True
         self._clipped = None
-        self._start = end
+        self._start = self._at
         self._start_line = self._line

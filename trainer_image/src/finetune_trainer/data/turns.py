@@ -57,13 +57,14 @@ def _content_of(turn: Mapping[str, Any], number: int) -> object:
 
 
 def _read_message(turn: dict[str, Any], role: Role, number: int, repairs: Repairs) -> Message:
-    if len(turn) == 2:  # a role and a text: nearly every turn of nearly every file
+    if len(turn) == 2 and ("content" in turn or "value" in turn):  # nearly every turn of nearly every file
         return Message(role=role, content=read_text(_content_of(turn, number), f"turn {number}", repairs))
     message = Message(role=role, content="")
     if role == "assistant":
         _read_calls_and_reasoning(turn, message, repairs)
     _read_names(turn, role, message, repairs)
-    content = turn.get("content") if "tool_calls" in message else _content_of(turn, number)
+    has_text = "tool_calls" not in message or any(key in turn for key in CONTENT_KEYS)
+    content = _content_of(turn, number) if has_text else None
     if content is None and "tool_calls" not in message:
         content = turn.get("refusal")
     if content is not None or "tool_calls" not in message:
