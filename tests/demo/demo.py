@@ -78,7 +78,8 @@ def demo() -> int:
     heading("A namespace with the storage's keys; what an earlier demo left is removed")
     prepare_namespace(job, environment)
     heading("Training")
-    command("kubectl", "apply", "-f", str(MANIFEST))
+    if command("kubectl", "apply", "-f", str(MANIFEST)) != 0:
+        return 1
     status = watch(job["metadata"])
     heading("Result")
     name, namespace = job["metadata"]["name"], job["metadata"]["namespace"]

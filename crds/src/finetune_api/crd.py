@@ -5,6 +5,7 @@
 
 import argparse
 import copy
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -43,7 +44,7 @@ def structural_schema(model: type[FineTuneJobSpec] | type[FineTuneJobStatus]) ->
 
 
 def _structural(node: dict[str, Any], defs: dict[str, Any]) -> dict[str, Any]:
-    node = _without_null(_inlined(copy.deepcopy(node), defs), defs)
+    node = _plain_map(_without_null(_inlined(copy.deepcopy(node), defs), defs))
     out = {key: value for key, value in node.items() if key in KEPT or key.startswith("x-kubernetes-")}
     if node.get("x-kubernetes-int-or-string"):
         out.pop("type", None)
@@ -87,6 +88,19 @@ def _without_null(node: dict[str, Any], defs: dict[str, Any]) -> dict[str, Any]:
         raise ValueError(f"a union has no structural schema: {options}")
     node.pop("anyOf")
     return _inlined(copy.deepcopy(rest[0]), defs) | node
+
+
+def _plain_map(node: dict[str, Any]) -> dict[str, Any]:
+    """A map whose keys have a pattern: Kubernetes has no `patternProperties`, so that the pattern becomes a rule."""
+    patterns = node.pop("patternProperties", None)
+    if patterns is None:
+        return node
+    ((pattern, values),) = patterns.items()
+    rule = {
+        "rule": f"self.all(key, key.matches({json.dumps(pattern)}))",
+        "message": f"each key must match {pattern}",
+    }
+    return node | {"additionalProperties": values, "x-kubernetes-validations": [rule]}
 
 
 def build_crd() -> dict[str, Any]:

@@ -20,6 +20,7 @@ QUANTIZATION = "quantization needs method QLoRA or Auto"
 VALIDATION = "give either validation or validationSplitPercent"
 LENGTH = "give at most one of numTrainEpochs and maxSteps"
 WARMUP = "warmupSteps is a fraction"
+KEYS = "each key must match"
 EARLY = "earlyStopping needs held-out rows"
 
 BASE: Spec = {
@@ -63,6 +64,12 @@ AT_CREATION = [
         {"hyperparameters": {"warmupSteps": 5}},
         {"hyperparameters": {"warmupSteps": 5.5}},
         "spec.hyperparameters.warmupSteps",
+    ),
+    (
+        KEYS,
+        {"resources": {"requests": {"cpu": 4, "example.com/gpu": "1", "memory": "24Gi"}}},
+        {"resources": {"requests": {"a b": "1"}}},
+        "spec.resources.requests",
     ),
     (EARLY, SPLIT | {"earlyStopping": {"patience": 2}}, {"earlyStopping": {"patience": 2}}, "spec.earlyStopping"),
 ]

@@ -40,6 +40,16 @@ def test_every_list_map_and_string_has_a_bound(block: str) -> None:
 
 
 @pytest.mark.parametrize("block", ["spec", "status"])
+def test_every_object_says_what_is_in_it(block: str) -> None:
+    opaque = [
+        path
+        for path, node in parts(block)
+        if node.get("type") == "object" and not {"properties", "additionalProperties"} & set(node)
+    ]
+    assert opaque == []
+
+
+@pytest.mark.parametrize("block", ["spec", "status"])
 def test_every_property_is_described(block: str) -> None:
     silent = [
         path for path, node in parts(block) if "." in path and not path.endswith("[]") and not node.get("description")
