@@ -1,0 +1,46 @@
+"""A real API server with its controller manager, once for all integration tests; no node, no kubelet."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from kubernetes import client, config
+
+ROOT = Path(__file__).parents[2]
+CLUSTER = [sys.executable, str(ROOT / "tests" / "cluster" / "cluster.py"), "control-plane"]
+
+
+@pytest.fixture(scope="session")
+def control_plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Path of an administrator's kubeconfig; the FineTuneJob CRD is installed."""
+    folder = str(tmp_path_factory.mktemp("control-plane"))
+    run = subprocess.run([*CLUSTER, "up", "--dir", folder, "--controller-manager"], capture_output=True, text=True)
+    if run.returncode:
+        if os.environ.get("CI"):
+            pytest.fail(f"no control plane: {run.stderr}")
+        pytest.skip(f"no control plane on this machine: {run.stderr.strip()[-300:]}")
+    try:
+        kubeconfig = Path(run.stdout.strip())
+        _install_crd(kubeconfig)
+        yield kubeconfig
+    finally:
+        subprocess.run([*CLUSTER, "down", "--dir", folder], check=True, capture_output=True)
+
+
+def _install_crd(kubeconfig: Path) -> None:
+    crd = yaml.safe_load((ROOT / "crds" / "finetunejobs.yaml").read_text())
+    name = crd["metadata"]["name"]
+    with config.new_client_from_config(str(kubeconfig)) as api:
+        extensions = client.ApiextensionsV1Api(api)
+        extensions.create_custom_resource_definition(crd)
+        for _ in range(100):
+            status = extensions.read_custom_resource_definition_status(name).status
+            if any(one.type == "Established" and one.status == "True" for one in status.conditions or []):
+                return
+            time.sleep(0.1)
+    raise TimeoutError(f"{name} is not established")

@@ -1,0 +1,323 @@
+"""The operator as a process with exactly its documented rights, and a hand that plays the kubelet."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from kubernetes import client, config
+from kubernetes.client.exceptions import ApiException
+
+from finetune_api import handoff, names
+from finetune_api.spec import FineTuneJobSpec
+from finetune_operator.objects import slug
+
+ROOT = Path(__file__).parents[3]
+IMAGE = "registry.example/finetune-trainer:1"
+SPEC: dict[str, Any] = {
+    "objective": "Chat",
+    "storage": {"endpoint": "http://storage.example:9000", "credentialsSecretRef": {"name": "s3"}},
+    "model": {"uri": "s3://bucket/models/tiny"},
+    "dataset": {"train": {"uri": "s3://bucket/data/rows.jsonl"}, "validationSplitPercent": 10},
+    "output": {"uri": "s3://bucket/jobs/one"},
+    "resources": {"gpusPerNode": 1},
+}
+Object = dict[str, Any]
+
+
+def rules() -> list[Object]:
+    """The rights of operator/README.md, read from it, so that the document cannot drift from what works."""
+    text = (ROOT / "operator" / "README.md").read_text()
+    block = text.split("```yaml", 1)[1].split("```", 1)[0]
+    found: list[Object] = yaml.safe_load(block)["rules"]
+    return found
+
+
+class Access:
+    """A service account with a role of its own and a kubeconfig for it."""
+
+    def __init__(self, kubeconfig: Path, folder: Path) -> None:
+        self.api = config.new_client_from_config(str(kubeconfig))
+        self.name = f"operator-{uuid.uuid4().hex[:6]}"
+        core, rbac = client.CoreV1Api(self.api), client.RbacAuthorizationV1Api(self.api)
+        meta = {"name": self.name}
+        core.create_namespaced_service_account("default", {"metadata": meta})
+        rbac.create_cluster_role({"metadata": meta, "rules": rules()})
+        rbac.create_cluster_role_binding(
+            {
+                "metadata": meta,
+                "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": self.name},
+                "subjects": [{"kind": "ServiceAccount", "name": self.name, "namespace": "default"}],
+            }
+        )
+        body = {"spec": {"expirationSeconds": 7200}}
+        token = core.create_namespaced_service_account_token(self.name, "default", body).status.token
+        admin = yaml.safe_load(kubeconfig.read_text())
+        admin["users"] = [{"name": admin["users"][0]["name"], "user": {"token": token}}]
+        self.kubeconfig = folder / f"{self.name}.yaml"
+        self.kubeconfig.write_text(yaml.safe_dump(admin))
+
+    def set_rules(self, wanted: list[Object]) -> None:
+        client.RbacAuthorizationV1Api(self.api).patch_cluster_role(self.name, {"rules": wanted})
+
+
+class Operator:
+    """The operator's process."""
+
+    def __init__(self, access: Access, namespace: str, folder: Path, **settings: str) -> None:
+        self.access = access
+        self.log = folder / "operator.log"
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.env = os.environ | {
+            "KUBECONFIG": str(access.kubeconfig),
+            "FINETUNE_TRAINER_IMAGE": IMAGE,
+            "FINETUNE_WATCH_NAMESPACES": namespace,
+            "FINETUNE_HTTP_PORT": str(self.port),
+            "FINETUNE_LOG_FORMAT": "text",
+            **settings,
+        }
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> "Operator":
+        started = time.monotonic()
+        with self.log.open("ab") as log:
+            command = [sys.executable, "-m", "finetune_operator"]
+            self.process = subprocess.Popen(command, env=self.env, stderr=log, stdout=log)
+        while time.monotonic() - started < 20:
+            if self.get("/readyz") == 200:
+                self.seconds_to_ready = time.monotonic() - started
+                return self
+            time.sleep(0.1)
+        raise TimeoutError(self.log.read_text()[-3000:])
+
+    def get(self, path: str) -> int:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=5) as answer:
+                self.text = answer.read().decode()
+                return int(answer.status)
+        except OSError:
+            return 0
+
+    def resident_mib(self) -> float:
+        assert self.process
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        return int(status.split("VmRSS:")[1].split()[0]) / 1024
+
+    def kill(self) -> None:
+        if self.process and self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+
+    def stop(self) -> int:
+        assert self.process
+        self.process.terminate()
+        return self.process.wait(30)
+
+
+class World:
+    """A namespace: FineTuneJobs, their Jobs and pods, and what a kubelet would say of the pods."""
+
+    def __init__(self, api: client.ApiClient, namespace: str) -> None:
+        self.namespace = namespace
+        self.core = client.CoreV1Api(api)
+        self.batch = client.BatchV1Api(api)
+        self.custom = client.CustomObjectsApi(api)
+        self._where = (names.GROUP, names.VERSION, namespace, names.PLURAL)
+
+    def create(self, name: str = "one", **spec: Any) -> Object:
+        body = {
+            "apiVersion": names.API_VERSION,
+            "kind": names.KIND,
+            "metadata": {"name": name, "namespace": self.namespace},
+            "spec": SPEC | spec,
+        }
+        created: Object = self.custom.create_namespaced_custom_object(*self._where, body)
+        return created
+
+    def get(self, name: str = "one") -> Object:
+        found: Object = self.custom.get_namespaced_custom_object(*self._where, name)
+        return found
+
+    def delete(self, name: str = "one") -> None:
+        self.custom.delete_namespaced_custom_object(*self._where, name)
+
+    def patch_spec(self, name: str, spec: Object) -> None:
+        self.custom.patch_namespaced_custom_object(*self._where, name, {"spec": spec})
+
+    def status(self, name: str = "one") -> Object:
+        return self.get(name).get("status") or {}
+
+    def condition(self, kind: str, name: str = "one") -> Object:
+        return next((one for one in self.status(name).get("conditions", []) if one["type"] == kind), {})
+
+    def jobs(self) -> list[str]:
+        return sorted(job.metadata.name for job in self.batch.list_namespaced_job(self.namespace).items)
+
+    def events(self, reason: str = "") -> list[str]:
+        items = self.core.list_namespaced_event(self.namespace, field_selector=f"involvedObject.kind={names.KIND}").items
+        return [item.reason for item in items if not reason or item.reason == reason]
+
+    def pod_of(self, job: str) -> Any:
+        """The newest pod of a Job that has not ended."""
+
+        def find() -> Any:
+            selector = f"batch.kubernetes.io/job-name={job}"
+            pods = self.core.list_namespaced_pod(self.namespace, label_selector=selector).items
+            alive = [pod for pod in pods if pod.status.phase not in {"Succeeded", "Failed"}]
+            return max(alive, key=lambda pod: pod.metadata.creation_timestamp, default=None)
+
+        return until(find, f"a pod of {job}")
+
+    def run(self, pod: Any, ip: str = "127.0.0.1") -> None:
+        """What the kubelet says when the container has started."""
+        started = {"running": {"startedAt": _now()}}
+        self._patch(pod, {"phase": "Running", "podIP": ip, "podIPs": [{"ip": ip}], **_container(started)})
+
+    def end(self, pod: Any, code: int, message: str = "", reason: str = "", disruption: str = "") -> None:
+        """What the kubelet says when the container has ended."""
+        terminated = {
+            "exitCode": code,
+            "reason": reason or ("Completed" if code == 0 else "Error"),
+            "startedAt": _now(),
+            "finishedAt": _now(),
+            "message": message,
+        }
+        status = {"phase": "Failed" if code else "Succeeded", **_container({"terminated": terminated})}
+        if disruption:
+            status["conditions"] = [_condition("DisruptionTarget", "True", disruption)]
+        self._patch(pod, status)
+
+    def wait_for_image(self, pod: Any, reason: str, message: str) -> None:
+        self._patch(pod, {"phase": "Pending", **_container({"waiting": {"reason": reason, "message": message}})})
+
+    def cannot_schedule(self, pod: Any, message: str) -> None:
+        condition = _condition("PodScheduled", "False", "Unschedulable") | {"message": message}
+        self._patch(pod, {"conditions": [condition]})
+
+    def _patch(self, pod: Any, status: Object) -> None:
+        self.core.patch_namespaced_pod_status(pod.metadata.name, self.namespace, {"status": status})
+
+    def report(self, outcome: str, name: str = "one", **blocks: Any) -> str:
+        """A report as the trainer writes it."""
+        job = self.get(name)
+        spec = FineTuneJobSpec.model_validate(job["spec"])
+        return json.dumps(
+            {
+                "outcome": outcome,
+                "reason": outcome,
+                "message": "done",
+                "jobUid": job["metadata"]["uid"],
+                "configSha256": handoff.config_sha256(spec),
+                **blocks,
+            }
+        )
+
+    def published(self, name: str = "one", **blocks: Any) -> str:
+        """The report of a successful training."""
+        artifacts = {"uri": "s3://bucket/jobs/one", "manifestSha256": "ab" * 32, "sizeBytes": 1000}
+        metrics = {"trainLoss": 0.9, "evalLoss": 1.2, "baselineEvalLoss": 2.5}
+        return self.report("Published", name, artifacts=artifacts, metrics=metrics, lastStep=24, **blocks)
+
+    def validated(self, name: str = "one") -> str:
+        """The report of a passed preflight."""
+        dataset = {"rows": 100, "accepted": 90, "rejected": 10, "rejectedByCode": {"BAD_JSON": 10}, "trainRows": 81}
+        resolved = {"method": "QLoRA", "totalSteps": 24, "learningRate": 2e-4}
+        return self.report("Validated", name, dataset=dataset, resolved=resolved, lineage={"datasetSha256": "cd" * 32})
+
+    def pass_preflight(self, name: str = "one") -> Any:
+        """Brings a job to its first trainer pod."""
+        pod = self.pod_of(f"{slug(name)}-preflight")
+        self.run(pod)
+        self.end(pod, 0, self.validated(name))
+        return self.pod_of(f"{slug(name)}-1")
+
+    def wait_phase(self, phase: str, name: str = "one", seconds: float = 20) -> Object:
+        """The status once the job is in that phase."""
+        return until(
+            lambda: status if (status := self.status(name)).get("phase") == phase else None,
+            lambda: f"phase {phase}: {json.dumps(self.status(name), indent=1)}",
+            seconds,
+        )
+
+    def wait_condition(self, kind: str, reason: str, name: str = "one", seconds: float = 20) -> Object:
+        """The condition once it has that reason."""
+        return until(
+            lambda: found if (found := self.condition(kind, name)).get("reason") == reason else None,
+            lambda: f"{kind}/{reason}: {json.dumps(self.status(name), indent=1)}",
+            seconds,
+        )
+
+
+def _container(state: Object) -> Object:
+    digest = "registry.example/finetune-trainer@sha256:" + "1" * 64
+    one = {"name": "trainer", "image": IMAGE, "imageID": digest, "ready": False, "restartCount": 0, "state": state}
+    return {"containerStatuses": [one]}
+
+
+def _condition(kind: str, status: str, reason: str) -> Object:
+    return {"type": kind, "status": status, "reason": reason, "lastTransitionTime": _now()}
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+def until(probe: Callable[[], Any], what: str | Callable[[], str], seconds: float = 20) -> Any:
+    """The first true answer of a probe."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        found = probe()
+        if found:
+            return found
+        time.sleep(0.1)
+    raise AssertionError(f"not within {seconds} s: {what if isinstance(what, str) else what()}")
+
+
+@pytest.fixture(scope="session")
+def access(control_plane: Path, tmp_path_factory: pytest.TempPathFactory) -> Access:
+    return Access(control_plane, tmp_path_factory.mktemp("access"))
+
+
+@pytest.fixture
+def world(control_plane: Path) -> Iterator[World]:
+    api = config.new_client_from_config(str(control_plane))
+    core = client.CoreV1Api(api)
+    namespace = f"t-{uuid.uuid4().hex[:8]}"
+    core.create_namespace({"metadata": {"name": namespace}})
+    until(lambda: _has_default_account(core, namespace), "the default service account")
+    yield World(api, namespace)
+    core.delete_namespace(namespace)
+
+
+def _has_default_account(core: client.CoreV1Api, namespace: str) -> bool:
+    try:
+        core.read_namespaced_service_account("default", namespace)
+    except ApiException:
+        return False
+    return True
+
+
+@pytest.fixture
+def operator(access: Access, world: World, tmp_path: Path) -> Iterator[Operator]:
+    process = Operator(access, world.namespace, tmp_path)
+    process.start()
+    yield process
+    process.kill()
+
+
+@pytest.fixture
+def wait() -> Callable[..., Any]:
+    return until
+
+
