@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 from layout import NODE_ADDRESS, POD_RANGE, SERVICE_RANGE, ClusterError, Layout
@@ -48,8 +49,8 @@ def ensure_pod_network(layout: Layout) -> None:
     (folder / "10-finetune.conflist").write_text(json.dumps(_cni(layout), indent=2))
 
 
-def remove(layout: Layout) -> None:
-    """Take back every link, rule and lease of this cluster."""
+def remove(layout: Layout, sandboxes: Sequence[str]) -> None:
+    """Take back every link, rule and lease of this cluster and its sandboxes."""
     for table, chain, *rule in RULES:
         while _iptables(table, "--delete", chain, *rule).returncode == 0:
             pass
@@ -61,8 +62,9 @@ def remove(layout: Layout) -> None:
     if remember.exists():
         FORWARDING.write_text(remember.read_text())
         remember.unlink()
-    for result in (CNI_CACHE / "results").glob(f"{NETWORK_NAME}-*"):
-        result.unlink()
+    results = CNI_CACHE / "results"
+    for result in [*results.glob(f"{NETWORK_NAME}-*"), *(results / f"cni-loopback-{each}-lo" for each in sandboxes)]:
+        result.unlink(missing_ok=True)
     shutil.rmtree(layout.root / "leases", ignore_errors=True)
 
 

@@ -18,6 +18,8 @@ DAEMON = "s3"
 ACCESS_KEY = "finetune-demo"
 SECRET_KEY = "finetune-demo-secret"
 REGION = "us-east-1"
+# It waits 15 s for its own streams to close; what was written is safe without that.
+STOP_SECONDS = 2
 
 # Each part of the server listens on one port for HTTP and one for gRPC.
 PARTS = ("s3", "master", "volume", "filer")
@@ -49,7 +51,7 @@ def start(layout: Layout) -> str:
 
 def stop_server(layout: Layout, *, purge: bool) -> None:
     """End the server; with `purge` its objects go too."""
-    stop(layout, DAEMON)
+    stop(layout, DAEMON, STOP_SECONDS)
     if purge:
         shutil.rmtree(layout.root / "s3-data", ignore_errors=True)
         for name in ("s3.json", "s3-ports.json"):
@@ -62,14 +64,9 @@ def endpoint(layout: Layout) -> str:
 
 
 def answers(layout: Layout) -> bool:
-    """Whether a request without keys is refused, which is what a ready server does."""
-    try:
-        urllib.request.urlopen(endpoint(layout), timeout=2)
-    except urllib.error.HTTPError as refused:
-        return refused.code == 403
-    except OSError:
-        return False
-    return False
+    """Whether a request without keys is refused and an object would find a volume to lie on."""
+    master = _ports(layout)[PARTS.index("master") * 2]
+    return _get(endpoint(layout))[0] == 403 and "fid" in _get(f"http://{layout.address}:{master}/dir/assign")[1]
 
 
 def environment(layout: Layout) -> dict[str, str]:
@@ -81,6 +78,16 @@ def environment(layout: Layout) -> dict[str, str]:
         "AWS_REGION": REGION,
         "AWS_DEFAULT_REGION": REGION,
     }
+
+
+def _get(url: str) -> tuple[int, str]:
+    try:
+        with urllib.request.urlopen(url, timeout=5) as response:
+            return response.status, response.read().decode()
+    except urllib.error.HTTPError as refused:
+        return refused.code, ""
+    except OSError:
+        return 0, ""
 
 
 def _ports(layout: Layout) -> Sequence[int]:
@@ -107,6 +114,7 @@ def _argv(layout: Layout, config: Path) -> list[str]:
         "-s3.port.iceberg=0",
         "-s3.port.lance=0",
         "-master.telemetry=false",
+        "-master.electionTimeout=1s",  # it elects itself
         # A volume is a file that grows, and each bucket takes several: zero means as many as the disk holds.
         "-volume.max=0",
         "-master.volumeSizeLimitMB=256",

@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import network
+import s3
 from binaries import missing
 from containers import end_containers
 from daemons import is_running, log_of, recorded, stop
@@ -21,7 +22,18 @@ from node import proxy_argv
 CGROUPS = Path("/sys/fs/cgroup")
 CONTAINER_LOGS = Path("/var/log/containers")
 # What the next cluster must not find; images, builds and buckets stay.
-FORGOTTEN = ("etcd", "pki", "etc", "kubelet", "pod-logs", "volume-plugins", "containerd-state", "pids", "kubeconfig")
+FORGOTTEN = (
+    "etcd",
+    "pki",
+    "etc",
+    "kubelet",
+    "pod-logs",
+    "volume-plugins",
+    "containerd-state",
+    "pids",
+    "kubeconfig",
+    "containerd.sock.ttrpc",
+)
 
 
 def take_down(layout: Layout) -> None:
@@ -29,11 +41,14 @@ def take_down(layout: Layout) -> None:
     for name in ("coredns", "kube-scheduler", "kube-controller-manager", "kubelet"):
         stop(layout, name)
     namespaces = _network_namespaces(layout)
+    sandboxes = [bundle.name for bundle in _bundles(layout)]
     if is_running(layout, "containerd"):
         end_containers(layout)
     stop(layout, "kube-proxy")
     if not missing(("kube-proxy",)) and layout.pki.exists():
         subprocess.run([*proxy_argv(layout), "--cleanup"], check=False, capture_output=True)
+    s3.stop_server(layout, purge=False)
+    stop(layout, "kube-apiserver", seconds=3)
     for name in recorded(layout):
         stop(layout, name)
     _end_left_over_processes(layout)
@@ -41,7 +56,7 @@ def take_down(layout: Layout) -> None:
         _unmount(namespace)
         namespace.unlink(missing_ok=True)
     _unmount_below(layout.root)
-    network.remove(layout)
+    network.remove(layout, sandboxes)
     _remove_cgroups()
     _remove_log_links(layout)
     for name in FORGOTTEN:
@@ -77,13 +92,18 @@ def _end_left_over_processes(layout: Layout) -> None:
 def _network_namespaces(layout: Layout) -> list[Path]:
     """The pods' network namespaces, as their sandboxes' bundles name them."""
     found = set()
-    for bundle in (layout.root / "containerd-state").glob("io.containerd.runtime.v2.task/k8s.io/*/config.json"):
+    for bundle in _bundles(layout):
         with suppress(OSError, json.JSONDecodeError):
-            for namespace in json.loads(bundle.read_text())["linux"]["namespaces"]:
+            for namespace in json.loads((bundle / "config.json").read_text())["linux"]["namespaces"]:
                 path = namespace.get("path", "")
                 if namespace["type"] == "network" and Path(path).name.startswith("cni-"):
                     found.add(Path(path))
     return sorted(found)
+
+
+def _bundles(layout: Layout) -> list[Path]:
+    """One folder per container, named by its id."""
+    return list((layout.root / "containerd-state").glob("io.containerd.runtime.v2.task/k8s.io/*"))
 
 
 def _unmount_below(root: Path) -> None:
