@@ -28,6 +28,8 @@ class S3Server:
     """Where the server listens, and keys that it accepts."""
 
     endpoint: str
+    tls_endpoint: str
+    authority: Path
     access_key: str
     secret_key: str
 
@@ -63,6 +65,28 @@ def free_ports(count: int) -> list[int]:
             one.close()
 
 
+def make_certificates(directory: Path) -> tuple[Path, Path, Path]:
+    """A private authority, and a certificate of its own for 127.0.0.1 with its key."""
+    authority, certificate, key = directory / "ca.crt", directory / "tls.crt", directory / "tls.key"
+    common = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"]
+    ca_key = str(directory / "ca.key")
+    subprocess.run(
+        [*common, "-subj", "/CN=test authority", "-keyout", ca_key, "-out", str(authority)],
+        check=True,
+        capture_output=True,
+    )
+    subprocess.run(
+        [
+            *common, "-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1",
+            "-addext", "basicConstraints=critical,CA:FALSE", "-CA", str(authority), "-CAkey", ca_key,
+            "-keyout", str(key), "-out", str(certificate),
+        ],
+        check=True,
+        capture_output=True,
+    )  # fmt: skip
+    return authority, certificate, key
+
+
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     directory = tmp_path_factory.mktemp("s3")
@@ -73,7 +97,8 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     }
     (directory / "identities.json").write_text(json.dumps({"identities": [identity]}))
     names = ("master.port", "master.port.grpc", "volume.port", "volume.port.grpc", "filer.port", "filer.port.grpc")
-    names += ("s3.port", "s3.port.grpc")
+    names += ("s3.port", "s3.port.grpc", "s3.port.https")
+    authority, certificate, key = make_certificates(directory)
     ports = dict(zip(names, free_ports(len(names)), strict=True))
     with (directory / "weed.log").open("wb") as log:
         process = subprocess.Popen(
@@ -88,6 +113,8 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
                 "-volume.max=20",
                 "-s3",
                 f"-s3.config={directory / 'identities.json'}",
+                f"-s3.cert.file={certificate}",
+                f"-s3.key.file={key}",
                 "-s3.port.iceberg=0",
                 "-s3.port.lance=0",
                 *(f"-{name}={port}" for name, port in ports.items()),
@@ -97,7 +124,13 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
             cwd=directory,
             env=os.environ | {"HOME": str(directory)},
         )
-    server = S3Server(f"http://127.0.0.1:{ports['s3.port']}", ACCESS_KEY, SECRET_KEY)
+    server = S3Server(
+        endpoint=f"http://127.0.0.1:{ports['s3.port']}",
+        tls_endpoint=f"https://127.0.0.1:{ports['s3.port.https']}",
+        authority=authority,
+        access_key=ACCESS_KEY,
+        secret_key=SECRET_KEY,
+    )
     try:
         _wait_until_it_stores(server, process, directory / "weed.log")
         yield server

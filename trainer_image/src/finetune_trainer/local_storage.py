@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import uuid
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -9,6 +10,8 @@ from pathlib import Path
 from finetune_api.handoff import ExitCode
 from finetune_trainer.errors import ObjectMissing, TrainerError
 from finetune_trainer.storage import READ_LIMIT, Entry, OnBytes, Storage, confined, join, sha256_file, too_large
+
+PART = ".part"
 
 
 class LocalStorage:
@@ -108,7 +111,7 @@ class LocalStorage:
         folder = self._local(uri)
         if folder is None:
             return self._elsewhere.list(uri)
-        paths = sorted(path for path in folder.rglob("*") if path.is_file())
+        paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix != PART)
         return [Entry(path.relative_to(folder).as_posix(), path.stat().st_size) for path in paths]
 
     def sha256(self, uri: str, on_bytes: OnBytes | None = None) -> str:
@@ -147,7 +150,7 @@ class LocalStorage:
 
     def _part(self, target: Path) -> Path:
         target.parent.mkdir(parents=True, exist_ok=True)
-        return target.with_name(f".{target.name}.{os.getpid()}.part")
+        return target.with_name(f".{target.name}.{uuid.uuid4().hex}{PART}")
 
 
 def parse_maps(options: list[str]) -> dict[str, Path]:

@@ -1,12 +1,12 @@
 """What one process knows of its job, and how it ends: the report in the termination message, and the exit code."""
 
 import logging
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from finetune_api.handoff import ExitCode, JobConfig, Outcome, Report
-from finetune_trainer.errors import TrainerError
+from finetune_api.status import Artifacts
+from finetune_trainer.errors import Stopped, StorageUnavailable, TrainerError
 from finetune_trainer.progress import Reporter
 from finetune_trainer.stop import StopFlag
 
@@ -33,7 +33,12 @@ class RunState:
         self._write(report)
 
     def fail(self, error: TrainerError) -> ExitCode:
-        """Leave the report of a failure; returns the exit code."""
+        """Leave the report of a failure; returns the exit code.
+
+        A store that vanishes after SIGTERM went with the node: that is the same stop, not a failure to count.
+        """
+        if self.stop.is_set() and isinstance(error, StorageUnavailable):
+            error = Stopped(f"stopped by SIGTERM while storage was unavailable: {error.message}")
         self._close()
         level = logging.WARNING if error.code is ExitCode.PREEMPTED else logging.ERROR
         logger.log(level, "%s: %s", error.code.reason, error.message)
@@ -61,7 +66,7 @@ class RunState:
         if self.termination_log is None or not self.termination_log.exists():
             return
         try:
-            self.termination_log.write_text(report.to_termination_message(), encoding="ascii")
+            self.termination_log.write_text(termination_message(report), encoding="ascii")
         except OSError as error:
             logger.warning("the termination message cannot be written: %s", error.strerror)
 
@@ -70,10 +75,20 @@ class RunState:
             self.reporter.close()
 
 
+def termination_message(report: Report) -> str:
+    """The report in at most 4,096 bytes; with very long URIs the proof of success stays, and its places go."""
+    try:
+        return report.to_termination_message()
+    except ValueError:
+        digest = report.artifacts.manifest_sha256 if report.artifacts else None
+        proof = Artifacts(manifest_sha256=digest) if digest else None
+        return report.model_copy(update={"artifacts": proof, "lineage": None}).to_termination_message()
+
+
 def one_line(text: str, limit: int = MESSAGE_CHARACTERS) -> str:
     """The text on one line, cut in the middle where it is long, so that both cause and fix stay."""
     text = " ".join(text.split())
     if len(text) <= limit:
         return text
-    half = math.floor((limit - 3) / 2)
-    return f"{text[:half]} … {text[-half:]}"
+    half = (limit - 3) // 2
+    return f"{text[:half]} … {text[len(text) - half :]}"

@@ -14,7 +14,8 @@ from botocore.exceptions import (
 from finetune_trainer.errors import StorageDenied, StorageUnavailable, TrainerError
 
 KEYS_FIX = (
-    "put valid AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY into the Secret named by spec.storage.credentialsSecretRef"
+    "put valid AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY into the Secret named by spec.storage.credentialsSecretRef "
+    "(outside a cluster: into the environment)"
 )
 FIXES = {
     "InvalidAccessKeyId": f"the access key is not known there: {KEYS_FIX}",

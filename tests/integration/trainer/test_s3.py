@@ -1,0 +1,291 @@
+"""S3Storage against a real S3 server."""
+
+import hashlib
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from finetune_api.handoff import ExitCode
+from finetune_api.spec import Storage as StorageSpec
+from finetune_trainer.errors import ObjectMissing, Stopped, StorageDenied, StorageUnavailable, TrainerError
+from finetune_trainer.s3 import S3Storage
+from finetune_trainer.s3_client import Connection, connect
+from finetune_trainer.storage import Entry
+
+MIB = 1024 * 1024
+
+
+@pytest.fixture
+def storage(s3_server: Any, aws_environment: None) -> S3Storage:
+    return S3Storage(connect(s3_server.spec()))
+
+
+def keys(access: str, secret: str) -> dict[str, str]:
+    return {"aws_access_key_id": access, "aws_secret_access_key": secret}
+
+
+@pytest.fixture
+def silent_endpoint() -> Iterator[str]:
+    """Takes connections and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
+def test_small_objects_are_written_read_and_listed(storage: S3Storage, bucket: str) -> None:
+    storage.put(f"s3://{bucket}/out/a/one.json", b"1")
+    storage.put(f"s3://{bucket}/out/two.json", b"22")
+    storage.put(f"s3://{bucket}/outside.json", b"333")
+    assert storage.list(f"s3://{bucket}/out") == [Entry("a/one.json", 1), Entry("two.json", 2)]
+    assert storage.read(f"s3://{bucket}/out/two.json") == b"22"
+    assert storage.exists(f"s3://{bucket}/out/two.json")
+
+
+def test_more_keys_than_a_page_are_all_listed(storage: S3Storage, s3_server: Any, bucket: str) -> None:
+    client = s3_server.client()
+    for index in range(1005):
+        client.put_object(Bucket=bucket, Key=f"many/{index:04}", Body=b"")
+    assert len(storage.list(f"s3://{bucket}/many")) == 1005
+
+
+def test_an_absent_object_reads_as_none_and_downloads_as_missing(
+    storage: S3Storage, bucket: str, tmp_path: Path
+) -> None:
+    uri = f"s3://{bucket}/absent"
+    assert storage.read(uri) is None
+    assert not storage.exists(uri)
+    assert storage.list(uri) == []
+    for ask in (lambda: storage.download(uri, tmp_path / "x"), lambda: storage.sha256(uri)):
+        with pytest.raises(ObjectMissing, match="absent does not exist at http"):
+            ask()
+
+
+def test_only_the_first_conditional_write_wins(storage: S3Storage, bucket: str) -> None:
+    uri = f"s3://{bucket}/owner.json"
+    assert storage.put_if_absent(uri, b"first")
+    assert not storage.put_if_absent(uri, b"second")
+    assert storage.read(uri) == b"first"
+
+
+def test_of_many_conditional_writes_at_once_exactly_one_wins(storage: S3Storage, bucket: str) -> None:
+    uri, won = f"s3://{bucket}/contended.json", []
+    barrier = threading.Barrier(6)
+
+    def contend(index: int) -> None:
+        barrier.wait()
+        if storage.put_if_absent(uri, str(index).encode()):
+            won.append(index)
+
+    threads = [threading.Thread(target=contend, args=(index,)) for index in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(won) == 1
+    assert storage.read(uri) == str(won[0]).encode()
+
+
+def test_a_file_of_several_parts_arrives_whole_and_is_counted(storage: S3Storage, bucket: str, tmp_path: Path) -> None:
+    source, uri = tmp_path / "big", f"s3://{bucket}/big"
+    block = bytes(range(256)) * 4096
+    with source.open("wb") as file:
+        for _ in range(40):
+            file.write(block)
+    sent: list[int] = []
+    received: list[int] = []
+    storage.upload(source, uri, sent.append)
+    storage.download(uri, tmp_path / "deep" / "copy", received.append)
+    assert sum(sent) == sum(received) == 40 * MIB
+    digest = hashlib.sha256(source.read_bytes()).hexdigest()
+    assert hashlib.sha256((tmp_path / "deep" / "copy").read_bytes()).hexdigest() == digest
+    assert storage.sha256(uri) == digest
+    assert storage.read_range(uri, MIB + 3, 5) == b"\x03\x04\x05\x06\x07"
+
+
+def test_a_folder_is_copied_as_far_as_accepted(storage: S3Storage, bucket: str, tmp_path: Path) -> None:
+    for name in ("config.json", "sub/weights", "pytorch_model.bin"):
+        storage.put(f"s3://{bucket}/model/{name}", name.encode())
+    paths = storage.download_folder(
+        f"s3://{bucket}/model", tmp_path / "model", accept=lambda key: not key.endswith(".bin")
+    )
+    assert [path.relative_to(tmp_path).as_posix() for path in paths] == ["model/config.json", "model/sub/weights"]
+    assert paths[1].read_bytes() == b"sub/weights"
+
+
+@pytest.mark.parametrize("direction", ["upload", "download"])
+def test_a_stop_ends_a_transfer_and_comes_out_as_itself(
+    storage: S3Storage, bucket: str, tmp_path: Path, direction: str
+) -> None:
+    source, uri = tmp_path / "big", f"s3://{bucket}/big"
+    source.write_bytes(b"x" * 40 * MIB)
+    if direction == "download":
+        storage.upload(source, uri)
+
+    def stopped(_count: int) -> None:
+        raise Stopped
+
+    with pytest.raises(Stopped):
+        if direction == "upload":
+            storage.upload(source, uri, stopped)
+        else:
+            storage.download(uri, tmp_path / "copy", stopped)
+    assert not (tmp_path / "copy").exists()
+    assert storage.exists(uri) == (direction == "download")
+
+
+@pytest.mark.parametrize(
+    ("access", "secret", "expected"),
+    [("unknown-key", "s3cr3t", "the access key is not known"), (None, "s3cr3t", "the secret key does not fit")],
+)
+def test_wrong_keys_are_denied_at_once_and_no_secret_is_told(
+    s3_server: Any, bucket: str, tmp_path: Path, access: str | None, secret: str, expected: str
+) -> None:
+    storage = S3Storage(Connection(s3_server.spec(), keys(access or s3_server.access_key, secret)))
+    uri = f"s3://{bucket}/out/owner.json"
+    calls: list[Callable[[], object]] = [
+        lambda: storage.probe(uri),
+        lambda: storage.read(uri),
+        lambda: storage.list(uri),
+        lambda: storage.put(uri, b"x"),
+        lambda: storage.put_if_absent(uri, b"x"),
+    ]
+    for call in calls:
+        began = time.monotonic()
+        with pytest.raises(StorageDenied) as caught:
+            call()
+        assert time.monotonic() - began < 10
+        assert expected in caught.value.message
+        assert bucket in caught.value.message
+        assert s3_server.endpoint in caught.value.message
+        assert "s3cr3t" not in caught.value.message
+    for blind in (lambda: storage.exists(uri), lambda: storage.download(uri, tmp_path / "x")):
+        with pytest.raises(StorageDenied):
+            blind()
+
+
+def test_a_missing_bucket_is_denied_with_the_fix(storage: S3Storage, tmp_path: Path) -> None:
+    uri = "s3://no-such-bucket/key"
+    calls: list[Callable[[], object]] = [
+        lambda: storage.probe(uri),
+        lambda: storage.list(uri),
+        lambda: storage.read(uri),
+        lambda: storage.exists(uri),
+        lambda: storage.download(uri, tmp_path / "x"),
+    ]
+    for call in calls:
+        with pytest.raises(StorageDenied, match="bucket does not exist: create it"):
+            call()
+
+
+def test_a_closed_port_is_unavailable_within_thirty_seconds() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    storage = S3Storage(Connection(StorageSpec(endpoint=f"http://127.0.0.1:{port}"), keys("a", "b")))
+    began = time.monotonic()
+    with pytest.raises(StorageUnavailable, match="storage cannot be reached"):
+        storage.probe("s3://bucket/key")
+    assert time.monotonic() - began < 30
+
+
+def test_an_endpoint_that_never_answers_is_unavailable_within_thirty_seconds(silent_endpoint: str) -> None:
+    storage = S3Storage(Connection(StorageSpec(endpoint=silent_endpoint), keys("a", "b")))
+    began = time.monotonic()
+    with pytest.raises(StorageUnavailable):
+        storage.probe("s3://bucket/key")
+    assert time.monotonic() - began < 30
+
+
+def test_a_patient_storage_waits_for_a_store_that_comes_back(s3_server: Any, bucket: str) -> None:
+    """A relay in front of the server stands for the store; it opens seconds after the first try."""
+    with socket.create_server(("127.0.0.1", 0)) as reserved:
+        port = reserved.getsockname()[1]
+    target = int(s3_server.endpoint.rsplit(":", 1)[1])
+    relay = threading.Thread(target=_relay_later, args=(port, target, 6.0), daemon=True)
+    relay.start()
+    storage = S3Storage(
+        Connection(StorageSpec(endpoint=f"http://127.0.0.1:{port}"), keys(s3_server.access_key, s3_server.secret_key)),
+        patience=60,
+    )
+    storage.put(f"s3://{bucket}/late", b"arrived")
+    assert storage.read(f"s3://{bucket}/late") == b"arrived"
+
+
+def _relay_later(port: int, target: int, delay: float) -> None:
+    time.sleep(delay)
+    with socket.create_server(("127.0.0.1", port)) as server:
+        while True:
+            near, _ = server.accept()
+            far = socket.create_connection(("127.0.0.1", target))
+            for source, sink in ((near, far), (far, near)):
+                threading.Thread(target=_pump, args=(source, sink), daemon=True).start()
+
+
+def _pump(source: socket.socket, sink: socket.socket) -> None:
+    try:
+        while data := source.recv(65536):
+            sink.sendall(data)
+        sink.shutdown(socket.SHUT_WR)
+    except OSError:
+        return
+
+
+@pytest.mark.parametrize("layout", ["keys", "ini"])
+def test_credentials_come_from_a_mounted_secret(s3_server: Any, bucket: str, tmp_path: Path, layout: str) -> None:
+    access, secret = s3_server.access_key, s3_server.secret_key
+    if layout == "keys":
+        (tmp_path / "AWS_ACCESS_KEY_ID").write_text(f"{access}\n")
+        (tmp_path / "AWS_SECRET_ACCESS_KEY").write_text(secret)
+    else:
+        (tmp_path / "credentials").write_text(
+            f"[default]\naws_access_key_id = {access}\naws_secret_access_key = {secret}\n"
+        )
+    spec = s3_server.spec().model_copy(update={"credentials_secret_ref": {"name": "s3"}})
+    storage = S3Storage(connect(spec, credentials_dir=tmp_path))
+    storage.put(f"s3://{bucket}/x", b"x")
+    assert storage.read(f"s3://{bucket}/x") == b"x"
+
+
+@pytest.mark.parametrize("content", [{}, {"AWS_ACCESS_KEY_ID": "a"}, {"credentials": "s3cr3t without section"}])
+def test_a_secret_without_the_keys_is_denied_and_not_told(
+    s3_server: Any, tmp_path: Path, content: dict[str, str]
+) -> None:
+    for name, text in content.items():
+        (tmp_path / name).write_text(text)
+    spec = s3_server.spec().model_copy(update={"credentials_secret_ref": {"name": "s3"}})
+    with pytest.raises(StorageDenied) as caught:
+        connect(spec, credentials_dir=tmp_path)
+    assert "credentials" in caught.value.message
+    assert "s3cr3t" not in caught.value.message
+
+
+def test_no_credentials_at_all_are_denied(s3_server: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
+    with pytest.raises(StorageDenied, match="no storage credentials"):
+        S3Storage(connect(s3_server.spec())).probe("s3://bucket/key")
+
+
+def test_a_private_authority_is_trusted_when_it_is_given_and_only_then(
+    s3_server: Any, bucket: str, tmp_path: Path, aws_environment: None
+) -> None:
+    (tmp_path / "ca.crt").write_bytes(s3_server.authority.read_bytes())
+    spec = StorageSpec(endpoint=s3_server.tls_endpoint)
+    trusting = S3Storage(connect(spec.model_copy(update={"ca_secret_ref": {"name": "ca"}}), ca_dir=tmp_path))
+    trusting.put(f"s3://{bucket}/x", b"over TLS")
+    assert trusting.read(f"s3://{bucket}/x") == b"over TLS"
+    with pytest.raises(StorageUnavailable, match=r"certificate is not trusted .* set spec.storage.caSecretRef"):
+        S3Storage(connect(spec)).probe(f"s3://{bucket}/x")
+
+
+def test_an_authority_that_is_not_mounted_is_an_invalid_config(s3_server: Any, tmp_path: Path) -> None:
+    spec = s3_server.spec().model_copy(update={"ca_secret_ref": {"name": "ca"}})
+    with pytest.raises(TrainerError, match="needs the key ca.crt") as caught:
+        connect(spec, ca_dir=tmp_path)
+    assert caught.value.code is ExitCode.INVALID_CONFIG
