@@ -18,6 +18,7 @@ MAX_TEMPLATE_CHARACTERS = 1 << 20
 MAX_TEXT_CHARACTERS = 64 << 20
 MAX_REPEATED_CHARACTERS = 1 << 20
 MAX_RANGE_ITEMS = 100_000
+_PADDING = frozenset({"center", "ljust", "rjust", "zfill", "expandtabs"})
 REASONING_ALIAS = "thinking"
 
 # For a base model without a template: ChatML in form, but its markers are plain text, so that no embedding is added,
@@ -25,7 +26,7 @@ REASONING_ALIAS = "thinking"
 FALLBACK_TEMPLATE = (
     "{% for message in messages %}"
     "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] }}"
-    "{{ (eos_token if message['role'] == 'assistant' else '<|im_end|>') + '\\n' }}"
+    "{{ ((eos_token or '<|im_end|>') if message['role'] == 'assistant' else '<|im_end|>') + '\\n' }}"
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
@@ -79,7 +80,16 @@ class ChatTemplate:
                     raise TemplateFailure("the chat template writes without end")
         except jinja2.TemplateError as error:
             raise TemplateFailure(f"the chat template says: {error}") from error
-        except (TypeError, ValueError, KeyError, AttributeError, IndexError, ArithmeticError, RecursionError) as error:
+        except (
+            TypeError,
+            ValueError,
+            KeyError,
+            AttributeError,
+            IndexError,
+            ArithmeticError,
+            RecursionError,
+            MemoryError,
+        ) as error:
             raise TemplateFailure(f"the chat template breaks: {type(error).__name__}: {error}") from error
         return "".join(pieces)
 
@@ -102,10 +112,15 @@ class _Environment(ImmutableSandboxedEnvironment):
     def __init__(self) -> None:
         super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
         self.range_items_left = MAX_RANGE_ITEMS
+        del self.filters["center"]
         self.filters["tojson"] = _to_json
         self.globals["range"] = self._range
         self.globals["raise_exception"] = _raise_exception
         self.globals["strftime_now"] = _strftime_now
+
+    def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
+        """Refuse what pads a text to any width, besides what every sandbox refuses."""
+        return attr not in _PADDING and super().is_safe_attribute(obj, attr, value)
 
     def _range(self, *arguments: int) -> range:
         items = range(*arguments)

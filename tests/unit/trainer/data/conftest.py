@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from finetune_trainer.data.check import check_files
 from finetune_trainer.data.rows import ChatRow, NamedPath, Rejected
 from finetune_trainer.data.summary import Summary

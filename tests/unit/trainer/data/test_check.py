@@ -2,12 +2,13 @@ import logging
 from typing import Any
 
 import pytest
-from finetune_trainer.data.check import check_files
-from finetune_trainer.data.rows import SENTENCES, ChatRow, Rejected, RejectCode, RepairCode
-from finetune_trainer.data.split import collect_prompts
-from finetune_trainer.data.summary import Summary
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
+from finetune_trainer.data.check import check_files
+from finetune_trainer.data.rows import SENTENCES, ChatRow, RejectCode, Rejected, RepairCode
+from finetune_trainer.data.split import collect_prompts
+from finetune_trainer.data.summary import Summary
 
 GOOD = {"instruction": "q", "output": "a"}
 USER = {"role": "user", "content": "q"}
@@ -197,11 +198,12 @@ def test_progress_counts_rows_and_bytes_over_all_files(check: Any) -> None:
     assert sorted(seen) == seen
 
 
-keys = st.sampled_from(
-    ["messages", "conversations", "instruction", "input", "output", "role", "from", "content", "value", "tools", "history"]
-    + ["tool_calls", "function", "name", "arguments", "system", "weight", "type", "text", "__class__"]
+KEYS = """messages conversations instruction input output role from content value tools history tool_calls function name
+arguments system weight type text __class__"""
+keys = st.sampled_from(KEYS.split())
+leaves = (
+    st.none() | st.booleans() | st.integers() | st.floats() | st.sampled_from(["user", "gpt", "tool", "", "[]", "{}"])
 )
-leaves = st.none() | st.booleans() | st.integers() | st.floats() | st.sampled_from(["user", "gpt", "tool", "", "[]", "{}"])
 shapes = st.recursive(
     leaves | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(keys, inner, max_size=4),

@@ -1,6 +1,7 @@
 from typing import Any
 
 import pytest
+
 from finetune_trainer.data.convert import convert_row
 from finetune_trainer.data.rows import DataFormat, Message, RepairCode
 
@@ -58,7 +59,10 @@ def test_a_scalar_where_text_belongs_is_written_as_text(value: object, text: str
         *((word, "system") for word in ("system", "developer")),
         *((word, "user") for word in ("user", "human", "prompter", "question", "Human", " USER ")),
         *((word, "assistant") for word in ("assistant", "gpt", "bot", "model", "chatgpt", "ai", "answer", "GPT")),
-        *((word, "tool") for word in ("tool", "observation", "observations", "function", "function-response", "ipython")),
+        *(
+            (word, "tool")
+            for word in ("tool", "observation", "observations", "function", "function-response", "ipython")
+        ),
     ],
 )
 def test_every_alias_of_a_role_is_known(role: str, expected: str) -> None:
@@ -72,7 +76,12 @@ def test_a_conversation_inside_a_string_is_read(form: str) -> None:
 
 
 def test_text_parts_are_joined() -> None:
-    parts = [{"type": "text", "text": "a"}, "b", {"type": "input_text", "text": "c"}, {"type": "refusal", "refusal": "d"}]
+    parts = [
+        {"type": "text", "text": "a"},
+        "b",
+        {"type": "input_text", "text": "c"},
+        {"type": "refusal", "refusal": "d"},
+    ]
     assert said(convert({"messages": [{"role": "user", "content": parts}]}, DataFormat.OPENAI)) == [("user", "abcd")]
 
 
@@ -87,10 +96,14 @@ def test_text_parts_are_joined() -> None:
     ],
 )
 def test_every_way_to_call_a_tool_becomes_one(turn: dict[str, Any]) -> None:
-    assert convert({"messages": [turn]}, DataFormat.OPENAI) == [{"role": "assistant", "content": "", "tool_calls": [CALL]}]
+    assert convert({"messages": [turn]}, DataFormat.OPENAI) == [
+        {"role": "assistant", "content": "", "tool_calls": [CALL]}
+    ]
 
 
-@pytest.mark.parametrize("tools", [[{"name": "add"}], '[{"name": "add"}]', [{"type": "function", "function": {"name": "add"}}]])
+@pytest.mark.parametrize(
+    "tools", [[{"name": "add"}], '[{"name": "add"}]', [{"type": "function", "function": {"name": "add"}}]]
+)
 @pytest.mark.parametrize("column", ["tools", "functions"])
 def test_tools_are_wrapped_as_openai_does(tools: object, column: str) -> None:
     _, found = convert_row({"messages": [], column: tools}, DataFormat.OPENAI, set())
@@ -114,7 +127,14 @@ def test_reasoning_is_kept_under_one_name() -> None:
 
 
 def test_the_nulls_of_a_table_of_messages_are_stripped() -> None:
-    turn = {"role": "assistant", "content": "a", "name": None, "tool_calls": None, "function_call": None, "weight": None}
+    turn = {
+        "role": "assistant",
+        "content": "a",
+        "name": None,
+        "tool_calls": None,
+        "function_call": None,
+        "weight": None,
+    }
     assert convert({"messages": [turn]}, DataFormat.OPENAI, RepairCode.NONE_STRIPPED) == [
         {"role": "assistant", "content": "a"}
     ]

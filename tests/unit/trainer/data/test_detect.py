@@ -1,4 +1,5 @@
 import pytest
+
 from finetune_trainer.data.detect import detect_format, rename_columns
 from finetune_trainer.data.rows import BadRow, DataFormat, RejectCode
 
@@ -47,7 +48,11 @@ def test_rows_of_no_chat_format_are_refused_with_the_columns_seen(row: dict[str,
 
 def test_a_mapped_column_wins_over_everything_that_means_the_same() -> None:
     row = {"instruction": "old", "prompt": "older", "q": "new", "a": "answer", "other": 1}
-    assert rename_columns(row, {"prompt": "q", "completion": "a"}) == {"prompt": "new", "completion": "answer", "other": 1}
+    assert rename_columns(row, {"prompt": "q", "completion": "a"}) == {
+        "prompt": "new",
+        "completion": "answer",
+        "other": 1,
+    }
 
 
 def test_columns_that_swap_their_names_are_swapped() -> None:

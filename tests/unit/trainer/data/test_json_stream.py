@@ -1,6 +1,7 @@
 import io
 
 import pytest
+
 from finetune_trainer.data import json_stream
 from finetune_trainer.data.json_stream import looks_like_rows_in_one_value, read_elements
 
@@ -10,7 +11,9 @@ def elements(text: bytes, limit: int = 1000) -> list[tuple[int, bytes, bool]]:
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 7, 1 << 18])
-def test_rows_of_an_array_keep_their_lines_however_the_bytes_arrive(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_of_an_array_keep_their_lines_however_the_bytes_arrive(
+    chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(json_stream, "CHUNK_BYTES", chunk)
     text = b'[\n  {"a": "}],{"},\n  {"b": [1, {"c": 2}]},\n\n  {\n "d": "\\"]" }\n]\n'
     assert [(line, raw) for line, raw, _ in elements(text)] == [

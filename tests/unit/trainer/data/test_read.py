@@ -3,11 +3,12 @@ import json
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from finetune_trainer.data import lines
 from finetune_trainer.data.read import Record, RowFile
 from finetune_trainer.data.rows import NamedPath, RejectCode, UnreadableFile
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 
 def read(path: Path, content: bytes) -> list[Record]:
@@ -96,7 +97,9 @@ def test_an_escaped_quote_is_not_taken_for_a_second_key(tmp_path: Path) -> None:
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.text(st.characters(codec="utf-8")),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(st.characters(codec="utf-8")), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(st.characters(codec="utf-8")), inner, max_size=3)
+    ),
     max_leaves=8,
 )
 rows = st.lists(st.dictionaries(st.text(st.characters(codec="utf-8")), json_values, max_size=4), max_size=6)
@@ -105,7 +108,11 @@ rows = st.lists(st.dictionaries(st.text(st.characters(codec="utf-8")), json_valu
 @given(rows=rows, ascii_only=st.booleans(), indent=st.sampled_from([None, 0, 2]), shape=st.sampled_from("lad"))
 @settings(max_examples=150, deadline=None)
 def test_every_way_to_write_the_same_rows_reads_the_same(
-    tmp_path_factory: pytest.TempPathFactory, rows: list[dict[str, object]], ascii_only: bool, indent: int | None, shape: str
+    tmp_path_factory: pytest.TempPathFactory,
+    rows: list[dict[str, object]],
+    ascii_only: bool,
+    indent: int | None,
+    shape: str,
 ) -> None:
     path = tmp_path_factory.mktemp("read") / ("a.jsonl" if shape == "l" else "a.json")
     if shape == "l":

@@ -4,10 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from finetune_trainer.data.report import CheckOutput, print_summary, read_accepted
-from finetune_trainer.data.rows import ChatRow
-from finetune_trainer.data.summary import Summary
 from rich.console import Console
+
+from finetune_trainer.data.report import CheckOutput, print_summary, read_accepted
+from finetune_trainer.data.rows import ChatRow, DataFormat, Source
+from finetune_trainer.data.summary import Summary
 
 
 def test_accepted_rows_come_back_as_they_were(check: Any, tmp_path: Path) -> None:
@@ -29,9 +30,9 @@ def test_accepted_rows_come_back_as_they_were(check: Any, tmp_path: Path) -> Non
 
 def test_all_three_files_are_there_after_a_crash(check: Any, tmp_path: Path) -> None:
     rows, summary = check(b"{")
-    with pytest.raises(RuntimeError), CheckOutput(tmp_path, summary) as output:
-        output.write(rows[0])
-        raise RuntimeError
+    broken = ChatRow([{"role": "user", "content": object()}], Source("f", 1), DataFormat.OPENAI)  # type: ignore[typeddict-item]
+    with pytest.raises(TypeError), CheckOutput(tmp_path, summary) as output:
+        list(map(output.write, [rows[0], broken]))
     assert json.loads((tmp_path / "rejected.jsonl").read_text())["code"] == "BAD_JSON"
     assert json.loads((tmp_path / "summary.json").read_text())["rejected"] == 1
     assert (tmp_path / "accepted.jsonl").read_text() == ""

@@ -1,11 +1,12 @@
 import random
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from finetune_trainer.data.keys import KEY_BITS, row_key
 from finetune_trainer.data.rows import ChatRow, DataFormat, Message, Source
 from finetune_trainer.data.split import PromptSplit, Split
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 
 def row(prompt: str, answer: str = "a", system: str | None = None) -> ChatRow:
@@ -41,7 +42,9 @@ def test_a_prompt_never_lands_on_both_sides_and_the_bounds_hold(sizes: list[int]
     assert split(shuffled, percent, seed) == result
 
 
-@pytest.mark.parametrize(("rows", "percent", "expected"), [(40, 10, 20), (1000, 10, 100), (1000, 1, 20), (9000, 10, 512)])
+@pytest.mark.parametrize(
+    ("rows", "percent", "expected"), [(40, 10, 20), (1000, 10, 100), (1000, 1, 20), (9000, 10, 512)]
+)
 def test_the_share_is_kept_within_20_and_512_rows(rows: int, percent: int, expected: int) -> None:
     assert split([row(f"p{n}") for n in range(rows)], percent).validation_rows == expected
 

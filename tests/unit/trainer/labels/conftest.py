@@ -7,7 +7,7 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 CONTROL_TOKEN = re.compile(
-    r"<\|[^|<>'\"{}\s]{1,40}\|>|<｜[^｜]{1,40}｜>|</?s>|<(?:start|end)_of_turn>|<end_of_utterance>"
+    r"<\|[^|<>'\"{}\s]{1,40}\|>|<\uff5c[^\uff5c]{1,40}\uff5c>|</?s>|<(?:start|end)_of_turn>|<end_of_utterance>"
     r"|<\|[a-z_]+>|<[a-z_]+\|>|\[/?INST\]"
 )
 WORDS = ["the quick brown fox answers the question of the user about the system"] * 3

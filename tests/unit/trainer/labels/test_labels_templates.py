@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from finetune_trainer.data.rows import BadRow, ChatRow, DataFormat, Message, Source
 from finetune_trainer.labels import UNTRAINED, Encoded, Labeler
 
@@ -36,14 +37,16 @@ CONVERSATIONS: dict[str, list[Message]] = {
     "one answer": turns("What is it?", "It is a fox."),
     "two answers": turns("One?", "First answer.", "Two?", "  Second answer\nin lines \n", system="Be brief."),
     "the prompt repeated in the answer": turns("assistant", "assistant", "model\n", "user"),
-    "not ascii": turns("Où est 🦊?", "Là – 日本語 🦊🦊"),
+    "not ascii": turns("Où est 🦊?", "Là, 日本語 🦊🦊"),
     "reasoning": [
         *turns("One?"),
         {"role": "assistant", "content": "First.", "reasoning_content": "Thought one."},
         {"role": "user", "content": "Two?"},
         {"role": "assistant", "content": "Second.", "reasoning_content": "Thought two."},
     ],
-    "reasoning in the text": turns("One?", "<think>\nT1\n</think>\n\nFirst.", "Two?", "<think>\nT2\n</think>\n\nSecond."),
+    "reasoning in the text": turns(
+        "One?", "<think>\nT1\n</think>\n\nFirst.", "Two?", "<think>\nT2\n</think>\n\nSecond."
+    ),
     "an answer that opens like a mark": turns("One?", "<b>bold</b>", "Two?", "<"),
 }
 
@@ -110,7 +113,9 @@ def test_every_answer_and_its_stop_is_trained_and_nothing_else(name: str, build_
             assert without_stop != text
             assert without_stop.rstrip().endswith(said)
             assert not any(
-                other["content"] in text for other in messages if other["role"] != "assistant" and "?" in other["content"]
+                other["content"] in text
+                for other in messages
+                if other["role"] != "assistant" and "?" in other["content"]
             )
         last_only = encode(labeler, messages, "Instruction")
         assert len(last_only) == 1
@@ -159,7 +164,11 @@ def test_a_tool_call_is_trained_or_the_row_is_refused(name: str, build_model: An
             "role": "assistant",
             "content": "",
             "tool_calls": [
-                {"id": "call00001", "type": "function", "function": {"name": "get_weather", "arguments": {"city": "Oslo"}}}
+                {
+                    "id": "call00001",
+                    "type": "function",
+                    "function": {"name": "get_weather", "arguments": {"city": "Oslo"}},
+                }
             ],
         },
         {"role": "tool", "content": "sunny 12", "tool_call_id": "call00001", "name": "get_weather"},
