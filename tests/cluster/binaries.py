@@ -83,7 +83,7 @@ def _build(program: Program) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     log = CACHE / "logs" / f"build-{program.name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_suffix(".partial")
+    partial = target.with_suffix(f".{os.getpid()}")
     with log.open("wb") as output:
         result = subprocess.run(
             ["go", "build", "-trimpath", "-ldflags", _linker_flags(program), "-o", str(partial), program.package],

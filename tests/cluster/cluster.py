@@ -6,11 +6,10 @@ import fcntl
 import json
 import os
 import shlex
-import shutil
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Annotated
 
@@ -47,15 +46,17 @@ ServerDirectory = Annotated[Path | None, typer.Option("--dir", help="State folde
 
 @app.command()
 def build() -> None:
-    """Install the Debian packages and build the programs, as far as they are missing."""
-    packages.require_linux_and_root()
-    packages.install_missing(full_cluster())
+    """Install the Debian packages (as root) and build the programs, as far as they are missing."""
+    packages.require_linux()
+    if os.geteuid() == 0:
+        packages.install_missing(full_cluster())
     binaries.build()
 
 
 @app.command()
 def up() -> None:
     """Start the cluster, or repair it; ends when it is proven to work."""
+    packages.require_linux_and_root()
     build()
     layout = full_cluster()
     begin = time.monotonic()
@@ -78,8 +79,8 @@ def down(
     layout = full_cluster()
     with _alone(layout):
         teardown.take_down(layout)
-    if purge:
-        shutil.rmtree(layout.root)
+        if purge:
+            teardown.purge(layout)
     print("cluster down")
 
 
@@ -139,6 +140,7 @@ def control_plane_up(
     controller_manager: Annotated[bool, typer.Option("--controller-manager", help="Jobs, namespaces, owners.")] = False,
 ) -> None:
     """Start etcd and the API server on free ports; prints the kubeconfig's path and nothing else."""
+    packages.require_linux()
     with _stdout_is_for_the_answer():
         binaries.build(binaries.CONTROL_PLANE)
     layout = control_plane_only(directory)
@@ -230,8 +232,6 @@ def _alone(layout: Layout) -> Iterator[None]:
 
 @contextmanager
 def _stdout_is_for_the_answer() -> Iterator[None]:
-    from contextlib import redirect_stdout
-
     with redirect_stdout(sys.stderr):
         yield
 

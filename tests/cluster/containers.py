@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -76,6 +77,8 @@ def import_archive(layout: Layout, archive: Path) -> None:
 
 def import_from_docker(layout: Layout, reference: str) -> None:
     """Stream an image from the machine's Docker into the node."""
+    if shutil.which("docker") is None:
+        raise ClusterError(f"{reference} is no file, and there is no docker here to ask for an image of that name")
     saving = subprocess.Popen(["docker", "save", reference], stdout=subprocess.PIPE)
     importing = subprocess.run(
         [*_ctr_argv(layout), "images", "import", "-"], stdin=saving.stdout, check=False, capture_output=True, text=True

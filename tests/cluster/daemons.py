@@ -80,6 +80,12 @@ def end_process(pid: int, seconds: float = 15) -> None:
         os.kill(pid, signal.SIGKILL)
 
 
+def started_at(layout: Layout, name: str) -> float:
+    """When the daemon was started, in seconds since the epoch."""
+    path = _record_path(layout, name)
+    return path.stat().st_mtime if path.exists() else 0
+
+
 def recorded(layout: Layout) -> list[str]:
     """The names of all daemons this folder has started."""
     return sorted(path.stem for path in (layout.root / "pids").glob("*.json"))

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import subprocess
 import time
+from datetime import datetime
 from typing import Any
 
 from binaries import binary
-from daemons import wait_until
+from daemons import started_at, wait_until
 from layout import FAKE_GPUS, NODE_NAME, ClusterError, Layout
 
 
@@ -31,9 +32,12 @@ def tell(layout: Layout, *arguments: str, stdin: str | None = None) -> None:
 
 
 def node_is_ready(layout: Layout) -> bool:
-    """Whether the node's Ready condition is True."""
+    """Whether the node is Ready in the words of the kubelet that runs now, not of one before it."""
     node = ask(layout, "get", "node", NODE_NAME)
-    return node is not None and _condition(node, "Ready") == "True"
+    ready = _condition(node, "Ready") if node else None
+    if ready is None or ready["status"] != "True":
+        return False
+    return datetime.fromisoformat(ready["lastHeartbeatTime"]).timestamp() >= int(started_at(layout, "kubelet"))
 
 
 def unavailable_api_services(layout: Layout) -> list[str]:
@@ -41,7 +45,7 @@ def unavailable_api_services(layout: Layout) -> list[str]:
     services = ask(layout, "get", "apiservices")
     if services is None:
         return ["(no answer)"]
-    return [item["metadata"]["name"] for item in services["items"] if _condition(item, "Available") != "True"]
+    return [item["metadata"]["name"] for item in services["items"] if not _is_available(item)]
 
 
 def add_fake_gpus(layout: Layout) -> None:
@@ -68,9 +72,13 @@ def prove_a_namespace_ends(layout: Layout) -> None:
     tell(layout, "delete", "namespace", name, "--wait=true", "--timeout=60s")
 
 
-def _condition(item: Any, kind: str) -> str | None:
-    conditions = item.get("status", {}).get("conditions", [])
-    return next((str(found["status"]) for found in conditions if found["type"] == kind), None)
+def _is_available(service: Any) -> bool:
+    condition = _condition(service, "Available")
+    return condition is not None and condition["status"] == "True"
+
+
+def _condition(item: Any, kind: str) -> Any:
+    return next((found for found in item.get("status", {}).get("conditions", []) if found["type"] == kind), None)
 
 
 def _run(layout: Layout, *arguments: str, stdin: str | None = None) -> subprocess.CompletedProcess[str]:

@@ -25,13 +25,20 @@ PACKAGES = {
 }
 
 
+INSTEAD = "Use kind instead (`make kind-up`), or any cluster through KUBECONFIG with CLUSTER=current."
+
+
+def require_linux() -> None:
+    """The programs run as processes of this machine, which is found in /proc."""
+    if platform.system() != "Linux":
+        raise ClusterError(f"this runs on Linux, and here is {platform.system()}. {INSTEAD}")
+
+
 def require_linux_and_root() -> None:
     """A node changes the network and mounts file systems, so nothing less will do."""
-    fix = "Use kind instead (`make kind-up`), or any cluster through KUBECONFIG with CLUSTER=current."
-    if platform.system() != "Linux":
-        raise ClusterError(f"a node runs on Linux, and this is {platform.system()}. {fix}")
+    require_linux()
     if os.geteuid() != 0:
-        raise ClusterError(f"a node needs root: run the same command with sudo. {fix}")
+        raise ClusterError(f"a node needs root: run the same command with sudo. {INSTEAD}")
 
 
 def install_missing(layout: Layout) -> None:

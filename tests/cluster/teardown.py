@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from daemons import is_running, log_of, recorded, stop
 from layout import Layout
 from node import proxy_argv
 
+KEPT = ("containerd", "buildkit", "s3-data", "s3.json", "images.json", "logs")
 CGROUPS = Path("/sys/fs/cgroup")
 CONTAINER_LOGS = Path("/var/log/containers")
 # What the next cluster must not find; images, builds and buckets stay.
@@ -59,12 +61,12 @@ def take_down(layout: Layout) -> None:
     network.remove(layout, sandboxes)
     _remove_cgroups()
     _remove_log_links(layout)
-    for name in FORGOTTEN:
-        path = layout.root / name
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
+    _delete(layout, FORGOTTEN)
+
+
+def purge(layout: Layout) -> None:
+    """Delete what survives a `down`."""
+    _delete(layout, KEPT)
 
 
 def left_over_processes(layout: Layout) -> list[int]:
@@ -75,6 +77,15 @@ def left_over_processes(layout: Layout) -> list[int]:
             if str(layout.containerd_socket) in entry.read_bytes().decode(errors="replace").split("\0"):
                 found.add(int(entry.parent.name))
     return sorted(found - {os.getpid()})
+
+
+def _delete(layout: Layout, names: Sequence[str]) -> None:
+    for name in names:
+        path = layout.root / name
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def _end_left_over_processes(layout: Layout) -> None:
