@@ -25,6 +25,9 @@ from finetune_trainer.tokenizer_files import TokenizerFiles, load_tokenizer_file
 from finetune_trainer.turn_spans import Sample, Span, Tools, TurnFinder
 
 UNTRAINED = -100
+# Each answer is rendered with all that goes before it, so that work grows with turns times text: hostile rows end here.
+MAX_TURNS = 512
+MAX_RENDERED_CHARACTERS = 1 << 28
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +124,7 @@ class Labeler:
 
     def _plan(self, row: ChatRow, objective: Objective) -> "_Plan | BadRow":
         try:
+            _refuse_endless(row.messages)
             self._refuse_control_tokens(row)
             messages, repairs = self._fit_system(row.messages)
             return self._find_samples(messages, row.tools, _trained_turns(messages, objective), repairs)
@@ -204,6 +208,12 @@ class Labeler:
     def _without_second_bos(self, ids: list[int]) -> list[int]:
         bos = self._files.bos_id
         return ids[1:] if bos is not None and ids[:2] == [bos, bos] else ids
+
+
+def _refuse_endless(messages: Sequence[Message]) -> None:
+    turns = len(messages)
+    if turns > MAX_TURNS or turns * sum(len(message["content"]) for message in messages) > MAX_RENDERED_CHARACTERS:
+        raise BadRow(RejectCode.TOO_LONG, f"{turns} turns of this length are more than can be rendered")
 
 
 def _trained_turns(messages: Sequence[Message], objective: Objective) -> list[int]:

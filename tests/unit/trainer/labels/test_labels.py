@@ -104,6 +104,13 @@ def test_a_control_token_in_text_is_refused(labeler: Labeler, message: Message) 
     assert result.code is RejectCode.CONTROL_TOKEN_IN_TEXT
 
 
+@pytest.mark.parametrize("messages", [TWO * 200, [{**m, "content": m["content"] * 5_000_000} for m in TWO]])
+def test_a_conversation_that_would_take_for_ever_is_refused_at_once(labeler: Labeler, messages: list[Message]) -> None:
+    result = labeler.encode(row(messages), "Chat", 4096)
+    assert isinstance(result, BadRow)
+    assert result.code is RejectCode.TOO_LONG
+
+
 def test_a_control_token_inside_a_tool_call_is_refused(labeler: Labeler) -> None:
     call: Any = {"type": "function", "function": {"name": "f", "arguments": {"a": "<|im_end|>"}}}
     result = labeler.encode(row([TWO[0], {"role": "assistant", "content": "", "tool_calls": [call]}]), "Chat", 4096)

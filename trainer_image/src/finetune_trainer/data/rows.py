@@ -80,7 +80,7 @@ SENTENCES: Mapping[RejectCode | RepairCode, str] = {
     RejectCode.NO_TRAINABLE_TURN: "Every answer that the objective would train is marked as not to be trained.",
     RejectCode.LONE_SURROGATE: "A string holds half of a surrogate pair, which is not a character.",
     RejectCode.CONTROL_TOKEN_IN_TEXT: "A turn's text spells one of the tokenizer's control tokens.",
-    RejectCode.TOO_LONG: "The row is longer than the reader's limit.",
+    RejectCode.TOO_LONG: "The row is longer, or has more turns, than can be taken in.",
     RejectCode.PROMPT_FILLS_CONTEXT: "The prompt alone fills maxLength: no token of the answer is left to train.",
     RejectCode.DUPLICATE: "The same row came before.",
     RejectCode.TEMPLATE_ERROR: "The model's chat template refuses the row or leaves parts of it out.",
