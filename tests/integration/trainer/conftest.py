@@ -109,8 +109,8 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
                 "-ip=127.0.0.1",
                 "-ip.bind=127.0.0.1",
                 "-master.telemetry=false",
-                "-master.volumeSizeLimitMB=256",
-                "-volume.max=20",
+                "-master.volumeSizeLimitMB=64",
+                "-volume.max=1000",
                 "-s3",
                 f"-s3.config={directory / 'identities.json'}",
                 f"-s3.cert.file={certificate}",
@@ -135,12 +135,9 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
         _wait_until_it_stores(server, process, directory / "weed.log")
         yield server
     finally:
-        process.terminate()
-        try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        # Nothing of it is kept, and its orderly end takes 20 seconds.
+        process.kill()
+        process.wait()
 
 
 def _wait_until_it_stores(server: S3Server, process: "subprocess.Popen[bytes]", log: Path) -> None:

@@ -128,11 +128,12 @@ def test_a_stop_ends_a_transfer_and_comes_out_as_itself(
     def stopped(_count: int) -> None:
         raise Stopped
 
+    calls = {
+        "upload": lambda: storage.upload(source, uri, stopped),
+        "download": lambda: storage.download(uri, tmp_path / "copy", stopped),
+    }
     with pytest.raises(Stopped):
-        if direction == "upload":
-            storage.upload(source, uri, stopped)
-        else:
-            storage.download(uri, tmp_path / "copy", stopped)
+        calls[direction]()
     assert not (tmp_path / "copy").exists()
     assert storage.exists(uri) == (direction == "download")
 
@@ -142,7 +143,7 @@ def test_a_stop_ends_a_transfer_and_comes_out_as_itself(
     [("unknown-key", "s3cr3t", "the access key is not known"), (None, "s3cr3t", "the secret key does not fit")],
 )
 def test_wrong_keys_are_denied_at_once_and_no_secret_is_told(
-    s3_server: Any, bucket: str, tmp_path: Path, access: str | None, secret: str, expected: str
+    s3_server: Any, bucket: str, tmp_path: Path, *, access: str | None, secret: str, expected: str
 ) -> None:
     storage = S3Storage(Connection(s3_server.spec(), keys(access or s3_server.access_key, secret)))
     uri = f"s3://{bucket}/out/owner.json"
@@ -286,6 +287,6 @@ def test_a_private_authority_is_trusted_when_it_is_given_and_only_then(
 
 def test_an_authority_that_is_not_mounted_is_an_invalid_config(s3_server: Any, tmp_path: Path) -> None:
     spec = s3_server.spec().model_copy(update={"ca_secret_ref": {"name": "ca"}})
-    with pytest.raises(TrainerError, match="needs the key ca.crt") as caught:
+    with pytest.raises(TrainerError, match=r"needs the key ca\.crt") as caught:
         connect(spec, ca_dir=tmp_path)
     assert caught.value.code is ExitCode.INVALID_CONFIG

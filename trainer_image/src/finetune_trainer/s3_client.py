@@ -43,7 +43,7 @@ class Connection:
     @cached_property
     def quick_client(self) -> Any:
         """The client for the first question, which must tell within 30 seconds that nobody answers."""
-        return self._build(connect_timeout=4, read_timeout=7, attempts=3)
+        return self._build(connect_timeout=4, read_timeout=6, attempts=3)
 
     def _build(self, *, connect_timeout: float, read_timeout: float, attempts: int) -> Any:
         session = Session(**(self.credentials or {}), region_name=self.spec.region or DEFAULT_REGION)

@@ -1,0 +1,217 @@
+"""The preflight pod as a process: a mounted configuration, a real S3 server, a termination log."""
+
+import io
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import save
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+from finetune_api.handoff import JobConfig, Outcome, Report, config_sha256
+from finetune_api.spec import FineTuneJobSpec
+from finetune_trainer.progress import Reporter
+from finetune_trainer.publish import publish, verify
+from finetune_trainer.s3 import S3Storage
+from finetune_trainer.s3_client import connect
+from finetune_trainer.stop import StopFlag
+
+TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def tokenizer_json() -> str:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.train_from_iterator(
+        ["what is one plus two"],
+        trainers.BpeTrainer(
+            special_tokens=["<|im_start|>", "<|im_end|>"],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        ),
+    )
+    return str(tokenizer.to_str())
+
+
+def rows(count: int, malformed_every: int = 10) -> Iterator[str]:
+    for index in range(count):
+        if index % malformed_every == 5:
+            yield "{ not json"
+        else:
+            yield json.dumps({"instruction": f"what is {index} plus one", "output": str(index + 1)})
+
+
+class Job:
+    """A job in a bucket of its own."""
+
+    def __init__(self, server: Any, bucket: str, directory: Path) -> None:
+        self.server, self.bucket, self.directory = server, bucket, directory
+        self.storage = S3Storage(connect(server.spec()))
+        self.put("model/config.json", json.dumps({"architectures": ["LlamaForCausalLM"]}))
+        self.put("model/tokenizer.json", tokenizer_json())
+        self.put("model/tokenizer_config.json", json.dumps({"eos_token": "<|im_end|>", "chat_template": TEMPLATE}))
+        self.put("model/model.safetensors", save({"a": np.zeros((3, 5), dtype=np.float32)}))
+        self.put("rows.jsonl", "\n".join(rows(200)))
+        self.config = self.make_config()
+
+    def put(self, key: str, content: str | bytes) -> None:
+        self.storage.put(f"s3://{self.bucket}/{key}", content.encode() if isinstance(content, str) else content)
+
+    def make_config(self, *, name: str = "job", uid: str = "uid-1", **changes: Any) -> JobConfig:
+        spec = FineTuneJobSpec.model_validate(
+            {
+                "objective": "Chat",
+                "storage": {"endpoint": self.server.endpoint},
+                "model": {"uri": f"s3://{self.bucket}/model"},
+                "dataset": {
+                    "train": {"uri": f"s3://{self.bucket}/rows.jsonl"},
+                    "validationSplitPercent": 15,
+                },
+                "hyperparameters": {"maxLength": 128},
+                "output": {"uri": f"s3://{self.bucket}/out"},
+            }
+            | changes
+        )
+        self.config = JobConfig(namespace="team", name=name, uid=uid, config_sha256=config_sha256(spec), spec=spec)
+        return self.config
+
+    def preflight(self, **environment: str) -> tuple[int, Report, float]:
+        (self.directory / "config.json").write_text(self.config.model_dump_json(by_alias=True))
+        log = self.directory / "termination-log"
+        log.write_text("")
+        began = time.monotonic()
+        done = subprocess.run(
+            [
+                sys.executable, "-m", "finetune_trainer", "preflight", "--config", str(self.directory / "config.json"),
+                "--workspace", str(self.directory / "workspace"), "--port", "0", "--termination-log", str(log),
+            ],
+            env=os.environ | {"PYTHONUNBUFFERED": "1"} | environment,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )  # fmt: skip
+        seconds = time.monotonic() - began
+        assert log.read_text(), done.stderr
+        assert "Traceback" not in done.stderr, done.stderr
+        return done.returncode, Report.model_validate_json(log.read_text()), seconds
+
+
+@pytest.fixture
+def job(s3_server: Any, bucket: str, tmp_path: Path, aws_environment: None) -> Job:
+    return Job(s3_server, bucket, tmp_path)
+
+
+def test_a_good_job_passes_and_its_rows_lie_in_the_bucket(job: Job) -> None:
+    code, report, _ = job.preflight()
+    assert (code, report.outcome) == (0, Outcome.VALIDATED)
+    assert report.dataset is not None
+    assert (report.dataset.rows, report.dataset.accepted, report.dataset.rejected) == (200, 180, 20)
+    assert report.dataset.rejected_by_code == {"BAD_JSON": 20}
+    assert (report.job_uid, report.config_sha256) == ("uid-1", job.config.config_sha256)
+    assert {entry.key for entry in job.storage.list(job.config.output_key())} == {
+        "owner.json",
+        "rejected_rows.jsonl",
+        "dataset/summary.json",
+        "dataset/train.jsonl",
+        "dataset/validation.jsonl",
+    }
+
+
+def test_ten_thousand_rows_are_checked_within_fifteen_seconds_and_little_memory(job: Job) -> None:
+    job.put("rows.jsonl", "\n".join(rows(10_000)))
+    code, report, seconds = job.preflight()
+    assert code == 0
+    assert report.dataset is not None
+    assert report.dataset.rows == 10_000
+    assert seconds < 15
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss < 512 * 1024
+
+
+def test_wrong_keys_end_in_77_within_thirty_seconds(job: Job) -> None:
+    code, report, seconds = job.preflight(AWS_SECRET_ACCESS_KEY="wr0ng")
+    assert (code, report.reason, report.outcome) == (77, "StorageDenied", Outcome.FAILED)
+    assert "secret key does not fit" in report.message
+    assert "wr0ng" not in report.message
+    assert seconds < 30
+
+
+def test_a_missing_bucket_ends_in_77_within_thirty_seconds(job: Job) -> None:
+    job.make_config(output={"uri": "s3://no-such-bucket/out"})
+    code, report, seconds = job.preflight()
+    assert (code, report.reason) == (77, "StorageDenied")
+    assert "no-such-bucket" in report.message
+    assert seconds < 30
+
+
+def test_a_dead_endpoint_ends_in_69_within_thirty_seconds(job: Job) -> None:
+    job.make_config(storage={"endpoint": "http://127.0.0.1:9"})
+    code, report, seconds = job.preflight()
+    assert (code, report.reason) == (69, "StorageUnavailable")
+    assert "http://127.0.0.1:9" in report.message
+    assert seconds < 30
+
+
+def test_a_missing_model_ends_in_66(job: Job) -> None:
+    job.make_config(model={"uri": f"s3://{job.bucket}/no-model"})
+    code, report, _ = job.preflight()
+    assert (code, report.reason) == (66, "ModelUnavailable")
+    assert "no object under this prefix" in report.message
+
+
+def test_a_file_of_garbage_ends_in_65_with_counts_and_first_lines(job: Job) -> None:
+    job.put("rows.jsonl", os.urandom(4096))
+    code, report, _ = job.preflight()
+    assert (code, report.reason) == (65, "DatasetUnusable")
+    assert "rows can be used (" in report.message
+    assert "First: line 1: " in report.message
+    assert job.storage.list(job.config.output_key()) == []
+
+
+def test_a_prefix_of_another_job_ends_in_73_and_nothing_is_touched(job: Job) -> None:
+    assert job.preflight()[0] == 0
+    before = {entry.key: job.storage.sha256(f"{job.config.output_key()}/{entry.key}") for entry in listing(job)}
+    job.make_config(name="other", uid="uid-2")
+    code, report, _ = job.preflight()
+    assert (code, report.reason) == (73, "OutputConflict")
+    assert "team/job" in report.message
+    assert {entry.key: job.storage.sha256(f"{job.config.output_key()}/{entry.key}") for entry in listing(job)} == before
+
+
+def listing(job: Job) -> list[Any]:
+    return job.storage.list(job.config.output_key())
+
+
+def test_a_published_result_is_adopted_by_the_job_created_again(job: Job, tmp_path: Path) -> None:
+    assert job.preflight()[0] == 0
+    result = tmp_path / "result"
+    (result / "adapter").mkdir(parents=True)
+    (result / "adapter" / "adapter_model.safetensors").write_bytes(os.urandom(20 * 1024 * 1024))
+    trained = Report(
+        outcome=Outcome.PUBLISHED,
+        reason="Published",
+        message="trained",
+        job_uid="uid-1",
+        config_sha256=job.config.config_sha256,
+        metrics={"eval_loss": 1.25},
+    )
+    reporter = Reporter("uid-1", out=io.StringIO())
+    published = publish(result, job.config, trained, job.storage, reporter, stop=StopFlag())
+    assert verify(job.config.output_key(), job.storage) == []
+    job.make_config(uid="uid-2")
+    code, report, _ = job.preflight()
+    assert (code, report.outcome, report.job_uid) == (0, Outcome.ADOPTED, "uid-2")
+    assert report.artifacts == published.artifacts
+    assert report.metrics is not None
+    assert report.metrics.eval_loss == 1.25
