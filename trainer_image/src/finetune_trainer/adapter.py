@@ -1,4 +1,4 @@
-"""The adapter folder as it is published: what PEFT and vLLM load, with the tokenizer beside it, checked after writing."""
+"""The adapter folder as PEFT and vLLM load it, with the tokenizer beside the weights, checked after writing."""
 
 import shutil
 from pathlib import Path

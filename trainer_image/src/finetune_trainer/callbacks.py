@@ -17,7 +17,7 @@ from finetune_trainer.report.record import History, Plateau, TrainPoint
 from finetune_trainer.stop import StopFlag
 
 
-class ReportProgress(TrainerCallback):
+class ReportProgress(TrainerCallback):  # type: ignore[misc]
     """Tells the reporter and metrics.jsonl about every step."""
 
     def __init__(self, reporter: Reporter, history: History) -> None:
@@ -88,7 +88,7 @@ def _step_metrics(point: TrainPoint) -> dict[str, object]:
     return metrics
 
 
-class HonourStop(TrainerCallback):
+class HonourStop(TrainerCallback):  # type: ignore[misc]
     """Ends the loop after the step in which SIGTERM was seen, without the evaluation that was due."""
 
     def __init__(self, stop: StopFlag) -> None:
@@ -101,8 +101,8 @@ class HonourStop(TrainerCallback):
             control.should_evaluate = False
 
 
-class RequireGradient(TrainerCallback):
-    """Refuses to train on when no gradient reaches the trained weights, which no loss curve would tell from bad data."""
+class RequireGradient(TrainerCallback):  # type: ignore[misc]
+    """Refuses to train on when no gradient reaches the trained weights, which looks like bad data otherwise."""
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -115,7 +115,7 @@ class RequireGradient(TrainerCallback):
             raise TrainerError(ExitCode.INTERNAL_ERROR, "no gradient reaches the trained weights at the first step")
 
 
-class KeepBest(TrainerCallback):
+class KeepBest(TrainerCallback):  # type: ignore[misc]
     """Keeps the weights of the lowest evaluation loss on disk and ends the loop when patience has run out."""
 
     def __init__(self, plateau: Plateau, path: Path, reporter: Reporter) -> None:

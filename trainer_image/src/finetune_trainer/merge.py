@@ -1,4 +1,4 @@
-"""A complete model from base and training result: merged in 16 or 32 bit, saved, reloaded and compared with its source."""
+"""A complete model from base and training result: merged, saved, reloaded and compared with its source."""
 
 import gc
 import json

@@ -64,7 +64,7 @@ def _default_optim(resolved: Resolved, device: torch.device) -> str:
 
 
 def _precision(asked: str | None, device: torch.device) -> str:
-    """FP32 on a CPU: BF16 is faster only on CPUs with BF16 instructions, and a run must not depend on the node's age."""
+    """FP32 on a CPU: BF16 pays only on CPUs that have it, and a result must not depend on the node's age."""
     if device.type == "cpu":
         if asked == Precision.FP16:
             raise TrainerError(ExitCode.INVALID_CONFIG, "precision FP16 needs a GPU: set Auto, BF16 or FP32")
@@ -177,6 +177,11 @@ def linear_targets(model: PreTrainedModel) -> list[str]:
         if isinstance(module, torch.nn.Linear) and module is not head
     }
     return sorted(names - UNADAPTED_LAYERS)
+
+
+def adapted_modules(model: PeftModel) -> list[str]:
+    """Names of the modules that have an adapter."""
+    return sorted(model.peft_config["default"].target_modules)
 
 
 def trained_tensors(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:

@@ -29,7 +29,13 @@ class Trained:
 
 
 def build_record(
-    inputs: Inputs, trained: Trained, merge: MergeCheck | None, device: torch.device, reporter: Reporter, seconds: float
+    inputs: Inputs,
+    trained: Trained,
+    merge: MergeCheck | None,
+    *,
+    device: torch.device,
+    reporter: Reporter,
+    seconds: float,
 ) -> RunRecord:
     """Everything that report and result say."""
     objective = inputs.config.spec.objective.value
@@ -58,13 +64,10 @@ def build_result(inputs: Inputs, record: RunRecord, reporter: Reporter) -> Repor
     config = inputs.config
     model_files = digest_folder(inputs.model, reporter.beat)
     reporter.update(metrics={"tokens_per_second": record.history.tokens_per_second()})
-    change = (
-        f"{record.baseline.loss:.4g} → {record.final.loss:.4g}" if record.baseline and record.final else "not known"
-    )
     result = Report(
         outcome=Outcome.PUBLISHED,
         reason=Outcome.PUBLISHED.value,
-        message=f"trained {record.last_step} steps, evaluation loss {change}",
+        message=_told(record),
         job_uid=config.uid,
         config_sha256=config.config_sha256,
         last_step=record.last_step,
@@ -84,3 +87,11 @@ def build_result(inputs: Inputs, record: RunRecord, reporter: Reporter) -> Repor
     )
     (inputs.result / Artifact.LINEAGE).write_text(json.dumps(lineage, indent=2) + "\n", encoding="utf-8")
     return result
+
+
+def _told(record: RunRecord) -> str:
+    told = f"trained {record.last_step} steps"
+    if record.final is None:
+        return f"{told}; no rows were held out"
+    before = f" (base model {record.baseline.loss:.4g})" if record.baseline else ""
+    return f"{told}; evaluation loss {record.final.loss:.4g}{before}"

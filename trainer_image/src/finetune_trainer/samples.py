@@ -44,32 +44,30 @@ def fetch_rows(config: JobConfig, storage: Storage, directory: Path, on_bytes: O
         raise TrainerError(ExitCode.DATASET_UNUSABLE, f"{uri} is missing: preflight did not finish, or it was removed")
     summary = json.loads(data)
     digests = {file["path"]: file["sha256"] for file in summary["files"]}
-    train = _fetch(Artifact.TRAIN_ROWS, digests, config, storage, directory, on_bytes)
-    validation = _fetch(Artifact.VALIDATION_ROWS, digests, config, storage, directory, on_bytes)
+
+    def fetch(artifact: Artifact) -> list[ChatRow]:
+        if artifact not in digests:
+            return []
+        path = directory / artifact
+        _download(join(config.output_key(), artifact), path, storage, on_bytes)
+        if sha256_file(path) != digests[artifact]:
+            message = f"{artifact} was changed after preflight: its SHA-256 differs"
+            raise TrainerError(ExitCode.DATASET_UNUSABLE, message)
+        return list(read_accepted(path))
+
+    train = fetch(Artifact.TRAIN_ROWS)
+    validation = fetch(Artifact.VALIDATION_ROWS)
     if not train:
         raise TrainerError(ExitCode.DATASET_UNUSABLE, f"{Artifact.TRAIN_ROWS} holds no row")
     return Rows(train, validation, summary)
 
 
-def _fetch(
-    artifact: Artifact,
-    digests: dict[str, str],
-    config: JobConfig,
-    storage: Storage,
-    directory: Path,
-    on_bytes: OnBytes,
-) -> list[ChatRow]:
-    if artifact not in digests:
-        return []
-    path = directory / artifact
+def _download(uri: str, path: Path, storage: Storage, on_bytes: OnBytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        storage.download(join(config.output_key(), artifact), path, on_bytes)
+        storage.download(uri, path, on_bytes)
     except ObjectMissing as missing:
-        raise TrainerError(ExitCode.DATASET_UNUSABLE, f"{artifact} was removed after preflight") from missing
-    if sha256_file(path) != digests[artifact]:
-        raise TrainerError(ExitCode.DATASET_UNUSABLE, f"{artifact} was changed after preflight: its SHA-256 differs")
-    return list(read_accepted(path))
+        raise TrainerError(ExitCode.DATASET_UNUSABLE, f"{uri} was removed after preflight") from missing
 
 
 def evaluated(rows: list[ChatRow], seed: int) -> list[ChatRow]:

@@ -11,6 +11,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 
 import torch
+from peft import PeftModel
+from transformers import PreTrainedModel
 
 from finetune_api.handoff import Artifact, ExitCode, JobConfig, Report
 from finetune_api.spec import Merge, Method
@@ -23,6 +25,7 @@ from finetune_trainer.inputs import Inputs, load_inputs
 from finetune_trainer.merge import merge_adapter, save_full, stored_precision
 from finetune_trainer.methods.sft import RowTrainer, Watch, build_trainer
 from finetune_trainer.model import (
+    adapted_modules,
     finalise,
     find_device,
     load_for_training,
@@ -53,7 +56,7 @@ def train(config: JobConfig, storage: Storage, workspace: Path, reporter: Report
     stop.raise_if_set()
     merge = save_full_model(inputs, trained.settings, reporter)
     stop.raise_if_set()
-    record = build_record(inputs, trained, merge, device, reporter, time.monotonic() - began)
+    record = build_record(inputs, trained, merge, device=device, reporter=reporter, seconds=time.monotonic() - began)
     write_report(record, inputs.result)
     result = build_result(inputs, record, reporter)
     return publish(inputs.result, config, result, storage, reporter, stop=stop)
@@ -90,7 +93,9 @@ def train_once(inputs: Inputs, settings: Resolved, device: torch.device, reporte
     settings = with_targets(settings, model)
     tokenizer = load_tokenizer(inputs.model)
     scratch = inputs.workspace / "trainer"
-    trainer = build_trainer(model, tokenizer, inputs.train, inputs.validation, settings, scratch, watch)
+    trainer = build_trainer(
+        model, tokenizer, settings, watch, train=inputs.train, validation=inputs.validation, scratch=scratch
+    )
     parameters = sum(tensor.numel() for tensor in trained_tensors(model).values())
     reporter.update(resolved=settings, metrics={"trainable_parameters": parameters})
     if inputs.validation and spec.evaluation.baseline:
@@ -109,11 +114,11 @@ def train_once(inputs: Inputs, settings: Resolved, device: torch.device, reporte
     return Trained(settings, watch.history, watch.plateau, final, parameters, answers)
 
 
-def with_targets(settings: Resolved, model: torch.nn.Module) -> Resolved:
+def with_targets(settings: Resolved, model: PreTrainedModel | PeftModel) -> Resolved:
     """The settings with the modules that the adapter really went to."""
     if settings.method == Method.FULL:
         return settings
-    return settings.model_copy(update={"target_modules": sorted(model.peft_config["default"].target_modules)})
+    return settings.model_copy(update={"target_modules": adapted_modules(model)})
 
 
 def restore_best(trainer: RowTrainer, watch: Watch) -> Measured:

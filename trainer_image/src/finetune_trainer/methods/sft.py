@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 from peft import PeftModel
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, TrainerControl
 from trl import SFTConfig, SFTTrainer
 
 from finetune_api.status import Resolved
@@ -55,7 +55,7 @@ class RowTrainer(SFTTrainer):  # type: ignore[misc]  # the library has no types
         self._watch.history.add_evaluation(step, measured)
         metrics = {"eval_loss": measured.loss}
         self.log(dict(metrics))
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self.control: TrainerControl = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         if step:
             self._watch.reporter.stage("Training")
         return metrics
@@ -81,20 +81,21 @@ class RowTrainer(SFTTrainer):  # type: ignore[misc]  # the library has no types
 def build_trainer(
     model: PreTrainedModel | PeftModel,
     tokenizer: PreTrainedTokenizerBase,
-    train_samples: Sequence[Encoded],
-    validation_samples: Sequence[Encoded],
     settings: Resolved,
-    scratch: Path,
     watch: Watch,
+    *,
+    train: Sequence[Encoded],
+    validation: Sequence[Encoded],
+    scratch: Path,
 ) -> RowTrainer:
     """The trainer, ready for `evaluate()`, `train()` and `measure()`."""
-    evaluates = bool(validation_samples)
+    evaluates = bool(validation)
     trainer = RowTrainer(
         watch,
         model=model,
         args=build_arguments(settings, scratch, evaluates=evaluates, on_cpu=model.device.type == "cpu"),
-        train_dataset=to_dataset(train_samples),
-        eval_dataset=to_dataset(validation_samples) if evaluates else None,
+        train_dataset=to_dataset(train),
+        eval_dataset=to_dataset(validation) if evaluates else None,
         processing_class=tokenizer,
         callbacks=[
             ReportProgress(watch.reporter, watch.history),

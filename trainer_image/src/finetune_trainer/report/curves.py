@@ -7,7 +7,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from finetune_trainer.report.record import History, TrainPoint
-from finetune_trainer.report.text import number, table
+from finetune_trainer.report.text import NOTHING, number, table
 
 TABLE_ROWS = 12
 
@@ -51,7 +51,7 @@ def curve_table(history: History) -> str:
     evaluations = {point.step: point.loss for point in history.evaluations}
     rows = []
     if 0 in evaluations:
-        rows.append(["0", "–", number(evaluations[0]), "–", "–"])
+        rows.append(["0", NOTHING, number(evaluations[0]), NOTHING, NOTHING])
     previous = 0
     for step in _shown_steps(history):
         since = [point for point in history.train if previous < point.step <= step]

@@ -9,7 +9,7 @@ import jinja2
 
 from finetune_api.handoff import Artifact, JobConfig
 from finetune_api.status import DatasetStatus, EarlyStoppingStatus, Resolved
-from finetune_trainer.data.rows import SENTENCES, RejectCode, RepairCode
+from finetune_trainer.data.rows import SENTENCES
 from finetune_trainer.report import text
 from finetune_trainer.report.curves import curve_table, draw_curves
 from finetune_trainer.report.recommendations import Evidence, recommend
@@ -83,10 +83,13 @@ def _render(name: str, context: dict[str, Any]) -> str:
 
 
 def _context(record: RunRecord) -> dict[str, Any]:
+    storage = record.config.spec.storage
+    endpoint = storage.endpoint if storage else None
     return {
         "run": record,
         "spec": record.config.spec,
         "output": record.config.output_key(),
+        "endpoint": f" --endpoint-url {shlex.quote(endpoint)}" if endpoint else "",
         "recommendations": recommend(record.evidence()),
         "loss_table": _loss_table(record),
         "format_table": _count_table(record.dataset.format, ("format", "rows")),
@@ -113,9 +116,7 @@ def _count_table(counts: dict[str, int] | None, header: tuple[str, str]) -> str:
 
 def _code_table(counts: dict[str, int] | None) -> str:
     """Codes with their counts and what they mean; empty where nothing was counted."""
-    sentences = {
-        code.value: sentence for code, sentence in SENTENCES.items() if isinstance(code, RejectCode | RepairCode)
-    }
+    sentences = {code.value: sentence for code, sentence in SENTENCES.items()}
     rows = [
         [text.code(name), str(count), sentences.get(name, "")]
         for name, count in sorted((counts or {}).items(), key=lambda item: -item[1])
@@ -125,7 +126,7 @@ def _code_table(counts: dict[str, int] | None) -> str:
 
 def _settings_table(settings: Resolved) -> str:
     values = settings.model_dump(by_alias=True, exclude_none=True, exclude={"method_reason"})
-    rows = [[text.code(name), text.inline(_readable(value))] for name, value in values.items()]
+    rows = [[text.code(name), text.code(_readable(value))] for name, value in values.items()]
     return text.table(["setting", "value"], rows)
 
 

@@ -10,6 +10,8 @@ from finetune_trainer.report.record import EvalPoint, History, Machine, Measured
 OVERFIT_RISE = 0.02
 STILL_FALLING = 0.01
 SPIKE = 10.0
+BEFORE = (5, 20)
+"""Fewest and most steps before a step whose median gradient norm is the usual one."""
 TRUNCATED = 0.05
 LABELLED = 0.05
 FEW_ROWS = 200
@@ -58,20 +60,20 @@ def no_improvement(evidence: Evidence) -> Recommendation | None:
 def gradient_spikes(evidence: Evidence) -> Recommendation | None:
     """Some gradients are far above the usual."""
     norms = [point.grad_norm for point in evidence.history.train if point.grad_norm is not None]
-    if len(norms) < 5:
-        return None
-    median = statistics.median(norms)
-    spikes = [norm for norm in norms if median > 0 and norm > SPIKE * median]
+    spikes = [norm for at, norm in enumerate(norms) if at >= BEFORE[0] and norm > SPIKE * _usual(norms, at)]
     skipped = sum(point.grad_norm is None for point in evidence.history.train)
     if not spikes and not skipped:
         return None
     overflow = f"; {skipped} steps without a finite gradient" if skipped else ""
-    highest = max(norms)
     return Recommendation(
         "Lower the learning rate, or lengthen the warm-up: the gradient spikes.",
-        f"{len(spikes)} of {len(norms)} steps above {SPIKE:g} × the median norm {median:.3g}, highest {highest:.3g}"
-        + overflow,
+        f"{len(spikes)} of {len(norms)} steps above {SPIKE:g} times the median norm of the {BEFORE[1]} steps before, "
+        f"highest norm {max(norms):.3g}{overflow}",
     )
+
+
+def _usual(norms: list[float], at: int) -> float:
+    return statistics.median(norms[max(0, at - BEFORE[1]) : at])
 
 
 def overfit(evidence: Evidence) -> Recommendation | None:

@@ -23,7 +23,7 @@ class Measured:
 
 
 def token_mean(batches: Sequence[tuple[float, int]]) -> Measured:
-    """The mean over all tokens from each batch's mean loss and trained tokens; a mean of means would favour short rows."""
+    """The mean over all tokens, from each batch's mean loss and number of trained tokens."""
     tokens = sum(count for _, count in batches)
     loss = sum(mean * count for mean, count in batches) / max(tokens, 1)
     if len(batches) < 2 or not tokens:
@@ -112,7 +112,7 @@ class Plateau:
     _reference: float = math.inf
 
     def observe(self, step: int, loss: float) -> bool:
-        """Takes in an evaluation; returns whether it is the lowest so far. Patience counts only falls of `min_delta`."""
+        """Takes in an evaluation; returns whether it is the lowest so far. A fall of `min_delta` renews patience."""
         if loss < self._reference - self.min_delta:
             self._reference = loss
             self.without_improvement = 0

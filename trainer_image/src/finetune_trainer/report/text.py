@@ -7,6 +7,7 @@ from collections.abc import Sequence
 CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 MARKDOWN = re.compile(r"([\\`*_{}\[\]<>()#+!|~&])")
 LONGEST_INLINE = 300
+NOTHING = "-"
 
 
 def inline(value: object) -> str:
@@ -32,9 +33,9 @@ def block(value: str, limit: int = 4000) -> str:
 
 
 def number(value: float | None, digits: int = 4) -> str:
-    """A figure to so many significant digits, `–` where there is none."""
+    """A figure to so many significant digits, `-` where there is none."""
     if value is None:
-        return "–"
+        return NOTHING
     if not math.isfinite(value):
         return "∞" if value > 0 else "not a number"
     return f"{value:.{digits}g}" if abs(value) < 1e6 else f"{value:.3e}"
@@ -48,7 +49,7 @@ def percent(share: float) -> str:
 def size(count: float | None) -> str:
     """Bytes in binary units."""
     if count is None:
-        return "–"
+        return NOTHING
     for unit in ("B", "KiB", "MiB"):
         if count < 1024:
             return f"{count:.0f} {unit}"

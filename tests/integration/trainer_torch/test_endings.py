@@ -1,0 +1,182 @@
+import json
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file, save_file
+from tiny_model import make_tiny_model
+from training_bench import HYPERPARAMETERS, Bench
+
+from finetune_api.handoff import ExitCode
+from finetune_api.status import Resolved
+from finetune_trainer import train as story
+from finetune_trainer.errors import Stopped, TrainerError
+from finetune_trainer.model import micro_batches
+
+MakeBench = Callable[..., Bench]
+
+
+def test_a_plateau_stops_early_and_the_best_weights_are_published(make_bench: MakeBench) -> None:
+    bench = make_bench(
+        earlyStopping={"patience": 2, "minDelta": 5.0},
+        evaluation={"steps": 2},
+        hyperparameters=HYPERPARAMETERS | {"maxSteps": 40},
+    )
+    report = bench.run()
+    assert report.early_stopping
+    assert report.early_stopping.stopped
+    assert report.early_stopping.step == report.last_step == 6
+    assert report.metrics
+    assert report.metrics.best_step == report.early_stopping.best_step
+    assert "**Stopped early** at step 6" in (bench.output / "finetune_report.md").read_text(encoding="utf-8")
+
+
+def test_weights_that_get_worse_again_are_not_published(make_bench: MakeBench) -> None:
+    """A rate that destroys the model late: the published loss is the lowest seen, not the last."""
+    hyperparameters = HYPERPARAMETERS | {"learningRate": 0.5, "lrSchedulerType": "constant", "warmupSteps": 0}
+    bench = make_bench(hyperparameters=hyperparameters, evaluation={"steps": 1})
+    report = bench.run()
+    lines = [json.loads(line) for line in (bench.output / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    losses = {line["step"]: line["loss"] for line in lines if line["kind"] == "eval" and line["step"]}
+    best = min(losses, key=lambda step: losses[step])
+    assert losses[20] > losses[best]
+    assert report.metrics
+    assert report.metrics.best_step == best
+    assert report.metrics.eval_loss == pytest.approx(losses[best], abs=1e-3)
+
+
+def poison(bench: Bench) -> None:
+    """Puts a NaN where every token passes."""
+    poisoned = make_tiny_model(bench.root / "poisoned")
+    weights = load_file(poisoned / "model.safetensors")
+    weights["model.norm.weight"][3] = np.nan
+    save_file(weights, poisoned / "model.safetensors", metadata={"format": "pt"})
+    bench.model = poisoned
+
+
+@pytest.mark.parametrize(
+    ("baseline", "told"), [(True, "evaluation loss is not finite at step 0"), (False, "loss is not finite at step 1")]
+)
+def test_a_loss_that_is_no_number_is_diverged_and_nothing_is_published(
+    make_bench: MakeBench, baseline: bool, told: str
+) -> None:
+    bench = make_bench(evaluation={"baseline": baseline})
+    config = bench.prepare()
+    poison(bench)
+    with pytest.raises(TrainerError, match=told) as caught:
+        bench.train(config)
+    assert caught.value.code is ExitCode.DIVERGED
+    assert not (bench.output / "manifest.json").exists()
+
+
+def test_a_stop_ends_the_run_after_the_step_and_publishes_nothing(make_bench: MakeBench) -> None:
+    bench = make_bench(hyperparameters=HYPERPARAMETERS | {"maxSteps": 5000}, evaluation={"steps": 5000})
+    config = bench.prepare()
+
+    def stop_in_training() -> None:
+        while (bench.reporter.snapshot().progress.step or 0) < 3:
+            time.sleep(0.01)
+        bench.stop.set()
+
+    watcher = threading.Thread(target=stop_in_training)
+    watcher.start()
+    with pytest.raises(Stopped) as caught:
+        bench.train(config)
+    watcher.join()
+    assert caught.value.code is ExitCode.PREEMPTED
+    assert 3 <= (bench.reporter.snapshot().progress.step or 0) < 100
+    assert not (bench.output / "manifest.json").exists()
+
+
+def test_a_stop_before_the_first_step_is_seen(make_bench: MakeBench) -> None:
+    bench = make_bench()
+    config = bench.prepare()
+    bench.stop.set()
+    with pytest.raises(Stopped):
+        bench.train(config)
+
+
+def test_rows_changed_after_preflight_are_refused(make_bench: MakeBench) -> None:
+    bench = make_bench()
+    config = bench.prepare()
+    rows = bench.output / "dataset" / "train.jsonl"
+    rows.write_bytes(rows.read_bytes().replace(b"The", b"Teh", 1))
+    with pytest.raises(TrainerError, match=r"dataset/train\.jsonl was changed after preflight") as caught:
+        bench.train(config)
+    assert caught.value.code is ExitCode.DATASET_UNUSABLE
+
+
+def test_a_broken_weights_file_is_an_unavailable_model_without_a_local_path(make_bench: MakeBench) -> None:
+    bench = make_bench()
+    config = bench.prepare()
+    bench.model = make_tiny_model(bench.root / "broken")
+    (bench.model / "model.safetensors").write_bytes(b"\x10\x00\x00\x00\x00\x00\x00\x00not json at all")
+    with pytest.raises(TrainerError) as caught:
+        bench.train(config)
+    assert caught.value.code is ExitCode.MODEL_UNAVAILABLE
+    assert str(bench.root) not in caught.value.message
+
+
+def test_target_modules_that_do_not_exist_are_an_invalid_config(make_bench: MakeBench) -> None:
+    bench = make_bench(tuning={"method": "LoRA", "lora": {"targetModules": ["no_such_layer"]}})
+    config = bench.prepare()
+    with pytest.raises(TrainerError, match=r"tuning\.lora does not fit the model") as caught:
+        bench.train(config)
+    assert caught.value.code is ExitCode.INVALID_CONFIG
+
+
+def test_without_held_out_rows_the_last_weights_are_published(make_bench: MakeBench) -> None:
+    bench = make_bench(dataset={"train": {"uri": "s3://bucket/data/train.jsonl"}})
+    report = bench.run()
+    assert report.metrics
+    assert report.metrics.eval_loss is None
+    assert report.last_step == 20
+    assert "no rows were held out" in (bench.output / "finetune_report.md").read_text(encoding="utf-8")
+
+
+def test_out_of_gpu_memory_halves_the_micro_batch_and_keeps_the_effective_batch(
+    make_bench: MakeBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No GPU here: the allocator's error is raised by hand, for batches above one row."""
+    train_once = story.train_once
+
+    def short_of_memory(inputs: Any, settings: Resolved, *rest: Any) -> Any:
+        if (settings.per_device_train_batch_size or 0) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return train_once(inputs, settings, *rest)
+
+    monkeypatch.setattr(story, "train_once", short_of_memory)
+    report = make_bench().run()
+    assert report.resolved
+    assert report.resolved.per_device_train_batch_size == 1
+    assert report.resolved.gradient_accumulation_steps == 8
+    assert report.resolved.global_batch_size == 8
+
+
+def test_a_gpu_too_small_for_one_row_has_its_own_exit_code(
+    make_bench: MakeBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_memory(*_: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(story, "train_once", no_memory)
+    with pytest.raises(TrainerError, match="does not suffice for one row") as caught:
+        make_bench().run()
+    assert caught.value.code is ExitCode.GPU_OUT_OF_MEMORY
+
+
+@pytest.mark.parametrize(("batch", "accumulation", "tried"), [(8, 2, [8, 4, 2, 1]), (6, 1, [6, 3, 1]), (1, 16, [1])])
+def test_smaller_micro_batches_divide_the_effective_batch(batch: int, accumulation: int, tried: list[int]) -> None:
+    settings = Resolved(
+        per_device_train_batch_size=batch,
+        gradient_accumulation_steps=accumulation,
+        global_batch_size=batch * accumulation,
+    )
+    found = list(micro_batches(settings))
+    assert [one.per_device_train_batch_size for one in found] == tried
+    for one in found:
+        assert (one.per_device_train_batch_size or 0) * (one.gradient_accumulation_steps or 0) == batch * accumulation

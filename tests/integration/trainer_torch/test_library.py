@@ -1,0 +1,170 @@
+"""What we rely on in the libraries, so that an upgrade that changes it fails here."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import TrainerCallback
+
+from finetune_api.handoff import ExitCode
+from finetune_api.status import Resolved
+from finetune_trainer.errors import TrainerError
+from finetune_trainer.labels import Encoded
+from finetune_trainer.methods.sft import RowTrainer, Watch, build_arguments, build_trainer
+from finetune_trainer.model import finalise, load_for_training, load_tokenizer, trained_tensors
+from finetune_trainer.progress import Reporter
+from finetune_trainer.report.record import History, Plateau
+from finetune_trainer.stop import StopFlag
+
+CPU = torch.device("cpu")
+SAMPLES = [
+    Encoded([1, 20, 21, 22, 23, 2], [-100, -100, -100, 22, 23, 2], 3),
+    Encoded([1, 30, 31, 2], [-100, -100, 31, 2], 2),
+    Encoded([1, 40, 41, 42, 43, 44, 45, 46, 2], [-100, -100, 41, 42, 43, 44, 45, 46, 2], 7),
+]
+
+
+def make_settings(method: str = "LoRA", **changes: Any) -> Resolved:
+    settings = Resolved(
+        method=method,
+        total_steps=4,
+        learning_rate=0.01,
+        lr_scheduler_type="cosine",
+        warmup_steps=0.25,
+        weight_decay=0.0,
+        max_grad_norm=1.0,
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=2,
+        global_batch_size=4,
+        max_length=128,
+        precision="Auto",
+        gradient_checkpointing=method == "QLoRA",
+        seed=42,
+        eval_steps=2,
+        lora_rank=4,
+        lora_alpha=8,
+        lora_dropout=0.0,
+        double_quant=True,
+    )
+    return finalise(settings.model_copy(update=changes), CPU)
+
+
+def make_trainer(tiny_model: Path, tmp_path: Path, settings: Resolved, samples: list[Encoded] = SAMPLES) -> RowTrainer:
+    watch = Watch(
+        reporter=Reporter("u", out=io.StringIO()),
+        stop=StopFlag(),
+        history=History(tmp_path / "metrics.jsonl"),
+        plateau=Plateau(None),
+        best_weights=tmp_path / "best.safetensors",
+    )
+    model = load_for_training(tiny_model, settings, CPU)
+    tokenizer = load_tokenizer(tiny_model)
+    return build_trainer(
+        model, tokenizer, settings, watch, train=samples, validation=samples, scratch=tmp_path / "scratch"
+    )
+
+
+def test_trl_leaves_ids_and_labels_as_they_are(tiny_model: Path, tmp_path: Path) -> None:
+    trainer = make_trainer(tiny_model, tmp_path, make_settings())
+    seen = []
+    for batch in trainer.get_train_dataloader():
+        for ids, labels, mask in zip(batch["input_ids"], batch["labels"], batch["attention_mask"], strict=True):
+            length = int(mask.sum())
+            assert set(labels[length:].tolist()) <= {-100}
+            seen.append((ids[:length].tolist(), labels[:length].tolist()))
+    assert sorted(seen) == sorted((sample.input_ids, sample.labels) for sample in SAMPLES)
+
+
+def test_rows_above_the_librarys_default_length_are_not_cut(tiny_model: Path, tmp_path: Path) -> None:
+    long = Encoded([5] * 1500, [5] * 1500, 1500)
+    trainer = make_trainer(tiny_model, tmp_path, make_settings(per_device_train_batch_size=1), [long])
+    assert next(iter(trainer.get_train_dataloader()))["labels"].shape == (1, 1500)
+
+
+def test_the_training_loss_is_the_mean_over_the_trained_tokens_of_the_whole_step(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    trainer = make_trainer(tiny_model, tmp_path, make_settings(total_steps=1))
+    expected = trainer.measure().loss
+    trainer.train()
+    assert trainer._watch.history.train[0].loss == pytest.approx(expected, abs=1e-4)
+
+
+def test_the_evaluation_loss_does_not_depend_on_the_batch_size(tiny_model: Path, tmp_path: Path) -> None:
+    losses = [
+        make_trainer(tiny_model, tmp_path, make_settings(per_device_train_batch_size=size)).measure().loss
+        for size in (1, 2, 3)
+    ]
+    assert losses == pytest.approx([losses[0]] * 3, abs=1e-5)
+
+
+def test_an_evaluation_before_training_leaves_gradients_to_a_quantised_model(tiny_model: Path, tmp_path: Path) -> None:
+    """bitsandbytes packs the weights of a CPU model in evaluation, for a kernel that has no backward pass."""
+    trainer = make_trainer(tiny_model, tmp_path, make_settings("QLoRA"))
+    before = trainer.evaluate()["eval_loss"]
+    trainer.train()
+    assert trainer.measure().loss < before
+
+
+def test_the_adapter_of_a_quantised_model_trains_in_fp32(tiny_model: Path, tmp_path: Path) -> None:
+    trainer = make_trainer(tiny_model, tmp_path, make_settings("QLoRA"))
+    assert {tensor.dtype for tensor in trained_tensors(trainer.model).values()} == {torch.float32}
+
+
+def test_a_model_that_no_gradient_reaches_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+    trainer = make_trainer(tiny_model, tmp_path, make_settings())
+
+    class CutGradients(TrainerCallback):
+        def on_pre_optimizer_step(self, *_: Any, **kwargs: Any) -> None:
+            for tensor in trained_tensors(kwargs["model"]).values():
+                tensor.grad = None
+
+    trainer.callback_handler.callbacks.insert(0, CutGradients())
+    with pytest.raises(TrainerError, match="no gradient reaches") as caught:
+        trainer.train()
+    assert caught.value.code is ExitCode.INTERNAL_ERROR
+
+
+def test_the_rate_warms_up_and_falls_along_the_cosine(tiny_model: Path, tmp_path: Path) -> None:
+    trainer = make_trainer(tiny_model, tmp_path, make_settings(total_steps=8))
+    trainer.train()
+    rates = [point.learning_rate for point in trainer._watch.history.train]
+    assert rates[0] == 0.0
+    assert max(rates) == rates[2] == pytest.approx(0.01)
+    assert rates[3:] == sorted(rates[3:], reverse=True)
+    assert rates[-1] < 0.001
+
+
+@pytest.mark.parametrize(("warmup", "expected"), [(0.03, 0.03), (10.0, 10)])
+def test_every_argument_has_the_name_that_the_library_knows(tmp_path: Path, warmup: float, expected: float) -> None:
+    arguments = build_arguments(make_settings(warmup_steps=warmup), tmp_path, evaluates=True, on_cpu=True)
+    assert arguments.warmup_steps == expected
+    assert (arguments.bf16, arguments.fp16) == (False, False)
+    assert arguments.max_length is None
+    assert arguments.dataset_kwargs == {"skip_prepare_dataset": True}
+    assert arguments.logging_nan_inf_filter is False
+
+
+def test_bf16_on_a_cpu_trains_when_asked_for(tiny_model: Path, tmp_path: Path) -> None:
+    trainer = make_trainer(tiny_model, tmp_path, make_settings(precision="BF16", total_steps=6, learning_rate=0.02))
+    before = trainer.measure().loss
+    trainer.train()
+    assert trainer.measure().loss < before
+
+
+@pytest.mark.parametrize("changes", [{"precision": "FP16"}, {"optim": "paged_adamw_8bit"}, {"optim": "adamw_8bit"}])
+def test_what_needs_a_gpu_is_an_invalid_config_on_a_cpu(changes: dict[str, str]) -> None:
+    with pytest.raises(TrainerError, match="needs a GPU") as caught:
+        make_settings(**changes)
+    assert caught.value.code is ExitCode.INVALID_CONFIG
+
+
+def test_the_same_seed_gives_the_same_losses(tiny_model: Path, tmp_path: Path) -> None:
+    runs = []
+    for _ in range(2):
+        trainer = make_trainer(tiny_model, tmp_path, make_settings(lora_dropout=0.1))
+        trainer.train()
+        runs.append([point.loss for point in trainer._watch.history.train])
+    assert runs[0] == runs[1]
