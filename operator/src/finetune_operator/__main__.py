@@ -5,6 +5,8 @@ import json
 import logging
 import sys
 
+from pydantic import ValidationError
+
 from finetune_operator.cluster import Cluster
 from finetune_operator.errors import ClusterError
 from finetune_operator.handlers import watch
@@ -112,7 +114,12 @@ async def run(settings: Settings) -> None:
 
 def main() -> None:
     """Entry point of the console script."""
-    settings = Settings()
+    try:
+        settings = Settings()
+    except ValidationError as problem:
+        for item in problem.errors():
+            sys.stderr.write(f"FINETUNE_{str(item['loc'][0]).upper()}: {item['msg']}\n")
+        sys.exit(2)
     set_up_logging(settings)
     asyncio.run(run(settings))
 

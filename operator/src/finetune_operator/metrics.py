@@ -35,7 +35,8 @@ class JobCollector:
 
     def retain(self, keys: Iterable[Key]) -> list[Key]:
         """Drops the jobs that are not among the keys; returns them."""
-        gone = [key for key in self._jobs if key not in set(keys)]
+        known = set(keys)
+        gone = [key for key in self._jobs if key not in known]
         for key in gone:
             del self._jobs[key]
         return gone

@@ -33,7 +33,7 @@ class Decision:
 
     def again_in(self, seconds: float) -> None:
         """Asks for another look, at the earliest of all times asked for."""
-        self.requeue_after = min(seconds, self.requeue_after or seconds)
+        self.requeue_after = seconds if self.requeue_after is None else min(seconds, self.requeue_after)
 
 
 @dataclass
@@ -43,6 +43,8 @@ class _Draft:
     spec: FineTuneJobSpec
     conditions: Conditions
     decision: Decision
+    is_blocked: bool = False
+    """Whether nothing may be created now; what runs goes on and is judged when it ends."""
 
     @property
     def status(self) -> FineTuneJobStatus:
@@ -62,35 +64,37 @@ def plan(seen: Observed, settings: Settings) -> Decision:
         conditions.set(C.ACCEPTED, "False", R.INVALID_SPEC, seen.job.spec_error)
     else:
         draft = _Draft(seen, settings, spec, conditions, decision)
-        if _may_go_on(draft):
+        _accept(draft)
+        if not seen.is_blind and (seen.own or not draft.is_blocked):
             _preflight(draft) if not status.is_true(C.VALIDATED) else _training(draft)
     conditions.summarise()
     return decision
 
 
-def _may_go_on(draft: _Draft) -> bool:
+def _accept(draft: _Draft) -> None:
     """Accepted or not; a refusal stops what would be created, never what runs."""
-    seen, obstacle = draft.seen, draft.seen.obstacle
-    refused = accept.refusal(seen.job, draft.settings)
+    obstacle, conditions = draft.seen.obstacle, draft.conditions
+    refused = accept.refusal(draft.seen.job, draft.settings)
+    draft.is_blocked = bool(refused or obstacle)
+    if obstacle:
+        draft.decision.again_in(OBSTACLE_SECONDS)
     if refused:
-        draft.conditions.set(C.ACCEPTED, "False", R.FORBIDDEN, refused)
-        return any(not child.is_over for child in seen.own)
-    if isinstance(obstacle, NameTaken | Denied):
-        reason = R.NAME_CONFLICT if isinstance(obstacle, NameTaken) else R.API_DENIED
-        draft.conditions.set(C.ACCEPTED, "False", reason, str(obstacle))
-        draft.decision.again_in(OBSTACLE_SECONDS)
-        return False
-    draft.conditions.set(C.ACCEPTED, "True", R.ACCEPTED)
+        conditions.set(C.ACCEPTED, "False", R.FORBIDDEN, refused)
+    elif isinstance(obstacle, NameTaken):
+        conditions.set(C.ACCEPTED, "False", R.NAME_CONFLICT, str(obstacle))
+    elif isinstance(obstacle, Denied):
+        conditions.set(C.ACCEPTED, "False", R.API_DENIED, str(obstacle))
+    else:
+        conditions.set(C.ACCEPTED, "True", R.ACCEPTED)
     if isinstance(obstacle, Refused):
-        draft.conditions.set(C.RUNNING, "False", R.POD_CREATION_REFUSED, str(obstacle))
-        draft.decision.again_in(OBSTACLE_SECONDS)
-        return False
-    return True
+        conditions.set(C.RUNNING, "False", R.POD_CREATION_REFUSED, str(obstacle))
 
 
 def _create(draft: _Draft, child: Child) -> None:
     """Creates a Job once nothing of an earlier run or of an earlier job of this name is left."""
     seen = draft.seen
+    if draft.is_blocked:
+        return
     busy = [*seen.leftovers, *(pod.name for pod in seen.pods if not pod.is_over)]
     busy += [one.name for one in seen.own if one.is_deleting]
     if busy:
@@ -175,10 +179,10 @@ def _training(draft: _Draft) -> None:
     is_open = status.job_ref is not None
     if is_open and not (current and current.uid == status.job_ref.uid):  # type: ignore[union-attr]
         _attempt_deleted(draft)
-    elif current and is_open and _too_many_preemptions(draft):
-        draft.decision.delete = None if current.is_over else current
+    elif current and is_open and not current.is_over and _too_many_preemptions(draft):
+        draft.decision.delete = current
         draft.conditions.fail(R.TOO_MANY_PREEMPTIONS, runs.last_sentence(status))
-        status.completion_time = current.failed or seen.now
+        status.completion_time = seen.now
     elif current and is_open and not current.is_over:
         _watch_attempt(draft, current)
     elif current and is_open:
@@ -252,7 +256,7 @@ def _close_attempt(draft: _Draft, reason: Reason, detail: str, *, add_failure: b
 
 def _next_attempt(draft: _Draft) -> None:
     number = (draft.status.attempts or 0) + 1
-    if number == 1:
+    if number == 1 and not draft.is_blocked:
         draft.conditions.set(C.RUNNING, "False", R.PODS_STARTING)
     job = draft.seen.job
     with_draft = replace(job, status=draft.status)
@@ -308,8 +312,7 @@ def _watch_start(draft: _Draft, child: ChildJob, pods: tuple[Pod, ...]) -> None:
 
 def _succeed(draft: _Draft, child: ChildJob, report: Report, reason: Reason) -> None:
     status = draft.status
-    early = report.early_stopping
-    if early and early.stopped:
+    if status.early_stopping and status.early_stopping.stopped:
         draft.conditions.set(C.EARLY_STOPPED, "True", R.PATIENCE_EXHAUSTED)
     uri = (report.artifacts and report.artifacts.uri) or draft.spec.output.uri
     draft.conditions.succeed(reason, uri)

@@ -75,8 +75,11 @@ class Reconciler:
 
     async def _observe(self, job: Job) -> Observed:
         """Jobs before pods: a pod is then never older than what its Job says of it."""
-        children = await self._cluster.list_children(job.key)
-        pods = await self._cluster.list_pods(job.key)
+        try:
+            children = await self._cluster.list_children(job.key)
+            pods = await self._cluster.list_pods(job.key)
+        except Denied as problem:
+            return Observed(job=job, now=datetime.now(UTC), obstacle=problem, is_blind=True)
         return Observed(
             job=job,
             now=datetime.now(UTC),

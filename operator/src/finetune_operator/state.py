@@ -55,6 +55,9 @@ class Observed:
     reading: Reading | None = None
     warnings: Warnings | None = None
     obstacle: ClusterError | None = None
+    """What kept the operator from acting on an earlier plan of this look."""
+    is_blind: bool = False
+    """Whether children and pods could not be read: their absence then means nothing."""
 
     @property
     def own(self) -> tuple[ChildJob, ...]:

@@ -165,7 +165,8 @@ class World:
         return sorted(job.metadata.name for job in self.batch.list_namespaced_job(self.namespace).items)
 
     def events(self, reason: str = "") -> list[str]:
-        items = self.core.list_namespaced_event(self.namespace, field_selector=f"involvedObject.kind={names.KIND}").items
+        fields = f"involvedObject.kind={names.KIND}"
+        items = self.core.list_namespaced_event(self.namespace, field_selector=fields).items
         return [item.reason for item in items if not reason or item.reason == reason]
 
     def pod_of(self, job: str) -> Any:
@@ -319,5 +320,3 @@ def operator(access: Access, world: World, tmp_path: Path) -> Iterator[Operator]
 @pytest.fixture
 def wait() -> Callable[..., Any]:
     return until
-
-

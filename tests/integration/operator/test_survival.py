@@ -9,8 +9,6 @@ from typing import Any
 
 import pytest
 
-from finetune_api import names
-
 
 @pytest.mark.parametrize("delay", [0.0, 0.1, 0.25, 0.5, 1.0])
 def test_an_operator_killed_between_its_steps_makes_one_job_per_step(
@@ -132,12 +130,9 @@ def test_nothing_is_written_while_nothing_changes(world: Any, operator: Any, acc
 def test_a_missing_right_is_named_and_the_job_goes_on_when_it_is_granted(
     world: Any, operator: Any, access: Any, wait: Any
 ) -> None:
-    from finetune_api.names import PLURAL
-
-    assert PLURAL == "finetunejobs"
     full = rules_of(access)
     without = [
-        rule | {"verbs": [verb for verb in rule["verbs"] if verb != "create"]} if rule["resources"] == ["jobs"] else rule
+        rule | {"verbs": [verb for verb in rule["verbs"] if rule["resources"] != ["jobs"] or verb != "create"]}
         for rule in full
     ]
     access.set_rules(without)
@@ -151,6 +146,31 @@ def test_a_missing_right_is_named_and_the_job_goes_on_when_it_is_granted(
         access.set_rules(full)
     wait(lambda: world.jobs() == ["one-preflight"], "the preflight Job", 40)
     assert world.condition("Accepted")["status"] == "True"
+
+
+def test_a_right_lost_in_mid_run_is_named_and_nothing_is_counted(
+    world: Any, operator: Any, access: Any, wait: Any
+) -> None:
+    world.create()
+    trainer = world.pass_preflight()
+    world.run(trainer)
+    world.wait_phase("Training")
+    full = rules_of(access)
+    access.set_rules(
+        [
+            rule | {"verbs": [verb for verb in rule["verbs"] if rule["resources"] != ["jobs"] or verb != "list"]}
+            for rule in full
+        ]
+    )
+    time.sleep(1)
+    try:
+        world.run(trainer, ip="127.0.0.3")
+        assert "list jobs" in world.wait_condition("Accepted", "APIDenied")["message"]
+    finally:
+        access.set_rules(full)
+    wait(lambda: world.condition("Accepted")["status"] == "True", "accepted again", 40)
+    assert world.status().get("failures", 0) == 0
+    assert world.jobs() == ["one-1", "one-preflight"]
 
 
 def rules_of(access: Any) -> list[dict[str, Any]]:
@@ -304,9 +324,9 @@ def test_the_operator_is_small_and_ready_soon_and_ends_when_told(world: Any, ope
     assert operator.seconds_to_ready < 10
     time.sleep(3)
     assert operator.resident_mib() < 150
+    print(f"ready after {operator.seconds_to_ready:.1f} s, {operator.resident_mib():.0f} MiB")
     assert operator.stop() == 0
 
 
 def test_a_job_the_operator_knows_nothing_of_has_a_status_that_says_so(world: Any) -> None:
     assert world.create()["status"] == {"observedGeneration": -1}
-    assert names.KIND == world.get()["kind"]

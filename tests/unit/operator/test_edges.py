@@ -1,0 +1,178 @@
+"""The edges: the API server's answers, a trainer's answers, memory, metrics and events."""
+
+import asyncio
+from typing import Any
+
+import aiohttp
+import orjson
+import pytest
+from aiohttp import web
+
+from finetune_api.status import FineTuneJobStatus
+from finetune_operator.cluster import TokenBucket, error_from
+from finetune_operator.errors import AlreadyExists, Denied, Gone, Outdated, Refused, RetryLater
+from finetune_operator.events import between, build_event
+from finetune_operator.metrics import JobCollector
+from finetune_operator.objects import Key
+from finetune_operator.progress import ProgressError, fetch
+from finetune_operator.reconcile import difference
+from finetune_operator.state import MAX_ENDS_PER_JOB, Memory, Target
+
+PATH = "/apis/batch/v1/namespaces/team/jobs"
+
+
+@pytest.mark.parametrize(
+    ("code", "body", "kind"),
+    [
+        (403, {"message": 'User "x" cannot create resource "jobs" in API group "batch"'}, Denied),
+        (403, {"message": 'jobs "one" is forbidden: exceeded quota: q'}, Refused),
+        (403, {"message": "unable to create: namespace team is being terminated"}, Gone),
+        (404, {"message": "not found"}, Gone),
+        (409, {"reason": "AlreadyExists"}, AlreadyExists),
+        (409, {"reason": "Conflict"}, Outdated),
+        (422, {"message": "spec.x: Invalid value"}, Refused),
+        (429, {}, RetryLater),
+        (500, {}, RetryLater),
+        (503, {}, RetryLater),
+    ],
+)
+def test_answers_of_the_api_server_have_names(code: int, body: Any, kind: type[Exception]) -> None:
+    assert isinstance(error_from(code, orjson.dumps(body), None, PATH), kind)
+
+
+def test_a_proxys_page_instead_of_json_is_tried_again() -> None:
+    found = error_from(502, b"<html>", "7", PATH)
+    assert isinstance(found, RetryLater)
+    assert found.after_seconds == 7
+
+
+def test_a_missing_right_names_verb_resource_and_namespace() -> None:
+    body = orjson.dumps({"message": 'User "x" cannot create resource "jobs" in API group "batch"'})
+    assert str(error_from(403, body, None, PATH)) == "the operator may not create jobs in namespace team"
+
+
+async def test_the_rate_limit_lets_a_burst_through_and_then_paces() -> None:
+    bucket = TokenBucket(rate=100, burst=5)
+    started = asyncio.get_running_loop().time()
+    await asyncio.gather(*(bucket.take() for _ in range(15)))
+    assert 0.09 <= asyncio.get_running_loop().time() - started < 0.5
+
+
+async def _serve(handler: Any) -> tuple[web.AppRunner, int]:
+    app = web.Application()
+    app.router.add_get("/progress", handler)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    return runner, runner.addresses[0][1]
+
+
+async def _fetch(answer: Any) -> Any:
+    async def handler(_: web.Request) -> web.StreamResponse:
+        return answer() if callable(answer) else web.json_response(answer)
+
+    runner, port = await _serve(handler)
+    try:
+        async with aiohttp.ClientSession() as session:
+            return await fetch(session, Target("job", "pod", "name", "127.0.0.1"), port)
+    finally:
+        await runner.cleanup()
+
+
+GOOD = {"jobUid": "job", "podUid": "pod", "heartbeat": 1, "progress": {"step": 3}}
+
+
+async def test_a_trainers_progress_is_read() -> None:
+    report = await _fetch(GOOD)
+    assert report.progress.step == 3
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {**GOOD, "jobUid": "other"},
+        {**GOOD, "podUid": "other"},
+        {**GOOD, "progress": {"step": -1}},
+        {"x": "y" * 70_000},
+        [],
+        lambda: web.Response(text="not json"),
+        lambda: web.Response(status=500),
+        lambda: web.Response(status=302, headers={"Location": "http://169.254.169.254/"}),
+        lambda: web.Response(text='{"jobUid":"job","heartbeat":1,"progress":{},"metrics":{"trainLoss":NaN}}'),
+    ],
+)
+async def test_an_answer_that_is_no_progress_report_of_this_pod_is_refused(answer: Any) -> None:
+    with pytest.raises(ProgressError):
+        await _fetch(answer)
+
+
+def test_a_merge_patch_holds_what_changed_and_nulls_what_went() -> None:
+    old = {"a": 1, "b": {"c": 1, "d": 2}, "gone": {"x": 1}, "list": [1, 2]}
+    new = {"a": 1, "b": {"c": 3}, "list": [1]}
+    assert difference(old, new) == {"b": {"c": 3, "d": None}, "gone": None, "list": [1]}
+    assert difference(new, new) == {}
+
+
+def test_an_end_seen_once_is_not_overwritten_by_the_emptier_last_look(scene: Any) -> None:
+    one = scene().to_training()
+    pod = one.pod("one-1")
+    one.end(pod, 75, "words")
+    memory, key = Memory(), Key("team", "one")
+    memory.keep_end(key, pod, gone=False)
+    pod["status"] = {"phase": "Failed"}
+    memory.keep_end(key, pod, gone=True)
+    assert memory.with_ends(key, [])[0].exit_code == 75
+    memory.forget(key)
+    assert memory.with_ends(key, []) == ()
+
+
+def test_memory_is_bounded(scene: Any) -> None:
+    one = scene().to_training()
+    memory, key = Memory(), Key("team", "one")
+    for number in range(MAX_ENDS_PER_JOB + 10):
+        pod = one.pod("one-1", f"p{number}")
+        one.end(pod, 75)
+        memory.keep_end(key, pod, gone=False)
+    assert len(memory.ends[key]) == MAX_ENDS_PER_JOB
+
+
+def test_a_pod_deleted_before_it_started_is_no_run(scene: Any) -> None:
+    one = scene().to_training()
+    memory, key = Memory(), Key("team", "one")
+    memory.keep_end(key, one.pod("one-1"), gone=True)
+    assert memory.with_ends(key, []) == ()
+
+
+def test_series_go_with_their_job(scene: Any) -> None:
+    collector = JobCollector()
+    for name in ("one", "two", "three"):
+        collector.show(scene(name).job)
+    gone = collector.retain(key for key in [Key("team", "one"), Key("team", "two")])
+    assert gone == [Key("team", "three")]
+    collector.remove(Key("team", "two"))
+    names = {sample.labels["name"] for family in collector.collect() for sample in family.samples}
+    assert names == {"one"}
+
+
+def test_events_follow_from_what_changed(scene: Any) -> None:
+    one = scene()
+    before = FineTuneJobStatus()
+    one.settle()
+    first = one.job.status
+    assert [event.reason for event in between(before, first)] == ["Accepted", "PreflightStarted"]
+    assert between(first, first) == []
+    one.to_training()
+    second = one.job.status
+    assert [event.reason for event in between(first, second)] == ["DatasetValidated", "TrainingStarted"]
+    one.end(one.pod("one-1"), 137, reason="OOMKilled")
+    one.settle()
+    third = one.job.status
+    assert [(event.reason, event.is_warning) for event in between(second, third)] == [("TrainerFailed", True)]
+
+
+def test_the_same_event_has_the_same_name(scene: Any) -> None:
+    one = scene()
+    event = between(FineTuneJobStatus(), one.look().status)[0]
+    assert build_event(one.job, event, "", one.now) == build_event(one.job, event, "", one.now)
+    assert len(build_event(scene("a" * 253).job, event, "", one.now)["metadata"]["name"]) <= 253
