@@ -1,7 +1,8 @@
 """Renders chat templates as transformers does, without transformers, and with limits: a template is foreign code."""
 
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, NoReturn
 
@@ -19,6 +20,9 @@ MAX_TEXT_CHARACTERS = 64 << 20
 MAX_REPEATED_CHARACTERS = 1 << 20
 MAX_RANGE_ITEMS = 100_000
 _PADDING = frozenset({"center", "ljust", "rjust", "zfill", "expandtabs"})
+# A width of a thousand or more, or one that is a variable, in a %-format; nested or wide fields in a {}-format.
+_WIDE_PERCENT = re.compile(r"%(?:\([^)]*\))?[^%a-zA-Z]*(?:\*|[0-9]{4})")
+_WIDE_BRACES = re.compile(r"\{[^{}]*(?:\{|[0-9]{4})")
 REASONING_ALIAS = "thinking"
 
 # For a base model without a template: ChatML in form, but its markers are plain text, so that no embedding is added,
@@ -113,6 +117,7 @@ class _Environment(ImmutableSandboxedEnvironment):
         super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
         self.range_items_left = MAX_RANGE_ITEMS
         del self.filters["center"]
+        self.filters["format"] = _format
         self.filters["tojson"] = _to_json
         self.globals["range"] = self._range
         self.globals["raise_exception"] = _raise_exception
@@ -121,6 +126,18 @@ class _Environment(ImmutableSandboxedEnvironment):
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
         """Refuse what pads a text to any width, besides what every sandbox refuses."""
         return attr not in _PADDING and super().is_safe_attribute(obj, attr, value)
+
+    def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
+        """Refuse `str.format` with fields that pad to any width."""
+        wrapped = super().wrap_str_format(value)
+        if wrapped is None:
+            return None
+
+        def format_narrow(*arguments: Any, **named: Any) -> str:
+            _refuse_wide(_WIDE_BRACES, value.__self__)
+            return wrapped(*arguments, **named)
+
+        return format_narrow
 
     def _range(self, *arguments: int) -> range:
         items = range(*arguments)
@@ -131,8 +148,10 @@ class _Environment(ImmutableSandboxedEnvironment):
 
     def call_binop(self, context: jinja2.runtime.Context, operator: str, left: Any, right: Any) -> Any:
         """Refuse operators that make much out of little."""
-        if operator == "**" or (operator == "%" and isinstance(left, str)):
-            raise SecurityError(f"a template may not use {operator} here")
+        if operator == "**":
+            raise SecurityError("a template may not use ** here")
+        if operator == "%" and isinstance(left, str):
+            _refuse_wide(_WIDE_PERCENT, left)
         if operator == "*":
             for text, times in ((left, right), (right, left)):
                 if hasattr(text, "__len__") and len(text) * int(times) > MAX_REPEATED_CHARACTERS:
@@ -157,6 +176,17 @@ def _with_text_arguments(call: ToolCall) -> dict[str, Any]:
 
 def _raise_exception(message: str) -> NoReturn:
     raise jinja2.TemplateError(message)
+
+
+def _refuse_wide(wide: re.Pattern[str], text: str) -> None:
+    if wide.search(text):
+        raise SecurityError("a template may not pad a text so much")
+
+
+def _format(value: Any, *arguments: Any, **named: Any) -> str:
+    text = str(value)
+    _refuse_wide(_WIDE_PERCENT, text)
+    return text % (named or arguments)
 
 
 def _strftime_now(format: str) -> str:  # noqa: A002 - the name that templates may use

@@ -63,7 +63,7 @@ def read_csv(stream: BufferedReader, delimiter: str, limit: int = MAX_ROW_BYTES)
             if not cells:
                 continue
             if header is None:
-                header = [name.strip() for name in cells]
+                header = [_readable(name.strip()) for name in cells]
                 continue
             yield CsvRow(lines.first, _to_object(header, cells, lines), None, lines.text)
         except csv.Error as error:
@@ -87,6 +87,11 @@ def _to_object(header: list[str], cells: list[str], lines: _Lines) -> dict[str, 
         twice = next(name for name in header if header.count(name) > 1)
         raise BadRow(RejectCode.DUP_KEY, f"the header names {twice[:40]!r} twice")
     return row
+
+
+def _readable(name: str) -> str:
+    # Messages name the columns: an undecodable byte of the header must not reach them as a lone surrogate.
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def _refuse_undecodable(text: str) -> None:
