@@ -184,7 +184,7 @@ def s3_down(
 
 
 def _start_everything(layout: Layout) -> bool:
-    network.ensure_node_address()
+    network.ensure_node_address(layout)
     network.ensure_pod_network(layout)
     started = [
         containers.start_containerd(layout),

@@ -26,13 +26,24 @@ RULES = [
 ]
 
 
-def ensure_node_address() -> None:
+def ensure_node_address(layout: Layout) -> None:
     """An address that only this machine has, and a route that keeps Service addresses inside."""
     if not _link_exists(NODE_LINK):
         _ip("link", "add", NODE_LINK, "type", "bridge")
+        _ip("link", "set", NODE_LINK, "alias", str(layout.root))
+    require_ours(layout)
     _ip("address", "replace", f"{NODE_ADDRESS}/32", "dev", NODE_LINK)
     _ip("link", "set", NODE_LINK, "up")
     _ip("route", "replace", SERVICE_RANGE, "dev", NODE_LINK)
+
+
+def require_ours(layout: Layout) -> None:
+    """A machine has one full cluster: its link carries the name of its state folder."""
+    if not _link_exists(NODE_LINK):
+        return
+    owner = Path(f"/sys/class/net/{NODE_LINK}/ifalias").read_text().strip()
+    if owner != str(layout.root):
+        raise ClusterError(f"this machine's cluster has its state in {owner}: set FINETUNE_CLUSTER_DIR to that")
 
 
 def ensure_pod_network(layout: Layout) -> None:

@@ -39,7 +39,7 @@ IDENTITIES = {
 def start(layout: Layout) -> str:
     """Start the server if it does not run; its endpoint once it answers."""
     if layout.address == NODE_ADDRESS:
-        network.ensure_node_address()
+        network.ensure_node_address(layout)
     (layout.root / "s3-data").mkdir(parents=True, exist_ok=True)
     config = layout.root / "s3.json"
     config.touch(mode=0o600)

@@ -40,10 +40,11 @@ FORGOTTEN = (
 
 def take_down(layout: Layout) -> None:
     """Stop the daemons, end the pods, and undo mounts, links, rules and control groups."""
+    network.require_ours(layout)
     for name in ("coredns", "kube-scheduler", "kube-controller-manager", "kubelet"):
         stop(layout, name)
     namespaces = _network_namespaces(layout)
-    sandboxes = [bundle.name for bundle in _bundles(layout)]
+    ids = [bundle.name for bundle in _bundles(layout)]
     if is_running(layout, "containerd"):
         end_containers(layout)
     stop(layout, "kube-proxy")
@@ -53,12 +54,12 @@ def take_down(layout: Layout) -> None:
     stop(layout, "kube-apiserver", seconds=3)
     for name in recorded(layout):
         stop(layout, name)
-    _end_left_over_processes(layout)
+    _end_left_over_processes(layout, ids)
     for namespace in namespaces:
         _unmount(namespace)
         namespace.unlink(missing_ok=True)
     _unmount_below(layout.root)
-    network.remove(layout, sandboxes)
+    network.remove(layout, ids)
     _remove_cgroups()
     _remove_log_links(layout)
     _delete(layout, FORGOTTEN)
@@ -69,9 +70,10 @@ def purge(layout: Layout) -> None:
     _delete(layout, KEPT)
 
 
-def left_over_processes(layout: Layout) -> list[int]:
-    """Processes of pods, and the shims that belong to this cluster's containerd."""
-    found = {int(pid) for file in CGROUPS.glob("*/kubepods/**/cgroup.procs") for pid in file.read_text().split()}
+def left_over_processes(layout: Layout, ids: Sequence[str]) -> list[int]:
+    """Processes of these containers, and the shims that belong to this cluster's containerd."""
+    files = [file for each in ids for file in CGROUPS.glob(f"**/kubepods/**/{each}/cgroup.procs")]
+    found = {int(pid) for file in files for pid in file.read_text().split()}
     for entry in Path("/proc").glob("[0-9]*/cmdline"):
         with suppress(OSError):
             if str(layout.containerd_socket) in entry.read_bytes().decode(errors="replace").split("\0"):
@@ -88,9 +90,9 @@ def _delete(layout: Layout, names: Sequence[str]) -> None:
             path.unlink(missing_ok=True)
 
 
-def _end_left_over_processes(layout: Layout) -> None:
+def _end_left_over_processes(layout: Layout, ids: Sequence[str]) -> None:
     for _ in range(50):
-        pids = left_over_processes(layout)
+        pids = left_over_processes(layout, ids)
         if not pids:
             return
         for pid in pids:
