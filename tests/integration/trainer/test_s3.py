@@ -1,5 +1,6 @@
 """S3Storage against a real S3 server."""
 
+import contextlib
 import hashlib
 import socket
 import threading
@@ -202,11 +203,7 @@ def test_an_endpoint_that_never_answers_is_unavailable_within_thirty_seconds(sil
 
 def test_a_patient_storage_waits_for_a_store_that_comes_back(s3_server: Any, bucket: str) -> None:
     """A relay in front of the server stands for the store; it opens seconds after the first try."""
-    with socket.create_server(("127.0.0.1", 0)) as reserved:
-        port = reserved.getsockname()[1]
-    target = int(s3_server.endpoint.rsplit(":", 1)[1])
-    relay = threading.Thread(target=_relay_later, args=(port, target, 6.0), daemon=True)
-    relay.start()
+    port = start_relay(s3_server, delay=6.0)
     storage = S3Storage(
         Connection(StorageSpec(endpoint=f"http://127.0.0.1:{port}"), keys(s3_server.access_key, s3_server.secret_key)),
         patience=60,
@@ -215,23 +212,61 @@ def test_a_patient_storage_waits_for_a_store_that_comes_back(s3_server: Any, buc
     assert storage.read(f"s3://{bucket}/late") == b"arrived"
 
 
-def _relay_later(port: int, target: int, delay: float) -> None:
+def test_a_connection_that_breaks_again_and_again_is_unavailable(
+    s3_server: Any, storage: S3Storage, bucket: str, tmp_path: Path
+) -> None:
+    (tmp_path / "big").write_bytes(b"x" * 20 * MIB)
+    storage.upload(tmp_path / "big", f"s3://{bucket}/big")
+    port = start_relay(s3_server, most=MIB)
+    weak = S3Storage(connect(StorageSpec(endpoint=f"http://127.0.0.1:{port}")))
+    with pytest.raises(StorageUnavailable):
+        weak.download(f"s3://{bucket}/big", tmp_path / "copy")
+    with pytest.raises(StorageUnavailable):
+        weak.sha256(f"s3://{bucket}/big")
+    assert not (tmp_path / "copy").exists()
+
+
+def test_trouble_on_this_machine_is_not_blamed_on_the_store(storage: S3Storage, bucket: str, tmp_path: Path) -> None:
+    storage.put(f"s3://{bucket}/x", b"x")
+    with pytest.raises(IsADirectoryError):
+        storage.download(f"s3://{bucket}/x", tmp_path)
+
+
+def start_relay(server: Any, *, delay: float = 0.0, most: int | None = None) -> int:
+    """A port that leads to the server, from `delay` seconds on, and breaks after `most` bytes of an answer."""
+    with socket.create_server(("127.0.0.1", 0)) as reserved:
+        port = int(reserved.getsockname()[1])
+    target = int(server.endpoint.rsplit(":", 1)[1])
+    listener = None if delay else socket.create_server(("127.0.0.1", port))
+    threading.Thread(target=_relay, args=(port, target, delay, most, listener), daemon=True).start()
+    return port
+
+
+def _relay(port: int, target: int, delay: float, most: int | None, listener: socket.socket | None) -> None:
     time.sleep(delay)
-    with socket.create_server(("127.0.0.1", port)) as server:
+    with listener or socket.create_server(("127.0.0.1", port)) as server:
         while True:
             near, _ = server.accept()
             far = socket.create_connection(("127.0.0.1", target))
-            for source, sink in ((near, far), (far, near)):
-                threading.Thread(target=_pump, args=(source, sink), daemon=True).start()
+            for source, sink, limit in ((near, far, None), (far, near, most)):
+                threading.Thread(target=_pump, args=(source, sink, limit), daemon=True).start()
 
 
-def _pump(source: socket.socket, sink: socket.socket) -> None:
+def _pump(source: socket.socket, sink: socket.socket, limit: int | None) -> None:
+    moved = 0
     try:
         while data := source.recv(65536):
             sink.sendall(data)
-        sink.shutdown(socket.SHUT_WR)
+            moved += len(data)
+            if limit is not None and moved > limit:
+                break
     except OSError:
-        return
+        pass
+    finally:
+        for one in (sink, source):
+            with contextlib.suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
+            one.close()
 
 
 @pytest.mark.parametrize("layout", ["keys", "ini"])

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import stamina
+from boto3.exceptions import Boto3Error
 from boto3.s3.transfer import TransferConfig
 from botocore.exceptions import BotoCoreError, ClientError
 
@@ -20,6 +21,8 @@ T = TypeVar("T")
 
 TRANSFER = TransferConfig(multipart_threshold=16 * 1024 * 1024, multipart_chunksize=16 * 1024 * 1024, max_concurrency=4)
 CONFLICT_TRIES = 5
+# Any other OSError is about this machine, such as a full disk, and not about the store.
+NETWORK_ERRORS = (BotoCoreError, Boto3Error, ConnectionError, TimeoutError)
 
 
 def split_uri(uri: str) -> tuple[str, str]:
@@ -188,7 +191,7 @@ class S3Storage:
             if is_missing(error):
                 raise self._missing(uri) from None
             raise named_error(error, uri, self._connection.endpoint) from None
-        except (BotoCoreError, OSError) as error:
+        except NETWORK_ERRORS as error:
             raise named_error(error, uri, self._connection.endpoint) from None
 
     def _missing(self, uri: str) -> Exception:

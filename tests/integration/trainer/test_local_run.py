@@ -1,0 +1,97 @@
+"""`finetune-trainer run` as a user types it: a manifest, local folders, no cluster, no S3."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from finetune_trainer.local_storage import LocalStorage
+from finetune_trainer.publish import verify
+from finetune_trainer.storage import Storage
+
+TINY_MODEL = Path(__file__).parents[2] / "fixtures" / "tiny_model.py"
+JOB = """
+apiVersion: finetune.dev/v1alpha1
+kind: FineTuneJob
+metadata: {name: local}
+spec:
+  objective: Instruction
+  model: {uri: s3://bucket/model}
+  tuning: {method: LoRA, lora: {rank: 2}}
+  dataset:
+    train: {uri: s3://bucket/rows.jsonl}
+  hyperparameters: {learningRate: 2e-3, maxLength: 64, maxSteps: 2, gradientAccumulationSteps: 1}
+  output: {uri: s3://bucket/out}
+"""
+
+
+def no_store() -> Storage:
+    raise AssertionError("a store was asked")
+
+
+def run(folder: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [
+            sys.executable, "-m", "finetune_trainer", "run", "job.yaml", "--output", "out",
+            "--map", "s3://bucket/model=model", "--map", "s3://bucket/rows.jsonl=rows.jsonl",
+        ],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which the job has been run once."""
+    folder = tmp_path_factory.mktemp("run")
+    subprocess.run([sys.executable, str(TINY_MODEL), str(folder / "model")], check=True, timeout=120)
+    rows = [{"instruction": f"Is {index} even?", "output": "yes" if index % 2 == 0 else "no"} for index in range(50)]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "job.yaml").write_text(JOB)
+    done = run(folder)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_the_result_lies_in_the_output_folder_and_is_whole(folder: Path) -> None:
+    storage = LocalStorage({"s3://bucket/out": folder / "out"}, elsewhere=no_store)
+    assert verify("s3://bucket/out", storage) == []
+    names = {path.name for path in (folder / "out").rglob("*")}
+    assert {"adapter_model.safetensors", "finetune_config.yaml", "finetune_report.md", "lineage.json"} <= names
+
+
+def test_the_same_run_again_is_adopted_and_trains_nothing(folder: Path) -> None:
+    before = (folder / "out" / "manifest.json").read_bytes()
+    done = run(folder)
+    assert done.returncode == 0
+    assert "Adopted" in done.stderr
+    assert '"Training"' not in done.stdout
+    assert (folder / "out" / "manifest.json").read_bytes() == before
+
+
+def test_another_spec_into_the_same_folder_is_a_conflict(folder: Path) -> None:
+    (folder / "job.yaml").write_text(JOB.replace("maxSteps: 2", "maxSteps: 3"))
+    try:
+        done = run(folder)
+    finally:
+        (folder / "job.yaml").write_text(JOB)
+    assert done.returncode == 73
+    assert "another spec" in done.stderr
+
+
+def test_the_published_configuration_can_be_run_again(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "job.yaml").write_text((folder / "out" / "finetune_config.yaml").read_text())
+    for name in ("model", "rows.jsonl"):
+        (tmp_path / name).symlink_to(folder / name)
+    done = run(tmp_path)
+    assert done.returncode == 0, done.stderr
+
+    def loss(root: Path) -> float:
+        return float(json.loads((root / "out" / "lineage.json").read_text())["metrics"]["trainLoss"])
+
+    assert loss(tmp_path) == loss(folder)
