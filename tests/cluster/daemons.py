@@ -55,6 +55,9 @@ def ensure(layout: Layout, daemon: Daemon) -> bool:
     path = _record_path(layout, daemon.name)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"pid": process.pid, "argv": list(daemon.argv)}))
+    # A process has no command line for a moment while the kernel reads its program.
+    while process.poll() is None and _command_line(process.pid) != list(daemon.argv):
+        time.sleep(0.01)
     return True
 
 

@@ -45,6 +45,7 @@ def take_down(layout: Layout) -> None:
         stop(layout, name)
     namespaces = _network_namespaces(layout)
     ids = [bundle.name for bundle in _bundles(layout)]
+    sockets = _shim_sockets(layout)
     if is_running(layout, "containerd"):
         end_containers(layout)
     stop(layout, "kube-proxy")
@@ -58,6 +59,8 @@ def take_down(layout: Layout) -> None:
     for namespace in namespaces:
         _unmount(namespace)
         namespace.unlink(missing_ok=True)
+    for socket in sockets:
+        socket.unlink(missing_ok=True)
     _unmount_below(layout.root)
     network.remove(layout, ids)
     _remove_cgroups()
@@ -112,6 +115,12 @@ def _network_namespaces(layout: Layout) -> list[Path]:
                 if namespace["type"] == "network" and Path(path).name.startswith("cni-"):
                     found.add(Path(path))
     return sorted(found)
+
+
+def _shim_sockets(layout: Layout) -> list[Path]:
+    """Where the shims listen; one that was killed leaves its socket behind."""
+    addresses = [bundle / "address" for bundle in _bundles(layout)]
+    return [Path(each.read_text().strip().removeprefix("unix://")) for each in addresses if each.exists()]
 
 
 def _bundles(layout: Layout) -> list[Path]:
