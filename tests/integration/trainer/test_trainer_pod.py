@@ -35,16 +35,15 @@ class Pod:
     def start(self, command: str) -> "subprocess.Popen[bytes]":
         (self.directory / "config.json").write_text(self.config.model_dump_json(by_alias=True))
         self.log.write_text("")
-        return subprocess.Popen(
-            [
-                sys.executable, "-m", "finetune_trainer", command, "--config", str(self.directory / "config.json"),
-                "--workspace", str(self.directory / f"workspace-{time.monotonic_ns()}"), "--port", str(self.port),
-                "--termination-log", str(self.log),
-            ],
-            stdout=subprocess.DEVNULL,
-            stderr=(self.directory / "stderr").open("wb"),
-            env=os.environ | {"NO_PROXY": "127.0.0.1"},
-        )  # fmt: skip
+        arguments = [
+            sys.executable, "-m", "finetune_trainer", command, "--config", str(self.directory / "config.json"),
+            "--workspace", str(self.directory / f"workspace-{time.monotonic_ns()}"), "--port", str(self.port),
+            "--termination-log", str(self.log),
+        ]  # fmt: skip
+        with (self.directory / "stderr").open("wb") as errors:
+            return subprocess.Popen(
+                arguments, stdout=subprocess.DEVNULL, stderr=errors, env=os.environ | {"NO_PROXY": "127.0.0.1"}
+            )
 
     def report(self) -> Report:
         return Report.model_validate_json(self.log.read_text())
@@ -118,9 +117,9 @@ def test_a_stopped_trainer_publishes_nothing_and_the_next_one_finishes(pod: Pod,
     assert published.artifacts.manifest_sha256 == storage.sha256(f"{prefix}/{Artifact.MANIFEST}")
     assert verify(prefix, storage) == []
 
+    # Storage alone tells; a second training would write other throughput figures into another manifest.
     process = pod.start("train")
     assert process.wait(60) == 0
     again = pod.report()
     assert again.outcome is Outcome.PUBLISHED
     assert again.artifacts == published.artifacts
-    assert "step" not in (pod.directory / "stderr").read_text().replace("trained 60 steps", "")
