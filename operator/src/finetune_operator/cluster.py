@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import os
 import re
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -199,7 +200,10 @@ class Connection:
 
     def __init__(self, settings: Settings) -> None:
         self._configuration = kubernetes.client.Configuration()
-        kubernetes.config.load_config(client_configuration=self._configuration)
+        if os.environ.get("KUBECONFIG") or not os.environ.get("KUBERNETES_SERVICE_HOST"):
+            kubernetes.config.load_kube_config(client_configuration=self._configuration)
+        else:
+            kubernetes.config.load_incluster_config(client_configuration=self._configuration)
         self._configuration.connection_pool_maxsize = settings.workers
         self._client = kubernetes.client.ApiClient(self._configuration)
         self._timeout = urllib3.Timeout(connect=settings.api_timeout_seconds, read=settings.api_timeout_seconds)

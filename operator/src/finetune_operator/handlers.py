@@ -1,6 +1,7 @@
 """The kopf shell: events of three kinds of objects become keys on the work queue."""
 
 import asyncio
+import os
 from typing import Any
 
 import kopf
@@ -55,7 +56,10 @@ def _add(queue: WorkQueue[Key], key: Key | None) -> None:
 
 
 def _login(**kwargs: Any) -> kopf.ConnectionInfo | None:
-    return kopf.login_with_service_account(**kwargs) or kopf.login_with_kubeconfig(**kwargs)
+    """As in `cluster.Connection`: a kubeconfig that is named wins over the pod's own account."""
+    if os.environ.get("KUBECONFIG") or not os.environ.get("KUBERNETES_SERVICE_HOST"):
+        return kopf.login_with_kubeconfig(**kwargs)
+    return kopf.login_with_service_account(**kwargs)
 
 
 def build_kopf_settings(settings: Settings) -> kopf.OperatorSettings:

@@ -164,7 +164,7 @@ def test_a_right_lost_in_mid_run_is_named_and_nothing_is_counted(
     )
     time.sleep(1)
     try:
-        world.run(trainer, ip="127.0.0.3")
+        world.run(trainer)
         assert "list jobs" in world.wait_condition("Accepted", "APIDenied")["message"]
     finally:
         access.set_rules(full)
