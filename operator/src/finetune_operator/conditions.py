@@ -141,6 +141,9 @@ def phase_of(status: FineTuneJobStatus) -> Phase:
         return Phase.SUCCEEDED
     if not status.is_true(C.VALIDATED):
         return Phase.PENDING if validated is None or validated.reason == R.PENDING else Phase.PREFLIGHT
+    running = status.condition(C.RUNNING)
+    if running is not None and running.reason == R.FINISHED:
+        return Phase.PUBLISHING
     if not status.is_true(C.RUNNING):
         return Phase.STARTING
     stage = status.progress.stage if status.progress else None

@@ -302,7 +302,9 @@ def _watch_start(draft: _Draft, child: ChildJob, pods: tuple[Pod, ...]) -> None:
     if found.check_after is not None:
         draft.decision.again_in(found.check_after)
     last = runs.last_sentence(draft.status)
-    if found.reason is R.PODS_STARTING and child.component == Component.PREFLIGHT:
+    if runs.has_succeeded(draft.status, child):
+        draft.conditions.set(C.RUNNING, "False", R.FINISHED)
+    elif found.reason is R.PODS_STARTING and child.component == Component.PREFLIGHT:
         draft.conditions.set(C.RUNNING, "False", R.NOT_STARTED)
     elif found.reason is R.PODS_STARTING and not [pod for pod in pods if not pod.is_over] and last:
         draft.conditions.set(C.RUNNING, "False", R.BACKING_OFF, last)

@@ -36,7 +36,8 @@ def take_report(status: FineTuneJobStatus, report: Report) -> None:
 def _show_done(status: FineTuneJobStatus, report: Report) -> None:
     final = Progress(display="100%", percent=100, step=report.last_step, stage="Done")
     progress = merged(status.progress, final)
-    status.progress = progress.model_copy(update={"estimated_remaining_seconds": None})
+    # What the report does not repeat is as old as the last look at the pod, and would contradict "100%".
+    status.progress = progress.model_copy(update={"estimated_remaining_seconds": None, "epoch": None})
 
 
 def take_lineage(status: FineTuneJobStatus, report: Report, spec: FineTuneJobSpec) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from finetune_api.names import Reason
 from finetune_api.status import DatasetStatus, FineTuneJobStatus, Run
-from finetune_operator.evidence import RESULT_FAILED, RESULT_PREEMPTED, Verdict, judge
+from finetune_operator.evidence import RESULT_FAILED, RESULT_PREEMPTED, RESULT_SUCCEEDED, Verdict, judge
 from finetune_operator.objects import ChildJob, Pod
 from finetune_operator.state import Observed
 
@@ -103,6 +103,11 @@ def _count_unseen(status: FineTuneJobStatus, attempts: Sequence[ChildJob]) -> No
 def _unseen_before(status: FineTuneJobStatus) -> int:
     """Runs that were counted without a line in the history."""
     return max(0, (status.runs or 0) - len(of(status)))
+
+
+def has_succeeded(status: FineTuneJobStatus, child: ChildJob) -> bool:
+    """Whether a run of that Job has published; the Job's own end follows within seconds."""
+    return any(run.attempt == child.attempt and run.result == RESULT_SUCCEEDED for run in of(status))
 
 
 def last_sentence(status: FineTuneJobStatus) -> str:

@@ -41,6 +41,7 @@ def test_success_waits_for_the_jobs_own_end(scene: Any) -> None:
     one.end(one.pod("one-1"), 0, one.published())
     one.settle()
     assert one.condition("Complete")["status"] == "False"
+    assert (one.status["phase"], one.condition("Running")["reason"]) == ("Publishing", "Finished")
     one.complete("one-1")
     one.settle()
     assert one.condition("Complete")["status"] == "True"
