@@ -143,8 +143,8 @@ def load_quantised(directory: Path, compute: torch.dtype, double_quant: bool, de
 
 
 def _keep_gradients_on_cpu(model: PreTrainedModel) -> None:
-    """On CPUs with AVX512-BF16 the first evaluation repacks the weights for a kernel without a backward pass: every
-    later gradient would be zero."""
+    """On CPUs with AVX512-BF16 the first evaluation repacks the weights for a kernel without a backward pass: from then
+    on gradients pass the residual stream alone, and the training is silently wrong."""
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
