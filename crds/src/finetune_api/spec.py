@@ -1,78 +1,12 @@
 """`FineTuneJob.spec`. The docstring under a field is its `kubectl explain` text and its row in the field reference."""
 
 from enum import StrEnum
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
-from pydantic.alias_generators import to_camel
+from pydantic import ConfigDict, Field, StringConstraints
 
-
-def cel(rule: str, message: str, field_path: str | None = None) -> dict[str, Any]:
-    """One `x-kubernetes-validations` entry; the message names the fix."""
-    entry = {"rule": rule, "message": message}
-    return entry | ({"fieldPath": field_path} if field_path else {})
-
-
-def rules(*entries: dict[str, Any]) -> dict[str, Any]:
-    """`json_schema_extra` that carries CEL rules."""
-    return {"x-kubernetes-validations": list(entries)}
-
-
-class Block(BaseModel):
-    """A part of the API: camelCase on the wire, unknown fields refused, NaN and infinity refused."""
-
-    model_config = ConfigDict(
-        alias_generator=to_camel,
-        populate_by_name=True,
-        extra="forbid",
-        use_attribute_docstrings=True,
-        allow_inf_nan=False,
-    )
-
-
-S3Uri = Annotated[
-    str,
-    StringConstraints(
-        min_length=8,
-        max_length=1024,
-        pattern=r"^s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[^/\x00-\x1f\x7f]+)+/?$",
-    ),
-    Field(
-        json_schema_extra=rules(
-            cel(
-                r"!self.matches('(^|/)[.][.]?(/|$)')",
-                "a path segment '.' or '..' is not allowed; write the full object key",
-            )
-        )
-    ),
-]
-SecretName = Annotated[
-    str, StringConstraints(min_length=1, max_length=253, pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")
-]
-Quantity = Annotated[
-    int | str,
-    Field(
-        json_schema_extra={
-            "anyOf": [{"type": "integer"}, {"type": "string"}],
-            "x-kubernetes-int-or-string": True,
-            "pattern": r"^[0-9]+([.][0-9]+)?(m|k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?$",
-            "maxLength": 32,
-        }
-    ),
-]
-LabelValue = Annotated[str, StringConstraints(max_length=63, pattern=r"^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$")]
-QualifiedName = Annotated[
-    str,
-    StringConstraints(
-        min_length=1,
-        max_length=316,
-        pattern=r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$",
-    ),
-]
-ModuleName = Annotated[
-    str, StringConstraints(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9_]+([.][A-Za-z0-9_]+)*$")
-]
-Text = Annotated[str, StringConstraints(min_length=1, max_length=4096)]
+from finetune_api.blocks import Block, ModuleName, S3Uri, SecretRef, Text, cel, rules
+from finetune_api.pods import Preflight, Resources, Scheduling, Trainer
 
 
 class Objective(StrEnum):
@@ -116,13 +50,6 @@ class Merge(StrEnum):
     BF16 = "BF16"
     FP16 = "FP16"
     FP32 = "FP32"
-
-
-class SecretRef(Block):
-    """A Secret in the job's own namespace."""
-
-    name: SecretName
-    """Name of the Secret."""
 
 
 class Storage(Block):
@@ -356,102 +283,6 @@ class Output(Block):
     """Prefix for adapter, report, lineage and manifest, as `s3://bucket/path`. One prefix belongs to one job."""
     merge: Merge = Merge.NONE
     """Also publish the base with the adapter merged in, in this number format. Default: `None`."""
-
-
-class Workspace(Block):
-    """The trainer's scratch space."""
-
-    size_limit: Quantity | None = None
-    """Most scratch space of a pod, for example `100Gi`. Default: the node's."""
-
-
-ResourceList = Annotated[dict[QualifiedName, Quantity], Field(max_length=16)]
-
-
-class Resources(Block):
-    """What the trainer pod asks of the node."""
-
-    gpus_per_node: Annotated[int, Field(ge=0, le=1)] = 1
-    """GPUs of the pod; 0 trains on the CPU. Default: 1."""
-    gpu_resource_name: QualifiedName = "nvidia.com/gpu"
-    """Extended resource that stands for one GPU. Default: `nvidia.com/gpu`."""
-    requests: ResourceList | None = None
-    """Resource requests of the trainer container, for example `{cpu: 4, memory: 24Gi}`. Default: none but the GPU."""
-    limits: ResourceList | None = None
-    """Resource limits of the trainer container. Default: none but the GPU."""
-    shm_size: Quantity | None = None
-    """Size of `/dev/shm`, which counts as memory. Default: `1Gi`."""
-    workspace: Workspace | None = None
-    """Scratch space for model, rows and checkpoints. Default: unbounded."""
-
-
-class Toleration(Block):
-    """A toleration, as in a pod."""
-
-    key: QualifiedName | None = None
-    """Key of the taint. Default: every key, with operator `Exists`."""
-    operator: Annotated[str, StringConstraints(pattern=r"^(Exists|Equal)$", max_length=8)] | None = None
-    """`Exists` or `Equal`. Default: `Equal`."""
-    value: LabelValue | None = None
-    """Value of the taint, with operator `Equal`. Default: empty."""
-    effect: (
-        Annotated[str, StringConstraints(pattern=r"^(NoSchedule|PreferNoSchedule|NoExecute)$", max_length=16)] | None
-    ) = None
-    """`NoSchedule`, `PreferNoSchedule` or `NoExecute`. Default: every effect."""
-    toleration_seconds: Annotated[int, Field(ge=0, le=31_536_000)] | None = None
-    """Seconds that a `NoExecute` taint is tolerated. Default: for ever."""
-
-
-class Scheduling(Block):
-    """Where the job's pods may run."""
-
-    node_selector: Annotated[dict[QualifiedName, LabelValue], Field(max_length=32)] | None = None
-    """Labels that the trainer's node must have. Default: none."""
-    tolerations: (
-        Annotated[list[Toleration], Field(max_length=32, json_schema_extra={"x-kubernetes-list-type": "atomic"})] | None
-    ) = None
-    """Taints that the trainer tolerates. Default: none."""
-    priority_class_name: SecretName | None = None
-    """PriorityClass of the trainer pod; must be on the operator's allow-list. Default: the cluster's."""
-    runtime_class_name: SecretName | None = None
-    """RuntimeClass of the trainer pod. Default: the node's."""
-
-
-class Trainer(Block):
-    """The trainer's image and identity; each must be on the operator's allow-list."""
-
-    image: (
-        Annotated[str, StringConstraints(min_length=1, max_length=512, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@-]*$")]
-        | None
-    ) = None
-    """Image of preflight and training. Default: the operator's trainer image."""
-    image_pull_policy: Annotated[str, StringConstraints(pattern=r"^(Always|IfNotPresent|Never)$", max_length=16)] = (
-        "IfNotPresent"
-    )
-    """`Always`, `IfNotPresent` or `Never`. Default: `IfNotPresent`."""
-    image_pull_secrets: (
-        Annotated[list[SecretRef], Field(max_length=8, json_schema_extra={"x-kubernetes-list-type": "atomic"})] | None
-    ) = None
-    """Secrets to pull the image with. Default: the service account's."""
-    service_account_name: SecretName | None = None
-    """ServiceAccount of the job's pods, for storage access by workload identity.
-    Default: `default`, without a token."""
-
-
-class PodResources(Block):
-    """Requests and limits of a container."""
-
-    requests: ResourceList | None = None
-    """Resource requests. Default: none."""
-    limits: ResourceList | None = None
-    """Resource limits. Default: none."""
-
-
-class Preflight(Block):
-    """The check of dataset, model and storage that runs before any GPU is held."""
-
-    resources: PodResources | None = None
-    """Resources of the preflight container. Default: requests of 250m CPU and 512Mi memory."""
 
 
 IMMUTABLE_REQUIRED = ("objective", "model", "tuning", "dataset", "hyperparameters", "evaluation", "output")

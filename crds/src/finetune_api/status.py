@@ -5,8 +5,8 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, ConfigDict, Field, PlainSerializer, StringConstraints, WithJsonSchema
 
+from finetune_api.blocks import Block
 from finetune_api.names import ConditionType
-from finetune_api.spec import Block
 
 
 def _whole_seconds(value: datetime) -> datetime:

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from finetune_api import handoff, names
-from finetune_api.spec import FineTuneJobSpec, PodResources, Quantity, Storage
+from finetune_api.blocks import Quantity
+from finetune_api.pods import PodResources
+from finetune_api.spec import FineTuneJobSpec, Storage
 from finetune_operator.objects import Job, Object, selector_value, slug
 from finetune_operator.settings import Settings
 

@@ -5,7 +5,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from finetune_api.spec import SecretRef, Storage
+from finetune_api.blocks import SecretRef
+from finetune_api.spec import Storage
 
 DEFAULT_UID = 65532
 
