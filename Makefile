@@ -61,6 +61,9 @@ lint: setup ## Ruff, import contracts, drift of generated files
 .PHONY: types
 types: setup ## mypy, strict
 	$(BIN)/mypy
+	for scripts in tests/cluster tests/demo; do \
+	  (cd $$scripts && MYPYPATH=. ../../$(BIN)/mypy --config-file ../../pyproject.toml *.py); \
+	done
 
 .PHONY: unit
 unit: setup ## Unit tests: seconds, no network
