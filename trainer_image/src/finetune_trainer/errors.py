@@ -1,15 +1,20 @@
 """The failures that the trainer names: each carries its exit code and one line with the fix."""
 
 from finetune_api.handoff import ExitCode
+from finetune_api.status import DatasetStatus
 
 
 class TrainerError(Exception):
-    """Ends the process with `code`; `message` is one line for people and never holds a secret."""
+    """Ends the process with `code`; `message` is one line for people and never holds a secret.
 
-    def __init__(self, code: ExitCode, message: str) -> None:
+    `dataset` has the counts of the rows where they are the cause.
+    """
+
+    def __init__(self, code: ExitCode, message: str, dataset: DatasetStatus | None = None) -> None:
         super().__init__(message)
         self.code = code
         self.message = message
+        self.dataset = dataset
 
 
 class Stopped(TrainerError):  # noqa: N818 - it says what happened

@@ -156,7 +156,7 @@ def _refuse_unusable(checked: CheckedFile, max_percent: int) -> None:
             f"dataset.maxRejectedPercent is {max_percent})"
         )
     found = f" ({codes}). First: {lines}" if codes else ""
-    raise TrainerError(ExitCode.DATASET_UNUSABLE, f"{checked.source.uri}: {why}{found}")
+    raise TrainerError(ExitCode.DATASET_UNUSABLE, f"{checked.source.uri}: {why}{found}", _counts([summary]))
 
 
 def _split(config: JobConfig, train: CheckedFile) -> Split:
@@ -197,7 +197,13 @@ def _concatenate(target: Path, parts: list[Path]) -> None:
 
 
 def _status(train: CheckedFile, validation: CheckedFile | None, split: Split) -> DatasetStatus:
-    summaries = [one.summary for one in (train, validation) if one]
+    status = _counts([one.summary for one in (train, validation) if one])
+    status.train_rows = split.train_rows
+    status.validation_rows = validation.summary.accepted if validation else split.validation_rows
+    return status
+
+
+def _counts(summaries: list[Summary]) -> DatasetStatus:
     rejected: Counter[str] = Counter()
     repaired: Counter[str] = Counter()
     formats: Counter[str] = Counter()
@@ -213,8 +219,6 @@ def _status(train: CheckedFile, validation: CheckedFile | None, split: Split) ->
         rejected_by_code=dict(rejected.most_common()),
         repaired_by_code=dict(repaired.most_common()),
         format=dict(formats.most_common()),
-        train_rows=split.train_rows,
-        validation_rows=validation.summary.accepted if validation else split.validation_rows,
         truncated=repaired[RepairCode.TRUNCATED.value],
     )
 

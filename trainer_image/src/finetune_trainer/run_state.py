@@ -52,6 +52,7 @@ class RunState:
             message=one_line(error.message),
             job_uid=self.config.uid if self.config else self.echo.get("uid", ""),
             config_sha256=self.config.config_sha256 if self.config else self.echo.get("config_sha256", ""),
+            dataset=error.dataset,
         )
         if self.reporter:
             seen = self.reporter.snapshot()
