@@ -145,7 +145,7 @@ def test_a_missing_right_is_named_and_the_job_goes_on_when_it_is_granted(
     finally:
         access.set_rules(full)
     wait(lambda: world.jobs() == ["one-preflight"], "the preflight Job", 40)
-    assert world.condition("Accepted")["status"] == "True"
+    assert world.wait_condition("Accepted", "Accepted")["status"] == "True"
 
 
 def test_a_right_lost_in_mid_run_is_named_and_nothing_is_counted(
