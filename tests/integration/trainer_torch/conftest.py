@@ -1,8 +1,12 @@
 """Real training of a tiny random Llama on the CPU, through the same preflight and train as in a pod."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+# Before torch: on tiny tensors and a shared machine, threads that spin while they wait cost most of the time.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import pytest
 from tiny_model import make_tiny_model

@@ -9,8 +9,6 @@ from pathlib import Path
 # Read when the libraries below are imported: models come from storage alone, and nobody is told of the run.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
-# Threads that spin while they wait make a step several times slower on a CPU that is shared.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 from peft import PeftModel
