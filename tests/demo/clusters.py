@@ -147,7 +147,7 @@ def start_kind() -> Environment:
         references[name] = reference
     kubectl = ("kubectl", "--kubeconfig", kubeconfig)
     run(*kubectl, "apply", "-f", str(ROOT / "tests" / "kind" / "minio.yaml"))
-    run(*kubectl, "-n", "minio", "rollout", "status", "deployment/minio", "--timeout=180s")
+    run(*kubectl, "-n", "finetune-storage", "rollout", "status", "deployment/minio", "--timeout=180s")
     node = f"{KIND_NAME}-control-plane"
     fake = '{"status":{"capacity":{"nvidia.com/gpu":"4"},"allocatable":{"nvidia.com/gpu":"4"}}}'
     run(*kubectl, "patch", "node", node, "--subresource=status", "--type=merge", "-p", fake)
@@ -155,7 +155,7 @@ def start_kind() -> Environment:
         cluster="kind",
         kubeconfig=kubeconfig,
         s3_endpoint="http://127.0.0.1:30900",
-        s3_endpoint_in_cluster="http://minio.minio:9000",
+        s3_endpoint_in_cluster="http://minio.finetune-storage.svc:9000",
         access_key=KIND_KEYS[0],
         secret_key=KIND_KEYS[1],
         operator_image=references["finetune-operator"],
