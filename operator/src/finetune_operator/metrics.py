@@ -1,13 +1,13 @@
 """Prometheus metrics: the operator's own, and each job's from its status, gone with the job."""
 
 from collections.abc import Iterable, Iterator
-from importlib.metadata import PackageNotFoundError, version
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.gc_collector import GCCollector
 from prometheus_client.process_collector import ProcessCollector
 
+from finetune_api import __version__
 from finetune_api.names import Phase
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import FineTuneJobStatus
@@ -120,7 +120,7 @@ class Metrics:
         ProcessCollector(registry=self.registry)
         GCCollector(registry=self.registry)
         Info("finetune_operator_build", "Version of the operator.", registry=self.registry).info(
-            {"version": _version()}
+            {"version": __version__}
         )
         self.reconciles = Counter(
             "finetune_operator_reconcile", "Looks at a job, by result.", ["result"], registry=self.registry
@@ -144,10 +144,3 @@ class Metrics:
             "finetune_operator_progress_pulls", "Looks at a trainer's progress, by result.", ["result"],
             registry=self.registry,
         )  # fmt: skip
-
-
-def _version() -> str:
-    try:
-        return version("finetune-operator")
-    except PackageNotFoundError:
-        return "unknown"

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
+import finetune_api
+
 ROOT = Path(__file__).parents[3]
 CHART = ROOT / "helm" / "finetune-operator"
 RIGHTS = {
@@ -110,3 +112,8 @@ def test_every_setting_that_the_chart_passes_is_one_that_the_operator_reads(helm
     text = (ROOT / "operator" / "README.md").read_text(encoding="utf-8")
     unknown = sorted(name for name in passed if f"`{name}`" not in text)
     assert unknown == []
+
+
+def test_chart_and_code_have_one_version() -> None:
+    chart = yaml.safe_load((CHART / "Chart.yaml").read_text(encoding="utf-8"))
+    assert chart["appVersion"] == finetune_api.__version__
