@@ -38,10 +38,10 @@ class Health:
         return runner
 
     async def on_healthz(self, _: web.Request) -> web.Response:
-        """503 when jobs have been waiting for a worker far too long."""
-        late = self._queue.oldest_overdue()
-        if late > STUCK_SECONDS:
-            return web.Response(status=503, text=f"a job has been waiting for {late:.0f} s\n")
+        """503 when jobs wait and no worker has taken one for far too long."""
+        stalled = self._queue.stalled_for()
+        if stalled > STUCK_SECONDS:
+            return web.Response(status=503, text=f"no waiting job has been taken for {stalled:.0f} s\n")
         return web.Response(text="ok\n")
 
     async def on_readyz(self, _: web.Request) -> web.Response:

@@ -24,19 +24,15 @@ class WorkQueue(Generic[K]):
         self._active: set[K] = set()
         self._failures: dict[K, int] = {}
         self._changed = asyncio.Event()
+        self._taken_at = clock()
 
     def __len__(self) -> int:
         return len(self._due)
 
-    @property
-    def active(self) -> int:
-        """Keys that are being worked on."""
-        return len(self._active)
-
-    def oldest_overdue(self) -> float:
-        """Seconds since the most overdue key should have been taken; 0 when none is."""
+    def stalled_for(self) -> float:
+        """Seconds for which a key has been due and no worker has taken any; a long queue that moves is not stalled."""
         waiting = [due for key, due in self._due.items() if key not in self._active]
-        return max(0.0, self._clock() - min(waiting)) if waiting else 0.0
+        return max(0.0, self._clock() - max(min(waiting), self._taken_at)) if waiting else 0.0
 
     def add(self, key: K, after: float = 0.0) -> None:
         """Wants the key looked at after some seconds; the earliest wish wins."""
@@ -66,6 +62,7 @@ class WorkQueue(Generic[K]):
             key = self._pop_due()
             if key is not None:
                 self._active.add(key)
+                self._taken_at = self._clock()
                 return key
             self._changed.clear()
             try:

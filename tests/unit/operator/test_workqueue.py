@@ -53,13 +53,34 @@ async def test_delays_grow_to_a_cap_and_are_forgiven() -> None:
     assert queue.retry("b", at_least=90) == 90
 
 
-async def test_a_key_that_waits_too_long_shows() -> None:
+async def test_a_due_key_that_no_worker_takes_shows() -> None:
     now = 0.0
     queue: WorkQueue[str] = WorkQueue(lambda: now)
     queue.add("a", 5)
-    assert queue.oldest_overdue() == 0
+    assert queue.stalled_for() == 0
     now = 65.0
-    assert queue.oldest_overdue() == 60
+    assert queue.stalled_for() == 60
+
+
+async def test_a_long_queue_that_moves_is_not_stalled_and_one_that_stops_moving_is() -> None:
+    now = 0.0
+    queue: WorkQueue[int] = WorkQueue(lambda: now)
+    for key in range(100):
+        queue.add(key)
+    for _ in range(90):
+        now += 2
+        queue.done(await queue.take())
+    assert queue.stalled_for() == 0
+    now += 121
+    assert queue.stalled_for() == 121
+
+
+async def test_after_an_idle_hour_a_new_key_is_not_overdue() -> None:
+    now = 0.0
+    queue: WorkQueue[str] = WorkQueue(lambda: now)
+    now = 3600.0
+    queue.add("a")
+    assert queue.stalled_for() == 0
 
 
 async def test_many_workers_handle_every_key_and_never_one_key_twice_at_once() -> None:
