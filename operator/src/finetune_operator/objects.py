@@ -17,6 +17,8 @@ MAX_SLUG = 51
 IMAGE_PROBLEMS = frozenset(
     {"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "RegistryUnavailable"}
 )
+OVER = frozenset({"Succeeded", "Failed"})
+"""Phases of a pod after which its containers do not run any more."""
 START_PROBLEMS = frozenset({"CreateContainerConfigError", "CreateContainerError", "RunContainerError"})
 
 Object = dict[str, Any]
@@ -193,6 +195,13 @@ class Pod:
         waiting, running, terminated = state.get("waiting", {}), state.get("running", {}), state.get("terminated", {})
         spec = obj.get("spec") or {}
         owner = controller_of(obj)
+        created = moment(meta.get("creationTimestamp"))
+        started = moment(terminated.get("startedAt") or running.get("startedAt"))
+        ended = moment(terminated.get("finishedAt"))
+        if ended is None and status.get("phase") in OVER:
+            ended = started or created  # the kubelet refused or lost it; the same time in every look, so counted once
+        elif ended is None and gone:
+            ended = moment(meta.get("deletionTimestamp")) or started or created
         return cls(
             name=meta["name"],
             uid=meta["uid"],
@@ -202,9 +211,9 @@ class Pod:
             ip=status.get("podIP"),
             phase=status.get("phase", "Pending"),
             is_gone=gone,
-            created=moment(meta.get("creationTimestamp")),
-            started=moment(terminated.get("startedAt") or running.get("startedAt")),
-            ended=moment(terminated.get("finishedAt") or (meta.get("deletionTimestamp") if gone else None)),
+            created=created,
+            started=started,
+            ended=ended,
             exit_code=terminated.get("exitCode"),
             container_reason=terminated.get("reason") or status.get("reason") or "",
             message=terminated.get("message") or status.get("message") or "",
@@ -219,7 +228,7 @@ class Pod:
     @property
     def is_over(self) -> bool:
         """Whether its container will not run any more."""
-        return self.exit_code is not None or self.phase in {"Succeeded", "Failed"} or self.is_gone
+        return self.exit_code is not None or self.phase in OVER or self.is_gone
 
     @property
     def is_running(self) -> bool:

@@ -122,6 +122,10 @@ class Scene:
         if disruption:
             pod["status"]["conditions"] = [{"type": "DisruptionTarget", "status": "True", "reason": disruption}]
 
+    def reject(self, pod: Object, reason: str, message: str) -> None:
+        """What the kubelet says of a pod that it did not admit, or that it evicted before a container ended."""
+        pod["status"] = {"phase": "Failed", "reason": reason, "message": message}
+
     def _container(self, state: Object) -> Object:
         return {"name": "trainer", "imageID": "registry.example/trainer@sha256:" + "1" * 64, "state": state}
 

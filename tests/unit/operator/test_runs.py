@@ -1,0 +1,97 @@
+"""Counting: each ended pod once, as what it was."""
+
+from typing import Any
+
+import pytest
+
+from finetune_operator.objects import Pod
+from finetune_operator.state import Memory
+
+
+def test_each_pod_is_counted_once_however_often_it_is_seen(scene: Any) -> None:
+    one = scene().to_training()
+    one.end(one.pod("one-1"), 1)
+    for _ in range(3):
+        one.settle()
+    assert (one.status["failures"], one.status["runs"], len(one.status["history"])) == (1, 1, 1)
+
+
+def test_a_pod_that_dropped_out_of_the_history_is_not_counted_again(scene: Any) -> None:
+    one = scene(maxPreemptions=0).to_training()
+    for _ in range(14):
+        one.end(one.pod("one-1"), 75)
+        one.settle()
+    assert (one.status["preemptions"], one.status["runs"], len(one.status["history"])) == (14, 14, 10)
+    one.settle()
+    assert one.status["preemptions"] == 14
+
+
+@pytest.mark.parametrize(
+    ("end", "result", "reason"),
+    [
+        ({"code": 75}, "Preempted", "Preempted"),
+        ({"code": 143, "disruption": "PreemptionByScheduler"}, "Preempted", "PreemptionByScheduler"),
+        ({"code": 137, "disruption": "TerminationByKubelet"}, "Preempted", "TerminationByKubelet"),
+        ({"code": 137, "reason": "OOMKilled"}, "Failed", "OutOfMemory"),
+        ({"code": 137}, "Failed", "ContainerError"),
+        ({"code": 69}, "Failed", "StorageUnavailable"),
+        ({"code": 70}, "Failed", "InternalError"),
+        ({"code": 65, "disruption": "EvictionByEvictionAPI"}, "Failed", "DatasetUnusable"),
+        ({"code": 0, "disruption": "EvictionByEvictionAPI"}, "Failed", "ResultMissing"),
+    ],
+)
+def test_the_cause_of_an_end_decides_what_it_counts_as(scene: Any, end: Any, result: str, reason: str) -> None:
+    one = scene().to_training()
+    one.end(one.pod("one-1"), **end)
+    one.settle()
+    run = one.status["history"][0]
+    assert (run["result"], run["reason"]) == (result, reason)
+    assert one.status.get("failures", 0) == (result == "Failed")
+    assert one.status.get("preemptions", 0) == (result == "Preempted")
+
+
+def test_a_pod_that_vanished_in_its_run_is_a_preemption_unless_its_job_counted_a_failure(scene: Any) -> None:
+    for failed, result in [(0, "Preempted"), (1, "Failed")]:
+        one = scene().to_training()
+        pod = one.pod("one-1")
+        one.run(pod)
+        one.settle()
+        del one.pods[pod["metadata"]["name"]]
+        one.children["one-1"]["status"] = {"failed": failed}
+        memory = Memory()
+        memory.keep_end(one.job.key, pod, gone=True)
+        one.extra["pods"] = memory.with_ends(one.job.key, [Pod.from_object(other) for other in one.pods.values()])
+        one.settle()
+        run = one.status["history"][0]
+        assert (run["result"], run["reason"]) == (result, "Unobserved")
+        assert one.status.get("failures", 0) == failed
+
+
+def test_a_pod_that_the_kubelet_rejected_is_counted_once_however_many_follow(scene: Any) -> None:
+    one = scene().to_training()
+    one.reject(one.pod("one-1"), "UnexpectedAdmissionError", "Allocate failed: no healthy devices")
+    one.settle()
+    for _ in range(12):
+        one.end(one.pod("one-1"), 75)
+        one.settle()
+    assert (one.status["runs"], one.status["failures"], one.status["preemptions"]) == (13, 1, 12)
+
+
+def test_many_rejected_pods_come_to_rest(scene: Any) -> None:
+    one = scene(backoffLimit=100).to_training()
+    for _ in range(12):
+        one.reject(one.pod("one-1"), "OutOfnvidia.com/gpu", "Node didn't have enough resource: nvidia.com/gpu")
+    one.settle()
+    assert (one.status["runs"], one.status["failures"], one.status["phase"]) == (12, 12, "Starting")
+    assert one.status["history"][-1]["reason"] == "Unobserved"
+    assert "enough resource" in one.status["history"][-1]["message"]
+
+
+def test_a_rejected_pod_keeps_its_time_when_it_is_deleted(scene: Any) -> None:
+    one = scene().to_training()
+    pod = one.pod("one-1")
+    one.reject(pod, "UnexpectedAdmissionError", "no")
+    first = Pod.from_object(pod).ended
+    pod["metadata"]["deletionTimestamp"] = "2026-03-01T13:00:00Z"
+    assert first is not None
+    assert Pod.from_object(pod, gone=True).ended == first
