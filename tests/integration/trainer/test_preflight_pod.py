@@ -3,10 +3,8 @@
 import io
 import json
 import os
-import resource
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -86,26 +84,27 @@ class Job:
         self.config = JobConfig(namespace="team", name=name, uid=uid, config_sha256=config_sha256(spec), spec=spec)
         return self.config
 
-    def preflight(self, **environment: str) -> tuple[int, Report, float]:
+    def preflight(self, **environment: str) -> tuple[int, Report, int]:
+        """Exit code, report and peak resident memory (KiB) of the process of a preflight pod."""
         (self.directory / "config.json").write_text(self.config.model_dump_json(by_alias=True))
         log = self.directory / "termination-log"
         log.write_text("")
-        began = time.monotonic()
-        done = subprocess.run(
-            [
-                sys.executable, "-m", "finetune_trainer", "preflight", "--config", str(self.directory / "config.json"),
-                "--workspace", str(self.directory / "workspace"), "--port", "0", "--termination-log", str(log),
-            ],
-            env=os.environ | {"PYTHONUNBUFFERED": "1"} | environment,
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )  # fmt: skip
-        seconds = time.monotonic() - began
-        assert log.read_text(), done.stderr
-        assert "Traceback" not in done.stderr, done.stderr
-        return done.returncode, Report.model_validate_json(log.read_text()), seconds
+        output = self.directory / "output"
+        with output.open("w") as file:
+            process = subprocess.Popen(
+                [
+                    sys.executable, "-m", "finetune_trainer", "preflight",
+                    "--config", str(self.directory / "config.json"), "--workspace", str(self.directory / "workspace"), "--port", "0", "--termination-log", str(log),
+                ],
+                env=os.environ | {"PYTHONUNBUFFERED": "1"} | environment,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+            )  # fmt: skip
+            _, ended, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(ended)
+        assert log.read_text(), output.read_text()
+        assert "Traceback" not in output.read_text(), output.read_text()
+        return process.returncode, Report.model_validate_json(log.read_text()), usage.ru_maxrss
 
 
 @pytest.fixture
@@ -129,38 +128,34 @@ def test_a_good_job_passes_and_its_rows_lie_in_the_bucket(job: Job) -> None:
     }
 
 
-def test_ten_thousand_rows_are_checked_within_fifteen_seconds_and_little_memory(job: Job) -> None:
+def test_ten_thousand_rows_are_checked_in_little_memory(job: Job) -> None:
     job.put("rows.jsonl", "\n".join(rows(10_000)))
-    code, report, seconds = job.preflight()
+    code, report, peak_kib = job.preflight()
     assert code == 0
     assert report.dataset is not None
     assert report.dataset.rows == 10_000
-    assert seconds < 15
-    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss < 512 * 1024
+    assert peak_kib < 256 * 1024
 
 
-def test_wrong_keys_end_in_77_within_thirty_seconds(job: Job) -> None:
-    code, report, seconds = job.preflight(AWS_SECRET_ACCESS_KEY="wr0ng")
+def test_wrong_keys_end_in_77(job: Job) -> None:
+    code, report, _ = job.preflight(AWS_SECRET_ACCESS_KEY="wr0ng")
     assert (code, report.reason, report.outcome) == (77, "StorageDenied", Outcome.FAILED)
     assert "secret key does not fit" in report.message
     assert "wr0ng" not in report.message
-    assert seconds < 30
 
 
-def test_a_missing_bucket_ends_in_77_within_thirty_seconds(job: Job) -> None:
+def test_a_missing_bucket_ends_in_77(job: Job) -> None:
     job.make_config(output={"uri": "s3://no-such-bucket/out"})
-    code, report, seconds = job.preflight()
+    code, report, _ = job.preflight()
     assert (code, report.reason) == (77, "StorageDenied")
     assert "no-such-bucket" in report.message
-    assert seconds < 30
 
 
-def test_a_dead_endpoint_ends_in_69_within_thirty_seconds(job: Job) -> None:
+def test_a_dead_endpoint_ends_in_69(job: Job) -> None:
     job.make_config(storage={"endpoint": "http://127.0.0.1:9"})
-    code, report, seconds = job.preflight()
+    code, report, _ = job.preflight()
     assert (code, report.reason) == (69, "StorageUnavailable")
     assert "http://127.0.0.1:9" in report.message
-    assert seconds < 30
 
 
 def test_a_missing_model_ends_in_66(job: Job) -> None:
