@@ -94,7 +94,8 @@ class Job:
             process = subprocess.Popen(
                 [
                     sys.executable, "-m", "finetune_trainer", "preflight",
-                    "--config", str(self.directory / "config.json"), "--workspace", str(self.directory / "workspace"), "--port", "0", "--termination-log", str(log),
+                    "--config", str(self.directory / "config.json"), "--workspace", str(self.directory / "workspace"),
+                    "--port", "0", "--termination-log", str(log),
                 ],
                 env=os.environ | {"PYTHONUNBUFFERED": "1"} | environment,
                 stdout=file,
