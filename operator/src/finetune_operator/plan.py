@@ -179,12 +179,8 @@ def _training(draft: _Draft) -> None:
     is_open = status.job_ref is not None
     if is_open and not (current and current.uid == status.job_ref.uid):  # type: ignore[union-attr]
         _attempt_deleted(draft)
-    elif current and is_open and not current.is_over and _too_many_preemptions(draft):
-        draft.decision.delete = current
-        draft.conditions.fail(R.TOO_MANY_PREEMPTIONS, runs.last_sentence(status))
-        status.completion_time = seen.now
     elif current and is_open and not current.is_over:
-        _watch_attempt(draft, current)
+        _attempt_open(draft, current, is_counted=is_counted)
     elif current and is_open:
         _attempt_ended(draft, current)
     elif (status.failures or 0) > draft.spec.backoff_limit:
@@ -201,6 +197,23 @@ def _too_many_preemptions(draft: _Draft) -> bool:
     return bool(limit) and (draft.status.preemptions or 0) > limit
 
 
+def _end_preempted(draft: _Draft) -> None:
+    detail = runs.last_sentence(draft.status, evidence.RESULT_PREEMPTED)
+    draft.conditions.fail(R.TOO_MANY_PREEMPTIONS, detail)
+    draft.status.completion_time = draft.seen.now
+
+
+def _attempt_open(draft: _Draft, current: ChildJob, *, is_counted: bool) -> None:
+    """Watched, or removed after too many preemptions; these are written first, so that a lost write changes nothing."""
+    if _too_many_preemptions(draft) and not is_counted and not draft.seen.obstacle:
+        draft.decision.delete = current
+        _end_preempted(draft)
+        return
+    _watch_attempt(draft, current)
+    if _too_many_preemptions(draft) and is_counted:
+        draft.decision.again_in(0)
+
+
 def _attempt_deleted(draft: _Draft) -> None:
     """Somebody removed the Job before it succeeded: a failure, and a new attempt once its pods are gone."""
     seen, status = draft.seen, draft.status
@@ -210,8 +223,10 @@ def _attempt_deleted(draft: _Draft) -> None:
     if alive:
         draft.conditions.set(C.RUNNING, "False", R.BACKING_OFF, f"{detail}; waiting until {alive[0]} is gone")
         draft.decision.again_in(SOON_SECONDS)
-        return
-    _close_attempt(draft, R.JOB_DELETED, detail, add_failure=True)
+    elif _too_many_preemptions(draft):
+        _end_preempted(draft)  # the operator removed it, and did not come to write so
+    else:
+        _close_attempt(draft, R.JOB_DELETED, detail, add_failure=True)
 
 
 def _attempt_ended(draft: _Draft, current: ChildJob) -> None:

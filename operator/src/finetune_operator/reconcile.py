@@ -109,6 +109,7 @@ class Reconciler:
                 else:
                     return decision
             except (Denied, NameTaken, Refused) as problem:
+                log.warning("%s: %s", seen.job.key, problem)
                 seen = replace(seen, obstacle=problem)
         raise RuntimeError(f"{seen.job.key}: the plan does not come to an end")
 

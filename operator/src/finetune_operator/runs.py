@@ -110,9 +110,9 @@ def has_succeeded(status: FineTuneJobStatus, child: ChildJob) -> bool:
     return any(run.attempt == child.attempt and run.result == RESULT_SUCCEEDED for run in of(status))
 
 
-def last_sentence(status: FineTuneJobStatus) -> str:
-    """How the last run ended."""
-    known = of(status)
+def last_sentence(status: FineTuneJobStatus, result: str | None = None) -> str:
+    """How the last run, or the last one with that result, ended."""
+    known = [run for run in of(status) if result in {None, run.result}]
     return f"{known[-1].reason}: {known[-1].message or ''}".rstrip(": ") if known else ""
 
 
