@@ -75,8 +75,11 @@ def down(
     *, purge: Annotated[bool, typer.Option("--purge", help="Also delete images, build cache and buckets.")] = False
 ) -> None:
     """End what `up`, `images` and `s3 up` started, and undo what they did to the machine."""
-    packages.require_linux_and_root()
     layout = full_cluster()
+    if teardown.is_clean(layout) and not purge:
+        print(f"nothing of a cluster in {layout.root} runs or is left")
+        return
+    packages.require_linux_and_root()
     with _alone(layout):
         teardown.take_down(layout)
         if purge:
@@ -97,11 +100,12 @@ def status() -> None:
 
 @app.command("images")
 def build_images() -> None:
-    """Build the base, operator and trainer images into the running node."""
+    """Build the base, operator and trainer images into the running node; older ones that nothing names go."""
     layout = full_cluster()
     _require_running(layout)
     with _alone(layout):
         references = images.build_all(layout)
+        images.remove_old(layout, references)
     print(json.dumps(references, indent=2))
 
 

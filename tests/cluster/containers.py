@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 from binaries import binary
@@ -68,6 +69,18 @@ def start_containerd(layout: Layout) -> bool:
 def images(layout: Layout) -> set[str]:
     """The references of the images in the node."""
     return set(_ctr(layout, "images", "list", "--quiet").stdout.split())
+
+
+def image_digests(layout: Layout) -> dict[str, str]:
+    """The manifest's digest of each reference; the kubelet's own references are digests too."""
+    rows = [line.split() for line in _ctr(layout, "images", "list").stdout.splitlines()[1:]]
+    return {row[0]: row[2] for row in rows}
+
+
+def remove_images(layout: Layout, references: Sequence[str]) -> None:
+    """Forget these references; containerd then frees what no other reference needs."""
+    if references:
+        _ctr(layout, "images", "remove", *references)
 
 
 def import_archive(layout: Layout, archive: Path) -> None:

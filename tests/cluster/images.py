@@ -6,15 +6,18 @@ import hashlib
 import json
 import subprocess
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import containers
+import kubectl
 from base_image import ensure_base_image
 from binaries import binary
 from daemons import Daemon, ensure, run_logged, wait_until
 from layout import CHECKOUT, Layout
 
+LIBRARY = "docker.io/library/"
 # The namespace is the kubelet's: what BuildKit exports there, a pod can run.
 CONFIG = """\
 root = "{root}/buildkit"
@@ -60,13 +63,33 @@ IMAGES = {
 def build_all(layout: Layout) -> dict[str, str]:
     """Build what changed; the references, by the image's role."""
     base = ensure_base_image(layout)
-    references = {"base": base.removeprefix("docker.io/library/")}
+    references = {"base": base.removeprefix(LIBRARY)}
     for role, image in IMAGES.items():
         references[role] = f"{image.name}:{_content_hash(image, base)}"
-        if f"docker.io/library/{references[role]}" not in containers.images(layout):
+        if f"{LIBRARY}{references[role]}" not in containers.images(layout):
             _build(layout, image, references[role], base)
     layout.images_file.write_text(json.dumps(references, indent=2) + "\n")
     return references
+
+
+def remove_old(layout: Layout, references: Mapping[str, str]) -> None:
+    """Removes earlier builds that no object in the cluster names, neither by tag nor by digest."""
+    named = kubectl.text_of_all(layout, "pods,jobs.batch,deployments.apps")
+    jobs = kubectl.text_of_all(layout, "finetunejobs.finetune.dev") or ""
+    if named is None:
+        return
+    digests = containers.image_digests(layout)
+    current = {f"{LIBRARY}{reference}" for reference in references.values()}
+    kept = {digests.get(reference) for reference in current}
+    ours = tuple(f"{LIBRARY}{name}:" for name in ("finetune-base", *(image.name for image in IMAGES.values())))
+    old = {
+        digest
+        for reference, digest in digests.items()
+        if reference.startswith(ours)
+        and digest not in kept
+        and not any(name in named + jobs for name in (reference.removeprefix(LIBRARY), digest))
+    }
+    containers.remove_images(layout, [reference for reference, digest in digests.items() if digest in old])
 
 
 def environment(layout: Layout) -> dict[str, str]:
@@ -94,7 +117,7 @@ def _build(layout: Layout, image: Image, reference: str, base: str) -> None:
             f"--opt=filename={image.dockerfile}",
             f"--opt=build-arg:BASE_IMAGE={base}",
             "--opt=image-resolve-mode=local",
-            f"--output=type=image,name=docker.io/library/{reference},unpack=true,compression=uncompressed",
+            f"--output=type=image,name={LIBRARY}{reference},unpack=true,compression=uncompressed",
         ],
     )
     print(f"{time.monotonic() - begin:.0f} s", flush=True)

@@ -24,6 +24,12 @@ def ask(layout: Layout, *arguments: str) -> Any:
     return json.loads(result.stdout) if result.returncode == 0 else None
 
 
+def text_of_all(layout: Layout, kinds: str) -> str | None:
+    """All objects of these kinds as JSON text, to look for a word in; None when there is no answer."""
+    found = ask(layout, "get", kinds, "--all-namespaces")
+    return None if found is None else json.dumps(found)
+
+
 def tell(layout: Layout, *arguments: str, stdin: str | None = None) -> None:
     """A kubectl command that has to succeed."""
     result = _run(layout, *arguments, stdin=stdin)

@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
+import sysctls
 from layout import NODE_ADDRESS, POD_RANGE, SERVICE_RANGE, ClusterError, Layout
 
 NETWORK_NAME = "finetune-cluster"
@@ -15,8 +16,8 @@ POD_BRIDGE = "ftc-pods"
 # A bridge without ports, for the node's own address; not every kernel has dummy links.
 NODE_LINK = "ftc-node"
 CNI_CACHE = Path("/var/lib/cni")
-FORWARDING = Path("/proc/sys/net/ipv4/ip_forward")
 
+TABLES = ("nat", "filter", "mangle")
 _COMMENT = ["-m", "comment", "--comment", NETWORK_NAME]
 RULES = [
     ["nat", "POSTROUTING", "-s", POD_RANGE, "!", "-d", POD_RANGE, *_COMMENT, "-j", "MASQUERADE"],
@@ -28,7 +29,9 @@ RULES = [
 
 def ensure_node_address(layout: Layout) -> None:
     """An address that only this machine has, and a route that keeps Service addresses inside."""
-    if not _link_exists(NODE_LINK):
+    if not has_node_link():
+        _require_no_other_kubernetes()
+        sysctls.remember(layout)
         _ip("link", "add", NODE_LINK, "type", "bridge")
         _ip("link", "set", NODE_LINK, "alias", str(layout.root))
     require_ours(layout)
@@ -37,9 +40,14 @@ def ensure_node_address(layout: Layout) -> None:
     _ip("route", "replace", SERVICE_RANGE, "dev", NODE_LINK)
 
 
+def has_node_link() -> bool:
+    """Whether a cluster of this kind is set up here: the link is its first trace and its last."""
+    return _link_exists(NODE_LINK)
+
+
 def require_ours(layout: Layout) -> None:
     """A machine has one full cluster: its link carries the name of its state folder."""
-    if not _link_exists(NODE_LINK):
+    if not has_node_link():
         return
     owner = Path(f"/sys/class/net/{NODE_LINK}/ifalias").read_text().strip()
     if owner != str(layout.root):
@@ -48,10 +56,7 @@ def require_ours(layout: Layout) -> None:
 
 def ensure_pod_network(layout: Layout) -> None:
     """Forwarding, masquerading and the CNI configuration of the pods' bridge."""
-    remember = layout.root / "ip_forward.before"
-    if not remember.exists():
-        remember.write_text(FORWARDING.read_text())
-    FORWARDING.write_text("1")
+    sysctls.allow_forwarding()
     for table, chain, *rule in RULES:
         if _iptables(table, "--check", chain, *rule).returncode:
             _require(_iptables(table, "--insert", chain, *rule))
@@ -65,32 +70,51 @@ def remove(layout: Layout, sandboxes: Sequence[str]) -> None:
     for table, chain, *rule in RULES:
         while _iptables(table, "--delete", chain, *rule).returncode == 0:
             pass
-    _remove_kubernetes_chains()
-    for link in (POD_BRIDGE, NODE_LINK):
-        if _link_exists(link):
-            _ip("link", "delete", link)
-    remember = layout.root / "ip_forward.before"
-    if remember.exists():
-        FORWARDING.write_text(remember.read_text())
-        remember.unlink()
+    if has_node_link():
+        # `up` began on a machine without any, so these are ours; without the link they are somebody else's.
+        _remove_kubernetes_chains()
     results = CNI_CACHE / "results"
     for result in [*results.glob(f"{NETWORK_NAME}-*"), *(results / f"cni-loopback-{each}-lo" for each in sandboxes)]:
         result.unlink(missing_ok=True)
     shutil.rmtree(layout.root / "leases", ignore_errors=True)
+    sysctls.restore(layout)
+    for link in (POD_BRIDGE, NODE_LINK):
+        if _link_exists(link):
+            _ip("link", "delete", link)
+
+
+def _require_no_other_kubernetes() -> None:
+    """Its packet rules and ours have the same names, and neither could be removed without the other."""
+    tables = [(command, table) for command in ("iptables", "ip6tables") for table in TABLES]
+    if any(_kubernetes_chains(_saved(command, table)) for command, table in tables):
+        raise ClusterError(
+            "another Kubernetes has its packet rules (chains KUBE-…) on this machine: stop it and remove them "
+            "(or reboot), or use it with CLUSTER=current"
+        )
+
+
+def _saved(command: str, table: str) -> list[str]:
+    if shutil.which(f"{command}-save") is None:
+        return []
+    saved = subprocess.run([f"{command}-save", "-t", table], check=False, capture_output=True, text=True)
+    return saved.stdout.splitlines()
+
+
+def _kubernetes_chains(lines: Sequence[str]) -> list[str]:
+    return [line[1:].split()[0] for line in lines if line.startswith(":KUBE-")]
 
 
 def _remove_kubernetes_chains() -> None:
     """The kubelet and kube-proxy leave chains behind whose names start with KUBE-."""
     for command in ("iptables", "ip6tables"):
-        for table in ("nat", "filter", "mangle"):
-            saved = subprocess.run([f"{command}-save", "-t", table], check=False, capture_output=True, text=True).stdout
-            lines = [line for line in saved.splitlines() if line.startswith((":KUBE-", "-A ")) and "KUBE-" in line]
-            if not lines:
+        for table in TABLES:
+            lines = _saved(command, table)
+            chains = _kubernetes_chains(lines)
+            if not chains:
                 continue
-            chains = [line[1:].split()[0] for line in lines if line.startswith(":")]
-            jumps = [line.replace("-A ", "-D ", 1) for line in lines if line.startswith("-A ")]
-            inner = [line for line in jumps if not line.startswith("-D KUBE-")]
-            script = [f"*{table}", *inner, *(f"-F {name}" for name in chains), *(f"-X {name}" for name in chains)]
+            rules = [line for line in lines if line.startswith("-A ") and "KUBE-" in line]
+            jumps = [line.replace("-A ", "-D ", 1) for line in rules if not line.startswith("-A KUBE-")]
+            script = [f"*{table}", *jumps, *(f"-F {name}" for name in chains), *(f"-X {name}" for name in chains)]
             subprocess.run(
                 [f"{command}-restore", "--noflush"], input="\n".join([*script, "COMMIT", ""]), text=True, check=True
             )

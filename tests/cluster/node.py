@@ -61,7 +61,11 @@ def proxy_argv(layout: Layout) -> list[str]:
         f"--cluster-cidr={POD_RANGE}",
         # Replies between two pods of one bridge pass no packet rule unless the node is their source.
         "--masquerade-all=true",
+        # The kernel's settings are the machine owner's.
         "--conntrack-max-per-core=0",
+        "--conntrack-tcp-timeout-established=0s",
+        "--conntrack-tcp-timeout-close-wait=0s",
+        "--iptables-localhost-nodeports=false",
         "--oom-score-adj=0",
         f"--metrics-bind-address={LOOPBACK}:{PROXY_METRICS_PORT}",
         f"--healthz-bind-address={LOOPBACK}:{PROXY_HEALTH_PORT}",

@@ -38,9 +38,16 @@ FORGOTTEN = (
 )
 
 
+def is_clean(layout: Layout) -> bool:
+    """Whether nothing of this cluster runs or was left behind."""
+    return not network.has_node_link() and not any((layout.root / name).exists() for name in FORGOTTEN)
+
+
 def take_down(layout: Layout) -> None:
     """Stop the daemons, end the pods, and undo mounts, links, rules and control groups."""
     network.require_ours(layout)
+    # Without our link, rules and control groups with Kubernetes' names are another one's.
+    is_set_up = network.has_node_link()
     for name in ("coredns", "kube-scheduler", "kube-controller-manager", "kubelet"):
         stop(layout, name)
     namespaces = _network_namespaces(layout)
@@ -49,7 +56,7 @@ def take_down(layout: Layout) -> None:
     if is_running(layout, "containerd"):
         end_containers(layout)
     stop(layout, "kube-proxy")
-    if not missing(("kube-proxy",)) and layout.pki.exists():
+    if is_set_up and not missing(("kube-proxy",)) and layout.pki.exists():
         subprocess.run([*proxy_argv(layout), "--cleanup"], check=False, capture_output=True)
     s3.stop_server(layout, purge=False)
     stop(layout, "kube-apiserver", seconds=3)
@@ -62,8 +69,9 @@ def take_down(layout: Layout) -> None:
     for socket in sockets:
         socket.unlink(missing_ok=True)
     _unmount_below(layout.root)
+    if is_set_up:
+        _remove_cgroups()
     network.remove(layout, ids)
-    _remove_cgroups()
     _remove_log_links(layout)
     _delete(layout, FORGOTTEN)
 
@@ -132,7 +140,7 @@ def _unmount_below(root: Path) -> None:
     mounts = Path("/proc/mounts").read_text().splitlines()
     points = [line.split()[1].encode().decode("unicode_escape") for line in mounts]
     for point in sorted((Path(point) for point in points), key=lambda path: len(path.parts), reverse=True):
-        if point.is_relative_to(root):
+        if point != root and point.is_relative_to(root):
             _unmount(point)
 
 
@@ -142,12 +150,10 @@ def _unmount(point: Path) -> None:
 
 
 def _remove_cgroups() -> None:
-    for top in CGROUPS.glob("*/kubepods"):
+    for top in [*CGROUPS.glob("*/kubepods"), CGROUPS / "kubepods"]:
         for folder, _, _ in os.walk(top, topdown=False):
             with suppress(OSError):
                 os.rmdir(folder)
-    with suppress(OSError):
-        (CGROUPS / "kubepods").rmdir()
 
 
 def _remove_log_links(layout: Layout) -> None:
