@@ -14,22 +14,21 @@ from pathlib import Path
 from typing import Any
 
 import boto3
+import environment
 import yaml
-from clusters import ROOT, STATE, Environment, choose, load_environment, run, start, stop
+from clusters import choose, start, stop
+from commands import ROOT, run, say
 from data import write_model, write_rows
+from environment import STATE, Environment
 from tqdm import tqdm
+
+from finetune_api.names import LABEL_JOB_NAME
 
 MANIFEST = ROOT / "crds" / "examples" / "demo.yaml"
 SYSTEM_NAMESPACE = "finetune-system"
 RELEASE = "finetune-operator"
 BUCKET = "finetune-demo"
 TIMEOUT_SECONDS = 900
-
-
-def say(text: str) -> None:
-    """A line on the terminal, at once."""
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()
 
 
 def heading(text: str) -> None:
@@ -42,21 +41,21 @@ def deploy(asked: str) -> None:
     began = time.monotonic()
     cluster = choose(asked)
     heading(f"Cluster: {cluster}")
-    environment = start(cluster)
-    environment.save()
-    os.environ.update(environment.variables())
+    deployed = start(cluster)
+    deployed.save()
+    os.environ.update(deployed.variables())
     heading("Operator: helm upgrade --install")
-    install_chart(environment)
+    install_chart(deployed)
     say(f"deployed in {time.monotonic() - began:.0f} s")
 
 
-def install_chart(environment: Environment) -> None:
+def install_chart(deployed: Environment) -> None:
     """Installs or upgrades the release and waits until the operator is ready."""
-    operator, trainer = (image.rpartition(":") for image in (environment.operator_image, environment.trainer_image))
+    operator, trainer = (image.rpartition(":") for image in (deployed.operator_image, deployed.trainer_image))
     values = {
         "image": {"repository": operator[0], "tag": operator[2]},
         "trainer": {"image": {"repository": trainer[0], "tag": trainer[2]}},
-        "defaultStorage": {"endpoint": environment.s3_endpoint_in_cluster, "region": "us-east-1"},
+        "defaultStorage": {"endpoint": deployed.s3_endpoint_in_cluster, "region": "us-east-1"},
     }
     file = STATE / "demo-values.yaml"
     file.write_text(yaml.safe_dump(values), encoding="utf-8")
@@ -67,16 +66,16 @@ def install_chart(environment: Environment) -> None:
     )
 
 
-def demo() -> int:
+def demo(cluster: str) -> int:
     """Trains, shows, verifies; 0 only when the job is Complete and every digest was checked again from outside."""
     began = time.monotonic()
-    environment = load_environment()
-    os.environ.update(environment.variables())
+    deployed = environment.load(cluster)
+    os.environ.update(deployed.variables())
     job = yaml.safe_load(MANIFEST.read_text(encoding="utf-8"))
     heading("Model and rows")
     put_data(job["spec"])
     heading("A namespace with the storage's keys; what an earlier demo left is removed")
-    prepare_namespace(job, environment)
+    prepare_namespace(job, deployed)
     heading("Training")
     if command("kubectl", "apply", "-f", str(MANIFEST)) != 0:
         return 1
@@ -134,29 +133,22 @@ def listing(prefix: str) -> list[dict[str, Any]]:
     return [item for page in pages for item in page.get("Contents", [])]
 
 
-def prepare_namespace(job: dict[str, Any], environment: Environment) -> None:
+def prepare_namespace(job: dict[str, Any], deployed: Environment) -> None:
     """A fresh start: namespace, Secret, no job and no output of an earlier demo."""
     namespace = job["metadata"]["namespace"]
     secret = {
         "apiVersion": "v1",
         "kind": "Secret",
         "metadata": {"name": job["spec"]["storage"]["credentialsSecretRef"]["name"], "namespace": namespace},
-        "stringData": {"AWS_ACCESS_KEY_ID": environment.access_key, "AWS_SECRET_ACCESS_KEY": environment.secret_key},
+        "stringData": {"AWS_ACCESS_KEY_ID": deployed.access_key, "AWS_SECRET_ACCESS_KEY": deployed.secret_key},
     }
     space = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}}
     subprocess.run(["kubectl", "apply", "-f", "-"], input=yaml.safe_dump_all([space, secret]), text=True, check=True)
     name = job["metadata"]["name"]
-    run(
-        "kubectl",
-        "delete",
-        "finetunejob",
-        name,
-        "-n",
-        namespace,
-        "--ignore-not-found",
-        "--wait",
-        "--cascade=foreground",
-    )
+    run("kubectl", "delete", "finetunejob", name, "-n", namespace, "--ignore-not-found", "--wait")
+    # The garbage collector removes its Jobs and pods after it; a pod that still trains would write again.
+    mine = f"{LABEL_JOB_NAME}={name}"
+    run("kubectl", "wait", "--for=delete", "jobs,pods", "-l", mine, "-n", namespace, "--timeout=120s")
     client = s3()
     for item in listing(key_of(job["spec"]["output"]["uri"])):
         client.delete_object(Bucket=BUCKET, Key=item["Key"])
@@ -222,14 +214,14 @@ def command(*words: str) -> int:
     return subprocess.run(words, check=False).returncode
 
 
-def print_env() -> None:
+def print_env(cluster: str) -> None:
     """Shell exports, for eval."""
-    environment = load_environment()
-    for name, value in environment.variables().items():
+    deployed = environment.load(cluster)
+    for name, value in deployed.variables().items():
         if name != "PATH":
             say(f"export {name}={shlex.quote(value)}")
-    if environment.programs:
-        say(f'export PATH={shlex.quote(environment.programs)}:"$PATH"')
+    if deployed.programs:
+        say(f'export PATH={shlex.quote(deployed.programs)}:"$PATH"')
 
 
 def main() -> int:
@@ -241,11 +233,11 @@ def main() -> int:
     if arguments.command == "deploy":
         deploy(arguments.cluster)
     elif arguments.command == "run":
-        return demo()
+        return demo(arguments.cluster)
     elif arguments.command == "env":
-        print_env()
+        print_env(arguments.cluster)
     else:
-        stop(load_environment().cluster)
+        stop(arguments.cluster)
     return 0
 
 

@@ -1,0 +1,20 @@
+"""Run commands and say what happens."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+def say(text: str) -> None:
+    """A line on the terminal, at once."""
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+def run(*command: str) -> None:
+    """Runs a command in the foreground; its failure ends this process with its status."""
+    done = subprocess.run(command, check=False)
+    if done.returncode:
+        sys.exit(f"`{' '.join(command[:6])} …` failed with status {done.returncode}")

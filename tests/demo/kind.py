@@ -1,0 +1,80 @@
+"""A kind cluster with MinIO, for machines that can pull images."""
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from commands import ROOT, run, say
+from environment import STATE, Environment
+
+NAME = "finetune-demo"
+KEYS = ("finetune-demo", "finetune-demo-secret")
+KUBECONFIG = STATE / "kind.kubeconfig"
+CREATED = STATE / "kind.created"
+"""Exists from just before the cluster is made here until it is deleted: one that somebody else made is not ours."""
+FAKE_GPUS = '{"status":{"capacity":{"nvidia.com/gpu":"4"},"allocatable":{"nvidia.com/gpu":"4"}}}'
+
+
+def start() -> Environment:
+    """The cluster with both images and MinIO, and how to reach them."""
+    _ensure_cluster()
+    images = {
+        name: _load(name, folder)
+        for name, folder in (("finetune-operator", "operator"), ("finetune-trainer", "trainer_image"))
+    }
+    kubectl = ("kubectl", "--kubeconfig", str(KUBECONFIG))
+    run(*kubectl, "apply", "-f", str(ROOT / "tests" / "kind" / "minio.yaml"))
+    run(*kubectl, "-n", "finetune-storage", "rollout", "status", "deployment/minio", "--timeout=180s")
+    run(
+        *(*kubectl, "patch", "node", f"{NAME}-control-plane"),
+        *("--subresource=status", "--type=merge", "--patch", FAKE_GPUS),
+    )
+    return Environment(
+        cluster="kind",
+        kubeconfig=str(KUBECONFIG),
+        s3_endpoint="http://127.0.0.1:30900",
+        s3_endpoint_in_cluster="http://minio.finetune-storage.svc:9000",
+        access_key=KEYS[0],
+        secret_key=KEYS[1],
+        operator_image=images["finetune-operator"],
+        trainer_image=images["finetune-trainer"],
+    )
+
+
+def stop() -> None:
+    """Deletes the cluster if it was made here."""
+    if not CREATED.exists():
+        say("no kind cluster was made here")
+        return
+    run("kind", "delete", "cluster", "--name", NAME, "--kubeconfig", str(KUBECONFIG))
+    KUBECONFIG.unlink(missing_ok=True)
+    CREATED.unlink()
+
+
+def _ensure_cluster() -> None:
+    existing = subprocess.run(["kind", "get", "clusters"], capture_output=True, text=True, check=True).stdout.split()
+    if NAME in existing and not CREATED.exists():
+        sys.exit(f"a kind cluster {NAME} exists that was not made here: `kind delete cluster --name {NAME}` first")
+    if NAME in existing:
+        run("kind", "export", "kubeconfig", "--name", NAME, "--kubeconfig", str(KUBECONFIG))
+        return
+    STATE.mkdir(parents=True, exist_ok=True)
+    CREATED.touch()
+    config = str(ROOT / "kind-config.yaml")
+    run("kind", "create", "cluster", "--name", NAME, "--config", config, "--kubeconfig", str(KUBECONFIG))
+
+
+def _load(name: str, folder: str) -> str:
+    """Builds an image and puts it into the node under a tag of its content, so that a change is a new reference."""
+    # An attestation holds the time of the build, and with it the same content would get another id each time.
+    os.environ["BUILDX_NO_DEFAULT_ATTESTATIONS"] = "1"
+    with tempfile.TemporaryDirectory() as directory:
+        file = Path(directory) / "id"
+        run("docker", "build", "--iidfile", str(file), "-f", str(ROOT / folder / "Dockerfile"), str(ROOT))
+        image = file.read_text(encoding="utf-8").strip()
+    reference = f"{name}:{image.removeprefix('sha256:')[:12]}"
+    run("docker", "tag", image, reference)
+    run("kind", "load", "docker-image", reference, "--name", NAME)
+    return reference
