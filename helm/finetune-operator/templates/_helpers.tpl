@@ -42,6 +42,11 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end }}
 {{- end }}
 
+{{/* Digits. A number in a values file is a float, which prints as 1.00065e+09; "" stays empty. */}}
+{{- define "finetune-operator.integer" -}}
+{{- if kindIs "string" . }}{{ . }}{{ else }}{{ int64 . }}{{ end }}
+{{- end }}
+
 {{/* The operator's rights: golden-tested, and listed in operator/README.md. */}}
 {{- define "finetune-operator.rules" -}}
 - apiGroups: [finetune.dev]

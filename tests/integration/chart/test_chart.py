@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 import finetune_api
+from finetune_operator.settings import Settings
 
 ROOT = Path(__file__).parents[3]
 CHART = ROOT / "helm" / "finetune-operator"
@@ -48,6 +49,12 @@ def render(helm: str, *arguments: str) -> list[dict[str, Any]]:
 
 def of_kind(documents: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
     return [document for document in documents if document["kind"] == kind]
+
+
+def environment(helm: str, *arguments: str) -> dict[str, Any]:
+    (deployment,) = of_kind(render(helm, *arguments), "Deployment")
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    return {entry["name"]: entry.get("value") for entry in container["env"]}
 
 
 def rights(role: dict[str, Any]) -> dict[tuple[str, str], list[str]]:
@@ -107,11 +114,21 @@ def test_the_operator_runs_restricted(helm: str) -> None:
 
 
 def test_every_setting_that_the_chart_passes_is_one_that_the_operator_reads(helm: str) -> None:
-    (deployment,) = of_kind(render(helm), "Deployment")
-    passed = {entry["name"] for entry in deployment["spec"]["template"]["spec"]["containers"][0]["env"]}
-    text = (ROOT / "operator" / "README.md").read_text(encoding="utf-8")
-    unknown = sorted(name for name in passed if f"`{name}`" not in text)
-    assert unknown == []
+    prefix = Settings.model_config["env_prefix"]
+    read = {f"{prefix}{name}".upper() for name in Settings.model_fields}
+    assert set(environment(helm)) - read == set()
+
+
+@pytest.mark.parametrize(
+    ("given", "passed"),
+    [("1000650000", "1000650000"), ('"1000650000"', "1000650000"), ("65532", "65532"), ('""', ""), ("0", "0")],
+)
+def test_a_user_id_in_a_values_file_reaches_the_operator_as_digits(
+    helm: str, tmp_path: Path, given: str, passed: str
+) -> None:
+    values = tmp_path / "values.yaml"
+    values.write_text(f"trainer: {{runAsUser: {given}}}", encoding="utf-8")
+    assert environment(helm, "--values", str(values))["FINETUNE_TRAINER_RUN_AS_USER"] == passed
 
 
 def test_chart_and_code_have_one_version() -> None:
