@@ -10,7 +10,7 @@ from finetune_api.handoff import Artifact, ExitCode, Manifest, Outcome, Report
 from finetune_trainer.errors import Stopped, TrainerError
 from finetune_trainer.preflight import preflight
 from finetune_trainer.publish import adopt, publish, verify
-from finetune_trainer.storage import sha256_file
+from finetune_trainer.storage import OnBytes, Storage, sha256_file
 
 
 @pytest.fixture
@@ -110,13 +110,85 @@ def test_a_stop_leaves_the_prefix_without_a_manifest(world: Any, result: Path) -
     assert not (world.out / Artifact.MANIFEST).exists()
 
 
-def test_an_earlier_manifest_of_the_same_job_is_replaced(world: Any, result: Path) -> None:
+class Flipping:
+    """The storage with one fault: of an uploaded file of this name a bit arrives wrong."""
+
+    def __init__(self, storage: Storage, name: str) -> None:
+        self._storage, self._name = storage, name
+
+    def __getattr__(self, attribute: str) -> Any:
+        return getattr(self._storage, attribute)
+
+    def upload(self, path: Path, uri: str, on_bytes: OnBytes | None = None) -> None:
+        if path.name == self._name:
+            data = bytearray(path.read_bytes())
+            data[len(data) // 2] ^= 1
+            self._storage.put(uri, bytes(data))
+        else:
+            self._storage.upload(path, uri, on_bytes)
+
+
+def test_a_file_that_arrives_damaged_fails_and_leaves_no_manifest_to_adopt(world: Any, result: Path) -> None:
+    (result / "adapter" / "adapter_model.safetensors").write_bytes(b"w" * (17 * 1024 * 1024))
+    sound, world.storage = world.storage, Flipping(world.storage, "adapter_model.safetensors")
+    with pytest.raises(TrainerError, match=r"read back differs: adapter/adapter_model\.safetensors") as caught:
+        put(world, result)
+    assert caught.value.code is ExitCode.STORAGE_UNAVAILABLE
+    assert not (world.out / Artifact.MANIFEST).exists()
+    assert adopt(world.config, sound, Outcome.PUBLISHED) is None
+
+
+def test_a_manifest_that_does_not_read_back_is_no_success(world: Any, result: Path) -> None:
+    class Forgetting(Flipping):
+        def put_if_absent(self, uri: str, data: bytes) -> bool:
+            return self._storage.put_if_absent(uri, b"{}" if uri.endswith(Artifact.MANIFEST) else data)
+
+    world.storage = Forgetting(world.storage, "none")
+    with pytest.raises(TrainerError, match="is not the one that was written") as caught:
+        put(world, result)
+    assert caught.value.code is ExitCode.STORAGE_UNAVAILABLE
+
+
+def test_a_whole_result_of_the_same_job_is_adopted_and_not_overwritten(world: Any, result: Path) -> None:
+    first = put(world, result)
+    before = {path: path.read_bytes() for path in world.out.rglob("*") if path.is_file()}
+    (result / "finetune_report.md").write_text("# Another report\n")
+    second = put(world, result)
+    assert {path: path.read_bytes() for path in world.out.rglob("*") if path.is_file()} == before
+    assert (second.outcome, second.artifacts) == (Outcome.PUBLISHED, first.artifacts)
+
+
+def test_a_twin_that_was_faster_with_its_manifest_wins(world: Any, result: Path) -> None:
+    class Twin(Flipping):
+        def put_if_absent(self, uri: str, data: bytes) -> bool:
+            if uri.endswith(Artifact.MANIFEST):
+                self._storage.put(uri, data.replace(b'"done"', b'"the twin"'))
+            return self._storage.put_if_absent(uri, data)
+
+    world.storage = Twin(world.storage, "none")
+    report = put(world, result)
+    assert report.message == "the twin"
+    assert report.artifacts is not None
+    assert report.artifacts.manifest_sha256 == sha256_file(world.out / Artifact.MANIFEST)
+
+
+def test_an_earlier_result_that_is_no_longer_whole_is_made_again(world: Any, result: Path) -> None:
     put(world, result)
+    (world.out / "adapter" / "adapter_model.safetensors").unlink()
     (result / "finetune_report.md").write_text("# Better report\n")
     report = put(world, result)
     assert report.artifacts is not None
     assert report.artifacts.manifest_sha256 == sha256_file(world.out / Artifact.MANIFEST)
     assert verify("s3://bucket/out", world.storage) == []
+    assert (world.out / "finetune_report.md").read_text() == "# Better report\n"
+
+
+def test_a_large_file_that_changed_is_not_adopted(world: Any, result: Path) -> None:
+    weights = Path("adapter") / "adapter_model.safetensors"
+    (result / weights).write_bytes(b"w" * (17 * 1024 * 1024))
+    put(world, result)
+    (world.out / weights).write_bytes(b"x" * (17 * 1024 * 1024))
+    assert adopt(world.config, world.storage, Outcome.ADOPTED) is None
 
 
 def test_a_complete_result_is_adopted_by_the_job_created_again(world: Any, result: Path) -> None:

@@ -1,9 +1,9 @@
-"""Publishing: every file, then the manifest, then everything read back; only that makes a result."""
+"""Publishing: every file, everything read back, then the manifest; a manifest stands for files that were proven."""
 
 import hashlib
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -19,7 +19,7 @@ from finetune_trainer.storage import OnBytes, Storage, join, sha256_file
 
 logger = logging.getLogger(__name__)
 
-SMALL_FILE = 16 * 1024 * 1024
+OnFile = Callable[[ManifestFile], None]
 
 
 def publish(
@@ -27,11 +27,15 @@ def publish(
 ) -> Report:
     """Upload the local result folder and prove it: returns the report with `artifacts`, read back from storage.
 
-    SIGTERM between files raises Stopped; without its manifest the prefix is not a result.
+    A whole result of the same job is adopted and not overwritten: the pod that made it may have been given up on
+    because its node was out of reach, and this one started in its place, or the other way round.
+    SIGTERM before the manifest raises Stopped; without its manifest the prefix is not a result.
     """
     reporter.stage("Publishing")
     on_bytes = transfer_beat(reporter, stop)
     claim(config, storage)
+    if done := adopt(config, storage, Outcome.PUBLISHED, on_bytes):
+        return done
     if result.resolved and not (directory / Artifact.CONFIG).exists():
         (directory / Artifact.CONFIG).write_text(config_yaml(config, result.resolved), encoding="utf-8")
     files = [_describe(path, directory, on_bytes) for path in sorted(directory.rglob("*")) if path.is_file()]
@@ -39,21 +43,13 @@ def publish(
         storage.upload(directory / file.path, join(config.output_key(), file.path), on_bytes)
     files = sorted([*files, *_preflight_files(config, storage)], key=lambda file: file.path)
     report = result.model_copy(update={"artifacts": build_artifacts(config.output_key(), files)})
-    data = _manifest(config, files, report).model_dump_json(by_alias=True, exclude_none=True, indent=2).encode()
+    _prove(config, files, storage, on_bytes)
     stop.raise_if_set()
-    _put_manifest(config, data, storage)
-    problems = verify(config.output_key(), storage, on_bytes=on_bytes, expected=data)
-    if problems:
-        raise StorageUnavailable(f"{config.output_key()}: what was read back differs: {'; '.join(problems[:3])}")
-    return with_digest(report, data)
+    return _put_manifest(_manifest(config, files, report), config, storage, on_bytes)
 
 
 def adopt(config: JobConfig, storage: Storage, outcome: Outcome, on_bytes: OnBytes | None = None) -> Report | None:
-    """The report of a result that an earlier run of the same job published completely, or None.
-
-    Every file must exist with its size, and files up to 16 MiB are read and compared with their digest; larger ones
-    were read back when they were published.
-    """
+    """The report of a result that another run of the same job published completely, or None; every file is read."""
     data = storage.read(join(config.output_key(), Artifact.MANIFEST))
     if data is None:
         return None
@@ -62,7 +58,7 @@ def adopt(config: JobConfig, storage: Storage, outcome: Outcome, on_bytes: OnByt
     if manifest is None or (manifest.namespace, manifest.name, manifest.config_sha256) != mine:
         logger.warning("%s: the manifest there is not this job's; the result is made again", config.output_key())
         return None
-    problems = verify(config.output_key(), storage, on_bytes=on_bytes, largest=SMALL_FILE)
+    problems = check_files(config.output_key(), manifest.files, storage, on_bytes=on_bytes)
     if problems:
         logger.warning("%s: the result there is not whole and is made again: %s", config.output_key(), problems[0])
         return None
@@ -70,29 +66,30 @@ def adopt(config: JobConfig, storage: Storage, outcome: Outcome, on_bytes: OnByt
     return with_digest(found, data)
 
 
-def verify(
+def verify(uri: str, storage: Storage, on_file: OnFile | None = None) -> list[str]:
+    """What is wrong with a published prefix, by its manifest: an empty list is a proof."""
+    data = storage.read(join(uri, Artifact.MANIFEST))
+    if data is None:
+        return [f"{Artifact.MANIFEST} is missing"]
+    manifest = _parse(data)
+    if manifest is None:
+        return [f"{Artifact.MANIFEST} cannot be read"]
+    return check_files(uri, manifest.files, storage, on_file=on_file)
+
+
+def check_files(
     uri: str,
+    files: Sequence[ManifestFile],
     storage: Storage,
     *,
     on_bytes: OnBytes | None = None,
-    largest: int | None = None,
-    expected: bytes | None = None,
-    on_file: Callable[[ManifestFile], None] | None = None,
+    on_file: OnFile | None = None,
 ) -> list[str]:
-    """What is wrong with a published prefix, by its manifest: an empty list is a proof.
-
-    Files above `largest` bytes are compared by size alone; `expected` is what the manifest must be.
-    """
-    data = storage.read(join(uri, Artifact.MANIFEST))
-    manifest = _parse(data) if data is not None else None
-    if data is None or manifest is None:
-        return [f"{Artifact.MANIFEST} is missing" if data is None else f"{Artifact.MANIFEST} cannot be read"]
-    if expected is not None and data != expected:
-        return [f"{Artifact.MANIFEST} is not the one that was written"]
+    """What differs in storage from the sizes and digests of these files; `on_file` is told each that does not."""
     sizes = {entry.key: entry.size for entry in storage.list(uri)}
     problems = []
-    for file in manifest.files:
-        problem = _problem(uri, file, sizes.get(file.path), storage, on_bytes=on_bytes, largest=largest)
+    for file in files:
+        problem = _problem(uri, file, sizes.get(file.path), storage, on_bytes)
         if problem:
             problems.append(problem)
         elif on_file:
@@ -154,23 +151,35 @@ def _manifest(config: JobConfig, files: list[ManifestFile], report: Report) -> M
     )
 
 
-def _put_manifest(config: JobConfig, data: bytes, storage: Storage) -> None:
-    """Conditional first; a manifest that is there already lies under our own claim, from an earlier run."""
+def _prove(config: JobConfig, files: Sequence[ManifestFile], storage: Storage, on_bytes: OnBytes) -> None:
+    problems = check_files(config.output_key(), files, storage, on_bytes=on_bytes)
+    if problems:
+        raise StorageUnavailable(f"{config.output_key()}: what was read back differs: {'; '.join(problems[:3])}")
+
+
+def _put_manifest(manifest: Manifest, config: JobConfig, storage: Storage, on_bytes: OnBytes) -> Report:
+    """Conditional, for a twin of this run may have been faster: its whole result is adopted.
+
+    A manifest whose files are not as it says is replaced, once this run's files are proven to be the ones there.
+    """
     uri = join(config.output_key(), Artifact.MANIFEST)
+    data = manifest.model_dump_json(by_alias=True, exclude_none=True, indent=2).encode()
     if not storage.put_if_absent(uri, data):
+        if done := adopt(config, storage, Outcome.PUBLISHED, on_bytes):
+            return done
         claim(config, storage)
+        _prove(config, manifest.files, storage, on_bytes)
         storage.put(uri, data)
+    if storage.read(uri) != data:
+        raise StorageUnavailable(f"{uri} is not the one that was written")
+    return with_digest(manifest.result, data)
 
 
-def _problem(
-    uri: str, file: ManifestFile, size: int | None, storage: Storage, *, on_bytes: OnBytes | None, largest: int | None
-) -> str | None:
+def _problem(uri: str, file: ManifestFile, size: int | None, storage: Storage, on_bytes: OnBytes | None) -> str | None:
     if size is None:
         return f"{file.path} is missing"
     if size != file.size:
         return f"{file.path} has {size} bytes instead of {file.size}"
-    if largest is not None and size > largest:
-        return None
     try:
         found = storage.sha256(join(uri, file.path), on_bytes)
     except ObjectMissing:

@@ -21,7 +21,7 @@ def verify_published(uri: str, endpoint: str | None) -> int:
         count += 1
         sys.stdout.write(f"ok  {file.sha256}  {file.path}\n")
 
-    problems = verify(uri, _storage(uri, endpoint), on_file=on_file)
+    problems = verify(uri, _storage(uri, endpoint), on_file)
     for problem in problems:
         sys.stderr.write(f"BAD {problem}\n")
     if not problems:
