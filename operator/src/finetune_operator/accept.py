@@ -1,7 +1,7 @@
 """Whether a job may run here: the allow-lists, one sentence for each refusal."""
 
-import fnmatch
 import ipaddress
+import re
 import socket
 from urllib.parse import urlsplit
 
@@ -9,6 +9,11 @@ from finetune_api.spec import FineTuneJobSpec
 from finetune_operator.objects import Job, repository
 from finetune_operator.settings import Settings
 
+AWS_ENDPOINT = "https://s3.amazonaws.com"
+"""What a job that names no endpoint, under an operator without a default, is judged by."""
+_PLAIN_HOST = re.compile(r"[A-Za-z0-9._-]+(:[0-9]+)?|\[[0-9A-Fa-f:.]+\](:[0-9]+)?")
+_PLAIN_PATH = re.compile(r"((?!\.{1,2}(/|$))[A-Za-z0-9._~-]*(/|$))*")
+"""Without dot segments, escapes and backslashes, which clients may resolve to another path."""
 METADATA_NAMES = frozenset({"metadata", "metadata.google.internal", "instance-data", "instance-data.ec2.internal"})
 METADATA_ADDRESSES = frozenset(
     ipaddress.ip_address(text) for text in ("169.254.169.254", "fd00:ec2::254", "100.100.100.200", "168.63.129.16")
@@ -51,15 +56,35 @@ def _priority_class(spec: FineTuneJobSpec, settings: Settings) -> str | None:
 
 
 def _endpoint(spec: FineTuneJobSpec, settings: Settings) -> str | None:
-    endpoint = spec.storage.endpoint if spec.storage else None
-    if endpoint is None or endpoint == settings.default_storage_endpoint:
+    named = spec.storage.endpoint if spec.storage else None
+    endpoint = named or settings.default_storage_endpoint or AWS_ENDPOINT
+    if endpoint == settings.default_storage_endpoint:
         return None
     if is_metadata_address(urlsplit(endpoint).hostname or ""):
         return f"storage endpoint {endpoint} is a link-local or metadata address, which is never allowed"
     allowed = settings.allowed_storage_endpoints
-    if not allowed or any(fnmatch.fnmatchcase(endpoint.rstrip("/"), pattern.rstrip("/")) for pattern in allowed):
+    if not allowed or any(is_on_list(endpoint, pattern) for pattern in allowed):
         return None
     return f"storage endpoint {endpoint} is not allowed: add it to FINETUNE_ALLOWED_STORAGE_ENDPOINTS"
+
+
+def is_on_list(endpoint: str, pattern: str) -> bool:
+    """Whether a pattern means that endpoint: same scheme, and a host and a path in which `*` never crosses a `/`."""
+    scheme, _, rest = endpoint.partition("://")
+    wanted_scheme, _, wanted_rest = pattern.partition("://")
+    host, _, path = rest.partition("/")
+    wanted_host, _, wanted_path = wanted_rest.partition("/")
+    return (
+        scheme.lower() == wanted_scheme.lower()
+        and _PLAIN_HOST.fullmatch(host) is not None
+        and _PLAIN_PATH.fullmatch(path) is not None
+        and _matches(host.lower(), wanted_host.lower())
+        and _matches(path.rstrip("/"), wanted_path.rstrip("/"))
+    )
+
+
+def _matches(text: str, pattern: str) -> bool:
+    return re.fullmatch("[^/]*".join(re.escape(part) for part in pattern.split("*")), text) is not None
 
 
 def is_metadata_address(host: str) -> bool:

@@ -39,7 +39,9 @@ class Settings(BaseSettings):
     allowed_priority_classes: Words = []
     """Priority classes that `spec.scheduling.priorityClassName` may name."""
     allowed_storage_endpoints: Words = []
-    """URLs (shell patterns) that `spec.storage.endpoint` may name; empty = all but link-local and metadata ones."""
+    """URLs of storage that jobs may use; `*` stands for any text within the host or one part of the path. Empty = all
+    but link-local and metadata addresses. The default storage is always allowed; without one, a job that names no
+    endpoint needs an entry for `https://s3.amazonaws.com`."""
     default_storage_endpoint: OptionalText = None
     """Endpoint of the default storage."""
     default_storage_region: OptionalText = None

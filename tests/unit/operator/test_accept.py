@@ -57,6 +57,57 @@ def test_a_list_of_endpoints_excludes_all_others(scene: Any) -> None:
     assert refusal(scene(storage={"endpoint": "https://eu.s3.example.evil"}).job, settings)
 
 
+@pytest.mark.parametrize(
+    "endpoint",
+    [
+        "https://evil.example/x.s3.example",
+        "https://evil.example/.s3.example/",
+        "https://evil.example\\.s3.example",
+        "http://eu.s3.example",
+        "https://s3.example",
+        "https://eu.s3.example:8443",
+        "https://eu.s3.example/other",
+        "https://eu.s3.example/tenant/a/b",
+        "https://eu.s3.example/tenant/..",
+        "https://eu.s3.example/tenant/%2e%2e",
+        "https://eu.s3.example/tenant/a\\..",
+    ],
+)
+def test_a_star_in_the_list_stays_within_its_part_of_the_url(scene: Any, endpoint: str) -> None:
+    listed = ["https://*.s3.example", "https://eu.s3.example/tenant/*"]
+    settings = Settings(trainer_image="x/y:1", allowed_storage_endpoints=listed)
+    assert "not allowed" in (refusal(scene(storage={"endpoint": endpoint}).job, settings) or "")
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "pattern"),
+    [
+        ("https://EU.S3.example", "https://*.s3.example/"),
+        ("http://minio.minio:9000/", "http://minio.minio:9000"),
+        ("http://minio.minio:9000", "http://minio.*:*"),
+        ("https://s3.example/tenant-7", "https://s3.example/tenant-*"),
+        ("https://[2001:db8::1]:9000", "https://[2001:db8::1]:9000"),
+    ],
+)
+def test_a_listed_endpoint_may_be_spelled_in_its_usual_ways(scene: Any, endpoint: str, pattern: str) -> None:
+    settings = Settings(trainer_image="x/y:1", allowed_storage_endpoints=[pattern])
+    assert refusal(scene(storage={"endpoint": endpoint}).job, settings) is None
+
+
+@pytest.mark.parametrize("storage", [None, {"region": "eu-west-1"}])
+def test_a_job_without_an_endpoint_needs_aws_or_a_default_on_the_list(scene: Any, storage: Any) -> None:
+    job = scene(**({"storage": storage} if storage else {})).job
+    for listed, default, is_allowed in [
+        ([], None, True),
+        (["https://*.s3.example"], None, False),
+        (["https://*.amazonaws.com"], None, True),
+        (["https://s3.amazonaws.com"], None, True),
+        (["https://*.s3.example"], "http://minio.minio:9000", True),
+    ]:
+        settings = Settings(trainer_image="x/y:1", allowed_storage_endpoints=listed, default_storage_endpoint=default)
+        assert (refusal(job, settings) is None) == is_allowed
+
+
 def test_no_list_allows_a_metadata_address(scene: Any) -> None:
     settings = Settings(trainer_image="x/y:1", allowed_storage_endpoints=["*"])
     assert "never allowed" in (refusal(scene(storage={"endpoint": "http://169.254.169.254"}).job, settings) or "")
