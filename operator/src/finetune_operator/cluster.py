@@ -34,8 +34,7 @@ from finetune_operator.state import Warnings
 
 PAGE = 500
 RIGHTS = (
-    ("list", names.GROUP, names.PLURAL, ""),
-    ("watch", names.GROUP, names.PLURAL, ""),
+    *((verb, names.GROUP, names.PLURAL, "") for verb in ("get", "list", "watch")),
     ("patch", names.GROUP, names.PLURAL, "status"),
     *((verb, "batch", "jobs", "") for verb in ("get", "list", "watch", "create", "delete")),
     *((verb, "", "pods", "") for verb in ("list", "watch")),

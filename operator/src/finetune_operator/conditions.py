@@ -30,6 +30,7 @@ SENTENCES: dict[tuple[ConditionType, str], str] = {
     (C.RUNNING, R.MOUNT_FAILED): "A volume of the pod cannot be mounted: {detail}",
     (C.RUNNING, R.CONTAINER_ERROR): "The container cannot be started: {detail}",
     (C.RUNNING, R.BACKING_OFF): "Waiting for the next run: {detail}",
+    (C.RUNNING, R.API_DENIED): "Why no pod runs cannot be read: {detail}: grant the right; the job goes on by itself.",
     (C.EARLY_STOPPED, R.NOT_CONFIGURED): "Early stopping is off.",
     (C.EARLY_STOPPED, R.NOT_TRIGGERED): "The evaluation loss still falls, or patience lasts.",
     (C.EARLY_STOPPED, R.PATIENCE_EXHAUSTED): "The evaluation loss no longer fell; the best weights are published.",

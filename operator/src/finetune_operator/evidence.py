@@ -64,12 +64,13 @@ def judge(pod: Pod, job: Job, *, failed_unseen: bool = False) -> Verdict:
     if code in TERMINAL_EXIT_CODES:
         reason = ExitCode(code).reason
         return Verdict(RESULT_FAILED, reason, _message(pod, report), is_terminal=True, report=report)
-    if code == ExitCode.PREEMPTED or pod.disruption or pod.container_reason == "Evicted":
-        reason = pod.disruption or (pod.container_reason if code is None else "") or Reason.PREEMPTED
+    if code == ExitCode.PREEMPTED or pod.disruption:  # as the podFailurePolicy of the Job has it, and nothing else
+        reason = pod.disruption or Reason.PREEMPTED
         return Verdict(RESULT_PREEMPTED, reason[:64], _message(pod, report), report=report)
     if code is None:
         result = RESULT_FAILED if failed_unseen or pod.phase == "Failed" else RESULT_PREEMPTED
-        return Verdict(result, Reason.UNOBSERVED, pod.message[:LOG_TAIL] or "nobody saw how the pod ended")
+        reason = Reason.EVICTED if pod.evicted else Reason.UNOBSERVED
+        return Verdict(result, reason, pod.message[:LOG_TAIL] or "nobody saw how the pod ended")
     return Verdict(RESULT_FAILED, _counted_reason(pod, code), _message(pod, report), report=report)
 
 
@@ -82,6 +83,8 @@ def _judge_success(report: Report | None) -> Verdict:
 def _counted_reason(pod: Pod, code: int) -> str:
     if pod.container_reason == "OOMKilled":
         return Reason.OUT_OF_MEMORY
+    if pod.evicted:
+        return Reason.EVICTED
     known = {member.value for member in ExitCode}
     return ExitCode(code).reason if code in known else Reason.CONTAINER_ERROR
 
@@ -90,6 +93,8 @@ def _message(pod: Pod, report: Report | None) -> str:
     """The report's sentence, else the last line that the container wrote."""
     if report:
         return report.message
+    if pod.evicted:
+        return pod.evicted[:LOG_TAIL]
     if pod.container_reason == "OOMKilled":
         return "the container ran out of memory: raise resources.limits.memory, or lower the batch size or maxLength"
     lines = [line.strip() for line in pod.message.splitlines() if line.strip()]

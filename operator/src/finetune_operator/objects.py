@@ -80,18 +80,21 @@ class Job:
     spec: FineTuneJobSpec | None
     spec_error: str
     status: FineTuneJobStatus
+    status_error: str
 
     @classmethod
     def from_object(cls, obj: Object) -> Self:
-        """Reads what the API server sent; a spec that this version cannot read is kept as its error."""
+        """Reads what the API server sent; a spec or status that this version cannot read is kept as its error."""
         meta = obj["metadata"]
-        spec, error = None, ""
+        spec, spec_error, status, status_error = None, "", FineTuneJobStatus(), ""
         try:
             spec = FineTuneJobSpec.model_validate(obj.get("spec"))
         except ValidationError as problem:
-            error = "; ".join(
-                f"{'.'.join(map(str, item['loc'])) or 'spec'}: {item['msg']}" for item in problem.errors()[:3]
-            )
+            spec_error = _sentence(problem, "spec")
+        try:
+            status = FineTuneJobStatus.model_validate(obj.get("status") or {})
+        except ValidationError as problem:
+            status_error = _sentence(problem, "status")
         return cls(
             key=Key(meta["namespace"], meta["name"]),
             uid=meta["uid"],
@@ -99,14 +102,19 @@ class Job:
             created=moment(meta.get("creationTimestamp")),
             resource_version=meta.get("resourceVersion", ""),
             spec=spec,
-            spec_error=error,
-            status=FineTuneJobStatus.model_validate(obj.get("status") or {}),
+            spec_error=spec_error,
+            status=status,
+            status_error=status_error,
         )
 
     @property
     def is_finished(self) -> bool:
         """Whether it is Complete or Failed, after which nothing touches it."""
         return self.status.is_true(names.ConditionType.COMPLETE) or self.status.is_true(names.ConditionType.FAILED)
+
+
+def _sentence(problem: ValidationError, whole: str) -> str:
+    return "; ".join(f"{'.'.join(map(str, item['loc'])) or whole}: {item['msg']}" for item in problem.errors()[:3])
 
 
 @dataclass(frozen=True)
@@ -181,6 +189,8 @@ class Pod:
     waiting_message: str
     unschedulable: str
     disruption: str
+    evicted: str
+    """Why the kubelet evicted it, also when its container left words of its own."""
 
     @classmethod
     def from_object(cls, obj: Object, *, gone: bool = False) -> Self:
@@ -223,6 +233,7 @@ class Pod:
             waiting_message=waiting.get("message", ""),
             unschedulable=scheduled.get("message", "") if scheduled.get("reason") == "Unschedulable" else "",
             disruption=disrupted.get("reason", "") if disrupted.get("status") == "True" else "",
+            evicted=status.get("message", "") if status.get("reason") == names.Reason.EVICTED else "",
         )
 
     @property

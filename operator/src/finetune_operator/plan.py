@@ -45,6 +45,8 @@ class _Draft:
     decision: Decision
     is_blocked: bool = False
     """Whether nothing may be created now; what runs goes on and is judged when it ends."""
+    is_deaf: bool = False
+    """Whether the operator may not read why a pod does not start, which blocks nothing."""
 
     @property
     def status(self) -> FineTuneJobStatus:
@@ -56,7 +58,7 @@ def plan(seen: Observed, settings: Settings) -> Decision:
     status = seen.job.status.model_copy(deep=True)
     conditions = Conditions(status, seen.job.generation, seen.now)
     decision = Decision(status)
-    if seen.job.is_finished:
+    if seen.job.is_finished or seen.job.status_error:
         return decision
     spec = seen.job.spec
     conditions.start(early_stopping=spec is not None and spec.early_stopping is not None)
@@ -75,14 +77,15 @@ def _accept(draft: _Draft) -> None:
     """Accepted or not; a refusal stops what would be created, never what runs."""
     obstacle, conditions = draft.seen.obstacle, draft.conditions
     refused = accept.refusal(draft.seen.job, draft.settings)
-    draft.is_blocked = bool(refused or obstacle)
+    draft.is_deaf = isinstance(obstacle, Denied) and obstacle.resource == "events"
+    draft.is_blocked = bool(refused or (obstacle and not draft.is_deaf))
     if obstacle:
         draft.decision.again_in(OBSTACLE_SECONDS)
     if refused:
         conditions.set(C.ACCEPTED, "False", R.FORBIDDEN, refused)
     elif isinstance(obstacle, NameTaken):
         conditions.set(C.ACCEPTED, "False", R.NAME_CONFLICT, str(obstacle))
-    elif isinstance(obstacle, Denied):
+    elif isinstance(obstacle, Denied) and not draft.is_deaf:
         conditions.set(C.ACCEPTED, "False", R.API_DENIED, str(obstacle))
     else:
         conditions.set(C.ACCEPTED, "True", R.ACCEPTED)
@@ -119,8 +122,20 @@ def _preflight(draft: _Draft) -> None:
         _preflight_passed(draft, child, *passed)
     elif child.is_over:
         _preflight_failed(draft, child, pods)
+    elif (last := _one_preemption_too_many(draft, pods)) and not seen.obstacle:
+        draft.decision.delete = child
+        conditions.set(C.VALIDATED, "False", R.TOO_MANY_PREEMPTIONS, "preflight was preempted too often")
+        _fail(draft, child, R.TOO_MANY_PREEMPTIONS, f"preflight: {last.message}")
     else:
         _watch_start(draft, child, pods)
+
+
+def _one_preemption_too_many(draft: _Draft, pods: tuple[Pod, ...]) -> evidence.Verdict | None:
+    """Of the pods that are listed or remembered: preflight holds no GPU, and its preemptions are not stored."""
+    limit = draft.spec.max_preemptions
+    verdicts = [evidence.judge(pod, draft.seen.job) for pod in pods if pod.counts_as_run]
+    preempted = [one for one in verdicts if one.result == evidence.RESULT_PREEMPTED]
+    return preempted[-1] if limit and len(preempted) > limit else None
 
 
 def _passing_report(draft: _Draft, pod: Pod) -> Report | None:
@@ -150,7 +165,7 @@ def _preflight_passed(draft: _Draft, child: ChildJob, pod: Pod, report: Report) 
 def _preflight_failed(draft: _Draft, child: ChildJob, pods: tuple[Pod, ...]) -> None:
     verdicts = [evidence.judge(pod, draft.seen.job) for pod in pods if pod.is_over]
     last = next((one for one in reversed(verdicts) if one.is_terminal), verdicts[-1] if verdicts else None)
-    if child.completed and last is None:
+    if child.completed and not any(pod.exit_code == 0 for pod in pods):
         draft.decision.delete = child  # it passed while nobody looked, and its pod is gone: ask again
         draft.decision.again_in(SOON_SECONDS)
         return
@@ -319,6 +334,8 @@ def _watch_start(draft: _Draft, child: ChildJob, pods: tuple[Pod, ...]) -> None:
     last = runs.last_sentence(draft.status)
     if runs.has_succeeded(draft.status, child):
         draft.conditions.set(C.RUNNING, "False", R.FINISHED)
+    elif draft.is_deaf and found.question:
+        draft.conditions.set(C.RUNNING, "False", R.API_DENIED, str(draft.seen.obstacle))
     elif found.reason is R.PODS_STARTING and child.component == Component.PREFLIGHT:
         draft.conditions.set(C.RUNNING, "False", R.NOT_STARTED)
     elif found.reason is R.PODS_STARTING and not [pod for pod in pods if not pod.is_over] and last:

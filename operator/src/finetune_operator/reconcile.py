@@ -63,6 +63,9 @@ class Reconciler:
         if job.is_finished:
             self._memory.forget(key)
             return
+        if job.status_error:
+            log.error("%s: left alone, for its status cannot be read: %s", key, job.status_error)
+            return
         decision = await self._decide_and_act(await self._observe(job))
         await self._write(job, decision.status)
         finished = replace(job, status=decision.status).is_finished

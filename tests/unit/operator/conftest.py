@@ -106,7 +106,9 @@ class Scene:
         state = {"running": {"startedAt": stamp()}}
         pod["status"] = {"phase": "Running", "podIP": ip, "containerStatuses": [self._container(state)]}
 
-    def end(self, pod: Object, code: int, message: str = "", reason: str = "", disruption: str = "") -> None:
+    def end(
+        self, pod: Object, code: int, message: str = "", reason: str = "", *, disruption: str = "", evicted: str = ""
+    ) -> None:
         number = list(self.pods.values()).index(pod)
         terminated = {
             "exitCode": code,
@@ -121,6 +123,8 @@ class Scene:
         }
         if disruption:
             pod["status"]["conditions"] = [{"type": "DisruptionTarget", "status": "True", "reason": disruption}]
+        if evicted:
+            pod["status"] |= {"reason": "Evicted", "message": evicted}
 
     def reject(self, pod: Object, reason: str, message: str) -> None:
         """What the kubelet says of a pod that it did not admit, or that it evicted before a container ended."""

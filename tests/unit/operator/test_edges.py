@@ -1,15 +1,18 @@
 """The edges: the API server's answers, a trainer's answers, memory, metrics and events."""
 
 import asyncio
+import re
+from pathlib import Path
 from typing import Any
 
 import aiohttp
 import orjson
 import pytest
+import yaml
 from aiohttp import web
 
 from finetune_api.status import FineTuneJobStatus
-from finetune_operator.cluster import TokenBucket, error_from
+from finetune_operator.cluster import RIGHTS, TokenBucket, error_from
 from finetune_operator.errors import AlreadyExists, Denied, Gone, Outdated, Refused, RetryLater
 from finetune_operator.events import between, build_event
 from finetune_operator.metrics import JobCollector
@@ -49,6 +52,20 @@ def test_a_proxys_page_instead_of_json_is_tried_again() -> None:
 def test_a_missing_right_names_verb_resource_and_namespace() -> None:
     body = orjson.dumps({"message": 'User "x" cannot create resource "jobs" in API group "batch"'})
     assert str(error_from(403, body, None, PATH)) == "the operator may not create jobs in namespace team"
+
+
+def test_every_documented_right_is_checked_at_start_and_no_other() -> None:
+    text = (Path(__file__).parents[3] / "operator/README.md").read_text()
+    found = re.search(r"```yaml\n(rules:.*?)```", text, re.DOTALL)
+    assert found is not None
+    documented = {
+        (verb, group, *resource.split("/"), *([""] * ("/" not in resource)))
+        for rule in yaml.safe_load(found.group(1))["rules"]
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+    }
+    assert set(RIGHTS) == documented
 
 
 async def test_the_rate_limit_lets_a_burst_through_and_then_paces() -> None:

@@ -202,6 +202,15 @@ def test_a_job_that_is_no_longer_allowed_gets_no_further_attempt(scene: Any) -> 
     assert one.status["failures"] == 1
 
 
+def test_a_status_that_cannot_be_read_is_left_alone(scene: Any) -> None:
+    one = scene()
+    one.object["status"] = {"phase": "Succeeded", "runs": "many", "conditions": "none"}
+    decision = one.look()
+    assert "runs" in one.job.status_error
+    assert (decision.create, decision.delete, decision.requeue_after) == (None, None, None)
+    assert decision.status == one.job.status
+
+
 def test_a_spec_of_another_version_is_said_and_not_guessed(scene: Any) -> None:
     one = scene(objective="Telepathy")
     one.settle()
@@ -217,6 +226,25 @@ def test_preflight_that_was_not_seen_to_pass_is_asked_again(scene: Any) -> None:
     decision = one.look()
     assert decision.delete is not None
     assert decision.delete.name == "one-preflight"
+
+
+def test_an_earlier_pod_of_a_passed_preflight_is_not_its_verdict(scene: Any) -> None:
+    one = scene()
+    one.settle()
+    one.end(one.pod("one-preflight"), 75)
+    one.complete("one-preflight")
+    decision = one.look()
+    assert decision.delete is not None
+    assert not decision.status.is_true("Failed")
+
+
+def test_a_passed_preflight_without_a_report_is_a_failure(scene: Any) -> None:
+    one = scene()
+    one.settle()
+    one.end(one.pod("one-preflight"), 0)
+    one.complete("one-preflight")
+    one.settle()
+    assert (one.status["phase"], one.status["reason"]) == ("Failed", "ResultMissing")
 
 
 def test_a_failed_job_without_pods_still_gives_the_exit_tables_reason(scene: Any) -> None:
@@ -280,6 +308,19 @@ def test_refused_pods_are_asked_for_only_after_ten_seconds(scene: Any) -> None:
     one.settle()
     assert one.condition("Running")["reason"] == "PodCreationRefused"
     assert "exceeded quota" in one.status["message"]
+
+
+def test_events_that_may_not_be_read_hide_a_cause_and_stop_nothing(scene: Any) -> None:
+    one = scene().to_training()
+    one.now += timedelta(seconds=11)
+    assert one.look().look_at is not None
+    status = one.look(obstacle=Denied("list", "events", "team")).status
+    accepted, running = status.condition("Accepted"), status.condition("Running")
+    assert accepted is not None
+    assert accepted.status == "True"
+    assert running is not None
+    assert running.reason == "APIDenied"
+    assert "may not list events in namespace team: grant the right" in running.message
 
 
 def test_the_image_sentence_stays_while_the_kubelet_backs_off(scene: Any) -> None:

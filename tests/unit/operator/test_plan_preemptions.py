@@ -54,3 +54,28 @@ def test_a_removal_that_was_not_written_is_no_deleted_job_and_no_second_attempt(
     assert (one.status["phase"], one.status["reason"]) == ("Failed", "TooManyPreemptions")
     assert one.status.get("failures", 0) == 0
     assert one.status["message"].endswith("Preempted: a sentence")
+
+
+def test_preflight_may_be_preempted_as_often_as_training(scene: Any) -> None:
+    one = scene(maxPreemptions=2)
+    one.settle()
+    for _ in range(2):
+        one.end(one.pod("one-preflight"), 143, disruption="EvictionByEvictionAPI")
+    one.settle()
+    assert one.status["phase"] == "Preflight"
+    one.end(one.pod("one-preflight"), 143, disruption="EvictionByEvictionAPI")
+    one.pod("one-preflight")
+    assert not one.look(obstacle=Denied("delete", "jobs", "team")).status.is_true("Failed")
+    one.settle()
+    assert (one.status["phase"], one.status["reason"]) == ("Failed", "TooManyPreemptions")
+    assert one.condition("Validated")["reason"] == "TooManyPreemptions"
+    assert one.children == {}
+
+
+def test_preflight_without_a_limit_is_preempted_any_number_of_times(scene: Any) -> None:
+    one = scene(maxPreemptions=0)
+    one.settle()
+    for _ in range(30):
+        one.end(one.pod("one-preflight"), 75)
+    one.settle()
+    assert one.status["phase"] == "Preflight"

@@ -34,6 +34,8 @@ def test_a_pod_that_dropped_out_of_the_history_is_not_counted_again(scene: Any) 
         ({"code": 137, "disruption": "TerminationByKubelet"}, "Preempted", "TerminationByKubelet"),
         ({"code": 137, "reason": "OOMKilled"}, "Failed", "OutOfMemory"),
         ({"code": 137}, "Failed", "ContainerError"),
+        ({"code": 137, "evicted": "Usage of EmptyDir volume exceeds the limit"}, "Failed", "Evicted"),
+        ({"code": 75, "evicted": "Usage of EmptyDir volume exceeds the limit"}, "Preempted", "Preempted"),
         ({"code": 69}, "Failed", "StorageUnavailable"),
         ({"code": 70}, "Failed", "InternalError"),
         ({"code": 65, "disruption": "EvictionByEvictionAPI"}, "Failed", "DatasetUnusable"),
@@ -95,3 +97,28 @@ def test_a_rejected_pod_keeps_its_time_when_it_is_deleted(scene: Any) -> None:
     pod["metadata"]["deletionTimestamp"] = "2026-03-01T13:00:00Z"
     assert first is not None
     assert Pod.from_object(pod, gone=True).ended == first
+
+
+@pytest.mark.parametrize("has_container", [True, False])
+def test_an_eviction_that_the_job_counts_as_a_failure_is_one_failure_with_the_kubelets_words(
+    scene: Any, has_container: bool
+) -> None:
+    one = scene().to_training()
+    pod, words = one.pod("one-1"), 'Usage of EmptyDir volume "workspace" exceeds the limit "50Gi".'
+    if has_container:
+        one.end(pod, 137, "step 40: loss 1.2", reason="Error", evicted=words)
+    else:
+        one.reject(pod, "Evicted", words)
+    one.children["one-1"]["status"] = {"failed": 1}
+    one.settle()
+    assert (one.status["runs"], one.status["failures"], one.status.get("preemptions", 0)) == (1, 1, 0)
+    run = one.status["history"][0]
+    assert (run["reason"], run["message"]) == ("Evicted", words)
+
+
+def test_an_evicted_trainers_own_report_is_not_lost(scene: Any) -> None:
+    one = scene().to_training()
+    report = one.report("Preempted", lastStep=40)
+    one.end(one.pod("one-1"), 75, report, disruption="TerminationByKubelet", evicted="The node was low on memory.")
+    one.settle()
+    assert one.status["history"][0]["lastStep"] == 40
