@@ -216,13 +216,16 @@ def test_a_deleted_trainer_job_is_replaced_by_a_counted_attempt(world: Any, oper
     assert world.wait_phase("Succeeded")["attempts"] == 2
 
 
-def test_a_job_removed_after_success_stays_complete(world: Any, operator: Any) -> None:
+def test_a_job_removed_after_success_stays_complete(world: Any, operator: Any, wait: Any) -> None:
     world.create()
     world.end(world.pass_preflight(), 0, world.published())
     world.wait_phase("Succeeded")
     before = world.get()["metadata"]["resourceVersion"]
     world.batch.delete_namespaced_job("one-1", world.namespace, propagation_policy="Background")
+    wait(lambda: "one-1" not in world.jobs(), "the Job is removed")
     operator.kill()
     operator.start()
+    looks = 'finetune_operator_reconcile_total{result="done"}'
+    wait(lambda: operator.get("/metrics") and looks in operator.text, "a look at the job after the restart")
     assert world.get()["metadata"]["resourceVersion"] == before
     assert world.jobs() == ["one-preflight"]
