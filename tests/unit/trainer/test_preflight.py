@@ -78,6 +78,19 @@ def test_a_second_preflight_of_the_same_job_gives_the_same(world: Any) -> None:
     assert again.lineage == first.lineage
 
 
+def test_a_workspace_that_is_used_again_gives_the_same_summary(world: Any) -> None:
+    check(world)
+    first = json.loads((world.out / Artifact.DATASET_SUMMARY).read_text())
+    check(world)
+    assert json.loads((world.out / Artifact.DATASET_SUMMARY).read_text()) == first
+
+
+def test_the_files_of_the_model_that_was_there_before_are_not_used(world: Any) -> None:
+    (world.workspace / "tokenizer").mkdir()
+    (world.workspace / "tokenizer" / "chat_template.jinja").write_text("{{ raise_exception('another model') }}")
+    assert check(world).outcome is Outcome.VALIDATED
+
+
 def test_a_prefix_of_another_job_is_a_conflict_and_stays_as_it_is(world: Any) -> None:
     check(world)
     before = {path: path.read_bytes() for path in world.out.rglob("*") if path.is_file()}

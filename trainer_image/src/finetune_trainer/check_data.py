@@ -9,9 +9,7 @@ from finetune_trainer.data.report import CheckOutput, print_summary
 from finetune_trainer.data.rows import NamedPath, UnreadableFile
 from finetune_trainer.data.summary import Summary
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.labels import Labeler
-from finetune_trainer.template import TemplateFailure
-from finetune_trainer.tokenizer_files import TokenizerUnavailable
+from finetune_trainer.labels import load_labeler
 
 
 def check_data(
@@ -31,7 +29,7 @@ def check_data(
         summary=summary,
         format=data_format.value,
         objective=objective.value,
-        labeler=_labeler(model) if model else None,
+        labeler=load_labeler(model, str(model)) if model else None,
         max_length=max_length,
     )
     try:
@@ -48,10 +46,3 @@ def check_data(
             ExitCode.DATASET_UNUSABLE,
             f"{summary.malformed_percent:.1f} % of the rows are malformed, at most {max_rejected_percent} % is allowed",
         )
-
-
-def _labeler(model: Path) -> Labeler:
-    try:
-        return Labeler(model)
-    except (TokenizerUnavailable, TemplateFailure) as error:
-        raise TrainerError(ExitCode.MODEL_UNAVAILABLE, f"{model}: the tokenizer cannot be used: {error}") from None

@@ -7,13 +7,11 @@ from pathlib import Path
 from finetune_api.handoff import ExitCode, JobConfig
 from finetune_trainer.base_model import is_model_file
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.labels import Encoded, Labeler
+from finetune_trainer.labels import Encoded, Labeler, load_labeler
 from finetune_trainer.progress import Reporter, transfer_beat
 from finetune_trainer.samples import Rows, encode_rows, evaluated, fetch_rows
 from finetune_trainer.stop import StopFlag
 from finetune_trainer.storage import Storage
-from finetune_trainer.template import TemplateFailure
-from finetune_trainer.tokenizer_files import TokenizerUnavailable
 
 
 @dataclass(frozen=True)
@@ -48,10 +46,11 @@ def load_inputs(config: JobConfig, storage: Storage, workspace: Path, reporter: 
     """Downloads model and rows, verifies the rows against preflight's digests and turns them into samples."""
     on_bytes = transfer_beat(reporter, stop)
     model = workspace / "model"
-    shutil.rmtree(workspace / "result", ignore_errors=True)
+    for left_over in (workspace / "result", model):
+        shutil.rmtree(left_over, ignore_errors=True)
     storage.download_folder(config.spec.model.uri, model, on_bytes, accept=is_model_file)
     rows = fetch_rows(config, storage, workspace, on_bytes)
-    labeler = _labeler(config, model)
+    labeler = load_labeler(model, config.spec.model.uri)
     objective, longest = config.spec.objective.value, config.spec.hyperparameters.max_length
     held_out = evaluated(rows.validation, config.spec.hyperparameters.seed)
     samples = encode_rows(rows.train, labeler, objective, longest)
@@ -59,11 +58,3 @@ def load_inputs(config: JobConfig, storage: Storage, workspace: Path, reporter: 
     if not samples:
         raise TrainerError(ExitCode.DATASET_UNUSABLE, "no row gives a token to train on; see status.dataset")
     return Inputs(config, model, rows, labeler, samples, validation, workspace)
-
-
-def _labeler(config: JobConfig, directory: Path) -> Labeler:
-    try:
-        return Labeler(directory)
-    except (TokenizerUnavailable, TemplateFailure) as error:
-        message = f"{config.spec.model.uri}: the tokenizer cannot be used: {error}"
-        raise TrainerError(ExitCode.MODEL_UNAVAILABLE, message) from error

@@ -17,11 +17,13 @@ from pathlib import Path
 import orjson
 from tokenizers import Encoding
 
+from finetune_api.handoff import ExitCode
 from finetune_trainer.data.rows import BadRow, ChatRow, Message, Objective, RejectCode, RepairCode
+from finetune_trainer.errors import TrainerError
 from finetune_trainer.skeletons import SkeletonFinder
 from finetune_trainer.template import FALLBACK_TEMPLATE, ChatTemplate, TemplateFailure
 from finetune_trainer.template_probe import choose_arguments_form, choose_content_form, has_system_role
-from finetune_trainer.tokenizer_files import TokenizerFiles, load_tokenizer_files
+from finetune_trainer.tokenizer_files import TokenizerFiles, TokenizerUnavailable, load_tokenizer_files
 from finetune_trainer.turn_spans import Sample, Span, Tools, TurnFinder
 
 UNTRAINED = -100
@@ -208,6 +210,15 @@ class Labeler:
     def _without_second_bos(self, ids: list[int]) -> list[int]:
         bos = self._files.bos_id
         return ids[1:] if bos is not None and ids[:2] == [bos, bos] else ids
+
+
+def load_labeler(directory: Path, name: str) -> Labeler:
+    """The labeler of a model's folder, which messages call `name`; what it cannot use is ModelUnavailable."""
+    try:
+        return Labeler(directory)
+    except (TokenizerUnavailable, TemplateFailure) as error:
+        message = f"{name}: the tokenizer cannot be used: {error}"
+        raise TrainerError(ExitCode.MODEL_UNAVAILABLE, message) from error
 
 
 def _refuse_endless(messages: Sequence[Message]) -> None:

@@ -1,23 +1,21 @@
 """The check before a GPU is held: storage, claim, model and rows; starts in seconds, without torch."""
 
 import logging
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 from finetune_api.defaults import Facts, resolve
-from finetune_api.handoff import Artifact, ExitCode, JobConfig, Outcome, Report
+from finetune_api.handoff import Artifact, JobConfig, Outcome, Report
 from finetune_trainer.base_model import ModelFacts, check_model
 from finetune_trainer.claim import check_claim, claim
-from finetune_trainer.errors import TrainerError
-from finetune_trainer.labels import Labeler
+from finetune_trainer.labels import load_labeler
 from finetune_trainer.lineage import status_lineage
 from finetune_trainer.prepare_dataset import PreparedDataset, prepare_dataset
 from finetune_trainer.progress import Reporter, transfer_beat
 from finetune_trainer.publish import adopt
 from finetune_trainer.stop import StopFlag
 from finetune_trainer.storage import OnBytes, Storage, join
-from finetune_trainer.template import TemplateFailure
-from finetune_trainer.tokenizer_files import TokenizerUnavailable
 
 logger = logging.getLogger(__name__)
 
@@ -34,8 +32,11 @@ def preflight(config: JobConfig, storage: Storage, workspace: Path, reporter: Re
         adopted = adopt(config, storage, Outcome.ADOPTED, on_bytes)
         if adopted:
             return adopted
+    shutil.rmtree(
+        workspace / "tokenizer", ignore_errors=True
+    )  # a workspace that is used again may hold another model's
     model = check_model(config.spec.model.uri, storage, workspace / "tokenizer", on_bytes)
-    labeler = _labeler(config, workspace / "tokenizer")
+    labeler = load_labeler(workspace / "tokenizer", config.spec.model.uri)
     dataset = prepare_dataset(config, storage, workspace, labeler, on_bytes=on_bytes, on_rows=_on_rows(reporter, stop))
     claim(config, storage)
     _upload(config, dataset, storage, on_bytes)
@@ -54,15 +55,6 @@ def _probe(config: JobConfig, storage: Storage) -> None:
         if bucket not in seen:
             storage.probe(uri)
             seen.add(bucket)
-
-
-def _labeler(config: JobConfig, directory: Path) -> Labeler:
-    try:
-        return Labeler(directory)
-    except (TokenizerUnavailable, TemplateFailure) as error:
-        raise TrainerError(
-            ExitCode.MODEL_UNAVAILABLE, f"{config.spec.model.uri}: the tokenizer cannot be used: {error}"
-        ) from None
 
 
 def _on_rows(reporter: Reporter, stop: StopFlag) -> Callable[[], None]:

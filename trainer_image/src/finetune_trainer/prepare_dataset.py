@@ -74,7 +74,8 @@ def prepare_dataset(
     train = check.run("train", dataset.train, prompts, dataset.max_samples)
     split = _split(config, train)
     out = workspace / "prepared"
-    (out / "dataset").mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(out, ignore_errors=True)
+    (out / "dataset").mkdir(parents=True)
     train_samples, held_out_samples = _write_rows(out, train, validation, split)
     _concatenate(out / Artifact.REJECTED, [one.directory / REJECTED for one in (train, validation) if one])
     status = _status(train, validation, split)
