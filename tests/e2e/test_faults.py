@@ -1,4 +1,4 @@
-"""Faults on the real cluster: the operator killed; the trainer evicted, out of memory, deleted. Nothing is trained twice, nothing is a lie."""
+"""Faults on the real cluster: operator killed, trainer evicted, out of memory, deleted. Nothing is trained twice."""
 
 from typing import Any
 
