@@ -12,10 +12,13 @@ from typing import Any
 import pytest
 
 from finetune_api.handoff import ExitCode
+from finetune_api.spec import Checkpoint
 from finetune_api.spec import Storage as StorageSpec
 from finetune_trainer.errors import ObjectMissing, Stopped, StorageDenied, StorageUnavailable, TrainerError
-from finetune_trainer.s3 import S3Storage
+from finetune_trainer.pod import TRAINER_PATIENCE_SECONDS
+from finetune_trainer.s3 import LONGEST_WAIT, S3Storage
 from finetune_trainer.s3_client import Connection, connect
+from finetune_trainer.stop import StopFlag
 from finetune_trainer.storage import Entry
 
 MIB = 1024 * 1024
@@ -210,6 +213,26 @@ def test_a_patient_storage_waits_for_a_store_that_comes_back(s3_server: Any, buc
     )
     storage.put(f"s3://{bucket}/late", b"arrived")
     assert storage.read(f"s3://{bucket}/late") == b"arrived"
+
+
+def test_a_stop_ends_a_trainers_patience_with_a_store_that_is_gone() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    stop = StopFlag()
+    connection = Connection(StorageSpec(endpoint=f"http://127.0.0.1:{port}"), keys("a", "b"))
+    storage = S3Storage(connection, TRAINER_PATIENCE_SECONDS, stop)
+    threading.Timer(2.0, stop.set).start()
+    began = time.monotonic()
+    with pytest.raises((Stopped, StorageUnavailable)):
+        storage.put("s3://bucket/key", b"x")
+    assert time.monotonic() - began < 40
+
+
+def test_a_silent_store_leaves_most_of_the_grace_period_after_a_stop() -> None:
+    """The tries inside botocore cannot be ended, nor can a wait between ours."""
+    config = Connection(StorageSpec(endpoint="http://127.0.0.1:1"), keys("a", "b")).client.meta.config
+    longest = config.retries["total_max_attempts"] * (config.connect_timeout + config.read_timeout)
+    assert longest + LONGEST_WAIT < Checkpoint().grace_period_seconds * 0.8
 
 
 def test_a_connection_that_breaks_again_and_again_is_unavailable(

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from finetune_api.handoff import Artifact, Report
+from finetune_api.handoff import HANDOFF_VERSION, Artifact, Report
 
 SIGTERM_BIT = 1 << (signal.SIGTERM - 1)
 
@@ -179,6 +179,33 @@ def test_an_error_without_a_name_ends_in_70_with_a_traceback(tmp_path: Path, con
     assert done.returncode == 70
     assert "Traceback" in done.stderr
     assert "InternalError: NotADirectoryError" in done.stderr
+
+
+def test_a_panic_of_a_library_in_rust_ends_in_70_with_a_report(termination_log: Path) -> None:
+    """Such a panic is a BaseException and no Exception."""
+    program = f"""
+import pathlib, finetune_trainer.cli as cli, finetune_trainer.__main__ as process
+class PanicException(BaseException): pass
+def app(obj):
+    obj.termination_log = pathlib.Path({str(termination_log)!r})
+    raise PanicException("no entry found for key")
+cli.app = app
+process.main()
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 70, done.stderr
+    report = Report.model_validate_json(termination_log.read_text())
+    assert (report.reason, report.message) == ("InternalError", "PanicException: no entry found for key")
+
+
+def test_a_config_of_a_newer_operator_ends_in_64_and_echoes_the_job(config_file: Path, termination_log: Path) -> None:
+    content = json.loads(config_file.read_text()) | {"handoffVersion": HANDOFF_VERSION + 1}
+    config_file.write_text(json.dumps(content))
+    done = trainer("preflight", "--config", config_file, "--port", 0, "--termination-log", termination_log)
+    assert done.returncode == 64
+    report = Report.model_validate_json(termination_log.read_text())
+    assert f"handoffVersion {HANDOFF_VERSION + 1}" in report.message
+    assert report.job_uid == "uid-1"
 
 
 def test_checked_data_is_written_and_counted(tmp_path: Path, rows_file: Path) -> None:

@@ -25,7 +25,9 @@ def main() -> NoReturn:
         app(obj=state)
     except TrainerError as error:
         sys.exit(state.fail(error))
-    except Exception as error:
+    except (SystemExit, KeyboardInterrupt):
+        raise
+    except BaseException as error:  # a panic in a library written in Rust is no Exception
         logging.getLogger("finetune_trainer").exception("internal error")
         sys.exit(state.fail(TrainerError(ExitCode.INTERNAL_ERROR, f"{type(error).__name__}: {error}")))
     sys.exit(0)

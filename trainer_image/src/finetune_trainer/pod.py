@@ -8,11 +8,12 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from finetune_api.handoff import ExitCode, JobConfig, Outcome, Report
+from finetune_api.handoff import HANDOFF_VERSION, ExitCode, JobConfig, Outcome, Report
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.manifest_file import field_errors
 from finetune_trainer.progress import Reporter, transfer_beat
 from finetune_trainer.run_state import RunState
+from finetune_trainer.stop import StopFlag
 from finetune_trainer.storage import Storage
 
 logger = logging.getLogger(__name__)
@@ -26,7 +27,7 @@ def preflight(state: RunState, config_path: Path, workspace: Path, port: int) ->
     config, reporter = _begin(state, config_path, port)
     from finetune_trainer.preflight import preflight as check
 
-    return check(config, _storage(config), workspace, reporter, state.stop)
+    return check(config, _storage(config, state.stop), workspace, reporter, state.stop)
 
 
 def train(state: RunState, config_path: Path, workspace: Path, port: int) -> Report:
@@ -34,7 +35,7 @@ def train(state: RunState, config_path: Path, workspace: Path, port: int) -> Rep
     config, reporter = _begin(state, config_path, port)
     if config.resolved is None or config.dataset is None:
         raise TrainerError(ExitCode.INVALID_CONFIG, "the configuration lacks resolved or dataset: run preflight first")
-    storage = _storage(config, patience=TRAINER_PATIENCE_SECONDS)
+    storage = _storage(config, state.stop, TRAINER_PATIENCE_SECONDS)
     from finetune_trainer.claim import check_claim
     from finetune_trainer.publish import adopt
 
@@ -54,6 +55,7 @@ def read_config(path: Path, state: RunState) -> JobConfig:
     try:
         content = json.loads(path.read_bytes())
         state.echo = {"uid": str(content.get("uid", "")), "config_sha256": str(content.get("configSha256", ""))}
+        _refuse_newer(content.get("handoffVersion"))
         state.config = JobConfig.model_validate(content)
     except OSError as error:
         raise TrainerError(ExitCode.INVALID_CONFIG, f"{path} cannot be read: {error.strerror}") from None
@@ -62,6 +64,13 @@ def read_config(path: Path, state: RunState) -> JobConfig:
     except (ValueError, AttributeError):
         raise TrainerError(ExitCode.INVALID_CONFIG, f"{path} is not a JSON object") from None
     return state.config
+
+
+def _refuse_newer(version: object) -> None:
+    """A field that a newer operator added would be ignored, so that another job would run than the one asked for."""
+    if isinstance(version, int) and version > HANDOFF_VERSION:
+        message = f"the configuration has handoffVersion {version}, this trainer knows {HANDOFF_VERSION}: use the image"
+        raise TrainerError(ExitCode.INVALID_CONFIG, f"{message} that belongs to the operator's version")
 
 
 def _begin(state: RunState, config_path: Path, port: int) -> tuple[JobConfig, Reporter]:
@@ -75,8 +84,8 @@ def _begin(state: RunState, config_path: Path, port: int) -> tuple[JobConfig, Re
     return config, reporter
 
 
-def _storage(config: JobConfig, patience: float = 0.0) -> Storage:
+def _storage(config: JobConfig, stop: StopFlag, patience: float = 0.0) -> Storage:
     from finetune_trainer.s3 import S3Storage
     from finetune_trainer.s3_client import connect
 
-    return S3Storage(connect(config.spec.storage), patience)
+    return S3Storage(connect(config.spec.storage), patience, stop)

@@ -15,12 +15,14 @@ from botocore.exceptions import BotoCoreError, ClientError
 from finetune_trainer.errors import ObjectMissing, StorageUnavailable
 from finetune_trainer.s3_client import Connection
 from finetune_trainer.s3_errors import is_missing, named_error
+from finetune_trainer.stop import StopFlag
 from finetune_trainer.storage import CHUNK, READ_LIMIT, Entry, OnBytes, confined, join, too_large
 
 T = TypeVar("T")
 
 TRANSFER = TransferConfig(multipart_threshold=16 * 1024 * 1024, multipart_chunksize=16 * 1024 * 1024, max_concurrency=4)
 CONFLICT_TRIES = 5
+LONGEST_WAIT = 15.0
 # Any other OSError is about this machine, such as a full disk, and not about the store.
 NETWORK_ERRORS = (BotoCoreError, Boto3Error, ConnectionError, TimeoutError)
 
@@ -34,13 +36,15 @@ def split_uri(uri: str) -> tuple[str, str]:
 class S3Storage:
     """Objects in one S3-compatible store.
 
-    `patience` is how many seconds a store that does not answer is tried again for, on top of botocore's own retries.
+    `patience` is how many seconds a store that does not answer is tried again for, on top of botocore's own retries;
+    it ends at once when `stop` is set, for what follows SIGTERM must fit into the grace period.
     """
 
-    def __init__(self, connection: Connection, patience: float = 0.0) -> None:
+    def __init__(self, connection: Connection, patience: float = 0.0, stop: StopFlag | None = None) -> None:
         self._connection = connection
         self._client = connection.client
         self._patience = patience
+        self._stop = stop or StopFlag()
 
     def probe(self, uri: str) -> None:
         """List one key with short time-outs."""
@@ -173,11 +177,16 @@ class S3Storage:
             with self._named(uri, raw=raw):
                 return call()
         for attempt in stamina.retry_context(
-            on=StorageUnavailable, attempts=None, timeout=self._patience, wait_initial=1.0, wait_max=15.0
+            on=self._is_worth_a_retry, attempts=None, timeout=self._patience, wait_initial=1.0, wait_max=LONGEST_WAIT
         ):
             with attempt, self._named(uri, raw=raw):
+                if attempt.num > 1:
+                    self._stop.raise_if_set()
                 return call()
         raise AssertionError("unreachable: the last attempt raises")
+
+    def _is_worth_a_retry(self, error: Exception) -> bool:
+        return isinstance(error, StorageUnavailable) and not self._stop.is_set()
 
     @contextmanager
     def _named(self, uri: str, *, raw: bool = False) -> Iterator[None]:

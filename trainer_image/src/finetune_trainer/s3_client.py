@@ -37,8 +37,8 @@ class Connection:
 
     @cached_property
     def client(self) -> Any:
-        """The client for transfers: patient with a slow answer."""
-        return self._build(connect_timeout=5, read_timeout=60, attempts=4)
+        """The client for transfers: patient with a slow answer, but all its tries fit well into the grace period."""
+        return self._build(connect_timeout=5, read_timeout=20, attempts=3)
 
     @cached_property
     def quick_client(self) -> Any:

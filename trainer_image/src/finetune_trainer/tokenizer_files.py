@@ -49,15 +49,24 @@ def load_tokenizer_files(directory: Path) -> TokenizerFiles:
     path = directory / "tokenizer.json"
     if not path.is_file():
         raise TokenizerUnavailable(f"{directory.name} has no tokenizer.json")
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # tokenizers raises nothing narrower
-        raise TokenizerUnavailable(f"tokenizer.json cannot be read: {error}") from error
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
+    tokenizer = _load(path)
     config = _read_json(directory / "tokenizer_config.json")
     named = _named_tokens(config, _read_json(directory / "special_tokens_map.json"))
     return TokenizerFiles(tokenizer, named, _template(directory, config), _control_tokens(tokenizer, named))
+
+
+def _load(path: Path) -> Tokenizer:
+    """The tokenizer, tried out on one letter: some faults of the file show as a panic at the first text."""
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        tokenizer.encode("a")
+    except (SystemExit, KeyboardInterrupt):
+        raise
+    except BaseException as error:  # tokenizers raises nothing narrower, and its panics are no Exception
+        raise TokenizerUnavailable(f"tokenizer.json cannot be read: {error}") from error
+    return tokenizer
 
 
 def _read_json(path: Path) -> dict[str, Any]:

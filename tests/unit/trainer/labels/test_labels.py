@@ -239,6 +239,17 @@ def test_a_directory_without_tokenizer_json_says_so(tmp_path: Path) -> None:
         Labeler(tmp_path)
 
 
+def test_a_tokenizer_that_panics_at_its_first_text_is_unavailable(build_model: Any) -> None:
+    """tokenizers loads a template that names an unknown token, and a panic of Rust is no Exception."""
+    directory = build_model(CHATML)
+    content = json.loads((directory / "tokenizer.json").read_text())
+    start, text = {"SpecialToken": {"id": "<gone>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}
+    template = {"type": "TemplateProcessing", "single": [start, text], "pair": [text, text], "special_tokens": {}}
+    (directory / "tokenizer.json").write_text(json.dumps(content | {"post_processor": template}))
+    with pytest.raises(TokenizerUnavailable, match="no entry found"):
+        Labeler(directory)
+
+
 def test_rows_are_checked_and_labelled_in_one_pass(labeler: Labeler, tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     rows: list[Any] = [
