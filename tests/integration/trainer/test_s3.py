@@ -46,7 +46,7 @@ def test_small_objects_are_written_read_and_listed(storage: S3Storage, bucket: s
     storage.put(f"s3://{bucket}/outside.json", b"333")
     assert storage.list(f"s3://{bucket}/out") == [Entry("a/one.json", 1), Entry("two.json", 2)]
     assert storage.read(f"s3://{bucket}/out/two.json") == b"22"
-    assert storage.exists(f"s3://{bucket}/out/two.json")
+    assert storage.first(f"s3://{bucket}/out") == Entry("a/one.json", 1)
 
 
 def test_more_keys_than_a_page_are_all_listed(storage: S3Storage, s3_server: Any, bucket: str) -> None:
@@ -61,8 +61,8 @@ def test_an_absent_object_reads_as_none_and_downloads_as_missing(
 ) -> None:
     uri = f"s3://{bucket}/absent"
     assert storage.read(uri) is None
-    assert not storage.exists(uri)
     assert storage.list(uri) == []
+    assert storage.first(uri) is None
     for ask in (lambda: storage.download(uri, tmp_path / "x"), lambda: storage.sha256(uri)):
         with pytest.raises(ObjectMissing, match="absent does not exist at http"):
             ask()
@@ -124,7 +124,7 @@ def test_a_folder_is_copied_as_far_as_accepted(storage: S3Storage, bucket: str, 
 def test_a_stop_ends_a_transfer_and_comes_out_as_itself(
     storage: S3Storage, bucket: str, tmp_path: Path, direction: str
 ) -> None:
-    source, uri = tmp_path / "big", f"s3://{bucket}/big"
+    source, uri = tmp_path / "big", f"s3://{bucket}/folder/big"
     source.write_bytes(b"x" * 40 * MIB)
     if direction == "download":
         storage.upload(source, uri)
@@ -139,7 +139,7 @@ def test_a_stop_ends_a_transfer_and_comes_out_as_itself(
     with pytest.raises(Stopped):
         calls[direction]()
     assert not (tmp_path / "copy").exists()
-    assert storage.exists(uri) == (direction == "download")
+    assert (Entry("big", 40 * MIB) in storage.list(f"s3://{bucket}/folder")) == (direction == "download")
 
 
 @pytest.mark.parametrize(
@@ -167,7 +167,7 @@ def test_wrong_keys_are_denied_at_once_and_no_secret_is_told(
         assert bucket in caught.value.message
         assert s3_server.endpoint in caught.value.message
         assert "s3cr3t" not in caught.value.message
-    for blind in (lambda: storage.exists(uri), lambda: storage.download(uri, tmp_path / "x")):
+    for blind in (lambda: storage.first(uri), lambda: storage.download(uri, tmp_path / "x")):
         with pytest.raises(StorageDenied):
             blind()
 
@@ -178,7 +178,7 @@ def test_a_missing_bucket_is_denied_with_the_fix(storage: S3Storage, tmp_path: P
         lambda: storage.probe(uri),
         lambda: storage.list(uri),
         lambda: storage.read(uri),
-        lambda: storage.exists(uri),
+        lambda: storage.first(uri),
         lambda: storage.download(uri, tmp_path / "x"),
     ]
     for call in calls:

@@ -107,7 +107,7 @@ def test_a_stopped_trainer_publishes_nothing_and_the_next_one_finishes(pod: Pod,
     assert (stopped.outcome, stopped.reason) == (Outcome.PREEMPTED, "Preempted")
     assert stopped.last_step is not None
     assert 2 <= stopped.last_step < 60
-    assert not storage.exists(f"{prefix}/{Artifact.MANIFEST}")
+    assert storage.read(f"{prefix}/{Artifact.MANIFEST}") is None
 
     process = pod.start("train")
     assert process.wait(600) == 0, (pod.directory / "stderr").read_text()

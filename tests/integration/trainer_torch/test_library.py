@@ -10,13 +10,16 @@ from transformers import TrainerCallback
 
 from finetune_api.handoff import ExitCode
 from finetune_api.status import Resolved
-from finetune_trainer.errors import TrainerError
-from finetune_trainer.labels import Encoded
+from finetune_trainer.callbacks import save_trained
+from finetune_trainer.errors import Stopped, TrainerError
+from finetune_trainer.generate import answer_all
+from finetune_trainer.labels import Encoded, Labeler
 from finetune_trainer.methods.sft import RowTrainer, Watch, build_arguments, build_trainer
-from finetune_trainer.model import finalise, load_for_training, load_tokenizer, trained_tensors
+from finetune_trainer.model import finalise, load_for_training, load_plain, load_tokenizer, trained_tensors
 from finetune_trainer.progress import Reporter
 from finetune_trainer.report.record import History, Plateau
 from finetune_trainer.stop import StopFlag
+from finetune_trainer.train import restore_best
 
 CPU = torch.device("cpu")
 SAMPLES = [
@@ -129,6 +132,42 @@ def test_a_model_that_no_gradient_reaches_is_refused(tiny_model: Path, tmp_path:
     with pytest.raises(TrainerError, match="no gradient reaches") as caught:
         trainer.train()
     assert caught.value.code is ExitCode.INTERNAL_ERROR
+
+
+def test_restored_weights_must_give_the_loss_that_they_were_kept_for(tiny_model: Path, tmp_path: Path) -> None:
+    trainer = make_trainer(tiny_model, tmp_path, make_settings())
+    watch, loss = trainer._watch, trainer.measure().loss
+    save_trained(trainer.model, watch.best_weights)
+    watch.plateau.observe(1, loss)
+    assert restore_best(trainer, watch).loss == loss
+    watch.plateau.observe(2, loss / 2)
+    with pytest.raises(TrainerError, match="restored best weights") as caught:
+        restore_best(trainer, watch)
+    assert caught.value.code is ExitCode.INTERNAL_ERROR
+
+
+def test_a_stop_ends_the_training_before_the_next_micro_batch(tiny_model: Path, tmp_path: Path) -> None:
+    trainer = make_trainer(tiny_model, tmp_path, make_settings())
+    trainer._watch.stop.set()
+    with pytest.raises(Stopped):
+        trainer.train()
+    assert trainer.state.global_step == 0
+
+
+def test_a_stop_ends_an_answer_at_the_next_token_and_every_token_is_told(tiny_model: Path) -> None:
+    model = load_plain(tiny_model, torch.float32, CPU)
+    stop, reporter, passes = StopFlag(), Reporter("u", out=io.StringIO()), []
+
+    def stop_at_the_third(*_: Any) -> None:
+        passes.append(1)
+        if len(passes) == 3:
+            stop.set()
+
+    model.register_forward_hook(stop_at_the_third)
+    with pytest.raises(Stopped):
+        answer_all(model, Labeler(tiny_model), ["Why?"], stop_ids=[0], max_new_tokens=50, reporter=reporter, stop=stop)
+    assert len(passes) == 3
+    assert reporter.snapshot().heartbeat == 2
 
 
 def test_the_rate_warms_up_and_falls_along_the_cosine(tiny_model: Path, tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ def test_a_prefix_ends_at_a_segment(storage: LocalStorage) -> None:
 
 def test_an_absent_object_reads_as_none_and_downloads_as_missing(storage: LocalStorage, tmp_path: Path) -> None:
     assert storage.read("s3://bucket/models/absent") is None
-    assert not storage.exists("s3://bucket/models/absent")
+    assert storage.first("s3://bucket/models/absent") is None
     with pytest.raises(ObjectMissing, match="s3://bucket/models/absent"):
         storage.download("s3://bucket/models/absent", tmp_path / "copy")
 

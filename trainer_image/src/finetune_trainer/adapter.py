@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from finetune_api.handoff import ExitCode
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.labels import Labeler
+from finetune_trainer.model import trained_tensors
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -22,6 +23,8 @@ TOKENIZER_FILES = (
     "spiece.model",
 )
 WEIGHTS = "adapter_model.safetensors"
+ZERO_AT_START = (".lora_B.", ".lora_embedding_A")
+"""The factors that PEFT sets to zero, so that a fresh adapter changes nothing; of an embedding it is the first."""
 
 
 def save_adapter(model: PeftModel, directory: Path, base_model: str) -> None:
@@ -29,23 +32,19 @@ def save_adapter(model: PeftModel, directory: Path, base_model: str) -> None:
     for config in model.peft_config.values():
         config.base_model_name_or_path = base_model
     model.save_pretrained(directory, save_embedding_layers=False)
-    verify_adapter(directory, expected=len(_lora_weights(model)))
-
-
-def _lora_weights(model: PeftModel) -> list[str]:
-    return [name for name, _ in model.named_parameters() if ".lora_A." in name or ".lora_B." in name]
+    verify_adapter(directory, expected=len(trained_tensors(model)))
 
 
 def verify_adapter(directory: Path, expected: int) -> None:
     """Reads the written file back: every tensor is there and finite, and training has moved it from its start."""
     tensors = load_file(directory / WEIGHTS)
-    second = [tensor for name, tensor in tensors.items() if ".lora_B." in name]
+    moved = [tensor for name, tensor in tensors.items() if any(factor in name for factor in ZERO_AT_START)]
     if len(tensors) != expected:
         raise _broken(f"holds {len(tensors)} tensors instead of {expected}")
     if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values()):
         raise _broken("holds values that are not finite")
-    if not any(bool(tensor.count_nonzero()) for tensor in second):
-        raise _broken("changes nothing: every second factor is zero")
+    if not any(bool(tensor.count_nonzero()) for tensor in moved):
+        raise _broken("changes nothing: every factor that starts at zero is still zero")
 
 
 def save_tokenizer(model_directory: Path, directory: Path, labeler: Labeler) -> None:

@@ -1,5 +1,6 @@
-"""What happens at the steps of the training loop: reporting, the stop flag, the best weights, the gradient check."""
+"""What happens at the steps of the training loop: reporting, the best weights, the gradient check."""
 
+import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +15,6 @@ from finetune_trainer.errors import TrainerError
 from finetune_trainer.model import trained_tensors
 from finetune_trainer.progress import Reporter
 from finetune_trainer.report.record import History, Plateau, TrainPoint
-from finetune_trainer.stop import StopFlag
 
 
 class ReportProgress(TrainerCallback):  # type: ignore[misc]
@@ -57,7 +57,7 @@ class ReportProgress(TrainerCallback):  # type: ignore[misc]
         grad_norm = logs.get("grad_norm")
         tokens = logs["num_tokens"] - self._tokens_before
         self._tokens_before = logs["num_tokens"]
-        if grad_norm is not None and not _is_finite(grad_norm):
+        if grad_norm is not None and not math.isfinite(grad_norm):
             if not args.fp16:
                 raise diverged(state.global_step, "gradient norm")
             grad_norm = None
@@ -86,19 +86,6 @@ def _step_metrics(point: TrainPoint) -> dict[str, object]:
     if torch.cuda.is_available():
         metrics["gpu_memory_peak_bytes"] = torch.cuda.max_memory_allocated()
     return metrics
-
-
-class HonourStop(TrainerCallback):  # type: ignore[misc]
-    """Ends the loop after the step in which SIGTERM was seen, without the evaluation that was due."""
-
-    def __init__(self, stop: StopFlag) -> None:
-        self._stop = stop
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Looks at the flag."""
-        if self._stop.is_set():
-            control.should_training_stop = True
-            control.should_evaluate = False
 
 
 class RequireGradient(TrainerCallback):  # type: ignore[misc]
@@ -183,7 +170,3 @@ def diverged(step: int, what: str) -> TrainerError:
     """The error for a loss or gradient that is no number."""
     message = f"{what} is not finite at step {step}: lower hyperparameters.learningRate, or check the data and model"
     return TrainerError(ExitCode.DIVERGED, message)
-
-
-def _is_finite(value: float) -> bool:
-    return value - value == 0.0

@@ -13,21 +13,23 @@ def check_claim(config: JobConfig, storage: Storage) -> bool:
     if data is not None:
         _check_owner(config, data)
         return True
-    found = storage.list(config.output_key())
+    found = storage.first(config.output_key())
     if found:
-        raise _conflict(
-            config,
-            f"holds {len(found)} objects and no {Artifact.OWNER}, for example {found[0].key}; nothing was touched",
-        )
+        raise _conflict(config, f"holds {found.key} and no {Artifact.OWNER}; nothing was touched")
     return False
 
 
 def claim(config: JobConfig, storage: Storage) -> None:
-    """Put `owner.json`, atomically; raises OutputConflict where another job was faster."""
-    owner = Owner(namespace=config.namespace, name=config.name, uid=config.uid, config_sha256=config.config_sha256)
-    if storage.put_if_absent(owner_uri(config), owner.model_dump_json(by_alias=True, indent=2).encode()):
-        return
-    _check_owner(config, storage.read(owner_uri(config)) or b"")
+    """Put `owner.json`, atomically; raises OutputConflict where another job was faster.
+
+    It is read before and after, so that the loser notices also where a store ignores `If-None-Match`.
+    """
+    data = storage.read(owner_uri(config))
+    if data is None:
+        owner = Owner(namespace=config.namespace, name=config.name, uid=config.uid, config_sha256=config.config_sha256)
+        storage.put_if_absent(owner_uri(config), owner.model_dump_json(by_alias=True, indent=2).encode())
+        data = storage.read(owner_uri(config)) or b""
+    _check_owner(config, data)
 
 
 def owner_uri(config: JobConfig) -> str:

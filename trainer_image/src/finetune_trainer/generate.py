@@ -1,16 +1,17 @@
 """Greedy answers of a model to the job's questions, for the report."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel, StoppingCriteria, StoppingCriteriaList
 
 from finetune_api.handoff import ExitCode
 from finetune_trainer.data.rows import BadRow, Message
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.labels import Encoded, Labeler
-from finetune_trainer.progress import Reporter
+from finetune_trainer.progress import Reporter, work_beat
 from finetune_trainer.stop import StopFlag
 
 
@@ -26,21 +27,6 @@ def answer_all(
 ) -> list[str]:
     """One answer for each question, the likeliest token at every step."""
     model.eval()
-    answers = []
-    for prompt in prompts:
-        stop.raise_if_set()
-        reporter.beat()
-        with torch.no_grad():
-            answers.append(_answer(model, labeler, prompt, stop_ids, max_new_tokens))
-    return answers
-
-
-def _answer(model: PreTrainedModel, labeler: Labeler, prompt: str, stop_ids: Sequence[int], max_new_tokens: int) -> str:
-    try:
-        _, ids = labeler.render_prompt([Message(role="user", content=prompt)])
-    except BadRow as bad:
-        raise TrainerError(ExitCode.INVALID_CONFIG, f"evaluation.prompts: {bad.detail}") from bad
-    inputs = torch.tensor([ids], device=model.device)
     settings = GenerationConfig(
         do_sample=False,
         max_new_tokens=max_new_tokens,
@@ -48,7 +34,39 @@ def _answer(model: PreTrainedModel, labeler: Labeler, prompt: str, stop_ids: Seq
         pad_token_id=stop_ids[0],
         use_cache=True,
     )
-    output = model.generate(input_ids=inputs, attention_mask=torch.ones_like(inputs), generation_config=settings)
+    answers = []
+    for prompt in prompts:
+        with torch.no_grad():
+            answers.append(_answer(model, labeler, prompt, settings, EachToken(work_beat(reporter, stop))))
+    return answers
+
+
+class EachToken(StoppingCriteria):  # type: ignore[misc]  # the library has no types
+    """Never ends an answer, but tells of each of its tokens; a stop comes out of the generation as itself."""
+
+    def __init__(self, on_token: Callable[[], None]) -> None:
+        self._on_token = on_token
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **_: Any) -> torch.Tensor:
+        """No row is done."""
+        self._on_token()
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+
+
+def _answer(
+    model: PreTrainedModel, labeler: Labeler, prompt: str, settings: GenerationConfig, each_token: EachToken
+) -> str:
+    try:
+        _, ids = labeler.render_prompt([Message(role="user", content=prompt)])
+    except BadRow as bad:
+        raise TrainerError(ExitCode.INVALID_CONFIG, f"evaluation.prompts: {bad.detail}") from bad
+    inputs = torch.tensor([ids], device=model.device)
+    output = model.generate(
+        input_ids=inputs,
+        attention_mask=torch.ones_like(inputs),
+        generation_config=settings,
+        stopping_criteria=StoppingCriteriaList([each_token]),
+    )
     return labeler.tokenizer.decode(output[0, len(ids) :].tolist(), skip_special_tokens=True).strip()
 
 

@@ -8,7 +8,7 @@ from finetune_api.handoff import ExitCode, JobConfig
 from finetune_trainer.base_model import is_model_file
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.labels import Encoded, Labeler, load_labeler
-from finetune_trainer.progress import Reporter, transfer_beat
+from finetune_trainer.progress import Reporter, transfer_beat, work_beat
 from finetune_trainer.samples import Rows, encode_rows, evaluated, fetch_rows
 from finetune_trainer.stop import StopFlag
 from finetune_trainer.storage import Storage
@@ -44,7 +44,7 @@ class Inputs:
 
 def load_inputs(config: JobConfig, storage: Storage, workspace: Path, reporter: Reporter, stop: StopFlag) -> Inputs:
     """Downloads model and rows, verifies the rows against preflight's digests and turns them into samples."""
-    on_bytes = transfer_beat(reporter, stop)
+    on_bytes, on_rows = transfer_beat(reporter, stop), work_beat(reporter, stop)
     model = workspace / "model"
     for left_over in (workspace / "result", model):
         shutil.rmtree(left_over, ignore_errors=True)
@@ -53,8 +53,8 @@ def load_inputs(config: JobConfig, storage: Storage, workspace: Path, reporter: 
     labeler = load_labeler(model, config.spec.model.uri)
     objective, longest = config.spec.objective.value, config.spec.hyperparameters.max_length
     held_out = evaluated(rows.validation, config.spec.hyperparameters.seed)
-    samples = encode_rows(rows.train, labeler, objective, longest)
-    validation = encode_rows(held_out, labeler, objective, longest)
+    samples = encode_rows(rows.train, labeler, objective, longest, on_rows)
+    validation = encode_rows(held_out, labeler, objective, longest, on_rows)
     if not samples:
         raise TrainerError(ExitCode.DATASET_UNUSABLE, "no row gives a token to train on; see status.dataset")
     return Inputs(config, model, rows, labeler, samples, validation, workspace)

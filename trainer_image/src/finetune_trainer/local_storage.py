@@ -114,17 +114,16 @@ class LocalStorage:
         paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix != PART)
         return [Entry(path.relative_to(folder).as_posix(), path.stat().st_size) for path in paths]
 
+    def first(self, uri: str) -> Entry | None:
+        """One file below the folder, or None."""
+        return self._elsewhere.first(uri) if self._local(uri) is None else next(iter(self.list(uri)), None)
+
     def sha256(self, uri: str, on_bytes: OnBytes | None = None) -> str:
         """SHA-256 (hex) of one object's content."""
         source = self._local(uri)
         if source is None:
             return self._elsewhere.sha256(uri, on_bytes)
         return sha256_file(self._existing(source, uri), on_bytes)
-
-    def exists(self, uri: str) -> bool:
-        """Whether the object exists."""
-        source = self._local(uri)
-        return self._elsewhere.exists(uri) if source is None else source.is_file()
 
     def _local(self, uri: str) -> Path | None:
         """The path that stands for a URI: that of the longest mapped prefix."""

@@ -1,8 +1,9 @@
 """A complete model from base and training result: merged, saved, reloaded and compared with its source."""
 
 import gc
+import inspect
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,16 @@ from finetune_trainer.report.record import MergeCheck
 CPU = torch.device("cpu")
 COMPARED_TOKENS = 512
 LARGEST_MEAN_KL = 0.05
+WIDER = {"FP16": "BF16 or FP32", "BF16": "FP32", "FP32": "None"}
+"""What to ask for in place of a number format that is too narrow for the weights."""
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """The rows that a saved model is compared on, and who is told of each."""
+
+    samples: Sequence[Encoded]
+    on_rows: Callable[[], None]
 
 
 @dataclass(frozen=True)
@@ -35,7 +46,7 @@ class Seen:
         return float(-self.log_probs.gather(1, self.labels[:, None]).mean())
 
 
-def merge_adapter(base: Path, adapter: Path, output: Path, precision: str, held_out: Sequence[Encoded]) -> MergeCheck:
+def merge_adapter(base: Path, adapter: Path, output: Path, precision: str, held_out: HeldOut) -> MergeCheck:
     """Adds the adapter to the unquantised base, on the CPU; under QLoRA the base is read again, never dequantised."""
     model = PeftModel.from_pretrained(load_plain(base, DTYPES[precision], CPU), str(adapter))
     reference = observe(model, held_out)
@@ -44,7 +55,7 @@ def merge_adapter(base: Path, adapter: Path, output: Path, precision: str, held_
     return _compare(output, precision, reference, held_out)
 
 
-def save_full(base: Path, weights: Path, output: Path, precision: str, held_out: Sequence[Encoded]) -> MergeCheck:
+def save_full(base: Path, weights: Path, output: Path, precision: str, held_out: HeldOut) -> MergeCheck:
     """Writes the fully tuned model in one number format; the reference is the model as trained, in FP32."""
     model = load_plain(base, torch.float32, CPU)
     unexpected = model.load_state_dict(load_file(weights), strict=False).unexpected_keys
@@ -63,24 +74,39 @@ def stored_precision(base: Path) -> str:
     return names.get(str(config.get("dtype") or config.get("torch_dtype")), "FP32")
 
 
-def observe(model: PreTrainedModel | PeftModel, samples: Sequence[Encoded]) -> Seen:
+def observe(model: PreTrainedModel | PeftModel, held_out: HeldOut) -> Seen:
     """The model's log-probabilities on the first trained tokens of the rows."""
     model.eval()
     rows: list[torch.Tensor] = []
     labels: list[torch.Tensor] = []
-    for sample in samples:
-        if sum(len(part) for part in labels) >= COMPARED_TOKENS:
+    remaining = COMPARED_TOKENS
+    for sample in held_out.samples:
+        if not remaining:
             break
-        target = torch.tensor(sample.labels[1:])
-        trained = target >= 0
-        with torch.no_grad():
-            logits = model(input_ids=torch.tensor([sample.input_ids]), use_cache=False).logits[0, :-1]
-        rows.append(logits[trained].float().log_softmax(-1))
-        labels.append(target[trained])
-    return Seen(torch.cat(rows)[:COMPARED_TOKENS], torch.cat(labels)[:COMPARED_TOKENS])
+        held_out.on_rows()
+        targets = torch.tensor(sample.labels[1:])
+        positions = (targets >= 0).nonzero()[:remaining, 0]
+        if not len(positions):
+            continue
+        rows.append(_logits(model, sample.input_ids, positions).float().log_softmax(-1))
+        labels.append(targets[positions])
+        remaining -= len(positions)
+    return Seen(torch.cat(rows), torch.cat(labels))
 
 
-def _compare(directory: Path, precision: str, reference: Seen, held_out: Sequence[Encoded]) -> MergeCheck:
+def _logits(model: PreTrainedModel | PeftModel, ids: Sequence[int], positions: torch.Tensor) -> torch.Tensor:
+    """The logits at these positions alone: those of a whole long row over a large vocabulary fill the memory."""
+    inputs = torch.tensor([ids[: int(positions[-1]) + 1]])
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    with torch.no_grad():
+        if "logits_to_keep" in inspect.signature(base.forward).parameters:
+            logits: torch.Tensor = model(input_ids=inputs, use_cache=False, logits_to_keep=positions).logits[0]
+        else:
+            logits = model(input_ids=inputs, use_cache=False).logits[0, positions]
+    return logits
+
+
+def _compare(directory: Path, precision: str, reference: Seen, held_out: HeldOut) -> MergeCheck:
     gc.collect()
     seen = observe(load_plain(directory, DTYPES[precision], CPU), held_out)
     kl = (reference.log_probs.exp() * (reference.log_probs - seen.log_probs)).sum(-1).mean()
@@ -95,6 +121,9 @@ def _compare(directory: Path, precision: str, reference: Seen, held_out: Sequenc
         tokens=len(seen.labels),
     )
     if not check.mean_kl < LARGEST_MEAN_KL:
-        detail = f"mean KL {check.mean_kl:.3g} on {check.tokens} held-out tokens"
-        raise TrainerError(ExitCode.INTERNAL_ERROR, f"the merged model does not answer as its source: {detail}")
+        raise TrainerError(
+            ExitCode.INVALID_CONFIG,
+            f"saved in {precision}, the merged model does not answer as its source (mean KL {check.mean_kl:.3g} on "
+            f"{check.tokens} held-out tokens): set output.merge to {WIDER[precision]}",
+        )
     return check

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
+from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError
 from transformers import (
     AutoModelForCausalLM,
@@ -15,6 +16,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging as transformers_logging
 
 from finetune_api.handoff import ExitCode
@@ -168,13 +170,28 @@ def attach_adapter(model: PreTrainedModel, settings: Resolved) -> PeftModel:
         raise TrainerError(ExitCode.INVALID_CONFIG, f"tuning.lora does not fit the model: {error}") from error
 
 
+def refuse_tied_merge(model: PeftModel) -> None:
+    """A merge into one of two tied weights changes the other as well, so that the merged model answers otherwise."""
+    base = model.get_base_model()
+    embeddings = (base.get_input_embeddings(), base.get_output_embeddings())
+    if base.config.tie_word_embeddings and any(isinstance(module, BaseTunerLayer) for module in embeddings):
+        raise TrainerError(
+            ExitCode.INVALID_CONFIG,
+            "this model's input and output embeddings are one tensor, and an adapter on them cannot be merged: "
+            "leave them out of tuning.lora.targetModules, or set output.merge None",
+        )
+
+
 def linear_targets(model: PreTrainedModel) -> list[str]:
-    """Names of the linear layers that get an adapter: all but the output head and expert routers."""
+    """Names of the linear layers that get an adapter: all but the output head and expert routers.
+
+    GPT-2 and its kin write a linear layer as Conv1D.
+    """
     head = model.get_output_embeddings()
     names = {
         name.rpartition(".")[2]
         for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear) and module is not head
+        if isinstance(module, (torch.nn.Linear, Conv1D)) and module is not head
     }
     return sorted(names - UNADAPTED_LAYERS)
 

@@ -2,7 +2,6 @@
 
 import logging
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 from finetune_api.defaults import Facts, resolve
@@ -12,7 +11,7 @@ from finetune_trainer.claim import check_claim, claim
 from finetune_trainer.labels import load_labeler
 from finetune_trainer.lineage import status_lineage
 from finetune_trainer.prepare_dataset import PreparedDataset, prepare_dataset
-from finetune_trainer.progress import Reporter, transfer_beat
+from finetune_trainer.progress import Reporter, transfer_beat, work_beat
 from finetune_trainer.publish import adopt
 from finetune_trainer.stop import StopFlag
 from finetune_trainer.storage import OnBytes, Storage, join
@@ -37,7 +36,7 @@ def preflight(config: JobConfig, storage: Storage, workspace: Path, reporter: Re
     )  # a workspace that is used again may hold another model's
     model = check_model(config.spec.model.uri, storage, workspace / "tokenizer", on_bytes)
     labeler = load_labeler(workspace / "tokenizer", config.spec.model.uri)
-    dataset = prepare_dataset(config, storage, workspace, labeler, on_bytes=on_bytes, on_rows=_on_rows(reporter, stop))
+    dataset = prepare_dataset(config, storage, workspace, labeler, on_bytes=on_bytes, on_rows=work_beat(reporter, stop))
     claim(config, storage)
     _upload(config, dataset, storage, on_bytes)
     return _report(config, model, dataset)
@@ -55,14 +54,6 @@ def _probe(config: JobConfig, storage: Storage) -> None:
         if bucket not in seen:
             storage.probe(uri)
             seen.add(bucket)
-
-
-def _on_rows(reporter: Reporter, stop: StopFlag) -> Callable[[], None]:
-    def on_rows() -> None:
-        stop.raise_if_set()
-        reporter.beat()
-
-    return on_rows
 
 
 def _upload(config: JobConfig, dataset: PreparedDataset, storage: Storage, on_bytes: OnBytes) -> None:

@@ -158,6 +158,16 @@ def _is_finite(value: object) -> bool:
     return not isinstance(value, float) or math.isfinite(value)
 
 
+def work_beat(reporter: Reporter, stop: StopFlag) -> Callable[[], None]:
+    """A callback for every piece of work that moves the heartbeat and ends the work once SIGTERM was seen."""
+
+    def on_work() -> None:
+        stop.raise_if_set()
+        reporter.beat()
+
+    return on_work
+
+
 def transfer_beat(reporter: Reporter, stop: StopFlag) -> Callable[[int], None]:
     """An `on_bytes` that moves the heartbeat and ends the transfer once SIGTERM was seen."""
 

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import stamina
 from boto3.exceptions import Boto3Error
@@ -138,16 +138,19 @@ class S3Storage:
 
     def list(self, uri: str) -> "list[Entry]":
         """Every object under a prefix; folder markers are left out."""
+        return self._retried(uri, lambda: list(self._entries(uri)))
+
+    def first(self, uri: str) -> Entry | None:
+        """One object under a prefix, from as few pages as it takes."""
+        return self._retried(uri, lambda: next(self._entries(uri), None))
+
+    def _entries(self, uri: str) -> Iterator[Entry]:
         bucket, key = split_uri(uri)
         prefix = f"{key.rstrip('/')}/"
-        pages = self._client.get_paginator("list_objects_v2")
-        found: list[dict[str, Any]] = self._retried(
-            uri,
-            lambda: [
-                item for page in pages.paginate(Bucket=bucket, Prefix=prefix) for item in page.get("Contents", [])
-            ],
-        )
-        return [Entry(item["Key"][len(prefix) :], int(item["Size"])) for item in found if not item["Key"].endswith("/")]
+        for page in self._client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
+            for item in page.get("Contents", []):
+                if not item["Key"].endswith("/"):
+                    yield Entry(item["Key"][len(prefix) :], int(item["Size"]))
 
     def sha256(self, uri: str, on_bytes: OnBytes | None = None) -> str:
         """SHA-256 (hex) of one object's content."""
@@ -162,15 +165,6 @@ class S3Storage:
             return state.hexdigest()
 
         return self._retried(uri, digest)
-
-    def exists(self, uri: str) -> bool:
-        """Whether the object exists."""
-        bucket, key = split_uri(uri)
-        try:
-            self._retried(uri, lambda: self._client.head_object(Bucket=bucket, Key=key))
-        except ObjectMissing:
-            return False
-        return True
 
     def _retried(self, uri: str, call: Callable[[], T], *, raw: bool = False) -> T:
         if not self._patience:

@@ -2,7 +2,7 @@
 
 import json
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -20,6 +20,8 @@ EVALUATED_ROWS = 512
 PREVIEWED_ROWS = 3
 ENCODED_AT_ONCE = 256
 UNLIMITED = 1 << 40
+
+OnRows = Callable[[], None]
 
 
 @dataclass(frozen=True)
@@ -78,21 +80,24 @@ def evaluated(rows: list[ChatRow], seed: int) -> list[ChatRow]:
     return [rows[index] for index in chosen]
 
 
-def encode_rows(rows: Iterable[ChatRow], labeler: Labeler, objective: str, max_length: int) -> list[Encoded]:
+def encode_rows(
+    rows: Iterable[ChatRow], labeler: Labeler, objective: str, max_length: int, on_rows: OnRows
+) -> list[Encoded]:
     """Every sample of the rows; a row that the tokenizer refuses, which preflight has counted already, gives none."""
     samples: list[Encoded] = []
     remaining = iter(rows)
     while batch := list(islice(remaining, ENCODED_AT_ONCE)):
+        on_rows()
         for encoded in labeler.encode_batch(batch, objective, max_length):  # type: ignore[arg-type]
             samples += [] if isinstance(encoded, BadRow) else encoded
     return samples
 
 
-def describe(rows: Rows, samples: Sequence[Encoded], labeler: Labeler, objective: str) -> SampleStats:
+def describe(rows: Rows, samples: Sequence[Encoded], labeler: Labeler, objective: str, on_rows: OnRows) -> SampleStats:
     """The samples in figures; where rows were cut, the length they would have is measured too."""
     lengths = sorted(len(sample.input_ids) for sample in samples)
     is_cut = any(sample.truncated for sample in samples)
-    whole = encode_rows(rows.train, labeler, objective, UNLIMITED) if is_cut else samples
+    whole = encode_rows(rows.train, labeler, objective, UNLIMITED, on_rows) if is_cut else samples
     full_lengths = sorted(len(sample.input_ids) for sample in whole)
     return SampleStats(
         train_rows=len(rows.train),

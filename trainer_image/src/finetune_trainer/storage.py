@@ -62,11 +62,11 @@ class Storage(Protocol):
     def list(self, uri: str) -> list[Entry]:
         """Every object under a prefix, in order of the keys."""
 
+    def first(self, uri: str) -> Entry | None:
+        """One object under a prefix, or None where there is none."""
+
     def sha256(self, uri: str, on_bytes: OnBytes | None = None) -> str:
         """SHA-256 (hex) of one object's content, read through once."""
-
-    def exists(self, uri: str) -> bool:
-        """Whether the object exists."""
 
 
 def join(uri: str, key: str) -> str:

@@ -22,7 +22,7 @@ from finetune_trainer.callbacks import restore_trained, save_trained
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.generate import answer_all, stop_token_ids
 from finetune_trainer.inputs import Inputs, load_inputs
-from finetune_trainer.merge import merge_adapter, save_full, stored_precision
+from finetune_trainer.merge import HeldOut, merge_adapter, save_full, stored_precision
 from finetune_trainer.methods.sft import RowTrainer, Watch, build_trainer
 from finetune_trainer.model import (
     adapted_modules,
@@ -31,9 +31,10 @@ from finetune_trainer.model import (
     load_for_training,
     load_tokenizer,
     micro_batches,
+    refuse_tied_merge,
     trained_tensors,
 )
-from finetune_trainer.progress import Reporter
+from finetune_trainer.progress import Reporter, work_beat
 from finetune_trainer.publish import publish
 from finetune_trainer.report.document import write_report
 from finetune_trainer.report.record import Answer, History, Measured, MergeCheck, Plateau
@@ -54,9 +55,11 @@ def train(config: JobConfig, storage: Storage, workspace: Path, reporter: Report
     device = find_device()
     trained = train_within_memory(inputs, device, reporter, stop)
     stop.raise_if_set()
-    merge = save_full_model(inputs, trained.settings, reporter)
+    merge = save_full_model(inputs, trained.settings, reporter, stop)
     stop.raise_if_set()
-    record = build_record(inputs, trained, merge, device=device, reporter=reporter, seconds=time.monotonic() - began)
+    record = build_record(
+        inputs, trained, merge, device=device, reporter=reporter, stop=stop, seconds=time.monotonic() - began
+    )
     write_report(record, inputs.result)
     result = build_result(inputs, record, reporter)
     return publish(inputs.result, config, result, storage, reporter, stop=stop)
@@ -90,6 +93,8 @@ def train_once(inputs: Inputs, settings: Resolved, device: torch.device, reporte
         best_weights=inputs.best_weights,
     )
     model = load_for_training(inputs.model, settings, device)
+    if settings.method != Method.FULL and spec.output.merge is not Merge.NONE:
+        refuse_tied_merge(model)
     settings = with_targets(settings, model)
     tokenizer = load_tokenizer(inputs.model)
     scratch = inputs.workspace / "trainer"
@@ -149,17 +154,18 @@ def answer(inputs: Inputs, trainer: RowTrainer, watch: Watch) -> list[str]:
     )
 
 
-def save_full_model(inputs: Inputs, settings: Resolved, reporter: Reporter) -> MergeCheck | None:
+def save_full_model(inputs: Inputs, settings: Resolved, reporter: Reporter, stop: StopFlag) -> MergeCheck | None:
     """`merged/`: always with method Full, else when `output.merge` asks for it."""
     asked, output = inputs.config.spec.output.merge, inputs.result / Artifact.MERGED
     if settings.method != Method.FULL and asked is Merge.NONE:
         return None
     gc.collect()
     reporter.stage("Merging")
+    held_out = HeldOut(inputs.held_out, work_beat(reporter, stop))
     if settings.method == Method.FULL:
         precision = stored_precision(inputs.model) if asked is Merge.NONE else asked.value
-        check = save_full(inputs.model, inputs.best_weights, output, precision, inputs.held_out)
+        check = save_full(inputs.model, inputs.best_weights, output, precision, held_out)
     else:
-        check = merge_adapter(inputs.model, inputs.result / Artifact.ADAPTER, output, asked.value, inputs.held_out)
+        check = merge_adapter(inputs.model, inputs.result / Artifact.ADAPTER, output, asked.value, held_out)
     save_tokenizer(inputs.model, output, inputs.labeler)
     return check

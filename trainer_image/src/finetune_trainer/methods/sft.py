@@ -1,5 +1,6 @@
 """Supervised fine-tuning (Instruction and Chat) through TRL's loop, on rows that are tokenised and labelled already."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallba
 from trl import SFTConfig, SFTTrainer
 
 from finetune_api.status import Resolved
-from finetune_trainer.callbacks import HonourStop, KeepBest, ReportProgress, RequireGradient, diverged
+from finetune_trainer.callbacks import KeepBest, ReportProgress, RequireGradient, diverged
 from finetune_trainer.labels import UNTRAINED, Encoded
 from finetune_trainer.model import NON_REENTRANT, trained_tensors
 from finetune_trainer.progress import Reporter
@@ -40,7 +41,8 @@ class RowTrainer(SFTTrainer):  # type: ignore[misc]  # the library has no types
         self._watch = watch
 
     def training_step(self, *arguments: Any, **options: Any) -> torch.Tensor:
-        """One micro-batch; a loss that is no number ends the run before it reaches the weights."""
+        """One micro-batch; a loss that is no number ends the run before it reaches the weights, and so does a stop."""
+        self._watch.stop.raise_if_set()
         loss: torch.Tensor = super().training_step(*arguments, **options)
         self._watch.reporter.beat()
         if not torch.isfinite(loss).all():
@@ -73,7 +75,7 @@ class RowTrainer(SFTTrainer):  # type: ignore[misc]  # the library has no types
     def _measure_batch(self, inputs: dict[str, torch.Tensor]) -> tuple[float, int]:
         with torch.no_grad(), self.compute_loss_context_manager():
             loss = float(self.compute_loss(self.model, dict(inputs)))
-        if loss - loss != 0.0:
+        if not math.isfinite(loss):
             raise diverged(self.state.global_step, "the evaluation loss")
         return loss, int((inputs["labels"][:, 1:] != UNTRAINED).sum())
 
@@ -101,7 +103,6 @@ def build_trainer(
             ReportProgress(watch.reporter, watch.history),
             KeepBest(watch.plateau, watch.best_weights, watch.reporter),
             RequireGradient(),
-            HonourStop(watch.stop),
         ],
     )
     trainer.remove_callback(PrinterCallback)  # standard output belongs to the reporter

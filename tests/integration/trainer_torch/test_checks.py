@@ -1,0 +1,135 @@
+"""The checks on what training leaves: the saved adapter, the restored weights, the merged model."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from training_bench import Bench
+from transformers import AutoModelForCausalLM, GPT2Config
+
+from finetune_api.handoff import ExitCode
+from finetune_api.status import Resolved
+from finetune_trainer.adapter import WEIGHTS, save_adapter, verify_adapter
+from finetune_trainer.errors import Stopped, TrainerError
+from finetune_trainer.labels import Encoded
+from finetune_trainer.merge import COMPARED_TOKENS, HeldOut, merge_adapter, observe
+from finetune_trainer.model import attach_adapter, linear_targets, load_plain, refuse_tied_merge, trained_tensors
+
+MakeBench = Callable[..., Bench]
+CPU = torch.device("cpu")
+HELD_OUT = HeldOut([Encoded([1, 20, 21, 22, 23, 2], [-100, -100, -100, 22, 23, 2], 3)], lambda: None)
+
+
+def adapted(tiny_model: Path, *targets: str, scale: float = 0.1) -> PeftModel:
+    """A model with an adapter that looks trained."""
+    settings = Resolved(lora_rank=2, lora_alpha=4, target_modules=list(targets))
+    model = attach_adapter(load_plain(tiny_model, torch.float32, CPU), settings)
+    for tensor in trained_tensors(model).values():
+        torch.nn.init.normal_(tensor, std=scale)
+    return model
+
+
+@pytest.fixture
+def adapter(tiny_model: Path, tmp_path: Path) -> Path:
+    save_adapter(adapted(tiny_model, "q_proj"), tmp_path / "adapter", "s3://bucket/model")
+    return tmp_path / "adapter"
+
+
+def rewrite(adapter: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    tensors = load_file(adapter / WEIGHTS)
+    change(tensors)
+    save_file(tensors, adapter / WEIGHTS)
+
+
+def refusal(adapter: Path) -> str:
+    with pytest.raises(TrainerError) as caught:
+        verify_adapter(adapter, expected=4)
+    assert caught.value.code is ExitCode.INTERNAL_ERROR
+    return caught.value.message
+
+
+def test_a_saved_adapter_without_one_of_its_tensors_is_refused(adapter: Path) -> None:
+    rewrite(adapter, lambda tensors: tensors.pop(next(iter(tensors))))
+    assert "holds 3 tensors instead of 4" in refusal(adapter)
+
+
+def test_a_saved_adapter_with_a_value_that_is_no_number_is_refused(adapter: Path) -> None:
+    rewrite(adapter, lambda tensors: next(iter(tensors.values())).view(-1)[0].fill_(float("nan")))
+    assert "not finite" in refusal(adapter)
+
+
+@pytest.mark.parametrize("target", ["q_proj", "embed_tokens"])
+def test_an_adapter_as_untrained_as_it_began_is_refused(tiny_model: Path, tmp_path: Path, target: str) -> None:
+    settings = Resolved(lora_rank=2, lora_alpha=4, target_modules=[target])
+    with pytest.raises(TrainerError, match="changes nothing"):
+        save_adapter(
+            attach_adapter(load_plain(tiny_model, torch.float32, CPU), settings), tmp_path, "s3://bucket/model"
+        )
+
+
+def test_an_adapter_on_the_embedding_is_trained_and_published(make_bench: MakeBench) -> None:
+    bench = make_bench(tuning={"method": "LoRA", "lora": {"rank": 2, "targetModules": ["embed_tokens", "q_proj"]}})
+    bench.run()
+    names = load_file(bench.output / "adapter" / WEIGHTS)
+    assert len(names) == 2 + 2 * 2
+    assert any("lora_embedding_A" in name for name in names)
+
+
+@pytest.mark.parametrize("target", ["embed_tokens", "lm_head"])
+def test_a_merge_into_tied_embeddings_is_refused_before_training(make_bench: MakeBench, target: str) -> None:
+    bench = make_bench(
+        tuning={"method": "LoRA", "lora": {"rank": 2, "targetModules": [target]}},
+        output={"uri": "s3://bucket/output", "merge": "FP32"},
+    )
+    config = bench.prepare()
+    with pytest.raises(TrainerError, match="embeddings are one tensor") as caught:
+        bench.train(config)
+    assert caught.value.code is ExitCode.INVALID_CONFIG
+    assert bench.reporter.snapshot().progress.step is None
+
+
+def test_a_merge_beside_tied_embeddings_is_not_refused(tiny_model: Path) -> None:
+    refuse_tied_merge(adapted(tiny_model, "q_proj"))
+
+
+def test_a_merge_that_its_number_format_cannot_hold_names_the_field_to_change(tiny_model: Path, tmp_path: Path) -> None:
+    save_adapter(adapted(tiny_model, "q_proj", "o_proj", scale=500.0), tmp_path / "adapter", "s3://bucket/model")
+    with pytest.raises(TrainerError, match=r"saved in FP16, .* set output\.merge to BF16 or FP32") as caught:
+        merge_adapter(tiny_model, tmp_path / "adapter", tmp_path / "merged", "FP16", HELD_OUT)
+    assert caught.value.code is ExitCode.INVALID_CONFIG
+
+
+def test_only_the_compared_positions_are_projected_on_the_vocabulary(tiny_model: Path) -> None:
+    """Of a long row with an answer longer than what is compared, and then of no other row."""
+    model = load_plain(tiny_model, torch.float32, CPU)
+    ids = torch.randint(3, 500, (1000,), generator=torch.Generator().manual_seed(1)).tolist()
+    long = Encoded(ids, [-100] * 300 + ids[300:], 700)
+    with torch.no_grad():
+        everything = model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
+    projected: list[int] = []
+    model.lm_head.register_forward_hook(lambda _module, _inputs, output: projected.append(output.shape[1]))
+    seen = observe(model, HeldOut([long, long], lambda: None))
+    assert projected == [COMPARED_TOKENS]
+    assert seen.labels.tolist() == ids[300 : 300 + COMPARED_TOKENS]
+    torch.testing.assert_close(seen.log_probs, everything[299 : 299 + COMPARED_TOKENS], atol=1e-4, rtol=1e-4)
+
+
+def test_the_comparison_tells_of_every_row_and_ends_with_a_stop(tiny_model: Path) -> None:
+    told: list[int] = []
+
+    def on_rows() -> None:
+        told.append(1)
+        if len(told) == 2:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        observe(load_plain(tiny_model, torch.float32, CPU), HeldOut(list(HELD_OUT.samples) * 3, on_rows))
+    assert len(told) == 2
+
+
+def test_the_linear_layers_of_gpt_2_are_found() -> None:
+    model = AutoModelForCausalLM.from_config(GPT2Config(n_layer=1, n_embd=16, n_head=2, vocab_size=32, n_positions=16))
+    assert linear_targets(model) == ["c_attn", "c_fc", "c_proj"]
