@@ -11,11 +11,12 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from typing import TextIO, TypeVar
+from typing import Any, TextIO, TypeVar
+
+from tqdm import tqdm
 
 from finetune_api.handoff import ENV_POD_UID, PROGRESS_PORT, ProgressReport, Stage
 from finetune_api.status import EarlyStoppingStatus, Progress, Resolved, StatusBlock
-from finetune_trainer.progress_bar import Bar
 from finetune_trainer.progress_server import serve
 from finetune_trainer.stop import StopFlag
 from finetune_trainer.trainer_metrics import TrainerMetrics
@@ -24,6 +25,7 @@ B = TypeVar("B", bound=StatusBlock)
 Fields = Mapping[str, object]
 
 QUIET_SECONDS = 10.0
+LOSSES = {"train_loss": "train", "eval_loss": "eval", "baseline_eval_loss": "baseline"}
 
 
 class Reporter:
@@ -121,6 +123,28 @@ class Reporter:
         line |= self._report.metrics.model_dump(mode="json", by_alias=True, exclude_none=True)
         self._out.write(json.dumps(line, separators=(",", ":")) + "\n")
         self._out.flush()
+
+
+class Bar:
+    """A tqdm bar over the optimiser steps, with stage and losses."""
+
+    def __init__(self, out: TextIO) -> None:
+        self._bar: tqdm[Any] = tqdm(file=out, unit="step", dynamic_ncols=True, leave=True, disable=False, total=None)
+
+    def show(self, report: ProgressReport) -> None:
+        """Draw the state."""
+        progress, metrics = report.progress, report.metrics
+        self._bar.set_description_str(progress.stage or "Starting", refresh=False)
+        if progress.total_steps:
+            self._bar.total = progress.total_steps
+            self._bar.n = progress.step or 0
+        losses = {word: getattr(metrics, name) for name, word in LOSSES.items()}
+        self._bar.set_postfix({word: f"{loss:.4g}" for word, loss in losses.items() if loss is not None}, refresh=False)
+        self._bar.refresh()
+
+    def close(self) -> None:
+        """Leave the last state on the screen."""
+        self._bar.close()
 
 
 class Pace:

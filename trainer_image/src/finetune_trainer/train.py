@@ -141,12 +141,13 @@ def restore_best(trainer: RowTrainer, watch: Watch) -> Measured:
 def answer(inputs: Inputs, trainer: RowTrainer, watch: Watch) -> list[str]:
     """The answers of the model as it is to the job's questions."""
     evaluation = inputs.config.spec.evaluation
-    if evaluation.prompts:
-        watch.reporter.stage("Answering")
+    if not evaluation.prompts:
+        return []
+    watch.reporter.stage("Answering")
     return answer_all(
         trainer.model,
         inputs.labeler,
-        [prompt.prompt for prompt in evaluation.prompts or []],
+        [prompt.prompt for prompt in evaluation.prompts],
         stop_ids=stop_token_ids(trainer.model, inputs.train),
         max_new_tokens=evaluation.max_new_tokens,
         reporter=watch.reporter,
