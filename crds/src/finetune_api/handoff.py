@@ -96,7 +96,7 @@ class Artifact(StrEnum):
 
 
 class HandoffBlock(StatusBlock):
-    """A hand-off document; unknown fields are ignored, so that versions can differ by one."""
+    """A hand-off document: fields that are not known are ignored, a version above one's own is refused."""
 
     model_config = ConfigDict(extra="ignore")
 
