@@ -5,7 +5,7 @@ import os
 import subprocess
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,6 @@ class Bench:
 
     namespace: str
     s3: Any
-    names: list[str] = field(default_factory=list)
 
     def uri(self, key: str) -> str:
         return f"s3://{BUCKET}/{self.namespace}/{key}"

@@ -1,8 +1,10 @@
 """What the blocks of the API are made of: the base class, CEL rules, and bounded strings, numbers and maps."""
 
+import json
+import re
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 from pydantic.alias_generators import to_camel
 
 
@@ -29,19 +31,30 @@ class Block(BaseModel):
     )
 
 
+S3_URI = re.compile(r"^s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[^/\x00-\x1f\x7f]+)+/?$")
+S3_URI_MESSAGE = (
+    "must be s3://bucket/path: a bucket of 3 to 63 lower-case characters, and a path without empty segments or "
+    "control characters"
+)
+
+
+def _is_s3_uri(value: str) -> str:
+    if not S3_URI.match(value):
+        raise ValueError(S3_URI_MESSAGE)
+    return value
+
+
 S3Uri = Annotated[
     str,
-    StringConstraints(
-        min_length=8,
-        max_length=1024,
-        pattern=r"^s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[^/\x00-\x1f\x7f]+)+/?$",
-    ),
+    StringConstraints(min_length=8, max_length=1024),
+    AfterValidator(_is_s3_uri),
     Field(
         json_schema_extra=rules(
+            cel(f"self.matches({json.dumps(S3_URI.pattern)})", S3_URI_MESSAGE),
             cel(
                 r"!self.matches('(^|/)[.][.]?(/|$)')",
                 "a path segment '.' or '..' is not allowed; write the full object key",
-            )
+            ),
         )
     ),
 ]

@@ -14,6 +14,7 @@ from finetune_api.crd import build_crd
 
 Spec = dict[str, Any]
 
+S3 = "must be s3://bucket/path"
 URI = "a path segment"
 LORA = "lora has no effect with method Full"
 QUANTIZATION = "quantization needs method QLoRA or Auto"
@@ -33,6 +34,8 @@ SPLIT = {"dataset": {"train": {"uri": "s3://data/train.jsonl"}, "validationSplit
 FILE = {"dataset": {"train": {"uri": "s3://data/train.jsonl"}, "validation": {"uri": "s3://data/val.jsonl"}}}
 
 AT_CREATION = [
+    (S3, {"model": {"uri": "s3://models/a b/c"}}, {"model": {"uri": "https://example.com/model"}}, "spec.model.uri"),
+    (S3, {"output": {"uri": "s3://abc/x"}}, {"output": {"uri": "s3://ab/x"}}, "spec.output.uri"),
     (URI, {"model": {"uri": "s3://models/a..b"}}, {"model": {"uri": "s3://models/../b"}}, "spec.model.uri"),
     (URI, {"output": {"uri": "s3://models/x/"}}, {"output": {"uri": "s3://models/x/.."}}, "spec.output.uri"),
     (
@@ -85,7 +88,6 @@ CHANGES = {
 }
 REFUSED_BY_SCHEMA = [
     ({"objective": "Telepathy"}, "spec.objective"),
-    ({"model": {"uri": "https://example.com/model"}}, "spec.model.uri"),
     ({"model": {"uri": "s3://models"}}, "spec.model.uri"),
     ({"tuning": {"lora": {"rank": 0}}}, "spec.tuning.lora.rank"),
     ({"hyperparameters": {"learningRate": 0}}, "spec.hyperparameters.learningRate"),

@@ -66,7 +66,7 @@ def field_errors(error: ValidationError, root: str) -> list[str]:
         place = root
         for part in one["loc"]:
             place += f"[{part}]" if isinstance(part, int) else f".{part}"
-        what = "unknown field" if one["type"] == "extra_forbidden" else one["msg"]
+        what = "unknown field" if one["type"] == "extra_forbidden" else one["msg"].removeprefix("Value error, ")
         lines.append(f"{place}: {what}")
     return lines
 

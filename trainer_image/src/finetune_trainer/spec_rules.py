@@ -3,10 +3,13 @@
 Which rule stands where, and its message, come from the types; only the conditions are written again, by the CEL text.
 """
 
+import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from pydantic import BaseModel
+
+from finetune_api.blocks import S3_URI
 
 Condition = Callable[[Any], bool]
 
@@ -31,6 +34,7 @@ CONDITIONS: dict[str, Condition] = {
             or spec.dataset.validation_split_percent is not None
         )
     ),
+    f"self.matches({json.dumps(S3_URI.pattern)})": lambda uri: bool(S3_URI.match(uri)),
     r"!self.matches('(^|/)[.][.]?(/|$)')": lambda uri: not {".", ".."} & set(uri.split("/")),
 }
 
