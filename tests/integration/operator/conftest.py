@@ -67,7 +67,31 @@ class Access:
         self.kubeconfig.write_text(yaml.safe_dump(admin))
 
     def set_rules(self, wanted: list[Object]) -> None:
+        """Changes the role and returns once the API server judges by it."""
         client.RbacAuthorizationV1Api(self.api).patch_cluster_role(self.name, {"rules": wanted})
+        granted = _rights(wanted)
+        for right in _rights(rules()) | granted:
+            deadline = time.monotonic() + 20
+            while self._may(*right) != (right in granted):
+                assert time.monotonic() < deadline, f"the API server does not take up the change of {right}"
+                time.sleep(0.05)
+
+    def _may(self, group: str, resource: str, verb: str) -> bool:
+        name, _, part = resource.partition("/")
+        asked = {"group": group, "resource": name, "subresource": part, "verb": verb}
+        user = f"system:serviceaccount:default:{self.name}"
+        review = {"spec": {"user": user, "resourceAttributes": asked}}
+        return bool(client.AuthorizationV1Api(self.api).create_subject_access_review(review).status.allowed)
+
+
+def _rights(wanted: list[Object]) -> set[tuple[str, str, str]]:
+    return {
+        (group, resource, verb)
+        for rule in wanted
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+    }
 
 
 class Operator:
