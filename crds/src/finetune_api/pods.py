@@ -31,7 +31,7 @@ class Resources(Block):
     shm_size: Quantity | None = None
     """Size of `/dev/shm`, which counts as memory. Default: `1Gi`."""
     workspace: Workspace | None = None
-    """Scratch space for model, rows and checkpoints. Default: unbounded."""
+    """Scratch space for model, rows and result. Default: unbounded."""
 
 
 class Toleration(Block):

@@ -25,7 +25,7 @@ app = typer.Typer(
 )
 
 Config = Annotated[Path, typer.Option("--config", help="The job's configuration (JSON), as the operator mounts it.")]
-WorkspaceDir = Annotated[Path, typer.Option("--workspace", help="Scratch space for model, rows and checkpoints.")]
+WorkspaceDir = Annotated[Path, typer.Option("--workspace", help="Scratch space for model, rows and result.")]
 Port = Annotated[int, typer.Option(help="Port of /progress, /metrics and /healthz; 0 = any.", min=0, max=65535)]
 TerminationLog = Annotated[Path, typer.Option(help="File for the report (JSON), if it exists.")]
 
