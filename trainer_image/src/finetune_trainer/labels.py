@@ -19,6 +19,7 @@ from tokenizers import Encoding
 
 from finetune_api.handoff import ExitCode
 from finetune_trainer.data.rows import BadRow, ChatRow, Message, Objective, RejectCode, RepairCode
+from finetune_trainer.encodings import UNTRAINED, Encoded
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.skeletons import SkeletonFinder
 from finetune_trainer.template import FALLBACK_TEMPLATE, ChatTemplate, TemplateFailure
@@ -26,27 +27,11 @@ from finetune_trainer.template_probe import choose_arguments_form, choose_conten
 from finetune_trainer.tokenizer_files import TokenizerFiles, TokenizerUnavailable, load_tokenizer_files
 from finetune_trainer.turn_spans import Sample, Span, Tools, TurnFinder
 
-UNTRAINED = -100
+__all__ = ["UNTRAINED", "Encoded", "Labeler", "load_labeler"]
+
 # Each answer is rendered with all that goes before it, so that work grows with turns times text: hostile rows end here.
 MAX_TURNS = 512
 MAX_RENDERED_CHARACTERS = 1 << 28
-
-
-@dataclass(frozen=True, slots=True)
-class Encoded:
-    """One training sample; `labels` equals `input_ids` where a token is trained and is -100 elsewhere.
-
-    `answer_cut` counts the trained answers that lost tokens to `max_length`, wholly or in part;
-    `reasoning_lost` the trained answers whose reasoning the template does not show.
-    """
-
-    input_ids: list[int]
-    labels: list[int]
-    trained: int
-    truncated: bool = False
-    answer_cut: int = 0
-    repairs: tuple[RepairCode, ...] = ()
-    reasoning_lost: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,7 +190,7 @@ class Labeler:
         truncated = len(encoding.ids) - skip > max_length
         if truncated:
             repairs = (*repairs, RepairCode.TRUNCATED)
-        return Encoded(ids, labels, trained, truncated, cut, repairs)
+        return Encoded(ids, labels, trained, truncated=truncated, answer_cut=cut, repairs=repairs)
 
     def _without_second_bos(self, ids: list[int]) -> list[int]:
         bos = self._files.bos_id

@@ -1,0 +1,95 @@
+"""What a row becomes for training: token ids, which of them are trained, and what was lost on the way."""
+
+from dataclasses import dataclass
+
+from finetune_trainer.data.rows import RepairCode
+
+UNTRAINED = -100
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counted:
+    """What happened to a row on its way to a sample.
+
+    `truncated` says that tokens were left out for `max_length`; `left_out` counts those of the conversation or document
+    that this sample does not hold; `answer_cut` the trained answers that lost tokens, wholly or in part;
+    `reasoning_lost` the trained answers whose reasoning the template does not show.
+    """
+
+    truncated: bool = False
+    answer_cut: int = 0
+    reasoning_lost: int = 0
+    left_out: int = 0
+    repairs: tuple[RepairCode, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded(Counted):
+    """A text to learn from; `labels` equals `input_ids` where a token is trained and is -100 elsewhere."""
+
+    input_ids: list[int]
+    labels: list[int]
+    trained: int
+
+    @property
+    def length(self) -> int:
+        """The tokens that the sample holds."""
+        return len(self.input_ids)
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedPair(Counted):
+    """A prompt, which ends with the generation prompt, and two answers, each of which ends with its stop token."""
+
+    prompt_ids: list[int]
+    chosen_ids: list[int]
+    rejected_ids: list[int]
+
+    @property
+    def length(self) -> int:
+        """The tokens of the prompt with its longer answer."""
+        return len(self.prompt_ids) + max(len(self.chosen_ids), len(self.rejected_ids))
+
+    @property
+    def trained(self) -> int:
+        """The tokens of both answers."""
+        return len(self.chosen_ids) + len(self.rejected_ids)
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedLabelled(Counted):
+    """A prompt and one answer to it, with whether such answers are wanted."""
+
+    prompt_ids: list[int]
+    completion_ids: list[int]
+    desirable: bool
+
+    @property
+    def length(self) -> int:
+        """The tokens of prompt and answer."""
+        return len(self.prompt_ids) + len(self.completion_ids)
+
+    @property
+    def trained(self) -> int:
+        """The tokens of the answer."""
+        return len(self.completion_ids)
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedPrompt(Counted):
+    """A prompt that the model is to answer itself."""
+
+    prompt_ids: list[int]
+
+    @property
+    def length(self) -> int:
+        """The tokens of the prompt."""
+        return len(self.prompt_ids)
+
+    @property
+    def trained(self) -> int:
+        """None: the answers are yet to be written."""
+        return 0
+
+
+Sample = Encoded | EncodedPair | EncodedLabelled | EncodedPrompt
