@@ -31,36 +31,64 @@ class Block(BaseModel):
     )
 
 
-S3_URI = re.compile(r"^s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[^/\x00-\x1f\x7f]+)+/?$")
-S3_URI_MESSAGE = (
-    "must be s3://bucket/path: a bucket of 3 to 63 lower-case characters, and a path without empty segments or "
-    "control characters"
-)
+def _matching(pattern: re.Pattern[str], message: str) -> AfterValidator:
+    def check(value: str) -> str:
+        if not pattern.match(value):
+            raise ValueError(message)
+        return value
+
+    return AfterValidator(check)
 
 
-def _is_s3_uri(value: str) -> str:
-    if not S3_URI.match(value):
-        raise ValueError(S3_URI_MESSAGE)
-    return value
+def _uri_rules(pattern: re.Pattern[str], message: str) -> dict[str, Any]:
+    """The pattern as a rule with a sentence, which a schema's own `pattern` cannot have."""
+    return rules(
+        cel(f"self.matches({json.dumps(pattern.pattern)})", message),
+        cel(
+            r"!self.matches('(^|/)[.][.]?(/|$)')",
+            "a path segment '.' or '..' is not allowed; write the full object key",
+        ),
+    )
 
 
+_S3 = r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[^/\x00-\x1f\x7f]+)+/?"
+_REPOSITORY = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
+_S3_SENTENCE = "a bucket of 3 to 63 lower-case characters, and a path without empty segments or control characters"
+S3_URI = re.compile(f"^{_S3}$")
+S3_URI_MESSAGE = f"must be s3://bucket/path: {_S3_SENTENCE}"
+MODEL_URI = re.compile(f"^({_S3}|hf://{_REPOSITORY})$")
+MODEL_URI_MESSAGE = f"must be hf://owner/name, or s3://bucket/path: {_S3_SENTENCE}"
+DATA_URI = re.compile(f"^({_S3}|hf://datasets/{_REPOSITORY}(/[^/\\x00-\\x1f\\x7f]+)*/?)$")
+DATA_URI_MESSAGE = f"must be hf://datasets/owner/name[/path], or s3://bucket/path: {_S3_SENTENCE}"
+
+_LENGTH = StringConstraints(min_length=8, max_length=1024)
 S3Uri = Annotated[
     str,
-    StringConstraints(min_length=8, max_length=1024),
-    AfterValidator(_is_s3_uri),
-    Field(
-        json_schema_extra=rules(
-            cel(f"self.matches({json.dumps(S3_URI.pattern)})", S3_URI_MESSAGE),
-            cel(
-                r"!self.matches('(^|/)[.][.]?(/|$)')",
-                "a path segment '.' or '..' is not allowed; write the full object key",
-            ),
-        )
-    ),
+    _LENGTH,
+    _matching(S3_URI, S3_URI_MESSAGE),
+    Field(json_schema_extra=_uri_rules(S3_URI, S3_URI_MESSAGE)),
 ]
-SecretName = Annotated[
+ModelUri = Annotated[
+    str,
+    _LENGTH,
+    _matching(MODEL_URI, MODEL_URI_MESSAGE),
+    Field(json_schema_extra=_uri_rules(MODEL_URI, MODEL_URI_MESSAGE)),
+]
+DataUri = Annotated[
+    str,
+    _LENGTH,
+    _matching(DATA_URI, DATA_URI_MESSAGE),
+    Field(json_schema_extra=_uri_rules(DATA_URI, DATA_URI_MESSAGE)),
+]
+Revision = Annotated[
+    str,
+    StringConstraints(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*([./][A-Za-z0-9_-]+)*$"),
+]
+Endpoint = Annotated[str, StringConstraints(max_length=512, pattern=r"^https?://[^\s/@?#]+(/[^\s@?#]*)?$")]
+ObjectName = Annotated[
     str, StringConstraints(min_length=1, max_length=253, pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")
 ]
+SecretName = ObjectName
 Quantity = Annotated[
     int | str,
     Field(

@@ -1,43 +1,85 @@
-"""The one table of training defaults: what an absent hyper-parameter becomes, by method, model size and rows."""
+"""The one table of training defaults: what an absent hyper-parameter becomes, by objective, method, size and rows."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TypeVar
+from types import MappingProxyType
+from typing import Any, TypeVar
 
+from finetune_api.objectives import Dpo, Kto, Objective, Rlhf
 from finetune_api.spec import FineTuneJobSpec, Lora, Method
 from finetune_api.status import Resolved
 
 _T = TypeVar("_T")
 BILLION = 1_000_000_000
+MANY_ROWS = 50_000
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What preflight has counted: weights of the base model and rows on each side of the split."""
+    """What preflight has found: the base model's weights, the samples on each side of the split, and what the memory
+    estimate made of `tuning.method` (`method` is absent where it was not asked)."""
 
     parameters: int
     train_rows: int
     validation_rows: int
+    method: Method | None = None
+    method_reason: str = ""
+    estimated_gpu_memory_bytes: int | None = None
+    packing: bool = False
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The defaults that an objective sets; `rate` and `full_rate` are peak learning rates."""
+
+    rate: float
+    full_rate: float
+    epochs: float
+    full_epochs: float
+    warmup: float = 0.03
+    schedule: str = "cosine"
+    dropout: float = 0.05
+    full_batch: int = 16
+    quantised_clip: float = 1.0
+
+
+_SUPERVISED = Recipe(rate=2e-4, full_rate=2e-5, epochs=3, full_epochs=2, full_batch=32, quantised_clip=0.3)
+_PREFERENCE = Recipe(rate=5e-6, full_rate=1e-6, epochs=1, full_epochs=1, warmup=0.1, dropout=0)
+RECIPES: Mapping[Objective, Recipe] = MappingProxyType(
+    {
+        Objective.INSTRUCTION: _SUPERVISED,
+        Objective.CHAT: _SUPERVISED,
+        Objective.DOMAIN_ADAPTATION: _SUPERVISED,
+        Objective.DPO: _PREFERENCE,
+        Objective.KTO: _PREFERENCE,
+        Objective.REWARD_MODEL: Recipe(rate=1e-4, full_rate=1e-5, epochs=1, full_epochs=1),
+        Objective.RLHF: Recipe(
+            rate=5e-6, full_rate=1e-6, epochs=1, full_epochs=1, warmup=0, schedule="constant", dropout=0
+        ),
+    }
+)
+"""Adapters learn at ten to twenty times the rate of full tuning; preferences and rewards need far smaller steps than
+imitation, and one pass."""
 
 
 def resolve(spec: FineTuneJobSpec, facts: Facts) -> Resolved:
     """Every training setting with its default filled in; precision, optimiser and targets stay open where only a
     trainer on its device can tell."""
-    method, reason = _method(spec.tuning.method)
-    hyper = spec.hyperparameters
-    batch = hyper.per_device_train_batch_size or min(2, max(facts.train_rows, 1))
-    accumulation = hyper.gradient_accumulation_steps or max(1, _effective_batch(method) // batch)
+    method, reason = (facts.method, facts.method_reason) if facts.method else _method(spec.tuning.method)
+    hyper, recipe = spec.hyperparameters, RECIPES[spec.objective]
+    batch, accumulation = _batch(spec, method, facts.train_rows)
     epochs, steps = _length(spec, method, facts, batch * accumulation)
     resolved = Resolved(
         method=method.value,
         method_reason=reason,
         num_train_epochs=epochs,
         total_steps=steps,
-        learning_rate=_given(hyper.learning_rate, _learning_rate(method, facts.parameters)),
-        lr_scheduler_type=hyper.lr_scheduler_type or "cosine",
-        warmup_steps=_given(hyper.warmup_steps, 0.03),
+        learning_rate=_given(hyper.learning_rate, _learning_rate(recipe, method, facts.parameters)),
+        lr_scheduler_type=hyper.lr_scheduler_type or recipe.schedule,
+        warmup_steps=_given(hyper.warmup_steps, recipe.warmup),
         weight_decay=_given(hyper.weight_decay, 0.0),
-        max_grad_norm=_given(hyper.max_grad_norm, 0.3 if method is Method.QLORA else 1.0),
+        max_grad_norm=_given(hyper.max_grad_norm, recipe.quantised_clip if method is Method.QLORA else 1.0),
         optim=hyper.optim,
         per_device_train_batch_size=batch,
         gradient_accumulation_steps=accumulation,
@@ -47,8 +89,11 @@ def resolve(spec: FineTuneJobSpec, facts: Facts) -> Resolved:
         gradient_checkpointing=_given(hyper.gradient_checkpointing, method is Method.QLORA),
         seed=hyper.seed,
         eval_steps=(spec.evaluation.steps or max(1, steps // 10)) if facts.validation_rows else None,
+        packing=facts.packing,
+        estimated_gpu_memory_bytes=facts.estimated_gpu_memory_bytes,
     )
-    return resolved if method is Method.FULL else resolved.model_copy(update=_adapter(spec, method))
+    settings = _objective(spec) if method is Method.FULL else _objective(spec) | _adapter(spec, method)
+    return resolved.model_copy(update=settings)
 
 
 def _method(asked: Method) -> tuple[Method, str]:
@@ -57,37 +102,68 @@ def _method(asked: Method) -> tuple[Method, str]:
     return asked, "set in tuning.method"
 
 
-def _learning_rate(method: Method, parameters: int) -> float:
+def _learning_rate(recipe: Recipe, method: Method, parameters: int) -> float:
+    """Halved for large models, as the supervised recipes of QLoRA and of full tuning do."""
     if method is Method.FULL:
-        return 1e-5 if parameters > 7 * BILLION else 2e-5
-    return 1e-4 if method is Method.QLORA and parameters > 13 * BILLION else 2e-4
+        return recipe.full_rate / 2 if parameters > 7 * BILLION else recipe.full_rate
+    return recipe.rate / 2 if method is Method.QLORA and parameters > 13 * BILLION else recipe.rate
 
 
-def _effective_batch(method: Method) -> int:
-    return 32 if method is Method.FULL else 16
+def _batch(spec: FineTuneJobSpec, method: Method, rows: int) -> tuple[int, int]:
+    """Rows a batch and batches a step; under RLHF rows are sampled answers, and a step holds whole groups of them."""
+    hyper = spec.hyperparameters
+    wanted = RECIPES[spec.objective].full_batch if method is Method.FULL else 16
+    if spec.rlhf is None:
+        batch = hyper.per_device_train_batch_size or min(2, max(rows, 1))
+        return batch, hyper.gradient_accumulation_steps or max(1, wanted // batch)
+    group = spec.rlhf.num_generations
+    if hyper.gradient_accumulation_steps:
+        batch = hyper.per_device_train_batch_size or group // math.gcd(group, hyper.gradient_accumulation_steps)
+        return batch, hyper.gradient_accumulation_steps
+    batch = hyper.per_device_train_batch_size or 2
+    unit = group // math.gcd(group, batch)
+    return batch, unit * max(1, wanted // (batch * unit))
 
 
 def _length(spec: FineTuneJobSpec, method: Method, facts: Facts, global_batch: int) -> tuple[float, int]:
     """Epochs and steps; a last partial batch is a step of its own, as in transformers' Trainer."""
-    steps_per_epoch = max(1, math.ceil(facts.train_rows / global_batch))
+    rows = facts.train_rows * (spec.rlhf.num_generations if spec.rlhf else 1)
+    steps_per_epoch = max(1, math.ceil(rows / global_batch))
     if spec.hyperparameters.max_steps:
         return spec.hyperparameters.max_steps / steps_per_epoch, spec.hyperparameters.max_steps
-    epochs = spec.hyperparameters.num_train_epochs or _default_epochs(method, facts.train_rows)
+    epochs = spec.hyperparameters.num_train_epochs or _default_epochs(spec.objective, method, facts.train_rows)
     return epochs, max(1, math.ceil(epochs * steps_per_epoch))
 
 
-def _default_epochs(method: Method, rows: int) -> float:
+def _default_epochs(objective: Objective, method: Method, rows: int) -> float:
+    recipe = RECIPES[objective]
     if method is Method.FULL:
-        return 2.0
-    return 1.0 if rows > 50_000 else 3.0
+        return recipe.full_epochs
+    return 1.0 if rows > MANY_ROWS else recipe.epochs
 
 
-def _adapter(spec: FineTuneJobSpec, method: Method) -> dict[str, object]:
+def _objective(spec: FineTuneJobSpec) -> dict[str, Any]:
+    """The settings of the objective's own block."""
+    match spec.objective:
+        case Objective.DPO:
+            dpo = spec.dpo or Dpo()
+            return {"beta": dpo.beta, "loss_type": dpo.loss_type.value}
+        case Objective.KTO:
+            return (spec.kto or Kto()).model_dump(include={"beta", "desirable_weight", "undesirable_weight"})
+        case Objective.RLHF:
+            rlhf = spec.rlhf or Rlhf()
+            names = {"num_generations", "max_completion_length", "temperature", "beta"}
+            return rlhf.model_dump(include=names) | {"algorithm": rlhf.algorithm.value}
+        case _:
+            return {}
+
+
+def _adapter(spec: FineTuneJobSpec, method: Method) -> dict[str, Any]:
     lora = spec.tuning.lora or Lora()
-    settings: dict[str, object] = {
+    settings: dict[str, Any] = {
         "lora_rank": lora.rank or 16,
         "lora_alpha": lora.alpha or 32,
-        "lora_dropout": _given(lora.dropout, 0.05),
+        "lora_dropout": _given(lora.dropout, RECIPES[spec.objective].dropout),
         "use_rslora": bool(lora.use_rslora),
         "target_modules": lora.target_modules,
     }

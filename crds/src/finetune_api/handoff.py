@@ -17,6 +17,7 @@ from finetune_api.status import (
     Lineage,
     Metrics,
     Progress,
+    PublishedJob,
     Resolved,
     StatusBlock,
     Word,
@@ -29,6 +30,11 @@ CONFIG_FILE = "config.json"
 CREDENTIALS_DIR = "/etc/finetune/credentials"
 CA_DIR = "/etc/finetune/ca"
 CA_FILE = "ca.crt"
+HUB_TOKENS_DIR = "/etc/finetune/hub"
+"""Holds a folder for each `HubRole` whose token is mounted."""
+HUB_TOKEN_FILE = "HF_TOKEN"  # noqa: S105 - a file's name
+HUB_CA_DIR = "/etc/finetune/hub-ca"
+MODEL_CACHE_DIR = "/model-cache"
 WORKSPACE_DIR = "/workspace"
 TERMINATION_LOG = "/dev/termination-log"
 TERMINATION_LIMIT_BYTES = 4096
@@ -42,6 +48,14 @@ ENV_POD_NAME = "FINETUNE_POD_NAME"
 ENV_IMAGE = "FINETUNE_TRAINER_IMAGE"
 
 
+class HubRole(StrEnum):
+    """What a hub's token is for; also the name of its folder."""
+
+    MODEL = "model"
+    TRAIN = "train"
+    VALIDATION = "validation"
+
+
 class ExitCode(IntEnum):
     """The trainer's exit codes; the operator's podFailurePolicy and decisions are made from the same table."""
 
@@ -51,6 +65,7 @@ class ExitCode(IntEnum):
     MODEL_UNAVAILABLE = 66
     STORAGE_UNAVAILABLE = 69
     INTERNAL_ERROR = 70
+    WONT_FIT = 71
     OUTPUT_CONFLICT = 73
     PREEMPTED = 75
     DIVERGED = 76
@@ -68,6 +83,7 @@ TERMINAL_EXIT_CODES = frozenset(
         ExitCode.INVALID_CONFIG,
         ExitCode.DATASET_UNUSABLE,
         ExitCode.MODEL_UNAVAILABLE,
+        ExitCode.WONT_FIT,
         ExitCode.OUTPUT_CONFLICT,
         ExitCode.DIVERGED,
         ExitCode.STORAGE_DENIED,
@@ -123,6 +139,10 @@ class JobConfig(HandoffBlock):
     """The settings that preflight resolved; absent in preflight."""
     dataset: DatasetStatus | None = None
     """What preflight found; absent in preflight."""
+    parent: PublishedJob | None = None
+    """The complete job that `lineage.parentRef` names."""
+    reward_job: PublishedJob | None = None
+    """The complete job that `rlhf.rewardModel.jobRef` names."""
 
     def output_key(self) -> str:
         """`output.uri` without a trailing slash."""
@@ -170,12 +190,19 @@ class Report(HandoffBlock):
     def to_termination_message(self) -> str:
         """JSON of at most 4,096 bytes; the largest blocks are left out, in a fixed order, until it fits."""
         data = self.model_dump(mode="json", by_alias=True, exclude_none=True)
-        for dropped in (None, "lineage.versions", "resolved", "dataset.format", "dataset", "message"):
+        for dropped in _DROPPED:
             _drop(data, dropped)
             text = json.dumps(data, separators=(",", ":"), ensure_ascii=True)
             if len(text) <= TERMINATION_LIMIT_BYTES:
                 return text
         raise ValueError("a report without its optional blocks is above the limit")
+
+
+_DROPPED = (
+    None, "lineage.versions", "resolved", "dataset.format", "dataset", "lineage", "message",
+    *(f"artifacts.{name}" for name in ("configUri", "lineageUri", "reportUri", "mergedUri", "adapterUri")),
+)  # fmt: skip
+"""What a long report leaves out, in this order; the manifest's URI and digest always stay."""
 
 
 def _drop(data: dict[str, Any], path: str | None) -> None:

@@ -68,6 +68,8 @@ class Reason(StrEnum):
     INVALID_SPEC = "InvalidSpec"
     NAME_CONFLICT = "NameConflict"
     API_DENIED = "APIDenied"
+    WAITING_FOR_PARENT = "WaitingForParent"
+    PARENT_FAILED = "ParentFailed"
     # Validated
     DATASET_VALID = "DatasetValid"
     ADOPTED = "Adopted"
@@ -98,6 +100,7 @@ class Reason(StrEnum):
     MODEL_UNAVAILABLE = "ModelUnavailable"
     STORAGE_UNAVAILABLE = "StorageUnavailable"
     INTERNAL_ERROR = "InternalError"
+    WONT_FIT = "WontFit"
     OUTPUT_CONFLICT = "OutputConflict"
     PREEMPTED = "Preempted"
     DIVERGED = "Diverged"
@@ -121,6 +124,7 @@ class EventReason(StrEnum):
 
     ACCEPTED = "Accepted"
     REFUSED = "Refused"
+    WAITING_FOR_PARENT = "WaitingForParent"
     PREFLIGHT_STARTED = "PreflightStarted"
     DATASET_VALIDATED = "DatasetValidated"
     ROWS_REJECTED = "RowsRejected"

@@ -5,33 +5,27 @@ from typing import Annotated, ClassVar
 
 from pydantic import ConfigDict, Field, StringConstraints
 
-from finetune_api.blocks import Block, ModuleName, S3Uri, SecretRef, Text, cel, rules
+from finetune_api.blocks import Block, QualifiedName, S3Uri, Text, cel, rules
+from finetune_api.objectives import Dpo, JobReference, Kto, Objective, Rlhf
 from finetune_api.pods import Preflight, Resources, Scheduling, Trainer
+from finetune_api.sources import Dataset, DatasetFormat, DataSource, Hub, Model, ModelCache, Storage
+from finetune_api.tuning import InitialAdapter, Lora, Method, Quantization, Tuning
 
-
-class Objective(StrEnum):
-    """What the model is trained for."""
-
-    INSTRUCTION = "Instruction"
-    CHAT = "Chat"
-
-
-class Method(StrEnum):
-    """How weights are updated."""
-
-    AUTO = "Auto"
-    QLORA = "QLoRA"
-    LORA = "LoRA"
-    FULL = "Full"
-
-
-class DatasetFormat(StrEnum):
-    """The shape of the dataset's rows."""
-
-    AUTO = "Auto"
-    ALPACA = "Alpaca"
-    SHAREGPT = "ShareGPT"
-    OPENAI = "OpenAI"
+__all__ = [
+    "DataSource",
+    "Dataset",
+    "DatasetFormat",
+    "Hub",
+    "InitialAdapter",
+    "Lora",
+    "Method",
+    "Model",
+    "ModelCache",
+    "Objective",
+    "Quantization",
+    "Storage",
+]
+"""What other modules import from here although it is defined elsewhere."""
 
 
 class Precision(StrEnum):
@@ -43,6 +37,14 @@ class Precision(StrEnum):
     FP32 = "FP32"
 
 
+class Packing(StrEnum):
+    """Whether short rows share a sequence."""
+
+    AUTO = "Auto"
+    ON = "On"
+    OFF = "Off"
+
+
 class Merge(StrEnum):
     """Whether, and in which number format, the adapter is merged into the base weights."""
 
@@ -50,129 +52,6 @@ class Merge(StrEnum):
     BF16 = "BF16"
     FP16 = "FP16"
     FP32 = "FP32"
-
-
-class Storage(Block):
-    """The S3-compatible storage behind every `s3://` URI of the job."""
-
-    endpoint: (
-        Annotated[str, StringConstraints(max_length=512, pattern=r"^https?://[^\s/@?#]+(/[^\s@?#]*)?$")] | None
-    ) = None
-    """URL of the S3 endpoint, for example `http://minio.minio:9000`.
-    Default: the operator's default storage, else AWS."""
-    region: Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=r"^[a-z0-9-]+$")] | None = None
-    """Region to sign requests for. Default: `us-east-1`."""
-    force_path_style: bool | None = None
-    """Address buckets as `endpoint/bucket` instead of `bucket.endpoint`.
-    Default: true when `endpoint` is set, else false."""
-    ca_secret_ref: SecretRef | None = None
-    """Secret whose key `ca.crt` holds the certificate authority (PEM) of the endpoint.
-    Default: the image's authorities."""
-    credentials_secret_ref: SecretRef | None = None
-    """Secret with the keys `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY` and, optionally, `AWS_SESSION_TOKEN`.
-    Default: the credential chain of the pod's service account."""
-
-
-class Model(Block):
-    """The pretrained model to adapt."""
-
-    uri: S3Uri
-    """Folder of the model in storage, as `s3://bucket/path`: `config.json`, safetensors weights, `tokenizer.json`.
-    Pickle weights and models that need remote code are refused."""
-
-
-class Lora(Block):
-    """Low-rank adapter settings, under PEFT's names."""
-
-    rank: Annotated[int, Field(ge=1, le=256)] | None = None
-    """Rank of the adapter matrices (PEFT's `r`). Default: 16, the most that inference servers accept unconfigured."""
-    alpha: Annotated[int, Field(ge=1, le=512)] | None = None
-    """Scaling of the adapter (PEFT's `lora_alpha`). Default: 32."""
-    dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
-    """Dropout on the adapter's input (PEFT's `lora_dropout`). Default: 0.05."""
-    target_modules: (
-        Annotated[
-            list[ModuleName], Field(min_length=1, max_length=64, json_schema_extra={"x-kubernetes-list-type": "set"})
-        ]
-        | None
-    ) = None
-    """Modules that get an adapter, by the end of their name, for example `[q_proj, v_proj]`.
-    Default: every linear layer but the output head."""
-    use_rslora: bool | None = None
-    """Scale by `alpha / sqrt(rank)` instead of `alpha / rank`. Default: false."""
-
-
-class Quantization(Block):
-    """How the frozen base is quantised under QLoRA."""
-
-    double_quant: bool | None = None
-    """Quantise the quantisation constants too, which saves 0.4 bit a weight. Default: true."""
-
-
-class Tuning(Block):
-    """How the model is tuned."""
-
-    model_config = ConfigDict(
-        json_schema_extra=rules(
-            cel(
-                "self.method != 'Full' || !has(self.lora)",
-                "lora has no effect with method Full: remove tuning.lora, or set method to QLoRA or LoRA",
-                ".lora",
-            ),
-            cel(
-                "self.method in ['QLoRA', 'Auto'] || !has(self.quantization)",
-                "quantization needs method QLoRA or Auto: remove tuning.quantization, or change tuning.method",
-                ".quantization",
-            ),
-        )
-    )
-
-    method: Method = Method.AUTO
-    """`QLoRA`: a 4-bit NF4 base with a low-rank adapter. `LoRA`: a 16-bit base with one. `Full`: every weight.
-    `Auto` is QLoRA. Default: `Auto`."""
-    lora: Lora | None = None
-    """Settings of the low-rank adapter; not with method `Full`."""
-    quantization: Quantization | None = None
-    """Settings of the quantised base; only with method `QLoRA` or `Auto`."""
-
-
-class DataSource(Block):
-    """Where rows are read from."""
-
-    uri: S3Uri
-    """Object with the rows, as `s3://bucket/key`: JSON lines, JSON, CSV or TSV, each also gzipped."""
-    sha256: Annotated[str, StringConstraints(min_length=64, max_length=64, pattern=r"^[0-9a-f]{64}$")] | None = None
-    """Expected SHA-256 of the object (64 hexadecimal digits); another content fails the job. Default: not checked."""
-
-
-class Dataset(Block):
-    """The rows to train on and to evaluate with."""
-
-    model_config = ConfigDict(
-        json_schema_extra=rules(
-            cel(
-                "!(has(self.validation) && has(self.validationSplitPercent))",
-                "give either validation or validationSplitPercent, not both: remove one",
-                ".validationSplitPercent",
-            )
-        )
-    )
-
-    train: DataSource
-    """Rows to train on."""
-    validation: DataSource | None = None
-    """Held-out rows to evaluate with; exclusive with `validationSplitPercent`. Rows that also stand in `train` are
-    dropped from `train` and counted."""
-    validation_split_percent: Annotated[int, Field(ge=1, le=50)] | None = None
-    """Share of the training rows (percent) held out for evaluation, chosen by a hash of the prompt so that one prompt
-    never lands on both sides. At least 20 and at most 512 rows. Default: no split."""
-    format: DatasetFormat = DatasetFormat.AUTO
-    """Format of the rows; `Auto` detects it row by row. Default: `Auto`."""
-    max_rejected_percent: Annotated[int, Field(ge=0, le=100)] = 20
-    """Most malformed rows (percent) that the job tolerates; 100 = any number. Malformed rows are reported and skipped.
-    Default: 20."""
-    max_samples: Annotated[int, Field(ge=1, le=100_000_000)] | None = None
-    """Use at most this many accepted rows, in file order. Default: all."""
 
 
 class Hyperparameters(Block):
@@ -229,6 +108,9 @@ class Hyperparameters(Block):
     """Batches accumulated before a step. Default: what makes the effective batch 16 (`Full`: 32)."""
     max_length: Annotated[int, Field(ge=16, le=1_048_576)] = 2048
     """Longest sequence in tokens; longer rows are truncated, and counted. Default: 2048."""
+    packing: Packing = Packing.AUTO
+    """Put several short rows into one sequence, without letting them see each other; with objectives Instruction, Chat
+    and DomainAdaptation. `Auto`: where it is exact for the attention in use and saves work. Default: `Auto`."""
     precision: Precision = Precision.AUTO
     """Number format of the computation. `Auto`: BF16 where the GPU has it, else FP16; FP32 on a CPU.
     Default: `Auto`."""
@@ -276,6 +158,17 @@ class Checkpoint(Block):
     """Seconds between SIGTERM and SIGKILL. Default: 120."""
 
 
+class JobLineage(Block):
+    """What this job comes from."""
+
+    parent_ref: JobReference | None = None
+    """FineTuneJob whose result this one builds on; this job waits until it is complete. Default: none."""
+    annotations: (
+        Annotated[dict[QualifiedName, Annotated[str, StringConstraints(max_length=256)]], Field(max_length=16)] | None
+    ) = None
+    """Notes that are copied into the lineage record, for example a ticket or a commit. Default: none."""
+
+
 class Output(Block):
     """Where and how the result is published."""
 
@@ -286,7 +179,18 @@ class Output(Block):
 
 
 IMMUTABLE_REQUIRED = ("objective", "model", "tuning", "dataset", "hyperparameters", "evaluation", "output")
-IMMUTABLE_OPTIONAL = ("earlyStopping",)
+IMMUTABLE_OPTIONAL = ("earlyStopping", "dpo", "kto", "rlhf", "lineage")
+_CHATS = ("Alpaca", "ShareGPT", "OpenAI", "PromptCompletion")
+FORMATS = {
+    Objective.INSTRUCTION.value: ["Auto", *_CHATS, "Preference", "Unpaired"],
+    Objective.CHAT.value: ["Auto", *_CHATS, "Preference", "Unpaired"],
+    Objective.DPO.value: ["Auto", "Preference"],
+    Objective.KTO.value: ["Auto", "Unpaired", "Preference"],
+    Objective.REWARD_MODEL.value: ["Auto", "Preference"],
+    Objective.RLHF.value: ["Auto", *_CHATS, "Preference", "Unpaired"],
+    Objective.DOMAIN_ADAPTATION.value: ["Auto", "Text"],
+}
+"""The formats of rows that each objective can be told to expect."""
 _FROZEN = "is fixed when the job is created: create a new FineTuneJob with another name and output.uri instead"
 
 
@@ -302,6 +206,63 @@ class FineTuneJobSpec(Block):
                 "earlyStopping needs held-out rows: set dataset.validation or dataset.validationSplitPercent",
                 ".earlyStopping",
             ),
+            *(
+                cel(
+                    f"!has(self.{block}) || self.objective == '{objective}'",
+                    f"{block} has no effect with another objective than {objective}: remove {block}",
+                    f".{block}",
+                )
+                for block, objective in (("dpo", "DPO"), ("kto", "KTO"), ("rlhf", "RLHF"))
+            ),
+            cel(
+                "self.objective != 'RLHF' || has(self.rlhf)",
+                "objective RLHF needs a reward: set rlhf.rewardModel or rlhf.rewards",
+                ".rlhf",
+            ),
+            cel(
+                "self.objective != 'RLHF' || !has(self.earlyStopping)",
+                "RLHF has no held-out loss to stop by: remove earlyStopping, and watch status.metrics.evalReward",
+                ".earlyStopping",
+            ),
+            cel(
+                "self.objective != 'RewardModel' || self.output.merge == 'None'",
+                "a reward model scores text and is served as it is: remove output.merge",
+                ".output.merge",
+            ),
+            cel(
+                "self.objective != 'RewardModel' || !has(self.evaluation.prompts)",
+                "a reward model writes no answers: remove evaluation.prompts",
+                ".evaluation.prompts",
+            ),
+            cel(
+                "self.hyperparameters.packing != 'On' || self.objective in ['Instruction', 'Chat', 'DomainAdaptation']",
+                "packing works with objectives Instruction, Chat and DomainAdaptation: set it to Auto or Off",
+                ".hyperparameters.packing",
+            ),
+            cel(
+                "!has(self.rlhf) || !has(self.hyperparameters.perDeviceTrainBatchSize) || "
+                "!has(self.hyperparameters.gradientAccumulationSteps) || "
+                "self.hyperparameters.perDeviceTrainBatchSize * self.hyperparameters.gradientAccumulationSteps % "
+                "self.rlhf.numGenerations == 0",
+                "a step must hold whole groups of answers: perDeviceTrainBatchSize times gradientAccumulationSteps "
+                "must be a multiple of rlhf.numGenerations",
+                ".rlhf.numGenerations",
+            ),
+            cel(
+                "!has(self.tuning.initialAdapter) || !has(self.tuning.initialAdapter.fromParent) || "
+                "(has(self.lineage) && has(self.lineage.parentRef))",
+                "initialAdapter.fromParent needs a parent: set lineage.parentRef",
+                ".tuning.initialAdapter.fromParent",
+            ),
+            *(
+                cel(
+                    f"self.objective != '{objective}' || self.dataset.format in {formats}",
+                    f"objective {objective} cannot use rows of this format: set dataset.format to one of "
+                    f"{', '.join(formats)}",
+                    ".dataset.format",
+                )
+                for objective, formats in FORMATS.items()
+            ),
             *(cel(f"self.{name} == oldSelf.{name}", f"{name} {_FROZEN}", f".{name}") for name in IMMUTABLE_REQUIRED),
             *(
                 cel(
@@ -315,9 +276,16 @@ class FineTuneJobSpec(Block):
     )
 
     objective: Objective
-    """What the model is trained for. `Instruction`: the last answer of each row. `Chat`: every assistant turn."""
+    """What the model is trained for. `Instruction`: the last answer of each row. `Chat`: every assistant turn. `DPO`:
+    to prefer chosen over rejected answers. `KTO`: the same from answers labelled good or bad. `RewardModel`: to score
+    answers. `RLHF`: to earn rewards. `DomainAdaptation`: plain text, to know a field."""
     storage: Storage | None = None
     """S3-compatible storage of the job. Default: the operator's default storage."""
+    hub: Hub | None = None
+    """Hub of the job's `hf://` URIs. Takes effect with the next attempt. Default: the operator's default hub."""
+    model_cache: ModelCache | None = None
+    """Folder of downloaded models that runs share. Takes effect with the next attempt. Default: none, every run
+    downloads its model."""
     model: Model
     """The pretrained model. Fixed at creation."""
     tuning: Tuning = Tuning()
@@ -326,6 +294,14 @@ class FineTuneJobSpec(Block):
     """The rows to train on and to evaluate with. Fixed at creation."""
     hyperparameters: Hyperparameters = Hyperparameters()
     """Training arguments. Fixed at creation. Default: by method; see `status.resolved` for the values in use."""
+    dpo: Dpo | None = None
+    """Settings of objective DPO; only with it. Fixed at creation. Default: by field."""
+    kto: Kto | None = None
+    """Settings of objective KTO; only with it. Fixed at creation. Default: by field."""
+    rlhf: Rlhf | None = None
+    """Settings of objective RLHF; only and always with it. Fixed at creation. Default: none."""
+    lineage: JobLineage | None = None
+    """What this job comes from. Fixed at creation. Default: nothing."""
     evaluation: Evaluation = Evaluation()
     """Evaluation while training. Fixed at creation. Default: every tenth of the training."""
     early_stopping: EarlyStopping | None = None

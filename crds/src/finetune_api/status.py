@@ -78,7 +78,8 @@ class Progress(StatusBlock):
 
 
 class Metrics(StatusBlock):
-    """The training's figures, to five significant digits; losses are nats per trained token."""
+    """The training's figures, to five significant digits; losses are nats per trained token, with DPO, KTO and
+    RewardModel per row."""
 
     train_loss: Measure | None = None
     """Training loss, mean since the last report."""
@@ -96,6 +97,18 @@ class Metrics(StatusBlock):
     """Gradient norm of the last step, before clipping."""
     tokens_per_second: Measure | None = None
     """Trained input tokens per second."""
+    reward_margin: Measure | None = None
+    """Held-out rewards of the chosen less those of the rejected answers, mean (DPO, KTO, RewardModel)."""
+    reward_accuracy: Annotated[Measure, Field(ge=0, le=1)] | None = None
+    """Share of held-out pairs whose chosen answer has the higher reward (DPO, RewardModel)."""
+    reward: Measure | None = None
+    """Reward of the sampled answers, mean of the last step (RLHF)."""
+    eval_reward: Measure | None = None
+    """Reward of the answers to held-out prompts, mean (RLHF)."""
+    baseline_eval_reward: Measure | None = None
+    """`evalReward` of the untouched model (RLHF)."""
+    kl: Measure | None = None
+    """Divergence from the reference, nats per token, mean of the last step (RLHF)."""
     trainable_parameters: Count | None = None
     """Weights that are trained."""
     gpu_memory_peak_bytes: Count | None = None
@@ -140,6 +153,8 @@ class DatasetStatus(StatusBlock):
     """Rows evaluated with."""
     truncated: Count | None = None
     """Accepted rows that are longer than `maxLength` and are cut."""
+    length_p99: Count | None = None
+    """Length (tokens) that 99 of 100 training samples do not exceed, before anything is cut."""
 
 
 class Artifacts(StatusBlock):
@@ -204,6 +219,26 @@ class Resolved(StatusBlock):
     """Seed of split, shuffling and initial adapter."""
     eval_steps: Count | None = None
     """Optimiser steps between evaluations."""
+    packing: bool | None = None
+    """Whether short rows share a sequence."""
+    estimated_gpu_memory_bytes: Count | None = None
+    """Estimated GPU memory that training takes, per GPU, in bytes."""
+    beta: Measure | None = None
+    """How strongly the model is held to the reference (DPO, KTO, RLHF)."""
+    loss_type: Word | None = None
+    """Loss of DPO."""
+    desirable_weight: Measure | None = None
+    """Weight of the answers labelled good (KTO)."""
+    undesirable_weight: Measure | None = None
+    """Weight of the answers labelled bad (KTO)."""
+    algorithm: Word | None = None
+    """How the policy learns from rewards (RLHF)."""
+    num_generations: Count | None = None
+    """Answers sampled for each prompt (RLHF)."""
+    max_completion_length: Count | None = None
+    """Longest sampled answer, in tokens (RLHF)."""
+    temperature: Measure | None = None
+    """Temperature of sampling (RLHF)."""
     lora_rank: Count | None = None
     """Rank of the adapter."""
     lora_alpha: Count | None = None
@@ -220,11 +255,34 @@ class Resolved(StatusBlock):
     """Modules with an adapter; absent until a trainer has seen the model, unless given."""
 
 
+class PublishedJob(StatusBlock):
+    """A complete FineTuneJob that this one builds on, as it was when this one was accepted."""
+
+    name: Annotated[str, StringConstraints(max_length=253)]
+    """Name of the FineTuneJob."""
+    uid: Word
+    """UID of the FineTuneJob."""
+    objective: Word
+    """What it was trained for."""
+    output_uri: Uri
+    """Prefix of its result."""
+    manifest_sha256: Digest
+    """SHA-256 of its manifest."""
+
+
 class Lineage(StatusBlock):
     """Where the result comes from."""
 
+    parent: PublishedJob | None = None
+    """The job named by `lineage.parentRef`."""
+    reward_job: PublishedJob | None = None
+    """The job named by `rlhf.rewardModel.jobRef`."""
+    initial_adapter_sha256: Digest | None = None
+    """SHA-256 of the weights of the adapter that was continued."""
     base_model: Uri | None = None
     """URI of the base model."""
+    base_model_revision: Word | None = None
+    """Commit of the base model on its hub."""
     base_model_sha256: Digest | None = None
     """SHA-256 over the names and digests of the base model's files."""
     dataset_sha256: Digest | None = None

@@ -4,14 +4,29 @@ Which rule stands where, and its message, come from the types; only the conditio
 """
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from pydantic import BaseModel
 
-from finetune_api.blocks import S3_URI
+from finetune_api.blocks import DATA_URI, MODEL_URI, S3_URI
+from finetune_api.spec import FORMATS
 
 Condition = Callable[[Any], bool]
+
+
+def _matches(pattern: re.Pattern[str]) -> Condition:
+    return lambda uri: pattern.match(uri) is not None
+
+
+def _belongs_to(block: str, objective: str) -> Condition:
+    return lambda spec: getattr(spec, block) is None or spec.objective == objective
+
+
+def _takes(objective: str, formats: list[str]) -> Condition:
+    return lambda spec: spec.objective != objective or spec.dataset.format in formats
+
 
 CONDITIONS: dict[str, Condition] = {
     "self.method != 'Full' || !has(self.lora)": lambda tuning: tuning.method != "Full" or tuning.lora is None,
@@ -34,9 +49,71 @@ CONDITIONS: dict[str, Condition] = {
             or spec.dataset.validation_split_percent is not None
         )
     ),
-    f"self.matches({json.dumps(S3_URI.pattern)})": lambda uri: bool(S3_URI.match(uri)),
+    **{f"self.matches({json.dumps(pattern.pattern)})": _matches(pattern) for pattern in (S3_URI, MODEL_URI, DATA_URI)},
+    "self.method != 'Full' || !has(self.initialAdapter)": lambda tuning: (
+        tuning.method != "Full" or tuning.initial_adapter is None
+    ),
+    "has(self.uri) != has(self.fromParent)": lambda adapter: (adapter.uri is None) != (adapter.from_parent is None),
+    "has(self.uri) != has(self.jobRef)": lambda source: (source.uri is None) != (source.job_ref is None),
+    "has(self.rewardModel) != has(self.rewards)": lambda rlhf: (rlhf.reward_model is None) != (rlhf.rewards is None),
+    "(self.type == 'Length') == has(self.targetTokens)": lambda reward: (
+        (reward.type == "Length") == (reward.target_tokens is not None)
+    ),
+    "(self.type == 'Regex') == has(self.pattern)": lambda reward: (
+        (reward.type == "Regex") == (reward.pattern is not None)
+    ),
+    "!has(self.revision) || self.uri.startsWith('hf://')": lambda source: (
+        source.revision is None or source.uri.startswith("hf://")
+    ),
+    "!has(self.credentialsSecretRef) || self.uri.startsWith('hf://')": lambda source: (
+        source.credentials_secret_ref is None or source.uri.startswith("hf://")
+    ),
+    "!has(self.sha256) || (self.uri.startsWith('s3://') && !self.uri.endsWith('/') && !self.uri.matches('[*?]'))": (
+        lambda source: source.sha256 is None or re.fullmatch(r"s3://[^*?]*[^*?/]", source.uri) is not None
+    ),
+    **{
+        f"!has(self.{block}) || self.objective == '{objective}'": _belongs_to(block, objective)
+        for block, objective in (("dpo", "DPO"), ("kto", "KTO"), ("rlhf", "RLHF"))
+    },
+    "self.objective != 'RLHF' || has(self.rlhf)": lambda spec: spec.objective != "RLHF" or spec.rlhf is not None,
+    "self.objective != 'RLHF' || !has(self.earlyStopping)": lambda spec: (
+        spec.objective != "RLHF" or spec.early_stopping is None
+    ),
+    "self.objective != 'RewardModel' || self.output.merge == 'None'": lambda spec: (
+        spec.objective != "RewardModel" or spec.output.merge == "None"
+    ),
+    "self.objective != 'RewardModel' || !has(self.evaluation.prompts)": lambda spec: (
+        spec.objective != "RewardModel" or spec.evaluation.prompts is None
+    ),
+    "self.hyperparameters.packing != 'On' || self.objective in ['Instruction', 'Chat', 'DomainAdaptation']": (
+        lambda spec: (
+            spec.hyperparameters.packing != "On" or spec.objective in {"Instruction", "Chat", "DomainAdaptation"}
+        )
+    ),
+    "!has(self.rlhf) || !has(self.hyperparameters.perDeviceTrainBatchSize) || "
+    "!has(self.hyperparameters.gradientAccumulationSteps) || "
+    "self.hyperparameters.perDeviceTrainBatchSize * self.hyperparameters.gradientAccumulationSteps % "
+    "self.rlhf.numGenerations == 0": lambda spec: spec.rlhf is None or _holds_whole_groups(spec),
+    "!has(self.tuning.initialAdapter) || !has(self.tuning.initialAdapter.fromParent) || "
+    "(has(self.lineage) && has(self.lineage.parentRef))": lambda spec: (
+        spec.tuning.initial_adapter is None
+        or spec.tuning.initial_adapter.from_parent is None
+        or (spec.lineage is not None and spec.lineage.parent_ref is not None)
+    ),
+    **{
+        f"self.objective != '{objective}' || self.dataset.format in {formats}": _takes(objective, formats)
+        for objective, formats in FORMATS.items()
+    },
     r"!self.matches('(^|/)[.][.]?(/|$)')": lambda uri: not {".", ".."} & set(uri.split("/")),
 }
+
+
+def _holds_whole_groups(spec: Any) -> bool:
+    batch, accumulation = (
+        spec.hyperparameters.per_device_train_batch_size,
+        spec.hyperparameters.gradient_accumulation_steps,
+    )
+    return batch is None or accumulation is None or batch * accumulation % spec.rlhf.num_generations == 0
 
 
 def broken_rules(spec: BaseModel) -> list[str]:
@@ -55,6 +132,10 @@ def find_rules(block: BaseModel, path: str) -> Iterator[tuple[str, dict[str, str
                 yield here, rule, value
         if isinstance(value, BaseModel):
             yield from find_rules(value, here)
+        elif isinstance(value, list):
+            for index, item in enumerate(value):
+                if isinstance(item, BaseModel):
+                    yield from find_rules(item, f"{here}[{index}]")
 
 
 def _holds(rule: dict[str, str], value: Any) -> bool:

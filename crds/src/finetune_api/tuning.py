@@ -1,0 +1,104 @@
+"""How weights are updated: the method, the adapter and the quantised base."""
+
+from enum import StrEnum
+from typing import Annotated, Literal
+
+from pydantic import ConfigDict, Field
+
+from finetune_api.blocks import Block, ModelUri, ModuleName, Quantity, cel, rules
+
+
+class Method(StrEnum):
+    """How weights are updated."""
+
+    AUTO = "Auto"
+    QLORA = "QLoRA"
+    LORA = "LoRA"
+    FULL = "Full"
+
+
+class Lora(Block):
+    """Low-rank adapter settings, under PEFT's names."""
+
+    rank: Annotated[int, Field(ge=1, le=256)] | None = None
+    """Rank of the adapter matrices (PEFT's `r`). Default: 16, the most that inference servers accept unconfigured."""
+    alpha: Annotated[int, Field(ge=1, le=512)] | None = None
+    """Scaling of the adapter (PEFT's `lora_alpha`). Default: 32."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Dropout on the adapter's input (PEFT's `lora_dropout`). Default: 0.05."""
+    target_modules: (
+        Annotated[
+            list[ModuleName], Field(min_length=1, max_length=64, json_schema_extra={"x-kubernetes-list-type": "set"})
+        ]
+        | None
+    ) = None
+    """Modules that get an adapter, by the end of their name, for example `[q_proj, v_proj]`.
+    Default: every linear layer but the output head."""
+    use_rslora: bool | None = None
+    """Scale by `alpha / sqrt(rank)` instead of `alpha / rank`. Default: false."""
+
+
+class Quantization(Block):
+    """How the frozen base is quantised under QLoRA."""
+
+    double_quant: bool | None = None
+    """Quantise the quantisation constants too, which saves 0.4 bit a weight. Default: true."""
+
+
+class InitialAdapter(Block):
+    """An adapter to continue from."""
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            cel(
+                "has(self.uri) != has(self.fromParent)",
+                "give the adapter either by uri or by fromParent: set one of the two",
+                ".uri",
+            )
+        )
+    )
+
+    uri: ModelUri | None = None
+    """Folder of the adapter as PEFT saves it, `s3://bucket/path/adapter` or `hf://owner/name`.
+    Exclusive with `fromParent`. Default: the parent's."""
+    from_parent: Literal[True] | None = None
+    """Continue from the adapter that `lineage.parentRef` published; the only value is true.
+    Exclusive with `uri`. Default: absent."""
+
+
+class Tuning(Block):
+    """How the model is tuned."""
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            cel(
+                "self.method != 'Full' || !has(self.lora)",
+                "lora has no effect with method Full: remove tuning.lora, or set method to QLoRA or LoRA",
+                ".lora",
+            ),
+            cel(
+                "self.method in ['QLoRA', 'Auto'] || !has(self.quantization)",
+                "quantization needs method QLoRA or Auto: remove tuning.quantization, or change tuning.method",
+                ".quantization",
+            ),
+            cel(
+                "self.method != 'Full' || !has(self.initialAdapter)",
+                "method Full trains no adapter: set method to QLoRA or LoRA, or remove tuning.initialAdapter",
+                ".initialAdapter",
+            ),
+        )
+    )
+
+    method: Method = Method.AUTO
+    """`QLoRA`: a 4-bit NF4 base with a low-rank adapter. `LoRA`: a 16-bit base with one. `Full`: every weight.
+    `Auto` is QLoRA, or Full where `vramBudget` is given and the estimate fits it. Default: `Auto`."""
+    vram_budget: Quantity | None = None
+    """GPU memory that training may take, per GPU, for example `80Gi`: a job whose estimate is above it fails before it
+    holds a GPU, and `Auto` chooses by it. Default: none, nothing is refused as too large."""
+    initial_adapter: InitialAdapter | None = None
+    """Adapter to continue from, for example that of supervised tuning before DPO; not with method `Full`.
+    Default: a new adapter."""
+    lora: Lora | None = None
+    """Settings of the low-rank adapter; not with method `Full`."""
+    quantization: Quantization | None = None
+    """Settings of the quantised base; only with method `QLoRA` or `Auto`."""
