@@ -23,6 +23,24 @@ LENGTH = "give at most one of numTrainEpochs and maxSteps"
 WARMUP = "warmupSteps is a fraction"
 KEYS = "each key must match"
 EARLY = "earlyStopping needs held-out rows"
+MODEL = "must be hf://owner/name, or s3://bucket/path"
+DATA = "must be hf://datasets/owner/name[/path], or s3://bucket/path"
+REVISION = "revision belongs to a hub"
+TOKEN = "credentialsSecretRef holds a hub's token"
+ONE_OBJECT = "sha256 is that of one object"
+CONTINUED = "method Full trains no adapter"
+ADAPTER = "give the adapter either by uri or by fromParent"
+PARENT = "initialAdapter.fromParent needs a parent"
+REWARD_SOURCE = "give the reward model either by uri or by jobRef"
+REWARDS = "give either rewardModel or rewards"
+TARGET = "targetTokens belongs to type Length"
+PATTERN = "pattern belongs to type Regex"
+NEEDS_REWARD = "objective RLHF needs a reward"
+NO_LOSS = "RLHF has no held-out loss"
+NO_MERGE = "a reward model scores text"
+NO_ANSWERS = "a reward model writes no answers"
+PACKING = "packing works with objectives"
+GROUPS = "a step must hold whole groups of answers"
 
 BASE: Spec = {
     "objective": "Chat",
@@ -33,8 +51,143 @@ BASE: Spec = {
 SPLIT = {"dataset": {"train": {"uri": "s3://data/train.jsonl"}, "validationSplitPercent": 10}}
 FILE = {"dataset": {"train": {"uri": "s3://data/train.jsonl"}, "validation": {"uri": "s3://data/val.jsonl"}}}
 
+LENGTHS = [{"type": "Length", "targetTokens": 8}]
+
+
+def source(uri: str, **fields: Any) -> Spec:
+    return {"dataset": {"train": {"uri": uri} | fields}}
+
+
+def rlhf(**fields: Any) -> Spec:
+    return {"objective": "RLHF", "rlhf": fields}
+
+
+def base(objective: str, data_format: str) -> Spec:
+    extra = rlhf(rewards=LENGTHS) if objective == "RLHF" else {}
+    return extra | {
+        "objective": objective,
+        "dataset": {"train": {"uri": "s3://data/train.jsonl"}, "format": data_format},
+    }
+
+
 AT_CREATION = [
-    (S3, {"model": {"uri": "s3://models/a b/c"}}, {"model": {"uri": "https://example.com/model"}}, "spec.model.uri"),
+    (MODEL, {"model": {"uri": "s3://models/a b/c"}}, {"model": {"uri": "https://example.com/model"}}, "spec.model.uri"),
+    (MODEL, {"model": {"uri": "hf://org/name-1.5B"}}, {"model": {"uri": "hf://name"}}, "spec.model.uri"),
+    (MODEL, {"model": {"uri": "hf://org/name"}}, {"model": {"uri": "hf://datasets/org/name"}}, "spec.model.uri"),
+    (DATA, source("hf://datasets/org/name/data/*.parquet"), source("hf://org/name"), "spec.dataset.train.uri"),
+    (DATA, source("s3://data/rows/**/*.jsonl.gz"), source("pvc://claim/rows.jsonl"), "spec.dataset.train.uri"),
+    (
+        REVISION,
+        {"model": {"uri": "hf://org/name", "revision": "refs/pr/3"}},
+        {"model": {"uri": "s3://models/base", "revision": "main"}},
+        "spec.model.revision",
+    ),
+    (
+        TOKEN,
+        source("hf://datasets/org/name", credentialsSecretRef={"name": "hf"}),
+        source("s3://data/train.jsonl", credentialsSecretRef={"name": "hf"}),
+        "spec.dataset.train.credentialsSecretRef",
+    ),
+    (
+        ONE_OBJECT,
+        source("s3://data/train.jsonl", sha256="0" * 64),
+        source("s3://data/*.jsonl", sha256="0" * 64),
+        "spec.dataset.train.sha256",
+    ),
+    (
+        CONTINUED,
+        {"tuning": {"initialAdapter": {"uri": "s3://models/sft/adapter"}}},
+        {"tuning": {"method": "Full", "initialAdapter": {"uri": "s3://models/sft/adapter"}}},
+        "spec.tuning.initialAdapter",
+    ),
+    (
+        ADAPTER,
+        {"tuning": {"initialAdapter": {"uri": "hf://org/adapter"}}},
+        {"tuning": {"initialAdapter": {}}},
+        "spec.tuning.initialAdapter.uri",
+    ),
+    (
+        PARENT,
+        {"tuning": {"initialAdapter": {"fromParent": True}}, "lineage": {"parentRef": {"name": "sft"}}},
+        {"tuning": {"initialAdapter": {"fromParent": True}}, "lineage": {}},
+        "spec.tuning.initialAdapter.fromParent",
+    ),
+    (
+        REWARD_SOURCE,
+        rlhf(rewardModel={"jobRef": {"name": "reward"}}),
+        rlhf(rewardModel={}),
+        "spec.rlhf.rewardModel.uri",
+    ),
+    (REWARDS, rlhf(rewards=LENGTHS), rlhf(), "spec.rlhf.rewardModel"),
+    (REWARDS, rlhf(rewards=LENGTHS), rlhf(rewards=LENGTHS, rewardModel={"uri": "s3://m/r"}), "spec.rlhf.rewardModel"),
+    (TARGET, rlhf(rewards=LENGTHS), rlhf(rewards=[{"type": "Length"}]), "spec.rlhf.rewards[0].targetTokens"),
+    (
+        PATTERN,
+        rlhf(rewards=[{"type": "Regex", "pattern": "yes"}]),
+        rlhf(rewards=[{"type": "Length", "targetTokens": 4, "pattern": "yes"}]),
+        "spec.rlhf.rewards[0].pattern",
+    ),
+    *(
+        (
+            f"{block} has no effect with another objective than {objective}",
+            {"objective": objective, block: settings},
+            {"objective": "Chat", block: settings},
+            f"spec.{block}",
+        )
+        for block, objective, settings in (
+            ("dpo", "DPO", {"lossType": "ipo"}),
+            ("kto", "KTO", {"desirableWeight": 2}),
+            ("rlhf", "RLHF", {"rewards": [{"type": "Length", "targetTokens": 4}]}),
+        )
+    ),
+    (NEEDS_REWARD, rlhf(rewards=LENGTHS), {"objective": "RLHF"}, "spec.rlhf"),
+    (
+        NO_LOSS,
+        rlhf(rewards=LENGTHS) | SPLIT,
+        rlhf(rewards=LENGTHS) | SPLIT | {"earlyStopping": {}},
+        "spec.earlyStopping",
+    ),
+    (
+        NO_MERGE,
+        {"objective": "RewardModel"},
+        {"objective": "RewardModel", "output": {"uri": "s3://models/out", "merge": "BF16"}},
+        "spec.output.merge",
+    ),
+    (
+        NO_ANSWERS,
+        {"objective": "DPO", "evaluation": {"prompts": [{"prompt": "Why?"}]}},
+        {"objective": "RewardModel", "evaluation": {"prompts": [{"prompt": "Why?"}]}},
+        "spec.evaluation.prompts",
+    ),
+    (
+        PACKING,
+        {"objective": "DomainAdaptation", "hyperparameters": {"packing": "On"}},
+        {"objective": "DPO", "hyperparameters": {"packing": "On"}},
+        "spec.hyperparameters.packing",
+    ),
+    (
+        GROUPS,
+        rlhf(rewards=LENGTHS) | {"hyperparameters": {"perDeviceTrainBatchSize": 6, "gradientAccumulationSteps": 2}},
+        rlhf(rewards=LENGTHS) | {"hyperparameters": {"perDeviceTrainBatchSize": 3, "gradientAccumulationSteps": 2}},
+        "spec.rlhf.numGenerations",
+    ),
+    *(
+        (
+            f"objective {objective} cannot use rows of this format",
+            base(objective, right),
+            base(objective, wrong),
+            "spec.dataset.format",
+        )
+        for objective, right, wrong in (
+            ("Instruction", "Alpaca", "Text"),
+            ("Chat", "Preference", "Text"),
+            ("DPO", "Preference", "OpenAI"),
+            ("KTO", "Unpaired", "Alpaca"),
+            ("RewardModel", "Preference", "Unpaired"),
+            ("RLHF", "PromptCompletion", "Text"),
+            ("DomainAdaptation", "Text", "ShareGPT"),
+        )
+    ),
     (S3, {"output": {"uri": "s3://abc/x"}}, {"output": {"uri": "s3://ab/x"}}, "spec.output.uri"),
     (URI, {"model": {"uri": "s3://models/a..b"}}, {"model": {"uri": "s3://models/../b"}}, "spec.model.uri"),
     (URI, {"output": {"uri": "s3://models/x/"}}, {"output": {"uri": "s3://models/x/.."}}, "spec.output.uri"),
@@ -85,7 +238,10 @@ CHANGES = {
     "evaluation": {"steps": 3},
     "output": {"uri": "s3://models/elsewhere"},
     "earlyStopping": {"patience": 9},
+    "dpo": {"beta": 0.2},
+    "lineage": {"parentRef": {"name": "other"}},
 }
+FIXED_WITH_THEIR_OBJECTIVE = ("kto", "rlhf")
 REFUSED_BY_SCHEMA = [
     ({"objective": "Telepathy"}, "spec.objective"),
     ({"model": {"uri": "s3://models"}}, "spec.model.uri"),
@@ -94,6 +250,12 @@ REFUSED_BY_SCHEMA = [
     ({"hyperparameters": {"learningRate": "fast"}}, "spec.hyperparameters.learningRate"),
     ({"storage": {"endpoint": "file:///etc/passwd"}}, "spec.storage.endpoint"),
     ({"storage": {"endpoint": "http://user:secret@minio:9000"}}, "spec.storage.endpoint"),
+    ({"hub": {"endpoint": "hub.example"}}, "spec.hub.endpoint"),
+    ({"tuning": {"vramBudget": "a lot"}}, "spec.tuning.vramBudget"),
+    ({"tuning": {"initialAdapter": {"fromParent": False}}}, "spec.tuning.initialAdapter.fromParent"),
+    ({"dpo": {"lossType": "guess"}}, "spec.dpo.lossType"),
+    ({"model": {"uri": "hf://org/name", "revision": "../../etc"}}, "spec.model.revision"),
+    ({"dataset": {"train": {"uri": "s3://data/x"}, "columns": {"Prompt!": "x"}}}, "spec.dataset.columns"),
     ({"resources": {"requests": {"memory": "lots"}}}, "spec.resources.requests"),
     ({"dataset": {"train": {"uri": "s3://data/x", "sha256": "abc"}}}, "spec.dataset.train.sha256"),
 ]
@@ -166,19 +328,40 @@ def test_a_rule_accepts_the_right_spec_and_names_field_and_fix_for_the_wrong_one
 
 
 def test_every_rule_of_the_crd_is_in_one_of_these_tables() -> None:
-    tested = [message for message, *_ in AT_CREATION] + [f"{name} is fixed when the job is created" for name in CHANGES]
+    tested = [message for message, *_ in AT_CREATION] + [
+        f"{name} is fixed when the job is created" for name in (*CHANGES, *FIXED_WITH_THEIR_OBJECTIVE)
+    ]
     untested = [message for message in all_rules(build_crd()) if not any(message.startswith(one) for one in tested)]
     assert untested == []
 
 
 @pytest.mark.parametrize("field", sorted(CHANGES))
 def test_a_field_that_is_fixed_at_creation_cannot_change_but_others_can(jobs: Jobs, field: str) -> None:
-    stored = jobs.create(BASE | SPLIT | {"earlyStopping": {"patience": 3}}, dry_run=False)
+    blocks = {"earlyStopping": {"patience": 3}, "lineage": {"parentRef": {"name": "sft"}}}
+    blocks |= {"objective": "DPO", "dpo": {}} if field == "dpo" else {}
+    stored = jobs.create(BASE | SPLIT | blocks, dry_run=False)
     jobs.replace(stored, stored["spec"] | {"backoffLimit": 7})
     with pytest.raises(client.ApiException) as caught:
         jobs.replace(stored, stored["spec"] | {field: CHANGES[field]})
     assert f"{field} is fixed when the job is created" in said(caught.value)
     assert f"spec.{field}" in said(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("objective", "before", "after"),
+    [
+        ("KTO", {"beta": 0.1}, {"beta": 0.2}),
+        ("RLHF", {"rewards": LENGTHS}, {"rewards": LENGTHS, "numGenerations": 8}),
+    ],
+)
+def test_the_settings_of_an_objective_are_fixed_at_creation(
+    jobs: Jobs, objective: str, before: Spec, after: Spec
+) -> None:
+    block = objective.lower()
+    stored = jobs.create(BASE | {"objective": objective, block: before}, dry_run=False)
+    with pytest.raises(client.ApiException) as caught:
+        jobs.replace(stored, stored["spec"] | {block: after})
+    assert f"{block} is fixed when the job is created" in said(caught.value)
 
 
 @pytest.mark.parametrize("before", [{}, {"earlyStopping": {"patience": 3}}], ids=["added", "removed"])
@@ -209,7 +392,12 @@ def test_a_misspelt_field_is_refused_by_its_path(jobs: Jobs, patch: Spec, path: 
 def test_the_smallest_job_gets_the_documented_defaults(jobs: Jobs) -> None:
     stored = jobs.create(BASE, dry_run=False)
     assert stored["spec"]["tuning"] == {"method": "Auto"}
-    assert stored["spec"]["hyperparameters"] == {"maxLength": 2048, "precision": "Auto", "seed": 42}
+    assert stored["spec"]["hyperparameters"] == {
+        "maxLength": 2048,
+        "packing": "Auto",
+        "precision": "Auto",
+        "seed": 42,
+    }
     assert stored["status"] == {"observedGeneration": -1}
 
 

@@ -5,9 +5,12 @@ from typing import Any
 import pytest
 
 from finetune_api.defaults import Facts, resolve
-from finetune_api.spec import FineTuneJobSpec
+from finetune_api.spec import FineTuneJobSpec, Method
 
 SMALL = Facts(parameters=135_000_000, train_rows=1000, validation_rows=50)
+
+
+REWARDED = {"rewards": [{"type": "Length", "targetTokens": 8}]}
 
 
 def resolved(facts: Facts = SMALL, **changes: Any) -> Any:
@@ -50,3 +53,50 @@ def test_given_values_win() -> None:
 
 def test_without_held_out_rows_nothing_is_evaluated() -> None:
     assert resolved(Facts(parameters=1, train_rows=10, validation_rows=0)).eval_steps is None
+
+
+@pytest.mark.parametrize(
+    ("objective", "rate", "epochs", "warmup", "schedule", "dropout"),
+    [
+        ("Instruction", 2e-4, 3, 0.03, "cosine", 0.05),
+        ("DomainAdaptation", 2e-4, 3, 0.03, "cosine", 0.05),
+        ("DPO", 5e-6, 1, 0.1, "cosine", 0.0),
+        ("KTO", 5e-6, 1, 0.1, "cosine", 0.0),
+        ("RewardModel", 1e-4, 1, 0.03, "cosine", 0.05),
+        ("RLHF", 5e-6, 1, 0.0, "constant", 0.0),
+    ],
+)
+def test_each_objective_has_its_own_recipe(  # noqa: PLR0917 - the columns of a table
+    objective: str, rate: float, epochs: float, warmup: float, schedule: str, dropout: float
+) -> None:
+    it = resolved(objective=objective, rlhf=REWARDED if objective == "RLHF" else None)
+    assert (it.learning_rate, it.num_train_epochs, it.warmup_steps) == (rate, epochs, warmup)
+    assert (it.lr_scheduler_type, it.lora_dropout) == (schedule, dropout)
+
+
+def test_the_settings_of_an_objective_are_shown_with_their_defaults() -> None:
+    dpo, kto, rlhf = (resolved(objective="DPO"), resolved(objective="KTO"), resolved(objective="RLHF", rlhf=REWARDED))
+    assert (dpo.beta, dpo.loss_type) == (0.1, "sigmoid")
+    assert (kto.desirable_weight, kto.undesirable_weight) == (1.0, 1.0)
+    assert (rlhf.algorithm, rlhf.num_generations, rlhf.max_completion_length, rlhf.beta) == ("GRPO", 4, 128, 0.04)
+
+
+@pytest.mark.parametrize("generations", [2, 3, 4, 5, 8, 12, 64])
+@pytest.mark.parametrize(
+    "hyper", [{}, {"perDeviceTrainBatchSize": 6}, {"gradientAccumulationSteps": 7}, {"perDeviceTrainBatchSize": 1}]
+)
+def test_a_step_of_rlhf_holds_whole_groups_of_answers(generations: int, hyper: dict[str, int]) -> None:
+    it = resolved(objective="RLHF", rlhf=REWARDED | {"numGenerations": generations}, hyperparameters=hyper)
+    assert it.global_batch_size % generations == 0
+    assert hyper.get("perDeviceTrainBatchSize") in {None, it.per_device_train_batch_size}
+    assert hyper.get("gradientAccumulationSteps") in {None, it.gradient_accumulation_steps}
+
+
+def test_an_epoch_of_rlhf_asks_every_prompt_once_with_all_its_answers() -> None:
+    assert resolved(objective="RLHF", rlhf=REWARDED).total_steps == 1000 * 4 // 16
+
+
+def test_the_method_that_the_memory_estimate_chose_is_taken_with_its_reason() -> None:
+    facts = Facts(1_000, 10, 0, method=Method.FULL, method_reason="fits 80Gi", estimated_gpu_memory_bytes=5)
+    it = resolved(facts)
+    assert (it.method, it.method_reason, it.estimated_gpu_memory_bytes) == ("Full", "fits 80Gi", 5)
