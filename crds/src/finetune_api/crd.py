@@ -52,6 +52,8 @@ def _structural(node: dict[str, Any], defs: dict[str, Any]) -> dict[str, Any]:
         if f"exclusive{bound}" in node:
             out[bound.lower()] = node[f"exclusive{bound}"]
             out[f"exclusive{bound}"] = True
+    if "const" in node:
+        out["enum"] = [node["const"]]
     if "description" in out:
         out["description"] = " ".join(str(out["description"]).split())
     if "properties" in out:

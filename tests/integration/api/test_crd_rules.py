@@ -252,7 +252,10 @@ REFUSED_BY_SCHEMA = [
     ({"storage": {"endpoint": "http://user:secret@minio:9000"}}, "spec.storage.endpoint"),
     ({"hub": {"endpoint": "hub.example"}}, "spec.hub.endpoint"),
     ({"tuning": {"vramBudget": "a lot"}}, "spec.tuning.vramBudget"),
-    ({"tuning": {"initialAdapter": {"fromParent": False}}}, "spec.tuning.initialAdapter.fromParent"),
+    (
+        {"tuning": {"initialAdapter": {"fromParent": False}}, "lineage": {"parentRef": {"name": "sft"}}},
+        "spec.tuning.initialAdapter.fromParent",
+    ),
     ({"dpo": {"lossType": "guess"}}, "spec.dpo.lossType"),
     ({"model": {"uri": "hf://org/name", "revision": "../../etc"}}, "spec.model.revision"),
     ({"dataset": {"train": {"uri": "s3://data/x"}, "columns": {"Prompt!": "x"}}}, "spec.dataset.columns"),
