@@ -78,6 +78,7 @@ async def resync(cluster: Cluster, queue: WorkQueue[Key], metrics: Metrics, memo
             continue
         for key in metrics.jobs.retain(job.key for job in jobs):
             memory.forget(key)
+            memory.families.drop(key)
         for job in jobs:
             if not job.is_finished:
                 queue.add(job.key)

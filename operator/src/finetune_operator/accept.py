@@ -6,6 +6,7 @@ import socket
 from urllib.parse import urlsplit
 
 from finetune_api.spec import FineTuneJobSpec
+from finetune_operator.effective import hub_endpoint, uses_hub
 from finetune_operator.objects import Job, repository
 from finetune_operator.settings import Settings
 
@@ -29,7 +30,8 @@ def refusal(job: Job, settings: Settings) -> str | None:
         _image(spec, settings)
         or _service_account(spec, job.key.namespace, settings)
         or _priority_class(spec, settings)
-        or _endpoint(spec, settings)
+        or _storage(spec, settings)
+        or _hub(spec, settings)
     )
 
 
@@ -55,17 +57,29 @@ def _priority_class(spec: FineTuneJobSpec, settings: Settings) -> str | None:
     return f"priority class {name} is not allowed: add it to FINETUNE_ALLOWED_PRIORITY_CLASSES"
 
 
-def _endpoint(spec: FineTuneJobSpec, settings: Settings) -> str | None:
+def _storage(spec: FineTuneJobSpec, settings: Settings) -> str | None:
     named = spec.storage.endpoint if spec.storage else None
-    endpoint = named or settings.default_storage_endpoint or AWS_ENDPOINT
-    if endpoint == settings.default_storage_endpoint:
+    default = settings.default_storage_endpoint
+    allowed = settings.allowed_storage_endpoints
+    return _endpoint("storage", named or default or AWS_ENDPOINT, default, allowed)
+
+
+def _hub(spec: FineTuneJobSpec, settings: Settings) -> str | None:
+    """A job that takes nothing from a hub, and names none, needs none to be allowed."""
+    named = spec.hub.endpoint if spec.hub else None
+    if named is None and not uses_hub(spec):
+        return None
+    return _endpoint("hub", hub_endpoint(spec, settings), settings.default_hub_endpoint, settings.allowed_hub_endpoints)
+
+
+def _endpoint(kind: str, endpoint: str, default: str | None, allowed: list[str]) -> str | None:
+    if endpoint == default:
         return None
     if is_metadata_address(urlsplit(endpoint).hostname or ""):
-        return f"storage endpoint {endpoint} is a link-local or metadata address, which is never allowed"
-    allowed = settings.allowed_storage_endpoints
+        return f"{kind} endpoint {endpoint} is a link-local or metadata address, which is never allowed"
     if not allowed or any(is_on_list(endpoint, pattern) for pattern in allowed):
         return None
-    return f"storage endpoint {endpoint} is not allowed: add it to FINETUNE_ALLOWED_STORAGE_ENDPOINTS"
+    return f"{kind} endpoint {endpoint} is not allowed: add it to FINETUNE_ALLOWED_{kind.upper()}_ENDPOINTS"
 
 
 def is_on_list(endpoint: str, pattern: str) -> bool:

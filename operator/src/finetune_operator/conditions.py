@@ -12,7 +12,9 @@ C, R = ConditionType, Reason
 SENTENCES: dict[tuple[ConditionType, str], str] = {
     (C.ACCEPTED, R.ACCEPTED): "The job is allowed to run here.",
     (C.ACCEPTED, R.FORBIDDEN): "{detail}.",
-    (C.ACCEPTED, R.INVALID_SPEC): "This version of the operator cannot read the spec: {detail}.",
+    (C.ACCEPTED, R.INVALID_SPEC): "The spec cannot be run: {detail}.",
+    (C.ACCEPTED, R.WAITING_FOR_PARENT): "{detail}.",
+    (C.ACCEPTED, R.PARENT_FAILED): "{detail}.",
     (C.ACCEPTED, R.NAME_CONFLICT): "{detail}: rename or remove it; the job goes on by itself.",
     (C.ACCEPTED, R.API_DENIED): "{detail}: grant the right; the job goes on by itself.",
     (C.VALIDATED, R.PENDING): "Preflight has not started.",

@@ -12,6 +12,7 @@ from finetune_operator.objects import Job, Object
 
 C, E = ConditionType, EventReason
 MAX_NOTE = 1000
+_WAITS = frozenset({names.Reason.WAITING_FOR_PARENT, names.Reason.PARENT_FAILED})
 
 
 @dataclass(frozen=True)
@@ -38,12 +39,21 @@ def _message(status: FineTuneJobStatus, kind: ConditionType) -> str:
     return found.message if found else ""
 
 
+def _reason(status: FineTuneJobStatus, kind: ConditionType) -> str:
+    found = status.condition(kind)
+    return found.reason if found else ""
+
+
 def _accepted(old: FineTuneJobStatus, new: FineTuneJobStatus) -> list[Event]:
     found = []
     if _became(old, new, C.ACCEPTED, "True"):
         found.append(Event(E.ACCEPTED, _message(new, C.ACCEPTED)))
     if _became(old, new, C.ACCEPTED, "False"):
         found.append(Event(E.REFUSED, _message(new, C.ACCEPTED), is_warning=True))
+    waits = new.condition(C.ACCEPTED)
+    if waits and waits.reason in _WAITS and waits.reason != _reason(old, C.ACCEPTED):
+        is_warning = waits.reason == names.Reason.PARENT_FAILED
+        found.append(Event(E.WAITING_FOR_PARENT, waits.message, is_warning=is_warning))
     return found
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+from collections.abc import Iterable
 from typing import Any
 
 import kopf
@@ -26,9 +27,11 @@ def build_registry(queue: WorkQueue[Key], memory: Memory, metrics: Metrics) -> k
         if event["type"] == "DELETED":
             metrics.jobs.remove(key)
             memory.forget(key)
+            _add_all(queue, memory.families.drop(key))
             return
         job = Job.from_object(dict(body))
         metrics.jobs.show(job)
+        _add_all(queue, memory.families.note(job))
         if not job.is_finished:
             queue.add(key)
 
@@ -52,6 +55,11 @@ def build_registry(queue: WorkQueue[Key], memory: Memory, metrics: Metrics) -> k
 
 def _add(queue: WorkQueue[Key], key: Key | None) -> None:
     if key is not None:
+        queue.add(key)
+
+
+def _add_all(queue: WorkQueue[Key], keys: Iterable[Key]) -> None:
+    for key in keys:
         queue.add(key)
 
 

@@ -2,19 +2,21 @@
 
 import hashlib
 from dataclasses import dataclass
-from typing import Any
 
 from finetune_api import handoff, names
 from finetune_api.blocks import Quantity
 from finetune_api.pods import PodResources
-from finetune_api.spec import FineTuneJobSpec, Storage
+from finetune_api.spec import FineTuneJobSpec
+from finetune_api.status import Lineage
+from finetune_operator.effective import effective_spec, hub_tokens
 from finetune_operator.objects import Job, Object, selector_value, slug
 from finetune_operator.settings import Settings
+from finetune_operator.volumes import build_volumes
 
 PREFLIGHT_BACKOFF_LIMIT = 3
 PREFLIGHT_REQUESTS: dict[str, Quantity] = {"cpu": "250m", "memory": "512Mi"}
 CACHES = ("HF_HOME", "TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "MPLCONFIGDIR")
-SECRET_MODE = 0o440
+PROXIES = ("http_proxy", "https_proxy", "no_proxy")
 
 
 @dataclass(frozen=True)
@@ -48,34 +50,19 @@ def build_attempt(job: Job, settings: Settings, image: str, attempt: int) -> Chi
 
 def build_config(job: Job, settings: Settings, attempt: int) -> handoff.JobConfig:
     """What the pod is told."""
-    spec = _spec(job)
+    spec, pinned = _spec(job), job.status.lineage or Lineage()
     return handoff.JobConfig(
         namespace=job.key.namespace,
         name=job.key.name,
         uid=job.uid,
         config_sha256=handoff.config_sha256(spec),
         attempt=attempt,
-        spec=spec.model_copy(update={"storage": effective_storage(spec, settings)}),
+        spec=effective_spec(spec, settings),
+        parent=pinned.parent,
+        reward_job=pinned.reward_job,
         resolved=job.status.resolved if attempt else None,
         dataset=job.status.dataset if attempt else None,
     )
-
-
-def effective_storage(spec: FineTuneJobSpec, settings: Settings) -> Storage | None:
-    """The job's storage; one without an endpoint is completed from the operator's default, field by field."""
-    default, own = settings.default_storage(), spec.storage
-    if own is None or default is None:
-        return own or default
-    if own.endpoint is not None:
-        return own
-    return default.model_copy(update=own.model_dump(exclude_none=True, exclude=_REFERENCES) | _references(own))
-
-
-_REFERENCES = {"ca_secret_ref", "credentials_secret_ref"}
-
-
-def _references(storage: Storage) -> dict[str, Any]:
-    return {name: value for name in _REFERENCES if (value := getattr(storage, name)) is not None}
 
 
 def owner_reference(job: Job) -> Object:
@@ -165,15 +152,17 @@ def _child(job: Job, settings: Settings, attempt: int, image: str, backoff_limit
 def _pod_spec(job: Job, settings: Settings, component: names.Component, image: str, config_name: str) -> Object:
     spec = _spec(job)
     is_trainer = component is names.Component.TRAINER
-    storage = effective_storage(spec, settings)
+    effective, tokens = effective_spec(spec, settings), hub_tokens(spec, settings)
+    mounted = build_volumes(effective, tokens, config_name, is_trainer=is_trainer)
+    container = _container(spec, component, image, _environment(image, settings))
     pod: Object = {
         "restartPolicy": "Never",
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
         "terminationGracePeriodSeconds": spec.checkpoint.grace_period_seconds,
         "securityContext": _pod_security(settings),
-        "containers": [_container(spec, component, image, storage)],
-        "volumes": _volumes(spec, storage, config_name, is_trainer=is_trainer),
+        "containers": [container | {"volumeMounts": [one.mount for one in mounted]}],
+        "volumes": [one.volume for one in mounted],
     }
     if spec.trainer.service_account_name:
         pod["serviceAccountName"] = spec.trainer.service_account_name
@@ -213,7 +202,7 @@ def _pod_security(settings: Settings) -> Object:
     return context if user is None else context | {"runAsUser": user, "runAsGroup": user, "fsGroup": user}
 
 
-def _container(spec: FineTuneJobSpec, component: names.Component, image: str, storage: Storage | None) -> Object:
+def _container(spec: FineTuneJobSpec, component: names.Component, image: str, environment: list[Object]) -> Object:
     is_trainer = component is names.Component.TRAINER
     return {
         "name": names.TRAINER_CONTAINER,
@@ -221,7 +210,7 @@ def _container(spec: FineTuneJobSpec, component: names.Component, image: str, st
         "imagePullPolicy": spec.trainer.image_pull_policy,
         "args": ["train" if is_trainer else "preflight"],
         "workingDir": handoff.WORKSPACE_DIR,
-        "env": _environment(image),
+        "env": environment,
         "ports": [{"name": "progress", "containerPort": handoff.PROGRESS_PORT}],
         "resources": _trainer_resources(spec) if is_trainer else _preflight_resources(spec),
         "securityContext": {
@@ -231,23 +220,32 @@ def _container(spec: FineTuneJobSpec, component: names.Component, image: str, st
         },
         "terminationMessagePath": handoff.TERMINATION_LOG,
         "terminationMessagePolicy": "FallbackToLogsOnError",
-        "volumeMounts": _mounts(storage, is_trainer=is_trainer),
     }
 
 
-def _environment(image: str) -> list[Object]:
+def _environment(image: str, settings: Settings) -> list[Object]:
     workspace = handoff.WORKSPACE_DIR
     plain = {
         "HOME": workspace,
         "TMPDIR": workspace,
         **{name: f"{workspace}/.cache/{name.lower()}" for name in CACHES},
         "AWS_EC2_METADATA_DISABLED": "true",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        **_proxies(settings),
         handoff.ENV_IMAGE: escaped(image),
     }
     fields = {handoff.ENV_POD_UID: "metadata.uid", handoff.ENV_POD_NAME: "metadata.name"}
     return [{"name": name, "value": value} for name, value in plain.items()] + [
         {"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}} for name, path in fields.items()
     ]
+
+
+def _proxies(settings: Settings) -> dict[str, str]:
+    """In both spellings, for libraries disagree on which one they read; exceptions mean nothing without a proxy."""
+    given = {name: value for name in PROXIES if (value := getattr(settings, name))}
+    if not given.keys() - {"no_proxy"}:
+        return {}
+    return {spelled: escaped(value) for name, value in given.items() for spelled in (name.upper(), name)}
 
 
 def escaped(text: str) -> str:
@@ -275,39 +273,6 @@ def _preflight_resources(spec: FineTuneJobSpec) -> Object:
 
 def _without_empty(fields: Object) -> Object:
     return {name: value for name, value in fields.items() if value}
-
-
-def _volumes(spec: FineTuneJobSpec, storage: Storage | None, config_name: str, *, is_trainer: bool) -> list[Object]:
-    limit = spec.resources.workspace.size_limit if spec.resources.workspace else None
-    volumes: list[Object] = [
-        {"name": "config", "configMap": {"name": config_name}},
-        {"name": "workspace", "emptyDir": {"sizeLimit": limit} if limit is not None else {}},
-    ]
-    if is_trainer:
-        size = spec.resources.shm_size if spec.resources.shm_size is not None else "1Gi"
-        volumes.append({"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": size}})
-    if storage and storage.credentials_secret_ref:
-        secret = {"secretName": storage.credentials_secret_ref.name, "defaultMode": SECRET_MODE}
-        volumes.append({"name": "credentials", "secret": secret})
-    if storage and storage.ca_secret_ref:
-        items = [{"key": handoff.CA_FILE, "path": handoff.CA_FILE}]
-        secret = {"secretName": storage.ca_secret_ref.name, "defaultMode": SECRET_MODE, "items": items}
-        volumes.append({"name": "ca", "secret": secret})
-    return volumes
-
-
-def _mounts(storage: Storage | None, *, is_trainer: bool) -> list[Object]:
-    mounts: list[Object] = [
-        {"name": "config", "mountPath": handoff.CONFIG_DIR, "readOnly": True},
-        {"name": "workspace", "mountPath": handoff.WORKSPACE_DIR},
-    ]
-    if is_trainer:
-        mounts.append({"name": "shm", "mountPath": "/dev/shm"})  # noqa: S108 -- where PyTorch's workers share memory
-    if storage and storage.credentials_secret_ref:
-        mounts.append({"name": "credentials", "mountPath": handoff.CREDENTIALS_DIR, "readOnly": True})
-    if storage and storage.ca_secret_ref:
-        mounts.append({"name": "ca", "mountPath": handoff.CA_DIR, "readOnly": True})
-    return mounts
 
 
 def _spec(job: Job) -> FineTuneJobSpec:

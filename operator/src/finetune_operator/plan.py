@@ -6,7 +6,7 @@ from finetune_api.handoff import Outcome, Report
 from finetune_api.names import Component, ConditionType, Reason
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import FineTuneJobStatus, JobRef, Lineage
-from finetune_operator import accept, evidence, runs, trouble
+from finetune_operator import accept, evidence, parents, runs, trouble
 from finetune_operator.conditions import Conditions
 from finetune_operator.errors import Denied, NameTaken, Refused
 from finetune_operator.manifests import Child, build_attempt, build_preflight
@@ -63,7 +63,8 @@ def plan(seen: Observed, settings: Settings) -> Decision:
     spec = seen.job.spec
     conditions.start(early_stopping=spec is not None and spec.early_stopping is not None)
     if spec is None:
-        conditions.set(C.ACCEPTED, "False", R.INVALID_SPEC, seen.job.spec_error)
+        unread = f"this version of the operator cannot read it: {seen.job.spec_error}"
+        conditions.set(C.ACCEPTED, "False", R.INVALID_SPEC, unread)
     else:
         draft = _Draft(seen, settings, spec, conditions, decision)
         _accept(draft)
@@ -77,8 +78,9 @@ def _accept(draft: _Draft) -> None:
     """Accepted or not; a refusal stops what would be created, never what runs."""
     obstacle, conditions = draft.seen.obstacle, draft.conditions
     refused = accept.refusal(draft.seen.job, draft.settings)
+    waits = parents.obstacle(draft.seen.job, draft.seen.relatives)
     draft.is_deaf = isinstance(obstacle, Denied) and obstacle.resource == "events"
-    draft.is_blocked = bool(refused or (obstacle and not draft.is_deaf))
+    draft.is_blocked = bool(refused or waits or (obstacle and not draft.is_deaf))
     if obstacle:
         draft.decision.again_in(OBSTACLE_SECONDS)
     if refused:
@@ -87,10 +89,20 @@ def _accept(draft: _Draft) -> None:
         conditions.set(C.ACCEPTED, "False", R.NAME_CONFLICT, str(obstacle))
     elif isinstance(obstacle, Denied) and not draft.is_deaf:
         conditions.set(C.ACCEPTED, "False", R.API_DENIED, str(obstacle))
+    elif waits:
+        conditions.set(C.ACCEPTED, "False" if waits.reason is R.INVALID_SPEC else "Unknown", waits.reason, waits.detail)
     else:
         conditions.set(C.ACCEPTED, "True", R.ACCEPTED)
+        _pin_parents(draft)
     if isinstance(obstacle, Refused):
         conditions.set(C.RUNNING, "False", R.POD_CREATION_REFUSED, str(obstacle))
+
+
+def _pin_parents(draft: _Draft) -> None:
+    """Written before anything is created from it, so that no crash between the two leaves a job with two parents."""
+    if parents.pin(draft.status, draft.seen.job, draft.seen.relatives):
+        draft.is_blocked = True
+        draft.decision.again_in(0)
 
 
 def _create(draft: _Draft, child: Child) -> None:

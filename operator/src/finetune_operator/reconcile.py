@@ -5,7 +5,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 from finetune_api.status import FineTuneJobStatus
-from finetune_operator import events
+from finetune_operator import events, parents
 from finetune_operator.cluster import Cluster
 from finetune_operator.errors import ClusterError, Denied, Gone, NameTaken, Outdated, Refused, RetryLater
 from finetune_operator.metrics import Metrics
@@ -78,18 +78,38 @@ class Reconciler:
 
     async def _observe(self, job: Job) -> Observed:
         """Jobs before pods: a pod is then never older than what its Job says of it."""
+        relatives = await self._relatives(job)
         try:
             children = await self._cluster.list_children(job.key)
             pods = await self._cluster.list_pods(job.key)
         except Denied as problem:
-            return Observed(job=job, now=datetime.now(UTC), obstacle=problem, is_blind=True)
+            return Observed(job=job, now=datetime.now(UTC), relatives=relatives, obstacle=problem, is_blind=True)
         return Observed(
             job=job,
             now=datetime.now(UTC),
             children=children,
             pods=self._memory.with_ends(job.key, pods),
+            relatives=relatives,
             reading=self._memory.readings.get(job.key),
         )
+
+    async def _relatives(self, job: Job) -> dict[str, Job | None]:
+        """The jobs that this one waits for, read now, and those that they wait for, among which circles are found."""
+        found: dict[str, Job | None] = {}
+        names = [need.name for need in parents.open_needs(job)]
+        while names and len(found) < parents.MAX_RELATIVES:
+            name = names.pop(0)
+            if name in found:
+                continue
+            found[name] = other = await self._find(Key(job.key.namespace, name))
+            names += [need.name for need in parents.open_needs(other)] if other else []
+        return found
+
+    async def _find(self, key: Key) -> Job | None:
+        try:
+            return await self._cluster.get_job(key)
+        except Gone:
+            return None
 
     async def _decide_and_act(self, seen: Observed) -> Decision:
         """Plans and acts until nothing is left to do; what an action brings about is part of the next plan."""

@@ -41,11 +41,12 @@ def _show_done(status: FineTuneJobStatus, report: Report) -> None:
 
 
 def take_lineage(status: FineTuneJobStatus, report: Report, spec: FineTuneJobSpec) -> None:
-    """Where the result comes from; the image is the operator's own observation and stays as pinned."""
+    """Where the result comes from; image and parents are the operator's own observations and stay as pinned."""
     known = Lineage(base_model=spec.model.uri, config_sha256=config_sha256(spec), seed=spec.hyperparameters.seed)
-    pinned = status.lineage.trainer_image if status.lineage else None
+    pinned = status.lineage or Lineage()
     lineage = merged(merged(status.lineage, known), report.lineage or Lineage())
-    status.lineage = lineage.model_copy(update={"trainer_image": pinned or lineage.trainer_image})
+    own = {"trainer_image": pinned.trainer_image or lineage.trainer_image}
+    status.lineage = lineage.model_copy(update={**own, "parent": pinned.parent, "reward_job": pinned.reward_job})
 
 
 def show_progress(status: FineTuneJobStatus, report: ProgressReport, at: datetime) -> None:

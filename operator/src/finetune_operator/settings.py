@@ -1,12 +1,13 @@
 """Everything that can be set, as environment variables read once at start."""
 
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt
+from pydantic import AfterValidator, BeforeValidator, Field, PositiveFloat, PositiveInt
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from finetune_api.blocks import SecretRef
-from finetune_api.spec import Storage
+from finetune_api.blocks import Endpoint, SecretName, SecretRef
+from finetune_api.spec import Hub, Storage
 
 DEFAULT_UID = 65532
 
@@ -21,6 +22,20 @@ def _empty_is_none(value: Any) -> Any:
 
 Words = Annotated[list[str], NoDecode, BeforeValidator(_split)]
 OptionalText = Annotated[str | None, BeforeValidator(_empty_is_none)]
+
+
+def _is_proxy(value: str | None) -> str | None:
+    if value and "@" in value:
+        raise ValueError("its password would stand in every pod: use a proxy that needs none")
+    if value and not _PROXY.fullmatch(value):
+        raise ValueError("must be http://host:port")
+    return value
+
+
+_PROXY = re.compile(r"https?://[^\s/?#]+/?")
+Proxy = Annotated[str | None, AfterValidator(_is_proxy), BeforeValidator(_empty_is_none)]
+Url = Annotated[Endpoint | None, BeforeValidator(_empty_is_none)]
+Secret = Annotated[SecretName | None, BeforeValidator(_empty_is_none)]
 
 
 class Settings(BaseSettings):
@@ -42,16 +57,31 @@ class Settings(BaseSettings):
     """URLs of storage that jobs may use; `*` stands for any text within the host or one part of the path. Empty = all
     but link-local and metadata addresses. The default storage is always allowed; without one, a job that names no
     endpoint needs an entry for `https://s3.amazonaws.com`."""
-    default_storage_endpoint: OptionalText = None
+    allowed_hub_endpoints: Words = []
+    """URLs of hubs that jobs may use, written as for storage. Empty = all but link-local and metadata addresses. The
+    default hub is always allowed; without one, a job that names no hub needs an entry for `https://huggingface.co`."""
+    default_storage_endpoint: Url = None
     """Endpoint of the default storage."""
     default_storage_region: OptionalText = None
     """Region of the default storage."""
     default_storage_force_path_style: Annotated[bool | None, BeforeValidator(_empty_is_none)] = None
     """Path-style addressing of the default storage."""
-    default_storage_credentials_secret: OptionalText = None
+    default_storage_credentials_secret: Secret = None
     """Secret with the default storage's credentials, in each job's own namespace."""
-    default_storage_ca_secret: OptionalText = None
+    default_storage_ca_secret: Secret = None
     """Secret with the default storage's authority, in each job's own namespace."""
+    default_hub_endpoint: Url = None
+    """Endpoint of the default hub."""
+    default_hub_ca_secret: Secret = None
+    """Secret with the default hub's authority, in each job's own namespace."""
+    default_hub_token_secret: Secret = None
+    """Secret with the default hub's token, in each job's own namespace, used where there is one."""
+    http_proxy: Proxy = None
+    """Proxy of the pods for `http://` addresses."""
+    https_proxy: Proxy = None
+    """Proxy of the pods for `https://` addresses."""
+    no_proxy: OptionalText = None
+    """Hosts that the pods reach without a proxy, separated by commas; the storage's host may belong here."""
     trainer_run_as_user: Annotated[int | None, BeforeValidator(_empty_is_none)] = DEFAULT_UID
     """User, group and fsGroup of the pods; empty leaves them to the platform."""
     progress_interval_seconds: PositiveFloat = 10
@@ -86,3 +116,9 @@ class Settings(BaseSettings):
             ca_secret_ref=SecretRef(name=authority) if authority else None,
         )
         return storage if storage.model_dump(exclude_none=True) else None
+
+    def default_hub(self) -> Hub | None:
+        """The hub of a job that names none, or None for the public one."""
+        authority = self.default_hub_ca_secret
+        hub = Hub(endpoint=self.default_hub_endpoint, ca_secret_ref=SecretRef(name=authority) if authority else None)
+        return hub if hub.model_dump(exclude_none=True) else None

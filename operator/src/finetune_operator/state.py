@@ -9,7 +9,9 @@ from datetime import datetime
 
 from finetune_api.handoff import ProgressReport
 from finetune_operator.errors import ClusterError
+from finetune_operator.families import Families
 from finetune_operator.objects import ChildJob, Job, Key, Object, Pod
+from finetune_operator.parents import Relatives
 
 MAX_JOBS_WITH_ENDS = 4096
 MAX_ENDS_PER_JOB = 64
@@ -52,6 +54,7 @@ class Observed:
     now: datetime
     children: tuple[ChildJob, ...] = ()
     pods: tuple[Pod, ...] = ()
+    relatives: Relatives = field(default_factory=dict)
     reading: Reading | None = None
     warnings: Warnings | None = None
     obstacle: ClusterError | None = None
@@ -77,12 +80,13 @@ class Observed:
 
 @dataclass
 class Memory:
-    """Ends of pods, running trainers and their last answers."""
+    """Ends of pods, running trainers and their last answers, and who waits for whom."""
 
     ends: OrderedDict[Key, dict[str, Pod]] = field(default_factory=OrderedDict)
     targets: dict[Key, Target] = field(default_factory=dict)
     readings: dict[Key, Reading] = field(default_factory=dict)
     last_event: dict[str, float] = field(default_factory=dict)
+    families: Families = field(default_factory=Families)
 
     def saw(self, resource: str) -> None:
         """Notes that the watch of a resource is alive."""
@@ -119,7 +123,7 @@ class Memory:
             self.targets[key] = target
 
     def forget(self, key: Key) -> None:
-        """Drops all that is kept of a job that is finished or deleted."""
+        """Drops what is kept of a job that is finished or deleted; who waits for it is for the watch to say."""
         self.ends.pop(key, None)
         self.targets.pop(key, None)
         self.readings.pop(key, None)

@@ -1,5 +1,6 @@
 """Why a Job has no running pod, in the words of the scheduler, the kubelet or the API server."""
 
+import re
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -10,6 +11,14 @@ from finetune_operator.state import Reading, Warnings
 NO_POD_SECONDS = 10.0
 PENDING_SECONDS = 15.0
 UNREACHABLE_SECONDS = 45.0
+_CLAIM_FIXES = (
+    ("not found", "create this claim in the job's namespace"),
+    ("being deleted", "create it again once it is gone"),
+    ("unbound", "give the claim a storage class that makes its volume, or a volume that fits it"),
+)
+_CLAIM = re.compile(
+    r'persistentvolumeclaim "[^"]+" (not found|is being deleted)|pod has unbound immediate PersistentVolumeClaims'
+)
 
 
 @dataclass(frozen=True)
@@ -51,7 +60,7 @@ def _without_pod(child: ChildJob, pods: tuple[Pod, ...], warnings: Warnings | No
 
 def _pending(pod: Pod, warnings: Warnings | None, now: datetime) -> Diagnosis:
     if pod.unschedulable:
-        return Diagnosis(Reason.UNSCHEDULABLE, pod.unschedulable)
+        return Diagnosis(Reason.UNSCHEDULABLE, unschedulable_sentence(pod))
     if pod.waiting_reason in IMAGE_PROBLEMS:
         return Diagnosis(Reason.IMAGE_PULL_FAILED, image_sentence(pod))
     if pod.waiting_reason in START_PROBLEMS:
@@ -64,6 +73,15 @@ def _pending(pod: Pod, warnings: Warnings | None, now: datetime) -> Diagnosis:
     failed = _first(warnings, {"FailedMount", "FailedAttachVolume"})
     reason = Reason.MOUNT_FAILED if failed else Reason.PODS_STARTING
     return Diagnosis(reason, failed, check_after=PENDING_SECONDS)
+
+
+def unschedulable_sentence(pod: Pod) -> str:
+    """The scheduler's words, cut down to a claim that is the cause, with the fix."""
+    found = _CLAIM.search(pod.unschedulable)
+    if found is None:
+        return pod.unschedulable
+    fix = next(fix for words, fix in _CLAIM_FIXES if words in found.group())
+    return f"{found.group()}: {fix}, and the pod starts by itself"
 
 
 def image_sentence(pod: Pod) -> str:

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from finetune_api.spec import FineTuneJobSpec
-from finetune_operator.manifests import build_config, build_preflight, effective_storage, escaped
+from finetune_operator.effective import effective_storage
+from finetune_operator.manifests import build_config, build_preflight, escaped
 from finetune_operator.objects import repository, selector_value, slug
 from finetune_operator.settings import Settings
 
@@ -90,7 +91,7 @@ def test_secrets_are_mounted_as_files_and_named_nowhere_else(built: Any) -> None
 def test_the_exit_table_is_the_pod_failure_policy(built: Any) -> None:
     rules = built()["spec"]["podFailurePolicy"]["rules"]
     assert [rule["action"] for rule in rules] == ["FailJob", "Ignore", "Ignore"]
-    assert rules[0]["onExitCodes"]["values"] == [64, 65, 66, 73, 76, 77, 79]
+    assert rules[0]["onExitCodes"]["values"] == [64, 65, 66, 71, 73, 76, 77, 79]
     assert rules[1]["onExitCodes"]["values"] == [75]
     assert rules[2]["onPodConditions"] == [{"type": "DisruptionTarget", "status": "True"}]
     assert built()["spec"]["podReplacementPolicy"] == "Failed"
