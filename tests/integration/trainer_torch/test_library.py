@@ -14,7 +14,8 @@ from finetune_trainer.callbacks import save_trained
 from finetune_trainer.errors import Stopped, TrainerError
 from finetune_trainer.generate import answer_all
 from finetune_trainer.labels import Encoded, Labeler
-from finetune_trainer.methods.sft import RowTrainer, Watch, build_arguments, build_trainer
+from finetune_trainer.methods.loop import Watch
+from finetune_trainer.methods.sft import RowTrainer, build_arguments, build_trainer
 from finetune_trainer.model import finalise, load_for_training, load_plain, load_tokenizer, trained_tensors
 from finetune_trainer.progress import Reporter
 from finetune_trainer.report.record import History, Plateau

@@ -16,6 +16,16 @@ from finetune_trainer.model import trained_tensors
 from finetune_trainer.progress import Reporter
 from finetune_trainer.report.record import History, Plateau, TrainPoint
 
+LOGGED_FIGURES = {
+    "rewards/margins": "reward_margin",
+    "margin": "reward_margin",
+    "rewards/accuracies": "reward_accuracy",
+    "accuracy": "reward_accuracy",
+    "reward": "reward",
+    "kl": "kl",
+}
+"""TRL's names for what an objective measures beside its loss, and ours."""
+
 
 class ReportProgress(TrainerCallback):  # type: ignore[misc]
     """Tells the reporter and metrics.jsonl about every step."""
@@ -69,10 +79,20 @@ class ReportProgress(TrainerCallback):  # type: ignore[misc]
             grad_norm=grad_norm,
             tokens_per_second=tokens / max(self._step_seconds, 1e-9),
             seconds=self._step_seconds,
+            **{
+                ours: logs[theirs]
+                for theirs, ours in LOGGED_FIGURES.items()
+                if math.isfinite(logs.get(theirs, math.nan))
+            },
         )
         self._history.add_step(point)
         self._reporter.count_tokens(int(tokens))
         self._reporter.update(metrics=_step_metrics(point))
+
+
+def _logged_figures(logs: Mapping[str, float]) -> dict[str, float]:
+    found = {ours: logs[theirs] for theirs, ours in LOGGED_FIGURES.items() if theirs in logs}
+    return {name: value for name, value in found.items() if math.isfinite(value)}
 
 
 def _step_metrics(point: TrainPoint) -> dict[str, object]:
@@ -83,6 +103,7 @@ def _step_metrics(point: TrainPoint) -> dict[str, object]:
     }
     if point.grad_norm is not None:
         metrics["grad_norm"] = point.grad_norm
+    metrics |= point.figures()
     if torch.cuda.is_available():
         metrics["gpu_memory_peak_bytes"] = torch.cuda.max_memory_allocated()
     return metrics

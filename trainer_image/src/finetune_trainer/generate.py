@@ -9,8 +9,9 @@ from transformers import GenerationConfig, PreTrainedModel, StoppingCriteria, St
 
 from finetune_api.handoff import ExitCode
 from finetune_trainer.data.rows import BadRow, Message
+from finetune_trainer.encodings import Encoded
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.labels import Encoded, Labeler
+from finetune_trainer.labels import Labeler
 from finetune_trainer.progress import Reporter, work_beat
 from finetune_trainer.stop import StopFlag
 

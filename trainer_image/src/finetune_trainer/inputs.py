@@ -1,13 +1,15 @@
 """What a training run starts from: the model's folder, the verified rows, and the samples made of them."""
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from finetune_api.handoff import ExitCode, JobConfig
 from finetune_trainer.base_model import is_model_file
+from finetune_trainer.encodings import UNTRAINED, Encoded, EncodedLabelled, EncodedPair, EncodedPrompt, Sample
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.labels import Encoded, Labeler, load_labeler
+from finetune_trainer.labels import Labeler, load_labeler
 from finetune_trainer.progress import Reporter, transfer_beat, work_beat
 from finetune_trainer.samples import Rows, encode_rows, evaluated, fetch_rows
 from finetune_trainer.stop import StopFlag
@@ -22,8 +24,8 @@ class Inputs:
     model: Path
     rows: Rows
     labeler: Labeler
-    train: list[Encoded]
-    validation: list[Encoded]
+    train: Sequence[Sample]
+    validation: Sequence[Sample]
     workspace: Path
 
     @property
@@ -38,8 +40,13 @@ class Inputs:
 
     @property
     def held_out(self) -> list[Encoded]:
-        """The rows that a saved model is compared on."""
-        return self.validation or self.train
+        """The texts that a saved model is compared on."""
+        return [as_text(sample) for sample in self.validation or self.train]
+
+    @property
+    def answers(self) -> list[Encoded]:
+        """The training rows that hold an answer to imitate."""
+        return [as_text(sample) for sample in self.train if not isinstance(sample, EncodedPrompt)]
 
 
 def load_inputs(config: JobConfig, storage: Storage, workspace: Path, reporter: Reporter, stop: StopFlag) -> Inputs:
@@ -58,3 +65,21 @@ def load_inputs(config: JobConfig, storage: Storage, workspace: Path, reporter: 
     if not samples:
         raise TrainerError(ExitCode.DATASET_UNUSABLE, "no row gives a token to train on; see status.dataset")
     return Inputs(config, model, rows, labeler, samples, validation, workspace)
+
+
+def as_text(sample: Sample) -> Encoded:
+    """The sample as one text whose answer is labelled, the chosen one of two; of a prompt alone, all of it."""
+    match sample:
+        case EncodedPair():
+            return _text(sample.prompt_ids, sample.chosen_ids, sample)
+        case EncodedLabelled():
+            return _text(sample.prompt_ids, sample.completion_ids, sample)
+        case EncodedPrompt():
+            return _text([], sample.prompt_ids, sample)
+        case _:
+            return sample
+
+
+def _text(prompt: list[int], answer: list[int], sample: Sample) -> Encoded:
+    labels = [UNTRAINED] * len(prompt) + answer
+    return Encoded(prompt + answer, labels, len(answer), truncated=sample.truncated)

@@ -4,6 +4,7 @@ import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
@@ -11,6 +12,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError
 from transformers import (
     AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
     AutoTokenizer,
     BitsAndBytesConfig,
     PreTrainedModel,
@@ -97,14 +99,19 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
         return AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
 
 
-def load_for_training(directory: Path, settings: Resolved, device: torch.device) -> PreTrainedModel | PeftModel:
-    """The model as the method trains it: Full in FP32 under autocast, LoRA on a 16-bit base, QLoRA on an NF4 base."""
+def load_for_training(
+    directory: Path, settings: Resolved, device: torch.device, *, writes_text: bool = True
+) -> PreTrainedModel | PeftModel:
+    """The model as the method trains it: Full in FP32 under autocast, LoRA on a 16-bit base, QLoRA on an NF4 base.
+
+    A model that writes no text has one score in place of the language head, which is trained whole.
+    """
     compute = DTYPES[str(settings.precision)]
     if settings.method == Method.FULL:
-        return load_plain(directory, torch.float32, device)
+        return load_plain(directory, torch.float32, device, writes_text=writes_text)
     if settings.method == Method.LORA:
-        return attach_adapter(load_plain(directory, compute, device), settings)
-    quantised = load_quantised(directory, compute, bool(settings.double_quant), device)
+        return attach_adapter(load_plain(directory, compute, device, writes_text=writes_text), settings)
+    quantised = load_quantised(directory, compute, bool(settings.double_quant), device, writes_text=writes_text)
     prepared = prepare_model_for_kbit_training(
         quantised,
         use_gradient_checkpointing=bool(settings.gradient_checkpointing),
@@ -113,35 +120,38 @@ def load_for_training(directory: Path, settings: Resolved, device: torch.device)
     return attach_adapter(prepared, settings)
 
 
-def load_plain(directory: Path, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
-    """The unquantised model in one number format; safetensors only, no remote code."""
-    with _model_errors(directory):
-        model = AutoModelForCausalLM.from_pretrained(
-            directory, dtype=dtype, local_files_only=True, use_safetensors=True, trust_remote_code=False
-        )
-    return model.to(device)
+def load_plain(
+    directory: Path, dtype: torch.dtype, device: torch.device, *, writes_text: bool = True
+) -> PreTrainedModel:
+    """The unquantised model in one number format."""
+    return _load(directory, writes_text, dtype=dtype).to(device)
 
 
-def load_quantised(directory: Path, compute: torch.dtype, double_quant: bool, device: torch.device) -> PreTrainedModel:
-    """The model with its linear layers in NF4."""
+def load_quantised(
+    directory: Path, compute: torch.dtype, double_quant: bool, device: torch.device, *, writes_text: bool = True
+) -> PreTrainedModel:
+    """The model with its linear layers in NF4, but for the head."""
     quantisation = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=double_quant,
         bnb_4bit_compute_dtype=compute,
     )
-    with _model_errors(directory):
-        model = AutoModelForCausalLM.from_pretrained(
-            directory,
-            dtype=compute,
-            quantization_config=quantisation,
-            device_map={"": device.index or 0 if device.type == "cuda" else "cpu"},
-            local_files_only=True,
-            use_safetensors=True,
-            trust_remote_code=False,
-        )
+    device_map = {"": device.index or 0 if device.type == "cuda" else "cpu"}
+    model = _load(directory, writes_text, dtype=compute, quantization_config=quantisation, device_map=device_map)
     _keep_gradients_on_cpu(model)
     return model
+
+
+def _load(directory: Path, writes_text: bool, **options: Any) -> PreTrainedModel:
+    """The model from its folder alone; safetensors only, no remote code."""
+    kind = AutoModelForCausalLM if writes_text else AutoModelForSequenceClassification
+    if not writes_text:
+        options["num_labels"] = 1
+    with _model_errors(directory):
+        return kind.from_pretrained(
+            directory, local_files_only=True, use_safetensors=True, trust_remote_code=False, **options
+        )
 
 
 def _keep_gradients_on_cpu(model: PreTrainedModel) -> None:
@@ -161,13 +171,18 @@ def attach_adapter(model: PreTrainedModel, settings: Resolved) -> PeftModel:
         use_rslora=bool(settings.use_rslora),
         target_modules=settings.target_modules or linear_targets(model),
         bias="none",
-        task_type="CAUSAL_LM",
+        task_type="SEQ_CLS" if scores_text(model) else "CAUSAL_LM",
     )
     torch.manual_seed(settings.seed or 0)
     try:
         return get_peft_model(model, config)
     except ValueError as error:
         raise TrainerError(ExitCode.INVALID_CONFIG, f"tuning.lora does not fit the model: {error}") from error
+
+
+def scores_text(model: PreTrainedModel) -> bool:
+    """Whether the model has a score in place of the language head."""
+    return type(model).__name__.endswith("ForSequenceClassification")
 
 
 def refuse_tied_merge(model: PeftModel) -> None:

@@ -23,7 +23,8 @@ from finetune_trainer.errors import TrainerError
 from finetune_trainer.generate import answer_all, stop_token_ids
 from finetune_trainer.inputs import Inputs, load_inputs
 from finetune_trainer.merge import HeldOut, merge_adapter, save_full, stored_precision
-from finetune_trainer.methods.sft import RowTrainer, Watch, build_trainer
+from finetune_trainer.methods import Traits, build_trainer, traits_of
+from finetune_trainer.methods.loop import Watch, WatchedTrainer
 from finetune_trainer.model import (
     adapted_modules,
     finalise,
@@ -84,39 +85,50 @@ def train_within_memory(inputs: Inputs, device: torch.device, reporter: Reporter
 def train_once(inputs: Inputs, settings: Resolved, device: torch.device, reporter: Reporter, stop: StopFlag) -> Trained:
     """Loads, measures and asks the base, trains, restores the best weights, measures and asks again, saves."""
     spec = inputs.config.spec
-    early = spec.early_stopping
-    watch = Watch(
+    traits = traits_of(spec.objective)
+    watch = start_watch(inputs, reporter, stop)
+    model = load_for_training(inputs.model, settings, device, writes_text=traits.writes_text)
+    if settings.method != Method.FULL and spec.output.merge is not Merge.NONE:
+        refuse_tied_merge(model)
+    settings = with_targets(settings, model)
+    tokenizer = load_tokenizer(inputs.model)
+    trainer = build_trainer(
+        spec.objective,
+        model,
+        tokenizer,
+        settings,
+        watch,
+        train=inputs.train,
+        validation=inputs.validation,
+        scratch=inputs.workspace / "trainer",
+    )
+    parameters = sum(tensor.numel() for tensor in trained_tensors(model).values())
+    reporter.update(resolved=settings, metrics={"trainable_parameters": parameters})
+    if inputs.validation and spec.evaluation.baseline:
+        trainer.evaluate()
+    base_answers = answer(inputs, trainer, watch, traits)
+    trainer.train()
+    stop.raise_if_set()
+    final = restore_best(trainer, watch) if inputs.validation and traits.has_loss else None
+    save_trained(model, inputs.best_weights)
+    tuned_answers = answer(inputs, trainer, watch, traits)
+    if settings.method != Method.FULL:
+        save_adapter(model, inputs.result / Artifact.ADAPTER, spec.model.uri)
+        save_tokenizer(inputs.model, inputs.result / Artifact.ADAPTER, inputs.labeler)
+    answers = [Answer(*parts) for parts in zip(questions(inputs, traits), base_answers, tuned_answers, strict=True)]
+    return Trained(settings, watch.history, watch.plateau, final, parameters, answers)
+
+
+def start_watch(inputs: Inputs, reporter: Reporter, stop: StopFlag) -> Watch:
+    """A new record of the run: an earlier try, ended by the GPU's memory, leaves nothing in it."""
+    early = inputs.config.spec.early_stopping
+    return Watch(
         reporter=reporter,
         stop=stop,
         history=History(inputs.result / Artifact.METRICS),
         plateau=Plateau(early.patience if early else None, early.min_delta if early else 0.0),
         best_weights=inputs.best_weights,
     )
-    model = load_for_training(inputs.model, settings, device)
-    if settings.method != Method.FULL and spec.output.merge is not Merge.NONE:
-        refuse_tied_merge(model)
-    settings = with_targets(settings, model)
-    tokenizer = load_tokenizer(inputs.model)
-    scratch = inputs.workspace / "trainer"
-    trainer = build_trainer(
-        model, tokenizer, settings, watch, train=inputs.train, validation=inputs.validation, scratch=scratch
-    )
-    parameters = sum(tensor.numel() for tensor in trained_tensors(model).values())
-    reporter.update(resolved=settings, metrics={"trainable_parameters": parameters})
-    if inputs.validation and spec.evaluation.baseline:
-        trainer.evaluate()
-    base_answers = answer(inputs, trainer, watch)
-    trainer.train()
-    stop.raise_if_set()
-    final = restore_best(trainer, watch) if inputs.validation else None
-    save_trained(model, inputs.best_weights)
-    tuned_answers = answer(inputs, trainer, watch)
-    if settings.method != Method.FULL:
-        save_adapter(model, inputs.result / Artifact.ADAPTER, spec.model.uri)
-        save_tokenizer(inputs.model, inputs.result / Artifact.ADAPTER, inputs.labeler)
-    asked = [prompt.prompt for prompt in spec.evaluation.prompts or []]
-    answers = [Answer(*parts) for parts in zip(asked, base_answers, tuned_answers, strict=True)]
-    return Trained(settings, watch.history, watch.plateau, final, parameters, answers)
 
 
 def with_targets(settings: Resolved, model: PreTrainedModel | PeftModel) -> Resolved:
@@ -126,7 +138,7 @@ def with_targets(settings: Resolved, model: PreTrainedModel | PeftModel) -> Reso
     return settings.model_copy(update={"target_modules": adapted_modules(model)})
 
 
-def restore_best(trainer: RowTrainer, watch: Watch) -> Measured:
+def restore_best(trainer: WatchedTrainer, watch: Watch) -> Measured:
     """Puts the best weights back; measured again, they must give the loss that they were kept for."""
     restore_trained(trainer.model, watch.best_weights)
     final = trainer.measure()
@@ -134,22 +146,28 @@ def restore_best(trainer: RowTrainer, watch: Watch) -> Measured:
     if difference > LARGEST_RECHECK_DIFFERENCE * max(1.0, watch.plateau.best_loss):
         told = f"{final.loss:.5g} instead of {watch.plateau.best_loss:.5g}"
         raise TrainerError(ExitCode.INTERNAL_ERROR, f"the restored best weights have an evaluation loss of {told}")
-    watch.reporter.update(metrics={"eval_loss": final.loss})
+    watch.reporter.update(metrics={"eval_loss": final.loss} | final.figures())
     return final
 
 
-def answer(inputs: Inputs, trainer: RowTrainer, watch: Watch) -> list[str]:
+def questions(inputs: Inputs, traits: Traits) -> list[str]:
+    """What the model is asked before and after; a model that writes no text is asked nothing."""
+    prompts = inputs.config.spec.evaluation.prompts or []
+    return [prompt.prompt for prompt in prompts] if traits.writes_text else []
+
+
+def answer(inputs: Inputs, trainer: WatchedTrainer, watch: Watch, traits: Traits) -> list[str]:
     """The answers of the model as it is to the job's questions."""
-    evaluation = inputs.config.spec.evaluation
-    if not evaluation.prompts:
+    asked = questions(inputs, traits)
+    if not asked:
         return []
     watch.reporter.stage("Answering")
     return answer_all(
         trainer.model,
         inputs.labeler,
-        [prompt.prompt for prompt in evaluation.prompts],
-        stop_ids=stop_token_ids(trainer.model, inputs.train),
-        max_new_tokens=evaluation.max_new_tokens,
+        asked,
+        stop_ids=stop_token_ids(trainer.model, inputs.answers),
+        max_new_tokens=inputs.config.spec.evaluation.max_new_tokens,
         reporter=watch.reporter,
         stop=watch.stop,
     )

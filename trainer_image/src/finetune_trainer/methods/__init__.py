@@ -1,1 +1,57 @@
 """One file per way of training; each owns its library's trainer."""
+
+# ruff: noqa: PLC0415 - a job imports the one trainer that it uses: each costs seconds
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from finetune_api.status import Resolved
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from finetune_trainer.methods.loop import Watch, WatchedTrainer
+
+
+@dataclass(frozen=True, slots=True)
+class Traits:
+    """In what the story of a run differs between objectives."""
+
+    writes_text: bool = True
+    """Whether the model answers questions; one that does not has a single score in place of the language head."""
+    has_loss: bool = True
+    """Whether held-out rows have a loss, by which the best weights are chosen."""
+
+
+TRAITS = {"RewardModel": Traits(writes_text=False), "RLHF": Traits(has_loss=False)}
+
+
+def traits_of(objective: str) -> Traits:
+    """What is particular about an objective."""
+    return TRAITS.get(objective, Traits())
+
+
+def build_trainer(
+    objective: str,
+    model: "PreTrainedModel | PeftModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    settings: Resolved,
+    watch: "Watch",
+    *,
+    train: Sequence[Any],
+    validation: Sequence[Any],
+    scratch: Path,
+) -> "WatchedTrainer":
+    """The objective's trainer, ready for `evaluate()`, `train()` and `measure()`; the samples are of its own kind."""
+    match objective:
+        case "Instruction" | "Chat" | "DomainAdaptation":
+            from finetune_trainer.methods import sft
+
+            return sft.build_trainer(
+                model, tokenizer, settings, watch, train=train, validation=validation, scratch=scratch
+            )
+        case _:
+            raise NotImplementedError(f"objective {objective}")

@@ -10,11 +10,21 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """A held-out loss in nats per trained token, weighted by token, with its standard error over batches of rows."""
+    """A held-out loss, with its standard error over batches of rows.
+
+    The loss is the mean over `tokens` trained tokens, in nats; where an objective compares answers, over that many
+    pairs or rows. The margin is the mean reward of the preferred answers less that of the others.
+    """
 
     loss: float
     tokens: int
     standard_error: float | None = None
+    reward_margin: float | None = None
+    reward_accuracy: float | None = None
+
+    def figures(self) -> dict[str, float]:
+        """What was measured beside the loss, by the names of the status."""
+        return _known(reward_margin=self.reward_margin, reward_accuracy=self.reward_accuracy)
 
     @property
     def perplexity(self) -> float:
@@ -44,6 +54,20 @@ class TrainPoint:
     grad_norm: float | None
     tokens_per_second: float
     seconds: float
+    reward_margin: float | None = None
+    reward_accuracy: float | None = None
+    reward: float | None = None
+    kl: float | None = None
+
+    def figures(self) -> dict[str, float]:
+        """What the objective measures beside its loss, by the names of the status."""
+        return _known(
+            reward_margin=self.reward_margin, reward_accuracy=self.reward_accuracy, reward=self.reward, kl=self.kl
+        )
+
+
+def _known(**figures: float | None) -> dict[str, float]:
+    return {name: value for name, value in figures.items() if value is not None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +79,7 @@ class EvalPoint:
 
     @property
     def loss(self) -> float:
-        """The held-out loss, in nats per trained token."""
+        """The held-out loss."""
         return self.measured.loss
 
 
