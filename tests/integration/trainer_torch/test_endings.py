@@ -15,7 +15,7 @@ from finetune_api.handoff import ExitCode
 from finetune_api.status import Resolved
 from finetune_trainer import train as story
 from finetune_trainer.errors import Stopped, TrainerError
-from finetune_trainer.model import micro_batches
+from finetune_trainer.memory import micro_batches
 
 MakeBench = Callable[..., Bench]
 

@@ -25,11 +25,10 @@ from finetune_api.handoff import ExitCode
 from finetune_api.spec import Method, Precision
 from finetune_api.status import Resolved
 from finetune_trainer.errors import TrainerError
+from finetune_trainer.model_shape import UNADAPTED_LAYERS
 
 DTYPES = {"BF16": torch.bfloat16, "FP16": torch.float16, "FP32": torch.float32}
 NON_REENTRANT = {"use_reentrant": False}
-UNADAPTED_LAYERS = frozenset({"router", "gate"})
-"""Linear layers that choose experts: an adapter there destabilises the routing."""
 
 transformers_logging.disable_progress_bar()
 
@@ -80,17 +79,6 @@ def _precision(asked: str | None, device: torch.device) -> str:
         name = torch.cuda.get_device_name(device)
         raise TrainerError(ExitCode.INVALID_CONFIG, f"{name} has no BF16: set precision to Auto, FP16 or FP32")
     return str(asked)
-
-
-def micro_batches(settings: Resolved) -> Iterator[Resolved]:
-    """The settings, then with ever smaller micro-batches of the same effective batch, down to single rows."""
-    yield settings
-    micro, whole = settings.per_device_train_batch_size or 1, settings.global_batch_size or 1
-    for smaller in range(micro // 2, 0, -1):
-        if smaller <= micro // 2 and whole % smaller == 0:
-            micro = smaller
-            changes = {"per_device_train_batch_size": micro, "gradient_accumulation_steps": whole // micro}
-            yield settings.model_copy(update=changes)
 
 
 def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:

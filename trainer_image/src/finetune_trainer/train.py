@@ -22,6 +22,7 @@ from finetune_trainer.callbacks import restore_trained, save_trained
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.generate import answer_all, stop_token_ids
 from finetune_trainer.inputs import Inputs, load_inputs
+from finetune_trainer.memory import micro_batches
 from finetune_trainer.merge import HeldOut, merge_adapter, save_full, stored_precision
 from finetune_trainer.methods import Traits, build_trainer, traits_of
 from finetune_trainer.methods.loop import Watch, WatchedTrainer
@@ -31,7 +32,6 @@ from finetune_trainer.model import (
     find_device,
     load_for_training,
     load_tokenizer,
-    micro_batches,
     refuse_tied_merge,
     trained_tensors,
 )

@@ -1,0 +1,100 @@
+"""What a model's configuration and the headers of its weights tell of its size; nothing is loaded."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+from typing import Any
+
+HEAD = "lm_head"
+EMBEDDINGS = frozenset({"embed_tokens", "embed_positions", "wte", "wpe", "embed_in", "embed_out", HEAD})
+UNADAPTED_LAYERS = frozenset({"router", "gate"})
+"""Linear layers that choose experts: an adapter there destabilises the routing."""
+EXPERTS = "experts"
+
+Tensors = Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """The sizes that memory depends on; `tensors` holds the shape of every stored tensor by name."""
+
+    model_type: str
+    vocabulary: int
+    hidden: int
+    intermediate: int
+    layers: int
+    heads: int
+    key_value_heads: int
+    head_size: int
+    tied: bool
+    tensors: Tensors
+
+    @cached_property
+    def parameters(self) -> int:
+        """Weights in all, each shared one counted once."""
+        return sum(prod(shape) for shape in self.tensors.values())
+
+    @cached_property
+    def linear(self) -> Tensors:
+        """The linear layers by module name, as stored: those that QLoRA quantises and that may carry an adapter."""
+        return {
+            name.removesuffix(".weight"): shape
+            for name, shape in self.tensors.items()
+            if len(shape) == 2 and name.endswith(".weight") and not EMBEDDINGS & {*name.split(".")[-2:-1]}
+            and EXPERTS not in name.split(".")
+        }  # fmt: skip
+
+    @property
+    def other(self) -> int:
+        """Weights outside the linear layers: embeddings, output head, norms, and experts, which are one block."""
+        return self.parameters - sum(prod(shape) for shape in self.linear.values())
+
+    @property
+    def head(self) -> int:
+        """Weights of an output head that is not the embedding's."""
+        return sum(prod(shape) for name, shape in self.tensors.items() if HEAD in name.split("."))
+
+    def adapted(self, targets: list[str] | None) -> Tensors:
+        """The linear layers that an adapter goes to: those with these last names, or all but routers."""
+        if targets is None:
+            return {name: shape for name, shape in self.linear.items() if _last(name) not in UNADAPTED_LAYERS}
+        modules = {name.removesuffix(".weight"): shape for name, shape in self.tensors.items() if len(shape) == 2}
+        return {
+            name: shape
+            for name, shape in modules.items()
+            if any(name == target or name.endswith(f".{target}") for target in targets)
+        }
+
+
+def read_shape(config: Mapping[str, Any], tensors: Tensors) -> ModelShape | None:
+    """The shape, or None where the configuration does not name the sizes in one of the usual ways."""
+    text = config.get("text_config")
+    values = {**config, **text} if isinstance(text, dict) else dict(config)
+    hidden = _size(values, "hidden_size", "n_embd", "d_model")
+    layers = _size(values, "num_hidden_layers", "n_layer", "num_layers")
+    heads = _size(values, "num_attention_heads", "n_head")
+    vocabulary = _size(values, "vocab_size")
+    if not (hidden and layers and heads and vocabulary):
+        return None
+    return ModelShape(
+        model_type=str(values.get("model_type") or ""),
+        vocabulary=vocabulary,
+        hidden=hidden,
+        intermediate=_size(values, "intermediate_size", "n_inner", "ffn_dim") or 4 * hidden,
+        layers=layers,
+        heads=heads,
+        key_value_heads=_size(values, "num_key_value_heads") or heads,
+        head_size=_size(values, "head_dim") or hidden // heads,
+        tied=not any(HEAD in name.split(".") for name in tensors),
+        tensors=tensors,
+    )
+
+
+def _size(values: Mapping[str, Any], *names: str) -> int | None:
+    found = (values[name] for name in names if isinstance(values.get(name), int) and values[name] > 0)
+    return next(found, None)
+
+
+def _last(name: str) -> str:
+    return name.rpartition(".")[2]
