@@ -9,8 +9,9 @@ import boto3
 import pytest
 import yaml
 from kubernetes import config
+from rows import colour_rows, jsonl
 from tiny_model import make_tiny_model
-from user import BUCKET, Bench, colour_rows, jsonl, kubectl, secret
+from user import BUCKET, Bench, kubectl, secret
 
 NEEDED = ("KUBECONFIG", "AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 

@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 import yaml
-from user import Bench, Job, colour_rows, jsonl, kubectl, wait_for
+from rows import colour_rows, jsonl
+from user import Bench, Job, kubectl, wait_for
 
 
 def failed(job: Job, reason: str) -> dict[str, Any]:

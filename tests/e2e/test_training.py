@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from user import BUCKET, Bench, colour_rows, jsonl, kubectl, wait_for
+from rows import colour_rows, jsonl
+from user import BUCKET, Bench, kubectl, wait_for
 
 from finetune_trainer.data.report import read_accepted
 from finetune_trainer.labels import Labeler

@@ -14,7 +14,6 @@ from kubernetes import client
 
 GROUP, VERSION, PLURAL = "finetune.dev", "v1alpha1", "finetunejobs"
 BUCKET = "finetune-e2e"
-COLOURS = {"red": "apple", "yellow": "banana", "green": "pear", "blue": "plum", "black": "olive", "white": "radish"}
 
 
 def kubectl(*arguments: str, check: bool = True, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
@@ -163,25 +162,6 @@ class Job:
 
     def _selector(self, component: str) -> str:
         return f"finetune.dev/job-name={self.name},app.kubernetes.io/component={component}"
-
-
-def colour_rows(count: int) -> list[dict[str, Any]]:
-    """Rows that a tiny model can learn: a fruit for each colour, in the three formats."""
-    rows: list[dict[str, Any]] = []
-    for number in range(count):
-        colour, fruit = list(COLOURS.items())[number % len(COLOURS)]
-        ask, answer = f"Number {number}: name a {colour} fruit.", f"A {colour} fruit is the {fruit}."
-        if number % 3 == 0:
-            rows.append({"instruction": ask, "input": "", "output": answer})
-        elif number % 3 == 1:
-            rows.append({"messages": [{"role": "user", "content": ask}, {"role": "assistant", "content": answer}]})
-        else:
-            rows.append({"conversations": [{"from": "human", "value": ask}, {"from": "gpt", "value": answer}]})
-    return rows
-
-
-def jsonl(rows: list[dict[str, Any]]) -> str:
-    return "".join(json.dumps(row) + "\n" for row in rows)
 
 
 def secret(namespace: str, name: str, access_key: str, secret_key: str) -> dict[str, Any]:

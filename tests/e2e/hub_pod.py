@@ -1,0 +1,86 @@
+"""A hub inside the cluster: a pod that serves model folders under the names that manifests use."""
+
+import base64
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from user import kubectl
+
+ROOT = Path(__file__).resolve().parents[2]
+SERVER = ROOT / "tests" / "fixtures" / "hub.py"
+PORT = 8000
+LIMIT = 900_000
+"""A ConfigMap holds 1 MiB."""
+
+
+def start_hub(namespace: str, repositories: Mapping[str, Path]) -> str:
+    """Serves each folder as that repository (`owner/name`, or `datasets/owner/name`); returns the endpoint."""
+    files: dict[str, str] = {}
+    items: list[dict[str, str]] = []
+    for repository, folder in repositories.items():
+        for path in sorted(folder.iterdir()):
+            key = f"{repository}/{path.name}".replace("/", "__")
+            files[key] = base64.b64encode(path.read_bytes()).decode()
+            items.append({"key": key, "path": f"{repository}/{path.name}"})
+    files["hub.py"] = base64.b64encode(SERVER.read_bytes()).decode()
+    assert sum(map(len, files.values())) < LIMIT, "the folders are too large for a ConfigMap"
+    kubectl("apply", "-f", "-", stdin=yaml.safe_dump_all([_config(namespace, files), _service(namespace)]))
+    kubectl("apply", "-f", "-", stdin=yaml.safe_dump(_pod(namespace, items)))
+    kubectl("wait", "--for=condition=Ready", "pod/hub", "-n", namespace, "--timeout=120s")
+    return f"http://hub.{namespace}.svc:{PORT}"
+
+
+def _config(namespace: str, files: dict[str, str]) -> dict[str, Any]:
+    return {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {"name": "hub", "namespace": namespace},
+        "binaryData": files,
+    }
+
+
+def _service(namespace: str) -> dict[str, Any]:
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": "hub", "namespace": namespace},
+        "spec": {"selector": {"app": "hub"}, "ports": [{"port": PORT}]},
+    }
+
+
+def _pod(namespace: str, items: list[dict[str, str]]) -> dict[str, Any]:
+    hardened = {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": "hub", "namespace": namespace, "labels": {"app": "hub"}},
+        "spec": {
+            "automountServiceAccountToken": False,
+            "securityContext": {"runAsNonRoot": True, "runAsUser": 65532, "seccompProfile": {"type": "RuntimeDefault"}},
+            "containers": [
+                {
+                    "name": "hub",
+                    "image": os.environ["FINETUNE_TRAINER_IMAGE"],
+                    "command": ["/opt/venv/bin/python", "/hub/hub.py", "--root", "/repositories", "--port", str(PORT)],
+                    "ports": [{"containerPort": PORT}],
+                    "readinessProbe": {"tcpSocket": {"port": PORT}, "periodSeconds": 1},
+                    "securityContext": hardened,
+                    "volumeMounts": [
+                        {"name": "hub", "mountPath": "/hub"},
+                        {"name": "repositories", "mountPath": "/repositories"},
+                    ],
+                }
+            ],
+            "volumes": [
+                {"name": "hub", "configMap": {"name": "hub", "items": [{"key": "hub.py", "path": "hub.py"}]}},
+                {"name": "repositories", "configMap": {"name": "hub", "items": items}},
+            ],
+        },
+    }

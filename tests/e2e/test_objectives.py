@@ -1,0 +1,106 @@
+"""Every objective with every method on a tiny model, from manifest to a verified result that learnt what it was taught."""
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from rows import jsonl, judged_rows, preference_rows, prompt_rows, text_rows
+from user import Bench, Job
+
+METHODS = ("QLoRA", "LoRA", "Full")
+LEARN = {"maxSteps": 16, "perDeviceTrainBatchSize": 4, "gradientAccumulationSteps": 1, "maxLength": 128}
+RATES = {"QLoRA": 1e-2, "LoRA": 1e-2, "Full": 2e-3}
+REWARD = {"rewards": [{"type": "Length", "targetTokens": 4}], "maxCompletionLength": 16, "temperature": 1.0, "beta": 0}
+BLOCKS: dict[str, dict[str, Any]] = {
+    "Instruction": {},
+    "DomainAdaptation": {"hyperparameters": {"packing": "On"}},
+    "DPO": {"dpo": {"beta": 0.1}},
+    "KTO": {"kto": {"beta": 0.1}},
+    "RewardModel": {},
+    "RLHF": {"rlhf": REWARD, "hyperparameters": {"maxSteps": 24, "perDeviceTrainBatchSize": 16}},
+}
+OBJECTIVES = tuple(BLOCKS)
+ALGORITHMS = {"QLoRA": "GRPO", "LoRA": "RLOO", "Full": "GRPO"}
+Results = dict[tuple[str, str], dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def results(bench: Bench) -> Results:
+    """The final status of one job for each objective and method."""
+    rows = {
+        "Instruction": bench.put("preferences-for-sft.jsonl", jsonl(preference_rows(200))),
+        "DomainAdaptation": bench.put("texts.jsonl", jsonl(text_rows(200))),
+        "DPO": bench.put("pairs.jsonl", jsonl(preference_rows(200))),
+        "KTO": bench.put("judged.jsonl", jsonl(judged_rows(200))),
+        "RewardModel": bench.put("ranked.jsonl", jsonl(preference_rows(200))),
+        "RLHF": bench.put("prompts.jsonl", jsonl(prompt_rows(200))),
+    }
+    jobs: dict[tuple[str, str], Job] = {}
+    for objective, uri in rows.items():
+        for method in METHODS:
+            name = f"{objective}-{method}".lower()
+            blocks = dict(BLOCKS[objective])
+            hyper = LEARN | {"learningRate": RATES[method]} | blocks.pop("hyperparameters", {})
+            if "rlhf" in blocks:
+                blocks["rlhf"] = blocks["rlhf"] | {"algorithm": ALGORITHMS[method]}
+            jobs[objective, method] = bench.apply(
+                name,
+                objective=objective,
+                tuning={"method": method},
+                dataset={"train": {"uri": uri}, "validationSplitPercent": 10},
+                hyperparameters=hyper,
+                output={"uri": bench.uri(f"out/{name}")},
+                **blocks,
+            )
+    return {key: job.wait("Complete", seconds=1500) for key, job in jobs.items()}
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("objective", [name for name in OBJECTIVES if name != "RLHF"])
+def test_the_held_out_loss_falls(results: Results, objective: str, method: str) -> None:
+    status = results[objective, method]
+    assert status["resolved"]["method"] == method
+    assert status["metrics"]["evalLoss"] < status["metrics"]["baselineEvalLoss"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("objective", ["DPO", "KTO", "RewardModel"])
+def test_the_model_learns_to_prefer_the_chosen_answers(results: Results, objective: str, method: str) -> None:
+    assert results[objective, method]["metrics"]["rewardMargin"] > 0
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_dpo_of_an_untouched_model_starts_at_the_loss_of_a_coin(results: Results, method: str) -> None:
+    assert results["DPO", method]["metrics"]["baselineEvalLoss"] == pytest.approx(0.693, abs=0.01)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_policy_earns_more_than_the_untouched_model(results: Results, method: str) -> None:
+    status = results["RLHF", method]
+    assert status["resolved"]["algorithm"] == ALGORITHMS[method]
+    assert status["metrics"]["evalReward"] > status["metrics"]["baselineEvalReward"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_the_report_shows_the_data_and_the_result_is_verified_from_outside(
+    bench: Bench, results: Results, objective: str, method: str
+) -> None:
+    status = results[objective, method]
+    report = bench.read(status["artifacts"]["reportUri"]).decode()
+    (data_format,) = status["dataset"]["format"]
+    assert f"| {data_format} |" in report
+    assert str(status["dataset"]["trainRows"]) in report
+    done = subprocess.run(
+        [sys.executable, "-m", "finetune_trainer", "verify", status["artifacts"]["uri"]],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_packed_texts_are_fewer_sequences_than_rows(results: Results) -> None:
+    for method in METHODS:
+        status = results["DomainAdaptation", method]
+        assert status["resolved"]["packing"] is True
+        assert status["dataset"]["trainRows"] > 100
