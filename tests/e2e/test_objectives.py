@@ -1,4 +1,4 @@
-"""Every objective with every method on a tiny model, from manifest to a verified result that learnt what it was taught."""
+"""Every objective with every method on a tiny model: from manifest to a verified result that learnt something."""
 
 import subprocess
 import sys
