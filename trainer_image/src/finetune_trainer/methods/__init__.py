@@ -53,5 +53,17 @@ def build_trainer(
             return sft.build_trainer(
                 model, tokenizer, settings, watch, train=train, validation=validation, scratch=scratch
             )
+        case "DPO":
+            from finetune_trainer.methods import dpo
+
+            return dpo.build_trainer(
+                model, tokenizer, settings, watch, train=train, validation=validation, scratch=scratch
+            )
+        case "KTO":
+            from finetune_trainer.methods import kto
+
+            return kto.build_trainer(
+                model, tokenizer, settings, watch, train=train, validation=validation, scratch=scratch
+            )
         case _:
             raise NotImplementedError(f"objective {objective}")
