@@ -1,5 +1,6 @@
 """Prometheus metrics: the operator's own, and each job's from its status, gone with the job."""
 
+import re
 from collections.abc import Iterable, Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
@@ -9,18 +10,22 @@ from prometheus_client.process_collector import ProcessCollector
 
 from finetune_api import __version__
 from finetune_api.names import Phase
-from finetune_api.spec import FineTuneJobSpec
+from finetune_api.spec import FineTuneJobSpec, Method
 from finetune_api.status import FineTuneJobStatus
 from finetune_operator.objects import Job, Key
 
 JOB_LABELS = ["namespace", "name"]
+Shown = tuple[FineTuneJobSpec | None, FineTuneJobStatus]
+_METHODS = frozenset(Method)
+_LABEL = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,39}")
+"""What a code or the name of a format looks like; a job has at most 64 of each, and they go with it."""
 
 
 class JobCollector:
     """The series of every known FineTuneJob, made from its last seen status at each scrape."""
 
     def __init__(self) -> None:
-        self._jobs: dict[Key, tuple[FineTuneJobSpec | None, FineTuneJobStatus]] = {}
+        self._jobs: dict[Key, Shown] = {}
 
     def __len__(self) -> int:
         return len(self._jobs)
@@ -48,18 +53,36 @@ class JobCollector:
         phase = GaugeMetricFamily("finetune_job_status_phase", "1 for the job's phase.", labels=[*JOB_LABELS, "phase"])
         for key, (spec, status) in jobs:
             where = [key.namespace, key.name]
-            method = (status.resolved and status.resolved.method) or (spec.tuning.method.value if spec else "")
-            info.add_metric(where, {"objective": spec.objective.value if spec else "", "method": method})
+            info.add_metric(where, {"objective": spec.objective.value if spec else "", "method": _method(spec, status)})
             for one in Phase:
                 phase.add_metric([*where, one.value], float(status.phase == one))
         yield info
         yield phase
+        yield from _row_families(jobs)
         for family, values in _families():
             for key, (_, status) in jobs:
                 value = values(status)
                 if value is not None:
                     family.add_metric([key.namespace, key.name], value)
             yield family
+
+
+def _method(spec: FineTuneJobSpec | None, status: FineTuneJobStatus) -> str:
+    """One of the API's methods: what a trainer says is a label only if it is one of them."""
+    said = status.resolved.method if status.resolved else None
+    asked = spec.tuning.method.value if spec else ""
+    return said if said in _METHODS else asked
+
+
+def _row_families(jobs: "list[tuple[Key, Shown]]") -> Iterator[Metric]:
+    for name, text, label, field in _ROWS:
+        family = GaugeMetricFamily(f"finetune_job_{name}", text, labels=[*JOB_LABELS, label])
+        for key, (_, status) in jobs:
+            counts: dict[str, int] = (status.dataset and getattr(status.dataset, field)) or {}
+            for word, count in counts.items():
+                if _LABEL.fullmatch(word):
+                    family.add_metric([key.namespace, key.name, word], count)
+        yield family
 
 
 def _families() -> Iterator[tuple[GaugeMetricFamily | CounterMetricFamily, "Reader"]]:
@@ -93,6 +116,17 @@ _GAUGES = [
     ("eval_loss", "Latest evaluation loss, nats per token.", Reader("metrics", "eval_loss")),
     ("best_eval_loss", "Lowest evaluation loss, nats per token.", Reader("metrics", "best_eval_loss")),
     ("baseline_eval_loss", "Evaluation loss of the untouched model.", Reader("metrics", "baseline_eval_loss")),
+    ("reward", "Reward of the sampled answers.", Reader("metrics", "reward")),
+    ("eval_reward", "Reward of the answers to held-out prompts.", Reader("metrics", "eval_reward")),
+    ("baseline_eval_reward", "Held-out reward of the untouched model.", Reader("metrics", "baseline_eval_reward")),
+    ("reward_margin", "Held-out reward of chosen less rejected answers.", Reader("metrics", "reward_margin")),
+    ("reward_accuracy_ratio", "Share of held-out pairs ranked right.", Reader("metrics", "reward_accuracy")),
+    ("kl", "Divergence from the reference, nats per token.", Reader("metrics", "kl")),
+    ("dataset_rows", "Rows read.", Reader("dataset", "rows")),
+    ("dataset_accepted_rows", "Rows that can be trained on.", Reader("dataset", "accepted")),
+    ("dataset_rejected_rows", "Rows that were skipped.", Reader("dataset", "rejected")),
+    ("estimated_gpu_memory_bytes", "Estimated GPU memory.", Reader("resolved", "estimated_gpu_memory_bytes")),
+    ("gpu_memory_peak_bytes", "Most GPU memory that was allocated.", Reader("metrics", "gpu_memory_peak_bytes")),
     ("learning_rate", "Learning rate of the last step.", Reader("metrics", "learning_rate")),
     ("early_stopped", "1 when patience ran out.", Reader("early_stopping", "stopped")),
     ("start_timestamp_seconds", "Start of the first run.", Reader("start_time")),
@@ -102,6 +136,11 @@ _GAUGES = [
         "When the trainer was last heard.",
         Reader("progress", "last_updated_time"),
     ),
+]
+_ROWS = [
+    ("dataset_rows_by_format", "Accepted rows, by format.", "format", "format"),
+    ("dataset_rejected_rows_by_code", "Skipped rows, by reject code.", "code", "rejected_by_code"),
+    ("dataset_repaired_rows_by_code", "Mended rows, by repair code.", "code", "repaired_by_code"),
 ]
 _COUNTERS = [
     ("runs", "Ended trainer pods.", Reader("runs")),

@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from finetune_operator.accept import is_metadata_address, refusal
 from finetune_operator.settings import Settings
@@ -122,3 +123,63 @@ def test_settings_are_read_from_the_environment(monkeypatch: Any) -> None:
     assert settings.watch_namespaces == ["a", "b"]
     assert settings.trainer_run_as_user is None
     assert settings.default_storage() is None
+
+
+HF = {"model": {"uri": "hf://owner/model"}}
+
+
+@pytest.mark.parametrize(
+    ("spec", "settings", "is_allowed"),
+    [
+        (HF, {}, True),
+        (HF, {"allowed_hub_endpoints": ["https://*.example"]}, False),
+        (HF, {"allowed_hub_endpoints": ["https://huggingface.co"]}, True),
+        (HF, {"allowed_hub_endpoints": ["https://x.example"], "default_hub_endpoint": "http://hub.hub:80"}, True),
+        ({}, {"allowed_hub_endpoints": ["https://*.example"]}, True),
+        ({"hub": {"endpoint": "https://evil.test"}}, {"allowed_hub_endpoints": ["https://*.example"]}, False),
+        (HF | {"hub": {"endpoint": "https://a.example"}}, {"allowed_hub_endpoints": ["https://*.example"]}, True),
+        (
+            {"dataset": {"train": {"uri": "hf://datasets/owner/rows"}}},
+            {"allowed_hub_endpoints": ["https://*.example"]},
+            False,
+        ),
+        (
+            {"tuning": {"method": "LoRA", "initialAdapter": {"uri": "hf://owner/adapter"}}},
+            {"allowed_hub_endpoints": ["https://*.example"]},
+            False,
+        ),
+    ],
+)
+def test_a_hub_is_judged_when_something_comes_from_it_or_it_is_named(
+    scene: Any, spec: Any, settings: Any, is_allowed: bool
+) -> None:
+    found = refusal(scene(**spec).job, Settings(trainer_image="registry.example/trainer:1", **settings))
+    assert (found is None) == is_allowed
+    assert is_allowed or "add it to FINETUNE_ALLOWED_HUB_ENDPOINTS" in (found or "")
+
+
+@pytest.mark.parametrize(
+    "endpoint", ["http://169.254.169.254", "http://2852039166/latest", "http://[fd00:ec2::254]", "http://metadata"]
+)
+def test_no_list_allows_a_metadata_address_as_a_hub(scene: Any, endpoint: str) -> None:
+    settings = Settings(trainer_image="x/y:1", allowed_hub_endpoints=["*", endpoint])
+    assert "never allowed" in (refusal(scene(hub={"endpoint": endpoint}).job, settings) or "")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "word"),
+    [
+        ("http_proxy", "http://user:hunter2@proxy:3128", "password"),
+        ("https_proxy", "proxy:3128", "http://host:port"),
+        ("default_hub_endpoint", "file:///etc", "pattern"),
+        ("default_storage_endpoint", "http://user:pw@minio", "pattern"),
+        ("default_hub_token_secret", "Not A Name", "pattern"),
+    ],
+)
+def test_a_setting_that_no_pod_could_use_is_refused_at_start(name: str, value: str, word: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        Settings(trainer_image="x/y:1", **{name: value})
+    (problem,) = caught.value.errors()
+    assert problem["loc"] == (name,)
+    assert word in problem["msg"]
+    assert "hunter2" not in problem["msg"]

@@ -11,14 +11,17 @@ import pytest
 import yaml
 from aiohttp import web
 
+from finetune_api.names import ConditionType, Reason
 from finetune_api.status import FineTuneJobStatus
 from finetune_operator.cluster import RIGHTS, TokenBucket, error_from
+from finetune_operator.conditions import SENTENCES
 from finetune_operator.errors import AlreadyExists, Denied, Gone, Outdated, Refused, RetryLater
 from finetune_operator.events import between, build_event
 from finetune_operator.metrics import JobCollector
 from finetune_operator.objects import Key
 from finetune_operator.progress import ProgressError, fetch
 from finetune_operator.reconcile import difference
+from finetune_operator.settings import Settings
 from finetune_operator.state import MAX_ENDS_PER_JOB, Memory, Target
 
 PATH = "/apis/batch/v1/namespaces/team/jobs"
@@ -193,3 +196,37 @@ def test_the_same_event_has_the_same_name(scene: Any) -> None:
     event = between(FineTuneJobStatus(), one.look().status)[0]
     assert build_event(one.job, event, "", one.now) == build_event(one.job, event, "", one.now)
     assert len(build_event(scene("a" * 253).job, event, "", one.now)["metadata"]["name"]) <= 253
+
+
+def test_every_setting_has_its_row_in_the_readme() -> None:
+    text = (Path(__file__).parents[3] / "operator/README.md").read_text()
+    table = text.split("## Settings")[1].split("## Rights")[0]
+    documented = re.findall(
+        r"`(FINETUNE_[A-Z_]+)`", "".join(line.split("|")[1] for line in table.splitlines()[3:] if "|" in line)
+    )
+    assert sorted(documented) == sorted(f"FINETUNE_{name.upper()}" for name in Settings.model_fields)
+
+
+def test_every_reason_for_not_being_accepted_is_in_the_readme() -> None:
+    text = (Path(__file__).parents[3] / "operator/README.md").read_text()
+    reasons = {reason for kind, reason in SENTENCES if kind is ConditionType.ACCEPTED} - {Reason.ACCEPTED}
+    assert {reason for reason in reasons if f"/{reason}`" not in text} == set()
+
+
+def test_labels_of_metrics_are_closed_whatever_a_trainer_reports(scene: Any) -> None:
+    one = scene(objective="KTO")
+    one.object["status"] = {
+        "resolved": {"method": "Sneaky"},
+        "metrics": {"rewardMargin": 0.5, "kl": 0.01},
+        "dataset": {"rejectedByCode": {"BAD_JSON": 3, 'x" y': 1}, "format": {"Unpaired": 7}},
+    }
+    collector = JobCollector()
+    collector.show(one.job)
+    samples = [sample for family in collector.collect() for sample in family.samples]
+    (info,) = [sample.labels for sample in samples if sample.name == "finetune_job_info"]
+    assert (info["objective"], info["method"]) == ("KTO", "Auto")
+    values = {sample.name: sample.value for sample in samples}
+    assert (values["finetune_job_reward_margin"], values["finetune_job_kl"]) == (0.5, 0.01)
+    codes = {sample.labels["code"]: sample.value for sample in samples if "code" in sample.labels}
+    assert codes == {"BAD_JSON": 3}
+    assert values["finetune_job_dataset_rows_by_format"] == 7

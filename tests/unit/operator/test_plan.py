@@ -357,3 +357,21 @@ def test_conditions_of_others_are_kept(scene: Any) -> None:
     one.object["status"]["conditions"] = [foreign]
     one.settle()
     assert one.condition("Audited") == foreign
+
+
+@pytest.mark.parametrize(
+    ("child", "validated"), [("one-preflight", ("False", "WontFit")), ("one-1", ("True", "DatasetValid"))]
+)
+def test_what_will_not_fit_fails_at_once_with_the_trainers_numbers(scene: Any, child: str, validated: Any) -> None:
+    one = scene(tuning={"method": "LoRA", "vramBudget": "8Gi"})
+    one.settle()
+    if child == "one-1":
+        one.to_training()
+    words = "LoRA needs 14.2 GiB of 8.0 GiB: QLoRA needs 6.1 GiB"
+    one.end(one.pod(child), 71, one.report("Failed", **{"message": words, "reason": "WontFit"}))
+    one.fail(child, message="Container trainer failed with exit code 71 matching FailJob rule at index 0")
+    one.settle()
+    assert (one.status["phase"], one.status["reason"], one.status["message"]) == ("Failed", "WontFit", words)
+    shown = one.condition("Validated")
+    assert (shown["status"], shown["reason"]) == validated
+    assert list(one.children)[-1] == child

@@ -1,0 +1,45 @@
+"""Claims that keep a pod from a node: the scheduler's words, and what mends them."""
+
+from typing import Any
+
+import pytest
+
+
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        (
+            '0/3 nodes are available: persistentvolumeclaim "hf-cache" not found. preemption: 0/3 nodes are available: '
+            "3 Preemption is not helpful for scheduling.",
+            'No node can take the pod: persistentvolumeclaim "hf-cache" not found: create this claim in the job\'s '
+            "namespace, and the pod starts by itself",
+        ),
+        (
+            'persistentvolumeclaim "hf-cache" is being deleted',
+            'No node can take the pod: persistentvolumeclaim "hf-cache" is being deleted: create it again once it is '
+            "gone, and the pod starts by itself",
+        ),
+        (
+            "0/1 nodes are available: pod has unbound immediate PersistentVolumeClaims. not found",
+            "No node can take the pod: pod has unbound immediate PersistentVolumeClaims: give the claim a storage "
+            "class that makes its volume, or a volume that fits it, and the pod starts by itself",
+        ),
+        (
+            "0/3 nodes are available: 3 Insufficient nvidia.com/gpu.",
+            "No node can take the pod: 0/3 nodes are available: 3 Insufficient nvidia.com/gpu.",
+        ),
+    ],
+)
+@pytest.mark.parametrize("stage", ["preflight", "training"])
+def test_the_cause_of_a_pending_pod_is_shown_with_its_fix(scene: Any, stage: str, said: str, shown: str) -> None:
+    one = scene(modelCache={"claimName": "hf-cache"})
+    one.settle()
+    if stage == "training":
+        one.to_training()
+    child = "one-1" if stage == "training" else "one-preflight"
+    condition = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": said}
+    one.pod(child, conditions=[condition])
+    one.settle()
+    running = one.condition("Running")
+    assert (running["status"], running["reason"], running["message"]) == ("False", "Unschedulable", shown)
+    assert one.status["message"] == shown
