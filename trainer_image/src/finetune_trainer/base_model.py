@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 
 from finetune_api.handoff import ExitCode
 from finetune_trainer.errors import ObjectMissing, TrainerError
+from finetune_trainer.model_shape import ModelShape, Tensors, read_shape
 from finetune_trainer.storage import Entry, OnBytes, Storage, join
 
 CONFIG = "config.json"
@@ -18,6 +19,7 @@ WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 TEXT_SUFFIXES = (".json", ".jinja", ".txt", ".model")
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+GGUF_SUFFIX = ".gguf"
 HEADER_LIMIT = 100 * 1024 * 1024
 TEXT_LIMIT = 256 * 1024 * 1024
 
@@ -29,6 +31,7 @@ class ModelFacts:
     parameters: int
     architecture: str
     weights_bytes: int
+    shape: ModelShape | None = None
 
 
 def is_model_file(key: str) -> bool:
@@ -61,20 +64,29 @@ def check_model(uri: str, storage: Storage, directory: Path, on_bytes: OnBytes |
     if config.get("quantization_config"):
         _refuse(uri, "the weights are already quantised: give the 16-bit weights, QLoRA quantises them itself")
     shards = _shards(uri, directory, entries)
+    tensors: dict[str, tuple[int, ...]] = {}
+    for shard in shards:
+        tensors |= _read_header(uri, shard, storage, on_bytes)
     architectures = config.get("architectures") or ["unknown"]
     return ModelFacts(
-        parameters=sum(_count_parameters(uri, shard, storage, on_bytes) for shard in shards),
+        parameters=sum(prod(shape) for shape in tensors.values()),
         architecture=str(architectures[0]),
         weights_bytes=sum(shard.size for shard in shards),
+        shape=read_shape(config, tensors),
     )
 
 
 def _check_names(uri: str, entries: Mapping[str, Entry]) -> None:
+    has_weights = WEIGHTS in entries or INDEX in entries
+    if not has_weights and any(name.endswith(GGUF_SUFFIX) for name in (uri.rstrip("/"), *entries)):
+        _refuse(
+            uri, "the weights are only there as GGUF, which is quantised for inference: give the original safetensors"
+        )
     if not entries:
         _refuse(uri, "there is no object under this prefix: correct spec.model.uri, or upload the model's folder")
     if CONFIG not in entries:
         _refuse(uri, f"there is no {CONFIG}: spec.model.uri must name the folder of a model as transformers saves it")
-    if WEIGHTS not in entries and INDEX not in entries:
+    if not has_weights:
         if any(key.endswith(PICKLE_SUFFIXES) for key in entries):
             _refuse(uri, "the weights are only there as pickle files, which can run code when loaded: "
                          "save them again with save_pretrained(…, safe_serialization=True)")  # fmt: skip
@@ -96,8 +108,8 @@ def _shards(uri: str, directory: Path, entries: Mapping[str, Entry]) -> list[Ent
     return [entries[name] for name in names]
 
 
-def _count_parameters(uri: str, shard: Entry, storage: Storage, on_bytes: OnBytes | None) -> int:
-    """Elements of every tensor in one file, by its header; also sees a file that was cut off."""
+def _read_header(uri: str, shard: Entry, storage: Storage, on_bytes: OnBytes | None) -> Tensors:
+    """The shape of every tensor in one file, by its header; also sees a file that was cut off."""
     where = join(uri, shard.key)
     try:
         length = int.from_bytes(storage.read_range(where, 0, 8), "little")
@@ -106,7 +118,7 @@ def _count_parameters(uri: str, shard: Entry, storage: Storage, on_bytes: OnByte
         header = json.loads(storage.read_range(where, 8, length))
         header.pop("__metadata__", None)
         end = max((int(tensor["data_offsets"][1]) for tensor in header.values()), default=0)
-        count = sum(prod(int(size) for size in tensor["shape"]) for tensor in header.values())
+        tensors = {str(name): tuple(int(size) for size in tensor["shape"]) for name, tensor in header.items()}
     except ObjectMissing:
         _refuse(uri, f"{shard.key} was there and is gone")
     except (ValueError, KeyError, TypeError, IndexError, AttributeError):
@@ -115,7 +127,7 @@ def _count_parameters(uri: str, shard: Entry, storage: Storage, on_bytes: OnByte
         _refuse(uri, f"{shard.key} has {shard.size} bytes where its header tells {8 + length + end}: upload it again")
     if on_bytes:
         on_bytes(length)
-    return count
+    return tensors
 
 
 def _read_json(uri: str, path: Path) -> dict[str, Any]:

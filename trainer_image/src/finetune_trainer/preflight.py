@@ -4,9 +4,11 @@ import logging
 import shutil
 from pathlib import Path
 
-from finetune_api.defaults import Facts, resolve
+from finetune_api.defaults import Facts
 from finetune_api.handoff import Artifact, JobConfig, Outcome, Report
+from finetune_api.status import Resolved
 from finetune_trainer.base_model import ModelFacts, check_model
+from finetune_trainer.choose_settings import choose_settings
 from finetune_trainer.claim import check_claim, claim
 from finetune_trainer.labels import load_labeler
 from finetune_trainer.lineage import status_lineage
@@ -37,9 +39,10 @@ def preflight(config: JobConfig, storage: Storage, workspace: Path, reporter: Re
     model = check_model(config.spec.model.uri, storage, workspace / "tokenizer", on_bytes)
     labeler = load_labeler(workspace / "tokenizer", config.spec.model.uri)
     dataset = prepare_dataset(config, storage, workspace, labeler, on_bytes=on_bytes, on_rows=work_beat(reporter, stop))
+    resolved = _choose(config, model, dataset)
     claim(config, storage)
     _upload(config, dataset, storage, on_bytes)
-    return _report(config, model, dataset)
+    return _report(config, model, dataset, resolved)
 
 
 def _probe(config: JobConfig, storage: Storage) -> None:
@@ -62,16 +65,17 @@ def _upload(config: JobConfig, dataset: PreparedDataset, storage: Storage, on_by
         storage.upload(dataset.directory / name, join(config.output_key(), name), on_bytes)
 
 
-def _report(config: JobConfig, model: ModelFacts, dataset: PreparedDataset) -> Report:
-    counts = dataset.status
-    resolved = resolve(
-        config.spec,
-        Facts(
-            parameters=model.parameters,
-            train_rows=dataset.train_samples,
-            validation_rows=dataset.validation_samples,
-        ),
+def _choose(config: JobConfig, model: ModelFacts, dataset: PreparedDataset) -> Resolved:
+    facts = Facts(
+        parameters=model.parameters,
+        train_rows=dataset.train_samples,
+        validation_rows=dataset.validation_samples,
     )
+    return choose_settings(config.spec, model.shape, facts)
+
+
+def _report(config: JobConfig, model: ModelFacts, dataset: PreparedDataset, resolved: Resolved) -> Report:
+    counts = dataset.status
     return Report(
         outcome=Outcome.VALIDATED,
         reason=Outcome.VALIDATED.value,
