@@ -139,9 +139,9 @@ def _milder(
 
 
 def _longest_fitting(settings: Resolved, fits: Callable[[Resolved], bool]) -> Resolved | None:
-    """The settings with the longest `maxLength` that fits, at least half of what was asked for."""
+    """The settings with the longest `maxLength` that fits, at least a quarter of what was asked for."""
     asked = settings.max_length or 0
-    low, high = max(asked // 2 // SHORTEST, 1), asked // SHORTEST
+    low, high = max(asked // 4 // SHORTEST, 1), asked // SHORTEST
     found = None
     while low <= high:
         middle = (low + high) // 2
