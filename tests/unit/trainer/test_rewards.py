@@ -4,12 +4,13 @@ import pytest
 
 from finetune_api.handoff import ExitCode
 from finetune_api.objectives import Reward
+from finetune_trainer.data.rows import Message
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.rewards import Completion, ComputedRewards, length_reward
 
 
 def answer(text: str = "", tokens: int = 0) -> Completion:
-    return Completion(prompt=[{"role": "user", "content": "?"}], text=text, tokens=tokens, ended=True)
+    return Completion([Message(role="user", content="?")], text, tokens, ended=True)
 
 
 def rewards(*blocks: dict[str, object]) -> ComputedRewards:

@@ -23,6 +23,9 @@ LOGGED_FIGURES = {
     "accuracy": "reward_accuracy",
     "reward": "reward",
     "kl": "kl",
+    "completions/mean_length": "completion_length",
+    "completions/clipped_ratio": "clipped_share",
+    "frac_reward_zero_std": "flat_share",
 }
 """TRL's names for what an objective measures beside its loss, and ours."""
 
@@ -116,11 +119,15 @@ class RequireGradient(TrainerCallback):  # type: ignore[misc]
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Looks at the first step's gradients."""
-        if state.global_step > 0:
-            return
-        gradients = [parameter.grad for parameter in trained_tensors(kwargs["model"]).values()]
-        if not any(gradient is not None and bool(gradient.count_nonzero()) for gradient in gradients):
-            raise TrainerError(ExitCode.INTERNAL_ERROR, "no gradient reaches the trained weights at the first step")
+        if state.global_step == 0:
+            require_gradient(kwargs["model"])
+
+
+def require_gradient(model: torch.nn.Module) -> None:
+    """Raises where every trained weight is without a gradient, or has one of zeros."""
+    gradients = [parameter.grad for parameter in trained_tensors(model).values()]
+    if not any(gradient is not None and bool(gradient.count_nonzero()) for gradient in gradients):
+        raise TrainerError(ExitCode.INTERNAL_ERROR, "no gradient reaches the trained weights at the first step")
 
 
 class KeepBest(TrainerCallback):  # type: ignore[misc]

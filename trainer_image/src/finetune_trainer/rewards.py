@@ -13,7 +13,7 @@ import regex
 
 from finetune_api.handoff import ExitCode
 from finetune_api.objectives import Reward, RewardType
-from finetune_trainer.data.rows import Message
+from finetune_trainer.data.rows import Message, Tools
 from finetune_trainer.errors import TrainerError
 
 logger = logging.getLogger(__name__)
@@ -24,12 +24,13 @@ PATTERN_SECONDS = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """One answer to a prompt; `tokens` counts it without the token that ends it."""
+    """One answer to a prompt; `tokens` counts it without the token that ends it, `ended` says that there is one."""
 
-    prompt: Sequence[Message]
+    prompt: list[Message]
     text: str
     tokens: int
     ended: bool
+    tools: Tools = None
 
 
 class Scorer(Protocol):

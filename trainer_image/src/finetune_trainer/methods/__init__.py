@@ -65,5 +65,11 @@ def build_trainer(
             return kto.build_trainer(
                 model, tokenizer, settings, watch, train=train, validation=validation, scratch=scratch
             )
+        case "RewardModel":
+            from finetune_trainer.methods import reward
+
+            return reward.build_trainer(
+                model, tokenizer, settings, watch, train=train, validation=validation, scratch=scratch
+            )
         case _:
             raise NotImplementedError(f"objective {objective}")

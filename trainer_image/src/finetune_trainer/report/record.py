@@ -58,6 +58,9 @@ class TrainPoint:
     reward_accuracy: float | None = None
     reward: float | None = None
     kl: float | None = None
+    completion_length: float | None = None
+    clipped_share: float | None = None
+    flat_share: float | None = None
 
     def figures(self) -> dict[str, float]:
         """What the objective measures beside its loss, by the names of the status."""
@@ -83,6 +86,24 @@ class EvalPoint:
         return self.measured.loss
 
 
+@dataclass(frozen=True, slots=True)
+class RewardPoint:
+    """The mean reward of one answer to each held-out prompt, with its standard error; step 0 is the untouched model."""
+
+    step: int
+    reward: float
+    prompts: int
+    completion_length: float
+    clipped_share: float
+    standard_error: float | None = None
+
+
+def reward_mean(step: int, rewards: Sequence[float], *, completion_length: float, clipped_share: float) -> RewardPoint:
+    """The point of these rewards; lengths are in tokens, clipped is an answer that did not end by itself."""
+    error = statistics.stdev(rewards) / math.sqrt(len(rewards)) if len(rewards) > 1 else None
+    return RewardPoint(step, statistics.fmean(rewards), len(rewards), completion_length, clipped_share, error)
+
+
 @dataclass
 class History:
     """Every step and evaluation in order, each also a line of metrics.jsonl the moment it happens."""
@@ -90,6 +111,7 @@ class History:
     path: Path
     train: list[TrainPoint] = field(default_factory=list)
     evaluations: list[EvalPoint] = field(default_factory=list)
+    rewards: list[RewardPoint] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -104,6 +126,11 @@ class History:
         """Records an evaluation."""
         self.evaluations.append(EvalPoint(step, measured))
         self._append("eval", {"step": step} | asdict(measured))
+
+    def add_reward(self, point: RewardPoint) -> None:
+        """Records a held-out reward."""
+        self.rewards.append(point)
+        self._append("eval", asdict(point))
 
     def evaluations_of_training(self) -> list[EvalPoint]:
         """The evaluations after step 0."""

@@ -1,0 +1,70 @@
+"""Reward models from pairs of answers: the preferred one is to score higher."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from datasets import Dataset
+from peft import PeftModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from trl import RewardConfig, RewardTrainer
+
+from finetune_api.status import Resolved
+from finetune_trainer.encodings import EncodedPair
+from finetune_trainer.methods.loop import Watch, WatchedTrainer, callbacks, common_arguments
+from finetune_trainer.reward_model import keep_score_in_fp32, pad_token
+
+
+class PairTrainer(WatchedTrainer, RewardTrainer):  # type: ignore[misc]  # the library has no types
+    """TRL's trainer with the loss, margin and accuracy of the held-out pairs, each pair weighing the same."""
+
+    def _weight(self, inputs: dict[str, torch.Tensor]) -> int:
+        return len(inputs["input_ids"]) // 2
+
+    def _figures(self, inputs: dict[str, torch.Tensor]) -> dict[str, tuple[float, int]]:
+        pairs = self._weight(inputs)
+        return {
+            "reward_margin": (self._last_figure("margin"), pairs),
+            "reward_accuracy": (self._last_figure("accuracy"), pairs),
+        }
+
+
+def build_trainer(
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    settings: Resolved,
+    watch: Watch,
+    *,
+    train: Sequence[EncodedPair],
+    validation: Sequence[EncodedPair],
+    scratch: Path,
+) -> PairTrainer:
+    """The trainer, ready for `evaluate()`, `train()` and `measure()`."""
+    evaluates = bool(validation)
+    keep_score_in_fp32(model)
+    ends = {answer[-1] for pair in train for answer in (pair.chosen_ids, pair.rejected_ids)}
+    return PairTrainer(
+        watch,
+        model=model,
+        args=RewardConfig(
+            **common_arguments(settings, scratch, evaluates=evaluates, on_cpu=model.device.type == "cpu"),
+            pad_token=pad_token(model, tokenizer, ends),
+            disable_dropout=False,
+            max_length=None,
+        ),
+        train_dataset=to_dataset(train),
+        eval_dataset=to_dataset(validation) if evaluates else None,
+        processing_class=tokenizer,
+        callbacks=callbacks(watch),
+    )
+
+
+def to_dataset(samples: Sequence[EncodedPair]) -> Dataset:
+    """The pairs as the two columns that TRL takes for tokenised already: whole texts, each with the prompt."""
+    return Dataset.from_dict(
+        {
+            "chosen_ids": [np.asarray(pair.prompt_ids + pair.chosen_ids, dtype=np.int32) for pair in samples],
+            "rejected_ids": [np.asarray(pair.prompt_ids + pair.rejected_ids, dtype=np.int32) for pair in samples],
+        }
+    )

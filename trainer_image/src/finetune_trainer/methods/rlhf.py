@@ -1,0 +1,237 @@
+"""Learning from rewards (GRPO, RLOO): the model answers prompts itself, and what earns more becomes likelier."""
+
+import random
+from collections.abc import Callable, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from peft import PeftModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainerControl
+from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
+
+from finetune_api.handoff import ExitCode
+from finetune_api.objectives import Algorithm
+from finetune_api.status import Resolved
+from finetune_trainer.adapter import ZERO_AT_START
+from finetune_trainer.callbacks import ReportProgress, require_gradient
+from finetune_trainer.encodings import EncodedPrompt
+from finetune_trainer.errors import TrainerError
+from finetune_trainer.methods.loop import Watch, WatchedTrainer, common_arguments
+from finetune_trainer.model import DTYPES, trained_tensors
+from finetune_trainer.progress import work_beat
+from finetune_trainer.report.record import RewardPoint, reward_mean
+from finetune_trainer.rewards import Scorer
+from finetune_trainer.rollouts import Rollouts, Written
+
+EVALUATED_PROMPTS = 128
+REFERENCE_COPY = "ref"
+"""TRL's name for the frozen copy of the adapter that the policy is held to."""
+
+
+class PolicyTrainer(WatchedTrainer):
+    """Stands before GRPO's and RLOO's trainers: our prompts, our rewards, a held-out reward in place of a loss."""
+
+    def __init__(self, watch: Watch, rollouts: Rollouts, held_out: Sequence[EncodedPrompt], **arguments: Any) -> None:
+        self._rollouts = rollouts
+        self._held_out = held_out
+        super().__init__(watch, reward_funcs=[rollouts.reward], **arguments)
+        _reduce_reference(self)
+        _tell_of_each_token(self.model, work_beat(watch.reporter, watch.stop))
+
+    def _tokenize_prompts(self, prompts: list[list[int]]) -> tuple[list[list[int]], None, dict[str, Any]]:
+        """The prompts as preflight rendered them; TRL would render and tokenise messages again."""
+        return [list(ids) for ids in prompts], None, {}
+
+    def _sample(self, prompts: list[list[int]]) -> list[list[int]]:
+        """One sampled answer to each prompt, up to and with the token that ends it."""
+        raise NotImplementedError
+
+    def train(self, *arguments: Any, **options: Any) -> Any:
+        """The loop; where no group of answers ever differed in reward, nothing can have been learnt."""
+        result = super().train(*arguments, **options)
+        if not self._rollouts.groups_with_spread:
+            raise TrainerError(
+                ExitCode.INVALID_CONFIG,
+                f"in none of {self._rollouts.groups} groups did the answers to a prompt differ in reward, so that "
+                "nothing can be learnt: raise rlhf.temperature or rlhf.numGenerations, or choose a reward that tells "
+                "answers apart",
+            )
+        return result
+
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        """Rewards one answer to each held-out prompt in place of a loss."""
+        step = self.state.global_step
+        self._watch.reporter.stage("Evaluating" if step else "Baseline")
+        point = self.measure_reward()
+        self._watch.history.add_reward(point)
+        metrics = {"eval_reward": point.reward}
+        self.log(dict(metrics))
+        self._watch.reporter.update(metrics=metrics if step else metrics | {"baseline_eval_reward": point.reward})
+        self.control: TrainerControl = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        if step:
+            self._watch.reporter.stage("Training")
+        return metrics
+
+    def measure_reward(self) -> RewardPoint:
+        """The held-out reward of the weights as they are; the seed is the same each time."""
+        written = self.write(self._held_out)
+        lengths = [one.tokens for one in written]
+        return reward_mean(
+            self.state.global_step,
+            [one.reward for one in written],
+            completion_length=sum(lengths) / len(lengths),
+            clipped_share=sum(not one.ended for one in written) / len(written),
+        )
+
+    def write(self, samples: Sequence[EncodedPrompt]) -> list[Written]:
+        """One answer to each prompt with its reward, sampled as in training but apart from its random numbers."""
+        self.model.eval()
+        written: list[Written] = []
+        remaining = iter(samples)
+        devices = [self.model.device] if self.model.device.type == "cuda" else []
+        with torch.random.fork_rng(devices):
+            torch.manual_seed(self.args.seed)
+            while batch := list(islice(remaining, self.args.generation_batch_size)):
+                written += self._rollouts.write(batch, self._sample([list(sample.prompt_ids) for sample in batch]))
+        return written
+
+
+class GroupTrainer(PolicyTrainer, GRPOTrainer):  # type: ignore[misc]  # the library has no types
+    """Group-relative advantages: each answer against the mean of its prompt's group."""
+
+    def _sample(self, prompts: list[list[int]]) -> list[list[int]]:
+        return list(self._generate_single_turn(prompts, None, {}, 1)[0])
+
+
+class LeaveOneOutTrainer(PolicyTrainer, RLOOTrainer):  # type: ignore[misc]  # the library has no types
+    """REINFORCE with a baseline: each answer against the mean of the others of its prompt."""
+
+    def _sample(self, prompts: list[list[int]]) -> list[list[int]]:
+        return list(self._generate_single_turn(prompts, None, {}))
+
+
+class RequireGradientOfSpread(TrainerCallback):  # type: ignore[misc]  # the library has no types
+    """Answers of equal reward give no gradient, rightly so: looked at is the first step whose groups had a spread."""
+
+    def __init__(self, rollouts: Rollouts) -> None:
+        self._rollouts = rollouts
+        self._is_done = False
+
+    def on_pre_optimizer_step(self, *arguments: Any, **kwargs: Any) -> None:
+        """Looks at the gradients once."""
+        if self._is_done or not self._rollouts.groups_with_spread:
+            return
+        self._is_done = True
+        require_gradient(kwargs["model"])
+
+
+def build_trainer(
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    settings: Resolved,
+    watch: Watch,
+    *,
+    train: Sequence[EncodedPrompt],
+    validation: Sequence[EncodedPrompt],
+    scratch: Path,
+    scorer: Scorer,
+    stop_ids: Sequence[int],
+) -> PolicyTrainer:
+    """The trainer, ready for `evaluate()`, `train()` and `write()`."""
+    refuse_unfit(model, settings, [*train, *validation])
+    evaluates = bool(validation)
+    model.generation_config.eos_token_id = list(stop_ids)
+    if tokenizer.eos_token is None:
+        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(stop_ids[0])
+    rollouts = Rollouts(train, scorer, tokenizer, {*stop_ids, tokenizer.eos_token_id}, settings.num_generations or 1)
+    common = common_arguments(settings, scratch, evaluates=evaluates, on_cpu=model.device.type == "cpu")
+    kind, arguments = _trainer_of(settings)
+    return kind(
+        watch,
+        rollouts,
+        held_out := choose(validation, settings.seed or 0),
+        model=model,
+        args=arguments(**common, **_sampling_arguments(settings)),
+        train_dataset=to_dataset(train, at_least=(settings.global_batch_size or 1) // (settings.num_generations or 1)),
+        eval_dataset=to_dataset(held_out) if evaluates else None,
+        processing_class=tokenizer,
+        callbacks=[ReportProgress(watch.reporter, watch.history), RequireGradientOfSpread(rollouts)],
+    )
+
+
+def _trainer_of(settings: Resolved) -> tuple[Callable[..., PolicyTrainer], Callable[..., Any]]:
+    if settings.algorithm == Algorithm.RLOO:
+        return LeaveOneOutTrainer, RLOOConfig
+    return GroupTrainer, GRPOConfig
+
+
+def _sampling_arguments(settings: Resolved) -> dict[str, Any]:
+    """How TRL samples: whole batches of groups at once, one group's answers for each prompt."""
+    return {
+        "num_generations": settings.num_generations,
+        "num_generations_eval": 1,
+        "max_completion_length": settings.max_completion_length,
+        "temperature": settings.temperature,
+        "beta": settings.beta,
+        "disable_dropout": True,
+        "remove_unused_columns": False,
+    }
+
+
+def refuse_unfit(model: PreTrainedModel | PeftModel, settings: Resolved, samples: Sequence[EncodedPrompt]) -> None:
+    """Refuses batches that split a group, and prompts after which no answer fits into the model's context."""
+    group, batch = settings.num_generations or 1, settings.global_batch_size or 1
+    if batch % group:
+        raise TrainerError(
+            ExitCode.INVALID_CONFIG,
+            f"rlhf.numGenerations {group} does not divide the {batch} answers of a step: change "
+            "perDeviceTrainBatchSize x gradientAccumulationSteps to a multiple of it",
+        )
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    longest = max(len(sample.prompt_ids) for sample in samples) + (settings.max_completion_length or 0)
+    if context and longest > context:
+        raise TrainerError(
+            ExitCode.INVALID_CONFIG,
+            f"the longest prompt with rlhf.maxCompletionLength has {longest} tokens and the model's context {context}: "
+            "lower rlhf.maxCompletionLength or hyperparameters.maxLength",
+        )
+
+
+def choose(samples: Sequence[EncodedPrompt], seed: int) -> list[EncodedPrompt]:
+    """The prompts that are evaluated with: all, or a seeded choice of 128, for each answer is written word by word."""
+    if len(samples) <= EVALUATED_PROMPTS:
+        return list(samples)
+    chosen = sorted(random.Random(seed).sample(range(len(samples)), EVALUATED_PROMPTS))  # noqa: S311 - no secret
+    return [samples[index] for index in chosen]
+
+
+def to_dataset(samples: Sequence[EncodedPrompt], at_least: int = 0) -> Dataset:
+    """The prompts' ids with the number of their row, over again until a step has enough: TRL drops a last part."""
+    rows = list(range(len(samples))) * max(1, -(-at_least // len(samples)))
+    return Dataset.from_dict({"prompt": [list(samples[row].prompt_ids) for row in rows], "row": rows})
+
+
+def _reduce_reference(trainer: PolicyTrainer) -> None:
+    """TRL's reference is a copy: of a fresh adapter, which changes nothing, switching it off says the same; of a whole
+    model, half the bytes do."""
+    model = trainer.model
+    if REFERENCE_COPY in getattr(model, "peft_config", {}) and _is_untrained(model):
+        model.delete_adapter(REFERENCE_COPY)
+    if trainer.ref_model is not None and (trainer.args.bf16 or trainer.args.fp16):
+        trainer.ref_model.to(DTYPES["BF16" if trainer.args.bf16 else "FP16"])
+
+
+def _is_untrained(model: PeftModel) -> bool:
+    starts = [
+        tensor for name, tensor in trained_tensors(model).items() if any(factor in name for factor in ZERO_AT_START)
+    ]
+    return not any(bool(tensor.count_nonzero()) for tensor in starts)
+
+
+def _tell_of_each_token(model: PreTrainedModel | PeftModel, on_work: Callable[[], None]) -> None:
+    """Every forward pass, one for each token while sampling, moves the heartbeat and sees a stop."""
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    base.register_forward_pre_hook(lambda *_: on_work())
