@@ -1,11 +1,15 @@
-"""Reads files of rows one by one: JSONL, JSON, CSV, TSV and gzip of those, in bounded memory."""
+"""Reads files of rows one by one: JSONL, JSON, CSV, TSV, gzip of those, Parquet and Arrow, in bounded memory."""
+
+# ruff: noqa: PLC0415 - pyarrow is loaded only where such a file is met
 
 import gzip
 import io
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import PurePath
 from typing import Any, NamedTuple, cast
+
+import orjson
 
 from finetune_trainer.data.csv_rows import read_csv
 from finetune_trainer.data.json_stream import looks_like_rows_in_one_value, read_elements
@@ -15,18 +19,29 @@ from finetune_trainer.data.rows import EXCERPT_CHARACTERS, BadRow, NamedPath, Un
 
 BUFFER_BYTES = 1 << 18
 GZIP_MAGIC = b"\x1f\x8b"
+COLUMNAR_MAGICS = (b"PAR1", b"ARROW1", b"\xff\xff\xff\xff")
 FOREIGN_FILES = {
-    b"PAR1": "a Parquet file",
-    b"ARROW1": "an Arrow file",
+    b"PARE": "an encrypted Parquet file",
+    b"FEA1": "a Feather file of the first version",
+    b"ORC": "an ORC file",
+    b"Obj\x01": "an Avro file",
+    b"\x80\x04": "a pickle, which could run code and is not opened",
+    b"\x80\x05": "a pickle, which could run code and is not opened",
+    b"SQLite format 3": "an SQLite database",
+    b"\x89HDF": "an HDF5 file",
     b"PK\x03\x04": "a ZIP archive or a spreadsheet",
+    b"7z\xbc\xaf": "a 7z archive",
     b"\x28\xb5\x2f\xfd": "a Zstandard file",
     b"BZh": "a bzip2 file",
     b"\xfd7zXZ": "an xz file",
     b"\xff\xfe": "a text in UTF-16",
     b"\xfe\xff": "a text in UTF-16",
+    b"%PDF": "a PDF document",
     b"version https://git-lfs": "a Git LFS pointer instead of the file itself",
+    b"<!DOCTYPE html": "a web page instead of the file itself",
+    b"<html": "a web page instead of the file itself",
 }
-SUPPORTED = "JSONL, JSON, CSV and TSV in UTF-8, and gzip of these, are read"
+SUPPORTED = "JSONL, JSON, CSV and TSV in UTF-8, gzip of these, Parquet and Arrow are read"
 
 
 class Record(NamedTuple):
@@ -35,7 +50,15 @@ class Record(NamedTuple):
     line: int
     value: dict[str, Any] | None
     problem: BadRow | None
-    excerpt: str
+    source: bytes | str | Mapping[str, Any]
+
+    @property
+    def excerpt(self) -> str:
+        """The start of the row, for people who look for it; never half a character."""
+        if isinstance(self.source, bytes):
+            return self.source[: 4 * EXCERPT_CHARACTERS].decode("utf-8", "replace")[:EXCERPT_CHARACTERS]
+        text = self.source if isinstance(self.source, str) else _dump(self.source)
+        return text[:EXCERPT_CHARACTERS].rstrip("\n").encode("utf-8", "replace").decode("utf-8")
 
 
 class RowFile:
@@ -57,9 +80,13 @@ class RowFile:
         try:
             file: io.BufferedReader = io.BufferedReader(io.FileIO(self._path.path), BUFFER_BYTES)
             with file:
-                self._file = file
-                yield from _read(file, name)
-                self._finished = file.tell()
+                start = file.peek(BUFFER_BYTES)
+                if start.startswith(COLUMNAR_MAGICS):
+                    yield from self._table_records(start)
+                else:
+                    self._file = file
+                    yield from _text_records(file, name)
+                self._finished = file.seek(0, io.SEEK_END)
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise UnreadableFile(f"{name} is a damaged gzip file: {error}") from error
         except OSError as error:
@@ -67,8 +94,16 @@ class RowFile:
         finally:
             self._file = None
 
+    def _table_records(self, start: bytes) -> Iterator[Record]:
+        from finetune_trainer.data.columnar import read_table
 
-def _read(file: io.BufferedReader, name: str) -> Iterator[Record]:
+        size = self._path.path.stat().st_size
+        for number, value, problem, share in read_table(self._path, start):
+            self._finished = int(share * size)
+            yield Record(number, value, problem, value or {})
+
+
+def _text_records(file: io.BufferedReader, name: str) -> Iterator[Record]:
     suffixes = [suffix.lower() for suffix in PurePath(name).suffixes]
     stream = file
     if stream.peek(2).startswith(GZIP_MAGIC):
@@ -86,6 +121,8 @@ def _read(file: io.BufferedReader, name: str) -> Iterator[Record]:
 
 
 def _refuse_foreign(start: bytes, name: str) -> None:
+    if start.startswith(COLUMNAR_MAGICS):
+        raise UnreadableFile(f"{name} is a Parquet or Arrow file inside gzip; decompress it, it is compressed already")
     for magic, what in FOREIGN_FILES.items():
         if start.startswith(magic):
             raise UnreadableFile(f"{name} is {what}; {SUPPORTED}")
@@ -94,19 +131,21 @@ def _refuse_foreign(start: bytes, name: str) -> None:
 def _json_records(elements: Iterable[tuple[int, bytes, bool]]) -> Iterator[Record]:
     for line, raw, whole in elements:
         if not whole:
-            yield Record(line, None, too_long(), _shorten(raw))
+            yield Record(line, None, too_long(), raw[: 4 * EXCERPT_CHARACTERS])
         elif raw and not raw.isspace():
             try:
-                yield Record(line, parse_object(raw), None, _shorten(raw))
+                yield Record(line, parse_object(raw), None, raw)
             except BadRow as problem:
-                yield Record(line, None, problem, _shorten(raw))
+                yield Record(line, None, problem, raw)
 
 
 def _csv_records(stream: io.BufferedReader, delimiter: str) -> Iterator[Record]:
     for line, value, problem, text in read_csv(stream, delimiter):
-        excerpt = text[:EXCERPT_CHARACTERS].rstrip("\n").encode("utf-8", "replace").decode("utf-8")
-        yield Record(line, value, problem, excerpt)
+        yield Record(line, value, problem, text)
 
 
-def _shorten(raw: bytes) -> str:
-    return raw[: 4 * EXCERPT_CHARACTERS].decode("utf-8", "replace")[:EXCERPT_CHARACTERS]
+def _dump(row: Mapping[str, Any]) -> str:
+    try:
+        return orjson.dumps(row, default=str, option=orjson.OPT_NON_STR_KEYS).decode()
+    except TypeError:
+        return repr(row)
