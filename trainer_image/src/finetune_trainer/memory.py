@@ -88,10 +88,14 @@ def weight_bytes(shape: ModelShape, settings: Resolved) -> int:
 
 
 def micro_batches(settings: Resolved) -> Iterator[Resolved]:
-    """The settings, then with ever smaller micro-batches of the same effective batch, down to single rows."""
+    """The settings, then with ever smaller micro-batches of the same effective batch, down to single rows.
+
+    KTO, which measures its divergence over a batch, ends at two rows.
+    """
     yield settings
     micro, whole = settings.per_device_train_batch_size or 1, settings.global_batch_size or 1
-    for smaller in range(micro // 2, 0, -1):
+    fewest = 1 if settings.desirable_weight is None else 2
+    for smaller in range(micro // 2, fewest - 1, -1):
         if smaller <= micro // 2 and whole % smaller == 0:
             micro = smaller
             changes = {"per_device_train_batch_size": micro, "gradient_accumulation_steps": whole // micro}
