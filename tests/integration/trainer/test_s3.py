@@ -44,7 +44,9 @@ def test_small_objects_are_written_read_and_listed(storage: S3Storage, bucket: s
     storage.put(f"s3://{bucket}/out/a/one.json", b"1")
     storage.put(f"s3://{bucket}/out/two.json", b"22")
     storage.put(f"s3://{bucket}/outside.json", b"333")
-    assert storage.list(f"s3://{bucket}/out") == [Entry("a/one.json", 1), Entry("two.json", 2)]
+    digests = [hashlib.md5(content).hexdigest() for content in (b"1", b"22")]
+    listed = [Entry("a/one.json", 1, digests[0]), Entry("two.json", 2, digests[1])]
+    assert storage.list(f"s3://{bucket}/out") == listed
     assert storage.read(f"s3://{bucket}/out/two.json") == b"22"
     assert storage.first(f"s3://{bucket}/out") == Entry("a/one.json", 1)
 

@@ -7,8 +7,9 @@ from math import prod
 from pathlib import Path
 from typing import Any, NoReturn
 
-from finetune_api.handoff import ExitCode
+from finetune_api.handoff import ExitCode, JobConfig
 from finetune_trainer.errors import ObjectMissing, TrainerError
+from finetune_trainer.hub import commit_of
 from finetune_trainer.model_shape import ModelShape, Tensors, read_shape
 from finetune_trainer.storage import Entry, OnBytes, Storage, join
 
@@ -47,6 +48,16 @@ def is_text_file(key: str) -> bool:
 def is_weight_file(key: str) -> bool:
     """Whether it holds weights in transformers' own layout."""
     return "/" not in key and key.startswith("model") and key.endswith(".safetensors")
+
+
+def pin_model(config: JobConfig, storage: Storage) -> JobConfig:
+    """The job with the commit that the model's revision is now, so that every later look is at the same files."""
+    model = config.spec.model
+    commit = commit_of(storage.pin(model.uri, model.revision))
+    if commit is None:
+        return config
+    spec = config.spec.model_copy(update={"model": model.model_copy(update={"revision": commit})})
+    return config.model_copy(update={"spec": spec})
 
 
 def check_model(uri: str, storage: Storage, directory: Path, on_bytes: OnBytes | None = None) -> ModelFacts:

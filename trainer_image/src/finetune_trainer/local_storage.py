@@ -9,7 +9,18 @@ from pathlib import Path
 
 from finetune_api.handoff import ExitCode
 from finetune_trainer.errors import ObjectMissing, TrainerError
-from finetune_trainer.storage import READ_LIMIT, Entry, OnBytes, Storage, confined, join, sha256_file, too_large
+from finetune_trainer.hub import unpinned
+from finetune_trainer.storage import (
+    LISTED_MOST,
+    READ_LIMIT,
+    Entry,
+    OnBytes,
+    Storage,
+    confined,
+    join,
+    sha256_file,
+    too_large,
+)
 
 PART = ".part"
 
@@ -24,6 +35,10 @@ class LocalStorage:
     @cached_property
     def _elsewhere(self) -> Storage:
         return self._connect()
+
+    def pin(self, uri: str, revision: str | None = None) -> str:
+        """A local folder knows no revisions; other URIs ask their store."""
+        return self._elsewhere.pin(uri, revision) if self._local(uri) is None else uri
 
     def probe(self, uri: str) -> None:
         """A local folder may be new; other URIs ask their store."""
@@ -106,17 +121,24 @@ class LocalStorage:
             file.seek(start)
             return file.read(length)
 
-    def list(self, uri: str) -> list[Entry]:
+    def list(self, uri: str, limit: int = LISTED_MOST) -> list[Entry]:
         """Every file below the folder."""
         folder = self._local(uri)
         if folder is None:
-            return self._elsewhere.list(uri)
+            return self._elsewhere.list(uri, limit)
         paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix != PART)
         return [Entry(path.relative_to(folder).as_posix(), path.stat().st_size) for path in paths]
 
     def first(self, uri: str) -> Entry | None:
         """One file below the folder, or None."""
         return self._elsewhere.first(uri) if self._local(uri) is None else next(iter(self.list(uri)), None)
+
+    def size(self, uri: str) -> int | None:
+        """Size of one object; None where there is none."""
+        source = self._local(uri)
+        if source is None:
+            return self._elsewhere.size(uri)
+        return source.stat().st_size if source.is_file() else None
 
     def sha256(self, uri: str, on_bytes: OnBytes | None = None) -> str:
         """SHA-256 (hex) of one object's content."""
@@ -127,7 +149,7 @@ class LocalStorage:
 
     def _local(self, uri: str) -> Path | None:
         """The path that stands for a URI: that of the longest mapped prefix."""
-        uri = uri.rstrip("/")
+        uri = unpinned(uri).rstrip("/")
         for prefix in sorted(self._maps, key=len, reverse=True):
             if uri == prefix:
                 return self._maps[prefix]
@@ -153,11 +175,12 @@ class LocalStorage:
 
 
 def parse_maps(options: list[str]) -> dict[str, Path]:
-    """`s3://bucket/prefix=DIR` options as a mapping; the folder or file must exist."""
+    """`s3://bucket/prefix=DIR` and `hf://owner/name=DIR` options as a mapping."""
     maps: dict[str, Path] = {}
     for option in options:
         uri, separator, path = option.partition("=")
-        if not separator or not uri.startswith("s3://") or not path:
-            raise TrainerError(ExitCode.INVALID_CONFIG, f"--map {option}: write s3://bucket/prefix=DIR")
+        if not separator or not uri.startswith(("s3://", "hf://")) or not path:
+            message = f"--map {option}: write s3://bucket/prefix=DIR or hf://owner/name=DIR"
+            raise TrainerError(ExitCode.INVALID_CONFIG, message)
         maps[uri] = Path(path)
     return maps

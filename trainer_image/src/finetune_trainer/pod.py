@@ -85,7 +85,18 @@ def _begin(state: RunState, config_path: Path, port: int) -> tuple[JobConfig, Re
 
 
 def _storage(config: JobConfig, stop: StopFlag, patience: float = 0.0) -> Storage:
-    from finetune_trainer.s3 import S3Storage
-    from finetune_trainer.s3_client import connect
+    from finetune_trainer.routed_storage import RoutedStorage
 
-    return S3Storage(connect(config.spec.storage), patience, stop)
+    def connect_s3() -> Storage:
+        from finetune_trainer.s3 import S3Storage
+        from finetune_trainer.s3_client import connect
+
+        return S3Storage(connect(config.spec.storage), patience, stop)
+
+    def connect_hub() -> Storage:
+        from finetune_trainer.hub import connect_hub
+        from finetune_trainer.hub_storage import HubStorage
+
+        return HubStorage(connect_hub(config.spec), patience, stop)
+
+    return RoutedStorage(connect_s3, connect_hub)

@@ -7,9 +7,10 @@ from pathlib import Path
 from finetune_api.defaults import Facts
 from finetune_api.handoff import Artifact, JobConfig, Outcome, Report
 from finetune_api.status import Resolved
-from finetune_trainer.base_model import ModelFacts, check_model
+from finetune_trainer.base_model import ModelFacts, check_model, pin_model
 from finetune_trainer.choose_settings import choose_settings
 from finetune_trainer.claim import check_claim, claim
+from finetune_trainer.hub import is_hub_uri, model_location
 from finetune_trainer.labels import load_labeler
 from finetune_trainer.lineage import status_lineage
 from finetune_trainer.prepare_dataset import PreparedDataset, prepare_dataset
@@ -36,7 +37,8 @@ def preflight(config: JobConfig, storage: Storage, workspace: Path, reporter: Re
     shutil.rmtree(
         workspace / "tokenizer", ignore_errors=True
     )  # a workspace that is used again may hold another model's
-    model = check_model(config.spec.model.uri, storage, workspace / "tokenizer", on_bytes)
+    config = pin_model(config, storage)
+    model = check_model(model_location(config.spec.model), storage, workspace / "tokenizer", on_bytes)
     labeler = load_labeler(workspace / "tokenizer", config.spec.model.uri)
     dataset = prepare_dataset(config, storage, workspace, labeler, on_bytes=on_bytes, on_rows=work_beat(reporter, stop))
     resolved = _choose(config, model, dataset)
@@ -46,13 +48,14 @@ def preflight(config: JobConfig, storage: Storage, workspace: Path, reporter: Re
 
 
 def _probe(config: JobConfig, storage: Storage) -> None:
-    """Each bucket once, so that wrong keys, a missing bucket or a dead endpoint show at once."""
+    """Each bucket once, so that wrong keys, a missing bucket or a dead endpoint show at once; a hub tells with the
+    first question for a commit."""
     dataset = config.spec.dataset
     uris = [config.output_key(), config.spec.model.uri, dataset.train.uri]
     if dataset.validation:
         uris.append(dataset.validation.uri)
     seen = set()
-    for uri in uris:
+    for uri in (uri for uri in uris if not is_hub_uri(uri)):
         bucket = uri.split("/")[2]
         if bucket not in seen:
             storage.probe(uri)

@@ -4,6 +4,7 @@ import hashlib
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
@@ -16,7 +17,17 @@ from finetune_trainer.errors import ObjectMissing, StorageUnavailable
 from finetune_trainer.s3_client import Connection
 from finetune_trainer.s3_errors import is_missing, named_error
 from finetune_trainer.stop import StopFlag
-from finetune_trainer.storage import CHUNK, READ_LIMIT, Entry, OnBytes, confined, join, too_large
+from finetune_trainer.storage import (
+    CHUNK,
+    LISTED_MOST,
+    READ_LIMIT,
+    Entry,
+    OnBytes,
+    confined,
+    join,
+    too_large,
+    too_many,
+)
 
 T = TypeVar("T")
 
@@ -45,6 +56,11 @@ class S3Storage:
         self._client = connection.client
         self._patience = patience
         self._stop = stop or StopFlag()
+
+    def pin(self, uri: str, revision: str | None = None) -> str:
+        """The URI itself."""
+        del revision
+        return uri
 
     def probe(self, uri: str) -> None:
         """List one key with short time-outs."""
@@ -136,9 +152,12 @@ class S3Storage:
             uri, lambda: bytes(self._client.get_object(Bucket=bucket, Key=key, Range=wanted)["Body"].read(length))
         )
 
-    def list(self, uri: str) -> "list[Entry]":
+    def list(self, uri: str, limit: int = LISTED_MOST) -> "list[Entry]":
         """Every object under a prefix; folder markers are left out."""
-        return self._retried(uri, lambda: list(self._entries(uri)))
+        found = self._retried(uri, lambda: list(islice(self._entries(uri), limit + 1)))
+        if len(found) > limit:
+            raise too_many(uri, limit)
+        return found
 
     def first(self, uri: str) -> Entry | None:
         """One object under a prefix, from as few pages as it takes."""
@@ -146,11 +165,19 @@ class S3Storage:
 
     def _entries(self, uri: str) -> Iterator[Entry]:
         bucket, key = split_uri(uri)
-        prefix = f"{key.rstrip('/')}/"
+        prefix = f"{key.rstrip('/')}/" if key else ""
         for page in self._client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
             for item in page.get("Contents", []):
                 if not item["Key"].endswith("/"):
-                    yield Entry(item["Key"][len(prefix) :], int(item["Size"]))
+                    yield Entry(item["Key"][len(prefix) :], int(item["Size"]), str(item.get("ETag", "")).strip('"'))
+
+    def size(self, uri: str) -> int | None:
+        """Size of one object; None where there is none."""
+        bucket, key = split_uri(uri)
+        try:
+            return self._retried(uri, lambda: int(self._client.head_object(Bucket=bucket, Key=key)["ContentLength"]))
+        except ObjectMissing:
+            return None
 
     def sha256(self, uri: str, on_bytes: OnBytes | None = None) -> str:
         """SHA-256 (hex) of one object's content."""

@@ -11,16 +11,22 @@ from finetune_trainer.errors import TrainerError
 
 READ_LIMIT = 64 * 1024 * 1024
 CHUNK = 4 * 1024 * 1024
+LISTED_MOST = 200_000
 
 OnBytes = Callable[[int], None]
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One object under a prefix; `key` is relative to it."""
+    """One object under a prefix; `key` is relative to it.
+
+    `etag` changes with the content where the store tells one, and so does `sha256`, which is that of the content.
+    """
 
     key: str
     size: int
+    etag: str = ""
+    sha256: str | None = None
 
 
 class Storage(Protocol):
@@ -28,6 +34,9 @@ class Storage(Protocol):
 
     Raises StorageDenied, StorageUnavailable, or ObjectMissing where something that was asked for does not exist.
     """
+
+    def pin(self, uri: str, revision: str | None = None) -> str:
+        """The URI of exactly what a revision is now, where the store knows revisions; else the URI itself."""
 
     def probe(self, uri: str) -> None:
         """Fail fast where the prefix cannot be listed: wrong keys, no such bucket, nobody at the endpoint."""
@@ -59,11 +68,14 @@ class Storage(Protocol):
     def read_range(self, uri: str, start: int, length: int) -> bytes:
         """`length` bytes from `start`; fewer at the object's end."""
 
-    def list(self, uri: str) -> list[Entry]:
-        """Every object under a prefix, in order of the keys."""
+    def list(self, uri: str, limit: int = LISTED_MOST) -> list[Entry]:
+        """Every object under a prefix, in order of the keys; more than `limit` are an error."""
 
     def first(self, uri: str) -> Entry | None:
         """One object under a prefix, or None where there is none."""
+
+    def size(self, uri: str) -> int | None:
+        """Size of one object; None where there is none."""
 
     def sha256(self, uri: str, on_bytes: OnBytes | None = None) -> str:
         """SHA-256 (hex) of one object's content, read through once."""
@@ -96,3 +108,10 @@ def confined(directory: Path, key: str) -> Path:
 def too_large(uri: str, limit: int) -> TrainerError:
     """The error for a small document that is not small."""
     return TrainerError(ExitCode.INTERNAL_ERROR, f"{uri} is larger than the {limit} bytes that are read of it")
+
+
+def too_many(uri: str, limit: int) -> TrainerError:
+    """The error for a prefix under which the objects do not end."""
+    return TrainerError(
+        ExitCode.INVALID_CONFIG, f"there are more than {limit:,} objects under {uri}: name a narrower one"
+    )

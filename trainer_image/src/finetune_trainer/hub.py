@@ -1,0 +1,178 @@
+"""Where something lies on a hub, and who asks for it: `hf://owner/name`, `hf://datasets/owner/name/path`."""
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+
+from finetune_api.handoff import CA_FILE, HUB_CA_DIR, HUB_TOKEN_FILE, HUB_TOKENS_DIR, ExitCode, HubRole
+from finetune_api.sources import DataSource, Hub, Model
+from finetune_api.spec import FineTuneJobSpec
+from finetune_trainer.errors import TrainerError
+
+SCHEME = "hf://"
+DATASETS = "datasets/"
+ENDPOINT = "https://huggingface.co"
+COMMIT = re.compile(r"[0-9a-f]{40}")
+TOKEN = re.compile(r"[\x21-\x7e]{1,512}")
+
+
+class Kind(StrEnum):
+    """The two kinds of repositories that a job reads."""
+
+    MODEL = "model"
+    DATASET = "dataset"
+
+
+@dataclass(frozen=True, slots=True)
+class Repo:
+    """One repository, `name` being `owner/name`."""
+
+    kind: Kind
+    name: str
+
+    @property
+    def page(self) -> str:
+        """Its page, relative to the endpoint."""
+        return f"{DATASETS if self.kind is Kind.DATASET else ''}{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class HubUri:
+    """A repository, the commit that is meant, and a path in it; without a commit it is the newest of `main`."""
+
+    repo: Repo
+    commit: str | None
+    path: str
+
+    def __str__(self) -> str:
+        pinned = f"@{self.commit}" if self.commit else ""
+        return f"{SCHEME}{self.repo.page}{pinned}{'/' if self.path else ''}{self.path}"
+
+
+def is_hub_uri(uri: str) -> bool:
+    """Whether it is read from a hub."""
+    return uri.startswith(SCHEME)
+
+
+def parse_hub_uri(uri: str) -> HubUri:
+    """The parts of a URI that the API has checked, pinned or not."""
+    rest = uri.removeprefix(SCHEME)
+    kind = Kind.DATASET if rest.startswith(DATASETS) else Kind.MODEL
+    owner, _, below = (rest.removeprefix(DATASETS) if kind is Kind.DATASET else rest).partition("/")
+    name, _, path = below.partition("/")
+    name, _, commit = name.partition("@")
+    return HubUri(Repo(kind, f"{owner}/{name}"), commit or None, path.rstrip("/"))
+
+
+def unpinned(uri: str) -> str:
+    """The URI as a user writes it, without the commit."""
+    if not is_hub_uri(uri):
+        return uri
+    parts = parse_hub_uri(uri)
+    return str(HubUri(parts.repo, None, parts.path))
+
+
+def commit_of(uri: str) -> str | None:
+    """The commit of a pinned hub URI; None of any other URI."""
+    return parse_hub_uri(uri).commit if is_hub_uri(uri) else None
+
+
+def model_location(model: Model) -> str:
+    """The URI to read a model from: of exactly one commit once the revision is pinned to one."""
+    if is_hub_uri(model.uri) and model.revision and COMMIT.fullmatch(model.revision):
+        return f"{model.uri}@{model.revision}"
+    return model.uri
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """Who asks for a repository: the token, if there is one, and the part of the spec that names the repository."""
+
+    place: str
+    token: str | None = field(default=None, repr=False)
+    secret: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class HubConnection:
+    """How to reach a hub, and with which token each repository of the job is asked for."""
+
+    endpoint: str = ENDPOINT
+    ca_file: Path | None = None
+    accesses: Mapping[Repo, Access] = field(default_factory=dict)
+
+    def access(self, repo: Repo) -> Access:
+        """Who asks for a repository."""
+        return self.accesses.get(repo) or Access("spec.model" if repo.kind is Kind.MODEL else "spec.dataset.train")
+
+
+def connect_hub(
+    spec: FineTuneJobSpec, tokens_dir: Path = Path(HUB_TOKENS_DIR), ca_dir: Path = Path(HUB_CA_DIR)
+) -> HubConnection:
+    """The connection of a pod: tokens and CA from mounted files."""
+    hub = spec.hub or Hub()
+    accesses: dict[Repo, Access] = {}
+    for role, place, source in _sources(spec):
+        secret = source.credentials_secret_ref.name if source.credentials_secret_ref else None
+        access = Access(place, _mounted_token(tokens_dir / role / HUB_TOKEN_FILE, place, secret), secret)
+        _add(accesses, source.uri, access)
+    return HubConnection(
+        (hub.endpoint or ENDPOINT).rstrip("/"), _ca_file(ca_dir) if hub.ca_secret_ref else None, accesses
+    )
+
+
+def connect_hub_here(spec: FineTuneJobSpec) -> HubConnection:
+    """The connection of `finetune-trainer run`: the manifest's hub or `HF_ENDPOINT`, with this machine's own token."""
+    from huggingface_hub import get_token  # noqa: PLC0415 - a quarter of a second that only hub URIs need
+
+    endpoint = (spec.hub.endpoint if spec.hub else None) or os.environ.get("HF_ENDPOINT") or ENDPOINT
+    accesses: dict[Repo, Access] = {}
+    for _, place, source in _sources(spec):
+        token = get_token()
+        _add(accesses, source.uri, Access(place, _checked(token, "HF_TOKEN") if token else None))
+    return HubConnection(endpoint.rstrip("/"), None, accesses)
+
+
+def _sources(spec: FineTuneJobSpec) -> list[tuple[HubRole, str, Model | DataSource]]:
+    """What the job reads from a hub, with its place in the spec."""
+    found: list[tuple[HubRole, str, Model | DataSource | None]] = [
+        (HubRole.MODEL, "spec.model", spec.model),
+        (HubRole.TRAIN, "spec.dataset.train", spec.dataset.train),
+        (HubRole.VALIDATION, "spec.dataset.validation", spec.dataset.validation),
+    ]
+    return [(role, place, source) for role, place, source in found if source and is_hub_uri(source.uri)]
+
+
+def _add(accesses: dict[Repo, Access], uri: str, access: Access) -> None:
+    """Two sources may be one repository: the first that has a token opens it for both."""
+    repo = parse_hub_uri(uri).repo
+    if repo not in accesses or (access.token and not accesses[repo].token):
+        accesses[repo] = access
+
+
+def _mounted_token(path: Path, place: str, secret: str | None) -> str | None:
+    token = path.read_text(encoding="utf-8", errors="replace").strip() if path.is_file() else ""
+    if token:
+        return _checked(token, f"the key {HUB_TOKEN_FILE} of the Secret named by {place}.credentialsSecretRef")
+    if secret:
+        message = f"the Secret {secret} named by {place}.credentialsSecretRef needs the key {HUB_TOKEN_FILE}"
+        raise TrainerError(ExitCode.INVALID_CONFIG, message)
+    return None
+
+
+def _checked(token: str, where: str) -> str:
+    """A token that no header can carry would be quoted in the client's error."""
+    if not TOKEN.fullmatch(token):
+        raise TrainerError(ExitCode.INVALID_CONFIG, f"{where} does not hold a token: one line of visible characters")
+    return token
+
+
+def _ca_file(directory: Path) -> Path:
+    path = directory / CA_FILE
+    if not path.is_file():
+        message = f"the Secret named by spec.hub.caSecretRef needs the key {CA_FILE} (PEM)"
+        raise TrainerError(ExitCode.INVALID_CONFIG, message)
+    return path
