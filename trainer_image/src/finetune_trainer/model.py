@@ -95,6 +95,7 @@ def load_for_training(
     A model that writes no text has one score in place of the language head, which is trained whole.
     """
     compute = DTYPES[str(settings.precision)]
+    torch.manual_seed(settings.seed or 0)  # a score's first weights are drawn while it is loaded
     if settings.method == Method.FULL:
         return load_plain(directory, torch.float32, device, writes_text=writes_text)
     if settings.method == Method.LORA:

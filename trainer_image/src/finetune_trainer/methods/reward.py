@@ -44,12 +44,12 @@ def build_trainer(
     evaluates = bool(validation)
     keep_score_in_fp32(model)
     ends = {answer[-1] for pair in train for answer in (pair.chosen_ids, pair.rejected_ids)}
+    tokenizer.pad_token = pad_token(model, tokenizer, ends)
     return PairTrainer(
         watch,
         model=model,
         args=RewardConfig(
             **common_arguments(settings, scratch, evaluates=evaluates, on_cpu=model.device.type == "cpu"),
-            pad_token=pad_token(model, tokenizer, ends),
             disable_dropout=False,
             max_length=None,
         ),
