@@ -32,6 +32,11 @@ class Encoded(Counted):
     trained: int
 
     @property
+    def tokens(self) -> int:
+        """The tokens that the model reads."""
+        return len(self.input_ids)
+
+    @property
     def length(self) -> int:
         """The tokens that the sample holds."""
         return len(self.input_ids)
@@ -44,6 +49,11 @@ class EncodedPair(Counted):
     prompt_ids: list[int]
     chosen_ids: list[int]
     rejected_ids: list[int]
+
+    @property
+    def tokens(self) -> int:
+        """The tokens that the model reads: the prompt once with each answer."""
+        return 2 * len(self.prompt_ids) + len(self.chosen_ids) + len(self.rejected_ids)
 
     @property
     def length(self) -> int:
@@ -65,6 +75,11 @@ class EncodedLabelled(Counted):
     desirable: bool
 
     @property
+    def tokens(self) -> int:
+        """The tokens that the model reads."""
+        return self.length
+
+    @property
     def length(self) -> int:
         """The tokens of prompt and answer."""
         return len(self.prompt_ids) + len(self.completion_ids)
@@ -80,6 +95,11 @@ class EncodedPrompt(Counted):
     """A prompt that the model is to answer itself."""
 
     prompt_ids: list[int]
+
+    @property
+    def tokens(self) -> int:
+        """The tokens that the model reads."""
+        return self.length
 
     @property
     def length(self) -> int:

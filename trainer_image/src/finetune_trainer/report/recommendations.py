@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from finetune_api.status import Resolved
+from finetune_trainer.lengths import round_up
 from finetune_trainer.report.record import EvalPoint, History, Machine, Measured, SampleStats
 
 OVERFIT_RISE = 0.02
@@ -117,7 +118,7 @@ def truncation(evidence: Evidence) -> Recommendation | None:
     if samples.truncated_share <= TRUNCATED:
         return None
     return Recommendation(
-        f"Raise hyperparameters.maxLength to {samples.full_length_p99}, the 99th percentile of the rows' lengths.",
+        f"Raise hyperparameters.maxLength to {round_up(samples.full_length_p99)}, which leaves 99 % of the rows whole.",
         f"{100 * samples.truncated_share:.1f} % of the rows are cut at {evidence.settings.max_length} tokens",
     )
 
@@ -125,7 +126,7 @@ def truncation(evidence: Evidence) -> Recommendation | None:
 def few_labels(evidence: Evidence) -> Recommendation | None:
     """Hardly any token is trained."""
     share = evidence.samples.labelled_share
-    if share >= LABELLED:
+    if share >= LABELLED or not share:  # prompts alone carry no label at all
         return None
     return Recommendation(
         "Check the masks below: hardly any token is trained.",

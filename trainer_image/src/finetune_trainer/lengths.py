@@ -1,0 +1,51 @@
+"""How long rows are in tokens, before anything is cut off: what `maxLength` should be measured against."""
+
+from array import array
+from dataclasses import dataclass, field
+
+ROUNDED_TO = 64
+
+
+@dataclass(slots=True)
+class Lengths:
+    """The lengths seen so far, four bytes each."""
+
+    seen: "array[int]" = field(default_factory=lambda: array("I"))
+
+    def add(self, tokens: int) -> None:
+        """Take one row into account."""
+        self.seen.append(tokens)
+
+    def percentile(self, percent: int) -> int:
+        """The length that so many percent of the rows do not exceed; 0 without rows."""
+        return self._ranked((percent,))[0]
+
+    @property
+    def longest(self) -> int:
+        """The length of the longest row; 0 without rows."""
+        return max(self.seen, default=0)
+
+    @property
+    def advised_max_length(self) -> int:
+        """The `maxLength` that cuts one row in a hundred at most: the 99th percentile, up to a multiple of 64."""
+        return round_up(self.percentile(99))
+
+    def to_dict(self) -> dict[str, int]:
+        """Return the figures as `summary.json` holds them."""
+        median, most, nearly_all = self._ranked((50, 90, 99))
+        return {
+            "p50": median,
+            "p90": most,
+            "p99": nearly_all,
+            "max": self.longest,
+            "advisedMaxLength": round_up(nearly_all),
+        }
+
+    def _ranked(self, percents: tuple[int, ...]) -> list[int]:
+        ordered = sorted(self.seen)
+        return [ordered[min(len(ordered) - 1, len(ordered) * percent // 100)] if ordered else 0 for percent in percents]
+
+
+def round_up(tokens: int) -> int:
+    """The next multiple of 64, which also suits the hardware."""
+    return -(-tokens // ROUNDED_TO) * ROUNDED_TO
