@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from finetune_api.blocks import Block, SecretRef
+from finetune_api.blocks import Block
 from finetune_api.handoff import HubRole
 from finetune_api.spec import DataSource, FineTuneJobSpec, Hub, Model, Storage
 from finetune_operator.settings import Settings
@@ -28,20 +28,9 @@ class Token:
 
 
 def effective_spec(spec: FineTuneJobSpec, settings: Settings) -> FineTuneJobSpec:
-    """The spec with the operator's defaults filled in, as the pods read it."""
-    filled: dict[str, Any] = {
-        "storage": effective_storage(spec, settings),
-        "hub": effective_hub(spec, settings),
-    }
-    secrets = {one.role: SecretRef(name=one.secret) for one in hub_tokens(spec, settings)}
-    sources = {
-        role.value: source.model_copy(update={"credentials_secret_ref": secrets[role]})
-        for role, source in _sources(spec)
-        if role in secrets
-    }
-    if model := sources.pop(HubRole.MODEL.value, None):
-        filled["model"] = model
-    return spec.model_copy(update=filled | {"dataset": spec.dataset.model_copy(update=sources)})
+    """The spec with the operator's default storage and hub, as the pods read it; a default token is only mounted."""
+    filled = {"storage": effective_storage(spec, settings), "hub": effective_hub(spec, settings)}
+    return spec.model_copy(update=filled)
 
 
 def effective_storage(spec: FineTuneJobSpec, settings: Settings) -> Storage | None:

@@ -88,7 +88,7 @@ def _misfits(job: Job, need: Need, parent: Job, spec: FineTuneJobSpec) -> Iterat
             f"{need.field} of {job.key.name} names {need.name}, whose objective is {spec.objective.value}: name a job "
             "with objective RewardModel",
         )
-    if need.pin == "parent" and _continues_adapter(job) and _has_no_adapter(parent, spec):
+    if need.pin == "parent" and _continues_adapter(job) and _trains_every_weight(parent, spec):
         yield Obstacle(
             Reason.INVALID_SPEC,
             f"tuning.initialAdapter.fromParent, but {need.name} trains every weight (method Full) and publishes no "
@@ -101,11 +101,10 @@ def _continues_adapter(job: Job) -> bool:
     return adapter is not None and bool(adapter.from_parent)
 
 
-def _has_no_adapter(parent: Job, spec: FineTuneJobSpec) -> bool:
-    resolved, artifacts = parent.status.resolved, parent.status.artifacts
-    if resolved and resolved.method:
-        return resolved.method == Method.FULL
-    return spec.tuning.method is Method.FULL or (_is_complete(parent) and not (artifacts and artifacts.adapter_uri))
+def _trains_every_weight(parent: Job, spec: FineTuneJobSpec) -> bool:
+    """What preflight chose, else what was asked for; the artifacts do not tell, for a long report leaves URIs out."""
+    resolved = parent.status.resolved
+    return ((resolved and resolved.method) or spec.tuning.method) == Method.FULL
 
 
 def _circle(job: Job, start: str, relatives: Relatives) -> list[str]:
@@ -147,8 +146,8 @@ def _unfinished(job: Job, relatives: Relatives) -> Iterator[Obstacle]:
             unread = f"{need.field} {need.name} is complete, but this version of the operator cannot read its result"
             yield Obstacle(Reason.WAITING_FOR_PARENT, unread)
         elif _published(parent) is None:
-            phase = parent.status.phase or "not looked at yet"
-            yield Obstacle(Reason.WAITING_FOR_PARENT, f"{need.field} {need.name} is not complete yet: it is {phase}")
+            state = f"it is {parent.status.phase}" if parent.status.phase else "it has just been created"
+            yield Obstacle(Reason.WAITING_FOR_PARENT, f"{need.field} {need.name} is not complete yet: {state}")
 
 
 def _is_complete(job: Job) -> bool:

@@ -134,3 +134,25 @@ def test_a_user_id_in_a_values_file_reaches_the_operator_as_digits(
 def test_chart_and_code_have_one_version() -> None:
     chart = yaml.safe_load((CHART / "Chart.yaml").read_text(encoding="utf-8"))
     assert chart["appVersion"] == finetune_api.__version__
+
+
+def test_hub_and_proxy_values_reach_the_operator(helm: str) -> None:
+    given = environment(
+        helm,
+        *("--set", "defaultHub.endpoint=https://mirror.example,defaultHub.tokenSecret=hf,defaultHub.caSecret=ca"),
+        *("--set", "proxy.https=http://proxy.example:3128,allowed.hubEndpoints={https://*.example,http://hub.hub}"),
+    )
+    assert given["FINETUNE_DEFAULT_HUB_ENDPOINT"] == "https://mirror.example"
+    assert (given["FINETUNE_DEFAULT_HUB_TOKEN_SECRET"], given["FINETUNE_DEFAULT_HUB_CA_SECRET"]) == ("hf", "ca")
+    assert given["FINETUNE_HTTPS_PROXY"] == "http://proxy.example:3128"
+    assert given["FINETUNE_NO_PROXY"] == "localhost,127.0.0.1,.svc,.cluster.local"
+    assert given["FINETUNE_ALLOWED_HUB_ENDPOINTS"] == "https://*.example,http://hub.hub"
+
+
+def test_a_proxy_with_a_password_is_refused_before_it_stands_in_a_pod(helm: str) -> None:
+    done = subprocess.run(
+        [helm, "template", "release", str(CHART), "--set", "proxy.http=http://user:secret@proxy:3128"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode != 0
+    assert "proxy" in done.stderr
