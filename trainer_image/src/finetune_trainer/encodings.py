@@ -1,8 +1,8 @@
 """What a row becomes for training: token ids, which of them are trained, and what was lost on the way."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from finetune_trainer.data.rows import RepairCode
+from finetune_trainer.data.rows import Message, RepairCode, Tools
 
 UNTRAINED = -100
 
@@ -92,9 +92,11 @@ class EncodedLabelled(Counted):
 
 @dataclass(frozen=True, slots=True)
 class EncodedPrompt(Counted):
-    """A prompt that the model is to answer itself."""
+    """A prompt that the model is to answer itself; its messages are there for who judges the answer."""
 
     prompt_ids: list[int]
+    messages: list[Message] = field(default_factory=list)
+    tools: Tools = None
 
     @property
     def tokens(self) -> int:
