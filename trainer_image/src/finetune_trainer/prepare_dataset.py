@@ -20,8 +20,9 @@ from finetune_trainer.data.report import ACCEPTED, REJECTED, CheckOutput, read_a
 from finetune_trainer.data.rows import NamedPath, Rejected, RepairCode, UnreadableFile
 from finetune_trainer.data.split import PromptSplit, Split, collect_prompts
 from finetune_trainer.data.summary import Summary
-from finetune_trainer.errors import ObjectMissing, TrainerError
+from finetune_trainer.errors import TrainerError
 from finetune_trainer.labels import Labeler
+from finetune_trainer.sources import FetchedObject, fetch
 from finetune_trainer.storage import OnBytes, Storage, sha256_file
 
 logger = logging.getLogger(__name__)
@@ -34,8 +35,7 @@ class CheckedFile:
     """One source after the check: its accepted rows lie in `directory`, with the samples that each gives."""
 
     source: DataSource
-    sha256: str
-    size: int
+    files: list[FetchedObject]
     directory: Path
     summary: Summary = field(default_factory=Summary)
     samples: "array[int]" = field(default_factory=lambda: array("I"))
@@ -80,7 +80,15 @@ def prepare_dataset(
     _concatenate(out / Artifact.REJECTED, [one.directory / REJECTED for one in (train, validation) if one])
     status = _status(train, validation, split)
     files = _describe(out)
-    _write_summary(out, train, validation, status=status, files=files, labeler=labeler)
+    _write_summary(
+        out,
+        train,
+        validation,
+        status=status,
+        files=files,
+        labeler=labeler,
+        model=config.spec.model.model_dump(include={"uri", "revision"}, exclude_none=True),
+    )
     return PreparedDataset(out, files, status, train_samples, held_out_samples)
 
 
@@ -96,33 +104,18 @@ class _Check:
     def run(
         self, name: str, source: DataSource, prompts: frozenset[int] = frozenset(), max_samples: int | None = None
     ) -> CheckedFile:
-        checked = self._fetch(name, source)
+        files = fetch(source, self.storage, self.workspace / f"source-{name}", name, self.on_bytes)
+        checked = CheckedFile(source, files, self.workspace / f"checked-{name}")
         try:
-            self._check(checked, self.workspace / f"source-{name}", prompts, max_samples)
+            self._check(checked, prompts, max_samples)
         except UnreadableFile as error:
             raise TrainerError(ExitCode.DATASET_UNUSABLE, f"{source.uri} cannot be read as rows: {error}") from None
         _refuse_unusable(checked, self.config.spec.dataset.max_rejected_percent)
         return checked
 
-    def _fetch(self, name: str, source: DataSource) -> CheckedFile:
-        path = self.workspace / f"source-{name}"
-        try:
-            self.storage.download(source.uri, path, self.on_bytes)
-        except ObjectMissing as error:
-            raise TrainerError(
-                ExitCode.DATASET_UNUSABLE, f"{error.message}: correct spec.dataset.{name}.uri, or upload the rows"
-            ) from None
-        digest = sha256_file(path)
-        if source.sha256 and digest != source.sha256:
-            raise TrainerError(
-                ExitCode.DATASET_UNUSABLE,
-                f"{source.uri} has the SHA-256 {digest}, not the one in spec.dataset.{name}.sha256: the rows changed",
-            )
-        return CheckedFile(source, digest, path.stat().st_size, self.workspace / f"checked-{name}")
-
-    def _check(self, checked: CheckedFile, path: Path, prompts: frozenset[int], max_samples: int | None) -> None:
+    def _check(self, checked: CheckedFile, prompts: frozenset[int], max_samples: int | None) -> None:
         rows = check_files(
-            [NamedPath(path, checked.source.uri)],
+            [NamedPath(file.path, file.uri) for file in checked.files],
             summary=checked.summary,
             format=self.config.spec.dataset.format.value,
             objective=self.config.spec.objective.value,
@@ -240,14 +233,14 @@ def _write_summary(
     status: DatasetStatus,
     files: list[ManifestFile],
     labeler: Labeler,
+    model: dict[str, Any],
 ) -> None:
     content: dict[str, Any] = {
         "status": status.model_dump(mode="json", by_alias=True, exclude_none=True),
         "train": train.summary.to_dict(),
         "validation": validation.summary.to_dict() if validation else None,
-        "sources": [
-            {"uri": one.source.uri, "sha256": one.sha256, "size": one.size} for one in (train, validation) if one
-        ],
+        "sources": [file.to_dict() for one in (train, validation) if one for file in one.files],
+        "model": model,
         "files": [file.model_dump(by_alias=True) for file in files],
         "chatTemplateSha256": labeler.template_sha256,
     }

@@ -2,6 +2,7 @@
 
 import difflib
 import re
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,6 +70,7 @@ def resolve(source: DataSource, storage: Storage, place: str = "train") -> list[
 def fetch(source: DataSource, storage: Storage, directory: Path, place: str, on_bytes: OnBytes) -> list[FetchedObject]:
     """Every object of the source in a new local folder, with what it is."""
     objects = resolve(source, storage, place)
+    shutil.rmtree(directory, ignore_errors=True)
     fetched = []
     for number, one in enumerate(objects):
         path = directory / f"{number:05d}"
