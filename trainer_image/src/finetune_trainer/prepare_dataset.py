@@ -20,6 +20,7 @@ from finetune_trainer.data.report import ACCEPTED, REJECTED, CheckOutput, read_a
 from finetune_trainer.data.rows import NamedPath, Rejected, RepairCode, UnreadableFile
 from finetune_trainer.data.split import PromptSplit, Split, collect_prompts
 from finetune_trainer.data.summary import Summary
+from finetune_trainer.data.verdict import name_unknown_columns, why_unusable
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.labels import Labeler
 from finetune_trainer.sources import FetchedObject, fetch
@@ -68,6 +69,8 @@ def prepare_dataset(
 ) -> PreparedDataset:
     """Check every source against the model's own tokenizer; raises DatasetUnusable with counts and first lines."""
     dataset = config.spec.dataset
+    if unknown := name_unknown_columns(frozenset(dataset.columns or ())):
+        raise TrainerError(ExitCode.INVALID_CONFIG, unknown)
     check = _Check(config, storage, workspace, labeler, on_bytes, on_rows)
     validation = check.run("validation", dataset.validation) if dataset.validation else None
     prompts = collect_prompts(read_accepted(validation.directory / ACCEPTED)) if validation else frozenset()
@@ -118,6 +121,7 @@ class _Check:
             [NamedPath(file.path, file.uri) for file in checked.files],
             summary=checked.summary,
             format=self.config.spec.dataset.format.value,
+            columns=self.config.spec.dataset.columns,
             objective=self.config.spec.objective.value,
             max_samples=max_samples,
             labeler=self.labeler,
@@ -136,20 +140,14 @@ class _Check:
 
 def _refuse_unusable(checked: CheckedFile, max_percent: int) -> None:
     summary = checked.summary
-    if summary.accepted and (max_percent >= 100 or summary.malformed_percent <= max_percent):
+    why = why_unusable(summary, max_percent)
+    if why is None:
         return
     codes = ", ".join(f"{code} {count}" for code, count in summary.rejected_by_code.most_common())
-    lines = "; ".join(f"line {row.line}: {row.code}: {row.detail}" for row in checked.first_rejects)
-    if not summary.rows:
-        why = "there are no rows"
-    elif not summary.accepted:
-        why = f"none of the {summary.rows} rows can be used"
-    else:
-        why = (
-            f"{summary.malformed} of {summary.rows} rows are malformed ({summary.malformed_percent:.1f} %, "
-            f"dataset.maxRejectedPercent is {max_percent})"
-        )
-    found = f" ({codes}). First: {lines}" if codes else ""
+    lines = "; ".join(
+        f"line {row.line}: {row.code}: {row.detail}" for row in checked.first_rejects if row.detail not in why
+    )
+    found = (f" ({codes})" if codes else "") + (f". First: {lines}" if lines else "")
     raise TrainerError(ExitCode.DATASET_UNUSABLE, f"{checked.source.uri}: {why}{found}", _counts([summary]))
 
 
@@ -193,6 +191,7 @@ def _concatenate(target: Path, parts: list[Path]) -> None:
 def _status(train: CheckedFile, validation: CheckedFile | None, split: Split) -> DatasetStatus:
     status = _counts([one.summary for one in (train, validation) if one])
     status.train_rows = split.train_rows
+    status.length_p99 = train.summary.lengths.percentile(99)
     status.validation_rows = validation.summary.accepted if validation else split.validation_rows
     return status
 

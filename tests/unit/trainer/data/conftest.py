@@ -6,17 +6,17 @@ from typing import Any
 import pytest
 
 from finetune_trainer.data.check import check_files
-from finetune_trainer.data.rows import ChatRow, NamedPath, Rejected
+from finetune_trainer.data.rows import NamedPath, Rejected, Row
 from finetune_trainer.data.summary import Summary
 
-Check = Callable[..., tuple[list[ChatRow | Rejected], Summary]]
+Check = Callable[..., tuple[list[Row | Rejected], Summary]]
 
 
 @pytest.fixture
 def check(tmp_path: Path) -> Check:
     """Checks the given rows (objects or raw bytes) as one file and returns the results and the summary."""
 
-    def run(*rows: Any, name: str = "rows.jsonl", **options: Any) -> tuple[list[ChatRow | Rejected], Summary]:
+    def run(*rows: Any, name: str = "rows.jsonl", **options: Any) -> tuple[list[Row | Rejected], Summary]:
         path = tmp_path / name
         path.write_bytes(b"\n".join(row if isinstance(row, bytes) else json.dumps(row).encode() for row in rows))
         summary = Summary()

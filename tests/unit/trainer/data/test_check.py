@@ -25,12 +25,12 @@ def chat(*turns: dict[str, Any], **columns: Any) -> dict[str, Any]:
     return {"messages": list(turns), **columns}
 
 
-REJECTED = {
+REJECTED: dict[RejectCode, list[Any]] = {
     RejectCode.BAD_JSON: [b"{", b"not json", b'{"a": NaN}'],
     RejectCode.BAD_UTF8: [b'{"a": "\xff"}'],
     RejectCode.DUP_KEY: [b'{"output": "a", "output": "b"}'],
     RejectCode.NOT_OBJECT: [[1], "text", 7, None],
-    RejectCode.UNKNOWN_FORMAT: [{}, {"a": 1}, {"prompt": "q", "chosen": "a", "rejected": "b"}],
+    RejectCode.UNKNOWN_FORMAT: [{}, {"a": 1}, {"label": True}],
     RejectCode.MISSING_COLUMN: [chat({"content": "q"}, ANSWER), chat({"role": "user"}, ANSWER)],
     RejectCode.NULL_FIELD: [
         {"instruction": "q", "output": None},

@@ -3,16 +3,18 @@ from typing import Any
 import pytest
 
 from finetune_trainer.data.convert import convert_row
-from finetune_trainer.data.rows import DataFormat, Message, RepairCode
+from finetune_trainer.data.rows import ChatRow, DataFormat, Message, RepairCode, Source
 
 CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
+SOURCE = Source("rows.jsonl", 1)
 
 
 def convert(row: dict[str, Any], data_format: DataFormat, *repairs: RepairCode) -> list[Message]:
     made: set[RepairCode] = set()
-    messages, _ = convert_row(row, data_format, made)
+    converted = convert_row(row, data_format, SOURCE, made)
+    assert isinstance(converted, ChatRow)
     assert made == set(repairs)
-    return messages
+    return converted.messages
 
 
 def said(messages: list[Message]) -> list[tuple[str, str]]:
@@ -106,8 +108,9 @@ def test_every_way_to_call_a_tool_becomes_one(turn: dict[str, Any]) -> None:
 )
 @pytest.mark.parametrize("column", ["tools", "functions"])
 def test_tools_are_wrapped_as_openai_does(tools: object, column: str) -> None:
-    _, found = convert_row({"messages": [], column: tools}, DataFormat.OPENAI, set())
-    assert found == [{"type": "function", "function": {"name": "add"}}]
+    row = convert_row({"messages": [], column: tools}, DataFormat.OPENAI, SOURCE, set())
+    assert isinstance(row, ChatRow)
+    assert row.tools == [{"type": "function", "function": {"name": "add"}}]
 
 
 @pytest.mark.parametrize("mark", [{"train": False}, {"weight": 0}, {"weight": 0.0}, {"train": 0}])

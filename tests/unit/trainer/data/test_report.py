@@ -20,9 +20,7 @@ def test_accepted_rows_come_back_as_they_were(check: Any, tmp_path: Path) -> Non
             output.write(row)
     kept = [row for row in rows if isinstance(row, ChatRow)]
     again = list(read_accepted(tmp_path / "out" / "accepted.jsonl"))
-    assert [(row.messages, row.tools, row.source) for row in again] == [
-        (row.messages, row.tools, row.source) for row in kept
-    ]
+    assert [row.to_dict() for row in again] == [row.to_dict() for row in kept]
     (rejected,) = map(json.loads, (tmp_path / "out" / "rejected.jsonl").read_text().splitlines())
     assert rejected.keys() == {"file", "line", "code", "detail", "excerpt"}
     assert json.loads((tmp_path / "out" / "summary.json").read_text()) == summary.to_dict()
@@ -53,3 +51,20 @@ def test_an_empty_summary_prints() -> None:
     text = io.StringIO()
     print_summary(Summary(), Console(file=text))
     assert "rows      0" in text.getvalue()
+
+
+def test_every_kind_of_row_comes_back_as_it_was(check: Any, tmp_path: Path) -> None:
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    rows, summary = check(
+        {"prompt": "q", "chosen": "a", "rejected": "b", "tools": tools},
+        {"prompt": "q", "completion": "a", "label": False},
+        {"prompt": "q", "tools": tools},
+        {"text": "t"},
+        {"instruction": "q", "output": "a"},
+        objective=None,
+    )
+    with CheckOutput(tmp_path / "out", summary) as output:
+        for row in rows:
+            output.write(row)
+    again = list(read_accepted(tmp_path / "out" / "accepted.jsonl"))
+    assert [(type(row), row.to_dict()) for row in again] == [(type(row), row.to_dict()) for row in rows]

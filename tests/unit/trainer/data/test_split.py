@@ -78,6 +78,6 @@ def test_case_spacing_and_system_text_make_no_new_prompt() -> None:
 
 
 def test_a_key_takes_no_more_than_the_duplicate_filter_allows() -> None:
-    key = row_key(row("p").messages, None)
+    key = row_key(row("p"))
     assert key < 2**KEY_BITS
     assert key.__sizeof__() <= 32

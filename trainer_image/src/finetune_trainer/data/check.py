@@ -1,13 +1,14 @@
-"""Runs rows through the front door: read, rename, detect, convert, check, compare with the rows before, label.
+"""Runs rows through the front door: read, rename, detect, convert, check, fit, compare with the rows before, label.
 
     summary = Summary()
     for row in check_files(paths, summary=summary, objective="Chat", labeler=labeler, max_length=2048):
-        ...  # ChatRow or Rejected, in source order; summary has counted it
+        ...  # a Row or Rejected, in source order; summary has counted it
 
-Every input row comes out exactly once. Without a labeler the checks that need the model's tokenizer are left out.
+Every input row comes out exactly once; a preference pair under KTO twice, as its two answers. Without an objective rows
+come out as what they are. Without a labeler the checks that need the model's tokenizer are left out.
 UnreadableFile is raised for a file that holds no rows at all. `Summary.to_dict()` has the keys rows, accepted,
 repaired, rejected, malformed, rejectedByCode, repairedByCode, formats, samples, tokens, trainedTokens, answersCut,
-reasoningLost.
+reasoningLost, lengths.
 """
 
 import logging
@@ -16,21 +17,25 @@ from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Se
 from dataclasses import dataclass, field
 from itertools import islice
 
+from finetune_trainer.data.columns import ColumnMap, Columns, name_columns
 from finetune_trainer.data.convert import convert_row
-from finetune_trainer.data.detect import detect_format, rename_columns
+from finetune_trainer.data.detect import detect_format
 from finetune_trainer.data.keys import prompt_key, row_key
+from finetune_trainer.data.objectives import fit_objective
 from finetune_trainer.data.read import Record, RowFile
 from finetune_trainer.data.rows import (
     EXCERPT_CHARACTERS,
     BadRow,
-    ChatRow,
     DataFormat,
     NamedPath,
     Objective,
+    PromptRow,
     RejectCode,
     Rejected,
     RepairCode,
+    Row,
     Source,
+    TextRow,
 )
 from finetune_trainer.data.structure import check_structure
 from finetune_trainer.data.summary import Summary
@@ -52,21 +57,23 @@ def check_files(
     summary: Summary,
     format: str = AUTO,  # noqa: A002 - the name in the API
     columns: Mapping[str, str] | None = None,
-    objective: Objective = "Chat",
+    objective: Objective | None = "Chat",
     max_samples: int | None = None,
     labeler: Labeler | None = None,
     max_length: int = 2048,
     validation_prompts: Container[int] = frozenset(),
     on_progress: Progress | None = None,
-) -> Iterator[ChatRow | Rejected]:
-    """Yield every row of the files as a ChatRow or a Rejected, in order, until `max_samples` rows are accepted.
+) -> Iterator[Row | Rejected]:
+    """Yield every row of the files as a Row or a Rejected, in order, until `max_samples` rows are accepted.
 
     `columns` maps known names to the user's; `validation_prompts` holds `prompt_key`s that must not be trained on;
     `on_progress` is told the rows and file bytes so far.
     """
-    checker = _RowChecker(None if format == AUTO else DataFormat(format), columns or {}, validation_prompts)
+    asked = None if format == AUTO else DataFormat(format)
+    summary.columns = ColumnMap(columns or {})
+    checker = _RowChecker(asked, summary.columns, objective, validation_prompts)
     rows = checker.check(_read_all(paths, on_progress))
-    if labeler is not None:
+    if labeler is not None and objective is not None:
         rows = _label(rows, labeler, objective, max_length)
     warned: Counter[RejectCode] = Counter()
     for row in rows:
@@ -80,45 +87,69 @@ def check_files(
 
 @dataclass(slots=True)
 class _RowChecker:
-    """What one row is compared with: the asked format and columns, and the rows before it."""
+    """What one row is compared with: the asked format, columns and objective, and the rows before it."""
 
     format: DataFormat | None
-    columns: Mapping[str, str]
+    columns: ColumnMap
+    objective: Objective | None
     validation_prompts: Container[int]
     seen: set[int] = field(default_factory=set)
 
-    def check(self, records: Iterable[tuple[str, Record]]) -> Iterator[ChatRow | Rejected]:
+    def check(self, records: Iterable[tuple[str, Record]]) -> Iterator[Row | Rejected]:
         for file, record in records:
             try:
-                yield self._accept(file, record)
+                rows = self._read(file, record)
             except BadRow as bad:
                 yield Rejected(file, record.line, bad.code, bad.detail, record.excerpt)
+                continue
+            for row in rows:
+                try:
+                    self._refuse_known(row)
+                except BadRow as bad:
+                    yield Rejected(file, record.line, bad.code, bad.detail, record.excerpt)
+                else:
+                    yield row
 
-    def _accept(self, file: str, record: Record) -> ChatRow:
+    def _read(self, file: str, record: Record) -> tuple[Row, ...]:
         if record.value is None:
             raise record.problem or BadRow(RejectCode.BAD_JSON, "the row has no value")
         repairs: set[RepairCode] = set()
-        row = rename_columns(record.value, self.columns)
-        data_format = self.format or self._detect(row)
-        messages, tools = convert_row(row, data_format, repairs)
-        messages = check_structure(messages, tools, repairs)
-        key = row_key(messages, tools)
+        columns = self.columns.rename(record.value)
+        data_format = self.format or self._detect(columns)
+        row = convert_row(columns, data_format, Source(file, record.line), repairs)
+        row = check_structure(row, repairs, prompts_wanted=self.objective == "RLHF")
+        if repairs:
+            row.repairs = tuple(sorted(repairs))
+        if self.objective is None:
+            return (row,)
+        try:
+            return fit_objective(row, self.objective)
+        except BadRow as bad:
+            if isinstance(row, PromptRow):  # most likely the answer stands in a column that no format knows
+                raise self._explain(bad, columns) from None
+            raise
+
+    def _refuse_known(self, row: Row) -> None:
+        key = row_key(row)
         if key in self.seen:
             raise BadRow(RejectCode.DUPLICATE, "the same row came before")
         self.seen.add(key)
-        if self.validation_prompts and prompt_key(messages) in self.validation_prompts:
+        if self.validation_prompts and prompt_key(row) in self.validation_prompts:
             raise BadRow(RejectCode.EVAL_LEAK, "the prompt is also in the validation file")
-        return ChatRow(messages, Source(file, record.line), data_format, tools, tuple(sorted(repairs)))
 
-    def _detect(self, row: Mapping[str, object]) -> DataFormat:
+    def _detect(self, row: Columns) -> DataFormat:
         try:
             return detect_format(row)
         except BadRow as unknown:
-            missing = [f"{known} as {own!r}" for known, own in self.columns.items() if known not in row]
-            if missing:
-                detail = f"dataset.columns names {', '.join(missing)}, which the row does not have; {unknown.detail}"
-                raise BadRow(RejectCode.MISSING_COLUMN, detail) from None
-            raise
+            raise self._explain(unknown, row) from None
+
+    def _explain(self, bad: BadRow, row: Columns) -> BadRow:
+        seen = f"columns seen: {name_columns(row)}"
+        missing = [f"{known} as {own!r}" for known, own in self.columns.columns.items() if known not in row]
+        if not missing:
+            return BadRow(bad.code, f"{bad.detail}; {seen}")
+        detail = f"dataset.columns names {', '.join(missing)}, which the row does not have; {seen}"
+        return BadRow(RejectCode.MISSING_COLUMN, detail)
 
 
 def _read_all(paths: Sequence[NamedPath], on_progress: Progress | None) -> Iterator[tuple[str, Record]]:
@@ -136,11 +167,11 @@ def _read_all(paths: Sequence[NamedPath], on_progress: Progress | None) -> Itera
 
 
 def _label(
-    rows: Iterator[ChatRow | Rejected], labeler: Labeler, objective: Objective, max_length: int
-) -> Iterator[ChatRow | Rejected]:
+    rows: Iterator[Row | Rejected], labeler: Labeler, objective: Objective, max_length: int
+) -> Iterator[Row | Rejected]:
     while batch := list(islice(rows, BATCH_ROWS)):
-        chats = [row for row in batch if isinstance(row, ChatRow)]
-        results = iter(labeler.encode_batch(chats, objective, max_length))
+        accepted = [row for row in batch if not isinstance(row, Rejected)]
+        results = iter(labeler.encode_batch(accepted, objective, max_length))
         for row in batch:
             if isinstance(row, Rejected):
                 yield row
@@ -154,8 +185,9 @@ def _label(
             yield row
 
 
-def _excerpt(row: ChatRow) -> str:
-    return " ".join(message["content"] for message in row.messages)[:EXCERPT_CHARACTERS]
+def _excerpt(row: Row) -> str:
+    text = row.text if isinstance(row, TextRow) else " ".join(message["content"] for message in row.turns())
+    return text[:EXCERPT_CHARACTERS]
 
 
 def _warn(row: Rejected, warned: Counter[RejectCode]) -> None:

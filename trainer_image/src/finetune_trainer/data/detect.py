@@ -1,60 +1,37 @@
-"""Tells the format of one row by its columns, and gives the columns of the user the names that formats know.
+"""Tells the format of one row by its columns.
 
 A new format is a `DataFormat`, a test in `_TESTS` at its place in the order, and a converter in convert.py.
 """
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
+from finetune_trainer.data.columns import (
+    CHOSEN_COLUMNS,
+    CONVERSATION_COLUMNS,
+    INPUT_COLUMNS,
+    INSTRUCTION_COLUMNS,
+    LABEL_COLUMNS,
+    OUTPUT_COLUMNS,
+    REJECTED_COLUMNS,
+    TEXT_COLUMNS,
+    Columns,
+    find_column,
+)
 from finetune_trainer.data.rows import BadRow, DataFormat, RejectCode
 
-Row = Mapping[str, Any]
-
-CONVERSATION_COLUMNS = ("messages", "conversations", "conversation", "dialogue", "chat", "turns")
-INSTRUCTION_COLUMNS = ("instruction", "query", "question", "problem", "prompt")
-INPUT_COLUMNS = ("input", "context")
-OUTPUT_COLUMNS = ("output", "response", "answer", "completion", "target")
-ROLE_KEYS = ("role", "from", "speaker")
-CONTENT_KEYS = ("content", "value", "text")
-
-# Rows that compare or judge answers: trained as plain answers they would teach the bad ones as well.
-_JUDGED_COLUMNS = frozenset({"chosen", "rejected", "preferred_output", "label", "kto_tag"})
-_ALIASES = (INSTRUCTION_COLUMNS, INPUT_COLUMNS, OUTPUT_COLUMNS, CONVERSATION_COLUMNS)
-MAX_COLUMNS_NAMED = 12
+# Rows with one of these compare or judge answers: the columns beside them say to what.
+_JUDGED = frozenset((*CHOSEN_COLUMNS, *REJECTED_COLUMNS, *LABEL_COLUMNS))
 
 
-def find_column(row: Row, names: tuple[str, ...]) -> str | None:
-    """Return the first of these columns that the row has."""
-    return next((name for name in names if name in row), None)
+def detect_format(row: Columns) -> DataFormat:
+    """Name the row's format; raises BadRow with UNKNOWN_FORMAT."""
+    for name, matches in _TESTS if _JUDGED.isdisjoint(row) else _JUDGED_TESTS + _TESTS:
+        if matches(row):
+            return name
+    raise BadRow(RejectCode.UNKNOWN_FORMAT, "the columns belong to no known format")
 
 
-def detect_format(row: Row) -> DataFormat:
-    """Name the row's format; raises BadRow with UNKNOWN_FORMAT and the columns seen."""
-    if _JUDGED_COLUMNS.isdisjoint(row):
-        for name, matches in _TESTS:
-            if matches(row):
-                return name
-    columns = [str(column)[:40] for column in list(row)[:MAX_COLUMNS_NAMED]]
-    raise BadRow(RejectCode.UNKNOWN_FORMAT, f"columns seen: {', '.join(columns) or 'none'}")
-
-
-def rename_columns(row: dict[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
-    """Return the row with the user's columns under the names that formats know ({known: user's}).
-
-    A mapped column wins over every other column that means the same.
-    """
-    if not columns:
-        return row
-    taken = set(columns.values())
-    for known, own in columns.items():
-        if own in row:
-            taken.update(next((names for names in _ALIASES if known in names), ()))
-    renamed = {name: value for name, value in row.items() if name not in taken}
-    renamed.update({known: row[own] for known, own in columns.items() if own in row})
-    return renamed
-
-
-def uses_role_and_content(row: Row) -> bool:
+def uses_role_and_content(row: Columns) -> bool:
     """Tell OpenAI's turn keys from ShareGPT's by the first turn, whatever the column is called."""
     turns = row.get(find_column(row, CONVERSATION_COLUMNS) or "")
     if isinstance(turns, str):
@@ -65,22 +42,69 @@ def uses_role_and_content(row: Row) -> bool:
     return "messages" in row
 
 
-def _is_openai(row: Row) -> bool:
+def is_ranked_output(row: Columns) -> bool:
+    """Whether the answer is a better and a worse one, as LLaMA-Factory's older files have them."""
+    answers = row.get("output")
+    return isinstance(answers, list) and len(answers) == 2 and all(isinstance(answer, str) for answer in answers)
+
+
+def _is_preference(row: Columns) -> bool:
+    return find_column(row, CHOSEN_COLUMNS) is not None or find_column(row, REJECTED_COLUMNS) is not None
+
+
+def _is_unpaired(row: Columns) -> bool:
+    return find_column(row, LABEL_COLUMNS) is not None and (
+        find_column(row, OUTPUT_COLUMNS) is not None or find_column(row, CONVERSATION_COLUMNS) is not None
+    )
+
+
+def _is_openai(row: Columns) -> bool:
     return find_column(row, CONVERSATION_COLUMNS) is not None and uses_role_and_content(row)
 
 
-def _is_sharegpt(row: Row) -> bool:
+def _is_sharegpt(row: Columns) -> bool:
     return find_column(row, CONVERSATION_COLUMNS) is not None
 
 
-def _is_alpaca(row: Row) -> bool:
+def _is_prompt_completion(row: Columns) -> bool:
+    if "prompt" not in row or find_column(row, OUTPUT_COLUMNS) is None:
+        return False
+    if isinstance(row["prompt"], list):
+        return True
+    return "completion" in row and not any(name in row for name in (*INPUT_COLUMNS, "instruction", "history"))
+
+
+def _is_alpaca(row: Columns) -> bool:
     return find_column(row, OUTPUT_COLUMNS) is not None and (
         find_column(row, INSTRUCTION_COLUMNS) is not None or find_column(row, INPUT_COLUMNS) is not None
     )
 
 
-_TESTS: tuple[tuple[DataFormat, Callable[[Row], bool]], ...] = (
+def _is_text(row: Columns) -> bool:
+    return find_column(row, TEXT_COLUMNS) is not None
+
+
+def _is_prompt(row: Columns) -> bool:
+    return "prompt" in row
+
+
+def _is_instruction(row: Columns) -> bool:
+    return find_column(row, INSTRUCTION_COLUMNS) is not None
+
+
+_Tests = tuple[tuple[DataFormat, Callable[[Columns], bool]], ...]
+
+_JUDGED_TESTS: _Tests = (
+    (DataFormat.PREFERENCE, _is_preference),
+    (DataFormat.UNPAIRED, _is_unpaired),
+)
+_TESTS: _Tests = (
     (DataFormat.OPENAI, _is_openai),
     (DataFormat.SHAREGPT, _is_sharegpt),
+    (DataFormat.PREFERENCE, is_ranked_output),
+    (DataFormat.PROMPT_COMPLETION, _is_prompt_completion),
     (DataFormat.ALPACA, _is_alpaca),
+    (DataFormat.TEXT, _is_text),
+    (DataFormat.PROMPT_COMPLETION, _is_prompt),
+    (DataFormat.ALPACA, _is_instruction),
 )

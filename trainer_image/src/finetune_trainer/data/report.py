@@ -10,7 +10,8 @@ import orjson
 from rich.console import Console
 from rich.table import Table
 
-from finetune_trainer.data.rows import SENTENCES, ChatRow, DataFormat, RejectCode, Rejected, RepairCode, Source
+from finetune_trainer.data.canonical import read_canonical
+from finetune_trainer.data.rows import SENTENCES, RejectCode, Rejected, RepairCode, Row
 from finetune_trainer.data.summary import Summary
 
 ACCEPTED = "accepted.jsonl"
@@ -38,7 +39,7 @@ class CheckOutput:
         self._files.close()
         write_summary(self._directory, self._summary)
 
-    def write(self, row: ChatRow | Rejected) -> None:
+    def write(self, row: Row | Rejected) -> None:
         """Append one row to the file that it belongs in."""
         file = self._rejected if isinstance(row, Rejected) else self._accepted
         file.write(orjson.dumps(row.to_dict(), option=orjson.OPT_APPEND_NEWLINE))
@@ -53,13 +54,11 @@ def write_summary(directory: Path, summary: Summary) -> None:
     (directory / SUMMARY).write_bytes(orjson.dumps(summary.to_dict(), option=options))
 
 
-def read_accepted(path: Path) -> Iterator[ChatRow]:
+def read_accepted(path: Path) -> Iterator[Row]:
     """Yield the rows of an `accepted.jsonl`, with the places that they first came from."""
     with path.open("rb") as file:
         for line in file:
-            row = orjson.loads(line)
-            source = Source(row["_source"]["file"], row["_source"]["line"])
-            yield ChatRow(row["messages"], source, DataFormat.OPENAI, row.get("tools"))
+            yield read_canonical(orjson.loads(line))
 
 
 def print_summary(summary: Summary, console: Console | None = None) -> None:

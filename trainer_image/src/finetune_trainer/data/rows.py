@@ -1,5 +1,6 @@
-"""What flows through the data front door: the canonical chat row, and the codes of what was refused or repaired."""
+"""What flows through the data front door: the canonical rows, and the codes of what was refused or repaired."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -7,12 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NotRequired, TypedDict
 
 if TYPE_CHECKING:
-    from finetune_trainer.labels import Encoded
+    from finetune_trainer.encodings import Sample
 
 EXCERPT_CHARACTERS = 120
 
 Role = Literal["system", "user", "assistant", "tool"]
-Objective = Literal["Instruction", "Chat"]
+Objective = Literal["Instruction", "Chat", "DPO", "KTO", "RewardModel", "RLHF", "DomainAdaptation"]
 
 
 class RejectCode(StrEnum):
@@ -38,6 +39,10 @@ class RejectCode(StrEnum):
     BAD_TOOLS = "BAD_TOOLS"
     UNSUPPORTED_MODALITY = "UNSUPPORTED_MODALITY"
     NO_TRAINABLE_TURN = "NO_TRAINABLE_TURN"
+    SAME_PAIR = "SAME_PAIR"
+    NO_SHARED_PROMPT = "NO_SHARED_PROMPT"
+    BAD_LABEL = "BAD_LABEL"
+    NOT_FOR_OBJECTIVE = "NOT_FOR_OBJECTIVE"
     LONE_SURROGATE = "LONE_SURROGATE"
     CONTROL_TOKEN_IN_TEXT = "CONTROL_TOKEN_IN_TEXT"  # noqa: S105 - a code, not a password
     TOO_LONG = "TOO_LONG"
@@ -54,7 +59,12 @@ class RepairCode(StrEnum):
     COERCED_SCALAR = "COERCED_SCALAR"
     NONE_STRIPPED = "NONE_STRIPPED"
     TRUNCATED = "TRUNCATED"
+    PROMPT_CUT = "PROMPT_CUT"
+    DOCUMENT_SPLIT = "DOCUMENT_SPLIT"
     SYSTEM_MERGED = "SYSTEM_MERGED"
+    CHOSEN_SIDE_USED = "CHOSEN_SIDE_USED"
+    PAIR_SPLIT = "PAIR_SPLIT"
+    ANSWER_UNUSED = "ANSWER_UNUSED"
 
 
 SENTENCES: Mapping[RejectCode | RepairCode, str] = {
@@ -67,7 +77,7 @@ SENTENCES: Mapping[RejectCode | RepairCode, str] = {
     RejectCode.NULL_FIELD: "A field that the format needs is null.",
     RejectCode.WRONG_TYPE: "A field has a type that its format does not allow.",
     RejectCode.EMPTY_PROMPT: "The prompt is empty.",
-    RejectCode.EMPTY_RESPONSE: "The answer is empty.",
+    RejectCode.EMPTY_RESPONSE: "The answer, or the text to train on, is empty.",
     RejectCode.EMPTY_TURN: "A turn inside the conversation is empty.",
     RejectCode.UNKNOWN_ROLE: "A turn's role is none of system, user, assistant, tool or their aliases.",
     RejectCode.SYSTEM_NOT_FIRST: "A system turn stands after the conversation has begun.",
@@ -78,6 +88,10 @@ SENTENCES: Mapping[RejectCode | RepairCode, str] = {
     RejectCode.BAD_TOOLS: "The list of tools is not a list of function definitions.",
     RejectCode.UNSUPPORTED_MODALITY: "The row holds images, audio or other content that is not text.",
     RejectCode.NO_TRAINABLE_TURN: "Every answer that the objective would train is marked as not to be trained.",
+    RejectCode.SAME_PAIR: "The chosen and the rejected answer are the same.",
+    RejectCode.NO_SHARED_PROMPT: "The chosen and the rejected conversation do not answer one prompt.",
+    RejectCode.BAD_LABEL: "The label is neither true nor false, or marks the answer as one not to learn.",
+    RejectCode.NOT_FOR_OBJECTIVE: "The row is well formed, but it is not what the objective learns from.",
     RejectCode.LONE_SURROGATE: "A string holds half of a surrogate pair, which is not a character.",
     RejectCode.CONTROL_TOKEN_IN_TEXT: "A turn's text spells one of the tokenizer's control tokens.",
     RejectCode.TOO_LONG: "The row is longer, or has more turns, than can be taken in.",
@@ -88,8 +102,13 @@ SENTENCES: Mapping[RejectCode | RepairCode, str] = {
     RepairCode.TRAILING_USER_TRIMMED: "Turns after the last answer were removed.",
     RepairCode.COERCED_SCALAR: "A number or boolean stood where text belongs and was written as text.",
     RepairCode.NONE_STRIPPED: "A null or empty optional field was removed.",
-    RepairCode.TRUNCATED: "The row has more tokens than maxLength and was cut at the end.",
+    RepairCode.TRUNCATED: "The row has more tokens than maxLength and was cut.",
+    RepairCode.PROMPT_CUT: "The beginning of the prompt was left out, to make room for the answer.",
+    RepairCode.DOCUMENT_SPLIT: "The text has more tokens than maxLength and became several samples; nothing is lost.",
     RepairCode.SYSTEM_MERGED: "System turns became one, or went into the first prompt for want of a system role.",
+    RepairCode.CHOSEN_SIDE_USED: "Of a preference pair only the chosen answer is trained.",
+    RepairCode.PAIR_SPLIT: "A preference pair became two rows: the chosen answer desirable, the rejected one not.",
+    RepairCode.ANSWER_UNUSED: "The row's answers were left out: the objective takes the prompt alone.",
 }
 
 # These rows are well formed: they are left out for what else is in the files, not for what is in them.
@@ -102,6 +121,10 @@ class DataFormat(StrEnum):
     ALPACA = "Alpaca"
     SHAREGPT = "ShareGPT"
     OPENAI = "OpenAI"
+    PREFERENCE = "Preference"
+    UNPAIRED = "Unpaired"
+    PROMPT_COMPLETION = "PromptCompletion"
+    TEXT = "Text"
 
 
 class Function(TypedDict):
@@ -147,24 +170,136 @@ class Source:
     line: int
 
 
+Tools = list[dict[str, Any]] | None
+
+
+class _Sourced(ABC):
+    """What every kind of row can tell of itself."""
+
+    __slots__ = ()
+    source: Source
+
+    @abstractmethod
+    def content(self) -> dict[str, Any]:
+        """Return what the row says, without where it came from."""
+
+    @abstractmethod
+    def turns(self) -> list[Message]:
+        """Return the turns by which a reader knows the row; none for a text without roles."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the row as `accepted.jsonl` holds it."""
+        row = self.content()
+        row["_source"] = {"file": self.source.file, "line": self.source.line}
+        return row
+
+
 @dataclass(slots=True)
-class ChatRow:
-    """A conversation that passed every check, in the one shape that training knows."""
+class ChatRow(_Sourced):
+    """A conversation that ends with an answer."""
 
     messages: list[Message]
     source: Source
     format: DataFormat
-    tools: list[dict[str, Any]] | None = None
+    tools: Tools = None
     repairs: tuple[RepairCode, ...] = ()
-    encodings: "tuple[Encoded, ...]" = ()
+    encodings: "tuple[Sample, ...]" = ()
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the row as `accepted.jsonl` holds it."""
-        row: dict[str, Any] = {"messages": self.messages}
-        if self.tools:
-            row["tools"] = self.tools
-        row["_source"] = {"file": self.source.file, "line": self.source.line}
-        return row
+    def content(self) -> dict[str, Any]:
+        """Return what the row says, without where it came from."""
+        return {"messages": self.messages, "tools": self.tools} if self.tools else {"messages": self.messages}
+
+    def turns(self) -> list[Message]:
+        """Return the turns by which a reader knows the row."""
+        return self.messages
+
+
+@dataclass(slots=True)
+class PreferenceRow(_Sourced):
+    """Two answers to one prompt; each is what follows the prompt, nearly always a single turn."""
+
+    prompt: list[Message]
+    chosen: list[Message]
+    rejected: list[Message]
+    source: Source
+    format: DataFormat
+    tools: Tools = None
+    repairs: tuple[RepairCode, ...] = ()
+    encodings: "tuple[Sample, ...]" = ()
+
+    def content(self) -> dict[str, Any]:
+        """Return what the row says, without where it came from."""
+        row: dict[str, Any] = {"prompt": self.prompt, "chosen": self.chosen, "rejected": self.rejected}
+        return row | {"tools": self.tools} if self.tools else row
+
+    def turns(self) -> list[Message]:
+        """Return the turns by which a reader knows the row."""
+        return self.prompt + self.chosen
+
+
+@dataclass(slots=True)
+class UnpairedRow(_Sourced):
+    """One answer to a prompt, and whether it is a desirable one."""
+
+    prompt: list[Message]
+    completion: list[Message]
+    label: bool
+    source: Source
+    format: DataFormat
+    tools: Tools = None
+    repairs: tuple[RepairCode, ...] = ()
+    encodings: "tuple[Sample, ...]" = ()
+
+    def content(self) -> dict[str, Any]:
+        """Return what the row says, without where it came from."""
+        row: dict[str, Any] = {"prompt": self.prompt, "completion": self.completion, "label": self.label}
+        return row | {"tools": self.tools} if self.tools else row
+
+    def turns(self) -> list[Message]:
+        """Return the turns by which a reader knows the row."""
+        return self.prompt + self.completion
+
+
+@dataclass(slots=True)
+class PromptRow(_Sourced):
+    """A prompt that the model is to answer."""
+
+    prompt: list[Message]
+    source: Source
+    format: DataFormat
+    tools: Tools = None
+    repairs: tuple[RepairCode, ...] = ()
+    encodings: "tuple[Sample, ...]" = ()
+
+    def content(self) -> dict[str, Any]:
+        """Return what the row says, without where it came from."""
+        return {"prompt": self.prompt, "tools": self.tools} if self.tools else {"prompt": self.prompt}
+
+    def turns(self) -> list[Message]:
+        """Return the turns by which a reader knows the row."""
+        return self.prompt
+
+
+@dataclass(slots=True)
+class TextRow(_Sourced):
+    """A text without roles, all of which is trained."""
+
+    text: str
+    source: Source
+    format: DataFormat
+    repairs: tuple[RepairCode, ...] = ()
+    encodings: "tuple[Sample, ...]" = ()
+
+    def content(self) -> dict[str, Any]:
+        """Return what the row says, without where it came from."""
+        return {"text": self.text}
+
+    def turns(self) -> list[Message]:
+        """Return nothing: a text has no turns."""
+        return []
+
+
+Row = ChatRow | PreferenceRow | UnpairedRow | PromptRow | TextRow
 
 
 @dataclass(frozen=True, slots=True)

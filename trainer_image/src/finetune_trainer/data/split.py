@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from finetune_trainer.data.keys import prompt_key, seeded_rank
-from finetune_trainer.data.rows import ChatRow
+from finetune_trainer.data.rows import Row
 
 MIN_ROWS = 40
 MIN_VALIDATION_ROWS = 20
@@ -31,9 +31,9 @@ class Split:
     validation_rows: int
     warning: str | None = None
 
-    def is_validation(self, row: ChatRow) -> bool:
+    def is_validation(self, row: Row) -> bool:
         """Whether this row is held out."""
-        return bool(self.validation_prompts) and prompt_key(row.messages) in self.validation_prompts
+        return bool(self.validation_prompts) and prompt_key(row) in self.validation_prompts
 
 
 class PromptSplit:
@@ -44,9 +44,9 @@ class PromptSplit:
         self._seed = seed
         self._prompts = array("Q")
 
-    def add(self, row: ChatRow) -> None:
+    def add(self, row: Row) -> None:
         """Take one accepted row into account."""
-        self._prompts.append(prompt_key(row.messages))
+        self._prompts.append(prompt_key(row))
 
     def close(self) -> Split:
         """Choose the prompts to hold out."""
@@ -79,6 +79,6 @@ class PromptSplit:
         return chosen, held_out
 
 
-def collect_prompts(rows: Iterable[ChatRow]) -> frozenset[int]:
+def collect_prompts(rows: Iterable[Row]) -> frozenset[int]:
     """Return the prompt keys of a validation file's rows, for `check_files(validation_prompts=...)`."""
-    return frozenset(prompt_key(row.messages) for row in rows)
+    return frozenset(prompt_key(row) for row in rows)

@@ -1,23 +1,90 @@
-"""Checks a conversation's structure: roles in order, no empty turn, tools called before they answer."""
-
-from typing import Any
+"""Checks a row's structure: roles in order, no empty turn, tools called before they answer."""
 
 from finetune_trainer.data.fields import Repairs
-from finetune_trainer.data.rows import BadRow, Message, RejectCode, RepairCode
+from finetune_trainer.data.rows import (
+    BadRow,
+    ChatRow,
+    Message,
+    PreferenceRow,
+    PromptRow,
+    RejectCode,
+    RepairCode,
+    Row,
+    TextRow,
+    Tools,
+    UnpairedRow,
+)
 
 # Hermes-style files spell their calls inside the text, so that a result after such a text is not an orphan.
 TEXT_CALL_MARK = "<tool_call>"
 
 
-def check_structure(messages: list[Message], tools: list[dict[str, Any]] | None, repairs: Repairs) -> list[Message]:
-    """Return the messages with system turns merged and unanswered turns removed; raises BadRow."""
-    messages = _merge_system(messages, repairs)
+def check_structure(row: Row, repairs: Repairs, *, prompts_wanted: bool = False) -> Row:
+    """Return the row with system turns merged and unanswered turns removed; raises BadRow.
+
+    A conversation without an answer becomes a prompt; so does one that ends with a question, if `prompts_wanted`.
+    """
+    match row:
+        case ChatRow():
+            return _check_chat(row, repairs, prompts_wanted)
+        case PreferenceRow():
+            _check_pair(row, repairs)
+        case UnpairedRow():
+            turns = _check_answered(_merge_system(row.prompt + row.completion, repairs), row.tools, repairs)
+            row.prompt, row.completion = turns[:-1], turns[-1:]
+        case PromptRow():
+            row.prompt = _check_prompt(_merge_system(row.prompt, repairs), row.tools)
+        case TextRow() if not row.text.strip():
+            raise BadRow(RejectCode.EMPTY_RESPONSE, "the text is empty")
+    return row
+
+
+def _check_chat(row: ChatRow, repairs: Repairs, prompts_wanted: bool) -> ChatRow | PromptRow:
+    messages = _merge_system(row.messages, repairs)
+    last = messages[-1]["role"] if messages else "system"
+    if last != "assistant":
+        is_prompt = not any(message["role"] == "assistant" for message in messages)
+        if prompts_wanted or (is_prompt and last != "system"):
+            return PromptRow(_check_prompt(messages, row.tools), row.source, row.format, row.tools)
+    row.messages = _check_answered(messages, row.tools, repairs)
+    return row
+
+
+def _check_answered(messages: list[Message], tools: Tools, repairs: Repairs) -> list[Message]:
     messages = _trim_after_last_answer(messages, repairs)
+    _check_turns(messages, tools)
+    return messages
+
+
+def _check_prompt(messages: list[Message], tools: Tools) -> list[Message]:
+    if not messages or messages[-1]["role"] == "system":
+        raise BadRow(RejectCode.EMPTY_PROMPT, "there is no user turn")
+    if messages[-1]["role"] == "assistant":
+        raise BadRow(RejectCode.BAD_ALTERNATION, "the prompt ends with an answer")
+    _check_turns(messages, tools)
+    return messages
+
+
+def _check_pair(row: PreferenceRow, repairs: Repairs) -> None:
+    row.prompt = _merge_system(row.prompt, repairs)
+    row.chosen = _check_side(row, row.chosen, "chosen", repairs)
+    row.rejected = _check_side(row, row.rejected, "rejected", repairs)
+
+
+def _check_side(row: PreferenceRow, answer: list[Message], side: str, repairs: Repairs) -> list[Message]:
+    if not any(message["role"] == "assistant" for message in answer):
+        raise BadRow(RejectCode.EMPTY_RESPONSE, f"{side} has no answer")
+    try:
+        return _check_answered(row.prompt + answer, row.tools, repairs)[len(row.prompt) :]
+    except BadRow as bad:
+        raise BadRow(bad.code, f"with the {side} answer, {bad.detail}") from None
+
+
+def _check_turns(messages: list[Message], tools: Tools) -> None:
     _check_order(messages)
     _check_texts(messages)
     if tools is not None or any("tool_calls" in message or message["role"] == "tool" for message in messages):
         _check_tools(messages, tools)
-    return messages
 
 
 def _merge_system(messages: list[Message], repairs: Repairs) -> list[Message]:
@@ -74,13 +141,13 @@ def _check_texts(messages: list[Message]) -> None:
         if not (message["content"] and message["content"].strip()) and "tool_calls" not in message and role != "tool":
             if role == "user" and not prompted:
                 raise BadRow(RejectCode.EMPTY_PROMPT, f"turn {number}, the first prompt, is empty")
-            if number == last:
+            if number == last and role == "assistant":
                 raise BadRow(RejectCode.EMPTY_RESPONSE, f"turn {number}, the last answer, is empty")
             raise BadRow(RejectCode.EMPTY_TURN, f"turn {number} ({role}) is empty")
         prompted = prompted or role == "user"
 
 
-def _check_tools(messages: list[Message], tools: list[dict[str, Any]] | None) -> None:
+def _check_tools(messages: list[Message], tools: Tools) -> None:
     offered = {tool["function"]["name"] for tool in tools or ()}
     open_ids: set[str] = set()
     may_answer = False

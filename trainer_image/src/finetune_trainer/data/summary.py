@@ -4,21 +4,23 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
+from finetune_trainer.data.columns import ColumnMap
 from finetune_trainer.data.rows import (
     WELL_FORMED_REJECTS,
-    ChatRow,
     DataFormat,
     RejectCode,
     Rejected,
     RepairCode,
+    Row,
 )
+from finetune_trainer.lengths import Lengths
 
 
 @dataclass(slots=True)
 class Summary:
     """Counters over the rows seen so far; `rows` = `accepted` + `rejected`, and `repaired` rows are among the accepted.
 
-    The token counts stay 0 without a tokenizer.
+    The token counts stay 0 without a tokenizer. `unfit` counts, by what is said of it, what the objective cannot use.
     """
 
     accepted: int = 0
@@ -31,6 +33,9 @@ class Summary:
     trained_tokens: int = 0
     answers_cut: int = 0
     reasoning_lost: int = 0
+    lengths: Lengths = field(default_factory=Lengths)
+    unfit: Counter[str] = field(default_factory=Counter)
+    columns: ColumnMap = field(default_factory=lambda: ColumnMap({}))
 
     @property
     def rows(self) -> int:
@@ -52,10 +57,12 @@ class Summary:
         """Malformed rows in percent of all rows; compare with `dataset.maxRejectedPercent`."""
         return 100 * self.malformed / self.rows if self.rows else 0.0
 
-    def count(self, row: ChatRow | Rejected) -> None:
+    def count(self, row: Row | Rejected) -> None:
         """Count one row."""
         if isinstance(row, Rejected):
             self.rejected_by_code[row.code] += 1
+            if row.code is RejectCode.NOT_FOR_OBJECTIVE:
+                self.unfit[row.detail] += 1
             return
         self.accepted += 1
         self.formats[row.format] += 1
@@ -64,7 +71,8 @@ class Summary:
             self.repaired_by_code.update(row.repairs)
         for encoded in row.encodings:
             self.samples += 1
-            self.tokens += len(encoded.input_ids)
+            self.tokens += encoded.tokens
+            self.lengths.add(encoded.length + encoded.left_out)
             self.trained_tokens += encoded.trained
             self.answers_cut += encoded.answer_cut
             self.reasoning_lost += encoded.reasoning_lost
@@ -85,4 +93,5 @@ class Summary:
             "trainedTokens": self.trained_tokens,
             "answersCut": self.answers_cut,
             "reasoningLost": self.reasoning_lost,
+            "lengths": self.lengths.to_dict(),
         }

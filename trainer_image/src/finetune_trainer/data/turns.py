@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from finetune_trainer.data.detect import CONTENT_KEYS, ROLE_KEYS
+from finetune_trainer.data.columns import CONTENT_KEYS, ROLE_KEYS
 from finetune_trainer.data.fields import Repairs, read_optional_text, read_text
 from finetune_trainer.data.parse import name_type
 from finetune_trainer.data.rows import BadRow, Message, RejectCode, RepairCode, Role

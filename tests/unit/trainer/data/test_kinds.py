@@ -1,0 +1,158 @@
+"""Rows of labels, texts, prompts and completions: what they are read as, and what is refused."""
+
+from typing import Any
+
+import pytest
+
+from finetune_trainer.data.rows import ChatRow, DataFormat, PromptRow, RejectCode, Rejected, TextRow, UnpairedRow
+
+Q = {"role": "user", "content": "q"}
+A = {"role": "assistant", "content": "a"}
+HUMAN = {"from": "human", "value": "q"}
+GPT = {"from": "gpt", "value": "a"}
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "q", "completion": "a"},
+        {"prompt": "q", "response": "a"},
+        {"prompt": [Q], "completion": [A]},
+        {"prompt": [Q], "completion": "a"},
+        {"prompt": "q", "completion": A},
+        {"prompt": '[{"role": "user", "content": "q"}]', "completion": "a"},
+        {"prompt": "\n\nHuman: q\n\nAssistant:", "completion": "a"},
+    ],
+)
+def test_prompt_and_completion_are_a_conversation(check: Any, row: dict[str, Any]) -> None:
+    (kept,), _ = check(row)
+    assert isinstance(kept, ChatRow)
+    assert kept.messages == [Q, A]
+
+
+def test_of_a_prompt_with_answers_only_the_completion_is_trained(check: Any) -> None:
+    (kept,), _ = check({"prompt": [Q, A, Q], "completion": [A]})
+    assert kept.format is DataFormat.PROMPT_COMPLETION
+    assert kept.messages == [Q, {**A, "train": False}, Q, A]
+
+
+@pytest.mark.parametrize("text", ["[1, 2]", "[not a list", "[]", "Human: is this one?", "{}"])
+def test_a_text_that_only_looks_like_turns_stays_a_text(check: Any, text: str) -> None:
+    (kept,), _ = check({"prompt": text, "completion": text})
+    assert [message["content"] for message in kept.messages] == [text, text]
+
+
+@pytest.mark.parametrize(
+    ("said", "label"),
+    [
+        (True, True),
+        (False, False),
+        (1, True),
+        (0, False),
+        (1.0, True),
+        ("true", True),
+        ("False", False),
+        (" 0 ", False),
+    ],
+)
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "q", "completion": "a", "label": None},
+        {"prompt": [Q], "completion": [A], "label": None},
+        {"instruction": "q", "input": "", "output": "a", "kto_tag": None},
+        {"conversations": [HUMAN, GPT], "kto_tag": None},
+        {"messages": [Q, A], "label": None},
+    ],
+)
+def test_an_answer_with_a_label_is_judged(check: Any, row: dict[str, Any], said: object, label: bool) -> None:
+    column = "label" if "label" in row else "kto_tag"
+    (kept,), _ = check({**row, column: said}, objective="KTO")
+    assert isinstance(kept, UnpairedRow)
+    assert kept.content() == {"prompt": [Q], "completion": [A], "label": label}
+
+
+def test_the_last_answer_of_a_conversation_is_the_one_that_is_judged(check: Any) -> None:
+    (kept,), _ = check({"messages": [Q, A, Q, A, Q], "label": True}, objective="KTO")
+    assert (kept.prompt, kept.completion) == ([Q, A, Q], [A])
+
+
+@pytest.mark.parametrize("label", [None, 2, -1, 0.5, "", "good", "yes please", [], {}, [True]])
+def test_a_label_that_is_neither_true_nor_false_is_refused(check: Any, label: object) -> None:
+    (refused,), _ = check({"prompt": "q", "completion": "a", "label": label}, objective="KTO")
+    assert isinstance(refused, Rejected)
+    assert refused.code is RejectCode.BAD_LABEL
+    assert "label" in refused.detail
+
+
+def test_a_label_that_means_something_else_is_ignored_under_a_given_format(check: Any) -> None:
+    (kept,), _ = check({"instruction": "q", "output": "a", "label": "sports"}, format="Alpaca")
+    assert kept.messages == [Q, A]
+
+
+def test_a_text_keeps_its_spaces_and_line_ends(check: Any) -> None:
+    (kept,), _ = check({"text": " a\n\n  b \n"}, objective="DomainAdaptation")
+    assert isinstance(kept, TextRow)
+    assert kept.text == " a\n\n  b \n"
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        (" \n", RejectCode.EMPTY_RESPONSE),
+        (None, RejectCode.NULL_FIELD),
+        ({"a": 1}, RejectCode.WRONG_TYPE),
+        (["a", "b"], RejectCode.WRONG_TYPE),
+    ],
+)
+def test_what_is_no_text_is_refused(check: Any, text: object, code: RejectCode) -> None:
+    (refused,), _ = check({"text": text}, objective="DomainAdaptation")
+    assert refused.code is code
+
+
+@pytest.mark.parametrize(
+    "row", [{"prompt": "q"}, {"prompt": [Q]}, {"messages": [Q]}, {"instruction": "q"}, {"conversations": [HUMAN]}]
+)
+def test_a_prompt_alone_is_a_row(check: Any, row: dict[str, Any]) -> None:
+    (kept,), _ = check(row, objective="RLHF")
+    assert isinstance(kept, PromptRow)
+    assert kept.content() == {"prompt": [Q]}
+
+
+@pytest.mark.parametrize(
+    ("row", "code"),
+    [
+        ({"prompt": ""}, RejectCode.EMPTY_PROMPT),
+        ({"prompt": []}, RejectCode.EMPTY_PROMPT),
+        ({"messages": [{"role": "system", "content": "s"}]}, RejectCode.EMPTY_PROMPT),
+        ({"prompt": [Q, A]}, RejectCode.BAD_ALTERNATION),
+        ({"prompt": [Q, A, {"role": "user", "content": " "}]}, RejectCode.EMPTY_TURN),
+        ({"prompt": None}, RejectCode.NULL_FIELD),
+    ],
+)
+def test_what_is_no_prompt_is_refused(check: Any, row: dict[str, Any], code: RejectCode) -> None:
+    (refused,), _ = check(row, objective="RLHF")
+    assert refused.code is code
+
+
+@pytest.mark.parametrize(
+    ("row", "asked", "code"),
+    [
+        ({"instruction": "q", "output": "a"}, "Preference", RejectCode.MISSING_COLUMN),
+        ({"instruction": "q", "output": "a"}, "Unpaired", RejectCode.MISSING_COLUMN),
+        ({"instruction": "q", "output": "a"}, "Text", RejectCode.MISSING_COLUMN),
+        ({"text": "t"}, "PromptCompletion", RejectCode.MISSING_COLUMN),
+        ({"prompt": "q", "label": True}, "Unpaired", RejectCode.NO_ASSISTANT),
+    ],
+)
+def test_a_given_format_is_held_to(check: Any, row: dict[str, Any], asked: str, code: RejectCode) -> None:
+    (refused,), _ = check(row, format=asked, objective=None)
+    assert refused.code is code
+
+
+def test_a_given_format_decides_where_columns_fit_several(check: Any) -> None:
+    row = {"instruction": "q", "output": "a", "text": "### q a"}
+    (as_text,), _ = check(row, format="Text", objective="DomainAdaptation")
+    assert as_text.text == "### q a"
+    (as_chat,), _ = check({"prompt": "q", "completion": "a", "label": True}, format="PromptCompletion")
+    assert as_chat.messages == [Q, A]

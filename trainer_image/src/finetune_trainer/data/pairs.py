@@ -1,0 +1,60 @@
+"""Converts preference rows: a chosen and a rejected answer beside the prompt, or two whole conversations."""
+
+from finetune_trainer.data.columns import (
+    CHOSEN_COLUMNS,
+    CONVERSATION_COLUMNS,
+    INPUT_COLUMNS,
+    INSTRUCTION_COLUMNS,
+    OUTPUT_COLUMNS,
+    REJECTED_COLUMNS,
+    Columns,
+    find_column,
+    missing_column,
+)
+from finetune_trainer.data.conversations import (
+    read_conversation,
+    read_messages,
+    read_row_tools,
+    read_system,
+    read_turns,
+)
+from finetune_trainer.data.detect import is_ranked_output
+from finetune_trainer.data.fields import Repairs
+from finetune_trainer.data.instructions import read_prompt
+from finetune_trainer.data.rows import DataFormat, Message, PreferenceRow, Source
+from finetune_trainer.data.shared_prompt import split_pair
+
+
+def convert_preference(row: Columns, source: Source, data_format: DataFormat, repairs: Repairs) -> PreferenceRow:
+    """Return the row with the prompt that both answers share; raises BadRow."""
+    request = row.get("input")
+    asked: Columns = request if isinstance(request, dict) and "messages" in request else row
+    chosen, rejected, is_conversation = _read_answers(row, repairs)
+    prompt = read_system(row, repairs) if is_conversation else _read_prompt(asked, repairs)
+    prompt, chosen, rejected = split_pair(prompt, chosen, rejected)
+    return PreferenceRow(prompt, chosen, rejected, source, data_format, read_row_tools(asked, repairs))
+
+
+def _read_prompt(row: Columns, repairs: Repairs) -> list[Message]:
+    if "prompt" not in row and find_column(row, CONVERSATION_COLUMNS):
+        return read_conversation(row, repairs)
+    if find_column(row, INSTRUCTION_COLUMNS) or find_column(row, INPUT_COLUMNS):
+        return read_prompt(row, repairs)
+    return read_system(row, repairs)
+
+
+def _read_answers(row: Columns, repairs: Repairs) -> tuple[list[Message], list[Message], bool]:
+    """Return both answers, and whether the chosen one is the row's conversation itself."""
+    rejected = find_column(row, REJECTED_COLUMNS)
+    if rejected is None:
+        if is_ranked_output(row):
+            better, worse = row["output"]
+            return [Message(role="assistant", content=better)], [Message(role="assistant", content=worse)], False
+        raise missing_column(REJECTED_COLUMNS)
+    worse = read_messages(row[rejected], rejected, "assistant", repairs)
+    chosen = find_column(row, CHOSEN_COLUMNS) or find_column(row, OUTPUT_COLUMNS)
+    if chosen is not None:
+        return read_messages(row[chosen], chosen, "assistant", repairs), worse, False
+    if conversation := find_column(row, CONVERSATION_COLUMNS):
+        return read_turns(row[conversation], conversation, repairs), worse, True
+    raise missing_column(CHOSEN_COLUMNS)
