@@ -1,7 +1,7 @@
 """The settings of a job: what method `Auto` stands for, and settings that fit the memory budget where there is one."""
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from finetune_api.defaults import Facts, resolve
@@ -11,6 +11,7 @@ from finetune_api.status import Resolved
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.memory import Memory, estimate, format_bytes, micro_batches
 from finetune_trainer.model_shape import ModelShape
+from finetune_trainer.packing import count_packed
 from finetune_trainer.quantity import parse_quantity
 
 logger = logging.getLogger(__name__)
@@ -19,15 +20,21 @@ SHORTEST = 64
 """Lengths are advised in multiples of this, and not below it."""
 
 
-def choose_settings(spec: FineTuneJobSpec, shape: ModelShape | None, facts: Facts) -> Resolved:
+def choose_settings(
+    spec: FineTuneJobSpec, shape: ModelShape | None, facts: Facts, lengths: Sequence[int] = ()
+) -> Resolved:
     """Every setting, with its memory estimated; raises WontFit where `tuning.vramBudget` is given and too small.
+
+    `lengths` are those of the training samples, in tokens: whether to pack depends on them.
 
     Where the job leaves them open, the micro-batch is halved and gradient checkpointing switched on before that: both
     change the memory and not the result.
     """
     budget = _budget(spec)
     method, reason = choose_method(spec, shape, facts)
-    settings = resolve(spec, replace(facts, method=method, method_reason=reason))
+    facts = replace(facts, method=method, method_reason=reason)
+    spec, facts = _pack(spec, shape, facts, lengths)
+    settings = resolve(spec, facts)
     if shape is None:
         logger.warning("the model's configuration does not name its sizes: its memory is not estimated")
         return settings
@@ -35,6 +42,28 @@ def choose_settings(spec: FineTuneJobSpec, shape: ModelShape | None, facts: Fact
         settings = _fit(spec, shape, settings, budget) or _refuse(spec, shape, settings, budget)
     total = estimate(shape, settings, spec.objective).total
     return settings.model_copy(update={"estimated_gpu_memory_bytes": total})
+
+
+def _pack(
+    spec: FineTuneJobSpec, shape: ModelShape | None, facts: Facts, lengths: Sequence[int]
+) -> tuple[FineTuneJobSpec, Facts]:
+    """With packing the loop's row is a sequence: as many make a step as hold the rows that a step is meant to have."""
+    hyper = spec.hyperparameters
+    sequences = count_packed(
+        lengths, hyper.max_length, spec.objective, hyper.packing, shape.model_type if shape else ""
+    )
+    if sequences is None:
+        return spec, facts
+    single = resolve(spec, facts)
+    changes: dict[str, object] = {}
+    if hyper.gradient_accumulation_steps is None:
+        batch = hyper.per_device_train_batch_size or 1
+        wanted = (single.global_batch_size or 1) * sequences / len(lengths)
+        changes = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": max(1, round(wanted / batch))}
+    if hyper.max_steps is None:
+        changes["num_train_epochs"] = single.num_train_epochs
+    packed = spec.model_copy(update={"hyperparameters": hyper.model_copy(update=changes)})
+    return packed, replace(facts, train_rows=sequences, packing=True)
 
 
 def choose_method(spec: FineTuneJobSpec, shape: ModelShape | None, facts: Facts) -> tuple[Method, str]:
@@ -124,7 +153,8 @@ def _milder(
     *_, single = micro_batches(settings)
     if settings.per_device_train_batch_size != single.per_device_train_batch_size:
         accumulation = single.gradient_accumulation_steps
-        advice.append(f"perDeviceTrainBatchSize 1 and gradientAccumulationSteps {accumulation}")
+        batch = single.per_device_train_batch_size
+        advice.append(f"perDeviceTrainBatchSize {batch} and gradientAccumulationSteps {accumulation}")
         yield " and ".join(advice), single
     if not settings.gradient_checkpointing:
         single = single.model_copy(update={"gradient_checkpointing": True})

@@ -168,7 +168,8 @@ def _layer_bytes_per_token(shape: ModelShape, settings: Resolved) -> int:
     width, is_full = _compute(settings), settings.method == Method.FULL
     norms = FULL_WIDTH * 2 * shape.hidden * (2 if is_full else 1)
     attention = width * (3 if is_full else 4) * shape.heads * shape.head_size
-    mask = width * (settings.max_length or 0) if (settings.per_device_train_batch_size or 1) > 1 else 0
+    has_mask = settings.packing or (settings.per_device_train_batch_size or 1) > 1
+    mask = width * (settings.max_length or 0) if has_mask else 0
     gated = (_residual(settings) if settings.method == Method.QLORA else width) * 3 * shape.intermediate
     return norms + attention + mask + gated + _linear_inputs(shape, settings)
 

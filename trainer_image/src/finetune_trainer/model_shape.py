@@ -78,7 +78,7 @@ def read_shape(config: Mapping[str, Any], tensors: Tensors) -> ModelShape | None
     if not (hidden and layers and heads and vocabulary):
         return None
     return ModelShape(
-        model_type=str(values.get("model_type") or ""),
+        model_type=str(config.get("model_type") or ""),
         vocabulary=vocabulary,
         hidden=hidden,
         intermediate=_size(values, "intermediate_size", "n_inner", "ffn_dim") or 4 * hidden,

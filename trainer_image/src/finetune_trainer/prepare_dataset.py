@@ -33,13 +33,15 @@ FIRST_LINES = 5
 
 @dataclass(slots=True)
 class CheckedFile:
-    """One source after the check: its accepted rows lie in `directory`, with the samples that each gives."""
+    """One source after the check: its accepted rows lie in `directory`, with the samples that each gives and the
+    lengths of these."""
 
     source: DataSource
     files: list[FetchedObject]
     directory: Path
     summary: Summary = field(default_factory=Summary)
     samples: "array[int]" = field(default_factory=lambda: array("I"))
+    lengths: "array[int]" = field(default_factory=lambda: array("I"))
     first_rejects: list[Rejected] = field(default_factory=list)
 
 
@@ -50,8 +52,13 @@ class PreparedDataset:
     directory: Path
     files: list[ManifestFile]
     status: DatasetStatus
-    train_samples: int
+    train_lengths: "array[int]"
     validation_samples: int
+
+    @property
+    def train_samples(self) -> int:
+        """The samples of one pass."""
+        return len(self.train_lengths)
 
     def digest(self, name: Artifact) -> str:
         """SHA-256 of one of the files."""
@@ -79,7 +86,7 @@ def prepare_dataset(
     out = workspace / "prepared"
     shutil.rmtree(out, ignore_errors=True)
     (out / "dataset").mkdir(parents=True)
-    train_samples, held_out_samples = _write_rows(out, train, validation, split)
+    train_lengths, held_out_samples = _write_rows(out, train, validation, split)
     _concatenate(out / Artifact.REJECTED, [one.directory / REJECTED for one in (train, validation) if one])
     status = _status(train, validation, split)
     files = _describe(out)
@@ -92,7 +99,7 @@ def prepare_dataset(
         labeler=labeler,
         model=config.spec.model.model_dump(include={"uri", "revision"}, exclude_none=True),
     )
-    return PreparedDataset(out, files, status, train_samples, held_out_samples)
+    return PreparedDataset(out, files, status, train_lengths, held_out_samples)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +141,7 @@ class _Check:
                 out.write(row)
                 if not isinstance(row, Rejected):
                     checked.samples.append(len(row.encodings))
+                    checked.lengths.extend(sample.length for sample in row.encodings)
                 elif len(checked.first_rejects) < FIRST_LINES:
                     checked.first_rejects.append(row)
 
@@ -162,23 +170,29 @@ def _split(config: JobConfig, train: CheckedFile) -> Split:
     return split
 
 
-def _write_rows(out: Path, train: CheckedFile, validation: CheckedFile | None, split: Split) -> tuple[int, int]:
-    """Returns the samples that training and evaluation will see."""
-    samples = Counter({True: 0, False: 0})
+def _write_rows(
+    out: Path, train: CheckedFile, validation: CheckedFile | None, split: Split
+) -> "tuple[array[int], int]":
+    """Returns the lengths of the samples to train on, and how many evaluation has."""
+    lengths, held_out_samples, at = array("I"), 0, 0
     held_out = out / Artifact.VALIDATION_ROWS
     with (out / Artifact.TRAIN_ROWS).open("wb") as train_file, held_out.open("wb") as validation_file:
         rows = read_accepted(train.directory / ACCEPTED)
         for row, count in zip(rows, train.samples, strict=True):
             is_held_out = split.is_validation(row)
-            samples[is_held_out] += count
+            if is_held_out:
+                held_out_samples += count
+            else:
+                lengths.extend(train.lengths[at : at + count])
+            at += count
             line = orjson.dumps(row.to_dict(), option=orjson.OPT_APPEND_NEWLINE)
             (validation_file if is_held_out else train_file).write(line)
     if validation:
         (validation.directory / ACCEPTED).replace(held_out)
-        return samples[False], sum(validation.samples)
+        return lengths, sum(validation.samples)
     if not split.validation_rows:
         held_out.unlink()
-    return samples[False], samples[True]
+    return lengths, held_out_samples
 
 
 def _concatenate(target: Path, parts: list[Path]) -> None:
