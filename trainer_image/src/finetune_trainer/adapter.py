@@ -27,10 +27,12 @@ ZERO_AT_START = (".lora_B.", ".lora_embedding_A")
 """The factors that PEFT sets to zero, so that a fresh adapter changes nothing; of an embedding it is the first."""
 
 
-def save_adapter(model: PeftModel, directory: Path, base_model: str) -> None:
-    """Writes config and weights; the config names the base by its URI, never by a path of this machine."""
+def save_adapter(model: PeftModel, directory: Path, base_model: str, revision: str | None = None) -> None:
+    """Writes config and weights; the config names the base by its URI, or as it is called on a hub and by its commit,
+    never by a path of this machine."""
     for config in model.peft_config.values():
         config.base_model_name_or_path = base_model
+        config.revision = revision
     model.save_pretrained(directory, save_embedding_layers=False)
     verify_adapter(directory, expected=len(trained_tensors(model)))
 

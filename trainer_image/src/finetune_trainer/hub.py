@@ -80,11 +80,20 @@ def commit_of(uri: str) -> str | None:
     return parse_hub_uri(uri).commit if is_hub_uri(uri) else None
 
 
+def hub_name(uri: str) -> str:
+    """`owner/name` of a repository on a hub, as the libraries know it; any other URI as it is."""
+    return parse_hub_uri(uri).repo.name if is_hub_uri(uri) else uri
+
+
+def pinned_commit(model: Model) -> str | None:
+    """The commit of a hub's model, once its revision is one."""
+    return model.revision if is_hub_uri(model.uri) and COMMIT.fullmatch(model.revision or "") else None
+
+
 def model_location(model: Model) -> str:
-    """The URI to read a model from: of exactly one commit once the revision is pinned to one."""
-    if is_hub_uri(model.uri) and model.revision and COMMIT.fullmatch(model.revision):
-        return f"{model.uri}@{model.revision}"
-    return model.uri
+    """The URI to read a model from: of exactly one commit, once it is known."""
+    commit = pinned_commit(model)
+    return f"{model.uri}@{commit}" if commit else model.uri
 
 
 @dataclass(frozen=True, slots=True)

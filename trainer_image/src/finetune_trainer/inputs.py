@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from finetune_api.handoff import ExitCode, JobConfig
-from finetune_trainer.base_model import is_model_file
 from finetune_trainer.encodings import UNTRAINED, Encoded, EncodedLabelled, EncodedPair, EncodedPrompt, Sample
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.labels import Labeler, load_labeler
+from finetune_trainer.model_files import fetch_model, pin_as_checked
 from finetune_trainer.progress import Reporter, transfer_beat, work_beat
 from finetune_trainer.samples import Rows, encode_rows, evaluated, fetch_rows
 from finetune_trainer.stop import StopFlag
@@ -52,11 +52,10 @@ class Inputs:
 def load_inputs(config: JobConfig, storage: Storage, workspace: Path, reporter: Reporter, stop: StopFlag) -> Inputs:
     """Downloads model and rows, verifies the rows against preflight's digests and turns them into samples."""
     on_bytes, on_rows = transfer_beat(reporter, stop), work_beat(reporter, stop)
-    model = workspace / "model"
-    for left_over in (workspace / "result", model):
-        shutil.rmtree(left_over, ignore_errors=True)
-    storage.download_folder(config.spec.model.uri, model, on_bytes, accept=is_model_file)
+    shutil.rmtree(workspace / "result", ignore_errors=True)
     rows = fetch_rows(config, storage, workspace, on_bytes)
+    config = pin_as_checked(config, rows.summary.get("model") or {}, storage)
+    model = fetch_model(config, storage, workspace / "model", on_bytes)
     labeler = load_labeler(model, config.spec.model.uri)
     objective, longest = config.spec.objective.value, config.spec.hyperparameters.max_length
     held_out = evaluated(rows.validation, config.spec.hyperparameters.seed)

@@ -10,6 +10,7 @@ from typing import Any
 
 from finetune_api.handoff import ENV_IMAGE, JobConfig, Report
 from finetune_api.status import Lineage
+from finetune_trainer.hub import pinned_commit
 from finetune_trainer.storage import OnBytes, sha256_file
 
 LIBRARIES = (
@@ -46,6 +47,7 @@ def status_lineage(
     """The status block; preflight has no digests of the weights, and the libraries have not trained yet."""
     return Lineage(
         base_model=config.spec.model.uri,
+        base_model_revision=pinned_commit(config.spec.model),
         base_model_sha256=combined_sha256(model_files) if model_files else None,
         dataset_sha256=dataset_sha256,
         config_sha256=config.config_sha256,
@@ -76,6 +78,7 @@ def build_lineage(
         },
         "baseModel": {
             "uri": config.spec.model.uri,
+            "revision": pinned_commit(config.spec.model),
             "sha256": combined_sha256(model_files),
             "files": dict(sorted(model_files.items())),
             "chatTemplateSha256": template_sha256,

@@ -21,6 +21,7 @@ from finetune_trainer.adapter import save_adapter, save_tokenizer
 from finetune_trainer.callbacks import restore_trained, save_trained
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.generate import answer_all, stop_token_ids
+from finetune_trainer.hub import hub_name, pinned_commit
 from finetune_trainer.inputs import Inputs, load_inputs
 from finetune_trainer.memory import micro_batches
 from finetune_trainer.merge import HeldOut, merge_adapter, save_full, stored_precision
@@ -113,7 +114,7 @@ def train_once(inputs: Inputs, settings: Resolved, device: torch.device, reporte
     save_trained(model, inputs.best_weights)
     tuned_answers = answer(inputs, trainer, watch, traits)
     if settings.method != Method.FULL:
-        save_adapter(model, inputs.result / Artifact.ADAPTER, spec.model.uri)
+        save_adapter(model, inputs.result / Artifact.ADAPTER, hub_name(spec.model.uri), pinned_commit(spec.model))
         save_tokenizer(inputs.model, inputs.result / Artifact.ADAPTER, inputs.labeler)
     answers = [Answer(*parts) for parts in zip(questions(inputs, traits), base_answers, tuned_answers, strict=True)]
     return Trained(settings, watch.history, watch.plateau, final, parameters, answers)
