@@ -1,200 +1,194 @@
-"""Turns a canonical chat row into token ids and labels: what the model reads, and the part of it that it must learn.
+"""Turns canonical rows into token ids and labels: what the model reads, and the part of it that it must learn.
 
     labeler = Labeler(model_directory)
-    result = labeler.encode(row, "Chat", max_length=2048)   # list[Encoded], or BadRow with a code and a detail
+    result = labeler.encode(row, "Chat", max_length=2048)   # a list of samples, or BadRow with a code and a detail
 
-Instruction trains the last answer, Chat every answer not marked `train: false`. Only answers and the tokens that stop
-them carry labels; everything else is -100.
+A ChatRow gives `Encoded`: Instruction trains the last answer, Chat every answer not marked `train: false`; only answers
+and the tokens that stop them carry labels. A TextRow gives `Encoded` with every token trained, a PreferenceRow
+`EncodedPair`, an UnpairedRow `EncodedLabelled`, a PromptRow `EncodedPrompt`.
 """
 
 import hashlib
-import re
-from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 import orjson
-from tokenizers import Encoding
 
 from finetune_api.handoff import ExitCode
-from finetune_trainer.data.rows import BadRow, ChatRow, Message, Objective, RejectCode, RepairCode
-from finetune_trainer.encodings import UNTRAINED, Encoded
+from finetune_trainer.answers import AnswersDraft, Prompt, PromptDraft
+from finetune_trainer.data.rows import (
+    BadRow,
+    ChatRow,
+    Message,
+    Objective,
+    PreferenceRow,
+    PromptRow,
+    RejectCode,
+    Row,
+    TextRow,
+    UnpairedRow,
+)
+from finetune_trainer.drafts import ChatDraft, Draft, TextDraft
+from finetune_trainer.encodings import UNTRAINED, Encoded, Sample
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.skeletons import SkeletonFinder
-from finetune_trainer.template import FALLBACK_TEMPLATE, ChatTemplate, TemplateFailure
-from finetune_trainer.template_probe import choose_arguments_form, choose_content_form, has_system_role
-from finetune_trainer.tokenizer_files import TokenizerFiles, TokenizerUnavailable, load_tokenizer_files
-from finetune_trainer.turn_spans import Sample, Span, Tools, TurnFinder
+from finetune_trainer.previews import Piece, preview_draft
+from finetune_trainer.renderer import Renderer, control_pattern
+from finetune_trainer.template import FALLBACK_TEMPLATE, TemplateFailure
+from finetune_trainer.token_spans import Tokens
+from finetune_trainer.tokenizer_files import (
+    DEFAULT,
+    TOOL_USE,
+    TokenizerFiles,
+    TokenizerUnavailable,
+    load_tokenizer_files,
+)
+from finetune_trainer.turn_spans import Tools
 
 __all__ = ["UNTRAINED", "Encoded", "Labeler", "load_labeler"]
-
-# Each answer is rendered with all that goes before it, so that work grows with turns times text: hostile rows end here.
-MAX_TURNS = 512
-MAX_RENDERED_CHARACTERS = 1 << 28
-
-
-@dataclass(frozen=True, slots=True)
-class _Plan:
-    """A row made ready: its samples, and what had to be changed for the template."""
-
-    samples: list[Sample]
-    repairs: tuple[RepairCode, ...] = ()
-    reasoning_lost: int = 0
 
 
 class Labeler:
     """Builds samples with one model's tokenizer and chat template; raises TokenizerUnavailable without the former."""
 
     def __init__(self, directory: Path) -> None:
-        self._files = load_tokenizer_files(directory)
-        self.tokenizer = self._files.tokenizer
-        self.is_fallback_template = self._files.template is None
-        self.template_text = self._files.template or _fallback_template(self._files)
-        self._control = _control_pattern(self._files, self.is_fallback_template)
-        self._template = ChatTemplate(self.template_text, self._files.named_tokens)
-        self._finder = TurnFinder(self._template, _control_pattern(self._files, False), self._files.eos_token)
-        self._skeletons = SkeletonFinder(self._template, self._finder)
-        choose_content_form(self._template)
-        self._has_system_role = has_system_role(self._template)
-        self._has_tool_calls = choose_arguments_form(self._template)
+        files = load_tokenizer_files(directory)
+        self.tokenizer = files.tokenizer
+        self.control_tokens = files.control_tokens
+        self.is_fallback_template = files.template is None
+        self.templates = files.templates or {DEFAULT: _fallback_template(files)}
+        self._tokens = Tokens(files)
+        self._control = control_pattern(files.control_tokens)
+        self._control_in_turns = control_pattern(
+            (*files.control_tokens, *(("<|im_start|>", "<|im_end|>") if self.is_fallback_template else ()))
+        )
+        self._plain = Renderer(self.template_text, files)
+        with_tools = self.templates.get(TOOL_USE)
+        self._with_tools = self._plain if with_tools is None else Renderer(with_tools, files)
+        _refuse_unknown_ids(self, files)
+
+    @property
+    def template_text(self) -> str:
+        """The template of conversations without tools."""
+        return self.templates[DEFAULT]
 
     @property
     def template_sha256(self) -> str:
-        """The digest of the template's text, for the lineage."""
+        """The digest of that template's text, for the lineage."""
         return hashlib.sha256(self.template_text.encode()).hexdigest()
 
-    def encode(self, row: ChatRow, objective: Objective, max_length: int) -> list[Encoded] | BadRow:
-        """Return the row's samples, or why not; more than one only where the template alters earlier answers."""
+    def stop_ids(self) -> list[int]:
+        """The tokens that the template writes after an answer; the first of them stops the model."""
+        return self._tokens.encode(self._plain.end_of_answer())
+
+    def renderer(self, tools: Tools) -> Renderer:
+        """What renders conversations with these tools, or without."""
+        return self._with_tools if tools else self._plain
+
+    def encode(self, row: Row, objective: Objective, max_length: int) -> Sequence[Sample] | BadRow:
+        """Return the row's samples, or why not; more than one only of a text that is too long for one, or where the
+        template alters earlier answers."""
         return self.encode_batch([row], objective, max_length)[0]
 
     def encode_batch(
-        self, rows: Sequence[ChatRow], objective: Objective, max_length: int
-    ) -> list[list[Encoded] | BadRow]:
+        self, rows: Sequence[Row], objective: Objective, max_length: int
+    ) -> list[Sequence[Sample] | BadRow]:
         """Encode many rows at once, which is faster; the results are in the order of the rows."""
-        plans = [self._plan(row, objective) for row in rows]
-        texts = [sample.text for plan in plans if isinstance(plan, _Plan) for sample in plan.samples]
+        drafts = [self._try_draft(row, objective) for row in rows]
+        texts = [text for draft in drafts if not isinstance(draft, BadRow) for text in draft.texts]
         encodings = iter(self.tokenizer.encode_batch(texts, add_special_tokens=False))
-        return [
-            plan
-            if isinstance(plan, BadRow)
-            else self._finish(plan, [next(encodings) for _ in plan.samples], max_length)
-            for plan in plans
-        ]
+        results: list[Sequence[Sample] | BadRow] = []
+        for draft in drafts:
+            if isinstance(draft, BadRow):
+                results.append(draft)
+                continue
+            try:
+                results.append(draft.finish(list(islice(encodings, len(draft.texts))), max_length))
+            except BadRow as bad:
+                results.append(bad)
+        return results
 
-    def preview(self, row: ChatRow, objective: Objective = "Chat") -> list[tuple[str, bool]]:
+    def preview(self, row: Row, objective: Objective = "Chat") -> list[Piece]:
         """Return the row's text in pieces, each with whether it is trained; raises BadRow."""
-        plan = self._plan(row, objective)
-        if isinstance(plan, BadRow):
-            raise plan
-        pieces: list[tuple[str, bool]] = []
-        for sample in plan.samples:
-            encoding = self.tokenizer.encode(sample.text, add_special_tokens=False)
-            at = 0
-            for first, last in _token_spans(encoding, sample.spans):
-                if first == last:
-                    continue
-                start, end = encoding.offsets[first][0], encoding.offsets[last - 1][1]
-                pieces += [(sample.text[at:start], False), (sample.text[start:end], True)]
-                at = end
-            pieces.append((sample.text[at:], False))
-        return [piece for piece in pieces if piece[0]]
+        return preview_draft(self._draft(row, objective), self.tokenizer)
 
     def render_prompt(self, messages: Sequence[Message], tools: Tools = None) -> tuple[str, list[int]]:
         """Return the text and ids that ask the model for the next answer; raises BadRow with TEMPLATE_ERROR."""
-        ready, _ = self._fit_system(list(messages))
-        try:
-            text = self._template.render(ready, tools, add_generation_prompt=True)
-        except TemplateFailure as failure:
-            raise BadRow(RejectCode.TEMPLATE_ERROR, str(failure)) from failure
-        return text, self._without_second_bos(self.tokenizer.encode(text, add_special_tokens=False).ids)
+        renderer = self.renderer(tools)
+        text = renderer.render_prompt(renderer.fit_system(list(messages))[0], tools)
+        return text, self._tokens.encode(text)
 
-    def _plan(self, row: ChatRow, objective: Objective) -> "_Plan | BadRow":
+    def _try_draft(self, row: Row, objective: Objective) -> Draft | BadRow:
         try:
-            _refuse_endless(row.messages)
-            self._refuse_control_tokens(row)
-            messages, repairs = self._fit_system(row.messages)
-            return self._find_samples(messages, row.tools, _trained_turns(messages, objective), repairs)
+            return self._draft(row, objective)
         except BadRow as bad:
             return bad
-        except TemplateFailure as failure:
-            return BadRow(RejectCode.TEMPLATE_ERROR, str(failure)[:200])
 
-    def _find_samples(
-        self, messages: list[Message], tools: Tools, turns: list[int], repairs: tuple[RepairCode, ...]
-    ) -> _Plan:
-        if tools is None and not any(message.keys() - {"role", "content", "train"} for message in messages):
-            samples = self._skeletons.find(messages, turns)
-            if samples is not None:
-                return _Plan(samples, repairs)
-        if not self._has_tool_calls and any("tool_calls" in message for message in messages):
-            raise TemplateFailure("the chat template leaves out tool calls")
-        samples = self._finder.find(messages, tools, turns)
-        for sample in samples:
-            _refuse_losses(sample, messages, tools)
-        return _Plan(samples, repairs, sum(_count_lost_reasoning(sample, messages) for sample in samples))
+    def _draft(self, row: Row, objective: Objective) -> Draft:
+        if isinstance(row, TextRow):
+            self._refuse_control_tokens(row.text)
+            return TextDraft(row.text, self._tokens)
+        self._refuse_control_tokens_in_tools(row.tools)
+        match row:
+            case ChatRow():
+                return self._draft_chat(row, objective)
+            case PreferenceRow():
+                return self._draft_answers(row.prompt, [row.chosen, row.rejected], row.tools)
+            case UnpairedRow():
+                return self._draft_answers(row.prompt, [row.completion], row.tools, desirable=row.label)
+            case PromptRow():
+                return self._draft_prompt(row)
 
-    def _refuse_control_tokens(self, row: ChatRow) -> None:
-        for number, message in enumerate(row.messages, 1):
-            found = self._control.search(message["content"])
+    def _draft_chat(self, row: ChatRow, objective: Objective) -> ChatDraft:
+        self._refuse_control_tokens_in_turns(row.messages)
+        renderer = self.renderer(row.tools)
+        messages, repairs = renderer.fit_system(row.messages)
+        return ChatDraft(renderer.find(messages, row.tools, _trained_turns(messages, objective)), repairs, self._tokens)
+
+    def _draft_answers(
+        self, prompt: list[Message], answers: Sequence[list[Message]], tools: Tools, *, desirable: bool = True
+    ) -> AnswersDraft:
+        self._refuse_control_tokens_in_turns(prompt)
+        renderer = self.renderer(tools)
+        found = []
+        for answer in answers:
+            if [message["role"] for message in answer] != ["assistant"]:
+                detail = f"an answer must be one assistant turn, not {len(answer)} turns"
+                raise BadRow(RejectCode.NO_SHARED_PROMPT, detail)
+            self._refuse_control_tokens_in_turns(answer)
+            messages, repairs = renderer.fit_system([*prompt, *answer])
+            found.append(renderer.find(messages, tools, [len(messages) - 1]))
+        return AnswersDraft(
+            Prompt(prompt, tools, renderer, self._tokens),
+            [one.renderings[0] for one in found],
+            repairs,
+            sum(one.reasoning_lost for one in found),
+            desirable,
+        )
+
+    def _draft_prompt(self, row: PromptRow) -> PromptDraft:
+        self._refuse_control_tokens_in_turns(row.prompt)
+        renderer = self.renderer(row.tools)
+        messages, repairs = renderer.fit_system(row.prompt)
+        text = renderer.render_whole_prompt(messages, row.tools)
+        return PromptDraft(Prompt(row.prompt, row.tools, renderer, self._tokens), text, repairs)
+
+    def _refuse_control_tokens(self, text: str) -> None:
+        if found := self._control.search(text):
+            raise BadRow(RejectCode.CONTROL_TOKEN_IN_TEXT, f"the text spells the control token {found.group()!r}")
+
+    def _refuse_control_tokens_in_turns(self, messages: Sequence[Message]) -> None:
+        for number, message in enumerate(messages, 1):
+            found = self._control_in_turns.search(message["content"])
             if not found and len(message) > 2:
-                found = self._control.search(orjson.dumps(message).decode())
+                found = self._control_in_turns.search(orjson.dumps(message).decode())
             if found:
                 detail = f"turn {number} spells the control token {found.group()!r}"
                 raise BadRow(RejectCode.CONTROL_TOKEN_IN_TEXT, detail)
-        if row.tools and (found := self._control.search(orjson.dumps(row.tools).decode())):
+
+    def _refuse_control_tokens_in_tools(self, tools: Tools) -> None:
+        if tools and (found := self._control_in_turns.search(orjson.dumps(tools).decode())):
             raise BadRow(RejectCode.CONTROL_TOKEN_IN_TEXT, f"tools spell the control token {found.group()!r}")
-
-    def _fit_system(self, messages: list[Message]) -> tuple[list[Message], tuple[RepairCode, ...]]:
-        if self._has_system_role or len(messages) < 2 or messages[0]["role"] != "system":
-            return messages, ()
-        first = Message(role="user", content=f"{messages[0]['content']}\n\n{messages[1]['content']}")
-        return [first, *messages[2:]], (RepairCode.SYSTEM_MERGED,)
-
-    def _finish(self, plan: _Plan, encodings: list[Encoding], max_length: int) -> list[Encoded] | BadRow:
-        kept: list[Encoded] = []
-        lost = 0
-        for sample, encoding in zip(plan.samples, encodings, strict=True):
-            encoded = self._encode(sample, encoding, max_length, plan.repairs)
-            if encoded is None:
-                lost += len(sample.spans)
-            else:
-                kept.append(encoded)
-        if not kept:
-            longest = max(len(encoding.ids) for encoding in encodings)
-            detail = f"no token of an answer lies within maxLength {max_length} ({longest} tokens)"
-            return BadRow(RejectCode.PROMPT_FILLS_CONTEXT, detail)
-        if lost:
-            repaired = tuple(dict.fromkeys((*kept[-1].repairs, RepairCode.TRUNCATED)))
-            cut = kept[-1].answer_cut + lost
-            kept[-1] = replace(kept[-1], truncated=True, answer_cut=cut, repairs=repaired)
-        if plan.reasoning_lost:
-            kept[0] = replace(kept[0], reasoning_lost=plan.reasoning_lost)
-        return kept
-
-    def _encode(
-        self, sample: Sample, encoding: Encoding, max_length: int, repairs: tuple[RepairCode, ...]
-    ) -> Encoded | None:
-        ids: list[int] = encoding.ids
-        labels = [UNTRAINED] * len(ids)
-        cut = 0
-        for first, last in _token_spans(encoding, sample.spans):
-            labels[first:last] = ids[first:last]
-            cut += last > max_length
-        skip = len(ids) - len(self._without_second_bos(ids))
-        if skip or len(ids) > max_length:
-            ids, labels = ids[skip : max_length + skip], labels[skip : max_length + skip]
-        trained = len(labels) - labels.count(UNTRAINED)
-        if trained == 0:
-            return None
-        truncated = len(encoding.ids) - skip > max_length
-        if truncated:
-            repairs = (*repairs, RepairCode.TRUNCATED)
-        return Encoded(ids, labels, trained, truncated=truncated, answer_cut=cut, repairs=repairs)
-
-    def _without_second_bos(self, ids: list[int]) -> list[int]:
-        bos = self._files.bos_id
-        return ids[1:] if bos is not None and ids[:2] == [bos, bos] else ids
 
 
 def load_labeler(directory: Path, name: str) -> Labeler:
@@ -206,10 +200,20 @@ def load_labeler(directory: Path, name: str) -> Labeler:
         raise TrainerError(ExitCode.MODEL_UNAVAILABLE, message) from error
 
 
-def _refuse_endless(messages: Sequence[Message]) -> None:
-    turns = len(messages)
-    if turns > MAX_TURNS or turns * sum(len(message["content"]) for message in messages) > MAX_RENDERED_CHARACTERS:
-        raise BadRow(RejectCode.TOO_LONG, f"{turns} turns of this length are more than can be rendered")
+def _refuse_unknown_ids(labeler: Labeler, files: TokenizerFiles) -> None:
+    """A token that stands only in a config may have an id beyond the model's embeddings, which no run survives."""
+    if files.vocabulary is None:
+        return
+    try:
+        ids = labeler.render_prompt([Message(role="user", content="a")])[1] + labeler.stop_ids()
+    except (BadRow, TemplateFailure):
+        return  # the rows will tell
+    if max(ids, default=0) >= files.vocabulary:
+        token = files.tokenizer.id_to_token(max(ids))
+        raise TokenizerUnavailable(
+            f"{token!r}, which the chat template writes, has the id {max(ids)}, and the model knows "
+            f"{files.vocabulary} tokens"
+        )
 
 
 def _trained_turns(messages: Sequence[Message], objective: Objective) -> list[int]:
@@ -222,52 +226,5 @@ def _trained_turns(messages: Sequence[Message], objective: Objective) -> list[in
     return turns
 
 
-def _token_spans(encoding: Encoding, spans: Sequence[Span]) -> list[Span]:
-    """Return the ranges of tokens that lie wholly within these ranges of characters."""
-    offsets = encoding.offsets
-    ranges = []
-    for start, end in spans:
-        first = bisect_left(offsets, (start, start + 1))
-        last = bisect_left(offsets, (end, end))
-        while last > first and offsets[last - 1][1] > end:
-            last -= 1
-        ranges.append((first, last))
-    return ranges
-
-
-def _refuse_losses(sample: Sample, messages: Sequence[Message], tools: Tools) -> None:
-    """Refuse a sample whose template left out a text, a tool call or the tools themselves."""
-    for turn, message in enumerate(messages[: sample.turns[-1] + 1]):
-        if _answer(message) not in sample.text:
-            raise TemplateFailure(f"the chat template leaves out or alters turn {turn + 1} ({message['role']})")
-    for (start, end), turn in zip(sample.spans, sample.turns, strict=True):
-        shown = sample.text[start:end]
-        calls = messages[turn].get("tool_calls", ())
-        if _answer(messages[turn]) not in shown or any(call["function"]["name"] not in shown for call in calls):
-            raise TemplateFailure(f"the chat template does not show the answer of turn {turn + 1} where it belongs")
-    for tool in tools or ():
-        if tool["function"]["name"] not in sample.text:
-            raise TemplateFailure("the chat template leaves out the tools")
-
-
-def _answer(message: Message) -> str:
-    return message["content"].rpartition("</think>")[2].strip()
-
-
-def _reasoning(message: Message) -> str:
-    inline = message["content"].rpartition("</think>")[0].rpartition("<think>")[2]
-    return (message.get("reasoning_content") or inline).strip()
-
-
-def _count_lost_reasoning(sample: Sample, messages: Sequence[Message]) -> int:
-    pairs = zip(sample.spans, sample.turns, strict=True)
-    return sum(_reasoning(messages[turn]) not in sample.text[start:end] for (start, end), turn in pairs)
-
-
 def _fallback_template(files: TokenizerFiles) -> str:
     return ("{{ bos_token }}" if files.adds_bos else "") + FALLBACK_TEMPLATE
-
-
-def _control_pattern(files: TokenizerFiles, is_fallback: bool) -> re.Pattern[str]:
-    tokens = [*files.control_tokens, *(("<|im_start|>", "<|im_end|>") if is_fallback else ())]
-    return re.compile("|".join(map(re.escape, tokens)) or "(?!)")

@@ -10,11 +10,10 @@ from finetune_api.status import DatasetStatus, Resolved
 from finetune_trainer.inputs import Inputs
 from finetune_trainer.lineage import build_lineage, digest_folder, library_versions, status_lineage
 from finetune_trainer.model import describe_device, peak_memory_bytes
-from finetune_trainer.progress import Reporter, work_beat
+from finetune_trainer.progress import Reporter
 from finetune_trainer.report.document import RunRecord
 from finetune_trainer.report.record import Answer, History, Machine, Measured, MergeCheck, Plateau
 from finetune_trainer.samples import describe, previews
-from finetune_trainer.stop import StopFlag
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,6 @@ def build_record(
     *,
     device: torch.device,
     reporter: Reporter,
-    stop: StopFlag,
     seconds: float,
 ) -> RunRecord:
     """Everything that report and result say."""
@@ -47,7 +45,7 @@ def build_record(
         config=inputs.config,
         settings=trained.settings,
         dataset=inputs.config.dataset or DatasetStatus(),
-        samples=describe(inputs.rows, inputs.train, inputs.labeler, objective, work_beat(reporter, stop)),
+        samples=describe(inputs.rows, inputs.train),
         previews=previews(inputs.rows.train, inputs.labeler, objective),
         history=trained.history,
         baseline=trained.history.baseline(),

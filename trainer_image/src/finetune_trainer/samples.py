@@ -10,16 +10,18 @@ from typing import Any
 
 from finetune_api.handoff import Artifact, ExitCode, JobConfig
 from finetune_trainer.data.report import read_accepted
-from finetune_trainer.data.rows import BadRow, ChatRow
+from finetune_trainer.data.rows import BadRow, Row
+from finetune_trainer.encodings import Sample
 from finetune_trainer.errors import ObjectMissing, TrainerError
-from finetune_trainer.labels import Encoded, Labeler
+from finetune_trainer.labels import Labeler
+from finetune_trainer.lengths import Lengths
+from finetune_trainer.previews import Piece
 from finetune_trainer.report.record import SampleStats
 from finetune_trainer.storage import OnBytes, Storage, join, sha256_file
 
 EVALUATED_ROWS = 512
 PREVIEWED_ROWS = 3
 ENCODED_AT_ONCE = 256
-UNLIMITED = 1 << 40
 
 OnRows = Callable[[], None]
 
@@ -28,8 +30,8 @@ OnRows = Callable[[], None]
 class Rows:
     """The canonical rows of both sides, and what preflight wrote about them."""
 
-    train: list[ChatRow]
-    validation: list[ChatRow]
+    train: list[Row]
+    validation: list[Row]
     summary: dict[str, Any]
 
     @property
@@ -47,7 +49,7 @@ def fetch_rows(config: JobConfig, storage: Storage, directory: Path, on_bytes: O
     summary = json.loads(data)
     digests = {file["path"]: file["sha256"] for file in summary["files"]}
 
-    def fetch(artifact: Artifact) -> list[ChatRow]:
+    def fetch(artifact: Artifact) -> list[Row]:
         if artifact not in digests:
             return []
         path = directory / artifact
@@ -72,7 +74,7 @@ def _download(uri: str, path: Path, storage: Storage, on_bytes: OnBytes) -> None
         raise TrainerError(ExitCode.DATASET_UNUSABLE, f"{uri} was removed after preflight") from missing
 
 
-def evaluated(rows: list[ChatRow], seed: int) -> list[ChatRow]:
+def evaluated(rows: list[Row], seed: int) -> list[Row]:
     """The validation rows that are evaluated with: all, or a seeded choice of 512, in file order."""
     if len(rows) <= EVALUATED_ROWS:
         return rows
@@ -81,10 +83,10 @@ def evaluated(rows: list[ChatRow], seed: int) -> list[ChatRow]:
 
 
 def encode_rows(
-    rows: Iterable[ChatRow], labeler: Labeler, objective: str, max_length: int, on_rows: OnRows
-) -> list[Encoded]:
+    rows: Iterable[Row], labeler: Labeler, objective: str, max_length: int, on_rows: OnRows
+) -> list[Sample]:
     """Every sample of the rows; a row that the tokenizer refuses, which preflight has counted already, gives none."""
-    samples: list[Encoded] = []
+    samples: list[Sample] = []
     remaining = iter(rows)
     while batch := list(islice(remaining, ENCODED_AT_ONCE)):
         on_rows()
@@ -93,25 +95,25 @@ def encode_rows(
     return samples
 
 
-def describe(rows: Rows, samples: Sequence[Encoded], labeler: Labeler, objective: str, on_rows: OnRows) -> SampleStats:
-    """The samples in figures; where rows were cut, the length they would have is measured too."""
-    lengths = sorted(len(sample.input_ids) for sample in samples)
-    is_cut = any(sample.truncated for sample in samples)
-    whole = encode_rows(rows.train, labeler, objective, UNLIMITED, on_rows) if is_cut else samples
-    full_lengths = sorted(len(sample.input_ids) for sample in whole)
+def describe(rows: Rows, samples: Sequence[Sample]) -> SampleStats:
+    """The samples in figures."""
+    lengths, full_lengths = Lengths(), Lengths()
+    for sample in samples:
+        lengths.add(sample.length)
+        full_lengths.add(sample.length + sample.left_out)
     return SampleStats(
         train_rows=len(rows.train),
         validation_rows=len(rows.validation),
         samples=len(samples),
         truncated_share=sum(sample.truncated for sample in samples) / len(samples),
-        labelled_share=sum(sample.trained for sample in samples) / sum(lengths),
-        median_length=lengths[len(lengths) // 2],
-        longest=lengths[-1],
-        full_length_p99=full_lengths[min(len(full_lengths) - 1, len(full_lengths) * 99 // 100)],
+        labelled_share=sum(sample.trained for sample in samples) / sum(sample.tokens for sample in samples),
+        median_length=lengths.percentile(50),
+        longest=lengths.longest,
+        full_length_p99=full_lengths.percentile(99),
     )
 
 
-def previews(rows: Sequence[ChatRow], labeler: Labeler, objective: str) -> list[list[tuple[str, bool]]]:
+def previews(rows: Sequence[Row], labeler: Labeler, objective: str) -> list[list[Piece]]:
     """The first rows as the model reads them, in pieces, each with whether it is trained."""
     shown = []
     for row in rows[:PREVIEWED_ROWS]:

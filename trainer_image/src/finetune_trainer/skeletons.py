@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from finetune_trainer.data.rows import Message, Role
 from finetune_trainer.template import ChatTemplate, TemplateFailure
-from finetune_trainer.turn_spans import Sample, TurnFinder
+from finetune_trainer.turn_spans import Rendering, TurnFinder
 
 _SENTINEL = re.compile("\ue000([0-9]+)\ue002")
 
@@ -34,7 +34,7 @@ class Skeleton:
     turns: tuple[int, ...]
     length: int
 
-    def fill(self, text: str, messages: Sequence[Message]) -> Sample | None:
+    def fill(self, text: str, messages: Sequence[Message]) -> Rendering | None:
         """Return the spans in `text`, or None when it is not this skeleton with the messages' texts."""
         starts = [0]
         at = len(self.literals[0])
@@ -52,7 +52,7 @@ class Skeleton:
         if at != len(text):
             return None
         spans = tuple((starts[a] + b, starts[c] + d) for (a, b), (c, d) in self.boundaries)
-        return Sample(text, spans, self.turns)
+        return Rendering(text, spans, self.turns)
 
 
 class SkeletonFinder:
@@ -63,8 +63,8 @@ class SkeletonFinder:
         self._finder = finder
         self._known: dict[tuple[tuple[Role, ...], tuple[int, ...]], tuple[Skeleton, ...] | None] = {}
 
-    def find(self, messages: Sequence[Message], turns: Sequence[int]) -> list[Sample] | None:
-        """Return the row's samples, or None."""
+    def find(self, messages: Sequence[Message], turns: Sequence[int]) -> list[Rendering] | None:
+        """Return the row's renderings, or None."""
         roles = tuple(message["role"] for message in messages)
         key = (roles, tuple(turns))
         if key not in self._known:
@@ -92,7 +92,7 @@ class SkeletonFinder:
         return skeletons if all(_is_sound(sample) for sample in samples) else None
 
 
-def _is_sound(sample: Sample) -> bool:
+def _is_sound(sample: Rendering) -> bool:
     """Every turn is rendered once, in order; each span holds the text of its own turn and of no other."""
     rendered = [int(match.group(1)) for match in _SENTINEL.finditer(sample.text)]
     return rendered == list(range(sample.turns[-1] + 1)) and all(
@@ -101,7 +101,7 @@ def _is_sound(sample: Sample) -> bool:
     )
 
 
-def _cut(sample: Sample) -> Skeleton:
+def _cut(sample: Rendering) -> Skeleton:
     literals: list[str] = []
     order: list[int] = []
     ends = [0]

@@ -165,7 +165,8 @@ def _special_tokens(configs: list[dict[str, Any]], named: dict[str, Any]) -> Ite
 
 def _templates(directory: Path, config: dict[str, Any]) -> dict[str, str]:
     """The templates by name: those in files of their own, else those in the configs."""
-    found = {path.stem: _read_text(path) for path in sorted((directory / TEMPLATE_FOLDER).glob("*.jinja"))}
+    files = sorted((directory / TEMPLATE_FOLDER).glob("*.jinja"))
+    found = {path.stem: _read_text(path) for path in files if _is_file_name(path.stem)}
     if (directory / TEMPLATE_FILE).is_file():
         found[DEFAULT] = _read_text(directory / TEMPLATE_FILE)
     if not found:
@@ -184,7 +185,11 @@ def _by_name(given: Any) -> dict[str, str]:
     pairs = list(given.items()) if isinstance(given, dict) else []
     if isinstance(given, list):
         pairs = [(entry.get("name"), entry.get("template")) for entry in given if isinstance(entry, dict)]
-    return {name: text for name, text in pairs if isinstance(name, str) and isinstance(text, str)}
+    return {name: text for name, text in pairs if _is_file_name(name) and isinstance(text, str)}
+
+
+def _is_file_name(name: Any) -> bool:
+    return isinstance(name, str) and re.fullmatch(r"[\w-]{1,64}", name) is not None
 
 
 def _read_text(path: Path) -> str:

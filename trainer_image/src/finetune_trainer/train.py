@@ -59,9 +59,7 @@ def train(config: JobConfig, storage: Storage, workspace: Path, reporter: Report
     stop.raise_if_set()
     merge = save_full_model(inputs, trained.settings, reporter, stop)
     stop.raise_if_set()
-    record = build_record(
-        inputs, trained, merge, device=device, reporter=reporter, stop=stop, seconds=time.monotonic() - began
-    )
+    record = build_record(inputs, trained, merge, device=device, reporter=reporter, seconds=time.monotonic() - began)
     write_report(record, inputs.result)
     result = build_result(inputs, record, reporter)
     return publish(inputs.result, config, result, storage, reporter, stop=stop)

@@ -20,8 +20,8 @@ SENTINEL = "\ue0001\ue001"
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
-    """A text to train on, the spans of it that are trained, and the turns that those spans answer."""
+class Rendering:
+    """A conversation as text, the spans of it that are trained, and the turns that those spans answer."""
 
     text: str
     spans: tuple[Span, ...]
@@ -36,16 +36,16 @@ class TurnFinder:
         self._stops = stops
         self._eos_token = eos_token
 
-    def find(self, messages: Sequence[Message], tools: Tools, turns: Sequence[int]) -> list[Sample]:
+    def find(self, messages: Sequence[Message], tools: Tools, turns: Sequence[int]) -> list[Rendering]:
         """Return the fewest samples in which each of these turns is rendered as at inference, in order of turns."""
-        samples: list[Sample] = []
+        samples: list[Rendering] = []
         for turn in reversed(turns):
             text, span = self._find_one(messages, tools, turn)
             later = samples[-1] if samples else None
             if later is not None and later.text.startswith(text[: span[1]]):
-                samples[-1] = Sample(later.text, (span, *later.spans), (turn, *later.turns))
+                samples[-1] = Rendering(later.text, (span, *later.spans), (turn, *later.turns))
             else:
-                samples.append(Sample(text, (span,), (turn,)))
+                samples.append(Rendering(text, (span,), (turn,)))
         return samples[::-1]
 
     def _find_one(self, messages: Sequence[Message], tools: Tools, turn: int) -> tuple[str, Span]:

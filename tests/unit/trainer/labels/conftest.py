@@ -19,13 +19,15 @@ BuildModel = Callable[..., Path]
 def build_model(tmp_path: Path) -> BuildModel:
     """Writes a tokenizer that knows the control tokens of a chat template, and returns its directory."""
 
-    def build(template: str | None = None, *, tokens: tuple[str, ...] = (), **config: object) -> Path:
+    def build(
+        template: str | None = None, *, tokens: tuple[str, ...] = (), words: list[str] = WORDS, **config: object
+    ) -> Path:
         tokenizer = Tokenizer(models.BPE())
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         tokenizer.decoder = decoders.ByteLevel()
         alphabet = pre_tokenizers.ByteLevel.alphabet()
         tokenizer.train_from_iterator(
-            WORDS, trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet, show_progress=False)
+            words, trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet, show_progress=False)
         )
         special = ["<bos>", "<eos>", *sorted(set(CONTROL_TOKEN.findall(template or ""))), *tokens]
         tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])

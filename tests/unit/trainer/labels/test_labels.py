@@ -1,14 +1,10 @@
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from finetune_trainer.data.check import check_files
-from finetune_trainer.data.rows import BadRow, ChatRow, DataFormat, Message, NamedPath, RejectCode, RepairCode, Source
-from finetune_trainer.data.summary import Summary
+from finetune_trainer.data.rows import BadRow, ChatRow, DataFormat, Message, RejectCode, RepairCode, Source
 from finetune_trainer.labels import UNTRAINED, Encoded, Labeler
 from finetune_trainer.tokenizer_files import TokenizerUnavailable
 
@@ -31,8 +27,9 @@ def row(messages: list[Message]) -> ChatRow:
 
 def encode(labeler: Labeler, messages: list[Message], objective: Any = "Chat", max_length: int = 4096) -> Encoded:
     result = labeler.encode(row(messages), objective, max_length)
-    assert isinstance(result, list), result
+    assert not isinstance(result, BadRow), result.detail
     (only,) = result
+    assert isinstance(only, Encoded)
     return only
 
 
@@ -150,7 +147,8 @@ def test_where_history_looks_otherwise_each_answer_is_a_sample_as_at_inference(b
     )
     labeler = Labeler(build_model(template))
     result = labeler.encode(row(TWO[:2]), "Chat", 4096)
-    assert isinstance(result, list)
+    assert not isinstance(result, BadRow)
+    assert isinstance(result[0], Encoded)
     assert trained(labeler, result[0]) == "First.<|im_end|>"
     both = labeler.encode(row(TWO), "Chat", 4096)
     assert isinstance(both, BadRow)  # the second sample would not show what the first answer was
@@ -248,30 +246,3 @@ def test_a_tokenizer_that_panics_at_its_first_text_is_unavailable(build_model: A
     (directory / "tokenizer.json").write_text(json.dumps(content | {"post_processor": template}))
     with pytest.raises(TokenizerUnavailable, match="no entry found"):
         Labeler(directory)
-
-
-def test_rows_are_checked_and_labelled_in_one_pass(labeler: Labeler, tmp_path: Path) -> None:
-    path = tmp_path / "rows.jsonl"
-    rows: list[Any] = [
-        {"messages": TWO},
-        {"instruction": "<eos>", "output": "a"},
-        {"instruction": "q", "output": "a " * 99},
-    ]
-    path.write_text("\n".join(map(json.dumps, rows)))
-    summary = Summary()
-    results = list(check_files([NamedPath(path, "rows.jsonl")], summary=summary, labeler=labeler, max_length=64))
-    assert isinstance(results[0], ChatRow)
-    assert results[0].encodings[0].trained > 0
-    counts = summary.to_dict()
-    assert counts["rejectedByCode"] == {"CONTROL_TOKEN_IN_TEXT": 1}
-    assert counts["repairedByCode"] == {"TRUNCATED": 1}
-    assert (counts["samples"], counts["answersCut"]) == (2, 1)
-    assert 0 < counts["trainedTokens"] < counts["tokens"]
-
-
-def test_neither_torch_nor_transformers_is_imported() -> None:
-    code = (
-        "import sys, finetune_trainer.data.check, finetune_trainer.data.report, finetune_trainer.data.split;"
-        "sys.exit(bool({'torch', 'transformers', 'datasets', 'numpy'} & set(sys.modules)))"
-    )
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

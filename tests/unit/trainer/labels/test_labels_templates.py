@@ -58,12 +58,12 @@ def row(messages: list[Message], tools: list[dict[str, Any]] | None = None) -> C
 def encode(labeler: Labeler, messages: list[Message], objective: Any = "Chat") -> list[Encoded]:
     result = labeler.encode(row(messages), objective, 100_000)
     assert not isinstance(result, BadRow), result.detail
-    return result
+    return [sample for sample in result if isinstance(sample, Encoded)]
 
 
 def as_transformers_takes_it(labeler: Labeler, messages: list[Message]) -> list[dict[str, Any]]:
-    fitted, _ = labeler._fit_system(messages)
-    if not labeler._template.as_parts:
+    fitted, _ = labeler.renderer(None).fit_system(messages)
+    if not labeler.renderer(None).takes_parts:
         return [dict(message) for message in fitted]
     return [{**message, "content": [{"type": "text", "text": message["content"]}]} for message in fitted]
 
@@ -88,7 +88,7 @@ def test_text_and_ids_are_those_of_apply_chat_template(name: str, build_model: A
     for messages in CONVERSATIONS.values():
         given = as_transformers_takes_it(labeler, messages)
         prompt = given[:-1]
-        fitted, _ = labeler._fit_system(messages)
+        fitted, _ = labeler.renderer(None).fit_system(messages)
         text, ids = labeler.render_prompt(fitted[:-1])
         assert text == tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
         assert ids == tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False)
@@ -102,7 +102,7 @@ def test_text_and_ids_are_those_of_apply_chat_template(name: str, build_model: A
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_every_answer_and_its_stop_is_trained_and_nothing_else(name: str, build_model: Any) -> None:
     labeler = Labeler(build_model((FOLDER / f"{name}.jinja").read_text()))
-    stops = re.compile(f"(?:{'|'.join(map(re.escape, labeler._files.control_tokens))})+$")
+    stops = re.compile(f"(?:{'|'.join(map(re.escape, labeler.control_tokens))})+$")
     for messages in CONVERSATIONS.values():
         answers = [message for message in messages if message["role"] == "assistant"]
         trained = [text for text, is_trained in labeler.preview(row(messages)) if is_trained]

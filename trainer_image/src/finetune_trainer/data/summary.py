@@ -69,10 +69,11 @@ class Summary:
         if row.repairs:
             self.repaired += 1
             self.repaired_by_code.update(row.repairs)
+        if row.encodings:
+            self.lengths.add(max(encoded.length + encoded.left_out for encoded in row.encodings))
         for encoded in row.encodings:
             self.samples += 1
             self.tokens += encoded.tokens
-            self.lengths.add(encoded.length + encoded.left_out)
             self.trained_tokens += encoded.trained
             self.answers_cut += encoded.answer_cut
             self.reasoning_lost += encoded.reasoning_lost

@@ -1,0 +1,52 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from finetune_trainer.data.check import check_files
+from finetune_trainer.data.rows import ChatRow, NamedPath
+from finetune_trainer.data.summary import Summary
+from finetune_trainer.labels import Labeler
+
+CHATML = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+TWO = [
+    {"role": "user", "content": "One?"},
+    {"role": "assistant", "content": "First."},
+    {"role": "user", "content": "Two?"},
+    {"role": "assistant", "content": "Second."},
+]
+
+
+def test_rows_are_checked_and_labelled_in_one_pass(build_model: Any, tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    rows: list[Any] = [
+        {"messages": TWO},
+        {"instruction": "<eos>", "output": "a"},
+        {"instruction": "q", "output": "a " * 99},
+    ]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    summary = Summary()
+    results = list(
+        check_files(
+            [NamedPath(path, "rows.jsonl")], summary=summary, labeler=Labeler(build_model(CHATML)), max_length=64
+        )
+    )
+    assert isinstance(results[0], ChatRow)
+    assert results[0].encodings[0].trained > 0
+    counts = summary.to_dict()
+    assert counts["rejectedByCode"] == {"CONTROL_TOKEN_IN_TEXT": 1}
+    assert counts["repairedByCode"] == {"TRUNCATED": 1}
+    assert (counts["samples"], counts["answersCut"]) == (2, 1)
+    assert 0 < counts["trainedTokens"] < counts["tokens"]
+
+
+def test_neither_torch_nor_transformers_is_imported() -> None:
+    code = (
+        "import sys, finetune_trainer.data.check, finetune_trainer.data.report, finetune_trainer.data.split;"
+        "sys.exit(bool({'torch', 'transformers', 'datasets', 'numpy'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
