@@ -96,5 +96,14 @@ def test_a_config_that_is_not_an_object_is_refused(world: Any, model_folder: Any
 
 def test_only_what_loads_the_model_is_copied() -> None:
     keys = ["config.json", "model-00001-of-00002.safetensors", "chat_template.jinja", "tokenizer.model", "merges.txt"]
-    others = ["pytorch_model.bin", "modeling.py", "onnx/model.safetensors", "consolidated.safetensors", "README.md"]
+    keys += ["additional_chat_templates/tool_use.jinja"]
+    others = [
+        "additional_chat_templates/x.json",
+        "other/x.jinja",
+        "pytorch_model.bin",
+        "modeling.py",
+        "onnx/model.safetensors",
+        "consolidated.safetensors",
+        "README.md",
+    ]
     assert [key for key in keys + others if is_model_file(key)] == keys

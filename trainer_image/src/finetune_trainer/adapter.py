@@ -11,6 +11,7 @@ from finetune_api.handoff import ExitCode
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.labels import Labeler
 from finetune_trainer.model import trained_tensors
+from finetune_trainer.tokenizer_files import DEFAULT, TEMPLATE_FILE, TEMPLATE_FOLDER
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -50,12 +51,15 @@ def verify_adapter(directory: Path, expected: int) -> None:
 
 
 def save_tokenizer(model_directory: Path, directory: Path, labeler: Labeler) -> None:
-    """Copies the tokenizer's files unchanged and writes the chat template that the training used."""
+    """Copies the tokenizer's files unchanged and writes the chat templates that the training used."""
     directory.mkdir(parents=True, exist_ok=True)
     for name in TOKENIZER_FILES:
         if (model_directory / name).is_file():
             shutil.copyfile(model_directory / name, directory / name)
-    (directory / "chat_template.jinja").write_text(labeler.template_text, encoding="utf-8")
+    for name, template in labeler.templates.items():
+        path = directory / (TEMPLATE_FILE if name == DEFAULT else f"{TEMPLATE_FOLDER}/{name}.jinja")
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(template, encoding="utf-8")
 
 
 def _broken(what: str) -> TrainerError:

@@ -12,6 +12,7 @@ from finetune_trainer.errors import ObjectMissing, TrainerError
 from finetune_trainer.hub import commit_of
 from finetune_trainer.model_shape import ModelShape, Tensors, read_shape
 from finetune_trainer.storage import Entry, OnBytes, Storage, join
+from finetune_trainer.tokenizer_files import TEMPLATE_FOLDER
 
 CONFIG = "config.json"
 TOKENIZER = "tokenizer.json"
@@ -42,7 +43,8 @@ def is_model_file(key: str) -> bool:
 
 def is_text_file(key: str) -> bool:
     """Whether it is configuration, tokenizer or template."""
-    return "/" not in key and key.endswith(TEXT_SUFFIXES)
+    folder, _, name = key.rpartition("/")
+    return name.endswith(TEXT_SUFFIXES if not folder else ".jinja") and folder in ("", TEMPLATE_FOLDER)
 
 
 def is_weight_file(key: str) -> bool:
