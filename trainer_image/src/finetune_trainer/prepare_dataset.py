@@ -153,7 +153,9 @@ def _refuse_unusable(checked: CheckedFile, max_percent: int) -> None:
         return
     codes = ", ".join(f"{code} {count}" for code, count in summary.rejected_by_code.most_common())
     lines = "; ".join(
-        f"line {row.line}: {row.code}: {row.detail}" for row in checked.first_rejects if row.detail not in why
+        f"{f'{row.file} ' if len(checked.files) > 1 else ''}line {row.line}: {row.code}: {row.detail}"
+        for row in checked.first_rejects
+        if row.detail not in why
     )
     found = (f" ({codes})" if codes else "") + (f". First: {lines}" if lines else "")
     raise TrainerError(ExitCode.DATASET_UNUSABLE, f"{checked.source.uri}: {why}{found}", _counts([summary]))

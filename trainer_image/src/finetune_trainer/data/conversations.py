@@ -18,6 +18,7 @@ from finetune_trainer.data.turns import read_turn
 
 # Anthropic's HH files hold whole conversations as "\n\nHuman: …\n\nAssistant: …".
 _SPEAKER = re.compile(r"(?:^|\n\n)\s*(Human|Assistant):")
+_TURNS = re.compile(r"\s*\[\s*\{")
 _SPEAKERS: dict[str, Role] = {"Human": "user", "Assistant": "assistant"}
 
 
@@ -51,10 +52,10 @@ def read_row_tools(row: Columns, repairs: Repairs) -> Tools:
 def read_messages(value: object, where: str, role: Role, repairs: Repairs) -> list[Message]:
     """Return a cell as messages: turns, a single turn, a transcript, or a plain text of this role."""
     if isinstance(value, str):
-        if value.lstrip().startswith("[") and (nested := _nested_turns(value, where)) is not None:
+        if _TURNS.match(value) and (nested := _nested_turns(value, where)) is not None:
             return read_turns(nested, where, repairs)
         if _is_transcript(value):
-            return _read_transcript(value)
+            return _read_transcript(value, role)
     elif isinstance(value, dict):
         return [read_turn(value, 1, repairs)]
     elif _holds_turns(value):
@@ -80,11 +81,12 @@ def _is_transcript(text: str) -> bool:
     return text.lstrip().startswith("Human:") and "\n\nAssistant:" in text
 
 
-def _read_transcript(text: str) -> list[Message]:
+def _read_transcript(text: str, role: Role) -> list[Message]:
     _, *pieces = _SPEAKER.split(text)
     messages = [
         Message(role=_SPEAKERS[speaker], content=said.strip())
         for speaker, said in zip(pieces[::2], pieces[1::2], strict=True)
     ]
-    # A prompt of such a file ends with the speaker who is to answer.
-    return messages[:-1] if messages[-1]["role"] == "assistant" and not messages[-1]["content"] else messages
+    # A prompt of such a file ends with the name of the speaker who is to answer.
+    names_the_next = role == "user" and messages[-1]["role"] == "assistant" and not messages[-1]["content"]
+    return messages[:-1] if names_the_next else messages

@@ -1,30 +1,37 @@
 """Writes what the front door found: accepted.jsonl, rejected.jsonl, summary.json, and a table for a terminal."""
 
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
+from enum import StrEnum
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Self
+from typing import IO, Self, TypeVar
 
 import orjson
 from rich.console import Console
 from rich.table import Table
 
 from finetune_trainer.data.canonical import read_canonical
-from finetune_trainer.data.rows import SENTENCES, RejectCode, Rejected, RepairCode, Row
+from finetune_trainer.data.conversion import Conversion
+from finetune_trainer.data.export import LOSSES
+from finetune_trainer.data.rows import SENTENCES, Rejected, Row
 from finetune_trainer.data.summary import Summary
 
 ACCEPTED = "accepted.jsonl"
 REJECTED = "rejected.jsonl"
 SUMMARY = "summary.json"
 
+Code = TypeVar("Code", bound=StrEnum)
+
 
 class CheckOutput:
     """Writes rows as they come; on leaving, for whatever reason, the summary is written and the files are closed."""
 
-    def __init__(self, directory: Path, summary: Summary) -> None:
+    def __init__(self, directory: Path, summary: Summary, conversion: Conversion | None = None) -> None:
         self._directory = directory
         self._summary = summary
+        self._conversion = conversion
         self._files = ExitStack()
 
     def __enter__(self) -> Self:
@@ -37,7 +44,7 @@ class CheckOutput:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._files.close()
-        write_summary(self._directory, self._summary)
+        write_summary(self._directory, self._summary, self._conversion)
 
     def write(self, row: Row | Rejected) -> None:
         """Append one row to the file that it belongs in."""
@@ -48,10 +55,11 @@ class CheckOutput:
         return self._files.enter_context((self._directory / name).open("wb"))
 
 
-def write_summary(directory: Path, summary: Summary) -> None:
+def write_summary(directory: Path, summary: Summary, conversion: Conversion | None = None) -> None:
     """Write `summary.json`."""
+    content = summary.to_dict() | ({"conversion": conversion.to_dict()} if conversion else {})
     options = orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE
-    (directory / SUMMARY).write_bytes(orjson.dumps(summary.to_dict(), option=options))
+    (directory / SUMMARY).write_bytes(orjson.dumps(content, option=options))
 
 
 def read_accepted(path: Path) -> Iterator[Row]:
@@ -64,11 +72,21 @@ def read_accepted(path: Path) -> Iterator[Row]:
 def print_summary(summary: Summary, console: Console | None = None) -> None:
     """Print the counts as tables; without a terminal, as aligned plain text."""
     console = console or Console()
-    for line in _count_lines(summary):
-        console.print(line, markup=False, highlight=False)
-    for title, counts in (("Rejected", summary.rejected_by_code), ("Repaired", summary.repaired_by_code)):
-        if counts:
-            _print_codes(console, title, counts.most_common())
+    _print_lines(console, _count_lines(summary))
+    if console.is_terminal and summary.formats:
+        _print_table(
+            console, ("format", "rows"), [(name.value, count) for name, count in summary.formats.most_common()]
+        )
+    _print_codes(console, "rejected", summary.rejected_by_code, SENTENCES)
+    _print_codes(console, "repaired", summary.repaired_by_code, SENTENCES)
+
+
+def print_conversion(conversion: Conversion, console: Console | None = None) -> None:
+    """Print how many rows were converted, and what the others would have lost."""
+    console = console or Console()
+    line = f"converted {conversion.converted} to {conversion.target}; {conversion.unconverted} it cannot hold"
+    _print_lines(console, [line])
+    _print_codes(console, "not converted", conversion.unconverted_by_code, LOSSES)
 
 
 def _count_lines(summary: Summary) -> Iterable[str]:
@@ -76,16 +94,32 @@ def _count_lines(summary: Summary) -> Iterable[str]:
     yield f"rows      {summary.rows}"
     yield f"accepted  {summary.accepted} ({summary.repaired} repaired){f': {formats}' if formats else ''}"
     yield f"rejected  {summary.rejected} ({summary.malformed} malformed, {summary.malformed_percent:.1f} %)"
+    if summary.samples:
+        lengths = summary.lengths.to_dict()
+        yield (
+            f"tokens    {summary.tokens} ({summary.trained_tokens} trained); a row has {lengths['p50']} at the median, "
+            f"{lengths['p90']} at p90, {lengths['p99']} at p99, {lengths['max']} at most: "
+            f"maxLength {lengths['advisedMaxLength']} cuts one row in a hundred at most"
+        )
 
 
-def _print_codes(
-    console: Console, title: str, counts: list[tuple[RejectCode, int]] | list[tuple[RepairCode, int]]
-) -> None:
-    if not console.is_terminal:
-        for code, count in counts:
-            console.print(f"{count:>8}  {code:<22} {SENTENCES[code]}", markup=False, highlight=False, soft_wrap=True)
-        return
-    table = Table(title, "rows", "what it means")
-    for code, count in counts:
-        table.add_row(code.value, str(count), SENTENCES[code])
+def _print_lines(console: Console, lines: Iterable[str]) -> None:
+    for line in lines:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _print_codes(console: Console, title: str, counts: Counter[Code], sentences: Mapping[Code, str]) -> None:
+    rows = [(code.value, count, sentences[code]) for code, count in counts.most_common()]
+    if rows and console.is_terminal:
+        _print_table(console, (title, "rows", "what it means"), rows)
+    else:
+        _print_lines(console, (f"{count:>8}  {code:<22} {sentence}" for code, count, sentence in rows))
+
+
+def _print_table(console: Console, header: tuple[str, ...], rows: Iterable[tuple[object, ...]]) -> None:
+    table = Table()
+    for name in header:
+        table.add_column(name, justify="right" if name == "rows" else "left")
+    for row in rows:
+        table.add_row(*(f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row))
     console.print(table)

@@ -20,7 +20,7 @@ from finetune_trainer.lengths import Lengths
 class Summary:
     """Counters over the rows seen so far; `rows` = `accepted` + `rejected`, and `repaired` rows are among the accepted.
 
-    The token counts stay 0 without a tokenizer. `unfit` counts, by what is said of it, what the objective cannot use.
+    The token counts stay 0 without a tokenizer; `ignored_files` lay beside the rows. `unfit` counts, by what is said of it, what the objective cannot use.
     """
 
     accepted: int = 0
@@ -36,6 +36,7 @@ class Summary:
     lengths: Lengths = field(default_factory=Lengths)
     unfit: Counter[str] = field(default_factory=Counter)
     columns: ColumnMap = field(default_factory=lambda: ColumnMap({}))
+    ignored_files: list[str] = field(default_factory=list)
 
     @property
     def rows(self) -> int:
@@ -95,4 +96,5 @@ class Summary:
             "answersCut": self.answers_cut,
             "reasoningLost": self.reasoning_lost,
             "lengths": self.lengths.to_dict(),
+            "ignoredFiles": self.ignored_files,
         }

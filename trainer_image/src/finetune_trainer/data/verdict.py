@@ -19,8 +19,10 @@ def why_unusable(summary: Summary, max_rejected_percent: int) -> str | None:
         return f"none of the {summary.rows} rows can be used"
     if max_rejected_percent >= 100 or summary.malformed_percent <= max_rejected_percent:
         return None
+    unfit = summary.rejected_by_code[RejectCode.NOT_FOR_OBJECTIVE]
+    told = f"{unfit} of them do not suit the objective, " if unfit else ""
     return (
-        f"{summary.malformed} of {summary.rows} rows are malformed ({summary.malformed_percent:.1f} %, "
+        f"{summary.malformed} of {summary.rows} rows are malformed ({summary.malformed_percent:.1f} %, {told}"
         f"dataset.maxRejectedPercent is {max_rejected_percent})"
     )
 
