@@ -17,7 +17,7 @@ LIMIT = 900_000
 
 
 def start_hub(namespace: str, repositories: Mapping[str, Path]) -> str:
-    """Serves each folder as that repository (`owner/name`, or `datasets/owner/name`); returns the endpoint."""
+    """Serves each folder as that repository (`models/owner/name` or `datasets/owner/name`); returns the endpoint."""
     files: dict[str, str] = {}
     items: list[dict[str, str]] = []
     for repository, folder in repositories.items():
@@ -68,7 +68,9 @@ def _pod(namespace: str, items: list[dict[str, str]]) -> dict[str, Any]:
                 {
                     "name": "hub",
                     "image": os.environ["FINETUNE_TRAINER_IMAGE"],
-                    "command": ["/opt/venv/bin/python", "/hub/hub.py", "--root", "/repositories", "--port", str(PORT)],
+                    "command": ["/opt/venv/bin/python", "/hub/hub.py", "--root", "/repositories"],
+                    "args": ["--host", "$(POD_IP)", "--port", str(PORT)],
+                    "env": [{"name": "POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}}],
                     "ports": [{"containerPort": PORT}],
                     "readinessProbe": {"tcpSocket": {"port": PORT}, "periodSeconds": 1},
                     "securityContext": hardened,

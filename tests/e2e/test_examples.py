@@ -14,7 +14,7 @@ from user import Bench, Job, kubectl, secret
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "crds" / "examples"
 BUCKET = "finetune-examples"
-MODELS = ("HuggingFaceTB/SmolLM2-135M-Instruct", "HuggingFaceTB/SmolLM2-135M")
+MODELS = ("models/HuggingFaceTB/SmolLM2-135M-Instruct", "models/HuggingFaceTB/SmolLM2-135M")
 FILES = ("instruction", "chat", "domain-adaptation", "kto", "sft-then-dpo", "sft-reward-rlhf")
 RATE = 5e-3
 """A tiny random model needs larger steps than a real one."""
