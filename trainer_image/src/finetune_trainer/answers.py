@@ -80,7 +80,8 @@ class PromptDraft:
             kept = self.prompt.shorten(self.text, ids, max_length)
             repairs = (*repairs, RepairCode.PROMPT_CUT, RepairCode.TRUNCATED)
         if not kept:
-            raise BadRow(RejectCode.PROMPT_FILLS_CONTEXT, f"maxLength leaves {max_length} tokens for the prompt")
+            detail = f"maxLength leaves {max_length} tokens for the prompt"
+            raise BadRow(RejectCode.PROMPT_FILLS_CONTEXT, detail, len(ids))
         left_out = len(ids) - len(kept)
         messages, tools = self.prompt.messages, self.prompt.tools
         return [EncodedPrompt(kept, messages, tools, truncated=left_out > 0, left_out=left_out, repairs=repairs)]
@@ -171,7 +172,8 @@ class AnswersDraft:
             repairs = (*self.repairs, RepairCode.PROMPT_CUT, RepairCode.TRUNCATED)
         space = max_length - len(prompt_ids)
         if not prompt_ids or space < 1:
-            raise BadRow(RejectCode.PROMPT_FILLS_CONTEXT, f"maxLength {max_length} leaves no room for an answer")
+            detail = f"maxLength {max_length} leaves no room for an answer"
+            raise BadRow(RejectCode.PROMPT_FILLS_CONTEXT, detail, whole)
         left_out = whole - len(prompt_ids) - min(longest, space)
         cut = sum(len(answer) > space for answer in answers)
         return _Fitted(prompt_ids, [answer[:space] for answer in answers], left_out, cut, repairs)

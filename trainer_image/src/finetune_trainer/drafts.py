@@ -50,7 +50,7 @@ class ChatDraft:
         longest = max(len(encoding.ids) for encoding in encodings)
         if not kept:
             detail = f"no token of an answer lies within maxLength {max_length} ({longest} tokens)"
-            raise BadRow(RejectCode.PROMPT_FILLS_CONTEXT, detail)
+            raise BadRow(RejectCode.PROMPT_FILLS_CONTEXT, detail, longest)
         if lost:
             kept[-1] = _with_lost(kept[-1], lost, longest)
         if self.found.reasoning_lost:

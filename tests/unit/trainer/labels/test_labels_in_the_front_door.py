@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune_trainer.data.check import check_files
-from finetune_trainer.data.rows import ChatRow, NamedPath
+from finetune_trainer.data.rows import ChatRow, NamedPath, Rejected
 from finetune_trainer.data.summary import Summary
 from finetune_trainer.labels import Labeler
 
@@ -42,6 +42,17 @@ def test_rows_are_checked_and_labelled_in_one_pass(build_model: Any, tmp_path: P
     assert counts["repairedByCode"] == {"TRUNCATED": 1}
     assert (counts["samples"], counts["answersCut"]) == (2, 1)
     assert 0 < counts["trainedTokens"] < counts["tokens"]
+
+
+def test_a_row_that_is_refused_for_its_length_counts_in_the_lengths(build_model: Any, tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"instruction": "q" * 500, "output": "a"}))
+    summary = Summary()
+    labeler = Labeler(build_model(CHATML))
+    (result,) = check_files([NamedPath(path, "rows.jsonl")], summary=summary, labeler=labeler, max_length=64)
+    assert isinstance(result, Rejected)
+    assert summary.lengths.longest == result.tokens > 500
+    assert summary.to_dict()["lengths"]["advisedMaxLength"] == 576
 
 
 def test_neither_torch_nor_transformers_is_imported() -> None:

@@ -178,7 +178,8 @@ def _label(
                 continue
             result = next(results)
             if isinstance(result, BadRow):
-                yield Rejected(row.source.file, row.source.line, result.code, result.detail, _excerpt(row))
+                source, tokens = row.source, result.tokens
+                yield Rejected(source.file, source.line, result.code, result.detail, _excerpt(row), tokens)
                 continue
             row.encodings = tuple(result)
             row.repairs = tuple(sorted({*row.repairs, *(code for encoded in result for code in encoded.repairs)}))

@@ -304,13 +304,14 @@ Row = ChatRow | PreferenceRow | UnpairedRow | PromptRow | TextRow
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """A row that was left out, and why; `excerpt` has at most 120 characters."""
+    """A row that was left out, and why; `excerpt` has at most 120 characters, `tokens` is its length if that is why."""
 
     file: str
     line: int
     code: RejectCode
     detail: str
     excerpt: str
+    tokens: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """Return the record as `rejected.jsonl` holds it."""
@@ -324,12 +325,13 @@ class Rejected:
 
 
 class BadRow(Exception):  # noqa: N818 - it says what the row is, and never leaves the front door
-    """Raised where a row is found bad; the reader of the row turns it into a `Rejected`."""
+    """Raised where a row is found bad; the reader turns it into a `Rejected`. `tokens` is its length if that is why."""
 
-    def __init__(self, code: RejectCode, detail: str) -> None:
+    def __init__(self, code: RejectCode, detail: str, tokens: int = 0) -> None:
         super().__init__(detail)
         self.code = code
         self.detail = detail
+        self.tokens = tokens
 
 
 class UnreadableFile(Exception):  # noqa: N818 - a file, not one of its rows

@@ -62,6 +62,8 @@ class Summary:
         """Count one row."""
         if isinstance(row, Rejected):
             self.rejected_by_code[row.code] += 1
+            if row.tokens:
+                self.lengths.add(row.tokens)
             if row.code is RejectCode.NOT_FOR_OBJECTIVE:
                 self.unfit[row.detail] += 1
             return
