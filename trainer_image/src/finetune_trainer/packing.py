@@ -96,9 +96,9 @@ def count_packed(
     return packed if packed and is_worth else None
 
 
-def rows_at_most(objective: Objective) -> int | None:
+def rows_at_most(objective: str) -> int | None:
     """The most rows in one sequence: plain text is cut anywhere, and has none."""
-    return None if objective is Objective.DOMAIN_ADAPTATION else MOST_ROWS
+    return None if objective == Objective.DOMAIN_ADAPTATION else MOST_ROWS
 
 
 def _join(samples: Sequence[Encoded]) -> Packed:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune_api.status import Resolved
+from finetune_trainer.packing import rows_at_most
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -51,7 +52,14 @@ def build_trainer(
             from finetune_trainer.methods import sft
 
             return sft.build_trainer(
-                model, tokenizer, settings, watch, train=train, validation=validation, scratch=scratch
+                model,
+                tokenizer,
+                settings,
+                watch,
+                train=train,
+                validation=validation,
+                scratch=scratch,
+                most_rows=rows_at_most(objective),
             )
         case "DPO":
             from finetune_trainer.methods import dpo

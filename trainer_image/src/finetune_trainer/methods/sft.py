@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,10 +14,21 @@ from trl import SFTConfig, SFTTrainer
 from finetune_api.status import Resolved
 from finetune_trainer.labels import UNTRAINED, Encoded
 from finetune_trainer.methods.loop import Watch, WatchedTrainer, callbacks, common_arguments
+from finetune_trainer.methods.packed import ROW_TOKENS, PackedCollator, require_apart, to_packed_dataset
+from finetune_trainer.packing import MOST_ROWS, pack
 
 
 class RowTrainer(WatchedTrainer, SFTTrainer):  # type: ignore[misc]  # the library has no types
     """TRL's trainer with a loss weighted by token."""
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *arguments: Any, **options: Any) -> Any:
+        """The loss of a batch; without an attention mask TRL takes the first sequence's length for all tokens."""
+        tokens = inputs.pop(ROW_TOKENS, None)
+        loss = super().compute_loss(model, inputs, *arguments, **options)
+        if tokens is not None and self.model.training:
+            self._total_train_tokens += int(tokens.sum()) - inputs["position_ids"].shape[1]
+            self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
+        return loss
 
     def _weight(self, inputs: dict[str, torch.Tensor]) -> int:
         return int((inputs["labels"][:, 1:] != UNTRAINED).sum())
@@ -31,18 +43,26 @@ def build_trainer(
     train: Sequence[Encoded],
     validation: Sequence[Encoded],
     scratch: Path,
+    most_rows: int | None = MOST_ROWS,
 ) -> RowTrainer:
-    """The trainer, ready for `evaluate()`, `train()` and `measure()`."""
+    """The trainer, ready for `evaluate()`, `train()` and `measure()`; with packing, `most_rows` share a sequence.
+
+    Held-out rows are never packed.
+    """
     evaluates = bool(validation)
-    return RowTrainer(
+    trainer = RowTrainer(
         watch,
         model=model,
         args=build_arguments(settings, scratch, evaluates=evaluates, on_cpu=model.device.type == "cpu"),
-        train_dataset=to_dataset(train),
+        train_dataset=_training_set(train, settings, most_rows),
         eval_dataset=to_dataset(validation) if evaluates else None,
         processing_class=tokenizer,
         callbacks=callbacks(watch),
     )
+    if settings.packing:
+        trainer.data_collator = PackedCollator(pad_token_id=trainer.data_collator.pad_token_id)
+        require_apart(trainer.model)
+    return trainer
 
 
 def build_arguments(settings: Resolved, scratch: Path, *, evaluates: bool, on_cpu: bool) -> SFTConfig:
@@ -54,6 +74,12 @@ def build_arguments(settings: Resolved, scratch: Path, *, evaluates: bool, on_cp
         max_length=None,
         packing=False,
     )
+
+
+def _training_set(samples: Sequence[Encoded], settings: Resolved, most_rows: int | None) -> Dataset:
+    if not settings.packing:
+        return to_dataset(samples)
+    return to_packed_dataset(pack(samples, settings.max_length or 0, most_rows))
 
 
 def to_dataset(samples: Sequence[Encoded]) -> Dataset:

@@ -1,0 +1,253 @@
+"""Rows that share a sequence are trained as if each stood alone."""
+
+import io
+from pathlib import Path
+from shutil import copytree
+from typing import Any
+
+import pytest
+import torch
+from training_bench import Bench, make_spec
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from finetune_api.handoff import ExitCode
+from finetune_api.status import Resolved
+from finetune_trainer.encodings import Encoded
+from finetune_trainer.errors import TrainerError
+from finetune_trainer.methods.loop import Watch
+from finetune_trainer.methods.packed import require_apart
+from finetune_trainer.methods.sft import RowTrainer, build_trainer
+from finetune_trainer.model import finalise, load_for_training, load_tokenizer, trained_tensors
+from finetune_trainer.packing import EXACT_MODELS, pack
+from finetune_trainer.progress import Reporter
+from finetune_trainer.report.record import History, Plateau
+from finetune_trainer.stop import StopFlag
+
+CPU = torch.device("cpu")
+SIZES: dict[str, Any] = {
+    "vocab_size": 128,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+EIGHT_WIDE_HEADS = {"head_dim": 8}
+NARROW_WINDOW = {"sliding_window": 6}
+EXPERTS = {"moe_intermediate_size": 16, "shared_expert_intermediate_size": 16, "num_experts": 4}
+OWN: dict[str, dict[str, Any]] = {
+    "mistral": NARROW_WINDOW,
+    "ministral": EIGHT_WIDE_HEADS | NARROW_WINDOW,
+    "mixtral": NARROW_WINDOW | {"num_local_experts": 4},
+    "qwen2": NARROW_WINDOW | {"use_sliding_window": True, "max_window_layers": 1},
+    "qwen2_moe": EXPERTS,
+    "qwen3": EIGHT_WIDE_HEADS,
+    "qwen3_moe": EIGHT_WIDE_HEADS | EXPERTS | {"num_experts_per_tok": 2},
+    "gemma": EIGHT_WIDE_HEADS,
+    "gemma2": EIGHT_WIDE_HEADS | NARROW_WINDOW,
+    "gemma3_text": EIGHT_WIDE_HEADS | NARROW_WINDOW,
+    "phi3": NARROW_WINDOW,
+    "olmo3": NARROW_WINDOW,
+    "starcoder2": NARROW_WINDOW,
+    "cohere2": EIGHT_WIDE_HEADS | NARROW_WINDOW,
+    "exaone4": EIGHT_WIDE_HEADS | NARROW_WINDOW,
+    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128},
+    **dict.fromkeys(("glm", "glm4", "helium"), EIGHT_WIDE_HEADS),
+}
+PLAIN_ONLY = frozenset({"gemma2"})
+"""Models that transformers has no fused attention for."""
+PAIRS = [
+    (model_type, attention)
+    for model_type in sorted(EXACT_MODELS)
+    for attention in ("eager", "sdpa")
+    if attention == "eager" or model_type not in PLAIN_ONLY
+]
+LENGTHS = [[9, 17, 12], [20, 9]]
+
+
+def make_model(model_type: str, attention: str) -> PreTrainedModel:
+    """A random model whose logits are far apart, so that a leak between rows shows."""
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(model_type, **SIZES | OWN.get(model_type, {}))
+    model = AutoModelForCausalLM.from_config(config, attn_implementation=attention).float().eval()
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=0.3)
+    return model
+
+
+def make_documents() -> list[list[torch.Tensor]]:
+    generator = torch.Generator().manual_seed(1)
+    return [[torch.randint(3, 128, (length,), generator=generator) for length in row] for row in LENGTHS]
+
+
+def differences(model: PreTrainedModel, *, begins_anew: bool) -> tuple[float, float]:
+    """How far packed logits are from those of each row alone, and the largest logit."""
+    documents = make_documents()
+    width = max(sum(row) for row in LENGTHS)
+    ids = torch.zeros(len(LENGTHS), width, dtype=torch.long)
+    positions = torch.arange(width).repeat(len(LENGTHS), 1)
+    for number, row in enumerate(documents):
+        joined = torch.cat(row)
+        ids[number, : len(joined)] = joined
+        if begins_anew:
+            positions[number] = 0
+            positions[number, : len(joined)] = torch.cat([torch.arange(len(document)) for document in row])
+    furthest = 0.0
+    with torch.no_grad():
+        packed = model(input_ids=ids, position_ids=positions, use_cache=False).logits
+        for number, row in enumerate(documents):
+            at = 0
+            for document in row:
+                alone = model(input_ids=document[None], use_cache=False).logits[0]
+                furthest = max(furthest, float((packed[number, at : at + len(document)] - alone).abs().max()))
+                at += len(document)
+    return furthest, float(packed.abs().max())
+
+
+@pytest.mark.parametrize(("model_type", "attention"), PAIRS)
+def test_packed_rows_have_the_logits_of_single_rows(model_type: str, attention: str) -> None:
+    model = make_model(model_type, attention)
+    assert model.config._attn_implementation == attention
+    furthest, largest = differences(model, begins_anew=True)
+    assert furthest <= 1e-4 * largest
+    naive, _ = differences(model, begins_anew=False)
+    assert naive > 0.1 * largest
+    require_apart(model)
+
+
+@pytest.mark.parametrize("model_type", ["opt", "mpt", "mamba"])
+def test_a_model_that_lets_rows_see_each_other_is_refused_before_training(model_type: str) -> None:
+    own = {"opt": {"ffn_dim": 64, "word_embed_proj_dim": 32}, "mpt": {"d_model": 32, "n_heads": 4, "n_layers": 2}}
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(model_type, **SIZES | own.get(model_type, {}))
+    model = AutoModelForCausalLM.from_config(config).eval()
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=0.3)
+    with pytest.raises(TrainerError, match="does not keep packed rows apart: set hyperparameters") as caught:
+        require_apart(model)
+    assert caught.value.code is ExitCode.INVALID_CONFIG
+
+
+def settings_for(method: str, *, packing: bool, batch: int = 2, **changes: Any) -> Resolved:
+    settings = Resolved(
+        method=method,
+        total_steps=1,
+        learning_rate=0.01,
+        lr_scheduler_type="constant",
+        warmup_steps=0.0,
+        weight_decay=0.0,
+        max_grad_norm=0.0,
+        per_device_train_batch_size=batch,
+        gradient_accumulation_steps=1,
+        global_batch_size=batch,
+        max_length=40,
+        precision="FP32",
+        optim="adamw_torch",
+        gradient_checkpointing=method == "QLoRA",
+        seed=42,
+        eval_steps=1,
+        lora_rank=4,
+        lora_alpha=8,
+        lora_dropout=0.0,
+        double_quant=True,
+        packing=packing,
+    )
+    return finalise(settings.model_copy(update=changes), CPU)
+
+
+def make_samples() -> list[Encoded]:
+    """Six rows of uneven length that fill two sequences; prompts are not trained."""
+    samples = []
+    for number, length in enumerate([9, 17, 12, 20, 9, 6]):
+        ids = [3 + (7 * number + 5 * place) % 500 for place in range(length)]
+        samples.append(Encoded(ids, [-100] * 3 + ids[3:], length - 3))
+    return samples
+
+
+def make_trainer(tiny_model: Path, tmp_path: Path, settings: Resolved) -> RowTrainer:
+    watch = Watch(
+        reporter=Reporter("u", out=io.StringIO()),
+        stop=StopFlag(),
+        history=History(tmp_path / "metrics.jsonl"),
+        plateau=Plateau(None),
+        best_weights=tmp_path / "best.safetensors",
+    )
+    model = load_for_training(tiny_model, settings, CPU)
+    samples, tokenizer = make_samples(), load_tokenizer(tiny_model)
+    return build_trainer(model, tokenizer, settings, watch, train=samples, validation=samples, scratch=tmp_path / "s")
+
+
+@pytest.mark.parametrize("method", ["LoRA", "QLoRA", "Full"])
+def test_a_step_on_packed_rows_moves_the_weights_as_a_step_on_single_rows(
+    tiny_model: Path, tmp_path: Path, method: str
+) -> None:
+    """Both steps see all six rows; the gradient is a mean over their trained tokens either way."""
+    packed = make_trainer(tiny_model, tmp_path / "packed", settings_for(method, packing=True, batch=2))
+    assert len(packed.train_dataset) == 2
+    single = make_trainer(tiny_model, tmp_path / "single", settings_for(method, packing=False, batch=6))
+    for trainer in (packed, single):
+        trainer.train()
+    losses = [trainer.state.log_history[0]["loss"] for trainer in (packed, single)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    norms = [trainer.state.log_history[0]["grad_norm"] for trainer in (packed, single)]
+    assert norms[0] == pytest.approx(norms[1], rel=1e-3)
+    other = trained_tensors(single.model)
+    for name, tensor in trained_tensors(packed.model).items():
+        torch.testing.assert_close(tensor, other[name], atol=2e-3, rtol=1e-3)
+
+
+def test_packed_batches_carry_every_token_once_and_count_no_padding(tiny_model: Path, tmp_path: Path) -> None:
+    trainer = make_trainer(tiny_model, tmp_path, settings_for("LoRA", packing=True))
+    (batch,) = list(trainer.get_train_dataloader())
+    samples = make_samples()
+    sequences = pack(samples, 40)
+    assert batch["input_ids"].shape == (2, max(len(sequence.input_ids) for sequence in sequences))
+    assert "attention_mask" not in batch
+    assert int(batch["row_tokens"].sum()) == sum(len(sample.input_ids) for sample in samples)
+    assert int((batch["labels"] != -100).sum()) == sum(sample.trained for sample in samples)
+    trainer.train()
+    assert trainer.state.log_history[0]["num_tokens"] == sum(len(sample.input_ids) for sample in samples)
+
+
+def test_held_out_rows_are_measured_unpacked(tiny_model: Path, tmp_path: Path) -> None:
+    packed = make_trainer(tiny_model, tmp_path / "packed", settings_for("LoRA", packing=True))
+    assert len(packed.eval_dataset) == 6
+    assert all("attention_mask" in batch for batch in packed.get_eval_dataloader())
+    single = make_trainer(tiny_model, tmp_path / "single", settings_for("LoRA", packing=False))
+    assert packed.measure() == single.measure()
+
+
+def test_a_job_that_packs_trains_as_many_steps_as_its_sequences_make(tmp_path: Path, tiny_model: Path) -> None:
+    hyper = {"numTrainEpochs": 2, "learningRate": 0.01, "maxLength": 256, "packing": "On"}
+    bench = Bench(tmp_path, tiny_model, make_spec("LoRA", hyperparameters=hyper))
+    config = bench.prepare()
+    assert config.resolved
+    assert config.resolved.packing is True
+    report = bench.train(config)
+    assert report.resolved
+    assert report.resolved.total_steps == report.last_step == config.resolved.total_steps
+    last = bench.reporter.snapshot().progress
+    assert (last.step, last.epoch) == (report.last_step, 2.0)
+    assert report.metrics
+    assert report.metrics.eval_loss is not None
+    assert report.metrics.baseline_eval_loss is not None
+    assert report.metrics.eval_loss < report.metrics.baseline_eval_loss
+
+
+def test_a_job_that_cannot_pack_is_refused_before_it_claims_its_output(tmp_path: Path, tiny_model: Path) -> None:
+    """The same weights under a name whose attention is not known."""
+    model = copytree(tiny_model, tmp_path / "model")
+    config = (model / "config.json").read_text(encoding="utf-8")
+    (model / "config.json").write_text(config.replace('"llama"', '"unheard_of"'), encoding="utf-8")
+    bench = Bench(tmp_path / "job", model, make_spec("LoRA", hyperparameters={"packing": "On"}))
+    (tmp_path / "job").mkdir()
+    with pytest.raises(TrainerError, match="attention of unheard_of") as caught:
+        bench.prepare()
+    assert caught.value.code is ExitCode.INVALID_CONFIG
+    assert not list(bench.output.iterdir())
