@@ -1,19 +1,28 @@
 """Every chat template that ships with TRL, against transformers for text and ids, and against its training twin."""
 
 import importlib.util
+import json
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from finetune_trainer.data.rows import BadRow, ChatRow, DataFormat, Message, Source
+from finetune_trainer.data.check import check_files
+from finetune_trainer.data.rows import BadRow, ChatRow, DataFormat, Message, NamedPath, Source
+from finetune_trainer.data.summary import Summary
 from finetune_trainer.labels import UNTRAINED, Encoded, Labeler
 
 TRL = importlib.util.find_spec("trl")
 FOLDER = Path(str(TRL.origin)).parent / "chat_templates" if TRL else Path("missing")
 TEMPLATES = sorted(path.stem for path in FOLDER.glob("*.jinja"))
 TWINS = [name for name in TEMPLATES if name.endswith("_training")]
+
+# Those that never mention a call, and one that shows calls but not the tools on offer.
+FAMILIES_WITHOUT_TOOL_CALLS = (
+    "cohere", "cohere2", "deepseek_r1_distill", "gemma", "gemma3", "idefics3", "lfm2", "llama3", "llava_next", "phi3",
+    "phi3_5", "qwen2_5_vl", "smolvlm",
+)  # fmt: skip
 
 TOOLS = [
     {
@@ -177,10 +186,44 @@ def test_a_tool_call_is_trained_or_the_row_is_refused(name: str, build_model: An
     result = labeler.encode(row(messages, TOOLS), "Chat", 100_000)
     if isinstance(result, BadRow):
         assert result.code == "TEMPLATE_ERROR"
+        assert name.removesuffix("_training") in FAMILIES_WITHOUT_TOOL_CALLS, result.detail
         return
+    assert name.removesuffix("_training") not in FAMILIES_WITHOUT_TOOL_CALLS
     trained = [text for text, is_trained in labeler.preview(row(messages, TOOLS)) if is_trained]
     assert len(trained) == 2
     assert "get_weather" in trained[0]
     assert "Oslo" in trained[0]
     assert "It is sunny." in trained[1]
     assert "sunny 12" not in "".join(trained)
+
+
+SHAREGPT = {
+    "conversations": [
+        {"from": "system", "value": "Be brief."},
+        {"from": "human", "value": "Which one?"},
+        {"from": "gpt", "value": "The first."},
+        {"from": "human", "value": "And then?"},
+        {"from": "gpt", "value": "The second."},
+    ]
+}
+ALPACA = {"instruction": "Translate?", "input": "a fox", "output": "ein Fuchs"}
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_sharegpt_and_alpaca_rows_are_trained_on_their_answers(name: str, build_model: Any, tmp_path: Path) -> None:
+    labeler = Labeler(build_model((FOLDER / f"{name}.jinja").read_text()))
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(map(json.dumps, (SHAREGPT, ALPACA))))
+    shared, alpaca = check_files([NamedPath(path, "rows.jsonl")], summary=Summary(), labeler=labeler)
+    assert isinstance(shared, ChatRow)
+    assert isinstance(alpaca, ChatRow)
+    for checked, answers in ((shared, ("The first.", "The second.")), (alpaca, ("ein Fuchs",))):
+        trained = [text for text, is_trained in labeler.preview(checked) if is_trained]
+        assert len(trained) == len(answers)
+        for text, answer in zip(trained, answers, strict=True):
+            assert answer in text
+            assert not any(said in text for said in ("?", "Be brief", "a fox"))
+        assert sum(sample.trained for sample in checked.encodings) > 0
+        read = "".join(text for text, _ in labeler.preview(checked))
+        assert read.count("<bos>") <= len(checked.encodings)
+        assert all(said["content"] in read for said in checked.messages)
