@@ -6,6 +6,8 @@ from typing import Any
 import pytest
 
 from finetune_api.handoff import Outcome, Report
+from finetune_api.spec import JobLineage
+from finetune_api.status import PublishedJob
 from finetune_trainer.lineage import build_lineage, combined_sha256, digest_folder, library_versions, status_lineage
 
 
@@ -66,3 +68,26 @@ def test_lineage_holds_where_everything_came_from(job_config: Any, monkeypatch: 
     assert (content["metrics"]["evalLoss"], content["lastStep"]) == (1.5, 9)
     status = status_lineage(config, dataset_sha256="d" * 64, model_files={"model.safetensors": "a" * 64})
     assert status.base_model_sha256 == content["baseModel"]["sha256"]
+
+
+def test_lineage_names_the_jobs_and_the_adapter_that_a_result_builds_on(job_config: Any) -> None:
+    parent = PublishedJob(
+        name="sft", uid="uid-0", objective="Chat", output_uri="s3://bucket/sft", manifest_sha256="e" * 64
+    )
+    config = job_config().model_copy(update={"parent": parent})
+    config.spec.lineage = JobLineage(annotations={"ticket": "42"})
+    status = status_lineage(config, dataset_sha256="d" * 64, initial_adapter_sha256="f" * 64)
+    report = Report(outcome=Outcome.PUBLISHED, reason="", message="", job_uid="u", config_sha256="", lineage=status)
+    content = build_lineage(
+        config,
+        report,
+        model_files={},
+        template_sha256="",
+        dataset={},
+        device="CPU",
+        initial_adapter_uri="s3://bucket/sft/adapter",
+    )
+    assert content["parent"] == parent.model_dump(by_alias=True)
+    assert content["initialAdapter"] == {"uri": "s3://bucket/sft/adapter", "sha256": "f" * 64}
+    assert content["annotations"] == {"ticket": "42"}
+    assert "rewardJob" not in content

@@ -4,11 +4,12 @@ import shutil
 from pathlib import Path
 
 import torch
-from peft import PeftModel
+from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file
 
 from finetune_api.handoff import ExitCode
 from finetune_trainer.errors import TrainerError
+from finetune_trainer.initial_adapter import WEIGHTS
 from finetune_trainer.labels import Labeler
 from finetune_trainer.model import trained_tensors
 from finetune_trainer.tokenizer_files import DEFAULT, TEMPLATE_FILE, TEMPLATE_FOLDER
@@ -23,9 +24,24 @@ TOKENIZER_FILES = (
     "tokenizer.model",
     "spiece.model",
 )
-WEIGHTS = "adapter_model.safetensors"
 ZERO_AT_START = (".lora_B.", ".lora_embedding_A")
 """The factors that PEFT sets to zero, so that a fresh adapter changes nothing; of an embedding it is the first."""
+
+
+def continue_adapter(model: PeftModel, directory: Path) -> None:
+    """Puts the weights of an earlier adapter into the new one of the same shape; every factor must find its place."""
+    saved = load_file(directory / WEIGHTS)
+    state = get_peft_model_state_dict(model, save_embedding_layers=False)
+    factors = {name: tensor.shape for name, tensor in state.items() if ".lora_" in name}
+    homeless = sorted(saved.keys() ^ factors.keys())
+    unfit = homeless or [name for name, shape in factors.items() if saved[name].shape != shape]
+    if unfit:
+        raise TrainerError(
+            ExitCode.INVALID_CONFIG,
+            f"the adapter of tuning.initialAdapter does not fit the model: {len(unfit)} of its factors and the "
+            f"model's have no counterpart, {unfit[0]} for one",
+        )
+    set_peft_model_state_dict(model, saved)
 
 
 def save_adapter(model: PeftModel, directory: Path, base_model: str, revision: str | None = None) -> None:

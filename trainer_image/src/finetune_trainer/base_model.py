@@ -79,7 +79,7 @@ def check_model(uri: str, storage: Storage, directory: Path, on_bytes: OnBytes |
     shards = _shards(uri, directory, entries)
     tensors: dict[str, tuple[int, ...]] = {}
     for shard in shards:
-        tensors |= _read_header(uri, shard, storage, on_bytes)
+        tensors |= read_header(uri, shard, storage, on_bytes)
     architectures = config.get("architectures") or ["unknown"]
     return ModelFacts(
         parameters=sum(prod(shape) for shape in tensors.values()),
@@ -121,7 +121,7 @@ def _shards(uri: str, directory: Path, entries: Mapping[str, Entry]) -> list[Ent
     return [entries[name] for name in names]
 
 
-def _read_header(uri: str, shard: Entry, storage: Storage, on_bytes: OnBytes | None) -> Tensors:
+def read_header(uri: str, shard: Entry, storage: Storage, on_bytes: OnBytes | None) -> Tensors:
     """The shape of every tensor in one file, by its header; also sees a file that was cut off."""
     where = join(uri, shard.key)
     try:

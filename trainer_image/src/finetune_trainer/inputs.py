@@ -8,6 +8,7 @@ from pathlib import Path
 from finetune_api.handoff import ExitCode, JobConfig
 from finetune_trainer.encodings import UNTRAINED, Encoded, EncodedLabelled, EncodedPair, EncodedPrompt, Sample
 from finetune_trainer.errors import TrainerError
+from finetune_trainer.initial_adapter import InitialAdapter, fetch_initial_adapter
 from finetune_trainer.labels import Labeler, load_labeler
 from finetune_trainer.model_files import fetch_model, pin_as_checked
 from finetune_trainer.progress import Reporter, transfer_beat, work_beat
@@ -27,6 +28,7 @@ class Inputs:
     train: Sequence[Sample]
     validation: Sequence[Sample]
     workspace: Path
+    initial_adapter: InitialAdapter | None = None
 
     @property
     def result(self) -> Path:
@@ -37,6 +39,11 @@ class Inputs:
     def best_weights(self) -> Path:
         """The trained weights of the best evaluation, or of the last step where nothing is evaluated."""
         return self.workspace / "best.safetensors"
+
+    @property
+    def initial_weights(self) -> Path:
+        """The folder with the weights of the adapter to continue from, where there is one."""
+        return self.workspace / "initial-adapter"
 
     @property
     def held_out(self) -> list[Encoded]:
@@ -56,6 +63,7 @@ def load_inputs(config: JobConfig, storage: Storage, workspace: Path, reporter: 
     rows = fetch_rows(config, storage, workspace, on_bytes)
     config = pin_as_checked(config, rows.summary.get("model") or {}, storage)
     model = fetch_model(config, storage, workspace / "model", on_bytes)
+    adapter = fetch_initial_adapter(config, storage, workspace / "initial-adapter", on_bytes)
     labeler = load_labeler(model, config.spec.model.uri)
     objective, longest = config.spec.objective.value, config.spec.hyperparameters.max_length
     held_out = evaluated(rows.validation, config.spec.hyperparameters.seed)
@@ -63,7 +71,7 @@ def load_inputs(config: JobConfig, storage: Storage, workspace: Path, reporter: 
     validation = encode_rows(held_out, labeler, objective, longest, on_rows)
     if not samples:
         raise TrainerError(ExitCode.DATASET_UNUSABLE, "no row gives a token to train on; see status.dataset")
-    return Inputs(config, model, rows, labeler, samples, validation, workspace)
+    return Inputs(config, model, rows, labeler, samples, validation, workspace, adapter)
 
 
 def as_text(sample: Sample) -> Encoded:

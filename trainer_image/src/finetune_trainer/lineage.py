@@ -42,7 +42,12 @@ def combined_sha256(files: Mapping[str, str]) -> str:
 
 
 def status_lineage(
-    config: JobConfig, *, dataset_sha256: str, model_files: Mapping[str, str] | None = None, trained: bool = True
+    config: JobConfig,
+    *,
+    dataset_sha256: str,
+    model_files: Mapping[str, str] | None = None,
+    initial_adapter_sha256: str | None = None,
+    trained: bool = True,
 ) -> Lineage:
     """The status block; preflight has no digests of the weights, and the libraries have not trained yet."""
     return Lineage(
@@ -54,6 +59,9 @@ def status_lineage(
         trainer_image=os.environ.get(ENV_IMAGE) or None,
         seed=config.spec.hyperparameters.seed,
         versions=library_versions() if trained else None,
+        parent=config.parent,
+        reward_job=config.reward_job,
+        initial_adapter_sha256=initial_adapter_sha256,
     )
 
 
@@ -65,6 +73,7 @@ def build_lineage(
     template_sha256: str,
     dataset: Mapping[str, Any],
     device: str,
+    initial_adapter_uri: str | None = None,
 ) -> dict[str, Any]:
     """The content of `lineage.json`; `dataset` is what preflight wrote as `dataset/summary.json`."""
     wire = result.model_dump(mode="json", by_alias=True, exclude_none=True)
@@ -83,6 +92,7 @@ def build_lineage(
             "files": dict(sorted(model_files.items())),
             "chatTemplateSha256": template_sha256,
         },
+        **_ancestors(config, wire.get("lineage", {}), initial_adapter_uri),
         "dataset": {
             "sources": dataset.get("sources", []),
             "files": dataset.get("files", []),
@@ -100,3 +110,13 @@ def build_lineage(
         "lastStep": wire.get("lastStep"),
         "outputUri": config.output_key(),
     }
+
+
+def _ancestors(config: JobConfig, status: Mapping[str, Any], initial_adapter_uri: str | None) -> dict[str, Any]:
+    """The jobs and the adapter that this result builds on, and the job's own notes, as far as there are any."""
+    found: dict[str, Any] = {name: status[name] for name in ("parent", "rewardJob") if name in status}
+    if initial_adapter_uri:
+        found["initialAdapter"] = {"uri": initial_adapter_uri, "sha256": status.get("initialAdapterSha256")}
+    if config.spec.lineage and config.spec.lineage.annotations:
+        found["annotations"] = dict(config.spec.lineage.annotations)
+    return found

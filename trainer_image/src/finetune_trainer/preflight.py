@@ -11,6 +11,7 @@ from finetune_trainer.base_model import ModelFacts, check_model, pin_model
 from finetune_trainer.choose_settings import choose_settings
 from finetune_trainer.claim import check_claim, claim
 from finetune_trainer.hub import is_hub_uri, model_location
+from finetune_trainer.initial_adapter import InitialAdapter, check_initial_adapter, with_adapter
 from finetune_trainer.labels import load_labeler
 from finetune_trainer.lineage import status_lineage
 from finetune_trainer.prepare_dataset import PreparedDataset, prepare_dataset
@@ -39,12 +40,13 @@ def preflight(config: JobConfig, storage: Storage, workspace: Path, reporter: Re
     )  # a workspace that is used again may hold another model's
     config = pin_model(config, storage)
     model = check_model(model_location(config.spec.model), storage, workspace / "tokenizer", on_bytes)
+    adapter = check_initial_adapter(config, model.shape, storage, on_bytes)
     labeler = load_labeler(workspace / "tokenizer", config.spec.model.uri)
     dataset = prepare_dataset(config, storage, workspace, labeler, on_bytes=on_bytes, on_rows=work_beat(reporter, stop))
-    resolved = _choose(config, model, dataset)
+    resolved = _choose(config, model, dataset, adapter)
     claim(config, storage)
     _upload(config, dataset, storage, on_bytes)
-    return _report(config, model, dataset, resolved)
+    return _report(config, model, dataset, resolved, adapter)
 
 
 def _probe(config: JobConfig, storage: Storage) -> None:
@@ -54,6 +56,8 @@ def _probe(config: JobConfig, storage: Storage) -> None:
     uris = [config.output_key(), config.spec.model.uri, dataset.train.uri]
     if dataset.validation:
         uris.append(dataset.validation.uri)
+    if config.spec.tuning.initial_adapter and config.spec.tuning.initial_adapter.uri:
+        uris.append(config.spec.tuning.initial_adapter.uri)
     seen = set()
     for uri in (uri for uri in uris if not is_hub_uri(uri)):
         bucket = uri.split("/")[2]
@@ -68,16 +72,22 @@ def _upload(config: JobConfig, dataset: PreparedDataset, storage: Storage, on_by
         storage.upload(dataset.directory / name, join(config.output_key(), name), on_bytes)
 
 
-def _choose(config: JobConfig, model: ModelFacts, dataset: PreparedDataset) -> Resolved:
+def _choose(config: JobConfig, model: ModelFacts, dataset: PreparedDataset, adapter: InitialAdapter | None) -> Resolved:
     facts = Facts(
         parameters=model.parameters,
         train_rows=dataset.train_samples,
         validation_rows=dataset.validation_samples,
     )
-    return choose_settings(config.spec, model.shape, facts)
+    return choose_settings(with_adapter(config.spec, adapter), model.shape, facts, dataset.train_lengths)
 
 
-def _report(config: JobConfig, model: ModelFacts, dataset: PreparedDataset, resolved: Resolved) -> Report:
+def _report(
+    config: JobConfig,
+    model: ModelFacts,
+    dataset: PreparedDataset,
+    resolved: Resolved,
+    adapter: InitialAdapter | None,
+) -> Report:
     counts = dataset.status
     return Report(
         outcome=Outcome.VALIDATED,
@@ -90,5 +100,10 @@ def _report(config: JobConfig, model: ModelFacts, dataset: PreparedDataset, reso
         config_sha256=config.config_sha256,
         dataset=counts,
         resolved=resolved,
-        lineage=status_lineage(config, dataset_sha256=dataset.digest(Artifact.TRAIN_ROWS), trained=False),
+        lineage=status_lineage(
+            config,
+            dataset_sha256=dataset.digest(Artifact.TRAIN_ROWS),
+            initial_adapter_sha256=adapter.sha256 if adapter else None,
+            trained=False,
+        ),
     )

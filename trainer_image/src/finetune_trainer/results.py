@@ -75,7 +75,12 @@ def build_result(inputs: Inputs, record: RunRecord, reporter: Reporter) -> Repor
         resolved=record.settings,
         metrics=reporter.snapshot().metrics,
         early_stopping=record.early_stopping,
-        lineage=status_lineage(config, dataset_sha256=inputs.rows.train_sha256, model_files=model_files),
+        lineage=status_lineage(
+            config,
+            dataset_sha256=inputs.rows.train_sha256,
+            model_files=model_files,
+            initial_adapter_sha256=inputs.initial_adapter.sha256 if inputs.initial_adapter else None,
+        ),
     )
     lineage = build_lineage(
         config,
@@ -84,6 +89,7 @@ def build_result(inputs: Inputs, record: RunRecord, reporter: Reporter) -> Repor
         template_sha256=inputs.labeler.template_sha256,
         dataset=inputs.rows.summary,
         device=record.machine.device,
+        initial_adapter_uri=inputs.initial_adapter.uri if inputs.initial_adapter else None,
     )
     (inputs.result / Artifact.LINEAGE).write_text(json.dumps(lineage, indent=2) + "\n", encoding="utf-8")
     return result

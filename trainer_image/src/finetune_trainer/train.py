@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from finetune_api.handoff import Artifact, ExitCode, JobConfig, Report
 from finetune_api.spec import Merge, Method
 from finetune_api.status import Resolved
-from finetune_trainer.adapter import save_adapter, save_tokenizer
+from finetune_trainer.adapter import continue_adapter, save_adapter, save_tokenizer
 from finetune_trainer.callbacks import restore_trained, save_trained
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.generate import answer_all, stop_token_ids
@@ -87,6 +87,8 @@ def train_once(inputs: Inputs, settings: Resolved, device: torch.device, reporte
     traits = traits_of(spec.objective)
     watch = start_watch(inputs, reporter, stop)
     model = load_for_training(inputs.model, settings, device, writes_text=traits.writes_text)
+    if inputs.initial_adapter:
+        continue_adapter(model, inputs.initial_weights)
     if settings.method != Method.FULL and spec.output.merge is not Merge.NONE:
         refuse_tied_merge(model)
     settings = with_targets(settings, model)

@@ -13,6 +13,7 @@ from finetune_trainer.methods.loop import Watch, WatchedTrainer
 
 FROZEN_COPY = "ref"
 """TRL's name for the adapter as it was."""
+CHECKED_ROWS = 8
 LARGEST_DRIFT = 0.1
 """Nats per token between model and reference before the first step: rounding stays far below, another model above."""
 
@@ -26,6 +27,8 @@ class ReferencedTrainer(WatchedTrainer):
     """
 
     REFERENCE_COLUMNS: ClassVar[tuple[str, ...]]
+    train_dataset: Dataset
+    eval_dataset: Dataset | None
 
     def __init__(self, watch: Watch, **arguments: Any) -> None:
         super().__init__(watch, **arguments)
@@ -62,14 +65,17 @@ class ReferencedTrainer(WatchedTrainer):
 
     def _require_start_at_reference(self) -> None:
         """The first rows' rewards are zero, or the model is compared with another than it starts from."""
-        rows = [self.train_dataset[at] for at in range(min(len(self.train_dataset), self.args.train_batch_size))]
-        inputs = self._prepare_inputs(self.data_collator(rows))
-        self._measure_batch(inputs)
-        noted = self._metrics["eval"]
-        rewards = [abs(noted[name][-1]) for name in ("rewards/chosen", "rewards/rejected") if noted[name]]
-        tokens = int(inputs["completion_mask"].sum()) / len(inputs["completion_mask"])
-        drift = max(rewards) / self.beta / max(tokens, 1)
-        noted.clear()
+        rows = [self.train_dataset[at] for at in range(min(len(self.train_dataset), CHECKED_ROWS))]
+        drift = sum(map(self._drift, rows)) / len(rows)
         if drift > LARGEST_DRIFT:
             told = f"the reference is not the model that the training starts from: {drift:.3g} nats per token apart"
             raise TrainerError(ExitCode.INTERNAL_ERROR, told)
+
+    def _drift(self, row: dict[str, Any]) -> float:
+        """Nats per answer token between model and reference, of the answer that differs more."""
+        inputs = self._prepare_inputs(self.data_collator([row]))
+        self._measure_batch(inputs)
+        noted = self._metrics["eval"]
+        rewards = [abs(noted[name][-1]) for name in ("rewards/chosen", "rewards/rejected") if noted[name]]
+        noted.clear()
+        return max(rewards) / self.beta / int(inputs["completion_mask"].sum(-1).max())

@@ -1,0 +1,310 @@
+"""DPO and KTO on tiny models: the reference, the losses, what is published, and what we rely on in TRL."""
+
+import io
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+from finetune_api.handoff import ExitCode
+from finetune_api.status import Resolved
+from finetune_trainer.adapter import continue_adapter, save_adapter
+from finetune_trainer.encodings import EncodedLabelled, EncodedPair
+from finetune_trainer.errors import Stopped, TrainerError
+from finetune_trainer.inputs import as_text
+from finetune_trainer.memory import micro_batches
+from finetune_trainer.methods import build_trainer, kto, reference
+from finetune_trainer.methods.loop import Watch, WatchedTrainer
+from finetune_trainer.model import finalise, load_for_training, load_tokenizer, trained_tensors
+from finetune_trainer.progress import Reporter
+from finetune_trainer.report.record import History, Plateau
+from finetune_trainer.stop import StopFlag
+from finetune_trainer.train import restore_best
+
+CPU = torch.device("cpu")
+METHODS = ["LoRA", "QLoRA", "Full"]
+PAIRS = [EncodedPair([1, 20 + at, 21], [30, 31, 2], [40, 41 + at % 3, 42, 2]) for at in range(10)]
+JUDGED = [
+    EncodedLabelled(pair.prompt_ids, ids, good)
+    for pair in PAIRS
+    for ids, good in ((pair.chosen_ids, True), (pair.rejected_ids, False))
+]
+SAMPLES: dict[str, Sequence[Any]] = {"DPO": PAIRS, "KTO": JUDGED}
+START = {"DPO": math.log(2), "KTO": 0.5}
+
+
+def make_settings(method: str = "LoRA", **changes: Any) -> Resolved:
+    settings = Resolved(
+        method=method,
+        total_steps=8,
+        learning_rate=0.01,
+        lr_scheduler_type="constant",
+        warmup_steps=0,
+        weight_decay=0.0,
+        max_grad_norm=1.0,
+        per_device_train_batch_size=4,
+        gradient_accumulation_steps=1,
+        global_batch_size=4,
+        max_length=128,
+        precision="Auto",
+        gradient_checkpointing=method == "QLoRA",
+        seed=42,
+        eval_steps=2,
+        lora_rank=4,
+        lora_alpha=8,
+        lora_dropout=0.0,
+        double_quant=True,
+        beta=0.1,
+        loss_type="sigmoid",
+        desirable_weight=1.0,
+        undesirable_weight=1.0,
+    )
+    return finalise(settings.model_copy(update=changes), CPU)
+
+
+def make_watch(directory: Path) -> Watch:
+    return Watch(
+        reporter=Reporter("u", out=io.StringIO()),
+        stop=StopFlag(),
+        history=History(directory / "metrics.jsonl"),
+        plateau=Plateau(None),
+        best_weights=directory / "best.safetensors",
+    )
+
+
+def make_trainer(
+    objective: str, base: Path, tmp_path: Path, settings: Resolved, adapter: Path | None = None
+) -> WatchedTrainer:
+    model = load_for_training(base, settings, CPU)
+    if adapter:
+        continue_adapter(model, adapter)
+    samples = SAMPLES[objective]
+    return build_trainer(
+        objective,
+        model,
+        load_tokenizer(base),
+        settings,
+        make_watch(tmp_path),
+        train=samples,
+        validation=samples,
+        scratch=tmp_path / "scratch",
+    )
+
+
+@pytest.fixture(scope="session")
+def taught(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An adapter that supervised tuning has taken far from its base."""
+    folder = tmp_path_factory.mktemp("taught")
+    settings = make_settings(total_steps=15, learning_rate=0.03)
+    texts = [as_text(pair) for pair in PAIRS]
+    model = load_for_training(tiny_model, settings, CPU)
+    watch = make_watch(folder)
+    build_trainer(
+        "Chat",
+        model,
+        load_tokenizer(tiny_model),
+        settings,
+        watch,
+        train=texts,
+        validation=[],
+        scratch=folder / "scratch",
+    ).train()
+    assert watch.history.train[-1].loss < watch.history.train[0].loss - 0.5
+    save_adapter(model, folder / "adapter", "s3://bucket/model")
+    return folder / "adapter"
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("objective", ["DPO", "KTO"])
+def test_training_starts_at_its_reference_and_the_margin_grows(
+    tiny_model: Path, tmp_path: Path, objective: str, method: str
+) -> None:
+    trainer = make_trainer(objective, tiny_model, tmp_path, make_settings(method))
+    trainer.evaluate()
+    trainer.train()
+    watch = trainer._watch
+    start, *later = [point.measured for point in watch.history.evaluations]
+    assert start.loss == pytest.approx(START[objective], abs=0.01)
+    assert start.reward_margin == pytest.approx(0, abs=0.01)
+    assert later[-1].loss < start.loss
+    margins = [point.reward_margin for point in later]
+    assert margins == sorted(margins, key=lambda margin: margin or 0)
+    assert (margins[-1] or 0) > 0.1
+    assert (later[-1].reward_accuracy == 1) if objective == "DPO" else (later[-1].reward_accuracy is None)
+    assert watch.reporter.snapshot().metrics.reward_margin is not None
+    best = restore_best(trainer, watch)
+    assert best.loss == pytest.approx(watch.plateau.best_loss, abs=1e-4)
+
+
+@pytest.mark.parametrize("method", ["LoRA", "QLoRA"])
+@pytest.mark.parametrize("objective", ["DPO", "KTO"])
+def test_a_continued_adapter_is_its_own_reference(
+    tiny_model: Path, tmp_path: Path, taught: Path, objective: str, method: str
+) -> None:
+    """In training mode too: dropout would move the very first loss."""
+    settings = make_settings(method, total_steps=1, lora_dropout=0.5)
+    trainer = make_trainer(objective, tiny_model, tmp_path, settings, taught)
+    assert trainer.measure().loss == pytest.approx(START[objective], abs=1e-4)
+    trainer.train()
+    assert trainer._watch.history.train[0].loss == pytest.approx(START[objective], abs=1e-4)
+
+
+@pytest.mark.parametrize("objective", ["DPO", "KTO"])
+def test_the_base_as_reference_of_a_continued_adapter_is_refused(
+    tiny_model: Path, tmp_path: Path, taught: Path, objective: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take = reference.ReferencedTrainer._with_reference
+
+    def take_from_the_base(trainer: Any, dataset: Any) -> Any:
+        with trainer.model.disable_adapter():
+            trainer.model.peft_config.pop(reference.FROZEN_COPY, None)  # TRL then measures with the adapter off
+            return take(trainer, dataset)
+
+    monkeypatch.setattr(reference.ReferencedTrainer, "_with_reference", take_from_the_base)
+    monkeypatch.setattr(PeftModel, "delete_adapter", lambda *_: None)
+    with pytest.raises(TrainerError, match="the reference is not the model that the training starts from") as caught:
+        make_trainer(objective, tiny_model, tmp_path, make_settings(), taught)
+    assert caught.value.code is ExitCode.INTERNAL_ERROR
+    monkeypatch.setattr(reference, "LARGEST_DRIFT", math.inf)
+    unchecked = make_trainer(objective, tiny_model, tmp_path, make_settings(), taught)
+    assert abs(unchecked.measure().loss - START[objective]) > 0.01
+
+
+@pytest.mark.parametrize("method", ["LoRA", "QLoRA"])
+def test_a_continued_adapter_enters_the_training_as_it_was_saved(
+    tiny_model: Path, tmp_path: Path, taught: Path, method: str
+) -> None:
+    """TRL rounds the adapter of a quantised model to BF16."""
+    plain = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_model), str(taught), is_trainable=True)
+    expected = trained_tensors(plain)
+    trainer = make_trainer("DPO", tiny_model, tmp_path, make_settings(method), taught)
+    found = trained_tensors(trainer.model)
+    assert found.keys() == expected.keys()
+    for name, tensor in found.items():
+        torch.testing.assert_close(tensor, expected[name], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("objective", ["DPO", "KTO"])
+def test_the_saved_adapter_is_one_adapter_that_plain_peft_loads(
+    tiny_model: Path, tmp_path: Path, taught: Path, objective: str
+) -> None:
+    trainer = make_trainer(objective, tiny_model, tmp_path, make_settings(total_steps=2), taught)
+    trainer.train()
+    folder = tmp_path / "adapter"
+    save_adapter(trainer.model, folder, "s3://bucket/model")
+    assert not [path for path in folder.iterdir() if path.is_dir()]
+    loaded = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_model), str(folder)).eval()
+    ids = torch.tensor([[1, 20, 21, 30, 31, 2]])
+    trainer.model.eval()
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(ids).logits, trainer.model(ids).logits, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("loss_type", "beta", "start"), [("sigmoid", 0.5, math.log(2)), ("hinge", 0.1, 1.0), ("ipo", 0.1, 25.0)]
+)
+def test_each_loss_of_dpo_starts_where_its_formula_says(
+    tiny_model: Path, tmp_path: Path, loss_type: str, beta: float, start: float
+) -> None:
+    settings = make_settings(loss_type=loss_type, beta=beta, total_steps=2)
+    trainer = make_trainer("DPO", tiny_model, tmp_path, settings)
+    assert trainer.measure().loss == pytest.approx(start, rel=1e-3)
+    trainer.train()
+    assert trainer.measure().loss < start
+
+
+def test_a_reward_is_beta_times_the_change_in_log_probability(tiny_model: Path, tmp_path: Path) -> None:
+    margins = []
+    for beta in (0.1, 0.2):
+        trainer = make_trainer("DPO", tiny_model, tmp_path, make_settings(beta=beta))
+        torch.manual_seed(1)
+        for tensor in trained_tensors(trainer.model).values():
+            torch.nn.init.normal_(tensor, std=0.1)
+        margins.append(trainer.measure().reward_margin or 0)
+    assert margins[1] == pytest.approx(2 * margins[0], rel=1e-3)
+
+
+def test_the_weights_of_kto_weigh_good_and_bad_answers(tiny_model: Path, tmp_path: Path) -> None:
+    settings = make_settings(desirable_weight=3.0, undesirable_weight=1.0)
+    assert make_trainer("KTO", tiny_model, tmp_path, settings).measure().loss == pytest.approx(1.0, abs=1e-3)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_trl_joins_and_pads_the_ids_of_pairs_and_changes_nothing_else(
+    tiny_model: Path, tmp_path: Path, method: str
+) -> None:
+    trainer = make_trainer("DPO", tiny_model, tmp_path, make_settings(method))
+    seen = []
+    for batch in trainer.get_train_dataloader():
+        rows = list(zip(batch["input_ids"], batch["attention_mask"], batch["completion_mask"], strict=True))
+        for chosen, rejected in zip(rows[: len(rows) // 2], rows[len(rows) // 2 :], strict=True):
+            seen.append([split(*chosen), split(*rejected)])
+    wanted = [[(pair.prompt_ids, pair.chosen_ids), (pair.prompt_ids, pair.rejected_ids)] for pair in PAIRS]
+    assert sorted(seen) == sorted(wanted)
+    names = ["prompt_ids", "chosen_ids", "rejected_ids", "ref_chosen_logps", "ref_rejected_logps"]
+    assert trainer.train_dataset.column_names == names
+
+
+def test_trl_joins_and_pads_the_ids_of_judged_answers_and_changes_nothing_else(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    trainer = make_trainer("KTO", tiny_model, tmp_path, make_settings())
+    seen, strangers = [], []
+    for batch in trainer.get_train_dataloader():
+        rows = zip(batch["input_ids"], batch["attention_mask"], batch["completion_mask"], strict=True)
+        seen += [(*split(*row), bool(good)) for row, good in zip(rows, batch["label"], strict=True)]
+        rows = zip(batch["KL_input_ids"], batch["KL_attention_mask"], batch["KL_completion_mask"], strict=True)
+        strangers += [split(*row) for row in rows]
+    assert sorted(seen) == sorted((row.prompt_ids, row.completion_ids, row.desirable) for row in JUDGED)
+    assert [prompt for prompt, *_ in seen] == [prompt for prompt, _ in strangers]
+
+
+def split(ids: torch.Tensor, attention: torch.Tensor, completion: torch.Tensor) -> tuple[list[int], list[int]]:
+    """Prompt and answer of a padded row."""
+    return ids[(attention - completion).bool()].tolist(), ids[completion.bool()].tolist()
+
+
+def test_an_answer_is_measured_for_divergence_on_the_prompt_of_another() -> None:
+    rows = kto.shuffled(JUDGED, 42)
+    assert sorted(map(id, rows)) == sorted(map(id, JUDGED))
+    assert rows != list(JUDGED)
+    for at, other in enumerate(kto.strangers(rows)):
+        assert rows[other].prompt_ids != rows[at].prompt_ids
+
+
+def test_rows_of_one_prompt_alone_are_paired_all_the_same() -> None:
+    rows = [EncodedLabelled([1], [ids], True) for ids in range(3)]
+    assert len(kto.strangers(rows)) == 3
+
+
+def test_kto_with_batches_of_one_row_is_refused_with_the_field_to_set(tiny_model: Path, tmp_path: Path) -> None:
+    with pytest.raises(TrainerError, match=r"set hyperparameters\.perDeviceTrainBatchSize to 2") as caught:
+        make_trainer("KTO", tiny_model, tmp_path, make_settings(per_device_train_batch_size=1))
+    assert caught.value.code is ExitCode.INVALID_CONFIG
+
+
+def test_smaller_batches_of_kto_end_at_two_rows() -> None:
+    sizes = [one.per_device_train_batch_size for one in micro_batches(make_settings(per_device_train_batch_size=4))]
+    assert sizes == [4, 2]
+
+
+@pytest.mark.parametrize("objective", ["DPO", "KTO"])
+def test_a_stop_is_heard_while_the_reference_is_taken(
+    tiny_model: Path, tmp_path: Path, objective: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured: list[int] = []
+
+    def stop_at_the_second(flag: StopFlag) -> None:
+        measured.append(1)
+        if len(measured) == 2:
+            raise Stopped
+
+    monkeypatch.setattr(StopFlag, "raise_if_set", stop_at_the_second)
+    with pytest.raises(Stopped):
+        make_trainer(objective, tiny_model, tmp_path, make_settings())
+    assert len(measured) == 2
