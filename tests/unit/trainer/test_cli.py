@@ -230,7 +230,7 @@ def test_checked_data_with_a_model_also_counts_what_is_too_long(
 def test_too_much_malformed_data_ends_in_65_with_the_files_written(tmp_path: Path, rows_file: Path) -> None:
     done = trainer("check-data", rows_file, "--out", tmp_path / "checked", "--max-rejected-percent", 5)
     assert done.returncode == 65
-    assert "9.1 % of the rows are malformed" in done.stderr
+    assert "10 of 110 rows are malformed (9.1 %, --max-rejected-percent is 5)" in done.stderr
     assert (tmp_path / "checked" / "rejected.jsonl").exists()
 
 

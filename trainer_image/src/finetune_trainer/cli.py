@@ -11,6 +11,7 @@ import typer
 
 from finetune_api.handoff import CONFIG_DIR, CONFIG_FILE, PROGRESS_PORT, TERMINATION_LOG, WORKSPACE_DIR
 from finetune_api.spec import DatasetFormat, Objective
+from finetune_trainer.data.export import ExportFormat
 from finetune_trainer.run_state import RunState
 
 app = typer.Typer(
@@ -90,14 +91,39 @@ def run(
 
 @app.command("check-data")
 def check_data(  # noqa: PLR0917 - the options of a command
-    files: Annotated[list[Path], typer.Argument(metavar="FILE…", help="JSON lines, JSON, CSV or TSV, also gzipped.")],
-    out: Annotated[Path, typer.Option("--out", help="Folder for accepted.jsonl, rejected.jsonl and summary.json.")],
+    files: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="FILE…",
+            help="JSON lines, JSON, CSV, TSV (also gzipped), Parquet or Arrow; a folder of these; or a quoted pattern.",
+        ),
+    ],
+    out: Annotated[
+        Path,
+        typer.Option(help="Folder for accepted.jsonl, rejected.jsonl, summary.json and what --to writes."),
+    ],
     data_format: Annotated[
-        DatasetFormat, typer.Option("--format", help="Format of the rows.", case_sensitive=False)
+        DatasetFormat, typer.Option("--format", help="Format of the rows; Auto looks at each.", case_sensitive=False)
     ] = DatasetFormat.AUTO,
     objective: Annotated[
-        Objective, typer.Option(help="What the rows are to train.", case_sensitive=False)
-    ] = Objective.CHAT,
+        Objective | None,
+        typer.Option(
+            help="What the rows are to train. Default: Chat; with --to, rows of every kind are taken.",
+            case_sensitive=False,
+        ),
+    ] = None,
+    columns: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KNOWN=OWN,…", help="Your names for known columns: prompt=question,completion=answer."),
+    ] = None,
+    to: Annotated[
+        ExportFormat | None,
+        typer.Option(
+            help="Also write the accepted rows in this format to converted.jsonl, and to unconverted.jsonl, with the "
+            "reason, those that it cannot hold whole.",
+            case_sensitive=False,
+        ),
+    ] = None,
     model: Annotated[
         Path | None, typer.Option(help="Folder of the model: also check template, control tokens and length.")
     ] = None,
@@ -106,18 +132,19 @@ def check_data(  # noqa: PLR0917 - the options of a command
         int, typer.Option(help="Most malformed rows (percent) that are tolerated.", min=0, max=100)
     ] = 20,
 ) -> None:
-    """Check rows as preflight does, and write what would be trained on. Exits 65 where a job would fail."""
+    """Check rows as preflight does, write what would be trained on, and convert between formats.
+
+    Exits 65 where a job would fail; the files are written all the same.
+    """
+    from finetune_trainer.check_data import Request, parse_columns
     from finetune_trainer.check_data import check_data as check
 
-    check(
-        files,
-        out,
-        data_format=data_format,
-        objective=objective,
-        model=model,
-        max_length=max_length,
-        max_rejected_percent=max_rejected_percent,
-    )
+    if model is not None and to is not None and objective is None:
+        raise typer.BadParameter("with --to, --model needs --objective: what is trained decides what is too long")
+    if to is None:
+        objective = objective or Objective.CHAT
+    mapped = parse_columns(columns) if columns else None
+    check(files, out, Request(objective, data_format, mapped, to, model, max_length, max_rejected_percent))
 
 
 @app.command()

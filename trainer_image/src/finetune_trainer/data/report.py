@@ -21,6 +21,7 @@ from finetune_trainer.data.summary import Summary
 ACCEPTED = "accepted.jsonl"
 REJECTED = "rejected.jsonl"
 SUMMARY = "summary.json"
+OUTPUT_FILES = (ACCEPTED, REJECTED, SUMMARY)
 
 Code = TypeVar("Code", bound=StrEnum)
 

@@ -20,7 +20,8 @@ from finetune_trainer.lengths import Lengths
 class Summary:
     """Counters over the rows seen so far; `rows` = `accepted` + `rejected`, and `repaired` rows are among the accepted.
 
-    The token counts stay 0 without a tokenizer; `ignored_files` lay beside the rows. `unfit` counts, by what is said of it, what the objective cannot use.
+    The token counts stay 0 without a tokenizer; `ignored_files` lay beside the rows. `unfit` counts, by what is said of
+    it, what the objective cannot use.
     """
 
     accepted: int = 0
