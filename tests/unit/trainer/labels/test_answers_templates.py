@@ -126,3 +126,31 @@ def test_the_stop_of_an_answer_is_what_its_answers_end_with(name: str, build_mod
     assert isinstance(sample, EncodedLabelled)
     stops = labeler.stop_ids()
     assert sample.completion_ids[-len(stops) :] == stops
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_a_call_of_a_tool_may_be_the_better_answer(name: str, build_model: Any) -> None:
+    labeler = Labeler(build_model((FOLDER / f"{name}.jinja").read_text()))
+    call: Any = {"type": "function", "id": "call00001", "function": {"name": "look_up", "arguments": {"what": "fox"}}}
+    tool = {"name": "look_up", "description": "Looks up.", "parameters": {"type": "object", "properties": {}}}
+    tools = [{"type": "function", "function": tool}]
+    chosen = [Message(role="assistant", content="", tool_calls=[call])]
+    row = PreferenceRow(ONE, chosen, said("No idea."), SOURCE, DataFormat.PREFERENCE, tools)
+    result = labeler.encode(row, "DPO", 100_000)
+    if isinstance(result, BadRow):
+        assert result.code == "TEMPLATE_ERROR"
+        assert re.search("tool calls|the tools", result.detail)
+        return
+    (pair,) = result
+    assert isinstance(pair, EncodedPair)
+    prompt, better, worse = (
+        labeler.tokenizer.decode(ids, skip_special_tokens=False)
+        for ids in (pair.prompt_ids, pair.chosen_ids, pair.rejected_ids)
+    )
+    assert "look_up" in prompt
+    assert "What is it?" in prompt
+    assert "look_up" in better
+    assert "fox" in better
+    assert "What is it?" not in better
+    assert "No idea." in worse
+    assert "look_up" not in worse
