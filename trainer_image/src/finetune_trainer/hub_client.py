@@ -2,6 +2,7 @@
 
 import os
 import ssl
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
@@ -45,7 +46,9 @@ class HubClient:
     @cached_property
     def _http(self) -> httpx2.Client:
         """Proxies come from the environment; on a redirect to another host the client leaves the token out."""
-        return httpx2.Client(verify=self._trust(), timeout=TIMEOUT, follow_redirects=True)
+        client = httpx2.Client(verify=self._trust(), timeout=TIMEOUT, follow_redirects=True)
+        weakref.finalize(self, client.close)
+        return client
 
     def _trust(self) -> ssl.SSLContext | bool:
         """The authorities of the image, and with them the hub's own: its files may lie on a public host."""

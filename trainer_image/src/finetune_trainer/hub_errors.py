@@ -58,21 +58,18 @@ def _why(error: HfHubHTTPError, address: HubUri, access: Access, endpoint: str) 
 
 
 def _gated(address: HubUri, access: Access, endpoint: str) -> str:
-    page = f"{endpoint}/{address.repo.page}"
+    licence = f"the {address.repo.kind} is gated: accept its licence at {endpoint}/{address.repo.page}"
     if access.token:
-        return f"the {address.repo.kind} is gated: accept its licence at {page} with the account of the token in " + (
-            _holder(access)
-        )
-    return f"the {address.repo.kind} is gated: accept its licence at {page}, and put that account's token into " + (
-        _holder(access)
-    )
+        return f"{licence} with the account of the token in {_holder(access)}"
+    return f"{licence}, and put that account's token into {_holder(access)}"
 
 
 def _unseen(error: HfHubHTTPError, what: str, access: Access) -> str:
     """A hub does not tell a repository that is private from one that is not there."""
     status = error.response.status_code
     if status == 403:
-        return f"access is forbidden: give the token in {_holder(access)} the right to read this {what}"
+        right = f"put a token that may read this {what} into {_holder(access)}"
+        return f"access is forbidden: {right}, or correct spec.hub.endpoint"
     if not isinstance(error, RepositoryNotFoundError) and status not in {401, 404}:
         return f"the hub refuses the request ({status}): check spec.hub.endpoint and {access.place}"
     if access.token:
