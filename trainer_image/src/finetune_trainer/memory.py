@@ -175,16 +175,17 @@ def _layer_bytes_per_token(shape: ModelShape, settings: Resolved) -> int:
 
 
 def _linear_inputs(shape: ModelShape, settings: Resolved) -> int:
-    """What a layer's linear modules keep of their inputs: each a copy of its own, and the mask of its dropout."""
-    width, rank = _compute(settings), settings.lora_rank or 16
-    if settings.method == Method.FULL:
-        kept = sum(inputs * width for _, inputs in shape.linear.values())
-    else:
-        mask = 1 if settings.lora_dropout else 0
-        kept = sum(
-            inputs * (width + mask) + rank * width for _, inputs in shape.adapted(settings.target_modules).values()
-        )
-    return kept // shape.layers
+    """What a layer's linear modules keep of their inputs: each a cast copy of its own, and the mask of its dropout; in
+    FP32 without dropout they keep one input together."""
+    width, is_full = _compute(settings), settings.method == Method.FULL
+    adapted = {} if is_full else shape.adapted(settings.target_modules)
+    dropout = 0 if is_full or not settings.lora_dropout else 1
+    inputs = sum(size for _, size in (shape.linear if is_full else adapted).values()) // shape.layers
+    if width == FULL_WIDTH and not dropout:
+        attended = shape.heads * shape.head_size if is_full else 0
+        inputs = min(inputs, 2 * shape.hidden + attended + shape.intermediate)
+    between = len(adapted) * (settings.lora_rank or 16) * width // shape.layers
+    return inputs * (width + dropout) + between
 
 
 def _gradient_bytes_per_token(shape: ModelShape, settings: Resolved) -> int:

@@ -1,0 +1,256 @@
+"""The memory estimate against counted bytes: tensors of models as they are loaded, and what autograd allocates."""
+
+import json
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import bitsandbytes as bnb
+import pytest
+import torch
+from peft import PeftModel
+from safetensors import safe_open
+from torch.profiler import ProfilerActivity, profile
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from trl.trainer.utils import add_fused_lm_head
+
+from finetune_api.objectives import Objective
+from finetune_api.status import Resolved
+from finetune_trainer.memory import LOSS_TOKENS, LOSS_WORDS, Memory, estimate
+from finetune_trainer.model import load_for_training, trained_tensors
+from finetune_trainer.model_shape import ModelShape, read_shape
+
+CPU = torch.device("cpu")
+BATCH, LENGTH = 2, 256
+COUNTED = 0.001
+"""The parts that are tensors agree to a per mille."""
+ALLOCATED = 0.15
+"""Activations agree to 15 % with the peak of a forward and backward pass."""
+SIZES: dict[str, Any] = {
+    "vocab_size": 2048,
+    "hidden_size": 256,
+    "intermediate_size": 704,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 2,
+}
+KINDS: dict[str, dict[str, Any]] = {
+    "llama": {"tie_word_embeddings": False},
+    "qwen2": {"tie_word_embeddings": True},
+    "gpt2": {"n_embd": 256, "n_layer": 2, "n_head": 4, "n_positions": 512},
+    "phi3": {"tie_word_embeddings": False, "pad_token_id": 0},
+    "mixtral": {"tie_word_embeddings": False, "num_local_experts": 4},
+}
+METHODS = ["QLoRA", "LoRA", "Full"]
+AnyModel = PreTrainedModel | PeftModel
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    found = {}
+    for name, own in KINDS.items():
+        torch.manual_seed(0)
+        found[name] = tmp_path_factory.mktemp(name)
+        AutoModelForCausalLM.from_config(AutoConfig.for_model(name, **SIZES | own)).save_pretrained(found[name])
+    return found
+
+
+def read(folder: Path) -> ModelShape:
+    with safe_open(folder / "model.safetensors", "pt") as weights:
+        tensors = {name: tuple(weights.get_slice(name).get_shape()) for name in weights.keys()}  # noqa: SIM118
+    shape = read_shape(json.loads((folder / "config.json").read_text()), tensors)
+    assert shape is not None
+    return shape
+
+
+def settings(method: str, **changes: Any) -> Resolved:
+    return Resolved(
+        method=method,
+        precision="BF16",
+        optim="adamw_torch_fused",
+        per_device_train_batch_size=BATCH,
+        global_batch_size=BATCH,
+        max_length=LENGTH,
+        gradient_checkpointing=False,
+        lora_rank=16,
+        lora_alpha=32,
+        lora_dropout=0.0,
+        double_quant=True,
+        seed=1,
+    ).model_copy(update=changes)
+
+
+def load(folder: Path, wanted: Resolved) -> AnyModel:
+    """As the trainer has it: with TRL's loss, which never holds the logits of a batch."""
+    model = load_for_training(folder, wanted, CPU)
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    add_fused_lm_head(base, outputs=("log_probs", "entropy", "is_top1"))
+    if wanted.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        if isinstance(model, PeftModel):
+            model.enable_input_require_grads()
+    return model.train()
+
+
+def count_bytes(tensors: list[torch.Tensor | None]) -> int:
+    """Each storage once: weights are shared, and so are the tables of a quantisation."""
+    found = {
+        tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
+        for tensor in tensors
+        if tensor is not None
+    }
+    return sum(found.values())
+
+
+def base_tensors(model: AnyModel) -> list[torch.Tensor | None]:
+    """The weights of the base model, with the constants of those that are quantised."""
+    found: list[torch.Tensor | None] = []
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            continue
+        found.append(parameter)
+        state = getattr(parameter, "quant_state", None)
+        if state is not None:
+            found += [state.absmax, state.code, state.offset]
+            found += [state.state2.absmax, state.state2.code] if state.nested else []
+    return found
+
+
+def batch_of(shape: ModelShape) -> dict[str, torch.Tensor]:
+    """Two rows, one of them padded, so that attention needs its mask."""
+    ids = torch.randint(3, shape.vocabulary, (BATCH, LENGTH), generator=torch.Generator().manual_seed(1))
+    mask = torch.ones_like(ids)
+    mask[0, -8:] = 0
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def autocast(wanted: Resolved) -> torch.autocast:
+    return torch.autocast("cpu", torch.bfloat16, enabled=wanted.precision == "BF16")
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_weights_take_the_bytes_that_were_counted(folders: dict[str, Path], kind: str, method: str) -> None:
+    wanted = settings(method)
+    expected = estimate(read(folders[kind]), wanted, Objective.CHAT).weights
+    assert count_bytes(base_tensors(load(folders[kind], wanted))) == pytest.approx(expected, rel=COUNTED)
+
+
+def test_weights_without_double_quantisation_take_the_bytes_that_were_counted(folders: dict[str, Path]) -> None:
+    wanted = settings("QLoRA", double_quant=False)
+    expected = estimate(read(folders["llama"]), wanted, Objective.CHAT).weights
+    assert count_bytes(base_tensors(load(folders["llama"], wanted))) == pytest.approx(expected, rel=COUNTED)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_adapter_gradients_and_optimiser_take_the_bytes_that_were_counted(
+    folders: dict[str, Path], method: str
+) -> None:
+    shape, wanted = read(folders["llama"]), settings(method)
+    expected, model = estimate(shape, wanted, Objective.CHAT), load(folders["llama"], wanted)
+    trained = list(trained_tensors(model).values())
+    with autocast(wanted):
+        loss = model(**batch_of(shape), labels=batch_of(shape)["input_ids"], fused_lm_head=True).loss
+    loss.backward()
+    optimiser = torch.optim.AdamW(trained, fused=True)
+    optimiser.step()
+    moments = [value for state in optimiser.state.values() for value in state.values() if value.dim()]
+    assert count_bytes([one for one in trained if method != "Full"]) == expected.adapter
+    assert count_bytes([one.grad for one in trained]) == expected.gradients
+    assert count_bytes(moments) == expected.optimiser
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_8_bit_optimiser_takes_the_bytes_that_were_counted(folders: dict[str, Path], method: str) -> None:
+    """Its state is made here, though only a GPU can take a step with it."""
+    wanted = settings(method, optim="paged_adamw_8bit")
+    expected = estimate(read(folders["llama"]), wanted, Objective.CHAT).optimiser
+    trained = list(trained_tensors(load(folders["llama"], wanted)).values())
+    optimiser = bnb.optim.AdamW8bit(trained)
+    optimiser.fill_qmap()
+    for number, parameter in enumerate(trained):
+        optimiser.init_state(optimiser.param_groups[0], parameter, 0, number)
+    kept = [
+        value
+        for state in optimiser.state.values()
+        for name, value in state.items()
+        if isinstance(value, torch.Tensor) and "qmap" not in name
+    ]
+    assert count_bytes(kept) == pytest.approx(expected, rel=COUNTED)
+
+
+def measure_peak(model: AnyModel, shape: ModelShape, wanted: Resolved) -> int:
+    """The most bytes that a forward and a backward pass through the layers hold, gradients of weights aside."""
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+
+    def both_passes() -> None:
+        with autocast(wanted):
+            hidden = base.base_model(**batch_of(shape), use_cache=False).last_hidden_state
+        hidden.backward(torch.full_like(hidden, 1e-3))
+
+    both_passes()  # makes the gradients, which stay
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as watched:
+        both_passes()
+    held = peak = 0
+    for event in watched.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            held += event.nbytes()
+            peak = max(peak, held)
+    return peak
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("precision", ["BF16", "FP32"])
+@pytest.mark.parametrize("method", METHODS)
+def test_activations_take_what_both_passes_allocate(
+    folders: dict[str, Path], method: str, precision: str, checkpointing: bool
+) -> None:
+    wanted = settings(method, precision=precision, gradient_checkpointing=checkpointing)
+    shape = read(folders["llama"])
+    expected = estimate(shape, wanted, Objective.CHAT).activations
+    measured = measure_peak(load(folders["llama"], wanted), shape, wanted)
+    assert expected == pytest.approx(measured, rel=ALLOCATED)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_autograd_keeps_is_within_the_estimate(folders: dict[str, Path], method: str) -> None:
+    wanted = settings(method)
+    shape, model = read(folders["llama"]), load(folders["llama"], wanted)
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with autocast(wanted), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        inputs = batch_of(shape)
+        loss = model(**inputs, labels=inputs["input_ids"], fused_lm_head=True, use_cache=False).loss
+    expected = estimate(shape, wanted, Objective.CHAT)
+    assert 0.8 * expected.activations <= sum(kept.values()) <= expected.activations
+    assert loss.requires_grad
+
+
+def test_the_loss_holds_one_tile_and_never_the_logits_of_a_batch(folders: dict[str, Path]) -> None:
+    wanted = settings("LoRA", precision="FP32")
+    shape, model = read(folders["llama"]), load(folders["llama"], wanted)
+    inputs = batch_of(shape)
+    tile = min(BATCH * (LENGTH - 1), LOSS_TOKENS) * LOSS_WORDS * 4
+    with torch.no_grad(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as watched:
+        model(**inputs, labels=inputs["input_ids"], fused_lm_head=True)
+    sizes = [event.nbytes() for event in watched.profiler.kineto_results.events() if event.name() == "[memory]"]
+    assert max(sizes) == tile
+    assert BATCH * LENGTH * shape.vocabulary * 4 not in sizes
+    assert estimate(shape, wanted, Objective.CHAT).logits == pytest.approx(tile, rel=0.01)
+
+
+def test_twice_the_length_takes_twice_the_activations() -> None:
+    shape = ModelShape("llama", 100, 64, 256, 2, 4, 4, 16, True, {"model.layers.0.mlp.up_proj.weight": (256, 64)})
+
+    def memory(length: int) -> Memory:
+        return estimate(shape, settings("Full", max_length=length, per_device_train_batch_size=1), Objective.CHAT)
+
+    fixed = 2 * 2 * prod((256, 64)) // 2
+    assert memory(2048).activations - fixed == 2 * (memory(1024).activations - fixed)
