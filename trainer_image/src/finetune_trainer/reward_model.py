@@ -1,9 +1,8 @@
 """Models that give a text one score: the head that is trained, and what objective RewardModel publishes as a scorer."""
 
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import partial
-from itertools import islice
 
 import torch
 from peft import PeftModel
@@ -13,9 +12,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from finetune_api.handoff import ExitCode
 from finetune_trainer.data.rows import BadRow, DataFormat, Message, Source, UnpairedRow
-from finetune_trainer.encodings import EncodedLabelled
+from finetune_trainer.encodings import EncodedLabelled, EncodedPair
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.labels import Labeler
+from finetune_trainer.labels import Labeler, load_labeler
+from finetune_trainer.model import load_plain
+from finetune_trainer.reward_source import RewardFolders
 from finetune_trainer.rewards import Completion
 
 SCORE = "score"
@@ -47,8 +48,11 @@ class RewardModel:
         """The prompt and its answer as in training; an answer that was cut off lacks what ends one."""
         ids = self._as_row(completion)
         if ids is None:
-            _, prompt = self._labeler.render_prompt(completion.prompt, completion.tools)
-            ids = prompt + self._plain.encode(completion.text, add_special_tokens=False).ids + self._stop_ids
+            ids = (
+                self._prompt_ids(completion)
+                + self._plain.encode(completion.text, add_special_tokens=False).ids
+                + self._stop_ids
+            )
         if not completion.ended and ids[-len(self._stop_ids) :] == self._stop_ids:
             ids = ids[: -len(self._stop_ids)]
         return ids[-self._longest :]
@@ -63,26 +67,58 @@ class RewardModel:
         (sample,) = encoded
         return sample.prompt_ids + sample.completion_ids if isinstance(sample, EncodedLabelled) else None
 
+    def _prompt_ids(self, completion: Completion) -> list[int]:
+        try:
+            return self._labeler.render_prompt(completion.prompt, completion.tools)[1]
+        except BadRow as bad:
+            message = f"the reward model's chat template cannot show a prompt of the dataset: {bad.detail}"
+            raise TrainerError(ExitCode.INVALID_CONFIG, message) from bad
+
     def score(self, texts: Sequence[list[int]]) -> list[float]:
-        """One score for each tokenised text, the model's output at the last token that does not pad."""
-        scores: list[float] = []
-        for batch in _batches(texts, SCORED_AT_ONCE):
-            self._on_work()
-            scores += score_batch(self._model, batch)
-        return scores
+        """One score for each tokenised text."""
+        return score_texts(self._model, texts, self._on_work)
 
 
-def score_batch(model: PreTrainedModel | PeftModel, texts: Sequence[list[int]]) -> list[float]:
+def score_texts(
+    model: PreTrainedModel | PeftModel, texts: Sequence[list[int]], on_work: Callable[[], None]
+) -> list[float]:
+    """The model's score of each text, which is its output at the last token that does not pad."""
+    scores: list[float] = []
+    model.eval()
+    for start in range(0, len(texts), SCORED_AT_ONCE):
+        on_work()
+        scores += _score_batch(model, texts[start : start + SCORED_AT_ONCE])
+    return scores
+
+
+def pair_texts(pair: EncodedPair) -> tuple[list[int], list[int]]:
+    """The prompt with the chosen and with the rejected answer."""
+    return pair.prompt_ids + pair.chosen_ids, pair.prompt_ids + pair.rejected_ids
+
+
+def load_reward_model(
+    folders: RewardFolders, dtype: torch.dtype, device: torch.device, on_work: Callable[[], None]
+) -> RewardModel:
+    """The scorer from its folders, beside whatever model is being trained."""
+    labeler = load_labeler(folders.tokenizer, folders.uri)
+    model = load_plain(folders.model, dtype, device, writes_text=False)
+    if folders.adapter is not None:
+        model = PeftModel.from_pretrained(model, str(folders.adapter))
+    return RewardModel(model, labeler, on_work)
+
+
+def _score_batch(model: PreTrainedModel | PeftModel, texts: Sequence[list[int]]) -> list[float]:
     """Scores of a few texts at once, padded on the right with a token that ends none of them."""
     config = model.config.get_text_config()
-    if config.pad_token_id is None:
-        config.pad_token_id = choose_pad(None, range(config.vocab_size), {ids[-1] for ids in texts})
+    configured = config.pad_token_id
+    pad = choose_pad(configured, range(config.vocab_size), {ids[-1] for ids in texts})
     width = max(map(len, texts))
-    padded = [ids + [config.pad_token_id] * (width - len(ids)) for ids in texts]
-    mask = [[1] * len(ids) + [0] * (width - len(ids)) for ids in texts]
-    inputs, attention = (torch.tensor(rows, device=model.device) for rows in (padded, mask))
+    inputs = torch.tensor([ids + [pad] * (width - len(ids)) for ids in texts], device=model.device)
+    mask = torch.tensor([[1] * len(ids) + [0] * (width - len(ids)) for ids in texts], device=model.device)
+    config.pad_token_id = pad
     with torch.no_grad():
-        logits = model(input_ids=inputs, attention_mask=attention, use_cache=False).logits
+        logits = model(input_ids=inputs, attention_mask=mask, use_cache=False).logits
+    config.pad_token_id = configured
     scores: list[float] = logits[:, 0].float().tolist()
     if not all(map(math.isfinite, scores)):
         raise TrainerError(ExitCode.DIVERGED, "the reward model gives a score that is not finite")
@@ -110,15 +146,9 @@ def keep_score_in_fp32(model: torch.nn.Module) -> None:
     for name, module in model.named_modules():
         if SCORE in name.split(".") and isinstance(module, torch.nn.Linear):
             module.float()
-            module.forward = partial(_forward_in_fp32, module)
+            setattr(module, "forward", partial(_forward_in_fp32, module))  # noqa: B010 - of this instance alone
 
 
 def _forward_in_fp32(head: torch.nn.Linear, hidden: torch.Tensor) -> torch.Tensor:
     with torch.autocast(hidden.device.type, enabled=False):
         return functional.linear(hidden.float(), head.weight, head.bias)
-
-
-def _batches(texts: Sequence[list[int]], size: int) -> Iterator[list[list[int]]]:
-    remaining = iter(texts)
-    while batch := list(islice(remaining, size)):
-        yield batch

@@ -40,6 +40,14 @@ class Scorer(Protocol):
         """One reward for each answer, in their order."""
 
 
+@dataclass(frozen=True, slots=True)
+class Judge:
+    """Who rewards answers, and the token by which an answer says that it is complete."""
+
+    scorer: Scorer
+    stop_id: int
+
+
 class ComputedRewards:
     """The job's computed rewards, added up by weight; raises InvalidConfig where a pattern cannot be read."""
 

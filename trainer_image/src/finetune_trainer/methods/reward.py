@@ -13,7 +13,9 @@ from trl import RewardConfig, RewardTrainer
 from finetune_api.status import Resolved
 from finetune_trainer.encodings import EncodedPair
 from finetune_trainer.methods.loop import Watch, WatchedTrainer, callbacks, common_arguments
-from finetune_trainer.reward_model import keep_score_in_fp32, pad_token
+from finetune_trainer.progress import work_beat
+from finetune_trainer.report.record import ScoredPair
+from finetune_trainer.reward_model import keep_score_in_fp32, pad_token, pair_texts, score_texts
 
 
 class PairTrainer(WatchedTrainer, RewardTrainer):  # type: ignore[misc]  # the library has no types
@@ -28,6 +30,18 @@ class PairTrainer(WatchedTrainer, RewardTrainer):  # type: ignore[misc]  # the l
             "reward_margin": (self._last_figure("margin"), pairs),
             "reward_accuracy": (self._last_figure("accuracy"), pairs),
         }
+
+    def score_pairs(self, pairs: Sequence[EncodedPair]) -> list[ScoredPair]:
+        """The pairs as text, each answer with its score."""
+        texts = [ids for pair in pairs for ids in pair_texts(pair)]
+        scores = score_texts(self.model, texts, work_beat(self._watch.reporter, self._watch.stop))
+        return [
+            ScoredPair(self._text(pair.prompt_ids), self._text(pair.chosen_ids), self._text(pair.rejected_ids), *two)
+            for pair, two in zip(pairs, zip(scores[::2], scores[1::2], strict=True), strict=True)
+        ]
+
+    def _text(self, ids: list[int]) -> str:
+        return str(self.processing_class.decode(ids, skip_special_tokens=True)).strip()
 
 
 def build_trainer(

@@ -23,7 +23,7 @@ from finetune_trainer.methods.loop import Watch, WatchedTrainer, common_argument
 from finetune_trainer.model import DTYPES, trained_tensors
 from finetune_trainer.progress import work_beat
 from finetune_trainer.report.record import RewardPoint, reward_mean
-from finetune_trainer.rewards import Scorer
+from finetune_trainer.rewards import Judge
 from finetune_trainer.rollouts import Rollouts, Written
 
 EVALUATED_PROMPTS = 128
@@ -137,16 +137,13 @@ def build_trainer(
     train: Sequence[EncodedPrompt],
     validation: Sequence[EncodedPrompt],
     scratch: Path,
-    scorer: Scorer,
-    stop_ids: Sequence[int],
+    judge: Judge,
 ) -> PolicyTrainer:
     """The trainer, ready for `evaluate()`, `train()` and `write()`."""
     refuse_unfit(model, settings, [*train, *validation])
     evaluates = bool(validation)
-    model.generation_config.eos_token_id = list(stop_ids)
-    if tokenizer.eos_token is None:
-        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(stop_ids[0])
-    rollouts = Rollouts(train, scorer, tokenizer, {*stop_ids, tokenizer.eos_token_id}, settings.num_generations or 1)
+    stop_ids = _agree_on_ends(model, tokenizer, judge.stop_id)
+    rollouts = Rollouts(train, judge.scorer, tokenizer, stop_ids, settings.num_generations or 1)
     common = common_arguments(settings, scratch, evaluates=evaluates, on_cpu=model.device.type == "cpu")
     kind, arguments = _trainer_of(settings)
     return kind(
@@ -160,6 +157,16 @@ def build_trainer(
         processing_class=tokenizer,
         callbacks=[ReportProgress(watch.reporter, watch.history), RequireGradientOfSpread(rollouts)],
     )
+
+
+def _agree_on_ends(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, stop_id: int) -> set[int]:
+    """What ends an answer, told to the model, which TRL asks: its own end tokens and the one of the chat template."""
+    known = model.generation_config.eos_token_id
+    ends = {stop_id, *([] if known is None else [known] if isinstance(known, int) else known)}
+    model.generation_config.eos_token_id = sorted(ends)
+    if tokenizer.eos_token is None:
+        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(stop_id)
+    return ends | {tokenizer.eos_token_id}
 
 
 def _trainer_of(settings: Resolved) -> tuple[Callable[..., PolicyTrainer], Callable[..., Any]]:

@@ -217,6 +217,37 @@ class MergeCheck:
 
 
 @dataclass(frozen=True, slots=True)
+class ScoredPair:
+    """A held-out pair with the trained reward model's scores."""
+
+    prompt: str
+    chosen: str
+    rejected: str
+    chosen_reward: float
+    rejected_reward: float
+
+
+@dataclass(frozen=True, slots=True)
+class RewardedAnswer:
+    """One prompt answered by the model before the training and after it, with what each answer earns."""
+
+    prompt: str
+    base: str
+    base_reward: float
+    tuned: str
+    tuned_reward: float
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreCheck:
+    """A saved reward model, read back and compared with the model as trained on held-out texts."""
+
+    precision: str
+    texts: int
+    largest_difference: float
+
+
+@dataclass(frozen=True, slots=True)
 class Machine:
     """What the run used; bytes and seconds."""
 
