@@ -11,6 +11,7 @@ from finetune_trainer.turn_spans import Rendering
 
 Piece = tuple[str, bool]
 CHOSEN, REJECTED = "\n[chosen] ", "\n[rejected] "
+SHOWN_CHARACTERS = 150
 
 
 def preview_draft(draft: Draft, tokenizer: Tokenizer) -> list[Piece]:
@@ -25,6 +26,18 @@ def preview_draft(draft: Draft, tokenizer: Tokenizer) -> list[Piece]:
         case _:
             pieces = [(text, False) for text in draft.texts]
     return [piece for piece in pieces if piece[0]]
+
+
+def abridge(pieces: list[Piece]) -> list[Piece]:
+    """The pieces with the middle of the long ones left out, so that a long prompt does not hide its answer."""
+    return [(_abridge(text), is_trained) for text, is_trained in pieces]
+
+
+def _abridge(text: str) -> str:
+    left_out = len(text) - 2 * SHOWN_CHARACTERS
+    if left_out <= 0:
+        return text
+    return f"{text[:SHOWN_CHARACTERS]} […{left_out} characters…] {text[-SHOWN_CHARACTERS:]}"
 
 
 def _name_answers(draft: AnswersDraft) -> Iterator[Piece]:

@@ -15,7 +15,7 @@ from finetune_trainer.encodings import Sample
 from finetune_trainer.errors import ObjectMissing, TrainerError
 from finetune_trainer.labels import Labeler
 from finetune_trainer.lengths import Lengths
-from finetune_trainer.previews import Piece
+from finetune_trainer.previews import Piece, abridge
 from finetune_trainer.report.record import SampleStats
 from finetune_trainer.storage import OnBytes, Storage, join, sha256_file
 
@@ -118,7 +118,7 @@ def previews(rows: Sequence[Row], labeler: Labeler, objective: str) -> list[list
     shown = []
     for row in rows[:PREVIEWED_ROWS]:
         try:
-            shown.append(labeler.preview(row, objective))  # type: ignore[arg-type]
+            shown.append(abridge(labeler.preview(row, objective)))  # type: ignore[arg-type]
         except BadRow:
             continue
     return shown
