@@ -88,6 +88,11 @@ def make_certificates(directory: Path) -> tuple[Path, Path, Path]:
 
 
 @pytest.fixture(scope="session")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
+    return make_certificates(tmp_path_factory.mktemp("certificates"))
+
+
+@pytest.fixture(scope="session")
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     directory = tmp_path_factory.mktemp("s3")
     identity = {
