@@ -77,12 +77,41 @@ def test_the_last_answer_of_a_conversation_is_the_one_that_is_judged(check: Any)
     assert (kept.prompt, kept.completion) == ([Q, A, Q], [A])
 
 
-@pytest.mark.parametrize("label", [None, 2, -1, 0.5, "", "good", "yes please", [], {}, [True]])
+@pytest.mark.parametrize("label", [2, -1, 0.5, "", "good", "yes please", [], {}, [True]])
 def test_a_label_that_is_neither_true_nor_false_is_refused(check: Any, label: object) -> None:
     (refused,), _ = check({"prompt": "q", "completion": "a", "label": label}, objective="KTO")
     assert isinstance(refused, Rejected)
     assert refused.code is RejectCode.BAD_LABEL
     assert "label" in refused.detail
+
+
+def test_an_answer_whose_label_is_null_is_not_judged(check: Any) -> None:
+    row = {"prompt": "q", "completion": "a", "label": None}
+    assert check(row, objective="KTO")[0][0].code is RejectCode.NOT_FOR_OBJECTIVE
+    assert check(row, objective="KTO", format="Unpaired")[0][0].code is RejectCode.BAD_LABEL
+
+
+def test_rows_of_a_table_are_told_by_the_columns_that_hold_something(check: Any) -> None:
+    columns = ["messages", "prompt", "completion", "chosen", "rejected", "label", "text", "system", "tools"]
+    table = [
+        {"messages": [Q, A]},
+        {"prompt": "q", "completion": "b"},
+        {"prompt": "q", "chosen": "a", "rejected": "b"},
+        {"prompt": "q", "completion": "a", "label": True},
+        {"text": "t"},
+        {"prompt": "q"},
+    ]
+    rows, _ = check(*(dict.fromkeys(columns) | row for row in table), objective=None)
+    plain, _ = check(*table, objective=None)
+    assert [getattr(row, "format", None) for row in rows[:5]] == [
+        DataFormat.OPENAI,
+        DataFormat.PROMPT_COMPLETION,
+        DataFormat.PREFERENCE,
+        DataFormat.UNPAIRED,
+        DataFormat.TEXT,
+    ]
+    assert [row.content() for row in rows[:5]] == [row.content() for row in plain[:5]]
+    assert rows[5].code is RejectCode.NULL_FIELD  # an answer was meant to be there
 
 
 def test_a_label_that_means_something_else_is_ignored_under_a_given_format(check: Any) -> None:

@@ -71,6 +71,12 @@ def test_every_shape_of_a_pair_becomes_one(check: Any, shape: str) -> None:
     assert row.format is DataFormat.PREFERENCE
 
 
+@pytest.mark.parametrize("shape", ONE_TURN)
+def test_the_empty_columns_of_a_table_make_no_difference(check: Any, shape: str) -> None:
+    columns = ["prompt", "messages", "conversations", "instruction", "chosen", "rejected", "output", "input", "system"]
+    assert read(check, dict.fromkeys(columns) | ONE_TURN[shape]).content() == read(check, ONE_TURN[shape]).content()
+
+
 def test_pairs_of_all_shapes_are_duplicates_of_each_other(check: Any) -> None:
     rows, summary = check(*ONE_TURN.values(), objective="DPO")
     assert isinstance(rows[0], PreferenceRow)
@@ -131,6 +137,7 @@ REFUSED: dict[RejectCode, list[dict[str, Any]]] = {
         {"instruction": "q", "output": ["a", "a"]},
     ],
     RejectCode.NO_SHARED_PROMPT: [
+        {"prompt": None, "chosen": "a", "rejected": "b"},
         {"chosen": "the sky is blue", "rejected": "the sky is green"},
         {"chosen": [Q, GOOD], "rejected": [{"role": "user", "content": "another"}, BAD]},
         {"chosen": [SYSTEM, Q, GOOD], "rejected": [SYSTEM, {"role": "user", "content": "another"}, BAD]},
@@ -145,7 +152,7 @@ REFUSED: dict[RejectCode, list[dict[str, Any]]] = {
     ],
     RejectCode.NULL_FIELD: [
         {"prompt": "q", "chosen": None, "rejected": "b"},
-        {"prompt": None, "chosen": "a", "rejected": "b"},
+        {"prompt": "q", "chosen": "a", "rejected": None},
     ],
     RejectCode.WRONG_TYPE: [
         {"prompt": "q", "chosen": ["a", "b"], "rejected": "c"},

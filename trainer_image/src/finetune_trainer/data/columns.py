@@ -38,11 +38,19 @@ MAX_COLUMNS_NAMED = 12
 
 
 def find_column(row: Columns, names: tuple[str, ...]) -> str | None:
-    """Return the first of these columns that the row has."""
+    """Return the first of these columns that the row has; one that is null only where no other holds a value."""
+    found = None
     for name in names:
         if name in row:
-            return name
-    return None
+            if row[name] is not None:
+                return name
+            found = found or name
+    return found
+
+
+def holds(row: Columns, names: tuple[str, ...]) -> bool:
+    """Whether one of these columns is there and not null."""
+    return any(row.get(name) is not None for name in names)
 
 
 def missing_column(names: tuple[str, ...]) -> BadRow:

@@ -25,10 +25,21 @@ _JUDGED = frozenset((*CHOSEN_COLUMNS, *REJECTED_COLUMNS, *LABEL_COLUMNS))
 
 def detect_format(row: Columns) -> DataFormat:
     """Name the row's format; raises BadRow with UNKNOWN_FORMAT."""
-    for name, matches in _TESTS if _JUDGED.isdisjoint(row) else _JUDGED_TESTS + _TESTS:
+    found = None
+    if None in row.values():  # a table has every column in every row: what is null says nothing
+        found = _find_format({name: value for name, value in row.items() if value is not None})
+    found = found or _find_format(row)
+    if found is None:
+        raise BadRow(RejectCode.UNKNOWN_FORMAT, "the columns belong to no known format")
+    return found
+
+
+def _find_format(row: Columns) -> DataFormat | None:
+    tests = _TESTS if _JUDGED.isdisjoint(row) else _JUDGED_TESTS + _TESTS
+    for name, matches in tests:
         if matches(row):
             return name
-    raise BadRow(RejectCode.UNKNOWN_FORMAT, "the columns belong to no known format")
+    return None
 
 
 def uses_role_and_content(row: Columns) -> bool:

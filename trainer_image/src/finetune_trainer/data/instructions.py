@@ -6,6 +6,7 @@ from finetune_trainer.data.columns import (
     OUTPUT_COLUMNS,
     Columns,
     find_column,
+    holds,
     missing_column,
 )
 from finetune_trainer.data.conversations import read_messages, read_row_tools, read_system
@@ -33,11 +34,12 @@ def read_prompt(row: Columns, repairs: Repairs) -> list[Message]:
     extra = find_column(row, INPUT_COLUMNS)
     if instruction is None and extra is None:
         raise missing_column(INSTRUCTION_COLUMNS)
-    if instruction == "prompt" and extra is None:
+    has_extra = holds(row, INPUT_COLUMNS)
+    if instruction == "prompt" and not has_extra:
         return messages + read_messages(row["prompt"], "prompt", "user", repairs)
-    if instruction == "instruction" and extra is None:
+    if instruction == "instruction" and not has_extra:
         # Where a general instruction stands beside the question, the question is the input.
-        extra = find_column(row, INSTRUCTION_COLUMNS[1:])
+        extra = find_column(row, INSTRUCTION_COLUMNS[1:]) or extra
     first = read_cell(row[instruction], instruction, repairs) if instruction else ""
     second = read_optional_text(row, extra, repairs) if extra else ""
     text = "\n".join(part for part in (first, second) if part.strip())

@@ -9,6 +9,7 @@ from finetune_trainer.data.columns import (
     REJECTED_COLUMNS,
     Columns,
     find_column,
+    holds,
     missing_column,
 )
 from finetune_trainer.data.conversations import (
@@ -36,25 +37,26 @@ def convert_preference(row: Columns, source: Source, data_format: DataFormat, re
 
 
 def _read_prompt(row: Columns, repairs: Repairs) -> list[Message]:
-    if "prompt" not in row and find_column(row, CONVERSATION_COLUMNS):
+    if row.get("prompt") is None and holds(row, CONVERSATION_COLUMNS):
         return read_conversation(row, repairs)
-    if find_column(row, INSTRUCTION_COLUMNS) or find_column(row, INPUT_COLUMNS):
+    if holds(row, (*INSTRUCTION_COLUMNS, *INPUT_COLUMNS)):
         return read_prompt(row, repairs)
     return read_system(row, repairs)
 
 
 def _read_answers(row: Columns, repairs: Repairs) -> tuple[list[Message], list[Message], bool]:
     """Return both answers, and whether the chosen one is the row's conversation itself."""
+    if is_ranked_output(row) and not holds(row, REJECTED_COLUMNS):
+        better, other = row["output"]
+        return [Message(role="assistant", content=better)], [Message(role="assistant", content=other)], False
     rejected = find_column(row, REJECTED_COLUMNS)
     if rejected is None:
-        if is_ranked_output(row):
-            better, worse = row["output"]
-            return [Message(role="assistant", content=better)], [Message(role="assistant", content=worse)], False
         raise missing_column(REJECTED_COLUMNS)
     worse = read_messages(row[rejected], rejected, "assistant", repairs)
-    chosen = find_column(row, CHOSEN_COLUMNS) or find_column(row, OUTPUT_COLUMNS)
-    if chosen is not None:
-        return read_messages(row[chosen], chosen, "assistant", repairs), worse, False
-    if conversation := find_column(row, CONVERSATION_COLUMNS):
+    if not holds(row, (*CHOSEN_COLUMNS, *OUTPUT_COLUMNS)) and holds(row, CONVERSATION_COLUMNS):
+        conversation = find_column(row, CONVERSATION_COLUMNS) or ""
         return read_turns(row[conversation], conversation, repairs), worse, True
-    raise missing_column(CHOSEN_COLUMNS)
+    chosen = find_column(row, (*CHOSEN_COLUMNS, *OUTPUT_COLUMNS))
+    if chosen is None:
+        raise missing_column(CHOSEN_COLUMNS)
+    return read_messages(row[chosen], chosen, "assistant", repairs), worse, False
