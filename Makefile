@@ -81,6 +81,10 @@ e2e: setup ## End-to-end tests: a real cluster with real pods
 .PHONY: test
 test: lint types unit integration e2e ## Everything: lint, types, unit, integration, e2e
 
+.PHONY: bench
+bench: setup ## Speed of the data front door and of training, as ratios to other ways (apart from `make test`)
+	for script in check_data training_speed; do $(BIN)/python tests/bench/$$script.py; done
+
 # --- cluster and demo -------------------------------------------------------
 
 .PHONY: binaries
