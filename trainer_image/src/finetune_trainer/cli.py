@@ -17,8 +17,8 @@ from finetune_trainer.run_state import RunState
 app = typer.Typer(
     name="finetune-trainer",
     help="Checks data, fine-tunes a language model and publishes the result. Exit codes: 0 done, 64 invalid config, "
-    "65 dataset unusable, 66 model unavailable, 69 storage unavailable, 70 internal error, 71 will not fit, 73 output conflict, "
-    "75 stopped, 76 diverged, 77 storage denied, 79 GPU out of memory.",
+    "65 dataset unusable, 66 model unavailable, 69 storage unavailable, 70 internal error, 71 will not fit, "
+    "73 output conflict, 75 stopped, 76 diverged, 77 storage denied, 79 GPU out of memory.",
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
