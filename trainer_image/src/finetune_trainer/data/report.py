@@ -1,7 +1,7 @@
 """Writes what the front door found: accepted.jsonl, rejected.jsonl, summary.json, and a table for a terminal."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from enum import StrEnum
 from pathlib import Path
@@ -24,6 +24,7 @@ SUMMARY = "summary.json"
 OUTPUT_FILES = (ACCEPTED, REJECTED, SUMMARY)
 
 Code = TypeVar("Code", bound=StrEnum)
+_SENTENCES: dict[StrEnum, str] = {code: said for sentences in (SENTENCES, LOSSES) for code, said in sentences.items()}
 
 
 class CheckOutput:
@@ -78,8 +79,8 @@ def print_summary(summary: Summary, console: Console | None = None) -> None:
         _print_table(
             console, ("format", "rows"), [(name.value, count) for name, count in summary.formats.most_common()]
         )
-    _print_codes(console, "rejected", summary.rejected_by_code, SENTENCES)
-    _print_codes(console, "repaired", summary.repaired_by_code, SENTENCES)
+    _print_codes(console, "rejected", summary.rejected_by_code)
+    _print_codes(console, "repaired", summary.repaired_by_code)
 
 
 def print_conversion(conversion: Conversion, console: Console | None = None) -> None:
@@ -87,7 +88,7 @@ def print_conversion(conversion: Conversion, console: Console | None = None) -> 
     console = console or Console()
     line = f"converted {conversion.converted} to {conversion.target}; {conversion.unconverted} it cannot hold"
     _print_lines(console, [line])
-    _print_codes(console, "not converted", conversion.unconverted_by_code, LOSSES)
+    _print_codes(console, "not converted", conversion.unconverted_by_code)
 
 
 def _count_lines(summary: Summary) -> Iterable[str]:
@@ -109,8 +110,8 @@ def _print_lines(console: Console, lines: Iterable[str]) -> None:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def _print_codes(console: Console, title: str, counts: Counter[Code], sentences: Mapping[Code, str]) -> None:
-    rows = [(code.value, count, sentences[code]) for code, count in counts.most_common()]
+def _print_codes(console: Console, title: str, counts: Counter[Code]) -> None:
+    rows = [(code.value, count, _SENTENCES[code]) for code, count in counts.most_common()]
     if rows and console.is_terminal:
         _print_table(console, (title, "rows", "what it means"), rows)
     else:
