@@ -76,6 +76,6 @@ class ReferencedTrainer(WatchedTrainer):
         inputs = self._prepare_inputs(self.data_collator([row]))
         self._measure_batch(inputs)
         noted = self._metrics["eval"]
-        rewards = [abs(noted[name][-1]) for name in ("rewards/chosen", "rewards/rejected") if noted[name]]
+        rewards = [abs(float(noted[name][-1])) for name in ("rewards/chosen", "rewards/rejected") if noted[name]]
         noted.clear()
-        return max(rewards) / self.beta / int(inputs["completion_mask"].sum(-1).max())
+        return max(rewards) / float(self.beta) / int(inputs["completion_mask"].sum(-1).max())
