@@ -9,7 +9,7 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 LAYOUT = "v1"
 MARKER = "complete.json"
 FILES = "files"
+PART = ".part"
+"""Suffix of a file that a later download goes on with."""
 WAIT_SECONDS = 1.0
 NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
 NOT_WRITABLE = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR})
@@ -96,9 +98,9 @@ class CachedModel:
         lock_path = self.folder.with_suffix(".lock")
         with lock_path.open("ab") as lock:
             if _locked(lock.fileno(), on_bytes):
-                yield self.folder.with_suffix(".part")
+                yield self.folder.with_suffix(PART)
                 return
-        own = self.folder.with_suffix(f".{uuid.uuid4().hex}.part")
+        own = self.folder.with_suffix(f".{uuid.uuid4().hex}{PART}")
         try:
             yield own
         finally:
@@ -112,6 +114,7 @@ class CachedModel:
 
     def _download(self, storage: Storage, part: Path, on_bytes: OnBytes) -> None:
         digests = {}
+        _remove_others(part / FILES, {entry.key for entry in self.entries})
         for entry in self.entries:
             path = confined(part / FILES, entry.key)
             if not (path.is_file() and path.stat().st_size == entry.size):
@@ -156,6 +159,13 @@ def _is_intact(path: Path, entry: Entry, digest: str | None, on_bytes: OnBytes) 
         return sha256_file(path, lambda _count: on_bytes(0)) == digest == (entry.sha256 or digest)
     except OSError:
         return False
+
+
+def _remove_others(folder: Path, keys: Set[str]) -> None:
+    """A download that was killed may leave a file that no other goes on with."""
+    for path in folder.rglob("*"):
+        if path.is_file() and path.relative_to(folder).as_posix().removesuffix(PART) not in keys:
+            path.unlink()
 
 
 def _locked(descriptor: int, on_bytes: OnBytes) -> bool:
