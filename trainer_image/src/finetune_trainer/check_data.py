@@ -1,10 +1,13 @@
 """`finetune-trainer check-data`: what preflight would say of these rows, without a job, and the rows converted."""
 
+# ruff: noqa: PLC0415 - templates and tokenizers are loaded only where a model is named
+
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
@@ -19,8 +22,10 @@ from finetune_trainer.data.rows import Rejected, UnreadableFile
 from finetune_trainer.data.summary import Summary
 from finetune_trainer.data.verdict import name_unknown_columns, why_unusable
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.labels import load_labeler
 from finetune_trainer.local_files import LocalFiles, find_files
+
+if TYPE_CHECKING:
+    from finetune_trainer.labels import Labeler
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +86,6 @@ def parse_columns(options: list[str]) -> dict[str, str]:
 
 
 def _write(found: LocalFiles, out: Path, request: Request, summary: Summary, conversion: Conversion | None) -> None:
-    labeler = load_labeler(request.model, str(request.model)) if request.model else None
     with ExitStack() as stack:
         output = stack.enter_context(CheckOutput(out, summary, conversion))
         if conversion is not None:
@@ -92,7 +96,7 @@ def _write(found: LocalFiles, out: Path, request: Request, summary: Summary, con
             format=request.format.value,
             columns=request.columns,
             objective=request.objective.value if request.objective else None,
-            labeler=labeler,
+            labeler=_load_labeler(request.model) if request.model else None,
             max_length=request.max_length,
             on_progress=stack.enter_context(_progress_bar(found.size)),
         )
@@ -100,6 +104,12 @@ def _write(found: LocalFiles, out: Path, request: Request, summary: Summary, con
             output.write(row)
             if conversion is not None and not isinstance(row, Rejected):
                 conversion.write(row)
+
+
+def _load_labeler(model: Path) -> "Labeler":
+    from finetune_trainer.labels import load_labeler
+
+    return load_labeler(model, str(model))
 
 
 @contextmanager

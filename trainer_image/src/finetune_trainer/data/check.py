@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
+from typing import TYPE_CHECKING
 
 from finetune_trainer.data.columns import ColumnMap, Columns, name_columns
 from finetune_trainer.data.convert import convert_row
@@ -39,7 +40,9 @@ from finetune_trainer.data.rows import (
 )
 from finetune_trainer.data.structure import check_structure
 from finetune_trainer.data.summary import Summary
-from finetune_trainer.labels import Labeler
+
+if TYPE_CHECKING:
+    from finetune_trainer.labels import Labeler
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +62,7 @@ def check_files(
     columns: Mapping[str, str] | None = None,
     objective: Objective | None = "Chat",
     max_samples: int | None = None,
-    labeler: Labeler | None = None,
+    labeler: "Labeler | None" = None,
     max_length: int = 2048,
     validation_prompts: Container[int] = frozenset(),
     on_progress: Progress | None = None,
@@ -167,7 +170,7 @@ def _read_all(paths: Sequence[NamedPath], on_progress: Progress | None) -> Itera
 
 
 def _label(
-    rows: Iterator[Row | Rejected], labeler: Labeler, objective: Objective, max_length: int
+    rows: Iterator[Row | Rejected], labeler: "Labeler", objective: Objective, max_length: int
 ) -> Iterator[Row | Rejected]:
     while batch := list(islice(rows, BATCH_ROWS)):
         accepted = [row for row in batch if not isinstance(row, Rejected)]

@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from finetune_trainer.data.parse import first_repeated
 from finetune_trainer.data.rows import UnreadableFile
 
 MAX_DEPTH = 32
@@ -26,8 +27,7 @@ class ColumnTypes:
         self._name = name
         self._targets = [self._plain(field.type, field.name) for field in schema]
         self._needs_care = [_needs_care(target) for target in self._targets]
-        twice = next((column for column in self._names if self._names.count(column) > 1), None)
-        if twice is not None:
+        if (twice := first_repeated(self._names)) is not None:
             raise UnreadableFile(f"{name} names the column {twice[:40]!r} twice; rename one of them")
 
     def to_rows(self, rows: pa.RecordBatch) -> list[dict[str, Any]]:

@@ -6,6 +6,7 @@ from io import BufferedReader
 from typing import Any, NamedTuple
 
 from finetune_trainer.data.lines import MAX_ROW_BYTES, read_lines, too_long
+from finetune_trainer.data.parse import first_repeated
 from finetune_trainer.data.rows import BadRow, RejectCode
 
 
@@ -26,23 +27,31 @@ class _Lines:
         self._limit = limit
         self.first = 0
         self.text = ""
-        self.is_too_long = False
-        self._number = 0
 
     def __iter__(self) -> Iterator[str]:
-        for number, raw, whole in self._lines:
-            self._number = number
-            self.first = self.first or number
-            # Undecodable bytes become lone surrogates here, which is how a bad row is told from a good one below.
-            line = raw.decode("utf-8", "surrogateescape") + "\n"
-            self.is_too_long = self.is_too_long or not whole or len(self.text) + len(line) > self._limit
-            if self.is_too_long:
-                line = "\n"
-            self.text += line
-            yield line
+        return self
+
+    def __next__(self) -> str:
+        number, raw, whole = next(self._lines)
+        self.first = self.first or number
+        # Undecodable bytes become lone surrogates here, which is how a bad row is told from a good one below.
+        line = raw.decode("utf-8", "surrogateescape") + "\n"
+        self.text += line
+        if not whole or len(self.text) > self._limit:
+            raise too_long(self._limit)
+        return line
 
     def start_record(self) -> None:
-        self.first, self.text, self.is_too_long = 0, "", False
+        self.first, self.text = 0, ""
+
+    def refuse(self, problem: BadRow) -> Iterator[CsvRow]:
+        """Yield the lines of a broken record, each as a row: after a stray quote these are rows in their own right."""
+        first, *others = self.text.split("\n")[:-1]
+        yield CsvRow(self.first, None, problem, first)
+        detail = f"the line belongs to the record that begins in line {self.first}, which is broken there"
+        for number, text in enumerate(others, self.first + 1):
+            if text.strip():
+                yield CsvRow(number, None, BadRow(RejectCode.BAD_JSON, detail), text)
 
 
 def read_csv(stream: BufferedReader, delimiter: str, limit: int = MAX_ROW_BYTES) -> Iterator[CsvRow]:
@@ -52,41 +61,54 @@ def read_csv(stream: BufferedReader, delimiter: str, limit: int = MAX_ROW_BYTES)
     if delimiter == "," and b"," not in start and b";" in start:
         delimiter = ";"
     lines = _Lines(stream, limit)
-    reader = csv.reader(iter(lines), delimiter=delimiter, strict=True)
-    header: list[str] | None = None
+    reader = csv.reader(lines, delimiter=delimiter, strict=True)
+    header: _Header | None = None
     while True:
         lines.start_record()
         try:
             cells = next(reader, None)
-            if cells is None:
-                return
-            if not cells:
-                continue
-            if header is None:
-                header = [_readable(name.strip()) for name in cells]
-                continue
-            yield CsvRow(lines.first, _to_object(header, cells, lines), None, lines.text)
         except csv.Error as error:
-            problem = (
-                too_long(limit) if lines.is_too_long else BadRow(RejectCode.BAD_JSON, f"not a CSV record: {error}")
-            )
-            yield CsvRow(lines.first, None, problem, lines.text)
+            yield from lines.refuse(BadRow(RejectCode.BAD_JSON, _explain(error)))
+            continue
+        except BadRow as problem:
+            yield from lines.refuse(problem)
+            continue
+        if cells is None:
+            return
+        if not cells:
+            continue
+        if header is None:
+            header = _Header(cells)
+            continue
+        try:
+            yield CsvRow(lines.first, header.to_object(cells, lines.text), None, lines.text)
         except BadRow as problem:
             yield CsvRow(lines.first, None, problem, lines.text)
 
 
-def _to_object(header: list[str], cells: list[str], lines: _Lines) -> dict[str, Any]:
-    if lines.is_too_long:
-        raise too_long()
-    if not lines.text.isascii():
-        _refuse_undecodable(lines.text)
-    if len(cells) != len(header):
-        raise BadRow(RejectCode.MISSING_COLUMN, f"the record has {len(cells)} cells, the header has {len(header)}")
-    row = dict(zip(header, cells, strict=True))
-    if len(row) < len(header):
-        twice = next(name for name in header if header.count(name) > 1)
-        raise BadRow(RejectCode.DUP_KEY, f"the header names {twice[:40]!r} twice")
-    return row
+class _Header:
+    """The names of the columns."""
+
+    def __init__(self, cells: list[str]) -> None:
+        self._names = [_readable(name.strip()) for name in cells]
+        self._twice = first_repeated(self._names)
+
+    def to_object(self, cells: list[str], text: str) -> dict[str, Any]:
+        """Return the cells of a record under their names; raises BadRow."""
+        if not text.isascii():
+            _refuse_undecodable(text)
+        if len(cells) != len(self._names):
+            detail = f"the record has {len(cells)} cells, the header has {len(self._names)}"
+            raise BadRow(RejectCode.MISSING_COLUMN, detail)
+        if self._twice is not None:
+            raise BadRow(RejectCode.DUP_KEY, f"the header names {self._twice[:40]!r} twice")
+        return dict(zip(self._names, cells, strict=True))
+
+
+def _explain(error: csv.Error) -> str:
+    if "unexpected end of data" in str(error):
+        return "a quote opens a cell and is never closed; a quote inside a cell is written twice"
+    return f"not a CSV record: {error}"
 
 
 def _readable(name: str) -> str:

@@ -1,6 +1,7 @@
 """Turns the bytes of one row into a JSON object, or says exactly what is wrong with them."""
 
 import json
+from collections.abc import Iterable
 from typing import Any, NoReturn
 
 import orjson
@@ -37,6 +38,16 @@ def name_type(value: object) -> str:
     return _JSON_NAMES.get(type(value), type(value).__name__)
 
 
+def first_repeated(names: Iterable[str]) -> str | None:
+    """Return the first name that came before, None if each is there once."""
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            return name
+        seen.add(name)
+    return None
+
+
 def _explain(raw: bytes, error: orjson.JSONDecodeError) -> NoReturn:
     try:
         text = raw.decode("utf-8")
@@ -71,8 +82,6 @@ def _refuse_duplicate_keys(raw: bytes, value: dict[str, Any]) -> None:
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     unique = dict(pairs)
-    if len(unique) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
+    if len(unique) < len(pairs) and (twice := first_repeated(key for key, _ in pairs)) is not None:
         raise BadRow(RejectCode.DUP_KEY, f"the key {twice[:40]!r} is there twice")
     return unique
