@@ -1,0 +1,48 @@
+"""Preflight of the rows in FOLDER/mixed.jsonl with the tiny model: check, count tokens, split, write and upload.
+
+python tests/bench/preflight_rows.py FOLDER
+"""
+
+import io
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "fixtures"))
+
+from tiny_model import make_tiny_model
+
+from finetune_api.handoff import JobConfig, Outcome, config_sha256
+from finetune_api.spec import FineTuneJobSpec
+from finetune_trainer.local_storage import LocalStorage
+from finetune_trainer.preflight import preflight
+from finetune_trainer.progress import Reporter
+from finetune_trainer.stop import StopFlag
+from finetune_trainer.storage import Storage
+
+
+def no_store() -> Storage:
+    raise AssertionError("a URI outside the folder was asked for")
+
+
+def run(folder: Path) -> str:
+    make_tiny_model(folder / "model")
+    (folder / "workspace").mkdir()
+    spec = FineTuneJobSpec.model_validate(
+        {
+            "objective": "Chat",
+            "model": {"uri": "s3://bucket/model"},
+            "dataset": {"train": {"uri": "s3://bucket/mixed.jsonl"}, "validationSplitPercent": 10},
+            "hyperparameters": {"maxLength": 1024},
+            "output": {"uri": "s3://bucket/output"},
+        }
+    )
+    config = JobConfig(namespace="bench", name="job", uid="uid", config_sha256=config_sha256(spec), spec=spec)
+    storage = LocalStorage({"s3://bucket": folder}, elsewhere=no_store)
+    report = preflight(config, storage, folder / "workspace", Reporter("uid", out=io.StringIO()), StopFlag())
+    if report.outcome is not Outcome.VALIDATED:
+        raise SystemExit(report.message)
+    return report.message
+
+
+if __name__ == "__main__":
+    print(run(Path(sys.argv[1])))
