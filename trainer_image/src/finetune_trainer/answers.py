@@ -183,7 +183,7 @@ class AnswersDraft:
         tokens = self.prompt.tokens
         prompts, answers, shared = [], [], []
         for rendering, encoding in zip(self.renderings, encodings, strict=True):
-            ((first, last),) = token_spans(encoding, [(len(text), rendering.spans[0][1])])
+            ((first, last),) = token_spans(encoding, rendering.text, [(len(text), rendering.spans[0][1])])
             ids = tokens.shared(encoding.ids)
             prompts.append(ids[tokens.has_second_bos(ids) : first])
             answers.append(ids[first:last])

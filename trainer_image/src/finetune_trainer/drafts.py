@@ -60,11 +60,12 @@ class ChatDraft:
     def _encode(self, rendering: Rendering, encoding: Encoding, max_length: int) -> Encoded | None:
         ids = self.tokens.shared(encoding.ids)
         labels = [UNTRAINED] * len(ids)
+        second_bos = self.tokens.has_second_bos(ids)
         cut = 0
-        for first, last in token_spans(encoding, rendering.spans):
+        for first, last in token_spans(encoding, rendering.text, rendering.spans):
             labels[first:last] = ids[first:last]
-            cut += last > max_length
-        if self.tokens.has_second_bos(ids):
+            cut += last - second_bos > max_length
+        if second_bos:
             ids, labels = ids[1:], labels[1:]
         left_out = max(len(ids) - max_length, 0)
         if left_out:

@@ -17,6 +17,7 @@ import orjson
 
 from finetune_api.handoff import ExitCode
 from finetune_trainer.answers import AnswersDraft, Prompt, PromptDraft
+from finetune_trainer.control_tokens import control_pattern
 from finetune_trainer.data.rows import (
     BadRow,
     ChatRow,
@@ -33,7 +34,7 @@ from finetune_trainer.drafts import ChatDraft, Draft, TextDraft
 from finetune_trainer.encodings import UNTRAINED, Encoded, Sample
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.previews import Piece, preview_draft
-from finetune_trainer.renderer import Renderer, control_pattern
+from finetune_trainer.renderer import Renderer
 from finetune_trainer.template import FALLBACK_TEMPLATE, TemplateFailure
 from finetune_trainer.token_spans import Tokens
 from finetune_trainer.tokenizer_files import (

@@ -54,7 +54,7 @@ def _name_answers(draft: AnswersDraft) -> Iterator[Piece]:
 def _cut(rendering: Rendering, tokenizer: Tokenizer) -> Iterator[Piece]:
     encoding: Encoding = tokenizer.encode(rendering.text, add_special_tokens=False)
     at = 0
-    for first, last in token_spans(encoding, rendering.spans):
+    for first, last in token_spans(encoding, rendering.text, rendering.spans):
         if first < last:
             start, end = encoding.offsets[first][0], encoding.offsets[last - 1][1]
             yield rendering.text[at:start], False

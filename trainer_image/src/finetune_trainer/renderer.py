@@ -1,9 +1,9 @@
 """One chat template, tried out once: renders conversations, finds their answers, and refuses what it would lose."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from finetune_trainer.control_tokens import control_pattern
 from finetune_trainer.data.rows import BadRow, Message, RejectCode, RepairCode
 from finetune_trainer.skeletons import SkeletonFinder
 from finetune_trainer.template import ChatTemplate, TemplateFailure
@@ -91,11 +91,6 @@ class Renderer:
             _refuse_misplaced(rendering, messages)
         lost = sum(_count_lost_reasoning(rendering, messages) for rendering in renderings)
         return Found(renderings, reasoning_lost=lost)
-
-
-def control_pattern(tokens: Sequence[str]) -> re.Pattern[str]:
-    """Matches any of these tokens, and nothing when there are none."""
-    return re.compile("|".join(map(re.escape, tokens)) or "(?!)")
 
 
 def _refuse_endless(messages: Sequence[Message]) -> None:

@@ -43,14 +43,17 @@ class Tokens:
         return self.bos_id is not None and list(ids[:2]) == [self.bos_id, self.bos_id]
 
 
-def token_spans(encoding: Encoding, spans: Sequence[Span]) -> list[Span]:
-    """Return the ranges of tokens that lie wholly within these ranges of characters."""
+def token_spans(encoding: Encoding, text: str, spans: Sequence[Span]) -> list[Span]:
+    """Return the ranges of tokens that lie wholly within these ranges of characters of `text`.
+
+    The last one may reach over spaces that follow: some tokenizers let a stop token swallow them.
+    """
     offsets = encoding.offsets
     ranges = []
     for start, end in spans:
         first = bisect_left(offsets, (start, start + 1))
         last = bisect_left(offsets, (end, end))
-        while last > first and offsets[last - 1][1] > end:
+        while last > first and text[end : offsets[last - 1][1]].strip():
             last -= 1
         ranges.append((first, last))
     return ranges
