@@ -60,12 +60,15 @@ def to_packed_dataset(sequences: Sequence[Packed]) -> Dataset:
 
 
 def require_apart(model: PreTrainedModel | PeftModel) -> None:
-    """Refuses a model in whose attention, as it is loaded here, a row changes what is said of the row after it."""
+    """Refuses a model in whose attention, as it is loaded here, a row changes what is said of the row after it.
+
+    A model whose output is no number passes: its loss tells more.
+    """
     was_training = model.training
     model.eval()
     leak = _leak(model)
     model.train(was_training)
-    if not leak <= LARGEST_LEAK:
+    if leak > LARGEST_LEAK:
         raise TrainerError(
             ExitCode.INVALID_CONFIG,
             f"this model's attention ({model.config._attn_implementation}) does not keep packed rows apart: set "
