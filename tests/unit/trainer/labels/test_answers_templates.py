@@ -1,19 +1,15 @@
 """Pairs through every chat template that ships with TRL: what the library would tokenise, divided where it must be."""
 
-import importlib.util
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
+from trl_templates import TEMPLATES
 
 from finetune_trainer.data.rows import BadRow, DataFormat, Message, PreferenceRow, PromptRow, Source, UnpairedRow
 from finetune_trainer.encodings import EncodedLabelled, EncodedPair, EncodedPrompt
 from finetune_trainer.labels import Labeler
 
-TRL = importlib.util.find_spec("trl")
-FOLDER = Path(str(TRL.origin)).parent / "chat_templates" if TRL else Path("missing")
-TEMPLATES = sorted(path.stem for path in FOLDER.glob("*.jinja"))
 SOURCE = Source("rows.jsonl", 1)
 ONE: list[Message] = [{"role": "user", "content": "What is it?"}]
 THREE: list[Message] = [
@@ -29,13 +25,6 @@ def said(text: str) -> list[Message]:
     return [Message(role="assistant", content=text)]
 
 
-@pytest.fixture(scope="module")
-def tokenizer_class() -> Any:
-    from transformers import PreTrainedTokenizerFast
-
-    return PreTrainedTokenizerFast
-
-
 def as_transformers_takes_it(labeler: Labeler, messages: list[Message]) -> list[dict[str, Any]]:
     fitted, _ = labeler.renderer(None).fit_system(messages)
     if not labeler.renderer(None).takes_parts:
@@ -45,11 +34,9 @@ def as_transformers_takes_it(labeler: Labeler, messages: list[Message]) -> list[
 
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_prompt_and_answer_are_the_ids_of_apply_chat_template(
-    name: str, build_model: Any, tokenizer_class: Any
+    name: str, shipped_labeler: Any, shipped_tokenizer: Any
 ) -> None:
-    directory = build_model((FOLDER / f"{name}.jinja").read_text())
-    labeler = Labeler(directory)
-    tokenizer = tokenizer_class.from_pretrained(directory)
+    labeler, tokenizer = shipped_labeler(name), shipped_tokenizer(name)
     stop = re.compile(f"(?:{'|'.join(map(re.escape, labeler.control_tokens))})+$")
     for prompt in (ONE, THREE):
         for chosen, rejected in ANSWERS:
@@ -81,8 +68,8 @@ def test_prompt_and_answer_are_the_ids_of_apply_chat_template(
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
-def test_a_judged_answer_and_a_prompt_are_divided_like_a_pair(name: str, build_model: Any) -> None:
-    labeler = Labeler(build_model((FOLDER / f"{name}.jinja").read_text()))
+def test_a_judged_answer_and_a_prompt_are_divided_like_a_pair(name: str, shipped_labeler: Any) -> None:
+    labeler = shipped_labeler(name)
     pair_row = PreferenceRow(THREE, said("A fox."), said("A dog."), SOURCE, DataFormat.PREFERENCE)
     judged_row = UnpairedRow(THREE, said("A fox."), True, SOURCE, DataFormat.UNPAIRED)
     prompt_row = PromptRow(THREE, SOURCE, DataFormat.OPENAI)
@@ -96,8 +83,8 @@ def test_a_judged_answer_and_a_prompt_are_divided_like_a_pair(name: str, build_m
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
-def test_a_prompt_that_is_too_long_is_cut_by_whole_exchanges(name: str, build_model: Any) -> None:
-    labeler = Labeler(build_model((FOLDER / f"{name}.jinja").read_text()))
+def test_a_prompt_that_is_too_long_is_cut_by_whole_exchanges(name: str, shipped_labeler: Any) -> None:
+    labeler = shipped_labeler(name)
     long = [*THREE[:3], *THREE[1:3] * 3, THREE[3]]
     whole, kept = (
         labeler.encode(PreferenceRow(prompt, said("A"), said("B"), SOURCE, DataFormat.PREFERENCE), "DPO", 100_000)
@@ -119,8 +106,8 @@ def test_a_prompt_that_is_too_long_is_cut_by_whole_exchanges(name: str, build_mo
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
-def test_the_stop_of_an_answer_is_what_its_answers_end_with(name: str, build_model: Any) -> None:
-    labeler = Labeler(build_model((FOLDER / f"{name}.jinja").read_text()))
+def test_the_stop_of_an_answer_is_what_its_answers_end_with(name: str, shipped_labeler: Any) -> None:
+    labeler = shipped_labeler(name)
     row = UnpairedRow(ONE, said("A fox."), True, SOURCE, DataFormat.UNPAIRED)
     (sample,) = labeler.encode(row, "KTO", 100_000)  # type: ignore[misc]  # a BadRow does not unpack
     assert isinstance(sample, EncodedLabelled)
@@ -129,8 +116,8 @@ def test_the_stop_of_an_answer_is_what_its_answers_end_with(name: str, build_mod
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
-def test_a_call_of_a_tool_may_be_the_better_answer(name: str, build_model: Any) -> None:
-    labeler = Labeler(build_model((FOLDER / f"{name}.jinja").read_text()))
+def test_a_call_of_a_tool_may_be_the_better_answer(name: str, shipped_labeler: Any) -> None:
+    labeler = shipped_labeler(name)
     call: Any = {"type": "function", "id": "call00001", "function": {"name": "look_up", "arguments": {"what": "fox"}}}
     tool = {"name": "look_up", "description": "Looks up.", "parameters": {"type": "object", "properties": {}}}
     tools = [{"type": "function", "function": tool}]

@@ -1,22 +1,17 @@
 """Every chat template that ships with TRL, against transformers for text and ids, and against its training twin."""
 
-import importlib.util
 import json
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+from trl_templates import TEMPLATES, TWINS
 
 from finetune_trainer.data.check import check_files
 from finetune_trainer.data.rows import BadRow, ChatRow, DataFormat, Message, NamedPath, Source
 from finetune_trainer.data.summary import Summary
 from finetune_trainer.labels import UNTRAINED, Encoded, Labeler
-
-TRL = importlib.util.find_spec("trl")
-FOLDER = Path(str(TRL.origin)).parent / "chat_templates" if TRL else Path("missing")
-TEMPLATES = sorted(path.stem for path in FOLDER.glob("*.jinja"))
-TWINS = [name for name in TEMPLATES if name.endswith("_training")]
 
 # Those that never mention a call, and one that shows calls but not the tools on offer.
 FAMILIES_WITHOUT_TOOL_CALLS = (
@@ -77,23 +72,14 @@ def as_transformers_takes_it(labeler: Labeler, messages: list[Message]) -> list[
     return [{**message, "content": [{"type": "text", "text": message["content"]}]} for message in fitted]
 
 
-@pytest.fixture(scope="module")
-def tokenizer_class() -> Any:
-    from transformers import PreTrainedTokenizerFast
-
-    return PreTrainedTokenizerFast
-
-
 def test_the_templates_are_there() -> None:
     assert len(TEMPLATES) > 60
     assert len(TWINS) > 25
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
-def test_text_and_ids_are_those_of_apply_chat_template(name: str, build_model: Any, tokenizer_class: Any) -> None:
-    directory = build_model((FOLDER / f"{name}.jinja").read_text())
-    labeler = Labeler(directory)
-    tokenizer = tokenizer_class.from_pretrained(directory)
+def test_text_and_ids_are_those_of_apply_chat_template(name: str, shipped_labeler: Any, shipped_tokenizer: Any) -> None:
+    labeler, tokenizer = shipped_labeler(name), shipped_tokenizer(name)
     for messages in CONVERSATIONS.values():
         given = as_transformers_takes_it(labeler, messages)
         prompt = given[:-1]
@@ -109,8 +95,8 @@ def test_text_and_ids_are_those_of_apply_chat_template(name: str, build_model: A
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
-def test_every_answer_and_its_stop_is_trained_and_nothing_else(name: str, build_model: Any) -> None:
-    labeler = Labeler(build_model((FOLDER / f"{name}.jinja").read_text()))
+def test_every_answer_and_its_stop_is_trained_and_nothing_else(name: str, shipped_labeler: Any) -> None:
+    labeler = shipped_labeler(name)
     stops = re.compile(f"(?:{'|'.join(map(re.escape, labeler.control_tokens))})+$")
     for messages in CONVERSATIONS.values():
         answers = [message for message in messages if message["role"] == "assistant"]
@@ -133,11 +119,11 @@ def test_every_answer_and_its_stop_is_trained_and_nothing_else(name: str, build_
 
 
 @pytest.mark.parametrize("name", TWINS)
-def test_labels_agree_with_the_mask_of_the_training_twin(name: str, build_model: Any, tokenizer_class: Any) -> None:
+def test_labels_agree_with_the_mask_of_the_training_twin(
+    name: str, shipped_labeler: Any, shipped_tokenizer: Any
+) -> None:
     """The twin may train more only where nothing is learnt: what the prompt already says, and what follows the stop."""
-    directory = build_model((FOLDER / f"{name}.jinja").read_text())
-    labeler = Labeler(directory)
-    tokenizer = tokenizer_class.from_pretrained(directory)
+    labeler, tokenizer = shipped_labeler(name), shipped_tokenizer(name)
     header = labeler.render_prompt(turns("What is it?"))[0].rpartition("What is it?")[2]
     compared = 0
     for messages in CONVERSATIONS.values():
@@ -165,8 +151,8 @@ def _runs(bits: list[bool]) -> list[tuple[int, int]]:
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
-def test_a_tool_call_is_trained_or_the_row_is_refused(name: str, build_model: Any) -> None:
-    labeler = Labeler(build_model((FOLDER / f"{name}.jinja").read_text()))
+def test_a_tool_call_is_trained_or_the_row_is_refused(name: str, shipped_labeler: Any) -> None:
+    labeler = shipped_labeler(name)
     messages: list[Message] = [
         {"role": "user", "content": "Weather?"},
         {
@@ -210,8 +196,8 @@ ALPACA = {"instruction": "Translate?", "input": "a fox", "output": "ein Fuchs"}
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
-def test_sharegpt_and_alpaca_rows_are_trained_on_their_answers(name: str, build_model: Any, tmp_path: Path) -> None:
-    labeler = Labeler(build_model((FOLDER / f"{name}.jinja").read_text()))
+def test_sharegpt_and_alpaca_rows_are_trained_on_their_answers(name: str, shipped_labeler: Any, tmp_path: Path) -> None:
+    labeler = shipped_labeler(name)
     path = tmp_path / "rows.jsonl"
     path.write_text("\n".join(map(json.dumps, (SHAREGPT, ALPACA))))
     shared, alpaca = check_files([NamedPath(path, "rows.jsonl")], summary=Summary(), labeler=labeler)
