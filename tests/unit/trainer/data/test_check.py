@@ -2,8 +2,6 @@ import logging
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from finetune_trainer.data.check import check_files
 from finetune_trainer.data.rows import SENTENCES, ChatRow, RejectCode, Rejected, RepairCode
@@ -196,28 +194,6 @@ def test_progress_counts_rows_and_bytes_over_all_files(check: Any) -> None:
     check(*rows, on_progress=lambda *progress: seen.append(progress))
     assert [count for count, _ in seen] == [500, 1000, 1200]
     assert sorted(seen) == seen
-
-
-KEYS = """messages conversations instruction input output role from content value tools history tool_calls function name
-arguments system weight type text __class__"""
-keys = st.sampled_from(KEYS.split())
-leaves = (
-    st.none() | st.booleans() | st.integers() | st.floats() | st.sampled_from(["user", "gpt", "tool", "", "[]", "{}"])
-)
-shapes = st.recursive(
-    leaves | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(keys, inner, max_size=4),
-    max_leaves=12,
-)
-
-
-@given(rows=st.lists(st.dictionaries(keys, shapes, max_size=5), max_size=4))
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_rows_of_any_shape_come_out_exactly_once(check: Any, rows: list[dict[str, Any]]) -> None:
-    results, summary = check(*rows)
-    lines = [row.line if isinstance(row, Rejected) else row.source.line for row in results]
-    assert lines == list(range(1, len(rows) + 1))
-    assert summary.rows == len(rows)
 
 
 def test_no_files_are_no_rows() -> None:

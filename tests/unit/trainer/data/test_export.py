@@ -107,7 +107,7 @@ plain_chats = st.builds(
 
 
 @given(chats())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_a_conversation_goes_through_sharegpt_and_openai_without_a_loss(row: ChatRow) -> None:
     through_sharegpt = read(export_row(row, SHAREGPT))
     assert through_sharegpt.content() == row.content()
@@ -115,7 +115,7 @@ def test_a_conversation_goes_through_sharegpt_and_openai_without_a_loss(row: Cha
 
 
 @given(plain_chats)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_alpaca_holds_system_text_history_and_answer_and_gives_them_back(row: ChatRow) -> None:
     as_alpaca = export_row(row, ALPACA)
     assert as_alpaca.keys() <= {"instruction", "input", "output", "system", "history"}
@@ -125,7 +125,7 @@ def test_alpaca_holds_system_text_history_and_answer_and_gives_them_back(row: Ch
 
 
 @given(chats(), st.sampled_from(ExportFormat))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_no_row_loses_anything_without_being_refused_for_it(row: ChatRow, target: ExportFormat) -> None:
     try:
         exported = export_row(row, target)
@@ -142,7 +142,7 @@ def test_no_row_loses_anything_without_being_refused_for_it(row: ChatRow, target
 
 
 @given(plain_chats, texts, texts)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_a_preference_pair_comes_back_as_it_was(row: ChatRow, better: str, worse: str) -> None:
     pair = PreferenceRow(
         row.messages[:-1], [answer(better)], [answer(worse + "!" + better)], SOURCE, DataFormat.PREFERENCE
@@ -155,7 +155,7 @@ def test_a_preference_pair_comes_back_as_it_was(row: ChatRow, better: str, worse
 
 
 @given(st.lists(st.tuples(texts, texts), min_size=1, max_size=4))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 def test_a_conversation_as_text_is_its_turns_in_order_with_a_blank_line_between(pairs: list[tuple[str, str]]) -> None:
     row = chat(*(turn for question, said in pairs for turn in (user(question), answer(said))))
     assert export_row(row, TEXT) == {"text": "\n\n".join(text for pair in pairs for text in pair)}

@@ -106,7 +106,7 @@ rows = st.lists(st.dictionaries(st.text(st.characters(codec="utf-8")), json_valu
 
 
 @given(rows=rows, ascii_only=st.booleans(), indent=st.sampled_from([None, 0, 2]), shape=st.sampled_from("lad"))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_every_way_to_write_the_same_rows_reads_the_same(
     tmp_path_factory: pytest.TempPathFactory,
     rows: list[dict[str, object]],
@@ -123,7 +123,7 @@ def test_every_way_to_write_the_same_rows_reads_the_same(
 
 
 @given(content=st.binary(max_size=300), name=st.sampled_from(["a.jsonl", "a.json", "a.csv", "a.tsv", "a"]))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=120, deadline=None)
 def test_no_bytes_crash_the_reader(tmp_path_factory: pytest.TempPathFactory, content: bytes, name: str) -> None:
     path = tmp_path_factory.mktemp("read") / name
     try:
@@ -135,7 +135,7 @@ def test_no_bytes_crash_the_reader(tmp_path_factory: pytest.TempPathFactory, con
 
 
 @given(mess=st.lists(st.sampled_from('{}[]",:\\ \n1aé'), max_size=40).map("".join))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=120, deadline=None)
 def test_a_broken_line_never_costs_the_lines_around_it(tmp_path_factory: pytest.TempPathFactory, mess: str) -> None:
     path = tmp_path_factory.mktemp("read") / "a.jsonl"
     line = mess.replace("\n", " ")
