@@ -12,6 +12,7 @@ from finetune_trainer.initial_adapter import InitialAdapter, fetch_initial_adapt
 from finetune_trainer.labels import Labeler, load_labeler
 from finetune_trainer.model_files import fetch_model, pin_as_checked
 from finetune_trainer.progress import Reporter, transfer_beat, work_beat
+from finetune_trainer.reward_source import RewardFolders, fetch_reward_model
 from finetune_trainer.samples import Rows, encode_rows, evaluated, fetch_rows
 from finetune_trainer.stop import StopFlag
 from finetune_trainer.storage import Storage
@@ -29,6 +30,7 @@ class Inputs:
     validation: Sequence[Sample]
     workspace: Path
     initial_adapter: InitialAdapter | None = None
+    reward: RewardFolders | None = None
 
     @property
     def result(self) -> Path:
@@ -64,6 +66,7 @@ def load_inputs(config: JobConfig, storage: Storage, workspace: Path, reporter: 
     config = pin_as_checked(config, rows.summary.get("model") or {}, storage)
     model = fetch_model(config, storage, workspace / "model", on_bytes)
     adapter = fetch_initial_adapter(config, storage, workspace / "initial-adapter", on_bytes)
+    reward = fetch_reward_model(config, storage, workspace, model, on_bytes)
     labeler = load_labeler(model, config.spec.model.uri)
     objective, longest = config.spec.objective.value, config.spec.hyperparameters.max_length
     held_out = evaluated(rows.validation, config.spec.hyperparameters.seed)
@@ -71,7 +74,7 @@ def load_inputs(config: JobConfig, storage: Storage, workspace: Path, reporter: 
     validation = encode_rows(held_out, labeler, objective, longest, on_rows)
     if not samples:
         raise TrainerError(ExitCode.DATASET_UNUSABLE, "no row gives a token to train on; see status.dataset")
-    return Inputs(config, model, rows, labeler, samples, validation, workspace, adapter)
+    return Inputs(config, model, rows, labeler, samples, validation, workspace, adapter, reward)
 
 
 def as_text(sample: Sample) -> Encoded:

@@ -17,6 +17,8 @@ from finetune_trainer.lineage import status_lineage
 from finetune_trainer.prepare_dataset import PreparedDataset, prepare_dataset
 from finetune_trainer.progress import Reporter, transfer_beat, work_beat
 from finetune_trainer.publish import adopt
+from finetune_trainer.reward_source import check_reward_model
+from finetune_trainer.rewards import ComputedRewards
 from finetune_trainer.stop import StopFlag
 from finetune_trainer.storage import OnBytes, Storage, join
 
@@ -41,6 +43,7 @@ def preflight(config: JobConfig, storage: Storage, workspace: Path, reporter: Re
     config = pin_model(config, storage)
     model = check_model(model_location(config.spec.model), storage, workspace / "tokenizer", on_bytes)
     adapter = check_initial_adapter(config, model.shape, storage, on_bytes)
+    _check_rewards(config, storage, workspace, on_bytes)
     labeler = load_labeler(workspace / "tokenizer", config.spec.model.uri)
     dataset = prepare_dataset(config, storage, workspace, labeler, on_bytes=on_bytes, on_rows=work_beat(reporter, stop))
     resolved = _choose(config, model, dataset, adapter)
@@ -58,12 +61,20 @@ def _probe(config: JobConfig, storage: Storage) -> None:
         uris.append(dataset.validation.uri)
     if config.spec.tuning.initial_adapter and config.spec.tuning.initial_adapter.uri:
         uris.append(config.spec.tuning.initial_adapter.uri)
+    if config.spec.rlhf and config.spec.rlhf.reward_model and config.spec.rlhf.reward_model.uri:
+        uris.append(config.spec.rlhf.reward_model.uri)
     seen = set()
     for uri in (uri for uri in uris if not is_hub_uri(uri)):
         bucket = uri.split("/")[2]
         if bucket not in seen:
             storage.probe(uri)
             seen.add(bucket)
+
+
+def _check_rewards(config: JobConfig, storage: Storage, workspace: Path, on_bytes: OnBytes) -> None:
+    if config.spec.rlhf and config.spec.rlhf.rewards:
+        ComputedRewards(config.spec.rlhf.rewards)
+    check_reward_model(config, storage, workspace / "reward", workspace / "tokenizer", on_bytes)
 
 
 def _upload(config: JobConfig, dataset: PreparedDataset, storage: Storage, on_bytes: OnBytes) -> None:

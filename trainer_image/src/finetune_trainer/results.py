@@ -1,19 +1,35 @@
 """From a completed training to what is told of it: the record behind the report, the status and the lineage."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from finetune_api.handoff import Artifact, Outcome, Report
 from finetune_api.status import DatasetStatus, Resolved
+from finetune_trainer.encodings import EncodedPrompt, Sample
 from finetune_trainer.inputs import Inputs
 from finetune_trainer.lineage import build_lineage, digest_folder, library_versions, status_lineage
 from finetune_trainer.model import describe_device, peak_memory_bytes
 from finetune_trainer.progress import Reporter
 from finetune_trainer.report.document import RunRecord
-from finetune_trainer.report.record import Answer, History, Machine, Measured, MergeCheck, Plateau
+from finetune_trainer.report.record import (
+    Answer,
+    History,
+    Machine,
+    Measured,
+    MergeCheck,
+    Plateau,
+    RewardedAnswer,
+    ScoreCheck,
+    ScoredPair,
+)
 from finetune_trainer.samples import describe, previews
+
+SHOWN_SAMPLES = 3
+"""Samples that the report shows with what the model makes of them."""
 
 
 @dataclass(frozen=True)
@@ -26,12 +42,25 @@ class Trained:
     final: Measured | None
     parameters: int
     answers: list[Answer]
+    examples: Sequence[ScoredPair | RewardedAnswer] = ()
+
+
+def examples(
+    samples: Sequence[Sample], before: Sequence[Any], after: Sequence[Any]
+) -> list[ScoredPair | RewardedAnswer]:
+    """What the report shows of samples: pairs as scored in the end, or answers before and after with their rewards."""
+    shown: list[ScoredPair | RewardedAnswer] = [one for one in after if isinstance(one, ScoredPair)]
+    for sample, old, new in zip(samples, before, after, strict=False):
+        if isinstance(sample, EncodedPrompt):
+            question = str(sample.messages[-1]["content"])
+            shown.append(RewardedAnswer(question, old.text, old.reward, new.text, new.reward))
+    return shown
 
 
 def build_record(
     inputs: Inputs,
     trained: Trained,
-    merge: MergeCheck | None,
+    merge: MergeCheck | ScoreCheck | None,
     *,
     device: torch.device,
     reporter: Reporter,
@@ -54,7 +83,10 @@ def build_record(
         early_stopping=reporter.snapshot().early_stopping,
         trainable_parameters=trained.parameters,
         answers=trained.answers,
-        merge=merge,
+        merge=merge if isinstance(merge, MergeCheck) else None,
+        score_check=merge if isinstance(merge, ScoreCheck) else None,
+        scored_pairs=[one for one in trained.examples if isinstance(one, ScoredPair)],
+        rewarded_answers=[one for one in trained.examples if isinstance(one, RewardedAnswer)],
         machine=machine,
     )
 
@@ -97,6 +129,11 @@ def build_result(inputs: Inputs, record: RunRecord, reporter: Reporter) -> Repor
 
 def _told(record: RunRecord) -> str:
     told = f"trained {record.last_step} steps"
+    reward = record.history.final_reward
+    if reward is not None:
+        earlier = record.history.baseline_reward()
+        before = f" (base model {earlier.reward:.4g})" if earlier else ""
+        return f"{told}; held-out reward {reward.reward:.4g}{before}"
     if record.final is None:
         return f"{told}; no rows were held out"
     before = f" (base model {record.baseline.loss:.4g})" if record.baseline else ""

@@ -16,11 +16,9 @@ from finetune_trainer.encodings import EncodedLabelled, EncodedPair
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.labels import Labeler, load_labeler
 from finetune_trainer.model import load_plain
-from finetune_trainer.reward_source import RewardFolders
+from finetune_trainer.reward_source import SCORE, RewardFolders
 from finetune_trainer.rewards import Completion
 
-SCORE = "score"
-"""The head's name in every decoder that transformers can give one score."""
 SCORED_AT_ONCE = 8
 UNLIMITED = 1 << 30
 WRITTEN = Source("sampled answers", 1)

@@ -19,6 +19,7 @@ from finetune_api.spec import Merge, Method
 from finetune_api.status import Resolved
 from finetune_trainer.adapter import continue_adapter, save_adapter, save_tokenizer
 from finetune_trainer.callbacks import restore_trained, save_trained
+from finetune_trainer.encodings import EncodedPair
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.generate import answer_all, stop_token_ids
 from finetune_trainer.hub import hub_name, pinned_commit
@@ -28,6 +29,7 @@ from finetune_trainer.merge import HeldOut, merge_adapter, save_full, stored_pre
 from finetune_trainer.methods import Traits, build_trainer, traits_of
 from finetune_trainer.methods.loop import Watch, WatchedTrainer
 from finetune_trainer.model import (
+    DTYPES,
     adapted_modules,
     finalise,
     find_device,
@@ -39,8 +41,11 @@ from finetune_trainer.model import (
 from finetune_trainer.progress import Reporter, work_beat
 from finetune_trainer.publish import publish
 from finetune_trainer.report.document import write_report
-from finetune_trainer.report.record import Answer, History, Measured, MergeCheck, Plateau
-from finetune_trainer.results import Trained, build_record, build_result
+from finetune_trainer.report.record import Answer, History, Measured, MergeCheck, Plateau, ScoreCheck
+from finetune_trainer.results import SHOWN_SAMPLES, Trained, build_record, build_result, examples
+from finetune_trainer.reward_model import load_reward_model
+from finetune_trainer.rewards import ComputedRewards, Judge, Scorer
+from finetune_trainer.scoring_model import save_scoring_model
 from finetune_trainer.stop import StopFlag
 from finetune_trainer.storage import Storage
 
@@ -102,22 +107,38 @@ def train_once(inputs: Inputs, settings: Resolved, device: torch.device, reporte
         train=inputs.train,
         validation=inputs.validation,
         scratch=inputs.workspace / "trainer",
+        judge=judge_of(inputs, settings, device, watch),
     )
     parameters = sum(tensor.numel() for tensor in trained_tensors(model).values())
     reporter.update(resolved=settings, metrics={"trainable_parameters": parameters})
     if inputs.validation and spec.evaluation.baseline:
         trainer.evaluate()
+    shown = (inputs.validation or inputs.train)[:SHOWN_SAMPLES]
+    before = trainer.show(shown)
     base_answers = answer(inputs, trainer, watch, traits)
     trainer.train()
     stop.raise_if_set()
     final = restore_best(trainer, watch) if inputs.validation and traits.has_loss else None
     save_trained(model, inputs.best_weights)
+    after = trainer.show(shown)
     tuned_answers = answer(inputs, trainer, watch, traits)
     if settings.method != Method.FULL:
         save_adapter(model, inputs.result / Artifact.ADAPTER, hub_name(spec.model.uri), pinned_commit(spec.model))
         save_tokenizer(inputs.model, inputs.result / Artifact.ADAPTER, inputs.labeler)
     answers = [Answer(*parts) for parts in zip(questions(inputs, traits), base_answers, tuned_answers, strict=True)]
-    return Trained(settings, watch.history, watch.plateau, final, parameters, answers)
+    return Trained(settings, watch.history, watch.plateau, final, parameters, answers, examples(shown, before, after))
+
+
+def judge_of(inputs: Inputs, settings: Resolved, device: torch.device, watch: Watch) -> Judge | None:
+    """Who rewards the answers of a policy, with a reward model beside it where the job names one."""
+    rlhf = inputs.config.spec.rlhf
+    if rlhf is None:
+        return None
+    scorer: Scorer = ComputedRewards(rlhf.rewards or [])
+    if inputs.reward:
+        on_work = work_beat(watch.reporter, watch.stop)
+        scorer = load_reward_model(inputs.reward, DTYPES[str(settings.precision)], device, on_work)
+    return Judge(scorer, inputs.labeler.stop_ids()[0])
 
 
 def start_watch(inputs: Inputs, reporter: Reporter, stop: StopFlag) -> Watch:
@@ -174,7 +195,9 @@ def answer(inputs: Inputs, trainer: WatchedTrainer, watch: Watch, traits: Traits
     )
 
 
-def save_full_model(inputs: Inputs, settings: Resolved, reporter: Reporter, stop: StopFlag) -> MergeCheck | None:
+def save_full_model(
+    inputs: Inputs, settings: Resolved, reporter: Reporter, stop: StopFlag
+) -> MergeCheck | ScoreCheck | None:
     """`merged/`: always with method Full, else when `output.merge` asks for it."""
     asked, output = inputs.config.spec.output.merge, inputs.result / Artifact.MERGED
     if settings.method != Method.FULL and asked is Merge.NONE:
@@ -182,7 +205,11 @@ def save_full_model(inputs: Inputs, settings: Resolved, reporter: Reporter, stop
     gc.collect()
     reporter.stage("Merging")
     held_out = HeldOut(inputs.held_out, work_beat(reporter, stop))
-    if settings.method == Method.FULL:
+    check: MergeCheck | ScoreCheck
+    if not traits_of(inputs.config.spec.objective).writes_text:
+        pairs = [sample for sample in inputs.validation or inputs.train if isinstance(sample, EncodedPair)]
+        check = save_scoring_model(inputs.model, inputs.best_weights, output, pairs, held_out.on_rows)
+    elif settings.method == Method.FULL:
         precision = stored_precision(inputs.model) if asked is Merge.NONE else asked.value
         check = save_full(inputs.model, inputs.best_weights, output, precision, held_out)
     else:

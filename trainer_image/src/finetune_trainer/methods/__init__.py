@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from finetune_trainer.methods.loop import Watch, WatchedTrainer
+    from finetune_trainer.rewards import Judge
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +46,12 @@ def build_trainer(
     train: Sequence[Any],
     validation: Sequence[Any],
     scratch: Path,
+    judge: "Judge | None" = None,
 ) -> "WatchedTrainer":
-    """The objective's trainer, ready for `evaluate()`, `train()` and `measure()`; the samples are of its own kind."""
+    """The objective's trainer, ready for `evaluate()` and `train()`; the samples are of its own kind.
+
+    RLHF needs a judge.
+    """
     match objective:
         case "Instruction" | "Chat" | "DomainAdaptation":
             from finetune_trainer.methods import sft
@@ -78,6 +83,12 @@ def build_trainer(
 
             return reward.build_trainer(
                 model, tokenizer, settings, watch, train=train, validation=validation, scratch=scratch
+            )
+        case "RLHF" if judge:
+            from finetune_trainer.methods import rlhf
+
+            return rlhf.build_trainer(
+                model, tokenizer, settings, watch, train=train, validation=validation, scratch=scratch, judge=judge
             )
         case _:
             raise NotImplementedError(f"objective {objective}")

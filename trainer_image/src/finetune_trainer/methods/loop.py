@@ -84,6 +84,10 @@ class WatchedTrainer(Trainer):  # type: ignore[misc]  # the library has no types
             parts.append(self._measure_batch(self._prepare_inputs(batch)))
         return self._measured(parts)
 
+    def show(self, samples: Sequence[Any]) -> list[Any]:
+        """What the weights as they are make of these samples, for the report; nothing unless the objective says."""
+        return []
+
     def _measure_batch(self, inputs: dict[str, torch.Tensor]) -> Part:
         with torch.no_grad(), self.compute_loss_context_manager():
             loss = float(self.compute_loss(self.model, dict(inputs)))

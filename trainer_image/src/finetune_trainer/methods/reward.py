@@ -31,7 +31,7 @@ class PairTrainer(WatchedTrainer, RewardTrainer):  # type: ignore[misc]  # the l
             "reward_accuracy": (self._last_figure("accuracy"), pairs),
         }
 
-    def score_pairs(self, pairs: Sequence[EncodedPair]) -> list[ScoredPair]:
+    def show(self, pairs: Sequence[EncodedPair]) -> list[ScoredPair]:
         """The pairs as text, each answer with its score."""
         texts = [ids for pair in pairs for ids in pair_texts(pair)]
         scores = score_texts(self.model, texts, work_beat(self._watch.reporter, self._watch.stop))

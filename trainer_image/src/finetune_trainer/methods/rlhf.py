@@ -1,7 +1,8 @@
 """Learning from rewards (GRPO, RLOO): the model answers prompts itself, and what earns more becomes likelier."""
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -9,14 +10,21 @@ from typing import Any
 import torch
 from datasets import Dataset
 from peft import PeftModel
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainerControl
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
 from finetune_api.handoff import ExitCode
 from finetune_api.objectives import Algorithm
 from finetune_api.status import Resolved
 from finetune_trainer.adapter import ZERO_AT_START
-from finetune_trainer.callbacks import ReportProgress, require_gradient
+from finetune_trainer.callbacks import ReportProgress, require_gradient, restore_trained, save_trained
 from finetune_trainer.encodings import EncodedPrompt
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.methods.loop import Watch, WatchedTrainer, common_arguments
@@ -50,7 +58,10 @@ class PolicyTrainer(WatchedTrainer):
         raise NotImplementedError
 
     def train(self, *arguments: Any, **options: Any) -> Any:
-        """The loop; where no group of answers ever differed in reward, nothing can have been learnt."""
+        """The loop, after which the weights are those of the highest held-out reward, where rows are held out.
+
+        Where no group of answers ever differed in reward, nothing can have been learnt.
+        """
         result = super().train(*arguments, **options)
         if not self._rollouts.groups_with_spread:
             raise TrainerError(
@@ -59,7 +70,20 @@ class PolicyTrainer(WatchedTrainer):
                 "nothing can be learnt: raise rlhf.temperature or rlhf.numGenerations, or choose a reward that tells "
                 "answers apart",
             )
+        if REFERENCE_COPY in getattr(self.model, "peft_config", {}):
+            self.model.delete_adapter(REFERENCE_COPY)  # it would be published beside the trained one
+        if self._watch.plateau.best_step is not None:
+            self._restore_best(self._watch.plateau.best_step)
         return result
+
+    def _restore_best(self, step: int) -> None:
+        """Puts the best weights back and rewards them once more, with other random numbers: of several measurements the
+        highest owes something to luck."""
+        self._watch.reporter.stage("Evaluating")
+        restore_trained(self.model, self._watch.best_weights)
+        point = self.measure_reward(self.args.seed + 1)
+        self._watch.history.set_final_reward(replace(point, step=step))
+        self._watch.reporter.update(metrics={"eval_reward": point.reward})
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Rewards one answer to each held-out prompt in place of a loss."""
@@ -75,9 +99,10 @@ class PolicyTrainer(WatchedTrainer):
             self._watch.reporter.stage("Training")
         return metrics
 
-    def measure_reward(self) -> RewardPoint:
-        """The held-out reward of the weights as they are; the seed is the same each time."""
-        written = self.write(self._held_out)
+    def measure_reward(self, seed: int | None = None) -> RewardPoint:
+        """The held-out reward of the weights as they are; without another seed the random numbers are the same each
+        time."""
+        written = self.show(self._held_out, seed)
         lengths = [one.tokens for one in written]
         return reward_mean(
             self.state.global_step,
@@ -86,14 +111,14 @@ class PolicyTrainer(WatchedTrainer):
             clipped_share=sum(not one.ended for one in written) / len(written),
         )
 
-    def write(self, samples: Sequence[EncodedPrompt]) -> list[Written]:
+    def show(self, samples: Sequence[EncodedPrompt], seed: int | None = None) -> list[Written]:
         """One answer to each prompt with its reward, sampled as in training but apart from its random numbers."""
         self.model.eval()
         written: list[Written] = []
         remaining = iter(samples)
         devices = [self.model.device] if self.model.device.type == "cuda" else []
         with torch.random.fork_rng(devices):
-            torch.manual_seed(self.args.seed)
+            torch.manual_seed(self.args.seed if seed is None else seed)
             while batch := list(islice(remaining, self.args.generation_batch_size)):
                 written += self._rollouts.write(batch, self._sample([list(sample.prompt_ids) for sample in batch]))
         return written
@@ -111,6 +136,26 @@ class LeaveOneOutTrainer(PolicyTrainer, RLOOTrainer):  # type: ignore[misc]  # t
 
     def _sample(self, prompts: list[list[int]]) -> list[list[int]]:
         return list(self._generate_single_turn(prompts, None, {}))
+
+
+class KeepMostRewarded(TrainerCallback):  # type: ignore[misc]  # the library has no types
+    """Keeps the weights of the highest held-out reward on disk; the baseline at step 0 is no candidate."""
+
+    def __init__(self, watch: Watch) -> None:
+        self._watch = watch
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: Mapping[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Takes in an evaluation of the training."""
+        if state.global_step and self._watch.plateau.observe(state.global_step, -(metrics or {})["eval_reward"]):
+            save_trained(kwargs["model"], self._watch.best_weights)
+            self._watch.reporter.update(metrics={"best_step": state.global_step})
 
 
 class RequireGradientOfSpread(TrainerCallback):  # type: ignore[misc]  # the library has no types
@@ -139,7 +184,7 @@ def build_trainer(
     scratch: Path,
     judge: Judge,
 ) -> PolicyTrainer:
-    """The trainer, ready for `evaluate()`, `train()` and `write()`."""
+    """The trainer, ready for `evaluate()`, `train()` and `show()`."""
     refuse_unfit(model, settings, [*train, *validation])
     evaluates = bool(validation)
     stop_ids = _agree_on_ends(model, tokenizer, judge.stop_id)
@@ -155,7 +200,11 @@ def build_trainer(
         train_dataset=to_dataset(train, at_least=(settings.global_batch_size or 1) // (settings.num_generations or 1)),
         eval_dataset=to_dataset(held_out) if evaluates else None,
         processing_class=tokenizer,
-        callbacks=[ReportProgress(watch.reporter, watch.history), RequireGradientOfSpread(rollouts)],
+        callbacks=[
+            ReportProgress(watch.reporter, watch.history),
+            KeepMostRewarded(watch),
+            RequireGradientOfSpread(rollouts),
+        ],
     )
 
 

@@ -1,7 +1,7 @@
 """finetune_report.md, curves.png and the adapter's model card, from one record of the run."""
 
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,17 @@ from finetune_trainer.data.rows import SENTENCES
 from finetune_trainer.report import text
 from finetune_trainer.report.curves import curve_table, draw_curves
 from finetune_trainer.report.recommendations import Evidence, recommend
-from finetune_trainer.report.record import Answer, History, Machine, Measured, MergeCheck, SampleStats
+from finetune_trainer.report.record import (
+    Answer,
+    History,
+    Machine,
+    Measured,
+    MergeCheck,
+    RewardedAnswer,
+    SampleStats,
+    ScoreCheck,
+    ScoredPair,
+)
 
 TEMPLATES = Path(__file__).parent / "templates"
 PREVIEW_CHARACTERS = 1200
@@ -37,6 +47,9 @@ class RunRecord:
     answers: list[Answer]
     merge: MergeCheck | None
     machine: Machine
+    score_check: ScoreCheck | None = None
+    scored_pairs: list[ScoredPair] = field(default_factory=list)
+    rewarded_answers: list[RewardedAnswer] = field(default_factory=list)
 
     @property
     def last_step(self) -> int:

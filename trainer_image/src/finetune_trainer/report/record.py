@@ -112,6 +112,7 @@ class History:
     train: list[TrainPoint] = field(default_factory=list)
     evaluations: list[EvalPoint] = field(default_factory=list)
     rewards: list[RewardPoint] = field(default_factory=list)
+    final_reward: RewardPoint | None = None
 
     def __post_init__(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -132,6 +133,11 @@ class History:
         self.rewards.append(point)
         self._append("eval", asdict(point))
 
+    def set_final_reward(self, point: RewardPoint) -> None:
+        """Records the reward of what is published, measured apart from those that it was chosen by."""
+        self.final_reward = point
+        self._append("final", asdict(point))
+
     def evaluations_of_training(self) -> list[EvalPoint]:
         """The evaluations after step 0."""
         return [point for point in self.evaluations if point.step > 0]
@@ -139,6 +145,10 @@ class History:
     def baseline(self) -> Measured | None:
         """The evaluation of the untouched model."""
         return next((point.measured for point in self.evaluations if point.step == 0), None)
+
+    def baseline_reward(self) -> RewardPoint | None:
+        """The reward of the untouched model."""
+        return next((point for point in self.rewards if point.step == 0), None)
 
     def tokens_per_second(self) -> float | None:
         """Median over the steps; the first, which warms caches, counts only when it is alone."""
