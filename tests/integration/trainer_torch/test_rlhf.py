@@ -1,0 +1,231 @@
+"""Learning from rewards: what is fed, what is rewarded, what is measured, and that more is earned."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from loop_bench import CPU, THINGS, make_settings, make_watch, question, teach
+
+from finetune_api.handoff import ExitCode
+from finetune_api.objectives import Reward
+from finetune_trainer.adapter import continue_adapter, save_adapter
+from finetune_trainer.encodings import EncodedPrompt
+from finetune_trainer.errors import Stopped, TrainerError
+from finetune_trainer.labels import Labeler
+from finetune_trainer.methods import build_trainer
+from finetune_trainer.methods.loop import Watch
+from finetune_trainer.methods.rlhf import PolicyTrainer
+from finetune_trainer.model import load_for_training, load_plain, load_tokenizer, trained_tensors
+from finetune_trainer.reward_model import RewardModel
+from finetune_trainer.rewards import Completion, ComputedRewards, Judge, Scorer
+
+METHODS = ["LoRA", "QLoRA", "Full"]
+RED = Reward.model_validate({"type": "Regex", "pattern": r"\bred\b"})
+LONGEST = 10
+
+
+@pytest.fixture(scope="module")
+def taught(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that answers with one of four colours."""
+    return teach(tiny_model, tmp_path_factory.mktemp("taught") / "model", steps=60)
+
+
+def prompts_of(model: Path) -> list[EncodedPrompt]:
+    labeler = Labeler(model)
+    return [EncodedPrompt(labeler.render_prompt(row)[1], row) for row in map(question, THINGS)]
+
+
+def make_trainer(
+    model: Path,
+    tmp_path: Path,
+    method: str = "LoRA",
+    *,
+    scorer: Scorer | None = None,
+    watch: Watch | None = None,
+    adapter: Path | None = None,
+    evaluates: bool = True,
+    **changes: Any,
+) -> PolicyTrainer:
+    sampling = {"algorithm": "GRPO", "num_generations": 4, "max_completion_length": LONGEST, "temperature": 1.0}
+    batch = {"per_device_train_batch_size": 32, "gradient_accumulation_steps": 1, "global_batch_size": 32}
+    settings = make_settings(method, **(sampling | batch | {"beta": 0.04, "eval_steps": 100} | changes))
+    policy = load_for_training(model, settings, CPU)
+    if adapter:
+        continue_adapter(policy, adapter)
+    trainer = build_trainer(
+        "RLHF",
+        policy,
+        load_tokenizer(model),
+        settings,
+        watch or make_watch(tmp_path),
+        train=prompts_of(model),
+        validation=prompts_of(model) if evaluates else [],
+        scratch=tmp_path / "scratch",
+        judge=Judge(scorer or ComputedRewards([RED]), Labeler(model).stop_ids()[0]),
+    )
+    assert isinstance(trainer, PolicyTrainer)
+    return trainer
+
+
+class Listener:
+    """Rewards as told, and remembers every answer."""
+
+    def __init__(self, scorer: Scorer | None = None) -> None:
+        self.heard: list[Completion] = []
+        self.rewards: list[float] = []
+        self._scorer = scorer or ComputedRewards([RED])
+
+    def __call__(self, completions: Sequence[Completion]) -> list[float]:
+        self.heard += completions
+        rewards = self._scorer(completions)
+        self.rewards += rewards
+        return rewards
+
+
+def listen(trainer: PolicyTrainer) -> list[torch.Tensor]:
+    """The ids of every forward pass of the policy."""
+    passes: list[torch.Tensor] = []
+    model = trainer.model.get_base_model() if hasattr(trainer.model, "peft_config") else trainer.model
+    model.register_forward_pre_hook(lambda _, __, options: passes.append(options["input_ids"]), with_kwargs=True)
+    return passes
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("algorithm", ["GRPO", "RLOO"])
+def test_more_is_earned(taught: Path, tmp_path: Path, method: str, algorithm: str) -> None:
+    rate = 2e-3 if method == "Full" else 0.01
+    trainer = make_trainer(taught, tmp_path, method, algorithm=algorithm, total_steps=7, learning_rate=rate)
+    trainer.train()
+    points = trainer._watch.history.train
+    earned = [point.reward or 0 for point in points]
+    assert sum(earned[-3:]) / 3 > sum(earned[:2]) / 2 + 0.15
+    assert points[0].kl == pytest.approx(0, abs=1e-3), "the first answers are the reference's own"
+    assert (points[-1].kl or 0) > 1e-3
+    final = trainer._watch.history.final_reward
+    assert final
+    assert trainer._watch.reporter.snapshot().metrics.eval_reward == final.reward
+
+
+@pytest.mark.parametrize("algorithm", ["GRPO", "RLOO"])
+def test_a_continued_adapter_is_held_to_what_it_was_and_published_alone(
+    taught: Path, tmp_path: Path, algorithm: str
+) -> None:
+    earlier = load_for_training(taught, make_settings("LoRA"), CPU)
+    torch.manual_seed(1)
+    for tensor in trained_tensors(earlier).values():
+        torch.nn.init.normal_(tensor, std=0.05)
+    save_adapter(earlier, tmp_path / "earlier", "s3://bucket/model")
+    trainer = make_trainer(taught, tmp_path, adapter=tmp_path / "earlier", algorithm=algorithm, total_steps=1)
+    trainer.train()
+    assert trainer._watch.history.train[0].kl == pytest.approx(0, abs=1e-4)
+    save_adapter(trainer.model, tmp_path / "adapter", "s3://bucket/model")
+    assert not [path for path in (tmp_path / "adapter").iterdir() if path.is_dir()]
+
+
+@pytest.mark.parametrize(("beta", "reference_passes"), [(0.04, 1), (0.0, 0)])
+@pytest.mark.parametrize("method", ["LoRA", "Full"])
+def test_a_step_costs_one_position_a_token_and_a_reference_only_where_it_counts(
+    taught: Path, tmp_path: Path, method: str, beta: float, reference_passes: int
+) -> None:
+    trainer = make_trainer(taught, tmp_path, method, beta=beta, total_steps=1, evaluates=False)
+    passes = listen(trainer)
+    reference: list[torch.Tensor] = []
+    if trainer.ref_model is not None:
+        trainer.ref_model.register_forward_pre_hook(lambda *_: reference.append(torch.empty(0)))
+    trainer.train()
+    width = len(prompts_of(taught)[0].prompt_ids)
+    first, *rest = [ids.shape[1] for ids in passes]
+    assert first >= width
+    assert rest.count(1) == LONGEST - 1
+    whole = [length for length in rest if length > 1]
+    assert len(whole) + len(reference) == 1 + reference_passes
+
+
+def test_the_policy_is_asked_as_at_inference(taught: Path, tmp_path: Path) -> None:
+    trainer = make_trainer(taught, tmp_path)
+    passes = listen(trainer)
+    prompts = prompts_of(taught)
+    trainer.show(prompts)
+    for row, prompt in zip(passes[0].tolist(), prompts, strict=True):
+        assert row[-len(prompt.prompt_ids) :] == prompt.prompt_ids
+    assert {tuple(prompt.prompt_ids) for prompt in prompts} == {
+        tuple(Labeler(taught).render_prompt(question(thing))[1]) for thing in THINGS
+    }
+
+
+def test_answers_are_judged_without_what_ends_them_and_a_cut_one_is_told_apart(taught: Path, tmp_path: Path) -> None:
+    listener = Listener()
+    trainer = make_trainer(taught, tmp_path, scorer=listener)
+    trainer.show(prompts_of(taught))
+    assert [one.prompt for one in listener.heard] == [question(thing) for thing in THINGS]
+    assert {one.ended for one in listener.heard} == {True, False}
+    for one in listener.heard:
+        assert "<|im_end|>" not in one.text
+        assert one.tokens == LONGEST if not one.ended else one.tokens < LONGEST
+
+
+def test_a_reward_model_rewards_as_it_scores(taught: Path, tiny_model: Path, tmp_path: Path) -> None:
+    judge = RewardModel(
+        load_plain(tiny_model, torch.float32, CPU, writes_text=False), Labeler(tiny_model), lambda: None
+    )
+    listener = Listener(judge)
+    trainer = make_trainer(taught, tmp_path, scorer=listener, total_steps=1)
+    trainer.train()
+    in_training, heard = listener.rewards[:32], listener.heard[:32]
+    assert [judge([one])[0] for one in heard] == pytest.approx(in_training, abs=1e-5)
+    assert trainer._watch.history.train[0].reward == pytest.approx(sum(in_training) / 32, abs=1e-3)
+
+
+def test_the_most_rewarded_weights_come_back_and_are_measured_anew(taught: Path, tmp_path: Path) -> None:
+    """A rate that ruins the model: the first evaluation is better than those that follow."""
+    trainer = make_trainer(taught, tmp_path, total_steps=4, eval_steps=1, learning_rate=0.3)
+    trainer.train()
+    history, plateau = trainer._watch.history, trainer._watch.plateau
+    best = max(history.rewards, key=lambda point: point.reward)
+    assert plateau.best_step == best.step
+    assert history.final_reward
+    assert history.final_reward.step == best.step
+    assert trainer.measure_reward().reward == pytest.approx(best.reward)
+
+
+def test_rewards_that_never_differ_are_refused_for_nothing_is_learnt(taught: Path, tmp_path: Path) -> None:
+    trainer = make_trainer(taught, tmp_path, scorer=lambda answers: [0.5] * len(answers), total_steps=1)
+    with pytest.raises(TrainerError, match=r"raise rlhf\.temperature or rlhf\.numGenerations") as caught:
+        trainer.train()
+    assert caught.value.code is ExitCode.INVALID_CONFIG
+
+
+def test_a_reward_that_is_no_number_ends_the_run(taught: Path, tmp_path: Path) -> None:
+    trainer = make_trainer(taught, tmp_path, scorer=lambda answers: [math.nan] * len(answers), total_steps=1)
+    with pytest.raises(TrainerError, match="reward is not finite") as caught:
+        trainer.train()
+    assert caught.value.code is ExitCode.DIVERGED
+
+
+def test_a_stop_is_seen_within_a_token(taught: Path, tmp_path: Path) -> None:
+    watch = make_watch(tmp_path)
+    trainer = make_trainer(taught, tmp_path, watch=watch)
+    passes = listen(trainer)
+    model = trainer.model.get_base_model()
+    model.register_forward_hook(lambda *_: watch.stop.set() if len(passes) == 3 else None)
+    with pytest.raises(Stopped):
+        trainer.train()
+    assert len(passes) <= 4
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"num_generations": 5}, r"rlhf\.numGenerations 5 does not divide the 32 answers of a step"),
+        ({"max_completion_length": 1020}, r"lower rlhf\.maxCompletionLength"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused_by_name(
+    taught: Path, tmp_path: Path, changes: dict[str, Any], told: str
+) -> None:
+    with pytest.raises(TrainerError, match=told) as caught:
+        make_trainer(taught, tmp_path, **changes)
+    assert caught.value.code is ExitCode.INVALID_CONFIG
