@@ -17,15 +17,20 @@ from finetune_trainer.data.instructions import convert_alpaca, convert_prompt_co
 from finetune_trainer.data.pairs import convert_preference
 from finetune_trainer.data.rows import BadRow, ChatRow, DataFormat, RejectCode, Row, Source, TextRow, UnpairedRow
 
-MEDIA_COLUMNS = ("image", "images", "audio", "audios", "video", "videos")
+MEDIA_COLUMNS = frozenset(("image", "images", "audio", "audios", "video", "videos"))
 
 
 def convert_row(row: Columns, data_format: DataFormat, source: Source, repairs: Repairs) -> Row:
     """Return the row in canonical shape, its structure not yet checked; raises BadRow."""
-    for name in MEDIA_COLUMNS:
-        if row.get(name):
-            raise BadRow(RejectCode.UNSUPPORTED_MODALITY, f"the row has the column {name!r}; only text is trained")
+    if not MEDIA_COLUMNS.isdisjoint(row):
+        _refuse_media(row)
     return _CONVERTERS[data_format](row, source, data_format, repairs)
+
+
+def _refuse_media(row: Columns) -> None:
+    for name in row:
+        if name in MEDIA_COLUMNS and row[name]:
+            raise BadRow(RejectCode.UNSUPPORTED_MODALITY, f"the row has the column {name!r}; only text is trained")
 
 
 def _convert_conversation(row: Columns, source: Source, data_format: DataFormat, repairs: Repairs) -> ChatRow:

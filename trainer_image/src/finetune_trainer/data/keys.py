@@ -1,18 +1,20 @@
 """Short digests of rows and prompts: 60 bits, for a Python int of that size takes 32 bytes and no more."""
 
 import hashlib
+import sys
 
 import orjson
 
 from finetune_trainer.data.rows import BadRow, Message, RejectCode, Row, TextRow
 
 KEY_BITS = 60
+HASH_BITS = sys.hash_info.width
 
 
 def row_key(row: Row) -> int:
-    """Return the digest of a whole row; raises BadRow for what JSON cannot hold, such as half a surrogate pair."""
+    """Return the digest of a whole row, the same in one process alone; raises BadRow for what JSON cannot hold, such as half a surrogate pair."""
     try:
-        return _digest(orjson.dumps(row.content()))
+        return hash(orjson.dumps(row.content())) >> (HASH_BITS - KEY_BITS)
     except TypeError as error:
         if "surrogate" in str(error):
             raise BadRow(RejectCode.LONE_SURROGATE, "a string holds half of a surrogate pair") from None

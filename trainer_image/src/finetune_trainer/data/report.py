@@ -20,6 +20,7 @@ from finetune_trainer.data.summary import Summary
 
 ACCEPTED = "accepted.jsonl"
 REJECTED = "rejected.jsonl"
+BUFFER_BYTES = 1 << 18
 SUMMARY = "summary.json"
 OUTPUT_FILES = (ACCEPTED, REJECTED, SUMMARY)
 
@@ -54,7 +55,7 @@ class CheckOutput:
         file.write(orjson.dumps(row.to_dict(), option=orjson.OPT_APPEND_NEWLINE))
 
     def _open(self, name: str) -> IO[bytes]:
-        return self._files.enter_context((self._directory / name).open("wb"))
+        return self._files.enter_context((self._directory / name).open("wb", BUFFER_BYTES))
 
 
 def write_summary(directory: Path, summary: Summary, conversion: Conversion | None = None) -> None:

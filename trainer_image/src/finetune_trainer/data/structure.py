@@ -81,10 +81,25 @@ def _check_side(row: PreferenceRow, answer: list[Message], side: str, repairs: R
 
 
 def _check_turns(messages: list[Message], tools: Tools) -> None:
+    if tools is None and _is_plain(messages):
+        return
     _check_order(messages)
     _check_texts(messages)
     if tools is not None or any("tool_calls" in message or message["role"] == "tool" for message in messages):
         _check_tools(messages, tools)
+
+
+def _is_plain(messages: list[Message]) -> bool:
+    """Whether nothing but texts alternate: nearly always so, and told in one pass."""
+    expected, other = "user", "assistant"
+    for number, message in enumerate(messages):
+        if message["role"] != expected and (number or message["role"] != "system"):
+            return False
+        if "tool_calls" in message or not message["content"].strip():
+            return False
+        if message["role"] == expected:
+            expected, other = other, expected
+    return True
 
 
 def _merge_system(messages: list[Message], repairs: Repairs) -> list[Message]:
@@ -94,15 +109,13 @@ def _merge_system(messages: list[Message], repairs: Repairs) -> list[Message]:
     for number, message in enumerate(messages[count:], count + 1):
         if message["role"] == "system":
             raise BadRow(RejectCode.SYSTEM_NOT_FIRST, f"turn {number} is a system turn")
-    if count == 0:
+    if count == 0 or (count == 1 and messages[0]["content"].strip()):
         return messages
     texts = [message["content"] for message in messages[:count] if message["content"].strip()]
     if len(texts) < count:
         repairs.add(RepairCode.NONE_STRIPPED)
     if len(texts) > 1:
         repairs.add(RepairCode.SYSTEM_MERGED)
-    elif len(texts) == count:
-        return messages
     merged = [Message(role="system", content="\n\n".join(texts))] if texts else []
     return merged + messages[count:]
 

@@ -22,6 +22,8 @@ REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
 
 def read_turn(turn: object, number: int, repairs: Repairs) -> Message:
     """Return one turn as a canonical message; raises BadRow. Turns are numbered from 1 in messages to people."""
+    if isinstance(turn, dict) and len(turn) == 2 and (message := _read_plain(turn)):
+        return message
     if not isinstance(turn, dict):
         raise BadRow(RejectCode.WRONG_TYPE, f"turn {number} is {name_type(turn)} where an object belongs")
     said = _read_role(turn, number)
@@ -35,6 +37,15 @@ def read_turn(turn: object, number: int, repairs: Repairs) -> Message:
     if message["role"] == "assistant" and _is_not_trained(turn, number):
         message["train"] = False
     return message
+
+
+def _read_plain(turn: Mapping[str, Any]) -> Message | None:
+    """A role and a text in the words of OpenAI or ShareGPT: nearly every turn of nearly every file."""
+    said = turn.get("role") or turn.get("from")
+    text = turn.get("content") or turn.get("value")
+    if isinstance(said, str) and isinstance(text, str) and (role := ROLES.get(said)):
+        return {"role": role, "content": text}
+    return None
 
 
 def _read_role(turn: Mapping[str, Any], number: int) -> str:
@@ -57,8 +68,6 @@ def _content_of(turn: Mapping[str, Any], number: int) -> object:
 
 
 def _read_message(turn: dict[str, Any], role: Role, number: int, repairs: Repairs) -> Message:
-    if len(turn) == 2 and ("content" in turn or "value" in turn):  # nearly every turn of nearly every file
-        return Message(role=role, content=read_text(_content_of(turn, number), f"turn {number}", repairs))
     message = Message(role=role, content="")
     if role == "assistant":
         _read_calls_and_reasoning(turn, message, repairs)
