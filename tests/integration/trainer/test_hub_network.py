@@ -12,7 +12,7 @@ from proxy import Proxy
 from finetune_api.handoff import ExitCode
 from finetune_api.spec import FineTuneJobSpec
 from finetune_trainer.errors import StorageUnavailable, TrainerError
-from finetune_trainer.hub import connect_hub
+from finetune_trainer.hub import HubConnection, connect_hub
 from finetune_trainer.hub_storage import HubStorage
 from finetune_trainer.storage import sha256_file
 
@@ -85,6 +85,20 @@ def test_an_own_authority_is_trusted_when_it_is_given_and_only_then(
     assert sha256_file(tmp_path / "model") == sha256_file(tls_hub.root / "models/acme/tiny/model.safetensors")
 
 
+def test_outside_a_cluster_the_authority_is_that_of_the_environment(
+    tls_hub: Hub, certificates: tuple[Path, Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connection = HubConnection(tls_hub.endpoint, is_here=True)
+    with pytest.raises(StorageUnavailable, match="name its authority's file in SSL_CERT_FILE"):
+        HubStorage(connection).pin(TINY)
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificates[0]))
+    assert HubStorage(connection).pin(TINY)
+    monkeypatch.setenv("SSL_CERT_FILE", "/nowhere.pem")
+    with pytest.raises(TrainerError, match="SSL_CERT_FILE or SSL_CERT_DIR holds no certificate") as caught:
+        HubStorage(connection).pin(TINY)
+    assert caught.value.code is ExitCode.INVALID_CONFIG
+
+
 def test_an_authority_that_is_none_is_an_invalid_config(tls_hub: Hub, tmp_path: Path) -> None:
     (tmp_path / "ca.crt").write_text("not a certificate")
     with pytest.raises(TrainerError, match=r"spec\.hub\.caSecretRef holds no certificate") as caught:
@@ -129,3 +143,23 @@ def test_a_proxy_that_is_gone_is_named(hub: Hub, tmp_path: Path, monkeypatch: py
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
     with pytest.raises(StorageUnavailable, match=r"check spec\.hub\.endpoint, the network, and HTTPS_PROXY"):
         storage(hub, tmp_path).pin(TINY)
+
+
+@pytest.mark.parametrize("address", ["ftp://proxy:21", "127.0.0.1:1:2", "socks5://127.0.0.1:1"])
+def test_a_proxy_that_is_none_is_an_invalid_config(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str
+) -> None:
+    monkeypatch.setenv("HTTP_PROXY", address)
+    with pytest.raises(TrainerError, match=r"is not the address of a proxy: write http://host:port") as caught:
+        storage(hub, tmp_path).pin(TINY)
+    assert caught.value.code is ExitCode.INVALID_CONFIG
+
+
+def test_a_password_of_a_proxy_is_never_told(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for address in ("http://me:s3cr3t@127.0.0.1:1", "ftp://me:s3cr3t@proxy:21", "http://me:s3cr3t/@127.0.0.1:1"):
+        monkeypatch.setenv("HTTP_PROXY", address)
+        with pytest.raises(TrainerError) as caught:
+            storage(hub, tmp_path).pin(TINY)
+        assert "s3cr3t" not in caught.value.message + caplog.text

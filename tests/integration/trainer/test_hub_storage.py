@@ -27,6 +27,7 @@ from finetune_trainer.storage import Entry, sha256_file
 TINY = "hf://acme/tiny"
 MODEL = Repo(Kind.MODEL, "acme/tiny")
 DATA = Repo(Kind.DATASET, "acme/qa")
+NO_DATA = Repo(Kind.DATASET, "acme/none")
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +52,7 @@ def connect(hub: Hub, token: str | None = None, **more: Any) -> HubStorage:
     accesses = {
         MODEL: Access("spec.model", token, more.pop("secret", None)),
         DATA: Access("spec.dataset.train", token),
+        NO_DATA: Access("spec.dataset.train", token),
     }
     return HubStorage(HubConnection(hub.endpoint, accesses=accesses), **more)
 
@@ -185,6 +187,7 @@ def test_a_gated_model_names_the_licence_and_whose_token_is_used(hub: Hub, tmp_p
     [
         ("hf://acme/none", None, None, 66, "no such model, or it is private: correct spec.model.uri"),
         ("hf://acme/none", None, "hf_testtoken", 66, "no such model, or it is private"),
+        (TINY, "v9", None, 66, "hf://acme/tiny@v9 at http"),
         (TINY, "v9", None, 66, "no such revision: correct spec.model.revision"),
         (TINY, "0" * 40, None, 66, "no such revision: correct spec.model.revision"),
         (TINY, None, "hf_expired", 66, "the token is not valid there, it may have expired"),
@@ -207,6 +210,23 @@ def test_what_a_hub_does_not_show_ends_with_the_fix(  # noqa: PLR0917 - the colu
     assert hub.endpoint in error.message
     assert "hf_expired" not in error.message
     assert len(hub.requests) == 1
+
+
+@pytest.mark.parametrize("kind", ["gated", "private"])
+def test_what_has_no_field_for_a_token_must_be_public(hub: Hub, kind: str) -> None:
+    getattr(hub, kind).add("acme/tiny")
+    storage = HubStorage(HubConnection(hub.endpoint, fallback=Access("spec.rlhf.rewardModel", is_public=True)))
+    error = refusal(lambda: storage.read(f"{TINY}/config.json"))
+    assert error.code is ExitCode.MODEL_UNAVAILABLE
+    assert "spec.rlhf.rewardModel is read without a token" in error.message
+    assert "name a" in error.message
+    assert "credentialsSecretRef" not in error.message
+
+
+def test_outside_a_cluster_the_fix_is_a_variable(hub: Hub) -> None:
+    hub.gated.add("acme/tiny")
+    error = refusal(lambda: HubStorage(HubConnection(hub.endpoint, is_here=True)).read(f"{TINY}/config.json"))
+    assert error.message.endswith("and put that account's token into HF_TOKEN")
 
 
 def test_a_private_repository_opens_with_a_token_and_not_without(hub: Hub) -> None:
@@ -236,7 +256,7 @@ def test_a_name_of_any_letters_is_found(hub: Hub, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("status", [429, 500, 502, 503, 504])
 def test_a_busy_hub_is_asked_again_as_it_wishes(hub: Hub, status: int) -> None:
-    hub.failures = [(status, {"Retry-After": "0"}), (status, {})]
+    hub.failures = [(status, {"Retry-After": "0"})] * 2
     assert connect(hub).pin(TINY)
     assert len(hub.requests) == 3
 
@@ -263,7 +283,7 @@ def test_nobody_at_the_endpoint_is_unavailable_and_says_where_to_look(monkeypatc
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     storage = HubStorage(HubConnection(f"http://127.0.0.1:{port}"))
-    with pytest.raises(StorageUnavailable, match=r"cannot be reached \(ConnectError\): check spec\.hub\.endpoint"):
+    with pytest.raises(StorageUnavailable, match=r"\(ConnectError: Connection refused\): check spec\.hub\.endpoint"):
         storage.pin(TINY)
 
 

@@ -16,7 +16,8 @@ from finetune_api.spec import Checkpoint
 from finetune_api.spec import Storage as StorageSpec
 from finetune_trainer.errors import ObjectMissing, Stopped, StorageDenied, StorageUnavailable, TrainerError
 from finetune_trainer.pod import TRAINER_PATIENCE_SECONDS
-from finetune_trainer.s3 import LONGEST_WAIT, S3Storage
+from finetune_trainer.retries import LONGEST_WAIT
+from finetune_trainer.s3 import S3Storage
 from finetune_trainer.s3_client import Connection, connect
 from finetune_trainer.stop import StopFlag
 from finetune_trainer.storage import Entry

@@ -119,6 +119,27 @@ def test_a_run_on_this_machine_uses_its_own_token_and_endpoint(monkeypatch: pyte
     assert connect_hub_here(spec(hub={"endpoint": "https://hub.example"})).endpoint == "https://hub.example"
 
 
+def test_an_endpoint_of_this_machine_that_is_no_url_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "mirror.example.com")
+    with pytest.raises(TrainerError, match=r"HF_ENDPOINT is 'mirror\.example\.com': write https://host") as caught:
+        connect_hub_here(spec())
+    assert caught.value.code is ExitCode.INVALID_CONFIG
+
+
+def test_adapters_and_reward_models_have_their_own_place_and_no_token(tmp_path: Path) -> None:
+    token(tmp_path, "model", "hf_model")
+    connection = connect_hub(spec(tuning={"initialAdapter": {"uri": "hf://acme/adapter"}}), tokens_dir=tmp_path)
+    adapter = connection.access(Repo(Kind.MODEL, "acme/adapter"))
+    assert (adapter.place, adapter.token, adapter.is_public) == ("spec.tuning.initialAdapter", None, True)
+    assert connection.access(Repo(Kind.MODEL, "acme/base-of-it")).place == "spec.tuning.initialAdapter"
+
+
+def test_on_this_machine_its_token_opens_adapters_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_mine")
+    connection = connect_hub_here(spec(tuning={"initialAdapter": {"uri": "hf://acme/adapter"}}))
+    assert {connection.access(Repo(Kind.MODEL, f"acme/{name}")).token for name in ("adapter", "base")} == {"hf_mine"}
+
+
 def test_no_token_stands_in_what_is_printed(tmp_path: Path) -> None:
     token(tmp_path, "model", "hf_model")
     assert "hf_model" not in repr(connect_hub(spec(), tokens_dir=tmp_path))

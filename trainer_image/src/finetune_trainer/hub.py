@@ -103,6 +103,8 @@ class Access:
     place: str
     token: str | None = field(default=None, repr=False)
     secret: str | None = None
+    is_public: bool = False
+    """Whether the spec has no field for a token there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,10 +114,19 @@ class HubConnection:
     endpoint: str = ENDPOINT
     ca_file: Path | None = None
     accesses: Mapping[Repo, Access] = field(default_factory=dict)
+    fallback: Access = Access("spec.model")
+    """Of what the spec does not name itself, such as the base of a reward model."""
+    is_here: bool = False
+    """Whether this is no pod: endpoint, token and authority are then set in the environment."""
 
     def access(self, repo: Repo) -> Access:
         """Who asks for a repository."""
-        return self.accesses.get(repo) or Access("spec.model" if repo.kind is Kind.MODEL else "spec.dataset.train")
+        return self.accesses.get(repo, self.fallback)
+
+    @property
+    def endpoint_setting(self) -> str:
+        """What sets the endpoint, as a message names it."""
+        return "spec.hub.endpoint or HF_ENDPOINT" if self.is_here else "spec.hub.endpoint"
 
 
 def connect_hub(
@@ -128,9 +139,12 @@ def connect_hub(
         secret = source.credentials_secret_ref.name if source.credentials_secret_ref else None
         access = Access(place, _mounted_token(tokens_dir / role / HUB_TOKEN_FILE, place, secret), secret)
         _add(accesses, source.uri, access)
-    return HubConnection(
-        (hub.endpoint or ENDPOINT).rstrip("/"), _ca_file(ca_dir) if hub.ca_secret_ref else None, accesses
-    )
+    ca_file = _ca_file(ca_dir) if hub.ca_secret_ref else None
+    public = _public_accesses(spec)
+    for uri, access in public:
+        _add(accesses, uri, access)
+    fallback = public[-1][1] if public else Access("spec.model")
+    return HubConnection((hub.endpoint or ENDPOINT).rstrip("/"), ca_file, accesses, fallback)
 
 
 def connect_hub_here(spec: FineTuneJobSpec) -> HubConnection:
@@ -138,11 +152,15 @@ def connect_hub_here(spec: FineTuneJobSpec) -> HubConnection:
     from huggingface_hub import get_token  # noqa: PLC0415 - a quarter of a second that only hub URIs need
 
     endpoint = (spec.hub.endpoint if spec.hub else None) or os.environ.get("HF_ENDPOINT") or ENDPOINT
+    if not endpoint.startswith(("https://", "http://")):
+        raise TrainerError(ExitCode.INVALID_CONFIG, f"HF_ENDPOINT is {endpoint!r}: write https://host or http://host")
+    token = get_token()
+    token = _checked(token, "HF_TOKEN") if token else None
     accesses: dict[Repo, Access] = {}
-    for _, place, source in _sources(spec):
-        token = get_token()
-        _add(accesses, source.uri, Access(place, _checked(token, "HF_TOKEN") if token else None))
-    return HubConnection(endpoint.rstrip("/"), None, accesses)
+    named = [(source.uri, place) for _, place, source in _sources(spec)]
+    for uri, place in [*named, *((uri, access.place) for uri, access in _public_accesses(spec))]:
+        _add(accesses, uri, Access(place, token))
+    return HubConnection(endpoint.rstrip("/"), None, accesses, Access("spec.model", token), is_here=True)
 
 
 def _sources(spec: FineTuneJobSpec) -> list[tuple[HubRole, str, Model | DataSource]]:
@@ -153,6 +171,19 @@ def _sources(spec: FineTuneJobSpec) -> list[tuple[HubRole, str, Model | DataSour
         (HubRole.VALIDATION, "spec.dataset.validation", spec.dataset.validation),
     ]
     return [(role, place, source) for role, place, source in found if source and is_hub_uri(source.uri)]
+
+
+def _public_accesses(spec: FineTuneJobSpec) -> list[tuple[str, Access]]:
+    """What the job reads from a hub and has no field for a token for."""
+    found = (
+        ("spec.tuning.initialAdapter", spec.tuning.initial_adapter),
+        ("spec.rlhf.rewardModel", spec.rlhf.reward_model if spec.rlhf else None),
+    )
+    return [
+        (source.uri, Access(place, is_public=True))
+        for place, source in found
+        if source and source.uri and is_hub_uri(source.uri)
+    ]
 
 
 def _add(accesses: dict[Repo, Access], uri: str, access: Access) -> None:

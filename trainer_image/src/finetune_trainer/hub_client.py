@@ -15,7 +15,6 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 
 import httpx2
-import stamina
 from huggingface_hub import hf_hub_url
 from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import build_hf_headers, hf_raise_for_status  # type: ignore[attr-defined]
@@ -25,13 +24,13 @@ from finetune_api.handoff import ExitCode
 from finetune_trainer.errors import StorageUnavailable, TrainerError
 from finetune_trainer.hub import HubConnection, HubUri
 from finetune_trainer.hub_errors import HubBusy, refused, unreachable
+from finetune_trainer.retries import LONGEST_WAIT, retried
 from finetune_trainer.stop import StopFlag
 
 T = TypeVar("T")
 
 TIMEOUT = httpx2.Timeout(20.0, connect=5.0)
 LEAST_PATIENCE = 30.0
-LONGEST_WAIT = 15.0
 
 
 class HubClient:
@@ -39,25 +38,33 @@ class HubClient:
 
     def __init__(self, connection: HubConnection, patience: float, stop: StopFlag) -> None:
         self.endpoint = connection.endpoint
-        self._connection = connection
+        self.connection = connection
         self._patience = max(patience, LEAST_PATIENCE)
         self._stop = stop
 
     @cached_property
     def _http(self) -> httpx2.Client:
         """Proxies come from the environment; on a redirect to another host the client leaves the token out."""
-        client = httpx2.Client(verify=self._trust(), timeout=TIMEOUT, follow_redirects=True)
+        try:
+            client = httpx2.Client(verify=self._trust(), timeout=TIMEOUT, follow_redirects=True)
+        except (ValueError, ImportError, httpx2.InvalidURL):  # not to be quoted: a proxy's address may hold a password
+            message = "HTTP_PROXY, HTTPS_PROXY or ALL_PROXY is not the address of a proxy: write http://host:port"
+            raise TrainerError(ExitCode.INVALID_CONFIG, message) from None
         weakref.finalize(self, client.close)
         return client
 
-    def _trust(self) -> ssl.SSLContext | bool:
+    def _trust(self) -> ssl.SSLContext:
         """The authorities of the image, and with them the hub's own: its files may lie on a public host."""
-        if self._connection.ca_file is None:
-            return True
-        context = httpx2.create_ssl_context()
+        own = self.connection.ca_file
         try:
-            context.load_verify_locations(self._connection.ca_file)
-        except (ssl.SSLError, OSError):
+            context = httpx2.create_ssl_context()
+        except OSError:
+            message = "SSL_CERT_FILE or SSL_CERT_DIR holds no certificate (PEM): correct it, or unset it"
+            raise TrainerError(ExitCode.INVALID_CONFIG, message) from None
+        try:
+            if own:
+                context.load_verify_locations(own)
+        except OSError:
             message = "the key ca.crt of the Secret named by spec.hub.caSecretRef holds no certificate (PEM)"
             raise TrainerError(ExitCode.INVALID_CONFIG, message) from None
         return context
@@ -70,7 +77,7 @@ class HubClient:
                 response = self._http.get(f"{self.endpoint}/api/{path}", headers=self._headers(address))
                 hf_raise_for_status(response)
                 following = response.links.get("next", {}).get("url")
-                return _json(response, address), httpx2.URL(following).query.decode() if following else None
+                return self._json(response, address), httpx2.URL(following).query.decode() if following else None
 
         return self.retried(ask)
 
@@ -93,14 +100,7 @@ class HubClient:
 
     def retried(self, call: Callable[[], T]) -> T:
         """The call's result; tried again while the hub is busy or away, and as long as patience lasts."""
-        for attempt in stamina.retry_context(
-            on=self._pause, attempts=None, timeout=self._patience, wait_initial=0.5, wait_max=LONGEST_WAIT
-        ):
-            with attempt:
-                if attempt.num > 1:
-                    self._stop.raise_if_set()
-                return call()
-        raise AssertionError("unreachable: the last attempt raises")
+        return retried(call, self._pause, self._patience, self._stop)
 
     def _pause(self, error: Exception) -> bool | float:
         """Whether to try again, and after how many seconds where the hub names them."""
@@ -110,8 +110,16 @@ class HubClient:
         return True if wait is None else min(wait, LONGEST_WAIT)
 
     def _headers(self, address: HubUri) -> dict[str, str]:
-        token = self._connection.access(address.repo).token
+        token = self.connection.access(address.repo).token
         return build_hf_headers(token=token or False, library_name="finetune-trainer", library_version=__version__)
+
+    def _json(self, response: httpx2.Response, address: HubUri) -> Any:
+        try:
+            return response.json()
+        except ValueError:
+            check = f"check {self.connection.endpoint_setting}, and proxies on the way"
+            message = f"{address}: what answers at {response.url.host} is not a hub: {check}"
+            raise StorageUnavailable(message) from None
 
     @contextmanager
     def _named(self, address: HubUri) -> Iterator[None]:
@@ -119,11 +127,11 @@ class HubClient:
         try:
             yield
         except HfHubHTTPError as error:
-            raise refused(error, address, self._connection.access(address.repo), self.endpoint) from None
-        except httpx2.HTTPError as error:
-            raise unreachable(error, address, self.endpoint) from None
+            raise refused(error, address, self.connection) from None
         except (httpx2.InvalidURL, httpx2.UnsupportedProtocol) as error:
-            raise TrainerError(ExitCode.INVALID_CONFIG, f"spec.hub.endpoint or a proxy: {error}") from None
+            raise TrainerError(ExitCode.INVALID_CONFIG, f"{self.connection.endpoint_setting}: {error}") from None
+        except httpx2.HTTPError as error:
+            raise unreachable(error, address, self.connection) from None
 
 
 def revision_path(address: HubUri, revision: str) -> str:
@@ -134,12 +142,3 @@ def revision_path(address: HubUri, revision: str) -> str:
 def tree_path(address: HubUri, query: str) -> str:
     """Where the API lists the files of a commit."""
     return f"{address.repo.kind}s/{address.repo.name}/tree/{address.commit}?{query}"
-
-
-def _json(response: httpx2.Response, address: HubUri) -> Any:
-    try:
-        return response.json()
-    except ValueError:
-        host = response.url.host
-        message = f"{address}: what answers at {host} is not a hub: check spec.hub.endpoint, and proxies on the way"
-        raise StorageUnavailable(message) from None

@@ -1,6 +1,7 @@
 """What a hub's refusal means, in one sentence with the fix; no token, no signed address."""
 
 import ssl
+from collections.abc import Iterator
 
 import httpx2
 from huggingface_hub.errors import (
@@ -14,12 +15,11 @@ from huggingface_hub.errors import (
 
 from finetune_api.handoff import ExitCode
 from finetune_trainer.errors import ObjectMissing, StorageUnavailable, TrainerError
-from finetune_trainer.hub import Access, HubUri, Kind
+from finetune_trainer.hub import Access, HubConnection, HubUri, Kind
 
 CODES = {Kind.MODEL: ExitCode.MODEL_UNAVAILABLE, Kind.DATASET: ExitCode.DATASET_UNUSABLE}
 BAD_TOKEN = "Invalid credentials in Authorization header"  # noqa: S105 - what the hub says of one
 BUSY = frozenset({408, 425, 429, 500, 502, 503, 504})
-OUTSIDE = "(outside a cluster: in HF_TOKEN)"
 
 
 class HubBusy(StorageUnavailable):
@@ -30,9 +30,9 @@ class HubBusy(StorageUnavailable):
         self.wait = wait
 
 
-def refused(error: HfHubHTTPError, address: HubUri, access: Access, endpoint: str) -> TrainerError:
+def refused(error: HfHubHTTPError, address: HubUri, connection: HubConnection) -> TrainerError:
     """The error for an answer that is no success."""
-    where = f"{address} at {endpoint}"
+    where = f"{address} at {connection.endpoint}"
     status = error.response.status_code
     if isinstance(error, RemoteEntryNotFoundError):
         return ObjectMissing(f"{where} does not exist")
@@ -41,75 +41,93 @@ def refused(error: HfHubHTTPError, address: HubUri, access: Access, endpoint: st
         return HubBusy(f"{where}: the hub {what} ({status}): try again later", _retry_after(error.response))
     if status == 407:
         return StorageUnavailable(f"{where}: the proxy in HTTPS_PROXY wants a name and a password")
-    return TrainerError(CODES[address.repo.kind], f"{where}: {_why(error, address, access, endpoint)}")
+    return TrainerError(CODES[address.repo.kind], f"{where}: {_why(error, address, connection)}")
 
 
-def _why(error: HfHubHTTPError, address: HubUri, access: Access, endpoint: str) -> str:
-    response, what = error.response, address.repo.kind.value
+def _why(error: HfHubHTTPError, address: HubUri, connection: HubConnection) -> str:
+    response, what, access = error.response, address.repo.kind.value, connection.access(address.repo)
     if isinstance(error, GatedRepoError):
-        return _gated(address, access, endpoint)
+        return _gated(address, access, connection)
     if response.status_code == 401 and response.headers.get("X-Error-Message") == BAD_TOKEN:
-        return f"the token is not valid there, it may have expired: put a new one into {_holder(access)}"
+        return f"the token is not valid there, it may have expired: put a new one into {_holder(access, connection)}"
     if isinstance(error, DisabledRepoError):
         return f"the hub has disabled this {what}: use another one"
     if isinstance(error, RevisionNotFoundError):
         return f"the {what} has no such revision: correct {access.place}.revision"
-    return _unseen(error, what, access)
+    return _unseen(error, what, access, connection)
 
 
-def _gated(address: HubUri, access: Access, endpoint: str) -> str:
-    licence = f"the {address.repo.kind} is gated: accept its licence at {endpoint}/{address.repo.page}"
+def _gated(address: HubUri, access: Access, connection: HubConnection) -> str:
+    what = address.repo.kind.value
+    if access.is_public and not access.token:
+        return f"the {what} is gated, and {access.place} is read without a token: name a public one, or a copy in s3://"
+    licence = f"the {what} is gated: accept its licence at {connection.endpoint}/{address.repo.page}"
     if access.token:
-        return f"{licence} with the account of the token in {_holder(access)}"
-    return f"{licence}, and put that account's token into {_holder(access)}"
+        return f"{licence} with the account of the token in {_holder(access, connection)}"
+    return f"{licence}, and put that account's token into {_holder(access, connection)}"
 
 
-def _unseen(error: HfHubHTTPError, what: str, access: Access) -> str:
+def _unseen(error: HfHubHTTPError, what: str, access: Access, connection: HubConnection) -> str:
     """A hub does not tell a repository that is private from one that is not there."""
-    status = error.response.status_code
+    status, holder = error.response.status_code, _holder(access, connection)
+    if not isinstance(error, RepositoryNotFoundError) and status not in {401, 403, 404}:
+        return f"the hub refuses the request ({status}): check {connection.endpoint_setting} and {access.place}"
+    if access.is_public and not access.token:
+        return (
+            f"there is no such {what}, or it is not public, and {access.place} is read without a token: correct "
+            f"{access.place}.uri or {connection.endpoint_setting}, or name a copy in s3://"
+        )
     if status == 403:
-        right = f"put a token that may read this {what} into {_holder(access)}"
-        return f"access is forbidden: {right}, or correct spec.hub.endpoint"
-    if not isinstance(error, RepositoryNotFoundError) and status not in {401, 404}:
-        return f"the hub refuses the request ({status}): check spec.hub.endpoint and {access.place}"
+        right = f"put a token that may read this {what} into {holder}"
+        return f"access is forbidden: {right}, or correct {connection.endpoint_setting}"
     if access.token:
         return (
-            f"there is no such {what}, or the account of the token in {_holder(access)} may not read it: correct "
-            f"{access.place}.uri or spec.hub.endpoint, or give the account access"
+            f"there is no such {what}, or the account of the token in {holder} may not read it: correct "
+            f"{access.place}.uri or {connection.endpoint_setting}, or give the account access"
         )
     return (
-        f"there is no such {what}, or it is private: correct {access.place}.uri or spec.hub.endpoint, or put a token "
-        f"into {_holder(access)}"
+        f"there is no such {what}, or it is private: correct {access.place}.uri or {connection.endpoint_setting}, or "
+        f"put a token into {holder}"
     )
 
 
-def _holder(access: Access) -> str:
+def _holder(access: Access, connection: HubConnection) -> str:
+    if connection.is_here:
+        return "HF_TOKEN"
     name = f"the Secret {access.secret}" if access.secret else "a Secret (key HF_TOKEN)"
-    return f"{name} named by {access.place}.credentialsSecretRef {OUTSIDE}"
+    return f"{name} named by {access.place}.credentialsSecretRef"
 
 
-def unreachable(error: httpx2.HTTPError, address: HubUri, endpoint: str) -> StorageUnavailable:
+def unreachable(error: httpx2.HTTPError, address: HubUri, connection: HubConnection) -> StorageUnavailable:
     """The error where no answer came, or it broke off."""
-    where = f"{address} at {endpoint}"
+    where, setting = f"{address} at {connection.endpoint}", connection.endpoint_setting
     if _is_distrust(error):
+        trust = "name its authority's file in SSL_CERT_FILE" if connection.is_here else "set spec.hub.caSecretRef"
         return StorageUnavailable(
-            f"{where}: the certificate is not trusted or TLS fails: set spec.hub.caSecretRef, or correct http/https "
-            "in spec.hub.endpoint"
+            f"{where}: the certificate is not trusted or TLS fails: {trust}, or correct http/https in {setting}"
         )
     if isinstance(error, httpx2.ProxyError):
         return StorageUnavailable(f"{where}: the proxy in HTTPS_PROXY or HTTP_PROXY refuses the connection")
     return StorageUnavailable(
-        f"{where}: the hub cannot be reached ({type(error).__name__}): check spec.hub.endpoint, the network, and "
-        "HTTPS_PROXY where a proxy is needed"
+        f"{where}: the hub cannot be reached ({_reason(error)}): check {setting}, the network, and HTTPS_PROXY where a "
+        "proxy is needed"
     )
 
 
-def _is_distrust(error: BaseException | None) -> bool:
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
-        if isinstance(error, ssl.SSLError) or "CERTIFICATE_VERIFY_FAILED" in str(error):
-            return True
+        yield error
         error = error.__cause__ or error.__context__
-    return False
+
+
+def _is_distrust(error: BaseException) -> bool:
+    return any(isinstance(one, ssl.SSLError) or "CERTIFICATE_VERIFY_FAILED" in str(one) for one in _chain(error))
+
+
+def _reason(error: BaseException) -> str:
+    """What the system says, where it says anything; the client's own words may hold addresses."""
+    found = next((one.strerror for one in _chain(error) if isinstance(one, OSError) and one.strerror), None)
+    return f"{type(error).__name__}: {found}" if found else type(error).__name__
 
 
 def _retry_after(response: httpx2.Response) -> float | None:

@@ -198,10 +198,11 @@ class HubStorage:
     def _commit(self, address: HubUri, revision: str | None) -> str:
         if address.commit and not revision:
             return address.commit
+        asked = HubUri(address.repo, revision, address.path)  # as messages name it
         revision = revision or DEFAULT_REVISION
         key = (address.repo, revision)
         if key not in self._commits:
-            content, _ = self._client.get_json(address, revision_path(address, revision))
+            content, _ = self._client.get_json(asked, revision_path(address, revision))
             commit = content.get("sha") if isinstance(content, dict) else None
             if not isinstance(commit, str) or not COMMIT.fullmatch(commit):
                 self._not_a_hub(address, "tells no commit")
@@ -237,7 +238,8 @@ class HubStorage:
             yield from entries
 
     def _not_a_hub(self, address: HubUri, why: str) -> NoReturn:
-        raise StorageUnavailable(f"{address}: what answers at {self._client.endpoint} {why}: check spec.hub.endpoint")
+        check = f"check {self._client.connection.endpoint_setting}"
+        raise StorageUnavailable(f"{address}: what answers at {self._client.endpoint} {why}: {check}")
 
 
 def is_content(path: Path, entry: Entry) -> bool:

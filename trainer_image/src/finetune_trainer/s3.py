@@ -8,12 +8,12 @@ from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
-import stamina
 from boto3.exceptions import Boto3Error
 from boto3.s3.transfer import TransferConfig
 from botocore.exceptions import BotoCoreError, ClientError
 
 from finetune_trainer.errors import ObjectMissing, StorageUnavailable
+from finetune_trainer.retries import retried
 from finetune_trainer.s3_client import Connection
 from finetune_trainer.s3_errors import is_missing, named_error
 from finetune_trainer.stop import StopFlag
@@ -33,7 +33,6 @@ T = TypeVar("T")
 
 TRANSFER = TransferConfig(multipart_threshold=16 * 1024 * 1024, multipart_chunksize=16 * 1024 * 1024, max_concurrency=4)
 CONFLICT_TRIES = 5
-LONGEST_WAIT = 15.0
 # Any other OSError is about this machine, such as a full disk, and not about the store.
 NETWORK_ERRORS = (BotoCoreError, Boto3Error, ConnectionError, TimeoutError)
 
@@ -194,17 +193,11 @@ class S3Storage:
         return self._retried(uri, digest)
 
     def _retried(self, uri: str, call: Callable[[], T], *, raw: bool = False) -> T:
-        if not self._patience:
+        def named() -> T:
             with self._named(uri, raw=raw):
                 return call()
-        for attempt in stamina.retry_context(
-            on=self._is_worth_a_retry, attempts=None, timeout=self._patience, wait_initial=1.0, wait_max=LONGEST_WAIT
-        ):
-            with attempt, self._named(uri, raw=raw):
-                if attempt.num > 1:
-                    self._stop.raise_if_set()
-                return call()
-        raise AssertionError("unreachable: the last attempt raises")
+
+        return retried(named, self._is_worth_a_retry, self._patience, self._stop) if self._patience else named()
 
     def _is_worth_a_retry(self, error: Exception) -> bool:
         return isinstance(error, StorageUnavailable) and not self._stop.is_set()
