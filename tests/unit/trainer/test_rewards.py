@@ -41,10 +41,17 @@ def test_rewards_are_added_up_by_weight() -> None:
     assert score([answer("sorry, the sky", tokens=2)]) == [pytest.approx(2 + 0.5 - 3)]
 
 
-def test_a_pattern_that_cannot_be_read_is_refused_by_its_place() -> None:
-    with pytest.raises(TrainerError, match=r"rlhf.rewards\[1\].pattern") as raised:
-        rewards({"type": "Length", "targetTokens": 1}, {"type": "Regex", "pattern": "(open"})
+@pytest.mark.parametrize(
+    "pattern", ["(open", "a{1,99999999999999999999}", "(?a)(?u)b", "(?R)", "((?R)){5}", r"\g<0>", "[z-a]"]
+)
+def test_a_pattern_that_cannot_be_read_is_refused_by_its_place(pattern: str) -> None:
+    with pytest.raises(TrainerError, match=r"rlhf.rewards\[1\].pattern is no regular expression") as raised:
+        rewards({"type": "Length", "targetTokens": 1}, {"type": "Regex", "pattern": pattern})
     assert raised.value.code is ExitCode.INVALID_CONFIG
+
+
+def test_a_deeply_nested_pattern_is_read() -> None:
+    assert rewards({"type": "Regex", "pattern": "(" * 80 + "a" + ")" * 80})([answer("ba")]) == [1.0]
 
 
 def test_a_pattern_that_backtracks_without_end_counts_as_not_found_and_is_told(

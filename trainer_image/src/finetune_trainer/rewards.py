@@ -5,6 +5,8 @@ lookarounds and back-references included, and gives up after a time limit.
 """
 
 import logging
+import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -95,7 +97,11 @@ def length_reward(tokens: int, target: int) -> float:
 
 
 def _compile(pattern: str, name: str) -> "regex.Pattern[str]":
+    """Python's own compiler has to accept it too: `regex` also knows recursion, which takes memory without bound."""
     try:
-        return regex.compile(pattern)
-    except regex.error as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what a later Python may read otherwise
+            re.compile(pattern)
+            return regex.compile(pattern)
+    except (re.error, regex.error, ValueError, OverflowError, RecursionError) as error:
         raise TrainerError(ExitCode.INVALID_CONFIG, f"{name}.pattern is no regular expression: {error}") from error
