@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -13,14 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hub import Hub
+from tiny_model import make_tiny_model
 
 from finetune_api.handoff import Artifact, JobConfig, Outcome, ProgressReport, Report, config_sha256
 from finetune_api.spec import FineTuneJobSpec
 from finetune_trainer.publish import verify
 from finetune_trainer.s3 import S3Storage
 from finetune_trainer.s3_client import connect
-
-TINY_MODEL = Path(__file__).parents[2] / "fixtures" / "tiny_model.py"
 
 
 class Pod:
@@ -66,32 +67,46 @@ class Pod:
         raise AssertionError("no step was seen within five minutes")
 
 
-@pytest.fixture
-def pod(s3_server: Any, bucket: str, tmp_path: Path, aws_environment: None) -> Pod:
-    storage = S3Storage(connect(s3_server.spec()))
-    subprocess.run([sys.executable, str(TINY_MODEL), str(tmp_path / "model")], check=True, timeout=120)
-    for path in (tmp_path / "model").iterdir():
-        storage.upload(path, f"s3://{bucket}/model/{path.name}")
-    rows = [{"instruction": f"Is {index} even?", "output": "yes" if index % 2 == 0 else "no"} for index in range(80)]
-    storage.put(f"s3://{bucket}/rows.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
+ROWS = "".join(
+    json.dumps({"instruction": f"Is {index} even?", "output": "yes" if index % 2 == 0 else "no"}) + "\n"
+    for index in range(80)
+)
+
+
+def make_config(server: Any, bucket: str, **changes: Any) -> JobConfig:
     spec = FineTuneJobSpec.model_validate(
         {
             "objective": "Chat",
-            "storage": {"endpoint": s3_server.endpoint},
+            "storage": {"endpoint": server.endpoint},
             "model": {"uri": f"s3://{bucket}/model"},
             "tuning": {"method": "LoRA", "lora": {"rank": 2}},
             "dataset": {"train": {"uri": f"s3://{bucket}/rows.jsonl"}},
             "hyperparameters": {"maxSteps": 60, "maxLength": 64, "gradientAccumulationSteps": 1},
             "output": {"uri": f"s3://{bucket}/out"},
         }
+        | changes
     )
-    config = JobConfig(namespace="team", name="job", uid="uid-1", config_sha256=config_sha256(spec), spec=spec)
-    pod = Pod(config, tmp_path)
+    return JobConfig(namespace="team", name="job", uid="uid-1", config_sha256=config_sha256(spec), spec=spec)
+
+
+def checked(config: JobConfig, directory: Path) -> Pod:
+    """The job after its preflight."""
+    pod = Pod(config, directory)
     process = pod.start("preflight")
-    assert process.wait(120) == 0, (tmp_path / "stderr").read_text()
-    checked = pod.report()
-    pod.config = config.model_copy(update={"resolved": checked.resolved, "dataset": checked.dataset, "attempt": 1})
+    assert process.wait(120) == 0, (directory / "stderr").read_text()
+    found = pod.report()
+    pod.config = config.model_copy(update={"resolved": found.resolved, "dataset": found.dataset, "attempt": 1})
     return pod
+
+
+@pytest.fixture
+def pod(s3_server: Any, bucket: str, tmp_path: Path, aws_environment: None) -> Pod:
+    storage = S3Storage(connect(s3_server.spec()))
+    make_tiny_model(tmp_path / "model")
+    for path in (tmp_path / "model").iterdir():
+        storage.upload(path, f"s3://{bucket}/model/{path.name}")
+    storage.put(f"s3://{bucket}/rows.jsonl", ROWS.encode())
+    return checked(make_config(s3_server, bucket), tmp_path)
 
 
 def test_a_stopped_trainer_publishes_nothing_and_the_next_one_finishes(pod: Pod, s3_server: Any) -> None:
@@ -123,3 +138,46 @@ def test_a_stopped_trainer_publishes_nothing_and_the_next_one_finishes(pod: Pod,
     again = pod.report()
     assert again.outcome is Outcome.PUBLISHED
     assert again.artifacts == published.artifacts
+
+
+def test_a_job_from_a_hub_trains_on_the_commits_that_were_checked_though_the_branches_move_on(
+    s3_server: Any, bucket: str, tmp_path: Path, aws_environment: None
+) -> None:
+    models, datasets = tmp_path / "hub" / "models" / "acme", tmp_path / "hub" / "datasets" / "acme"
+    make_tiny_model(models / "tiny")
+    (datasets / "qa").mkdir(parents=True)
+    (datasets / "qa" / "train.jsonl").write_text(ROWS)
+    storage = S3Storage(connect(s3_server.spec()))
+    with Hub(tmp_path / "hub").serving() as hub:
+        commit, rows_commit = hub.commit("models", "acme/tiny"), hub.commit("datasets", "acme/qa")
+        config = make_config(
+            s3_server,
+            bucket,
+            hub={"endpoint": hub.endpoint},
+            model={"uri": "hf://acme/tiny"},
+            dataset={"train": {"uri": "hf://datasets/acme/qa"}},
+            hyperparameters={"maxSteps": 2, "maxLength": 64, "gradientAccumulationSteps": 1},
+        )
+        pod = checked(config, tmp_path)
+        lineage = pod.report().lineage
+        assert lineage is not None
+        assert lineage.base_model_revision == commit
+
+        (models / "tiny").rename(models / "tiny@before")
+        make_tiny_model(models / "tiny", seed=1)
+        assert hub.commit("models", "acme/tiny") != commit
+        shutil.rmtree(datasets)
+        hub.requests.clear()
+        process = pod.start("train")
+        assert process.wait(600) == 0, (tmp_path / "stderr").read_text()
+
+    assert {one.path.split("/")[4] for one in hub.transfers() if one.server == "hub"} == {commit}
+    lineage = pod.report().lineage
+    assert lineage is not None
+    assert lineage.base_model_revision == commit
+    prefix = config.output_key()
+    assert verify(prefix, storage) == []
+    adapter = json.loads(storage.read(f"{prefix}/adapter/adapter_config.json") or b"")
+    assert (adapter["base_model_name_or_path"], adapter["revision"]) == ("acme/tiny", commit)
+    source = json.loads(storage.read(f"{prefix}/{Artifact.LINEAGE}") or b"")["dataset"]["sources"][0]
+    assert (source["uri"], source["revision"]) == (f"hf://datasets/acme/qa@{rows_commit}/train.jsonl", rows_commit)
