@@ -20,6 +20,9 @@ LABEL_ATTEMPT = f"{GROUP}/attempt"
 ANNOTATION_JOB_NAME = f"{GROUP}/job-name"
 """On children: the FineTuneJob's full name, which may be longer than a label value."""
 
+ANNOTATION_SUSPENDED_BY = f"{GROUP}/suspended-by"
+"""On children: who suspended the Job; without it somebody else did, and has to let it go on."""
+
 APP_NAME = "finetunejob"
 MANAGED_BY = "finetune-operator"
 TRAINER_CONTAINER = "trainer"
@@ -40,6 +43,7 @@ class Phase(StrEnum):
     STARTING = "Starting"
     TRAINING = "Training"
     PUBLISHING = "Publishing"
+    SUSPENDED = "Suspended"
     SUCCEEDED = "Succeeded"
     FAILED = "Failed"
 
@@ -48,6 +52,7 @@ class ConditionType(StrEnum):
     """The condition types of a FineTuneJob; the last three are the kstatus convention that GitOps tools read."""
 
     ACCEPTED = "Accepted"
+    SUSPENDED = "Suspended"
     VALIDATED = "Validated"
     RUNNING = "Running"
     EARLY_STOPPED = "EarlyStopped"
@@ -70,6 +75,10 @@ class Reason(StrEnum):
     API_DENIED = "APIDenied"
     WAITING_FOR_PARENT = "WaitingForParent"
     PARENT_FAILED = "ParentFailed"
+    # Suspended
+    USER_REQUESTED = "UserRequested"
+    JOB_SUSPENDED = "JobSuspended"
+    NOT_SUSPENDED = "NotSuspended"
     # Validated
     DATASET_VALID = "DatasetValid"
     ADOPTED = "Adopted"
@@ -86,6 +95,9 @@ class Reason(StrEnum):
     MOUNT_FAILED = "MountFailed"
     BACKING_OFF = "BackingOff"
     UNREACHABLE = "Unreachable"
+    STOPPING = "Stopping"
+    NODE_LOST = "NodeLost"
+    NO_PROGRESS = "NoProgress"
     # EarlyStopped
     PATIENCE_EXHAUSTED = "PatienceExhausted"
     NOT_TRIGGERED = "NotTriggered"
@@ -130,6 +142,8 @@ class EventReason(StrEnum):
     ROWS_REJECTED = "RowsRejected"
     TRAINING_STARTED = "TrainingStarted"
     TRAINING_RETRIED = "TrainingRetried"
+    SUSPENDED = "Suspended"
+    RESUMED = "Resumed"
     TRAINER_PREEMPTED = "TrainerPreempted"
     TRAINER_FAILED = "TrainerFailed"
     EARLY_STOPPED = "EarlyStopped"

@@ -318,6 +318,9 @@ class FineTuneJobSpec(Block):
     """Image and identity of the pods. Takes effect with the next attempt."""
     preflight: Preflight | None = None
     """The check before training. Takes effect with the next attempt."""
+    suspend: bool = False
+    """Stop the job's pods and free their GPUs; a running trainer saves a checkpoint first. False lets it go on. Takes
+    effect at once. Default: false."""
     backoff_limit: Annotated[int, Field(ge=0, le=100)] = 3
     """Failed runs before the job fails; preemptions do not count. Default: 3."""
     max_preemptions: Annotated[int, Field(ge=0, le=10_000)] = 20

@@ -1,41 +1,24 @@
 """`FineTuneJob.status`. The docstring under a field is its `kubectl explain` text; absent means not known yet."""
 
-from datetime import UTC, datetime
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, ConfigDict, Field, PlainSerializer, StringConstraints, WithJsonSchema
+from pydantic import Field, StringConstraints
 
-from finetune_api.blocks import Block
 from finetune_api.names import ConditionType
+from finetune_api.runs import CurrentRun, JobRef, PreflightRuns, Run
+from finetune_api.scalars import Count, CountByName, Digest, Line, Measure, StatusBlock, Time, Uri, Word
 
-
-def _whole_seconds(value: datetime) -> datetime:
-    return value.astimezone(UTC).replace(microsecond=0)
-
-
-def _five_significant(value: float) -> float:
-    return float(f"{value:.5g}")
-
-
-Time = Annotated[
-    datetime,
-    AfterValidator(_whole_seconds),
-    PlainSerializer(lambda value: value.strftime("%Y-%m-%dT%H:%M:%SZ"), return_type=str),
-    WithJsonSchema({"type": "string", "format": "date-time"}),
+__all__ = [
+    "Count",
+    "CurrentRun",
+    "JobRef",
+    "Line",
+    "PreflightRuns",
+    "Run",
+    "StatusBlock",
+    "Word",
 ]
-Count = Annotated[int, Field(ge=0)]
-Measure = Annotated[float, AfterValidator(_five_significant)]
-Word = Annotated[str, StringConstraints(max_length=64)]
-Line = Annotated[str, StringConstraints(max_length=1024)]
-Uri = Annotated[str, StringConstraints(max_length=1152)]
-Digest = Annotated[str, StringConstraints(max_length=128)]
-CountByName = Annotated[dict[Word, Count], Field(max_length=64)]
-
-
-class StatusBlock(Block):
-    """A part of the status; unknown fields are dropped, so that a newer status never breaks an older reader."""
-
-    model_config = ConfigDict(extra="ignore")
+"""What other modules import from here although it is defined elsewhere."""
 
 
 class Condition(StatusBlock):
@@ -297,44 +280,6 @@ class Lineage(StatusBlock):
     """Versions of the libraries that trained."""
 
 
-class Run(StatusBlock):
-    """One ended trainer pod."""
-
-    run: Count
-    """Number of the run, from 1."""
-    attempt: Count
-    """Number of the Job that it belonged to, from 1."""
-    pod_name: Annotated[str, StringConstraints(max_length=253)]
-    """Name of the pod."""
-    pod_uid: Word
-    """UID of the pod."""
-    node: Annotated[str, StringConstraints(max_length=253)] | None = None
-    """Node that it ran on."""
-    start_time: Time | None = None
-    """When the container started."""
-    end_time: Time | None = None
-    """When the container ended."""
-    result: Word
-    """`Succeeded`, `Failed` or `Preempted`."""
-    reason: Word
-    """One word from the exit table, or the cause of the disruption."""
-    message: Line | None = None
-    """One line from the trainer or the kubelet."""
-    exit_code: Count | None = None
-    """Exit code of the container; absent when nobody saw it end."""
-    last_step: Count | None = None
-    """Last optimiser step that it reported."""
-
-
-class JobRef(StatusBlock):
-    """The current trainer Job."""
-
-    name: Annotated[str, StringConstraints(max_length=253)]
-    """Name of the batch/v1 Job."""
-    uid: Word
-    """UID of the batch/v1 Job."""
-
-
 class FineTuneJobStatus(StatusBlock):
     """What the operator has seen and decided. Counters and times only grow; conditions carry the truth."""
 
@@ -356,8 +301,8 @@ class FineTuneJobStatus(StatusBlock):
         ]
         | None
     ) = None
-    """The state as `metav1.Condition`s: Accepted, Validated, Running, EarlyStopped, Published, Complete, Failed, and
-    Ready, Reconciling, Stalled for GitOps tools."""
+    """The state as `metav1.Condition`s: Accepted, Suspended, Validated, Running, EarlyStopped, Published, Complete,
+    Failed, and Ready, Reconciling, Stalled for GitOps tools."""
     start_time: Time | None = None
     """Start of the first run; never reset."""
     completion_time: Time | None = None
@@ -388,6 +333,10 @@ class FineTuneJobStatus(StatusBlock):
     """The settings in use."""
     lineage: Lineage | None = None
     """Where the result comes from."""
+    preflight: PreflightRuns | None = None
+    """What became of preflight's pods."""
+    current_run: CurrentRun | None = None
+    """The trainer pod that runs now."""
     job_ref: JobRef | None = None
     """The current trainer Job."""
 

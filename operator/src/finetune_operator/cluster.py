@@ -36,7 +36,7 @@ PAGE = 500
 RIGHTS = (
     *((verb, names.GROUP, names.PLURAL, "") for verb in ("get", "list", "watch")),
     ("patch", names.GROUP, names.PLURAL, "status"),
-    *((verb, "batch", "jobs", "") for verb in ("get", "list", "watch", "create", "delete")),
+    *((verb, "batch", "jobs", "") for verb in ("get", "list", "watch", "create", "patch", "delete")),
     *((verb, "", "pods", "") for verb in ("list", "watch")),
     *((verb, "", "configmaps", "") for verb in ("get", "create")),
     *((verb, "", "events", "") for verb in ("list", "create")),
@@ -117,6 +117,17 @@ class Cluster:
             await self._call("DELETE", f"{_jobs(job.key.namespace)}/{child.name}", body=body)
         except (Gone, Outdated):
             return
+
+    async def set_suspended(self, job: Job, child: ChildJob, *, is_suspended: bool) -> ChildJob:
+        """Suspends exactly that Job under the operator's name, or lets it go on."""
+        note = {names.ANNOTATION_SUSPENDED_BY: names.MANAGED_BY if is_suspended else None}
+        body = {"metadata": {"uid": child.uid, "annotations": note}, "spec": {"suspend": is_suspended}}
+        path = f"{_jobs(job.key.namespace)}/{child.name}"
+        try:
+            found = await self._call("PATCH", path, body=body, content_type="application/merge-patch+json")
+        except Gone as problem:
+            raise Outdated(str(problem)) from problem
+        return ChildJob.from_object(found)
 
     async def patch_status(self, job: Job, change: Object) -> Job:
         """Writes the changed parts of the status, unless somebody else wrote the object since it was read."""

@@ -17,6 +17,10 @@ SENTENCES: dict[tuple[ConditionType, str], str] = {
     (C.ACCEPTED, R.PARENT_FAILED): "{detail}.",
     (C.ACCEPTED, R.NAME_CONFLICT): "{detail}: rename or remove it; the job goes on by itself.",
     (C.ACCEPTED, R.API_DENIED): "{detail}: grant the right; the job goes on by itself.",
+    (C.SUSPENDED, R.NOT_SUSPENDED): "The job may run.",
+    (C.SUSPENDED, R.USER_REQUESTED): "The job is suspended and holds no GPU: set spec.suspend to false to go on.",
+    (C.SUSPENDED, R.JOB_SUSPENDED): "{detail} is suspended by somebody else than this operator, for example by a "
+    "queue, who has to let it go on.",
     (C.VALIDATED, R.PENDING): "Preflight has not started.",
     (C.VALIDATED, R.PREFLIGHT_RUNNING): "Preflight checks dataset, model and storage.",
     (C.VALIDATED, R.DATASET_VALID): "{detail}",
@@ -25,6 +29,9 @@ SENTENCES: dict[tuple[ConditionType, str], str] = {
     (C.RUNNING, R.PODS_STARTING): "The trainer pod is starting.",
     (C.RUNNING, R.PODS_RUNNING): "The trainer pod runs.",
     (C.RUNNING, R.FINISHED): "The trainer has ended.",
+    (C.RUNNING, R.STOPPING): "Pod {detail} is told to save a checkpoint and to end.",
+    (C.RUNNING, R.JOB_SUSPENDED): "{detail} is suspended.",
+    (C.RUNNING, R.NODE_LOST): "A pod cannot be replaced: {detail}",
     (C.RUNNING, R.UNREACHABLE): "The trainer pod runs but does not answer for its progress: {detail}",
     (C.RUNNING, R.UNSCHEDULABLE): "No node can take the pod: {detail}",
     (C.RUNNING, R.IMAGE_PULL_FAILED): "The image cannot be pulled: {detail}",
@@ -70,6 +77,7 @@ class Conditions:
     def start(self, *, early_stopping: bool) -> None:
         """Every condition is there from the first sight on."""
         self.set_if_absent(C.ACCEPTED, "Unknown", R.PENDING)
+        self.set_if_absent(C.SUSPENDED, "False", R.NOT_SUSPENDED)
         self.set_if_absent(C.VALIDATED, "Unknown", R.PENDING)
         self.set_if_absent(C.RUNNING, "False", R.NOT_STARTED)
         self.set_if_absent(C.EARLY_STOPPED, "False", R.NOT_TRIGGERED if early_stopping else R.NOT_CONFIGURED)
@@ -131,17 +139,20 @@ def _leading(status: FineTuneJobStatus) -> Condition:
     running = found[C.RUNNING]
     if not status.is_true(C.ACCEPTED):
         return found[C.ACCEPTED]
+    if status.is_true(C.SUSPENDED) and running.reason != R.NODE_LOST:
+        return found[C.SUSPENDED]
     is_troubled = running.reason not in {R.NOT_STARTED, R.PODS_STARTING, R.PODS_RUNNING, R.FINISHED}
     return running if status.is_true(C.VALIDATED) or is_troubled else found[C.VALIDATED]
 
 
 def phase_of(status: FineTuneJobStatus) -> Phase:
     """One word for people."""
+    for kind, phase in ((C.FAILED, Phase.FAILED), (C.COMPLETE, Phase.SUCCEEDED)):
+        if status.is_true(kind):
+            return phase
     validated = status.condition(C.VALIDATED)
-    if status.is_true(C.FAILED):
-        return Phase.FAILED
-    if status.is_true(C.COMPLETE):
-        return Phase.SUCCEEDED
+    if status.is_true(C.SUSPENDED) and status.is_true(C.ACCEPTED):
+        return Phase.SUSPENDED
     if not status.is_true(C.VALIDATED):
         return Phase.PENDING if validated is None or validated.reason == R.PENDING else Phase.PREFLIGHT
     running = status.condition(C.RUNNING)

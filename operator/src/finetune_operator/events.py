@@ -26,7 +26,7 @@ class Event:
 
 def between(old: FineTuneJobStatus, new: FineTuneJobStatus) -> list[Event]:
     """What happened between two states, in the order in which it happens."""
-    return [*_accepted(old, new), *_preflight(old, new), *_runs(old, new), *_end(old, new)]
+    return [*_accepted(old, new), *_preflight(old, new), *_runs(old, new), *_suspension(old, new), *_end(old, new)]
 
 
 def _became(old: FineTuneJobStatus, new: FineTuneJobStatus, kind: ConditionType, truth: str) -> bool:
@@ -88,6 +88,14 @@ def _runs(old: FineTuneJobStatus, new: FineTuneJobStatus) -> list[Event]:
     elif after > before:
         found.append(Event(E.TRAINING_RETRIED, f"Created trainer Job {name} for attempt {after}."))
     return found
+
+
+def _suspension(old: FineTuneJobStatus, new: FineTuneJobStatus) -> list[Event]:
+    if _became(old, new, C.SUSPENDED, "True"):
+        return [Event(E.SUSPENDED, _message(new, C.SUSPENDED))]
+    if old.is_true(C.SUSPENDED) and _became(old, new, C.SUSPENDED, "False"):
+        return [Event(E.RESUMED, "The job goes on.")]
+    return []
 
 
 def _end(old: FineTuneJobStatus, new: FineTuneJobStatus) -> list[Event]:

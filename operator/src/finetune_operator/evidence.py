@@ -3,6 +3,7 @@
 import json
 import re
 from dataclasses import dataclass
+from datetime import datetime
 from typing import NoReturn
 
 from pydantic import ValidationError
@@ -15,12 +16,14 @@ from finetune_api.handoff import (
     Report,
     config_sha256,
 )
-from finetune_api.names import Reason
+from finetune_api.names import ConditionType, Reason
+from finetune_api.status import FineTuneJobStatus
 from finetune_operator.objects import ChildJob, Job, Pod
 
 RESULT_SUCCEEDED = "Succeeded"
 RESULT_FAILED = "Failed"
 RESULT_PREEMPTED = "Preempted"
+RESULT_SUSPENDED = "Suspended"
 LOG_TAIL = 300
 _EXIT_IN_MESSAGE = re.compile(r"exit code (\d+)")
 
@@ -107,3 +110,10 @@ def reason_of_failed_job(child: ChildJob) -> str | None:
     found = _EXIT_IN_MESSAGE.search(child.failed_message)
     code = int(found.group(1)) if found else -1
     return ExitCode(code).reason if code in TERMINAL_EXIT_CODES else None
+
+
+def suspended_since(status: FineTuneJobStatus) -> datetime | None:
+    """Since when the user's wish to suspend is written in that status."""
+    found = status.condition(ConditionType.SUSPENDED)
+    is_requested = found is not None and found.status == "True" and found.reason == Reason.USER_REQUESTED
+    return found.last_transition_time if found and is_requested else None

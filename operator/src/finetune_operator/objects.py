@@ -3,7 +3,7 @@
 import hashlib
 import re
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Self
 
 from pydantic import ValidationError
@@ -133,6 +133,11 @@ class ChildJob:
     failed_reason: str
     failed_message: str
     failed_pods: int
+    """Failed pods that it counts, those included whose counting is not finished."""
+    backoff_limit: int
+    is_suspended: bool
+    is_ours_to_resume: bool
+    """Whether the operator suspended it, and nobody else."""
     is_deleting: bool
 
     @classmethod
@@ -143,6 +148,7 @@ class ChildJob:
         ends = {one["type"]: one for one in status.get("conditions") or [] if one["status"] == "True"}
         complete, failed = ends.get("Complete", {}), ends.get("Failed", {})
         attempt = labels.get(names.LABEL_ATTEMPT, "0")
+        uncounted = (status.get("uncountedTerminatedPods") or {}).get("failed") or []
         return cls(
             name=meta["name"],
             uid=meta["uid"],
@@ -155,7 +161,10 @@ class ChildJob:
             failed=moment(failed.get("lastTransitionTime")),
             failed_reason=failed.get("reason", ""),
             failed_message=failed.get("message", ""),
-            failed_pods=status.get("failed") or 0,
+            failed_pods=(status.get("failed") or 0) + len(uncounted),
+            backoff_limit=obj["spec"].get("backoffLimit", 6),
+            is_suspended=bool(obj["spec"].get("suspend")),
+            is_ours_to_resume=names.ANNOTATION_SUSPENDED_BY in (meta.get("annotations") or {}),
             is_deleting=bool(meta.get("deletionTimestamp")),
         )
 
@@ -169,6 +178,7 @@ class ChildJob:
 class Pod:
     """A pod of a preflight or trainer Job."""
 
+    namespace: str
     name: str
     uid: str
     job_uid: str
@@ -180,6 +190,9 @@ class Pod:
     created: datetime | None
     started: datetime | None
     ended: datetime | None
+    deleting: datetime | None
+    """Until when it is given time to end, once it has been told to."""
+    deletion_requested: datetime | None
     exit_code: int | None
     container_reason: str
     message: str
@@ -205,14 +218,16 @@ class Pod:
         waiting, running, terminated = state.get("waiting", {}), state.get("running", {}), state.get("terminated", {})
         spec = obj.get("spec") or {}
         owner = controller_of(obj)
-        created = moment(meta.get("creationTimestamp"))
+        created, deleting = moment(meta.get("creationTimestamp")), moment(meta.get("deletionTimestamp"))
+        grace = timedelta(seconds=meta.get("deletionGracePeriodSeconds") or 0)
         started = moment(terminated.get("startedAt") or running.get("startedAt"))
         ended = moment(terminated.get("finishedAt"))
         if ended is None and status.get("phase") in OVER:
             ended = started or created  # the kubelet refused or lost it; the same time in every look, so counted once
         elif ended is None and gone:
-            ended = moment(meta.get("deletionTimestamp")) or started or created
+            ended = deleting or started or created
         return cls(
+            namespace=meta.get("namespace", ""),
             name=meta["name"],
             uid=meta["uid"],
             job_uid=owner.get("uid", "") if owner.get("kind") == "Job" else "",
@@ -224,6 +239,8 @@ class Pod:
             created=created,
             started=started,
             ended=ended,
+            deleting=deleting,
+            deletion_requested=deleting - grace if deleting else None,
             exit_code=terminated.get("exitCode"),
             container_reason=terminated.get("reason") or status.get("reason") or "",
             message=terminated.get("message") or status.get("message") or "",

@@ -7,10 +7,11 @@ from datetime import UTC, datetime
 from finetune_api.status import FineTuneJobStatus
 from finetune_operator import events, parents
 from finetune_operator.cluster import Cluster
+from finetune_operator.draft import Decision
 from finetune_operator.errors import ClusterError, Denied, Gone, NameTaken, Outdated, Refused, RetryLater
 from finetune_operator.metrics import Metrics
 from finetune_operator.objects import Job, Key, Object
-from finetune_operator.plan import Decision, plan
+from finetune_operator.plan import plan
 from finetune_operator.settings import Settings
 from finetune_operator.state import Memory, Observed
 from finetune_operator.workqueue import WorkQueue
@@ -125,6 +126,12 @@ class Reconciler:
                     child = await self._cluster.create_child(seen.job, decision.create)
                     log.info("%s: created Job %s", seen.job.key, child.name)
                     seen = replace(seen, children=(*seen.children, child))
+                elif change := decision.suspend or decision.resume:
+                    is_suspended = decision.suspend is not None
+                    child = await self._cluster.set_suspended(seen.job, change, is_suspended=is_suspended)
+                    log.info("%s: Job %s %s", seen.job.key, child.name, "suspended" if is_suspended else "resumed")
+                    others = [one for one in seen.children if one.uid != child.uid]
+                    seen = replace(seen, children=(*others, child))
                 elif decision.look_at:
                     asked = decision.look_at
                     found = await self._cluster.list_warnings(seen.job.key.namespace, asked.kind, asked.uid)

@@ -1,14 +1,25 @@
 """Ended pods become runs: each is counted once, by its pod's UID, and counters only grow."""
 
 from collections.abc import Sequence
+from datetime import datetime
 
 from finetune_api.names import Reason
-from finetune_api.status import DatasetStatus, FineTuneJobStatus, Run
-from finetune_operator.evidence import RESULT_FAILED, RESULT_PREEMPTED, RESULT_SUCCEEDED, Verdict, judge
+from finetune_api.status import CurrentRun, DatasetStatus, FineTuneJobStatus, PreflightRuns, Run
+from finetune_operator.draft import Draft
+from finetune_operator.evidence import (
+    RESULT_FAILED,
+    RESULT_PREEMPTED,
+    RESULT_SUCCEEDED,
+    RESULT_SUSPENDED,
+    Verdict,
+    judge,
+    suspended_since,
+)
 from finetune_operator.objects import ChildJob, Pod
-from finetune_operator.state import Observed
 
 HISTORY = 10
+UNSEEN_SECONDS = 5.0
+"""For how long the end of a pod that is gone may still arrive as a watch event."""
 
 
 def of(status: FineTuneJobStatus) -> list[Run]:
@@ -16,25 +27,54 @@ def of(status: FineTuneJobStatus) -> list[Run]:
     return status.history or []
 
 
-def fold(status: FineTuneJobStatus, seen: Observed, attempts: Sequence[ChildJob]) -> None:
+def fold(draft: Draft, attempts: Sequence[ChildJob]) -> None:
     """Counts the ended pods of this job's attempts that are not in the history yet."""
-    number = {child.uid: child.attempt for child in attempts}
+    status = draft.status
+    number = {child.uid: child for child in attempts}
     deleted = status.job_ref.uid if status.job_ref and status.job_ref.uid not in number else None
-    for pod in _ended(seen, [*number, *([deleted] if deleted else [])]):
-        if _is_counted(status, pod):
-            continue
-        if pod.job_uid == deleted:
-            verdict = Verdict(RESULT_FAILED, Reason.JOB_DELETED, "the Job was deleted while the pod ran")
-            _append(status, pod, verdict, status.attempts or 1, _last_step(status, seen, pod, verdict))
-            continue
-        child = next(one for one in attempts if one.uid == pod.job_uid)
-        verdict = judge(pod, seen.job, failed_unseen=child.failed_pods > _failed(status, child))
-        _append(status, pod, verdict, child.attempt, _last_step(status, seen, pod, verdict))
-        _count(status, verdict)
+    for pod in _ended(draft, [*number, *([deleted] if deleted else [])]):
+        if not _is_counted(status, pod):
+            child = number.get(pod.job_uid)
+            verdict = _judge(draft, pod, child)
+            attempt = child.attempt if child else status.attempts or 1
+            _append(status, _ended_run(draft, pod, verdict, attempt))
+            if child:
+                _count(status, verdict)
+        if status.current_run and status.current_run.pod_uid == pod.uid:
+            status.current_run = None
+    _settle_missing(draft, attempts)
     _count_unseen(status, attempts)
 
 
-def _ended(seen: Observed, job_uids: Sequence[str]) -> list[Pod]:
+def fold_preflight(draft: Draft, pods: tuple[Pod, ...]) -> None:
+    """Counts preempted preflight pods, of which there is one after the other."""
+    known = draft.status.preflight or PreflightRuns()
+    for pod in pods:
+        if not pod.counts_as_run or pod.created is None or _is_suspension(draft, pod):
+            continue
+        last = (known.last_pod_time, known.last_pod_name or "")
+        if last[0] is not None and (pod.created, pod.name) <= last:
+            continue
+        if judge(pod, draft.seen.job).result == RESULT_PREEMPTED:
+            count = (known.preemptions or 0) + 1
+            known = PreflightRuns(preemptions=count, last_pod_name=pod.name, last_pod_time=pod.created)
+            draft.status.preflight = known
+
+
+def note_running(draft: Draft, child: ChildJob, pod: Pod) -> None:
+    """Writes down which pod runs; the one before it, if nobody saw its end, has ended."""
+    status = draft.status
+    if status.current_run and status.current_run.pod_uid == pod.uid:
+        return
+    if status.current_run:
+        _settle(draft, status.current_run, child)
+    status.current_run = CurrentRun(
+        attempt=child.attempt, pod_name=pod.name, pod_uid=pod.uid, node=pod.node, start_time=pod.started
+    )
+
+
+def _ended(draft: Draft, job_uids: Sequence[str]) -> list[Pod]:
+    seen = draft.seen
     pods = [pod for uid in job_uids for pod in seen.pods_of(uid) if pod.counts_as_run]
     return sorted(pods, key=lambda pod: (pod.ended or seen.now, pod.name))
 
@@ -48,10 +88,34 @@ def _is_counted(status: FineTuneJobStatus, pod: Pod) -> bool:
     return oldest is not None and pod.ended is not None and pod.ended <= oldest
 
 
-def _append(status: FineTuneJobStatus, pod: Pod, verdict: Verdict, attempt: int, last_step: int | None) -> None:
-    status.runs = (status.runs or 0) + 1
-    run = Run(
-        run=status.runs,
+def _judge(draft: Draft, pod: Pod, child: ChildJob | None) -> Verdict:
+    """The cause decides before the exit code does: what the operator, or who suspended the Job, has stopped."""
+    status = draft.status
+    failed_unseen = child is not None and child.failed_pods > _failed_of(status, child)
+    verdict = judge(pod, draft.seen.job, failed_unseen=failed_unseen)
+    run = status.current_run if status.current_run and status.current_run.pod_uid == pod.uid else None
+    if run and run.stopping == Reason.NO_PROGRESS:
+        return Verdict(RESULT_FAILED, Reason.NO_PROGRESS, verdict.message, report=verdict.report)
+    if child is None:
+        return Verdict(RESULT_FAILED, Reason.JOB_DELETED, "the Job was deleted while the pod ran")
+    if verdict.result == RESULT_SUCCEEDED or not pod.deleting:
+        return verdict
+    if (run and run.stopping == Reason.USER_REQUESTED) or _is_suspension(draft, pod):
+        return Verdict(RESULT_SUSPENDED, Reason.USER_REQUESTED, verdict.message, report=verdict.report)
+    if child.is_suspended and not child.is_ours_to_resume:
+        return Verdict(RESULT_PREEMPTED, Reason.JOB_SUSPENDED, verdict.message, report=verdict.report)
+    return verdict
+
+
+def _is_suspension(draft: Draft, pod: Pod) -> bool:
+    """Whether the pod was deleted after the user's wish to suspend had been written."""
+    since = suspended_since(draft.stored)
+    return since is not None and pod.deletion_requested is not None and pod.deletion_requested >= since
+
+
+def _ended_run(draft: Draft, pod: Pod, verdict: Verdict, attempt: int) -> Run:
+    return Run(
+        run=(draft.status.runs or 0) + 1,
         attempt=attempt,
         pod_name=pod.name,
         pod_uid=pod.uid,
@@ -62,47 +126,105 @@ def _append(status: FineTuneJobStatus, pod: Pod, verdict: Verdict, attempt: int,
         reason=verdict.reason,
         message=verdict.message[:1024],
         exit_code=pod.exit_code,
-        last_step=last_step,
+        last_step=_last_step(draft, pod.uid, pod.started, verdict),
     )
+
+
+def _append(status: FineTuneJobStatus, run: Run) -> None:
+    status.runs = run.run
     status.history = [*of(status), run][-HISTORY:]
-    if pod.started:
-        status.start_time = status.start_time or pod.started
+    if run.start_time:
+        status.start_time = status.start_time or run.start_time
 
 
-def _last_step(status: FineTuneJobStatus, seen: Observed, pod: Pod, verdict: Verdict) -> int | None:
-    if verdict.report and verdict.report.last_step is not None:
+def _last_step(draft: Draft, pod_uid: str, started: datetime | None, verdict: Verdict | None = None) -> int | None:
+    """From its report, its last answer, or what an earlier look has written of it."""
+    reading, progress = draft.seen.reading, draft.status.progress
+    if verdict and verdict.report and verdict.report.last_step is not None:
         return verdict.report.last_step
-    if seen.reading and seen.reading.pod_uid == pod.uid and seen.reading.report:
-        return seen.reading.report.progress.step
-    return None
+    if reading and reading.pod_uid == pod_uid and reading.report:
+        return reading.report.progress.step
+    heard = progress.last_updated_time if progress else None
+    return progress.step if progress and heard and started and heard >= started else None
 
 
 def _count(status: FineTuneJobStatus, verdict: Verdict) -> None:
     if verdict.result == RESULT_FAILED:
         status.failures = (status.failures or 0) + 1
+        if status.job_ref and verdict.reason != Reason.RESULT_MISSING:
+            status.job_ref.failures = (status.job_ref.failures or 0) + 1
     if verdict.result == RESULT_PREEMPTED:
         status.preemptions = (status.preemptions or 0) + 1
 
 
-def _failed(status: FineTuneJobStatus, child: ChildJob) -> int:
+def _failed_of(status: FineTuneJobStatus, child: ChildJob) -> int:
+    """Failed pods of that Job that are counted."""
+    if status.job_ref and status.job_ref.uid == child.uid:
+        return status.job_ref.failures or 0
     return sum(run.attempt == child.attempt and run.result == RESULT_FAILED for run in of(status))
+
+
+def _settle_missing(draft: Draft, attempts: Sequence[ChildJob]) -> None:
+    """A run whose pod is gone: its end may still be on its way; after a while it counts as what its Job says."""
+    run = draft.status.current_run
+    if run is None:
+        return
+    if any(pod.uid == run.pod_uid for pod in draft.seen.pods):
+        run.missing_since = None
+        return
+    run.missing_since = run.missing_since or draft.seen.now
+    left = UNSEEN_SECONDS - (draft.seen.now - run.missing_since).total_seconds()
+    if left > 0:
+        draft.decision.again_in(left)
+        return
+    _settle(draft, run, next((one for one in attempts if one.attempt == run.attempt), None))
+
+
+def _settle(draft: Draft, run: CurrentRun, child: ChildJob | None) -> None:
+    status = draft.status
+    verdict = _judge_unseen(draft, run, child)
+    ended = Run(
+        run=(status.runs or 0) + 1,
+        attempt=run.attempt,
+        pod_name=run.pod_name,
+        pod_uid=run.pod_uid,
+        node=run.node,
+        start_time=run.start_time,
+        end_time=run.missing_since or draft.seen.now,
+        result=verdict.result,
+        reason=verdict.reason,
+        message=verdict.message,
+        last_step=_last_step(draft, run.pod_uid, run.start_time),
+    )
+    _append(status, ended)
+    if child:
+        _count(status, verdict)
+    status.current_run = None
+
+
+def _judge_unseen(draft: Draft, run: CurrentRun, child: ChildJob | None) -> Verdict:
+    words = "nobody saw how the pod ended"
+    if run.stopping == Reason.NO_PROGRESS:
+        return Verdict(RESULT_FAILED, Reason.NO_PROGRESS, words)
+    if child is None:
+        return Verdict(RESULT_FAILED, Reason.JOB_DELETED, "the Job was deleted while the pod ran")
+    if child.failed_pods > _failed_of(draft.status, child):
+        return Verdict(RESULT_FAILED, Reason.UNOBSERVED, words)
+    if run.stopping == Reason.USER_REQUESTED:
+        return Verdict(RESULT_SUSPENDED, Reason.USER_REQUESTED, words)
+    return Verdict(RESULT_PREEMPTED, Reason.UNOBSERVED, words)
 
 
 def _count_unseen(status: FineTuneJobStatus, attempts: Sequence[ChildJob]) -> None:
     """Failed pods that the current Job has counted and that nobody saw: the operator was down, the pod is gone."""
     current = next((one for one in attempts if status.job_ref and one.uid == status.job_ref.uid), None)
-    if current is None or len(of(status)) >= HISTORY:
+    if current is None or status.job_ref is None or status.current_run:
         return
-    already = _failed(status, current) + _unseen_before(status)
-    if current.failed_pods > already:
-        missing = current.failed_pods - already
+    missing = current.failed_pods - _failed_of(status, current)
+    if missing > 0:
         status.failures = (status.failures or 0) + missing
         status.runs = (status.runs or 0) + missing
-
-
-def _unseen_before(status: FineTuneJobStatus) -> int:
-    """Runs that were counted without a line in the history."""
-    return max(0, (status.runs or 0) - len(of(status)))
+        status.job_ref.failures = current.failed_pods
 
 
 def has_succeeded(status: FineTuneJobStatus, child: ChildJob) -> bool:

@@ -11,6 +11,8 @@ from finetune_operator.state import Reading, Warnings
 NO_POD_SECONDS = 10.0
 PENDING_SECONDS = 15.0
 UNREACHABLE_SECONDS = 45.0
+LOST_SECONDS = 30.0
+"""How long after its last moment a pod may still be there before its node counts as lost."""
 _CLAIM_FIXES = (
     ("not found", "create this claim in the job's namespace"),
     ("being deleted", "create it again once it is gone"),
@@ -43,7 +45,11 @@ class Diagnosis:
 def diagnose(child: ChildJob, pods: tuple[Pod, ...], warnings: Warnings | None, now: datetime) -> Diagnosis:
     """The first of the known troubles that fits, else that the pod is starting."""
     pod = next((one for one in reversed(pods) if not one.is_over), None)
-    return _without_pod(child, pods, warnings, now) if pod is None else _pending(pod, warnings, now)
+    if pod is None:
+        return _without_pod(child, pods, warnings, now)
+    if is_lost(pod, now):
+        return Diagnosis(Reason.NODE_LOST, lost_sentence(pod))
+    return _pending(pod, warnings, now)
 
 
 def _without_pod(child: ChildJob, pods: tuple[Pod, ...], warnings: Warnings | None, now: datetime) -> Diagnosis:
@@ -73,6 +79,17 @@ def _pending(pod: Pod, warnings: Warnings | None, now: datetime) -> Diagnosis:
     failed = _first(warnings, {"FailedMount", "FailedAttachVolume"})
     reason = Reason.MOUNT_FAILED if failed else Reason.PODS_STARTING
     return Diagnosis(reason, failed, check_after=PENDING_SECONDS)
+
+
+def is_lost(pod: Pod, now: datetime) -> bool:
+    """Whether it was told to end and its node does not say that it has: nothing may take its place."""
+    return not pod.is_over and pod.deleting is not None and (now - pod.deleting).total_seconds() > LOST_SECONDS
+
+
+def lost_sentence(pod: Pod) -> str:
+    """What frees it."""
+    force = f"kubectl delete pod {pod.name} -n {pod.namespace} --force --grace-period=0"
+    return f"node {pod.node or '(none)'} does not confirm that pod {pod.name} has ended: if the node is gone, {force}"
 
 
 def unschedulable_sentence(pod: Pod) -> str:

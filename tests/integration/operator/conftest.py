@@ -223,6 +223,28 @@ class World:
             status["conditions"] = [_condition("DisruptionTarget", "True", disruption)]
         self._patch(pod, status)
 
+    def bind(self, pod: Any) -> None:
+        """Puts it on a node, without which a deleted pod goes at once."""
+        target = {"apiVersion": "v1", "kind": "Node", "name": "node-1"}
+        body = {"metadata": {"name": pod.metadata.name}, "target": target}
+        self.core.create_namespaced_pod_binding(pod.metadata.name, self.namespace, body, _preload_content=False)
+
+    def is_told_to_end(self, pod: Any) -> bool:
+        """Whether somebody has deleted it and the kubelet has not ended it yet."""
+        try:
+            found = self.core.read_namespaced_pod(pod.metadata.name, self.namespace)
+        except ApiException:
+            return False
+        return found.metadata.deletion_timestamp is not None
+
+    def terminate(self, pod: Any, code: int, message: str = "") -> None:
+        """What the kubelet does with a pod that is told to end: it says how it ended, and removes it."""
+        self.end(pod, code, message)
+        self.core.delete_namespaced_pod(pod.metadata.name, self.namespace, grace_period_seconds=0)
+
+    def pods(self) -> list[str]:
+        return [pod.metadata.name for pod in self.core.list_namespaced_pod(self.namespace).items]
+
     def wait_for_image(self, pod: Any, reason: str, message: str) -> None:
         self._patch(pod, {"phase": "Pending", **_container({"waiting": {"reason": reason, "message": message}})})
 

@@ -30,6 +30,7 @@ def test_a_job_goes_through_preflight_and_training_to_complete(world: Any, opera
     truths = {one["type"]: one["status"] for one in status["conditions"]}
     assert truths == {
         "Accepted": "True",
+        "Suspended": "False",
         "Validated": "True",
         "Running": "False",
         "EarlyStopped": "False",

@@ -9,9 +9,10 @@ import pytest
 
 from finetune_api import handoff, names
 from finetune_api.spec import FineTuneJobSpec
+from finetune_operator.draft import Decision
 from finetune_operator.manifests import build_attempt, build_preflight
 from finetune_operator.objects import ChildJob, Job, Pod
-from finetune_operator.plan import Decision, plan
+from finetune_operator.plan import plan
 from finetune_operator.settings import Settings
 from finetune_operator.state import Observed, Reading, Warnings
 
@@ -76,6 +77,10 @@ class Scene:
                 meta = created["metadata"] | {"uid": f"{name}-uid", "creationTimestamp": stamp()}
                 self.children[name] = created | {"metadata": meta, "status": {}}
                 continue
+            if change := decision.suspend or decision.resume:
+                note = {names.ANNOTATION_SUSPENDED_BY: names.MANAGED_BY} if decision.suspend else {}
+                self.suspend(change.name, note, is_suspended=decision.suspend is not None)
+                continue
             before = self.object["status"]
             self.object["status"] = decision.status.to_wire()
             if decision.delete:
@@ -132,6 +137,18 @@ class Scene:
 
     def _container(self, state: Object) -> Object:
         return {"name": "trainer", "imageID": "registry.example/trainer@sha256:" + "1" * 64, "state": state}
+
+    def suspend(self, job: str, note: Object | None = None, *, is_suspended: bool = True) -> None:
+        """Suspends a Job, as somebody else does without the operator's note, or lets it go on."""
+        self.children[job]["spec"]["suspend"] = is_suspended
+        meta = self.children[job]["metadata"]
+        others = {name: value for name, value in meta["annotations"].items() if name != names.ANNOTATION_SUSPENDED_BY}
+        meta["annotations"] = others | (note or {})
+
+    def delete_pod(self, pod: Object, grace: int = 120) -> None:
+        """What the API server notes on a pod that is told to end."""
+        until = (self.now + timedelta(seconds=grace)).strftime("%Y-%m-%dT%H:%M:%SZ")
+        pod["metadata"] |= {"deletionTimestamp": until, "deletionGracePeriodSeconds": grace}
 
     def complete(self, job: str) -> None:
         condition = {"type": "Complete", "status": "True", "lastTransitionTime": stamp(60)}

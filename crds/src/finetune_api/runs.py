@@ -1,0 +1,77 @@
+"""The runs in `FineTuneJob.status`: pods that ended, the one that runs, and the Job they belong to."""
+
+from typing import Annotated
+
+from pydantic import StringConstraints
+
+from finetune_api.scalars import Count, Line, StatusBlock, Time, Word
+
+
+class Run(StatusBlock):
+    """One ended trainer pod."""
+
+    run: Count
+    """Number of the run, from 1."""
+    attempt: Count
+    """Number of the Job that it belonged to, from 1."""
+    pod_name: Annotated[str, StringConstraints(max_length=253)]
+    """Name of the pod."""
+    pod_uid: Word
+    """UID of the pod."""
+    node: Annotated[str, StringConstraints(max_length=253)] | None = None
+    """Node that it ran on."""
+    start_time: Time | None = None
+    """When the container started."""
+    end_time: Time | None = None
+    """When the container ended."""
+    result: Word
+    """`Succeeded`, `Failed`, `Preempted` or `Suspended`."""
+    reason: Word
+    """One word from the exit table, or the cause of the disruption."""
+    message: Line | None = None
+    """One line from the trainer or the kubelet."""
+    exit_code: Count | None = None
+    """Exit code of the container; absent when nobody saw it end."""
+    last_step: Count | None = None
+    """Last optimiser step that it reported."""
+
+
+class JobRef(StatusBlock):
+    """The current trainer Job."""
+
+    name: Annotated[str, StringConstraints(max_length=253)]
+    """Name of the batch/v1 Job."""
+    uid: Word
+    """UID of the batch/v1 Job."""
+    failures: Count | None = None
+    """Failed pods of this Job that are counted in `failures`."""
+
+
+class CurrentRun(StatusBlock):
+    """The trainer pod that runs now, so that a pod whose end nobody sees is still known to have run."""
+
+    attempt: Count
+    """Number of the Job that it belongs to, from 1."""
+    pod_name: Annotated[str, StringConstraints(max_length=253)]
+    """Name of the pod."""
+    pod_uid: Word
+    """UID of the pod."""
+    node: Annotated[str, StringConstraints(max_length=253)] | None = None
+    """Node that it runs on."""
+    start_time: Time | None = None
+    """When the container started."""
+    stopping: Word | None = None
+    """Why the operator stops it, `UserRequested` or `NoProgress`; written before it is stopped."""
+    missing_since: Time | None = None
+    """When the pod was first found to be gone without anybody having seen its end."""
+
+
+class PreflightRuns(StatusBlock):
+    """Ended preflight pods, counted apart from the trainer's."""
+
+    preemptions: Count | None = None
+    """Preflight pods that were preempted or evicted, which `maxPreemptions` bounds."""
+    last_pod_name: Annotated[str, StringConstraints(max_length=253)] | None = None
+    """Name of the last pod that was counted."""
+    last_pod_time: Time | None = None
+    """When that pod was created."""

@@ -1,0 +1,168 @@
+"""The trainer Jobs: created one after another, watched, and their ends counted."""
+
+from finetune_api.names import Component, ConditionType, Reason
+from finetune_api.status import JobRef
+from finetune_operator import evidence, runs, suspension, trouble
+from finetune_operator.draft import SOON_SECONDS, Draft
+from finetune_operator.manifests import build_attempt
+from finetune_operator.objects import ChildJob
+from finetune_operator.results import show_progress, take_lineage, take_report
+from finetune_operator.state import Target
+from finetune_operator.waiting import watch_start
+
+C, R = ConditionType, Reason
+
+
+def train(draft: Draft) -> None:
+    """One step of training."""
+    seen, status = draft.seen, draft.status
+    attempts = [one for one in seen.own if one.component == Component.TRAINER and one.attempt]
+    current = max(attempts, key=lambda one: one.attempt, default=None)
+    if current and current.attempt > (status.attempts or 0):
+        status.attempts = current.attempt
+        status.job_ref = JobRef(name=current.name, uid=current.uid)
+    runs.fold(draft, attempts)
+    is_open = status.job_ref is not None
+    if is_open and not (current and current.uid == status.job_ref.uid):  # type: ignore[union-attr]
+        _deleted(draft)
+    elif current and is_open and not current.is_over:
+        _open(draft, current)
+    elif current and is_open:
+        _ended(draft, current)
+    elif (status.failures or 0) > draft.spec.backoff_limit:
+        draft.fail(R.BACKOFF_LIMIT_EXCEEDED, runs.last_sentence(status))
+    elif _has_counted(draft):
+        draft.decision.again_in(0)
+    else:
+        _next(draft)
+
+
+def _has_counted(draft: Draft) -> bool:
+    """Whether something was counted in this look, which is written before anything is done about it."""
+    before, after = draft.stored, draft.status
+    counters = ("runs", "failures", "preemptions")
+    return any(getattr(before, name) != getattr(after, name) for name in counters)
+
+
+def _too_many_preemptions(draft: Draft) -> bool:
+    limit = draft.spec.max_preemptions
+    return bool(limit) and (draft.status.preemptions or 0) > limit
+
+
+def _end_preempted(draft: Draft) -> None:
+    detail = runs.last_sentence(draft.status, evidence.RESULT_PREEMPTED)
+    draft.fail(R.TOO_MANY_PREEMPTIONS, detail)
+
+
+def _open(draft: Draft, current: ChildJob) -> None:
+    """Watched, or removed after too many preemptions; these are written first, so that a lost write changes nothing."""
+    is_counted = _has_counted(draft)
+    if _too_many_preemptions(draft) and not is_counted and not draft.seen.obstacle:
+        draft.decision.delete = current
+        _end_preempted(draft)
+        return
+    _watch(draft, current)
+    if _too_many_preemptions(draft) and is_counted:
+        draft.decision.again_in(0)
+
+
+def _deleted(draft: Draft) -> None:
+    """Somebody removed the Job before it succeeded: a failure, and a new attempt once its pods are gone."""
+    seen, status = draft.seen, draft.status
+    uid = status.job_ref.uid if status.job_ref else ""
+    alive = [pod for pod in seen.pods_of(uid) if not pod.is_over]
+    detail = "the trainer Job was deleted"
+    lost = next((pod for pod in alive if trouble.is_lost(pod, seen.now)), None)
+    if lost:
+        draft.conditions.set(C.RUNNING, "Unknown", R.NODE_LOST, trouble.lost_sentence(lost))
+        draft.decision.again_in(SOON_SECONDS)
+    elif alive:
+        draft.conditions.set(C.RUNNING, "False", R.BACKING_OFF, f"{detail}; waiting until {alive[0].name} is gone")
+        draft.decision.again_in(SOON_SECONDS)
+    elif status.current_run:
+        draft.conditions.set(C.RUNNING, "False", R.BACKING_OFF, detail)  # until its run is settled
+    elif _too_many_preemptions(draft):
+        _end_preempted(draft)  # the operator removed it, and did not come to write so
+    else:
+        _close(draft, R.JOB_DELETED, detail, add_failure=True)
+
+
+def _ended(draft: Draft, current: ChildJob) -> None:
+    seen, status = draft.seen, draft.status
+    verdicts = [evidence.judge(pod, seen.job) for pod in seen.pods_of(current.uid) if pod.is_over]
+    success = next((one.report for one in verdicts if one.result == evidence.RESULT_SUCCEEDED), None)
+    if current.completed and success:
+        take_report(status, success)
+        take_lineage(status, success, draft.spec)
+        draft.succeed(current, success, R.SUCCEEDED)
+        return
+    if current.completed:
+        is_counted = any(one.attempt == current.attempt and one.reason == R.RESULT_MISSING for one in runs.of(status))
+        detail = "the trainer Job completed without a reported result"
+        _close(draft, R.RESULT_MISSING, detail, add_failure=not is_counted)
+        return
+    terminal = next((one for one in verdicts if one.is_terminal), None)
+    if terminal and terminal.report:
+        take_report(status, terminal.report)
+    if terminal:
+        draft.fail(terminal.reason, terminal.message, current)
+    elif current.failed_reason == "BackoffLimitExceeded":
+        draft.fail(R.BACKOFF_LIMIT_EXCEEDED, runs.last_sentence(status), current)
+    else:
+        reason = evidence.reason_of_failed_job(current) or current.failed_reason or R.CONTAINER_ERROR
+        draft.fail(reason, current.failed_message, current)
+
+
+def _close(draft: Draft, reason: Reason, detail: str, *, add_failure: bool) -> None:
+    """Ends an attempt that is not the last word: counted and written first, replaced in the next look."""
+    status = draft.status
+    if add_failure:
+        status.failures = (status.failures or 0) + 1
+    status.job_ref = status.current_run = None
+    if status.failures and status.failures > draft.spec.backoff_limit:
+        draft.fail(R.BACKOFF_LIMIT_EXCEEDED, f"{reason}: {detail}")
+        return
+    draft.conditions.set(C.RUNNING, "False", R.BACKING_OFF, f"{reason}: {detail}")
+    draft.decision.again_in(0)
+
+
+def _next(draft: Draft) -> None:
+    number = (draft.status.attempts or 0) + 1
+    if number == 1 and not draft.is_blocked:
+        draft.conditions.set(C.RUNNING, "False", R.PODS_STARTING)
+    draft.create(build_attempt(draft.with_status().job, draft.settings, _image(draft), number))
+
+
+def _image(draft: Draft) -> str:
+    """The image of the first run, unless the user has named another one since."""
+    pinned = draft.status.lineage.trainer_image if draft.status.lineage else None
+    asked = draft.spec.trainer.image
+    first = next((one.image for one in draft.seen.own if one.component == Component.PREFLIGHT), None)
+    if pinned and (asked is None or asked == first):
+        return pinned
+    return asked or draft.settings.trainer_image
+
+
+def _watch(draft: Draft, current: ChildJob) -> None:
+    seen, status = draft.seen, draft.status
+    pods = seen.pods_of(current.uid)
+    pod = next((one for one in reversed(pods) if one.is_running), None)
+    if pod:
+        status.start_time = status.start_time or pod.started
+        runs.note_running(draft, current, pod)
+    if suspension.is_held(draft, current, pods):
+        return
+    if pod is None or trouble.is_lost(pod, seen.now):
+        watch_start(draft, current, pods)
+        return
+    if pod.deleting:
+        draft.decision.again_in(trouble.LOST_SECONDS)
+    if pod.ip:
+        draft.decision.follow = Target(seen.job.uid, pod.uid, pod.name, pod.ip)
+    reading = seen.reading if seen.reading and seen.reading.pod_uid == pod.uid else None
+    if reading and reading.unreachable_since and trouble.is_unreachable(reading, seen.now):
+        draft.conditions.set(C.RUNNING, "True", R.UNREACHABLE, reading.problem)
+    else:
+        draft.conditions.set(C.RUNNING, "True", R.PODS_RUNNING)
+    if reading and reading.report:
+        show_progress(status, reading.report, reading.at)

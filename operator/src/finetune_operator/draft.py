@@ -1,0 +1,94 @@
+"""What a decision is drafted on: the look, the spec, the conditions; and the ends that every part may come to."""
+
+from dataclasses import dataclass, replace
+
+from finetune_api.handoff import Report
+from finetune_api.names import ConditionType, Reason
+from finetune_api.spec import FineTuneJobSpec
+from finetune_api.status import FineTuneJobStatus
+from finetune_operator import trouble
+from finetune_operator.conditions import Conditions
+from finetune_operator.manifests import Child
+from finetune_operator.objects import ChildJob
+from finetune_operator.settings import Settings
+from finetune_operator.state import Observed, Target
+
+C, R = ConditionType, Reason
+SOON_SECONDS = 2.0
+
+
+@dataclass
+class Decision:
+    """What to do, and what to write when that is done."""
+
+    status: FineTuneJobStatus
+    create: Child | None = None
+    delete: ChildJob | None = None
+    suspend: ChildJob | None = None
+    resume: ChildJob | None = None
+    look_at: trouble.Question | None = None
+    follow: Target | None = None
+    requeue_after: float | None = None
+
+    def again_in(self, seconds: float) -> None:
+        """Asks for another look, at the earliest of all times asked for."""
+        self.requeue_after = seconds if self.requeue_after is None else min(seconds, self.requeue_after)
+
+
+@dataclass
+class Draft:
+    """A decision in the making."""
+
+    seen: Observed
+    settings: Settings
+    spec: FineTuneJobSpec
+    conditions: Conditions
+    decision: Decision
+    is_blocked: bool = False
+    """Whether nothing may be created now; what runs goes on and is judged when it ends."""
+    is_deaf: bool = False
+    """Whether the operator may not read why a pod does not start, which blocks nothing."""
+
+    @property
+    def status(self) -> FineTuneJobStatus:
+        """The next status."""
+        return self.decision.status
+
+    @property
+    def stored(self) -> FineTuneJobStatus:
+        """The status as it was read: what is not in it yet is not known after a crash."""
+        return self.seen.job.status
+
+    def create(self, child: Child) -> None:
+        """Creates a Job once nothing of an earlier run or of an earlier job of this name is left."""
+        if self.is_blocked:
+            return
+        lost = next((pod for pod in self.seen.pods if trouble.is_lost(pod, self.seen.now)), None)
+        busy = [*self.seen.leftovers, *(pod.name for pod in self.seen.pods if not pod.is_over)]
+        busy += [one.name for one in self.seen.own if one.is_deleting]
+        if lost:
+            self.conditions.set(C.RUNNING, "Unknown", R.NODE_LOST, trouble.lost_sentence(lost))
+            self.decision.again_in(SOON_SECONDS)
+        elif busy:
+            detail = f"waiting until {', '.join(busy[:3])} of an earlier run is gone"
+            self.conditions.set(C.RUNNING, "False", R.BACKING_OFF, detail)
+            self.decision.again_in(SOON_SECONDS)
+        else:
+            self.decision.create = child
+
+    def succeed(self, child: ChildJob, report: Report, reason: Reason) -> None:
+        """The result is published."""
+        if self.status.early_stopping and self.status.early_stopping.stopped:
+            self.conditions.set(C.EARLY_STOPPED, "True", R.PATIENCE_EXHAUSTED)
+        uri = (report.artifacts and report.artifacts.uri) or self.spec.output.uri
+        self.conditions.succeed(reason, uri)
+        self.status.completion_time = child.completed
+
+    def fail(self, reason: str, message: str, child: ChildJob | None = None) -> None:
+        """The job has failed for good, when its Job ended or now."""
+        self.conditions.fail(reason, message)
+        self.status.completion_time = (child and (child.failed or child.completed)) or self.seen.now
+
+    def with_status(self) -> "Observed":
+        """The look with the next status, as the builders of children want it."""
+        return replace(self.seen, job=replace(self.seen.job, status=self.status))

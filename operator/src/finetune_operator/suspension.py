@@ -1,0 +1,80 @@
+"""Suspend and resume: what the user wants is written first, then done to the Job, and costs no counter."""
+
+from finetune_api.names import ConditionType, Reason
+from finetune_operator import trouble
+from finetune_operator.draft import SOON_SECONDS, Draft
+from finetune_operator.errors import Refused
+from finetune_operator.evidence import suspended_since
+from finetune_operator.objects import ChildJob, Pod
+
+C, R = ConditionType, Reason
+
+
+def decide(draft: Draft) -> None:
+    """Condition Suspended, from the user's wish and from what others did to the Job; nothing is created meanwhile."""
+    foreign = next((one for one in draft.seen.own if one.is_suspended and not one.is_ours_to_resume), None)
+    if draft.spec.suspend:
+        draft.conditions.set(C.SUSPENDED, "True", R.USER_REQUESTED)
+        draft.is_blocked = True
+    elif foreign and not foreign.is_over:
+        draft.conditions.set(C.SUSPENDED, "True", R.JOB_SUSPENDED, f"Job {foreign.name}")
+    else:
+        draft.conditions.set(C.SUSPENDED, "False", R.NOT_SUSPENDED)
+    if draft.spec.suspend and not draft.seen.own:
+        draft.conditions.set(C.RUNNING, "False", R.NOT_STARTED)
+
+
+def is_held(draft: Draft, child: ChildJob, pods: tuple[Pod, ...]) -> bool:
+    """Whether an open Job must not run now, or does not run yet; what is to be done about it is decided."""
+    alive = [pod for pod in pods if not pod.is_over]
+    if draft.spec.suspend:
+        _hold(draft, child, alive)
+        return True
+    if child.is_suspended and child.is_ours_to_resume:
+        _release(draft, child, alive)
+        return True
+    run = draft.status.current_run
+    if run and run.stopping == R.USER_REQUESTED and not any(pod.uid == run.pod_uid and pod.deleting for pod in alive):
+        run.stopping = None  # the wish was taken back before anything came of it
+    if child.is_suspended:
+        draft.conditions.set(C.RUNNING, "False", R.JOB_SUSPENDED, f"Job {child.name}")
+    return child.is_suspended
+
+
+def _hold(draft: Draft, child: ChildJob, alive: list[Pod]) -> None:
+    run = draft.status.current_run
+    if run and not run.stopping and any(pod.uid == run.pod_uid for pod in alive):
+        run.stopping = R.USER_REQUESTED
+    is_written = suspended_since(draft.stored) is not None and draft.stored.current_run == draft.status.current_run
+    lost = next((pod for pod in alive if trouble.is_lost(pod, draft.seen.now)), None)
+    if isinstance(draft.seen.obstacle, Refused):
+        return
+    if lost:
+        draft.conditions.set(C.RUNNING, "Unknown", R.NODE_LOST, trouble.lost_sentence(lost))
+    elif alive:
+        draft.conditions.set(C.RUNNING, "False", R.STOPPING, alive[0].name)
+        draft.decision.again_in(trouble.LOST_SECONDS)
+    else:
+        draft.conditions.set(C.RUNNING, "False", R.NOT_STARTED)
+    if not is_written:
+        draft.decision.again_in(0)
+    elif not child.is_suspended and not child.is_deleting:
+        draft.decision.suspend = child
+
+
+def _release(draft: Draft, child: ChildJob, alive: list[Pod]) -> None:
+    """Only when nothing of the time before runs any more, for two trainers must never run at once."""
+    lost = next((pod for pod in alive if trouble.is_lost(pod, draft.seen.now)), None)
+    if lost:
+        draft.conditions.set(C.RUNNING, "Unknown", R.NODE_LOST, trouble.lost_sentence(lost))
+    elif alive:
+        detail = f"waiting until {alive[0].name} of the time before the suspension is gone"
+        draft.conditions.set(C.RUNNING, "False", R.BACKING_OFF, detail)
+    else:
+        draft.conditions.set(C.RUNNING, "False", R.PODS_STARTING)
+    if alive:
+        draft.decision.again_in(SOON_SECONDS)
+    elif suspended_since(draft.stored):
+        draft.decision.again_in(0)
+    elif not draft.is_blocked:
+        draft.decision.resume = child
