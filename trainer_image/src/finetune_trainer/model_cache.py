@@ -189,4 +189,4 @@ def _reason(error: OSError) -> str:
         return "its volume is full: delete folders in it, or enlarge the claim"
     if error.errno in NOT_WRITABLE:
         return f"it cannot be written ({os.strerror(error.errno or 0)}): let group 65532 write to the claim"
-    return os.strerror(error.errno) if error.errno else str(error)
+    return f"{error.strerror or error}: {error.filename}" if error.filename else error.strerror or str(error)
