@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hub import Hub
 from tiny_model import make_tiny_model
 
@@ -179,5 +180,7 @@ def test_a_job_from_a_hub_trains_on_the_commits_that_were_checked_though_the_bra
     assert verify(prefix, storage) == []
     adapter = json.loads(storage.read(f"{prefix}/adapter/adapter_config.json") or b"")
     assert (adapter["base_model_name_or_path"], adapter["revision"]) == ("acme/tiny", commit)
+    again = yaml.safe_load(storage.read(f"{prefix}/{Artifact.CONFIG}") or b"")["spec"]
+    assert (again["model"]["revision"], again["dataset"]["train"]["revision"]) == (commit, rows_commit)
     source = json.loads(storage.read(f"{prefix}/{Artifact.LINEAGE}") or b"")["dataset"]["sources"][0]
     assert (source["uri"], source["revision"]) == (f"hf://datasets/acme/qa@{rows_commit}/train.jsonl", rows_commit)

@@ -1,13 +1,16 @@
 """`finetune_config.yaml`: the job with every default resolved, as a manifest that can be applied or run again."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import yaml
 
 from finetune_api import names
 from finetune_api.handoff import JobConfig
+from finetune_api.sources import Dataset, DataSource
 from finetune_api.spec import Lora, Method, Precision, Quantization
 from finetune_api.status import Resolved
+from finetune_trainer.hub import is_hub_uri, parse_hub_uri
 
 HYPERPARAMETERS = (
     "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm", "optim",
@@ -27,13 +30,14 @@ HEADER = """\
 """
 
 
-def config_yaml(config: JobConfig, resolved: Resolved) -> str:
-    """The manifest as YAML."""
+def config_yaml(config: JobConfig, resolved: Resolved, read: Sequence[str] = ()) -> str:
+    """The manifest as YAML; `read` has the URIs of all rows, training first, pinned where a hub has them."""
     spec = config.spec.model_copy(
         update={
             "tuning": config.spec.tuning.model_copy(update=_tuning(config, resolved)),
             "hyperparameters": config.spec.hyperparameters.model_copy(update=_hyperparameters(config, resolved)),
             "evaluation": config.spec.evaluation.model_copy(update=_given({"steps": resolved.eval_steps})),
+            "dataset": config.spec.dataset.model_copy(update=_sources(config.spec.dataset, read)),
         }
     )
     manifest = {
@@ -65,6 +69,23 @@ def _tuning(config: JobConfig, resolved: Resolved) -> dict[str, Any]:
     if resolved.double_quant is not None:
         changes["quantization"] = Quantization(double_quant=resolved.double_quant)
     return changes
+
+
+def _sources(dataset: Dataset, read: Sequence[str]) -> dict[str, Any]:
+    changes = {"train": _at_commit(dataset.train, read)}
+    if dataset.validation:
+        changes["validation"] = _at_commit(dataset.validation, read[::-1])
+    return changes
+
+
+def _at_commit(source: DataSource, read: Sequence[str]) -> DataSource:
+    """The same rows whatever becomes of the branch."""
+    if not is_hub_uri(source.uri):
+        return source
+    repo = parse_hub_uri(source.uri).repo
+    found = (parse_hub_uri(uri) for uri in read if is_hub_uri(uri))
+    commit = next((one.commit for one in found if one.repo == repo), None)
+    return source.model_copy(update={"revision": commit}) if commit else source
 
 
 def _given(values: dict[str, Any]) -> dict[str, Any]:

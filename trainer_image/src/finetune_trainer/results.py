@@ -9,6 +9,7 @@ import torch
 
 from finetune_api.handoff import Artifact, Outcome, Report
 from finetune_api.status import DatasetStatus, Resolved
+from finetune_trainer.config_file import config_yaml
 from finetune_trainer.encodings import EncodedPrompt, Sample
 from finetune_trainer.inputs import Inputs
 from finetune_trainer.lineage import build_lineage, digest_folder, library_versions, status_lineage
@@ -92,7 +93,7 @@ def build_record(
 
 
 def build_result(inputs: Inputs, record: RunRecord, reporter: Reporter) -> Report:
-    """The report to publish, with lineage.json beside it."""
+    """The report to publish, with lineage.json and finetune_config.yaml beside it."""
     config = inputs.config
     model_files = digest_folder(inputs.model, reporter.beat)
     reporter.update(metrics={"tokens_per_second": record.history.tokens_per_second()})
@@ -124,6 +125,8 @@ def build_result(inputs: Inputs, record: RunRecord, reporter: Reporter) -> Repor
         initial_adapter_uri=inputs.initial_adapter.uri if inputs.initial_adapter else None,
     )
     (inputs.result / Artifact.LINEAGE).write_text(json.dumps(lineage, indent=2) + "\n", encoding="utf-8")
+    rows_read = [str(source["uri"]) for source in inputs.rows.summary.get("sources", [])]
+    (inputs.result / Artifact.CONFIG).write_text(config_yaml(config, record.settings, rows_read), encoding="utf-8")
     return result
 
 
