@@ -1,5 +1,6 @@
 """`finetune-trainer run` as a user types it: a manifest, local folders, no cluster, no S3."""
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -31,11 +32,19 @@ def no_store() -> Storage:
     raise AssertionError("a store was asked")
 
 
-def run(folder: Path) -> subprocess.CompletedProcess[str]:
+CHILD = (
+    JOB.replace("name: local", "name: child")
+    .replace("Instruction", "Chat\n  lineage: {parentRef: {name: local}}")
+    .replace("lora: {rank: 2}", "initialAdapter: {fromParent: true}")
+    .replace("bucket/out", "bucket/child")
+)
+
+
+def run(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [
             sys.executable, "-m", "finetune_trainer", "run", "job.yaml", "--output", "out",
-            "--map", "s3://bucket/model=model", "--map", "s3://bucket/rows.jsonl=rows.jsonl",
+            "--map", "s3://bucket/model=model", "--map", "s3://bucket/rows.jsonl=rows.jsonl", *options,
         ],
         cwd=folder,
         capture_output=True,
@@ -95,3 +104,27 @@ def test_the_published_configuration_can_be_run_again(folder: Path, tmp_path: Pa
         return float(json.loads((root / "out" / "lineage.json").read_text())["metrics"]["trainLoss"])
 
     assert loss(tmp_path) == loss(folder)
+
+
+def test_a_chain_runs_from_one_file_parents_first(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "job.yaml").write_text(f"{CHILD}---{JOB}")
+    for name in ("model", "rows.jsonl"):
+        (tmp_path / name).symlink_to(folder / name)
+    done = run(tmp_path)
+    assert done.returncode == 0, done.stderr
+    parent, child = tmp_path / "out" / "local", tmp_path / "out" / "child"
+    lineage = json.loads((child / "lineage.json").read_text())
+    assert lineage["parent"]["manifestSha256"] == hashlib.sha256((parent / "manifest.json").read_bytes()).hexdigest()
+    assert lineage["resolved"]["loraRank"] == 2
+
+
+def test_a_child_alone_finds_its_parents_result(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "job.yaml").write_text(CHILD)
+    for name in ("model", "rows.jsonl"):
+        (tmp_path / name).symlink_to(folder / name)
+    refused = run(tmp_path)
+    assert refused.returncode == 64
+    assert "--job local=DIR" in refused.stderr
+    done = run(tmp_path, "--job", f"local={folder / 'out'}")
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "out" / "lineage.json").read_text())["initialAdapter"]["uri"].endswith("out/adapter")

@@ -130,8 +130,9 @@ def test_every_rule_of_the_api_has_its_condition() -> None:
     ("text", "expected"),
     [
         ("a: [", "is not YAML"),
-        ("", "holds 0 objects"),
-        (JOB + "---" + JOB, "holds 2 objects"),
+        ("", "holds no FineTuneJob"),
+        (JOB + "---" + JOB, "holds more than one FineTuneJob named job"),
+        (JOB + "---" + JOB.replace("name: job", "name: other"), "holds 2 objects"),
         (JOB.replace("v1alpha1", "v2"), "apiVersion is 'finetune.dev/v2'"),
         (JOB.replace("FineTuneJob", "Pod"), "kind is 'Pod'"),
         (JOB.replace("name: job, ", ""), "metadata.name is missing"),

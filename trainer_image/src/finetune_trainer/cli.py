@@ -3,7 +3,6 @@
 # ruff: noqa: PLC0415 - what is heavy is imported when it is needed
 
 import tempfile
-import uuid
 from pathlib import Path
 from typing import Annotated
 
@@ -64,13 +63,29 @@ def train(
 
 
 @app.command()
-def run(
+def run(  # noqa: PLR0917 - the options of a command
     context: typer.Context,
-    manifest: Annotated[Path, typer.Argument(metavar="JOB.yaml", help="A FineTuneJob manifest.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder that stands for output.uri.")],
+    manifest: Annotated[
+        Path,
+        typer.Argument(metavar="JOB.yaml", help="A FineTuneJob, or several: each runs after its parents."),
+    ],
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output", "-o", help="Folder that stands for output.uri; of several jobs, each has a folder of its name."
+        ),
+    ],
     maps: Annotated[
         list[str] | None,
         typer.Option("--map", metavar="s3://…=DIR", help="A folder or file that stands for a URI; repeatable."),
+    ] = None,
+    jobs: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--job",
+            metavar="NAME=DIR",
+            help="The --output folder of a finished job that the manifest refers to by name; repeatable.",
+        ),
     ] = None,
     workspace: Annotated[
         Path | None, typer.Option("--workspace", help="Scratch space. Default: a temporary folder.")
@@ -86,7 +101,7 @@ def run(
     state: RunState = context.obj
     with tempfile.TemporaryDirectory(prefix="finetune-") as scratch:
         folder = workspace or Path(scratch)
-        state.finish(local_run.run(state, manifest, output, maps or [], workspace=folder, uid=str(uuid.uuid4())))
+        state.finish(local_run.run(state, manifest, output, maps or [], jobs or [], workspace=folder))
 
 
 @app.command("check-data")

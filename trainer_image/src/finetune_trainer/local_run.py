@@ -4,13 +4,16 @@
 
 import logging
 import os
+import uuid
+from collections.abc import Callable
 from pathlib import Path
 
-from finetune_api.handoff import Outcome, Report
+from finetune_api.handoff import JobConfig, Outcome, Report
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.spec import Storage as StorageSpec
+from finetune_trainer.local_jobs import as_finished, in_order, parse_finished, with_references
 from finetune_trainer.local_storage import LocalStorage, parse_maps
-from finetune_trainer.manifest_file import read_manifest
+from finetune_trainer.manifest_file import read_manifests
 from finetune_trainer.preflight import preflight
 from finetune_trainer.progress import Reporter
 from finetune_trainer.routed_storage import RoutedStorage
@@ -21,12 +24,36 @@ from finetune_trainer.storage import Storage
 logger = logging.getLogger(__name__)
 
 
-def run(state: RunState, manifest: Path, output: Path, maps: list[str], *, workspace: Path, uid: str) -> Report:
-    """Check, train and publish into `output`, or where `--map` sends `output.uri`."""
-    config = state.config = read_manifest(manifest, uid)
-    folders = {config.output_key(): output} | parse_maps(maps)
-    storage = LocalStorage(folders, elsewhere=lambda: _connect(config.spec, state.stop))
-    reporter = state.reporter = Reporter(uid)
+def run(
+    state: RunState, manifest: Path, output: Path, maps: list[str], finished: list[str], *, workspace: Path
+) -> Report:
+    """Check, train and publish the jobs of a manifest, parents first; returns the report of the last.
+
+    A single job's result lies in `output`, each of several in a folder of its name there, or where `--map` sends
+    `output.uri`.
+    """
+    jobs = read_manifests(manifest, lambda: str(uuid.uuid4()))
+    earlier = parse_finished(finished)
+    done = {name: one.job for name, one in earlier.items()}
+    folders = {one.job.output_uri: one.folder for one in earlier.values()}
+    folders |= {job.output_key(): output / job.name if len(jobs) > 1 else output for job in jobs}
+    folders |= parse_maps(maps)
+    ordered = in_order(jobs, done)
+    for job in ordered:
+        config = state.config = with_references(job, done)
+        storage = LocalStorage(folders, elsewhere=_connect(config.spec, state.stop))
+        report = _run_one(state, config, storage, workspace / job.name)
+        done[job.name] = as_finished(config, report)
+        if job is not ordered[-1]:
+            logger.info("%s: %s: %s", job.name, report.reason, report.message)
+    return report
+
+
+def _run_one(state: RunState, config: JobConfig, storage: Storage, workspace: Path) -> Report:
+    if state.reporter:
+        state.reporter.close()
+    reporter = state.reporter = Reporter(config.uid)
+    workspace.mkdir(parents=True, exist_ok=True)
     checked = preflight(config, storage, workspace, reporter, state.stop)
     logger.info("%s: %s", checked.reason, checked.message)
     if checked.outcome is Outcome.ADOPTED:
@@ -39,7 +66,7 @@ def run(state: RunState, manifest: Path, output: Path, maps: list[str], *, works
     return train(ready, storage, workspace, reporter, state.stop)
 
 
-def _connect(spec: FineTuneJobSpec, stop: StopFlag) -> Storage:
+def _connect(spec: FineTuneJobSpec, stop: StopFlag) -> Callable[[], Storage]:
     """The job's store and hub with this machine's own credentials, for the manifest's Secrets live in a cluster."""
 
     def connect_s3() -> Storage:
@@ -59,4 +86,4 @@ def _connect(spec: FineTuneJobSpec, stop: StopFlag) -> Storage:
 
         return HubStorage(connect_hub_here(spec), stop=stop)
 
-    return RoutedStorage(connect_s3, connect_hub)
+    return lambda: RoutedStorage(connect_s3, connect_hub)

@@ -1,6 +1,8 @@
 """A FineTuneJob manifest read without a cluster: the same types, the same rules, errors named by field."""
 
 import re
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +31,23 @@ _Loader.add_implicit_resolver("tag:yaml.org,2002:float", FLOAT, list("-+01234567
 
 
 def read_manifest(path: Path, uid: str) -> JobConfig:
-    """The job in a manifest, as a pod would be handed it; raises InvalidConfig naming each wrong field."""
-    document = _read(path)
+    """The one job in a manifest, as a pod would be handed it; raises InvalidConfig naming each wrong field."""
+    jobs = read_manifests(path, lambda: uid)
+    if len(jobs) != 1:
+        raise _invalid(path, f"holds {len(jobs)} objects and must hold one {names.KIND}")
+    return jobs[0]
+
+
+def read_manifests(path: Path, make_uid: Callable[[], str]) -> list[JobConfig]:
+    """Every job in a manifest, in the order in which they stand there."""
+    jobs = [_job(document, path, make_uid()) for document in _read(path)]
+    twice = [name for name, count in Counter(job.name for job in jobs).items() if count > 1]
+    if twice:
+        raise _invalid(path, f"holds more than one {names.KIND} named {twice[0]}")
+    return jobs
+
+
+def _job(document: dict[str, Any], path: Path, uid: str) -> JobConfig:
     for key, wanted in (("apiVersion", names.API_VERSION), ("kind", names.KIND)):
         if document.get(key) != wanted:
             raise _invalid(path, f"{key} is {document.get(key)!r} and must be {wanted}")
@@ -71,17 +88,17 @@ def field_errors(error: ValidationError, root: str) -> list[str]:
     return lines
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> list[dict[str, Any]]:
     try:
         documents = list(yaml.load_all(path.read_text(encoding="utf-8"), Loader=_Loader))
     except OSError as error:
         raise _invalid(path, f"cannot be read: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise _invalid(path, f"is not YAML: {' '.join(str(error).split())}") from None
-    jobs = [document for document in documents if isinstance(document, dict)]
-    if len(jobs) != 1:
-        raise _invalid(path, f"holds {len(jobs)} objects and must hold one {names.KIND}")
-    return jobs[0]
+    found = [document for document in documents if isinstance(document, dict)]
+    if not found:
+        raise _invalid(path, f"holds no {names.KIND}")
+    return found
 
 
 def _invalid(path: Path, why: str) -> TrainerError:
