@@ -36,7 +36,12 @@ class PairTrainer(WatchedTrainer, RewardTrainer):  # type: ignore[misc]  # the l
         texts = [ids for pair in pairs for ids in pair_texts(pair)]
         scores = score_texts(self.model, texts, work_beat(self._watch.reporter, self._watch.stop))
         return [
-            ScoredPair(self._text(pair.prompt_ids), self._text(pair.chosen_ids), self._text(pair.rejected_ids), *two)
+            ScoredPair(
+                self.processing_class.decode(pair.prompt_ids).strip(),
+                self._text(pair.chosen_ids),
+                self._text(pair.rejected_ids),
+                *two,
+            )
             for pair, two in zip(pairs, zip(scores[::2], scores[1::2], strict=True), strict=True)
         ]
 

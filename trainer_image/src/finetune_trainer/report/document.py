@@ -8,10 +8,13 @@ from typing import Any
 import jinja2
 
 from finetune_api.handoff import Artifact, JobConfig
+from finetune_api.objectives import Objective
 from finetune_api.status import DatasetStatus, EarlyStoppingStatus, Resolved
 from finetune_trainer.data.rows import SENTENCES
+from finetune_trainer.hub import hub_name, is_hub_uri
 from finetune_trainer.report import text
 from finetune_trainer.report.curves import curve_table, draw_curves
+from finetune_trainer.report.held_out import loss_table, reward_table, terms_of
 from finetune_trainer.report.recommendations import Evidence, recommend
 from finetune_trainer.report.record import (
     Answer,
@@ -27,6 +30,14 @@ from finetune_trainer.report.record import (
 
 TEMPLATES = Path(__file__).parent / "templates"
 PREVIEW_CHARACTERS = 1200
+TAGS = {
+    Objective.DPO: ["dpo"],
+    Objective.KTO: ["kto"],
+    Objective.REWARD_MODEL: ["reward-model"],
+    Objective.RLHF: ["rlhf"],
+    Objective.DOMAIN_ADAPTATION: ["continued-pretraining"],
+}
+"""A model card's tags, by which a hub finds models trained alike."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +76,7 @@ class RunRecord:
 def write_report(record: RunRecord, directory: Path) -> None:
     """Writes the report and its picture into the result folder, and the model card beside the weights."""
     directory.mkdir(parents=True, exist_ok=True)
-    draw_curves(record.history, record.best_step, directory / Artifact.CURVES)
+    draw_curves(record.history, record.best_step, directory / Artifact.CURVES, record.config.spec.objective)
     context = _context(record)
     (directory / Artifact.REPORT).write_text(_render("finetune_report.md.j2", context), encoding="utf-8")
     for folder in (Artifact.ADAPTER, Artifact.MERGED):
@@ -98,29 +109,37 @@ def _render(name: str, context: dict[str, Any]) -> str:
 def _context(record: RunRecord) -> dict[str, Any]:
     storage = record.config.spec.storage
     endpoint = storage.endpoint if storage else None
+    objective = record.config.spec.objective
     return {
         "run": record,
         "spec": record.config.spec,
         "output": record.config.output_key(),
+        "fetch_base": _fetch_base(record.config, endpoint),
+        "batch_of": "answers" if objective is Objective.RLHF else "rows",
         "endpoint": f" --endpoint-url {shlex.quote(endpoint)}" if endpoint else "",
         "recommendations": recommend(record.evidence()),
-        "loss_table": _loss_table(record),
+        "is_reward_model": objective is Objective.REWARD_MODEL,
+        "terms": terms_of(objective),
+        "unit": terms_of(objective).unit.value,
+        "held_out_table": loss_table(objective, record.baseline, record.final) or reward_table(record.history),
+        "tags": TAGS.get(objective, ["sft"]),
         "format_table": _count_table(record.dataset.format, ("format", "rows")),
         "reject_table": _code_table(record.dataset.rejected_by_code),
         "repair_table": _code_table(record.dataset.repaired_by_code),
         "settings_table": _settings_table(record.settings),
-        "curve_table": curve_table(record.history),
+        "curve_table": curve_table(record.history, objective),
         "previews": [_marked(pieces) for pieces in record.previews],
     }
 
 
-def _loss_table(record: RunRecord) -> str:
-    rows = [
-        [name, text.number(measured.loss), text.number(measured.perplexity), str(measured.tokens)]
-        for name, measured in (("base model", record.baseline), ("tuned model", record.final))
-        if measured is not None
-    ]
-    return text.table(["held-out rows", "loss", "perplexity", "tokens"], rows) if rows else ""
+def _fetch_base(config: JobConfig, endpoint: str | None) -> str:
+    """The command that copies the base model to a folder of that name."""
+    model = config.spec.model
+    if is_hub_uri(model.uri):
+        revision = f" --revision {shlex.quote(model.revision)}" if model.revision else ""
+        return f"hf download {shlex.quote(hub_name(model.uri))}{revision} --local-dir base"
+    where = f" --endpoint-url {shlex.quote(endpoint)}" if endpoint else ""
+    return f"aws{where} s3 cp --recursive {shlex.quote(model.uri)} base"
 
 
 def _count_table(counts: dict[str, int] | None, header: tuple[str, str]) -> str:

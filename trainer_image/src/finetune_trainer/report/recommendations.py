@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from finetune_api.status import Resolved
 from finetune_trainer.lengths import round_up
 from finetune_trainer.report.record import EvalPoint, History, Machine, Measured, SampleStats
+from finetune_trainer.report.reward_advice import RULES as REWARD_RULES
 
 OVERFIT_RISE = 0.02
 STILL_FALLING = 0.01
@@ -44,7 +45,8 @@ class Evidence:
 
 def recommend(evidence: Evidence) -> list[Recommendation]:
     """The recommendations that apply, gravest first."""
-    return [found for rule in RULES if (found := rule(evidence)) is not None]
+    of_rewards = [Recommendation(*advice) for rule in REWARD_RULES if (advice := rule(evidence.history)) is not None]
+    return of_rewards + [found for rule in RULES if (found := rule(evidence)) is not None]
 
 
 def no_improvement(evidence: Evidence) -> Recommendation | None:
