@@ -1,0 +1,184 @@
+"""Whole jobs of RewardModel and RLHF, from rows to a verified result, and the chain of the two."""
+
+import json
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from loop_bench import teach
+from training_bench import HYPERPARAMETERS, THINGS, Bench, as_parent, preference_rows
+
+from finetune_api.handoff import ExitCode, Report
+from finetune_trainer.data.rows import Message
+from finetune_trainer.errors import Stopped
+from finetune_trainer.lineage import digest_folder
+from finetune_trainer.publish import verify
+
+MakeBench = Callable[..., Bench]
+SHORT = HYPERPARAMETERS | {"maxSteps": 6, "learningRate": 5e-3, "lrSchedulerType": "constant", "warmupSteps": 0}
+SAMPLING = {"maxCompletionLength": 10, "numGenerations": 4}
+RED = {"rewards": [{"type": "Regex", "pattern": r"\bred\b"}, {"type": "Length", "targetTokens": 5, "weight": 0.1}]}
+
+
+@pytest.fixture(scope="module")
+def taught(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that answers with one of four colours."""
+    return teach(tiny_model, tmp_path_factory.mktemp("taught") / "model", steps=60)
+
+
+def prompt_rows(count: int) -> list[dict[str, object]]:
+    """Questions alone."""
+    return [{"prompt": f"What is the colour of {THINGS[n % 8]}? {'?' * (n // 8)}"} for n in range(count)]
+
+
+def make_reward_job(make_bench: MakeBench, method: str = "LoRA") -> Bench:
+    bench = make_bench(method, objective="RewardModel", hyperparameters=SHORT, evaluation={"steps": 3})
+    bench.rows = preference_rows(60)
+    return bench
+
+
+def make_policy_job(
+    make_bench: MakeBench, model: Path, rlhf: dict[str, Any], method: str = "LoRA", **blocks: Any
+) -> Bench:
+    bench = make_bench(
+        method,
+        **{
+            "objective": "RLHF",
+            "rlhf": SAMPLING | rlhf,
+            "hyperparameters": SHORT | {"perDeviceTrainBatchSize": 32, "gradientAccumulationSteps": 1},
+            "evaluation": {"steps": 3, "prompts": [{"prompt": "What is the colour of sky?"}], "maxNewTokens": 8},
+        }
+        | blocks,
+    )
+    bench.model = model
+    bench.rows = prompt_rows(60)
+    return bench
+
+
+def metrics_lines(bench: Bench, kind: str) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (bench.output / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    return [line for line in lines if line["kind"] == kind]
+
+
+def report_text(bench: Bench) -> str:
+    return (bench.output / "finetune_report.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module", params=["LoRA", "QLoRA", "Full"])
+def reward_job(request: pytest.FixtureRequest, make_bench: MakeBench) -> tuple[Bench, Report]:
+    """A finished reward model of each method."""
+    bench = make_reward_job(make_bench, request.param)
+    return bench, bench.run()
+
+
+def test_a_reward_model_learns_the_pairs_and_is_published(reward_job: tuple[Bench, Report]) -> None:
+    bench, report = reward_job
+    metrics = report.metrics
+    assert metrics
+    assert metrics.eval_loss is not None
+    assert metrics.baseline_eval_loss is not None
+    assert metrics.eval_loss == metrics.best_eval_loss < metrics.baseline_eval_loss
+    assert (metrics.reward_accuracy or 0) > 0.9
+    assert (metrics.reward_margin or 0) > 0.5
+    assert verify("s3://bucket/output", bench.storage) == []
+    published = {path.partition("/")[0] for path in digest_folder(bench.output)}
+    assert ("merged" in published) == (bench.spec["tuning"]["method"] == "Full")
+    text = report_text(bench)
+    assert "the loss per pair went from" in text
+    assert "preferred answer has the higher reward in **100.0 %**" in text
+    assert "perplexity" not in text
+    assert text.count("Chosen, score ") == 3
+    assert "AutoModelForSequenceClassification" in text
+
+
+def test_the_chain_of_a_reward_model_and_a_policy(
+    make_bench: MakeBench, tiny_model: Path, reward_job: tuple[Bench, Report]
+) -> None:
+    bench = make_policy_job(make_bench, tiny_model, {"rewardModel": {"jobRef": {"name": "reward"}}})
+    bench.spec |= {"evaluation": {"steps": 3}, "hyperparameters": bench.spec["hyperparameters"] | {"maxSteps": 3}}
+    bench.elsewhere = {"s3://bucket/parent": reward_job[0].output}
+    config = bench.prepare(reward_job=as_parent(*reward_job))
+    report = bench.train(config)
+    metrics = report.metrics
+    assert metrics
+    assert "Read them: a reward can be earned without a good answer" in report_text(bench)
+    assert None not in (metrics.reward, metrics.eval_reward, metrics.baseline_eval_reward, metrics.kl)
+    assert metrics.eval_loss is None
+    assert report.lineage
+    assert report.lineage.reward_job
+    assert report.lineage.reward_job.name == "parent"
+    assert verify("s3://bucket/output", bench.storage) == []
+
+
+@pytest.mark.parametrize(("method", "algorithm"), [("LoRA", "RLOO"), ("QLoRA", "GRPO"), ("Full", "GRPO")])
+def test_a_policy_earns_computed_rewards_and_its_best_step_is_published(
+    make_bench: MakeBench, taught: Path, method: str, algorithm: str
+) -> None:
+    rate = {"learningRate": 2e-3 if method == "Full" else 5e-3}
+    bench = make_policy_job(make_bench, taught, RED | {"algorithm": algorithm}, method)
+    bench.spec["hyperparameters"] |= rate
+    report = bench.run()
+    metrics = report.metrics
+    assert metrics
+    earned = [line["reward"] for line in metrics_lines(bench, "train")]
+    assert sum(earned[-2:]) > sum(earned[:2])
+    evaluations = {line["step"]: line["reward"] for line in metrics_lines(bench, "eval")}
+    assert set(evaluations) == {0, 3, 6}
+    best = max((3, 6), key=lambda step: evaluations[step])
+    assert metrics.best_step == best
+    assert metrics.baseline_eval_reward == pytest.approx(evaluations[0])
+    (final,) = metrics_lines(bench, "final")
+    assert final["step"] == best
+    assert final["reward"] == pytest.approx(metrics.eval_reward)
+    assert f"held-out reward {final['reward']:.4g}" in report.message
+    assert f"to **{final['reward']:.4g}** (tuned model)" in report_text(bench)
+    assert verify("s3://bucket/output", bench.storage) == []
+
+
+def test_a_stop_while_answers_are_written_ends_within_the_step(make_bench: MakeBench, taught: Path) -> None:
+    bench = make_policy_job(make_bench, taught, RED | {"maxCompletionLength": 600})
+    config = bench.prepare()
+    before: list[int] = []
+
+    def stop_in_generation() -> None:
+        while bench.reporter.snapshot().progress.stage != "Baseline":
+            time.sleep(0.01)
+        before.append(bench.reporter.snapshot().heartbeat)
+        while bench.reporter.snapshot().heartbeat < before[0] + 5:
+            time.sleep(0.01)
+        bench.stop.set()
+
+    watcher = threading.Thread(target=stop_in_generation)
+    watcher.start()
+    with pytest.raises(Stopped) as caught:
+        bench.train(config)
+    watcher.join()
+    assert caught.value.code is ExitCode.PREEMPTED
+    assert not (bench.output / "manifest.json").exists()
+
+
+def test_a_policy_without_held_out_rows_publishes_its_last_step(make_bench: MakeBench, taught: Path) -> None:
+    bench = make_policy_job(make_bench, taught, RED, dataset={"train": {"uri": "s3://bucket/data/train.jsonl"}})
+    bench.spec["hyperparameters"] |= {"maxSteps": 2}
+    report = bench.run()
+    assert report.metrics
+    assert report.metrics.eval_reward is None
+    assert "no rows were held out" in report.message
+
+
+def test_a_prompt_of_the_rows_is_asked_without_its_answer(make_bench: MakeBench, taught: Path) -> None:
+    """Any row has a prompt: chats, pairs and judged answers."""
+    bench = make_policy_job(make_bench, taught, RED)
+    ask = [Message(role="user", content="What is the colour of sky?")]
+    bench.rows = [{"messages": [*ask, {"role": "assistant", "content": f"It is {n}."}]} for n in range(45)] + [
+        {"prompt": f"What is the colour of sea {n}?", "chosen": "It is red.", "rejected": "No."} for n in range(45)
+    ]
+    bench.spec["hyperparameters"] |= {"maxSteps": 1}
+    config = bench.prepare()
+    assert config.dataset
+    assert config.dataset.train_rows
+    bench.train(config)
+    assert "It is 7." not in report_text(bench)
