@@ -72,6 +72,11 @@ class PromptDraft:
         """The prompt, up to where an answer would begin."""
         return [self.text]
 
+    @property
+    def characters(self) -> int:
+        """Those of the prompt."""
+        return len(self.text)
+
     def finish(self, encodings: Sequence[Encoding], max_length: int) -> list[EncodedPrompt]:
         """Return the prompt; raises BadRow when `max_length` leaves nothing of it."""
         ids = self.prompt.tokens.ids(encodings[0])
@@ -115,6 +120,11 @@ class AnswersDraft:
     def texts(self) -> list[str]:
         """The whole conversation with each answer."""
         return [rendering.text for rendering in self.renderings]
+
+    @property
+    def characters(self) -> int:
+        """Those of the conversation, with each answer."""
+        return sum(map(len, self.texts))
 
     def shared_text(self) -> str:
         """What the model reads before it writes any of the answers; raises BadRow."""

@@ -1,6 +1,6 @@
 """Rows that are rendered and wait for their tokens: conversations, and documents."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -12,6 +12,10 @@ from finetune_trainer.renderer import Found
 from finetune_trainer.token_spans import Tokens, token_spans
 from finetune_trainer.turn_spans import Rendering
 
+# Two texts with the same beginning have the same tokens there, but for the last few characters of it.
+SAME_TOKENS_AFTER = 256
+RENDERINGS_AT_ONCE = 16
+
 
 class Draft(Protocol):
     """A row made ready: its texts are tokenised together with those of other rows, then it is finished."""
@@ -19,6 +23,10 @@ class Draft(Protocol):
     @property
     def texts(self) -> list[str]:
         """What must be tokenised, special tokens spelled out."""
+
+    @property
+    def characters(self) -> int:
+        """How much the draft holds."""
 
     def finish(self, encodings: Sequence[Encoding], max_length: int) -> Sequence[Sample]:
         """Return the samples, of at most `max_length` tokens each; raises BadRow."""
@@ -34,20 +42,32 @@ class ChatDraft:
 
     @property
     def texts(self) -> list[str]:
+        """The whole conversation; where the template alters earlier answers, those are tokenised when it is known."""
+        return [self.found.renderings[-1].text]
+
+    @property
+    def characters(self) -> int:
         """The conversation, more than once where the template alters earlier answers."""
-        return [rendering.text for rendering in self.found.renderings]
+        return sum(len(rendering.text) for rendering in self.found.renderings)
 
     def finish(self, encodings: Sequence[Encoding], max_length: int) -> list[Encoded]:
         """Return the samples that hold a token of an answer; raises BadRow when none does."""
+        *earlier, last = self.found.renderings
+        (whole,) = encodings
+        near = earlier
+        if len(whole) > max_length:  # then most answers may lie beyond it: only the others are worth tokenising
+            within = last.text[: whole.offsets[max_length][1] + SAME_TOKENS_AFTER]
+            near = [one for one in earlier if one.spans[0][0] < len(within) or not one.text.startswith(within)]
+        lost = sum(len(one.spans) for one in earlier) - sum(len(one.spans) for one in near)
         kept: list[Encoded] = []
-        lost = 0
-        for rendering, encoding in zip(self.found.renderings, encodings, strict=True):
+        longest = len(whole)
+        for rendering, encoding in (*self._tokenize(near), (last, whole)):
             encoded = self._encode(rendering, encoding, max_length)
+            longest = max(longest, len(encoding))
             if encoded is None:
                 lost += len(rendering.spans)
             else:
                 kept.append(encoded)
-        longest = max(len(encoding.ids) for encoding in encodings)
         if not kept:
             detail = f"no token of an answer lies within maxLength {max_length} ({longest} tokens)"
             raise BadRow(RejectCode.PROMPT_FILLS_CONTEXT, detail, longest)
@@ -56,6 +76,11 @@ class ChatDraft:
         if self.found.reasoning_lost:
             kept[0] = replace(kept[0], reasoning_lost=self.found.reasoning_lost)
         return kept
+
+    def _tokenize(self, renderings: Sequence[Rendering]) -> Iterator[tuple[Rendering, Encoding]]:
+        for start in range(0, len(renderings), RENDERINGS_AT_ONCE):
+            some = renderings[start : start + RENDERINGS_AT_ONCE]
+            yield from zip(some, self.tokens.encode_batch([one.text for one in some]), strict=True)
 
     def _encode(self, rendering: Rendering, encoding: Encoding, max_length: int) -> Encoded | None:
         ids = self.tokens.shared(encoding.ids)
@@ -104,6 +129,11 @@ class TextDraft:
     def texts(self) -> list[str]:
         """The document."""
         return [self.text]
+
+    @property
+    def characters(self) -> int:
+        """Those of the document."""
+        return len(self.text)
 
     def finish(self, encodings: Sequence[Encoding], max_length: int) -> list[Encoded]:
         """Return the pieces; a document's last piece ends with EOS."""

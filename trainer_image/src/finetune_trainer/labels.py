@@ -46,6 +46,9 @@ from finetune_trainer.tokenizer_files import (
 )
 from finetune_trainer.turn_spans import Tools
 
+# What is rendered before it is tokenised: a token takes about a hundred bytes until its sample is made.
+CHARACTERS_AT_ONCE = 1 << 21
+
 __all__ = ["UNTRAINED", "Encoded", "Labeler", "load_labeler"]
 
 
@@ -95,9 +98,20 @@ class Labeler:
         self, rows: Sequence[Row], objective: Objective, max_length: int
     ) -> list[Sequence[Sample] | BadRow]:
         """Encode many rows at once, which is faster; the results are in the order of the rows."""
-        drafts = [self._try_draft(row, objective) for row in rows]
+        results: list[Sequence[Sample] | BadRow] = []
+        drafts: list[Draft | BadRow] = []
+        characters = 0
+        for row in rows:
+            drafts.append(self._try_draft(row, objective))
+            characters += drafts[-1].characters if not isinstance(drafts[-1], BadRow) else 0
+            if characters > CHARACTERS_AT_ONCE:
+                results += self._finish(drafts, max_length)
+                drafts, characters = [], 0
+        return results + self._finish(drafts, max_length)
+
+    def _finish(self, drafts: list[Draft | BadRow], max_length: int) -> list[Sequence[Sample] | BadRow]:
         texts = [text for draft in drafts if not isinstance(draft, BadRow) for text in draft.texts]
-        encodings = iter(self.tokenizer.encode_batch(texts, add_special_tokens=False))
+        encodings = iter(self._tokens.encode_batch(texts))
         results: list[Sequence[Sample] | BadRow] = []
         for draft in drafts:
             if isinstance(draft, BadRow):

@@ -23,6 +23,10 @@ class Tokens:
         """The ids of a text that spells its special tokens itself."""
         return self.ids(self._tokenizer.encode(text, add_special_tokens=False))
 
+    def encode_batch(self, texts: Sequence[str]) -> list[Encoding]:
+        """The same for many texts at once, with where their tokens lie."""
+        return self._tokenizer.encode_batch(texts, add_special_tokens=False)
+
     def ids(self, encoding: Encoding) -> list[int]:
         """The ids of an encoding, without a second BOS."""
         ids = self.shared(encoding.ids)
