@@ -116,6 +116,9 @@ def _shards(uri: str, directory: Path, entries: Mapping[str, Entry]) -> list[Ent
     weight_map = _read_json(uri, directory / INDEX).get("weight_map")
     names = sorted({str(name) for name in weight_map.values()}) if isinstance(weight_map, dict) else []
     missing = [name for name in names if name not in entries]
+    others = [name for name in names if not is_weight_file(name)]
+    if others:
+        _refuse(uri, f"{INDEX} names weights that are not model*.safetensors: {', '.join(others[:5])}")
     if missing or not names:
         _refuse(uri, f"weights that {INDEX} names are missing: {', '.join(missing[:5]) or 'it names none'}")
     return [entries[name] for name in names]
