@@ -126,6 +126,8 @@ class Reason(StrEnum):
     UNOBSERVED = "Unobserved"
     BACKOFF_LIMIT_EXCEEDED = "BackoffLimitExceeded"
     TOO_MANY_PREEMPTIONS = "TooManyPreemptions"
+    START_DEADLINE_EXCEEDED = "StartDeadlineExceeded"
+    DEADLINE_EXCEEDED = "DeadlineExceeded"
     # kstatus
     PENDING = "Pending"
     PROGRESSING = "Progressing"

@@ -60,6 +60,10 @@ class CurrentRun(StatusBlock):
     """Node that it runs on."""
     start_time: Time | None = None
     """When the container started."""
+    heartbeat: Count | None = None
+    """The heartbeat of its last answer."""
+    last_moved_time: Time | None = None
+    """When its heartbeat was last seen to move; `stallTimeoutSeconds` counts from here."""
     stopping: Word | None = None
     """Why the operator stops it, `UserRequested` or `NoProgress`; written before it is stopped."""
     missing_since: Time | None = None

@@ -322,6 +322,18 @@ class FineTuneJobSpec(Block):
     """Stop the job's pods and free their GPUs; a running trainer saves a checkpoint first. False lets it go on. Takes
     effect at once. Default: false."""
     backoff_limit: Annotated[int, Field(ge=0, le=100)] = 3
-    """Failed runs before the job fails; preemptions do not count. Default: 3."""
+    """Failed runs before the job fails; preemptions do not count. Takes effect at once. Default: 3."""
     max_preemptions: Annotated[int, Field(ge=0, le=10_000)] = 20
-    """Preemptions before the job fails; 0 = any number. Default: 20."""
+    """Preemptions before the job fails; 0 = any number. Takes effect at once. Default: 20."""
+    start_deadline_seconds: Annotated[int, Field(ge=1, le=31_536_000)] | None = None
+    """Longest wait for the first trainer pod to run, preflight and queueing included, in seconds; it begins when the
+    job is accepted, and anew when it is resumed. Takes effect at once. Default: none."""
+    active_deadline_seconds: Annotated[int, Field(ge=1, le=31_536_000)] | None = None
+    """Longest time that trainer pods may run, in seconds, summed over all runs; waiting and suspended time does not
+    count. Takes effect at once. Default: none."""
+    stall_timeout_seconds: Annotated[int, Field(ge=10, le=2_592_000)] = 1800
+    """Seconds after which a trainer that answers but does not move is started again, which counts as a failed run;
+    longer than the longest step, row or transfer. Takes effect at once. Default: 1800."""
+    ttl_seconds_after_finished: Annotated[int, Field(ge=0, le=315_360_000)] | None = None
+    """Seconds after the end of the job until its Jobs, pods and ConfigMaps are removed; the FineTuneJob, which is the
+    record, stays. Takes effect at once. Default: they stay as long as the FineTuneJob."""

@@ -303,6 +303,8 @@ class FineTuneJobStatus(StatusBlock):
     ) = None
     """The state as `metav1.Condition`s: Accepted, Suspended, Validated, Running, EarlyStopped, Published, Complete,
     Failed, and Ready, Reconciling, Stalled for GitOps tools."""
+    queued_time: Time | None = None
+    """When the job could start, accepted and not suspended; `startDeadlineSeconds` counts from here."""
     start_time: Time | None = None
     """Start of the first run; never reset."""
     completion_time: Time | None = None
@@ -315,6 +317,8 @@ class FineTuneJobStatus(StatusBlock):
     """Runs that failed, which `backoffLimit` bounds."""
     preemptions: Count | None = None
     """Runs that were preempted or evicted, which `maxPreemptions` bounds."""
+    active_seconds: Count | None = None
+    """Seconds that the ended runs took, summed, which `activeDeadlineSeconds` bounds."""
     history: (
         Annotated[list[Run], Field(max_length=10, json_schema_extra={"x-kubernetes-list-type": "atomic"})] | None
     ) = None

@@ -63,7 +63,7 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
   verbs: [list, watch]
 - apiGroups: [""]
   resources: [configmaps]
-  verbs: [get, create]
+  verbs: [get, list, create, delete]
 - apiGroups: [""]
   resources: [events]
   verbs: [list, create]

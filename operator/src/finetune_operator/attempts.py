@@ -2,12 +2,12 @@
 
 from finetune_api.names import Component, ConditionType, Reason
 from finetune_api.status import JobRef
-from finetune_operator import evidence, runs, suspension, trouble
+from finetune_operator import deadlines, evidence, runs, suspension, trouble
 from finetune_operator.draft import SOON_SECONDS, Draft
 from finetune_operator.manifests import build_attempt
 from finetune_operator.objects import ChildJob
 from finetune_operator.results import show_progress, take_lineage, take_report
-from finetune_operator.state import Target
+from finetune_operator.state import Reading, Target
 from finetune_operator.waiting import watch_start
 
 C, R = ConditionType, Reason
@@ -22,14 +22,17 @@ def train(draft: Draft) -> None:
         status.attempts = current.attempt
         status.job_ref = JobRef(name=current.name, uid=current.uid)
     runs.fold(draft, attempts)
-    is_open = status.job_ref is not None
-    if is_open and not (current and current.uid == status.job_ref.uid):  # type: ignore[union-attr]
+    mine = current if current and status.job_ref and current.uid == status.job_ref.uid else None
+    if mine and not mine.is_over:
+        _note_running(draft, mine)
+    is_decided = mine is not None and (mine.is_over or runs.has_succeeded(status, mine))
+    if not is_decided and _is_overdue(draft, mine):
+        return
+    if mine:
+        _ended(draft, mine) if mine.is_over else _open(draft, mine)
+    elif status.job_ref:
         _deleted(draft)
-    elif current and is_open and not current.is_over:
-        _open(draft, current)
-    elif current and is_open:
-        _ended(draft, current)
-    elif (status.failures or 0) > draft.spec.backoff_limit:
+    elif _too_many_failures(draft):
         draft.fail(R.BACKOFF_LIMIT_EXCEEDED, runs.last_sentence(status))
     elif _has_counted(draft):
         draft.decision.again_in(0)
@@ -44,25 +47,55 @@ def _has_counted(draft: Draft) -> bool:
     return any(getattr(before, name) != getattr(after, name) for name in counters)
 
 
+def _note_running(draft: Draft, current: ChildJob) -> None:
+    pod = next((one for one in reversed(draft.seen.pods_of(current.uid)) if one.is_running), None)
+    if pod:
+        draft.status.start_time = draft.status.start_time or pod.started
+        runs.note_running(draft, current, pod)
+
+
+def _is_overdue(draft: Draft, mine: ChildJob | None) -> bool:
+    """Whether a deadline ends the job; what was counted is written first, and the Job removed before that is said."""
+    overdue = deadlines.exceeded(draft)
+    if overdue is None or draft.seen.obstacle:
+        return False
+    if _has_counted(draft):
+        draft.decision.again_in(0)
+        return False
+    draft.decision.delete = mine
+    if draft.status.current_run:
+        runs.cut(draft, draft.status.current_run, overdue.reason, overdue.detail)
+    draft.fail(overdue.reason, overdue.detail)
+    return True
+
+
+def _too_many_failures(draft: Draft) -> bool:
+    return (draft.status.failures or 0) > draft.spec.backoff_limit
+
+
 def _too_many_preemptions(draft: Draft) -> bool:
     limit = draft.spec.max_preemptions
     return bool(limit) and (draft.status.preemptions or 0) > limit
 
 
-def _end_preempted(draft: Draft) -> None:
-    detail = runs.last_sentence(draft.status, evidence.RESULT_PREEMPTED)
-    draft.fail(R.TOO_MANY_PREEMPTIONS, detail)
+def _end_by_count(draft: Draft) -> None:
+    if _too_many_preemptions(draft):
+        draft.fail(R.TOO_MANY_PREEMPTIONS, runs.last_sentence(draft.status, evidence.RESULT_PREEMPTED))
+    else:
+        draft.fail(R.BACKOFF_LIMIT_EXCEEDED, runs.last_sentence(draft.status))
 
 
 def _open(draft: Draft, current: ChildJob) -> None:
-    """Watched, or removed after too many preemptions; these are written first, so that a lost write changes nothing."""
+    """Watched, or removed after too many runs; these are written first, so that a lost write changes nothing."""
     is_counted = _has_counted(draft)
-    if _too_many_preemptions(draft) and not is_counted and not draft.seen.obstacle:
+    has_lower_limit = _too_many_failures(draft) and current.failed_pods <= current.backoff_limit
+    is_over_limit = _too_many_preemptions(draft) or has_lower_limit
+    if is_over_limit and not is_counted and not draft.seen.obstacle:
         draft.decision.delete = current
-        _end_preempted(draft)
+        _end_by_count(draft)
         return
     _watch(draft, current)
-    if _too_many_preemptions(draft) and is_counted:
+    if is_over_limit and is_counted:
         draft.decision.again_in(0)
 
 
@@ -81,8 +114,10 @@ def _deleted(draft: Draft) -> None:
         draft.decision.again_in(SOON_SECONDS)
     elif status.current_run:
         draft.conditions.set(C.RUNNING, "False", R.BACKING_OFF, detail)  # until its run is settled
-    elif _too_many_preemptions(draft):
-        _end_preempted(draft)  # the operator removed it, and did not come to write so
+    elif _too_many_preemptions(draft) or _too_many_failures(draft):
+        _end_by_count(draft)  # the operator removed it, and did not come to write so
+    elif runs.has_stalled(status):
+        _close(draft, R.NO_PROGRESS, runs.of(status)[-1].message or "", add_failure=True)
     else:
         _close(draft, R.JOB_DELETED, detail, add_failure=True)
 
@@ -106,11 +141,19 @@ def _ended(draft: Draft, current: ChildJob) -> None:
         take_report(status, terminal.report)
     if terminal:
         draft.fail(terminal.reason, terminal.message, current)
+    elif current.failed_reason == "BackoffLimitExceeded" and _may_go_on(draft, current):
+        _close(draft, R.BACKOFF_LIMIT_EXCEEDED, "backoffLimit was raised meanwhile", add_failure=False)
     elif current.failed_reason == "BackoffLimitExceeded":
         draft.fail(R.BACKOFF_LIMIT_EXCEEDED, runs.last_sentence(status), current)
     else:
         reason = evidence.reason_of_failed_job(current) or current.failed_reason or R.CONTAINER_ERROR
         draft.fail(reason, current.failed_message, current)
+
+
+def _may_go_on(draft: Draft, current: ChildJob) -> bool:
+    """Whether the Job has used up the limit that it was created with, and the user allows more by now."""
+    counted = (draft.status.job_ref and draft.status.job_ref.failures) or 0
+    return counted > current.backoff_limit and not _too_many_failures(draft)
 
 
 def _close(draft: Draft, reason: Reason, detail: str, *, add_failure: bool) -> None:
@@ -147,9 +190,6 @@ def _watch(draft: Draft, current: ChildJob) -> None:
     seen, status = draft.seen, draft.status
     pods = seen.pods_of(current.uid)
     pod = next((one for one in reversed(pods) if one.is_running), None)
-    if pod:
-        status.start_time = status.start_time or pod.started
-        runs.note_running(draft, current, pod)
     if suspension.is_held(draft, current, pods):
         return
     if pod is None or trouble.is_lost(pod, seen.now):
@@ -166,3 +206,27 @@ def _watch(draft: Draft, current: ChildJob) -> None:
         draft.conditions.set(C.RUNNING, "True", R.PODS_RUNNING)
     if reading and reading.report:
         show_progress(status, reading.report, reading.at)
+        _restart_if_stalled(draft, current, reading)
+    elif status.current_run and status.current_run.stopping == R.NO_PROGRESS:
+        _restart(draft, current)
+
+
+def _restart_if_stalled(draft: Draft, current: ChildJob, reading: Reading) -> None:
+    run = draft.status.current_run
+    if deadlines.is_stalled(draft, reading) or (run and run.stopping == R.NO_PROGRESS):
+        _restart(draft, current)
+
+
+def _restart(draft: Draft, current: ChildJob) -> None:
+    """The Job is removed once it is written why; its pod's end is then a failure, whatever it says."""
+    run, progress = draft.status.current_run, draft.status.progress
+    if run is None:
+        return
+    run.stopping = R.NO_PROGRESS
+    where = f"{progress.stage or 'an unknown stage'}, step {progress.step or 0}" if progress else "an unknown stage"
+    draft.conditions.set(C.RUNNING, "False", R.NO_PROGRESS, f"{draft.spec.stall_timeout_seconds} s ({where})")
+    if draft.stored.current_run is None or draft.stored.current_run.stopping != R.NO_PROGRESS:
+        draft.decision.again_in(0)
+    elif not draft.seen.obstacle:
+        draft.decision.delete = current
+        draft.decision.again_in(SOON_SECONDS)

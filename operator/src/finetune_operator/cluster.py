@@ -38,7 +38,7 @@ RIGHTS = (
     ("patch", names.GROUP, names.PLURAL, "status"),
     *((verb, "batch", "jobs", "") for verb in ("get", "list", "watch", "create", "patch", "delete")),
     *((verb, "", "pods", "") for verb in ("list", "watch")),
-    *((verb, "", "configmaps", "") for verb in ("get", "create")),
+    *((verb, "", "configmaps", "") for verb in ("get", "list", "create", "delete")),
     *((verb, "", "events", "") for verb in ("list", "create")),
 )
 _RBAC = re.compile(r'cannot (\w+) resource "([^"]+)"')
@@ -112,11 +112,25 @@ class Cluster:
 
     async def delete_child(self, job: Job, child: ChildJob) -> None:
         """Deletes exactly that Job, and with it its pods."""
-        body = {"propagationPolicy": "Background", "preconditions": {"uid": child.uid}}
+        await self._delete(f"{_jobs(job.key.namespace)}/{child.name}", child.uid)
+
+    async def _delete(self, path: str, uid: str) -> None:
+        body = {"propagationPolicy": "Background", "preconditions": {"uid": uid}}
         try:
-            await self._call("DELETE", f"{_jobs(job.key.namespace)}/{child.name}", body=body)
+            await self._call("DELETE", path, body=body)
         except (Gone, Outdated):
             return
+
+    async def remove_children(self, job: Job) -> bool:
+        """Deletes a job's ConfigMaps, then its Jobs with their pods; false when there were none."""
+        path = f"/api/v1/namespaces/{job.key.namespace}/configmaps"
+        for item in await self._list_named(job.key, path):
+            if controller_of(item).get("uid") == job.uid:
+                await self._delete(f"{path}/{item['metadata']['name']}", item["metadata"]["uid"])
+        children = [one for one in await self.list_children(job.key) if one.owner_uid == job.uid]
+        for child in children:
+            await self.delete_child(job, child)
+        return bool(children)
 
     async def set_suspended(self, job: Job, child: ChildJob, *, is_suspended: bool) -> ChildJob:
         """Suspends exactly that Job under the operator's name, or lets it go on."""

@@ -38,6 +38,8 @@ SENTENCES: dict[tuple[ConditionType, str], str] = {
     (C.RUNNING, R.POD_CREATION_REFUSED): "The API server refuses to create the pod: {detail}",
     (C.RUNNING, R.MOUNT_FAILED): "A volume of the pod cannot be mounted: {detail}",
     (C.RUNNING, R.CONTAINER_ERROR): "The container cannot be started: {detail}",
+    (C.RUNNING, R.NO_PROGRESS): "The trainer answers but has not moved for {detail}: it is started again; raise "
+    "stallTimeoutSeconds if it may take that long.",
     (C.RUNNING, R.BACKING_OFF): "Waiting for the next run: {detail}",
     (C.RUNNING, R.API_DENIED): "Why no pod runs cannot be read: {detail}: grant the right; the job goes on by itself.",
     (C.EARLY_STOPPED, R.NOT_CONFIGURED): "Early stopping is off.",
@@ -52,6 +54,10 @@ SENTENCES: dict[tuple[ConditionType, str], str] = {
     (C.FAILED, R.SUCCEEDED): "The job succeeded.",
     (C.FAILED, R.BACKOFF_LIMIT_EXCEEDED): "More runs failed than backoffLimit allows; the last one: {detail}",
     (C.FAILED, R.TOO_MANY_PREEMPTIONS): "The job was preempted more often than maxPreemptions allows: {detail}",
+    (C.FAILED, R.START_DEADLINE_EXCEEDED): "No trainer ran within startDeadlineSeconds, {detail} Mend that, or raise "
+    "startDeadlineSeconds, and create the job again.",
+    (C.FAILED, R.DEADLINE_EXCEEDED): "The trainer ran for {detail}: raise it and create the job again, or train for "
+    "fewer steps.",
 }
 """What each condition says; a reason of the exit table that is not listed says what the trainer said."""
 

@@ -8,6 +8,7 @@ from typing import Any
 import kopf
 
 from finetune_api import names
+from finetune_operator import deadlines
 from finetune_operator.metrics import Metrics
 from finetune_operator.objects import Job, Key, key_of_child
 from finetune_operator.settings import Settings
@@ -32,7 +33,7 @@ def build_registry(queue: WorkQueue[Key], memory: Memory, metrics: Metrics) -> k
         job = Job.from_object(dict(body))
         metrics.jobs.show(job)
         _add_all(queue, memory.families.note(job))
-        if not job.is_finished:
+        if not job.is_finished or (event["type"] == "MODIFIED" and deadlines.has_ttl(job)):
             queue.add(key)
 
     async def on_child(body: kopf.Body, **_: Any) -> None:

@@ -1,7 +1,7 @@
 """The decision: what was observed and the time in, the next status and the next action out. No I/O."""
 
 from finetune_api.names import ConditionType, Reason
-from finetune_operator import accept, attempts, parents, preflight, suspension
+from finetune_operator import accept, attempts, deadlines, parents, preflight, suspension
 from finetune_operator.conditions import Conditions
 from finetune_operator.draft import Decision, Draft
 from finetune_operator.errors import Denied, NameTaken, Refused
@@ -35,7 +35,10 @@ def plan(seen: Observed, settings: Settings) -> Decision:
 
 def _go_on(draft: Draft) -> None:
     suspension.decide(draft)
+    deadlines.note_queued(draft)
     if draft.is_blocked and not draft.seen.own:
+        if overdue := deadlines.exceeded(draft):
+            draft.fail(overdue.reason, overdue.detail)
         return
     if draft.status.is_true(C.VALIDATED) or preflight.check(draft):
         attempts.train(draft)

@@ -3,7 +3,7 @@
 from finetune_api.handoff import Outcome, Report
 from finetune_api.names import Component, ConditionType, Reason
 from finetune_api.status import Lineage
-from finetune_operator import evidence, runs, suspension
+from finetune_operator import deadlines, evidence, runs, suspension
 from finetune_operator.draft import SOON_SECONDS, Draft
 from finetune_operator.manifests import build_preflight
 from finetune_operator.objects import ChildJob, Pod
@@ -17,8 +17,12 @@ def check(draft: Draft) -> bool:
     """One step of preflight; true once it has passed and training can begin."""
     seen, conditions = draft.seen, draft.conditions
     child = next((one for one in seen.own if one.component == Component.PREFLIGHT and not one.is_deleting), None)
+    overdue = deadlines.exceeded(draft)
     has_started = child is not None or not draft.spec.suspend
     conditions.set(C.VALIDATED, "Unknown", R.PREFLIGHT_RUNNING if has_started else R.PENDING)
+    if child is None and overdue:
+        draft.fail(overdue.reason, overdue.detail)
+        return False
     if child is None:
         image = draft.spec.trainer.image or draft.settings.trainer_image
         draft.create(build_preflight(seen.job, draft.settings, image))
@@ -34,6 +38,9 @@ def check(draft: Draft) -> bool:
         draft.decision.delete = child
         conditions.set(C.VALIDATED, "False", R.TOO_MANY_PREEMPTIONS, "preflight was preempted too often")
         draft.fail(R.TOO_MANY_PREEMPTIONS, f"preflight: {_last_preemption(draft, pods)}", child)
+    elif overdue and not seen.obstacle:
+        draft.decision.delete = child
+        draft.fail(overdue.reason, overdue.detail)
     elif not suspension.is_held(draft, child, pods):
         watch_start(draft, child, pods)
     return False

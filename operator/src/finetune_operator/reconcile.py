@@ -1,11 +1,12 @@
 """One look at one FineTuneJob: observe, plan, apply, and one status write at the end if anything changed."""
 
 import logging
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 
 from finetune_api.status import FineTuneJobStatus
-from finetune_operator import events, parents
+from finetune_operator import deadlines, events, parents
 from finetune_operator.cluster import Cluster
 from finetune_operator.draft import Decision
 from finetune_operator.errors import ClusterError, Denied, Gone, NameTaken, Outdated, Refused, RetryLater
@@ -25,13 +26,21 @@ class Reconciler:
     """Brings one FineTuneJob a step further each time it is called."""
 
     def __init__(
-        self, cluster: Cluster, memory: Memory, queue: WorkQueue[Key], settings: Settings, metrics: Metrics
+        self,
+        cluster: Cluster,
+        memory: Memory,
+        queue: WorkQueue[Key],
+        settings: Settings,
+        metrics: Metrics,
+        *,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._cluster = cluster
         self._memory = memory
         self._queue = queue
         self._settings = settings
         self._metrics = metrics
+        self._clock = clock
 
     async def handle(self, key: Key) -> None:
         """Looks at a job; whatever the API server answers ends in another look, never in a lost job."""
@@ -63,6 +72,7 @@ class Reconciler:
         job = await self._cluster.get_job(key)
         if job.is_finished:
             self._memory.forget(key)
+            await self._tidy(job)
             return
         if job.status_error:
             log.error("%s: left alone, for its status cannot be read: %s", key, job.status_error)
@@ -77,6 +87,14 @@ class Reconciler:
         if decision.requeue_after is not None:
             self._queue.add(key, decision.requeue_after)
 
+    async def _tidy(self, job: Job) -> None:
+        """Removes what is left of a finished job in time; after a restart, the listing of its Jobs brings it here."""
+        left = deadlines.seconds_to_tidy(job, self._clock())
+        if left:
+            self._queue.add(job.key, left + deadlines.SLACK_SECONDS)
+        elif left is not None and await self._cluster.remove_children(job):
+            log.info("%s: Jobs removed, %s s after the end", job.key, job.spec and job.spec.ttl_seconds_after_finished)
+
     async def _observe(self, job: Job) -> Observed:
         """Jobs before pods: a pod is then never older than what its Job says of it."""
         relatives = await self._relatives(job)
@@ -84,10 +102,10 @@ class Reconciler:
             children = await self._cluster.list_children(job.key)
             pods = await self._cluster.list_pods(job.key)
         except Denied as problem:
-            return Observed(job=job, now=datetime.now(UTC), relatives=relatives, obstacle=problem, is_blind=True)
+            return Observed(job=job, now=self._clock(), relatives=relatives, obstacle=problem, is_blind=True)
         return Observed(
             job=job,
-            now=datetime.now(UTC),
+            now=self._clock(),
             children=children,
             pods=self._memory.with_ends(job.key, pods),
             relatives=relatives,
@@ -152,7 +170,7 @@ class Reconciler:
         for event in events.between(job.status, status):
             log.info("%s: %s: %s", job.key, event.reason, event.message)
             try:
-                body = events.build_event(written, event, self._settings.pod_name, datetime.now(UTC))
+                body = events.build_event(written, event, self._settings.pod_name, self._clock())
                 await self._cluster.post_event(body)
             except ClusterError as problem:
                 log.warning("%s: event not posted: %s", job.key, problem)

@@ -18,6 +18,7 @@ from finetune_operator.evidence import (
 from finetune_operator.objects import ChildJob, Pod
 
 HISTORY = 10
+STALLED = "it answered, but did not move for stallTimeoutSeconds"
 UNSEEN_SECONDS = 5.0
 """For how long the end of a pod that is gone may still arrive as a watch event."""
 
@@ -95,7 +96,7 @@ def _judge(draft: Draft, pod: Pod, child: ChildJob | None) -> Verdict:
     verdict = judge(pod, draft.seen.job, failed_unseen=failed_unseen)
     run = status.current_run if status.current_run and status.current_run.pod_uid == pod.uid else None
     if run and run.stopping == Reason.NO_PROGRESS:
-        return Verdict(RESULT_FAILED, Reason.NO_PROGRESS, verdict.message, report=verdict.report)
+        return Verdict(RESULT_FAILED, Reason.NO_PROGRESS, STALLED, report=verdict.report)
     if child is None:
         return Verdict(RESULT_FAILED, Reason.JOB_DELETED, "the Job was deleted while the pod ran")
     if verdict.result == RESULT_SUCCEEDED or not pod.deleting:
@@ -133,6 +134,9 @@ def _ended_run(draft: Draft, pod: Pod, verdict: Verdict, attempt: int) -> Run:
 def _append(status: FineTuneJobStatus, run: Run) -> None:
     status.runs = run.run
     status.history = [*of(status), run][-HISTORY:]
+    if run.start_time and run.end_time:
+        seconds = int((run.end_time - run.start_time).total_seconds())
+        status.active_seconds = (status.active_seconds or 0) + max(0, seconds)
     if run.start_time:
         status.start_time = status.start_time or run.start_time
 
@@ -181,8 +185,15 @@ def _settle_missing(draft: Draft, attempts: Sequence[ChildJob]) -> None:
 
 
 def _settle(draft: Draft, run: CurrentRun, child: ChildJob | None) -> None:
-    status = draft.status
     verdict = _judge_unseen(draft, run, child)
+    cut(draft, run, verdict.reason, verdict.message, verdict.result)
+    if child:
+        _count(draft.status, verdict)
+
+
+def cut(draft: Draft, run: CurrentRun, reason: str, message: str, result: str = RESULT_FAILED) -> None:
+    """Ends the run that is written down as running, without its pod's own word; counts nothing but its time."""
+    status = draft.status
     ended = Run(
         run=(status.runs or 0) + 1,
         attempt=run.attempt,
@@ -191,21 +202,19 @@ def _settle(draft: Draft, run: CurrentRun, child: ChildJob | None) -> None:
         node=run.node,
         start_time=run.start_time,
         end_time=run.missing_since or draft.seen.now,
-        result=verdict.result,
-        reason=verdict.reason,
-        message=verdict.message,
+        result=result,
+        reason=reason,
+        message=message[:1024],
         last_step=_last_step(draft, run.pod_uid, run.start_time),
     )
     _append(status, ended)
-    if child:
-        _count(status, verdict)
     status.current_run = None
 
 
 def _judge_unseen(draft: Draft, run: CurrentRun, child: ChildJob | None) -> Verdict:
     words = "nobody saw how the pod ended"
     if run.stopping == Reason.NO_PROGRESS:
-        return Verdict(RESULT_FAILED, Reason.NO_PROGRESS, words)
+        return Verdict(RESULT_FAILED, Reason.NO_PROGRESS, STALLED)
     if child is None:
         return Verdict(RESULT_FAILED, Reason.JOB_DELETED, "the Job was deleted while the pod ran")
     if child.failed_pods > _failed_of(draft.status, child):
@@ -230,6 +239,12 @@ def _count_unseen(status: FineTuneJobStatus, attempts: Sequence[ChildJob]) -> No
 def has_succeeded(status: FineTuneJobStatus, child: ChildJob) -> bool:
     """Whether a run of that Job has published; the Job's own end follows within seconds."""
     return any(run.attempt == child.attempt and run.result == RESULT_SUCCEEDED for run in of(status))
+
+
+def has_stalled(status: FineTuneJobStatus) -> bool:
+    """Whether the last run was stopped by the operator because it did not move."""
+    known = of(status)
+    return bool(known) and known[-1].reason == Reason.NO_PROGRESS and known[-1].attempt == status.attempts
 
 
 def last_sentence(status: FineTuneJobStatus, result: str | None = None) -> str:

@@ -243,6 +243,11 @@ CHANGES = {
 }
 FIXED_WITH_THEIR_OBJECTIVE = ("kto", "rlhf")
 REFUSED_BY_SCHEMA = [
+    ({"startDeadlineSeconds": 0}, "spec.startDeadlineSeconds"),
+    ({"activeDeadlineSeconds": 0}, "spec.activeDeadlineSeconds"),
+    ({"stallTimeoutSeconds": 9}, "spec.stallTimeoutSeconds"),
+    ({"ttlSecondsAfterFinished": -1}, "spec.ttlSecondsAfterFinished"),
+    ({"suspend": "yes"}, "spec.suspend"),
     ({"objective": "Telepathy"}, "spec.objective"),
     ({"model": {"uri": "s3://models"}}, "spec.model.uri"),
     ({"tuning": {"lora": {"rank": 0}}}, "spec.tuning.lora.rank"),
@@ -338,12 +343,23 @@ def test_every_rule_of_the_crd_is_in_one_of_these_tables() -> None:
     assert untested == []
 
 
+OPERATIONAL = {
+    "suspend": True,
+    "backoffLimit": 7,
+    "maxPreemptions": 7,
+    "startDeadlineSeconds": 7,
+    "activeDeadlineSeconds": 7,
+    "stallTimeoutSeconds": 70,
+    "ttlSecondsAfterFinished": 0,
+}
+
+
 @pytest.mark.parametrize("field", sorted(CHANGES))
 def test_a_field_that_is_fixed_at_creation_cannot_change_but_others_can(jobs: Jobs, field: str) -> None:
     blocks = {"earlyStopping": {"patience": 3}, "lineage": {"parentRef": {"name": "sft"}}}
     blocks |= {"objective": "DPO", "dpo": {}} if field == "dpo" else {}
     stored = jobs.create(BASE | SPLIT | blocks, dry_run=False)
-    jobs.replace(stored, stored["spec"] | {"backoffLimit": 7})
+    jobs.replace(stored, stored["spec"] | OPERATIONAL)
     with pytest.raises(client.ApiException) as caught:
         jobs.replace(stored, stored["spec"] | {field: CHANGES[field]})
     assert f"{field} is fixed when the job is created" in said(caught.value)

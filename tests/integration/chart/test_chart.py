@@ -19,9 +19,9 @@ CHART = ROOT / "helm" / "finetune-operator"
 RIGHTS = {
     ("finetune.dev", "finetunejobs"): ["get", "list", "watch"],
     ("finetune.dev", "finetunejobs/status"): ["patch"],
-    ("batch", "jobs"): ["get", "list", "watch", "create", "delete"],
+    ("batch", "jobs"): ["get", "list", "watch", "create", "patch", "delete"],
     ("", "pods"): ["list", "watch"],
-    ("", "configmaps"): ["get", "create"],
+    ("", "configmaps"): ["get", "list", "create", "delete"],
     ("", "events"): ["list", "create"],
 }
 

@@ -5,10 +5,13 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -361,6 +364,41 @@ def operator(access: Access, world: World, tmp_path: Path) -> Iterator[Operator]
     process.start()
     yield process
     process.kill()
+
+
+class _Trainer(ThreadingHTTPServer):
+    """A trainer that answers for its progress."""
+
+    def __init__(self, address: str, answer: bytes) -> None:
+        body = answer
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                self.send_response(200 if self.path == "/progress" else 404)
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *_: object) -> None:
+                return
+
+        super().__init__((address, 8080), Handler)
+
+
+@contextmanager
+def _answering(address: str, answer: bytes) -> Iterator[None]:
+    server = _Trainer(address, answer)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.fixture
+def trainer_at() -> Callable[[str, bytes], AbstractContextManager[None]]:
+    """A trainer at a loopback address, for as long as the context lasts."""
+    return _answering
 
 
 @pytest.fixture

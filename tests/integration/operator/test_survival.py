@@ -1,9 +1,7 @@
 """What the operator must survive: kills, missing rights, conflicts, names, and being idle."""
 
 import json
-import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -268,26 +266,7 @@ def test_a_missing_secret_is_shown_from_the_pods_events(world: Any, operator: An
     assert 'secret "s3" not found' in world.wait_condition("Running", "MountFailed", seconds=30)["message"]
 
 
-class _Trainer(ThreadingHTTPServer):
-    """A trainer that answers for its progress."""
-
-    def __init__(self, answer: bytes) -> None:
-        body = answer
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                self.send_response(200 if self.path == "/progress" else 404)
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, *_: object) -> None:
-                return
-
-        super().__init__(("127.0.0.2", 8080), Handler)
-        threading.Thread(target=self.serve_forever, daemon=True).start()
-
-
-def test_a_running_trainers_losses_reach_the_status(world: Any, operator: Any, wait: Any) -> None:
+def test_a_running_trainers_losses_reach_the_status(world: Any, operator: Any, wait: Any, trainer_at: Any) -> None:
     world.create()
     trainer = world.pass_preflight()
     report = {
@@ -297,13 +276,9 @@ def test_a_running_trainers_losses_reach_the_status(world: Any, operator: Any, w
         "progress": {"display": "25%", "percent": 25, "step": 6, "totalSteps": 24, "stage": "Training"},
         "metrics": {"trainLoss": 2.123456789, "learningRate": 1e-4},
     }
-    server = _Trainer(json.dumps(report).encode())
-    try:
+    with trainer_at("127.0.0.2", json.dumps(report).encode()):
         world.run(trainer, ip="127.0.0.2")
         wait(lambda: world.status().get("progress", {}).get("display") == "25%", "live progress", 20)
-    finally:
-        server.shutdown()
-        server.server_close()
     status = world.status()
     assert status["metrics"] == {"trainLoss": 2.1235, "learningRate": 0.0001}
     assert status["phase"] == "Training"

@@ -1,0 +1,92 @@
+"""Deadlines on a real API server with the real Job controller; the test plays kubelet and trainer."""
+
+import json
+import time
+from typing import Any
+
+
+def test_a_trainer_that_cannot_start_in_time_ends_the_job_and_its_pod(world: Any, operator: Any, wait: Any) -> None:
+    world.create(startDeadlineSeconds=15)
+    trainer = world.pass_preflight()
+    world.cannot_schedule(trainer, "0/4 nodes are available: 4 Insufficient nvidia.com/gpu.")
+    world.wait_condition("Running", "Unschedulable")
+    operator.kill()
+    operator.start()
+    status = world.wait_phase("Failed", seconds=30)
+    assert status["reason"] == "StartDeadlineExceeded"
+    assert "Insufficient nvidia.com/gpu" in status["message"]
+    wait(lambda: not [name for name in world.pods() if name.startswith("one-1")], "no trainer pod")
+    assert "Failed" in world.events()
+
+
+def test_active_time_is_counted_across_runs_suspensions_and_a_restart(world: Any, operator: Any, wait: Any) -> None:
+    world.create(activeDeadlineSeconds=12)
+    first = world.pass_preflight()
+    world.run(first)
+    world.wait_phase("Training")
+    time.sleep(3)
+    world.patch_spec("one", {"suspend": True})
+    wait(lambda: world.status().get("activeSeconds") is not None, "a run that ended")
+    before = world.status()["activeSeconds"]
+    assert 2 <= before <= 10
+    time.sleep(12)  # longer than what is left: suspended time does not count
+    assert world.status()["phase"] == "Suspended"
+    world.patch_spec("one", {"suspend": False})
+    second = world.pod_of("one-1")
+    world.run(second)
+    world.wait_phase("Training")
+    operator.kill()
+    operator.start()
+    status = world.wait_phase("Failed", seconds=30)
+    assert status["reason"] == "DeadlineExceeded"
+    assert status["activeSeconds"] >= 12
+    assert [run["result"] for run in status["history"]] == ["Suspended", "Failed"]
+    wait(lambda: "one-1" not in world.jobs(), "the Job is removed")
+
+
+def test_a_trainer_that_answers_but_does_not_move_gets_a_new_attempt(
+    world: Any, operator: Any, wait: Any, trainer_at: Any
+) -> None:
+    operator.kill()
+    operator.env["FINETUNE_PROGRESS_INTERVAL_SECONDS"] = "1"
+    operator.start()
+    world.create(stallTimeoutSeconds=10)
+    first = world.pass_preflight()
+    report = {
+        "jobUid": world.get()["metadata"]["uid"],
+        "podUid": first.metadata.uid,
+        "heartbeat": 5,
+        "progress": {"step": 6, "stage": "Training"},
+    }
+    with trainer_at("127.0.0.3", json.dumps(report).encode()):
+        world.run(first, ip="127.0.0.3")
+        second = wait(lambda: world.pod_of("one-2") if "one-2" in world.jobs() else None, "a second attempt", 40)
+    status = world.status()
+    assert (status["failures"], status["attempts"]) == (1, 2)
+    assert (status["history"][0]["reason"], status["history"][0]["lastStep"]) == ("NoProgress", 6)
+    world.end(second, 0, world.published())
+    world.wait_phase("Succeeded")
+
+
+def test_what_is_left_of_a_finished_job_goes_and_the_record_stays(world: Any, operator: Any, wait: Any) -> None:
+    world.create(ttlSecondsAfterFinished=8)
+    world.create("other")
+    world.end(world.pass_preflight(), 0, world.published())
+    world.wait_phase("Succeeded")
+    assert world.jobs() == ["one-1", "one-preflight", "other-preflight"]
+    operator.kill()
+    operator.start()
+    wait(lambda: world.jobs() == ["other-preflight"], "no Job of the finished job", 30)
+    configs = [item.metadata.name for item in world.core.list_namespaced_config_map(world.namespace).items]
+    assert [name for name in configs if name.startswith("one-")] == []
+    assert [name for name in configs if name.startswith("other-")] != []
+    wait(lambda: not [name for name in world.pods() if name.startswith("one-")], "no pod of the finished job")
+    assert world.status()["phase"] == "Succeeded"
+
+
+def test_a_time_to_live_that_is_set_after_the_end_counts_at_once(world: Any, operator: Any, wait: Any) -> None:
+    world.create()
+    world.end(world.pass_preflight(), 0, world.published())
+    world.wait_phase("Succeeded")
+    world.patch_spec("one", {"ttlSecondsAfterFinished": 0})
+    wait(lambda: world.jobs() == [], "no Job")
