@@ -119,10 +119,12 @@ def test_a_run_on_this_machine_uses_its_own_token_and_endpoint(monkeypatch: pyte
     assert connect_hub_here(spec(hub={"endpoint": "https://hub.example"})).endpoint == "https://hub.example"
 
 
-def test_an_endpoint_of_this_machine_that_is_no_url_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_ENDPOINT", "mirror.example.com")
-    with pytest.raises(TrainerError, match=r"HF_ENDPOINT is 'mirror\.example\.com': write https://host") as caught:
+@pytest.mark.parametrize("value", ["mirror.example.com", "ftp://mirror", "https://", "http://mirror:99999"])
+def test_an_endpoint_that_is_no_url_is_named(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", value)
+    with pytest.raises(TrainerError) as caught:
         connect_hub_here(spec())
+    assert f"spec.hub.endpoint or HF_ENDPOINT is '{value}': write https://host" in caught.value.message
     assert caught.value.code is ExitCode.INVALID_CONFIG
 
 

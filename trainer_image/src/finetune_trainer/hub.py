@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from finetune_api.handoff import CA_FILE, HUB_CA_DIR, HUB_TOKEN_FILE, HUB_TOKENS_DIR, ExitCode, HubRole
 from finetune_api.sources import DataSource, Hub, Model
@@ -144,7 +145,7 @@ def connect_hub(
     for uri, access in public:
         _add(accesses, uri, access)
     fallback = public[-1][1] if public else Access("spec.model")
-    return HubConnection((hub.endpoint or ENDPOINT).rstrip("/"), ca_file, accesses, fallback)
+    return HubConnection(_checked_url(hub.endpoint or ENDPOINT, "spec.hub.endpoint"), ca_file, accesses, fallback)
 
 
 def connect_hub_here(spec: FineTuneJobSpec) -> HubConnection:
@@ -152,15 +153,19 @@ def connect_hub_here(spec: FineTuneJobSpec) -> HubConnection:
     from huggingface_hub import get_token  # noqa: PLC0415 - a quarter of a second that only hub URIs need
 
     endpoint = (spec.hub.endpoint if spec.hub else None) or os.environ.get("HF_ENDPOINT") or ENDPOINT
-    if not endpoint.startswith(("https://", "http://")):
-        raise TrainerError(ExitCode.INVALID_CONFIG, f"HF_ENDPOINT is {endpoint!r}: write https://host or http://host")
     token = get_token()
     token = _checked(token, "HF_TOKEN") if token else None
     accesses: dict[Repo, Access] = {}
     named = [(source.uri, place) for _, place, source in _sources(spec)]
     for uri, place in [*named, *((uri, access.place) for uri, access in _public_accesses(spec))]:
         _add(accesses, uri, Access(place, token))
-    return HubConnection(endpoint.rstrip("/"), None, accesses, Access("spec.model", token), is_here=True)
+    return HubConnection(
+        _checked_url(endpoint, "spec.hub.endpoint or HF_ENDPOINT"),
+        None,
+        accesses,
+        Access("spec.model", token),
+        is_here=True,
+    )
 
 
 def _sources(spec: FineTuneJobSpec) -> list[tuple[HubRole, str, Model | DataSource]]:
@@ -208,6 +213,18 @@ def _checked(token: str, where: str) -> str:
     if not TOKEN.fullmatch(token):
         raise TrainerError(ExitCode.INVALID_CONFIG, f"{where} does not hold a token: one line of visible characters")
     return token
+
+
+def _checked_url(endpoint: str, setting: str) -> str:
+    parts = urlsplit(endpoint)
+    try:
+        is_good = parts.scheme in {"https", "http"} and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # no number, or none that a port can have
+        is_good = False
+    if not is_good:
+        message = f"{setting} is {endpoint!r}: write https://host, http://host or http://host:port"
+        raise TrainerError(ExitCode.INVALID_CONFIG, message)
+    return endpoint.rstrip("/")
 
 
 def _ca_file(directory: Path) -> Path:

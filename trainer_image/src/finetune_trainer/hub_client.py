@@ -23,7 +23,7 @@ from finetune_api import __version__
 from finetune_api.handoff import ExitCode
 from finetune_trainer.errors import StorageUnavailable, TrainerError
 from finetune_trainer.hub import HubConnection, HubUri
-from finetune_trainer.hub_errors import HubBusy, refused, unreachable
+from finetune_trainer.hub_errors import HubBusy, HubUntrusted, refused, unreachable
 from finetune_trainer.retries import LONGEST_WAIT, retried
 from finetune_trainer.stop import StopFlag
 
@@ -104,7 +104,7 @@ class HubClient:
 
     def _pause(self, error: Exception) -> bool | float:
         """Whether to try again, and after how many seconds where the hub names them."""
-        if not isinstance(error, StorageUnavailable) or self._stop.is_set():
+        if not isinstance(error, StorageUnavailable) or isinstance(error, HubUntrusted) or self._stop.is_set():
             return False
         wait = error.wait if isinstance(error, HubBusy) else None
         return True if wait is None else min(wait, LONGEST_WAIT)

@@ -2,6 +2,8 @@
 
 import ssl
 from collections.abc import Iterator
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import httpx2
 from huggingface_hub.errors import (
@@ -28,6 +30,10 @@ class HubBusy(StorageUnavailable):
     def __init__(self, message: str, wait: float | None = None) -> None:
         super().__init__(message)
         self.wait = wait
+
+
+class HubUntrusted(StorageUnavailable):
+    """TLS fails; no other try would end differently."""
 
 
 def refused(error: HfHubHTTPError, address: HubUri, connection: HubConnection) -> TrainerError:
@@ -103,15 +109,22 @@ def unreachable(error: httpx2.HTTPError, address: HubUri, connection: HubConnect
     where, setting = f"{address} at {connection.endpoint}", connection.endpoint_setting
     if _is_distrust(error):
         trust = "name its authority's file in SSL_CERT_FILE" if connection.is_here else "set spec.hub.caSecretRef"
-        return StorageUnavailable(
+        return HubUntrusted(
             f"{where}: the certificate is not trusted or TLS fails: {trust}, or correct http/https in {setting}"
         )
     if isinstance(error, httpx2.ProxyError):
         return StorageUnavailable(f"{where}: the proxy in HTTPS_PROXY or HTTP_PROXY refuses the connection")
     return StorageUnavailable(
-        f"{where}: the hub cannot be reached ({_reason(error)}): check {setting}, the network, and HTTPS_PROXY where a "
-        "proxy is needed"
+        f"{where}: the hub cannot be reached ({_reason(error)}): check {setting}, the network, and "
+        f"{_proxy(connection.endpoint)}"
     )
+
+
+def _proxy(endpoint: str) -> str:
+    address = urlsplit(endpoint)
+    if getproxies().get(address.scheme) and not proxy_bypass(address.hostname or ""):
+        return f"{address.scheme.upper()}_PROXY, whose proxy is used"
+    return "HTTPS_PROXY where a proxy is needed"
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
