@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from tokenizers import Encoding
 
 from finetune_trainer.data.rows import BadRow, Message, RejectCode, RepairCode
-from finetune_trainer.encodings import EncodedLabelled, EncodedPair, EncodedPrompt
+from finetune_trainer.encodings import EncodedLabelled, EncodedPair, EncodedPrompt, truncation_codes
 from finetune_trainer.renderer import Renderer
 from finetune_trainer.token_spans import Tokens, token_spans
 from finetune_trainer.turn_spans import Rendering, Tools
@@ -138,6 +138,7 @@ class AnswersDraft:
     def finish(self, encodings: Sequence[Encoding], max_length: int) -> list[EncodedPair | EncodedLabelled]:
         """Return the pair or the judged answer; raises BadRow, also when both answers have the same tokens."""
         fitted = self._fit(encodings, max_length)
+        repairs = fitted.repairs + ((RepairCode.REASONING_LOST,) if self.reasoning_lost else ())
         if len(fitted.answers) == 1:
             return [
                 EncodedLabelled(
@@ -148,7 +149,7 @@ class AnswersDraft:
                     answer_cut=fitted.answer_cut,
                     reasoning_lost=self.reasoning_lost,
                     left_out=fitted.left_out,
-                    repairs=fitted.repairs,
+                    repairs=repairs,
                 )
             ]
         chosen, rejected = fitted.answers
@@ -164,7 +165,7 @@ class AnswersDraft:
                 answer_cut=fitted.answer_cut,
                 reasoning_lost=self.reasoning_lost,
                 left_out=fitted.left_out,
-                repairs=fitted.repairs,
+                repairs=repairs,
             )
         ]
 
@@ -175,17 +176,18 @@ class AnswersDraft:
         whole = len(prompt_ids) + longest
         if whole <= max_length:
             return _Fitted(prompt_ids, answers, repairs=self.repairs)
-        repairs = (*self.repairs, RepairCode.TRUNCATED)
+        repairs = self.repairs
         room = max(max_length - longest, max_length // PROMPT_SHARE)
         if len(prompt_ids) > room:
             prompt_ids = self.prompt.shorten(text, prompt_ids, room)
-            repairs = (*self.repairs, RepairCode.PROMPT_CUT, RepairCode.TRUNCATED)
+            repairs = (*repairs, RepairCode.PROMPT_CUT)
         space = max_length - len(prompt_ids)
         if not prompt_ids or space < 1:
             detail = f"maxLength {max_length} leaves no room for an answer"
             raise BadRow(RejectCode.PROMPT_FILLS_CONTEXT, detail, whole)
         left_out = whole - len(prompt_ids) - min(longest, space)
         cut = sum(len(answer) > space for answer in answers)
+        repairs = (*repairs, *truncation_codes(left_out, cut))
         return _Fitted(prompt_ids, [answer[:space] for answer in answers], left_out, cut, repairs)
 
     def _divide(self, encodings: Sequence[Encoding], text: str) -> tuple[list[int], list[list[int]]]:

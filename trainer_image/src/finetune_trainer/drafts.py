@@ -7,7 +7,7 @@ from typing import Protocol
 from tokenizers import Encoding
 
 from finetune_trainer.data.rows import BadRow, RejectCode, RepairCode
-from finetune_trainer.encodings import UNTRAINED, Encoded, Sample
+from finetune_trainer.encodings import UNTRAINED, Encoded, Sample, truncation_codes
 from finetune_trainer.renderer import Found
 from finetune_trainer.token_spans import Tokens, token_spans
 from finetune_trainer.turn_spans import Rendering
@@ -74,7 +74,8 @@ class ChatDraft:
         if lost:
             kept[-1] = _with_lost(kept[-1], lost, longest)
         if self.found.reasoning_lost:
-            kept[0] = replace(kept[0], reasoning_lost=self.found.reasoning_lost)
+            repairs = (*kept[0].repairs, RepairCode.REASONING_LOST)
+            kept[0] = replace(kept[0], reasoning_lost=self.found.reasoning_lost, repairs=repairs)
         return kept
 
     def _tokenize(self, renderings: Sequence[Rendering]) -> Iterator[tuple[Rendering, Encoding]]:
@@ -98,7 +99,7 @@ class ChatDraft:
         trained = len(labels) - labels.count(UNTRAINED)
         if trained == 0:
             return None
-        repairs = (*self.repairs, RepairCode.TRUNCATED) if left_out else self.repairs
+        repairs = (*self.repairs, *truncation_codes(left_out, cut))
         return Encoded(
             ids, labels, trained, truncated=bool(left_out), answer_cut=cut, left_out=left_out, repairs=repairs
         )
@@ -111,7 +112,7 @@ def _with_lost(encoded: Encoded, answers: int, longest: int) -> Encoded:
         truncated=True,
         answer_cut=encoded.answer_cut + answers,
         left_out=longest - encoded.length,
-        repairs=tuple(dict.fromkeys((*encoded.repairs, RepairCode.TRUNCATED))),
+        repairs=tuple(dict.fromkeys((*encoded.repairs, RepairCode.TRUNCATED, RepairCode.ANSWER_CUT))),
     )
 
 

@@ -7,6 +7,11 @@ from finetune_trainer.data.rows import Message, RepairCode, Tools
 UNTRAINED = -100
 
 
+def truncation_codes(left_out: int, answer_cut: int) -> tuple[RepairCode, ...]:
+    """What is counted for a row that lost so many tokens and, of so many answers, the ends."""
+    return (*([RepairCode.TRUNCATED] if left_out else []), *([RepairCode.ANSWER_CUT] if answer_cut else []))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Counted:
     """What happened to a row on its way to a sample.

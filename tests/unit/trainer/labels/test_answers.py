@@ -200,7 +200,7 @@ def test_an_answer_is_cut_only_when_a_quarter_is_the_prompts_and_is_counted(labe
     assert (cut.truncated, cut.answer_cut, cut.left_out) == (True, 1, whole.length - 100)
     short_prompt = encode(labeler, pair(PROMPT[:1], "a" * 500), EncodedPair, max_length=100)
     assert short_prompt.prompt_ids == labeler.render_prompt(PROMPT[:1])[1]
-    assert short_prompt.repairs == (RepairCode.TRUNCATED,)
+    assert short_prompt.repairs == (RepairCode.TRUNCATED, RepairCode.ANSWER_CUT)
 
 
 def test_a_judged_answer_and_a_prompt_are_cut_by_the_same_rules(labeler: Labeler) -> None:

@@ -75,7 +75,7 @@ def test_truncation_is_counted_and_a_cut_answer_as_well(labeler: Labeler) -> Non
     fits = encode(labeler, TWO, max_length=len(whole.input_ids))
     assert (fits.truncated, fits.answer_cut, fits.repairs) == (False, 0, ())
     cut = encode(labeler, TWO, max_length=len(whole.input_ids) - 4)
-    assert (cut.truncated, cut.answer_cut, cut.repairs) == (True, 1, (RepairCode.TRUNCATED,))
+    assert (cut.truncated, cut.answer_cut, cut.repairs) == (True, 1, (RepairCode.TRUNCATED, RepairCode.ANSWER_CUT))
     assert cut.input_ids == whole.input_ids[:-4]
     assert trained(labeler, cut).startswith("First.<|im_end|>")
 
@@ -156,7 +156,8 @@ def test_where_history_looks_otherwise_each_answer_is_a_sample_as_at_inference(b
 
 def test_reasoning_that_the_template_does_not_show_is_counted(labeler: Labeler) -> None:
     messages: list[Message] = [TWO[0], {**TWO[1], "reasoning_content": "hm"}]
-    assert encode(labeler, messages).reasoning_lost == 1
+    without = encode(labeler, messages)
+    assert (without.reasoning_lost, without.repairs) == (1, (RepairCode.REASONING_LOST,))
     assert encode(labeler, TWO).reasoning_lost == 0
 
 

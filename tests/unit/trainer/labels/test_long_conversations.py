@@ -69,7 +69,7 @@ def test_what_lies_within_the_limit_is_kept_and_every_answer_beyond_it_is_counte
         beyond = sum(end > max_length for sample in whole for _, end in answers(sample))
         assert sum(sample.answer_cut for sample in cut) == beyond
         if beyond:
-            assert any(RepairCode.TRUNCATED in sample.repairs for sample in cut)
+            assert any(RepairCode.ANSWER_CUT in sample.repairs for sample in cut)
 
 
 def test_a_row_without_an_answer_in_the_limit_tells_how_long_it_is(shipped_labeler: Any) -> None:

@@ -59,12 +59,14 @@ class RepairCode(StrEnum):
     COERCED_SCALAR = "COERCED_SCALAR"
     NONE_STRIPPED = "NONE_STRIPPED"
     TRUNCATED = "TRUNCATED"
+    ANSWER_CUT = "ANSWER_CUT"
     PROMPT_CUT = "PROMPT_CUT"
     DOCUMENT_SPLIT = "DOCUMENT_SPLIT"
     SYSTEM_MERGED = "SYSTEM_MERGED"
     CHOSEN_SIDE_USED = "CHOSEN_SIDE_USED"
     PAIR_SPLIT = "PAIR_SPLIT"
     ANSWER_UNUSED = "ANSWER_UNUSED"
+    REASONING_LOST = "REASONING_LOST"
 
 
 SENTENCES: Mapping[RejectCode | RepairCode, str] = {
@@ -103,12 +105,14 @@ SENTENCES: Mapping[RejectCode | RepairCode, str] = {
     RepairCode.COERCED_SCALAR: "A number or boolean stood where text belongs and was written as text.",
     RepairCode.NONE_STRIPPED: "A null or empty optional field was removed.",
     RepairCode.TRUNCATED: "The row has more tokens than maxLength and was cut.",
+    RepairCode.ANSWER_CUT: "An answer reaches beyond maxLength: its end, with what stops the model, is not trained.",
     RepairCode.PROMPT_CUT: "The beginning of the prompt was left out, to make room for the answer.",
     RepairCode.DOCUMENT_SPLIT: "The text has more tokens than maxLength and became several samples; nothing is lost.",
     RepairCode.SYSTEM_MERGED: "System turns became one, or went into the first prompt for want of a system role.",
     RepairCode.CHOSEN_SIDE_USED: "Of a preference pair only the chosen answer is trained.",
     RepairCode.PAIR_SPLIT: "A preference pair became two rows: the chosen answer desirable, the rejected one not.",
     RepairCode.ANSWER_UNUSED: "The row's answers were left out: the objective takes the prompt alone.",
+    RepairCode.REASONING_LOST: "The chat template does not show the reasoning of an answer, which is not trained.",
 }
 
 # These rows are well formed: they are left out for what else is in the files, not for what is in them.
