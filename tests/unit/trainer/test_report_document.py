@@ -87,6 +87,58 @@ def test_every_figure_of_the_data_is_told(tmp_path: Path) -> None:
     assert "⟦the answer⟧" in report
 
 
+CODES = {"BAD_JSON": 7, "TOO_LONG": 3}
+SUMMARY = {
+    "train": {
+        "files": [
+            {
+                "file": "s3://bucket/a|b.jsonl",
+                "rows": 70,
+                "accepted": 60,
+                "rejectedByCode": {"BAD_JSON": 7, "TOO_LONG": 3},
+            },
+            {"file": "s3://bucket/c.csv", "rows": 40, "accepted": 40, "rejectedByCode": {}},
+        ],
+        "lengths": {"p50": 60, "p90": 110, "p99": 180, "max": 400, "advisedMaxLength": 192},
+    },
+    "validation": None,
+}
+
+
+def test_every_file_is_told_with_what_became_of_its_rows(tmp_path: Path) -> None:
+    lines = written(make_record(tmp_path, summary=SUMMARY), tmp_path).splitlines()
+    assert "| training | `s3://bucket/a¦b.jsonl` | 70   | 60       | 10      | `BAD_JSON` 7, `TOO_LONG` 3 |" in lines
+    assert "| training | `s3://bucket/c.csv`     | 40   | 40       | 0       | -                          |" in lines
+
+
+def test_of_many_files_the_first_are_told_and_the_rest_is_summed_up(tmp_path: Path) -> None:
+    files = [{"file": f"s3://bucket/{n}", "rows": 3, "accepted": 2, "rejectedByCode": {}} for n in range(25)]
+    report = written(make_record(tmp_path, summary={"train": {"files": files, "lengths": {}}}), tmp_path)
+    (rest,) = [line for line in report.splitlines() if "5 more, in `dataset/summary.json`" in line]
+    assert [cell.strip() for cell in rest.split("|")[3:6]] == ["15", "10", "5"]
+    assert "s3://bucket/20" not in report
+
+
+def test_lengths_stand_beside_the_limit_that_cuts_them(tmp_path: Path) -> None:
+    report = written(make_record(tmp_path, summary=SUMMARY), tmp_path)
+    (line,) = [line for line in report.splitlines() if line.startswith("| training rows")]
+    assert [cell.strip() for cell in line.split("|")[2:8]] == ["60", "110", "180", "400", "192", "128"]
+
+
+def test_a_packed_run_tells_sequences_and_the_rows_they_hold(tmp_path: Path) -> None:
+    changes = {"packing": True, "num_train_epochs": 2.0, "total_steps": 40, "per_device_train_batch_size": 1}
+    settings = make_record(tmp_path).settings.model_copy(update=changes | {"global_batch_size": 8})
+    report = written(make_record(tmp_path, settings=settings), tmp_path)
+    assert "1 sequences × 8 accumulated = **8 sequences a step**, which hold 4.5 rows on average" in report  # noqa: RUF001
+
+
+def test_the_estimate_stands_beside_the_peak(tmp_path: Path) -> None:
+    settings = make_record(tmp_path).settings.model_copy(update={"estimated_gpu_memory_bytes": 10 * 2**30})
+    machine = Machine("GPU", 9 * 2**30, 80 * 2**30, 61.5, {})
+    report = written(make_record(tmp_path, settings=settings, machine=machine), tmp_path)
+    assert "peak memory 9.0 GiB of the GPU's 80.0 GiB; preflight's estimate for a GPU was 10.0 GiB" in report
+
+
 def test_settings_answers_and_cost_are_told(tmp_path: Path) -> None:
     report = written(make_record(tmp_path), tmp_path)
     assert "8 accumulated = **16 rows a step**" in report

@@ -76,7 +76,7 @@ def build_record(
         settings=trained.settings,
         dataset=inputs.config.dataset or DatasetStatus(),
         samples=describe(inputs.rows, inputs.train),
-        previews=previews(inputs.rows.train, inputs.labeler, objective),
+        previews=previews(inputs.rows.train, inputs.labeler, objective, trained.settings.max_length),
         history=trained.history,
         baseline=trained.history.baseline(),
         final=trained.final,
@@ -89,6 +89,7 @@ def build_record(
         scored_pairs=[one for one in trained.examples if isinstance(one, ScoredPair)],
         rewarded_answers=[one for one in trained.examples if isinstance(one, RewardedAnswer)],
         machine=machine,
+        summary=inputs.rows.summary,
     )
 
 

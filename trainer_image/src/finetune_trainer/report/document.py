@@ -1,6 +1,7 @@
 """finetune_report.md, curves.png and the adapter's model card, from one record of the run."""
 
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from finetune_trainer.data.rows import SENTENCES
 from finetune_trainer.hub import hub_name, is_hub_uri
 from finetune_trainer.report import text
 from finetune_trainer.report.curves import curve_table, draw_curves
+from finetune_trainer.report.data_tables import file_table, length_table
 from finetune_trainer.report.held_out import loss_table, reward_table, terms_of
 from finetune_trainer.report.recommendations import Evidence, recommend
 from finetune_trainer.report.record import (
@@ -61,11 +63,18 @@ class RunRecord:
     score_check: ScoreCheck | None = None
     scored_pairs: list[ScoredPair] = field(default_factory=list)
     rewarded_answers: list[RewardedAnswer] = field(default_factory=list)
+    summary: Mapping[str, Any] = field(default_factory=dict)
+    """What preflight wrote about the rows: `dataset/summary.json`."""
 
     @property
     def last_step(self) -> int:
         """The last optimiser step."""
         return self.history.train[-1].step if self.history.train else 0
+
+    @property
+    def rows_per_step(self) -> float:
+        """How many rows a step holds on average, which packing makes another figure than that of its sequences."""
+        return self.samples.samples * (self.settings.num_train_epochs or 0.0) / max(self.settings.total_steps or 0, 1)
 
     def evidence(self) -> Evidence:
         """What the recommendations look at."""
@@ -115,7 +124,7 @@ def _context(record: RunRecord) -> dict[str, Any]:
         "spec": record.config.spec,
         "output": record.config.output_key(),
         "fetch_base": _fetch_base(record.config, endpoint),
-        "batch_of": "answers" if objective is Objective.RLHF else "rows",
+        "batch_of": _batch_of(record),
         "endpoint": f" --endpoint-url {shlex.quote(endpoint)}" if endpoint else "",
         "recommendations": recommend(record.evidence()),
         "is_reward_model": objective is Objective.REWARD_MODEL,
@@ -123,6 +132,8 @@ def _context(record: RunRecord) -> dict[str, Any]:
         "unit": terms_of(objective).unit.value,
         "held_out_table": loss_table(objective, record.baseline, record.final) or reward_table(record.history),
         "tags": TAGS.get(objective, ["sft"]),
+        "file_table": file_table(record.summary),
+        "length_table": length_table(record.summary, record.settings.max_length),
         "format_table": _count_table(record.dataset.format, ("format", "rows")),
         "reject_table": _code_table(record.dataset.rejected_by_code),
         "repair_table": _code_table(record.dataset.repaired_by_code),
@@ -130,6 +141,13 @@ def _context(record: RunRecord) -> dict[str, Any]:
         "curve_table": curve_table(record.history, objective),
         "previews": [_marked(pieces) for pieces in record.previews],
     }
+
+
+def _batch_of(record: RunRecord) -> str:
+    """What the loop counts as a row."""
+    if record.config.spec.objective is Objective.RLHF:
+        return "answers"
+    return "sequences" if record.settings.packing else "rows"
 
 
 def _fetch_base(config: JobConfig, endpoint: str | None) -> str:
