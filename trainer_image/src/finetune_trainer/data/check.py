@@ -8,7 +8,7 @@ Every input row comes out exactly once; a preference pair under KTO twice, as it
 come out as what they are. Without a labeler the checks that need the model's tokenizer are left out.
 UnreadableFile is raised for a file that holds no rows at all. `Summary.to_dict()` has the keys rows, accepted,
 repaired, rejected, malformed, rejectedByCode, repairedByCode, formats, samples, tokens, trainedTokens, answersCut,
-reasoningLost, lengths.
+reasoningLost, lengths, files, ignoredFiles.
 """
 
 import logging
@@ -78,6 +78,8 @@ def check_files(
     rows = checker.check(_read_all(paths, on_progress))
     if labeler is not None and objective is not None:
         rows = _label(rows, labeler, objective, max_length)
+    for path in paths:
+        summary.start_file(path.name)
     warned: Counter[RejectCode] = Counter()
     for row in rows:
         summary.count(row)

@@ -60,9 +60,14 @@ def missing_column(names: tuple[str, ...]) -> BadRow:
 
 def name_columns(columns: Iterable[object]) -> str:
     """Name columns for people: a dozen at most, long names cut."""
-    names = [str(column)[:40] for column in columns]
+    names = [printable(str(column)[:40]) for column in columns]
     more = f" and {len(names) - MAX_COLUMNS_NAMED} more" if len(names) > MAX_COLUMNS_NAMED else ""
     return f"{', '.join(names[:MAX_COLUMNS_NAMED])}{more}" if names else "none"
+
+
+def printable(name: str) -> str:
+    """Return a name from a file as one that cannot steer a terminal."""
+    return "".join(character if character.isprintable() else "\ufffd" for character in name)
 
 
 class ColumnMap:

@@ -120,4 +120,5 @@ def _refuse_undecodable(text: str) -> None:
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
-        raise BadRow(RejectCode.BAD_UTF8, "the record holds bytes that are not UTF-8") from None
+        detail = "the record holds bytes that are not UTF-8: save the file as CSV UTF-8"
+        raise BadRow(RejectCode.BAD_UTF8, detail) from None

@@ -12,7 +12,8 @@ HASH_BITS = sys.hash_info.width
 
 
 def row_key(row: Row) -> int:
-    """Return the digest of a whole row, the same in one process alone; raises BadRow for what JSON cannot hold, such as half a surrogate pair."""
+    """Return the digest of a whole row, which another process would not give; raises BadRow for what JSON cannot hold,
+    such as half a surrogate pair."""
     try:
         return hash(orjson.dumps(row.content())) >> (HASH_BITS - KEY_BITS)
     except TypeError as error:

@@ -6,13 +6,15 @@ from contextlib import ExitStack
 from enum import StrEnum
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Self, TypeVar
+from typing import IO, Any, Self, TypeVar
 
 import orjson
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from finetune_trainer.data.canonical import read_canonical
+from finetune_trainer.data.columns import printable
 from finetune_trainer.data.conversion import Conversion
 from finetune_trainer.data.export import LOSSES
 from finetune_trainer.data.rows import SENTENCES, Rejected, Row
@@ -20,6 +22,7 @@ from finetune_trainer.data.summary import Summary
 
 ACCEPTED = "accepted.jsonl"
 REJECTED = "rejected.jsonl"
+FILES_SHOWN = 40
 BUFFER_BYTES = 1 << 18
 SUMMARY = "summary.json"
 OUTPUT_FILES = (ACCEPTED, REJECTED, SUMMARY)
@@ -80,6 +83,8 @@ def print_summary(summary: Summary, console: Console | None = None) -> None:
         _print_table(
             console, ("format", "rows"), [(name.value, count) for name, count in summary.formats.most_common()]
         )
+    if len(summary.files) > 1:
+        _print_files(console, summary.to_dict()["files"])
     _print_codes(console, "rejected", summary.rejected_by_code)
     _print_codes(console, "repaired", summary.repaired_by_code)
 
@@ -111,6 +116,27 @@ def _print_lines(console: Console, lines: Iterable[str]) -> None:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
+def _print_files(console: Console, files: list[dict[str, Any]]) -> None:
+    rows = [(printable(one["file"]), one["rows"], one["accepted"], _name_codes(one["rejectedByCode"])) for one in files]
+    shown = rows[:FILES_SHOWN]
+    if console.is_terminal:
+        _print_table(console, ("file", "rows", "accepted", "rejected"), shown)
+    else:
+        _print_lines(
+            console,
+            (
+                f"{count:>8}  rows, {kept} accepted: {file}{f' ({codes})' if codes else ''}"
+                for file, count, kept, codes in shown
+            ),
+        )
+    if len(rows) > len(shown):
+        _print_lines(console, [f"and {len(rows) - len(shown)} more files, in {SUMMARY}"])
+
+
+def _name_codes(counts: dict[str, int]) -> str:
+    return ", ".join(f"{code} {count}" for code, count in counts.items())
+
+
 def _print_codes(console: Console, title: str, counts: Counter[Code]) -> None:
     rows = [(code.value, count, _SENTENCES[code]) for code, count in counts.most_common()]
     if rows and console.is_terminal:
@@ -122,7 +148,7 @@ def _print_codes(console: Console, title: str, counts: Counter[Code]) -> None:
 def _print_table(console: Console, header: tuple[str, ...], rows: Iterable[tuple[object, ...]]) -> None:
     table = Table()
     for name in header:
-        table.add_column(name, justify="right" if name == "rows" else "left")
+        table.add_column(name, justify="right" if name in ("rows", "accepted") else "left")
     for row in rows:
-        table.add_row(*(f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row))
+        table.add_row(*(Text(f"{cell:,}" if isinstance(cell, int) else str(cell)) for cell in row))
     console.print(table)

@@ -15,13 +15,15 @@ from finetune_trainer.data.rows import (
 )
 from finetune_trainer.lengths import Lengths
 
+ACCEPTED = "accepted"
+
 
 @dataclass(slots=True)
 class Summary:
     """Counters over the rows seen so far; `rows` = `accepted` + `rejected`, and `repaired` rows are among the accepted.
 
     The token counts stay 0 without a tokenizer; `ignored_files` lay beside the rows. `unfit` counts, by what is said of
-    it, what the objective cannot use.
+    it, what the objective cannot use; `files` counts for each file what became of its rows, by code or as ACCEPTED.
     """
 
     accepted: int = 0
@@ -38,6 +40,7 @@ class Summary:
     unfit: Counter[str] = field(default_factory=Counter)
     columns: ColumnMap = field(default_factory=lambda: ColumnMap({}))
     ignored_files: list[str] = field(default_factory=list)
+    files: dict[str, Counter[str]] = field(default_factory=dict)
 
     @property
     def rows(self) -> int:
@@ -62,6 +65,7 @@ class Summary:
     def count(self, row: Row | Rejected) -> None:
         """Count one row."""
         if isinstance(row, Rejected):
+            self._file(row.file)[row.code] += 1
             self.rejected_by_code[row.code] += 1
             if row.tokens:
                 self.lengths.add(row.tokens)
@@ -69,6 +73,7 @@ class Summary:
                 self.unfit[row.detail] += 1
             return
         self.accepted += 1
+        self._file(row.source.file)[ACCEPTED] += 1
         self.formats[row.format] += 1
         if row.repairs:
             self.repaired += 1
@@ -99,5 +104,21 @@ class Summary:
             "answersCut": self.answers_cut,
             "reasoningLost": self.reasoning_lost,
             "lengths": self.lengths.to_dict(),
+            "files": [_describe(name, counts) for name, counts in self.files.items()],
             "ignoredFiles": self.ignored_files,
         }
+
+    def start_file(self, name: str) -> None:
+        """Name a file that is to be read: it is there in the summary even if it holds no row."""
+        self._file(name)
+
+    def _file(self, name: str) -> Counter[str]:
+        counts = self.files.get(name)
+        if counts is None:
+            counts = self.files[name] = Counter()
+        return counts
+
+
+def _describe(name: str, counts: Counter[str]) -> dict[str, Any]:
+    rejected = {str(code): count for code, count in counts.most_common() if code != ACCEPTED}
+    return {"file": name, "rows": counts.total(), "accepted": counts[ACCEPTED], "rejectedByCode": rejected}
