@@ -33,7 +33,7 @@ from finetune_trainer.data.rows import (
 from finetune_trainer.drafts import ChatDraft, Draft, TextDraft
 from finetune_trainer.encodings import UNTRAINED, Encoded, Sample
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.previews import Piece, preview_draft
+from finetune_trainer.previews import Piece, preview_draft, preview_samples
 from finetune_trainer.renderer import Renderer
 from finetune_trainer.template import FALLBACK_TEMPLATE, TemplateFailure
 from finetune_trainer.token_spans import Tokens
@@ -123,9 +123,14 @@ class Labeler:
                 results.append(bad)
         return results
 
-    def preview(self, row: Row, objective: Objective = "Chat") -> list[Piece]:
-        """Return the row's text in pieces, each with whether it is trained; raises BadRow."""
-        return preview_draft(self._draft(row, objective), self.tokenizer)
+    def preview(self, row: Row, objective: Objective = "Chat", max_length: int | None = None) -> list[Piece]:
+        """Return the row's text in pieces, each with whether it is trained, and no more than fits; raises BadRow."""
+        draft = self._draft(row, objective)
+        if max_length is not None:
+            samples = draft.finish(self._tokens.encode_batch(draft.texts), max_length)
+            if any(sample.truncated for sample in samples):
+                return preview_samples(samples, self.tokenizer)
+        return preview_draft(draft, self.tokenizer)
 
     def render_prompt(self, messages: Sequence[Message], tools: Tools = None) -> tuple[str, list[int]]:
         """Return the text and ids that ask the model for the next answer; raises BadRow with TEMPLATE_ERROR."""

@@ -1,15 +1,21 @@
-"""What a reader of the report is shown of a row: its text as the model reads it, with what is trained set apart."""
+"""What a reader of the report is shown of a row: its text as the model reads it, with what is trained set apart.
 
-from collections.abc import Iterator
+A row that fits is shown as it is rendered, one that does not as its tokens say, with how many were left out.
+"""
+
+from collections.abc import Iterator, Sequence
+from itertools import groupby
 
 from tokenizers import Encoding, Tokenizer
 
 from finetune_trainer.answers import AnswersDraft
 from finetune_trainer.drafts import ChatDraft, Draft, TextDraft
+from finetune_trainer.encodings import UNTRAINED, Encoded, EncodedLabelled, EncodedPair, Sample
 from finetune_trainer.token_spans import token_spans
 from finetune_trainer.turn_spans import Rendering
 
 Piece = tuple[str, bool]
+NEXT_SAMPLE = "\n[the next answer, in a sample of its own] "
 CHOSEN, REJECTED = "\n[chosen] ", "\n[rejected] "
 SHOWN_CHARACTERS = 150
 
@@ -18,7 +24,7 @@ def preview_draft(draft: Draft, tokenizer: Tokenizer) -> list[Piece]:
     """Return pieces of text, each with whether it is trained; the two answers of a pair are named."""
     match draft:
         case ChatDraft():
-            pieces = [piece for rendering in draft.found.renderings for piece in _cut(rendering, tokenizer)]
+            pieces = _join([list(_cut(rendering, tokenizer)) for rendering in draft.found.renderings])
         case AnswersDraft():
             pieces = [(draft.shared_text(), False), *_name_answers(draft)]
         case TextDraft():
@@ -26,6 +32,39 @@ def preview_draft(draft: Draft, tokenizer: Tokenizer) -> list[Piece]:
         case _:
             pieces = [(text, False) for text in draft.texts]
     return [piece for piece in pieces if piece[0]]
+
+
+def preview_samples(samples: Sequence[Sample], tokenizer: Tokenizer) -> list[Piece]:
+    """Return the same of samples that are shorter than their row."""
+    shown = []
+    for sample in samples:
+        pieces = [(tokenizer.decode(ids, skip_special_tokens=False), trained) for ids, trained in _ids(sample)]
+        if isinstance(sample, EncodedPair):
+            prompt, chosen, rejected = pieces
+            pieces = [prompt, (CHOSEN, False), chosen, (REJECTED, False), rejected]
+        if sample.left_out:
+            pieces.append((f" [{sample.left_out} tokens do not fit in maxLength]", False))
+        shown.append(pieces)
+    return [piece for piece in _join(shown) if piece[0]]
+
+
+def _ids(sample: Sample) -> Iterator[tuple[list[int], bool]]:
+    """The stretches of a sample, each with whether it is trained."""
+    if isinstance(sample, Encoded):
+        pairs = zip(sample.input_ids, sample.labels, strict=True)
+        for trained, run in groupby(pairs, key=lambda pair: pair[1] != UNTRAINED):
+            yield [token for token, _ in run], trained
+        return
+    yield sample.prompt_ids, False
+    if isinstance(sample, EncodedPair):
+        yield sample.chosen_ids, True
+        yield sample.rejected_ids, True
+    if isinstance(sample, EncodedLabelled):
+        yield sample.completion_ids, True
+
+
+def _join(samples: Sequence[list[Piece]]) -> list[Piece]:
+    return [piece for at, pieces in enumerate(samples) for piece in ([(NEXT_SAMPLE, False)] if at else []) + pieces]
 
 
 def abridge(pieces: list[Piece]) -> list[Piece]:

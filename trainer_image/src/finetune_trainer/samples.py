@@ -113,12 +113,12 @@ def describe(rows: Rows, samples: Sequence[Sample]) -> SampleStats:
     )
 
 
-def previews(rows: Sequence[Row], labeler: Labeler, objective: str) -> list[list[Piece]]:
+def previews(rows: Sequence[Row], labeler: Labeler, objective: str, max_length: int | None) -> list[list[Piece]]:
     """The first rows as the model reads them, in pieces, each with whether it is trained."""
     shown = []
     for row in rows[:PREVIEWED_ROWS]:
         try:
-            shown.append(abridge(labeler.preview(row, objective)))  # type: ignore[arg-type]
+            shown.append(abridge(labeler.preview(row, objective, max_length)))  # type: ignore[arg-type]
         except BadRow:
             continue
     return shown
