@@ -220,18 +220,31 @@ def _shown(value: object) -> str:
 def _check_shapes(adapter: InitialAdapter, shape: ModelShape) -> None:
     """Every adapted module that is found in the model has the adapter's sizes, in either orientation.
 
-    Some architectures name their modules otherwise than their files do: what is not found is left for PEFT to tell.
+    Some architectures name their modules otherwise than their files do: what is not found is left for PEFT to tell,
+    unless nothing at all is found, or the same module of another layer.
     """
     stored: dict[str, list[tuple[int, ...]]] = {}
     for name, size in shape.tensors.items():
         stored.setdefault(_tail(name.removesuffix(".weight")), []).append(size)
-    for module, sizes in modules(adapter.tensors).items():
-        found = stored.get(_tail(module), [sizes])
+    layers = {_of_any_layer(module) for module in stored}
+    adapted = modules(adapter.tensors)
+    if not layers & {_of_any_layer(_tail(module)) for module in adapted}:
+        names = ", ".join(adapter.lora.target_modules or [])
+        _invalid(f"the adapter {adapter.uri} does not fit the model, which has none of its modules ({names})")
+    for module, sizes in adapted.items():
+        tail = _tail(module)
+        if tail not in stored and _of_any_layer(tail) in layers:
+            _invalid(f"the adapter {adapter.uri} does not fit the model, which has no layer {module}")
+        found = stored.get(tail, [sizes])
         if sorted(sizes) not in map(sorted, found):
             _invalid(
                 f"the adapter {adapter.uri} does not fit the model: {module} is {_by(found[0])} in the model and "
                 f"{_by(sizes)} in the adapter"
             )
+
+
+def _of_any_layer(module: str) -> str:
+    return re.sub(r"\d+", "#", module)
 
 
 def modules(tensors: Tensors) -> dict[str, tuple[int, ...]]:

@@ -30,9 +30,17 @@ def find_published(job: PublishedJob, storage: Storage) -> Published:
     uri = job.output_uri.rstrip("/")
     data = storage.read(join(uri, Artifact.MANIFEST))
     if data is None:
-        raise _lost(uri, f"the result of {job.name} was removed after that job was complete")
+        raise _lost(
+            uri,
+            f"the result of {job.name} was removed after that job was complete: put it back, or run {job.name} again "
+            "and create this job anew",
+        )
     if hashlib.sha256(data).hexdigest() != job.manifest_sha256:
-        raise _lost(uri, f"the result of {job.name} was replaced after that job was complete: its SHA-256 differs")
+        raise _lost(
+            uri,
+            f"the result of {job.name} was replaced after that job was complete, its SHA-256 differs: put the old one "
+            "back, or create this job anew to build on what is there",
+        )
     return Published(uri, _digests(uri, data))
 
 
