@@ -66,7 +66,7 @@ def judged_rows(count: int) -> list[Row]:
 def text_rows(count: int) -> list[Row]:
     """Documents of a few sentences."""
     answers = [answer for _, answer, _ in colours(count * 3)]
-    return [{"text": " ".join(answers[start : start + 3])} for start in range(0, count * 3, 3)]
+    return [{"text": f"Page {page}. " + " ".join(answers[3 * page : 3 * page + 3])} for page in range(count)]
 
 
 def prompt_rows(count: int) -> list[Row]:
