@@ -2,17 +2,19 @@
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from hub import Hub
+from tiny_model import make_tiny_model
 
 from finetune_trainer.local_storage import LocalStorage
 from finetune_trainer.publish import verify
 from finetune_trainer.storage import Storage
 
-TINY_MODEL = Path(__file__).parents[2] / "fixtures" / "tiny_model.py"
 JOB = """
 apiVersion: finetune.dev/v1alpha1
 kind: FineTuneJob
@@ -40,13 +42,14 @@ CHILD = (
 )
 
 
-def run(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
+def run(folder: Path, *options: str, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [
             sys.executable, "-m", "finetune_trainer", "run", "job.yaml", "--output", "out",
             "--map", "s3://bucket/model=model", "--map", "s3://bucket/rows.jsonl=rows.jsonl", *options,
         ],
         cwd=folder,
+        env={name: value for name, value in os.environ.items() if name != "HF_TOKEN"} | (environment or {}),
         capture_output=True,
         text=True,
         timeout=600,
@@ -58,7 +61,7 @@ def run(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which the job has been run once."""
     folder = tmp_path_factory.mktemp("run")
-    subprocess.run([sys.executable, str(TINY_MODEL), str(folder / "model")], check=True, timeout=120)
+    make_tiny_model(folder / "model")
     rows = [{"instruction": f"Is {index} even?", "output": "yes" if index % 2 == 0 else "no"} for index in range(50)]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "job.yaml").write_text(JOB)
@@ -128,3 +131,22 @@ def test_a_child_alone_finds_its_parents_result(folder: Path, tmp_path: Path) ->
     done = run(tmp_path, "--job", f"local={folder / 'out'}")
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "out" / "lineage.json").read_text())["initialAdapter"]["uri"].endswith("out/adapter")
+
+
+@pytest.mark.parametrize(
+    ("token", "fix"),
+    [
+        (None, "and put that account's token into HF_TOKEN"),
+        ("hf_testtoken", "with the account of the token in HF_TOKEN"),
+        ("hf_old", "the token is not valid there, it may have expired: put a new one into HF_TOKEN"),
+    ],
+)
+def test_a_gated_model_of_the_hub_in_hf_endpoint_says_what_to_set(tmp_path: Path, token: str | None, fix: str) -> None:
+    make_tiny_model(tmp_path / "hub" / "models" / "acme" / "tiny")
+    (tmp_path / "job.yaml").write_text(JOB.replace("s3://bucket/model", "hf://acme/tiny"))
+    with Hub(tmp_path / "hub", gated={"acme/tiny"}).serving() as hub:
+        environment = {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path), "NO_PROXY": "127.0.0.1"}
+        done = run(tmp_path, environment=environment | ({"HF_TOKEN": token} if token else {}))
+    assert done.returncode == 66
+    assert fix in done.stderr
+    assert not (tmp_path / "out").exists()

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hub import Hub
 from safetensors.numpy import save
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
@@ -175,6 +176,19 @@ def test_a_missing_model_ends_in_66(job: Job) -> None:
     code, report, _ = job.preflight()
     assert (code, report.reason) == (66, "ModelUnavailable")
     assert "no object under this prefix" in report.message
+
+
+def test_a_model_of_a_hub_that_is_not_shown_ends_in_66_and_its_rows_in_65(job: Job) -> None:
+    with Hub(job.directory / "hub").serving() as hub:
+        job.make_config(hub={"endpoint": hub.endpoint}, model={"uri": "hf://acme/none"})
+        code, report, _ = job.preflight(NO_PROXY="127.0.0.1")
+        assert (code, report.reason) == (66, "ModelUnavailable")
+        assert "correct spec.model.uri or spec.hub.endpoint, or put a token into a Secret" in report.message
+        job.make_config(hub={"endpoint": hub.endpoint}, dataset={"train": {"uri": "hf://datasets/acme/none"}})
+        code, report, _ = job.preflight(NO_PROXY="127.0.0.1")
+        assert (code, report.reason) == (65, "DatasetUnusable")
+        assert "correct spec.dataset.train.uri or spec.hub.endpoint, or put a token into a Secret" in report.message
+    assert listing(job) == []
 
 
 def test_a_file_of_garbage_ends_in_65_with_counts_and_first_lines(job: Job) -> None:
