@@ -17,11 +17,12 @@ from finetune_trainer.turn_spans import Rendering
 Piece = tuple[str, bool]
 NEXT_SAMPLE = "\n[the next answer, in a sample of its own] "
 CHOSEN, REJECTED = "\n[chosen] ", "\n[rejected] "
+DESIRABLE, UNDESIRABLE = "\n[desirable] ", "\n[undesirable] "
 SHOWN_CHARACTERS = 150
 
 
 def preview_draft(draft: Draft, tokenizer: Tokenizer) -> list[Piece]:
-    """Return pieces of text, each with whether it is trained; the two answers of a pair are named."""
+    """Return pieces of text, each with whether it is trained; answers that are judged are named."""
     match draft:
         case ChatDraft():
             pieces = _join([list(_cut(rendering, tokenizer)) for rendering in draft.found.renderings])
@@ -42,6 +43,8 @@ def preview_samples(samples: Sequence[Sample], tokenizer: Tokenizer) -> list[Pie
         if isinstance(sample, EncodedPair):
             prompt, chosen, rejected = pieces
             pieces = [prompt, (CHOSEN, False), chosen, (REJECTED, False), rejected]
+        if isinstance(sample, EncodedLabelled):
+            pieces.insert(1, (DESIRABLE if sample.desirable else UNDESIRABLE, False))
         if sample.left_out:
             pieces.append((f" [{sample.left_out} tokens do not fit in maxLength]", False))
         shown.append(pieces)
@@ -82,10 +85,8 @@ def _abridge(text: str) -> str:
 def _name_answers(draft: AnswersDraft) -> Iterator[Piece]:
     start = len(draft.shared_text())
     answers = [(rendering.text[start : rendering.spans[0][1]], True) for rendering in draft.renderings]
-    if len(answers) == 1:
-        yield answers[0]
-        return
-    for name, answer in zip((CHOSEN, REJECTED), answers, strict=True):
+    judged = DESIRABLE if draft.desirable else UNDESIRABLE
+    for name, answer in zip((CHOSEN, REJECTED) if len(answers) > 1 else (judged,), answers, strict=True):
         yield (name, False)
         yield answer
 

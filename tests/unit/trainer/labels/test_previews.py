@@ -1,5 +1,7 @@
 from typing import Any
 
+import pytest
+
 from finetune_trainer.data.rows import (
     ChatRow,
     DataFormat,
@@ -64,12 +66,18 @@ def test_a_pair_that_is_cut_is_shown_with_both_answers_as_they_are_trained(build
 def test_a_judged_answer_and_a_prompt_that_are_cut_show_the_end_of_the_prompt(build_model: Any) -> None:
     labeler = Labeler(build_model(CHATML))
     asked = [Message(role="user", content="x" * 100)]
-    judged = UnpairedRow(asked, said("Good."), True, SOURCE, DataFormat.UNPAIRED)
+    judged = UnpairedRow(asked, said("Good."), False, SOURCE, DataFormat.UNPAIRED)
     pieces = labeler.preview(judged, "KTO", 50)
-    assert [text for text, is_trained in pieces if is_trained] == ["Good.<|im_end|>"]
+    assert pieces[1:3] == [("\n[undesirable] ", False), ("Good.<|im_end|>", True)]
     alone = labeler.preview(PromptRow(asked, SOURCE, DataFormat.OPENAI), "RLHF", 50)
     assert alone[0][0].endswith("x<|im_end|>\n<|im_start|>assistant\n")
     assert "tokens do not fit" in alone[1][0]
+
+
+@pytest.mark.parametrize(("label", "name"), [(True, "[desirable]"), (False, "[undesirable]")])
+def test_an_answer_is_shown_with_its_judgement(label: bool, name: str, build_model: Any) -> None:
+    row = UnpairedRow(ASKED, said("Good."), label, SOURCE, DataFormat.UNPAIRED)
+    assert Labeler(build_model(CHATML)).preview(row)[1:] == [(f"\n{name} ", False), ("Good.<|im_end|>", True)]
 
 
 def test_a_document_in_pieces_is_shown_as_a_whole_for_nothing_of_it_is_lost(build_model: Any) -> None:
