@@ -113,6 +113,31 @@ def test_the_chain_of_a_reward_model_and_a_policy(
     assert verify("s3://bucket/output", bench.storage) == []
 
 
+def test_supervised_tuning_then_a_reward_model_then_a_policy_that_continues_the_first(make_bench: MakeBench) -> None:
+    """Both children continue the first job's adapter; the policy is held to it."""
+    first = make_bench("LoRA", hyperparameters=SHORT, evaluation={"steps": 3})
+    parent = as_parent(first, first.run())
+    continued = {"tuning": {"method": "LoRA", "initialAdapter": {"fromParent": True}}}
+    chained = continued | {"lineage": {"parentRef": {"name": "sft"}}}
+    second = make_reward_job(make_bench)
+    second.spec |= chained
+    second.elsewhere, second.parent = {"s3://bucket/parent": first.output}, parent
+    reward = as_parent(second, second.run()).model_copy(update={"output_uri": "s3://bucket/reward"})
+    third = make_policy_job(make_bench, first.model, {"rewardModel": {"jobRef": {"name": "reward"}}}, **chained)
+    third.spec |= {"evaluation": {"steps": 3}, "hyperparameters": third.spec["hyperparameters"] | {"maxSteps": 3}}
+    third.elsewhere = second.elsewhere | {"s3://bucket/reward": second.output}
+    third.parent = parent
+    report = third.train(third.prepare(reward_job=reward))
+    assert report.lineage
+    assert report.lineage.parent == parent
+    assert report.lineage.reward_job == reward
+    assert report.lineage.initial_adapter_sha256
+    steps = metrics_lines(third, "train")
+    assert steps[0]["kl"] == pytest.approx(0, abs=1e-3)
+    assert steps[0]["reward"] != steps[-1]["reward"]
+    assert not [path for path in digest_folder(third.output) if path.startswith("adapter/ref/")]
+
+
 @pytest.mark.parametrize(("method", "algorithm"), [("LoRA", "RLOO"), ("QLoRA", "GRPO"), ("Full", "GRPO")])
 def test_a_policy_earns_computed_rewards_and_its_best_step_is_published(
     make_bench: MakeBench, taught: Path, method: str, algorithm: str

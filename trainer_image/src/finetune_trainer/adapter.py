@@ -29,7 +29,10 @@ ZERO_AT_START = (".lora_B.", ".lora_embedding_A")
 
 
 def continue_adapter(model: PeftModel, directory: Path) -> None:
-    """Puts the weights of an earlier adapter into the new one of the same shape; every factor must find its place."""
+    """Puts the weights of an earlier adapter into the new one of the same shape; every factor must find its place.
+
+    What the model trains beside its factors, the head of a reward model, is its own and stays as it is.
+    """
     saved = load_file(directory / WEIGHTS)
     state = get_peft_model_state_dict(model, save_embedding_layers=False)
     factors = {name: tensor.shape for name, tensor in state.items() if ".lora_" in name}
@@ -41,7 +44,7 @@ def continue_adapter(model: PeftModel, directory: Path) -> None:
             f"the adapter of tuning.initialAdapter does not fit the model: {len(unfit)} of its factors and the "
             f"model's have no counterpart, {unfit[0]} for one",
         )
-    set_peft_model_state_dict(model, saved)
+    set_peft_model_state_dict(model, saved | {name: state[name] for name in state.keys() - factors.keys()})
 
 
 def save_adapter(model: PeftModel, directory: Path, base_model: str, revision: str | None = None) -> None:
