@@ -11,14 +11,15 @@ from user import Bench, Job
 METHODS = ("QLoRA", "LoRA", "Full")
 LEARN = {"maxSteps": 16, "perDeviceTrainBatchSize": 4, "gradientAccumulationSteps": 1, "maxLength": 128}
 RATES = {"QLoRA": 1e-2, "LoRA": 1e-2, "Full": 2e-3}
-REWARD = {"rewards": [{"type": "Length", "targetTokens": 4}], "maxCompletionLength": 16, "temperature": 1.0, "beta": 0}
+REWARD = {"rewards": [{"type": "Regex", "pattern": "[aeiou]"}], "maxCompletionLength": 4, "temperature": 0.2, "beta": 0}
+"""An untrained model never ends an answer, but one in three of its answers has a vowel: that it can learn to earn."""
 BLOCKS: dict[str, dict[str, Any]] = {
     "Instruction": {},
     "DomainAdaptation": {"hyperparameters": {"packing": "On"}},
     "DPO": {"dpo": {"beta": 0.1}},
     "KTO": {"kto": {"beta": 0.1}},
     "RewardModel": {},
-    "RLHF": {"rlhf": REWARD, "hyperparameters": {"maxSteps": 24, "perDeviceTrainBatchSize": 16}},
+    "RLHF": {"rlhf": REWARD, "hyperparameters": {"maxSteps": 16, "perDeviceTrainBatchSize": 32}},
 }
 OBJECTIVES = tuple(BLOCKS)
 ALGORITHMS = {"QLoRA": "GRPO", "LoRA": "RLOO", "Full": "GRPO"}
