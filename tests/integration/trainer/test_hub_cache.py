@@ -135,6 +135,17 @@ def wait_for_part(cache: Path, process: "subprocess.Popen[bytes]") -> Path:
     raise AssertionError("the run ended by itself")
 
 
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_a_file_that_somebody_else_put_there_is_found_out(hub: Hub, cache: Path, tmp_path: Path, name: str) -> None:
+    """Also where the entry's own record was changed with it: the hub tells what the file is."""
+    found = fetch(hub, cache, tmp_path / "workspace")
+    record = found.parent / "complete.json"
+    before, content = sha256_file(found / name), (found / name).read_bytes()
+    (found / name).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    record.write_text(record.read_text().replace(before, sha256_file(found / name)))
+    assert digests(fetch(hub, cache, tmp_path / "workspace")) == digests(hub.root / "models" / "acme" / "tiny")
+
+
 def test_a_claim_that_holds_something_else_is_said_and_is_no_failure(
     hub: Hub, cache: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

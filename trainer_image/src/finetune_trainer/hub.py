@@ -1,5 +1,6 @@
 """Where something lies on a hub, and who asks for it: `hf://owner/name`, `hf://datasets/owner/name/path`."""
 
+import hashlib
 import os
 import re
 from collections.abc import Mapping
@@ -12,6 +13,7 @@ from finetune_api.handoff import CA_FILE, HUB_CA_DIR, HUB_TOKEN_FILE, HUB_TOKENS
 from finetune_api.sources import DataSource, Hub, Model
 from finetune_api.spec import FineTuneJobSpec
 from finetune_trainer.errors import TrainerError
+from finetune_trainer.storage import CHUNK, Entry, sha256_file
 
 SCHEME = "hf://"
 DATASETS = "datasets/"
@@ -89,6 +91,23 @@ def hub_name(uri: str) -> str:
 def pinned_commit(model: Model) -> str | None:
     """The commit of a hub's model, once its revision is one."""
     return model.revision if is_hub_uri(model.uri) and COMMIT.fullmatch(model.revision or "") else None
+
+
+def is_content(path: Path, entry: Entry) -> bool:
+    """Whether a local file is what a hub lists: by SHA-256 of large files, by git's digest of small ones."""
+    if path.stat().st_size != entry.size:
+        return False
+    if entry.sha256:
+        return sha256_file(path) == entry.sha256
+    return not entry.etag or _git_digest(path) == entry.etag
+
+
+def _git_digest(path: Path) -> str:
+    state = hashlib.sha1(f"blob {path.stat().st_size}\0".encode(), usedforsecurity=False)
+    with path.open("rb") as file:
+        while block := file.read(CHUNK):
+            state.update(block)
+    return state.hexdigest()
 
 
 def model_location(model: Model) -> str:

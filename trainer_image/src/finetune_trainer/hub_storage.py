@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 from finetune_api.handoff import ExitCode
 from finetune_trainer.errors import ObjectMissing, StorageUnavailable, TrainerError
-from finetune_trainer.hub import COMMIT, HubConnection, HubUri, Repo, parse_hub_uri
+from finetune_trainer.hub import COMMIT, HubConnection, HubUri, Repo, is_content, parse_hub_uri
 from finetune_trainer.hub_client import HubClient, revision_path, tree_path
 from finetune_trainer.stop import StopFlag
 from finetune_trainer.storage import (
@@ -19,7 +19,6 @@ from finetune_trainer.storage import (
     OnBytes,
     confined,
     join,
-    sha256_file,
     too_large,
     too_many,
 )
@@ -240,23 +239,6 @@ class HubStorage:
     def _not_a_hub(self, address: HubUri, why: str) -> NoReturn:
         check = f"check {self._client.connection.endpoint_setting}"
         raise StorageUnavailable(f"{address}: what answers at {self._client.endpoint} {why}: {check}")
-
-
-def is_content(path: Path, entry: Entry) -> bool:
-    """Whether a local file is what a hub lists: by SHA-256 of large files, by git's digest of small ones."""
-    if path.stat().st_size != entry.size:
-        return False
-    if entry.sha256:
-        return sha256_file(path) == entry.sha256
-    return not entry.etag or _git_digest(path) == entry.etag
-
-
-def _git_digest(path: Path) -> str:
-    state = hashlib.sha1(f"blob {path.stat().st_size}\0".encode(), usedforsecurity=False)
-    with path.open("rb") as file:
-        while block := file.read(CHUNK):
-            state.update(block)
-    return state.hexdigest()
 
 
 def _entry(item: dict[str, Any]) -> Entry:

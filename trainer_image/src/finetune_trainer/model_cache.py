@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from finetune_trainer.hub import unpinned
+from finetune_trainer.hub import is_content, is_hub_uri, unpinned
 from finetune_trainer.storage import Entry, OnBytes, Storage, confined, join, sha256_file
 
 logger = logging.getLogger(__name__)
@@ -69,10 +69,25 @@ class CachedModel:
             return None
         files = self.folder / FILES
         for entry in self.entries:
-            if not _is_intact(files / entry.key, entry, digests.get(entry.key), on_bytes):
+            if not self._is_intact(files / entry.key, entry, digests.get(entry.key), on_bytes):
                 logger.warning("the cached %s is damaged (%s): it is downloaded again", unpinned(self.uri), entry.key)
                 return None
         return files
+
+    def _is_intact(self, path: Path, entry: Entry, digest: str | None, on_bytes: OnBytes) -> bool:
+        """Also against what storage tells of the content: who may write to the cache could have written the marker."""
+        try:
+            if digest is None or path.stat().st_size != entry.size:
+                return False
+            if sha256_file(path, lambda _count: on_bytes(0)) != digest:
+                return False
+            return digest == entry.sha256 if entry.sha256 else self._is_as_listed(path, entry)
+        except OSError:
+            return False
+
+    def _is_as_listed(self, path: Path, entry: Entry) -> bool:
+        """As far as storage tells: a hub lists digests, S3 may list none."""
+        return is_content(path, entry) if is_hub_uri(self.uri) else path.stat().st_size == entry.size
 
     def fill(self, storage: Storage, on_bytes: OnBytes) -> Path:
         """Download into the cache and mark the entry complete; a twin that was faster is used instead."""
@@ -117,7 +132,7 @@ class CachedModel:
         _remove_others(part / FILES, {entry.key for entry in self.entries})
         for entry in self.entries:
             path = confined(part / FILES, entry.key)
-            if not (path.is_file() and path.stat().st_size == entry.size):
+            if not (path.is_file() and self._is_as_listed(path, entry)):
                 storage.download(join(self.uri, entry.key), path, on_bytes)
             digests[entry.key] = sha256_file(path, lambda _count: on_bytes(0))
         marker = {"uri": self.uri, "sha256": digests}
@@ -149,16 +164,6 @@ def cached_model(uri: str, entries: list[Entry], storage: Storage, root: Path, o
     except CacheUnusable as unusable:
         logger.warning("the model cache is not used: %s; the model is downloaded into the workspace", unusable)
         return None
-
-
-def _is_intact(path: Path, entry: Entry, digest: str | None, on_bytes: OnBytes) -> bool:
-    """Also against what storage tells of the content: who may write to the cache could have written the marker."""
-    try:
-        if digest is None or path.stat().st_size != entry.size:
-            return False
-        return sha256_file(path, lambda _count: on_bytes(0)) == digest == (entry.sha256 or digest)
-    except OSError:
-        return False
 
 
 def _remove_others(folder: Path, keys: Set[str]) -> None:
