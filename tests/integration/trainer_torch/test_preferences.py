@@ -2,6 +2,7 @@
 
 import io
 import math
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from finetune_api.handoff import ExitCode
@@ -286,6 +288,36 @@ def test_kto_with_batches_of_one_row_is_refused_with_the_field_to_set(tiny_model
     with pytest.raises(TrainerError, match=r"set hyperparameters\.perDeviceTrainBatchSize to 2") as caught:
         make_trainer("KTO", tiny_model, tmp_path, make_settings(per_device_train_batch_size=1))
     assert caught.value.code is ExitCode.INVALID_CONFIG
+
+
+def test_smaller_batches_of_pairs_train_the_same(tiny_model: Path, tmp_path: Path) -> None:
+    """What is done when a GPU's memory runs out: neither the reference nor the steps may depend on it."""
+    references, losses = [], []
+    whole = make_settings("Full", learning_rate=1e-3, total_steps=3, desirable_weight=None)
+    for settings in micro_batches(whole):
+        trainer = make_trainer("DPO", tiny_model, tmp_path, settings)
+        columns = trainer.train_dataset.with_format("torch")
+        references.append(torch.stack([columns["ref_chosen_logps"][:], columns["ref_rejected_logps"][:]]))
+        trainer.train()
+        losses.append([point.loss for point in trainer._watch.history.train])
+    assert len(losses) == 3
+    for reference_, loss in zip(references[1:], losses[1:], strict=True):
+        torch.testing.assert_close(reference_, references[0], atol=1e-3, rtol=1e-4)
+        assert loss == pytest.approx(losses[0], abs=2e-3)
+
+
+@pytest.mark.parametrize("objective", ["DPO", "KTO"])
+def test_a_model_whose_output_is_no_number_is_diverged_before_the_first_step(
+    tiny_model: Path, tmp_path: Path, objective: str
+) -> None:
+    poisoned = tmp_path / "poisoned"
+    shutil.copytree(tiny_model, poisoned)
+    weights = load_file(poisoned / "model.safetensors")
+    weights["model.norm.weight"][3] = math.nan
+    save_file(weights, poisoned / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(TrainerError, match="not finite at step 0") as caught:
+        make_trainer(objective, poisoned, tmp_path, make_settings())
+    assert caught.value.code is ExitCode.DIVERGED
 
 
 def test_smaller_batches_of_kto_end_at_two_rows() -> None:
