@@ -15,17 +15,16 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import TYPE_CHECKING
 
 from finetune_trainer.data.columns import ColumnMap, Columns, name_columns
 from finetune_trainer.data.convert import convert_row
 from finetune_trainer.data.detect import detect_format
 from finetune_trainer.data.keys import prompt_key, row_key
+from finetune_trainer.data.label_rows import label_rows
 from finetune_trainer.data.objectives import fit_objective
 from finetune_trainer.data.read import Record, RowFile
 from finetune_trainer.data.rows import (
-    EXCERPT_CHARACTERS,
     BadRow,
     DataFormat,
     NamedPath,
@@ -36,7 +35,6 @@ from finetune_trainer.data.rows import (
     RepairCode,
     Row,
     Source,
-    TextRow,
 )
 from finetune_trainer.data.structure import check_structure
 from finetune_trainer.data.summary import Summary
@@ -47,7 +45,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 AUTO = "Auto"
-BATCH_ROWS = 256
 PROGRESS_ROWS = 500
 WARNINGS_PER_CODE = 5
 
@@ -77,7 +74,7 @@ def check_files(
     checker = _RowChecker(asked, summary.columns, objective, validation_prompts)
     rows = checker.check(_read_all(paths, on_progress))
     if labeler is not None and objective is not None:
-        rows = _label(rows, labeler, objective, max_length)
+        rows = label_rows(rows, labeler, objective, max_length)
     for path in paths:
         summary.start_file(path.name)
     warned: Counter[RejectCode] = Counter()
@@ -169,31 +166,6 @@ def _read_all(paths: Sequence[NamedPath], on_progress: Progress | None) -> Itera
         finished += file.bytes_read
     if on_progress is not None:
         on_progress(rows, finished)
-
-
-def _label(
-    rows: Iterator[Row | Rejected], labeler: "Labeler", objective: Objective, max_length: int
-) -> Iterator[Row | Rejected]:
-    while batch := list(islice(rows, BATCH_ROWS)):
-        accepted = [row for row in batch if not isinstance(row, Rejected)]
-        results = iter(labeler.encode_batch(accepted, objective, max_length))
-        for row in batch:
-            if isinstance(row, Rejected):
-                yield row
-                continue
-            result = next(results)
-            if isinstance(result, BadRow):
-                source, tokens = row.source, result.tokens
-                yield Rejected(source.file, source.line, result.code, result.detail, _excerpt(row), tokens)
-                continue
-            row.encodings = tuple(result)
-            row.repairs = tuple(sorted({*row.repairs, *(code for encoded in result for code in encoded.repairs)}))
-            yield row
-
-
-def _excerpt(row: Row) -> str:
-    text = row.text if isinstance(row, TextRow) else " ".join(message["content"] for message in row.turns())
-    return text[:EXCERPT_CHARACTERS]
 
 
 def _warn(row: Rejected, warned: Counter[RejectCode]) -> None:
