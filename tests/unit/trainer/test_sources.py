@@ -148,6 +148,18 @@ def test_a_repository_gives_its_training_files_and_says_what_it_leaves_out(
     )
 
 
+def test_several_configurations_of_a_dataset_are_not_joined_in_silence(
+    bucket: Bucket, caplog: pytest.LogCaptureFixture
+) -> None:
+    storage = bucket("main/train-0.parquet", "socratic/train-0.parquet", "main/train-1.parquet")
+    with caplog.at_level(logging.WARNING):
+        assert len(found(storage, QA)) == 3
+        assert f"{QA}: files of 2 folders are read together: main, socratic. Name one" in caplog.text
+        caplog.clear()
+        assert found(storage, f"{QA}/main") == ["main/train-0.parquet", "main/train-1.parquet"]
+    assert caplog.text == ""
+
+
 def test_a_repository_without_a_training_file_gives_those_that_name_no_split(bucket: Bucket) -> None:
     assert found(bucket("rows.jsonl", "test.jsonl"), QA) == ["rows.jsonl"]
 

@@ -49,6 +49,10 @@ def choose_split(found: list[T], uri: str, place: str) -> list[T]:
     for one in found:
         by_split[split_of(names[one.uri])].append(one)
     chosen = next((by_split[split] for split in WANTED[place] if split in by_split), [])
+    folders = list(dict.fromkeys(names[one.uri].rpartition("/")[0] or "." for one in chosen))
+    if len(folders) > 1:
+        logger.warning("%s: files of %d folders are read together: %s. Name one in the uri to read it alone.",
+                       uri, len(folders), _few(folders))  # fmt: skip
     left_out = [names[one.uri] for one in found if one not in chosen]
     if not left_out:
         return chosen
