@@ -34,6 +34,7 @@ class Renderer:
         choose_content_form(self._template)
         self._has_system_role = has_system_role(self._template)
         self._has_tool_calls = choose_arguments_form(self._template)
+        self._ends_answers = self._does_end_answers()
 
     @property
     def takes_parts(self) -> bool:
@@ -78,7 +79,15 @@ class Renderer:
         (rendering,) = self._finder.find(asked, None, [1])
         return rendering.text[rendering.text.rindex(SENTINEL) + len(SENTINEL) : rendering.spans[0][1]]
 
+    def _does_end_answers(self) -> bool:
+        try:
+            return bool(self.end_of_answer())
+        except (TemplateFailure, ValueError):
+            return True  # the template does not even show an answer: the rows will tell
+
     def _find(self, messages: list[Message], tools: Tools, turns: Sequence[int]) -> Found:
+        if not self._ends_answers:
+            raise TemplateFailure("the chat template writes nothing that ends an answer, nor is there an eos_token")
         if tools is None and not any(message.keys() - {"role", "content", "train"} for message in messages):
             renderings = self._skeletons.find(messages, turns)
             if renderings is not None:

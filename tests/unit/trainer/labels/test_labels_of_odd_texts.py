@@ -115,6 +115,7 @@ def test_a_stop_token_that_swallows_spaces_is_trained(flags: dict[str, bool], bu
 
 def test_an_answer_without_special_tokens_ends_with_the_end_token(build_model: Any) -> None:
     labeler = Labeler(build_model(PLAIN))
+    assert runs(labeler, samples(labeler, chat("One?", "s>"))[0]) == [" s><eos>"]
     both = samples(labeler, chat("One?", "First.", "Two?", "Second."))
     assert [runs(labeler, sample) for sample in both] == [[" First.<eos>"], [" Second.<eos>"]]
     text = labeler.tokenizer.decode(both[1].input_ids, skip_special_tokens=False)
