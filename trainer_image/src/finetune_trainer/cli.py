@@ -94,7 +94,8 @@ def run(  # noqa: PLR0917 - the options of a command
     """Check, train and publish on this machine, from the manifest of a job: no cluster, no operator.
 
     URIs without a --map are read from the store that the manifest or AWS_ENDPOINT_URL names, with the credentials of
-    the standard AWS variables or profile.
+    the standard AWS variables or profile; hf:// URIs from the hub that the manifest or HF_ENDPOINT names, with the
+    token in HF_TOKEN.
     """
     from finetune_trainer import local_run
 
