@@ -1,5 +1,6 @@
 """Reward models: what is learnt, what a published one scores, and how an answer is put before one."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,12 +9,14 @@ import pytest
 import torch
 from loop_bench import CPU, make_settings, make_watch, question
 from peft import PeftModel
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification
 
+from finetune_api.handoff import ExitCode
 from finetune_trainer.adapter import save_adapter, save_tokenizer
 from finetune_trainer.callbacks import save_trained
 from finetune_trainer.encodings import EncodedPair
+from finetune_trainer.errors import TrainerError
 from finetune_trainer.labels import Labeler
 from finetune_trainer.methods.reward import PairTrainer, build_trainer
 from finetune_trainer.model import load_for_training, load_plain, load_tokenizer
@@ -131,6 +134,24 @@ def test_a_score_does_not_depend_on_the_texts_beside_it(tiny_model: Path) -> Non
     texts = [[1, 40, 50], [1, 40, 50, 60, 70, 80, 2], [1]]
     alone = [score_texts(model, [ids], nothing)[0] for ids in texts]
     assert score_texts(model, texts, nothing) == pytest.approx(alone, abs=1e-5)
+
+
+@pytest.mark.parametrize("writes_text", [True, False])
+def test_a_model_with_a_weight_missing_is_refused_and_not_completed_at_random(
+    tiny_model: Path, tmp_path: Path, writes_text: bool
+) -> None:
+    broken = Path(shutil.copytree(tiny_model, tmp_path / "broken"))
+    tensors = load_file(broken / "model.safetensors")
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(TrainerError, match=r"in none of its files, model\.layers\.1\.mlp\.up_proj") as caught:
+        load_plain(broken, torch.float32, CPU, writes_text=writes_text)
+    assert caught.value.code is ExitCode.MODEL_UNAVAILABLE
+
+
+def test_the_missing_head_of_a_language_model_is_no_news(tiny_model: Path, caplog: pytest.LogCaptureFixture) -> None:
+    load_plain(tiny_model, torch.float32, CPU, writes_text=False)
+    assert not caplog.records
 
 
 @pytest.mark.parametrize(("configured", "pad"), [(7, 7), (None, 1), (-1, 1)])

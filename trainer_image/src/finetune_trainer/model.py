@@ -1,5 +1,6 @@
 """The base model on its device: number format, optimiser, quantisation, and where the adapter goes."""
 
+import logging
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,6 +30,9 @@ from finetune_trainer.model_shape import UNADAPTED_LAYERS
 
 DTYPES = {"BF16": torch.bfloat16, "FP16": torch.float16, "FP32": torch.float32}
 NON_REENTRANT = {"use_reentrant": False}
+HEAD = "score.weight"
+"""What a decoder that gives one score has and a language model lacks."""
+LOADING = logging.getLogger("transformers")
 
 transformers_logging.disable_progress_bar()
 
@@ -133,14 +137,36 @@ def load_quantised(
 
 
 def _load(directory: Path, writes_text: bool, **options: Any) -> PreTrainedModel:
-    """The model from its folder alone; safetensors only, no remote code."""
+    """The model from its folder alone; safetensors only, no remote code, and no weight drawn at random in place of one
+    that is missing, but for the head that a language model does not have."""
     kind = AutoModelForCausalLM if writes_text else AutoModelForSequenceClassification
     if not writes_text:
         options["num_labels"] = 1
-    with _model_errors(directory):
-        return kind.from_pretrained(
-            directory, local_files_only=True, use_safetensors=True, trust_remote_code=False, **options
+    with _model_errors(directory), _quiet():
+        model, found = kind.from_pretrained(
+            directory,
+            local_files_only=True,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            **options,
         )
+    missing = sorted(set(found["missing_keys"]) - (set() if writes_text else {HEAD}))
+    if missing:
+        told = f"{len(missing)} weights that the architecture has are in none of its files, {missing[0]} for one"
+        raise TrainerError(ExitCode.MODEL_UNAVAILABLE, f"the model cannot be loaded: {told}")
+    return model
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The library's table of missing weights is left out: what it would tell is an error here."""
+    level = LOADING.level
+    LOADING.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        LOADING.setLevel(level)
 
 
 def _keep_gradients_on_cpu(model: PreTrainedModel) -> None:
