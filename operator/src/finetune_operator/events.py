@@ -12,6 +12,12 @@ from finetune_operator.objects import Job, Object
 
 C, E = ConditionType, EventReason
 MAX_NOTE = 1000
+_TROUBLES = frozenset(
+    {
+        *(E.UNSCHEDULABLE, E.IMAGE_PULL_FAILED, E.POD_CREATION_REFUSED, E.MOUNT_FAILED, E.CONTAINER_ERROR),
+        *(E.NODE_LOST, E.NO_PROGRESS, E.UNREACHABLE),
+    }
+)
 _WAITS = frozenset({names.Reason.WAITING_FOR_PARENT, names.Reason.PARENT_FAILED})
 
 
@@ -26,7 +32,8 @@ class Event:
 
 def between(old: FineTuneJobStatus, new: FineTuneJobStatus) -> list[Event]:
     """What happened between two states, in the order in which it happens."""
-    return [*_accepted(old, new), *_preflight(old, new), *_runs(old, new), *_suspension(old, new), *_end(old, new)]
+    parts = (_accepted, _preflight, _runs, _suspension, _troubles, _end)
+    return [event for part in parts for event in part(old, new)]
 
 
 def _became(old: FineTuneJobStatus, new: FineTuneJobStatus, kind: ConditionType, truth: str) -> bool:
@@ -96,6 +103,14 @@ def _suspension(old: FineTuneJobStatus, new: FineTuneJobStatus) -> list[Event]:
     if old.is_true(C.SUSPENDED) and _became(old, new, C.SUSPENDED, "False"):
         return [Event(E.RESUMED, "The job goes on.")]
     return []
+
+
+def _troubles(old: FineTuneJobStatus, new: FineTuneJobStatus) -> list[Event]:
+    """Why no pod runs, or none that answers, when that has become known."""
+    reason = _reason(new, C.RUNNING)
+    if reason not in _TROUBLES or reason == _reason(old, C.RUNNING):
+        return []
+    return [Event(E(reason), _message(new, C.RUNNING), is_warning=True)]
 
 
 def _end(old: FineTuneJobStatus, new: FineTuneJobStatus) -> list[Event]:

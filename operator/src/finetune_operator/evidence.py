@@ -18,6 +18,7 @@ from finetune_api.handoff import (
 )
 from finetune_api.names import ConditionType, Reason
 from finetune_api.status import FineTuneJobStatus
+from finetune_operator import advice
 from finetune_operator.objects import ChildJob, Job, Pod
 
 RESULT_SUCCEEDED = "Succeeded"
@@ -66,15 +67,30 @@ def judge(pod: Pod, job: Job, *, failed_unseen: bool = False) -> Verdict:
         return _judge_success(report)
     if code in TERMINAL_EXIT_CODES:
         reason = ExitCode(code).reason
-        return Verdict(RESULT_FAILED, reason, _message(pod, report), is_terminal=True, report=report)
+        return Verdict(RESULT_FAILED, reason, _message(pod, report, reason), is_terminal=True, report=report)
     if code == ExitCode.PREEMPTED or pod.disruption:  # as the podFailurePolicy of the Job has it, and nothing else
         reason = pod.disruption or Reason.PREEMPTED
-        return Verdict(RESULT_PREEMPTED, reason[:64], _message(pod, report), report=report)
+        return Verdict(RESULT_PREEMPTED, reason[:64], _message(pod, report, reason), report=report)
     if code is None:
-        result = RESULT_FAILED if failed_unseen or pod.phase == "Failed" else RESULT_PREEMPTED
-        reason = Reason.EVICTED if pod.evicted else Reason.UNOBSERVED
-        return Verdict(result, reason, pod.message[:LOG_TAIL] or "nobody saw how the pod ended")
-    return Verdict(RESULT_FAILED, _counted_reason(pod, code), _message(pod, report), report=report)
+        return _judge_without_code(pod, failed_unseen=failed_unseen)
+    reason = _counted_reason(pod, code)
+    return Verdict(RESULT_FAILED, reason, _message(pod, report, reason), report=report)
+
+
+def _judge_without_code(pod: Pod, *, failed_unseen: bool) -> Verdict:
+    """The kubelet refused it or evicted it before a container ended, or it is gone without having been seen to end."""
+    if pod.phase == "Failed":
+        reason = _eviction(pod) or Reason.POD_REJECTED
+        words = f"{pod.container_reason}: {pod.message}" if reason is Reason.POD_REJECTED else pod.message
+        return Verdict(RESULT_FAILED, reason, advice.advised(reason, words[:LOG_TAIL]))
+    result = RESULT_FAILED if failed_unseen else RESULT_PREEMPTED
+    return Verdict(result, Reason.UNOBSERVED, pod.message[:LOG_TAIL] or "nobody saw how the pod ended")
+
+
+def _eviction(pod: Pod) -> Reason | None:
+    if not pod.evicted:
+        return None
+    return Reason.WORKSPACE_FULL if advice.is_about_space(pod.evicted) else Reason.EVICTED
 
 
 def _judge_success(report: Report | None) -> Verdict:
@@ -86,23 +102,26 @@ def _judge_success(report: Report | None) -> Verdict:
 def _counted_reason(pod: Pod, code: int) -> str:
     if pod.container_reason == "OOMKilled":
         return Reason.OUT_OF_MEMORY
-    if pod.evicted:
-        return Reason.EVICTED
+    if eviction := _eviction(pod):
+        return eviction
     known = {member.value for member in ExitCode}
     return ExitCode(code).reason if code in known else Reason.CONTAINER_ERROR
 
 
-def _message(pod: Pod, report: Report | None) -> str:
-    """The report's sentence, else the last line that the container wrote."""
+def _message(pod: Pod, report: Report | None, reason: str) -> str:
+    """The report's sentence, else the kubelet's or the last line that the container wrote, with what to change."""
     if report:
         return report.message
+    if reason in advice.DISRUPTIONS:
+        return advice.DISRUPTIONS[reason]
     if pod.evicted:
-        return pod.evicted[:LOG_TAIL]
-    if pod.container_reason == "OOMKilled":
-        return "the container ran out of memory: raise resources.limits.memory, or lower the batch size or maxLength"
+        return advice.advised(reason, pod.evicted[:LOG_TAIL])
+    if reason == Reason.OUT_OF_MEMORY:
+        return advice.advised(reason, "the container ran out of memory")
     lines = [line.strip() for line in pod.message.splitlines() if line.strip()]
-    tail = lines[-1][:LOG_TAIL] if lines else ""
-    return tail or f"the container ended with exit code {pod.exit_code}"
+    tail = lines[-1][:LOG_TAIL] if lines else f"the container ended with exit code {pod.exit_code}"
+    by_code = advice.BY_EXIT_CODE.get(pod.exit_code or 0)
+    return f"{tail}: {by_code}" if by_code else advice.advised(reason, tail)
 
 
 def reason_of_failed_job(child: ChildJob) -> str | None:

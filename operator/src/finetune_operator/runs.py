@@ -18,7 +18,7 @@ from finetune_operator.evidence import (
 from finetune_operator.objects import ChildJob, Pod
 
 HISTORY = 10
-STALLED = "it answered, but did not move for stallTimeoutSeconds"
+STALLED = "it answered, but did not move for stallTimeoutSeconds: raise it if a step may take that long"
 UNSEEN_SECONDS = 5.0
 """For how long the end of a pod that is gone may still arrive as a watch event."""
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from finetune_api.names import Reason
+from finetune_operator import advice
 from finetune_operator.objects import IMAGE_PROBLEMS, START_PROBLEMS, ChildJob, Pod
 from finetune_operator.state import Reading, Warnings
 
@@ -61,7 +62,7 @@ def _without_pod(child: ChildJob, pods: tuple[Pod, ...], warnings: Warnings | No
         return Diagnosis(Reason.PODS_STARTING, question=Question("Job", child.uid, child.name))
     refused = _first(warnings, {"FailedCreate"})
     reason = Reason.POD_CREATION_REFUSED if refused else Reason.PODS_STARTING
-    return Diagnosis(reason, refused, check_after=NO_POD_SECONDS)
+    return Diagnosis(reason, advice.advised(reason, refused) if refused else "", check_after=NO_POD_SECONDS)
 
 
 def _pending(pod: Pod, warnings: Warnings | None, now: datetime) -> Diagnosis:
@@ -70,7 +71,8 @@ def _pending(pod: Pod, warnings: Warnings | None, now: datetime) -> Diagnosis:
     if pod.waiting_reason in IMAGE_PROBLEMS:
         return Diagnosis(Reason.IMAGE_PULL_FAILED, image_sentence(pod))
     if pod.waiting_reason in START_PROBLEMS:
-        return Diagnosis(Reason.CONTAINER_ERROR, f"{pod.waiting_reason}: {pod.waiting_message}")
+        words = f"{pod.waiting_reason}: {pod.waiting_message}"
+        return Diagnosis(Reason.CONTAINER_ERROR, advice.advised(Reason.CONTAINER_ERROR, words))
     age = (now - pod.created).total_seconds() if pod.created else PENDING_SECONDS
     if age < PENDING_SECONDS:
         return Diagnosis(Reason.PODS_STARTING, check_after=PENDING_SECONDS - age + 0.5)
@@ -78,7 +80,7 @@ def _pending(pod: Pod, warnings: Warnings | None, now: datetime) -> Diagnosis:
         return Diagnosis(Reason.PODS_STARTING, question=Question("Pod", pod.uid, pod.name))
     failed = _first(warnings, {"FailedMount", "FailedAttachVolume"})
     reason = Reason.MOUNT_FAILED if failed else Reason.PODS_STARTING
-    return Diagnosis(reason, failed, check_after=PENDING_SECONDS)
+    return Diagnosis(reason, advice.advised(reason, failed) if failed else "", check_after=PENDING_SECONDS)
 
 
 def is_lost(pod: Pod, now: datetime) -> bool:
@@ -88,15 +90,16 @@ def is_lost(pod: Pod, now: datetime) -> bool:
 
 def lost_sentence(pod: Pod) -> str:
     """What frees it."""
-    force = f"kubectl delete pod {pod.name} -n {pod.namespace} --force --grace-period=0"
-    return f"node {pod.node or '(none)'} does not confirm that pod {pod.name} has ended: if the node is gone, {force}"
+    node = pod.node or "(none)"
+    gone = f"if the node is gone for good, kubectl delete node {node}"
+    return f"node {node} does not confirm that pod {pod.name} has ended: bring it back, or {gone}"
 
 
 def unschedulable_sentence(pod: Pod) -> str:
-    """The scheduler's words, cut down to a claim that is the cause, with the fix."""
+    """The scheduler's words, without what preemption would not do, cut down to a claim that is the cause, and a fix."""
     found = _CLAIM.search(pod.unschedulable)
     if found is None:
-        return pod.unschedulable
+        return advice.advised(Reason.UNSCHEDULABLE, pod.unschedulable.partition(" preemption: ")[0])
     fix = next(fix for words, fix in _CLAIM_FIXES if words in found.group())
     return f"{found.group()}: {fix}, and the pod starts by itself"
 
@@ -106,7 +109,8 @@ def image_sentence(pod: Pod) -> str:
     cause = pod.waiting_message
     for noise in (f'Back-off pulling image "{pod.image}"', "ErrImagePull: ", "ImagePullBackOff: "):
         cause = cause.replace(noise, "")
-    return f"{pod.image}: {cause.strip(' :') or pod.waiting_reason}"
+    words = cause.strip(" :") or pod.waiting_reason
+    return advice.advised(Reason.IMAGE_PULL_FAILED, f"{pod.image}: {words}")
 
 
 def _first(warnings: Warnings, reasons: set[str]) -> str:

@@ -402,5 +402,22 @@ def trainer_at() -> Callable[[str, bytes], AbstractContextManager[None]]:
 
 
 @pytest.fixture
+def kubectl(control_plane: Path) -> Callable[..., str]:
+    """The kubectl of this control plane as an administrator; what it prints."""
+    env = subprocess.run(
+        [sys.executable, str(ROOT / "tests" / "cluster" / "cluster.py"), "env"],
+        check=True, capture_output=True, text=True,
+    ).stdout  # fmt: skip
+    path = next(line.partition("=")[2] for line in env.splitlines() if line.startswith("export PATH="))
+
+    def call(*arguments: str) -> str:
+        command = ["kubectl", "--kubeconfig", str(control_plane), *arguments]
+        found = {**os.environ, "PATH": path.replace("$PATH", os.environ["PATH"]).strip('"')}
+        return subprocess.run(command, check=True, capture_output=True, text=True, env=found).stdout
+
+    return call
+
+
+@pytest.fixture
 def wait() -> Callable[..., Any]:
     return until

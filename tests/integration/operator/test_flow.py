@@ -12,8 +12,8 @@ def test_a_job_goes_through_preflight_and_training_to_complete(world: Any, opera
     world.run(preflight)
     world.end(preflight, 0, world.validated())
     trainer = world.pod_of("one-1")
-    validated = world.condition("Validated")
-    assert (validated["status"], validated["reason"]) == ("True", "DatasetValid")
+    validated = world.wait_condition("Validated", "DatasetValid")
+    assert validated["status"] == "True"
     assert validated["message"] == "90 of 100 rows can be trained on; 10 rejected (BAD_JSON 10)."
     world.run(trainer)
     status = world.wait_phase("Training")
@@ -50,6 +50,7 @@ def test_training_runs_the_image_of_preflight_by_its_digest(world: Any, operator
     trainer = world.pass_preflight()
     digest = "registry.example/finetune-trainer@sha256:" + "1" * 64
     assert trainer.spec.containers[0].image == digest
+    world.wait_condition("Validated", "DatasetValid")
     assert world.status()["lineage"]["trainerImage"] == digest
 
 
@@ -210,7 +211,6 @@ def test_a_deleted_trainer_job_is_replaced_by_a_counted_attempt(world: Any, oper
     world.run(trainer)
     world.wait_phase("Training")
     world.batch.delete_namespaced_job("one-1", world.namespace, propagation_policy="Background")
-    world.core.delete_namespaced_pod(trainer.metadata.name, world.namespace, grace_period_seconds=0)
     second = world.pod_of("one-2")
     assert world.status()["failures"] == 1
     world.end(second, 0, world.published())

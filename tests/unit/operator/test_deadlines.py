@@ -34,7 +34,7 @@ def test_a_job_whose_trainer_does_not_start_in_time_fails_with_what_it_waited_fo
     one = scene(startDeadlineSeconds=600)
     one.settle() if stage == "preflight" else one.to_training()
     child = list(one.children)[-1]
-    words = "0/4 nodes are available: 4 Insufficient nvidia.com/gpu."
+    words = "0/4 nodes are available: 4 Insufficient nvidia.com/gpu"
     condition = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": words}
     one.pod(child, conditions=[condition])
     later(one, 599)

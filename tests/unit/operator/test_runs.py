@@ -34,7 +34,7 @@ def test_a_pod_that_dropped_out_of_the_history_is_not_counted_again(scene: Any) 
         ({"code": 137, "disruption": "TerminationByKubelet"}, "Preempted", "TerminationByKubelet"),
         ({"code": 137, "reason": "OOMKilled"}, "Failed", "OutOfMemory"),
         ({"code": 137}, "Failed", "ContainerError"),
-        ({"code": 137, "evicted": "Usage of EmptyDir volume exceeds the limit"}, "Failed", "Evicted"),
+        ({"code": 137, "evicted": "Usage of EmptyDir volume exceeds the limit"}, "Failed", "WorkspaceFull"),
         ({"code": 75, "evicted": "Usage of EmptyDir volume exceeds the limit"}, "Preempted", "Preempted"),
         ({"code": 69}, "Failed", "StorageUnavailable"),
         ({"code": 70}, "Failed", "InternalError"),
@@ -85,7 +85,7 @@ def test_many_rejected_pods_come_to_rest(scene: Any) -> None:
         one.reject(one.pod("one-1"), "OutOfnvidia.com/gpu", "Node didn't have enough resource: nvidia.com/gpu")
     one.settle()
     assert (one.status["runs"], one.status["failures"], one.status["phase"]) == (12, 12, "Starting")
-    assert one.status["history"][-1]["reason"] == "Unobserved"
+    assert one.status["history"][-1]["reason"] == "PodRejected"
     assert "enough resource" in one.status["history"][-1]["message"]
 
 
@@ -113,7 +113,8 @@ def test_an_eviction_that_the_job_counts_as_a_failure_is_one_failure_with_the_ku
     one.settle()
     assert (one.status["runs"], one.status["failures"], one.status.get("preemptions", 0)) == (1, 1, 0)
     run = one.status["history"][0]
-    assert (run["reason"], run["message"]) == ("Evicted", words)
+    assert run["reason"] == "WorkspaceFull"
+    assert run["message"].startswith(words.rstrip("."))
 
 
 def test_an_evicted_trainers_own_report_is_not_lost(scene: Any) -> None:

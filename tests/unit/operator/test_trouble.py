@@ -26,7 +26,8 @@ import pytest
         ),
         (
             "0/3 nodes are available: 3 Insufficient nvidia.com/gpu.",
-            "No node can take the pod: 0/3 nodes are available: 3 Insufficient nvidia.com/gpu.",
+            "No node can take the pod: 0/3 nodes are available: 3 Insufficient nvidia.com/gpu: wait for a free "
+            "nvidia.com/gpu, or check resources.gpuResourceName",
         ),
     ],
 )

@@ -1,0 +1,60 @@
+"""Root causes in words on a real API server: what the condition, the event and `kubectl describe` say."""
+
+from typing import Any
+
+
+def test_a_limit_range_that_refuses_the_pod_is_said_with_what_to_change(world: Any, operator: Any, wait: Any) -> None:
+    limits = {"limits": [{"type": "Container", "max": {"memory": "64Mi"}, "default": {"memory": "64Mi"}}]}
+    world.core.create_namespaced_limit_range(world.namespace, {"metadata": {"name": "small"}, "spec": limits})
+    world.create(preflight={"resources": {"limits": {"memory": "1Gi"}}})
+    shown = world.wait_condition("Running", "PodCreationRefused", seconds=30)
+    assert "maximum memory usage per Container is 64Mi" in shown["message"]
+    assert "keep resources within the LimitRange" in shown["message"]
+    wait(lambda: world.events("PodCreationRefused"), "an event")
+    world.core.delete_namespaced_limit_range("small", world.namespace)
+    world.pod_of("one-preflight")
+
+
+def test_a_missing_service_account_is_said_with_what_to_change(world: Any, operator: Any, wait: Any) -> None:
+    operator.kill()
+    operator.env["FINETUNE_ALLOWED_SERVICE_ACCOUNTS"] = "train"
+    operator.start()
+    world.create(trainer={"serviceAccountName": "train"})
+    shown = world.wait_condition("Running", "PodCreationRefused", seconds=30)
+    assert "create the service account, or change trainer.serviceAccountName" in shown["message"]
+
+
+def test_a_pod_on_a_lost_node_is_named_and_never_doubled(world: Any, operator: Any, wait: Any) -> None:
+    world.core.create_node({"metadata": {"name": "node-1"}})
+    try:
+        world.create(checkpoint={"gracePeriodSeconds": 5})
+        first = world.pass_preflight()
+        world.bind(first)
+        world.run(first)
+        world.wait_phase("Training")
+        world.core.delete_namespaced_pod(first.metadata.name, world.namespace)
+        shown = world.wait_condition("Running", "NodeLost", seconds=60)
+        assert "node-1" in shown["message"]
+        assert [name for name in world.pods() if name.startswith("one-1")] == [first.metadata.name]
+        assert "kubectl delete node node-1" in shown["message"]
+    finally:
+        world.core.delete_node("node-1")
+    second = wait(
+        lambda: next((pod for pod in world.pods() if pod.startswith("one-1") and pod != first.metadata.name), None),
+        "a second trainer pod",
+        120,
+    )
+    assert second
+    status = world.status()
+    assert (status["preemptions"], status["attempts"], status.get("failures", 0)) == (1, 1, 0)
+    assert status["history"][0]["reason"] == "DeletionByPodGC"
+
+
+def test_what_is_the_matter_stands_in_kubectl_describe(world: Any, operator: Any, wait: Any, kubectl: Any) -> None:
+    world.create()
+    trainer = world.pass_preflight()
+    world.cannot_schedule(trainer, "0/4 nodes are available: 4 Insufficient nvidia.com/mig-3g.40gb.")
+    world.wait_condition("Running", "Unschedulable")
+    wait(lambda: world.events("Unschedulable"), "an event")
+    described = kubectl("describe", "finetunejob", "one", "-n", world.namespace)
+    assert described.count("wait for a free nvidia.com/mig-3g.40gb, or check resources.gpuResourceName") >= 2
