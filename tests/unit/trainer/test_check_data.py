@@ -195,3 +195,30 @@ def test_a_terminal_gets_tables_and_a_pipe_gets_lines(tmp_path: Path, out: Path)
     os.close(ours)
     assert "│ BAD_JSON" in shown.decode()
     assert "checking:" in shown.decode()
+
+
+def test_with_several_files_what_became_of_each_is_told(
+    tmp_path: Path, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "rows"
+    good, bad, empty = (folder / name for name in ("a [b].jsonl", "b.jsonl", "c.jsonl"))
+    write(good, ALPACA, SHAREGPT)
+    write(bad, ALPACA, "{\n", "{\n")
+    write(empty, "")
+    check_data([str(folder)], out, Request(Objective.CHAT, max_rejected_percent=50))
+    assert summary(out)["files"] == [
+        {"file": str(good), "rows": 2, "accepted": 2, "rejectedByCode": {}},
+        {"file": str(bad), "rows": 3, "accepted": 0, "rejectedByCode": {"BAD_JSON": 2, "DUPLICATE": 1}},
+        {"file": str(empty), "rows": 0, "accepted": 0, "rejectedByCode": {}},
+    ]
+    printed = capsys.readouterr().out
+    assert f"2  rows, 2 accepted: {good}\n" in printed
+    assert f"3  rows, 0 accepted: {bad} (BAD_JSON 2, DUPLICATE 1)" in printed
+
+
+def test_a_model_that_cannot_be_used_ends_in_66_with_every_file_written(tmp_path: Path, out: Path) -> None:
+    rows = write(tmp_path / "rows.jsonl", ALPACA)
+    with pytest.raises(TrainerError) as refused:
+        check_data([str(rows)], out, Request(Objective.CHAT, model=tmp_path / "absent"))
+    assert refused.value.code is ExitCode.MODEL_UNAVAILABLE
+    assert {"accepted.jsonl", "rejected.jsonl", "summary.json"} == {path.name for path in out.iterdir()}

@@ -184,3 +184,44 @@ def test_a_given_format_decides_what_the_rows_are(world: Any) -> None:
     rows = [{"instruction": f"q{number}", "output": "a", "text": f"### q{number} a"} for number in range(50)]
     prepared = prepare(world, rows, "DomainAdaptation", {"format": "Text"})
     assert prepared.status.format == {"Text": 50}
+
+
+@pytest.mark.parametrize(
+    ("rows", "objective", "accepted"),
+    [
+        (pairs, "DPO", 30),
+        (pairs, "RewardModel", 30),
+        (pairs, "KTO", 60),
+        (pairs, "Chat", 30),
+        (pairs, "Instruction", 30),
+        (prompts, "RLHF", 30),
+        (texts, "DomainAdaptation", 30),
+    ],
+)
+def test_the_summary_tells_for_every_objective_what_became_of_each_source_by_code(
+    world: Any, rows: Any, objective: str, accepted: int
+) -> None:
+    (world.bucket / "held").mkdir()
+    for name in ("a", "b"):
+        (world.bucket / "held" / f"{name}.jsonl").write_text("\n".join(map(json.dumps, [*rows(30), {"title": "none"}])))
+    dataset = {"validation": {"uri": "s3://bucket/held/"}, "validationSplitPercent": None}
+    dataset["maxRejectedPercent"] = 100
+    prepared = prepare(world, rows(40), objective, dataset)
+    summary = json.loads((prepared.directory / Artifact.DATASET_SUMMARY).read_text())
+    first, second = summary["validation"]["files"]
+    assert first == {
+        "file": "s3://bucket/held/a.jsonl",
+        "rows": accepted + 1,
+        "accepted": accepted,
+        "rejectedByCode": {"UNKNOWN_FORMAT": 1},
+    }
+    assert second["rejectedByCode"] == {"DUPLICATE": accepted, "UNKNOWN_FORMAT": 1}
+    (train,) = summary["train"]["files"]
+    assert train["rejectedByCode"] == {"EVAL_LEAK": accepted}
+    assert train["accepted"] == prepared.status.train_rows == accepted // 3
+    assert prepared.status.format == summary_formats(summary)
+
+
+def summary_formats(summary: dict[str, Any]) -> dict[str, int]:
+    (name,) = summary["train"]["formats"]
+    return {name: summary["train"]["formats"][name] + summary["validation"]["formats"][name]}
