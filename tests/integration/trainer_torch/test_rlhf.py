@@ -96,12 +96,12 @@ def listen(trainer: PolicyTrainer) -> list[torch.Tensor]:
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("algorithm", ["GRPO", "RLOO"])
 def test_more_is_earned(taught: Path, tmp_path: Path, method: str, algorithm: str) -> None:
-    rate = 2e-3 if method == "Full" else 0.01
-    trainer = make_trainer(taught, tmp_path, method, algorithm=algorithm, total_steps=7, learning_rate=rate)
+    rate = 2e-3 if method == "Full" else 6e-3
+    trainer = make_trainer(taught, tmp_path, method, algorithm=algorithm, total_steps=10, learning_rate=rate)
     trainer.train()
     points = trainer._watch.history.train
     earned = [point.reward or 0 for point in points]
-    assert sum(earned[-3:]) / 3 > sum(earned[:2]) / 2 + 0.15
+    assert sum(earned[-4:]) / 4 > sum(earned[:2]) / 2 + 0.1
     assert points[0].kl == pytest.approx(0, abs=1e-3), "the first answers are the reference's own"
     assert (points[-1].kl or 0) > 1e-3
     final = trainer._watch.history.final_reward

@@ -11,9 +11,10 @@ from safetensors.numpy import save_file
 from finetune_api.handoff import Artifact, ExitCode, Manifest, ManifestFile, Outcome, Report
 from finetune_api.status import PublishedJob
 from finetune_trainer.errors import TrainerError
+from finetune_trainer.local_storage import LocalStorage
 from finetune_trainer.preflight import preflight
 from finetune_trainer.reward_source import fetch_reward_model
-from finetune_trainer.storage import sha256_file
+from finetune_trainer.storage import Storage, sha256_file
 
 HEAD = {"score.weight": np.zeros((1, 5), np.float32)}
 ADAPTER = {"base_model.model.score.weight": np.zeros((1, 5), np.float32)}
@@ -221,6 +222,24 @@ def test_weights_that_are_not_those_of_the_manifest_are_not_loaded(world: Any, a
     with pytest.raises(TrainerError, match=r"adapter_model\.safetensors has another content") as caught:
         fetch_reward_model(config, world.storage, world.workspace, world.bucket / "model")
     assert caught.value.code is ExitCode.MODEL_UNAVAILABLE
+
+
+@pytest.mark.parametrize(("revision", "same"), [("a" * 40, True), ("b" * 40, False)])
+def test_a_hubs_base_is_the_policys_own_at_the_same_commit_alone(
+    world: Any, reward: Path, revision: str, same: bool
+) -> None:
+    write_adapter(reward, base_model_name_or_path="owner/base", revision="a" * 40)
+    world.with_config({"objective": "RLHF", "rlhf": URI, "model": {"uri": "hf://owner/base", "revision": revision}})
+    base = world.bucket / "model"
+    folders = {"s3://bucket": world.bucket, "hf://owner/base": base}
+    found = fetch_reward_model(world.config, LocalStorage(folders, elsewhere=no_store), world.workspace, base)
+    assert found
+    assert (found.model == base) == same
+    assert (found.model / "config.json").is_file()
+
+
+def no_store() -> Storage:
+    raise AssertionError("a URI outside the bucket was asked for")
 
 
 def test_what_an_earlier_attempt_fetched_is_not_mixed_in(world: Any, reward: Path) -> None:
