@@ -130,7 +130,7 @@ def test_a_column_that_no_format_knows_is_refused_by_its_option(tmp_path: Path, 
     [
         ("", Request(Objective.CHAT), "there are no rows"),
         ("{\n", Request(Objective.CHAT), "none of the 1 rows can be used"),
-        (json.dumps(PAIR), Request(Objective.DOMAIN_ADAPTATION), "give --objective DPO"),
+        (json.dumps(PAIR), Request(Objective.DOMAIN_ADAPTATION), "choose the objective DPO"),
         (json.dumps(ALPACA) + "\n{", Request(Objective.CHAT), "--max-rejected-percent is 20"),
         (json.dumps(TEXT), Request(to=ExportFormat.OPENAI), "none of the 1 accepted rows can be converted to openai"),
         (json.dumps(ALPACA), Request(Objective.CHAT, DatasetFormat.OPENAI), "none of the 1 rows can be used"),

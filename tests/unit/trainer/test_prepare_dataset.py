@@ -130,9 +130,9 @@ def test_codes_and_formats_are_counted(world: Any) -> None:
 @pytest.mark.parametrize(
     ("rows", "objective", "said"),
     [
-        (texts, "Chat", ["is a text", "set spec.objective to DomainAdaptation"]),
-        (prompts, "DPO", ["a prompt without an answer", "preference pairs", "set spec.objective to RLHF"]),
-        (labelled, "DPO", ["an answer with a label", "set spec.objective to KTO"]),
+        (texts, "Chat", ["is a text", "choose the objective DomainAdaptation"]),
+        (prompts, "DPO", ["a prompt without an answer", "preference pairs", "choose the objective RLHF"]),
+        (labelled, "DPO", ["an answer with a label", "choose the objective KTO"]),
         (pairs, "DomainAdaptation", ["is a preference pair", "learns from texts", "check-data --to text"]),
     ],
 )
@@ -143,7 +143,7 @@ def test_a_file_for_another_objective_fails_with_what_it_holds_and_the_fix(
     assert error.code is ExitCode.DATASET_UNUSABLE
     assert "none of the 100 rows suits the objective" in error.message
     assert all(words in error.message for words in said), error.message
-    assert error.message.count("spec.objective") == 1
+    assert error.message.count("choose the objective") == 1
     assert error.dataset is not None
     assert error.dataset.rejected_by_code == {"NOT_FOR_OBJECTIVE": 100}
 

@@ -34,7 +34,6 @@ _OPTIONS = {
     "spec.dataset.columns": "--columns",
     "dataset.columns": "--columns",
     "dataset.maxRejectedPercent": "--max-rejected-percent",
-    "set spec.objective to": "give --objective",
 }
 
 

@@ -83,7 +83,7 @@ def test_everything_else_is_refused_with_the_need_and_the_fix(check: Any, name: 
     assert refused.code is REFUSED.get((name, objective), RejectCode.NOT_FOR_OBJECTIVE)
     if refused.code is RejectCode.NOT_FOR_OBJECTIVE:
         assert objective in refused.detail
-        assert "spec.objective" in refused.detail
+        assert "choose the objective" in refused.detail
         assert summary.unfit == {refused.detail: 1}
 
 

@@ -149,8 +149,9 @@ class _RowChecker:
         seen = f"columns seen: {name_columns(row)}"
         missing = [f"{known} as {own!r}" for known, own in self.columns.columns.items() if known not in row]
         if not missing:
-            return BadRow(bad.code, f"{bad.detail}; {seen}")
-        detail = f"dataset.columns names {', '.join(missing)}, which the row does not have; {seen}"
+            hint = "; say in columns what they are" if bad.code is RejectCode.UNKNOWN_FORMAT else ""
+            return BadRow(bad.code, f"{bad.detail}; {seen}{hint}")
+        detail = f"columns names {', '.join(missing)}, which the row does not have; {seen}"
         return BadRow(RejectCode.MISSING_COLUMN, detail)
 
 

@@ -44,7 +44,7 @@ def read_label(value: object, where: str) -> bool:
     known = LABELS.get(value.strip().lower() if isinstance(value, str) else value) if _is_scalar(value) else None
     if known is None:
         shown = str(value)[:40]
-        hint = "if the column means something else, say what the rows are in dataset.format"
+        hint = "if the column means something else, say in format what the rows are"
         raise BadRow(RejectCode.BAD_LABEL, f"{where} is {shown!r} where true or false belongs; {hint}")
     return known
 

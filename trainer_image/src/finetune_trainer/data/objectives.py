@@ -27,15 +27,15 @@ _NEEDS: Mapping[Objective, str] = {
     "DomainAdaptation": "texts (text)",
 }
 _KINDS: Mapping[type[Row], tuple[str, str]] = {
-    ChatRow: ("a conversation", "set spec.objective to Chat or Instruction"),
-    PreferenceRow: ("a preference pair", "set spec.objective to DPO, KTO or RewardModel"),
-    UnpairedRow: ("an answer with a label", "set spec.objective to KTO"),
-    PromptRow: ("a prompt without an answer", "set spec.objective to RLHF"),
-    TextRow: ("a text", "set spec.objective to DomainAdaptation"),
+    ChatRow: ("a conversation", "choose the objective Chat or Instruction"),
+    PreferenceRow: ("a preference pair", "choose the objective DPO, KTO or RewardModel"),
+    UnpairedRow: ("an answer with a label", "choose the objective KTO"),
+    PromptRow: ("a prompt without an answer", "choose the objective RLHF"),
+    TextRow: ("a text", "choose the objective DomainAdaptation"),
 }
 _TO_TEXT = (
     "; or turn the rows into texts with `finetune-trainer check-data --to text`; "
-    "rows that have a text column as well are read as texts with dataset.format Text"
+    "rows that have a text column as well are read as texts in the format Text"
 )
 
 
@@ -122,7 +122,7 @@ def _refuse_exchanges(row: PreferenceRow, objective: Objective) -> None:
     if len(row.chosen) > 1 or len(row.rejected) > 1:
         detail = (
             f"the two answers are several turns each, and {objective} would also learn what users and tools say in "
-            "them: cut the conversations after the first turn in which they differ, or set spec.objective to "
+            "them: cut the conversations after the first turn in which they differ, or choose the objective "
             "RewardModel, which judges whole conversations"
         )
         raise BadRow(RejectCode.NOT_FOR_OBJECTIVE, detail)
