@@ -150,3 +150,10 @@ def test_a_gated_model_of_the_hub_in_hf_endpoint_says_what_to_set(tmp_path: Path
     assert done.returncode == 66
     assert fix in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_an_hf_endpoint_that_is_no_url_is_named(tmp_path: Path) -> None:
+    (tmp_path / "job.yaml").write_text(JOB.replace("s3://bucket/model", "hf://acme/tiny"))
+    done = run(tmp_path, environment={"HF_ENDPOINT": "http://mirror:99999"})
+    assert done.returncode == 64
+    assert "HF_ENDPOINT is 'http://mirror:99999': write https://host" in done.stderr

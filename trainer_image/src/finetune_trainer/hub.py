@@ -169,9 +169,12 @@ def connect_hub(
 
 def connect_hub_here(spec: FineTuneJobSpec) -> HubConnection:
     """The connection of `finetune-trainer run`: the manifest's hub or `HF_ENDPOINT`, with this machine's own token."""
+    own = os.environ.get("HF_ENDPOINT") or ENDPOINT
+    _checked_url(own, "HF_ENDPOINT")  # before the library is imported, which does not survive another
+
     from huggingface_hub import get_token  # noqa: PLC0415 - a quarter of a second that only hub URIs need
 
-    endpoint = (spec.hub.endpoint if spec.hub else None) or os.environ.get("HF_ENDPOINT") or ENDPOINT
+    endpoint = (spec.hub.endpoint if spec.hub else None) or own
     token = get_token()
     token = _checked(token, "HF_TOKEN") if token else None
     accesses: dict[Repo, Access] = {}
@@ -179,7 +182,7 @@ def connect_hub_here(spec: FineTuneJobSpec) -> HubConnection:
     for uri, place in [*named, *((uri, access.place) for uri, access in _public_accesses(spec))]:
         _add(accesses, uri, Access(place, token))
     return HubConnection(
-        _checked_url(endpoint, "spec.hub.endpoint or HF_ENDPOINT"),
+        _checked_url(endpoint, "spec.hub.endpoint"),
         None,
         accesses,
         Access("spec.model", token),

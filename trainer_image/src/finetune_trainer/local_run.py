@@ -82,8 +82,10 @@ def _connect(spec: FineTuneJobSpec, stop: StopFlag) -> Callable[[], Storage]:
 
     def connect_hub() -> Storage:
         from finetune_trainer.hub import connect_hub_here
+
+        connection = connect_hub_here(spec)
         from finetune_trainer.hub_storage import HubStorage
 
-        return HubStorage(connect_hub_here(spec), stop=stop)
+        return HubStorage(connection, stop=stop)
 
     return lambda: RoutedStorage(connect_s3, connect_hub)
