@@ -39,7 +39,7 @@ def read_turns(value: object, where: str, repairs: Repairs) -> list[Message]:
 def read_system(row: Columns, repairs: Repairs) -> list[Message]:
     """Return the system text that stands in a column of its own."""
     for name in SYSTEM_COLUMNS:
-        if text := read_optional_text(row, name, repairs):
+        if name in row and (text := read_optional_text(row, name, repairs)):
             return [Message(role="system", content=text)]
     return []
 

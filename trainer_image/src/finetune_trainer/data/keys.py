@@ -12,14 +12,15 @@ HASH_BITS = sys.hash_info.width
 
 
 def row_key(row: Row) -> int:
-    """Return the digest of a whole row, which another process would not give; raises BadRow for what JSON cannot hold,
-    such as half a surrogate pair."""
+    """Return the digest of a whole row, which another process would not give, and leave what was digested in
+    `written`; raises BadRow for what JSON cannot hold, such as half a surrogate pair."""
     try:
-        return hash(orjson.dumps(row.content())) >> (HASH_BITS - KEY_BITS)
+        row.written = orjson.dumps(row.content())
     except TypeError as error:
         if "surrogate" in str(error):
             raise BadRow(RejectCode.LONE_SURROGATE, "a string holds half of a surrogate pair") from None
         raise BadRow(RejectCode.WRONG_TYPE, f"a value cannot be written as JSON: {error}") from None
+    return hash(row.written) >> (HASH_BITS - KEY_BITS)
 
 
 def prompt_key(row: Row) -> int:

@@ -39,7 +39,7 @@ def _batches(rows: Iterator[Row | Rejected]) -> Iterator[list[Row | Rejected]]:
     batch: list[Row | Rejected] = []
     total = 0
     for row in rows:
-        size = 0 if isinstance(row, Rejected) else len(orjson.dumps(row.content()))
+        size = 0 if isinstance(row, Rejected) else len(row.written or orjson.dumps(row.content()))
         if len(batch) == BATCH_ROWS or total + size > MAX_TOKENISED_BYTES:
             yield batch
             batch, total = [], 0

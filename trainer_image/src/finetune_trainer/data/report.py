@@ -54,8 +54,10 @@ class CheckOutput:
 
     def write(self, row: Row | Rejected) -> None:
         """Append one row to the file that it belongs in."""
-        file = self._rejected if isinstance(row, Rejected) else self._accepted
-        file.write(orjson.dumps(row.to_dict(), option=orjson.OPT_APPEND_NEWLINE))
+        if isinstance(row, Rejected):
+            self._rejected.write(orjson.dumps(row.to_dict(), option=orjson.OPT_APPEND_NEWLINE))
+        else:
+            self._accepted.write(row.to_line())
 
     def _open(self, name: str) -> IO[bytes]:
         return self._files.enter_context((self._directory / name).open("wb", BUFFER_BYTES))

@@ -1,11 +1,14 @@
 """What flows through the data front door: the canonical rows, and the codes of what was refused or repaired."""
 
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NotRequired, TypedDict
+
+import orjson
 
 if TYPE_CHECKING:
     from finetune_trainer.encodings import Sample
@@ -176,11 +179,17 @@ class Source(NamedTuple):
 Tools = list[dict[str, Any]] | None
 
 
+@functools.lru_cache(8)
+def _dump_file(name: str) -> bytes:
+    return b',"_source":{"file":' + orjson.dumps(name) + b',"line":'
+
+
 class _Sourced(ABC):
     """What every kind of row can tell of itself."""
 
     __slots__ = ()
     source: Source
+    written: bytes
 
     @abstractmethod
     def content(self) -> dict[str, Any]:
@@ -196,6 +205,11 @@ class _Sourced(ABC):
         row["_source"] = {"file": self.source.file, "line": self.source.line}
         return row
 
+    def to_line(self) -> bytes:
+        """Return the line of `accepted.jsonl`."""
+        source = _dump_file(self.source.file) + b"%d}}\n" % self.source.line
+        return (self.written or orjson.dumps(self.content()))[:-1] + source
+
 
 @dataclass(slots=True)
 class ChatRow(_Sourced):
@@ -207,6 +221,7 @@ class ChatRow(_Sourced):
     tools: Tools = None
     repairs: tuple[RepairCode, ...] = ()
     encodings: "tuple[Sample, ...]" = ()
+    written: bytes = field(default=b"", compare=False, repr=False)
 
     def content(self) -> dict[str, Any]:
         """Return what the row says, without where it came from."""
@@ -229,6 +244,7 @@ class PreferenceRow(_Sourced):
     tools: Tools = None
     repairs: tuple[RepairCode, ...] = ()
     encodings: "tuple[Sample, ...]" = ()
+    written: bytes = field(default=b"", compare=False, repr=False)
 
     def content(self) -> dict[str, Any]:
         """Return what the row says, without where it came from."""
@@ -252,6 +268,7 @@ class UnpairedRow(_Sourced):
     tools: Tools = None
     repairs: tuple[RepairCode, ...] = ()
     encodings: "tuple[Sample, ...]" = ()
+    written: bytes = field(default=b"", compare=False, repr=False)
 
     def content(self) -> dict[str, Any]:
         """Return what the row says, without where it came from."""
@@ -273,6 +290,7 @@ class PromptRow(_Sourced):
     tools: Tools = None
     repairs: tuple[RepairCode, ...] = ()
     encodings: "tuple[Sample, ...]" = ()
+    written: bytes = field(default=b"", compare=False, repr=False)
 
     def content(self) -> dict[str, Any]:
         """Return what the row says, without where it came from."""
@@ -292,6 +310,7 @@ class TextRow(_Sourced):
     format: DataFormat
     repairs: tuple[RepairCode, ...] = ()
     encodings: "tuple[Sample, ...]" = ()
+    written: bytes = field(default=b"", compare=False, repr=False)
 
     def content(self) -> dict[str, Any]:
         """Return what the row says, without where it came from."""

@@ -40,6 +40,8 @@ def check_structure(row: Row, repairs: Repairs, *, prompts_wanted: bool = False)
 
 
 def _check_chat(row: ChatRow, repairs: Repairs, prompts_wanted: bool) -> ChatRow | PromptRow:
+    if row.tools is None and _is_plain(row.messages) and row.messages[-1]["role"] == "assistant":
+        return row
     messages = _merge_system(row.messages, repairs)
     last = messages[-1]["role"] if messages else "system"
     if last != "assistant":
@@ -99,7 +101,7 @@ def _is_plain(messages: list[Message]) -> bool:
             return False
         if message["role"] == expected:
             expected, other = other, expected
-    return True
+    return bool(messages)
 
 
 def _merge_system(messages: list[Message], repairs: Repairs) -> list[Message]:

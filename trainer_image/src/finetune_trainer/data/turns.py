@@ -22,10 +22,13 @@ REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
 
 def read_turn(turn: object, number: int, repairs: Repairs) -> Message:
     """Return one turn as a canonical message; raises BadRow. Turns are numbered from 1 in messages to people."""
-    if isinstance(turn, dict) and len(turn) == 2 and (message := _read_plain(turn)):
-        return message
     if not isinstance(turn, dict):
         raise BadRow(RejectCode.WRONG_TYPE, f"turn {number} is {name_type(turn)} where an object belongs")
+    if len(turn) == 2:  # a role and a text in the words of OpenAI or ShareGPT: nearly every turn of nearly every file
+        role = turn.get("role") or turn.get("from")
+        text = turn.get("content") or turn.get("value")
+        if isinstance(role, str) and isinstance(text, str) and role in ROLES:
+            return {"role": ROLES[role], "content": text}
     said = _read_role(turn, number)
     if said in CALL_ROLES:
         text = read_text(_content_of(turn, number), f"turn {number}", repairs)
@@ -37,15 +40,6 @@ def read_turn(turn: object, number: int, repairs: Repairs) -> Message:
     if message["role"] == "assistant" and _is_not_trained(turn, number):
         message["train"] = False
     return message
-
-
-def _read_plain(turn: Mapping[str, Any]) -> Message | None:
-    """A role and a text in the words of OpenAI or ShareGPT: nearly every turn of nearly every file."""
-    said = turn.get("role") or turn.get("from")
-    text = turn.get("content") or turn.get("value")
-    if isinstance(said, str) and isinstance(text, str) and (role := ROLES.get(said)):
-        return {"role": role, "content": text}
-    return None
 
 
 def _read_role(turn: Mapping[str, Any], number: int) -> str:
