@@ -50,7 +50,10 @@ def find_column(row: Columns, names: tuple[str, ...]) -> str | None:
 
 def holds(row: Columns, names: tuple[str, ...]) -> bool:
     """Whether one of these columns is there and not null."""
-    return any(row.get(name) is not None for name in names)
+    for name in names:  # noqa: SIM110 - asked of every row, and `any` takes twice as long
+        if row.get(name) is not None:
+            return True
+    return False
 
 
 def missing_column(names: tuple[str, ...]) -> BadRow:

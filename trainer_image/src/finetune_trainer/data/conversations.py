@@ -18,6 +18,7 @@ from finetune_trainer.data.turns import read_turn
 
 # Anthropic's HH files hold whole conversations as "\n\nHuman: …\n\nAssistant: …".
 _SPEAKER = re.compile(r"(?:^|\n\n)\s*(Human|Assistant):")
+_TOOLS = frozenset(TOOL_COLUMNS)
 _TURNS = re.compile(r"\s*\[\s*\{")
 _SPEAKERS: dict[str, Role] = {"Human": "user", "Assistant": "assistant"}
 
@@ -46,7 +47,7 @@ def read_system(row: Columns, repairs: Repairs) -> list[Message]:
 
 def read_row_tools(row: Columns, repairs: Repairs) -> Tools:
     """Return the row's tools, if it has a column of them."""
-    return read_tools(row, repairs) if find_column(row, TOOL_COLUMNS) else None
+    return read_tools(row, repairs) if not _TOOLS.isdisjoint(row) else None
 
 
 def read_messages(value: object, where: str, role: Role, repairs: Repairs) -> list[Message]:

@@ -21,6 +21,14 @@ from finetune_trainer.data.rows import BadRow, DataFormat, RejectCode
 
 # Rows with one of these compare or judge answers: the columns beside them say to what.
 _JUDGED = frozenset((*CHOSEN_COLUMNS, *REJECTED_COLUMNS, *LABEL_COLUMNS))
+_ANSWERS_OF_PAIRS = frozenset((*CHOSEN_COLUMNS, *REJECTED_COLUMNS))
+_LABELS = frozenset(LABEL_COLUMNS)
+_CONVERSATIONS = frozenset(CONVERSATION_COLUMNS)
+_ANSWERS = frozenset(OUTPUT_COLUMNS)
+_INSTRUCTIONS = frozenset(INSTRUCTION_COLUMNS)
+_QUESTIONS = frozenset((*INSTRUCTION_COLUMNS, *INPUT_COLUMNS))
+_BESIDE_PROMPTS = frozenset((*INPUT_COLUMNS, "instruction", "history"))
+_TEXTS = frozenset(TEXT_COLUMNS)
 
 
 def detect_format(row: Columns) -> DataFormat:
@@ -59,40 +67,40 @@ def is_ranked_output(row: Columns) -> bool:
     return isinstance(answers, list) and len(answers) == 2 and all(isinstance(answer, str) for answer in answers)
 
 
+def _has(row: Columns, names: frozenset[str]) -> bool:
+    return not names.isdisjoint(row)
+
+
 def _is_preference(row: Columns) -> bool:
-    return find_column(row, CHOSEN_COLUMNS) is not None or find_column(row, REJECTED_COLUMNS) is not None
+    return _has(row, _ANSWERS_OF_PAIRS)
 
 
 def _is_unpaired(row: Columns) -> bool:
-    return find_column(row, LABEL_COLUMNS) is not None and (
-        find_column(row, OUTPUT_COLUMNS) is not None or find_column(row, CONVERSATION_COLUMNS) is not None
-    )
+    return _has(row, _LABELS) and (_has(row, _ANSWERS) or _has(row, _CONVERSATIONS))
 
 
 def _is_openai(row: Columns) -> bool:
-    return find_column(row, CONVERSATION_COLUMNS) is not None and uses_role_and_content(row)
+    return _has(row, _CONVERSATIONS) and uses_role_and_content(row)
 
 
 def _is_sharegpt(row: Columns) -> bool:
-    return find_column(row, CONVERSATION_COLUMNS) is not None
+    return _has(row, _CONVERSATIONS)
 
 
 def _is_prompt_completion(row: Columns) -> bool:
-    if "prompt" not in row or find_column(row, OUTPUT_COLUMNS) is None:
+    if "prompt" not in row or not _has(row, _ANSWERS):
         return False
     if isinstance(row["prompt"], list):
         return True
-    return "completion" in row and not any(name in row for name in (*INPUT_COLUMNS, "instruction", "history"))
+    return "completion" in row and not _has(row, _BESIDE_PROMPTS)
 
 
 def _is_alpaca(row: Columns) -> bool:
-    return find_column(row, OUTPUT_COLUMNS) is not None and (
-        find_column(row, INSTRUCTION_COLUMNS) is not None or find_column(row, INPUT_COLUMNS) is not None
-    )
+    return _has(row, _ANSWERS) and _has(row, _QUESTIONS)
 
 
 def _is_text(row: Columns) -> bool:
-    return find_column(row, TEXT_COLUMNS) is not None
+    return _has(row, _TEXTS)
 
 
 def _is_prompt(row: Columns) -> bool:
@@ -100,7 +108,7 @@ def _is_prompt(row: Columns) -> bool:
 
 
 def _is_instruction(row: Columns) -> bool:
-    return find_column(row, INSTRUCTION_COLUMNS) is not None
+    return _has(row, _INSTRUCTIONS)
 
 
 _Tests = tuple[tuple[DataFormat, Callable[[Columns], bool]], ...]
