@@ -133,6 +133,7 @@ def test_training_starts_at_its_reference_and_the_margin_grows(
     start, *later = [point.measured for point in watch.history.evaluations]
     assert start.loss == pytest.approx(START[objective], abs=0.01)
     assert start.reward_margin == pytest.approx(0, abs=0.01)
+    assert start.reward_accuracy is None
     assert later[-1].loss < start.loss
     margins = [point.reward_margin for point in later]
     assert margins == sorted(margins, key=lambda margin: margin or 0)

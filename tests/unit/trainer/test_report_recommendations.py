@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -123,3 +124,33 @@ def test_a_gpu_that_is_half_empty_asks_for_larger_micro_batches(tmp_path: Path) 
     assert "peak memory 59 % of the GPU's" in advice(make_evidence(tmp_path, machine=idle))
     on_cpu = Machine("CPU", peak_memory_bytes=59, gpu_memory_bytes=None, seconds=1.0, versions={})
     assert recommend(make_evidence(tmp_path, machine=on_cpu)) == []
+
+
+@pytest.mark.parametrize(
+    ("margin", "is_flat"), [(0.004, True), (-1.0, True), (0.05, False), (2.0, False), (None, False)]
+)
+def test_a_margin_that_does_not_grow_is_told(tmp_path: Path, margin: float | None, is_flat: bool) -> None:
+    told = advice(make_evidence(tmp_path, final=Measured(0.69, 100, reward_margin=margin)))
+    assert ("the margin is flat" in told) == is_flat
+    assert (f"mean margin {margin:.3g} after training" in told) if is_flat else told == ""
+
+
+@pytest.mark.parametrize(
+    ("liked", "weights", "told"),
+    [
+        (80, (1.0, 1.0), "Set kto.undesirableWeight to 4: one kind of answers outweighs the other."),
+        (20, (1.0, 2.0), "Set kto.desirableWeight to 8: one kind of answers outweighs the other."),
+        (80, (1.0, 4.0), ""),
+        (60, (1.0, 1.0), ""),
+        (100, (1.0, 1.0), "Add answers of the other kind"),
+        (0, (1.0, 1.0), "0 liked and 100 disliked answers"),
+    ],
+)
+def test_judged_answers_of_one_kind_that_outweigh_the_other_are_told_with_the_weight_to_set(
+    tmp_path: Path, liked: int, weights: tuple[float, float], told: str
+) -> None:
+    evidence = make_evidence(tmp_path, samples=replace(SAMPLES, samples=100, desirable=liked))
+    evidence.settings.desirable_weight, evidence.settings.undesirable_weight = weights
+    found = advice(evidence)
+    assert told in found
+    assert bool(told) == bool(found)

@@ -136,9 +136,9 @@ def _told(record: RunRecord) -> str:
     reward = record.history.final_reward
     if reward is not None:
         earlier = record.history.baseline_reward()
-        before = f" (base model {earlier.reward:.4g})" if earlier else ""
+        before = f" ({record.start} {earlier.reward:.4g})" if earlier else ""
         return f"{told}; held-out reward {reward.reward:.4g}{before}"
     if record.final is None:
         return f"{told}; no rows were held out"
-    before = f" (base model {record.baseline.loss:.4g})" if record.baseline else ""
+    before = f" ({record.start} {record.baseline.loss:.4g})" if record.baseline else ""
     return f"{told}; evaluation loss {record.final.loss:.4g}{before}"

@@ -11,7 +11,7 @@ from typing import Any
 from finetune_api.handoff import Artifact, ExitCode, JobConfig
 from finetune_trainer.data.report import read_accepted
 from finetune_trainer.data.rows import BadRow, Row
-from finetune_trainer.encodings import Sample
+from finetune_trainer.encodings import EncodedLabelled, Sample
 from finetune_trainer.errors import ObjectMissing, TrainerError
 from finetune_trainer.labels import Labeler
 from finetune_trainer.lengths import Lengths
@@ -101,6 +101,7 @@ def describe(rows: Rows, samples: Sequence[Sample]) -> SampleStats:
     for sample in samples:
         lengths.add(sample.length)
         full_lengths.add(sample.length + sample.left_out)
+    judged = [sample for sample in samples if isinstance(sample, EncodedLabelled)]
     return SampleStats(
         train_rows=len(rows.train),
         validation_rows=len(rows.validation),
@@ -110,6 +111,7 @@ def describe(rows: Rows, samples: Sequence[Sample]) -> SampleStats:
         median_length=lengths.percentile(50),
         longest=lengths.longest,
         full_length_p99=full_lengths.percentile(99),
+        desirable=sum(sample.desirable for sample in judged) if judged else None,
     )
 
 

@@ -27,10 +27,10 @@ class PairTrainer(ReferencedTrainer, DPOTrainer):  # type: ignore[misc]  # the l
 
     def _figures(self, inputs: dict[str, torch.Tensor]) -> dict[str, tuple[float, int]]:
         pairs = self._weight(inputs)
-        return {
-            "reward_margin": (self._last_figure("rewards/margins"), pairs),
-            "reward_accuracy": (self._last_figure("rewards/accuracies"), pairs),
-        }
+        margin = {"reward_margin": (self._last_figure("rewards/margins"), pairs)}
+        if not self.state.global_step:  # every pair is even, and TRL would call that wrong
+            return margin
+        return margin | {"reward_accuracy": (self._last_figure("rewards/accuracies"), pairs)}
 
 
 def build_trainer(

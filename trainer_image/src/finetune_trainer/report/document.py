@@ -72,6 +72,11 @@ class RunRecord:
         return self.history.train[-1].step if self.history.train else 0
 
     @property
+    def start(self) -> str:
+        """What the model is called as it was before the training."""
+        return "initial adapter" if self.config.spec.tuning.initial_adapter else "base model"
+
+    @property
     def rows_per_step(self) -> float:
         """How many rows a step holds on average, which packing makes another figure than that of its sequences."""
         return self.samples.samples * (self.settings.num_train_epochs or 0.0) / max(self.settings.total_steps or 0, 1)
@@ -130,7 +135,8 @@ def _context(record: RunRecord) -> dict[str, Any]:
         "is_reward_model": objective is Objective.REWARD_MODEL,
         "terms": terms_of(objective),
         "unit": terms_of(objective).unit.value,
-        "held_out_table": loss_table(objective, record.baseline, record.final) or reward_table(record.history),
+        "held_out_table": loss_table(objective, record.start, record.baseline, record.final)
+        or reward_table(record.start, record.history),
         "tags": TAGS.get(objective, ["sft"]),
         "file_table": file_table(record.summary),
         "length_table": length_table(record.summary, record.settings.max_length),

@@ -74,9 +74,9 @@ def terms_of(objective: Objective) -> Terms:
     return TERMS.get(objective, _TOKENS)
 
 
-def loss_table(objective: Objective, baseline: Measured | None, final: Measured | None) -> str:
-    """Base and tuned model; empty where nothing was measured."""
-    found = [(name, one) for name, one in (("base model", baseline), ("tuned model", final)) if one is not None]
+def loss_table(objective: Objective, start: str, baseline: Measured | None, final: Measured | None) -> str:
+    """The model before the training, which is called `start`, and after it; empty where nothing was measured."""
+    found = [(name, one) for name, one in ((start, baseline), ("tuned model", final)) if one is not None]
     if not found:
         return ""
     unit = terms_of(objective).unit
@@ -93,9 +93,9 @@ def loss_table(objective: Objective, baseline: Measured | None, final: Measured 
     return table(["held-out answers", "loss", "margin", "answers"], rows)
 
 
-def reward_table(history: History) -> str:
-    """Base and tuned policy; empty where nothing was measured."""
-    points = (("base model", history.baseline_reward()), ("tuned model", history.final_reward))
+def reward_table(start: str, history: History) -> str:
+    """The policy before and after; empty where nothing was measured."""
+    points = ((start, history.baseline_reward()), ("tuned model", history.final_reward))
     rows = [_reward_row(name, point) for name, point in points if point is not None]
     header = ["held-out prompts", "mean reward", "±", "tokens per answer", "cut off", "prompts"]
     return table(header, rows) if rows else ""

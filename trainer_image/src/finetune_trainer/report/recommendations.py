@@ -19,6 +19,9 @@ LABELLED = 0.05
 FEW_ROWS = 200
 FEW_VALIDATION_ROWS = 50
 IDLE_GPU_MEMORY = 0.60
+FLAT_MARGIN = 0.05
+"""The loss of a pair falls by half of its margin, from 0.693."""
+OUTWEIGHED = 2.0
 NORMAL_95 = 1.96
 
 
@@ -55,8 +58,44 @@ def no_improvement(evidence: Evidence) -> Recommendation | None:
     if baseline is None or final is None or final.loss < baseline.loss:
         return None
     return Recommendation(
-        "Do not use this result: the base model is at least as good on the held-out rows.",
+        "Do not use this result: the model was at least as good on the held-out rows before the training.",
         f"evaluation loss {final.loss:.4g} after training, {baseline.loss:.4g} before it",
+    )
+
+
+def flat_margin(evidence: Evidence) -> Recommendation | None:
+    """The preferred answers have hardly gained on the others."""
+    final = evidence.final
+    if final is None or final.reward_margin is None or final.reward_margin >= FLAT_MARGIN:
+        return None
+    return Recommendation(
+        "Raise the learning rate or train longer, and look whether the preferred answers are really better: the "
+        "margin is flat.",
+        f"mean margin {final.reward_margin:.3g} after training, below {FLAT_MARGIN:g}",
+    )
+
+
+def outweighed(evidence: Evidence) -> Recommendation | None:
+    """Of liked and disliked answers, one kind counts for much more than the other."""
+    settings, liked = evidence.settings, evidence.samples.desirable
+    if liked is None or settings.desirable_weight is None or settings.undesirable_weight is None:
+        return None
+    disliked = evidence.samples.samples - liked
+    if not liked or not disliked:
+        return Recommendation(
+            "Add answers of the other kind: KTO learns from the difference between liked and disliked ones.",
+            f"{liked} liked and {disliked} disliked answers",
+        )
+    ratio = liked * settings.desirable_weight / (disliked * settings.undesirable_weight)
+    if 1 / OUTWEIGHED <= ratio <= OUTWEIGHED:
+        return None
+    rarer, weight = ("undesirableWeight", settings.undesirable_weight * ratio)
+    if ratio < 1:
+        rarer, weight = ("desirableWeight", settings.desirable_weight / ratio)
+    return Recommendation(
+        f"Set kto.{rarer} to {weight:.2g}: one kind of answers outweighs the other.",
+        f"{liked} liked answers of weight {settings.desirable_weight:g}, {disliked} disliked ones of weight "
+        f"{settings.undesirable_weight:g}",
     )
 
 
@@ -177,6 +216,8 @@ def _loss(point: EvalPoint) -> float:
 
 RULES: Sequence[Callable[[Evidence], Recommendation | None]] = (
     no_improvement,
+    flat_margin,
+    outweighed,
     gradient_spikes,
     overfit,
     still_falling,

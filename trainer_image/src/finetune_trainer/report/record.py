@@ -202,6 +202,8 @@ class SampleStats:
     median_length: int
     longest: int
     full_length_p99: int
+    desirable: int | None = None
+    """How many samples are liked answers; None where answers are not judged."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,6 +38,8 @@ def number(value: float | None, digits: int = 4) -> str:
         return NOTHING
     if not math.isfinite(value):
         return "∞" if value > 0 else "not a number"
+    if 10**digits <= abs(value) < 1e6:
+        return f"{value:.0f}"
     return f"{value:.{digits}g}" if abs(value) < 1e6 else f"{value:.3e}"
 
 
