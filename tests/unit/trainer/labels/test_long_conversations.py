@@ -95,3 +95,12 @@ def test_rows_that_are_tokenised_in_portions_give_what_single_rows_give(
         assert [one for one in portions if not isinstance(one, BadRow)] == [
             one for one in whole if not isinstance(one, BadRow)
         ]
+
+
+def test_an_answer_marked_not_to_be_trained_gets_no_sample_of_its_own(shipped_labeler: Any) -> None:
+    labeler = shipped_labeler("qwen3")
+    row = plain(6)
+    row.messages[1]["train"] = False
+    assert [sample.input_ids for sample in encode(labeler, row, 4096)] == [
+        sample.input_ids for sample in encode(labeler, plain(6), 4096)[1:]
+    ]
