@@ -82,11 +82,7 @@ class ReportProgress(TrainerCallback):  # type: ignore[misc]
             grad_norm=grad_norm,
             tokens_per_second=tokens / max(self._step_seconds, 1e-9),
             seconds=self._step_seconds,
-            **{
-                ours: logs[theirs]
-                for theirs, ours in LOGGED_FIGURES.items()
-                if math.isfinite(logs.get(theirs, math.nan))
-            },
+            **_logged_figures(logs),
         )
         self._history.add_step(point)
         self._reporter.count_tokens(int(tokens))
