@@ -101,9 +101,10 @@ def _judge(draft: Draft, pod: Pod, child: ChildJob | None) -> Verdict:
         return Verdict(RESULT_FAILED, Reason.JOB_DELETED, "the Job was deleted while the pod ran")
     if verdict.result == RESULT_SUCCEEDED or not pod.deleting:
         return verdict
-    if (run and run.stopping == Reason.USER_REQUESTED) or _is_suspension(draft, pod):
+    is_stopped = run is not None and run.stopping == Reason.USER_REQUESTED
+    if is_stopped or _is_suspension(draft, pod) or (child.is_suspended and child.is_ours_to_resume):
         return Verdict(RESULT_SUSPENDED, Reason.USER_REQUESTED, verdict.message, report=verdict.report)
-    if child.is_suspended and not child.is_ours_to_resume:
+    if child.is_suspended:
         return Verdict(RESULT_PREEMPTED, Reason.JOB_SUSPENDED, verdict.message, report=verdict.report)
     return verdict
 

@@ -63,6 +63,23 @@ def test_failures_that_nobody_saw_are_counted_from_the_job(world: Any, operator:
     assert world.status()["runs"] == 1
 
 
+def test_a_preemption_that_nobody_saw_is_counted(world: Any, operator: Any, wait: Any) -> None:
+    world.create()
+    first = world.pass_preflight()
+    world.run(first)
+    world.wait_phase("Training")
+    operator.kill()
+    world.end(first, 75, world.report("Preempted"))
+    world.core.delete_namespaced_pod(first.metadata.name, world.namespace, grace_period_seconds=0)
+    second = world.pod_of("one-1")
+    assert second.metadata.uid != first.metadata.uid
+    operator.start()
+    wait(lambda: world.status().get("preemptions") == 1, "a counted preemption")
+    status = world.status()
+    assert (status["runs"], status.get("failures", 0)) == (1, 0)
+    assert (status["history"][0]["reason"], status["history"][0]["podUid"]) == ("Unobserved", first.metadata.uid)
+
+
 def test_a_job_created_again_after_its_deletion_gets_children_of_its_own(world: Any, operator: Any, wait: Any) -> None:
     world.create()
     first = world.get()["metadata"]["uid"]

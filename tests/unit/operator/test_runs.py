@@ -1,5 +1,6 @@
 """Counting: each ended pod once, as what it was."""
 
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -123,3 +124,56 @@ def test_an_evicted_trainers_own_report_is_not_lost(scene: Any) -> None:
     one.end(one.pod("one-1"), 75, report, disruption="TerminationByKubelet", evicted="The node was low on memory.")
     one.settle()
     assert one.status["history"][0]["lastStep"] == 40
+
+
+@pytest.mark.parametrize(("failed", "result"), [(0, "Preempted"), (1, "Failed")])
+def test_a_run_that_went_while_nobody_looked_counts_as_what_its_job_says(scene: Any, failed: int, result: str) -> None:
+    one = scene().to_training()
+    pod = one.pod("one-1")
+    one.run(pod)
+    one.settle()
+    assert one.status["currentRun"]["podUid"] == pod["metadata"]["uid"]
+    one.pods.clear()
+    one.children["one-1"]["status"] = {"failed": failed}
+    decision = one.settle()
+    assert (decision.requeue_after, one.status.get("runs", 0)) == (5.0, 0)
+    one.now += timedelta(seconds=5)
+    one.settle()
+    run = one.status["history"][0]
+    assert (run["result"], run["reason"], one.status["runs"]) == (result, "Unobserved", 1)
+    assert (one.status.get("failures", 0), one.status.get("preemptions", 0)) == (failed, 1 - failed)
+    assert "currentRun" not in one.status
+
+
+def test_the_next_pod_settles_a_run_that_nobody_saw_end(scene: Any) -> None:
+    one = scene().to_training()
+    one.run(one.pod("one-1"))
+    one.settle()
+    one.pods.clear()
+    second = one.pod("one-1", "second")
+    one.run(second)
+    one.settle()
+    assert (one.status["preemptions"], one.status["currentRun"]["podName"]) == (1, "second")
+
+
+def test_preemptions_of_preflight_outlive_the_operators_memory(scene: Any) -> None:
+    one = scene(maxPreemptions=1)
+    one.settle()
+    for number in (1, 2):
+        one.end(one.pod("one-preflight", f"pod-{number}"), 75)
+        one.now += timedelta(seconds=60)
+        one.pods[f"pod-{number}"]["metadata"]["creationTimestamp"] = one.now.strftime("%Y-%m-%dT%H:%M:%SZ")
+        one.settle()
+        one.pods.clear()
+    assert one.status["preflight"]["preemptions"] == 2
+    assert (one.status["phase"], one.status["reason"]) == ("Failed", "TooManyPreemptions")
+
+
+def test_failures_of_a_job_are_counted_beyond_the_length_of_the_history(scene: Any) -> None:
+    one = scene(backoffLimit=100, maxPreemptions=0).to_training()
+    for _ in range(12):
+        one.end(one.pod("one-1"), 75)
+        one.settle()
+    one.children["one-1"]["status"] = {"failed": 2}
+    one.settle()
+    assert (one.status["failures"], one.status["jobRef"]["failures"]) == (2, 2)

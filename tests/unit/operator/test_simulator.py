@@ -1,0 +1,265 @@
+"""Any sequence of events around one job: never two trainers, never Complete without a manifest, always an end."""
+
+import asyncio
+from datetime import timedelta
+from typing import Any
+
+import job_world
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from finetune_api import names
+
+COUNTERS = ("attempts", "runs", "failures", "preemptions", "active_seconds")
+CODES = [0, 1, 65, 69, 70, 75, 76, 79, 137, 143]
+INTERRUPTIONS = [
+    "crash",
+    "lost answer",
+    "other operator",
+    "suspend",
+    "resume",
+    "control",
+    "pod ends",
+    "clock",
+]
+PATIENCE = 200
+
+
+class Simulator(RuleBasedStateMachine):
+    """What happens around a job; each rule is one event, each look of the operator may be interrupted by another."""
+
+    @initialize(
+        backoff=st.integers(0, 2),
+        preemptions=st.sampled_from([0, 1, 20]),
+        suspended=st.sampled_from([False, False, True]),
+        deadline=st.sampled_from([None, 500]),
+        start=st.sampled_from([None, 900]),
+        steps=st.integers(0, 8),
+    )
+    def create(self, backoff: int, preemptions: int, suspended: bool, deadline: Any, start: Any, steps: int) -> None:  # noqa: PLR0917
+        spec = {"backoffLimit": backoff, "maxPreemptions": preemptions, "suspend": suspended, "stallTimeoutSeconds": 60}
+        spec |= {"activeDeadlineSeconds": deadline} if deadline else {}
+        spec |= {"startDeadlineSeconds": start} if start else {}
+        self.loop = asyncio.new_event_loop()
+        self.world = job_world.World(**spec)
+        self.one, self.other = job_world.Operator(self.world, self.loop), job_world.Operator(self.world, self.loop)
+        self.before = self.world.status()
+        self.final: Any = None
+        for _ in range(steps):
+            self.things_go_on()
+
+    def _interrupt(self, kind: str) -> Any:
+        async def happen() -> None:
+            if kind == "other operator":
+                await self.other.handle()
+            elif kind in {"suspend", "resume"}:
+                self.world.edit(suspend=kind == "suspend")
+            elif kind == "control":
+                self.world.control()
+            elif kind == "clock":
+                self.world.now += timedelta(seconds=45)
+            elif kind == "pod ends":
+                for pod in self.world.pods_in("Running")[:1]:
+                    self.world.end(pod, 75, self.world.report("Preempted"))
+
+        return {"crash": job_world.crash, "lost answer": job_world.lose_answer}.get(kind, happen)
+
+    @rule(at=st.integers(1, 12), kind=st.sampled_from(INTERRUPTIONS))
+    def the_operator_looks(self, at: int, kind: str) -> None:
+        self.one.look(at, self._interrupt(kind))
+
+    @rule()
+    def things_go_on(self) -> None:
+        """The controller works, a pod starts, preflight passes, and the operator looks in peace."""
+        self.world.control()
+        for pod in self.world.pods_in("Running"):
+            if self.world.component(pod) == names.Component.PREFLIGHT:
+                self.world.publish(pod)
+        for pod in self.world.pods_in("Pending"):
+            self.world.start(pod)
+        self.one.hear()
+        self.one.look()
+
+    @rule()
+    def a_told_pod_ends(self) -> None:
+        for pod in self.world.pods_in("Running"):
+            if "deletionTimestamp" in pod["metadata"]:
+                self.world.end(pod, 75, self.world.report("Preempted"))
+        self.things_go_on()
+
+    @rule()
+    def it_goes_on_a_while(self) -> None:
+        for _ in range(3):
+            self.things_go_on()
+
+    @rule()
+    def the_operator_restarts(self) -> None:
+        self.one.restart()
+
+    @rule(heartbeat=st.integers(1, 2))
+    def the_trainer_answers(self, heartbeat: int) -> None:
+        self.one.pull(heartbeat)
+
+    @rule()
+    def the_job_controller_works(self) -> None:
+        self.world.control()
+
+    @rule(seconds=st.sampled_from([1, 7, 61, 200]))
+    def time_passes(self, seconds: int) -> None:
+        self.world.now += timedelta(seconds=seconds)
+
+    @rule(wish=st.booleans())
+    def the_user_suspends_or_resumes(self, wish: bool) -> None:
+        self.world.edit(suspend=wish)
+
+    @rule(again=st.booleans())
+    def the_user_suspends_and_thinks_better_of_it(self, again: bool) -> None:
+        self.world.edit(suspend=True)
+        self.the_operator_looks_twice()
+        self.world.control()
+        self.world.edit(suspend=False)
+        self.the_operator_looks_twice()
+        self.world.control()
+        if again:
+            self.world.edit(suspend=True)
+
+    def the_operator_looks_twice(self) -> None:
+        self.one.look()
+        self.one.look()
+
+    @rule(limit=st.integers(0, 3))
+    def the_user_changes_the_limit(self, limit: int) -> None:
+        self.world.edit(backoffLimit=limit)
+
+    @precondition(lambda self: self.world.jobs)
+    @rule(data=st.data(), is_suspended=st.booleans())
+    def somebody_suspends_a_job(self, data: Any, is_suspended: bool) -> None:
+        name = data.draw(st.sampled_from(sorted(self.world.jobs)))
+        note = self.world.jobs[name]["metadata"]["annotations"].get(names.ANNOTATION_SUSPENDED_BY)
+        if note is None:
+            self.world.suspend_job(name, {}, is_suspended=is_suspended)
+
+    @precondition(lambda self: self.world.jobs)
+    @rule(data=st.data())
+    def somebody_deletes_a_job(self, data: Any) -> None:
+        self.world.remove_job(data.draw(st.sampled_from(sorted(self.world.jobs))))
+
+    @precondition(lambda self: self.world.pods_in("Pending"))
+    @rule()
+    def a_pod_starts(self) -> None:
+        self.world.start(self.world.pods_in("Pending")[0])
+
+    @precondition(lambda self: self.world.pods_in("Running"))
+    @rule()
+    def a_pod_does_its_work(self) -> None:
+        self.world.publish(self.world.pods_in("Running")[0])
+
+    @precondition(lambda self: self.world.pods_in("Running"))
+    @rule(code=st.sampled_from(CODES), reported=st.booleans())
+    def a_pod_ends(self, code: int, reported: bool) -> None:
+        message = self.world.report("Failed" if code else "Preempted") if reported else "last words"
+        self.world.end(self.world.pods_in("Running")[0], code, message, "OOMKilled" if code == 137 else "Error")
+
+    @precondition(lambda self: self.world.pods_in("Running") or self.world.pods_in("Pending"))
+    @rule()
+    def a_pod_is_evicted(self) -> None:
+        self.world.evict((self.world.pods_in("Running") or self.world.pods_in("Pending"))[0])
+
+    @invariant()
+    def there_are_never_two_trainers(self) -> None:
+        assert len(self.world.live_trainers()) <= 1
+        assert self.one.surprises() == self.other.surprises() == 0
+
+    @invariant()
+    def complete_has_a_manifest(self) -> None:
+        status = self.world.status()
+        assert self.world.has_manifest or not status.is_true(names.ConditionType.COMPLETE)
+        assert not (status.is_true(names.ConditionType.COMPLETE) and status.is_true(names.ConditionType.FAILED))
+
+    @invariant()
+    def what_is_known_only_grows(self) -> None:
+        status, before = self.world.status(), self.before
+        for name in COUNTERS:
+            assert (getattr(status, name) or 0) >= (getattr(before, name) or 0), name
+        assert before.start_time is None or status.start_time == before.start_time
+        assert (status.runs or 0) <= len(self.world.ended_pods) + self.unseen()
+        assert (status.attempts or 0) >= (1 if status.job_ref else 0)
+        numbers = [run.run for run in status.history or []]
+        assert numbers == sorted(set(numbers))
+        uids = [run.pod_uid for run in status.history or []]
+        assert len(uids) == len(set(uids))
+        self.before = status
+
+    @invariant()
+    def a_suspension_costs_nothing(self) -> None:
+        for run in self.world.status().history or []:
+            if run.pod_uid in self.world.suspended_pods and run.reason not in {"NoProgress", "JobDeleted"}:
+                assert run.result in {"Suspended", "Succeeded"}, run
+
+    def unseen(self) -> int:
+        """Pods that went without an end that anybody saw."""
+        return self.world.made - len(self.world.ended_pods)
+
+    @invariant()
+    def an_end_is_the_end(self) -> None:
+        if self.final is not None:
+            assert self.world.status() == self.final
+        elif self.world.is_finished:
+            self.final = self.world.status()
+
+    def teardown(self) -> None:
+        """From here on all goes well, and the job comes to an end; suspended first, it holds nothing."""
+        if not hasattr(self, "world"):
+            return
+        try:
+            self._settle_suspended()
+            self._settle()
+        finally:
+            self.loop.close()
+
+    def _settle_suspended(self) -> None:
+        self.world.edit(suspend=True)
+        for _ in range(8):
+            self._step(works=False)
+        assert self.world.is_finished or self.world.live_trainers() == []
+
+    def _settle(self) -> None:
+        self.world.edit(suspend=False)
+        for _ in range(PATIENCE):
+            if self.world.is_finished:
+                break
+            for name, job in self.world.jobs.items():
+                if names.ANNOTATION_SUSPENDED_BY not in job["metadata"]["annotations"]:
+                    self.world.suspend_job(name, {}, is_suspended=False)
+            self._step(works=True)
+        assert self.world.is_finished, self.world.job["status"]
+        self.what_is_known_only_grows()
+        version = self.world.version
+        self.one.look()
+        assert self.world.version == version
+
+    def _step(self, *, works: bool) -> None:
+        self.world.control()
+        for pod in list(self.world.pods.values()):
+            if "deletionTimestamp" in pod["metadata"] and pod["status"]["phase"] == "Running":
+                self.world.end(pod, 75, self.world.report("Preempted"))
+            elif works and pod["status"]["phase"] == "Running":
+                self.world.publish(pod)
+            elif works and pod["status"]["phase"] == "Pending":
+                self.world.start(pod)
+        self.one.hear()
+        self.one.look()
+        self.world.now += timedelta(seconds=3)
+        for check in (self.there_are_never_two_trainers, self.complete_has_a_manifest, self.what_is_known_only_grows):
+            check()
+
+
+TestSimulator = Simulator.TestCase
+TestSimulator.settings = settings(
+    max_examples=100,
+    stateful_step_count=30,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=list(HealthCheck),
+)
