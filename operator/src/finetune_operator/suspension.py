@@ -34,7 +34,7 @@ def is_held(draft: Draft, child: ChildJob, pods: tuple[Pod, ...]) -> bool:
         _release(draft, child, alive)
         return True
     run = draft.status.current_run
-    if run and run.stopping == R.USER_REQUESTED and not any(pod.uid == run.pod_uid and pod.deleting for pod in alive):
+    if run and run.stopping == R.USER_REQUESTED and any(pod.uid == run.pod_uid and not pod.deleting for pod in alive):
         run.stopping = None  # the wish was taken back before anything came of it
     if child.is_suspended:
         draft.conditions.set(C.RUNNING, "False", R.JOB_SUSPENDED, f"Job {child.name}")

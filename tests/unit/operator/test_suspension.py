@@ -99,6 +99,22 @@ def test_a_suspended_run_whose_end_nobody_saw_counts_as_nothing(scene: Any) -> N
     assert (one.status["runs"], one.status.get("preemptions", 0)) == (1, 0)
 
 
+def test_a_suspended_run_that_nobody_saw_end_costs_nothing_after_the_resumption_either(scene: Any) -> None:
+    one, pod = running(scene)
+    one.object["spec"]["suspend"] = True
+    one.settle()
+    one.delete_pod(pod)
+    one.object["spec"]["suspend"] = False
+    one.settle()
+    one.pods.clear()
+    one.settle()
+    assert one.children["one-1"]["spec"]["suspend"] is False
+    one.run(one.pod("one-1", "second"))
+    one.settle()
+    assert [run["result"] for run in one.status["history"]] == ["Suspended"]
+    assert one.status.get("preemptions", 0) == 0
+
+
 def test_a_resumed_job_goes_on_in_the_same_job_once_the_old_pod_is_gone(scene: Any) -> None:
     one, pod = running(scene)
     one.object["spec"]["suspend"] = True
