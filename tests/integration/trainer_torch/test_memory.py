@@ -1,6 +1,8 @@
 """The memory estimate against counted bytes: tensors of models as they are loaded, and what autograd allocates."""
 
 import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -10,12 +12,15 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors import safe_open
+from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.profiler import ProfilerActivity, profile
+from training_bench import HYPERPARAMETERS, Bench
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from trl.trainer.utils import add_fused_lm_head
 
 from finetune_api.objectives import Objective
 from finetune_api.status import Resolved
+from finetune_trainer.errors import TrainerError
 from finetune_trainer.memory import LOSS_TOKENS, LOSS_WORDS, Memory, estimate
 from finetune_trainer.model import load_for_training, trained_tensors
 from finetune_trainer.model_shape import ModelShape, read_shape
@@ -254,3 +259,61 @@ def test_twice_the_length_takes_twice_the_activations() -> None:
 
     fixed = 2 * 2 * prod((256, 64)) // 2
     assert memory(2048).activations - fixed == 2 * (memory(1024).activations - fixed)
+
+
+@contextmanager
+def memory_for(rows: int, *, from_forward: int = 0) -> Iterator[list[int]]:
+    """An accelerator with memory for so many rows in training, raised by hand for there is none here: the error comes
+    out of the model's forward pass, in the middle of the real training. Yields the rows of every training batch."""
+    seen: list[int] = []
+
+    def allocate(module: torch.nn.Module, inputs: Any) -> None:
+        if isinstance(module, torch.nn.Embedding) and module.training:
+            seen.append(len(inputs[0]))
+            if len(inputs[0]) > rows and len(seen) > from_forward:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    handle = register_module_forward_pre_hook(allocate)
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
+def losses_of(bench: Bench) -> list[tuple[int, float]]:
+    lines = (bench.output / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    points = [json.loads(line) for line in lines]
+    return [(point["step"], point["loss"]) for point in points if point["kind"] == "train"]
+
+
+def test_a_training_that_runs_out_of_memory_goes_on_with_half_the_rows_as_if_it_had_begun_with_them(
+    make_bench: Callable[..., Bench],
+) -> None:
+    """Batches of four fail in the second step, batches of two at once; rows, order and rate of a step stay."""
+    hyper = HYPERPARAMETERS | {"maxSteps": 6}
+    bench = make_bench(hyperparameters=hyper)
+    with memory_for(1, from_forward=3) as batches:
+        report = bench.run()
+    assert batches[:5] == [4, 4, 4, 4, 2]
+    assert set(batches[5:]) == {1}
+    resolved = report.resolved
+    assert resolved
+    assert (resolved.per_device_train_batch_size, resolved.gradient_accumulation_steps) == (1, 8)
+    assert resolved.global_batch_size == 8
+    alone = make_bench(hyperparameters=hyper | {"perDeviceTrainBatchSize": 1, "gradientAccumulationSteps": 8})
+    alone.run()
+    told = losses_of(bench)
+    assert [step for step, _ in told] == [1, 2, 3, 4, 5, 6]
+    assert [loss for _, loss in told] == pytest.approx([loss for _, loss in losses_of(alone)], rel=1e-5)
+    text = (bench.output / "finetune_report.md").read_text(encoding="utf-8")
+    assert "× 8 accumulated = **8 " in text  # noqa: RUF001
+
+
+def test_a_training_without_memory_for_one_row_ends_with_79_and_what_to_do(make_bench: Callable[..., Bench]) -> None:
+    bench = make_bench()
+    with memory_for(0) as batches, pytest.raises(TrainerError) as caught:
+        bench.run()
+    assert batches == [4, 2, 1]
+    assert caught.value.code.value == 79
+    assert "lower hyperparameters.maxLength" in caught.value.message
+    assert not (bench.output / "manifest.json").exists()

@@ -145,3 +145,13 @@ def test_a_budget_that_is_no_quantity_is_an_invalid_config() -> None:
     with pytest.raises(TrainerError, match=r"tuning\.vramBudget: 'lots' is not a quantity") as caught:
         choose(vramBudget="lots")
     assert caught.value.code is ExitCode.INVALID_CONFIG
+
+
+def test_a_learnt_reward_takes_the_memory_of_one_more_model_and_computed_ones_none() -> None:
+    def estimated(rlhf: dict[str, Any]) -> int:
+        spec = make_spec({"method": "LoRA"}, {"maxLength": 512}, objective="RLHF", rlhf=rlhf)
+        return choose_settings(spec, LLAMA, FACTS).estimated_gpu_memory_bytes or 0
+
+    computed = estimated({"rewards": [{"type": "Regex", "pattern": "[aeiou]"}]})
+    learnt = estimated({"rewardModel": {"uri": "s3://bucket/reward"}})
+    assert learnt - computed == 2 * LLAMA.parameters

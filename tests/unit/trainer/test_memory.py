@@ -90,9 +90,14 @@ def test_a_pair_costs_two_sequences_and_a_reward_model_has_no_logits(llama: Mode
 
 
 def test_the_reference_is_a_second_model_only_where_no_adapter_can_be_switched_off(llama: ModelShape) -> None:
-    assert part(llama, "reference", Objective.DPO) == 0
-    assert part(llama, "reference", Objective.DPO, method="Full") == 2 * llama.parameters
-    assert part(llama, "reference", Objective.CHAT, method="Full") == 0
+    assert part(llama, "reference", Objective.RLHF, beta=0.04) == 0
+    assert part(llama, "reference", Objective.RLHF, method="Full", beta=0.04) == 2 * llama.parameters
+    assert part(llama, "reference", Objective.RLHF, method="Full", beta=0.0) == 0
+
+
+def test_a_reference_that_is_asked_once_before_training_takes_nothing_beside_it(llama: ModelShape) -> None:
+    for objective in (Objective.DPO, Objective.KTO):
+        assert part(llama, "reference", objective, method="Full", beta=0.1) == 0
 
 
 def test_sampling_keeps_the_keys_and_values_of_every_answer_of_a_step(llama: ModelShape) -> None:
@@ -131,7 +136,7 @@ def test_a_configuration_without_sizes_gives_no_shape() -> None:
 
 
 def test_the_parts_are_named_largest_first() -> None:
-    memory = Memory(5 * GIB, 0, GIB // 4, 0, 7 * GIB, 0, 0, 0)
+    memory = Memory(5 * GIB, 0, GIB // 4, 0, 7 * GIB, 0, 0, 0, 0)
     assert str(memory) == "activations 7.0 GiB, weights 5.0 GiB, reserve 1.0 GiB, gradients 0.2 GiB"
     assert memory.total == 13 * GIB + GIB // 4
     assert format_bytes(3 << 20) == "3 MiB"

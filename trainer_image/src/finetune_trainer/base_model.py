@@ -19,6 +19,7 @@ TOKENIZER = "tokenizer.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+ADAPTER_CONFIG = "adapter_config.json"
 TEXT_SUFFIXES = (".json", ".jinja", ".txt", ".model")
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 GGUF_SUFFIX = ".gguf"
@@ -37,8 +38,9 @@ class ModelFacts:
 
 
 def is_model_file(key: str) -> bool:
-    """Whether a file of the model's folder is needed to load it: no pickle, no code, no second copy of the weights."""
-    return is_text_file(key) or is_weight_file(key)
+    """Whether a file of the model's folder is needed to load it: no pickle, no code, no second copy of the weights, and
+    no configuration of an adapter, which transformers would fetch and put onto the model unasked."""
+    return (is_text_file(key) and key != ADAPTER_CONFIG) or is_weight_file(key)
 
 
 def is_text_file(key: str) -> bool:

@@ -40,7 +40,7 @@ def choose_settings(
         return settings
     if budget is not None:
         settings = _fit(spec, shape, settings, budget) or _refuse(spec, shape, settings, budget)
-    total = estimate(shape, settings, spec.objective).total
+    total = _estimate(spec, shape, settings).total
     return settings.model_copy(update={"estimated_gpu_memory_bytes": total})
 
 
@@ -86,7 +86,7 @@ def choose_method(spec: FineTuneJobSpec, shape: ModelShape | None, facts: Facts)
         return Method.QLORA, f"Auto is QLoRA with tuning.{asked[0]}"
     full = resolve(spec, replace(facts, method=Method.FULL))
     fitting = _fit(spec, shape, full, budget)
-    needed = format_bytes(estimate(shape, fitting or _smallest(spec, full), spec.objective).total)
+    needed = format_bytes(_estimate(spec, shape, fitting or _smallest(spec, full)).total)
     if fitting:
         return Method.FULL, f"Auto is Full: its estimate of {needed} is within tuning.vramBudget {format_bytes(budget)}"
     return Method.QLORA, f"Auto is QLoRA: Full takes {needed}, above tuning.vramBudget {format_bytes(budget)}"
@@ -101,13 +101,18 @@ def _budget(spec: FineTuneJobSpec) -> int | None:
         raise TrainerError(ExitCode.INVALID_CONFIG, f"tuning.vramBudget: {error}: write 80Gi, for example") from error
 
 
+def _estimate(spec: FineTuneJobSpec, shape: ModelShape, settings: Resolved) -> Memory:
+    has_reward_model = spec.rlhf is not None and spec.rlhf.reward_model is not None
+    return estimate(shape, settings, spec.objective, has_reward_model=has_reward_model)
+
+
 def _fit(spec: FineTuneJobSpec, shape: ModelShape, settings: Resolved, budget: int) -> Resolved | None:
     """The first of the settings that the job leaves open which fits."""
     return next((one for one in _open_settings(spec, settings) if _fits(spec, shape, one, budget)), None)
 
 
 def _fits(spec: FineTuneJobSpec, shape: ModelShape, settings: Resolved, budget: int) -> bool:
-    return estimate(shape, settings, spec.objective).total <= budget
+    return _estimate(spec, shape, settings).total <= budget
 
 
 def _open_settings(spec: FineTuneJobSpec, settings: Resolved) -> Iterator[Resolved]:
@@ -127,7 +132,7 @@ def _smallest(spec: FineTuneJobSpec, settings: Resolved) -> Resolved:
 
 def _refuse(spec: FineTuneJobSpec, shape: ModelShape, settings: Resolved, budget: int) -> Resolved:
     smallest = _smallest(spec, settings)
-    memory = estimate(shape, smallest, spec.objective)
+    memory = _estimate(spec, shape, smallest)
     raise TrainerError(
         ExitCode.WONT_FIT,
         f"{settings.method} is estimated at {format_bytes(memory.total)} of GPU memory, above tuning.vramBudget "
@@ -139,7 +144,7 @@ def _what_would_fit(spec: FineTuneJobSpec, shape: ModelShape, settings: Resolved
     """The mildest change that fits, and the budget that needs none."""
     raised = f"raise the budget to {format_bytes(memory.total + (1 << 26))}"
     for advice, changed in _milder(spec, shape, settings, budget):
-        total = estimate(shape, changed, spec.objective).total
+        total = _estimate(spec, shape, changed).total
         if total <= budget:
             return f"Set {advice} ({format_bytes(total)}), or {raised}"
     return f"Nothing makes it fit: take a smaller model, or {raised}"

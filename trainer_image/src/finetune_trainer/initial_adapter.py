@@ -12,14 +12,13 @@ from pydantic import ValidationError
 
 from finetune_api.handoff import Artifact, ExitCode, JobConfig
 from finetune_api.spec import FineTuneJobSpec, Lora
-from finetune_trainer.base_model import PICKLE_SUFFIXES, is_weight_file, read_header
+from finetune_trainer.base_model import ADAPTER_CONFIG, PICKLE_SUFFIXES, is_weight_file, read_header
 from finetune_trainer.errors import ObjectMissing, TrainerError
 from finetune_trainer.hub import SCHEME, model_location
 from finetune_trainer.model_shape import ModelShape, Tensors
 from finetune_trainer.published_job import find_published
 from finetune_trainer.storage import Entry, OnBytes, Storage, join, sha256_file
 
-CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 FACTOR = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<factor>A\.weight|B\.weight|embedding_A|embedding_B)")
 BEYOND_LORA = (
@@ -117,17 +116,19 @@ def _of_parent(config: JobConfig, storage: Storage) -> tuple[str, Mapping[str, s
 def _read_config(
     uri: str, entries: Mapping[str, Entry], storage: Storage, expected: Mapping[str, str]
 ) -> dict[str, Any]:
-    data = storage.read(join(uri, CONFIG)) if CONFIG in entries else None
+    data = storage.read(join(uri, ADAPTER_CONFIG)) if ADAPTER_CONFIG in entries else None
     if data is None:
-        _refuse(uri, f"there is no {CONFIG}: tuning.initialAdapter names the folder of an adapter as PEFT saves it")
-    if expected and hashlib.sha256(data).hexdigest() != expected.get(CONFIG):
-        _refuse(uri, f"{CONFIG} has another content than its SHA-256 in the manifest")
+        _refuse(
+            uri, f"there is no {ADAPTER_CONFIG}: tuning.initialAdapter names the folder of an adapter as PEFT saves it"
+        )
+    if expected and hashlib.sha256(data).hexdigest() != expected.get(ADAPTER_CONFIG):
+        _refuse(uri, f"{ADAPTER_CONFIG} has another content than its SHA-256 in the manifest")
     try:
         raw = json.loads(data)
     except ValueError:
         raw = None
     if not isinstance(raw, dict):
-        _refuse(uri, f"{CONFIG} is not a JSON object")
+        _refuse(uri, f"{ADAPTER_CONFIG} is not a JSON object")
     return raw
 
 
@@ -149,7 +150,7 @@ def _check_base(
         return
     _invalid(
         f"the adapter {uri} was made on {named or 'a base that its config does not name'}, and spec.model.uri is "
-        f"{spec.model.uri}: name the adapter's own base, or correct base_model_name_or_path in its {CONFIG}"
+        f"{spec.model.uri}: name the adapter's own base, or correct base_model_name_or_path in its {ADAPTER_CONFIG}"
     )
 
 

@@ -25,7 +25,6 @@ EIGHT_BIT_BLOCK, EIGHT_BIT_SMALLEST = 256, 4096
 LOSS_TOKENS, LOSS_WORDS = 4096, 32768
 """The loss is computed in tiles of this many tokens and words: logits of whole batches never exist."""
 PAIRED = frozenset({Objective.DPO, Objective.REWARD_MODEL})
-REFERENCED = frozenset({Objective.DPO, Objective.KTO, Objective.RLHF})
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +38,7 @@ class Memory:
     activations: int
     logits: int
     reference: int
+    reward_model: int
     generation: int
     reserve: int = RESERVE
 
@@ -56,8 +56,11 @@ class Memory:
         return ", ".join(f"{name} {format_bytes(size)}" for size, name in named)
 
 
-def estimate(shape: ModelShape, settings: Resolved, objective: Objective) -> Memory:
-    """The memory of one training; settings that only the device decides count as on a GPU."""
+def estimate(shape: ModelShape, settings: Resolved, objective: Objective, *, has_reward_model: bool = False) -> Memory:
+    """The memory of one training; settings that only the device decides count as on a GPU.
+
+    A reward model is taken to be as large as the model itself.
+    """
     trained = _trained(shape, settings)
     weights = weight_bytes(shape, settings)
     sizes = [prod(size) for size in trained]
@@ -73,6 +76,7 @@ def estimate(shape: ModelShape, settings: Resolved, objective: Objective) -> Mem
         activations=_activations(shape, settings, objective),
         logits=0 if objective is Objective.REWARD_MODEL else _logits(shape, settings, objective),
         reference=_reference(shape, settings, objective),
+        reward_model=shape.parameters * _compute(settings) if has_reward_model else 0,
         generation=_generation(shape, settings) if objective is Objective.RLHF else 0,
     )
 
@@ -216,10 +220,10 @@ def _logits(shape: ModelShape, settings: Resolved, objective: Objective) -> int:
 
 
 def _reference(shape: ModelShape, settings: Resolved, objective: Objective) -> int:
-    """With an adapter the reference is the base itself; in Full it is a second model. A learnt reward is one more."""
-    second = shape.parameters * _compute(settings)
-    needs_copy = objective in REFERENCED and settings.method == Method.FULL
-    return (second if needs_copy else 0) + (second if objective is Objective.RLHF else 0)
+    """A second model only where every step asks for it and no adapter can be switched off instead; DPO and KTO ask
+    once, before the first step, and keep the answers."""
+    is_held = objective is Objective.RLHF and settings.method == Method.FULL and settings.beta
+    return shape.parameters * _compute(settings) if is_held else 0
 
 
 def _generation(shape: ModelShape, settings: Resolved) -> int:

@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 from finetune_api.handoff import Artifact, ExitCode, JobConfig
 from finetune_api.objectives import Objective
 from finetune_trainer.base_model import (
+    ADAPTER_CONFIG,
     CONFIG,
     PICKLE_SUFFIXES,
     TOKENIZER,
@@ -28,7 +29,6 @@ from finetune_trainer.labels import load_labeler
 from finetune_trainer.published_job import Published, find_published, look_for_published
 from finetune_trainer.storage import Entry, OnBytes, Storage, join, sha256_file
 
-ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 SCORE = "score"
 """The head's name in every decoder that transformers can give one score."""
@@ -175,7 +175,7 @@ def _published_folder(published: Published) -> tuple[str, dict[str, str]]:
 
 def _download(uri: str, digests: Mapping[str, str], storage: Storage, folder: Path, on_bytes: OnBytes | None) -> None:
     paths = storage.download_folder(
-        uri, folder, on_bytes, accept=lambda key: is_model_file(key) or key == ADAPTER_WEIGHTS
+        uri, folder, on_bytes, accept=lambda key: is_model_file(key) or key in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)
     )
     if not paths:
         _refuse(uri, NO_FILE)
