@@ -106,6 +106,7 @@ def build_result(inputs: Inputs, record: RunRecord, reporter: Reporter) -> Repor
         job_uid=config.uid,
         config_sha256=config.config_sha256,
         last_step=record.last_step,
+        resumed_from_step=reporter.snapshot().progress.resumed_from_step,
         dataset=config.dataset,
         resolved=record.settings,
         metrics=reporter.snapshot().metrics,
