@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from finetune_api import handoff
 from finetune_api.blocks import SecretRef
 from finetune_api.spec import FineTuneJobSpec
-from finetune_operator.effective import Token
+from finetune_operator.effective import Token, uses_hub
 from finetune_operator.objects import Object
 
 SECRET_MODE = 0o440
@@ -64,9 +64,14 @@ def _hub_secrets(spec: FineTuneJobSpec, tokens: list[Token]) -> list[Mounted]:
     if tokens:
         source = {"projected": {"defaultMode": SECRET_MODE, "sources": [_projection(token) for token in tokens]}}
         found.append(Mounted("hub-tokens", handoff.HUB_TOKENS_DIR, source, read_only=True))
-    if spec.hub and spec.hub.ca_secret_ref:
+    if spec.hub and spec.hub.ca_secret_ref and _may_use_hub(spec):
         found.append(_authority("hub-ca", handoff.HUB_CA_DIR, spec.hub.ca_secret_ref))
     return found
+
+
+def _may_use_hub(spec: FineTuneJobSpec) -> bool:
+    """A reward model may be an adapter whose base is on a hub, which only its files tell."""
+    return uses_hub(spec) or (spec.rlhf is not None and spec.rlhf.reward_model is not None)
 
 
 def _projection(token: Token) -> Object:

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from hub import Hub
 from safetensors.numpy import save
+from tiny_model import make_tiny_model
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from finetune_api.handoff import JobConfig, Outcome, Report, config_sha256
@@ -176,6 +177,19 @@ def test_a_missing_model_ends_in_66(job: Job) -> None:
     code, report, _ = job.preflight()
     assert (code, report.reason) == (66, "ModelUnavailable")
     assert "no object under this prefix" in report.message
+
+
+def test_a_job_above_its_memory_budget_ends_in_71_with_the_number_and_what_would_fit(job: Job, tmp_path: Path) -> None:
+    for path in make_tiny_model(tmp_path / "tiny").iterdir():
+        job.put(f"tiny/{path.name}", path.read_bytes())
+    wide = {"perDeviceTrainBatchSize": 512, "maxLength": 1024}
+    tuning = {"method": "LoRA", "vramBudget": "1500Mi"}
+    job.make_config(model={"uri": f"s3://{job.bucket}/tiny"}, hyperparameters=wide, tuning=tuning)
+    code, report, _ = job.preflight()
+    assert (code, report.reason, report.outcome) == (71, "WontFit", Outcome.FAILED)
+    assert re.match(r"LoRA is estimated at \d+\.\d GiB of GPU memory, above tuning.vramBudget 1\.5 GiB", report.message)
+    assert "Set perDeviceTrainBatchSize 1 and gradientAccumulationSteps 512 (" in report.message
+    assert listing(job) == []
 
 
 def test_a_model_of_a_hub_that_is_not_shown_ends_in_66_and_its_rows_in_65(job: Job) -> None:

@@ -36,14 +36,25 @@ def test_a_plateau_stops_early_and_the_best_weights_are_published(make_bench: Ma
 
 
 def test_weights_that_get_worse_again_are_not_published(make_bench: MakeBench) -> None:
-    """A rate that destroys the model late: the published loss is the lowest seen, not the last."""
-    hyperparameters = HYPERPARAMETERS | {"learningRate": 0.5, "lrSchedulerType": "constant", "warmupSteps": 0}
-    bench = make_bench(hyperparameters=hyperparameters | {"packing": "Off"}, evaluation={"steps": 1})
+    """The held-out answers are spelt like the trained ones and say something else: first the model learns to spell,
+    then it is ever surer of the wrong words, and the published loss is the lowest seen, not the last."""
+    hyperparameters = HYPERPARAMETERS | {"lrSchedulerType": "constant", "warmupSteps": 0, "packing": "Off"}
+    held_out = {"uri": "s3://bucket/held-out/rows.jsonl"}
+    bench = make_bench(
+        "Full",
+        hyperparameters=hyperparameters,
+        dataset={"train": {"uri": "s3://bucket/data/train.jsonl"}, "validation": held_out},
+        evaluation={"steps": 2},
+    )
+    bench.elsewhere["s3://bucket/held-out"] = bench.root / "held-out"
+    (bench.root / "held-out").mkdir()
+    rows = [{"instruction": f"Who is there, {n}?", "output": "Nobody asked a gardener."} for n in range(20)]
+    (bench.root / "held-out" / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     report = bench.run()
     lines = [json.loads(line) for line in (bench.output / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     losses = {line["step"]: line["loss"] for line in lines if line["kind"] == "eval" and line["step"]}
     best = min(losses, key=lambda step: losses[step])
-    assert losses[20] > losses[best]
+    assert losses[20] > losses[best] + 0.5
     assert report.metrics
     assert report.metrics.best_step == best
     assert report.metrics.eval_loss == pytest.approx(losses[best], abs=1e-3)

@@ -97,13 +97,25 @@ def test_the_config_names_the_hub_and_only_the_secrets_that_must_be_there(scene:
 
 @pytest.mark.parametrize("kind", ["preflight", "trainer"])
 def test_cache_and_authority_are_mounted_in_both_pods(built: Any, kind: str) -> None:
-    found = _mounted(built(kind, modelCache={"claimName": "hf-cache"}, hub={"caSecretRef": {"name": "ca"}}))
+    found = _mounted(built(kind, modelCache={"claimName": "hf-cache"}, hub={"caSecretRef": {"name": "ca"}}, **MODEL))
     volume, mount = found["model-cache"]
     assert volume["persistentVolumeClaim"] == {"claimName": "hf-cache"}
     assert mount == {"name": "model-cache", "mountPath": "/model-cache"}
     volume, mount = found["hub-ca"]
     assert volume["secret"]["items"] == [{"key": "ca.crt", "path": "ca.crt"}]
     assert mount == {"name": "hub-ca", "mountPath": "/etc/finetune/hub-ca", "readOnly": True}
+
+
+REWARDED = {"objective": "RLHF", "rlhf": {"rewardModel": {"uri": "s3://bucket/reward"}}}
+
+
+@pytest.mark.parametrize(("spec", "is_mounted"), [({}, False), (MODEL, True), (ROWS, True), (REWARDED, True)])
+def test_the_default_authority_must_be_there_only_for_jobs_that_may_use_a_hub(
+    built: Any, spec: Any, is_mounted: bool
+) -> None:
+    """A reward model's own base may lie on a hub, which its URI does not tell."""
+    chosen = _settings(**MIRROR | {"default_hub_ca_secret": "ca"})
+    assert ("hub-ca" in _mounted(built(using=chosen, **spec))) is is_mounted
 
 
 @pytest.mark.parametrize("kind", ["preflight", "trainer"])
