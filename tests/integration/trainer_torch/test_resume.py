@@ -1,10 +1,12 @@
 """A training that is stopped and goes on ends as one that was never stopped: same steps, same losses, same weights."""
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import pytest
@@ -205,3 +207,30 @@ def test_what_was_trained_to_the_last_step_is_not_trained_again(make_bench: Make
     assert [stage for stage in seen.stages if stage in {"Baseline", "Saving"}] == []
     assert not (bench.output / "checkpoints").exists()
     require_same(bench, report, other, expected)
+
+
+class Payload:
+    """What a pickle runs when it is read without care."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
+def test_no_code_in_a_checkpoint_is_run(make_bench: MakeBench, tmp_path: Path, name: str) -> None:
+    bench = make_bench(evaluation={"baseline": False}, dataset={"train": {"uri": "s3://bucket/data/train.jsonl"}})
+    config = bench.prepare()
+    stopped(bench, config, 2)
+    folder = bench.output / "checkpoints" / "step-000002"
+    torch.save(Payload(tmp_path / "was-run"), folder / name)
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    for file in manifest["files"]:
+        content = (folder / file["path"]).read_bytes()
+        file |= {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    with pytest.raises(UnpicklingError, match="Weights only load failed"):
+        bench.train(config)
+    assert not (tmp_path / "was-run").exists()

@@ -319,6 +319,22 @@ def test_a_path_that_leaves_its_folder_is_refused(bucket: Path) -> None:
     assert with_sizes.checkpoints.restore() is None
 
 
+def test_a_store_that_does_not_list_costs_neither_training_nor_result(
+    bucket: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pod = Pod(bucket, {"checkpoint": {"saveTotalLimit": 1}}).save(10)
+
+    def away(uri: str, *_: Any) -> Any:
+        if uri.endswith("checkpoints"):
+            raise StorageUnavailable("nobody answers")
+        return LocalStorage.list(pod.storage, uri)
+
+    monkeypatch.setattr(pod.storage, "list", away)
+    pod.save(20)
+    assert pod.checkpoints.last_step == 20
+    remove_checkpoints(pod.config, pod.storage)
+
+
 def test_all_are_removed_when_the_result_is_published(bucket: Path) -> None:
     pod = Pod(bucket).save(10, 20)
     pod.storage.put(f"{OUTPUT}/manifest.json", b"{}")

@@ -226,7 +226,7 @@ class Checkpoints:
         self._tell(manifest, data)
 
     def _thin_out(self) -> None:
-        folders = by_step(self._storage.list(self.uri))
+        folders = listed_quietly(self.uri, self._storage)
         whole = [step for step, sizes in folders.items() if Artifact.MANIFEST in sizes]
         for step in superseded(folders, whole, self._kept):
             remove_quietly(self._folder(step), folders[step], self._storage)
@@ -276,13 +276,17 @@ def superseded(steps: Iterable[int], whole: Iterable[int], kept: int) -> list[in
 def remove_checkpoints(config: JobConfig, storage: Storage) -> None:
     """Removes every checkpoint of a job whose result is published."""
     uri = join(config.output_key(), Artifact.CHECKPOINTS)
-    try:
-        folders = by_step(storage.list(uri))
-    except TrainerError as error:
-        logger.warning("checkpoints are left behind: %s", error.message)
-        return
-    for step, sizes in folders.items():
+    for step, sizes in listed_quietly(uri, storage).items():
         remove_quietly(join(uri, FOLDER.format(step)), sizes, storage)
+
+
+def listed_quietly(uri: str, storage: Storage) -> dict[int, dict[str, int]]:
+    """The checkpoints that could be removed; where the store does not tell there are none."""
+    try:
+        return by_step(storage.list(uri))
+    except TrainerError as error:
+        logger.warning("old checkpoints are left behind: %s", error.message)
+        return {}
 
 
 def remove_quietly(uri: str, names: Iterable[str], storage: Storage) -> None:
