@@ -7,9 +7,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, StringConstraints
 
+from finetune_api.scalars import Time, Uri
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import (
     Artifacts,
+    CheckpointStatus,
     Count,
     DatasetStatus,
     EarlyStoppingStatus,
@@ -108,6 +110,7 @@ class Artifact(StrEnum):
     TRAIN_ROWS = "dataset/train.jsonl"
     VALIDATION_ROWS = "dataset/validation.jsonl"
     DATASET_SUMMARY = "dataset/summary.json"
+    CHECKPOINTS = "checkpoints"
     MANIFEST = "manifest.json"
 
 
@@ -174,6 +177,10 @@ class Report(HandoffBlock):
     """Echo of the config digest."""
     last_step: Count | None = None
     """Last optimiser step."""
+    checkpoint: CheckpointStatus | None = None
+    """The last complete checkpoint."""
+    resumed_from_step: Count | None = None
+    """Step of the checkpoint that the run went on from."""
     dataset: DatasetStatus | None = None
     """What preflight found."""
     resolved: Resolved | None = None
@@ -199,7 +206,7 @@ class Report(HandoffBlock):
 
 
 _DROPPED = (
-    None, "lineage.versions", "resolved", "dataset.format", "dataset", "lineage", "message",
+    None, "lineage.versions", "resolved", "dataset.format", "dataset", "lineage", "message", "checkpoint",
     *(f"artifacts.{name}" for name in ("configUri", "lineageUri", "reportUri", "mergedUri", "adapterUri")),
 )  # fmt: skip
 """What a long report leaves out, in this order; the manifest's URI and digest always stay."""
@@ -231,6 +238,8 @@ class ProgressReport(HandoffBlock):
     """How far the run is."""
     metrics: Metrics = Metrics()
     """Figures so far."""
+    checkpoint: CheckpointStatus | None = None
+    """The last complete checkpoint."""
     early_stopping: EarlyStoppingStatus | None = None
     """State of early stopping so far."""
     resolved: Resolved | None = None
@@ -265,6 +274,29 @@ class Manifest(HandoffBlock):
     """The report without `artifacts.manifestSha256`, from which an adopting job fills its status."""
 
 
+class CheckpointManifest(HandoffBlock):
+    """`manifest.json` of one checkpoint, written last: without it the checkpoint is not there."""
+
+    namespace: str
+    """Namespace of the job that is trained."""
+    name: str
+    """Name of the job that is trained."""
+    uid: str
+    """UID of the job that is trained."""
+    config_sha256: str
+    """SHA-256 of the immutable part of its spec."""
+    base_model: Uri
+    """The base model, with its commit where it has one."""
+    rows: dict[str, str]
+    """SHA-256 of each file of canonical rows, by its key under `output.uri`."""
+    step: Count
+    """Optimiser steps done."""
+    saved_time: Time
+    """When it was saved."""
+    files: list[ManifestFile]
+    """Its files; each path is relative to the checkpoint."""
+
+
 class Owner(HandoffBlock):
     """`owner.json`: the claim on a prefix, put before anything else with a conditional write."""
 
@@ -297,4 +329,4 @@ def _immutable_fields() -> set[str]:
     return {aliases[alias] for alias in FineTuneJobSpec.IMMUTABLE}
 
 
-Stage = Literal["Loading", "Baseline", "Training", "Evaluating", "Answering", "Merging", "Publishing", "Done"]
+Stage = Literal["Loading", "Baseline", "Training", "Evaluating", "Saving", "Answering", "Merging", "Publishing", "Done"]

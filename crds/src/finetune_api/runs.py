@@ -34,6 +34,8 @@ class Run(StatusBlock):
     """Exit code of the container; absent when nobody saw it end."""
     last_step: Count | None = None
     """Last optimiser step that it reported."""
+    resumed_from_step: Count | None = None
+    """Step of the checkpoint that it went on from; absent where it began at the first step."""
 
 
 class JobRef(StatusBlock):

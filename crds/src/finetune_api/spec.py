@@ -45,6 +45,13 @@ class Packing(StrEnum):
     OFF = "Off"
 
 
+class ResumePolicy(StrEnum):
+    """Whether a run goes on from a checkpoint."""
+
+    AUTO = "Auto"
+    NEVER = "Never"
+
+
 class Merge(StrEnum):
     """Whether, and in which number format, the adapter is merged into the base weights."""
 
@@ -152,10 +159,18 @@ class EarlyStopping(Block):
 
 
 class Checkpoint(Block):
-    """How a trainer that is asked to stop is treated."""
+    """What is saved while training, so that a run that is cut short goes on where it was."""
 
+    steps: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
+    """Save every this many optimiser steps; a trainer that is asked to stop saves at once. Default: with every
+    evaluation, or a tenth of the training where there is none, and at least every 30 minutes."""
+    save_total_limit: Annotated[int, Field(ge=1, le=100)] = 2
+    """Newest checkpoints that are kept, each with the best weights so far. Default: 2."""
+    resume_policy: ResumePolicy = ResumePolicy.AUTO
+    """`Auto` goes on from the newest checkpoint that is whole. `Never` begins every run at the first step, and saves no
+    checkpoint. Default: `Auto`."""
     grace_period_seconds: Annotated[int, Field(ge=5, le=86400)] = 120
-    """Seconds between SIGTERM and SIGKILL. Default: 120."""
+    """Seconds between SIGTERM and SIGKILL, in which a checkpoint is saved and uploaded. Default: 120."""
 
 
 class JobLineage(Block):
@@ -307,7 +322,8 @@ class FineTuneJobSpec(Block):
     early_stopping: EarlyStopping | None = None
     """Stop on a plateau of the evaluation loss. Fixed at creation. Default: off."""
     checkpoint: Checkpoint = Checkpoint()
-    """How a trainer that is asked to stop is treated. Takes effect with the next attempt."""
+    """What is saved while training, so that a run that is cut short goes on where it was. Takes effect with the next
+    attempt."""
     output: Output
     """Where and how the result is published. Fixed at creation."""
     resources: Resources = Resources()

@@ -52,12 +52,29 @@ class Progress(StatusBlock):
     epoch: Measure | None = None
     """Passes over the rows done."""
     stage: Word | None = None
-    """What the trainer does now: `Loading`, `Baseline`, `Training`, `Evaluating`, `Answering`, `Merging`, `Publishing`
-    or `Done`."""
+    """What the trainer does now: `Loading`, `Baseline`, `Training`, `Evaluating`, `Saving`, `Answering`, `Merging`,
+    `Publishing` or `Done`."""
     estimated_remaining_seconds: Count | None = None
     """Estimated seconds to the last step."""
+    resumed_from_step: Count | None = None
+    """Step of the checkpoint that the run went on from; absent where it began at the first step."""
+    note: Line | None = None
+    """What is unusual about the run, for example a broken checkpoint that was passed over."""
     last_updated_time: Time | None = None
     """When the trainer was last heard."""
+
+
+class CheckpointStatus(StatusBlock):
+    """The last checkpoint that is complete in storage, from which the next run goes on."""
+
+    uri: Uri
+    """Folder of the checkpoint."""
+    step: Count
+    """Optimiser steps done when it was saved."""
+    saved_time: Time
+    """When it was saved."""
+    sha256: Digest
+    """SHA-256 of its manifest, which has the digest of every file."""
 
 
 class Metrics(StatusBlock):
@@ -327,6 +344,8 @@ class FineTuneJobStatus(StatusBlock):
     """How far the running trainer is."""
     metrics: Metrics | None = None
     """The training's figures."""
+    checkpoint: CheckpointStatus | None = None
+    """The last checkpoint; absent once the result is published, for checkpoints are removed then."""
     early_stopping: EarlyStoppingStatus | None = None
     """The state of early stopping."""
     dataset: DatasetStatus | None = None

@@ -30,6 +30,7 @@ def take_report(status: FineTuneJobStatus, report: Report) -> None:
         status.early_stopping = report.early_stopping
     if report.artifacts:
         status.artifacts = report.artifacts
+        status.checkpoint = None  # they are removed once the result is published
         _show_done(status, report)
 
 
@@ -53,6 +54,7 @@ def show_progress(status: FineTuneJobStatus, report: ProgressReport, at: datetim
     """The running trainer's last answer."""
     status.progress = report.progress.model_copy(update={"last_updated_time": at.replace(microsecond=0)})
     status.metrics = merged(status.metrics, report.metrics)
+    status.checkpoint = report.checkpoint or status.checkpoint
     if report.early_stopping:
         status.early_stopping = report.early_stopping
     if report.resolved:

@@ -39,6 +39,8 @@ def fold(draft: Draft, attempts: Sequence[ChildJob]) -> None:
             verdict = _judge(draft, pod, child)
             attempt = child.attempt if child else status.attempts or 1
             _append(status, _ended_run(draft, pod, verdict, attempt))
+            if verdict.report and verdict.report.checkpoint:
+                status.checkpoint = verdict.report.checkpoint
             if child:
                 _count(status, verdict)
         if status.current_run and status.current_run.pod_uid == pod.uid:
@@ -128,7 +130,7 @@ def _ended_run(draft: Draft, pod: Pod, verdict: Verdict, attempt: int) -> Run:
         reason=verdict.reason,
         message=verdict.message[:1024],
         exit_code=pod.exit_code,
-        last_step=_last_step(draft, pod.uid, pod.started, verdict),
+        **_steps(draft, pod.uid, pod.started, verdict),
     )
 
 
@@ -142,15 +144,19 @@ def _append(status: FineTuneJobStatus, run: Run) -> None:
         status.start_time = status.start_time or run.start_time
 
 
-def _last_step(draft: Draft, pod_uid: str, started: datetime | None, verdict: Verdict | None = None) -> int | None:
-    """From its report, its last answer, or what an earlier look has written of it."""
+def _steps(
+    draft: Draft, pod_uid: str, started: datetime | None, verdict: Verdict | None = None
+) -> dict[str, int | None]:
+    """Where a run began and where it ended: from its report, its last answer, or what an earlier look wrote of it."""
     reading, progress = draft.seen.reading, draft.status.progress
-    if verdict and verdict.report and verdict.report.last_step is not None:
-        return verdict.report.last_step
+    report = verdict.report if verdict else None
+    if report and report.last_step is not None:
+        return {"last_step": report.last_step, "resumed_from_step": report.resumed_from_step}
     if reading and reading.pod_uid == pod_uid and reading.report:
-        return reading.report.progress.step
-    heard = progress.last_updated_time if progress else None
-    return progress.step if progress and heard and started and heard >= started else None
+        progress = reading.report.progress
+    elif not (progress and progress.last_updated_time and started and progress.last_updated_time >= started):
+        return {}
+    return {"last_step": progress.step, "resumed_from_step": progress.resumed_from_step}
 
 
 def _count(status: FineTuneJobStatus, verdict: Verdict) -> None:
@@ -206,7 +212,7 @@ def cut(draft: Draft, run: CurrentRun, reason: str, message: str, result: str = 
         result=result,
         reason=reason,
         message=message[:1024],
-        last_step=_last_step(draft, run.pod_uid, run.start_time),
+        **_steps(draft, run.pod_uid, run.start_time),
     )
     _append(status, ended)
     status.current_run = None

@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -18,9 +19,9 @@ import yaml
 from hub import Hub
 from tiny_model import make_tiny_model
 
-from finetune_api.handoff import Artifact, JobConfig, Outcome, ProgressReport, Report, config_sha256
+from finetune_api.handoff import Artifact, CheckpointManifest, JobConfig, Outcome, ProgressReport, Report, config_sha256
 from finetune_api.spec import FineTuneJobSpec
-from finetune_trainer.publish import verify
+from finetune_trainer.publish import check_files, verify
 from finetune_trainer.s3 import S3Storage
 from finetune_trainer.s3_client import connect
 
@@ -110,11 +111,24 @@ def pod(s3_server: Any, bucket: str, tmp_path: Path, aws_environment: None) -> P
     return checked(make_config(s3_server, bucket), tmp_path)
 
 
-def test_a_stopped_trainer_publishes_nothing_and_the_next_one_finishes(pod: Pod, s3_server: Any) -> None:
+def verify_checkpoint(uri: str, storage: S3Storage) -> list[str]:
+    """What is wrong with a checkpoint, by its manifest."""
+    manifest = CheckpointManifest.model_validate_json(storage.read(f"{uri}/{Artifact.MANIFEST}") or b"")
+    return check_files(uri, manifest.files, storage)
+
+
+def steps(storage: S3Storage, prefix: str) -> list[int]:
+    """The steps of the published metrics.jsonl, in its order."""
+    found = [json.loads(line) for line in (storage.read(f"{prefix}/{Artifact.METRICS}") or b"").splitlines()]
+    return [line["step"] for line in found if line["kind"] == "train"]
+
+
+def test_a_stopped_trainer_publishes_nothing_and_the_next_one_goes_on(pod: Pod, s3_server: Any) -> None:
+    """Stopped at any step; the next pod finds a checkpoint that was not uploaded to the end beside the whole one."""
     storage, prefix = S3Storage(connect(s3_server.spec())), pod.config.output_key()
 
     process = pod.start("train")
-    seen = pod.wait_for_step(process, 2)
+    seen = pod.wait_for_step(process, random.randint(2, 40))
     assert seen.job_uid == "uid-1"
     assert seen.progress.total_steps == 60
     process.send_signal(signal.SIGTERM)
@@ -123,15 +137,29 @@ def test_a_stopped_trainer_publishes_nothing_and_the_next_one_finishes(pod: Pod,
     assert (stopped.outcome, stopped.reason) == (Outcome.PREEMPTED, "Preempted")
     assert stopped.last_step is not None
     assert 2 <= stopped.last_step < 60
+    assert stopped.checkpoint
+    assert stopped.checkpoint.step == stopped.last_step
+    assert stopped.checkpoint.sha256 == storage.sha256(f"{stopped.checkpoint.uri}/{Artifact.MANIFEST}")
     assert storage.read(f"{prefix}/{Artifact.MANIFEST}") is None
+    assert verify_checkpoint(stopped.checkpoint.uri, storage) == []
+    storage.put(f"{prefix}/checkpoints/step-000059/weights.safetensors", b"torn")
 
     process = pod.start("train")
+    resumed = pod.wait_for_step(process, stopped.last_step + 1)
+    assert resumed.progress.resumed_from_step == stopped.last_step
+    assert resumed.progress.note == (
+        "broken checkpoints were passed over: step-000059: it has no manifest, so that it was not saved to the end"
+    )
     assert process.wait(600) == 0, (pod.directory / "stderr").read_text()
     published = pod.report()
     assert (published.outcome, published.last_step) == (Outcome.PUBLISHED, 60)
+    assert published.resumed_from_step == stopped.last_step
     assert published.artifacts is not None
     assert published.artifacts.manifest_sha256 == storage.sha256(f"{prefix}/{Artifact.MANIFEST}")
+    assert steps(storage, prefix) == list(range(1, 61))
     assert verify(prefix, storage) == []
+    assert storage.list(f"{prefix}/{Artifact.CHECKPOINTS}") == []
+    assert b"checkpoints/" not in (storage.read(f"{prefix}/{Artifact.MANIFEST}") or b"")
 
     # Storage alone tells; a second training would write other throughput figures into another manifest.
     process = pod.start("train")

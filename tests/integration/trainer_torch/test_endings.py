@@ -155,10 +155,10 @@ def test_out_of_gpu_memory_halves_the_micro_batch_and_keeps_the_effective_batch(
     """No GPU here: the allocator's error is raised by hand, for batches above one row."""
     train_once = story.train_once
 
-    def short_of_memory(inputs: Any, settings: Resolved, *rest: Any) -> Any:
+    def short_of_memory(inputs: Any, settings: Resolved, *rest: Any, **options: Any) -> Any:
         if (settings.per_device_train_batch_size or 0) > 1:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return train_once(inputs, settings, *rest)
+        return train_once(inputs, settings, *rest, **options)
 
     monkeypatch.setattr(story, "train_once", short_of_memory)
     report = make_bench().run()
@@ -171,7 +171,7 @@ def test_out_of_gpu_memory_halves_the_micro_batch_and_keeps_the_effective_batch(
 def test_a_gpu_too_small_for_one_row_has_its_own_exit_code(
     make_bench: MakeBench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def no_memory(*_: Any) -> Any:
+    def no_memory(*_: Any, **__: Any) -> Any:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(story, "train_once", no_memory)

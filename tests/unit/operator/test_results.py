@@ -67,3 +67,64 @@ def test_what_the_last_report_says_replaces_what_was_pulled_and_loses_nothing(sc
     one.complete("one-1")
     one.settle()
     assert one.status["metrics"] == METRICS | {"reward": 1.75}
+
+
+def checkpoint(step: int) -> dict[str, Any]:
+    uri = f"s3://bucket/out/checkpoints/step-{step:06d}"
+    return {"uri": uri, "step": step, "savedTime": "2026-01-01T00:00:00Z", "sha256": "cd" * 32}
+
+
+def test_the_last_checkpoint_and_what_a_run_went_on_from_are_in_the_status(scene: Any) -> None:
+    one = scene().to_training()
+    one.run(one.pod("one-1"))
+    progress = {"step": 12, "resumedFromStep": 10, "note": "broken checkpoints were passed over: step-000011: torn"}
+    told = {"jobUid": "job-uid", "heartbeat": 7, "progress": progress, "checkpoint": checkpoint(10)}
+    one.reading = Reading("one-1-1-uid", one.now, ProgressReport.model_validate(told))
+    one.settle()
+    assert one.status["checkpoint"] == checkpoint(10)
+    assert one.status["progress"].items() >= progress.items()
+
+
+def test_a_stopped_run_leaves_its_checkpoint_and_one_that_saved_none_that_before_it(scene: Any) -> None:
+    one = scene().to_training()
+    pod = one.pod("one-1")
+    one.run(pod)
+    told = one.report("Preempted", lastStep=40, resumedFromStep=30, checkpoint=checkpoint(40))
+    one.end(pod, 75, told)
+    one.settle()
+    assert one.status["checkpoint"] == checkpoint(40)
+    assert one.status["history"][0]["resumedFromStep"] == 30
+    later = one.pod("one-1")
+    one.run(later)
+    one.settle()
+    one.end(later, 75, one.report("Preempted"))
+    one.settle()
+    assert one.status["checkpoint"] == checkpoint(40)
+
+
+def test_a_run_whose_end_nobody_saw_is_known_to_have_gone_on_from_a_checkpoint(scene: Any) -> None:
+    one = scene().to_training()
+    pod = one.pod("one-1")
+    one.run(pod)
+    told = {"jobUid": "job-uid", "heartbeat": 7, "progress": {"step": 12, "resumedFromStep": 10}}
+    one.reading = Reading("one-1-1-uid", one.now, ProgressReport.model_validate(told))
+    one.settle()
+    one.end(pod, 137)
+    one.settle()
+    run = one.status["history"][0]
+    assert (run["lastStep"], run["resumedFromStep"]) == (12, 10)
+
+
+def test_a_published_job_points_at_no_checkpoint(scene: Any) -> None:
+    one = scene().to_training()
+    pod = one.pod("one-1")
+    one.run(pod)
+    told = {"jobUid": "job-uid", "heartbeat": 7, "progress": {"step": 3}, "checkpoint": checkpoint(3)}
+    one.reading = Reading("one-1-1-uid", one.now, ProgressReport.model_validate(told))
+    one.settle()
+    assert "checkpoint" in one.status
+    artifacts = {"uri": "s3://bucket/out", "manifestSha256": "ab" * 32}
+    one.end(pod, 0, one.report("Published", artifacts=artifacts))
+    one.complete("one-1")
+    one.settle()
+    assert "checkpoint" not in one.status

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from finetune_api.handoff import ExitCode
+from finetune_trainer.checkpoints import Checkpoints
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.model import trained_tensors
 from finetune_trainer.progress import Reporter
@@ -41,8 +42,10 @@ class ReportProgress(TrainerCallback):  # type: ignore[misc]
         self._tokens_before = 0.0
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """The bar starts at zero of all steps."""
-        self._reporter.update(progress={"stage": "Training", "step": 0, "total_steps": state.max_steps, "epoch": 0.0})
+        """The bar starts at zero of all steps, or where an earlier run has come to."""
+        self._tokens_before = float(state.num_input_tokens_seen)
+        progress = {"stage": "Training", "step": state.global_step, "total_steps": state.max_steps}
+        self._reporter.update(progress=progress | {"epoch": state.epoch or 0.0})
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """The clock of one step runs without evaluations."""
@@ -159,6 +162,23 @@ class KeepBest(TrainerCallback):  # type: ignore[misc]
             },
             early_stopping=early_stopping_status(self._plateau, state.global_step if stopped else None),
         )
+
+
+class SaveCheckpoints(TrainerCallback):  # type: ignore[misc]
+    """Asks for a checkpoint when one is due, and where the training ends: what follows may be cut short too."""
+
+    def __init__(self, checkpoints: Checkpoints) -> None:
+        self._checkpoints = checkpoints
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Saved after the step is logged and evaluated."""
+        if state.global_step >= state.max_steps or self._checkpoints.is_due(state.global_step):
+            control.should_save = True
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Comes after the callback that watches patience."""
+        if control.should_training_stop:
+            control.should_save = True
 
 
 def early_stopping_status(plateau: Plateau, stopped_at: int | None) -> dict[str, object] | None:

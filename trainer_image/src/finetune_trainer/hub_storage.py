@@ -141,6 +141,10 @@ class HubStorage:
         del data
         _refuse_writing(uri)
 
+    def remove(self, uri: str) -> None:
+        """Refused: results go to S3."""
+        _refuse_writing(uri)
+
     def _fill(self, address: HubUri, part: Path, size: int, on_bytes: OnBytes | None) -> None:
         """The rest of a file. Patience begins anew with every piece that came; a server that does not know ranges
         starts over, which is not for ever."""

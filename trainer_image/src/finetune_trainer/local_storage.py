@@ -101,6 +101,19 @@ class LocalStorage:
             part.unlink()
         return True
 
+    def remove(self, uri: str) -> None:
+        """Remove one object, and the folders that are empty then, for a store has none either."""
+        target = self._local(uri)
+        if target is None:
+            self._elsewhere.remove(uri)
+            return
+        target.unlink(missing_ok=True)
+        roots = {path.resolve() for path in self._maps.values()}
+        for folder in target.resolve().parents:
+            if folder in roots or not folder.is_dir() or any(folder.iterdir()):
+                return
+            folder.rmdir()
+
     def read(self, uri: str, limit: int = READ_LIMIT) -> bytes | None:
         """A small object's content, or None."""
         source = self._local(uri)

@@ -36,6 +36,7 @@ def train(state: RunState, config_path: Path, workspace: Path, port: int) -> Rep
     if config.resolved is None or config.dataset is None:
         raise TrainerError(ExitCode.INVALID_CONFIG, "the configuration lacks resolved or dataset: run preflight first")
     storage = _storage(config, state.stop, TRAINER_PATIENCE_SECONDS)
+    from finetune_trainer.checkpoints import remove_checkpoints
     from finetune_trainer.claim import check_claim
     from finetune_trainer.publish import adopt
 
@@ -43,6 +44,7 @@ def train(state: RunState, config_path: Path, workspace: Path, port: int) -> Rep
     if check_claim(config, storage):
         found = adopt(config, storage, Outcome.PUBLISHED, transfer_beat(reporter, state.stop))
         if found:
+            remove_checkpoints(config, storage)
             return found
     state.stop.raise_if_set()
     from finetune_trainer.train import train as fine_tune

@@ -16,7 +16,7 @@ from typing import Any, TextIO, TypeVar
 from tqdm import tqdm
 
 from finetune_api.handoff import ENV_POD_UID, PROGRESS_PORT, ProgressReport, Stage
-from finetune_api.status import EarlyStoppingStatus, Progress, Resolved, StatusBlock
+from finetune_api.status import CheckpointStatus, EarlyStoppingStatus, Progress, Resolved, StatusBlock
 from finetune_trainer.progress_server import serve
 from finetune_trainer.stop import StopFlag
 from finetune_trainer.trainer_metrics import TrainerMetrics
@@ -80,6 +80,12 @@ class Reporter:
             if resolved is not None:
                 report.resolved = resolved
             self._tell(told=bool(metrics or early_stopping) or report.progress.stage != before)
+
+    def note_checkpoint(self, checkpoint: CheckpointStatus) -> None:
+        """Say which checkpoint is the last complete one."""
+        with self._lock:
+            self._touch()
+            self._report.checkpoint = checkpoint
 
     def snapshot(self) -> ProgressReport:
         """The state now, as `GET /progress` answers it."""

@@ -1,6 +1,7 @@
 """From a completed training to what is told of it: the record behind the report, the status and the lineage."""
 
 import json
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -43,6 +44,7 @@ class Trained:
     final: Measured | None
     parameters: int
     answers: list[Answer]
+    began: float
     examples: Sequence[ScoredPair | RewardedAnswer] = ()
 
 
@@ -65,12 +67,11 @@ def build_record(
     *,
     device: torch.device,
     reporter: Reporter,
-    seconds: float,
 ) -> RunRecord:
     """Everything that report and result say."""
     objective = inputs.config.spec.objective.value
     name, memory = describe_device(device)
-    machine = Machine(name, peak_memory_bytes(device), memory, seconds, library_versions())
+    machine = Machine(name, peak_memory_bytes(device), memory, time.monotonic() - trained.began, library_versions())
     return RunRecord(
         config=inputs.config,
         settings=trained.settings,
@@ -105,6 +106,7 @@ def build_result(inputs: Inputs, record: RunRecord, reporter: Reporter) -> Repor
         job_uid=config.uid,
         config_sha256=config.config_sha256,
         last_step=record.last_step,
+        resumed_from_step=reporter.snapshot().progress.resumed_from_step,
         dataset=config.dataset,
         resolved=record.settings,
         metrics=reporter.snapshot().metrics,

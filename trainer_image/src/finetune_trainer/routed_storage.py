@@ -60,6 +60,10 @@ class RoutedStorage:
         """Write a small object unless one exists."""
         return self._of(uri).put_if_absent(uri, data)
 
+    def remove(self, uri: str) -> None:
+        """Remove one object."""
+        self._of(uri).remove(uri)
+
     def read(self, uri: str, limit: int = READ_LIMIT) -> bytes | None:
         """A small object's content, or None."""
         return self._of(uri).read(uri, limit)

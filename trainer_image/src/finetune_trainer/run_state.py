@@ -57,6 +57,8 @@ class RunState:
         if self.reporter:
             seen = self.reporter.snapshot()
             report.last_step = seen.progress.step
+            report.checkpoint = seen.checkpoint
+            report.resumed_from_step = seen.progress.resumed_from_step
             report.metrics = seen.metrics if seen.metrics.model_fields_set else None
             report.early_stopping = seen.early_stopping
             report.resolved = seen.resolved

@@ -127,6 +127,11 @@ class S3Storage:
             return True
         raise StorageUnavailable(f"{uri}: another writer holds the object at {self._connection.endpoint}; try again")
 
+    def remove(self, uri: str) -> None:
+        """Remove one object; S3 says the same where there was none."""
+        bucket, key = split_uri(uri)
+        self._retried(uri, lambda: self._client.delete_object(Bucket=bucket, Key=key))
+
     def read(self, uri: str, limit: int = READ_LIMIT) -> bytes | None:
         """A small object's content, or None."""
         bucket, key = split_uri(uri)

@@ -35,6 +35,12 @@ class Rows:
     summary: dict[str, Any]
 
     @property
+    def digests(self) -> dict[str, str]:
+        """SHA-256 of each file that is trained on or evaluated with, by its key under `output.uri`."""
+        used = {Artifact.TRAIN_ROWS, Artifact.VALIDATION_ROWS}
+        return {str(file["path"]): str(file["sha256"]) for file in self.summary["files"] if file["path"] in used}
+
+    @property
     def train_sha256(self) -> str:
         """SHA-256 of the file of training rows."""
         return str(next(file["sha256"] for file in self.summary["files"] if file["path"] == Artifact.TRAIN_ROWS))

@@ -62,6 +62,9 @@ class Storage(Protocol):
     def put_if_absent(self, uri: str, data: bytes) -> bool:
         """Write a small object unless one exists; returns whether this call wrote it. Atomic between writers."""
 
+    def remove(self, uri: str) -> None:
+        """Remove one object; one that is not there is as good as removed."""
+
     def read(self, uri: str, limit: int = READ_LIMIT) -> bytes | None:
         """A small object's content, or None where there is none; above `limit` bytes it is an error."""
 

@@ -16,9 +16,11 @@ from transformers import PreTrainedModel
 
 from finetune_api.handoff import Artifact, ExitCode, JobConfig, Report
 from finetune_api.spec import Merge, Method
-from finetune_api.status import Resolved
+from finetune_api.status import Metrics, Resolved
 from finetune_trainer.adapter import continue_adapter, save_adapter, save_tokenizer
-from finetune_trainer.callbacks import restore_trained, save_trained
+from finetune_trainer.callbacks import early_stopping_status, restore_trained, save_trained
+from finetune_trainer.checkpoint_files import MEMORY, Before, Memory, replay, take_best_weights
+from finetune_trainer.checkpoints import Checkpoints, remove_checkpoints
 from finetune_trainer.encodings import EncodedPair
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.generate import answer_all, stop_token_ids
@@ -56,25 +58,29 @@ LARGEST_RECHECK_DIFFERENCE = 0.005
 
 def train(config: JobConfig, storage: Storage, workspace: Path, reporter: Reporter, stop: StopFlag) -> Report:
     """Trains, checks and publishes; returns the report that publishing proved."""
-    began = time.monotonic()
     reporter.stage("Loading")
     inputs = load_inputs(config, storage, workspace, reporter, stop)
     device = find_device()
-    trained = train_within_memory(inputs, device, reporter, stop)
+    checkpoints = Checkpoints(config, inputs.rows.digests, storage, workspace, reporter, stop=stop)
+    trained = train_within_memory(inputs, device, reporter, stop, checkpoints)
     stop.raise_if_set()
     merge = save_full_model(inputs, trained.settings, reporter, stop)
     stop.raise_if_set()
-    record = build_record(inputs, trained, merge, device=device, reporter=reporter, seconds=time.monotonic() - began)
+    record = build_record(inputs, trained, merge, device=device, reporter=reporter)
     write_report(record, inputs.result)
     result = build_result(inputs, record, reporter)
-    return publish(inputs.result, config, result, storage, reporter, stop=stop)
+    report = publish(inputs.result, config, result, storage, reporter, stop=stop)
+    remove_checkpoints(config, storage)
+    return report
 
 
-def train_within_memory(inputs: Inputs, device: torch.device, reporter: Reporter, stop: StopFlag) -> Trained:
+def train_within_memory(
+    inputs: Inputs, device: torch.device, reporter: Reporter, stop: StopFlag, checkpoints: Checkpoints
+) -> Trained:
     """Trains; when the GPU's memory does not suffice, again with half the micro-batch and the same effective batch."""
     for settings in micro_batches(finalise(inputs.config.resolved or Resolved(), device)):
         try:
-            return train_once(inputs, settings, device, reporter, stop)
+            return train_once(inputs, settings, device, reporter, stop, checkpoints=checkpoints)
         except torch.OutOfMemoryError:
             logger.warning("out of GPU memory with %s rows a batch", settings.per_device_train_batch_size)
         gc.collect()  # outside the handler, whose traceback keeps the tensors alive
@@ -86,11 +92,24 @@ def train_within_memory(inputs: Inputs, device: torch.device, reporter: Reporter
     )
 
 
-def train_once(inputs: Inputs, settings: Resolved, device: torch.device, reporter: Reporter, stop: StopFlag) -> Trained:
-    """Loads, measures and asks the base, trains, restores the best weights, measures and asks again, saves."""
+def train_once(
+    inputs: Inputs,
+    settings: Resolved,
+    device: torch.device,
+    reporter: Reporter,
+    stop: StopFlag,
+    *,
+    checkpoints: Checkpoints,
+) -> Trained:
+    """Loads, measures and asks the base, trains, restores the best weights, measures and asks again, saves.
+
+    The trainer is built on the untouched base also when the training goes on from a checkpoint, for a reference is
+    taken then; the checkpoint's weights come with `train`.
+    """
     spec = inputs.config.spec
     traits = traits_of(spec.objective)
-    watch = start_watch(inputs, reporter, stop)
+    resumed = checkpoints.restore()
+    watch = start_watch(inputs, reporter, stop, checkpoints, resumed)
     model = load_for_training(inputs.model, settings, device, writes_text=traits.writes_text)
     if inputs.initial_adapter:
         continue_adapter(model, inputs.initial_weights)
@@ -111,12 +130,13 @@ def train_once(inputs: Inputs, settings: Resolved, device: torch.device, reporte
     )
     parameters = sum(tensor.numel() for tensor in trained_tensors(model).values())
     reporter.update(resolved=settings, metrics={"trainable_parameters": parameters})
-    if inputs.validation and spec.evaluation.baseline:
-        trainer.evaluate()
     shown = (inputs.validation or inputs.train)[:SHOWN_SAMPLES]
-    before = trainer.show(shown)
-    base_answers = answer(inputs, trainer, watch, traits)
-    trainer.train()
+    if not resumed:
+        if inputs.validation and spec.evaluation.baseline:
+            trainer.evaluate()
+        watch.before.shown = trainer.show(shown)
+        watch.before.answers = answer(inputs, trainer, watch, traits)
+    trainer.train(str(resumed) if resumed else None)
     stop.raise_if_set()
     final = restore_best(trainer, watch) if inputs.validation and traits.has_loss else None
     save_trained(model, inputs.best_weights)
@@ -125,8 +145,10 @@ def train_once(inputs: Inputs, settings: Resolved, device: torch.device, reporte
     if settings.method != Method.FULL:
         save_adapter(model, inputs.result / Artifact.ADAPTER, hub_name(spec.model.uri), pinned_commit(spec.model))
         save_tokenizer(inputs.model, inputs.result / Artifact.ADAPTER, inputs.labeler)
-    answers = [Answer(*parts) for parts in zip(questions(inputs, traits), base_answers, tuned_answers, strict=True)]
-    return Trained(settings, watch.history, watch.plateau, final, parameters, answers, examples(shown, before, after))
+    before = watch.before
+    answers = [Answer(*parts) for parts in zip(questions(inputs, traits), before.answers, tuned_answers, strict=True)]
+    compared = examples(shown, before.shown, after)
+    return Trained(settings, watch.history, watch.plateau, final, parameters, answers, watch.began, compared)
 
 
 def judge_of(inputs: Inputs, settings: Resolved, device: torch.device, watch: Watch) -> Judge | None:
@@ -141,15 +163,32 @@ def judge_of(inputs: Inputs, settings: Resolved, device: torch.device, watch: Wa
     return Judge(scorer, inputs.labeler.stop_ids()[0])
 
 
-def start_watch(inputs: Inputs, reporter: Reporter, stop: StopFlag) -> Watch:
-    """A new record of the run: an earlier try, ended by the GPU's memory, leaves nothing in it."""
+def start_watch(
+    inputs: Inputs, reporter: Reporter, stop: StopFlag, checkpoints: Checkpoints, resumed: Path | None
+) -> Watch:
+    """The record of the run: a new one, for an earlier try, ended by the GPU's memory, leaves nothing in it, or that of
+    the checkpoint to go on from."""
     early = inputs.config.spec.early_stopping
+    history = History(inputs.result / Artifact.METRICS)
+    plateau = Plateau(early.patience if early else None, early.min_delta if early else 0.0)
+    memory = Memory(Before(), Metrics(), 0.0)
+    if resumed:
+        history.take_over(resumed / Artifact.METRICS)
+        replay(history, plateau)
+        take_best_weights(resumed, inputs.best_weights, plateau)
+        memory = Memory.read(resumed / MEMORY)
+        reporter.update(
+            metrics=memory.metrics.model_dump(exclude_none=True), early_stopping=early_stopping_status(plateau, None)
+        )
     return Watch(
         reporter=reporter,
         stop=stop,
-        history=History(inputs.result / Artifact.METRICS),
-        plateau=Plateau(early.patience if early else None, early.min_delta if early else 0.0),
+        history=history,
+        plateau=plateau,
         best_weights=inputs.best_weights,
+        checkpoints=checkpoints,
+        before=memory.before,
+        began=time.monotonic() - memory.seconds,
     )
 
 

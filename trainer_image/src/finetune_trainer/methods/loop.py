@@ -1,17 +1,32 @@
 """What every objective's training loop has: a stop flag, a guard against NaN, and an evaluation of its own."""
 
 import math
+import random
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
 
 from finetune_api.status import Resolved
-from finetune_trainer.callbacks import KeepBest, ReportProgress, RequireGradient, diverged
+from finetune_trainer.callbacks import (
+    KeepBest,
+    ReportProgress,
+    RequireGradient,
+    SaveCheckpoints,
+    diverged,
+    restore_trained,
+    save_trained,
+)
+from finetune_trainer.checkpoint_files import MEMORY, WEIGHTS, Before, Memory, add_best_weights, add_history
+from finetune_trainer.checkpoints import Checkpoints
+from finetune_trainer.errors import Stopped
 from finetune_trainer.model import NON_REENTRANT, trained_tensors
 from finetune_trainer.progress import Reporter
 from finetune_trainer.report.record import History, Measured, Plateau, token_mean
@@ -27,6 +42,11 @@ class Watch:
     history: History
     plateau: Plateau
     best_weights: Path
+    checkpoints: Checkpoints | None = None
+    """Where the run is saved, if it is."""
+    before: Before = field(default_factory=Before)
+    began: float = field(default_factory=time.monotonic)
+    """When the run began, on the clock of `time.monotonic`; earlier by what the runs before it took."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +61,7 @@ class Part:
 class WatchedTrainer(Trainer):  # type: ignore[misc]  # the library has no types
     """Stands before a TRL trainer: `class RowTrainer(WatchedTrainer, SFTTrainer)`; a subclass says what a batch weighs.
 
+    A stop is seen before every batch, also in the middle of a step: what is saved then is the end of the step before.
     TRL turns the adapter of a quantised model into BF16, whose steps are larger than most updates: it comes out of
     the constructor in FP32 with the values it went in with.
     """
@@ -50,6 +71,59 @@ class WatchedTrainer(Trainer):  # type: ignore[misc]  # the library has no types
         with kept_in_fp32(arguments["model"]):
             super().__init__(**arguments)
         self.remove_callback(PrinterCallback)  # standard output belongs to the reporter
+        self._random_state = RandomState.take()
+        if watch.checkpoints:
+            self.add_callback(SaveCheckpoints(watch.checkpoints))
+
+    def train(self, resume_from_checkpoint: str | None = None, **options: Any) -> Any:
+        """The loop, from its beginning or from a checkpoint; where SIGTERM was seen the run is saved before it ends."""
+        try:
+            if resume_from_checkpoint and self._has_ended_at(Path(resume_from_checkpoint)):
+                return None
+            return super().train(resume_from_checkpoint=resume_from_checkpoint, **options)
+        except Stopped:
+            if self.state.global_step:
+                self._random_state.put()
+                self._save_checkpoint()
+            raise
+
+    def _has_ended_at(self, folder: Path) -> bool:
+        """Whether nothing is left to train; an evaluation that the checkpoint came before is made up for."""
+        watch = self._watch
+        self._load_from_checkpoint(str(folder))
+        self.state = TrainerState.load_from_json(str(folder / TRAINER_STATE_NAME))
+        step, is_last = self.state.global_step, self.state.global_step >= self.state.max_steps
+        is_due = self.args.eval_strategy != "no" and (is_last or step % self.args.eval_steps == 0)
+        if is_due and not watch.history.has_evaluated(step):
+            self.evaluate()
+        return is_last or watch.plateau.is_exhausted
+
+    def _save_checkpoint(self, *_: Any) -> None:
+        """In place of the library's, which pickles its arguments and writes weights and a card as for publishing."""
+        if self._watch.checkpoints:
+            self._watch.checkpoints.save(self.state.global_step, self._write_checkpoint)
+            self._watch.reporter.stage("Training")
+
+    def _write_checkpoint(self, folder: Path) -> None:
+        watch = self._watch
+        save_trained(self.model, folder / WEIGHTS)
+        self._save_optimizer_and_scheduler(str(folder))
+        self._save_scaler(str(folder))
+        self._save_rng_state(str(folder))
+        self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
+        add_history(folder, watch.history)
+        add_best_weights(folder, watch.best_weights, watch.plateau, self.state.global_step)
+        known = watch.reporter.snapshot().metrics
+        Memory(watch.before, known, time.monotonic() - watch.began).write(folder / MEMORY)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, *_: Any) -> None:
+        """In place of the library's, which loads an adapter anew, in another number format."""
+        restore_trained(self.model, Path(resume_from_checkpoint) / WEIGHTS)
+
+    def _maybe_log_save_evaluate(self, *arguments: Any, **options: Any) -> None:
+        """The end of a step: from this random state the next one begins, also if it is broken off before."""
+        self._random_state = RandomState.take()
+        super()._maybe_log_save_evaluate(*arguments, **options)
 
     def training_step(self, *arguments: Any, **options: Any) -> torch.Tensor:
         """One micro-batch; a loss that is no number ends the run before it reaches the weights, and so does a stop."""
@@ -64,7 +138,8 @@ class WatchedTrainer(Trainer):  # type: ignore[misc]  # the library has no types
         """Measures the held-out rows in place of the library's loop, which averages batches whatever their length."""
         step = self.state.global_step
         self._watch.reporter.stage("Evaluating" if step else "Baseline")
-        measured = self.measure()
+        with kept_random_state():
+            measured = self.measure()
         self._watch.history.add_evaluation(step, measured)
         metrics = {"eval_loss": measured.loss}
         self.log(dict(metrics))
@@ -110,6 +185,41 @@ class WatchedTrainer(Trainer):  # type: ignore[misc]  # the library has no types
     def _last_figure(self, name: str) -> float:
         """What TRL noted under this name for the batch just measured."""
         return float(self._metrics["eval"][name][-1])
+
+
+@dataclass(frozen=True)
+class RandomState:
+    """Every generator that a step may draw from."""
+
+    python: Any
+    numpy: Any
+    cpu: torch.Tensor
+    gpu: list[torch.Tensor]
+
+    @classmethod
+    def take(cls) -> "RandomState":
+        """As it is now."""
+        gpu = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+        return cls(random.getstate(), np.random.get_state(), torch.get_rng_state(), gpu)
+
+    def put(self) -> None:
+        """As it was then."""
+        random.setstate(self.python)
+        np.random.set_state(self.numpy)
+        torch.set_rng_state(self.cpu)
+        if self.gpu:
+            torch.cuda.set_rng_state_all(self.gpu)
+
+
+@contextmanager
+def kept_random_state() -> Iterator[None]:
+    """An evaluation draws random numbers, if only in its data loader; the training goes on as if there were none, so
+    that one which was cut short can be made up for."""
+    before = RandomState.take()
+    try:
+        yield
+    finally:
+        before.put()
 
 
 def mean_figures(parts: Sequence[Part]) -> dict[str, float]:

@@ -63,7 +63,8 @@ class PolicyTrainer(WatchedTrainer):
         Where no group of answers ever differed in reward, nothing can have been learnt.
         """
         result = super().train(*arguments, **options)
-        if not self._rollouts.groups_with_spread:
+        earlier = [point.flat_share for point in self._watch.history.train if point.flat_share is not None]
+        if not self._rollouts.groups_with_spread and min(earlier, default=1.0) == 1.0:
             raise TrainerError(
                 ExitCode.INVALID_CONFIG,
                 f"in none of {self._rollouts.groups} groups did the answers to a prompt differ in reward, so that "

@@ -118,6 +118,25 @@ class History:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.path.write_text("", encoding="utf-8")
 
+    def take_over(self, path: Path) -> None:
+        """Goes on from the lines that an earlier run left."""
+        text = path.read_text(encoding="utf-8")
+        self.path.write_text(text, encoding="utf-8")
+        for line in text.splitlines():
+            values = json.loads(line)
+            kind = values.pop("kind")
+            if kind == "train":
+                self.train.append(TrainPoint(**({"grad_norm": None} | values)))
+            elif "reward" in values:
+                self.rewards.append(RewardPoint(**values))
+            else:
+                self.evaluations.append(EvalPoint(values.pop("step"), Measured(**values)))
+
+    def has_evaluated(self, step: int) -> bool:
+        """Whether the weights of that step were evaluated."""
+        evaluated = {point.step for point in self.evaluations} | {point.step for point in self.rewards}
+        return step in evaluated
+
     def add_step(self, point: TrainPoint) -> None:
         """Records an optimiser step."""
         self.train.append(point)

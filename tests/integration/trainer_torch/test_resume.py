@@ -1,0 +1,236 @@
+"""A training that is stopped and goes on ends as one that was never stopped: same steps, same losses, same weights."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from training_bench import HYPERPARAMETERS, Bench, make_rows, preference_rows
+
+from finetune_api.handoff import Report, Stage
+from finetune_trainer.errors import Stopped
+from finetune_trainer.progress import Reporter
+from finetune_trainer.stop import StopFlag
+
+MakeBench = Callable[..., Bench]
+
+TIMES = {"seconds", "tokens_per_second"}
+
+
+class StopAfter(Reporter):
+    """Sets the stop `beats` batches after the end of a step."""
+
+    def __init__(self, stop: StopFlag, step: int, beats: int = 0) -> None:
+        super().__init__("u-1")
+        self._stop, self._step, self._beats = stop, step, beats
+        self._is_reached = False
+
+    def update(self, *, progress: Mapping[str, object] | None = None, **rest: Any) -> None:
+        """Looks for the step."""
+        super().update(progress=progress, **rest)
+        if (progress or {}).get("step") == self._step:
+            self._is_reached = True
+            self._count(0)
+
+    def beat(self, transferred: int = 0) -> None:
+        """Counts batches after the step."""
+        super().beat(transferred)
+        if self._is_reached:
+            self._count(1)
+
+    def _count(self, one: int) -> None:
+        self._beats -= one
+        if self._beats <= 0:
+            self._stop.set()
+
+
+class StopIn(Reporter):
+    """Notes the stages, and sets the stop in one of them."""
+
+    def __init__(self, stop: StopFlag, name: str | None = None) -> None:
+        super().__init__("u-1")
+        self.stages: list[str] = []
+        self._stop, self._name = stop, name
+
+    def stage(self, name: Stage) -> None:
+        """Looks for the stage."""
+        super().stage(name)
+        self.stages.append(name)
+        if name == self._name:
+            self._stop.set()
+
+
+def copied(bench: Bench, root: Path) -> Bench:
+    """The same job after its preflight, in a place of its own."""
+    shutil.copytree(bench.root, root)
+    return Bench(root, bench.model, bench.spec, bench.rows)
+
+
+def stopped(bench: Bench, config: Any, step: int, beats: int = 0) -> Bench:
+    """The job's pod, ended by SIGTERM after a step and with everything that was local to it."""
+    bench.stop = StopFlag()
+    bench.reporter = StopAfter(bench.stop, step, beats)
+    with pytest.raises(Stopped):
+        bench.train(config)
+    return renewed(bench)
+
+
+def renewed(bench: Bench) -> Bench:
+    """The job in a new pod."""
+    shutil.rmtree(bench.root / "workspace")
+    (bench.root / "workspace").mkdir()
+    bench.stop, bench.reporter = StopFlag(), Reporter("u-1")
+    return bench
+
+
+def lines(bench: Bench) -> list[dict[str, Any]]:
+    """metrics.jsonl without what the clock says."""
+    text = (bench.output / "metrics.jsonl").read_text(encoding="utf-8")
+    return [
+        {name: value for name, value in json.loads(line).items() if name not in TIMES} for line in text.splitlines()
+    ]
+
+
+def weights(bench: Bench) -> dict[str, torch.Tensor]:
+    """What was published."""
+    folder = bench.output / ("adapter" if (bench.output / "adapter").exists() else "merged")
+    return {name: tensor for path in sorted(folder.glob("*.safetensors")) for name, tensor in load_file(path).items()}
+
+
+def require_same(bench: Bench, report: Report, other: Bench, other_report: Report) -> None:
+    """Two results of one job are the same."""
+    assert lines(bench) == lines(other)
+    assert report.metrics
+    assert other_report.metrics
+    assert report.metrics.eval_loss == other_report.metrics.eval_loss
+    assert report.metrics.best_step == other_report.metrics.best_step
+    assert report.last_step == other_report.last_step
+    assert report.early_stopping == other_report.early_stopping
+    found, expected = weights(bench), weights(other)
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in found)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A job, and when it is stopped: so many batches after a step."""
+
+    method: str
+    step: int
+    beats: int = 0
+    blocks: dict[str, Any] = field(default_factory=dict)
+    rows: Callable[[int], list[dict[str, object]]] = make_rows
+
+
+SHORT: dict[str, Any] = {"maxSteps": 8}
+DPO: dict[str, Any] = {"objective": "DPO", "evaluation": {"steps": 5}}
+KTO: dict[str, Any] = {"objective": "KTO", "evaluation": {"steps": 4}, "hyperparameters": HYPERPARAMETERS | SHORT}
+REWARD: dict[str, Any] = {
+    "objective": "RewardModel",
+    "evaluation": {"steps": 4},
+    "hyperparameters": HYPERPARAMETERS | SHORT,
+}
+RLHF: dict[str, Any] = {
+    "objective": "RLHF",
+    "evaluation": {"steps": 2},
+    "rlhf": {"rewards": [{"type": "Regex", "pattern": "[aeiou]{2}"}], "numGenerations": 4, "maxCompletionLength": 8},
+    "hyperparameters": HYPERPARAMETERS | {"maxSteps": 6},
+}
+CASES = {
+    "LoRA in the middle of step 8": Case("LoRA", 7, 1),
+    "LoRA in the evaluation of step 15, in the second epoch": Case("LoRA", 15, 2),
+    "QLoRA after step 13": Case("QLoRA", 13),
+    "Full at the end of the first epoch": Case("Full", 12),
+    "DPO after step 9": Case("LoRA", 9, 0, DPO, preference_rows),
+    "KTO after step 5": Case("LoRA", 5, 0, KTO, preference_rows),
+    "a reward model after step 5": Case("LoRA", 5, 0, REWARD, preference_rows),
+    "RLHF while the answers of step 4 are sampled": Case("LoRA", 3, 3, RLHF),
+}
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+def test_a_resumed_training_ends_as_an_uninterrupted_one(make_bench: MakeBench, tmp_path: Path, case: Case) -> None:
+    bench = make_bench(case.method, **case.blocks)
+    bench.rows = case.rows(120)
+    config = bench.prepare()
+    other = copied(bench, tmp_path / "whole")
+    expected = other.train(config)
+    report = stopped(bench, config, case.step, case.beats).train(config)
+    assert bench.reporter.snapshot().progress.resumed_from_step == case.step
+    require_same(bench, report, other, expected)
+
+
+def test_patience_and_the_best_weights_outlive_two_stops(make_bench: MakeBench, tmp_path: Path) -> None:
+    """A rate that rises until it destroys the model: the best weights are those of an early step."""
+    rate = {"learningRate": 1.0, "lrSchedulerType": "linear", "warmupSteps": 19}
+    bench = make_bench(
+        hyperparameters=HYPERPARAMETERS | rate,
+        earlyStopping={"patience": 4, "minDelta": 0.01},
+        evaluation={"steps": 1},
+        checkpoint={"steps": 4},
+    )
+    config = bench.prepare()
+    other = copied(bench, tmp_path / "whole")
+    expected = other.train(config)
+    assert expected.early_stopping
+    best, last = expected.early_stopping.best_step or 0, expected.early_stopping.step or 0
+    assert 0 < best < last - 1
+    stopped(bench, config, best, 3)
+    report = stopped(bench, config, last - 1, 1).train(config)
+    assert bench.reporter.snapshot().progress.resumed_from_step == last - 1
+    require_same(bench, report, other, expected)
+
+
+def test_what_was_trained_to_the_last_step_is_not_trained_again(make_bench: MakeBench, tmp_path: Path) -> None:
+    """Stopped in the last evaluation, and again while the tuned model answers."""
+    bench = make_bench("Full")
+    config = bench.prepare()
+    other = copied(bench, tmp_path / "whole")
+    expected = other.train(config)
+    stopped(bench, config, 20, 2)
+    bench.reporter = StopIn(bench.stop, "Answering")
+    with pytest.raises(Stopped):
+        bench.train(config)
+    pointer = bench.reporter.snapshot().checkpoint
+    assert pointer
+    assert pointer.step == 20
+    seen = StopIn(renewed(bench).stop)
+    bench.reporter = seen
+    report = bench.train(config)
+    assert [stage for stage in seen.stages if stage in {"Baseline", "Saving"}] == []
+    assert not (bench.output / "checkpoints").exists()
+    require_same(bench, report, other, expected)
+
+
+class Payload:
+    """What a pickle runs when it is read without care."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
+def test_no_code_in_a_checkpoint_is_run(make_bench: MakeBench, tmp_path: Path, name: str) -> None:
+    bench = make_bench(evaluation={"baseline": False}, dataset={"train": {"uri": "s3://bucket/data/train.jsonl"}})
+    config = bench.prepare()
+    stopped(bench, config, 2)
+    folder = bench.output / "checkpoints" / "step-000002"
+    torch.save(Payload(tmp_path / "was-run"), folder / name)
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    for file in manifest["files"]:
+        content = (folder / file["path"]).read_bytes()
+        file |= {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    with pytest.raises(UnpicklingError, match="Weights only load failed"):
+        bench.train(config)
+    assert not (tmp_path / "was-run").exists()
