@@ -67,7 +67,9 @@ def adapt(document: dict[str, Any], namespace: str, endpoint: str) -> dict[str, 
     job["metadata"]["namespace"] = namespace
     spec = job["spec"]
     spec["hub"] = {"endpoint": endpoint}
-    spec["hyperparameters"] |= {"learningRate": RATE, "maxLength": 128}
+    spec["hyperparameters"].pop("numTrainEpochs", None)
+    spec["hyperparameters"] |= {"learningRate": RATE, "maxLength": 128, "maxSteps": 20}
+    spec["resources"] = {"gpusPerNode": 1, "requests": {"cpu": "500m", "memory": "1Gi"}}
     return job
 
 
