@@ -17,18 +17,19 @@ LIMIT = 900_000
 
 
 def start_hub(namespace: str, repositories: Mapping[str, Path]) -> str:
-    """Serves each folder as that repository (`models/owner/name` or `datasets/owner/name`); returns the endpoint."""
+    """Serves each folder as that repository (`models/owner/name` or `datasets/owner/name`); returns the endpoint. A
+    folder that is served under several names is held once."""
     files: dict[str, str] = {}
     items: list[dict[str, str]] = []
     for repository, folder in repositories.items():
         for path in sorted(folder.iterdir()):
-            key = f"{repository}/{path.name}".replace("/", "__")
+            key = f"{folder.parent.name}__{folder.name}__{path.name}"
             files[key] = base64.b64encode(path.read_bytes()).decode()
             items.append({"key": key, "path": f"{repository}/{path.name}"})
     files["hub.py"] = base64.b64encode(SERVER.read_bytes()).decode()
     assert sum(map(len, files.values())) < LIMIT, "the folders are too large for a ConfigMap"
-    kubectl("apply", "-f", "-", stdin=yaml.safe_dump_all([_config(namespace, files), _service(namespace)]))
-    kubectl("apply", "-f", "-", stdin=yaml.safe_dump(_pod(namespace, items)))
+    objects = [_config(namespace, files), _service(namespace), _pod(namespace, items)]
+    kubectl("create", "-f", "-", stdin=yaml.safe_dump_all(objects))  # apply would keep a copy in an annotation
     kubectl("wait", "--for=condition=Ready", "pod/hub", "-n", namespace, "--timeout=120s")
     return f"http://hub.{namespace}.svc:{PORT}"
 

@@ -2,6 +2,7 @@
 
 import copy
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,8 @@ RATE = 5e-3
 def endpoint(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> str:
     """The hub's address; the rows that the examples name are in their bucket."""
     model = make_tiny_model(tmp_path_factory.mktemp("hub") / "model")
-    bench.s3.create_bucket(Bucket=BUCKET)
+    with suppress(bench.s3.exceptions.BucketAlreadyOwnedByYou):  # of tests that ran before on this cluster
+        bench.s3.create_bucket(Bucket=BUCKET)
     for key, body in {
         "support.csv": support_csv(200),
         "conversations/1.jsonl": jsonl(colour_rows(150)),

@@ -45,6 +45,7 @@ def results(bench: Bench, local: Path) -> dict[str, dict[str, Any]]:
         "real-chat": bench.apply(
             "real-chat",
             objective="Chat",
+            tuning={"method": "LoRA"},
             dataset=_dataset(bench.put("chats.jsonl", jsonl(chats)), "ShareGPT"),
             hyperparameters=HYPER | {"learningRate": 2e-3},
             evaluation=evaluation,
