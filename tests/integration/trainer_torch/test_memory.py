@@ -1,6 +1,7 @@
 """The memory estimate against counted bytes: tensors of models as they are loaded, and what autograd allocates."""
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from math import prod
@@ -21,7 +22,7 @@ from trl.trainer.utils import add_fused_lm_head
 from finetune_api.objectives import Objective
 from finetune_api.status import Resolved
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.memory import LOSS_TOKENS, LOSS_WORDS, Memory, estimate
+from finetune_trainer.memory import LOSS_TOKENS, LOSS_WORDS, Memory, estimate, format_bytes
 from finetune_trainer.model import load_for_training, trained_tensors
 from finetune_trainer.model_shape import ModelShape, read_shape
 
@@ -290,7 +291,7 @@ def test_a_training_that_runs_out_of_memory_goes_on_with_half_the_rows_as_if_it_
     make_bench: Callable[..., Bench],
 ) -> None:
     """Batches of four fail in the second step, batches of two at once; rows, order and rate of a step stay."""
-    hyper = HYPERPARAMETERS | {"maxSteps": 6}
+    hyper = HYPERPARAMETERS | {"maxSteps": 6, "packing": "Off"}
     bench = make_bench(hyperparameters=hyper)
     with memory_for(1, from_forward=3) as batches:
         report = bench.run()
@@ -310,10 +311,26 @@ def test_a_training_that_runs_out_of_memory_goes_on_with_half_the_rows_as_if_it_
 
 
 def test_a_training_without_memory_for_one_row_ends_with_79_and_what_to_do(make_bench: Callable[..., Bench]) -> None:
-    bench = make_bench()
+    bench = make_bench(hyperparameters=HYPERPARAMETERS | {"packing": "Off"})
     with memory_for(0) as batches, pytest.raises(TrainerError) as caught:
         bench.run()
     assert batches == [4, 2, 1]
     assert caught.value.code.value == 79
     assert "lower hyperparameters.maxLength" in caught.value.message
     assert not (bench.output / "manifest.json").exists()
+
+
+@pytest.mark.parametrize(("budget", "method"), [("2Gi", "Full"), (None, "QLoRA")])
+def test_auto_trains_what_the_budget_permits_and_its_estimate_stands_beside_the_peak(
+    make_bench: Callable[..., Bench], budget: str | None, method: str
+) -> None:
+    tuning = {"method": "Auto"} | ({"vramBudget": budget} if budget else {})
+    bench = make_bench(tuning=tuning, hyperparameters=HYPERPARAMETERS | {"maxSteps": 4})
+    report = bench.run()
+    assert report.resolved
+    assert report.resolved.method == method
+    assert (bench.output / "adapter").is_dir() is (method != "Full")
+    text = (bench.output / "finetune_report.md").read_text(encoding="utf-8")
+    assert f"Auto is {method}" in text
+    told = format_bytes(report.resolved.estimated_gpu_memory_bytes or 0)
+    assert re.search(rf"peak memory \d+(\.\d+)? [MG]iB; preflight's estimate for a GPU was {told}", text)

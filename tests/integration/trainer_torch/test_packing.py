@@ -1,6 +1,7 @@
 """Rows that share a sequence are trained as if each stood alone."""
 
 import io
+import itertools
 from pathlib import Path
 from shutil import copytree
 from typing import Any
@@ -18,7 +19,7 @@ from finetune_trainer.methods.loop import Watch
 from finetune_trainer.methods.packed import require_apart
 from finetune_trainer.methods.sft import RowTrainer, build_trainer
 from finetune_trainer.model import finalise, load_for_training, load_tokenizer, trained_tensors
-from finetune_trainer.packing import EXACT_MODELS, pack
+from finetune_trainer.packing import EXACT_MODELS
 from finetune_trainer.progress import Reporter
 from finetune_trainer.report.record import History, Plateau
 from finetune_trainer.stop import StopFlag
@@ -183,13 +184,15 @@ def make_trainer(tiny_model: Path, tmp_path: Path, settings: Resolved) -> RowTra
     return build_trainer(model, tokenizer, settings, watch, train=samples, validation=samples, scratch=tmp_path / "s")
 
 
+@pytest.mark.parametrize(("sequences", "max_length"), [(2, 40), (1, 80)])
 @pytest.mark.parametrize("method", ["LoRA", "QLoRA", "Full"])
 def test_a_step_on_packed_rows_moves_the_weights_as_a_step_on_single_rows(
-    tiny_model: Path, tmp_path: Path, method: str
+    tiny_model: Path, tmp_path: Path, method: str, sequences: int, max_length: int
 ) -> None:
     """Both steps see all six rows; the gradient is a mean over their trained tokens either way."""
-    packed = make_trainer(tiny_model, tmp_path / "packed", settings_for(method, packing=True, batch=2))
-    assert len(packed.train_dataset) == 2
+    wanted = settings_for(method, packing=True, batch=sequences, max_length=max_length)
+    packed = make_trainer(tiny_model, tmp_path / "packed", wanted)
+    assert len(packed.train_dataset) == sequences
     single = make_trainer(tiny_model, tmp_path / "single", settings_for(method, packing=False, batch=6))
     for trainer in (packed, single):
         trainer.train()
@@ -206,13 +209,23 @@ def test_packed_batches_carry_every_token_once_and_count_no_padding(tiny_model: 
     trainer = make_trainer(tiny_model, tmp_path, settings_for("LoRA", packing=True))
     (batch,) = list(trainer.get_train_dataloader())
     samples = make_samples()
-    sequences = pack(samples, 40)
-    assert batch["input_ids"].shape == (2, max(len(sequence.input_ids) for sequence in sequences))
+    assert batch["input_ids"].numel() <= 2 * 40
     assert "attention_mask" not in batch
     assert int(batch["row_tokens"].sum()) == sum(len(sample.input_ids) for sample in samples)
     assert int((batch["labels"] != -100).sum()) == sum(sample.trained for sample in samples)
     trainer.train()
     assert trainer.state.log_history[0]["num_tokens"] == sum(len(sample.input_ids) for sample in samples)
+
+
+def test_one_sequence_is_laid_into_several_lines_each_row_whole(tiny_model: Path, tmp_path: Path) -> None:
+    trainer = make_trainer(tiny_model, tmp_path, settings_for("LoRA", packing=True, batch=1, max_length=80))
+    (batch,) = list(trainer.get_train_dataloader())
+    assert len(batch["input_ids"]) == 2
+    found = []
+    for ids, positions, tokens in zip(batch["input_ids"], batch["position_ids"], batch["row_tokens"], strict=True):
+        starts = [at for at in range(int(tokens)) if positions[at] == 0]
+        found += [ids[start:end].tolist() for start, end in itertools.pairwise([*starts, int(tokens)])]
+    assert sorted(found) == sorted(sample.input_ids for sample in make_samples())
 
 
 def test_held_out_rows_are_measured_unpacked(tiny_model: Path, tmp_path: Path) -> None:

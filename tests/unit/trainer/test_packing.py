@@ -8,7 +8,7 @@ from finetune_api.objectives import Objective
 from finetune_api.spec import Packing
 from finetune_trainer.encodings import Encoded
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.packing import MOST_ROWS, count_packed, group_lengths, pack
+from finetune_trainer.packing import MOST_ROWS, PADDED, count_packed, fold, group_lengths, pack
 
 
 def lengths_of(groups: list[list[int]], lengths: list[int]) -> list[int]:
@@ -55,6 +55,35 @@ def test_the_first_token_of_each_row_is_not_trained_for_it_would_be_told_by_the_
     assert packed.input_ids == [1, 2, 3, 4, 5]
     assert packed.labels == [-100, 2, 3, -100, 5]
     assert packed.lengths == [3, 2]
+
+
+def padded(lines: list[list[int]], lengths: list[int]) -> int:
+    return len(lines) * max(lengths_of(lines, lengths))
+
+
+def test_rows_of_a_batch_are_laid_into_short_lines_that_hold_each_once_and_hardly_any_padding() -> None:
+    source = random.Random(3)
+    lengths = [source.randint(20, 40) for _ in range(16)]
+    lines = fold([lengths], 2048)
+    assert sorted(at for line in lines for at in line) == list(range(16))
+    assert padded(lines, lengths) <= PADDED * sum(lengths)
+    assert max(lengths_of(lines, lengths)) <= 0.4 * sum(lengths)
+
+
+@pytest.mark.parametrize("seed", range(50))
+def test_a_batch_is_never_larger_than_its_sequences_may_be(seed: int) -> None:
+    source = random.Random(seed)
+    lengths = [source.randint(1, 100) for _ in range(source.randint(1, 60))]
+    sequences = [[lengths[at] for at in group] for group in group_lengths(lengths, 100)]
+    flat = [length for sequence in sequences for length in sequence]
+    lines = fold(sequences, 100 * len(sequences))
+    assert sorted(at for line in lines for at in line) == list(range(len(flat)))
+    assert padded(lines, flat) <= 100 * len(sequences)
+
+
+def test_sequences_that_no_shorter_lines_can_hold_stay_as_they_are() -> None:
+    assert fold([[9, 1], [7, 3]], 20) == [[0, 1], [2, 3]]
+    assert fold([[90, 5]], 95) == [[0, 1]]
 
 
 def count(lengths: list[int], asked: str = "Auto", objective: str = "Chat", model_type: str = "llama") -> int | None:

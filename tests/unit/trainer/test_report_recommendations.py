@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from finetune_api.status import Resolved
+from finetune_api.status import DatasetStatus, Resolved
 from finetune_trainer.report.recommendations import Evidence, recommend
 from finetune_trainer.report.record import History, Machine, Measured, SampleStats, TrainPoint
 
@@ -111,6 +111,18 @@ def test_steps_without_a_finite_gradient_are_told(tmp_path: Path) -> None:
 def test_the_samples_are_judged(tmp_path: Path, change: dict[str, float], expected: str) -> None:
     values = {name: getattr(SAMPLES, name) for name in SampleStats.__slots__} | change
     assert expected in advice(make_evidence(tmp_path, samples=SampleStats(**values)))
+
+
+@pytest.mark.parametrize(("skipped", "is_told"), [(50, False), (51, True)])
+def test_rows_that_were_skipped_for_their_length_ask_for_a_longer_one(
+    tmp_path: Path, skipped: int, is_told: bool
+) -> None:
+    """The length that is advised covers the skipped rows too, which are no samples."""
+    counts = {"PROMPT_FILLS_CONTEXT": skipped, "BAD_JSON": 400}
+    dataset = DatasetStatus(rows=1000, rejected_by_code=counts, length_p99=700)
+    told = advice(replace(make_evidence(tmp_path), dataset=dataset))
+    assert ("Raise hyperparameters.maxLength to 704: rows whose prompt alone fills it are skipped." in told) is is_told
+    assert ("5.1 % of the rows have no token of an answer within 128 tokens" in told) is is_told
 
 
 def test_few_validation_rows_come_with_an_interval(tmp_path: Path) -> None:

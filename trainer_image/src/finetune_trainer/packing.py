@@ -26,6 +26,8 @@ EXACT_MODELS = frozenset(
 """Values of `model_type` whose attention, fused and plain, keeps packed rows apart."""
 MOST_ROWS = 16
 """Rows in one sequence: no more than an optimiser step is meant to hold, so that packing does not enlarge it."""
+PADDED = 1.05
+"""How much a batch may grow when its rows are laid into shorter lines."""
 WORTH = 2.0
 """Rows that must share a sequence on average before `Auto` packs; below that, padding costs little."""
 
@@ -68,6 +70,23 @@ def group_lengths(lengths: Sequence[int], max_length: int, most_rows: int | None
                 insort(rooms, left)
             by_room[left].append(group)
     return groups
+
+
+def fold(lines: Sequence[Sequence[int]], most_tokens: int) -> list[list[int]]:
+    """The rows of a batch, by their places, in lines as short as may be: attention takes the square of a line's length.
+
+    `lines` are the lengths of the rows in each sequence. Padded to the longest line, the batch has no more than
+    `most_tokens` and hardly more than its rows; where that cannot be, the sequences stay as they are.
+    """
+    lengths = [length for line in lines for length in line]
+    most = min(most_tokens, int(PADDED * sum(lengths)))
+    longest = max(lengths)
+    for width in range(longest, max(map(sum, lines)), max(longest // 4, 1)):
+        groups = group_lengths(lengths, width, None)
+        if len(groups) * max(sum(lengths[at] for at in group) for group in groups) <= most:
+            return groups
+    places = iter(range(len(lengths)))
+    return [[next(places) for _ in line] for line in lines]
 
 
 def count_packed(

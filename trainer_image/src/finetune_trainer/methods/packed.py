@@ -15,7 +15,7 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 from finetune_api.handoff import ExitCode
 from finetune_trainer.encodings import UNTRAINED
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.packing import Packed
+from finetune_trainer.packing import Packed, fold
 
 LENGTHS = "seq_lengths"
 """TRL's own name of the column, the one beside ids and labels that it keeps."""
@@ -26,26 +26,37 @@ LARGEST_LEAK = 1e-3
 
 @dataclass
 class PackedCollator(DataCollatorForLanguageModeling):  # type: ignore[misc]  # the library has no types
-    """Pads packed sequences, whose positions begin anew with every row, and single rows as TRL does.
+    """Lays the rows of packed sequences into lines, whose positions begin anew with every row; pads single rows as TRL
+    does.
 
     There is no attention mask, for the model makes a block-diagonal one from the positions; each padding token has
     position 0 and so is a row of its own, which nothing looks at.
     """
 
+    max_length: int = 0
+
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
-        """One batch; `row_tokens` counts the tokens of each sequence without its padding."""
+        """One batch; `row_tokens` counts the tokens of each line without its padding."""
         if LENGTHS not in examples[0]:
             batch: dict[str, Any] = super().torch_call(examples)
             return batch
-        ids = [torch.tensor(example["input_ids"]) for example in examples]
-        labels = [torch.tensor(example["labels"]) for example in examples]
-        positions = [torch.cat([torch.arange(length) for length in example[LENGTHS]]) for example in examples]
+        lines = fold([example[LENGTHS] for example in examples], len(examples) * self.max_length)
+        ids, labels = (_rows(examples, name) for name in ("input_ids", "labels"))
+        positions = [torch.arange(len(row)) for row in ids]
         return {
-            "input_ids": pad_sequence(ids, batch_first=True, padding_value=self.pad_token_id),
-            "labels": pad_sequence(labels, batch_first=True, padding_value=UNTRAINED),
-            "position_ids": pad_sequence(positions, batch_first=True, padding_value=0),
-            ROW_TOKENS: torch.tensor([len(row) for row in ids]),
+            "input_ids": _lay(ids, lines, self.pad_token_id),
+            "labels": _lay(labels, lines, UNTRAINED),
+            "position_ids": _lay(positions, lines, 0),
+            ROW_TOKENS: torch.tensor([sum(len(ids[at]) for at in line) for line in lines]),
         }
+
+
+def _rows(examples: Sequence[dict[str, Any]], name: str) -> list[torch.Tensor]:
+    return [row for example in examples for row in torch.split(torch.tensor(example[name]), example[LENGTHS])]
+
+
+def _lay(rows: Sequence[torch.Tensor], lines: Sequence[Sequence[int]], padding: int) -> torch.Tensor:
+    return pad_sequence([torch.cat([rows[at] for at in line]) for line in lines], True, padding)
 
 
 def to_packed_dataset(sequences: Sequence[Packed]) -> Dataset:

@@ -60,7 +60,8 @@ def build_trainer(
         callbacks=callbacks(watch),
     )
     if settings.packing:
-        trainer.data_collator = PackedCollator(pad_token_id=trainer.data_collator.pad_token_id)
+        padding = trainer.data_collator.pad_token_id
+        trainer.data_collator = PackedCollator(pad_token_id=padding, max_length=settings.max_length or 0)
         require_apart(trainer.model)
     return trainer
 

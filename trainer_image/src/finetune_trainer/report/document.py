@@ -84,7 +84,9 @@ class RunRecord:
     def evidence(self) -> Evidence:
         """What the recommendations look at."""
         stopped = self.early_stopping is not None and bool(self.early_stopping.stopped)
-        return Evidence(self.settings, self.samples, self.history, self.baseline, self.final, stopped, self.machine)
+        return Evidence(
+            self.settings, self.samples, self.history, self.baseline, self.final, stopped, self.machine, self.dataset
+        )
 
 
 def write_report(record: RunRecord, directory: Path) -> None:

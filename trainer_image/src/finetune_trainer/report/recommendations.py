@@ -2,9 +2,10 @@
 
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from finetune_api.status import Resolved
+from finetune_api.status import DatasetStatus, Resolved
+from finetune_trainer.data.rows import RejectCode
 from finetune_trainer.lengths import round_up
 from finetune_trainer.report.record import EvalPoint, History, Machine, Measured, SampleStats
 from finetune_trainer.report.reward_advice import RULES as REWARD_RULES
@@ -44,6 +45,7 @@ class Evidence:
     final: Measured | None
     early_stopped: bool
     machine: Machine
+    dataset: DatasetStatus = field(default_factory=DatasetStatus)
 
 
 def recommend(evidence: Evidence) -> list[Recommendation]:
@@ -159,9 +161,28 @@ def truncation(evidence: Evidence) -> Recommendation | None:
     if samples.truncated_share <= TRUNCATED:
         return None
     return Recommendation(
-        f"Raise hyperparameters.maxLength to {round_up(samples.full_length_p99)}, which leaves 99 % of the rows whole.",
+        f"Raise hyperparameters.maxLength to {_advised_length(evidence)}, which leaves 99 % of the rows whole.",
         f"{100 * samples.truncated_share:.1f} % of the rows are cut at {evidence.settings.max_length} tokens",
     )
+
+
+def skipped_for_length(evidence: Evidence) -> Recommendation | None:
+    """Many rows are left out, for what comes before the answer fills the limit."""
+    rows = evidence.dataset.rows or 0
+    skipped = (evidence.dataset.rejected_by_code or {}).get(RejectCode.PROMPT_FILLS_CONTEXT.value, 0)
+    if skipped <= TRUNCATED * rows:
+        return None
+    return Recommendation(
+        f"Raise hyperparameters.maxLength to {_advised_length(evidence)}: rows whose prompt alone fills it are "
+        "skipped.",
+        f"{100 * skipped / rows:.1f} % of the rows have no token of an answer within {evidence.settings.max_length} "
+        "tokens",
+    )
+
+
+def _advised_length(evidence: Evidence) -> int:
+    """Preflight's figure, which has the skipped rows in it, where there is one."""
+    return round_up(max(evidence.dataset.length_p99 or 0, evidence.samples.full_length_p99))
 
 
 def few_labels(evidence: Evidence) -> Recommendation | None:
@@ -222,6 +243,7 @@ RULES: Sequence[Callable[[Evidence], Recommendation | None]] = (
     overfit,
     still_falling,
     truncation,
+    skipped_for_length,
     few_labels,
     few_rows,
     noisy_evaluation,

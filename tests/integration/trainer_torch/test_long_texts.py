@@ -1,0 +1,83 @@
+"""Rows longer than `maxLength`, trained for real: what is told of them, and that following the advice helps."""
+
+from collections.abc import Callable
+
+import pytest
+from training_bench import HYPERPARAMETERS, Bench, make_rows
+
+from finetune_api.handoff import Report
+
+MakeBench = Callable[..., Bench]
+LIMIT = 64
+ROWS, LONG = 200, 20
+
+
+def long_conversations() -> list[dict[str, object]]:
+    """One row in ten has three questions before the one that the others ask alone."""
+    rows = make_rows(ROWS)
+    for number in range(0, ROWS, 10):
+        earlier = [turn for row in make_rows(ROWS + 3)[ROWS:] for turn in row["messages"]]  # type: ignore[attr-defined]
+        rows[number] = {"messages": [*earlier, *rows[number]["messages"]]}  # type: ignore[misc]
+    return rows
+
+
+def long_documents() -> list[dict[str, object]]:
+    """One text in ten goes on."""
+    return [
+        {"text": f"The sky is blue {number}." + " So is the sea." * (9 * (number % 10 == 0))} for number in range(ROWS)
+    ]
+
+
+def trained(make_bench: MakeBench, objective: str, rows: list[dict[str, object]], limit: int) -> tuple[Bench, Report]:
+    bench = make_bench(objective=objective, hyperparameters=HYPERPARAMETERS | {"maxLength": limit, "maxSteps": 4})
+    bench.rows = rows
+    return bench, bench.run()
+
+
+def report_of(bench: Bench) -> str:
+    return (bench.output / "finetune_report.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("objective", "accepted", "truncated", "told"),
+    [
+        ("Chat", ROWS, LONG, "which leaves 99 % of the rows whole"),
+        ("Instruction", ROWS - LONG, 0, "rows whose prompt alone fills it are skipped"),
+    ],
+)
+def test_what_the_limit_costs_is_told_and_the_advised_length_keeps_every_row_whole(
+    make_bench: MakeBench, objective: str, accepted: int, truncated: int, told: str
+) -> None:
+    """Where only the last answer is trained, a row that is cut before it has nothing to teach."""
+    bench, report = trained(make_bench, objective, long_conversations(), LIMIT)
+    assert report.dataset
+    assert (report.dataset.accepted, report.dataset.truncated) == (accepted, truncated)
+    assert (report.dataset.repaired_by_code or {}).get("TRUNCATED", 0) == truncated
+    assert report.dataset.length_p99 is not None
+    advised = -(-report.dataset.length_p99 // 64) * 64
+    text = report_of(bench)
+    assert f"Raise hyperparameters.maxLength to {advised}" in text
+    assert told in text
+    assert ("0 % of the training rows were cut" in text) is (truncated == 0)
+    bench, report = trained(make_bench, objective, long_conversations(), advised)
+    assert report.dataset
+    assert (report.dataset.accepted, report.dataset.truncated) == (ROWS, 0)
+    assert "Raise hyperparameters.maxLength" not in report_of(bench)
+
+
+def test_long_documents_are_split_and_nothing_of_them_is_lost(make_bench: MakeBench) -> None:
+    bench, report = trained(make_bench, "DomainAdaptation", long_documents(), LIMIT)
+    assert report.dataset
+    assert (report.dataset.accepted, report.dataset.truncated) == (ROWS, 0)
+    assert (report.dataset.repaired_by_code or {})["DOCUMENT_SPLIT"] == LONG
+    assert "`DOCUMENT_SPLIT`" in report_of(bench)
+
+
+def test_an_answer_that_reaches_beyond_the_limit_is_counted_apart(make_bench: MakeBench) -> None:
+    rows = make_rows(ROWS)
+    for number in range(0, ROWS, 10):
+        rows[number] = {"prompt": f"Why {number}?", "completion": "The sky is blue and so is the sea. " * 9}
+    bench, report = trained(make_bench, "Instruction", rows, LIMIT)
+    assert report.dataset
+    assert (report.dataset.repaired_by_code or {})["ANSWER_CUT"] == LONG
+    assert "`ANSWER_CUT`" in report_of(bench)
