@@ -69,6 +69,9 @@ def adapt(document: dict[str, Any], namespace: str, endpoint: str) -> dict[str, 
     spec["hub"] = {"endpoint": endpoint}
     spec["hyperparameters"].pop("numTrainEpochs", None)
     spec["hyperparameters"] |= {"learningRate": RATE, "maxLength": 128, "maxSteps": 20}
+    if "rlhf" not in spec:  # a policy's batch is made of groups of answers
+        spec["hyperparameters"] |= {"perDeviceTrainBatchSize": 4, "gradientAccumulationSteps": 1}
+    spec["evaluation"] = spec.get("evaluation", {}) | {"steps": 10}
     spec["resources"] = {"gpusPerNode": 1, "requests": {"cpu": "500m", "memory": "1Gi"}}
     return job
 

@@ -34,9 +34,10 @@ def test_an_operator_killed_in_mid_run_leaves_one_job_and_the_right_status(bench
     assert (status["attempts"], status["runs"], status.get("failures", 0)) == (1, 1, 0)
 
 
-def test_an_evicted_trainer_counts_as_a_preemption_and_the_next_run_finishes(bench: Bench) -> None:
+def test_an_evicted_trainer_counts_as_a_preemption_and_the_next_run_goes_on_from_its_checkpoint(bench: Bench) -> None:
     job = bench.apply("evicted", hyperparameters=LONG)
     trainer = job.running_pod()
+    saved = wait_for("a checkpoint in the status", lambda: job.status().get("checkpoint"), state=job.status)
     eviction = client.V1Eviction(metadata=client.V1ObjectMeta(name=trainer.metadata.name, namespace=bench.namespace))
     client.CoreV1Api().create_namespaced_pod_eviction(trainer.metadata.name, bench.namespace, eviction)
     wait_for("the preemption in the status", lambda: job.status().get("preemptions") == 1, state=job.status)
@@ -45,6 +46,7 @@ def test_an_evicted_trainer_counts_as_a_preemption_and_the_next_run_finishes(ben
     first, last = status["history"]
     assert (first["result"], first["exitCode"], first["podUid"]) == ("Preempted", 75, trainer.metadata.uid)
     assert last["result"] == "Succeeded"
+    assert last["resumedFromStep"] >= saved["step"] > 0
     assert (status["attempts"], status["runs"], status["preemptions"], status.get("failures", 0)) == (1, 2, 1, 0)
 
 
