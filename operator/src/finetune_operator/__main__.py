@@ -107,7 +107,8 @@ async def run(settings: Settings) -> None:
             part.cancel()
         await asyncio.gather(*others, return_exceptions=True)
         for part in done:
-            part.result()
+            if not part.cancelled():  # on SIGTERM, kopf also cancels what other parts wait in
+                part.result()
     finally:
         await cluster.close()
         await server.cleanup()
