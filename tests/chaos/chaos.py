@@ -83,16 +83,20 @@ def disturb(bench: Bench, asked: argparse.Namespace) -> tuple[list[Victim], Oper
     def make() -> Victim | None:
         nonlocal count
         late = time.monotonic() - BEGAN > asked.minutes * 60
-        if late or (count >= asked.jobs and killer.done >= asked.kills):
+        if late or (count >= asked.jobs and killer.done >= asked.kills and not deck.left):
             return None
         count += 1
         say(f"job {count} starts; the operator was killed {killer.done} times so far")
         return Victim(bench, f"victim-{count}", deck.deal())
 
+    def end(victim: Victim) -> None:
+        deck.take_back(victim)
+        tell(victim)
+
     if asked.kills:
         killer.start()
     try:
-        lived = run_side_by_side(asked.parallel, make, tell)
+        lived = run_side_by_side(asked.parallel, make, end)
     finally:
         over.set()
     return lived, killer

@@ -13,7 +13,7 @@ import faults
 from kubernetes.client.exceptions import ApiException
 from user import Bench, Job
 
-STEPS = 300
+STEPS = 500
 SPEC: dict[str, Any] = {
     "hyperparameters": {
         "maxSteps": STEPS,
@@ -59,13 +59,12 @@ class Victim:
         began = time.monotonic()
         job = self.bench.apply(self.name, **SPEC)
         hit: set[str] = set()
-        plan = list(self.plan)
         while time.monotonic() - began < LONGEST_SECONDS:
             self._look(job)
             if self.status.get("phase") in {"Succeeded", "Failed"}:
                 break
-            if plan and self._strike(job, plan[0], hit):
-                plan.pop(0)
+            if self.plan and self._strike(job, self.plan[0], hit):
+                self.plan.pop(0)
             time.sleep(0.5)
         self.seconds = time.monotonic() - began
         self._judge(job)
@@ -131,12 +130,21 @@ class Faults:
         self._random.shuffle(self._deck)
         self._jobs = jobs
 
+    @property
+    def left(self) -> int:
+        """Faults that no job has been given yet."""
+        return len(self._deck)
+
+    def take_back(self, victim: "Victim") -> None:
+        """The faults that came too late for their job are for another one."""
+        self._deck += [kind for _, kind in victim.plan]
+
     def deal(self) -> list[tuple[int, str]]:
         """The faults of the next job, each with the step from which on it strikes."""
         count = -(-len(self._deck) // max(self._jobs, 1))
         self._jobs -= 1
         dealt, self._deck = self._deck[:count], self._deck[count:]
-        steps = sorted(self._random.randint(STEPS // 20, STEPS * 9 // 10) for _ in dealt)
+        steps = sorted(self._random.randint(STEPS // 20, STEPS * 3 // 4) for _ in dealt)
         return list(zip(steps, dealt, strict=True))
 
 
