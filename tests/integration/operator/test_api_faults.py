@@ -246,3 +246,14 @@ def test_an_operator_that_is_told_to_end_amid_its_work_ends_in_order(world: Any,
         world.wait_condition("Running", "Unschedulable", name)
     assert operator.stop() == 0
     assert "Traceback" not in operator.log.read_text()
+
+
+def test_an_operator_whose_watches_are_no_longer_let_in_ends_with_an_error(
+    world: Any, behind: Any, gateway: Gateway
+) -> None:
+    """A process that lives on without its watches would look well; one that ends is started again with a new token."""
+    world.create()
+    world.wait_condition("Accepted", "Accepted")
+    gateway.rule = lambda _method, path: api_error(401, "Unauthorized") if is_watch(path) else None
+    gateway.cut()
+    assert behind.process.wait(60) != 0
