@@ -248,12 +248,17 @@ def test_an_operator_that_is_told_to_end_amid_its_work_ends_in_order(world: Any,
     assert "Traceback" not in operator.log.read_text()
 
 
-def test_an_operator_whose_watches_are_no_longer_let_in_ends_with_an_error(
-    world: Any, behind: Any, gateway: Gateway
+def test_watches_that_are_not_let_in_for_a_while_are_taken_up_again(
+    world: Any, behind: Any, gateway: Gateway, wait: Any
 ) -> None:
-    """A process that lives on without its watches would look well; one that ends is started again with a new token."""
+    """The token was renewed a moment too late, or the API server could not judge it."""
     world.create()
-    world.wait_condition("Accepted", "Accepted")
+    trainer = world.pass_preflight()
+    world.run(trainer)
+    world.wait_phase("Training")
     gateway.rule = lambda _method, path: api_error(401, "Unauthorized") if is_watch(path) else None
     gateway.cut()
-    assert behind.process.wait(60) != 0
+    wait(lambda: gateway.faults >= 6, "each watch to be refused twice", 60)
+    gateway.rule = lambda _method, _path: None
+    world.end(trainer, 0, world.published())
+    require_undisturbed(world, world.wait_phase("Succeeded", seconds=30))
