@@ -25,6 +25,8 @@ SPEC: dict[str, Any] = {
     "tuning": {"method": "LoRA"},
     "evaluation": {"steps": 100},
     "checkpoint": {"steps": 30},
+    "resources": {"gpusPerNode": 0, "requests": {"cpu": "100m", "memory": "512Mi"}},
+    "preflight": {"resources": {"requests": {"cpu": "100m", "memory": "256Mi"}}},
     "backoffLimit": 10,
 }
 COUNTERS = ("attempts", "runs", "failures", "preemptions")
