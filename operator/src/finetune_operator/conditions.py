@@ -21,6 +21,11 @@ SENTENCES: dict[tuple[ConditionType, str], str] = {
     (C.SUSPENDED, R.USER_REQUESTED): "The job is suspended and holds no GPU: set spec.suspend to false to go on.",
     (C.SUSPENDED, R.JOB_SUSPENDED): "{detail} is suspended by somebody else than this operator, for example by a "
     "queue, who has to let it go on.",
+    (C.SUSPENDED, R.QUEUED_BY_KUEUE): "{detail} waits for Kueue to admit it, and holds no GPU.",
+    (C.QUOTA_RESERVED, R.QUOTA_RESERVED): "{detail}.",
+    (C.QUOTA_RESERVED, R.WAITING_FOR_QUOTA): "{detail}.",
+    (C.QUOTA_RESERVED, R.WORKLOAD_INACTIVE): "{detail}.",
+    (C.QUOTA_RESERVED, R.KUEUE_MISSING): "{detail}.",
     (C.VALIDATED, R.PENDING): "Preflight has not started.",
     (C.VALIDATED, R.PREFLIGHT_RUNNING): "Preflight checks dataset, model and storage.",
     (C.VALIDATED, R.DATASET_VALID): "{detail}",
@@ -31,6 +36,7 @@ SENTENCES: dict[tuple[ConditionType, str], str] = {
     (C.RUNNING, R.FINISHED): "The trainer has ended.",
     (C.RUNNING, R.STOPPING): "Pod {detail} is told to save a checkpoint and to end.",
     (C.RUNNING, R.JOB_SUSPENDED): "{detail} is suspended.",
+    (C.RUNNING, R.QUEUED_BY_KUEUE): "{detail} waits for Kueue to admit it.",
     (C.RUNNING, R.NODE_LOST): "A pod cannot be replaced: {detail}",
     (C.RUNNING, R.UNREACHABLE): "The trainer pod runs but does not answer for its progress: {detail}",
     (C.RUNNING, R.UNSCHEDULABLE): "No node can take the pod: {detail}",
@@ -146,7 +152,8 @@ def _leading(status: FineTuneJobStatus) -> Condition:
     if not status.is_true(C.ACCEPTED):
         return found[C.ACCEPTED]
     if status.is_true(C.SUSPENDED) and running.reason != R.NODE_LOST:
-        return found[C.SUSPENDED]
+        is_queued = found[C.SUSPENDED].reason == R.QUEUED_BY_KUEUE
+        return found.get(C.QUOTA_RESERVED, found[C.SUSPENDED]) if is_queued else found[C.SUSPENDED]
     is_troubled = running.reason not in {R.NOT_STARTED, R.PODS_STARTING, R.PODS_RUNNING, R.FINISHED}
     return running if status.is_true(C.VALIDATED) or is_troubled else found[C.VALIDATED]
 
@@ -157,8 +164,9 @@ def phase_of(status: FineTuneJobStatus) -> Phase:
         if status.is_true(kind):
             return phase
     validated = status.condition(C.VALIDATED)
-    if status.is_true(C.SUSPENDED) and status.is_true(C.ACCEPTED):
-        return Phase.SUSPENDED
+    suspended = status.condition(C.SUSPENDED)
+    if suspended and suspended.status == "True" and status.is_true(C.ACCEPTED):
+        return Phase.QUEUED if suspended.reason == R.QUEUED_BY_KUEUE else Phase.SUSPENDED
     if not status.is_true(C.VALIDATED):
         return Phase.PENDING if validated is None or validated.reason == R.PENDING else Phase.PREFLIGHT
     running = status.condition(C.RUNNING)

@@ -8,7 +8,7 @@ from finetune_api.blocks import Quantity
 from finetune_api.pods import PodResources
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import Lineage
-from finetune_operator.effective import effective_spec, hub_tokens
+from finetune_operator.effective import effective_spec, hub_tokens, queue_name
 from finetune_operator.objects import Job, Object, selector_value, slug
 from finetune_operator.settings import Settings
 from finetune_operator.volumes import build_volumes
@@ -115,7 +115,7 @@ def _child(job: Job, settings: Settings, attempt: int, image: str, backoff_limit
     name = child_name(job, attempt)
     text = build_config(job, settings, attempt).model_dump_json(by_alias=True, exclude_none=True)
     config_name = f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
-    meta = {
+    meta: Object = {
         "namespace": job.key.namespace,
         "labels": labels(job, component, attempt),
         "annotations": {names.ANNOTATION_JOB_NAME: job.key.name},
@@ -129,14 +129,16 @@ def _child(job: Job, settings: Settings, attempt: int, image: str, backoff_limit
         "data": {handoff.CONFIG_FILE: text},
     }
     template = {
-        "metadata": {"labels": meta["labels"], "annotations": meta["annotations"]},
+        "metadata": {"labels": meta["labels"], "annotations": meta["annotations"] | _topology(job, component)},
         "spec": _pod_spec(job, settings, component, image, config_name),
     }
+    queued = _queue_labels(job, component)
     child = {
         "apiVersion": "batch/v1",
         "kind": "Job",
-        "metadata": meta | {"name": name},
+        "metadata": meta | {"name": name, "labels": meta["labels"] | queued},
         "spec": {
+            **({"suspend": True} if queued else {}),  # until Kueue admits it, also where its webhook is not looking
             "completionMode": "Indexed",
             "completions": 1,
             "parallelism": 1,
@@ -147,6 +149,24 @@ def _child(job: Job, settings: Settings, attempt: int, image: str, backoff_limit
         },
     }
     return Child(config_map=config_map, job=child)
+
+
+def _queue_labels(job: Job, component: names.Component) -> dict[str, str]:
+    """What Kueue reads on a Job."""
+    queue, scheduling = queue_name(job, component), _spec(job).scheduling
+    if queue is None:
+        return {}
+    priority = scheduling.workload_priority_class if scheduling else None
+    return {names.LABEL_QUEUE: queue} | ({names.LABEL_QUEUE_PRIORITY: priority} if priority else {})
+
+
+def _topology(job: Job, component: names.Component) -> dict[str, str]:
+    """Kueue's annotation of the pods that are to be near each other."""
+    scheduling = _spec(job).scheduling
+    wanted = scheduling.topology if scheduling else None
+    if wanted is None or component is not names.Component.TRAINER:
+        return {}
+    return {names.ANNOTATION_TOPOLOGY.format(mode=wanted.mode.lower()): wanted.level or "true"}
 
 
 def _pod_spec(job: Job, settings: Settings, component: names.Component, image: str, config_name: str) -> Object:

@@ -77,6 +77,8 @@ class Job:
     generation: int
     created: datetime | None
     resource_version: str
+    queue_label: str | None
+    """Kueue's LocalQueue by the job's own label, which counts where the spec names none."""
     spec: FineTuneJobSpec | None
     spec_error: str
     status: FineTuneJobStatus
@@ -101,6 +103,7 @@ class Job:
             generation=meta.get("generation", 0),
             created=moment(meta.get("creationTimestamp")),
             resource_version=meta.get("resourceVersion", ""),
+            queue_label=(meta.get("labels") or {}).get(names.LABEL_QUEUE),
             spec=spec,
             spec_error=spec_error,
             status=status,
@@ -139,6 +142,8 @@ class ChildJob:
     is_ours_to_resume: bool
     """Whether the operator suspended it, and nobody else."""
     is_deleting: bool
+    queue: str | None = None
+    """Kueue's LocalQueue that it waits in."""
 
     @classmethod
     def from_object(cls, obj: Object) -> Self:
@@ -166,12 +171,55 @@ class ChildJob:
             is_suspended=bool(obj["spec"].get("suspend")),
             is_ours_to_resume=names.ANNOTATION_SUSPENDED_BY in (meta.get("annotations") or {}),
             is_deleting=bool(meta.get("deletionTimestamp")),
+            queue=labels.get(names.LABEL_QUEUE),
         )
 
     @property
     def is_over(self) -> bool:
         """Whether the Job controller is done with it."""
         return self.completed is not None or self.failed is not None
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Kueue's record of a Job: whether it may run, and why not."""
+
+    name: str
+    uid: str
+    job_uid: str
+    cluster_queue: str
+    is_active: bool
+    """Whether it takes part in queueing; Kueue suspends the Job of one that does not."""
+    is_ours_to_activate: bool
+    """Whether the operator took it out of queueing, and nobody else."""
+    has_quota: bool
+    is_admitted: bool
+    words: str
+    """Why there is no quota yet."""
+    eviction_reason: str
+    """Why it was told to give its quota back, until it is admitted again."""
+    eviction_words: str
+
+    @classmethod
+    def from_object(cls, obj: Object) -> Self:
+        """Reads a Workload."""
+        meta, spec, status = obj["metadata"], obj.get("spec") or {}, obj.get("status") or {}
+        found = {one["type"]: one for one in status.get("conditions") or []}
+        reserved, evicted = found.get("QuotaReserved", {}), found.get("Evicted", {})
+        is_evicted = evicted.get("status") == "True"
+        return cls(
+            name=meta["name"],
+            uid=meta["uid"],
+            job_uid=(meta.get("labels") or {}).get(names.LABEL_QUEUED_JOB_UID, ""),
+            cluster_queue=(status.get("admission") or {}).get("clusterQueue", ""),
+            is_active=spec.get("active", True),
+            is_ours_to_activate=names.ANNOTATION_SUSPENDED_BY in (meta.get("annotations") or {}),
+            has_quota=reserved.get("status") == "True",
+            is_admitted=found.get("Admitted", {}).get("status") == "True",
+            words=reserved.get("message", ""),
+            eviction_reason=evicted.get("reason", "") if is_evicted else "",
+            eviction_words=evicted.get("message", "") if is_evicted else "",
+        )
 
 
 @dataclass(frozen=True)

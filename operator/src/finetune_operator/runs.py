@@ -5,6 +5,7 @@ from datetime import datetime
 
 from finetune_api.names import Reason
 from finetune_api.status import CurrentRun, DatasetStatus, FineTuneJobStatus, PreflightRuns, Run
+from finetune_operator import kueue
 from finetune_operator.draft import Draft
 from finetune_operator.evidence import (
     RESULT_FAILED,
@@ -104,11 +105,19 @@ def _judge(draft: Draft, pod: Pod, child: ChildJob | None) -> Verdict:
     if verdict.result == RESULT_SUCCEEDED or not pod.deleting:
         return verdict
     is_stopped = run is not None and run.stopping == Reason.USER_REQUESTED
+    return _of_suspension(draft, pod, child, verdict, is_stopped=is_stopped) or verdict
+
+
+def _of_suspension(draft: Draft, pod: Pod, child: ChildJob, verdict: Verdict, *, is_stopped: bool) -> Verdict | None:
+    """The verdict on a pod that was told to end with its Job: the user wanted it, Kueue, or somebody else."""
+    evicted = kueue.eviction(draft, child)
+    if evicted and not is_stopped:
+        return Verdict(RESULT_PREEMPTED, *evicted, report=verdict.report)
     if is_stopped or _is_suspension(draft, pod) or (child.is_suspended and child.is_ours_to_resume):
         return Verdict(RESULT_SUSPENDED, Reason.USER_REQUESTED, verdict.message, report=verdict.report)
     if child.is_suspended:
         return Verdict(RESULT_PREEMPTED, Reason.JOB_SUSPENDED, verdict.message, report=verdict.report)
-    return verdict
+    return None
 
 
 def _is_suspension(draft: Draft, pod: Pod) -> bool:

@@ -23,6 +23,7 @@ RIGHTS = {
     ("", "pods"): ["list", "watch"],
     ("", "configmaps"): ["get", "list", "create", "delete"],
     ("", "events"): ["list", "create"],
+    ("kueue.x-k8s.io", "workloads"): ["list", "watch", "patch"],
 }
 
 

@@ -5,6 +5,7 @@ from datetime import timedelta
 from typing import Any
 
 import job_world
+import kueue_world
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -36,13 +37,17 @@ class Simulator(RuleBasedStateMachine):
         deadline=st.sampled_from([None, 500]),
         start=st.sampled_from([None, 900]),
         steps=st.integers(0, 8),
+        queued=st.booleans(),
     )
-    def create(self, backoff: int, preemptions: int, suspended: bool, deadline: Any, start: Any, steps: int) -> None:  # noqa: PLR0917
+    def create(  # noqa: PLR0917
+        self, backoff: int, preemptions: int, suspended: bool, deadline: Any, start: Any, steps: int, queued: bool
+    ) -> None:
         spec = {"backoffLimit": backoff, "maxPreemptions": preemptions, "suspend": suspended, "stallTimeoutSeconds": 60}
         spec |= {"activeDeadlineSeconds": deadline} if deadline else {}
         spec |= {"startDeadlineSeconds": start} if start else {}
         self.loop = asyncio.new_event_loop()
-        self.world = job_world.World(**spec)
+        self.queued = kueue_world.QueuedWorld(**spec, scheduling={"queueName": "team"}) if queued else None
+        self.world = self.queued or job_world.World(**spec)
         self.one, self.other = job_world.Operator(self.world, self.loop), job_world.Operator(self.world, self.loop)
         self.before = self.world.status()
         self.final: Any = None
@@ -72,6 +77,7 @@ class Simulator(RuleBasedStateMachine):
     @rule()
     def things_go_on(self) -> None:
         """The controller works, a pod starts, preflight passes, and the operator looks in peace."""
+        self.kueue_works(has_room=True)
         self.world.control()
         for pod in self.world.pods_in("Running"):
             if self.world.component(pod) == names.Component.PREFLIGHT:
@@ -100,6 +106,17 @@ class Simulator(RuleBasedStateMachine):
     @rule(heartbeat=st.integers(1, 2))
     def the_trainer_answers(self, heartbeat: int) -> None:
         self.one.pull(heartbeat)
+
+    @rule(has_room=st.booleans())
+    def kueue_works(self, has_room: bool) -> None:
+        if self.queued:
+            self.queued.queue(has_room=has_room)
+
+    @precondition(lambda self: self.queued and self.queued.admitted())
+    @rule(reason=st.sampled_from(["Preempted", "ClusterQueueStopped"]))
+    def kueue_takes_the_quota_back(self, reason: str) -> None:
+        if self.queued:
+            self.queued.evict_workload(self.queued.admitted()[0], reason, "words")
 
     @rule()
     def the_job_controller_works(self) -> None:
@@ -137,7 +154,7 @@ class Simulator(RuleBasedStateMachine):
     def somebody_suspends_a_job(self, data: Any, is_suspended: bool) -> None:
         name = data.draw(st.sampled_from(sorted(self.world.jobs)))
         note = self.world.jobs[name]["metadata"]["annotations"].get(names.ANNOTATION_SUSPENDED_BY)
-        if note is None:
+        if note is None and not self.queued:
             self.world.suspend_job(name, {}, is_suspended=is_suspended)
 
     @precondition(lambda self: self.world.jobs)
@@ -229,7 +246,7 @@ class Simulator(RuleBasedStateMachine):
         for _ in range(PATIENCE):
             if self.world.is_finished:
                 break
-            for name, job in self.world.jobs.items():
+            for name, job in self.world.jobs.items() if not self.queued else ():
                 if names.ANNOTATION_SUSPENDED_BY not in job["metadata"]["annotations"]:
                     self.world.suspend_job(name, {}, is_suspended=False)
             self._step(works=True)
@@ -240,6 +257,7 @@ class Simulator(RuleBasedStateMachine):
         assert self.world.version == version
 
     def _step(self, *, works: bool) -> None:
+        self.kueue_works(has_room=True)
         self.world.control()
         for pod in list(self.world.pods.values()):
             if "deletionTimestamp" in pod["metadata"] and pod["status"]["phase"] == "Running":
