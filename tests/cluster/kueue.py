@@ -49,6 +49,7 @@ def install(layout: Layout, *, manage_all: bool) -> None:
         lambda: not kubectl.unavailable_api_services(layout), 60, "every APIService to be Available", layout,
         "kube-apiserver",
     )  # fmt: skip
+    wait_until(lambda: _managers(layout) == 1, 60, "the manager of before to end", layout, "kube-apiserver")
     wait_until(lambda: _webhooks_answer(layout), 60, "an answer of Kueue's webhooks", layout, "kube-apiserver")
 
 
@@ -84,6 +85,12 @@ def _import_manager(layout: Layout, reference: str) -> None:
     write_archive(archive, reference, {"manager": Path(binaries.binary("kueue"))}, entrypoint=["/manager"])
     containers.import_archive(layout, archive)
     archive.unlink()
+
+
+def _managers(layout: Layout) -> int:
+    """Pods of the manager; an old one would answer with its old configuration until it has ended."""
+    found = kubectl.ask(layout, "get", "pods", "--namespace", NAMESPACE)
+    return len(found["items"]) if found else 0
 
 
 def _webhooks_answer(layout: Layout) -> bool:

@@ -66,6 +66,7 @@ class ConditionType(StrEnum):
     VALIDATED = "Validated"
     QUOTA_RESERVED = "QuotaReserved"
     RUNNING = "Running"
+    SAVES_IN_TIME = "SavesInTime"
     EARLY_STOPPED = "EarlyStopped"
     PUBLISHED = "Published"
     COMPLETE = "Complete"
@@ -120,6 +121,10 @@ class Reason(StrEnum):
     STOPPING = "Stopping"
     NODE_LOST = "NodeLost"
     NO_PROGRESS = "NoProgress"
+    # SavesInTime
+    NO_CHECKPOINT = "NoCheckpoint"
+    CHECKPOINT_SAVED = "CheckpointSaved"
+    SAVE_TOO_SLOW = "SaveTooSlow"
     # EarlyStopped
     PATIENCE_EXHAUSTED = "PatienceExhausted"
     NOT_TRIGGERED = "NotTriggered"
@@ -180,6 +185,7 @@ class EventReason(StrEnum):
     NODE_LOST = "NodeLost"
     NO_PROGRESS = "NoProgress"
     UNREACHABLE = "Unreachable"
+    SAVE_TOO_SLOW = "SaveTooSlow"
     TRAINER_PREEMPTED = "TrainerPreempted"
     TRAINER_FAILED = "TrainerFailed"
     EARLY_STOPPED = "EarlyStopped"

@@ -76,6 +76,9 @@ class CheckpointStatus(StatusBlock):
     """When it was saved."""
     sha256: Digest
     """SHA-256 of its manifest, which has the digest of every file."""
+    save_seconds: Measure | None = None
+    """Seconds that writing and uploading it took, of which a trainer that is told to end has
+    `checkpoint.gracePeriodSeconds`."""
 
 
 class Metrics(StatusBlock):
@@ -320,7 +323,7 @@ class FineTuneJobStatus(StatusBlock):
         | None
     ) = None
     """The state as `metav1.Condition`s: Accepted, Suspended, Validated, QuotaReserved (only with Kueue), Running,
-    EarlyStopped, Published, Complete, Failed, and Ready, Reconciling, Stalled for GitOps tools."""
+    SavesInTime, EarlyStopped, Published, Complete, Failed, and Ready, Reconciling, Stalled for GitOps tools."""
     queued_time: Time | None = None
     """When the job could start, accepted and not suspended; `startDeadlineSeconds` counts from here."""
     start_time: Time | None = None

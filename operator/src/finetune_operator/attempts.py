@@ -2,7 +2,7 @@
 
 from finetune_api.names import Component, ConditionType, Reason
 from finetune_api.status import JobRef
-from finetune_operator import deadlines, evidence, runs, suspension, trouble
+from finetune_operator import deadlines, evidence, runs, saving, suspension, trouble
 from finetune_operator.draft import SOON_SECONDS, Draft
 from finetune_operator.manifests import build_attempt
 from finetune_operator.objects import ChildJob
@@ -22,6 +22,8 @@ def train(draft: Draft) -> None:
         status.attempts = current.attempt
         status.job_ref = JobRef(name=current.name, uid=current.uid)
     runs.fold(draft, attempts)
+    if current:
+        saving.note(draft, current)
     mine = current if current and status.job_ref and current.uid == status.job_ref.uid else None
     if mine and not mine.is_over:
         _note_running(draft, mine)

@@ -48,6 +48,9 @@ SENTENCES: dict[tuple[ConditionType, str], str] = {
     "stallTimeoutSeconds if it may take that long.",
     (C.RUNNING, R.BACKING_OFF): "Waiting for the next run: {detail}",
     (C.RUNNING, R.API_DENIED): "Why no pod runs cannot be read: {detail}: grant the right; the job goes on by itself.",
+    (C.SAVES_IN_TIME, R.NO_CHECKPOINT): "No checkpoint is saved yet.",
+    (C.SAVES_IN_TIME, R.CHECKPOINT_SAVED): "{detail}.",
+    (C.SAVES_IN_TIME, R.SAVE_TOO_SLOW): "{detail}.",
     (C.EARLY_STOPPED, R.NOT_CONFIGURED): "Early stopping is off.",
     (C.EARLY_STOPPED, R.NOT_TRIGGERED): "The evaluation loss still falls, or patience lasts.",
     (C.EARLY_STOPPED, R.PATIENCE_EXHAUSTED): "The evaluation loss no longer fell; the best weights are published.",
@@ -92,6 +95,7 @@ class Conditions:
         self.set_if_absent(C.SUSPENDED, "False", R.NOT_SUSPENDED)
         self.set_if_absent(C.VALIDATED, "Unknown", R.PENDING)
         self.set_if_absent(C.RUNNING, "False", R.NOT_STARTED)
+        self.set_if_absent(C.SAVES_IN_TIME, "Unknown", R.NO_CHECKPOINT)
         self.set_if_absent(C.EARLY_STOPPED, "False", R.NOT_TRIGGERED if early_stopping else R.NOT_CONFIGURED)
         self.set_if_absent(C.PUBLISHED, "False", R.NOT_PUBLISHED)
         self.set_if_absent(C.COMPLETE, "False", R.PROGRESSING)

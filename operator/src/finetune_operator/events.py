@@ -120,11 +120,14 @@ def _queue(old: FineTuneJobStatus, new: FineTuneJobStatus) -> list[Event]:
 
 
 def _troubles(old: FineTuneJobStatus, new: FineTuneJobStatus) -> list[Event]:
-    """Why no pod runs, or none that answers, when that has become known."""
+    """Why no pod runs, or none that answers or could save in time, when that has become known."""
     reason = _reason(new, C.RUNNING)
-    if reason not in _TROUBLES or reason == _reason(old, C.RUNNING):
-        return []
-    return [Event(E(reason), _message(new, C.RUNNING), is_warning=True)]
+    found = []
+    if reason in _TROUBLES and reason != _reason(old, C.RUNNING):
+        found.append(Event(E(reason), _message(new, C.RUNNING), is_warning=True))
+    if _became(old, new, C.SAVES_IN_TIME, "False"):
+        found.append(Event(E.SAVE_TOO_SLOW, _message(new, C.SAVES_IN_TIME), is_warning=True))
+    return found
 
 
 def _end(old: FineTuneJobStatus, new: FineTuneJobStatus) -> list[Event]:

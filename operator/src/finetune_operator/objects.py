@@ -144,6 +144,8 @@ class ChildJob:
     is_deleting: bool
     queue: str | None = None
     """Kueue's LocalQueue that it waits in."""
+    grace_seconds: int | None = None
+    """Seconds that its pods get to end."""
 
     @classmethod
     def from_object(cls, obj: Object) -> Self:
@@ -172,6 +174,7 @@ class ChildJob:
             is_ours_to_resume=names.ANNOTATION_SUSPENDED_BY in (meta.get("annotations") or {}),
             is_deleting=bool(meta.get("deletionTimestamp")),
             queue=labels.get(names.LABEL_QUEUE),
+            grace_seconds=obj["spec"]["template"]["spec"].get("terminationGracePeriodSeconds"),
         )
 
     @property
