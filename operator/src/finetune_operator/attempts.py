@@ -129,7 +129,8 @@ def _deleted(draft: Draft) -> None:
     elif runs.has_stalled(status):
         _close(draft, R.NO_PROGRESS, runs.of(status)[-1].message or "", add_failure=True)
     else:
-        _close(draft, R.JOB_DELETED, detail, add_failure=True)
+        is_counted = draft.spec.resources.nodes > 1 and bool(status.job_ref and status.job_ref.failures)
+        _close(draft, R.JOB_DELETED, detail, add_failure=not is_counted)  # it was failing already
 
 
 def _ended(draft: Draft, current: ChildJob) -> None:

@@ -77,12 +77,13 @@ def settle(own: End, peers: Sequence[End], *, unseen: bool) -> End:
 
 
 def of_the_time(pod: Pod, peers: Sequence[Pod]) -> list[Pod]:
-    """The other pods that lived while this one did."""
+    """The other pods that lived while this one ran."""
+    began = pod.started or pod.created
     return [
         peer
         for peer in peers
         if peer.rank != pod.rank
-        and not (pod.created and peer.ended and peer.ended < pod.created)
+        and not (began and peer.ended and peer.ended < began)
         and not (pod.ended and peer.created and peer.created > pod.ended)
     ]
 

@@ -301,10 +301,11 @@ def _count_unseen(draft: Draft, attempts: Sequence[ChildJob]) -> None:
 def _count_without_run(draft: Draft, child: ChildJob) -> None:
     """Another pod has failed, and the first one has not run at that time: once all have ended, that is an entry too.
 
-    After the first one has ended with 0 the Job ends the others, which says nothing.
+    After the first one has published, how the others end says nothing, unless the Job has failed for it.
     """
     status, pods = draft.status, draft.seen.pods_of(child.uid)
-    if child.completed or has_succeeded(status, child) or any(not pod.is_over for pod in pods):
+    is_done = child.completed is not None or (has_succeeded(status, child) and child.failed is None)
+    if is_done or any(not pod.is_over for pod in pods):
         return
     cause = rounds.first_cause(_ends_of_peers(draft, pods, child))
     status.failures, status.runs = (status.failures or 0) + 1, (status.runs or 0) + 1

@@ -26,6 +26,8 @@ def watch_start(draft: Draft, child: ChildJob, pods: tuple[Pod, ...]) -> None:
         draft.conditions.set(C.RUNNING, "False", R.API_DENIED, str(draft.seen.obstacle))
     elif found.reason is R.NODE_LOST:
         draft.conditions.set(C.RUNNING, "Unknown", R.NODE_LOST, found.detail, lead=lead)
+    elif child.nodes > 1 and child.failed_pods:
+        draft.conditions.set(C.RUNNING, "False", R.BACKING_OFF, "a pod has failed, and the others are told to end")
     elif found.reason is R.PODS_STARTING and child.component == Component.PREFLIGHT:
         draft.conditions.set(C.RUNNING, "False", R.NOT_STARTED)
     elif found.reason is R.PODS_STARTING and not [pod for pod in concerned if not pod.is_over] and last:

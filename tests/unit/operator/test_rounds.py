@@ -255,6 +255,7 @@ def test_a_failure_before_the_first_pod_has_run_counts_once_and_has_its_own_entr
     one.children["one-1"]["status"] = {"failed": 1}
     one.settle()
     assert counts(one) == (0, 0, 0)
+    assert (one.condition("Running")["reason"], one.status["phase"]) == ("BackingOff", "Starting")
     del one.pods[first["metadata"]["name"]]
     one.fail("one-1", "BackoffLimitExceeded", failed=2)
     one.settle()
@@ -305,6 +306,42 @@ def test_the_result_of_the_first_pod_is_enough_and_the_others_are_told_to_end(pa
     one.settle()
     assert one.status["phase"] == "Succeeded"
     assert counts(one) == (1, 0, 0)
+
+
+def test_a_result_whose_job_has_failed_all_the_same_is_tried_again(pair: Any) -> None:
+    one = pair()
+    first, second = one.set_of("one-1")
+    one.settle()
+    one.end(first, 0, one.published())
+    one.end(second, 70)
+    one.children["one-1"]["status"] = {"failed": 1}
+    one.settle()
+    assert counts(one) == (1, 0, 0)
+    one.fail("one-1", "BackoffLimitExceeded")
+    one.settle()
+    assert counts(one) == (2, 1, 0)
+    assert "one-2" in one.children
+
+
+def test_how_a_suspended_pod_ended_is_not_held_against_the_run_that_follows(pair: Any) -> None:
+    one = pair()
+    pods = one.set_of("one-1")
+    one.settle()
+    one.object["spec"]["suspend"] = True
+    one.settle()
+    for pod, code in zip(pods, (75, 137), strict=True):
+        one.delete_pod(pod)
+        one.end(pod, code)
+    one.settle()
+    one.object["spec"]["suspend"] = False
+    one.settle()
+    again, _ = one.set_of("one-1", runs=False)
+    again["metadata"]["creationTimestamp"] = pods[1]["status"]["containerStatuses"][0]["state"]["terminated"][
+        "finishedAt"
+    ]
+    one.end(again, 75, one.report("Preempted"))
+    one.settle()
+    assert counts(one) == (2, 0, 1)
 
 
 def test_another_rank_that_has_done_its_part_is_neither_missed_nor_a_failure(pair: Any) -> None:
@@ -368,6 +405,19 @@ def test_no_attempt_begins_while_a_pod_of_any_rank_lives(pair: Any) -> None:
     one.settle()
     assert list(one.children) == ["one-preflight", "one-2"]
     assert counts(one) == (1, 1, 0)
+
+
+def test_a_job_that_is_deleted_while_it_fails_has_failed_once(pair: Any) -> None:
+    one = pair()
+    first, second = one.set_of("one-1")
+    one.settle()
+    one.end(second, 1)
+    follow(one, first)
+    one.settle()
+    del one.children["one-1"]
+    one.settle()
+    assert counts(one) == (1, 1, 0)
+    assert "one-2" in one.children
 
 
 def test_a_lost_node_under_any_pod_is_named(pair: Any) -> None:

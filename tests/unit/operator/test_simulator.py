@@ -281,6 +281,13 @@ class PairSimulator(Simulator):
 
     nodes = 2
 
+    @invariant()
+    def an_attempt_fails_once(self) -> None:
+        """A trainer that did not move may end by itself before its Job is removed, which then goes on."""
+        status = self.world.status()
+        stalls = sum(run.reason == "NoProgress" for run in status.history or [])
+        assert (status.failures or 0) <= (status.attempts or 0) + stalls
+
     @precondition(lambda self: self.world.pods_in("Running"))
     @rule(which=st.integers(0, 1), code=st.sampled_from([1, 65, 75, 137]), is_seen=st.booleans())
     def a_pod_ends_and_the_other_follows(self, which: int, code: int, is_seen: bool) -> None:
