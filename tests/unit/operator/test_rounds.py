@@ -266,6 +266,25 @@ def test_a_failure_before_the_first_pod_has_run_counts_once_and_has_its_own_entr
     assert "one-2" in one.children
 
 
+def test_a_pod_that_was_made_before_the_job_ended_for_a_failure_counts_nothing_more(pair: Any) -> None:
+    one = pair()
+    first, second = one.set_of("one-1")
+    one.settle()
+    one.end(second, 1)
+    one.end(first, 75, one.report("Preempted"))
+    one.settle()
+    again = one.pod("one-1")
+    one.run(again)
+    one.settle()
+    one.delete_pod(again)
+    one.end(again, 75, one.report("Preempted"))
+    one.settle()
+    one.fail("one-1", "BackoffLimitExceeded")
+    one.settle()
+    assert counts(one) == (2, 1, 0)
+    assert "one-2" in one.children
+
+
 def test_a_failure_that_nobody_saw_counts_once_however_many_pods_failed_with_it(pair: Any) -> None:
     one = pair()
     one.set_of("one-1")
