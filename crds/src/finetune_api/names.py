@@ -35,6 +35,8 @@ ANNOTATION_TOPOLOGY = f"{KUEUE_GROUP}/podset-{{mode}}-topology"
 APP_NAME = "finetunejob"
 MANAGED_BY = "finetune-operator"
 TRAINER_CONTAINER = "trainer"
+ANNOTATION_INDEX = "batch.kubernetes.io/job-completion-index"
+"""On pods, from the Job controller: the rank of the pod among those of its Job."""
 
 
 class Component(StrEnum):
@@ -142,6 +144,7 @@ class Reason(StrEnum):
     WONT_FIT = "WontFit"
     OUTPUT_CONFLICT = "OutputConflict"
     PREEMPTED = "Preempted"
+    PEER_LOST = "PeerLost"
     DIVERGED = "Diverged"
     STORAGE_DENIED = "StorageDenied"
     GPU_OUT_OF_MEMORY = "GpuOutOfMemory"

@@ -19,10 +19,12 @@ ResourceList = Annotated[dict[QualifiedName, Quantity], Field(max_length=16)]
 
 
 class Resources(Block):
-    """What the trainer pod asks of the node."""
+    """What the trainer's pods ask of their nodes."""
 
-    gpus_per_node: Annotated[int, Field(ge=0, le=1)] = 1
-    """GPUs of the pod; 0 trains on the CPU. Default: 1."""
+    nodes: Annotated[int, Field(ge=1, le=64)] = 1
+    """Pods that train together, one on each node or several on one, as the scheduler finds room. Default: 1."""
+    gpus_per_node: Annotated[int, Field(ge=0, le=16)] = 1
+    """GPUs of each pod, each with a process of its own; 0 trains on the CPU. Default: 1."""
     gpu_resource_name: QualifiedName = "nvidia.com/gpu"
     """Extended resource that stands for one GPU. Default: `nvidia.com/gpu`."""
     requests: ResourceList | None = None

@@ -39,7 +39,7 @@ RIGHTS = (
     ("patch", names.GROUP, names.PLURAL, "status"),
     *((verb, "batch", "jobs", "") for verb in ("get", "list", "watch", "create", "patch", "delete")),
     *((verb, "", "pods", "") for verb in ("list", "watch")),
-    *((verb, "", "configmaps", "") for verb in ("get", "list", "create", "delete")),
+    *((verb, "", kind, "") for kind in ("configmaps", "services") for verb in ("get", "list", "create", "delete")),
     *((verb, "", "events", "") for verb in ("list", "create")),
     *((verb, names.KUEUE_GROUP, "workloads", "") for verb in ("list", "watch", "patch")),
 )
@@ -107,9 +107,11 @@ class Cluster:
         return tuple(Workload.from_object(item) for item in page["items"])
 
     async def create_child(self, job: Job, child: Child) -> ChildJob:
-        """Creates ConfigMap and Job; one that is there already is success when this very job owns it."""
+        """Creates ConfigMap, Service and Job; one that is there already is success when this very job owns it."""
         namespace = job.key.namespace
         await self._create_owned(job, f"/api/v1/namespaces/{namespace}/configmaps", child.config_map)
+        if child.service:
+            await self._create_owned(job, f"/api/v1/namespaces/{namespace}/services", child.service)
         return ChildJob.from_object(await self._create_owned(job, _jobs(namespace), child.job))
 
     async def _create_owned(self, job: Job, path: str, body: Object) -> Object:
@@ -134,11 +136,12 @@ class Cluster:
             return
 
     async def remove_children(self, job: Job) -> bool:
-        """Deletes a job's ConfigMaps, then its Jobs with their pods; false when there were none."""
-        path = f"/api/v1/namespaces/{job.key.namespace}/configmaps"
-        for item in await self._list_named(job.key, path):
-            if controller_of(item).get("uid") == job.uid:
-                await self._delete(f"{path}/{item['metadata']['name']}", item["metadata"]["uid"])
+        """Deletes a job's ConfigMaps and Services, then its Jobs with their pods; false when there were none."""
+        for kind in ("configmaps", "services"):
+            path = f"/api/v1/namespaces/{job.key.namespace}/{kind}"
+            for item in await self._list_named(job.key, path):
+                if controller_of(item).get("uid") == job.uid:
+                    await self._delete(f"{path}/{item['metadata']['name']}", item["metadata"]["uid"])
         children = [one for one in await self.list_children(job.key) if one.owner_uid == job.uid]
         for child in children:
             await self.delete_child(job, child)

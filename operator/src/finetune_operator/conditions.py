@@ -32,7 +32,7 @@ SENTENCES: dict[tuple[ConditionType, str], str] = {
     (C.VALIDATED, R.ADOPTED): "A complete result of this very job is already published.",
     (C.RUNNING, R.NOT_STARTED): "No trainer has started yet.",
     (C.RUNNING, R.PODS_STARTING): "The trainer pod is starting.",
-    (C.RUNNING, R.PODS_RUNNING): "The trainer pod runs.",
+    (C.RUNNING, R.PODS_RUNNING): "{detail}.",
     (C.RUNNING, R.FINISHED): "The trainer has ended.",
     (C.RUNNING, R.STOPPING): "Pod {detail} is told to save a checkpoint and to end.",
     (C.RUNNING, R.JOB_SUSPENDED): "{detail} is suspended.",
@@ -79,10 +79,10 @@ class Conditions:
         self.generation = generation
         self.now = now
 
-    def set(self, kind: ConditionType, truth: Truth, reason: str, detail: str = "") -> None:
-        """Sets one condition to the sentence of its kind and reason."""
+    def set(self, kind: ConditionType, truth: Truth, reason: str, detail: str = "", *, lead: str = "") -> None:
+        """Sets one condition to the sentence of its kind and reason; `lead` says what the sentence is about."""
         sentence = SENTENCES.get((kind, reason), "{detail}")
-        self._put(kind, truth, reason, sentence.format(detail=detail.strip())[:2048] or reason)
+        self._put(kind, truth, reason, (lead + sentence.format(detail=detail.strip()))[:2048] or reason)
 
     def set_if_absent(self, kind: ConditionType, truth: Truth, reason: str) -> None:
         """Sets one condition unless it was set before."""

@@ -21,9 +21,11 @@ PROXIES = ("http_proxy", "https_proxy", "no_proxy")
 
 @dataclass(frozen=True)
 class Child:
-    """A Job to create, with the ConfigMap that it reads."""
+    """A Job to create, with the ConfigMap that it reads and the Service in which its pods find each other."""
 
     config_map: Object
+    service: Object | None
+    """Only where there is more than one pod."""
     job: Object
 
     @property
@@ -43,8 +45,12 @@ def build_preflight(job: Job, settings: Settings, image: str) -> Child:
 
 
 def build_attempt(job: Job, settings: Settings, image: str, attempt: int) -> Child:
-    """The trainer Job of an attempt; failures of earlier attempts are taken off its back-off."""
-    left = max(0, _spec(job).backoff_limit - (job.status.failures or 0))
+    """The trainer Job of an attempt; failures of earlier attempts are taken off its back-off.
+
+    With many pods the first failure ends the Job, for the others can only start again together with the failed one.
+    """
+    spec = _spec(job)
+    left = max(0, spec.backoff_limit - (job.status.failures or 0)) if spec.resources.nodes == 1 else 0
     return _child(job, settings, attempt, image, left)
 
 
@@ -57,12 +63,19 @@ def build_config(job: Job, settings: Settings, attempt: int) -> handoff.JobConfi
         uid=job.uid,
         config_sha256=handoff.config_sha256(spec),
         attempt=attempt,
+        first_pod=_first_pod(job, attempt) if attempt and spec.resources.nodes > 1 else None,
         spec=effective_spec(spec, settings),
         parent=pinned.parent,
         reward_job=pinned.reward_job,
         resolved=job.status.resolved if attempt else None,
         dataset=job.status.dataset if attempt else None,
     )
+
+
+def _first_pod(job: Job, attempt: int) -> str:
+    """The Job controller names pods `<Job>-<rank>` for the resolver; the Service has the name of the Job."""
+    name = child_name(job, attempt)
+    return f"{name}-0.{name}"
 
 
 def owner_reference(job: Job) -> Object:
@@ -128,9 +141,12 @@ def _child(job: Job, settings: Settings, attempt: int, image: str, backoff_limit
         "immutable": True,
         "data": {handoff.CONFIG_FILE: text},
     }
+    nodes = _spec(job).resources.nodes if attempt else 1
+    service = _service(meta | {"name": name}) if nodes > 1 else None
+    subdomain = {"subdomain": name} if service else {}
     template = {
         "metadata": {"labels": meta["labels"], "annotations": meta["annotations"] | _topology(job, component)},
-        "spec": _pod_spec(job, settings, component, image, config_name),
+        "spec": _pod_spec(job, settings, component, image, config_name) | subdomain,
     }
     queued = _queue_labels(job, component)
     child = {
@@ -140,15 +156,33 @@ def _child(job: Job, settings: Settings, attempt: int, image: str, backoff_limit
         "spec": {
             **({"suspend": True} if queued else {}),  # until Kueue admits it, also where its webhook is not looking
             "completionMode": "Indexed",
-            "completions": 1,
-            "parallelism": 1,
+            "completions": nodes,
+            "parallelism": nodes,
+            **({"successPolicy": {"rules": [{"succeededIndexes": "0"}]}} if nodes > 1 else {}),
             "backoffLimit": backoff_limit,
             "podReplacementPolicy": "Failed",
             "podFailurePolicy": pod_failure_policy(),
             "template": template,
         },
     }
-    return Child(config_map=config_map, job=child)
+    return Child(config_map=config_map, service=service, job=child)
+
+
+def _service(meta: Object) -> Object:
+    """Resolves the names of the pods of one attempt, from their first moment on; nothing goes through it."""
+    ports = {"rendezvous": handoff.RENDEZVOUS_PORT, "lifeline": handoff.LIFELINE_PORT}
+    chosen = (names.LABEL_MANAGED_BY, names.LABEL_JOB_NAME, names.LABEL_COMPONENT, names.LABEL_ATTEMPT)
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": meta,
+        "spec": {
+            "clusterIP": "None",
+            "publishNotReadyAddresses": True,
+            "selector": {label: meta["labels"][label] for label in chosen},
+            "ports": [{"name": name, "port": port} for name, port in ports.items()],
+        },
+    }
 
 
 def _queue_labels(job: Job, component: names.Component) -> dict[str, str]:

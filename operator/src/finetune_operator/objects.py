@@ -135,8 +135,10 @@ class ChildJob:
     failed: datetime | None
     failed_reason: str
     failed_message: str
+    nodes: int
+    """How many pods work together, each with a rank from 0."""
     failed_pods: int
-    """Failed pods that it counts, those included whose counting is not finished."""
+    """Failed pods that it counts, those included whose counting is not finished; of many that fail together, one."""
     backoff_limit: int
     is_suspended: bool
     is_ours_to_resume: bool
@@ -156,6 +158,7 @@ class ChildJob:
         complete, failed = ends.get("Complete", {}), ends.get("Failed", {})
         attempt = labels.get(names.LABEL_ATTEMPT, "0")
         uncounted = (status.get("uncountedTerminatedPods") or {}).get("failed") or []
+        nodes, failed_pods = obj["spec"].get("completions") or 1, (status.get("failed") or 0) + len(uncounted)
         return cls(
             name=meta["name"],
             uid=meta["uid"],
@@ -168,7 +171,8 @@ class ChildJob:
             failed=moment(failed.get("lastTransitionTime")),
             failed_reason=failed.get("reason", ""),
             failed_message=failed.get("message", ""),
-            failed_pods=(status.get("failed") or 0) + len(uncounted),
+            nodes=nodes,
+            failed_pods=min(failed_pods, 1) if nodes > 1 else failed_pods,  # one that failed has ended all
             backoff_limit=obj["spec"].get("backoffLimit", 6),
             is_suspended=bool(obj["spec"].get("suspend")),
             is_ours_to_resume=names.ANNOTATION_SUSPENDED_BY in (meta.get("annotations") or {}),
@@ -234,6 +238,8 @@ class Pod:
     uid: str
     job_uid: str
     component: str
+    rank: int
+    """Its place among the pods of its Job; the first one is the run, and reports."""
     node: str | None
     ip: str | None
     phase: str
@@ -269,6 +275,7 @@ class Pod:
         waiting, running, terminated = state.get("waiting", {}), state.get("running", {}), state.get("terminated", {})
         spec = obj.get("spec") or {}
         owner = controller_of(obj)
+        index = (meta.get("annotations") or {}).get(names.ANNOTATION_INDEX, "")
         created, deleting = moment(meta.get("creationTimestamp")), moment(meta.get("deletionTimestamp"))
         grace = timedelta(seconds=meta.get("deletionGracePeriodSeconds") or 0)
         started = moment(terminated.get("startedAt") or running.get("startedAt"))
@@ -283,6 +290,7 @@ class Pod:
             uid=meta["uid"],
             job_uid=owner.get("uid", "") if owner.get("kind") == "Job" else "",
             component=(meta.get("labels") or {}).get(names.LABEL_COMPONENT, ""),
+            rank=int(index) if index.isdigit() else 0,
             node=spec.get("nodeName"),
             ip=status.get("podIP"),
             phase=status.get("phase", "Pending"),

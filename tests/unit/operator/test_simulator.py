@@ -4,6 +4,7 @@ import asyncio
 from datetime import timedelta
 from typing import Any
 
+import job_operator
 import job_world
 import kueue_world
 from hypothesis import HealthCheck, settings
@@ -30,6 +31,8 @@ PATIENCE = 200
 class Simulator(RuleBasedStateMachine):
     """What happens around a job; each rule is one event, each look of the operator may be interrupted by another."""
 
+    nodes = 1
+
     @initialize(
         backoff=st.integers(0, 2),
         preemptions=st.sampled_from([0, 1, 20]),
@@ -45,10 +48,14 @@ class Simulator(RuleBasedStateMachine):
         spec = {"backoffLimit": backoff, "maxPreemptions": preemptions, "suspend": suspended, "stallTimeoutSeconds": 60}
         spec |= {"activeDeadlineSeconds": deadline} if deadline else {}
         spec |= {"startDeadlineSeconds": start} if start else {}
+        spec["resources"] = {"nodes": self.nodes}
         self.loop = asyncio.new_event_loop()
         self.queued = kueue_world.QueuedWorld(**spec, scheduling={"queueName": "team"}) if queued else None
         self.world = self.queued or job_world.World(**spec)
-        self.one, self.other = job_world.Operator(self.world, self.loop), job_world.Operator(self.world, self.loop)
+        self.one, self.other = (
+            job_operator.Operator(self.world, self.loop),
+            job_operator.Operator(self.world, self.loop),
+        )
         self.before = self.world.status()
         self.final: Any = None
         for _ in range(steps):
@@ -68,7 +75,7 @@ class Simulator(RuleBasedStateMachine):
                 for pod in self.world.pods_in("Running")[:1]:
                     self.world.end(pod, 75, self.world.report("Preempted"))
 
-        return {"crash": job_world.crash, "lost answer": job_world.lose_answer}.get(kind, happen)
+        return {"crash": job_operator.crash, "lost answer": job_operator.lose_answer}.get(kind, happen)
 
     @rule(at=st.integers(1, 12), kind=st.sampled_from(INTERRUPTIONS))
     def the_operator_looks(self, at: int, kind: str) -> None:
@@ -163,30 +170,43 @@ class Simulator(RuleBasedStateMachine):
         self.world.remove_job(data.draw(st.sampled_from(sorted(self.world.jobs))))
 
     @precondition(lambda self: self.world.pods_in("Pending"))
-    @rule()
-    def a_pod_starts(self) -> None:
-        self.world.start(self.world.pods_in("Pending")[0])
+    @rule(which=st.integers(0, 1))
+    def a_pod_starts(self, which: int) -> None:
+        self.world.start(self._one_of("Pending", which))
 
     @precondition(lambda self: self.world.pods_in("Running"))
-    @rule()
-    def a_pod_does_its_work(self) -> None:
-        self.world.publish(self.world.pods_in("Running")[0])
+    @rule(which=st.integers(0, 1))
+    def a_pod_does_its_work(self, which: int) -> None:
+        self.world.publish(self._one_of("Running", which))
 
     @precondition(lambda self: self.world.pods_in("Running"))
-    @rule(code=st.sampled_from(CODES), reported=st.booleans())
-    def a_pod_ends(self, code: int, reported: bool) -> None:
+    @rule(which=st.integers(0, 1), code=st.sampled_from(CODES), reported=st.booleans())
+    def a_pod_ends(self, which: int, code: int, reported: bool) -> None:
         message = self.world.report("Failed" if code else "Preempted") if reported else "last words"
-        self.world.end(self.world.pods_in("Running")[0], code, message, "OOMKilled" if code == 137 else "Error")
+        self.world.end(self._one_of("Running", which), code, message, "OOMKilled" if code == 137 else "Error")
 
     @precondition(lambda self: self.world.pods_in("Running") or self.world.pods_in("Pending"))
-    @rule()
-    def a_pod_is_evicted(self) -> None:
-        self.world.evict((self.world.pods_in("Running") or self.world.pods_in("Pending"))[0])
+    @rule(which=st.integers(0, 1))
+    def a_pod_is_evicted(self, which: int) -> None:
+        self.world.evict(self._one_of("Running" if self.world.pods_in("Running") else "Pending", which))
+
+    def _one_of(self, phase: str, which: int) -> Any:
+        found = self.world.pods_in(phase)
+        return found[which % len(found)]
 
     @invariant()
     def there_are_never_two_trainers(self) -> None:
-        assert len(self.world.live_trainers()) <= 1
+        seats = self.world.live_seats()
+        assert len({job for job, _ in seats}) <= 1
+        assert len(seats) == len(set(seats))
+        assert all(rank < self.nodes for _, rank in seats)
         assert self.one.surprises() == self.other.surprises() == 0
+
+    @invariant()
+    def a_round_counts_once(self) -> None:
+        """Each trainer of the first rank, and each Job in which none ran at the time of the failure."""
+        status = self.world.status()
+        assert (status.failures or 0) + (status.preemptions or 0) <= self.world.rounds + (status.attempts or 0)
 
     @invariant()
     def complete_has_a_manifest(self) -> None:
@@ -252,6 +272,7 @@ class Simulator(RuleBasedStateMachine):
             self._step(works=True)
         assert self.world.is_finished, self.world.job["status"]
         self.what_is_known_only_grows()
+        self.a_round_counts_once()
         version = self.world.version
         self.one.look()
         assert self.world.version == version
@@ -273,8 +294,40 @@ class Simulator(RuleBasedStateMachine):
             check()
 
 
+class PairSimulator(Simulator):
+    """The same with two pods that train together, of which one may follow the other into its end."""
+
+    nodes = 2
+
+    @invariant()
+    def an_attempt_fails_once(self) -> None:
+        """A trainer that did not move may end by itself before its Job is removed, which then goes on."""
+        status = self.world.status()
+        stalls = sum(run.reason == "NoProgress" for run in status.history or [])
+        assert (status.failures or 0) <= (status.attempts or 0) + stalls
+
+    @precondition(lambda self: self.world.pods_in("Running"))
+    @rule(which=st.integers(0, 1), code=st.sampled_from([1, 65, 75, 137]), is_seen=st.booleans())
+    def a_pod_ends_and_the_other_follows(self, which: int, code: int, is_seen: bool) -> None:
+        self.world.end(self._one_of("Running", which), code, "last words")
+        if is_seen:
+            self.one.hear()
+            self.one.look()
+        for pod in self.world.pods_in("Running"):
+            self.world.end(pod, 75, self.world.report("Preempted", reason="PeerLost"))
+
+    @precondition(lambda self: self.world.pods_in("Running"))
+    @rule(which=st.integers(0, 1))
+    def a_pod_is_evicted_and_all_end(self, which: int) -> None:
+        self.world.evict(self._one_of("Running", which))
+        self.a_told_pod_ends()
+        for pod in self.world.pods_in("Running"):
+            self.world.end(pod, 75, self.world.report("Preempted"))
+
+
 TestSimulator = Simulator.TestCase
-TestSimulator.settings = settings(
+TestPairSimulator = PairSimulator.TestCase
+TestSimulator.settings = TestPairSimulator.settings = settings(
     max_examples=100,
     stateful_step_count=30,
     deadline=None,
