@@ -44,9 +44,12 @@ PROGRAMS = {
         Program("helm", "helm", "helm.sh/helm/v4", "helm.sh/helm/v4/cmd/helm"),
         Program("buildkitd", "buildkit", "github.com/moby/buildkit", "github.com/moby/buildkit/cmd/buildkitd"),
         Program("buildctl", "buildkit", "github.com/moby/buildkit", "github.com/moby/buildkit/cmd/buildctl"),
+        Program("kueue", "kueue", "sigs.k8s.io/kueue", "sigs.k8s.io/kueue/cmd/kueue"),
         Program("pause", "pause", "finetune.dev/binaries/pause", "."),
     )
 }
+BASIC = tuple(name for name in PROGRAMS if name != "kueue")
+"""What every cluster needs; Kueue takes minutes to build and is built when it is asked for."""
 CONTROL_PLANE = ("etcd", "kube-apiserver", "kubectl", "kube-controller-manager")
 
 
@@ -62,7 +65,7 @@ def path_entries() -> list[str]:
 
 def missing(names: tuple[str, ...] | None = None) -> list[Program]:
     """What has not been built in its pinned version yet."""
-    return [PROGRAMS[name] for name in names or tuple(PROGRAMS) if not _path(PROGRAMS[name]).exists()]
+    return [PROGRAMS[name] for name in names or BASIC if not _path(PROGRAMS[name]).exists()]
 
 
 def build(names: tuple[str, ...] | None = None) -> None:
@@ -76,6 +79,22 @@ def build(names: tuple[str, ...] | None = None) -> None:
         begin = time.monotonic()
         _build(program)
         print(f"{time.monotonic() - begin:.0f} s", flush=True)
+
+
+def module_folder(name: str) -> Path:
+    """Where the Go tool keeps the source of a program's module, which may hold a chart."""
+    program = PROGRAMS[name]
+    found = subprocess.run(
+        ["go", "list", "-m", "-f", "{{.Dir}}", program.module],
+        cwd=MODULES / program.folder,
+        env={**os.environ, "GOFLAGS": "-mod=mod", "GOWORK": "off"},
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    if found.returncode or not found.stdout.strip():
+        raise ClusterError(f"the source of {program.module} cannot be found: {found.stderr.strip()}")
+    return Path(found.stdout.strip())
 
 
 def _build(program: Program) -> None:

@@ -18,6 +18,7 @@ import containers
 import control_plane
 import images
 import kubectl
+import kueue
 import network
 import node
 import packages
@@ -36,8 +37,10 @@ from layout import (
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False)
 control_plane_app = typer.Typer(no_args_is_help=True, help="An API server without a node, for integration tests.")
+kueue_app = typer.Typer(no_args_is_help=True, help="Kueue, the job queue, from its own chart.")
 s3_app = typer.Typer(no_args_is_help=True, help="An S3 server, on the node's address or elsewhere.")
 app.add_typer(control_plane_app, name="control-plane")
+app.add_typer(kueue_app, name="kueue")
 app.add_typer(s3_app, name="s3")
 
 Directory = Annotated[Path, typer.Option("--dir", help="State folder of this control plane.")]
@@ -165,6 +168,29 @@ def control_plane_down(directory: Directory) -> None:
     layout = control_plane_only(directory)
     with _alone(layout):
         control_plane.stop_control_plane_only(layout)
+
+
+@kueue_app.command("up")
+def kueue_up(
+    *,
+    manage_all: Annotated[
+        bool, typer.Option("--manage-all", help="Also hold Jobs without a queue (manageJobsWithoutQueueName).")
+    ] = False,
+) -> None:
+    """Install Kueue, or change its configuration; ends when it answers."""
+    layout = full_cluster()
+    _require_running(layout)
+    with _alone(layout):
+        kueue.install(layout, manage_all=manage_all)
+
+
+@kueue_app.command("down")
+def kueue_down() -> None:
+    """Uninstall Kueue; its queues and workloads go with it."""
+    layout = full_cluster()
+    _require_running(layout)
+    with _alone(layout):
+        kueue.uninstall(layout)
 
 
 @s3_app.command("up")

@@ -37,6 +37,12 @@ def tell(layout: Layout, *arguments: str, stdin: str | None = None) -> None:
         raise ClusterError(f"kubectl {' '.join(arguments)}: {result.stderr.strip()}")
 
 
+def would_accept(layout: Layout, manifest: str) -> bool:
+    """Whether the API server, with its webhooks, would create that object."""
+    arguments = ("create", "--dry-run=server", "--request-timeout=10s", "--filename=-")
+    return _run(layout, *arguments, stdin=manifest).returncode == 0
+
+
 def node_is_ready(layout: Layout) -> bool:
     """Whether the node is Ready in the words of the kubelet that runs now, not of one before it."""
     node = ask(layout, "get", "node", NODE_NAME)

@@ -123,6 +123,8 @@ def _kubelet_config(layout: Layout) -> dict[str, object]:
         "podLogsDir": str(layout.root / "pod-logs"),
         "volumePluginDir": str(layout.root / "volume-plugins"),
         "serializeImagePulls": False,
+        # How long a changed Secret may take to show in a pod that mounts it: Kueue waits for its own certificates.
+        "syncFrequency": "10s",
         # The disk belongs to the machine's owner: images stay, and pods are evicted only when it is full.
         "imageGCHighThresholdPercent": 100,
         "evictionHard": {"memory.available": "100Mi", "nodefs.available": "1%", "imagefs.available": "1%"},

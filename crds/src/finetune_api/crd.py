@@ -31,6 +31,7 @@ COLUMNS = [
     ("Eval-Loss", "number", ".status.metrics.evalLoss", 0),
     ("Best", "number", ".status.metrics.bestEvalLoss", 1),
     ("Baseline", "number", ".status.metrics.baselineEvalLoss", 1),
+    ("Queue", "string", ".spec.scheduling.queueName", 1),
     ("Preempted", "integer", ".status.preemptions", 1),
     ("Reason", "string", ".status.reason", 0),
     ("Age", "date", ".metadata.creationTimestamp", 0),

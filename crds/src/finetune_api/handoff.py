@@ -41,6 +41,10 @@ WORKSPACE_DIR = "/workspace"
 TERMINATION_LOG = "/dev/termination-log"
 TERMINATION_LIMIT_BYTES = 4096
 PROGRESS_PORT = 8080
+RENDEZVOUS_PORT = 29500
+"""Where the first pod's first process gathers the processes of all pods (`MASTER_PORT`)."""
+LIFELINE_PORT = 29400
+"""Where the first pod's PID 1 holds a connection from the PID 1 of every other pod."""
 PROGRESS_PATH = "/progress"
 METRICS_PATH = "/metrics"
 PROGRESS_LIMIT_BYTES = 65_536
@@ -136,6 +140,8 @@ class JobConfig(HandoffBlock):
     """SHA-256 of the immutable part of the spec."""
     attempt: int = 0
     """Number of the trainer Job, from 1; 0 in preflight."""
+    first_pod: str | None = None
+    """Host name under which all pods of the attempt reach the first of them; absent where there is one pod."""
     spec: FineTuneJobSpec
     """The spec as the API server stores it, with the operator's default storage filled in."""
     resolved: Resolved | None = None

@@ -1,10 +1,11 @@
 """What a job's pods ask of the cluster: resources, nodes, images. The docstring under a field is its documentation."""
 
+from enum import StrEnum
 from typing import Annotated
 
-from pydantic import Field, StringConstraints
+from pydantic import ConfigDict, Field, StringConstraints
 
-from finetune_api.blocks import Block, LabelValue, QualifiedName, Quantity, SecretName, SecretRef
+from finetune_api.blocks import Block, LabelValue, QualifiedName, Quantity, SecretName, SecretRef, cel, rules
 
 
 class Workspace(Block):
@@ -18,10 +19,12 @@ ResourceList = Annotated[dict[QualifiedName, Quantity], Field(max_length=16)]
 
 
 class Resources(Block):
-    """What the trainer pod asks of the node."""
+    """What the trainer's pods ask of their nodes."""
 
-    gpus_per_node: Annotated[int, Field(ge=0, le=1)] = 1
-    """GPUs of the pod; 0 trains on the CPU. Default: 1."""
+    nodes: Annotated[int, Field(ge=1, le=64)] = 1
+    """Pods that train together, one on each node or several on one, as the scheduler finds room. Default: 1."""
+    gpus_per_node: Annotated[int, Field(ge=0, le=16)] = 1
+    """GPUs of each pod, each with a process of its own; 0 trains on the CPU. Default: 1."""
     gpu_resource_name: QualifiedName = "nvidia.com/gpu"
     """Extended resource that stands for one GPU. Default: `nvidia.com/gpu`."""
     requests: ResourceList | None = None
@@ -51,9 +54,50 @@ class Toleration(Block):
     """Seconds that a `NoExecute` taint is tolerated. Default: for ever."""
 
 
-class Scheduling(Block):
-    """Where the job's pods may run."""
+QueueName = Annotated[str, StringConstraints(min_length=1, max_length=63, pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")]
+"""A name that is also a label's value."""
 
+
+class TopologyMode(StrEnum):
+    """How strictly the pods of a job are kept together."""
+
+    REQUIRED = "Required"
+    PREFERRED = "Preferred"
+    UNCONSTRAINED = "Unconstrained"
+
+
+class Topology(Block):
+    """Where Kueue places a job's trainer pods relative to each other."""
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            cel(
+                "(self.mode == 'Unconstrained') != has(self.level)",
+                "modes Required and Preferred need a level, and Unconstrained has none: set or remove "
+                "scheduling.topology.level",
+                ".level",
+            )
+        )
+    )
+
+    mode: TopologyMode
+    """`Required`: within one domain of the level, or not at all. `Preferred`: within one if there is room.
+    `Unconstrained`: anywhere, but counted by Kueue."""
+    level: QualifiedName | None = None
+    """Node label of the level, as the queue's Topology names it, for example `cloud.provider.com/topology-rack`.
+    Default: none."""
+
+
+class Scheduling(Block):
+    """Where the job's pods may run, and in which queue they wait."""
+
+    queue_name: QueueName | None = None
+    """LocalQueue of Kueue, in the job's namespace, in which the job's Jobs wait for quota. Default: the job's label
+    `kueue.x-k8s.io/queue-name`, else none."""
+    workload_priority_class: QueueName | None = None
+    """WorkloadPriorityClass of Kueue: who is served first, and who gives way. Default: the pods' priority."""
+    topology: Topology | None = None
+    """Placement of the trainer pods by Kueue's Topology. Default: none."""
     node_selector: Annotated[dict[QualifiedName, LabelValue], Field(max_length=32)] | None = None
     """Labels that the trainer's node must have. Default: none."""
     tolerations: (
@@ -99,5 +143,7 @@ class PodResources(Block):
 class Preflight(Block):
     """The check of dataset, model and storage that runs before any GPU is held."""
 
+    queue_name: QueueName | None = None
+    """LocalQueue of Kueue in which preflight waits. Default: the trainer's."""
     resources: PodResources | None = None
     """Resources of the preflight container. Default: requests of 250m CPU and 512Mi memory."""

@@ -49,6 +49,13 @@ class JobRef(StatusBlock):
     """Failed pods of this Job that are counted in `failures`."""
 
 
+class WorkloadRef(StatusBlock):
+    """Kueue's Workload of the current Job."""
+
+    name: Annotated[str, StringConstraints(max_length=253)]
+    """Name of the Workload."""
+
+
 class CurrentRun(StatusBlock):
     """The trainer pod that runs now, so that a pod whose end nobody sees is still known to have run."""
 

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from pydantic import Field, StringConstraints
 
 from finetune_api.names import ConditionType
-from finetune_api.runs import CurrentRun, JobRef, PreflightRuns, Run
+from finetune_api.runs import CurrentRun, JobRef, PreflightRuns, Run, WorkloadRef
 from finetune_api.scalars import Count, CountByName, Digest, Line, Measure, StatusBlock, Time, Uri, Word
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "Run",
     "StatusBlock",
     "Word",
+    "WorkloadRef",
 ]
 """What other modules import from here although it is defined elsewhere."""
 
@@ -75,6 +76,9 @@ class CheckpointStatus(StatusBlock):
     """When it was saved."""
     sha256: Digest
     """SHA-256 of its manifest, which has the digest of every file."""
+    save_seconds: Measure | None = None
+    """Seconds that writing and uploading it took, of which a trainer that is told to end has
+    `checkpoint.gracePeriodSeconds`."""
 
 
 class Metrics(StatusBlock):
@@ -318,8 +322,8 @@ class FineTuneJobStatus(StatusBlock):
         ]
         | None
     ) = None
-    """The state as `metav1.Condition`s: Accepted, Suspended, Validated, Running, EarlyStopped, Published, Complete,
-    Failed, and Ready, Reconciling, Stalled for GitOps tools."""
+    """The state as `metav1.Condition`s: Accepted, Suspended, Validated, QuotaReserved (only with Kueue), Running,
+    SavesInTime, EarlyStopped, Published, Complete, Failed, and Ready, Reconciling, Stalled for GitOps tools."""
     queued_time: Time | None = None
     """When the job could start, accepted and not suspended; `startDeadlineSeconds` counts from here."""
     start_time: Time | None = None
@@ -362,6 +366,8 @@ class FineTuneJobStatus(StatusBlock):
     """The trainer pod that runs now."""
     job_ref: JobRef | None = None
     """The current trainer Job."""
+    workload_ref: WorkloadRef | None = None
+    """Kueue's Workload of the current Job, where it waits in a queue."""
 
     def condition(self, kind: ConditionType) -> Condition | None:
         """The condition of that type, or None."""

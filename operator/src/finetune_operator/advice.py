@@ -42,6 +42,19 @@ BY_WORDS: dict[str, tuple[tuple[str, str], ...]] = {
         (r"non-existent (secret|config) key", "add this key"),
         (r"Multi-Attach|already (used|attached|mounted)", "end the pod that holds the volume"),
     ),
+    R.NO_MATCHING_FLAVOR: (
+        (
+            r"resource (?P<what>\S+) unavailable in ClusterQueue",
+            "have the ClusterQueue cover {what}, or change resources (gpuResourceName, requests)",
+        ),
+        (r"maximum capacity", "ask for less in resources, or have the queue's quota raised"),
+        (r"node affinity", "change scheduling.nodeSelector to labels of a flavor"),
+        (r"untolerated taint", "tolerate the taint in scheduling.tolerations"),
+    ),
+    R.QUEUE_NOT_FOUND: (
+        (r"LocalQueue", "create it in the job's namespace, or change scheduling.queueName"),
+        (r"ClusterQueue", "have it created, or change scheduling.queueName"),
+    ),
     R.CONTAINER_ERROR: (
         (r"(?i)run as non-?root|will run as root", "use a trainer image with a numeric user other than root"),
         (r"(?i)executable file not found|no such file", "use a trainer image in trainer.image"),
@@ -56,6 +69,12 @@ BY_REASON: dict[str, str] = {
     R.POD_CREATION_REFUSED: "change what is refused; the Job tries again by itself",
     R.MOUNT_FAILED: "mend the volume, and the pod starts by itself",
     R.CONTAINER_ERROR: "see kubectl logs and kubectl describe pod",
+    R.NO_MATCHING_FLAVOR: "ask for what the queue's flavors offer",
+    R.QUEUE_NOT_FOUND: "change scheduling.queueName",
+    R.NO_MATCHING_TOPOLOGY: "change scheduling.topology to a level that the queue's flavors have",
+    R.QUEUE_STOPPED: "wait until it is started again, or change scheduling.queueName",
+    R.QUEUE_MISSING: "set scheduling.queueName",
+    R.KUEUE_MISSING: "install Kueue, or remove scheduling.queueName",
     R.INVALID_CONFIG: "correct the spec in a new job",
     R.DATASET_UNUSABLE: "check the rows with finetune-trainer check-data, or raise dataset.maxRejectedPercent",
     R.MODEL_UNAVAILABLE: "check model.uri, model.revision and the token",

@@ -1,11 +1,13 @@
 """The trainer Jobs: created one after another, watched, and their ends counted."""
 
+from collections.abc import Sequence
+
 from finetune_api.names import Component, ConditionType, Reason
 from finetune_api.status import JobRef
-from finetune_operator import deadlines, evidence, runs, suspension, trouble
+from finetune_operator import deadlines, evidence, rounds, runs, saving, suspension, trouble
 from finetune_operator.draft import SOON_SECONDS, Draft
 from finetune_operator.manifests import build_attempt
-from finetune_operator.objects import ChildJob
+from finetune_operator.objects import ChildJob, Pod
 from finetune_operator.results import show_progress, take_lineage, take_report
 from finetune_operator.state import Reading, Target
 from finetune_operator.waiting import watch_start
@@ -22,6 +24,8 @@ def train(draft: Draft) -> None:
         status.attempts = current.attempt
         status.job_ref = JobRef(name=current.name, uid=current.uid)
     runs.fold(draft, attempts)
+    if current:
+        saving.note(draft, current)
     mine = current if current and status.job_ref and current.uid == status.job_ref.uid else None
     if mine and not mine.is_over:
         _note_running(draft, mine)
@@ -48,10 +52,18 @@ def _has_counted(draft: Draft) -> bool:
 
 
 def _note_running(draft: Draft, current: ChildJob) -> None:
-    pod = next((one for one in reversed(draft.seen.pods_of(current.uid)) if one.is_running), None)
+    """The first pod is the run; with many, the job has not started before all of them have."""
+    pods = draft.seen.pods_of(current.uid)
+    pod = _first_running(pods)
+    if pod and not rounds.missing(current, pods, draft.seen.now):
+        times = [one.started for one in pods if one.is_running and one.started]
+        draft.status.start_time = draft.status.start_time or max(times)
     if pod:
-        draft.status.start_time = draft.status.start_time or pod.started
         runs.note_running(draft, current, pod)
+
+
+def _first_running(pods: Sequence[Pod]) -> Pod | None:
+    return next((one for one in reversed(pods) if one.is_running and one.rank == 0), None)
 
 
 def _is_overdue(draft: Draft, mine: ChildJob | None) -> bool:
@@ -119,13 +131,15 @@ def _deleted(draft: Draft) -> None:
     elif runs.has_stalled(status):
         _close(draft, R.NO_PROGRESS, runs.of(status)[-1].message or "", add_failure=True)
     else:
-        _close(draft, R.JOB_DELETED, detail, add_failure=True)
+        is_counted = draft.spec.resources.nodes > 1 and bool(status.job_ref and status.job_ref.failures)
+        _close(draft, R.JOB_DELETED, detail, add_failure=not is_counted)  # it was failing already
 
 
 def _ended(draft: Draft, current: ChildJob) -> None:
     seen, status = draft.seen, draft.status
-    verdicts = [evidence.judge(pod, seen.job) for pod in seen.pods_of(current.uid) if pod.is_over]
-    success = next((one.report for one in verdicts if one.result == evidence.RESULT_SUCCEEDED), None)
+    ends = [rounds.End(evidence.judge(pod, seen.job), pod) for pod in seen.pods_of(current.uid) if pod.is_over]
+    firsts = [end.verdict for end in ends if end.pod and end.pod.rank == 0]
+    success = next((one.report for one in firsts if one.result == evidence.RESULT_SUCCEEDED), None)
     if current.completed and success:
         take_report(status, success)
         take_lineage(status, success, draft.spec)
@@ -136,13 +150,17 @@ def _ended(draft: Draft, current: ChildJob) -> None:
         detail = "the trainer Job completed without a reported result"
         _close(draft, R.RESULT_MISSING, detail, add_failure=not is_counted)
         return
-    terminal = next((one for one in verdicts if one.is_terminal), None)
+    if current.nodes > 1 and (status.current_run or not all(pod.is_over for pod in seen.pods_of(current.uid))):
+        draft.conditions.set(C.RUNNING, "False", R.BACKING_OFF, current.failed_message)  # until all is counted
+        draft.decision.again_in(SOON_SECONDS)
+        return
+    terminal = next((end.named() for end in ends if end.verdict.is_terminal), None)
     if terminal and terminal.report:
         take_report(status, terminal.report)
     if terminal:
         draft.fail(terminal.reason, terminal.message, current)
     elif current.failed_reason == "BackoffLimitExceeded" and _may_go_on(draft, current):
-        _close(draft, R.BACKOFF_LIMIT_EXCEEDED, "backoffLimit was raised meanwhile", add_failure=False)
+        _close(draft, *_why_again(draft, current), add_failure=False)
     elif current.failed_reason == "BackoffLimitExceeded":
         draft.fail(R.BACKOFF_LIMIT_EXCEEDED, runs.last_sentence(status), current)
     else:
@@ -156,7 +174,15 @@ def _may_go_on(draft: Draft, current: ChildJob) -> bool:
     return counted > current.backoff_limit and not _too_many_failures(draft)
 
 
-def _close(draft: Draft, reason: Reason, detail: str, *, add_failure: bool) -> None:
+def _why_again(draft: Draft, current: ChildJob) -> tuple[str, str]:
+    """With many pods every failure ends the Job; one pod is replaced within it until its limit is used up."""
+    if current.nodes == 1:
+        return R.BACKOFF_LIMIT_EXCEEDED, "backoffLimit was raised meanwhile"
+    reason, _, message = runs.last_sentence(draft.status, evidence.RESULT_FAILED).partition(": ")
+    return reason or R.UNOBSERVED, message or "nobody saw which pod failed"
+
+
+def _close(draft: Draft, reason: str, detail: str, *, add_failure: bool) -> None:
     """Ends an attempt that is not the last word: counted and written first, replaced in the next look."""
     status = draft.status
     if add_failure:
@@ -189,32 +215,36 @@ def _image(draft: Draft) -> str:
 def _watch(draft: Draft, current: ChildJob) -> None:
     seen, status = draft.seen, draft.status
     pods = seen.pods_of(current.uid)
-    pod = next((one for one in reversed(pods) if one.is_running), None)
+    pod = _first_running(pods)
     if suspension.is_held(draft, current, pods):
         return
-    if pod is None or trouble.is_lost(pod, seen.now):
+    if any(one.is_running and one.deleting for one in pods):
+        draft.decision.again_in(trouble.LOST_SECONDS)
+    is_there = pod is not None and not trouble.is_lost(pod, seen.now)
+    if pod and is_there and pod.ip:
+        draft.decision.follow = Target(seen.job.uid, pod.uid, pod.name, pod.ip)
+    reading = seen.reading if pod and seen.reading and seen.reading.pod_uid == pod.uid else None
+    if is_there and reading and reading.report:
+        show_progress(status, reading.report, reading.at)
+    run = status.current_run
+    is_stopping = run is not None and run.stopping == R.NO_PROGRESS
+    is_alone = bool(rounds.missing(current, pods, seen.now))
+    if is_there and is_alone and run:
+        run.heartbeat = run.last_moved_time = None  # who waits for others does not stall
+    if not is_there or (is_alone and not is_stopping):
         watch_start(draft, current, pods)
         return
-    if pod.deleting:
-        draft.decision.again_in(trouble.LOST_SECONDS)
-    if pod.ip:
-        draft.decision.follow = Target(seen.job.uid, pod.uid, pod.name, pod.ip)
-    reading = seen.reading if seen.reading and seen.reading.pod_uid == pod.uid else None
-    if reading and reading.unreachable_since and trouble.is_unreachable(reading, seen.now):
+    _say_running(draft, current, reading)
+    if is_stopping or (reading and deadlines.is_stalled(draft, reading)):
+        _restart(draft, current)
+
+
+def _say_running(draft: Draft, current: ChildJob, reading: Reading | None) -> None:
+    if reading and reading.unreachable_since and trouble.is_unreachable(reading, draft.seen.now):
         draft.conditions.set(C.RUNNING, "True", R.UNREACHABLE, reading.problem)
     else:
-        draft.conditions.set(C.RUNNING, "True", R.PODS_RUNNING)
-    if reading and reading.report:
-        show_progress(status, reading.report, reading.at)
-        _restart_if_stalled(draft, current, reading)
-    elif status.current_run and status.current_run.stopping == R.NO_PROGRESS:
-        _restart(draft, current)
-
-
-def _restart_if_stalled(draft: Draft, current: ChildJob, reading: Reading) -> None:
-    run = draft.status.current_run
-    if deadlines.is_stalled(draft, reading) or (run and run.stopping == R.NO_PROGRESS):
-        _restart(draft, current)
+        who = "The trainer pod runs" if current.nodes == 1 else f"All {current.nodes} trainer pods run"
+        draft.conditions.set(C.RUNNING, "True", R.PODS_RUNNING, who)
 
 
 def _restart(draft: Draft, current: ChildJob) -> None:

@@ -5,6 +5,7 @@ import functools
 import os
 import re
 import time
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from http import HTTPStatus
 from typing import Any, cast
@@ -28,7 +29,7 @@ from finetune_operator.errors import (
 )
 from finetune_operator.manifests import Child
 from finetune_operator.metrics import Metrics
-from finetune_operator.objects import ChildJob, Job, Key, Object, Pod, controller_of
+from finetune_operator.objects import ChildJob, Job, Key, Object, Pod, Workload, controller_of
 from finetune_operator.settings import Settings
 from finetune_operator.state import Warnings
 
@@ -38,8 +39,9 @@ RIGHTS = (
     ("patch", names.GROUP, names.PLURAL, "status"),
     *((verb, "batch", "jobs", "") for verb in ("get", "list", "watch", "create", "patch", "delete")),
     *((verb, "", "pods", "") for verb in ("list", "watch")),
-    *((verb, "", "configmaps", "") for verb in ("get", "list", "create", "delete")),
+    *((verb, "", kind, "") for kind in ("configmaps", "services") for verb in ("get", "list", "create", "delete")),
     *((verb, "", "events", "") for verb in ("list", "create")),
+    *((verb, names.KUEUE_GROUP, "workloads", "") for verb in ("list", "watch", "patch")),
 )
 _RBAC = re.compile(r'cannot (\w+) resource "([^"]+)"')
 
@@ -94,10 +96,22 @@ class Cluster:
             if (item["metadata"].get("annotations") or {}).get(names.ANNOTATION_JOB_NAME) == key.name
         ]
 
+    async def list_workloads(self, key: Key, children: Iterable[ChildJob]) -> tuple[Workload, ...] | None:
+        """Kueue's Workloads of these Jobs, or None where the API server does not serve any."""
+        uids = ",".join(child.uid for child in children)
+        query = {"labelSelector": f"{names.LABEL_QUEUED_JOB_UID} in ({uids})"}
+        try:
+            page = await self._call("GET", _workloads(key.namespace), query=query)
+        except Gone:
+            return None
+        return tuple(Workload.from_object(item) for item in page["items"])
+
     async def create_child(self, job: Job, child: Child) -> ChildJob:
-        """Creates ConfigMap and Job; one that is there already is success when this very job owns it."""
+        """Creates ConfigMap, Service and Job; one that is there already is success when this very job owns it."""
         namespace = job.key.namespace
         await self._create_owned(job, f"/api/v1/namespaces/{namespace}/configmaps", child.config_map)
+        if child.service:
+            await self._create_owned(job, f"/api/v1/namespaces/{namespace}/services", child.service)
         return ChildJob.from_object(await self._create_owned(job, _jobs(namespace), child.job))
 
     async def _create_owned(self, job: Job, path: str, body: Object) -> Object:
@@ -122,11 +136,12 @@ class Cluster:
             return
 
     async def remove_children(self, job: Job) -> bool:
-        """Deletes a job's ConfigMaps, then its Jobs with their pods; false when there were none."""
-        path = f"/api/v1/namespaces/{job.key.namespace}/configmaps"
-        for item in await self._list_named(job.key, path):
-            if controller_of(item).get("uid") == job.uid:
-                await self._delete(f"{path}/{item['metadata']['name']}", item["metadata"]["uid"])
+        """Deletes a job's ConfigMaps and Services, then its Jobs with their pods; false when there were none."""
+        for kind in ("configmaps", "services"):
+            path = f"/api/v1/namespaces/{job.key.namespace}/{kind}"
+            for item in await self._list_named(job.key, path):
+                if controller_of(item).get("uid") == job.uid:
+                    await self._delete(f"{path}/{item['metadata']['name']}", item["metadata"]["uid"])
         children = [one for one in await self.list_children(job.key) if one.owner_uid == job.uid]
         for child in children:
             await self.delete_child(job, child)
@@ -136,12 +151,26 @@ class Cluster:
         """Suspends exactly that Job under the operator's name, or lets it go on."""
         note = {names.ANNOTATION_SUSPENDED_BY: names.MANAGED_BY if is_suspended else None}
         body = {"metadata": {"uid": child.uid, "annotations": note}, "spec": {"suspend": is_suspended}}
-        path = f"{_jobs(job.key.namespace)}/{child.name}"
+        return ChildJob.from_object(await self._patch(f"{_jobs(job.key.namespace)}/{child.name}", body))
+
+    async def set_active(self, job: Job, workload: Workload, *, is_active: bool) -> None:
+        """Takes a Workload out of queueing under the operator's name, or puts it back; Kueue acts on its Job."""
+        note = {names.ANNOTATION_SUSPENDED_BY: None if is_active else names.MANAGED_BY}
+        body = {"metadata": {"uid": workload.uid, "annotations": note}, "spec": {"active": is_active}}
+        await self._patch(f"{_workloads(job.key.namespace)}/{workload.name}", body)
+
+    async def move_to_queue(self, job: Job, child: ChildJob, queue: str | None) -> None:
+        """Lets a Job that has not been admitted wait in another queue, or in none and run."""
+        body: Object = {"metadata": {"uid": child.uid, "labels": {names.LABEL_QUEUE: queue}}}
+        if queue is None:
+            body["spec"] = {"suspend": False}
+        await self._patch(f"{_jobs(job.key.namespace)}/{child.name}", body)
+
+    async def _patch(self, path: str, body: Object) -> Object:
         try:
-            found = await self._call("PATCH", path, body=body, content_type="application/merge-patch+json")
+            return await self._call("PATCH", path, body=body, content_type="application/merge-patch+json")
         except Gone as problem:
             raise Outdated(str(problem)) from problem
-        return ChildJob.from_object(found)
 
     async def patch_status(self, job: Job, change: Object) -> Job:
         """Writes the changed parts of the status, unless somebody else wrote the object since it was read."""
@@ -279,6 +308,10 @@ def _jobs(namespace: str) -> str:
 
 def _pods(namespace: str) -> str:
     return f"/api/v1/namespaces/{namespace}/pods"
+
+
+def _workloads(namespace: str) -> str:
+    return f"/apis/{names.KUEUE_API_VERSION}/namespaces/{namespace}/workloads"
 
 
 def _event_time(event: Object) -> str:

@@ -21,16 +21,22 @@ SENTENCES: dict[tuple[ConditionType, str], str] = {
     (C.SUSPENDED, R.USER_REQUESTED): "The job is suspended and holds no GPU: set spec.suspend to false to go on.",
     (C.SUSPENDED, R.JOB_SUSPENDED): "{detail} is suspended by somebody else than this operator, for example by a "
     "queue, who has to let it go on.",
+    (C.SUSPENDED, R.QUEUED_BY_KUEUE): "{detail} waits for Kueue to admit it, and holds no GPU.",
+    (C.QUOTA_RESERVED, R.QUOTA_RESERVED): "{detail}.",
+    (C.QUOTA_RESERVED, R.WAITING_FOR_QUOTA): "{detail}.",
+    (C.QUOTA_RESERVED, R.WORKLOAD_INACTIVE): "{detail}.",
+    (C.QUOTA_RESERVED, R.KUEUE_MISSING): "{detail}.",
     (C.VALIDATED, R.PENDING): "Preflight has not started.",
     (C.VALIDATED, R.PREFLIGHT_RUNNING): "Preflight checks dataset, model and storage.",
     (C.VALIDATED, R.DATASET_VALID): "{detail}",
     (C.VALIDATED, R.ADOPTED): "A complete result of this very job is already published.",
     (C.RUNNING, R.NOT_STARTED): "No trainer has started yet.",
     (C.RUNNING, R.PODS_STARTING): "The trainer pod is starting.",
-    (C.RUNNING, R.PODS_RUNNING): "The trainer pod runs.",
+    (C.RUNNING, R.PODS_RUNNING): "{detail}.",
     (C.RUNNING, R.FINISHED): "The trainer has ended.",
     (C.RUNNING, R.STOPPING): "Pod {detail} is told to save a checkpoint and to end.",
     (C.RUNNING, R.JOB_SUSPENDED): "{detail} is suspended.",
+    (C.RUNNING, R.QUEUED_BY_KUEUE): "{detail} waits for Kueue to admit it.",
     (C.RUNNING, R.NODE_LOST): "A pod cannot be replaced: {detail}",
     (C.RUNNING, R.UNREACHABLE): "The trainer pod runs but does not answer for its progress: {detail}",
     (C.RUNNING, R.UNSCHEDULABLE): "No node can take the pod: {detail}",
@@ -42,6 +48,9 @@ SENTENCES: dict[tuple[ConditionType, str], str] = {
     "stallTimeoutSeconds if it may take that long.",
     (C.RUNNING, R.BACKING_OFF): "Waiting for the next run: {detail}",
     (C.RUNNING, R.API_DENIED): "Why no pod runs cannot be read: {detail}: grant the right; the job goes on by itself.",
+    (C.SAVES_IN_TIME, R.NO_CHECKPOINT): "No checkpoint is saved yet.",
+    (C.SAVES_IN_TIME, R.CHECKPOINT_SAVED): "{detail}.",
+    (C.SAVES_IN_TIME, R.SAVE_TOO_SLOW): "{detail}.",
     (C.EARLY_STOPPED, R.NOT_CONFIGURED): "Early stopping is off.",
     (C.EARLY_STOPPED, R.NOT_TRIGGERED): "The evaluation loss still falls, or patience lasts.",
     (C.EARLY_STOPPED, R.PATIENCE_EXHAUSTED): "The evaluation loss no longer fell; the best weights are published.",
@@ -70,10 +79,10 @@ class Conditions:
         self.generation = generation
         self.now = now
 
-    def set(self, kind: ConditionType, truth: Truth, reason: str, detail: str = "") -> None:
-        """Sets one condition to the sentence of its kind and reason."""
+    def set(self, kind: ConditionType, truth: Truth, reason: str, detail: str = "", *, lead: str = "") -> None:
+        """Sets one condition to the sentence of its kind and reason; `lead` says what the sentence is about."""
         sentence = SENTENCES.get((kind, reason), "{detail}")
-        self._put(kind, truth, reason, sentence.format(detail=detail.strip())[:2048] or reason)
+        self._put(kind, truth, reason, (lead + sentence.format(detail=detail.strip()))[:2048] or reason)
 
     def set_if_absent(self, kind: ConditionType, truth: Truth, reason: str) -> None:
         """Sets one condition unless it was set before."""
@@ -86,6 +95,7 @@ class Conditions:
         self.set_if_absent(C.SUSPENDED, "False", R.NOT_SUSPENDED)
         self.set_if_absent(C.VALIDATED, "Unknown", R.PENDING)
         self.set_if_absent(C.RUNNING, "False", R.NOT_STARTED)
+        self.set_if_absent(C.SAVES_IN_TIME, "Unknown", R.NO_CHECKPOINT)
         self.set_if_absent(C.EARLY_STOPPED, "False", R.NOT_TRIGGERED if early_stopping else R.NOT_CONFIGURED)
         self.set_if_absent(C.PUBLISHED, "False", R.NOT_PUBLISHED)
         self.set_if_absent(C.COMPLETE, "False", R.PROGRESSING)
@@ -146,7 +156,8 @@ def _leading(status: FineTuneJobStatus) -> Condition:
     if not status.is_true(C.ACCEPTED):
         return found[C.ACCEPTED]
     if status.is_true(C.SUSPENDED) and running.reason != R.NODE_LOST:
-        return found[C.SUSPENDED]
+        is_queued = found[C.SUSPENDED].reason == R.QUEUED_BY_KUEUE
+        return found.get(C.QUOTA_RESERVED, found[C.SUSPENDED]) if is_queued else found[C.SUSPENDED]
     is_troubled = running.reason not in {R.NOT_STARTED, R.PODS_STARTING, R.PODS_RUNNING, R.FINISHED}
     return running if status.is_true(C.VALIDATED) or is_troubled else found[C.VALIDATED]
 
@@ -157,8 +168,9 @@ def phase_of(status: FineTuneJobStatus) -> Phase:
         if status.is_true(kind):
             return phase
     validated = status.condition(C.VALIDATED)
-    if status.is_true(C.SUSPENDED) and status.is_true(C.ACCEPTED):
-        return Phase.SUSPENDED
+    suspended = status.condition(C.SUSPENDED)
+    if suspended and suspended.status == "True" and status.is_true(C.ACCEPTED):
+        return Phase.QUEUED if suspended.reason == R.QUEUED_BY_KUEUE else Phase.SUSPENDED
     if not status.is_true(C.VALIDATED):
         return Phase.PENDING if validated is None or validated.reason == R.PENDING else Phase.PREFLIGHT
     running = status.condition(C.RUNNING)

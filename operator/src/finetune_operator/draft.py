@@ -9,7 +9,7 @@ from finetune_api.status import FineTuneJobStatus
 from finetune_operator import trouble
 from finetune_operator.conditions import Conditions
 from finetune_operator.manifests import Child
-from finetune_operator.objects import ChildJob
+from finetune_operator.objects import ChildJob, Workload
 from finetune_operator.settings import Settings
 from finetune_operator.state import Observed, Target
 
@@ -26,6 +26,10 @@ class Decision:
     delete: ChildJob | None = None
     suspend: ChildJob | None = None
     resume: ChildJob | None = None
+    deactivate: Workload | None = None
+    activate: Workload | None = None
+    requeue: tuple[ChildJob, str | None] | None = None
+    """A waiting Job, and the queue that it is to wait in instead; None lets it run."""
     look_at: trouble.Question | None = None
     follow: Target | None = None
     requeue_after: float | None = None

@@ -6,7 +6,9 @@ from typing import TypeVar
 
 from finetune_api.blocks import Block
 from finetune_api.handoff import HubRole
+from finetune_api.names import Component
 from finetune_api.spec import DataSource, FineTuneJobSpec, Hub, Model, Storage
+from finetune_operator.objects import Job
 from finetune_operator.settings import Settings
 
 HUB_ENDPOINT = "https://huggingface.co"
@@ -61,6 +63,13 @@ def hub_tokens(spec: FineTuneJobSpec, settings: Settings) -> list[Token]:
         if secret and source.uri.startswith(HUB_SCHEME):
             found.append(Token(role, secret, is_default=own is None))
     return found
+
+
+def queue_name(job: Job, component: Component) -> str | None:
+    """The LocalQueue that a Job of this job waits in: preflight's own, else the trainer's, else the job's label."""
+    spec = job.spec
+    own = spec.preflight.queue_name if spec and spec.preflight and component is Component.PREFLIGHT else None
+    return own or (spec.scheduling.queue_name if spec and spec.scheduling else None) or job.queue_label or None
 
 
 def uses_hub(spec: FineTuneJobSpec) -> bool:

@@ -18,6 +18,7 @@ _TROUBLES = frozenset(
         *(E.NODE_LOST, E.NO_PROGRESS, E.UNREACHABLE),
     }
 )
+_INACTIVE = names.Reason.WORKLOAD_INACTIVE
 _WAITS = frozenset({names.Reason.WAITING_FOR_PARENT, names.Reason.PARENT_FAILED})
 
 
@@ -32,7 +33,7 @@ class Event:
 
 def between(old: FineTuneJobStatus, new: FineTuneJobStatus) -> list[Event]:
     """What happened between two states, in the order in which it happens."""
-    parts = (_accepted, _preflight, _runs, _suspension, _troubles, _end)
+    parts = (_accepted, _preflight, _runs, _suspension, _queue, _troubles, _end)
     return [event for part in parts for event in part(old, new)]
 
 
@@ -98,19 +99,35 @@ def _runs(old: FineTuneJobStatus, new: FineTuneJobStatus) -> list[Event]:
 
 
 def _suspension(old: FineTuneJobStatus, new: FineTuneJobStatus) -> list[Event]:
-    if _became(old, new, C.SUSPENDED, "True"):
+    was, now = _is_stopped(old), _is_stopped(new)
+    if now and not was:
         return [Event(E.SUSPENDED, _message(new, C.SUSPENDED))]
-    if old.is_true(C.SUSPENDED) and _became(old, new, C.SUSPENDED, "False"):
-        return [Event(E.RESUMED, "The job goes on.")]
-    return []
+    return [Event(E.RESUMED, "The job goes on.")] if was and not now else []
+
+
+def _is_stopped(status: FineTuneJobStatus) -> bool:
+    return status.is_true(C.SUSPENDED) and _reason(status, C.SUSPENDED) != names.Reason.QUEUED_BY_KUEUE
+
+
+def _queue(old: FineTuneJobStatus, new: FineTuneJobStatus) -> list[Event]:
+    """Why the job waits in Kueue, when the cause has changed, and that it waits no more."""
+    if _became(old, new, C.QUOTA_RESERVED, "True"):
+        return [Event(E.ADMITTED, _message(new, C.QUOTA_RESERVED))]
+    found = new.condition(C.QUOTA_RESERVED)
+    if found is None or found.status == "True" or found.reason in {_reason(old, C.QUOTA_RESERVED), _INACTIVE}:
+        return []
+    return [Event(E.QUEUED, found.message, is_warning=found.reason != names.Reason.WAITING_FOR_QUOTA)]
 
 
 def _troubles(old: FineTuneJobStatus, new: FineTuneJobStatus) -> list[Event]:
-    """Why no pod runs, or none that answers, when that has become known."""
+    """Why no pod runs, or none that answers or could save in time, when that has become known."""
     reason = _reason(new, C.RUNNING)
-    if reason not in _TROUBLES or reason == _reason(old, C.RUNNING):
-        return []
-    return [Event(E(reason), _message(new, C.RUNNING), is_warning=True)]
+    found = []
+    if reason in _TROUBLES and reason != _reason(old, C.RUNNING):
+        found.append(Event(E(reason), _message(new, C.RUNNING), is_warning=True))
+    if _became(old, new, C.SAVES_IN_TIME, "False"):
+        found.append(Event(E.SAVE_TOO_SLOW, _message(new, C.SAVES_IN_TIME), is_warning=True))
+    return found
 
 
 def _end(old: FineTuneJobStatus, new: FineTuneJobStatus) -> list[Event]:

@@ -69,7 +69,8 @@ def judge(pod: Pod, job: Job, *, failed_unseen: bool = False) -> Verdict:
         reason = ExitCode(code).reason
         return Verdict(RESULT_FAILED, reason, _message(pod, report, reason), is_terminal=True, report=report)
     if code == ExitCode.PREEMPTED or pod.disruption:  # as the podFailurePolicy of the Job has it, and nothing else
-        reason = pod.disruption or Reason.PREEMPTED
+        is_peers = report is not None and report.reason == Reason.PEER_LOST
+        reason = pod.disruption or (Reason.PEER_LOST if is_peers else Reason.PREEMPTED)
         return Verdict(RESULT_PREEMPTED, reason[:64], _message(pod, report, reason), report=report)
     if code is None:
         return _judge_without_code(pod, failed_unseen=failed_unseen)

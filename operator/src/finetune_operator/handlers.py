@@ -50,9 +50,15 @@ def build_registry(queue: WorkQueue[Key], memory: Memory, metrics: Metrics) -> k
             memory.keep_end(key, dict(body), gone=event["type"] == "DELETED")
             queue.add(key)
 
+    async def on_workload(body: kopf.Body, **_: Any) -> None:
+        labels = body.metadata.get("labels") or {}
+        _add(queue, memory.queued.get(labels.get(names.LABEL_QUEUED_JOB_UID, "")))
+
     kopf.on.event(names.GROUP, names.VERSION, names.PLURAL, id="job", registry=registry)(on_job)
     kopf.on.event("batch", "v1", "jobs", id="child", registry=registry)(on_child)
     kopf.on.event("", "v1", "pods", id="pod", registry=registry)(on_pod)
+    group, version = names.KUEUE_API_VERSION.split("/")
+    kopf.on.event(group, version, "workloads", id="workload", registry=registry)(on_workload)
     kopf.on.login(id="login", registry=registry)(build_login())
     return registry
 

@@ -8,7 +8,7 @@ from finetune_api.blocks import Quantity
 from finetune_api.pods import PodResources
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import Lineage
-from finetune_operator.effective import effective_spec, hub_tokens
+from finetune_operator.effective import effective_spec, hub_tokens, queue_name
 from finetune_operator.objects import Job, Object, selector_value, slug
 from finetune_operator.settings import Settings
 from finetune_operator.volumes import build_volumes
@@ -21,9 +21,11 @@ PROXIES = ("http_proxy", "https_proxy", "no_proxy")
 
 @dataclass(frozen=True)
 class Child:
-    """A Job to create, with the ConfigMap that it reads."""
+    """A Job to create, with the ConfigMap that it reads and the Service in which its pods find each other."""
 
     config_map: Object
+    service: Object | None
+    """Only where there is more than one pod."""
     job: Object
 
     @property
@@ -43,8 +45,12 @@ def build_preflight(job: Job, settings: Settings, image: str) -> Child:
 
 
 def build_attempt(job: Job, settings: Settings, image: str, attempt: int) -> Child:
-    """The trainer Job of an attempt; failures of earlier attempts are taken off its back-off."""
-    left = max(0, _spec(job).backoff_limit - (job.status.failures or 0))
+    """The trainer Job of an attempt; failures of earlier attempts are taken off its back-off.
+
+    With many pods the first failure ends the Job, for the others can only start again together with the failed one.
+    """
+    spec = _spec(job)
+    left = max(0, spec.backoff_limit - (job.status.failures or 0)) if spec.resources.nodes == 1 else 0
     return _child(job, settings, attempt, image, left)
 
 
@@ -57,12 +63,19 @@ def build_config(job: Job, settings: Settings, attempt: int) -> handoff.JobConfi
         uid=job.uid,
         config_sha256=handoff.config_sha256(spec),
         attempt=attempt,
+        first_pod=_first_pod(job, attempt) if attempt and spec.resources.nodes > 1 else None,
         spec=effective_spec(spec, settings),
         parent=pinned.parent,
         reward_job=pinned.reward_job,
         resolved=job.status.resolved if attempt else None,
         dataset=job.status.dataset if attempt else None,
     )
+
+
+def _first_pod(job: Job, attempt: int) -> str:
+    """The Job controller names pods `<Job>-<rank>` for the resolver; the Service has the name of the Job."""
+    name = child_name(job, attempt)
+    return f"{name}-0.{name}"
 
 
 def owner_reference(job: Job) -> Object:
@@ -115,7 +128,7 @@ def _child(job: Job, settings: Settings, attempt: int, image: str, backoff_limit
     name = child_name(job, attempt)
     text = build_config(job, settings, attempt).model_dump_json(by_alias=True, exclude_none=True)
     config_name = f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
-    meta = {
+    meta: Object = {
         "namespace": job.key.namespace,
         "labels": labels(job, component, attempt),
         "annotations": {names.ANNOTATION_JOB_NAME: job.key.name},
@@ -128,25 +141,66 @@ def _child(job: Job, settings: Settings, attempt: int, image: str, backoff_limit
         "immutable": True,
         "data": {handoff.CONFIG_FILE: text},
     }
+    nodes = _spec(job).resources.nodes if attempt else 1
+    service = _service(meta | {"name": name}) if nodes > 1 else None
+    subdomain = {"subdomain": name} if service else {}
     template = {
-        "metadata": {"labels": meta["labels"], "annotations": meta["annotations"]},
-        "spec": _pod_spec(job, settings, component, image, config_name),
+        "metadata": {"labels": meta["labels"], "annotations": meta["annotations"] | _topology(job, component)},
+        "spec": _pod_spec(job, settings, component, image, config_name) | subdomain,
     }
+    queued = _queue_labels(job, component)
     child = {
         "apiVersion": "batch/v1",
         "kind": "Job",
-        "metadata": meta | {"name": name},
+        "metadata": meta | {"name": name, "labels": meta["labels"] | queued},
         "spec": {
+            **({"suspend": True} if queued else {}),  # until Kueue admits it, also where its webhook is not looking
             "completionMode": "Indexed",
-            "completions": 1,
-            "parallelism": 1,
+            "completions": nodes,
+            "parallelism": nodes,
+            **({"successPolicy": {"rules": [{"succeededIndexes": "0"}]}} if nodes > 1 else {}),
             "backoffLimit": backoff_limit,
             "podReplacementPolicy": "Failed",
             "podFailurePolicy": pod_failure_policy(),
             "template": template,
         },
     }
-    return Child(config_map=config_map, job=child)
+    return Child(config_map=config_map, service=service, job=child)
+
+
+def _service(meta: Object) -> Object:
+    """Resolves the names of the pods of one attempt, from their first moment on; nothing goes through it."""
+    ports = {"rendezvous": handoff.RENDEZVOUS_PORT, "lifeline": handoff.LIFELINE_PORT}
+    chosen = (names.LABEL_MANAGED_BY, names.LABEL_JOB_NAME, names.LABEL_COMPONENT, names.LABEL_ATTEMPT)
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": meta,
+        "spec": {
+            "clusterIP": "None",
+            "publishNotReadyAddresses": True,
+            "selector": {label: meta["labels"][label] for label in chosen},
+            "ports": [{"name": name, "port": port} for name, port in ports.items()],
+        },
+    }
+
+
+def _queue_labels(job: Job, component: names.Component) -> dict[str, str]:
+    """What Kueue reads on a Job."""
+    queue, scheduling = queue_name(job, component), _spec(job).scheduling
+    if queue is None:
+        return {}
+    priority = scheduling.workload_priority_class if scheduling else None
+    return {names.LABEL_QUEUE: queue} | ({names.LABEL_QUEUE_PRIORITY: priority} if priority else {})
+
+
+def _topology(job: Job, component: names.Component) -> dict[str, str]:
+    """Kueue's annotation of the pods that are to be near each other."""
+    scheduling = _spec(job).scheduling
+    wanted = scheduling.topology if scheduling else None
+    if wanted is None or component is not names.Component.TRAINER:
+        return {}
+    return {names.ANNOTATION_TOPOLOGY.format(mode=wanted.mode.lower()): wanted.level or "true"}
 
 
 def _pod_spec(job: Job, settings: Settings, component: names.Component, image: str, config_name: str) -> Object:

@@ -77,6 +77,8 @@ class Job:
     generation: int
     created: datetime | None
     resource_version: str
+    queue_label: str | None
+    """Kueue's LocalQueue by the job's own label, which counts where the spec names none."""
     spec: FineTuneJobSpec | None
     spec_error: str
     status: FineTuneJobStatus
@@ -101,6 +103,7 @@ class Job:
             generation=meta.get("generation", 0),
             created=moment(meta.get("creationTimestamp")),
             resource_version=meta.get("resourceVersion", ""),
+            queue_label=(meta.get("labels") or {}).get(names.LABEL_QUEUE),
             spec=spec,
             spec_error=spec_error,
             status=status,
@@ -132,13 +135,19 @@ class ChildJob:
     failed: datetime | None
     failed_reason: str
     failed_message: str
+    nodes: int
+    """How many pods work together, each with a rank from 0."""
     failed_pods: int
-    """Failed pods that it counts, those included whose counting is not finished."""
+    """Failed pods that it counts, those included whose counting is not finished; of many that fail together, one."""
     backoff_limit: int
     is_suspended: bool
     is_ours_to_resume: bool
     """Whether the operator suspended it, and nobody else."""
     is_deleting: bool
+    queue: str | None = None
+    """Kueue's LocalQueue that it waits in."""
+    grace_seconds: int | None = None
+    """Seconds that its pods get to end."""
 
     @classmethod
     def from_object(cls, obj: Object) -> Self:
@@ -149,6 +158,7 @@ class ChildJob:
         complete, failed = ends.get("Complete", {}), ends.get("Failed", {})
         attempt = labels.get(names.LABEL_ATTEMPT, "0")
         uncounted = (status.get("uncountedTerminatedPods") or {}).get("failed") or []
+        nodes, failed_pods = obj["spec"].get("completions") or 1, (status.get("failed") or 0) + len(uncounted)
         return cls(
             name=meta["name"],
             uid=meta["uid"],
@@ -161,17 +171,62 @@ class ChildJob:
             failed=moment(failed.get("lastTransitionTime")),
             failed_reason=failed.get("reason", ""),
             failed_message=failed.get("message", ""),
-            failed_pods=(status.get("failed") or 0) + len(uncounted),
+            nodes=nodes,
+            failed_pods=min(failed_pods, 1) if nodes > 1 else failed_pods,  # one that failed has ended all
             backoff_limit=obj["spec"].get("backoffLimit", 6),
             is_suspended=bool(obj["spec"].get("suspend")),
             is_ours_to_resume=names.ANNOTATION_SUSPENDED_BY in (meta.get("annotations") or {}),
             is_deleting=bool(meta.get("deletionTimestamp")),
+            queue=labels.get(names.LABEL_QUEUE),
+            grace_seconds=obj["spec"]["template"]["spec"].get("terminationGracePeriodSeconds"),
         )
 
     @property
     def is_over(self) -> bool:
         """Whether the Job controller is done with it."""
         return self.completed is not None or self.failed is not None
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Kueue's record of a Job: whether it may run, and why not."""
+
+    name: str
+    uid: str
+    job_uid: str
+    cluster_queue: str
+    is_active: bool
+    """Whether it takes part in queueing; Kueue suspends the Job of one that does not."""
+    is_ours_to_activate: bool
+    """Whether the operator took it out of queueing, and nobody else."""
+    has_quota: bool
+    is_admitted: bool
+    words: str
+    """Why there is no quota yet."""
+    eviction_reason: str
+    """Why it was told to give its quota back, until it is admitted again."""
+    eviction_words: str
+
+    @classmethod
+    def from_object(cls, obj: Object) -> Self:
+        """Reads a Workload."""
+        meta, spec, status = obj["metadata"], obj.get("spec") or {}, obj.get("status") or {}
+        found = {one["type"]: one for one in status.get("conditions") or []}
+        reserved, evicted = found.get("QuotaReserved", {}), found.get("Evicted", {})
+        is_evicted = evicted.get("status") == "True"
+        return cls(
+            name=meta["name"],
+            uid=meta["uid"],
+            job_uid=(meta.get("labels") or {}).get(names.LABEL_QUEUED_JOB_UID, ""),
+            cluster_queue=(status.get("admission") or {}).get("clusterQueue", ""),
+            is_active=spec.get("active", True),
+            is_ours_to_activate=names.ANNOTATION_SUSPENDED_BY in (meta.get("annotations") or {}),
+            has_quota=reserved.get("status") == "True",
+            is_admitted=found.get("Admitted", {}).get("status") == "True",
+            words=reserved.get("message", ""),
+            eviction_reason=evicted.get("reason", "") if is_evicted else "",
+            eviction_words=evicted.get("message", "") if is_evicted else "",
+        )
 
 
 @dataclass(frozen=True)
@@ -183,6 +238,8 @@ class Pod:
     uid: str
     job_uid: str
     component: str
+    rank: int
+    """Its place among the pods of its Job; the first one is the run, and reports."""
     node: str | None
     ip: str | None
     phase: str
@@ -218,6 +275,7 @@ class Pod:
         waiting, running, terminated = state.get("waiting", {}), state.get("running", {}), state.get("terminated", {})
         spec = obj.get("spec") or {}
         owner = controller_of(obj)
+        index = (meta.get("annotations") or {}).get(names.ANNOTATION_INDEX, "")
         created, deleting = moment(meta.get("creationTimestamp")), moment(meta.get("deletionTimestamp"))
         grace = timedelta(seconds=meta.get("deletionGracePeriodSeconds") or 0)
         started = moment(terminated.get("startedAt") or running.get("startedAt"))
@@ -232,6 +290,7 @@ class Pod:
             uid=meta["uid"],
             job_uid=owner.get("uid", "") if owner.get("kind") == "Job" else "",
             component=(meta.get("labels") or {}).get(names.LABEL_COMPONENT, ""),
+            rank=int(index) if index.isdigit() else 0,
             node=spec.get("nodeName"),
             ip=status.get("podIP"),
             phase=status.get("phase", "Pending"),

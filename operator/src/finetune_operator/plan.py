@@ -1,7 +1,7 @@
 """The decision: what was observed and the time in, the next status and the next action out. No I/O."""
 
 from finetune_api.names import ConditionType, Reason
-from finetune_operator import accept, attempts, deadlines, parents, preflight, suspension
+from finetune_operator import accept, attempts, deadlines, kueue, parents, preflight, suspension
 from finetune_operator.conditions import Conditions
 from finetune_operator.draft import Decision, Draft
 from finetune_operator.errors import Denied, NameTaken, Refused
@@ -34,6 +34,7 @@ def plan(seen: Observed, settings: Settings) -> Decision:
 
 
 def _go_on(draft: Draft) -> None:
+    kueue.note(draft)
     suspension.decide(draft)
     deadlines.note_queued(draft)
     if draft.is_blocked and not draft.seen.own:

@@ -6,12 +6,12 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 from finetune_api.status import FineTuneJobStatus
-from finetune_operator import deadlines, events, parents
+from finetune_operator import deadlines, events, kueue, parents
 from finetune_operator.cluster import Cluster
 from finetune_operator.draft import Decision
 from finetune_operator.errors import ClusterError, Denied, Gone, NameTaken, Outdated, Refused, RetryLater
 from finetune_operator.metrics import Metrics
-from finetune_operator.objects import Job, Key, Object
+from finetune_operator.objects import ChildJob, Job, Key, Object, Workload
 from finetune_operator.plan import plan
 from finetune_operator.settings import Settings
 from finetune_operator.state import Memory, Observed
@@ -100,6 +100,7 @@ class Reconciler:
         relatives = await self._relatives(job)
         try:
             children = await self._cluster.list_children(job.key)
+            workloads = await self._workloads(job, children)
             pods = await self._cluster.list_pods(job.key)
         except Denied as problem:
             return Observed(job=job, now=self._clock(), relatives=relatives, obstacle=problem, is_blind=True)
@@ -108,9 +109,22 @@ class Reconciler:
             now=self._clock(),
             children=children,
             pods=self._memory.with_ends(job.key, pods),
+            workloads=workloads,
             relatives=relatives,
             reading=self._memory.readings.get(job.key),
         )
+
+    async def _workloads(self, job: Job, children: tuple[ChildJob, ...]) -> tuple[Workload, ...] | None:
+        """What Kueue says of the Jobs that it may hold; without the right to ask, nothing is known of it."""
+        held = [one for one in children if one.owner_uid == job.uid and kueue.may_hold(one)]
+        self._memory.expect(job.key, [one.uid for one in held])
+        if not held:
+            return None
+        try:
+            return await self._cluster.list_workloads(job.key, held)
+        except Denied as problem:
+            log.warning("%s: %s", job.key, problem)
+            return ()
 
     async def _relatives(self, job: Job) -> dict[str, Job | None]:
         """The jobs that this one waits for, read now, and those that they wait for, among which circles are found."""
@@ -150,6 +164,14 @@ class Reconciler:
                     log.info("%s: Job %s %s", seen.job.key, child.name, "suspended" if is_suspended else "resumed")
                     others = [one for one in seen.children if one.uid != child.uid]
                     seen = replace(seen, children=(*others, child))
+                elif decision.requeue:
+                    await self._cluster.move_to_queue(seen.job, *decision.requeue)
+                    return decision
+                elif workload := decision.deactivate or decision.activate:
+                    is_active = decision.activate is not None
+                    await self._cluster.set_active(seen.job, workload, is_active=is_active)
+                    log.info("%s: Workload %s active: %s", seen.job.key, workload.name, is_active)
+                    return decision
                 elif decision.look_at:
                     asked = decision.look_at
                     found = await self._cluster.list_warnings(seen.job.key.namespace, asked.kind, asked.uid)

@@ -5,6 +5,7 @@ from datetime import datetime
 
 from finetune_api.names import Reason
 from finetune_api.status import CurrentRun, DatasetStatus, FineTuneJobStatus, PreflightRuns, Run
+from finetune_operator import kueue, rounds
 from finetune_operator.draft import Draft
 from finetune_operator.evidence import (
     RESULT_FAILED,
@@ -16,6 +17,7 @@ from finetune_operator.evidence import (
     suspended_since,
 )
 from finetune_operator.objects import ChildJob, Pod
+from finetune_operator.rounds import End
 
 HISTORY = 10
 STALLED = "it answered, but did not move for stallTimeoutSeconds: raise it if a step may take that long"
@@ -36,17 +38,21 @@ def fold(draft: Draft, attempts: Sequence[ChildJob]) -> None:
     for pod in _ended(draft, [*number, *([deleted] if deleted else [])]):
         if not _is_counted(status, pod):
             child = number.get(pod.job_uid)
-            verdict = _judge(draft, pod, child)
-            attempt = child.attempt if child else status.attempts or 1
-            _append(status, _ended_run(draft, pod, verdict, attempt))
-            if verdict.report and verdict.report.checkpoint:
-                status.checkpoint = verdict.report.checkpoint
+            end = _end_of(draft, pod, child)
+            if end is None:
+                continue
             if child:
-                _count(status, verdict)
+                _count(status, end.verdict, child)
+            run = _ended_run(draft, pod, end, child)
+            _append(status, run)
+            if child is None or child.nodes == 1 or run.last_step:  # else it may have waited for the others
+                status.start_time = status.start_time or run.start_time
+            if end.verdict.report and end.verdict.report.checkpoint:
+                status.checkpoint = end.verdict.report.checkpoint
         if status.current_run and status.current_run.pod_uid == pod.uid:
             status.current_run = None
     _settle_missing(draft, attempts)
-    _count_unseen(status, attempts)
+    _count_unseen(draft, attempts)
 
 
 def fold_preflight(draft: Draft, pods: tuple[Pod, ...]) -> None:
@@ -77,8 +83,9 @@ def note_running(draft: Draft, child: ChildJob, pod: Pod) -> None:
 
 
 def _ended(draft: Draft, job_uids: Sequence[str]) -> list[Pod]:
+    """A run is a pod of the first rank; the ends of the others tell why it ended."""
     seen = draft.seen
-    pods = [pod for uid in job_uids for pod in seen.pods_of(uid) if pod.counts_as_run]
+    pods = [pod for uid in job_uids for pod in seen.pods_of(uid) if pod.counts_as_run and pod.rank == 0]
     return sorted(pods, key=lambda pod: (pod.ended or seen.now, pod.name))
 
 
@@ -89,6 +96,27 @@ def _is_counted(status: FineTuneJobStatus, pod: Pod) -> bool:
         return True
     oldest = known[0].end_time if len(known) >= HISTORY else None
     return oldest is not None and pod.ended is not None and pod.ended <= oldest
+
+
+def _end_of(draft: Draft, pod: Pod, child: ChildJob | None) -> End | None:
+    """How a run counts; None while another pod's end may still tell why."""
+    own = End(_judge(draft, pod, child), pod)
+    if child is None or child.nodes == 1 or own.verdict.reason == Reason.NO_PROGRESS:
+        return own
+    pods = draft.seen.pods_of(child.uid)
+    is_last = rounds.is_last(pod, pods)
+    peers = pods if is_last and child.failed_pods else rounds.of_the_time(pod, pods)
+    is_unseen = is_last and child.failed_pods > _failed_of(draft.status, child)
+    end = rounds.settle(own, _ends_of_peers(draft, peers, child), unseen=is_unseen)
+    is_open = end.verdict.result == RESULT_PREEMPTED or end.pod is None or (end.pod is pod and bool(pod.deleting))
+    left = rounds.seconds_to_wait(pod, pods, draft.seen.now) if is_open else 0.0
+    if left:
+        draft.decision.again_in(left)
+    return None if left else end
+
+
+def _ends_of_peers(draft: Draft, pods: Sequence[Pod], child: ChildJob) -> list[End]:
+    return [End(_judge(draft, pod, child), pod) for pod in pods if pod.rank and pod.counts_as_run]
 
 
 def _judge(draft: Draft, pod: Pod, child: ChildJob | None) -> Verdict:
@@ -104,11 +132,19 @@ def _judge(draft: Draft, pod: Pod, child: ChildJob | None) -> Verdict:
     if verdict.result == RESULT_SUCCEEDED or not pod.deleting:
         return verdict
     is_stopped = run is not None and run.stopping == Reason.USER_REQUESTED
+    return _of_suspension(draft, pod, child, verdict, is_stopped=is_stopped) or verdict
+
+
+def _of_suspension(draft: Draft, pod: Pod, child: ChildJob, verdict: Verdict, *, is_stopped: bool) -> Verdict | None:
+    """The verdict on a pod that was told to end with its Job: the user wanted it, Kueue, or somebody else."""
+    evicted = kueue.eviction(draft, child)
+    if evicted and not is_stopped:
+        return Verdict(RESULT_PREEMPTED, *evicted, report=verdict.report)
     if is_stopped or _is_suspension(draft, pod) or (child.is_suspended and child.is_ours_to_resume):
         return Verdict(RESULT_SUSPENDED, Reason.USER_REQUESTED, verdict.message, report=verdict.report)
     if child.is_suspended:
         return Verdict(RESULT_PREEMPTED, Reason.JOB_SUSPENDED, verdict.message, report=verdict.report)
-    return verdict
+    return None
 
 
 def _is_suspension(draft: Draft, pod: Pod) -> bool:
@@ -117,10 +153,11 @@ def _is_suspension(draft: Draft, pod: Pod) -> bool:
     return since is not None and pod.deletion_requested is not None and pod.deletion_requested >= since
 
 
-def _ended_run(draft: Draft, pod: Pod, verdict: Verdict, attempt: int) -> Run:
+def _ended_run(draft: Draft, pod: Pod, end: End, child: ChildJob | None) -> Run:
+    verdict = end.verdict
     return Run(
         run=(draft.status.runs or 0) + 1,
-        attempt=attempt,
+        attempt=child.attempt if child else draft.status.attempts or 1,
         pod_name=pod.name,
         pod_uid=pod.uid,
         node=pod.node,
@@ -129,7 +166,7 @@ def _ended_run(draft: Draft, pod: Pod, verdict: Verdict, attempt: int) -> Run:
         result=verdict.result,
         reason=verdict.reason,
         message=verdict.message[:1024],
-        exit_code=pod.exit_code,
+        exit_code=(end.pod or pod).exit_code,
         **_steps(draft, pod.uid, pod.started, verdict),
     )
 
@@ -140,8 +177,6 @@ def _append(status: FineTuneJobStatus, run: Run) -> None:
     if run.start_time and run.end_time:
         seconds = int((run.end_time - run.start_time).total_seconds())
         status.active_seconds = (status.active_seconds or 0) + max(0, seconds)
-    if run.start_time:
-        status.start_time = status.start_time or run.start_time
 
 
 def _steps(
@@ -159,10 +194,15 @@ def _steps(
     return {"last_step": progress.step, "resumed_from_step": progress.resumed_from_step}
 
 
-def _count(status: FineTuneJobStatus, verdict: Verdict) -> None:
+def _count(status: FineTuneJobStatus, verdict: Verdict, child: ChildJob) -> None:
+    """Of many pods the first failure ends the Job, so that nothing counts after it."""
+    is_single = child.nodes == 1
+    if not is_single and _failed_of(status, child):
+        return
+    is_the_jobs = verdict.reason != (Reason.RESULT_MISSING if is_single else Reason.NO_PROGRESS)
     if verdict.result == RESULT_FAILED:
         status.failures = (status.failures or 0) + 1
-        if status.job_ref and verdict.reason != Reason.RESULT_MISSING:
+        if status.job_ref and is_the_jobs:
             status.job_ref.failures = (status.job_ref.failures or 0) + 1
     if verdict.result == RESULT_PREEMPTED:
         status.preemptions = (status.preemptions or 0) + 1
@@ -192,13 +232,32 @@ def _settle_missing(draft: Draft, attempts: Sequence[ChildJob]) -> None:
 
 
 def _settle(draft: Draft, run: CurrentRun, child: ChildJob | None) -> None:
-    verdict = _judge_unseen(draft, run, child)
-    cut(draft, run, verdict.reason, verdict.message, verdict.result)
+    end = _unseen_end(draft, run, child)
+    verdict = end.verdict
+    cut(draft, run, verdict.reason, verdict.message, verdict.result, end.pod.exit_code if end.pod else None)
     if child:
-        _count(draft.status, verdict)
+        _count(draft.status, verdict, child)
 
 
-def cut(draft: Draft, run: CurrentRun, reason: str, message: str, result: str = RESULT_FAILED) -> None:
+def _unseen_end(draft: Draft, run: CurrentRun, child: ChildJob | None) -> End:
+    """What its Job says, unless another pod of that time has failed."""
+    own = End(_judge_unseen(draft, run, child), None)
+    if child is None or child.nodes == 1 or own.verdict.reason != Reason.UNOBSERVED:
+        return own
+    pods = draft.seen.pods_of(child.uid)
+    since = [pod for pod in pods if pod.ended and (run.start_time is None or pod.ended >= run.start_time)]
+    cause = rounds.first_cause(_ends_of_peers(draft, since, child))
+    return End(cause.named(), cause.pod) if cause else own
+
+
+def cut(  # noqa: PLR0917
+    draft: Draft,
+    run: CurrentRun,
+    reason: str,
+    message: str,
+    result: str = RESULT_FAILED,
+    exit_code: int | None = None,
+) -> None:
     """Ends the run that is written down as running, without its pod's own word; counts nothing but its time."""
     status = draft.status
     ended = Run(
@@ -212,6 +271,7 @@ def cut(draft: Draft, run: CurrentRun, reason: str, message: str, result: str = 
         result=result,
         reason=reason,
         message=message[:1024],
+        exit_code=exit_code,
         **_steps(draft, run.pod_uid, run.start_time),
     )
     _append(status, ended)
@@ -231,16 +291,49 @@ def _judge_unseen(draft: Draft, run: CurrentRun, child: ChildJob | None) -> Verd
     return Verdict(RESULT_PREEMPTED, Reason.UNOBSERVED, words)
 
 
-def _count_unseen(status: FineTuneJobStatus, attempts: Sequence[ChildJob]) -> None:
-    """Failed pods that the current Job has counted and that nobody saw: the operator was down, the pod is gone."""
+def _count_unseen(draft: Draft, attempts: Sequence[ChildJob]) -> None:
+    """Failed pods that the current Job has counted and that no run was: the operator was down, the pod is gone."""
+    status = draft.status
     current = next((one for one in attempts if status.job_ref and one.uid == status.job_ref.uid), None)
     if current is None or status.job_ref is None or status.current_run:
         return
     missing = current.failed_pods - _failed_of(status, current)
-    if missing > 0:
+    if missing > 0 and current.nodes > 1:
+        _count_without_run(draft, current)
+    elif missing > 0:
         status.failures = (status.failures or 0) + missing
         status.runs = (status.runs or 0) + missing
         status.job_ref.failures = current.failed_pods
+
+
+def _count_without_run(draft: Draft, child: ChildJob) -> None:
+    """Another pod has failed, and the first one has not run at that time: once all have ended, that is an entry too.
+
+    After the first one has published, how the others end says nothing, unless the Job has failed for it.
+    """
+    status, pods = draft.status, draft.seen.pods_of(child.uid)
+    is_done = child.completed is not None or (has_succeeded(status, child) and child.failed is None)
+    if is_done or any(not pod.is_over for pod in pods):
+        return
+    cause = rounds.first_cause(_ends_of_peers(draft, pods, child))
+    status.failures, status.runs = (status.failures or 0) + 1, (status.runs or 0) + 1
+    if status.job_ref:
+        status.job_ref.failures = 1
+    if cause and cause.pod:
+        verdict = cause.named()
+        entry = Run(
+            run=status.runs,
+            attempt=child.attempt,
+            pod_name=cause.pod.name,
+            pod_uid=cause.pod.uid,
+            node=cause.pod.node,
+            end_time=cause.pod.ended,
+            result=verdict.result,
+            reason=verdict.reason,
+            message=verdict.message[:1024],
+            exit_code=cause.pod.exit_code,
+        )
+        status.history = [*of(status), entry][-HISTORY:]
 
 
 def has_succeeded(status: FineTuneJobStatus, child: ChildJob) -> bool:

@@ -10,11 +10,12 @@ from datetime import datetime
 from finetune_api.handoff import ProgressReport
 from finetune_operator.errors import ClusterError
 from finetune_operator.families import Families
-from finetune_operator.objects import ChildJob, Job, Key, Object, Pod
+from finetune_operator.objects import ChildJob, Job, Key, Object, Pod, Workload
 from finetune_operator.parents import Relatives
 
 MAX_JOBS_WITH_ENDS = 4096
-MAX_ENDS_PER_JOB = 64
+MAX_ENDS_PER_JOB = 192
+"""Three times as many as the most pods that end together."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,8 @@ class Observed:
     now: datetime
     children: tuple[ChildJob, ...] = ()
     pods: tuple[Pod, ...] = ()
+    workloads: tuple[Workload, ...] | None = None
+    """Kueue's Workloads of the own Jobs; None where there is no Kueue, or nothing to ask it."""
     relatives: Relatives = field(default_factory=dict)
     reading: Reading | None = None
     warnings: Warnings | None = None
@@ -72,6 +75,10 @@ class Observed:
         """Names of what is still there of an earlier FineTuneJob of the same name."""
         return tuple(sorted(child.name for child in self.children if child.owner_uid != self.job.uid))
 
+    def workload_of(self, child: ChildJob) -> Workload | None:
+        """What Kueue knows of that Job."""
+        return next((one for one in self.workloads or () if one.job_uid == child.uid), None)
+
     def pods_of(self, job_uid: str) -> tuple[Pod, ...]:
         """The pods whose controller is that Job, oldest first."""
         mine = [pod for pod in self.pods if pod.job_uid and pod.job_uid == job_uid]
@@ -85,6 +92,8 @@ class Memory:
     ends: OrderedDict[Key, dict[str, Pod]] = field(default_factory=OrderedDict)
     targets: dict[Key, Target] = field(default_factory=dict)
     readings: dict[Key, Reading] = field(default_factory=dict)
+    queued: dict[str, Key] = field(default_factory=dict)
+    """By the UID of a Job that Kueue holds, the FineTuneJob to look at when its Workload changes."""
     last_event: dict[str, float] = field(default_factory=dict)
     families: Families = field(default_factory=Families)
 
@@ -122,8 +131,14 @@ class Memory:
         else:
             self.targets[key] = target
 
+    def expect(self, key: Key, job_uids: Iterable[str]) -> None:
+        """Notes the Jobs whose Workloads matter to a FineTuneJob."""
+        self.queued = {uid: other for uid, other in self.queued.items() if other != key}
+        self.queued.update(dict.fromkeys(job_uids, key))
+
     def forget(self, key: Key) -> None:
         """Drops what is kept of a job that is finished or deleted; who waits for it is for the watch to say."""
         self.ends.pop(key, None)
         self.targets.pop(key, None)
         self.readings.pop(key, None)
+        self.expect(key, ())

@@ -1,11 +1,11 @@
 """Suspend and resume: what the user wants is written first, then done to the Job, and costs no counter."""
 
 from finetune_api.names import ConditionType, Reason
-from finetune_operator import trouble
+from finetune_operator import kueue, trouble
 from finetune_operator.draft import SOON_SECONDS, Draft
 from finetune_operator.errors import Refused
 from finetune_operator.evidence import suspended_since
-from finetune_operator.objects import ChildJob, Pod
+from finetune_operator.objects import ChildJob, Pod, Workload
 
 C, R = ConditionType, Reason
 
@@ -16,6 +16,8 @@ def decide(draft: Draft) -> None:
     if draft.spec.suspend:
         draft.conditions.set(C.SUSPENDED, "True", R.USER_REQUESTED)
         draft.is_blocked = True
+    elif foreign and kueue.is_queued(draft, foreign):
+        draft.conditions.set(C.SUSPENDED, "True", R.QUEUED_BY_KUEUE, f"Job {foreign.name}")
     elif foreign and not foreign.is_over:
         draft.conditions.set(C.SUSPENDED, "True", R.JOB_SUSPENDED, f"Job {foreign.name}")
     else:
@@ -33,36 +35,51 @@ def is_held(draft: Draft, child: ChildJob, pods: tuple[Pod, ...]) -> bool:
     if child.is_suspended and child.is_ours_to_resume:
         _release(draft, child, alive)
         return True
+    workload = draft.seen.workload_of(child)
+    if workload and not workload.is_active and workload.is_ours_to_activate:
+        _release(draft, child, alive, workload)
+        return True
     run = draft.status.current_run
     if run and run.stopping == R.USER_REQUESTED and any(pod.uid == run.pod_uid and not pod.deleting for pod in alive):
         run.stopping = None  # the wish was taken back before anything came of it
     if child.is_suspended:
-        draft.conditions.set(C.RUNNING, "False", R.JOB_SUSPENDED, f"Job {child.name}")
+        reason = R.QUEUED_BY_KUEUE if kueue.is_queued(draft, child) else R.JOB_SUSPENDED
+        _show_stopping(draft, alive, reason, f"Job {child.name}")
     return child.is_suspended
 
 
 def _hold(draft: Draft, child: ChildJob, alive: list[Pod]) -> None:
     run = draft.status.current_run
-    if run and not run.stopping and any(pod.uid == run.pod_uid for pod in alive):
+    if run and not run.stopping and any(pod.uid == run.pod_uid and not pod.deleting for pod in alive):
         run.stopping = R.USER_REQUESTED
     is_written = suspended_since(draft.stored) is not None and draft.stored.current_run == draft.status.current_run
-    lost = next((pod for pod in alive if trouble.is_lost(pod, draft.seen.now)), None)
     if isinstance(draft.seen.obstacle, Refused):
         return
+    _show_stopping(draft, alive, R.NOT_STARTED)
+    workload = draft.seen.workload_of(child)
+    if not is_written:
+        draft.decision.again_in(0)
+    elif workload:
+        draft.decision.deactivate = workload if workload.is_active else None
+    elif child.is_suspended and kueue.may_hold(child):
+        draft.decision.again_in(SOON_SECONDS)  # Kueue has no Workload for it yet, and may make one
+    elif not child.is_suspended and not child.is_deleting:
+        draft.decision.suspend = child
+
+
+def _show_stopping(draft: Draft, alive: list[Pod], reason: Reason, detail: str = "") -> None:
+    """What still runs of a Job that is to have no pods, or why it has none."""
+    lost = next((pod for pod in alive if trouble.is_lost(pod, draft.seen.now)), None)
     if lost:
         draft.conditions.set(C.RUNNING, "Unknown", R.NODE_LOST, trouble.lost_sentence(lost))
     elif alive:
         draft.conditions.set(C.RUNNING, "False", R.STOPPING, alive[0].name)
         draft.decision.again_in(trouble.LOST_SECONDS)
     else:
-        draft.conditions.set(C.RUNNING, "False", R.NOT_STARTED)
-    if not is_written:
-        draft.decision.again_in(0)
-    elif not child.is_suspended and not child.is_deleting:
-        draft.decision.suspend = child
+        draft.conditions.set(C.RUNNING, "False", reason, detail)
 
 
-def _release(draft: Draft, child: ChildJob, alive: list[Pod]) -> None:
+def _release(draft: Draft, child: ChildJob, alive: list[Pod], workload: Workload | None = None) -> None:
     """Only when nothing of the time before runs any more, for two trainers must never run at once."""
     lost = next((pod for pod in alive if trouble.is_lost(pod, draft.seen.now)), None)
     if lost:
@@ -76,5 +93,9 @@ def _release(draft: Draft, child: ChildJob, alive: list[Pod]) -> None:
         draft.decision.again_in(SOON_SECONDS)
     elif suspended_since(draft.stored):
         draft.decision.again_in(0)
-    elif not draft.is_blocked:
+    elif draft.is_blocked:
+        return
+    elif workload:
+        draft.decision.activate = workload
+    else:
         draft.decision.resume = child

@@ -22,6 +22,7 @@ VALIDATION = "give either validation or validationSplitPercent"
 LENGTH = "give at most one of numTrainEpochs and maxSteps"
 WARMUP = "warmupSteps is a fraction"
 KEYS = "each key must match"
+TOPOLOGY = "modes Required and Preferred need a level"
 EARLY = "earlyStopping needs held-out rows"
 MODEL = "must be hf://owner/name, or s3://bucket/path"
 DATA = "must be hf://datasets/owner/name[/path], or s3://bucket/path"
@@ -226,6 +227,18 @@ AT_CREATION = [
         {"resources": {"requests": {"cpu": 4, "example.com/gpu": "1", "memory": "24Gi"}}},
         {"resources": {"requests": {"a b": "1"}}},
         "spec.resources.requests",
+    ),
+    (
+        TOPOLOGY,
+        {"scheduling": {"queueName": "team-a", "topology": {"mode": "Required", "level": "example.com/rack"}}},
+        {"scheduling": {"topology": {"mode": "Preferred"}}},
+        "spec.scheduling.topology.level",
+    ),
+    (
+        TOPOLOGY,
+        {"scheduling": {"topology": {"mode": "Unconstrained"}}},
+        {"scheduling": {"topology": {"mode": "Unconstrained", "level": "rack"}}},
+        "spec.scheduling.topology.level",
     ),
     (EARLY, SPLIT | {"earlyStopping": {"patience": 2}}, {"earlyStopping": {"patience": 2}}, "spec.earlyStopping"),
 ]

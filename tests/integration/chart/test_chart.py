@@ -22,7 +22,9 @@ RIGHTS = {
     ("batch", "jobs"): ["get", "list", "watch", "create", "patch", "delete"],
     ("", "pods"): ["list", "watch"],
     ("", "configmaps"): ["get", "list", "create", "delete"],
+    ("", "services"): ["get", "list", "create", "delete"],
     ("", "events"): ["list", "create"],
+    ("kueue.x-k8s.io", "workloads"): ["list", "watch", "patch"],
 }
 
 

@@ -11,6 +11,7 @@ from finetune_api.crd import build_crd, crd_yaml, generated_files
 from finetune_api.spec import FineTuneJobSpec
 
 ROOT = Path(__file__).parents[3]
+EXAMPLES = sorted((ROOT / "crds" / "examples").rglob("*.yaml"))
 
 
 def nodes(node: dict[str, Any], path: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -85,7 +86,7 @@ def test_the_crd_stays_small_enough_for_a_client_side_apply() -> None:
     assert len(crd_yaml()) < 200_000
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "crds" / "examples").glob("*.yaml")), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
 def test_an_example_is_a_valid_job(path: Path) -> None:
     for document in yaml.safe_load_all(path.read_text(encoding="utf-8")):
         if document["kind"] == "FineTuneJob":

@@ -89,7 +89,7 @@ class Scene:
                 return decision
         raise AssertionError("the plan does not settle")
 
-    def pod(self, job: str, name: str = "", **status: Any) -> Object:
+    def pod(self, job: str, name: str = "", *, rank: int = 0, **status: Any) -> Object:
         """A pod of a Job, as the Job controller makes it."""
         name = name or f"{job}-{len(self.pods)}"
         template = self.children[job]["spec"]["template"]
@@ -100,12 +100,20 @@ class Scene:
                 "uid": f"{name}-uid",
                 "creationTimestamp": stamp(len(self.pods)),
                 "labels": template["metadata"]["labels"],
+                "annotations": {names.ANNOTATION_INDEX: str(rank)},
                 "ownerReferences": [{"kind": "Job", "uid": f"{job}-uid", "controller": True}],
             },
             "spec": template["spec"],
             "status": {"phase": "Pending"} | status,
         }
         return self.pods[name]
+
+    def set_of(self, job: str, nodes: int = 2, *, runs: bool = True) -> list[Object]:
+        """One pod of each rank."""
+        pods = [self.pod(job, rank=rank) for rank in range(nodes)]
+        for pod in pods if runs else ():
+            self.run(pod)
+        return pods
 
     def run(self, pod: Object, ip: str = "10.0.0.7") -> None:
         state = {"running": {"startedAt": stamp()}}

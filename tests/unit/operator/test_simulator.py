@@ -4,7 +4,9 @@ import asyncio
 from datetime import timedelta
 from typing import Any
 
+import job_operator
 import job_world
+import kueue_world
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -29,6 +31,8 @@ PATIENCE = 200
 class Simulator(RuleBasedStateMachine):
     """What happens around a job; each rule is one event, each look of the operator may be interrupted by another."""
 
+    nodes = 1
+
     @initialize(
         backoff=st.integers(0, 2),
         preemptions=st.sampled_from([0, 1, 20]),
@@ -36,14 +40,22 @@ class Simulator(RuleBasedStateMachine):
         deadline=st.sampled_from([None, 500]),
         start=st.sampled_from([None, 900]),
         steps=st.integers(0, 8),
+        queued=st.booleans(),
     )
-    def create(self, backoff: int, preemptions: int, suspended: bool, deadline: Any, start: Any, steps: int) -> None:  # noqa: PLR0917
+    def create(  # noqa: PLR0917
+        self, backoff: int, preemptions: int, suspended: bool, deadline: Any, start: Any, steps: int, queued: bool
+    ) -> None:
         spec = {"backoffLimit": backoff, "maxPreemptions": preemptions, "suspend": suspended, "stallTimeoutSeconds": 60}
         spec |= {"activeDeadlineSeconds": deadline} if deadline else {}
         spec |= {"startDeadlineSeconds": start} if start else {}
+        spec["resources"] = {"nodes": self.nodes}
         self.loop = asyncio.new_event_loop()
-        self.world = job_world.World(**spec)
-        self.one, self.other = job_world.Operator(self.world, self.loop), job_world.Operator(self.world, self.loop)
+        self.queued = kueue_world.QueuedWorld(**spec, scheduling={"queueName": "team"}) if queued else None
+        self.world = self.queued or job_world.World(**spec)
+        self.one, self.other = (
+            job_operator.Operator(self.world, self.loop),
+            job_operator.Operator(self.world, self.loop),
+        )
         self.before = self.world.status()
         self.final: Any = None
         for _ in range(steps):
@@ -63,7 +75,7 @@ class Simulator(RuleBasedStateMachine):
                 for pod in self.world.pods_in("Running")[:1]:
                     self.world.end(pod, 75, self.world.report("Preempted"))
 
-        return {"crash": job_world.crash, "lost answer": job_world.lose_answer}.get(kind, happen)
+        return {"crash": job_operator.crash, "lost answer": job_operator.lose_answer}.get(kind, happen)
 
     @rule(at=st.integers(1, 12), kind=st.sampled_from(INTERRUPTIONS))
     def the_operator_looks(self, at: int, kind: str) -> None:
@@ -72,6 +84,7 @@ class Simulator(RuleBasedStateMachine):
     @rule()
     def things_go_on(self) -> None:
         """The controller works, a pod starts, preflight passes, and the operator looks in peace."""
+        self.kueue_works(has_room=True)
         self.world.control()
         for pod in self.world.pods_in("Running"):
             if self.world.component(pod) == names.Component.PREFLIGHT:
@@ -100,6 +113,17 @@ class Simulator(RuleBasedStateMachine):
     @rule(heartbeat=st.integers(1, 2))
     def the_trainer_answers(self, heartbeat: int) -> None:
         self.one.pull(heartbeat)
+
+    @rule(has_room=st.booleans())
+    def kueue_works(self, has_room: bool) -> None:
+        if self.queued:
+            self.queued.queue(has_room=has_room)
+
+    @precondition(lambda self: self.queued and self.queued.admitted())
+    @rule(reason=st.sampled_from(["Preempted", "ClusterQueueStopped"]))
+    def kueue_takes_the_quota_back(self, reason: str) -> None:
+        if self.queued:
+            self.queued.evict_workload(self.queued.admitted()[0], reason, "words")
 
     @rule()
     def the_job_controller_works(self) -> None:
@@ -137,7 +161,7 @@ class Simulator(RuleBasedStateMachine):
     def somebody_suspends_a_job(self, data: Any, is_suspended: bool) -> None:
         name = data.draw(st.sampled_from(sorted(self.world.jobs)))
         note = self.world.jobs[name]["metadata"]["annotations"].get(names.ANNOTATION_SUSPENDED_BY)
-        if note is None:
+        if note is None and not self.queued:
             self.world.suspend_job(name, {}, is_suspended=is_suspended)
 
     @precondition(lambda self: self.world.jobs)
@@ -146,30 +170,43 @@ class Simulator(RuleBasedStateMachine):
         self.world.remove_job(data.draw(st.sampled_from(sorted(self.world.jobs))))
 
     @precondition(lambda self: self.world.pods_in("Pending"))
-    @rule()
-    def a_pod_starts(self) -> None:
-        self.world.start(self.world.pods_in("Pending")[0])
+    @rule(which=st.integers(0, 1))
+    def a_pod_starts(self, which: int) -> None:
+        self.world.start(self._one_of("Pending", which))
 
     @precondition(lambda self: self.world.pods_in("Running"))
-    @rule()
-    def a_pod_does_its_work(self) -> None:
-        self.world.publish(self.world.pods_in("Running")[0])
+    @rule(which=st.integers(0, 1))
+    def a_pod_does_its_work(self, which: int) -> None:
+        self.world.publish(self._one_of("Running", which))
 
     @precondition(lambda self: self.world.pods_in("Running"))
-    @rule(code=st.sampled_from(CODES), reported=st.booleans())
-    def a_pod_ends(self, code: int, reported: bool) -> None:
+    @rule(which=st.integers(0, 1), code=st.sampled_from(CODES), reported=st.booleans())
+    def a_pod_ends(self, which: int, code: int, reported: bool) -> None:
         message = self.world.report("Failed" if code else "Preempted") if reported else "last words"
-        self.world.end(self.world.pods_in("Running")[0], code, message, "OOMKilled" if code == 137 else "Error")
+        self.world.end(self._one_of("Running", which), code, message, "OOMKilled" if code == 137 else "Error")
 
     @precondition(lambda self: self.world.pods_in("Running") or self.world.pods_in("Pending"))
-    @rule()
-    def a_pod_is_evicted(self) -> None:
-        self.world.evict((self.world.pods_in("Running") or self.world.pods_in("Pending"))[0])
+    @rule(which=st.integers(0, 1))
+    def a_pod_is_evicted(self, which: int) -> None:
+        self.world.evict(self._one_of("Running" if self.world.pods_in("Running") else "Pending", which))
+
+    def _one_of(self, phase: str, which: int) -> Any:
+        found = self.world.pods_in(phase)
+        return found[which % len(found)]
 
     @invariant()
     def there_are_never_two_trainers(self) -> None:
-        assert len(self.world.live_trainers()) <= 1
+        seats = self.world.live_seats()
+        assert len({job for job, _ in seats}) <= 1
+        assert len(seats) == len(set(seats))
+        assert all(rank < self.nodes for _, rank in seats)
         assert self.one.surprises() == self.other.surprises() == 0
+
+    @invariant()
+    def a_round_counts_once(self) -> None:
+        """Each trainer of the first rank, and each Job in which none ran at the time of the failure."""
+        status = self.world.status()
+        assert (status.failures or 0) + (status.preemptions or 0) <= self.world.rounds + (status.attempts or 0)
 
     @invariant()
     def complete_has_a_manifest(self) -> None:
@@ -229,17 +266,19 @@ class Simulator(RuleBasedStateMachine):
         for _ in range(PATIENCE):
             if self.world.is_finished:
                 break
-            for name, job in self.world.jobs.items():
+            for name, job in self.world.jobs.items() if not self.queued else ():
                 if names.ANNOTATION_SUSPENDED_BY not in job["metadata"]["annotations"]:
                     self.world.suspend_job(name, {}, is_suspended=False)
             self._step(works=True)
         assert self.world.is_finished, self.world.job["status"]
         self.what_is_known_only_grows()
+        self.a_round_counts_once()
         version = self.world.version
         self.one.look()
         assert self.world.version == version
 
     def _step(self, *, works: bool) -> None:
+        self.kueue_works(has_room=True)
         self.world.control()
         for pod in list(self.world.pods.values()):
             if "deletionTimestamp" in pod["metadata"] and pod["status"]["phase"] == "Running":
@@ -255,8 +294,40 @@ class Simulator(RuleBasedStateMachine):
             check()
 
 
+class PairSimulator(Simulator):
+    """The same with two pods that train together, of which one may follow the other into its end."""
+
+    nodes = 2
+
+    @invariant()
+    def an_attempt_fails_once(self) -> None:
+        """A trainer that did not move may end by itself before its Job is removed, which then goes on."""
+        status = self.world.status()
+        stalls = sum(run.reason == "NoProgress" for run in status.history or [])
+        assert (status.failures or 0) <= (status.attempts or 0) + stalls
+
+    @precondition(lambda self: self.world.pods_in("Running"))
+    @rule(which=st.integers(0, 1), code=st.sampled_from([1, 65, 75, 137]), is_seen=st.booleans())
+    def a_pod_ends_and_the_other_follows(self, which: int, code: int, is_seen: bool) -> None:
+        self.world.end(self._one_of("Running", which), code, "last words")
+        if is_seen:
+            self.one.hear()
+            self.one.look()
+        for pod in self.world.pods_in("Running"):
+            self.world.end(pod, 75, self.world.report("Preempted", reason="PeerLost"))
+
+    @precondition(lambda self: self.world.pods_in("Running"))
+    @rule(which=st.integers(0, 1))
+    def a_pod_is_evicted_and_all_end(self, which: int) -> None:
+        self.world.evict(self._one_of("Running", which))
+        self.a_told_pod_ends()
+        for pod in self.world.pods_in("Running"):
+            self.world.end(pod, 75, self.world.report("Preempted"))
+
+
 TestSimulator = Simulator.TestCase
-TestSimulator.settings = settings(
+TestPairSimulator = PairSimulator.TestCase
+TestSimulator.settings = TestPairSimulator.settings = settings(
     max_examples=100,
     stateful_step_count=30,
     deadline=None,

@@ -149,12 +149,13 @@ class Checkpoints:
         if self._is_off or step == self.last_step:
             return
         self._reporter.stage("Saving")
+        began = time.monotonic()
         folder = self._workspace / "checkpoint"
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         try:
             write(folder)
-            self._upload(step, folder)
+            self._upload(step, folder, began)
         except StorageUnavailable as error:
             if self._stop.is_set():
                 raise
@@ -196,7 +197,7 @@ class Checkpoints:
         logger.info("going on from %s", uri)
         return directory
 
-    def _upload(self, step: int, folder: Path) -> None:
+    def _upload(self, step: int, folder: Path, began: float) -> None:
         uri, on_bytes = self._folder(step), self._reporter.beat
         files = [
             ManifestFile(path=path.name, size=path.stat().st_size, sha256=sha256_file(path, on_bytes))
@@ -223,7 +224,7 @@ class Checkpoints:
         data = manifest.model_dump_json(by_alias=True, indent=2).encode()
         self._storage.put(join(uri, Artifact.MANIFEST), data)
         self.last_step = step
-        self._tell(manifest, data)
+        self._tell(manifest, data, time.monotonic() - began)
 
     def _thin_out(self) -> None:
         folders = listed_quietly(self.uri, self._storage)
@@ -231,10 +232,15 @@ class Checkpoints:
         for step in superseded(folders, whole, self._kept):
             remove_quietly(self._folder(step), folders[step], self._storage)
 
-    def _tell(self, manifest: CheckpointManifest, data: bytes) -> None:
-        digest = hashlib.sha256(data).hexdigest()
-        uri, saved = self._folder(manifest.step), manifest.saved_time
-        self._reporter.note_checkpoint(CheckpointStatus(uri=uri, step=manifest.step, saved_time=saved, sha256=digest))
+    def _tell(self, manifest: CheckpointManifest, data: bytes, seconds: float | None = None) -> None:
+        told = CheckpointStatus(
+            uri=self._folder(manifest.step),
+            step=manifest.step,
+            saved_time=manifest.saved_time,
+            sha256=hashlib.sha256(data).hexdigest(),
+            save_seconds=seconds,
+        )
+        self._reporter.note_checkpoint(told)
 
     def _folder(self, step: int) -> str:
         return join(self.uri, FOLDER.format(step))
