@@ -21,7 +21,7 @@ from kubernetes import config
 from rows import colour_rows, jsonl
 from tiny_model import make_tiny_model
 from user import BUCKET, Bench, kubectl, secret
-from victims import STEPS, Faults, Victim, run_side_by_side
+from victims import Faults, Victim, run_side_by_side
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
 
@@ -38,6 +38,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--trainer-kills", type=int, default=20, help="SIGKILLs of trainers (20)")
     parser.add_argument("--evictions", type=int, default=20, help="evictions of trainers (20)")
     parser.add_argument("--jobs", type=int, default=10, help="least number of jobs (10)")
+    parser.add_argument("--steps", type=int, default=300, help="steps of each training (300)")
     parser.add_argument("--parallel", type=int, default=2, help="jobs at a time (2)")
     parser.add_argument("--longest-pause", type=float, default=12.0, help="longest life of an operator, seconds (12)")
     parser.add_argument("--minutes", type=float, default=50.0, help="after so long no further job is started (50)")
@@ -77,7 +78,7 @@ def disturb(bench: Bench, asked: argparse.Namespace) -> tuple[list[Victim], Oper
     """Jobs until every kill is done, and at least as many as were asked for, and the operator's killer."""
     over = threading.Event()
     killer = OperatorKiller(asked.seed, asked.kills, asked.longest_pause, over)
-    deck = Faults(asked.seed + 1, asked.trainer_kills, asked.evictions, asked.jobs)
+    deck = Faults(asked.seed + 1, asked.trainer_kills, asked.evictions, asked.jobs, asked.steps)
     count = 0
 
     def make() -> Victim | None:
@@ -87,7 +88,7 @@ def disturb(bench: Bench, asked: argparse.Namespace) -> tuple[list[Victim], Oper
             return None
         count += 1
         say(f"job {count} starts; the operator was killed {killer.done} times so far")
-        return Victim(bench, f"victim-{count}", deck.deal())
+        return Victim(bench, f"victim-{count}", asked.steps, deck.deal())
 
     def end(victim: Victim) -> None:
         deck.take_back(victim)
@@ -123,7 +124,7 @@ def table(
         "kills of the operator": f"{killer.done} ({killer.by_process} SIGKILL, {killer.by_pod} pods deleted by force)",
         "SIGKILLs of trainers": sum(one.kills for one in lived),
         "evictions of trainers": sum(one.evictions for one in lived),
-        "jobs": f"{len(lived)}, {asked.parallel} at a time, {STEPS} steps each",
+        "jobs": f"{len(lived)}, {asked.parallel} at a time, {asked.steps} steps each",
         "runs": sum(one.status.get("runs", 0) for one in lived),
         "jobs Complete": sum(one.status.get("phase") == "Succeeded" for one in lived),
         "jobs with the losses and, bit for bit, the weights of the undisturbed one": same,
@@ -147,7 +148,7 @@ def main() -> int:
     asked = arguments()
     bench = prepare()
     say(f"namespace {bench.namespace}; a job that nobody disturbs")
-    whole = Victim(bench, "whole", [])
+    whole = Victim(bench, "whole", asked.steps, [])
     whole.live()
     tell(whole)
     lived, killer = disturb(bench, asked)

@@ -13,22 +13,26 @@ import faults
 from kubernetes.client.exceptions import ApiException
 from user import Bench, Job
 
-STEPS = 500
+HYPERPARAMETERS = {
+    "perDeviceTrainBatchSize": 4,
+    "gradientAccumulationSteps": 1,
+    "maxLength": 128,
+    "learningRate": 1e-3,
+}
 SPEC: dict[str, Any] = {
-    "hyperparameters": {
-        "maxSteps": STEPS,
-        "perDeviceTrainBatchSize": 4,
-        "gradientAccumulationSteps": 1,
-        "maxLength": 128,
-        "learningRate": 1e-3,
-    },
     "tuning": {"method": "LoRA"},
-    "evaluation": {"steps": 100},
-    "checkpoint": {"steps": 30},
-    "resources": {"gpusPerNode": 0, "requests": {"cpu": "100m", "memory": "512Mi"}},
+    "resources": {"gpusPerNode": 0, "requests": {"cpu": "500m", "memory": "512Mi"}},
     "preflight": {"resources": {"requests": {"cpu": "100m", "memory": "256Mi"}}},
     "backoffLimit": 10,
 }
+
+
+def spec(steps: int) -> dict[str, Any]:
+    """A job of so many steps, which saves eight times."""
+    pace = {"evaluation": {"steps": steps // 2}, "checkpoint": {"steps": max(1, steps // 8)}}
+    return SPEC | pace | {"hyperparameters": HYPERPARAMETERS | {"maxSteps": steps}}
+
+
 COUNTERS = ("attempts", "runs", "failures", "preemptions")
 LONGEST_SECONDS = 1500.0
 
@@ -48,6 +52,7 @@ class Victim:
 
     bench: Bench
     name: str
+    steps: int
     plan: list[tuple[int, str]]
     kills: int = 0
     evictions: int = 0
@@ -59,7 +64,7 @@ class Victim:
     def live(self) -> None:
         """From creation to the end, with its faults."""
         began = time.monotonic()
-        job = self.bench.apply(self.name, **SPEC)
+        job = self.bench.apply(self.name, **spec(self.steps))
         hit: set[str] = set()
         while time.monotonic() - began < LONGEST_SECONDS:
             self._look(job)
@@ -89,7 +94,7 @@ class Victim:
             for pod in job.pods()
             if pod.status.phase == "Running" and not pod.metadata.deletion_timestamp and pod.metadata.uid not in hit
         ]
-        if not pods or not step <= faults.step_of(pods[0]) < STEPS:
+        if not pods or not step <= faults.step_of(pods[0]) < self.steps:
             return False
         if not (faults.kill_process(pods[0]) if kind == "kill" else faults.evict(pods[0])):
             return False
@@ -126,11 +131,11 @@ class Victim:
 class Faults:
     """Deals out the trainers' faults: as many as are left for the jobs that are left, in random order."""
 
-    def __init__(self, seed: int, kills: int, evictions: int, jobs: int) -> None:
+    def __init__(self, seed: int, kills: int, evictions: int, jobs: int, steps: int) -> None:
         self._random = random.Random(seed)
         self._deck = ["kill"] * kills + ["evict"] * evictions
         self._random.shuffle(self._deck)
-        self._jobs = jobs
+        self._jobs, self._steps = jobs, steps
 
     @property
     def left(self) -> int:
@@ -146,7 +151,7 @@ class Faults:
         count = -(-len(self._deck) // max(self._jobs, 1))
         self._jobs -= 1
         dealt, self._deck = self._deck[:count], self._deck[count:]
-        steps = sorted(self._random.randint(STEPS // 20, STEPS * 3 // 4) for _ in dealt)
+        steps = sorted(self._random.randint(self._steps // 20, self._steps * 3 // 4) for _ in dealt)
         return list(zip(steps, dealt, strict=True))
 
 
