@@ -117,9 +117,10 @@ def table(
     results = [one.result for one in lived if one.result]
     same = sum(one == whole.result for one in results)
     faults = f"--kills {asked.kills} --trainer-kills {asked.trainer_kills} --evictions {asked.evictions}"
-    pace = f"--jobs {asked.jobs} --longest-pause {asked.longest_pause:g} --seed {asked.seed}"
+    size = f"--jobs {asked.jobs} --parallel {asked.parallel} --steps {asked.steps} --minutes {asked.minutes:g}"
+    pace = f"--longest-pause {asked.longest_pause:g} --seed {asked.seed}"
     rows = {
-        "command": f"`chaos.py {faults} {pace}`",
+        "command": f"`chaos.py {faults} {size} {pace}`",
         "duration": f"{(time.monotonic() - BEGAN) / 60:.1f} minutes",
         "kills of the operator": f"{killer.done} ({killer.by_process} SIGKILL, {killer.by_pod} pods deleted by force)",
         "SIGKILLs of trainers": sum(one.kills for one in lived),
