@@ -56,6 +56,9 @@ CONDITIONS: dict[str, Condition] = {
     "has(self.uri) != has(self.fromParent)": lambda adapter: (adapter.uri is None) != (adapter.from_parent is None),
     "has(self.uri) != has(self.jobRef)": lambda source: (source.uri is None) != (source.job_ref is None),
     "has(self.rewardModel) != has(self.rewards)": lambda rlhf: (rlhf.reward_model is None) != (rlhf.rewards is None),
+    "(self.mode == 'Unconstrained') != has(self.level)": lambda topology: (
+        (topology.mode == "Unconstrained") != (topology.level is not None)
+    ),
     "(self.type == 'Length') == has(self.targetTokens)": lambda reward: (
         (reward.type == "Length") == (reward.target_tokens is not None)
     ),
