@@ -64,6 +64,7 @@ types: setup ## mypy, strict
 	for scripts in tests/cluster tests/demo; do \
 	  (cd $$scripts && MYPYPATH=. ../../$(BIN)/mypy --config-file ../../pyproject.toml *.py); \
 	done
+	cd tests/chaos && MYPYPATH=.:../e2e:../fixtures ../../$(BIN)/mypy --config-file ../../pyproject.toml *.py
 
 .PHONY: unit
 unit: setup ## Unit tests: seconds, no network
@@ -84,6 +85,18 @@ test: lint types unit integration e2e ## Everything: lint, types, unit, integrat
 .PHONY: bench
 bench: setup ## Speed of the data front door and of training, as ratios to other ways (apart from `make test`)
 	for script in check_data training_speed; do $(BIN)/python tests/bench/$$script.py; done
+
+KILLS ?= 200
+TRAINER_KILLS ?= 20
+EVICTIONS ?= 20
+JOBS ?= 10
+CHAOS_ARGS ?=
+
+.PHONY: chaos
+chaos: setup ## Kill operator and trainers on a real cluster, up to an hour (KILLS= TRAINER_KILLS= EVICTIONS= JOBS= CHAOS_ARGS=--help)
+	$(MAKE) deploy CLUSTER=$(CLUSTER)
+	eval "$$($(MAKE) -s env CLUSTER=$(CLUSTER))"; PYTHONPATH=tests/e2e:tests/fixtures $(BIN)/python tests/chaos/chaos.py \
+	  --kills $(KILLS) --trainer-kills $(TRAINER_KILLS) --evictions $(EVICTIONS) --jobs $(JOBS) $(CHAOS_ARGS)
 
 # --- cluster and demo -------------------------------------------------------
 

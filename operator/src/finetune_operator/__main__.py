@@ -21,6 +21,7 @@ from finetune_operator.workqueue import WorkQueue, work
 
 log = logging.getLogger("finetune_operator")
 WAIT_SECONDS = 2.0
+LEAVE_SECONDS = 15.0
 
 
 class JsonFormatter(logging.Formatter):
@@ -99,14 +100,16 @@ async def run(settings: Settings) -> None:
             *(asyncio.create_task(work(queue, reconciler.handle)) for _ in range(settings.workers)),
             asyncio.create_task(Puller(memory, queue, settings, metrics).run()),
             asyncio.create_task(resync(cluster, queue, metrics, memory, settings.resync_seconds)),
-            asyncio.create_task(watch(queue, memory, metrics, settings, health.ready)),
         ]
+        watching = asyncio.create_task(watch(queue, memory, metrics, settings, health.ready))
         log.info("serving %s", ", ".join(settings.watch_namespaces) or "all namespaces")
-        done, others = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
-        for part in others:
+        done, _ = await asyncio.wait([*parts, watching], return_when=asyncio.FIRST_COMPLETED)
+        if all(part.cancelled() for part in done):  # by kopf, which on its way out cancels what others wait in
+            done, _ = await asyncio.wait([watching], timeout=LEAVE_SECONDS)
+        for part in [*parts, watching]:
             part.cancel()
-        await asyncio.gather(*others, return_exceptions=True)
-        for part in done:
+        await asyncio.wait([*parts, watching], timeout=LEAVE_SECONDS)
+        for part in done or {watching}:
             part.result()
     finally:
         await cluster.close()

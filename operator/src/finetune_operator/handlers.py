@@ -1,8 +1,10 @@
 """The kopf shell: events of three kinds of objects become keys on the work queue."""
 
 import asyncio
+import itertools
 import os
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 import kopf
@@ -15,6 +17,7 @@ from finetune_operator.settings import Settings
 from finetune_operator.state import Memory
 from finetune_operator.workqueue import WorkQueue
 
+LOGIN_PAUSE_SECONDS = 2.0
 OURS = f"{names.LABEL_MANAGED_BY}={names.MANAGED_BY}"
 
 
@@ -56,7 +59,7 @@ def build_registry(queue: WorkQueue[Key], memory: Memory, metrics: Metrics) -> k
     kopf.on.event("", "v1", "pods", id="pod", registry=registry)(on_pod)
     group, version = names.KUEUE_API_VERSION.split("/")
     kopf.on.event(group, version, "workloads", id="workload", registry=registry)(on_workload)
-    kopf.on.login(id="login", registry=registry)(_login)
+    kopf.on.login(id="login", registry=registry)(build_login())
     return registry
 
 
@@ -68,6 +71,21 @@ def _add(queue: WorkQueue[Key], key: Key | None) -> None:
 def _add_all(queue: WorkQueue[Key], keys: Iterable[Key]) -> None:
     for key in keys:
         queue.add(key)
+
+
+def build_login() -> Callable[..., Awaitable[kopf.ConnectionInfo | None]]:
+    """A login that may be refused and comes again: kopf loses a watch for ever when it has no credentials left, and
+    takes none for new that equal refused ones. The token may have been renewed, or the API server may be mistaken."""
+    logins = itertools.count()
+
+    async def on_login(**kwargs: Any) -> kopf.ConnectionInfo | None:
+        number = next(logins)
+        if number:
+            await asyncio.sleep(LOGIN_PAUSE_SECONDS)
+        found = _login(**kwargs)
+        return replace(found, priority=number) if found else None
+
+    return on_login
 
 
 def _login(**kwargs: Any) -> kopf.ConnectionInfo | None:

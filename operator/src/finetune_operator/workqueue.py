@@ -66,7 +66,9 @@ class WorkQueue(Generic[K]):
                 return key
             self._changed.clear()
             try:
-                await asyncio.wait_for(self._changed.wait(), self._seconds_to_next())
+                # Not wait_for: on Python 3.11 it makes a task, which kopf cancels on its way out.
+                async with asyncio.timeout(self._seconds_to_next()):
+                    await self._changed.wait()
             except TimeoutError:
                 continue
 

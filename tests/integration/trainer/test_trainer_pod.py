@@ -1,16 +1,9 @@
 """The trainer pod as a process: stopped in mid-run, run again, its lost report found again."""
 
 import json
-import os
 import random
 import shutil
 import signal
-import socket
-import subprocess
-import sys
-import time
-import urllib.error
-import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -18,87 +11,12 @@ import pytest
 import yaml
 from hub import Hub
 from tiny_model import make_tiny_model
+from trainer_pod import ROWS, Pod, checked, make_config
 
-from finetune_api.handoff import Artifact, CheckpointManifest, JobConfig, Outcome, ProgressReport, Report, config_sha256
-from finetune_api.spec import FineTuneJobSpec
+from finetune_api.handoff import Artifact, CheckpointManifest, Outcome
 from finetune_trainer.publish import check_files, verify
 from finetune_trainer.s3 import S3Storage
 from finetune_trainer.s3_client import connect
-
-
-class Pod:
-    """One job's pods, started one after another."""
-
-    def __init__(self, config: JobConfig, directory: Path) -> None:
-        self.config, self.directory = config, directory
-        self.log = directory / "termination-log"
-        with socket.create_server(("127.0.0.1", 0)) as reserved:
-            self.port = reserved.getsockname()[1]
-
-    def start(self, command: str) -> "subprocess.Popen[bytes]":
-        (self.directory / "config.json").write_text(self.config.model_dump_json(by_alias=True))
-        self.log.write_text("")
-        arguments = [
-            sys.executable, "-m", "finetune_trainer", command, "--config", str(self.directory / "config.json"),
-            "--workspace", str(self.directory / f"workspace-{time.monotonic_ns()}"), "--port", str(self.port),
-            "--termination-log", str(self.log),
-        ]  # fmt: skip
-        with (self.directory / "stderr").open("wb") as errors:
-            return subprocess.Popen(
-                arguments, stdout=subprocess.DEVNULL, stderr=errors, env=os.environ | {"NO_PROXY": "127.0.0.1"}
-            )
-
-    def report(self) -> Report:
-        return Report.model_validate_json(self.log.read_text())
-
-    def progress(self) -> ProgressReport | None:
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/progress", timeout=2) as answer:
-                return ProgressReport.model_validate_json(answer.read())
-        except (urllib.error.URLError, TimeoutError, ConnectionError):
-            return None
-
-    def wait_for_step(self, process: "subprocess.Popen[bytes]", step: int) -> ProgressReport:
-        deadline = time.monotonic() + 300
-        while time.monotonic() < deadline:
-            assert process.poll() is None, (self.directory / "stderr").read_text()
-            seen = self.progress()
-            if seen and (seen.progress.step or 0) >= step:
-                return seen
-            time.sleep(0.1)
-        raise AssertionError("no step was seen within five minutes")
-
-
-ROWS = "".join(
-    json.dumps({"instruction": f"Is {index} even?", "output": "yes" if index % 2 == 0 else "no"}) + "\n"
-    for index in range(80)
-)
-
-
-def make_config(server: Any, bucket: str, **changes: Any) -> JobConfig:
-    spec = FineTuneJobSpec.model_validate(
-        {
-            "objective": "Chat",
-            "storage": {"endpoint": server.endpoint},
-            "model": {"uri": f"s3://{bucket}/model"},
-            "tuning": {"method": "LoRA", "lora": {"rank": 2}},
-            "dataset": {"train": {"uri": f"s3://{bucket}/rows.jsonl"}},
-            "hyperparameters": {"maxSteps": 60, "maxLength": 64, "gradientAccumulationSteps": 1},
-            "output": {"uri": f"s3://{bucket}/out"},
-        }
-        | changes
-    )
-    return JobConfig(namespace="team", name="job", uid="uid-1", config_sha256=config_sha256(spec), spec=spec)
-
-
-def checked(config: JobConfig, directory: Path) -> Pod:
-    """The job after its preflight."""
-    pod = Pod(config, directory)
-    process = pod.start("preflight")
-    assert process.wait(120) == 0, (directory / "stderr").read_text()
-    found = pod.report()
-    pod.config = config.model_copy(update={"resolved": found.resolved, "dataset": found.dataset, "attempt": 1})
-    return pod
 
 
 @pytest.fixture

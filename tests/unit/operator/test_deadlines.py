@@ -1,14 +1,19 @@
 """Deadlines and limits: from what is written and the clock, so that a restart changes nothing."""
 
-from datetime import timedelta
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from finetune_api.handoff import ProgressReport
 from finetune_operator.deadlines import seconds_to_tidy
 from finetune_operator.errors import Denied
 from finetune_operator.state import Reading
+
+NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 
 
 def later(one: Any, seconds: float) -> None:
@@ -268,3 +273,22 @@ def test_what_is_left_of_a_finished_job_is_removed_in_its_time(scene: Any, ttl: 
     one.settle()
     ended = one.job.status.completion_time
     assert seconds_to_tidy(one.job, ended + timedelta(seconds=after)) == left
+
+
+@settings(derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.integers(-900, 90), min_size=1, max_size=40))
+def test_a_clock_that_is_set_back_ends_nothing_early_and_takes_nothing_away(scene: Any, moves: list[int]) -> None:
+    one, pod = running(scene, activeDeadlineSeconds=1000, stallTimeoutSeconds=1000)
+    latest = one.now
+    hear(one, pod, 1)
+    for move in moves:
+        before = one.job.status
+        later(one, move)
+        latest = max(latest, one.now)
+        one.reading = replace(one.reading, at=one.now)
+        one.settle()
+        status = one.job.status
+        assert (status.active_seconds or 0) >= (before.active_seconds or 0)
+        assert status.start_time == before.start_time or before.start_time is None
+        if (latest - NOW).total_seconds() < 990:
+            assert (one.status["phase"], status.failures, status.attempts) == ("Training", None, 1)

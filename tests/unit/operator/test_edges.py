@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import orjson
 import pytest
 import yaml
 from aiohttp import web
+from prometheus_client import generate_latest
 
 from finetune_api.names import ConditionType, Reason
 from finetune_api.status import FineTuneJobStatus
@@ -17,7 +19,7 @@ from finetune_operator.cluster import RIGHTS, TokenBucket, error_from
 from finetune_operator.conditions import SENTENCES
 from finetune_operator.errors import AlreadyExists, Denied, Gone, Outdated, Refused, RetryLater
 from finetune_operator.events import between, build_event
-from finetune_operator.metrics import JobCollector
+from finetune_operator.metrics import JobCollector, Metrics
 from finetune_operator.objects import Key
 from finetune_operator.progress import ProgressError, fetch
 from finetune_operator.reconcile import difference
@@ -173,6 +175,18 @@ def test_series_go_with_their_job(scene: Any) -> None:
     collector.remove(Key("team", "two"))
     names = {sample.labels["name"] for family in collector.collect() for sample in family.samples}
     assert names == {"one"}
+
+
+def test_ten_thousand_jobs_that_come_and_go_leave_no_series(scene: Any) -> None:
+    metrics = Metrics()
+    before = len(generate_latest(metrics.registry).splitlines())
+    running = scene().to_training().job
+    for number in range(10_000):
+        metrics.jobs.show(replace(running, key=Key("team", f"job-{number}")))
+    assert len(generate_latest(metrics.registry).splitlines()) > before + 10_000
+    for number in range(10_000):
+        metrics.jobs.remove(Key("team", f"job-{number}"))
+    assert len(generate_latest(metrics.registry).splitlines()) == before
 
 
 def test_events_follow_from_what_changed(scene: Any) -> None:

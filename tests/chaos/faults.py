@@ -1,0 +1,111 @@
+"""How things die on a real cluster: the operator's pod or its process, a trainer's process, a trainer by eviction."""
+
+import json
+import os
+import random
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from kubernetes import client
+from kubernetes.client.exceptions import ApiException
+from user import kubectl
+
+SYSTEM = "finetune-system"
+TRAINER_PORT = 8080
+
+
+def process_of(pod: Any) -> int | None:
+    """PID 1 of the pod's only container, as this machine counts: from within, nobody can SIGKILL a PID 1."""
+    container = (pod.status.container_statuses or [None])[0]
+    if container is None or not container.container_id or not (container.state and container.state.running):
+        return None
+    wanted = container.container_id.rpartition("/")[2]
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if wanted in (folder / "cgroup").read_text():
+                status = (folder / "status").read_text()
+                if status.split("NSpid:", 1)[1].splitlines()[0].split()[-1] == "1":
+                    return int(folder.name)
+        except OSError:
+            continue  # it ended meanwhile
+    return None
+
+
+def kill_process(pod: Any) -> bool:
+    """SIGKILL; whether there was a process to kill."""
+    pid = process_of(pod)
+    if pid is None:
+        return False
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def evict(pod: Any) -> bool:
+    """Through the eviction API; whether it was granted."""
+    eviction = client.V1Eviction(metadata=client.V1ObjectMeta(name=pod.metadata.name))
+    try:
+        client.CoreV1Api().create_namespaced_pod_eviction(pod.metadata.name, pod.metadata.namespace, eviction)
+    except ApiException:
+        return False
+    return True
+
+
+def step_of(pod: Any) -> int:
+    """The step that the trainer itself names: the status may lag behind, its writer is being killed."""
+    path = f"/api/v1/namespaces/{pod.metadata.namespace}/pods/{pod.metadata.name}:{TRAINER_PORT}/proxy/progress"
+    answer = kubectl("get", "--raw", path, check=False).stdout
+    try:
+        return int(json.loads(answer)["progress"].get("step") or 0)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return 0
+
+
+class OperatorKiller(threading.Thread):
+    """Kills the operator again and again, each time a random while after its container has started."""
+
+    def __init__(self, seed: int, kills: int, longest_pause: float, until: threading.Event) -> None:
+        super().__init__(daemon=True)
+        self._random = random.Random(seed)
+        self._kills, self._longest, self._until = kills, longest_pause, until
+        self.by_process, self.by_pod = 0, 0
+
+    @property
+    def done(self) -> int:
+        """Kills so far."""
+        return self.by_process + self.by_pod
+
+    def run(self) -> None:
+        """Until all kills are done, or the event is set."""
+        while self.done < self._kills and not self._until.is_set():
+            pod = self._running()
+            if pod is None:
+                time.sleep(0.2)
+                continue
+            if self._until.wait(self._random.uniform(0, self._longest)):
+                return
+            self._kill(pod)
+
+    def _kill(self, pod: Any) -> None:
+        # The kubelet starts a killed container again at once only the first time; after that the pod is replaced.
+        if pod.status.container_statuses[0].restart_count == 0 and self._random.random() < 0.5:
+            self.by_process += kill_process(pod)
+            return
+        gone = ("--grace-period=0", "--force", "--wait=false")
+        done = kubectl("delete", "pod", pod.metadata.name, "-n", SYSTEM, *gone, check=False)
+        self.by_pod += done.returncode == 0
+
+    @staticmethod
+    def _running() -> Any:
+        selector = "app.kubernetes.io/component=operator"
+        try:
+            pods = client.CoreV1Api().list_namespaced_pod(SYSTEM, label_selector=selector).items
+        except ApiException:
+            return None
+        alive = [pod for pod in pods if not pod.metadata.deletion_timestamp and process_of(pod)]
+        return alive[0] if alive else None

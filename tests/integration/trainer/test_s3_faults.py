@@ -1,0 +1,114 @@
+"""A real S3 server that goes away, answers late, breaks connections and throws errors, while a trainer works."""
+
+import random
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+from gateway import Answer, Fault, Gateway, Tear
+from tiny_model import make_tiny_model
+from trainer_pod import ROWS, Pod, checked, make_config
+
+from finetune_api.handoff import Artifact, Outcome
+from finetune_trainer.errors import StorageUnavailable
+from finetune_trainer.publish import verify
+from finetune_trainer.s3 import S3Storage
+from finetune_trainer.s3_client import connect
+
+MIB = 1024 * 1024
+UNAVAILABLE = Answer(503, b"<Error><Code>ServiceUnavailable</Code></Error>")
+
+
+@pytest.fixture
+def gateway(s3_server: Any, aws_environment: None) -> Iterator[Gateway]:
+    """The trainer's way to the S3 server."""
+    address = urlsplit(s3_server.endpoint)
+    with Gateway(address.hostname or "", address.port or 80).serving() as one:
+        yield one
+
+
+@pytest.fixture
+def storage(s3_server: Any, gateway: Gateway) -> S3Storage:
+    """As in a training pod, which is patient."""
+    return S3Storage(connect(s3_server.spec().model_copy(update={"endpoint": gateway.url})), patience=60)
+
+
+@pytest.fixture
+def direct(s3_server: Any, aws_environment: None) -> S3Storage:
+    return S3Storage(connect(s3_server.spec()))
+
+
+@pytest.fixture
+def pod(s3_server: Any, gateway: Gateway, direct: S3Storage, bucket: str, tmp_path: Path) -> Pod:
+    """A job after its preflight, which reaches the storage through the gateway and saves twice before its end."""
+    for path in make_tiny_model(tmp_path / "model").iterdir():
+        direct.upload(path, f"s3://{bucket}/model/{path.name}")
+    direct.put(f"s3://{bucket}/rows.jsonl", ROWS.encode())
+    config = make_config(s3_server, bucket, checkpoint={"steps": 20}, storage={"endpoint": gateway.url})
+    return checked(config, tmp_path)
+
+
+def require_published(pod: Pod, direct: S3Storage) -> None:
+    """One run from the first step to the last, and a result that is whole."""
+    report = pod.report()
+    assert (report.outcome, report.last_step, report.resumed_from_step) == (Outcome.PUBLISHED, 60, None)
+    prefix = pod.config.output_key()
+    assert verify(prefix, direct) == []
+    assert direct.list(f"{prefix}/{Artifact.CHECKPOINTS}") == []
+
+
+def sometimes(share: float, *faults: Fault) -> Any:
+    chance = random.Random(1)
+    return lambda _method, _path: chance.choice(faults) if chance.random() < share else None
+
+
+def test_a_training_outlasts_a_store_that_is_stopped_while_a_checkpoint_is_due(
+    pod: Pod, gateway: Gateway, direct: S3Storage
+) -> None:
+    process = pod.start("train")
+    pod.wait_for_step(process, 12)
+    gateway.leave()
+    while "tried again in" not in (pod.directory / "stderr").read_text():
+        assert process.poll() is None, (pod.directory / "stderr").read_text()
+        time.sleep(0.1)
+    gateway.come_back()
+    assert process.wait(300) == 0, (pod.directory / "stderr").read_text()
+    require_published(pod, direct)
+
+
+def test_a_job_succeeds_though_a_fifth_of_all_requests_fail(pod: Pod, gateway: Gateway, direct: S3Storage) -> None:
+    """503 answers, connections that are reset, uploads that are torn, and all of it slowly."""
+    gateway.delay = 0.02
+    gateway.rule = sometimes(0.2, UNAVAILABLE, Tear(), Tear(after=1000))
+    process = pod.start("train")
+    assert process.wait(300) == 0, (pod.directory / "stderr").read_text()
+    assert gateway.faults > 10
+    require_published(pod, direct)
+
+
+def test_a_large_file_arrives_whole_through_errors_and_resets(
+    storage: S3Storage, gateway: Gateway, bucket: str, tmp_path: Path
+) -> None:
+    (tmp_path / "big").write_bytes(bytes(range(256)) * 4096 * 40)
+    gateway.rule = sometimes(0.2, UNAVAILABLE, Tear(), Tear(after=MIB))
+    storage.upload(tmp_path / "big", f"s3://{bucket}/big")
+    storage.download(f"s3://{bucket}/big", tmp_path / "copy")
+    assert gateway.faults
+    assert (tmp_path / "copy").read_bytes() == (tmp_path / "big").read_bytes()
+
+
+def test_an_upload_that_is_torn_again_and_again_leaves_no_object(
+    s3_server: Any, gateway: Gateway, direct: S3Storage, bucket: str, tmp_path: Path
+) -> None:
+    """Neither a small one, nor one of many parts of which one never arrives."""
+    impatient = S3Storage(connect(s3_server.spec().model_copy(update={"endpoint": gateway.url})))
+    for size in (4 * MIB, 40 * MIB):
+        (tmp_path / "file").write_bytes(b"x" * size)
+        gateway.rule = lambda method, path: Tear(MIB) if method == "PUT" and "partNumber=1&" not in path else None
+        with pytest.raises(StorageUnavailable):
+            impatient.upload(tmp_path / "file", f"s3://{bucket}/torn/file")
+        gateway.rule = lambda _method, _path: None
+        assert direct.list(f"s3://{bucket}/torn") == []
