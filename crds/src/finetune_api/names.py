@@ -115,6 +115,7 @@ class Reason(StrEnum):
     WONT_FIT = "WontFit"
     OUTPUT_CONFLICT = "OutputConflict"
     PREEMPTED = "Preempted"
+    PEER_LOST = "PeerLost"
     DIVERGED = "Diverged"
     STORAGE_DENIED = "StorageDenied"
     GPU_OUT_OF_MEMORY = "GpuOutOfMemory"

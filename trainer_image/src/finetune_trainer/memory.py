@@ -8,8 +8,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 from math import ceil, prod
 
+from finetune_api.handoff import ExitCode
 from finetune_api.spec import Method, Objective
 from finetune_api.status import Resolved
+from finetune_trainer.errors import TrainerError
 from finetune_trainer.model_shape import ModelShape
 
 GIB = 1 << 30
@@ -97,13 +99,32 @@ def micro_batches(settings: Resolved) -> Iterator[Resolved]:
     KTO, which measures its divergence over a batch, ends at two rows.
     """
     yield settings
-    micro, whole = settings.per_device_train_batch_size or 1, settings.global_batch_size or 1
+    micro = settings.per_device_train_batch_size or 1
+    whole = micro * (settings.gradient_accumulation_steps or 1)
     fewest = 1 if settings.desirable_weight is None else 2
     for smaller in range(micro // 2, fewest - 1, -1):
         if smaller <= micro // 2 and whole % smaller == 0:
             micro = smaller
             changes = {"per_device_train_batch_size": micro, "gradient_accumulation_steps": whole // micro}
             yield settings.model_copy(update=changes)
+
+
+def share_out(settings: Resolved, ranks: int) -> Resolved:
+    """The settings for each of so many processes, which may be others than preflight knew of: a step keeps its rows."""
+    whole = settings.global_batch_size or 1
+    micro, accumulation = settings.per_device_train_batch_size or 1, settings.gradient_accumulation_steps or 1
+    if micro * accumulation * ranks == whole:
+        return settings
+    if whole % ranks:
+        raise TrainerError(
+            ExitCode.INVALID_CONFIG,
+            f"a step has {whole} rows, which {ranks} processes cannot share evenly: set resources.nodes and "
+            f"resources.gpusPerNode so that their product divides {whole}, or run the job anew",
+        )
+    mine = whole // ranks
+    micro = max(size for size in range(1, min(micro, mine) + 1) if mine % size == 0)
+    changes = {"per_device_train_batch_size": micro, "gradient_accumulation_steps": mine // micro}
+    return settings.model_copy(update=changes)
 
 
 def format_bytes(size: int) -> str:
