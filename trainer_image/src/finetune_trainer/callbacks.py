@@ -17,7 +17,7 @@ from finetune_trainer.errors import TrainerError
 from finetune_trainer.model import trained_tensors
 from finetune_trainer.progress import Reporter
 from finetune_trainer.report.record import History, Plateau, TrainPoint
-from finetune_trainer.sharding import fill, gathered, is_sharded, local, require_same_gradients
+from finetune_trainer.sharding import fill, gathered, give_back, is_sharded, local, require_same_gradients
 from finetune_trainer.world import ALONE, World
 
 LOGGED_FIGURES = {
@@ -207,6 +207,7 @@ def early_stopping_status(plateau: Plateau, stopped_at: int | None) -> dict[str,
 def save_trained(model: torch.nn.Module, path: Path) -> None:
     """Writes the trained weights to one file, replacing an older one only when complete; of weights that are shared
     out all processes gather each, and the first one writes."""
+    give_back(model)
     is_writer = not is_sharded(model) or dist.get_rank() == 0
     tensors = {}
     for name, tensor in trained_tensors(model).items():
@@ -222,6 +223,7 @@ def save_trained(model: torch.nn.Module, path: Path) -> None:
 
 def restore_trained(model: torch.nn.Module, path: Path) -> None:
     """Puts the trained weights of `save_trained` back into the model."""
+    give_back(model)
     saved = load_file(path) if not is_sharded(model) or dist.get_rank() == 0 else {}
     with torch.no_grad():
         for name, parameter in trained_tensors(model).items():

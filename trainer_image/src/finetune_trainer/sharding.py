@@ -3,6 +3,7 @@
 By torch's own `fully_shard`: the library's switch for it trains without sharding on CPUs, and says nothing.
 """
 
+import logging
 from typing import Any
 
 import torch
@@ -15,6 +16,8 @@ from finetune_api.handoff import ExitCode
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.world import World
 
+logger = logging.getLogger(__name__)
+
 LARGEST_SHARE = 1.25
 """A process may hold so many times its even share, for tensors that do not divide evenly."""
 SMALL = 1 << 16
@@ -26,9 +29,9 @@ def shard(model: PreTrainedModel, world: World, device: torch.device) -> None:
     mesh = init_device_mesh(device.type, (world.size,))
     for layer in _layers(model):
         fully_shard(layer, mesh=mesh)
-    fully_shard(model, mesh=mesh)
+    fully_shard(model, mesh=mesh, reshard_after_forward=True)
     # The library's words for a model that owns its placement: it must neither wrap it nor move it.
-    model.is_distributed_loading_by_transformers = True
+    model._is_distributed_loading_by_transformers = True
     model._is_fsdp_managed_module = True
     require_sharded(model, world.size)
 
@@ -38,14 +41,22 @@ def require_sharded(model: torch.nn.Module, size: int) -> None:
     wrapped = sum(isinstance(module, FSDPModule) for module in model.modules())
     whole = sum(one.numel() * one.element_size() for one in model.parameters())
     mine = sum(local(one).numel() * one.element_size() for one in model.parameters())
+    told = f"{wrapped} modules are wrapped, and this process holds {mine:,} of {whole:,} bytes of weights"
+    logger.info("method Full on %d processes: %s", size, told)
     if wrapped < 2 or mine > whole / size * LARGEST_SHARE + SMALL:
-        told = f"{wrapped} modules are wrapped, and this process holds {mine:,} of {whole:,} bytes of weights"
         raise TrainerError(ExitCode.INTERNAL_ERROR, f"the model is not shared out between {size} processes: {told}")
 
 
 def is_sharded(model: torch.nn.Module) -> bool:
     """Whether the model's weights are shared out."""
     return isinstance(model, FSDPModule)
+
+
+def give_back(model: torch.nn.Module) -> None:
+    """Lets go of what was borrowed for a forward pass: what stands in the model is then this process's shares."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 def local(tensor: torch.Tensor) -> torch.Tensor:
