@@ -104,7 +104,8 @@ def _budget(spec: FineTuneJobSpec) -> int | None:
 
 def _estimate(spec: FineTuneJobSpec, shape: ModelShape, settings: Resolved) -> Memory:
     has_reward_model = spec.rlhf is not None and spec.rlhf.reward_model is not None
-    return estimate(shape, settings, spec.objective, has_reward_model=has_reward_model)
+    ranks = spec.resources.ranks
+    return estimate(shape, settings, spec.objective, has_reward_model=has_reward_model, ranks=ranks)
 
 
 def _fit(spec: FineTuneJobSpec, shape: ModelShape, settings: Resolved, budget: int) -> Resolved | None:

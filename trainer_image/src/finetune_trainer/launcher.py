@@ -99,8 +99,7 @@ class Pod:
             return self._published()
         failed = {rank: code for rank, code in codes.items() if code != ExitCode.OK}
         if self._is_done:
-            self._ranks.end(SHORT_PATIENCE)
-            return Ending(ExitCode.OK, self._report(Outcome.PUBLISHED, "Published", "pod 0 of this attempt published"))
+            return self._after_done()
         if self._lost and not any(_is_a_cause(code) for code in failed.values()):
             return self._after(self._lost)
         if failed:
@@ -114,6 +113,11 @@ class Pod:
         self._lifeline.tell_done()
         self._ranks.end(SHORT_PATIENCE)
         return Ending(ExitCode.OK, self._own_report(0) or self._report(Outcome.PUBLISHED, "Published", "published"))
+
+    def _after_done(self) -> Ending:
+        """The first pod has published; the proof is in its report alone."""
+        self._ranks.end(SHORT_PATIENCE)
+        return Ending(ExitCode.OK, self._report(Outcome.PUBLISHED, "Published", "pod 0 of this attempt published"))
 
     def _after_success(self) -> Ending | None:
         """The processes of another pod than the first have ended well: the first has still to publish."""
@@ -132,10 +136,12 @@ class Pod:
         patience = STOP_PATIENCE if ExitCode.PREEMPTED in failed.values() else SHORT_PATIENCE
         if not any(_is_a_cause(code) for code in failed.values()) and not self._is_stopped:
             deadline = time.monotonic() + CAUSE_SECONDS
-            while time.monotonic() < deadline and not self._lost:
+            while time.monotonic() < deadline and not self._lost and not self._is_done:
                 self._look()
                 if any(_is_a_cause(code) for code in self._ranks.codes().values()):
                     break
+        if self._is_done:
+            return self._after_done()
         causes = [code for code in self._ranks.codes().values() if _is_a_cause(code)]
         if self._lost and not causes:
             return self._after(self._lost)

@@ -1,5 +1,6 @@
 """The processes that train together, seen from one of them; a process that trains alone asks nobody."""
 
+import logging
 import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -12,6 +13,8 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 
 from finetune_trainer.errors import Stopped
 from finetune_trainer.stop import StopFlag
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -108,11 +111,14 @@ class ManyRanks(World):
 
     def leave(self) -> None:
         """The first process holds the words of all, and must not be gone while another still asks."""
-        self.tell(f"left/{self.rank}")
-        deadline = time.monotonic() + LEAVE_SECONDS
         names = [f"left/{rank}" for rank in range(self.size)]
-        while self.is_first and not self._store.check(names) and time.monotonic() < deadline:
-            time.sleep(LOOK_SECONDS)
+        deadline = time.monotonic() + LEAVE_SECONDS
+        try:
+            self.tell(names[self.rank])
+            while self.is_first and not self._store.check(names) and time.monotonic() < deadline:
+                time.sleep(LOOK_SECONDS)
+        except RuntimeError as error:  # the first process has published, or was lost
+            logger.debug("the last word was not heard: %s", error)
 
 
 class AgreedStop(StopFlag):
