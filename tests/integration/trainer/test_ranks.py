@@ -20,10 +20,14 @@ from safetensors.torch import load_file
 from tiny_model import make_tiny_model
 from training_bench import HYPERPARAMETERS, Bench, make_rows, make_spec, preference_rows
 
-from finetune_api.handoff import Artifact, JobConfig, Outcome, ProgressReport, Report
+from finetune_api.handoff import Artifact, ExitCode, JobConfig, Outcome, ProgressReport, Report
+from finetune_trainer.errors import TrainerError
 from finetune_trainer.publish import verify
 from finetune_trainer.s3 import S3Storage
 from finetune_trainer.s3_client import connect
+from finetune_trainer.sharding import require_sharded
+
+pytestmark = pytest.mark.timeout(1800)
 
 
 def free_port() -> int:
@@ -62,7 +66,7 @@ class Attempt:
         return self
 
     def codes(self) -> list[int]:
-        return [process.wait(300) for process in self.processes]
+        return [process.wait(600) for process in self.processes]
 
     def errors(self) -> str:
         return "\n".join((self.root / f"stderr-{pod}").read_text()[-6000:] for pod in range(self.pods))
@@ -71,7 +75,7 @@ class Attempt:
         return Report.model_validate_json((self.root / f"log-{pod}").read_text())
 
     def wait_for_step(self, step: int) -> None:
-        deadline = time.monotonic() + 300
+        deadline = time.monotonic() + 600
         while time.monotonic() < deadline:
             assert all(process.poll() is None for process in self.processes), self.errors()
             try:
@@ -250,3 +254,10 @@ def test_other_ways_to_train_end_as_one_process(
     attempt = job.start("one-pod", gpus=2)
     assert attempt.codes() == [0], attempt.errors()
     require_as_alone(job, attempt.report())
+
+
+def test_a_model_that_is_not_shared_out_is_refused() -> None:
+    """What a wrapper that does nothing would leave behind."""
+    with pytest.raises(TrainerError, match="0 modules are wrapped") as caught:
+        require_sharded(torch.nn.Linear(512, 512), 2)
+    assert caught.value.code is ExitCode.INTERNAL_ERROR
