@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -65,7 +65,7 @@ class Ranks(RankProcesses):
     def terminate(self) -> None:
         """They are patient."""
 
-    def end(self, patience: float) -> None:
+    def end(self, patience: float, meanwhile: Callable[[], object] = lambda: None) -> None:
         self.has_ended = True
 
 

@@ -87,7 +87,7 @@ class Pod:
     def _given_up(self, began: float) -> Ending | None:
         if self._lifeline.is_complete() or self._lost or time.monotonic() - began < GATHER_SECONDS:
             return None
-        self._ranks.end(SHORT_PATIENCE)
+        self._end(SHORT_PATIENCE)
         missing = ", ".join(map(str, self._lifeline.missing()))
         told = f"pod {missing} of {self._layout.nodes} did not come within {GATHER_SECONDS:.0f} seconds"
         return self._peer_lost(f"{told}: see why it does not start")
@@ -111,12 +111,12 @@ class Pod:
     def _published(self) -> Ending:
         """Rank 0 has read its manifest back: what the others do now changes nothing."""
         self._lifeline.tell_done()
-        self._ranks.end(SHORT_PATIENCE)
+        self._end(SHORT_PATIENCE)
         return Ending(ExitCode.OK, self._own_report(0) or self._report(Outcome.PUBLISHED, "Published", "published"))
 
     def _after_done(self) -> Ending:
         """The first pod has published; the proof is in its report alone."""
-        self._ranks.end(SHORT_PATIENCE)
+        self._end(SHORT_PATIENCE)
         return Ending(ExitCode.OK, self._report(Outcome.PUBLISHED, "Published", "pod 0 of this attempt published"))
 
     def _after_success(self) -> Ending | None:
@@ -145,7 +145,7 @@ class Pod:
         causes = [code for code in self._ranks.codes().values() if _is_a_cause(code)]
         if self._lost and not causes:
             return self._after(self._lost)
-        self._ranks.end(patience)
+        self._end(patience)
         codes = {rank: code for rank, code in self._ranks.codes().items() if code != ExitCode.OK}
         code = most_specific(codes.values())
         rank = min(rank for rank, its in codes.items() if its == code)
@@ -157,10 +157,14 @@ class Pod:
         """Another pod ended first. After its SIGTERM all processes stop together, and rank 0 may still upload."""
         was_stopped = self._state.stop.is_set()
         is_orderly = lost.code == ExitCode.PREEMPTED or self._ranks.is_saving()
-        self._ranks.end(STOP_PATIENCE if is_orderly else SHORT_PATIENCE)
+        self._end(STOP_PATIENCE if is_orderly else SHORT_PATIENCE)
         if was_stopped:
             return self._stopped(f"stopped by SIGTERM; {lost}")
         return self._peer_lost(f"{lost}: all pods start together again from the last checkpoint")
+
+    def _end(self, patience: float) -> None:
+        """Ends the processes; the other pods are still told meanwhile that this one is there."""
+        self._ranks.end(patience, self._lifeline.poll)
 
     def _stopped(self, message: str) -> Ending:
         report = self._first_report()

@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from finetune_api.handoff import ExitCode
@@ -78,12 +78,13 @@ class RankProcesses:
                 self._asked.add(rank)
                 process.terminate()
 
-    def end(self, patience: float) -> None:
-        """SIGTERM, and after `patience` seconds SIGKILL, which is no end of their own."""
+    def end(self, patience: float, meanwhile: Callable[[], object] = lambda: None) -> None:
+        """SIGTERM, and after `patience` seconds SIGKILL, which is no end of their own; `meanwhile` is called often."""
         self.terminate()
         deadline = time.monotonic() + patience
         while self.are_running() and time.monotonic() < deadline:
             time.sleep(0.05)
+            meanwhile()
         for rank, process in self._processes.items():
             if rank not in self._codes:
                 logger.warning("rank %d did not end within %.0f seconds of SIGTERM and is killed", rank, patience)

@@ -11,7 +11,8 @@ import torch
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore, Store
 
-from finetune_trainer.errors import Stopped
+from finetune_api.handoff import ExitCode
+from finetune_trainer.errors import Stopped, TrainerError
 from finetune_trainer.stop import StopFlag
 
 logger = logging.getLogger(__name__)
@@ -159,6 +160,9 @@ def join(rank: int, size: int, local: tuple[int, int], address: tuple[str, int],
         time.sleep(LOOK_SECONDS)
     backend = "gloo"
     if torch.cuda.is_available():
+        if torch.cuda.device_count() < local_size:
+            told = f"resources.gpusPerNode is {local_size}, but the pod has {torch.cuda.device_count()} GPUs"
+            raise TrainerError(ExitCode.INVALID_CONFIG, f"{told}: see what resources.gpuResourceName stands for")
         torch.cuda.set_device(local_rank)
         backend = "cuda:nccl,cpu:gloo"
     groups = PrefixStore("groups", store)

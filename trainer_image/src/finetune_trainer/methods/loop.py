@@ -180,6 +180,10 @@ class WatchedTrainer(Trainer):  # type: ignore[misc]  # the library has no types
         """The norm is a number that every process knows, also where each holds a share of the gradients."""
         return gathered(super()._clip_grad_norm(model))
 
+    def _get_grad_norm(self, model: torch.nn.Module, grad_norm: torch.Tensor | None = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        return gathered(norm) if isinstance(norm, torch.Tensor) else norm
+
     def _maybe_log_save_evaluate(self, *arguments: Any, **options: Any) -> None:
         """The end of a step: from this random state the next one begins, also if it is broken off before."""
         self._random_state = RandomState.take()
