@@ -12,6 +12,8 @@ import time
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from finetune_api.handoff import ExitCode
+
 logger = logging.getLogger(__name__)
 
 LONGEST_LINE = 200
@@ -35,6 +37,7 @@ class Lost:
 
     def __str__(self) -> str:
         told = "was lost" if self.code is None else f"ended with exit code {self.code}"
+        told = "was stopped by SIGTERM" if self.code == ExitCode.PREEMPTED else told
         return f"pod {self.node} of this attempt {told}"
 
 

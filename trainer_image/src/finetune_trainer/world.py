@@ -135,8 +135,9 @@ class AgreedStop(StopFlag):
 
     def raise_if_set(self) -> None:
         """Raise `Stopped` in all processes, or in none."""
-        if self.is_set():
-            raise Stopped
+        is_asked = self._stop.is_set()
+        if self._world.agree(is_asked):
+            raise Stopped if is_asked else Stopped("stopped together with a pod that got SIGTERM")
 
 
 def join(rank: int, size: int, local: tuple[int, int], address: tuple[str, int], beat: Beat) -> World:
