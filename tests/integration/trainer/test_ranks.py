@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -26,6 +27,7 @@ from finetune_trainer.publish import verify
 from finetune_trainer.s3 import S3Storage
 from finetune_trainer.s3_client import connect
 from finetune_trainer.sharding import require_sharded
+from finetune_trainer.world import World, in_order
 
 pytestmark = pytest.mark.timeout(1800)
 
@@ -180,6 +182,18 @@ def checkpoint_step(job: Job) -> int:
     return max(int(folder.removeprefix("step-")) for folder in folders)
 
 
+def alone_from_checkpoint(job: Job) -> Report:
+    """One process goes on, in a copy of the bucket, from what several have saved."""
+    root = job.root / "copy"
+    shutil.copytree(job.bench.root, root)
+    bench = Bench(root, job.bench.model, job.bench.spec, job.bench.rows, bucket=job.bench.bucket)
+    uri = f"{job.config.output_key()}/{Artifact.CHECKPOINTS}"
+    job.storage.download_folder(uri, bench.output / Artifact.CHECKPOINTS)
+    report = bench.train(job.config)
+    assert "was saved by 2 processes, not 1" in (bench.reporter.snapshot().progress.note or "")
+    return report
+
+
 def test_pods_stop_together_lose_each_other_and_end_as_one_pod_and_as_one_process(
     s3_server: Any, tmp_path: Path, aws_environment: None
 ) -> None:
@@ -236,11 +250,17 @@ def test_shared_out_weights_are_stopped_resumed_and_put_together_again(
     stopped = attempt.report()
     assert stopped.reason == "Preempted"
     assert stopped.last_step == checkpoint_step(job)
+    alone = alone_from_checkpoint(job)
+
     attempt = job.start("last", gpus=2)
     assert attempt.codes() == [0], attempt.errors()
-    assert attempt.report().resumed_from_step == stopped.last_step
+    last = attempt.report()
+    assert last.resumed_from_step == alone.resumed_from_step == stopped.last_step
+    assert last.metrics
+    assert alone.metrics
+    assert alone.metrics.eval_loss == pytest.approx(last.metrics.eval_loss, rel=2e-3)
     assert re.search(r"holds [\d,]+ of [\d,]+ bytes of weights", attempt.errors())
-    require_as_alone(job, attempt.report())
+    require_as_alone(job, last)
 
 
 @pytest.mark.parametrize("objective", ["Instruction", "DPO"])
@@ -254,6 +274,30 @@ def test_other_ways_to_train_end_as_one_process(
     attempt = job.start("one-pod", gpus=2)
     assert attempt.codes() == [0], attempt.errors()
     require_as_alone(job, attempt.report())
+
+
+def test_a_stop_within_a_second_of_the_start_is_a_stop(s3_server: Any, tmp_path: Path, aws_environment: None) -> None:
+    """Processes that have no handler yet die of the signal, which is no failure."""
+    attempt = make_job(s3_server, "ranks-early", tmp_path, "LoRA").start("early", gpus=2)
+    while len(attempt.ranks(0)) < 2:
+        time.sleep(0.01)
+    attempt.processes[0].send_signal(signal.SIGTERM)
+    assert attempt.codes() == [75], attempt.errors()
+    assert attempt.report().reason == "Preempted"
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7])
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_what_is_dealt_out_is_put_together_in_its_order(count: int, size: int) -> None:
+    shares = []
+    for rank in range(size):
+        world = World()
+        world.rank, world.size = rank, size
+        dealt = list(world.deal([float(one) for one in range(count)]))
+        assert sum(is_counted for _, is_counted in dealt) == len(range(rank, count, size))
+        shares.append(torch.tensor([[one] for one, _ in dealt]))
+    assert len({len(share) for share in shares}) == 1
+    assert in_order(shares, count).flatten().tolist() == list(range(count))
 
 
 def test_a_model_that_is_not_shared_out_is_refused() -> None:

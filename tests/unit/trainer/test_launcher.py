@@ -162,6 +162,11 @@ def test_a_cause_of_ones_own_is_told_though_another_pod_is_lost_with_it(tmp_path
     assert (ending.code, ending.report.reason) == (137, "ContainerError")
 
 
+def test_a_stop_before_a_process_could_report_is_a_stop(tmp_path: Path) -> None:
+    ending = ended(tmp_path, {0: 75, 1: 75}, Others(), is_stopped=True)
+    assert (ending.code, ending.report.outcome, ending.report.reason) == (75, Outcome.PREEMPTED, "Preempted")
+
+
 def test_all_pods_that_stop_together_name_who_was_asked_to(tmp_path: Path) -> None:
     asked = ended(tmp_path, {0: 75, 1: 75}, Others([Lost(1, 75)]), reports={0: PREEMPTED}, is_stopped=True)
     assert asked == Ending(75, PREEMPTED)

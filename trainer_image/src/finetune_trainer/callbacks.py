@@ -35,10 +35,10 @@ LOGGED_FIGURES = {
 
 
 class ReportProgress(TrainerCallback):  # type: ignore[misc]
-    """Tells the reporter and metrics.jsonl about every step."""
+    """Tells the reporter and metrics.jsonl about every step; the tokens of all processes are counted by the first."""
 
-    def __init__(self, reporter: Reporter, history: History) -> None:
-        self._reporter = reporter
+    def __init__(self, reporter: Reporter, history: History, world: World = ALONE) -> None:
+        self._reporter, self._world = reporter, world
         self._history = history
         self._step_began = 0.0
         self._step_seconds = 0.0
@@ -91,7 +91,7 @@ class ReportProgress(TrainerCallback):  # type: ignore[misc]
             **_logged_figures(logs),
         )
         self._history.add_step(point)
-        self._reporter.count_tokens(int(tokens))
+        self._reporter.count_tokens(int(tokens) if self._world.is_first else 0)
         self._reporter.update(metrics=_step_metrics(point))
 
 

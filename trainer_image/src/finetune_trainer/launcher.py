@@ -195,6 +195,8 @@ class Pod:
             return None
 
     def _unreported(self, rank: int, code: int) -> Report:
+        if code == ExitCode.PREEMPTED:
+            return self._report(Outcome.PREEMPTED, ExitCode.PREEMPTED.reason, "stopped by SIGTERM before it began")
         told = "was killed: the node's memory may not suffice" if code == KILLED else f"ended with exit code {code}"
         return self._report(Outcome.FAILED, Reason.CONTAINER_ERROR, f"rank {rank} {told}, and left no report")
 

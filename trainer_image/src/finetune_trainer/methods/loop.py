@@ -360,7 +360,7 @@ def kept_in_fp32(model: torch.nn.Module) -> Iterator[None]:
 def callbacks(watch: Watch, *, keeps_best: bool = True) -> list[TrainerCallback]:
     """Reporting, the best weights where the objective has a loss to choose them by, and the gradient check."""
     best = [KeepBest(watch.plateau, watch.best_weights, watch.reporter)] if keeps_best else []
-    return [ReportProgress(watch.reporter, watch.history), *best, RequireGradient(watch.world)]
+    return [ReportProgress(watch.reporter, watch.history, watch.world), *best, RequireGradient(watch.world)]
 
 
 def common_arguments(settings: Resolved, scratch: Path, *, evaluates: bool, on_cpu: bool) -> dict[str, Any]:
