@@ -267,9 +267,14 @@ def test_shared_out_weights_are_stopped_resumed_and_put_together_again(
 def test_other_ways_to_train_end_as_one_process(
     s3_server: Any, tmp_path: Path, aws_environment: None, objective: str
 ) -> None:
-    """A quantised base, and pairs against a reference."""
-    blocks = {"objective": "DPO", "evaluation": {"steps": 6}} if objective == "DPO" else {"evaluation": {"steps": 6}}
+    """Packed rows on a quantised base, and pairs against a reference."""
     method = "LoRA" if objective == "DPO" else "QLoRA"
+    blocks: dict[str, Any] = {"evaluation": {"steps": 6}}
+    if objective == "DPO":
+        blocks["objective"] = objective
+    else:
+        packed = {"packing": "On", "perDeviceTrainBatchSize": 2, "maxSteps": 12}
+        blocks["hyperparameters"] = HYPERPARAMETERS | packed
     job = make_job(s3_server, f"ranks-{method.lower()}", tmp_path, method, **blocks)
     attempt = job.start("one-pod", gpus=2)
     assert attempt.codes() == [0], attempt.errors()
