@@ -85,6 +85,7 @@ def train_along(
     except torch.OutOfMemoryError as error:  # the others wait in the middle of a step: none tries again
         told = f"rank {world.rank} is out of GPU memory: lower hyperparameters.perDeviceTrainBatchSize or maxLength"
         raise TrainerError(ExitCode.GPU_OUT_OF_MEMORY, f"{told}, or set gradientCheckpointing true") from error
+    world.part(work_beat(reporter, stop))
     return finish(inputs, trained, device, storage, reporter, stop=stop) if world.is_first else None
 
 

@@ -71,6 +71,9 @@ class World:
             is_counted = at < len(all_of_them)
             yield all_of_them[at if is_counted else 0], is_counted
 
+    def part(self, beat: Beat) -> None:
+        """Ends what holds the processes together, once the first is ready to go on alone."""
+
     def leave(self) -> None:
         """The last word between the processes: the first one stays until all have said it."""
 
@@ -109,6 +112,14 @@ class ManyRanks(World):
             beat()
             time.sleep(LOOK_SECONDS)
         return str(self._store.get(name), "utf-8")
+
+    def part(self, beat: Beat) -> None:
+        """All at the same time: NCCL takes a process that leaves for itself for a lost one, and ends the others."""
+        if self.is_first:
+            self.tell("trained")
+        else:
+            self.wait("trained", beat)
+        dist.destroy_process_group()
 
     def leave(self) -> None:
         """The first process holds the words of all, and must not be gone while another still asks."""
