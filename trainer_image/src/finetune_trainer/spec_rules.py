@@ -107,6 +107,14 @@ CONDITIONS: dict[str, Condition] = {
         f"self.objective != '{objective}' || self.dataset.format in {formats}": _takes(objective, formats)
         for objective, formats in FORMATS.items()
     },
+    "(self.resources.nodes == 1 && self.resources.gpusPerNode <= 1) || "
+    "!(self.objective in ['KTO', 'RewardModel', 'RLHF'])": lambda spec: (
+        spec.resources.ranks == 1 or spec.objective not in {"KTO", "RewardModel", "RLHF"}
+    ),
+    "(self.resources.nodes == 1 && self.resources.gpusPerNode <= 1) || self.objective != 'DPO' || "
+    "self.tuning.method in ['LoRA', 'QLoRA']": lambda spec: (
+        spec.resources.ranks == 1 or spec.objective != "DPO" or spec.tuning.method in {"LoRA", "QLoRA"}
+    ),
     r"!self.matches('(^|/)[.][.]?(/|$)')": lambda uri: not {".", ".."} & set(uri.split("/")),
 }
 
