@@ -71,9 +71,7 @@ def test_the_condition_says_which_pod_is_missing_and_why(world: Any, operator: A
     world.run(first)
     world.cannot_schedule(second, "0/4 nodes are available: 4 Insufficient nvidia.com/gpu.")
     shown = world.wait_condition("Running", "Unschedulable")
-    assert shown["message"].startswith(
-        f"1 of 2 pods run; pod 1 ({second.metadata.name}): No node can take the pod"
-    )
+    assert shown["message"].startswith(f"1 of 2 pods run; pod 1 ({second.metadata.name}): No node can take the pod")
     world.run(second)
     world.wait_phase("Training")
     assert world.status()["currentRun"]["podName"] == first.metadata.name
