@@ -9,6 +9,8 @@ BIN := $(VENV)/bin
 PYTHON ?= python3
 DIR ?= data
 CLUSTER ?= auto
+# Processes that share the tests that need no cluster; each trains on one thread.
+WORKERS ?= 2
 CLUSTER_PY := $(BIN)/python tests/cluster/cluster.py
 DEMO_PY := $(BIN)/python tests/demo/demo.py
 
@@ -68,11 +70,11 @@ types: setup ## mypy, strict
 
 .PHONY: unit
 unit: setup ## Unit tests: seconds, no network
-	$(BIN)/pytest tests/unit
+	$(BIN)/pytest -n $(WORKERS) --dist loadfile tests/unit
 
 .PHONY: integration
 integration: setup binaries ## Integration tests: a real API server, a real S3 server, real training of a tiny model
-	$(BIN)/pytest tests/integration
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadfile tests/integration
 
 .PHONY: e2e
 e2e: setup ## End-to-end tests: a real cluster with real pods

@@ -76,7 +76,7 @@ def test_the_eviction_of_one_pod_ends_both_and_the_next_run_goes_on_to_the_same_
     status = job.wait("Complete", seconds=600)
     cut, last = status["history"]
     assert (cut["result"], cut["podUid"], last["result"]) == ("Preempted", first.metadata.uid, "Succeeded")
-    assert f"rank 1 (pod {second.metadata.name})" in cut["message"]
+    assert f"pod 1 ({second.metadata.name})" in cut["message"]
     assert last["resumedFromStep"] > 0
     assert (status["attempts"], status["runs"], status["preemptions"], status.get("failures", 0)) == (1, 2, 1, 0)
     for name in ("trainLoss", "evalLoss"):
@@ -90,7 +90,7 @@ def test_a_killed_process_of_one_pod_is_one_failure_and_another_attempt(bench: B
     status = job.wait("Complete", seconds=600)
     cut, last = status["history"]
     assert (cut["result"], cut["podUid"], last["result"]) == ("Failed", first.metadata.uid, "Succeeded")
-    assert f"rank 1 (pod {second.metadata.name})" in cut["message"]
+    assert f"pod 1 ({second.metadata.name})" in cut["message"]
     assert last["resumedFromStep"] > 0
     assert (status["attempts"], status["runs"], status["failures"], status.get("preemptions", 0)) == (2, 2, 1, 0)
 

@@ -69,7 +69,7 @@ def resolve(spec: FineTuneJobSpec, facts: Facts) -> Resolved:
     method, reason = (facts.method, facts.method_reason) if facts.method else _method(spec.tuning.method)
     hyper, recipe = spec.hyperparameters, RECIPES[spec.objective]
     batch, accumulation = _batch(spec, method, facts.train_rows)
-    epochs, steps = _length(spec, method, facts, batch * accumulation)
+    epochs, steps = _length(spec, method, facts, batch * accumulation * spec.resources.ranks)
     resolved = Resolved(
         method=method.value,
         method_reason=reason,
@@ -83,7 +83,7 @@ def resolve(spec: FineTuneJobSpec, facts: Facts) -> Resolved:
         optim=hyper.optim,
         per_device_train_batch_size=batch,
         gradient_accumulation_steps=accumulation,
-        global_batch_size=batch * accumulation,
+        global_batch_size=batch * accumulation * spec.resources.ranks,
         max_length=hyper.max_length,
         precision=hyper.precision.value,
         gradient_checkpointing=_given(hyper.gradient_checkpointing, method is Method.QLORA),
@@ -110,11 +110,13 @@ def _learning_rate(recipe: Recipe, method: Method, parameters: int) -> float:
 
 
 def _batch(spec: FineTuneJobSpec, method: Method, rows: int) -> tuple[int, int]:
-    """Rows a batch and batches a step; under RLHF rows are sampled answers, and a step holds whole groups of them."""
+    """Rows a batch and batches a step, of each process; under RLHF rows are sampled answers, and a step holds whole
+    groups of them."""
     hyper = spec.hyperparameters
     wanted = RECIPES[spec.objective].full_batch if method is Method.FULL else 16
     if spec.rlhf is None:
-        batch = hyper.per_device_train_batch_size or min(2, max(rows, 1))
+        wanted = max(1, wanted // spec.resources.ranks)
+        batch = hyper.per_device_train_batch_size or min(2, wanted, max(rows, 1))
         return batch, hyper.gradient_accumulation_steps or max(1, wanted // batch)
     group = spec.rlhf.num_generations
     if hyper.gradient_accumulation_steps:

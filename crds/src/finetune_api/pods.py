@@ -36,6 +36,11 @@ class Resources(Block):
     workspace: Workspace | None = None
     """Scratch space for model, rows and result. Default: unbounded."""
 
+    @property
+    def ranks(self) -> int:
+        """Processes that train together: one for each GPU, or for each pod where there are none."""
+        return self.nodes * max(1, self.gpus_per_node)
+
 
 class Toleration(Block):
     """A toleration, as in a pod."""

@@ -209,6 +209,9 @@ FORMATS = {
 _FROZEN = "is fixed when the job is created: create a new FineTuneJob with another name and output.uri instead"
 
 
+_ONE_PROCESS = "self.resources.nodes == 1 && self.resources.gpusPerNode <= 1"
+
+
 class FineTuneJobSpec(Block):
     """What to train, on what, how, and where the result goes."""
 
@@ -268,6 +271,18 @@ class FineTuneJobSpec(Block):
                 "(has(self.lineage) && has(self.lineage.parentRef))",
                 "initialAdapter.fromParent needs a parent: set lineage.parentRef",
                 ".tuning.initialAdapter.fromParent",
+            ),
+            cel(
+                f"({_ONE_PROCESS}) || !(self.objective in ['KTO', 'RewardModel', 'RLHF'])",
+                "objectives KTO, RewardModel and RLHF train in one process: set resources.nodes 1 and "
+                "resources.gpusPerNode 1",
+                ".resources",
+            ),
+            cel(
+                f"({_ONE_PROCESS}) || self.objective != 'DPO' || self.tuning.method in ['LoRA', 'QLoRA']",
+                "objective DPO trains on several GPUs or nodes with an adapter only: set tuning.method LoRA or QLoRA, "
+                "or resources.nodes 1 and resources.gpusPerNode 1",
+                ".resources",
             ),
             *(
                 cel(

@@ -37,7 +37,7 @@ class End:
 
 def called(pod: Pod) -> str:
     """A pod by its rank and its name."""
-    return f"rank {pod.rank} (pod {pod.name})"
+    return f"pod {pod.rank} ({pod.name})"
 
 
 def missing(child: ChildJob, pods: Sequence[Pod], now: datetime) -> list[int]:

@@ -62,7 +62,7 @@ def _again(draft: Draft, found: Diagnosis) -> None:
 
 def _named(rank: int, pods: tuple[Pod, ...]) -> str:
     alive = next((pod for pod in reversed(pods) if not pod.is_over), None)
-    return rounds.called(alive) if alive else f"rank {rank} (no pod)"
+    return rounds.called(alive) if alive else f"pod {rank} (not there)"
 
 
 def _weight(found: Diagnosis) -> tuple[bool, bool, bool]:

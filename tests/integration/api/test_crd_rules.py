@@ -41,6 +41,8 @@ NO_LOSS = "RLHF has no held-out loss"
 NO_MERGE = "a reward model scores text"
 NO_ANSWERS = "a reward model writes no answers"
 PACKING = "packing works with objectives"
+ONE_PROCESS = "objectives KTO, RewardModel and RLHF train in one process"
+WITH_ADAPTER = "objective DPO trains on several GPUs or nodes with an adapter only"
 GROUPS = "a step must hold whole groups of answers"
 
 BASE: Spec = {
@@ -171,6 +173,16 @@ AT_CREATION = [
         rlhf(rewards=LENGTHS) | {"hyperparameters": {"perDeviceTrainBatchSize": 6, "gradientAccumulationSteps": 2}},
         rlhf(rewards=LENGTHS) | {"hyperparameters": {"perDeviceTrainBatchSize": 3, "gradientAccumulationSteps": 2}},
         "spec.rlhf.numGenerations",
+    ),
+    *(
+        (ONE_PROCESS, base(objective, "Auto"), base(objective, "Auto") | {"resources": many}, "spec.resources")
+        for objective, many in (("KTO", {"nodes": 2}), ("RewardModel", {"gpusPerNode": 2}), ("RLHF", {"nodes": 3}))
+    ),
+    (
+        WITH_ADAPTER,
+        {"objective": "DPO", "tuning": {"method": "LoRA"}, "resources": {"nodes": 2, "gpusPerNode": 0}},
+        {"objective": "DPO", "tuning": {"method": "Full"}, "resources": {"nodes": 2, "gpusPerNode": 0}},
+        "spec.resources",
     ),
     *(
         (

@@ -33,6 +33,7 @@ def test_a_job_goes_through_preflight_and_training_to_complete(world: Any, opera
         "Suspended": "False",
         "Validated": "True",
         "Running": "False",
+        "SavesInTime": "Unknown",
         "EarlyStopped": "False",
         "Published": "True",
         "Complete": "True",

@@ -71,9 +71,7 @@ def test_the_condition_says_which_pod_is_missing_and_why(world: Any, operator: A
     world.run(first)
     world.cannot_schedule(second, "0/4 nodes are available: 4 Insufficient nvidia.com/gpu.")
     shown = world.wait_condition("Running", "Unschedulable")
-    assert shown["message"].startswith(
-        f"1 of 2 pods run; rank 1 (pod {second.metadata.name}): No node can take the pod"
-    )
+    assert shown["message"].startswith(f"1 of 2 pods run; pod 1 ({second.metadata.name}): No node can take the pod")
     world.run(second)
     world.wait_phase("Training")
     assert world.status()["currentRun"]["podName"] == first.metadata.name
@@ -106,7 +104,7 @@ def test_a_failure_of_another_rank_is_one_failure_and_a_new_attempt(
     run = status["history"][0]
     assert (run["result"], run["podName"]) == ("Failed", first.metadata.name)
     assert (run["reason"], run["exitCode"], run["lastStep"]) == ("OutOfMemory", 137, 40)
-    assert f"rank 1 (pod {second.metadata.name})" in run["message"]
+    assert f"pod 1 ({second.metadata.name})" in run["message"]
     world.end(again[1], 0)
     world.end(again[0], 0, world.published())
     status = world.wait_phase("Succeeded")

@@ -51,6 +51,25 @@ def test_given_values_win() -> None:
     assert (it.total_steps, it.global_batch_size, it.warmup_steps, it.eval_steps) == (24, 4, 0.0, 2)
 
 
+@pytest.mark.parametrize(
+    ("resources", "batch", "accumulation", "whole"),
+    [
+        ({"nodes": 2, "gpusPerNode": 4}, 2, 1, 16),
+        ({"gpusPerNode": 2}, 2, 4, 16),
+        ({"nodes": 16, "gpusPerNode": 0}, 1, 1, 16),
+        ({"nodes": 3}, 2, 2, 12),
+        ({"nodes": 8, "gpusPerNode": 8}, 1, 1, 64),
+    ],
+)
+def test_the_rows_of_a_step_are_divided_among_all_processes(
+    resources: dict[str, int], batch: int, accumulation: int, whole: int
+) -> None:
+    it = resolved(resources=resources)
+    assert (it.per_device_train_batch_size, it.gradient_accumulation_steps) == (batch, accumulation)
+    assert it.global_batch_size == whole
+    assert it.total_steps == 3 * -(-1000 // whole)
+
+
 def test_without_held_out_rows_nothing_is_evaluated() -> None:
     assert resolved(Facts(parameters=1, train_rows=10, validation_rows=0)).eval_steps is None
 

@@ -73,7 +73,7 @@ def test_a_job_is_running_once_all_of_its_pods_are(pair: Any) -> None:
     decision = one.settle()
     shown = one.condition("Running")
     assert (shown["status"], shown["reason"]) == ("False", "Unschedulable")
-    assert shown["message"].startswith("1 of 2 pods run; rank 1 (pod one-1-2): No node can take the pod: 0/4 nodes")
+    assert shown["message"].startswith("1 of 2 pods run; pod 1 (one-1-2): No node can take the pod: 0/4 nodes")
     assert one.status["currentRun"]["podUid"] == first["metadata"]["uid"]
     assert "startTime" not in one.status
     assert decision.follow is not None
@@ -93,7 +93,7 @@ def test_a_pod_that_was_never_made_is_missed_too(pair: Any) -> None:
     one.settle()
     shown = one.condition("Running")
     assert shown["reason"] == "PodCreationRefused"
-    assert shown["message"].startswith("1 of 2 pods run; rank 1 (no pod): ")
+    assert shown["message"].startswith("1 of 2 pods run; pod 1 (not there): ")
 
 
 def test_pods_that_are_asked_about_one_after_the_other_end_in_one_answer(scene: Any) -> None:
@@ -154,7 +154,7 @@ def test_a_failure_of_another_rank_is_one_failure_of_the_run_with_its_words(pair
     assert counts(one) == (1, 1, 0)
     run = one.status["history"][0]
     assert (run["result"], run["reason"], run["exitCode"], run["lastStep"]) == ("Failed", "OutOfMemory", 137, 40)
-    assert run["message"].startswith("rank 1 (pod one-1-2): ")
+    assert run["message"].startswith("pod 1 (one-1-2): ")
     assert run["podUid"] == first["metadata"]["uid"]
     assert list(one.children) == ["one-preflight", "one-1", "one-2"]
     assert one.children["one-2"]["spec"]["backoffLimit"] == 0
@@ -184,7 +184,7 @@ def test_failures_end_the_job_once_the_limit_is_used_up_and_name_the_rank(pair: 
         one.fail(job, "BackoffLimitExceeded", failed=2)
         one.settle()
     assert (one.status["phase"], one.status["reason"]) == ("Failed", "BackoffLimitExceeded")
-    assert "ContainerError: rank 1 (pod " in one.status["message"]
+    assert "ContainerError: pod 1 (" in one.status["message"]
     assert (one.status["attempts"], *counts(one)) == (2, 2, 2, 0)
 
 
@@ -197,7 +197,7 @@ def test_what_no_other_try_would_mend_ends_the_job_whichever_rank_says_so(pair: 
     one.fail("one-1")
     one.settle()
     assert (one.status["phase"], one.status["reason"]) == ("Failed", "GpuOutOfMemory")
-    assert one.status["message"].endswith("rank 1 (pod one-1-2): step 1 does not fit")
+    assert one.status["message"].endswith("pod 1 (one-1-2): step 1 does not fit")
     assert counts(one) == (1, 1, 0)
 
 
@@ -215,7 +215,7 @@ def test_a_pod_that_was_taken_away_is_one_preemption(pair: Any, code: int, disru
     assert counts(one) == (1, 0, 1)
     run = one.status["history"][0]
     assert (run["result"], run["reason"], run["exitCode"]) == ("Preempted", disruption, code)
-    assert run["message"].startswith("rank 1 (pod one-1-2): ")
+    assert run["message"].startswith("pod 1 (one-1-2): ")
     assert one.status["phase"] == "Training"
     assert list(one.children) == ["one-preflight", "one-1"]
 
@@ -452,4 +452,4 @@ def test_a_lost_node_under_any_pod_is_named(pair: Any) -> None:
     shown = one.condition("Running")
     assert (shown["status"], shown["reason"]) == ("Unknown", "NodeLost")
     assert "kubectl delete node node-9" in shown["message"]
-    assert shown["message"].startswith("1 of 2 pods run; rank 1 ")
+    assert shown["message"].startswith("1 of 2 pods run; pod 1 ")

@@ -6,9 +6,11 @@ from typing import Any
 import pytest
 from model_shapes import LLAMA_8B, llama_tensors, shape_of
 
+from finetune_api.handoff import ExitCode
 from finetune_api.objectives import Objective
 from finetune_api.status import Resolved
-from finetune_trainer.memory import GIB, Memory, estimate, format_bytes, weight_bytes
+from finetune_trainer.errors import TrainerError
+from finetune_trainer.memory import GIB, Memory, estimate, format_bytes, share_out, weight_bytes
 from finetune_trainer.model_shape import ModelShape, read_shape
 
 
@@ -54,6 +56,46 @@ def test_full_takes_16_bytes_a_weight_before_activations(llama: ModelShape) -> N
     memory = estimate(llama, settings("Full"), Objective.CHAT)
     assert memory.weights + memory.gradients + memory.optimiser == 16 * llama.parameters
     assert memory.adapter == 0
+
+
+def test_several_gpus_share_out_what_full_holds_and_borrow_the_largest_part(llama: ModelShape) -> None:
+    alone = estimate(llama, settings("Full"), Objective.CHAT)
+    shared = estimate(llama, settings("Full"), Objective.CHAT, ranks=8)
+    assert shared.optimiser == alone.optimiser // 8
+    assert shared.weights == alone.weights // 8 + 4 * llama.other
+    assert shared.activations == alone.activations
+
+
+def test_several_gpus_each_hold_the_base_under_an_adapter(llama: ModelShape) -> None:
+    alone = estimate(llama, settings("LoRA"), Objective.CHAT)
+    together = estimate(llama, settings("LoRA"), Objective.CHAT, ranks=8)
+    assert (together.weights, together.optimiser) == (alone.weights, alone.optimiser)
+    assert together.gradients == 2 * alone.gradients
+
+
+@pytest.mark.parametrize(
+    ("micro", "accumulation", "whole", "ranks", "shared"),
+    [
+        (2, 8, 16, 1, (2, 8)),
+        (2, 2, 16, 4, (2, 2)),
+        (2, 8, 16, 4, (2, 2)),
+        (4, 2, 24, 8, (3, 1)),
+        (2, 4, 32, 1, (2, 16)),
+    ],
+)
+def test_a_step_keeps_its_rows_whatever_the_number_of_processes(
+    micro: int, accumulation: int, whole: int, ranks: int, shared: tuple[int, int]
+) -> None:
+    batch = {"per_device_train_batch_size": micro, "gradient_accumulation_steps": accumulation}
+    found = share_out(settings(**batch, global_batch_size=whole), ranks)
+    assert (found.per_device_train_batch_size, found.gradient_accumulation_steps) == shared
+    assert found.global_batch_size == whole
+
+
+def test_a_step_that_cannot_be_shared_evenly_is_refused_with_both_numbers() -> None:
+    with pytest.raises(TrainerError, match="a step has 16 rows, which 3 processes cannot share evenly") as caught:
+        share_out(settings(per_device_train_batch_size=2, gradient_accumulation_steps=8), 3)
+    assert caught.value.code is ExitCode.INVALID_CONFIG
 
 
 def test_an_adapter_of_rank_16_on_every_linear_layer_has_42_million_weights(llama: ModelShape) -> None:

@@ -7,6 +7,7 @@ from finetune_trainer.stop import install
 STOP = install()
 
 import logging  # noqa: E402 - the handler stands before anything that takes time to load
+import os  # noqa: E402
 import sys  # noqa: E402
 import time  # noqa: E402
 from typing import NoReturn  # noqa: E402
@@ -21,16 +22,28 @@ def main() -> NoReturn:
     from finetune_trainer.run_state import RunState
 
     state = RunState(STOP)
+    code = 0
     try:
         app(obj=state)
     except TrainerError as error:
-        sys.exit(state.fail(error))
-    except (SystemExit, KeyboardInterrupt):
-        raise
+        code = state.fail(error)
+    except (SystemExit, KeyboardInterrupt) as error:
+        if not state.leaves_at_once:
+            raise
+        code = exit_code_of(error)
     except BaseException as error:  # a panic in a library written in Rust is no Exception
         logging.getLogger("finetune_trainer").exception("internal error")
-        sys.exit(state.fail(TrainerError(ExitCode.INTERNAL_ERROR, f"{type(error).__name__}: {error}")))
-    sys.exit(0)
+        code = state.fail(TrainerError(ExitCode.INTERNAL_ERROR, f"{type(error).__name__}: {error}"))
+    if state.leaves_at_once:
+        sys.stdout.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
+def exit_code_of(error: BaseException) -> int:
+    """The code that the interpreter would end with."""
+    found = error.code if isinstance(error, SystemExit) else 1
+    return found if isinstance(found, int) else int(found is not None)
 
 
 def _set_up_logging() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -16,6 +17,8 @@ from finetune_trainer.errors import TrainerError
 from finetune_trainer.model import trained_tensors
 from finetune_trainer.progress import Reporter
 from finetune_trainer.report.record import History, Plateau, TrainPoint
+from finetune_trainer.sharding import fill, gathered, give_back, is_sharded, local, require_same_gradients
+from finetune_trainer.world import ALONE, World
 
 LOGGED_FIGURES = {
     "rewards/margins": "reward_margin",
@@ -32,10 +35,10 @@ LOGGED_FIGURES = {
 
 
 class ReportProgress(TrainerCallback):  # type: ignore[misc]
-    """Tells the reporter and metrics.jsonl about every step."""
+    """Tells the reporter and metrics.jsonl about every step; the tokens of all processes are counted by the first."""
 
-    def __init__(self, reporter: Reporter, history: History) -> None:
-        self._reporter = reporter
+    def __init__(self, reporter: Reporter, history: History, world: World = ALONE) -> None:
+        self._reporter, self._world = reporter, world
         self._history = history
         self._step_began = 0.0
         self._step_seconds = 0.0
@@ -88,7 +91,7 @@ class ReportProgress(TrainerCallback):  # type: ignore[misc]
             **_logged_figures(logs),
         )
         self._history.add_step(point)
-        self._reporter.count_tokens(int(tokens))
+        self._reporter.count_tokens(int(tokens) if self._world.is_first else 0)
         self._reporter.update(metrics=_step_metrics(point))
 
 
@@ -112,20 +115,27 @@ def _step_metrics(point: TrainPoint) -> dict[str, object]:
 
 
 class RequireGradient(TrainerCallback):  # type: ignore[misc]
-    """Refuses to train on when no gradient reaches the trained weights, which looks like bad data otherwise."""
+    """Refuses to train on when no gradient reaches the trained weights, which looks like bad data otherwise, or when
+    the processes that train together have not shared their gradients."""
+
+    def __init__(self, world: World = ALONE) -> None:
+        self._world = world
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Looks at the first step's gradients."""
         if state.global_step == 0:
-            require_gradient(kwargs["model"])
+            require_gradient(kwargs["model"], self._world)
+            if self._world.size > 1 and not is_sharded(kwargs["model"]):
+                require_same_gradients(kwargs["model"], self._world)
 
 
-def require_gradient(model: torch.nn.Module) -> None:
+def require_gradient(model: torch.nn.Module, world: World = ALONE) -> None:
     """Raises where every trained weight is without a gradient, or has one of zeros."""
     gradients = [parameter.grad for parameter in trained_tensors(model).values()]
-    if not any(gradient is not None and bool(gradient.count_nonzero()) for gradient in gradients):
+    found = any(gradient is not None and bool(local(gradient).count_nonzero()) for gradient in gradients)
+    if not world.agree(found):
         raise TrainerError(ExitCode.INTERNAL_ERROR, "no gradient reaches the trained weights at the first step")
 
 
@@ -195,8 +205,17 @@ def early_stopping_status(plateau: Plateau, stopped_at: int | None) -> dict[str,
 
 
 def save_trained(model: torch.nn.Module, path: Path) -> None:
-    """Writes the trained weights to one file, replacing an older one only when complete."""
-    tensors = {name: tensor.detach().contiguous() for name, tensor in trained_tensors(model).items()}
+    """Writes the trained weights to one file, replacing an older one only when complete; of weights that are shared
+    out all processes gather each, and the first one writes."""
+    give_back(model)
+    is_writer = not is_sharded(model) or dist.get_rank() == 0
+    tensors = {}
+    for name, tensor in trained_tensors(model).items():
+        whole = gathered(tensor.detach()).contiguous()
+        if is_writer:
+            tensors[name] = whole
+    if not is_writer:
+        return
     partial = path.with_suffix(".partial")
     save_file(tensors, partial)
     partial.replace(path)
@@ -204,10 +223,11 @@ def save_trained(model: torch.nn.Module, path: Path) -> None:
 
 def restore_trained(model: torch.nn.Module, path: Path) -> None:
     """Puts the trained weights of `save_trained` back into the model."""
-    saved = load_file(path)
+    give_back(model)
+    saved = load_file(path) if not is_sharded(model) or dist.get_rank() == 0 else {}
     with torch.no_grad():
         for name, parameter in trained_tensors(model).items():
-            parameter.copy_(saved[name])
+            fill(parameter, saved.get(name))
 
 
 def diverged(step: int, what: str) -> TrainerError:

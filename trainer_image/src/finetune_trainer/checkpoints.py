@@ -115,15 +115,19 @@ class Checkpoints:
         """Whether a checkpoint is to be saved after this step."""
         return not self._is_off and self.pace.is_due(step, time.monotonic() - self._last_time)
 
-    def restore(self) -> Path | None:
+    def restore(self, only: int | None = None) -> Path | None:
         """A folder with the newest checkpoint that is whole, or None where the training begins at the first step.
+
+        `only` is the step that the first of several processes goes on from; 0 where it begins anew.
 
         Those that are not whole are named and removed; one that was made of something else is an OutputConflict.
         """
         self.last_step = 0
-        if self._is_off:
+        if self._is_off or only == 0:
             return None
         folders = by_step(self._storage.list(self.uri))
+        if only:
+            return self._fetch(only, folders.get(only, {}))
         broken: dict[int, str] = {}
         found = None
         for step in sorted(folders, reverse=True):

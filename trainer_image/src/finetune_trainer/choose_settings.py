@@ -59,7 +59,8 @@ def _pack(
     if hyper.gradient_accumulation_steps is None:
         batch = hyper.per_device_train_batch_size or 1
         wanted = (single.global_batch_size or 1) * sequences / len(lengths)
-        changes = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": max(1, round(wanted / batch))}
+        batches = max(1, round(wanted / (batch * spec.resources.ranks)))
+        changes = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": batches}
     if hyper.max_steps is None:
         changes["num_train_epochs"] = single.num_train_epochs
     packed = spec.model_copy(update={"hyperparameters": hyper.model_copy(update=changes)})
@@ -103,7 +104,8 @@ def _budget(spec: FineTuneJobSpec) -> int | None:
 
 def _estimate(spec: FineTuneJobSpec, shape: ModelShape, settings: Resolved) -> Memory:
     has_reward_model = spec.rlhf is not None and spec.rlhf.reward_model is not None
-    return estimate(shape, settings, spec.objective, has_reward_model=has_reward_model)
+    ranks = spec.resources.ranks
+    return estimate(shape, settings, spec.objective, has_reward_model=has_reward_model, ranks=ranks)
 
 
 def _fit(spec: FineTuneJobSpec, shape: ModelShape, settings: Resolved, budget: int) -> Resolved | None:

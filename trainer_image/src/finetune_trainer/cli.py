@@ -8,7 +8,15 @@ from typing import Annotated
 
 import typer
 
-from finetune_api.handoff import CONFIG_DIR, CONFIG_FILE, PROGRESS_PORT, TERMINATION_LOG, WORKSPACE_DIR
+from finetune_api.handoff import (
+    CONFIG_DIR,
+    CONFIG_FILE,
+    LIFELINE_PORT,
+    PROGRESS_PORT,
+    RENDEZVOUS_PORT,
+    TERMINATION_LOG,
+    WORKSPACE_DIR,
+)
 from finetune_api.spec import DatasetFormat, Objective
 from finetune_trainer.data.export import ExportFormat
 from finetune_trainer.run_state import RunState
@@ -27,6 +35,8 @@ app = typer.Typer(
 Config = Annotated[Path, typer.Option("--config", help="The job's configuration (JSON), as the operator mounts it.")]
 WorkspaceDir = Annotated[Path, typer.Option("--workspace", help="Scratch space for model, rows and result.")]
 Port = Annotated[int, typer.Option(help="Port of /progress, /metrics and /healthz; 0 = any.", min=0, max=65535)]
+RendezvousPort = Annotated[int, typer.Option(hidden=True, help="Port of the first pod where the processes gather.")]
+LifelinePort = Annotated[int, typer.Option(hidden=True, help="Port of the first pod that the other pods connect to.")]
 TerminationLog = Annotated[Path, typer.Option(help="File for the report (JSON), if it exists.")]
 
 
@@ -47,19 +57,48 @@ def preflight(
 
 
 @app.command()
-def train(
+def train(  # noqa: PLR0917 - the options of a command
+    context: typer.Context,
+    config: Config = Path(CONFIG_DIR) / CONFIG_FILE,
+    workspace: WorkspaceDir = Path(WORKSPACE_DIR),
+    port: Port = PROGRESS_PORT,
+    termination_log: TerminationLog = Path(TERMINATION_LOG),
+    rendezvous_port: RendezvousPort = RENDEZVOUS_PORT,
+    lifeline_port: LifelinePort = LIFELINE_PORT,
+) -> None:
+    """Train and publish a job whose preflight has passed. Runs in the trainer pod; where the job asks for several
+    processes, those of this pod are its children."""
+    from finetune_trainer import pod
+    from finetune_trainer.layout import layout_of
+
+    state: RunState = context.obj
+    state.termination_log = termination_log
+    layout = layout_of(pod.read_config(config, state), rendezvous_port, lifeline_port)
+    if layout.size == 1:
+        state.finish(pod.train(state, config, workspace, port))
+        return
+    from finetune_trainer.launcher import launch
+
+    raise typer.Exit(launch(state, layout, config_path=config, port=port, workspace=workspace))
+
+
+@app.command(hidden=True)
+def rank(
     context: typer.Context,
     config: Config = Path(CONFIG_DIR) / CONFIG_FILE,
     workspace: WorkspaceDir = Path(WORKSPACE_DIR),
     port: Port = PROGRESS_PORT,
     termination_log: TerminationLog = Path(TERMINATION_LOG),
 ) -> None:
-    """Train and publish a job whose preflight has passed. Runs in the trainer pod."""
-    from finetune_trainer import pod
+    """One of several training processes of a pod, started by `train`."""
+    from finetune_trainer import rank_pod
 
     state: RunState = context.obj
     state.termination_log = termination_log
-    state.finish(pod.train(state, config, workspace, port))
+    state.leaves_at_once = True
+    report = rank_pod.train_along(state, config, workspace, port)
+    if report:
+        state.finish(report)
 
 
 @app.command()

@@ -8,8 +8,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 from math import ceil, prod
 
+from finetune_api.handoff import ExitCode
 from finetune_api.spec import Method, Objective
 from finetune_api.status import Resolved
+from finetune_trainer.errors import TrainerError
 from finetune_trainer.model_shape import ModelShape
 
 GIB = 1 << 30
@@ -56,10 +58,13 @@ class Memory:
         return ", ".join(f"{name} {format_bytes(size)}" for size, name in named)
 
 
-def estimate(shape: ModelShape, settings: Resolved, objective: Objective, *, has_reward_model: bool = False) -> Memory:
-    """The memory of one training; settings that only the device decides count as on a GPU.
+def estimate(
+    shape: ModelShape, settings: Resolved, objective: Objective, *, has_reward_model: bool = False, ranks: int = 1
+) -> Memory:
+    """The memory of one training on each of its GPUs; settings that only the device decides count as on a GPU.
 
-    A reward model is taken to be as large as the model itself.
+    A reward model is taken to be as large as the model itself. Several GPUs share out what Full holds, each borrowing
+    one layer at a time; of an adapter's gradients each holds a second copy to send.
     """
     trained = _trained(shape, settings)
     weights = weight_bytes(shape, settings)
@@ -68,11 +73,14 @@ def estimate(shape: ModelShape, settings: Resolved, objective: Objective, *, has
     is_full = settings.method == Method.FULL
     if objective is Objective.REWARD_MODEL:
         weights -= shape.head * (_compute(settings) if settings.method == Method.LORA else FULL_WIDTH)
+    shares = ranks if is_full else 1
+    borrowed = _borrowed(shape) if shares > 1 else 0
+    copies = 2 if ranks > shares else 1
     return Memory(
-        weights=weights,
+        weights=ceil(weights / shares) + borrowed,
         adapter=0 if is_full else parameters * FULL_WIDTH,
-        gradients=parameters * FULL_WIDTH,
-        optimiser=_optimiser(sizes, settings),
+        gradients=ceil(parameters * FULL_WIDTH * copies / shares) + borrowed,
+        optimiser=ceil(_optimiser(sizes, settings) / shares),
         activations=_activations(shape, settings, objective),
         logits=0 if objective is Objective.REWARD_MODEL else _logits(shape, settings, objective),
         reference=_reference(shape, settings, objective),
@@ -97,7 +105,8 @@ def micro_batches(settings: Resolved) -> Iterator[Resolved]:
     KTO, which measures its divergence over a batch, ends at two rows.
     """
     yield settings
-    micro, whole = settings.per_device_train_batch_size or 1, settings.global_batch_size or 1
+    micro = settings.per_device_train_batch_size or 1
+    whole = micro * (settings.gradient_accumulation_steps or 1)
     fewest = 1 if settings.desirable_weight is None else 2
     for smaller in range(micro // 2, fewest - 1, -1):
         if smaller <= micro // 2 and whole % smaller == 0:
@@ -106,9 +115,33 @@ def micro_batches(settings: Resolved) -> Iterator[Resolved]:
             yield settings.model_copy(update=changes)
 
 
+def share_out(settings: Resolved, ranks: int) -> Resolved:
+    """The settings for each of so many processes, which may be others than preflight knew of: a step keeps its rows."""
+    whole = settings.global_batch_size or 1
+    micro, accumulation = settings.per_device_train_batch_size or 1, settings.gradient_accumulation_steps or 1
+    if micro * accumulation * ranks == whole:
+        return settings
+    if whole % ranks:
+        raise TrainerError(
+            ExitCode.INVALID_CONFIG,
+            f"a step has {whole} rows, which {ranks} processes cannot share evenly: set resources.nodes and "
+            f"resources.gpusPerNode so that their product divides {whole}, or run the job anew",
+        )
+    mine = whole // ranks
+    micro = max(size for size in range(1, min(micro, mine) + 1) if mine % size == 0)
+    changes = {"per_device_train_batch_size": micro, "gradient_accumulation_steps": mine // micro}
+    return settings.model_copy(update=changes)
+
+
 def format_bytes(size: int) -> str:
     """GiB where there is at least a tenth of one, else MiB."""
     return f"{size / GIB:.1f} GiB" if size >= GIB // 10 else f"{size / (1 << 20):.3g} MiB"
+
+
+def _borrowed(shape: ModelShape) -> int:
+    """The largest part that is put together at once: a layer, or what stands before and after the layers."""
+    layer = sum(prod(size) for size in shape.linear.values()) // shape.layers
+    return FULL_WIDTH * max(layer, shape.other)
 
 
 def _compute(settings: Resolved) -> int:

@@ -27,6 +27,8 @@ from finetune_api.spec import Method, Precision
 from finetune_api.status import Resolved
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.model_shape import UNADAPTED_LAYERS
+from finetune_trainer.sharding import shard
+from finetune_trainer.world import ALONE, World
 
 DTYPES = {"BF16": torch.bfloat16, "FP16": torch.float16, "FP32": torch.float32}
 NON_REENTRANT = {"use_reentrant": False}
@@ -37,8 +39,10 @@ LOADING = logging.getLogger("transformers")
 transformers_logging.disable_progress_bar()
 
 
-def find_device() -> torch.device:
-    """The GPU if there is one, else the CPU."""
+def find_device(world: World = ALONE) -> torch.device:
+    """The GPU if there is one, of several the process's own, else the CPU."""
+    if world.size > 1 and torch.cuda.is_available():
+        return torch.device("cuda", world.local_rank)
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -92,14 +96,19 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
 
 
 def load_for_training(
-    directory: Path, settings: Resolved, device: torch.device, *, writes_text: bool = True
+    directory: Path, settings: Resolved, device: torch.device, *, writes_text: bool = True, world: World = ALONE
 ) -> PreTrainedModel | PeftModel:
-    """The model as the method trains it: Full in FP32 under autocast, LoRA on a 16-bit base, QLoRA on an NF4 base.
+    """The model as the method trains it: Full in FP32 under autocast and shared out between the processes, LoRA on a
+    16-bit base, QLoRA on an NF4 base.
 
     A model that writes no text has one score in place of the language head, which is trained whole.
     """
     compute = DTYPES[str(settings.precision)]
     torch.manual_seed(settings.seed or 0)  # a score's first weights are drawn while it is loaded
+    if settings.method == Method.FULL and world.size > 1:
+        model = load_plain(directory, torch.float32, torch.device("cpu"), writes_text=writes_text)
+        shard(model, world, device)
+        return model
     if settings.method == Method.FULL:
         return load_plain(directory, torch.float32, device, writes_text=writes_text)
     if settings.method == Method.LORA:

@@ -27,29 +27,42 @@ def preflight(state: RunState, config_path: Path, workspace: Path, port: int) ->
     config, reporter = _begin(state, config_path, port)
     from finetune_trainer.preflight import preflight as check
 
-    return check(config, _storage(config, state.stop), workspace, reporter, state.stop)
+    return check(config, connect(config, state.stop), workspace, reporter, state.stop)
 
 
 def train(state: RunState, config_path: Path, workspace: Path, port: int) -> Report:
     """Training; a result that is already there, whose report was lost, is reported instead of made again."""
     config, reporter = _begin(state, config_path, port)
+    require_checked(config)
+    storage = connect(config, state.stop, TRAINER_PATIENCE_SECONDS)
+    if found := find_result(config, storage, state):
+        return found
+    from finetune_trainer.train import train as fine_tune
+
+    return fine_tune(config, storage, workspace, reporter, state.stop)
+
+
+def require_checked(config: JobConfig) -> None:
+    """Refuses a job whose preflight has not passed."""
     if config.resolved is None or config.dataset is None:
         raise TrainerError(ExitCode.INVALID_CONFIG, "the configuration lacks resolved or dataset: run preflight first")
-    storage = _storage(config, state.stop, TRAINER_PATIENCE_SECONDS)
+
+
+def find_result(config: JobConfig, storage: Storage, state: RunState) -> Report | None:
+    """The report of a result that is there already; raises where the prefix is not the job's to write to."""
     from finetune_trainer.checkpoints import remove_checkpoints
     from finetune_trainer.claim import check_claim
     from finetune_trainer.publish import adopt
 
     storage.probe(config.output_key())
+    reporter = state.reporter or Reporter(config.uid)
     if check_claim(config, storage):
         found = adopt(config, storage, Outcome.PUBLISHED, transfer_beat(reporter, state.stop))
         if found:
             remove_checkpoints(config, storage)
             return found
     state.stop.raise_if_set()
-    from finetune_trainer.train import train as fine_tune
-
-    return fine_tune(config, storage, workspace, reporter, state.stop)
+    return None
 
 
 def read_config(path: Path, state: RunState) -> JobConfig:
@@ -78,15 +91,21 @@ def _refuse_newer(version: object) -> None:
 def _begin(state: RunState, config_path: Path, port: int) -> tuple[JobConfig, Reporter]:
     config = read_config(config_path, state)
     reporter = state.reporter = Reporter(config.uid)
-    try:
-        logger.info("answering /progress, /metrics and /healthz on port %d", reporter.serve(port))
-    except OSError as error:
-        logger.warning("port %d cannot be opened, progress goes unseen: %s", port, error.strerror)
+    serve(reporter, port)
     state.stop.raise_if_set()
     return config, reporter
 
 
-def _storage(config: JobConfig, stop: StopFlag, patience: float = 0.0) -> Storage:
+def serve(reporter: Reporter, port: int) -> None:
+    """Opens the port; where it is taken the work goes on unseen."""
+    try:
+        logger.info("answering /progress, /metrics and /healthz on port %d", reporter.serve(port))
+    except OSError as error:
+        logger.warning("port %d cannot be opened, progress goes unseen: %s", port, error.strerror)
+
+
+def connect(config: JobConfig, stop: StopFlag, patience: float = 0.0) -> Storage:
+    """The job's stores, each connected to when it is first used."""
     from finetune_trainer.routed_storage import RoutedStorage
 
     def connect_s3() -> Storage:

@@ -25,6 +25,8 @@ class RunState:
     termination_log: Path | None = None
     echo: dict[str, str] = field(default_factory=dict)
     """uid and config digest of a config that could not be read as a whole."""
+    leaves_at_once: bool = False
+    """Whether the process ends without the interpreter's own end, at which threads of a library may wait for others."""
 
     def finish(self, report: Report) -> None:
         """Leave the report of a success."""

@@ -56,6 +56,9 @@ CONDITIONS: dict[str, Condition] = {
     "has(self.uri) != has(self.fromParent)": lambda adapter: (adapter.uri is None) != (adapter.from_parent is None),
     "has(self.uri) != has(self.jobRef)": lambda source: (source.uri is None) != (source.job_ref is None),
     "has(self.rewardModel) != has(self.rewards)": lambda rlhf: (rlhf.reward_model is None) != (rlhf.rewards is None),
+    "(self.mode == 'Unconstrained') != has(self.level)": lambda topology: (
+        (topology.mode == "Unconstrained") != (topology.level is not None)
+    ),
     "(self.type == 'Length') == has(self.targetTokens)": lambda reward: (
         (reward.type == "Length") == (reward.target_tokens is not None)
     ),
@@ -104,6 +107,14 @@ CONDITIONS: dict[str, Condition] = {
         f"self.objective != '{objective}' || self.dataset.format in {formats}": _takes(objective, formats)
         for objective, formats in FORMATS.items()
     },
+    "(self.resources.nodes == 1 && self.resources.gpusPerNode <= 1) || "
+    "!(self.objective in ['KTO', 'RewardModel', 'RLHF'])": lambda spec: (
+        spec.resources.ranks == 1 or spec.objective not in {"KTO", "RewardModel", "RLHF"}
+    ),
+    "(self.resources.nodes == 1 && self.resources.gpusPerNode <= 1) || self.objective != 'DPO' || "
+    "self.tuning.method in ['LoRA', 'QLoRA']": lambda spec: (
+        spec.resources.ranks == 1 or spec.objective != "DPO" or spec.tuning.method in {"LoRA", "QLoRA"}
+    ),
     r"!self.matches('(^|/)[.][.]?(/|$)')": lambda uri: not {".", ".."} & set(uri.split("/")),
 }
 

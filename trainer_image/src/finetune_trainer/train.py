@@ -4,6 +4,8 @@ import gc
 import logging
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 # Read when the libraries below are imported: models come from storage alone, and nobody is told of the run.
@@ -26,7 +28,7 @@ from finetune_trainer.errors import TrainerError
 from finetune_trainer.generate import answer_all, stop_token_ids
 from finetune_trainer.hub import hub_name, pinned_commit
 from finetune_trainer.inputs import Inputs, load_inputs
-from finetune_trainer.memory import micro_batches
+from finetune_trainer.memory import micro_batches, share_out
 from finetune_trainer.merge import HeldOut, merge_adapter, save_full, stored_precision
 from finetune_trainer.methods import Traits, build_trainer, traits_of
 from finetune_trainer.methods.loop import Watch, WatchedTrainer
@@ -48,8 +50,10 @@ from finetune_trainer.results import SHOWN_SAMPLES, Trained, build_record, build
 from finetune_trainer.reward_model import load_reward_model
 from finetune_trainer.rewards import ComputedRewards, Judge, Scorer
 from finetune_trainer.scoring_model import save_scoring_model
+from finetune_trainer.sharding import is_sharded
 from finetune_trainer.stop import StopFlag
 from finetune_trainer.storage import Storage
+from finetune_trainer.world import ALONE, AgreedStop, World
 
 logger = logging.getLogger(__name__)
 
@@ -63,14 +67,40 @@ def train(config: JobConfig, storage: Storage, workspace: Path, reporter: Report
     device = find_device()
     checkpoints = Checkpoints(config, inputs.rows.digests, storage, workspace, reporter, stop=stop)
     trained = train_within_memory(inputs, device, reporter, stop, checkpoints)
+    return finish(inputs, trained, device, storage, reporter, stop=stop)
+
+
+def train_along(
+    config: JobConfig, storage: Storage, workspace: Path, reporter: Reporter, stop: StopFlag, *, world: World
+) -> Report | None:
+    """Trains together with other processes; the first of them publishes and returns the report."""
+    reporter.stage("Loading")
+    with each_pod_in_turn("inputs", world, reporter, stop):
+        inputs = load_inputs(config, storage, workspace, reporter, stop)
+    device = find_device(world)
+    checkpoints = Checkpoints(config, inputs.rows.digests, storage, workspace, reporter, stop=stop)
+    settings = share_out(finalise(config.resolved or Resolved(), device), world.size)
+    try:
+        trained = train_once(inputs, settings, device, reporter, stop, checkpoints=checkpoints, world=world)
+    except torch.OutOfMemoryError as error:  # the others wait in the middle of a step: none tries again
+        told = f"rank {world.rank} is out of GPU memory: lower hyperparameters.perDeviceTrainBatchSize or maxLength"
+        raise TrainerError(ExitCode.GPU_OUT_OF_MEMORY, f"{told}, or set gradientCheckpointing true") from error
+    world.part(work_beat(reporter, stop))
+    return finish(inputs, trained, device, storage, reporter, stop=stop) if world.is_first else None
+
+
+def finish(
+    inputs: Inputs, trained: Trained, device: torch.device, storage: Storage, reporter: Reporter, *, stop: StopFlag
+) -> Report:
+    """Merges, reports and publishes what was trained."""
     stop.raise_if_set()
     merge = save_full_model(inputs, trained.settings, reporter, stop)
     stop.raise_if_set()
     record = build_record(inputs, trained, merge, device=device, reporter=reporter)
     write_report(record, inputs.result)
     result = build_result(inputs, record, reporter)
-    report = publish(inputs.result, config, result, storage, reporter, stop=stop)
-    remove_checkpoints(config, storage)
+    report = publish(inputs.result, inputs.config, result, storage, reporter, stop=stop)
+    remove_checkpoints(inputs.config, storage)
     return report
 
 
@@ -78,7 +108,7 @@ def train_within_memory(
     inputs: Inputs, device: torch.device, reporter: Reporter, stop: StopFlag, checkpoints: Checkpoints
 ) -> Trained:
     """Trains; when the GPU's memory does not suffice, again with half the micro-batch and the same effective batch."""
-    for settings in micro_batches(finalise(inputs.config.resolved or Resolved(), device)):
+    for settings in micro_batches(share_out(finalise(inputs.config.resolved or Resolved(), device), 1)):
         try:
             return train_once(inputs, settings, device, reporter, stop, checkpoints=checkpoints)
         except torch.OutOfMemoryError:
@@ -100,6 +130,7 @@ def train_once(
     stop: StopFlag,
     *,
     checkpoints: Checkpoints,
+    world: World = ALONE,
 ) -> Trained:
     """Loads, measures and asks the base, trains, restores the best weights, measures and asks again, saves.
 
@@ -108,9 +139,9 @@ def train_once(
     """
     spec = inputs.config.spec
     traits = traits_of(spec.objective)
-    resumed = checkpoints.restore()
-    watch = start_watch(inputs, reporter, stop, checkpoints, resumed)
-    model = load_for_training(inputs.model, settings, device, writes_text=traits.writes_text)
+    resumed = restore(checkpoints, world, reporter, stop)
+    watch = start_watch(inputs, reporter, stop, checkpoints, resumed, world=world)
+    model = load_for_training(inputs.model, settings, device, writes_text=traits.writes_text, world=world)
     if inputs.initial_adapter:
         continue_adapter(model, inputs.initial_weights)
     if settings.method != Method.FULL and spec.output.merge is not Merge.NONE:
@@ -135,13 +166,16 @@ def train_once(
         if inputs.validation and spec.evaluation.baseline:
             trainer.evaluate()
         watch.before.shown = trainer.show(shown)
-        watch.before.answers = answer(inputs, trainer, watch, traits)
+        watch.before.answers = answer_by_first(inputs, trainer, watch, traits, stop)
     trainer.train(str(resumed) if resumed else None)
-    stop.raise_if_set()
+    watch.stop.raise_if_set()
     final = restore_best(trainer, watch) if inputs.validation and traits.has_loss else None
     save_trained(model, inputs.best_weights)
     after = trainer.show(shown)
-    tuned_answers = answer(inputs, trainer, watch, traits)
+    is_needed = world.is_first or is_sharded(model)
+    tuned_answers = answer(inputs, trainer, watch, traits, stop) if is_needed else watch.before.answers
+    if not world.is_first:
+        return Trained(settings, watch.history, watch.plateau, final, parameters, [], watch.began)
     if settings.method != Method.FULL:
         save_adapter(model, inputs.result / Artifact.ADAPTER, hub_name(spec.model.uri), pinned_commit(spec.model))
         save_tokenizer(inputs.model, inputs.result / Artifact.ADAPTER, inputs.labeler)
@@ -149,6 +183,37 @@ def train_once(
     answers = [Answer(*parts) for parts in zip(questions(inputs, traits), before.answers, tuned_answers, strict=True)]
     compared = examples(shown, before.shown, after)
     return Trained(settings, watch.history, watch.plateau, final, parameters, answers, watch.began, compared)
+
+
+@contextmanager
+def each_pod_in_turn(name: str, world: World, reporter: Reporter, stop: StopFlag) -> Iterator[None]:
+    """In each pod one process works first, and downloads; then the others, which find its files."""
+    word = f"{name}/{world.node}"
+    if world.local_rank:
+        world.wait(word, work_beat(reporter, stop))
+    yield
+    if not world.local_rank:
+        world.tell(word)
+
+
+def restore(checkpoints: Checkpoints, world: World, reporter: Reporter, stop: StopFlag) -> Path | None:
+    """The checkpoint to go on from; the first process chooses, and the others take the same."""
+    chosen = None
+    if not world.is_first:
+        chosen = int(world.wait("resumed", work_beat(reporter, stop)))
+    with each_pod_in_turn("checkpoint", world, reporter, stop):
+        found = checkpoints.restore(chosen)
+        if world.is_first:
+            world.tell("resumed", str(checkpoints.last_step))
+    if found and world.is_first and processes_of(found) != world.size:
+        note = f"the checkpoint was saved by {processes_of(found)} processes, not {world.size}: the rows of each step"
+        reporter.update(progress={"note": f"{note} stay the same, dropout is drawn anew"})
+    return found
+
+
+def processes_of(checkpoint: Path) -> int:
+    """How many processes saved the checkpoint: each left its random state."""
+    return len(list(checkpoint.glob("rng_state*.pth")))
 
 
 def judge_of(inputs: Inputs, settings: Resolved, device: torch.device, watch: Watch) -> Judge | None:
@@ -164,7 +229,13 @@ def judge_of(inputs: Inputs, settings: Resolved, device: torch.device, watch: Wa
 
 
 def start_watch(
-    inputs: Inputs, reporter: Reporter, stop: StopFlag, checkpoints: Checkpoints, resumed: Path | None
+    inputs: Inputs,
+    reporter: Reporter,
+    stop: StopFlag,
+    checkpoints: Checkpoints,
+    resumed: Path | None,
+    *,
+    world: World = ALONE,
 ) -> Watch:
     """The record of the run: a new one, for an earlier try, ended by the GPU's memory, leaves nothing in it, or that of
     the checkpoint to go on from."""
@@ -182,12 +253,13 @@ def start_watch(
         )
     return Watch(
         reporter=reporter,
-        stop=stop,
+        stop=AgreedStop(stop, world) if world.size > 1 else stop,
         history=history,
         plateau=plateau,
         best_weights=inputs.best_weights,
         checkpoints=checkpoints,
         before=memory.before,
+        world=world,
         began=time.monotonic() - memory.seconds,
     )
 
@@ -217,7 +289,18 @@ def questions(inputs: Inputs, traits: Traits) -> list[str]:
     return [prompt.prompt for prompt in prompts] if traits.writes_text else []
 
 
-def answer(inputs: Inputs, trainer: WatchedTrainer, watch: Watch, traits: Traits) -> list[str]:
+def answer_by_first(inputs: Inputs, trainer: WatchedTrainer, watch: Watch, traits: Traits, stop: StopFlag) -> list[str]:
+    """The answers before the training. Where every process has the whole model the first one asks, and the others wait;
+    a model that is shared out answers with all of them."""
+    if watch.world.is_first or is_sharded(trainer.model):
+        answers = answer(inputs, trainer, watch, traits, stop)
+        watch.world.tell("answered")
+        return answers
+    watch.world.wait("answered", work_beat(watch.reporter, stop))
+    return []
+
+
+def answer(inputs: Inputs, trainer: WatchedTrainer, watch: Watch, traits: Traits, stop: StopFlag) -> list[str]:
     """The answers of the model as it is to the job's questions."""
     asked = questions(inputs, traits)
     if not asked:
@@ -230,7 +313,7 @@ def answer(inputs: Inputs, trainer: WatchedTrainer, watch: Watch, traits: Traits
         stop_ids=stop_token_ids(trainer.model, inputs.answers),
         max_new_tokens=inputs.config.spec.evaluation.max_new_tokens,
         reporter=watch.reporter,
-        stop=watch.stop,
+        stop=watch.stop if is_sharded(trainer.model) else stop,
     )
 
 

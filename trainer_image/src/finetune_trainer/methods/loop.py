@@ -1,10 +1,13 @@
 """What every objective's training loop has: a stop flag, a guard against NaN, and an evaluation of its own."""
 
+import functools
 import math
+import os
 import random
+import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState
-from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 
 from finetune_api.status import Resolved
 from finetune_trainer.callbacks import (
@@ -30,7 +33,9 @@ from finetune_trainer.errors import Stopped
 from finetune_trainer.model import NON_REENTRANT, trained_tensors
 from finetune_trainer.progress import Reporter
 from finetune_trainer.report.record import History, Measured, Plateau, token_mean
+from finetune_trainer.sharding import gathered, gathered_state, is_sharded, load_state
 from finetune_trainer.stop import StopFlag
+from finetune_trainer.world import ALONE, World, in_order
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,8 @@ class Watch:
     checkpoints: Checkpoints | None = None
     """Where the run is saved, if it is."""
     before: Before = field(default_factory=Before)
+    world: World = ALONE
+    """The processes that train together."""
     began: float = field(default_factory=time.monotonic)
     """When the run began, on the clock of `time.monotonic`; earlier by what the runs before it took."""
 
@@ -70,6 +77,7 @@ class WatchedTrainer(Trainer):  # type: ignore[misc]  # the library has no types
         self._watch = watch
         with kept_in_fp32(arguments["model"]):
             super().__init__(**arguments)
+        self._saves = 0
         self.remove_callback(PrinterCallback)  # standard output belongs to the reporter
         self._random_state = RandomState.take()
         if watch.checkpoints:
@@ -100,16 +108,51 @@ class WatchedTrainer(Trainer):  # type: ignore[misc]  # the library has no types
 
     def _save_checkpoint(self, *_: Any) -> None:
         """In place of the library's, which pickles its arguments and writes weights and a card as for publishing."""
-        if self._watch.checkpoints:
-            self._watch.checkpoints.save(self.state.global_step, self._write_checkpoint)
-            self._watch.reporter.stage("Training")
+        watch = self._watch
+        if not watch.checkpoints:
+            return
+        if watch.world.size == 1:
+            watch.checkpoints.save(self.state.global_step, self._write_checkpoint)
+        else:
+            self._save_together(watch.checkpoints)
+        watch.reporter.stage("Training")
+
+    def _save_together(self, checkpoints: Checkpoints) -> None:
+        """All processes gather what they hold shares of; the first one writes and uploads, and the others wait, for as
+        long as that takes."""
+        world, scratch = self._watch.world, Path(self.args.output_dir) / "shares"
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir(parents=True)
+        save_trained(self.model, scratch / WEIGHTS)
+        optimiser = gathered_state(self.optimizer) if is_sharded(self.model) else None
+        self._save_rng_state(str(scratch))
+        states = world.gather_bytes((scratch / f"rng_state_{world.rank}.pth").read_bytes())
+        self._saves += 1
+        name = f"saved/{self._saves}"
+        if not world.is_first:
+            world.wait(name, self._watch.reporter.beat)
+            return
+
+        def write(folder: Path) -> None:
+            for rank, state in enumerate(states):
+                (folder / f"rng_state_{rank}.pth").write_bytes(state)
+            os.link(scratch / WEIGHTS, folder / WEIGHTS)
+            self._write_rest(folder)
+            if optimiser:
+                torch.save(optimiser, folder / OPTIMIZER_NAME)
+
+        checkpoints.save(self.state.global_step, write)
+        world.tell(name)
 
     def _write_checkpoint(self, folder: Path) -> None:
-        watch = self._watch
         save_trained(self.model, folder / WEIGHTS)
+        self._save_rng_state(str(folder))
+        self._write_rest(folder)
+
+    def _write_rest(self, folder: Path) -> None:
+        watch = self._watch
         self._save_optimizer_and_scheduler(str(folder))
         self._save_scaler(str(folder))
-        self._save_rng_state(str(folder))
         self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
         add_history(folder, watch.history)
         add_best_weights(folder, watch.best_weights, watch.plateau, self.state.global_step)
@@ -119,6 +162,27 @@ class WatchedTrainer(Trainer):  # type: ignore[misc]  # the library has no types
     def _load_from_checkpoint(self, resume_from_checkpoint: str, *_: Any) -> None:
         """In place of the library's, which loads an adapter anew, in another number format."""
         restore_trained(self.model, Path(resume_from_checkpoint) / WEIGHTS)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """With the shares of a state that was saved whole, where the weights are shared out."""
+        if not checkpoint or not is_sharded(self.model):
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        load = functools.partial(torch.load, map_location="cpu", weights_only=True, mmap=True)
+        load_state(self.optimizer.optimizer, load(Path(checkpoint) / OPTIMIZER_NAME))
+        self.lr_scheduler.load_state_dict(load(Path(checkpoint) / SCHEDULER_NAME))
+
+    def _defer_fsdp_gradient_reduction(self) -> AbstractContextManager[None]:
+        """In place of the library's, which asks a configuration that only its own way of sharding has."""
+        return deferred_reduction(self.model)
+
+    def _clip_grad_norm(self, model: torch.nn.Module) -> torch.Tensor:
+        """The norm is a number that every process knows, also where each holds a share of the gradients."""
+        return gathered(super()._clip_grad_norm(model))
+
+    def _get_grad_norm(self, model: torch.nn.Module, grad_norm: torch.Tensor | None = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        return gathered(norm) if isinstance(norm, torch.Tensor) else norm
 
     def _maybe_log_save_evaluate(self, *arguments: Any, **options: Any) -> None:
         """The end of a step: from this random state the next one begins, also if it is broken off before."""
@@ -156,12 +220,35 @@ class WatchedTrainer(Trainer):  # type: ignore[misc]  # the library has no types
     def measure(self) -> Measured:
         """The held-out loss of the weights as they are."""
         self.model.eval()
+        if self._watch.world.size > 1:
+            return self._measured(self._measure_together(self._watch.world))
         parts = []
         for batch in self.get_eval_dataloader():
             self._watch.stop.raise_if_set()
             self._watch.reporter.beat()
             parts.append(self._measure_batch(self._prepare_inputs(batch)))
         return self._measured(parts)
+
+    def _measure_together(self, world: World) -> list[Part]:
+        """The same batches as one process alone would measure, dealt out; every process then knows every part."""
+        rows, size = self.eval_dataset, self.args.per_device_eval_batch_size
+        batches = [range(at, min(at + size, len(rows))) for at in range(0, len(rows), size)]
+        shares, names = [], []
+        rows = self._remove_unused_columns(rows, "evaluation")
+        with local_figures(self.accelerator):
+            for batch, _ in world.deal(batches):
+                self._watch.stop.raise_if_set()
+                self._watch.reporter.beat()
+                inputs = self._prepare_inputs(self.data_collator([rows[at] for at in batch]))
+                part = self._measure_batch(inputs)
+                names = sorted(part.figures)
+                numbers = [part.loss, part.weight, *(number for name in names for number in part.figures[name])]
+                shares.append(torch.tensor(numbers, dtype=torch.float64))
+        found = in_order(world.gather(torch.stack(shares)), len(batches)).tolist()
+        return [
+            Part(loss, int(weight), {name: (rest[2 * at], int(rest[2 * at + 1])) for at, name in enumerate(names)})
+            for loss, weight, *rest in found
+        ]
 
     def show(self, samples: Sequence[Any]) -> list[Any]:
         """What the weights as they are make of these samples, for the report; nothing unless the objective says."""
@@ -216,6 +303,27 @@ class RandomState:
 
 
 @contextmanager
+def local_figures(accelerator: Any) -> Iterator[None]:
+    """What TRL notes of a batch is that of this process's batch alone: it gathers at every batch, as if each process
+    had as many of the same size."""
+    accelerator.gather = accelerator.gather_for_metrics = lambda figure, **_: figure
+    try:
+        yield
+    finally:
+        del accelerator.gather, accelerator.gather_for_metrics
+
+
+@contextmanager
+def deferred_reduction(model: torch.nn.Module) -> Iterator[None]:
+    """Gradients are added up locally until the last micro-batch of a step."""
+    model.set_requires_gradient_sync(False)  # type: ignore[operator]  # FSDPModule has it
+    try:
+        yield
+    finally:
+        model.set_requires_gradient_sync(True)  # type: ignore[operator]
+
+
+@contextmanager
 def kept_random_state() -> Iterator[None]:
     """An evaluation draws random numbers, if only in its data loader; the training goes on as if there were none, so
     that one which was cut short can be made up for."""
@@ -252,7 +360,7 @@ def kept_in_fp32(model: torch.nn.Module) -> Iterator[None]:
 def callbacks(watch: Watch, *, keeps_best: bool = True) -> list[TrainerCallback]:
     """Reporting, the best weights where the objective has a loss to choose them by, and the gradient check."""
     best = [KeepBest(watch.plateau, watch.best_weights, watch.reporter)] if keeps_best else []
-    return [ReportProgress(watch.reporter, watch.history), *best, RequireGradient()]
+    return [ReportProgress(watch.reporter, watch.history, watch.world), *best, RequireGradient(watch.world)]
 
 
 def common_arguments(settings: Resolved, scratch: Path, *, evaluates: bool, on_cpu: bool) -> dict[str, Any]:
@@ -284,5 +392,6 @@ def common_arguments(settings: Resolved, scratch: Path, *, evaluates: bool, on_c
         "logging_nan_inf_filter": False,
         "save_strategy": "no",
         "report_to": "none",
+        "ddp_find_unused_parameters": False,
         "disable_tqdm": True,
     }

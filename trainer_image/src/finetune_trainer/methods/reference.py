@@ -5,11 +5,11 @@ from typing import Any, ClassVar
 import torch
 from datasets import Dataset
 from peft import PeftModel
-from torch.utils.data import DataLoader
 
 from finetune_api.handoff import ExitCode
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.methods.loop import Watch, WatchedTrainer
+from finetune_trainer.world import in_order
 
 FROZEN_COPY = "ref"
 """TRL's name for the adapter as it was."""
@@ -50,17 +50,20 @@ class ReferencedTrainer(WatchedTrainer):
         return dataset
 
     def _with_reference(self, dataset: Dataset) -> Dataset:
+        """Batches are dealt out where several processes train: each asks for a share, and all know every answer."""
         self.model.eval()
-        columns: list[list[torch.Tensor]] = [[] for _ in self.REFERENCE_COLUMNS]
-        size = self.args.per_device_eval_batch_size
-        for batch in DataLoader(dataset, batch_size=size, collate_fn=self.data_collator, shuffle=False):
+        size, world = self.args.per_device_eval_batch_size, self._watch.world
+        batches = [range(at, min(at + size, len(dataset))) for at in range(0, len(dataset), size)]
+        shares = torch.zeros(-(-len(batches) // world.size), size, len(self.REFERENCE_COLUMNS))
+        for share, (batch, _) in zip(shares, world.deal(batches), strict=True):
             self._watch.stop.raise_if_set()
             self._watch.reporter.beat()
-            found = self.compute_ref_log_probs(self.model, self._prepare_inputs(batch))
-            for column, values in zip(columns, found, strict=True):
-                column.append(values.float().cpu())
-        for name, values in zip(self.REFERENCE_COLUMNS, columns, strict=True):
-            dataset = dataset.add_column(name, torch.cat(values).numpy())
+            inputs = self._prepare_inputs(self.data_collator([dataset[at] for at in batch]))
+            found = self.compute_ref_log_probs(self.model, inputs)
+            share[: len(batch)] = torch.stack([values.float().cpu() for values in found], dim=1)
+        columns = in_order(world.gather(shares), len(batches)).flatten(0, 1)[: len(dataset)]
+        for at, name in enumerate(self.REFERENCE_COLUMNS):
+            dataset = dataset.add_column(name, columns[:, at].numpy())
         return dataset
 
     def _require_start_at_reference(self) -> None:

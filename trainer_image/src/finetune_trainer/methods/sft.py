@@ -26,7 +26,8 @@ class RowTrainer(WatchedTrainer, SFTTrainer):  # type: ignore[misc]  # the libra
         tokens = inputs.pop(ROW_TOKENS, None)
         loss = super().compute_loss(model, inputs, *arguments, **options)
         if tokens is not None and self.model.training:
-            self._total_train_tokens += int(tokens.sum()) - inputs["position_ids"].shape[1]
+            missed = tokens.sum() - inputs["position_ids"].shape[1]
+            self._total_train_tokens += int(self.accelerator.gather(missed).sum())
             self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
         return loss
 

@@ -1,0 +1,312 @@
+"""Several training processes, in one pod or in two: they end as one alone does, stop together, and none is left."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_model import make_tiny_model
+from training_bench import HYPERPARAMETERS, Bench, make_rows, make_spec, preference_rows
+
+from finetune_api.handoff import Artifact, ExitCode, JobConfig, Outcome, ProgressReport, Report
+from finetune_trainer.errors import TrainerError
+from finetune_trainer.publish import verify
+from finetune_trainer.s3 import S3Storage
+from finetune_trainer.s3_client import connect
+from finetune_trainer.sharding import require_sharded
+from finetune_trainer.world import World, in_order
+
+pytestmark = pytest.mark.timeout(1800)
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as reserved:
+        return int(reserved.getsockname()[1])
+
+
+@dataclass
+class Attempt:
+    """The pods of one attempt, each with its own PID 1 on this machine."""
+
+    config: JobConfig
+    root: Path
+    pods: int
+    ports: list[int] = field(default_factory=list)
+    processes: list["subprocess.Popen[bytes]"] = field(default_factory=list)
+
+    def start(self) -> "Attempt":
+        self.root.mkdir(parents=True)
+        (self.root / "config.json").write_text(self.config.model_dump_json(by_alias=True))
+        rendezvous, lifeline = free_port(), free_port()
+        for pod in range(self.pods):
+            (self.root / f"log-{pod}").write_text("")
+            self.ports.append(free_port())
+            command = [
+                sys.executable, "-m", "finetune_trainer", "train", "--config", str(self.root / "config.json"),
+                "--workspace", str(self.root / f"workspace-{pod}"), "--port", str(self.ports[pod]),
+                "--termination-log", str(self.root / f"log-{pod}"),
+                "--rendezvous-port", str(rendezvous), "--lifeline-port", str(lifeline),
+            ]  # fmt: skip
+            place = {"JOB_COMPLETION_INDEX": str(pod), "NO_PROXY": "127.0.0.1", "OMP_NUM_THREADS": "1"}
+            with (self.root / f"stderr-{pod}").open("wb") as errors:
+                self.processes.append(
+                    subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=errors, env=os.environ | place)
+                )
+        return self
+
+    def codes(self) -> list[int]:
+        return [process.wait(600) for process in self.processes]
+
+    def errors(self) -> str:
+        return "\n".join((self.root / f"stderr-{pod}").read_text()[-6000:] for pod in range(self.pods))
+
+    def report(self, pod: int = 0) -> Report:
+        return Report.model_validate_json((self.root / f"log-{pod}").read_text())
+
+    def wait_for_step(self, step: int) -> None:
+        deadline = time.monotonic() + 600
+        while time.monotonic() < deadline:
+            assert all(process.poll() is None for process in self.processes), self.errors()
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{self.ports[0]}/progress", timeout=2) as answer:
+                    if (ProgressReport.model_validate_json(answer.read()).progress.step or 0) >= step:
+                        return
+            except (urllib.error.URLError, TimeoutError, ConnectionError):
+                pass
+            time.sleep(0.05)
+        raise AssertionError(f"step {step} was not seen:\n{self.errors()}")
+
+    def ranks(self, pod: int) -> list[int]:
+        """The process ids of a pod's training processes."""
+        parent = self.processes[pod].pid
+        return [int(one) for one in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]
+
+
+@dataclass
+class Job:
+    """A job in a bucket of its own, and what one process alone makes of it."""
+
+    storage: S3Storage
+    bench: Bench
+    config: JobConfig
+    root: Path
+
+    @classmethod
+    def make(cls, server: Any, bucket: str, root: Path, spec: dict[str, Any], rows: list[dict[str, object]]) -> "Job":
+        """Preflight runs in this process, on a folder that is then the bucket."""
+        bench = Bench(root / "alone", make_tiny_model(root / "model"), spec, rows, bucket=bucket)
+        config = bench.prepare()
+        storage = S3Storage(connect(server.spec()))
+        for path in sorted(bench.model.iterdir()):
+            storage.upload(path, f"s3://{bucket}/model/{path.name}")
+        for path in sorted(bench.output.rglob("*")):
+            if path.is_file():
+                storage.upload(path, f"s3://{bucket}/output/{path.relative_to(bench.output)}")
+        return cls(storage, bench, config, root)
+
+    def start(self, name: str, nodes: int = 1, gpus: int = 1, **changes: Any) -> Attempt:
+        place = {"nodes": nodes, "gpus_per_node": gpus}
+        resources = self.config.spec.resources.model_copy(update=place)
+        spec = self.config.spec.model_copy(update={"resources": resources} | changes)
+        first = "127.0.0.1" if nodes > 1 else None
+        config = self.config.model_copy(update={"spec": spec, "first_pod": first})
+        return Attempt(config, self.root / name, nodes).start()
+
+
+def make_job(server: Any, bucket: str, root: Path, method: str, **blocks: Any) -> Job:
+    """Without dropout, whose draws depend on the process; a step has the same rows for one process and for two."""
+    server.client().create_bucket(Bucket=bucket)
+    tuning: dict[str, Any] = {"method": method} if method == "Full" else {"method": method, "lora": {"dropout": 0}}
+    spec = make_spec(
+        tuning=tuning,
+        storage={"endpoint": server.endpoint},
+        model={"uri": f"s3://{bucket}/model"},
+        output={"uri": f"s3://{bucket}/output"},
+        hyperparameters=HYPERPARAMETERS | {"packing": "Off", "maxSteps": 12},
+    )
+    rows = preference_rows(60) if blocks.get("objective") == "DPO" else make_rows(60)
+    return Job.make(server, bucket, root / bucket, spec | blocks, rows)
+
+
+def figures(job: Job) -> list[dict[str, Any]]:
+    """Every line of metrics.jsonl."""
+    data = job.storage.read(f"{job.config.output_key()}/{Artifact.METRICS}") or b""
+    return [json.loads(line) for line in data.splitlines()]
+
+
+def weights(job: Job) -> dict[str, torch.Tensor]:
+    """The published adapter, or the whole model."""
+    prefix = job.config.output_key()
+    keys = [entry.key for entry in job.storage.list(prefix) if entry.key.endswith(".safetensors")]
+    (key,) = [key for key in keys if key.startswith("adapter/")] or keys
+    path = job.root / "published.safetensors"
+    job.storage.download(f"{prefix}/{key}", path)
+    return load_file(path)
+
+
+def require_as_alone(job: Job, report: Report) -> None:
+    """The run of one process gave the same losses and the same result, but for the order in which floats are added."""
+    alone = job.bench.train(job.config)
+    assert report.metrics
+    assert alone.metrics
+    assert report.last_step == alone.last_step
+    assert report.metrics.baseline_eval_loss == pytest.approx(alone.metrics.baseline_eval_loss, rel=1e-5)
+    assert report.metrics.eval_loss == pytest.approx(alone.metrics.eval_loss, rel=2e-3)
+    lines = (job.bench.output / Artifact.METRICS).read_text(encoding="utf-8").splitlines()
+    expected, found = [json.loads(line) for line in lines], figures(job)
+    assert [(line["kind"], line["step"]) for line in found] == [(line["kind"], line["step"]) for line in expected]
+    assert [line["loss"] for line in found] == pytest.approx([line["loss"] for line in expected], rel=5e-3)
+    assert verify(job.config.output_key(), job.storage) == []
+
+
+def checkpoint_step(job: Job) -> int:
+    """The newest checkpoint's step."""
+    folders = {
+        entry.key.split("/")[0]
+        for entry in job.storage.list(f"{job.config.output_key()}/{Artifact.CHECKPOINTS}")
+        if entry.key.endswith(Artifact.MANIFEST)
+    }
+    return max(int(folder.removeprefix("step-")) for folder in folders)
+
+
+def alone_from_checkpoint(job: Job) -> Report:
+    """One process goes on, in a copy of the bucket, from what several have saved."""
+    root = job.root / "copy"
+    shutil.copytree(job.bench.root, root)
+    bench = Bench(root, job.bench.model, job.bench.spec, job.bench.rows, bucket=job.bench.bucket)
+    uri = f"{job.config.output_key()}/{Artifact.CHECKPOINTS}"
+    job.storage.download_folder(uri, bench.output / Artifact.CHECKPOINTS)
+    report = bench.train(job.config)
+    assert "was saved by 2 processes, not 1" in (bench.reporter.snapshot().progress.note or "")
+    return report
+
+
+def test_pods_stop_together_lose_each_other_and_end_as_one_pod_and_as_one_process(
+    s3_server: Any, tmp_path: Path, aws_environment: None
+) -> None:
+    """Two processes in one pod are the measure for two pods, of which one is stopped, and later one is killed."""
+    whole = make_job(s3_server, "ranks-whole", tmp_path, "LoRA")
+    attempt = whole.start("one-pod", gpus=2)
+    assert attempt.codes() == [0], attempt.errors()
+    report = attempt.report()
+    assert report.outcome is Outcome.PUBLISHED
+    assert report.resolved
+    assert (report.resolved.per_device_train_batch_size, report.resolved.gradient_accumulation_steps) == (4, 1)
+    assert report.resolved.global_batch_size == 8
+    require_as_alone(whole, report)
+
+    job = make_job(s3_server, "ranks-pods", tmp_path, "LoRA")
+    attempt = job.start("stopped", nodes=2)
+    attempt.wait_for_step(2)
+    attempt.processes[1].send_signal(signal.SIGTERM)
+    assert attempt.codes() == [75, 75], attempt.errors()
+    first, second = attempt.report(0), attempt.report(1)
+    assert (first.reason, second.reason) == ("PeerLost", "Preempted")
+    assert first.checkpoint
+    assert first.checkpoint.step == first.last_step == checkpoint_step(job)
+    assert 2 <= first.checkpoint.step < 12
+
+    attempt = job.start("killed", nodes=2)
+    attempt.wait_for_step(first.checkpoint.step + 1)
+    (rank,) = attempt.ranks(1)
+    os.kill(rank, signal.SIGKILL)
+    assert attempt.codes() == [75, 137], attempt.errors()
+    lost, culprit = attempt.report(0), attempt.report(1)
+    assert (lost.outcome, lost.reason) == (Outcome.PREEMPTED, "PeerLost")
+    assert "pod 1 of this attempt ended with exit code 137" in lost.message
+    assert (culprit.outcome, culprit.reason) == (Outcome.FAILED, "ContainerError")
+
+    attempt = job.start("last", nodes=2)
+    assert attempt.codes() == [0, 0], attempt.errors()
+    assert attempt.report(0).resumed_from_step
+    assert attempt.report(1).artifacts is None
+    assert verify(job.config.output_key(), job.storage) == []
+    assert [line.get("loss") for line in figures(job)] == [line.get("loss") for line in figures(whole)]
+    found, expected = weights(job), weights(whole)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_shared_out_weights_are_stopped_resumed_and_put_together_again(
+    s3_server: Any, tmp_path: Path, aws_environment: None
+) -> None:
+    job = make_job(s3_server, "ranks-full", tmp_path, "Full")
+    attempt = job.start("stopped", gpus=2)
+    attempt.wait_for_step(2)
+    attempt.processes[0].send_signal(signal.SIGTERM)
+    assert attempt.codes() == [75], attempt.errors()
+    stopped = attempt.report()
+    assert stopped.reason == "Preempted"
+    assert stopped.last_step == checkpoint_step(job)
+    alone = alone_from_checkpoint(job)
+
+    attempt = job.start("last", gpus=2)
+    assert attempt.codes() == [0], attempt.errors()
+    last = attempt.report()
+    assert last.resumed_from_step == alone.resumed_from_step == stopped.last_step
+    assert last.metrics
+    assert alone.metrics
+    assert alone.metrics.eval_loss == pytest.approx(last.metrics.eval_loss, rel=2e-3)
+    assert re.search(r"holds [\d,]+ of [\d,]+ bytes of weights", attempt.errors())
+    require_as_alone(job, last)
+
+
+@pytest.mark.parametrize("objective", ["Instruction", "DPO"])
+def test_other_ways_to_train_end_as_one_process(
+    s3_server: Any, tmp_path: Path, aws_environment: None, objective: str
+) -> None:
+    """Packed rows on a quantised base, and pairs against a reference."""
+    method = "LoRA" if objective == "DPO" else "QLoRA"
+    blocks: dict[str, Any] = {"evaluation": {"steps": 6}}
+    if objective == "DPO":
+        blocks["objective"] = objective
+    else:
+        packed = {"packing": "On", "perDeviceTrainBatchSize": 2, "maxSteps": 12}
+        blocks["hyperparameters"] = HYPERPARAMETERS | packed
+    job = make_job(s3_server, f"ranks-{method.lower()}", tmp_path, method, **blocks)
+    attempt = job.start("one-pod", gpus=2)
+    assert attempt.codes() == [0], attempt.errors()
+    require_as_alone(job, attempt.report())
+
+
+def test_a_stop_within_a_second_of_the_start_is_a_stop(s3_server: Any, tmp_path: Path, aws_environment: None) -> None:
+    """Processes that have no handler yet die of the signal, which is no failure."""
+    attempt = make_job(s3_server, "ranks-early", tmp_path, "LoRA").start("early", gpus=2)
+    while len(attempt.ranks(0)) < 2:
+        time.sleep(0.01)
+    attempt.processes[0].send_signal(signal.SIGTERM)
+    assert attempt.codes() == [75], attempt.errors()
+    assert attempt.report().reason == "Preempted"
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7])
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_what_is_dealt_out_is_put_together_in_its_order(count: int, size: int) -> None:
+    shares = []
+    for rank in range(size):
+        world = World()
+        world.rank, world.size = rank, size
+        dealt = list(world.deal([float(one) for one in range(count)]))
+        assert sum(is_counted for _, is_counted in dealt) == len(range(rank, count, size))
+        shares.append(torch.tensor([[one] for one, _ in dealt]))
+    assert len({len(share) for share in shares}) == 1
+    assert in_order(shares, count).flatten().tolist() == list(range(count))
+
+
+def test_a_model_that_is_not_shared_out_is_refused() -> None:
+    """What a wrapper that does nothing would leave behind."""
+    with pytest.raises(TrainerError, match="0 modules are wrapped") as caught:
+        require_sharded(torch.nn.Linear(512, 512), 2)
+    assert caught.value.code is ExitCode.INTERNAL_ERROR
