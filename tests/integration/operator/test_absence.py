@@ -62,7 +62,7 @@ def test_a_namespace_ends_without_an_operator(world: Any, operator: Any, wait: A
             return bool(problem.status == 404)
         return False
 
-    wait(is_gone, "the namespace's end", 90)
+    wait(is_gone, "the namespace's end", 180)
     # The fixture deletes it once more.
     world.core.create_namespace({"metadata": {"name": world.namespace}})
 
