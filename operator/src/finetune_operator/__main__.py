@@ -7,6 +7,7 @@ import sys
 
 from pydantic import ValidationError
 
+from finetune_api.names import KUEUE_API_VERSION
 from finetune_operator.cluster import Cluster
 from finetune_operator.errors import ClusterError
 from finetune_operator.handlers import watch
@@ -59,6 +60,17 @@ async def wait_until_served(cluster: Cluster) -> None:
         await asyncio.sleep(WAIT_SECONDS)
 
 
+async def knows_kueue(cluster: Cluster) -> bool:
+    """Whether Workloads can be watched; without an answer they are, and a watch that fails is taken up again."""
+    try:
+        found = await cluster.is_served(KUEUE_API_VERSION)
+    except ClusterError as problem:
+        log.warning("whether Kueue is here is not known: %s", problem)
+        return True
+    log.info("Kueue is here: its Workloads are watched" if found else "Kueue is not here")
+    return found
+
+
 async def check_rights(cluster: Cluster) -> None:
     """Names missing rights in the log; what they block says so in its conditions."""
     try:
@@ -101,7 +113,8 @@ async def run(settings: Settings) -> None:
             asyncio.create_task(Puller(memory, queue, settings, metrics).run()),
             asyncio.create_task(resync(cluster, queue, metrics, memory, settings.resync_seconds)),
         ]
-        watching = asyncio.create_task(watch(queue, memory, metrics, settings, health.ready))
+        has_kueue = await knows_kueue(cluster)
+        watching = asyncio.create_task(watch(queue, memory, metrics, settings, health.ready, has_kueue=has_kueue))
         log.info("serving %s", ", ".join(settings.watch_namespaces) or "all namespaces")
         done, _ = await asyncio.wait([*parts, watching], return_when=asyncio.FIRST_COMPLETED)
         if all(part.cancelled() for part in done):  # by kopf, which on its way out cancels what others wait in

@@ -195,10 +195,10 @@ class Cluster:
         except AlreadyExists:
             return
 
-    async def is_served(self) -> bool:
-        """Whether the API server knows FineTuneJobs yet."""
+    async def is_served(self, api_version: str = names.API_VERSION) -> bool:
+        """Whether the API server knows FineTuneJobs yet, or another group in that version."""
         try:
-            await self._call("GET", f"/apis/{names.API_VERSION}")
+            await self._call("GET", f"/apis/{api_version}")
         except Gone:
             return False
         return True

@@ -21,7 +21,9 @@ LOGIN_PAUSE_SECONDS = 2.0
 OURS = f"{names.LABEL_MANAGED_BY}={names.MANAGED_BY}"
 
 
-def build_registry(queue: WorkQueue[Key], memory: Memory, metrics: Metrics) -> kopf.OperatorRegistry:
+def build_registry(
+    queue: WorkQueue[Key], memory: Memory, metrics: Metrics, *, has_kueue: bool
+) -> kopf.OperatorRegistry:
     """The handlers; they translate, keep what would be lost, and decide nothing."""
     registry = kopf.OperatorRegistry()
 
@@ -57,8 +59,9 @@ def build_registry(queue: WorkQueue[Key], memory: Memory, metrics: Metrics) -> k
     kopf.on.event(names.GROUP, names.VERSION, names.PLURAL, id="job", registry=registry)(on_job)
     kopf.on.event("batch", "v1", "jobs", id="child", registry=registry)(on_child)
     kopf.on.event("", "v1", "pods", id="pod", registry=registry)(on_pod)
-    group, version = names.KUEUE_API_VERSION.split("/")
-    kopf.on.event(group, version, "workloads", id="workload", registry=registry)(on_workload)
+    if has_kueue:
+        group, version = names.KUEUE_API_VERSION.split("/")
+        kopf.on.event(group, version, "workloads", id="workload", registry=registry)(on_workload)
     kopf.on.login(id="login", registry=registry)(build_login())
     return registry
 
@@ -109,11 +112,17 @@ def build_kopf_settings(settings: Settings) -> kopf.OperatorSettings:
 
 
 async def watch(
-    queue: WorkQueue[Key], memory: Memory, metrics: Metrics, settings: Settings, ready: asyncio.Event
+    queue: WorkQueue[Key],
+    memory: Memory,
+    metrics: Metrics,
+    settings: Settings,
+    ready: asyncio.Event,
+    *,
+    has_kueue: bool,
 ) -> None:
     """Watches until the process gets SIGTERM or SIGINT."""
     await kopf.operator(
-        registry=build_registry(queue, memory, metrics),
+        registry=build_registry(queue, memory, metrics, has_kueue=has_kueue),
         settings=build_kopf_settings(settings),
         standalone=True,
         clusterwide=not settings.watch_namespaces,
