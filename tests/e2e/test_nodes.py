@@ -1,6 +1,7 @@
-"""Two pods that train together on the real cluster: published like any other, and brought to an end one at a time."""
+"""Pods and processes that train together on the real cluster: one result, and one end for all when one is lost."""
 
 import os
+import re
 import subprocess
 import sys
 from typing import Any
@@ -57,6 +58,22 @@ def test_two_pods_publish_one_result_that_verifies(bench: Bench, undisturbed: di
     command = [sys.executable, "-m", "finetune_trainer", "verify", undisturbed["artifacts"]["uri"]]
     verified = subprocess.run(command, capture_output=True, text=True, check=False, env=dict(os.environ))
     assert verified.returncode == 0, verified.stderr
+
+
+def test_two_gpus_of_one_pod_share_out_the_weights_of_a_whole_model(bench: Bench) -> None:
+    resources = {"gpusPerNode": 2, "requests": {"cpu": "250m", "memory": "1Gi"}}
+    job = bench.apply("shared-out", tuning={"method": "Full"}, resources=resources)
+    status = job.wait("Complete", seconds=600)
+    (pod,) = job.pods()
+    assert pod.spec.containers[0].resources.limits["nvidia.com/gpu"] == "2"
+    told = kubectl("logs", "-n", bench.namespace, pod.metadata.name).stdout
+    (mine, whole) = next(
+        (int(one.replace(",", "")) for one in found.groups())
+        for found in re.finditer(r"this process holds ([\d,]+) of ([\d,]+) bytes", told)
+    )
+    assert mine == pytest.approx(whole / 2, rel=0.1)
+    assert status["resolved"]["globalBatchSize"] == 2 * status["resolved"]["perDeviceTrainBatchSize"]
+    assert status["metrics"]["evalLoss"] < status["metrics"]["baselineEvalLoss"]
 
 
 def test_the_eviction_of_one_pod_ends_both_and_the_next_run_goes_on_to_the_same_end(
