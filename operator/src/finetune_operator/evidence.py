@@ -120,7 +120,8 @@ def _message(pod: Pod, report: Report | None, reason: str) -> str:
     if reason == Reason.OUT_OF_MEMORY:
         return advice.advised(reason, "the container ran out of memory")
     lines = [line.strip() for line in pod.message.splitlines() if line.strip()]
-    tail = lines[-1][:LOG_TAIL] if lines else f"the container ended with exit code {pod.exit_code}"
+    words = [line for line in lines if not line.startswith("{")]  # a line of progress is no cause
+    tail = words[-1][:LOG_TAIL] if words else f"the container ended with exit code {pod.exit_code}"
     by_code = advice.BY_EXIT_CODE.get(pod.exit_code or 0)
     return f"{tail}: {by_code}" if by_code else advice.advised(reason, tail)
 

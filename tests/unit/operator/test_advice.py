@@ -133,6 +133,10 @@ def test_why_the_container_does_not_start(scene: Any, reason: str, words: str, f
         ({"code": 139}, "Failed", "ContainerError", "GPU driver"),
         ({"code": 137}, "Failed", "ContainerError", "gracePeriodSeconds"),
         (
+            {"code": 137, "message": '{"display":"76%","step":92}\n{"display":"77%","step":93}'},
+            *("Failed", "ContainerError", "the container ended with exit code 137: it was killed"),
+        ),
+        (
             {"code": 137, "evicted": 'Usage of EmptyDir volume "workspace" exceeds the limit "50Gi".'},
             *("Failed", "WorkspaceFull", "resources.workspace.sizeLimit"),
         ),
