@@ -17,7 +17,7 @@ from user import Bench, Job, kubectl, secret, wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "crds" / "examples" / "kueue"
-LONG = {"maxSteps": 400, "perDeviceTrainBatchSize": 4, "gradientAccumulationSteps": 1, "maxLength": 128}
+LONG = {"maxSteps": 600, "perDeviceTrainBatchSize": 4, "gradientAccumulationSteps": 1, "maxLength": 128}
 SECURE = {
     "allowPrivilegeEscalation": False,
     "capabilities": {"drop": ["ALL"]},
@@ -48,7 +48,7 @@ class Teams:
         """A job with the queue and the priority of a job of the example, as large as a test needs it."""
         documents = yaml.safe_load_all((EXAMPLES / "jobs.yaml").read_text(encoding="utf-8"))
         scheduling = next(one["spec"]["scheduling"] for one in documents if one["metadata"]["name"] == example)
-        return bench.apply(name, **{"scheduling": scheduling, "evaluation": {"steps": 40}} | spec)
+        return bench.apply(name, **{"scheduling": scheduling, "evaluation": {"steps": 60}} | spec)
 
     def queue_of(self, bench: Bench) -> str:
         """Name of the team's ClusterQueue."""
@@ -114,8 +114,7 @@ def suspended_by_operator(job: Job) -> bool:
 def test_a_borrower_gives_way_to_the_owner_waits_in_words_and_goes_on_from_its_checkpoint(teams: Teams) -> None:
     other_work(teams.a, 3)  # two of its own, and one that it borrows
     nightly = teams.apply(teams.a, "nightly", "nightly", hyperparameters=LONG)
-    nightly.running_pod()
-    saved = wait_for("a checkpoint in the status", lambda: nightly.status().get("checkpoint"), state=nightly.status)
+    nightly.saved_pod()
     hotfix = teams.apply(teams.b, "hotfix", "hotfix", hyperparameters=LONG)
     waits = wait_for("why it waits", quota(nightly, "WaitingForQuota", "unused quota"), state=nightly.status)
     assert "for nvidia.com/gpu in flavor gpu-nodes" in waits
@@ -128,7 +127,7 @@ def test_a_borrower_gives_way_to_the_owner_waits_in_words_and_goes_on_from_its_c
     first, second = status["history"]
     assert (first["result"], first["reason"], first["exitCode"]) == ("Preempted", "Preempted", 75)
     assert "Preempted to accommodate a workload" in first["message"]
-    assert second["resumedFromStep"] >= saved["step"] > 0
+    assert second["resumedFromStep"] == first["lastStep"] > 0
     assert (status["attempts"], status["runs"], status["preemptions"], status.get("failures", 0)) == (1, 2, 1, 0)
     assert [status["metrics"][name] for name in ("trainLoss", "evalLoss")] == [
         last["metrics"][name] for name in ("trainLoss", "evalLoss")

@@ -51,7 +51,7 @@ def reason(job: Job, wanted: str) -> str:
 
 def test_a_drained_trainer_waits_for_a_node_and_goes_on_from_its_checkpoint(bench: Bench) -> None:
     job = bench.apply("drained", hyperparameters=SHAPE | {"maxSteps": 400}, evaluation={"steps": 40})
-    trainer = job.running_pod()
+    trainer = job.saved_pod()
     with drained(trainer.spec.node_name, job):
         words = wait_for("that no node takes it", lambda: reason(job, "Unschedulable"), state=job.status)
         assert "unschedulable" in words
@@ -63,8 +63,8 @@ def test_a_drained_trainer_waits_for_a_node_and_goes_on_from_its_checkpoint(benc
 
 
 def test_a_trainer_on_a_silent_node_is_named_never_doubled_and_replaced_once_the_node_answers(bench: Bench) -> None:
-    spec: dict[str, Any] = {"checkpoint": {"steps": 100, "gracePeriodSeconds": 5}, "evaluation": {"steps": 250}}
-    job = bench.apply("silent", hyperparameters=SHAPE | {"maxSteps": 1000}, **spec)
+    spec: dict[str, Any] = {"checkpoint": {"steps": 200, "gracePeriodSeconds": 5}, "evaluation": {"steps": 400}}
+    job = bench.apply("silent", hyperparameters=SHAPE | {"maxSteps": 1600}, **spec)
     trainer = job.running_pod()
     node = trainer.spec.node_name
     with silent(node):

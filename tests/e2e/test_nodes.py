@@ -32,10 +32,11 @@ def rank(pod: Any) -> int:
 
 def running_pair(job: Job) -> list[Any]:
     """Both pods by their rank, once they have saved a checkpoint."""
+    job.saved_pod()
 
     def look() -> list[Any]:
         pods = [pod for pod in job.pods() if pod.status.phase == "Running" and not pod.metadata.deletion_timestamp]
-        return sorted(pods, key=rank) if len(pods) == 2 and job.status().get("checkpoint") else []
+        return sorted(pods, key=rank) if len(pods) == 2 else []
 
     found: list[Any] = wait_for(f"two training pods of {job.name}", look, state=job.status)
     return found

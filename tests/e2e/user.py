@@ -155,6 +155,16 @@ class Job:
 
         return wait_for(f"a training pod of {self.name}", look, state=self.status)
 
+    def saved_pod(self) -> Any:
+        """The trainer pod that trains, once storage holds a checkpoint of it, which the status tells later."""
+        uri = self.bench.uri(f"out/{self.name}/checkpoints")
+        wait_for(
+            f"a checkpoint of {self.name}",
+            lambda: any(key.endswith("manifest.json") for key in self.bench.keys(uri)),
+            state=self.status,
+        )
+        return next(pod for pod in self.pods() if pod.status.phase == "Running")
+
     def logs(self) -> str:
         return kubectl(
             "logs", "-n", self.namespace, "-l", f"finetune.dev/job-name={self.name}", "--tail=40", check=False
