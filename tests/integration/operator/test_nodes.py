@@ -136,6 +136,7 @@ def test_an_eviction_of_another_rank_is_one_preemption_in_the_same_attempt(
     first, second = training
     world.core.delete_namespaced_pod(second.metadata.name, world.namespace)
     world.end(second, 75, world.report("Preempted"), disruption="EvictionByEvictionAPI")
+    wait(lambda: "1 of 2 pods run" in world.condition("Running")["message"], "that the first pod is alone")
     world.core.delete_namespaced_pod(second.metadata.name, world.namespace, grace_period_seconds=0)
     world.end(first, 75, world.report("Preempted", lastStep=40))
     again = start(world, pair("one-1"))

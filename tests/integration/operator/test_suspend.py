@@ -48,7 +48,7 @@ def test_a_suspended_trainer_ends_costs_nothing_and_goes_on_in_the_same_job(
     world.terminate(first, 75, world.report("Preempted", lastStep=40))
     second = world.pod_of("one-1")
     assert second.metadata.uid != first.metadata.uid
-    run = world.status()["history"][0]
+    run = wait(lambda: world.status().get("history"), "the run in the history")[0]
     assert (run["result"], run["lastStep"]) == ("Suspended", 40)
     world.run(second)
     world.end(second, 0, world.published())
