@@ -96,6 +96,7 @@ class Reason(StrEnum):
     QUEUED_BY_KUEUE = "QueuedByKueue"
     # QuotaReserved
     QUOTA_RESERVED = "QuotaReserved"
+    ADMITTED = "Admitted"
     WAITING_FOR_QUOTA = "WaitingForQuota"
     NO_MATCHING_FLAVOR = "NoMatchingFlavor"
     NO_MATCHING_TOPOLOGY = "NoMatchingTopology"

@@ -60,24 +60,28 @@ async def wait_until_served(cluster: Cluster) -> None:
         await asyncio.sleep(WAIT_SECONDS)
 
 
-async def knows_kueue(cluster: Cluster) -> bool:
-    """Whether Workloads can be watched; without an answer they are, and a watch that fails is taken up again."""
+async def knows_kueue(cluster: Cluster, missing_rights: list[str]) -> bool:
+    """Whether Workloads can be watched; a watch without the right to it would end the operator again and again."""
     try:
         found = await cluster.is_served(KUEUE_API_VERSION)
     except ClusterError as problem:
-        log.warning("whether Kueue is here is not known: %s", problem)
-        return True
-    log.info("Kueue is here: its Workloads are watched" if found else "Kueue is not here")
+        log.warning("whether Kueue is here is not known, and its Workloads are not watched: %s", problem)
+        return False
+    found = found and not any(" workloads " in right for right in missing_rights)
+    log.info("Kueue is here: its Workloads are watched" if found else "Workloads of Kueue are not watched")
     return found
 
 
-async def check_rights(cluster: Cluster) -> None:
-    """Names missing rights in the log; what they block says so in its conditions."""
+async def check_rights(cluster: Cluster) -> list[str]:
+    """Names missing rights in the log, and returns them; what they block says so in its conditions."""
     try:
-        for right in await cluster.missing_rights():
-            log.error("the operator's role lacks: %s", right)
+        missing = await cluster.missing_rights()
     except ClusterError as problem:
         log.warning("rights not checked: %s", problem)
+        return []
+    for right in missing:
+        log.error("the operator's role lacks: %s", right)
+    return missing
 
 
 async def resync(cluster: Cluster, queue: WorkQueue[Key], metrics: Metrics, memory: Memory, seconds: float) -> None:
@@ -106,14 +110,14 @@ async def run(settings: Settings) -> None:
     cluster = Cluster(settings, metrics)
     try:
         await wait_until_served(cluster)
-        await check_rights(cluster)
+        missing_rights = await check_rights(cluster)
         reconciler = Reconciler(cluster, memory, queue, settings, metrics)
         parts = [
             *(asyncio.create_task(work(queue, reconciler.handle)) for _ in range(settings.workers)),
             asyncio.create_task(Puller(memory, queue, settings, metrics).run()),
             asyncio.create_task(resync(cluster, queue, metrics, memory, settings.resync_seconds)),
         ]
-        has_kueue = await knows_kueue(cluster)
+        has_kueue = await knows_kueue(cluster, missing_rights)
         watching = asyncio.create_task(watch(queue, memory, metrics, settings, health.ready, has_kueue=has_kueue))
         log.info("serving %s", ", ".join(settings.watch_namespaces) or "all namespaces")
         done, _ = await asyncio.wait([*parts, watching], return_when=asyncio.FIRST_COMPLETED)

@@ -23,6 +23,7 @@ SENTENCES: dict[tuple[ConditionType, str], str] = {
     "queue, who has to let it go on.",
     (C.SUSPENDED, R.QUEUED_BY_KUEUE): "{detail} waits for Kueue to admit it, and holds no GPU.",
     (C.QUOTA_RESERVED, R.QUOTA_RESERVED): "{detail}.",
+    (C.QUOTA_RESERVED, R.ADMITTED): "{detail}.",
     (C.QUOTA_RESERVED, R.WAITING_FOR_QUOTA): "{detail}.",
     (C.QUOTA_RESERVED, R.WORKLOAD_INACTIVE): "{detail}.",
     (C.QUOTA_RESERVED, R.KUEUE_MISSING): "{detail}.",
@@ -88,6 +89,10 @@ class Conditions:
         """Sets one condition unless it was set before."""
         if self.status.condition(kind) is None:
             self.set(kind, truth, reason)
+
+    def remove(self, kind: ConditionType) -> None:
+        """Takes back a condition that has nothing to say any more."""
+        self.status.conditions = [one for one in self.status.conditions or [] if one.type != kind]
 
     def start(self, *, early_stopping: bool) -> None:
         """Every condition is there from the first sight on."""

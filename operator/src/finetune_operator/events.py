@@ -111,7 +111,7 @@ def _is_stopped(status: FineTuneJobStatus) -> bool:
 
 def _queue(old: FineTuneJobStatus, new: FineTuneJobStatus) -> list[Event]:
     """Why the job waits in Kueue, when the cause has changed, and that it waits no more."""
-    if _became(old, new, C.QUOTA_RESERVED, "True"):
+    if _reason(new, C.QUOTA_RESERVED) == names.Reason.ADMITTED != _reason(old, C.QUOTA_RESERVED):
         return [Event(E.ADMITTED, _message(new, C.QUOTA_RESERVED))]
     found = new.condition(C.QUOTA_RESERVED)
     if found is None or found.status == "True" or found.reason in {_reason(old, C.QUOTA_RESERVED), _INACTIVE}:

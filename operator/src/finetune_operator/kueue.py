@@ -42,17 +42,16 @@ def is_queued(draft: Draft, child: ChildJob) -> bool:
 def note(draft: Draft) -> None:
     """Condition QuotaReserved of the Job that is to run now; absent where no queue has to do with it."""
     child = _current(draft)
-    if child is None:
+    workload = draft.seen.workload_of(child) if child else None
+    draft.status.workload_ref = WorkloadRef(name=workload.name) if workload else None
+    if child is None or (workload is None and (child.queue is None or not child.is_suspended)):
+        draft.conditions.remove(C.QUOTA_RESERVED)
         return
-    workload = draft.seen.workload_of(child)
-    if workload is None and child.queue is None:
-        return
-    if workload:
-        draft.status.workload_ref = WorkloadRef(name=workload.name)
     if child.is_suspended:
         draft.decision.again_in(AGAIN_SECONDS)
     if workload and workload.has_quota:
-        draft.conditions.set(C.QUOTA_RESERVED, "True", R.QUOTA_RESERVED, _reserved(child, workload))
+        reason = R.ADMITTED if workload.is_admitted else R.QUOTA_RESERVED
+        draft.conditions.set(C.QUOTA_RESERVED, "True", reason, _reserved(child, workload))
     else:
         reason, detail = _wait(draft, child, workload)
         draft.conditions.set(C.QUOTA_RESERVED, "False", reason, f"Job {child.name} {detail}")
@@ -107,5 +106,5 @@ def _move(draft: Draft, child: ChildJob, workload: Workload | None) -> None:
     wanted = queue_name(draft.seen.job, Component(child.component))
     if draft.is_blocked or not child.is_suspended or wanted == child.queue or (workload and workload.has_quota):
         return
-    if wanted is not None or draft.seen.workloads is None:
+    if wanted is not None or (draft.seen.workloads is None and not draft.spec.suspend):
         draft.decision.requeue = (child, wanted)

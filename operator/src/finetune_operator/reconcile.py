@@ -100,10 +100,14 @@ class Reconciler:
         relatives = await self._relatives(job)
         try:
             children = await self._cluster.list_children(job.key)
-            workloads = await self._workloads(job, children)
             pods = await self._cluster.list_pods(job.key)
         except Denied as problem:
             return Observed(job=job, now=self._clock(), relatives=relatives, obstacle=problem, is_blind=True)
+        workloads, obstacle = None, None
+        try:
+            workloads = await self._workloads(job, children)
+        except Denied as problem:
+            workloads, obstacle = (), problem
         return Observed(
             job=job,
             now=self._clock(),
@@ -112,19 +116,16 @@ class Reconciler:
             workloads=workloads,
             relatives=relatives,
             reading=self._memory.readings.get(job.key),
+            obstacle=obstacle,
         )
 
     async def _workloads(self, job: Job, children: tuple[ChildJob, ...]) -> tuple[Workload, ...] | None:
-        """What Kueue says of the Jobs that it may hold; without the right to ask, nothing is known of it."""
+        """What Kueue says of the Jobs that it may hold; None where it is not there, or has nothing to do with them."""
         held = [one for one in children if one.owner_uid == job.uid and kueue.may_hold(one)]
         self._memory.expect(job.key, [one.uid for one in held])
         if not held:
             return None
-        try:
-            return await self._cluster.list_workloads(job.key, held)
-        except Denied as problem:
-            log.warning("%s: %s", job.key, problem)
-            return ()
+        return await self._cluster.list_workloads(job.key, held)
 
     async def _relatives(self, job: Job) -> dict[str, Job | None]:
         """The jobs that this one waits for, read now, and those that they wait for, among which circles are found."""
@@ -157,7 +158,9 @@ class Reconciler:
                 if decision.create:
                     child = await self._cluster.create_child(seen.job, decision.create)
                     log.info("%s: created Job %s", seen.job.key, child.name)
-                    seen = replace(seen, children=(*seen.children, child))
+                    children = (*seen.children, child)
+                    workloads = await self._workloads(seen.job, children)
+                    seen = replace(seen, children=children, workloads=workloads)
                 elif change := decision.suspend or decision.resume:
                     is_suspended = decision.suspend is not None
                     child = await self._cluster.set_suspended(seen.job, change, is_suspended=is_suspended)

@@ -140,7 +140,10 @@ def _of_suspension(draft: Draft, pod: Pod, child: ChildJob, verdict: Verdict, *,
     evicted = kueue.eviction(draft, child)
     if evicted and not is_stopped:
         return Verdict(RESULT_PREEMPTED, *evicted, report=verdict.report)
-    if is_stopped or _is_suspension(draft, pod) or (child.is_suspended and child.is_ours_to_resume):
+    workload = draft.seen.workload_of(child)
+    is_ours = child.is_suspended and child.is_ours_to_resume
+    is_ours = is_ours or (workload is not None and not workload.is_active and workload.is_ours_to_activate)
+    if is_stopped or _is_suspension(draft, pod) or is_ours:
         return Verdict(RESULT_SUSPENDED, Reason.USER_REQUESTED, verdict.message, report=verdict.report)
     if child.is_suspended:
         return Verdict(RESULT_PREEMPTED, Reason.JOB_SUSPENDED, verdict.message, report=verdict.report)

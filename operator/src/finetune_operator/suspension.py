@@ -62,7 +62,9 @@ def _hold(draft: Draft, child: ChildJob, alive: list[Pod]) -> None:
     elif workload:
         draft.decision.deactivate = workload if workload.is_active else None
     elif child.is_suspended and kueue.may_hold(child):
-        draft.decision.again_in(SOON_SECONDS)  # Kueue has no Workload for it yet, and may make one
+        draft.decision.again_in(kueue.AGAIN_SECONDS)  # Kueue has no Workload for it yet, and may make one
+    elif draft.seen.workloads is not None and kueue.may_hold(child):
+        draft.decision.again_in(SOON_SECONDS)  # it is Kueue's to stop, once its Workload is known
     elif not child.is_suspended and not child.is_deleting:
         draft.decision.suspend = child
 

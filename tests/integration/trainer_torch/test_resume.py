@@ -13,11 +13,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from training_bench import HYPERPARAMETERS, Bench, make_rows, preference_rows
+from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from finetune_api.handoff import Report, Stage
+from finetune_trainer.callbacks import SaveCheckpoints
 from finetune_trainer.errors import Stopped
 from finetune_trainer.progress import Reporter
 from finetune_trainer.stop import StopFlag
+from finetune_trainer.world import World
 
 MakeBench = Callable[..., Bench]
 
@@ -234,3 +237,22 @@ def test_no_code_in_a_checkpoint_is_run(make_bench: MakeBench, tmp_path: Path, n
     with pytest.raises(UnpicklingError, match="Weights only load failed"):
         bench.train(config)
     assert not (tmp_path / "was-run").exists()
+
+
+@pytest.mark.parametrize("says", [True, False])
+def test_of_several_processes_the_clock_of_the_first_says_when_to_save(says: bool) -> None:
+    class Second(World):
+        rank, size = 1, 2
+
+        def agree(self, flag: bool) -> bool:
+            assert not flag  # its own clock does not count
+            return says
+
+    class Overdue:
+        def is_due(self, step: int) -> bool:
+            return True
+
+    checkpoints: Any = Overdue()
+    control = TrainerControl()
+    SaveCheckpoints(checkpoints, Second()).on_step_end(TrainingArguments(), TrainerState(max_steps=9), control)
+    assert control.should_save is says

@@ -1,12 +1,16 @@
 """Kueue: Jobs wait in the queue that the job names, and the job says why in words that help."""
 
+import asyncio
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+from job_operator import Operator
+from kueue_world import QueuedWorld
 
 from finetune_api import names
 from finetune_operator import events
+from finetune_operator.errors import Denied
 from finetune_operator.objects import Workload
 
 Build = Callable[..., Any]
@@ -142,6 +146,47 @@ def test_a_cluster_without_kueue_is_said_to_have_none_and_the_job_runs_once_it_n
     child, queue = one.look().requeue or (None, "")
     assert child is not None
     assert (child.name, queue) == ("one-preflight", None)
+
+
+def test_a_queue_that_is_taken_away_starts_nothing_that_the_user_has_suspended(scene: Build) -> None:
+    one = scene(**QUEUE)
+    one.settle()
+    one.object["spec"].pop("scheduling")
+    one.object["spec"]["suspend"] = True
+    assert one.look().requeue is None
+
+
+def test_the_look_that_makes_a_job_does_not_take_kueue_for_missing() -> None:
+    loop = asyncio.new_event_loop()
+    world = QueuedWorld(**QUEUE)
+    operator = Operator(world, loop)
+    operator.look()
+    loop.close()
+    quota = world.status().condition(names.ConditionType.QUOTA_RESERVED)
+    assert quota is not None
+    assert quota.reason == "WaitingForQuota"
+
+
+def test_what_was_said_of_the_quota_is_taken_back_with_the_queue(scene: Build) -> None:
+    one = waiting(scene, "insufficient unused quota")
+    one.suspend("one-preflight", is_suspended=False)
+    one.children["one-preflight"]["metadata"]["labels"].pop(names.LABEL_QUEUE)
+    one.extra["workloads"] = None
+    one.settle()
+    assert all(condition["type"] != "QuotaReserved" for condition in one.status["conditions"])
+    assert "workloadRef" not in one.status
+
+
+def test_a_right_that_is_missing_for_workloads_is_named_and_never_taken_for_no_kueue(scene: Build) -> None:
+    one = scene(**QUEUE)
+    one.settle()
+    one.object["spec"]["suspend"] = True
+    one.suspend("one-preflight", is_suspended=False)
+    decision = one.look(workloads=(), obstacle=Denied("list", "workloads", "team"))
+    assert decision.suspend is None
+    accepted = next(one for one in decision.status.conditions or [] if one.type == "Accepted")
+    assert (accepted.status, accepted.reason) == ("False", "APIDenied")
+    assert "workloads" in accepted.message
 
 
 def test_a_waiting_job_moves_when_its_queue_is_changed(scene: Build) -> None:

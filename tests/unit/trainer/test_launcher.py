@@ -13,7 +13,7 @@ from finetune_api.spec import FineTuneJobSpec
 from finetune_trainer import launcher
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.launcher import Ending, Pod
-from finetune_trainer.layout import Layout, layout_of
+from finetune_trainer.layout import PARTED, Layout, layout_of
 from finetune_trainer.lifeline import Done, Event, Lost
 from finetune_trainer.rank_processes import RankProcesses
 from finetune_trainer.run_state import RunState
@@ -124,6 +124,22 @@ def ended(
 def test_what_rank_0_has_published_is_the_end_of_all(tmp_path: Path) -> None:
     others = Others()
     ending = ended(tmp_path, {0: 0, 1: 70}, others, reports={0: PUBLISHED})
+    assert ending == Ending(0, PUBLISHED)
+    assert others.told == ["done"]
+
+
+def test_a_pod_that_goes_while_rank_0_publishes_is_not_missed(tmp_path: Path) -> None:
+    others = Others([Lost(1, ExitCode.PREEMPTED), Lost(1)])
+
+    class Publishing(Ranks):
+        def codes(self) -> dict[int, int]:
+            return super().codes() if not others.says else {}
+
+    layout = Layout(2, 2, 0, "x-1-0.x-1")
+    ranks = Publishing(layout, tmp_path, {0: 0}, {0: PUBLISHED})
+    (ranks.folder(0)).mkdir()
+    (ranks.folder(0) / PARTED).touch()
+    ending = Pod(RunState(StopFlag()), make_config(), layout, ranks=ranks, lifeline=others, port=0).run()
     assert ending == Ending(0, PUBLISHED)
     assert others.told == ["done"]
 

@@ -177,12 +177,14 @@ class KeepBest(TrainerCallback):  # type: ignore[misc]
 class SaveCheckpoints(TrainerCallback):  # type: ignore[misc]
     """Asks for a checkpoint when one is due, and where the training ends: what follows may be cut short too."""
 
-    def __init__(self, checkpoints: Checkpoints) -> None:
-        self._checkpoints = checkpoints
+    def __init__(self, checkpoints: Checkpoints, world: World) -> None:
+        self._checkpoints, self._world = checkpoints, world
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Saved after the step is logged and evaluated."""
-        if state.global_step >= state.max_steps or self._checkpoints.is_due(state.global_step):
+        """Saved after the step is logged and evaluated; of several processes the first one, which saves, has the clock
+        that says when."""
+        is_due = self._world.is_first and self._checkpoints.is_due(state.global_step)
+        if state.global_step >= state.max_steps or self._world.agree(is_due):
             control.should_save = True
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:

@@ -53,6 +53,7 @@ class Pod:
         self._lost: Lost | None = None
         self._is_done = False
         self._is_stopped = False
+        self._has_told = False
 
     def run(self) -> Ending:
         """Gathers, trains and ends; the other pods are told."""
@@ -73,16 +74,20 @@ class Pod:
     def _look(self) -> None:
         """One turn: what the other pods say, and SIGTERM passed on."""
         time.sleep(LOOK_SECONDS)
-        for event in self._lifeline.poll():
-            if isinstance(event, Done):
-                self._is_done = True
-            elif self._lost is None:
-                self._lost = event
-                if self._layout.is_first:
-                    self._lifeline.tell_failed(event.node, event.code)
+        self._hear()
         if self._state.stop.is_set() and not self._is_stopped:
             self._is_stopped = True
             self._ranks.terminate()
+
+    def _hear(self) -> None:
+        """What the other pods say; while rank 0 publishes, nobody else is needed, and so nobody is missed."""
+        for event in self._lifeline.poll():
+            if isinstance(event, Done):
+                self._is_done = True
+            elif self._lost is None and not self._ranks.has_parted():
+                self._lost = event
+                if self._layout.is_first:
+                    self._lifeline.tell_failed(event.node, event.code)
 
     def _given_up(self, began: float) -> Ending | None:
         if self._lifeline.is_complete() or self._lost or time.monotonic() - began < GATHER_SECONDS:
@@ -145,6 +150,8 @@ class Pod:
         causes = [code for code in self._ranks.codes().values() if _is_a_cause(code)]
         if self._lost and not causes:
             return self._after(self._lost)
+        if causes:
+            self._tell_failed(most_specific(causes))  # before the others judge its echo
         self._end(patience)
         codes = {rank: code for rank, code in self._ranks.codes().items() if code != ExitCode.OK}
         code = most_specific(codes.values())
@@ -164,7 +171,7 @@ class Pod:
 
     def _end(self, patience: float) -> None:
         """Ends the processes; the other pods are still told meanwhile that this one is there."""
-        self._ranks.end(patience, self._lifeline.poll)
+        self._ranks.end(patience, self._hear)
 
     def _stopped(self, message: str) -> Ending:
         report = self._first_report()
@@ -183,7 +190,12 @@ class Pod:
     def _tell(self, ending: Ending) -> None:
         """Once: who ends because of another has nothing to tell."""
         if ending.code != ExitCode.OK and ending.report.reason != Reason.PEER_LOST:
-            self._lifeline.tell_failed(self._layout.node, ending.code)
+            self._tell_failed(ending.code)
+
+    def _tell_failed(self, code: int) -> None:
+        if not self._has_told:
+            self._has_told = True
+            self._lifeline.tell_failed(self._layout.node, code)
 
     def _first_report(self) -> Report | None:
         return self._own_report(self._layout.ranks[0])

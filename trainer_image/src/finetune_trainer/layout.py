@@ -9,6 +9,8 @@ from finetune_trainer.errors import TrainerError
 
 ENV_NODE = "JOB_COMPLETION_INDEX"
 """The pod's number, as an Indexed Job tells it."""
+PARTED = "parted"
+"""A file in a process's workspace: it needs the others no more."""
 THIS_MACHINE = "127.0.0.1"
 
 

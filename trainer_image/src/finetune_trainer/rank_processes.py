@@ -10,7 +10,7 @@ from pathlib import Path
 
 from finetune_api.handoff import ExitCode
 from finetune_trainer.exit_order import exit_code
-from finetune_trainer.layout import Layout
+from finetune_trainer.layout import PARTED, Layout
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +55,10 @@ class RankProcesses:
     def is_saving(self) -> bool:
         """Whether rank 0, if it is one of these, is about to save a checkpoint."""
         return (self.folder(0) / "checkpoint").exists()
+
+    def has_parted(self) -> bool:
+        """Whether rank 0, if it is one of these, has trained and needs the other processes no more."""
+        return (self.folder(0) / PARTED).exists()
 
     def codes(self) -> dict[int, int]:
         """The exit codes of the processes that have ended by themselves, by rank."""

@@ -28,6 +28,7 @@ from finetune_trainer.errors import TrainerError
 from finetune_trainer.generate import answer_all, stop_token_ids
 from finetune_trainer.hub import hub_name, pinned_commit
 from finetune_trainer.inputs import Inputs, load_inputs
+from finetune_trainer.layout import PARTED
 from finetune_trainer.memory import micro_batches, share_out
 from finetune_trainer.merge import HeldOut, merge_adapter, save_full, stored_precision
 from finetune_trainer.methods import Traits, build_trainer, traits_of
@@ -77,6 +78,7 @@ def train_along(
     reporter.stage("Loading")
     with each_pod_in_turn("inputs", world, reporter, stop):
         inputs = load_inputs(config, storage, workspace, reporter, stop)
+    world.meet("loaded", work_beat(reporter, stop))
     device = find_device(world)
     checkpoints = Checkpoints(config, inputs.rows.digests, storage, workspace, reporter, stop=stop)
     settings = share_out(finalise(config.resolved or Resolved(), device), world.size)
@@ -86,6 +88,7 @@ def train_along(
         told = f"rank {world.rank} is out of GPU memory: lower hyperparameters.perDeviceTrainBatchSize or maxLength"
         raise TrainerError(ExitCode.GPU_OUT_OF_MEMORY, f"{told}, or set gradientCheckpointing true") from error
     world.part(work_beat(reporter, stop))
+    (workspace / PARTED).touch()
     return finish(inputs, trained, device, storage, reporter, stop=stop) if world.is_first else None
 
 

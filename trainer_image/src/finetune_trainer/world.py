@@ -21,6 +21,8 @@ T = TypeVar("T")
 
 LONGEST_COLLECTIVE = timedelta(minutes=30)
 """A step in which a process does not answer for so long hangs; what may take longer is waited for by asking."""
+MEET_SECONDS = 900.0
+"""How long a process, whose pod is there, may take to begin."""
 LOOK_SECONDS = 0.1
 LEAVE_SECONDS = 15.0
 
@@ -62,6 +64,12 @@ class World:
     def wait(self, name: str, beat: Beat) -> str:
         """The word of that name, however long it takes; `beat` is called meanwhile and may raise."""
         return ""
+
+    def meet(self, name: str, beat: Beat) -> None:
+        """Waits until every process has come to this point, however long it takes."""
+        self.tell(f"{name}/{self.rank}")
+        for rank in range(self.size):
+            self.wait(f"{name}/{rank}", beat)
 
     def deal(self, all_of_them: Sequence[T]) -> Iterator[tuple[T, bool]]:
         """This process's share, every so-many-th, and whether each counts: shares are filled up to the same length."""
@@ -160,8 +168,10 @@ def join(rank: int, size: int, local: tuple[int, int], address: tuple[str, int],
     local_rank, local_size = local
     is_first = rank == 0
     host, port = ("127.0.0.1" if is_first else address[0]), address[1]
+    deadline = time.monotonic() + MEET_SECONDS
     while not is_first and not _answers((host, port)):
         beat()
+        _require_in_time(deadline, "rank 0")
         time.sleep(LOOK_SECONDS)
     store = dist.TCPStore(  # type: ignore[attr-defined]
         host, port, None, is_first, timeout=LONGEST_COLLECTIVE, wait_for_workers=False
@@ -169,6 +179,7 @@ def join(rank: int, size: int, local: tuple[int, int], address: tuple[str, int],
     store.set(f"here/{rank}", "")
     while not store.check([f"here/{one}" for one in range(size)]):
         beat()
+        _require_in_time(deadline, "some of the other processes")
         time.sleep(LOOK_SECONDS)
     backend = "gloo"
     if torch.cuda.is_available():
@@ -180,6 +191,12 @@ def join(rank: int, size: int, local: tuple[int, int], address: tuple[str, int],
     groups = PrefixStore("groups", store)
     dist.init_process_group(backend, store=groups, rank=rank, world_size=size, timeout=LONGEST_COLLECTIVE)
     return ManyRanks(rank, size, local_rank, local_size, PrefixStore("words", store))
+
+
+def _require_in_time(deadline: float, missing: str) -> None:
+    if time.monotonic() > deadline:
+        told = f"{missing} did not come within {MEET_SECONDS:.0f} seconds"
+        raise TrainerError(ExitCode.INTERNAL_ERROR, f"{told}: see the logs of the pods of this attempt")
 
 
 def _answers(address: tuple[str, int]) -> bool:

@@ -81,7 +81,7 @@ class WatchedTrainer(Trainer):  # type: ignore[misc]  # the library has no types
         self.remove_callback(PrinterCallback)  # standard output belongs to the reporter
         self._random_state = RandomState.take()
         if watch.checkpoints:
-            self.add_callback(SaveCheckpoints(watch.checkpoints))
+            self.add_callback(SaveCheckpoints(watch.checkpoints, watch.world))
 
     def train(self, resume_from_checkpoint: str | None = None, **options: Any) -> Any:
         """The loop, from its beginning or from a checkpoint; where SIGTERM was seen the run is saved before it ends."""
@@ -90,7 +90,7 @@ class WatchedTrainer(Trainer):  # type: ignore[misc]  # the library has no types
                 return None
             return super().train(resume_from_checkpoint=resume_from_checkpoint, **options)
         except Stopped:
-            if self.state.global_step:
+            if self.state.global_step and self.optimizer is not None:  # else it is what it goes on from
                 self._random_state.put()
                 self._save_checkpoint()
             raise
