@@ -74,6 +74,7 @@ def start_native() -> Environment:
         operator_image=values["FINETUNE_OPERATOR_IMAGE"],
         trainer_image=values["FINETUNE_TRAINER_IMAGE"],
         programs=values["PATH"].removesuffix(os.environ["PATH"]).rstrip(":"),
+        directory=values["FINETUNE_CLUSTER_DIR"],
     )
 
 

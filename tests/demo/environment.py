@@ -23,6 +23,8 @@ class Environment:
     operator_image: str
     trainer_image: str
     programs: str = ""
+    directory: str = ""
+    """State folder of the cluster of tests/cluster, for what only its owner can do to it."""
 
     def variables(self) -> dict[str, str]:
         """The settings as environment variables, as `make env` exports them."""
@@ -37,6 +39,7 @@ class Environment:
             "FINETUNE_S3_ENDPOINT_IN_CLUSTER": self.s3_endpoint_in_cluster,
             "FINETUNE_OPERATOR_IMAGE": self.operator_image,
             "FINETUNE_TRAINER_IMAGE": self.trainer_image,
+            **({"FINETUNE_CLUSTER_DIR": self.directory} if self.directory else {}),
         }
 
     def save(self) -> None:
