@@ -49,7 +49,7 @@ def note(draft: Draft) -> None:
         return
     if child.is_suspended:
         draft.decision.again_in(AGAIN_SECONDS)
-    if workload and workload.has_quota:
+    if workload and workload.has_quota and not workload.eviction_reason:
         reason = R.ADMITTED if workload.is_admitted else R.QUOTA_RESERVED
         draft.conditions.set(C.QUOTA_RESERVED, "True", reason, _reserved(child, workload))
     else:
@@ -89,7 +89,8 @@ def _wait(draft: Draft, child: ChildJob, workload: Workload | None) -> tuple[Rea
         return R.WORKLOAD_INACTIVE, _inactive(draft, workload)
     if child.queue is None:
         return R.QUEUE_MISSING, advice.advised(R.QUEUE_MISSING, "names no queue, and Kueue holds such Jobs here")
-    words = _NOISE.sub("", workload.words).strip() or "Kueue has not looked at it yet"
+    told = workload.eviction_words if workload.has_quota else workload.words
+    words = _NOISE.sub("", told).strip() or "Kueue has not looked at it yet"
     reason = next((reason for pattern, reason in _CAUSES if pattern.search(words)), R.WAITING_FOR_QUOTA)
     return reason, advice.advised(reason, f"{where}: {words}")
 

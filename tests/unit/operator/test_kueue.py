@@ -220,6 +220,15 @@ def test_an_admitted_job_says_where_its_quota_comes_from(scene: Build) -> None:
     assert one.status["phase"] == "Preflight"
 
 
+def test_quota_that_is_being_taken_back_is_not_shown_as_there(scene: Build) -> None:
+    one = waiting(scene, "")
+    words = {"eviction_reason": "ClusterQueueStopped", "eviction_words": "The ClusterQueue is stopped"}
+    one.extra["workloads"] = (workload("one-preflight", "Quota reserved", has_quota=True, is_admitted=True, **words),)
+    one.settle()
+    assert one.condition("QuotaReserved")["status"] == "False"
+    assert (one.status["phase"], one.status["reason"]) == ("Queued", "QueueStopped")
+
+
 def test_user_suspension_goes_through_kueue_and_never_touches_the_job(scene: Build) -> None:
     one = waiting(scene, "insufficient unused quota")
     one.object["spec"]["suspend"] = True
