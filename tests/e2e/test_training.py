@@ -128,7 +128,8 @@ def test_a_changed_object_is_found_by_verify(bench: Bench, results: dict[str, di
 
 def test_conditions_columns_and_events_tell_the_story(bench: Bench, results: dict[str, dict[str, Any]]) -> None:
     true = {one["type"] for one in results["qlora"]["conditions"] if one["status"] == "True"}
-    assert true == {"Accepted", "Validated", "Published", "Complete", "Ready"}
+    # Whether anybody asked while there was a checkpoint is a matter of seconds in so short a job.
+    assert true - {"SavesInTime"} == {"Accepted", "Validated", "Published", "Complete", "Ready"}
     table = kubectl("get", "ftj", "qlora", "-n", bench.namespace).stdout
     assert "Succeeded" in table
     assert "100%" in table
