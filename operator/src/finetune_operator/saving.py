@@ -22,6 +22,6 @@ def note(draft: Draft, child: ChildJob) -> None:
             C.SAVES_IN_TIME,
             "False",
             R.SAVE_TOO_SLOW,
-            f"{took}: raise checkpoint.gracePeriodSeconds to {round(2 * saved.save_seconds)} for the next attempt, or lower "
-            "checkpoint.steps, for a preemption may lose the steps since the last checkpoint",
+            f"{took}: raise checkpoint.gracePeriodSeconds to {round(2 * saved.save_seconds)} for the next attempt, "
+            "or lower checkpoint.steps, for a preemption may lose the steps since the last checkpoint",
         )
