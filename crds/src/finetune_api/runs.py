@@ -74,7 +74,10 @@ class CurrentRun(StatusBlock):
     last_moved_time: Time | None = None
     """When its heartbeat was last seen to move; `stallTimeoutSeconds` counts from here."""
     stopping: Word | None = None
-    """Why the operator stops it, `UserRequested` or `NoProgress`; written before it is stopped."""
+    """Why it is to end: `UserRequested` or `NoProgress`, written before the operator stops it, or else why somebody
+    has suspended its Job: Kueue's word, such as `Preempted`, or `JobSuspended`."""
+    stopping_message: Annotated[str, StringConstraints(max_length=1024)] | None = None
+    """Kueue's sentence on why it took the quota back."""
     missing_since: Time | None = None
     """When the pod was first found to be gone without anybody having seen its end."""
 

@@ -65,7 +65,7 @@ def eviction(draft: Draft, child: ChildJob) -> tuple[str, str] | None:
         return None
     if workload.eviction_reason == DEACTIVATED and workload.is_ours_to_activate:
         return None
-    return workload.eviction_reason[:64], f"Kueue: {workload.eviction_words}"
+    return workload.eviction_reason[:64], f"Kueue: {workload.eviction_words}"[:1024]
 
 
 def _current(draft: Draft) -> ChildJob | None:

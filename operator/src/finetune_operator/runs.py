@@ -101,7 +101,8 @@ def _is_counted(status: FineTuneJobStatus, pod: Pod) -> bool:
 def _end_of(draft: Draft, pod: Pod, child: ChildJob | None) -> End | None:
     """How a run counts; None while another pod's end may still tell why."""
     own = End(_judge(draft, pod, child), pod)
-    if child is None or child.nodes == 1 or own.verdict.reason == Reason.NO_PROGRESS:
+    run = _running(draft.status, pod)
+    if child is None or child.nodes == 1 or (run and run.stopping):  # all were stopped: none is the others' cause
         return own
     pods = draft.seen.pods_of(child.uid)
     is_last = rounds.is_last(pod, pods)
@@ -124,22 +125,33 @@ def _judge(draft: Draft, pod: Pod, child: ChildJob | None) -> Verdict:
     status = draft.status
     failed_unseen = child is not None and child.failed_pods > _failed_of(status, child)
     verdict = judge(pod, draft.seen.job, failed_unseen=failed_unseen)
-    run = status.current_run if status.current_run and status.current_run.pod_uid == pod.uid else None
+    run = _running(status, pod)
     if run and run.stopping == Reason.NO_PROGRESS:
         return Verdict(RESULT_FAILED, Reason.NO_PROGRESS, STALLED, report=verdict.report)
     if child is None:
         return Verdict(RESULT_FAILED, Reason.JOB_DELETED, "the Job was deleted while the pod ran")
     if verdict.result == RESULT_SUCCEEDED or not pod.deleting:
         return verdict
+    return _of_suspension(draft, pod, child, verdict) or verdict
+
+
+def _running(status: FineTuneJobStatus, pod: Pod) -> CurrentRun | None:
+    """What is written of that pod as the one that runs."""
+    return status.current_run if status.current_run and status.current_run.pod_uid == pod.uid else None
+
+
+def _of_suspension(draft: Draft, pod: Pod, child: ChildJob, verdict: Verdict) -> Verdict | None:
+    """The verdict on a pod that was told to end with its Job: the user wanted it, Kueue, or somebody else.
+
+    Kubernetes counts no pod that ends so, however it does.
+    """
+    run = _running(draft.status, pod)
     is_stopped = run is not None and run.stopping == Reason.USER_REQUESTED
-    return _of_suspension(draft, pod, child, verdict, is_stopped=is_stopped) or verdict
-
-
-def _of_suspension(draft: Draft, pod: Pod, child: ChildJob, verdict: Verdict, *, is_stopped: bool) -> Verdict | None:
-    """The verdict on a pod that was told to end with its Job: the user wanted it, Kueue, or somebody else."""
     evicted = kueue.eviction(draft, child)
     if evicted and not is_stopped:
         return Verdict(RESULT_PREEMPTED, *evicted, report=verdict.report)
+    if run and run.stopping and not is_stopped:
+        return Verdict(RESULT_PREEMPTED, run.stopping, run.stopping_message or verdict.message, report=verdict.report)
     workload = draft.seen.workload_of(child)
     is_ours = child.is_suspended and child.is_ours_to_resume
     is_ours = is_ours or (workload is not None and not workload.is_active and workload.is_ours_to_activate)
@@ -291,7 +303,7 @@ def _judge_unseen(draft: Draft, run: CurrentRun, child: ChildJob | None) -> Verd
         return Verdict(RESULT_FAILED, Reason.UNOBSERVED, words)
     if run.stopping == Reason.USER_REQUESTED:
         return Verdict(RESULT_SUSPENDED, Reason.USER_REQUESTED, words)
-    return Verdict(RESULT_PREEMPTED, Reason.UNOBSERVED, words)
+    return Verdict(RESULT_PREEMPTED, run.stopping or Reason.UNOBSERVED, run.stopping_message or words)
 
 
 def _count_unseen(draft: Draft, attempts: Sequence[ChildJob]) -> None:

@@ -39,13 +39,22 @@ def is_held(draft: Draft, child: ChildJob, pods: tuple[Pod, ...]) -> bool:
     if workload and not workload.is_active and workload.is_ours_to_activate:
         _release(draft, child, alive, workload)
         return True
-    run = draft.status.current_run
-    if run and run.stopping == R.USER_REQUESTED and any(pod.uid == run.pod_uid and not pod.deleting for pod in alive):
-        run.stopping = None  # the wish was taken back before anything came of it
+    _note_stopping(draft, child, alive)
     if child.is_suspended:
         reason = R.QUEUED_BY_KUEUE if kueue.is_queued(draft, child) else R.JOB_SUSPENDED
         _show_stopping(draft, alive, reason, f"Job {child.name}")
     return child.is_suspended
+
+
+def _note_stopping(draft: Draft, child: ChildJob, alive: list[Pod]) -> None:
+    """That somebody else has suspended the Job is written while it shows, for its pod may end after that is over."""
+    run = draft.status.current_run
+    if run is None or run.stopping == R.NO_PROGRESS:
+        return
+    if child.is_suspended and run.stopping in {None, R.JOB_SUSPENDED}:
+        run.stopping, run.stopping_message = kueue.eviction(draft, child) or (R.JOB_SUSPENDED, None)
+    elif not child.is_suspended and any(pod.uid == run.pod_uid and not pod.deleting for pod in alive):
+        run.stopping = run.stopping_message = None  # taken back before anything came of it
 
 
 def _hold(draft: Draft, child: ChildJob, alive: list[Pod]) -> None:

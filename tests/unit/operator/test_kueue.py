@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -255,8 +256,12 @@ def test_a_workload_that_somebody_else_took_out_of_queueing_is_left_to_them(scen
     assert "(too many retries): set spec.active of Workload job-one-preflight to true" in quota["message"]
 
 
-def test_a_trainer_that_kueue_preempts_counts_as_a_preemption_with_kueues_words(scene: Build) -> None:
-    one = scene(**QUEUE)
+PREEMPTED = {"eviction_reason": "Preempted", "eviction_words": "Preempted to accommodate a workload"}
+
+
+def training(scene: Build, **spec: Any) -> tuple[Any, Any]:
+    """A job with quota, and its trainer pod."""
+    one = scene(**QUEUE | spec)
     one.settle()
     one.suspend("one-preflight", is_suspended=False)
     one.to_training()
@@ -264,9 +269,24 @@ def test_a_trainer_that_kueue_preempts_counts_as_a_preemption_with_kueues_words(
     pod = one.pod("one-1")
     one.run(pod)
     one.settle()
+    return one, pod
+
+
+def preempt(one: Any) -> None:
+    """Kueue takes the quota back."""
     one.suspend("one-1")
-    words = {"eviction_reason": "Preempted", "eviction_words": "Preempted to accommodate a workload"}
-    one.extra["workloads"] = (workload("one-1", "Preempted to accommodate a workload", **words),)
+    one.extra["workloads"] = (workload("one-1", "Preempted to accommodate a workload", **PREEMPTED),)
+
+
+def admit(one: Any) -> None:
+    """Kueue gives it again."""
+    one.suspend("one-1", is_suspended=False)
+    one.extra["workloads"] = (workload("one-1", has_quota=True, is_admitted=True, cluster_queue="all"),)
+
+
+def test_a_trainer_that_kueue_preempts_counts_as_a_preemption_with_kueues_words(scene: Build) -> None:
+    one, pod = training(scene)
+    preempt(one)
     one.delete_pod(pod)
     one.settle()
     assert one.condition("Running")["reason"] == "Stopping"
@@ -276,6 +296,52 @@ def test_a_trainer_that_kueue_preempts_counts_as_a_preemption_with_kueues_words(
     assert (run["result"], run["reason"]) == ("Preempted", "Preempted")
     assert run["message"] == "Kueue: Preempted to accommodate a workload"
     assert (one.status["preemptions"], one.status["phase"]) == (1, "Queued")
+
+
+@pytest.mark.parametrize("code", [75, 137])
+def test_a_trainer_that_ends_after_its_job_has_quota_again_was_preempted_however_it_ended(
+    scene: Build, code: int
+) -> None:
+    one, pod = training(scene)
+    preempt(one)
+    one.delete_pod(pod)
+    one.settle()
+    admit(one)
+    one.settle()
+    one.end(pod, code)
+    one.settle()
+    (run,) = one.status["history"]
+    assert (run["result"], run["reason"], run["exitCode"]) == ("Preempted", "Preempted", code)
+    assert run["message"] == "Kueue: Preempted to accommodate a workload"
+    assert (one.status["preemptions"], one.status.get("failures", 0)) == (1, 0)
+
+
+def test_a_preempted_trainer_that_is_gone_before_anybody_saw_its_end_keeps_kueues_words(scene: Build) -> None:
+    one, pod = training(scene)
+    preempt(one)
+    one.delete_pod(pod)
+    one.settle()
+    del one.pods[pod["metadata"]["name"]]
+    admit(one)
+    one.settle()
+    one.now += timedelta(seconds=6)
+    one.settle()
+    (run,) = one.status["history"]
+    assert (run["result"], run["reason"]) == ("Preempted", "Preempted")
+    assert one.status["preemptions"] == 1
+
+
+def test_quota_that_is_given_back_before_the_pod_was_told_to_end_leaves_nothing_behind(scene: Build) -> None:
+    one, pod = training(scene)
+    preempt(one)
+    one.settle()
+    assert one.status["currentRun"]["stopping"] == "Preempted"
+    admit(one)
+    one.settle()
+    assert "stopping" not in one.status["currentRun"]
+    one.end(pod, 137)
+    one.settle()
+    assert one.status["failures"] == 1
 
 
 def test_queueing_is_an_event_when_its_cause_changes_and_when_it_ends(scene: Build) -> None:
