@@ -64,8 +64,8 @@ class S3Storage:
     def probe(self, uri: str) -> None:
         """List one key with short time-outs."""
         bucket, key = split_uri(uri)
-        with self._named(uri):
-            self._connection.quick_client.list_objects_v2(Bucket=bucket, Prefix=f"{key.rstrip('/')}/", MaxKeys=1)
+        client, prefix = self._connection.quick_client, f"{key.rstrip('/')}/"
+        self._retried(uri, lambda: client.list_objects_v2(Bucket=bucket, Prefix=prefix, MaxKeys=1))
 
     def download(self, uri: str, path: Path, on_bytes: OnBytes | None = None) -> None:
         """Copy one object to a local file, parts in parallel, into place only when complete."""
