@@ -1,6 +1,7 @@
 """A real S3 server that goes away, answers late, breaks connections and throws errors, while a trainer works."""
 
 import random
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -60,6 +61,13 @@ def require_published(pod: Pod, direct: S3Storage) -> None:
     assert direct.list(f"{prefix}/{Artifact.CHECKPOINTS}") == []
 
 
+def wait_for_a_retry(pod: Pod, process: "subprocess.Popen[bytes]") -> None:
+    """Until the trainer says that it has asked the store in vain, and will again."""
+    while "tried again in" not in (pod.directory / "stderr").read_text():
+        assert process.poll() is None, (pod.directory / "stderr").read_text()
+        time.sleep(0.1)
+
+
 def sometimes(share: float, *faults: Fault) -> Any:
     chance = random.Random(1)
     return lambda _method, _path: chance.choice(faults) if chance.random() < share else None
@@ -71,9 +79,7 @@ def test_a_training_outlasts_a_store_that_is_stopped_while_a_checkpoint_is_due(
     process = pod.start("train")
     pod.wait_for_step(process, 12)
     gateway.leave()
-    while "tried again in" not in (pod.directory / "stderr").read_text():
-        assert process.poll() is None, (pod.directory / "stderr").read_text()
-        time.sleep(0.1)
+    wait_for_a_retry(pod, process)
     gateway.come_back()
     assert process.wait(300) == 0, (pod.directory / "stderr").read_text()
     require_published(pod, direct)
@@ -112,3 +118,14 @@ def test_an_upload_that_is_torn_again_and_again_leaves_no_object(
             impatient.upload(tmp_path / "file", f"s3://{bucket}/torn/file")
         gateway.rule = lambda _method, _path: None
         assert direct.list(f"s3://{bucket}/torn") == []
+
+
+def test_a_trainer_that_starts_while_the_store_is_away_waits_for_it(
+    pod: Pod, gateway: Gateway, direct: S3Storage
+) -> None:
+    gateway.leave()
+    process = pod.start("train")
+    wait_for_a_retry(pod, process)
+    gateway.come_back()
+    assert process.wait(300) == 0, (pod.directory / "stderr").read_text()
+    require_published(pod, direct)
