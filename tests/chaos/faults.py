@@ -6,32 +6,14 @@ import random
 import signal
 import threading
 import time
-from pathlib import Path
 from typing import Any
 
 from kubernetes import client
 from kubernetes.client.exceptions import ApiException
-from user import kubectl
+from user import kubectl, process_of
 
 SYSTEM = "finetune-system"
 TRAINER_PORT = 8080
-
-
-def process_of(pod: Any) -> int | None:
-    """PID 1 of the pod's only container, as this machine counts: from within, nobody can SIGKILL a PID 1."""
-    container = (pod.status.container_statuses or [None])[0]
-    if container is None or not container.container_id or not (container.state and container.state.running):
-        return None
-    wanted = container.container_id.rpartition("/")[2]
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            if wanted in (folder / "cgroup").read_text():
-                status = (folder / "status").read_text()
-                if status.split("NSpid:", 1)[1].splitlines()[0].split()[-1] == "1":
-                    return int(folder.name)
-        except OSError:
-            continue  # it ended meanwhile
-    return None
 
 
 def kill_process(pod: Any) -> bool:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import uuid
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 import yaml
 from kubernetes import client
-from user import Bench, Job, kubectl, secret, wait_for
+from user import Bench, Job, kubectl, process_of, secret, wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "crds" / "examples" / "kueue"
@@ -157,6 +158,23 @@ def test_a_stopped_queue_and_then_the_user_stop_a_trainer_which_goes_on_each_tim
     assert [run["result"] for run in status["history"]] == ["Preempted", "Suspended", "Succeeded"]
     assert (status["attempts"], status["preemptions"], status.get("failures", 0)) == (1, 1, 0)
     assert not suspended_by_operator(job)
+
+
+def test_a_trainer_that_dies_only_after_quota_is_there_again_was_preempted_and_has_not_failed(teams: Teams) -> None:
+    brief = {"checkpoint": {"steps": 30, "gracePeriodSeconds": 10}, "evaluation": {"steps": 60}}
+    job = teams.apply(teams.a, "hung", "nightly", hyperparameters=LONG | {"maxSteps": 120}, **brief)
+    trainer = job.saved_pod()
+    os.kill(process_of(trainer) or 0, signal.SIGSTOP)
+    patch(teams.a, "clusterqueue", teams.queue_of(teams.a), {"stopPolicy": "HoldAndDrain"})
+    wait_for("the stopped queue in the status", quota(job, "QueueStopped"), state=job.status)
+    patch(teams.a, "clusterqueue", teams.queue_of(teams.a), {"stopPolicy": "None"})
+    status = job.wait("Complete")
+    first, last = status["history"]
+    assert (first["podUid"], first["result"], first["exitCode"]) == (trainer.metadata.uid, "Preempted", 137)
+    assert first["message"].startswith("Kueue: ")
+    assert (last["result"], last["resumedFromStep"] > 0) == ("Succeeded", True)
+    assert (status["runs"], status["preemptions"], status.get("failures", 0)) == (2, 1, 0)
+    assert [one.status.failed or 0 for one in job.jobs()] == [0]
 
 
 def test_what_the_queue_cannot_give_is_said_in_words_and_a_corrected_queue_counts_at_once(teams: Teams) -> None:
