@@ -164,7 +164,9 @@ def test_a_trainer_that_dies_only_after_quota_is_there_again_was_preempted_and_h
     brief = {"checkpoint": {"steps": 30, "gracePeriodSeconds": 10}, "evaluation": {"steps": 60}}
     job = teams.apply(teams.a, "hung", "nightly", hyperparameters=LONG | {"maxSteps": 120}, **brief)
     trainer = job.saved_pod()
-    os.kill(process_of(trainer) or 0, signal.SIGSTOP)
+    pid = process_of(trainer)
+    assert pid
+    os.kill(pid, signal.SIGSTOP)
     patch(teams.a, "clusterqueue", teams.queue_of(teams.a), {"stopPolicy": "HoldAndDrain"})
     wait_for("the stopped queue in the status", quota(job, "QueueStopped"), state=job.status)
     patch(teams.a, "clusterqueue", teams.queue_of(teams.a), {"stopPolicy": "None"})

@@ -17,7 +17,7 @@ from finetune_trainer.labels import Labeler
 DATA = Path(__file__).resolve().parents[1] / "demo" / "data.py"
 MODEL = f"s3://{BUCKET}/smollm2"
 CHATTY = "Oh, what a great question! Well, let me think about it for a moment. "
-HYPER = {"maxSteps": 24, "perDeviceTrainBatchSize": 4, "gradientAccumulationSteps": 1, "maxLength": 128}
+HYPER = {"maxSteps": 12, "perDeviceTrainBatchSize": 4, "gradientAccumulationSteps": 1, "maxLength": 128}
 SIZE = {"gpusPerNode": 1, "requests": {"cpu": "1", "memory": "2Gi"}}
 QUESTION = "What does the field `replicas` of a Kubernetes Deployment do?"
 
@@ -47,7 +47,7 @@ def results(bench: Bench, local: Path) -> dict[str, dict[str, Any]]:
             objective="Chat",
             tuning={"method": "LoRA"},
             dataset=_dataset(bench.put("chats.jsonl", jsonl(chats)), "ShareGPT"),
-            hyperparameters=HYPER | {"learningRate": 2e-3},
+            hyperparameters=HYPER | {"learningRate": 3e-3},
             evaluation=evaluation,
             **common,
         ),
@@ -56,7 +56,7 @@ def results(bench: Bench, local: Path) -> dict[str, dict[str, Any]]:
             objective="DPO",
             tuning={"method": "LoRA"},
             dataset=_dataset(bench.put("taste.jsonl", jsonl(pairs)), "Preference"),
-            hyperparameters=HYPER | {"learningRate": 1e-4},
+            hyperparameters=HYPER | {"learningRate": 3e-4},
             evaluation=evaluation,
             **common,
         ),
