@@ -15,6 +15,7 @@ from finetune_api.status import (
     Count,
     DatasetStatus,
     EarlyStoppingStatus,
+    EvaluationStatus,
     Line,
     Lineage,
     Metrics,
@@ -76,6 +77,7 @@ class ExitCode(IntEnum):
     PREEMPTED = 75
     DIVERGED = 76
     STORAGE_DENIED = 77
+    GATE_NOT_MET = 78
     GPU_OUT_OF_MEMORY = 79
 
     @property
@@ -93,6 +95,7 @@ TERMINAL_EXIT_CODES = frozenset(
         ExitCode.OUTPUT_CONFLICT,
         ExitCode.DIVERGED,
         ExitCode.STORAGE_DENIED,
+        ExitCode.GATE_NOT_MET,
         ExitCode.GPU_OUT_OF_MEMORY,
     }
 )
@@ -110,6 +113,7 @@ class Artifact(StrEnum):
     CURVES = "curves.png"
     METRICS = "metrics.jsonl"
     LINEAGE = "lineage.json"
+    VALIDATION = "validation.json"
     REJECTED = "rejected_rows.jsonl"
     TRAIN_ROWS = "dataset/train.jsonl"
     VALIDATION_ROWS = "dataset/validation.jsonl"
@@ -164,6 +168,7 @@ class Outcome(StrEnum):
     VALIDATED = "Validated"
     ADOPTED = "Adopted"
     PUBLISHED = "Published"
+    GATE_NOT_MET = "GateNotMet"
     PREEMPTED = "Preempted"
     FAILED = "Failed"
 
@@ -195,6 +200,8 @@ class Report(HandoffBlock):
     """Final figures."""
     early_stopping: EarlyStoppingStatus | None = None
     """Final state of early stopping."""
+    evaluation: EvaluationStatus | None = None
+    """What the gates said of the result."""
     artifacts: Artifacts | None = None
     """What was published; `manifestSha256` is the proof of success."""
     lineage: Lineage | None = None
@@ -293,6 +300,8 @@ class CheckpointManifest(HandoffBlock):
     """SHA-256 of the immutable part of its spec."""
     base_model: Uri
     """The base model, with its commit where it has one."""
+    base_sha256: str | None = None
+    """One SHA-256 over names and digests of the base model's files."""
     rows: dict[str, str]
     """SHA-256 of each file of canonical rows, by its key under `output.uri`."""
     step: Count

@@ -134,6 +134,8 @@ class Reason(StrEnum):
     NOT_CONFIGURED = "NotConfigured"
     # Published and Complete
     MANIFEST_REPORTED = "ManifestReported"
+    MERGED_MODEL_WITHHELD = "MergedModelWithheld"
+    GATE_NOT_RUN = "GateNotRun"
     NOT_PUBLISHED = "NotPublished"
     SUCCEEDED = "Succeeded"
     # Failed: the exit table
@@ -148,6 +150,7 @@ class Reason(StrEnum):
     PEER_LOST = "PeerLost"
     DIVERGED = "Diverged"
     STORAGE_DENIED = "StorageDenied"
+    GATE_NOT_MET = "GateNotMet"
     GPU_OUT_OF_MEMORY = "GpuOutOfMemory"
     OUT_OF_MEMORY = "OutOfMemory"
     CONTAINER_ERROR = "ContainerError"

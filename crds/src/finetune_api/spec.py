@@ -132,6 +132,20 @@ class Prompt(Block):
 
     prompt: Text
     """The question, as a user would put it (at most 4,096 characters)."""
+    expected: Annotated[str, StringConstraints(min_length=1, max_length=512)] | None = None
+    """Python regular expression that is to be found in the answer: told in the report, asked of the merged model where
+    the tuned one meets it, and of the tuned one by `gate.mustMatchExpected`. Default: none."""
+
+
+class Gate(Block):
+    """What the tuned model must reach; if it does not, the job fails with GateNotMet, and what it made stays."""
+
+    max_eval_loss: Annotated[float, Field(ge=0, le=1000)] | None = None
+    """Highest held-out loss (nats per token; of DPO, KTO and RewardModel their own loss) to accept. Default: any."""
+    must_improve: bool = False
+    """Whether the held-out loss must be lower than before the training. Default: false."""
+    must_match_expected: bool = False
+    """Whether each answer must hold what its prompt's `expected` names. Default: false."""
 
 
 class Evaluation(Block):
@@ -147,6 +161,8 @@ class Evaluation(Block):
     """Questions answered by the base and by the tuned model in the report (at most 16). Default: none."""
     max_new_tokens: Annotated[int, Field(ge=1, le=2048)] = 128
     """Longest answer to `prompts`, in tokens. Default: 128."""
+    gate: Gate | None = None
+    """What the tuned model must reach to be a success. Default: none, the figures are reported."""
 
 
 class EarlyStopping(Block):
@@ -223,6 +239,23 @@ class FineTuneJobSpec(Block):
                 "!has(self.earlyStopping) || has(self.dataset.validation) || has(self.dataset.validationSplitPercent)",
                 "earlyStopping needs held-out rows: set dataset.validation or dataset.validationSplitPercent",
                 ".earlyStopping",
+            ),
+            cel(
+                "!has(self.evaluation.gate) || has(self.dataset.validation) || "
+                "has(self.dataset.validationSplitPercent)",
+                "evaluation.gate needs held-out rows: set dataset.validation or dataset.validationSplitPercent",
+                ".evaluation.gate",
+            ),
+            cel(
+                "!has(self.evaluation.gate) || self.objective != 'RLHF' || "
+                "(!has(self.evaluation.gate.maxEvalLoss) && !self.evaluation.gate.mustImprove)",
+                "RLHF has no held-out loss: remove maxEvalLoss and mustImprove from evaluation.gate",
+                ".evaluation.gate",
+            ),
+            cel(
+                "!has(self.evaluation.gate) || !self.evaluation.gate.mustImprove || self.evaluation.baseline",
+                "mustImprove compares with the model before the training: set evaluation.baseline true",
+                ".evaluation.gate.mustImprove",
             ),
             *(
                 cel(

@@ -161,6 +161,24 @@ class DatasetStatus(StatusBlock):
     """Length (tokens) that 99 of 100 training samples do not exceed, before anything is cut."""
 
 
+class EvaluationStatus(StatusBlock):
+    """What the gates before the result said of it."""
+
+    gate: Word | None = None
+    """Whether the tuned model meets `evaluation.gate`: `Passed`, `NotMet` or `NotConfigured`."""
+    merged: Word | None = None
+    """Whether the full model, read back, answers as the trained one does: `Passed`, `NotMet`, `NotRun` or `NotAsked`.
+    One that has not passed is not published."""
+    message: Line | None = None
+    """What was not met, and what to change."""
+
+    @property
+    def is_met(self) -> bool | None:
+        """Whether every gate that was asked for was passed; None where none was."""
+        asked = {self.gate, self.merged} - {None, "NotConfigured", "NotAsked"}
+        return asked == {"Passed"} if asked else None
+
+
 class Artifacts(StatusBlock):
     """What was published, and where."""
 
@@ -352,6 +370,8 @@ class FineTuneJobStatus(StatusBlock):
     """The last checkpoint; absent once the result is published, for checkpoints are removed then."""
     early_stopping: EarlyStoppingStatus | None = None
     """The state of early stopping."""
+    evaluation: EvaluationStatus | None = None
+    """What the gates before the result said of it."""
     dataset: DatasetStatus | None = None
     """What preflight found in the dataset."""
     artifacts: Artifacts | None = None

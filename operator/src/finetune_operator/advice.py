@@ -84,6 +84,7 @@ BY_REASON: dict[str, str] = {
     R.OUTPUT_CONFLICT: "give each job an output.uri of its own",
     R.DIVERGED: "lower hyperparameters.learningRate, or look for broken rows",
     R.STORAGE_DENIED: "check bucket and keys in storage.credentialsSecretRef",
+    R.GATE_NOT_MET: "read finetune_report.md and validation.json under output.uri",
     R.GPU_OUT_OF_MEMORY: "lower perDeviceTrainBatchSize or maxLength, or use QLoRA",
     R.OUT_OF_MEMORY: "raise resources.limits.memory, or lower the batch size or maxLength",
     R.WORKSPACE_FULL: "raise resources.workspace.sizeLimit, or keep the model in a modelCache",

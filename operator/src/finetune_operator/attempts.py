@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from finetune_api.handoff import Outcome
 from finetune_api.names import Component, ConditionType, Reason
 from finetune_api.status import JobRef
 from finetune_operator import deadlines, evidence, rounds, runs, saving, suspension, trouble
@@ -157,8 +158,10 @@ def _ended(draft: Draft, current: ChildJob) -> None:
     terminal = next((end.named() for end in ends if end.verdict.is_terminal), None)
     if terminal and terminal.report:
         take_report(status, terminal.report)
+        if terminal.report.outcome is Outcome.GATE_NOT_MET:
+            take_lineage(status, terminal.report, draft.spec)
     if terminal:
-        draft.fail(terminal.reason, terminal.message, current)
+        draft.fail(terminal.reason, terminal.message, current, terminal.report)
     elif current.failed_reason == "BackoffLimitExceeded" and _may_go_on(draft, current):
         _close(draft, *_why_again(draft, current), add_failure=False)
     elif current.failed_reason == "BackoffLimitExceeded":

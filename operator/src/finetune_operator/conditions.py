@@ -57,6 +57,9 @@ SENTENCES: dict[tuple[ConditionType, str], str] = {
     (C.EARLY_STOPPED, R.PATIENCE_EXHAUSTED): "The evaluation loss no longer fell; the best weights are published.",
     (C.PUBLISHED, R.NOT_PUBLISHED): "Nothing is published yet.",
     (C.PUBLISHED, R.MANIFEST_REPORTED): "The manifest and every file it names were read back from {detail}.",
+    (C.PUBLISHED, R.MERGED_MODEL_WITHHELD): "All but the full model, which did not pass its gate, was read back from "
+    "{detail}.",
+    (C.PUBLISHED, R.GATE_NOT_RUN): "All but the full model, whose gate could not be run, was read back from {detail}.",
     (C.COMPLETE, R.PROGRESSING): "The job is not finished.",
     (C.COMPLETE, R.SUCCEEDED): "The result is published at {detail}.",
     (C.COMPLETE, R.ADOPTED): "The result that was already published at {detail} is this job's; nothing was trained.",
@@ -109,9 +112,13 @@ class Conditions:
     def succeed(self, reason: Reason, uri: str) -> None:
         """The terminal success."""
         self.set(C.RUNNING, "False", R.FINISHED)
-        self.set(C.PUBLISHED, "True", R.MANIFEST_REPORTED, uri)
+        self.publish(R.MANIFEST_REPORTED, uri)
         self.set(C.COMPLETE, "True", reason, uri)
         self.set(C.FAILED, "False", R.SUCCEEDED)
+
+    def publish(self, reason: Reason, uri: str) -> None:
+        """What is in storage was read back, as far as the reason says."""
+        self.set(C.PUBLISHED, "True", reason, uri)
 
     def fail(self, reason: str, detail: str) -> None:
         """The terminal failure."""

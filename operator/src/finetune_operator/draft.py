@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 
-from finetune_api.handoff import Report
+from finetune_api.handoff import Outcome, Report
 from finetune_api.names import ConditionType, Reason
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import FineTuneJobStatus
@@ -15,6 +15,8 @@ from finetune_operator.state import Observed, Target
 
 C, R = ConditionType, Reason
 SOON_SECONDS = 2.0
+WITHHELD = {"NotMet": R.MERGED_MODEL_WITHHELD, "NotRun": R.GATE_NOT_RUN}
+"""Why a full model is not among what is published, by what its gate said."""
 
 
 @dataclass
@@ -88,9 +90,12 @@ class Draft:
         self.conditions.succeed(reason, uri)
         self.status.completion_time = child.completed
 
-    def fail(self, reason: str, message: str, child: ChildJob | None = None) -> None:
-        """The job has failed for good, when its Job ended or now."""
+    def fail(self, reason: str, message: str, child: ChildJob | None = None, report: Report | None = None) -> None:
+        """The job has failed for good, when its Job ended or now; a result that met no gate is there all the same."""
         self.conditions.fail(reason, message)
+        if report and report.outcome is Outcome.GATE_NOT_MET and report.artifacts and report.artifacts.uri:
+            merged = report.evaluation.merged if report.evaluation else None
+            self.conditions.publish(WITHHELD.get(merged or "", R.MANIFEST_REPORTED), report.artifacts.uri)
         self.status.completion_time = (child and (child.failed or child.completed)) or self.seen.now
 
     def with_status(self) -> "Observed":

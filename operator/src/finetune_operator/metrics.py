@@ -129,6 +129,7 @@ _GAUGES = [
     ("gpu_memory_peak_bytes", "Most GPU memory that was allocated.", Reader("metrics", "gpu_memory_peak_bytes")),
     ("learning_rate", "Learning rate of the last step.", Reader("metrics", "learning_rate")),
     ("early_stopped", "1 when patience ran out.", Reader("early_stopping", "stopped")),
+    ("gate_passed", "1 when every gate was met, 0 when one was not.", Reader("evaluation", "is_met")),
     ("start_timestamp_seconds", "Start of the first run.", Reader("start_time")),
     ("completion_timestamp_seconds", "When the trainer Job ended.", Reader("completion_time")),
     (

@@ -97,5 +97,10 @@ def _failed(draft: Draft, child: ChildJob, pods: tuple[Pod, ...]) -> None:
     else:
         reason = evidence.reason_of_failed_job(child) or R.PREFLIGHT_FAILED.value
         message = child.failed_message
-    draft.conditions.set(C.VALIDATED, "False", reason, message)
-    draft.fail(reason, message, child)
+    if last and last.report and last.report.outcome is Outcome.GATE_NOT_MET:  # a result of this very job, as it was
+        take_report(draft.status, last.report)
+        take_lineage(draft.status, last.report, draft.spec)
+        draft.conditions.set(C.VALIDATED, "True", R.ADOPTED)
+    else:
+        draft.conditions.set(C.VALIDATED, "False", reason, message)
+    draft.fail(reason, message, child, last.report if last else None)

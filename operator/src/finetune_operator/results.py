@@ -28,6 +28,8 @@ def take_report(status: FineTuneJobStatus, report: Report) -> None:
         status.metrics = merged(status.metrics, report.metrics)
     if report.early_stopping:
         status.early_stopping = report.early_stopping
+    if report.evaluation:
+        status.evaluation = report.evaluation
     if report.artifacts:
         status.artifacts = report.artifacts
         status.checkpoint = None  # they are removed once the result is published

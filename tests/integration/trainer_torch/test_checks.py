@@ -15,8 +15,8 @@ from finetune_api.status import Resolved
 from finetune_trainer.adapter import WEIGHTS, save_adapter, verify_adapter
 from finetune_trainer.errors import Stopped, TrainerError
 from finetune_trainer.labels import Encoded
-from finetune_trainer.merge import COMPARED_TOKENS, HeldOut, merge_adapter, observe
 from finetune_trainer.model import attach_adapter, linear_targets, load_plain, refuse_tied_merge, trained_tensors
+from finetune_trainer.observe import LOSS_TOKENS, HeldOut, observe
 
 MakeBench = Callable[..., Bench]
 CPU = torch.device("cpu")
@@ -95,26 +95,19 @@ def test_a_merge_beside_tied_embeddings_is_not_refused(tiny_model: Path) -> None
     refuse_tied_merge(adapted(tiny_model, "q_proj"))
 
 
-def test_a_merge_that_its_number_format_cannot_hold_names_the_field_to_change(tiny_model: Path, tmp_path: Path) -> None:
-    save_adapter(adapted(tiny_model, "q_proj", "o_proj", scale=500.0), tmp_path / "adapter", "s3://bucket/model")
-    with pytest.raises(TrainerError, match=r"saved in FP16, .* set output\.merge to BF16 or FP32") as caught:
-        merge_adapter(tiny_model, tmp_path / "adapter", tmp_path / "merged", "FP16", HELD_OUT)
-    assert caught.value.code is ExitCode.INVALID_CONFIG
-
-
 def test_only_the_compared_positions_are_projected_on_the_vocabulary(tiny_model: Path) -> None:
     """Of a long row with an answer longer than what is compared, and then of no other row."""
     model = load_plain(tiny_model, torch.float32, CPU)
-    ids = torch.randint(3, 500, (1000,), generator=torch.Generator().manual_seed(1)).tolist()
-    long = Encoded(ids, [-100] * 300 + ids[300:], 700)
+    ids = torch.randint(3, 500, (LOSS_TOKENS + 500,), generator=torch.Generator().manual_seed(1)).tolist()
+    long = Encoded(ids, [-100] * 300 + ids[300:], LOSS_TOKENS + 200)
     with torch.no_grad():
         everything = model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
     projected: list[int] = []
     model.lm_head.register_forward_hook(lambda _module, _inputs, output: projected.append(output.shape[1]))
-    seen = observe(model, HeldOut([long, long], lambda: None))
-    assert projected == [COMPARED_TOKENS]
-    assert seen.labels.tolist() == ids[300 : 300 + COMPARED_TOKENS]
-    torch.testing.assert_close(seen.log_probs, everything[299 : 299 + COMPARED_TOKENS], atol=1e-4, rtol=1e-4)
+    (seen,) = observe(model, HeldOut([long, long], lambda: None))
+    assert projected == [LOSS_TOKENS]
+    assert seen.labels.tolist() == ids[300 : 300 + LOSS_TOKENS]
+    torch.testing.assert_close(seen.log_probs, everything[299 : 299 + LOSS_TOKENS], atol=1e-4, rtol=1e-4)
 
 
 def test_the_comparison_tells_of_every_row_and_ends_with_a_stop(tiny_model: Path) -> None:
@@ -126,7 +119,7 @@ def test_the_comparison_tells_of_every_row_and_ends_with_a_stop(tiny_model: Path
             raise Stopped
 
     with pytest.raises(Stopped):
-        observe(load_plain(tiny_model, torch.float32, CPU), HeldOut(list(HELD_OUT.samples) * 3, on_rows))
+        list(observe(load_plain(tiny_model, torch.float32, CPU), HeldOut(list(HELD_OUT.samples) * 3, on_rows)))
     assert len(told) == 2
 
 

@@ -17,7 +17,7 @@ from finetune_trainer.labels import Encoded, Labeler
 from finetune_trainer.methods.loop import Watch
 from finetune_trainer.methods.sft import RowTrainer, build_arguments, build_trainer
 from finetune_trainer.model import finalise, load_for_training, load_plain, load_tokenizer, trained_tensors
-from finetune_trainer.progress import Reporter
+from finetune_trainer.progress import Reporter, work_beat
 from finetune_trainer.report.record import History, Plateau
 from finetune_trainer.stop import StopFlag
 from finetune_trainer.train import restore_best
@@ -166,7 +166,9 @@ def test_a_stop_ends_an_answer_at_the_next_token_and_every_token_is_told(tiny_mo
 
     model.register_forward_hook(stop_at_the_third)
     with pytest.raises(Stopped):
-        answer_all(model, Labeler(tiny_model), ["Why?"], stop_ids=[0], max_new_tokens=50, reporter=reporter, stop=stop)
+        answer_all(
+            model, Labeler(tiny_model), ["Why?"], stop_ids=[0], max_new_tokens=50, on_token=work_beat(reporter, stop)
+        )
     assert len(passes) == 3
     assert reporter.snapshot().heartbeat == 2
 

@@ -59,6 +59,7 @@ class Pod:
     folder: Path
     changes: dict[str, Any] = field(default_factory=dict)
     rows: dict[str, str] = field(default_factory=lambda: dict(ROWS))
+    base_sha256: str = "b" * 64
     name: str = "job"
     uid: str = "u-1"
 
@@ -84,7 +85,13 @@ class Pod:
         self.storage = Recording(self.folder)
         self.reporter = Reporter(self.uid, out=io.StringIO())
         self.checkpoints = Checkpoints(
-            self.config, self.rows, self.storage, self.folder.parent / "workspace", self.reporter, stop=self.stop
+            self.config,
+            self.storage,
+            self.folder.parent / "workspace",
+            self.reporter,
+            base_sha256=self.base_sha256,
+            rows=self.rows,
+            stop=self.stop,
         )
 
     def save(self, *steps: int) -> "Pod":

@@ -10,6 +10,7 @@ from finetune_trainer.report import text
 from finetune_trainer.report.curves import curve_table
 from finetune_trainer.report.document import RunRecord, write_report
 from finetune_trainer.report.record import Answer, History, Machine, Measured, MergeCheck, SampleStats, TrainPoint
+from finetune_trainer.validation import Observation
 
 HOSTILE = "a|b](http://evil) <script>x</script> `code` \x1b[31mred\x1b[0m\n# heading"
 
@@ -161,10 +162,41 @@ def test_early_stopping_gives_its_reason(tmp_path: Path) -> None:
 
 
 def test_the_full_model_comes_with_its_comparison(tmp_path: Path) -> None:
-    merge = MergeCheck("BF16", 2.41, 2.4, 0.0012, 0.991, 0.2, 512)
+    good = Observation("dequantised base", [], 2.41, 2.4, 0.0012, 0.991, 0.998, 0.2, 512)
+    bad = Observation("unquantised base", [], 2.93, 2.9, 0.0013, 0.99, 0.997, 0.2, 512)
+    merge = MergeCheck("BF16", 2.4, [bad, good], [["its held-out loss is 2.93"], []], good)
     report = written(make_record(tmp_path, merge=merge), tmp_path)
-    assert "loss 2.41 against 2.4, mean KL divergence 0.0012 nats, same first choice on 99.1 %" in report
+    table = [[cell.strip() for cell in line.split("|")[1:-1]] for line in report.splitlines() if " base " in line]
+    assert ["dequantised base", "2.41", "0.0012", "99.1 %", "99.8 %", "published"] in table
+    assert ["unquantised base", "2.93", "0.0013", "99.0 %", "99.7 %", "withheld"] in table
+    assert "- its held-out loss is 2.93" in report
     assert "vllm serve merged" in report
+
+
+def test_a_withheld_full_model_is_said_and_not_served(tmp_path: Path) -> None:
+    merge = MergeCheck("FP16", 2.4, [Observation("unquantised base", ["x"])], [["tensor w is not finite"]], None)
+    report = written(make_record(tmp_path, merge=merge), tmp_path)
+    assert "**There is no `merged/`**: the full model in FP16 is withheld: tensor w is not finite. " in report
+    assert "Set output.merge to BF16 or FP32" in report
+    assert "vllm serve merged" not in report
+
+
+def test_a_gate_that_could_not_be_run_says_what_to_change(tmp_path: Path) -> None:
+    merge = MergeCheck("BF16", 2.4, [], [], None, "it takes 9 GiB of memory: raise resources.limits.memory")
+    report = written(make_record(tmp_path, merge=merge), tmp_path)
+    assert "its gate could not be run: it takes 9 GiB of memory: raise resources.limits.memory" in report
+
+
+def test_answers_tell_whether_they_hold_what_is_expected_and_what_the_full_model_says(tmp_path: Path) -> None:
+    answers = [
+        Answer("a?", "no", "yes", "yes", "^yes$", is_expected=True),
+        Answer("b?", "no", "maybe", "perhaps", "^yes$", is_expected=False),
+    ]
+    report = written(make_record(tmp_path, answers=answers), tmp_path)
+    assert "Tuned model, which holds what is expected (`^yes$`)" in report
+    assert "Tuned model, which **lacks** what is expected (`^yes$`)" in report
+    assert "The full model answers the same." in report
+    assert "perhaps" in report
 
 
 def test_hostile_text_stays_text(tmp_path: Path) -> None:

@@ -40,13 +40,14 @@ class Origin:
     uid: str
     config_sha256: str
     base_model: str
+    base_sha256: str
     rows: Mapping[str, str]
 
     @classmethod
-    def of(cls, config: JobConfig, rows: Mapping[str, str]) -> "Origin":
+    def of(cls, config: JobConfig, base_sha256: str, rows: Mapping[str, str]) -> "Origin":
         """The job's own; `rows` has the digest of each file of rows, and the model its commit."""
         model = model_location(config.spec.model)
-        return cls(config.namespace, config.name, config.uid, config.config_sha256, model, rows)
+        return cls(config.namespace, config.name, config.uid, config.config_sha256, model, base_sha256, rows)
 
     def differences(self, manifest: CheckpointManifest) -> list[str]:
         """What the checkpoint was made of instead, in words."""
@@ -59,6 +60,9 @@ class Origin:
             )
         if manifest.base_model != self.base_model:
             found.append(f"its base model is {manifest.base_model}, not {self.base_model}")
+        if manifest.base_sha256 not in {None, self.base_sha256}:
+            theirs, ours = str(manifest.base_sha256), self.base_sha256
+            found.append(f"its base model's files differ (SHA-256 {theirs[:12]}, not {ours[:12]})")
         for path in sorted({*manifest.rows, *self.rows}):
             theirs, ours = manifest.rows.get(path, "none"), self.rows.get(path, "none")
             if theirs != ours:
@@ -91,11 +95,12 @@ class Checkpoints:
     def __init__(
         self,
         config: JobConfig,
-        rows: Mapping[str, str],
         storage: Storage,
         workspace: Path,
         reporter: Reporter,
         *,
+        base_sha256: str,
+        rows: Mapping[str, str],
         stop: StopFlag,
     ) -> None:
         self.uri = join(config.output_key(), Artifact.CHECKPOINTS)
@@ -104,7 +109,7 @@ class Checkpoints:
         """Step of the last one that was saved or gone on from; 0 = none."""
         self._is_off = config.spec.checkpoint.resume_policy is ResumePolicy.NEVER
         self._kept = config.spec.checkpoint.save_total_limit
-        self._origin = Origin.of(config, rows)
+        self._origin = Origin.of(config, base_sha256, rows)
         self._storage = storage
         self._workspace = workspace
         self._reporter = reporter
@@ -220,6 +225,7 @@ class Checkpoints:
             uid=origin.uid,
             config_sha256=origin.config_sha256,
             base_model=origin.base_model,
+            base_sha256=origin.base_sha256,
             rows=dict(origin.rows),
             step=step,
             saved_time=datetime.now(UTC),

@@ -53,7 +53,7 @@ def preflight(
 
     state: RunState = context.obj
     state.termination_log = termination_log
-    state.finish(pod.preflight(state, config, workspace, port))
+    raise typer.Exit(state.finish(pod.preflight(state, config, workspace, port)))
 
 
 @app.command()
@@ -75,8 +75,7 @@ def train(  # noqa: PLR0917 - the options of a command
     state.termination_log = termination_log
     layout = layout_of(pod.read_config(config, state), rendezvous_port, lifeline_port)
     if layout.size == 1:
-        state.finish(pod.train(state, config, workspace, port))
-        return
+        raise typer.Exit(state.finish(pod.train(state, config, workspace, port)))
     from finetune_trainer.launcher import launch
 
     raise typer.Exit(launch(state, layout, config_path=config, port=port, workspace=workspace))
@@ -98,7 +97,7 @@ def rank(
     state.leaves_at_once = True
     report = rank_pod.train_along(state, config, workspace, port)
     if report:
-        state.finish(report)
+        raise typer.Exit(state.finish(report))
 
 
 @app.command()
@@ -141,7 +140,7 @@ def run(  # noqa: PLR0917 - the options of a command
     state: RunState = context.obj
     with tempfile.TemporaryDirectory(prefix="finetune-") as scratch:
         folder = workspace or Path(scratch)
-        state.finish(local_run.run(state, manifest, output, maps or [], jobs or [], workspace=folder))
+        raise typer.Exit(state.finish(local_run.run(state, manifest, output, maps or [], jobs or [], workspace=folder)))
 
 
 @app.command("check-data")

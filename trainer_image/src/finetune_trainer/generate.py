@@ -12,8 +12,6 @@ from finetune_trainer.data.rows import BadRow, Message
 from finetune_trainer.encodings import Encoded
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.labels import Labeler
-from finetune_trainer.progress import Reporter, work_beat
-from finetune_trainer.stop import StopFlag
 
 
 def answer_all(
@@ -23,8 +21,7 @@ def answer_all(
     *,
     stop_ids: Sequence[int],
     max_new_tokens: int,
-    reporter: Reporter,
-    stop: StopFlag,
+    on_token: Callable[[], None],
 ) -> list[str]:
     """One answer for each question, the likeliest token at every step."""
     model.eval()
@@ -38,7 +35,7 @@ def answer_all(
     answers = []
     for prompt in prompts:
         with torch.no_grad():
-            answers.append(_answer(model, labeler, prompt, settings, EachToken(work_beat(reporter, stop))))
+            answers.append(_answer(model, labeler, prompt, settings, EachToken(on_token)))
     return answers
 
 

@@ -1,8 +1,8 @@
 """What a training run starts from: the model's folder, the verified rows, and the samples made of them."""
 
 import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from finetune_api.handoff import ExitCode, JobConfig
@@ -10,6 +10,7 @@ from finetune_trainer.encodings import UNTRAINED, Encoded, EncodedLabelled, Enco
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.initial_adapter import InitialAdapter, fetch_initial_adapter
 from finetune_trainer.labels import Labeler, load_labeler
+from finetune_trainer.lineage import combined_sha256, digest_folder
 from finetune_trainer.model_files import fetch_model, pin_as_checked
 from finetune_trainer.progress import Reporter, transfer_beat, work_beat
 from finetune_trainer.reward_source import RewardFolders, fetch_reward_model
@@ -31,6 +32,13 @@ class Inputs:
     workspace: Path
     initial_adapter: InitialAdapter | None = None
     reward: RewardFolders | None = None
+    model_files: Mapping[str, str] = field(default_factory=dict)
+    """SHA-256 of each file of the base model, as it was when it was loaded."""
+
+    @property
+    def base_sha256(self) -> str:
+        """One SHA-256 over the base model's files."""
+        return combined_sha256(self.model_files)
 
     @property
     def result(self) -> Path:
@@ -74,7 +82,8 @@ def load_inputs(config: JobConfig, storage: Storage, workspace: Path, reporter: 
     validation = encode_rows(held_out, labeler, objective, longest, on_rows)
     if not samples:
         raise TrainerError(ExitCode.DATASET_UNUSABLE, "no row gives a token to train on; see status.dataset")
-    return Inputs(config, model, rows, labeler, samples, validation, workspace, adapter, reward)
+    files = digest_folder(model, on_bytes)
+    return Inputs(config, model, rows, labeler, samples, validation, workspace, adapter, reward, files)
 
 
 def as_text(sample: Sample) -> Encoded:

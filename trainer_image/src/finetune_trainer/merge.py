@@ -1,129 +1,223 @@
-"""A complete model from base and training result: merged, saved, reloaded and compared with its source."""
+"""A complete model from the base's files and what was trained, one tensor after another: the whole model is never in
+memory, only a shard of what is written."""
 
-import gc
-import inspect
 import json
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from peft import PeftModel
-from safetensors.torch import load_file
-from transformers import PreTrainedModel
+from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+from safetensors.torch import load_file, save_file
 
-from finetune_api.handoff import ExitCode
-from finetune_trainer.errors import TrainerError
-from finetune_trainer.labels import Encoded
-from finetune_trainer.model import DTYPES, load_plain
-from finetune_trainer.report.record import MergeCheck
+from finetune_trainer.base_model import ADAPTER_CONFIG
+from finetune_trainer.initial_adapter import WEIGHTS
+from finetune_trainer.model import DTYPES
+from finetune_trainer.tensor_files import INDEX, Header, TensorFiles
+from finetune_trainer.tensor_files import WEIGHTS as MODEL_WEIGHTS
 
-CPU = torch.device("cpu")
-COMPARED_TOKENS = 512
-LARGEST_MEAN_KL = 0.05
-WIDER = {"FP16": "BF16 or FP32", "BF16": "FP32", "FP32": "None"}
-"""What to ask for in place of a number format that is too narrow for the weights."""
+SHARD_BYTES = 2 * 1024**3
+BLOCK_VALUES = 16 * 1024**2
+"""How many values of one tensor are added up at a time, in FP32."""
+PREFIX = "base_model.model."
+FACTORS = {".lora_A.weight": "A", ".lora_B.weight": "B", ".lora_embedding_A": "A", ".lora_embedding_B": "B"}
+COPIED = ("generation_config.json",)
+DTYPE_KEYS = ("dtype", "torch_dtype")
+NAMES = {precision: str(dtype).removeprefix("torch.") for precision, dtype in DTYPES.items()}
 
-
-@dataclass(frozen=True)
-class HeldOut:
-    """The rows that a saved model is compared on, and who is told of each."""
-
-    samples: Sequence[Encoded]
-    on_rows: Callable[[], None]
+Make = Callable[[str, torch.Tensor], torch.Tensor]
+"""From a tensor's name and the base's values, the values to write."""
 
 
 @dataclass(frozen=True)
-class Seen:
-    """What a model says on held-out tokens: log-probabilities (tokens by vocabulary) and the right tokens."""
+class Nf4:
+    """What QLoRA did to the base: these linear layers, in NF4, from values of that number format."""
 
-    log_probs: torch.Tensor
-    labels: torch.Tensor
+    modules: frozenset[str]
+    double_quant: bool
+    compute: torch.dtype
 
-    @property
-    def loss(self) -> float:
-        """Mean loss on these tokens, in nats."""
-        return float(-self.log_probs.gather(1, self.labels[:, None]).mean())
-
-
-def merge_adapter(base: Path, adapter: Path, output: Path, precision: str, held_out: HeldOut) -> MergeCheck:
-    """Adds the adapter to the unquantised base, on the CPU; under QLoRA the base is read again, never dequantised."""
-    model = PeftModel.from_pretrained(load_plain(base, DTYPES[precision], CPU), str(adapter))
-    reference = observe(model, held_out)
-    model.merge_and_unload().save_pretrained(output)
-    del model
-    return _compare(output, precision, reference, held_out)
+    def through(self, name: str, weight: torch.Tensor) -> torch.Tensor:
+        """The weight as the 4-bit layer computes with it; any other tensor is returned as it is."""
+        if name.removesuffix(".weight") not in self.modules:
+            return weight
+        packed, state = quantize_4bit(
+            weight.to(self.compute).contiguous(), compress_statistics=self.double_quant, quant_type="nf4"
+        )
+        values: torch.Tensor = dequantize_4bit(packed, state)
+        return values.to(self.compute).view(weight.shape)
 
 
-def save_full(base: Path, weights: Path, output: Path, precision: str, held_out: HeldOut) -> MergeCheck:
-    """Writes the fully tuned model in one number format; the reference is the model as trained, in FP32."""
-    model = load_plain(base, torch.float32, CPU)
-    unexpected = model.load_state_dict(load_file(weights), strict=False).unexpected_keys
-    if unexpected:
-        raise TrainerError(ExitCode.INTERNAL_ERROR, f"trained weights do not fit the model: {unexpected[0]}")
-    reference = observe(model, held_out)
-    model.to(DTYPES[precision]).save_pretrained(output)
-    del model
-    return _compare(output, precision, reference, held_out)
+@dataclass(frozen=True)
+class Update:
+    """What an adapter adds to one weight: `left @ right`, in the weight's own shape."""
+
+    left: torch.Tensor
+    right: torch.Tensor
+
+    def add_to(self, weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """The sum, formed in FP32 and rounded once; a block of rows at a time."""
+        merged = torch.empty(weight.shape, dtype=dtype)
+        rows = max(1, BLOCK_VALUES // max(1, weight.shape[-1]))
+        for at in range(0, len(weight), rows):
+            block = slice(at, at + rows)
+            merged[block] = (weight[block].float() + self.left[block] @ self.right).to(dtype)
+        return merged
+
+
+@dataclass(frozen=True)
+class Merge:
+    """The full model, tensor by tensor: what is written, and what the gate holds the written files against."""
+
+    files: TensorFiles
+    names: list[str]
+    precision: str
+    _make: Make
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """One tensor of the full model; what holds no weights is the base's."""
+        stored = self.files.read(name)
+        return self._make(name, stored) if self.files.headers[name].is_floating else stored
+
+    def write(self, output: Path, on_work: Callable[[], None]) -> None:
+        """All of them, in shards of at most 2 GiB, or as large as the base's largest file."""
+        output.mkdir(parents=True, exist_ok=True)
+        width = DTYPES[self.precision].itemsize
+        shards = list(_in_shards(self.files, self.names, min(SHARD_BYTES, self.files.largest_file), width))
+        where: dict[str, str] = {}
+        for at, shard in enumerate(shards, 1):
+            file = MODEL_WEIGHTS if len(shards) == 1 else f"model-{at:05}-of-{len(shards):05}.safetensors"
+            tensors = {}
+            for name in shard:
+                on_work()
+                tensors[name] = self.tensor(name)
+            save_file(tensors, output / file, metadata={"format": "pt"})
+            where |= dict.fromkeys(shard, file)
+        if len(shards) > 1:
+            total = sum(self.files.headers[name].size(width) for name in self.names)
+            index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(where.items()))}
+            (output / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def merging_adapter(base: Path, adapter: Path, precision: str, nf4: Nf4 | None = None) -> Iterator[Merge]:
+    """The adapter added to the base, or with `nf4` to the base as the 4-bit layers compute with it; raises Unmapped."""
+    updates, dtype = read_updates(adapter), DTYPES[precision]
+    with TensorFiles.of_folder(base) as files:
+        homes = {_home(module, files.headers): update for module, update in updates.items()}
+
+        def make(name: str, weight: torch.Tensor) -> torch.Tensor:
+            weight = nf4.through(name, weight) if nf4 else weight
+            return homes[name].add_to(weight, dtype) if name in homes else weight.to(dtype)
+
+        yield Merge(files, list(files.headers), precision, make)
+
+
+@contextmanager
+def merging_full(base: Path, weights: Path, precision: str) -> Iterator[Merge]:
+    """The fully tuned model in one number format, every trained weight in place of the base's; raises Unmapped."""
+    dtype = DTYPES[precision]
+    with TensorFiles.of_folder(base) as files, TensorFiles(weights) as trained:
+        homes = {_home(name.removesuffix(".weight"), files.headers, name): name for name in trained.headers}
+        kept = [name for name in files.headers if name in homes or not _is_tied_copy(name, base)]
+
+        def make(name: str, weight: torch.Tensor) -> torch.Tensor:
+            return (trained.read(homes[name]) if name in homes else weight).to(dtype)
+
+        yield Merge(files, kept, precision, make)
 
 
 def stored_precision(base: Path) -> str:
     """The number format that the base model is stored in, by its config; FP32 where that says nothing."""
     config = json.loads((base / "config.json").read_text(encoding="utf-8"))
-    names = {"bfloat16": "BF16", "float16": "FP16"}
+    names = {name: precision for precision, name in NAMES.items()}
     return names.get(str(config.get("dtype") or config.get("torch_dtype")), "FP32")
 
 
-def observe(model: PreTrainedModel | PeftModel, held_out: HeldOut) -> Seen:
-    """The model's log-probabilities on the first trained tokens of the rows."""
-    model.eval()
-    rows: list[torch.Tensor] = []
-    labels: list[torch.Tensor] = []
-    remaining = COMPARED_TOKENS
-    for sample in held_out.samples:
-        if not remaining:
-            break
-        held_out.on_rows()
-        targets = torch.tensor(sample.labels[1:])
-        positions = (targets >= 0).nonzero()[:remaining, 0]
-        if not len(positions):
-            continue
-        rows.append(_logits(model, sample.input_ids, positions).float().log_softmax(-1))
-        labels.append(targets[positions])
-        remaining -= len(positions)
-    return Seen(torch.cat(rows), torch.cat(labels))
+def read_updates(adapter: Path) -> dict[str, Update]:
+    """What the adapter adds, by the name of the module that it was put on."""
+    config = json.loads((adapter / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    factors: dict[str, dict[str, torch.Tensor]] = {}
+    for key, tensor in load_file(adapter / WEIGHTS).items():
+        suffix = next((one for one in FACTORS if key.endswith(one)), None)
+        if suffix is None or not key.startswith(PREFIX):
+            raise Unmapped(f"its tensor {key} is no factor of a low-rank update")
+        module = key.removeprefix(PREFIX).removesuffix(suffix)
+        is_transposed = bool(config.get("fan_in_fan_out")) or "embedding" in suffix
+        part = factors.setdefault(module, {})
+        part[FACTORS[suffix]] = tensor.float()
+        part["transposed"] = torch.tensor(is_transposed)
+    return {module: _update(parts, config, module) for module, parts in factors.items()}
 
 
-def _logits(model: PreTrainedModel | PeftModel, ids: Sequence[int], positions: torch.Tensor) -> torch.Tensor:
-    """The logits at these positions alone: those of a whole long row over a large vocabulary fill the memory."""
-    inputs = torch.tensor([ids[: int(positions[-1]) + 1]])
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
-    with torch.no_grad():
-        if "logits_to_keep" in inspect.signature(base.forward).parameters:
-            logits: torch.Tensor = model(input_ids=inputs, use_cache=False, logits_to_keep=positions).logits[0]
-        else:
-            logits = model(input_ids=inputs, use_cache=False).logits[0, positions]
-    return logits
+def _update(parts: Mapping[str, torch.Tensor], config: Mapping[str, Any], module: str) -> Update:
+    a, b = parts["A"], parts["B"]
+    rank = a.shape[0]
+    alpha = float(config["lora_alpha"])
+    scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+    if config.get("alpha_pattern") or config.get("rank_pattern") or config.get("use_dora"):
+        raise Unmapped(f"module {module} has settings of its own")
+    if parts["transposed"]:
+        return Update(a.T * scale, b.T)
+    return Update(b * scale, a)
 
 
-def _compare(directory: Path, precision: str, reference: Seen, held_out: HeldOut) -> MergeCheck:
-    gc.collect()
-    seen = observe(load_plain(directory, DTYPES[precision], CPU), held_out)
-    kl = (reference.log_probs.exp() * (reference.log_probs - seen.log_probs)).sum(-1).mean()
-    agreement = (reference.log_probs.argmax(-1) == seen.log_probs.argmax(-1)).float().mean()
-    check = MergeCheck(
-        precision=precision,
-        loss=seen.loss,
-        reference_loss=reference.loss,
-        mean_kl=max(float(kl), 0.0),
-        top1_agreement=float(agreement),
-        largest_difference=float((reference.log_probs - seen.log_probs).abs().max()),
-        tokens=len(seen.labels),
-    )
-    if not check.mean_kl < LARGEST_MEAN_KL:
-        raise TrainerError(
-            ExitCode.INVALID_CONFIG,
-            f"saved in {precision}, the merged model does not answer as its source (mean KL {check.mean_kl:.3g} on "
-            f"{check.tokens} held-out tokens): set output.merge to {WIDER[precision]}",
-        )
-    return check
+def _home(module: str, headers: Mapping[str, Header], name: str | None = None) -> str:
+    """The base's tensor of that module: files may leave out the name of the model around the decoder."""
+    own = name or f"{module}.weight"
+    for candidate in (own, own.partition(".")[2]):
+        if candidate in headers:
+            return candidate
+    raise Unmapped(f"the base's files have no tensor {own}")
+
+
+def _is_tied_copy(name: str, base: Path) -> bool:
+    """Whether it is the base's copy of its embeddings, which would stay behind the trained ones."""
+    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    return name == "lm_head.weight" and bool(config.get("tie_word_embeddings"))
+
+
+def _in_shards(files: TensorFiles, names: list[str], limit: int, width: int) -> Iterator[list[str]]:
+    shard: list[str] = []
+    filled = 0
+    for name in names:
+        size = files.headers[name].size(width)
+        if shard and filled + size > limit:
+            yield shard
+            shard, filled = [], 0
+        shard.append(name)
+        filled += size
+    yield shard
+
+
+def copy_settings(base: Path, output: Path, precision: str) -> None:
+    """The base's configuration with the number format of the merge."""
+    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    _set_dtype(config, NAMES[precision])
+    config.pop("_name_or_path", None)
+    (output / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    for name in COPIED:
+        if (base / name).is_file():
+            (output / name).write_bytes((base / name).read_bytes())
+
+
+def _set_dtype(config: dict[str, Any], dtype: str) -> None:
+    """In the key that the base uses, which servers of any age read, also in the parts of a composed model."""
+    keys = [key for key in DTYPE_KEYS if key in config]
+    config |= dict.fromkeys(keys, dtype)
+    for part in config.values():
+        if isinstance(part, dict):
+            _set_dtype_of_part(part, dtype)
+    if not keys:
+        config["dtype"] = dtype
+
+
+def _set_dtype_of_part(part: dict[str, Any], dtype: str) -> None:
+    part |= {key: dtype for key in DTYPE_KEYS if key in part}
+
+
+class Unmapped(Exception):  # noqa: N818 - what the base's files are
+    """The trained weights have no counterpart of their name in the base's files, which only the library can map."""

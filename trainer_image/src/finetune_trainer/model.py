@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from bitsandbytes.nn import Linear4bit
 from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError
@@ -26,6 +27,7 @@ from finetune_api.handoff import ExitCode
 from finetune_api.spec import Method, Precision
 from finetune_api.status import Resolved
 from finetune_trainer.errors import TrainerError
+from finetune_trainer.gate_plan import Quantised
 from finetune_trainer.model_shape import UNADAPTED_LAYERS
 from finetune_trainer.sharding import shard
 from finetune_trainer.world import ALONE, World
@@ -238,6 +240,19 @@ def linear_targets(model: PreTrainedModel) -> list[str]:
 def adapted_modules(model: PeftModel) -> list[str]:
     """Names of the modules that have an adapter."""
     return sorted(model.peft_config["default"].target_modules)
+
+
+def quantised_layers(model: PreTrainedModel | PeftModel, settings: Resolved) -> Quantised | None:
+    """The linear layers that compute in NF4, by their names in the base; None where none does."""
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    names = [
+        name.removesuffix(".base_layer") for name, module in base.named_modules() if isinstance(module, Linear4bit)
+    ]
+    if not names:
+        return None
+    return Quantised(
+        modules=sorted(set(names)), double_quant=bool(settings.double_quant), compute=str(settings.precision)
+    )
 
 
 def trained_tensors(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:

@@ -10,6 +10,7 @@ from finetune_api.status import Resolved
 from finetune_trainer.base_model import ModelFacts, check_model, pin_model
 from finetune_trainer.choose_settings import choose_settings
 from finetune_trainer.claim import check_claim, claim
+from finetune_trainer.expected import Expected
 from finetune_trainer.hub import is_hub_uri, model_location
 from finetune_trainer.initial_adapter import InitialAdapter, check_initial_adapter, with_adapter
 from finetune_trainer.labels import load_labeler
@@ -43,6 +44,7 @@ def preflight(config: JobConfig, storage: Storage, workspace: Path, reporter: Re
     config = pin_model(config, storage)
     model = check_model(model_location(config.spec.model), storage, workspace / "tokenizer", on_bytes)
     adapter = check_initial_adapter(config, model.shape, storage, on_bytes)
+    Expected(config.spec.evaluation.prompts or [])
     _check_rewards(config, storage, workspace, on_bytes)
     labeler = load_labeler(workspace / "tokenizer", config.spec.model.uri)
     dataset = prepare_dataset(config, storage, workspace, labeler, on_bytes=on_bytes, on_rows=work_beat(reporter, stop))

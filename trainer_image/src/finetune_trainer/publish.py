@@ -62,6 +62,8 @@ def adopt(config: JobConfig, storage: Storage, outcome: Outcome, on_bytes: OnByt
     if problems:
         logger.warning("%s: the result there is not whole and is made again: %s", config.output_key(), problems[0])
         return None
+    if manifest.result.outcome is Outcome.GATE_NOT_MET:  # it stays what it was, whoever looks at it again
+        outcome = Outcome.GATE_NOT_MET
     found = manifest.result.model_copy(update={"outcome": outcome, "reason": outcome.value, "job_uid": config.uid})
     return with_digest(found, data)
 

@@ -3,17 +3,19 @@
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
 from finetune_api.handoff import Artifact, Outcome, Report
-from finetune_api.status import DatasetStatus, Resolved
+from finetune_api.status import DatasetStatus, EvaluationStatus, Resolved
 from finetune_trainer.config_file import config_yaml
 from finetune_trainer.encodings import EncodedPrompt, Sample
+from finetune_trainer.expected import unmet
+from finetune_trainer.gate_plan import Quantised
 from finetune_trainer.inputs import Inputs
-from finetune_trainer.lineage import build_lineage, digest_folder, library_versions, status_lineage
+from finetune_trainer.lineage import build_lineage, library_versions, status_lineage
 from finetune_trainer.model import describe_device, peak_memory_bytes
 from finetune_trainer.progress import Reporter
 from finetune_trainer.report.document import RunRecord
@@ -28,7 +30,10 @@ from finetune_trainer.report.record import (
     ScoreCheck,
     ScoredPair,
 )
+from finetune_trainer.run_state import one_line
 from finetune_trainer.samples import describe, previews
+from finetune_trainer.validation import GateResult
+from finetune_trainer.validation_file import validation_json
 
 SHOWN_SAMPLES = 3
 """Samples that the report shows with what the model makes of them."""
@@ -46,6 +51,12 @@ class Trained:
     answers: list[Answer]
     began: float
     examples: Sequence[ScoredPair | RewardedAnswer] = ()
+    stop_ids: list[int] = field(default_factory=list)
+    """The tokens that end an answer."""
+    quantised: Quantised | None = None
+    """The layers that the adapter was trained on in NF4."""
+    full_loss: float | None = None
+    """Mean loss on the tokens that a full model is judged on."""
 
 
 def examples(
@@ -72,7 +83,7 @@ def build_record(
     objective = inputs.config.spec.objective.value
     name, memory = describe_device(device)
     machine = Machine(name, peak_memory_bytes(device), memory, time.monotonic() - trained.began, library_versions())
-    return RunRecord(
+    record = RunRecord(
         config=inputs.config,
         settings=trained.settings,
         dataset=inputs.config.dataset or DatasetStatus(),
@@ -84,7 +95,7 @@ def build_record(
         best_step=trained.plateau.best_step,
         early_stopping=reporter.snapshot().early_stopping,
         trainable_parameters=trained.parameters,
-        answers=trained.answers,
+        answers=with_merged(trained.answers, merge),
         merge=merge if isinstance(merge, MergeCheck) else None,
         score_check=merge if isinstance(merge, ScoreCheck) else None,
         scored_pairs=[one for one in trained.examples if isinstance(one, ScoredPair)],
@@ -92,17 +103,39 @@ def build_record(
         machine=machine,
         summary=inputs.rows.summary,
     )
+    return replace(record, evaluation=judged(record))
+
+
+def with_merged(answers: list[Answer], merge: MergeCheck | ScoreCheck | None) -> list[Answer]:
+    """The answers with those of the full model that is published beside them."""
+    chosen = merge.chosen if isinstance(merge, MergeCheck) else None
+    if chosen is None or len(chosen.answers) != len(answers):
+        return answers
+    return [replace(answer, merged=merged) for answer, merged in zip(answers, chosen.answers, strict=True)]
+
+
+def judged(record: RunRecord) -> EvaluationStatus:
+    """What the gates say, in words; the files tell the figures."""
+    asked = record.config.spec.evaluation.gate
+    missed = unmet(asked, record.baseline, record.final, record.answers)
+    gate = GateResult.NOT_CONFIGURED if asked is None else GateResult.NOT_MET if missed else GateResult.PASSED
+    merged = record.merge.result if record.merge else GateResult.NOT_ASKED
+    told = [*missed, *([record.merge.sentence] if record.merge and record.merge.sentence else [])]
+    return EvaluationStatus(gate=gate.value, merged=merged.value, message=one_line("; ".join(told)) or None)
 
 
 def build_result(inputs: Inputs, record: RunRecord, reporter: Reporter) -> Report:
     """The report to publish, with lineage.json and finetune_config.yaml beside it."""
     config = inputs.config
-    model_files = digest_folder(inputs.model, reporter.beat)
+    model_files = inputs.model_files
     reporter.update(metrics={"tokens_per_second": record.history.tokens_per_second()})
+    evaluation = record.evaluation
+    outcome = Outcome.PUBLISHED if evaluation.is_met is not False else Outcome.GATE_NOT_MET
+    (inputs.result / Artifact.VALIDATION).write_text(validation_json(evaluation, record.merge), encoding="utf-8")
     result = Report(
-        outcome=Outcome.PUBLISHED,
-        reason=Outcome.PUBLISHED.value,
-        message=_told(record),
+        outcome=outcome,
+        reason=outcome.value,
+        message=evaluation.message or _told(record),
         job_uid=config.uid,
         config_sha256=config.config_sha256,
         last_step=record.last_step,
@@ -111,6 +144,7 @@ def build_result(inputs: Inputs, record: RunRecord, reporter: Reporter) -> Repor
         resolved=record.settings,
         metrics=reporter.snapshot().metrics,
         early_stopping=record.early_stopping,
+        evaluation=evaluation,
         lineage=status_lineage(
             config,
             dataset_sha256=inputs.rows.train_sha256,

@@ -1,27 +1,17 @@
-"""Rewards that are computed from an answer: its length, or whether a pattern is found in it. No torch is needed.
-
-A pattern may take exponential time, and Python's own `re` cannot be interrupted: `regex` reads the same syntax,
-lookarounds and back-references included, and gives up after a time limit.
-"""
+"""Rewards that are computed from an answer: its length, or whether a pattern is found in it. No torch is needed."""
 
 import logging
-import re
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import regex
 
-from finetune_api.handoff import ExitCode
 from finetune_api.objectives import Reward, RewardType
 from finetune_trainer.data.rows import Message, Tools
-from finetune_trainer.errors import TrainerError
+from finetune_trainer.patterns import PATTERN_SECONDS, compile_pattern, is_in
 
 logger = logging.getLogger(__name__)
-
-PATTERN_SECONDS = 0.5
-"""Longest search in one answer; an answer of a thousand tokens takes a sound pattern less than a millisecond."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +57,9 @@ class _Part:
     def __init__(self, reward: Reward, name: str) -> None:
         self._name = name
         self._target = reward.target_tokens
-        self._pattern = _compile(reward.pattern or "", name) if reward.type is RewardType.REGEX else None
+        self._pattern = (
+            compile_pattern(reward.pattern or "", f"{name}.pattern") if reward.type is RewardType.REGEX else None
+        )
         self._overruns = 0
 
     def __call__(self, completion: Completion) -> float:
@@ -77,7 +69,7 @@ class _Part:
 
     def _is_found(self, pattern: "regex.Pattern[str]", text: str) -> bool:
         try:
-            return pattern.search(text, timeout=PATTERN_SECONDS) is not None
+            return is_in(pattern, text)
         except TimeoutError:
             self._overruns += 1
             if self._overruns & (self._overruns - 1) == 0:  # said at 1, 2, 4, 8, …: each answer may do it
@@ -94,14 +86,3 @@ class _Part:
 def length_reward(tokens: int, target: int) -> float:
     """1 at the target, falling linearly with the relative distance to 0."""
     return max(0.0, 1 - abs(tokens - target) / target)
-
-
-def _compile(pattern: str, name: str) -> "regex.Pattern[str]":
-    """Python's own compiler has to accept it too: `regex` also knows recursion, which takes memory without bound."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of what a later Python may read otherwise
-            re.compile(pattern)
-            return regex.compile(pattern)
-    except (re.error, regex.error, ValueError, OverflowError, RecursionError) as error:
-        raise TrainerError(ExitCode.INVALID_CONFIG, f"{name}.pattern is no regular expression: {error}") from error

@@ -28,11 +28,13 @@ class RunState:
     leaves_at_once: bool = False
     """Whether the process ends without the interpreter's own end, at which threads of a library may wait for others."""
 
-    def finish(self, report: Report) -> None:
-        """Leave the report of a success."""
+    def finish(self, report: Report) -> ExitCode:
+        """Leave the report of a run that went to its end; returns the exit code, 0 unless a gate was not met."""
         self._close()
-        logger.info("%s: %s", report.reason, report.message)
+        is_met = report.outcome is not Outcome.GATE_NOT_MET
+        logger.log(logging.INFO if is_met else logging.ERROR, "%s: %s", report.reason, report.message)
         self._write(report)
+        return ExitCode.OK if is_met else ExitCode.GATE_NOT_MET
 
     def fail(self, error: TrainerError) -> ExitCode:
         """Leave the report of a failure; returns the exit code.

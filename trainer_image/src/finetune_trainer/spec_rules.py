@@ -49,6 +49,22 @@ CONDITIONS: dict[str, Condition] = {
             or spec.dataset.validation_split_percent is not None
         )
     ),
+    "!has(self.evaluation.gate) || has(self.dataset.validation) || has(self.dataset.validationSplitPercent)": (
+        lambda spec: (
+            spec.evaluation.gate is None
+            or spec.dataset.validation is not None
+            or spec.dataset.validation_split_percent is not None
+        )
+    ),
+    "!has(self.evaluation.gate) || self.objective != 'RLHF' || "
+    "(!has(self.evaluation.gate.maxEvalLoss) && !self.evaluation.gate.mustImprove)": lambda spec: (
+        spec.evaluation.gate is None
+        or spec.objective != "RLHF"
+        or (spec.evaluation.gate.max_eval_loss is None and not spec.evaluation.gate.must_improve)
+    ),
+    "!has(self.evaluation.gate) || !self.evaluation.gate.mustImprove || self.evaluation.baseline": lambda spec: (
+        spec.evaluation.gate is None or not spec.evaluation.gate.must_improve or spec.evaluation.baseline
+    ),
     **{f"self.matches({json.dumps(pattern.pattern)})": _matches(pattern) for pattern in (S3_URI, MODEL_URI, DATA_URI)},
     "self.method != 'Full' || !has(self.initialAdapter)": lambda tuning: (
         tuning.method != "Full" or tuning.initial_adapter is None

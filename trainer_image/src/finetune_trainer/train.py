@@ -4,7 +4,7 @@ import gc
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,21 +16,21 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from finetune_api.handoff import Artifact, ExitCode, JobConfig, Report
+from finetune_api.handoff import Artifact, ExitCode, JobConfig, Outcome, Report
 from finetune_api.spec import Merge, Method
 from finetune_api.status import Metrics, Resolved
 from finetune_trainer.adapter import continue_adapter, save_adapter, save_tokenizer
 from finetune_trainer.callbacks import early_stopping_status, restore_trained, save_trained
 from finetune_trainer.checkpoint_files import MEMORY, Before, Memory, replay, take_best_weights
 from finetune_trainer.checkpoints import Checkpoints, remove_checkpoints
-from finetune_trainer.encodings import EncodedPair
 from finetune_trainer.errors import TrainerError
+from finetune_trainer.expected import Expected
+from finetune_trainer.full_model import JUDGED_ROWS, is_asked, make_full_model
 from finetune_trainer.generate import answer_all, stop_token_ids
 from finetune_trainer.hub import hub_name, pinned_commit
 from finetune_trainer.inputs import Inputs, load_inputs
 from finetune_trainer.layout import PARTED
 from finetune_trainer.memory import micro_batches, share_out
-from finetune_trainer.merge import HeldOut, merge_adapter, save_full, stored_precision
 from finetune_trainer.methods import Traits, build_trainer, traits_of
 from finetune_trainer.methods.loop import Watch, WatchedTrainer
 from finetune_trainer.model import (
@@ -40,17 +40,18 @@ from finetune_trainer.model import (
     find_device,
     load_for_training,
     load_tokenizer,
+    quantised_layers,
     refuse_tied_merge,
     trained_tensors,
 )
+from finetune_trainer.observe import HeldOut, mean_loss
 from finetune_trainer.progress import Reporter, work_beat
 from finetune_trainer.publish import publish
 from finetune_trainer.report.document import write_report
-from finetune_trainer.report.record import Answer, History, Measured, MergeCheck, Plateau, ScoreCheck
+from finetune_trainer.report.record import Answer, History, Measured, Plateau
 from finetune_trainer.results import SHOWN_SAMPLES, Trained, build_record, build_result, examples
 from finetune_trainer.reward_model import load_reward_model
 from finetune_trainer.rewards import ComputedRewards, Judge, Scorer
-from finetune_trainer.scoring_model import save_scoring_model
 from finetune_trainer.sharding import is_sharded
 from finetune_trainer.stop import StopFlag
 from finetune_trainer.storage import Storage
@@ -66,7 +67,7 @@ def train(config: JobConfig, storage: Storage, workspace: Path, reporter: Report
     reporter.stage("Loading")
     inputs = load_inputs(config, storage, workspace, reporter, stop)
     device = find_device()
-    checkpoints = Checkpoints(config, inputs.rows.digests, storage, workspace, reporter, stop=stop)
+    checkpoints = checkpoints_of(inputs, storage, reporter, stop)
     trained = train_within_memory(inputs, device, reporter, stop, checkpoints)
     return finish(inputs, trained, device, storage, reporter, stop=stop)
 
@@ -80,7 +81,7 @@ def train_along(
         inputs = load_inputs(config, storage, workspace, reporter, stop)
     world.meet("loaded", work_beat(reporter, stop))
     device = find_device(world)
-    checkpoints = Checkpoints(config, inputs.rows.digests, storage, workspace, reporter, stop=stop)
+    checkpoints = checkpoints_of(inputs, storage, reporter, stop)
     settings = share_out(finalise(config.resolved or Resolved(), device), world.size)
     try:
         trained = train_once(inputs, settings, device, reporter, stop, checkpoints=checkpoints, world=world)
@@ -92,18 +93,33 @@ def train_along(
     return finish(inputs, trained, device, storage, reporter, stop=stop) if world.is_first else None
 
 
+def checkpoints_of(inputs: Inputs, storage: Storage, reporter: Reporter, stop: StopFlag) -> Checkpoints:
+    """The job's checkpoints, which are good for these inputs alone."""
+    return Checkpoints(
+        inputs.config,
+        storage,
+        inputs.workspace,
+        reporter,
+        base_sha256=inputs.base_sha256,
+        rows=inputs.rows.digests,
+        stop=stop,
+    )
+
+
 def finish(
     inputs: Inputs, trained: Trained, device: torch.device, storage: Storage, reporter: Reporter, *, stop: StopFlag
 ) -> Report:
-    """Merges, reports and publishes what was trained."""
+    """Merges, judges, reports and publishes what was trained; what meets no gate is published as such, and what it was
+    made from is kept."""
     stop.raise_if_set()
-    merge = save_full_model(inputs, trained.settings, reporter, stop)
+    full = make_full_model(inputs, trained, reporter, stop)
     stop.raise_if_set()
-    record = build_record(inputs, trained, merge, device=device, reporter=reporter)
+    record = build_record(inputs, trained, full, device=device, reporter=reporter)
     write_report(record, inputs.result)
     result = build_result(inputs, record, reporter)
     report = publish(inputs.result, inputs.config, result, storage, reporter, stop=stop)
-    remove_checkpoints(inputs.config, storage)
+    if report.outcome is Outcome.PUBLISHED:
+        remove_checkpoints(inputs.config, storage)
     return report
 
 
@@ -175,17 +191,48 @@ def train_once(
     final = restore_best(trainer, watch) if inputs.validation and traits.has_loss else None
     save_trained(model, inputs.best_weights)
     after = trainer.show(shown)
+    stop_ids = stop_token_ids(trainer.model, inputs.answers)
+    full_loss = loss_for_gate(inputs, trainer, watch) if world.is_first else None
     is_needed = world.is_first or is_sharded(model)
     tuned_answers = answer(inputs, trainer, watch, traits, stop) if is_needed else watch.before.answers
     if not world.is_first:
-        return Trained(settings, watch.history, watch.plateau, final, parameters, [], watch.began)
+        return Trained(settings, watch.history, watch.plateau, final, parameters, [], watch.began, stop_ids=stop_ids)
     if settings.method != Method.FULL:
         save_adapter(model, inputs.result / Artifact.ADAPTER, hub_name(spec.model.uri), pinned_commit(spec.model))
         save_tokenizer(inputs.model, inputs.result / Artifact.ADAPTER, inputs.labeler)
     before = watch.before
-    answers = [Answer(*parts) for parts in zip(questions(inputs, traits), before.answers, tuned_answers, strict=True)]
-    compared = examples(shown, before.shown, after)
-    return Trained(settings, watch.history, watch.plateau, final, parameters, answers, watch.began, compared)
+    return Trained(
+        settings,
+        watch.history,
+        watch.plateau,
+        final,
+        parameters,
+        told_apart(inputs, traits, before.answers, tuned_answers),
+        watch.began,
+        examples(shown, before.shown, after),
+        stop_ids=stop_ids,
+        quantised=quantised_layers(model, settings),
+        full_loss=full_loss,
+    )
+
+
+def told_apart(inputs: Inputs, traits: Traits, before: Sequence[str], tuned: Sequence[str]) -> list[Answer]:
+    """Each question with both answers, and whether the second holds what is expected."""
+    prompts = inputs.config.spec.evaluation.prompts or []
+    expected = Expected(prompts)
+    return [
+        Answer(asked, base, own, expected=prompts[at].expected, is_expected=expected.holds(at, own))
+        for at, (asked, base, own) in enumerate(zip(questions(inputs, traits), before, tuned, strict=True))
+    ]
+
+
+def loss_for_gate(inputs: Inputs, trainer: WatchedTrainer, watch: Watch) -> float | None:
+    """The trained model's loss on the tokens that a full model is judged on; of one that is shared out between
+    processes the gate measures it."""
+    if not is_asked(inputs) or is_sharded(trainer.model) or not traits_of(inputs.config.spec.objective).writes_text:
+        return None
+    held_out = HeldOut(inputs.held_out[:JUDGED_ROWS], work_beat(watch.reporter, watch.stop))
+    return mean_loss(trainer.model, held_out)
 
 
 @contextmanager
@@ -315,29 +362,5 @@ def answer(inputs: Inputs, trainer: WatchedTrainer, watch: Watch, traits: Traits
         asked,
         stop_ids=stop_token_ids(trainer.model, inputs.answers),
         max_new_tokens=inputs.config.spec.evaluation.max_new_tokens,
-        reporter=watch.reporter,
-        stop=watch.stop if is_sharded(trainer.model) else stop,
+        on_token=work_beat(watch.reporter, watch.stop if is_sharded(trainer.model) else stop),
     )
-
-
-def save_full_model(
-    inputs: Inputs, settings: Resolved, reporter: Reporter, stop: StopFlag
-) -> MergeCheck | ScoreCheck | None:
-    """`merged/`: always with method Full, else when `output.merge` asks for it."""
-    asked, output = inputs.config.spec.output.merge, inputs.result / Artifact.MERGED
-    if settings.method != Method.FULL and asked is Merge.NONE:
-        return None
-    gc.collect()
-    reporter.stage("Merging")
-    held_out = HeldOut(inputs.held_out, work_beat(reporter, stop))
-    check: MergeCheck | ScoreCheck
-    if not traits_of(inputs.config.spec.objective).writes_text:
-        pairs = [sample for sample in inputs.validation or inputs.train if isinstance(sample, EncodedPair)]
-        check = save_scoring_model(inputs.model, inputs.best_weights, output, pairs, held_out.on_rows)
-    elif settings.method == Method.FULL:
-        precision = stored_precision(inputs.model) if asked is Merge.NONE else asked.value
-        check = save_full(inputs.model, inputs.best_weights, output, precision, held_out)
-    else:
-        check = merge_adapter(inputs.model, inputs.result / Artifact.ADAPTER, output, asked.value, held_out)
-    save_tokenizer(inputs.model, output, inputs.labeler)
-    return check

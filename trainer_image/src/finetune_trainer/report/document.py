@@ -10,7 +10,7 @@ import jinja2
 
 from finetune_api.handoff import Artifact, JobConfig
 from finetune_api.objectives import Objective
-from finetune_api.status import DatasetStatus, EarlyStoppingStatus, Resolved
+from finetune_api.status import DatasetStatus, EarlyStoppingStatus, EvaluationStatus, Resolved
 from finetune_trainer.data.rows import SENTENCES
 from finetune_trainer.hub import hub_name, is_hub_uri
 from finetune_trainer.report import text
@@ -29,6 +29,7 @@ from finetune_trainer.report.record import (
     ScoreCheck,
     ScoredPair,
 )
+from finetune_trainer.validation import CLEAR_MARGIN, LARGEST_MEAN_KL, LEAST_AGREEMENT, largest_loss
 
 TEMPLATES = Path(__file__).parent / "templates"
 PREVIEW_CHARACTERS = 1200
@@ -65,6 +66,8 @@ class RunRecord:
     rewarded_answers: list[RewardedAnswer] = field(default_factory=list)
     summary: Mapping[str, Any] = field(default_factory=dict)
     """What preflight wrote about the rows: `dataset/summary.json`."""
+    evaluation: EvaluationStatus = field(default_factory=EvaluationStatus)
+    """What the gates say."""
 
     @property
     def last_step(self) -> int:
@@ -147,7 +150,35 @@ def _context(record: RunRecord) -> dict[str, Any]:
         "repair_table": _code_table(record.dataset.repaired_by_code),
         "settings_table": _settings_table(record.settings),
         "curve_table": curve_table(record.history, objective),
+        **_merge_context(record.merge),
         "previews": [_marked(pieces) for pieces in record.previews],
+    }
+
+
+def _merge_context(merge: MergeCheck | None) -> dict[str, Any]:
+    """Each candidate's figures, and what is wrong with those that may not be published."""
+    if merge is None:
+        return {}
+    rows = [
+        [
+            text.inline(one.name),
+            text.number(one.loss, 5),
+            text.number(one.mean_kl, 2),
+            text.percent(one.top1_agreement),
+            text.percent(one.clear_agreement) if one.clear_agreement is not None else "-",
+            "published" if one is merge.chosen else "withheld" if its else "not chosen",
+        ]
+        for one, its in zip(merge.candidates, merge.faults, strict=True)
+        if one.loss is not None and one.mean_kl is not None and one.top1_agreement is not None
+    ]
+    header = ["made from", "loss", "KL", "same first choice", "clear", ""]
+    return {
+        "merge_table": text.table(header, rows) if rows else "",
+        "merge_faults": [(one.name, its) for one, its in zip(merge.candidates, merge.faults, strict=True) if its],
+        "largest_loss": largest_loss(merge.trained_loss),
+        "largest_kl": LARGEST_MEAN_KL,
+        "least_agreement": LEAST_AGREEMENT,
+        "clear_margin": CLEAR_MARGIN,
     }
 
 

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from finetune_trainer.validation import GateResult, Observation
+
 
 @dataclass(frozen=True, slots=True)
 class Measured:
@@ -227,24 +229,53 @@ class SampleStats:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One question answered greedily by the base before training and by the tuned model after it."""
+    """One question answered greedily by the base before training, by the tuned model after it, by the full model."""
 
     prompt: str
     base: str
     tuned: str
+    merged: str | None = None
+    expected: str | None = None
+    is_expected: bool | None = None
+    """Whether the tuned model's answer holds what is expected."""
 
 
 @dataclass(frozen=True, slots=True)
 class MergeCheck:
-    """The saved full model, reloaded and compared with what it was made from, on held-out tokens."""
+    """The full model before the gate: what was seen of each candidate, and which of them is published."""
 
     precision: str
-    loss: float
-    reference_loss: float
-    mean_kl: float
-    top1_agreement: float
-    largest_difference: float
-    tokens: int
+    trained_loss: float | None
+    """Of the model as trained, on the tokens that the candidates are judged on."""
+    candidates: list[Observation]
+    faults: list[list[str]]
+    """Why a candidate may not be published, for each of them."""
+    chosen: Observation | None
+    not_run: str = ""
+    """Why the gate could not judge."""
+    seconds: float = 0.0
+
+    @property
+    def result(self) -> GateResult:
+        """What the gate said."""
+        if self.chosen:
+            return GateResult.PASSED
+        return GateResult.NOT_RUN if self.not_run else GateResult.NOT_MET
+
+    @property
+    def sentence(self) -> str:
+        """Why there is no full model, and what to change; empty where there is one."""
+        if self.chosen:
+            return ""
+        if self.not_run:
+            return f"the full model is withheld, for its gate could not be run: {self.not_run}"
+        told = "; ".join(faults[0] for faults in self.faults if faults)
+        wider = WIDER[self.precision]
+        return f"the full model in {self.precision} is withheld: {told}. Set output.merge to {wider}"
+
+
+WIDER = {"FP16": "BF16 or FP32", "BF16": "FP32", "FP32": "None"}
+"""What to ask for in place of a number format that is too narrow for the weights."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,313 @@
+"""The gate: a right merge passes, and whatever is wrong with a full model keeps it from being published."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from tiny_model import make_tiny_model
+from training_bench import Bench, make_spec
+from transformers import AutoModelForCausalLM
+
+from finetune_api.handoff import ExitCode, Outcome, Report
+from finetune_api.status import Resolved
+from finetune_trainer.adapter import save_adapter, save_tokenizer
+from finetune_trainer.encodings import Encoded
+from finetune_trainer.errors import Stopped, TrainerError
+from finetune_trainer.full_model import make_candidate
+from finetune_trainer.gate import GateNotRun, needed_bytes, run_gate
+from finetune_trainer.gate_plan import Candidate, Plan
+from finetune_trainer.gate_process import compare, examine, load_source, nf4_of, take
+from finetune_trainer.labels import Labeler
+from finetune_trainer.lineage import digest_folder
+from finetune_trainer.merge import copy_settings, merging_adapter
+from finetune_trainer.model import attach_adapter, load_plain, load_quantised, quantised_layers, trained_tensors
+from finetune_trainer.observe import HeldOut
+from finetune_trainer.progress import Reporter
+from finetune_trainer.publish import adopt, verify
+from finetune_trainer.stop import StopFlag
+from finetune_trainer.validation import Asked, faults_of
+
+MakeBench = Callable[..., Bench]
+CPU = torch.device("cpu")
+SAMPLES = [
+    ([1, *range(20 + row, 52 + row), 2], [-100] * 3 + [*range(22 + row, 52 + row), 2]) for row in range(0, 160, 8)
+]
+
+
+def adapted(base: Path, directory: Path, *, scale: float = 0.05, **settings: Any) -> Path:
+    """An adapter that looks trained."""
+    asked = {"lora_rank": 2, "lora_alpha": 4, "target_modules": ["q_proj", "down_proj"]} | settings
+    model = attach_adapter(load_plain(base, torch.float32, CPU), Resolved(**asked))
+    for tensor in trained_tensors(model).values():
+        torch.nn.init.normal_(tensor, std=scale)
+    save_adapter(model, directory, "s3://bucket/model")
+    return directory
+
+
+def merge(base: Path, adapter: Path, output: Path, precision: str) -> None:
+    with merging_adapter(base, adapter, precision) as merged:
+        merged.write(output, lambda: None)
+    copy_settings(base, output, precision)
+
+
+@pytest.fixture
+def plan(tiny_model: Path, tmp_path: Path) -> Plan:
+    """A merge that is right."""
+    labeler = Labeler(tiny_model)
+    candidate = Candidate(name="unquantised base", directory=tmp_path / "merged")
+    save_tokenizer(tiny_model, tmp_path / "tokenizer", labeler)
+    made = Plan(
+        base=tiny_model,
+        adapter=adapted(tiny_model, tmp_path / "adapter"),
+        precision="FP32",
+        candidates=[candidate],
+        samples=SAMPLES,
+        prompts=["What is the sky?"],
+        stop_ids=[2],
+        max_new_tokens=8,
+        tokenizer_sha256=digest_folder(tmp_path / "tokenizer"),
+        device="cpu",
+    )
+    make_candidate(made, candidate, lambda: None)
+    save_tokenizer(tiny_model, candidate.directory, labeler)
+    return made
+
+
+def found(plan: Plan, loss: float | None = None) -> list[str]:
+    seen = examine(plan, plan.candidates[0])  # as the gate's process does
+    return faults_of(seen, loss, [Asked(prompt, "blue") for prompt in plan.prompts], 0)
+
+
+def change(directory: Path, edit: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    tensors = load_file(directory / "model.safetensors")
+    edit(tensors)
+    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+
+
+def test_a_right_merge_is_its_source_to_rounding(plan: Plan, tmp_path: Path) -> None:
+    (seen,) = run_gate(plan, tmp_path, Reporter("u-1"), StopFlag())
+    assert faults_of(seen, seen.reference_loss, [], 0) == []
+    assert seen.tokens == sum(len([label for label in labels[1:] if label >= 0]) for _, labels in SAMPLES)
+    assert seen.mean_kl is not None
+    assert seen.mean_kl < 1e-6
+    assert seen.top1_agreement == 1.0
+    assert len(seen.answers) == 1
+
+
+def test_one_corrupted_weight_is_caught(plan: Plan, tmp_path: Path) -> None:
+    name = "model.layers.0.mlp.up_proj.weight"
+    change(plan.candidates[0].directory, lambda tensors: tensors[name].view(-1)[5].add_(0.01))
+    assert found(plan) == [f"tensor {name} holds 1 values that base and training do not give"]
+
+
+def test_a_value_that_is_no_number_is_caught(plan: Plan, tmp_path: Path) -> None:
+    name = "model.norm.weight"
+    change(plan.candidates[0].directory, lambda tensors: tensors[name].view(-1)[5].fill_(float("nan")))
+    assert found(plan) == ["tensor model.norm.weight holds values that are not finite"]
+
+
+def test_a_missing_tensor_is_caught(plan: Plan, tmp_path: Path) -> None:
+    change(plan.candidates[0].directory, lambda tensors: tensors.pop("model.layers.1.mlp.up_proj.weight"))
+    assert found(plan) == ["tensor model.layers.1.mlp.up_proj.weight is missing"]
+
+
+def test_another_tokenizer_is_caught(plan: Plan, tmp_path: Path) -> None:
+    file = plan.candidates[0].directory / "tokenizer.json"
+    file.write_text(file.read_text("utf-8").replace("<|im_end|>", "<|im_stop|>"), encoding="utf-8")
+    assert found(plan) == ["tokenizer.json is not the one that the training used"]
+
+
+def test_another_template_is_caught(plan: Plan, tmp_path: Path) -> None:
+    file = plan.candidates[0].directory / "chat_template.jinja"
+    file.write_text(file.read_text("utf-8") + "{{ 'Sure! ' }}", encoding="utf-8")
+    assert found(plan) == ["chat_template.jinja is not the one that the training used"]
+
+
+def test_a_merge_into_another_base_is_caught(plan: Plan, tmp_path: Path) -> None:
+    other = make_tiny_model(tmp_path / "other", seed=8)
+    assert plan.adapter
+    merge(other, plan.adapter, plan.candidates[0].directory, "FP32")
+    faults = found(plan)
+    assert len(faults) == 8
+    assert all("values that base and training do not give" in fault for fault in faults)
+
+
+def test_a_merge_that_forgot_the_adapter_is_caught(tiny_model: Path, plan: Plan) -> None:
+    shutil.copyfile(tiny_model / "model.safetensors", plan.candidates[0].directory / "model.safetensors")
+    assert [fault.split()[1].rpartition(".layers.")[2] for fault in found(plan)] == [
+        f"{layer}.{module}.weight" for layer in (0, 1) for module in ("mlp.down_proj", "self_attn.q_proj")
+    ]
+
+
+def test_what_the_library_alone_can_merge_is_judged_by_what_it_answers(plan: Plan) -> None:
+    """Another model than its source: the files are in order, what it says is not."""
+    directory = plan.candidates[0].directory
+    change(directory, lambda tensors: tensors["model.norm.weight"].mul_(30))
+    source, own = load_source(plan, plan.candidates[0], CPU), load_plain(directory, torch.float32, CPU)
+    held_out = HeldOut([Encoded(ids, labels, len(ids)) for ids, labels in SAMPLES], lambda: None)
+    seen = compare("x", take(source, held_out), take(own, held_out), [])
+    told = " ".join(faults_of(seen, seen.reference_loss, [], 0))
+    assert "its mean KL divergence from its source is" in told
+    assert "its held-out loss is" in told
+
+
+def test_a_stop_ends_the_gate_before_its_libraries_are_loaded(plan: Plan, tmp_path: Path) -> None:
+    stop = StopFlag()
+    stop.set()
+    with pytest.raises(Stopped):
+        run_gate(plan, tmp_path, Reporter("u-1"), stop)
+
+
+def test_where_one_model_does_not_fit_the_gate_is_not_run_and_says_how_much_it_takes(
+    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("finetune_trainer.gate.available_bytes", lambda: needed_bytes(plan) - 1)
+    with pytest.raises(GateNotRun, match=r"takes 0\.7 GiB of memory, and .* free: raise resources\.limits\.memory"):
+        run_gate(plan, tmp_path, Reporter("u-1"), StopFlag())
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"use_rslora": True}, {"target_modules": ["embed_tokens", "q_proj"]}],
+    ids=["lora", "rslora", "embedding"],
+)
+def test_tensor_by_tensor_is_what_the_library_merges(
+    tiny_model: Path, tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    adapter = adapted(tiny_model, tmp_path / "adapter", **settings)
+    merge(tiny_model, adapter, tmp_path / "merged", "FP32")
+    ours = load_file(tmp_path / "merged" / "model.safetensors")
+    base = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+    base.config.tie_word_embeddings = False
+    theirs = PeftModel.from_pretrained(base, str(adapter)).merge_and_unload().state_dict()
+    for name, tensor in ours.items():
+        torch.testing.assert_close(tensor, theirs[name], atol=1e-6, rtol=1e-5)
+
+
+def test_a_sharded_base_gives_a_sharded_model_that_the_library_loads(tiny_model: Path, tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(tiny_model, base)
+    (base / "model.safetensors").unlink()
+    AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32).save_pretrained(base, max_shard_size="100KB")
+    adapter = adapted(tiny_model, tmp_path / "adapter")
+    merge(base, adapter, tmp_path / "merged", "BF16")
+    merge(tiny_model, adapter, tmp_path / "whole", "BF16")
+    assert len(list((tmp_path / "merged").glob("*.safetensors"))) > 1
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    assert model.dtype == torch.bfloat16
+    whole = AutoModelForCausalLM.from_pretrained(tmp_path / "whole").state_dict()
+    assert all(torch.equal(tensor, whole[name]) for name, tensor in model.state_dict().items())
+
+
+def test_qlora_is_judged_on_both_bases_each_against_its_own(make_bench: MakeBench) -> None:
+    bench = make_bench("QLoRA", output={"uri": "s3://bucket/output", "merge": "BF16"})
+    report = bench.run()
+    told = json.loads((bench.output / "validation.json").read_text("utf-8"))
+    assert [one["name"] for one in told["candidates"]] == ["unquantised base", "dequantised base"]
+    best = min(told["candidates"], key=lambda one: one["loss"])
+    assert told["chosen"] == best["name"]
+    assert all(one["mean_kl"] < 0.01 for one in told["candidates"])
+    assert report.evaluation is not None
+    assert (report.outcome, report.evaluation.merged) == (Outcome.PUBLISHED, "Passed")
+    assert verify("s3://bucket/output", bench.storage) == []
+
+
+def test_the_dequantised_base_is_what_the_four_bit_layers_compute_with(tiny_model: Path, plan: Plan) -> None:
+    model = load_quantised(tiny_model, torch.float32, double_quant=True, device=CPU)
+    layers = quantised_layers(model, Resolved(double_quant=True, precision="FP32"))
+    dequantised = Candidate(name="x", directory=tiny_model, is_dequantised=True)
+    nf4 = nf4_of(plan.model_copy(update={"quantised": layers}), dequantised)
+    assert nf4
+    plain = load_plain(tiny_model, torch.float32, CPU)
+    inputs = torch.tensor([SAMPLES[0][0]])
+    for name, parameter in plain.named_parameters():
+        parameter.data = nf4.through(name, parameter.data)
+    with torch.no_grad():
+        ours, theirs = plain(input_ids=inputs).logits, model(input_ids=inputs).logits
+    assert (ours - theirs).abs().max() < 0.02 * theirs.abs().max()
+
+
+def run_gated(make_bench: MakeBench, gate: dict[str, Any], **blocks: Any) -> tuple[Bench, Report]:
+    prompts = [{"prompt": "What is the colour of sky 7?", "expected": "^The sky is purple"}]
+    evaluation = {"steps": 5, "prompts": prompts, "maxNewTokens": 8, "gate": gate}
+    bench = make_bench(evaluation=evaluation, **blocks)
+    return bench, bench.run()
+
+
+@pytest.mark.parametrize(
+    ("gate", "told"),
+    [
+        ({"maxEvalLoss": 0.01}, "above maxEvalLoss 0.01"),
+        ({"mustMatchExpected": True}, "the answer to prompt 1 lacks what is expected"),
+    ],
+)
+def test_a_gate_that_is_not_met_fails_with_everything_published(
+    make_bench: MakeBench, gate: dict[str, Any], told: str
+) -> None:
+    bench, report = run_gated(make_bench, gate)
+    assert (report.outcome, report.reason) == (Outcome.GATE_NOT_MET, ExitCode.GATE_NOT_MET.reason)
+    assert told in report.message
+    assert report.evaluation is not None
+    assert (report.evaluation.gate, report.evaluation.merged) == ("NotMet", "NotAsked")
+    assert verify("s3://bucket/output", bench.storage) == []
+    assert (bench.output / "adapter" / "adapter_model.safetensors").is_file()
+    assert told in (bench.output / "finetune_report.md").read_text("utf-8")
+    adopted = adopt(bench.config(), bench.storage, Outcome.ADOPTED)
+    assert adopted
+    assert adopted.outcome is Outcome.GATE_NOT_MET
+
+
+def test_a_gate_that_is_met_passes(make_bench: MakeBench) -> None:
+    _, report = run_gated(make_bench, {"maxEvalLoss": 100, "mustImprove": True})
+    assert report.outcome is Outcome.PUBLISHED
+    assert report.evaluation is not None
+    assert report.evaluation.gate == "Passed"
+
+
+def test_a_number_format_that_cannot_hold_the_weights_withholds_the_full_model_and_publishes_the_adapter(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(tiny_model, base)
+
+    def stretch(tensors: dict[str, torch.Tensor]) -> None:
+        """Queries beyond what FP16 holds, and keys as much smaller: their product stays."""
+        tensors["model.layers.0.self_attn.q_proj.weight"].mul_(1e7)
+        tensors["model.layers.0.self_attn.k_proj.weight"].div_(1e7)
+
+    change(base, stretch)
+    spec = make_spec("LoRA", output={"uri": "s3://bucket/output", "merge": "FP16"})
+    bench = Bench(tmp_path / "job", base, spec)
+    report = bench.run()
+    assert report.outcome is Outcome.GATE_NOT_MET
+    assert "the full model in FP16 is withheld: tensor model.layers.0.self_attn.q_proj.weight" in report.message
+    assert "Set output.merge to BF16 or FP32" in report.message
+    assert not (bench.output / "merged").exists()
+    assert report.artifacts is not None
+    assert (report.artifacts.merged_uri, bool(report.artifacts.adapter_uri)) == (None, True)
+
+
+def test_a_base_that_changed_while_it_trained_is_not_merged_into(
+    make_bench: MakeBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = make_bench(output={"uri": "s3://bucket/output", "merge": "FP32"})
+    config = bench.prepare()
+
+    from finetune_trainer import train
+
+    def change_base(inputs: Any, *arguments: Any) -> Any:
+        with (inputs.model / "config.json").open("a", encoding="utf-8") as file:
+            file.write(" ")
+        return make(inputs, *arguments)
+
+    make = train.make_full_model
+    monkeypatch.setattr(train, "make_full_model", change_base)
+    with pytest.raises(TrainerError, match="files have changed since they were loaded") as caught:
+        bench.train(config)
+    assert caught.value.code is ExitCode.MODEL_UNAVAILABLE

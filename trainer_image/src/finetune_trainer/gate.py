@@ -1,0 +1,118 @@
+"""The gate before publishing: runs its process where the memory suffices, and hears what it saw."""
+
+import json
+import logging
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import IO
+
+import torch
+
+from finetune_api.handoff import ExitCode
+from finetune_trainer.errors import TrainerError
+from finetune_trainer.gate_plan import Answer, Plan
+from finetune_trainer.host_memory import available_bytes
+from finetune_trainer.model import DTYPES
+from finetune_trainer.observe import COMPARED_TOKENS
+from finetune_trainer.progress import Reporter
+from finetune_trainer.stop import StopFlag
+from finetune_trainer.tensor_files import total_bytes
+from finetune_trainer.validation import Observation
+
+logger = logging.getLogger(__name__)
+
+OWN_BYTES = 700 * 1024**2
+"""What the process takes without a model: the libraries."""
+LARGE_VOCABULARY = 262_144
+HEADROOM = 1.1
+KILLED = -9
+POLL_SECONDS = 0.1
+
+
+class GateNotRun(Exception):  # noqa: N818 - what happened, said in the report
+    """The gate cannot judge here, and why."""
+
+
+def run_gate(plan: Plan, workspace: Path, reporter: Reporter, stop: StopFlag) -> list[Observation]:
+    """What the gate's process saw of each candidate; raises GateNotRun."""
+    needed = needed_bytes(plan)
+    plan = plan.model_copy(update={"device": _device(needed)})
+    free = available_bytes()
+    if plan.device == "cpu" and needed > free:
+        raise GateNotRun(
+            f"it loads one model at a time, which takes {_size(needed)} of memory, and {_size(free)} are free: "
+            "raise resources.limits.memory"
+        )
+    question, answer = workspace / "gate.json", workspace / "gate-answer.json"
+    question.write_text(plan.model_dump_json(), encoding="utf-8")
+    answer.unlink(missing_ok=True)
+    command = [sys.executable, "-m", "finetune_trainer.gate_process", str(question), str(answer)]
+    with (workspace / "gate.log").open("w+b") as errors:
+        code = _run(command, errors.fileno(), reporter, stop)
+        errors.seek(0)
+        told = errors.read()[-4000:].decode("utf-8", "replace").strip()
+    if code == KILLED:
+        raise GateNotRun("its process was killed, as happens where memory runs out: raise resources.limits.memory")
+    if code or not answer.is_file():
+        logger.error("the gate's process ended with %s:\n%s", code, told)
+        last = told.splitlines()[-1] if told else f"exit code {code}"
+        raise TrainerError(ExitCode.INTERNAL_ERROR, f"the gate's process failed: {last[:400]}")
+    return Answer.model_validate_json(answer.read_bytes()).observations
+
+
+def needed_bytes(plan: Plan) -> int:
+    """The larger of the models that are loaded one after the other, and what is kept of the first."""
+    width = DTYPES[plan.precision].itemsize
+    source = total_bytes(plan.base, DTYPES["FP32"].itemsize if plan.adapter is None else width)
+    trained = sum(path.stat().st_size for path in (plan.weights,) if path)
+    most = max(source + trained, *(total_bytes(one.directory) for one in plan.candidates))
+    kept = 2 * COMPARED_TOKENS * _vocabulary(plan.base) * DTYPES["FP32"].itemsize
+    return int(most * HEADROOM) + kept + OWN_BYTES
+
+
+def _vocabulary(base: Path) -> int:
+    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    text = config.get("text_config") or {}
+    return int(config.get("vocab_size") or text.get("vocab_size") or LARGE_VOCABULARY)
+
+
+def _device(needed: int) -> str:
+    """A GPU that has the room, else the CPU."""
+    if not torch.cuda.is_available():
+        return "cpu"
+    torch.cuda.empty_cache()
+    free, _ = torch.cuda.mem_get_info()
+    return "cuda" if needed < free else "cpu"
+
+
+def _run(command: list[str], errors: int, reporter: Reporter, stop: StopFlag) -> int:
+    """The exit code; the heartbeat moves while the process gives signs of life, and a stop ends it."""
+    environment = os.environ | {"PYTHONUNBUFFERED": "1"}
+    lives = threading.Event()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, env=environment) as process:  # noqa: S603 - its own module
+        listener = threading.Thread(target=_listen, args=(process.stdout, lives), daemon=True)
+        listener.start()
+        try:
+            while process.poll() is None:
+                stop.raise_if_set()
+                if lives.is_set():
+                    lives.clear()
+                    reporter.beat()
+                time.sleep(POLL_SECONDS)
+        finally:
+            process.kill()
+            listener.join()
+    return process.returncode
+
+
+def _listen(lines: IO[bytes] | None, lives: threading.Event) -> None:
+    for _ in lines or ():
+        lives.set()
+
+
+def _size(count: int) -> str:
+    return f"{count / 1024**3:.1f} GiB"
