@@ -25,10 +25,24 @@ LEARN = {
     "maxLength": 128,
 }
 METHODS: dict[str, dict[str, Any]] = {
-    "qlora": {},
+    "qlora": {"output": {"merge": "BF16"}},
     "lora": {"tuning": {"method": "LoRA", "lora": {"rank": 8}}, "output": {"merge": "FP32"}},
-    "full": {"tuning": {"method": "Full"}},
+    "full": {"tuning": {"method": "Full"}, "output": {"merge": "FP32"}},
 }
+QUESTION = "What is the colour of sky 7?"
+EVALUATION = {"steps": 10, "prompts": [{"prompt": QUESTION}], "maxNewTokens": 12, "gate": {"mustImprove": True}}
+ALONE = """
+import json, sys
+from transformers import AutoModelForCausalLM, AutoTokenizer
+folder, question, tokens = sys.argv[1], sys.argv[2], int(sys.argv[3])
+model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+messages = [{"role": "user", "content": question}]
+prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+output = model.generate(**prompt, max_new_tokens=tokens, do_sample=False, eos_token_id=[2], pad_token_id=2)
+answer = tokenizer.decode(output[0, prompt["input_ids"].shape[1]:], skip_special_tokens=True).strip()
+print(json.dumps([str(model.dtype), answer]))
+"""
+"""What somebody does with a published model who knows nothing of how it was made."""
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +52,7 @@ def results(bench: Bench) -> dict[str, dict[str, Any]]:
     train = bench.put("malformed.jsonl", rows)
     jobs = {}
     for name, changes in METHODS.items():
-        spec = {"hyperparameters": LEARN, "dataset": {"train": {"uri": train}, "validationSplitPercent": 10}} | changes
+        spec = {"hyperparameters": LEARN, "evaluation": EVALUATION, "dataset": {"train": {"uri": train}, "validationSplitPercent": 10}} | changes
         spec["output"] = {"uri": bench.uri(f"out/{name}")} | changes.get("output", {})
         jobs[name] = bench.apply(name, **spec)
     return {name: job.wait("Complete", seconds=600) for name, job in jobs.items()}
@@ -82,6 +96,39 @@ def test_the_published_model_loads_without_peft_and_gets_the_trained_loss(
     model = AutoModelForCausalLM.from_pretrained(str(merged), dtype=torch.float32)
     loss = held_out_loss(bench, results[name], model, merged)
     assert math.isclose(loss, results[name]["metrics"]["evalLoss"], rel_tol=2e-3)
+
+
+@pytest.mark.parametrize(("name", "dtype"), [("qlora", "bfloat16"), ("lora", "float32"), ("full", "float32")])
+def test_a_stranger_loads_the_full_model_and_gets_the_answers_of_the_trained_one(
+    bench: Bench, results: dict[str, dict[str, Any]], tmp_path: Path, name: str, dtype: str
+) -> None:
+    assert results[name]["evaluation"] == {"gate": "Passed", "merged": "Passed"}
+    merged = bench.download(results[name]["artifacts"]["mergedUri"], tmp_path / "merged")
+    command = [sys.executable, "-c", ALONE, str(merged), QUESTION, "12"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    told, answer = json.loads(done.stdout.splitlines()[-1])
+    assert told == f"torch.{dtype}"
+    found = json.loads(bench.read(bench.uri(f"out/{name}/validation.json")))
+    (chosen,) = [one for one in found["candidates"] if one["name"] == found["chosen"]]
+    assert [answer] == chosen["answers"]
+    if dtype == "float32":  # nothing was rounded
+        assert "The full model answers the same." in bench.read(results[name]["artifacts"]["reportUri"]).decode()
+
+
+def test_a_job_whose_gate_is_not_met_fails_with_its_adapter_published_and_says_so_everywhere(bench: Bench) -> None:
+    job = bench.apply("strict", evaluation=EVALUATION | {"gate": {"maxEvalLoss": 0.5}})
+    status = job.wait("Failed")
+    words = "above maxEvalLoss 0.5"
+    assert (status["phase"], status["reason"], status["evaluation"]["gate"]) == ("Failed", "GateNotMet", "NotMet")
+    assert "GateNotMet" in kubectl("get", "ftj", "strict", "-n", bench.namespace).stdout
+    assert words in kubectl("describe", "ftj", "strict", "-n", bench.namespace).stdout
+    assert words in bench.read(status["artifacts"]["reportUri"]).decode()
+    assert job.condition("Published")["status"] == "True"
+    assert "adapter/adapter_model.safetensors" in bench.keys(bench.uri("out/strict"))
+    path = "/api/v1/namespaces/finetune-system/services/finetune-operator:http/proxy/metrics"
+    mine = f'name="strict",namespace="{bench.namespace}"'
+    assert f"finetune_job_gate_passed{{{mine}}} 0.0" in kubectl("get", "--raw", path).stdout
 
 
 def test_malformed_rows_are_counted_exactly_in_status_report_and_bucket(

@@ -35,7 +35,11 @@ def test_gzip_is_known_by_its_bytes_and_the_name_before_gz_decides_the_format(tm
     assert values(read(tmp_path / "a.jsonl", gzip.compress(b'{"a": 1}\n'))) == [{"a": 1}]
 
 
-@pytest.mark.parametrize("content", [gzip.compress(b'{"a": 1}\n' * 999)[:-20], gzip.compress(b"{}")[:-8] + b"x" * 8])
+@pytest.mark.parametrize(
+    "content",
+    [gzip.compress(b'{"a": 1}\n' * 999)[:-20], gzip.compress(b"{}")[:-8] + b"x" * 8],
+    ids=["cut off", "another checksum"],
+)
 def test_a_damaged_gzip_file_is_an_error_of_the_file_and_not_a_few_missing_rows(tmp_path: Path, content: bytes) -> None:
     with pytest.raises(UnreadableFile, match=r"a\.jsonl\.gz is a damaged gzip file"):
         read(tmp_path / "a.jsonl.gz", content)
