@@ -52,7 +52,11 @@ def results(bench: Bench) -> dict[str, dict[str, Any]]:
     train = bench.put("malformed.jsonl", rows)
     jobs = {}
     for name, changes in METHODS.items():
-        spec = {"hyperparameters": LEARN, "evaluation": EVALUATION, "dataset": {"train": {"uri": train}, "validationSplitPercent": 10}} | changes
+        spec = {
+            "hyperparameters": LEARN,
+            "evaluation": EVALUATION,
+            "dataset": {"train": {"uri": train}, "validationSplitPercent": 10},
+        } | changes
         spec["output"] = {"uri": bench.uri(f"out/{name}")} | changes.get("output", {})
         jobs[name] = bench.apply(name, **spec)
     return {name: job.wait("Complete", seconds=600) for name, job in jobs.items()}

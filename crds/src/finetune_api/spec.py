@@ -172,6 +172,8 @@ class EarlyStopping(Block):
     """Evaluations without improvement before training stops. Default: 3."""
     min_delta: Annotated[float, Field(ge=0, le=100)] = 0.001
     """Smallest fall of the evaluation loss (nats per token) that counts as an improvement. Default: 0.001."""
+    warmup_evaluations: Annotated[int, Field(ge=0, le=1000)] = 0
+    """First evaluations that patience does not count, as long as the learning rate still rises. Default: 0."""
 
 
 class Checkpoint(Block):

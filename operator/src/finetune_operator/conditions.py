@@ -54,7 +54,10 @@ SENTENCES: dict[tuple[ConditionType, str], str] = {
     (C.SAVES_IN_TIME, R.SAVE_TOO_SLOW): "{detail}.",
     (C.EARLY_STOPPED, R.NOT_CONFIGURED): "Early stopping is off.",
     (C.EARLY_STOPPED, R.NOT_TRIGGERED): "The evaluation loss still falls, or patience lasts.",
-    (C.EARLY_STOPPED, R.PATIENCE_EXHAUSTED): "The evaluation loss no longer fell; the best weights are published.",
+    (
+        C.EARLY_STOPPED,
+        R.PATIENCE_EXHAUSTED,
+    ): "The evaluation loss no longer fell{detail}; the best weights are published.",
     (C.PUBLISHED, R.NOT_PUBLISHED): "Nothing is published yet.",
     (C.PUBLISHED, R.MANIFEST_REPORTED): "The manifest and every file it names were read back from {detail}.",
     (C.PUBLISHED, R.MERGED_MODEL_WITHHELD): "All but the full model, which did not pass its gate, was read back from "

@@ -84,8 +84,10 @@ class Draft:
 
     def succeed(self, child: ChildJob, report: Report, reason: Reason) -> None:
         """The result is published."""
-        if self.status.early_stopping and self.status.early_stopping.stopped:
-            self.conditions.set(C.EARLY_STOPPED, "True", R.PATIENCE_EXHAUSTED)
+        early = self.status.early_stopping
+        if early and early.stopped:
+            steps = f": stopped at step {early.step}, best at step {early.best_step}" if early.step else ""
+            self.conditions.set(C.EARLY_STOPPED, "True", R.PATIENCE_EXHAUSTED, steps)
         uri = (report.artifacts and report.artifacts.uri) or self.spec.output.uri
         self.conditions.succeed(reason, uri)
         self.status.completion_time = child.completed

@@ -1,5 +1,6 @@
 """What a trainer reports is found in the status, field for field."""
 
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
@@ -128,3 +129,21 @@ def test_a_published_job_points_at_no_checkpoint(scene: Any) -> None:
     one.complete("one-1")
     one.settle()
     assert "checkpoint" not in one.status
+
+
+def test_a_job_that_stopped_early_is_a_success_and_says_at_which_step(scene: Callable[..., Any]) -> None:
+    one = scene(
+        earlyStopping={"patience": 2},
+        dataset={"train": {"uri": "s3://bucket/rows.jsonl"}, "validationSplitPercent": 10},
+    ).to_training()
+    pod = one.pod("one-1")
+    one.run(pod)
+    one.settle()
+    early = {"stopped": True, "step": 60, "bestStep": 40, "patience": 2}
+    artifacts = {"uri": "s3://bucket/out", "manifestSha256": "ab" * 32}
+    one.end(pod, 0, one.report("Published", artifacts=artifacts, earlyStopping=early))
+    one.complete("one-1")
+    one.settle()
+    told = one.condition("EarlyStopped")
+    assert (told["status"], told["reason"], one.status["phase"]) == ("True", "PatienceExhausted", "Succeeded")
+    assert "no longer fell: stopped at step 60, best at step 40; the best weights" in told["message"]

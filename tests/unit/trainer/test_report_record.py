@@ -49,6 +49,15 @@ def test_small_falls_add_up_to_an_improvement() -> None:
     assert plateau.without_improvement == 0
 
 
+def test_the_first_evaluations_do_not_wear_patience_out() -> None:
+    plateau = Plateau(patience=2, min_delta=0.1, warmup=3)
+    for step, loss in [(1, 2.0), (2, 2.2), (3, 2.4), (4, 2.3)]:
+        plateau.observe(step, loss)
+    assert (plateau.without_improvement, plateau.best_step) == (1, 1)
+    plateau.observe(5, 2.2)
+    assert plateau.is_exhausted
+
+
 def test_without_patience_the_training_never_stops_early() -> None:
     plateau = Plateau(patience=None)
     for step in range(100):

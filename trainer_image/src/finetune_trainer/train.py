@@ -291,7 +291,7 @@ def start_watch(
     the checkpoint to go on from."""
     early = inputs.config.spec.early_stopping
     history = History(inputs.result / Artifact.METRICS)
-    plateau = Plateau(early.patience if early else None, early.min_delta if early else 0.0)
+    plateau = Plateau(early.patience, early.min_delta, early.warmup_evaluations) if early else Plateau(None)
     memory = Memory(Before(), Metrics(), 0.0)
     if resumed:
         history.take_over(resumed / Artifact.METRICS)
