@@ -110,6 +110,7 @@ class Artifact(StrEnum):
     CURVES = "curves.png"
     METRICS = "metrics.jsonl"
     LINEAGE = "lineage.json"
+    OPENLINEAGE = "openlineage.jsonl"
     REJECTED = "rejected_rows.jsonl"
     TRAIN_ROWS = "dataset/train.jsonl"
     VALIDATION_ROWS = "dataset/validation.jsonl"
@@ -213,7 +214,10 @@ class Report(HandoffBlock):
 
 _DROPPED = (
     None, "lineage.versions", "resolved", "dataset.format", "dataset", "lineage", "message", "checkpoint",
-    *(f"artifacts.{name}" for name in ("configUri", "lineageUri", "reportUri", "mergedUri", "adapterUri")),
+    *(
+        f"artifacts.{name}"
+        for name in ("configUri", "lineageUri", "reportUri", "mergedUri", "adapterUri", "lineageSha256")
+    ),
 )  # fmt: skip
 """What a long report leaves out, in this order; the manifest's URI and digest always stay."""
 
