@@ -58,7 +58,7 @@ class Run(Protocol):
         """Tell the end, and what to remember of the result."""
 
     def abandon(self) -> None:
-        """Let go of everything at once, from another thread."""
+        """Let go of everything at once and for good, from another thread."""
 
 
 class Follower:
@@ -69,6 +69,7 @@ class Follower:
         self._known: dict[str, str] = {}
         self._ending: Ending | None = None
         self._asked = threading.Event()
+        self._is_left = False
         self._thread = threading.Thread(target=self._follow, name=f"tracking-{run.name}", daemon=True)
         self._offset = 0
         self._is_open = self._has_settings = False
@@ -96,6 +97,7 @@ class Follower:
     def leave(self) -> None:
         """No more waiting: what is still to be told is lost, and said to be."""
         if self._thread.is_alive():
+            self._is_left = True
             self._run.abandon()
             logger.warning("%s has not taken everything in time: the rest is left untold", self._run.name)
             self._note(f"{self._run.name} was not told of everything")
@@ -110,6 +112,8 @@ class Follower:
                     self._run.close(self._ending, self._known)
                     return
             except TrackerFault as fault:
+                if self._is_left:
+                    return
                 self._missed(fault)
                 wait = min(PAUSE * 2 ** min(self._failures, 6), LONGEST_PAUSE)
                 if is_last:

@@ -4,6 +4,7 @@ its server there, which must not be the trainer's affair."""
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -42,10 +43,11 @@ class WandbRun:
     ) -> None:
         self._config, self._asked, self._directory, self._secrets = config, asked, directory, secrets
         self._process: subprocess.Popen[bytes] | None = None
+        self._is_abandoned = False
 
     def open(self) -> None:
         """Starts the process and waits until it has its run."""
-        self.abandon()
+        self._clear()
         shutil.rmtree(self._directory, ignore_errors=True)
         self._directory.mkdir(parents=True)
         config, asked = self._config, self._asked
@@ -63,6 +65,8 @@ class WandbRun:
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
+        if self._is_abandoned:
+            self._kill()
         self._write(
             {
                 "project": asked.project,
@@ -101,14 +105,12 @@ class WandbRun:
         process = self._process
         if process is None or process.wait() != 0:
             raise TrackerFault("the run could not be finished")
+        self._clear()
 
     def abandon(self) -> None:
-        """Kills the process and what it started."""
-        process = self._process
-        if process and process.poll() is None:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, 9)
-            process.wait()
+        """Kills the process and what it started; another one would be killed at once."""
+        self._is_abandoned = True
+        self._kill()
 
     def collect(self, target: Path) -> None:
         """Lays the file of an offline run into `target`, in a folder that `wandb sync` takes."""
@@ -126,6 +128,23 @@ class WandbRun:
             process.stdin.flush()
         except OSError:
             raise TrackerFault("its process has ended") from None
+
+    def _kill(self) -> None:
+        if self._process and self._process.poll() is None:
+            with suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+
+    def _clear(self) -> None:
+        """Nothing stays of an earlier try; on the follower's thread alone, which reads and writes the pipes."""
+        self._kill()
+        process, self._process = self._process, None
+        if process is None:
+            return
+        process.wait()
+        for pipe in (process.stdin, process.stdout):
+            with suppress(OSError):
+                if pipe:
+                    pipe.close()
 
     def _key(self) -> str:
         path = self._secrets / KEY
