@@ -9,7 +9,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from trackers import refusing_server, silent_server
 
 from finetune_api.tracking import MlflowTracking
@@ -17,7 +16,6 @@ from finetune_trainer.errors import Stopped
 from finetune_trainer.tracking import track
 from finetune_trainer.tracking.follower import Ending, Follower, Point, TrackerFault
 from finetune_trainer.tracking.mlflow import MlflowRun
-from finetune_trainer.tracking.tensorboard import write_events
 
 LINES = [
     {"kind": "train", "step": 1, "loss": 2.5, "seconds": 0.5},
@@ -185,13 +183,6 @@ def test_a_password_stands_in_no_log_and_no_note(
         follower.start()
         end(follower)
     assert "hunter2" not in caplog.text + world.reporter.snapshot().model_dump_json()
-
-
-def test_tensorboard_itself_reads_every_figure(metrics: Path, tmp_path: Path) -> None:
-    write_events(metrics, tmp_path / "tensorboard")
-    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
-    assert [(one.step, one.value) for one in events.Scalars("train/loss")] == [(1, 2.5), (2, 2.0)]
-    assert [(one.step, one.value) for one in events.Scalars("eval/loss")] == [(2, 2.25)]
 
 
 def test_a_stopped_run_leaves_its_trackers_within_seconds(world: Any, metrics: Path) -> None:

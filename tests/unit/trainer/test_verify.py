@@ -12,6 +12,7 @@ from finetune_api.handoff import Artifact
 from finetune_api.status import PublishedJob
 from finetune_trainer.verify_published import Verdict, verify_result
 
+JOB = {"namespace": "team", "name": "job", "uid": "uid-job", "configSha256": "c"}
 A, B = f"{MODULE}.lora_A.weight", f"{MODULE}.lora_B.weight"
 
 
@@ -81,10 +82,11 @@ def test_bf16_is_read_without_torch(world: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("lineage", "told"),
     [
-        ({"configFile": {"sha256": "0" * 64}}, "finetune_config.yaml has SHA-256 000"),
+        ({"configFile": {"path": "finetune_config.yaml", "sha256": "0" * 64}}, "finetune_config.yaml has SHA-256 000"),
         ({"dataset": {"files": [{"path": "dataset/train.jsonl", "sha256": "1" * 64}]}}, "dataset/train.jsonl has SHA"),
-        ({"job": {"uid": "another"}}, "job.uid is another and uid-job in the manifest"),
-        ({"baseModel": None}, "lineage.json cannot be read"),
+        ({"job": JOB | {"uid": "another"}}, "uid of the job is another and uid-job in the manifest"),
+        ({"dataset": {"files": ["a"]}}, "lineage.json cannot be read: dataset.files.0 is not"),
+        ({"baseModel": None}, "lineage.json cannot be read: baseModel is not"),
     ],
 )
 def test_a_lineage_that_does_not_fit_its_manifest_is_found_out(
@@ -113,7 +115,7 @@ def test_a_grandparent_that_was_replaced_breaks_the_chain_and_both_digests_are_t
     list_again(world.bucket / "first")
     faults = verdict_on(world, "third").faults
     assert len(faults) == 1
-    assert faults[0].startswith("parent s3://bucket/first: manifest.json has SHA-256 ")
+    assert faults[0].startswith("parent s3://bucket/first has a manifest.json of SHA-256 ")
     assert faults[0].endswith(f"instead of the recorded {first.manifest_sha256}")
 
 
@@ -121,7 +123,7 @@ def test_a_parent_that_was_removed_and_one_that_is_its_own_are_told(world: Any, 
     parent = put(world, tmp_path, "first")
     put(world, tmp_path, "second", parent)
     (world.bucket / "first" / Artifact.MANIFEST).unlink()
-    assert "parent s3://bucket/first: manifest.json is missing" in verdict_on(world, "second").faults[0]
+    assert "parent s3://bucket/first has no manifest.json" in verdict_on(world, "second").faults[0]
     put(world, tmp_path, "loop", parent.model_copy(update={"output_uri": "s3://bucket/loop"}))
     assert verdict_on(world, "loop").faults == ["parent s3://bucket/loop comes from itself"]
 

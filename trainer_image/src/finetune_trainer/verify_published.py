@@ -70,7 +70,7 @@ def verify_result(uri: str, storage: Storage) -> Verdict:
             path = Path(scratch) / WEIGHTS
             storage.download(join(uri, weights), path)
             config = storage.read(join(uri, f"{Artifact.ADAPTER}/adapter_config.json"))
-            base = str(lineage.get("baseModel", {}).get("uri", "")) if lineage else ""
+            base = lineage.base_model.uri if lineage else ""
             verdict.faults += [f"adapter: {fault}" for fault in find_adapter_faults(path, config or b"", base)]
     return verdict
 

@@ -4,6 +4,7 @@ It ends when its input does: a trainer that was killed leaves nothing behind.
 """
 
 import json
+import os
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -63,4 +64,4 @@ def _answer(word: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    os._exit(main())  # the library waits for its server when the interpreter exits
