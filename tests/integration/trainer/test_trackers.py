@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from trackers import Mlflow, silent_server
+from trackers import Mlflow, refusing_server, silent_server
 
 from finetune_api.handoff import JobConfig, config_sha256
 from finetune_api.spec import FineTuneJobSpec
@@ -176,3 +176,18 @@ def test_wandb_without_a_key_or_an_answer_fails_nothing(tmp_path: Path, key: str
     note = told.snapshot().progress.note or ""
     assert "W&B" in note
     assert (key or "WANDB_API_KEY") not in note or key is None
+
+
+def test_a_key_that_wandb_refuses_is_told_with_what_to_check(tmp_path: Path) -> None:
+    (tmp_path / "m").write_text(lines(range(1, 4)))
+    (tmp_path / "WANDB_API_KEY").write_text("k" * 40)
+    with refusing_server(401) as (uri, asked):
+        server = WandbTracking(project="p", base_url=uri, secret_ref={"name": "w"})
+        told = reporter()
+        follower = Follower(WandbRun(job("uid-3"), server, tmp_path / "wandb", tmp_path), tmp_path / "m", told)
+        follower.start()
+        wait_until(lambda: "check tracking.wandb and its Secret" in (told.snapshot().progress.note or ""))
+        follower.ask_to_end(Ending.STOPPED)
+        follower.leave()
+    assert "/graphql" in asked
+    assert "k" * 40 not in told.snapshot().model_dump_json()

@@ -126,6 +126,7 @@ class Follower:
         if not self._is_open:
             self._run.open()
             self._is_open, self._has_settings = True, False
+            self._offset = 0  # what was on its way when it broke may not have arrived
         resolved = self._reporter.snapshot().resolved
         if resolved and not self._has_settings:
             self._run.settings(resolved)

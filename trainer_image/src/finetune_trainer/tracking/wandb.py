@@ -48,43 +48,23 @@ class WandbRun:
     def open(self) -> None:
         """Starts the process and waits until it has its run."""
         self._clear()
-        shutil.rmtree(self._directory, ignore_errors=True)
-        self._directory.mkdir(parents=True)
-        config, asked = self._config, self._asked
-        environment = {name: os.environ[name] for name in INHERITED if name in os.environ} | SWITCHED_OFF
-        environment |= {
-            f"WANDB_{name}": str(self._directory) for name in ("DIR", "CACHE_DIR", "CONFIG_DIR", "DATA_DIR")
-        }
-        if asked.mode is WandbMode.ONLINE:
-            environment |= {KEY: self._key()} | ({"WANDB_BASE_URL": asked.base_url} if asked.base_url else {})
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "finetune_trainer.tracking.wandb_process"],
-            env=environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
+        asked = self._asked
+        try:
+            shutil.rmtree(self._directory, ignore_errors=True)
+            self._directory.mkdir(parents=True)
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "finetune_trainer.tracking.wandb_process"],
+                env=self._environment(),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise TrackerFault(f"its process cannot be started: {error.strerror}") from None
         if self._is_abandoned:
             self._kill()
-        self._write(
-            {
-                "project": asked.project,
-                "entity": asked.entity,
-                "mode": asked.mode.value.lower(),
-                "id": "".join(letter if letter.isalnum() else "-" for letter in config.uid),
-                "name": f"{config.namespace}/{config.name}",
-                "config": {
-                    "job": config.name,
-                    "namespace": config.namespace,
-                    "jobUid": config.uid,
-                    "objective": config.spec.objective.value,
-                    "configSha256": config.config_sha256,
-                    "baseModel": config.spec.model.uri,
-                    "outputUri": config.output_key(),
-                },
-            }
-        )
+        self._write(self._first_line())
         answer = self._process.stdout.readline() if self._process.stdout else b""
         if answer.strip() != b"ready":
             told = answer.decode(errors="replace").strip()[:64] or "its process ended"
@@ -145,6 +125,35 @@ class WandbRun:
             with suppress(OSError):
                 if pipe:
                     pipe.close()
+
+    def _environment(self) -> dict[str, str]:
+        """Without the keys of the storage; W&B's own goes nowhere else."""
+        environment = {name: os.environ[name] for name in INHERITED if name in os.environ} | SWITCHED_OFF
+        environment |= dict.fromkeys(FOLDERS, str(self._directory))
+        if self._asked.mode is WandbMode.OFFLINE:
+            return environment
+        url = {"WANDB_BASE_URL": self._asked.base_url} if self._asked.base_url else {}
+        return environment | {KEY: self._key()} | url
+
+    def _first_line(self) -> dict[str, Any]:
+        config, asked = self._config, self._asked
+        return {
+            "project": asked.project,
+            "entity": asked.entity,
+            "mode": asked.mode.value.lower(),
+            "id": "".join(letter if letter.isalnum() else "-" for letter in config.uid),
+            "name": f"{config.namespace}/{config.name}",
+            "config": {
+                "job": config.name,
+                "namespace": config.namespace,
+                "jobUid": config.uid,
+                "objective": config.spec.objective.value,
+                "configSha256": config.config_sha256,
+                "baseModel": config.spec.model.uri,
+                "dataset": config.spec.dataset.train.uri,
+                "outputUri": config.output_key(),
+            },
+        }
 
     def _key(self) -> str:
         path = self._secrets / KEY
