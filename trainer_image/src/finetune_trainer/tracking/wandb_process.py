@@ -34,6 +34,7 @@ def main() -> int:
                 x_disable_meta=True,
                 x_disable_stats=True,
                 x_disable_machine_info=True,
+                x_save_requirements=False,
                 disable_git=True,
             ),
         )
