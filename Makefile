@@ -38,6 +38,15 @@ setup: ## Make .venv with every console script (PyTorch included)
 	  || echo "Installing Python packages into .venv (PyTorch included: about 3 GB, one to three minutes)"
 	@$(MAKE) $(VENV)/installed
 
+# Its many pins would fight ours, and only tests run it.
+$(VENV)/mlflow/installed: requirements/mlflow.txt | $(BIN)/uv
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(VENV)/mlflow
+	$(BIN)/uv pip install --quiet --python $(VENV)/mlflow/bin/python --require-hashes -r requirements/mlflow.txt
+	touch $@
+
+.PHONY: mlflow
+mlflow: $(VENV)/mlflow/installed ## An MLflow server for the tests, in an environment of its own (620 MB)
+
 .PHONY: requirements
 requirements: setup ## Resolve and hash the pinned requirements again
 	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
@@ -46,6 +55,8 @@ requirements: setup ## Resolve and hash the pinned requirements again
 	  $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
 	    pyproject.toml --extra $$extra -c requirements/dev.txt -o requirements/$$extra.txt; \
 	done
+	echo 'mlflow>=3.17,<4' | $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
+	  --no-annotate --no-header - -o requirements/mlflow.txt
 
 .PHONY: generate
 generate: setup ## Write the generated files: CRD, chart copy, field reference
@@ -73,7 +84,7 @@ unit: setup ## Unit tests: seconds, no network
 	$(BIN)/pytest -n $(WORKERS) --dist loadfile tests/unit
 
 .PHONY: integration
-integration: setup binaries ## Integration tests: a real API server, a real S3 server, real training of a tiny model
+integration: setup binaries mlflow ## Integration tests: a real API server, a real S3 server, real training of a tiny model
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadfile tests/integration
 
 .PHONY: e2e

@@ -37,6 +37,8 @@ HUB_TOKENS_DIR = "/etc/finetune/hub"
 """Holds a folder for each `HubRole` whose token is mounted."""
 HUB_TOKEN_FILE = "HF_TOKEN"  # noqa: S105 - a file's name
 HUB_CA_DIR = "/etc/finetune/hub-ca"
+MLFLOW_DIR = "/etc/finetune/mlflow"
+WANDB_DIR = "/etc/finetune/wandb"
 MODEL_CACHE_DIR = "/model-cache"
 WORKSPACE_DIR = "/workspace"
 TERMINATION_LOG = "/dev/termination-log"
@@ -114,6 +116,9 @@ class Artifact(StrEnum):
     METRICS = "metrics.jsonl"
     LINEAGE = "lineage.json"
     VALIDATION = "validation.json"
+    OPENLINEAGE = "openlineage.jsonl"
+    TENSORBOARD = "tensorboard"
+    WANDB = "wandb"
     REJECTED = "rejected_rows.jsonl"
     TRAIN_ROWS = "dataset/train.jsonl"
     VALIDATION_ROWS = "dataset/validation.jsonl"
@@ -220,7 +225,10 @@ class Report(HandoffBlock):
 
 _DROPPED = (
     None, "lineage.versions", "resolved", "dataset.format", "dataset", "lineage", "message", "checkpoint",
-    *(f"artifacts.{name}" for name in ("configUri", "lineageUri", "reportUri", "mergedUri", "adapterUri")),
+    *(
+        f"artifacts.{name}"
+        for name in ("configUri", "lineageUri", "reportUri", "mergedUri", "adapterUri", "lineageSha256")
+    ),
 )  # fmt: skip
 """What a long report leaves out, in this order; the manifest's URI and digest always stay."""
 

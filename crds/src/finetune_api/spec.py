@@ -9,6 +9,7 @@ from finetune_api.blocks import Block, QualifiedName, S3Uri, Text, cel, rules
 from finetune_api.objectives import Dpo, JobReference, Kto, Objective, Rlhf
 from finetune_api.pods import Preflight, Resources, Scheduling, Trainer
 from finetune_api.sources import Dataset, DatasetFormat, DataSource, Hub, Model, ModelCache, Storage
+from finetune_api.tracking import Tracking
 from finetune_api.tuning import InitialAdapter, Lora, Method, Quantization, Tuning
 
 __all__ = [
@@ -384,6 +385,8 @@ class FineTuneJobSpec(Block):
     """Image and identity of the pods. Takes effect with the next attempt."""
     preflight: Preflight | None = None
     """The check before training. Takes effect with the next attempt."""
+    tracking: Tracking | None = None
+    """Trackers that are told of the training. Takes effect with the next attempt. Default: none."""
     suspend: bool = False
     """Stop the job's pods and free their GPUs; a running trainer saves a checkpoint first. False lets it go on. Takes
     effect at once. Default: false."""

@@ -194,6 +194,8 @@ class Artifacts(StatusBlock):
     """The report for people."""
     lineage_uri: Uri | None = None
     """The lineage record."""
+    lineage_sha256: Digest | None = None
+    """SHA-256 of the lineage record."""
     manifest_uri: Uri | None = None
     """The manifest: every file with size and SHA-256."""
     manifest_sha256: Digest | None = None

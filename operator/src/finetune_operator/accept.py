@@ -6,12 +6,15 @@ import socket
 from urllib.parse import urlsplit
 
 from finetune_api.spec import FineTuneJobSpec
+from finetune_api.tracking import WandbMode
 from finetune_operator.effective import hub_endpoint, uses_hub
 from finetune_operator.objects import Job, repository
 from finetune_operator.settings import Settings
 
 AWS_ENDPOINT = "https://s3.amazonaws.com"
 """What a job that names no endpoint, under an operator without a default, is judged by."""
+WANDB_ENDPOINT = "https://api.wandb.ai"
+"""Where a W&B run goes that names no server."""
 _PLAIN_HOST = re.compile(r"[A-Za-z0-9._-]+(:[0-9]+)?|\[[0-9A-Fa-f:.]+\](:[0-9]+)?")
 _PLAIN_PATH = re.compile(r"((?!\.{1,2}(/|$))[A-Za-z0-9._~-]*(/|$))*")
 """Without dot segments, escapes and backslashes, which clients may resolve to another path."""
@@ -32,6 +35,7 @@ def refusal(job: Job, settings: Settings) -> str | None:
         or _priority_class(spec, settings)
         or _storage(spec, settings)
         or _hub(spec, settings)
+        or _tracking(spec, settings)
     )
 
 
@@ -70,6 +74,17 @@ def _hub(spec: FineTuneJobSpec, settings: Settings) -> str | None:
     if named is None and not uses_hub(spec):
         return None
     return _endpoint("hub", hub_endpoint(spec, settings), settings.default_hub_endpoint, settings.allowed_hub_endpoints)
+
+
+def _tracking(spec: FineTuneJobSpec, settings: Settings) -> str | None:
+    """The servers that a trainer sends its figures to; an offline run has none."""
+    tracking, servers = spec.tracking, []
+    if tracking and tracking.mlflow:
+        servers.append(tracking.mlflow.uri)
+    if tracking and tracking.wandb and tracking.wandb.mode is WandbMode.ONLINE:
+        servers.append(tracking.wandb.base_url or WANDB_ENDPOINT)
+    refusals = (_endpoint("tracking", one, None, settings.allowed_tracking_endpoints) for one in servers)
+    return next((one for one in refusals if one), None)
 
 
 def _endpoint(kind: str, endpoint: str, default: str | None, allowed: list[str]) -> str | None:

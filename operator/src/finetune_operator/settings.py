@@ -60,6 +60,9 @@ class Settings(BaseSettings):
     allowed_hub_endpoints: Words = []
     """URLs of hubs that jobs may use, written as for storage. Empty = all but link-local and metadata addresses. The
     default hub is always allowed; without one, a job that names no hub needs an entry for `https://huggingface.co`."""
+    allowed_tracking_endpoints: Words = []
+    """URLs of MLflow and W&B servers that jobs may use, written as for storage. Empty = all but link-local and metadata
+    addresses. A W&B run that names no server needs an entry for `https://api.wandb.ai`."""
     default_storage_endpoint: Url = None
     """Endpoint of the default storage."""
     default_storage_region: OptionalText = None

@@ -35,8 +35,8 @@ class Mounted:
 def build_volumes(spec: FineTuneJobSpec, tokens: list[Token], config_name: str, *, is_trainer: bool) -> list[Mounted]:
     """Everything that a pod of the job finds mounted; the operator's defaults are in the spec already."""
     config = Mounted("config", handoff.CONFIG_DIR, {"configMap": {"name": config_name}}, read_only=True)
-    memory = [_shared_memory(spec)] if is_trainer else []
-    return [config, _workspace(spec), *memory, *_storage_secrets(spec), *_hub_secrets(spec, tokens), *_cache(spec)]
+    own = [_shared_memory(spec), *_tracking_secrets(spec)] if is_trainer else []
+    return [config, _workspace(spec), *own, *_storage_secrets(spec), *_hub_secrets(spec, tokens), *_cache(spec)]
 
 
 def _workspace(spec: FineTuneJobSpec) -> Mounted:
@@ -67,6 +67,18 @@ def _hub_secrets(spec: FineTuneJobSpec, tokens: list[Token]) -> list[Mounted]:
     if spec.hub and spec.hub.ca_secret_ref and _may_use_hub(spec):
         found.append(_authority("hub-ca", handoff.HUB_CA_DIR, spec.hub.ca_secret_ref))
     return found
+
+
+def _tracking_secrets(spec: FineTuneJobSpec) -> list[Mounted]:
+    """May be absent: a tracker never keeps a job from running."""
+    mlflow = spec.tracking.mlflow if spec.tracking else None
+    wandb = spec.tracking.wandb if spec.tracking else None
+    given = [
+        ("mlflow", handoff.MLFLOW_DIR, mlflow.credentials_secret_ref if mlflow else None),
+        ("wandb", handoff.WANDB_DIR, wandb.secret_ref if wandb else None),
+    ]
+    found = [_secret(name, path, ref) for name, path, ref in given if ref]
+    return [replace(one, source={"secret": one.source["secret"] | {"optional": True}}) for one in found]
 
 
 def _may_use_hub(spec: FineTuneJobSpec) -> bool:

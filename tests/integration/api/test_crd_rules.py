@@ -43,6 +43,8 @@ NO_ANSWERS = "a reward model writes no answers"
 PACKING = "packing works with objectives"
 ONE_PROCESS = "objectives KTO, RewardModel and RLHF train in one process"
 WITH_ADAPTER = "objective DPO trains on several GPUs or nodes with an adapter only"
+WANDB_KEY = "mode Online needs the key of an account"
+WANDB_URL = "baseUrl has no effect with mode Offline"
 GROUPS = "a step must hold whole groups of answers"
 
 BASE: Spec = {
@@ -73,7 +75,24 @@ def base(objective: str, data_format: str) -> Spec:
     }
 
 
+def wandb(**fields: Any) -> Spec:
+    return {"tracking": {"wandb": {"project": "p"} | fields}}
+
+
 AT_CREATION = [
+    (WANDB_KEY, wandb(secretRef={"name": "key"}), wandb(), "spec.tracking.wandb.secretRef"),
+    (
+        WANDB_KEY,
+        wandb(mode="Offline"),
+        wandb(mode="Offline", secretRef={"name": "key"}),
+        "spec.tracking.wandb.secretRef",
+    ),
+    (
+        WANDB_URL,
+        wandb(baseUrl="https://wandb.example", secretRef={"name": "key"}),
+        wandb(mode="Offline", baseUrl="https://wandb.example"),
+        "spec.tracking.wandb.baseUrl",
+    ),
     (MODEL, {"model": {"uri": "s3://models/a b/c"}}, {"model": {"uri": "https://example.com/model"}}, "spec.model.uri"),
     (MODEL, {"model": {"uri": "hf://org/name-1.5B"}}, {"model": {"uri": "hf://name"}}, "spec.model.uri"),
     (MODEL, {"model": {"uri": "hf://org/name"}}, {"model": {"uri": "hf://datasets/org/name"}}, "spec.model.uri"),

@@ -119,6 +119,18 @@ def test_a_chain_runs_from_one_file_parents_first(folder: Path, tmp_path: Path) 
     lineage = json.loads((child / "lineage.json").read_text())
     assert lineage["parent"]["manifestSha256"] == hashlib.sha256((parent / "manifest.json").read_bytes()).hexdigest()
     assert lineage["resolved"]["loraRank"] == 2
+    whole = verify_by_hand(tmp_path)
+    assert whole.returncode == 0, whole.stderr
+    assert "parent default/local s3://bucket/out sha256:" in whole.stdout
+    (parent / "manifest.json").write_bytes((parent / "manifest.json").read_bytes() + b"\n")
+    broken = verify_by_hand(tmp_path)
+    assert broken.returncode == 1
+    assert broken.stderr.startswith("BAD parent s3://bucket/out has a manifest.json of SHA-256 ")
+
+
+def verify_by_hand(folder: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "finetune_trainer", "verify", "out/child", "--map", "s3://bucket/out=out/local"]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, check=False)
 
 
 def test_a_child_alone_finds_its_parents_result(folder: Path, tmp_path: Path) -> None:

@@ -54,6 +54,25 @@ def test_a_report_with_everything_at_its_longest_still_fits_the_termination_mess
     assert Report.model_validate_json(text).job_uid == "u" * 36
 
 
+def test_with_long_places_and_much_else_to_tell_the_digests_of_manifest_and_lineage_stay() -> None:
+    places = ("uri", "adapterUri", "mergedUri", "configUri", "reportUri", "lineageUri", "manifestUri")
+    artifacts = {name: f"s3://bucket/{'x' * 300}/{name}" for name in places}
+    report = Report(
+        outcome=Outcome.PUBLISHED,
+        reason="Published",
+        message="m" * 1024,
+        job_uid="u" * 36,
+        config_sha256="c" * 64,
+        lineage=Lineage(versions={f"package-{n}": "1.2.3" for n in range(32)}),
+        artifacts=artifacts | {"manifestSha256": "d" * 64, "lineageSha256": "e" * 64},  # type: ignore[arg-type]
+    )
+    text = report.to_termination_message()
+    assert len(text.encode()) <= TERMINATION_LIMIT_BYTES
+    told = Report.model_validate_json(text).artifacts
+    assert told
+    assert (told.manifest_sha256, told.lineage_sha256) == ("d" * 64, "e" * 64)
+
+
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "1e999"])
 def test_a_report_with_a_number_that_is_none_is_refused(number: str) -> None:
     body = json.dumps({"outcome": "Published", "reason": "x", "message": "", "jobUid": "u", "configSha256": "c"})

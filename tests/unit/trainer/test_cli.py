@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from published_result import publish_result
 
 from finetune_api.handoff import HANDOFF_VERSION, Artifact, Report
 
@@ -241,21 +242,17 @@ def test_a_missing_data_file_ends_in_65(tmp_path: Path) -> None:
 
 
 def test_verify_proves_a_published_folder_and_finds_what_changed(tmp_path: Path, world: Any) -> None:
-    from finetune_api.handoff import Outcome
-    from finetune_trainer.publish import publish
-
-    folder = tmp_path / "result"
-    folder.mkdir()
-    (folder / "finetune_report.md").write_text("# Report\n")
-    report = Report(outcome=Outcome.PUBLISHED, reason="Published", message="", job_uid="uid-1", config_sha256="c")
-    publish(folder, world.config, report, world.storage, world.reporter, stop=world.stop)
+    publish_result(world.config, world.storage, tmp_path)
     good = trainer("verify", world.out)
-    assert good.returncode == 0
-    assert "1 files are as the manifest says" in good.stdout
-    (world.out / Artifact.REPORT).write_text("# Rewrote\n"[:9])
-    bad = trainer("verify", world.out)
+    assert good.returncode == 0, good.stderr
+    assert "5 files are as the manifest says" in good.stdout
+    assert "base s3://bucket/model" in good.stdout
+    path = world.out / Artifact.CONFIG
+    path.write_text("spec: []\n")
+    bad = trainer("verify", world.out, "--json")
     assert bad.returncode == 1
-    assert "finetune_report.md has another content" in bad.stderr
+    assert "finetune_config.yaml has another content" in bad.stderr
+    assert json.loads(bad.stdout)["ok"] is False
 
 
 def test_run_names_the_wrong_field_of_a_manifest(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -128,6 +129,21 @@ def test_a_parent_whose_result_was_replaced_is_refused_with_what_to_do(world: An
     told = refusal(world, ExitCode.MODEL_UNAVAILABLE, FROM_PARENT, parent)
     assert "the result of parent was replaced after that job was complete" in told
     assert "create this job anew" in told
+    assert f"SHA-256 {sha256_file(adapter.parent / 'manifest.json')} instead of {parent.manifest_sha256}" in told
+
+
+@pytest.mark.parametrize("change", ["replaced", "removed"])
+def test_a_parent_of_which_nothing_is_read_is_proven_all_the_same(world: Any, adapter: Path, change: str) -> None:
+    parent = publish_all(adapter.parent)
+    assert check(world, {"lineage": {"parentRef": {"name": "parent"}}}, parent).lineage
+    manifest = adapter.parent / "manifest.json"
+    if change == "removed":
+        manifest.unlink()
+    else:
+        manifest.write_bytes(manifest.read_bytes() + b"\n")
+    shutil.rmtree(world.out)
+    told = refusal(world, ExitCode.MODEL_UNAVAILABLE, {"lineage": {"parentRef": {"name": "parent"}}}, parent)
+    assert f"the result of parent was {change} after that job was complete" in told
 
 
 def test_a_parent_whose_result_was_removed_is_refused_with_what_to_do(world: Any, adapter: Path) -> None:
@@ -149,9 +165,11 @@ def test_a_file_that_is_not_that_of_the_parents_manifest_is_refused(
     world: Any, adapter: Path, name: str, tensors: dict[str, np.ndarray], changes: dict[str, Any]
 ) -> None:
     parent = publish_all(adapter.parent)
+    before = sha256_file(adapter / name)
     write_adapter(adapter, tensors, **changes)
     told = refusal(world, ExitCode.MODEL_UNAVAILABLE, FROM_PARENT, parent)
     assert f"{name} has another content than its SHA-256 in the manifest" in told
+    assert f"({sha256_file(adapter / name)} instead of {before})" in told
 
 
 def test_a_parent_without_an_adapter_is_refused(world: Any, adapter: Path) -> None:

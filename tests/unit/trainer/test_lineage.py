@@ -58,6 +58,7 @@ def test_lineage_holds_where_everything_came_from(job_config: Any, monkeypatch: 
         template_sha256="b" * 64,
         dataset={"sources": [{"uri": "s3://bucket/rows.jsonl", "sha256": "c" * 64}], "status": {"rows": 3}},
         device="CPU",
+        config_file="spec: {}",
     )
     assert json.loads(json.dumps(content)) == content
     assert content["job"]["uid"] == "uid-1"
@@ -65,7 +66,18 @@ def test_lineage_holds_where_everything_came_from(job_config: Any, monkeypatch: 
     assert content["baseModel"]["sha256"] == combined_sha256({"model.safetensors": "a" * 64})
     assert content["dataset"]["sources"][0]["sha256"] == "c" * 64
     assert content["trainer"]["image"] == "registry/trainer@sha256:1"
-    assert (content["metrics"]["evalLoss"], content["lastStep"]) == (1.5, 9)
+    assert (content["metrics"]["evalLoss"], content["lastStep"], content["chosenStep"]) == (1.5, 9, 9)
+    assert content["configFile"]["sha256"] == hashlib.sha256(b"spec: {}").hexdigest()
+    assert content["modelRegistry"] == {
+        "name": "job",
+        "uri": "s3://bucket/out/adapter",
+        "model_format_name": "peft",
+        "model_source_kind": "kubernetes",
+        "model_source_class": "finetunejobs.finetune.dev",
+        "model_source_group": "team",
+        "model_source_name": "job",
+        "model_source_id": "uid-1",
+    }
     status = status_lineage(config, dataset_sha256="d" * 64, model_files={"model.safetensors": "a" * 64})
     assert status.base_model_sha256 == content["baseModel"]["sha256"]
 

@@ -207,8 +207,15 @@ def verify(
     endpoint: Annotated[
         str | None, typer.Option(help="URL of the S3 endpoint.", envvar="AWS_ENDPOINT_URL", show_envvar=True)
     ] = None,
+    maps: Annotated[
+        list[str] | None,
+        typer.Option("--map", metavar="s3://…=DIR", help="A folder that stands for a parent's URI; repeatable."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the verdict as JSON.")] = False,
 ) -> None:
-    """Read every published file and compare it with the manifest. Exits 1 where one differs."""
+    """Prove a result from outside: every file against the manifest, the adapter against its configuration, the lineage
+    against both and through its parents back to the base. Exits 1 where something is wrong, with a sentence for each.
+    """
     from finetune_trainer.verify_published import verify_published
 
-    raise typer.Exit(verify_published(uri, endpoint))
+    raise typer.Exit(verify_published(uri, endpoint, maps or [], as_json=as_json))

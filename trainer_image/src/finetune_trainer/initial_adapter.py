@@ -121,8 +121,7 @@ def _read_config(
         _refuse(
             uri, f"there is no {ADAPTER_CONFIG}: tuning.initialAdapter names the folder of an adapter as PEFT saves it"
         )
-    if expected and hashlib.sha256(data).hexdigest() != expected.get(ADAPTER_CONFIG):
-        _refuse(uri, f"{ADAPTER_CONFIG} has another content than its SHA-256 in the manifest")
+    _require_digest(uri, ADAPTER_CONFIG, hashlib.sha256(data).hexdigest(), expected)
     try:
         raw = json.loads(data)
     except ValueError:
@@ -273,9 +272,15 @@ def _by(sizes: tuple[int, ...]) -> str:
 
 
 def _with_digest(adapter: InitialAdapter, sha256: str, expected: Mapping[str, str]) -> InitialAdapter:
-    if expected and sha256 != expected.get(WEIGHTS):
-        _refuse(adapter.uri, f"{WEIGHTS} has another content than its SHA-256 in the manifest")
+    _require_digest(adapter.uri, WEIGHTS, sha256, expected)
     return replace(adapter, sha256=sha256)
+
+
+def _require_digest(uri: str, name: str, found: str, expected: Mapping[str, str]) -> None:
+    """Of a parent's adapter only what its manifest lists is continued."""
+    if expected and found != expected.get(name):
+        told = f"{found} instead of {expected.get(name)}"
+        _refuse(uri, f"{name} has another content than its SHA-256 in the manifest ({told})")
 
 
 def _refuse(uri: str, why: str) -> NoReturn:

@@ -13,6 +13,7 @@ from finetune_trainer.labels import Labeler, load_labeler
 from finetune_trainer.lineage import combined_sha256, digest_folder
 from finetune_trainer.model_files import fetch_model, pin_as_checked
 from finetune_trainer.progress import Reporter, transfer_beat, work_beat
+from finetune_trainer.published_job import require_parents
 from finetune_trainer.reward_source import RewardFolders, fetch_reward_model
 from finetune_trainer.samples import Rows, encode_rows, evaluated, fetch_rows
 from finetune_trainer.stop import StopFlag
@@ -70,6 +71,7 @@ def load_inputs(config: JobConfig, storage: Storage, workspace: Path, reporter: 
     """Downloads model and rows, verifies the rows against preflight's digests and turns them into samples."""
     on_bytes, on_rows = transfer_beat(reporter, stop), work_beat(reporter, stop)
     shutil.rmtree(workspace / "result", ignore_errors=True)
+    require_parents(config, storage)
     rows = fetch_rows(config, storage, workspace, on_bytes)
     config = pin_as_checked(config, rows.summary.get("model") or {}, storage)
     model = fetch_model(config, storage, workspace / "model", on_bytes)

@@ -4,11 +4,14 @@ import hashlib
 import os
 import platform
 from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from finetune_api.handoff import ENV_IMAGE, JobConfig, Report
+from finetune_api import names
+from finetune_api.handoff import ENV_IMAGE, Artifact, JobConfig, Report
+from finetune_api.spec import Method
 from finetune_api.status import Lineage
 from finetune_trainer.hub import pinned_commit
 from finetune_trainer.storage import OnBytes, sha256_file
@@ -74,9 +77,14 @@ def build_lineage(
     dataset: Mapping[str, Any],
     device: str,
     initial_adapter_uri: str | None = None,
+    config_file: str = "",
+    seconds: float = 0.0,
 ) -> dict[str, Any]:
-    """The content of `lineage.json`; `dataset` is what preflight wrote as `dataset/summary.json`."""
+    """The content of `lineage.json`; `dataset` is what preflight wrote as `dataset/summary.json`, `config_file` the
+    text of finetune_config.yaml, and `seconds` how long the training took until now."""
     wire = result.model_dump(mode="json", by_alias=True, exclude_none=True)
+    completed = datetime.now(UTC)
+    metrics = wire.get("metrics", {})
     return {
         "job": {
             "namespace": config.namespace,
@@ -85,6 +93,9 @@ def build_lineage(
             "attempt": config.attempt,
             "configSha256": config.config_sha256,
         },
+        "startedTime": _told(completed - timedelta(seconds=seconds)),
+        "completedTime": _told(completed),
+        "configFile": {"path": Artifact.CONFIG.value, "sha256": hashlib.sha256(config_file.encode()).hexdigest()},
         "baseModel": {
             "uri": config.spec.model.uri,
             "revision": pinned_commit(config.spec.model),
@@ -105,11 +116,32 @@ def build_lineage(
             "seed": config.spec.hyperparameters.seed,
         },
         "resolved": wire.get("resolved", {}),
-        "metrics": wire.get("metrics", {}),
+        "metrics": metrics,
         "earlyStopping": wire.get("earlyStopping"),
         "lastStep": wire.get("lastStep"),
+        "chosenStep": metrics.get("bestStep", wire.get("lastStep")),
         "outputUri": config.output_key(),
+        "modelRegistry": _registry_entry(config, wire.get("resolved", {})),
     }
+
+
+def _registry_entry(config: JobConfig, resolved: Mapping[str, Any]) -> dict[str, str]:
+    """How Kubeflow's Model Registry names a model and where it comes from."""
+    is_full = resolved.get("method") == Method.FULL
+    return {
+        "name": config.name,
+        "uri": f"{config.output_key()}/{Artifact.MERGED if is_full else Artifact.ADAPTER}",
+        "model_format_name": "safetensors" if is_full else "peft",
+        "model_source_kind": "kubernetes",
+        "model_source_class": f"{names.PLURAL}.{names.GROUP}",
+        "model_source_group": config.namespace,
+        "model_source_name": config.name,
+        "model_source_id": config.uid,
+    }
+
+
+def _told(time: datetime) -> str:
+    return time.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def _ancestors(config: JobConfig, status: Mapping[str, Any], initial_adapter_uri: str | None) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from finetune_trainer.lineage import status_lineage
 from finetune_trainer.prepare_dataset import PreparedDataset, prepare_dataset
 from finetune_trainer.progress import Reporter, transfer_beat, work_beat
 from finetune_trainer.publish import adopt
+from finetune_trainer.published_job import require_parents
 from finetune_trainer.reward_source import check_reward_model
 from finetune_trainer.rewards import ComputedRewards
 from finetune_trainer.stop import StopFlag
@@ -41,6 +42,7 @@ def preflight(config: JobConfig, storage: Storage, workspace: Path, reporter: Re
     shutil.rmtree(
         workspace / "tokenizer", ignore_errors=True
     )  # a workspace that is used again may hold another model's
+    require_parents(config, storage)
     config = pin_model(config, storage)
     model = check_model(model_location(config.spec.model), storage, workspace / "tokenizer", on_bytes)
     adapter = check_initial_adapter(config, model.shape, storage, on_bytes)

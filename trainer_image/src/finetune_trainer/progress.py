@@ -56,6 +56,10 @@ class Reporter:
         """Add trained input tokens to the counter."""
         self._prometheus.count_tokens(tokens)
 
+    def count_tracker_failure(self) -> None:
+        """Add a try in which a tracker took nothing to the counter."""
+        self._prometheus.count_tracker_failure()
+
     def update(
         self,
         *,

@@ -116,6 +116,7 @@ def build_artifacts(uri: str, files: list[ManifestFile]) -> Artifacts:
         config_uri=file(Artifact.CONFIG),
         report_uri=file(Artifact.REPORT),
         lineage_uri=file(Artifact.LINEAGE),
+        lineage_sha256=next((one.sha256 for one in files if one.path == Artifact.LINEAGE), None),
         manifest_uri=join(uri, Artifact.MANIFEST),
         size_bytes=sum(one.size for one in files),
     )

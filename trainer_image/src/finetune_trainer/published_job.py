@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from pydantic import ValidationError
 
-from finetune_api.handoff import Artifact, ExitCode, Manifest
+from finetune_api.handoff import Artifact, ExitCode, JobConfig, Manifest
 from finetune_api.status import PublishedJob
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.storage import Storage, join
@@ -35,13 +35,23 @@ def find_published(job: PublishedJob, storage: Storage) -> Published:
             f"the result of {job.name} was removed after that job was complete: put it back, or run {job.name} again "
             "and create this job anew",
         )
-    if hashlib.sha256(data).hexdigest() != job.manifest_sha256:
+    found = hashlib.sha256(data).hexdigest()
+    if found != job.manifest_sha256:
         raise _lost(
             uri,
-            f"the result of {job.name} was replaced after that job was complete, its SHA-256 differs: put the old one "
-            "back, or create this job anew to build on what is there",
+            f"the result of {job.name} was replaced after that job was complete: its manifest has SHA-256 {found} "
+            f"instead of {job.manifest_sha256}; put the old one back, or create this job anew to build on what is "
+            "there",
         )
     return Published(uri, _digests(uri, data))
+
+
+def require_parents(config: JobConfig, storage: Storage) -> None:
+    """Refuses a job whose parents' results are not those that their status proved, also where it reads no file of
+    theirs: its lineage names them."""
+    for job in (config.parent, config.reward_job):
+        if job:
+            find_published(job, storage)
 
 
 def look_for_published(uri: str, storage: Storage) -> Published | None:

@@ -1,6 +1,5 @@
 """From a completed training to what is told of it: the record behind the report, the status and the lineage."""
 
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -17,6 +16,7 @@ from finetune_trainer.gate_plan import Quantised
 from finetune_trainer.inputs import Inputs
 from finetune_trainer.lineage import build_lineage, library_versions, status_lineage
 from finetune_trainer.model import describe_device, peak_memory_bytes
+from finetune_trainer.openlineage import write_lineage
 from finetune_trainer.progress import Reporter
 from finetune_trainer.report.document import RunRecord
 from finetune_trainer.report.record import (
@@ -152,6 +152,9 @@ def build_result(inputs: Inputs, record: RunRecord, reporter: Reporter) -> Repor
             initial_adapter_sha256=inputs.initial_adapter.sha256 if inputs.initial_adapter else None,
         ),
     )
+    rows_read = [str(source["uri"]) for source in inputs.rows.summary.get("sources", [])]
+    config_file = config_yaml(config, record.settings, rows_read)
+    (inputs.result / Artifact.CONFIG).write_text(config_file, encoding="utf-8")
     lineage = build_lineage(
         config,
         result,
@@ -160,10 +163,10 @@ def build_result(inputs: Inputs, record: RunRecord, reporter: Reporter) -> Repor
         dataset=inputs.rows.summary,
         device=record.machine.device,
         initial_adapter_uri=inputs.initial_adapter.uri if inputs.initial_adapter else None,
+        config_file=config_file,
+        seconds=record.machine.seconds,
     )
-    (inputs.result / Artifact.LINEAGE).write_text(json.dumps(lineage, indent=2) + "\n", encoding="utf-8")
-    rows_read = [str(source["uri"]) for source in inputs.rows.summary.get("sources", [])]
-    (inputs.result / Artifact.CONFIG).write_text(config_yaml(config, record.settings, rows_read), encoding="utf-8")
+    write_lineage(lineage, inputs.result)
     return result
 
 

@@ -131,6 +131,10 @@ CONDITIONS: dict[str, Condition] = {
     "self.tuning.method in ['LoRA', 'QLoRA']": lambda spec: (
         spec.resources.ranks == 1 or spec.objective != "DPO" or spec.tuning.method in {"LoRA", "QLoRA"}
     ),
+    "(self.mode == 'Offline') != has(self.secretRef)": lambda wandb: (
+        (wandb.mode == "Offline") != (wandb.secret_ref is not None)
+    ),
+    "self.mode != 'Offline' || !has(self.baseUrl)": lambda wandb: wandb.mode != "Offline" or wandb.base_url is None,
     r"!self.matches('(^|/)[.][.]?(/|$)')": lambda uri: not {".", ".."} & set(uri.split("/")),
 }
 

@@ -55,6 +55,7 @@ from finetune_trainer.rewards import ComputedRewards, Judge, Scorer
 from finetune_trainer.sharding import is_sharded
 from finetune_trainer.stop import StopFlag
 from finetune_trainer.storage import Storage
+from finetune_trainer.tracking import track
 from finetune_trainer.world import ALONE, AgreedStop, World
 
 logger = logging.getLogger(__name__)
@@ -68,8 +69,12 @@ def train(config: JobConfig, storage: Storage, workspace: Path, reporter: Report
     inputs = load_inputs(config, storage, workspace, reporter, stop)
     device = find_device()
     checkpoints = checkpoints_of(inputs, storage, reporter, stop)
-    trained = train_within_memory(inputs, device, reporter, stop, checkpoints)
-    return finish(inputs, trained, device, storage, reporter, stop=stop)
+    with track(inputs, reporter, stop) as trackers:
+        trained = train_within_memory(inputs, device, reporter, stop, checkpoints)
+        trackers.settle()
+        report = finish(inputs, trained, device, storage, reporter, stop=stop)
+        trackers.published(report)
+    return report
 
 
 def train_along(
@@ -83,14 +88,20 @@ def train_along(
     device = find_device(world)
     checkpoints = checkpoints_of(inputs, storage, reporter, stop)
     settings = share_out(finalise(config.resolved or Resolved(), device), world.size)
-    try:
-        trained = train_once(inputs, settings, device, reporter, stop, checkpoints=checkpoints, world=world)
-    except torch.OutOfMemoryError as error:  # the others wait in the middle of a step: none tries again
-        told = f"rank {world.rank} is out of GPU memory: lower hyperparameters.perDeviceTrainBatchSize or maxLength"
-        raise TrainerError(ExitCode.GPU_OUT_OF_MEMORY, f"{told}, or set gradientCheckpointing true") from error
-    world.part(work_beat(reporter, stop))
-    (workspace / PARTED).touch()
-    return finish(inputs, trained, device, storage, reporter, stop=stop) if world.is_first else None
+    with track(inputs, reporter, stop, is_first=world.is_first) as trackers:
+        try:
+            trained = train_once(inputs, settings, device, reporter, stop, checkpoints=checkpoints, world=world)
+        except torch.OutOfMemoryError as error:  # the others wait in the middle of a step: none tries again
+            told = f"rank {world.rank} is out of GPU memory: lower hyperparameters.perDeviceTrainBatchSize or maxLength"
+            raise TrainerError(ExitCode.GPU_OUT_OF_MEMORY, f"{told}, or set gradientCheckpointing true") from error
+        world.part(work_beat(reporter, stop))
+        (workspace / PARTED).touch()
+        if not world.is_first:
+            return None
+        trackers.settle()
+        report = finish(inputs, trained, device, storage, reporter, stop=stop)
+        trackers.published(report)
+        return report
 
 
 def checkpoints_of(inputs: Inputs, storage: Storage, reporter: Reporter, stop: StopFlag) -> Checkpoints:

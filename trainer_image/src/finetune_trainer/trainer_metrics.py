@@ -30,6 +30,9 @@ class TrainerMetrics:
         self._heartbeats = Counter("finetune_trainer_heartbeats", "Signs of life", registry=self._registry)
         self._bytes = Counter("finetune_trainer_transferred_bytes", "Bytes moved", registry=self._registry)
         self._tokens = Counter("finetune_trainer_tokens", "Trained input tokens", registry=self._registry)
+        self._tracker_failures = Counter(
+            "finetune_trainer_tracker_failures", "Tries in which a tracker took nothing", registry=self._registry
+        )
         self._step_seconds = Histogram(
             "finetune_trainer_step_seconds", "Time of an optimiser step", buckets=STEP_BUCKETS, registry=self._registry
         )
@@ -44,6 +47,10 @@ class TrainerMetrics:
     def count_tokens(self, tokens: int) -> None:
         """Count trained tokens."""
         self._tokens.inc(tokens)
+
+    def count_tracker_failure(self) -> None:
+        """Count a try in which a tracker took nothing."""
+        self._tracker_failures.inc()
 
     def update(self, progress: Mapping[str, object], metrics: Mapping[str, object]) -> None:
         """Set the gauges that are given."""

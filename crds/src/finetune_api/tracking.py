@@ -1,0 +1,75 @@
+"""Where the figures of a training are sent while it runs, and what may be kept beside the result."""
+
+from enum import StrEnum
+from typing import Annotated
+
+from pydantic import ConfigDict, StringConstraints
+
+from finetune_api.blocks import Block, Endpoint, SecretRef, cel, rules
+
+Name = Annotated[str, StringConstraints(min_length=1, max_length=250, pattern=r"^[^\x00-\x1f\x7f]+$")]
+Slug = Annotated[str, StringConstraints(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9_.-]+$")]
+
+
+class WandbMode(StrEnum):
+    """Whether figures are sent to W&B while training."""
+
+    ONLINE = "Online"
+    OFFLINE = "Offline"
+
+
+class MlflowTracking(Block):
+    """A run of an MLflow tracking server."""
+
+    uri: Endpoint
+    """URL of the tracking server, for example `http://mlflow.mlflow:5000`."""
+    experiment: Name
+    """Name of the experiment; it is created where there is none (at most 250 characters)."""
+    run_name: Name | None = None
+    """Name of the run (at most 250 characters). Default: namespace and name of the job."""
+    credentials_secret_ref: SecretRef | None = None
+    """Secret with the keys `MLFLOW_TRACKING_USERNAME` and `MLFLOW_TRACKING_PASSWORD`, or `MLFLOW_TRACKING_TOKEN`; and,
+    optionally, `ca.crt`, the authority (PEM) of the server. Default: no credentials, the image's authorities."""
+
+
+class WandbTracking(Block):
+    """A run of Weights & Biases."""
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            cel(
+                "(self.mode == 'Offline') != has(self.secretRef)",
+                "mode Online needs the key of an account, mode Offline sends nothing: set secretRef with Online, "
+                "remove it with Offline",
+                ".secretRef",
+            ),
+            cel(
+                "self.mode != 'Offline' || !has(self.baseUrl)",
+                "baseUrl has no effect with mode Offline: remove it, and name the server with `wandb sync`",
+                ".baseUrl",
+            ),
+        )
+    )
+
+    project: Slug
+    """Project of the run (at most 128 characters)."""
+    entity: Slug | None = None
+    """User or team that the project belongs to (at most 128 characters). Default: the key's own."""
+    mode: WandbMode = WandbMode.ONLINE
+    """`Online` sends figures while training. `Offline` sends nothing: the run is published under `wandb/`, for
+    `wandb sync`. Default: `Online`."""
+    base_url: Endpoint | None = None
+    """URL of a W&B server of your own. Default: `https://api.wandb.ai`."""
+    secret_ref: SecretRef | None = None
+    """Secret with the key `WANDB_API_KEY`; needed with mode `Online`."""
+
+
+class Tracking(Block):
+    """Trackers that are told of the training. One that cannot be reached never fails the job, nor holds it up."""
+
+    mlflow: MlflowTracking | None = None
+    """A run of an MLflow tracking server; later attempts go on with it. Default: none."""
+    wandb: WandbTracking | None = None
+    """A run of Weights & Biases; later attempts go on with it. Default: none."""
+    tensorboard: bool = False
+    """Publish event files for TensorBoard under `tensorboard/`. Default: false."""

@@ -1,0 +1,193 @@
+"""Runs in a real MLflow server and real W&B files, over several attempts of one job."""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from trackers import Mlflow, refusing_server, silent_server
+
+from finetune_api.handoff import JobConfig, config_sha256
+from finetune_api.spec import FineTuneJobSpec
+from finetune_api.status import Resolved
+from finetune_api.tracking import MlflowTracking, WandbTracking
+from finetune_trainer.progress import Reporter
+from finetune_trainer.tracking.follower import Ending, Follower
+from finetune_trainer.tracking.mlflow import MlflowRun
+from finetune_trainer.tracking.wandb import WandbRun
+
+SPEC = FineTuneJobSpec.model_validate(
+    {
+        "objective": "Chat",
+        "model": {"uri": "s3://bucket/model"},
+        "dataset": {"train": {"uri": "s3://bucket/rows.jsonl"}},
+        "output": {"uri": "s3://bucket/out"},
+    }
+)
+
+
+def job(uid: str) -> JobConfig:
+    return JobConfig(namespace="team", name="job", uid=uid, config_sha256=config_sha256(SPEC), spec=SPEC)
+
+
+def lines(steps: range) -> str:
+    return "".join(json.dumps({"kind": "train", "step": step, "loss": 10.0 - step}) + "\n" for step in steps)
+
+
+def reporter() -> Reporter:
+    made = Reporter("uid")
+    made.update(resolved=Resolved(method="LoRA", learning_rate=1e-4, seed=7))
+    return made
+
+
+def follow(run: Any, path: Path, ending: Ending, known: dict[str, str] | None = None) -> Reporter:
+    """One attempt, from its start to its end."""
+    told = reporter()
+    follower = Follower(run, path, told)
+    follower.start()
+    follower.remember(known or {})
+    follower.ask_to_end(ending)
+    assert follower.wait(60)
+    return told
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mlflow]:
+    server = Mlflow(tmp_path_factory.mktemp("mlflow"))
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def mlflow(server: Mlflow, tmp_path: Path) -> Callable[[str], MlflowRun]:
+    def make(uid: str) -> MlflowRun:
+        return MlflowRun(job(uid), MlflowTracking(uri=server.uri, experiment=uid, run_name="mine"), tmp_path)
+
+    return make
+
+
+def test_mlflow_has_figures_settings_and_where_it_all_is(
+    server: Mlflow, mlflow: Callable[[str], MlflowRun], tmp_path: Path
+) -> None:
+    (tmp_path / "m").write_text(lines(range(1, 4)))
+    told = follow(mlflow("one"), tmp_path / "m", Ending.FINISHED, {"manifest_sha256": "f" * 64})
+    assert told.snapshot().progress.note is None
+    (run,) = server.runs("one")
+    assert (run["info"]["status"], run["info"]["run_name"]) == ("FINISHED", "mine")
+    assert server.history(run, "train/loss") == [(1, 9.0), (2, 8.0), (3, 7.0)]
+    assert {one["key"]: one["value"] for one in run["data"]["params"]}["learningRate"] == "0.0001"
+    tags = {one["key"]: one["value"] for one in run["data"]["tags"]}
+    assert tags["finetune.job_uid"] == "one"
+    assert tags["finetune.manifest_sha256"] == "f" * 64
+    assert tags["finetune.base_model"] == "s3://bucket/model"
+
+
+def test_a_later_attempt_goes_on_with_the_run_and_tells_no_step_twice(
+    server: Mlflow, mlflow: Callable[[str], MlflowRun], tmp_path: Path
+) -> None:
+    (tmp_path / "m").write_text(lines(range(1, 4)))
+    follow(mlflow("two"), tmp_path / "m", Ending.STOPPED)
+    assert [run["info"]["status"] for run in server.runs("two")] == ["SCHEDULED"]
+    (tmp_path / "m").write_text(lines(range(1, 6)))
+    follow(mlflow("two"), tmp_path / "m", Ending.FAILED)
+    (run,) = server.runs("two")
+    assert run["info"]["status"] == "FAILED"
+    assert [step for step, _ in server.history(run, "train/loss")] == [1, 2, 3, 4, 5]
+
+
+def test_what_was_trained_while_mlflow_was_down_is_told_when_it_is_back(
+    server: Mlflow, mlflow: Callable[[str], MlflowRun], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("finetune_trainer.tracking.follower.PAUSE", 0.1)
+    told, path = reporter(), tmp_path / "m"
+    path.write_text(lines(range(1, 3)))
+    follower = Follower(mlflow("three"), path, told)
+    follower.start()
+    wait_until(lambda: bool(server.runs("three")) and len(server.history(server.runs("three")[0], "train/loss")) == 2)
+    server.stop()
+    with path.open("a") as file:
+        file.write(lines(range(3, 6)))
+    wait_until(lambda: "does not answer" in (told.snapshot().progress.note or ""))
+    server.start()
+    wait_until(lambda: told.snapshot().progress.note == "MLflow is told again")
+    follower.ask_to_end(Ending.FINISHED)
+    assert follower.wait(60)
+    (run,) = server.runs("three")
+    assert [step for step, _ in server.history(run, "train/loss")] == [1, 2, 3, 4, 5]
+
+
+def wait_until(is_so: Callable[[], bool]) -> None:
+    ends = time.monotonic() + 120
+    while not is_so():
+        assert time.monotonic() < ends
+        time.sleep(0.1)
+
+
+def records_of(data: bytes) -> Iterator[bytes]:
+    """The records of a file of less than one block: after seven bytes each has checksum, length, type and content."""
+    assert data[:4] == b":W&B"
+    at = 7
+    while at + 7 <= min(len(data), 32768):
+        length = int.from_bytes(data[at + 4 : at + 6], "little")
+        yield data[at + 7 : at + 7 + length]
+        at += 7 + length
+
+
+def test_an_offline_run_of_wandb_is_a_file_that_its_reader_knows(tmp_path: Path) -> None:
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    (tmp_path / "m").write_text(lines(range(1, 4)))
+    run = WandbRun(job("uid-1"), WandbTracking(project="p", mode="Offline"), tmp_path / "wandb", tmp_path)
+    assert follow(run, tmp_path / "m", Ending.FINISHED).snapshot().progress.note is None
+    run.collect(tmp_path / "published")
+    (file,) = (tmp_path / "published").rglob("*.wandb")
+    assert file.parent.name.startswith("offline-run-")
+    losses = {}
+    for data in records_of(file.read_bytes()):
+        record = Record()
+        record.ParseFromString(data)
+        values = {item.key or item.nested_key[0]: item.value_json for item in record.history.item}
+        if "train/loss" in values:
+            losses[record.history.step.num] = float(values["train/loss"])
+    assert losses == {1: 9.0, 2: 8.0, 3: 7.0}
+
+
+@pytest.mark.parametrize("key", [None, "k" * 40])
+def test_wandb_without_a_key_or_an_answer_fails_nothing(tmp_path: Path, key: str | None) -> None:
+    (tmp_path / "m").write_text(lines(range(1, 4)))
+    if key:
+        (tmp_path / "WANDB_API_KEY").write_text(key)
+    with silent_server() as uri:
+        asked = WandbTracking(project="p", base_url=uri, secret_ref={"name": "w"})
+        run, told = WandbRun(job("uid-2"), asked, tmp_path / "wandb", tmp_path), reporter()
+        follower = Follower(run, tmp_path / "m", told)
+        follower.start()
+        if key:
+            wait_until(lambda: run._process is not None)
+        follower.ask_to_end(Ending.STOPPED)
+        began = time.monotonic()
+        follower.wait(2.0)
+        follower.leave()
+        assert time.monotonic() - began < 3
+        assert follower.wait(10)
+    note = told.snapshot().progress.note or ""
+    assert "W&B" in note
+    assert (key or "WANDB_API_KEY") not in note or key is None
+
+
+def test_a_key_that_wandb_refuses_is_told_with_what_to_check(tmp_path: Path) -> None:
+    (tmp_path / "m").write_text(lines(range(1, 4)))
+    (tmp_path / "WANDB_API_KEY").write_text("k" * 40)
+    with refusing_server(401) as (uri, asked):
+        server = WandbTracking(project="p", base_url=uri, secret_ref={"name": "w"})
+        told = reporter()
+        follower = Follower(WandbRun(job("uid-3"), server, tmp_path / "wandb", tmp_path), tmp_path / "m", told)
+        follower.start()
+        wait_until(lambda: "check tracking.wandb and its Secret" in (told.snapshot().progress.note or ""))
+        follower.ask_to_end(Ending.STOPPED)
+        follower.leave()
+    assert "/graphql" in asked
+    assert "k" * 40 not in told.snapshot().model_dump_json()

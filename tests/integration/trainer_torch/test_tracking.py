@@ -1,0 +1,49 @@
+"""A real training that tells trackers, one of which never answers."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from trackers import silent_server
+from training_bench import HYPERPARAMETERS, Bench
+
+from finetune_api.handoff import Manifest, Outcome
+from finetune_trainer.storage import sha256_file
+from finetune_trainer.tracking.tensorboard import write_events
+from finetune_trainer.verify_published import verify_result
+
+MakeBench = Callable[..., Bench]
+SHORT = {"hyperparameters": HYPERPARAMETERS | {"maxSteps": 6}}
+WEIGHTS = "adapter/adapter_model.safetensors"
+
+
+def test_trackers_change_neither_the_weights_nor_the_end_of_a_job(make_bench: MakeBench) -> None:
+    plain = make_bench(**SHORT)
+    plain.run()
+    with silent_server() as uri:
+        asked: dict[str, Any] = {
+            "mlflow": {"uri": uri, "experiment": "e"},
+            "wandb": {"project": "p", "mode": "Offline"},
+            "tensorboard": True,
+        }
+        tracked = make_bench(**SHORT, tracking=asked)
+        report = tracked.run()
+    assert report.outcome is Outcome.PUBLISHED
+    assert sha256_file(tracked.output / WEIGHTS) == sha256_file(plain.output / WEIGHTS)
+    manifest = Manifest.model_validate_json((tracked.output / "manifest.json").read_bytes())
+    folders = {file.path.split("/")[0] for file in manifest.files}
+    assert {"tensorboard", "wandb"} <= folders
+    assert verify_result("s3://bucket/output", tracked.storage).faults == []
+    assert tracked.reporter.snapshot().progress.note == "MLflow was not told of everything"
+
+
+def test_tensorboard_itself_reads_every_figure(tmp_path: Path) -> None:
+    lines = [{"kind": "train", "step": step, "loss": 3.0 - step, "seconds": 0.5} for step in (1, 2)]
+    lines.append({"kind": "eval", "step": 2, "loss": 2.25})
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    write_events(tmp_path / "metrics.jsonl", tmp_path / "tensorboard")
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [(one.step, one.value) for one in events.Scalars("train/loss")] == [(1, 2.0), (2, 1.0)]
+    assert [(one.step, one.value) for one in events.Scalars("eval/loss")] == [(2, 2.25)]
