@@ -6,12 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from finetune_api.handoff import ExitCode, JobConfig
+from finetune_trainer.base_facts import read_licence
 from finetune_trainer.encodings import UNTRAINED, Encoded, EncodedLabelled, EncodedPair, EncodedPrompt, Sample
 from finetune_trainer.errors import TrainerError
+from finetune_trainer.hub import model_location
 from finetune_trainer.initial_adapter import InitialAdapter, fetch_initial_adapter
 from finetune_trainer.labels import Labeler, load_labeler
 from finetune_trainer.model_files import fetch_model, pin_as_checked
 from finetune_trainer.progress import Reporter, transfer_beat, work_beat
+from finetune_trainer.report.record import Licence
 from finetune_trainer.reward_source import RewardFolders, fetch_reward_model
 from finetune_trainer.samples import Rows, encode_rows, evaluated, fetch_rows
 from finetune_trainer.stop import StopFlag
@@ -31,6 +34,8 @@ class Inputs:
     workspace: Path
     initial_adapter: InitialAdapter | None = None
     reward: RewardFolders | None = None
+    licence: Licence | None = None
+    """What the base model's own card states."""
 
     @property
     def result(self) -> Path:
@@ -67,6 +72,7 @@ def load_inputs(config: JobConfig, storage: Storage, workspace: Path, reporter: 
     model = fetch_model(config, storage, workspace / "model", on_bytes)
     adapter = fetch_initial_adapter(config, storage, workspace / "initial-adapter", on_bytes)
     reward = fetch_reward_model(config, storage, workspace, model, on_bytes)
+    licence = read_licence(model_location(config.spec.model), storage)
     labeler = load_labeler(model, config.spec.model.uri)
     objective, longest = config.spec.objective.value, config.spec.hyperparameters.max_length
     held_out = evaluated(rows.validation, config.spec.hyperparameters.seed)
@@ -74,7 +80,7 @@ def load_inputs(config: JobConfig, storage: Storage, workspace: Path, reporter: 
     validation = encode_rows(held_out, labeler, objective, longest, on_rows)
     if not samples:
         raise TrainerError(ExitCode.DATASET_UNUSABLE, "no row gives a token to train on; see status.dataset")
-    return Inputs(config, model, rows, labeler, samples, validation, workspace, adapter, reward)
+    return Inputs(config, model, rows, labeler, samples, validation, workspace, adapter, reward, licence)
 
 
 def as_text(sample: Sample) -> Encoded:
