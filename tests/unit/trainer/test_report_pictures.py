@@ -7,7 +7,20 @@ from finetune_api.objectives import Objective
 from finetune_trainer.lengths import Lengths
 from finetune_trainer.report.curves import curve_table
 from finetune_trainer.report.data_tables import histogram_table
-from finetune_trainer.report.pictures import bucket_size, curves_svg, darkened, lengths_svg, panels_of
+from finetune_trainer.report.pictures import (
+    BEST,
+    DARK,
+    FAINT,
+    HELD_OUT,
+    INK,
+    LINE,
+    PAPER,
+    bucket_size,
+    curves_svg,
+    darkened,
+    lengths_svg,
+    panels_of,
+)
 from finetune_trainer.report.record import History, TrainPoint
 
 
@@ -62,3 +75,18 @@ def test_the_histogram_is_a_table_with_bars() -> None:
     assert lines[2].split("|")[1:5] == [" 1 to 10  ", " 4    ", " 66.7 % ", " ████████████████████████ "]
     assert lines[4].split("|")[1].strip() == "21 to 95"
     assert histogram_table(()) == ""
+
+
+def luminance(colour: str) -> float:
+    parts = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+    linear = [part / 12.92 if part <= 0.03928 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return sum(part * weight for part, weight in zip(linear, (0.2126, 0.7152, 0.0722), strict=True))
+
+
+def test_texts_and_lines_can_be_told_from_their_ground_by_day_and_by_night() -> None:
+    """4.5 for texts and 3 for lines, as WCAG asks."""
+    for colours in ({one: one for one in DARK}, DARK):
+        paper = luminance(colours[PAPER])
+        for colour, least in ((INK, 4.5), (FAINT, 4.5), (LINE, 3), (HELD_OUT, 3), (BEST, 3)):
+            low, high = sorted((paper, luminance(colours[colour])))
+            assert (high + 0.05) / (low + 0.05) >= least, (colours[colour], colours[PAPER])

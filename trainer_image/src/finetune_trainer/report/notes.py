@@ -36,7 +36,8 @@ def story(resumed_from: Sequence[int], attempt: int) -> str:
     which = f" This was attempt {attempt} of the job." if attempt > 1 else ""
     if not resumed_from:
         return f"The training ran **in one go**: no checkpoint was resumed.{which}"
-    times = "once" if len(resumed_from) == 1 else f"{len(resumed_from)} times"
+    many = len(resumed_from)
+    times = {1: "once", 2: "twice"}.get(many, f"{many} times")
     *others, last = [str(step) for step in resumed_from]
     steps = f"step {last}" if not others else f"steps {', '.join(others)} and {last}"
     return (
