@@ -46,6 +46,14 @@ def test_nothing_that_acts_and_is_not_seen_is_left(show: object) -> None:
     assert not ACTS.search(show(ALL_HOSTILE).replace("\n", ""))  # type: ignore[operator]
 
 
+def test_versions_and_names_stay_readable() -> None:
+    assert [text.inline(one) for one in ("3.11.2", "torch 2.13.0+cpu", "NVIDIA H100 80GB")] == [
+        "3.11.2",
+        "torch 2.13.0\\+cpu",
+        "NVIDIA H100 80GB",
+    ]
+
+
 def test_bare_links_are_no_links_on_a_git_host() -> None:
     assert text.inline("https://evil.example www.evil.example") == "https\\://evil.example www\\.evil.example"
 

@@ -23,6 +23,8 @@ FigureOf = Callable[[TrainPoint], float | None]
 MOST_POINTS = 500
 """Steps that a line shows one by one; of more, each point is the mean of several, and a band their range."""
 MOST_RESUMES = 20
+MOST_INTERVALS = 25
+"""Intervals that are drawn; of more evaluations every so many has its own, evenly."""
 
 INK, FAINT, FRAME, LINE, HELD_OUT, BEST, PAPER = (
     "#1b2733", "#5b6875", "#d5dbe1", "#1f6feb", "#c2510c", "#2e7d4f", "#fefefe",
@@ -60,7 +62,7 @@ class Panel:
     """Step, figure and standard error of each evaluation."""
 
 
-LEARNING_RATE = Panel("Learning rate", "per step", lambda point: point.learning_rate)
+LEARNING_RATE = Panel("Learning rate", "no unit", lambda point: point.learning_rate)
 GRADIENT = Panel("Gradient norm, before clipping", "Euclidean norm", lambda point: point.grad_norm)
 THROUGHPUT = Panel("Throughput", "tokens per second", lambda point: point.tokens_per_second)
 OF_ANSWERS = (
@@ -69,7 +71,7 @@ OF_ANSWERS = (
     Panel("Groups whose answers all earn the same", "share", lambda point: point.flat_share),
 )
 OF_PAIRS = (
-    Panel("Margin, training", "reward of the preferred less the others", lambda point: point.reward_margin),
+    Panel("Margin, training", "preferred less others", lambda point: point.reward_margin),
     Panel("Accuracy, training", "share of pairs", lambda point: point.reward_accuracy),
 )
 
@@ -162,7 +164,7 @@ def _draw(axes: Axes, panel: Panel, history: History, best_step: int | None) -> 
     steps, means = [bucket[0] for bucket in buckets], [bucket[1] for bucket in buckets]
     if bucket_size(history) > 1:
         lows, highs = [bucket[2] for bucket in buckets], [bucket[3] for bucket in buckets]
-        axes.fill_between(steps, lows, highs, color=LINE, alpha=0.22, linewidth=0)
+        axes.fill_between(steps, lows, highs, color=LINE, alpha=0.3, linewidth=0.6)
     axes.plot(steps, means, color=LINE, label="training", marker="o" if len(means) == 1 else "")
     if panel.held_out is not None:
         _draw_held_out(axes, panel.held_out)
@@ -182,8 +184,9 @@ def _draw_held_out(axes: Axes, points: Sequence[tuple[int, float, float | None]]
     steps, values, errors = zip(*shown, strict=True)
     spread = [NORMAL_95 * (error or 0.0) for error in errors]
     axes.errorbar(
-        steps, values, yerr=spread if any(spread) else None, label="held-out rows", color=HELD_OUT, marker="o",
-        markersize=3.5 if len(shown) <= 40 else 0, elinewidth=0.8,
+        steps, values, yerr=spread if any(spread) else None, label="held out", color=HELD_OUT, marker="o",
+        markersize=3.5 if len(shown) < 2 * MOST_INTERVALS else 0, elinewidth=0.8,
+        errorevery=max(1, len(shown) // MOST_INTERVALS),
     )  # fmt: skip
 
 
@@ -191,7 +194,7 @@ def _finish(axes: Axes, title: str, across: str, up: str) -> None:
     axes.set_title(title)
     axes.set_xlabel(across)
     axes.set_ylabel(up)
-    axes.yaxis.set_major_formatter(lambda value, _: f"{value:.6g}")
+    axes.yaxis.set_major_formatter(_tick)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
 
 
@@ -206,6 +209,14 @@ def _buckets(history: History, figure_of: FigureOf) -> Iterator[tuple[float, flo
             yield middle, statistics.fmean(found), min(found), max(found)
         else:
             yield middle, math.nan, math.nan, math.nan
+
+
+def _tick(value: float, at: int | None = None) -> str:
+    """Short also where it is small: there is room for seven characters."""
+    if value and abs(value) < 1e-3:
+        digits, _, exponent = f"{value:.3e}".partition("e")
+        return f"{float(digits):g}e{int(exponent)}"
+    return f"{value:.6g}"
 
 
 def _draw_lengths(axes: Axes, histogram: Sequence[tuple[int, int]], max_length: int | None) -> None:

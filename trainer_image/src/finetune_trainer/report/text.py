@@ -10,8 +10,8 @@ CONTROL = re.compile(
 """What acts and is not seen: escapes, directions, tags. Joiners of characters stay, for scripts need them."""
 SURROGATE = re.compile("[\ud800-\udfff]")
 MARKDOWN = re.compile(r"([\\`*_{}\[\]<>()#+!|~&$@]|:(?=//)|(?<=www)\.)", re.IGNORECASE)
-LINE_START = re.compile(r"^(\d*)([-=.])")
-"""What would begin a list or underline a heading; a number with `)` is escaped already."""
+LINE_START = re.compile(r"^(\d+(?=\.(?:\s|$))|(?=[-=]))")
+"""Before what would begin a list or underline a heading; a number with `)` is escaped already."""
 LONGEST_INLINE = 300
 LONGEST_CODE = 1100
 """Longer than any URI of the API."""
@@ -30,7 +30,7 @@ def inline(value: object) -> str:
     """One line in which Markdown, HTML, bare links and terminal escapes are inert."""
     flat = " ".join(clean(value).split())
     escaped = MARKDOWN.sub(r"\\\1", _cut(flat, LONGEST_INLINE))
-    return LINE_START.sub(r"\1\\\2", escaped)
+    return LINE_START.sub(r"\1\\", escaped)
 
 
 def code(value: object) -> str:
