@@ -211,7 +211,7 @@ def _buckets(history: History, figure_of: FigureOf) -> Iterator[tuple[float, flo
             yield middle, math.nan, math.nan, math.nan
 
 
-def _tick(value: float, at: int | None = None) -> str:
+def _tick(value: float, _place: float) -> str:
     """Short also where it is small: there is room for seven characters."""
     if value and abs(value) < 1e-3:
         digits, _, exponent = f"{value:.3e}".partition("e")
