@@ -62,6 +62,10 @@ requirements: setup ## Resolve and hash the pinned requirements again
 generate: setup ## Write the generated files: CRD, chart copy, field reference
 	$(BIN)/python -m finetune_api.crd
 
+.PHONY: report-picture
+report-picture: setup browser ## Take the picture of a report that the documentation shows
+	$(BIN)/python tests/fixtures/report_picture.py docs/report.png
+
 # --- checks -----------------------------------------------------------------
 
 .PHONY: lint
@@ -84,7 +88,7 @@ unit: setup ## Unit tests: seconds, no network
 	$(BIN)/pytest -n $(WORKERS) --dist loadfile tests/unit
 
 .PHONY: integration
-integration: setup binaries mlflow ## Integration tests: a real API server, a real S3 server, real training of a tiny model
+integration: setup binaries mlflow browser ## Integration tests: a real API server, S3 server, browser and MLflow server, real training of a tiny model
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadfile tests/integration
 
 .PHONY: e2e
@@ -97,7 +101,7 @@ test: lint types unit integration e2e ## Everything: lint, types, unit, integrat
 
 .PHONY: bench
 bench: setup ## Speed of the data front door and of training, as ratios to other ways (apart from `make test`)
-	for script in check_data training_speed; do $(BIN)/python tests/bench/$$script.py; done
+	for script in check_data training_speed report_speed; do $(BIN)/python tests/bench/$$script.py; done
 
 KILLS ?= 200
 TRAINER_KILLS ?= 20
@@ -112,6 +116,10 @@ chaos: setup ## Kill operator and trainers on a real cluster, up to an hour (KIL
 	  --kills $(KILLS) --trainer-kills $(TRAINER_KILLS) --evictions $(EVICTIONS) --jobs $(JOBS) $(CHAOS_ARGS)
 
 # --- cluster and demo -------------------------------------------------------
+
+.PHONY: browser
+browser: setup
+	$(BIN)/python tests/fixtures/browser.py
 
 .PHONY: binaries
 binaries: setup

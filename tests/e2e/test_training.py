@@ -155,8 +155,9 @@ def test_the_deliverables_are_there_and_the_manifest_proves_them(
 ) -> None:
     keys = set(bench.keys(bench.uri("out/qlora")))
     assert keys >= {
-        "owner.json", "manifest.json", "lineage.json", "finetune_config.yaml", "finetune_report.md", "curves.png",
-        "metrics.jsonl", "adapter/adapter_config.json", "adapter/adapter_model.safetensors", "dataset/train.jsonl",
+        "owner.json", "manifest.json", "lineage.json", "finetune_config.yaml", "finetune_report.md", "report.html",
+        "curves.png", "metrics.jsonl", "adapter/adapter_config.json", "adapter/adapter_model.safetensors",
+        "dataset/train.jsonl",
     }  # fmt: skip
     config = yaml.safe_load(bench.read(results["qlora"]["artifacts"]["configUri"]))
     assert "QLoRA" in json.dumps(config)

@@ -16,10 +16,12 @@ from hub import Hub
 from tiny_model import make_tiny_model
 
 from finetune_api.handoff import ExitCode
+from finetune_trainer.base_facts import read_licence
 from finetune_trainer.base_model import check_model, is_model_file
 from finetune_trainer.errors import ObjectMissing, Stopped, StorageUnavailable, TrainerError
 from finetune_trainer.hub import Access, HubConnection, Kind, Repo
 from finetune_trainer.hub_storage import HubStorage
+from finetune_trainer.report.record import Licence
 from finetune_trainer.routed_storage import RoutedStorage
 from finetune_trainer.stop import StopFlag
 from finetune_trainer.storage import Entry, sha256_file
@@ -35,6 +37,7 @@ def repositories(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("hub")
     make_tiny_model(root / "models" / "acme" / "tiny")
     make_tiny_model(root / "models" / "acme" / "tiny@v1", seed=1)
+    (root / "models" / "acme" / "tiny@v1" / "README.md").write_text("---\nlicense: apache-2.0\n---\n# Tiny\n")
     rows = root / "datasets" / "acme" / "qa" / "data"
     rows.mkdir(parents=True)
     (rows / "train.jsonl").write_text('{"instruction": "1 + 1?", "output": "2"}\n')
@@ -336,3 +339,9 @@ def test_no_token_and_no_signed_address_is_logged(hub: Hub, tmp_path: Path) -> N
     assert hub.token not in out.getvalue()
     assert "hf_expired" not in out.getvalue()
     assert "Signature" not in out.getvalue()
+
+
+def test_the_licence_is_read_from_the_card_in_the_repository(hub: Hub) -> None:
+    storage = connect(hub)
+    assert read_licence(storage.pin(TINY, "v1"), storage) == Licence(("apache-2.0",))
+    assert read_licence(storage.pin(TINY, "main"), storage) is None

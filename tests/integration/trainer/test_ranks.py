@@ -142,9 +142,9 @@ def make_job(server: Any, bucket: str, root: Path, method: str, **blocks: Any) -
 
 
 def figures(job: Job) -> list[dict[str, Any]]:
-    """Every line of metrics.jsonl."""
+    """Every line of metrics.jsonl, but for those that tell of a resumed run."""
     data = job.storage.read(f"{job.config.output_key()}/{Artifact.METRICS}") or b""
-    return [json.loads(line) for line in data.splitlines()]
+    return [line for line in map(json.loads, data.splitlines()) if line["kind"] != "resume"]
 
 
 def weights(job: Job) -> dict[str, torch.Tensor]:

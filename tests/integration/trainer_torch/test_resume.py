@@ -94,11 +94,10 @@ def renewed(bench: Bench) -> Bench:
 
 
 def lines(bench: Bench) -> list[dict[str, Any]]:
-    """metrics.jsonl without what the clock says."""
+    """metrics.jsonl without what the clock says, and where the run was resumed."""
     text = (bench.output / "metrics.jsonl").read_text(encoding="utf-8")
-    return [
-        {name: value for name, value in json.loads(line).items() if name not in TIMES} for line in text.splitlines()
-    ]
+    found = [line for line in map(json.loads, text.splitlines()) if line["kind"] != "resume"]
+    return [{name: value for name, value in line.items() if name not in TIMES} for line in found]
 
 
 def weights(bench: Bench) -> dict[str, torch.Tensor]:

@@ -174,6 +174,14 @@ def test_the_manifest_covers_the_deliverables(published: Published) -> None:
     bench, _ = published
     manifest = json.loads((bench.output / "manifest.json").read_text(encoding="utf-8"))
     names = {file["path"] for file in manifest["files"]}
-    wanted = {"finetune_report.md", "curves.png", "metrics.jsonl", "lineage.json", "finetune_config.yaml"}
+    wanted = {
+        "finetune_report.md",
+        "report.html",
+        "curves.png",
+        "lengths.png",
+        "metrics.jsonl",
+        "lineage.json",
+        "finetune_config.yaml",
+    }
     assert wanted <= names
     assert Path("merged/model.safetensors").as_posix() in names

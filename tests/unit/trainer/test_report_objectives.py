@@ -155,7 +155,7 @@ def test_a_reward_models_report_says_how_it_scores_and_how_to_use_it(tmp_path: P
     assert "Chosen, score 1.5:\n\n    good" in report
     assert "Rejected, score -0.5:\n\n    bad" in report
     assert 'rewardModel: {uri: "s3://bucket/out/adapter"}' in report
-    assert "hf download owner/base --revision v1 --local-dir base" in report
+    assert "hf download owner/base --revision v1 \\\n      --local-dir base" in report
     assert "vllm" not in report
     front, body = card(tmp_path, "adapter")
     assert front["pipeline_tag"] == "text-classification"
@@ -179,7 +179,7 @@ def test_the_estimate_stands_beside_the_measured_peak(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("figures", "told"),
     [
-        ({"last": 0.35}, "Do not use this result"),
+        ({"last": 0.35}, "Do not use or publish this result"),
         ({"flat_share": 0.75}, r"75 % of the last quarter's groups"),
         ({"clipped_share": 0.5}, "Raise rlhf.maxCompletionLength"),
         ({"kl": 1.5}, "1.5 nats per token"),

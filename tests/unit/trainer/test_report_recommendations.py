@@ -56,7 +56,7 @@ def test_a_good_run_gets_no_recommendation(tmp_path: Path) -> None:
 
 def test_a_tuned_model_no_better_than_the_base_is_not_to_be_used(tmp_path: Path) -> None:
     told = advice(make_evidence(tmp_path, final=Measured(3.0, 100)))
-    assert told.startswith("Do not use this result")
+    assert told.startswith("Do not use or publish this result")
     assert "3 after training, 3 before" in told
 
 

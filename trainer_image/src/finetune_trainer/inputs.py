@@ -6,14 +6,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from finetune_api.handoff import ExitCode, JobConfig
+from finetune_trainer.base_facts import read_licence
 from finetune_trainer.encodings import UNTRAINED, Encoded, EncodedLabelled, EncodedPair, EncodedPrompt, Sample
 from finetune_trainer.errors import TrainerError
+from finetune_trainer.hub import model_location
 from finetune_trainer.initial_adapter import InitialAdapter, fetch_initial_adapter
 from finetune_trainer.labels import Labeler, load_labeler
 from finetune_trainer.lineage import combined_sha256, digest_folder
 from finetune_trainer.model_files import fetch_model, pin_as_checked
 from finetune_trainer.progress import Reporter, transfer_beat, work_beat
 from finetune_trainer.published_job import require_parents
+from finetune_trainer.report.record import Licence
 from finetune_trainer.reward_source import RewardFolders, fetch_reward_model
 from finetune_trainer.samples import Rows, encode_rows, evaluated, fetch_rows
 from finetune_trainer.stop import StopFlag
@@ -35,6 +38,8 @@ class Inputs:
     reward: RewardFolders | None = None
     model_files: Mapping[str, str] = field(default_factory=dict)
     """SHA-256 of each file of the base model, as it was when it was loaded."""
+    licence: Licence | None = None
+    """What the base model's own card states."""
 
     @property
     def base_sha256(self) -> str:
@@ -77,6 +82,7 @@ def load_inputs(config: JobConfig, storage: Storage, workspace: Path, reporter: 
     model = fetch_model(config, storage, workspace / "model", on_bytes)
     adapter = fetch_initial_adapter(config, storage, workspace / "initial-adapter", on_bytes)
     reward = fetch_reward_model(config, storage, workspace, model, on_bytes)
+    licence = read_licence(model_location(config.spec.model), storage)
     labeler = load_labeler(model, config.spec.model.uri)
     objective, longest = config.spec.objective.value, config.spec.hyperparameters.max_length
     held_out = evaluated(rows.validation, config.spec.hyperparameters.seed)
@@ -85,7 +91,7 @@ def load_inputs(config: JobConfig, storage: Storage, workspace: Path, reporter: 
     if not samples:
         raise TrainerError(ExitCode.DATASET_UNUSABLE, "no row gives a token to train on; see status.dataset")
     files = digest_folder(model, on_bytes)
-    return Inputs(config, model, rows, labeler, samples, validation, workspace, adapter, reward, files)
+    return Inputs(config, model, rows, labeler, samples, validation, workspace, adapter, reward, files, licence)
 
 
 def as_text(sample: Sample) -> Encoded:

@@ -1,9 +1,11 @@
 """How long rows are in tokens, before anything is cut off: what `maxLength` should be measured against."""
 
 from array import array
+from collections import Counter
 from dataclasses import dataclass, field
 
 ROUNDED_TO = 64
+CLASSES = 12
 
 
 @dataclass(slots=True)
@@ -41,9 +43,25 @@ class Lengths:
             "advisedMaxLength": round_up(nearly_all),
         }
 
+    def histogram(self) -> tuple[tuple[int, int], ...]:
+        """Classes of one width up to the 99th percentile and one for the rest: the longest of each, and its count."""
+        if not self.seen:
+            return ()
+        width = _round_width(-(-self.percentile(99) // CLASSES))
+        regular = max(1, -(-self.percentile(99) // width))
+        counts = Counter(min(max(tokens - 1, 0) // width, regular) for tokens in self.seen)
+        found = [((at + 1) * width, counts[at]) for at in range(regular)]
+        return (*found, (self.longest, counts[regular])) if counts[regular] else tuple(found)
+
     def _ranked(self, percents: tuple[int, ...]) -> list[int]:
         ordered = sorted(self.seen)
         return [ordered[min(len(ordered) - 1, len(ordered) * percent // 100)] if ordered else 0 for percent in percents]
+
+
+def _round_width(least: int) -> int:
+    """The next of 1, 2, 5, 10, 20, …"""
+    step = int("1" + "0" * (len(str(max(least, 1))) - 1))
+    return next(step * factor for factor in (1, 2, 5, 10) if step * factor >= least)
 
 
 def round_up(tokens: int) -> int:

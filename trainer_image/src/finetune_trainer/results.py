@@ -9,6 +9,7 @@ import torch
 
 from finetune_api.handoff import Artifact, Outcome, Report
 from finetune_api.status import DatasetStatus, EvaluationStatus, Resolved
+from finetune_trainer.base_facts import describe_base
 from finetune_trainer.config_file import config_yaml
 from finetune_trainer.encodings import EncodedPrompt, Sample
 from finetune_trainer.expected import unmet
@@ -102,6 +103,7 @@ def build_record(
         rewarded_answers=[one for one in trained.examples if isinstance(one, RewardedAnswer)],
         machine=machine,
         summary=inputs.rows.summary,
+        base=describe_base(inputs.model, inputs.labeler, inputs.licence, [answer.prompt for answer in trained.answers]),
     )
     return replace(record, evaluation=judged(record))
 

@@ -118,6 +118,7 @@ def describe(rows: Rows, samples: Sequence[Sample]) -> SampleStats:
         longest=lengths.longest,
         full_length_p99=full_lengths.percentile(99),
         desirable=sum(sample.desirable for sample in judged) if judged else None,
+        histogram=full_lengths.histogram(),
     )
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from finetune_trainer.report.text import code, inline, table
+from finetune_trainer.report.text import code, inline, percent, table
 
 MOST_FILES = 20
 SIDES = {"train": "training", "validation": "held out"}
@@ -43,3 +43,21 @@ def length_table(summary: Mapping[str, Any], max_length: int | None) -> str:
     ]
     header = ["tokens of", "median", "90 % up to", "99 % up to", "longest", "maxLength for 99 %", "maxLength"]
     return table(header, rows) if rows else ""
+
+
+def histogram_table(histogram: Sequence[tuple[int, int]]) -> str:
+    """How many training rows have which length, with bars for a terminal; empty where none were counted."""
+    total, most = sum(count for _, count in histogram), max((count for _, count in histogram), default=0)
+    first = [1, *(end + 1 for end, _ in histogram)]
+    rows = [
+        [f"{start} to {end}", str(count), percent(count / total), _bar(count, most)]
+        for start, (end, count) in zip(first, histogram, strict=False)
+    ]
+    return table(["tokens", "rows", "share", "beside the most frequent"], rows) if rows else ""
+
+
+def _bar(count: int, most: int) -> str:
+    """A bar of at most 24 blocks, in eighths."""
+    eighths = max(round(24 * 8 * count / most), 1 if count else 0)
+    whole, part = divmod(eighths, 8)
+    return "█" * whole + " ▏▎▍▌▋▊▉"[part].strip()

@@ -1,6 +1,6 @@
-"""finetune_report.md, curves.png and the adapter's model card, from one record of the run."""
+"""The report as Markdown and as a page, its pictures, and the model cards, from one record of the run."""
 
-import shlex
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,16 +10,23 @@ import jinja2
 
 from finetune_api.handoff import Artifact, JobConfig
 from finetune_api.objectives import Objective
+from finetune_api.spec import Method
 from finetune_api.status import DatasetStatus, EarlyStoppingStatus, EvaluationStatus, Resolved
 from finetune_trainer.data.rows import SENTENCES
-from finetune_trainer.hub import hub_name, is_hub_uri
-from finetune_trainer.report import text
-from finetune_trainer.report.curves import curve_table, draw_curves
-from finetune_trainer.report.data_tables import file_table, length_table
+from finetune_trainer.report import serving, text
+from finetune_trainer.report.curves import curve_table
+from finetune_trainer.report.data_tables import file_table, histogram_table, length_table
+from finetune_trainer.report.head import build_head
 from finetune_trainer.report.held_out import loss_table, reward_table, terms_of
+from finetune_trainer.report.merge_table import merge_context
+from finetune_trainer.report.model_card import front_matter
+from finetune_trainer.report.notes import licence_note, notes
+from finetune_trainer.report.page import Pictures, render_page
+from finetune_trainer.report.pictures import bucket_size, curves_svg, draw_curves, draw_lengths, lengths_svg
 from finetune_trainer.report.recommendations import Evidence, recommend
 from finetune_trainer.report.record import (
     Answer,
+    BaseFacts,
     History,
     Machine,
     Measured,
@@ -29,18 +36,12 @@ from finetune_trainer.report.record import (
     ScoreCheck,
     ScoredPair,
 )
-from finetune_trainer.validation import CLEAR_MARGIN, LARGEST_MEAN_KL, LEAST_AGREEMENT, largest_loss
+from finetune_trainer.report.serving import adapter_obstacles, servability_table
 
 TEMPLATES = Path(__file__).parent / "templates"
 PREVIEW_CHARACTERS = 1200
-TAGS = {
-    Objective.DPO: ["dpo"],
-    Objective.KTO: ["kto"],
-    Objective.REWARD_MODEL: ["reward-model"],
-    Objective.RLHF: ["rlhf"],
-    Objective.DOMAIN_ADAPTATION: ["continued-pretraining"],
-}
-"""A model card's tags, by which a hub finds models trained alike."""
+BRACKETS = str.maketrans("⟦⟧", "[]")
+"""So that a row cannot claim that something of it is trained."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,7 @@ class RunRecord:
     """What preflight wrote about the rows: `dataset/summary.json`."""
     evaluation: EvaluationStatus = field(default_factory=EvaluationStatus)
     """What the gates say."""
+    base: BaseFacts = field(default_factory=BaseFacts)
 
     @property
     def last_step(self) -> int:
@@ -93,15 +95,29 @@ class RunRecord:
 
 
 def write_report(record: RunRecord, directory: Path) -> None:
-    """Writes the report and its picture into the result folder, and the model card beside the weights."""
+    """Writes the report and its pictures into the result folder, and the model card beside the weights."""
     directory.mkdir(parents=True, exist_ok=True)
-    draw_curves(record.history, record.best_step, directory / Artifact.CURVES, record.config.spec.objective)
-    context = _context(record)
-    (directory / Artifact.REPORT).write_text(_render("finetune_report.md.j2", context), encoding="utf-8")
+    pictures = _draw(record, directory)
+    context = _context(record, directory)
+    markdown = _render("finetune_report.md.j2", context)
+    (directory / Artifact.REPORT).write_text(markdown, encoding="utf-8")
+    page = render_page(markdown, build_head(record), pictures)
+    (directory / Artifact.REPORT_PAGE).write_text(page, encoding="utf-8")
     for folder in (Artifact.ADAPTER, Artifact.MERGED):
         if (directory / folder).is_dir():
             card = _render("model_card.md.j2", context | {"folder": folder.value})
-            (directory / folder / "README.md").write_text(card, encoding="utf-8")
+            (directory / folder / "README.md").write_text(front_matter(record, folder) + card, encoding="utf-8")
+
+
+def _draw(record: RunRecord, directory: Path) -> Pictures:
+    """Writes the pictures; returns the same for the page."""
+    history, best, objective = record.history, record.best_step, record.config.spec.objective
+    draw_curves(history, best, directory / Artifact.CURVES, objective)
+    drawn = {Artifact.CURVES.value: curves_svg(history, best, objective)}
+    if lengths := record.samples.histogram:
+        draw_lengths(lengths, record.settings.max_length, directory / Artifact.LENGTHS)
+        drawn[Artifact.LENGTHS.value] = lengths_svg(lengths, record.settings.max_length)
+    return drawn
 
 
 def _render(name: str, context: dict[str, Any]) -> str:
@@ -120,66 +136,76 @@ def _render(name: str, context: dict[str, Any]) -> str:
         "number": text.number,
         "percent": text.percent,
         "size": text.size,
-        "shell": shlex.quote,
+        "duration": text.duration,
     }
     return environment.get_template(name).render(context)
 
 
-def _context(record: RunRecord) -> dict[str, Any]:
-    storage = record.config.spec.storage
-    endpoint = storage.endpoint if storage else None
+def _context(record: RunRecord, directory: Path) -> dict[str, Any]:
     objective = record.config.spec.objective
+    place = _place(record.config)
+    adapter = _adapter(record, directory)
+    has_merged = record.score_check is not None or (record.merge is not None and record.merge.chosen is not None)
+    withheld = record.merge.sentence if record.merge else ""
+    is_reward_model = objective is Objective.REWARD_MODEL
     return {
         "run": record,
         "spec": record.config.spec,
         "output": record.config.output_key(),
-        "fetch_base": _fetch_base(record.config, endpoint),
+        "place": place,
+        "serving": serving,
+        "rank": int((adapter or {}).get("r") or 0),
+        "is_adapter_servable": adapter is not None and not any(one.is_final for one in adapter_obstacles(adapter)),
+        "servability_table": servability_table(
+            adapter, has_merged=has_merged, withheld=withheld, is_reward_model=is_reward_model
+        ),
         "batch_of": _batch_of(record),
-        "endpoint": f" --endpoint-url {shlex.quote(endpoint)}" if endpoint else "",
         "recommendations": recommend(record.evidence()),
-        "is_reward_model": objective is Objective.REWARD_MODEL,
+        "notes": notes(
+            record.base,
+            record.history.resumed_from,
+            record.config.attempt,
+            uses_template=objective is not Objective.DOMAIN_ADAPTATION,
+        ),
+        "licence_note": licence_note(record.base.licence),
+        "is_reward_model": is_reward_model,
         "terms": terms_of(objective),
         "unit": terms_of(objective).unit.value,
         "held_out_table": loss_table(objective, record.start, record.baseline, record.final)
         or reward_table(record.start, record.history),
-        "tags": TAGS.get(objective, ["sft"]),
         "file_table": file_table(record.summary),
         "length_table": length_table(record.summary, record.settings.max_length),
+        "histogram_table": histogram_table(record.samples.histogram),
         "format_table": _count_table(record.dataset.format, ("format", "rows")),
         "reject_table": _code_table(record.dataset.rejected_by_code),
         "repair_table": _code_table(record.dataset.repaired_by_code),
         "settings_table": _settings_table(record.settings),
-        "curve_table": curve_table(record.history, objective),
-        **_merge_context(record.merge),
+        **merge_context(record.merge),
+        "curve_table": curve_table(record.history, objective, record.best_step),
+        "steps_a_point": bucket_size(record.history),
         "previews": [_marked(pieces) for pieces in record.previews],
     }
 
 
-def _merge_context(merge: MergeCheck | None) -> dict[str, Any]:
-    """Each candidate's figures, and what is wrong with those that may not be published."""
-    if merge is None:
-        return {}
-    rows = [
-        [
-            text.inline(one.name),
-            text.number(one.loss, 5),
-            text.number(one.mean_kl, 2),
-            text.percent(one.top1_agreement),
-            text.percent(one.clear_agreement) if one.clear_agreement is not None else "-",
-            "published" if one is merge.chosen else "withheld" if its else "not chosen",
-        ]
-        for one, its in zip(merge.candidates, merge.faults, strict=True)
-        if one.loss is not None and one.mean_kl is not None and one.top1_agreement is not None
-    ]
-    header = ["made from", "loss", "KL", "same first choice", "clear", ""]
-    return {
-        "merge_table": text.table(header, rows) if rows else "",
-        "merge_faults": [(one.name, its) for one, its in zip(merge.candidates, merge.faults, strict=True) if its],
-        "largest_loss": largest_loss(merge.trained_loss),
-        "largest_kl": LARGEST_MEAN_KL,
-        "least_agreement": LEAST_AGREEMENT,
-        "clear_margin": CLEAR_MARGIN,
-    }
+def _place(config: JobConfig) -> serving.Place:
+    storage, model = config.spec.storage, config.spec.model
+    return serving.Place(
+        name=config.name,
+        output=config.output_key(),
+        base=model.uri,
+        revision=model.revision,
+        endpoint=storage.endpoint if storage else None,
+    )
+
+
+def _adapter(record: RunRecord, directory: Path) -> Mapping[str, Any] | None:
+    """The adapter's own configuration, or what the settings say of it; None where every weight was tuned."""
+    if record.settings.method == Method.FULL:
+        return None
+    path = directory / Artifact.ADAPTER / "adapter_config.json"
+    if path.is_file():
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    return {"r": record.settings.lora_rank, "target_modules": record.settings.target_modules}
 
 
 def _batch_of(record: RunRecord) -> str:
@@ -187,16 +213,6 @@ def _batch_of(record: RunRecord) -> str:
     if record.config.spec.objective is Objective.RLHF:
         return "answers"
     return "sequences" if record.settings.packing else "rows"
-
-
-def _fetch_base(config: JobConfig, endpoint: str | None) -> str:
-    """The command that copies the base model to a folder of that name."""
-    model = config.spec.model
-    if is_hub_uri(model.uri):
-        revision = f" --revision {shlex.quote(model.revision)}" if model.revision else ""
-        return f"hf download {shlex.quote(hub_name(model.uri))}{revision} --local-dir base"
-    where = f" --endpoint-url {shlex.quote(endpoint)}" if endpoint else ""
-    return f"aws{where} s3 cp --recursive {shlex.quote(model.uri)} base"
 
 
 def _count_table(counts: dict[str, int] | None, header: tuple[str, str]) -> str:
@@ -229,4 +245,5 @@ def _readable(value: object) -> str:
 
 def _marked(pieces: list[tuple[str, bool]]) -> str:
     """One row as text, what is trained between ⟦ and ⟧."""
+    pieces = [(piece.translate(BRACKETS), trained) for piece, trained in pieces]
     return text.block("".join(f"⟦{piece}⟧" if trained else piece for piece, trained in pieces), PREVIEW_CHARACTERS)

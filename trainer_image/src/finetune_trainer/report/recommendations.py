@@ -60,7 +60,7 @@ def no_improvement(evidence: Evidence) -> Recommendation | None:
     if baseline is None or final is None or final.loss < baseline.loss:
         return None
     return Recommendation(
-        "Do not use this result: the model was at least as good on the held-out rows before the training.",
+        "Do not use or publish this result: the model was at least as good on the held-out rows before the training.",
         f"evaluation loss {final.loss:.4g} after training, {baseline.loss:.4g} before it",
     )
 

@@ -115,6 +115,8 @@ class History:
     evaluations: list[EvalPoint] = field(default_factory=list)
     rewards: list[RewardPoint] = field(default_factory=list)
     final_reward: RewardPoint | None = None
+    resumed_from: list[int] = field(default_factory=list)
+    """The step of each checkpoint that the training went on from, in order."""
 
     def __post_init__(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -127,12 +129,17 @@ class History:
         for line in text.splitlines():
             values = json.loads(line)
             kind = values.pop("kind")
-            if kind == "train":
+            if kind == "resume":
+                self.resumed_from.append(values["step"])
+            elif kind == "train":
                 self.train.append(TrainPoint(**({"grad_norm": None} | values)))
             elif "reward" in values:
                 self.rewards.append(RewardPoint(**values))
             else:
                 self.evaluations.append(EvalPoint(values.pop("step"), Measured(**values)))
+        step = self.train[-1].step if self.train else 0
+        self.resumed_from.append(step)
+        self._append("resume", {"step": step})
 
     def has_evaluated(self, step: int) -> bool:
         """Whether the weights of that step were evaluated."""
@@ -229,6 +236,8 @@ class SampleStats:
     full_length_p99: int
     desirable: int | None = None
     """How many samples are liked answers; None where answers are not judged."""
+    histogram: tuple[tuple[int, int], ...] = ()
+    """Classes of length before anything is cut: the longest length of each, and how many samples are in it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -322,3 +331,25 @@ class Machine:
     gpu_memory_bytes: int | None
     seconds: float
     versions: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Licence:
+    """What the base model's own card says of its licence, in the words of the Hugging Face hub."""
+
+    identifiers: tuple[str, ...]
+    name: str | None = None
+    link: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BaseFacts:
+    """What the report says of the base model beside its address."""
+
+    licence: Licence | None = None
+    is_template_made: bool = False
+    """Whether the model has no chat template of its own, so that a plain one was used."""
+    context_length: int | None = None
+    """The most tokens that it reads, where its configuration says so."""
+    prompt_tokens: tuple[int, ...] = ()
+    """The length of each of `evaluation.prompts`, rendered."""

@@ -20,7 +20,7 @@ def no_gain(history: History) -> Advice | None:
     if before is None or after is None or after.reward > before.reward:
         return None
     return (
-        "Do not use this result: the model earned at least as much on the held-out prompts before the training.",
+        "Do not use or publish this result: the model earned as much on held-out prompts before the training.",
         f"mean reward {after.reward:.4g} after training, {before.reward:.4g} before it",
     )
 

@@ -1,0 +1,96 @@
+import shlex
+from typing import Any
+
+import pytest
+import yaml
+
+from finetune_trainer.report.serving import (
+    Place,
+    adapter_obstacles,
+    fetch_base,
+    fetch_result,
+    kserve_adapter,
+    kserve_merged,
+    max_lora_rank,
+    peft_snippet,
+    servability_table,
+    service_name,
+    vllm_adapter_snippet,
+)
+
+GOOD: dict[str, Any] = {"r": 16, "target_modules": ["q_proj", "v_proj"], "bias": "none", "use_rslora": True}
+PLACE = Place("support-bot", "s3://bucket/out", "hf://owner/base", "a" * 40, "http://minio:9000")
+
+
+def test_a_plain_adapter_of_rank_16_has_no_obstacle() -> None:
+    assert adapter_obstacles(GOOD) == []
+    assert adapter_obstacles(GOOD | {"target_modules": "all-linear", "modules_to_save": None}) == []
+
+
+@pytest.mark.parametrize(
+    ("rank", "flag"), [(1, 8), (16, 16), (17, 32), (24, 32), (64, 64), (300, 320), (512, 512), (513, None)]
+)
+def test_the_least_value_that_the_server_takes_is_named(rank: int, flag: int | None) -> None:
+    assert max_lora_rank(rank) == flag
+
+
+@pytest.mark.parametrize(
+    ("change", "reason", "is_final"),
+    [
+        ({"r": 32}, "rank 32 is above the server's default of 16", False),
+        ({"r": 24}, "24 itself is not a value that it takes", False),
+        ({"rank_pattern": {"q_proj": 64}}, "rank 64 is above", False),
+        ({"r": 1024}, "rank 1024 is above 512", True),
+        ({"modules_to_save": ["lm_head"]}, "whole modules are trained beside the adapter: lm\\_head", True),
+        ({"use_dora": True}, "DoRA", True),
+        ({"bias": "lora_only"}, "biases are trained (lora\\_only)", True),
+        ({"target_modules": ["q_proj", "model.embed_tokens"]}, "embeddings or output head: model.embed\\_tokens", True),
+        ({"target_modules": ["lm_head"]}, "embeddings or output head", True),
+    ],
+)
+def test_each_obstacle_comes_with_its_reason_and_a_fix(change: dict[str, Any], reason: str, is_final: bool) -> None:
+    (found,) = adapter_obstacles(GOOD | change)
+    assert reason in found.reason
+    assert found.is_final is is_final
+    assert ("`--max-lora-rank" in found.fix) is not is_final
+
+
+def test_the_table_answers_for_every_folder_and_server() -> None:
+    table = servability_table(GOOD | {"r": 24}, has_merged=False, is_reward_model=False)
+    assert "| `adapter/` | PEFT         | yes         |" in table
+    assert "start it with `--max-lora-rank 32`" in table
+    assert "it was not asked for" in table
+    assert "no server of text generation" in servability_table(GOOD, has_merged=True, is_reward_model=True)
+
+
+def test_kserve_manifests_are_yaml_that_names_the_folders() -> None:
+    merged = yaml.safe_load(kserve_merged(PLACE))
+    assert (merged["apiVersion"], merged["kind"]) == ("serving.kserve.io/v1beta1", "InferenceService")
+    assert merged["spec"]["predictor"]["model"]["storageUri"] == "s3://bucket/out/merged"
+    predictor = yaml.safe_load(kserve_adapter(PLACE, 24))["spec"]["predictor"]
+    assert [one["uri"] for one in predictor["storageUris"]] == [
+        f"hf://owner/base:{'a' * 40}",
+        "s3://bucket/out/adapter",
+    ]
+    assert "--max-lora-rank=32" in predictor["model"]["args"]
+
+
+@pytest.mark.parametrize("output", ["s3://b/a: b # c", "s3://b/'\"", "s3://b/{x}", "s3://b/- y"])
+def test_odd_addresses_stay_one_value_in_yaml_and_one_word_of_a_shell(output: str) -> None:
+    place = Place("n", output, output)
+    assert yaml.safe_load(kserve_merged(place))["spec"]["predictor"]["model"]["storageUri"] == f"{output}/merged"
+    assert shlex.split(fetch_result(place, "merged"))[-2:] == [f"{output}/merged", "merged"]
+    assert shlex.split(fetch_base(place))[-2] == output
+
+
+@pytest.mark.parametrize(
+    ("name", "label"), [("support-bot", "support-bot"), ("a.b.c", "a-b-c"), ("1st", "m-1st"), ("x" * 60, "x" * 50)]
+)
+def test_the_service_has_a_name_that_dns_takes(name: str, label: str) -> None:
+    assert service_name(name) == label
+
+
+def test_snippets_are_python_and_words_of_a_shell() -> None:
+    compile(peft_snippet(), "snippet", "exec")
+    words = shlex.split(vllm_adapter_snippet(24))
+    assert words[words.index("--max-lora-rank") + 1] == "32"

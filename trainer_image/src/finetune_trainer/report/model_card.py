@@ -1,0 +1,94 @@
+"""README.md beside the weights: metadata that a model hub reads, and a few sentences."""
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from finetune_api.handoff import Artifact
+from finetune_api.objectives import Objective
+from finetune_trainer.hub import hub_name, is_hub_uri, parse_hub_uri
+from finetune_trainer.report.held_out import Unit, terms_of
+from finetune_trainer.report.record import Licence
+
+if TYPE_CHECKING:
+    from finetune_trainer.report.document import RunRecord
+
+TAGS = {
+    Objective.DPO: "dpo",
+    Objective.KTO: "kto",
+    Objective.REWARD_MODEL: "reward-model",
+    Objective.RLHF: "rlhf",
+    Objective.DOMAIN_ADAPTATION: "continued-pretraining",
+}
+"""A model card's tag, by which a hub finds models trained alike."""
+
+
+def front_matter(record: "RunRecord", folder: Artifact) -> str:
+    """The metadata as YAML between its fences."""
+    return f"---\n{yaml.safe_dump(metadata(record, folder), sort_keys=False, allow_unicode=True)}---\n"
+
+
+def metadata(record: "RunRecord", folder: Artifact) -> dict[str, Any]:
+    """What the Hugging Face hub knows about models; what cannot be known is left out."""
+    spec = record.config.spec
+    is_adapter = folder is Artifact.ADAPTER
+    found: dict[str, Any] = {}
+    if is_hub_uri(spec.model.uri):
+        found |= {
+            "base_model": hub_name(spec.model.uri),
+            "base_model_relation": "adapter" if is_adapter else "finetune",
+        }
+    datasets = hub_datasets(record)
+    if datasets:
+        found["datasets"] = datasets
+    found["library_name"] = "peft" if is_adapter else "transformers"
+    is_reward_model = spec.objective is Objective.REWARD_MODEL
+    found["pipeline_tag"] = "text-classification" if is_reward_model else "text-generation"
+    tag = TAGS.get(spec.objective, "sft")
+    found["tags"] = ["finetune-operator", *(["lora"] if is_adapter else []), tag]
+    found |= _licence(record.base.licence)
+    if metrics := measured(record):
+        found["model-index"] = [{"name": record.config.name, "results": [_result(found, datasets, metrics)]}]
+    return found
+
+
+def hub_datasets(record: "RunRecord") -> list[str]:
+    """`owner/name` of every dataset that is on a hub."""
+    spec = record.config.spec.dataset
+    uris = [spec.train.uri, *([spec.validation.uri] if spec.validation else [])]
+    return sorted({parse_hub_uri(uri).repo.name for uri in uris if is_hub_uri(uri)})
+
+
+def measured(record: "RunRecord") -> list[dict[str, Any]]:
+    """The figures of the published model on the held-out rows, those that are numbers."""
+    values: dict[tuple[str, str], float | None] = {}
+    if reward := record.history.final_reward:
+        values["reward", "Mean reward"] = reward.reward
+    if final := record.final:
+        unit = terms_of(record.config.spec.objective).unit
+        values["loss", "Evaluation loss"] = final.loss
+        values["perplexity", "Perplexity"] = final.perplexity if unit is Unit.TOKENS else None
+        values["accuracy", "Accuracy of preferences"] = final.reward_accuracy
+    return [
+        {"type": kind, "name": name, "value": round(value, 6)}
+        for (kind, name), value in values.items()
+        if value is not None and math.isfinite(value)
+    ]
+
+
+def _licence(licence: Licence | None) -> dict[str, Any]:
+    """Only what the base's card states, in its words."""
+    if licence is None:
+        return {}
+    first, *others = licence.identifiers
+    found: dict[str, Any] = {"license": [first, *others] if others else first}
+    return found | {
+        key: value for key, value in (("license_name", licence.name), ("license_link", licence.link)) if value
+    }
+
+
+def _result(found: Mapping[str, Any], datasets: list[str], metrics: list[dict[str, Any]]) -> dict[str, Any]:
+    dataset = {"type": datasets[0] if datasets else "held-out-rows", "name": "Held-out rows of the job's dataset"}
+    return {"task": {"type": found["pipeline_tag"]}, "dataset": dataset, "metrics": metrics}

@@ -1,0 +1,57 @@
+"""What to know before the result is used: what the training had to assume, and how the run went."""
+
+from collections.abc import Iterator, Sequence
+
+from finetune_trainer.report.record import BaseFacts, Licence
+from finetune_trainer.report.text import code, inline
+
+
+def notes(base: BaseFacts, resumed_from: Sequence[int], attempt: int, *, uses_template: bool) -> list[str]:
+    """Sentences in Markdown, those about use first."""
+    told = [licence_note(base.licence)]
+    if base.is_template_made and uses_template:
+        told.append(
+            "The base model has **no chat template** of its own: a plain one (ChatML in form, its markers ordinary "
+            "text) was made for the training. Serve with the `chat_template.jinja` beside the weights."
+        )
+    told += _long_prompts(base)
+    return [*told, story(resumed_from, attempt)]
+
+
+def licence_note(licence: Licence | None) -> str:
+    """What the base model's card says of its licence."""
+    if licence is None:
+        return (
+            "The **licence of the base model is unknown**: its folder has no `README.md` that states one. Find it out "
+            "before you publish or sell anything, for it binds the tuned model too."
+        )
+    named = f" ({inline(licence.name)})" if licence.name else ""
+    link = f", {code(licence.link)}" if licence.link else ""
+    names = ", ".join(map(code, licence.identifiers))
+    return f"The base model's card states the licence {names}{named}{link}; it binds the tuned model too."
+
+
+def story(resumed_from: Sequence[int], attempt: int) -> str:
+    """How often the training was taken up again, and where; what was lost between is not in the record."""
+    which = f" This was attempt {attempt} of the job." if attempt > 1 else ""
+    if not resumed_from:
+        return f"The training ran **in one go**: no checkpoint was resumed.{which}"
+    many = len(resumed_from)
+    times = {1: "once", 2: "twice"}.get(many, f"{many} times")
+    *others, last = [str(step) for step in resumed_from]
+    steps = f"step {last}" if not others else f"steps {', '.join(others)} and {last}"
+    return (
+        f"The training was **resumed {times}**, from {steps}.{which} The job's status tells what ended each run: "
+        "preempted, evicted or failed."
+    )
+
+
+def _long_prompts(base: BaseFacts) -> Iterator[str]:
+    if base.context_length is None:
+        return
+    longer = [f"{at} ({tokens})" for at, tokens in enumerate(base.prompt_tokens, 1) if tokens > base.context_length]
+    if longer:
+        yield (
+            f"Of `evaluation.prompts`, number {', '.join(longer)} has more tokens than the model's context of "
+            f"{base.context_length}: the answers to it mean nothing."
+        )

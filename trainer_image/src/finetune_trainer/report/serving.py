@@ -1,0 +1,193 @@
+"""Who can serve the result, and how: obstacles by the rules of vLLM, and snippets that can be pasted."""
+
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from finetune_trainer.hub import hub_name, is_hub_uri
+from finetune_trainer.report.text import inline, table
+
+VLLM_DEFAULT_RANK = 16
+VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+"""What vLLM takes as `--max-lora-rank`; an adapter of a lower rank is served too."""
+UNSERVED_MODULES = ("embed_tokens", "wte", "lm_head", "embed_out")
+MERGE_INSTEAD = "set `output.merge` and serve `merged/`"
+LONGEST_NAME = 50
+
+
+@dataclass(frozen=True, slots=True)
+class Obstacle:
+    """Why a server refuses an adapter as it is, and what to do; a flag of the server is enough unless `is_final`."""
+
+    reason: str
+    fix: str
+    is_final: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where base and result lie, and how the result is called."""
+
+    name: str
+    output: str
+    base: str
+    revision: str | None = None
+    endpoint: str | None = None
+
+
+def max_lora_rank(rank: int) -> int | None:
+    """The least `--max-lora-rank` that takes an adapter of this rank; None where there is none."""
+    return next((allowed for allowed in VLLM_RANKS if allowed >= rank), None)
+
+
+def adapter_obstacles(adapter: Mapping[str, Any]) -> list[Obstacle]:
+    """What keeps vLLM from serving an adapter by default, by the content of its `adapter_config.json`."""
+    rank = max([int(adapter.get("r") or 0), *map(int, (adapter.get("rank_pattern") or {}).values())])
+    allowed = max_lora_rank(rank)
+    found = []
+    if allowed is None:
+        found.append(Obstacle(f"rank {rank} is above {VLLM_RANKS[-1]}, the highest that vLLM takes", MERGE_INSTEAD))
+    elif rank > VLLM_DEFAULT_RANK:
+        told = "" if rank == allowed else f"; {rank} itself is not a value that it takes"
+        reason = f"rank {rank} is above the server's default of {VLLM_DEFAULT_RANK}{told}"
+        found.append(Obstacle(reason, f"start it with `--max-lora-rank {allowed}`", is_final=False))
+    if saved := adapter.get("modules_to_save"):
+        found.append(Obstacle(f"whole modules are trained beside the adapter: {_names(saved)}", MERGE_INSTEAD))
+    if adapter.get("use_dora"):
+        found.append(Obstacle("DoRA's magnitudes are not supported", MERGE_INSTEAD))
+    if adapter.get("bias", "none") != "none":
+        found.append(Obstacle(f"biases are trained ({inline(adapter['bias'])})", MERGE_INSTEAD))
+    targets = adapter.get("target_modules") or []
+    unserved = [name for name in targets if name.rpartition(".")[2] in UNSERVED_MODULES] if _is_list(targets) else []
+    if unserved:
+        found.append(Obstacle(f"the adapter changes embeddings or output head: {_names(unserved)}", MERGE_INSTEAD))
+    return found
+
+
+def servability_table(
+    adapter: Mapping[str, Any] | None, *, has_merged: bool, is_reward_model: bool, withheld: str = ""
+) -> str:
+    """One row for each folder and server, with the reason and the fix where it cannot be served as it is."""
+    servers = "vLLM, KServe"
+    rows = []
+    if is_reward_model:
+        reason = "a reward model scores a text and writes none, so no server of text generation takes it"
+        folders = (["`adapter/`"] if adapter is not None else []) + (["`merged/`"] if has_merged else [])
+        rows += [[folder, servers, "no", reason, "use it as below"] for folder in folders]
+    elif adapter is not None:
+        rows.append(["`adapter/`", "PEFT", "yes", "-", "-"])
+        obstacles = adapter_obstacles(adapter)
+        answer = "no" if any(one.is_final for one in obstacles) else "with a flag" if obstacles else "yes"
+        rows += [["`adapter/`", servers, answer, one.reason, one.fix] for one in obstacles]
+        rows += [] if obstacles else [["`adapter/`", servers, "yes", "-", "-"]]
+    if not is_reward_model:
+        missing = (
+            ["it was withheld", 'see "The full model"'] if withheld else ["it was not asked for", "set `output.merge`"]
+        )
+        merged = ["yes", "-", "-"] if has_merged else ["no", *missing]
+        rows.append(["`merged/`", servers, *merged])
+    return table(["folder", "server", "servable?", "why not", "what to do"], rows)
+
+
+def fetch_base(place: Place) -> str:
+    """The command that copies the base model to a folder of that name."""
+    if is_hub_uri(place.base):
+        revision = f" --revision {shlex.quote(place.revision)}" if place.revision else ""
+        return f"hf download {shlex.quote(hub_name(place.base))}{revision} \\\n  --local-dir base"
+    return f"aws{_endpoint(place)} s3 cp --recursive {shlex.quote(place.base)} base"
+
+
+def fetch_result(place: Place, folder: str) -> str:
+    """The command that copies a folder of the result to one of the same name."""
+    return f"aws{_endpoint(place)} s3 cp --recursive {shlex.quote(f'{place.output}/{folder}')} {folder}"
+
+
+def peft_snippet() -> str:
+    """Python that answers with the adapter on the base."""
+    return """\
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("adapter")
+model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("base"), "adapter")
+question = [{"role": "user", "content": "Hello"}]
+inputs = tokenizer.apply_chat_template(
+    question, add_generation_prompt=True, return_tensors="pt", return_dict=True
+)
+print(tokenizer.decode(model.generate(**inputs, max_new_tokens=128)[0]))"""
+
+
+def vllm_adapter_snippet(rank: int) -> str:
+    """The command that serves the adapter on the base."""
+    allowed = max_lora_rank(rank) or VLLM_RANKS[-1]
+    return (
+        f"vllm serve base --enable-lora --max-lora-rank {allowed} --lora-modules tuned=adapter \\\n"
+        "  --chat-template adapter/chat_template.jinja"
+    )
+
+
+def kserve_merged(place: Place) -> str:
+    """An InferenceService of the full model."""
+    return _service(place, [], {"storageUri": f"{place.output}/merged"})
+
+
+def kserve_adapter(place: Place, rank: int) -> str:
+    """An InferenceService of base and adapter; several URIs for one model came with KServe 0.16."""
+    arguments = [
+        "--model_dir=/mnt/models/base",
+        "--enable-lora",
+        f"--max-lora-rank={max_lora_rank(rank) or VLLM_RANKS[-1]}",
+        "--lora-modules=tuned=/mnt/models/adapter",
+    ]
+    uris = [
+        {"uri": _kserve_uri(place), "mountPath": "/mnt/models/base"},
+        {"uri": f"{place.output}/adapter", "mountPath": "/mnt/models/adapter"},
+    ]
+    return _service(place, arguments, {}, {"storageUris": uris})
+
+
+def service_name(name: str) -> str:
+    """The job's name as a label of DNS, which a service must be; a job's may have dots and begin with a digit."""
+    label = re.sub("[^a-z0-9]+", "-", name.lower()).strip("-")[:LONGEST_NAME].rstrip("-")
+    return label if label[:1].isalpha() else f"m-{label}".rstrip("-")
+
+
+def _service(
+    place: Place, arguments: list[str], source: Mapping[str, Any], beside: Mapping[str, Any] | None = None
+) -> str:
+    name = service_name(place.name)
+    model = {
+        "modelFormat": {"name": "huggingface"},
+        "args": [f"--model_name={name}", *arguments],
+        **source,
+        "resources": {"limits": {"cpu": "4", "memory": "24Gi", "nvidia.com/gpu": "1"}},
+    }
+    manifest = {
+        "apiVersion": "serving.kserve.io/v1beta1",
+        "kind": "InferenceService",
+        "metadata": {"name": name},
+        "spec": {"predictor": {"model": model, **(beside or {})}},
+    }
+    return yaml.safe_dump(manifest, sort_keys=False, allow_unicode=True, width=1000).rstrip()
+
+
+def _kserve_uri(place: Place) -> str:
+    if not is_hub_uri(place.base):
+        return place.base
+    return f"hf://{hub_name(place.base)}" + (f":{place.revision}" if place.revision else "")
+
+
+def _endpoint(place: Place) -> str:
+    return f" --endpoint-url {shlex.quote(place.endpoint)}" if place.endpoint else ""
+
+
+def _names(values: object) -> str:
+    return inline(", ".join(map(str, values)) if isinstance(values, list | tuple) else values)
+
+
+def _is_list(values: object) -> bool:
+    return isinstance(values, Sequence) and not isinstance(values, str)
