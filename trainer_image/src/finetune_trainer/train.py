@@ -202,7 +202,7 @@ def train_once(
     final = restore_best(trainer, watch) if inputs.validation and traits.has_loss else None
     save_trained(model, inputs.best_weights)
     after = trainer.show(shown)
-    stop_ids = stop_token_ids(trainer.model, inputs.answers)
+    stop_ids = stop_token_ids(trainer.model, inputs.answers) if traits.writes_text else []
     full_loss = loss_for_gate(inputs, trainer, watch) if world.is_first else None
     is_needed = world.is_first or is_sharded(model)
     tuned_answers = answer(inputs, trainer, watch, traits, stop) if is_needed else watch.before.answers
