@@ -3,6 +3,7 @@ from pathlib import Path
 
 from report_record import make_run
 
+from finetune_api.status import EvaluationStatus
 from finetune_trainer.report.head import build_head
 from finetune_trainer.report.record import Measured
 
@@ -31,3 +32,11 @@ def test_the_figures_that_people_look_for_first_stand_in_the_tiles(tmp_path: Pat
     assert tiles["Published step"] == ("1000", "stopped early")
     assert tiles["Time"] == ("2 h 34 min", "all runs together")
     assert tiles["Peak memory"] == ("31.0 GiB", "of 80.0 GiB")
+
+
+def test_a_gate_that_is_not_met_has_the_word_before_the_losses(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    failed = build_head(replace(run, evaluation=EvaluationStatus(gate="NotMet", merged="Passed")))
+    assert (failed.verdict, failed.mood) == ("The gate is not met: do not publish it", "bad")
+    withheld = build_head(replace(run, evaluation=EvaluationStatus(gate="Passed", merged="NotRun")))
+    assert (withheld.verdict, withheld.mood) == ("The full model is withheld: see below", "bad")

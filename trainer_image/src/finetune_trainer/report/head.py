@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from finetune_trainer.report.held_out import Unit, terms_of
 from finetune_trainer.report.page import Head, Tile
 from finetune_trainer.report.text import clean, count, duration, number, percent, size
+from finetune_trainer.validation import GateResult
 
 if TYPE_CHECKING:
     from finetune_trainer.report.document import RunRecord
@@ -24,6 +25,11 @@ def build_head(record: "RunRecord") -> Head:
 
 
 def _verdict(record: "RunRecord") -> tuple[str, str]:
+    """A gate that was asked for has the word before the losses have."""
+    if record.evaluation.gate == GateResult.NOT_MET:
+        return "The gate is not met: do not publish it", "bad"
+    if record.evaluation.is_met is False:
+        return "The full model is withheld: see below", "bad"
     before, after = _compared(record)
     if after is None:
         return "Not evaluated: no rows were held out", "plain"
