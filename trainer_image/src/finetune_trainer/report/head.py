@@ -30,6 +30,10 @@ def _verdict(record: "RunRecord") -> tuple[str, str]:
         return "The gate is not met: do not publish it", "bad"
     if record.evaluation.is_met is False:
         return "The full model is withheld: see below", "bad"
+    return _by_figures(record)
+
+
+def _by_figures(record: "RunRecord") -> tuple[str, str]:
     before, after = _compared(record)
     if after is None:
         return "Not evaluated: no rows were held out", "plain"
