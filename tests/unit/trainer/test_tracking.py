@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 from trackers import refusing_server, silent_server
 
+from finetune_api.handoff import Outcome, Report
+from finetune_api.status import Artifacts
 from finetune_api.tracking import MlflowTracking
 from finetune_trainer.errors import Stopped
-from finetune_trainer.tracking import track
+from finetune_trainer.tracking import Patience, track
 from finetune_trainer.tracking.follower import Ending, Follower, Point, TrackerFault
 from finetune_trainer.tracking.mlflow import MlflowRun
 
@@ -193,7 +195,7 @@ def test_a_stopped_run_leaves_its_trackers_within_seconds(world: Any, metrics: P
         began = time.monotonic()
         with pytest.raises(Stopped), track(inputs, world.reporter, world.stop):  # type: ignore[arg-type]
             raise Stopped
-        assert time.monotonic() - began < 3
+        assert time.monotonic() - began < Patience.ENDED
 
 
 def test_only_the_first_of_several_processes_tells(world: Any, metrics: Path) -> None:
@@ -204,3 +206,23 @@ def test_only_the_first_of_several_processes_tells(world: Any, metrics: Path) ->
             trackers.settle()
     assert requests == []
     assert not (metrics.parent / "tensorboard").exists()
+
+
+@pytest.mark.parametrize(
+    ("outcome", "ending"), [(Outcome.PUBLISHED, Ending.FINISHED), (Outcome.GATE_NOT_MET, Ending.FAILED)]
+)
+def test_a_result_that_meets_no_gate_is_a_failed_run_with_its_manifest(
+    world: Any, metrics: Path, monkeypatch: pytest.MonkeyPatch, outcome: Outcome, ending: Ending
+) -> None:
+    run = Recorder()
+    monkeypatch.setattr("finetune_trainer.tracking.MlflowRun", lambda *_: run)
+    world.with_config({"tracking": {"mlflow": {"uri": "http://mlflow:5000", "experiment": "e"}}})
+    inputs = SimpleNamespace(config=world.config, result=metrics.parent, workspace=world.workspace)
+    artifacts = Artifacts(manifest_uri="s3://b/manifest.json", manifest_sha256="ab" * 32)
+    report = Report(
+        outcome=outcome, reason=outcome.value, message="m", job_uid="u", config_sha256="c", artifacts=artifacts
+    )
+    with track(inputs, world.reporter, world.stop) as trackers:  # type: ignore[arg-type]
+        trackers.published(report)
+    assert run.closed is not None
+    assert (run.closed[0], run.closed[1]["manifest_sha256"]) == (ending, "ab" * 32)

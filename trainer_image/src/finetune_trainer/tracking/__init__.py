@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import Enum
 
-from finetune_api.handoff import Artifact, Report
+from finetune_api.handoff import Artifact, Outcome, Report
 from finetune_api.tracking import Tracking, WandbMode
 from finetune_trainer.errors import Stopped
 from finetune_trainer.inputs import Inputs
@@ -37,6 +37,7 @@ class Trackers:
         self._live: list[Follower] = []
         self._offline: list[Follower] = []
         self._wandb: WandbRun | None = None
+        self.is_met = True
         if asked.mlflow:
             self._live.append(Follower(MlflowRun(config, asked.mlflow), metrics, reporter))
         if asked.wandb:
@@ -60,7 +61,8 @@ class Trackers:
             self._wandb.collect(self._result / Artifact.WANDB)
 
     def published(self, report: Report) -> None:
-        """What the trackers are to remember of the result."""
+        """What the trackers are to remember of the result; one that meets no gate is a failure to them as well."""
+        self.is_met = report.outcome is not Outcome.GATE_NOT_MET
         artifacts = report.artifacts
         if artifacts and artifacts.manifest_uri and artifacts.manifest_sha256:
             known = {"manifest_uri": artifacts.manifest_uri, "manifest_sha256": artifacts.manifest_sha256}
@@ -95,7 +97,7 @@ def track(inputs: Inputs, reporter: Reporter, stop: StopFlag, *, is_first: bool 
     ending = Ending.FAILED
     try:
         yield trackers
-        ending = Ending.FINISHED
+        ending = Ending.FINISHED if trackers.is_met else Ending.FAILED
     except Stopped:
         ending = Ending.STOPPED
         raise
