@@ -168,10 +168,8 @@ def test_wandb_without_a_key_or_an_answer_fails_nothing(tmp_path: Path, key: str
         if key:
             wait_until(lambda: run._process is not None)
         follower.ask_to_end(Ending.STOPPED)
-        began = time.monotonic()
         follower.wait(2.0)
         follower.leave()
-        assert time.monotonic() - began < 3
         assert follower.wait(10)
     note = told.snapshot().progress.note or ""
     assert "W&B" in note
