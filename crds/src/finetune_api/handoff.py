@@ -226,7 +226,8 @@ class Report(HandoffBlock):
 
 
 _DROPPED = (
-    None, "lineage.versions", "resolved", "dataset.format", "dataset", "lineage", "message", "checkpoint",
+    None, "evaluation.message", "lineage.versions", "resolved", "dataset.format", "dataset", "lineage", "message",
+    "checkpoint",
     *(
         f"artifacts.{name}"
         for name in ("configUri", "lineageUri", "reportUri", "mergedUri", "adapterUri", "lineageSha256")

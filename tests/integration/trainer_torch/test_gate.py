@@ -270,8 +270,9 @@ def test_a_gate_that_is_met_passes(make_bench: MakeBench) -> None:
     assert report.evaluation.gate == "Passed"
 
 
-def test_a_number_format_that_cannot_hold_the_weights_withholds_the_full_model_and_publishes_the_adapter(
-    tiny_model: Path, tmp_path: Path
+@pytest.mark.parametrize("method", ["LoRA", "Full"])
+def test_a_number_format_that_cannot_hold_the_weights_withholds_the_full_model_and_loses_nothing(
+    tiny_model: Path, tmp_path: Path, method: str
 ) -> None:
     base = tmp_path / "base"
     shutil.copytree(tiny_model, base)
@@ -282,7 +283,7 @@ def test_a_number_format_that_cannot_hold_the_weights_withholds_the_full_model_a
         tensors["model.layers.0.self_attn.k_proj.weight"].div_(1e7)
 
     change(base, stretch)
-    spec = make_spec("LoRA", output={"uri": "s3://bucket/output", "merge": "FP16"})
+    spec = make_spec(method, output={"uri": "s3://bucket/output", "merge": "FP16"})
     bench = Bench(tmp_path / "job", base, spec)
     report = bench.run()
     assert report.outcome is Outcome.GATE_NOT_MET
@@ -290,7 +291,10 @@ def test_a_number_format_that_cannot_hold_the_weights_withholds_the_full_model_a
     assert "Set output.merge to BF16 or FP32" in report.message
     assert not (bench.output / "merged").exists()
     assert report.artifacts is not None
-    assert (report.artifacts.merged_uri, bool(report.artifacts.adapter_uri)) == (None, True)
+    assert (report.artifacts.merged_uri, bool(report.artifacts.adapter_uri)) == (None, method == "LoRA")
+    kept = list((bench.output / "checkpoints").rglob("*.safetensors"))
+    assert (bool(kept), report.checkpoint is not None) == (method == "Full", method == "Full")
+    assert verify("s3://bucket/output", bench.storage) == []
 
 
 def test_a_base_that_changed_while_it_trained_is_not_merged_into(

@@ -44,6 +44,19 @@ def test_a_gate_that_is_not_met_fails_the_job_and_says_what_is_published(
     assert one.condition("Stalled")["status"] == "True"
 
 
+def test_the_checkpoint_of_withheld_weights_stays_in_the_status(scene: Build) -> None:
+    one = scene().to_training()
+    pod = one.pod("one-1")
+    one.run(pod)
+    one.settle()
+    uri = "s3://bucket/out/checkpoints/step-000007"
+    checkpoint = {"uri": uri, "step": 7, "savedTime": "2026-01-01T00:00:00Z", "sha256": "cd" * 32}
+    one.end(pod, 78, one.report("GateNotMet", artifacts=ARTIFACTS, checkpoint=checkpoint))
+    one.fail("one-1")
+    one.settle()
+    assert one.status["checkpoint"] == checkpoint
+
+
 def test_the_failure_is_a_warning_that_names_the_gate(scene: Build) -> None:
     before = scene().to_training().job.status
     one = ended(scene, gate="NotMet")

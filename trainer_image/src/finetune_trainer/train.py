@@ -16,7 +16,7 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from finetune_api.handoff import Artifact, ExitCode, JobConfig, Outcome, Report
+from finetune_api.handoff import Artifact, ExitCode, JobConfig, Report
 from finetune_api.spec import Merge, Method
 from finetune_api.status import Metrics, Resolved
 from finetune_trainer.adapter import continue_adapter, save_adapter, save_tokenizer
@@ -120,8 +120,7 @@ def checkpoints_of(inputs: Inputs, storage: Storage, reporter: Reporter, stop: S
 def finish(
     inputs: Inputs, trained: Trained, device: torch.device, storage: Storage, reporter: Reporter, *, stop: StopFlag
 ) -> Report:
-    """Merges, judges, reports and publishes what was trained; what meets no gate is published as such, and what it was
-    made from is kept."""
+    """Merges, judges, reports and publishes what was trained; checkpoints are kept where the weights are withheld."""
     stop.raise_if_set()
     full = make_full_model(inputs, trained, reporter, stop)
     stop.raise_if_set()
@@ -129,7 +128,7 @@ def finish(
     write_report(record, inputs.result)
     result = build_result(inputs, record, reporter)
     report = publish(inputs.result, inputs.config, result, storage, reporter, stop=stop)
-    if report.outcome is Outcome.PUBLISHED:
+    if report.checkpoint is None:
         remove_checkpoints(inputs.config, storage)
     return report
 
