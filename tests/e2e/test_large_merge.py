@@ -103,5 +103,5 @@ def test_a_model_of_twice_the_pods_memory_is_merged_and_its_gate_says_what_it_la
     told = json.loads(logs.splitlines()[-1])
     assert told["bytes"] >= 2 * LIMIT_MIB * 1024**2
     assert told["right"]
-    assert "loads one model at a time, which takes" in told["gate"]
+    assert "one model at a time is loaded, which takes" in told["gate"]
     assert "raise resources.limits.memory" in told["gate"]

@@ -118,6 +118,7 @@ class Artifact(StrEnum):
     METRICS = "metrics.jsonl"
     LINEAGE = "lineage.json"
     VALIDATION = "validation.json"
+    WITHHELD = "withheld.safetensors"
     OPENLINEAGE = "openlineage.jsonl"
     TENSORBOARD = "tensorboard"
     WANDB = "wandb"

@@ -141,6 +141,15 @@ class Prompt(Block):
 class Gate(Block):
     """What the tuned model must reach; if it does not, the job fails with GateNotMet, and what it made stays."""
 
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            cel(
+                "has(self.maxEvalLoss) || self.mustImprove || self.mustMatchExpected",
+                "a gate that asks for nothing is met by everything: set maxEvalLoss, mustImprove or mustMatchExpected",
+            )
+        )
+    )
+
     max_eval_loss: Annotated[float, Field(ge=0, le=1000)] | None = None
     """Highest held-out loss (nats per token; of DPO, KTO and RewardModel their own loss) to accept. Default: any."""
     must_improve: bool = False
@@ -244,10 +253,18 @@ class FineTuneJobSpec(Block):
                 ".earlyStopping",
             ),
             cel(
-                "!has(self.evaluation.gate) || has(self.dataset.validation) || "
+                "!has(self.evaluation.gate) || (!has(self.evaluation.gate.maxEvalLoss) && "
+                "!self.evaluation.gate.mustImprove) || has(self.dataset.validation) || "
                 "has(self.dataset.validationSplitPercent)",
-                "evaluation.gate needs held-out rows: set dataset.validation or dataset.validationSplitPercent",
+                "maxEvalLoss and mustImprove need held-out rows: set dataset.validation or "
+                "dataset.validationSplitPercent",
                 ".evaluation.gate",
+            ),
+            cel(
+                "!has(self.evaluation.gate) || !self.evaluation.gate.mustMatchExpected || "
+                "(has(self.evaluation.prompts) && self.evaluation.prompts.exists(one, has(one.expected)))",
+                "mustMatchExpected needs something to expect: set expected in evaluation.prompts",
+                ".evaluation.gate.mustMatchExpected",
             ),
             cel(
                 "!has(self.evaluation.gate) || self.objective != 'RLHF' || "

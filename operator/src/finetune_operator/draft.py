@@ -84,10 +84,7 @@ class Draft:
 
     def succeed(self, child: ChildJob, report: Report, reason: Reason) -> None:
         """The result is published."""
-        early = self.status.early_stopping
-        if early and early.stopped:
-            steps = f": stopped at step {early.step}, best at step {early.best_step}" if early.step else ""
-            self.conditions.set(C.EARLY_STOPPED, "True", R.PATIENCE_EXHAUSTED, steps)
+        self._show_early_stop()
         uri = (report.artifacts and report.artifacts.uri) or self.spec.output.uri
         self.conditions.succeed(reason, uri)
         self.status.completion_time = child.completed
@@ -95,10 +92,19 @@ class Draft:
     def fail(self, reason: str, message: str, child: ChildJob | None = None, report: Report | None = None) -> None:
         """The job has failed for good, when its Job ended or now; a result that met no gate is there all the same."""
         self.conditions.fail(reason, message)
-        if report and report.outcome is Outcome.GATE_NOT_MET and report.artifacts and report.artifacts.uri:
+        found = report.artifacts if report and report.outcome is Outcome.GATE_NOT_MET else None
+        if report and found and found.manifest_sha256:
+            self._show_early_stop()
             merged = report.evaluation.merged if report.evaluation else None
-            self.conditions.publish(WITHHELD.get(merged or "", R.MANIFEST_REPORTED), report.artifacts.uri)
+            reason = WITHHELD.get(merged or "", R.MANIFEST_REPORTED)
+            self.conditions.publish(reason, found.uri or self.spec.output.uri)
         self.status.completion_time = (child and (child.failed or child.completed)) or self.seen.now
+
+    def _show_early_stop(self) -> None:
+        early = self.status.early_stopping
+        if early and early.stopped:
+            steps = f": stopped at step {early.step}, best at step {early.best_step}" if early.step else ""
+            self.conditions.set(C.EARLY_STOPPED, "True", R.PATIENCE_EXHAUSTED, steps)
 
     def with_status(self) -> "Observed":
         """The look with the next status, as the builders of children want it."""

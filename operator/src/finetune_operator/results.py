@@ -32,7 +32,7 @@ def take_report(status: FineTuneJobStatus, report: Report) -> None:
         status.evaluation = report.evaluation
     if report.artifacts:
         status.artifacts = report.artifacts
-        status.checkpoint = report.checkpoint  # they are removed once the weights are published
+        status.checkpoint = None  # they are removed once the result is published
         _show_done(status, report)
 
 

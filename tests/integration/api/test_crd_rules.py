@@ -24,6 +24,7 @@ WARMUP = "warmupSteps is a fraction"
 KEYS = "each key must match"
 TOPOLOGY = "modes Required and Preferred need a level"
 EARLY = "earlyStopping needs held-out rows"
+EXPECTING = {"prompts": [{"prompt": "Why?", "expected": "because"}]}
 MODEL = "must be hf://owner/name, or s3://bucket/path"
 DATA = "must be hf://datasets/owner/name[/path], or s3://bucket/path"
 REVISION = "revision belongs to a hub"
@@ -273,16 +274,28 @@ AT_CREATION = [
     ),
     (EARLY, SPLIT | {"earlyStopping": {"patience": 2}}, {"earlyStopping": {"patience": 2}}, "spec.earlyStopping"),
     (
-        "evaluation.gate needs held-out rows",
+        "maxEvalLoss and mustImprove need held-out rows",
         SPLIT | {"evaluation": {"gate": {"maxEvalLoss": 2}}},
         {"evaluation": {"gate": {"maxEvalLoss": 2}}},
         "spec.evaluation.gate",
     ),
     (
         "RLHF has no held-out loss: remove maxEvalLoss and mustImprove from evaluation.gate",
-        rlhf(rewards=LENGTHS) | SPLIT | {"evaluation": {"gate": {"mustMatchExpected": True}}},
+        rlhf(rewards=LENGTHS) | {"evaluation": {"gate": {"mustMatchExpected": True}} | EXPECTING},
         rlhf(rewards=LENGTHS) | SPLIT | {"evaluation": {"gate": {"mustImprove": True}}},
         "spec.evaluation.gate",
+    ),
+    (
+        "a gate that asks for nothing is met by everything",
+        SPLIT | {"evaluation": {"gate": {"maxEvalLoss": 2}}},
+        SPLIT | {"evaluation": {"gate": {}}},
+        "spec.evaluation.gate",
+    ),
+    (
+        "mustMatchExpected needs something to expect",
+        {"evaluation": {"gate": {"mustMatchExpected": True}} | EXPECTING},
+        {"evaluation": {"gate": {"mustMatchExpected": True}, "prompts": [{"prompt": "Why?"}]}},
+        "spec.evaluation.gate.mustMatchExpected",
     ),
     (
         "mustImprove compares with the model before the training",

@@ -12,7 +12,7 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from tiny_model import make_tiny_model
 from training_bench import Bench, make_spec
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GPT2Config
 
 from finetune_api.handoff import ExitCode, Outcome, Report
 from finetune_api.status import Resolved
@@ -190,6 +190,42 @@ def test_tensor_by_tensor_is_what_the_library_merges(
         torch.testing.assert_close(tensor, theirs[name], atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.parametrize("width", [32, 16], ids=["square", "not square"])
+def test_a_conv1d_is_merged_the_way_it_is_stored_whatever_the_adapter_says_of_it(tmp_path: Path, width: int) -> None:
+    """QLoRA saves GPT-2's adapter as that of ordinary layers."""
+    config = GPT2Config(n_layer=1, n_embd=32, n_head=2, n_inner=width, vocab_size=512, n_positions=64)
+    torch.manual_seed(3)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "base")
+    adapter = adapted(tmp_path / "base", tmp_path / "adapter", target_modules=["c_fc", "c_proj", "c_attn"])
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=torch.float32)
+    theirs = PeftModel.from_pretrained(base, str(adapter)).merge_and_unload().state_dict()
+    saved = json.loads((adapter / "adapter_config.json").read_text("utf-8"))
+    (adapter / "adapter_config.json").write_text(json.dumps(saved | {"fan_in_fan_out": False}), encoding="utf-8")
+    merge(tmp_path / "base", adapter, tmp_path / "merged", "FP32")
+    for name, tensor in load_file(tmp_path / "merged" / "model.safetensors").items():
+        torch.testing.assert_close(tensor, theirs[name], atol=1e-6, rtol=1e-5)
+
+
+def test_layers_are_quantised_also_where_the_files_leave_out_the_models_name(plan: Plan, tmp_path: Path) -> None:
+    model = load_quantised(plan.base, torch.float32, double_quant=True, device=CPU)
+    layers = quantised_layers(model, Resolved(double_quant=True, precision="FP32"))
+    nf4 = nf4_of(
+        plan.model_copy(update={"quantised": layers}), Candidate(name="x", directory=tmp_path, is_dequantised=True)
+    )
+    shutil.copytree(plan.base, tmp_path / "short")
+    tensors = load_file(plan.base / "model.safetensors")
+    short = {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
+    save_file(short, tmp_path / "short" / "model.safetensors", metadata={"format": "pt"})
+    assert plan.adapter
+    with (
+        merging_adapter(plan.base, plan.adapter, "FP32", nf4) as whole,
+        merging_adapter(tmp_path / "short", plan.adapter, "FP32", nf4) as cut,
+    ):
+        name = "layers.0.mlp.up_proj.weight"
+        assert torch.equal(whole.tensor(f"model.{name}"), cut.tensor(name))
+        assert not torch.equal(cut.tensor(name), short[name])
+
+
 def test_a_sharded_base_gives_a_sharded_model_that_the_library_loads(tiny_model: Path, tmp_path: Path) -> None:
     base = tmp_path / "base"
     shutil.copytree(tiny_model, base)
@@ -292,8 +328,7 @@ def test_a_number_format_that_cannot_hold_the_weights_withholds_the_full_model_a
     assert not (bench.output / "merged").exists()
     assert report.artifacts is not None
     assert (report.artifacts.merged_uri, bool(report.artifacts.adapter_uri)) == (None, method == "LoRA")
-    kept = list((bench.output / "checkpoints").rglob("*.safetensors"))
-    assert (bool(kept), report.checkpoint is not None) == (method == "Full", method == "Full")
+    assert (bench.output / "withheld.safetensors").is_file() == (method == "Full")
     assert verify("s3://bucket/output", bench.storage) == []
 
 

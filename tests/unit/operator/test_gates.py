@@ -44,17 +44,27 @@ def test_a_gate_that_is_not_met_fails_the_job_and_says_what_is_published(
     assert one.condition("Stalled")["status"] == "True"
 
 
-def test_the_checkpoint_of_withheld_weights_stays_in_the_status(scene: Build) -> None:
+def test_a_job_that_stopped_early_and_met_no_gate_says_both(scene: Build) -> None:
     one = scene().to_training()
     pod = one.pod("one-1")
     one.run(pod)
     one.settle()
-    uri = "s3://bucket/out/checkpoints/step-000007"
-    checkpoint = {"uri": uri, "step": 7, "savedTime": "2026-01-01T00:00:00Z", "sha256": "cd" * 32}
-    one.end(pod, 78, one.report("GateNotMet", artifacts=ARTIFACTS, checkpoint=checkpoint))
+    early = {"stopped": True, "step": 60, "bestStep": 40, "patience": 2}
+    one.end(pod, 78, one.report("GateNotMet", artifacts=ARTIFACTS, earlyStopping=early))
     one.fail("one-1")
     one.settle()
-    assert one.status["checkpoint"] == checkpoint
+    assert (one.condition("EarlyStopped")["status"], one.condition("Failed")["reason"]) == ("True", "GateNotMet")
+
+
+def test_a_manifest_without_its_digest_is_not_called_published(scene: Build) -> None:
+    one = scene().to_training()
+    pod = one.pod("one-1")
+    one.run(pod)
+    one.settle()
+    one.end(pod, 78, one.report("GateNotMet", artifacts={"uri": "s3://bucket/out"}))
+    one.fail("one-1")
+    one.settle()
+    assert one.condition("Published")["status"] == "False"
 
 
 def test_the_failure_is_a_warning_that_names_the_gate(scene: Build) -> None:

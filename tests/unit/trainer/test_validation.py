@@ -1,9 +1,11 @@
 """The gate's rules, on figures alone."""
 
+import math
 from dataclasses import replace
 
 import pytest
 
+from finetune_trainer.gate_plan import Answer
 from finetune_trainer.validation import Asked, Observation, choose, faults_of, is_loop
 
 GOOD = Observation("unquantised base", [], 2.0, 2.0, 0.001, 0.98, 0.995, 0.1, 2048, ["yes"])
@@ -25,15 +27,21 @@ def test_rounding_may_turn_first_choices_round_where_they_are_close() -> None:
     ("changes", "told"),
     [
         ({"mean_kl": 0.9}, "its mean KL divergence from its source is 0.9 nats, not below 0.05"),
-        ({"mean_kl": float("nan")}, "its mean KL divergence from its source is nan nats"),
+        ({"mean_kl": float("nan")}, "its mean KL divergence from its source is no number nats"),
         ({"clear_agreement": 0.9}, "its first choice is that of its source on 90.0 % of clear tokens, not 97%"),
         ({"loss": 2.06}, "its held-out loss is 2.06, more than 2.05, which the trained model's 2 allows"),
-        ({"loss": float("nan")}, "its held-out loss is nan"),
+        ({"loss": float("nan")}, "its held-out loss is no number"),
     ],
 )
 def test_each_rule_names_figure_and_limit(changes: dict[str, float], told: str) -> None:
     (fault,) = faults(replace(GOOD, **changes))  # type: ignore[arg-type]
     assert fault.startswith(told)
+
+
+def test_figures_that_are_no_numbers_are_faults_also_after_json() -> None:
+    seen = Answer(observations=[replace(GOOD, mean_kl=math.nan, loss=math.inf)])
+    (read,) = Answer.model_validate_json(seen.model_dump_json()).observations
+    assert [fault.split(" is ")[1].split(",")[0] for fault in faults(read)] == ["no number nats", "no number"]
 
 
 def test_without_the_trained_models_loss_that_of_the_source_counts() -> None:

@@ -17,12 +17,12 @@ from finetune_trainer.adapter import save_tokenizer
 from finetune_trainer.encodings import EncodedPair
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.expected import Expected
-from finetune_trainer.gate import GateNotRun, run_gate
+from finetune_trainer.gate import GateNotRun, require_memory, run_gate
 from finetune_trainer.gate_plan import Candidate, Plan
 from finetune_trainer.gate_process import load_source, merging
 from finetune_trainer.inputs import Inputs
 from finetune_trainer.lineage import combined_sha256, digest_folder
-from finetune_trainer.merge import Unmapped, copy_settings, stored_precision
+from finetune_trainer.merge import Unmapped, copy_settings, is_conv1d, stored_precision
 from finetune_trainer.methods import traits_of
 from finetune_trainer.model import DTYPES
 from finetune_trainer.progress import Reporter, work_beat
@@ -30,7 +30,7 @@ from finetune_trainer.report.record import MergeCheck, ScoreCheck
 from finetune_trainer.results import Trained
 from finetune_trainer.scoring_model import save_scoring_model
 from finetune_trainer.stop import StopFlag
-from finetune_trainer.validation import Asked, choose, faults_of
+from finetune_trainer.validation import Asked, Observation, choose, faults_of
 
 logger = logging.getLogger(__name__)
 
@@ -61,15 +61,21 @@ def make_full_model(
         return check
     began = time.monotonic()
     plan = plan_for(inputs, trained)
-    for candidate in plan.candidates:
-        make_candidate(plan, candidate, on_work)
-        save_tokenizer(inputs.model, candidate.directory, inputs.labeler)
-    judged = replace(judge(inputs, trained, plan, reporter, stop), seconds=time.monotonic() - began)
+    try:
+        for candidate in plan.candidates:
+            make_candidate(plan, candidate, on_work)
+            save_tokenizer(inputs.model, candidate.directory, inputs.labeler)
+        judged = judge(inputs, trained, plan, run_gate(plan, inputs.workspace, reporter, stop))
+    except GateNotRun as why:
+        judged = MergeCheck(plan.precision, trained.full_loss, [], [], None, str(why))
+    judged = replace(judged, seconds=time.monotonic() - began)
     for candidate in plan.candidates:
         if judged.chosen and judged.chosen.name == candidate.name:
             shutil.move(candidate.directory, output)
         else:
-            shutil.rmtree(candidate.directory)
+            shutil.rmtree(candidate.directory, ignore_errors=True)
+    if judged.chosen is None and plan.weights:  # they are in nothing else
+        shutil.copyfile(plan.weights, inputs.result / Artifact.WITHHELD)
     return judged
 
 
@@ -78,7 +84,7 @@ def plan_for(inputs: Inputs, trained: Trained) -> Plan:
     spec, is_full = inputs.config.spec, trained.settings.method == Method.FULL
     precision = stored_precision(inputs.model) if spec.output.merge is Merge.NONE else spec.output.merge.value
     candidates = [Candidate(name=TUNED if is_full else PLAIN, directory=inputs.workspace / "merged-1")]
-    if trained.quantised:
+    if trained.quantised and not is_conv1d(inputs.model):  # what is turned before it is quantised has another result
         directory = inputs.workspace / "merged-2"
         candidates.append(Candidate(name=DEQUANTISED, directory=directory, is_dequantised=True))
     for candidate in candidates:
@@ -118,18 +124,15 @@ def make_candidate(plan: Plan, candidate: Candidate, on_work: Callable[[], None]
         copy_settings(plan.base, candidate.directory, plan.precision)
     except Unmapped as why:
         logger.info("the full model is made in memory: %s", why)
+        require_memory(plan)
         model: PreTrainedModel | PeftModel = load_source(plan, candidate, torch.device("cpu"))
         if isinstance(model, PeftModel):
             model = model.merge_and_unload()
         model.to(DTYPES[plan.precision]).save_pretrained(candidate.directory)
 
 
-def judge(inputs: Inputs, trained: Trained, plan: Plan, reporter: Reporter, stop: StopFlag) -> MergeCheck:
-    """What the gate saw, and what follows from it."""
-    try:
-        seen = run_gate(plan, inputs.workspace, reporter, stop)
-    except GateNotRun as why:
-        return MergeCheck(plan.precision, trained.full_loss, [], [], None, str(why))
+def judge(inputs: Inputs, trained: Trained, plan: Plan, seen: Sequence[Observation]) -> MergeCheck:
+    """What follows from what the gate saw."""
     expected = Expected(inputs.config.spec.evaluation.prompts or [])
     asked = [
         Asked(
@@ -140,7 +143,7 @@ def judge(inputs: Inputs, trained: Trained, plan: Plan, reporter: Reporter, stop
         for at, answer in enumerate(trained.answers)
     ]
     faults = [faults_of(one, trained.full_loss, asked, at) for at, one in enumerate(seen)]
-    return MergeCheck(plan.precision, trained.full_loss, seen, faults, choose(seen, faults))
+    return MergeCheck(plan.precision, trained.full_loss, list(seen), faults, choose(seen, faults))
 
 
 def _nth(answers: Sequence[str], at: int) -> str:

@@ -14,7 +14,7 @@ import torch
 
 from finetune_api.handoff import ExitCode
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.gate_plan import Answer, Plan
+from finetune_trainer.gate_plan import OUT_OF_MEMORY, Answer, Plan
 from finetune_trainer.host_memory import available_bytes
 from finetune_trainer.model import DTYPES
 from finetune_trainer.observe import COMPARED_TOKENS
@@ -30,6 +30,7 @@ OWN_BYTES = 700 * 1024**2
 LARGE_VOCABULARY = 262_144
 HEADROOM = 1.1
 KILLED = -9
+SHORT = frozenset({KILLED, OUT_OF_MEMORY})
 POLL_SECONDS = 0.1
 
 
@@ -38,25 +39,15 @@ class GateNotRun(Exception):  # noqa: N818 - what happened, said in the report
 
 
 def run_gate(plan: Plan, workspace: Path, reporter: Reporter, stop: StopFlag) -> list[Observation]:
-    """What the gate's process saw of each candidate; raises GateNotRun."""
-    needed = needed_bytes(plan)
-    plan = plan.model_copy(update={"device": _device(needed)})
-    free = available_bytes()
-    if plan.device == "cpu" and needed > free:
-        raise GateNotRun(
-            f"it loads one model at a time, which takes {_size(needed)} of memory, and {_size(free)} are free: "
-            "raise resources.limits.memory"
-        )
-    question, answer = workspace / "gate.json", workspace / "gate-answer.json"
-    question.write_text(plan.model_dump_json(), encoding="utf-8")
-    answer.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "finetune_trainer.gate_process", str(question), str(answer)]
-    with (workspace / "gate.log").open("w+b") as errors:
-        code = _run(command, errors.fileno(), reporter, stop)
-        errors.seek(0)
-        told = errors.read()[-4000:].decode("utf-8", "replace").strip()
-    if code == KILLED:
-        raise GateNotRun("its process was killed, as happens where memory runs out: raise resources.limits.memory")
+    """What the gate's process saw of each candidate; raises GateNotRun. What is short on a GPU is tried on the CPU."""
+    needed = require_memory(plan)
+    code, answer, told = KILLED, workspace / "gate-answer.json", ""
+    for device in ("cuda", "cpu") if _has_room_on_gpu(needed) else ("cpu",):
+        code, told = _ask(plan.model_copy(update={"device": device}), workspace, answer, reporter, stop=stop)
+        if code not in SHORT:
+            break
+    if code in SHORT:
+        raise GateNotRun("its process was short of memory: raise resources.limits.memory")
     if code or not answer.is_file():
         logger.error("the gate's process ended with %s:\n%s", code, told)
         last = told.splitlines()[-1] if told else f"exit code {code}"
@@ -64,12 +55,35 @@ def run_gate(plan: Plan, workspace: Path, reporter: Reporter, stop: StopFlag) ->
     return Answer.model_validate_json(answer.read_bytes()).observations
 
 
+def require_memory(plan: Plan) -> int:
+    """How many bytes one model takes at a time; raises GateNotRun where they are not free."""
+    needed, free = needed_bytes(plan), available_bytes()
+    if needed > free:
+        raise GateNotRun(
+            f"one model at a time is loaded, which takes {_size(needed)} of memory, and {_size(free)} are free: "
+            "raise resources.limits.memory"
+        )
+    return needed
+
+
+def _ask(plan: Plan, workspace: Path, answer: Path, reporter: Reporter, *, stop: StopFlag) -> tuple[int, str]:
+    """Exit code and last words of the process."""
+    question = workspace / "gate.json"
+    question.write_text(plan.model_dump_json(), encoding="utf-8")
+    answer.unlink(missing_ok=True)
+    command = [sys.executable, "-m", "finetune_trainer.gate_process", str(question), str(answer)]
+    with (workspace / "gate.log").open("w+b") as errors:
+        code = _run(command, errors.fileno(), reporter, stop)
+        errors.seek(0)
+        return code, errors.read()[-4000:].decode("utf-8", "replace").strip()
+
+
 def needed_bytes(plan: Plan) -> int:
     """The larger of the models that are loaded one after the other, and what is kept of the first."""
     width = DTYPES[plan.precision].itemsize
     source = total_bytes(plan.base, DTYPES["FP32"].itemsize if plan.adapter is None else width)
     trained = sum(path.stat().st_size for path in (plan.weights,) if path)
-    most = max(source + trained, *(total_bytes(one.directory) for one in plan.candidates))
+    most = max(source + trained, *(total_bytes(one.directory) for one in plan.candidates if one.directory.is_dir()))
     kept = 2 * COMPARED_TOKENS * _vocabulary(plan.base) * DTYPES["FP32"].itemsize
     return int(most * HEADROOM) + kept + OWN_BYTES
 
@@ -80,13 +94,12 @@ def _vocabulary(base: Path) -> int:
     return int(config.get("vocab_size") or text.get("vocab_size") or LARGE_VOCABULARY)
 
 
-def _device(needed: int) -> str:
-    """A GPU that has the room, else the CPU."""
+def _has_room_on_gpu(needed: int) -> bool:
     if not torch.cuda.is_available():
-        return "cpu"
+        return False
     torch.cuda.empty_cache()
     free, _ = torch.cuda.mem_get_info()
-    return "cuda" if needed < free else "cpu"
+    return needed < free
 
 
 def _run(command: list[str], errors: int, reporter: Reporter, stop: StopFlag) -> int:

@@ -6,6 +6,9 @@ from pydantic import BaseModel
 
 from finetune_trainer.validation import Observation
 
+OUT_OF_MEMORY = 12
+"""The process's exit code where a model did not fit, named as the error of the system."""
+
 
 class Quantised(BaseModel):
     """The layers that were trained on in NF4; `compute` is the number format that they compute in."""

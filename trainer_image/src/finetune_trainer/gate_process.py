@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from finetune_trainer.encodings import Encoded
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.gate_plan import Answer, Candidate, Plan
+from finetune_trainer.gate_plan import OUT_OF_MEMORY, Answer, Candidate, Plan
 from finetune_trainer.generate import answer_all
 from finetune_trainer.labels import load_labeler
 from finetune_trainer.merge import Merge, Nf4, Unmapped, merging_adapter, merging_full
@@ -128,14 +128,14 @@ def load_adapted(plan: Plan, candidate: Candidate, device: torch.device) -> Peft
 
 def take(model: PreTrainedModel | PeftModel, held_out: HeldOut) -> list[Seen]:
     """What it says; beyond the tokens that are compared only the losses matter, and are kept as they are."""
-    rows, kept = [], 0
+    rows, room = [], COMPARED_TOKENS
     for seen in observe(model, held_out):
-        if kept >= COMPARED_TOKENS:
-            nats = seen.log_probs.gather(1, seen.labels[:, None])
-            rows.append(Seen(nats, torch.zeros_like(seen.labels)))
-        else:
-            rows.append(seen)
-        kept += len(seen.labels)
+        if room:
+            rows.append(Seen(seen.log_probs[:room].clone(), seen.labels[:room]))
+        if len(seen.labels) > room:
+            nats = seen.log_probs[room:].gather(1, seen.labels[room:, None])
+            rows.append(Seen(nats, torch.zeros_like(seen.labels[room:])))
+        room = max(0, room - len(seen.labels))
     return rows
 
 
@@ -203,7 +203,10 @@ def main(plan_file: str, answer_file: str) -> None:
     plan = Plan.model_validate_json(Path(plan_file).read_bytes())
     seen = []
     for candidate in plan.candidates:
-        seen.append(examine(plan, candidate))
+        try:
+            seen.append(examine(plan, candidate))
+        except (torch.OutOfMemoryError, MemoryError):
+            sys.exit(OUT_OF_MEMORY)
         free()
     Path(answer_file).write_text(Answer(observations=seen).model_dump_json(), encoding="utf-8")
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune_api import names
-from finetune_api.handoff import ENV_IMAGE, Artifact, JobConfig, Report
+from finetune_api.handoff import ENV_IMAGE, Artifact, JobConfig, Outcome, Report
 from finetune_api.spec import Method
 from finetune_api.status import Lineage
 from finetune_trainer.hub import pinned_commit
@@ -121,14 +121,17 @@ def build_lineage(
         "lastStep": wire.get("lastStep"),
         "chosenStep": metrics.get("bestStep", wire.get("lastStep")),
         "outputUri": config.output_key(),
-        "modelRegistry": _registry_entry(config, wire.get("resolved", {})),
+        "outcome": wire["outcome"],
+        **_registry_entry(config, wire),
     }
 
 
-def _registry_entry(config: JobConfig, resolved: Mapping[str, Any]) -> dict[str, str]:
-    """How Kubeflow's Model Registry names a model and where it comes from."""
-    is_full = resolved.get("method") == Method.FULL
-    return {
+def _registry_entry(config: JobConfig, result: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+    """How Kubeflow's Model Registry names a model and where it comes from; what met no gate is not offered to it."""
+    if result["outcome"] == Outcome.GATE_NOT_MET:
+        return {}
+    is_full = result.get("resolved", {}).get("method") == Method.FULL
+    entry = {
         "name": config.name,
         "uri": f"{config.output_key()}/{Artifact.MERGED if is_full else Artifact.ADAPTER}",
         "model_format_name": "safetensors" if is_full else "peft",
@@ -138,6 +141,7 @@ def _registry_entry(config: JobConfig, resolved: Mapping[str, Any]) -> dict[str,
         "model_source_name": config.name,
         "model_source_id": config.uid,
     }
+    return {"modelRegistry": entry}
 
 
 def _told(time: datetime) -> str:

@@ -43,6 +43,8 @@ def run(
         config = state.config = with_references(job, done)
         storage = LocalStorage(folders, elsewhere=_connect(config.spec, state.stop))
         report = _run_one(state, config, storage, workspace / job.name)
+        if report.outcome is Outcome.GATE_NOT_MET:  # what others would build on has failed
+            return report
         done[job.name] = as_finished(config, report)
         if job is not ordered[-1]:
             logger.info("%s: %s: %s", job.name, report.reason, report.message)
@@ -56,7 +58,7 @@ def _run_one(state: RunState, config: JobConfig, storage: Storage, workspace: Pa
     workspace.mkdir(parents=True, exist_ok=True)
     checked = preflight(config, storage, workspace, reporter, state.stop)
     logger.info("%s: %s", checked.reason, checked.message)
-    if checked.outcome is Outcome.ADOPTED:
+    if checked.outcome is not Outcome.VALIDATED:  # a result of this very job is there
         return checked
     state.stop.raise_if_set()
     from finetune_trainer.train import train

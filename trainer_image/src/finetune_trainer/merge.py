@@ -5,7 +5,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ PREFIX = "base_model.model."
 FACTORS = {".lora_A.weight": "A", ".lora_B.weight": "B", ".lora_embedding_A": "A", ".lora_embedding_B": "B"}
 COPIED = ("generation_config.json",)
 DTYPE_KEYS = ("dtype", "torch_dtype")
+CONV1D = frozenset({"gpt2", "openai-gpt", "imagegpt"})
 NAMES = {precision: str(dtype).removeprefix("torch.") for precision, dtype in DTYPES.items()}
 
 Make = Callable[[str, torch.Tensor], torch.Tensor]
@@ -39,6 +40,11 @@ class Nf4:
     modules: frozenset[str]
     double_quant: bool
     compute: torch.dtype
+
+    def as_in(self, headers: Mapping[str, Header]) -> "Nf4":
+        """The same layers by the names that the base's files give them; raises Unmapped."""
+        names = {_home(module, headers).removesuffix(".weight") for module in self.modules}
+        return replace(self, modules=frozenset(names))
 
     def through(self, name: str, weight: torch.Tensor) -> torch.Tensor:
         """The weight as the 4-bit layer computes with it; any other tensor is returned as it is."""
@@ -105,12 +111,16 @@ class Merge:
 @contextmanager
 def merging_adapter(base: Path, adapter: Path, precision: str, nf4: Nf4 | None = None) -> Iterator[Merge]:
     """The adapter added to the base, or with `nf4` to the base as the 4-bit layers compute with it; raises Unmapped."""
-    updates, dtype = read_updates(adapter), DTYPES[precision]
+    factors, dtype = read_factors(adapter), DTYPES[precision]
     with TensorFiles.of_folder(base) as files:
-        homes = {_home(module, files.headers): update for module, update in updates.items()}
+        homes = {}
+        for module, its in factors.items():
+            home = _home(module, files.headers)
+            homes[home] = its.update(files.headers[home].shape, is_conv1d=is_conv1d(base))
+        through = nf4.as_in(files.headers).through if nf4 else None
 
         def make(name: str, weight: torch.Tensor) -> torch.Tensor:
-            weight = nf4.through(name, weight) if nf4 else weight
+            weight = through(name, weight) if through else weight
             return homes[name].add_to(weight, dtype) if name in homes else weight.to(dtype)
 
         yield Merge(files, list(files.headers), precision, make)
@@ -137,32 +147,45 @@ def stored_precision(base: Path) -> str:
     return names.get(str(config.get("dtype") or config.get("torch_dtype")), "FP32")
 
 
-def read_updates(adapter: Path) -> dict[str, Update]:
+@dataclass(frozen=True)
+class Factors:
+    """The two factors on one module, the scale in the second: their product is `(out, in)`, of an embedding turned."""
+
+    a: torch.Tensor
+    b: torch.Tensor
+
+    def update(self, shape: tuple[int, ...], *, is_conv1d: bool) -> Update:
+        """What they add to a weight of that shape; a Conv1D, as in GPT-2, and an embedding are stored turned."""
+        natural = (self.b.shape[0], self.a.shape[1])
+        if natural == shape and not (natural == natural[::-1] and is_conv1d):
+            return Update(self.b, self.a)
+        if natural[::-1] == shape:
+            return Update(self.a.T, self.b.T)
+        raise Unmapped(f"an update of {natural} does not fit a tensor of {shape}")
+
+
+def read_factors(adapter: Path) -> dict[str, Factors]:
     """What the adapter adds, by the name of the module that it was put on."""
     config = json.loads((adapter / ADAPTER_CONFIG).read_text(encoding="utf-8"))
-    factors: dict[str, dict[str, torch.Tensor]] = {}
+    if config.get("alpha_pattern") or config.get("rank_pattern") or config.get("use_dora"):
+        raise Unmapped("some of its modules have settings of their own")
+    found: dict[str, dict[str, torch.Tensor]] = {}
     for key, tensor in load_file(adapter / WEIGHTS).items():
         suffix = next((one for one in FACTORS if key.endswith(one)), None)
         if suffix is None or not key.startswith(PREFIX):
             raise Unmapped(f"its tensor {key} is no factor of a low-rank update")
-        module = key.removeprefix(PREFIX).removesuffix(suffix)
-        is_transposed = bool(config.get("fan_in_fan_out")) or "embedding" in suffix
-        part = factors.setdefault(module, {})
-        part[FACTORS[suffix]] = tensor.float()
-        part["transposed"] = torch.tensor(is_transposed)
-    return {module: _update(parts, config, module) for module, parts in factors.items()}
+        found.setdefault(key.removeprefix(PREFIX).removesuffix(suffix), {})[FACTORS[suffix]] = tensor.float()
+    return {module: Factors(its["A"], its["B"] * _scale(config, its["A"].shape[0])) for module, its in found.items()}
 
 
-def _update(parts: Mapping[str, torch.Tensor], config: Mapping[str, Any], module: str) -> Update:
-    a, b = parts["A"], parts["B"]
-    rank = a.shape[0]
-    alpha = float(config["lora_alpha"])
-    scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
-    if config.get("alpha_pattern") or config.get("rank_pattern") or config.get("use_dora"):
-        raise Unmapped(f"module {module} has settings of its own")
-    if parts["transposed"]:
-        return Update(a.T * scale, b.T)
-    return Update(b * scale, a)
+def _scale(config: Mapping[str, Any], rank: int) -> float:
+    return float(config["lora_alpha"]) / (math.sqrt(rank) if config.get("use_rslora") else rank)
+
+
+def is_conv1d(base: Path) -> bool:
+    """Whether the architecture writes its linear layers as Conv1D, the inputs first."""
+    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    return config.get("model_type") in CONV1D
 
 
 def _home(module: str, headers: Mapping[str, Header], name: str | None = None) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from finetune_api import __version__, names
-from finetune_api.handoff import Artifact
+from finetune_api.handoff import Artifact, Outcome
 from finetune_trainer.hub import is_hub_uri, unpinned
 from finetune_trainer.lineage import combined_sha256
 from finetune_trainer.storage import sha256_file
@@ -59,8 +59,10 @@ def build_events(lineage: Mapping[str, Any], result: Path) -> list[dict[str, Any
         "inputs": list(_inputs(lineage)),
     }
     start = {"eventType": "START", "eventTime": lineage["startedTime"], **event, "outputs": []}
-    output = _output(lineage, result)
-    return [start, {"eventType": "COMPLETE", "eventTime": lineage["completedTime"], **event, "outputs": [output]}]
+    is_met = lineage["outcome"] != Outcome.GATE_NOT_MET
+    outputs = [_output(lineage, result)] if is_met else []  # nothing that others are to build on
+    end = {"eventType": "COMPLETE" if is_met else "FAIL", "eventTime": lineage["completedTime"]}
+    return [start, {**end, **event, "outputs": outputs}]
 
 
 def _run_facets(lineage: Mapping[str, Any]) -> dict[str, Any]:

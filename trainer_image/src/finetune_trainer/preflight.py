@@ -5,11 +5,12 @@ import shutil
 from pathlib import Path
 
 from finetune_api.defaults import Facts
-from finetune_api.handoff import Artifact, JobConfig, Outcome, Report
+from finetune_api.handoff import Artifact, ExitCode, JobConfig, Outcome, Report
 from finetune_api.status import Resolved
 from finetune_trainer.base_model import ModelFacts, check_model, pin_model
 from finetune_trainer.choose_settings import choose_settings
 from finetune_trainer.claim import check_claim, claim
+from finetune_trainer.errors import TrainerError
 from finetune_trainer.expected import Expected
 from finetune_trainer.hub import is_hub_uri, model_location
 from finetune_trainer.initial_adapter import InitialAdapter, check_initial_adapter, with_adapter
@@ -50,6 +51,7 @@ def preflight(config: JobConfig, storage: Storage, workspace: Path, reporter: Re
     _check_rewards(config, storage, workspace, on_bytes)
     labeler = load_labeler(workspace / "tokenizer", config.spec.model.uri)
     dataset = prepare_dataset(config, storage, workspace, labeler, on_bytes=on_bytes, on_rows=work_beat(reporter, stop))
+    _check_gate(config, dataset)
     resolved = _choose(config, model, dataset, adapter)
     claim(config, storage)
     _upload(config, dataset, storage, on_bytes)
@@ -79,6 +81,17 @@ def _check_rewards(config: JobConfig, storage: Storage, workspace: Path, on_byte
     if config.spec.rlhf and config.spec.rlhf.rewards:
         ComputedRewards(config.spec.rlhf.rewards)
     check_reward_model(config, storage, workspace / "reward", workspace / "tokenizer", on_bytes)
+
+
+def _check_gate(config: JobConfig, dataset: PreparedDataset) -> None:
+    """Too few rows may leave none to hold out, and then no loss can meet a gate."""
+    gate = config.spec.evaluation.gate
+    if gate and (gate.max_eval_loss is not None or gate.must_improve) and not dataset.validation_samples:
+        raise TrainerError(
+            ExitCode.DATASET_UNUSABLE,
+            "evaluation.gate asks for a held-out loss, and no row is held out: add rows, raise "
+            "dataset.validationSplitPercent, or name dataset.validation",
+        )
 
 
 def _upload(config: JobConfig, dataset: PreparedDataset, storage: Storage, on_bytes: OnBytes) -> None:

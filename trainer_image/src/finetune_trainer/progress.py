@@ -85,6 +85,11 @@ class Reporter:
                 report.resolved = resolved
             self._tell(told=bool(metrics or early_stopping) or report.progress.stage != before)
 
+    def note(self, text: str) -> None:
+        """Say something in `progress.note` that is no sign of life of the training."""
+        with self._lock:
+            self._report.progress = self._report.progress.model_copy(update={"note": text[:1024]})
+
     def note_checkpoint(self, checkpoint: CheckpointStatus) -> None:
         """Say which checkpoint is the last complete one."""
         with self._lock:

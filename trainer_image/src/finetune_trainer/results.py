@@ -8,7 +8,6 @@ from typing import Any
 import torch
 
 from finetune_api.handoff import Artifact, Outcome, Report
-from finetune_api.spec import Method
 from finetune_api.status import DatasetStatus, EvaluationStatus, Resolved
 from finetune_trainer.base_facts import describe_base
 from finetune_trainer.config_file import config_yaml
@@ -127,11 +126,6 @@ def judged(record: RunRecord) -> EvaluationStatus:
     return EvaluationStatus(gate=gate.value, merged=merged.value, message=one_line("; ".join(told)) or None)
 
 
-def has_weights(record: RunRecord) -> bool:
-    """Whether what was trained is in the result: a fully tuned model that is withheld is in its checkpoints alone."""
-    return record.settings.method != Method.FULL or record.merge is None or record.merge.chosen is not None
-
-
 def build_result(inputs: Inputs, record: RunRecord, reporter: Reporter) -> Report:
     """The report to publish, with lineage.json and finetune_config.yaml beside it."""
     config = inputs.config
@@ -147,7 +141,6 @@ def build_result(inputs: Inputs, record: RunRecord, reporter: Reporter) -> Repor
         job_uid=config.uid,
         config_sha256=config.config_sha256,
         last_step=record.last_step,
-        checkpoint=None if has_weights(record) else reporter.snapshot().checkpoint,
         resumed_from_step=reporter.snapshot().progress.resumed_from_step,
         dataset=config.dataset,
         resolved=record.settings,

@@ -49,12 +49,22 @@ CONDITIONS: dict[str, Condition] = {
             or spec.dataset.validation_split_percent is not None
         )
     ),
-    "!has(self.evaluation.gate) || has(self.dataset.validation) || has(self.dataset.validationSplitPercent)": (
-        lambda spec: (
-            spec.evaluation.gate is None
-            or spec.dataset.validation is not None
-            or spec.dataset.validation_split_percent is not None
-        )
+    "has(self.maxEvalLoss) || self.mustImprove || self.mustMatchExpected": lambda gate: (
+        gate.max_eval_loss is not None or gate.must_improve or gate.must_match_expected
+    ),
+    "!has(self.evaluation.gate) || (!has(self.evaluation.gate.maxEvalLoss) && "
+    "!self.evaluation.gate.mustImprove) || has(self.dataset.validation) || "
+    "has(self.dataset.validationSplitPercent)": lambda spec: (
+        spec.evaluation.gate is None
+        or (spec.evaluation.gate.max_eval_loss is None and not spec.evaluation.gate.must_improve)
+        or spec.dataset.validation is not None
+        or spec.dataset.validation_split_percent is not None
+    ),
+    "!has(self.evaluation.gate) || !self.evaluation.gate.mustMatchExpected || "
+    "(has(self.evaluation.prompts) && self.evaluation.prompts.exists(one, has(one.expected)))": lambda spec: (
+        spec.evaluation.gate is None
+        or not spec.evaluation.gate.must_match_expected
+        or any(one.expected for one in spec.evaluation.prompts or [])
     ),
     "!has(self.evaluation.gate) || self.objective != 'RLHF' || "
     "(!has(self.evaluation.gate.maxEvalLoss) && !self.evaluation.gate.mustImprove)": lambda spec: (

@@ -120,7 +120,7 @@ def checkpoints_of(inputs: Inputs, storage: Storage, reporter: Reporter, stop: S
 def finish(
     inputs: Inputs, trained: Trained, device: torch.device, storage: Storage, reporter: Reporter, *, stop: StopFlag
 ) -> Report:
-    """Merges, judges, reports and publishes what was trained; checkpoints are kept where the weights are withheld."""
+    """Merges, judges, reports and publishes what was trained."""
     stop.raise_if_set()
     full = make_full_model(inputs, trained, reporter, stop)
     stop.raise_if_set()
@@ -128,8 +128,7 @@ def finish(
     write_report(record, inputs.result)
     result = build_result(inputs, record, reporter)
     report = publish(inputs.result, inputs.config, result, storage, reporter, stop=stop)
-    if report.checkpoint is None:
-        remove_checkpoints(inputs.config, storage)
+    remove_checkpoints(inputs.config, storage)
     return report
 
 
@@ -202,7 +201,7 @@ def train_once(
     save_trained(model, inputs.best_weights)
     after = trainer.show(shown)
     stop_ids = stop_token_ids(trainer.model, inputs.answers) if traits.writes_text else []
-    full_loss = loss_for_gate(inputs, trainer, watch) if world.is_first else None
+    full_loss = loss_for_gate(inputs, trainer, reporter, stop) if world.is_first else None
     is_needed = world.is_first or is_sharded(model)
     tuned_answers = answer(inputs, trainer, watch, traits, stop) if is_needed else watch.before.answers
     if not world.is_first:
@@ -236,12 +235,12 @@ def told_apart(inputs: Inputs, traits: Traits, before: Sequence[str], tuned: Seq
     ]
 
 
-def loss_for_gate(inputs: Inputs, trainer: WatchedTrainer, watch: Watch) -> float | None:
-    """The trained model's loss on the tokens that a full model is judged on; of one that is shared out between
-    processes the gate measures it."""
+def loss_for_gate(inputs: Inputs, trainer: WatchedTrainer, reporter: Reporter, stop: StopFlag) -> float | None:
+    """The trained model's loss on the tokens that a full model is judged on, by the first process alone; of one that is
+    shared out between processes the gate measures it."""
     if not is_asked(inputs) or is_sharded(trainer.model) or not traits_of(inputs.config.spec.objective).writes_text:
         return None
-    held_out = HeldOut(inputs.held_out[:JUDGED_ROWS], work_beat(watch.reporter, watch.stop))
+    held_out = HeldOut(inputs.held_out[:JUDGED_ROWS], work_beat(reporter, stop))
     return mean_loss(trainer.model, held_out)
 
 

@@ -1,5 +1,6 @@
 """The gate's rules: what a full model must be like to be published, on figures alone. Nothing is loaded here."""
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -64,7 +65,8 @@ def faults_of(seen: Observation, trained_loss: float | None, asked: Sequence[Ask
         return list(seen.faults)
     found = []
     if seen.mean_kl is None or not seen.mean_kl < LARGEST_MEAN_KL:
-        found.append(f"its mean KL divergence from its source is {seen.mean_kl:.3g} nats, not below {LARGEST_MEAN_KL}")
+        told = _number(seen.mean_kl)
+        found.append(f"its mean KL divergence from its source is {told} nats, not below {LARGEST_MEAN_KL}")
     if seen.clear_agreement is not None and seen.clear_agreement < LEAST_AGREEMENT:
         share = f"{100 * seen.clear_agreement:.1f} %"
         found.append(f"its first choice is that of its source on {share} of clear tokens, not {LEAST_AGREEMENT:.0%}")
@@ -72,10 +74,15 @@ def faults_of(seen: Observation, trained_loss: float | None, asked: Sequence[Ask
     limit = largest_loss(trained_loss)
     if limit is not None and (seen.loss is None or not seen.loss <= limit):
         found.append(
-            f"its held-out loss is {seen.loss:.5g}, more than {limit:.5g}, which the trained model's "
+            f"its held-out loss is {_number(seen.loss)}, more than {limit:.5g}, which the trained model's "
             f"{trained_loss:.5g} allows"
         )
     return found + _faults_of_answers(seen.answers, asked, at)
+
+
+def _number(value: float | None) -> str:
+    """A figure that is none comes out of JSON as nothing."""
+    return "no number" if value is None or not math.isfinite(value) else f"{value:.5g}"
 
 
 def largest_loss(trained_loss: float | None) -> float | None:

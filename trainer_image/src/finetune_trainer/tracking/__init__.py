@@ -4,6 +4,7 @@ Each reads `metrics.jsonl`, which the training writes in any case, on a thread o
 nothing is lost while a tracker is away, and nothing piles up in memory.
 """
 
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,8 @@ from finetune_trainer.tracking.follower import Ending, Follower
 from finetune_trainer.tracking.mlflow import MlflowRun
 from finetune_trainer.tracking.wandb import WandbRun
 
+logger = logging.getLogger(__name__)
+
 
 class Patience(float, Enum):
     """Seconds in which all trackers together may take in the last figures."""
@@ -32,7 +35,7 @@ class Trackers:
 
     def __init__(self, inputs: Inputs, asked: Tracking, reporter: Reporter, stop: StopFlag) -> None:
         config, metrics = inputs.config, inputs.result / Artifact.METRICS
-        self._result, self._stop = inputs.result, stop
+        self._result, self._reporter, self._stop = inputs.result, reporter, stop
         self._tensorboard = asked.tensorboard
         self._live: list[Follower] = []
         self._offline: list[Follower] = []
@@ -52,6 +55,14 @@ class Trackers:
 
     def settle(self) -> None:
         """Lays what is to be published with the result into its folder; the training has ended."""
+        try:
+            self._settle()
+        except OSError as error:  # a full disk, for one
+            told = f"what trackers keep beside the result could not be written: {error.strerror}"
+            logger.warning("%s", told)
+            self._reporter.note(told)
+
+    def _settle(self) -> None:
         if self._tensorboard:
             from finetune_trainer.tracking.tensorboard import write_events  # noqa: PLC0415 - it imports torch
 

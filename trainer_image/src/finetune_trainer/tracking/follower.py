@@ -118,6 +118,11 @@ class Follower:
                 wait = min(PAUSE * 2 ** min(self._failures, 6), LONGEST_PAUSE)
                 if is_last:
                     return  # there is no second try at the end: a job is not held up
+            except Exception as error:  # noqa: BLE001 - whatever it is, it is the tracker's alone
+                if self._is_left:
+                    return
+                self._missed(TrackerFault(f"{type(error).__name__}: {error}"))
+                return
             else:
                 self._answered()
                 wait = PAUSE
@@ -162,7 +167,7 @@ class Follower:
             self._note(f"{self._run.name} is told again")
 
     def _note(self, text: str) -> None:
-        self._reporter.update(progress={"note": text[:1024]})
+        self._reporter.note(text)
 
 
 def point_of(line: bytes) -> Point:
