@@ -267,18 +267,23 @@ def test_shared_out_weights_are_stopped_resumed_and_put_together_again(
 def test_other_ways_to_train_end_as_one_process(
     s3_server: Any, tmp_path: Path, aws_environment: None, objective: str
 ) -> None:
-    """Packed rows on a quantised base, and pairs against a reference."""
+    """Packed rows on a quantised base, and pairs against a reference; each ends with a full model."""
     method = "LoRA" if objective == "DPO" else "QLoRA"
-    blocks: dict[str, Any] = {"evaluation": {"steps": 6}}
+    bucket = f"ranks-{method.lower()}"
+    output = {"uri": f"s3://{bucket}/output", "merge": "FP32"}
+    blocks: dict[str, Any] = {"evaluation": {"steps": 6}, "output": output}
     if objective == "DPO":
         blocks["objective"] = objective
     else:
         packed = {"packing": "On", "perDeviceTrainBatchSize": 2, "maxSteps": 12}
         blocks["hyperparameters"] = HYPERPARAMETERS | packed
-    job = make_job(s3_server, f"ranks-{method.lower()}", tmp_path, method, **blocks)
+    job = make_job(s3_server, bucket, tmp_path, method, **blocks)
     attempt = job.start("one-pod", gpus=2)
     assert attempt.codes() == [0], attempt.errors()
-    require_as_alone(job, attempt.report())
+    report = attempt.report()
+    assert report.evaluation
+    assert report.evaluation.merged == "Passed"
+    require_as_alone(job, report)
 
 
 def test_a_stop_within_a_second_of_the_start_is_a_stop(s3_server: Any, tmp_path: Path, aws_environment: None) -> None:

@@ -37,14 +37,18 @@ def result(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def events(job_config: Any, result: Path) -> list[Event]:
+    return told(job_config, result, Outcome.PUBLISHED)
+
+
+def told(job_config: Any, result: Path, outcome: Outcome) -> list[Event]:
     parent = PublishedJob(
         name="sft", uid="uid-0", objective="Chat", output_uri="s3://bucket/sft", manifest_sha256="e" * 64
     )
     config = job_config({"model": {"uri": "hf://acme/base", "revision": "a" * 40}})
     config = config.model_copy(update={"parent": parent, "attempt": 2})
     report = Report(
-        outcome=Outcome.PUBLISHED,
-        reason="Published",
+        outcome=outcome,
+        reason=outcome.value,
         message="",
         job_uid="uid-1",
         config_sha256="c",
@@ -76,6 +80,12 @@ def test_the_run_starts_and_completes_once_under_one_id(events: list[Event]) -> 
     assert [event["eventType"] for event in events] == ["START", "COMPLETE"]
     assert events[0]["eventTime"] < events[1]["eventTime"]
     assert events[0]["run"] == events[1]["run"]
+
+
+def test_a_result_that_meets_no_gate_is_a_failed_run_without_an_output(job_config: Any, result: Path) -> None:
+    start, end = told(job_config, result, Outcome.GATE_NOT_MET)
+    assert (start["eventType"], end["eventType"], end["outputs"]) == ("START", "FAIL", [])
+    assert "modelRegistry" not in json.loads((result / "lineage.json").read_text("utf-8"))
 
 
 def test_every_event_is_one_that_openlineages_client_would_send(events: list[Event]) -> None:
