@@ -13,11 +13,12 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from training_bench import HYPERPARAMETERS, Bench, make_spec
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from finetune_api.handoff import Report
 from finetune_trainer.data.rows import Message
 from finetune_trainer.labels import Labeler
+from finetune_trainer.model import load_quantised
 
 HEAD = "lm_head.weight"
 EMBEDDING = "model.embed_tokens.weight"
@@ -92,14 +93,34 @@ def require_learnt(report: Report) -> None:
     assert metrics.eval_loss < metrics.baseline_eval_loss
 
 
-@pytest.mark.parametrize("method", ["LoRA", "QLoRA"])
-@pytest.mark.parametrize("change", [as_it_is, in_fp16, untied, in_shards, without_template, without_padding])
+def load_chosen_base(bench: Bench) -> PreTrainedModel:
+    """The base that the published model was merged into: that in 4 bits is loaded as for the training."""
+    chosen = json.loads((bench.output / "validation.json").read_text(encoding="utf-8"))["chosen"]
+    if chosen == "dequantised base":
+        return load_quantised(bench.model, torch.float32, double_quant=True, device=torch.device("cpu"))
+    assert chosen == "unquantised base"
+    return AutoModelForCausalLM.from_pretrained(bench.model, dtype=torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("change", "method"),
+    [
+        (as_it_is, "QLoRA"),
+        (in_fp16, "LoRA"),
+        (untied, "LoRA"),
+        (untied, "QLoRA"),
+        (in_shards, "LoRA"),
+        (in_shards, "QLoRA"),
+        (without_template, "LoRA"),
+        (without_padding, "LoRA"),
+    ],
+)
 def test_the_merged_model_says_what_base_and_adapter_say(
     run: Callable[..., tuple[Bench, Report]], change: Change, method: str
 ) -> None:
     bench, report = run(change, method)
     require_learnt(report)
-    base = AutoModelForCausalLM.from_pretrained(bench.model, dtype=torch.float32)
+    base = load_chosen_base(bench)
     before = logits(base, bench.model)
     adapted = logits(PeftModel.from_pretrained(base, str(bench.output / "adapter")), bench.model)
     merged = logits(AutoModelForCausalLM.from_pretrained(bench.output / "merged", dtype=torch.float32), bench.model)
