@@ -13,13 +13,17 @@ from gateway import Answer, Fault, Gateway, Tear
 from tiny_model import make_tiny_model
 from trainer_pod import ROWS, Pod, checked, make_config
 
-from finetune_api.handoff import Artifact, Outcome
+from finetune_api.handoff import Artifact, ExitCode, Outcome, Report
 from finetune_trainer.errors import StorageUnavailable
-from finetune_trainer.publish import verify
+from finetune_trainer.progress import Reporter
+from finetune_trainer.publish import publish, verify
 from finetune_trainer.s3 import S3Storage
 from finetune_trainer.s3_client import connect
+from finetune_trainer.stop import StopFlag
 
 MIB = 1024 * 1024
+DENIED = Answer(403, b"<Error><Code>AccessDenied</Code></Error>")
+FULL = Answer(507, b"<Error><Code>InsufficientStorage</Code></Error>")
 UNAVAILABLE = Answer(503, b"<Error><Code>ServiceUnavailable</Code></Error>")
 
 
@@ -129,3 +133,38 @@ def test_a_trainer_that_starts_while_the_store_is_away_waits_for_it(
     gateway.come_back()
     assert process.wait(300) == 0, (pod.directory / "stderr").read_text()
     require_published(pod, direct)
+
+
+def test_a_result_that_may_not_be_written_leaves_no_manifest_and_a_later_run_finishes_it(
+    pod: Pod, gateway: Gateway, direct: S3Storage
+) -> None:
+    """Checkpoints may; the adapter may not."""
+    gateway.rule = lambda method, path: DENIED if method in {"PUT", "POST"} and "/adapter/" in path else None
+    process = pod.start("train")
+    assert process.wait(300) == ExitCode.STORAGE_DENIED, (pod.directory / "stderr").read_text()
+    prefix = pod.config.output_key()
+    assert direct.read(f"{prefix}/{Artifact.MANIFEST}") is None
+    gateway.rule = lambda _method, _path: None
+    process = pod.start("train")
+    assert process.wait(300) == 0, (pod.directory / "stderr").read_text()
+    assert (pod.report().outcome, verify(prefix, direct)) == (Outcome.PUBLISHED, [])
+
+
+def test_a_full_store_leaves_no_manifest_and_another_try_finishes_the_result(
+    pod: Pod, gateway: Gateway, direct: S3Storage, s3_server: Any, tmp_path: Path
+) -> None:
+    impatient = S3Storage(connect(s3_server.spec().model_copy(update={"endpoint": gateway.url})))
+    folder = tmp_path / "result"
+    (folder / "adapter").mkdir(parents=True)
+    (folder / "adapter" / "adapter_model.safetensors").write_bytes(b"x" * MIB)
+    config = pod.config
+    result = Report(outcome=Outcome.PUBLISHED, reason="Published", message="m", job_uid=config.uid, config_sha256="c")
+    gateway.rule = lambda method, path: FULL if method in {"PUT", "POST"} and "/adapter/" in path else None
+    with pytest.raises(StorageUnavailable):
+        publish(folder, config, result, impatient, Reporter(config.uid), stop=StopFlag())
+    assert direct.read(f"{config.output_key()}/{Artifact.MANIFEST}") is None
+    gateway.rule = lambda _method, _path: None
+    published = publish(folder, config, result, impatient, Reporter(config.uid), stop=StopFlag())
+    assert published.artifacts
+    assert published.artifacts.manifest_sha256
+    assert verify(config.output_key(), direct) == []
