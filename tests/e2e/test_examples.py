@@ -1,7 +1,10 @@
 """The manifests of crds/examples, applied as they are but for namespace, hub and size: a tiny model has their names."""
 
 import copy
+import json
 import os
+import subprocess
+import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -125,3 +128,18 @@ def test_what_tracking_asks_for_is_published_with_the_result(bench: Bench, jobs:
     listed = bench.s3.list_objects_v2(Bucket=BUCKET, Prefix=f"{prefix}/")["Contents"]
     folders = {item["Key"].removeprefix(f"{prefix}/").split("/")[0] for item in listed}
     assert {"tensorboard", "wandb", "openlineage.jsonl"} <= folders
+
+
+@pytest.mark.parametrize(
+    ("name", "ancestors"),
+    [("assistant-dpo", ["base", "parent"]), ("policy-rlhf", ["base", "parent", "reward job"])],
+)
+def test_a_chain_of_jobs_is_verified_back_to_its_base(
+    jobs: dict[str, dict[str, Any]], name: str, ancestors: list[str]
+) -> None:
+    command = [sys.executable, "-m", "finetune_trainer", "verify", "--json", jobs[name]["artifacts"]["uri"]]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    chain = json.loads(done.stdout)["chain"]
+    assert sorted({link["role"] for link in chain}) == ancestors
+    assert len({link["sha256"] for link in chain if link["role"] == "base"}) == 1
