@@ -44,11 +44,11 @@ def note(draft: Draft) -> None:
     child = _current(draft)
     workload = draft.seen.workload_of(child) if child else None
     draft.status.workload_ref = WorkloadRef(name=workload.name) if workload else None
+    if child and child.is_suspended:
+        draft.decision.again_in(AGAIN_SECONDS)
     if child is None or (workload is None and (child.queue is None or not child.is_suspended)):
         draft.conditions.remove(C.QUOTA_RESERVED)
         return
-    if child.is_suspended:
-        draft.decision.again_in(AGAIN_SECONDS)
     if workload and workload.has_quota and not workload.eviction_reason:
         reason = R.ADMITTED if workload.is_admitted else R.QUOTA_RESERVED
         draft.conditions.set(C.QUOTA_RESERVED, "True", reason, _reserved(child, workload))

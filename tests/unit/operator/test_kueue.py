@@ -221,6 +221,18 @@ def test_an_admitted_job_says_where_its_quota_comes_from(scene: Build) -> None:
     assert one.status["phase"] == "Preflight"
 
 
+def test_a_job_that_somebody_holds_without_a_queue_is_looked_at_again_for_kueues_workload(scene: Build) -> None:
+    """Kueue may have been installed after the operator began to watch, and its Workload come later than the Job."""
+    one = scene()
+    one.settle()
+    one.suspend("one-preflight")
+    assert one.settle().requeue_after == 30.0
+    assert one.condition("Suspended")["reason"] == "JobSuspended"
+    one.extra["workloads"] = (workload("one-preflight", ""),)
+    one.settle()
+    assert one.condition("QuotaReserved")["reason"] == "QueueMissing"
+
+
 def test_quota_that_is_being_taken_back_is_not_shown_as_there(scene: Build) -> None:
     one = waiting(scene, "")
     words = {"eviction_reason": "ClusterQueueStopped", "eviction_words": "The ClusterQueue is stopped"}
