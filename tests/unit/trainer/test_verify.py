@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from published_result import MODULE, TENSORS, list_again, publish_result
+from safetensors.numpy import save_file
 
 from finetune_api.handoff import Artifact
 from finetune_api.status import PublishedJob
@@ -35,6 +36,24 @@ def test_a_whole_result_is_proven_and_its_base_named(world: Any, tmp_path: Path)
     }
     assert [(link.role, link.uri) for link in verdict.chain] == [("base", "s3://bucket/model")]
     assert json.loads(verdict.to_json())["ok"] is True
+
+
+def test_the_head_of_a_reward_model_is_saved_whole_and_may_be_named_as_a_target(tmp_path: Path) -> None:
+    from finetune_trainer.adapter_faults import find_adapter_faults
+
+    prefix = "base_model.model.model.layers.0.self_attn.q_proj.lora_"
+    tensors = {
+        f"{prefix}A.weight": np.ones((2, 4), np.float32),
+        f"{prefix}B.weight": np.ones((4, 2), np.float32),
+        "base_model.model.score.weight": np.ones((1, 4), np.float32),
+    }
+    save_file(tensors, tmp_path / "weights")
+    config = {"peft_type": "LORA", "r": 2, "target_modules": ["q_proj", "score"], "modules_to_save": ["score"]}
+    assert find_adapter_faults(tmp_path / "weights", json.dumps(config).encode(), "") == []
+    del tensors["base_model.model.score.weight"]
+    save_file(tensors, tmp_path / "weights")
+    (fault,) = find_adapter_faults(tmp_path / "weights", json.dumps(config).encode(), "")
+    assert fault == "target_modules without a tensor: score"
 
 
 @pytest.mark.parametrize(

@@ -38,13 +38,13 @@ def _base_faults(asked: Mapping[str, Any], base: str) -> Iterator[str]:
 
 
 def _name_faults(asked: Mapping[str, Any], tensors: Mapping[str, Any]) -> Iterator[str]:
-    rank, unknown, wrong = asked.get("r"), [], []
+    rank, unknown, wrong, whole = asked.get("r"), [], [], []
     pairs: dict[str, set[str]] = {}
     for name, tensor in tensors.items():
         match = FACTOR.fullmatch(name)
         if match is None:
-            if not _is_saved_whole(name, asked):
-                unknown.append(name)
+            known = whole if _is_saved_whole(name, asked) else unknown
+            known.append(name)
             continue
         factor = match["factor"]
         pairs.setdefault(match["module"], set()).add(factor)
@@ -60,18 +60,20 @@ def _name_faults(asked: Mapping[str, Any], tensors: Mapping[str, Any]) -> Iterat
     single = [module for module, factors in pairs.items() if len(factors) != 2]
     if single:
         yield f"{len(single)} modules lack one of their two factors: {', '.join(single[:MOST_TOLD])}"
-    yield from _target_faults(asked.get("target_modules"), list(pairs))
+    yield from _target_faults(asked.get("target_modules"), list(pairs), [_module(name) for name in whole])
 
 
-def _target_faults(targets: Any, modules: list[str]) -> Iterator[str]:
-    """Each module is one that the config targets, and each target has one; a pattern is PEFT's, a full match."""
+def _target_faults(targets: Any, modules: list[str], whole: list[str]) -> Iterator[str]:
+    """Each module is one that the config targets, and each target has one, or is saved whole as the head of a reward
+    model is; a pattern is PEFT's, a full match."""
     if isinstance(targets, str):
         others = [one for one in modules if not re.fullmatch(targets, one)] if targets != "all-linear" else []
         missing: list[str] = []
     else:
         ends = [str(one) for one in targets or []]
         others = [one for one in modules if not any(one == end or one.endswith(f".{end}") for end in ends)]
-        missing = [end for end in ends if not any(one == end or one.endswith(f".{end}") for one in modules)]
+        there = [*modules, *whole]
+        missing = [end for end in ends if not any(one == end or one.endswith(f".{end}") for one in there)]
     if others:
         yield f"{len(others)} modules are not in target_modules: {', '.join(others[:MOST_TOLD])}"
     if missing:
@@ -79,8 +81,11 @@ def _target_faults(targets: Any, modules: list[str]) -> Iterator[str]:
 
 
 def _is_saved_whole(name: str, asked: Mapping[str, Any]) -> bool:
-    module = name.removesuffix(".weight").removesuffix(".bias")
-    return any(module.endswith(f".{saved}") for saved in asked.get("modules_to_save") or [])
+    return any(_module(name).endswith(f".{saved}") for saved in asked.get("modules_to_save") or [])
+
+
+def _module(name: str) -> str:
+    return name.removesuffix(".weight").removesuffix(".bias")
 
 
 def _value_faults(tensors: Mapping[str, Any], data: np.memmap[Any, Any]) -> Iterator[str]:
