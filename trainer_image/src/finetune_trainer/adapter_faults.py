@@ -38,7 +38,10 @@ def _base_faults(asked: Mapping[str, Any], base: str) -> Iterator[str]:
 
 
 def _name_faults(asked: Mapping[str, Any], tensors: Mapping[str, Any]) -> Iterator[str]:
-    rank, unknown, wrong, whole = asked.get("r"), [], [], []
+    rank = asked.get("r")
+    unknown: list[str] = []
+    wrong: list[str] = []
+    whole: list[str] = []
     pairs: dict[str, set[str]] = {}
     for name, tensor in tensors.items():
         match = FACTOR.fullmatch(name)
