@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, StringConstraints
 
+from finetune_api.evaluation import EvaluationStatus
 from finetune_api.scalars import Time, Uri
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import (
@@ -15,7 +16,6 @@ from finetune_api.status import (
     Count,
     DatasetStatus,
     EarlyStoppingStatus,
-    EvaluationStatus,
     Line,
     Lineage,
     Metrics,

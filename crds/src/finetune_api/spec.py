@@ -5,7 +5,8 @@ from typing import Annotated, ClassVar
 
 from pydantic import ConfigDict, Field, StringConstraints
 
-from finetune_api.blocks import Block, QualifiedName, S3Uri, Text, cel, rules
+from finetune_api.blocks import Block, QualifiedName, S3Uri, cel, rules
+from finetune_api.evaluation import EarlyStopping, Evaluation
 from finetune_api.objectives import Dpo, JobReference, Kto, Objective, Rlhf
 from finetune_api.pods import Preflight, Resources, Scheduling, Trainer
 from finetune_api.sources import Dataset, DatasetFormat, DataSource, Hub, Model, ModelCache, Storage
@@ -126,64 +127,6 @@ class Hyperparameters(Block):
     """Recompute activations in the backward pass to save memory. Default: true with QLoRA, else false."""
     seed: Annotated[int, Field(ge=0, le=4_294_967_295)] = 42
     """Seed of the split, the shuffling and the initial adapter. Default: 42."""
-
-
-class Prompt(Block):
-    """A question that the report shows answered by the base and by the tuned model."""
-
-    prompt: Text
-    """The question, as a user would put it (at most 4,096 characters)."""
-    expected: Annotated[str, StringConstraints(min_length=1, max_length=512)] | None = None
-    """Python regular expression that is to be found in the answer: told in the report, asked of the merged model where
-    the tuned one meets it, and of the tuned one by `gate.mustMatchExpected`. Default: none."""
-
-
-class Gate(Block):
-    """What the tuned model must reach; if it does not, the job fails with GateNotMet, and what it made stays."""
-
-    model_config = ConfigDict(
-        json_schema_extra=rules(
-            cel(
-                "has(self.maxEvalLoss) || self.mustImprove || self.mustMatchExpected",
-                "a gate that asks for nothing is met by everything: set maxEvalLoss, mustImprove or mustMatchExpected",
-            )
-        )
-    )
-
-    max_eval_loss: Annotated[float, Field(ge=0, le=1000)] | None = None
-    """Highest held-out loss (nats per token; of DPO, KTO and RewardModel their own loss) to accept. Default: any."""
-    must_improve: bool = False
-    """Whether the held-out loss must be lower than before the training. Default: false."""
-    must_match_expected: bool = False
-    """Whether each answer must hold what its prompt's `expected` names. Default: false."""
-
-
-class Evaluation(Block):
-    """Evaluation on the held-out rows while training."""
-
-    steps: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
-    """Evaluate every this many optimiser steps. Default: a tenth of the training, at least 1."""
-    baseline: bool = True
-    """Evaluate the untouched model at step 0. Default: true."""
-    prompts: (
-        Annotated[list[Prompt], Field(max_length=16, json_schema_extra={"x-kubernetes-list-type": "atomic"})] | None
-    ) = None
-    """Questions answered by the base and by the tuned model in the report (at most 16). Default: none."""
-    max_new_tokens: Annotated[int, Field(ge=1, le=2048)] = 128
-    """Longest answer to `prompts`, in tokens. Default: 128."""
-    gate: Gate | None = None
-    """What the tuned model must reach to be a success. Default: none, the figures are reported."""
-
-
-class EarlyStopping(Block):
-    """Stop when the evaluation loss no longer falls; needs a validation source."""
-
-    patience: Annotated[int, Field(ge=1, le=1000)] = 3
-    """Evaluations without improvement before training stops. Default: 3."""
-    min_delta: Annotated[float, Field(ge=0, le=100)] = 0.001
-    """Smallest fall of the evaluation loss (nats per token) that counts as an improvement. Default: 0.001."""
-    warmup_evaluations: Annotated[int, Field(ge=0, le=1000)] = 0
-    """First evaluations that patience does not count, as long as the learning rate still rises. Default: 0."""
 
 
 class Checkpoint(Block):

@@ -4,6 +4,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, StringConstraints
 
+from finetune_api.evaluation import EvaluationStatus
 from finetune_api.names import ConditionType
 from finetune_api.runs import CurrentRun, JobRef, PreflightRuns, Run, WorkloadRef
 from finetune_api.scalars import Count, CountByName, Digest, Line, Measure, StatusBlock, Time, Uri, Word
@@ -159,24 +160,6 @@ class DatasetStatus(StatusBlock):
     """Accepted rows that are longer than `maxLength` and are cut."""
     length_p99: Count | None = None
     """Length (tokens) that 99 of 100 training samples do not exceed, before anything is cut."""
-
-
-class EvaluationStatus(StatusBlock):
-    """What the gates before the result said of it."""
-
-    gate: Word | None = None
-    """Whether the tuned model meets `evaluation.gate`: `Passed`, `NotMet` or `NotConfigured`."""
-    merged: Word | None = None
-    """Whether the full model, read back, answers as the trained one does: `Passed`, `NotMet`, `NotRun` or `NotAsked`.
-    One that has not passed is not published."""
-    message: Line | None = None
-    """What was not met, and what to change."""
-
-    @property
-    def is_met(self) -> bool | None:
-        """Whether every gate that was asked for was passed; None where none was."""
-        asked = {self.gate, self.merged} - {None, "NotConfigured", "NotAsked"}
-        return asked == {"Passed"} if asked else None
 
 
 class Artifacts(StatusBlock):

@@ -2,8 +2,8 @@
 
 import pytest
 
+from finetune_api.evaluation import Gate, Prompt
 from finetune_api.handoff import ExitCode
-from finetune_api.spec import Gate, Prompt
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.expected import Expected, unmet
 from finetune_trainer.report.record import Answer, Measured

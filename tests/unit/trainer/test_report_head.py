@@ -3,7 +3,7 @@ from pathlib import Path
 
 from report_record import make_run
 
-from finetune_api.status import EvaluationStatus
+from finetune_api.evaluation import EvaluationStatus
 from finetune_trainer.report.head import build_head
 from finetune_trainer.report.record import Measured
 

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Sequence
 
-from finetune_api.spec import Gate, Prompt
+from finetune_api.evaluation import Gate, Prompt
 from finetune_trainer.patterns import PATTERN_SECONDS, compile_pattern, is_in
 from finetune_trainer.report.record import Answer, Measured
 

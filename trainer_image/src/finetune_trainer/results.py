@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 
+from finetune_api.evaluation import EvaluationStatus
 from finetune_api.handoff import Artifact, Outcome, Report
-from finetune_api.status import DatasetStatus, EvaluationStatus, Resolved
+from finetune_api.status import DatasetStatus, Resolved
 from finetune_trainer.base_facts import describe_base
 from finetune_trainer.config_file import config_yaml
 from finetune_trainer.encodings import EncodedPrompt, Sample

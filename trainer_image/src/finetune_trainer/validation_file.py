@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from finetune_api.status import EvaluationStatus
+from finetune_api.evaluation import EvaluationStatus
 from finetune_trainer.report.record import MergeCheck
 from finetune_trainer.validation import CLEAR_MARGIN, LARGEST_MEAN_KL, LEAST_AGREEMENT, as_json, largest_loss
 

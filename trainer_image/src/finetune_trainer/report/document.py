@@ -8,10 +8,11 @@ from typing import Any
 
 import jinja2
 
+from finetune_api.evaluation import EvaluationStatus
 from finetune_api.handoff import Artifact, JobConfig
 from finetune_api.objectives import Objective
 from finetune_api.spec import Method
-from finetune_api.status import DatasetStatus, EarlyStoppingStatus, EvaluationStatus, Resolved
+from finetune_api.status import DatasetStatus, EarlyStoppingStatus, Resolved
 from finetune_trainer.data.rows import SENTENCES
 from finetune_trainer.report import serving, text
 from finetune_trainer.report.curves import curve_table
