@@ -7,7 +7,6 @@ from pydantic import AfterValidator, ConfigDict, Field, PlainSerializer, StringC
 
 from finetune_api.blocks import Block
 
-
 _EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)
 _LATEST = datetime(9999, 12, 30, tzinfo=UTC)
 _MOST = 2**53 - 1

@@ -159,7 +159,7 @@ def test_a_message_that_is_no_report_is_none(message: str) -> None:
     assert read_report(ended(message), job()) is None
 
 
-@pytest.mark.parametrize("index", ["²", "9" * 5000, "-1", "１", "0x1", " 1", ""])
+@pytest.mark.parametrize("index", ["²", "9" * 5000, "-1", "\uff11", "0x1", " 1", ""])
 def test_a_rank_that_is_no_number_is_the_first(index: str) -> None:
     assert Pod.from_object({"metadata": {"name": "a", "uid": "b", "annotations": {ANNOTATION_INDEX: index}}}).rank == 0
 

@@ -15,7 +15,7 @@ import (
 
 // question is one object, and the expressions to judge it by; without them kstatus judges it.
 type question struct {
-	Object      map[string]any                    `json:"object"`
+	Object      unstructured.Unstructured         `json:"object"`
 	Expressions *kustomize.HealthCheckExpressions `json:"expressions"`
 }
 
@@ -43,15 +43,14 @@ func main() {
 }
 
 func judge(asked question) (*status.Result, error) {
-	object := &unstructured.Unstructured{Object: asked.Object}
 	if asked.Expressions == nil {
-		return status.Compute(object)
+		return status.Compute(&asked.Object)
 	}
 	evaluator, err := cel.NewStatusEvaluator(asked.Expressions)
 	if err != nil {
 		return nil, err
 	}
-	return evaluator.Evaluate(context.Background(), object)
+	return evaluator.Evaluate(context.Background(), &asked.Object)
 }
 
 func fail(err error) {
