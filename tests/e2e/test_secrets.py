@@ -6,7 +6,7 @@ import urllib.parse
 
 import pytest
 import yaml
-from user import Bench, kubectl, secret
+from user import Bench, Job, kubectl, secret, wait_for
 
 KINDS = "finetunejobs,jobs,pods,configmaps,events,services"
 METRICS = "/api/v1/namespaces/finetune-system/services/finetune-operator:http/proxy/metrics"
@@ -30,16 +30,25 @@ def log_of(bench: Bench, component: str) -> str:
     return kubectl("logs", "-n", bench.namespace, "-l", labels, "--tail=-1").stdout
 
 
+def answers_of(job: Job) -> dict[str, str] | None:
+    """What the running trainer answers, once it does."""
+    for pod in job.pods():
+        path = f"/api/v1/namespaces/{job.namespace}/pods/{pod.metadata.name}:8080/proxy"
+        said = {name: kubectl("get", "--raw", f"{path}/{name}", check=False) for name in ("metrics", "progress")}
+        if all(one.returncode == 0 and one.stdout for one in said.values()):
+            return {f"the trainer's {name}": one.stdout for name, one in said.items()}
+    return None
+
+
 @pytest.fixture(scope="module")
 def written(bench: Bench) -> dict[str, str]:
     """Everything that is left for people to read, by where it is."""
     kubectl("apply", "-f", "-", stdin=yaml.safe_dump(secret(bench.namespace, "canary", f"{CANARY}-id", CANARY)))
-    settings = bench.manifest("good")["spec"]["hyperparameters"] | {"maxSteps": 200}
+    settings = bench.manifest("good")["spec"]["hyperparameters"] | {"maxSteps": 60}
     good = bench.apply("good", hyperparameters=settings)
     storage = good.get()["spec"]["storage"] | {"credentialsSecretRef": {"name": "canary"}}
     refused = bench.apply("refused", storage=storage)
-    trainer = f"/api/v1/namespaces/{bench.namespace}/pods/{good.running_pod().metadata.name}:8080/proxy"
-    live = {name: kubectl("get", "--raw", f"{trainer}/{name}").stdout for name in ("metrics", "progress")}
+    live = wait_for("answers of the trainer", lambda: answers_of(good), state=good.status)
     refused.wait("Failed")
     prefix = good.wait("Complete")["artifacts"]["uri"].rstrip("/")
     said = {
@@ -47,8 +56,7 @@ def written(bench: Bench) -> dict[str, str]:
         "descriptions": kubectl("describe", KINDS, "-n", bench.namespace).stdout,
         "preflight's log": log_of(bench, "preflight"),
         "the trainer's log": log_of(bench, "trainer"),
-        "the trainer's metrics": live["metrics"],
-        "the trainer's progress": live["progress"],
+        **live,
         "the operator's log": kubectl("logs", "-n", "finetune-system", "deployment/finetune-operator").stdout,
         "the operator's metrics": kubectl("get", "--raw", METRICS).stdout,
     }
