@@ -14,7 +14,7 @@ MAKE = re.compile(r"^(?:eval \"\$\()?make (?P<words>[^)`]+)")
 NEW_FILE = "trainer_image/src/finetune_trainer/methods/NAME.py"
 MADE = sorted({found["words"] for command in commands() if (found := MAKE.match(command))})
 SPAN = re.compile(r"`make ([^`]+)`")
-LINK = re.compile(r"\]\(([^)\s]+)\)")
+LINK = re.compile(r"(?<!\\)\]\(([^)\s]+)\)")
 CODE = re.compile(r"^```.*?^```$|`[^`\n]*`", re.MULTILINE | re.DOTALL)
 
 
