@@ -60,6 +60,12 @@ def _small(text: str) -> int:
     return int(text) if text.isascii() and text.isdecimal() and len(text) <= 9 else 0
 
 
+def _word(reason: str) -> str:
+    """A reason of others as one of ours may look: Kubernetes allows more than letters and digits."""
+    found = re.sub(r"[^A-Za-z0-9]", "", reason).lstrip("0123456789")[:64]
+    return found or (names.Reason.PREEMPTED.value if reason else "")
+
+
 def controller_of(obj: Object) -> Object:
     """The owner reference of the controller, or an empty one."""
     references = obj["metadata"].get("ownerReferences") or []
@@ -314,7 +320,7 @@ class Pod:
             waiting_reason=waiting.get("reason", ""),
             waiting_message=waiting.get("message", ""),
             unschedulable=scheduled.get("message", "") if scheduled.get("reason") == "Unschedulable" else "",
-            disruption=disrupted.get("reason", "") if disrupted.get("status") == "True" else "",
+            disruption=_word(disrupted.get("reason", "")) if disrupted.get("status") == "True" else "",
             evicted=status.get("message", "") if status.get("reason") == names.Reason.EVICTED else "",
         )
 
