@@ -16,9 +16,6 @@ from documents import ROOT, blocks, jobs
 from tiny_model import make_tiny_model
 
 HUB_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
-OUTPUTS = {".venv/bin/finetune-trainer": "demo-out", "JOB.yaml": "own-out", "job.yaml": "job-out"}
-"""Whose result each `run` is must not depend on the order: the folders differ, though the documents write `out`."""
-RESULT = "bot-out"
 JOB = """
 apiVersion: finetune.dev/v1alpha1
 kind: FineTuneJob
@@ -41,7 +38,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / ".venv" / "bin").mkdir(parents=True)
     (folder / ".venv" / "bin" / "finetune-trainer").symlink_to(Path(sys.executable).parent / "finetune-trainer")
     rows = [
-        {"question": f"Which port has gateway {number}?", "answer": f"Gateway {number} listens on port {8000 + number}."}
+        {
+            "question": f"Which port has gateway {number}?",
+            "answer": f"Gateway {number} listens on port {8000 + number}.",
+        }
         for number in range(60)
     ]
     text = "".join(json.dumps(row) + "\n" for row in rows)
@@ -52,7 +52,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("model", "smollm2", "data/model", HUB_NAME):
         make_tiny_model(folder / name)
     manifest = next(job for where, job in jobs() if where.startswith("docs/first-job.md"))
-    (folder / "support-bot.yaml").write_text(yaml.safe_dump(manifest))
+    short = {"hyperparameters": {"maxSteps": 2, "maxLength": 64, "gradientAccumulationSteps": 1}}
+    (folder / "support-bot.yaml").write_text(yaml.safe_dump(manifest | {"spec": manifest["spec"] | short}))
     (folder / "job.yaml").write_text(JOB)
     return folder
 
@@ -63,6 +64,7 @@ def call(folder: Path, command: str) -> str:
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "HF_HUB_OFFLINE": "1",
         "CUDA_VISIBLE_DEVICES": "",
+        "OMP_NUM_THREADS": "1",
     }
     done = subprocess.run(
         ["bash", "-c", command], cwd=folder, env=environment, check=False, capture_output=True, text=True, timeout=600
@@ -83,22 +85,20 @@ def test_the_run_of_the_guide_its_proof_and_the_words_with_the_model(folder: Pat
     call(folder, run)
     assert (folder / TRAINER[run]).exists()
     shutil.move(folder / "out", folder / "support-bot")
-    proofs = [command for command in TRAINER if command.startswith("finetune-trainer verify")]
-    for command in proofs:
-        uri = command.split()[-1]
-        if uri.startswith("s3://"):
-            (folder / "stored").mkdir(exist_ok=True)
-        call(folder, command.replace(uri, "support-bot"))
+    for command in TRAINER:
+        if command.startswith("finetune-trainer verify"):
+            call(folder, command.replace(command.split()[-1], "support-bot"))
     (script,) = (block.text for block in blocks("python") if block.document == "docs/first-job.md")
     (folder / "talk.py").write_text(script)
     call(folder, f"{sys.executable} talk.py")
 
 
-@pytest.mark.parametrize(
-    "command", [command for command in TRAINER if " run " in command and "support-bot" not in command]
-)
-def test_the_other_runs(folder: Path, command: str) -> None:
-    shutil.rmtree(folder / "out", ignore_errors=True)
-    own = " --map s3://models/smollm2=smollm2 --map s3://data/train.jsonl=train.jsonl" if "JOB.yaml" in command else ""
-    call(folder, command.replace("JOB.yaml", "job.yaml") + own)
-    assert (folder / TRAINER[command]).exists()
+def test_the_runs_of_the_other_documents(folder: Path) -> None:
+    own = " --map s3://models/smollm2=smollm2 --map s3://data/train.jsonl=train.jsonl"
+    demo, first, again = (command for command in TRAINER if " run " in command and "support-bot" not in command)
+    for command in (first, again.replace("JOB.yaml", "job.yaml").replace("DIR", "out") + own):
+        call(folder, command)
+        assert (folder / TRAINER[first]).exists()
+    shutil.rmtree(folder / "out")
+    call(folder, demo)
+    assert (folder / TRAINER[demo]).exists()
