@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any
 
-from pydantic import Field, StringConstraints
+from pydantic import AfterValidator, Field, StringConstraints
 
 from finetune_api.evaluation import EvaluationStatus
 from finetune_api.names import ConditionType
@@ -257,7 +257,12 @@ class Resolved(StatusBlock):
     double_quant: bool | None = None
     """Whether the quantisation constants are quantised too."""
     target_modules: (
-        Annotated[list[Word], Field(max_length=64, json_schema_extra={"x-kubernetes-list-type": "set"})] | None
+        Annotated[
+            list[Word],
+            AfterValidator(lambda modules: list(dict.fromkeys(modules))),
+            Field(max_length=64, json_schema_extra={"x-kubernetes-list-type": "set"}),
+        ]
+        | None
     ) = None
     """Modules with an adapter; absent until a trainer has seen the model, unless given."""
 
