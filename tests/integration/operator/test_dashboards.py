@@ -22,6 +22,7 @@ import dashboards
 import yaml
 from dashboard_pictures import Source, draw
 from prometheus import Prometheus, running
+from prometheus_client.parser import text_string_to_metric_families
 from tiny_model import make_tiny_model
 
 from finetune_api.handoff import ENV_POD_UID
@@ -62,9 +63,11 @@ def test_every_query_returns_data_and_becomes_a_picture(
         pod = live(world, port, stack)
         others(world, trainer_at, stack)
         server = stack.enter_context(running(config(world, operator, port, pod, stack), tmp_path))
-        wait(lambda: all(one["health"] == "up" for one in server.targets()), lambda: str(server.targets()), 30)
+        wait(lambda: [one["health"] for one in server.targets()] == ["up"] * 3, lambda: str(server.targets()), 120)
         require_data(wait, server, world)
         require_rules(wait, server)
+        require_well_formed(operator.port)
+        require_well_formed(port)
         time.sleep(GATHER_SECONDS)
         draw_all(server, world, Path(os.environ.get("DASHBOARD_PICTURES", tmp_path)))
 
@@ -222,7 +225,7 @@ def require_data(wait: Any, server: Prometheus, world: Any) -> None:
                 left.discard(one)
         return not left
 
-    wait(all_answer, lambda: f"no data: {sorted(left)}", 60)
+    wait(all_answer, lambda: f"no data: {sorted(left)}", 300)
 
 
 def is_data(samples: list[dict[str, Any]]) -> bool:
@@ -243,6 +246,28 @@ def require_rules(wait: Any, server: Prometheus) -> None:
 
     wait(lambda: found() == firing, lambda: str(found()), 20)
     assert [rule["name"] for rule in server.rules() if rule["health"] != "ok" or rule.get("lastError")] == []
+
+
+LABELS = {
+    "namespace", "name", "phase", "reason", "objective", "method", "code", "format", "result", "verb", "resource",
+    "version", "le", "generation", "implementation", "major", "minor", "patchlevel",
+}  # fmt: skip
+"""All labels there are: none of a step, an epoch, a run or a figure."""
+
+
+def require_well_formed(port: int) -> None:
+    """What promtool says of names, units and help, and the rules of this project."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+        text = answer.read()
+    done = subprocess.run(["promtool", "check", "metrics"], input=text, capture_output=True, check=False)
+    assert (done.returncode, done.stdout + done.stderr) == (0, b"")
+    for family in text_string_to_metric_families(text.decode()):
+        assert family.name.startswith(("finetune_", "process_", "python_")), family.name
+        assert family.documentation
+        assert not family.name.endswith(("_age", "_created")), f"{family.name}: a timestamp, not an age"
+        for sample in family.samples:
+            assert sample.labels.keys() <= LABELS, sample
+            assert family.type != "counter" or sample.name.endswith("_total")
 
 
 def draw_all(server: Prometheus, world: Any, folder: Path) -> None:
