@@ -62,7 +62,7 @@ def test_every_query_returns_data_and_becomes_a_picture(
         port = stack.enter_context(training_of(world, tmp_path))
         pod = live(world, port, stack)
         others(world, trainer_at, stack)
-        server = stack.enter_context(running(config(world, operator, port, pod, stack), tmp_path))
+        server = stack.enter_context(running(config(operator, port, pod, stack), tmp_path))
         wait(lambda: [one["health"] for one in server.targets()] == ["up"] * 3, lambda: str(server.targets()), 120)
         require_data(wait, server, world)
         require_rules(wait, server)
@@ -77,6 +77,10 @@ def training_of(world: Any, folder: Path) -> Iterator[int]:
     """A job whose trainer is real; its port."""
     world.create("support-bot", **{name: value for name, value in TRAINING.items() if name != "model"})
     job, pod = world.get("support-bot"), world.pass_preflight("support-bot")
+    world.run(pod)
+    world.end(pod, 143, disruption="EvictionByEvictionAPI", ran=420)
+    wait_for(lambda: world.status("support-bot").get("preemptions") == 1)
+    pod = world.pod_of("support-bot-1")
     make_tiny_model(folder / "model")
     rows = [{"instruction": f"Is {number} even?", "output": "no" if number % 2 else "yes"} for number in range(300)]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + "not JSON\n")
@@ -123,8 +127,8 @@ def serving(address: str, port: int, body: Callable[[str], bytes]) -> Iterator[i
         server.server_close()
 
 
-def live(world: Any, port: int, stack: ExitStack) -> str:
-    """The operator reaches the real trainer at the address of its pod; the pod's name."""
+def live(world: Any, port: int, stack: ExitStack) -> Any:
+    """The operator reaches the real trainer at the address of its pod, which is returned."""
 
     def forward(path: str) -> bytes:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as answer:
@@ -133,7 +137,7 @@ def live(world: Any, port: int, stack: ExitStack) -> str:
     stack.enter_context(serving("127.0.0.7", 8080, forward))
     pod = world.pod_of("support-bot-1")
     world.run(pod, ip="127.0.0.7")
-    return str(pod.metadata.name)
+    return pod
 
 
 def others(world: Any, trainer_at: Any, stack: ExitStack) -> None:
@@ -151,11 +155,11 @@ def others(world: Any, trainer_at: Any, stack: ExitStack) -> None:
     world.create("restarted", backoffLimit=6)
     pod = world.pass_preflight("restarted")
     world.run(pod)
-    world.end(pod, 143, disruption="EvictionByEvictionAPI")
+    world.end(pod, 143, disruption="EvictionByEvictionAPI", ran=300)
     wait_for(lambda: world.status("restarted").get("preemptions") == 1)
     pod = world.pod_of("restarted-1")
     world.run(pod)
-    world.end(pod, 1)
+    world.end(pod, 1, ran=60)
 
     for name, code in (("unstable", 76), ("no-rights", 77)):
         world.create(name)
@@ -165,7 +169,7 @@ def others(world: Any, trainer_at: Any, stack: ExitStack) -> None:
     world.create("summaries")
     pod = world.pass_preflight("summaries")
     world.run(pod)
-    world.end(pod, 0, world.published("summaries"))
+    world.end(pod, 0, world.published("summaries"), ran=900)
     world.wait_phase("Succeeded", "summaries")
     world.wait_phase("Failed", "no-rights")
 
@@ -177,27 +181,28 @@ def wait_for(probe: Callable[[], Any], seconds: float = 30) -> None:
         time.sleep(0.1)
 
 
-def config(world: Any, operator: Any, port: int, pod: str, stack: ExitStack) -> str:
-    """What a Prometheus is told by the chart's monitors, with addresses in place of discovery."""
-    lines = DCGM.format(namespace=world.namespace, pod=pod).encode()
-    dcgm = stack.enter_context(serving("127.0.0.1", 0, lambda _: lines))
-    labels = {"namespace": world.namespace, "name": "support-bot", "pod": pod, "attempt": "1"}
-
-    def job(name: str, port: int, labels: dict[str, str] | None = None) -> dict[str, Any]:
-        static = {"targets": [f"127.0.0.1:{port}"], "labels": labels or {}}
-        return {"job_name": name, "honor_labels": name != "trainers", "static_configs": [static]}
-
-    return yaml.safe_dump(
-        {
-            "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
-            "rule_files": [str(dashboards.ALERTS)],
-            "scrape_configs": [
-                job("operator", operator.port, {"namespace": "system"}),
-                job("trainers", port, labels),
-                job("dcgm", dcgm),
-            ],
+def config(operator: Any, port: int, pod: Any, stack: ExitStack) -> str:
+    """The scrape jobs of the documentation, for the operator, the trainer in its pod, and DCGM's lines."""
+    trainer = {
+        "metadata": {
+            "namespace": pod.metadata.namespace,
+            "name": pod.metadata.name,
+            "labels": pod.metadata.labels,
+            "annotations": pod.metadata.annotations,
         }
-    )
+    }
+    labels = {"app.kubernetes.io/name": "finetune-operator", "app.kubernetes.io/component": "operator"}
+    itself = {"metadata": {"namespace": "system", "name": "operator-0", "labels": labels}}
+    lines = DCGM.format(namespace=pod.metadata.namespace, pod=pod.metadata.name).encode()
+    dcgm = stack.enter_context(serving("127.0.0.1", 0, lambda _: lines))
+    found = dashboards.discovered
+    jobs = [
+        dashboards.scrape_job("finetune-operator", f"127.0.0.1:{operator.port}", found(itself, "http")),
+        dashboards.scrape_job("finetune-trainers", f"127.0.0.1:{port}", found(trainer, "progress")),
+        {"job_name": "dcgm", "honor_labels": True, "static_configs": [{"targets": [f"127.0.0.1:{dcgm}"]}]},
+    ]
+    pace = {"scrape_interval": "1s", "evaluation_interval": "1s"}
+    return yaml.safe_dump({"global": pace, "rule_files": [str(dashboards.ALERTS)], "scrape_configs": jobs})
 
 
 def values(world: Any, name: str) -> dict[str, str]:
