@@ -91,6 +91,10 @@ generate: setup ## Write the generated files: CRD, chart copy, field reference
 report-picture: setup browser ## Take the picture of a report that the documentation shows
 	$(BIN)/python tests/fixtures/report_picture.py docs/report.png
 
+.PHONY: dashboard-pictures
+dashboard-pictures: setup binaries prometheus ## Take the pictures of the dashboards that the documentation shows (four minutes)
+	DASHBOARD_PICTURES=$(CURDIR)/docs DASHBOARD_SECONDS=200 $(BIN)/pytest tests/integration/operator/test_dashboards.py
+
 # --- checks -----------------------------------------------------------------
 
 .PHONY: lint
@@ -114,7 +118,7 @@ unit: setup ## Unit tests: seconds, no network
 	$(BIN)/pytest -n $(WORKERS) --dist loadfile tests/unit
 
 .PHONY: integration
-integration: setup binaries mlflow browser $(VENV)/audit/installed ## Integration tests: a real API server, S3 server, browser and MLflow server, real training of a tiny model
+integration: setup binaries mlflow browser prometheus $(VENV)/audit/installed ## Integration tests: a real API server, S3 server, Prometheus, browser and MLflow server, real training of a tiny model
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadfile tests/integration
 
 .PHONY: e2e
@@ -146,6 +150,10 @@ chaos: setup ## Kill operator and trainers on a real cluster, up to an hour (KIL
 .PHONY: browser
 browser: setup
 	$(BIN)/python tests/fixtures/browser.py
+
+.PHONY: prometheus
+prometheus: setup
+	$(BIN)/python tests/fixtures/prometheus.py
 
 .PHONY: binaries
 binaries: setup

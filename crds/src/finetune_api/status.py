@@ -344,10 +344,16 @@ class FineTuneJobStatus(StatusBlock):
     """Trainer pods that ended so far."""
     failures: Count | None = None
     """Runs that failed, which `backoffLimit` bounds."""
+    failures_by_reason: CountByName | None = None
+    """Failed runs by reason."""
     preemptions: Count | None = None
     """Runs that were preempted or evicted, which `maxPreemptions` bounds."""
+    preemptions_by_reason: CountByName | None = None
+    """Preempted or evicted runs by reason."""
     active_seconds: Count | None = None
     """Seconds that the ended runs took, summed, which `activeDeadlineSeconds` bounds."""
+    gpu_seconds: Count | None = None
+    """Seconds that the ended runs took, each times the GPUs of all its pods, summed."""
     history: (
         Annotated[list[Run], Field(max_length=10, json_schema_extra={"x-kubernetes-list-type": "atomic"})] | None
     ) = None

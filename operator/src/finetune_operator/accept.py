@@ -22,8 +22,10 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 METADATA_NAMES = frozenset({"metadata", "metadata.google.internal", "instance-data", "instance-data.ec2.internal"})
 METADATA_NETWORKS = tuple(
     ipaddress.ip_network(text)
-    for text in ("169.254.0.0/16", "100.100.100.200/32", "168.63.129.16/32", "192.0.0.192/32")
-    + ("fe80::/10", "fd00:ec2::/32", "fd20:ce::/32")
+    for text in (
+        *("169.254.0.0/16", "100.100.100.200/32", "168.63.129.16/32", "192.0.0.192/32"),
+        *("fe80::/10", "fd00:ec2::/32", "fd20:ce::/32"),
+    )
 )
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from finetune_api.handoff import ExitCode
 from finetune_api.names import Reason
 from finetune_api.runs import Run, StoppedRun
-from finetune_operator import runs
+from finetune_operator import runs, tallies
 from finetune_operator.draft import Draft
 from finetune_operator.evidence import RESULT_PREEMPTED, judge
 from finetune_operator.objects import ChildJob
@@ -23,8 +23,9 @@ def count(draft: Draft, attempts: Sequence[ChildJob]) -> None:
         is_ours = 1 <= told.attempt <= (status.attempts or 0)
         if not is_ours or told.pod_uid in known or runs.is_counted(status, told.pod_uid, told.end_time):
             continue
-        runs.append(status, _run(told, (status.runs or 0) + 1))
-        status.preemptions = (status.preemptions or 0) + 1
+        child = next((one for one in attempts if one.attempt == told.attempt), None)
+        runs.append(draft, _run(told, (status.runs or 0) + 1), child)
+        tallies.add_preemption(status, Reason.UNOBSERVED)
         status.start_time = status.start_time or told.start_time
 
 

@@ -164,6 +164,23 @@ def test_a_rank_that_is_no_number_is_the_first(index: str) -> None:
     assert Pod.from_object({"metadata": {"name": "a", "uid": "b", "annotations": {ANNOTATION_INDEX: index}}}).rank == 0
 
 
+@pytest.mark.parametrize(
+    ("reason", "shown"),
+    [
+        ("EvictionByEvictionAPI", "EvictionByEvictionAPI"),
+        ("Spot_Reclaim:zone,a", "SpotReclaimzonea"),
+        ("7days", "days"),
+        ("__", "Preempted"),
+        ("x" * 900, "x" * 64),
+    ],
+)
+def test_a_disruption_by_any_name_is_a_reason_that_a_condition_may_have(reason: str, shown: str) -> None:
+    conditions = [{"type": "DisruptionTarget", "status": "True", "reason": reason}]
+    found = Pod.from_object({"metadata": {"name": "a", "uid": "b"}, "status": {"conditions": conditions}}).disruption
+    assert found == shown
+    Conditions(FineTuneJobStatus(), 1, NOW).set(ConditionType.VALIDATED, "False", found)
+
+
 def test_a_pod_on_its_nodes_network_has_no_address_to_ask() -> None:
     meta, status = {"name": "a", "uid": "b"}, {"phase": "Running", "podIP": "10.0.0.1"}
     assert Pod.from_object({"metadata": meta, "spec": {}, "status": status}).ip == "10.0.0.1"

@@ -169,6 +169,7 @@ class Checkpoints:
         except StorageUnavailable as error:
             if self._stop.is_set():
                 raise
+            self._reporter.count_checkpoint_failure()
             logger.warning("the checkpoint of step %d is not saved: %s", step, error.message)
         else:
             self._thin_out()

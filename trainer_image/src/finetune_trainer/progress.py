@@ -91,8 +91,14 @@ class Reporter:
         with self._lock:
             self._report.progress = self._report.progress.model_copy(update={"note": text[:1024]})
 
+    def count_checkpoint_failure(self) -> None:
+        """Add a checkpoint that storage did not take to the counter."""
+        self._prometheus.count_checkpoint(None)
+
     def note_checkpoint(self, checkpoint: CheckpointStatus) -> None:
         """Say which checkpoint is the last complete one."""
+        if checkpoint.save_seconds is not None:
+            self._prometheus.count_checkpoint(checkpoint.save_seconds)
         with self._lock:
             self._touch()
             self._report.checkpoint = checkpoint
