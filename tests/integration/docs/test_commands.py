@@ -14,7 +14,14 @@ from documented import ON_A_JOB, SET_UP, TAKE_DOWN
 from documents import ROOT, jobs, others
 
 CLUSTER = [sys.executable, str(ROOT / "tests" / "cluster" / "cluster.py")]
-NAMES = {"PARENT": "support-bot", "JOB": "support-bot", "NODE": "node-1", "REGISTRY": "registry.example", "KEY": "key"}
+NAMES = {
+    "PARENT": "support-bot",
+    "NAME": "support-bot",
+    "JOB": "support-bot",
+    "NODE": "node-1",
+    "REGISTRY": "registry.example",
+    "KEY": "key",
+}
 KUEUE = {"Workload": "Namespaced", "LocalQueue": "Namespaced", "ClusterQueue": "Cluster", "Topology": "Cluster"}
 KUBERNETES = {"v1", "apps", "batch", "networking.k8s.io", "policy", "rbac.authorization.k8s.io"}
 SECONDS = 60
