@@ -284,6 +284,7 @@ def test_a_store_that_is_away_costs_a_checkpoint_and_not_the_training(
     assert pod.checkpoints.last_step == 10
     pod.storage.fails = lambda verb, uri: None
     assert pod.save(20).checkpoints.last_step == 20
+    assert b"finetune_trainer_checkpoint_failures_total 1.0" in pod.reporter._prometheus.exposition()
 
 
 def test_after_a_stop_a_store_that_is_away_is_told(bucket: Path) -> None:

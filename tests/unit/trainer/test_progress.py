@@ -7,7 +7,7 @@ import urllib.request
 import pytest
 
 from finetune_api.handoff import ProgressReport
-from finetune_api.status import Resolved
+from finetune_api.status import CheckpointStatus, Resolved
 from finetune_trainer import progress
 from finetune_trainer.errors import Stopped
 from finetune_trainer.progress import Pace, Reporter, transfer_beat
@@ -177,3 +177,16 @@ def test_a_transfer_ends_once_a_stop_was_asked_for(reporter: Reporter) -> None:
     with pytest.raises(Stopped):
         on_bytes(10)
     assert reporter.snapshot().heartbeat == 1
+
+
+def test_saved_checkpoints_are_timed_and_one_that_was_only_found_is_not(reporter: Reporter) -> None:
+    port = reporter.serve(0)
+    saved = {"uri": "s3://bucket/out/checkpoints/step-000010", "step": 10, "saved_time": "2026-01-02T00:00:00Z"}
+    found = CheckpointStatus.model_validate(saved | {"sha256": "ab" * 32})
+    reporter.note_checkpoint(found)
+    reporter.note_checkpoint(found.model_copy(update={"save_seconds": 1.5}))
+    reporter.count_checkpoint_failure()
+    exposed = get(port, "/metrics").decode()
+    assert "finetune_trainer_checkpoint_seconds_count 1.0" in exposed
+    assert "finetune_trainer_checkpoint_seconds_sum 1.5" in exposed
+    assert "finetune_trainer_checkpoint_failures_total 1.0" in exposed
