@@ -56,6 +56,29 @@ $(VENV)/checkov/installed: requirements/checkov.txt | $(BIN)/uv
 .PHONY: checkov
 checkov: $(VENV)/checkov/installed ## checkov for the tests, in an environment of its own (200 MB)
 
+# They bring many packages of their own, which nothing else here needs.
+$(VENV)/audit/installed: requirements/audit.txt | $(BIN)/uv
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(VENV)/audit
+	$(BIN)/uv pip install --quiet --python $(VENV)/audit/bin/python --require-hashes -r requirements/audit.txt
+	touch $@
+
+SBOM_DIR ?= dist/sbom
+
+.PHONY: sbom
+sbom: $(VENV)/audit/installed ## Write what the images hold of Python packages to SBOM_DIR, as CycloneDX JSON
+	mkdir -p $(SBOM_DIR)
+	for part in operator trainer; do \
+	  $(VENV)/audit/bin/cyclonedx-py requirements --pyproject pyproject.toml --output-reproducible --validate \
+	    --output-format JSON --output-file $(SBOM_DIR)/$$part.cdx.json requirements/$$part.txt; \
+	done
+
+# Strict: packages that the service does not know, or a service that is away, are a failure and not a clean bill.
+.PHONY: audit
+audit: $(VENV)/audit/installed ## Ask PyPI for known vulnerabilities in the pinned requirements (needs pypi.org)
+	for part in operator trainer uv dev; do \
+	  $(VENV)/audit/bin/pip-audit --strict --disable-pip --require-hashes --progress-spinner off -r requirements/$$part.txt; \
+	done
+
 .PHONY: requirements
 requirements: setup ## Resolve and hash the pinned requirements again
 	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
@@ -68,6 +91,8 @@ requirements: setup ## Resolve and hash the pinned requirements again
 	  --no-annotate --no-header - -o requirements/mlflow.txt
 	echo 'checkov>=3.3,<4' | $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
 	  --no-annotate --no-header - -o requirements/checkov.txt
+	printf 'cyclonedx-bom>=7.5,<8\npip-audit>=2.10,<3\n' | $(BIN)/uv pip compile --quiet --upgrade --universal \
+	  --python-version 3.11 --generate-hashes --no-annotate --no-header - -o requirements/audit.txt
 
 .PHONY: generate
 generate: setup ## Write the generated files: CRD, chart copy, field reference, the chart's README
@@ -77,14 +102,19 @@ generate: setup ## Write the generated files: CRD, chart copy, field reference, 
 report-picture: setup browser ## Take the picture of a report that the documentation shows
 	$(BIN)/python tests/fixtures/report_picture.py docs/report.png
 
+.PHONY: dashboard-pictures
+dashboard-pictures: setup binaries prometheus ## Take the pictures of the dashboards that the documentation shows (four minutes)
+	DASHBOARD_PICTURES=$(CURDIR)/docs DASHBOARD_SECONDS=200 $(BIN)/pytest tests/integration/operator/test_dashboards.py
+
 # --- checks -----------------------------------------------------------------
 
 .PHONY: lint
-lint: setup ## Ruff, import contracts, drift of generated files
+lint: setup ## Ruff, import contracts, drift of generated files, safety of the workflows
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/python -m finetune_api.crd --check
+	$(BIN)/zizmor --offline --quiet .github/workflows
 
 .PHONY: types
 types: setup ## mypy, strict
@@ -99,7 +129,7 @@ unit: setup ## Unit tests: seconds, no network
 	$(BIN)/pytest -n $(WORKERS) --dist loadfile tests/unit
 
 .PHONY: integration
-integration: setup binaries mlflow checkov browser ## Integration tests: a real API server, S3 server, browser and MLflow server, real training of a tiny model
+integration: setup binaries mlflow browser prometheus checkov $(VENV)/audit/installed ## Integration tests: a real API server, S3 server, Prometheus, browser and MLflow server, real training of a tiny model
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadfile tests/integration
 
 .PHONY: e2e
@@ -131,6 +161,10 @@ chaos: setup ## Kill operator and trainers on a real cluster, up to an hour (KIL
 .PHONY: browser
 browser: setup
 	$(BIN)/python tests/fixtures/browser.py
+
+.PHONY: prometheus
+prometheus: setup
+	$(BIN)/python tests/fixtures/prometheus.py
 
 .PHONY: binaries
 binaries: setup

@@ -1,6 +1,6 @@
 """The release's life with a job running: an upgrade from the version before, an uninstall and a new install.
 
-Its namespace enforces the restricted Pod Security Standard meanwhile. What was deployed before is put back at the end.
+What was deployed before is put back at the end.
 """
 
 import shutil
@@ -16,7 +16,6 @@ from user import Bench, Job, kubectl, wait_for
 
 CHART = Path(__file__).parents[2] / "helm" / "finetune-operator"
 NAMESPACE, RELEASE = "finetune-system", "finetune-operator"
-ENFORCE = "pod-security.kubernetes.io/enforce"
 BEFORE = "0.0.1"
 LONG = {"maxSteps": 1000, "perDeviceTrainBatchSize": 4, "gradientAccumulationSteps": 1, "maxLength": 128}
 
@@ -60,9 +59,7 @@ def name_of(pod: Any) -> str:
 @pytest.fixture(scope="module")
 def release(_kubeconfig: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Release]:
     found = Release()
-    kubectl("label", "namespace", NAMESPACE, f"{ENFORCE}=restricted", "--overwrite")
     yield found
-    kubectl("label", "namespace", NAMESPACE, f"{ENFORCE}-")
     folder = tmp_path_factory.mktemp("restored")
     (folder / "values.yaml").write_text(yaml.safe_dump(found.values), encoding="utf-8")
     values = ("--values", str(folder / "values.yaml"))

@@ -6,6 +6,7 @@
 import argparse
 import copy
 import json
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -199,7 +200,7 @@ def reference_markdown() -> str:
         "",
         "The API server refuses a job that breaks one, with this message and the field's path.",
         "",
-        *sorted({f"- `{path or 'spec'}`: {rule['message']}" for path, rule in _rules(spec, "")}),
+        *sorted({f"- `{path or 'spec'}`: {_plain(rule['message'])}" for path, rule in _rules(spec, "")}),
         "",
         "## status",
         "",
@@ -232,6 +233,11 @@ def _row(path: str, node: dict[str, Any], required: bool) -> str:
     kind = " \\| ".join(f"`{value}`" for value in node["enum"]) if "enum" in node else _type(node)
     text = str(node.get("description", "")).replace("|", "\\|")
     return f"| `{path}`{' *' if required else ''} | {kind} | {text} |"
+
+
+def _plain(text: str) -> str:
+    """Text in which Markdown sees neither a link nor emphasis: a pattern may look like both."""
+    return re.sub(r"([\\[\]*_])", r"\\\1", text) if "^" in text else text
 
 
 def _type(node: dict[str, Any]) -> str:

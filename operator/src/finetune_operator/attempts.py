@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from finetune_api.handoff import Outcome
 from finetune_api.names import Component, ConditionType, Reason
 from finetune_api.status import JobRef
-from finetune_operator import deadlines, evidence, rounds, runs, saving, suspension, trouble
+from finetune_operator import deadlines, evidence, rounds, runs, saving, stopped_runs, suspension, tallies, trouble
 from finetune_operator.draft import SOON_SECONDS, Draft
 from finetune_operator.manifests import build_attempt
 from finetune_operator.objects import ChildJob, Pod
@@ -24,6 +24,7 @@ def train(draft: Draft) -> None:
     if current and current.attempt > (status.attempts or 0):
         status.attempts = current.attempt
         status.job_ref = JobRef(name=current.name, uid=current.uid)
+    stopped_runs.count(draft, attempts)
     runs.fold(draft, attempts)
     if current:
         saving.note(draft, current)
@@ -189,7 +190,7 @@ def _close(draft: Draft, reason: str, detail: str, *, add_failure: bool) -> None
     """Ends an attempt that is not the last word: counted and written first, replaced in the next look."""
     status = draft.status
     if add_failure:
-        status.failures = (status.failures or 0) + 1
+        tallies.add_failures(status, reason)
     status.job_ref = status.current_run = None
     if status.failures and status.failures > draft.spec.backoff_limit:
         draft.fail(R.BACKOFF_LIMIT_EXCEEDED, f"{reason}: {detail}")

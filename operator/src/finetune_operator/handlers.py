@@ -53,6 +53,7 @@ def build_registry(
             queue.add(key)
 
     async def on_workload(body: kopf.Body, **_: Any) -> None:
+        memory.saw("workloads")
         labels = body.metadata.get("labels") or {}
         _add(queue, memory.queued.get(labels.get(names.LABEL_QUEUED_JOB_UID, "")))
 

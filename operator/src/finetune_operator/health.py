@@ -50,8 +50,6 @@ class Health:
 
     async def on_metrics(self, _: web.Request) -> web.Response:
         """Every metric in Prometheus' text format."""
-        self._metrics.queue_depth.set(len(self._queue))
-        for resource, at in self._memory.last_event.items():
-            self._metrics.last_event.labels(resource).set(at)
+        self._metrics.note_scrape(len(self._queue), self._memory.last_event)
         body = generate_latest(self._metrics.registry)
         return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE_LATEST})

@@ -1,20 +1,30 @@
-"""Prometheus metrics: the operator's own, and each job's from its status, gone with the job."""
+"""Prometheus metrics: the operator's own, and each job's from its status, gone with the job.
+
+Times are timestamps and not ages; a figure that is not known has no series.
+"""
 
 import re
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, disable_created_metrics
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.gc_collector import GCCollector
 from prometheus_client.process_collector import ProcessCollector
 
 from finetune_api import __version__
-from finetune_api.names import Phase
-from finetune_api.spec import FineTuneJobSpec, Method
+from finetune_api.names import PLURAL, ConditionType, Phase
+from finetune_api.spec import FineTuneJobSpec, Method, ResumePolicy
 from finetune_api.status import FineTuneJobStatus
+from finetune_operator import tallies
 from finetune_operator.objects import Job, Key
 
+disable_created_metrics()  # type: ignore[no-untyped-call]
 JOB_LABELS = ["namespace", "name"]
+UNKNOWN = "Unknown"
+RESULTS = ("done", "conflict", "error", "bug")
+"""How a look at a job ends: `error` is the API server's no, `bug` an exception that nobody expected."""
+WATCHED = (PLURAL, "jobs", "pods")
 Shown = tuple[FineTuneJobSpec | None, FineTuneJobStatus]
 _METHODS = frozenset(Method)
 _LABEL = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,39}")
@@ -51,13 +61,18 @@ class JobCollector:
         jobs = list(self._jobs.items())
         info = InfoMetricFamily("finetune_job", "What a job trains.", labels=JOB_LABELS)
         phase = GaugeMetricFamily("finetune_job_status_phase", "1 for the job's phase.", labels=[*JOB_LABELS, "phase"])
+        gpus = GaugeMetricFamily("finetune_job_gpus", "GPUs that the job asks for, of all its pods.", labels=JOB_LABELS)
+        saves = GaugeMetricFamily("finetune_job_saves_checkpoints", "0 with resumePolicy Never.", labels=JOB_LABELS)
         for key, (spec, status) in jobs:
             where = [key.namespace, key.name]
             info.add_metric(where, {"objective": spec.objective.value if spec else "", "method": _method(spec, status)})
             for one in Phase:
                 phase.add_metric([*where, one.value], float(status.phase == one))
-        yield info
-        yield phase
+            if spec:
+                gpus.add_metric(where, spec.resources.nodes * spec.resources.gpus_per_node)
+                saves.add_metric(where, spec.checkpoint.resume_policy is ResumePolicy.AUTO)
+        yield from (info, phase, gpus, saves)
+        yield from _reason_families(jobs)
         yield from _row_families(jobs)
         for family, values in _families():
             for key, (_, status) in jobs:
@@ -74,6 +89,34 @@ def _method(spec: FineTuneJobSpec | None, status: FineTuneJobStatus) -> str:
     return said if said in _METHODS else asked
 
 
+def _reason_families(jobs: "list[tuple[Key, Shown]]") -> Iterator[Metric]:
+    labels = [*JOB_LABELS, "reason"]
+    failed = GaugeMetricFamily("finetune_job_failed", "1 for a job that has failed for good, by reason.", labels=labels)
+    failures = CounterMetricFamily("finetune_job_failures", "Failed runs, by reason.", labels=labels)
+    preemptions = CounterMetricFamily("finetune_job_preemptions", "Preempted runs, by reason.", labels=labels)
+    for key, (_, status) in jobs:
+        where = [key.namespace, key.name]
+        found = status.condition(ConditionType.FAILED)
+        if found and found.status == "True":
+            failed.add_metric([*where, tallies.known(found.reason)], 1)
+        for family, total, counts in (
+            (failures, status.failures, status.failures_by_reason),
+            (preemptions, status.preemptions, status.preemptions_by_reason),
+        ):
+            for reason, count in _by_reason(total, counts).items():
+                family.add_metric([*where, reason], count)
+    yield from (failed, failures, preemptions)
+
+
+def _by_reason(total: int | None, counts: dict[str, int] | None) -> dict[str, int]:
+    """The counts by known reasons; what an earlier operator counted without a reason is `Unknown`."""
+    found: dict[str, int] = {}
+    for reason, count in (counts or {}).items():
+        found[tallies.known(reason)] = found.get(tallies.known(reason), 0) + count
+    unknown = (total or 0) - sum(found.values())
+    return found | ({UNKNOWN: unknown} if unknown > 0 else {})
+
+
 def _row_families(jobs: "list[tuple[Key, Shown]]") -> Iterator[Metric]:
     for name, text, label, field in _ROWS:
         family = GaugeMetricFamily(f"finetune_job_{name}", text, labels=[*JOB_LABELS, label])
@@ -85,11 +128,14 @@ def _row_families(jobs: "list[tuple[Key, Shown]]") -> Iterator[Metric]:
         yield family
 
 
-def _families() -> Iterator[tuple[GaugeMetricFamily | CounterMetricFamily, "Reader"]]:
+def _families() -> Iterator[tuple[GaugeMetricFamily | CounterMetricFamily, "Read"]]:
     for name, text, read in _GAUGES:
         yield GaugeMetricFamily(f"finetune_job_{name}", text, labels=JOB_LABELS), read
     for name, text, read in _COUNTERS:
         yield CounterMetricFamily(f"finetune_job_{name}", text, labels=JOB_LABELS), read
+
+
+Read = Callable[[FineTuneJobStatus], float | None]
 
 
 class Reader:
@@ -110,7 +156,13 @@ class Reader:
         return float(stamp() if stamp else value) * self._scale  # type: ignore[arg-type]
 
 
-_GAUGES = [
+def _queue_seconds(status: FineTuneJobStatus) -> float | None:
+    if status.queued_time is None or status.start_time is None:
+        return None
+    return max(0.0, (status.start_time - status.queued_time).total_seconds())
+
+
+_GAUGES: list[tuple[str, str, Read]] = [
     ("progress_ratio", "Share of the steps done.", Reader("progress", "percent", scale=0.01)),
     ("train_loss", "Training loss, nats per token.", Reader("metrics", "train_loss")),
     ("eval_loss", "Latest evaluation loss, nats per token.", Reader("metrics", "eval_loss")),
@@ -122,6 +174,9 @@ _GAUGES = [
     ("reward_margin", "Held-out reward of chosen less rejected answers.", Reader("metrics", "reward_margin")),
     ("reward_accuracy_ratio", "Share of held-out pairs ranked right.", Reader("metrics", "reward_accuracy")),
     ("kl", "Divergence from the reference, nats per token.", Reader("metrics", "kl")),
+    ("step", "Optimiser steps done.", Reader("progress", "step")),
+    ("planned_steps", "Optimiser steps planned.", Reader("progress", "total_steps")),
+    ("tokens_per_second", "Trained input tokens per second.", Reader("metrics", "tokens_per_second")),
     ("dataset_rows", "Rows read.", Reader("dataset", "rows")),
     ("dataset_accepted_rows", "Rows that can be trained on.", Reader("dataset", "accepted")),
     ("dataset_rejected_rows", "Rows that were skipped.", Reader("dataset", "rejected")),
@@ -130,8 +185,16 @@ _GAUGES = [
     ("learning_rate", "Learning rate of the last step.", Reader("metrics", "learning_rate")),
     ("early_stopped", "1 when patience ran out.", Reader("early_stopping", "stopped")),
     ("gate_passed", "1 when every gate was met, 0 when one was not.", Reader("evaluation", "is_met")),
+    (
+        "queued_timestamp_seconds",
+        "When the job could start: accepted, and not suspended.",
+        Reader("queued_time"),
+    ),
+    ("queue_seconds", "Time from when the job could start to its first run, preflight included.", _queue_seconds),
     ("start_timestamp_seconds", "Start of the first run.", Reader("start_time")),
     ("completion_timestamp_seconds", "When the trainer Job ended.", Reader("completion_time")),
+    ("checkpoint_timestamp_seconds", "When the last checkpoint was saved.", Reader("checkpoint", "saved_time")),
+    ("checkpoint_save_seconds", "Time that saving it took.", Reader("checkpoint", "save_seconds")),
     (
         "last_progress_timestamp_seconds",
         "When the trainer was last heard.",
@@ -145,8 +208,8 @@ _ROWS = [
 ]
 _COUNTERS = [
     ("runs", "Ended trainer pods.", Reader("runs")),
-    ("failures", "Failed runs.", Reader("failures")),
-    ("preemptions", "Preempted runs.", Reader("preemptions")),
+    ("active_seconds", "Time that ended runs took.", Reader("active_seconds")),
+    ("gpu_seconds", "Time that ended runs took, times their GPUs.", Reader("gpu_seconds")),
 ]
 
 
@@ -169,14 +232,17 @@ class Metrics:
             "finetune_operator_reconcile_seconds", "Duration of a look at a job.", registry=self.registry
         )
         self.requests = Counter(
-            "finetune_operator_api_requests", "Requests to the API server.", ["verb", "code"], registry=self.registry
+            "finetune_operator_api_requests",
+            "Requests to the API server, but for watches.",
+            ["verb", "code"],
+            registry=self.registry,
         )
         self.queue_depth = Gauge(
             "finetune_operator_queue_depth", "Jobs waiting to be looked at.", registry=self.registry
         )
         self.last_event = Gauge(
             "finetune_operator_last_event_timestamp_seconds",
-            "Last watch event, by resource.",
+            "Last watch event, or the start of the operator before the first, by resource.",
             ["resource"],
             registry=self.registry,
         )
@@ -184,3 +250,14 @@ class Metrics:
             "finetune_operator_progress_pulls", "Looks at a trainer's progress, by result.", ["result"],
             registry=self.registry,
         )  # fmt: skip
+        self._started = time.time()
+        for result in RESULTS:
+            self.reconciles.labels(result)
+        for result in ("answered", "failed"):
+            self.pulls.labels(result)
+
+    def note_scrape(self, queue_depth: int, last_event: Mapping[str, float]) -> None:
+        """Sets what is known elsewhere and asked for at a scrape."""
+        self.queue_depth.set(queue_depth)
+        for resource in {*WATCHED, *last_event}:
+            self.last_event.labels(resource).set(last_event.get(resource, self._started))

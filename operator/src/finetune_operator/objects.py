@@ -2,7 +2,8 @@
 
 import hashlib
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, Self
 
@@ -53,6 +54,17 @@ def slug(name: str) -> str:
 def selector_value(name: str) -> str:
     """The value of the job-name label: the name, or its slug where a label value cannot hold it."""
     return name if len(name) <= 63 else slug(name)
+
+
+def _small(text: str) -> int:
+    """A number that a label or annotation ought to hold, and 0 for whatever else somebody wrote there."""
+    return int(text) if text.isascii() and text.isdecimal() and len(text) <= 9 else 0
+
+
+def _word(reason: str) -> str:
+    """A reason of others as one of ours may look: Kubernetes allows more than letters and digits."""
+    found = re.sub(r"[^A-Za-z0-9]", "", reason).lstrip("0123456789")[:64]
+    return found or (names.Reason.PREEMPTED.value if reason else "")
 
 
 def controller_of(obj: Object) -> Object:
@@ -148,6 +160,8 @@ class ChildJob:
     """Kueue's LocalQueue that it waits in."""
     grace_seconds: int | None = None
     """Seconds that its pods get to end."""
+    limits: Mapping[str, str] = field(default_factory=dict)
+    """What one of its pods may use, by the name of the resource."""
 
     @classmethod
     def from_object(cls, obj: Object) -> Self:
@@ -159,13 +173,16 @@ class ChildJob:
         attempt = labels.get(names.LABEL_ATTEMPT, "0")
         uncounted = (status.get("uncountedTerminatedPods") or {}).get("failed") or []
         nodes, failed_pods = obj["spec"].get("completions") or 1, (status.get("failed") or 0) + len(uncounted)
+        pod = obj["spec"]["template"]["spec"]
+        container = pod["containers"][0]
+        limits = (container.get("resources") or {}).get("limits") or {}
         return cls(
             name=meta["name"],
             uid=meta["uid"],
             owner_uid=controller_of(obj).get("uid", ""),
             component=labels.get(names.LABEL_COMPONENT, ""),
-            attempt=int(attempt) if attempt.isdigit() else 0,
-            image=obj["spec"]["template"]["spec"]["containers"][0].get("image", ""),
+            attempt=_small(attempt),
+            image=container.get("image", ""),
             created=moment(meta.get("creationTimestamp")),
             completed=moment(status.get("completionTime") or complete.get("lastTransitionTime")) if complete else None,
             failed=moment(failed.get("lastTransitionTime")),
@@ -178,8 +195,14 @@ class ChildJob:
             is_ours_to_resume=names.ANNOTATION_SUSPENDED_BY in (meta.get("annotations") or {}),
             is_deleting=bool(meta.get("deletionTimestamp")),
             queue=labels.get(names.LABEL_QUEUE),
-            grace_seconds=obj["spec"]["template"]["spec"].get("terminationGracePeriodSeconds"),
+            grace_seconds=pod.get("terminationGracePeriodSeconds"),
+            limits={name: str(value) for name, value in limits.items()},
         )
+
+    def gpus(self, resource: str) -> int:
+        """GPUs of all its pods; extended resources are whole numbers."""
+        count = self.limits.get(resource, "0")
+        return self.nodes * int(count) if count.isdigit() else 0
 
     @property
     def is_over(self) -> bool:
@@ -242,6 +265,7 @@ class Pod:
     """Its place among the pods of its Job; the first one is the run, and reports."""
     node: str | None
     ip: str | None
+    """Its own address; a pod with its node's has none here, for what answers there need not be the pod."""
     phase: str
     is_gone: bool
     created: datetime | None
@@ -290,9 +314,9 @@ class Pod:
             uid=meta["uid"],
             job_uid=owner.get("uid", "") if owner.get("kind") == "Job" else "",
             component=(meta.get("labels") or {}).get(names.LABEL_COMPONENT, ""),
-            rank=int(index) if index.isdigit() else 0,
+            rank=_small(index),
             node=spec.get("nodeName"),
-            ip=status.get("podIP"),
+            ip=None if spec.get("hostNetwork") else status.get("podIP"),
             phase=status.get("phase", "Pending"),
             is_gone=gone,
             created=created,
@@ -308,7 +332,7 @@ class Pod:
             waiting_reason=waiting.get("reason", ""),
             waiting_message=waiting.get("message", ""),
             unschedulable=scheduled.get("message", "") if scheduled.get("reason") == "Unschedulable" else "",
-            disruption=disrupted.get("reason", "") if disrupted.get("status") == "True" else "",
+            disruption=_word(disrupted.get("reason", "")) if disrupted.get("status") == "True" else "",
             evicted=status.get("message", "") if status.get("reason") == names.Reason.EVICTED else "",
         )
 

@@ -5,7 +5,7 @@ from datetime import datetime
 
 from finetune_api.names import Reason
 from finetune_api.status import CurrentRun, DatasetStatus, FineTuneJobStatus, PreflightRuns, Run
-from finetune_operator import kueue, rounds
+from finetune_operator import kueue, rounds, tallies
 from finetune_operator.draft import Draft
 from finetune_operator.evidence import (
     RESULT_FAILED,
@@ -36,7 +36,7 @@ def fold(draft: Draft, attempts: Sequence[ChildJob]) -> None:
     number = {child.uid: child for child in attempts}
     deleted = status.job_ref.uid if status.job_ref and status.job_ref.uid not in number else None
     for pod in _ended(draft, [*number, *([deleted] if deleted else [])]):
-        if not _is_counted(status, pod):
+        if not is_counted(status, pod.uid, pod.ended):
             child = number.get(pod.job_uid)
             end = _end_of(draft, pod, child)
             if end is None:
@@ -44,7 +44,7 @@ def fold(draft: Draft, attempts: Sequence[ChildJob]) -> None:
             if child:
                 _count(status, end.verdict, child)
             run = _ended_run(draft, pod, end, child)
-            _append(status, run)
+            append(draft, run, child)
             if child is None or child.nodes == 1 or run.last_step:  # else it may have waited for the others
                 status.start_time = status.start_time or run.start_time
             if end.verdict.report and end.verdict.report.checkpoint:
@@ -89,13 +89,13 @@ def _ended(draft: Draft, job_uids: Sequence[str]) -> list[Pod]:
     return sorted(pods, key=lambda pod: (pod.ended or seen.now, pod.name))
 
 
-def _is_counted(status: FineTuneJobStatus, pod: Pod) -> bool:
+def is_counted(status: FineTuneJobStatus, pod_uid: str, ended: datetime | None) -> bool:
     """In the history, or older than all of a full history, from which it has dropped out."""
     known = of(status)
-    if any(run.pod_uid == pod.uid for run in known):
+    if any(run.pod_uid == pod_uid for run in known):
         return True
     oldest = known[0].end_time if len(known) >= HISTORY else None
-    return oldest is not None and pod.ended is not None and pod.ended <= oldest
+    return oldest is not None and ended is not None and ended <= oldest
 
 
 def _end_of(draft: Draft, pod: Pod, child: ChildJob | None) -> End | None:
@@ -186,12 +186,15 @@ def _ended_run(draft: Draft, pod: Pod, end: End, child: ChildJob | None) -> Run:
     )
 
 
-def _append(status: FineTuneJobStatus, run: Run) -> None:
+def append(draft: Draft, run: Run, child: ChildJob | None) -> None:
+    """Adds a run to the history, which keeps the last ten, and its time to the job's."""
+    status = draft.status
     status.runs = run.run
     status.history = [*of(status), run][-HISTORY:]
     if run.start_time and run.end_time:
-        seconds = int((run.end_time - run.start_time).total_seconds())
-        status.active_seconds = (status.active_seconds or 0) + max(0, seconds)
+        resources = draft.spec.resources  # of a Job that is gone nobody knows what it had
+        gpus = child.gpus(resources.gpu_resource_name) if child else resources.nodes * resources.gpus_per_node
+        tallies.add_time(status, int((run.end_time - run.start_time).total_seconds()), gpus)
 
 
 def _steps(
@@ -216,11 +219,11 @@ def _count(status: FineTuneJobStatus, verdict: Verdict, child: ChildJob) -> None
         return
     is_the_jobs = verdict.reason != (Reason.RESULT_MISSING if is_single else Reason.NO_PROGRESS)
     if verdict.result == RESULT_FAILED:
-        status.failures = (status.failures or 0) + 1
+        tallies.add_failures(status, verdict.reason)
         if status.job_ref and is_the_jobs:
             status.job_ref.failures = (status.job_ref.failures or 0) + 1
     if verdict.result == RESULT_PREEMPTED:
-        status.preemptions = (status.preemptions or 0) + 1
+        tallies.add_preemption(status, verdict.reason)
 
 
 def _failed_of(status: FineTuneJobStatus, child: ChildJob) -> int:
@@ -289,7 +292,7 @@ def cut(  # noqa: PLR0917
         exit_code=exit_code,
         **_steps(draft, run.pod_uid, run.start_time),
     )
-    _append(status, ended)
+    append(draft, ended, next((one for one in draft.seen.own if one.attempt == run.attempt), None))
     status.current_run = None
 
 
@@ -316,7 +319,7 @@ def _count_unseen(draft: Draft, attempts: Sequence[ChildJob]) -> None:
     if missing > 0 and current.nodes > 1:
         _count_without_run(draft, current)
     elif missing > 0:
-        status.failures = (status.failures or 0) + missing
+        tallies.add_failures(status, Reason.UNOBSERVED, missing)
         status.runs = (status.runs or 0) + missing
         status.job_ref.failures = current.failed_pods
 
@@ -331,7 +334,8 @@ def _count_without_run(draft: Draft, child: ChildJob) -> None:
     if is_done or any(not pod.is_over for pod in pods):
         return
     cause = rounds.first_cause(_ends_of_peers(draft, pods, child))
-    status.failures, status.runs = (status.failures or 0) + 1, (status.runs or 0) + 1
+    tallies.add_failures(status, cause.named().reason if cause else Reason.UNOBSERVED)
+    status.runs = (status.runs or 0) + 1
     if status.job_ref:
         status.job_ref.failures = 1
     if cause and cause.pod:

@@ -228,12 +228,14 @@ class World:
         started = {"running": {"startedAt": _now()}}
         self._patch(pod, {"phase": "Running", "podIP": ip, "podIPs": [{"ip": ip}], **_container(started)})
 
-    def end(self, pod: Any, code: int, message: str = "", reason: str = "", disruption: str = "") -> None:
-        """What the kubelet says when the container has ended."""
+    def end(
+        self, pod: Any, code: int, message: str = "", reason: str = "", disruption: str = "", *, ran: float = 0
+    ) -> None:
+        """What the kubelet says when the container has ended, after so many seconds."""
         terminated = {
             "exitCode": code,
             "reason": reason or ("Completed" if code == 0 else "Error"),
-            "startedAt": _now(),
+            "startedAt": _now(-ran),
             "finishedAt": _now(),
             "message": message,
         }
@@ -335,8 +337,8 @@ def _condition(kind: str, status: str, reason: str) -> Object:
     return {"type": kind, "status": status, "reason": reason, "lastTransitionTime": _now()}
 
 
-def _now() -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+def _now(later: float = 0) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + later))
 
 
 def until(probe: Callable[[], Any], what: str | Callable[[], str], seconds: float = 20) -> Any:

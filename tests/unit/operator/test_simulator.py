@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from finetune_api import names
 
-COUNTERS = ("attempts", "runs", "failures", "preemptions", "active_seconds")
+COUNTERS = ("attempts", "runs", "failures", "preemptions", "active_seconds", "gpu_seconds")
 CODES = [0, 1, 65, 69, 70, 75, 76, 79, 137, 143]
 INTERRUPTIONS = [
     "crash",
@@ -206,6 +206,8 @@ class Simulator(RuleBasedStateMachine):
     def a_round_counts_once(self) -> None:
         """Each trainer of the first rank, and each Job in which none ran at the time of the failure."""
         status = self.world.status()
+        assert sum((status.failures_by_reason or {}).values()) == (status.failures or 0)
+        assert sum((status.preemptions_by_reason or {}).values()) == (status.preemptions or 0)
         assert (status.failures or 0) + (status.preemptions or 0) <= self.world.rounds + (status.attempts or 0)
 
     @invariant()

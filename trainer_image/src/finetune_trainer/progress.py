@@ -16,6 +16,7 @@ from typing import Any, TextIO, TypeVar
 from tqdm import tqdm
 
 from finetune_api.handoff import ENV_POD_UID, PROGRESS_PORT, ProgressReport, Stage
+from finetune_api.runs import StoppedRun
 from finetune_api.status import CheckpointStatus, EarlyStoppingStatus, Progress, Resolved, StatusBlock
 from finetune_trainer.progress_server import serve
 from finetune_trainer.stop import StopFlag
@@ -90,11 +91,22 @@ class Reporter:
         with self._lock:
             self._report.progress = self._report.progress.model_copy(update={"note": text[:1024]})
 
+    def count_checkpoint_failure(self) -> None:
+        """Add a checkpoint that storage did not take to the counter."""
+        self._prometheus.count_checkpoint(None)
+
     def note_checkpoint(self, checkpoint: CheckpointStatus) -> None:
         """Say which checkpoint is the last complete one."""
+        if checkpoint.save_seconds is not None:
+            self._prometheus.count_checkpoint(checkpoint.save_seconds)
         with self._lock:
             self._touch()
             self._report.checkpoint = checkpoint
+
+    def note_stopped_runs(self, runs: list[StoppedRun]) -> None:
+        """Say which earlier runs SIGTERM ended."""
+        with self._lock:
+            self._report.stopped_runs = runs or None
 
     def snapshot(self) -> ProgressReport:
         """The state now, as `GET /progress` answers it."""

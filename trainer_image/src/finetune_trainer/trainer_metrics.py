@@ -3,8 +3,18 @@
 import time
 from collections.abc import Mapping
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    disable_created_metrics,
+    generate_latest,
+)
 
+disable_created_metrics()  # type: ignore[no-untyped-call]
+CHECKPOINT_BUCKETS = (0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800)
 STEP_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 GAUGES = {
     "train_loss": ("train_loss", "Training loss, nats per trained token"),
@@ -33,6 +43,15 @@ class TrainerMetrics:
         self._tracker_failures = Counter(
             "finetune_trainer_tracker_failures", "Tries in which a tracker took nothing", registry=self._registry
         )
+        self._checkpoint_failures = Counter(
+            "finetune_trainer_checkpoint_failures", "Checkpoints that storage did not take", registry=self._registry
+        )
+        self._checkpoint_seconds = Histogram(
+            "finetune_trainer_checkpoint_seconds",
+            "Time to write and upload a checkpoint",
+            buckets=CHECKPOINT_BUCKETS,
+            registry=self._registry,
+        )
         self._step_seconds = Histogram(
             "finetune_trainer_step_seconds", "Time of an optimiser step", buckets=STEP_BUCKETS, registry=self._registry
         )
@@ -51,6 +70,13 @@ class TrainerMetrics:
     def count_tracker_failure(self) -> None:
         """Count a try in which a tracker took nothing."""
         self._tracker_failures.inc()
+
+    def count_checkpoint(self, seconds: float | None) -> None:
+        """Count a saved checkpoint, or one that storage did not take."""
+        if seconds is None:
+            self._checkpoint_failures.inc()
+        else:
+            self._checkpoint_seconds.observe(seconds)
 
     def update(self, progress: Mapping[str, object], metrics: Mapping[str, object]) -> None:
         """Set the gauges that are given."""

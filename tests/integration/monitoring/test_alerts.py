@@ -1,0 +1,130 @@
+"""Each alert by promtool: one case in which it fires, with its sentences, and one in which it does not."""
+
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import dashboards
+import prometheus
+import pytest
+import yaml
+
+Series = dict[str, str]
+JOB = 'namespace="team", name="one"'
+WHERE = {"namespace": "team", "name": "one"}
+WATCH = 'finetune_operator_last_event_timestamp_seconds{instance="a", resource="finetunejobs"}'
+PATCHES = 'finetune_operator_api_requests_total{instance="a", verb="PATCH", code="200"}'
+ERRORS = 'finetune_operator_reconcile_total{instance="a", result="error"}'
+
+
+def job(name: str, labels: str = "") -> str:
+    return f"finetune_job_{name}{{{JOB}{labels}}}"
+
+
+def phase(name: str) -> str:
+    return job("status_phase", f', phase="{name}"')
+
+
+QUEUED, STARTED, HEARD = (job(f"{name}_timestamp_seconds") for name in ("queued", "start", "last_progress"))
+SAVED, ENDED, SAVES = job("checkpoint_timestamp_seconds"), job("completion_timestamp_seconds"), job("saves_checkpoints")
+TRAINING, WAITING = phase("Training"), phase("Queued")
+DIVERGED, REFUSED = (job("failed", f', reason="{reason}"') for reason in ("Diverged", "StorageDenied"))
+FAILED_SAVES = 'finetune_trainer_checkpoint_failures_total{namespace="team", name="one", pod="one-1-0-x"}'
+DENIED = job("failures_total", ', reason="StorageUnavailable"')
+
+FIRING: list[tuple[str, str, Series, dict[str, str]]] = [
+    ("FineTuneOperatorDown", "6m", {"finetune_job_info": "1x10"}, {}),
+    # The watch was last heard at minute 1, and a status is written every ten seconds.
+    ("FineTuneWatchStale", "12m", {WATCH: "60x60", PATCHES: "0+6x60"}, {"instance": "a", "resource": "finetunejobs"}),
+    ("FineTuneReconcileErrors", "30m", {ERRORS: "0+1x60"}, {"instance": "a", "result": "error"}),
+    ("FineTuneJobPendingLong", "70m", {QUEUED: "0x90", WAITING: "1x90"}, WHERE),
+    # It trained, was preempted, and has not been heard for longer than an hour.
+    ("FineTuneJobPendingLong", "90m", {QUEUED: "0x90", STARTED: "60x90", HEARD: "600x90", WAITING: "1x90"}, WHERE),
+    ("FineTuneJobNoProgress", "30m", {HEARD: "60x60", TRAINING: "1x60"}, WHERE),
+    # It was never heard at all.
+    ("FineTuneJobNoProgress", "30m", {TRAINING: "1x60"}, WHERE),
+    ("FineTuneLossNotFinite", "10m", {DIVERGED: "1x60", ENDED: "300x60"}, WHERE | {"reason": "Diverged"}),
+    ("FineTuneCheckpointStale", "150m", {SAVED: "600x200", STARTED: "0x200", SAVES: "1x200", TRAINING: "1x200"}, WHERE),
+    # It never saved one.
+    ("FineTuneCheckpointStale", "150m", {STARTED: "0x200", SAVES: "1x200", TRAINING: "1x200"}, WHERE),
+    ("FineTuneStorageErrors", "10m", {FAILED_SAVES: "0x4 1x60"}, WHERE),
+    ("FineTuneStorageErrors", "40m", {DENIED: "_x35 1x60"}, WHERE),
+    ("FineTuneStorageErrors", "10m", {REFUSED: "1x60", ENDED: "300x60"}, WHERE),
+]  # fmt: skip
+SILENT: list[tuple[str, str, Series]] = [
+    ("FineTuneOperatorDown", "30m", {"finetune_operator_build_info": "1x60"}),
+    # Nothing happens in the cluster: nothing is written, and nothing heard.
+    ("FineTuneWatchStale", "30m", {WATCH: "60x60", PATCHES: "5x60"}),
+    ("FineTuneWatchStale", "30m", {WATCH: "0+60x60", PATCHES: "0+6x60"}),
+    ("FineTuneReconcileErrors", "30m", {ERRORS: "0x10 4x60"}),
+    ("FineTuneJobPendingLong", "50m", {QUEUED: "0x90", WAITING: "1x90"}),
+    ("FineTuneJobPendingLong", "90m", {QUEUED: "0x90", STARTED: "3600x90", HEARD: "0+60x90", TRAINING: "1x90"}),
+    ("FineTuneJobPendingLong", "90m", {QUEUED: "0x90", phase("Failed"): "1x90", WAITING: "0x90"}),
+    ("FineTuneJobNoProgress", "30m", {HEARD: "0+60x60", TRAINING: "1x60"}),
+    ("FineTuneJobNoProgress", "60m", {HEARD: "60x60", phase("Succeeded"): "1x60", TRAINING: "0x60"}),
+    ("FineTuneLossNotFinite", "10m", {job("failed", ', reason="GpuOutOfMemory"'): "1x60", ENDED: "300x60"}),
+    ("FineTuneLossNotFinite", "70m", {DIVERGED: "1x90", ENDED: "300x90"}),
+    ("FineTuneCheckpointStale", "150m", {SAVED: "0+60x200", STARTED: "0x200", SAVES: "1x200", TRAINING: "1x200"}),
+    ("FineTuneCheckpointStale", "150m", {STARTED: "0x200", SAVES: "0x200", TRAINING: "1x200"}),
+    ("FineTuneStorageErrors", "50m", {FAILED_SAVES: "1x60"}),
+    ("FineTuneStorageErrors", "80m", {DENIED: "1x90"}),
+    ("FineTuneStorageErrors", "10m", {job("failures_total", ', reason="OutOfMemory"'): "_x5 1x60"}),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def promtool() -> None:
+    prometheus.install_missing()
+
+
+def check(folder: Path, tests: list[dict[str, Any]]) -> str:
+    """What promtool says; nothing where all is as expected."""
+    whole = {"rule_files": [str(dashboards.ALERTS)], "evaluation_interval": "1m", "tests": tests}
+    (folder / "test.yaml").write_text(yaml.safe_dump(whole))
+    done = subprocess.run(
+        ["promtool", "test", "rules", str(folder / "test.yaml")], capture_output=True, text=True, check=False
+    )
+    return f"{done.stdout}{done.stderr}" if done.returncode else ""
+
+
+def case(alert: str, at: str, series: Series, expected: list[dict[str, Any]]) -> dict[str, Any]:
+    return {
+        "interval": "1m",
+        "input_series": [{"series": name, "values": values} for name, values in series.items()],
+        "alert_rule_test": [{"eval_time": at, "alertname": alert, "exp_alerts": expected}],
+    }
+
+
+def sentences(alert: str, labels: dict[str, str]) -> dict[str, Any]:
+    """The alert as people get it; a label that it does not have is an error."""
+    (rule,) = [rule for rule in dashboards.rules() if rule["alert"] == alert]
+    annotations = {
+        name: re.sub(r"\{\{ \$labels\.(\w+) \}\}", lambda found: labels[found[1]], text)
+        for name, text in rule["annotations"].items()
+    }
+    return {"exp_labels": rule["labels"] | labels, "exp_annotations": annotations}
+
+
+def test_the_rules_are_well_formed() -> None:
+    done = subprocess.run(
+        ["promtool", "check", "rules", str(dashboards.ALERTS)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(("alert", "at", "series", "labels"), FIRING, ids=[one[0] for one in FIRING])
+def test_an_alert_fires_and_says_of_what(
+    tmp_path: Path, alert: str, at: str, series: Series, labels: dict[str, str]
+) -> None:
+    assert check(tmp_path, [case(alert, at, series, [sentences(alert, labels)])]) == ""
+
+
+@pytest.mark.parametrize(("alert", "at", "series"), SILENT, ids=[one[0] for one in SILENT])
+def test_an_alert_stays_silent(tmp_path: Path, alert: str, at: str, series: Series) -> None:
+    assert check(tmp_path, [case(alert, at, series, [])]) == ""
+
+
+def test_every_alert_is_seen_to_fire_and_to_stay_silent() -> None:
+    names = {rule["alert"] for rule in dashboards.rules()}
+    assert {one[0] for one in FIRING} == {one[0] for one in SILENT} == names

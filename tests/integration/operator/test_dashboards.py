@@ -1,0 +1,284 @@
+"""Every query of every dashboard and alert against a real Prometheus, which scrapes the real operator and a real
+trainer; the pictures of the documentation are drawn from the same data.
+
+DASHBOARD_PICTURES names the folder of the pictures, DASHBOARD_SECONDS how long the data are gathered.
+"""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import dashboards
+import yaml
+from dashboard_pictures import Source, draw
+from prometheus import Prometheus, running
+from prometheus_client.parser import text_string_to_metric_families
+from tiny_model import make_tiny_model
+
+from finetune_api.handoff import ENV_POD_UID
+
+FIXTURES = Path(__file__).parents[2] / "fixtures"
+GATHER_SECONDS = float(os.environ.get("DASHBOARD_SECONDS", "0"))
+ONLY_ON_A_GPU = {"finetune_trainer_gpu_memory_peak_bytes"}
+"""What no trainer on a CPU tells."""
+DCGM = """DCGM_FI_DEV_GPU_UTIL{{namespace="{namespace}",pod="{pod}",gpu="0"}} 87
+DCGM_FI_DEV_FB_USED{{namespace="{namespace}",pod="{pod}",gpu="0"}} 20480
+DCGM_FI_DEV_POWER_USAGE{{namespace="{namespace}",pod="{pod}",gpu="0"}} 310
+"""
+"""No GPU is here: these lines have the names and labels of DCGM exporter, for the join with the trainers' pods."""
+TRAINING = {
+    "objective": "Chat",
+    "model": {"uri": "s3://bucket/model"},
+    "tuning": {"method": "LoRA", "lora": {"rank": 4}},
+    "dataset": {"train": {"uri": "s3://bucket/rows.jsonl"}, "validationSplitPercent": 10},
+    "hyperparameters": {
+        "learningRate": 1e-3, "maxLength": 64, "maxSteps": 20000, "perDeviceTrainBatchSize": 4,
+        "gradientAccumulationSteps": 1,
+    },
+    "evaluation": {"steps": 20},
+    "checkpoint": {"steps": 20},
+    "output": {"uri": "s3://bucket/out"},
+}  # fmt: skip
+REINFORCED = {
+    "progress": {"percent": 61, "step": 61, "totalSteps": 100, "stage": "Training"},
+    "metrics": {"reward": 0.71, "evalReward": 0.66, "baselineEvalReward": 0.41, "kl": 0.02, "rewardAccuracy": 0.81},
+}
+
+
+def test_every_query_returns_data_and_becomes_a_picture(
+    world: Any, operator: Any, wait: Any, trainer_at: Any, tmp_path: Path
+) -> None:
+    with ExitStack() as stack:
+        port = stack.enter_context(training_of(world, tmp_path))
+        pod = live(world, port, stack)
+        others(world, trainer_at, stack)
+        server = stack.enter_context(running(config(operator, port, pod, stack), tmp_path))
+        wait(lambda: [one["health"] for one in server.targets()] == ["up"] * 3, lambda: str(server.targets()), 120)
+        require_data(wait, server, world)
+        require_rules(wait, server)
+        require_well_formed(operator.port)
+        require_well_formed(port)
+        time.sleep(GATHER_SECONDS)
+        draw_all(server, world, Path(os.environ.get("DASHBOARD_PICTURES", tmp_path)))
+
+
+@contextmanager
+def training_of(world: Any, folder: Path) -> Iterator[int]:
+    """A job whose trainer is real; its port."""
+    world.create("support-bot", **{name: value for name, value in TRAINING.items() if name != "model"})
+    job, pod = world.get("support-bot"), world.pass_preflight("support-bot")
+    world.run(pod)
+    world.end(pod, 143, disruption="EvictionByEvictionAPI", ran=420)
+    wait_for(lambda: world.status("support-bot").get("preemptions") == 1)
+    pod = world.pod_of("support-bot-1")
+    make_tiny_model(folder / "model")
+    rows = [{"instruction": f"Is {number} even?", "output": "no" if number % 2 else "yes"} for number in range(300)]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + "not JSON\n")
+    meta = {"namespace": world.namespace, "name": "support-bot"}
+    kind = {"apiVersion": job["apiVersion"], "kind": job["kind"]}
+    (folder / "job.yaml").write_text(yaml.safe_dump(kind | {"metadata": meta, "spec": TRAINING}))
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = int(free.getsockname()[1])
+    with (folder / "trainer.log").open("wb") as log:
+        command = [sys.executable, str(FIXTURES / "served_training.py"), str(folder), str(port), job["metadata"]["uid"]]
+        environment = os.environ | {ENV_POD_UID: pod.metadata.uid, "OMP_NUM_THREADS": "1"}
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+    try:
+        yield port
+    finally:
+        process.kill()
+        process.wait()
+
+
+@contextmanager
+def serving(address: str, port: int, body: Callable[[str], bytes]) -> Iterator[int]:
+    """An HTTP server; its port."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            try:
+                answer = body(self.path)
+            except OSError:
+                self.send_error(503)
+                return
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(answer)
+
+        def log_message(self, *_: object) -> None:
+            return
+
+    server = ThreadingHTTPServer((address, port), Handler)
+    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+    try:
+        yield int(server.server_address[1])
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def live(world: Any, port: int, stack: ExitStack) -> Any:
+    """The operator reaches the real trainer at the address of its pod, which is returned."""
+
+    def forward(path: str) -> bytes:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as answer:
+            return bytes(answer.read())
+
+    stack.enter_context(serving("127.0.0.7", 8080, forward))
+    pod = world.pod_of("support-bot-1")
+    world.run(pod, ip="127.0.0.7")
+    return pod
+
+
+def others(world: Any, trainer_at: Any, stack: ExitStack) -> None:
+    """Jobs in other states: the test plays the kubelet, and the trainers' answers."""
+    world.create("code-review")
+    pod = world.pass_preflight("code-review")
+    report = {"jobUid": world.get("code-review")["metadata"]["uid"], "podUid": pod.metadata.uid, "heartbeat": 5}
+    stack.enter_context(trainer_at("127.0.0.8", json.dumps(report | REINFORCED).encode()))
+    world.run(pod, ip="127.0.0.8")
+
+    world.create("too-large", resources={"gpusPerNode": 8})
+    world.cannot_schedule(world.pass_preflight("too-large"), "0/3 nodes are available: 3 Insufficient nvidia.com/gpu.")
+    world.create("waiting", lineage={"parentRef": {"name": "support-bot"}})
+
+    world.create("restarted", backoffLimit=6)
+    pod = world.pass_preflight("restarted")
+    world.run(pod)
+    world.end(pod, 143, disruption="EvictionByEvictionAPI", ran=300)
+    wait_for(lambda: world.status("restarted").get("preemptions") == 1)
+    pod = world.pod_of("restarted-1")
+    world.run(pod)
+    world.end(pod, 1, ran=60)
+
+    for name, code in (("unstable", 76), ("no-rights", 77)):
+        world.create(name)
+        pod = world.pass_preflight(name)
+        world.run(pod)
+        world.end(pod, code)
+    world.create("summaries")
+    pod = world.pass_preflight("summaries")
+    world.run(pod)
+    world.end(pod, 0, world.published("summaries"), ran=900)
+    world.wait_phase("Succeeded", "summaries")
+    world.wait_phase("Failed", "no-rights")
+
+
+def wait_for(probe: Callable[[], Any], seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while not probe():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def config(operator: Any, port: int, pod: Any, stack: ExitStack) -> str:
+    """The scrape jobs of the documentation, for the operator, the trainer in its pod, and DCGM's lines."""
+    trainer = {
+        "metadata": {
+            "namespace": pod.metadata.namespace,
+            "name": pod.metadata.name,
+            "labels": pod.metadata.labels,
+            "annotations": pod.metadata.annotations,
+        }
+    }
+    labels = {"app.kubernetes.io/name": "finetune-operator", "app.kubernetes.io/component": "operator"}
+    itself = {"metadata": {"namespace": "system", "name": "operator-0", "labels": labels}}
+    lines = DCGM.format(namespace=pod.metadata.namespace, pod=pod.metadata.name).encode()
+    dcgm = stack.enter_context(serving("127.0.0.1", 0, lambda _: lines))
+    found = dashboards.discovered
+    jobs = [
+        dashboards.scrape_job("finetune-operator", f"127.0.0.1:{operator.port}", found(itself, "http")),
+        dashboards.scrape_job("finetune-trainers", f"127.0.0.1:{port}", found(trainer, "progress")),
+        {"job_name": "dcgm", "honor_labels": True, "static_configs": [{"targets": [f"127.0.0.1:{dcgm}"]}]},
+    ]
+    pace = {"scrape_interval": "1s", "evaluation_interval": "1s"}
+    return yaml.safe_dump({"global": pace, "rule_files": [str(dashboards.ALERTS)], "scrape_configs": jobs})
+
+
+def values(world: Any, name: str) -> dict[str, str]:
+    """Grafana's variables; the longer name comes first."""
+    return {
+        "__rate_interval": "15s", "namespace": world.namespace, "name": name, "job": ".+", "instance": ".+",
+    }  # fmt: skip
+
+
+JOBS = ("support-bot", "code-review", "restarted", "summaries")
+
+
+def require_data(wait: Any, server: Prometheus, world: Any) -> None:
+    """Each query returns a number, on the dashboard of a job for at least one of the jobs."""
+    left = {
+        (name, panel["title"], expression)
+        for name in dashboards.NAMES
+        for panel, expression in dashboards.queries(dashboards.load(name))
+        if not any(metric in expression for metric in ONLY_ON_A_GPU)
+    }
+
+    def all_answer() -> bool:
+        for one in list(left):
+            if any(is_data(server.query(dashboards.filled(one[2], values(world, name)))) for name in JOBS):
+                left.discard(one)
+        return not left
+
+    wait(all_answer, lambda: f"no data: {sorted(left)}", 300)
+
+
+def is_data(samples: list[dict[str, Any]]) -> bool:
+    return any(sample["value"][1] not in {"NaN", "+Inf", "-Inf"} for sample in samples)
+
+
+def require_rules(wait: Any, server: Prometheus) -> None:
+    """What the alerts look at is there, they are evaluated, and two of them fire, for here is why."""
+    for rule in dashboards.rules():
+        for selector in dashboards.selectors(rule["expr"]):
+            assert server.query(selector), f"{rule['alert']}: no data of {selector}"
+    firing = {"FineTuneLossNotFinite": "unstable", "FineTuneStorageErrors": "no-rights"}
+
+    def found() -> dict[str, str]:
+        alerts = [alert for rule in server.rules() for alert in rule["alerts"] if alert["state"] == "firing"]
+        assert not [alert for alert in alerts if "<no value>" in str(alert["annotations"])]
+        return {alert["labels"]["alertname"]: alert["labels"].get("name", "") for alert in alerts}
+
+    wait(lambda: found() == firing, lambda: str(found()), 20)
+    assert [rule["name"] for rule in server.rules() if rule["health"] != "ok" or rule.get("lastError")] == []
+
+
+LABELS = {
+    "namespace", "name", "phase", "reason", "objective", "method", "code", "format", "result", "verb", "resource",
+    "version", "le", "generation", "implementation", "major", "minor", "patchlevel",
+}  # fmt: skip
+"""All labels there are: none of a step, an epoch, a run or a figure."""
+
+
+def require_well_formed(port: int) -> None:
+    """What promtool says of names, units and help, and the rules of this project."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+        text = answer.read()
+    done = subprocess.run(["promtool", "check", "metrics"], input=text, capture_output=True, check=False)
+    assert (done.returncode, done.stdout + done.stderr) == (0, b"")
+    for family in text_string_to_metric_families(text.decode()):
+        assert family.name.startswith(("finetune_", "process_", "python_")), family.name
+        assert family.documentation
+        assert not family.name.endswith(("_age", "_created")), f"{family.name}: a timestamp, not an age"
+        for sample in family.samples:
+            assert sample.labels.keys() <= LABELS, sample
+            assert family.type != "counter" or sample.name.endswith("_total")
+
+
+def draw_all(server: Prometheus, world: Any, folder: Path) -> None:
+    """Pictures small enough for the documentation."""
+    source = Source(server, values(world, "support-bot"), world.namespace)
+    for name in dashboards.NAMES:
+        path = folder / f"dashboard-{name}.png"
+        draw(name, source, path)
+        assert 10_000 < path.stat().st_size < 150_000

@@ -1,0 +1,122 @@
+"""The series of jobs: what they are made of, and that their labels are closed and go with the job."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from finetune_operator.metrics import JobCollector, Metrics
+
+Build = Callable[..., Any]
+TIMES = {"queuedTime": "2026-01-02T10:00:00Z", "startTime": "2026-01-02T10:05:30Z"}
+
+
+def series(one: Any, **status: Any) -> dict[str, float]:
+    """The samples of a job with that status, by name and the label that is not the job's."""
+    one.object["status"] = status
+    collector = JobCollector()
+    collector.show(one.job)
+    found = {}
+    for family in collector.collect():
+        for sample in family.samples:
+            others = [value for name, value in sample.labels.items() if name not in {"namespace", "name"}]
+            found[" ".join([sample.name.removeprefix("finetune_job_"), *others])] = sample.value
+    return found
+
+
+def test_failures_and_preemptions_are_counted_by_reason(scene: Build) -> None:
+    found = series(
+        scene(),
+        failures=3,
+        failuresByReason={"OutOfMemory": 2, "ContainerError": 1},
+        preemptions=1,
+        preemptionsByReason={"EvictionByEvictionAPI": 1},
+    )
+    assert (found["failures_total OutOfMemory"], found["failures_total ContainerError"]) == (2, 1)
+    assert found["preemptions_total EvictionByEvictionAPI"] == 1
+    assert "failures_total Unknown" not in found
+
+
+def test_what_an_earlier_operator_counted_without_a_reason_is_not_lost(scene: Build) -> None:
+    found = series(scene(), failures=3, failuresByReason={"OutOfMemory": 1})
+    assert (found["failures_total OutOfMemory"], found["failures_total Unknown"]) == (1, 2)
+
+
+def test_a_reason_that_somebody_made_up_is_one_other(scene: Build) -> None:
+    found = series(scene(), preemptions=3, preemptionsByReason={"Whim": 1, "Mood": 1, "Preempted": 1})
+    assert found["preemptions_total Other"] == 2
+    assert [name for name in found if "Whim" in name or "Mood" in name] == []
+
+
+def test_the_wait_is_known_once_it_is_over_and_its_begin_at_once(scene: Build) -> None:
+    waiting = series(scene(), queuedTime=TIMES["queuedTime"])
+    assert "queue_seconds" not in waiting
+    assert waiting["queued_timestamp_seconds"] == 1767348000
+    assert series(scene(), **TIMES)["queue_seconds"] == 330
+
+
+def test_time_is_summed_over_ended_runs_and_over_the_gpus_of_all_pods(scene: Build) -> None:
+    found = series(scene(resources={"gpusPerNode": 4, "nodes": 2}), activeSeconds=60, gpuSeconds=480)
+    assert (found["active_seconds_total"], found["gpu_seconds_total"], found["gpus"]) == (60, 480, 8)
+
+
+def test_only_a_job_that_failed_for_good_has_a_reason_for_it(scene: Build) -> None:
+    condition = {"type": "Failed", "message": "no", "lastTransitionTime": TIMES["startTime"]}
+    failed = series(scene(), conditions=[condition | {"status": "True", "reason": "Diverged"}])
+    assert failed["failed Diverged"] == 1
+    well = series(scene(), conditions=[condition | {"status": "False", "reason": "Progressing"}])
+    assert [name for name in well if name.startswith("failed ")] == []
+
+
+def test_a_job_that_saves_no_checkpoints_says_so(scene: Build) -> None:
+    assert series(scene())["saves_checkpoints"] == 1
+    assert series(scene(checkpoint={"resumePolicy": "Never"}))["saves_checkpoints"] == 0
+
+
+def test_a_figure_that_is_not_known_has_no_series(scene: Build) -> None:
+    found = series(scene())
+    assert {name.split()[0] for name in found} == {"info", "status_phase", "gpus", "saves_checkpoints"}
+
+
+def test_a_job_that_is_gone_takes_every_series_along(scene: Build) -> None:
+    one = scene()
+    collector = JobCollector()
+    collector.show(one.job)
+    collector.remove(one.job.key)
+    assert [sample for family in collector.collect() for sample in family.samples] == []
+
+
+def test_a_watch_that_has_said_nothing_yet_counts_from_the_start() -> None:
+    metrics = Metrics()
+    metrics.note_scrape(7, {"pods": 5.0})
+    value = metrics.registry.get_sample_value
+    assert value("finetune_operator_queue_depth") == 7
+    assert value("finetune_operator_last_event_timestamp_seconds", {"resource": "pods"}) == 5
+    started = value("finetune_operator_last_event_timestamp_seconds", {"resource": "finetunejobs"})
+    assert started
+    assert started > 1.7e9
+
+
+@pytest.mark.parametrize(
+    ("code", "reason", "result"),
+    [(137, "OutOfMemory", "failures"), (1, "ContainerError", "failures"), (75, "Preempted", "preemptions")],
+)
+def test_each_counted_run_is_counted_by_its_reason_too(scene: Build, code: int, reason: str, result: str) -> None:
+    one = scene().to_training()
+    pod = one.pod("one-1")
+    one.run(pod)
+    one.settle()
+    one.end(pod, code, reason="OOMKilled" if code == 137 else "Error")
+    one.settle()
+    assert one.status[result] == 1
+    assert one.status[f"{result}ByReason"] == {reason: 1}
+
+
+def test_an_ended_run_adds_its_time_once_for_each_gpu_of_its_job(scene: Build) -> None:
+    one = scene(resources={"gpusPerNode": 3}).to_training()
+    pod = one.pod("one-1")
+    one.run(pod)
+    one.settle()
+    one.end(pod, 1)
+    one.settle()
+    assert one.status["gpuSeconds"] == 3 * one.status["activeSeconds"] > 0
