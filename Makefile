@@ -47,6 +47,15 @@ $(VENV)/mlflow/installed: requirements/mlflow.txt | $(BIN)/uv
 .PHONY: mlflow
 mlflow: $(VENV)/mlflow/installed ## An MLflow server for the tests, in an environment of its own (620 MB)
 
+# The same of what reads the chart for weak points.
+$(VENV)/checkov/installed: requirements/checkov.txt | $(BIN)/uv
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(VENV)/checkov
+	$(BIN)/uv pip install --quiet --python $(VENV)/checkov/bin/python --require-hashes -r requirements/checkov.txt
+	touch $@
+
+.PHONY: checkov
+checkov: $(VENV)/checkov/installed ## checkov for the tests, in an environment of its own (200 MB)
+
 # They bring many packages of their own, which nothing else here needs.
 $(VENV)/audit/installed: requirements/audit.txt | $(BIN)/uv
 	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(VENV)/audit
@@ -80,11 +89,13 @@ requirements: setup ## Resolve and hash the pinned requirements again
 	done
 	echo 'mlflow>=3.17,<4' | $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
 	  --no-annotate --no-header - -o requirements/mlflow.txt
+	echo 'checkov>=3.3,<4' | $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
+	  --no-annotate --no-header - -o requirements/checkov.txt
 	printf 'cyclonedx-bom>=7.5,<8\npip-audit>=2.10,<3\n' | $(BIN)/uv pip compile --quiet --upgrade --universal \
 	  --python-version 3.11 --generate-hashes --no-annotate --no-header - -o requirements/audit.txt
 
 .PHONY: generate
-generate: setup ## Write the generated files: CRD, chart copy, field reference
+generate: setup ## Write the generated files: CRD, chart copy, field reference, the chart's README
 	$(BIN)/python -m finetune_api.crd
 
 .PHONY: report-picture
@@ -118,7 +129,7 @@ unit: setup ## Unit tests: seconds, no network
 	$(BIN)/pytest -n $(WORKERS) --dist loadfile tests/unit
 
 .PHONY: integration
-integration: setup binaries mlflow browser prometheus $(VENV)/audit/installed ## Integration tests: a real API server, S3 server, Prometheus, browser and MLflow server, real training of a tiny model
+integration: setup binaries mlflow browser prometheus checkov $(VENV)/audit/installed ## Integration tests: a real API server, S3 server, Prometheus, browser and MLflow server, real training of a tiny model
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadfile tests/integration
 
 .PHONY: e2e

@@ -1,6 +1,8 @@
 """A real API server with its controller manager, once for all integration tests; no node, no kubelet."""
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 import time
@@ -71,3 +73,33 @@ def _install_crd(kubeconfig: Path) -> None:
                 return
             time.sleep(0.1)
     raise TimeoutError(f"{name} is not established")
+
+
+@pytest.fixture(scope="session")
+def tool_path() -> str:
+    """A PATH with kubectl and helm on it, first those that the test cluster built."""
+    script = 'eval "$("$0" "$1" env)"; printf %s "$PATH"'
+    command = ["bash", "-euc", script, *CLUSTER_PY]
+    return subprocess.run(command, check=True, capture_output=True, text=True, env=os.environ).stdout
+
+
+@pytest.fixture(scope="session")
+def helm(tool_path: str) -> str:
+    """The helm program."""
+    found = shutil.which("helm", path=tool_path)
+    assert found
+    return found
+
+
+@pytest.fixture(scope="session")
+def kubectl(control_plane: Path, tool_path: str) -> Callable[..., str]:
+    """The kubectl of this control plane as an administrator; what it prints."""
+
+    def call(*arguments: str, stdin: str | None = None) -> str:
+        command = ["kubectl", "--kubeconfig", str(control_plane), *arguments]
+        env = {**os.environ, "PATH": tool_path}
+        done = subprocess.run(command, input=stdin, capture_output=True, text=True, env=env, check=False)
+        assert done.returncode == 0, f"kubectl {' '.join(arguments)}: {done.stderr}"
+        return done.stdout
+
+    return call

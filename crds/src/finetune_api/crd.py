@@ -1,6 +1,6 @@
 """Types → structural schema → CRD YAML, its copy in the chart, and the field reference.
 
-`python -m finetune_api.crd [ROOT]` writes the three files; `--check` only compares and exits 1 on drift.
+`python -m finetune_api.crd [ROOT]` writes these and the chart's README; `--check` only compares and exits 1 on drift.
 """
 
 import argparse
@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from finetune_api import names
+from finetune_api import chart, names
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import FineTuneJobStatus
 
@@ -251,11 +251,13 @@ def _type(node: dict[str, Any]) -> str:
 
 
 def generated_files(root: Path) -> dict[Path, str]:
-    """Path and content of everything that is generated from the types."""
+    """Path and content of everything that is generated."""
+    chart_folder = root / "helm" / "finetune-operator"
     return {
         root / "crds" / f"{names.PLURAL}.yaml": crd_yaml(),
-        root / "helm" / "finetune-operator" / "templates" / "crd.yaml": chart_yaml(),
         root / "crds" / "README.md": reference_markdown(),
+        chart_folder / "templates" / "crd.yaml": chart_yaml(),
+        chart_folder / "README.md": chart.readme(chart_folder),
     }
 
 
