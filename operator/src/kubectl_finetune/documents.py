@@ -3,6 +3,7 @@
 kubectl's reader is neither YAML 1.1 nor 1.2: `1e-4` is a number, `On` and `y` are true, `0o10` and `010` are eight.
 """
 
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -109,7 +110,7 @@ def scalar(text: str) -> Any:
         return text.lower() in TRUE
     if INTEGER.match(text):
         return _integer(text)
-    if FLOAT.match(text.replace("_", "")):
+    if text[0] != "_" and FLOAT.match(text.replace("_", "")) and math.isfinite(float(text.replace("_", ""))):
         number = float(text.replace("_", ""))
         return int(number) if number.is_integer() and abs(number) < 1e21 else number
     return text
