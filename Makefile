@@ -83,7 +83,7 @@ audit: $(VENV)/audit/installed ## Ask PyPI for known vulnerabilities in the pinn
 requirements: setup ## Resolve and hash the pinned requirements again
 	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
 	  pyproject.toml --all-extras --group dev -o requirements/dev.txt
-	for extra in operator trainer; do \
+	for extra in operator trainer kubectl; do \
 	  $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
 	    pyproject.toml --extra $$extra -c requirements/dev.txt -o requirements/$$extra.txt; \
 	done
