@@ -47,19 +47,55 @@ $(VENV)/mlflow/installed: requirements/mlflow.txt | $(BIN)/uv
 .PHONY: mlflow
 mlflow: $(VENV)/mlflow/installed ## An MLflow server for the tests, in an environment of its own (620 MB)
 
+# The same of what reads the chart for weak points.
+$(VENV)/checkov/installed: requirements/checkov.txt | $(BIN)/uv
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(VENV)/checkov
+	$(BIN)/uv pip install --quiet --python $(VENV)/checkov/bin/python --require-hashes -r requirements/checkov.txt
+	touch $@
+
+.PHONY: checkov
+checkov: $(VENV)/checkov/installed ## checkov for the tests, in an environment of its own (200 MB)
+
+# They bring many packages of their own, which nothing else here needs.
+$(VENV)/audit/installed: requirements/audit.txt | $(BIN)/uv
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(VENV)/audit
+	$(BIN)/uv pip install --quiet --python $(VENV)/audit/bin/python --require-hashes -r requirements/audit.txt
+	touch $@
+
+SBOM_DIR ?= dist/sbom
+
+.PHONY: sbom
+sbom: $(VENV)/audit/installed ## Write what the images hold of Python packages to SBOM_DIR, as CycloneDX JSON
+	mkdir -p $(SBOM_DIR)
+	for part in operator trainer; do \
+	  $(VENV)/audit/bin/cyclonedx-py requirements --pyproject pyproject.toml --output-reproducible --validate \
+	    --output-format JSON --output-file $(SBOM_DIR)/$$part.cdx.json requirements/$$part.txt; \
+	done
+
+# Strict: packages that the service does not know, or a service that is away, are a failure and not a clean bill.
+.PHONY: audit
+audit: $(VENV)/audit/installed ## Ask PyPI for known vulnerabilities in the pinned requirements (needs pypi.org)
+	for part in operator trainer uv dev; do \
+	  $(VENV)/audit/bin/pip-audit --strict --disable-pip --require-hashes --progress-spinner off -r requirements/$$part.txt; \
+	done
+
 .PHONY: requirements
 requirements: setup ## Resolve and hash the pinned requirements again
 	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
 	  pyproject.toml --all-extras --group dev -o requirements/dev.txt
-	for extra in operator trainer; do \
+	for extra in operator trainer kubectl; do \
 	  $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
 	    pyproject.toml --extra $$extra -c requirements/dev.txt -o requirements/$$extra.txt; \
 	done
 	echo 'mlflow>=3.17,<4' | $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
 	  --no-annotate --no-header - -o requirements/mlflow.txt
+	echo 'checkov>=3.3,<4' | $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
+	  --no-annotate --no-header - -o requirements/checkov.txt
+	printf 'cyclonedx-bom>=7.5,<8\npip-audit>=2.10,<3\n' | $(BIN)/uv pip compile --quiet --upgrade --universal \
+	  --python-version 3.11 --generate-hashes --no-annotate --no-header - -o requirements/audit.txt
 
 .PHONY: generate
-generate: setup ## Write the generated files: CRD, chart copy, field reference
+generate: setup ## Write the generated files: CRD, chart copy, field reference, the chart's README
 	$(BIN)/python -m finetune_api.crd
 
 .PHONY: report-picture
@@ -73,11 +109,12 @@ dashboard-pictures: setup binaries prometheus ## Take the pictures of the dashbo
 # --- checks -----------------------------------------------------------------
 
 .PHONY: lint
-lint: setup ## Ruff, import contracts, drift of generated files
+lint: setup ## Ruff, import contracts, drift of generated files, safety of the workflows
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/python -m finetune_api.crd --check
+	$(BIN)/zizmor --offline --quiet .github/workflows
 
 .PHONY: types
 types: setup ## mypy, strict
@@ -92,7 +129,7 @@ unit: setup ## Unit tests: seconds, no network
 	$(BIN)/pytest -n $(WORKERS) --dist loadfile tests/unit
 
 .PHONY: integration
-integration: setup binaries mlflow browser prometheus ## Integration tests: a real API server, S3 server, Prometheus, browser and MLflow server, real training of a tiny model
+integration: setup binaries mlflow browser prometheus checkov $(VENV)/audit/installed ## Integration tests: a real API server, S3 server, Prometheus, browser and MLflow server, real training of a tiny model
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadfile tests/integration
 
 .PHONY: e2e

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import shutil
@@ -46,10 +47,15 @@ PROGRAMS = {
         Program("buildctl", "buildkit", "github.com/moby/buildkit", "github.com/moby/buildkit/cmd/buildctl"),
         Program("kueue", "kueue", "sigs.k8s.io/kueue", "sigs.k8s.io/kueue/cmd/kueue"),
         Program("pause", "pause", "finetune.dev/binaries/pause", "."),
+        Program("health", "health", "github.com/fluxcd/pkg/runtime", "."),
+        Program(
+            "actionlint", "actionlint", "github.com/rhysd/actionlint", "github.com/rhysd/actionlint/cmd/actionlint"
+        ),
     )
 }
-BASIC = tuple(name for name in PROGRAMS if name != "kueue")
-"""What every cluster needs; Kueue takes minutes to build and is built when it is asked for."""
+ON_DEMAND = ("kueue", "health", "actionlint")
+BASIC = tuple(name for name in PROGRAMS if name not in ON_DEMAND)
+"""What every cluster needs; Kueue takes minutes to build and is built when it is asked for, as are the tests' tools."""
 CONTROL_PLANE = ("etcd", "kube-apiserver", "kubectl", "kube-controller-manager")
 
 
@@ -137,7 +143,13 @@ def _path(program: Program) -> Path:
 def _version(program: Program) -> str:
     text = (MODULES / program.folder / "go.mod").read_text()
     found = re.search(rf"^(?:require )?\s*{re.escape(program.module)} (v\S+)", text, re.MULTILINE)
-    return found.group(1) if found else "v1"
+    version = found.group(1) if found else "v1"
+    return f"{version}-{_source_digest(program)}" if program.name == "health" else version
+
+
+def _source_digest(program: Program) -> str:
+    """Of a program whose source is here, so that a changed one is built again."""
+    return hashlib.sha256((MODULES / program.folder / "main.go").read_bytes()).hexdigest()[:8]
 
 
 def _require_go() -> None:

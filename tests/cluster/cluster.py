@@ -140,6 +140,14 @@ def env() -> None:
     print(f'export PATH={shlex.quote(os.pathsep.join(binaries.path_entries()))}:"$PATH"')
 
 
+@app.command()
+def program(name: str) -> None:
+    """Build one of the programs if it is missing; prints its path and nothing else."""
+    with _stdout_is_for_the_answer():
+        binaries.build((name,))
+    print(binaries.binary(name))
+
+
 @control_plane_app.command("up")
 def control_plane_up(
     directory: Directory,

@@ -59,9 +59,12 @@ def install_chart(deployed: Environment) -> None:
     }
     file = STATE / "demo-values.yaml"
     file.write_text(yaml.safe_dump(values), encoding="utf-8")
+    labels = {"pod-security.kubernetes.io/enforce": "restricted"}
+    namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": SYSTEM_NAMESPACE, "labels": labels}}
+    run("kubectl", "apply", "-f", "-", stdin=yaml.safe_dump(namespace))
     chart = ROOT / "helm" / "finetune-operator"
     run(
-        *("helm", "upgrade", "--install", RELEASE, str(chart), "--namespace", SYSTEM_NAMESPACE, "--create-namespace"),
+        *("helm", "upgrade", "--install", RELEASE, str(chart), "--namespace", SYSTEM_NAMESPACE),
         *("--values", str(file), "--wait", "--timeout", "180s"),
     )
 

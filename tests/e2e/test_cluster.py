@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 from kubernetes import client, stream, watch
+from user import kubectl
 
 RESTRICTED = {"pod-security.kubernetes.io/enforce": "restricted"}
 PYTHON = "/opt/venv/bin/python"
@@ -51,6 +52,19 @@ def test_every_api_service_is_available() -> None:
     }
     assert available
     assert set(map(tuple, available.values())) == {("True",)}, available
+
+
+def test_the_operator_adds_at_most_120_mb_to_its_base_and_runs_in_a_restricted_namespace(image: str) -> None:
+    operators = client.AppsV1Api().list_deployment_for_all_namespaces(
+        label_selector="app.kubernetes.io/name=finetune-operator"
+    )
+    (operator,) = operators.items
+    assert operator.spec.template.spec.containers[0].image == image
+    labels = client.CoreV1Api().read_namespace(operator.metadata.namespace).metadata.labels
+    assert RESTRICTED.items() <= labels.items()
+    size = kubectl("exec", "-n", operator.metadata.namespace, f"deployment/{operator.metadata.name}", "--",
+                   "du", "-sb", "/opt").stdout  # fmt: skip
+    assert 10**7 < int(size.split()[0]) <= 120 * 10**6
 
 
 def test_a_pod_logs_and_runs_what_exec_asks(namespace: str, image: str) -> None:

@@ -3,7 +3,7 @@
 from typing import Any
 
 from kubernetes import client
-from user import Bench, kubectl, wait_for
+from user import Bench, Job, kubectl, wait_for
 
 LONG = {"maxSteps": 400, "perDeviceTrainBatchSize": 4, "gradientAccumulationSteps": 1, "maxLength": 128}
 
@@ -38,8 +38,7 @@ def test_an_evicted_trainer_counts_as_a_preemption_and_the_next_run_goes_on_from
     job = bench.apply("evicted", hyperparameters=LONG)
     trainer = job.running_pod()
     saved = wait_for("a checkpoint in the status", lambda: job.status().get("checkpoint"), state=job.status)
-    eviction = client.V1Eviction(metadata=client.V1ObjectMeta(name=trainer.metadata.name, namespace=bench.namespace))
-    client.CoreV1Api().create_namespaced_pod_eviction(trainer.metadata.name, bench.namespace, eviction)
+    _evict(bench, trainer)
     wait_for("the preemption in the status", lambda: job.status().get("preemptions") == 1, state=job.status)
     assert job.condition("Complete").get("status") != "True"
     status = job.wait("Complete")
@@ -48,6 +47,43 @@ def test_an_evicted_trainer_counts_as_a_preemption_and_the_next_run_goes_on_from
     assert last["result"] == "Succeeded"
     assert last["resumedFromStep"] >= saved["step"] > 0
     assert (status["attempts"], status["runs"], status["preemptions"], status.get("failures", 0)) == (1, 2, 1, 0)
+
+
+def test_an_eviction_that_no_operator_lived_to_see_is_counted_once_the_next_run_tells_of_it(bench: Bench) -> None:
+    job = bench.apply("unwatched", hyperparameters=LONG)
+    first = job.running_pod()
+    kubectl("scale", "deployment/finetune-operator", "-n", "finetune-system", "--replicas=0")
+    try:
+        wait_for("no operator", lambda: not operator_pods())
+        evicted = [first.metadata.name]
+        _evict(bench, first)
+        second = wait_for("a second pod that trains", lambda: _training(job, evicted), state=job.pods)
+        evicted.append(second.metadata.name)
+        _evict(bench, second)
+        third = wait_for("a third pod that trains", lambda: _training(job, evicted), state=job.pods)
+    finally:
+        kubectl("scale", "deployment/finetune-operator", "-n", "finetune-system", "--replicas=1")
+    status = job.wait("Complete")
+    ends = {run["podName"]: (run["result"], run["reason"]) for run in status["history"]}
+    assert ends[second.metadata.name] == ("Preempted", "Unobserved")
+    assert ends[first.metadata.name][0] == "Preempted"
+    assert ends[third.metadata.name] == ("Succeeded", "Succeeded")
+    assert (status["attempts"], status["runs"], status["preemptions"], status.get("failures", 0)) == (1, 3, 2, 0)
+
+
+def _evict(bench: Bench, pod: Any) -> None:
+    eviction = client.V1Eviction(metadata=client.V1ObjectMeta(name=pod.metadata.name, namespace=bench.namespace))
+    client.CoreV1Api().create_namespaced_pod_eviction(pod.metadata.name, bench.namespace, eviction)
+
+
+def _training(job: Job, known: list[str]) -> Any:
+    """Another pod than those that are known, once its log tells of a step: no operator is there to ask."""
+    for pod in job.pods():
+        name = pod.metadata.name
+        if name not in known and pod.status.phase == "Running":
+            log = kubectl("logs", "-n", job.namespace, name, check=False).stdout
+            return pod if '"stage":"Training"' in log else None
+    return None
 
 
 def test_a_trainer_that_runs_out_of_memory_is_retried_until_the_backoff_limit(bench: Bench) -> None:

@@ -1,17 +1,22 @@
 """A real API server with its controller manager, once for all integration tests; no node, no kubelet."""
 
+import json
+import os
+import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 from kubernetes import client, config
 
 ROOT = Path(__file__).parents[2]
-CLUSTER = [sys.executable, str(ROOT / "tests" / "cluster" / "cluster.py"), "control-plane"]
+CLUSTER_PY = [sys.executable, str(ROOT / "tests" / "cluster" / "cluster.py")]
+CLUSTER = [*CLUSTER_PY, "control-plane"]
 
 
 @pytest.fixture(scope="session")
@@ -30,6 +35,32 @@ def control_plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         subprocess.run([*CLUSTER, "down", "--dir", folder], check=True, capture_output=True)
 
 
+@pytest.fixture(scope="session")
+def program() -> Callable[[str], str]:
+    """The path of one of the cluster's Go programs, built if it is missing."""
+
+    def path(name: str) -> str:
+        done = subprocess.run([*CLUSTER_PY, "program", name], check=False, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    return path
+
+
+@pytest.fixture(scope="session")
+def health(program: Callable[[str], str]) -> Callable[..., list[str]]:
+    """What kstatus says of objects, or Flux by the health expressions of a Kustomization; their own code says it."""
+    command = program("health")
+
+    def judge(objects: list[dict[str, Any]], expressions: dict[str, str] | None = None) -> list[str]:
+        asked = json.dumps([{"object": one, "expressions": expressions} for one in objects])
+        done = subprocess.run([command], input=asked, check=False, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return [one["status"] for one in json.loads(done.stdout)]
+
+    return judge
+
+
 def _install_crd(kubeconfig: Path) -> None:
     crd = yaml.safe_load((ROOT / "crds" / "finetunejobs.yaml").read_text())
     name = crd["metadata"]["name"]
@@ -42,3 +73,33 @@ def _install_crd(kubeconfig: Path) -> None:
                 return
             time.sleep(0.1)
     raise TimeoutError(f"{name} is not established")
+
+
+@pytest.fixture(scope="session")
+def tool_path() -> str:
+    """A PATH with kubectl and helm on it, first those that the test cluster built."""
+    script = 'eval "$("$0" "$1" env)"; printf %s "$PATH"'
+    command = ["bash", "-euc", script, *CLUSTER_PY]
+    return subprocess.run(command, check=True, capture_output=True, text=True, env=os.environ).stdout
+
+
+@pytest.fixture(scope="session")
+def helm(tool_path: str) -> str:
+    """The helm program."""
+    found = shutil.which("helm", path=tool_path)
+    assert found
+    return found
+
+
+@pytest.fixture(scope="session")
+def kubectl(control_plane: Path, tool_path: str) -> Callable[..., str]:
+    """The kubectl of this control plane as an administrator; what it prints."""
+
+    def call(*arguments: str, stdin: str | None = None) -> str:
+        command = ["kubectl", "--kubeconfig", str(control_plane), *arguments]
+        env = {**os.environ, "PATH": tool_path}
+        done = subprocess.run(command, input=stdin, capture_output=True, text=True, env=env, check=False)
+        assert done.returncode == 0, f"kubectl {' '.join(arguments)}: {done.stderr}"
+        return done.stdout
+
+    return call

@@ -1,11 +1,12 @@
 """Types → structural schema → CRD YAML, its copy in the chart, and the field reference.
 
-`python -m finetune_api.crd [ROOT]` writes the three files; `--check` only compares and exits 1 on drift.
+`python -m finetune_api.crd [ROOT]` writes these and the chart's README; `--check` only compares and exits 1 on drift.
 """
 
 import argparse
 import copy
 import json
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from finetune_api import names
+from finetune_api import chart, names
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import FineTuneJobStatus
 
@@ -199,7 +200,7 @@ def reference_markdown() -> str:
         "",
         "The API server refuses a job that breaks one, with this message and the field's path.",
         "",
-        *sorted({f"- `{path or 'spec'}`: {rule['message']}" for path, rule in _rules(spec, "")}),
+        *sorted({f"- `{path or 'spec'}`: {_plain(rule['message'])}" for path, rule in _rules(spec, "")}),
         "",
         "## status",
         "",
@@ -234,6 +235,11 @@ def _row(path: str, node: dict[str, Any], required: bool) -> str:
     return f"| `{path}`{' *' if required else ''} | {kind} | {text} |"
 
 
+def _plain(text: str) -> str:
+    """Text in which Markdown sees neither a link nor emphasis: a pattern may look like both."""
+    return re.sub(r"([\\[\]*_])", r"\\\1", text) if "^" in text else text
+
+
 def _type(node: dict[str, Any]) -> str:
     if node.get("x-kubernetes-int-or-string"):
         return "quantity"
@@ -245,11 +251,13 @@ def _type(node: dict[str, Any]) -> str:
 
 
 def generated_files(root: Path) -> dict[Path, str]:
-    """Path and content of everything that is generated from the types."""
+    """Path and content of everything that is generated."""
+    chart_folder = root / "helm" / "finetune-operator"
     return {
         root / "crds" / f"{names.PLURAL}.yaml": crd_yaml(),
-        root / "helm" / "finetune-operator" / "templates" / "crd.yaml": chart_yaml(),
         root / "crds" / "README.md": reference_markdown(),
+        chart_folder / "templates" / "crd.yaml": chart_yaml(),
+        chart_folder / "README.md": chart.readme(chart_folder),
     }
 
 

@@ -5,9 +5,10 @@ import json
 from enum import IntEnum, StrEnum
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, StringConstraints
+from pydantic import ConfigDict, Field, StringConstraints
 
 from finetune_api.evaluation import EvaluationStatus
+from finetune_api.runs import StoppedRun
 from finetune_api.scalars import Time, Uri
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import (
@@ -127,7 +128,11 @@ class Artifact(StrEnum):
     VALIDATION_ROWS = "dataset/validation.jsonl"
     DATASET_SUMMARY = "dataset/summary.json"
     CHECKPOINTS = "checkpoints"
+    STOPPED_RUNS = "checkpoints/stopped-runs"
     MANIFEST = "manifest.json"
+
+
+StoppedRuns = Annotated[list[StoppedRun], Field(max_length=50)]
 
 
 class HandoffBlock(StatusBlock):
@@ -214,6 +219,8 @@ class Report(HandoffBlock):
     """What was published; `manifestSha256` is the proof of success."""
     lineage: Lineage | None = None
     """Where the result comes from."""
+    stopped_runs: StoppedRuns | None = None
+    """The last runs that SIGTERM ended."""
 
     def to_termination_message(self) -> str:
         """JSON of at most 4,096 bytes; the largest blocks are left out, in a fixed order, until it fits."""
@@ -227,8 +234,8 @@ class Report(HandoffBlock):
 
 
 _DROPPED = (
-    None, "evaluation.message", "lineage.versions", "resolved", "dataset.format", "dataset", "lineage", "message",
-    "checkpoint",
+    None, "evaluation.message", "lineage.versions", "resolved", "stoppedRuns", "dataset.format", "dataset", "lineage",
+    "message", "checkpoint",
     *(
         f"artifacts.{name}"
         for name in ("configUri", "lineageUri", "reportUri", "mergedUri", "adapterUri", "lineageSha256")
@@ -269,6 +276,8 @@ class ProgressReport(HandoffBlock):
     """State of early stopping so far."""
     resolved: Resolved | None = None
     """The settings in use, once the trainer has seen device and model."""
+    stopped_runs: StoppedRuns | None = None
+    """The runs that SIGTERM ended, oldest first."""
 
 
 class ManifestFile(StatusBlock):

@@ -38,6 +38,25 @@ class Run(StatusBlock):
     """Step of the checkpoint that it went on from; absent where it began at the first step."""
 
 
+class StoppedRun(StatusBlock):
+    """A run that SIGTERM ended, as its trainer wrote it down for the next one to tell: nobody may have watched."""
+
+    attempt: Count
+    """Number of the Job that it belonged to, from 1."""
+    pod_name: Annotated[str, StringConstraints(max_length=253)]
+    """Name of the pod."""
+    pod_uid: Word
+    """UID of the pod."""
+    start_time: Time
+    """When the trainer started."""
+    end_time: Time
+    """When it wrote this down, with its work saved."""
+    last_step: Count | None = None
+    """Last optimiser step that it made."""
+    resumed_from_step: Count | None = None
+    """Step of the checkpoint that it went on from; absent where it began at the first step."""
+
+
 class JobRef(StatusBlock):
     """The current trainer Job."""
 

@@ -7,9 +7,32 @@ from pydantic import AfterValidator, ConfigDict, Field, PlainSerializer, StringC
 
 from finetune_api.blocks import Block
 
+_EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)
+_LATEST = datetime(9999, 12, 30, tzinfo=UTC)
+_MOST = 2**53 - 1
+"""The largest number that every reader of JSON keeps exactly; what is above it, the API server might not store."""
+_UNPRINTABLE = dict.fromkeys(
+    [*range(0x20), *range(0x7F, 0xA0), 0x061C, 0x200E, 0x200F, *range(0x2028, 0x202F), *range(0x2066, 0x206A)], " "
+)
+"""Control characters, line ends, and marks that turn the direction of writing: a terminal would obey them."""
+
+
+def printable(text: str) -> str:
+    """The text with a space for everything that a terminal would obey instead of show."""
+    return text.translate(_UNPRINTABLE)
+
 
 def _whole_seconds(value: datetime) -> datetime:
-    return value.astimezone(UTC).replace(microsecond=0)
+    aware = value if value.tzinfo else value.replace(tzinfo=UTC)
+    if not _EARLIEST <= aware <= _LATEST:
+        raise ValueError("a time is between 1970 and 9999")
+    return aware.astimezone(UTC).replace(microsecond=0)
+
+
+def _storable(value: int) -> int:
+    if value > _MOST:
+        raise ValueError(f"a count is at most {_MOST}")
+    return value
 
 
 def _five_significant(value: float) -> float:
@@ -22,11 +45,11 @@ Time = Annotated[
     PlainSerializer(lambda value: value.strftime("%Y-%m-%dT%H:%M:%SZ"), return_type=str),
     WithJsonSchema({"type": "string", "format": "date-time"}),
 ]
-Count = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=0), AfterValidator(_storable)]
 Measure = Annotated[float, AfterValidator(_five_significant)]
-Word = Annotated[str, StringConstraints(max_length=64)]
-Line = Annotated[str, StringConstraints(max_length=1024)]
-Uri = Annotated[str, StringConstraints(max_length=1152)]
+Word = Annotated[str, StringConstraints(max_length=64), AfterValidator(printable)]
+Line = Annotated[str, StringConstraints(max_length=1024), AfterValidator(printable)]
+Uri = Annotated[str, StringConstraints(max_length=1152), AfterValidator(printable)]
 Digest = Annotated[str, StringConstraints(max_length=128)]
 CountByName = Annotated[dict[Word, Count], Field(max_length=64)]
 

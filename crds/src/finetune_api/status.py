@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any
 
-from pydantic import Field, StringConstraints
+from pydantic import AfterValidator, Field, StringConstraints
 
 from finetune_api.evaluation import EvaluationStatus
 from finetune_api.names import ConditionType
@@ -139,7 +139,7 @@ class DatasetStatus(StatusBlock):
     """What preflight found in the dataset."""
 
     rows: Count | None = None
-    """Rows read."""
+    """Rows read from all files."""
     accepted: Count | None = None
     """Rows that can be trained on."""
     repaired: Count | None = None
@@ -201,7 +201,7 @@ class Resolved(StatusBlock):
     learning_rate: Measure | None = None
     """Peak learning rate."""
     lr_scheduler_type: Word | None = None
-    """Learning-rate schedule."""
+    """Learning-rate schedule in use."""
     warmup_steps: Measure | None = None
     """Warm-up: below 1 a fraction of all steps, else a number of steps."""
     weight_decay: Measure | None = None
@@ -209,7 +209,7 @@ class Resolved(StatusBlock):
     max_grad_norm: Measure | None = None
     """Gradient-norm clip; 0 = none."""
     optim: Word | None = None
-    """Optimiser."""
+    """Optimiser in use."""
     per_device_train_batch_size: Count | None = None
     """Rows per step and device."""
     gradient_accumulation_steps: Count | None = None
@@ -257,7 +257,12 @@ class Resolved(StatusBlock):
     double_quant: bool | None = None
     """Whether the quantisation constants are quantised too."""
     target_modules: (
-        Annotated[list[Word], Field(max_length=64, json_schema_extra={"x-kubernetes-list-type": "set"})] | None
+        Annotated[
+            list[Word],
+            AfterValidator(lambda modules: list(dict.fromkeys(modules))),
+            Field(max_length=64, json_schema_extra={"x-kubernetes-list-type": "set"}),
+        ]
+        | None
     ) = None
     """Modules with an adapter; absent until a trainer has seen the model, unless given."""
 

@@ -23,6 +23,9 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{ include "finetune-operator.selectorLabels" . }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
+{{- with .Values.commonLabels }}
+{{ toYaml . }}
+{{- end }}
 {{- end }}
 
 {{- define "finetune-operator.serviceAccountName" -}}
@@ -40,6 +43,21 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- else }}
 {{- printf "%s:%s" .image.repository (default .appVersion .image.tag) }}
 {{- end }}
+{{- end }}
+
+{{/* NetworkPolicyPeers: the trainers in the namespaces that are served. */}}
+{{- define "finetune-operator.trainers" -}}
+- namespaceSelector:
+    {{- with .Values.watchNamespaces }}
+    matchExpressions:
+    - {key: kubernetes.io/metadata.name, operator: In, values: {{ toJson . }}}
+    {{- else }}
+    {}
+    {{- end }}
+  podSelector:
+    matchLabels:
+      app.kubernetes.io/managed-by: finetune-operator
+      app.kubernetes.io/component: trainer
 {{- end }}
 
 {{/* Digits. A number in a values file is a float, which prints as 1.00065e+09; "" stays empty. */}}

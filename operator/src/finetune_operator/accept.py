@@ -18,10 +18,16 @@ WANDB_ENDPOINT = "https://api.wandb.ai"
 _PLAIN_HOST = re.compile(r"[A-Za-z0-9._-]+(:[0-9]+)?|\[[0-9A-Fa-f:.]+\](:[0-9]+)?")
 _PLAIN_PATH = re.compile(r"((?!\.{1,2}(/|$))[A-Za-z0-9._~-]*(/|$))*")
 """Without dot segments, escapes and backslashes, which clients may resolve to another path."""
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 METADATA_NAMES = frozenset({"metadata", "metadata.google.internal", "instance-data", "instance-data.ec2.internal"})
-METADATA_ADDRESSES = frozenset(
-    ipaddress.ip_address(text) for text in ("169.254.169.254", "fd00:ec2::254", "100.100.100.200", "168.63.129.16")
+METADATA_NETWORKS = tuple(
+    ipaddress.ip_network(text)
+    for text in (
+        *("169.254.0.0/16", "100.100.100.200/32", "168.63.129.16/32", "192.0.0.192/32"),
+        *("fe80::/10", "fd00:ec2::/32", "fd20:ce::/32"),
+    )
 )
+_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 
 
 def refusal(job: Job, settings: Settings) -> str | None:
@@ -129,5 +135,12 @@ def is_metadata_address(host: str) -> bool:
             address = ipaddress.ip_address(socket.inet_aton(host))
         except OSError:
             return False
-    plain = getattr(address, "ipv4_mapped", None) or address
-    return plain.is_link_local or plain in METADATA_ADDRESSES
+    return any(one in network for one in _spellings(address) for network in METADATA_NETWORKS)
+
+
+def _spellings(address: Address) -> list[Address]:
+    """The address, and the IPv4 address that a network may translate it to."""
+    if isinstance(address, ipaddress.IPv4Address):
+        return [address]
+    translated = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF) if address in _NAT64 else None
+    return [address, *(one for one in (address.ipv4_mapped, address.sixtofour, translated) if one)]

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from finetune_api.handoff import Outcome
 from finetune_api.names import Component, ConditionType, Reason
 from finetune_api.status import JobRef
-from finetune_operator import deadlines, evidence, rounds, runs, saving, suspension, tallies, trouble
+from finetune_operator import deadlines, evidence, rounds, runs, saving, stopped_runs, suspension, tallies, trouble
 from finetune_operator.draft import SOON_SECONDS, Draft
 from finetune_operator.manifests import build_attempt
 from finetune_operator.objects import ChildJob, Pod
@@ -24,6 +24,7 @@ def train(draft: Draft) -> None:
     if current and current.attempt > (status.attempts or 0):
         status.attempts = current.attempt
         status.job_ref = JobRef(name=current.name, uid=current.uid)
+    stopped_runs.count(draft, attempts)
     runs.fold(draft, attempts)
     if current:
         saving.note(draft, current)

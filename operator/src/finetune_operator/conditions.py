@@ -4,6 +4,7 @@ from datetime import datetime
 from typing import Literal
 
 from finetune_api.names import ConditionType, Phase, Reason
+from finetune_api.scalars import printable
 from finetune_api.status import Condition, FineTuneJobStatus
 
 Truth = Literal["True", "False", "Unknown"]
@@ -89,7 +90,8 @@ class Conditions:
     def set(self, kind: ConditionType, truth: Truth, reason: str, detail: str = "", *, lead: str = "") -> None:
         """Sets one condition to the sentence of its kind and reason; `lead` says what the sentence is about."""
         sentence = SENTENCES.get((kind, reason), "{detail}")
-        self._put(kind, truth, reason, (lead + sentence.format(detail=detail.strip()))[:2048] or reason)
+        message = printable(lead + sentence.format(detail=detail.strip()))
+        self._put(kind, truth, reason, message[:2048] or reason)
 
     def set_if_absent(self, kind: ConditionType, truth: Truth, reason: str) -> None:
         """Sets one condition unless it was set before."""
@@ -135,10 +137,11 @@ class Conditions:
         self.status.phase = phase_of(self.status).value
         self.status.reason, self.status.message = leading.reason, leading.message
         self.status.observed_generation = self.generation
-        is_complete, is_failed = self.status.is_true(C.COMPLETE), self.status.is_true(C.FAILED)
-        ready: Truth = "True" if is_complete else "False" if is_failed else "Unknown"
+        is_failed = self.status.is_true(C.FAILED)
+        is_settled = self.status.is_true(C.COMPLETE) or _rests(self.status)
+        ready: Truth = "False" if is_failed else "True" if is_settled else "Unknown"
         self._put(C.READY, ready, leading.reason, leading.message)
-        self._put(C.RECONCILING, _truth(not (is_complete or is_failed)), leading.reason, leading.message)
+        self._put(C.RECONCILING, _truth(not (is_settled or is_failed)), leading.reason, leading.message)
         self._put(C.STALLED, _truth(is_failed), leading.reason, leading.message)
 
     def _put(self, kind: ConditionType, truth: Truth, reason: str, message: str) -> None:
@@ -159,6 +162,14 @@ class Conditions:
 
 def _truth(value: bool) -> Truth:
     return "True" if value else "False"
+
+
+def _rests(status: FineTuneJobStatus) -> bool:
+    """Whether the user wants no pods and there are none: what was asked for is there, and nobody waits for more."""
+    suspended, running = status.condition(C.SUSPENDED), status.condition(C.RUNNING)
+    is_asked = suspended is not None and suspended.status == "True" and suspended.reason == R.USER_REQUESTED
+    has_pods = running is None or running.status != "False" or running.reason == R.STOPPING
+    return is_asked and not has_pods and status.is_true(C.ACCEPTED)
 
 
 def _leading(status: FineTuneJobStatus) -> Condition:

@@ -5,7 +5,7 @@ import itertools
 import os
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import kopf
 
@@ -125,6 +125,8 @@ async def watch(
     await kopf.operator(
         registry=build_registry(queue, memory, metrics, has_kueue=has_kueue),
         settings=build_kopf_settings(settings),
+        # kopf would look up the user's name, which a user that the platform chose does not have.
+        identity=cast("Any", settings.pod_name or names.MANAGED_BY),
         standalone=True,
         clusterwide=not settings.watch_namespaces,
         namespaces=settings.watch_namespaces,

@@ -56,6 +56,17 @@ def selector_value(name: str) -> str:
     return name if len(name) <= 63 else slug(name)
 
 
+def _small(text: str) -> int:
+    """A number that a label or annotation ought to hold, and 0 for whatever else somebody wrote there."""
+    return int(text) if text.isascii() and text.isdecimal() and len(text) <= 9 else 0
+
+
+def _word(reason: str) -> str:
+    """A reason of others as one of ours may look: Kubernetes allows more than letters and digits."""
+    found = re.sub(r"[^A-Za-z0-9]", "", reason).lstrip("0123456789")[:64]
+    return found or (names.Reason.PREEMPTED.value if reason else "")
+
+
 def controller_of(obj: Object) -> Object:
     """The owner reference of the controller, or an empty one."""
     references = obj["metadata"].get("ownerReferences") or []
@@ -170,7 +181,7 @@ class ChildJob:
             uid=meta["uid"],
             owner_uid=controller_of(obj).get("uid", ""),
             component=labels.get(names.LABEL_COMPONENT, ""),
-            attempt=int(attempt) if attempt.isdigit() else 0,
+            attempt=_small(attempt),
             image=container.get("image", ""),
             created=moment(meta.get("creationTimestamp")),
             completed=moment(status.get("completionTime") or complete.get("lastTransitionTime")) if complete else None,
@@ -254,6 +265,7 @@ class Pod:
     """Its place among the pods of its Job; the first one is the run, and reports."""
     node: str | None
     ip: str | None
+    """Its own address; a pod with its node's has none here, for what answers there need not be the pod."""
     phase: str
     is_gone: bool
     created: datetime | None
@@ -302,9 +314,9 @@ class Pod:
             uid=meta["uid"],
             job_uid=owner.get("uid", "") if owner.get("kind") == "Job" else "",
             component=(meta.get("labels") or {}).get(names.LABEL_COMPONENT, ""),
-            rank=int(index) if index.isdigit() else 0,
+            rank=_small(index),
             node=spec.get("nodeName"),
-            ip=status.get("podIP"),
+            ip=None if spec.get("hostNetwork") else status.get("podIP"),
             phase=status.get("phase", "Pending"),
             is_gone=gone,
             created=created,
@@ -320,7 +332,7 @@ class Pod:
             waiting_reason=waiting.get("reason", ""),
             waiting_message=waiting.get("message", ""),
             unschedulable=scheduled.get("message", "") if scheduled.get("reason") == "Unschedulable" else "",
-            disruption=disrupted.get("reason", "") if disrupted.get("status") == "True" else "",
+            disruption=_word(disrupted.get("reason", "")) if disrupted.get("status") == "True" else "",
             evicted=status.get("message", "") if status.get("reason") == names.Reason.EVICTED else "",
         )
 

@@ -39,8 +39,7 @@ class Puller:
     async def run(self) -> None:
         """Asks for ever; a round takes at least the interval, and longer with very many trainers."""
         loop = asyncio.get_running_loop()
-        # Pods are reached directly, by address; a proxy from the environment must not see or answer for them.
-        async with aiohttp.ClientSession(timeout=TIMEOUT, trust_env=False) as session:
+        async with open_session() as session:
             asked: dict[str, float] = {}
             while True:
                 now = loop.time()
@@ -63,6 +62,10 @@ class Puller:
         except (ProgressError, aiohttp.ClientError, TimeoutError, OSError) as problem:
             self._note_silence(key, target, f"{type(problem).__name__}: {problem}"[:300])
             return
+        except Exception as problem:  # one pod's surprise must not end the task that asks all others
+            log.exception("%s: unexpected answer", key)
+            self._note_silence(key, target, f"the answer cannot be read: {type(problem).__name__}")
+            return
         self._metrics.pulls.labels("answered").inc()
         self._memory.readings[key] = Reading(target.pod_uid, datetime.now(UTC), report)
         self._queue.add(key)
@@ -76,6 +79,17 @@ class Puller:
         since = last.unreachable_since or now
         self._memory.readings[key] = Reading(target.pod_uid, last.at, last.report, since, last.problem or problem)
         self._queue.add(key)
+
+
+def open_session() -> aiohttp.ClientSession:
+    """Pods are reached directly: no proxy sees or answers for them, nothing is kept, and nothing is unpacked."""
+    return aiohttp.ClientSession(
+        timeout=TIMEOUT,
+        trust_env=False,
+        auto_decompress=False,
+        cookie_jar=aiohttp.DummyCookieJar(),
+        headers={"Accept-Encoding": "identity"},
+    )
 
 
 async def fetch(session: aiohttp.ClientSession, target: Target, port: int) -> ProgressReport:

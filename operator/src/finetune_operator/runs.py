@@ -36,7 +36,7 @@ def fold(draft: Draft, attempts: Sequence[ChildJob]) -> None:
     number = {child.uid: child for child in attempts}
     deleted = status.job_ref.uid if status.job_ref and status.job_ref.uid not in number else None
     for pod in _ended(draft, [*number, *([deleted] if deleted else [])]):
-        if not _is_counted(status, pod):
+        if not is_counted(status, pod.uid, pod.ended):
             child = number.get(pod.job_uid)
             end = _end_of(draft, pod, child)
             if end is None:
@@ -44,7 +44,7 @@ def fold(draft: Draft, attempts: Sequence[ChildJob]) -> None:
             if child:
                 _count(status, end.verdict, child)
             run = _ended_run(draft, pod, end, child)
-            _append(draft, run, child)
+            append(draft, run, child)
             if child is None or child.nodes == 1 or run.last_step:  # else it may have waited for the others
                 status.start_time = status.start_time or run.start_time
             if end.verdict.report and end.verdict.report.checkpoint:
@@ -89,13 +89,13 @@ def _ended(draft: Draft, job_uids: Sequence[str]) -> list[Pod]:
     return sorted(pods, key=lambda pod: (pod.ended or seen.now, pod.name))
 
 
-def _is_counted(status: FineTuneJobStatus, pod: Pod) -> bool:
+def is_counted(status: FineTuneJobStatus, pod_uid: str, ended: datetime | None) -> bool:
     """In the history, or older than all of a full history, from which it has dropped out."""
     known = of(status)
-    if any(run.pod_uid == pod.uid for run in known):
+    if any(run.pod_uid == pod_uid for run in known):
         return True
     oldest = known[0].end_time if len(known) >= HISTORY else None
-    return oldest is not None and pod.ended is not None and pod.ended <= oldest
+    return oldest is not None and ended is not None and ended <= oldest
 
 
 def _end_of(draft: Draft, pod: Pod, child: ChildJob | None) -> End | None:
@@ -186,7 +186,8 @@ def _ended_run(draft: Draft, pod: Pod, end: End, child: ChildJob | None) -> Run:
     )
 
 
-def _append(draft: Draft, run: Run, child: ChildJob | None) -> None:
+def append(draft: Draft, run: Run, child: ChildJob | None) -> None:
+    """Adds a run to the history, which keeps the last ten, and its time to the job's."""
     status = draft.status
     status.runs = run.run
     status.history = [*of(status), run][-HISTORY:]
@@ -291,7 +292,7 @@ def cut(  # noqa: PLR0917
         exit_code=exit_code,
         **_steps(draft, run.pod_uid, run.start_time),
     )
-    _append(draft, ended, next((one for one in draft.seen.own if one.attempt == run.attempt), None))
+    append(draft, ended, next((one for one in draft.seen.own if one.attempt == run.attempt), None))
     status.current_run = None
 
 

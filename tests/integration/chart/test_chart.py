@@ -1,21 +1,18 @@
 """What the Helm chart installs: exact rights, closed values, nothing privileged. Rendered by the real helm."""
 
-import os
 import re
-import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from chart import CHART, ROOT, of_kind, pod_spec, render, template
 
 import finetune_api
+from finetune_api import handoff
 from finetune_operator.settings import Settings
 
-ROOT = Path(__file__).parents[3]
-CHART = ROOT / "helm" / "finetune-operator"
 RIGHTS = {
     ("finetune.dev", "finetunejobs"): ["get", "list", "watch"],
     ("finetune.dev", "finetunejobs/status"): ["patch"],
@@ -28,34 +25,8 @@ RIGHTS = {
 }
 
 
-@pytest.fixture(scope="module")
-def helm() -> str:
-    """The helm on the PATH, else the one that the test cluster built."""
-    script = 'eval "$("$0" "$1" env)"; command -v helm'
-    cluster = [sys.executable, str(ROOT / "tests" / "cluster" / "cluster.py")]
-    return (
-        shutil.which("helm")
-        or subprocess.run(
-            ["bash", "-euc", script, *cluster], capture_output=True, text=True, check=True, env=os.environ
-        ).stdout.strip()
-    )
-
-
-def render(helm: str, *arguments: str) -> list[dict[str, Any]]:
-    done = subprocess.run(
-        [helm, "template", "release", str(CHART), "--namespace", "system", *arguments],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    return [document for document in yaml.safe_load_all(done.stdout) if document]
-
-
-def of_kind(documents: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
-    return [document for document in documents if document["kind"] == kind]
-
-
 def environment(helm: str, *arguments: str) -> dict[str, Any]:
-    (deployment,) = of_kind(render(helm, *arguments), "Deployment")
-    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    (container,) = pod_spec(render(helm, *arguments))["containers"]
     return {entry["name"]: entry.get("value") for entry in container["env"]}
 
 
@@ -69,8 +40,14 @@ def rights(role: dict[str, Any]) -> dict[tuple[str, str], list[str]]:
 
 
 def test_the_operator_gets_exactly_these_rights(helm: str) -> None:
-    (role,) = of_kind(render(helm), "ClusterRole")
+    documents = render(helm)
+    (binding,) = of_kind(documents, "ClusterRoleBinding")
+    (role,) = [
+        one for one in of_kind(documents, "ClusterRole") if one["metadata"]["name"] == binding["roleRef"]["name"]
+    ]
     assert rights(role) == RIGHTS
+    assert [(one["name"], one["namespace"]) for one in binding["subjects"]] == [("release-finetune-operator", "system")]
+    assert of_kind(documents, "Role") == of_kind(documents, "RoleBinding") == []
 
 
 def test_the_documented_rights_are_the_granted_ones() -> None:
@@ -79,18 +56,16 @@ def test_the_documented_rights_are_the_granted_ones() -> None:
     assert rights(yaml.safe_load(documented)) == RIGHTS
 
 
-def test_a_namespaced_operator_gets_roles_and_no_cluster_role(helm: str) -> None:
+def test_a_namespaced_operator_gets_roles_and_is_bound_to_no_cluster_role(helm: str) -> None:
     documents = render(helm, "--set", "watchNamespaces={a,b}")
-    assert of_kind(documents, "ClusterRole") == []
+    assert of_kind(documents, "ClusterRoleBinding") == []
+    assert {one["roleRef"]["kind"] for one in of_kind(documents, "RoleBinding")} == {"Role"}
     assert [role["metadata"]["namespace"] for role in of_kind(documents, "Role")] == ["a", "b"]
     assert all(rights(role) == RIGHTS for role in of_kind(documents, "Role"))
 
 
 def test_a_misspelt_value_is_refused_by_name(helm: str) -> None:
-    done = subprocess.run(
-        [helm, "template", "release", str(CHART), "--set", "defaultStorage.endpont=http://x"],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    done = template(helm, "--set", "defaultStorage.endpont=http://x")
     assert done.returncode != 0
     assert "endpont" in done.stderr
 
@@ -104,8 +79,7 @@ def test_the_crd_is_installed_by_value_and_kept_on_uninstall(helm: str) -> None:
 
 
 def test_the_operator_runs_restricted(helm: str) -> None:
-    (deployment,) = of_kind(render(helm), "Deployment")
-    pod = deployment["spec"]["template"]["spec"]
+    pod = pod_spec(render(helm))
     (container,) = pod["containers"]
     assert pod["securityContext"]["runAsNonRoot"]
     assert container["securityContext"] == {
@@ -113,6 +87,55 @@ def test_the_operator_runs_restricted(helm: str) -> None:
         "readOnlyRootFilesystem": True,
         "capabilities": {"drop": ["ALL"]},
     }
+
+
+def test_an_installer_without_rights_in_the_cluster_can_have_objects_of_namespaces_alone(helm: str) -> None:
+    given = "watchNamespaces={a,b},crds.enabled=false,rbac.aggregateToDefaultRoles=false,networkPolicy.enabled=true"
+    documents = render(helm, "--set", given)
+    assert {one["metadata"].get("namespace") for one in documents} == {"system", "a", "b"}
+
+
+def test_every_object_carries_the_common_labels_and_the_pod_its_own(helm: str) -> None:
+    documents = render(helm, "--set", "commonLabels.team=ml,podLabels.tier=back,networkPolicy.enabled=true")
+    assert {one["metadata"]["labels"]["team"] for one in documents} == {"ml"}
+    (deployment,) = of_kind(documents, "Deployment")
+    assert deployment["spec"]["template"]["metadata"]["labels"].items() >= {"team": "ml", "tier": "back"}.items()
+    assert "team" not in deployment["spec"]["selector"]["matchLabels"]
+
+
+def test_a_label_that_selectors_need_cannot_be_set(helm: str) -> None:
+    for name in ("commonLabels", "podLabels"):
+        done = template(helm, "--set-json", f'{name}={{"app.kubernetes.io/name":"other"}}')
+        assert done.returncode != 0
+        assert "app.kubernetes.io/name" in done.stderr
+
+
+@pytest.mark.parametrize("given", ["", "1000650000", "65532"])
+def test_the_operators_user_is_given_or_left_to_the_platform(helm: str, given: str) -> None:
+    found = pod_spec(render(helm, "--set-string", f"runAsUser={given}"))["securityContext"]
+    assert found["runAsNonRoot"] is True
+    assert [found.get("runAsUser"), found.get("runAsGroup")] == ([int(given)] * 2 if given else [None, None])
+
+
+def test_images_are_named_by_digest_where_one_is_given(helm: str) -> None:
+    first, second = (f"sha256:{digit * 64}" for digit in "12")
+    documents = render(helm, "--set", f"image.digest={first},trainer.image.digest={second},image.tag=ignored")
+    (container,) = pod_spec(documents)["containers"]
+    given = {entry["name"]: entry.get("value") for entry in container["env"]}
+    assert container["image"] == f"finetune-operator@{first}"
+    assert given["FINETUNE_TRAINER_IMAGE"] == f"finetune-trainer@{second}"
+
+
+def test_the_probes_ask_for_what_the_operator_serves(helm: str) -> None:
+    (container,) = pod_spec(render(helm))["containers"]
+    asked = {name: container[name]["httpGet"] for name in ("startupProbe", "livenessProbe", "readinessProbe")}
+    assert {name: probe["path"] for name, probe in asked.items()} == {
+        "startupProbe": "/healthz",
+        "livenessProbe": "/healthz",
+        "readinessProbe": "/readyz",
+    }
+    port = Settings.model_fields["http_port"].default
+    assert [port] == [one["containerPort"] for one in container["ports"] if one["name"] == "http"]
 
 
 def test_every_setting_that_the_chart_passes_is_one_that_the_operator_reads(helm: str) -> None:
@@ -154,9 +177,49 @@ def test_hub_and_proxy_values_reach_the_operator(helm: str) -> None:
 
 
 def test_a_proxy_with_a_password_is_refused_before_it_stands_in_a_pod(helm: str) -> None:
-    done = subprocess.run(
-        [helm, "template", "release", str(CHART), "--set", "proxy.http=http://user:secret@proxy:3128"],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    done = template(helm, "--set", "proxy.http=http://user:secret@proxy:3128")
     assert done.returncode != 0
     assert "proxy" in done.stderr
+
+
+def test_the_documented_policy_for_jobs_is_the_one_that_the_chart_makes(helm: str) -> None:
+    text = (ROOT / "docs" / "platform.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```yaml\n(apiVersion: networking.*?)```", text, flags=re.DOTALL)
+    documented = yaml.safe_load(block)["spec"]
+    given = ("networkPolicy.enabled=true,watchNamespaces={a}", "networkPolicy.scrapers=null")
+    documents = render(helm, *(word for one in given for word in ("--set", one)), "--namespace", "finetune-system")
+    (made,) = [one["spec"] for one in of_kind(documents, "NetworkPolicy") if one["metadata"]["namespace"] == "a"]
+    (operator,) = made["ingress"][0]["from"]
+    wanted = documented["ingress"][0]["from"][0]
+    assert wanted["namespaceSelector"] == operator["namespaceSelector"]
+    assert wanted["podSelector"]["matchLabels"].items() <= operator["podSelector"]["matchLabels"].items()
+    assert [port["port"] for port in documented["ingress"][0]["ports"]] == [handoff.PROGRESS_PORT]
+    assert documented["ingress"][1:] == made["ingress"][1:]
+    assert documented["podSelector"] == made["podSelector"]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("", ["every namespace", "finetunejobs -A", "no default storage", "trainer.image has no digest"]),
+        ("watchNamespaces={a,b}", ["in a, b.", "finetunejobs -n a"]),
+        ("defaultStorage.credentialsSecret=keys", ["create secret generic keys"]),
+        ("networkPolicy.enabled=true", ["one per namespace"]),
+        ("crds.enabled=false", ["until somebody else installs finetunejobs.finetune.dev"]),
+        ("crds.keep=false", ["deletes every FineTuneJob"]),
+    ],
+)
+def test_notes_tell_what_comes_next_and_what_the_values_leave_open(helm: str, given: str, said: list[str]) -> None:
+    notes = install_notes(helm, given)
+    assert [words for words in said if words not in notes] == []
+
+
+def test_notes_warn_of_nothing_that_is_set(helm: str) -> None:
+    digest = "sha256:" + "1" * 64
+    assert "NOTE" not in install_notes(helm, f"trainer.image.digest={digest},defaultStorage.endpoint=http://s3.example")
+
+
+def install_notes(helm: str, given: str) -> str:
+    command = [helm, "install", "release", str(CHART), "--namespace", "system", "--dry-run=client", "--set", given]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return done.stdout.partition("NOTES:")[2]

@@ -7,10 +7,12 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.error
 import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -97,10 +99,17 @@ def _rights(wanted: list[Object]) -> set[tuple[str, str, str]]:
     }
 
 
+@dataclass(frozen=True)
+class Account:
+    """An identity that somebody else has set up."""
+
+    kubeconfig: Path
+
+
 class Operator:
     """The operator's process."""
 
-    def __init__(self, access: Access, namespace: str, folder: Path, **settings: str) -> None:
+    def __init__(self, access: Access | Account, namespace: str, folder: Path, **settings: str) -> None:
         self.access = access
         self.log = folder / "operator.log"
         with socket.socket() as free:
@@ -116,11 +125,16 @@ class Operator:
         }
         self.process: subprocess.Popen[bytes] | None = None
 
-    def start(self) -> "Operator":
-        started = time.monotonic()
+    def launch(self, *wrapper: str) -> "Operator":
+        """Starts it, with the command of the wrapper around it, and does not wait."""
         with self.log.open("ab") as log:
-            command = [sys.executable, "-m", "finetune_operator"]
+            command = [*wrapper, sys.executable, "-m", "finetune_operator"]
             self.process = subprocess.Popen(command, env=self.env, stderr=log, stdout=log)
+        return self
+
+    def start(self, *wrapper: str) -> "Operator":
+        started = time.monotonic()
+        self.launch(*wrapper)
         while time.monotonic() - started < 20:
             if self.get("/readyz") == 200:
                 self.seconds_to_ready = time.monotonic() - started
@@ -133,6 +147,8 @@ class Operator:
             with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=5) as answer:
                 self.text = answer.read().decode()
                 return int(answer.status)
+        except urllib.error.HTTPError as refused:
+            return refused.code
         except OSError:
             return 0
 
@@ -361,6 +377,22 @@ def _has_default_account(core: client.CoreV1Api, namespace: str) -> bool:
 
 
 @pytest.fixture
+def operator_with(world: World, tmp_path: Path) -> Iterator[Callable[..., Operator]]:
+    """Makes an operator with another kubeconfig or other settings; it ends with the test."""
+    made: list[Operator] = []
+
+    def make(kubeconfig: Path, **settings: str) -> Operator:
+        folder = tmp_path / f"operator-{len(made)}"
+        folder.mkdir()
+        made.append(Operator(Account(kubeconfig), world.namespace, folder, **settings))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.kill()
+
+
+@pytest.fixture
 def operator(access: Access, world: World, tmp_path: Path) -> Iterator[Operator]:
     process = Operator(access, world.namespace, tmp_path)
     process.start()
@@ -401,23 +433,6 @@ def _answering(address: str, answer: bytes) -> Iterator[None]:
 def trainer_at() -> Callable[[str, bytes], AbstractContextManager[None]]:
     """A trainer at a loopback address, for as long as the context lasts."""
     return _answering
-
-
-@pytest.fixture
-def kubectl(control_plane: Path) -> Callable[..., str]:
-    """The kubectl of this control plane as an administrator; what it prints."""
-    env = subprocess.run(
-        [sys.executable, str(ROOT / "tests" / "cluster" / "cluster.py"), "env"],
-        check=True, capture_output=True, text=True,
-    ).stdout  # fmt: skip
-    path = next(line.partition("=")[2] for line in env.splitlines() if line.startswith("export PATH="))
-
-    def call(*arguments: str) -> str:
-        command = ["kubectl", "--kubeconfig", str(control_plane), *arguments]
-        found = {**os.environ, "PATH": path.replace("$PATH", os.environ["PATH"]).strip('"')}
-        return subprocess.run(command, check=True, capture_output=True, text=True, env=found).stdout
-
-    return call
 
 
 @pytest.fixture

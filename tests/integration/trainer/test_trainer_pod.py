@@ -65,6 +65,10 @@ def test_a_stopped_trainer_publishes_nothing_and_the_next_one_goes_on(pod: Pod, 
     process = pod.start("train")
     resumed = pod.wait_for_step(process, stopped.last_step + 1)
     assert resumed.progress.resumed_from_step == stopped.last_step
+    (told,) = resumed.stopped_runs or []  # preflight was the first pod
+    assert (told.pod_name, told.pod_uid, told.attempt) == ("pod-2", "pod-2-uid", 1)
+    assert told.last_step == stopped.last_step
+    assert told.start_time < told.end_time
     assert resumed.progress.note == (
         "broken checkpoints were passed over: step-000059: it has no manifest, so that it was not saved to the end"
     )
@@ -72,6 +76,7 @@ def test_a_stopped_trainer_publishes_nothing_and_the_next_one_goes_on(pod: Pod, 
     published = pod.report()
     assert (published.outcome, published.last_step) == (Outcome.PUBLISHED, 60)
     assert published.resumed_from_step == stopped.last_step
+    assert published.stopped_runs == [told]
     assert published.artifacts is not None
     assert published.artifacts.manifest_sha256 == storage.sha256(f"{prefix}/{Artifact.MANIFEST}")
     assert steps(storage, prefix) == list(range(1, 61))

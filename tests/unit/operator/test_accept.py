@@ -22,13 +22,21 @@ from finetune_operator.settings import Settings
         "fd00:ec2::254",
         "METADATA.google.internal.",
         "100.100.100.200",
+        "fd20:ce::254",
+        "fd00:ec2::23",
+        "64:ff9b::a9fe:a9fe",
+        "64:ff9b::169.254.169.254",
+        "2002:a9fe:a9fe::1",
+        "fe80::1%25eth0",
     ],
 )
 def test_metadata_addresses_are_known_in_every_spelling(host: str) -> None:
     assert is_metadata_address(host)
 
 
-@pytest.mark.parametrize("host", ["minio.minio", "10.0.0.1", "s3.eu-west-1.amazonaws.com", "::1", "1.2.3.4"])
+@pytest.mark.parametrize(
+    "host", ["minio.minio", "10.0.0.1", "s3.eu-west-1.amazonaws.com", "::1", "1.2.3.4", "64:ff9b::102:304"]
+)
 def test_other_addresses_are_not(host: str) -> None:
     assert not is_metadata_address(host)
 

@@ -9,10 +9,10 @@ import yaml
 from finetune_api.crd import build_crd
 from finetune_api.defaults import Facts, resolve
 from finetune_api.handoff import ExitCode, JobConfig
+from finetune_api.spec_rules import CONDITIONS
 from finetune_trainer.config_file import config_yaml
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.manifest_file import read_manifest
-from finetune_trainer.spec_rules import CONDITIONS
 
 JOB = """
 apiVersion: finetune.dev/v1alpha1

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from finetune_api.handoff import Artifact, CheckpointManifest, ExitCode, JobConfig, ManifestFile
 from finetune_api.spec import Checkpoint, ResumePolicy
 from finetune_api.status import CheckpointStatus, Resolved
+from finetune_trainer import stopped_runs
 from finetune_trainer.errors import ObjectMissing, StorageUnavailable, TrainerError
 from finetune_trainer.hub import model_location
 from finetune_trainer.progress import Reporter, transfer_beat
@@ -291,10 +292,11 @@ def superseded(steps: Iterable[int], whole: Iterable[int], kept: int) -> list[in
 
 
 def remove_checkpoints(config: JobConfig, storage: Storage) -> None:
-    """Removes every checkpoint of a job whose result is published."""
+    """Removes every checkpoint of a job whose result is published, and what its stopped runs left."""
     uri = join(config.output_key(), Artifact.CHECKPOINTS)
     for step, sizes in listed_quietly(uri, storage).items():
         remove_quietly(join(uri, FOLDER.format(step)), sizes, storage)
+    stopped_runs.remove(config, storage)
 
 
 def listed_quietly(uri: str, storage: Storage) -> dict[int, dict[str, int]]:

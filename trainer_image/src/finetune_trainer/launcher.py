@@ -17,7 +17,7 @@ from finetune_trainer.errors import TrainerError
 from finetune_trainer.exit_order import KILLED, most_specific, specificity
 from finetune_trainer.layout import Layout
 from finetune_trainer.lifeline import Done, FirstPod, Lifeline, Lost, NoOtherPod, OtherPod
-from finetune_trainer.pod import read_config, serve
+from finetune_trainer.pod import read_config, serve, write_down_stop
 from finetune_trainer.progress import Reporter
 from finetune_trainer.rank_processes import RankProcesses
 from finetune_trainer.run_state import RunState, one_line
@@ -232,6 +232,8 @@ def launch(state: RunState, layout: Layout, *, config_path: Path, port: int, wor
     finally:
         ranks.end(0.0)
         lifeline.close()
+    if layout.is_first and ending.code == ExitCode.PREEMPTED and ending.report.reason != Reason.PEER_LOST:
+        write_down_stop(config, state.stop, ending.report.last_step, ending.report.resumed_from_step)
     state.finish(ending.report)
     return ending.code
 

@@ -12,8 +12,8 @@ from pydantic import ValidationError
 from finetune_api import names
 from finetune_api.handoff import ExitCode, JobConfig, config_sha256
 from finetune_api.spec import FineTuneJobSpec
+from finetune_api.spec_rules import broken_rules
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.spec_rules import broken_rules
 
 MAX_ERRORS = 10
 FLOAT = re.compile(r"^[-+]?([0-9]+[.]?[0-9]*|[.][0-9]+)([eE][-+]?[0-9]+)?$")

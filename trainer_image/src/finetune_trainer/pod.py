@@ -9,7 +9,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from finetune_api.handoff import HANDOFF_VERSION, ExitCode, JobConfig, Outcome, Report
-from finetune_trainer.errors import TrainerError
+from finetune_trainer.errors import Stopped, TrainerError
 from finetune_trainer.manifest_file import field_errors
 from finetune_trainer.progress import Reporter, transfer_beat
 from finetune_trainer.run_state import RunState
@@ -25,6 +25,7 @@ TRAINER_PATIENCE_SECONDS = 180.0
 def preflight(state: RunState, config_path: Path, workspace: Path, port: int) -> Report:
     """Everything that can be checked without a GPU."""
     config, reporter = _begin(state, config_path, port)
+    state.stop.raise_if_set()
     from finetune_trainer.preflight import preflight as check
 
     return check(config, connect(config, state.stop), workspace, reporter, state.stop)
@@ -35,11 +36,24 @@ def train(state: RunState, config_path: Path, workspace: Path, port: int) -> Rep
     config, reporter = _begin(state, config_path, port)
     require_checked(config)
     storage = connect(config, state.stop, TRAINER_PATIENCE_SECONDS)
-    if found := find_result(config, storage, state):
-        return found
-    from finetune_trainer.train import train as fine_tune
+    try:
+        state.stop.raise_if_set()
+        if found := find_result(config, storage, state):
+            return found
+        from finetune_trainer.train import train as fine_tune
 
-    return fine_tune(config, storage, workspace, reporter, state.stop)
+        return fine_tune(config, storage, workspace, reporter, state.stop)
+    except Stopped:
+        seen = reporter.snapshot().progress
+        write_down_stop(config, state.stop, seen.step, seen.resumed_from_step)
+        raise
+
+
+def write_down_stop(config: JobConfig, stop: StopFlag, last_step: int | None, resumed_from_step: int | None) -> None:
+    """Leaves word in storage that SIGTERM ended this run, for the operator may not be there to see."""
+    from finetune_trainer.stopped_runs import write_down
+
+    write_down(config, connect(config, stop), last_step, resumed_from_step)
 
 
 def require_checked(config: JobConfig) -> None:
@@ -53,9 +67,11 @@ def find_result(config: JobConfig, storage: Storage, state: RunState) -> Report 
     from finetune_trainer.checkpoints import remove_checkpoints
     from finetune_trainer.claim import check_claim
     from finetune_trainer.publish import adopt
+    from finetune_trainer.stopped_runs import read as read_stopped_runs
 
     storage.probe(config.output_key())
     reporter = state.reporter or Reporter(config.uid)
+    reporter.note_stopped_runs(read_stopped_runs(config, storage))
     if check_claim(config, storage):
         found = adopt(config, storage, Outcome.PUBLISHED, transfer_beat(reporter, state.stop))
         if found:
@@ -92,7 +108,6 @@ def _begin(state: RunState, config_path: Path, port: int) -> tuple[JobConfig, Re
     config = read_config(config_path, state)
     reporter = state.reporter = Reporter(config.uid)
     serve(reporter, port)
-    state.stop.raise_if_set()
     return config, reporter
 
 

@@ -16,6 +16,7 @@ from typing import Any, TextIO, TypeVar
 from tqdm import tqdm
 
 from finetune_api.handoff import ENV_POD_UID, PROGRESS_PORT, ProgressReport, Stage
+from finetune_api.runs import StoppedRun
 from finetune_api.status import CheckpointStatus, EarlyStoppingStatus, Progress, Resolved, StatusBlock
 from finetune_trainer.progress_server import serve
 from finetune_trainer.stop import StopFlag
@@ -101,6 +102,11 @@ class Reporter:
         with self._lock:
             self._touch()
             self._report.checkpoint = checkpoint
+
+    def note_stopped_runs(self, runs: list[StoppedRun]) -> None:
+        """Say which earlier runs SIGTERM ended."""
+        with self._lock:
+            self._report.stopped_runs = runs or None
 
     def snapshot(self) -> ProgressReport:
         """The state now, as `GET /progress` answers it."""

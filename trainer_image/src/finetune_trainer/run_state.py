@@ -13,6 +13,8 @@ from finetune_trainer.stop import StopFlag
 logger = logging.getLogger("finetune_trainer")
 
 MESSAGE_CHARACTERS = 1000
+TOLD_IN_THE_END = 5
+"""Stopped runs in a report, whose size is bounded; `/progress` has told of all."""
 
 
 @dataclass
@@ -72,6 +74,8 @@ class RunState:
         """Where there is no termination log (not a container) there is nobody to read it."""
         if self.termination_log is None or not self.termination_log.exists():
             return
+        if self.reporter and (earlier := self.reporter.snapshot().stopped_runs):
+            report = report.model_copy(update={"stopped_runs": earlier[-TOLD_IN_THE_END:]})
         try:
             self.termination_log.write_text(termination_message(report), encoding="ascii")
         except OSError as error:

@@ -1,0 +1,52 @@
+"""The processes: `kubectl-finetune`, and `kubectl_complete-finetune`, which kubectl asks for completions."""
+
+import contextlib
+import io
+import os
+import shlex
+import sys
+from typing import NoReturn
+
+from kubectl_finetune.cli import app
+from kubectl_finetune.errors import PluginError
+
+PROGRAM = "kubectl-finetune"
+INTERRUPTED = 130
+NO_FILE_NAMES = 4
+
+
+def main() -> NoReturn:
+    """Runs a command; a failure that has a sentence ends in its exit code."""
+    try:
+        app(prog_name=PROGRAM)
+    except PluginError as error:
+        sys.stderr.write(f"error: {error.message}\n")
+        if error.fix:
+            sys.stderr.write(f"  {error.fix}\n")
+        sys.exit(error.code)
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    sys.exit(0)
+
+
+def complete() -> NoReturn:
+    """Answers in the form that kubectl reads: one completion a line, and last what the shell is to do with them."""
+    words = [PROGRAM, *(sys.argv[1:] or [""])]
+    os.environ |= {
+        "_KUBECTL_FINETUNE_COMPLETE": "complete_bash",
+        "COMP_WORDS": shlex.join(words),
+        "COMP_CWORD": str(len(words) - 1),
+    }
+    found = io.StringIO()
+    with contextlib.redirect_stdout(found), contextlib.suppress(SystemExit, PluginError):
+        app(prog_name=PROGRAM)
+    sys.stdout.write("".join(f"{line}\n" for line in found.getvalue().splitlines() if line))
+    sys.stdout.write(f":{NO_FILE_NAMES}\n")
+    sys.exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,368 @@
+"""The commands of `kubectl finetune`. Each loads what it needs when it runs, so that help and completion are quick."""
+
+# ruff: noqa: PLC0415, PLR0917 - what is heavy is imported when it is needed; a command has many options
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from finetune_api import __version__
+from kubectl_finetune.options import (
+    Kubeconfig,
+    KubeContext,
+    Name,
+    Names,
+    Namespace,
+    Output,
+    Shared,
+    connect,
+    console,
+    dump,
+    pour,
+    say,
+    show,
+)
+
+app = typer.Typer(
+    name="kubectl finetune",
+    help="FineTuneJobs for people: what runs, how far it is, why it waits, and what came of it.",
+    epilog="Exit codes: 0 done, 1 failed or invalid, 2 wrong use, 3 not found, 4 forbidden, 5 no cluster.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _examples(*lines: str) -> str:
+    return "\n".join(["\b", "Examples:", *(f"  kubectl finetune {line}" for line in lines)])
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    context: typer.Context,
+    namespace: Namespace = None,
+    kube_context: KubeContext = None,
+    kubeconfig: Kubeconfig = None,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """FineTuneJobs for people: what runs, how far it is, why it waits, and what came of it."""
+    context.obj = Shared(namespace, kube_context, kubeconfig)
+
+
+@app.command("list", epilog=_examples("list", "list -A", "list -l team=support -o json"))
+def list_jobs(
+    context: typer.Context,
+    namespace: Namespace = None,
+    everywhere: Annotated[bool, typer.Option("--all-namespaces", "-A", help="Jobs of every namespace.")] = False,
+    selector: Annotated[str, typer.Option("--selector", "-l", help="Label selector.")] = "",
+    output: Output = None,
+    kube_context: KubeContext = None,
+    kubeconfig: Kubeconfig = None,
+) -> None:
+    """List jobs, those that have not ended first."""
+    from kubectl_finetune import listing
+
+    cluster = connect(context, namespace, kube_context, kubeconfig)
+    jobs = cluster.list_jobs(everywhere=everywhere, selector=selector)
+    if output:
+        dump({"apiVersion": "v1", "kind": "List", "items": [job.raw for job in jobs]}, output)
+    elif jobs:
+        show(listing.table(jobs, datetime.now(UTC), everywhere=everywhere))
+    else:
+        say("no jobs in any namespace" if everywhere else f"no jobs in namespace {cluster.namespace}")
+
+
+@app.command(epilog=_examples("describe support-bot", "describe support-bot -n team-a -o yaml"))
+def describe(
+    context: typer.Context,
+    name: Name,
+    namespace: Namespace = None,
+    output: Output = None,
+    kube_context: KubeContext = None,
+    kubeconfig: Kubeconfig = None,
+) -> None:
+    """One job on a page: why it stands where it stands, its figures, its timeline of runs, and what to do next."""
+    from kubectl_finetune import describe as description
+
+    cluster = connect(context, namespace, kube_context, kubeconfig)
+    job = cluster.get_job(name)
+    if output:
+        dump(job.raw, output)
+    else:
+        show(description.page(job, cluster.list_events(job), datetime.now(UTC)))
+
+
+@app.command(epilog=_examples("progress support-bot", "progress support-bot > progress.log"))
+def progress(
+    context: typer.Context,
+    name: Name,
+    namespace: Namespace = None,
+    interval: Annotated[float, typer.Option(help="Seconds between two looks.", min=0.1)] = 2.0,
+    kube_context: KubeContext = None,
+    kubeconfig: Kubeconfig = None,
+) -> None:
+    """Follow a job until it ends: bar, time left, losses. Exits 0 when it is complete and 1 when it has failed.
+
+    Where the output is no terminal, each change is one line. The lines of losses begin when you begin to look.
+    """
+    from finetune_api.names import ConditionType
+    from kubectl_finetune import progress as following
+
+    cluster = connect(context, namespace, kube_context, kubeconfig)
+    is_complete = False
+    with following.screen(console()) as draw:
+        for job in following.changes(lambda: cluster.get_job(name), interval):
+            draw(job)
+            is_complete = job.status.is_true(ConditionType.COMPLETE)
+    raise typer.Exit(0 if is_complete else 1)
+
+
+@app.command(epilog=_examples("logs support-bot", "logs support-bot -f", "logs support-bot --preflight --tail 50"))
+def logs(
+    context: typer.Context,
+    name: Name,
+    namespace: Namespace = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job ends, run after run.")] = False,
+    preflight: Annotated[bool, typer.Option("--preflight", help="The pod that checks, not the trainer.")] = False,
+    rank: Annotated[int, typer.Option(help="Of several pods that train together, this one.", min=0)] = 0,
+    tail: Annotated[int | None, typer.Option(help="Only the last lines.", min=0)] = None,
+    timestamps: Annotated[bool, typer.Option("--timestamps", help="Begin each line with its time.")] = False,
+    kube_context: KubeContext = None,
+    kubeconfig: Kubeconfig = None,
+) -> None:
+    """Print what the pod of the current run writes, and with -f that of the runs after it."""
+    from finetune_api.names import Component
+    from kubectl_finetune import logs as reading
+
+    cluster = connect(context, namespace, kube_context, kubeconfig)
+    component = Component.PREFLIGHT if preflight else Component.TRAINER
+    wanted = reading.Wanted(component, rank, tail, timestamps)
+    pour(reading.follow(cluster, name, wanted, say) if follow else reading.read(cluster, name, wanted))
+
+
+@app.command(epilog=_examples("report support-bot", "report support-bot --show", "report support-bot --save reports/"))
+def report(
+    context: typer.Context,
+    name: Name,
+    namespace: Namespace = None,
+    fetch: Annotated[bool, typer.Option("--show", help="Print the report itself (Markdown), from storage.")] = False,
+    save: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Save finetune_report.md and report.html to a folder.")
+    ] = None,
+    endpoint: Annotated[
+        str | None, typer.Option(help="URL of the S3 endpoint. Default: AWS_ENDPOINT_URL, else the job's.")
+    ] = None,
+    output: Output = None,
+    kube_context: KubeContext = None,
+    kubeconfig: Kubeconfig = None,
+) -> None:
+    """What came of a job, and where it lies. With --show or --save the report is read from storage, with your own AWS
+    variables or profile (needs boto3), and proven by the digests in the job's status.
+    """
+    from kubectl_finetune import report as reporting
+
+    job = connect(context, namespace, kube_context, kubeconfig).get_job(name)
+    artifacts, where = reporting.published(job), reporting.endpoint_of(job, endpoint)
+    if fetch or save:
+        storage = reporting.Storage(artifacts, where)
+        for path in reporting.save(storage, save) if save else []:
+            say(f"saved {path}")
+        if fetch:
+            pour([reporting.text(storage)])
+    elif output:
+        dump(reporting.record(job), output)
+    else:
+        show(reporting.page(job, where))
+
+
+@app.command(epilog=_examples("lineage support-bot", "lineage support-bot -o json"))
+def lineage(
+    context: typer.Context,
+    name: Name,
+    namespace: Namespace = None,
+    output: Output = None,
+    kube_context: KubeContext = None,
+    kubeconfig: Kubeconfig = None,
+) -> None:
+    """What a result was made of: rows, trainer, parents and reward models, down to the base model."""
+    from kubectl_finetune import lineage as tracing
+
+    cluster = connect(context, namespace, kube_context, kubeconfig)
+    found = tracing.record(cluster.get_job(name), cluster.find_job)
+    if output:
+        dump(found, output)
+    else:
+        show(tracing.tree(found))
+
+
+@app.command(epilog=_examples("diff support-bot support-bot-2", "diff support-bot support-bot-2 -o json"))
+def diff(
+    context: typer.Context,
+    first: Name,
+    second: Name,
+    namespace: Namespace = None,
+    output: Output = None,
+    kube_context: KubeContext = None,
+    kubeconfig: Kubeconfig = None,
+) -> None:
+    """Two jobs side by side: what was asked differently, and what came of it."""
+    from kubectl_finetune import diff as comparing
+
+    cluster = connect(context, namespace, kube_context, kubeconfig)
+    left, right = cluster.get_job(first), cluster.get_job(second)
+    if output:
+        dump(comparing.differences(left, right), output)
+    else:
+        show(comparing.page(left, right))
+
+
+@app.command(epilog=_examples("suspend support-bot", "suspend support-bot other-bot"))
+def suspend(
+    context: typer.Context,
+    jobs: Names,
+    namespace: Namespace = None,
+    kube_context: KubeContext = None,
+    kubeconfig: Kubeconfig = None,
+) -> None:
+    """Stop jobs and free their GPUs; a running trainer saves a checkpoint first. Nothing is lost."""
+    from kubectl_finetune.steering import set_suspended
+
+    set_suspended(connect(context, namespace, kube_context, kubeconfig), jobs, wanted=True, tell=typer.echo)
+
+
+@app.command(epilog=_examples("resume support-bot"))
+def resume(
+    context: typer.Context,
+    jobs: Names,
+    namespace: Namespace = None,
+    kube_context: KubeContext = None,
+    kubeconfig: Kubeconfig = None,
+) -> None:
+    """Let suspended jobs go on, from their last checkpoint."""
+    from kubectl_finetune.steering import set_suspended
+
+    set_suspended(connect(context, namespace, kube_context, kubeconfig), jobs, wanted=False, tell=typer.echo)
+
+
+@app.command(epilog=_examples("cancel support-bot", "cancel support-bot --yes"))
+def cancel(
+    context: typer.Context,
+    jobs: Names,
+    namespace: Namespace = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    kube_context: KubeContext = None,
+    kubeconfig: Kubeconfig = None,
+) -> None:
+    """End jobs for good: the FineTuneJob is deleted, and its pods, logs and history with it. Files in storage stay,
+    checkpoints too. To keep the job and go on later, suspend it. A job that has ended is a record, and is not touched.
+    """
+    from kubectl_finetune.steering import cancel as end
+
+    def is_sure(question: str) -> bool:
+        return yes or typer.confirm(question, err=True)
+
+    end(connect(context, namespace, kube_context, kubeconfig), jobs, is_sure, typer.echo)
+
+
+@app.command(
+    epilog=_examples(
+        "validate job.yaml",
+        "validate jobs/ -o json",
+        "validate job.yaml --rows rows.jsonl",
+        "validate - < job.yaml",
+    )
+)
+def validate(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE…", help="Manifests, folders of them, or - for stdin.")],
+    rows: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FILE", help="Local rows that stand for dataset.train: check them too; repeatable."),
+    ] = None,
+    rows_out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Keep accepted.jsonl, rejected.jsonl and summary.json.")
+    ] = None,
+    output: Output = None,
+) -> None:
+    """Check manifests without a cluster: fields, values and the rules between fields, as the API server would.
+
+    With --rows also the dataset, as preflight would. That is done by finetune-trainer, which has to be installed here:
+    pip install 'finetune-operator[trainer]'.
+    """
+    from kubectl_finetune import validate as checking
+
+    verdict = checking.check_files(checking.read_files(files))
+    if output:
+        dump(verdict.to_wire(), output)
+    else:
+        for note in verdict.notes:
+            say(f"note: {note}")
+        for problem in verdict.problems:
+            typer.echo(problem.text())
+        for job in verdict.jobs if not verdict.problems else []:
+            typer.echo(f"{job['metadata'].get('name')} is valid")
+    if verdict.problems:
+        raise typer.Exit(1)
+    if rows:
+        from kubectl_finetune.check_rows import check_rows
+
+        raise typer.Exit(check_rows(verdict.jobs, rows, rows_out))
+
+
+@app.command(
+    epilog=_examples(
+        "new support-bot",
+        "new support-bot --model hf://HuggingFaceTB/SmolLM2-135M-Instruct --data s3://data/support/ "
+        "--result s3://models/support-bot",
+        "new preferences --objective DPO -f preferences.yaml",
+    )
+)
+def new(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the job.")],
+    model: Annotated[str | None, typer.Option(help="hf://owner/name or s3://bucket/path.")] = None,
+    data: Annotated[str | None, typer.Option(help="s3://bucket/path or hf://datasets/owner/name.")] = None,
+    result: Annotated[str | None, typer.Option(help="s3://bucket/path for adapter and report.")] = None,
+    objective: Annotated[
+        str | None, typer.Option(help="Instruction, Chat, DPO, KTO, RewardModel, RLHF or DomainAdaptation.")
+    ] = None,
+    method: Annotated[str, typer.Option(help="Auto, QLoRA, LoRA or Full.")] = "Auto",
+    secret: Annotated[str, typer.Option(help="Secret with the keys of the storage.")] = "s3-credentials",  # noqa: S107 - a name
+    endpoint: Annotated[str, typer.Option(help="URL of the S3 endpoint. Default: the operator's.")] = "",
+    gpus: Annotated[int, typer.Option(help="GPUs; 0 trains on the CPU.", min=0, max=16)] = 1,
+    validation_percent: Annotated[int, typer.Option(help="Rows to hold out; 0 = none.", min=0, max=50)] = 10,
+    queue: Annotated[str, typer.Option(help="LocalQueue of Kueue.")] = "",
+    namespace: Namespace = None,
+    file: Annotated[Path | None, typer.Option("--file", "-f", help="Default: NAME.yaml; - prints it.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite the file.")] = False,
+) -> None:
+    """Write a starter manifest with comments. What the options leave out is asked, where there is a terminal."""
+    from kubectl_finetune import new as writing
+    from kubectl_finetune import questions
+
+    shared = context.find_object(Shared)
+    asked = questions.ask({"objective": objective, "model": model, "data": data, "result": result})
+    text = writing.write(
+        writing.Answers(
+            name=name,
+            **asked,
+            namespace=namespace or (shared and shared.namespace) or "",
+            method=method,
+            secret=secret,
+            endpoint=endpoint,
+            gpus=gpus,
+            validation_percent=validation_percent,
+            queue=queue,
+        )
+    )
+    questions.deliver(text, file or Path(f"{name}.yaml"), force=force)

@@ -1,0 +1,104 @@
+"""What every command takes: which cluster, which namespace, which form of output."""
+
+# ruff: noqa: PLC0415 - the client and rich take half a second to load, which --help must not wait for
+
+import json
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+    from kubectl_finetune.cluster import Cluster
+
+
+class Format(StrEnum):
+    """Forms of output for programs."""
+
+    JSON = "json"
+    YAML = "yaml"
+
+
+@dataclass
+class Shared:
+    """Options given before the command; those after it win."""
+
+    namespace: str | None = None
+    context: str | None = None
+    kubeconfig: Path | None = None
+
+
+def complete_jobs(context: typer.Context, incomplete: str) -> list[str]:
+    """Names of the jobs in the namespace, for the shell; nothing where the cluster cannot be asked."""
+    from kubectl_finetune.errors import PluginError
+
+    given = context.params
+    try:
+        cluster = connect(context, given.get("namespace"), given.get("kube_context"), given.get("kubeconfig"))
+        return [job.name for job in cluster.list_jobs() if job.name.startswith(incomplete)]
+    except PluginError:
+        return []
+
+
+Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of the job.", autocompletion=complete_jobs)]
+Names = Annotated[list[str], typer.Argument(metavar="NAME…", help="Names of jobs.", autocompletion=complete_jobs)]
+Namespace = Annotated[
+    str | None, typer.Option("--namespace", "-n", help="Namespace. Default: that of the kubeconfig's context.")
+]
+KubeContext = Annotated[str | None, typer.Option("--context", help="Context of the kubeconfig.")]
+Kubeconfig = Annotated[Path | None, typer.Option("--kubeconfig", help="Kubeconfig. Default: as kubectl.")]
+Output = Annotated[
+    Format | None, typer.Option("--output", "-o", help="Print for programs instead.", case_sensitive=False)
+]
+
+
+def connect(
+    context: typer.Context, namespace: str | None, kube_context: str | None, kubeconfig: Path | None
+) -> "Cluster":
+    """The cluster that the options mean."""
+    from kubectl_finetune import cluster
+
+    shared = context.find_object(Shared) or Shared()
+    return cluster.connect(
+        kubeconfig or shared.kubeconfig, kube_context or shared.context, namespace or shared.namespace
+    )
+
+
+def show(*parts: "RenderableType") -> None:
+    """Prints as kubectl does: long lines are for the terminal to wrap, and a pipe gets them whole."""
+    console().print(*parts, sep="\n", soft_wrap=True)
+
+
+def console() -> "Console":
+    """The standard output, without guesses at what numbers and paths might be."""
+    from rich.console import Console
+
+    return Console(highlight=False, markup=False, emoji=False)
+
+
+def say(text: str) -> None:
+    """A remark beside the output."""
+    typer.echo(text, err=True)
+
+
+def dump(value: Any, form: Format) -> None:
+    """Prints a value for programs."""
+    if form is Format.JSON:
+        typer.echo(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+        return
+    import yaml
+
+    typer.echo(yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=120).rstrip("\n"))
+
+
+def pour(chunks: Iterable[bytes]) -> None:
+    """Writes bytes as they come."""
+    for chunk in chunks:
+        sys.stdout.buffer.write(chunk)
+        sys.stdout.buffer.flush()

@@ -1,0 +1,203 @@
+"""The chart with many values: valid by Kubernetes' own schemas, and taken without a warning by a real API server."""
+
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+from chart import CHART, NAMESPACE, render
+
+VERSIONS = ("1.31.0", "1.37.0")
+"""The oldest Kubernetes that the chart allows, and the newest that has schemas here."""
+RESTRICTED = {f"pod-security.kubernetes.io/{mode}": "restricted" for mode in ("enforce", "warn")}
+CRD = "CustomResourceDefinition"
+Objects = list[dict[str, Any]]
+DIGEST = "sha256:" + "1" * 64
+MATRIX: dict[str, dict[str, Any]] = {
+    "default": {},
+    "namespaced": {"watchNamespaces": ["a", "b"]},
+    "namespaces-only": {
+        "watchNamespaces": ["a", "b"],
+        "crds": {"enabled": False},
+        "rbac": {"aggregateToDefaultRoles": False},
+        "networkPolicy": {"enabled": True},
+    },
+    "openshift": {"runAsUser": "", "trainer": {"runAsUser": ""}},
+    "user-of-the-platform": {"runAsUser": 1000650000, "trainer": {"runAsUser": 1000650000}},
+    "digests": {"image": {"digest": DIGEST}, "trainer": {"image": {"digest": DIGEST}}},
+    "policies": {"networkPolicy": {"enabled": True}},
+    "policies-narrow": {
+        "watchNamespaces": ["a"],
+        "networkPolicy": {
+            "enabled": True,
+            "scrapers": [
+                {
+                    "namespaceSelector": {"matchExpressions": [{"key": "team", "operator": "In", "values": ["ops"]}]},
+                    "podSelector": {"matchLabels": {"app": "prometheus"}},
+                },
+                {"ipBlock": {"cidr": "10.1.0.0/16", "except": ["10.1.2.0/24"]}},
+            ],
+            "apiServerCIDRs": ["10.0.0.1/32", "10.96.0.1/32"],
+            "apiServerPorts": [16443],
+        },
+    },
+    "policies-without-scrapers": {"networkPolicy": {"enabled": True, "scrapers": []}},
+    "no-crd": {"crds": {"enabled": False}},
+    "crd-goes": {"crds": {"keep": False}},
+    "foreign-account": {"serviceAccount": {"create": False, "name": "ours"}, "rbac": {"create": False}},
+    "foreign-defaults": {
+        "defaultStorage": {
+            "endpoint": "https://s3.example.com",
+            "region": "eu-1",
+            "forcePathStyle": False,
+            "credentialsSecret": "s3",
+            "caSecret": "ca",
+        },
+        "defaultHub": {"endpoint": "https://hub.example.com", "caSecret": "ca", "tokenSecret": "hf"},
+        "proxy": {"http": "http://proxy.example:3128", "https": "http://proxy.example:3128", "noProxy": ".example"},
+        "allowed": {
+            "images": ["registry.example/trainer"],
+            "serviceAccounts": ["team/trainer"],
+            "priorityClasses": ["high"],
+            "storageEndpoints": ["https://*.example.com"],
+            "hubEndpoints": ["https://hub.example.com"],
+            "trackingEndpoints": ["http://mlflow.mlflow:5000"],
+        },
+    },
+    "names": {"nameOverride": "tuner", "fullnameOverride": "a" * 63, "commonLabels": {"team": "ml"}},
+    "all-off": {
+        "crds": {"enabled": False},
+        "rbac": {"create": False, "aggregateToDefaultRoles": False},
+        "serviceAccount": {"create": False},
+        "networkPolicy": {"enabled": False},
+        "resources": {"requests": None, "limits": None},
+    },
+    "all-on": {
+        "image": {"repository": "registry.example/operator", "digest": DIGEST, "pullPolicy": "Always"},
+        "imagePullSecrets": [{"name": "pull"}],
+        "trainer": {"image": {"repository": "registry.example/trainer", "tag": "1"}, "runAsUser": "1000"},
+        "watchNamespaces": ["a", "b"],
+        "serviceAccount": {"annotations": {"eks.amazonaws.com/role-arn": "arn:aws:iam::1:role/x"}},
+        "networkPolicy": {"enabled": True},
+        "monitoring": {
+            "operator": True,
+            "trainers": True,
+            "alerts": True,
+            "dashboards": True,
+            "labels": {"release": "stack"},
+            "interval": "1m",
+            "runbookUrl": "https://docs.example/runbooks.md",
+            "scrapeAnnotations": True,
+        },
+        "logFormat": "text",
+        "logLevel": "DEBUG",
+        "progressIntervalSeconds": 30,
+        "extraEnv": [
+            {"name": "PLAIN", "value": "1"},
+            {"name": "NODE", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}},
+            {"name": "KEY", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k", "optional": True}}},
+        ],
+        "resources": {"requests": {"cpu": 1, "memory": "1Gi"}, "limits": {"cpu": "2", "memory": "1Gi"}},
+        "priorityClassName": "system-cluster-critical",
+        "nodeSelector": {"kubernetes.io/os": "linux"},
+        "tolerations": [{"key": "infra", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 60}],
+        "affinity": {
+            "nodeAffinity": {
+                "requiredDuringSchedulingIgnoredDuringExecution": {
+                    "nodeSelectorTerms": [{"matchExpressions": [{"key": "gpu", "operator": "DoesNotExist"}]}]
+                }
+            }
+        },
+        "podAnnotations": {"example.com/a": "1"},
+        "podLabels": {"tier": "back"},
+        "deploymentAnnotations": {"reloader.stakater.com/auto": "true"},
+        "serviceAnnotations": {"prometheus.io/scrape": "true"},
+        "commonLabels": {"team": "ml"},
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def rendered(helm: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Objects]:
+    """The objects of each row; of the CRD, which is large and depends on no value, one copy."""
+    folder = tmp_path_factory.mktemp("matrix")
+    found = {}
+    for row, values in MATRIX.items():
+        file = folder / f"{row}.yaml"
+        file.write_text(yaml.safe_dump(values), encoding="utf-8")
+        documents = render(helm, "--values", str(file))
+        found[row] = [one for one in documents if one["kind"] != CRD or row == "default"]
+    return found
+
+
+@pytest.fixture(scope="module")
+def namespaces(kubectl: Callable[..., str]) -> Iterator[None]:
+    """Those that the matrix names, all under the restricted Pod Security Standard."""
+    made = [
+        {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": RESTRICTED}}
+        for name in (NAMESPACE, "a", "b")
+    ]
+    kubectl("apply", "-f", "-", stdin=yaml.safe_dump_all(made))
+    yield
+    kubectl("delete", "namespace", NAMESPACE, "a", "b", "--wait=false")
+
+
+@pytest.mark.parametrize("row", MATRIX)
+@pytest.mark.parametrize("version", VERSIONS)
+def test_every_object_is_valid_by_the_schemas_of_that_kubernetes(
+    rendered: dict[str, Objects], row: str, version: str
+) -> None:
+    for document in rendered[row]:
+        kubernetes_validate.validate(document, version, strict=True)
+
+
+@pytest.mark.usefixtures("namespaces")
+def test_a_real_api_server_takes_every_object_without_a_warning(
+    rendered: dict[str, Objects], kubectl: Callable[..., str]
+) -> None:
+    documents = [document for row in rendered.values() for document in row]
+    server = ("apply", "--dry-run=server", "--validate=strict", "--warnings-as-errors", "-f", "-")
+    taken = kubectl(*server, stdin=yaml.safe_dump_all(documents))
+    assert len(taken.splitlines()) == len(documents) > 100
+
+
+def test_the_matrix_sets_every_value_that_the_chart_has() -> None:
+    """A value that no row sets is a value that nobody has seen rendered."""
+    schema = json.loads((CHART / "values.schema.json").read_text(encoding="utf-8"))
+    chosen = {path for row in MATRIX.values() for path in _paths(row, schema)}
+    assert set(_paths(yaml.safe_load((CHART / "values.yaml").read_text(encoding="utf-8")), schema)) - chosen == {
+        "image.tag",
+    }
+
+
+def _paths(values: dict[str, Any], schema: dict[str, Any], path: str = "") -> Iterator[str]:
+    for name, value in values.items():
+        here = f"{path}{name}"
+        inner = schema["properties"].get(name, {})
+        if isinstance(value, dict) and "properties" in inner:
+            yield from _paths(value, inner, f"{here}.")
+        else:
+            yield here
+
+
+def test_a_value_with_a_misspelt_part_is_refused_wherever_it_stands() -> None:
+    """Everything that has parts says which; only Kubernetes' own affinity and a parent chart's values are left open."""
+    schema = json.loads((CHART / "values.schema.json").read_text(encoding="utf-8"))
+    assert sorted(_open(schema, "")) == [
+        "affinity.nodeAffinity",
+        "affinity.podAffinity",
+        "affinity.podAntiAffinity",
+        "global",
+    ]
+
+
+def _open(node: dict[str, Any], path: str) -> Iterator[str]:
+    if node.get("type") == "object" and "additionalProperties" not in node:
+        yield path
+    for name, child in (node.get("properties", {}) | node.get("definitions", {})).items():
+        yield from _open(child, f"{path}.{name}".lstrip("."))
+    for part in ("items", "additionalProperties"):
+        if isinstance(node.get(part), dict):
+            yield from _open(node[part], path)

@@ -1,0 +1,130 @@
+"""`validate` without a cluster says what kubectl and the API server say with one."""
+
+import itertools
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from kubernetes import client, config
+
+from finetune_api import names
+from kubectl_finetune.documents import read_documents
+from kubectl_finetune.validate import check_files
+
+ROOT = Path(__file__).parents[3]
+BASE: dict[str, Any] = {
+    "objective": "Chat",
+    "model": {"uri": "s3://models/base"},
+    "dataset": {"train": {"uri": "s3://data/train.jsonl"}},
+    "output": {"uri": "s3://models/out"},
+}
+CHANGES: list[dict[str, Any]] = [
+    {},
+    {"objective": "Telepathy"},
+    {"learningRate": 1e-4},
+    {"suspend": "yes"},
+    {"suspend": None},
+    {"suspend": 1},
+    {"startDeadlineSeconds": 0},
+    {"backoffLimit": 1.5},
+    {"backoffLimit": True},
+    {"hyperparameters": {"learning_rate": 1e-4}},
+    {"hyperparameters": {"learningRate": 0}},
+    {"hyperparameters": {"learningRate": 1}},
+    {"hyperparameters": {"learningRate": "1e-4"}},
+    {"hyperparameters": {"packing": True}},
+    {"hyperparameters": {"packing": "On"}},
+    {"hyperparameters": {"maxSteps": 5, "numTrainEpochs": 1}},
+    {"hyperparameters": {"warmupSteps": 5.5}},
+    {"hyperparameters": {"lrSchedulerType": "linearly"}},
+    {"hyperparameters": {"seed": 2**32}},
+    {"hyperparameters": []},
+    {"tuning": {"vramBudget": "a lot"}},
+    {"tuning": {"vramBudget": 80}},
+    {"tuning": {"vramBudget": "80Gi"}},
+    {"tuning": {"vramBudget": True}},
+    {"tuning": {"method": "Full", "lora": {}}},
+    {"tuning": {"lora": {"targetModules": ["q_proj", "q_proj"]}}},
+    {"tuning": {"lora": {"targetModules": []}}},
+    {"tuning": {"lora": {"rank": "8"}}},
+    {"tuning": {"initialAdapter": {"fromParent": True}}},
+    {"tuning": {"initialAdapter": {"fromParent": False}}},
+    {"earlyStopping": {}},
+    {"evaluation": {"prompts": [{"prompt": ""}]}},
+    {"evaluation": {"gate": {}}},
+    {"model": {"uri": "s3://models/../base"}},
+    {"model": {"uri": "s3://models/base", "revision": "main"}},
+    {"model": {}},
+    {"dataset": {"train": {"uri": "s3://data/x"}, "columns": {"Prompt!": "x"}}},
+    {"dataset": {"train": {"uri": "s3://data/x", "sha256": "abc"}}},
+    {"resources": {"requests": {"memory": "lots"}}},
+    {"resources": {"requests": {"a b": "1"}}},
+    {"resources": {"requests": {"cpu": 4}}},
+    {"objective": "KTO", "resources": {"nodes": 2}},
+    {"storage": {"endpoint": "http://user:secret@minio:9000"}},
+    {"lineage": {"annotations": {"ticket": 5}}},
+    {"dpo": {"beta": 0.1}},
+]
+
+
+@pytest.fixture(scope="module")
+def refuses(control_plane: Path) -> Callable[[dict[str, Any]], bool]:
+    numbers = itertools.count()
+    api = client.CustomObjectsApi(config.new_client_from_config(str(control_plane)))
+
+    def call(spec: dict[str, Any]) -> bool:
+        body = {"apiVersion": names.API_VERSION, "kind": names.KIND, "spec": spec}
+        body["metadata"] = {"name": f"agrees-{next(numbers)}"}
+        where = (names.GROUP, names.VERSION, "default", names.PLURAL)
+        try:
+            api.create_namespaced_custom_object(*where, body, field_validation="Strict", dry_run="All")
+        except client.ApiException as error:
+            if error.status in {400, 422}:
+                return True
+            raise
+        return False
+
+    return call
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=json.dumps)
+def test_a_manifest_is_valid_exactly_where_the_api_server_takes_it(
+    refuses: Callable[[dict[str, Any]], bool], change: dict[str, Any]
+) -> None:
+    spec = BASE | change
+    manifest = {"apiVersion": names.API_VERSION, "kind": names.KIND, "metadata": {"name": "one"}, "spec": spec}
+    problems = check_files([("job.yaml", json.dumps(manifest))]).problems
+    assert bool(problems) == refuses(spec), [problem.text() for problem in problems]
+
+
+WORDS = """
+1e-4 2.0E-4 .5 5. 1e3 10 +5 -3 010 0o10 0x1F 1_000 3.0 09 -09 0b11 On on OFF oFF y N Yes no ~ null Null nUll 1:30
+2026-03-01 80Gi 1e 0x 1__0 _1 1_ .e3 +.5 -.5e2 0 00 1.5.2 true True tRUE 12e03 0.0 -0 1e400 _ 0_ 0_7 . +
+"""
+
+
+def test_every_plain_word_is_read_as_by_the_real_kubectl(kubectl_program: str, tmp_path: Path) -> None:
+    path = tmp_path / "object.yaml"
+    named = {f"word{number}": word for number, word in enumerate(WORDS.split())}
+    words = "".join(f"  {name}: {word}\n" for name, word in named.items())
+    path.write_text(f"apiVersion: v1\nkind: Thing\nmetadata: {{name: one}}\nspec:\n{words}")
+    command = [kubectl_program, "label", "--local", "-f", str(path), "-o", "json", "a=b"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    meant = json.loads(done.stdout)["spec"]
+    (document,) = read_documents(path.read_text())
+    pairs = {word: (document.value["spec"][name], meant.get(name)) for name, word in named.items()}
+    assert {word: pair for word, pair in pairs.items() if repr(pair[0]) != repr(pair[1])} == {}
+
+
+@pytest.fixture(scope="module")
+def kubectl_program() -> str:
+    command = [sys.executable, str(ROOT / "tests" / "cluster" / "cluster.py"), "env"]
+    told = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    line = next(one for one in told.splitlines() if one.startswith("export PATH="))
+    script = f"{line}; command -v kubectl"
+    return subprocess.run(["bash", "-c", script], check=True, capture_output=True, text=True).stdout.strip()

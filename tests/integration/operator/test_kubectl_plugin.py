@@ -1,0 +1,191 @@
+"""`kubectl finetune` as kubectl runs it, on jobs that the real operator brings through their life."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from kubectl_finetune.__main__ import main
+
+Run = subprocess.CompletedProcess[str]
+BIN = Path(sys.executable).parent
+CLUSTER_PY = Path(__file__).parents[3] / "tests" / "cluster" / "cluster.py"
+
+
+@pytest.fixture(scope="module")
+def shell(control_plane: Path) -> Callable[..., Run]:
+    """A user's shell: the real kubectl and the plugin on the PATH, and a kubeconfig."""
+    done = subprocess.run([sys.executable, CLUSTER_PY, "env"], check=True, capture_output=True, text=True)
+    told = next(line.partition("=")[2] for line in done.stdout.splitlines() if line.startswith("export PATH="))
+    path = f"{BIN}:{told.replace('$PATH', os.environ['PATH']).replace(chr(34), '')}"
+    environment = os.environ | {"PATH": path, "KUBECONFIG": str(control_plane)}
+
+    def call(*command: str, stdin: str = "") -> Run:
+        return subprocess.run(command, env=environment, input=stdin, capture_output=True, text=True, check=False)
+
+    return call
+
+
+@pytest.fixture
+def finetune(control_plane: Path, world: Any, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> Callable[..., str]:
+    """`kubectl-finetune … -n NAMESPACE`, in this process: what it prints, or with an exit code what it complains of."""
+    monkeypatch.setenv("KUBECONFIG", str(control_plane))
+
+    def call(*arguments: str, code: int = 0, stdin: str = "") -> str:
+        monkeypatch.setattr(sys, "argv", ["kubectl-finetune", *arguments, "-n", world.namespace])
+        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main()
+        out, err = capfd.readouterr()
+        assert ended.value.code == code, f"{out}\n{err}"
+        return str(out + err)
+
+    return call
+
+
+def complete(world: Any, name: str = "one", **blocks: Any) -> dict[str, Any]:
+    artifacts = {
+        "uri": f"s3://bucket/jobs/{name}",
+        "adapterUri": f"s3://bucket/jobs/{name}/adapter",
+        "reportUri": f"s3://bucket/jobs/{name}/finetune_report.md",
+        "manifestSha256": name.encode().hex().ljust(64, "0"),
+        "sizeBytes": 2_000_000,
+    }
+    metrics = {"trainLoss": 0.9, "evalLoss": 1.2, "bestEvalLoss": 1.2, "bestStep": 24, "baselineEvalLoss": 2.5}
+    report = world.report("Published", name, artifacts=artifacts, metrics=metrics, lastStep=24, **blocks)
+    world.end(world.pass_preflight(name), 0, report)
+    status: dict[str, Any] = world.wait_phase("Succeeded", name)
+    return status
+
+
+def test_kubectl_finds_the_plugin_runs_it_and_completes_its_words(shell: Callable[..., Run], world: Any) -> None:
+    world.create("support-bot")
+    assert str(BIN / "kubectl-finetune") in shell("kubectl", "plugin", "list").stdout
+    listed = shell("kubectl", "finetune", "list", "-n", world.namespace)
+    assert (listed.returncode, listed.stdout.split()[-10]) == (0, "Pending"), listed
+    for words, completions in (
+        (["li"], ["list", "lineage"]),
+        (["describe", "-n", world.namespace, "sup"], ["support-bot"]),
+    ):
+        done = shell("kubectl", "__complete", "finetune", *words)
+        assert [line for line in done.stdout.splitlines() if line[:1] != ":"] == completions
+
+
+def test_a_job_is_listed_described_and_reported_as_it_ended(
+    world: Any, operator: Any, finetune: Callable[..., str]
+) -> None:
+    world.create()
+    complete(world)
+    header, row = finetune("list").splitlines()
+    assert header.split()[:5] == ["NAME", "PHASE", "OBJECTIVE", "METHOD", "PROGRESS"]
+    assert row.split()[:5] == ["one", "Succeeded", "Chat", "QLoRA", "100%"]
+    assert world.namespace in finetune("list", "-A")
+    page = finetune("describe", "one")
+    for told in (
+        "(-52.0 % against the model before training)",
+        "10 (BAD_JSON 10)",
+        "run 1 (attempt 1) Succeeded",
+        "DatasetValid",
+        "TrainingStarted",
+        f"kubectl finetune report one -n {world.namespace}",
+    ):
+        assert told in page
+    report = finetune("report", "one")
+    assert "s3://bucket/jobs/one/finetune_report.md" in report
+    assert "aws s3 cp --endpoint-url http://storage.example:9000 s3://bucket/jobs/one/report.html ." in report
+    assert json.loads(finetune("describe", "one", "-o", "json")) == world.get()
+    told = yaml.safe_load(finetune("report", "one", "-o", "yaml"))
+    assert told["artifacts"] == world.status()["artifacts"]
+
+
+def test_progress_prints_each_change_and_ends_with_the_job(
+    world: Any, operator: Any, finetune: Callable[..., str]
+) -> None:
+    world.create()
+    user = threading.Thread(target=complete, args=(world,))
+    user.start()
+    told = finetune("progress", "one", "--interval", "0.1").splitlines()
+    user.join()
+    phases = [line.split()[1] for line in told]
+    assert phases[0] in {"Pending", "Preflight"}
+    assert "Starting" in phases
+    assert told[-1].split()[1:3] == ["Succeeded", "100%"]
+    assert "eval 1.2" in told[-1]
+
+
+def test_progress_of_a_job_that_fails_exits_one_and_says_why(
+    world: Any, operator: Any, finetune: Callable[..., str]
+) -> None:
+    world.create()
+    pod = world.pod_of("one-preflight")
+    world.end(pod, 65, world.report("Failed", message="no row can be trained on: convert the file"))
+    world.wait_phase("Failed")
+    assert "no row can be trained on" in finetune("progress", "one", code=1)
+    page = finetune("describe", "one")
+    assert "DatasetUnusable" in page
+    assert "has ended (Failed)" in finetune("suspend", "one", code=1)
+    assert "published nothing" in finetune("report", "one", code=1)
+
+
+def test_a_job_is_suspended_resumed_and_cancelled(
+    world: Any, operator: Any, finetune: Callable[..., str], wait: Any
+) -> None:
+    world.create()
+    trainer = world.pass_preflight()
+    world.run(trainer)
+    world.wait_phase("Training")
+    assert "one suspended" in finetune("suspend", "one")
+    world.wait_phase("Suspended")
+    assert "suspended already" in finetune("suspend", "one")
+    assert "one resumed" in finetune("resume", "one")
+    world.wait_condition("Suspended", "NotSuspended")
+    assert "one goes on" in finetune("cancel", "one", stdin="n\n")
+    assert world.get()["metadata"]["name"] == "one"
+    assert "stays at s3://bucket/jobs/one" in finetune("cancel", "one", "--yes")
+    assert "no FineTuneJob one" in finetune("describe", "one", code=3)
+    wait(lambda: world.jobs() == [], "no Job")
+
+
+def test_a_chain_is_a_tree_down_to_its_base_and_two_jobs_are_compared(
+    world: Any, operator: Any, finetune: Callable[..., str]
+) -> None:
+    world.create("sft")
+    complete(world, "sft")
+    world.create("dpo", objective="DPO", lineage={"parentRef": {"name": "sft"}})
+    complete(world, "dpo")
+    tree = finetune("lineage", "dpo")
+    assert (
+        tree.index("dpo DPO")
+        < tree.index("parent: sft Chat Succeeded")
+        < tree.index("base model: s3://bucket/models/tiny")
+    )
+    found = json.loads(finetune("lineage", "dpo", "-o", "json"))
+    assert found["parent"]["manifestSha256"] == b"sft".hex().ljust(64, "0")
+    page = finetune("diff", "sft", "dpo")
+    assert ["objective", "Chat", "DPO"] in [line.split()[:3] for line in page.splitlines()]
+    world.delete("sft")
+    assert "(no longer in the cluster)" in finetune("lineage", "dpo")
+
+
+def test_a_name_that_is_not_there_is_told_with_those_that_are_like_it(world: Any, finetune: Callable[..., str]) -> None:
+    world.create("support-bot")
+    error = finetune("describe", "suport-bot", code=3)
+    assert f"no FineTuneJob suport-bot in namespace {world.namespace}" in error
+    assert "did you mean support-bot?" in error
+    assert "no operator has looked at it yet" in finetune("describe", "support-bot")
+
+
+def test_a_job_without_pods_has_no_log_and_says_why(world: Any, operator: Any, finetune: Callable[..., str]) -> None:
+    world.create()
+    world.wait_phase("Preflight")
+    assert "no trainer pod is there yet" in finetune("logs", "one", code=3)
+    assert "has not started" in finetune("logs", "one", "--preflight", code=3)

@@ -1,0 +1,35 @@
+"""SECURITY.md names tests; each of them exists, and every promise has one."""
+
+import ast
+import re
+from pathlib import Path
+
+from finetune_operator.settings import Settings
+
+TESTS = Path(__file__).parents[2]
+TEXT = (TESTS.parent / "SECURITY.md").read_text(encoding="utf-8")
+FOLDERS = {"u": "unit", "i": "integration", "e": "e2e"}
+
+
+def defined(path: Path) -> set[str]:
+    """The functions at the top of a file."""
+    nodes = ast.parse(path.read_text(encoding="utf-8")).body if path.exists() else []
+    return {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)}
+
+
+def test_every_test_that_a_promise_names_exists() -> None:
+    found = re.findall(r"`([uie])/([\w/]+\.py)::(\w+)`", TEXT)
+    assert len(found) > 40
+    missing = [f"{path}::{name}" for folder, path, name in found if name not in defined(TESTS / FOLDERS[folder] / path)]
+    assert missing == []
+
+
+def test_every_promise_names_a_test() -> None:
+    table = TEXT.split("| promise | tests |\n| --- | --- |\n", 1)[1].split("\n\n", 1)[0]
+    assert [line for line in table.splitlines() if "::test_" not in line] == []
+
+
+def test_every_allow_list_is_told_with_its_default() -> None:
+    lists = {f"FINETUNE_{name.upper()}" for name in Settings.model_fields if name.startswith("allowed_")}
+    told = TEXT.replace("`…_", "`FINETUNE_ALLOWED_")
+    assert [name for name in sorted(lists) if f"`{name}`" not in told] == []

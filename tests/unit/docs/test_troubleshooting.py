@@ -1,0 +1,78 @@
+"""docs/troubleshooting.md has an entry for every reason that a condition or an event can show, and for no other."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from finetune_api.handoff import TERMINAL_EXIT_CODES, ExitCode
+from finetune_api.names import ConditionType, EventReason, Reason
+from finetune_operator.advice import BY_REASON, DISRUPTIONS
+from finetune_operator.conditions import SENTENCES
+
+TEXT = (Path(__file__).parents[3] / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+SECTIONS = {part.partition("\n")[0]: part for part in TEXT.split("\n## ")[1:]}
+ENTRY = re.compile(r'^\| <a id="(\w+)"></a>`(\w+)` \| (.+) \| (.+) \| (.+) \|$', re.MULTILINE)
+SHORT = re.compile(r"^\| `(\w+)` \| .+ \| .+ \|$", re.MULTILINE)
+HOMES = {
+    ConditionType.PUBLISHED: "Published and Complete",
+    ConditionType.COMPLETE: "Published and Complete",
+}
+"""Sections that are not called as their condition; those of Failed begin with its name."""
+
+
+def entries() -> list[tuple[str, ...]]:
+    return ENTRY.findall(TEXT)
+
+
+def test_every_reason_has_one_entry_and_no_entry_names_an_unknown_reason() -> None:
+    assert sorted(reason for _, reason, *_ in entries()) == sorted(Reason)
+
+
+def test_every_reason_of_the_exit_table_is_one_of_these_reasons() -> None:
+    assert {code.reason for code in ExitCode if code is not ExitCode.OK} <= {reason.value for reason in Reason}
+
+
+def test_every_entry_has_an_anchor_of_its_reason_and_says_what_it_means_what_to_see_and_what_to_do() -> None:
+    for anchor, reason, *cells in entries():
+        assert anchor == reason.lower()
+        assert all(cell.strip() for cell in cells), reason
+
+
+@pytest.mark.parametrize("kind", list(ConditionType))
+def test_every_condition_has_a_section_or_is_told_of_at_the_top(kind: ConditionType) -> None:
+    top = TEXT.partition("\n## ")[0]
+    assert HOMES.get(kind, kind) in SECTIONS or f"`{kind}`" in top or any(name.startswith(kind) for name in SECTIONS)
+
+
+def test_a_reason_stands_with_a_condition_that_has_a_sentence_for_it() -> None:
+    for title, part in SECTIONS.items():
+        for _, reason, *_ in ENTRY.findall(part):
+            homes = {HOMES.get(kind, kind.value) for kind, known in SENTENCES if known == reason}
+            assert not homes or title in homes or title.startswith("Failed"), (title, reason)
+
+
+@pytest.mark.parametrize("reason", list(BY_REASON))
+def test_the_guide_gives_the_advice_that_the_condition_gives(reason: str) -> None:
+    (cells,) = [cells for _, found, *cells in entries() if found == reason]
+    assert BY_REASON[reason] in " ".join(cells).replace("`", "")
+
+
+def test_codes_that_are_tried_again_are_marked_and_no_others() -> None:
+    part = SECTIONS["Failed: the exit table"]
+    codes = {code.reason: code for code in ExitCode}
+    for _, reason, means, *_ in ENTRY.findall(part):
+        if reason in codes and codes[reason] is not ExitCode.PREEMPTED:
+            assert f"({codes[reason].value})" in means
+            assert ("↻" in means) == (codes[reason] not in TERMINAL_EXIT_CODES), reason
+
+
+def test_every_event_is_in_the_table_of_events_and_no_other() -> None:
+    assert sorted(SHORT.findall(SECTIONS["Events"])) == sorted(EventReason)
+
+
+def test_every_disruption_is_told_in_the_words_of_the_history() -> None:
+    part = SECTIONS["Disruptions in the history"]
+    assert set(SHORT.findall(part)) == set(DISRUPTIONS)
+    for reason, words in DISRUPTIONS.items():
+        assert f"| `{reason}` | {words} |" in part

@@ -1,0 +1,67 @@
+"""The process as it starts: quick, and with an exit code for each kind of failure."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+HEAVY = ("kubernetes", "torch", "rich", "yaml", "jsonschema", "boto3")
+LOOK = """
+import sys
+sys.argv = ["kubectl-finetune", *sys.argv[1:]]
+from kubectl_finetune.__main__ import main
+try:
+    main()
+except SystemExit:
+    pass
+print("loaded:", *(name for name in {heavy} if name in sys.modules))
+"""
+
+
+@pytest.mark.parametrize("arguments", [("--help",), ("list", "--help"), ("--version",)])
+def test_help_and_version_load_no_client_and_nothing_heavy(arguments: tuple[str, ...]) -> None:
+    command = [sys.executable, "-c", LOOK.format(heavy=HEAVY), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "loaded:"
+
+
+def test_a_manifest_is_checked_without_the_client(tmp_path: Path) -> None:
+    path = tmp_path / "job.yaml"
+    path.write_text("kind: FineTuneJob\n")
+    command = [sys.executable, "-c", LOOK.format(heavy=("kubernetes", "torch")), "validate", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "loaded:"
+
+
+def test_every_command_has_help_with_an_example(finetune: Callable[..., Any]) -> None:
+    commands = [
+        line.split()[0]
+        for line in finetune("--help").out.split("Commands:")[1].split("Exit codes")[0].splitlines()
+        if line.startswith("  ") and line[2:3].strip()
+    ]
+    assert len(commands) >= 12
+    for command in commands:
+        assert f"kubectl finetune {command}" in finetune(command, "--help").out
+
+
+def test_no_cluster_is_told_with_its_own_exit_code(
+    finetune: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
+    done = finetune("list")
+    assert done.code == 5
+    assert "no cluster is configured" in done.err
+    path = tmp_path / "away"
+    path.write_text(
+        "apiVersion: v1\nkind: Config\ncurrent-context: away\n"
+        "contexts: [{name: away, context: {cluster: c, user: u, namespace: team}}]\n"
+        "clusters: [{name: c, cluster: {server: 'https://127.0.0.1:9'}}]\nusers: [{name: u, user: {token: t}}]\n"
+    )
+    done = finetune("list", "--kubeconfig", str(path))
+    assert done.code == 5
+    assert "does not answer at https://127.0.0.1:9" in done.err
+    done = finetune("list", "--kubeconfig", str(path), "--context", "other")
+    assert (done.code, "it has away" in done.err) == (2, True)

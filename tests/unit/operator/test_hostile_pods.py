@@ -1,0 +1,252 @@
+"""Whatever a pod says is refused, or is a status that the API server takes and a terminal may show."""
+
+import asyncio
+import json
+import unicodedata
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+import aiohttp
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from jsonschema import Draft202012Validator
+
+from finetune_api.crd import structural_schema
+from finetune_api.handoff import PROGRESS_LIMIT_BYTES, ProgressReport, Report, config_sha256
+from finetune_api.names import ANNOTATION_INDEX, ConditionType, Reason
+from finetune_api.spec import FineTuneJobSpec
+from finetune_api.status import FineTuneJobStatus
+from finetune_operator.conditions import Conditions
+from finetune_operator.evidence import read_report
+from finetune_operator.metrics import Metrics
+from finetune_operator.objects import Job, Key, Pod
+from finetune_operator.progress import ProgressError, Puller, fetch, open_session
+from finetune_operator.results import show_progress, take_lineage, take_report
+from finetune_operator.settings import Settings
+from finetune_operator.state import Memory, Target
+from finetune_operator.workqueue import WorkQueue
+
+NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
+SPEC = FineTuneJobSpec.model_validate(
+    {
+        "objective": "Chat",
+        "model": {"uri": "s3://bucket/model"},
+        "dataset": {"train": {"uri": "s3://bucket/rows.jsonl"}},
+        "output": {"uri": "s3://bucket/out"},
+    }
+)
+SCHEMA = Draft202012Validator(structural_schema(FineTuneJobStatus))
+DIGEST, WHEN = "ab" * 32, "2026-03-01T12:00:00Z"
+BLOCKS: dict[str, Any] = {
+    "checkpoint": {"uri": "s3://bucket/out/checkpoints/step-1", "step": 1, "savedTime": WHEN, "sha256": DIGEST},
+    "resolved": {"method": "LoRA", "totalSteps": 5, "learningRate": 0.1, "targetModules": ["q_proj", "v_proj"]},
+    "metrics": {"trainLoss": 1.5, "bestStep": 3, "rewardAccuracy": 0.5},
+    "earlyStopping": {"stopped": True, "step": 3},
+}
+REPORT: dict[str, Any] = BLOCKS | {
+    "outcome": "Published",
+    "reason": "Published",
+    "message": "done",
+    "lastStep": 5,
+    "dataset": {"rows": 5, "rejectedByCode": {"BAD_JSON": 1}, "format": {"messages": 4}},
+    "evaluation": {"gate": "Passed", "message": "met"},
+    "artifacts": {"uri": "s3://bucket/out", "manifestSha256": DIGEST, "sizeBytes": 7},
+    "lineage": {"baseModel": "s3://bucket/model", "seed": 1, "versions": {"torch": "2"}},
+}
+PROGRESS: dict[str, Any] = BLOCKS | {
+    "jobUid": "job-uid",
+    "heartbeat": 1,
+    "progress": {"display": "5%", "percent": 5, "step": 1, "epoch": 0.1, "note": "odd", "lastUpdatedTime": WHEN},
+}
+ODD: list[Any] = [
+    *(None, True, "", [], {}, [[]], {"": {}}, -1, 0, 1.5, 1e308, -1e308, 5e-324, 101),
+    *(2**53 - 1, 2**53, 2**63, 2**64, 10**400),
+    *("x" * 5000, "\x1b[2J\x1b]0;title\x07", "a\nb\r\nc", "\u202egnp.exe", "\u2028", "\ud800", "\x00", "é" * 64),
+    *("NaN", "Infinity", "1e999", "0001-01-01T00:00:00+23:59", "9999-12-31T23:59:59-23:59", "0999-01-01T00:00:00Z"),
+    *("2026-03-01", "2026-03-01T12:00:00", -62135596800, 253402300800, 10**18),
+    *(["a", "a"], ["a"] * 65, {"\x1b[31m": 1}, {str(number): 1 for number in range(65)}, {"a": {"a": {"a": 1}}}),
+]
+
+
+def paths(value: Any, at: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    yield at
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield from paths(inner, (*at, name))
+
+
+def spoiled(document: dict[str, Any]) -> st.SearchStrategy[dict[str, Any]]:
+    """The document with one to three of its fields replaced by something odd, or by anything that JSON can say."""
+    anything = st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=80),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+        max_leaves=6,
+    )
+    change = st.tuples(st.sampled_from([path for path in paths(document) if path]), st.sampled_from(ODD) | anything)
+    return st.lists(change, min_size=1, max_size=3).map(lambda changes: replaced(document, changes))
+
+
+def replaced(document: dict[str, Any], changes: list[tuple[tuple[str, ...], Any]]) -> dict[str, Any]:
+    new = json.loads(json.dumps(document))
+    for path, value in changes:
+        place = new
+        for name in path[:-1]:
+            place = place.get(name) if isinstance(place, dict) else None
+        if isinstance(place, dict):
+            place[path[-1]] = value
+    return dict(new)
+
+
+def job() -> Job:
+    meta = {"namespace": "team", "name": "one", "uid": "job-uid", "generation": 1}
+    return Job.from_object({"metadata": meta, "spec": SPEC.model_dump(mode="json", by_alias=True, exclude_none=True)})
+
+
+def ended(message: str) -> Pod:
+    state = {"terminated": {"exitCode": 0, "message": message}}
+    return Pod.from_object(
+        {
+            "metadata": {"name": "pod", "uid": "pod"},
+            "status": {"phase": "Succeeded", "containerStatuses": [{"name": "trainer", "state": state}]},
+        }
+    )
+
+
+def check(status: FineTuneJobStatus) -> None:
+    """What the API server, every reader of JSON, and a terminal need."""
+    wire = orjson.loads(orjson.dumps(status.to_wire()))
+    assert wire == status.to_wire()
+    assert [error.message for error in SCHEMA.iter_errors(wire)] == []
+    modules = wire.get("resolved", {}).get("targetModules", [])
+    assert len(modules) == len(set(modules))
+    text = json.dumps(wire, ensure_ascii=False)
+    assert [one for one in text if unicodedata.category(one) in {"Cc", "Zl", "Zp"} or one in "\u202e\u2066"] == []
+
+
+@given(spoiled(REPORT))
+def test_a_report_is_refused_or_is_a_status_that_can_be_stored(document: dict[str, Any]) -> None:
+    one = job()
+    text = json.dumps(document | {"jobUid": one.uid, "configSha256": config_sha256(SPEC)})
+    report = read_report(ended(text), one)
+    if report is not None:
+        status = FineTuneJobStatus()
+        take_report(status, report)
+        take_lineage(status, report, SPEC)
+        Conditions(status, 1, NOW).set(ConditionType.FAILED, "True", Reason.DIVERGED, report.message)
+        check(status)
+
+
+@given(spoiled(PROGRESS))
+async def test_a_progress_answer_is_refused_or_is_a_status_that_can_be_stored(document: dict[str, Any]) -> None:
+    try:
+        body = orjson.loads(json.dumps(document))
+        report = ProgressReport.model_validate(body)
+    except ValueError:
+        return
+    status = FineTuneJobStatus()
+    show_progress(status, report, NOW)
+    check(status)
+
+
+@pytest.mark.parametrize(
+    "message",
+    ["[" * 4000, '{"a":' * 700, "9" * 4000, "\x00", '"\\ud800"', "[" * 2000 + "]" * 2000, "{}", "null", "é" * 2100],
+)
+def test_a_message_that_is_no_report_is_none(message: str) -> None:
+    assert read_report(ended(message), job()) is None
+
+
+@pytest.mark.parametrize("index", ["²", "9" * 5000, "-1", "\uff11", "0x1", " 1", ""])
+def test_a_rank_that_is_no_number_is_the_first(index: str) -> None:
+    assert Pod.from_object({"metadata": {"name": "a", "uid": "b", "annotations": {ANNOTATION_INDEX: index}}}).rank == 0
+
+
+@pytest.mark.parametrize(
+    ("reason", "shown"),
+    [
+        ("EvictionByEvictionAPI", "EvictionByEvictionAPI"),
+        ("Spot_Reclaim:zone,a", "SpotReclaimzonea"),
+        ("7days", "days"),
+        ("__", "Preempted"),
+        ("x" * 900, "x" * 64),
+    ],
+)
+def test_a_disruption_by_any_name_is_a_reason_that_a_condition_may_have(reason: str, shown: str) -> None:
+    conditions = [{"type": "DisruptionTarget", "status": "True", "reason": reason}]
+    found = Pod.from_object({"metadata": {"name": "a", "uid": "b"}, "status": {"conditions": conditions}}).disruption
+    assert found == shown
+    Conditions(FineTuneJobStatus(), 1, NOW).set(ConditionType.VALIDATED, "False", found)
+
+
+def test_a_pod_on_its_nodes_network_has_no_address_to_ask() -> None:
+    meta, status = {"name": "a", "uid": "b"}, {"phase": "Running", "podIP": "10.0.0.1"}
+    assert Pod.from_object({"metadata": meta, "spec": {}, "status": status}).ip == "10.0.0.1"
+    assert Pod.from_object({"metadata": meta, "spec": {"hostNetwork": True}, "status": status}).ip is None
+
+
+def test_every_text_of_the_status_is_free_of_what_a_terminal_obeys() -> None:
+    report = Report.model_validate(
+        {"outcome": "Failed", "reason": "a\x1bb", "message": "\x1b[31mred\nline", "jobUid": "u", "configSha256": "c"}
+    )
+    assert (report.reason, report.message) == ("a b", " [31mred line")
+
+
+# /progress
+
+OK = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
+GZIP = bytes.fromhex("1f8b0800000000000203") + b"\x00" * 200
+ANSWERS = {
+    "a redirect to metadata": b"HTTP/1.1 302 Found\r\nLocation: http://169.254.169.254/\r\nContent-Length: 0\r\n\r\n",
+    "a broken chunk": OK + b"Transfer-Encoding: chunked\r\n\r\nZZ\r\n",
+    "a body cut short": OK + b"Content-Length: 9999\r\n\r\n{}",
+    "a body without end": OK + b"\r\n" + b" " * (PROGRESS_LIMIT_BYTES + 9000),
+    "a header without end": b"HTTP/1.1 200 OK\r\nX: " + b"y" * 20_000,
+    "more headers than fit": b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 40_000 + b"\r\n",
+    "no HTTP": b"\x16\x03\x01\x00\x00SSH-2.0",
+    "an odd length": OK + b"Content-Length: -1\r\n\r\n",
+    "packed bytes": OK + b"Content-Encoding: gzip\r\nContent-Length: 210\r\n\r\n" + GZIP,
+    "deep nesting": OK + b"Content-Length: 60000\r\n\r\n" + b"[" * 60_000,
+    "a time before all times": OK
+    + b"\r\n"
+    + orjson.dumps(PROGRESS | {"checkpoint": BLOCKS["checkpoint"] | {"savedTime": "0001-01-01T00:00:00+23:59"}}),
+    "a number beyond 64 bits": OK + b"\r\n" + json.dumps(PROGRESS | {"metrics": {"bestStep": 10**40}}).encode(),
+    "nothing": b"",
+}
+
+
+async def serve(answer: bytes) -> tuple[asyncio.Server, int]:
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(answer)
+        writer.close()
+
+    server = await asyncio.start_server(handle, "127.0.0.1", 0)
+    return server, server.sockets[0].getsockname()[1]
+
+
+@pytest.mark.parametrize("kind", ANSWERS)
+async def test_a_hostile_answer_is_refused(kind: str) -> None:
+    server, port = await serve(ANSWERS[kind])
+    async with server, open_session() as session:
+        with pytest.raises((ProgressError, aiohttp.ClientError)):
+            await fetch(session, Target("job-uid", "pod", "name", "127.0.0.1"), port)
+
+
+async def test_a_surprise_in_one_answer_does_not_end_the_asking() -> None:
+    memory, queue = Memory(), WorkQueue[Key]()
+    memory.targets = {
+        Key("team", "odd"): Target("job-uid", "odd", "name", "fe80::1%\udcff"),
+        Key("team", "good"): Target("job-uid", "pod", "name", "127.0.0.1"),
+    }
+    server, port = await serve(OK + b"\r\n" + orjson.dumps(PROGRESS))
+    puller = asyncio.create_task(Puller(memory, queue, Settings(trainer_image="x"), Metrics(), port).run())
+    async with server:
+        heard = {await asyncio.wait_for(queue.take(), 10) for _ in range(2)}
+    assert not puller.done()
+    puller.cancel()
+    assert heard == set(memory.targets)
+    assert memory.readings[Key("team", "odd")].problem
+    assert memory.readings[Key("team", "good")].report
