@@ -113,7 +113,7 @@ def test_a_change_of_what_is_fixed_is_refused_in_words_and_leaves_the_job_alone(
     world.pass_preflight()
     world.wait_condition("Validated", "DatasetValid")
     manifest.write_text(SPEC.replace("models/tiny", "models/other"))
-    with pytest.raises(AssertionError, match="spec.model: .* create a new FineTuneJob"):
+    with pytest.raises(AssertionError, match=r"spec\.model: .* create a new FineTuneJob"):
         apply()
     assert world.jobs() == ["one-1", "one-preflight"]
 
