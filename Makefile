@@ -95,8 +95,9 @@ requirements: setup ## Resolve and hash the pinned requirements again
 	  --python-version 3.11 --generate-hashes --no-annotate --no-header - -o requirements/audit.txt
 
 .PHONY: generate
-generate: setup ## Write the generated files: CRD, chart copy, field reference, the chart's README
+generate: setup ## Write the generated files: CRD, chart copy, field reference, test data of the health checks, the chart's README
 	$(BIN)/python -m finetune_api.crd
+	$(BIN)/python tests/fixtures/job_statuses.py helm/argocd/finetune.dev_FineTuneJob/testdata
 
 .PHONY: report-picture
 report-picture: setup browser ## Take the picture of a report that the documentation shows
