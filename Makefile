@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 PYTHON ?= python3
 DIR ?= data
 CLUSTER ?= auto
-# Processes that share the tests that need no cluster; each trains on one thread.
+# Processes that share the tests; without a cluster each trains on one thread.
 WORKERS ?= 2
 CLUSTER_PY := $(BIN)/python tests/cluster/cluster.py
 DEMO_PY := $(BIN)/python tests/demo/demo.py
@@ -95,8 +95,9 @@ requirements: setup ## Resolve and hash the pinned requirements again
 	  --python-version 3.11 --generate-hashes --no-annotate --no-header - -o requirements/audit.txt
 
 .PHONY: generate
-generate: setup ## Write the generated files: CRD, chart copy, field reference, the chart's README
+generate: setup ## Write the generated files: CRD, chart copy, field reference, test data of the health checks, the chart's README
 	$(BIN)/python -m finetune_api.crd
+	$(BIN)/python tests/fixtures/job_statuses.py helm/argocd/finetune.dev_FineTuneJob/testdata
 
 .PHONY: report-picture
 report-picture: setup browser ## Take the picture of a report that the documentation shows
@@ -135,7 +136,8 @@ integration: setup binaries mlflow browser prometheus checkov $(VENV)/audit/inst
 .PHONY: e2e
 e2e: setup ## End-to-end tests: a real cluster with real pods
 	$(MAKE) deploy CLUSTER=$(CLUSTER)
-	eval "$$($(MAKE) -s env CLUSTER=$(CLUSTER))"; $(BIN)/pytest tests/e2e
+	eval "$$($(MAKE) -s env CLUSTER=$(CLUSTER))"; \
+	  $(BIN)/pytest -n $(WORKERS) --dist loadfile -m 'not alone' tests/e2e && $(BIN)/pytest -m alone tests/e2e
 
 .PHONY: test
 test: lint types unit integration e2e ## Everything: lint, types, unit, integration, e2e

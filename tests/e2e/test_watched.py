@@ -1,6 +1,7 @@
 """Watched and steered as a platform team does: a real Prometheus scrapes operator and trainer through the API server,
 a real fault fires an alert, and the plugin steers."""
 
+import json
 import os
 import re
 import subprocess
@@ -14,34 +15,46 @@ import pytest
 import yaml
 from user import Bench, Job, kubectl, wait_for
 
+pytestmark = pytest.mark.alone
+
 CHART = Path(__file__).parents[2] / "helm" / "finetune-operator"
 OPERATOR = "/api/v1/namespaces/finetune-system/services/finetune-operator:http/proxy/metrics"
+TRAINER = "/api/v1/namespaces/{}/pods/{}:8080/proxy/metrics"
 LONG = {"maxSteps": 400, "perDeviceTrainBatchSize": 4, "gradientAccumulationSteps": 1, "maxLength": 128}
 
 
-def config(proxy: str, namespace: str, rules: Path) -> str:
-    """Finds the trainers as a PodMonitor does, and reaches all through `kubectl proxy`, on any cluster."""
-    labels = [
-        {"source_labels": [f"__meta_kubernetes_{source}"], "target_label": target}
-        for source, target in [("namespace", "namespace"), ("pod_annotation_finetune_dev_job_name", "name")]
-    ]
-    through = [
-        {
-            "source_labels": ["__meta_kubernetes_namespace", "__meta_kubernetes_pod_name"],
-            "separator": "/",
-            "regex": "(.*)/(.*)",
-            "target_label": "__metrics_path__",
-            "replacement": "/api/v1/namespaces/$1/pods/$2:8080/proxy/metrics",
-        },
-        {"target_label": "__address__", "replacement": proxy},
-    ]
-    found = {
-        "role": "pod",
-        "api_server": f"http://{proxy}",
-        "namespaces": {"names": [namespace]},
-        "selectors": [{"role": "pod", "label": "app.kubernetes.io/component=trainer"}],
-    }
-    running = {"source_labels": ["__meta_kubernetes_pod_phase"], "regex": "Running", "action": "keep"}
+class Watcher(prometheus.Prometheus):
+    """A Prometheus that reaches operator and trainers through `kubectl proxy`, on any cluster."""
+
+    def __init__(self, server: prometheus.Prometheus, proxy: str, trainers: Path) -> None:
+        self.url = server.url
+        self._proxy, self._trainers = proxy, trainers
+
+    def find_trainers(self, job: Job) -> None:
+        """Names the pods of a job as the PodMonitor does: Debian's Prometheus cannot look for pods."""
+        found = [
+            {
+                "targets": [self._proxy],
+                "labels": {
+                    "namespace": job.namespace,
+                    "name": job.name,
+                    "__metrics_path__": TRAINER.format(job.namespace, pod.metadata.name),
+                },
+            }
+            for pod in job.pods()
+        ]
+        self._trainers.write_text(json.dumps(found))
+
+    def value(self, expression: str) -> float | None:
+        found = self.query(expression)
+        return float(found[0]["value"][1]) if found else None
+
+    def is_firing(self, alert: str) -> bool:
+        (state,) = [rule["state"] for rule in self.rules() if rule["name"] == alert]
+        return bool(state == "firing")
+
+
+def config(proxy: str, rules: Path, trainers: Path) -> str:
     jobs = [
         {
             "job_name": "operator",
@@ -49,27 +62,28 @@ def config(proxy: str, namespace: str, rules: Path) -> str:
             "metrics_path": OPERATOR,
             "static_configs": [{"targets": [proxy]}],
         },
-        {"job_name": "trainers", "kubernetes_sd_configs": [found], "relabel_configs": [running, *labels, *through]},
+        {"job_name": "trainers", "file_sd_configs": [{"files": [str(trainers)], "refresh_interval": "2s"}]},
     ]
     times = {"scrape_interval": "2s", "evaluation_interval": "2s"}
     return yaml.safe_dump({"global": times, "rule_files": [str(rules)], "scrape_configs": jobs})
 
 
 @pytest.fixture(scope="module")
-def watcher(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Iterator[prometheus.Prometheus]:
-    """A Prometheus with the chart's alerts, which wait for two seconds and not for minutes."""
+def watcher(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watcher]:
+    """It has the chart's alerts, which wait for two seconds and not for minutes."""
     folder = tmp_path_factory.mktemp("prometheus")
-    rules = folder / "alerts.yaml"
+    rules, trainers = folder / "alerts.yaml", folder / "trainers.json"
     rules.write_text(re.sub(r"(?m)^( *for:) .*$", r"\1 2s", (CHART / "alerts.yaml").read_text()))
+    trainers.write_text("[]")
     proxy = subprocess.Popen(["kubectl", "proxy", "--port=0"], stdout=subprocess.PIPE, text=True)
     try:
         assert proxy.stdout is not None
         address = proxy.stdout.readline().rsplit(maxsplit=1)[-1]
-        with prometheus.running(config(address, bench.namespace, rules), folder) as server:
-            yield server
+        with prometheus.running(config(address, rules, trainers), folder) as server:
+            yield Watcher(server, address, trainers)
     finally:
         proxy.kill()
-        proxy.wait()
+        proxy.communicate()
 
 
 def finetune(*arguments: str, namespace: str) -> str:
@@ -81,15 +95,6 @@ def finetune(*arguments: str, namespace: str) -> str:
     return done.stdout
 
 
-def value(server: prometheus.Prometheus, expression: str) -> float | None:
-    found = server.query(expression)
-    return float(found[0]["value"][1]) if found else None
-
-
-def firing(server: prometheus.Prometheus) -> set[str]:
-    return {rule["name"] for rule in server.rules() if rule["state"] == "firing"}
-
-
 def replicas(count: int) -> None:
     kubectl("scale", "deployment/finetune-operator", "-n", "finetune-system", f"--replicas={count}")
 
@@ -99,14 +104,15 @@ def trainers(job: Job) -> list[Any]:
 
 
 def test_a_job_is_watched_and_steered_and_an_operator_that_is_away_fires_its_alert(
-    bench: Bench, watcher: prometheus.Prometheus
+    bench: Bench, watcher: Watcher
 ) -> None:
     job = bench.apply("watched", hyperparameters=LONG)
     where = f'{{namespace="{bench.namespace}",name="watched"}}'
     job.running_pod()
-    wait_for("the trainer's own series", lambda: value(watcher, f"finetune_trainer_step{where}"), state=watcher.targets)
-    wait_for("the job's series", lambda: value(watcher, f"finetune_job_train_loss{where}"), state=watcher.targets)
-    assert "FineTuneOperatorDown" not in firing(watcher)
+    watcher.find_trainers(job)
+    wait_for("the trainer's own series", lambda: watcher.value(f"finetune_trainer_step{where}"), state=watcher.targets)
+    wait_for("the job's series", lambda: watcher.value(f"finetune_job_train_loss{where}"), state=watcher.targets)
+    assert not watcher.is_firing("FineTuneOperatorDown")
     assert "watched" in finetune("list", namespace=bench.namespace)
 
     finetune("suspend", "watched", namespace=bench.namespace)
@@ -116,15 +122,15 @@ def test_a_job_is_watched_and_steered_and_an_operator_that_is_away_fires_its_ale
 
     replicas(0)
     try:
-        wait_for("the alert", lambda: "FineTuneOperatorDown" in firing(watcher), state=watcher.rules)
+        wait_for("the alert", lambda: watcher.is_firing("FineTuneOperatorDown"), state=watcher.rules)
         assert trainers(job) == [resumed]
     finally:
         replicas(1)
-    wait_for("the end of the alert", lambda: "FineTuneOperatorDown" not in firing(watcher), state=watcher.rules)
+    wait_for("the end of the alert", lambda: not watcher.is_firing("FineTuneOperatorDown"), state=watcher.rules)
 
     status = job.wait("Complete")
     assert (status["runs"], status.get("failures", 0), status.get("preemptions", 0)) == (2, 0, 0)
-    wait_for("the job's end", lambda: value(watcher, f'finetune_job_status_phase{where[:-1]},phase="Succeeded"}}') == 1)
+    wait_for("the job's end", lambda: watcher.value(f'finetune_job_status_phase{where[:-1]},phase="Succeeded"}}') == 1)
     assert status["artifacts"]["reportUri"] in finetune("report", "watched", namespace=bench.namespace)
     job.delete()
-    wait_for("no series of the job", lambda: value(watcher, f"finetune_job_info{where}") is None)
+    wait_for("no series of the job", lambda: watcher.value(f"finetune_job_info{where}") is None)

@@ -27,12 +27,16 @@ def check_rows(jobs: list[dict[str, Any]], files: list[str], out: Path | None) -
 
 
 def find_program() -> str:
-    """The trainer's program: beside this one, or on PATH."""
-    beside = Path(sys.executable).with_name(PROGRAM)
-    found = str(beside) if beside.exists() else shutil.which(PROGRAM)
-    if found is None:
-        raise PluginError(f"rows are checked by {PROGRAM}, which is not installed here", INSTALL)
-    return found
+    """The trainer's program: beside this one, or on PATH. One without the trainer's libraries does not even start."""
+    for found in (str(Path(sys.executable).with_name(PROGRAM)), shutil.which(PROGRAM)):
+        if found and Path(found).exists() and _starts(found):
+            return found
+    raise PluginError(f"rows are checked by {PROGRAM}, which is not installed here with its libraries", INSTALL)
+
+
+def _starts(program: str) -> bool:
+    command = [program, "check-data", "--help"]
+    return subprocess.run(command, check=False, capture_output=True).returncode == 0  # noqa: S603 - as above
 
 
 def options(spec: dict[str, Any]) -> list[str]:

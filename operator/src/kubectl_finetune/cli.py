@@ -175,7 +175,7 @@ def report(
     job = connect(context, namespace, kube_context, kubeconfig).get_job(name)
     artifacts, where = reporting.published(job), reporting.endpoint_of(job, endpoint)
     if fetch or save:
-        storage = reporting.Storage(artifacts, where)
+        storage = reporting.Storage(artifacts, where, in_path=job.field("storage.forcePathStyle") is not False)
         for path in reporting.save(storage, save) if save else []:
             say(f"saved {path}")
         if fetch:

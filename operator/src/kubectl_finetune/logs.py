@@ -1,15 +1,18 @@
 """`logs`: what the pod of the current run writes, and with -f that of each run after it, until the job ends."""
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 from finetune_api.names import ANNOTATION_INDEX, Component, ConditionType
 from kubectl_finetune.cluster import Cluster
 from kubectl_finetune.describe import why
-from kubectl_finetune.errors import NotFound
+from kubectl_finetune.errors import NotFound, Unreachable
 from kubectl_finetune.figures import clean
 from kubectl_finetune.job import Job, Object
+from kubectl_finetune.patience import patiently
 
 WAIT_SECONDS = 2.0
 
@@ -26,8 +29,7 @@ class Wanted:
 
 def read(cluster: Cluster, name: str, wanted: Wanted) -> Iterator[bytes]:
     """The log of the newest pod, as far as it is written."""
-    job = cluster.get_job(name)
-    pod = newest(cluster.list_pods(job, wanted.component), wanted.rank)
+    job, pod = _look(cluster, name, wanted)
     if pod is None:
         removed = "its pods are removed" if job.has_ended else f"no {wanted.component.value} pod is there yet"
         raise NotFound(f"{job.name} has no log: {removed}", why(job))
@@ -38,17 +40,20 @@ def read(cluster: Cluster, name: str, wanted: Wanted) -> Iterator[bytes]:
 
 def follow(cluster: Cluster, name: str, wanted: Wanted, say: Callable[[str], None]) -> Iterator[bytes]:
     """The log of this run and of those after it; what is waited for is said once."""
+    look = partial(_look, cluster, name, wanted)
     followed: dict[str, bool] = {}
     said = ""
+    job, pod = look()
     while True:
-        job = cluster.get_job(name)
-        pod = newest(cluster.list_pods(job, wanted.component), wanted.rank)
         uid = pod["metadata"]["uid"] if pod else ""
         if pod and not waits_for(pod) and not followed.get(uid):
             say(f"--- pod {pod['metadata']['name']}" + (", again from here" if uid in followed else ""))
             tail = 0 if uid in followed else wanted.tail
-            yield from cluster.read_log(pod, follow=True, tail=tail, timestamps=wanted.timestamps)
-            followed[uid] = _is_over(cluster, job, wanted, uid)
+            with contextlib.suppress(Unreachable):
+                yield from cluster.read_log(pod, follow=True, tail=tail, timestamps=wanted.timestamps)
+            time.sleep(WAIT_SECONDS)
+            job, pod = patiently(look, WAIT_SECONDS)
+            followed[uid] = not _runs(pod, uid)
             continue
         if _is_done(job, wanted):
             return
@@ -57,6 +62,12 @@ def follow(cluster: Cluster, name: str, wanted: Wanted, say: Callable[[str], Non
             said = waiting
             say(f"waiting: {waiting}")
         time.sleep(WAIT_SECONDS)
+        job, pod = patiently(look, WAIT_SECONDS)
+
+
+def _look(cluster: Cluster, name: str, wanted: Wanted) -> tuple[Job, Object | None]:
+    job = cluster.get_job(name)
+    return job, newest(cluster.list_pods(job, wanted.component), wanted.rank)
 
 
 def newest(pods: list[Object], rank: int) -> Object | None:
@@ -78,13 +89,12 @@ def waits_for(pod: Object) -> str:
     return clean(unscheduled[0]["message"]) if unscheduled else str(status.get("phase", "Pending"))
 
 
-def _is_over(cluster: Cluster, job: Job, wanted: Wanted, uid: str) -> bool:
-    """Whether the pod has ended, or only the connection to its log."""
-    for pod in cluster.list_pods(job, wanted.component):
-        if pod["metadata"]["uid"] == uid:
-            states = [one.get("state") or {} for one in (pod.get("status") or {}).get("containerStatuses") or []]
-            return not any("running" in state for state in states)
-    return True
+def _runs(pod: Object | None, uid: str) -> bool:
+    """Whether it is still that pod, and its container runs: only the connection to its log has ended."""
+    if pod is None or pod["metadata"]["uid"] != uid:
+        return False
+    states = [one.get("state") or {} for one in (pod.get("status") or {}).get("containerStatuses") or []]
+    return any("running" in state for state in states)
 
 
 def _is_done(job: Job, wanted: Wanted) -> bool:

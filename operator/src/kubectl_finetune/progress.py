@@ -13,6 +13,7 @@ from kubectl_finetune.columns import STYLES, fields
 from kubectl_finetune.figures import bar, clean, duration, number, sparkline
 from kubectl_finetune.job import Job
 from kubectl_finetune.losses import change
+from kubectl_finetune.patience import patiently
 
 
 class Losses:
@@ -40,15 +41,15 @@ class Losses:
 
 def changes(look: Callable[[], Job], interval: float) -> Iterator[Job]:
     """The job each time that it has changed, the last time when it has ended."""
-    version = None
+    version, job = None, look()
     while True:
-        job = look()
         if job.raw["metadata"].get("resourceVersion") != version:
             version = job.raw["metadata"].get("resourceVersion")
             yield job
         if job.has_ended:
             return
         time.sleep(interval)
+        job = patiently(look, interval)
 
 
 @contextmanager

@@ -74,12 +74,15 @@ def endpoint_of(job: Job, asked: str | None) -> str:
 class Storage:
     """The published files of one job, each proven by its manifest, and that by the job's status."""
 
-    def __init__(self, artifacts: Artifacts, endpoint: str) -> None:
+    def __init__(self, artifacts: Artifacts, endpoint: str, *, in_path: bool = True) -> None:
         try:
             import boto3  # noqa: PLC0415 - only who fetches needs it
+            from botocore.config import Config  # noqa: PLC0415 - as boto3
         except ImportError:
             raise PluginError("boto3, which reads from storage, is not installed here", INSTALL) from None
-        self._s3: Any = boto3.client("s3", endpoint_url=endpoint or None)
+        style = {"addressing_style": "path" if endpoint and in_path else "auto"}
+        options = Config(s3=style, connect_timeout=5, read_timeout=60)
+        self._s3: Any = boto3.Session().client("s3", endpoint_url=endpoint or None, config=options)
         self._bucket, _, self._prefix = (artifacts.uri or "").removeprefix("s3://").partition("/")
         self._endpoint = endpoint
         self._manifest = self._load_manifest(artifacts.manifest_sha256 or "")

@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 import yaml
-from documented import ON_A_JOB, SET_UP, TAKE_DOWN
+from documented import ON_A_JOB, SET_UP, STEER, TAKE_DOWN
 from documents import ROOT, jobs, others
 
 CLUSTER = [sys.executable, str(ROOT / "tests" / "cluster" / "cluster.py")]
 NAMES = {
+    "COMMAND": "list",
     "PARENT": "support-bot",
     "NAME": "support-bot",
     "JOB": "support-bot",
@@ -24,6 +25,8 @@ NAMES = {
 }
 KUEUE = {"Workload": "Namespaced", "LocalQueue": "Namespaced", "ClusterQueue": "Cluster", "Topology": "Cluster"}
 KUBERNETES = {"v1", "apps", "batch", "networking.k8s.io", "policy", "rbac.authorization.k8s.io"}
+ROWS = "".join(f'{{"question": "What is {one}?", "answer": "It is {one}."}}\n' for one in range(60))
+ANSWERS = " --model hf://a/b --data s3://data/support/ --result s3://models/support-bot -f -"
 SECONDS = 60
 
 
@@ -34,7 +37,13 @@ class Reader:
         script = 'eval "$("$0" "$1" env)"; echo "$PATH"'
         path = subprocess.run(["bash", "-euc", script, *CLUSTER], check=True, capture_output=True, text=True).stdout
         self.folder = folder
-        self.env = {**os.environ, "PATH": path.strip(), "KUBECONFIG": kubeconfig, "HELM_CACHE_HOME": str(folder)}
+        own = Path(sys.executable).parent  # where the plugin is
+        self.env = {
+            **os.environ,
+            "PATH": f"{own}:{path.strip()}",
+            "KUBECONFIG": kubeconfig,
+            "HELM_CACHE_HOME": str(folder),
+        }
 
     def run(self, command: str, stdin: str = "") -> str:
         """What it prints; it has to end well."""
@@ -77,7 +86,9 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
     for name in ("helm", "crds"):
         (folder / name).symlink_to(ROOT / name)
     manifest = next(job for where, job in jobs() if where.startswith("docs/first-job.md"))
-    (folder / "support-bot.yaml").write_text(yaml.safe_dump(manifest))
+    for name in ("support-bot.yaml", "job.yaml"):
+        (folder / name).write_text(yaml.safe_dump(manifest))
+    (folder / "rows.jsonl").write_text(ROWS)
     try:
         one = Reader(folder, kubeconfig)
         named = {found["metadata"].get("namespace", "default") for _, found in others() if "metadata" in found}
@@ -141,7 +152,8 @@ def with_jobs(reader: Reader) -> Reader:
         "lastTimestamp": "2026-01-01T00:00:00Z",
     }
     demo = yaml.safe_load((ROOT / "crds" / "examples" / "demo.yaml").read_text(encoding="utf-8"))
-    reader.create(node, child, event, demo)
+    manifest: dict[str, Any] = yaml.safe_load((reader.folder / "support-bot.yaml").read_text())
+    reader.create(node, child, event, demo, manifest | {"metadata": {"name": "support-bot-2"}})
     moment = {"lastTransitionTime": "2026-01-01T00:00:00Z", "reason": "Succeeded", "message": "Published."}
     truths = {"Complete": "True", "Reconciling": "False"}
     status = {
@@ -159,6 +171,13 @@ def with_jobs(reader: Reader) -> Reader:
 @pytest.mark.parametrize("command", SET_UP)
 def test_the_guides_set_up(reader: Reader, command: str) -> None:
     assert re.search(SET_UP[command], reader.run(command))
+
+
+def test_the_guides_steer_a_job(reader: Reader) -> None:
+    reader.run("kubectl apply -n team-a -f support-bot.yaml")
+    for command, expected in STEER.items():
+        more = ANSWERS if " new " in command else " -n team-a"
+        assert re.search(expected, reader.run(command + more, stdin="y\n")), command
 
 
 def test_every_job_of_the_documentation_is_accepted_by_the_api_server(reader: Reader) -> None:
@@ -207,4 +226,4 @@ def fields(node: dict[str, Any], path: str) -> Iterator[tuple[str, dict[str, Any
 def test_the_guides_take_down(reader: Reader, command: str) -> None:
     assert re.search(TAKE_DOWN[command], reader.run(command))
     left = reader.run("kubectl get crd finetunejobs.finetune.dev --ignore-not-found -o name")
-    assert bool(left) == command.startswith("helm")
+    assert bool(left) == ("crd" not in command)

@@ -395,9 +395,11 @@ def operator_with(world: World, tmp_path: Path) -> Iterator[Callable[..., Operat
 @pytest.fixture
 def operator(access: Access, world: World, tmp_path: Path) -> Iterator[Operator]:
     process = Operator(access, world.namespace, tmp_path)
-    process.start()
-    yield process
-    process.kill()
+    try:
+        process.start()
+        yield process
+    finally:
+        process.kill()  # also one that was not ready in time
 
 
 class _Trainer(ThreadingHTTPServer):

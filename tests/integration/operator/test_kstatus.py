@@ -35,7 +35,7 @@ def explored() -> list[Object]:
     found: dict[str, Object] = {}
     draw = random.Random(7)
     machine = simulator()
-    for _ in range(110):
+    for _ in range(70):
         one = machine()
         one.create(
             draw.randint(0, 2), draw.choice([0, 1, 20]), draw.random() < 0.2, draw.choice([None, 500]),
@@ -48,7 +48,9 @@ def explored() -> list[Object]:
             status = job["status"]
             conditions = [(each["type"], each["status"], each["reason"]) for each in status.get("conditions", [])]
             is_seen = status["observedGeneration"] == job["metadata"]["generation"]
-            found.setdefault(str((status.get("phase"), is_seen, conditions)), copy.deepcopy(job))
+            signature = str((status.get("phase"), is_seen, conditions))
+            if signature not in found:
+                found[signature] = copy.deepcopy(job)
         one.loop.close()
     return list(found.values())
 
@@ -127,7 +129,7 @@ def test_whatever_happens_to_a_job_kstatus_and_flux_say_what_is_designed(health:
     jobs = [*explored(), *(story() for story in job_statuses.STORIES if story is not job_statuses.deleted)]
     phases = {job["status"].get("phase") for job in jobs}
     assert phases >= {"Preflight", "Queued", "Starting", "Training", "Suspended", "Succeeded", "Failed"}
-    assert len(jobs) > 80
+    assert len(jobs) > 60
     expected = [designed(job) for job in jobs]
     for said in (health(jobs), health(jobs, expressions())):
         wrong = [(job["status"], was) for job, was, wanted in zip(jobs, said, expected, strict=True) if was != wanted]

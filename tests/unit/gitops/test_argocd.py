@@ -43,7 +43,7 @@ def test_every_state_of_the_test_data_is_in_the_table() -> None:
 
 @pytest.mark.parametrize("story", job_statuses.STORIES, ids=lambda story: story.__name__)
 def test_the_test_data_is_what_the_operator_writes(story: Callable[[], dict[str, Any]]) -> None:
-    """`PYTHONPATH=tests/fixtures .venv/bin/python tests/fixtures/job_statuses.py <testdata>` writes it again."""
+    """`make generate` writes it."""
     path = FOLDER / "testdata" / f"{story.__name__}.yaml"
     assert path.read_text(encoding="utf-8") == job_statuses.text_of(story)
 

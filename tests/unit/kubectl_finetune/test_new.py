@@ -1,3 +1,5 @@
+import io
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -6,6 +8,7 @@ import pytest
 import yaml
 
 from finetune_api.objectives import Objective
+from kubectl_finetune import questions
 
 GIVEN = ("--model", "hf://owner/model", "--data", "s3://data/rows/", "--result", "s3://models/out")
 
@@ -68,3 +71,15 @@ def test_a_wrong_answer_is_refused_with_the_right_one(
 def test_a_name_that_yaml_would_read_as_something_else_is_quoted(finetune: Callable[..., Any], name: str) -> None:
     written = finetune("new", name, *GIVEN, "-f", "-")
     assert finetune("validate", "-", stdin=written.out).out == f"{name} is valid\n"
+
+
+def test_at_a_terminal_what_is_missing_is_asked(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr(sys, "stdin", Terminal("kto\ns3://data/rows/\n"))
+    given = {"objective": None, "model": "hf://owner/model", "data": None, "result": "s3://models/out"}
+    answers = questions.ask(given)
+    assert (answers["objective"], answers["data"]) == ("KTO", "s3://data/rows/")
+    assert "Rows to train on" in capsys.readouterr().err

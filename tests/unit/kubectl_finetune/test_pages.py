@@ -9,6 +9,7 @@ import pytest
 from rich.console import Console, RenderableType
 
 from kubectl_finetune import describe, diff, lineage, listing, progress, timeline
+from kubectl_finetune.errors import Unreachable
 from kubectl_finetune.figures import bar, clean, duration, size, sparkline
 from kubectl_finetune.job import Job
 
@@ -84,11 +85,41 @@ def test_a_change_is_one_line_and_a_terminal_gets_a_bar_with_losses(job: Make) -
     assert "█▆▃▁" in picture
 
 
+def test_a_terminal_gets_one_picture_over_the_last_and_a_pipe_gets_lines(job: Make) -> None:
+    terminal, pipe = io.StringIO(), io.StringIO()
+    for file, options in ((terminal, {"force_terminal": True}), (pipe, {})):
+        with progress.screen(Console(file=file, width=120, highlight=False, **options)) as draw:
+            draw(job())
+            draw(job(progress={"display": "50%", "percent": 50, "step": 50, "totalSteps": 100}))
+    assert "\x1b[1A" in terminal.getvalue()
+    assert "step 50/100" in terminal.getvalue().rpartition("\x1b[1A")[2]
+    assert [line.split()[1:3] for line in pipe.getvalue().splitlines()] == [["Training", "42%"], ["Training", "50%"]]
+
+
 def test_a_job_is_followed_until_it_has_ended(job: Make) -> None:
     seen = [job(), job(), job(phase="Succeeded", conditions=ENDED)]
     seen[2].raw["metadata"]["resourceVersion"] = "2"
     left = iter(seen)
     assert list(progress.changes(lambda: next(left), 0)) == [seen[0], seen[2]]
+
+
+def test_an_api_server_that_is_away_for_a_while_does_not_end_the_following(job: Make) -> None:
+    answers: list[Job | None] = [job(), None, None, job(phase="Succeeded", conditions=ENDED)]
+
+    def look() -> Job:
+        answer = answers.pop(0)
+        if answer is None:
+            raise Unreachable("away")
+        answer.raw["metadata"]["resourceVersion"] = str(len(answers))
+        return answer
+
+    assert [one.phase for one in progress.changes(look, 0)] == ["Training", "Succeeded"]
+    with pytest.raises(Unreachable):
+        list(progress.changes(_away, 0))
+
+
+def _away() -> Job:
+    raise Unreachable("away")
 
 
 def test_a_difference_has_both_values_and_by_how_much(job: Make) -> None:

@@ -1,0 +1,66 @@
+"""`kubectl finetune report --show` and `--save` on a real S3 server: what is fetched is proven."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from finetune_api.handoff import Artifact, Manifest, Outcome, Report
+from finetune_api.status import Artifacts
+from kubectl_finetune import report
+from kubectl_finetune.errors import PluginError
+
+FILES = {Artifact.REPORT.value: b"# Report of one\n", Artifact.REPORT_PAGE.value: b"<h1>Report of one</h1>"}
+
+
+@pytest.fixture
+def published(s3_server: Any, bucket: str, aws_environment: None) -> Artifacts:
+    """A result as the trainer leaves it, as far as its report goes."""
+    s3 = s3_server.client()
+    files = [
+        {"path": name, "size": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in FILES.items()
+    ]
+    result = Report(outcome=Outcome.PUBLISHED, reason="Published", message="", job_uid="u", config_sha256="c" * 64)
+    manifest = Manifest.model_validate(
+        {"namespace": "team", "name": "one", "uid": "u", "configSha256": "c" * 64, "files": files, "result": result}
+    )
+    data = manifest.model_dump_json(by_alias=True, exclude_none=True).encode()
+    for name, body in {**FILES, Artifact.MANIFEST.value: data}.items():
+        s3.put_object(Bucket=bucket, Key=f"jobs/one/{name}", Body=body)
+    uri = f"s3://{bucket}/jobs/one"
+    return Artifacts(uri=uri, report_uri=f"{uri}/{Artifact.REPORT}", manifest_sha256=hashlib.sha256(data).hexdigest())
+
+
+def test_both_forms_of_the_report_are_saved(s3_server: Any, published: Artifacts, tmp_path: Path) -> None:
+    storage = report.Storage(published, s3_server.endpoint)
+    assert report.text(storage) == FILES[Artifact.REPORT]
+    paths = report.save(storage, tmp_path / "reports")
+    assert {path.name: path.read_bytes() for path in paths} == FILES
+
+
+def test_a_report_that_somebody_replaced_is_refused(s3_server: Any, bucket: str, published: Artifacts) -> None:
+    s3_server.client().put_object(Bucket=bucket, Key=f"jobs/one/{Artifact.REPORT}", Body=b"# All is well\n")
+    with pytest.raises(PluginError, match="is not the file that this job published"):
+        report.text(report.Storage(published, s3_server.endpoint))
+
+
+def test_a_manifest_that_somebody_replaced_is_refused(s3_server: Any, bucket: str, published: Artifacts) -> None:
+    body = json.dumps({"files": []}).encode()
+    s3_server.client().put_object(Bucket=bucket, Key=f"jobs/one/{Artifact.MANIFEST}", Body=body)
+    with pytest.raises(PluginError, match="its SHA-256 is another"):
+        report.Storage(published, s3_server.endpoint)
+
+
+def test_wrong_keys_and_an_endpoint_that_is_away_say_whose_keys_are_used(
+    s3_server: Any, published: Artifacts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    with pytest.raises(PluginError) as away:
+        report.Storage(published, "http://127.0.0.1:9")
+    assert "kubectl port-forward and --endpoint" in away.value.fix
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    with pytest.raises(PluginError) as refused:
+        report.Storage(published, s3_server.endpoint)
+    assert "those of your own environment" in refused.value.fix
