@@ -5,7 +5,6 @@ import json
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -107,19 +106,19 @@ def test_a_job_is_listed_described_and_reported_as_it_ended(
     assert told["artifacts"] == world.status()["artifacts"]
 
 
-def test_progress_prints_each_change_and_ends_with_the_job(
-    world: Any, operator: Any, finetune: Callable[..., str]
-) -> None:
+def test_progress_prints_each_change_and_ends_with_the_job(control_plane: Path, world: Any, operator: Any) -> None:
     world.create()
-    user = threading.Thread(target=complete, args=(world,))
-    user.start()
-    told = finetune("progress", "one", "--interval", "0.1").splitlines()
-    user.join()
-    phases = [line.split()[1] for line in told]
-    assert phases[0] in {"Pending", "Preflight"}
-    assert "Starting" in phases
-    assert told[-1].split()[1:3] == ["Succeeded", "100%"]
-    assert "eval 1.2" in told[-1]
+    command = [str(BIN / "kubectl-finetune"), "progress", "one", "--interval", "0.1", "-n", world.namespace]
+    environment = os.environ | {"KUBECONFIG": str(control_plane)}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as following:
+        assert following.stdout
+        first = following.stdout.readline()
+        complete(world)
+        last = following.stdout.read().splitlines()[-1]
+    assert following.returncode == 0
+    assert first.split()[1] in {"Pending", "Preflight"}
+    assert last.split()[1:3] == ["Succeeded", "100%"]
+    assert "eval 1.2" in last
 
 
 def test_progress_of_a_job_that_fails_exits_one_and_says_why(
