@@ -97,7 +97,7 @@ async def resync(cluster: Cluster, queue: WorkQueue[Key], metrics: Metrics, memo
             memory.forget(key)
             memory.families.drop(key)
         for job in jobs:
-            if not job.is_finished:
+            if not job.is_settled:
                 queue.add(job.key)
 
 

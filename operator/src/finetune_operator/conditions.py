@@ -160,6 +160,15 @@ class Conditions:
         self.status.conditions = [*others[:place], new, *others[place:]]
 
 
+def acknowledge(status: FineTuneJobStatus, generation: int) -> FineTuneJobStatus:
+    """The status of a finished job, said of a newer generation: what may still be edited then changes nothing of it.
+
+    Whoever waits by `observedGeneration` (kubectl wait, kstatus) would wait for ever otherwise.
+    """
+    said = [one.model_copy(update={"observed_generation": generation}) for one in status.conditions or []]
+    return status.model_copy(update={"observed_generation": generation, "conditions": said})
+
+
 def _truth(value: bool) -> Truth:
     return "True" if value else "False"
 

@@ -38,7 +38,7 @@ def build_registry(
         job = Job.from_object(dict(body))
         metrics.jobs.show(job)
         _add_all(queue, memory.families.note(job))
-        if not job.is_finished or (event["type"] == "MODIFIED" and deadlines.has_ttl(job)):
+        if not job.is_settled or (event["type"] == "MODIFIED" and deadlines.has_ttl(job)):
             queue.add(key)
 
     async def on_child(body: kopf.Body, **_: Any) -> None:

@@ -123,8 +123,13 @@ class Job:
         )
 
     @property
+    def is_settled(self) -> bool:
+        """Whether it is finished, and its status says so of the spec as it is now."""
+        return self.is_finished and self.status.observed_generation == self.generation
+
+    @property
     def is_finished(self) -> bool:
-        """Whether it is Complete or Failed, after which nothing touches it."""
+        """Whether it is Complete or Failed, which nothing changes any more."""
         return self.status.is_true(names.ConditionType.COMPLETE) or self.status.is_true(names.ConditionType.FAILED)
 
 

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from finetune_api.status import FineTuneJobStatus
 from finetune_operator import deadlines, events, kueue, parents
 from finetune_operator.cluster import Cluster
+from finetune_operator.conditions import acknowledge
 from finetune_operator.draft import Decision
 from finetune_operator.errors import ClusterError, Denied, Gone, NameTaken, Outdated, Refused, RetryLater
 from finetune_operator.metrics import Metrics
@@ -72,6 +73,8 @@ class Reconciler:
         job = await self._cluster.get_job(key)
         if job.is_finished:
             self._memory.forget(key)
+            if not job.is_settled:
+                await self._write(job, acknowledge(job.status, job.generation))
             await self._tidy(job)
             return
         if job.status_error:

@@ -118,6 +118,28 @@ def test_a_change_of_what_is_fixed_is_refused_in_words_and_leaves_the_job_alone(
     assert world.jobs() == ["one-1", "one-preflight"]
 
 
+@pytest.mark.usefixtures("operator")
+def test_an_edit_of_a_finished_job_is_acknowledged_so_that_nobody_waits_for_it(
+    world: Any, apply: Callable[..., str], kubectl: Kubectl, manifest: Path, wait: Any
+) -> None:
+    apply()
+    trainer = world.pass_preflight()
+    world.run(trainer)
+    world.end(trainer, 0, world.published())
+    world.wait_phase("Succeeded")
+    before = world.get()
+    manifest.write_text(SPEC + "  ttlSecondsAfterFinished: 86400\n")
+    apply()
+    kubectl("wait", "--for=condition=Complete", "finetunejob/one", "-n", world.namespace, "--timeout=30s")
+    wait(lambda: world.status()["observedGeneration"] == world.get()["metadata"]["generation"], "the edit is seen")
+    after = world.get()
+    assert after["metadata"]["generation"] == before["metadata"]["generation"] + 1
+    for status in (before["status"], after["status"]):
+        for one in (status, *status["conditions"]):
+            del one["observedGeneration"]
+    assert after["status"] == before["status"]
+
+
 def test_pruning_takes_everything_along_without_the_operator(
     world: Any, operator: Any, kubectl: Kubectl, manifest: Path, wait: Any
 ) -> None:
