@@ -26,6 +26,10 @@ from victims import Faults, Victim, run_side_by_side
 RESULTS = Path(__file__).with_name("RESULTS.md")
 
 
+UNHEARD_MOST = 3
+"""Jobs that nothing is known of, after which no other is started: the cluster or the namespace is gone."""
+
+
 def say(text: str) -> None:
     """One line with the time since the start."""
     print(f"[{time.monotonic() - BEGAN:6.0f} s] {text}", flush=True)
@@ -79,9 +83,11 @@ def disturb(bench: Bench, asked: argparse.Namespace) -> tuple[list[Victim], Oper
     over = threading.Event()
     killer = OperatorKiller(asked.seed, asked.kills, asked.longest_pause, over)
     deck = Faults(asked.seed + 1, asked.trainer_kills, asked.evictions, asked.jobs, asked.steps)
-    count = 0
+    count = unheard = 0
 
     def make() -> Victim | None:
+        if unheard >= UNHEARD_MOST:
+            return None
         nonlocal count
         late = time.monotonic() - BEGAN > asked.minutes * 60
         if late or (count >= asked.jobs and killer.done >= asked.kills and not deck.left):
@@ -91,6 +97,8 @@ def disturb(bench: Bench, asked: argparse.Namespace) -> tuple[list[Victim], Oper
         return Victim(bench, f"victim-{count}", asked.steps, deck.deal())
 
     def end(victim: Victim) -> None:
+        nonlocal unheard
+        unheard += not victim.status
         deck.take_back(victim)
         tell(victim)
 
