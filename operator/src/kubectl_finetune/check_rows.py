@@ -13,7 +13,7 @@ from typing import Any
 from kubectl_finetune.errors import PluginError, WrongUse
 
 PROGRAM = "finetune-trainer"
-INSTALL = "pip install 'finetune-operator[trainer]'"
+INSTALL = "in a clone of the operator's repository: pip install '.[trainer]'"
 
 
 def check_rows(jobs: list[dict[str, Any]], files: list[str], out: Path | None) -> int:

@@ -161,7 +161,11 @@ def report(
         Path | None, typer.Option(metavar="DIR", help="Save finetune_report.md and report.html to a folder.")
     ] = None,
     endpoint: Annotated[
-        str | None, typer.Option(help="URL of the S3 endpoint. Default: AWS_ENDPOINT_URL, else the job's.")
+        str | None,
+        typer.Option(
+            help="URL of the S3 endpoint. Default: AWS_ENDPOINT_URL, else the job's, else AWS: "
+            "one that is only the operator's default has to be given."
+        ),
     ] = None,
     output: Output = None,
     kube_context: KubeContext = None,
@@ -175,6 +179,8 @@ def report(
     job = connect(context, namespace, kube_context, kubeconfig).get_job(name)
     artifacts, where = reporting.published(job), reporting.endpoint_of(job, endpoint)
     if fetch or save:
+        if not where:
+            say(f"note: {reporting.NO_ENDPOINT}")
         storage = reporting.Storage(artifacts, where, in_path=job.field("storage.forcePathStyle") is not False)
         for path in reporting.save(storage, save) if save else []:
             say(f"saved {path}")
@@ -297,7 +303,7 @@ def validate(
     """Check manifests without a cluster: fields, values and the rules between fields, as the API server would.
 
     With --rows also the dataset, as preflight would. That is done by finetune-trainer, which has to be installed here:
-    pip install 'finetune-operator[trainer]'.
+    pip install '.[trainer]' in a clone of the operator's repository.
     """
     from kubectl_finetune import validate as checking
 
@@ -310,7 +316,7 @@ def validate(
         for problem in verdict.problems:
             typer.echo(problem.text())
         for job in verdict.jobs if not verdict.problems else []:
-            typer.echo(f"{job['metadata'].get('name')} is valid")
+            typer.echo(f"{checking.name_of(job)} is valid")
     if verdict.problems:
         raise typer.Exit(1)
     if rows:

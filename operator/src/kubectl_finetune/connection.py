@@ -14,6 +14,7 @@ from urllib.parse import urlencode
 import kubernetes
 import urllib3
 from kubernetes.config.config_exception import ConfigException
+from kubernetes.config.kube_config import KUBE_CONFIG_DEFAULT_LOCATION, KubeConfigMerger
 
 from finetune_api import names
 from kubectl_finetune.errors import Forbidden, NotFound, PluginError, Unreachable, WrongUse
@@ -93,11 +94,7 @@ def open_connection(kubeconfig: Path | None, context: str | None) -> Connection:
     path = str(kubeconfig) if kubeconfig else os.environ.get("KUBECONFIG") or None
     configuration = kubernetes.client.Configuration()
     try:
-        contexts, active = kubernetes.config.list_kube_config_contexts(path)
-        chosen = next((one for one in contexts if one["name"] == context), None) if context else active
-        if chosen is None:
-            known = ", ".join(one["name"] for one in contexts)
-            raise WrongUse(f"the kubeconfig has no context {context}", f"it has {known}")
+        chosen = _named(path, context) if context else kubernetes.config.list_kube_config_contexts(path)[1]
         kubernetes.config.load_kube_config(path, context, client_configuration=configuration)
         namespace = str((chosen.get("context") or {}).get("namespace") or "default")
     except ConfigException as error:
@@ -108,6 +105,19 @@ def open_connection(kubeconfig: Path | None, context: str | None) -> Connection:
         kubernetes.config.load_incluster_config(client_configuration=configuration)
         namespace = IN_POD.read_text(encoding="utf-8").strip()
     return Connection(configuration, namespace)
+
+
+def _named(path: str | None, context: str) -> Object:
+    """The context of that name, whichever is the current one, and where none is."""
+    merged = KubeConfigMerger(path or KUBE_CONFIG_DEFAULT_LOCATION).config
+    if merged is None:
+        raise ConfigException("the kubeconfig is not there, or is empty")
+    contexts: list[Object] = merged.value.get("contexts") or []
+    for one in contexts:
+        if one["name"] == context:
+            return one
+    known = ", ".join(str(one["name"]) for one in contexts) or "none"
+    raise WrongUse(f"the kubeconfig has no context {context}", f"it has {known}")
 
 
 def as_sentence(code: int, body: bytes) -> PluginError:
@@ -122,6 +132,8 @@ def as_sentence(code: int, body: bytes) -> PluginError:
         return Forbidden("the cluster does not know you (401)", "log in again, or renew the token in the kubeconfig")
     if code == HTTPStatus.FORBIDDEN:
         return Forbidden(message, "ask an administrator for the verb and the resource that the message names")
+    if code == HTTPStatus.TOO_MANY_REQUESTS or code >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        return Unreachable(message, "the API server, or what stands before it, is busy or starting: try again")
     if code != HTTPStatus.NOT_FOUND:
         return PluginError(message)
     if (status.get("details") or {}).get("name"):

@@ -6,7 +6,7 @@ from datetime import datetime
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from finetune_api.names import Phase
+from finetune_api.names import ConditionType, Phase
 from kubectl_finetune.columns import columns, fields, heading
 from kubectl_finetune.figures import NONE, between, clean, duration, number, size
 from kubectl_finetune.job import Job, Object
@@ -135,9 +135,10 @@ def _events(events: Sequence[Object], now: datetime) -> Text:
 def _next(job: Job) -> Text:
     """The command that somebody who reads this page most likely wants."""
     own = f"{job.name} -n {job.namespace}"
+    is_checked = job.status.is_true(ConditionType.VALIDATED)
     told = {
         Phase.SUCCEEDED.value: f"kubectl finetune report {own}",
-        Phase.FAILED.value: f"kubectl finetune logs {own}",
+        Phase.FAILED.value: f"kubectl finetune logs {own}" + ("" if is_checked else " --preflight"),
         Phase.SUSPENDED.value: f"kubectl finetune resume {own}" if job.field("suspend") else "",
         Phase.TRAINING.value: f"kubectl finetune progress {own}",
         Phase.PREFLIGHT.value: f"kubectl finetune logs {own} --preflight -f",

@@ -21,6 +21,7 @@ FLOAT = re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$")
 INTEGER = re.compile(r"^[-+]?(0|[1-9][0-9_]*|0[0-7_]+|0[oO][0-7_]+|0[xX][0-9a-fA-F_]+|0[bB][01_]+)$")
 TAGS = {f"tag:yaml.org,2002:{kind}" for kind in ("bool", "int", "float", "null", "timestamp", "merge", "value")}
 MAX_NODES = 100_000
+MAX_DEPTH = 100
 
 
 @dataclass
@@ -54,6 +55,8 @@ def read_documents(text: str) -> list[Document]:
         mark = getattr(error, "problem_mark", None)
         place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
         raise PluginError(f"{place}{getattr(error, 'problem', None) or error}") from None
+    except RecursionError:
+        raise PluginError(f"nested more than {MAX_DEPTH} deep") from None
     finally:
         loader.dispose()
     return found
@@ -75,7 +78,10 @@ class _Reader:
         self._nodes += 1
         if self._nodes > MAX_NODES:
             raise PluginError("too many aliases: the document has no end")
-        self._document.lines.setdefault(path, node.start_mark.line + 1)
+        line = node.start_mark.line + 1
+        if len(path) > MAX_DEPTH:
+            raise PluginError(f"line {line}: nested more than {MAX_DEPTH} deep: is an alias inside its own anchor?")
+        self._document.lines.setdefault(path, line)
         if isinstance(node, yaml.MappingNode):
             return dict(self._pairs(node, path))
         if isinstance(node, yaml.SequenceNode):
@@ -108,16 +114,20 @@ def scalar(text: str) -> Any:
     cases = {text.lower(), text.capitalize(), text.upper()}
     if text.lower() in TRUE | FALSE and text in cases:
         return text.lower() in TRUE
-    if INTEGER.match(text):
-        return _integer(text)
+    if INTEGER.match(text) and (whole := _integer(text)) is not None:
+        return whole
     if text[0] != "_" and FLOAT.match(text.replace("_", "")) and math.isfinite(float(text.replace("_", ""))):
         number = float(text.replace("_", ""))
         return int(number) if number.is_integer() and abs(number) < 1e21 else number
     return text
 
 
-def _integer(text: str) -> int:
+def _integer(text: str) -> int | None:
+    """The number; None where nothing but a prefix is there (`0x_`), or more digits than a number has."""
     digits = text.replace("_", "")
     bare = digits.lstrip("+-")
     is_octal = len(bare) > 1 and bare[0] == "0" and bare.isdigit()
-    return int(digits, 8) if is_octal else int(digits, 0)
+    try:
+        return int(digits, 8) if is_octal else int(digits, 0)
+    except ValueError:
+        return None

@@ -1,6 +1,5 @@
 """`logs`: what the pod of the current run writes, and with -f that of each run after it, until the job ends."""
 
-import contextlib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from kubectl_finetune.describe import why
 from kubectl_finetune.errors import NotFound, Unreachable
 from kubectl_finetune.figures import clean
 from kubectl_finetune.job import Job, Object
-from kubectl_finetune.patience import patiently
+from kubectl_finetune.patience import RETRIES, patiently
 
 WAIT_SECONDS = 2.0
 
@@ -31,6 +30,8 @@ def read(cluster: Cluster, name: str, wanted: Wanted) -> Iterator[bytes]:
     """The log of the newest pod, as far as it is written."""
     job, pod = _look(cluster, name, wanted)
     if pod is None:
+        if wanted.component is Component.TRAINER and job.has_ended and not job.status.is_true(ConditionType.VALIDATED):
+            raise NotFound(f"{job.name} was never trained: preflight did not pass: add --preflight", why(job))
         removed = "its pods are removed" if job.has_ended else f"no {wanted.component.value} pod is there yet"
         raise NotFound(f"{job.name} has no log: {removed}", why(job))
     if waiting := waits_for(pod):
@@ -41,19 +42,17 @@ def read(cluster: Cluster, name: str, wanted: Wanted) -> Iterator[bytes]:
 def follow(cluster: Cluster, name: str, wanted: Wanted, say: Callable[[str], None]) -> Iterator[bytes]:
     """The log of this run and of those after it; what is waited for is said once."""
     look = partial(_look, cluster, name, wanted)
-    followed: dict[str, bool] = {}
+    streams: dict[str, _Stream] = {}
     said = ""
     job, pod = look()
     while True:
         uid = pod["metadata"]["uid"] if pod else ""
-        if pod and not waits_for(pod) and not followed.get(uid):
-            say(f"--- pod {pod['metadata']['name']}" + (", again from here" if uid in followed else ""))
-            tail = 0 if uid in followed else wanted.tail
-            with contextlib.suppress(Unreachable):
-                yield from cluster.read_log(pod, follow=True, tail=tail, timestamps=wanted.timestamps)
+        stream = streams.setdefault(uid, _Stream(cluster, pod, wanted)) if pod and not waits_for(pod) else None
+        if stream and not stream.is_over:
+            yield from stream.read(say)
             time.sleep(WAIT_SECONDS)
             job, pod = patiently(look, WAIT_SECONDS)
-            followed[uid] = not _runs(pod, uid)
+            stream.is_over = stream.is_over or not stream.is_worth_another(pod)
             continue
         if _is_done(job, wanted):
             return
@@ -63,6 +62,47 @@ def follow(cluster: Cluster, name: str, wanted: Wanted, say: Callable[[str], Non
             say(f"waiting: {waiting}")
         time.sleep(WAIT_SECONDS)
         job, pod = patiently(look, WAIT_SECONDS)
+
+
+class _Stream:
+    """The log of one pod, which may break off, or not be had at first, and is then asked for again."""
+
+    def __init__(self, cluster: Cluster, pod: Object, wanted: Wanted) -> None:
+        self.is_over = False
+        self._cluster, self._pod, self._wanted = cluster, pod, wanted
+        self._has_begun = False
+        self._refusals: list[Unreachable] = []
+        self._said = ""
+
+    def read(self, say: Callable[[str], None]) -> Iterator[bytes]:
+        """What is written until the connection ends; once something was read, only what is new."""
+        tail = 0 if self._has_begun else self._wanted.tail
+        self._say(f"--- pod {self._pod['metadata']['name']}" + (", again from here" if self._has_begun else ""), say)
+        try:
+            for chunk in self._cluster.read_log(self._pod, follow=True, tail=tail, timestamps=self._wanted.timestamps):
+                self._has_begun, self._said = True, ""
+                yield chunk
+        except Unreachable as error:
+            self._refusals.append(error)
+            self._say(f"waiting: {error.message}", say)
+        except NotFound:
+            # The pod was removed after the look that found it; the next look tells what came of the job.
+            self._refusals.clear()
+        else:
+            self._refusals.clear()
+
+    def is_worth_another(self, pod: Object | None) -> bool:
+        """Whether it is still that pod, and it runs, or it has ended and nothing of its log could be had yet."""
+        uid = self._pod["metadata"]["uid"]
+        is_owed = bool(self._refusals) and not self._has_begun and pod is not None and pod["metadata"]["uid"] == uid
+        if is_owed and len(self._refusals) > RETRIES and not _runs(pod, uid):
+            raise self._refusals[-1]
+        return is_owed or _runs(pod, uid)
+
+    def _say(self, text: str, say: Callable[[str], None]) -> None:
+        if text not in self._said.splitlines():
+            self._said += f"{text}\n"
+            say(text)
 
 
 def _look(cluster: Cluster, name: str, wanted: Wanted) -> tuple[Job, Object | None]:

@@ -19,6 +19,7 @@ from kubectl_finetune.job import Job
 from kubectl_finetune.losses import loss_pairs
 
 INSTALL = "pip install boto3"
+NO_ENDPOINT = "the operator's default storage may have an endpoint: add --endpoint URL"
 
 
 def page(job: Job, endpoint: str) -> Group:
@@ -34,7 +35,8 @@ def page(job: Job, endpoint: str) -> Group:
         fields(result_pairs(job), 2),
         Text(""),
         heading("Fetch"),
-        *(Text("  " + command) for command in commands(job, artifacts, endpoint)),
+        *(Text("  " + line) for line in commands(job, artifacts, endpoint)),
+        *([] if endpoint else [Text(f"  # {NO_ENDPOINT}")]),
     ]
     return Group(*parts)
 
@@ -67,7 +69,10 @@ def published(job: Job) -> Artifacts:
 
 
 def endpoint_of(job: Job, asked: str | None) -> str:
-    """The option, then AWS_ENDPOINT_URL, then what the job itself uses, which may be a name inside the cluster."""
+    """The option, then AWS_ENDPOINT_URL, then what the job itself uses, which may be a name inside the cluster.
+
+    Empty where none of them has one: then it is AWS, or the operator's default, which only the operator knows.
+    """
     return asked or os.environ.get("AWS_ENDPOINT_URL") or str(job.field("storage.endpoint") or "")
 
 
@@ -116,10 +121,11 @@ class Storage:
         try:
             return bytes(self._s3.get_object(Bucket=self._bucket, Key=key)["Body"].read())
         except (BotoCoreError, ClientError) as error:
+            hint = "" if self._endpoint else f"{NO_ENDPOINT}; "
             raise PluginError(
                 f"s3://{self._bucket}/{key} cannot be read at {self._endpoint or 'AWS'}: {error}",
-                "the keys are those of your own environment (AWS_PROFILE or AWS_ACCESS_KEY_ID); an endpoint inside the "
-                "cluster needs kubectl port-forward and --endpoint",
+                f"{hint}the keys are those of your own environment (AWS_PROFILE or AWS_ACCESS_KEY_ID); an endpoint "
+                "inside the cluster needs kubectl port-forward and --endpoint",
             ) from None
 
 

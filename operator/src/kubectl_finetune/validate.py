@@ -52,8 +52,14 @@ class Verdict:
 
     def to_wire(self) -> dict[str, Any]:
         """For -o json and yaml."""
-        valid = [job["metadata"]["name"] for job in self.jobs] if not self.problems else []
+        valid = [name_of(job) for job in self.jobs] if not self.problems else []
         return {"valid": valid, "problems": [asdict(one) for one in self.problems], "notes": self.notes}
+
+
+def name_of(job: dict[str, Any]) -> str:
+    """What the manifest calls its job: a name, or the beginning of one that the API server makes."""
+    meta = job["metadata"]
+    return str(meta.get("name") or meta.get("generateName"))
 
 
 def check_files(sources: Iterable[tuple[str, str]]) -> Verdict:
@@ -186,7 +192,7 @@ def _clashes(jobs: list[dict[str, Any]]) -> Iterator[Problem]:
             ("spec.output.uri", str(job["spec"]["output"]["uri"]).rstrip("/")),
         )
         for key in keys:
-            name = str(meta.get("name"))
+            name = name_of(job)
             if key in named and key[-1]:
                 fix = "give each job its own"
                 yield Problem(name, 1, str(key[0]), f"is that of {named[key]} too", str(key[-1]), fix)
@@ -198,7 +204,7 @@ def _parents_elsewhere(jobs: list[dict[str, Any]]) -> Iterator[str]:
     for job in jobs:
         parent = ((job["spec"].get("lineage") or {}).get("parentRef") or {}).get("name")
         if parent and parent not in here:
-            yield f"{job['metadata'].get('name')} waits for {parent}, which is not in these files, to be complete"
+            yield f"{name_of(job)} waits for {parent}, which is not in these files, to be complete"
 
 
 def _dotted(path: FieldPath) -> str:
