@@ -112,7 +112,7 @@ def _named(path: str | None, context: str) -> Object:
     merged = KubeConfigMerger(path or KUBE_CONFIG_DEFAULT_LOCATION).config
     if merged is None:
         raise ConfigException("the kubeconfig is not there, or is empty")
-    contexts: list[Object] = merged.value.get("contexts") or []
+    contexts: list[Object] = [one.value for one in merged.safe_get("contexts") or []]
     for one in contexts:
         if one["name"] == context:
             return one

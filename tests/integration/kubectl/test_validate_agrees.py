@@ -104,6 +104,7 @@ def test_a_manifest_is_valid_exactly_where_the_api_server_takes_it(
 WORDS = """
 1e-4 2.0E-4 .5 5. 1e3 10 +5 -3 010 0o10 0x1F 1_000 3.0 09 -09 0b11 On on OFF oFF y N Yes no ~ null Null nUll 1:30
 2026-03-01 80Gi 1e 0x 1__0 _1 1_ .e3 +.5 -.5e2 0 00 1.5.2 true True tRUE 12e03 0.0 -0 1e400 _ 0_ 0_7 . +
+0x_ -0x_ 0b_ 0o_
 """
 
 

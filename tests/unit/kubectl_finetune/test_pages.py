@@ -62,6 +62,15 @@ def test_a_page_tells_why_a_job_waits_and_what_to_do_next(job: Make) -> None:
     assert page.rstrip().endswith("kubectl finetune progress one -n team-a")
 
 
+@pytest.mark.parametrize(
+    ("validated", "command"), [("True", "logs one -n team-a"), ("False", "logs one -n team-a --preflight")]
+)
+def test_a_failed_job_leads_to_the_log_of_the_pod_that_failed(job: Make, validated: str, command: str) -> None:
+    conditions = [ENDED[0] | {"type": "Validated", "status": validated}, ENDED[0] | {"type": "Failed"}]
+    page = printed(describe.page(job(phase="Failed", conditions=conditions), [], NOW))
+    assert page.rstrip().endswith(f"kubectl finetune {command}")
+
+
 def test_foreign_texts_steer_no_terminal_and_are_no_markup(job: Make) -> None:
     hostile = "\x1b[2J[red]gone[/red]\x07\nnext"
     page = printed(describe.page(job(message=hostile), [], NOW), force_terminal=True)

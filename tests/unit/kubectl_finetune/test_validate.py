@@ -122,6 +122,29 @@ def test_programs_get_the_same_as_json_and_yaml(validate: Callable[..., Any]) ->
     assert found["problems"][0]["line"] == 9
 
 
+def test_a_job_whose_name_the_api_server_makes_is_called_by_its_beginning(validate: Callable[..., Any]) -> None:
+    text = JOB.replace("{name: job}", "{generateName: nightly-}")
+    assert validate(text).out == "nightly- is valid\n"
+    assert yaml.safe_load(validate(text, "-o", "yaml").out)["valid"] == ["nightly-"]
+
+
+@pytest.mark.parametrize("text", ["x: &a [*a]\n", "x: &a {b: *a}\n", "x: " + "[" * 3000 + "]" * 3000 + "\n"])
+def test_what_is_nested_without_end_is_a_fault_of_the_file(validate: Callable[..., Any], text: str) -> None:
+    done = validate(text)
+    assert done.code == 1
+    assert "job.yaml:1: is not YAML: " in done.out
+    assert "nested more than 100 deep" in done.out
+
+
+def test_rows_that_cannot_be_checked_here_name_the_install_that_there_is(
+    validate: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("sys.executable", str(tmp_path / "python"))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    done = validate(JOB, "--rows", "rows.jsonl")
+    assert (done.code, "clone of the operator's repository: pip install '.[trainer]'" in done.err) == (1, True)
+
+
 def test_rows_are_checked_by_the_trainers_own_check(validate: Callable[..., Any], tmp_path: Path) -> None:
     rows = tmp_path / "rows.jsonl"
     rows.write_text("".join(f'{{"prompt": "{n}?", "chosen": "Yes.", "rejected": "No."}}\n' for n in range(5)))
@@ -138,6 +161,7 @@ def test_rows_are_checked_by_the_trainers_own_check(validate: Callable[..., Any]
         ("1e-4", 1e-4), ("2.0E-4", 2e-4), (".5", 0.5), ("1e3", 1000), ("10", 10), ("010", 8), ("0o10", 8),
         ("0x1F", 31), ("1_000", 1000), ("3.0", 3), ("09", 9), ("On", True), ("y", True), ("oFF", "oFF"), ("No", False),
         ("~", None), ("", None), ("1:30", "1:30"), ("2026-03-01", "2026-03-01"), ("80Gi", "80Gi"), ("-", "-"),
+        ("0x_", "0x_"), ("-0b_", "-0b_"), ("0o_", "0o_"),
     ],
 )  # fmt: skip
 def test_a_plain_word_is_read_as_kubectl_reads_it(written: str, meant: object) -> None:
