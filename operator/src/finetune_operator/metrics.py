@@ -196,6 +196,11 @@ _GAUGES: list[tuple[str, str, Read]] = [
     ("checkpoint_timestamp_seconds", "When the last checkpoint was saved.", Reader("checkpoint", "saved_time")),
     ("checkpoint_save_seconds", "Time that saving it took.", Reader("checkpoint", "save_seconds")),
     (
+        "last_moved_timestamp_seconds",
+        "When the trainer that runs last did a step, a row or a transfer.",
+        Reader("current_run", "last_moved_time"),
+    ),
+    (
         "last_progress_timestamp_seconds",
         "When the trainer was last heard.",
         Reader("progress", "last_updated_time"),

@@ -25,6 +25,8 @@ def count(draft: Draft, attempts: Sequence[ChildJob]) -> None:
             continue
         child = next((one for one in attempts if one.attempt == told.attempt), None)
         runs.append(draft, _run(told, (status.runs or 0) + 1), child)
+        # In its place: what is older than a full history counts as known.
+        status.history = sorted(runs.of(status), key=lambda one: one.end_time or draft.seen.now)
         tallies.add_preemption(status, Reason.UNOBSERVED)
         status.start_time = status.start_time or told.start_time
 

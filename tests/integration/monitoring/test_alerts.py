@@ -26,7 +26,10 @@ def phase(name: str) -> str:
     return job("status_phase", f', phase="{name}"')
 
 
-QUEUED, STARTED, HEARD = (job(f"{name}_timestamp_seconds") for name in ("queued", "start", "last_progress"))
+QUEUED, STARTED, HEARD, MOVED = (
+    job(f"{name}_timestamp_seconds") for name in ("queued", "start", "last_progress", "last_moved")
+)
+UP = "finetune_operator_build_info"
 SAVED, ENDED, SAVES = job("checkpoint_timestamp_seconds"), job("completion_timestamp_seconds"), job("saves_checkpoints")
 TRAINING, WAITING = phase("Training"), phase("Queued")
 DIVERGED, REFUSED = (job("failed", f', reason="{reason}"') for reason in ("Diverged", "StorageDenied"))
@@ -40,8 +43,10 @@ FIRING: list[tuple[str, str, Series, dict[str, str]]] = [
     ("FineTuneReconcileErrors", "30m", {ERRORS: "0+1x60"}, {"instance": "a", "result": "error"}),
     ("FineTuneJobPendingLong", "70m", {QUEUED: "0x90", WAITING: "1x90"}, WHERE),
     # It trained, was preempted, and has not been heard for longer than an hour.
-    ("FineTuneJobPendingLong", "90m", {QUEUED: "0x90", STARTED: "60x90", HEARD: "600x90", WAITING: "1x90"}, WHERE),
+    ("FineTuneJobPendingLong", "90m", {QUEUED: "0x90", STARTED: "60x90", WAITING: "0x10 1x90"}, WHERE),
     ("FineTuneJobNoProgress", "30m", {HEARD: "60x60", TRAINING: "1x60"}, WHERE),
+    # It answers, and does not move.
+    ("FineTuneJobNoProgress", "30m", {HEARD: "0+60x60", MOVED: "60x60", TRAINING: "1x60"}, WHERE),
     # It was never heard at all.
     ("FineTuneJobNoProgress", "30m", {TRAINING: "1x60"}, WHERE),
     ("FineTuneLossNotFinite", "10m", {DIVERGED: "1x60", ENDED: "300x60"}, WHERE | {"reason": "Diverged"}),
@@ -49,7 +54,7 @@ FIRING: list[tuple[str, str, Series, dict[str, str]]] = [
     # It never saved one.
     ("FineTuneCheckpointStale", "150m", {STARTED: "0x200", SAVES: "1x200", TRAINING: "1x200"}, WHERE),
     ("FineTuneStorageErrors", "10m", {FAILED_SAVES: "0x4 1x60"}, WHERE),
-    ("FineTuneStorageErrors", "40m", {DENIED: "_x35 1x60"}, WHERE),
+    ("FineTuneStorageErrors", "40m", {UP: "1x60", DENIED: "_x35 1x60"}, WHERE),
     ("FineTuneStorageErrors", "10m", {REFUSED: "1x60", ENDED: "300x60"}, WHERE),
 ]  # fmt: skip
 SILENT: list[tuple[str, str, Series]] = [
@@ -60,15 +65,22 @@ SILENT: list[tuple[str, str, Series]] = [
     ("FineTuneReconcileErrors", "30m", {ERRORS: "0x10 4x60"}),
     ("FineTuneJobPendingLong", "50m", {QUEUED: "0x90", WAITING: "1x90"}),
     ("FineTuneJobPendingLong", "90m", {QUEUED: "0x90", STARTED: "3600x90", HEARD: "0+60x90", TRAINING: "1x90"}),
+    # It was suspended for long, and may go on for ten minutes.
+    ("FineTuneJobPendingLong", "90m", {QUEUED: "0x90", STARTED: "60x90", HEARD: "60x90", WAITING: "0x80 1x90"}),
     ("FineTuneJobPendingLong", "90m", {QUEUED: "0x90", phase("Failed"): "1x90", WAITING: "0x90"}),
     ("FineTuneJobNoProgress", "30m", {HEARD: "0+60x60", TRAINING: "1x60"}),
+    ("FineTuneJobNoProgress", "30m", {HEARD: "60x60", MOVED: "0+60x60", TRAINING: "1x60"}),
     ("FineTuneJobNoProgress", "60m", {HEARD: "60x60", phase("Succeeded"): "1x60", TRAINING: "0x60"}),
     ("FineTuneLossNotFinite", "10m", {job("failed", ', reason="GpuOutOfMemory"'): "1x60", ENDED: "300x60"}),
     ("FineTuneLossNotFinite", "70m", {DIVERGED: "1x90", ENDED: "300x90"}),
     ("FineTuneCheckpointStale", "150m", {SAVED: "0+60x200", STARTED: "0x200", SAVES: "1x200", TRAINING: "1x200"}),
+    # It was suspended for hours, and trains again for half an hour.
+    ("FineTuneCheckpointStale", "210m", {SAVED: "600x240", SAVES: "1x240", TRAINING: "1x10 0x170 1x60"}),
     ("FineTuneCheckpointStale", "150m", {STARTED: "0x200", SAVES: "0x200", TRAINING: "1x200"}),
     ("FineTuneStorageErrors", "50m", {FAILED_SAVES: "1x60"}),
     ("FineTuneStorageErrors", "80m", {DENIED: "1x90"}),
+    # Nothing was scraped half an hour ago: the failure may be of any age.
+    ("FineTuneStorageErrors", "40m", {UP: "_x35 1x60", DENIED: "_x35 1x60"}),
     ("FineTuneStorageErrors", "10m", {job("failures_total", ', reason="OutOfMemory"'): "_x5 1x60"}),
 ]  # fmt: skip
 

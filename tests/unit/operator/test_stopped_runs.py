@@ -99,6 +99,23 @@ def test_more_than_the_history_holds_are_counted_once_each(scene: Any) -> None:
     assert (one.status["preemptions"], one.status["runs"], len(one.status["history"])) == (25, 25, 10)
 
 
+def test_runs_that_are_told_late_stand_in_their_place_and_none_counts_twice(scene: Any) -> None:
+    one = scene(maxPreemptions=0).to_training()
+    pod = one.pod("one-1")
+    one.run(pod)
+    answer(one, pod, told(2))
+    one.settle()
+    everything = [told(1), told(2)]
+    answer(one, pod, *everything)
+    one.settle()
+    assert [run["podName"] for run in one.status["history"]] == ["unseen-1", "unseen-2"]
+    for number in range(3, 16):
+        everything.append(told(number))
+        answer(one, pod, *everything)
+        one.settle()
+    assert (one.status["preemptions"], one.status["runs"]) == (15, 15)
+
+
 def test_what_a_trainer_tells_of_an_attempt_that_never_was_counts_nothing(scene: Any) -> None:
     one = scene().to_training()
     pod = one.pod("one-1")
