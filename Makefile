@@ -131,13 +131,13 @@ unit: setup ## Unit tests: seconds, no network
 
 .PHONY: integration
 integration: setup binaries mlflow browser prometheus checkov $(VENV)/audit/installed ## Integration tests: a real API server, S3 server, Prometheus, browser and MLflow server, real training of a tiny model
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadfile tests/integration
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder tests/integration
 
 .PHONY: e2e
 e2e: setup ## End-to-end tests: a real cluster with real pods
 	$(MAKE) deploy CLUSTER=$(CLUSTER)
 	eval "$$($(MAKE) -s env CLUSTER=$(CLUSTER))"; \
-	  $(BIN)/pytest -n $(WORKERS) --dist loadfile -m 'not alone' tests/e2e && $(BIN)/pytest -m alone tests/e2e
+	  $(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m 'not alone' tests/e2e && $(BIN)/pytest -m alone tests/e2e
 
 .PHONY: test
 test: lint types unit integration e2e ## Everything: lint, types, unit, integration, e2e
