@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 PYTHON ?= python3
 DIR ?= data
 CLUSTER ?= auto
-# Processes that share the tests; without a cluster each trains on one thread.
+# Processes that share the tests that need no cluster; each trains on one thread.
 WORKERS ?= 2
 CLUSTER_PY := $(BIN)/python tests/cluster/cluster.py
 DEMO_PY := $(BIN)/python tests/demo/demo.py
@@ -136,8 +136,7 @@ integration: setup binaries mlflow browser prometheus checkov $(VENV)/audit/inst
 .PHONY: e2e
 e2e: setup ## End-to-end tests: a real cluster with real pods
 	$(MAKE) deploy CLUSTER=$(CLUSTER)
-	eval "$$($(MAKE) -s env CLUSTER=$(CLUSTER))"; \
-	  $(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m 'not alone' tests/e2e && $(BIN)/pytest -m alone tests/e2e
+	eval "$$($(MAKE) -s env CLUSTER=$(CLUSTER))"; $(BIN)/pytest tests/e2e
 
 .PHONY: test
 test: lint types unit integration e2e ## Everything: lint, types, unit, integration, e2e

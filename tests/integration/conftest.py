@@ -103,3 +103,15 @@ def kubectl(control_plane: Path, tool_path: str) -> Callable[..., str]:
         return done.stdout
 
     return call
+
+
+LONGEST_FIRST = (
+    "test_ranks", "test_resume", "test_models", "test_s3_faults", "test_causes", "test_trainer_pod", "test_gate",
+    "test_trainer_commands", "test_absence",
+)  # fmt: skip
+"""Files of minutes. Begun last, one of them would keep one process busy while the other has nothing left to do."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    place = {name: number for number, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(place)))
