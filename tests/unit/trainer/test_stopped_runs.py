@@ -1,5 +1,6 @@
 """What a run that SIGTERM ended leaves in storage for the next one."""
 
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ from finetune_trainer import stopped_runs
 from finetune_trainer.errors import StorageUnavailable
 from finetune_trainer.local_storage import LocalStorage
 from finetune_trainer.storage import Storage
+
+BEGAN = datetime(2026, 3, 1, tzinfo=UTC)
 
 
 class Folder(LocalStorage):
@@ -37,7 +40,7 @@ def make_config(uid: str = "uid-1") -> JobConfig:
 def stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, config: JobConfig, name: str, step: int = 1) -> None:
     monkeypatch.setenv(ENV_POD_NAME, name)
     monkeypatch.setenv(ENV_POD_UID, f"{name}-uid")
-    stopped_runs.write_down(config, Folder(tmp_path), step, None)
+    stopped_runs.write_down(config, Folder(tmp_path), BEGAN, step, None)
 
 
 def test_runs_are_told_oldest_first_and_those_of_an_earlier_job_of_the_name_are_not(
@@ -49,6 +52,7 @@ def test_runs_are_told_oldest_first_and_those_of_an_earlier_job_of_the_name_are_
         stop(tmp_path, monkeypatch, config, name, step)
     told = stopped_runs.read(config, Folder(tmp_path))
     assert {(run.pod_uid, run.last_step) for run in told} == {("z-uid", 4), ("a-uid", 9)}
+    assert {run.start_time for run in told} == {BEGAN}
     assert told == sorted(told, key=lambda run: run.end_time)
 
 
@@ -68,7 +72,7 @@ def test_a_file_that_is_broken_is_passed_over(tmp_path: Path, monkeypatch: pytes
 
 def test_a_process_that_is_no_pod_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(ENV_POD_NAME, raising=False)
-    stopped_runs.write_down(make_config(), Folder(tmp_path), 1, None)
+    stopped_runs.write_down(make_config(), Folder(tmp_path), BEGAN, 1, None)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -81,5 +85,5 @@ def test_a_store_that_is_away_does_not_keep_a_stopped_run_from_ending(
 
     monkeypatch.setenv(ENV_POD_NAME, "pod")
     monkeypatch.setenv(ENV_POD_UID, "uid")
-    stopped_runs.write_down(make_config(), Away(tmp_path), 1, None)
+    stopped_runs.write_down(make_config(), Away(tmp_path), BEGAN, 1, None)
     assert "nobody answers" in caplog.text

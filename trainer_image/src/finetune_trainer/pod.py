@@ -4,6 +4,7 @@
 
 import json
 import logging
+from datetime import UTC, datetime
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -18,6 +19,8 @@ from finetune_trainer.storage import Storage
 
 logger = logging.getLogger(__name__)
 
+STARTED = datetime.now(UTC)
+"""When the process began, but for its first imports."""
 TRAINER_PATIENCE_SECONDS = 180.0
 """How long a trainer, which may hold hours of work, tries a store that does not answer."""
 
@@ -53,7 +56,7 @@ def write_down_stop(config: JobConfig, stop: StopFlag, last_step: int | None, re
     """Leaves word in storage that SIGTERM ended this run, for the operator may not be there to see."""
     from finetune_trainer.stopped_runs import write_down
 
-    write_down(config, connect(config, stop), last_step, resumed_from_step)
+    write_down(config, connect(config, stop), STARTED, last_step, resumed_from_step)
 
 
 def require_checked(config: JobConfig) -> None:

@@ -5,8 +5,7 @@ Between two looks of an operator that was away a pod can come and go, and Kubern
 
 import logging
 import os
-import time
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 
 from pydantic import ValidationError
 
@@ -18,21 +17,21 @@ from finetune_trainer.storage import Storage, join
 logger = logging.getLogger(__name__)
 
 TOLD_MOST = 50
-STARTED = time.monotonic()
 
 
-def write_down(config: JobConfig, storage: Storage, last_step: int | None, resumed_from_step: int | None) -> None:
+def write_down(
+    config: JobConfig, storage: Storage, began: datetime, last_step: int | None, resumed_from_step: int | None
+) -> None:
     """Leaves word of this run, which was told to stop; a store that does not take it keeps nobody from ending."""
     name, uid = os.environ.get(ENV_POD_NAME), os.environ.get(ENV_POD_UID)
     if not name or not uid:
         return  # no pod, and so nobody who counts
-    now = datetime.now(UTC)
     run = StoppedRun(
         attempt=config.attempt,
         pod_name=name,
         pod_uid=uid,
-        start_time=now - timedelta(seconds=time.monotonic() - STARTED),
-        end_time=now,
+        start_time=began,
+        end_time=datetime.now(UTC),
         last_step=last_step,
         resumed_from_step=resumed_from_step,
     )
