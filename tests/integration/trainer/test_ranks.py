@@ -21,7 +21,16 @@ from safetensors.torch import load_file
 from tiny_model import make_tiny_model
 from training_bench import HYPERPARAMETERS, Bench, make_rows, make_spec, preference_rows
 
-from finetune_api.handoff import Artifact, ExitCode, JobConfig, Outcome, ProgressReport, Report
+from finetune_api.handoff import (
+    ENV_POD_NAME,
+    ENV_POD_UID,
+    Artifact,
+    ExitCode,
+    JobConfig,
+    Outcome,
+    ProgressReport,
+    Report,
+)
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.publish import verify
 from finetune_trainer.s3 import S3Storage
@@ -61,6 +70,7 @@ class Attempt:
                 "--rendezvous-port", str(rendezvous), "--lifeline-port", str(lifeline),
             ]  # fmt: skip
             place = {"JOB_COMPLETION_INDEX": str(pod), "NO_PROXY": "127.0.0.1", "OMP_NUM_THREADS": "1"}
+            place |= {ENV_POD_NAME: f"{self.root.name}-{pod}", ENV_POD_UID: f"uid-{self.root.name}-{pod}"}
             with (self.root / f"stderr-{pod}").open("wb") as errors:
                 self.processes.append(
                     subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=errors, env=os.environ | place)
@@ -232,6 +242,8 @@ def test_pods_stop_together_lose_each_other_and_end_as_one_pod_and_as_one_proces
     attempt = job.start("last", nodes=2)
     assert attempt.codes() == [0, 0], attempt.errors()
     assert attempt.report(0).resumed_from_step
+    (told,) = attempt.report(0).stopped_runs or []  # the kill is a failure, which a Job counts
+    assert (told.pod_uid, told.last_step) == ("uid-stopped-0", first.last_step)
     assert attempt.report(1).artifacts is None
     assert verify(job.config.output_key(), job.storage) == []
     assert [line.get("loss") for line in figures(job)] == [line.get("loss") for line in figures(whole)]

@@ -26,14 +26,14 @@ def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launcher, "CAUSE_SECONDS", 0.2)
 
 
-def make_config(nodes: int = 2, gpus: int = 2) -> JobConfig:
+def make_config(nodes: int = 2, gpus: int = 2, **resources: dict[str, str | int]) -> JobConfig:
     spec = FineTuneJobSpec.model_validate(
         {
             "objective": "Chat",
             "model": {"uri": "s3://bucket/model"},
             "dataset": {"train": {"uri": "s3://bucket/rows.jsonl"}},
             "output": {"uri": "s3://bucket/out"},
-            "resources": {"nodes": nodes, "gpusPerNode": gpus},
+            "resources": {"nodes": nodes, "gpusPerNode": gpus} | resources,
         }
     )
     return JobConfig(
@@ -200,6 +200,29 @@ def test_a_pod_that_nobody_joins_gives_up_and_says_whom_it_missed(
         assert "pod 1 of 2 did not come within 0 seconds" in ending.report.message
 
 
+@pytest.mark.parametrize(
+    ("node", "event", "is_stopped", "is_written"),
+    [
+        (0, Lost(1, ExitCode.PREEMPTED), False, True),
+        (0, Lost(1, ExitCode.PREEMPTED), True, True),
+        (0, Lost(1, ExitCode.GPU_OUT_OF_MEMORY), False, False),
+        (0, Lost(1), False, False),
+        (0, Lost(1), True, True),
+        (1, Lost(0, ExitCode.PREEMPTED), False, False),
+    ],
+)
+def test_the_first_pod_writes_down_what_a_disruption_of_any_pod_ended(
+    tmp_path: Path, node: int, event: Lost, is_stopped: bool, is_written: bool
+) -> None:
+    layout = Layout(2, 2, node, "x-1-0.x-1")
+    stop = StopFlag()
+    if is_stopped:
+        stop.set()
+    ranks = Ranks(layout, tmp_path, {}, {})
+    pod = Pod(RunState(stop), make_config(), layout, ranks=ranks, lifeline=Others([event]), port=0)
+    assert pod.must_be_written_down(pod.run()) is is_written
+
+
 def environments(layout: Layout) -> Sequence[tuple[str, str, str]]:
     found = [layout.environment(local, {}) for local in range(layout.per_node)]
     return [(one["RANK"], one["LOCAL_RANK"], one["WORLD_SIZE"]) for one in found]
@@ -214,6 +237,29 @@ def test_each_process_knows_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
     assert environments(alone) == [("0", "0", "2"), ("1", "1", "2")]
     assert alone.environment(0, {})["MASTER_ADDR"] == "127.0.0.1"
     assert layout_of(make_config(nodes=1, gpus=0)).size == 1
+
+
+@pytest.mark.parametrize(
+    ("gpus", "resources", "threads"),
+    [
+        (0, {}, "64"),
+        (2, {}, "32"),
+        (1, {"requests": {"cpu": "16"}}, "16"),
+        (2, {"requests": {"cpu": 16, "memory": "64Gi"}}, "8"),
+        (1, {"requests": {"cpu": "500m"}}, "1"),
+        (1, {"requests": {"cpu": "2"}, "limits": {"cpu": "7500m"}}, "7"),
+        (8, {"limits": {"cpu": "4"}}, "1"),
+        (1, {"limits": {"cpu": "128"}}, "64"),
+        (1, {"limits": {"memory": "64Gi"}}, "64"),
+    ],
+)
+def test_processes_share_the_cores_that_the_pod_may_use(
+    monkeypatch: pytest.MonkeyPatch, gpus: int, resources: dict[str, dict[str, str | int]], threads: str
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: range(64))
+    layout = layout_of(make_config(1, gpus, **resources))
+    assert layout.environment(0, {})["OMP_NUM_THREADS"] == threads
+    assert layout.environment(0, {"OMP_NUM_THREADS": "3"})["OMP_NUM_THREADS"] == "3"
 
 
 @pytest.mark.parametrize("index", ["2", "-1", "one"])

@@ -2,6 +2,7 @@
 
 # ruff: noqa: PLC0415 - what is heavy is imported when it is needed
 
+import os
 import tempfile
 from pathlib import Path
 from typing import Annotated
@@ -69,12 +70,13 @@ def train(  # noqa: PLR0917 - the options of a command
     """Train and publish a job whose preflight has passed. Runs in the trainer pod; where the job asks for several
     processes, those of this pod are its children."""
     from finetune_trainer import pod
-    from finetune_trainer.layout import layout_of
+    from finetune_trainer.layout import ENV_THREADS, layout_of
 
     state: RunState = context.obj
     state.termination_log = termination_log
     layout = layout_of(pod.read_config(config, state), rendezvous_port, lifeline_port)
     if layout.size == 1:
+        os.environ.setdefault(ENV_THREADS, str(layout.threads))
         raise typer.Exit(state.finish(pod.train(state, config, workspace, port)))
     from finetune_trainer.launcher import launch
 

@@ -71,6 +71,12 @@ class Pod:
                 self._tell(ending)
                 return ending
 
+    def must_be_written_down(self, ending: Ending) -> bool:
+        """Whether this pod writes for all that a disruption ended the attempt; the failure of a pod is counted by its
+        Job."""
+        is_failure = self._lost is not None and self._lost.code != ExitCode.PREEMPTED and not self._state.stop.is_set()
+        return self._layout.is_first and ending.code == ExitCode.PREEMPTED and not is_failure
+
     def _look(self) -> None:
         """One turn: what the other pods say, and SIGTERM passed on."""
         time.sleep(LOOK_SECONDS)
@@ -227,12 +233,13 @@ def launch(state: RunState, layout: Layout, *, config_path: Path, port: int, wor
     config = read_config(config_path, state)
     lifeline = _lifeline(config, layout)
     ranks = RankProcesses(layout, workspace, ["--config", str(config_path), "--port", str(port)])
+    pod = Pod(state, config, layout, ranks=ranks, lifeline=lifeline, port=port)
     try:
-        ending = Pod(state, config, layout, ranks=ranks, lifeline=lifeline, port=port).run()
+        ending = pod.run()
     finally:
         ranks.end(0.0)
         lifeline.close()
-    if layout.is_first and ending.code == ExitCode.PREEMPTED and ending.report.reason != Reason.PEER_LOST:
+    if pod.must_be_written_down(ending):
         write_down_stop(config, state.stop, ending.report.last_step, ending.report.resumed_from_step)
     state.finish(ending.report)
     return ending.code

@@ -5,10 +5,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from finetune_api.handoff import LIFELINE_PORT, RENDEZVOUS_PORT, ExitCode, JobConfig
+from finetune_api.pods import Resources
 from finetune_trainer.errors import TrainerError
+from finetune_trainer.quantity import parse_quantity
 
 ENV_NODE = "JOB_COMPLETION_INDEX"
 """The pod's number, as an Indexed Job tells it."""
+ENV_THREADS = "OMP_NUM_THREADS"
+"""Read when torch is imported."""
 PARTED = "parted"
 """A file in a process's workspace: it needs the others no more."""
 THIS_MACHINE = "127.0.0.1"
@@ -24,6 +28,7 @@ class Layout:
     first_pod: str = THIS_MACHINE
     rendezvous_port: int = RENDEZVOUS_PORT
     lifeline_port: int = LIFELINE_PORT
+    cores: int = 1
 
     @property
     def size(self) -> int:
@@ -40,10 +45,14 @@ class Layout:
         """The ranks of this pod's processes."""
         return range(self.node * self.per_node, (self.node + 1) * self.per_node)
 
+    @property
+    def threads(self) -> int:
+        """The threads of each process for arithmetic: the processes of a pod share its cores."""
+        return max(1, self.cores // self.per_node)
+
     def environment(self, local_rank: int, inherited: Mapping[str, str]) -> dict[str, str]:
-        """The environment of one process, in torch's words; processes that share a machine share its cores."""
-        threads = max(1, len(os.sched_getaffinity(0)) // self.per_node)
-        return {"OMP_NUM_THREADS": str(threads), **inherited} | {
+        """The environment of one process, in torch's words."""
+        return {ENV_THREADS: str(self.threads), **inherited} | {
             "RANK": str(self.ranks[local_rank]),
             "LOCAL_RANK": str(local_rank),
             "WORLD_SIZE": str(self.size),
@@ -59,11 +68,21 @@ def layout_of(config: JobConfig, rendezvous_port: int = RENDEZVOUS_PORT, lifelin
     nodes = resources.nodes
     per_node = resources.ranks // nodes
     if nodes == 1:
-        return Layout(1, per_node, 0, THIS_MACHINE, rendezvous_port, lifeline_port)
+        return Layout(1, per_node, 0, THIS_MACHINE, rendezvous_port, lifeline_port, cores_of(resources))
     node = os.environ.get(ENV_NODE, "0")
     if not config.first_pod or not node.isdecimal() or int(node) >= nodes:
         told = f"firstPod is {config.first_pod!r} and {ENV_NODE} is {node!r}"
         raise TrainerError(
             ExitCode.INVALID_CONFIG, f"resources.nodes is {nodes}, but the pod does not know its place: {told}"
         )
-    return Layout(nodes, per_node, int(node), config.first_pod, rendezvous_port, lifeline_port)
+    return Layout(nodes, per_node, int(node), config.first_pod, rendezvous_port, lifeline_port, cores_of(resources))
+
+
+def cores_of(resources: Resources) -> int:
+    """The cores of a pod: its CPU limit, else its request, else all of the node.
+
+    Left to itself, torch starts a thread for each core of the node, and they wait for each other's turn.
+    """
+    seen = len(os.sched_getaffinity(0))
+    given = (resources.limits or {}).get("cpu") or (resources.requests or {}).get("cpu")
+    return min(seen, max(1, parse_quantity(given))) if given else seen

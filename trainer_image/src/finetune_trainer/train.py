@@ -11,6 +11,8 @@ from pathlib import Path
 # Read when the libraries below are imported: models come from storage alone, and nobody is told of the run.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+# Nothing is compiled here, but bitsandbytes prepares for it, and looks for a C++ compiler that the image does not have.
+os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 
 import torch
 from peft import PeftModel
