@@ -72,6 +72,7 @@ def reader(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Reader:
     text = yaml.safe_dump(next(job for where, job in jobs() if where.startswith("docs/first-job.md")))
     job: dict[str, Any] = yaml.safe_load(one.filled(text))
     job["spec"]["hyperparameters"] = {"maxSteps": 4, "maxLength": 128, "gradientAccumulationSteps": 1}
+    job["spec"]["output"]["merge"] = "BF16"
     (one.folder / "support-bot.yaml").write_text(yaml.safe_dump(job))
     return one
 
@@ -96,3 +97,4 @@ def test_the_guide_leads_from_rows_to_a_result(reader: Reader) -> None:
         assert re.search(CLUSTER[command], reader.run(command)), command
     assert (reader.folder / "support-bot" / "report.html").stat().st_size
     assert (reader.folder / "adapter" / "adapter_model.safetensors").stat().st_size
+    assert (reader.folder / "merged" / "model.safetensors").stat().st_size

@@ -30,7 +30,8 @@ class Resources(Block):
     requests: ResourceList | None = None
     """Resource requests of the trainer container, for example `{cpu: 4, memory: 24Gi}`. Default: none but the GPU."""
     limits: ResourceList | None = None
-    """Resource limits of the trainer container. Default: none but the GPU."""
+    """Resource limits of the trainer container. The CPU limit, else the request, also sets the threads of its processes
+    (`OMP_NUM_THREADS`). Default: none but the GPU."""
     shm_size: Quantity | None = None
     """Size of `/dev/shm`, which counts as memory. Default: `1Gi`."""
     workspace: Workspace | None = None

@@ -1,0 +1,85 @@
+"""Documented commands that a reader types in a clone of the repository, in a clone of their own."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from documented import IN_A_CLONE
+from documents import ROOT
+
+HOOKS, INSTALL, SEND = IN_A_CLONE
+CATALOGUE = "http://marquez:5000"
+EVENTS = [{"run": {"runId": "one's own"}, "eventType": kind} for kind in ("START", "COMPLETE")]
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With the environment of `make setup`."""
+    folder = tmp_path_factory.mktemp("clone") / "repository"
+    subprocess.run(["git", "clone", "--quiet", str(ROOT), str(folder)], check=True, capture_output=True)
+    (folder / ".venv").symlink_to(Path(sys.executable).parents[1])
+    return folder
+
+
+def call(folder: Path, command: str, path: Path | None = None) -> str:
+    environment = os.environ | ({"PATH": f"{path}:{os.environ['PATH']}"} if path else {})
+    done = subprocess.run(
+        ["bash", "-c", command], cwd=folder, env=environment, check=False, capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
+    return done.stdout
+
+
+@pytest.fixture
+def catalogue() -> Iterator[tuple[str, list[Any]]]:
+    """Address of a server that takes lineage events, and those that it took."""
+    taken: list[Any] = []
+
+    class Catalogue(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            is_event = (self.path, self.headers["Content-Type"]) == ("/api/v1/lineage", "application/json")
+            if is_event:
+                taken.append(json.loads(body))
+            self.send_response(201 if is_event else 400)
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None:
+            """Quiet."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Catalogue)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}", taken
+    server.shutdown()
+    server.server_close()
+
+
+def test_the_hooks_of_a_clone_are_installed(clone: Path) -> None:
+    assert re.search(IN_A_CLONE[HOOKS], call(clone, HOOKS))
+    assert "pre-commit" in (clone / ".git" / "hooks" / "pre-commit").read_text()
+
+
+def test_the_plugin_is_installed_into_an_environment_where_kubectl_finds_it(clone: Path, tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "own")], check=True)
+    programs = tmp_path / "own" / "bin"
+    assert re.search(IN_A_CLONE[INSTALL], call(clone, INSTALL, programs), re.DOTALL)
+    assert "lineage" in call(clone, f"{programs}/kubectl-finetune --help")
+    heavy = call(clone, f"{programs}/python -c 'import importlib.util as u; print(u.find_spec(\"torch\"))'")
+    assert heavy.strip() == "None"
+
+
+def test_lineage_events_are_sent_to_a_catalogue_line_by_line(
+    tmp_path: Path, catalogue: tuple[str, list[Any]]
+) -> None:
+    address, taken = catalogue
+    (tmp_path / "openlineage.jsonl").write_text("".join(json.dumps(event) + "\n" for event in EVENTS))
+    call(tmp_path, SEND.replace(CATALOGUE, address))
+    assert taken == EVENTS
