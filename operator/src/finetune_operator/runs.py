@@ -278,6 +278,7 @@ def cut(  # noqa: PLR0917
 ) -> None:
     """Ends the run that is written down as running, without its pod's own word; counts nothing but its time."""
     status = draft.status
+    child = next((one for one in draft.seen.own if one.attempt == run.attempt), None)
     ended = Run(
         run=(status.runs or 0) + 1,
         attempt=run.attempt,
@@ -285,15 +286,22 @@ def cut(  # noqa: PLR0917
         pod_uid=run.pod_uid,
         node=run.node,
         start_time=run.start_time,
-        end_time=run.missing_since or draft.seen.now,
+        end_time=_latest_end(draft, run, child),
         result=result,
         reason=reason,
         message=message[:1024],
         exit_code=exit_code,
         **_steps(draft, run.pod_uid, run.start_time),
     )
-    append(draft, ended, next((one for one in draft.seen.own if one.attempt == run.attempt), None))
+    append(draft, ended, child)
     status.current_run = None
+
+
+def _latest_end(draft: Draft, run: CurrentRun, child: ChildJob | None) -> datetime:
+    """When a run whose end nobody saw has ended: before its Job made the next pod, however late that is looked at."""
+    pods = [pod for pod in draft.seen.pods_of(child.uid) if pod.rank == 0] if child and run.start_time else []
+    later = [pod.created for pod in pods if pod.created and run.start_time and pod.created > run.start_time]
+    return min([run.missing_since or draft.seen.now, *later])
 
 
 def _judge_unseen(draft: Draft, run: CurrentRun, child: ChildJob | None) -> Verdict:

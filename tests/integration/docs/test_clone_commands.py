@@ -76,9 +76,7 @@ def test_the_plugin_is_installed_into_an_environment_where_kubectl_finds_it(clon
     assert heavy.strip() == "None"
 
 
-def test_lineage_events_are_sent_to_a_catalogue_line_by_line(
-    tmp_path: Path, catalogue: tuple[str, list[Any]]
-) -> None:
+def test_lineage_events_are_sent_to_a_catalogue_line_by_line(tmp_path: Path, catalogue: tuple[str, list[Any]]) -> None:
     address, taken = catalogue
     (tmp_path / "openlineage.jsonl").write_text("".join(json.dumps(event) + "\n" for event in EVENTS))
     call(tmp_path, SEND.replace(CATALOGUE, address))

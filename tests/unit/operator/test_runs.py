@@ -156,6 +156,21 @@ def test_the_next_pod_settles_a_run_that_nobody_saw_end(scene: Any) -> None:
     assert (one.status["preemptions"], one.status["currentRun"]["podName"]) == (1, "second")
 
 
+def test_the_hours_that_the_operator_was_away_are_no_time_of_a_run_that_ended_meanwhile(scene: Any) -> None:
+    one = scene().to_training()
+    one.run(one.pod("one-1"))
+    one.settle()
+    began = one.now
+    one.pods.clear()
+    one.now += timedelta(hours=3)
+    second = one.pod("one-1", "second")
+    second["metadata"]["creationTimestamp"] = (began + timedelta(seconds=40)).strftime("%Y-%m-%dT%H:%M:%SZ")
+    one.run(second)
+    one.settle()
+    run = one.status["history"][0]
+    assert (run["endTime"], one.status["activeSeconds"]) == (second["metadata"]["creationTimestamp"], 40)
+
+
 def test_preemptions_of_preflight_outlive_the_operators_memory(scene: Any) -> None:
     one = scene(maxPreemptions=1)
     one.settle()
