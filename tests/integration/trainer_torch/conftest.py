@@ -1,6 +1,7 @@
 """Real training of a tiny random Llama on the CPU, through the same preflight and train as in a pod."""
 
 import os
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,30 @@ from tiny_model import make_tiny_model
 from training_bench import Bench, make_spec
 
 from finetune_api.handoff import Report
+from finetune_trainer import gate, gate_process
 
 MakeBench = Callable[..., Bench]
+
+
+@pytest.fixture(autouse=True)
+def gate_in_this_process(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The gate does its work here, where its libraries are loaded; that takes its own process most of its time.
+
+    `test_gate.py` and the fixture `published` have the process, and so has every pod of the other suites.
+    """
+
+    def run(command: list[str], errors: int, *_: Any) -> int:
+        try:
+            gate_process.main(*command[-2:])
+        except SystemExit as error:
+            return int(error.code or 0)
+        except Exception:
+            os.write(errors, traceback.format_exc().encode())
+            return 1
+        return 0
+
+    if request.path.stem != "test_gate":
+        monkeypatch.setattr(gate, "_run", run)
 
 
 @pytest.fixture(scope="session")
