@@ -17,8 +17,9 @@ from finetune_trainer.labels import Labeler
 DATA = Path(__file__).resolve().parents[1] / "demo" / "data.py"
 MODEL = f"s3://{BUCKET}/smollm2"
 CHATTY = "Oh, what a great question! Well, let me think about it for a moment. "
-HYPER = {"maxSteps": 12, "perDeviceTrainBatchSize": 4, "gradientAccumulationSteps": 1, "maxLength": 128}
-SIZE = {"gpusPerNode": 1, "requests": {"cpu": "1", "memory": "2Gi"}}
+HYPER = {"maxSteps": 10, "perDeviceTrainBatchSize": 4, "gradientAccumulationSteps": 1, "maxLength": 128}
+SIZE = {"gpusPerNode": 1, "requests": {"cpu": "600m", "memory": "2Gi"}}
+"""Both jobs at once on two cores."""
 QUESTION = "What does the field `replicas` of a Kubernetes Deployment do?"
 
 
@@ -37,10 +38,10 @@ def results(bench: Bench, local: Path) -> dict[str, dict[str, Any]]:
     """Both jobs' final status."""
     questions = [row for row in map(_pair, (local / "kubernetes-fields.jsonl").read_text("utf-8").splitlines()) if row]
     chats = [{"conversations": [{"from": "human", "value": ask}, {"from": "gpt", "value": answer}]}
-             for ask, answer in questions[:300]]  # fmt: skip
-    pairs = [{"prompt": ask, "chosen": answer, "rejected": CHATTY + answer} for ask, answer in questions[:120]]
+             for ask, answer in questions[:200]]  # fmt: skip
+    pairs = [{"prompt": ask, "chosen": answer, "rejected": CHATTY + answer} for ask, answer in questions[:80]]
     common: dict[str, Any] = {"model": {"uri": MODEL}, "resources": SIZE}
-    evaluation = {"steps": 12, "prompts": [{"prompt": QUESTION}], "maxNewTokens": 32}
+    evaluation = {"steps": 10, "prompts": [{"prompt": QUESTION}], "maxNewTokens": 32}
     jobs = {
         "real-chat": bench.apply(
             "real-chat",
@@ -76,7 +77,7 @@ def _pair(line: str) -> tuple[str, str] | None:
 
 
 def _dataset(uri: str, data_format: str) -> dict[str, Any]:
-    return {"train": {"uri": uri}, "format": data_format, "validationSplitPercent": 8}
+    return {"train": {"uri": uri}, "format": data_format, "validationSplitPercent": 10}
 
 
 def test_chat_on_sharegpt_rows_halves_the_surprise(results: dict[str, dict[str, Any]]) -> None:

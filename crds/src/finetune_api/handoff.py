@@ -365,4 +365,6 @@ def _immutable_fields() -> set[str]:
     return {aliases[alias] for alias in FineTuneJobSpec.IMMUTABLE}
 
 
-Stage = Literal["Loading", "Baseline", "Training", "Evaluating", "Saving", "Answering", "Merging", "Publishing", "Done"]
+Stage = Literal[
+    "Loading", "Reference", "Baseline", "Training", "Evaluating", "Saving", "Answering", "Merging", "Publishing", "Done"
+]

@@ -54,8 +54,8 @@ class Progress(StatusBlock):
     epoch: Measure | None = None
     """Passes over the rows done."""
     stage: Word | None = None
-    """What the trainer does now: `Loading`, `Baseline`, `Training`, `Evaluating`, `Saving`, `Answering`, `Merging`,
-    `Publishing` or `Done`."""
+    """What the trainer does now: `Loading`, `Reference`, `Baseline`, `Training`, `Evaluating`, `Saving`, `Answering`,
+    `Merging`, `Publishing` or `Done`."""
     estimated_remaining_seconds: Count | None = None
     """Estimated seconds to the last step."""
     resumed_from_step: Count | None = None

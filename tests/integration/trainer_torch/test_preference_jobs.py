@@ -65,7 +65,7 @@ def metrics_lines(bench: Bench, kind: str) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("method", ["LoRA", "QLoRA", "Full"])
 @pytest.mark.parametrize("objective", ["DPO", "KTO"])
 def test_a_job_learns_to_prefer_and_publishes_what_it_learnt(
-    make_bench: MakeBench, objective: str, method: str
+    make_bench: MakeBench, capsys: pytest.CaptureFixture[str], objective: str, method: str
 ) -> None:
     bench = make_job(make_bench, objective, method, output={"uri": "s3://bucket/output", "merge": "FP32"})
     report = bench.run()
@@ -81,6 +81,7 @@ def test_a_job_learns_to_prefer_and_publishes_what_it_learnt(
     assert all("reward_margin" in line for line in metrics_lines(bench, "eval"))
     assert verify("s3://bucket/output", bench.storage) == []
     assert "finetune_report.md" in digest_folder(bench.output)
+    assert '"stage":"Reference"' in capsys.readouterr().out
 
 
 def test_the_published_adapter_gives_the_margin_that_is_told(make_bench: MakeBench) -> None:

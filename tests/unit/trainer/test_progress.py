@@ -124,6 +124,17 @@ def test_before_the_first_step_the_stage_is_what_people_see(reporter: Reporter) 
     assert reporter.snapshot().progress.display == "Loading"
 
 
+def test_before_the_first_step_people_see_how_much_of_a_stage_is_done(reporter: Reporter) -> None:
+    reporter.stage("Reference")
+    reporter.share(3, 8)
+    assert (reporter.snapshot().progress.display, reporter.snapshot().heartbeat) == ("Reference 37%", 2)
+    reporter.stage("Baseline")
+    assert reporter.snapshot().progress.display == "Baseline"
+    reporter.update(progress={"step": 1, "total_steps": 4})
+    reporter.share(1, 2)
+    assert reporter.snapshot().progress.display == "25%"
+
+
 def test_one_json_line_is_printed_per_stage_and_per_metrics(reporter: Reporter, out: io.StringIO) -> None:
     reporter.stage("Training")
     for step in range(50):

@@ -41,11 +41,18 @@ class Reporter:
         self._prometheus = TrainerMetrics()
         self._bar = Bar(self._out) if self._out.isatty() else None
         self._pace = Pace()
+        self._share = ""
         self._last_line = -QUIET_SECONDS
 
     def stage(self, name: Stage) -> None:
         """Say what the trainer does now."""
+        self._share = ""
         self.update(progress={"stage": name})
+
+    def share(self, done: int, total: int) -> None:
+        """Say that work goes on, and how much is done of a stage before the first step."""
+        self._share = f" {100 * done // total}%"
+        self.update()
 
     def beat(self, transferred: int = 0) -> None:
         """Say that work goes on: a row, a batch, or `transferred` bytes (fits as `on_bytes` of storage)."""
@@ -131,7 +138,7 @@ class Reporter:
 
     def _derived(self, progress: Progress) -> Progress:
         if progress.step is None or not progress.total_steps:
-            progress.display = progress.stage
+            progress.display = f"{progress.stage}{self._share}" if progress.stage else None
             return progress
         progress.percent = min(100, 100 * progress.step // progress.total_steps)
         progress.display = f"{progress.percent}%"

@@ -222,10 +222,10 @@ class WatchedTrainer(Trainer):  # type: ignore[misc]  # the library has no types
         self.model.eval()
         if self._watch.world.size > 1:
             return self._measured(self._measure_together(self._watch.world))
-        parts = []
-        for batch in self.get_eval_dataloader():
+        parts, batches = [], self.get_eval_dataloader()
+        for batch in batches:
             self._watch.stop.raise_if_set()
-            self._watch.reporter.beat()
+            self._watch.reporter.share(len(parts), len(batches))
             parts.append(self._measure_batch(self._prepare_inputs(batch)))
         return self._measured(parts)
 

@@ -32,7 +32,7 @@ class ReferencedTrainer(WatchedTrainer):
 
     def __init__(self, watch: Watch, **arguments: Any) -> None:
         super().__init__(watch, **arguments)
-        watch.reporter.stage("Loading")
+        watch.reporter.stage("Reference")
         self.train_dataset = self._with_reference(self.train_dataset)
         if self.eval_dataset is not None:
             self.eval_dataset = self._with_reference(self.eval_dataset)
@@ -55,9 +55,9 @@ class ReferencedTrainer(WatchedTrainer):
         size, world = self.args.per_device_eval_batch_size, self._watch.world
         batches = [range(at, min(at + size, len(dataset))) for at in range(0, len(dataset), size)]
         shares = torch.zeros(-(-len(batches) // world.size), size, len(self.REFERENCE_COLUMNS))
-        for share, (batch, _) in zip(shares, world.deal(batches), strict=True):
+        for number, (share, (batch, _)) in enumerate(zip(shares, world.deal(batches), strict=True)):
             self._watch.stop.raise_if_set()
-            self._watch.reporter.beat()
+            self._watch.reporter.share(number, len(shares))
             inputs = self._prepare_inputs(self.data_collator([dataset[at] for at in batch]))
             found = self.compute_ref_log_probs(self.model, inputs)
             share[: len(batch)] = torch.stack([values.float().cpu() for values in found], dim=1)
