@@ -9,8 +9,8 @@ BIN := $(VENV)/bin
 PYTHON ?= python3
 DIR ?= data
 CLUSTER ?= auto
-# Processes that share the tests that need no cluster; each trains on one thread.
-WORKERS ?= 2
+# Processes that share the tests that need no cluster. Each trains on one thread, and on two cores one of three waits.
+WORKERS ?= 3
 CLUSTER_PY := $(BIN)/python tests/cluster/cluster.py
 DEMO_PY := $(BIN)/python tests/demo/demo.py
 

@@ -222,7 +222,8 @@ class WatchedTrainer(Trainer):  # type: ignore[misc]  # the library has no types
         self.model.eval()
         if self._watch.world.size > 1:
             return self._measured(self._measure_together(self._watch.world))
-        parts, batches = [], self.get_eval_dataloader()
+        parts: list[Part] = []
+        batches = self.get_eval_dataloader()
         for batch in batches:
             self._watch.stop.raise_if_set()
             self._watch.reporter.share(len(parts), len(batches))
