@@ -136,7 +136,8 @@ integration: setup binaries mlflow browser prometheus checkov $(VENV)/audit/inst
 .PHONY: e2e
 e2e: setup ## End-to-end tests: a real cluster with real pods
 	$(MAKE) deploy CLUSTER=$(CLUSTER)
-	eval "$$($(MAKE) -s env CLUSTER=$(CLUSTER))"; $(BIN)/pytest tests/e2e
+	eval "$$($(MAKE) -s env CLUSTER=$(CLUSTER))"; \
+	  $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not alone' tests/e2e && $(BIN)/pytest -m alone tests/e2e
 
 .PHONY: test
 test: lint types unit integration e2e ## Everything: lint, types, unit, integration, e2e

@@ -1,5 +1,6 @@
 """A deployed cluster in the environment, storage with the tiny model, and a namespace for each module of tests."""
 
+import contextlib
 import os
 import uuid
 from collections.abc import Iterator
@@ -27,7 +28,8 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Storage with the tiny model and the colours in it."""
     storage = boto3.client("s3")
     if BUCKET not in [bucket["Name"] for bucket in storage.list_buckets()["Buckets"]]:
-        storage.create_bucket(Bucket=BUCKET)
+        with contextlib.suppress(storage.exceptions.BucketAlreadyExists, storage.exceptions.BucketAlreadyOwnedByYou):
+            storage.create_bucket(Bucket=BUCKET)  # another process of the tests may have been faster
     directory = tmp_path_factory.mktemp("tiny-model")
     make_tiny_model(directory)
     for path in sorted(directory.iterdir()):

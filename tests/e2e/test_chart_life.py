@@ -14,6 +14,8 @@ import yaml
 from kubernetes import client
 from user import Bench, Job, kubectl, wait_for
 
+pytestmark = pytest.mark.alone
+
 CHART = Path(__file__).parents[2] / "helm" / "finetune-operator"
 NAMESPACE, RELEASE = "finetune-system", "finetune-operator"
 BEFORE = "0.0.1"

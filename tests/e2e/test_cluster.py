@@ -13,6 +13,8 @@ import yaml
 from kubernetes import client, stream, watch
 from user import kubectl
 
+pytestmark = pytest.mark.alone
+
 RESTRICTED = {"pod-security.kubernetes.io/enforce": "restricted"}
 PYTHON = "/opt/venv/bin/python"
 SERVE = "import http.server; http.server.test(http.server.SimpleHTTPRequestHandler, port=8080)"

@@ -2,8 +2,11 @@
 
 from typing import Any
 
+import pytest
 from kubernetes import client
 from user import Bench, Job, kubectl, wait_for
+
+pytestmark = pytest.mark.alone
 
 LONG = {"maxSteps": 400, "perDeviceTrainBatchSize": 4, "gradientAccumulationSteps": 1, "maxLength": 128}
 

@@ -16,6 +16,8 @@ import yaml
 from kubernetes import client
 from user import Bench, Job, kubectl, process_of, secret, wait_for
 
+pytestmark = pytest.mark.alone
+
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "crds" / "examples" / "kueue"
 LONG = {"maxSteps": 360, "perDeviceTrainBatchSize": 4, "gradientAccumulationSteps": 1, "maxLength": 128}

@@ -9,7 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 from user import Bench, Job, kubectl, wait_for
+
+pytestmark = pytest.mark.alone
 
 SHAPE = {"perDeviceTrainBatchSize": 4, "gradientAccumulationSteps": 1, "maxLength": 128}
 

@@ -15,6 +15,8 @@ import pytest
 import yaml
 from user import Bench, Job, kubectl, wait_for
 
+pytestmark = pytest.mark.alone
+
 CHART = Path(__file__).parents[2] / "helm" / "finetune-operator"
 OPERATOR = "/api/v1/namespaces/finetune-system/services/finetune-operator:http/proxy/metrics"
 TRAINER = "/api/v1/namespaces/{}/pods/{}:8080/proxy/metrics"
