@@ -73,10 +73,13 @@ sbom: $(VENV)/audit/installed ## Write what the images hold of Python packages t
 	done
 
 # Strict: packages that the service does not know, or a service that is away, are a failure and not a clean bill.
+AUDIT_ARGS ?=
+
 .PHONY: audit
-audit: $(VENV)/audit/installed ## Ask PyPI for known vulnerabilities in the pinned requirements (needs pypi.org)
+audit: $(VENV)/audit/installed ## Ask PyPI, or whom AUDIT_ARGS names, for known vulnerabilities in the pinned requirements
 	for part in operator trainer uv dev; do \
-	  $(VENV)/audit/bin/pip-audit --strict --disable-pip --require-hashes --progress-spinner off -r requirements/$$part.txt; \
+	  $(VENV)/audit/bin/pip-audit --strict --disable-pip --require-hashes --progress-spinner off $(AUDIT_ARGS) \
+	    -r requirements/$$part.txt; \
 	done
 
 .PHONY: requirements

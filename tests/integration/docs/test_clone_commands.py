@@ -1,4 +1,4 @@
-"""Documented commands that a reader types in a clone of the repository, in a clone of their own."""
+"""Documented commands that a reader types in a clone of the repository, and those that send a result elsewhere."""
 
 import json
 import os
@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 from documented import IN_A_CLONE
 from documents import ROOT
+from hub import Hub
 
-HOOKS, INSTALL, SEND = IN_A_CLONE
+HOOKS, INSTALL, SEND, UPLOAD = IN_A_CLONE
 CATALOGUE = "http://marquez:5000"
 EVENTS = [{"run": {"runId": "one's own"}, "eventType": kind} for kind in ("START", "COMPLETE")]
 
@@ -29,8 +30,8 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def call(folder: Path, command: str, path: Path | None = None) -> str:
-    environment = os.environ | ({"PATH": f"{path}:{os.environ['PATH']}"} if path else {})
+def call(folder: Path, command: str, path: Path | None = None, **variables: str) -> str:
+    environment = os.environ | variables | ({"PATH": f"{path}:{os.environ['PATH']}"} if path else {})
     done = subprocess.run(
         ["bash", "-c", command], cwd=folder, env=environment, check=False, capture_output=True, text=True, timeout=600
     )
@@ -81,3 +82,18 @@ def test_lineage_events_are_sent_to_a_catalogue_line_by_line(tmp_path: Path, cat
     (tmp_path / "openlineage.jsonl").write_text("".join(json.dumps(event) + "\n" for event in EVENTS))
     call(tmp_path, SEND.replace(CATALOGUE, address))
     assert taken == EVENTS
+
+
+def test_an_adapter_is_put_on_a_hub_with_its_card_at_the_top(tmp_path: Path) -> None:
+    files = {"README.md": "---\nlibrary_name: peft\n---\n# one\n", "adapter_config.json": "{}", "a/b.json": "[]"}
+    for name, text in files.items():
+        path = tmp_path / "adapter" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    (tmp_path / "hub").mkdir()
+    with Hub(tmp_path / "hub").serving() as hub:
+        place = {"HF_ENDPOINT": hub.endpoint, "HF_TOKEN": hub.token, "HF_HOME": str(tmp_path / "home")}
+        told = call(tmp_path, UPLOAD, Path(sys.executable).parent, **place)
+    assert re.search(IN_A_CLONE[UPLOAD], told)
+    taken = tmp_path / "hub" / "models" / "my-org" / "support-bot"
+    assert {name: (taken / name).read_text() for name in files} == files
