@@ -133,7 +133,7 @@ def table(
         "kills of the operator": f"{killer.done} ({killer.by_process} SIGKILL, {killer.by_pod} pods deleted by force)",
         "SIGKILLs of trainers": sum(one.kills for one in lived),
         "evictions of trainers": sum(one.evictions for one in lived),
-        "evictions that an operator lived to count": sum(one.status.get("preemptions", 0) for one in lived),
+        "evictions counted as preemptions": sum(one.status.get("preemptions", 0) for one in lived),
         "jobs": f"{len(lived)}, {asked.parallel} at a time, {asked.steps} steps each",
         "runs": sum(one.status.get("runs", 0) for one in lived),
         "jobs Complete": sum(one.status.get("phase") == "Succeeded" for one in lived),
