@@ -6,8 +6,6 @@ import pytest
 from kubernetes import client
 from user import Bench, Job, kubectl, wait_for
 
-pytestmark = pytest.mark.alone
-
 LONG = {"maxSteps": 400, "perDeviceTrainBatchSize": 4, "gradientAccumulationSteps": 1, "maxLength": 128}
 
 
@@ -19,6 +17,7 @@ def operator_pods() -> list[Any]:
     )
 
 
+@pytest.mark.alone
 def test_an_operator_killed_in_mid_run_leaves_one_job_and_the_right_status(bench: Bench) -> None:
     job = bench.apply("orphan", hyperparameters=LONG)
     trainer = job.running_pod()
@@ -52,21 +51,19 @@ def test_an_evicted_trainer_counts_as_a_preemption_and_the_next_run_goes_on_from
     assert (status["attempts"], status["runs"], status["preemptions"], status.get("failures", 0)) == (1, 2, 1, 0)
 
 
-@pytest.mark.parametrize("nodes", [1, 2])
-def test_an_eviction_that_no_operator_lived_to_see_is_counted_once_the_next_run_tells_of_it(
-    bench: Bench, nodes: int
-) -> None:
-    """Of two pods the second is evicted, and both end."""
-    resources = {"nodes": nodes, "gpusPerNode": 0, "requests": {"cpu": "250m", "memory": "1Gi"}}
-    shape = LONG | {"maxSteps": 400 // nodes}
-    job = bench.apply(f"unwatched-{nodes}", hyperparameters=shape, tuning={"method": "LoRA"}, resources=resources)
+@pytest.mark.alone
+def test_an_eviction_that_no_operator_lived_to_see_is_counted_once_the_next_run_tells_of_it(bench: Bench) -> None:
+    """The second of two pods is evicted, and both end."""
+    resources = {"nodes": 2, "gpusPerNode": 0, "requests": {"cpu": "250m", "memory": "1Gi"}}
+    shape = LONG | {"maxSteps": 200}
+    job = bench.apply("unwatched", hyperparameters=shape, tuning={"method": "LoRA"}, resources=resources)
     job.running_pod()
-    firsts = [_pods_by_rank(job, nodes)[0].metadata.name]
+    firsts = [_pair_by_rank(job)[0].metadata.name]
     kubectl("scale", "deployment/finetune-operator", "-n", "finetune-system", "--replicas=0")
     try:
         wait_for("no operator", lambda: not operator_pods())
         for which in ("second", "third"):
-            _evict(bench, _pods_by_rank(job, nodes)[-1])
+            _evict(bench, _pair_by_rank(job)[1])
             again = wait_for(f"a {which} pod that trains", lambda: _training(job, firsts), state=job.pods)
             firsts.append(again.metadata.name)
     finally:
@@ -88,14 +85,14 @@ def _rank(pod: Any) -> int:
     return int((pod.metadata.annotations or {}).get("batch.kubernetes.io/job-completion-index", 0))
 
 
-def _pods_by_rank(job: Job, nodes: int) -> list[Any]:
-    """The pods that run, once all of them do."""
+def _pair_by_rank(job: Job) -> list[Any]:
+    """Both pods, once they run."""
 
     def look() -> list[Any]:
         pods = [pod for pod in job.pods() if pod.status.phase == "Running" and not pod.metadata.deletion_timestamp]
-        return sorted(pods, key=_rank) if len(pods) == nodes else []
+        return sorted(pods, key=_rank) if len(pods) == 2 else []
 
-    found: list[Any] = wait_for("all pods to run", look, state=job.pods)
+    found: list[Any] = wait_for("both pods to run", look, state=job.pods)
     return found
 
 
@@ -103,7 +100,7 @@ def _training(job: Job, known: list[str]) -> Any:
     """Another first pod than those that are known, once its log tells of a step: no operator is there to ask."""
     for pod in job.pods():
         name = pod.metadata.name
-        if name not in known and pod.status.phase == "Running" and _rank(pod) == 0:
+        if name not in known and pod.status.phase == "Running" and not _rank(pod):
             log = kubectl("logs", "-n", job.namespace, name, check=False).stdout
             return pod if '"stage":"Training"' in log else None
     return None
