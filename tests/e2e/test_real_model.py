@@ -38,8 +38,8 @@ def results(bench: Bench, local: Path) -> dict[str, dict[str, Any]]:
     """Both jobs' final status."""
     questions = [row for row in map(_pair, (local / "kubernetes-fields.jsonl").read_text("utf-8").splitlines()) if row]
     chats = [{"conversations": [{"from": "human", "value": ask}, {"from": "gpt", "value": answer}]}
-             for ask, answer in questions[:200]]  # fmt: skip
-    pairs = [{"prompt": ask, "chosen": answer, "rejected": CHATTY + answer} for ask, answer in questions[:80]]
+             for ask, answer in questions[:140]]  # fmt: skip
+    pairs = [{"prompt": ask, "chosen": answer, "rejected": CHATTY + answer} for ask, answer in questions[:60]]
     common: dict[str, Any] = {"model": {"uri": MODEL}, "resources": SIZE}
     evaluation = {"steps": 10, "prompts": [{"prompt": QUESTION}], "maxNewTokens": 32}
     jobs = {
