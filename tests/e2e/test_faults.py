@@ -53,26 +53,24 @@ def test_an_evicted_trainer_counts_as_a_preemption_and_the_next_run_goes_on_from
 
 @pytest.mark.alone
 def test_an_eviction_that_no_operator_lived_to_see_is_counted_once_the_next_run_tells_of_it(bench: Bench) -> None:
-    """The second of two pods is evicted, and both end."""
-    resources = {"nodes": 2, "gpusPerNode": 0, "requests": {"cpu": "250m", "memory": "1Gi"}}
-    shape = LONG | {"maxSteps": 200}
-    job = bench.apply("unwatched", hyperparameters=shape, tuning={"method": "LoRA"}, resources=resources)
-    job.running_pod()
-    firsts = [_pair_by_rank(job)[0].metadata.name]
+    job = bench.apply("unwatched", hyperparameters=LONG)
+    first = job.running_pod()
     kubectl("scale", "deployment/finetune-operator", "-n", "finetune-system", "--replicas=0")
     try:
         wait_for("no operator", lambda: not operator_pods())
-        for which in ("second", "third"):
-            _evict(bench, _pair_by_rank(job)[1])
-            again = wait_for(f"a {which} pod that trains", lambda: _training(job, firsts), state=job.pods)
-            firsts.append(again.metadata.name)
+        evicted = [first.metadata.name]
+        _evict(bench, first)
+        second = wait_for("a second pod that trains", lambda: _training(job, evicted), state=job.pods)
+        evicted.append(second.metadata.name)
+        _evict(bench, second)
+        third = wait_for("a third pod that trains", lambda: _training(job, evicted), state=job.pods)
     finally:
         kubectl("scale", "deployment/finetune-operator", "-n", "finetune-system", "--replicas=1")
     status = job.wait("Complete")
     ends = {run["podName"]: (run["result"], run["reason"]) for run in status["history"]}
-    assert ends[firsts[0]][0] == "Preempted"
-    assert ends[firsts[1]] == ("Preempted", "Unobserved")
-    assert ends[firsts[2]] == ("Succeeded", "Succeeded")
+    assert ends[second.metadata.name] == ("Preempted", "Unobserved")
+    assert ends[first.metadata.name][0] == "Preempted"
+    assert ends[third.metadata.name] == ("Succeeded", "Succeeded")
     assert (status["attempts"], status["runs"], status["preemptions"], status.get("failures", 0)) == (1, 3, 2, 0)
 
 
@@ -81,26 +79,11 @@ def _evict(bench: Bench, pod: Any) -> None:
     client.CoreV1Api().create_namespaced_pod_eviction(pod.metadata.name, bench.namespace, eviction)
 
 
-def _rank(pod: Any) -> int:
-    return int((pod.metadata.annotations or {}).get("batch.kubernetes.io/job-completion-index", 0))
-
-
-def _pair_by_rank(job: Job) -> list[Any]:
-    """Both pods, once they run."""
-
-    def look() -> list[Any]:
-        pods = [pod for pod in job.pods() if pod.status.phase == "Running" and not pod.metadata.deletion_timestamp]
-        return sorted(pods, key=_rank) if len(pods) == 2 else []
-
-    found: list[Any] = wait_for("both pods to run", look, state=job.pods)
-    return found
-
-
 def _training(job: Job, known: list[str]) -> Any:
-    """Another first pod than those that are known, once its log tells of a step: no operator is there to ask."""
+    """Another pod than those that are known, once its log tells of a step: no operator is there to ask."""
     for pod in job.pods():
         name = pod.metadata.name
-        if name not in known and pod.status.phase == "Running" and not _rank(pod):
+        if name not in known and pod.status.phase == "Running":
             log = kubectl("logs", "-n", job.namespace, name, check=False).stdout
             return pod if '"stage":"Training"' in log else None
     return None

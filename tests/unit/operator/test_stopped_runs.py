@@ -132,3 +132,20 @@ def test_the_limit_on_preemptions_holds_for_those_that_nobody_saw(scene: Any) ->
     answer(one, pod, *[told(number) for number in range(1, 4)])
     one.settle()
     assert one.condition("Failed")["reason"] == "TooManyPreemptions"
+
+
+def test_of_several_pods_the_runs_of_the_first_are_told(scene: Any) -> None:
+    one = scene(resources={"nodes": 2, "gpusPerNode": 0}).to_training()
+    first, _ = one.set_of("one-1")
+    one.settle()
+    one.pods.clear()
+    last, _ = one.set_of("one-1")
+    for number, pod in enumerate(one.pods.values()):
+        pod["metadata"]["uid"] = f"last-{number}"
+    answer(one, last, told(1, uid=first["metadata"]["uid"]), told(2))
+    for _ in range(3):
+        one.settle()
+    assert {run["podName"]: run["reason"] for run in one.status["history"]} == {
+        first["metadata"]["name"]: "Unobserved", "unseen-2": "Unobserved",
+    }  # fmt: skip
+    assert (one.status["preemptions"], one.status["runs"]) == (2, 2)
