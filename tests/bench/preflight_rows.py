@@ -13,11 +13,11 @@ from tiny_model import make_tiny_model
 
 from finetune_api.handoff import JobConfig, Outcome, config_sha256
 from finetune_api.spec import FineTuneJobSpec
-from finetune_trainer.local_storage import LocalStorage
-from finetune_trainer.preflight import preflight
-from finetune_trainer.progress import Reporter
-from finetune_trainer.stop import StopFlag
-from finetune_trainer.storage import Storage
+from finetune_trainer.monitoring.reporter import Reporter
+from finetune_trainer.pipeline.preflight import preflight
+from finetune_trainer.sigterm import StopFlag
+from finetune_trainer.storage.local import LocalStorage
+from finetune_trainer.storage.protocol import Storage
 
 
 def no_store() -> Storage:

@@ -44,10 +44,10 @@ from trl import SFTConfig, SFTTrainer
 
 from finetune_api.status import Resolved
 from finetune_trainer.data.rows import ChatRow, DataFormat, Message, Source
-from finetune_trainer.encodings import Encoded
-from finetune_trainer.labels import Labeler
-from finetune_trainer.methods.sft import build_trainer
-from finetune_trainer.model import load_for_training, load_tokenizer
+from finetune_trainer.models.loading import load_for_training, load_tokenizer
+from finetune_trainer.tokenization.labeler import Labeler
+from finetune_trainer.tokenization.samples import Encoded
+from finetune_trainer.training.methods.sft import build_trainer
 
 LEAST_OF_PLAIN = 0.97
 LEAST_OF_PADDED = 2.0

@@ -13,12 +13,12 @@ import json, resource, sys
 from pathlib import Path
 import torch
 from safetensors.torch import save_file
-from finetune_trainer.gate import GateNotRun, run_gate
-from finetune_trainer.gate_plan import Candidate, Plan
-from finetune_trainer.full_model import make_candidate
-from finetune_trainer.progress import Reporter
-from finetune_trainer.stop import StopFlag
-from finetune_trainer.tensor_files import TensorFiles, total_bytes
+from finetune_trainer.merging.gate import GateNotRun, run_gate
+from finetune_trainer.merging.gate_messages import Candidate, Plan
+from finetune_trainer.pipeline.full_model import make_candidate
+from finetune_trainer.monitoring.reporter import Reporter
+from finetune_trainer.sigterm import StopFlag
+from finetune_trainer.models.tensor_files import TensorFiles, total_bytes
 
 torch.set_num_threads(1)
 base, adapter, merged = (Path("/workspace") / name for name in ("base", "adapter", "merged"))

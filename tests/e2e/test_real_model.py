@@ -11,8 +11,8 @@ import torch
 from rows import jsonl
 from user import BUCKET, Bench
 
-from finetune_trainer.data.report import read_accepted
-from finetune_trainer.labels import Labeler
+from finetune_trainer.data.checks.output import read_accepted
+from finetune_trainer.tokenization.labeler import Labeler
 
 DATA = Path(__file__).resolve().parents[1] / "demo" / "data.py"
 MODEL = f"s3://{BUCKET}/smollm2"

@@ -13,8 +13,8 @@ import yaml
 from rows import colour_rows, jsonl
 from user import BUCKET, Bench, kubectl, wait_for
 
-from finetune_trainer.data.report import read_accepted
-from finetune_trainer.labels import Labeler
+from finetune_trainer.data.checks.output import read_accepted
+from finetune_trainer.tokenization.labeler import Labeler
 
 MALFORMED = ['{"instruction": "cut', '{"instruction": "no answer"}', '{"title": "neither format"}'] * 10
 LEARN = {

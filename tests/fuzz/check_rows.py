@@ -15,10 +15,10 @@ import atheris
 sys.path.insert(0, str(Path(__file__).parents[1] / "fixtures"))
 
 with atheris.instrument_imports(include=["finetune_trainer.data"]):
-    from finetune_trainer.data.check import check_files
-    from finetune_trainer.data.export import ExportFormat, Unexpressed, export_row
+    from finetune_trainer.data.checks.pipeline import check_files
+    from finetune_trainer.data.checks.summary import Summary
+    from finetune_trainer.data.formats.export import ExportFormat, Unexpressed, export_row
     from finetune_trainer.data.rows import NamedPath, Objective, Rejected, UnreadableFile
-    from finetune_trainer.data.summary import Summary
 
 import logging
 

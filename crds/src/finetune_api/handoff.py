@@ -132,6 +132,9 @@ class Artifact(StrEnum):
     MANIFEST = "manifest.json"
 
 
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+"""File name of an adapter's weights, as PEFT writes it."""
+
 StoppedRuns = Annotated[list[StoppedRun], Field(max_length=50)]
 
 

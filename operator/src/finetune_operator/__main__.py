@@ -9,16 +9,16 @@ from pydantic import ValidationError
 
 from finetune_api.names import KUEUE_API_VERSION
 from finetune_operator.cluster import Cluster
-from finetune_operator.errors import ClusterError
-from finetune_operator.handlers import watch
-from finetune_operator.health import Health
+from finetune_operator.controller.handlers import watch
+from finetune_operator.controller.health import Health
+from finetune_operator.controller.progress_poller import Puller
+from finetune_operator.controller.reconciler import Reconciler
+from finetune_operator.controller.watch_cache import Memory
+from finetune_operator.controller.workqueue import WorkQueue, work
+from finetune_operator.kube.errors import ClusterError
+from finetune_operator.kube.objects import Key
 from finetune_operator.metrics import Metrics
-from finetune_operator.objects import Key
-from finetune_operator.progress import Puller
-from finetune_operator.reconcile import Reconciler
 from finetune_operator.settings import Settings
-from finetune_operator.state import Memory
-from finetune_operator.workqueue import WorkQueue, work
 
 log = logging.getLogger("finetune_operator")
 WAIT_SECONDS = 2.0

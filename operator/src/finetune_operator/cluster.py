@@ -16,8 +16,7 @@ import orjson
 import urllib3
 
 from finetune_api import names
-from finetune_operator import manifests
-from finetune_operator.errors import (
+from finetune_operator.kube.errors import (
     AlreadyExists,
     ClusterError,
     Denied,
@@ -27,11 +26,12 @@ from finetune_operator.errors import (
     Refused,
     RetryLater,
 )
-from finetune_operator.manifests import Child
+from finetune_operator.kube.objects import ChildJob, Job, Key, Object, Pod, Workload, controller_of
+from finetune_operator.kube.observed import Warnings
+from finetune_operator.manifests import jobs as manifests
+from finetune_operator.manifests.jobs import Child
 from finetune_operator.metrics import Metrics
-from finetune_operator.objects import ChildJob, Job, Key, Object, Pod, Workload, controller_of
 from finetune_operator.settings import Settings
-from finetune_operator.state import Warnings
 
 PAGE = 500
 RIGHTS = (

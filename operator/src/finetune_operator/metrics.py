@@ -16,8 +16,8 @@ from finetune_api import __version__
 from finetune_api.names import PLURAL, ConditionType, Phase
 from finetune_api.spec import FineTuneJobSpec, Method, ResumePolicy
 from finetune_api.status import FineTuneJobStatus
-from finetune_operator import tallies
-from finetune_operator.objects import Job, Key
+from finetune_operator.kube.objects import Job, Key
+from finetune_operator.policy import counters as tallies
 
 disable_created_metrics()  # type: ignore[no-untyped-call]
 JOB_LABELS = ["namespace", "name"]

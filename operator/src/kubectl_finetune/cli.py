@@ -71,7 +71,7 @@ def list_jobs(
     kubeconfig: Kubeconfig = None,
 ) -> None:
     """List jobs, those that have not ended first."""
-    from kubectl_finetune import listing
+    from kubectl_finetune.commands import list as listing
 
     cluster = connect(context, namespace, kube_context, kubeconfig)
     jobs = cluster.list_jobs(everywhere=everywhere, selector=selector)
@@ -93,7 +93,7 @@ def describe(
     kubeconfig: Kubeconfig = None,
 ) -> None:
     """One job on a page: why it stands where it stands, its figures, its timeline of runs, and what to do next."""
-    from kubectl_finetune import describe as description
+    from kubectl_finetune.commands import describe as description
 
     cluster = connect(context, namespace, kube_context, kubeconfig)
     job = cluster.get_job(name)
@@ -117,7 +117,7 @@ def progress(
     Where the output is no terminal, each change is one line. The lines of losses begin when you begin to look.
     """
     from finetune_api.names import ConditionType
-    from kubectl_finetune import progress as following
+    from kubectl_finetune.commands import progress as following
 
     cluster = connect(context, namespace, kube_context, kubeconfig)
     is_complete = False
@@ -143,7 +143,7 @@ def logs(
 ) -> None:
     """Print what the pod of the current run writes, and with -f that of the runs after it."""
     from finetune_api.names import Component
-    from kubectl_finetune import logs as reading
+    from kubectl_finetune.commands import logs as reading
 
     cluster = connect(context, namespace, kube_context, kubeconfig)
     component = Component.PREFLIGHT if preflight else Component.TRAINER
@@ -174,7 +174,7 @@ def report(
     """What came of a job, and where it lies. With --show or --save the report is read from storage, with your own AWS
     variables or profile (needs boto3), and proven by the digests in the job's status.
     """
-    from kubectl_finetune import report as reporting
+    from kubectl_finetune.commands import report as reporting
 
     job = connect(context, namespace, kube_context, kubeconfig).get_job(name)
     artifacts, where = reporting.published(job), reporting.endpoint_of(job, endpoint)
@@ -202,7 +202,7 @@ def lineage(
     kubeconfig: Kubeconfig = None,
 ) -> None:
     """What a result was made of: rows, trainer, parents and reward models, down to the base model."""
-    from kubectl_finetune import lineage as tracing
+    from kubectl_finetune.commands import lineage as tracing
 
     cluster = connect(context, namespace, kube_context, kubeconfig)
     found = tracing.record(cluster.get_job(name), cluster.find_job)
@@ -223,7 +223,7 @@ def diff(
     kubeconfig: Kubeconfig = None,
 ) -> None:
     """Two jobs side by side: what was asked differently, and what came of it."""
-    from kubectl_finetune import diff as comparing
+    from kubectl_finetune.commands import diff as comparing
 
     cluster = connect(context, namespace, kube_context, kubeconfig)
     left, right = cluster.get_job(first), cluster.get_job(second)
@@ -242,7 +242,7 @@ def suspend(
     kubeconfig: Kubeconfig = None,
 ) -> None:
     """Stop jobs and free their GPUs; a running trainer saves a checkpoint first. Nothing is lost."""
-    from kubectl_finetune.steering import set_suspended
+    from kubectl_finetune.commands.lifecycle import set_suspended
 
     set_suspended(connect(context, namespace, kube_context, kubeconfig), jobs, wanted=True, tell=typer.echo)
 
@@ -256,7 +256,7 @@ def resume(
     kubeconfig: Kubeconfig = None,
 ) -> None:
     """Let suspended jobs go on, from their last checkpoint."""
-    from kubectl_finetune.steering import set_suspended
+    from kubectl_finetune.commands.lifecycle import set_suspended
 
     set_suspended(connect(context, namespace, kube_context, kubeconfig), jobs, wanted=False, tell=typer.echo)
 
@@ -273,7 +273,7 @@ def cancel(
     """End jobs for good: the FineTuneJob is deleted, and its pods, logs and history with it. Files in storage stay,
     checkpoints too. To keep the job and go on later, suspend it. A job that has ended is a record, and is not touched.
     """
-    from kubectl_finetune.steering import cancel as end
+    from kubectl_finetune.commands.lifecycle import cancel as end
 
     def is_sure(question: str) -> bool:
         return yes or typer.confirm(question, err=True)
@@ -305,7 +305,7 @@ def validate(
     With --rows also the dataset, as preflight would. That is done by finetune-trainer, which has to be installed here:
     pip install '.[trainer]' in a clone of the operator's repository.
     """
-    from kubectl_finetune import validate as checking
+    from kubectl_finetune.commands import validate as checking
 
     verdict = checking.check_files(checking.read_files(files))
     if output:
@@ -320,7 +320,7 @@ def validate(
     if verdict.problems:
         raise typer.Exit(1)
     if rows:
-        from kubectl_finetune.check_rows import check_rows
+        from kubectl_finetune.commands.validate import check_rows
 
         raise typer.Exit(check_rows(verdict.jobs, rows, rows_out))
 
@@ -353,8 +353,8 @@ def new(
     force: Annotated[bool, typer.Option("--force", help="Overwrite the file.")] = False,
 ) -> None:
     """Write a starter manifest with comments. What the options leave out is asked, where there is a terminal."""
-    from kubectl_finetune import new as writing
-    from kubectl_finetune import questions
+    from kubectl_finetune.commands import new as questions
+    from kubectl_finetune.commands import new as writing
 
     shared = context.find_object(Shared)
     asked = questions.ask({"objective": objective, "model": model, "data": data, "result": result})

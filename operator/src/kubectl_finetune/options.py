@@ -15,7 +15,7 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
-    from kubectl_finetune.cluster import Cluster
+    from kubectl_finetune.cluster.client import Cluster
 
 
 class Format(StrEnum):
@@ -62,7 +62,7 @@ def connect(
     context: typer.Context, namespace: str | None, kube_context: str | None, kubeconfig: Path | None
 ) -> "Cluster":
     """The cluster that the options mean."""
-    from kubectl_finetune import cluster
+    from kubectl_finetune.cluster import client as cluster
 
     shared = context.find_object(Shared) or Shared()
     return cluster.connect(

@@ -12,7 +12,7 @@ import yaml
 
 from finetune_api import names
 from finetune_api.names import Component
-from finetune_operator import manifests
+from finetune_operator.manifests import jobs as manifests
 
 ROOT = Path(__file__).parents[3]
 CHART = ROOT / "helm" / "finetune-operator"
@@ -97,7 +97,7 @@ def trainer_template(job: Any) -> dict[str, Any]:
 
 @pytest.fixture
 def job() -> Any:
-    from finetune_operator.objects import Job
+    from finetune_operator.kube.objects import Job
     from finetune_operator.settings import Settings
 
     meta = {"namespace": "team", "name": "one", "uid": "uid", "resourceVersion": "1", "generation": 1}

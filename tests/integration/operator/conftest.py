@@ -24,7 +24,7 @@ from kubernetes.client.exceptions import ApiException
 
 from finetune_api import handoff, names
 from finetune_api.spec import FineTuneJobSpec
-from finetune_operator.objects import slug
+from finetune_operator.kube.objects import slug
 
 ROOT = Path(__file__).parents[3]
 IMAGE = "registry.example/finetune-trainer:1"

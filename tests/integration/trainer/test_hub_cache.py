@@ -12,20 +12,20 @@ from tiny_model import make_tiny_model
 
 from finetune_api.handoff import JobConfig, config_sha256
 from finetune_api.spec import FineTuneJobSpec
-from finetune_trainer.base_model import pin_model
-from finetune_trainer.hub import HubConnection
-from finetune_trainer.hub_storage import HubStorage
-from finetune_trainer.model_files import fetch_model
-from finetune_trainer.storage import sha256_file
+from finetune_trainer.models.base_model import pin_model
+from finetune_trainer.models.cache import fetch_model
+from finetune_trainer.storage.hub.storage import HubStorage
+from finetune_trainer.storage.hub.uris import HubConnection
+from finetune_trainer.storage.protocol import sha256_file
 
 FETCH = """
 import sys
 from pathlib import Path
 
 from finetune_api.handoff import JobConfig
-from finetune_trainer.hub import HubConnection
-from finetune_trainer.hub_storage import HubStorage
-from finetune_trainer.model_files import fetch_model
+from finetune_trainer.storage.hub.uris import HubConnection
+from finetune_trainer.storage.hub.storage import HubStorage
+from finetune_trainer.models.cache import fetch_model
 
 config = JobConfig.model_validate_json(Path(sys.argv[1]).read_text())
 storage = HubStorage(HubConnection(sys.argv[2]))
@@ -159,6 +159,6 @@ def test_a_claim_that_holds_something_else_is_said_and_is_no_failure(
 def test_a_full_volume_is_said_and_the_workspace_takes_the_model(
     hub: Hub, cache: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("finetune_trainer.model_cache.SPARE_BYTES", 2**62)
+    monkeypatch.setattr("finetune_trainer.models.cache.SPARE_BYTES", 2**62)
     assert fetch(hub, cache, tmp_path / "workspace") == tmp_path / "workspace"
     assert "bytes free and the model needs" in caplog.text

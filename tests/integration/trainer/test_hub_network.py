@@ -12,9 +12,9 @@ from proxy import Proxy
 from finetune_api.handoff import ExitCode
 from finetune_api.spec import FineTuneJobSpec
 from finetune_trainer.errors import StorageUnavailable, TrainerError
-from finetune_trainer.hub import HubConnection, connect_hub
-from finetune_trainer.hub_storage import HubStorage
-from finetune_trainer.storage import sha256_file
+from finetune_trainer.storage.hub.storage import HubStorage
+from finetune_trainer.storage.hub.uris import HubConnection, connect_hub
+from finetune_trainer.storage.protocol import sha256_file
 
 TINY = "hf://acme/tiny"
 PROXY_VARIABLES = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY")
@@ -22,7 +22,7 @@ PROXY_VARIABLES = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY")
 
 @pytest.fixture(autouse=True)
 def plain_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("finetune_trainer.hub_client.LEAST_PATIENCE", 0.1)
+    monkeypatch.setattr("finetune_trainer.storage.hub.client.LEAST_PATIENCE", 0.1)
     for name in (*PROXY_VARIABLES, "SSL_CERT_FILE", "SSL_CERT_DIR"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.lower(), raising=False)

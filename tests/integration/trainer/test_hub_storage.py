@@ -16,15 +16,15 @@ from hub import Hub
 from tiny_model import make_tiny_model
 
 from finetune_api.handoff import ExitCode
-from finetune_trainer.base_facts import read_licence
-from finetune_trainer.base_model import check_model, is_model_file
 from finetune_trainer.errors import ObjectMissing, Stopped, StorageUnavailable, TrainerError
-from finetune_trainer.hub import Access, HubConnection, Kind, Repo
-from finetune_trainer.hub_storage import HubStorage
-from finetune_trainer.report.record import Licence
-from finetune_trainer.routed_storage import RoutedStorage
-from finetune_trainer.stop import StopFlag
-from finetune_trainer.storage import Entry, sha256_file
+from finetune_trainer.evaluation.record import Licence
+from finetune_trainer.models.base_model import check_model, is_model_file
+from finetune_trainer.models.model_card import read_licence
+from finetune_trainer.sigterm import StopFlag
+from finetune_trainer.storage.hub.storage import HubStorage
+from finetune_trainer.storage.hub.uris import Access, HubConnection, Kind, Repo
+from finetune_trainer.storage.protocol import Entry, sha256_file
+from finetune_trainer.storage.routed import RoutedStorage
 
 TINY = "hf://acme/tiny"
 MODEL = Repo(Kind.MODEL, "acme/tiny")
@@ -284,7 +284,7 @@ def test_a_stop_ends_a_download_and_keeps_no_file(hub: Hub, tmp_path: Path) -> N
 
 
 def test_nobody_at_the_endpoint_is_unavailable_and_says_where_to_look(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("finetune_trainer.hub_client.LEAST_PATIENCE", 0.1)
+    monkeypatch.setattr("finetune_trainer.storage.hub.client.LEAST_PATIENCE", 0.1)
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     storage = HubStorage(HubConnection(f"http://127.0.0.1:{port}"))
@@ -295,7 +295,7 @@ def test_nobody_at_the_endpoint_is_unavailable_and_says_where_to_look(monkeypatc
 def test_something_else_at_the_endpoint_is_told_from_a_hub(
     hub: Hub, s3_server: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("finetune_trainer.hub_client.LEAST_PATIENCE", 0.1)
+    monkeypatch.setattr("finetune_trainer.storage.hub.client.LEAST_PATIENCE", 0.1)
     error = refusal(lambda: HubStorage(HubConnection(s3_server.endpoint)).pin(TINY))
     assert "spec.hub.endpoint" in error.message
 

@@ -9,7 +9,7 @@ import pytest
 
 from finetune_api.handoff import Artifact, Manifest, Outcome, Report
 from finetune_api.status import Artifacts
-from kubectl_finetune import report
+from kubectl_finetune.commands import report
 from kubectl_finetune.errors import PluginError
 
 FILES = {Artifact.REPORT.value: b"# Report of one\n", Artifact.REPORT_PAGE.value: b"<h1>Report of one</h1>"}

@@ -11,9 +11,9 @@ import pytest
 from hub import Hub
 from tiny_model import make_tiny_model
 
-from finetune_trainer.local_storage import LocalStorage
-from finetune_trainer.publish import verify
-from finetune_trainer.storage import Storage
+from finetune_trainer.publishing.publish import verify
+from finetune_trainer.storage.local import LocalStorage
+from finetune_trainer.storage.protocol import Storage
 
 JOB = """
 apiVersion: finetune.dev/v1alpha1

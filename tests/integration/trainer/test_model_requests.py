@@ -13,13 +13,13 @@ from hub import Hub
 from tiny_model import make_tiny_model
 
 from finetune_api.handoff import ExitCode
-from finetune_trainer.base_model import check_model, is_model_file
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.hub import Access, HubConnection, Kind, Repo
-from finetune_trainer.hub_storage import HubStorage
-from finetune_trainer.s3 import S3Storage
-from finetune_trainer.s3_client import connect
-from finetune_trainer.storage import Storage
+from finetune_trainer.models.base_model import check_model, is_model_file
+from finetune_trainer.storage.hub.storage import HubStorage
+from finetune_trainer.storage.hub.uris import Access, HubConnection, Kind, Repo
+from finetune_trainer.storage.protocol import Storage
+from finetune_trainer.storage.s3 import S3Storage
+from finetune_trainer.storage.s3_client import connect
 
 MODEL = "acme/tiny"
 WEIGHTS = "model.safetensors"

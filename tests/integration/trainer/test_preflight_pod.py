@@ -21,11 +21,11 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from finetune_api.handoff import JobConfig, Outcome, Report, config_sha256
 from finetune_api.spec import FineTuneJobSpec
-from finetune_trainer.progress import Reporter
-from finetune_trainer.publish import publish, verify
-from finetune_trainer.s3 import S3Storage
-from finetune_trainer.s3_client import connect
-from finetune_trainer.stop import StopFlag
+from finetune_trainer.monitoring.reporter import Reporter
+from finetune_trainer.publishing.publish import publish, verify
+from finetune_trainer.sigterm import StopFlag
+from finetune_trainer.storage.s3 import S3Storage
+from finetune_trainer.storage.s3_client import connect
 
 TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"

@@ -31,12 +31,12 @@ from finetune_api.handoff import (
     ProgressReport,
     Report,
 )
+from finetune_trainer.distributed.sharding import require_sharded
+from finetune_trainer.distributed.world import World, in_order
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.publish import verify
-from finetune_trainer.s3 import S3Storage
-from finetune_trainer.s3_client import connect
-from finetune_trainer.sharding import require_sharded
-from finetune_trainer.world import World, in_order
+from finetune_trainer.publishing.publish import verify
+from finetune_trainer.storage.s3 import S3Storage
+from finetune_trainer.storage.s3_client import connect
 
 pytestmark = pytest.mark.timeout(1800)
 

@@ -14,13 +14,13 @@ import pytest
 from finetune_api.handoff import ExitCode
 from finetune_api.spec import Checkpoint
 from finetune_api.spec import Storage as StorageSpec
+from finetune_trainer.entrypoints.pod import TRAINER_PATIENCE_SECONDS
 from finetune_trainer.errors import ObjectMissing, Stopped, StorageDenied, StorageUnavailable, TrainerError
-from finetune_trainer.pod import TRAINER_PATIENCE_SECONDS
-from finetune_trainer.retries import LONGEST_WAIT
-from finetune_trainer.s3 import S3Storage
-from finetune_trainer.s3_client import Connection, connect
-from finetune_trainer.stop import StopFlag
-from finetune_trainer.storage import Entry
+from finetune_trainer.sigterm import StopFlag
+from finetune_trainer.storage.protocol import Entry
+from finetune_trainer.storage.retries import LONGEST_WAIT
+from finetune_trainer.storage.s3 import S3Storage
+from finetune_trainer.storage.s3_client import Connection, connect
 
 MIB = 1024 * 1024
 

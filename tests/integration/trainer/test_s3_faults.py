@@ -15,11 +15,11 @@ from trainer_pod import ROWS, Pod, checked, make_config
 
 from finetune_api.handoff import Artifact, ExitCode, Outcome, Report
 from finetune_trainer.errors import StorageUnavailable
-from finetune_trainer.progress import Reporter
-from finetune_trainer.publish import publish, verify
-from finetune_trainer.s3 import S3Storage
-from finetune_trainer.s3_client import connect
-from finetune_trainer.stop import StopFlag
+from finetune_trainer.monitoring.reporter import Reporter
+from finetune_trainer.publishing.publish import publish, verify
+from finetune_trainer.sigterm import StopFlag
+from finetune_trainer.storage.s3 import S3Storage
+from finetune_trainer.storage.s3_client import connect
 
 MIB = 1024 * 1024
 DENIED = Answer(403, b"<Error><Code>AccessDenied</Code></Error>")

@@ -13,10 +13,10 @@ from finetune_api.handoff import JobConfig, config_sha256
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import Resolved
 from finetune_api.tracking import MlflowTracking, WandbTracking
-from finetune_trainer.progress import Reporter
-from finetune_trainer.tracking.follower import Ending, Follower
-from finetune_trainer.tracking.mlflow import MlflowRun
-from finetune_trainer.tracking.wandb import WandbRun
+from finetune_trainer.monitoring.reporter import Reporter
+from finetune_trainer.monitoring.tracking.follower import Ending, Follower
+from finetune_trainer.monitoring.tracking.mlflow import MlflowRun
+from finetune_trainer.monitoring.tracking.wandb import WandbRun
 
 SPEC = FineTuneJobSpec.model_validate(
     {
@@ -101,7 +101,7 @@ def test_a_later_attempt_goes_on_with_the_run_and_tells_no_step_twice(
 def test_what_was_trained_while_mlflow_was_down_is_told_when_it_is_back(
     server: Mlflow, mlflow: Callable[[str], MlflowRun], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("finetune_trainer.tracking.follower.PAUSE", 0.1)
+    monkeypatch.setattr("finetune_trainer.monitoring.tracking.follower.PAUSE", 0.1)
     told, path = reporter(), tmp_path / "m"
     path.write_text(lines(range(1, 3)))
     follower = Follower(mlflow("three"), path, told)

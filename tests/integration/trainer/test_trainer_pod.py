@@ -14,9 +14,9 @@ from tiny_model import make_tiny_model
 from trainer_pod import ROWS, Pod, checked, make_config
 
 from finetune_api.handoff import Artifact, CheckpointManifest, Outcome
-from finetune_trainer.publish import check_files, verify
-from finetune_trainer.s3 import S3Storage
-from finetune_trainer.s3_client import connect
+from finetune_trainer.publishing.publish import check_files, verify
+from finetune_trainer.storage.s3 import S3Storage
+from finetune_trainer.storage.s3_client import connect
 
 
 @pytest.fixture

@@ -13,7 +13,8 @@ from tiny_model import make_tiny_model
 from training_bench import Bench, make_spec
 
 from finetune_api.handoff import Report
-from finetune_trainer import gate, gate_process
+from finetune_trainer.merging import gate
+from finetune_trainer.merging import gate_worker as gate_process
 
 MakeBench = Callable[..., Bench]
 

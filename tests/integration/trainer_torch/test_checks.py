@@ -12,11 +12,17 @@ from transformers import AutoModelForCausalLM, GPT2Config
 
 from finetune_api.handoff import ExitCode
 from finetune_api.status import Resolved
-from finetune_trainer.adapter import WEIGHTS, save_adapter, verify_adapter
 from finetune_trainer.errors import Stopped, TrainerError
-from finetune_trainer.labels import Encoded
-from finetune_trainer.model import attach_adapter, linear_targets, load_plain, refuse_tied_merge, trained_tensors
-from finetune_trainer.observe import LOSS_TOKENS, HeldOut, observe
+from finetune_trainer.evaluation.logprobs import LOSS_TOKENS, HeldOut, observe
+from finetune_trainer.models.adapter_output import WEIGHTS, save_adapter, verify_adapter
+from finetune_trainer.models.loading import (
+    attach_adapter,
+    linear_targets,
+    load_plain,
+    refuse_tied_merge,
+    trained_tensors,
+)
+from finetune_trainer.tokenization.labeler import Encoded
 
 MakeBench = Callable[..., Bench]
 CPU = torch.device("cpu")

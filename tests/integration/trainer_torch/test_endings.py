@@ -13,9 +13,9 @@ from training_bench import HYPERPARAMETERS, Bench
 
 from finetune_api.handoff import ExitCode
 from finetune_api.status import Resolved
-from finetune_trainer import train as story
 from finetune_trainer.errors import Stopped, TrainerError
-from finetune_trainer.memory import micro_batches
+from finetune_trainer.models.memory_estimate import micro_batches
+from finetune_trainer.pipeline import train as story
 
 MakeBench = Callable[..., Bench]
 

@@ -16,22 +16,28 @@ from transformers import AutoModelForCausalLM, GPT2Config
 
 from finetune_api.handoff import ExitCode, Outcome, Report
 from finetune_api.status import Resolved
-from finetune_trainer.adapter import save_adapter, save_tokenizer
-from finetune_trainer.encodings import Encoded
 from finetune_trainer.errors import Stopped, TrainerError
-from finetune_trainer.full_model import make_candidate
-from finetune_trainer.gate import GateNotRun, needed_bytes, run_gate
-from finetune_trainer.gate_plan import Candidate, Plan
-from finetune_trainer.gate_process import compare, examine, load_source, nf4_of, take
-from finetune_trainer.labels import Labeler
-from finetune_trainer.lineage import digest_folder
-from finetune_trainer.merge import copy_settings, merging_adapter
-from finetune_trainer.model import attach_adapter, load_plain, load_quantised, quantised_layers, trained_tensors
-from finetune_trainer.observe import HeldOut
-from finetune_trainer.progress import Reporter
-from finetune_trainer.publish import adopt, verify
-from finetune_trainer.stop import StopFlag
-from finetune_trainer.validation import Asked, faults_of
+from finetune_trainer.evaluation.gate_rules import Asked, faults_of
+from finetune_trainer.evaluation.logprobs import HeldOut
+from finetune_trainer.merging.gate import GateNotRun, needed_bytes, run_gate
+from finetune_trainer.merging.gate_messages import Candidate, Plan
+from finetune_trainer.merging.gate_worker import compare, examine, load_source, nf4_of, take
+from finetune_trainer.merging.merge import copy_settings, merging_adapter
+from finetune_trainer.models.adapter_output import save_adapter, save_tokenizer
+from finetune_trainer.models.loading import (
+    attach_adapter,
+    load_plain,
+    load_quantised,
+    quantised_layers,
+    trained_tensors,
+)
+from finetune_trainer.monitoring.reporter import Reporter
+from finetune_trainer.pipeline.full_model import make_candidate
+from finetune_trainer.publishing.lineage import digest_folder
+from finetune_trainer.publishing.publish import adopt, verify
+from finetune_trainer.sigterm import StopFlag
+from finetune_trainer.tokenization.labeler import Labeler
+from finetune_trainer.tokenization.samples import Encoded
 
 MakeBench = Callable[..., Bench]
 CPU = torch.device("cpu")
@@ -167,7 +173,7 @@ def test_a_stop_ends_the_gate_before_its_libraries_are_loaded(plan: Plan, tmp_pa
 def test_where_one_model_does_not_fit_the_gate_is_not_run_and_says_how_much_it_takes(
     plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("finetune_trainer.gate.available_bytes", lambda: needed_bytes(plan) - 1)
+    monkeypatch.setattr("finetune_trainer.merging.gate.available_bytes", lambda: needed_bytes(plan) - 1)
     with pytest.raises(GateNotRun, match=r"takes 0\.7 GiB of memory, and .* free: raise resources\.limits\.memory"):
         run_gate(plan, tmp_path, Reporter("u-1"), StopFlag())
 
@@ -338,7 +344,7 @@ def test_a_base_that_changed_while_it_trained_is_not_merged_into(
     bench = make_bench(output={"uri": "s3://bucket/output", "merge": "FP32"})
     config = bench.prepare()
 
-    from finetune_trainer import train
+    from finetune_trainer.pipeline import train
 
     def change_base(inputs: Any, *arguments: Any) -> Any:
         with (inputs.model / "config.json").open("a", encoding="utf-8") as file:

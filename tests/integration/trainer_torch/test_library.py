@@ -10,17 +10,17 @@ from transformers import TrainerCallback
 
 from finetune_api.handoff import ExitCode
 from finetune_api.status import Resolved
-from finetune_trainer.callbacks import save_trained
 from finetune_trainer.errors import Stopped, TrainerError
-from finetune_trainer.generate import answer_all
-from finetune_trainer.labels import Encoded, Labeler
-from finetune_trainer.methods.loop import Watch
-from finetune_trainer.methods.sft import RowTrainer, build_arguments, build_trainer
-from finetune_trainer.model import finalise, load_for_training, load_plain, load_tokenizer, trained_tensors
-from finetune_trainer.progress import Reporter, work_beat
-from finetune_trainer.report.record import History, Plateau
-from finetune_trainer.stop import StopFlag
-from finetune_trainer.train import restore_best
+from finetune_trainer.evaluation.generate import answer_all
+from finetune_trainer.evaluation.record import History, Plateau
+from finetune_trainer.models.loading import finalise, load_for_training, load_plain, load_tokenizer, trained_tensors
+from finetune_trainer.monitoring.reporter import Reporter, work_beat
+from finetune_trainer.pipeline.train import restore_best
+from finetune_trainer.sigterm import StopFlag
+from finetune_trainer.tokenization.labeler import Encoded, Labeler
+from finetune_trainer.training.callbacks import save_trained
+from finetune_trainer.training.methods.loop import Watch
+from finetune_trainer.training.methods.sft import RowTrainer, build_arguments, build_trainer
 
 CPU = torch.device("cpu")
 SAMPLES = [

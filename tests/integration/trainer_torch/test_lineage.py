@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from training_bench import HYPERPARAMETERS, Bench
 
-from finetune_trainer.storage import sha256_file
-from finetune_trainer.verify_published import verify_result
+from finetune_trainer.commands.verify import verify_result
+from finetune_trainer.storage.protocol import sha256_file
 
 MakeBench = Callable[..., Bench]
 SHORT = {"hyperparameters": HYPERPARAMETERS | {"maxSteps": 6}}

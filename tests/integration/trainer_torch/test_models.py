@@ -17,8 +17,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from finetune_api.handoff import Report
 from finetune_trainer.data.rows import Message
-from finetune_trainer.labels import Labeler
-from finetune_trainer.model import load_quantised
+from finetune_trainer.models.loading import load_quantised
+from finetune_trainer.tokenization.labeler import Labeler
 
 HEAD = "lm_head.weight"
 EMBEDDING = "model.embed_tokens.weight"

@@ -13,16 +13,16 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from finetune_api.handoff import ExitCode
 from finetune_api.status import Resolved
-from finetune_trainer.encodings import Encoded
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.methods.loop import Watch
-from finetune_trainer.methods.packed import require_apart
-from finetune_trainer.methods.sft import RowTrainer, build_trainer
-from finetune_trainer.model import finalise, load_for_training, load_tokenizer, trained_tensors
-from finetune_trainer.packing import EXACT_MODELS
-from finetune_trainer.progress import Reporter
-from finetune_trainer.report.record import History, Plateau
-from finetune_trainer.stop import StopFlag
+from finetune_trainer.evaluation.record import History, Plateau
+from finetune_trainer.models.loading import finalise, load_for_training, load_tokenizer, trained_tensors
+from finetune_trainer.monitoring.reporter import Reporter
+from finetune_trainer.sigterm import StopFlag
+from finetune_trainer.tokenization.packing import EXACT_MODELS
+from finetune_trainer.tokenization.samples import Encoded
+from finetune_trainer.training.methods.loop import Watch
+from finetune_trainer.training.methods.packed import require_apart
+from finetune_trainer.training.methods.sft import RowTrainer, build_trainer
 
 CPU = torch.device("cpu")
 SIZES: dict[str, Any] = {

@@ -14,13 +14,13 @@ from transformers import AutoModelForCausalLM
 
 from finetune_api.handoff import ExitCode, Report
 from finetune_api.status import PublishedJob
-from finetune_trainer.encodings import EncodedPair
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.inputs import load_inputs
-from finetune_trainer.lineage import digest_folder
-from finetune_trainer.progress import Reporter
-from finetune_trainer.publish import verify
-from finetune_trainer.stop import StopFlag
+from finetune_trainer.monitoring.reporter import Reporter
+from finetune_trainer.pipeline.inputs import load_inputs
+from finetune_trainer.publishing.lineage import digest_folder
+from finetune_trainer.publishing.publish import verify
+from finetune_trainer.sigterm import StopFlag
+from finetune_trainer.tokenization.samples import EncodedPair
 
 MakeBench = Callable[..., Bench]
 FEW_STEPS = HYPERPARAMETERS | {"maxSteps": 6, "lrSchedulerType": "constant", "warmupSteps": 0}

@@ -15,18 +15,18 @@ from transformers import AutoModelForCausalLM
 
 from finetune_api.handoff import ExitCode
 from finetune_api.status import Resolved
-from finetune_trainer.adapter import continue_adapter, save_adapter
-from finetune_trainer.encodings import EncodedLabelled, EncodedPair
 from finetune_trainer.errors import Stopped, TrainerError
-from finetune_trainer.inputs import as_text
-from finetune_trainer.memory import micro_batches
-from finetune_trainer.methods import build_trainer, kto, reference
-from finetune_trainer.methods.loop import Watch, WatchedTrainer
-from finetune_trainer.model import finalise, load_for_training, load_tokenizer, trained_tensors
-from finetune_trainer.progress import Reporter
-from finetune_trainer.report.record import History, Plateau
-from finetune_trainer.stop import StopFlag
-from finetune_trainer.train import restore_best
+from finetune_trainer.evaluation.record import History, Plateau
+from finetune_trainer.models.adapter_output import continue_adapter, save_adapter
+from finetune_trainer.models.loading import finalise, load_for_training, load_tokenizer, trained_tensors
+from finetune_trainer.models.memory_estimate import micro_batches
+from finetune_trainer.monitoring.reporter import Reporter
+from finetune_trainer.pipeline.inputs import as_text
+from finetune_trainer.pipeline.train import restore_best
+from finetune_trainer.sigterm import StopFlag
+from finetune_trainer.tokenization.samples import EncodedLabelled, EncodedPair
+from finetune_trainer.training.methods import build_trainer, kto, reference
+from finetune_trainer.training.methods.loop import Watch, WatchedTrainer
 
 CPU = torch.device("cpu")
 METHODS = ["LoRA", "QLoRA", "Full"]

@@ -16,11 +16,11 @@ from training_bench import HYPERPARAMETERS, Bench, make_rows, preference_rows
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from finetune_api.handoff import Report, Stage
-from finetune_trainer.callbacks import SaveCheckpoints
+from finetune_trainer.distributed.world import World
 from finetune_trainer.errors import Stopped
-from finetune_trainer.progress import Reporter
-from finetune_trainer.stop import StopFlag
-from finetune_trainer.world import World
+from finetune_trainer.monitoring.reporter import Reporter
+from finetune_trainer.sigterm import StopFlag
+from finetune_trainer.training.callbacks import SaveCheckpoints
 
 MakeBench = Callable[..., Bench]
 

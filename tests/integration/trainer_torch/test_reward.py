@@ -13,17 +13,17 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification
 
 from finetune_api.handoff import ExitCode
-from finetune_trainer.adapter import save_adapter, save_tokenizer
-from finetune_trainer.callbacks import save_trained
-from finetune_trainer.encodings import EncodedPair
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.labels import Labeler
-from finetune_trainer.methods.reward import PairTrainer, build_trainer
-from finetune_trainer.model import load_for_training, load_plain, load_tokenizer
-from finetune_trainer.reward_model import RewardModel, choose_pad, load_reward_model, score_texts
-from finetune_trainer.reward_source import RewardFolders
-from finetune_trainer.rewards import Completion
-from finetune_trainer.scoring_model import save_scoring_model
+from finetune_trainer.merging.score_export import save_scoring_model
+from finetune_trainer.models.adapter_output import save_adapter, save_tokenizer
+from finetune_trainer.models.loading import load_for_training, load_plain, load_tokenizer
+from finetune_trainer.rewards.computed import Completion
+from finetune_trainer.rewards.fetch import RewardFolders
+from finetune_trainer.rewards.scorer import RewardModel, choose_pad, load_reward_model, score_texts
+from finetune_trainer.tokenization.labeler import Labeler
+from finetune_trainer.tokenization.samples import EncodedPair
+from finetune_trainer.training.callbacks import save_trained
+from finetune_trainer.training.methods.reward import PairTrainer, build_trainer
 
 PROMPT = [1, 332, 201, 40, 2, 201, 1, 260]
 PAIRS = [EncodedPair(PROMPT, [50, 60 + n, 61, 2], [70, 80 + n, 2]) for n in range(12)]

@@ -14,8 +14,8 @@ from training_bench import HYPERPARAMETERS, THINGS, Bench, as_parent, preference
 from finetune_api.handoff import ExitCode, Report
 from finetune_trainer.data.rows import Message
 from finetune_trainer.errors import Stopped
-from finetune_trainer.lineage import digest_folder
-from finetune_trainer.publish import verify
+from finetune_trainer.publishing.lineage import digest_folder
+from finetune_trainer.publishing.publish import verify
 
 MakeBench = Callable[..., Bench]
 SHORT = HYPERPARAMETERS | {"maxSteps": 6, "learningRate": 5e-3, "lrSchedulerType": "constant", "warmupSteps": 0}

@@ -11,16 +11,16 @@ from loop_bench import CPU, THINGS, make_settings, make_watch, question, teach
 
 from finetune_api.handoff import ExitCode
 from finetune_api.objectives import Reward
-from finetune_trainer.adapter import continue_adapter, save_adapter
-from finetune_trainer.encodings import EncodedPrompt
 from finetune_trainer.errors import Stopped, TrainerError
-from finetune_trainer.labels import Labeler
-from finetune_trainer.methods import build_trainer
-from finetune_trainer.methods.loop import Watch
-from finetune_trainer.methods.rlhf import PolicyTrainer
-from finetune_trainer.model import load_for_training, load_plain, load_tokenizer, trained_tensors
-from finetune_trainer.reward_model import RewardModel
-from finetune_trainer.rewards import Completion, ComputedRewards, Judge, Scorer
+from finetune_trainer.models.adapter_output import continue_adapter, save_adapter
+from finetune_trainer.models.loading import load_for_training, load_plain, load_tokenizer, trained_tensors
+from finetune_trainer.rewards.computed import Completion, ComputedRewards, Judge, Scorer
+from finetune_trainer.rewards.scorer import RewardModel
+from finetune_trainer.tokenization.labeler import Labeler
+from finetune_trainer.tokenization.samples import EncodedPrompt
+from finetune_trainer.training.methods import build_trainer
+from finetune_trainer.training.methods.loop import Watch
+from finetune_trainer.training.methods.rlhf import PolicyTrainer
 
 METHODS = ["LoRA", "QLoRA", "Full"]
 RED = Reward.model_validate({"type": "Regex", "pattern": r"\bred\b"})

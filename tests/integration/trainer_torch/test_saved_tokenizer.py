@@ -10,10 +10,10 @@ from tiny_model import CHAT_TEMPLATE
 from transformers import AutoTokenizer
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
-from finetune_trainer.adapter import save_tokenizer
 from finetune_trainer.data.rows import BadRow, ChatRow, DataFormat, Message, PreferenceRow, Row, Source
-from finetune_trainer.encodings import Encoded, EncodedPair
-from finetune_trainer.labels import Labeler
+from finetune_trainer.models.adapter_output import save_tokenizer
+from finetune_trainer.tokenization.labeler import Labeler
+from finetune_trainer.tokenization.samples import Encoded, EncodedPair
 
 SOURCE = Source("rows.jsonl", 1)
 CHAT: list[Message] = [

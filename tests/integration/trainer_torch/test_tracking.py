@@ -10,9 +10,9 @@ from trackers import silent_server
 from training_bench import HYPERPARAMETERS, Bench
 
 from finetune_api.handoff import Manifest, Outcome
-from finetune_trainer.storage import sha256_file
-from finetune_trainer.tracking.tensorboard import write_events
-from finetune_trainer.verify_published import verify_result
+from finetune_trainer.commands.verify import verify_result
+from finetune_trainer.monitoring.tracking.tensorboard import write_events
+from finetune_trainer.storage.protocol import sha256_file
 
 MakeBench = Callable[..., Bench]
 SHORT = {"hyperparameters": HYPERPARAMETERS | {"maxSteps": 6}}

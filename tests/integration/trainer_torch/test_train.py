@@ -12,9 +12,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from finetune_api.handoff import Outcome, Report
 from finetune_api.status import Metrics
-from finetune_trainer.data.report import read_accepted
-from finetune_trainer.labels import Encoded, Labeler
-from finetune_trainer.model import load_quantised
+from finetune_trainer.data.checks.output import read_accepted
+from finetune_trainer.models.loading import load_quantised
+from finetune_trainer.tokenization.labeler import Encoded, Labeler
 
 Published = tuple[Bench, Report]
 

@@ -11,7 +11,7 @@ from documents import ROOT, blocks, commands, documents, jobs, others
 from finetune_api.spec import FineTuneJobSpec
 
 MAKE = re.compile(r"^(?:eval \"\$\()?make (?P<words>[^)`]+)")
-NEW_FILE = "trainer_image/src/finetune_trainer/methods/NAME.py"
+NEW_FILE = "trainer_image/src/finetune_trainer/training/methods/NAME.py"
 MADE = sorted({found["words"] for command in commands() if (found := MAKE.match(command))})
 SPAN = re.compile(r"`make ([^`]+)`")
 LINK = re.compile(r"(?<!\\)\]\(([^)\s]+)\)")

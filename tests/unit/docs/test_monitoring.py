@@ -9,7 +9,7 @@ import pytest
 from prometheus_client.core import Metric
 
 from finetune_operator.metrics import Metrics
-from finetune_trainer.trainer_metrics import GAUGES, TrainerMetrics
+from finetune_trainer.monitoring.metrics import GAUGES, TrainerMetrics
 
 ROOT = Path(__file__).parents[3]
 MONITORING = (ROOT / "docs" / "monitoring.md").read_text(encoding="utf-8")

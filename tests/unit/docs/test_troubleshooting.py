@@ -7,8 +7,8 @@ import pytest
 
 from finetune_api.handoff import TERMINAL_EXIT_CODES, ExitCode
 from finetune_api.names import ConditionType, EventReason, Reason
-from finetune_operator.advice import BY_REASON, DISRUPTIONS
-from finetune_operator.conditions import SENTENCES
+from finetune_operator.policy.conditions import SENTENCES
+from finetune_operator.policy.remediation import BY_REASON, DISRUPTIONS
 
 TEXT = (Path(__file__).parents[3] / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
 SECTIONS = {part.partition("\n")[0]: part for part in TEXT.split("\n## ")[1:]}

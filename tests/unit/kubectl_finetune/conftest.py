@@ -10,7 +10,7 @@ import pytest
 
 from finetune_api.status import FineTuneJobStatus
 from kubectl_finetune.__main__ import main
-from kubectl_finetune.job import Job
+from kubectl_finetune.cluster.job import Job
 
 STATUS: dict[str, Any] = {
     "observedGeneration": 1,

@@ -9,12 +9,12 @@ import pytest
 
 from finetune_api import handoff, names
 from finetune_api.spec import FineTuneJobSpec
-from finetune_operator.draft import Decision
-from finetune_operator.manifests import build_attempt, build_preflight
-from finetune_operator.objects import ChildJob, Job, Pod
-from finetune_operator.plan import plan
+from finetune_operator.kube.objects import ChildJob, Job, Pod
+from finetune_operator.kube.observed import Observed, Reading, Warnings
+from finetune_operator.manifests.jobs import build_attempt, build_preflight
+from finetune_operator.policy.decision import Decision
+from finetune_operator.policy.plan import plan
 from finetune_operator.settings import Settings
-from finetune_operator.state import Observed, Reading, Warnings
 
 NOW = datetime(2026, 3, 1, 12, 0, 0, tzinfo=UTC)
 IMAGE = "registry.example/trainer:1"

@@ -16,15 +16,16 @@ from prometheus_client import generate_latest
 from finetune_api.names import ConditionType, Reason
 from finetune_api.status import FineTuneJobStatus
 from finetune_operator.cluster import RIGHTS, TokenBucket, error_from
-from finetune_operator.conditions import SENTENCES
-from finetune_operator.errors import AlreadyExists, Denied, Gone, Outdated, Refused, RetryLater
-from finetune_operator.events import between, build_event
+from finetune_operator.controller.events import between, build_event
+from finetune_operator.controller.progress_poller import ProgressError, fetch
+from finetune_operator.controller.reconciler import difference
+from finetune_operator.controller.watch_cache import MAX_ENDS_PER_JOB, Memory
+from finetune_operator.kube.errors import AlreadyExists, Denied, Gone, Outdated, Refused, RetryLater
+from finetune_operator.kube.objects import Key
+from finetune_operator.kube.observed import Target
 from finetune_operator.metrics import JobCollector, Metrics
-from finetune_operator.objects import Key
-from finetune_operator.progress import ProgressError, fetch
-from finetune_operator.reconcile import difference
+from finetune_operator.policy.conditions import SENTENCES
 from finetune_operator.settings import Settings
-from finetune_operator.state import MAX_ENDS_PER_JOB, Memory, Target
 
 PATH = "/apis/batch/v1/namespaces/team/jobs"
 

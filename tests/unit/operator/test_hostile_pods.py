@@ -19,15 +19,16 @@ from finetune_api.handoff import PROGRESS_LIMIT_BYTES, ProgressReport, Report, c
 from finetune_api.names import ANNOTATION_INDEX, ConditionType, Reason
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import FineTuneJobStatus
-from finetune_operator.conditions import Conditions
-from finetune_operator.evidence import read_report
+from finetune_operator.controller.progress_poller import ProgressError, Puller, fetch, open_session
+from finetune_operator.controller.watch_cache import Memory
+from finetune_operator.controller.workqueue import WorkQueue
+from finetune_operator.kube.objects import Job, Key, Pod
+from finetune_operator.kube.observed import Target
 from finetune_operator.metrics import Metrics
-from finetune_operator.objects import Job, Key, Pod
-from finetune_operator.progress import ProgressError, Puller, fetch, open_session
-from finetune_operator.results import show_progress, take_lineage, take_report
+from finetune_operator.policy.conditions import Conditions
+from finetune_operator.policy.run_outcome import read_report
+from finetune_operator.policy.status_report import show_progress, take_lineage, take_report
 from finetune_operator.settings import Settings
-from finetune_operator.state import Memory, Target
-from finetune_operator.workqueue import WorkQueue
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 SPEC = FineTuneJobSpec.model_validate(

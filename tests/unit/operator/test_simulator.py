@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from finetune_api import names
-from finetune_operator.conditions import acknowledge
+from finetune_operator.policy.conditions import acknowledge
 
 COUNTERS = ("attempts", "runs", "failures", "preemptions", "active_seconds", "gpu_seconds")
 CODES = [0, 1, 65, 69, 70, 75, 76, 79, 137, 143]

@@ -14,10 +14,10 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from finetune_api.handoff import JobConfig, config_sha256
 from finetune_api.spec import FineTuneJobSpec
-from finetune_trainer.local_storage import LocalStorage
-from finetune_trainer.progress import Reporter
-from finetune_trainer.stop import StopFlag
-from finetune_trainer.storage import Storage
+from finetune_trainer.monitoring.reporter import Reporter
+from finetune_trainer.sigterm import StopFlag
+from finetune_trainer.storage.local import LocalStorage
+from finetune_trainer.storage.protocol import Storage
 
 TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"

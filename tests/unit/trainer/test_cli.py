@@ -103,8 +103,9 @@ def test_the_handler_stands_before_anything_heavy_is_loaded() -> None:
 
 def test_preflight_and_the_command_line_load_neither_torch_nor_transformers() -> None:
     code = (
-        "import sys, finetune_trainer.cli, finetune_trainer.pod, finetune_trainer.preflight, finetune_trainer.s3\n"
-        "import finetune_trainer.check_data, finetune_trainer.local_run, finetune_trainer.verify_published\n"
+        "import sys, finetune_trainer.cli, finetune_trainer.entrypoints.pod\n"
+        "import finetune_trainer.pipeline.preflight, finetune_trainer.storage.s3\n"
+        "import finetune_trainer.commands.check_data, finetune_trainer.commands.run, finetune_trainer.commands.verify\n"
         "print([m for m in ('torch', 'transformers', 'peft', 'trl', 'datasets', 'matplotlib') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)

@@ -2,7 +2,7 @@
 
 # ruff: noqa: PLC0415 - what is heavy is imported when it is needed
 
-from finetune_trainer.stop import install
+from finetune_trainer.sigterm import install
 
 STOP = install()
 
@@ -18,8 +18,8 @@ def main() -> NoReturn:
     _set_up_logging()
     from finetune_api.handoff import ExitCode
     from finetune_trainer.cli import app
+    from finetune_trainer.entrypoints.termination import RunState
     from finetune_trainer.errors import TrainerError
-    from finetune_trainer.run_state import RunState
 
     state = RunState(STOP)
     code = 0

@@ -19,8 +19,8 @@ from finetune_api.handoff import (
     WORKSPACE_DIR,
 )
 from finetune_api.spec import DatasetFormat, Objective
-from finetune_trainer.data.export import ExportFormat
-from finetune_trainer.run_state import RunState
+from finetune_trainer.data.formats.export import ExportFormat
+from finetune_trainer.entrypoints.termination import RunState
 
 app = typer.Typer(
     name="finetune-trainer",
@@ -50,7 +50,7 @@ def preflight(
     termination_log: TerminationLog = Path(TERMINATION_LOG),
 ) -> None:
     """Check storage, model and rows of a job, without a GPU. Runs in the preflight pod."""
-    from finetune_trainer import pod
+    from finetune_trainer.entrypoints import pod
 
     state: RunState = context.obj
     state.termination_log = termination_log
@@ -69,8 +69,8 @@ def train(  # noqa: PLR0917 - the options of a command
 ) -> None:
     """Train and publish a job whose preflight has passed. Runs in the trainer pod; where the job asks for several
     processes, those of this pod are its children."""
-    from finetune_trainer import pod
-    from finetune_trainer.layout import ENV_THREADS, layout_of
+    from finetune_trainer.distributed.rank_layout import ENV_THREADS, layout_of
+    from finetune_trainer.entrypoints import pod
 
     state: RunState = context.obj
     state.termination_log = termination_log
@@ -78,7 +78,7 @@ def train(  # noqa: PLR0917 - the options of a command
     if layout.size == 1:
         os.environ.setdefault(ENV_THREADS, str(layout.threads))
         raise typer.Exit(state.finish(pod.train(state, config, workspace, port)))
-    from finetune_trainer.launcher import launch
+    from finetune_trainer.entrypoints.launcher import launch
 
     raise typer.Exit(launch(state, layout, config_path=config, port=port, workspace=workspace))
 
@@ -92,7 +92,7 @@ def rank(
     termination_log: TerminationLog = Path(TERMINATION_LOG),
 ) -> None:
     """One of several training processes of a pod, started by `train`."""
-    from finetune_trainer import rank_pod
+    from finetune_trainer.entrypoints import rank as rank_pod
 
     state: RunState = context.obj
     state.termination_log = termination_log
@@ -137,7 +137,7 @@ def run(  # noqa: PLR0917 - the options of a command
     the standard AWS variables or profile; hf:// URIs from the hub that the manifest or HF_ENDPOINT names, with the
     token in HF_TOKEN.
     """
-    from finetune_trainer import local_run
+    from finetune_trainer.commands import run as local_run
 
     state: RunState = context.obj
     with tempfile.TemporaryDirectory(prefix="finetune-") as scratch:
@@ -192,8 +192,8 @@ def check_data(  # noqa: PLR0917 - the options of a command
 
     Exits 65 where a job would fail; the files are written all the same.
     """
-    from finetune_trainer.check_data import Request, parse_columns
-    from finetune_trainer.check_data import check_data as check
+    from finetune_trainer.commands.check_data import Request, parse_columns
+    from finetune_trainer.commands.check_data import check_data as check
 
     if model is not None and to is not None and objective is None:
         raise typer.BadParameter("with --to, --model needs --objective: what is trained decides what is too long")
@@ -218,6 +218,6 @@ def verify(
     """Prove a result from outside: every file against the manifest, the adapter against its configuration, the lineage
     against both and through its parents back to the base. Exits 1 where something is wrong, with a sentence for each.
     """
-    from finetune_trainer.verify_published import verify_published
+    from finetune_trainer.commands.verify import verify_published
 
     raise typer.Exit(verify_published(uri, endpoint, maps or [], as_json=as_json))

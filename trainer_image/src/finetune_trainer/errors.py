@@ -3,6 +3,8 @@
 from finetune_api.handoff import ExitCode
 from finetune_api.status import DatasetStatus
 
+MESSAGE_CHARACTERS = 1000
+
 
 class TrainerError(Exception):
     """Ends the process with `code`; `message` is one line for people and never holds a secret.
@@ -43,3 +45,12 @@ class ObjectMissing(TrainerError):  # noqa: N818 - it says what happened
 
     def __init__(self, message: str) -> None:
         super().__init__(ExitCode.STORAGE_UNAVAILABLE, message)
+
+
+def one_line(text: str, limit: int = MESSAGE_CHARACTERS) -> str:
+    """The text on one line, cut in the middle where it is long, so that both cause and fix stay."""
+    text = " ".join(text.split())
+    if len(text) <= limit:
+        return text
+    half = (limit - 3) // 2
+    return f"{text[:half]} … {text[len(text) - half :]}"

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from finetune_trainer.data.check import check_files
+from finetune_trainer.data.checks.pipeline import check_files
+from finetune_trainer.data.checks.summary import Summary
 from finetune_trainer.data.rows import NamedPath, Rejected, Row
-from finetune_trainer.data.summary import Summary
 
 Check = Callable[..., tuple[list[Row | Rejected], Summary]]
 

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
+from finetune_trainer.data.checks.split import collect_prompts
 from finetune_trainer.data.rows import EXCERPT_CHARACTERS, SENTENCES, RejectCode, Rejected, RepairCode
-from finetune_trainer.data.split import collect_prompts
-from finetune_trainer.labels import Labeler
+from finetune_trainer.tokenization.labeler import Labeler
 
 Row = dict[str, Any]
 

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from row_rules import line_of
 
-from finetune_trainer.data import label_rows
+from finetune_trainer.data.checks import pipeline as label_rows
 from finetune_trainer.data.rows import EXCERPT_CHARACTERS, ChatRow, RejectCode, Rejected
-from finetune_trainer.labels import Labeler
+from finetune_trainer.tokenization.labeler import Labeler
 
 GOOD = {"instruction": "q", "output": "a"}
 MEGABYTE = 1 << 20

@@ -6,12 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NotRequired, TypedDict
+from typing import Any, Literal, NamedTuple, NotRequired, Protocol, TypedDict
 
 import orjson
-
-if TYPE_CHECKING:
-    from finetune_trainer.encodings import Sample
 
 EXCERPT_CHARACTERS = 120
 
@@ -184,6 +181,38 @@ def _dump_file(name: str) -> bytes:
     return b',"_source":{"file":' + orjson.dumps(name) + b',"line":'
 
 
+class EncodedSample(Protocol):
+    """What the counts need of a tokenized row; the samples themselves are defined in `tokenization`."""
+
+    @property
+    def tokens(self) -> int:
+        """Number of tokens that the model reads."""
+
+    @property
+    def length(self) -> int:
+        """Number of tokens of the longest sequence of the sample."""
+
+    @property
+    def trained(self) -> int:
+        """Number of tokens with a loss."""
+
+    @property
+    def left_out(self) -> int:
+        """Number of tokens cut off because of `max_length`."""
+
+    @property
+    def answer_cut(self) -> int:
+        """Number of trained answers that lost tokens."""
+
+    @property
+    def reasoning_lost(self) -> int:
+        """Number of trained answers whose reasoning the chat template drops."""
+
+    @property
+    def repairs(self) -> tuple[RepairCode, ...]:
+        """Repairs made while tokenizing."""
+
+
 class _Sourced(ABC):
     """What every kind of row can tell of itself."""
 
@@ -220,7 +249,7 @@ class ChatRow(_Sourced):
     format: DataFormat
     tools: Tools = None
     repairs: tuple[RepairCode, ...] = ()
-    encodings: "tuple[Sample, ...]" = ()
+    encodings: "tuple[EncodedSample, ...]" = ()
     written: bytes = field(default=b"", compare=False, repr=False)
 
     def content(self) -> dict[str, Any]:
@@ -243,7 +272,7 @@ class PreferenceRow(_Sourced):
     format: DataFormat
     tools: Tools = None
     repairs: tuple[RepairCode, ...] = ()
-    encodings: "tuple[Sample, ...]" = ()
+    encodings: "tuple[EncodedSample, ...]" = ()
     written: bytes = field(default=b"", compare=False, repr=False)
 
     def content(self) -> dict[str, Any]:
@@ -267,7 +296,7 @@ class UnpairedRow(_Sourced):
     format: DataFormat
     tools: Tools = None
     repairs: tuple[RepairCode, ...] = ()
-    encodings: "tuple[Sample, ...]" = ()
+    encodings: "tuple[EncodedSample, ...]" = ()
     written: bytes = field(default=b"", compare=False, repr=False)
 
     def content(self) -> dict[str, Any]:
@@ -289,7 +318,7 @@ class PromptRow(_Sourced):
     format: DataFormat
     tools: Tools = None
     repairs: tuple[RepairCode, ...] = ()
-    encodings: "tuple[Sample, ...]" = ()
+    encodings: "tuple[EncodedSample, ...]" = ()
     written: bytes = field(default=b"", compare=False, repr=False)
 
     def content(self) -> dict[str, Any]:
@@ -309,7 +338,7 @@ class TextRow(_Sourced):
     source: Source
     format: DataFormat
     repairs: tuple[RepairCode, ...] = ()
-    encodings: "tuple[Sample, ...]" = ()
+    encodings: "tuple[EncodedSample, ...]" = ()
     written: bytes = field(default=b"", compare=False, repr=False)
 
     def content(self) -> dict[str, Any]:
@@ -358,3 +387,18 @@ class BadRow(Exception):  # noqa: N818 - it says what the row is, and never leav
 
 class UnreadableFile(Exception):  # noqa: N818 - a file, not one of its rows
     """Raised when a file cannot be read as rows at all: damaged, or of a format that is not supported."""
+
+
+def read_canonical(row: Mapping[str, Any]) -> Row:
+    """Return the row; its format is the one that the canonical shape is, not the one that it came in."""
+    source = Source(row["_source"]["file"], row["_source"]["line"])
+    tools = row.get("tools")
+    if "messages" in row:
+        return ChatRow(row["messages"], source, DataFormat.OPENAI, tools)
+    if "text" in row:
+        return TextRow(row["text"], source, DataFormat.TEXT)
+    if "chosen" in row:
+        return PreferenceRow(row["prompt"], row["chosen"], row["rejected"], source, DataFormat.PREFERENCE, tools)
+    if "label" in row:
+        return UnpairedRow(row["prompt"], row["completion"], row["label"], source, DataFormat.UNPAIRED, tools)
+    return PromptRow(row["prompt"], source, DataFormat.PROMPT_COMPLETION, tools)

@@ -2,97 +2,33 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import jinja2
 
-from finetune_api.evaluation import EvaluationStatus
 from finetune_api.handoff import Artifact, JobConfig
 from finetune_api.objectives import Objective
 from finetune_api.spec import Method
-from finetune_api.status import DatasetStatus, EarlyStoppingStatus, Resolved
+from finetune_api.status import Resolved
 from finetune_trainer.data.rows import SENTENCES
+from finetune_trainer.evaluation.run_record import RunRecord
 from finetune_trainer.report import serving, text
 from finetune_trainer.report.curves import curve_table
-from finetune_trainer.report.data_tables import file_table, histogram_table, length_table
+from finetune_trainer.report.data_tables import file_table, histogram_table, length_table, merge_context
 from finetune_trainer.report.head import build_head
 from finetune_trainer.report.held_out import loss_table, reward_table, terms_of
-from finetune_trainer.report.merge_table import merge_context
 from finetune_trainer.report.model_card import front_matter
 from finetune_trainer.report.notes import licence_note, notes
 from finetune_trainer.report.page import Pictures, render_page
 from finetune_trainer.report.pictures import bucket_size, curves_svg, draw_curves, draw_lengths, lengths_svg
-from finetune_trainer.report.recommendations import Evidence, recommend
-from finetune_trainer.report.record import (
-    Answer,
-    BaseFacts,
-    History,
-    Machine,
-    Measured,
-    MergeCheck,
-    RewardedAnswer,
-    SampleStats,
-    ScoreCheck,
-    ScoredPair,
-)
+from finetune_trainer.report.recommendations import evidence_of, recommend
 from finetune_trainer.report.serving import adapter_obstacles, servability_table
 
 TEMPLATES = Path(__file__).parent / "templates"
 PREVIEW_CHARACTERS = 1200
 BRACKETS = str.maketrans("⟦⟧", "[]")
 """So that a row cannot claim that something of it is trained."""
-
-
-@dataclass(frozen=True)
-class RunRecord:
-    """Everything that the report says."""
-
-    config: JobConfig
-    settings: Resolved
-    dataset: DatasetStatus
-    samples: SampleStats
-    previews: list[list[tuple[str, bool]]]
-    history: History
-    baseline: Measured | None
-    final: Measured | None
-    best_step: int | None
-    early_stopping: EarlyStoppingStatus | None
-    trainable_parameters: int
-    answers: list[Answer]
-    merge: MergeCheck | None
-    machine: Machine
-    score_check: ScoreCheck | None = None
-    scored_pairs: list[ScoredPair] = field(default_factory=list)
-    rewarded_answers: list[RewardedAnswer] = field(default_factory=list)
-    summary: Mapping[str, Any] = field(default_factory=dict)
-    """What preflight wrote about the rows: `dataset/summary.json`."""
-    evaluation: EvaluationStatus = field(default_factory=EvaluationStatus)
-    """What the gates say."""
-    base: BaseFacts = field(default_factory=BaseFacts)
-
-    @property
-    def last_step(self) -> int:
-        """The last optimiser step."""
-        return self.history.train[-1].step if self.history.train else 0
-
-    @property
-    def start(self) -> str:
-        """What the model is called as it was before the training."""
-        return "initial adapter" if self.config.spec.tuning.initial_adapter else "base model"
-
-    @property
-    def rows_per_step(self) -> float:
-        """How many rows a step holds on average, which packing makes another figure than that of its sequences."""
-        return self.samples.samples * (self.settings.num_train_epochs or 0.0) / max(self.settings.total_steps or 0, 1)
-
-    def evidence(self) -> Evidence:
-        """What the recommendations look at."""
-        stopped = self.early_stopping is not None and bool(self.early_stopping.stopped)
-        return Evidence(
-            self.settings, self.samples, self.history, self.baseline, self.final, stopped, self.machine, self.dataset
-        )
 
 
 def write_report(record: RunRecord, directory: Path) -> None:
@@ -161,7 +97,7 @@ def _context(record: RunRecord, directory: Path) -> dict[str, Any]:
             adapter, has_merged=has_merged, withheld=withheld, is_reward_model=is_reward_model
         ),
         "batch_of": _batch_of(record),
-        "recommendations": recommend(record.evidence()),
+        "recommendations": recommend(evidence_of(record)),
         "notes": notes(
             record.base,
             record.history.resumed_from,

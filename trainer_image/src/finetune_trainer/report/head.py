@@ -2,13 +2,13 @@
 
 from typing import TYPE_CHECKING
 
+from finetune_trainer.evaluation.gate_rules import GateResult
 from finetune_trainer.report.held_out import Unit, terms_of
 from finetune_trainer.report.page import Head, Tile
 from finetune_trainer.report.text import clean, count, duration, number, percent, size
-from finetune_trainer.validation import GateResult
 
 if TYPE_CHECKING:
-    from finetune_trainer.report.document import RunRecord
+    from finetune_trainer.evaluation.run_record import RunRecord
 
 
 def build_head(record: "RunRecord") -> Head:

@@ -8,12 +8,12 @@ import yaml
 
 from finetune_api.handoff import Artifact
 from finetune_api.objectives import Objective
-from finetune_trainer.hub import hub_name, is_hub_uri, parse_hub_uri
+from finetune_trainer.evaluation.record import Licence
 from finetune_trainer.report.held_out import Unit, terms_of
-from finetune_trainer.report.record import Licence
+from finetune_trainer.storage.hub.uris import hub_name, is_hub_uri, parse_hub_uri
 
 if TYPE_CHECKING:
-    from finetune_trainer.report.document import RunRecord
+    from finetune_trainer.evaluation.run_record import RunRecord
 
 TAGS = {
     Objective.DPO: "dpo",

@@ -15,8 +15,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from finetune_api.objectives import Objective
+from finetune_trainer.evaluation.record import History, TrainPoint
 from finetune_trainer.report.held_out import NORMAL_95, Unit, terms_of
-from finetune_trainer.report.record import History, TrainPoint
 
 FigureOf = Callable[[TrainPoint], float | None]
 

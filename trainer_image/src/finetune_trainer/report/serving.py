@@ -8,8 +8,8 @@ from typing import Any
 
 import yaml
 
-from finetune_trainer.hub import hub_name, is_hub_uri
 from finetune_trainer.report.text import inline, table
+from finetune_trainer.storage.hub.uris import hub_name, is_hub_uri
 
 VLLM_DEFAULT_RANK = 16
 VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)

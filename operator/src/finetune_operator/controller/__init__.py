@@ -1,0 +1,1 @@
+"""The kopf handlers, the work queue and the reconciler."""

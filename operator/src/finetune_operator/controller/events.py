@@ -1,0 +1,175 @@
+"""Events for people, derived from what changed between two states; nothing is posted while nothing changes."""
+
+import hashlib
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from finetune_api import names
+from finetune_api.names import ConditionType, EventReason
+from finetune_api.status import FineTuneJobStatus
+from finetune_operator.kube.objects import Job, Object
+from finetune_operator.policy import runs
+
+C, E = ConditionType, EventReason
+MAX_NOTE = 1000
+_TROUBLES = frozenset(
+    {
+        *(E.UNSCHEDULABLE, E.IMAGE_PULL_FAILED, E.POD_CREATION_REFUSED, E.MOUNT_FAILED, E.CONTAINER_ERROR),
+        *(E.NODE_LOST, E.NO_PROGRESS, E.UNREACHABLE),
+    }
+)
+_INACTIVE = names.Reason.WORKLOAD_INACTIVE
+_WAITS = frozenset({names.Reason.WAITING_FOR_PARENT, names.Reason.PARENT_FAILED})
+
+
+@dataclass(frozen=True)
+class Event:
+    """One thing that happened to a FineTuneJob."""
+
+    reason: EventReason
+    message: str
+    is_warning: bool = False
+
+
+def between(old: FineTuneJobStatus, new: FineTuneJobStatus) -> list[Event]:
+    """What happened between two states, in the order in which it happens."""
+    parts = (_accepted, _preflight, _runs, _suspension, _queue, _troubles, _end)
+    return [event for part in parts for event in part(old, new)]
+
+
+def _became(old: FineTuneJobStatus, new: FineTuneJobStatus, kind: ConditionType, truth: str) -> bool:
+    before, after = old.condition(kind), new.condition(kind)
+    return after is not None and after.status == truth and (before is None or before.status != truth)
+
+
+def _message(status: FineTuneJobStatus, kind: ConditionType) -> str:
+    found = status.condition(kind)
+    return found.message if found else ""
+
+
+def _reason(status: FineTuneJobStatus, kind: ConditionType) -> str:
+    found = status.condition(kind)
+    return found.reason if found else ""
+
+
+def _accepted(old: FineTuneJobStatus, new: FineTuneJobStatus) -> list[Event]:
+    found = []
+    if _became(old, new, C.ACCEPTED, "True"):
+        found.append(Event(E.ACCEPTED, _message(new, C.ACCEPTED)))
+    if _became(old, new, C.ACCEPTED, "False"):
+        found.append(Event(E.REFUSED, _message(new, C.ACCEPTED), is_warning=True))
+    waits = new.condition(C.ACCEPTED)
+    if waits and waits.reason in _WAITS and waits.reason != _reason(old, C.ACCEPTED):
+        is_warning = waits.reason == names.Reason.PARENT_FAILED
+        found.append(Event(E.WAITING_FOR_PARENT, waits.message, is_warning=is_warning))
+    return found
+
+
+def _preflight(old: FineTuneJobStatus, new: FineTuneJobStatus) -> list[Event]:
+    before, after = old.condition(C.VALIDATED), new.condition(C.VALIDATED)
+    found = []
+    running = names.Reason.PREFLIGHT_RUNNING
+    if after and after.reason == running and (before is None or before.reason != running):
+        found.append(Event(E.PREFLIGHT_STARTED, after.message))
+    if after and _became(old, new, C.VALIDATED, "True"):
+        if after.reason == names.Reason.ADOPTED:
+            found.append(Event(E.ADOPTED, after.message))
+        else:
+            found.append(Event(E.DATASET_VALIDATED, after.message))
+        if new.dataset and new.dataset.rejected:
+            found.append(Event(E.ROWS_REJECTED, runs.dataset_sentence(new.dataset), is_warning=True))
+    return found
+
+
+def _runs(old: FineTuneJobStatus, new: FineTuneJobStatus) -> list[Event]:
+    found = []
+    known = {run.pod_uid for run in runs.of(old)}
+    for run in runs.of(new):
+        if run.pod_uid not in known and run.result == "Preempted":
+            found.append(Event(E.TRAINER_PREEMPTED, f"Run {run.run} was preempted: {run.reason}: {run.message}"))
+        if run.pod_uid not in known and run.result == "Failed":
+            found.append(Event(E.TRAINER_FAILED, f"Run {run.run} failed: {run.reason}: {run.message}", is_warning=True))
+    before, after = old.attempts or 0, new.attempts or 0
+    name = new.job_ref.name if new.job_ref else ""
+    if after > before == 0:
+        found.append(Event(E.TRAINING_STARTED, f"Created trainer Job {name}."))
+    elif after > before:
+        found.append(Event(E.TRAINING_RETRIED, f"Created trainer Job {name} for attempt {after}."))
+    return found
+
+
+def _suspension(old: FineTuneJobStatus, new: FineTuneJobStatus) -> list[Event]:
+    was, now = _is_stopped(old), _is_stopped(new)
+    if now and not was:
+        return [Event(E.SUSPENDED, _message(new, C.SUSPENDED))]
+    return [Event(E.RESUMED, "The job goes on.")] if was and not now else []
+
+
+def _is_stopped(status: FineTuneJobStatus) -> bool:
+    return status.is_true(C.SUSPENDED) and _reason(status, C.SUSPENDED) != names.Reason.QUEUED_BY_KUEUE
+
+
+def _queue(old: FineTuneJobStatus, new: FineTuneJobStatus) -> list[Event]:
+    """Why the job waits in Kueue, when the cause has changed, and that it waits no more."""
+    if _reason(new, C.QUOTA_RESERVED) == names.Reason.ADMITTED != _reason(old, C.QUOTA_RESERVED):
+        return [Event(E.ADMITTED, _message(new, C.QUOTA_RESERVED))]
+    found = new.condition(C.QUOTA_RESERVED)
+    if found is None or found.status == "True" or found.reason in {_reason(old, C.QUOTA_RESERVED), _INACTIVE}:
+        return []
+    return [Event(E.QUEUED, found.message, is_warning=found.reason != names.Reason.WAITING_FOR_QUOTA)]
+
+
+def _troubles(old: FineTuneJobStatus, new: FineTuneJobStatus) -> list[Event]:
+    """Why no pod runs, or none that answers or could save in time, when that has become known."""
+    reason = _reason(new, C.RUNNING)
+    found = []
+    if reason in _TROUBLES and reason != _reason(old, C.RUNNING):
+        found.append(Event(E(reason), _message(new, C.RUNNING), is_warning=True))
+    if _became(old, new, C.SAVES_IN_TIME, "False"):
+        found.append(Event(E.SAVE_TOO_SLOW, _message(new, C.SAVES_IN_TIME), is_warning=True))
+    return found
+
+
+def _end(old: FineTuneJobStatus, new: FineTuneJobStatus) -> list[Event]:
+    found = []
+    if _became(old, new, C.EARLY_STOPPED, "True"):
+        found.append(Event(E.EARLY_STOPPED, _message(new, C.EARLY_STOPPED)))
+    if _became(old, new, C.COMPLETE, "True"):
+        found.append(Event(E.COMPLETED, _message(new, C.COMPLETE)))
+    if _became(old, new, C.FAILED, "True"):
+        failed = new.condition(C.FAILED)
+        text = f"{failed.reason}: {failed.message}" if failed else ""
+        found.append(Event(E.FAILED, text, is_warning=True))
+    return found
+
+
+def build_event(job: Job, event: Event, instance: str, now: datetime) -> Object:
+    """The event as the API takes it; its name follows from its content, so that a repetition is the same event."""
+    stamp = now.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    content = f"{job.uid}/{job.resource_version}/{event.reason}/{event.message}"
+    return {
+        "apiVersion": "v1",
+        "kind": "Event",
+        "metadata": {
+            "namespace": job.key.namespace,
+            "name": f"{job.key.name[:230]}.{hashlib.sha256(content.encode()).hexdigest()[:16]}",
+        },
+        "involvedObject": {
+            "apiVersion": names.API_VERSION,
+            "kind": names.KIND,
+            "namespace": job.key.namespace,
+            "name": job.key.name,
+            "uid": job.uid,
+            "resourceVersion": job.resource_version,
+        },
+        "type": "Warning" if event.is_warning else "Normal",
+        "reason": event.reason.value,
+        "message": event.message[:MAX_NOTE],
+        "source": {"component": names.MANAGED_BY},
+        "reportingComponent": names.MANAGED_BY,
+        "reportingInstance": instance[:128] or names.MANAGED_BY,
+        "action": "Reconcile",
+        "firstTimestamp": stamp,
+        "lastTimestamp": stamp,
+        "count": 1,
+    }

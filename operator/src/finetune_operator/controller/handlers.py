@@ -1,0 +1,134 @@
+"""The kopf shell: events of three kinds of objects become keys on the work queue."""
+
+import asyncio
+import itertools
+import os
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import replace
+from typing import Any, cast
+
+import kopf
+
+from finetune_api import names
+from finetune_operator.controller.watch_cache import Memory
+from finetune_operator.controller.workqueue import WorkQueue
+from finetune_operator.kube.objects import Job, Key, key_of_child
+from finetune_operator.metrics import Metrics
+from finetune_operator.policy import deadlines
+from finetune_operator.settings import Settings
+
+LOGIN_PAUSE_SECONDS = 2.0
+OURS = f"{names.LABEL_MANAGED_BY}={names.MANAGED_BY}"
+
+
+def build_registry(
+    queue: WorkQueue[Key], memory: Memory, metrics: Metrics, *, has_kueue: bool
+) -> kopf.OperatorRegistry:
+    """The handlers; they translate, keep what would be lost, and decide nothing."""
+    registry = kopf.OperatorRegistry()
+
+    async def on_job(event: kopf.RawEvent, body: kopf.Body, **_: Any) -> None:
+        memory.saw(names.PLURAL)
+        key = Key(body.metadata["namespace"], body.metadata["name"])
+        if event["type"] == "DELETED":
+            metrics.jobs.remove(key)
+            memory.forget(key)
+            _add_all(queue, memory.families.drop(key))
+            return
+        job = Job.from_object(dict(body))
+        metrics.jobs.show(job)
+        _add_all(queue, memory.families.note(job))
+        if not job.is_settled or (event["type"] == "MODIFIED" and deadlines.has_ttl(job)):
+            queue.add(key)
+
+    async def on_child(body: kopf.Body, **_: Any) -> None:
+        memory.saw("jobs")
+        _add(queue, key_of_child(dict(body)))
+
+    async def on_pod(event: kopf.RawEvent, body: kopf.Body, **_: Any) -> None:
+        memory.saw("pods")
+        key = key_of_child(dict(body))
+        if key is not None:
+            memory.keep_end(key, dict(body), gone=event["type"] == "DELETED")
+            queue.add(key)
+
+    async def on_workload(body: kopf.Body, **_: Any) -> None:
+        memory.saw("workloads")
+        labels = body.metadata.get("labels") or {}
+        _add(queue, memory.queued.get(labels.get(names.LABEL_QUEUED_JOB_UID, "")))
+
+    kopf.on.event(names.GROUP, names.VERSION, names.PLURAL, id="job", registry=registry)(on_job)
+    kopf.on.event("batch", "v1", "jobs", id="child", registry=registry)(on_child)
+    kopf.on.event("", "v1", "pods", id="pod", registry=registry)(on_pod)
+    if has_kueue:
+        group, version = names.KUEUE_API_VERSION.split("/")
+        kopf.on.event(group, version, "workloads", id="workload", registry=registry)(on_workload)
+    kopf.on.login(id="login", registry=registry)(build_login())
+    return registry
+
+
+def _add(queue: WorkQueue[Key], key: Key | None) -> None:
+    if key is not None:
+        queue.add(key)
+
+
+def _add_all(queue: WorkQueue[Key], keys: Iterable[Key]) -> None:
+    for key in keys:
+        queue.add(key)
+
+
+def build_login() -> Callable[..., Awaitable[kopf.ConnectionInfo | None]]:
+    """A login that may be refused and comes again: kopf loses a watch for ever when it has no credentials left, and
+    takes none for new that equal refused ones. The token may have been renewed, or the API server may be mistaken."""
+    logins = itertools.count()
+
+    async def on_login(**kwargs: Any) -> kopf.ConnectionInfo | None:
+        number = next(logins)
+        if number:
+            await asyncio.sleep(LOGIN_PAUSE_SECONDS)
+        found = _login(**kwargs)
+        return replace(found, priority=number) if found else None
+
+    return on_login
+
+
+def _login(**kwargs: Any) -> kopf.ConnectionInfo | None:
+    """As in `cluster.Connection`: a kubeconfig that is named wins over the pod's own account."""
+    if os.environ.get("KUBECONFIG") or not os.environ.get("KUBERNETES_SERVICE_HOST"):
+        return kopf.login_with_kubeconfig(**kwargs)
+    return kopf.login_with_service_account(**kwargs)
+
+
+def build_kopf_settings(settings: Settings) -> kopf.OperatorSettings:
+    """kopf without anything that writes to the cluster or needs more rights than list and watch."""
+    chosen = kopf.OperatorSettings()
+    chosen.posting.enabled = False
+    chosen.scanning.disabled = True
+    chosen.watching.connect_timeout = settings.api_timeout_seconds
+    chosen.watching.chunk_size = 500
+    chosen.watching.label_selectors["batch", "jobs"] = OURS
+    chosen.watching.label_selectors["", "pods"] = OURS
+    chosen.networking.request_timeout = 4 * settings.api_timeout_seconds
+    return chosen
+
+
+async def watch(
+    queue: WorkQueue[Key],
+    memory: Memory,
+    metrics: Metrics,
+    settings: Settings,
+    ready: asyncio.Event,
+    *,
+    has_kueue: bool,
+) -> None:
+    """Watches until the process gets SIGTERM or SIGINT."""
+    await kopf.operator(
+        registry=build_registry(queue, memory, metrics, has_kueue=has_kueue),
+        settings=build_kopf_settings(settings),
+        # kopf would look up the user's name, which a user that the platform chose does not have.
+        identity=cast("Any", settings.pod_name or names.MANAGED_BY),
+        standalone=True,
+        clusterwide=not settings.watch_namespaces,
+        namespaces=settings.watch_namespaces,
+        ready_flag=ready,
+    )

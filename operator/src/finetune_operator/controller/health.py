@@ -1,0 +1,55 @@
+"""`/healthz`, `/readyz` and `/metrics` on one port."""
+
+import asyncio
+
+from aiohttp import web
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from finetune_operator.controller.watch_cache import Memory
+from finetune_operator.controller.workqueue import WorkQueue
+from finetune_operator.kube.objects import Key
+from finetune_operator.metrics import Metrics
+
+STUCK_SECONDS = 120.0
+
+
+class Health:
+    """Answers probes and scrapes. A blocked event loop answers nothing, which is what a liveness probe notices."""
+
+    def __init__(self, queue: WorkQueue[Key], memory: Memory, metrics: Metrics) -> None:
+        self.ready = asyncio.Event()
+        self._queue = queue
+        self._memory = memory
+        self._metrics = metrics
+
+    async def serve(self, port: int) -> web.AppRunner:
+        """Starts to listen on every address."""
+        app = web.Application()
+        app.add_routes(
+            [
+                web.get("/healthz", self.on_healthz),
+                web.get("/readyz", self.on_readyz),
+                web.get("/metrics", self.on_metrics),
+            ]
+        )
+        runner = web.AppRunner(app, access_log=None)
+        await runner.setup()
+        await web.TCPSite(runner, port=port).start()
+        return runner
+
+    async def on_healthz(self, _: web.Request) -> web.Response:
+        """503 when jobs wait and no worker has taken one for far too long."""
+        stalled = self._queue.stalled_for()
+        if stalled > STUCK_SECONDS:
+            return web.Response(status=503, text=f"no waiting job has been taken for {stalled:.0f} s\n")
+        return web.Response(text="ok\n")
+
+    async def on_readyz(self, _: web.Request) -> web.Response:
+        """503 until the watches have been started."""
+        return web.Response(text="ok\n") if self.ready.is_set() else web.Response(status=503, text="starting\n")
+
+    async def on_metrics(self, _: web.Request) -> web.Response:
+        """Every metric in Prometheus' text format."""
+        self._metrics.note_scrape(len(self._queue), self._memory.last_event)
+        body = generate_latest(self._metrics.registry)
+        return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE_LATEST})

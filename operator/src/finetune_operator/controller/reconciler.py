@@ -1,0 +1,221 @@
+"""One look at one FineTuneJob: observe, plan, apply, and one status write at the end if anything changed."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime
+
+from finetune_api.status import FineTuneJobStatus
+from finetune_operator.cluster import Cluster
+from finetune_operator.controller import events
+from finetune_operator.controller.watch_cache import Memory
+from finetune_operator.controller.workqueue import WorkQueue
+from finetune_operator.kube.errors import ClusterError, Denied, Gone, NameTaken, Outdated, Refused, RetryLater
+from finetune_operator.kube.objects import ChildJob, Job, Key, Object, Workload
+from finetune_operator.kube.observed import Observed
+from finetune_operator.metrics import Metrics
+from finetune_operator.policy import deadlines, kueue
+from finetune_operator.policy import dependencies as parents
+from finetune_operator.policy.conditions import acknowledge
+from finetune_operator.policy.decision import Decision
+from finetune_operator.policy.plan import plan
+from finetune_operator.settings import Settings
+
+log = logging.getLogger(__name__)
+MAX_STEPS = 6
+"""Actions in one look: create preflight, or create an attempt, and questions between; more is a loop."""
+
+
+class Reconciler:
+    """Brings one FineTuneJob a step further each time it is called."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        memory: Memory,
+        queue: WorkQueue[Key],
+        settings: Settings,
+        metrics: Metrics,
+        *,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self._cluster = cluster
+        self._memory = memory
+        self._queue = queue
+        self._settings = settings
+        self._metrics = metrics
+        self._clock = clock
+
+    async def handle(self, key: Key) -> None:
+        """Looks at a job; whatever the API server answers ends in another look, never in a lost job."""
+        with self._metrics.seconds.time():
+            result = await self._attempt(key)
+        self._metrics.reconciles.labels(result).inc()
+
+    async def _attempt(self, key: Key) -> str:
+        try:
+            await self._reconcile(key)
+        except Gone:
+            self._memory.forget(key)
+        except Outdated:
+            self._queue.add(key, 0.1)
+            return "conflict"
+        except (RetryLater, Denied, Refused) as problem:
+            after = getattr(problem, "after_seconds", None) or 0.0
+            delay = self._queue.retry(key, after)
+            log.warning("%s: %s; again in %.1f s", key, problem, delay)
+            return "error"
+        except Exception:  # one job's surprise must not end the worker that serves all others
+            delay = self._queue.retry(key)
+            log.exception("%s: unexpected; again in %.1f s", key, delay)
+            return "bug"
+        self._queue.forgive(key)
+        return "done"
+
+    async def _reconcile(self, key: Key) -> None:
+        job = await self._cluster.get_job(key)
+        if job.is_finished:
+            self._memory.forget(key)
+            if not job.is_settled:
+                await self._write(job, acknowledge(job.status, job.generation))
+            await self._tidy(job)
+            return
+        if job.status_error:
+            log.error("%s: left alone, for its status cannot be read: %s", key, job.status_error)
+            return
+        decision = await self._decide_and_act(await self._observe(job))
+        await self._write(job, decision.status)
+        finished = replace(job, status=decision.status).is_finished
+        if finished:
+            self._memory.forget(key)
+            return
+        self._memory.follow(key, decision.follow)
+        if decision.requeue_after is not None:
+            self._queue.add(key, decision.requeue_after)
+
+    async def _tidy(self, job: Job) -> None:
+        """Removes what is left of a finished job in time; after a restart, the listing of its Jobs brings it here."""
+        left = deadlines.seconds_to_tidy(job, self._clock())
+        if left:
+            self._queue.add(job.key, left + deadlines.SLACK_SECONDS)
+        elif left is not None and await self._cluster.remove_children(job):
+            log.info("%s: Jobs removed, %s s after the end", job.key, job.spec and job.spec.ttl_seconds_after_finished)
+
+    async def _observe(self, job: Job) -> Observed:
+        """Jobs before pods: a pod is then never older than what its Job says of it."""
+        relatives = await self._relatives(job)
+        try:
+            children = await self._cluster.list_children(job.key)
+            pods = await self._cluster.list_pods(job.key)
+        except Denied as problem:
+            return Observed(job=job, now=self._clock(), relatives=relatives, obstacle=problem, is_blind=True)
+        workloads, obstacle = None, None
+        try:
+            workloads = await self._workloads(job, children)
+        except Denied as problem:
+            workloads, obstacle = (), problem
+        return Observed(
+            job=job,
+            now=self._clock(),
+            children=children,
+            pods=self._memory.with_ends(job.key, pods),
+            workloads=workloads,
+            relatives=relatives,
+            reading=self._memory.readings.get(job.key),
+            obstacle=obstacle,
+        )
+
+    async def _workloads(self, job: Job, children: tuple[ChildJob, ...]) -> tuple[Workload, ...] | None:
+        """What Kueue says of the Jobs that it may hold; None where it is not there, or has nothing to do with them."""
+        held = [one for one in children if one.owner_uid == job.uid and kueue.may_hold(one)]
+        self._memory.expect(job.key, [one.uid for one in held])
+        if not held:
+            return None
+        return await self._cluster.list_workloads(job.key, held)
+
+    async def _relatives(self, job: Job) -> dict[str, Job | None]:
+        """The jobs that this one waits for, read now, and those that they wait for, among which circles are found."""
+        found: dict[str, Job | None] = {}
+        names = [need.name for need in parents.open_needs(job)]
+        while names and len(found) < parents.MAX_RELATIVES:
+            name = names.pop(0)
+            if name in found:
+                continue
+            found[name] = other = await self._find(Key(job.key.namespace, name))
+            names += [need.name for need in parents.open_needs(other)] if other else []
+        return found
+
+    async def _find(self, key: Key) -> Job | None:
+        try:
+            return await self._cluster.get_job(key)
+        except Gone:
+            return None
+
+    async def _decide_and_act(self, seen: Observed) -> Decision:
+        """Plans and acts until nothing is left to do; what an action brings about is part of the next plan."""
+        for _ in range(MAX_STEPS):
+            decision = plan(seen, self._settings)
+            if seen.obstacle is not None:
+                return decision
+            try:
+                if decision.delete:
+                    await self._cluster.delete_child(seen.job, decision.delete)
+                    return decision
+                if decision.create:
+                    child = await self._cluster.create_child(seen.job, decision.create)
+                    log.info("%s: created Job %s", seen.job.key, child.name)
+                    children = (*seen.children, child)
+                    workloads = await self._workloads(seen.job, children)
+                    seen = replace(seen, children=children, workloads=workloads)
+                elif change := decision.suspend or decision.resume:
+                    is_suspended = decision.suspend is not None
+                    child = await self._cluster.set_suspended(seen.job, change, is_suspended=is_suspended)
+                    log.info("%s: Job %s %s", seen.job.key, child.name, "suspended" if is_suspended else "resumed")
+                    others = [one for one in seen.children if one.uid != child.uid]
+                    seen = replace(seen, children=(*others, child))
+                elif decision.requeue:
+                    await self._cluster.move_to_queue(seen.job, *decision.requeue)
+                    return decision
+                elif workload := decision.deactivate or decision.activate:
+                    is_active = decision.activate is not None
+                    await self._cluster.set_active(seen.job, workload, is_active=is_active)
+                    log.info("%s: Workload %s active: %s", seen.job.key, workload.name, is_active)
+                    return decision
+                elif decision.look_at:
+                    asked = decision.look_at
+                    found = await self._cluster.list_warnings(seen.job.key.namespace, asked.kind, asked.uid)
+                    seen = replace(seen, warnings=found)
+                else:
+                    return decision
+            except (Denied, NameTaken, Refused) as problem:
+                log.warning("%s: %s", seen.job.key, problem)
+                seen = replace(seen, obstacle=problem)
+        raise RuntimeError(f"{seen.job.key}: the plan does not come to an end")
+
+    async def _write(self, job: Job, status: FineTuneJobStatus) -> None:
+        change = difference(job.status.to_wire(), status.to_wire())
+        if not change:
+            return
+        written = await self._cluster.patch_status(job, change)
+        self._metrics.jobs.show(written)
+        for event in events.between(job.status, status):
+            log.info("%s: %s: %s", job.key, event.reason, event.message)
+            try:
+                body = events.build_event(written, event, self._settings.pod_name, self._clock())
+                await self._cluster.post_event(body)
+            except ClusterError as problem:
+                log.warning("%s: event not posted: %s", job.key, problem)
+
+
+def difference(old: Object, new: Object) -> Object:
+    """The merge patch that turns the old object into the new one; lists are replaced as a whole."""
+    change: Object = {name: None for name in old if name not in new}
+    for name, value in new.items():
+        before = old.get(name)
+        if isinstance(value, dict) and isinstance(before, dict):
+            inner = difference(before, value)
+            if inner:
+                change[name] = inner
+        elif value != before:
+            change[name] = value
+    return change

@@ -1,0 +1,1 @@
+"""Observed objects and API errors as typed values."""

@@ -1,0 +1,1 @@
+"""Build Jobs, ConfigMaps, Services and volumes."""

@@ -1,0 +1,95 @@
+"""What a job runs with where its spec leaves storage, hub and token to the operator's defaults."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TypeVar
+
+from finetune_api.blocks import Block
+from finetune_api.handoff import HubRole
+from finetune_api.names import Component
+from finetune_api.spec import DataSource, FineTuneJobSpec, Hub, Model, Storage
+from finetune_operator.kube.objects import Job
+from finetune_operator.settings import Settings
+
+HUB_ENDPOINT = "https://huggingface.co"
+"""The hub of a job that names none, under an operator without a default."""
+HUB_SCHEME = "hf://"
+
+B = TypeVar("B", bound=Block)
+
+
+@dataclass(frozen=True)
+class Token:
+    """A Secret with a hub's token, for one source of the job."""
+
+    role: HubRole
+    """What it is for; also the folder that it is mounted in."""
+    secret: str
+    is_default: bool
+    """Whether the operator's settings name it, not the job: it may then be absent, for most sources are public."""
+
+
+def effective_spec(spec: FineTuneJobSpec, settings: Settings) -> FineTuneJobSpec:
+    """The spec with the operator's default storage and hub, as the pods read it; a default token is only mounted."""
+    filled = {"storage": effective_storage(spec, settings), "hub": effective_hub(spec, settings)}
+    return spec.model_copy(update=filled)
+
+
+def effective_storage(spec: FineTuneJobSpec, settings: Settings) -> Storage | None:
+    """The job's storage; one without an endpoint is completed from the operator's default, field by field."""
+    return _completed(spec.storage, settings.default_storage())
+
+
+def effective_hub(spec: FineTuneJobSpec, settings: Settings) -> Hub | None:
+    """The job's hub; one without an endpoint is completed from the operator's default, field by field."""
+    return _completed(spec.hub, settings.default_hub())
+
+
+def hub_endpoint(spec: FineTuneJobSpec, settings: Settings) -> str:
+    """URL of the hub that the job's `hf://` URIs mean."""
+    hub = effective_hub(spec, settings)
+    return (hub and hub.endpoint) or HUB_ENDPOINT
+
+
+def hub_tokens(spec: FineTuneJobSpec, settings: Settings) -> list[Token]:
+    """The token of each hub source; the default one is never sent to another hub than the default one."""
+    default = settings.default_hub_token_secret
+    if hub_endpoint(spec, settings).rstrip("/") != (settings.default_hub_endpoint or HUB_ENDPOINT).rstrip("/"):
+        default = None
+    found = []
+    for role, source in _sources(spec):
+        own = source.credentials_secret_ref
+        secret = own.name if own else default
+        if secret and source.uri.startswith(HUB_SCHEME):
+            found.append(Token(role, secret, is_default=own is None))
+    return found
+
+
+def queue_name(job: Job, component: Component) -> str | None:
+    """The LocalQueue that a Job of this job waits in: preflight's own, else the trainer's, else the job's label."""
+    spec = job.spec
+    own = spec.preflight.queue_name if spec and spec.preflight and component is Component.PREFLIGHT else None
+    return own or (spec.scheduling.queue_name if spec and spec.scheduling else None) or job.queue_label or None
+
+
+def uses_hub(spec: FineTuneJobSpec) -> bool:
+    """Whether anything of the job comes from a hub."""
+    adapter, reward = spec.tuning.initial_adapter, spec.rlhf.reward_model if spec.rlhf else None
+    uris = [source.uri for _, source in _sources(spec)]
+    uris += [one.uri for one in (adapter, reward) if one and one.uri]
+    return any(uri.startswith(HUB_SCHEME) for uri in uris)
+
+
+def _sources(spec: FineTuneJobSpec) -> Iterator[tuple[HubRole, Model | DataSource]]:
+    yield HubRole.MODEL, spec.model
+    yield HubRole.TRAIN, spec.dataset.train
+    if spec.dataset.validation:
+        yield HubRole.VALIDATION, spec.dataset.validation
+
+
+def _completed(own: B | None, default: B | None) -> B | None:
+    """An own endpoint stands alone: the default's credentials and authority belong to the default's endpoint."""
+    if own is None or default is None:
+        return own or default
+    given = {name: value for name in type(own).model_fields if (value := getattr(own, name)) is not None}
+    return own if "endpoint" in given else default.model_copy(update=given)

@@ -1,0 +1,335 @@
+"""Builders of everything the operator creates. Pure: typed input in, the whole object out."""
+
+import hashlib
+from dataclasses import dataclass
+
+from finetune_api import handoff, names
+from finetune_api.blocks import Quantity
+from finetune_api.pods import PodResources
+from finetune_api.spec import FineTuneJobSpec
+from finetune_api.status import Lineage
+from finetune_operator.kube.objects import Job, Object, selector_value, slug
+from finetune_operator.manifests.effective_spec import effective_spec, hub_tokens, queue_name
+from finetune_operator.manifests.volumes import build_volumes
+from finetune_operator.settings import Settings
+
+PREFLIGHT_BACKOFF_LIMIT = 3
+PREFLIGHT_REQUESTS: dict[str, Quantity] = {"cpu": "250m", "memory": "512Mi"}
+CACHES = ("HF_HOME", "TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "MPLCONFIGDIR")
+PROXIES = ("http_proxy", "https_proxy", "no_proxy")
+
+
+@dataclass(frozen=True)
+class Child:
+    """A Job to create, with the ConfigMap that it reads and the Service in which its pods find each other."""
+
+    config_map: Object
+    service: Object | None
+    """Only where there is more than one pod."""
+    job: Object
+
+    @property
+    def name(self) -> str:
+        """Name of the Job."""
+        return str(self.job["metadata"]["name"])
+
+
+def child_name(job: Job, attempt: int) -> str:
+    """Deterministic name of a Job: `<slug>-preflight` or `<slug>-<attempt>`."""
+    return f"{slug(job.key.name)}-{attempt or 'preflight'}"
+
+
+def build_preflight(job: Job, settings: Settings, image: str) -> Child:
+    """The preflight Job: no GPU, the same image, its own back-off."""
+    return _child(job, settings, 0, image, PREFLIGHT_BACKOFF_LIMIT)
+
+
+def build_attempt(job: Job, settings: Settings, image: str, attempt: int) -> Child:
+    """The trainer Job of an attempt; failures of earlier attempts are taken off its back-off.
+
+    With many pods the first failure ends the Job, for the others can only start again together with the failed one.
+    """
+    spec = _spec(job)
+    left = max(0, spec.backoff_limit - (job.status.failures or 0)) if spec.resources.nodes == 1 else 0
+    return _child(job, settings, attempt, image, left)
+
+
+def build_config(job: Job, settings: Settings, attempt: int) -> handoff.JobConfig:
+    """What the pod is told."""
+    spec, pinned = _spec(job), job.status.lineage or Lineage()
+    return handoff.JobConfig(
+        namespace=job.key.namespace,
+        name=job.key.name,
+        uid=job.uid,
+        config_sha256=handoff.config_sha256(spec),
+        attempt=attempt,
+        first_pod=_first_pod(job, attempt) if attempt and spec.resources.nodes > 1 else None,
+        spec=effective_spec(spec, settings),
+        parent=pinned.parent,
+        reward_job=pinned.reward_job,
+        resolved=job.status.resolved if attempt else None,
+        dataset=job.status.dataset if attempt else None,
+    )
+
+
+def _first_pod(job: Job, attempt: int) -> str:
+    """The Job controller names pods `<Job>-<rank>` for the resolver; the Service has the name of the Job."""
+    name = child_name(job, attempt)
+    return f"{name}-0.{name}"
+
+
+def owner_reference(job: Job) -> Object:
+    """Makes the garbage collector remove the child with the job; never blocks the job's deletion."""
+    return {
+        "apiVersion": names.API_VERSION,
+        "kind": names.KIND,
+        "name": job.key.name,
+        "uid": job.uid,
+        "controller": True,
+        "blockOwnerDeletion": False,
+    }
+
+
+def labels(job: Job, component: names.Component, attempt: int) -> dict[str, str]:
+    """Labels of a child and of its pods."""
+    return {
+        names.LABEL_NAME: names.APP_NAME,
+        names.LABEL_INSTANCE: selector_value(job.key.name),
+        names.LABEL_COMPONENT: component.value,
+        names.LABEL_MANAGED_BY: names.MANAGED_BY,
+        names.LABEL_JOB_NAME: selector_value(job.key.name),
+        names.LABEL_ATTEMPT: str(attempt),
+    }
+
+
+def selector(name: str) -> str:
+    """Label selector of a job's children and pods."""
+    return f"{names.LABEL_MANAGED_BY}={names.MANAGED_BY},{names.LABEL_JOB_NAME}={selector_value(name)}"
+
+
+def pod_failure_policy() -> Object:
+    """The exit table for the Job controller; what matches no rule is counted against the back-off limit."""
+
+    def on_exit(action: str, codes: list[int]) -> Object:
+        requirement = {"containerName": names.TRAINER_CONTAINER, "operator": "In", "values": codes}
+        return {"action": action, "onExitCodes": requirement}
+
+    return {
+        "rules": [
+            on_exit("FailJob", sorted(int(code) for code in handoff.TERMINAL_EXIT_CODES)),
+            on_exit("Ignore", [int(handoff.ExitCode.PREEMPTED)]),
+            {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
+        ]
+    }
+
+
+def _child(job: Job, settings: Settings, attempt: int, image: str, backoff_limit: int) -> Child:
+    component = names.Component.TRAINER if attempt else names.Component.PREFLIGHT
+    name = child_name(job, attempt)
+    text = build_config(job, settings, attempt).model_dump_json(by_alias=True, exclude_none=True)
+    config_name = f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
+    meta: Object = {
+        "namespace": job.key.namespace,
+        "labels": labels(job, component, attempt),
+        "annotations": {names.ANNOTATION_JOB_NAME: job.key.name},
+        "ownerReferences": [owner_reference(job)],
+    }
+    config_map = {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": meta | {"name": config_name},
+        "immutable": True,
+        "data": {handoff.CONFIG_FILE: text},
+    }
+    nodes = _spec(job).resources.nodes if attempt else 1
+    service = _service(meta | {"name": name}) if nodes > 1 else None
+    subdomain = {"subdomain": name} if service else {}
+    template = {
+        "metadata": {"labels": meta["labels"], "annotations": meta["annotations"] | _topology(job, component)},
+        "spec": _pod_spec(job, settings, component, image, config_name) | subdomain,
+    }
+    queued = _queue_labels(job, component)
+    child = {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": meta | {"name": name, "labels": meta["labels"] | queued},
+        "spec": {
+            **({"suspend": True} if queued else {}),  # until Kueue admits it, also where its webhook is not looking
+            "completionMode": "Indexed",
+            "completions": nodes,
+            "parallelism": nodes,
+            **({"successPolicy": {"rules": [{"succeededIndexes": "0"}]}} if nodes > 1 else {}),
+            "backoffLimit": backoff_limit,
+            "podReplacementPolicy": "Failed",
+            "podFailurePolicy": pod_failure_policy(),
+            "template": template,
+        },
+    }
+    return Child(config_map=config_map, service=service, job=child)
+
+
+def _service(meta: Object) -> Object:
+    """Resolves the names of the pods of one attempt, from their first moment on; nothing goes through it."""
+    ports = {"rendezvous": handoff.RENDEZVOUS_PORT, "lifeline": handoff.LIFELINE_PORT}
+    chosen = (names.LABEL_MANAGED_BY, names.LABEL_JOB_NAME, names.LABEL_COMPONENT, names.LABEL_ATTEMPT)
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": meta,
+        "spec": {
+            "clusterIP": "None",
+            "publishNotReadyAddresses": True,
+            "selector": {label: meta["labels"][label] for label in chosen},
+            "ports": [{"name": name, "port": port} for name, port in ports.items()],
+        },
+    }
+
+
+def _queue_labels(job: Job, component: names.Component) -> dict[str, str]:
+    """What Kueue reads on a Job."""
+    queue, scheduling = queue_name(job, component), _spec(job).scheduling
+    if queue is None:
+        return {}
+    priority = scheduling.workload_priority_class if scheduling else None
+    return {names.LABEL_QUEUE: queue} | ({names.LABEL_QUEUE_PRIORITY: priority} if priority else {})
+
+
+def _topology(job: Job, component: names.Component) -> dict[str, str]:
+    """Kueue's annotation of the pods that are to be near each other."""
+    scheduling = _spec(job).scheduling
+    wanted = scheduling.topology if scheduling else None
+    if wanted is None or component is not names.Component.TRAINER:
+        return {}
+    return {names.ANNOTATION_TOPOLOGY.format(mode=wanted.mode.lower()): wanted.level or "true"}
+
+
+def _pod_spec(job: Job, settings: Settings, component: names.Component, image: str, config_name: str) -> Object:
+    spec = _spec(job)
+    is_trainer = component is names.Component.TRAINER
+    effective, tokens = effective_spec(spec, settings), hub_tokens(spec, settings)
+    mounted = build_volumes(effective, tokens, config_name, is_trainer=is_trainer)
+    container = _container(spec, component, image, _environment(image, settings))
+    pod: Object = {
+        "restartPolicy": "Never",
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "terminationGracePeriodSeconds": spec.checkpoint.grace_period_seconds,
+        "securityContext": _pod_security(settings),
+        "containers": [container | {"volumeMounts": [one.mount for one in mounted]}],
+        "volumes": [one.volume for one in mounted],
+    }
+    if spec.trainer.service_account_name:
+        pod["serviceAccountName"] = spec.trainer.service_account_name
+    if spec.trainer.image_pull_secrets:
+        pod["imagePullSecrets"] = [{"name": secret.name} for secret in spec.trainer.image_pull_secrets]
+    return pod | _scheduling(spec, is_trainer=is_trainer)
+
+
+def _scheduling(spec: FineTuneJobSpec, *, is_trainer: bool) -> Object:
+    """Preflight tolerates what the trainer tolerates, but does not have to run on a GPU node."""
+    scheduling = spec.scheduling
+    if scheduling is None:
+        return {}
+    given: Object = {}
+    if scheduling.tolerations:
+        given["tolerations"] = [
+            one.model_dump(mode="json", by_alias=True, exclude_none=True) for one in scheduling.tolerations
+        ]
+    if is_trainer:
+        chosen = scheduling.model_dump(
+            mode="json",
+            by_alias=True,
+            exclude_none=True,
+            include={"node_selector", "priority_class_name", "runtime_class_name"},
+        )
+        given |= {key: value for key, value in chosen.items() if value}
+    return given
+
+
+def _pod_security(settings: Settings) -> Object:
+    context: Object = {
+        "runAsNonRoot": True,
+        "fsGroupChangePolicy": "OnRootMismatch",
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }
+    user = settings.trainer_run_as_user
+    return context if user is None else context | {"runAsUser": user, "runAsGroup": user, "fsGroup": user}
+
+
+def _container(spec: FineTuneJobSpec, component: names.Component, image: str, environment: list[Object]) -> Object:
+    is_trainer = component is names.Component.TRAINER
+    return {
+        "name": names.TRAINER_CONTAINER,
+        "image": image,
+        "imagePullPolicy": spec.trainer.image_pull_policy,
+        "args": ["train" if is_trainer else "preflight"],
+        "workingDir": handoff.WORKSPACE_DIR,
+        "env": environment,
+        "ports": [{"name": "progress", "containerPort": handoff.PROGRESS_PORT}],
+        "resources": _trainer_resources(spec) if is_trainer else _preflight_resources(spec),
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        },
+        "terminationMessagePath": handoff.TERMINATION_LOG,
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+    }
+
+
+def _environment(image: str, settings: Settings) -> list[Object]:
+    workspace = handoff.WORKSPACE_DIR
+    plain = {
+        "HOME": workspace,
+        "TMPDIR": workspace,
+        **{name: f"{workspace}/.cache/{name.lower()}" for name in CACHES},
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        **_proxies(settings),
+        handoff.ENV_IMAGE: escaped(image),
+    }
+    fields = {handoff.ENV_POD_UID: "metadata.uid", handoff.ENV_POD_NAME: "metadata.name"}
+    return [{"name": name, "value": value} for name, value in plain.items()] + [
+        {"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}} for name, path in fields.items()
+    ]
+
+
+def _proxies(settings: Settings) -> dict[str, str]:
+    """In both spellings, for libraries disagree on which one they read; exceptions mean nothing without a proxy."""
+    given = {name: value for name in PROXIES if (value := getattr(settings, name))}
+    if not given.keys() - {"no_proxy"}:
+        return {}
+    return {spelled: escaped(value) for name, value in given.items() for spelled in (name.upper(), name)}
+
+
+def escaped(text: str) -> str:
+    """A text that the kubelet leaves as it is: `$(NAME)` would be replaced by a variable."""
+    return text.replace("$(", "$$(")
+
+
+def _trainer_resources(spec: FineTuneJobSpec) -> Object:
+    resources = spec.resources
+    gpus = {resources.gpu_resource_name: resources.gpus_per_node} if resources.gpus_per_node else {}
+    other = {**(resources.requests or {})}, {**(resources.limits or {})}
+    for given in other:
+        given.pop(resources.gpu_resource_name, None)
+    return _without_empty({"requests": other[0] | gpus, "limits": other[1] | gpus})
+
+
+def _preflight_resources(spec: FineTuneJobSpec) -> Object:
+    given = (spec.preflight and spec.preflight.resources) or PodResources()
+    requests = given.requests
+    if requests is None:
+        # A default request above the user's own limit would be refused.
+        requests = {name: (given.limits or {}).get(name, value) for name, value in PREFLIGHT_REQUESTS.items()}
+    return _without_empty({"requests": requests, "limits": given.limits})
+
+
+def _without_empty(fields: Object) -> Object:
+    return {name: value for name, value in fields.items() if value}
+
+
+def _spec(job: Job) -> FineTuneJobSpec:
+    if job.spec is None:
+        raise ValueError(f"{job.key} has no readable spec")
+    return job.spec

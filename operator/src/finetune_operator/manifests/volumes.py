@@ -1,0 +1,110 @@
+"""What a pod finds mounted, each part built whole: the volume and where it appears."""
+
+from dataclasses import dataclass, replace
+
+from finetune_api import handoff
+from finetune_api.blocks import SecretRef
+from finetune_api.spec import FineTuneJobSpec
+from finetune_operator.kube.objects import Object
+from finetune_operator.manifests.effective_spec import Token, uses_hub
+
+SECRET_MODE = 0o440
+
+
+@dataclass(frozen=True)
+class Mounted:
+    """A volume of the pod and its place in the trainer container."""
+
+    name: str
+    path: str
+    source: Object
+    read_only: bool = False
+
+    @property
+    def volume(self) -> Object:
+        """The entry of `volumes`."""
+        return {"name": self.name, **self.source}
+
+    @property
+    def mount(self) -> Object:
+        """The entry of `volumeMounts`."""
+        mount: Object = {"name": self.name, "mountPath": self.path}
+        return mount | {"readOnly": True} if self.read_only else mount
+
+
+def build_volumes(spec: FineTuneJobSpec, tokens: list[Token], config_name: str, *, is_trainer: bool) -> list[Mounted]:
+    """Everything that a pod of the job finds mounted; the operator's defaults are in the spec already."""
+    config = Mounted("config", handoff.CONFIG_DIR, {"configMap": {"name": config_name}}, read_only=True)
+    own = [_shared_memory(spec), *_tracking_secrets(spec)] if is_trainer else []
+    return [config, _workspace(spec), *own, *_storage_secrets(spec), *_hub_secrets(spec, tokens), *_cache(spec)]
+
+
+def _workspace(spec: FineTuneJobSpec) -> Mounted:
+    limit = spec.resources.workspace.size_limit if spec.resources.workspace else None
+    return Mounted("workspace", handoff.WORKSPACE_DIR, {"emptyDir": {"sizeLimit": limit} if limit is not None else {}})
+
+
+def _shared_memory(spec: FineTuneJobSpec) -> Mounted:
+    size = spec.resources.shm_size if spec.resources.shm_size is not None else "1Gi"
+    path = "/dev/shm"  # noqa: S108 -- where PyTorch's workers share memory
+    return Mounted("shm", path, {"emptyDir": {"medium": "Memory", "sizeLimit": size}})
+
+
+def _storage_secrets(spec: FineTuneJobSpec) -> list[Mounted]:
+    storage, found = spec.storage, []
+    if storage and storage.credentials_secret_ref:
+        found.append(_secret("credentials", handoff.CREDENTIALS_DIR, storage.credentials_secret_ref))
+    if storage and storage.ca_secret_ref:
+        found.append(_authority("ca", handoff.CA_DIR, storage.ca_secret_ref))
+    return found
+
+
+def _hub_secrets(spec: FineTuneJobSpec, tokens: list[Token]) -> list[Mounted]:
+    found = []
+    if tokens:
+        source = {"projected": {"defaultMode": SECRET_MODE, "sources": [_projection(token) for token in tokens]}}
+        found.append(Mounted("hub-tokens", handoff.HUB_TOKENS_DIR, source, read_only=True))
+    if spec.hub and spec.hub.ca_secret_ref and _may_use_hub(spec):
+        found.append(_authority("hub-ca", handoff.HUB_CA_DIR, spec.hub.ca_secret_ref))
+    return found
+
+
+def _tracking_secrets(spec: FineTuneJobSpec) -> list[Mounted]:
+    """May be absent: a tracker never keeps a job from running."""
+    mlflow = spec.tracking.mlflow if spec.tracking else None
+    wandb = spec.tracking.wandb if spec.tracking else None
+    given = [
+        ("mlflow", handoff.MLFLOW_DIR, mlflow.credentials_secret_ref if mlflow else None),
+        ("wandb", handoff.WANDB_DIR, wandb.secret_ref if wandb else None),
+    ]
+    found = [_secret(name, path, ref) for name, path, ref in given if ref]
+    return [replace(one, source={"secret": one.source["secret"] | {"optional": True}}) for one in found]
+
+
+def _may_use_hub(spec: FineTuneJobSpec) -> bool:
+    """A reward model may be an adapter whose base is on a hub, which only its files tell."""
+    return uses_hub(spec) or (spec.rlhf is not None and spec.rlhf.reward_model is not None)
+
+
+def _projection(token: Token) -> Object:
+    """A missing Secret that the job names keeps the pod from starting, and says so; a missing default one does not."""
+    items = [{"key": handoff.HUB_TOKEN_FILE, "path": f"{token.role}/{handoff.HUB_TOKEN_FILE}"}]
+    secret: Object = {"name": token.secret, "items": items}
+    return {"secret": secret | {"optional": True} if token.is_default else secret}
+
+
+def _cache(spec: FineTuneJobSpec) -> list[Mounted]:
+    if spec.model_cache is None:
+        return []
+    claim = {"persistentVolumeClaim": {"claimName": spec.model_cache.claim_name}}
+    return [Mounted("model-cache", handoff.MODEL_CACHE_DIR, claim)]
+
+
+def _secret(name: str, path: str, ref: SecretRef) -> Mounted:
+    return Mounted(name, path, {"secret": {"secretName": ref.name, "defaultMode": SECRET_MODE}}, read_only=True)
+
+
+def _authority(name: str, path: str, ref: SecretRef) -> Mounted:
+    plain = _secret(name, path, ref)
+    items = [{"key": handoff.CA_FILE, "path": handoff.CA_FILE}]
+    return replace(plain, source={"secret": plain.source["secret"] | {"items": items}})

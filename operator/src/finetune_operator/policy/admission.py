@@ -1,0 +1,146 @@
+"""Whether a job may run here: the allow-lists, one sentence for each refusal."""
+
+import ipaddress
+import re
+import socket
+from urllib.parse import urlsplit
+
+from finetune_api.spec import FineTuneJobSpec
+from finetune_api.tracking import WandbMode
+from finetune_operator.kube.objects import Job, repository
+from finetune_operator.manifests.effective_spec import hub_endpoint, uses_hub
+from finetune_operator.settings import Settings
+
+AWS_ENDPOINT = "https://s3.amazonaws.com"
+"""What a job that names no endpoint, under an operator without a default, is judged by."""
+WANDB_ENDPOINT = "https://api.wandb.ai"
+"""Where a W&B run goes that names no server."""
+_PLAIN_HOST = re.compile(r"[A-Za-z0-9._-]+(:[0-9]+)?|\[[0-9A-Fa-f:.]+\](:[0-9]+)?")
+_PLAIN_PATH = re.compile(r"((?!\.{1,2}(/|$))[A-Za-z0-9._~-]*(/|$))*")
+"""Without dot segments, escapes and backslashes, which clients may resolve to another path."""
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+METADATA_NAMES = frozenset({"metadata", "metadata.google.internal", "instance-data", "instance-data.ec2.internal"})
+METADATA_NETWORKS = tuple(
+    ipaddress.ip_network(text)
+    for text in (
+        *("169.254.0.0/16", "100.100.100.200/32", "168.63.129.16/32", "192.0.0.192/32"),
+        *("fe80::/10", "fd00:ec2::/32", "fd20:ce::/32"),
+    )
+)
+_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+
+
+def refusal(job: Job, settings: Settings) -> str | None:
+    """Why the job is not allowed to run, with the setting that would allow it; None when it is."""
+    spec = job.spec
+    if spec is None:
+        return None
+    return (
+        _image(spec, settings)
+        or _service_account(spec, job.key.namespace, settings)
+        or _priority_class(spec, settings)
+        or _storage(spec, settings)
+        or _hub(spec, settings)
+        or _tracking(spec, settings)
+    )
+
+
+def _image(spec: FineTuneJobSpec, settings: Settings) -> str | None:
+    image = spec.trainer.image
+    allowed = {repository(one) for one in [settings.trainer_image, *settings.allowed_images]}
+    if image is None or repository(image) in allowed:
+        return None
+    return f"image {image} is not allowed: use a tag of {settings.trainer_image}, or add it to FINETUNE_ALLOWED_IMAGES"
+
+
+def _service_account(spec: FineTuneJobSpec, namespace: str, settings: Settings) -> str | None:
+    name = spec.trainer.service_account_name
+    if name in {None, "default"} or {name, f"{namespace}/{name}"} & set(settings.allowed_service_accounts):
+        return None
+    return f"service account {name} is not allowed: add it to FINETUNE_ALLOWED_SERVICE_ACCOUNTS"
+
+
+def _priority_class(spec: FineTuneJobSpec, settings: Settings) -> str | None:
+    name = spec.scheduling.priority_class_name if spec.scheduling else None
+    if name is None or name in settings.allowed_priority_classes:
+        return None
+    return f"priority class {name} is not allowed: add it to FINETUNE_ALLOWED_PRIORITY_CLASSES"
+
+
+def _storage(spec: FineTuneJobSpec, settings: Settings) -> str | None:
+    named = spec.storage.endpoint if spec.storage else None
+    default = settings.default_storage_endpoint
+    allowed = settings.allowed_storage_endpoints
+    return _endpoint("storage", named or default or AWS_ENDPOINT, default, allowed)
+
+
+def _hub(spec: FineTuneJobSpec, settings: Settings) -> str | None:
+    """A job that takes nothing from a hub, and names none, needs none to be allowed."""
+    named = spec.hub.endpoint if spec.hub else None
+    if named is None and not uses_hub(spec):
+        return None
+    return _endpoint("hub", hub_endpoint(spec, settings), settings.default_hub_endpoint, settings.allowed_hub_endpoints)
+
+
+def _tracking(spec: FineTuneJobSpec, settings: Settings) -> str | None:
+    """The servers that a trainer sends its figures to; an offline run has none."""
+    tracking, servers = spec.tracking, []
+    if tracking and tracking.mlflow:
+        servers.append(tracking.mlflow.uri)
+    if tracking and tracking.wandb and tracking.wandb.mode is WandbMode.ONLINE:
+        servers.append(tracking.wandb.base_url or WANDB_ENDPOINT)
+    refusals = (_endpoint("tracking", one, None, settings.allowed_tracking_endpoints) for one in servers)
+    return next((one for one in refusals if one), None)
+
+
+def _endpoint(kind: str, endpoint: str, default: str | None, allowed: list[str]) -> str | None:
+    if endpoint == default:
+        return None
+    if is_metadata_address(urlsplit(endpoint).hostname or ""):
+        return f"{kind} endpoint {endpoint} is a link-local or metadata address, which is never allowed"
+    if not allowed or any(is_on_list(endpoint, pattern) for pattern in allowed):
+        return None
+    return f"{kind} endpoint {endpoint} is not allowed: add it to FINETUNE_ALLOWED_{kind.upper()}_ENDPOINTS"
+
+
+def is_on_list(endpoint: str, pattern: str) -> bool:
+    """Whether a pattern means that endpoint: same scheme, and a host and a path in which `*` never crosses a `/`."""
+    scheme, _, rest = endpoint.partition("://")
+    wanted_scheme, _, wanted_rest = pattern.partition("://")
+    host, _, path = rest.partition("/")
+    wanted_host, _, wanted_path = wanted_rest.partition("/")
+    return (
+        scheme.lower() == wanted_scheme.lower()
+        and _PLAIN_HOST.fullmatch(host) is not None
+        and _PLAIN_PATH.fullmatch(path) is not None
+        and _matches(host.lower(), wanted_host.lower())
+        and _matches(path.rstrip("/"), wanted_path.rstrip("/"))
+    )
+
+
+def _matches(text: str, pattern: str) -> bool:
+    return re.fullmatch("[^/]*".join(re.escape(part) for part in pattern.split("*")), text) is not None
+
+
+def is_metadata_address(host: str) -> bool:
+    """Whether a host is a cloud's metadata service, in any spelling of its address."""
+    host = host.rstrip(".").lower()
+    if host in METADATA_NAMES:
+        return True
+    try:
+        address = ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        try:
+            # The C library also reads 2852039166, 0xa9fea9fe and 169.254.43518 as addresses, and so do HTTP clients.
+            address = ipaddress.ip_address(socket.inet_aton(host))
+        except OSError:
+            return False
+    return any(one in network for one in _spellings(address) for network in METADATA_NETWORKS)
+
+
+def _spellings(address: Address) -> list[Address]:
+    """The address, and the IPv4 address that a network may translate it to."""
+    if isinstance(address, ipaddress.IPv4Address):
+        return [address]
+    translated = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF) if address in _NAT64 else None
+    return [address, *(one for one in (address.ipv4_mapped, address.sixtofour, translated) if one)]

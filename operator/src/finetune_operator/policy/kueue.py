@@ -1,0 +1,111 @@
+"""Kueue: why a Job waits in its queue, as condition QuotaReserved, and in which queue it waits. Never starts a Job."""
+
+import re
+
+from finetune_api.names import Component, ConditionType, Reason
+from finetune_api.status import WorkloadRef
+from finetune_operator.kube.objects import ChildJob, Workload
+from finetune_operator.manifests.effective_spec import queue_name
+from finetune_operator.policy import remediation as advice
+from finetune_operator.policy.decision import Draft
+
+C, R = ConditionType, Reason
+AGAIN_SECONDS = 30.0
+"""How often a waiting Job's Workload is read where nobody tells of its changes: Kueue was installed after the
+operator began to watch."""
+DEACTIVATED = "Deactivated"
+"""Kueue's word for the eviction of a Workload that was taken out of queueing."""
+_NOISE = re.compile(r"couldn't assign flavors to pod set \S+: ")
+_CAUSES = (
+    (re.compile(r"(LocalQueue|ClusterQueue) \S+ doesn't exist"), R.QUEUE_NOT_FOUND),
+    (re.compile(r"is (stopped|inactive|terminating)"), R.QUEUE_STOPPED),
+    (re.compile(r"(?i)topology|requested level"), R.NO_MATCHING_TOPOLOGY),
+    (
+        re.compile(r"unavailable in ClusterQueue|does not provide|maximum capacity|node affinity|untolerated taint"),
+        R.NO_MATCHING_FLAVOR,
+    ),
+)
+"""From Kueue's words, the first that fit, to our reasons; Kueue's own reason is Pending for nearly all of them."""
+
+
+def may_hold(child: ChildJob) -> bool:
+    """Whether Kueue may have a Workload for the Job: it names a queue, or somebody else has suspended it."""
+    return not child.is_over and (child.queue is not None or (child.is_suspended and not child.is_ours_to_resume))
+
+
+def is_queued(draft: Draft, child: ChildJob) -> bool:
+    """Whether it is Kueue that the Job waits for, or would be if there were one."""
+    is_foreign = child.is_suspended and not child.is_ours_to_resume and not child.is_over
+    return is_foreign and (child.queue is not None or draft.seen.workload_of(child) is not None)
+
+
+def note(draft: Draft) -> None:
+    """Condition QuotaReserved of the Job that is to run now; absent where no queue has to do with it."""
+    child = _current(draft)
+    workload = draft.seen.workload_of(child) if child else None
+    draft.status.workload_ref = WorkloadRef(name=workload.name) if workload else None
+    if child and child.is_suspended:
+        draft.decision.again_in(AGAIN_SECONDS)
+    if child is None or (workload is None and (child.queue is None or not child.is_suspended)):
+        draft.conditions.remove(C.QUOTA_RESERVED)
+        return
+    if workload and workload.has_quota and not workload.eviction_reason:
+        reason = R.ADMITTED if workload.is_admitted else R.QUOTA_RESERVED
+        draft.conditions.set(C.QUOTA_RESERVED, "True", reason, _reserved(child, workload))
+    else:
+        reason, detail = _wait(draft, child, workload)
+        draft.conditions.set(C.QUOTA_RESERVED, "False", reason, f"Job {child.name} {detail}")
+    _move(draft, child, workload)
+
+
+def eviction(draft: Draft, child: ChildJob) -> tuple[str, str] | None:
+    """Why Kueue has taken the Job's quota back, in its words; nothing where the operator asked for that."""
+    workload = draft.seen.workload_of(child)
+    if workload is None or not child.is_suspended or not workload.eviction_reason:
+        return None
+    if workload.eviction_reason == DEACTIVATED and workload.is_ours_to_activate:
+        return None
+    return workload.eviction_reason[:64], f"Kueue: {workload.eviction_words}"[:1024]
+
+
+def _current(draft: Draft) -> ChildJob | None:
+    own = [one for one in draft.seen.own if may_hold(one) and not one.is_deleting]
+    trainers = [one for one in own if one.component == Component.TRAINER]
+    return max(trainers or own, key=lambda one: one.attempt, default=None)
+
+
+def _reserved(child: ChildJob, workload: Workload) -> str:
+    where = f"Job {child.name} has quota in ClusterQueue {workload.cluster_queue}"
+    return where if workload.is_admitted else f"{where}, and waits for its admission checks"
+
+
+def _wait(draft: Draft, child: ChildJob, workload: Workload | None) -> tuple[Reason, str]:
+    where = f"waits in queue {child.queue}"
+    if workload is None and draft.seen.workloads is None:
+        return R.KUEUE_MISSING, advice.advised(R.KUEUE_MISSING, f"{where}, but this cluster has no Kueue")
+    if workload is None:
+        return R.WAITING_FOR_QUOTA, f"{where}, which Kueue has not looked at yet"
+    if not workload.is_active:
+        return R.WORKLOAD_INACTIVE, _inactive(draft, workload)
+    if child.queue is None:
+        return R.QUEUE_MISSING, advice.advised(R.QUEUE_MISSING, "names no queue, and Kueue holds such Jobs here")
+    told = workload.eviction_words if workload.has_quota else workload.words
+    words = _NOISE.sub("", told).strip() or "Kueue has not looked at it yet"
+    reason = next((reason for pattern, reason in _CAUSES if pattern.search(words)), R.WAITING_FOR_QUOTA)
+    return reason, advice.advised(reason, f"{where}: {words}")
+
+
+def _inactive(draft: Draft, workload: Workload) -> str:
+    if workload.is_ours_to_activate:
+        return "takes no part in queueing while the job is suspended"
+    last = f" ({workload.eviction_words})" if workload.eviction_words else ""
+    return f"was taken out of its queue{last}: set spec.active of Workload {workload.name} to true"
+
+
+def _move(draft: Draft, child: ChildJob, workload: Workload | None) -> None:
+    """A queue that is changed while a Job waits counts at once, for the first one may never have let it go."""
+    wanted = queue_name(draft.seen.job, Component(child.component))
+    if draft.is_blocked or not child.is_suspended or wanted == child.queue or (workload and workload.has_quota):
+        return
+    if wanted is not None or (draft.seen.workloads is None and not draft.spec.suspend):
+        draft.decision.requeue = (child, wanted)

@@ -1,0 +1,123 @@
+"""Why a Job has no running pod, in the words of the scheduler, the kubelet or the API server."""
+
+import re
+from dataclasses import dataclass
+from datetime import datetime
+
+from finetune_api.names import Reason
+from finetune_operator.kube.objects import IMAGE_PROBLEMS, START_PROBLEMS, ChildJob, Pod
+from finetune_operator.kube.observed import Reading, Warnings
+from finetune_operator.policy import remediation as advice
+
+NO_POD_SECONDS = 10.0
+PENDING_SECONDS = 15.0
+UNREACHABLE_SECONDS = 45.0
+LOST_SECONDS = 30.0
+"""How long after its last moment a pod may still be there before its node counts as lost."""
+_CLAIM_FIXES = (
+    ("not found", "create this claim in the job's namespace"),
+    ("being deleted", "create it again once it is gone"),
+    ("unbound", "give the claim a storage class that makes its volume, or a volume that fits it"),
+)
+_CLAIM = re.compile(
+    r'persistentvolumeclaim "[^"]+" (not found|is being deleted)|pod has unbound immediate PersistentVolumeClaims'
+)
+
+
+@dataclass(frozen=True)
+class Question:
+    """An object whose Warning events would tell more."""
+
+    kind: str
+    uid: str
+    name: str
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """A reason for condition Running, and what would tell more."""
+
+    reason: Reason
+    detail: str = ""
+    question: Question | None = None
+    check_after: float | None = None
+
+
+def diagnose(child: ChildJob, pods: tuple[Pod, ...], warnings: Warnings | None, now: datetime) -> Diagnosis:
+    """The first of the known troubles that fits, else that the pod is starting."""
+    pod = next((one for one in reversed(pods) if not one.is_over), None)
+    if pod is None:
+        return _without_pod(child, pods, warnings, now)
+    if is_lost(pod, now):
+        return Diagnosis(Reason.NODE_LOST, lost_sentence(pod))
+    return _pending(pod, warnings, now)
+
+
+def _without_pod(child: ChildJob, pods: tuple[Pod, ...], warnings: Warnings | None, now: datetime) -> Diagnosis:
+    times = [time for time in (child.created, *(pod.ended for pod in pods)) if time]
+    idle = (now - max(times)).total_seconds() if times else NO_POD_SECONDS
+    if idle < NO_POD_SECONDS:
+        return Diagnosis(Reason.PODS_STARTING, check_after=NO_POD_SECONDS - idle + 0.5)
+    if warnings is None or warnings.uid != child.uid:
+        return Diagnosis(Reason.PODS_STARTING, question=Question("Job", child.uid, child.name))
+    refused = _first(warnings, {"FailedCreate"})
+    reason = Reason.POD_CREATION_REFUSED if refused else Reason.PODS_STARTING
+    return Diagnosis(reason, advice.advised(reason, refused) if refused else "", check_after=NO_POD_SECONDS)
+
+
+def _pending(pod: Pod, warnings: Warnings | None, now: datetime) -> Diagnosis:
+    if pod.unschedulable:
+        return Diagnosis(Reason.UNSCHEDULABLE, unschedulable_sentence(pod))
+    if pod.waiting_reason in IMAGE_PROBLEMS:
+        return Diagnosis(Reason.IMAGE_PULL_FAILED, image_sentence(pod))
+    if pod.waiting_reason in START_PROBLEMS:
+        words = f"{pod.waiting_reason}: {pod.waiting_message}"
+        return Diagnosis(Reason.CONTAINER_ERROR, advice.advised(Reason.CONTAINER_ERROR, words))
+    age = (now - pod.created).total_seconds() if pod.created else PENDING_SECONDS
+    if age < PENDING_SECONDS:
+        return Diagnosis(Reason.PODS_STARTING, check_after=PENDING_SECONDS - age + 0.5)
+    if warnings is None or warnings.uid != pod.uid:
+        return Diagnosis(Reason.PODS_STARTING, question=Question("Pod", pod.uid, pod.name))
+    failed = _first(warnings, {"FailedMount", "FailedAttachVolume"})
+    reason = Reason.MOUNT_FAILED if failed else Reason.PODS_STARTING
+    return Diagnosis(reason, advice.advised(reason, failed) if failed else "", check_after=PENDING_SECONDS)
+
+
+def is_lost(pod: Pod, now: datetime) -> bool:
+    """Whether it was told to end and its node does not say that it has: nothing may take its place."""
+    return not pod.is_over and pod.deleting is not None and (now - pod.deleting).total_seconds() > LOST_SECONDS
+
+
+def lost_sentence(pod: Pod) -> str:
+    """What frees it."""
+    node = pod.node or "(none)"
+    gone = f"if the node is gone for good, kubectl delete node {node}"
+    return f"node {node} does not confirm that pod {pod.name} has ended: bring it back, or {gone}"
+
+
+def unschedulable_sentence(pod: Pod) -> str:
+    """The scheduler's words, without what preemption would not do, cut down to a claim that is the cause, and a fix."""
+    found = _CLAIM.search(pod.unschedulable)
+    if found is None:
+        return advice.advised(Reason.UNSCHEDULABLE, pod.unschedulable.partition(" preemption: ")[0])
+    fix = next(fix for words, fix in _CLAIM_FIXES if words in found.group())
+    return f"{found.group()}: {fix}, and the pod starts by itself"
+
+
+def image_sentence(pod: Pod) -> str:
+    """One sentence that does not change while the kubelet alternates between pulling and backing off."""
+    cause = pod.waiting_message
+    for noise in (f'Back-off pulling image "{pod.image}"', "ErrImagePull: ", "ImagePullBackOff: "):
+        cause = cause.replace(noise, "")
+    words = cause.strip(" :") or pod.waiting_reason
+    return advice.advised(Reason.IMAGE_PULL_FAILED, f"{pod.image}: {words}")
+
+
+def _first(warnings: Warnings, reasons: set[str]) -> str:
+    return next((message for reason, message in warnings.items if reason in reasons), "")
+
+
+def is_unreachable(reading: Reading, now: datetime) -> bool:
+    """Whether the trainer has been silent for long enough to say so."""
+    since = reading.unreachable_since
+    return since is not None and (now - since).total_seconds() >= UNREACHABLE_SECONDS

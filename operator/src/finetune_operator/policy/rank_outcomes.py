@@ -1,0 +1,109 @@
+"""Pods of one attempt train together and end together: which of them are missing, and whose end says what a run was."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+from finetune_api.names import Reason
+from finetune_operator.kube.objects import ChildJob, Pod
+from finetune_operator.policy import pod_diagnosis as trouble
+from finetune_operator.policy.run_outcome import (
+    RESULT_FAILED,
+    RESULT_PREEMPTED,
+    RESULT_SUCCEEDED,
+    RESULT_SUSPENDED,
+    Verdict,
+)
+
+WAIT_SECONDS = 5.0
+"""For how long the end of the first pod waits for the end that brought it about."""
+_FOLLOWS = frozenset({Reason.PREEMPTED, Reason.PEER_LOST})
+"""What a pod says that ended because another one did."""
+
+
+@dataclass(frozen=True)
+class End:
+    """How a pod ended, or how a run counts and which pod says so."""
+
+    verdict: Verdict
+    pod: Pod | None
+
+    @property
+    def is_failure(self) -> bool:
+        """Whether it failed; a pod that is not the first one has nothing to report when it ends with 0."""
+        has_done_its_part = self.pod is not None and self.pod.rank > 0 and self.pod.exit_code == 0
+        return self.verdict.result == RESULT_FAILED and not has_done_its_part
+
+    def named(self) -> Verdict:
+        """The verdict, with the pod in its message unless it is the first one."""
+        if self.pod is None or self.pod.rank == 0:
+            return self.verdict
+        return replace(self.verdict, message=f"{called(self.pod)}: {self.verdict.message}")
+
+
+def called(pod: Pod) -> str:
+    """A pod by its rank and its name."""
+    return f"pod {pod.rank} ({pod.name})"
+
+
+def missing(child: ChildJob, pods: Sequence[Pod], now: datetime) -> list[int]:
+    """The ranks of which no pod runs; one that has ended with 0 is not missed any more."""
+    there = {pod.rank for pod in pods if (pod.is_running and not trouble.is_lost(pod, now)) or pod.exit_code == 0}
+    return [rank for rank in range(child.nodes) if rank not in there]
+
+
+def first_cause(ends: Sequence[End]) -> End | None:
+    """The failure that the others follow from: what no other try would mend, else what ended first by itself."""
+
+    def order(end: End) -> tuple[bool, bool, float, int]:
+        pod = end.pod
+        at = pod.ended.timestamp() if pod and pod.ended else 0.0
+        return (not end.verdict.is_terminal, bool(pod and pod.deleting), at, pod.rank if pod else 0)
+
+    return min((end for end in ends if end.is_failure), key=order, default=None)
+
+
+def settle(own: End, peers: Sequence[End], *, unseen: bool) -> End:
+    """How a run of the first pod counts, given the ends of the other pods of that time.
+
+    `unseen`: the Job counts a failure that is not counted here yet, and no later run can be it.
+    """
+    if own.verdict.result in {RESULT_SUCCEEDED, RESULT_SUSPENDED}:
+        return own
+    report = own.verdict.report
+    if cause := first_cause([own, *peers]):
+        return End(replace(cause.named(), report=report), cause.pod)
+    if unseen:
+        return End(Verdict(RESULT_FAILED, Reason.UNOBSERVED, "nobody saw which pod failed", report=report), None)
+    disrupted = next((end for end in peers if end.pod and end.pod.disruption), None)
+    if disrupted and own.verdict.reason in _FOLLOWS:
+        said = replace(disrupted.named(), result=RESULT_PREEMPTED, report=report)
+        return End(said, disrupted.pod)
+    return own
+
+
+def of_the_time(pod: Pod, peers: Sequence[Pod]) -> list[Pod]:
+    """The other pods that lived while this one ran."""
+    began = pod.started or pod.created
+    return [
+        peer
+        for peer in peers
+        if peer.rank != pod.rank
+        and not (began and peer.ended and peer.ended < began)
+        and not (pod.ended and peer.created and peer.created > pod.ended)
+    ]
+
+
+def is_last(pod: Pod, pods: Sequence[Pod]) -> bool:
+    """Whether no later pod of its rank has come to run; `pods` are in the order of their creation."""
+    later = [one for one in pods if one.rank == pod.rank and (one.is_running or one.counts_as_run)]
+    return not later or later[-1].uid == pod.uid
+
+
+def seconds_to_wait(pod: Pod, pods: Sequence[Pod], now: datetime) -> float:
+    """For how long a pod of that time which has not ended may still tell why this one has."""
+    if pod.ended is None or not is_last(pod, pods):
+        return 0.0
+    left = WAIT_SECONDS - (now - pod.ended).total_seconds()
+    is_open = any(peer.is_running for peer in of_the_time(pod, pods))
+    return left if is_open and 0 < left <= 2 * WAIT_SECONDS else 0.0  # the node's clock may be ahead, but not far

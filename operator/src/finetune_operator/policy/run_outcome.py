@@ -1,0 +1,140 @@
+"""What a pod's end proves: its report, if it can be trusted, and the exit table."""
+
+import json
+import re
+from dataclasses import dataclass
+from datetime import datetime
+from typing import NoReturn
+
+from pydantic import ValidationError
+
+from finetune_api.handoff import (
+    TERMINAL_EXIT_CODES,
+    TERMINATION_LIMIT_BYTES,
+    ExitCode,
+    Outcome,
+    Report,
+    config_sha256,
+)
+from finetune_api.names import ConditionType, Reason
+from finetune_api.status import FineTuneJobStatus
+from finetune_operator.kube.objects import ChildJob, Job, Pod
+from finetune_operator.policy import remediation as advice
+
+RESULT_SUCCEEDED = "Succeeded"
+RESULT_FAILED = "Failed"
+RESULT_PREEMPTED = "Preempted"
+RESULT_SUSPENDED = "Suspended"
+LOG_TAIL = 300
+_EXIT_IN_MESSAGE = re.compile(r"exit code (\d+)")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How one run counts."""
+
+    result: str
+    reason: str
+    message: str
+    is_terminal: bool = False
+    report: Report | None = None
+
+
+def read_report(pod: Pod, job: Job) -> Report | None:
+    """The pod's report, or None unless it is small, well-formed, and echoes this job's uid and config digest.
+
+    That the pod's controller is a Job of ours is for the caller to know.
+    """
+    if job.spec is None or not pod.message or len(pod.message.encode()) > TERMINATION_LIMIT_BYTES:
+        return None
+    try:
+        report = Report.model_validate(json.loads(pod.message, parse_constant=_refuse))
+    except (ValueError, ValidationError, RecursionError):
+        return None
+    is_ours = report.job_uid == job.uid and report.config_sha256 == config_sha256(job.spec)
+    return report if is_ours else None
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is not a number")
+
+
+def judge(pod: Pod, job: Job, *, failed_unseen: bool = False) -> Verdict:
+    """The exit table for one ended trainer pod; `failed_unseen`: the Job counts a failed pod that nobody saw end."""
+    report = read_report(pod, job)
+    code = pod.exit_code
+    if code == ExitCode.OK:
+        return _judge_success(report)
+    if code in TERMINAL_EXIT_CODES:
+        reason = ExitCode(code).reason
+        return Verdict(RESULT_FAILED, reason, _message(pod, report, reason), is_terminal=True, report=report)
+    if code == ExitCode.PREEMPTED or pod.disruption:  # as the podFailurePolicy of the Job has it, and nothing else
+        is_peers = report is not None and report.reason == Reason.PEER_LOST
+        reason = pod.disruption or (Reason.PEER_LOST if is_peers else Reason.PREEMPTED)
+        return Verdict(RESULT_PREEMPTED, reason[:64], _message(pod, report, reason), report=report)
+    if code is None:
+        return _judge_without_code(pod, failed_unseen=failed_unseen)
+    reason = _counted_reason(pod, code)
+    return Verdict(RESULT_FAILED, reason, _message(pod, report, reason), report=report)
+
+
+def _judge_without_code(pod: Pod, *, failed_unseen: bool) -> Verdict:
+    """The kubelet refused it or evicted it before a container ended, or it is gone without having been seen to end."""
+    if pod.phase == "Failed":
+        reason = _eviction(pod) or Reason.POD_REJECTED
+        words = f"{pod.container_reason}: {pod.message}" if reason is Reason.POD_REJECTED else pod.message
+        return Verdict(RESULT_FAILED, reason, advice.advised(reason, words[:LOG_TAIL]))
+    result = RESULT_FAILED if failed_unseen else RESULT_PREEMPTED
+    return Verdict(result, Reason.UNOBSERVED, pod.message[:LOG_TAIL] or "nobody saw how the pod ended")
+
+
+def _eviction(pod: Pod) -> Reason | None:
+    if not pod.evicted:
+        return None
+    return Reason.WORKSPACE_FULL if advice.is_about_space(pod.evicted) else Reason.EVICTED
+
+
+def _judge_success(report: Report | None) -> Verdict:
+    if report and report.outcome is Outcome.PUBLISHED and report.artifacts and report.artifacts.manifest_sha256:
+        return Verdict(RESULT_SUCCEEDED, Reason.SUCCEEDED, report.message, report=report)
+    return Verdict(RESULT_FAILED, Reason.RESULT_MISSING, "the trainer ended with 0 but reported no published result")
+
+
+def _counted_reason(pod: Pod, code: int) -> str:
+    if pod.container_reason == "OOMKilled":
+        return Reason.OUT_OF_MEMORY
+    if eviction := _eviction(pod):
+        return eviction
+    known = {member.value for member in ExitCode}
+    return ExitCode(code).reason if code in known else Reason.CONTAINER_ERROR
+
+
+def _message(pod: Pod, report: Report | None, reason: str) -> str:
+    """The report's sentence, else the kubelet's or the last line that the container wrote, with what to change."""
+    if report:
+        return report.message
+    if reason in advice.DISRUPTIONS:
+        return advice.DISRUPTIONS[reason]
+    if pod.evicted:
+        return advice.advised(reason, pod.evicted[:LOG_TAIL])
+    if reason == Reason.OUT_OF_MEMORY:
+        return advice.advised(reason, "the container ran out of memory")
+    lines = [line.strip() for line in pod.message.splitlines() if line.strip()]
+    words = [line for line in lines if not line.startswith("{")]  # a line of progress is no cause
+    tail = words[-1][:LOG_TAIL] if words else f"the container ended with exit code {pod.exit_code}"
+    by_code = advice.BY_EXIT_CODE.get(pod.exit_code or 0)
+    return f"{tail}: {by_code}" if by_code else advice.advised(reason, tail)
+
+
+def reason_of_failed_job(child: ChildJob) -> str | None:
+    """The exit table's reason from the Job controller's own sentence, for when no pod is left to ask."""
+    found = _EXIT_IN_MESSAGE.search(child.failed_message)
+    code = int(found.group(1)) if found else -1
+    return ExitCode(code).reason if code in TERMINAL_EXIT_CODES else None
+
+
+def suspended_since(status: FineTuneJobStatus) -> datetime | None:
+    """Since when the user's wish to suspend is written in that status."""
+    found = status.condition(ConditionType.SUSPENDED)
+    is_requested = found is not None and found.status == "True" and found.reason == Reason.USER_REQUESTED
+    return found.last_transition_time if found and is_requested else None

@@ -1,0 +1,1 @@
+"""The connection to the API server, and a FineTuneJob as the commands see it."""

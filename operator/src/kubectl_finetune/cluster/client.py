@@ -1,0 +1,109 @@
+"""What commands ask of a cluster: FineTuneJobs, their pods, logs and events."""
+
+import difflib
+from collections.abc import Iterator
+from pathlib import Path
+
+from finetune_api import names
+from kubectl_finetune.cluster.connection import Connection, NoApi, open_connection
+from kubectl_finetune.cluster.job import Job, Object
+from kubectl_finetune.errors import Forbidden, NotFound, PluginError
+
+PAGE = 500
+
+
+class Cluster:
+    """One namespace of a cluster, and all of them for lists."""
+
+    def __init__(self, connection: Connection, namespace: str) -> None:
+        self.namespace = namespace
+        self._connection = connection
+
+    def get_job(self, name: str) -> Job:
+        """The job as it is stored now; one that is not there is told with names that are like it."""
+        try:
+            return Job.from_object(self._connection.call("GET", self._path(name)))
+        except NoApi:
+            raise
+        except NotFound:
+            raise self._unknown(name) from None
+
+    def find_job(self, name: str) -> Job | None:
+        """The job, or None where there is none of that name."""
+        try:
+            return self.get_job(name)
+        except NotFound:
+            return None
+
+    def list_jobs(self, *, everywhere: bool = False, selector: str = "") -> list[Job]:
+        """The jobs of the namespace, or of all namespaces."""
+        path = f"/apis/{names.API_VERSION}/{names.PLURAL}" if everywhere else self._path()
+        found: list[Job] = []
+        token = ""
+        while True:
+            page = self._connection.call(
+                "GET", path, query={"labelSelector": selector, "limit": PAGE, "continue": token}
+            )
+            found += [Job.from_object(item) for item in page["items"]]
+            token = page["metadata"].get("continue", "")
+            if not token:
+                return found
+
+    def patch_spec(self, name: str, change: Object) -> None:
+        """Changes operational fields of the spec."""
+        self._connection.call("PATCH", self._path(name), {"spec": change})
+
+    def delete_job(self, job: Job) -> None:
+        """Deletes exactly that job; its Jobs, pods and ConfigMaps go with it."""
+        body = {"propagationPolicy": "Background", "preconditions": {"uid": job.uid}}
+        self._connection.call("DELETE", self._path(job.name), body)
+
+    def list_pods(self, job: Job, component: names.Component) -> list[Object]:
+        """The job's pods of that kind, oldest first."""
+        selector = f"{names.LABEL_JOB_NAME},{names.LABEL_COMPONENT}={component.value}"
+        page = self._connection.call(
+            "GET", f"/api/v1/namespaces/{job.namespace}/pods", query={"labelSelector": selector}
+        )
+        mine = [
+            one
+            for one in page["items"]
+            if (one["metadata"].get("annotations") or {}).get(names.ANNOTATION_JOB_NAME) == job.name
+        ]
+        return sorted(mine, key=lambda one: str(one["metadata"]["creationTimestamp"]))
+
+    def list_events(self, job: Job) -> list[Object]:
+        """The events on the job, oldest first; none where they may not be read."""
+        path, fields = f"/api/v1/namespaces/{job.namespace}/events", f"involvedObject.uid={job.uid}"
+        try:
+            items: list[Object] = self._connection.call("GET", path, query={"fieldSelector": fields})["items"]
+        except Forbidden:
+            return []
+        return sorted(items, key=lambda one: str(one.get("lastTimestamp") or one.get("eventTime") or ""))
+
+    def read_log(self, pod: Object, *, follow: bool, tail: int | None, timestamps: bool) -> Iterator[bytes]:
+        """The log of the pod's trainer container, as it is written."""
+        meta = pod["metadata"]
+        options: dict[str, str | int] = {"container": names.TRAINER_CONTAINER}
+        options |= {"follow": "true"} if follow else {}
+        options |= {"timestamps": "true"} if timestamps else {}
+        options |= {"tailLines": tail} if tail is not None else {}
+        yield from self._connection.stream(f"/api/v1/namespaces/{meta['namespace']}/pods/{meta['name']}/log", options)
+
+    def _path(self, name: str = "") -> str:
+        base = f"/apis/{names.API_VERSION}/namespaces/{self.namespace}/{names.PLURAL}"
+        return f"{base}/{name}" if name else base
+
+    def _unknown(self, name: str) -> NotFound:
+        try:
+            there = [job.name for job in self.list_jobs()]
+        except PluginError:
+            there = []
+        near = difflib.get_close_matches(name, there, n=3, cutoff=0.5)
+        fix = f"did you mean {' or '.join(near)}?" if near else "kubectl finetune list -A shows those of all namespaces"
+        return NotFound(f"no {names.KIND} {name} in namespace {self.namespace}", fix)
+
+
+def connect(kubeconfig: Path | None, context: str | None, namespace: str | None) -> Cluster:
+    """The cluster and namespace that the options, or the kubeconfig, mean."""
+    connection = open_connection(kubeconfig, context)
+    return Cluster(connection, namespace or connection.namespace)

@@ -1,0 +1,163 @@
+"""The way to the API server: kubectl's rules for finding it, and its refusals turned into sentences.
+
+The `kubernetes` client gives TLS and credentials; its models, which take seconds to load, are left alone.
+"""
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any, TypeVar, cast
+from urllib.parse import urlencode
+
+import kubernetes
+import urllib3
+from kubernetes.config.config_exception import ConfigException
+from kubernetes.config.kube_config import KUBE_CONFIG_DEFAULT_LOCATION, KubeConfigMerger
+
+from finetune_api import names
+from kubectl_finetune.errors import Forbidden, NotFound, PluginError, Unreachable, WrongUse
+
+TIMEOUT = urllib3.Timeout(connect=5, read=30)
+ENDLESS = urllib3.Timeout(connect=5, read=None)
+IN_POD = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+RESOURCE = f"{names.PLURAL}.{names.GROUP}"
+MERGE_PATCH = "application/merge-patch+json"
+Object = dict[str, Any]
+Query = Mapping[str, str | int]
+
+
+class Connection:
+    """Requests to one API server, and the namespace that its user means by default."""
+
+    def __init__(self, configuration: Any, namespace: str) -> None:
+        self.namespace = namespace
+        self._configuration = configuration
+        self._pool: urllib3.PoolManager = kubernetes.client.ApiClient(configuration).rest_client.pool_manager
+
+    def call(self, verb: str, path: str, body: Object | None = None, query: Query | None = None) -> Object:
+        """One request and its answer."""
+        answer = self._send(verb, path, body, query or {}, TIMEOUT)
+        if answer.status >= HTTPStatus.BAD_REQUEST:
+            raise as_sentence(answer.status, answer.data)
+        return cast("Object", json.loads(answer.data))
+
+    def stream(self, path: str, query: Query) -> Iterator[bytes]:
+        """The bytes of an answer as they come, for as long as they come."""
+        answer = self._send("GET", path, None, query, ENDLESS, preload_content=False)
+        try:
+            if answer.status >= HTTPStatus.BAD_REQUEST:
+                raise as_sentence(answer.status, answer.read())
+            while chunk := answer.read1(65536):
+                yield chunk
+        except urllib3.exceptions.HTTPError as error:
+            raise self._unreachable(error) from None
+        finally:
+            answer.release_conn()
+
+    def _send(
+        self,
+        verb: str,
+        path: str,
+        body: Object | None,
+        query: Query,
+        timeout: urllib3.Timeout,
+        *,
+        preload_content: bool = True,
+    ) -> urllib3.BaseHTTPResponse:
+        wanted = {name: value for name, value in query.items() if value != ""}
+        url = f"{self._configuration.host}{path}" + (f"?{urlencode(wanted)}" if wanted else "")
+        headers = {"Accept": "application/json", "User-Agent": "kubectl-finetune"}
+        headers["Content-Type"] = MERGE_PATCH if verb == "PATCH" else "application/json"
+        for item in self._configuration.auth_settings().values():
+            if item["in"] == "header" and item["value"]:
+                headers[item["key"]] = item["value"]
+        data = json.dumps(body).encode() if body else None
+        try:
+            return self._pool.request(
+                verb, url, body=data, headers=headers, timeout=timeout, retries=False, preload_content=preload_content
+            )
+        except urllib3.exceptions.HTTPError as error:
+            raise self._unreachable(error) from None
+
+    def _unreachable(self, error: Exception) -> Unreachable:
+        reason = str(getattr(error, "reason", None) or error)
+        return Unreachable(
+            f"the cluster does not answer at {self._configuration.host}: {reason.rpartition('>: ')[2] or reason}",
+            "check kubectl config current-context, and that the cluster runs",
+        )
+
+
+def open_connection(kubeconfig: Path | None, context: str | None) -> Connection:
+    """By the rules of kubectl: --kubeconfig, KUBECONFIG, ~/.kube/config, else the account of the pod."""
+    path = str(kubeconfig) if kubeconfig else os.environ.get("KUBECONFIG") or None
+    configuration = kubernetes.client.Configuration()
+    try:
+        chosen = _named(path, context) if context else kubernetes.config.list_kube_config_contexts(path)[1]
+        kubernetes.config.load_kube_config(path, context, client_configuration=configuration)
+        namespace = str((chosen.get("context") or {}).get("namespace") or "default")
+    except ConfigException as error:
+        if kubeconfig or context or not IN_POD.exists():
+            raise Unreachable(
+                f"no cluster is configured: {error}", "set KUBECONFIG or give --kubeconfig, as for kubectl"
+            ) from None
+        kubernetes.config.load_incluster_config(client_configuration=configuration)
+        namespace = IN_POD.read_text(encoding="utf-8").strip()
+    return Connection(configuration, namespace)
+
+
+def _named(path: str | None, context: str) -> Object:
+    """The context of that name, whichever is the current one, and where none is."""
+    merged = KubeConfigMerger(path or KUBE_CONFIG_DEFAULT_LOCATION).config
+    if merged is None:
+        raise ConfigException("the kubeconfig is not there, or is empty")
+    contexts: list[Object] = [one.value for one in merged.safe_get("contexts") or []]
+    for one in contexts:
+        if one["name"] == context:
+            return one
+    known = ", ".join(str(one["name"]) for one in contexts) or "none"
+    raise WrongUse(f"the kubeconfig has no context {context}", f"it has {known}")
+
+
+def as_sentence(code: int, body: bytes) -> PluginError:
+    """The failure that an answer stands for."""
+    try:
+        found = json.loads(body)
+    except ValueError:
+        found = None
+    status: Object = found if isinstance(found, dict) else {}
+    message = str(status.get("message") or f"the API server answers {code}")
+    if code == HTTPStatus.UNAUTHORIZED:
+        return Forbidden("the cluster does not know you (401)", "log in again, or renew the token in the kubeconfig")
+    if code == HTTPStatus.FORBIDDEN:
+        return Forbidden(message, "ask an administrator for the verb and the resource that the message names")
+    if code == HTTPStatus.TOO_MANY_REQUESTS or code >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        return Unreachable(message, "the API server, or what stands before it, is busy or starting: try again")
+    if code != HTTPStatus.NOT_FOUND:
+        return PluginError(message)
+    if (status.get("details") or {}).get("name"):
+        return NotFound(message)
+    return NoApi(
+        f"this cluster has no {RESOURCE}: the operator's CustomResourceDefinition is not installed",
+        "install the operator's chart, or check --context",
+    )
+
+
+class NoApi(NotFound):
+    """The API server does not know FineTuneJobs at all."""
+
+
+RETRIES = 30
+_T = TypeVar("_T")
+
+
+def patiently(look: Callable[[], _T], interval: float) -> _T:
+    """The answer, asked for again where nothing answers; who is refused is told at once."""
+    for _ in range(RETRIES):
+        try:
+            return look()
+        except Unreachable:
+            time.sleep(interval)
+    return look()

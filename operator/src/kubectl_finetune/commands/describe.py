@@ -1,0 +1,145 @@
+"""`describe`: one job on one page, with why it stands where it stands."""
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from finetune_api.names import ConditionType, Phase
+from kubectl_finetune.cluster.job import Job, Object
+from kubectl_finetune.commands.progress import loss_pairs
+from kubectl_finetune.commands.timeline import moments
+from kubectl_finetune.display.table import NONE, between, clean, columns, duration, fields, heading, number, size
+
+EVENTS = 10
+
+
+def page(job: Job, events: Sequence[Object], now: datetime) -> Group:
+    """The whole page."""
+    parts: list[tuple[str, Text]] = [
+        ("", _head(job)),
+        ("Figures", fields(loss_pairs(job), 2)),
+        ("Dataset", fields(_dataset(job), 2)),
+        ("Timeline", columns(("TIME", "TOOK", "WHAT", "DETAIL"), [one.row() for one in moments(job, now)], 2)),
+        ("Result", fields(result_pairs(job), 2)),
+        ("Conditions", _conditions(job, now)),
+        ("Events", _events(events, now)),
+        ("Next", _next(job)),
+    ]
+    shown: list[RenderableType] = []
+    for title, body in parts:
+        if body.plain.strip():
+            shown += [*([Text(""), heading(title)] if title else []), body]
+    return Group(*shown)
+
+
+def why(job: Job) -> str:
+    """Why the job stands where it stands, with the fix where the operator knows one."""
+    if not job.is_seen:
+        return "no operator has looked at it yet: check that finetune-operator runs and watches this namespace"
+    return clean(job.status.message or "")
+
+
+def _head(job: Job) -> Text:
+    status, model = job.status, job.field("model.uri")
+    progress, resolved = status.progress, status.resolved
+    revision = status.lineage and status.lineage.base_model_revision
+    method = str((resolved and resolved.method) or job.field("tuning.method") or "")
+    reason = resolved and resolved.method_reason
+    counts = (("attempts", status.attempts), ("runs", status.runs), ("failures", status.failures))
+    done = progress.display if progress and progress.display else ""
+    if progress and progress.step is not None and progress.total_steps:
+        done += f", step {progress.step} of {progress.total_steps}"
+    if progress and progress.estimated_remaining_seconds and not job.has_ended:
+        done += f", {duration(progress.estimated_remaining_seconds)} left"
+    return fields(
+        [
+            ("Name", f"{job.namespace}/{job.name}"),
+            ("Phase", job.phase),
+            ("Why", why(job)),
+            ("Progress", done),
+            ("Stage", (progress and progress.stage) or ""),
+            ("Note", (progress and progress.note) or ""),
+            ("Objective", str(job.field("objective") or "")),
+            ("Model", f"{model}@{revision}" if revision else str(model or "")),
+            ("Method", f"{method} ({reason})" if reason else method),
+            ("Data", str(job.field("dataset.train.uri") or "")),
+            ("Output", str(job.field("output.uri") or "")),
+            ("Queue", str(job.field("scheduling.queueName") or "")),
+            ("Parent", str(job.field("lineage.parentRef.name") or "")),
+            ("Counted", ", ".join(f"{name} {count}" for name, count in (*counts, _preempted(job)) if count)),
+            ("Ran", duration(status.active_seconds) if status.active_seconds else ""),
+        ]
+    )
+
+
+def _preempted(job: Job) -> tuple[str, int | None]:
+    return "preemptions", job.status.preemptions
+
+
+def _dataset(job: Job) -> list[tuple[str, str]]:
+    found = job.status.dataset
+    if found is None:
+        return []
+    codes = ", ".join(f"{code} {count}" for code, count in (found.rejected_by_code or {}).items())
+    rejected = f"{found.rejected or 0}" + (f" ({codes})" if codes else "")
+    return [
+        ("Rows", number(found.rows)),
+        ("Accepted", number(found.accepted)),
+        ("Rejected", rejected),
+        ("Trained on", number(found.train_rows)),
+        ("Held out", number(found.validation_rows)),
+        ("Cut to maxLength", number(found.truncated) if found.truncated else ""),
+    ]
+
+
+def result_pairs(job: Job) -> list[tuple[str, str]]:
+    """Where everything that was published lies, and what the gates said of it."""
+    found, verdict = job.status.artifacts, job.status.evaluation
+    gates = [("Gate", verdict.gate), ("Full model", verdict.merged), ("Verdict", verdict.message)] if verdict else []
+    pairs = [(name, value or "") for name, value in gates if value not in {"NotConfigured", "NotAsked"}]
+    if found is None:
+        return pairs
+    return [
+        *pairs,
+        ("Adapter", found.adapter_uri or ""),
+        ("Model", found.merged_uri or ""),
+        ("Report", found.report_uri or ""),
+        ("Lineage", found.lineage_uri or ""),
+        ("Manifest", found.manifest_uri or ""),
+        ("SHA-256 of it", found.manifest_sha256 or ""),
+        ("Size", size(found.size_bytes)),
+        ("Everything under", found.uri or ""),
+    ]
+
+
+def _conditions(job: Job, now: datetime) -> Text:
+    rows = [
+        (one.type, one.status, one.reason, between(one.last_transition_time, now), one.message)
+        for one in job.status.conditions or []
+    ]
+    return columns(("TYPE", "STATUS", "REASON", "FOR", "MESSAGE"), rows, 2) if rows else Text()
+
+
+def _events(events: Sequence[Object], now: datetime) -> Text:
+    rows = []
+    for event in events[-EVENTS:]:
+        stamp = event.get("lastTimestamp") or event.get("eventTime")
+        age = between(datetime.fromisoformat(stamp), now) if stamp else NONE
+        rows.append((age, str(event.get("type", "")), str(event.get("reason", "")), str(event.get("message", ""))))
+    return columns(("AGE", "TYPE", "REASON", "MESSAGE"), rows, 2) if rows else Text()
+
+
+def _next(job: Job) -> Text:
+    """The command that somebody who reads this page most likely wants."""
+    own = f"{job.name} -n {job.namespace}"
+    is_checked = job.status.is_true(ConditionType.VALIDATED)
+    told = {
+        Phase.SUCCEEDED.value: f"kubectl finetune report {own}",
+        Phase.FAILED.value: f"kubectl finetune logs {own}" + ("" if is_checked else " --preflight"),
+        Phase.SUSPENDED.value: f"kubectl finetune resume {own}" if job.field("suspend") else "",
+        Phase.TRAINING.value: f"kubectl finetune progress {own}",
+        Phase.PREFLIGHT.value: f"kubectl finetune logs {own} --preflight -f",
+    }
+    return Text("  " + command if (command := told.get(job.phase)) else "")

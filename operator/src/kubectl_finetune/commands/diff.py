@@ -1,0 +1,71 @@
+"""`diff`: two jobs side by side: what was asked differently, and what came of it."""
+
+from typing import Any
+
+from rich.console import Group
+from rich.text import Text
+
+from kubectl_finetune.cluster.job import Job, Object
+from kubectl_finetune.display.table import NONE, columns, heading
+
+RESULTS = ("metrics", "evaluation", "dataset", "earlyStopping", "resolved")
+COUNTS = ("phase", "reason", "attempts", "runs", "failures", "preemptions", "activeSeconds")
+Pair = tuple[Any, Any]
+
+
+def differences(left: Job, right: Job) -> dict[str, dict[str, Pair]]:
+    """Fields that differ, by dotted path; a field that one job has not is None."""
+    return {
+        "spec": _unequal(left.spec, right.spec),
+        "result": _unequal(_result(left), _result(right)),
+    }
+
+
+def _result(job: Job) -> Object:
+    status = job.status.to_wire()
+    return {name: status[name] for name in (*COUNTS, *RESULTS) if name in status}
+
+
+def _unequal(left: Object, right: Object) -> dict[str, Pair]:
+    flat_left, flat_right = _flat(left), _flat(right)
+    paths = list(dict.fromkeys([*flat_left, *flat_right]))
+    pairs = {path: (flat_left.get(path), flat_right.get(path)) for path in paths}
+    return {path: pair for path, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def _flat(value: Any, path: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict) or not value:
+        return {path: value} if path else {}
+    found: dict[str, Any] = {}
+    for key, child in value.items():
+        found |= _flat(child, f"{path}.{key}" if path else key)
+    return found
+
+
+def page(left: Job, right: Job) -> Group:
+    """Both parts as tables."""
+    found = differences(left, right)
+    parts: list[Text] = []
+    for title, pairs in found.items():
+        parts += [*([Text("")] if parts else []), heading(title.capitalize())]
+        rows = [(path, *map(_show, pair), _change(pair)) for path, pair in pairs.items()]
+        parts.append(
+            columns(("FIELD", left.name, right.name, "CHANGE"), rows, 2) if rows else Text("  no difference", "dim")
+        )
+    return Group(*parts)
+
+
+def _show(value: Any) -> str:
+    if value is None:
+        return NONE
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:.5g}" if isinstance(value, float) else str(value)
+
+
+def _change(pair: Pair) -> str:
+    """By how much the right one is more, of two numbers."""
+    left, right = pair
+    if any(isinstance(one, bool) or not isinstance(one, int | float) for one in pair) or not left:
+        return ""
+    return f"{100 * (right - left) / abs(left):+.1f} %"

@@ -1,0 +1,83 @@
+"""`lineage`: what a result was made of, down to the base model, from the statuses of the jobs."""
+
+from collections.abc import Callable
+from typing import Any
+
+from rich.text import Text
+from rich.tree import Tree
+
+from finetune_api.status import PublishedJob
+from kubectl_finetune.cluster.job import Job
+from kubectl_finetune.display.table import STYLES, clean
+
+Find = Callable[[str], Job | None]
+MAX_DEPTH = 50
+
+
+def record(job: Job, find: Find, depth: int = 0) -> dict[str, Any]:
+    """The job and, below it, those that it builds on, as far as they are still in the cluster."""
+    lineage, artifacts = job.status.lineage, job.status.artifacts
+    found: dict[str, Any] = {
+        "name": job.name,
+        "uid": job.uid,
+        "objective": job.field("objective"),
+        "phase": job.phase,
+        "outputUri": (artifacts and artifacts.uri) or job.field("output.uri"),
+        "manifestSha256": artifacts and artifacts.manifest_sha256,
+        "baseModel": (lineage and lineage.base_model) or job.field("model.uri"),
+    }
+    if lineage:
+        known = lineage.model_dump(by_alias=True, mode="json", exclude={"parent", "reward_job"})
+        found |= {key: value for key, value in known.items() if value}
+    for key, published, named in (
+        ("parent", lineage and lineage.parent, job.field("lineage.parentRef.name")),
+        ("rewardJob", lineage and lineage.reward_job, job.field("rlhf.rewardModel.jobRef.name")),
+    ):
+        if named:
+            found[key] = _ancestor(str(named), published or None, find, depth)
+    return {key: value for key, value in found.items() if value not in (None, "")}
+
+
+def _ancestor(name: str, published: PublishedJob | None, find: Find, depth: int) -> dict[str, Any]:
+    there = find(name) if depth < MAX_DEPTH else None
+    told: dict[str, Any] = {"name": name}
+    if published:
+        told = published.model_dump(by_alias=True, mode="json")
+    if there is None:
+        return told | {"note": "no longer in the cluster" if published else "not in the cluster"}
+    if published and there.uid != published.uid:
+        return told | {"note": "another job of this name is in the cluster now"}
+    return record(there, find, depth + 1)
+
+
+def tree(found: dict[str, Any]) -> Tree:
+    """The record as a tree, the job at the root and the base models at the leaves."""
+    root = Tree(_job_line(found))
+    _grow(root, found)
+    return root
+
+
+def _grow(branch: Tree, found: dict[str, Any]) -> None:
+    for key, name in (("datasetSha256", "rows"), ("manifestSha256", "manifest"), ("trainerImage", "trainer")):
+        if found.get(key):
+            branch.add(Text(f"{name} {clean(str(found[key]))}", "dim"))
+    for key, role in (("rewardJob", "reward model"), ("parent", "parent")):
+        if key in found:
+            below = branch.add(Text.assemble((f"{role}: ", "dim"), _job_line(found[key])))
+            _grow(below, found[key])
+    if "parent" not in found and found.get("baseModel"):
+        revision = found.get("baseModelRevision")
+        at = f"@{revision}" if revision else ""
+        branch.add(Text.assemble(("base model: ", "dim"), clean(f"{found['baseModel']}{at}")))
+
+
+def _job_line(found: dict[str, Any]) -> Text:
+    phase = str(found.get("phase", ""))
+    text = Text.assemble(
+        (clean(found["name"]), "bold"), f" {found.get('objective') or ''} ", (phase, STYLES.get(phase, ""))
+    )
+    if found.get("outputUri"):
+        text.append(f"  {clean(found['outputUri'])}")
+    if found.get("note"):
+        text.append(f"  ({found['note']})", "yellow")
+    return text

@@ -1,0 +1,55 @@
+"""`list`: the jobs as a table, those that have not ended first."""
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from rich.text import Text
+
+from kubectl_finetune.cluster.job import Job
+from kubectl_finetune.display.table import NONE, between, columns, duration, number
+
+HEADER = (
+    "NAME",
+    "PHASE",
+    "OBJECTIVE",
+    "METHOD",
+    "PROGRESS",
+    "LEFT",
+    "TRAIN-LOSS",
+    "EVAL-LOSS",
+    "QUEUE",
+    "REASON",
+    "AGE",
+)
+
+
+def in_order(jobs: Sequence[Job]) -> list[Job]:
+    """Those that have not ended first, and the newest of each first."""
+    newest = sorted(jobs, key=lambda job: str(job.raw["metadata"].get("creationTimestamp", "")), reverse=True)
+    return sorted(newest, key=lambda job: job.has_ended)
+
+
+def table(jobs: Sequence[Job], now: datetime, *, everywhere: bool) -> Text:
+    """One line a job."""
+    lead = ("NAMESPACE",) if everywhere else ()
+    rows = [((job.namespace,) if everywhere else ()) + _row(job, now) for job in in_order(jobs)]
+    return columns((*lead, *HEADER), rows)
+
+
+def _row(job: Job, now: datetime) -> tuple[str, ...]:
+    status = job.status
+    progress, metrics, resolved = status.progress, status.metrics, status.resolved
+    left = progress.estimated_remaining_seconds if progress and not job.has_ended else None
+    return (
+        job.name,
+        job.phase,
+        str(job.field("objective") or NONE),
+        (resolved and resolved.method) or NONE,
+        (progress and progress.display) or NONE,
+        duration(left),
+        number(metrics.train_loss if metrics else None),
+        number(metrics.eval_loss if metrics else None),
+        str(job.field("scheduling.queueName") or NONE),
+        status.reason or NONE,
+        between(job.created, now),
+    )

@@ -1,0 +1,142 @@
+"""`logs`: what the pod of the current run writes, and with -f that of each run after it, until the job ends."""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+from finetune_api.names import ANNOTATION_INDEX, Component, ConditionType
+from kubectl_finetune.cluster.client import Cluster
+from kubectl_finetune.cluster.connection import RETRIES, patiently
+from kubectl_finetune.cluster.job import Job, Object
+from kubectl_finetune.commands.describe import why
+from kubectl_finetune.display.table import clean
+from kubectl_finetune.errors import NotFound, Unreachable
+
+WAIT_SECONDS = 2.0
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Which pod's log, and how much of it."""
+
+    component: Component = Component.TRAINER
+    rank: int = 0
+    tail: int | None = None
+    timestamps: bool = False
+
+
+def read(cluster: Cluster, name: str, wanted: Wanted) -> Iterator[bytes]:
+    """The log of the newest pod, as far as it is written."""
+    job, pod = _look(cluster, name, wanted)
+    if pod is None:
+        if wanted.component is Component.TRAINER and job.has_ended and not job.status.is_true(ConditionType.VALIDATED):
+            raise NotFound(f"{job.name} was never trained: preflight did not pass: add --preflight", why(job))
+        removed = "its pods are removed" if job.has_ended else f"no {wanted.component.value} pod is there yet"
+        raise NotFound(f"{job.name} has no log: {removed}", why(job))
+    if waiting := waits_for(pod):
+        raise NotFound(f"pod {pod['metadata']['name']} has not started: {waiting}", why(job))
+    yield from cluster.read_log(pod, follow=False, tail=wanted.tail, timestamps=wanted.timestamps)
+
+
+def follow(cluster: Cluster, name: str, wanted: Wanted, say: Callable[[str], None]) -> Iterator[bytes]:
+    """The log of this run and of those after it; what is waited for is said once."""
+    look = partial(_look, cluster, name, wanted)
+    streams: dict[str, _Stream] = {}
+    said = ""
+    job, pod = look()
+    while True:
+        uid = pod["metadata"]["uid"] if pod else ""
+        stream = streams.setdefault(uid, _Stream(cluster, pod, wanted)) if pod and not waits_for(pod) else None
+        if stream and not stream.is_over:
+            yield from stream.read(say)
+            time.sleep(WAIT_SECONDS)
+            job, pod = patiently(look, WAIT_SECONDS)
+            stream.is_over = stream.is_over or not stream.is_worth_another(pod)
+            continue
+        if _is_done(job, wanted):
+            return
+        waiting = f"{job.phase}: {why(job)}" if job.is_seen else why(job)
+        if waiting != said:
+            said = waiting
+            say(f"waiting: {waiting}")
+        time.sleep(WAIT_SECONDS)
+        job, pod = patiently(look, WAIT_SECONDS)
+
+
+class _Stream:
+    """The log of one pod, which may break off, or not be had at first, and is then asked for again."""
+
+    def __init__(self, cluster: Cluster, pod: Object, wanted: Wanted) -> None:
+        self.is_over = False
+        self._cluster, self._pod, self._wanted = cluster, pod, wanted
+        self._has_begun = False
+        self._refusals: list[Unreachable] = []
+        self._said = ""
+
+    def read(self, say: Callable[[str], None]) -> Iterator[bytes]:
+        """What is written until the connection ends; once something was read, only what is new."""
+        tail = 0 if self._has_begun else self._wanted.tail
+        self._say(f"--- pod {self._pod['metadata']['name']}" + (", again from here" if self._has_begun else ""), say)
+        try:
+            for chunk in self._cluster.read_log(self._pod, follow=True, tail=tail, timestamps=self._wanted.timestamps):
+                self._has_begun, self._said = True, ""
+                yield chunk
+        except Unreachable as error:
+            self._refusals.append(error)
+            self._say(f"waiting: {error.message}", say)
+        except NotFound:
+            # The pod was removed after the look that found it; the next look tells what came of the job.
+            self._refusals.clear()
+        else:
+            self._refusals.clear()
+
+    def is_worth_another(self, pod: Object | None) -> bool:
+        """Whether it is still that pod, and it runs, or it has ended and nothing of its log could be had yet."""
+        uid = self._pod["metadata"]["uid"]
+        is_owed = bool(self._refusals) and not self._has_begun and pod is not None and pod["metadata"]["uid"] == uid
+        if is_owed and len(self._refusals) > RETRIES and not _runs(pod, uid):
+            raise self._refusals[-1]
+        return is_owed or _runs(pod, uid)
+
+    def _say(self, text: str, say: Callable[[str], None]) -> None:
+        if text not in self._said.splitlines():
+            self._said += f"{text}\n"
+            say(text)
+
+
+def _look(cluster: Cluster, name: str, wanted: Wanted) -> tuple[Job, Object | None]:
+    job = cluster.get_job(name)
+    return job, newest(cluster.list_pods(job, wanted.component), wanted.rank)
+
+
+def newest(pods: list[Object], rank: int) -> Object | None:
+    """The newest pod of that rank; a pod without a rank is the only one of its Job."""
+    mine = [pod for pod in pods if int((pod["metadata"].get("annotations") or {}).get(ANNOTATION_INDEX) or 0) == rank]
+    return mine[-1] if mine else None
+
+
+def waits_for(pod: Object) -> str:
+    """Why the container has not started; empty where it has."""
+    status = pod.get("status") or {}
+    states = [one.get("state") or {} for one in status.get("containerStatuses") or []]
+    if any("running" in state or "terminated" in state for state in states):
+        return ""
+    for state in states:
+        waiting = state.get("waiting") or {}
+        return clean(f"{waiting.get('reason', 'waiting')} {waiting.get('message', '')}".strip())
+    unscheduled = [one for one in status.get("conditions") or [] if one.get("message")]
+    return clean(unscheduled[0]["message"]) if unscheduled else str(status.get("phase", "Pending"))
+
+
+def _runs(pod: Object | None, uid: str) -> bool:
+    """Whether it is still that pod, and its container runs: only the connection to its log has ended."""
+    if pod is None or pod["metadata"]["uid"] != uid:
+        return False
+    states = [one.get("state") or {} for one in (pod.get("status") or {}).get("containerStatuses") or []]
+    return any("running" in state for state in states)
+
+
+def _is_done(job: Job, wanted: Wanted) -> bool:
+    is_checked = wanted.component is Component.PREFLIGHT and job.status.is_true(ConditionType.VALIDATED)
+    return job.has_ended or is_checked

@@ -1,0 +1,185 @@
+"""`new`: a starter manifest with the comments that somebody needs who has never written one."""
+
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import typer
+
+from finetune_api import names
+from finetune_api.objectives import Objective
+from finetune_api.spec import FORMATS
+from finetune_api.tuning import Method
+from kubectl_finetune.commands.validate import check_files
+from kubectl_finetune.errors import PluginError, WrongUse
+from kubectl_finetune.manifest.suggestions import nearest
+from kubectl_finetune.manifest.yaml_document import scalar
+
+ROWS: Mapping[Objective, str] = {
+    Objective.INSTRUCTION: '{"instruction": "Name a red fruit.", "input": "", "output": "The apple."}',
+    Objective.CHAT: '{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}]}',
+    Objective.DPO: '{"prompt": "Name a red fruit.", "chosen": "The apple.", "rejected": "The banana."}',
+    Objective.KTO: '{"prompt": "Name a red fruit.", "completion": "The apple.", "label": true}',
+    Objective.REWARD_MODEL: '{"prompt": "Name a red fruit.", "chosen": "The apple.", "rejected": "The banana."}',
+    Objective.RLHF: '{"prompt": "Name a red fruit."}',
+    Objective.DOMAIN_ADAPTATION: '{"text": "A page of plain text of the field that the model is to know."}',
+}
+BLOCKS: Mapping[Objective, str] = {
+    Objective.DPO: """  dpo:
+    beta: 0.1                   # how strongly the model is held to the one it begins with
+""",
+    Objective.KTO: """  kto:
+    beta: 0.1                   # how strongly the model is held to the one it begins with
+""",
+    Objective.RLHF: """  rlhf:
+    rewards:                    # or rewardModel: {jobRef: {name: …}}, a finished job with objective RewardModel
+    - {type: Length, targetTokens: 64}
+    numGenerations: 4           # answers sampled for each prompt, of which the better are learnt
+""",
+}
+Word = TypeVar("Word", Objective, Method)
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a starter manifest has to know."""
+
+    name: str
+    model: str
+    data: str
+    result: str
+    objective: str = "Chat"
+    namespace: str = ""
+    method: str = "Auto"
+    secret: str = "s3-credentials"  # noqa: S105 - the name of a Secret
+    endpoint: str = ""
+    gpus: int = 1
+    validation_percent: int = 10
+    queue: str = ""
+
+
+def write(answers: Answers) -> str:
+    """The manifest; it is valid, or the answers are refused with what is wrong with them."""
+    objective = _word(answers.objective, Objective, "--objective")
+    method = _word(answers.method, Method, "--method")
+    text = _template(answers, objective, method)
+    problems = check_files([(f"{answers.name}.yaml", text)]).problems
+    if problems:
+        first = problems[0]
+        raise WrongUse(f"{first.field} {first.message}: {first.value}", first.fix)
+    return text
+
+
+def _word(text: str, kind: type[Word], flag: str) -> Word:
+    known = [one.value for one in kind]
+    if text in known:
+        return kind(text)
+    near = nearest(text, known)
+    if near and near.lower() == text.lower():
+        return kind(near)
+    raise WrongUse(f"{flag} {text}: must be one of {', '.join(known)}", f"did you mean {near}?" if near else "")
+
+
+def _template(answers: Answers, objective: Objective, method: Method) -> str:
+    namespace = f"\n  namespace: {_quote(answers.namespace)}" if answers.namespace else ""
+    endpoint = f"\n    endpoint: {_quote(answers.endpoint)}" if answers.endpoint else ""
+    holds_out = answers.validation_percent > 0
+    split = (
+        f"\n    validationSplitPercent: {answers.validation_percent}  # held out: the report compares on these"
+        if holds_out
+        else ""
+    )
+    can_stop = holds_out and objective is not Objective.RLHF
+    stop = (
+        "  earlyStopping: {patience: 3}  # evaluations without improvement; the best weights are kept\n"
+        if can_stop
+        else ""
+    )
+    queue = (
+        f"  scheduling:\n    queueName: {_quote(answers.queue)}  # a LocalQueue of Kueue in this namespace\n"
+        if answers.queue
+        else ""
+    )
+    formats = ", ".join(FORMATS[objective.value][1:])
+    return f"""\
+# A {objective.value} job. Check it:   kubectl finetune validate {answers.name}.yaml
+#{" " * (len(objective.value) + 8)}Start it:   kubectl apply -f {answers.name}.yaml
+#{" " * (len(objective.value) + 8)}Follow it:  kubectl finetune progress {answers.name}
+# Every field: kubectl explain finetunejob.spec --recursive
+apiVersion: {names.API_VERSION}
+kind: {names.KIND}
+metadata:
+  name: {_quote(answers.name)}{namespace}
+spec:
+  objective: {objective.value}
+  storage:                      # for every s3:// below{endpoint}
+    # a Secret of this namespace with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY
+    credentialsSecretRef: {{name: {_quote(answers.secret)}}}
+  model:
+    uri: {_quote(answers.model)}
+  tuning:
+    method: {method.value:<20}# QLoRA, LoRA or Full; Auto is QLoRA unless vramBudget says that Full fits
+  dataset:                      # formats: {formats}; found out row by row
+    # one row: {ROWS[objective]}
+    train: {{uri: {_quote(answers.data)}}}{split}
+{BLOCKS.get(objective, "")}  hyperparameters:
+    maxLength: 2048             # tokens; longer rows are cut, and counted
+    # numTrainEpochs: 3         # what is left out gets a default, which status.resolved shows
+    # learningRate: 2e-4
+{stop}  output:
+    uri: {_quote(answers.result)}  # of this job alone
+  resources:
+    gpusPerNode: {answers.gpus}
+    # requests: {{cpu: "4", memory: 24Gi}}
+{queue}"""
+
+
+def _quote(text: str) -> str:
+    """A text as YAML, quoted where it would be read as something else."""
+    plain = text.replace("-", "").replace("/", "").replace(".", "").replace(":", "")
+    is_plain = plain.isalnum() and not text.startswith(("-", ".", ":")) and not text.endswith(":") and ": " not in text
+    return text if is_plain and isinstance(scalar(text), str) else json.dumps(text, ensure_ascii=False)
+
+
+QUESTIONS: Mapping[str, tuple[str, str | None]] = {
+    "objective": (f"What for ({', '.join(one.value for one in Objective)})", Objective.CHAT.value),
+    "model": ("Base model (hf://owner/name or s3://bucket/path)", None),
+    "data": ("Rows to train on (s3://bucket/path or hf://datasets/owner/name)", None),
+    "result": ("Where the result goes (s3://bucket/path)", None),
+}
+
+
+def ask(given: Mapping[str, str | None]) -> dict[str, str]:
+    """The answers, asked at a terminal where an option is missing; elsewhere an option without a default is needed."""
+    missing = [name for name, value in given.items() if value is None]
+    needed = [f"--{name}" for name in missing if QUESTIONS[name][1] is None]
+    if not sys.stdin.isatty() and needed:
+        raise WrongUse(f"missing {', '.join(needed)}", "give them, or run this at a terminal, which asks")
+    return {name: value if value is not None else _answer(name) for name, value in given.items()}
+
+
+def _answer(name: str) -> str:
+    question, default = QUESTIONS[name]
+    if not sys.stdin.isatty():
+        return str(default)
+    answer = str(typer.prompt(question, default=default, err=True))
+    return (nearest(answer, [one.value for one in Objective]) or answer) if name == "objective" else answer
+
+
+def deliver(text: str, path: Path, *, force: bool) -> None:
+    """Prints the manifest, or writes it to a file that is not there yet."""
+    if str(path) == "-":
+        typer.echo(text, nl=False)
+        return
+    try:
+        with path.open("w" if force else "x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError:
+        raise PluginError(f"{path} is there already", "--force overwrites it, -f names another file") from None
+    except OSError as error:
+        raise PluginError(f"{path} cannot be written: {error.strerror}") from None
+    typer.echo(f"wrote {path}", err=True)
+    typer.echo(f"check it: kubectl finetune validate {path}", err=True)

@@ -1,0 +1,150 @@
+"""`progress`: a bar, the time left and the losses, for as long as the job runs."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.text import Text
+
+from finetune_api.status import Metrics
+from kubectl_finetune.cluster.connection import patiently
+from kubectl_finetune.cluster.job import Job
+from kubectl_finetune.display.table import STYLES, bar, clean, duration, fields, number, sparkline
+
+
+class Losses:
+    """The losses that were seen while looking; the status itself holds only the last."""
+
+    def __init__(self) -> None:
+        self.train: list[float] = []
+        self.evaluated: list[float] = []
+        self._step = -1
+
+    def add(self, job: Job) -> None:
+        """Takes what is new in the job's figures."""
+        metrics, progress = job.status.metrics, job.status.progress
+        if metrics is None:
+            return
+        if not self.evaluated and metrics.baseline_eval_loss is not None:
+            self.evaluated.append(metrics.baseline_eval_loss)
+        if metrics.eval_loss is not None and self.evaluated[-1:] != [metrics.eval_loss]:
+            self.evaluated.append(metrics.eval_loss)
+        step = progress.step if progress and progress.step is not None else self._step
+        if metrics.train_loss is not None and step != self._step:
+            self._step = step
+            self.train.append(metrics.train_loss)
+
+
+def changes(look: Callable[[], Job], interval: float) -> Iterator[Job]:
+    """The job each time that it has changed, the last time when it has ended."""
+    version, job = None, look()
+    while True:
+        if job.raw["metadata"].get("resourceVersion") != version:
+            version = job.raw["metadata"].get("resourceVersion")
+            yield job
+        if job.has_ended:
+            return
+        time.sleep(interval)
+        job = patiently(look, interval)
+
+
+@contextmanager
+def screen(console: Console) -> Iterator[Callable[[Job], None]]:
+    """Draws one picture over the last on a terminal; elsewhere each change is a line."""
+    losses = Losses()
+    if not console.is_terminal:
+        yield lambda job: console.print(f"{datetime.now(UTC):%H:%M:%S} {line(job)}", soft_wrap=True)
+        return
+
+    def draw(job: Job) -> None:
+        losses.add(job)
+        live.update(picture(job, losses), refresh=True)
+
+    with Live(console=console, auto_refresh=False) as live:
+        yield draw
+
+
+def picture(job: Job, losses: Losses) -> Group:
+    """What a terminal shows of a running job."""
+    status = job.status
+    progress, metrics = status.progress, status.metrics
+    percent = (progress and progress.percent) or 0
+    line = Text.assemble(
+        (f"{job.name} ", "bold"), (job.phase, STYLES.get(job.phase, "")), "  ", bar(percent), f" {percent:3d}%"
+    )
+    if progress and progress.step is not None:
+        line.append(f"  step {progress.step}/{progress.total_steps or '?'}")
+    if progress and progress.estimated_remaining_seconds is not None and not job.has_ended:
+        line.append(f"  {duration(progress.estimated_remaining_seconds)} left")
+    pairs = [
+        ("stage", (progress and progress.stage) or ""),
+        ("train loss", f"{number(metrics.train_loss)}  {sparkline(losses.train)}" if losses.train and metrics else ""),
+        ("eval loss", _evaluated(job, losses)),
+        ("tokens/s", number(metrics.tokens_per_second if metrics else None)),
+        ("checkpoint", f"step {status.checkpoint.step}" if status.checkpoint else ""),
+        ("why", status.message or ""),
+    ]
+    return Group(line, fields(pairs, 2))
+
+
+def _evaluated(job: Job, losses: Losses) -> str:
+    metrics = job.status.metrics
+    if metrics is None or metrics.eval_loss is None:
+        return ""
+    best = f"  best {number(metrics.best_eval_loss)}" if metrics.best_eval_loss is not None else ""
+    return f"{number(metrics.eval_loss)}  {sparkline(losses.evaluated)}{best}{change(metrics)}"
+
+
+def line(job: Job) -> str:
+    """What a log gets of a change: one line, the same words in the same order."""
+    status = job.status
+    progress, metrics = status.progress, status.metrics
+    told = [job.phase, (progress and progress.display) or ""]
+    if progress and progress.step is not None:
+        told.append(f"step {progress.step}/{progress.total_steps or '?'}")
+    if progress and progress.stage:
+        told.append(progress.stage)
+    if metrics and metrics.train_loss is not None:
+        told.append(f"loss {number(metrics.train_loss)}")
+    if metrics and metrics.eval_loss is not None:
+        told.append(f"eval {number(metrics.eval_loss)}")
+    if progress and progress.estimated_remaining_seconds is not None and not job.has_ended:
+        told.append(f"left {duration(progress.estimated_remaining_seconds)}")
+    told.append(status.reason or "")
+    words = " ".join(filter(None, told))
+    return f"{words}: {clean(status.message)}" if status.message else words
+
+
+def loss_pairs(job: Job) -> list[tuple[str, str]]:
+    """Names and figures of what was measured."""
+    metrics, resolved = job.status.metrics, job.status.resolved
+    if metrics is None:
+        return []
+    best = number(metrics.best_eval_loss)
+    if metrics.best_eval_loss is not None and metrics.best_step is not None:
+        best += f" at step {metrics.best_step}"
+    rate = metrics.learning_rate if metrics.learning_rate is not None else resolved and resolved.learning_rate
+    return [
+        ("Before training", number(metrics.baseline_eval_loss)),
+        ("Evaluation loss", number(metrics.eval_loss) + change(metrics)),
+        ("Best", best),
+        ("Training loss", number(metrics.train_loss)),
+        ("Reward", number(metrics.eval_reward if metrics.eval_reward is not None else metrics.reward)),
+        ("Reward before", number(metrics.baseline_eval_reward)),
+        ("Reward margin", number(metrics.reward_margin)),
+        ("Reward accuracy", number(metrics.reward_accuracy)),
+        ("KL", number(metrics.kl)),
+        ("Learning rate", number(rate or None)),
+        ("Tokens/s", number(metrics.tokens_per_second)),
+    ]
+
+
+def change(metrics: Metrics) -> str:
+    """How the held-out loss compares with that of the untouched model."""
+    if metrics.eval_loss is None or not metrics.baseline_eval_loss:
+        return ""
+    percent = 100 * (metrics.eval_loss / metrics.baseline_eval_loss - 1)
+    return f" ({percent:+.1f} % against the model before training)"

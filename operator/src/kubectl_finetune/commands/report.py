@@ -1,0 +1,145 @@
+"""`report`: what came of a job, where its report lies, and, when asked, the report itself from storage."""
+
+import hashlib
+import os
+import shlex
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from rich.console import Group
+from rich.text import Text
+
+from finetune_api.handoff import Artifact, Manifest
+from finetune_api.status import Artifacts
+from kubectl_finetune.cluster.job import Job
+from kubectl_finetune.commands.describe import result_pairs, why
+from kubectl_finetune.commands.progress import loss_pairs
+from kubectl_finetune.display.table import fields, heading
+from kubectl_finetune.errors import PluginError
+
+INSTALL = "pip install boto3"
+NO_ENDPOINT = "the operator's default storage may have an endpoint: add --endpoint URL"
+
+
+def page(job: Job, endpoint: str) -> Group:
+    """The summary that the status holds, and the commands that fetch the whole."""
+    artifacts = published(job)
+    parts = [
+        fields([("Job", f"{job.namespace}/{job.name}"), ("Phase", job.phase), ("Why", why(job))]),
+        Text(""),
+        heading("Figures"),
+        fields(loss_pairs(job), 2),
+        Text(""),
+        heading("Result"),
+        fields(result_pairs(job), 2),
+        Text(""),
+        heading("Fetch"),
+        *(Text("  " + line) for line in commands(job, artifacts, endpoint)),
+        *([] if endpoint else [Text(f"  # {NO_ENDPOINT}")]),
+    ]
+    return Group(*parts)
+
+
+def record(job: Job) -> dict[str, Any]:
+    """The same for programs, under the status's own names."""
+    status = job.status.to_wire()
+    blocks = ("phase", "reason", "message", "metrics", "evaluation", "dataset", "artifacts")
+    return {"name": job.name, "namespace": job.namespace} | {key: status[key] for key in blocks if key in status}
+
+
+def commands(job: Job, artifacts: Artifacts, endpoint: str) -> list[str]:
+    """What somebody with keys to the storage types, with or without this plugin."""
+    where = f" --endpoint-url {shlex.quote(endpoint)}" if endpoint else ""
+    prefix = (artifacts.uri or "").rstrip("/")
+    return [
+        f"kubectl finetune report {job.name} -n {job.namespace} --save .",
+        f"aws s3 cp{where} {shlex.quote(f'{prefix}/{Artifact.REPORT_PAGE}')} .",
+        f"finetune-trainer verify{where.replace('-url', '')} {shlex.quote(prefix)}",
+    ]
+
+
+def published(job: Job) -> Artifacts:
+    """What the job has published; raises where there is nothing."""
+    found = job.status.artifacts
+    if found is None or not found.uri or not found.report_uri:
+        what = "published nothing" if job.has_ended else "has not published its report yet"
+        raise PluginError(f"{job.name} {what}", why(job))
+    return found
+
+
+def endpoint_of(job: Job, asked: str | None) -> str:
+    """The option, then AWS_ENDPOINT_URL, then what the job itself uses, which may be a name inside the cluster.
+
+    Empty where none of them has one: then it is AWS, or the operator's default, which only the operator knows.
+    """
+    return asked or os.environ.get("AWS_ENDPOINT_URL") or str(job.field("storage.endpoint") or "")
+
+
+class Storage:
+    """The published files of one job, each proven by its manifest, and that by the job's status."""
+
+    def __init__(self, artifacts: Artifacts, endpoint: str, *, in_path: bool = True) -> None:
+        try:
+            import boto3  # noqa: PLC0415 - only who fetches needs it
+            from botocore.config import Config  # noqa: PLC0415 - as boto3
+        except ImportError:
+            raise PluginError("boto3, which reads from storage, is not installed here", INSTALL) from None
+        style = {"addressing_style": "path" if endpoint and in_path else "auto"}
+        options = Config(s3=style, connect_timeout=5, read_timeout=60)
+        self._s3: Any = boto3.Session().client("s3", endpoint_url=endpoint or None, config=options)
+        self._bucket, _, self._prefix = (artifacts.uri or "").removeprefix("s3://").partition("/")
+        self._endpoint = endpoint
+        self._manifest = self._load_manifest(artifacts.manifest_sha256 or "")
+
+    def read(self, name: str) -> bytes:
+        """A file that the manifest names; raises where its digest is another."""
+        entry = next((one for one in self._manifest.files if one.path == name), None)
+        if entry is None:
+            raise PluginError(f"the manifest of this result names no {name}")
+        return self._proven(name, entry.sha256)
+
+    def _load_manifest(self, digest: str) -> Manifest:
+        try:
+            return Manifest.model_validate_json(self._proven(Artifact.MANIFEST, digest))
+        except ValidationError:
+            raise PluginError("the manifest in storage is of another version than this plugin knows") from None
+
+    def _proven(self, name: str, digest: str) -> bytes:
+        data = self._get(name)
+        if hashlib.sha256(data).hexdigest() != digest:
+            raise PluginError(
+                f"{name} in storage is not the file that this job published: its SHA-256 is another",
+                "somebody has changed or replaced the result; finetune-trainer verify looks at all of it",
+            )
+        return data
+
+    def _get(self, name: str) -> bytes:
+        from botocore.exceptions import BotoCoreError, ClientError  # noqa: PLC0415 - as boto3
+
+        key = f"{self._prefix.rstrip('/')}/{name}"
+        try:
+            return bytes(self._s3.get_object(Bucket=self._bucket, Key=key)["Body"].read())
+        except (BotoCoreError, ClientError) as error:
+            hint = "" if self._endpoint else f"{NO_ENDPOINT}; "
+            raise PluginError(
+                f"s3://{self._bucket}/{key} cannot be read at {self._endpoint or 'AWS'}: {error}",
+                f"{hint}the keys are those of your own environment (AWS_PROFILE or AWS_ACCESS_KEY_ID); an endpoint "
+                "inside the cluster needs kubectl port-forward and --endpoint",
+            ) from None
+
+
+def text(storage: Storage) -> bytes:
+    """The report as Markdown."""
+    return storage.read(Artifact.REPORT)
+
+
+def save(storage: Storage, folder: Path) -> list[Path]:
+    """Writes both forms of the report to a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for name in (Artifact.REPORT, Artifact.REPORT_PAGE):
+        path = folder / Path(name).name
+        path.write_bytes(storage.read(name))
+        paths.append(path)
+    return paths

@@ -1,0 +1,74 @@
+"""What happened to a job, in order: created, accepted, checked, each run, and its end."""
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from finetune_api.names import ConditionType
+from finetune_api.runs import CurrentRun, Run
+from kubectl_finetune.cluster.job import Job
+from kubectl_finetune.display.table import between, moment
+
+_TOLD = (ConditionType.ACCEPTED, ConditionType.VALIDATED, ConditionType.QUOTA_RESERVED)
+
+
+@dataclass(frozen=True)
+class Moment:
+    """One thing that happened; without a time where nobody saw it."""
+
+    time: datetime | None
+    took: str
+    what: str
+    detail: str
+
+    def row(self) -> tuple[str, str, str, str]:
+        """As cells."""
+        return moment(self.time), self.took, self.what, self.detail
+
+
+def moments(job: Job, now: datetime) -> list[Moment]:
+    """Everything that the status knows, oldest first."""
+    status = job.status
+    found = [Moment(job.created, "", "created", "")]
+    found += [_condition(job, kind) for kind in _TOLD if status.is_true(kind)]
+    found += [_run(run) for run in status.history or []]
+    if status.current_run:
+        found.append(_current(status.current_run, job, now))
+    if status.checkpoint:
+        found.append(Moment(status.checkpoint.saved_time, "", "checkpoint", f"step {status.checkpoint.step}"))
+    for kind in (ConditionType.COMPLETE, ConditionType.FAILED):
+        if status.is_true(kind):
+            found.append(_end(job, kind))
+    known = [one for one in found if one.time]
+    return sorted(known, key=lambda one: str(one.time)) + [one for one in found if not one.time]
+
+
+def _condition(job: Job, kind: ConditionType) -> Moment:
+    found = job.status.condition(kind)
+    assert found is not None  # noqa: S101 - it is true, so it is there
+    return Moment(found.last_transition_time, "", kind.value.lower(), found.message)
+
+
+def _run(run: Run) -> Moment:
+    told = [run.reason if run.reason != run.result else ""]
+    told.append(f"exit code {run.exit_code}" if run.exit_code else "")
+    if run.last_step is not None:
+        told.append(f"steps {run.resumed_from_step or 0} to {run.last_step}")
+    told += [f"on {run.node}" if run.node else "", run.message or ""]
+    what = f"run {run.run} (attempt {run.attempt}) {run.result}"
+    return Moment(run.start_time, between(run.start_time, run.end_time), what, "; ".join(filter(None, told)))
+
+
+def _current(run: CurrentRun, job: Job, now: datetime) -> Moment:
+    progress = job.status.progress
+    told = [f"pod {run.pod_name}", f"on {run.node}" if run.node else ""]
+    if progress and progress.resumed_from_step:
+        told.append(f"went on from step {progress.resumed_from_step}")
+    told.append(f"stopping: {run.stopping}" if run.stopping else "")
+    what = f"run {(job.status.runs or 0) + 1} (attempt {run.attempt}) runs"
+    return Moment(run.start_time, between(run.start_time, now), what, "; ".join(filter(None, told)))
+
+
+def _end(job: Job, kind: ConditionType) -> Moment:
+    found = job.status.condition(kind)
+    time = job.status.completion_time or (found.last_transition_time if found else None)
+    return Moment(time, between(job.created, time), kind.value.lower(), found.message if found else "")

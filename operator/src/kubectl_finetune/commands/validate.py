@@ -1,0 +1,264 @@
+"""`validate`: manifests checked without a cluster, each fault with file, line, field, value and fix."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from finetune_api import names
+from kubectl_finetune.display.table import clean
+from kubectl_finetune.errors import PluginError, WrongUse
+from kubectl_finetune.manifest.schema import Fault, find_faults
+from kubectl_finetune.manifest.suggestions import nearest
+from kubectl_finetune.manifest.yaml_document import Document, FieldPath, read_documents
+
+NAME = re.compile(r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$")
+ROOT = ("apiVersion", "kind", "metadata", "spec", "status")
+META = (
+    *("name", "namespace", "labels", "annotations", "generateName", "finalizers", "ownerReferences", "uid"),
+    *("resourceVersion", "generation", "creationTimestamp", "managedFields", "selfLink", "deletionTimestamp"),
+)
+LONGEST = 80
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing to change in a file."""
+
+    file: str
+    line: int
+    field: str
+    message: str
+    value: str = ""
+    fix: str = ""
+
+    def text(self) -> str:
+        """As a compiler would say it."""
+        lines = [f"{self.file}:{self.line}: {self.field + ' ' if self.field else ''}{self.message}"]
+        lines += [f"    value: {self.value}"] if self.value else []
+        return "\n".join(lines + ([f"    fix: {self.fix}"] if self.fix else []))
+
+
+@dataclass
+class Verdict:
+    """What was found in some files."""
+
+    jobs: list[dict[str, Any]] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def to_wire(self) -> dict[str, Any]:
+        """For -o json and yaml."""
+        valid = [name_of(job) for job in self.jobs] if not self.problems else []
+        return {"valid": valid, "problems": [asdict(one) for one in self.problems], "notes": self.notes}
+
+
+def name_of(job: dict[str, Any]) -> str:
+    """What the manifest calls its job: a name, or the beginning of one that the API server makes."""
+    meta = job["metadata"]
+    return str(meta.get("name") or meta.get("generateName"))
+
+
+def check_files(sources: Iterable[tuple[str, str]]) -> Verdict:
+    """Every FineTuneJob in some files, given as names and texts."""
+    verdict = Verdict()
+    first = ""
+    for name, text in sources:
+        first = first or name
+        try:
+            documents = read_documents(text)
+        except PluginError as error:
+            verdict.problems.append(Problem(name, _line_in(error.message), "", f"is not YAML: {error.message}"))
+            continue
+        found = [document for document in documents if _is_ours(document, name, verdict)]
+        for document in found:
+            verdict.problems += _check(document, name)
+            verdict.jobs.append(document.value)
+    if not verdict.jobs and not verdict.problems:
+        verdict.problems.append(Problem(first, 1, "", f"no {names.KIND} is here", fix=f"kind: {names.KIND}"))
+    if not verdict.problems:
+        verdict.problems += _clashes(verdict.jobs)
+        verdict.notes += _parents_elsewhere(verdict.jobs)
+    return verdict
+
+
+def read_files(paths: Iterable[Path]) -> Iterator[tuple[str, str]]:
+    """Names and texts; a folder stands for the YAML files in it."""
+    for path in paths:
+        if str(path) == "-":
+            yield "stdin", sys.stdin.read()
+            continue
+        inside = (
+            sorted(one for one in path.iterdir() if one.suffix in {".yaml", ".yml", ".json"})
+            if path.is_dir()
+            else [path]
+        )
+        if not inside:
+            raise PluginError(f"{path} has no YAML files")
+        for one in inside:
+            try:
+                yield str(one), one.read_text(encoding="utf-8-sig")
+            except OSError as error:
+                raise PluginError(f"{one} cannot be read: {error.strerror}") from None
+            except UnicodeDecodeError:
+                raise PluginError(f"{one} is not a text in UTF-8") from None
+
+
+def _line_in(message: str) -> int:
+    found = re.match(r"line (\d+)", message)
+    return int(found[1]) if found else 1
+
+
+def _is_ours(document: Document, file: str, verdict: Verdict) -> bool:
+    """Other kinds may stand in the same file; one that is nearly ours is a mistake."""
+    value = document.value
+    if not isinstance(value, dict):
+        verdict.problems.append(Problem(file, document.line(()), "", "is not an object", _shown(value)))
+        return False
+    kind, group = str(value.get("kind", "")), str(value.get("apiVersion", "")).partition("/")[0]
+    if kind == names.KIND or group == names.GROUP or not kind:
+        return True
+    if nearest(kind, [names.KIND]):
+        problem = Problem(file, document.line(("kind",)), "kind", "is not known", kind, f"did you mean {names.KIND}?")
+        verdict.problems.append(problem)
+        return False
+    verdict.notes.append(f"{file}: a {clean(kind)} was not looked at")
+    return False
+
+
+def _check(document: Document, file: str) -> list[Problem]:
+    faults = [*_head(document.value), *_metadata(document.value.get("metadata"))]
+    faults += [Fault(path, "is given twice, and kubectl takes the last", "remove one") for path in document.twice]
+    if "spec" in document.value and document.value["spec"] is not None:
+        faults += find_faults(document.value["spec"], document.written)
+    else:
+        faults.append(Fault(("spec",), "is missing", "kubectl finetune new writes a manifest to begin with"))
+    return sorted((_problem(document, file, fault) for fault in faults), key=lambda one: one.line)
+
+
+def _problem(document: Document, file: str, fault: Fault) -> Problem:
+    value: Any = document.value
+    for part in fault.path:
+        try:
+            value = value[part]
+        except (KeyError, IndexError, TypeError):
+            value = None
+            break
+    written = document.written.get(fault.path)
+    shown = clean(written) if written is not None else _shown(value)
+    return Problem(file, document.line(fault.path), _dotted(fault.path), fault.message, shown, fault.fix)
+
+
+def _head(value: dict[str, Any]) -> Iterator[Fault]:
+    for key, wanted in (("apiVersion", names.API_VERSION), ("kind", names.KIND)):
+        if value.get(key) != wanted:
+            yield Fault((key,), "is missing" if key not in value else "is not known", f"{key}: {wanted}")
+    for key in value:
+        if key not in ROOT:
+            near = nearest(key, ROOT)
+            yield Fault((key,), "is not a field", f"did you mean {near or 'spec.' + key}?")
+
+
+def _metadata(meta: Any) -> Iterator[Fault]:
+    if not isinstance(meta, dict):
+        yield Fault(("metadata",), "is missing", "metadata: {name: my-job}")
+        return
+    name = meta.get("name")
+    if name is None and not meta.get("generateName"):
+        yield Fault(("metadata", "name"), "is missing", "give the job a name, for example support-bot")
+    elif name is not None and not (isinstance(name, str) and NAME.match(name) and len(name) <= 253):
+        fix = "small letters, digits, - and ., beginning and ending with a letter or digit"
+        yield Fault(("metadata", "name"), "is not a name that Kubernetes takes", fix)
+    for key in meta:
+        if key not in META:
+            near = nearest(key, META)
+            yield Fault(("metadata", key), "is not a field", f"did you mean {near}?" if near else "remove it")
+    for block in ("labels", "annotations"):
+        for key, one in (meta.get(block) or {}).items() if isinstance(meta.get(block) or {}, dict) else ():
+            if not isinstance(one, str):
+                yield Fault(("metadata", block, key), "must be a text", "put it in quotes")
+
+
+def _clashes(jobs: list[dict[str, Any]]) -> Iterator[Problem]:
+    """What is wrong only between jobs: one name, or one place in storage, for two."""
+    named: dict[tuple[Any, ...], str] = {}
+    for job in jobs:
+        meta = job["metadata"]
+        keys = (
+            ("metadata.name", meta.get("namespace"), meta.get("name")),
+            ("spec.output.uri", str(job["spec"]["output"]["uri"]).rstrip("/")),
+        )
+        for key in keys:
+            name = name_of(job)
+            if key in named and key[-1]:
+                fix = "give each job its own"
+                yield Problem(name, 1, str(key[0]), f"is that of {named[key]} too", str(key[-1]), fix)
+            named[key] = name
+
+
+def _parents_elsewhere(jobs: list[dict[str, Any]]) -> Iterator[str]:
+    here = {job["metadata"].get("name") for job in jobs}
+    for job in jobs:
+        parent = ((job["spec"].get("lineage") or {}).get("parentRef") or {}).get("name")
+        if parent and parent not in here:
+            yield f"{name_of(job)} waits for {parent}, which is not in these files, to be complete"
+
+
+def _dotted(path: FieldPath) -> str:
+    text = ""
+    for part in path:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
+    return text
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return ""
+    text = clean(json.dumps(value, ensure_ascii=False, default=str))
+    return text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
+
+
+PROGRAM = "finetune-trainer"
+INSTALL = "in a clone of the operator's repository: pip install '.[trainer]'"
+
+
+def check_rows(jobs: list[dict[str, Any]], files: list[str], out: Path | None) -> int:
+    """Runs the check on local files that stand for the job's `dataset.train`; returns its exit code."""
+    if len(jobs) != 1:
+        raise WrongUse(f"--rows are those of one job, and here are {len(jobs)}", "give the manifest of one job")
+    program, spec = find_program(), jobs[0]["spec"]
+    with tempfile.TemporaryDirectory(prefix="finetune-") as scratch:
+        command = [program, "check-data", *files, *options(spec), "--out", str(out or scratch)]
+        return subprocess.run(command, check=False).returncode  # noqa: S603 - a program of ours, and no shell
+
+
+def find_program() -> str:
+    """The trainer's program: beside this one, or on PATH. One without the trainer's libraries does not even start."""
+    for found in (str(Path(sys.executable).with_name(PROGRAM)), shutil.which(PROGRAM)):
+        if found and Path(found).exists() and _starts(found):
+            return found
+    raise PluginError(f"rows are checked by {PROGRAM}, which is not installed here with its libraries", INSTALL)
+
+
+def _starts(program: str) -> bool:
+    command = [program, "check-data", "--help"]
+    return subprocess.run(command, check=False, capture_output=True).returncode == 0  # noqa: S603 - as above
+
+
+def options(spec: dict[str, Any]) -> list[str]:
+    """What the manifest says of its rows, as options of the program."""
+    dataset = spec["dataset"]
+    found = ["--objective", str(spec["objective"])]
+    if dataset.get("format"):
+        found += ["--format", str(dataset["format"])]
+    for known, own in (dataset.get("columns") or {}).items():
+        found += ["--columns", f"{known}={own}"]
+    if dataset.get("maxRejectedPercent") is not None:
+        found += ["--max-rejected-percent", str(dataset["maxRejectedPercent"])]
+    return found

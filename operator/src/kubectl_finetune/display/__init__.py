@@ -1,0 +1,1 @@
+"""Format numbers, times and tables for a terminal."""

@@ -1,0 +1,124 @@
+"""Columns as kubectl prints them: padded, never cut, the same in a pipe; colour on a terminal alone."""
+
+import unicodedata
+from collections.abc import Sequence
+from datetime import datetime
+
+from rich.text import Text
+
+from finetune_api.names import Phase
+
+STYLES = {
+    Phase.SUCCEEDED.value: "green",
+    Phase.FAILED.value: "red",
+    Phase.TRAINING.value: "cyan",
+    Phase.PUBLISHING.value: "cyan",
+    Phase.QUEUED.value: "yellow",
+    Phase.SUSPENDED.value: "yellow",
+    "NotMet": "red",
+    "Passed": "green",
+    "Preempted": "yellow",
+}
+GAP = 3
+
+
+def columns(header: Sequence[str], rows: Sequence[Sequence[str]], indent: int = 0) -> Text:
+    """A table; words that stand for a state have its colour."""
+    cells = [[clean(cell) for cell in row] for row in rows]
+    widths = [max(len(row[index]) for row in [list(header), *cells]) for index in range(len(header))]
+    text = Text()
+    for row in [list(header), *cells]:
+        text.append(" " * indent)
+        for index, cell in enumerate(row):
+            is_last = index == len(row) - 1
+            text.append(cell if is_last else cell.ljust(widths[index] + GAP), STYLES.get(cell, ""))
+        text.append("\n")
+    text.rstrip()
+    return text
+
+
+def fields(pairs: Sequence[tuple[str, str]], indent: int = 0) -> Text:
+    """Names and values; pairs without a value are left out."""
+    shown = [(name, clean(value)) for name, value in pairs if value and value != "-"]
+    width = max((len(name) for name, _ in shown), default=0) + 1
+    text = Text()
+    for name, value in shown:
+        text.append(" " * indent + f"{name}:".ljust(width + GAP), "bold")
+        text.append(value, STYLES.get(value, ""))
+        text.append("\n")
+    text.rstrip()
+    return text
+
+
+def heading(title: str) -> Text:
+    """The title of a section."""
+    return Text(title, "bold")
+
+
+BLOCKS = "▁▂▃▄▅▆▇█"
+NONE = "-"
+MINUTE, HOUR, DAY = 60, 3600, 86400
+
+
+def clean(text: str) -> str:
+    """A text of others in one line, without the control characters that would steer a terminal."""
+    return "".join(" " if one in "\n\t" else one for one in text if one in "\n\t" or unicodedata.category(one) != "Cc")
+
+
+def duration(seconds: float | None) -> str:
+    """Two units at most: `42s`, `3m12s`, `5h04m`, `2d3h`."""
+    if seconds is None:
+        return NONE
+    whole = max(0, round(seconds))
+    if whole < MINUTE:
+        return f"{whole}s"
+    if whole < HOUR:
+        return f"{whole // MINUTE}m{whole % MINUTE:02d}s"
+    if whole < DAY:
+        return f"{whole // HOUR}h{whole % HOUR // MINUTE:02d}m"
+    return f"{whole // DAY}d{whole % DAY // HOUR}h"
+
+
+def between(start: datetime | None, end: datetime | None) -> str:
+    """The time from one moment to another."""
+    return duration((end - start).total_seconds()) if start and end else NONE
+
+
+def moment(time: datetime | None) -> str:
+    """A time in UTC, to the second."""
+    return time.strftime("%Y-%m-%d %H:%M:%SZ") if time else NONE
+
+
+def number(value: float | None) -> str:
+    """Five significant digits, as the status has them."""
+    if value is None:
+        return NONE
+    return f"{value:,}" if isinstance(value, int) else f"{value:.5g}"
+
+
+def size(count: int | None) -> str:
+    """Bytes in binary units."""
+    if count is None:
+        return NONE
+    amount = float(count)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if amount < 1024:
+            return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
+        amount /= 1024
+    return f"{amount:.1f} TiB"
+
+
+def sparkline(values: Sequence[float], width: int = 40) -> str:
+    """The last values as bars between their lowest and their highest."""
+    shown = values[-width:]
+    if not shown:
+        return ""
+    low, high = min(shown), max(shown)
+    scale = (len(BLOCKS) - 1) / (high - low) if high > low else 0.0
+    return "".join(BLOCKS[round((value - low) * scale)] for value in shown)
+
+
+def bar(percent: int, width: int = 30) -> str:
+    """A bar that is that full."""
+    full = round(width * min(max(percent, 0), 100) / 100)
+    return "█" * full + "░" * (width - full)

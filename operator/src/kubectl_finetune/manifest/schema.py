@@ -1,0 +1,181 @@
+"""The schema and the rules that the API server checks, asked without one: each fault with its field, value and fix."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import jsonschema
+from pydantic import ValidationError
+
+from finetune_api.crd import structural_schema
+from finetune_api.spec import FineTuneJobSpec
+from finetune_api.spec_rules import broken_rules
+from kubectl_finetune.manifest.suggestions import elsewhere, nearest
+from kubectl_finetune.manifest.yaml_document import FieldPath
+
+KINDS = {
+    "object": "a block of fields",
+    "array": "a list",
+    "string": "a text",
+    "integer": "a whole number",
+    "number": "a number",
+    "boolean": "true or false",
+}
+_STEP = re.compile(r"[^.\[\]]+|\[\d+\]")
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What is wrong with one field of the spec."""
+
+    path: FieldPath
+    message: str
+    fix: str = ""
+
+
+def find_faults(spec: Any, written: dict[FieldPath, str]) -> list[Fault]:
+    """Every fault of the spec as kubectl sends it; rules are asked once the schema holds."""
+    spec = without_nulls(spec)
+    validator = jsonschema.Draft4Validator(_closed_schema())
+    faults = [fault for error in validator.iter_errors(spec) for fault in _explain(error, written)]
+    if faults:
+        return list({fault.path: fault for fault in sorted(faults, key=_is_of_type)}.values())
+    return list(dict.fromkeys(_broken(spec)))
+
+
+def _is_of_type(fault: Fault) -> bool:
+    """A wrong type is the more telling of two faults of one field, and stands last."""
+    return fault.message.startswith("must be a")
+
+
+def without_nulls(value: Any) -> Any:
+    """The API server drops a field that is null."""
+    if isinstance(value, dict):
+        return {key: without_nulls(child) for key, child in value.items() if child is not None}
+    return [without_nulls(child) for child in value] if isinstance(value, list) else value
+
+
+def _broken(spec: Any) -> Iterator[Fault]:
+    try:
+        parsed = FineTuneJobSpec.model_validate(spec)
+    except ValidationError as error:
+        for one in error.errors(include_url=False):
+            yield Fault(("spec", *one["loc"]), one["msg"].removeprefix("Value error, "))
+        return
+    for line in broken_rules(parsed):
+        place, _, message = line.partition(": ")
+        what, _, fix = message.rpartition(": ")
+        yield Fault(_as_path(place), what or message, fix if what else "")
+
+
+def _as_path(place: str) -> FieldPath:
+    return tuple(int(part[1:-1]) if part.startswith("[") else part for part in _STEP.findall(place))
+
+
+@cache
+def _closed_schema() -> dict[str, Any]:
+    """The CRD's schema of the spec, with what it does not name refused, as kubectl's strict validation does."""
+    return _closed(structural_schema(FineTuneJobSpec))
+
+
+def _closed(node: dict[str, Any]) -> dict[str, Any]:
+    closed = dict(node)
+    if "properties" in node:
+        closed["properties"] = {key: _closed(child) for key, child in node["properties"].items()}
+        closed["additionalProperties"] = False
+    for key in ("items", "additionalProperties"):
+        if isinstance(node.get(key), dict):
+            closed[key] = _closed(node[key])
+    closed.pop("format", None)
+    if node.get("x-kubernetes-list-type") == "set":
+        closed["uniqueItems"] = True
+    return closed
+
+
+def _explain(error: Any, written: dict[FieldPath, str]) -> Iterator[Fault]:
+    path: FieldPath = ("spec", *error.absolute_path)
+    wanted, value = error.validator_value, error.instance
+    match error.validator:
+        case "additionalProperties":
+            for key in value:
+                if key not in error.schema.get("properties", {}):
+                    yield Fault((*path, key), "is not a field", _meant(key, error.schema["properties"], path))
+        case "required":
+            for key in wanted:
+                if key not in value:
+                    yield Fault((*path, key), "is missing", _told(error.schema["properties"][key]))
+        case "type":
+            yield Fault(
+                path, f"must be {KINDS[wanted]}, not {_kind(value)}", _other_type(wanted, value, written.get(path))
+            )
+        case "anyOf":
+            yield Fault(path, f"must be a number or a text, not {_kind(value)}", _told(error.schema))
+        case "enum":
+            yield Fault(
+                path, f"must be one of {', '.join(map(str, wanted))}", _choice(value, wanted, written.get(path))
+            )
+        case "pattern":
+            yield Fault(path, "is not written as this field wants it", _told(error.schema))
+        case "minimum" | "maximum":
+            yield Fault(path, _bound(error), _told(error.schema))
+        case _:
+            yield Fault(
+                path, error.message if len(error.message) < 200 else f"breaks {error.validator}", _told(error.schema)
+            )
+
+
+def _meant(key: str, properties: dict[str, Any], path: FieldPath) -> str:
+    if near := nearest(key, properties):
+        return f"did you mean {near}?"
+    if place := elsewhere(key, structural_schema(FineTuneJobSpec), "spec"):
+        return f"did you mean {place}?"
+    where = ".".join(map(str, path))
+    return (
+        f"remove it; {where} has {', '.join(properties)}"
+        if len(properties) <= 12
+        else f"remove it; see kubectl explain finetunejob.{where}"
+    )
+
+
+def _other_type(wanted: str, value: Any, written: str | None) -> str:
+    if isinstance(value, bool) and wanted == "string":
+        return _quoted(written or str(value))
+    if isinstance(value, int | float) and wanted == "string":
+        return f'put it in quotes: "{value if written is None else written}"'
+    if isinstance(value, str) and wanted in {"integer", "number"} and re.fullmatch(r"[-+0-9.eE]+", value):
+        return f"remove the quotes: {value}"
+    if isinstance(value, str) and wanted == "boolean":
+        return "write true or false, without quotes"
+    return ""
+
+
+def _quoted(written: str) -> str:
+    return f'YAML reads {written} as true or false: put it in quotes, "{written}"'
+
+
+def _choice(value: Any, allowed: list[Any], written: str | None) -> str:
+    if isinstance(value, bool):
+        return _quoted(nearest(written or str(value), map(str, allowed)) or written or str(value))
+    near = nearest(str(value), [str(one) for one in allowed])
+    return f"did you mean {near}?" if near else ""
+
+
+def _bound(error: Any) -> str:
+    is_least = error.validator == "minimum"
+    is_open = error.schema.get("exclusiveMinimum" if is_least else "exclusiveMaximum")
+    words = ("more than" if is_open else "at least") if is_least else ("less than" if is_open else "at most")
+    return f"must be {words} {error.validator_value}"
+
+
+def _kind(value: Any) -> str:
+    for kind, name in ((bool, "true or false"), (dict, "a block of fields"), (list, "a list"), (str, "a text")):
+        if isinstance(value, kind):
+            return name
+    return "a number" if value is not None else "nothing"
+
+
+def _told(schema: dict[str, Any]) -> str:
+    """What the field's documentation says."""
+    return str(schema.get("description", ""))

@@ -1,0 +1,85 @@
+import io
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from finetune_api.objectives import Objective
+from kubectl_finetune.commands import new as questions
+
+GIVEN = ("--model", "hf://owner/model", "--data", "s3://data/rows/", "--result", "s3://models/out")
+
+
+@pytest.mark.parametrize("objective", [one.value for one in Objective])
+@pytest.mark.parametrize(
+    "options",
+    [
+        (),
+        ("--validation-percent", "0", "--gpus", "0", "--queue", "team-a", "-n", "team", "--endpoint", "http://s3:9000"),
+    ],
+    ids=["few", "many"],
+)
+def test_a_starter_of_every_objective_is_valid(
+    finetune: Callable[..., Any], objective: str, options: tuple[str, ...]
+) -> None:
+    written = finetune("new", "first", *GIVEN, "--objective", objective, "-f", "-", *options)
+    assert written.code == 0, written.err
+    assert yaml.safe_load(written.out)["spec"]["objective"] == objective
+    checked = finetune("validate", "-", stdin=written.out)
+    assert checked.out == "first is valid\n", checked.out
+
+
+def test_a_file_is_written_once_and_again_only_by_force(finetune: Callable[..., Any], tmp_path: Path) -> None:
+    path = tmp_path / "job.yaml"
+    assert finetune("new", "first", *GIVEN, "-f", str(path)).code == 0
+    path.write_text("mine")
+    refused = finetune("new", "first", *GIVEN, "-f", str(path))
+    assert refused.code == 1
+    assert "--force overwrites it" in refused.err
+    assert path.read_text() == "mine"
+    assert finetune("new", "first", *GIVEN, "-f", str(path), "--force").code == 0
+    assert "kind: FineTuneJob" in path.read_text()
+
+
+def test_without_a_terminal_the_missing_options_are_named(finetune: Callable[..., Any]) -> None:
+    done = finetune("new", "first", "--model", "hf://owner/model", "-f", "-")
+    assert done.code == 2
+    assert "missing --data, --result" in done.err
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (("--objective", "Chatt"), "did you mean Chat?"),
+        (("--method", "Lora8"), "must be one of Auto, QLoRA, LoRA, Full"),
+        (("--model", "owner/model"), "must be hf://owner/name, or s3://bucket/path"),
+        (("--queue", "Team A"), "spec.scheduling.queueName"),
+    ],
+)
+def test_a_wrong_answer_is_refused_with_the_right_one(
+    finetune: Callable[..., Any], options: tuple[str, ...], told: str
+) -> None:
+    done = finetune("new", "first", *GIVEN, *options, "-f", "-")
+    assert done.code == 2
+    assert told in done.err
+
+
+@pytest.mark.parametrize("name", ["123", "1e3", "on", "null", "a.b"])
+def test_a_name_that_yaml_would_read_as_something_else_is_quoted(finetune: Callable[..., Any], name: str) -> None:
+    written = finetune("new", name, *GIVEN, "-f", "-")
+    assert finetune("validate", "-", stdin=written.out).out == f"{name} is valid\n"
+
+
+def test_at_a_terminal_what_is_missing_is_asked(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr(sys, "stdin", Terminal("kto\ns3://data/rows/\n"))
+    given = {"objective": None, "model": "hf://owner/model", "data": None, "result": "s3://models/out"}
+    answers = questions.ask(given)
+    assert (answers["objective"], answers["data"]) == ("KTO", "s3://data/rows/")
+    assert "Rows to train on" in capsys.readouterr().err

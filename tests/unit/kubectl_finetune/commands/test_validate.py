@@ -1,0 +1,184 @@
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from kubectl_finetune.errors import PluginError
+from kubectl_finetune.manifest.yaml_document import read_documents, scalar
+
+EXAMPLES = sorted((Path(__file__).parents[4] / "crds" / "examples").rglob("*.yaml"))
+JOB = """\
+apiVersion: finetune.dev/v1alpha1
+kind: FineTuneJob
+metadata: {name: job}
+spec:
+  objective: Chat
+  model: {uri: s3://bucket/model}
+  dataset: {train: {uri: s3://bucket/rows.jsonl}}
+  output: {uri: s3://bucket/out}
+"""
+
+
+@pytest.fixture
+def validate(finetune: Callable[..., Any], tmp_path: Path) -> Callable[[str], Any]:
+    def call(text: str, *options: str) -> Any:
+        path = tmp_path / "job.yaml"
+        path.write_text(text)
+        done = finetune("validate", str(path), *options)
+        done.out = done.out.replace(f"{tmp_path}/", "")
+        return done
+
+    return call
+
+
+@pytest.mark.parametrize("path", [one for one in EXAMPLES if one.name != "queues.yaml"], ids=lambda path: path.name)
+def test_every_example_is_valid(finetune: Callable[..., Any], path: Path) -> None:
+    done = finetune("validate", str(path))
+    assert (done.code, "is valid" in done.out) == (0, True)
+
+
+@pytest.mark.parametrize(
+    ("extra", "told"),
+    [
+        (
+            "  hyperparameters: {learning_rate: 1e-4}\n",
+            "job.yaml:9: spec.hyperparameters.learning_rate is not a field\n    value: 1e-4\n"
+            "    fix: did you mean learningRate?",
+        ),
+        ("  learningRate: 1e-4\n", "did you mean spec.hyperparameters.learningRate?"),
+        ("  tuning: {lora: {r: 8}}\n", "did you mean rank?"),
+        (
+            "  hyperparameters: {packing: On}\n",
+            "spec.hyperparameters.packing must be a text, not true or false\n    value: On\n    fix: YAML reads On as "
+            'true or false: put it in quotes, "On"',
+        ),
+        ('  hyperparameters: {maxSteps: "10"}\n', 'value: "10"\n    fix: remove the quotes: 10'),
+        ("  hyperparameters: {learningRate: 2}\n", "spec.hyperparameters.learningRate must be at most 1"),
+        ("  hyperparameters: {learningRate: 0}\n", "must be more than 0"),
+        ("  tuning: {vramBudget: a lot}\n", "for example `80Gi`"),
+        ("  tuning: {method: full}\n", "did you mean Full?"),
+        ('  suspend: "yes"\n', "write true or false, without quotes"),
+        ("  earlyStopping: {}\n", "set dataset.validation or dataset.validationSplitPercent"),
+        ("  tuning: {method: Full, lora: {rank: 8}}\n", "fix: remove tuning.lora, or set method to QLoRA or LoRA"),
+        ("  backoffLimit: 1\n  backoffLimit: 2\n", "spec.backoffLimit is given twice"),
+        ("  resources: {requests: {memory: lots}}\n", "job.yaml:9: spec.resources.requests.memory is not written"),
+    ],
+)
+def test_a_fault_is_told_with_line_field_value_and_fix(validate: Callable[[str], Any], extra: str, told: str) -> None:
+    done = validate(JOB + extra)
+    assert done.code == 1
+    assert told in done.out
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        (
+            "kind: FineTuneJob",
+            "kind: FinetuneJob",
+            "kind is not known\n    value: FinetuneJob\n    fix: kind: FineTuneJob",
+        ),
+        ("v1alpha1", "v1", "fix: apiVersion: finetune.dev/v1alpha1"),
+        ("{name: job}", "{name: My_Job}", "metadata.name is not a name that Kubernetes takes"),
+        ("{name: job}", "{name: job, labels: {a: 1}}", "metadata.labels.a must be a text"),
+        ("  objective: Chat\n", "", "spec.objective is missing"),
+        ("s3://bucket/out", "s3://bucket/../out", "spec.output.uri a path segment '.' or '..' is not allowed"),
+        ("spec:", "specs:", "did you mean spec?"),
+        ("spec:\n", "spec:\n\t", "is not YAML: line 5"),
+    ],
+)
+def test_a_wrong_head_or_value_is_told(validate: Callable[[str], Any], old: str, new: str, told: str) -> None:
+    done = validate(JOB.replace(old, new))
+    assert done.code == 1
+    assert told in done.out
+
+
+def test_every_fault_is_told_at_once_in_the_order_of_the_file(validate: Callable[[str], Any]) -> None:
+    text = JOB.replace("Chat", "chat") + "  nodes: 2\n  suspend: 1\n"
+    lines = [line for line in validate(text).out.splitlines() if line.startswith("job.yaml")]
+    assert [line.split(":")[1] for line in lines] == ["5", "9", "10"]
+
+
+def test_two_jobs_cannot_share_a_name_or_an_output(validate: Callable[[str], Any]) -> None:
+    done = validate(JOB + "---\n" + JOB)
+    assert "metadata.name is that of job too" in done.out
+    assert "spec.output.uri is that of job too" in done.out
+
+
+def test_other_kinds_are_passed_over_and_a_parent_elsewhere_is_remarked(validate: Callable[[str], Any]) -> None:
+    secret = "---\napiVersion: v1\nkind: Secret\nmetadata: {name: s3}\n"
+    done = validate(JOB + "  lineage: {parentRef: {name: sft}}\n" + secret)
+    assert done.code == 0
+    assert "a Secret was not looked at" in done.err
+    assert "job waits for sft, which is not in these files" in done.err
+
+
+def test_programs_get_the_same_as_json_and_yaml(validate: Callable[..., Any]) -> None:
+    found = yaml.safe_load(validate(JOB + "  suspend: 1\n", "-o", "yaml").out)
+    assert found["valid"] == []
+    assert found["problems"][0]["field"] == "spec.suspend"
+    assert found["problems"][0]["line"] == 9
+
+
+def test_a_job_whose_name_the_api_server_makes_is_called_by_its_beginning(validate: Callable[..., Any]) -> None:
+    text = JOB.replace("{name: job}", "{generateName: nightly-}")
+    assert validate(text).out == "nightly- is valid\n"
+    assert yaml.safe_load(validate(text, "-o", "yaml").out)["valid"] == ["nightly-"]
+
+
+@pytest.mark.parametrize("text", ["x: &a [*a]\n", "x: &a {b: *a}\n", "x: " + "[" * 3000 + "]" * 3000 + "\n"])
+def test_what_is_nested_without_end_is_a_fault_of_the_file(validate: Callable[..., Any], text: str) -> None:
+    done = validate(text)
+    assert done.code == 1
+    assert "job.yaml:1: is not YAML: " in done.out
+    assert "nested more than 100 deep" in done.out
+
+
+def test_rows_that_cannot_be_checked_here_name_the_install_that_there_is(
+    validate: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("sys.executable", str(tmp_path / "python"))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    done = validate(JOB, "--rows", "rows.jsonl")
+    assert (done.code, "clone of the operator's repository: pip install '.[trainer]'" in done.err) == (1, True)
+
+
+def test_rows_are_checked_by_the_trainers_own_check(validate: Callable[..., Any], tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(f'{{"prompt": "{n}?", "chosen": "Yes.", "rejected": "No."}}\n' for n in range(5)))
+    kept = tmp_path / "kept"
+    assert validate(JOB.replace("Chat", "DPO"), "--rows", str(rows), "--rows-out", str(kept)).code == 0
+    assert len((kept / "accepted.jsonl").read_text().splitlines()) == 5
+    rows.write_text('{"neither": 1}\n')
+    assert validate(JOB, "--rows", str(rows)).code == 65
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("1e-4", 1e-4), ("2.0E-4", 2e-4), (".5", 0.5), ("1e3", 1000), ("10", 10), ("010", 8), ("0o10", 8),
+        ("0x1F", 31), ("1_000", 1000), ("3.0", 3), ("09", 9), ("On", True), ("y", True), ("oFF", "oFF"), ("No", False),
+        ("~", None), ("", None), ("1:30", "1:30"), ("2026-03-01", "2026-03-01"), ("80Gi", "80Gi"), ("-", "-"),
+        ("0x_", "0x_"), ("-0b_", "-0b_"), ("0o_", "0o_"),
+    ],
+)  # fmt: skip
+def test_a_plain_word_is_read_as_kubectl_reads_it(written: str, meant: object) -> None:
+    assert scalar(written) == meant
+    assert type(scalar(written)) is type(meant)
+
+
+def test_quoted_words_are_texts_and_anchors_and_merges_are_followed() -> None:
+    text = 'base: &base {a: "1e-4", b: 2}\nmore: {<<: *base, b: 3}\n'
+    (document,) = read_documents(text)
+    assert document.value == {"base": {"a": "1e-4", "b": 2}, "more": {"a": "1e-4", "b": 3}}
+    assert document.twice == []
+    assert document.line(("more", "b")) == 2
+
+
+def test_a_document_that_grows_without_end_is_refused() -> None:
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 9)]
+    with pytest.raises(PluginError, match="too many aliases"):
+        read_documents("\n".join(lines))

@@ -1,0 +1,81 @@
+"""Who is woken by whose change."""
+
+from typing import Any
+
+import pytest
+
+from finetune_operator.controller.dependents import Families
+from finetune_operator.kube.objects import Key
+
+ONE, SFT = Key("team", "one"), Key("team", "sft")
+PINNED = {"name": "sft", "uid": "u", "objective": "Chat", "outputUri": "s3://b/x", "manifestSha256": "0" * 64}
+
+
+@pytest.fixture
+def job(scene: Any) -> Any:
+    def build(name: str, parent: str = "", **status: Any) -> Any:
+        one = scene(name, **({"lineage": {"parentRef": {"name": parent}}} if parent else {}))
+        one.object["status"] = status
+        return one.job
+
+    return build
+
+
+def test_a_change_of_phase_wakes_those_that_wait_and_progress_does_not(job: Any) -> None:
+    families = Families()
+    families.note(job("one", "sft"))
+    assert families.note(job("sft", phase="Training")) == {ONE}
+    assert families.note(job("sft", phase="Training", progress={"step": 7})) == frozenset()
+    assert families.note(job("sft", phase="Succeeded")) == {ONE}
+
+
+def test_a_job_that_appears_or_is_deleted_wakes_those_that_wait(job: Any) -> None:
+    families = Families()
+    families.note(job("sft", phase="Training"))
+    families.note(job("one", "sft"))
+    assert families.drop(SFT) == {ONE}
+    assert families.note(job("sft")) == {ONE}
+
+
+def test_nobody_of_another_namespace_is_woken(job: Any) -> None:
+    families = Families()
+    families.note(job("one", "sft"))
+    assert families.drop(Key("other", "sft")) == frozenset()
+
+
+@pytest.mark.parametrize(
+    "status",
+    [
+        {"lineage": {"parent": PINNED}},
+        {
+            "conditions": [
+                {
+                    "type": "Failed",
+                    "status": "True",
+                    "reason": "X",
+                    "message": "",
+                    "lastTransitionTime": "2026-03-01T12:00:00Z",
+                }
+            ]
+        },
+    ],
+)
+def test_a_job_that_waits_no_more_is_not_woken_and_not_kept(job: Any, status: Any) -> None:
+    families = Families()
+    families.note(job("one", "sft"))
+    families.note(job("sft", phase="Training"))
+    families.note(job("one", "sft", **status))
+    assert families.note(job("sft", phase="Succeeded")) == frozenset()
+    assert len(families) == 0
+
+
+def test_nothing_is_kept_of_deleted_jobs(job: Any) -> None:
+    families = Families()
+    for number in range(100):
+        families.note(job(f"child-{number}", f"parent-{number}"))
+        families.note(job(f"parent-{number}", phase="Training"))
+    assert len(families) == 100
+    for number in range(100):
+        families.drop(Key("team", f"parent-{number}"))
+        families.drop(Key("team", f"child-{number}"))
+    assert (len(families), families._waiting, families._looks) == (0, {}, {})

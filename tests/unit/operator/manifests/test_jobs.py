@@ -1,0 +1,192 @@
+"""What the operator creates."""
+
+import json
+from typing import Any
+
+import pytest
+
+from finetune_api.spec import FineTuneJobSpec
+from finetune_operator.kube.objects import repository, selector_value, slug
+from finetune_operator.manifests.effective_spec import effective_storage
+from finetune_operator.manifests.jobs import build_config, build_preflight, escaped
+from finetune_operator.settings import Settings
+
+
+def _pod(job: Any) -> Any:
+    return job["spec"]["template"]["spec"]
+
+
+def _container(job: Any) -> Any:
+    return _pod(job)["containers"][0]
+
+
+def test_preflight_holds_no_gpu_and_asks_for_little(built: Any) -> None:
+    container = _container(built("preflight"))
+    assert container["args"] == ["preflight"]
+    assert container["resources"] == {"requests": {"cpu": "250m", "memory": "512Mi"}}
+
+
+def test_gpu_requests_equal_limits_and_cannot_be_overruled(built: Any) -> None:
+    resources = {
+        "gpusPerNode": 1,
+        "gpuResourceName": "amd.com/gpu",
+        "requests": {"cpu": 4, "amd.com/gpu": 8},
+        "limits": {"memory": "24Gi"},
+    }
+    given = _container(built(resources=resources))["resources"]
+    assert given == {"requests": {"cpu": 4, "amd.com/gpu": 1}, "limits": {"memory": "24Gi", "amd.com/gpu": 1}}
+
+
+def test_a_job_without_gpus_asks_for_none(built: Any) -> None:
+    assert _container(built(resources={"gpusPerNode": 0}))["resources"] == {}
+
+
+def test_a_default_request_does_not_exceed_a_given_limit(built: Any) -> None:
+    resources = _container(built("preflight", preflight={"resources": {"limits": {"memory": "256Mi"}}}))["resources"]
+    assert resources["requests"] == {"cpu": "250m", "memory": "256Mi"}
+
+
+@pytest.mark.parametrize("kind", ["preflight", "trainer"])
+def test_pods_meet_the_restricted_standard_and_carry_no_token(built: Any, kind: str) -> None:
+    pod, container = _pod(built(kind)), _container(built(kind))
+    assert pod["automountServiceAccountToken"] is False
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert container["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+
+
+def test_the_platform_may_choose_the_user(built: Any) -> None:
+    chosen = Settings(trainer_image="x/y:1", trainer_run_as_user=None)
+    assert "runAsUser" not in _pod(built(using=chosen))["securityContext"]
+    assert _pod(built())["securityContext"]["fsGroup"] == 65532
+
+
+def test_every_cache_lies_in_the_workspace(built: Any) -> None:
+    environment = {one["name"]: one.get("value") for one in _container(built())["env"]}
+    for name in ("HOME", "TMPDIR", "HF_HOME", "TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "MPLCONFIGDIR"):
+        assert environment[name].startswith("/workspace")
+    assert environment["AWS_EC2_METADATA_DISABLED"] == "true"
+
+
+def test_secrets_are_mounted_as_files_and_named_nowhere_else(built: Any) -> None:
+    storage = {
+        "endpoint": "https://s3.example",
+        "credentialsSecretRef": {"name": "keys"},
+        "caSecretRef": {"name": "ca"},
+    }
+    job = built(storage=storage)
+    volumes = {one["name"]: one for one in _pod(job)["volumes"]}
+    assert volumes["credentials"]["secret"] == {"secretName": "keys", "defaultMode": 0o440}
+    assert volumes["ca"]["secret"]["items"] == [{"key": "ca.crt", "path": "ca.crt"}]
+    mounts = {one["name"]: one for one in _container(job)["volumeMounts"]}
+    assert mounts["credentials"]["mountPath"] == "/etc/finetune/credentials"
+    assert mounts["credentials"]["readOnly"] is True
+    assert not [one for one in _container(job)["env"] if "secretKeyRef" in one.get("valueFrom", {})]
+
+
+def test_the_exit_table_is_the_pod_failure_policy(built: Any) -> None:
+    rules = built()["spec"]["podFailurePolicy"]["rules"]
+    assert [rule["action"] for rule in rules] == ["FailJob", "Ignore", "Ignore"]
+    assert rules[0]["onExitCodes"]["values"] == [64, 65, 66, 71, 73, 76, 77, 78, 79]
+    assert rules[1]["onExitCodes"]["values"] == [75]
+    assert rules[2]["onPodConditions"] == [{"type": "DisruptionTarget", "status": "True"}]
+    assert built()["spec"]["podReplacementPolicy"] == "Failed"
+
+
+def test_scheduling_reaches_the_trainer_and_only_tolerations_reach_preflight(built: Any) -> None:
+    scheduling = {
+        "nodeSelector": {"gpu": "a100"},
+        "tolerations": [{"key": "gpu", "operator": "Exists", "effect": "NoSchedule"}],
+        "priorityClassName": "high",
+        "runtimeClassName": "nvidia",
+    }
+    trainer, preflight = _pod(built(scheduling=scheduling)), _pod(built("preflight", scheduling=scheduling))
+    assert (trainer["nodeSelector"], trainer["priorityClassName"]) == ({"gpu": "a100"}, "high")
+    assert trainer["runtimeClassName"] == "nvidia"
+    assert preflight["tolerations"] == trainer["tolerations"] == scheduling["tolerations"]
+    assert not {"nodeSelector", "priorityClassName", "runtimeClassName"} & set(preflight)
+
+
+def test_workspace_and_shared_memory_are_sized(built: Any) -> None:
+    job = built(resources={"workspace": {"sizeLimit": "100Gi"}, "shmSize": "8Gi"})
+    volumes = {one["name"]: one for one in _pod(job)["volumes"]}
+    assert volumes["workspace"]["emptyDir"] == {"sizeLimit": "100Gi"}
+    assert volumes["shm"]["emptyDir"] == {"medium": "Memory", "sizeLimit": "8Gi"}
+
+
+def test_children_are_owned_without_blocking_a_deletion(scene: Any, settings: Settings) -> None:
+    child = build_preflight(scene().job, settings, "x/y:1")
+    for obj in (child.job, child.config_map):
+        owner = obj["metadata"]["ownerReferences"][0]
+        assert (owner["uid"], owner["controller"], owner["blockOwnerDeletion"]) == ("job-uid", True, False)
+    assert child.config_map["immutable"] is True
+
+
+def test_another_config_gets_another_name(scene: Any, settings: Settings) -> None:
+    first = build_preflight(scene().job, settings, "x/y:1")
+    second = build_preflight(scene(storage={"region": "eu-west-1"}).job, settings, "x/y:1")
+    assert first.config_map["metadata"]["name"] != second.config_map["metadata"]["name"]
+    assert first.name == second.name
+
+
+def test_the_config_carries_what_preflight_found(scene: Any, settings: Settings) -> None:
+    one = scene().to_training()
+    config = build_config(one.job, settings, 1)
+    assert (config.attempt, config.dataset.rows if config.dataset else None) == (1, 5)
+    name = _pod(one.children["one-1"])["volumes"][0]["configMap"]["name"]
+    assert name.startswith("one-1-")
+    assert json.loads(config.model_dump_json(by_alias=True))["uid"] == "job-uid"
+
+
+@pytest.mark.parametrize(
+    ("own", "expected"),
+    [
+        (None, ("http://default", "keys")),
+        ({"credentialsSecretRef": {"name": "mine"}}, ("http://default", "mine")),
+        ({"endpoint": "http://own"}, ("http://own", None)),
+    ],
+)
+def test_default_storage_completes_a_storage_without_an_endpoint(scene: Any, own: Any, expected: Any) -> None:
+    settings = Settings(
+        trainer_image="x/y:1", default_storage_endpoint="http://default", default_storage_credentials_secret="keys"
+    )
+    spec = FineTuneJobSpec.model_validate(scene(**({"storage": own} if own else {})).object["spec"])
+    storage = effective_storage(spec, settings)
+    assert storage is not None
+    secret = storage.credentials_secret_ref
+    assert (storage.endpoint, secret.name if secret else None) == expected
+
+
+@pytest.mark.parametrize("name", ["plain", "dots.in.name", "1st", "n" * 52, "a" * 253, "a." * 60 + "a"])
+def test_slugs_are_dns_labels_that_leave_room_for_suffixes(name: str) -> None:
+    made = slug(name)
+    assert len(made) <= 51
+    assert made[0].isalpha()
+    assert made[-1].isalnum()
+    assert "." not in made
+    assert len(selector_value(name)) <= 63
+
+
+def test_changed_names_do_not_collide() -> None:
+    assert len({slug("a.b"), slug("a-b"), slug("a" * 60), slug("a" * 61)}) == 4
+
+
+@pytest.mark.parametrize(
+    ("image", "expected"),
+    [
+        ("x", "docker.io/library/x"),
+        ("team/x:1", "docker.io/team/x"),
+        ("localhost:5000/x:1", "localhost:5000/x"),
+        ("reg.example/team/x:1@sha256:" + "0" * 64, "reg.example/team/x"),
+    ],
+)
+def test_repositories_are_compared_in_full(image: str, expected: str) -> None:
+    assert repository(image) == expected
+
+
+def test_variables_in_user_text_stay_text() -> None:
+    assert escaped("x$(HOME)y") == "x$$(HOME)y"

@@ -1,0 +1,69 @@
+"""`spec.tracking`: what the pods are given, and where figures may go."""
+
+from typing import Any
+
+import pytest
+
+from finetune_api.handoff import config_sha256
+from finetune_operator.policy.admission import refusal
+from finetune_operator.settings import Settings
+
+MLFLOW = {"uri": "http://mlflow.mlflow:5000", "experiment": "support"}
+WANDB = {"project": "support", "secretRef": {"name": "wandb"}}
+BOTH = {"mlflow": MLFLOW | {"credentialsSecretRef": {"name": "mlflow"}}, "wandb": WANDB}
+
+
+def mounts(job: Any) -> dict[str, str]:
+    container = job["spec"]["template"]["spec"]["containers"][0]
+    return {one["name"]: one["mountPath"] for one in container["volumeMounts"]}
+
+
+def test_the_trainer_alone_gets_the_trackers_secrets_as_files(built: Any) -> None:
+    job = built(tracking=BOTH)
+    volumes = {one["name"]: one for one in job["spec"]["template"]["spec"]["volumes"]}
+    assert mounts(job)["mlflow"] == "/etc/finetune/mlflow"
+    assert mounts(job)["wandb"] == "/etc/finetune/wandb"
+    assert volumes["wandb"]["secret"]["secretName"] == "wandb"
+    assert not {"mlflow", "wandb"} & mounts(built("preflight", tracking=BOTH)).keys()
+
+
+def test_a_missing_secret_of_a_tracker_keeps_no_pod_from_starting(built: Any) -> None:
+    volumes = built(tracking=BOTH)["spec"]["template"]["spec"]["volumes"]
+    assert [one["secret"]["optional"] for one in volumes if one["name"] in {"mlflow", "wandb"}] == [True, True]
+
+
+def test_a_tracker_without_a_secret_mounts_none(built: Any) -> None:
+    offline = {"mlflow": MLFLOW, "wandb": {"project": "p", "mode": "Offline"}}
+    assert not {"mlflow", "wandb"} & mounts(built(tracking=offline)).keys()
+
+
+def test_tracking_may_change_while_the_job_lives(scene: Any) -> None:
+    assert config_sha256(scene(tracking=BOTH).job.spec) == config_sha256(scene().job.spec)
+
+
+@pytest.mark.parametrize(
+    ("tracking", "allowed", "is_allowed"),
+    [
+        ({"mlflow": MLFLOW}, [], True),
+        ({"mlflow": MLFLOW}, ["http://mlflow.mlflow:5000"], True),
+        ({"mlflow": MLFLOW}, ["https://*.example"], False),
+        ({"wandb": WANDB}, ["https://*.example"], False),
+        ({"wandb": WANDB}, ["https://api.wandb.ai"], True),
+        ({"wandb": WANDB | {"baseUrl": "https://wandb.example"}}, ["https://*.example"], True),
+        ({"wandb": {"project": "p", "mode": "Offline"}}, ["https://*.example"], True),
+        ({"tensorboard": True}, ["https://*.example"], True),
+    ],
+)
+def test_a_tracker_is_judged_by_its_address(scene: Any, tracking: Any, allowed: list[str], is_allowed: bool) -> None:
+    settings = Settings(trainer_image="registry.example/trainer:1", allowed_tracking_endpoints=allowed)
+    found = refusal(scene(tracking=tracking).job, settings)
+    assert (found is None) == is_allowed, found
+    assert is_allowed or "add it to FINETUNE_ALLOWED_TRACKING_ENDPOINTS" in (found or "")
+
+
+@pytest.mark.parametrize("address", ["http://169.254.169.254", "http://2852039166", "http://metadata.google.internal"])
+@pytest.mark.parametrize("tracker", ["mlflow", "wandb"])
+def test_no_list_allows_a_metadata_address_as_a_tracker(scene: Any, tracker: str, address: str) -> None:
+    given = {"mlflow": {"mlflow": MLFLOW | {"uri": address}}, "wandb": {"wandb": WANDB | {"baseUrl": address}}}
+    settings = Settings(trainer_image="x/y:1", allowed_tracking_endpoints=["*", address])
+    assert "never allowed" in (refusal(scene(tracking=given[tracker]).job, settings) or "")

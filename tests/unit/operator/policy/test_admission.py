@@ -1,0 +1,193 @@
+"""The allow-lists."""
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from finetune_operator.policy.admission import is_metadata_address, refusal
+from finetune_operator.settings import Settings
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "169.254.169.254",
+        "169.254.1.1",
+        "2852039166",
+        "0xa9fea9fe",
+        "169.254.43518",
+        "fe80::1",
+        "::ffff:169.254.169.254",
+        "fd00:ec2::254",
+        "METADATA.google.internal.",
+        "100.100.100.200",
+        "fd20:ce::254",
+        "fd00:ec2::23",
+        "64:ff9b::a9fe:a9fe",
+        "64:ff9b::169.254.169.254",
+        "2002:a9fe:a9fe::1",
+        "fe80::1%25eth0",
+    ],
+)
+def test_metadata_addresses_are_known_in_every_spelling(host: str) -> None:
+    assert is_metadata_address(host)
+
+
+@pytest.mark.parametrize(
+    "host", ["minio.minio", "10.0.0.1", "s3.eu-west-1.amazonaws.com", "::1", "1.2.3.4", "64:ff9b::102:304"]
+)
+def test_other_addresses_are_not(host: str) -> None:
+    assert not is_metadata_address(host)
+
+
+@pytest.mark.parametrize(
+    ("spec", "allowed"),
+    [
+        ({"trainer": {"image": "other.example/x:1"}}, {"allowed_images": ["other.example/x"]}),
+        ({"trainer": {"serviceAccountName": "ml"}}, {"allowed_service_accounts": ["team/ml"]}),
+        ({"scheduling": {"priorityClassName": "high"}}, {"allowed_priority_classes": ["high"]}),
+    ],
+)
+def test_what_is_refused_by_default_is_allowed_by_its_setting(scene: Any, spec: Any, allowed: Any) -> None:
+    job = scene(**spec).job
+    assert "not allowed" in (refusal(job, Settings(trainer_image="registry.example/trainer:1")) or "")
+    assert refusal(job, Settings(trainer_image="registry.example/trainer:1", **allowed)) is None
+
+
+def test_a_service_account_of_another_namespace_is_not_meant(scene: Any) -> None:
+    settings = Settings(trainer_image="x/y:1", allowed_service_accounts=["other/ml"])
+    assert refusal(scene(trainer={"serviceAccountName": "ml"}).job, settings)
+
+
+def test_a_list_of_endpoints_excludes_all_others(scene: Any) -> None:
+    settings = Settings(trainer_image="x/y:1", allowed_storage_endpoints=["https://*.s3.example"])
+    assert refusal(scene(storage={"endpoint": "https://eu.s3.example/"}).job, settings) is None
+    assert refusal(scene(storage={"endpoint": "https://eu.s3.example.evil"}).job, settings)
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    [
+        "https://evil.example/x.s3.example",
+        "https://evil.example/.s3.example/",
+        "https://evil.example\\.s3.example",
+        "http://eu.s3.example",
+        "https://s3.example",
+        "https://eu.s3.example:8443",
+        "https://eu.s3.example/other",
+        "https://eu.s3.example/tenant/a/b",
+        "https://eu.s3.example/tenant/..",
+        "https://eu.s3.example/tenant/%2e%2e",
+        "https://eu.s3.example/tenant/a\\..",
+    ],
+)
+def test_a_star_in_the_list_stays_within_its_part_of_the_url(scene: Any, endpoint: str) -> None:
+    listed = ["https://*.s3.example", "https://eu.s3.example/tenant/*"]
+    settings = Settings(trainer_image="x/y:1", allowed_storage_endpoints=listed)
+    assert "not allowed" in (refusal(scene(storage={"endpoint": endpoint}).job, settings) or "")
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "pattern"),
+    [
+        ("https://EU.S3.example", "https://*.s3.example/"),
+        ("http://minio.minio:9000/", "http://minio.minio:9000"),
+        ("http://minio.minio:9000", "http://minio.*:*"),
+        ("https://s3.example/tenant-7", "https://s3.example/tenant-*"),
+        ("https://[2001:db8::1]:9000", "https://[2001:db8::1]:9000"),
+    ],
+)
+def test_a_listed_endpoint_may_be_spelled_in_its_usual_ways(scene: Any, endpoint: str, pattern: str) -> None:
+    settings = Settings(trainer_image="x/y:1", allowed_storage_endpoints=[pattern])
+    assert refusal(scene(storage={"endpoint": endpoint}).job, settings) is None
+
+
+@pytest.mark.parametrize("storage", [None, {"region": "eu-west-1"}])
+def test_a_job_without_an_endpoint_needs_aws_or_a_default_on_the_list(scene: Any, storage: Any) -> None:
+    job = scene(**({"storage": storage} if storage else {})).job
+    for listed, default, is_allowed in [
+        ([], None, True),
+        (["https://*.s3.example"], None, False),
+        (["https://*.amazonaws.com"], None, True),
+        (["https://s3.amazonaws.com"], None, True),
+        (["https://*.s3.example"], "http://minio.minio:9000", True),
+    ]:
+        settings = Settings(trainer_image="x/y:1", allowed_storage_endpoints=listed, default_storage_endpoint=default)
+        assert (refusal(job, settings) is None) == is_allowed
+
+
+def test_no_list_allows_a_metadata_address(scene: Any) -> None:
+    settings = Settings(trainer_image="x/y:1", allowed_storage_endpoints=["*"])
+    assert "never allowed" in (refusal(scene(storage={"endpoint": "http://169.254.169.254"}).job, settings) or "")
+
+
+def test_settings_are_read_from_the_environment(monkeypatch: Any) -> None:
+    monkeypatch.setenv("FINETUNE_TRAINER_IMAGE", "x/y:1")
+    monkeypatch.setenv("FINETUNE_WATCH_NAMESPACES", "a, b,")
+    monkeypatch.setenv("FINETUNE_TRAINER_RUN_AS_USER", "")
+    monkeypatch.setenv("FINETUNE_DEFAULT_STORAGE_ENDPOINT", "")
+    settings = Settings()
+    assert settings.watch_namespaces == ["a", "b"]
+    assert settings.trainer_run_as_user is None
+    assert settings.default_storage() is None
+
+
+HF = {"model": {"uri": "hf://owner/model"}}
+
+
+@pytest.mark.parametrize(
+    ("spec", "settings", "is_allowed"),
+    [
+        (HF, {}, True),
+        (HF, {"allowed_hub_endpoints": ["https://*.example"]}, False),
+        (HF, {"allowed_hub_endpoints": ["https://huggingface.co"]}, True),
+        (HF, {"allowed_hub_endpoints": ["https://x.example"], "default_hub_endpoint": "http://hub.hub:80"}, True),
+        ({}, {"allowed_hub_endpoints": ["https://*.example"]}, True),
+        ({"hub": {"endpoint": "https://evil.test"}}, {"allowed_hub_endpoints": ["https://*.example"]}, False),
+        (HF | {"hub": {"endpoint": "https://a.example"}}, {"allowed_hub_endpoints": ["https://*.example"]}, True),
+        (
+            {"dataset": {"train": {"uri": "hf://datasets/owner/rows"}}},
+            {"allowed_hub_endpoints": ["https://*.example"]},
+            False,
+        ),
+        (
+            {"tuning": {"method": "LoRA", "initialAdapter": {"uri": "hf://owner/adapter"}}},
+            {"allowed_hub_endpoints": ["https://*.example"]},
+            False,
+        ),
+    ],
+)
+def test_a_hub_is_judged_when_something_comes_from_it_or_it_is_named(
+    scene: Any, spec: Any, settings: Any, is_allowed: bool
+) -> None:
+    found = refusal(scene(**spec).job, Settings(trainer_image="registry.example/trainer:1", **settings))
+    assert (found is None) == is_allowed
+    assert is_allowed or "add it to FINETUNE_ALLOWED_HUB_ENDPOINTS" in (found or "")
+
+
+@pytest.mark.parametrize(
+    "endpoint", ["http://169.254.169.254", "http://2852039166/latest", "http://[fd00:ec2::254]", "http://metadata"]
+)
+def test_no_list_allows_a_metadata_address_as_a_hub(scene: Any, endpoint: str) -> None:
+    settings = Settings(trainer_image="x/y:1", allowed_hub_endpoints=["*", endpoint])
+    assert "never allowed" in (refusal(scene(hub={"endpoint": endpoint}).job, settings) or "")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "word"),
+    [
+        ("http_proxy", "http://user:hunter2@proxy:3128", "password"),
+        ("https_proxy", "proxy:3128", "http://host:port"),
+        ("default_hub_endpoint", "file:///etc", "pattern"),
+        ("default_storage_endpoint", "http://user:pw@minio", "pattern"),
+        ("default_hub_token_secret", "Not A Name", "pattern"),
+    ],
+)
+def test_a_setting_that_no_pod_could_use_is_refused_at_start(name: str, value: str, word: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        Settings(trainer_image="x/y:1", **{name: value})
+    (problem,) = caught.value.errors()
+    assert problem["loc"] == (name,)
+    assert word in problem["msg"]
+    assert "hunter2" not in problem["msg"]

@@ -1,0 +1,294 @@
+"""Deadlines and limits: from what is written and the clock, so that a restart changes nothing."""
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from finetune_api.handoff import ProgressReport
+from finetune_operator.kube.errors import Denied
+from finetune_operator.kube.observed import Reading
+from finetune_operator.policy.deadlines import seconds_to_tidy
+
+NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
+
+
+def later(one: Any, seconds: float) -> None:
+    one.now += timedelta(seconds=seconds)
+
+
+def hear(one: Any, pod: Any, heartbeat: int, **progress: Any) -> None:
+    """The trainer answers now."""
+    report = {"jobUid": "job-uid", "heartbeat": heartbeat, "progress": progress}
+    one.reading = Reading(pod["metadata"]["uid"], one.now, ProgressReport.model_validate(report))
+
+
+def running(scene: Any, **spec: Any) -> tuple[Any, Any]:
+    one = scene(**spec).to_training()
+    pod = one.pod("one-1")
+    one.run(pod)
+    one.settle()
+    return one, pod
+
+
+@pytest.mark.parametrize("stage", ["preflight", "training"])
+def test_a_job_whose_trainer_does_not_start_in_time_fails_with_what_it_waited_for(scene: Any, stage: str) -> None:
+    one = scene(startDeadlineSeconds=600)
+    one.settle() if stage == "preflight" else one.to_training()
+    child = list(one.children)[-1]
+    words = "0/4 nodes are available: 4 Insufficient nvidia.com/gpu"
+    condition = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": words}
+    one.pod(child, conditions=[condition])
+    later(one, 599)
+    decision = one.settle()
+    assert decision.requeue_after == 1.5
+    assert not one.job.is_finished
+    later(one, 1)
+    one.settle()
+    assert (one.status["phase"], one.status["reason"]) == ("Failed", "StartDeadlineExceeded")
+    assert words in one.status["message"]
+    assert "raise startDeadlineSeconds" in one.status["message"]
+    assert child not in one.children
+
+
+def test_the_wait_counts_from_when_the_job_could_start(scene: Any) -> None:
+    one = scene(startDeadlineSeconds=60, suspend=True)
+    one.settle()
+    later(one, 1000)
+    one.settle()
+    assert one.status["phase"] == "Suspended"
+    one.object["spec"]["suspend"] = False
+    one.settle()
+    assert one.status["queuedTime"] == "2026-03-01T12:16:40Z"
+    later(one, 59)
+    one.settle()
+    assert not one.job.is_finished
+    later(one, 1)
+    one.settle()
+    assert one.status["reason"] == "StartDeadlineExceeded"
+
+
+def test_a_job_that_may_not_be_created_ends_by_its_start_deadline_too(scene: Any) -> None:
+    one = scene(startDeadlineSeconds=60)
+    one.object["status"] = one.look(obstacle=Denied("create", "jobs", "team")).status.to_wire()
+    later(one, 61)
+    decision = one.look(obstacle=Denied("create", "jobs", "team"))
+    assert decision.status.reason == "StartDeadlineExceeded"
+    assert "may not create jobs" in (decision.status.message or "")
+
+
+def test_a_job_that_has_started_once_has_no_start_deadline(scene: Any) -> None:
+    one, pod = running(scene, startDeadlineSeconds=60)
+    one.end(pod, 75)
+    one.settle()
+    later(one, 10_000)
+    one.settle()
+    assert one.status["phase"] == "Starting"
+
+
+def test_active_time_is_summed_over_runs_and_leaves_waiting_out(scene: Any) -> None:
+    one, first = running(scene, activeDeadlineSeconds=1000)
+    one.end(first, 75)
+    first["status"]["containerStatuses"][0]["state"]["terminated"]["finishedAt"] = "2026-03-01T12:10:00Z"
+    later(one, 9000)
+    one.settle()
+    assert one.status["activeSeconds"] == 590
+    second = one.pod("one-1")
+    one.run(second)
+    state = second["status"]["containerStatuses"][0]["state"]
+    state["running"]["startedAt"] = one.now.strftime("%Y-%m-%dT%H:%M:%SZ")
+    assert one.settle().requeue_after == 410.5
+    later(one, 409)
+    one.settle()
+    assert one.status["phase"] == "Training"
+    later(one, 1)
+    one.settle()
+    assert (one.status["phase"], one.status["reason"]) == ("Failed", "DeadlineExceeded")
+    assert "1000 s in all, and activeDeadlineSeconds allows 1000" in one.status["message"]
+    assert (one.status["activeSeconds"], one.status["runs"]) == (1000, 2)
+    assert one.status["history"][1]["reason"] == "DeadlineExceeded"
+    assert one.status.get("failures", 0) == 0
+    assert "one-1" not in one.children
+
+
+def test_suspended_time_is_not_active(scene: Any) -> None:
+    one, pod = running(scene, activeDeadlineSeconds=100)
+    later(one, 50)
+    one.object["spec"]["suspend"] = True
+    one.settle()
+    one.delete_pod(pod)
+    one.end(pod, 75)
+    later(one, 5000)
+    one.settle()
+    assert (one.status["phase"], one.status["activeSeconds"]) == ("Suspended", 5)
+
+
+def test_a_deadline_that_is_raised_in_time_counts_at_once(scene: Any) -> None:
+    one, _ = running(scene, activeDeadlineSeconds=100)
+    one.object["spec"]["activeDeadlineSeconds"] = 10_000
+    later(one, 500)
+    one.settle()
+    assert one.status["phase"] == "Training"
+
+
+def test_a_deadline_whose_removal_was_not_written_is_no_deleted_job(scene: Any) -> None:
+    one, pod = running(scene, activeDeadlineSeconds=100)
+    later(one, 101)
+    assert one.look().delete is not None
+    del one.children["one-1"]
+    one.delete_pod(pod)
+    one.settle()
+    assert (one.status["phase"], one.status["reason"]) == ("Failed", "DeadlineExceeded")
+    assert one.status.get("failures", 0) == 0
+
+
+def test_a_job_that_cannot_be_removed_goes_on_and_is_tried_again(scene: Any) -> None:
+    one, _ = running(scene, activeDeadlineSeconds=100)
+    later(one, 101)
+    decision = one.look(obstacle=Denied("delete", "jobs", "team"))
+    assert not decision.status.is_true("Failed")
+    assert decision.requeue_after is not None
+
+
+def test_a_published_result_is_not_lost_to_a_deadline(scene: Any) -> None:
+    one, pod = running(scene, activeDeadlineSeconds=3)
+    one.end(pod, 0, one.published())
+    later(one, 100)
+    one.settle()
+    assert not one.job.is_finished
+    one.complete("one-1")
+    one.settle()
+    assert one.status["phase"] == "Succeeded"
+
+
+def test_a_trainer_that_answers_but_does_not_move_is_started_again_as_a_failure(scene: Any) -> None:
+    one, pod = running(scene, stallTimeoutSeconds=60)
+    hear(one, pod, 7, stage="Training", step=40)
+    one.settle()
+    later(one, 59)
+    hear(one, pod, 7, stage="Training", step=40)
+    one.settle()
+    assert one.status["phase"] == "Training"
+    later(one, 1)
+    hear(one, pod, 7, stage="Training", step=40)
+    first = one.look()
+    assert (first.delete, first.requeue_after) == (None, 0)
+    one.object["status"] = first.status.to_wire()
+    assert "has not moved for 60 s (Training, step 40)" in one.status["message"]
+    assert "raise stallTimeoutSeconds" in one.status["message"]
+    one.settle()
+    assert "one-1" not in one.children
+    one.delete_pod(pod)
+    one.end(pod, 75)
+    one.settle()
+    assert list(one.children) == ["one-preflight", "one-2"]
+    assert (one.status["failures"], one.status.get("preemptions", 0)) == (1, 0)
+    run = one.status["history"][0]
+    assert (run["result"], run["reason"], run["lastStep"]) == ("Failed", "NoProgress", 40)
+
+
+def test_a_stall_is_noticed_across_a_restart_of_the_operator(scene: Any) -> None:
+    one, pod = running(scene, stallTimeoutSeconds=60)
+    hear(one, pod, 7)
+    one.settle()
+    one.reading = None
+    one.settle()
+    later(one, 61)
+    hear(one, pod, 7)
+    assert one.look().status.reason == "NoProgress"
+
+
+def test_a_heartbeat_that_moves_is_no_stall(scene: Any) -> None:
+    one, pod = running(scene, stallTimeoutSeconds=60)
+    for beat in range(10):
+        hear(one, pod, beat, stage="Evaluating", step=40)
+        one.settle()
+        later(one, 59)
+    assert one.status["phase"] == "Training"
+
+
+def test_a_silent_trainer_is_never_restarted(scene: Any) -> None:
+    one, pod = running(scene, stallTimeoutSeconds=60)
+    hear(one, pod, 7)
+    one.settle()
+    heard = one.reading.at
+    later(one, 10_000)
+    report = one.reading.report
+    one.reading = Reading(pod["metadata"]["uid"], heard, report, one.now - timedelta(seconds=9000), "TimeoutError")
+    one.settle()
+    assert (one.status["phase"], one.status["reason"]) == ("Training", "Unreachable")
+
+
+def test_stalls_end_the_job_by_the_backoff_limit(scene: Any) -> None:
+    one = scene(stallTimeoutSeconds=10, backoffLimit=1).to_training()
+    for number in (1, 2):
+        pod = one.pod(f"one-{number}")
+        one.run(pod)
+        hear(one, pod, 1)
+        one.settle()
+        later(one, 10)
+        hear(one, pod, 1)
+        one.settle()
+        one.delete_pod(pod)
+        one.end(pod, 137)
+        one.settle()
+    assert (one.status["phase"], one.status["reason"], one.status["failures"]) == ("Failed", "BackoffLimitExceeded", 2)
+    assert "NoProgress" in one.status["message"]
+
+
+def test_a_backoff_limit_that_is_raised_while_the_job_fails_gets_another_attempt(scene: Any) -> None:
+    one = scene(backoffLimit=0).to_training()
+    one.end(one.pod("one-1"), 70)
+    one.fail("one-1", "BackoffLimitExceeded")
+    one.object["spec"]["backoffLimit"] = 2
+    one.settle()
+    assert list(one.children) == ["one-preflight", "one-1", "one-2"]
+    assert one.status["failures"] == 1
+    assert one.children["one-2"]["spec"]["backoffLimit"] == 1
+
+
+def test_a_backoff_limit_that_is_lowered_ends_a_running_job(scene: Any) -> None:
+    one = scene(backoffLimit=3).to_training()
+    one.end(one.pod("one-1"), 70, "boom")
+    one.children["one-1"]["status"] = {"failed": 1}
+    one.settle()
+    one.run(one.pod("one-1"))
+    one.object["spec"]["backoffLimit"] = 0
+    one.settle()
+    assert (one.status["phase"], one.status["reason"]) == ("Failed", "BackoffLimitExceeded")
+    assert "one-1" not in one.children
+
+
+@pytest.mark.parametrize(
+    ("ttl", "after", "left"), [(None, 0, None), (100, 40, 60.0), (100, 100, 0.0), (0, 0, 0.0), (100, 5000, 0.0)]
+)
+def test_what_is_left_of_a_finished_job_is_removed_in_its_time(scene: Any, ttl: Any, after: int, left: Any) -> None:
+    one = scene(**({} if ttl is None else {"ttlSecondsAfterFinished": ttl})).to_training()
+    one.end(one.pod("one-1"), 0, one.published())
+    one.complete("one-1")
+    assert seconds_to_tidy(one.job, one.now) is None
+    one.settle()
+    ended = one.job.status.completion_time
+    assert seconds_to_tidy(one.job, ended + timedelta(seconds=after)) == left
+
+
+@settings(derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.integers(-900, 90), min_size=1, max_size=40))
+def test_a_clock_that_is_set_back_ends_nothing_early_and_takes_nothing_away(scene: Any, moves: list[int]) -> None:
+    one, pod = running(scene, activeDeadlineSeconds=1000, stallTimeoutSeconds=1000)
+    latest = one.now
+    hear(one, pod, 1)
+    for move in moves:
+        before = one.job.status
+        later(one, move)
+        latest = max(latest, one.now)
+        one.reading = replace(one.reading, at=one.now)
+        one.settle()
+        status = one.job.status
+        assert (status.active_seconds or 0) >= (before.active_seconds or 0)
+        assert status.start_time == before.start_time or before.start_time is None
+        if (latest - NOW).total_seconds() < 990:
+            assert (one.status["phase"], status.failures, status.attempts) == ("Training", None, 1)

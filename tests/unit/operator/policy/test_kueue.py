@@ -1,0 +1,373 @@
+"""Kueue: Jobs wait in the queue that the job names, and the job says why in words that help."""
+
+import asyncio
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from job_operator import Operator
+from kueue_world import QueuedWorld
+
+from finetune_api import names
+from finetune_operator.controller import events
+from finetune_operator.kube.errors import Denied
+from finetune_operator.kube.objects import Workload
+
+Build = Callable[..., Any]
+QUEUE = {"scheduling": {"queueName": "team-a"}}
+
+
+def workload(job: str, words: str = "", **fields: Any) -> Workload:
+    """Kueue's record of the Job of that name, waiting unless the fields say otherwise."""
+    known: dict[str, Any] = {
+        "name": f"job-{job}",
+        "uid": "workload-uid",
+        "job_uid": f"{job}-uid",
+        "cluster_queue": "",
+        "is_active": True,
+        "is_ours_to_activate": False,
+        "has_quota": False,
+        "is_admitted": False,
+        "words": words,
+        "eviction_reason": "",
+        "eviction_words": "",
+    }
+    return Workload(**known | fields)
+
+
+def waiting(scene: Build, words: str, **spec: Any) -> Any:
+    """A job whose preflight waits in Kueue, for that reason."""
+    one = scene(**QUEUE | spec)
+    one.settle()
+    one.extra["workloads"] = (workload("one-preflight", words),)
+    one.settle()
+    return one
+
+
+def test_a_job_without_a_queue_has_nothing_to_do_with_kueue(built: Callable[..., Any]) -> None:
+    job = built()
+    assert names.LABEL_QUEUE not in job["metadata"]["labels"]
+    assert "suspend" not in job["spec"]
+
+
+def test_both_jobs_are_made_suspended_in_the_queue_that_the_job_names(built: Callable[..., Any]) -> None:
+    for kind in ("preflight", "trainer"):
+        job = built(kind, scheduling={"queueName": "team-a", "workloadPriorityClass": "high"})
+        assert job["metadata"]["labels"][names.LABEL_QUEUE] == "team-a"
+        assert job["metadata"]["labels"][names.LABEL_QUEUE_PRIORITY] == "high"
+        assert job["spec"]["suspend"] is True
+        assert names.LABEL_QUEUE not in job["spec"]["template"]["metadata"]["labels"]
+
+
+def test_preflight_may_wait_in_a_queue_of_its_own(built: Callable[..., Any]) -> None:
+    spec = QUEUE | {"preflight": {"queueName": "small"}}
+    assert built("preflight", **spec)["metadata"]["labels"][names.LABEL_QUEUE] == "small"
+    assert built("trainer", **spec)["metadata"]["labels"][names.LABEL_QUEUE] == "team-a"
+
+
+def test_the_label_on_the_job_is_the_queue_where_the_spec_names_none(scene: Build) -> None:
+    one = scene()
+    one.object["metadata"]["labels"] = {names.LABEL_QUEUE: "labelled"}
+    one.settle()
+    assert one.children["one-preflight"]["metadata"]["labels"][names.LABEL_QUEUE] == "labelled"
+
+
+@pytest.mark.parametrize(
+    ("topology", "annotation"),
+    [
+        ({"mode": "Required", "level": "rack"}, {"kueue.x-k8s.io/podset-required-topology": "rack"}),
+        ({"mode": "Preferred", "level": "rack"}, {"kueue.x-k8s.io/podset-preferred-topology": "rack"}),
+        ({"mode": "Unconstrained"}, {"kueue.x-k8s.io/podset-unconstrained-topology": "true"}),
+    ],
+)
+def test_topology_is_asked_for_the_trainer_pods_alone(
+    built: Callable[..., Any], topology: dict[str, str], annotation: dict[str, str]
+) -> None:
+    spec = {"scheduling": {"queueName": "team-a", "topology": topology}}
+    assert annotation.items() <= built("trainer", **spec)["spec"]["template"]["metadata"]["annotations"].items()
+    assert not annotation.keys() & built("preflight", **spec)["spec"]["template"]["metadata"]["annotations"].keys()
+
+
+@pytest.mark.parametrize(
+    ("words", "reason", "helps"),
+    [
+        (
+            "couldn't assign flavors to pod set main: insufficient unused quota for nvidia.com/gpu in flavor a, "
+            "1 more needed",
+            "WaitingForQuota",
+            "1 more needed",
+        ),
+        ("", "WaitingForQuota", "not looked at it"),
+        (
+            "couldn't assign flavors to pod set main: resource amd.com/gpu unavailable in ClusterQueue",
+            "NoMatchingFlavor",
+            "have the ClusterQueue cover amd.com/gpu, or change resources (gpuResourceName, requests)",
+        ),
+        (
+            "couldn't assign flavors to pod set main: insufficient quota for nvidia.com/gpu in flavor a, previously "
+            "considered podsets requests (0) + current podset request (3) > maximum capacity (1)",
+            "NoMatchingFlavor",
+            "ask for less in resources",
+        ),
+        ("LocalQueue team-a doesn't exist", "QueueNotFound", "create it in the job's namespace"),
+        ("ClusterQueue all doesn't exist", "QueueNotFound", "have it created"),
+        ("ClusterQueue all is inactive", "QueueStopped", "wait until it is started again"),
+        ("LocalQueue team-a is stopped", "QueueStopped", "wait until it is started again"),
+        (
+            'couldn\'t assign flavors to pod set main: Flavor "a" does not support TopologyAwareScheduling',
+            "NoMatchingTopology",
+            "scheduling.topology",
+        ),
+        (
+            'couldn\'t assign flavors to pod set main: Flavor "a" does not contain the requested level',
+            "NoMatchingTopology",
+            "scheduling.topology",
+        ),
+    ],
+)
+def test_kueues_words_get_a_reason_and_what_to_change(scene: Build, words: str, reason: str, helps: str) -> None:
+    one = waiting(scene, words)
+    quota = one.condition("QuotaReserved")
+    assert (quota["status"], quota["reason"]) == ("False", reason)
+    assert helps in quota["message"]
+    assert "couldn't assign" not in quota["message"]
+    assert (one.status["phase"], one.status["reason"], one.status["message"]) == ("Queued", reason, quota["message"])
+    assert one.condition("Suspended")["reason"] == one.condition("Running")["reason"] == "QueuedByKueue"
+    assert one.status["workloadRef"] == {"name": "job-one-preflight"}
+
+
+def test_a_cluster_without_kueue_is_said_to_have_none_and_the_job_runs_once_it_names_no_queue(scene: Build) -> None:
+    one = scene(**QUEUE)
+    one.settle()
+    quota = one.condition("QuotaReserved")
+    assert quota["reason"] == "KueueMissing"
+    assert "install Kueue, or remove scheduling.queueName" in quota["message"]
+    one.object["spec"].pop("scheduling")
+    child, queue = one.look().requeue or (None, "")
+    assert child is not None
+    assert (child.name, queue) == ("one-preflight", None)
+
+
+def test_a_queue_that_is_taken_away_starts_nothing_that_the_user_has_suspended(scene: Build) -> None:
+    one = scene(**QUEUE)
+    one.settle()
+    one.object["spec"].pop("scheduling")
+    one.object["spec"]["suspend"] = True
+    assert one.look().requeue is None
+
+
+def test_the_look_that_makes_a_job_does_not_take_kueue_for_missing() -> None:
+    loop = asyncio.new_event_loop()
+    world = QueuedWorld(**QUEUE)
+    operator = Operator(world, loop)
+    operator.look()
+    loop.close()
+    quota = world.status().condition(names.ConditionType.QUOTA_RESERVED)
+    assert quota is not None
+    assert quota.reason == "WaitingForQuota"
+
+
+def test_what_was_said_of_the_quota_is_taken_back_with_the_queue(scene: Build) -> None:
+    one = waiting(scene, "insufficient unused quota")
+    one.suspend("one-preflight", is_suspended=False)
+    one.children["one-preflight"]["metadata"]["labels"].pop(names.LABEL_QUEUE)
+    one.extra["workloads"] = None
+    one.settle()
+    assert all(condition["type"] != "QuotaReserved" for condition in one.status["conditions"])
+    assert "workloadRef" not in one.status
+
+
+def test_a_right_that_is_missing_for_workloads_is_named_and_never_taken_for_no_kueue(scene: Build) -> None:
+    one = scene(**QUEUE)
+    one.settle()
+    one.object["spec"]["suspend"] = True
+    one.suspend("one-preflight", is_suspended=False)
+    decision = one.look(workloads=(), obstacle=Denied("list", "workloads", "team"))
+    assert decision.suspend is None
+    accepted = next(one for one in decision.status.conditions or [] if one.type == "Accepted")
+    assert (accepted.status, accepted.reason) == ("False", "APIDenied")
+    assert "workloads" in accepted.message
+
+
+def test_a_waiting_job_moves_when_its_queue_is_changed(scene: Build) -> None:
+    one = waiting(scene, "LocalQueue team-a doesn't exist")
+    one.object["spec"]["scheduling"] = {"queueName": "team-b"}
+    child, queue = one.look().requeue or (None, "")
+    assert child is not None
+    assert (child.name, queue) == ("one-preflight", "team-b")
+    one.extra["workloads"] = (workload("one-preflight", has_quota=True),)
+    assert one.look().requeue is None
+
+
+def test_a_job_that_has_to_name_a_queue_is_told_so(scene: Build) -> None:
+    one = scene()
+    one.settle()
+    one.suspend("one-preflight")
+    one.extra["workloads"] = (workload("one-preflight", "LocalQueue  doesn't exist"),)
+    one.settle()
+    assert one.condition("QuotaReserved")["reason"] == "QueueMissing"
+    assert "set scheduling.queueName" in one.status["message"]
+
+
+def test_an_admitted_job_says_where_its_quota_comes_from(scene: Build) -> None:
+    one = waiting(scene, "insufficient unused quota")
+    one.suspend("one-preflight", is_suspended=False)
+    one.extra["workloads"] = (workload("one-preflight", has_quota=True, is_admitted=True, cluster_queue="all"),)
+    one.settle()
+    quota = one.condition("QuotaReserved")
+    assert (quota["status"], quota["message"]) == ("True", "Job one-preflight has quota in ClusterQueue all.")
+    assert one.condition("Suspended")["status"] == "False"
+    assert one.status["phase"] == "Preflight"
+
+
+def test_a_job_that_somebody_holds_without_a_queue_is_looked_at_again_for_kueues_workload(scene: Build) -> None:
+    """Kueue may have been installed after the operator began to watch, and its Workload come later than the Job."""
+    one = scene()
+    one.settle()
+    one.suspend("one-preflight")
+    assert one.settle().requeue_after == 30.0
+    assert one.condition("Suspended")["reason"] == "JobSuspended"
+    one.extra["workloads"] = (workload("one-preflight", ""),)
+    one.settle()
+    assert one.condition("QuotaReserved")["reason"] == "QueueMissing"
+
+
+def test_quota_that_is_being_taken_back_is_not_shown_as_there(scene: Build) -> None:
+    one = waiting(scene, "")
+    words = {"eviction_reason": "ClusterQueueStopped", "eviction_words": "The ClusterQueue is stopped"}
+    one.extra["workloads"] = (workload("one-preflight", "Quota reserved", has_quota=True, is_admitted=True, **words),)
+    one.settle()
+    assert one.condition("QuotaReserved")["status"] == "False"
+    assert (one.status["phase"], one.status["reason"]) == ("Queued", "QueueStopped")
+
+
+def test_user_suspension_goes_through_kueue_and_never_touches_the_job(scene: Build) -> None:
+    one = waiting(scene, "insufficient unused quota")
+    one.object["spec"]["suspend"] = True
+    one.object["metadata"]["generation"] = 2
+    first = one.settle()
+    assert first.suspend is None
+    assert first.deactivate is not None
+    assert one.status["phase"] == "Suspended"
+    off = workload("one-preflight", is_active=False, is_ours_to_activate=True)
+    one.extra["workloads"] = (off,)
+    one.object["spec"]["suspend"] = False
+    last = one.settle()
+    assert last.resume is None
+    assert last.activate == off
+
+
+def test_a_workload_that_somebody_else_took_out_of_queueing_is_left_to_them(scene: Build) -> None:
+    one = waiting(scene, "")
+    one.extra["workloads"] = (workload("one-preflight", is_active=False, eviction_words="too many retries"),)
+    decision = one.settle()
+    assert decision.activate is None
+    quota = one.condition("QuotaReserved")
+    assert quota["reason"] == "WorkloadInactive"
+    assert "(too many retries): set spec.active of Workload job-one-preflight to true" in quota["message"]
+
+
+PREEMPTED = {"eviction_reason": "Preempted", "eviction_words": "Preempted to accommodate a workload"}
+
+
+def training(scene: Build, **spec: Any) -> tuple[Any, Any]:
+    """A job with quota, and its trainer pod."""
+    one = scene(**QUEUE | spec)
+    one.settle()
+    one.suspend("one-preflight", is_suspended=False)
+    one.to_training()
+    one.suspend("one-1", is_suspended=False)
+    pod = one.pod("one-1")
+    one.run(pod)
+    one.settle()
+    return one, pod
+
+
+def preempt(one: Any) -> None:
+    """Kueue takes the quota back."""
+    one.suspend("one-1")
+    one.extra["workloads"] = (workload("one-1", "Preempted to accommodate a workload", **PREEMPTED),)
+
+
+def admit(one: Any) -> None:
+    """Kueue gives it again."""
+    one.suspend("one-1", is_suspended=False)
+    one.extra["workloads"] = (workload("one-1", has_quota=True, is_admitted=True, cluster_queue="all"),)
+
+
+def test_a_trainer_that_kueue_preempts_counts_as_a_preemption_with_kueues_words(scene: Build) -> None:
+    one, pod = training(scene)
+    preempt(one)
+    one.delete_pod(pod)
+    one.settle()
+    assert one.condition("Running")["reason"] == "Stopping"
+    one.end(pod, 75, one.report("Preempted"))
+    one.settle()
+    (run,) = one.status["history"]
+    assert (run["result"], run["reason"]) == ("Preempted", "Preempted")
+    assert run["message"] == "Kueue: Preempted to accommodate a workload"
+    assert (one.status["preemptions"], one.status["phase"]) == (1, "Queued")
+
+
+@pytest.mark.parametrize("code", [75, 137])
+def test_a_trainer_that_ends_after_its_job_has_quota_again_was_preempted_however_it_ended(
+    scene: Build, code: int
+) -> None:
+    one, pod = training(scene)
+    preempt(one)
+    one.delete_pod(pod)
+    one.settle()
+    admit(one)
+    one.settle()
+    one.end(pod, code)
+    one.settle()
+    (run,) = one.status["history"]
+    assert (run["result"], run["reason"], run["exitCode"]) == ("Preempted", "Preempted", code)
+    assert run["message"] == "Kueue: Preempted to accommodate a workload"
+    assert (one.status["preemptions"], one.status.get("failures", 0)) == (1, 0)
+
+
+def test_a_preempted_trainer_that_is_gone_before_anybody_saw_its_end_keeps_kueues_words(scene: Build) -> None:
+    one, pod = training(scene)
+    preempt(one)
+    one.delete_pod(pod)
+    one.settle()
+    del one.pods[pod["metadata"]["name"]]
+    admit(one)
+    one.settle()
+    one.now += timedelta(seconds=6)
+    one.settle()
+    (run,) = one.status["history"]
+    assert (run["result"], run["reason"]) == ("Preempted", "Preempted")
+    assert one.status["preemptions"] == 1
+
+
+def test_quota_that_is_given_back_before_the_pod_was_told_to_end_leaves_nothing_behind(scene: Build) -> None:
+    one, pod = training(scene)
+    preempt(one)
+    one.settle()
+    assert one.status["currentRun"]["stopping"] == "Preempted"
+    admit(one)
+    one.settle()
+    assert "stopping" not in one.status["currentRun"]
+    one.end(pod, 137)
+    one.settle()
+    assert one.status["failures"] == 1
+
+
+def test_queueing_is_an_event_when_its_cause_changes_and_when_it_ends(scene: Build) -> None:
+    one = waiting(scene, "insufficient unused quota for nvidia.com/gpu, 1 more needed")
+    before = one.job.status
+    one.extra["workloads"] = (workload("one-preflight", "insufficient unused quota for nvidia.com/gpu, 2 more needed"),)
+    one.settle()
+    assert events.between(before, one.job.status) == []
+    one.extra["workloads"] = (workload("one-preflight", "ClusterQueue all is stopped"),)
+    one.settle()
+    stopped = one.job.status
+    (event,) = events.between(before, stopped)
+    assert (event.reason, event.is_warning) == ("Queued", True)
+    one.suspend("one-preflight", is_suspended=False)
+    one.extra["workloads"] = (workload("one-preflight", has_quota=True, is_admitted=True, cluster_queue="all"),)
+    one.settle()
+    assert [event.reason for event in events.between(stopped, one.job.status)] == ["Admitted"]

@@ -1,0 +1,194 @@
+"""Counting: each ended pod once, as what it was."""
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from finetune_operator.controller.watch_cache import Memory
+from finetune_operator.kube.objects import Pod
+
+
+def test_each_pod_is_counted_once_however_often_it_is_seen(scene: Any) -> None:
+    one = scene().to_training()
+    one.end(one.pod("one-1"), 1)
+    for _ in range(3):
+        one.settle()
+    assert (one.status["failures"], one.status["runs"], len(one.status["history"])) == (1, 1, 1)
+
+
+def test_a_pod_that_dropped_out_of_the_history_is_not_counted_again(scene: Any) -> None:
+    one = scene(maxPreemptions=0).to_training()
+    for _ in range(14):
+        one.end(one.pod("one-1"), 75)
+        one.settle()
+    assert (one.status["preemptions"], one.status["runs"], len(one.status["history"])) == (14, 14, 10)
+    one.settle()
+    assert one.status["preemptions"] == 14
+
+
+@pytest.mark.parametrize(
+    ("end", "result", "reason"),
+    [
+        ({"code": 75}, "Preempted", "Preempted"),
+        ({"code": 143, "disruption": "PreemptionByScheduler"}, "Preempted", "PreemptionByScheduler"),
+        ({"code": 137, "disruption": "TerminationByKubelet"}, "Preempted", "TerminationByKubelet"),
+        ({"code": 137, "reason": "OOMKilled"}, "Failed", "OutOfMemory"),
+        ({"code": 137}, "Failed", "ContainerError"),
+        ({"code": 137, "evicted": "Usage of EmptyDir volume exceeds the limit"}, "Failed", "WorkspaceFull"),
+        ({"code": 75, "evicted": "Usage of EmptyDir volume exceeds the limit"}, "Preempted", "Preempted"),
+        ({"code": 69}, "Failed", "StorageUnavailable"),
+        ({"code": 70}, "Failed", "InternalError"),
+        ({"code": 65, "disruption": "EvictionByEvictionAPI"}, "Failed", "DatasetUnusable"),
+        ({"code": 0, "disruption": "EvictionByEvictionAPI"}, "Failed", "ResultMissing"),
+    ],
+)
+def test_the_cause_of_an_end_decides_what_it_counts_as(scene: Any, end: Any, result: str, reason: str) -> None:
+    one = scene().to_training()
+    one.end(one.pod("one-1"), **end)
+    one.settle()
+    run = one.status["history"][0]
+    assert (run["result"], run["reason"]) == (result, reason)
+    assert one.status.get("failures", 0) == (result == "Failed")
+    assert one.status.get("preemptions", 0) == (result == "Preempted")
+
+
+def test_a_pod_that_vanished_in_its_run_is_a_preemption_unless_its_job_counted_a_failure(scene: Any) -> None:
+    for failed, result in [(0, "Preempted"), (1, "Failed")]:
+        one = scene().to_training()
+        pod = one.pod("one-1")
+        one.run(pod)
+        one.settle()
+        del one.pods[pod["metadata"]["name"]]
+        one.children["one-1"]["status"] = {"failed": failed}
+        memory = Memory()
+        memory.keep_end(one.job.key, pod, gone=True)
+        one.extra["pods"] = memory.with_ends(one.job.key, [Pod.from_object(other) for other in one.pods.values()])
+        one.settle()
+        run = one.status["history"][0]
+        assert (run["result"], run["reason"]) == (result, "Unobserved")
+        assert one.status.get("failures", 0) == failed
+
+
+def test_a_pod_that_the_kubelet_rejected_is_counted_once_however_many_follow(scene: Any) -> None:
+    one = scene().to_training()
+    one.reject(one.pod("one-1"), "UnexpectedAdmissionError", "Allocate failed: no healthy devices")
+    one.settle()
+    for _ in range(12):
+        one.end(one.pod("one-1"), 75)
+        one.settle()
+    assert (one.status["runs"], one.status["failures"], one.status["preemptions"]) == (13, 1, 12)
+
+
+def test_many_rejected_pods_come_to_rest(scene: Any) -> None:
+    one = scene(backoffLimit=100).to_training()
+    for _ in range(12):
+        one.reject(one.pod("one-1"), "OutOfnvidia.com/gpu", "Node didn't have enough resource: nvidia.com/gpu")
+    one.settle()
+    assert (one.status["runs"], one.status["failures"], one.status["phase"]) == (12, 12, "Starting")
+    assert one.status["history"][-1]["reason"] == "PodRejected"
+    assert "enough resource" in one.status["history"][-1]["message"]
+
+
+def test_a_rejected_pod_keeps_its_time_when_it_is_deleted(scene: Any) -> None:
+    one = scene().to_training()
+    pod = one.pod("one-1")
+    one.reject(pod, "UnexpectedAdmissionError", "no")
+    first = Pod.from_object(pod).ended
+    pod["metadata"]["deletionTimestamp"] = "2026-03-01T13:00:00Z"
+    assert first is not None
+    assert Pod.from_object(pod, gone=True).ended == first
+
+
+@pytest.mark.parametrize("has_container", [True, False])
+def test_an_eviction_that_the_job_counts_as_a_failure_is_one_failure_with_the_kubelets_words(
+    scene: Any, has_container: bool
+) -> None:
+    one = scene().to_training()
+    pod, words = one.pod("one-1"), 'Usage of EmptyDir volume "workspace" exceeds the limit "50Gi".'
+    if has_container:
+        one.end(pod, 137, "step 40: loss 1.2", reason="Error", evicted=words)
+    else:
+        one.reject(pod, "Evicted", words)
+    one.children["one-1"]["status"] = {"failed": 1}
+    one.settle()
+    assert (one.status["runs"], one.status["failures"], one.status.get("preemptions", 0)) == (1, 1, 0)
+    run = one.status["history"][0]
+    assert run["reason"] == "WorkspaceFull"
+    assert run["message"].startswith(words.rstrip("."))
+
+
+def test_an_evicted_trainers_own_report_is_not_lost(scene: Any) -> None:
+    one = scene().to_training()
+    report = one.report("Preempted", lastStep=40)
+    one.end(one.pod("one-1"), 75, report, disruption="TerminationByKubelet", evicted="The node was low on memory.")
+    one.settle()
+    assert one.status["history"][0]["lastStep"] == 40
+
+
+@pytest.mark.parametrize(("failed", "result"), [(0, "Preempted"), (1, "Failed")])
+def test_a_run_that_went_while_nobody_looked_counts_as_what_its_job_says(scene: Any, failed: int, result: str) -> None:
+    one = scene().to_training()
+    pod = one.pod("one-1")
+    one.run(pod)
+    one.settle()
+    assert one.status["currentRun"]["podUid"] == pod["metadata"]["uid"]
+    one.pods.clear()
+    one.children["one-1"]["status"] = {"failed": failed}
+    decision = one.settle()
+    assert (decision.requeue_after, one.status.get("runs", 0)) == (5.0, 0)
+    one.now += timedelta(seconds=5)
+    one.settle()
+    run = one.status["history"][0]
+    assert (run["result"], run["reason"], one.status["runs"]) == (result, "Unobserved", 1)
+    assert (one.status.get("failures", 0), one.status.get("preemptions", 0)) == (failed, 1 - failed)
+    assert "currentRun" not in one.status
+
+
+def test_the_next_pod_settles_a_run_that_nobody_saw_end(scene: Any) -> None:
+    one = scene().to_training()
+    one.run(one.pod("one-1"))
+    one.settle()
+    one.pods.clear()
+    second = one.pod("one-1", "second")
+    one.run(second)
+    one.settle()
+    assert (one.status["preemptions"], one.status["currentRun"]["podName"]) == (1, "second")
+
+
+def test_the_hours_that_the_operator_was_away_are_no_time_of_a_run_that_ended_meanwhile(scene: Any) -> None:
+    one = scene().to_training()
+    one.run(one.pod("one-1"))
+    one.settle()
+    began = one.now
+    one.pods.clear()
+    one.now += timedelta(hours=3)
+    second = one.pod("one-1", "second")
+    second["metadata"]["creationTimestamp"] = (began + timedelta(seconds=40)).strftime("%Y-%m-%dT%H:%M:%SZ")
+    one.run(second)
+    one.settle()
+    run = one.status["history"][0]
+    assert (run["endTime"], one.status["activeSeconds"]) == (second["metadata"]["creationTimestamp"], 40)
+
+
+def test_preemptions_of_preflight_outlive_the_operators_memory(scene: Any) -> None:
+    one = scene(maxPreemptions=1)
+    one.settle()
+    for number in (1, 2):
+        one.end(one.pod("one-preflight", f"pod-{number}"), 75)
+        one.now += timedelta(seconds=60)
+        one.pods[f"pod-{number}"]["metadata"]["creationTimestamp"] = one.now.strftime("%Y-%m-%dT%H:%M:%SZ")
+        one.settle()
+        one.pods.clear()
+    assert one.status["preflight"]["preemptions"] == 2
+    assert (one.status["phase"], one.status["reason"]) == ("Failed", "TooManyPreemptions")
+
+
+def test_failures_of_a_job_are_counted_beyond_the_length_of_the_history(scene: Any) -> None:
+    one = scene(backoffLimit=100, maxPreemptions=0).to_training()
+    for _ in range(12):
+        one.end(one.pod("one-1"), 75)
+        one.settle()
+    one.children["one-1"]["status"] = {"failed": 2}
+    one.settle()
+    assert (one.status["failures"], one.status["jobRef"]["failures"]) == (2, 2)

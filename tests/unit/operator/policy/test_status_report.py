@@ -1,0 +1,149 @@
+"""What a trainer reports is found in the status, field for field."""
+
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+from finetune_api.handoff import ProgressReport
+from finetune_operator.kube.observed import Reading
+
+METRICS = {
+    "trainLoss": 0.61,
+    "rewardMargin": 0.42,
+    "rewardAccuracy": 0.9,
+    "reward": 1.5,
+    "evalReward": 1.25,
+    "baselineEvalReward": 0.25,
+    "kl": 0.012,
+}
+RESOLVED = {
+    "method": "LoRA",
+    "methodReason": "as asked for",
+    "packing": False,
+    "estimatedGpuMemoryBytes": 6_500_000_000,
+    "beta": 0.1,
+    "lossType": "sigmoid",
+    "desirableWeight": 1.0,
+    "undesirableWeight": 2.0,
+    "algorithm": "GRPO",
+    "numGenerations": 4,
+    "maxCompletionLength": 128,
+    "temperature": 1.0,
+}
+DATASET = {"rows": 5, "accepted": 4, "rejected": 1, "rejectedByCode": {"NOT_FOR_OBJECTIVE": 1}, "lengthP99": 812}
+LINEAGE = {"baseModelRevision": "c0ffee" * 6 + "c0ff", "initialAdapterSha256": "ab" * 32}
+
+
+def test_what_preflight_reports_is_in_the_status(scene: Any) -> None:
+    one = scene(objective="DPO")
+    one.settle()
+    report = one.report("Validated", dataset=DATASET, resolved=RESOLVED, lineage=LINEAGE)
+    one.end(one.pod("one-preflight"), 0, report)
+    one.complete("one-preflight")
+    one.settle()
+    assert (one.status["dataset"], one.status["resolved"]) == (DATASET, RESOLVED)
+    assert one.status["lineage"].items() >= LINEAGE.items()
+
+
+def test_what_a_running_trainer_says_is_in_the_status(scene: Any) -> None:
+    one = scene(objective="DPO").to_training()
+    pod = one.pod("one-1")
+    one.run(pod)
+    told = {"jobUid": "job-uid", "heartbeat": 7, "progress": {"step": 3}, "metrics": METRICS, "resolved": RESOLVED}
+    one.reading = Reading("one-1-1-uid", one.now - timedelta(seconds=1), ProgressReport.model_validate(told))
+    one.settle()
+    assert one.status["metrics"] == METRICS
+    assert one.status["resolved"] == RESOLVED
+
+
+def test_what_the_last_report_says_replaces_what_was_pulled_and_loses_nothing(scene: Any) -> None:
+    one = scene(objective="RLHF", rlhf={"rewards": [{"type": "Length", "targetTokens": 20}]}).to_training()
+    pod = one.pod("one-1")
+    one.run(pod)
+    told = {"jobUid": "job-uid", "heartbeat": 7, "progress": {"step": 3}, "metrics": METRICS}
+    one.reading = Reading("one-1-1-uid", one.now, ProgressReport.model_validate(told))
+    one.settle()
+    artifacts = {"uri": "s3://bucket/out", "manifestSha256": "ab" * 32}
+    one.end(pod, 0, one.report("Published", artifacts=artifacts, metrics={"reward": 1.75}))
+    one.complete("one-1")
+    one.settle()
+    assert one.status["metrics"] == METRICS | {"reward": 1.75}
+
+
+def checkpoint(step: int) -> dict[str, Any]:
+    uri = f"s3://bucket/out/checkpoints/step-{step:06d}"
+    return {"uri": uri, "step": step, "savedTime": "2026-01-01T00:00:00Z", "sha256": "cd" * 32}
+
+
+def test_the_last_checkpoint_and_what_a_run_went_on_from_are_in_the_status(scene: Any) -> None:
+    one = scene().to_training()
+    one.run(one.pod("one-1"))
+    progress = {"step": 12, "resumedFromStep": 10, "note": "broken checkpoints were passed over: step-000011: torn"}
+    told = {"jobUid": "job-uid", "heartbeat": 7, "progress": progress, "checkpoint": checkpoint(10)}
+    one.reading = Reading("one-1-1-uid", one.now, ProgressReport.model_validate(told))
+    one.settle()
+    assert one.status["checkpoint"] == checkpoint(10)
+    assert one.status["progress"].items() >= progress.items()
+
+
+def test_a_stopped_run_leaves_its_checkpoint_and_one_that_saved_none_that_before_it(scene: Any) -> None:
+    one = scene().to_training()
+    pod = one.pod("one-1")
+    one.run(pod)
+    told = one.report("Preempted", lastStep=40, resumedFromStep=30, checkpoint=checkpoint(40))
+    one.end(pod, 75, told)
+    one.settle()
+    assert one.status["checkpoint"] == checkpoint(40)
+    assert one.status["history"][0]["resumedFromStep"] == 30
+    later = one.pod("one-1")
+    one.run(later)
+    one.settle()
+    one.end(later, 75, one.report("Preempted"))
+    one.settle()
+    assert one.status["checkpoint"] == checkpoint(40)
+
+
+def test_a_run_whose_end_nobody_saw_is_known_to_have_gone_on_from_a_checkpoint(scene: Any) -> None:
+    one = scene().to_training()
+    pod = one.pod("one-1")
+    one.run(pod)
+    told = {"jobUid": "job-uid", "heartbeat": 7, "progress": {"step": 12, "resumedFromStep": 10}}
+    one.reading = Reading("one-1-1-uid", one.now, ProgressReport.model_validate(told))
+    one.settle()
+    one.end(pod, 137)
+    one.settle()
+    run = one.status["history"][0]
+    assert (run["lastStep"], run["resumedFromStep"]) == (12, 10)
+
+
+def test_a_published_job_points_at_no_checkpoint(scene: Any) -> None:
+    one = scene().to_training()
+    pod = one.pod("one-1")
+    one.run(pod)
+    told = {"jobUid": "job-uid", "heartbeat": 7, "progress": {"step": 3}, "checkpoint": checkpoint(3)}
+    one.reading = Reading("one-1-1-uid", one.now, ProgressReport.model_validate(told))
+    one.settle()
+    assert "checkpoint" in one.status
+    artifacts = {"uri": "s3://bucket/out", "manifestSha256": "ab" * 32}
+    one.end(pod, 0, one.report("Published", artifacts=artifacts))
+    one.complete("one-1")
+    one.settle()
+    assert "checkpoint" not in one.status
+
+
+def test_a_job_that_stopped_early_is_a_success_and_says_at_which_step(scene: Callable[..., Any]) -> None:
+    one = scene(
+        earlyStopping={"patience": 2},
+        dataset={"train": {"uri": "s3://bucket/rows.jsonl"}, "validationSplitPercent": 10},
+    ).to_training()
+    pod = one.pod("one-1")
+    one.run(pod)
+    one.settle()
+    early = {"stopped": True, "step": 60, "bestStep": 40, "patience": 2}
+    artifacts = {"uri": "s3://bucket/out", "manifestSha256": "ab" * 32}
+    one.end(pod, 0, one.report("Published", artifacts=artifacts, earlyStopping=early))
+    one.complete("one-1")
+    one.settle()
+    told = one.condition("EarlyStopped")
+    assert (told["status"], told["reason"], one.status["phase"]) == ("True", "PatienceExhausted", "Succeeded")
+    assert "no longer fell: stopped at step 60, best at step 40; the best weights" in told["message"]

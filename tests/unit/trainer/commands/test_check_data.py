@@ -1,0 +1,224 @@
+import json
+import os
+import pty
+import subprocess
+import sys
+import termios
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from finetune_api.handoff import ExitCode
+from finetune_api.spec import DatasetFormat, Objective
+from finetune_trainer.commands.check_data import Request, check_data, parse_columns
+from finetune_trainer.data.formats.export import ExportFormat
+from finetune_trainer.errors import TrainerError
+
+ALPACA = {"instruction": "add", "input": "1 2", "output": "3"}
+SHAREGPT = {"conversations": [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "hello"}]}
+PAIR = {"prompt": "q", "chosen": "good", "rejected": "bad"}
+LABELLED = {"prompt": "q", "completion": "a", "label": True}
+TEXT = {"text": "words"}
+PROMPT = {"prompt": "why?"}
+
+
+def write(path: Path, *rows: Any) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(row if isinstance(row, str) else json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def lines(path: Path) -> list[Any]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def summary(out: Path) -> Any:
+    return json.loads((out / "summary.json").read_text())
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "checked"
+
+
+def test_a_folder_of_mixed_files_is_read_in_order_with_each_row_s_place(tmp_path: Path, out: Path) -> None:
+    folder = tmp_path / "rows"
+    write(folder / "a.jsonl", "\ufeff", ALPACA, "\r\n", "{\n")
+    write(folder / "b.json", json.dumps({"data": [SHAREGPT]}))
+    write(folder / "c.csv", "instruction,output\r\nadd,4\r\n")
+    pq.write_table(pa.Table.from_pylist([{"instruction": "add", "output": "5"}]), folder / "d.parquet")
+    write(folder / "README.md", "# rows")
+    check_data([str(folder)], out, Request(Objective.CHAT, max_rejected_percent=50))
+    accepted = lines(out / "accepted.jsonl")
+    assert [(Path(row["_source"]["file"]).name, row["_source"]["line"]) for row in accepted] == [
+        ("a.jsonl", 1), ("b.json", 1), ("c.csv", 2), ("d.parquet", 1),
+    ]  # fmt: skip
+    assert [row["messages"][-1]["content"] for row in accepted] == ["3", "hello", "4", "5"]
+    assert [(row["code"], row["line"]) for row in lines(out / "rejected.jsonl")] == [("BAD_JSON", 3)]
+    assert summary(out)["ignoredFiles"] == [str(folder / "README.md")]
+
+
+def test_without_an_objective_rows_of_every_kind_are_converted_or_named(
+    tmp_path: Path, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = write(tmp_path / "rows.jsonl", ALPACA, SHAREGPT, PAIR, LABELLED, TEXT, PROMPT)
+    check_data([str(rows)], out, Request(to=ExportFormat.OPENAI))
+    assert len(lines(out / "accepted.jsonl")) == 6
+    assert lines(out / "converted.jsonl") == [
+        {"messages": [{"role": "user", "content": "add\n1 2"}, {"role": "assistant", "content": "3"}]},
+        {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]},
+        {"messages": [{"role": "user", "content": "why?"}]},
+    ]
+    left_out = lines(out / "unconverted.jsonl")
+    assert [(row["line"], row["code"]) for row in left_out] == [(3, "TWO_ANSWERS"), (4, "LABEL"), (5, "NO_PROMPT")]
+    assert all(row.keys() == {"file", "line", "code", "detail", "excerpt"} for row in left_out)
+    assert summary(out)["conversion"] == {
+        "format": "openai",
+        "converted": 3,
+        "unconverted": 3,
+        "unconvertedByCode": {"TWO_ANSWERS": 1, "LABEL": 1, "NO_PROMPT": 1},
+    }
+    assert "converted 3 to openai; 3 it cannot hold" in capsys.readouterr().out
+
+
+def test_with_an_objective_what_it_takes_of_a_row_is_converted(tmp_path: Path, out: Path) -> None:
+    rows = write(tmp_path / "rows.jsonl", PAIR, LABELLED)
+    check_data([str(rows)], out, Request(Objective.CHAT, to=ExportFormat.ALPACA))
+    assert lines(out / "converted.jsonl") == [
+        {"instruction": "q", "input": "", "output": "good"},
+        {"instruction": "q", "input": "", "output": "a"},
+    ]
+
+
+def test_a_converted_file_is_checked_and_converted_back_to_the_same_rows(tmp_path: Path, out: Path) -> None:
+    rows = write(tmp_path / "rows.jsonl", ALPACA, SHAREGPT)
+    check_data([str(rows)], out, Request(to=ExportFormat.SHAREGPT))
+    back = tmp_path / "back"
+    check_data([str(out / "converted.jsonl")], back, Request(to=ExportFormat.OPENAI))
+    messages = [row["messages"] for row in lines(out / "accepted.jsonl")]
+    assert [row["messages"] for row in lines(back / "converted.jsonl")] == messages
+
+
+def test_the_user_s_columns_are_known_by_the_names_that_are_given(tmp_path: Path, out: Path) -> None:
+    rows = write(tmp_path / "rows.jsonl", {"frage": "q", "antwort": "a"})
+    columns = parse_columns(["prompt=frage, completion=antwort"])
+    check_data([str(rows)], out, Request(Objective.CHAT, columns=columns))
+    assert [turn["content"] for turn in lines(out / "accepted.jsonl")[0]["messages"]] == ["q", "a"]
+
+
+def test_columns_may_be_given_one_by_one() -> None:
+    assert parse_columns(["prompt=a", "completion=b=c"]) == {"prompt": "a", "completion": "b=c"}
+
+
+@pytest.mark.parametrize("option", ["prompt", "prompt=", "=a", "prompt=a,"])
+def test_half_a_pair_of_columns_is_refused_with_an_example(option: str) -> None:
+    with pytest.raises(TrainerError, match="prompt=question") as refused:
+        parse_columns([option])
+    assert refused.value.code is ExitCode.INVALID_CONFIG
+
+
+def test_a_column_that_no_format_knows_is_refused_by_its_option(tmp_path: Path, out: Path) -> None:
+    with pytest.raises(TrainerError, match="--columns maps frage, which no format knows"):
+        check_data([str(tmp_path)], out, Request(columns={"frage": "prompt"}))
+
+
+@pytest.mark.parametrize(
+    ("content", "request_", "message"),
+    [
+        ("", Request(Objective.CHAT), "there are no rows"),
+        ("{\n", Request(Objective.CHAT), "none of the 1 rows can be used"),
+        (json.dumps(PAIR), Request(Objective.DOMAIN_ADAPTATION), "choose the objective DPO"),
+        (json.dumps(ALPACA) + "\n{", Request(Objective.CHAT), "--max-rejected-percent is 20"),
+        (json.dumps(TEXT), Request(to=ExportFormat.OPENAI), "none of the 1 accepted rows can be converted to openai"),
+        (json.dumps(ALPACA), Request(Objective.CHAT, DatasetFormat.OPENAI), "none of the 1 rows can be used"),
+        ("PAR1", Request(Objective.CHAT), "damaged Parquet file"),
+        ("\x89HDF", Request(Objective.CHAT), "none of the 1 rows can be used"),
+    ],
+)
+def test_rows_that_cannot_be_used_end_in_65_with_every_file_written(
+    tmp_path: Path, out: Path, content: str, request_: Request, message: str
+) -> None:
+    rows = write(tmp_path / "rows.jsonl", content)
+    with pytest.raises(TrainerError, match=message) as refused:
+        check_data([str(rows)], out, request_)
+    assert refused.value.code is ExitCode.DATASET_UNUSABLE
+    assert {"accepted.jsonl", "rejected.jsonl", "summary.json"} <= {path.name for path in out.iterdir()}
+
+
+def test_a_missing_file_ends_in_65_with_every_file_written(tmp_path: Path, out: Path) -> None:
+    with pytest.raises(TrainerError, match="No such file"):
+        check_data([str(tmp_path / "absent.jsonl")], out, Request(Objective.CHAT))
+    assert summary(out)["rows"] == 0
+
+
+def test_an_input_is_never_written_over(tmp_path: Path) -> None:
+    rows = write(tmp_path / "accepted.jsonl", ALPACA)
+    with pytest.raises(TrainerError, match="would be written over"):
+        check_data([str(rows)], tmp_path, Request(Objective.CHAT))
+    assert lines(rows) == [ALPACA]
+
+
+def test_with_a_model_the_lengths_are_told(
+    tmp_path: Path, out: Path, model_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = write(
+        tmp_path / "rows.jsonl", *({"instruction": "what is one", "output": "x" * size} for size in (1, 9, 60))
+    )
+    check_data([str(rows)], out, Request(Objective.CHAT, model=model_folder))
+    lengths = summary(out)["lengths"]
+    assert 0 < lengths["p50"] < lengths["max"] <= lengths["advisedMaxLength"]
+    assert f"{lengths['max']} at most: maxLength {lengths['advisedMaxLength']} cuts" in capsys.readouterr().out
+
+
+def test_a_terminal_gets_tables_and_a_pipe_gets_lines(tmp_path: Path, out: Path) -> None:
+    rows = write(tmp_path / "rows.jsonl", *({"instruction": f"q{n}", "output": "a"} for n in range(2000)), "{\n")
+    command = [sys.executable, "-m", "finetune_trainer", "check-data", str(rows), "--out", str(out), "--to", "openai"]
+    piped = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    assert "BAD_JSON" in piped.stdout
+    assert "│" not in piped.stdout
+    assert "checking" not in piped.stderr
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (40, 120))
+    environment = os.environ | {"TERM": "xterm"}
+    with subprocess.Popen(command, stdout=theirs, stderr=theirs, env=environment) as process:
+        os.close(theirs)
+        shown = b""
+        try:
+            while block := os.read(ours, 65536):
+                shown += block
+        except OSError:  # the other end is closed
+            pass
+        assert process.wait(60) == 0
+    os.close(ours)
+    assert "│ BAD_JSON" in shown.decode()
+    assert "checking:" in shown.decode()
+
+
+def test_with_several_files_what_became_of_each_is_told(
+    tmp_path: Path, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "rows"
+    good, bad, empty = (folder / name for name in ("a [b].jsonl", "b.jsonl", "c.jsonl"))
+    write(good, ALPACA, SHAREGPT)
+    write(bad, ALPACA, "{\n", "{\n")
+    write(empty, "")
+    check_data([str(folder)], out, Request(Objective.CHAT, max_rejected_percent=50))
+    assert summary(out)["files"] == [
+        {"file": str(good), "rows": 2, "accepted": 2, "rejectedByCode": {}},
+        {"file": str(bad), "rows": 3, "accepted": 0, "rejectedByCode": {"BAD_JSON": 2, "DUPLICATE": 1}},
+        {"file": str(empty), "rows": 0, "accepted": 0, "rejectedByCode": {}},
+    ]
+    printed = capsys.readouterr().out
+    assert f"2  rows, 2 accepted: {good}\n" in printed
+    assert f"3  rows, 0 accepted: {bad} (BAD_JSON 2, DUPLICATE 1)" in printed
+
+
+def test_a_model_that_cannot_be_used_ends_in_66_with_every_file_written(tmp_path: Path, out: Path) -> None:
+    rows = write(tmp_path / "rows.jsonl", ALPACA)
+    with pytest.raises(TrainerError) as refused:
+        check_data([str(rows)], out, Request(Objective.CHAT, model=tmp_path / "absent"))
+    assert refused.value.code is ExitCode.MODEL_UNAVAILABLE
+    assert {"accepted.jsonl", "rejected.jsonl", "summary.json"} == {path.name for path in out.iterdir()}

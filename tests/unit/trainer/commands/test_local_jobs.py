@@ -1,0 +1,122 @@
+"""Which jobs a local run can build on, and in which order they run."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from finetune_api.handoff import ExitCode, JobConfig, Manifest, Outcome, Report
+from finetune_api.spec import FineTuneJobSpec
+from finetune_api.status import Resolved
+from finetune_trainer.commands.local_jobs import in_order, parse_finished, with_references
+from finetune_trainer.config.resolved_manifest import config_yaml
+from finetune_trainer.errors import TrainerError
+
+SPEC: dict[str, Any] = {
+    "objective": "Chat",
+    "model": {"uri": "s3://bucket/model"},
+    "dataset": {"train": {"uri": "s3://bucket/rows.jsonl"}},
+}
+
+
+def make_job(name: str, parent: str | None = None, **blocks: Any) -> JobConfig:
+    spec = SPEC | {"output": {"uri": f"s3://bucket/{name}"}} | blocks
+    if parent:
+        spec["lineage"] = {"parentRef": {"name": parent}}
+    uid = f"uid-of-{name}"
+    return JobConfig(
+        namespace="default", name=name, uid=uid, config_sha256="0" * 64, spec=FineTuneJobSpec.model_validate(spec)
+    )
+
+
+def make_policy(name: str, parent: str, judge: str) -> JobConfig:
+    return make_job(name, parent, objective="RLHF", rlhf={"rewardModel": {"jobRef": {"name": judge}}})
+
+
+def order(*jobs: JobConfig, finished: tuple[str, ...] = ()) -> list[str]:
+    return [job.name for job in in_order(jobs, finished)]
+
+
+def refusal(*jobs: JobConfig) -> str:
+    with pytest.raises(TrainerError) as caught:
+        in_order(jobs, ())
+    assert caught.value.code is ExitCode.INVALID_CONFIG
+    return caught.value.message
+
+
+def leave_result(folder: Path, job: JobConfig) -> str:
+    """Writes what a finished run leaves, as far as it is read; returns the manifest's digest."""
+    report = Report(outcome=Outcome.PUBLISHED, reason="", message="", job_uid=job.uid, config_sha256="0" * 64)
+    manifest = Manifest(
+        namespace="default", name=job.name, uid=job.uid, config_sha256="0" * 64, files=[], result=report
+    )
+    text = manifest.model_dump_json(by_alias=True)
+    folder.mkdir()
+    (folder / "manifest.json").write_text(text)
+    (folder / "finetune_config.yaml").write_text(config_yaml(job, Resolved()))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def test_a_job_runs_after_those_that_it_builds_on_wherever_they_stand() -> None:
+    policy, judge, sft = make_policy("policy", "sft", "judge"), make_job("judge", "sft"), make_job("sft")
+    assert order(policy, judge, sft) == order(sft, judge, policy) == ["sft", "judge", "policy"]
+
+
+def test_jobs_that_build_on_nothing_run_as_they_stand() -> None:
+    assert order(make_job("b"), make_job("a"), make_job("c")) == ["b", "a", "c"]
+
+
+def test_a_finished_job_need_not_be_run() -> None:
+    assert order(make_job("dpo", "sft"), finished=("sft",)) == ["dpo"]
+
+
+def test_a_parent_that_nobody_can_find_is_refused_with_both_ways_to_name_it() -> None:
+    told = refusal(make_job("dpo", "sft"))
+    assert "dpo: lineage.parentRef names sft" in told
+    assert "into the same file" in told
+    assert "--job sft=DIR" in told
+
+
+def test_a_reward_job_that_nobody_can_find_is_refused_by_its_field() -> None:
+    told = refusal(make_policy("policy", "sft", "judge"), make_job("sft"))
+    assert "rlhf.rewardModel.jobRef names judge" in told
+
+
+def test_jobs_that_wait_for_each_other_are_refused_by_name() -> None:
+    told = refusal(make_job("a", "b"), make_job("b", "a"), make_job("c"))
+    assert told == "these jobs wait for each other: a, b"
+
+
+def test_a_finished_result_is_handed_to_its_child_as_the_operator_would(tmp_path: Path) -> None:
+    digest = leave_result(tmp_path / "out", make_job("sft"))
+    found = parse_finished([f"sft={tmp_path / 'out'}"])
+    assert found["sft"].folder == tmp_path / "out"
+    child = with_references(make_job("dpo", "sft"), {name: one.job for name, one in found.items()})
+    assert json.loads(child.model_dump_json(by_alias=True))["parent"] == {
+        "name": "sft",
+        "uid": "uid-of-sft",
+        "objective": "Chat",
+        "outputUri": "s3://bucket/sft",
+        "manifestSha256": digest,
+    }
+
+
+@pytest.mark.parametrize(
+    ("option", "told"),
+    [
+        ("sft", "write NAME=DIR"),
+        ("=out", "write NAME=DIR"),
+        ("sft=nowhere", "nowhere is not the folder of a finished result"),
+        ("other=out", "the result in out is that of sft"),
+    ],
+)
+def test_a_folder_that_is_not_that_jobs_result_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: str, told: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    leave_result(tmp_path / "out", make_job("sft"))
+    with pytest.raises(TrainerError, match=told) as caught:
+        parse_finished([option])
+    assert caught.value.code is ExitCode.INVALID_CONFIG

@@ -1,0 +1,151 @@
+"""`finetune-trainer verify`: what it proves, and a sentence for each fault."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from published_result import MODULE, TENSORS, list_again, publish_result
+from safetensors.numpy import save_file
+
+from finetune_api.handoff import Artifact
+from finetune_api.status import PublishedJob
+from finetune_trainer.commands.verify import Verdict, verify_result
+
+JOB = {"namespace": "team", "name": "job", "uid": "uid-job", "configSha256": "c"}
+A, B = f"{MODULE}.lora_A.weight", f"{MODULE}.lora_B.weight"
+
+
+def put(world: Any, tmp_path: Path, name: str = "job", parent: PublishedJob | None = None, **changes: Any) -> Any:
+    world.with_config({"output": {"uri": f"s3://bucket/{name}"}}, name=name, uid=f"uid-{name}")
+    config = world.config.model_copy(update={"parent": parent})
+    return publish_result(config, world.storage, tmp_path / "results", **changes)
+
+
+def verdict_on(world: Any, name: str = "job") -> Verdict:
+    return verify_result(f"s3://bucket/{name}", world.storage)
+
+
+def test_a_whole_result_is_proven_and_its_base_named(world: Any, tmp_path: Path) -> None:
+    put(world, tmp_path)
+    verdict = verdict_on(world)
+    assert verdict.faults == []
+    assert {"adapter/adapter_model.safetensors", "lineage.json", "openlineage.jsonl"} <= {
+        file.path for file in verdict.files
+    }
+    assert [(link.role, link.uri) for link in verdict.chain] == [("base", "s3://bucket/model")]
+    assert json.loads(verdict.to_json())["ok"] is True
+
+
+def test_the_head_of_a_reward_model_is_saved_whole_and_may_be_named_as_a_target(tmp_path: Path) -> None:
+    from finetune_trainer.models.adapter_check import find_adapter_faults
+
+    prefix = "base_model.model.model.layers.0.self_attn.q_proj.lora_"
+    tensors = {
+        f"{prefix}A.weight": np.ones((2, 4), np.float32),
+        f"{prefix}B.weight": np.ones((4, 2), np.float32),
+        "base_model.model.score.weight": np.ones((1, 4), np.float32),
+    }
+    save_file(tensors, tmp_path / "weights")
+    config = {"peft_type": "LORA", "r": 2, "target_modules": ["q_proj", "score"], "modules_to_save": ["score"]}
+    assert find_adapter_faults(tmp_path / "weights", json.dumps(config).encode(), "") == []
+    del tensors["base_model.model.score.weight"]
+    save_file(tensors, tmp_path / "weights")
+    (fault,) = find_adapter_faults(tmp_path / "weights", json.dumps(config).encode(), "")
+    assert fault == "target_modules without a tensor: score"
+
+
+@pytest.mark.parametrize(
+    ("tensors", "adapter", "told"),
+    [
+        (TENSORS | {A: np.full((2, 4), np.nan, dtype=np.float32)}, {}, "values that are not finite"),
+        (TENSORS | {A: np.full((2, 4), np.inf, dtype=np.float16)}, {}, "values that are not finite"),
+        (TENSORS | {B: np.zeros((4, 2), dtype=np.float32)}, {}, "it changes nothing"),
+        ({A: TENSORS[A]}, {}, "1 modules lack one of their two factors"),
+        (TENSORS | {"model.norm.weight": np.ones(2, dtype=np.float32)}, {}, "1 tensors are no factors of an adapter"),
+        (TENSORS, {"r": 8}, "2 tensors do not have the rank 8"),
+        (TENSORS, {"target_modules": ["k_proj"]}, "1 modules are not in target_modules"),
+        (TENSORS, {"target_modules": ["q_proj", "v_proj"]}, "target_modules without a tensor: v_proj"),
+        (TENSORS, {"base_model_name_or_path": "acme/other"}, "names the base acme/other, and the lineage s3://bucket"),
+        (TENSORS, {"peft_type": "IA3"}, "is not that of a LoRA adapter"),
+    ],
+)
+def test_an_adapter_that_is_none_is_found_out(
+    world: Any, tmp_path: Path, tensors: dict[str, Any], adapter: dict[str, Any], told: str
+) -> None:
+    put(world, tmp_path, tensors=tensors, adapter=adapter)
+    faults = verdict_on(world).faults
+    assert any(told in fault for fault in faults), faults
+
+
+def test_bf16_is_read_without_torch(world: Any, tmp_path: Path) -> None:
+    from finetune_trainer.models.adapter_check import find_adapter_faults
+
+    def write(value: int) -> Path:
+        header = {
+            A: {"dtype": "BF16", "shape": [2, 4], "data_offsets": [0, 16]},
+            B: {"dtype": "BF16", "shape": [4, 2], "data_offsets": [16, 32]},
+        }
+        text = json.dumps(header).encode()
+        data = np.full(16, value, dtype="<u2").tobytes()
+        (tmp_path / "a.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + data)
+        return tmp_path / "a.safetensors"
+
+    config = json.dumps({"peft_type": "LORA", "r": 2, "target_modules": ["q_proj"]}).encode()
+    assert find_adapter_faults(write(0x3F80), config, "") == []
+    assert "not finite" in find_adapter_faults(write(0x7F80), config, "")[0]
+    assert "changes nothing" in find_adapter_faults(write(0x8000), config, "")[0]
+
+
+@pytest.mark.parametrize(
+    ("lineage", "told"),
+    [
+        ({"configFile": {"path": "finetune_config.yaml", "sha256": "0" * 64}}, "finetune_config.yaml has SHA-256 000"),
+        ({"dataset": {"files": [{"path": "dataset/train.jsonl", "sha256": "1" * 64}]}}, "dataset/train.jsonl has SHA"),
+        ({"job": JOB | {"uid": "another"}}, "uid of the job is another and uid-job in the manifest"),
+        ({"dataset": {"files": ["a"]}}, "lineage.json cannot be read: dataset.files.0 is not"),
+        ({"baseModel": None}, "lineage.json cannot be read: baseModel is not"),
+    ],
+)
+def test_a_lineage_that_does_not_fit_its_manifest_is_found_out(
+    world: Any, tmp_path: Path, lineage: dict[str, Any], told: str
+) -> None:
+    put(world, tmp_path, lineage=lineage)
+    faults = verdict_on(world).faults
+    assert any(told in fault for fault in faults), faults
+
+
+def test_a_chain_is_followed_back_to_the_base(world: Any, tmp_path: Path) -> None:
+    first = put(world, tmp_path, "first")
+    second = put(world, tmp_path, "second", first)
+    put(world, tmp_path, "third", second)
+    verdict = verdict_on(world, "third")
+    assert verdict.faults == []
+    parents = [(link.depth, link.name, link.sha256) for link in verdict.chain if link.role == "parent"]
+    assert parents == [(1, "team/second", second.manifest_sha256), (2, "team/first", first.manifest_sha256)]
+    assert verdict.chain[-1].role == "base"
+
+
+def test_a_grandparent_that_was_replaced_breaks_the_chain_and_both_digests_are_told(world: Any, tmp_path: Path) -> None:
+    first = put(world, tmp_path, "first")
+    put(world, tmp_path, "third", put(world, tmp_path, "second", first))
+    (world.bucket / "first" / "adapter" / "adapter_config.json").write_text("{}")
+    list_again(world.bucket / "first")
+    faults = verdict_on(world, "third").faults
+    assert len(faults) == 1
+    assert faults[0].startswith("parent s3://bucket/first has a manifest.json of SHA-256 ")
+    assert faults[0].endswith(f"instead of the recorded {first.manifest_sha256}")
+
+
+def test_a_parent_that_was_removed_and_one_that_is_its_own_are_told(world: Any, tmp_path: Path) -> None:
+    parent = put(world, tmp_path, "first")
+    put(world, tmp_path, "second", parent)
+    (world.bucket / "first" / Artifact.MANIFEST).unlink()
+    assert "parent s3://bucket/first has no manifest.json" in verdict_on(world, "second").faults[0]
+    put(world, tmp_path, "loop", parent.model_copy(update={"output_uri": "s3://bucket/loop"}))
+    assert verdict_on(world, "loop").faults == ["parent s3://bucket/loop comes from itself"]
+
+
+def test_a_prefix_without_a_manifest_has_one_fault(world: Any) -> None:
+    assert verdict_on(world, "nothing").faults == ["manifest.json is missing"]

@@ -1,0 +1,70 @@
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from finetune_trainer.data.checks.output import CheckOutput, print_summary, read_accepted
+from finetune_trainer.data.checks.summary import Summary
+from finetune_trainer.data.rows import ChatRow, DataFormat, Source
+
+
+def test_accepted_rows_come_back_as_they_were(check: Any, tmp_path: Path) -> None:
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    turns = [{"role": "user", "content": "é\u2028"}, {"role": "assistant", "content": "a", "weight": 0}]
+    rows, summary = check({"messages": turns, "tools": tools}, b"{", {"instruction": "q", "output": "a"})
+    with CheckOutput(tmp_path / "out", summary) as output:
+        for row in rows:
+            output.write(row)
+    kept = [row for row in rows if isinstance(row, ChatRow)]
+    again = list(read_accepted(tmp_path / "out" / "accepted.jsonl"))
+    assert [row.to_dict() for row in again] == [row.to_dict() for row in kept]
+    (rejected,) = map(json.loads, (tmp_path / "out" / "rejected.jsonl").read_text().splitlines())
+    assert rejected.keys() == {"file", "line", "code", "detail", "excerpt"}
+    assert json.loads((tmp_path / "out" / "summary.json").read_text()) == summary.to_dict()
+
+
+def test_all_three_files_are_there_after_a_crash(check: Any, tmp_path: Path) -> None:
+    rows, summary = check(b"{")
+    broken = ChatRow([{"role": "user", "content": object()}], Source("f", 1), DataFormat.OPENAI)  # type: ignore[typeddict-item]
+    with pytest.raises(TypeError), CheckOutput(tmp_path, summary) as output:
+        list(map(output.write, [rows[0], broken]))
+    assert json.loads((tmp_path / "rejected.jsonl").read_text())["code"] == "BAD_JSON"
+    assert json.loads((tmp_path / "summary.json").read_text())["rejected"] == 1
+    assert (tmp_path / "accepted.jsonl").read_text() == ""
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_the_table_names_each_code_with_its_count_and_meaning(check: Any, terminal: bool) -> None:
+    _, summary = check(b"{", b"{", {"instruction": "q", "output": 1})
+    text = io.StringIO()
+    print_summary(summary, Console(file=text, force_terminal=terminal, width=160, color_system=None))
+    assert "rejected  2 (2 malformed, 66.7 %)" in text.getvalue()
+    assert "BAD_JSON" in text.getvalue()
+    assert "not valid JSON" in text.getvalue()
+    assert "COERCED_SCALAR" in text.getvalue()
+
+
+def test_an_empty_summary_prints() -> None:
+    text = io.StringIO()
+    print_summary(Summary(), Console(file=text))
+    assert "rows      0" in text.getvalue()
+
+
+def test_every_kind_of_row_comes_back_as_it_was(check: Any, tmp_path: Path) -> None:
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    rows, summary = check(
+        {"prompt": "q", "chosen": "a", "rejected": "b", "tools": tools},
+        {"prompt": "q", "completion": "a", "label": False},
+        {"prompt": "q", "tools": tools},
+        {"text": "t"},
+        {"instruction": "q", "output": "a"},
+        objective=None,
+    )
+    with CheckOutput(tmp_path / "out", summary) as output:
+        for row in rows:
+            output.write(row)
+    again = list(read_accepted(tmp_path / "out" / "accepted.jsonl"))
+    assert [(type(row), row.to_dict()) for row in again] == [(type(row), row.to_dict()) for row in rows]

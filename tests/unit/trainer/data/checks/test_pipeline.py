@@ -1,0 +1,91 @@
+import logging
+from typing import Any
+
+import pytest
+
+from finetune_trainer.data.checks.pipeline import check_files
+from finetune_trainer.data.checks.split import collect_prompts
+from finetune_trainer.data.checks.summary import Summary
+from finetune_trainer.data.rows import ChatRow, RejectCode, Rejected
+
+GOOD = {"instruction": "q", "output": "a"}
+USER = {"role": "user", "content": "q"}
+ANSWER = {"role": "assistant", "content": "a"}
+
+
+def chat(*turns: dict[str, Any], **columns: Any) -> dict[str, Any]:
+    return {"messages": list(turns), **columns}
+
+
+def test_a_surrogate_that_a_python_literal_spells_is_found_as_well(check: Any) -> None:
+    (row,), _ = check({"conversations": "[{'from': 'human', 'value': '\\ud800'}, {'from': 'gpt', 'value': 'a'}]"})
+    assert row.code is RejectCode.LONE_SURROGATE
+
+
+def test_the_same_row_in_another_format_is_a_duplicate(check: Any) -> None:
+    rows, summary = check(GOOD, chat(USER, ANSWER), {**GOOD, "output": "b"})
+    assert [type(row) for row in rows] == [ChatRow, Rejected, ChatRow]
+    assert summary.rejected_by_code == {RejectCode.DUPLICATE: 1}
+    assert summary.malformed == 0
+
+
+def test_prompts_of_the_validation_file_are_not_trained_on(check: Any) -> None:
+    held_out, _ = check({"instruction": " What   IS it?", "output": "x"})
+    rows, summary = check(
+        {"instruction": "what is it?", "output": "y"}, GOOD, validation_prompts=collect_prompts(held_out)
+    )
+    assert rows[0].code is RejectCode.EVAL_LEAK
+    assert (summary.accepted, summary.malformed) == (1, 0)
+
+
+def test_counts_add_up_and_name_the_formats(check: Any) -> None:
+    sharegpt = {"conversations": [{"from": "human", "value": "x"}, {"from": "gpt", "value": "y"}]}
+    _, summary = check(GOOD, b"{", sharegpt, chat(USER, {**ANSWER, "content": "z"}), GOOD)
+    counts = summary.to_dict()
+    assert (counts["rows"], counts["accepted"], counts["rejected"], counts["malformed"]) == (5, 3, 2, 1)
+    assert counts["formats"] == {"Alpaca": 1, "ShareGPT": 1, "OpenAI": 1}
+    assert summary.malformed_percent == 20
+
+
+def test_max_samples_ends_with_the_last_wanted_row(check: Any) -> None:
+    rows, summary = check(*({"instruction": f"q{n}", "output": "a"} for n in range(9)), max_samples=4)
+    assert len(rows) == summary.rows == 4
+
+
+def test_a_given_format_is_held_to(check: Any) -> None:
+    (row,), _ = check(GOOD, format="OpenAI")
+    assert row.code is RejectCode.MISSING_COLUMN
+
+
+def test_columns_are_renamed_before_detection(check: Any) -> None:
+    rows, _ = check({"q": "x", "a": "y"}, {"q": "x"}, columns={"prompt": "q", "completion": "a"})
+    assert [message["content"] for message in rows[0].messages] == ["x", "y"]
+    assert rows[1].code is RejectCode.MISSING_COLUMN
+    assert "completion as 'a'" in rows[1].detail
+
+
+def test_a_csv_row_is_a_row_like_any_other(check: Any) -> None:
+    rows, _ = check(b"instruction,output\nq,42\n,a\n", name="rows.csv")
+    assert rows[0].messages[1] == {"role": "assistant", "content": "42"}
+    assert (rows[1].code, rows[1].line) == (RejectCode.EMPTY_PROMPT, 3)
+
+
+def test_the_first_five_of_each_code_are_logged(check: Any, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        check(*[b"{"] * 9, [1])
+    assert len([record for record in caplog.records if "BAD_JSON" in record.message]) == 5
+    assert "s3://data/rows.jsonl:10: NOT_OBJECT" in caplog.text
+
+
+def test_progress_counts_rows_and_bytes_over_all_files(check: Any) -> None:
+    seen: list[tuple[int, int]] = []
+    rows = [{"instruction": f"q{n}", "output": "a"} for n in range(1200)]
+    check(*rows, on_progress=lambda *progress: seen.append(progress))
+    assert [count for count, _ in seen] == [500, 1000, 1200]
+    assert sorted(seen) == seen
+
+
+def test_no_files_are_no_rows() -> None:
+    summary = Summary()
+    assert list(check_files([], summary=summary)) == []
+    assert summary.malformed_percent == 0

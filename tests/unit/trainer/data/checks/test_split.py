@@ -1,0 +1,83 @@
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from finetune_trainer.data.checks.row_keys import KEY_BITS, row_key
+from finetune_trainer.data.checks.split import PromptSplit, Split
+from finetune_trainer.data.rows import ChatRow, DataFormat, Message, Source
+
+
+def row(prompt: str, answer: str = "a", system: str | None = None) -> ChatRow:
+    messages: list[Message] = [{"role": "system", "content": system}] if system else []
+    messages += [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
+    return ChatRow(messages, Source("f", 1), DataFormat.OPENAI)
+
+
+def split(rows: list[ChatRow], percent: int = 10, seed: int = 42) -> Split:
+    splitter = PromptSplit(percent, seed)
+    for one in rows:
+        splitter.add(one)
+    return splitter.close()
+
+
+@given(
+    sizes=st.lists(st.integers(1, 30), min_size=1, max_size=300),
+    percent=st.integers(1, 50),
+    seed=st.integers(0, 2**32 - 1),
+)
+@settings(max_examples=60, deadline=None)
+def test_a_prompt_never_lands_on_both_sides_and_the_bounds_hold(sizes: list[int], percent: int, seed: int) -> None:
+    rows = [row(f"p{n}", f"a{k}") for n, size in enumerate(sizes) for k in range(size)]
+    result = split(rows, percent, seed)
+    held_out = {one.messages[0]["content"] for one in rows if result.is_validation(one)}
+    trained = {one.messages[0]["content"] for one in rows if not result.is_validation(one)}
+    assert held_out.isdisjoint(trained)
+    assert sum(result.is_validation(one) for one in rows) == result.validation_rows
+    assert result.train_rows + result.validation_rows == len(rows)
+    assert result.validation_rows == 0 or 20 <= result.validation_rows <= min(512, len(rows) // 2)
+    assert (result.validation_rows == 0) == (result.warning is not None)
+    shuffled = random.Random(seed).sample(rows, len(rows))
+    assert split(shuffled, percent, seed) == result
+
+
+@pytest.mark.parametrize(
+    ("rows", "percent", "expected"), [(40, 10, 20), (1000, 10, 100), (1000, 1, 20), (9000, 10, 512)]
+)
+def test_the_share_is_kept_within_20_and_512_rows(rows: int, percent: int, expected: int) -> None:
+    assert split([row(f"p{n}") for n in range(rows)], percent).validation_rows == expected
+
+
+def test_under_40_rows_nothing_is_held_out_and_it_is_said() -> None:
+    result = split([row(f"p{n}") for n in range(39)])
+    assert result.validation_rows == 0
+    assert result.warning is not None
+    assert "39 rows are too few" in result.warning
+
+
+def test_rows_of_one_prompt_cannot_be_split_and_it_is_said() -> None:
+    result = split([row("p", f"a{n}") for n in range(100)])
+    assert (result.train_rows, result.validation_rows) == (100, 0)
+    assert result.warning is not None
+
+
+def test_no_percent_is_no_split_and_no_warning() -> None:
+    assert split([row(f"p{n}") for n in range(100)], percent=0) == Split(frozenset(), 100, 0)
+
+
+def test_another_seed_holds_out_other_prompts() -> None:
+    rows = [row(f"p{n}") for n in range(200)]
+    assert split(rows, seed=1).validation_prompts != split(rows, seed=2).validation_prompts
+
+
+def test_case_spacing_and_system_text_make_no_new_prompt() -> None:
+    rows = [row(f"P{n}  x", f"a{k}", system) for n in range(60) for k, system in enumerate((None, "s"))]
+    result = split([*rows, *(row(f" p{n} X") for n in range(60))])
+    assert all(result.is_validation(row(f"p{n} x")) == result.is_validation(row(f"P{n}  X")) for n in range(60))
+
+
+def test_a_key_takes_no_more_than_the_duplicate_filter_allows() -> None:
+    key = row_key(row("p"))
+    assert key < 2**KEY_BITS
+    assert key.__sizeof__() <= 32

@@ -1,0 +1,143 @@
+from typing import Any
+
+import pytest
+
+from finetune_trainer.data.formats.convert import convert_row
+from finetune_trainer.data.rows import ChatRow, DataFormat, Message, RepairCode, Source
+
+CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
+SOURCE = Source("rows.jsonl", 1)
+
+
+def convert(row: dict[str, Any], data_format: DataFormat, *repairs: RepairCode) -> list[Message]:
+    made: set[RepairCode] = set()
+    converted = convert_row(row, data_format, SOURCE, made)
+    assert isinstance(converted, ChatRow)
+    assert made == set(repairs)
+    return converted.messages
+
+
+def said(messages: list[Message]) -> list[tuple[str, str]]:
+    return [(message["role"], message["content"]) for message in messages]
+
+
+@pytest.mark.parametrize(
+    ("row", "prompt"),
+    [
+        ({"instruction": "Add", "input": "1 2", "output": "3"}, "Add\n1 2"),
+        ({"instruction": "Add", "input": "", "output": "3"}, "Add"),
+        ({"instruction": "", "input": "1 2", "output": "3"}, "1 2"),
+        ({"instruction": "Answer it", "question": "1+2?", "output": "3"}, "Answer it\n1+2?"),
+        ({"question": "Sum?", "context": "1 2", "answer": "3"}, "Sum?\n1 2"),
+        ({"prompt": "Add", "completion": "3"}, "Add"),
+    ],
+)
+def test_alpaca_joins_instruction_and_input(row: dict[str, Any], prompt: str) -> None:
+    assert said(convert(row, DataFormat.ALPACA)) == [("user", prompt), ("assistant", "3")]
+
+
+def test_alpaca_takes_system_and_history_and_strips_a_null_input() -> None:
+    row = {"system": "s", "history": [["q1", "a1"]], "instruction": "q2", "input": None, "output": "a2"}
+    assert said(convert(row, DataFormat.ALPACA, RepairCode.NONE_STRIPPED)) == [
+        ("system", "s"),
+        ("user", "q1"),
+        ("assistant", "a1"),
+        ("user", "q2"),
+        ("assistant", "a2"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(5, "5"), (True, "true"), (1.5, "1.5"), (1e3, "1000.0"), (2**60, "1152921504606846976")]
+)
+def test_a_scalar_where_text_belongs_is_written_as_text(value: object, text: str) -> None:
+    row = {"instruction": "q", "output": value}
+    assert convert(row, DataFormat.ALPACA, RepairCode.COERCED_SCALAR)[-1]["content"] == text
+
+
+@pytest.mark.parametrize(
+    ("role", "expected"),
+    [
+        *((word, "system") for word in ("system", "developer")),
+        *((word, "user") for word in ("user", "human", "prompter", "question", "Human", " USER ")),
+        *((word, "assistant") for word in ("assistant", "gpt", "bot", "model", "chatgpt", "ai", "answer", "GPT")),
+        *(
+            (word, "tool")
+            for word in ("tool", "observation", "observations", "function", "function-response", "ipython")
+        ),
+    ],
+)
+def test_every_alias_of_a_role_is_known(role: str, expected: str) -> None:
+    for turn in ({"role": role, "content": "x"}, {"from": role, "value": "x"}, {"speaker": role, "text": "x"}):
+        assert said(convert({"messages": [turn]}, DataFormat.OPENAI)) == [(expected, "x")]
+
+
+@pytest.mark.parametrize("form", ['[{"from": "human", "value": "hi"}]', "[{'from': 'human', 'value': 'hi'}]"])
+def test_a_conversation_inside_a_string_is_read(form: str) -> None:
+    assert said(convert({"conversations": form}, DataFormat.SHAREGPT)) == [("user", "hi")]
+
+
+def test_text_parts_are_joined() -> None:
+    parts = [
+        {"type": "text", "text": "a"},
+        "b",
+        {"type": "input_text", "text": "c"},
+        {"type": "refusal", "refusal": "d"},
+    ]
+    assert said(convert({"messages": [{"role": "user", "content": parts}]}, DataFormat.OPENAI)) == [("user", "abcd")]
+
+
+@pytest.mark.parametrize(
+    "turn",
+    [
+        {"role": "assistant", "content": None, "tool_calls": [CALL]},
+        {"role": "assistant", "tool_calls": [{"function": {"name": "add", "arguments": '{"a": 1}'}}]},
+        {"role": "assistant", "content": "", "function_call": {"name": "add", "arguments": '{"a": 1}'}},
+        {"from": "function_call", "value": '{"name": "add", "arguments": {"a": 1}}'},
+        {"from": "tool-call", "value": '[{"name": "add", "arguments": "{\\"a\\": 1}"}]'},
+    ],
+)
+def test_every_way_to_call_a_tool_becomes_one(turn: dict[str, Any]) -> None:
+    assert convert({"messages": [turn]}, DataFormat.OPENAI) == [
+        {"role": "assistant", "content": "", "tool_calls": [CALL]}
+    ]
+
+
+@pytest.mark.parametrize(
+    "tools", [[{"name": "add"}], '[{"name": "add"}]', [{"type": "function", "function": {"name": "add"}}]]
+)
+@pytest.mark.parametrize("column", ["tools", "functions"])
+def test_tools_are_wrapped_as_openai_does(tools: object, column: str) -> None:
+    row = convert_row({"messages": [], column: tools}, DataFormat.OPENAI, SOURCE, set())
+    assert isinstance(row, ChatRow)
+    assert row.tools == [{"type": "function", "function": {"name": "add"}}]
+
+
+@pytest.mark.parametrize("mark", [{"train": False}, {"weight": 0}, {"weight": 0.0}, {"train": 0}])
+def test_an_answer_that_is_not_to_be_trained_is_marked(mark: dict[str, Any]) -> None:
+    turns = [{"role": "assistant", "content": "a", **mark}, {"role": "assistant", "content": "b", "weight": 1}]
+    assert convert({"messages": turns}, DataFormat.OPENAI) == [
+        {"role": "assistant", "content": "a", "train": False},
+        {"role": "assistant", "content": "b"},
+    ]
+
+
+def test_reasoning_is_kept_under_one_name() -> None:
+    turn = {"role": "assistant", "content": "a", "thinking": "hm"}
+    assert convert({"messages": [turn]}, DataFormat.OPENAI) == [
+        {"role": "assistant", "content": "a", "reasoning_content": "hm"}
+    ]
+
+
+def test_the_nulls_of_a_table_of_messages_are_stripped() -> None:
+    turn = {
+        "role": "assistant",
+        "content": "a",
+        "name": None,
+        "tool_calls": None,
+        "function_call": None,
+        "weight": None,
+    }
+    assert convert({"messages": [turn]}, DataFormat.OPENAI, RepairCode.NONE_STRIPPED) == [
+        {"role": "assistant", "content": "a"}
+    ]

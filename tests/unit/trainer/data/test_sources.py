@@ -1,0 +1,219 @@
+import json
+import logging
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from finetune_api.handoff import ExitCode
+from finetune_api.sources import DataSource
+from finetune_trainer.data.sources import MOST_OBJECTS, fetch, resolve, translate
+from finetune_trainer.data.split_names import split_of
+from finetune_trainer.errors import TrainerError
+from finetune_trainer.pipeline.preflight import preflight
+from finetune_trainer.storage.local import LocalStorage
+from finetune_trainer.storage.protocol import Storage
+
+Bucket = Callable[..., LocalStorage]
+QA = "hf://datasets/acme/qa"
+
+
+def nobody() -> Storage:
+    raise AssertionError("asked elsewhere")
+
+
+@pytest.fixture
+def bucket(tmp_path: Path) -> Bucket:
+    def make(*keys: str) -> LocalStorage:
+        for key in keys:
+            path = tmp_path / "bucket" / key
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text('{"a": 1}\n')
+        return LocalStorage({"s3://bucket": tmp_path / "bucket", QA: tmp_path / "bucket"}, nobody)
+
+    return make
+
+
+def found(storage: Storage, uri: str, place: str = "train") -> list[str]:
+    objects = resolve(DataSource(uri=uri), storage, place)
+    return [one.uri.removeprefix("s3://bucket/").removeprefix(f"{QA}/") for one in objects]
+
+
+def refused(storage: Storage, uri: str, place: str = "train") -> str:
+    with pytest.raises(TrainerError) as caught:
+        resolve(DataSource(uri=uri), storage, place)
+    assert caught.value.code is ExitCode.DATASET_UNUSABLE
+    return caught.value.message
+
+
+def test_one_object_is_itself_whatever_its_name(bucket: Bucket) -> None:
+    storage = bucket("rows", "rows.jsonl")
+    assert found(storage, "s3://bucket/rows") == ["rows"]
+    assert resolve(DataSource(uri="s3://bucket/rows"), storage)[0].size == 9
+
+
+def test_a_prefix_means_its_data_files_in_the_order_of_their_keys(bucket: Bucket) -> None:
+    storage = bucket(
+        "data/b.jsonl", "data/a.parquet", "data/deep/c.csv.gz", "data/d.ARROW", "data/README.md", "data/state.json",
+        "data/dataset_info.json", "data/_SUCCESS", "data/.cache/x.jsonl", "data/_tmp/y.jsonl", "database.jsonl",
+    )  # fmt: skip
+    wanted = ["data/a.parquet", "data/b.jsonl", "data/d.ARROW", "data/deep/c.csv.gz"]
+    assert found(storage, "s3://bucket/data/") == wanted
+    assert found(storage, "s3://bucket/data") == wanted
+
+
+@pytest.mark.parametrize(
+    ("pattern", "wanted"),
+    [
+        ("data/*.jsonl", ["data/a.jsonl", "data/b.jsonl"]),
+        ("data/?.jsonl", ["data/a.jsonl", "data/b.jsonl"]),
+        ("data/**/*.jsonl", ["data/a.jsonl", "data/b.jsonl", "data/x/c.jsonl", "data/x/y/d.jsonl"]),
+        ("data/x/**", ["data/x/c.jsonl", "data/x/y/d.jsonl"]),
+        ("*/x/*", ["data/x/c.jsonl"]),
+        ("data/part-??-*", ["data/part-01-x.txt"]),
+        ("**/d.jsonl", ["data/x/y/d.jsonl"]),
+    ],
+)
+def test_a_pattern_means_what_it_says(bucket: Bucket, pattern: str, wanted: list[str]) -> None:
+    storage = bucket(
+        "data/b.jsonl", "data/a.jsonl", "data/x/c.jsonl", "data/x/y/d.jsonl", "data/part-01-x.txt", "data/.hidden.jsonl"
+    )
+    assert found(storage, f"s3://bucket/{pattern}") == wanted
+
+
+@pytest.mark.parametrize("key", ["a.jsonl", "a+b(1).jsonl", "[x].jsonl", "ab.jsonl", "a\nb.jsonl"])
+def test_only_stars_and_question_marks_are_special_in_a_pattern(key: str) -> None:
+    assert re.fullmatch(translate(key), key)
+    assert not re.fullmatch(translate("a.jsonl"), "abjsonl")
+
+
+def test_many_stars_take_no_time_that_grows_without_bound() -> None:
+    assert not re.fullmatch(translate("**/" * 200 + "x"), "a/" * 200 + "y")
+
+
+def test_nothing_found_names_the_pattern_and_keys_nearby(bucket: Bucket) -> None:
+    storage = bucket("data/train.jsonl", "data/other.csv", "data/README.md")
+    message = refused(storage, "s3://bucket/data/trian.jsonl")
+    assert message.startswith("s3://bucket/data/trian.jsonl: there is no such object")
+    assert "under s3://bucket/data there is train.jsonl, README.md, other.csv" in message
+    assert "correct spec.dataset.train.uri" in message
+    message = refused(storage, "s3://bucket/data/*.parquet", "validation")
+    assert "nothing matches data/*.parquet; under s3://bucket/data there is" in message
+    assert "correct spec.dataset.validation.uri" in message
+    assert "there is nothing under s3://bucket/no" in refused(storage, "s3://bucket/no/where/*.jsonl")
+
+
+def test_at_most_five_keys_are_named(bucket: Bucket) -> None:
+    message = refused(bucket(*(f"data/{n:02d}.txt" for n in range(30))), "s3://bucket/data/")
+    assert sum(f"{n:02d}.txt" in message for n in range(30)) == 5
+
+
+def test_more_objects_than_can_be_read_are_refused_with_their_number(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("finetune_trainer.data.sources.MOST_OBJECTS", 3)
+    assert MOST_OBJECTS == 10_000
+    assert len(found(bucket("data/1.csv", "data/2.csv", "data/3.csv"), "s3://bucket/data/")) == 3
+    assert "4 objects are more than the 3 that are read" in refused(bucket("data/4.csv"), "s3://bucket/data/")
+
+
+@pytest.mark.parametrize(
+    ("key", "split"),
+    [
+        ("data/train-00000-of-00001.parquet", "train"),
+        ("data/test-00000-of-00001.parquet", "test"),
+        ("dev.jsonl", "validation"),
+        ("my_val_set.json", "validation"),
+        ("training/part.csv", "train"),
+        ("test/train-0.csv", "train"),
+        ("contrained.jsonl", ""),
+        ("latest.jsonl", ""),
+        ("evaluation.csv", "test"),
+    ],
+)
+def test_a_split_is_told_by_whole_words_of_the_last_part_that_has_one(key: str, split: str) -> None:
+    assert split_of(key) == split
+
+
+def test_a_repository_gives_its_training_files_and_says_what_it_leaves_out(
+    bucket: Bucket, caplog: pytest.LogCaptureFixture
+) -> None:
+    storage = bucket("data/train-0.parquet", "data/train-1.parquet", "data/test-0.parquet", "extra.jsonl")
+    with caplog.at_level(logging.WARNING):
+        assert found(storage, QA) == ["data/train-0.parquet", "data/train-1.parquet"]
+    assert "read are data/train-0.parquet, data/train-1.parquet; left out are data/test-0.parquet, extra.jsonl" in (
+        caplog.text
+    )
+
+
+def test_several_configurations_of_a_dataset_are_not_joined_in_silence(
+    bucket: Bucket, caplog: pytest.LogCaptureFixture
+) -> None:
+    storage = bucket("main/train-0.parquet", "socratic/train-0.parquet", "main/train-1.parquet")
+    with caplog.at_level(logging.WARNING):
+        assert len(found(storage, QA)) == 3
+        assert f"{QA}: files of 2 folders are read together: main, socratic. Name one" in caplog.text
+        caplog.clear()
+        assert found(storage, f"{QA}/main") == ["main/train-0.parquet", "main/train-1.parquet"]
+    assert caplog.text == ""
+
+
+def test_a_repository_without_a_training_file_gives_those_that_name_no_split(bucket: Bucket) -> None:
+    assert found(bucket("rows.jsonl", "test.jsonl"), QA) == ["rows.jsonl"]
+
+
+def test_held_out_files_are_never_trained_on_unasked(bucket: Bucket) -> None:
+    storage = bucket("test.jsonl", "dev.jsonl")
+    message = refused(storage, QA)
+    assert "its files look like another split than train (dev.jsonl, test.jsonl): name the ones to read" in message
+    assert found(storage, f"{QA}/test.jsonl") == ["test.jsonl"]
+    assert found(storage, f"{QA}/*.jsonl") == ["dev.jsonl", "test.jsonl"]
+
+
+def test_a_folder_that_was_named_is_a_choice(bucket: Bucket) -> None:
+    storage = bucket("test/0.jsonl", "test/1.jsonl", "train/2.jsonl")
+    assert found(storage, f"{QA}/test") == ["test/0.jsonl", "test/1.jsonl"]
+
+
+def test_a_validation_source_takes_validation_files_before_test_files_and_no_others(bucket: Bucket) -> None:
+    assert found(bucket("train.csv", "val.csv", "test.csv"), QA, "validation") == ["val.csv"]
+    (Path(str(bucket()._maps[QA])) / "val.csv").unlink()
+    assert found(bucket(), QA, "validation") == ["test.csv"]
+
+
+def test_fetched_objects_have_their_digests_and_replace_what_was_there(bucket: Bucket, tmp_path: Path) -> None:
+    storage = bucket("data/a.jsonl", "data/b.jsonl")
+    source = DataSource(uri="s3://bucket/data/")
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "of-a-run-before").touch()
+    files = fetch(source, storage, tmp_path / "source", "train", lambda _count: None)
+    assert [file.uri for file in files] == ["s3://bucket/data/a.jsonl", "s3://bucket/data/b.jsonl"]
+    assert {path.name for path in (tmp_path / "source").iterdir()} == {file.path.name for file in files}
+    assert all(file.to_dict().keys() == {"uri", "sha256", "size"} for file in files)
+
+
+def test_a_digest_is_that_of_one_object(bucket: Bucket, tmp_path: Path) -> None:
+    storage = bucket("data/a.jsonl", "data/b.jsonl")
+    source = DataSource(uri="s3://bucket/data/", sha256="0" * 64)
+    with pytest.raises(TrainerError, match=r"2 objects, not the one in spec\.dataset\.train\.sha256"):
+        fetch(source, storage, tmp_path / "source", "train", lambda _count: None)
+
+
+def test_preflight_reads_every_file_of_a_prefix_and_names_each_as_a_source(world: Any, rows_file: Path) -> None:
+    lines = rows_file.read_text().splitlines()
+    for number, part in enumerate((lines[:60], lines[60:])):
+        (world.bucket / "parts").mkdir(exist_ok=True)
+        (world.bucket / "parts" / f"{number}.jsonl").write_text("\n".join(part) + "\n")
+    world.with_config({"dataset": {"train": {"uri": "s3://bucket/parts/"}}})
+    report = preflight(world.config, world.storage, world.workspace, world.reporter, world.stop)
+    assert report.dataset is not None
+    assert (report.dataset.rows, report.dataset.rejected) == (110, 10)
+    summary = json.loads((world.out / "dataset/summary.json").read_text())
+    assert [source["uri"] for source in summary["sources"]] == [
+        "s3://bucket/parts/0.jsonl",
+        "s3://bucket/parts/1.jsonl",
+    ]
+    rejected = (world.out / "rejected_rows.jsonl").read_text().splitlines()
+    assert {json.loads(line)["file"] for line in rejected} == {"s3://bucket/parts/1.jsonl"}

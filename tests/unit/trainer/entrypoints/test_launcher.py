@@ -1,0 +1,279 @@
+"""How a pod of several ends, from what its processes and the other pods do; nothing is started."""
+
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from finetune_api.handoff import ExitCode, JobConfig, Outcome, Report
+from finetune_api.spec import FineTuneJobSpec
+from finetune_trainer.distributed.peer_link import Done, Event, Lost
+from finetune_trainer.distributed.rank_layout import PARTED, Layout, layout_of
+from finetune_trainer.distributed.rank_processes import RankProcesses
+from finetune_trainer.entrypoints import launcher
+from finetune_trainer.entrypoints.launcher import Ending, Pod
+from finetune_trainer.entrypoints.termination import RunState
+from finetune_trainer.errors import TrainerError
+from finetune_trainer.sigterm import StopFlag
+
+
+@pytest.fixture(autouse=True)
+def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launcher, "LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(launcher, "CAUSE_SECONDS", 0.2)
+
+
+def make_config(nodes: int = 2, gpus: int = 2, **resources: dict[str, str | int]) -> JobConfig:
+    spec = FineTuneJobSpec.model_validate(
+        {
+            "objective": "Chat",
+            "model": {"uri": "s3://bucket/model"},
+            "dataset": {"train": {"uri": "s3://bucket/rows.jsonl"}},
+            "output": {"uri": "s3://bucket/out"},
+            "resources": {"nodes": nodes, "gpusPerNode": gpus} | resources,
+        }
+    )
+    return JobConfig(
+        namespace="team", name="job", uid="uid-1", config_sha256="c" * 64, spec=spec, first_pod="x-1-0.x-1", attempt=1
+    )
+
+
+class Ranks(RankProcesses):
+    """Processes that end with these codes; those that do not end by themselves have no code."""
+
+    def __init__(self, layout: Layout, root: Path, codes: dict[int, int], reports: dict[int, Report]) -> None:
+        super().__init__(layout, root, [])
+        self._ends, self._reports = codes, reports
+        self.has_started = self.has_ended = False
+
+    def start(self) -> None:
+        self.has_started = True
+
+    def report(self, rank: int) -> str:
+        found = self._reports.get(rank)
+        return found.model_dump_json(by_alias=True) if found else ""
+
+    def codes(self) -> dict[int, int]:
+        return dict(self._ends) if self.has_started else {}
+
+    def are_running(self) -> bool:
+        return self.has_started and not self.has_ended and len(self._ends) < len(self._layout.ranks)
+
+    def terminate(self) -> None:
+        """They are patient."""
+
+    def end(self, patience: float, meanwhile: Callable[[], object] = lambda: None) -> None:
+        self.has_ended = True
+
+
+@dataclass
+class Others:
+    """The other pods, which say one thing at a time."""
+
+    says: list[Event] = field(default_factory=list)
+    is_here: bool = True
+    told: list[object] = field(default_factory=list)
+
+    def poll(self) -> list[Event]:
+        return [self.says.pop(0)] if self.says else []
+
+    def is_complete(self) -> bool:
+        return self.is_here
+
+    def missing(self) -> list[int]:
+        return [] if self.is_here else [1]
+
+    def tell_failed(self, node: int, code: int | None) -> None:
+        self.told.append((node, code))
+
+    def tell_done(self) -> None:
+        self.told.append("done")
+
+    def close(self) -> None:
+        """There is nothing to close."""
+
+
+def make_report(outcome: Outcome, reason: str) -> Report:
+    return Report(outcome=outcome, reason=reason, message="told", job_uid="uid-1", config_sha256="c" * 64, last_step=7)
+
+
+PUBLISHED = make_report(Outcome.PUBLISHED, "Published")
+PREEMPTED = make_report(Outcome.PREEMPTED, "Preempted")
+
+
+def ended(
+    root: Path,
+    codes: dict[int, int],
+    others: Others,
+    *,
+    node: int = 0,
+    reports: dict[int, Report] | None = None,
+    is_stopped: bool = False,
+) -> Ending:
+    layout = Layout(2, 2, node, "x-1-0.x-1")
+    stop = StopFlag()
+    if is_stopped:
+        stop.set()
+    ranks = Ranks(layout, root, codes, reports or {})
+    return Pod(RunState(stop), make_config(), layout, ranks=ranks, lifeline=others, port=0).run()
+
+
+def test_what_rank_0_has_published_is_the_end_of_all(tmp_path: Path) -> None:
+    others = Others()
+    ending = ended(tmp_path, {0: 0, 1: 70}, others, reports={0: PUBLISHED})
+    assert ending == Ending(0, PUBLISHED)
+    assert others.told == ["done"]
+
+
+def test_a_pod_that_goes_while_rank_0_publishes_is_not_missed(tmp_path: Path) -> None:
+    others = Others([Lost(1, ExitCode.PREEMPTED), Lost(1)])
+
+    class Publishing(Ranks):
+        def codes(self) -> dict[int, int]:
+            return super().codes() if not others.says else {}
+
+    layout = Layout(2, 2, 0, "x-1-0.x-1")
+    ranks = Publishing(layout, tmp_path, {0: 0}, {0: PUBLISHED})
+    (ranks.folder(0)).mkdir()
+    (ranks.folder(0) / PARTED).touch()
+    ending = Pod(RunState(StopFlag()), make_config(), layout, ranks=ranks, lifeline=others, port=0).run()
+    assert ending == Ending(0, PUBLISHED)
+    assert others.told == ["done"]
+
+
+def test_another_pod_waits_for_the_first_to_publish(tmp_path: Path) -> None:
+    ending = ended(tmp_path, {2: 0, 3: 0}, Others([Done()]), node=1)
+    assert (ending.code, ending.report.outcome, ending.report.artifacts) == (0, Outcome.PUBLISHED, None)
+
+
+def test_the_most_specific_process_speaks_for_the_pod_and_the_others_are_told(tmp_path: Path) -> None:
+    diverged = make_report(Outcome.FAILED, "Diverged")
+    others = Others()
+    ending = ended(tmp_path, {2: 70, 3: ExitCode.DIVERGED}, others, node=1, reports={3: diverged})
+    assert ending == Ending(ExitCode.DIVERGED, diverged)
+    assert others.told == [(1, ExitCode.DIVERGED)]
+
+
+def test_a_failed_collective_is_the_echo_of_a_lost_pod(tmp_path: Path) -> None:
+    others = Others([Lost(1, 137)])
+    ending = ended(tmp_path, {0: 70, 1: 70}, others, reports={0: make_report(Outcome.FAILED, "InternalError")})
+    assert (ending.code, ending.report.outcome, ending.report.reason) == (75, Outcome.PREEMPTED, "PeerLost")
+    assert "pod 1 of this attempt ended with exit code 137" in ending.report.message
+    assert ending.report.last_step == 7
+    assert others.told == [(1, 137)]
+
+
+def test_a_failure_of_ones_own_stays_it_when_no_other_is_heard_of(tmp_path: Path) -> None:
+    failed = make_report(Outcome.FAILED, "InternalError")
+    others = Others()
+    assert ended(tmp_path, {0: 70}, others, reports={0: failed}) == Ending(70, failed)
+    assert others.told == [(0, 70)]
+
+
+def test_a_cause_of_ones_own_is_told_though_another_pod_is_lost_with_it(tmp_path: Path) -> None:
+    ending = ended(tmp_path, {0: 75, 1: 137}, Others([Lost(1)]))
+    assert (ending.code, ending.report.reason) == (137, "ContainerError")
+
+
+def test_a_stop_before_a_process_could_report_is_a_stop(tmp_path: Path) -> None:
+    ending = ended(tmp_path, {0: 75, 1: 75}, Others(), is_stopped=True)
+    assert (ending.code, ending.report.outcome, ending.report.reason) == (75, Outcome.PREEMPTED, "Preempted")
+
+
+def test_all_pods_that_stop_together_name_who_was_asked_to(tmp_path: Path) -> None:
+    asked = ended(tmp_path, {0: 75, 1: 75}, Others([Lost(1, 75)]), reports={0: PREEMPTED}, is_stopped=True)
+    assert asked == Ending(75, PREEMPTED)
+    followed = ended(tmp_path, {0: 75, 1: 75}, Others([Lost(1, 75)]), reports={0: PREEMPTED})
+    assert (followed.code, followed.report.reason, followed.report.last_step) == (75, "PeerLost", 7)
+
+
+def test_a_pod_that_nobody_joins_gives_up_and_says_whom_it_missed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launcher, "GATHER_SECONDS", 0.0)
+    for node in (0, 1):
+        ending = ended(tmp_path, {}, Others(is_here=False), node=node)
+        assert (ending.code, ending.report.reason) == (75, "PeerLost")
+        assert "pod 1 of 2 did not come within 0 seconds" in ending.report.message
+
+
+@pytest.mark.parametrize(
+    ("node", "event", "is_stopped", "is_written"),
+    [
+        (0, Lost(1, ExitCode.PREEMPTED), False, True),
+        (0, Lost(1, ExitCode.PREEMPTED), True, True),
+        (0, Lost(1, ExitCode.GPU_OUT_OF_MEMORY), False, False),
+        (0, Lost(1), False, False),
+        (0, Lost(1), True, True),
+        (1, Lost(0, ExitCode.PREEMPTED), False, False),
+    ],
+)
+def test_the_first_pod_writes_down_what_a_disruption_of_any_pod_ended(
+    tmp_path: Path, node: int, event: Lost, is_stopped: bool, is_written: bool
+) -> None:
+    layout = Layout(2, 2, node, "x-1-0.x-1")
+    stop = StopFlag()
+    if is_stopped:
+        stop.set()
+    ranks = Ranks(layout, tmp_path, {}, {})
+    pod = Pod(RunState(stop), make_config(), layout, ranks=ranks, lifeline=Others([event]), port=0)
+    assert pod.must_be_written_down(pod.run()) is is_written
+
+
+def environments(layout: Layout) -> Sequence[tuple[str, str, str]]:
+    found = [layout.environment(local, {}) for local in range(layout.per_node)]
+    return [(one["RANK"], one["LOCAL_RANK"], one["WORLD_SIZE"]) for one in found]
+
+
+def test_each_process_knows_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JOB_COMPLETION_INDEX", "1")
+    layout = layout_of(make_config())
+    assert environments(layout) == [("2", "0", "4"), ("3", "1", "4")]
+    assert layout.environment(0, {})["MASTER_ADDR"] == "x-1-0.x-1"
+    alone = layout_of(make_config(nodes=1))
+    assert environments(alone) == [("0", "0", "2"), ("1", "1", "2")]
+    assert alone.environment(0, {})["MASTER_ADDR"] == "127.0.0.1"
+    assert layout_of(make_config(nodes=1, gpus=0)).size == 1
+
+
+@pytest.mark.parametrize(
+    ("gpus", "resources", "threads"),
+    [
+        (0, {}, "64"),
+        (2, {}, "32"),
+        (1, {"requests": {"cpu": "16"}}, "16"),
+        (2, {"requests": {"cpu": 16, "memory": "64Gi"}}, "8"),
+        (1, {"requests": {"cpu": "500m"}}, "1"),
+        (1, {"requests": {"cpu": "2"}, "limits": {"cpu": "7500m"}}, "7"),
+        (8, {"limits": {"cpu": "4"}}, "1"),
+        (1, {"limits": {"cpu": "128"}}, "64"),
+        (1, {"limits": {"memory": "64Gi"}}, "64"),
+    ],
+)
+def test_processes_share_the_cores_that_the_pod_may_use(
+    monkeypatch: pytest.MonkeyPatch, gpus: int, resources: dict[str, dict[str, str | int]], threads: str
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: range(64))
+    layout = layout_of(make_config(1, gpus, **resources))
+    assert layout.environment(0, {})["OMP_NUM_THREADS"] == threads
+    assert layout.environment(0, {"OMP_NUM_THREADS": "3"})["OMP_NUM_THREADS"] == "3"
+
+
+@pytest.mark.parametrize("index", ["2", "-1", "one"])
+def test_a_pod_that_does_not_know_its_place_is_refused(monkeypatch: pytest.MonkeyPatch, index: str) -> None:
+    monkeypatch.setenv("JOB_COMPLETION_INDEX", index)
+    with pytest.raises(TrainerError, match="does not know its place") as caught:
+        layout_of(make_config())
+    assert caught.value.code is ExitCode.INVALID_CONFIG
+
+
+def test_pid_1_carries_no_training_library() -> None:
+    told = (
+        "import sys, finetune_trainer.entrypoints.launcher;"
+        "print(sorted({'torch', 'transformers', 'boto3'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

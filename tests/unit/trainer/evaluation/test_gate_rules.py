@@ -1,0 +1,81 @@
+"""The gate's rules, on figures alone."""
+
+import math
+from dataclasses import replace
+
+import pytest
+
+from finetune_trainer.evaluation.gate_rules import Asked, Observation, choose, faults_of, is_loop
+from finetune_trainer.merging.gate_messages import Answer
+
+GOOD = Observation("unquantised base", [], 2.0, 2.0, 0.001, 0.98, 0.995, 0.1, 2048, ["yes"])
+
+
+def faults(seen: Observation, trained_loss: float | None = 2.0, *asked: Asked) -> list[str]:
+    return faults_of(seen, trained_loss, asked, 0)
+
+
+def test_a_good_full_model_has_no_fault() -> None:
+    assert faults(GOOD) == []
+
+
+def test_rounding_may_turn_first_choices_round_where_they_are_close() -> None:
+    assert faults(replace(GOOD, top1_agreement=0.9, clear_agreement=0.999)) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"mean_kl": 0.9}, "its mean KL divergence from its source is 0.9 nats, not below 0.05"),
+        ({"mean_kl": float("nan")}, "its mean KL divergence from its source is no number nats"),
+        ({"clear_agreement": 0.9}, "its first choice is that of its source on 90.0 % of clear tokens, not 97%"),
+        ({"loss": 2.06}, "its held-out loss is 2.06, more than 2.05, which the trained model's 2 allows"),
+        ({"loss": float("nan")}, "its held-out loss is no number"),
+    ],
+)
+def test_each_rule_names_figure_and_limit(changes: dict[str, float], told: str) -> None:
+    (fault,) = faults(replace(GOOD, **changes))  # type: ignore[arg-type]
+    assert fault.startswith(told)
+
+
+def test_figures_that_are_no_numbers_are_faults_also_after_json() -> None:
+    seen = Answer(observations=[replace(GOOD, mean_kl=math.nan, loss=math.inf)])
+    (read,) = Answer.model_validate_json(seen.model_dump_json()).observations
+    assert [fault.split(" is ")[1].split(",")[0] for fault in faults(read)] == ["no number nats", "no number"]
+
+
+def test_without_the_trained_models_loss_that_of_the_source_counts() -> None:
+    assert faults(replace(GOOD, loss=2.5), None) == faults(replace(GOOD, loss=2.5), 2.0)
+
+
+def test_faults_of_the_files_are_all_that_is_told() -> None:
+    assert faults(Observation("unquantised base", ["tensor w is missing"])) == ["tensor w is missing"]
+
+
+def test_an_answer_that_loops_counts_where_the_trained_models_does_not() -> None:
+    loop = replace(GOOD, answers=["It is " + "very " * 12])
+    assert faults(loop, 2.0, Asked("a?", "It is."))[0].startswith("its answer to prompt 1 repeats itself")
+    assert faults(loop, 2.0, Asked("a?", "It is " + "so " * 12)) == []
+
+
+def test_what_is_expected_counts_where_the_trained_model_meets_it() -> None:
+    assert "lacks what is expected" in faults(GOOD, 2.0, Asked("a?", "yes", [True, False]))[0]
+    assert faults(GOOD, 2.0, Asked("a?", "no", [False, False])) == []
+    assert faults(GOOD, 2.0, Asked("a?", "yes", [True, True])) == []
+
+
+@pytest.mark.parametrize("answer", ["", "yes", "no no no", "aaaaaa", "| a | b |\n|---|---|", "1, 2, 3, 4, 5, 6, 7"])
+def test_ordinary_answers_are_no_loops(answer: str) -> None:
+    assert not is_loop(answer)
+
+
+@pytest.mark.parametrize("answer", ["the sky " * 6, "a" * 30, "Well. I think so.\n" * 7, "x" * 100_000])
+def test_a_piece_that_comes_again_and_again_at_the_end_is_a_loop(answer: str) -> None:
+    assert is_loop(answer)
+
+
+def test_of_two_that_pass_the_lower_loss_is_chosen_and_of_none_nothing() -> None:
+    lower = replace(GOOD, name="dequantised base", loss=1.9)
+    assert choose([GOOD, lower], [[], []]) == lower
+    assert choose([GOOD, lower], [[], ["x"]]) == GOOD
+    assert choose([GOOD, lower], [["x"], ["x"]]) is None

@@ -1,0 +1,302 @@
+"""The adapter that a job continues from, before a GPU is held: whose it is, whether it is safe, whether it fits."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from finetune_api.handoff import ExitCode, Manifest, ManifestFile, Outcome, Report
+from finetune_api.status import PublishedJob
+from finetune_trainer.errors import TrainerError
+from finetune_trainer.pipeline.preflight import preflight
+from finetune_trainer.storage.protocol import sha256_file
+
+CONFIG = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 8,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "vocab_size": 512,
+}
+PEFT = {
+    "peft_type": "LORA",
+    "task_type": "CAUSAL_LM",
+    "base_model_name_or_path": "s3://bucket/model",
+    "r": 2,
+    "lora_alpha": 4,
+}
+FROM_URI = {"tuning": {"method": "LoRA", "initialAdapter": {"uri": "s3://bucket/parent/adapter"}}}
+FROM_PARENT = {
+    "lineage": {"parentRef": {"name": "parent"}},
+    "tuning": {"method": "LoRA", "initialAdapter": {"fromParent": True}},
+}
+
+
+def factors(module: str, size: int = 8, rank: int = 2) -> dict[str, np.ndarray]:
+    name = f"base_model.model.model.layers.{module}"
+    return {
+        f"{name}.lora_A.weight": np.ones((rank, size), np.float32),
+        f"{name}.lora_B.weight": np.ones((size, rank), np.float32),
+    }
+
+
+FITTING = factors("0.self_attn.q_proj") | factors("1.self_attn.q_proj")
+
+
+@pytest.fixture
+def adapter(world: Any) -> Path:
+    """An adapter that fits the model, in the result of another job."""
+    (world.bucket / "model" / "config.json").write_text(json.dumps(CONFIG))
+    layers = [f"model.layers.{layer}.self_attn.{kind}_proj.weight" for layer in (0, 1) for kind in "qo"]
+    weights = {name: np.zeros((8, 8), np.float32) for name in layers}
+    weights["model.embed_tokens.weight"] = np.zeros((512, 8), np.float32)
+    save_file(weights, world.bucket / "model" / "model.safetensors")
+    folder: Path = world.bucket / "parent" / "adapter"
+    folder.mkdir(parents=True)
+    write_adapter(folder)
+    return folder
+
+
+def write_adapter(folder: Path, tensors: dict[str, np.ndarray] = FITTING, **changes: Any) -> None:
+    (folder / "adapter_config.json").write_text(json.dumps(PEFT | changes))
+    save_file(tensors, folder / "adapter_model.safetensors")
+
+
+def publish(folder: Path, *names: str) -> PublishedJob:
+    """The job that published these files, as the operator saw it when it was complete."""
+    files = [
+        ManifestFile(path=f"adapter/{name}", size=1, sha256=sha256_file(folder / "adapter" / name)) for name in names
+    ]
+    report = Report(outcome=Outcome.PUBLISHED, reason="", message="", job_uid="u-0", config_sha256="")
+    manifest = Manifest(namespace="team", name="parent", uid="u-0", config_sha256="", files=files, result=report)
+    data = manifest.model_dump_json(by_alias=True).encode()
+    (folder / "manifest.json").write_bytes(data)
+    return PublishedJob(
+        name="parent",
+        uid="u-0",
+        objective="Chat",
+        output_uri="s3://bucket/parent",
+        manifest_sha256=hashlib.sha256(data).hexdigest(),
+    )
+
+
+def publish_all(folder: Path) -> PublishedJob:
+    return publish(folder, "adapter_config.json", "adapter_model.safetensors")
+
+
+def check(world: Any, changes: dict[str, Any], parent: PublishedJob | None = None) -> Report:
+    world.with_config(changes)
+    config = world.config.model_copy(update={"parent": parent})
+    return preflight(config, world.storage, world.workspace, world.reporter, world.stop)
+
+
+def refusal(world: Any, code: ExitCode, changes: dict[str, Any] = FROM_URI, parent: PublishedJob | None = None) -> str:
+    with pytest.raises(TrainerError) as caught:
+        check(world, changes, parent)
+    assert caught.value.code is code
+    assert not world.out.exists()
+    return caught.value.message
+
+
+def test_an_adapter_of_the_same_base_passes_and_fixes_rank_and_modules(world: Any, adapter: Path) -> None:
+    report = check(world, FROM_URI)
+    assert report.resolved
+    assert (report.resolved.lora_rank, report.resolved.lora_alpha) == (2, 4)
+    assert report.resolved.target_modules == ["q_proj"]
+    assert report.lineage
+    assert report.lineage.initial_adapter_sha256 == sha256_file(adapter / "adapter_model.safetensors")
+    assert report.lineage.parent is None
+
+
+def test_a_parents_adapter_passes_with_the_parent_in_the_lineage(world: Any, adapter: Path) -> None:
+    parent = publish_all(adapter.parent)
+    report = check(world, FROM_PARENT, parent)
+    assert report.lineage
+    assert report.lineage.parent == parent
+    assert report.lineage.initial_adapter_sha256 == sha256_file(adapter / "adapter_model.safetensors")
+
+
+def test_a_parent_whose_result_was_replaced_is_refused_with_what_to_do(world: Any, adapter: Path) -> None:
+    parent = publish_all(adapter.parent)
+    (adapter.parent / "manifest.json").write_bytes((adapter.parent / "manifest.json").read_bytes() + b"\n")
+    told = refusal(world, ExitCode.MODEL_UNAVAILABLE, FROM_PARENT, parent)
+    assert "the result of parent was replaced after that job was complete" in told
+    assert "create this job anew" in told
+    assert f"SHA-256 {sha256_file(adapter.parent / 'manifest.json')} instead of {parent.manifest_sha256}" in told
+
+
+@pytest.mark.parametrize("change", ["replaced", "removed"])
+def test_a_parent_of_which_nothing_is_read_is_proven_all_the_same(world: Any, adapter: Path, change: str) -> None:
+    parent = publish_all(adapter.parent)
+    assert check(world, {"lineage": {"parentRef": {"name": "parent"}}}, parent).lineage
+    manifest = adapter.parent / "manifest.json"
+    if change == "removed":
+        manifest.unlink()
+    else:
+        manifest.write_bytes(manifest.read_bytes() + b"\n")
+    shutil.rmtree(world.out)
+    told = refusal(world, ExitCode.MODEL_UNAVAILABLE, {"lineage": {"parentRef": {"name": "parent"}}}, parent)
+    assert f"the result of parent was {change} after that job was complete" in told
+
+
+def test_a_parent_whose_result_was_removed_is_refused_with_what_to_do(world: Any, adapter: Path) -> None:
+    parent = publish_all(adapter.parent)
+    (adapter.parent / "manifest.json").unlink()
+    told = refusal(world, ExitCode.MODEL_UNAVAILABLE, FROM_PARENT, parent)
+    assert "the result of parent was removed after that job was complete" in told
+    assert "run parent again" in told
+
+
+@pytest.mark.parametrize(
+    ("name", "tensors", "changes"),
+    [
+        ("adapter_config.json", FITTING, {"revision": "other"}),
+        ("adapter_model.safetensors", {name: tensor * 2 for name, tensor in FITTING.items()}, {}),
+    ],
+)
+def test_a_file_that_is_not_that_of_the_parents_manifest_is_refused(
+    world: Any, adapter: Path, name: str, tensors: dict[str, np.ndarray], changes: dict[str, Any]
+) -> None:
+    parent = publish_all(adapter.parent)
+    before = sha256_file(adapter / name)
+    write_adapter(adapter, tensors, **changes)
+    told = refusal(world, ExitCode.MODEL_UNAVAILABLE, FROM_PARENT, parent)
+    assert f"{name} has another content than its SHA-256 in the manifest" in told
+    assert f"({sha256_file(adapter / name)} instead of {before})" in told
+
+
+def test_a_parent_without_an_adapter_is_refused(world: Any, adapter: Path) -> None:
+    told = refusal(world, ExitCode.INVALID_CONFIG, FROM_PARENT, publish(adapter.parent))
+    assert "parent published no adapter" in told
+
+
+def test_without_the_operator_a_parent_cannot_be_found(world: Any, adapter: Path) -> None:
+    assert "name the adapter with tuning.initialAdapter.uri" in refusal(world, ExitCode.INVALID_CONFIG, FROM_PARENT)
+
+
+def test_an_adapter_on_another_base_is_refused_with_both_names(world: Any, adapter: Path) -> None:
+    write_adapter(adapter, base_model_name_or_path="s3://bucket/other")
+    told = refusal(world, ExitCode.INVALID_CONFIG)
+    assert "was made on s3://bucket/other, and spec.model.uri is s3://bucket/model" in told
+
+
+@pytest.mark.parametrize(
+    "lineage", ["", "[]", "{", '{"baseModel": {"files": {}}}', '{"baseModel": {"files": {"model.safetensors": "0"}}}']
+)
+def test_an_adapter_on_a_copy_of_the_base_passes_by_the_digests_of_its_lineage_alone(
+    world: Any, adapter: Path, lineage: str
+) -> None:
+    write_adapter(adapter, base_model_name_or_path="s3://elsewhere/model")
+    (adapter.parent / "lineage.json").write_text(lineage)
+    refusal(world, ExitCode.INVALID_CONFIG)
+    digest = sha256_file(world.bucket / "model" / "model.safetensors")
+    (adapter.parent / "lineage.json").write_text(
+        json.dumps({"baseModel": {"files": {"model.safetensors": digest, "config.json": "any"}}})
+    )
+    assert check(world, FROM_URI).outcome is Outcome.VALIDATED
+
+
+@pytest.mark.parametrize(
+    ("tensors", "told"),
+    [
+        (factors("0.attn.c_attn"), "has none of its modules (c_attn)"),
+        (FITTING | factors("7.self_attn.q_proj"), "no layer model.layers.7.self_attn.q_proj"),
+        (factors("0.self_attn.q_proj", size=16), "is 8 by 8 in the model and 16 by 16 in the adapter"),
+    ],
+    ids=["another architecture", "more layers", "another width"],
+)
+def test_an_adapter_that_does_not_fit_the_model_is_refused(
+    world: Any, adapter: Path, tensors: dict[str, np.ndarray], told: str
+) -> None:
+    write_adapter(adapter, tensors)
+    assert told in refusal(world, ExitCode.INVALID_CONFIG)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"task_type": "SEQ_CLS"}, "is for task SEQ_CLS, and only CAUSAL_LM can be continued"),
+        ({"peft_type": "IA3"}, "is of type IA3, and only LORA can be continued"),
+        ({"use_dora": True}, "more than plain LoRA (use_dora)"),
+        ({"alpha_pattern": {"q_proj": 8}}, "more than plain LoRA (alpha_pattern)"),
+        ({"init_lora_weights": "pissa"}, "more than plain LoRA (init_lora_weights pissa)"),
+        ({"r": 3}, "more than plain LoRA (rank_pattern)"),
+        ({"lora_alpha": "high"}, "its alpha is refused"),
+    ],
+)
+def test_an_adapter_that_would_be_continued_as_another_is_refused(
+    world: Any, adapter: Path, changes: dict[str, Any], told: str
+) -> None:
+    write_adapter(adapter, **changes)
+    assert told in refusal(world, ExitCode.INVALID_CONFIG)
+
+
+@pytest.mark.parametrize("objective", ["Instruction", "Chat", "DPO", "KTO"])
+def test_a_reward_models_adapter_is_no_start_for_a_model_that_writes(world: Any, adapter: Path, objective: str) -> None:
+    score = {"base_model.model.score.weight": np.ones((1, 8), np.float32)}
+    write_adapter(adapter, FITTING | score, task_type="SEQ_CLS", modules_to_save=["score"])
+    assert "is for task SEQ_CLS" in refusal(world, ExitCode.INVALID_CONFIG, FROM_URI | {"objective": objective})
+
+
+@pytest.mark.parametrize("name", ["adapter_model.bin", "adapter_model.pt"])
+def test_a_pickled_adapter_is_refused_unopened(
+    world: Any, adapter: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (adapter / "adapter_model.safetensors").rename(adapter / name)
+    read = world.storage.read_range
+    opened: list[str] = []
+
+    def noted(uri: str, *span: int) -> bytes:
+        opened.append(uri)
+        return bytes(read(uri, *span))
+
+    monkeypatch.setattr(world.storage, "read_range", noted)
+    assert "a pickle file, which can run code when loaded" in refusal(world, ExitCode.MODEL_UNAVAILABLE)
+    assert [uri for uri in opened if "adapter" in uri] == []
+
+
+@pytest.mark.parametrize(
+    ("spoil", "told"),
+    [
+        (lambda folder: (folder / "adapter_config.json").unlink(), "there is no adapter_config.json"),
+        (lambda folder: (folder / "adapter_config.json").write_text("["), "is not a JSON object"),
+        (lambda folder: (folder / "adapter_config.json").write_text("[]"), "is not a JSON object"),
+        (lambda folder: (folder / "adapter_model.safetensors").unlink(), "there is no adapter_model.safetensors"),
+        (lambda folder: (folder / "adapter_model.safetensors").write_bytes(b"{}"), "adapter_model.safetensors"),
+    ],
+)
+def test_a_folder_that_is_no_adapter_is_refused(
+    world: Any, adapter: Path, spoil: Callable[[Path], object], told: str
+) -> None:
+    spoil(adapter)
+    assert told in refusal(world, ExitCode.MODEL_UNAVAILABLE)
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        ({"rank": 4}, "tuning.lora.rank is 4, and the adapter s3://bucket/parent/adapter that is continued has 2"),
+        ({"alpha": 8}, "tuning.lora.alpha is 8"),
+        ({"useRslora": True}, "tuning.lora.useRslora is true"),
+        ({"targetModules": ["o_proj"]}, "tuning.lora.targetModules is o_proj"),
+    ],
+)
+def test_a_setting_that_the_adapter_contradicts_is_refused_by_its_field(
+    world: Any, adapter: Path, asked: dict[str, Any], told: str
+) -> None:
+    changes = {"tuning": FROM_URI["tuning"] | {"lora": asked}}
+    assert told in refusal(world, ExitCode.INVALID_CONFIG, changes)
+
+
+def test_what_the_job_sets_as_the_adapter_has_it_passes_and_dropout_stays_its_own(world: Any, adapter: Path) -> None:
+    lora = {"rank": 2, "alpha": 4, "targetModules": ["q_proj"], "dropout": 0.25}
+    report = check(world, {"tuning": FROM_URI["tuning"] | {"lora": lora}})
+    assert report.resolved
+    assert report.resolved.lora_dropout == 0.25

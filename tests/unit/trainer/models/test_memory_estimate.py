@@ -1,0 +1,184 @@
+"""The estimate for models that do not fit here; against counted bytes it is tested with torch."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from model_shapes import LLAMA_8B, llama_tensors, shape_of
+
+from finetune_api.handoff import ExitCode
+from finetune_api.objectives import Objective
+from finetune_api.status import Resolved
+from finetune_trainer.errors import TrainerError
+from finetune_trainer.models.memory_estimate import GIB, Memory, estimate, format_bytes, share_out, weight_bytes
+from finetune_trainer.models.shape import ModelShape, read_shape
+
+
+@pytest.fixture(scope="module")
+def llama() -> ModelShape:
+    return shape_of(LLAMA_8B)
+
+
+def settings(method: str = "QLoRA", **changes: Any) -> Resolved:
+    return Resolved(
+        method=method,
+        precision="Auto",
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=8,
+        global_batch_size=16,
+        max_length=2048,
+        gradient_checkpointing=method == "QLoRA",
+        lora_rank=16,
+        lora_dropout=0.05,
+        double_quant=True,
+    ).model_copy(update=changes)
+
+
+def part(shape: ModelShape, name: str, objective: Objective = Objective.CHAT, **changes: Any) -> int:
+    return dict(estimate(shape, settings(**changes), objective).parts())[name]
+
+
+def test_the_shape_of_an_8b_model_gives_its_8_030_261_248_weights(llama: ModelShape) -> None:
+    assert llama.parameters == 8_030_261_248
+    assert len(llama.linear) == 7 * 32
+    assert llama.other == 2 * 128256 * 4096 + 65 * 4096
+
+
+def test_double_quantisation_costs_4_127_bits_a_weight_and_plain_4_5(llama: ModelShape) -> None:
+    linear = llama.parameters - llama.other
+    double = weight_bytes(llama, settings()) - 4 * llama.other
+    plain = weight_bytes(llama, settings(double_quant=False)) - 4 * llama.other
+    assert 8 * double / linear == pytest.approx(4.127, abs=0.001)
+    assert 8 * plain / linear == pytest.approx(4.5, abs=0.001)
+
+
+def test_full_takes_16_bytes_a_weight_before_activations(llama: ModelShape) -> None:
+    memory = estimate(llama, settings("Full"), Objective.CHAT)
+    assert memory.weights + memory.gradients + memory.optimiser == 16 * llama.parameters
+    assert memory.adapter == 0
+
+
+def test_several_gpus_share_out_what_full_holds_and_borrow_the_largest_part(llama: ModelShape) -> None:
+    alone = estimate(llama, settings("Full"), Objective.CHAT)
+    shared = estimate(llama, settings("Full"), Objective.CHAT, ranks=8)
+    assert shared.optimiser == alone.optimiser // 8
+    assert shared.weights == alone.weights // 8 + 4 * llama.other
+    assert shared.activations == alone.activations
+
+
+def test_several_gpus_each_hold_the_base_under_an_adapter(llama: ModelShape) -> None:
+    alone = estimate(llama, settings("LoRA"), Objective.CHAT)
+    together = estimate(llama, settings("LoRA"), Objective.CHAT, ranks=8)
+    assert (together.weights, together.optimiser) == (alone.weights, alone.optimiser)
+    assert together.gradients == 2 * alone.gradients
+
+
+@pytest.mark.parametrize(
+    ("micro", "accumulation", "whole", "ranks", "shared"),
+    [
+        (2, 8, 16, 1, (2, 8)),
+        (2, 2, 16, 4, (2, 2)),
+        (2, 8, 16, 4, (2, 2)),
+        (4, 2, 24, 8, (3, 1)),
+        (2, 4, 32, 1, (2, 16)),
+    ],
+)
+def test_a_step_keeps_its_rows_whatever_the_number_of_processes(
+    micro: int, accumulation: int, whole: int, ranks: int, shared: tuple[int, int]
+) -> None:
+    batch = {"per_device_train_batch_size": micro, "gradient_accumulation_steps": accumulation}
+    found = share_out(settings(**batch, global_batch_size=whole), ranks)
+    assert (found.per_device_train_batch_size, found.gradient_accumulation_steps) == shared
+    assert found.global_batch_size == whole
+
+
+def test_a_step_that_cannot_be_shared_evenly_is_refused_with_both_numbers() -> None:
+    with pytest.raises(TrainerError, match="a step has 16 rows, which 3 processes cannot share evenly") as caught:
+        share_out(settings(per_device_train_batch_size=2, gradient_accumulation_steps=8), 3)
+    assert caught.value.code is ExitCode.INVALID_CONFIG
+
+
+def test_an_adapter_of_rank_16_on_every_linear_layer_has_42_million_weights(llama: ModelShape) -> None:
+    memory = estimate(llama, settings("LoRA"), Objective.CHAT)
+    assert memory.adapter == memory.gradients == 4 * 41_943_040
+    assert memory.optimiser == 8 * 41_943_040
+    assert memory.weights == 2 * llama.parameters
+
+
+def test_the_8_bit_optimiser_takes_a_quarter(llama: ModelShape) -> None:
+    eight_bit, whole = part(llama, "optimiser"), part(llama, "optimiser", optim="adamw_torch_fused")
+    assert eight_bit / whole == pytest.approx(0.25, abs=0.01)
+
+
+def test_only_the_modules_that_were_asked_for_carry_an_adapter(llama: ModelShape) -> None:
+    assert part(llama, "adapter", target_modules=["q_proj"]) == 32 * 16 * (4096 + 4096) * 4
+
+
+def test_activations_grow_with_length_and_micro_batch_and_shrink_with_checkpointing(llama: ModelShape) -> None:
+    single = part(llama, "activations", method="LoRA", per_device_train_batch_size=1, max_length=1024)
+    assert part(llama, "activations", method="LoRA", per_device_train_batch_size=1) == pytest.approx(
+        2 * single, rel=0.02
+    )
+    assert part(llama, "activations", method="LoRA", max_length=1024) == pytest.approx(2 * single, rel=0.1)
+    checkpointed = part(llama, "activations", method="LoRA", gradient_checkpointing=True)
+    assert checkpointed < part(llama, "activations", method="LoRA") / 10
+
+
+def test_a_pair_costs_two_sequences_and_a_reward_model_has_no_logits(llama: ModelShape) -> None:
+    one = part(llama, "activations", per_device_train_batch_size=4)
+    assert part(llama, "activations", Objective.DPO) == pytest.approx(one, rel=0.02)
+    assert part(llama, "logits", Objective.REWARD_MODEL) == 0
+    assert part(llama, "weights", Objective.REWARD_MODEL) == part(llama, "weights") - 4 * 128256 * 4096
+
+
+def test_the_reference_is_a_second_model_only_where_no_adapter_can_be_switched_off(llama: ModelShape) -> None:
+    assert part(llama, "reference", Objective.RLHF, beta=0.04) == 0
+    assert part(llama, "reference", Objective.RLHF, method="Full", beta=0.04) == 2 * llama.parameters
+    assert part(llama, "reference", Objective.RLHF, method="Full", beta=0.0) == 0
+
+
+def test_a_reference_that_is_asked_once_before_training_takes_nothing_beside_it(llama: ModelShape) -> None:
+    for objective in (Objective.DPO, Objective.KTO):
+        assert part(llama, "reference", objective, method="Full", beta=0.1) == 0
+
+
+def test_sampling_keeps_the_keys_and_values_of_every_answer_of_a_step(llama: ModelShape) -> None:
+    sampled = part(llama, "generation", Objective.RLHF, max_completion_length=128)
+    assert sampled == 16 * (2048 + 128) * 2 * 32 * 8 * 128 * 2
+    assert part(llama, "generation") == 0
+
+
+def test_a_tied_model_has_no_head_of_its_own() -> None:
+    tied = shape_of(LLAMA_8B, tied=True)
+    assert (tied.tied, tied.head) == (True, 0)
+    assert tied.parameters == 8_030_261_248 - 128256 * 4096
+
+
+def test_routers_are_quantised_but_carry_no_adapter_and_experts_are_neither(llama: ModelShape) -> None:
+    experts = {"model.layers.0.mlp.gate.weight": (8, 4096), "model.layers.0.mlp.experts.0.w1.weight": (14336, 4096)}
+    shape = replace(llama, tensors={**llama.tensors, **experts})
+    assert "model.layers.0.mlp.gate" in shape.linear
+    assert "model.layers.0.mlp.gate" not in shape.adapted(None)
+    assert not any("experts" in name for name in shape.linear)
+
+
+def test_the_sizes_of_gpt_2_have_names_of_their_own_and_those_of_a_composite_model_lie_deeper() -> None:
+    gpt_2 = read_shape({"vocab_size": 50257, "n_embd": 768, "n_layer": 12, "n_head": 12}, {"wte.weight": (50257, 768)})
+    assert gpt_2 is not None
+    assert (gpt_2.intermediate, gpt_2.key_value_heads, gpt_2.head_size) == (3072, 12, 64)
+    assert gpt_2.linear == {}
+    composite = read_shape({"model_type": "gemma3", "text_config": LLAMA_8B}, llama_tensors(LLAMA_8B))
+    assert composite is not None
+    assert composite.layers == 32
+
+
+def test_a_configuration_without_sizes_gives_no_shape() -> None:
+    assert read_shape({"model_type": "llama"}, {"a": (2, 2)}) is None
+    assert read_shape(LLAMA_8B | {"vocab_size": "many"}, {"a": (2, 2)}) is None
+
+
+def test_the_parts_are_named_largest_first() -> None:
+    memory = Memory(5 * GIB, 0, GIB // 4, 0, 7 * GIB, 0, 0, 0, 0)
+    assert str(memory) == "activations 7.0 GiB, weights 5.0 GiB, reserve 1.0 GiB, gradients 0.2 GiB"
+    assert memory.total == 13 * GIB + GIB // 4
+    assert format_bytes(3 << 20) == "3 MiB"

@@ -1,0 +1,157 @@
+"""What `Auto` stands for, and what a job over its budget is told; on the shape of an 8B model that is not there."""
+
+from typing import Any
+
+import pytest
+from model_shapes import LLAMA_8B, shape_of
+
+from finetune_api.defaults import Facts
+from finetune_api.handoff import ExitCode
+from finetune_api.spec import FineTuneJobSpec
+from finetune_api.status import Resolved
+from finetune_trainer.errors import TrainerError
+from finetune_trainer.models.memory_estimate import GIB
+from finetune_trainer.models.resolve_settings import choose_settings
+from finetune_trainer.models.shape import ModelShape
+
+LLAMA = shape_of(LLAMA_8B)
+SMALL = shape_of(LLAMA_8B | {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 16})
+FACTS = Facts(parameters=LLAMA.parameters, train_rows=1000, validation_rows=0)
+
+
+def make_spec(tuning: dict[str, Any], hyper: dict[str, Any], **blocks: Any) -> FineTuneJobSpec:
+    return FineTuneJobSpec.model_validate(
+        {
+            "objective": "Chat",
+            "model": {"uri": "s3://bucket/model"},
+            "dataset": {"train": {"uri": "s3://bucket/rows.jsonl"}},
+            "output": {"uri": "s3://bucket/out"},
+            "tuning": tuning,
+            "hyperparameters": hyper,
+        }
+        | blocks
+    )
+
+
+def choose(shape: ModelShape | None = LLAMA, hyper: dict[str, Any] | None = None, **tuning: Any) -> Resolved:
+    return choose_settings(make_spec(tuning, hyper or {}), shape, FACTS)
+
+
+def refusal(shape: ModelShape = LLAMA, hyper: dict[str, Any] | None = None, **tuning: Any) -> str:
+    with pytest.raises(TrainerError) as caught:
+        choose(shape, hyper, **tuning)
+    assert caught.value.code is ExitCode.WONT_FIT
+    assert len(caught.value.message) <= 1024
+    assert "\n" not in caught.value.message
+    return caught.value.message
+
+
+def test_without_a_budget_auto_is_qlora_and_nothing_is_refused() -> None:
+    settings = choose(hyper={"maxLength": 1_048_576})
+    assert settings.method == "QLoRA"
+    assert settings.method_reason == "Auto is QLoRA where no tuning.vramBudget is given"
+    assert (settings.estimated_gpu_memory_bytes or 0) > 100 * GIB
+
+
+def test_auto_is_full_where_the_budget_permits_and_the_reason_has_both_numbers() -> None:
+    settings = choose(SMALL, vramBudget="80Gi")
+    assert settings.method == "Full"
+    assert settings.method_reason is not None
+    assert settings.method_reason.startswith("Auto is Full: its estimate of ")
+    assert settings.method_reason.endswith("is within tuning.vramBudget 80.0 GiB")
+    assert settings.estimated_gpu_memory_bytes is not None
+    assert settings.estimated_gpu_memory_bytes <= 80 * GIB
+
+
+def test_auto_is_qlora_where_full_is_above_the_budget() -> None:
+    settings = choose(vramBudget="80Gi")
+    assert settings.method == "QLoRA"
+    assert settings.method_reason is not None
+    assert settings.method_reason.startswith("Auto is QLoRA: Full takes 1")
+    assert settings.method_reason.endswith("above tuning.vramBudget 80.0 GiB")
+
+
+@pytest.mark.parametrize("asked", [{"lora": {"rank": 8}}, {"quantization": {"doubleQuant": False}}])
+def test_auto_is_qlora_where_the_job_speaks_of_an_adapter(asked: dict[str, Any]) -> None:
+    settings = choose(SMALL, vramBudget="80Gi", **asked)
+    assert settings.method == "QLoRA"
+    assert settings.method_reason == f"Auto is QLoRA with tuning.{next(iter(asked))}"
+
+
+def test_a_method_that_was_set_stays() -> None:
+    settings = choose(SMALL, method="LoRA", vramBudget="80Gi")
+    assert (settings.method, settings.method_reason) == ("LoRA", "set in tuning.method")
+
+
+def test_an_open_micro_batch_is_halved_before_the_job_is_refused_and_the_effective_batch_stays() -> None:
+    needed = choose(method="LoRA").estimated_gpu_memory_bytes or 0
+    settings = choose(method="LoRA", vramBudget=needed - GIB)
+    assert settings.per_device_train_batch_size == 1
+    assert settings.gradient_accumulation_steps == 16
+    assert settings.global_batch_size == 16
+    assert settings.gradient_checkpointing is False
+
+
+def test_open_checkpointing_comes_after_the_micro_batch() -> None:
+    settings = choose(method="LoRA", vramBudget="26Gi")
+    assert settings.gradient_checkpointing is True
+    assert (settings.per_device_train_batch_size, settings.global_batch_size) == (2, 16)
+
+
+def test_a_fixed_micro_batch_is_not_changed_but_advised_about() -> None:
+    fixed = {"perDeviceTrainBatchSize": 32, "maxLength": 4096}
+    told = refusal(hyper=fixed, method="QLoRA", vramBudget="24Gi")
+    assert told.startswith("QLoRA is estimated at ")
+    assert "above tuning.vramBudget 24.0 GiB (activations " in told
+    assert "Set perDeviceTrainBatchSize 1 and gradientAccumulationSteps 32 (" in told
+    assert "or raise the budget to " in told
+
+
+def test_fixed_checkpointing_is_advised_about_after_the_micro_batch() -> None:
+    fixed = {"perDeviceTrainBatchSize": 2, "gradientAccumulationSteps": 1, "gradientCheckpointing": False}
+    told = refusal(hyper=fixed, method="QLoRA", vramBudget="11Gi")
+    accumulation = "perDeviceTrainBatchSize 1 and gradientAccumulationSteps 2"
+    assert f"Set {accumulation} and gradientCheckpointing true (" in told
+
+
+def test_the_longest_length_that_fits_is_advised_about() -> None:
+    told = refusal(hyper={"maxLength": 32768}, method="QLoRA", vramBudget="24Gi")
+    assert "Set hyperparameters.maxLength " in told
+    length = int(told.split("maxLength ")[1].split()[0])
+    assert choose(hyper={"maxLength": length}, method="QLoRA", vramBudget="24Gi").max_length == length
+    refusal(hyper={"maxLength": length + 64}, method="QLoRA", vramBudget="24Gi")
+
+
+def test_qlora_is_advised_where_no_shorter_text_helps() -> None:
+    told = refusal(method="Full", vramBudget="24Gi")
+    assert told.startswith("Full is estimated at 1")
+    assert "Set tuning.method QLoRA (" in told
+
+
+def test_the_budget_that_is_advised_is_enough() -> None:
+    told = refusal(method="QLoRA", vramBudget="2Gi")
+    assert "Nothing makes it fit: take a smaller model, or raise the budget to " in told
+    budget = told.rpartition("raise the budget to ")[2].removesuffix(" GiB")
+    assert choose(method="QLoRA", vramBudget=f"{budget}Gi").method == "QLoRA"
+
+
+def test_a_model_of_unknown_sizes_is_neither_estimated_nor_refused() -> None:
+    settings = choose(None, vramBudget="1Gi")
+    assert settings.method == "QLoRA"
+    assert settings.estimated_gpu_memory_bytes is None
+
+
+def test_a_budget_that_is_no_quantity_is_an_invalid_config() -> None:
+    with pytest.raises(TrainerError, match=r"tuning\.vramBudget: 'lots' is not a quantity") as caught:
+        choose(vramBudget="lots")
+    assert caught.value.code is ExitCode.INVALID_CONFIG
+
+
+def test_a_learnt_reward_takes_the_memory_of_one_more_model_and_computed_ones_none() -> None:
+    def estimated(rlhf: dict[str, Any]) -> int:
+        spec = make_spec({"method": "LoRA"}, {"maxLength": 512}, objective="RLHF", rlhf=rlhf)
+        return choose_settings(spec, LLAMA, FACTS).estimated_gpu_memory_bytes or 0
+
+    computed = estimated({"rewards": [{"type": "Regex", "pattern": "[aeiou]"}]})
+    learnt = estimated({"rewardModel": {"uri": "s3://bucket/reward"}})
+    assert learnt - computed == 2 * LLAMA.parameters

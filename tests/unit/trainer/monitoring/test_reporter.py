@@ -1,0 +1,203 @@
+import io
+import json
+import threading
+import urllib.error
+import urllib.request
+
+import pytest
+
+from finetune_api.handoff import ProgressReport
+from finetune_api.status import CheckpointStatus, Resolved
+from finetune_trainer.errors import Stopped
+from finetune_trainer.monitoring import reporter as progress
+from finetune_trainer.monitoring.reporter import Pace, Reporter, transfer_beat
+from finetune_trainer.sigterm import StopFlag
+
+
+@pytest.fixture
+def out() -> io.StringIO:
+    return io.StringIO()
+
+
+@pytest.fixture
+def reporter(out: io.StringIO) -> Reporter:
+    return Reporter("uid-1", out=out)
+
+
+def get(port: int, path: str) -> bytes:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as answer:
+        return bytes(answer.read())
+
+
+def test_progress_is_served_as_the_contract_has_it(reporter: Reporter) -> None:
+    port = reporter.serve(0)
+    reporter.stage("Training")
+    reporter.update(
+        progress={"step": 42, "total_steps": 100, "epoch": 1.26},
+        metrics={"train_loss": 1.4234567},
+        early_stopping={"patience": 3},
+        resolved=Resolved(method="QLoRA"),
+    )
+    report = ProgressReport.model_validate_json(get(port, "/progress"))
+    assert (report.job_uid, report.progress.display, report.progress.percent) == ("uid-1", "42%", 42)
+    assert report.progress.stage == "Training"
+    assert report.metrics.train_loss == 1.4235
+    assert report.early_stopping is not None
+    assert report.early_stopping.patience == 3
+    assert report.resolved is not None
+    assert report.progress.last_updated_time is not None
+
+
+def test_values_stay_until_they_are_replaced(reporter: Reporter) -> None:
+    reporter.update(metrics={"train_loss": 2.0, "baseline_eval_loss": 3.0})
+    reporter.update(metrics={"train_loss": 1.0})
+    metrics = reporter.snapshot().metrics
+    assert (metrics.train_loss, metrics.baseline_eval_loss) == (1.0, 3.0)
+
+
+def test_a_loss_that_is_not_finite_is_kept_from_the_status_and_shown_to_prometheus(reporter: Reporter) -> None:
+    port = reporter.serve(0)
+    reporter.update(metrics={"train_loss": 2.0})
+    reporter.update(metrics={"train_loss": float("nan"), "grad_norm": float("inf")})
+    assert reporter.snapshot().metrics.train_loss == 2.0
+    assert b"NaN" not in get(port, "/progress")
+    exposed = get(port, "/metrics").decode()
+    assert "finetune_trainer_train_loss NaN" in exposed
+    assert "finetune_trainer_gradient_norm +Inf" in exposed
+
+
+def test_metrics_have_the_names_that_dashboards_use(reporter: Reporter) -> None:
+    port = reporter.serve(0)
+    reporter.update(progress={"step": 1, "total_steps": 9}, metrics={"eval_loss": 1.5, "learning_rate": 1e-4})
+    reporter.update(progress={"step": 3})
+    reporter.count_tokens(500)
+    reporter.beat(1000)
+    lines = get(port, "/metrics").decode().splitlines()
+    values = dict(line.rsplit(" ", 1) for line in lines if line and not line.startswith("#"))
+    assert float(values["finetune_trainer_eval_loss"]) == 1.5
+    assert float(values["finetune_trainer_learning_rate"]) == 1e-4
+    assert float(values["finetune_trainer_step"]) == 3
+    assert float(values["finetune_trainer_tokens_total"]) == 500
+    assert float(values["finetune_trainer_transferred_bytes_total"]) == 1000
+    assert float(values["finetune_trainer_step_seconds_count"]) == 2
+    assert float(values["process_resident_memory_bytes"]) > 0
+    assert "finetune_trainer_train_loss" not in values
+
+
+def test_health_is_answered_and_other_paths_are_not_found(reporter: Reporter) -> None:
+    port = reporter.serve(0)
+    assert get(port, "/healthz") == b"ok\n"
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        get(port, "/etc/passwd")
+    assert caught.value.code == 404
+    caught.value.close()
+
+
+def test_every_sign_of_life_moves_the_heartbeat_also_from_many_threads(reporter: Reporter) -> None:
+    def work() -> None:
+        for step in range(200):
+            reporter.beat(1)
+            reporter.update(progress={"step": step, "total_steps": 200})
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert reporter.snapshot().heartbeat == 4 * 200 * 2
+
+
+def test_a_misspelt_field_is_an_error(reporter: Reporter) -> None:
+    with pytest.raises(KeyError, match="trainLoss"):
+        reporter.update(metrics={"trainLoss": 1.0})
+
+
+def test_the_last_percent_is_only_shown_when_done(reporter: Reporter) -> None:
+    reporter.update(progress={"step": 999, "total_steps": 1000})
+    assert reporter.snapshot().progress.percent == 99
+    reporter.update(progress={"step": 1000})
+    assert reporter.snapshot().progress.display == "100%"
+
+
+def test_before_the_first_step_the_stage_is_what_people_see(reporter: Reporter) -> None:
+    reporter.stage("Loading")
+    assert reporter.snapshot().progress.display == "Loading"
+
+
+def test_before_the_first_step_people_see_how_much_of_a_stage_is_done(reporter: Reporter) -> None:
+    reporter.stage("Reference")
+    reporter.share(3, 8)
+    assert (reporter.snapshot().progress.display, reporter.snapshot().heartbeat) == ("Reference 37%", 2)
+    reporter.stage("Baseline")
+    assert reporter.snapshot().progress.display == "Baseline"
+    reporter.update(progress={"step": 1, "total_steps": 4})
+    reporter.share(1, 2)
+    assert reporter.snapshot().progress.display == "25%"
+
+
+def test_one_json_line_is_printed_per_stage_and_per_metrics(reporter: Reporter, out: io.StringIO) -> None:
+    reporter.stage("Training")
+    for step in range(50):
+        reporter.update(progress={"step": step, "total_steps": 50})
+    reporter.update(metrics={"train_loss": 1.5})
+    lines = [json.loads(line) for line in out.getvalue().splitlines()]
+    assert [line.get("trainLoss") for line in lines] == [None, 1.5]
+    assert lines[1]["step"] == 49
+
+
+def test_a_long_time_without_metrics_still_prints(
+    reporter: Reporter, out: io.StringIO, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reporter.stage("Training")
+    monkeypatch.setattr(progress, "QUIET_SECONDS", 0.0)
+    reporter.update(progress={"step": 1, "total_steps": 50})
+    assert len(out.getvalue().splitlines()) == 2
+
+
+def test_a_terminal_gets_a_bar_instead_of_json() -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    terminal = Terminal()
+    reporter = Reporter("uid-1", out=terminal)
+    reporter.stage("Training")
+    reporter.update(progress={"step": 5, "total_steps": 10}, metrics={"train_loss": 1.25})
+    reporter.close()
+    assert "Training" in terminal.getvalue()
+    assert "5/10" in terminal.getvalue()
+    assert "train=1.25" in terminal.getvalue()
+    assert "{" not in terminal.getvalue()
+
+
+def test_the_remaining_time_follows_the_pace_so_far(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now)
+    pace = Pace()
+    assert pace.remaining(0, 10) is None
+    now = 108.0
+    assert pace.remaining(4, 10) == 12
+    assert pace.remaining(10, 10) == 0
+
+
+def test_a_transfer_ends_once_a_stop_was_asked_for(reporter: Reporter) -> None:
+    stop = StopFlag()
+    on_bytes = transfer_beat(reporter, stop)
+    on_bytes(10)
+    stop.set()
+    with pytest.raises(Stopped):
+        on_bytes(10)
+    assert reporter.snapshot().heartbeat == 1
+
+
+def test_saved_checkpoints_are_timed_and_one_that_was_only_found_is_not(reporter: Reporter) -> None:
+    port = reporter.serve(0)
+    saved = {"uri": "s3://bucket/out/checkpoints/step-000010", "step": 10, "saved_time": "2026-01-02T00:00:00Z"}
+    found = CheckpointStatus.model_validate(saved | {"sha256": "ab" * 32})
+    reporter.note_checkpoint(found)
+    reporter.note_checkpoint(found.model_copy(update={"save_seconds": 1.5}))
+    reporter.count_checkpoint_failure()
+    exposed = get(port, "/metrics").decode()
+    assert "finetune_trainer_checkpoint_seconds_count 1.0" in exposed
+    assert "finetune_trainer_checkpoint_seconds_sum 1.5" in exposed
+    assert "finetune_trainer_checkpoint_failures_total 1.0" in exposed

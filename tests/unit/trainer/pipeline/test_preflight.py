@@ -1,0 +1,222 @@
+import json
+import threading
+from typing import Any
+
+import pytest
+
+from finetune_api.handoff import Artifact, ExitCode, Outcome, Report
+from finetune_trainer.errors import Stopped, TrainerError
+from finetune_trainer.pipeline.preflight import preflight
+from finetune_trainer.storage.protocol import sha256_file
+
+
+def check(world: Any) -> Report:
+    return preflight(world.config, world.storage, world.workspace, world.reporter, world.stop)
+
+
+def failure(world: Any) -> TrainerError:
+    with pytest.raises(TrainerError) as caught:
+        check(world)
+    return caught.value
+
+
+def test_a_good_job_is_validated_with_counts_and_resolved_settings(world: Any) -> None:
+    report = check(world)
+    assert report.outcome is Outcome.VALIDATED
+    assert report.dataset is not None
+    assert report.resolved is not None
+    assert (report.dataset.rows, report.dataset.accepted, report.dataset.rejected) == (110, 100, 10)
+    assert report.dataset.rejected_by_code == {
+        "BAD_JSON": 4,
+        "NOT_OBJECT": 2,
+        "UNKNOWN_FORMAT": 2,
+        "EMPTY_RESPONSE": 2,
+    }
+    assert (report.dataset.train_rows, report.dataset.validation_rows) == (80, 20)
+    assert (report.resolved.method, report.resolved.total_steps) == ("QLoRA", 15)
+    assert "22 weights" in report.message
+
+
+def test_the_canonical_rows_lie_under_the_output_with_their_digests(world: Any) -> None:
+    report = check(world)
+    summary = json.loads((world.out / Artifact.DATASET_SUMMARY).read_text())
+    assert [file["path"] for file in summary["files"]] == [
+        "dataset/train.jsonl",
+        "dataset/validation.jsonl",
+        "rejected_rows.jsonl",
+    ]
+    for file in summary["files"]:
+        assert sha256_file(world.out / file["path"]) == file["sha256"]
+    assert report.lineage is not None
+    assert report.lineage.dataset_sha256 == summary["files"][0]["sha256"]
+    assert len((world.out / Artifact.REJECTED).read_text().splitlines()) == 10
+    assert summary["sources"][0]["uri"] == "s3://bucket/rows.jsonl"
+
+
+def test_no_prompt_lands_on_both_sides(world: Any) -> None:
+    check(world)
+
+    def prompts(name: str) -> set[str]:
+        lines = (world.out / name).read_text().splitlines()
+        return {json.loads(line)["messages"][0]["content"] for line in lines}
+
+    train, validation = prompts(Artifact.TRAIN_ROWS), prompts(Artifact.VALIDATION_ROWS)
+    assert len(train) == 80
+    assert not train & validation
+
+
+def test_the_prefix_is_claimed_in_the_name_of_the_job(world: Any) -> None:
+    check(world)
+    owner = json.loads((world.out / Artifact.OWNER).read_text())
+    assert (owner["namespace"], owner["name"], owner["uid"]) == ("team", "job", "uid-1")
+
+
+def test_a_second_preflight_of_the_same_job_gives_the_same(world: Any) -> None:
+    first = check(world)
+    again = check(world.with_config(uid="uid-2"))
+    assert again.outcome is Outcome.VALIDATED
+    assert again.lineage == first.lineage
+
+
+def test_a_workspace_that_is_used_again_gives_the_same_summary(world: Any) -> None:
+    check(world)
+    first = json.loads((world.out / Artifact.DATASET_SUMMARY).read_text())
+    check(world)
+    assert json.loads((world.out / Artifact.DATASET_SUMMARY).read_text()) == first
+
+
+def test_the_files_of_the_model_that_was_there_before_are_not_used(world: Any) -> None:
+    (world.workspace / "tokenizer").mkdir()
+    (world.workspace / "tokenizer" / "chat_template.jinja").write_text("{{ raise_exception('another model') }}")
+    assert check(world).outcome is Outcome.VALIDATED
+
+
+def test_a_prefix_of_another_job_is_a_conflict_and_stays_as_it_is(world: Any) -> None:
+    check(world)
+    before = {path: path.read_bytes() for path in world.out.rglob("*") if path.is_file()}
+    error = failure(world.with_config(name="other"))
+    assert error.code is ExitCode.OUTPUT_CONFLICT
+    assert "team/job" in error.message
+    assert {path: path.read_bytes() for path in world.out.rglob("*") if path.is_file()} == before
+
+
+def test_the_same_name_with_another_spec_is_a_conflict(world: Any) -> None:
+    check(world)
+    error = failure(world.with_config({"hyperparameters": {"maxSteps": 7}}))
+    assert error.code is ExitCode.OUTPUT_CONFLICT
+    assert "another spec" in error.message
+
+
+def test_a_folder_with_someones_files_and_no_claim_is_a_conflict(world: Any) -> None:
+    world.out.mkdir()
+    (world.out / "thesis.txt").write_text("mine")
+    error = failure(world)
+    assert error.code is ExitCode.OUTPUT_CONFLICT
+    assert "thesis.txt" in error.message
+    assert [path.name for path in world.out.iterdir()] == ["thesis.txt"]
+
+
+def test_more_malformed_rows_than_allowed_fail_with_counts_and_first_lines(world: Any) -> None:
+    world.with_config({"dataset": {"train": {"uri": "s3://bucket/rows.jsonl"}, "maxRejectedPercent": 9}})
+    error = failure(world)
+    assert error.code is ExitCode.DATASET_UNUSABLE
+    assert "10 of 110 rows are malformed (9.1 %" in error.message
+    assert "BAD_JSON 4" in error.message
+    assert "line 101: BAD_JSON" in error.message
+
+
+def test_a_file_of_garbage_fails_and_leaves_nothing_behind(world: Any) -> None:
+    (world.bucket / "rows.jsonl").write_text("lorem\nipsum\n")
+    error = failure(world)
+    assert error.code is ExitCode.DATASET_UNUSABLE
+    assert "none of the 2 rows can be used (BAD_JSON 2)" in error.message
+    assert not world.out.exists()
+
+
+def test_an_empty_file_is_unusable(world: Any) -> None:
+    (world.bucket / "rows.jsonl").write_text("")
+    error = failure(world)
+    assert error.code is ExitCode.DATASET_UNUSABLE
+    assert "there are no rows" in error.message
+
+
+def test_a_damaged_gzip_is_unusable(world: Any) -> None:
+    (world.bucket / "rows.jsonl.gz").write_bytes(b"\x1f\x8b\x08 broken")
+    error = failure(world.with_config({"dataset": {"train": {"uri": "s3://bucket/rows.jsonl.gz"}}}))
+    assert error.code is ExitCode.DATASET_UNUSABLE
+    assert "s3://bucket/rows.jsonl.gz" in error.message
+
+
+def test_missing_rows_name_the_field_to_correct(world: Any) -> None:
+    error = failure(world.with_config({"dataset": {"train": {"uri": "s3://bucket/gone.jsonl"}}}))
+    assert error.code is ExitCode.DATASET_UNUSABLE
+    assert "spec.dataset.train.uri" in error.message
+
+
+def test_rows_with_another_digest_than_pinned_are_refused(world: Any) -> None:
+    error = failure(world.with_config({"dataset": {"train": {"uri": "s3://bucket/rows.jsonl", "sha256": "0" * 64}}}))
+    assert error.code is ExitCode.DATASET_UNUSABLE
+    assert sha256_file(world.bucket / "rows.jsonl") in error.message
+
+
+def test_rows_with_the_pinned_digest_pass(world: Any) -> None:
+    digest = sha256_file(world.bucket / "rows.jsonl")
+    world.with_config({"dataset": {"train": {"uri": "s3://bucket/rows.jsonl", "sha256": digest}}})
+    assert check(world).outcome is Outcome.VALIDATED
+
+
+def test_training_rows_that_stand_in_the_validation_file_are_dropped_and_counted(world: Any) -> None:
+    first = (world.bucket / "rows.jsonl").read_text().splitlines()[:30]
+    (world.bucket / "held.jsonl").write_text("\n".join(first) + "\n")
+    world.with_config(
+        {"dataset": {"train": {"uri": "s3://bucket/rows.jsonl"}, "validation": {"uri": "s3://bucket/held.jsonl"}}}
+    )
+    counts = check(world).dataset
+    assert counts is not None
+    assert (counts.train_rows, counts.validation_rows) == (70, 30)
+    assert counts.rejected_by_code is not None
+    assert counts.rejected_by_code["EVAL_LEAK"] == 30
+    assert len((world.out / Artifact.VALIDATION_ROWS).read_text().splitlines()) == 30
+
+
+def test_max_samples_counts_accepted_training_rows(world: Any) -> None:
+    world.with_config({"dataset": {"train": {"uri": "s3://bucket/rows.jsonl"}, "maxSamples": 25}})
+    counts = check(world).dataset
+    assert counts is not None
+    assert (counts.train_rows, counts.validation_rows) == (25, 0)
+    assert not (world.out / Artifact.VALIDATION_ROWS).exists()
+
+
+def test_the_heartbeat_moves_with_rows_and_bytes(world: Any) -> None:
+    check(world)
+    assert world.reporter.snapshot().heartbeat > 10
+
+
+def test_a_stop_ends_preflight_before_anything_is_written(world: Any) -> None:
+    world.stop.set()
+    with pytest.raises(Stopped):
+        check(world)
+    assert not world.out.exists()
+
+
+def test_of_two_jobs_that_claim_at_once_one_wins(world: Any) -> None:
+    from finetune_trainer.publishing.claim import claim
+
+    outcomes: list[str] = []
+    configs = [world.with_config(name=f"job-{index}").config for index in range(8)]
+    barrier = threading.Barrier(len(configs))
+
+    def contend(config: Any) -> None:
+        barrier.wait()
+        try:
+            claim(config, world.storage)
+            outcomes.append("won")
+        except TrainerError as error:
+            outcomes.append(error.code.reason)
+
+    threads = [threading.Thread(target=contend, args=(config,)) for config in configs]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(outcomes) == ["OutputConflict"] * 7 + ["won"]

@@ -1,0 +1,57 @@
+from typing import Any
+
+import pytest
+
+from finetune_api.handoff import Artifact, ExitCode, Owner
+from finetune_trainer.errors import TrainerError
+from finetune_trainer.publishing.claim import check_claim, claim, owner_uri
+from finetune_trainer.storage.protocol import Storage
+
+
+class Careless:
+    """The storage, but conditional writes are taken whatever lies there, as some stores do."""
+
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+
+    def __getattr__(self, attribute: str) -> Any:
+        return getattr(self._storage, attribute)
+
+    def put_if_absent(self, uri: str, data: bytes) -> bool:
+        self._storage.put(uri, data)
+        return True
+
+
+def refusal(config: Any, storage: Any) -> str:
+    with pytest.raises(TrainerError) as caught:
+        claim(config, storage)
+    assert caught.value.code is ExitCode.OUTPUT_CONFLICT
+    return caught.value.message
+
+
+def test_a_claim_is_kept_by_a_store_that_ignores_conditions(world: Any, job_config: Any) -> None:
+    storage = Careless(world.storage)
+    claim(world.config, storage)
+    assert "belongs to the FineTuneJob team/job" in refusal(job_config(name="other"), storage)
+    claim(world.config, storage)
+    assert Owner.model_validate_json((world.out / Artifact.OWNER).read_bytes()).name == "job"
+
+
+def test_of_two_claims_at_once_the_overwritten_one_notices(world: Any, job_config: Any) -> None:
+    other = job_config(name="other")
+
+    class Overtaken(Careless):
+        def put_if_absent(self, uri: str, data: bytes) -> bool:
+            self._storage.put(uri, data)
+            claim_of_the_other = Owner(namespace="team", name="other", uid="u", config_sha256=other.config_sha256)
+            self._storage.put(uri, claim_of_the_other.model_dump_json(by_alias=True).encode())
+            return True
+
+    assert "belongs to the FineTuneJob team/other" in refusal(world.config, Overtaken(world.storage))
+
+
+def test_the_claim_of_a_job_is_its_own_again_after_it_was_created_anew(world: Any, job_config: Any) -> None:
+    assert not check_claim(world.config, world.storage)
+    claim(world.config, world.storage)
+    assert check_claim(job_config(uid="uid-2"), world.storage)
+    assert owner_uri(world.config) == "s3://bucket/out/owner.json"

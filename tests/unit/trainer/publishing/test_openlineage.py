@@ -1,0 +1,133 @@
+"""`openlineage.jsonl`, built again with the classes of OpenLineage's own client, which refuse what its schema does not
+know."""
+
+import json
+import uuid
+from pathlib import Path
+from typing import Any
+
+import pytest
+from openlineage.client import event_v2, facet_v2
+from openlineage.client.generated import tags_run
+
+from finetune_api.handoff import Outcome, Report
+from finetune_api.status import PublishedJob
+from finetune_trainer.publishing.lineage import build_lineage
+from finetune_trainer.publishing.openlineage import write_lineage
+from finetune_trainer.storage.protocol import sha256_file
+
+FACETS = {
+    "jobType": facet_v2.job_type_job.JobTypeJobFacet,
+    "processing_engine": facet_v2.processing_engine_run.ProcessingEngineRunFacet,
+    "tags": tags_run.TagsRunFacet,
+    "version": facet_v2.dataset_version_dataset.DatasetVersionDatasetFacet,
+    "dataSource": facet_v2.datasource_dataset.DatasourceDatasetFacet,
+    "dataQualityMetrics": facet_v2.data_quality_metrics_input_dataset.DataQualityMetricsInputDatasetFacet,
+    "outputStatistics": facet_v2.output_statistics_output_dataset.OutputStatisticsOutputDatasetFacet,
+}
+Event = dict[str, Any]
+
+
+@pytest.fixture
+def result(tmp_path: Path) -> Path:
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_model.safetensors").write_bytes(b"weights")
+    return tmp_path
+
+
+@pytest.fixture
+def events(job_config: Any, result: Path) -> list[Event]:
+    return told(job_config, result, Outcome.PUBLISHED)
+
+
+def told(job_config: Any, result: Path, outcome: Outcome) -> list[Event]:
+    parent = PublishedJob(
+        name="sft", uid="uid-0", objective="Chat", output_uri="s3://bucket/sft", manifest_sha256="e" * 64
+    )
+    config = job_config({"model": {"uri": "hf://acme/base", "revision": "a" * 40}})
+    config = config.model_copy(update={"parent": parent, "attempt": 2})
+    report = Report(
+        outcome=outcome,
+        reason=outcome.value,
+        message="",
+        job_uid="uid-1",
+        config_sha256="c",
+        metrics={"eval_loss": 1.5, "best_step": 6},
+        lineage={"parent": parent},
+        last_step=9,
+    )
+    lineage = build_lineage(
+        config,
+        report,
+        model_files={"model.safetensors": "a" * 64},
+        template_sha256="b" * 64,
+        dataset={"sources": [{"uri": "s3://bucket/data/rows.jsonl", "sha256": "c" * 64, "size": 7}]},
+        device="CPU",
+        seconds=60,
+    )
+    write_lineage(lineage, result)
+    return [json.loads(line) for line in (result / "openlineage.jsonl").read_text().splitlines()]
+
+
+def facets_of(event: Event) -> list[tuple[str, Event]]:
+    holders = [event["run"]["facets"], event["job"]["facets"]]
+    for dataset in [*event["inputs"], *event["outputs"]]:
+        holders += [dataset.get(name, {}) for name in ("facets", "inputFacets", "outputFacets")]
+    return [pair for holder in holders for pair in holder.items()]
+
+
+def test_the_run_starts_and_completes_once_under_one_id(events: list[Event]) -> None:
+    assert [event["eventType"] for event in events] == ["START", "COMPLETE"]
+    assert events[0]["eventTime"] < events[1]["eventTime"]
+    assert events[0]["run"] == events[1]["run"]
+
+
+def test_a_result_that_meets_no_gate_is_a_failed_run_without_an_output(job_config: Any, result: Path) -> None:
+    start, end = told(job_config, result, Outcome.GATE_NOT_MET)
+    assert (start["eventType"], end["eventType"], end["outputs"]) == ("START", "FAIL", [])
+    assert "modelRegistry" not in json.loads((result / "lineage.json").read_text("utf-8"))
+
+
+def test_every_event_is_one_that_openlineages_client_would_send(events: list[Event]) -> None:
+    for event in events:
+        built = event_v2.RunEvent(
+            eventTime=event["eventTime"],
+            producer=event["producer"],
+            eventType=event_v2.RunState[event["eventType"]],
+            run=event_v2.Run(**event["run"]),
+            job=event_v2.Job(**event["job"]),
+            inputs=[event_v2.InputDataset(**one) for one in event["inputs"]],
+            outputs=[event_v2.OutputDataset(**one) for one in event["outputs"]],
+        )
+        assert event["schemaURL"] == built.schemaURL
+        assert event.keys() <= {"eventTime", "producer", "schemaURL", "run", "job", "eventType", "inputs", "outputs"}
+        uuid.UUID(event["run"]["runId"])
+
+
+def test_every_facet_is_one_of_openlineages_with_its_schema(events: list[Event]) -> None:
+    found = [pair for event in events for pair in facets_of(event)]
+    assert {name for name, _ in found} == set(FACETS)
+    for name, facet in found:
+        fields = {key: value for key, value in facet.items() if not key.startswith("_")}
+        built = FACETS[name](**fields, producer=facet["_producer"])
+        assert facet["_schemaURL"] == built._schemaURL
+        assert facet["_producer"] == built._producer
+
+
+def test_inputs_are_the_rows_the_base_and_the_parent_by_content(events: list[Event], result: Path) -> None:
+    def by_name(datasets: list[Event]) -> dict[tuple[str, str], str]:
+        return {(one["namespace"], one["name"]): one["facets"]["version"]["datasetVersion"] for one in datasets}
+
+    assert by_name(events[1]["inputs"]) == {
+        ("s3://bucket", "data/rows.jsonl"): "c" * 64,
+        ("https://huggingface.co", "acme/base"): "a" * 40,
+        ("s3://bucket", "sft"): "e" * 64,
+    }
+    weights = sha256_file(result / "adapter" / "adapter_model.safetensors")
+    assert by_name(events[1]["outputs"]) == {("s3://bucket", "out"): weights}
+    assert events[0]["outputs"] == []
+
+
+def test_the_chosen_step_and_the_figures_are_tags_of_the_run(events: list[Event]) -> None:
+    tags = {tag["key"]: tag["value"] for tag in events[1]["run"]["facets"]["tags"]["tags"]}
+    assert (tags["chosenStep"], tags["evalLoss"], tags["jobUid"]) == ("6", "1.5", "uid-1")

@@ -1,0 +1,278 @@
+from dataclasses import replace
+from pathlib import Path
+
+import yaml
+from markdown_it import MarkdownIt
+from report_record import ALL_HOSTILE, make_run
+
+from finetune_api.handoff import JobConfig
+from finetune_api.spec import FineTuneJobSpec
+from finetune_api.status import DatasetStatus, EarlyStoppingStatus, Resolved
+from finetune_trainer.evaluation.gate_rules import Observation
+from finetune_trainer.evaluation.record import Answer, History, Machine, Measured, MergeCheck, SampleStats, TrainPoint
+from finetune_trainer.evaluation.run_record import RunRecord
+from finetune_trainer.report import text
+from finetune_trainer.report.curves import curve_table
+from finetune_trainer.report.document import write_report
+
+HOSTILE = "a|b](http://evil) <script>x</script> `code` \x1b[31mred\x1b[0m\n# heading"
+
+
+def make_record(tmp_path: Path, **changes: object) -> RunRecord:
+    spec = FineTuneJobSpec.model_validate(
+        {
+            "objective": "Chat",
+            "model": {"uri": "s3://bucket/base; rm -rf ~"},
+            "dataset": {"train": {"uri": "s3://bucket/rows.jsonl"}, "validationSplitPercent": 10},
+            "earlyStopping": {"patience": 3},
+            "output": {"uri": "s3://bucket/out"},
+        }
+    )
+    history = History(tmp_path / "metrics.jsonl")
+    history.add_evaluation(0, Measured(3.5, 200))
+    for step in range(1, 41):
+        history.add_step(TrainPoint(step, step / 10, 3.0 - step / 40, 1e-4, 0.5, 123.0, 0.1))
+        if step % 10 == 0:
+            history.add_evaluation(step, Measured(3.2 - step / 50, 200))
+    record = RunRecord(
+        config=JobConfig(namespace="default", name="support-bot", uid="u", config_sha256="c" * 64, spec=spec),
+        settings=Resolved(
+            method="QLoRA",
+            method_reason="Auto is QLoRA",
+            total_steps=40,
+            max_length=128,
+            per_device_train_batch_size=2,
+            gradient_accumulation_steps=8,
+            global_batch_size=16,
+            seed=42,
+            lora_rank=16,
+        ),
+        dataset=DatasetStatus(
+            rows=110,
+            accepted=100,
+            rejected=10,
+            rejected_by_code={"BAD_JSON": 7, "NULL_FIELD": 3},
+            format={"Alpaca": 100},
+        ),
+        samples=SampleStats(90, 10, 90, 0.031, 0.42, 60, 128, 128),
+        previews=[[("<|user|>", False), ("the answer", True), ("\n", False)]],
+        history=history,
+        baseline=Measured(3.5, 200, 0.1),
+        final=Measured(2.4, 200, 0.1),
+        best_step=40,
+        early_stopping=EarlyStoppingStatus(stopped=False, patience=3),
+        trainable_parameters=1234,
+        answers=[Answer("Why?", "no idea", "because")],
+        merge=None,
+        machine=Machine("CPU, 2 threads", 3 * 2**30, None, 61.5, {"torch": "2.13.0"}),
+    )
+    return replace(record, **changes)
+
+
+def written(record: RunRecord, tmp_path: Path) -> str:
+    write_report(record, tmp_path)
+    return (tmp_path / "finetune_report.md").read_text(encoding="utf-8")
+
+
+def test_the_summary_compares_base_and_tuned_model(tmp_path: Path) -> None:
+    report = written(make_record(tmp_path), tmp_path)
+    assert "from **3.5** (base model) to **2.4** (tuned model)" in report
+    assert "| base model    | 3.5  | 33.12      | 200    |" in report
+    assert "| tuned model   | 2.4  | 11.02      | 200    |" in report
+    assert "step 40 of 40" in report
+
+
+def test_every_figure_of_the_data_is_told(tmp_path: Path) -> None:
+    report = written(make_record(tmp_path), tmp_path)
+    assert "110 rows read, 100 accepted, 10 skipped" in report
+    assert "3.1 % of the training rows were cut at 128 tokens" in report
+    assert "42.0 % of the tokens are trained" in report
+    assert "| `BAD_JSON`   | 7    | The line is not valid JSON" in report
+    assert "⟦the answer⟧" in report
+
+
+CODES = {"BAD_JSON": 7, "TOO_LONG": 3}
+SUMMARY = {
+    "train": {
+        "files": [
+            {
+                "file": "s3://bucket/a|b.jsonl",
+                "rows": 70,
+                "accepted": 60,
+                "rejectedByCode": {"BAD_JSON": 7, "TOO_LONG": 3},
+            },
+            {"file": "s3://bucket/c.csv", "rows": 40, "accepted": 40, "rejectedByCode": {}},
+        ],
+        "lengths": {"p50": 60, "p90": 110, "p99": 180, "max": 400, "advisedMaxLength": 192},
+    },
+    "validation": None,
+}
+
+
+def test_every_file_is_told_with_what_became_of_its_rows(tmp_path: Path) -> None:
+    lines = written(make_record(tmp_path, summary=SUMMARY), tmp_path).splitlines()
+    assert "| training | `s3://bucket/a¦b.jsonl` | 70   | 60       | 10      | `BAD_JSON` 7, `TOO_LONG` 3 |" in lines
+    assert "| training | `s3://bucket/c.csv`     | 40   | 40       | 0       | -                          |" in lines
+
+
+def test_of_many_files_the_first_are_told_and_the_rest_is_summed_up(tmp_path: Path) -> None:
+    files = [{"file": f"s3://bucket/{n}", "rows": 3, "accepted": 2, "rejectedByCode": {}} for n in range(25)]
+    report = written(make_record(tmp_path, summary={"train": {"files": files, "lengths": {}}}), tmp_path)
+    (rest,) = [line for line in report.splitlines() if "5 more, in `dataset/summary.json`" in line]
+    assert [cell.strip() for cell in rest.split("|")[3:6]] == ["15", "10", "5"]
+    assert "s3://bucket/20" not in report
+
+
+def test_lengths_stand_beside_the_limit_that_cuts_them(tmp_path: Path) -> None:
+    report = written(make_record(tmp_path, summary=SUMMARY), tmp_path)
+    (line,) = [line for line in report.splitlines() if line.startswith("| training rows")]
+    assert [cell.strip() for cell in line.split("|")[2:8]] == ["60", "110", "180", "400", "192", "128"]
+
+
+def test_a_packed_run_tells_sequences_and_the_rows_they_hold(tmp_path: Path) -> None:
+    changes = {"packing": True, "num_train_epochs": 2.0, "total_steps": 40, "per_device_train_batch_size": 1}
+    settings = make_record(tmp_path).settings.model_copy(update=changes | {"global_batch_size": 8})
+    report = written(make_record(tmp_path, settings=settings), tmp_path)
+    assert "1 sequences × 8 accumulated = **8 sequences a step**, which hold 4.5 rows on average" in report  # noqa: RUF001
+
+
+def test_the_estimate_stands_beside_the_peak(tmp_path: Path) -> None:
+    settings = make_record(tmp_path).settings.model_copy(update={"estimated_gpu_memory_bytes": 10 * 2**30})
+    machine = Machine("GPU", 9 * 2**30, 80 * 2**30, 61.5, {})
+    report = written(make_record(tmp_path, settings=settings, machine=machine), tmp_path)
+    assert "peak memory 9.0 GiB of the GPU's 80.0 GiB; preflight's estimate for a GPU was 10.0 GiB" in report
+
+
+def test_settings_answers_and_cost_are_told(tmp_path: Path) -> None:
+    report = written(make_record(tmp_path), tmp_path)
+    assert "8 accumulated = **16 rows a step**" in report
+    assert "    no idea" in report
+    assert "    because" in report
+    assert "123 tokens a second" in report
+    assert "peak memory 3.0 GiB" in report
+    assert "--max-lora-rank 16" in report
+
+
+def test_a_run_without_held_out_rows_says_so(tmp_path: Path) -> None:
+    record = make_record(tmp_path, baseline=None, final=None, best_step=None, early_stopping=None)
+    assert "Nothing was evaluated, for no rows were held out" in written(record, tmp_path)
+
+
+def test_early_stopping_gives_its_reason(tmp_path: Path) -> None:
+    stopped = EarlyStoppingStatus(stopped=True, step=30, patience=3, evaluations_without_improvement=3)
+    report = written(make_record(tmp_path, early_stopping=stopped), tmp_path)
+    assert "**Stopped early** at step 30: 3 evaluations in a row did not lower the evaluation loss by 0.001" in report
+
+
+def test_the_full_model_comes_with_its_comparison(tmp_path: Path) -> None:
+    good = Observation("dequantised base", [], 2.41, 2.4, 0.0012, 0.991, 0.998, 0.2, 512)
+    bad = Observation("unquantised base", [], 2.93, 2.9, 0.0013, 0.99, 0.997, 0.2, 512)
+    merge = MergeCheck("BF16", 2.4, [bad, good], [["its held-out loss is 2.93"], []], good)
+    report = written(make_record(tmp_path, merge=merge), tmp_path)
+    table = [[cell.strip() for cell in line.split("|")[1:-1]] for line in report.splitlines() if " base " in line]
+    assert ["dequantised base", "2.41", "0.0012", "99.1 %", "99.8 %", "published"] in table
+    assert ["unquantised base", "2.93", "0.0013", "99.0 %", "99.7 %", "withheld"] in table
+    assert "- its held-out loss is 2.93" in report
+    assert "vllm serve merged" in report
+
+
+def test_a_withheld_full_model_is_said_and_not_served(tmp_path: Path) -> None:
+    merge = MergeCheck("FP16", 2.4, [Observation("unquantised base", ["x"])], [["tensor w is not finite"]], None)
+    report = written(make_record(tmp_path, merge=merge), tmp_path)
+    assert "**There is no `merged/`**: the full model in FP16 is withheld: tensor w is not finite. " in report
+    assert "Set output.merge to BF16 or FP32" in report
+    assert "vllm serve merged" not in report
+
+
+def test_a_gate_that_could_not_be_run_says_what_to_change(tmp_path: Path) -> None:
+    merge = MergeCheck("BF16", 2.4, [], [], None, "it takes 9 GiB of memory: raise resources.limits.memory")
+    report = written(make_record(tmp_path, merge=merge), tmp_path)
+    assert "its gate could not be run: it takes 9 GiB of memory: raise resources.limits.memory" in report
+
+
+def test_answers_tell_whether_they_hold_what_is_expected_and_what_the_full_model_says(tmp_path: Path) -> None:
+    answers = [
+        Answer("a?", "no", "yes", "yes", "^yes$", is_expected=True),
+        Answer("b?", "no", "maybe", "perhaps", "^yes$", is_expected=False),
+    ]
+    report = written(make_record(tmp_path, answers=answers), tmp_path)
+    assert "Tuned model, which holds what is expected (`^yes$`)" in report
+    assert "Tuned model, which **lacks** what is expected (`^yes$`)" in report
+    assert "The full model answers the same." in report
+    assert "perhaps" in report
+
+
+def test_hostile_text_stays_text(tmp_path: Path) -> None:
+    answers = [Answer(HOSTILE, HOSTILE, HOSTILE)]
+    dataset = DatasetStatus(rows=1, accepted=1, format={HOSTILE[:40]: 1})
+    report = written(make_record(tmp_path, answers=answers, dataset=dataset), tmp_path)
+    assert "\x1b" not in report
+    lines = report.splitlines()
+    assert not [line for line in lines if line.startswith(("# heading", "<script"))]
+    assert [line for line in lines if line.startswith("| a\\|b\\]\\(http")]
+
+
+def test_the_whole_report_holds_no_html_no_link_and_no_picture_but_its_own(tmp_path: Path) -> None:
+    """By a parser that lets HTML through; what a terminal obeys is not there either."""
+    run = make_run(tmp_path)
+    report = written(replace(run, machine=replace(run.machine, device=ALL_HOSTILE)), tmp_path)
+    tokens = MarkdownIt("commonmark", {"html": True}).enable("table").parse(report)
+    found = [one for token in tokens for one in [token, *(token.children or [])]]
+    assert not {"html_block", "html_inline", "link_open", "fence", "blockquote_open", "hr"} & {
+        one.type for one in found
+    }
+    assert [one.attrs["src"] for one in found if one.type == "image"] == ["curves.png", "lengths.png"]
+    headings = [found[at + 1].content for at, one in enumerate(found) if one.type == "heading_open"]
+    assert not [heading for heading in headings if "heading" in heading]
+    assert not [character for character in report if ord(character) < 32 and character != "\n"]
+
+
+def test_a_uri_in_a_command_is_one_word_of_the_shell(tmp_path: Path) -> None:
+    assert "cp --recursive 's3://bucket/base; rm -rf ~' base" in written(make_record(tmp_path), tmp_path)
+
+
+def test_the_picture_is_a_png(tmp_path: Path) -> None:
+    written(make_record(tmp_path), tmp_path)
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_curve_table_has_the_baseline_and_the_mean_of_the_steps_between(tmp_path: Path) -> None:
+    table = curve_table(make_record(tmp_path).history).splitlines()
+    assert table[2].split("|")[1:4] == [" 0    ", " -             ", " 3.5             "]
+    assert [cell.strip() for cell in table[3].split("|")[1:4]] == ["10", "2.862", "3"]
+
+
+def test_a_long_training_gives_a_short_table(tmp_path: Path) -> None:
+    history = History(tmp_path / "long.jsonl")
+    for step in range(1, 1001):
+        history.add_step(TrainPoint(step, 0.1, 1.0, 1e-4, 1.0, 1.0, 1.0))
+    table = curve_table(history).splitlines()
+    assert len(table) <= 2 + 20
+    assert table[-1].startswith("| 1000")
+
+
+def test_the_model_card_has_front_matter_and_names_the_base(tmp_path: Path) -> None:
+    (tmp_path / "adapter").mkdir()
+    write_report(make_record(tmp_path), tmp_path)
+    card = (tmp_path / "adapter" / "README.md").read_text(encoding="utf-8")
+    _, front, body = card.split("---\n", 2)
+    assert yaml.safe_load(front)["library_name"] == "peft"
+    assert "`s3://bucket/base; rm -rf ~`" in body
+
+
+def test_numbers_and_sizes_are_short() -> None:
+    assert [text.number(value) for value in (None, 1.23456, 0.0, float("inf"), 1e9)] == [
+        "-",
+        "1.235",
+        "0",
+        "∞",
+        "1.000e+09",
+    ]
+    assert [text.size(value) for value in (None, 12, 2048, 5 * 2**20, 3 * 2**40)] == [
+        "-",
+        "12 B",
+        "2 KiB",
+        "5 MiB",
+        "3072.0 GiB",
+    ]
+    assert text.code("a`b") == "`` a`b ``"

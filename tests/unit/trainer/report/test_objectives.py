@@ -1,0 +1,197 @@
+"""Reports of preferences, reward models and policies: the objective's own figures, and none that mean nothing there."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from finetune_api.handoff import JobConfig
+from finetune_api.objectives import Objective
+from finetune_api.spec import FineTuneJobSpec
+from finetune_api.status import DatasetStatus, Resolved
+from finetune_trainer.evaluation.record import (
+    History,
+    Machine,
+    Measured,
+    RewardedAnswer,
+    SampleStats,
+    ScoreCheck,
+    ScoredPair,
+    TrainPoint,
+    reward_mean,
+)
+from finetune_trainer.evaluation.run_record import RunRecord
+from finetune_trainer.report.curves import curve_table
+from finetune_trainer.report.document import write_report
+from finetune_trainer.report.recommendations import REWARD_RULES
+
+HOSTILE = "<script>x</script>\n# heading \x1b[31m"
+
+
+def rewarded(tmp_path: Path, *, first: float = 0.25, last: float = 0.75, **figures: float) -> History:
+    """A policy's history of four steps, evaluated at the start, in the middle and at the end."""
+    history = History(tmp_path / "metrics.jsonl")
+    history.add_reward(reward_mean(0, [first] * 3 + [first + 0.4], completion_length=9.0, clipped_share=0.25))
+    plain = {"reward": 0.5, "kl": 0.01, "completion_length": 8.0, "clipped_share": 0.0, "flat_share": 0.0}
+    for step in range(1, 5):
+        history.add_step(TrainPoint(step, step / 4, 0.1, 1e-4, 1.0, 50.0, 0.1, **(plain | figures)))
+    history.add_reward(reward_mean(2, [0.5] * 4, completion_length=8.0, clipped_share=0.0))
+    history.set_final_reward(reward_mean(4, [last] * 4, completion_length=5.0, clipped_share=0.0))
+    return history
+
+
+def measured(tmp_path: Path) -> History:
+    history = History(tmp_path / "metrics.jsonl")
+    history.add_evaluation(0, Measured(0.693, 20, None, 0.0, 0.5))
+    history.add_step(TrainPoint(1, 0.5, 0.7, 1e-4, 1.0, 50.0, 0.1, reward_margin=0.1, reward_accuracy=0.5))
+    history.add_step(TrainPoint(2, 1.0, 0.5, 1e-4, 1.0, 50.0, 0.1, reward_margin=0.9, reward_accuracy=1.0))
+    history.add_evaluation(2, Measured(0.4, 20, 0.01, 1.25, 0.9))
+    return history
+
+
+def write(tmp_path: Path, objective: str, history: History, method: str = "LoRA", **changes: Any) -> str:
+    spec = {
+        "objective": objective,
+        "model": {"uri": "hf://owner/base", "revision": "v1"},
+        "dataset": {"train": {"uri": "s3://bucket/rows.jsonl"}},
+        "output": {"uri": "s3://bucket/out"},
+        "rlhf": {"rewards": [{"type": "Length", "targetTokens": 5}]} if objective == "RLHF" else None,
+    }
+    config = JobConfig(
+        namespace="default", name="job", uid="u", config_sha256="c" * 64, spec=FineTuneJobSpec.model_validate(spec)
+    )
+    settings = Resolved(
+        method=method,
+        method_reason="set in tuning.method",
+        total_steps=4,
+        max_length=128,
+        per_device_train_batch_size=8,
+        gradient_accumulation_steps=2,
+        global_batch_size=16,
+        num_generations=4 if objective == "RLHF" else None,
+        temperature=0.8 if objective == "RLHF" else None,
+        max_completion_length=32 if objective == "RLHF" else None,
+        lora_rank=16,
+        seed=1,
+        estimated_gpu_memory_bytes=5 * 2**30,
+    )
+    values = {
+        "config": config,
+        "settings": settings,
+        "dataset": DatasetStatus(rows=300, accepted=300),
+        "samples": SampleStats(280, 20, 280, 0.0, 0.0 if objective == "RLHF" else 0.4, 60, 128, 128),
+        "previews": [],
+        "history": history,
+        "baseline": history.baseline(),
+        "final": history.evaluations[-1].measured if history.evaluations else None,
+        "best_step": 4,
+        "early_stopping": None,
+        "trainable_parameters": 10,
+        "answers": [],
+        "merge": None,
+        "machine": Machine("CPU", 2**30, None, 1.0, {}),
+    }
+    (tmp_path / ("adapter" if method == "LoRA" else "merged")).mkdir()
+    write_report(RunRecord(**(values | changes)), tmp_path)
+    return (tmp_path / "finetune_report.md").read_text(encoding="utf-8")
+
+
+def card(tmp_path: Path, folder: str) -> tuple[dict[str, Any], str]:
+    _, front, body = (tmp_path / folder / "README.md").read_text(encoding="utf-8").split("---\n", 2)
+    return yaml.safe_load(front), body
+
+
+def test_a_policys_report_tells_rewards_and_no_loss(tmp_path: Path) -> None:
+    report = write(tmp_path, "RLHF", rewarded(tmp_path))
+    assert "held-out prompts went from **0.35** (base model) to **0.75** (tuned model)" in report
+    assert "| tuned model      | 0.75        | 0" in report
+    assert "perplexity" not in report
+    assert "only the prompts are used" in report
+    assert "2 accumulated = **16 answers a step** (4 to each prompt)" in report
+    assert card(tmp_path, "adapter")[0]["tags"] == ["finetune-operator", "lora", "rlhf"]
+
+
+def test_a_policys_curve_has_reward_divergence_and_length(tmp_path: Path) -> None:
+    header, _, first, *rows = curve_table(rewarded(tmp_path), Objective.RLHF).splitlines()
+    assert [cell.strip() for cell in header.split("|")[2:6]] == [
+        "training reward", "held-out reward", "KL", "tokens per answer",
+    ]  # fmt: skip
+    assert [cell.strip() for cell in first.split("|")[1:4]] == ["0", "-", "0.35"]
+    assert [cell.strip() for cell in rows[-1].split("|")[1:6]] == ["4", "0.5", "-", "0.01", "8"]
+
+
+def test_sampled_answers_stand_with_what_they_earn(tmp_path: Path) -> None:
+    answers = [RewardedAnswer(HOSTILE, "before", 0.125, HOSTILE, 1.0)]
+    report = write(tmp_path, "RLHF", rewarded(tmp_path), rewarded_answers=answers)
+    assert "Base model, reward 0.125:\n\n    before" in report
+    assert "Tuned model, reward 1:" in report
+    assert "\x1b" not in report
+    assert not [line for line in report.splitlines() if line.startswith(("<script", "# heading"))]
+
+
+@pytest.mark.parametrize("objective", ["DPO", "RewardModel"])
+def test_pairs_are_told_by_margin_and_accuracy(tmp_path: Path, objective: str) -> None:
+    report = write(tmp_path, objective, measured(tmp_path))
+    assert "loss per pair went from **0.693** (before) to **0.4**" in report
+    assert "higher reward in **90.0 %** of them (50.0 % before)" in report
+    assert "| tuned model    | 0.4   | 1.25   | 90.0 %   | 20    |" in report
+    assert "perplexity" not in report
+    assert "evaluation accuracy" in report
+
+
+def test_judged_answers_have_a_margin_and_no_accuracy(tmp_path: Path) -> None:
+    history = History(tmp_path / "metrics.jsonl")
+    history.add_evaluation(0, Measured(0.5, 20, None, 0.0))
+    history.add_step(TrainPoint(1, 0.5, 0.5, 1e-4, 1.0, 50.0, 0.1, reward_margin=0.1))
+    history.add_evaluation(1, Measured(0.4, 20, None, 1.25))
+    report = write(tmp_path, "KTO", history)
+    assert "loss per answer went from **0.5** (before) to **0.4**" in report
+    assert "accuracy" not in report.partition("## Curves")[0]
+
+
+def test_a_reward_models_report_says_how_it_scores_and_how_to_use_it(tmp_path: Path) -> None:
+    pairs = [ScoredPair(HOSTILE, "good", "bad", 1.5, -0.5)]
+    report = write(tmp_path, "RewardModel", measured(tmp_path), scored_pairs=pairs)
+    assert "Chosen, score 1.5:\n\n    good" in report
+    assert "Rejected, score -0.5:\n\n    bad" in report
+    assert 'rewardModel: {uri: "s3://bucket/out/adapter"}' in report
+    assert "hf download owner/base --revision v1 \\\n      --local-dir base" in report
+    assert "vllm" not in report
+    front, body = card(tmp_path, "adapter")
+    assert front["pipeline_tag"] == "text-classification"
+    assert "one score" in body
+
+
+def test_a_complete_reward_model_comes_with_its_check(tmp_path: Path) -> None:
+    report = write(
+        tmp_path, "RewardModel", measured(tmp_path), method="Full", score_check=ScoreCheck("BF16", 64, 0.0123)
+    )
+    assert "scored 64 held-out texts; the largest difference from the model as trained is 0.012" in report
+    assert 'rewardModel: {uri: "s3://bucket/out/merged"}' in report
+    assert "A complete model (BF16)" in card(tmp_path, "merged")[1]
+
+
+def test_the_estimate_stands_beside_the_measured_peak(tmp_path: Path) -> None:
+    report = write(tmp_path, "DPO", measured(tmp_path))
+    assert "peak memory 1.0 GiB; preflight's estimate for a GPU was 5.0 GiB" in report
+
+
+@pytest.mark.parametrize(
+    ("figures", "told"),
+    [
+        ({"last": 0.35}, "Do not use or publish this result"),
+        ({"flat_share": 0.75}, r"75 % of the last quarter's groups"),
+        ({"clipped_share": 0.5}, "Raise rlhf.maxCompletionLength"),
+        ({"kl": 1.5}, "1.5 nats per token"),
+    ],
+)
+def test_what_goes_wrong_with_rewards_is_advised_on(tmp_path: Path, figures: dict[str, float], told: str) -> None:
+    history = rewarded(tmp_path, **figures)
+    (found,) = [advice for rule in REWARD_RULES if (advice := rule(history)) is not None]
+    assert told in " ".join(found)
+
+
+def test_a_good_policy_and_a_history_without_rewards_get_no_advice(tmp_path: Path) -> None:
+    assert [rule(rewarded(tmp_path)) for rule in REWARD_RULES] == [None] * 4
+    assert [rule(measured(tmp_path)) for rule in REWARD_RULES] == [None] * 4

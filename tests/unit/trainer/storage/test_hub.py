@@ -1,0 +1,165 @@
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from finetune_api.handoff import ExitCode
+from finetune_api.spec import FineTuneJobSpec
+from finetune_trainer.errors import TrainerError
+from finetune_trainer.storage.hub.uris import (
+    Kind,
+    Repo,
+    commit_of,
+    connect_hub,
+    connect_hub_here,
+    hub_name,
+    model_location,
+    parse_hub_uri,
+    unpinned,
+)
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+TINY = Repo(Kind.MODEL, "acme/tiny")
+QA = Repo(Kind.DATASET, "acme/qa")
+
+
+def spec(**changes: Any) -> FineTuneJobSpec:
+    content = {
+        "objective": "Chat",
+        "model": {"uri": "hf://acme/tiny"},
+        "dataset": {"train": {"uri": "hf://datasets/acme/qa/data/*.jsonl"}},
+        "output": {"uri": "s3://bucket/out"},
+    }
+    return FineTuneJobSpec.model_validate(content | changes)
+
+
+def token(directory: Path, role: str, content: str) -> None:
+    (directory / role).mkdir()
+    (directory / role / "HF_TOKEN").write_text(content)
+
+
+@pytest.mark.parametrize(
+    ("uri", "repo", "commit", "path"),
+    [
+        ("hf://acme/tiny", TINY, None, ""),
+        (f"hf://acme/tiny@{COMMIT}/a/b.json", TINY, COMMIT, "a/b.json"),
+        ("hf://datasets/acme/qa", QA, None, ""),
+        (f"hf://datasets/acme/qa@{COMMIT}", QA, COMMIT, ""),
+        ("hf://datasets/acme/qa/data/*@x.jsonl", QA, None, "data/*@x.jsonl"),
+    ],
+)
+def test_an_address_is_read_and_written_alike(uri: str, repo: Repo, commit: str | None, path: str) -> None:
+    address = parse_hub_uri(uri)
+    assert (address.repo, address.commit, address.path) == (repo, commit, path)
+    assert str(address) == uri
+    assert unpinned(uri) == uri.replace(f"@{COMMIT}", "")
+    assert commit_of(uri) == commit
+
+
+def test_an_s3_uri_with_an_at_sign_is_left_alone() -> None:
+    assert unpinned("s3://bucket/a@b/c") == "s3://bucket/a@b/c"
+    assert commit_of(f"s3://bucket/a@{COMMIT}") is None
+    assert hub_name("s3://bucket/model") == "s3://bucket/model"
+    assert hub_name("hf://acme/tiny") == "acme/tiny"
+
+
+def test_a_model_is_read_at_its_commit_once_it_is_known() -> None:
+    model = spec().model
+    assert model_location(model) == "hf://acme/tiny"
+    assert model_location(model.model_copy(update={"revision": "v1"})) == "hf://acme/tiny"
+    assert model_location(model.model_copy(update={"revision": COMMIT})) == f"hf://acme/tiny@{COMMIT}"
+
+
+def test_each_repository_has_its_own_mounted_token(tmp_path: Path) -> None:
+    token(tmp_path, "model", "hf_model\n")
+    token(tmp_path, "train", "hf_rows")
+    connection = connect_hub(spec(), tokens_dir=tmp_path)
+    assert connection.endpoint == "https://huggingface.co"
+    assert connection.access(TINY).token == "hf_model"
+    assert connection.access(QA).token == "hf_rows"
+    assert connection.access(Repo(Kind.DATASET, "acme/tiny")).token is None
+
+
+def test_one_token_opens_a_repository_for_both_of_its_sources(tmp_path: Path) -> None:
+    token(tmp_path, "validation", "hf_rows")
+    dataset = {"train": {"uri": "hf://datasets/acme/qa/a.csv"}, "validation": {"uri": "hf://datasets/acme/qa/b.csv"}}
+    assert connect_hub(spec(dataset=dataset), tokens_dir=tmp_path).access(QA).token == "hf_rows"
+
+
+@pytest.mark.parametrize("content", ["hf_secret\nhf_more", "hf_sécret", "hf secret"])
+def test_a_token_that_no_header_can_carry_is_refused_and_not_told(tmp_path: Path, content: str) -> None:
+    token(tmp_path, "model", content)
+    with pytest.raises(TrainerError, match=r"key HF_TOKEN of the Secret .* does not hold a token") as caught:
+        connect_hub(spec(), tokens_dir=tmp_path)
+    assert caught.value.code is ExitCode.INVALID_CONFIG
+    assert content[:4] not in caught.value.message.replace("HF_TOKEN", "")
+
+
+def test_a_secret_without_its_key_is_named(tmp_path: Path) -> None:
+    gated = spec(model={"uri": "hf://acme/tiny", "credentialsSecretRef": {"name": "hub-token"}})
+    with pytest.raises(
+        TrainerError, match=r"Secret hub-token named by spec\.model\.credentialsSecretRef needs the key"
+    ):
+        connect_hub(gated, tokens_dir=tmp_path)
+
+
+def test_an_authority_that_is_not_mounted_is_an_invalid_config(tmp_path: Path) -> None:
+    with pytest.raises(TrainerError, match=r"spec\.hub\.caSecretRef needs the key ca\.crt"):
+        connect_hub(spec(hub={"caSecretRef": {"name": "ca"}}), tmp_path, tmp_path)
+
+
+def test_a_run_on_this_machine_uses_its_own_token_and_endpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_mine")
+    monkeypatch.setenv("HF_ENDPOINT", "https://mirror.example/")
+    mine = spec(model={"uri": "hf://acme/tiny", "credentialsSecretRef": {"name": "in-a-cluster"}})
+    connection = connect_hub_here(mine)
+    assert (connection.endpoint, connection.access(TINY).token) == ("https://mirror.example", "hf_mine")
+    assert connect_hub_here(spec(hub={"endpoint": "https://hub.example"})).endpoint == "https://hub.example"
+
+
+@pytest.mark.parametrize("value", ["mirror.example.com", "ftp://mirror", "https://", "http://mirror:99999"])
+def test_an_endpoint_that_is_no_url_is_named(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", value)
+    with pytest.raises(TrainerError) as caught:
+        connect_hub_here(spec())
+    assert caught.value.message.startswith(f"HF_ENDPOINT is '{value}': write https://host")
+    assert caught.value.code is ExitCode.INVALID_CONFIG
+
+
+def test_adapters_and_reward_models_have_their_own_place_and_no_token(tmp_path: Path) -> None:
+    token(tmp_path, "model", "hf_model")
+    connection = connect_hub(spec(tuning={"initialAdapter": {"uri": "hf://acme/adapter"}}), tokens_dir=tmp_path)
+    adapter = connection.access(Repo(Kind.MODEL, "acme/adapter"))
+    assert (adapter.place, adapter.token, adapter.is_public) == ("spec.tuning.initialAdapter", None, True)
+    assert connection.access(Repo(Kind.MODEL, "acme/base-of-it")).place == "spec.tuning.initialAdapter"
+
+
+def test_on_this_machine_its_token_opens_adapters_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_mine")
+    connection = connect_hub_here(spec(tuning={"initialAdapter": {"uri": "hf://acme/adapter"}}))
+    assert {connection.access(Repo(Kind.MODEL, f"acme/{name}")).token for name in ("adapter", "base")} == {"hf_mine"}
+
+
+def test_no_token_stands_in_what_is_printed(tmp_path: Path) -> None:
+    token(tmp_path, "model", "hf_model")
+    assert "hf_model" not in repr(connect_hub(spec(), tokens_dir=tmp_path))
+
+
+def test_a_job_without_a_hub_does_not_load_its_library() -> None:
+    code = (
+        "import sys, finetune_trainer.pipeline.preflight, finetune_trainer.commands.run;"
+        "print('huggingface_hub' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+def test_the_hubs_client_loads_no_torch_and_keeps_the_library_itself_offline() -> None:
+    code = (
+        "import sys, finetune_trainer.storage.hub.storage, huggingface_hub.constants as c; "
+        "print('torch' in sys.modules, 'transformers' in sys.modules, c.HF_HUB_OFFLINE, c.HF_HUB_DISABLE_TELEMETRY)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "False", "True", "True"]

@@ -1,0 +1,89 @@
+"""What a run that SIGTERM ended leaves in storage for the next one."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from finetune_api.handoff import ENV_POD_NAME, ENV_POD_UID, JobConfig
+from finetune_api.spec import FineTuneJobSpec
+from finetune_trainer.errors import StorageUnavailable
+from finetune_trainer.storage.local import LocalStorage
+from finetune_trainer.storage.protocol import Storage
+from finetune_trainer.training import interrupted_runs as stopped_runs
+
+BEGAN = datetime(2026, 3, 1, tzinfo=UTC)
+
+
+class Folder(LocalStorage):
+    """The output in a folder; nothing else is there."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__({"s3://bucket/out": root / "out"}, self._nowhere)
+
+    def _nowhere(self) -> Storage:
+        raise AssertionError("nothing else is asked for")
+
+
+def make_config(uid: str = "uid-1") -> JobConfig:
+    spec = FineTuneJobSpec.model_validate(
+        {
+            "objective": "Chat",
+            "model": {"uri": "s3://bucket/model"},
+            "dataset": {"train": {"uri": "s3://bucket/rows.jsonl"}},
+            "output": {"uri": "s3://bucket/out"},
+        }
+    )
+    return JobConfig(namespace="team", name="job", uid=uid, config_sha256="c" * 64, spec=spec, attempt=1)
+
+
+def stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, config: JobConfig, name: str, step: int = 1) -> None:
+    monkeypatch.setenv(ENV_POD_NAME, name)
+    monkeypatch.setenv(ENV_POD_UID, f"{name}-uid")
+    stopped_runs.write_down(config, Folder(tmp_path), BEGAN, step, None)
+
+
+def test_runs_are_told_oldest_first_and_those_of_an_earlier_job_of_the_name_are_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, earlier = make_config(), make_config("uid-0")
+    stop(tmp_path, monkeypatch, earlier, "old")
+    for name, step in [("z", 4), ("a", 9)]:
+        stop(tmp_path, monkeypatch, config, name, step)
+    told = stopped_runs.read(config, Folder(tmp_path))
+    assert {(run.pod_uid, run.last_step) for run in told} == {("z-uid", 4), ("a-uid", 9)}
+    assert {run.start_time for run in told} == {BEGAN}
+    assert told == sorted(told, key=lambda run: run.end_time)
+
+
+def test_nothing_is_left_once_the_job_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for uid in ("uid-0", "uid-1"):
+        stop(tmp_path, monkeypatch, make_config(uid), "pod")
+    stopped_runs.remove(make_config(), Folder(tmp_path))
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_a_file_that_is_broken_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = make_config()
+    stop(tmp_path, monkeypatch, config, "pod")
+    Folder(tmp_path).put(f"{config.output_key()}/checkpoints/stopped-runs/uid-1/other.json", b'{"attempt": 1')
+    assert [run.pod_name for run in stopped_runs.read(config, Folder(tmp_path))] == ["pod"]
+
+
+def test_a_process_that_is_no_pod_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(ENV_POD_NAME, raising=False)
+    stopped_runs.write_down(make_config(), Folder(tmp_path), BEGAN, 1, None)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_store_that_is_away_does_not_keep_a_stopped_run_from_ending(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Away(Folder):
+        def put(self, uri: str, data: bytes) -> None:
+            raise StorageUnavailable("nobody answers")
+
+    monkeypatch.setenv(ENV_POD_NAME, "pod")
+    monkeypatch.setenv(ENV_POD_UID, "uid")
+    stopped_runs.write_down(make_config(), Away(tmp_path), BEGAN, 1, None)
+    assert "nobody answers" in caplog.text

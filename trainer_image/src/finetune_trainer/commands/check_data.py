@@ -1,0 +1,150 @@
+"""`finetune-trainer check-data`: what preflight would say of these rows, without a job, and the rows converted."""
+
+# ruff: noqa: PLC0415 - templates and tokenizers are loaded only where a model is named
+
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from finetune_api.handoff import ExitCode
+from finetune_api.spec import DatasetFormat, Objective
+from finetune_trainer.commands.local_files import LocalFiles, find_files
+from finetune_trainer.data.checks.output import (
+    CONVERTED,
+    OUTPUT_FILES,
+    UNCONVERTED,
+    CheckOutput,
+    Conversion,
+    print_conversion,
+    print_summary,
+)
+from finetune_trainer.data.checks.pipeline import Progress, check_files
+from finetune_trainer.data.checks.summary import Summary, name_unknown_columns, why_unusable
+from finetune_trainer.data.formats.export import ExportFormat
+from finetune_trainer.data.rows import Rejected, UnreadableFile
+from finetune_trainer.errors import TrainerError
+
+if TYPE_CHECKING:
+    from finetune_trainer.tokenization.labeler import Labeler
+
+logger = logging.getLogger(__name__)
+
+NAMED_FILES = 5
+_OPTIONS = {
+    "spec.dataset.columns": "--columns",
+    "dataset.columns": "--columns",
+    "dataset.maxRejectedPercent": "--max-rejected-percent",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What is asked of the rows; no objective takes rows of every kind, as they are."""
+
+    objective: Objective | None = None
+    format: DatasetFormat = DatasetFormat.AUTO
+    columns: Mapping[str, str] | None = None
+    to: ExportFormat | None = None
+    model: Path | None = None
+    max_length: int = 2048
+    max_rejected_percent: int = 20
+
+
+def check_data(files: list[str], out: Path, request: Request) -> None:
+    """Write the files and print the counts; raises DatasetUnusable by the rules of a job."""
+    if unknown := name_unknown_columns(frozenset(request.columns or ())):
+        raise TrainerError(ExitCode.INVALID_CONFIG, _as_options(unknown))
+    summary = Summary()
+    conversion = Conversion(out, request.to) if request.to else None
+    found = find_files(files, [out / name for name in (*OUTPUT_FILES, CONVERTED, UNCONVERTED)])
+    summary.ignored_files = found.ignored
+    if found.ignored:
+        logger.warning("not read, for they hold no rows: %s", _name_some(found.ignored))
+    try:
+        _write(found, out, request, summary, conversion)
+    except UnreadableFile as error:
+        raise TrainerError(ExitCode.DATASET_UNUSABLE, str(error)) from None
+    print_summary(summary)
+    if conversion is not None:
+        print_conversion(conversion)
+    _refuse_unusable(summary, conversion, request.max_rejected_percent)
+
+
+def parse_columns(options: list[str]) -> dict[str, str]:
+    """`known=own` pairs, separated by commas or given one by one, as a mapping."""
+    columns: dict[str, str] = {}
+    for pair in ",".join(options).split(","):
+        known, separator, own = (part.strip() for part in pair.partition("="))
+        if not (known and separator and own):
+            message = (
+                f"--columns {pair!r}: write the name that a format knows = the name in your file, as prompt=question"
+            )
+            raise TrainerError(ExitCode.INVALID_CONFIG, message)
+        columns[known] = own
+    return columns
+
+
+def _write(found: LocalFiles, out: Path, request: Request, summary: Summary, conversion: Conversion | None) -> None:
+    with ExitStack() as stack:
+        output = stack.enter_context(CheckOutput(out, summary, conversion))
+        if conversion is not None:
+            stack.enter_context(conversion)
+        rows = check_files(
+            found.read,
+            summary=summary,
+            format=request.format.value,
+            columns=request.columns,
+            objective=request.objective.value if request.objective else None,
+            labeler=_load_labeler(request.model) if request.model else None,
+            max_length=request.max_length,
+            on_progress=stack.enter_context(_progress_bar(found.size)),
+        )
+        for row in rows:
+            output.write(row)
+            if conversion is not None and not isinstance(row, Rejected):
+                conversion.write(row)
+
+
+def _load_labeler(model: Path) -> "Labeler":
+    from finetune_trainer.tokenization.labeler import load_labeler
+
+    return load_labeler(model, str(model))
+
+
+@contextmanager
+def _progress_bar(size: int) -> Iterator[Progress]:
+    """A bar over the bytes of the files, on a terminal alone."""
+    bar = tqdm(total=size, unit="B", unit_scale=True, leave=False, disable=None, desc="checking")
+
+    def show(rows: int, bytes_read: int) -> None:
+        bar.set_postfix_str(f"{rows:,} rows", refresh=False)
+        bar.update(bytes_read - bar.n)
+
+    with bar, logging_redirect_tqdm():
+        yield show
+
+
+def _refuse_unusable(summary: Summary, conversion: Conversion | None, max_rejected_percent: int) -> None:
+    why = why_unusable(summary, max_rejected_percent)
+    if why is None and conversion is not None and not conversion.converted:
+        why = f"none of the {summary.accepted} accepted rows can be converted to {conversion.target}"
+    if why is not None:
+        raise TrainerError(ExitCode.DATASET_UNUSABLE, _as_options(why))
+
+
+def _as_options(why: str) -> str:
+    """The names of a job's fields as the options of this command."""
+    for field, option in _OPTIONS.items():
+        why = why.replace(field, option)
+    return why
+
+
+def _name_some(names: list[str]) -> str:
+    more = f" and {len(names) - NAMED_FILES} more" if len(names) > NAMED_FILES else ""
+    return ", ".join(names[:NAMED_FILES]) + more

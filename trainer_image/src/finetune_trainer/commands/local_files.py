@@ -1,0 +1,100 @@
+"""The files behind `FILE…` of a command: files as they are, the data files of a folder, or what a pattern matches."""
+
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from finetune_api.handoff import ExitCode
+from finetune_trainer.data.rows import NamedPath
+from finetune_trainer.data.sources import WILDCARD, is_data_file, translate
+from finetune_trainer.errors import TrainerError
+
+SHOWN = 5
+
+
+@dataclass(slots=True)
+class LocalFiles:
+    """The files to read, in order, and the names of those beside them that hold no rows."""
+
+    read: list[NamedPath] = field(default_factory=list)
+    ignored: list[str] = field(default_factory=list)
+
+    @property
+    def size(self) -> int:
+        """The bytes of the files to read that exist."""
+        return sum(file.path.stat().st_size for file in self.read if file.path.is_file())
+
+
+def find_files(arguments: Iterable[str], written: Iterable[Path]) -> LocalFiles:
+    """Every file to read, each once; those that will be `written` are never read.
+
+    Raises TrainerError where an argument names nothing to read.
+    """
+    finder = _Finder(frozenset(path.resolve() for path in written))
+    found = LocalFiles()
+    seen: set[Path] = set()
+    for argument in arguments:
+        files = finder.find(argument)
+        for file in files.read:
+            if file.path.resolve() not in seen:
+                seen.add(file.path.resolve())
+                found.read.append(file)
+        found.ignored += files.ignored
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Finder:
+    written: frozenset[Path]
+
+    def find(self, argument: str) -> LocalFiles:
+        path = Path(argument)
+        if path.resolve() in self.written:
+            raise TrainerError(
+                ExitCode.INVALID_CONFIG, f"{argument} would be written over: name another folder as --out"
+            )
+        if path.is_dir():
+            return self._data_files(path)
+        if WILDCARD.search(argument) and not path.exists():
+            return self._matching(argument)
+        return LocalFiles([NamedPath(path, argument)])
+
+    def _data_files(self, folder: Path) -> LocalFiles:
+        found = LocalFiles()
+        for key in self._walk(folder):
+            if is_data_file(key):
+                found.read.append(_named(folder, key))
+            else:
+                found.ignored.append(str(folder / key))
+        if not found.read:
+            there = f"there is {', '.join(found.ignored[:SHOWN])}" if found.ignored else "it is empty"
+            raise TrainerError(ExitCode.DATASET_UNUSABLE, f"{folder} holds no file of rows: {there}")
+        return found
+
+    def _matching(self, pattern: str) -> LocalFiles:
+        """A pattern means what it says: any name but a hidden one."""
+        start = WILDCARD.search(pattern)
+        depth = pattern.rfind("/", 0, start.start() if start else None) + 1
+        folder = Path(pattern[:depth] or ".")
+        matches = re.compile(translate(pattern[depth:])).fullmatch
+        keys = [key for key in self._walk(folder) if matches(key) and not key.rpartition("/")[2].startswith(".")]
+        if not keys:
+            raise TrainerError(ExitCode.DATASET_UNUSABLE, f"{pattern}: nothing in {folder} matches")
+        return LocalFiles([_named(folder, key) for key in keys])
+
+    def _walk(self, folder: Path) -> list[str]:
+        """Every file below in order of the keys; a hidden folder is one key, for what is in it is of no concern."""
+        keys = []
+        for parent, folders, files in os.walk(folder):
+            below = Path(parent).relative_to(folder)
+            here = Path(parent).resolve()
+            keys += [(below / name).as_posix() for name in files if here / name not in self.written]
+            keys += [(below / name).as_posix() for name in folders if name.startswith(".")]
+            folders[:] = [name for name in folders if not name.startswith(".")]
+        return sorted(keys)
+
+
+def _named(folder: Path, key: str) -> NamedPath:
+    return NamedPath(folder / key, str(folder / key))

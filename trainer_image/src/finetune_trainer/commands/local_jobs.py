@@ -1,0 +1,112 @@
+"""The jobs that a job builds on, found without an operator: in the same manifest, or among finished results."""
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from finetune_api import names
+from finetune_api.handoff import Artifact, ExitCode, JobConfig, Manifest, Report
+from finetune_api.status import PublishedJob
+from finetune_trainer.config.manifest import read_manifest
+from finetune_trainer.errors import TrainerError
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """Another job by its name: the field of the spec that names it, and the one of the configuration that holds it."""
+
+    field: str
+    holder: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class FinishedJob:
+    """The result of an earlier run and the folder that it lies in."""
+
+    job: PublishedJob
+    folder: Path
+
+
+def references(config: JobConfig) -> list[Reference]:
+    """The jobs that this one builds on."""
+    found = []
+    lineage, rlhf = config.spec.lineage, config.spec.rlhf
+    if lineage and lineage.parent_ref:
+        found.append(Reference("lineage.parentRef", "parent", lineage.parent_ref.name))
+    if rlhf and rlhf.reward_model and rlhf.reward_model.job_ref:
+        found.append(Reference("rlhf.rewardModel.jobRef", "reward_job", rlhf.reward_model.job_ref.name))
+    return found
+
+
+def in_order(configs: Sequence[JobConfig], finished: Iterable[str]) -> list[JobConfig]:
+    """The jobs, each after those that it builds on; one that is neither among them nor finished is refused."""
+    jobs = {config.name: config for config in configs}
+    known = jobs.keys() | set(finished)
+    for config in configs:
+        for reference in references(config):
+            if reference.name not in known:
+                raise _invalid(
+                    f"{config.name}: {reference.field} names {reference.name}, which no operator is here to find: put "
+                    f"its {names.KIND} into the same file, or name its finished result with "
+                    f"--job {reference.name}=DIR, the --output folder of its run"
+                )
+    needs = {name: [one.name for one in references(config) if one.name in jobs] for name, config in jobs.items()}
+    try:
+        return [jobs[name] for name in TopologicalSorter(needs).static_order()]
+    except CycleError as error:
+        raise _invalid(f"these jobs wait for each other: {', '.join(sorted(set(error.args[1])))}") from None
+
+
+def with_references(config: JobConfig, finished: Mapping[str, PublishedJob]) -> JobConfig:
+    """The configuration with the finished jobs that it builds on, as the operator would hand it out."""
+    return config.model_copy(update={one.holder: finished[one.name] for one in references(config)})
+
+
+def as_finished(config: JobConfig, report: Report) -> PublishedJob:
+    """A job that has just been run, for those that build on it."""
+    return PublishedJob(
+        name=config.name,
+        uid=config.uid,
+        objective=config.spec.objective.value,
+        output_uri=config.output_key(),
+        manifest_sha256=(report.artifacts and report.artifacts.manifest_sha256) or "",
+    )
+
+
+def parse_finished(options: Sequence[str]) -> dict[str, FinishedJob]:
+    """`NAME=DIR` options as finished jobs by name."""
+    found = {}
+    for option in options:
+        name, separator, folder = option.partition("=")
+        if not separator or not name or not folder:
+            raise _invalid(f"--job {option}: write NAME=DIR")
+        found[name] = _finished(option, name, Path(folder))
+    return found
+
+
+def _finished(option: str, name: str, folder: Path) -> FinishedJob:
+    try:
+        data = (folder / Artifact.MANIFEST).read_bytes()
+        manifest = Manifest.model_validate_json(data)
+    except (OSError, ValidationError):
+        raise _invalid(f"--job {option}: {folder} is not the folder of a finished result") from None
+    if manifest.name != name:
+        raise _invalid(f"--job {option}: the result in {folder} is that of {manifest.name}")
+    config = read_manifest(folder / Artifact.CONFIG, manifest.uid)
+    job = PublishedJob(
+        name=name,
+        uid=manifest.uid,
+        objective=config.spec.objective.value,
+        output_uri=config.output_key(),
+        manifest_sha256=hashlib.sha256(data).hexdigest(),
+    )
+    return FinishedJob(job, folder)
+
+
+def _invalid(message: str) -> TrainerError:
+    return TrainerError(ExitCode.INVALID_CONFIG, message)

@@ -1,0 +1,93 @@
+"""`finetune-trainer run`: the same preflight and the same training, on this machine, from a job's manifest."""
+
+# ruff: noqa: PLC0415 - what is heavy is imported when it is needed
+
+import logging
+import os
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+from finetune_api.handoff import JobConfig, Outcome, Report
+from finetune_api.spec import FineTuneJobSpec
+from finetune_api.spec import Storage as StorageSpec
+from finetune_trainer.commands.local_jobs import as_finished, in_order, parse_finished, with_references
+from finetune_trainer.config.manifest import read_manifests
+from finetune_trainer.entrypoints.termination import RunState
+from finetune_trainer.monitoring.reporter import Reporter
+from finetune_trainer.pipeline.preflight import preflight
+from finetune_trainer.sigterm import StopFlag
+from finetune_trainer.storage.local import LocalStorage, parse_maps
+from finetune_trainer.storage.protocol import Storage
+from finetune_trainer.storage.routed import RoutedStorage
+
+logger = logging.getLogger(__name__)
+
+
+def run(
+    state: RunState, manifest: Path, output: Path, maps: list[str], finished: list[str], *, workspace: Path
+) -> Report:
+    """Check, train and publish the jobs of a manifest, parents first; returns the report of the last.
+
+    A single job's result lies in `output`, each of several in a folder of its name there, or where `--map` sends
+    `output.uri`.
+    """
+    jobs = read_manifests(manifest, lambda: str(uuid.uuid4()))
+    earlier = parse_finished(finished)
+    done = {name: one.job for name, one in earlier.items()}
+    folders = {one.job.output_uri: one.folder for one in earlier.values()}
+    folders |= {job.output_key(): output / job.name if len(jobs) > 1 else output for job in jobs}
+    folders |= parse_maps(maps)
+    ordered = in_order(jobs, done)
+    for job in ordered:
+        config = state.config = with_references(job, done)
+        storage = LocalStorage(folders, elsewhere=_connect(config.spec, state.stop))
+        report = _run_one(state, config, storage, workspace / job.name)
+        if report.outcome is Outcome.GATE_NOT_MET:  # what others would build on has failed
+            return report
+        done[job.name] = as_finished(config, report)
+        if job is not ordered[-1]:
+            logger.info("%s: %s: %s", job.name, report.reason, report.message)
+    return report
+
+
+def _run_one(state: RunState, config: JobConfig, storage: Storage, workspace: Path) -> Report:
+    if state.reporter:
+        state.reporter.close()
+    reporter = state.reporter = Reporter(config.uid)
+    workspace.mkdir(parents=True, exist_ok=True)
+    checked = preflight(config, storage, workspace, reporter, state.stop)
+    logger.info("%s: %s", checked.reason, checked.message)
+    if checked.outcome is not Outcome.VALIDATED:  # a result of this very job is there
+        return checked
+    state.stop.raise_if_set()
+    from finetune_trainer.pipeline.train import train
+
+    ready = config.model_copy(update={"resolved": checked.resolved, "dataset": checked.dataset, "attempt": 1})
+    state.config = ready
+    return train(ready, storage, workspace, reporter, state.stop)
+
+
+def _connect(spec: FineTuneJobSpec, stop: StopFlag) -> Callable[[], Storage]:
+    """The job's store and hub with this machine's own credentials, for the manifest's Secrets live in a cluster."""
+
+    def connect_s3() -> Storage:
+        from finetune_trainer.storage.s3 import S3Storage
+        from finetune_trainer.storage.s3_client import Connection
+
+        storage = (spec.storage or StorageSpec()).model_copy(
+            update={"credentials_secret_ref": None, "ca_secret_ref": None}
+        )
+        if storage.endpoint is None and os.environ.get("AWS_ENDPOINT_URL"):
+            storage = storage.model_copy(update={"endpoint": os.environ["AWS_ENDPOINT_URL"]})
+        return S3Storage(Connection(storage))
+
+    def connect_hub() -> Storage:
+        from finetune_trainer.storage.hub.uris import connect_hub_here
+
+        connection = connect_hub_here(spec)
+        from finetune_trainer.storage.hub.storage import HubStorage
+
+        return HubStorage(connection, stop=stop)
+
+    return lambda: RoutedStorage(connect_s3, connect_hub)

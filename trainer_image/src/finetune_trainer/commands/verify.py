@@ -1,0 +1,81 @@
+"""`finetune-trainer verify`: proof from outside that a result is whole, its adapter sound and its lineage closed."""
+
+import json
+import logging
+import sys
+import tempfile
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from finetune_api.handoff import ADAPTER_WEIGHTS, Artifact, ManifestFile
+from finetune_api.spec import Storage as StorageSpec
+from finetune_trainer.models.adapter_check import find_adapter_faults
+from finetune_trainer.publishing.lineage_chain import Link, find_chain, read_result
+from finetune_trainer.publishing.publish import check_files
+from finetune_trainer.storage.local import LocalStorage, parse_maps
+from finetune_trainer.storage.protocol import Storage, join
+from finetune_trainer.storage.s3 import S3Storage
+from finetune_trainer.storage.s3_client import Connection
+
+
+@dataclass
+class Verdict:
+    """What was looked at and what is wrong; no fault is a proof."""
+
+    uri: str
+    faults: list[str] = field(default_factory=list)
+    files: list[ManifestFile] = field(default_factory=list)
+    chain: list[Link] = field(default_factory=list)
+
+    def to_json(self) -> str:
+        """For machines."""
+        files = [file.model_dump(by_alias=True) for file in self.files]
+        chain = [asdict(link) for link in self.chain]
+        content = {"uri": self.uri, "ok": not self.faults, "faults": self.faults, "files": files, "chain": chain}
+        return json.dumps(content, indent=2) + "\n"
+
+    def to_text(self) -> str:
+        """For people: a line for each good file, then where the result is from, then that it is whole."""
+        lines = [f"ok  {file.sha256}  {file.path}" for file in self.files]
+        lines += [f"{'  ' * link.depth}{link}" for link in self.chain]
+        if not self.faults:
+            lines.append(f"{self.uri}: {len(self.files)} files are as the manifest says")
+        return "".join(f"{line}\n" for line in lines)
+
+
+def verify_published(uri: str, endpoint: str | None, maps: list[str], *, as_json: bool = False) -> int:
+    """Print the verdict; returns 0 where nothing is wrong, else 1. Raises where storage cannot be read."""
+    verdict = verify_result(uri.rstrip("/"), _storage(uri.rstrip("/"), endpoint, maps))
+    sys.stdout.write(verdict.to_json() if as_json else verdict.to_text())
+    for fault in verdict.faults:
+        sys.stderr.write(f"BAD {fault}\n")
+    return 1 if verdict.faults else 0
+
+
+def verify_result(uri: str, storage: Storage) -> Verdict:
+    """Every file by its digest, the adapter by its tensors, the lineage back to the base."""
+    verdict = Verdict(uri)
+    found = read_result(uri, storage)
+    if isinstance(found, str):
+        verdict.faults.append(found)
+        return verdict
+    verdict.faults += check_files(uri, found.files, storage, on_file=verdict.files.append)
+    good = {file.path for file in verdict.files}
+    lineage, verdict.chain, faults = find_chain(uri, found, storage)
+    verdict.faults += faults
+    weights = f"{Artifact.ADAPTER}/{ADAPTER_WEIGHTS}"
+    if weights in good:
+        with tempfile.TemporaryDirectory(prefix="finetune-verify-") as scratch:
+            path = Path(scratch) / ADAPTER_WEIGHTS
+            storage.download(join(uri, weights), path)
+            config = storage.read(join(uri, f"{Artifact.ADAPTER}/adapter_config.json"))
+            base = lineage.base_model.uri if lineage else ""
+            verdict.faults += [f"adapter: {fault}" for fault in find_adapter_faults(path, config or b"", base)]
+    return verdict
+
+
+def _storage(uri: str, endpoint: str | None, maps: list[str]) -> Storage:
+    logging.getLogger("finetune_trainer").setLevel(logging.WARNING)
+    store = S3Storage(Connection(StorageSpec(endpoint=endpoint)))
+    own = {} if uri.startswith("s3://") else {uri: Path(uri)}
+    return LocalStorage(parse_maps(maps) | own, elsewhere=lambda: store)

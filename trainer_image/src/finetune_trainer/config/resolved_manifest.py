@@ -1,0 +1,92 @@
+"""`finetune_config.yaml`: the job with every default resolved, as a manifest that can be applied or run again."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import yaml
+
+from finetune_api import names
+from finetune_api.handoff import JobConfig
+from finetune_api.sources import Dataset, DataSource
+from finetune_api.spec import Lora, Method, Precision, Quantization
+from finetune_api.status import Resolved
+from finetune_trainer.storage.hub.uris import is_hub_uri, parse_hub_uri
+
+HYPERPARAMETERS = (
+    "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm", "optim",
+    "per_device_train_batch_size", "gradient_accumulation_steps", "max_length", "precision", "gradient_checkpointing",
+    "seed",
+)  # fmt: skip
+LORA = {
+    "rank": "lora_rank",
+    "alpha": "lora_alpha",
+    "dropout": "lora_dropout",
+    "target_modules": "target_modules",
+    "use_rslora": "use_rslora",
+}
+HEADER = """\
+# The settings that this result was trained with, every default resolved.
+# To repeat it under another name: change metadata.name and output.uri.
+"""
+
+
+def config_yaml(config: JobConfig, resolved: Resolved, read: Sequence[str] = ()) -> str:
+    """The manifest as YAML; `read` has the URIs of all rows, training first, pinned where a hub has them."""
+    spec = config.spec.model_copy(
+        update={
+            "tuning": config.spec.tuning.model_copy(update=_tuning(config, resolved)),
+            "hyperparameters": config.spec.hyperparameters.model_copy(update=_hyperparameters(config, resolved)),
+            "evaluation": config.spec.evaluation.model_copy(update=_given({"steps": resolved.eval_steps})),
+            "dataset": config.spec.dataset.model_copy(update=_sources(config.spec.dataset, read)),
+        }
+    )
+    manifest = {
+        "apiVersion": names.API_VERSION,
+        "kind": names.KIND,
+        "metadata": {"name": config.name, "namespace": config.namespace},
+        "spec": spec.model_dump(mode="json", by_alias=True, exclude_none=True, warnings="error"),
+    }
+    return HEADER + str(yaml.safe_dump(manifest, sort_keys=False, allow_unicode=True, width=120))
+
+
+def _hyperparameters(config: JobConfig, resolved: Resolved) -> dict[str, Any]:
+    values = {name: getattr(resolved, name) for name in HYPERPARAMETERS}
+    values["precision"] = Precision(resolved.precision or "Auto")
+    if not config.spec.hyperparameters.max_steps:
+        values["num_train_epochs"] = resolved.num_train_epochs
+    return _given(values)
+
+
+def _tuning(config: JobConfig, resolved: Resolved) -> dict[str, Any]:
+    tuning = config.spec.tuning
+    method = Method(resolved.method or tuning.method)
+    if resolved.lora_rank is None:
+        return {"method": method}
+    changes: dict[str, Any] = {
+        "method": method,
+        "lora": Lora(**_given({name: getattr(resolved, source) for name, source in LORA.items()})),
+    }
+    if resolved.double_quant is not None:
+        changes["quantization"] = Quantization(double_quant=resolved.double_quant)
+    return changes
+
+
+def _sources(dataset: Dataset, read: Sequence[str]) -> dict[str, Any]:
+    changes = {"train": _at_commit(dataset.train, read)}
+    if dataset.validation:
+        changes["validation"] = _at_commit(dataset.validation, read[::-1])
+    return changes
+
+
+def _at_commit(source: DataSource, read: Sequence[str]) -> DataSource:
+    """The same rows whatever becomes of the branch."""
+    if not is_hub_uri(source.uri):
+        return source
+    repo = parse_hub_uri(source.uri).repo
+    found = (parse_hub_uri(uri) for uri in read if is_hub_uri(uri))
+    commit = next((one.commit for one in found if one.repo == repo), None)
+    return source.model_copy(update={"revision": commit}) if commit else source
+
+
+def _given(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}

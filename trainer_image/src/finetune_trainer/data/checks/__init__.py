@@ -1,0 +1,1 @@
+"""Check rows, count and split them, and write what was found."""

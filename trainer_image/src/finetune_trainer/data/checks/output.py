@@ -1,0 +1,213 @@
+"""Writes what the front door found: accepted.jsonl, rejected.jsonl, summary.json, and a table for a terminal."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from enum import StrEnum
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Self, TypeVar
+
+import orjson
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from finetune_trainer.data.checks.summary import Summary
+from finetune_trainer.data.formats.columns import printable
+from finetune_trainer.data.formats.export import LOSSES, ExportFormat, LossCode, Unexpressed, export_row
+from finetune_trainer.data.rows import EXCERPT_CHARACTERS, SENTENCES, Rejected, Row, read_canonical
+
+ACCEPTED = "accepted.jsonl"
+REJECTED = "rejected.jsonl"
+FILES_SHOWN = 40
+BUFFER_BYTES = 1 << 18
+SUMMARY = "summary.json"
+CONVERTED = "converted.jsonl"
+UNCONVERTED = "unconverted.jsonl"
+OUTPUT_FILES = (ACCEPTED, REJECTED, SUMMARY)
+
+Code = TypeVar("Code", bound=StrEnum)
+_SENTENCES: dict[StrEnum, str] = {code: said for sentences in (SENTENCES, LOSSES) for code, said in sentences.items()}
+
+
+class Conversion:
+    """Converts rows as they come, and counts those that were left out by what they would have lost."""
+
+    def __init__(self, directory: Path, target: ExportFormat) -> None:
+        self.target = target
+        self.converted = 0
+        self.unconverted_by_code: Counter[LossCode] = Counter()
+        self._directory = directory
+        self._files = ExitStack()
+
+    def __enter__(self) -> Self:
+        self._directory.mkdir(parents=True, exist_ok=True)
+        self._converted = self._files.enter_context((self._directory / CONVERTED).open("wb"))
+        self._unconverted = self._files.enter_context((self._directory / UNCONVERTED).open("wb"))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._files.close()
+
+    def write(self, row: Row) -> None:
+        """Convert one accepted row; the converted file has no `_source`, its order is that of the input."""
+        try:
+            line = _dump(export_row(row, self.target))
+        except Unexpressed as loss:
+            self.unconverted_by_code[loss.code] += 1
+            self._unconverted.write(_dump(_describe(row, loss.code)))
+        else:
+            self.converted += 1
+            self._converted.write(line)
+
+    @property
+    def unconverted(self) -> int:
+        """Accepted rows that the format cannot hold."""
+        return self.unconverted_by_code.total()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the counters as `summary.json` holds them."""
+        return {
+            "format": self.target.value,
+            "converted": self.converted,
+            "unconverted": self.unconverted,
+            "unconvertedByCode": {code.value: count for code, count in self.unconverted_by_code.most_common()},
+        }
+
+
+def _describe(row: Row, code: LossCode) -> dict[str, Any]:
+    excerpt = orjson.dumps(row.content()).decode()[:EXCERPT_CHARACTERS]
+    place = {"file": row.source.file, "line": row.source.line}
+    return {**place, "code": code.value, "detail": LOSSES[code], "excerpt": excerpt}
+
+
+def _dump(row: dict[str, Any]) -> bytes:
+    return orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE)
+
+
+class CheckOutput:
+    """Writes rows as they come; on leaving, for whatever reason, the summary is written and the files are closed."""
+
+    def __init__(self, directory: Path, summary: Summary, conversion: Conversion | None = None) -> None:
+        self._directory = directory
+        self._summary = summary
+        self._conversion = conversion
+        self._files = ExitStack()
+
+    def __enter__(self) -> Self:
+        self._directory.mkdir(parents=True, exist_ok=True)
+        self._accepted = self._open(ACCEPTED)
+        self._rejected = self._open(REJECTED)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._files.close()
+        write_summary(self._directory, self._summary, self._conversion)
+
+    def write(self, row: Row | Rejected) -> None:
+        """Append one row to the file that it belongs in."""
+        if isinstance(row, Rejected):
+            self._rejected.write(orjson.dumps(row.to_dict(), option=orjson.OPT_APPEND_NEWLINE))
+        else:
+            self._accepted.write(row.to_line())
+
+    def _open(self, name: str) -> IO[bytes]:
+        return self._files.enter_context((self._directory / name).open("wb", BUFFER_BYTES))
+
+
+def write_summary(directory: Path, summary: Summary, conversion: Conversion | None = None) -> None:
+    """Write `summary.json`."""
+    content = summary.to_dict() | ({"conversion": conversion.to_dict()} if conversion else {})
+    options = orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE
+    (directory / SUMMARY).write_bytes(orjson.dumps(content, option=options))
+
+
+def read_accepted(path: Path) -> Iterator[Row]:
+    """Yield the rows of an `accepted.jsonl`, with the places that they first came from."""
+    with path.open("rb") as file:
+        for line in file:
+            yield read_canonical(orjson.loads(line))
+
+
+def print_summary(summary: Summary, console: Console | None = None) -> None:
+    """Print the counts as tables; without a terminal, as aligned plain text."""
+    console = console or Console()
+    _print_lines(console, _count_lines(summary))
+    if console.is_terminal and summary.formats:
+        _print_table(
+            console, ("format", "rows"), [(name.value, count) for name, count in summary.formats.most_common()]
+        )
+    if len(summary.files) > 1:
+        _print_files(console, summary.to_dict()["files"])
+    _print_codes(console, "rejected", summary.rejected_by_code)
+    _print_codes(console, "repaired", summary.repaired_by_code)
+
+
+def print_conversion(conversion: Conversion, console: Console | None = None) -> None:
+    """Print how many rows were converted, and what the others would have lost."""
+    console = console or Console()
+    line = f"converted {conversion.converted} to {conversion.target}; {conversion.unconverted} it cannot hold"
+    _print_lines(console, [line])
+    _print_codes(console, "not converted", conversion.unconverted_by_code)
+
+
+def _count_lines(summary: Summary) -> Iterable[str]:
+    formats = ", ".join(f"{name} {count}" for name, count in summary.formats.most_common())
+    yield f"rows      {summary.rows}"
+    yield f"accepted  {summary.accepted} ({summary.repaired} repaired){f': {formats}' if formats else ''}"
+    yield f"rejected  {summary.rejected} ({summary.malformed} malformed, {summary.malformed_percent:.1f} %)"
+    if summary.samples:
+        lengths = summary.lengths.to_dict()
+        yield (
+            f"tokens    {summary.tokens} ({summary.trained_tokens} trained); a row has {lengths['p50']} at the median, "
+            f"{lengths['p90']} at p90, {lengths['p99']} at p99, {lengths['max']} at most: "
+            f"maxLength {lengths['advisedMaxLength']} cuts one row in a hundred at most"
+        )
+
+
+def _print_lines(console: Console, lines: Iterable[str]) -> None:
+    for line in lines:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _print_files(console: Console, files: list[dict[str, Any]]) -> None:
+    rows = [(printable(one["file"]), one["rows"], one["accepted"], _name_codes(one["rejectedByCode"])) for one in files]
+    shown = rows[:FILES_SHOWN]
+    if console.is_terminal:
+        _print_table(console, ("file", "rows", "accepted", "rejected"), shown)
+    else:
+        _print_lines(
+            console,
+            (
+                f"{count:>8}  rows, {kept} accepted: {file}{f' ({codes})' if codes else ''}"
+                for file, count, kept, codes in shown
+            ),
+        )
+    if len(rows) > len(shown):
+        _print_lines(console, [f"and {len(rows) - len(shown)} more files, in {SUMMARY}"])
+
+
+def _name_codes(counts: dict[str, int]) -> str:
+    return ", ".join(f"{code} {count}" for code, count in counts.items())
+
+
+def _print_codes(console: Console, title: str, counts: Counter[Code]) -> None:
+    rows = [(code.value, count, _SENTENCES[code]) for code, count in counts.most_common()]
+    if rows and console.is_terminal:
+        _print_table(console, (title, "rows", "what it means"), rows)
+    else:
+        _print_lines(console, (f"{count:>8}  {code:<22} {sentence}" for code, count, sentence in rows))
+
+
+def _print_table(console: Console, header: tuple[str, ...], rows: Iterable[tuple[object, ...]]) -> None:
+    table = Table()
+    for name in header:
+        table.add_column(name, justify="right" if name in ("rows", "accepted") else "left")
+    for row in rows:
+        table.add_row(*(Text(f"{cell:,}" if isinstance(cell, int) else str(cell)) for cell in row))
+    console.print(table)

@@ -1,0 +1,237 @@
+"""Runs rows through the front door: read, rename, detect, convert, check, fit, compare with the rows before, label.
+
+    summary = Summary()
+    for row in check_files(paths, summary=summary, objective="Chat", labeler=labeler, max_length=2048):
+        ...  # a Row or Rejected, in source order; summary has counted it
+
+Every input row comes out exactly once; a preference pair under KTO twice, as its two answers. Without an objective rows
+come out as what they are. Without a labeler the checks that need the model's tokenizer are left out.
+UnreadableFile is raised for a file that holds no rows at all. `Summary.to_dict()` has the keys rows, accepted,
+repaired, rejected, malformed, rejectedByCode, repairedByCode, formats, samples, tokens, trainedTokens, answersCut,
+reasoningLost, lengths, files, ignoredFiles.
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import orjson
+
+from finetune_trainer.data.checks.objectives import fit_objective
+from finetune_trainer.data.checks.row_keys import prompt_key, row_key
+from finetune_trainer.data.checks.structure import check_structure
+from finetune_trainer.data.checks.summary import Summary
+from finetune_trainer.data.formats.columns import ColumnMap, Columns, name_columns
+from finetune_trainer.data.formats.convert import convert_row
+from finetune_trainer.data.formats.detect import detect_format
+from finetune_trainer.data.readers.rows_of_file import Record, RowFile
+from finetune_trainer.data.rows import (
+    EXCERPT_CHARACTERS,
+    BadRow,
+    DataFormat,
+    EncodedSample,
+    NamedPath,
+    Objective,
+    PromptRow,
+    RejectCode,
+    Rejected,
+    RepairCode,
+    Row,
+    Source,
+    TextRow,
+)
+
+logger = logging.getLogger(__name__)
+
+AUTO = "Auto"
+PROGRESS_ROWS = 500
+WARNINGS_PER_CODE = 5
+
+Progress = Callable[[int, int], None]
+
+
+class RowEncoder(Protocol):
+    """Turns rows into samples; implemented by `tokenization.labeler.Labeler`."""
+
+    def encode_batch(
+        self, rows: Sequence[Row], objective: Objective, max_length: int
+    ) -> Sequence[Sequence[EncodedSample] | BadRow]:
+        """Return each row's samples, or why it has none, in the order of the rows."""
+
+
+def check_files(
+    paths: Sequence[NamedPath],
+    *,
+    summary: Summary,
+    format: str = AUTO,  # noqa: A002 - the name in the API
+    columns: Mapping[str, str] | None = None,
+    objective: Objective | None = "Chat",
+    max_samples: int | None = None,
+    labeler: RowEncoder | None = None,
+    max_length: int = 2048,
+    validation_prompts: Container[int] = frozenset(),
+    on_progress: Progress | None = None,
+) -> Iterator[Row | Rejected]:
+    """Yield every row of the files as a Row or a Rejected, in order, until `max_samples` rows are accepted.
+
+    `columns` maps known names to the user's; `validation_prompts` holds `prompt_key`s that must not be trained on;
+    `on_progress` is told the rows and file bytes so far.
+    """
+    asked = None if format == AUTO else DataFormat(format)
+    summary.columns = ColumnMap(columns or {})
+    checker = _RowChecker(asked, summary.columns, objective, validation_prompts)
+    rows = checker.check(_read_all(paths, on_progress))
+    if labeler is not None and objective is not None:
+        rows = label_rows(rows, labeler, objective, max_length)
+    for path in paths:
+        summary.start_file(path.name)
+    warned: Counter[RejectCode] = Counter()
+    for row in rows:
+        summary.count(row)
+        if isinstance(row, Rejected):
+            _warn(row, warned)
+        yield row
+        if max_samples is not None and summary.accepted >= max_samples:
+            return
+
+
+@dataclass(slots=True)
+class _RowChecker:
+    """What one row is compared with: the asked format, columns and objective, and the rows before it."""
+
+    format: DataFormat | None
+    columns: ColumnMap
+    objective: Objective | None
+    validation_prompts: Container[int]
+    seen: set[int] = field(default_factory=set)
+
+    def check(self, records: Iterable[tuple[str, Record]]) -> Iterator[Row | Rejected]:
+        for file, record in records:
+            try:
+                rows = self._read(file, record)
+            except BadRow as bad:
+                yield Rejected(file, record.line, bad.code, bad.detail, record.excerpt)
+                continue
+            for row in rows:
+                try:
+                    self._refuse_known(row)
+                except BadRow as bad:
+                    yield Rejected(file, record.line, bad.code, bad.detail, record.excerpt)
+                else:
+                    yield row
+
+    def _read(self, file: str, record: Record) -> tuple[Row, ...]:
+        if record.value is None:
+            raise record.problem or BadRow(RejectCode.BAD_JSON, "the row has no value")
+        repairs: set[RepairCode] = set()
+        columns = self.columns.rename(record.value)
+        data_format = self.format or self._detect(columns)
+        row = convert_row(columns, data_format, Source(file, record.line), repairs)
+        row = check_structure(row, repairs, prompts_wanted=self.objective == "RLHF")
+        if repairs:
+            row.repairs = tuple(sorted(repairs))
+        if self.objective is None:
+            return (row,)
+        try:
+            return fit_objective(row, self.objective)
+        except BadRow as bad:
+            if isinstance(row, PromptRow):  # most likely the answer stands in a column that no format knows
+                raise self._explain(bad, columns) from None
+            raise
+
+    def _refuse_known(self, row: Row) -> None:
+        key = row_key(row)
+        if key in self.seen:
+            raise BadRow(RejectCode.DUPLICATE, "the same row came before")
+        self.seen.add(key)
+        if self.validation_prompts and prompt_key(row) in self.validation_prompts:
+            raise BadRow(RejectCode.EVAL_LEAK, "the prompt is also in the validation file")
+
+    def _detect(self, row: Columns) -> DataFormat:
+        try:
+            return detect_format(row)
+        except BadRow as unknown:
+            raise self._explain(unknown, row) from None
+
+    def _explain(self, bad: BadRow, row: Columns) -> BadRow:
+        seen = f"columns seen: {name_columns(row)}"
+        missing = [f"{known} as {own!r}" for known, own in self.columns.columns.items() if known not in row]
+        if not missing:
+            hint = "; say in columns what they are" if bad.code is RejectCode.UNKNOWN_FORMAT else ""
+            return BadRow(bad.code, f"{bad.detail}; {seen}{hint}")
+        detail = f"columns names {', '.join(missing)}, which the row does not have; {seen}"
+        return BadRow(RejectCode.MISSING_COLUMN, detail)
+
+
+def _read_all(paths: Sequence[NamedPath], on_progress: Progress | None) -> Iterator[tuple[str, Record]]:
+    rows = finished = 0
+    for path in paths:
+        file = RowFile(path)
+        for record in file.records():
+            yield path.name, record
+            rows += 1
+            if on_progress is not None and rows % PROGRESS_ROWS == 0:
+                on_progress(rows, finished + file.bytes_read)
+        finished += file.bytes_read
+    if on_progress is not None:
+        on_progress(rows, finished)
+
+
+def _warn(row: Rejected, warned: Counter[RejectCode]) -> None:
+    warned[row.code] += 1
+    if warned[row.code] <= WARNINGS_PER_CODE:
+        logger.warning("%s:%d: %s: %s (the row is skipped)", row.file, row.line, row.code, row.detail)
+
+
+BATCH_ROWS = 256
+# A tokenizer takes hundreds of bytes for each of its tokens while it works.
+MAX_TOKENISED_BYTES = 2 << 20
+
+
+def label_rows(
+    rows: Iterator[Row | Rejected], labeler: RowEncoder, objective: Objective, max_length: int
+) -> Iterator[Row | Rejected]:
+    """Yield the rows in order, each with its samples, or rejected where it gives none."""
+    for batch in _batches(rows):
+        accepted = [row for row in batch if not isinstance(row, Rejected)]
+        results = iter(labeler.encode_batch(accepted, objective, max_length))
+        for row in batch:
+            if isinstance(row, Rejected):
+                yield row
+                continue
+            result = next(results)
+            if isinstance(result, BadRow):
+                yield _reject(row, result)
+                continue
+            row.encodings = tuple(result)
+            row.repairs = tuple(sorted({*row.repairs, *(code for encoded in result for code in encoded.repairs)}))
+            yield row
+
+
+def _batches(rows: Iterator[Row | Rejected]) -> Iterator[list[Row | Rejected]]:
+    batch: list[Row | Rejected] = []
+    total = 0
+    for row in rows:
+        size = 0 if isinstance(row, Rejected) else len(row.written or orjson.dumps(row.content()))
+        if len(batch) == BATCH_ROWS or total + size > MAX_TOKENISED_BYTES:
+            yield batch
+            batch, total = [], 0
+        if not isinstance(row, Rejected) and size > MAX_TOKENISED_BYTES:
+            batch.append(_reject(row, _too_long(size)))
+        else:
+            batch.append(row)
+            total += size
+    yield batch
+
+
+def _too_long(size: int) -> BadRow:
+    most = MAX_TOKENISED_BYTES >> 20
+    detail = f"the row has {size / (1 << 20):.1f} MiB of text, more than the {most} MiB that are tokenised: split it up"
+    return BadRow(RejectCode.TOO_LONG, detail)
+
+
+def _reject(row: Row, bad: BadRow) -> Rejected:
+    text = row.text if isinstance(row, TextRow) else " ".join(message["content"] for message in row.turns())
+    return Rejected(row.source.file, row.source.line, bad.code, bad.detail, text[:EXCERPT_CHARACTERS], bad.tokens)

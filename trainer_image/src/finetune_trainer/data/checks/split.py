@@ -1,0 +1,84 @@
+"""Splits rows into training and validation by their prompt, so that one prompt never lands on both sides.
+
+    split = PromptSplit(percent=10, seed=42)
+    for row in rows: split.add(row)            # first pass: eight bytes a row
+    result = split.close()
+    result.is_validation(row)                  # second pass, in any order
+
+Prompts are taken in an order that only the seed decides until the wanted number of rows is reached, at least 20 and at
+most 512. The same rows and seed give the same split whatever their order.
+"""
+
+from array import array
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from finetune_trainer.data.checks.row_keys import prompt_key, seeded_rank
+from finetune_trainer.data.rows import Row
+
+MIN_ROWS = 40
+MIN_VALIDATION_ROWS = 20
+MAX_VALIDATION_ROWS = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Which prompts are held out; `warning` says why there is no split, or why it is smaller than asked."""
+
+    validation_prompts: frozenset[int]
+    train_rows: int
+    validation_rows: int
+    warning: str | None = None
+
+    def is_validation(self, row: Row) -> bool:
+        """Whether this row is held out."""
+        return bool(self.validation_prompts) and prompt_key(row) in self.validation_prompts
+
+
+class PromptSplit:
+    """Collects the prompts of the rows and then chooses those to hold out."""
+
+    def __init__(self, percent: int, seed: int) -> None:
+        self._percent = percent
+        self._seed = seed
+        self._prompts = array("Q")
+
+    def add(self, row: Row) -> None:
+        """Take one accepted row into account."""
+        self._prompts.append(prompt_key(row))
+
+    def close(self) -> Split:
+        """Choose the prompts to hold out."""
+        rows = len(self._prompts)
+        if self._percent <= 0:
+            return Split(frozenset(), rows, 0)
+        if rows < MIN_ROWS:
+            return Split(
+                frozenset(), rows, 0, f"{rows} rows are too few to hold any out; at least {MIN_ROWS} are needed"
+            )
+        wanted = min(max(round(rows * self._percent / 100), MIN_VALIDATION_ROWS), MAX_VALIDATION_ROWS)
+        chosen, held_out = self._choose(wanted, most=min(MAX_VALIDATION_ROWS, rows // 2))
+        if held_out < MIN_VALIDATION_ROWS:
+            reason = (
+                f"the rows repeat too few prompts to hold out {MIN_VALIDATION_ROWS} rows; there is no validation split"
+            )
+            return Split(frozenset(), rows, 0, reason)
+        return Split(frozenset(chosen), rows - held_out, held_out)
+
+    def _choose(self, wanted: int, most: int) -> tuple[list[int], int]:
+        sizes = Counter(self._prompts)
+        chosen: list[int] = []
+        held_out = 0
+        for prompt in sorted(sizes, key=lambda key: seeded_rank(key, self._seed)):
+            if held_out >= wanted:
+                break
+            if held_out + sizes[prompt] <= most:
+                chosen.append(prompt)
+                held_out += sizes[prompt]
+        return chosen, held_out
+
+
+def collect_prompts(rows: Iterable[Row]) -> frozenset[int]:
+    """Return the prompt keys of a validation file's rows, for `check_files(validation_prompts=...)`."""
+    return frozenset(prompt_key(row) for row in rows)

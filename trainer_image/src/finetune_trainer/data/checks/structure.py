@@ -1,0 +1,181 @@
+"""Checks a row's structure: roles in order, no empty turn, tools called before they answer."""
+
+from finetune_trainer.data.formats.fields import Repairs
+from finetune_trainer.data.rows import (
+    BadRow,
+    ChatRow,
+    Message,
+    PreferenceRow,
+    PromptRow,
+    RejectCode,
+    RepairCode,
+    Row,
+    TextRow,
+    Tools,
+    UnpairedRow,
+)
+
+# Hermes-style files spell their calls inside the text, so that a result after such a text is not an orphan.
+TEXT_CALL_MARK = "<tool_call>"
+
+
+def check_structure(row: Row, repairs: Repairs, *, prompts_wanted: bool = False) -> Row:
+    """Return the row with system turns merged and unanswered turns removed; raises BadRow.
+
+    A conversation without an answer becomes a prompt; so does one that ends with a question, if `prompts_wanted`.
+    """
+    match row:
+        case ChatRow():
+            return _check_chat(row, repairs, prompts_wanted)
+        case PreferenceRow():
+            _check_pair(row, repairs)
+        case UnpairedRow():
+            turns = _check_answered(_merge_system(row.prompt + row.completion, repairs), row.tools, repairs)
+            row.prompt, row.completion = turns[:-1], turns[-1:]
+        case PromptRow():
+            row.prompt = _check_prompt(_merge_system(row.prompt, repairs), row.tools)
+        case TextRow() if not row.text.strip():
+            raise BadRow(RejectCode.EMPTY_RESPONSE, "the text is empty")
+    return row
+
+
+def _check_chat(row: ChatRow, repairs: Repairs, prompts_wanted: bool) -> ChatRow | PromptRow:
+    if row.tools is None and _is_plain(row.messages) and row.messages[-1]["role"] == "assistant":
+        return row
+    messages = _merge_system(row.messages, repairs)
+    last = messages[-1]["role"] if messages else "system"
+    if last != "assistant":
+        is_prompt = not any(message["role"] == "assistant" for message in messages)
+        if prompts_wanted or (is_prompt and last != "system"):
+            return PromptRow(_check_prompt(messages, row.tools), row.source, row.format, row.tools)
+    row.messages = _check_answered(messages, row.tools, repairs)
+    return row
+
+
+def _check_answered(messages: list[Message], tools: Tools, repairs: Repairs) -> list[Message]:
+    messages = _trim_after_last_answer(messages, repairs)
+    _check_turns(messages, tools)
+    return messages
+
+
+def _check_prompt(messages: list[Message], tools: Tools) -> list[Message]:
+    if not messages or messages[-1]["role"] == "system":
+        raise BadRow(RejectCode.EMPTY_PROMPT, "there is no user turn")
+    if messages[-1]["role"] == "assistant":
+        raise BadRow(RejectCode.BAD_ALTERNATION, "the prompt ends with an answer")
+    _check_turns(messages, tools)
+    return messages
+
+
+def _check_pair(row: PreferenceRow, repairs: Repairs) -> None:
+    row.prompt = _merge_system(row.prompt, repairs)
+    row.chosen = _check_side(row, row.chosen, "chosen", repairs)
+    row.rejected = _check_side(row, row.rejected, "rejected", repairs)
+
+
+def _check_side(row: PreferenceRow, answer: list[Message], side: str, repairs: Repairs) -> list[Message]:
+    if not any(message["role"] == "assistant" for message in answer):
+        raise BadRow(RejectCode.EMPTY_RESPONSE, f"{side} has no answer")
+    try:
+        return _check_answered(row.prompt + answer, row.tools, repairs)[len(row.prompt) :]
+    except BadRow as bad:
+        raise BadRow(bad.code, f"with the {side} answer, {bad.detail}") from None
+
+
+def _check_turns(messages: list[Message], tools: Tools) -> None:
+    if tools is None and _is_plain(messages):
+        return
+    _check_order(messages)
+    _check_texts(messages)
+    if tools is not None or any("tool_calls" in message or message["role"] == "tool" for message in messages):
+        _check_tools(messages, tools)
+
+
+def _is_plain(messages: list[Message]) -> bool:
+    """Whether nothing but texts alternate: nearly always so, and told in one pass."""
+    expected, other = "user", "assistant"
+    for number, message in enumerate(messages):
+        if message["role"] != expected and (number or message["role"] != "system"):
+            return False
+        if "tool_calls" in message or not message["content"].strip():
+            return False
+        if message["role"] == expected:
+            expected, other = other, expected
+    return bool(messages)
+
+
+def _merge_system(messages: list[Message], repairs: Repairs) -> list[Message]:
+    count = 0
+    while count < len(messages) and messages[count]["role"] == "system":
+        count += 1
+    for number, message in enumerate(messages[count:], count + 1):
+        if message["role"] == "system":
+            raise BadRow(RejectCode.SYSTEM_NOT_FIRST, f"turn {number} is a system turn")
+    if count == 0 or (count == 1 and messages[0]["content"].strip()):
+        return messages
+    texts = [message["content"] for message in messages[:count] if message["content"].strip()]
+    if len(texts) < count:
+        repairs.add(RepairCode.NONE_STRIPPED)
+    if len(texts) > 1:
+        repairs.add(RepairCode.SYSTEM_MERGED)
+    merged = [Message(role="system", content="\n\n".join(texts))] if texts else []
+    return merged + messages[count:]
+
+
+def _trim_after_last_answer(messages: list[Message], repairs: Repairs) -> list[Message]:
+    end = len(messages)
+    while end and messages[end - 1]["role"] != "assistant":
+        end -= 1
+    if end == 0:
+        raise BadRow(RejectCode.NO_ASSISTANT, "the conversation has no assistant turn")
+    if end < len(messages):
+        repairs.add(RepairCode.TRAILING_USER_TRIMMED)
+        return messages[:end]
+    return messages
+
+
+def _check_order(messages: list[Message]) -> None:
+    before = "system"
+    for number, message in enumerate(messages, 1):
+        role = message["role"]
+        if role == "tool" and before not in ("assistant", "tool"):
+            raise BadRow(RejectCode.ORPHAN_TOOL, f"turn {number} is a tool result after a {before} turn")
+        if role == "user" and before not in ("system", "assistant"):
+            raise BadRow(RejectCode.BAD_ALTERNATION, f"turn {number} is a user turn after a {before} turn")
+        if role == "assistant" and before not in ("user", "tool"):
+            first = "begins the conversation" if before == "system" else "follows another one"
+            raise BadRow(RejectCode.BAD_ALTERNATION, f"turn {number} is an assistant turn that {first}")
+        before = role
+
+
+def _check_texts(messages: list[Message]) -> None:
+    prompted = False
+    last = len(messages)
+    for number, message in enumerate(messages, 1):
+        role = message["role"]
+        if not (message["content"] and message["content"].strip()) and "tool_calls" not in message and role != "tool":
+            if role == "user" and not prompted:
+                raise BadRow(RejectCode.EMPTY_PROMPT, f"turn {number}, the first prompt, is empty")
+            if number == last and role == "assistant":
+                raise BadRow(RejectCode.EMPTY_RESPONSE, f"turn {number}, the last answer, is empty")
+            raise BadRow(RejectCode.EMPTY_TURN, f"turn {number} ({role}) is empty")
+        prompted = prompted or role == "user"
+
+
+def _check_tools(messages: list[Message], tools: Tools) -> None:
+    offered = {tool["function"]["name"] for tool in tools or ()}
+    open_ids: set[str] = set()
+    may_answer = False
+    for number, message in enumerate(messages, 1):
+        if message["role"] == "assistant":
+            calls = message.get("tool_calls", [])
+            for call in calls:
+                name = call["function"]["name"]
+                if offered and name not in offered:
+                    raise BadRow(RejectCode.BAD_TOOL_CALL, f"turn {number} calls {name[:40]!r}, which is not in tools")
+            open_ids = {call["id"] for call in calls if "id" in call}
+            may_answer = bool(calls) or TEXT_CALL_MARK in message["content"]
+        elif message["role"] == "tool":
+            answered = message.get("tool_call_id")
+            if not may_answer or (answered is not None and open_ids and answered not in open_ids):
+                raise BadRow(RejectCode.ORPHAN_TOOL, f"turn {number} answers no tool call of the turn before it")

@@ -1,0 +1,159 @@
+"""Counts what the front door did with every row."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+from finetune_trainer.data.formats.columns import KNOWN_COLUMNS, ColumnMap, name_columns
+from finetune_trainer.data.lengths import Lengths
+from finetune_trainer.data.rows import (
+    WELL_FORMED_REJECTS,
+    DataFormat,
+    RejectCode,
+    Rejected,
+    RepairCode,
+    Row,
+)
+
+ACCEPTED = "accepted"
+
+
+@dataclass(slots=True)
+class Summary:
+    """Counters over the rows seen so far; `rows` = `accepted` + `rejected`, and `repaired` rows are among the accepted.
+
+    The token counts stay 0 without a tokenizer; `ignored_files` lay beside the rows. `unfit` counts, by what is said of
+    it, what the objective cannot use; `files` counts for each file what became of its rows, by code or as ACCEPTED.
+    """
+
+    accepted: int = 0
+    repaired: int = 0
+    rejected_by_code: Counter[RejectCode] = field(default_factory=Counter)
+    repaired_by_code: Counter[RepairCode] = field(default_factory=Counter)
+    formats: Counter[DataFormat] = field(default_factory=Counter)
+    samples: int = 0
+    tokens: int = 0
+    trained_tokens: int = 0
+    answers_cut: int = 0
+    reasoning_lost: int = 0
+    lengths: Lengths = field(default_factory=Lengths)
+    unfit: Counter[str] = field(default_factory=Counter)
+    columns: ColumnMap = field(default_factory=lambda: ColumnMap({}))
+    ignored_files: list[str] = field(default_factory=list)
+    files: dict[str, Counter[str]] = field(default_factory=dict)
+
+    @property
+    def rows(self) -> int:
+        """All rows seen."""
+        return self.accepted + self.rejected
+
+    @property
+    def rejected(self) -> int:
+        """Rows left out for any reason."""
+        return self.rejected_by_code.total()
+
+    @property
+    def malformed(self) -> int:
+        """Rejected rows less duplicates and evaluation leaks, which are well formed."""
+        return sum(count for code, count in self.rejected_by_code.items() if code not in WELL_FORMED_REJECTS)
+
+    @property
+    def malformed_percent(self) -> float:
+        """Malformed rows in percent of all rows; compare with `dataset.maxRejectedPercent`."""
+        return 100 * self.malformed / self.rows if self.rows else 0.0
+
+    def count(self, row: Row | Rejected) -> None:
+        """Count one row."""
+        if isinstance(row, Rejected):
+            self._file(row.file)[row.code] += 1
+            self.rejected_by_code[row.code] += 1
+            if row.tokens:
+                self.lengths.add(row.tokens)
+            if row.code is RejectCode.NOT_FOR_OBJECTIVE:
+                self.unfit[row.detail] += 1
+            return
+        self.accepted += 1
+        self._file(row.source.file)[ACCEPTED] += 1
+        self.formats[row.format] += 1
+        if row.repairs:
+            self.repaired += 1
+            self.repaired_by_code.update(row.repairs)
+        if row.encodings:
+            self.lengths.add(max(encoded.length + encoded.left_out for encoded in row.encodings))
+        for encoded in row.encodings:
+            self.samples += 1
+            self.tokens += encoded.tokens
+            self.trained_tokens += encoded.trained
+            self.answers_cut += encoded.answer_cut
+            self.reasoning_lost += encoded.reasoning_lost
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the counters as `summary.json` holds them, the most frequent code first."""
+        return {
+            "rows": self.rows,
+            "accepted": self.accepted,
+            "repaired": self.repaired,
+            "rejected": self.rejected,
+            "malformed": self.malformed,
+            "rejectedByCode": {code.value: count for code, count in self.rejected_by_code.most_common()},
+            "repairedByCode": {code.value: count for code, count in self.repaired_by_code.most_common()},
+            "formats": {name.value: count for name, count in self.formats.most_common()},
+            "samples": self.samples,
+            "tokens": self.tokens,
+            "trainedTokens": self.trained_tokens,
+            "answersCut": self.answers_cut,
+            "reasoningLost": self.reasoning_lost,
+            "lengths": self.lengths.to_dict(),
+            "files": [_describe(name, counts) for name, counts in self.files.items()],
+            "ignoredFiles": self.ignored_files,
+        }
+
+    def start_file(self, name: str) -> None:
+        """Name a file that is to be read: it is there in the summary even if it holds no row."""
+        self._file(name)
+
+    def _file(self, name: str) -> Counter[str]:
+        counts = self.files.get(name)
+        if counts is None:
+            counts = self.files[name] = Counter()
+        return counts
+
+
+def _describe(name: str, counts: Counter[str]) -> dict[str, Any]:
+    rejected = {str(code): count for code, count in counts.most_common() if code != ACCEPTED}
+    return {"file": name, "rows": counts.total(), "accepted": counts[ACCEPTED], "rejectedByCode": rejected}
+
+
+def why_unusable(summary: Summary, max_rejected_percent: int) -> str | None:
+    """Return what forbids to train on these rows, None if nothing does; 100 percent means any number."""
+    columns = summary.columns
+    if not summary.rows:
+        return "there are no rows"
+    if columns.missing and columns.seen:
+        named = ", ".join(f"{known} as {own!r}" for known, own in columns.columns.items() if own in columns.missing)
+        return f"dataset.columns names {named}, which no row has; columns seen: {name_columns(columns.seen)}"
+    if not summary.accepted:
+        if summary.rejected_by_code[RejectCode.NOT_FOR_OBJECTIVE] == summary.rows:
+            return f"none of the {summary.rows} rows suits the objective: {_most_said(summary)}"
+        return f"none of the {summary.rows} rows can be used"
+    if max_rejected_percent >= 100 or summary.malformed_percent <= max_rejected_percent:
+        return None
+    unfit = summary.rejected_by_code[RejectCode.NOT_FOR_OBJECTIVE]
+    told = f"{unfit} of them do not suit the objective, " if unfit else ""
+    return (
+        f"{summary.malformed} of {summary.rows} rows are malformed ({summary.malformed_percent:.1f} %, {told}"
+        f"dataset.maxRejectedPercent is {max_rejected_percent})"
+    )
+
+
+def name_unknown_columns(names: frozenset[str]) -> str | None:
+    """Return what is wrong with names that no format has, None if nothing is."""
+    if unknown := sorted(names - KNOWN_COLUMNS):
+        known = ", ".join(sorted(KNOWN_COLUMNS))
+        return f"spec.dataset.columns maps {', '.join(unknown)}, which no format knows; known are {known}"
+    return None
+
+
+def _most_said(summary: Summary) -> str:
+    (detail, count), *others = summary.unfit.most_common()
+    return f"{detail} ({count} rows)" if others else detail

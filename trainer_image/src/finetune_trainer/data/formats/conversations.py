@@ -1,0 +1,93 @@
+"""Reads turns wherever a row holds them: a conversation's column, a list in place of a text, a transcript in a text."""
+
+import re
+
+from finetune_trainer.data.formats.columns import (
+    CONVERSATION_COLUMNS,
+    ROLE_KEYS,
+    SYSTEM_COLUMNS,
+    TOOL_COLUMNS,
+    Columns,
+    find_column,
+    missing_column,
+)
+from finetune_trainer.data.formats.fields import Repairs, parse_nested, read_cell, read_list, read_optional_text
+from finetune_trainer.data.formats.tools import read_tools
+from finetune_trainer.data.formats.turns import read_turn
+from finetune_trainer.data.rows import BadRow, Message, RejectCode, Role, Tools
+
+# Anthropic's HH files hold whole conversations as "\n\nHuman: …\n\nAssistant: …".
+_SPEAKER = re.compile(r"(?:^|\n\n)\s*(Human|Assistant):")
+_TOOLS = frozenset(TOOL_COLUMNS)
+_TURNS = re.compile(r"\s*\[\s*\{")
+_SPEAKERS: dict[str, Role] = {"Human": "user", "Assistant": "assistant"}
+
+
+def read_conversation(row: Columns, repairs: Repairs) -> list[Message]:
+    """Return the row's turns, after its system text; raises BadRow."""
+    column = find_column(row, CONVERSATION_COLUMNS)
+    if column is None:
+        raise missing_column(CONVERSATION_COLUMNS)
+    return read_system(row, repairs) + read_turns(row[column], column, repairs)
+
+
+def read_turns(value: object, where: str, repairs: Repairs) -> list[Message]:
+    """Return a list of turns, which may stand in a string, as messages."""
+    turns = read_list(value, where, RejectCode.WRONG_TYPE)
+    return [read_turn(turn, number, repairs) for number, turn in enumerate(turns, 1)]
+
+
+def read_system(row: Columns, repairs: Repairs) -> list[Message]:
+    """Return the system text that stands in a column of its own."""
+    for name in SYSTEM_COLUMNS:
+        if name in row and (text := read_optional_text(row, name, repairs)):
+            return [Message(role="system", content=text)]
+    return []
+
+
+def read_row_tools(row: Columns, repairs: Repairs) -> Tools:
+    """Return the row's tools, if it has a column of them."""
+    return read_tools(row, repairs) if not _TOOLS.isdisjoint(row) else None
+
+
+def read_messages(value: object, where: str, role: Role, repairs: Repairs) -> list[Message]:
+    """Return a cell as messages: turns, a single turn, a transcript, or a plain text of this role."""
+    if isinstance(value, str):
+        if _TURNS.match(value) and (nested := _nested_turns(value, where)) is not None:
+            return read_turns(nested, where, repairs)
+        if _is_transcript(value):
+            return _read_transcript(value, role)
+    elif isinstance(value, dict):
+        return [read_turn(value, 1, repairs)]
+    elif _holds_turns(value):
+        return read_turns(value, where, repairs)
+    return [Message(role=role, content=read_cell(value, where, repairs))]
+
+
+def _nested_turns(text: str, where: str) -> object:
+    try:
+        value = parse_nested(text, where, RejectCode.WRONG_TYPE)
+    except BadRow:
+        return None
+    return value if value and _holds_turns(value) else None
+
+
+def _holds_turns(value: object) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(turn, dict) and any(key in turn for key in ROLE_KEYS) for turn in value
+    )
+
+
+def _is_transcript(text: str) -> bool:
+    return text.lstrip().startswith("Human:") and "\n\nAssistant:" in text
+
+
+def _read_transcript(text: str, role: Role) -> list[Message]:
+    _, *pieces = _SPEAKER.split(text)
+    messages = [
+        Message(role=_SPEAKERS[speaker], content=said.strip())
+        for speaker, said in zip(pieces[::2], pieces[1::2], strict=True)
+    ]
+    # A prompt of such a file ends with the name of the speaker who is to answer.
+    names_the_next = role == "user" and messages[-1]["role"] == "assistant" and not messages[-1]["content"]
+    return messages[:-1] if names_the_next else messages

@@ -1,0 +1,67 @@
+"""Converts one row of a known format to a canonical row, counting what it had to repair."""
+
+from collections.abc import Callable, Mapping
+
+from finetune_trainer.data.formats.columns import (
+    CONVERSATION_COLUMNS,
+    LABEL_COLUMNS,
+    TEXT_COLUMNS,
+    Columns,
+    find_column,
+    holds,
+    missing_column,
+)
+from finetune_trainer.data.formats.conversations import read_conversation, read_row_tools
+from finetune_trainer.data.formats.fields import Repairs, read_cell, read_label
+from finetune_trainer.data.formats.instructions import convert_alpaca, convert_prompt_completion
+from finetune_trainer.data.formats.pairs import convert_preference
+from finetune_trainer.data.rows import BadRow, ChatRow, DataFormat, RejectCode, Row, Source, TextRow, UnpairedRow
+
+MEDIA_COLUMNS = frozenset(("image", "images", "audio", "audios", "video", "videos"))
+
+
+def convert_row(row: Columns, data_format: DataFormat, source: Source, repairs: Repairs) -> Row:
+    """Return the row in canonical shape, its structure not yet checked; raises BadRow."""
+    if not MEDIA_COLUMNS.isdisjoint(row):
+        _refuse_media(row)
+    return _CONVERTERS[data_format](row, source, data_format, repairs)
+
+
+def _refuse_media(row: Columns) -> None:
+    for name in row:
+        if name in MEDIA_COLUMNS and row[name]:
+            raise BadRow(RejectCode.UNSUPPORTED_MODALITY, f"the row has the column {name!r}; only text is trained")
+
+
+def _convert_conversation(row: Columns, source: Source, data_format: DataFormat, repairs: Repairs) -> ChatRow:
+    return ChatRow(read_conversation(row, repairs), source, data_format, read_row_tools(row, repairs))
+
+
+def _convert_unpaired(row: Columns, source: Source, data_format: DataFormat, repairs: Repairs) -> UnpairedRow:
+    column = find_column(row, LABEL_COLUMNS)
+    if column is None:
+        raise missing_column(LABEL_COLUMNS)
+    label = read_label(row[column], column)
+    convert = _convert_conversation if holds(row, CONVERSATION_COLUMNS) else convert_alpaca
+    judged = convert(row, source, data_format, repairs)
+    if not isinstance(judged, ChatRow):
+        raise BadRow(RejectCode.NO_ASSISTANT, f"{column} judges an answer that is not there")
+    return UnpairedRow(judged.messages, [], label, source, data_format, judged.tools)
+
+
+def _convert_text(row: Columns, source: Source, data_format: DataFormat, repairs: Repairs) -> TextRow:
+    column = find_column(row, TEXT_COLUMNS)
+    if column is None:
+        raise missing_column(TEXT_COLUMNS)
+    return TextRow(read_cell(row[column], column, repairs), source, data_format)
+
+
+_CONVERTERS: Mapping[DataFormat, Callable[[Columns, Source, DataFormat, Repairs], Row]] = {
+    DataFormat.OPENAI: _convert_conversation,
+    DataFormat.SHAREGPT: _convert_conversation,
+    DataFormat.ALPACA: convert_alpaca,
+    DataFormat.PROMPT_COMPLETION: convert_prompt_completion,
+    DataFormat.PREFERENCE: convert_preference,
+    DataFormat.UNPAIRED: _convert_unpaired,
+    DataFormat.TEXT: _convert_text,
+}

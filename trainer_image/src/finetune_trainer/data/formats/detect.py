@@ -1,0 +1,129 @@
+"""Tells the format of one row by its columns.
+
+A new format is a `DataFormat`, a test in `_TESTS` at its place in the order, and a converter in convert.py.
+"""
+
+from collections.abc import Callable
+
+from finetune_trainer.data.formats.columns import (
+    CHOSEN_COLUMNS,
+    CONVERSATION_COLUMNS,
+    INPUT_COLUMNS,
+    INSTRUCTION_COLUMNS,
+    LABEL_COLUMNS,
+    OUTPUT_COLUMNS,
+    REJECTED_COLUMNS,
+    TEXT_COLUMNS,
+    Columns,
+    find_column,
+)
+from finetune_trainer.data.rows import BadRow, DataFormat, RejectCode
+
+# Rows with one of these compare or judge answers: the columns beside them say to what.
+_JUDGED = frozenset((*CHOSEN_COLUMNS, *REJECTED_COLUMNS, *LABEL_COLUMNS))
+_ANSWERS_OF_PAIRS = frozenset((*CHOSEN_COLUMNS, *REJECTED_COLUMNS))
+_LABELS = frozenset(LABEL_COLUMNS)
+_CONVERSATIONS = frozenset(CONVERSATION_COLUMNS)
+_ANSWERS = frozenset(OUTPUT_COLUMNS)
+_INSTRUCTIONS = frozenset(INSTRUCTION_COLUMNS)
+_QUESTIONS = frozenset((*INSTRUCTION_COLUMNS, *INPUT_COLUMNS))
+_BESIDE_PROMPTS = frozenset((*INPUT_COLUMNS, "instruction", "history"))
+_TEXTS = frozenset(TEXT_COLUMNS)
+
+
+def detect_format(row: Columns) -> DataFormat:
+    """Name the row's format; raises BadRow with UNKNOWN_FORMAT."""
+    found = None
+    if None in row.values():  # a table has every column in every row: what is null says nothing
+        found = _find_format({name: value for name, value in row.items() if value is not None})
+    found = found or _find_format(row)
+    if found is None:
+        raise BadRow(RejectCode.UNKNOWN_FORMAT, "the columns belong to no known format")
+    return found
+
+
+def _find_format(row: Columns) -> DataFormat | None:
+    tests = _TESTS if _JUDGED.isdisjoint(row) else _JUDGED_TESTS + _TESTS
+    for name, matches in tests:
+        if matches(row):
+            return name
+    return None
+
+
+def uses_role_and_content(row: Columns) -> bool:
+    """Tell OpenAI's turn keys from ShareGPT's by the first turn, whatever the column is called."""
+    turns = row.get(find_column(row, CONVERSATION_COLUMNS) or "")
+    if isinstance(turns, str):
+        start = turns[:400]
+        return "role" in start and not any(f"{quote}from{quote}" in start for quote in "'\"")
+    if isinstance(turns, list) and turns and isinstance(turns[0], dict):
+        return "role" in turns[0] or ("content" in turns[0] and "from" not in turns[0])
+    return "messages" in row
+
+
+def is_ranked_output(row: Columns) -> bool:
+    """Whether the answer is a better and a worse one, as LLaMA-Factory's older files have them."""
+    answers = row.get("output")
+    return isinstance(answers, list) and len(answers) == 2 and all(isinstance(answer, str) for answer in answers)
+
+
+def _has(row: Columns, names: frozenset[str]) -> bool:
+    return not names.isdisjoint(row)
+
+
+def _is_preference(row: Columns) -> bool:
+    return _has(row, _ANSWERS_OF_PAIRS)
+
+
+def _is_unpaired(row: Columns) -> bool:
+    return _has(row, _LABELS) and (_has(row, _ANSWERS) or _has(row, _CONVERSATIONS))
+
+
+def _is_openai(row: Columns) -> bool:
+    return _has(row, _CONVERSATIONS) and uses_role_and_content(row)
+
+
+def _is_sharegpt(row: Columns) -> bool:
+    return _has(row, _CONVERSATIONS)
+
+
+def _is_prompt_completion(row: Columns) -> bool:
+    if "prompt" not in row or not _has(row, _ANSWERS):
+        return False
+    if isinstance(row["prompt"], list):
+        return True
+    return "completion" in row and not _has(row, _BESIDE_PROMPTS)
+
+
+def _is_alpaca(row: Columns) -> bool:
+    return _has(row, _ANSWERS) and _has(row, _QUESTIONS)
+
+
+def _is_text(row: Columns) -> bool:
+    return _has(row, _TEXTS)
+
+
+def _is_prompt(row: Columns) -> bool:
+    return "prompt" in row
+
+
+def _is_instruction(row: Columns) -> bool:
+    return _has(row, _INSTRUCTIONS)
+
+
+_Tests = tuple[tuple[DataFormat, Callable[[Columns], bool]], ...]
+
+_JUDGED_TESTS: _Tests = (
+    (DataFormat.PREFERENCE, _is_preference),
+    (DataFormat.UNPAIRED, _is_unpaired),
+)
+_TESTS: _Tests = (
+    (DataFormat.OPENAI, _is_openai),
+    (DataFormat.SHAREGPT, _is_sharegpt),
+    (DataFormat.PREFERENCE, is_ranked_output),
+    (DataFormat.PROMPT_COMPLETION, _is_prompt_completion),
+    (DataFormat.ALPACA, _is_alpaca),
+    (DataFormat.TEXT, _is_text),
+    (DataFormat.PROMPT_COMPLETION, _is_prompt),
+    (DataFormat.ALPACA, _is_instruction),
+)

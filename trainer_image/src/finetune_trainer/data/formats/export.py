@@ -1,0 +1,223 @@
+"""Writes canonical rows in the formats of other tools, whole or not at all.
+
+    export_row(row, ExportFormat.ALPACA)   # the row as an Alpaca file has it, or Unexpressed with a code
+
+A converted row is read back by the front door and must be the same row again: what a format cannot hold, and what it
+would hold ambiguously, is refused row by row instead of being lost in silence.
+"""
+
+from collections.abc import Callable, Mapping
+from enum import StrEnum
+from typing import Any
+
+import orjson
+
+from finetune_trainer.data.checks.structure import check_structure
+from finetune_trainer.data.formats.convert import convert_row
+from finetune_trainer.data.rows import (
+    BadRow,
+    ChatRow,
+    DataFormat,
+    Message,
+    PreferenceRow,
+    PromptRow,
+    Row,
+    TextRow,
+    ToolCall,
+    UnpairedRow,
+)
+
+Answered = ChatRow | PromptRow
+PARAGRAPH = "\n\n"
+
+
+class ExportFormat(StrEnum):
+    """The formats that rows can be converted to."""
+
+    OPENAI = "openai"
+    SHAREGPT = "sharegpt"
+    ALPACA = "alpaca"
+    PREFERENCE = "preference"
+    TEXT = "text"
+
+
+class LossCode(StrEnum):
+    """What of a row the format cannot express."""
+
+    NO_SECOND_ANSWER = "NO_SECOND_ANSWER"
+    TWO_ANSWERS = "TWO_ANSWERS"
+    LABEL = "LABEL"
+    NO_PROMPT = "NO_PROMPT"
+    TOOLS = "TOOLS"
+    REASONING = "REASONING"
+    UNTRAINED_ANSWER = "UNTRAINED_ANSWER"
+    SPEAKER_NAMES = "SPEAKER_NAMES"
+    READS_DIFFERENTLY = "READS_DIFFERENTLY"
+
+
+LOSSES: Mapping[LossCode, str] = {
+    LossCode.NO_SECOND_ANSWER: "A preference pair needs two answers to its prompt; the row has one at most.",
+    LossCode.TWO_ANSWERS: "The row has a chosen and a rejected answer; with --objective Chat the chosen one is kept.",
+    LossCode.LABEL: "The row says whether its answer is a good one; with --objective Chat the good ones are kept.",
+    LossCode.NO_PROMPT: "The row is plain text, without a prompt and an answer.",
+    LossCode.TOOLS: "The row has tools, calls or their results, which the format does not know.",
+    LossCode.REASONING: "An answer has its reasoning beside it, which the format does not know.",
+    LossCode.UNTRAINED_ANSWER: "An answer is marked as not to be trained, which the format cannot say.",
+    LossCode.SPEAKER_NAMES: "A turn names its speaker, which the format does not know.",
+    LossCode.READS_DIFFERENTLY: "In this format the row's texts would be read as something else.",
+}
+
+
+class Unexpressed(Exception):  # noqa: N818 - it says what the row is
+    """Raised where a format cannot hold all of a row."""
+
+    def __init__(self, code: LossCode) -> None:
+        super().__init__(LOSSES[code])
+        self.code = code
+
+
+def export_row(row: Row, target: ExportFormat) -> dict[str, Any]:
+    """Return the row in another format; raises Unexpressed where that would lose something."""
+    exported = _EXPORTERS[target](row)
+    if target is not ExportFormat.TEXT and not _reads_as(exported, target, row):
+        raise Unexpressed(LossCode.READS_DIFFERENTLY)
+    return exported
+
+
+def _to_openai(row: Row) -> dict[str, Any]:
+    answered = _answered(row)
+    exported: dict[str, Any] = {"messages": [openai_turn(message) for message in answered.turns()]}
+    return exported | {"tools": answered.tools} if answered.tools else exported
+
+
+def _to_sharegpt(row: Row) -> dict[str, Any]:
+    answered = _answered(row)
+    exported: dict[str, Any] = {"conversations": [sharegpt_turn(message) for message in answered.turns()]}
+    return exported | {"tools": sharegpt_tools(answered.tools)} if answered.tools else exported
+
+
+def _to_alpaca(row: Row) -> dict[str, Any]:
+    answered = _answered(row)
+    _refuse_marks(answered)
+    turns = [message["content"] for message in answered.turns()]
+    system = turns.pop(0) if answered.turns()[0]["role"] == "system" else ""
+    answer = [turns.pop()] if isinstance(answered, ChatRow) else []
+    *earlier, instruction = turns
+    exported: dict[str, Any] = {"instruction": instruction, "input": ""}
+    if answer:
+        exported["output"] = answer[0]
+    if system:
+        exported["system"] = system
+    if earlier:
+        exported["history"] = [[question, said] for question, said in zip(earlier[::2], earlier[1::2], strict=True)]
+    return exported
+
+
+def _to_preference(row: Row) -> dict[str, Any]:
+    if isinstance(row, PreferenceRow):
+        return row.content()
+    raise Unexpressed(LossCode.NO_PROMPT if isinstance(row, TextRow) else LossCode.NO_SECOND_ANSWER)
+
+
+def _to_text(row: Row) -> dict[str, Any]:
+    if isinstance(row, TextRow):
+        return row.content()
+    answered = _answered(row)
+    _refuse_marks(answered)
+    return {"text": PARAGRAPH.join(message["content"] for message in answered.turns())}
+
+
+def _answered(row: Row) -> Answered:
+    match row:
+        case ChatRow() | PromptRow():
+            return row
+        case PreferenceRow():
+            raise Unexpressed(LossCode.TWO_ANSWERS)
+        case UnpairedRow():
+            raise Unexpressed(LossCode.LABEL)
+        case TextRow():
+            raise Unexpressed(LossCode.NO_PROMPT)
+
+
+def _refuse_marks(row: Answered) -> None:
+    """Refuse what only formats with a place for each turn's properties can hold."""
+    if row.tools:
+        raise Unexpressed(LossCode.TOOLS)
+    for message in row.turns():
+        if loss := next((loss for key, loss in _MARKS.items() if key in message), None):
+            raise Unexpressed(loss)
+        if message["role"] == "tool":
+            raise Unexpressed(LossCode.TOOLS)
+
+
+def _reads_as(exported: Mapping[str, Any], target: ExportFormat, row: Row) -> bool:
+    try:
+        again = convert_row(exported, _READ_AS[target], row.source, set())
+        return check_structure(again, set(), prompts_wanted=True).content() == row.content()
+    except BadRow:
+        return False
+
+
+_MARKS: Mapping[str, LossCode] = {
+    "tool_calls": LossCode.TOOLS,
+    "tool_call_id": LossCode.TOOLS,
+    "reasoning_content": LossCode.REASONING,
+    "train": LossCode.UNTRAINED_ANSWER,
+    "name": LossCode.SPEAKER_NAMES,
+}
+_READ_AS: Mapping[ExportFormat, DataFormat] = {
+    ExportFormat.OPENAI: DataFormat.OPENAI,
+    ExportFormat.SHAREGPT: DataFormat.SHAREGPT,
+    ExportFormat.ALPACA: DataFormat.ALPACA,
+    ExportFormat.PREFERENCE: DataFormat.PREFERENCE,
+}
+_EXPORTERS: Mapping[ExportFormat, Callable[[Row], dict[str, Any]]] = {
+    ExportFormat.OPENAI: _to_openai,
+    ExportFormat.SHAREGPT: _to_sharegpt,
+    ExportFormat.ALPACA: _to_alpaca,
+    ExportFormat.PREFERENCE: _to_preference,
+    ExportFormat.TEXT: _to_text,
+}
+
+
+SPEAKERS = {"system": "system", "user": "human", "assistant": "gpt", "tool": "observation"}
+_KEPT = ("name", "tool_call_id", "reasoning_content")
+
+
+def openai_turn(message: Message) -> dict[str, Any]:
+    """Return the turn with arguments of calls as text, and weight 0 where it is not to be trained."""
+    turn: dict[str, Any] = {"role": message["role"], "content": message["content"]}
+    if "tool_calls" in message:
+        turn["tool_calls"] = [_openai_call(call) for call in message["tool_calls"]]
+    return turn | _properties(message)
+
+
+def sharegpt_turn(message: Message) -> dict[str, Any]:
+    """Return the turn; a turn that only calls tools becomes `function_call`, with the calls as text."""
+    if "tool_calls" in message and not message["content"] and not message.keys() & {"reasoning_content", "name"}:
+        return {"from": "function_call", "value": _dump_calls(message["tool_calls"])} | _properties(message)
+    turn: dict[str, Any] = {"from": SPEAKERS[message["role"]], "value": message["content"]}
+    if "tool_calls" in message:
+        turn["tool_calls"] = [_openai_call(call) for call in message["tool_calls"]]
+    return turn | _properties(message)
+
+
+def sharegpt_tools(tools: list[dict[str, Any]]) -> str:
+    """Return the tools as the text that ShareGPT's `tools` column holds."""
+    return orjson.dumps(tools).decode()
+
+
+def _properties(message: Message) -> dict[str, Any]:
+    kept: dict[str, Any] = {key: value for key, value in message.items() if key in _KEPT}
+    return kept | {"weight": 0} if message.get("train") is False else kept
+
+
+def _openai_call(call: ToolCall) -> dict[str, Any]:
+    function = {"name": call["function"]["name"], "arguments": orjson.dumps(call["function"]["arguments"]).decode()}
+    identity = {"id": call["id"]} if "id" in call else {}
+    return {**identity, "type": "function", "function": function}
+
+
+def _dump_calls(calls: list[ToolCall]) -> str:
+    written = [{**call["function"], **({"id": call["id"]} if "id" in call else {})} for call in calls]
+    return orjson.dumps(written[0] if len(written) == 1 else written).decode()

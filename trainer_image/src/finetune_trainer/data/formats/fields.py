@@ -1,0 +1,104 @@
+"""Reads single values the way people write them: null for absent, a number for its text, a list inside a string."""
+
+import ast
+from collections.abc import Mapping
+from typing import Any
+
+import orjson
+
+from finetune_trainer.data.readers.json_row import name_type
+from finetune_trainer.data.rows import BadRow, RejectCode, RepairCode
+
+MAX_LITERAL_CHARACTERS = 1 << 20
+TEXT_PARTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
+
+# 1 and 0 are these keys as well: Python takes them for the booleans.
+LABELS: Mapping[object, bool] = {True: True, False: False, "true": True, "false": False, "1": True, "0": False}
+
+Repairs = set[RepairCode]
+
+
+def read_text(value: object, where: str, repairs: Repairs) -> str:
+    """Return a value as text: a scalar is written out, text parts are joined; raises BadRow for anything else."""
+    if isinstance(value, str):
+        return value
+    if value is None:
+        raise BadRow(RejectCode.NULL_FIELD, f"{where} is null")
+    if isinstance(value, bool | int | float):
+        repairs.add(RepairCode.COERCED_SCALAR)
+        return orjson.dumps(value).decode()
+    if isinstance(value, list):
+        return "".join(_read_part(part, where) for part in value)
+    raise BadRow(RejectCode.WRONG_TYPE, f"{where} is {name_type(value)} where text belongs")
+
+
+def read_cell(value: object, where: str, repairs: Repairs) -> str:
+    """Return a column's value as text, like `read_text`, but never glue several texts into one."""
+    if isinstance(value, list) and len(value) > 1 and all(isinstance(part, str) for part in value):
+        raise BadRow(RejectCode.WRONG_TYPE, f"{where} holds {len(value)} texts where one belongs")
+    return read_text(value, where, repairs)
+
+
+def read_label(value: object, where: str) -> bool:
+    """Return a judgement written as a boolean, as 0 or 1, or as the text of one; raises BadRow with BAD_LABEL."""
+    known = LABELS.get(value.strip().lower() if isinstance(value, str) else value) if _is_scalar(value) else None
+    if known is None:
+        shown = str(value)[:40]
+        hint = "if the column means something else, say in format what the rows are"
+        raise BadRow(RejectCode.BAD_LABEL, f"{where} is {shown!r} where true or false belongs; {hint}")
+    return known
+
+
+def read_optional_text(row: Mapping[str, Any], name: str, repairs: Repairs) -> str:
+    """Return an optional field as text; null counts as absent."""
+    if name not in row:
+        return ""
+    if row[name] is None:
+        repairs.add(RepairCode.NONE_STRIPPED)
+        return ""
+    return read_text(row[name], name, repairs)
+
+
+def read_list(value: object, where: str, code: RejectCode) -> list[Any]:
+    """Return a list, also one that stands in a string as JSON or as a Python literal."""
+    if isinstance(value, str):
+        value = parse_nested(value, where, code)
+    if value is None:
+        raise BadRow(RejectCode.NULL_FIELD, f"{where} is null")
+    if not isinstance(value, list):
+        raise BadRow(code, f"{where} is {name_type(value)} where an array belongs")
+    return value
+
+
+def _is_scalar(value: object) -> bool:
+    return isinstance(value, str | bool | int | float)
+
+
+def _read_part(part: object, where: str) -> str:
+    if isinstance(part, str):
+        return part
+    if not isinstance(part, dict):
+        raise BadRow(RejectCode.WRONG_TYPE, f"{where} has a part that is {name_type(part)}")
+    kind = part.get("type", "text")
+    key = TEXT_PARTS.get(kind) if isinstance(kind, str) else None
+    if key is None:
+        raise BadRow(
+            RejectCode.UNSUPPORTED_MODALITY, f"{where} has a part of type {str(kind)[:40]!r}; only text is trained"
+        )
+    if not isinstance(part.get(key), str):
+        raise BadRow(RejectCode.WRONG_TYPE, f"{where} has a text part without text")
+    return str(part[key])
+
+
+def parse_nested(text: str, where: str, code: RejectCode) -> object:
+    """Return the value that a string spells as JSON or as a Python literal; raises BadRow with this code."""
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError:
+        pass
+    if len(text) > MAX_LITERAL_CHARACTERS:
+        raise BadRow(code, f"{where} is a string that is not JSON")
+    try:
+        return ast.literal_eval(text.strip())
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        raise BadRow(code, f"{where} is a string that is neither JSON nor a Python literal") from None

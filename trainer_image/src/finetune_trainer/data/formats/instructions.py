@@ -1,0 +1,77 @@
+"""Converts rows with a prompt and an answer in columns of their own: Alpaca's, and prompt with completion."""
+
+from finetune_trainer.data.formats.columns import (
+    INPUT_COLUMNS,
+    INSTRUCTION_COLUMNS,
+    OUTPUT_COLUMNS,
+    Columns,
+    find_column,
+    holds,
+    missing_column,
+)
+from finetune_trainer.data.formats.conversations import read_messages, read_row_tools, read_system
+from finetune_trainer.data.formats.fields import Repairs, read_cell, read_list, read_optional_text
+from finetune_trainer.data.readers.json_row import name_type
+from finetune_trainer.data.rows import BadRow, ChatRow, DataFormat, Message, PromptRow, RejectCode, Source
+
+Converted = ChatRow | PromptRow
+
+
+def convert_alpaca(row: Columns, source: Source, data_format: DataFormat, repairs: Repairs) -> Converted:
+    """Return the row as a conversation, or as a prompt where it has no answer; raises BadRow."""
+    return _answer(read_prompt(row, repairs), row, source, data_format, repairs)
+
+
+def convert_prompt_completion(row: Columns, source: Source, data_format: DataFormat, repairs: Repairs) -> Converted:
+    """Return the row as a conversation of which only the completion is trained, or as a prompt; raises BadRow."""
+    return _answer(untrained(read_prompt(row, repairs)), row, source, data_format, repairs)
+
+
+def read_prompt(row: Columns, repairs: Repairs) -> list[Message]:
+    """Return system text, history and the question of a row; the question may be turns of its own."""
+    messages = read_system(row, repairs) + _read_history(row, repairs)
+    instruction = find_column(row, INSTRUCTION_COLUMNS)
+    extra = find_column(row, INPUT_COLUMNS)
+    if instruction is None and extra is None:
+        raise missing_column(INSTRUCTION_COLUMNS)
+    has_extra = holds(row, INPUT_COLUMNS)
+    if instruction == "prompt" and not has_extra:
+        return messages + read_messages(row["prompt"], "prompt", "user", repairs)
+    if instruction == "instruction" and not has_extra:
+        # Where a general instruction stands beside the question, the question is the input.
+        extra = find_column(row, INSTRUCTION_COLUMNS[1:]) or extra
+    first = read_cell(row[instruction], instruction, repairs) if instruction else ""
+    second = read_optional_text(row, extra, repairs) if extra else ""
+    text = "\n".join(part for part in (first, second) if part.strip())
+    return [*messages, Message(role="user", content=text)]
+
+
+def untrained(messages: list[Message]) -> list[Message]:
+    """Return the turns with every answer marked as not to be trained: they are there to be read."""
+    return [
+        Message(**message, train=False) if message["role"] == "assistant" and "train" not in message else message
+        for message in messages
+    ]
+
+
+def _answer(
+    prompt: list[Message], row: Columns, source: Source, data_format: DataFormat, repairs: Repairs
+) -> Converted:
+    tools = read_row_tools(row, repairs)
+    output = find_column(row, OUTPUT_COLUMNS)
+    if output is None:
+        return PromptRow(prompt, source, data_format, tools)
+    return ChatRow(prompt + read_messages(row[output], output, "assistant", repairs), source, data_format, tools)
+
+
+def _read_history(row: Columns, repairs: Repairs) -> list[Message]:
+    value = row.get("history")
+    if value in (None, "", []):
+        return []
+    messages = []
+    for pair in read_list(value, "history", RejectCode.WRONG_TYPE):
+        if not isinstance(pair, list | tuple) or len(pair) != 2:
+            raise BadRow(RejectCode.WRONG_TYPE, f"history holds {name_type(pair)} where [question, answer] belongs")
+        messages.append(Message(role="user", content=read_cell(pair[0], "history", repairs)))
+        messages.append(Message(role="assistant", content=read_cell(pair[1], "history", repairs)))
+    return messages

@@ -1,0 +1,81 @@
+"""Brings tool definitions and tool calls of OpenAI and ShareGPT rows into one shape."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import orjson
+
+from finetune_trainer.data.formats.fields import Repairs, read_list
+from finetune_trainer.data.readers.json_row import name_type
+from finetune_trainer.data.rows import BadRow, Function, RejectCode, RepairCode, ToolCall
+
+
+def read_tools(row: Mapping[str, Any], repairs: Repairs) -> list[dict[str, Any]] | None:
+    """Return the row's tool definitions, from `tools` or the older `functions`; raises BadRow with BAD_TOOLS."""
+    name = "tools" if "tools" in row else "functions"
+    value = row.get(name)
+    if value is None or value in ("", []):
+        if name in row:
+            repairs.add(RepairCode.NONE_STRIPPED)
+        return None
+    return [_read_tool(tool) for tool in read_list(value, name, RejectCode.BAD_TOOLS)] or None
+
+
+def read_tool_calls(value: object, repairs: Repairs) -> list[ToolCall]:
+    """Return an assistant turn's `tool_calls`; raises BadRow with BAD_TOOL_CALL."""
+    if value is None or value == []:
+        repairs.add(RepairCode.NONE_STRIPPED)
+        return []
+    if isinstance(value, list):
+        return [read_tool_call(call) for call in value]
+    raise BadRow(RejectCode.BAD_TOOL_CALL, f"tool_calls is {name_type(value)} where an array belongs")
+
+
+def read_tool_call(call: object) -> ToolCall:
+    """Return one call, given as OpenAI's object or as a bare `{name, arguments}`."""
+    if not isinstance(call, dict):
+        raise BadRow(RejectCode.BAD_TOOL_CALL, f"a tool call is {name_type(call)} where an object belongs")
+    function = call.get("function", call)
+    name = function.get("name") if isinstance(function, dict) else None
+    if not isinstance(function, dict) or not isinstance(name, str) or not name:
+        raise BadRow(RejectCode.BAD_TOOL_CALL, "a tool call has no function name")
+    arguments = _read_arguments(function.get("arguments", function.get("parameters")), name)
+    result = ToolCall(type="function", function=Function(name=name, arguments=arguments))
+    if isinstance(call.get("id"), str):
+        result["id"] = call["id"]
+    return result
+
+
+def parse_tool_call_text(text: str) -> list[ToolCall]:
+    """Return the calls in the text of a ShareGPT `function_call` turn."""
+    try:
+        value = orjson.loads(text)
+    except orjson.JSONDecodeError:
+        raise BadRow(RejectCode.BAD_TOOL_CALL, "the text of a function_call turn is not JSON") from None
+    return [read_tool_call(call) for call in (value if isinstance(value, list) else [value])]
+
+
+def _read_arguments(value: object, name: str) -> dict[str, Any]:
+    if value is None or value == "":
+        return {}
+    if isinstance(value, str):
+        try:
+            value = orjson.loads(value)
+        except orjson.JSONDecodeError:
+            raise BadRow(RejectCode.BAD_TOOL_CALL, f"the arguments of {name[:40]!r} are not JSON") from None
+    if not isinstance(value, dict):
+        raise BadRow(RejectCode.BAD_TOOL_CALL, f"the arguments of {name[:40]!r} are {name_type(value)}, not an object")
+    return value
+
+
+def _read_tool(tool: object) -> dict[str, Any]:
+    if not isinstance(tool, dict):
+        raise BadRow(RejectCode.BAD_TOOLS, f"a tool is {name_type(tool)} where an object belongs")
+    function = tool.get("function", tool)
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"]:
+        raise BadRow(RejectCode.BAD_TOOLS, "a tool has no function name")
+    if not isinstance(function.get("parameters", {}), dict | None):
+        raise BadRow(RejectCode.BAD_TOOLS, f"the parameters of tool {function['name'][:40]!r} are not an object")
+    if function is not tool:
+        return tool
+    return {"type": "function", "function": {key: value for key, value in tool.items() if key != "type"}}

@@ -1,0 +1,108 @@
+"""Converts the turns of a conversation, in OpenAI's or ShareGPT's words, to canonical messages."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from finetune_trainer.data.formats.columns import CONTENT_KEYS, ROLE_KEYS
+from finetune_trainer.data.formats.fields import Repairs, read_optional_text, read_text
+from finetune_trainer.data.formats.tools import parse_tool_call_text, read_tool_call, read_tool_calls
+from finetune_trainer.data.readers.json_row import name_type
+from finetune_trainer.data.rows import BadRow, Message, RejectCode, RepairCode, Role
+
+_WORDS: Mapping[Role, str] = {
+    "system": "system developer",
+    "user": "user human prompter question",
+    "assistant": "assistant gpt bot model chatgpt ai answer",
+    "tool": "tool observation observations function function_response tool_response ipython",
+}
+ROLES: Mapping[str, Role] = {word: role for role, words in _WORDS.items() for word in words.split()}
+CALL_ROLES = frozenset({"function_call", "tool_call"})
+REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
+
+
+def read_turn(turn: object, number: int, repairs: Repairs) -> Message:
+    """Return one turn as a canonical message; raises BadRow. Turns are numbered from 1 in messages to people."""
+    if not isinstance(turn, dict):
+        raise BadRow(RejectCode.WRONG_TYPE, f"turn {number} is {name_type(turn)} where an object belongs")
+    if len(turn) == 2:  # a role and a text in the words of OpenAI or ShareGPT: nearly every turn of nearly every file
+        role = turn.get("role") or turn.get("from")
+        text = turn.get("content") or turn.get("value")
+        if isinstance(role, str) and isinstance(text, str) and role in ROLES:
+            return {"role": ROLES[role], "content": text}
+    said = _read_role(turn, number)
+    if said in CALL_ROLES:
+        text = read_text(_content_of(turn, number), f"turn {number}", repairs)
+        message = Message(role="assistant", content="", tool_calls=parse_tool_call_text(text))
+    elif said in ROLES:
+        message = _read_message(turn, ROLES[said], number, repairs)
+    else:
+        raise BadRow(RejectCode.UNKNOWN_ROLE, f"turn {number} has the role {said[:40]!r}")
+    if message["role"] == "assistant" and _is_not_trained(turn, number):
+        message["train"] = False
+    return message
+
+
+def _read_role(turn: Mapping[str, Any], number: int) -> str:
+    key = next((key for key in ROLE_KEYS if key in turn), None)
+    if key is None:
+        raise BadRow(RejectCode.MISSING_COLUMN, f"turn {number} has no role ({', '.join(ROLE_KEYS)})")
+    said = turn[key]
+    if said is None:
+        raise BadRow(RejectCode.NULL_FIELD, f"turn {number} has a null role")
+    if not isinstance(said, str):
+        raise BadRow(RejectCode.WRONG_TYPE, f"turn {number} has a role that is {name_type(said)}")
+    return said if said in ROLES else said.strip().lower().replace("-", "_")
+
+
+def _content_of(turn: Mapping[str, Any], number: int) -> object:
+    for key in CONTENT_KEYS:
+        if key in turn:
+            return turn[key]
+    raise BadRow(RejectCode.MISSING_COLUMN, f"turn {number} has no text ({', '.join(CONTENT_KEYS)})")
+
+
+def _read_message(turn: dict[str, Any], role: Role, number: int, repairs: Repairs) -> Message:
+    message = Message(role=role, content="")
+    if role == "assistant":
+        _read_calls_and_reasoning(turn, message, repairs)
+    _read_names(turn, role, message, repairs)
+    has_text = "tool_calls" not in message or any(key in turn for key in CONTENT_KEYS)
+    content = _content_of(turn, number) if has_text else None
+    if content is None and "tool_calls" not in message:
+        content = turn.get("refusal")
+    if content is not None or "tool_calls" not in message:
+        message["content"] = read_text(content, f"turn {number}", repairs)
+    return message
+
+
+def _read_calls_and_reasoning(turn: dict[str, Any], message: Message, repairs: Repairs) -> None:
+    if "tool_calls" in turn and (calls := read_tool_calls(turn["tool_calls"], repairs)):
+        message["tool_calls"] = calls
+    elif turn.get("function_call") is not None:
+        message["tool_calls"] = [read_tool_call(turn["function_call"])]
+    elif "function_call" in turn:
+        repairs.add(RepairCode.NONE_STRIPPED)
+    for key in REASONING_KEYS:
+        if reasoning := read_optional_text(turn, key, repairs):
+            message["reasoning_content"] = reasoning
+            return
+
+
+def _read_names(turn: dict[str, Any], role: Role, message: Message, repairs: Repairs) -> None:
+    if name := read_optional_text(turn, "name", repairs):
+        message["name"] = name
+    if role == "tool" and (call := read_optional_text(turn, "tool_call_id", repairs)):
+        message["tool_call_id"] = call
+
+
+def _is_not_trained(turn: Mapping[str, Any], number: int) -> bool:
+    for key, allowed in (("train", (True, False, 1, 0)), ("weight", (0, 1))):
+        value = turn.get(key)
+        if value is not None:
+            if not isinstance(value, bool | int | float) or value not in allowed:
+                raise BadRow(
+                    RejectCode.WRONG_TYPE, f"turn {number} has {key} {str(value)[:20]!r}; only 0 and 1 are known"
+                )
+            if not value:
+                return True
+    return False

@@ -1,0 +1,1 @@
+"""Read files of rows: JSON, CSV, Parquet and Arrow."""

@@ -1,0 +1,162 @@
+"""Turns Arrow columns into the values that JSON would have given."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from finetune_trainer.data.readers.json_row import first_repeated
+from finetune_trainer.data.rows import UnreadableFile
+
+MAX_DEPTH = 32
+# What one value costs as a Python object, whatever its size in the file.
+OBJECT_BYTES = 48
+_BINARY = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary)
+_LISTS = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+_BYTES_OF = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary()}
+_VIEWS = {pa.string_view(): pa.large_string(), pa.binary_view(): pa.large_binary()}
+
+
+class ColumnTypes:
+    """What is done to the columns of one schema."""
+
+    def __init__(self, schema: pa.Schema, name: str) -> None:
+        self._names = [str(column) for column in schema.names]
+        self._name = name
+        self._targets = [self._plain(field.type, field.name) for field in schema]
+        self._needs_care = [_needs_care(target) for target in self._targets]
+        if (twice := first_repeated(self._names)) is not None:
+            raise UnreadableFile(f"{name} names the column {twice[:40]!r} twice; rename one of them")
+
+    def to_rows(self, rows: pa.RecordBatch) -> list[dict[str, Any]]:
+        """Return the rows as dictionaries; raises KeyError for a map with a key twice."""
+        if not rows.columns:
+            return [{} for _ in range(rows.num_rows)]
+        columns = []
+        for column, target, needs_care in zip(rows.columns, self._targets, self._needs_care, strict=True):
+            plain = column if column.type == target else column.cast(target)
+            values = plain.to_pylist(maps_as_pydicts="strict")
+            columns.append([_clean(value) for value in values] if needs_care else values)
+        return [dict(zip(self._names, cells, strict=True)) for cells in zip(*columns, strict=True)]
+
+    def _plain(self, type_: pa.DataType, column: str, depth: int = 0) -> pa.DataType:
+        if depth > MAX_DEPTH:
+            raise UnreadableFile(f"{self._name} nests the column {column[:40]!r} more than {MAX_DEPTH} levels deep")
+        if (inner := _wrapped(type_)) is not None:
+            return self._plain(inner, column, depth + 1)
+        if _is_moment(type_) or pa.types.is_decimal(type_):
+            return pa.string()
+        if pa.types.is_nested(type_):
+            return self._plain_nested(type_, column, depth + 1)
+        if pa.types.is_interval(type_) or pa.types.is_run_end_encoded(type_):
+            raise self._unsupported(type_, column)
+        return _VIEWS.get(type_, type_)
+
+    def _plain_nested(self, type_: pa.DataType, column: str, depth: int) -> pa.DataType:
+        if pa.types.is_struct(type_):
+            return self._plain_struct(type_, column, depth)
+        if any(is_list(type_) for is_list in _LISTS):
+            item = self._plain(type_.value_type, column, depth)
+            return type_ if item == type_.value_type else pa.large_list(item)
+        if pa.types.is_map(type_):
+            return pa.map_(self._plain(type_.key_type, column, depth), self._plain(type_.item_type, column, depth))
+        raise self._unsupported(type_, column)
+
+    def _unsupported(self, type_: pa.DataType, column: str) -> UnreadableFile:
+        return UnreadableFile(
+            f"{self._name} has a column {column[:40]!r} of the type {str(type_)[:40]}, which is not read; "
+            "write the file without this column, or as plain text"
+        )
+
+    def _plain_struct(self, type_: pa.StructType, column: str, depth: int) -> pa.DataType:
+        fields = [type_.field(index) for index in range(type_.num_fields)]
+        if len({field.name for field in fields}) < len(fields):
+            raise UnreadableFile(f"{self._name} has a struct in {column[:40]!r} that names a field twice")
+        plain = [(field.name, self._plain(field.type, column, depth)) for field in fields]
+        unchanged = all(field.type == target for field, (_, target) in zip(fields, plain, strict=True))
+        return type_ if unchanged else pa.struct(plain)
+
+
+def decoded_bytes(array: pa.Array) -> int:
+    """Return how much memory the array takes as Python values, dictionaries written out; the array must be valid."""
+    type_ = array.type
+    if isinstance(type_, pa.BaseExtensionType):
+        return decoded_bytes(array.storage)
+    if pa.types.is_dictionary(type_):
+        inner = _dictionary_bytes(array)
+    elif pa.types.is_struct(type_):
+        inner = sum(decoded_bytes(child) for child in array.flatten())
+    elif pa.types.is_map(type_):
+        entries = pa.list_(pa.struct([("key", type_.key_type), ("value", type_.item_type)]))
+        inner = decoded_bytes(array.cast(entries).flatten())
+    elif any(is_list(type_) for is_list in _LISTS):
+        inner = decoded_bytes(array.flatten())
+    elif type_ in _VIEWS:
+        inner = _view_bytes(array)
+    else:
+        inner = int(array.nbytes)
+    return inner + OBJECT_BYTES * len(array)
+
+
+def without_dictionaries(row: pa.RecordBatch) -> pa.RecordBatch:
+    """Return one row with its own texts alone; raises ArrowInvalid where they are not sound."""
+    columns = [_own_text(column) for column in row.columns]
+    alone = pa.RecordBatch.from_arrays(columns, names=row.schema.names)
+    alone.validate(full=True)
+    return alone
+
+
+def _own_text(column: pa.Array) -> pa.Array:
+    if not pa.types.is_dictionary(column.type) or column.type.value_type not in _BYTES_OF:
+        return column
+    stored = column.dictionary.cast(_BYTES_OF[column.type.value_type])
+    stored.validate(full=True)
+    return stored.take(column.indices).cast(column.type.value_type)
+
+
+def _view_bytes(array: pa.Array) -> int:
+    """Views may show the same bytes many times; each is four numbers, of which the first is its length."""
+    numbers = np.frombuffer(array.buffers()[1], np.int32)
+    return int(numbers[4 * array.offset : 4 * (array.offset + len(array)) : 4].sum(dtype=np.int64))
+
+
+def _dictionary_bytes(array: pa.DictionaryArray) -> int:
+    if not len(array.dictionary):
+        return 0
+    values = array.dictionary
+    if pa.types.is_string(values.type) or any(is_binary(values.type) for is_binary in _BINARY[:2]):
+        return int(pc.sum(pc.take(pc.binary_length(values), array.indices)).as_py() or 0)
+    return len(array) * int(decoded_bytes(values))
+
+
+def _wrapped(type_: pa.DataType) -> pa.DataType | None:
+    if isinstance(type_, pa.BaseExtensionType):
+        return type_.storage_type
+    return type_.value_type if pa.types.is_dictionary(type_) else None
+
+
+def _is_moment(type_: pa.DataType) -> bool:
+    return bool(pa.types.is_temporal(type_) and not pa.types.is_interval(type_))
+
+
+def _needs_care(type_: pa.DataType) -> bool:
+    if pa.types.is_floating(type_) or any(is_binary(type_) for is_binary in _BINARY):
+        return True
+    return any(_needs_care(type_.field(index).type) for index in range(type_.num_fields))
+
+
+def _clean(value: Any) -> Any:
+    if isinstance(value, bytes):
+        try:
+            return value.decode("utf-8")
+        except UnicodeDecodeError:
+            return value  # an error only where a format needs this column as text
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, list):
+        return [_clean(one) for one in value]
+    if isinstance(value, dict):
+        return {_clean(key): _clean(one) for key, one in value.items()}
+    return value

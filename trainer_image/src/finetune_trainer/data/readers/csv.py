@@ -1,0 +1,124 @@
+"""Reads CSV and TSV rows as they are written: every cell stays a string."""
+
+import csv
+from collections.abc import Iterator
+from io import BufferedReader
+from typing import Any, NamedTuple
+
+from finetune_trainer.data.readers.json_row import first_repeated
+from finetune_trainer.data.readers.lines import MAX_ROW_BYTES, read_lines, too_long
+from finetune_trainer.data.rows import BadRow, RejectCode
+
+
+class CsvRow(NamedTuple):
+    """One record: its first line's number, its cells or its problem, and its text."""
+
+    line: int
+    value: dict[str, Any] | None
+    problem: BadRow | None
+    text: str
+
+
+class _Lines:
+    """Feeds decoded lines to the csv reader and keeps the text of the record being read."""
+
+    def __init__(self, stream: BufferedReader, limit: int) -> None:
+        self._lines = read_lines(stream, limit)
+        self._limit = limit
+        self.first = 0
+        self.text = ""
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        number, raw, whole = next(self._lines)
+        self.first = self.first or number
+        # Undecodable bytes become lone surrogates here, which is how a bad row is told from a good one below.
+        line = raw.decode("utf-8", "surrogateescape") + "\n"
+        self.text += line
+        if not whole or len(self.text) > self._limit:
+            raise too_long(self._limit)
+        return line
+
+    def start_record(self) -> None:
+        self.first, self.text = 0, ""
+
+    def refuse(self, problem: BadRow) -> Iterator[CsvRow]:
+        """Yield the lines of a broken record, each as a row: after a stray quote these are rows in their own right."""
+        first, *others = self.text.split("\n")[:-1]
+        yield CsvRow(self.first, None, problem, first)
+        detail = f"the line belongs to the record that begins in line {self.first}, which is broken there"
+        for number, text in enumerate(others, self.first + 1):
+            if text.strip():
+                yield CsvRow(number, None, BadRow(RejectCode.BAD_JSON, detail), text)
+
+
+def read_csv(stream: BufferedReader, delimiter: str, limit: int = MAX_ROW_BYTES) -> Iterator[CsvRow]:
+    """Yield every record after the header; a European file's semicolons are seen from its header."""
+    csv.field_size_limit(limit)
+    start = stream.peek(limit).split(b"\n", 1)[0]
+    if delimiter == "," and b"," not in start and b";" in start:
+        delimiter = ";"
+    lines = _Lines(stream, limit)
+    reader = csv.reader(lines, delimiter=delimiter, strict=True)
+    header: _Header | None = None
+    while True:
+        lines.start_record()
+        try:
+            cells = next(reader, None)
+        except csv.Error as error:
+            yield from lines.refuse(BadRow(RejectCode.BAD_JSON, _explain(error)))
+            continue
+        except BadRow as problem:
+            yield from lines.refuse(problem)
+            continue
+        if cells is None:
+            return
+        if not cells:
+            continue
+        if header is None:
+            header = _Header(cells)
+            continue
+        try:
+            yield CsvRow(lines.first, header.to_object(cells, lines.text), None, lines.text)
+        except BadRow as problem:
+            yield CsvRow(lines.first, None, problem, lines.text)
+
+
+class _Header:
+    """The names of the columns."""
+
+    def __init__(self, cells: list[str]) -> None:
+        self._names = [_readable(name.strip()) for name in cells]
+        self._twice = first_repeated(self._names)
+
+    def to_object(self, cells: list[str], text: str) -> dict[str, Any]:
+        """Return the cells of a record under their names; raises BadRow."""
+        if not text.isascii():
+            _refuse_undecodable(text)
+        if len(cells) != len(self._names):
+            detail = f"the record has {len(cells)} cells, the header has {len(self._names)}"
+            raise BadRow(RejectCode.MISSING_COLUMN, detail)
+        if self._twice is not None:
+            raise BadRow(RejectCode.DUP_KEY, f"the header names {self._twice[:40]!r} twice")
+        return dict(zip(self._names, cells, strict=True))
+
+
+def _explain(error: csv.Error) -> str:
+    if "unexpected end of data" in str(error):
+        return "a quote opens a cell and is never closed; a quote inside a cell is written twice"
+    return f"not a CSV record: {error}"
+
+
+def _readable(name: str) -> str:
+    # Messages name the columns: an undecodable byte of the header must not reach them as a lone surrogate.
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+def _refuse_undecodable(text: str) -> None:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        detail = "the record holds bytes that are not UTF-8: save the file as CSV UTF-8"
+        raise BadRow(RejectCode.BAD_UTF8, detail) from None

@@ -1,0 +1,155 @@
+"""Finds the rows in a JSON file that is one value: an array, `{"data": [...]}`, or objects written over many lines.
+
+Only brackets and strings are looked at, so that a malformed element rarely costs the ones after it, and no more than
+one element is held in memory.
+"""
+
+import re
+from collections.abc import Iterator
+from io import BufferedReader
+
+from finetune_trainer.data.readers.lines import MAX_ROW_BYTES
+
+CHUNK_BYTES = 1 << 18
+CLIPPED_BYTES = 512
+_ARRAY_OF_ROWS = re.compile(rb"\s*\[\s*(?:[{\]]|$)")
+_ROWS_UNDER_KEY = re.compile(rb'\s*\{\s*"data"\s*:\s*(?:\[|$)')
+_ONE_LINE_OBJECT = re.compile(rb"\s*\{[^\n]*\}[ \t\r]*(?:,[ \t\r]*)?(?:\n|$)")
+# A string, a bracket, a comma, a newline, or a quote whose string ends neither here nor on this line.
+_TOKEN = re.compile(rb'"[^"\\\n]*+(?:\\[^\n][^"\\\n]*+)*+"|[{}\[\],\n"]')
+_NEXT_ROW = re.compile(rb"\s+\{")
+_VALUE_IS_ARRAY = re.compile(rb"\s*:\s*\[")
+_BETWEEN_ELEMENTS = b", \t\r\n"
+_OPENER = {b"}": b"{", b"]": b"["}
+
+
+def looks_like_rows_in_one_value(start: bytes, *, is_json_file: bool) -> bool:
+    """Tell from a file's first bytes whether its rows lie inside one JSON value instead of one on each line."""
+    if _ARRAY_OF_ROWS.match(start) or _ROWS_UNDER_KEY.match(start):
+        return True
+    return is_json_file and start.lstrip()[:1] == b"{" and not _ONE_LINE_OBJECT.match(start)
+
+
+def read_elements(stream: BufferedReader, limit: int = MAX_ROW_BYTES) -> Iterator[tuple[int, bytes, bool]]:
+    """Yield (line number, bytes, whole) of every row; of one above the limit only the start, with `whole` false."""
+    return _Splitter(stream, limit).split()
+
+
+class _Splitter:
+    """Counts brackets over a sliding window of the stream."""
+
+    def __init__(self, stream: BufferedReader, limit: int) -> None:
+        self._stream = stream
+        self._limit = limit
+        self._data = b""
+        self._at = 0  # where the next token is searched
+        self._start = 0  # where the present element starts, spaces included
+        self._start_line = self._line = 1
+        self._clipped: bytes | None = None
+        self._open: list[bytes] = []
+        self._in_array = self._under_key = self._finished = self._ended_in_string = False
+
+    def split(self) -> Iterator[tuple[int, bytes, bool]]:
+        """Yield the elements in order, and whatever stands between them that is neither space nor comma."""
+        self._read_more()
+        self._enter_array()
+        while not self._finished and (token := self._next_token()):
+            end = self._end_of_element(token)
+            if end is not None:
+                yield from self._take(end)
+        if not self._finished:
+            yield from self._take(len(self._data))
+
+    def _enter_array(self) -> None:
+        """Step inside the array that holds the rows; without one, the objects of the top level are the rows."""
+        if self._data.lstrip()[:1] == b"[":
+            self._step_inside(self._data.index(b"[") + 1)
+            return
+        depth = 0
+        for match in _TOKEN.finditer(self._data):
+            token = match.group()
+            depth += (token in (b"{", b"[")) - (token in (b"}", b"]"))
+            if depth == 0 and token == b"}":
+                return
+            if depth == 1 and token == b'"data"' and (value := _VALUE_IS_ARRAY.match(self._data, match.end())):
+                self._under_key = True
+                self._step_inside(value.end())
+                return
+
+    def _step_inside(self, position: int) -> None:
+        self._at = self._start = position
+        self._start_line = self._line = 1 + self._data.count(b"\n", 0, position)
+        self._in_array = True
+
+    def _next_token(self) -> bytes | None:
+        while True:
+            match = _TOKEN.search(self._data, self._at)
+            if match is None:
+                self._at = len(self._data)
+            elif match.group() != b'"':
+                self._at = match.end()
+                return match.group()
+            elif (line_end := self._data.find(b"\n", match.end())) >= 0:
+                self._at = line_end
+                if _NEXT_ROW.match(self._data, line_end):
+                    self._open.clear()  # the brackets that close the element are in the broken string
+                    self._ended_in_string = True
+                continue
+            else:
+                self._at = match.start()
+            if not self._read_more():
+                return None
+
+    def _read_more(self) -> bool:
+        if len(self._data) - self._start > self._limit:
+            self._clip()
+        chunk = self._stream.read(CHUNK_BYTES)
+        self._data = self._data[self._start :] + chunk
+        self._at -= self._start
+        self._start = 0
+        return bool(chunk)
+
+    def _clip(self) -> None:
+        # A string above the limit is given up as well: the next line end puts the scan right again.
+        if self._clipped is None:
+            self._clipped = self._data[self._start : self._start + CLIPPED_BYTES]
+        if len(self._data) - self._at > self._limit:
+            self._at = len(self._data)
+        self._start = self._at
+
+    def _end_of_element(self, token: bytes) -> int | None:
+        if token == b"\n":
+            self._line += 1
+            ended, self._ended_in_string = self._ended_in_string, False
+            return None if self._open or (self._in_array and not ended) else self._at
+        if token in (b"{", b"["):
+            self._open.append(token)
+        elif token == b",":
+            return None if self._open else self._at - 1
+        elif token in _OPENER:
+            return self._close(token)
+        return None
+
+    def _close(self, token: bytes) -> int | None:
+        opener = _OPENER[token]
+        if opener in self._open:
+            while self._open.pop() != opener:
+                pass
+            return None if self._open else self._at
+        if token == b"]" and self._in_array:
+            self._open.clear()
+            self._in_array = False
+            self._finished = self._under_key
+            return self._at - 1
+        return None
+
+    def _take(self, end: int) -> Iterator[tuple[int, bytes, bool]]:
+        raw = self._data[self._start : end]
+        text = raw.lstrip(_BETWEEN_ELEMENTS)
+        if self._clipped is not None:
+            yield self._start_line, self._clipped.lstrip(_BETWEEN_ELEMENTS), False
+        elif text:
+            yield self._start_line + raw.count(b"\n", 0, len(raw) - len(text)), text.rstrip(), True
+        self._clipped = None
+        self._start = self._at
+        self._start_line = self._line

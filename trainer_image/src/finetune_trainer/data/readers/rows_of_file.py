@@ -1,0 +1,151 @@
+"""Reads files of rows one by one: JSONL, JSON, CSV, TSV, gzip of those, Parquet and Arrow, in bounded memory."""
+
+# ruff: noqa: PLC0415 - pyarrow is loaded only where such a file is met
+
+import gzip
+import io
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import PurePath
+from typing import Any, NamedTuple, cast
+
+import orjson
+
+from finetune_trainer.data.readers.csv import read_csv
+from finetune_trainer.data.readers.json_row import parse_object
+from finetune_trainer.data.readers.json_stream import looks_like_rows_in_one_value, read_elements
+from finetune_trainer.data.readers.lines import read_lines, skip_mark, too_long
+from finetune_trainer.data.rows import EXCERPT_CHARACTERS, BadRow, NamedPath, UnreadableFile
+
+BUFFER_BYTES = 1 << 18
+GZIP_MAGIC = b"\x1f\x8b"
+COLUMNAR_MAGICS = (b"PAR1", b"ARROW1", b"\xff\xff\xff\xff")
+FOREIGN_FILES = {
+    b"PARE": "an encrypted Parquet file",
+    b"FEA1": "a Feather file of the first version",
+    b"ORC": "an ORC file",
+    b"Obj\x01": "an Avro file",
+    b"\x80\x04": "a pickle, which could run code and is not opened",
+    b"\x80\x05": "a pickle, which could run code and is not opened",
+    b"SQLite format 3": "an SQLite database",
+    b"\x89HDF": "an HDF5 file",
+    b"PK\x03\x04": "a ZIP archive or a spreadsheet",
+    b"7z\xbc\xaf": "a 7z archive",
+    b"\x28\xb5\x2f\xfd": "a Zstandard file",
+    b"BZh": "a bzip2 file",
+    b"\xfd7zXZ": "an xz file",
+    b"\xff\xfe": "a text in UTF-16",
+    b"\xfe\xff": "a text in UTF-16",
+    b"%PDF": "a PDF document",
+    b"version https://git-lfs": "a Git LFS pointer instead of the file itself",
+    b"<!DOCTYPE html": "a web page instead of the file itself",
+    b"<html": "a web page instead of the file itself",
+}
+SUPPORTED = "JSONL, JSON, CSV and TSV in UTF-8, gzip of these, Parquet and Arrow are read"
+
+
+class Record(NamedTuple):
+    """One row as it was found: its value, or else what is wrong with it."""
+
+    line: int
+    value: dict[str, Any] | None
+    problem: BadRow | None
+    source: bytes | str | Mapping[str, Any]
+
+    @property
+    def excerpt(self) -> str:
+        """The start of the row, for people who look for it; never half a character."""
+        if isinstance(self.source, bytes):
+            return self.source[: 4 * EXCERPT_CHARACTERS].decode("utf-8", "replace")[:EXCERPT_CHARACTERS]
+        text = self.source if isinstance(self.source, str) else _dump(self.source)
+        return text[:EXCERPT_CHARACTERS].rstrip("\n").encode("utf-8", "replace").decode("utf-8")
+
+
+class RowFile:
+    """One file of rows; `bytes_read` counts the bytes of the file itself, compressed or not."""
+
+    def __init__(self, path: NamedPath) -> None:
+        self._path = path
+        self._file: io.BufferedReader | None = None
+        self._finished = 0
+
+    @property
+    def bytes_read(self) -> int:
+        """How many of the file's bytes have been read so far."""
+        return self._file.tell() if self._file else self._finished
+
+    def records(self) -> Iterator[Record]:
+        """Yield every row in order; blank lines are no rows. Raises UnreadableFile when the file holds no rows."""
+        name = self._path.name
+        try:
+            file: io.BufferedReader = io.BufferedReader(io.FileIO(self._path.path), BUFFER_BYTES)
+            with file:
+                start = file.peek(BUFFER_BYTES)
+                if start.startswith(COLUMNAR_MAGICS):
+                    yield from self._table_records(start)
+                else:
+                    self._file = file
+                    yield from _text_records(file, name)
+                self._finished = file.seek(0, io.SEEK_END)
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise UnreadableFile(f"{name} is a damaged gzip file: {error}") from error
+        except OSError as error:
+            raise UnreadableFile(f"{name} cannot be read: {error.strerror or error}") from error
+        finally:
+            self._file = None
+
+    def _table_records(self, start: bytes) -> Iterator[Record]:
+        from finetune_trainer.data.readers.arrow import read_table
+
+        size = self._path.path.stat().st_size
+        for number, value, problem, share in read_table(self._path, start):
+            self._finished = int(share * size)
+            yield Record(number, value, problem, value or {})
+
+
+def _text_records(file: io.BufferedReader, name: str) -> Iterator[Record]:
+    suffixes = [suffix.lower() for suffix in PurePath(name).suffixes]
+    stream = file
+    if stream.peek(2).startswith(GZIP_MAGIC):
+        suffixes = [suffix for suffix in suffixes if suffix != ".gz"]
+        stream = io.BufferedReader(cast("io.RawIOBase", gzip.GzipFile(fileobj=stream)), BUFFER_BYTES)
+    start = stream.peek(BUFFER_BYTES)
+    _refuse_foreign(start, name)
+    skip_mark(stream)
+    kind = suffixes[-1] if suffixes else ""
+    if kind in (".csv", ".tsv"):
+        return _csv_records(stream, "\t" if kind == ".tsv" else ",")
+    if looks_like_rows_in_one_value(stream.peek(BUFFER_BYTES), is_json_file=kind == ".json"):
+        return _json_records(read_elements(stream))
+    return _json_records(read_lines(stream))
+
+
+def _refuse_foreign(start: bytes, name: str) -> None:
+    if start.startswith(COLUMNAR_MAGICS):
+        raise UnreadableFile(f"{name} is a Parquet or Arrow file inside gzip; decompress it, it is compressed already")
+    for magic, what in FOREIGN_FILES.items():
+        if start.startswith(magic):
+            raise UnreadableFile(f"{name} is {what}; {SUPPORTED}")
+
+
+def _json_records(elements: Iterable[tuple[int, bytes, bool]]) -> Iterator[Record]:
+    for line, raw, whole in elements:
+        if not whole:
+            yield Record(line, None, too_long(), raw[: 4 * EXCERPT_CHARACTERS])
+        elif raw and not raw.isspace():
+            try:
+                yield Record(line, parse_object(raw), None, raw)
+            except BadRow as problem:
+                yield Record(line, None, problem, raw)
+
+
+def _csv_records(stream: io.BufferedReader, delimiter: str) -> Iterator[Record]:
+    for line, value, problem, text in read_csv(stream, delimiter):
+        yield Record(line, value, problem, text)
+
+
+def _dump(row: Mapping[str, Any]) -> str:
+    try:
+        return orjson.dumps(row, default=str, option=orjson.OPT_NON_STR_KEYS).decode()
+    except TypeError:
+        return repr(row)

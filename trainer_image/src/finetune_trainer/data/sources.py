@@ -1,0 +1,160 @@
+"""A dataset's URI as the list of its objects: one object, a prefix, a pattern, or what a repository on a hub holds."""
+
+import difflib
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from finetune_api.handoff import ExitCode
+from finetune_api.sources import DataSource
+from finetune_trainer.data.split_names import choose_split
+from finetune_trainer.errors import ObjectMissing, TrainerError
+from finetune_trainer.storage.hub.uris import commit_of, is_hub_uri, parse_hub_uri
+from finetune_trainer.storage.protocol import Entry, OnBytes, Storage, join, sha256_file
+
+MOST_OBJECTS = 10_000
+SHOWN = 5
+PLAIN_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow")
+SUFFIXES = (*PLAIN_SUFFIXES, *(f"{suffix}.gz" for suffix in PLAIN_SUFFIXES))
+NOT_ROWS = frozenset({"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"})
+"""What the datasets library writes beside the rows."""
+WILDCARD = re.compile(r"[*?]")
+
+
+@dataclass(frozen=True, slots=True)
+class SourceObject:
+    """One object with rows; on a hub its URI is pinned to the commit."""
+
+    uri: str
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class FetchedObject:
+    """One object with rows, on this machine."""
+
+    uri: str
+    path: Path
+    size: int
+    sha256: str
+
+    def to_dict(self) -> dict[str, object]:
+        """As it stands in the summary and in the lineage."""
+        commit = commit_of(self.uri)
+        return {"uri": self.uri, "sha256": self.sha256, "size": self.size} | ({"revision": commit} if commit else {})
+
+
+def resolve(source: DataSource, storage: Storage, place: str = "train") -> list[SourceObject]:
+    """The objects behind `spec.dataset.<place>`, in order of their keys; none found is an error that names others."""
+    uri = storage.pin(source.uri, source.revision)
+    root, key = _split(uri)
+    if WILDCARD.search(key):
+        found, folder = _matching(storage, root, key)
+        why = f"nothing matches {key}"
+    else:
+        size = storage.size(uri) if key and not key.endswith("/") else None
+        if size is not None:
+            return [SourceObject(uri, size)]
+        found, folder = _data_files(storage, uri.rstrip("/")), _below(root, key.rstrip("/").rpartition("/")[0])
+        found = choose_split(found, source.uri, place) if is_hub_uri(uri) else found
+        why = "there is no such object, and no data file under it as a folder" if key else "it holds no data file"
+    if not found:
+        raise _nothing(source.uri, place, why, folder, [entry.key for entry in storage.list(folder)])
+    if len(found) > MOST_OBJECTS:
+        why = f"{len(found):,} objects are more than the {MOST_OBJECTS:,} that are read: join them, or name fewer"
+        raise TrainerError(ExitCode.DATASET_UNUSABLE, f"{source.uri}: {why}")
+    return found
+
+
+def fetch(source: DataSource, storage: Storage, directory: Path, place: str, on_bytes: OnBytes) -> list[FetchedObject]:
+    """Every object of the source in a new local folder, with what it is."""
+    objects = resolve(source, storage, place)
+    shutil.rmtree(directory, ignore_errors=True)
+    fetched = []
+    for number, one in enumerate(objects):
+        path = directory / f"{number:05d}"
+        try:
+            storage.download(one.uri, path, on_bytes)
+        except ObjectMissing as error:
+            message = f"{error.message}: correct spec.dataset.{place}.uri, or upload the rows"
+            raise TrainerError(ExitCode.DATASET_UNUSABLE, message) from None
+        digest = sha256_file(path, lambda _count: on_bytes(0))
+        fetched.append(FetchedObject(one.uri, path, path.stat().st_size, digest))
+    _check_digest(source, fetched, place)
+    return fetched
+
+
+def _check_digest(source: DataSource, fetched: list[FetchedObject], place: str) -> None:
+    if not source.sha256:
+        return
+    found = fetched[0].sha256 if len(fetched) == 1 else f"{len(fetched)} objects"
+    if found != source.sha256:
+        message = f"has the SHA-256 {found}, not the one in spec.dataset.{place}.sha256: the rows changed"
+        raise TrainerError(ExitCode.DATASET_UNUSABLE, f"{source.uri} {message}")
+
+
+def _split(uri: str) -> tuple[str, str]:
+    """What is listed at most, a bucket or a repository, and the key below it."""
+    if is_hub_uri(uri):
+        key = parse_hub_uri(uri).path
+        root = uri.rstrip("/").removesuffix(f"/{key}") if key else uri.rstrip("/")
+        return root, key + ("/" if key and uri.endswith("/") else "")
+    bucket, _, key = uri.removeprefix("s3://").partition("/")
+    return f"s3://{bucket}", key
+
+
+def _below(root: str, folder: str) -> str:
+    return join(root, folder) if folder else root
+
+
+def _matching(storage: Storage, root: str, pattern: str) -> tuple[list[SourceObject], str]:
+    """The pattern means what it says, any name but for hidden ones; also the folder that was looked into."""
+    start = WILDCARD.search(pattern)
+    depth = pattern.rfind("/", 0, start.start() if start else None) + 1
+    folder = _below(root, pattern[:depth].rstrip("/"))
+    matches = re.compile(translate(pattern[depth:])).fullmatch
+    entries = [entry for entry in storage.list(folder) if matches(entry.key) and not _is_hidden(entry.key)]
+    return _objects(folder, entries), folder
+
+
+def _data_files(storage: Storage, folder: str) -> list[SourceObject]:
+    return _objects(folder, [entry for entry in storage.list(folder) if is_data_file(entry.key)])
+
+
+def _objects(folder: str, entries: list[Entry]) -> list[SourceObject]:
+    return [SourceObject(join(folder, entry.key), entry.size) for entry in sorted(entries, key=lambda one: one.key)]
+
+
+def is_data_file(key: str) -> bool:
+    """Whether a file of a folder holds rows, by its name."""
+    name = key.rpartition("/")[2]
+    return name.lower().endswith(SUFFIXES) and name not in NOT_ROWS and not _is_hidden(key)
+
+
+def _is_hidden(key: str) -> bool:
+    return any(part.startswith((".", "_")) for part in key.split("/"))
+
+
+def translate(pattern: str) -> str:
+    """A pattern over keys as a regular expression: `*` and `?` stay within a folder, `**` crosses folders."""
+    return "".join(_translated(token) for token in re.findall(r"(?:\*\*/)+|\*+|\?|[^*?]+", pattern))
+
+
+def _translated(token: str) -> str:
+    if token.startswith("**"):
+        return "(?:.*/)?" if token.endswith("/") else ".*"
+    return {"*": "[^/]*", "?": "[^/]"}.get(token) or re.escape(token)
+
+
+def _nothing(uri: str, place: str, why: str, folder: str, keys: list[str]) -> TrainerError:
+    there = f"under {folder} there is {', '.join(_nearby(keys, uri))}" if keys else f"there is nothing under {folder}"
+    fix = f"correct spec.dataset.{place}.uri, or upload the rows"
+    return TrainerError(ExitCode.DATASET_UNUSABLE, f"{uri}: {why}; {there}: {fix}")
+
+
+def _nearby(keys: list[str], uri: str) -> list[str]:
+    """A few keys, those first that look like what was asked for."""
+    name = uri.rstrip("/").rpartition("/")[2]
+    close = difflib.get_close_matches(name, keys[:MOST_OBJECTS], n=SHOWN, cutoff=0.6)
+    return list(dict.fromkeys([*close, *keys[:SHOWN]]))[:SHOWN]

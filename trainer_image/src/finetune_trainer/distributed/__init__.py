@@ -1,0 +1,1 @@
+"""Several processes and pods: layout, rendezvous, sharding, and the link between pods."""

@@ -1,0 +1,86 @@
+"""One of several training processes of a pod: what it does alone, and where it meets the others."""
+
+# ruff: noqa: PLC0415 - what is heavy is imported when it is needed
+
+import logging
+import os
+import threading
+import time
+from pathlib import Path
+
+from finetune_api.handoff import ExitCode, JobConfig, Report
+from finetune_trainer.entrypoints import pod
+from finetune_trainer.entrypoints.termination import RunState
+from finetune_trainer.errors import Stopped, TrainerError
+from finetune_trainer.monitoring.reporter import Reporter, work_beat
+from finetune_trainer.storage.hardlinked import NeighbourStorage
+from finetune_trainer.storage.protocol import Storage
+
+logger = logging.getLogger(__name__)
+
+PARENT_SECONDS = 1.0
+
+
+def train_along(state: RunState, config_path: Path, workspace: Path, port: int) -> Report | None:
+    """Trains with the other processes; the first of all returns the report of what it published."""
+    rank, size = _number("RANK"), _number("WORLD_SIZE")
+    local = _number("LOCAL_RANK"), _number("LOCAL_WORLD_SIZE")
+    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
+    config = pod.read_config(config_path, state)
+    pod.require_checked(config)
+    quiet = None if rank == 0 else open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - as long as the process
+    state.reporter = Reporter(config.uid, out=quiet)
+    if local[0] == 0:
+        pod.serve(state.reporter, port)
+    state.stop.raise_if_set()
+    storage = pod.connect(config, state.stop, pod.TRAINER_PATIENCE_SECONDS)
+    if rank == 0 and (found := pod.find_result(config, storage, state)):
+        return found
+    address = os.environ["MASTER_ADDR"], _number("MASTER_PORT")
+    try:
+        return _train(state, config, storage, workspace, (rank, size, local, address))
+    except RuntimeError as error:
+        if state.stop.is_set():  # the others are stopped too, and may be gone already
+            raise Stopped(f"stopped by SIGTERM while the processes waited for each other: {error}") from error
+        raise
+
+
+def _train(
+    state: RunState,
+    config: JobConfig,
+    storage: Storage,
+    workspace: Path,
+    place: tuple[int, int, tuple[int, int], tuple[str, int]],
+) -> Report | None:
+    from finetune_trainer.distributed.world import join
+
+    reporter = state.reporter or Reporter(config.uid)
+    world = join(*place, work_beat(reporter, state.stop))
+    logger.info("rank %d of %d has met the others", world.rank, world.size)
+    if world.local_rank:
+        neighbour = workspace.parent / f"rank-{world.rank - world.local_rank}"
+        storage = NeighbourStorage(storage, workspace, neighbour)
+    from finetune_trainer.pipeline.train import train_along as fine_tune
+
+    try:
+        report = fine_tune(config, storage, workspace, reporter, state.stop, world=world)
+    except Stopped:
+        world.leave()
+        raise
+    if not world.is_first:
+        world.leave()
+    return report
+
+
+def _number(name: str) -> int:
+    text = os.environ.get(name, "")
+    if not text.isdecimal():
+        raise TrainerError(ExitCode.INVALID_CONFIG, f"{name} is {text!r}: `rank` is started by `train`, not by hand")
+    return int(text)
+
+
+def _end_with_parent(parent: int) -> None:
+    """A process whose parent was killed trains for nobody."""
+    while os.getppid() == parent:
+        time.sleep(PARENT_SECONDS)
+    os._exit(ExitCode.INTERNAL_ERROR)

@@ -1,0 +1,1 @@
+"""What is measured, as records, and the rules that judge it."""

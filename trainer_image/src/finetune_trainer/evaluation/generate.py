@@ -1,0 +1,77 @@
+"""Greedy answers of a model to the job's questions, for the report."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from transformers import GenerationConfig, PreTrainedModel, StoppingCriteria, StoppingCriteriaList
+
+from finetune_api.handoff import ExitCode
+from finetune_trainer.data.rows import BadRow, Message
+from finetune_trainer.errors import TrainerError
+from finetune_trainer.tokenization.labeler import Labeler
+from finetune_trainer.tokenization.samples import Encoded
+
+
+def answer_all(
+    model: PreTrainedModel,
+    labeler: Labeler,
+    prompts: Sequence[str],
+    *,
+    stop_ids: Sequence[int],
+    max_new_tokens: int,
+    on_token: Callable[[], None],
+) -> list[str]:
+    """One answer for each question, the likeliest token at every step."""
+    model.eval()
+    settings = GenerationConfig(
+        do_sample=False,
+        max_new_tokens=max_new_tokens,
+        eos_token_id=list(stop_ids),
+        pad_token_id=stop_ids[0],
+        use_cache=True,
+    )
+    answers = []
+    for prompt in prompts:
+        with torch.no_grad():
+            answers.append(_answer(model, labeler, prompt, settings, EachToken(on_token)))
+    return answers
+
+
+class EachToken(StoppingCriteria):  # type: ignore[misc]  # the library has no types
+    """Never ends an answer, but tells of each of its tokens; a stop comes out of the generation as itself."""
+
+    def __init__(self, on_token: Callable[[], None]) -> None:
+        self._on_token = on_token
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **_: Any) -> torch.Tensor:
+        """No row is done."""
+        self._on_token()
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+
+
+def _answer(
+    model: PreTrainedModel, labeler: Labeler, prompt: str, settings: GenerationConfig, each_token: EachToken
+) -> str:
+    try:
+        _, ids = labeler.render_prompt([Message(role="user", content=prompt)])
+    except BadRow as bad:
+        raise TrainerError(ExitCode.INVALID_CONFIG, f"evaluation.prompts: {bad.detail}") from bad
+    inputs = torch.tensor([ids], device=model.device)
+    output = model.generate(
+        input_ids=inputs,
+        attention_mask=torch.ones_like(inputs),
+        generation_config=settings,
+        stopping_criteria=StoppingCriteriaList([each_token]),
+    )
+    return labeler.tokenizer.decode(output[0, len(ids) :].tolist(), skip_special_tokens=True).strip()
+
+
+def stop_token_ids(model: PreTrainedModel, samples: Sequence[Encoded]) -> list[int]:
+    """What ends an answer: the model's own end tokens and the token that the training rows' answers end with."""
+    known = model.generation_config.eos_token_id
+    ids = [] if known is None else [known] if isinstance(known, int) else list(known)
+    ends = Counter([label for label in sample.labels if label >= 0][-1] for sample in samples if not sample.truncated)
+    ids += [token for token, _ in ends.most_common(1)]
+    return sorted(set(ids)) or [0]

@@ -1,0 +1,1 @@
+"""Merge an adapter into its base, and the gate that proves the merged model."""

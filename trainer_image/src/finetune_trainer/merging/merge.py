@@ -1,0 +1,246 @@
+"""A complete model from the base's files and what was trained, one tensor after another: the whole model is never in
+memory, only a shard of what is written."""
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+from safetensors.torch import load_file, save_file
+
+from finetune_api.handoff import ADAPTER_WEIGHTS
+from finetune_trainer.models.base_model import ADAPTER_CONFIG
+from finetune_trainer.models.loading import DTYPES
+from finetune_trainer.models.tensor_files import INDEX, Header, TensorFiles
+from finetune_trainer.models.tensor_files import WEIGHTS as MODEL_WEIGHTS
+
+SHARD_BYTES = 2 * 1024**3
+BLOCK_VALUES = 16 * 1024**2
+"""How many values of one tensor are added up at a time, in FP32."""
+PREFIX = "base_model.model."
+FACTORS = {".lora_A.weight": "A", ".lora_B.weight": "B", ".lora_embedding_A": "A", ".lora_embedding_B": "B"}
+COPIED = ("generation_config.json",)
+DTYPE_KEYS = ("dtype", "torch_dtype")
+CONV1D = frozenset({"gpt2", "openai-gpt", "imagegpt"})
+NAMES = {precision: str(dtype).removeprefix("torch.") for precision, dtype in DTYPES.items()}
+
+Make = Callable[[str, torch.Tensor], torch.Tensor]
+"""From a tensor's name and the base's values, the values to write."""
+
+
+@dataclass(frozen=True)
+class Nf4:
+    """What QLoRA did to the base: these linear layers, in NF4, from values of that number format."""
+
+    modules: frozenset[str]
+    double_quant: bool
+    compute: torch.dtype
+
+    def as_in(self, headers: Mapping[str, Header]) -> "Nf4":
+        """The same layers by the names that the base's files give them; raises Unmapped."""
+        names = {_home(module, headers).removesuffix(".weight") for module in self.modules}
+        return replace(self, modules=frozenset(names))
+
+    def through(self, name: str, weight: torch.Tensor) -> torch.Tensor:
+        """The weight as the 4-bit layer computes with it; any other tensor is returned as it is."""
+        if name.removesuffix(".weight") not in self.modules:
+            return weight
+        packed, state = quantize_4bit(
+            weight.to(self.compute).contiguous(), compress_statistics=self.double_quant, quant_type="nf4"
+        )
+        values: torch.Tensor = dequantize_4bit(packed, state)
+        return values.to(self.compute).view(weight.shape)
+
+
+@dataclass(frozen=True)
+class Update:
+    """What an adapter adds to one weight: `left @ right`, in the weight's own shape."""
+
+    left: torch.Tensor
+    right: torch.Tensor
+
+    def add_to(self, weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """The sum, formed in FP32 and rounded once; a block of rows at a time."""
+        merged = torch.empty(weight.shape, dtype=dtype)
+        rows = max(1, BLOCK_VALUES // max(1, weight.shape[-1]))
+        for at in range(0, len(weight), rows):
+            block = slice(at, at + rows)
+            merged[block] = (weight[block].float() + self.left[block] @ self.right).to(dtype)
+        return merged
+
+
+@dataclass(frozen=True)
+class Merge:
+    """The full model, tensor by tensor: what is written, and what the gate holds the written files against."""
+
+    files: TensorFiles
+    names: list[str]
+    precision: str
+    _make: Make
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """One tensor of the full model; what holds no weights is the base's."""
+        stored = self.files.read(name)
+        return self._make(name, stored) if self.files.headers[name].is_floating else stored
+
+    def write(self, output: Path, on_work: Callable[[], None]) -> None:
+        """All of them, in shards of at most 2 GiB, or as large as the base's largest file."""
+        output.mkdir(parents=True, exist_ok=True)
+        width = DTYPES[self.precision].itemsize
+        shards = list(_in_shards(self.files, self.names, min(SHARD_BYTES, self.files.largest_file), width))
+        where: dict[str, str] = {}
+        for at, shard in enumerate(shards, 1):
+            file = MODEL_WEIGHTS if len(shards) == 1 else f"model-{at:05}-of-{len(shards):05}.safetensors"
+            tensors = {}
+            for name in shard:
+                on_work()
+                tensors[name] = self.tensor(name)
+            save_file(tensors, output / file, metadata={"format": "pt"})
+            where |= dict.fromkeys(shard, file)
+        if len(shards) > 1:
+            total = sum(self.files.headers[name].size(width) for name in self.names)
+            index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(where.items()))}
+            (output / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def merging_adapter(base: Path, adapter: Path, precision: str, nf4: Nf4 | None = None) -> Iterator[Merge]:
+    """The adapter added to the base, or with `nf4` to the base as the 4-bit layers compute with it; raises Unmapped."""
+    factors, dtype = read_factors(adapter), DTYPES[precision]
+    with TensorFiles.of_folder(base) as files:
+        homes = {}
+        for module, its in factors.items():
+            home = _home(module, files.headers)
+            homes[home] = its.update(files.headers[home].shape, is_conv1d=is_conv1d(base))
+        through = nf4.as_in(files.headers).through if nf4 else None
+
+        def make(name: str, weight: torch.Tensor) -> torch.Tensor:
+            weight = through(name, weight) if through else weight
+            return homes[name].add_to(weight, dtype) if name in homes else weight.to(dtype)
+
+        yield Merge(files, list(files.headers), precision, make)
+
+
+@contextmanager
+def merging_full(base: Path, weights: Path, precision: str) -> Iterator[Merge]:
+    """The fully tuned model in one number format, every trained weight in place of the base's; raises Unmapped."""
+    dtype = DTYPES[precision]
+    with TensorFiles.of_folder(base) as files, TensorFiles(weights) as trained:
+        homes = {_home(name.removesuffix(".weight"), files.headers, name): name for name in trained.headers}
+        kept = [name for name in files.headers if name in homes or not _is_tied_copy(name, base)]
+
+        def make(name: str, weight: torch.Tensor) -> torch.Tensor:
+            return (trained.read(homes[name]) if name in homes else weight).to(dtype)
+
+        yield Merge(files, kept, precision, make)
+
+
+def stored_precision(base: Path) -> str:
+    """The number format that the base model is stored in, by its config; FP32 where that says nothing."""
+    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    names = {name: precision for precision, name in NAMES.items()}
+    return names.get(str(config.get("dtype") or config.get("torch_dtype")), "FP32")
+
+
+@dataclass(frozen=True)
+class Factors:
+    """The two factors on one module, the scale in the second: their product is `(out, in)`, of an embedding turned."""
+
+    a: torch.Tensor
+    b: torch.Tensor
+
+    def update(self, shape: tuple[int, ...], *, is_conv1d: bool) -> Update:
+        """What they add to a weight of that shape; a Conv1D, as in GPT-2, and an embedding are stored turned."""
+        natural = (self.b.shape[0], self.a.shape[1])
+        if natural == shape and not (natural == natural[::-1] and is_conv1d):
+            return Update(self.b, self.a)
+        if natural[::-1] == shape:
+            return Update(self.a.T, self.b.T)
+        raise Unmapped(f"an update of {natural} does not fit a tensor of {shape}")
+
+
+def read_factors(adapter: Path) -> dict[str, Factors]:
+    """What the adapter adds, by the name of the module that it was put on."""
+    config = json.loads((adapter / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    if config.get("alpha_pattern") or config.get("rank_pattern") or config.get("use_dora"):
+        raise Unmapped("some of its modules have settings of their own")
+    found: dict[str, dict[str, torch.Tensor]] = {}
+    for key, tensor in load_file(adapter / ADAPTER_WEIGHTS).items():
+        suffix = next((one for one in FACTORS if key.endswith(one)), None)
+        if suffix is None or not key.startswith(PREFIX):
+            raise Unmapped(f"its tensor {key} is no factor of a low-rank update")
+        found.setdefault(key.removeprefix(PREFIX).removesuffix(suffix), {})[FACTORS[suffix]] = tensor.float()
+    return {module: Factors(its["A"], its["B"] * _scale(config, its["A"].shape[0])) for module, its in found.items()}
+
+
+def _scale(config: Mapping[str, Any], rank: int) -> float:
+    return float(config["lora_alpha"]) / (math.sqrt(rank) if config.get("use_rslora") else rank)
+
+
+def is_conv1d(base: Path) -> bool:
+    """Whether the architecture writes its linear layers as Conv1D, the inputs first."""
+    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    return config.get("model_type") in CONV1D
+
+
+def _home(module: str, headers: Mapping[str, Header], name: str | None = None) -> str:
+    """The base's tensor of that module: files may leave out the name of the model around the decoder."""
+    own = name or f"{module}.weight"
+    for candidate in (own, own.partition(".")[2]):
+        if candidate in headers:
+            return candidate
+    raise Unmapped(f"the base's files have no tensor {own}")
+
+
+def _is_tied_copy(name: str, base: Path) -> bool:
+    """Whether it is the base's copy of its embeddings, which would stay behind the trained ones."""
+    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    return name == "lm_head.weight" and bool(config.get("tie_word_embeddings"))
+
+
+def _in_shards(files: TensorFiles, names: list[str], limit: int, width: int) -> Iterator[list[str]]:
+    shard: list[str] = []
+    filled = 0
+    for name in names:
+        size = files.headers[name].size(width)
+        if shard and filled + size > limit:
+            yield shard
+            shard, filled = [], 0
+        shard.append(name)
+        filled += size
+    yield shard
+
+
+def copy_settings(base: Path, output: Path, precision: str) -> None:
+    """The base's configuration with the number format of the merge."""
+    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    _set_dtype(config, NAMES[precision])
+    config.pop("_name_or_path", None)
+    (output / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    for name in COPIED:
+        if (base / name).is_file():
+            (output / name).write_bytes((base / name).read_bytes())
+
+
+def _set_dtype(config: dict[str, Any], dtype: str) -> None:
+    """In the key that the base uses, which servers of any age read, also in the parts of a composed model."""
+    keys = [key for key in DTYPE_KEYS if key in config]
+    config |= dict.fromkeys(keys, dtype)
+    for part in config.values():
+        if isinstance(part, dict):
+            _set_dtype_of_part(part, dtype)
+    if not keys:
+        config["dtype"] = dtype
+
+
+def _set_dtype_of_part(part: dict[str, Any], dtype: str) -> None:
+    part |= {key: dtype for key in DTYPE_KEYS if key in part}
+
+
+class Unmapped(Exception):  # noqa: N818 - what the base's files are
+    """The trained weights have no counterpart of their name in the base's files, which only the library can map."""

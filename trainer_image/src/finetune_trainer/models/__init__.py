@@ -1,0 +1,1 @@
+"""Base models and adapters: files, loading, memory, resolved settings."""

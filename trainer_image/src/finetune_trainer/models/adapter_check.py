@@ -1,0 +1,134 @@
+"""What is wrong with an adapter's files, read with numpy alone and one tensor at a time."""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from finetune_trainer.models.adapter_input import FACTOR
+from finetune_trainer.storage.hub.uris import SCHEME
+
+DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
+BF16_EXPONENT = 0x7F80
+VALUES_AT_ONCE = 16 * 1024 * 1024
+ZERO_AT_START = {"B.weight": "lora_B", "embedding_A": "lora_embedding_A"}
+"""The factors that PEFT sets to zero: one that is trained is not."""
+MOST_TOLD = 5
+
+
+def find_adapter_faults(weights: Path, config: bytes, base: str) -> list[str]:
+    """The adapter against its own configuration, and that against the base that the lineage names."""
+    try:
+        asked = json.loads(config)
+        tensors, data = _open(weights)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return ["adapter_config.json or the header of adapter_model.safetensors cannot be read"]
+    if not isinstance(asked, dict) or asked.get("peft_type") != "LORA":
+        return ["adapter_config.json is not that of a LoRA adapter"]
+    return [*_base_faults(asked, base), *_name_faults(asked, tensors), *_value_faults(tensors, data)]
+
+
+def _base_faults(asked: Mapping[str, Any], base: str) -> Iterator[str]:
+    named = str(asked.get("base_model_name_or_path") or "")
+    if base and named.rstrip("/") != base.removeprefix(SCHEME).rstrip("/"):
+        yield f"adapter_config.json names the base {named}, and the lineage {base}"
+
+
+def _name_faults(asked: Mapping[str, Any], tensors: Mapping[str, Any]) -> Iterator[str]:
+    rank = asked.get("r")
+    unknown: list[str] = []
+    wrong: list[str] = []
+    whole: list[str] = []
+    pairs: dict[str, set[str]] = {}
+    for name, tensor in tensors.items():
+        match = FACTOR.fullmatch(name)
+        if match is None:
+            known = whole if _is_saved_whole(name, asked) else unknown
+            known.append(name)
+            continue
+        factor = match["factor"]
+        pairs.setdefault(match["module"], set()).add(factor)
+        side = 0 if factor in {"A.weight", "embedding_A"} else 1
+        if tensor["shape"][side : side + 1] != [rank]:
+            wrong.append(f"{name} {tensor['shape']}")
+    if unknown:
+        yield f"{len(unknown)} tensors are no factors of an adapter: {', '.join(unknown[:MOST_TOLD])}"
+    if wrong:
+        yield f"{len(wrong)} tensors do not have the rank {rank} of the config: {', '.join(wrong[:MOST_TOLD])}"
+    if not pairs:
+        yield "there is no tensor of an adapter"
+    single = [module for module, factors in pairs.items() if len(factors) != 2]
+    if single:
+        yield f"{len(single)} modules lack one of their two factors: {', '.join(single[:MOST_TOLD])}"
+    yield from _target_faults(asked.get("target_modules"), list(pairs), [_module(name) for name in whole])
+
+
+def _target_faults(targets: Any, modules: list[str], whole: list[str]) -> Iterator[str]:
+    """Each module is one that the config targets, and each target has one, or is saved whole as the head of a reward
+    model is; a pattern is PEFT's, a full match."""
+    if isinstance(targets, str):
+        others = [one for one in modules if not re.fullmatch(targets, one)] if targets != "all-linear" else []
+        missing: list[str] = []
+    else:
+        ends = [str(one) for one in targets or []]
+        others = [one for one in modules if not any(one == end or one.endswith(f".{end}") for end in ends)]
+        there = [*modules, *whole]
+        missing = [end for end in ends if not any(one == end or one.endswith(f".{end}") for one in there)]
+    if others:
+        yield f"{len(others)} modules are not in target_modules: {', '.join(others[:MOST_TOLD])}"
+    if missing:
+        yield f"target_modules without a tensor: {', '.join(missing[:MOST_TOLD])}"
+
+
+def _is_saved_whole(name: str, asked: Mapping[str, Any]) -> bool:
+    return any(_module(name).endswith(f".{saved}") for saved in asked.get("modules_to_save") or [])
+
+
+def _module(name: str) -> str:
+    return name.removesuffix(".weight").removesuffix(".bias")
+
+
+def _value_faults(tensors: Mapping[str, Any], data: np.memmap[Any, Any]) -> Iterator[str]:
+    endless, moved, starts = [], False, False
+    for name, tensor in tensors.items():
+        match = FACTOR.fullmatch(name)
+        is_start = match is not None and match["factor"] in ZERO_AT_START
+        starts = starts or is_start
+        for values in _values(tensor, data):
+            if tensor["dtype"] == "BF16":
+                is_finite = bool(((values & BF16_EXPONENT) != BF16_EXPONENT).all())
+                is_zero = not (values & 0x7FFF).any()
+            else:
+                is_finite, is_zero = bool(np.isfinite(values).all()), not values.any()
+            if not is_finite:
+                endless.append(name)
+                break
+            moved = moved or (is_start and not is_zero)
+    if endless:
+        yield f"{len(endless)} tensors hold values that are not finite: {', '.join(endless[:MOST_TOLD])}"
+    if starts and not moved:
+        yield "it changes nothing: every factor that starts at zero is still zero"
+
+
+def _open(path: Path) -> tuple[dict[str, Any], "np.memmap[Any, Any]"]:
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(min(length, path.stat().st_size)))
+    header.pop("__metadata__", None)
+    data = np.memmap(path, dtype=np.uint8, mode="r", offset=8 + length)
+    for tensor in header.values():
+        begin, end = tensor["data_offsets"]
+        if not 0 <= begin <= end <= len(data) or (end - begin) % np.dtype(DTYPES[tensor["dtype"]]).itemsize:
+            raise ValueError("a tensor lies outside the file")
+    return header, data
+
+
+def _values(tensor: Mapping[str, Any], data: "np.memmap[Any, Any]") -> Iterator[Any]:
+    """The numbers of one tensor, a part at a time."""
+    begin, end = tensor["data_offsets"]
+    values = data[begin:end].view(DTYPES[tensor["dtype"]])
+    for at in range(0, len(values), VALUES_AT_ONCE):
+        yield values[at : at + VALUES_AT_ONCE]

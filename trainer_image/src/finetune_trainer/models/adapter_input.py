@@ -1,0 +1,290 @@
+"""The adapter that a job continues from: found, checked against job and model, and fetched; without torch."""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NoReturn
+
+from pydantic import ValidationError
+
+from finetune_api.handoff import ADAPTER_WEIGHTS, Artifact, ExitCode, JobConfig
+from finetune_api.spec import FineTuneJobSpec, Lora
+from finetune_trainer.errors import ObjectMissing, TrainerError
+from finetune_trainer.models.base_model import ADAPTER_CONFIG, PICKLE_SUFFIXES, is_weight_file, read_header
+from finetune_trainer.models.shape import ModelShape, Tensors
+from finetune_trainer.publishing.parent_result import find_published
+from finetune_trainer.storage.hub.uris import SCHEME, model_location
+from finetune_trainer.storage.protocol import Entry, OnBytes, Storage, join, sha256_file
+
+FACTOR = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<factor>A\.weight|B\.weight|embedding_A|embedding_B)")
+BEYOND_LORA = (
+    "use_dora", "use_qalora", "use_bdlora", "alpha_pattern", "layers_to_transform", "exclude_modules",
+    "layer_replication", "target_parameters", "trainable_token_indices", "alora_invocation_tokens", "arrow_config",
+    "kasa_config", "monteclora_config", "velora_config",
+)  # fmt: skip
+"""What PEFT's config can ask for that changes an adapter's meaning and that a job's settings cannot say."""
+PLAIN_STARTS = (True, False, "gaussian", "eva", "orthogonal")
+"""Ways to start an adapter that leave the base as it is; the others train against altered base weights."""
+FIELDS = {"rank": "rank", "alpha": "alpha", "use_rslora": "useRslora"}
+"""What an adapter fixes, by our names and by those of the spec; its target modules are compared as a set."""
+
+
+@dataclass(frozen=True, slots=True)
+class InitialAdapter:
+    """An adapter to continue from; `sha256` is that of its weights."""
+
+    uri: str
+    lora: Lora
+    tensors: Tensors
+    sha256: str = ""
+
+
+def check_initial_adapter(
+    config: JobConfig, shape: ModelShape | None, storage: Storage, on_bytes: OnBytes | None = None
+) -> InitialAdapter | None:
+    """The adapter that the job names, or None; the weights stay in storage, and are read through once."""
+    found = _find(config, storage, on_bytes)
+    if found is None:
+        return None
+    adapter, expected = found
+    if shape is not None:
+        _check_shapes(adapter, shape)
+    return _with_digest(adapter, storage.sha256(join(adapter.uri, ADAPTER_WEIGHTS), on_bytes), expected)
+
+
+def fetch_initial_adapter(
+    config: JobConfig, storage: Storage, directory: Path, on_bytes: OnBytes | None = None
+) -> InitialAdapter | None:
+    """The adapter that the job names, checked again, its weights in `directory`."""
+    found = _find(config, storage, on_bytes)
+    if found is None:
+        return None
+    adapter, expected = found
+    directory.mkdir(parents=True, exist_ok=True)
+    storage.download(join(adapter.uri, ADAPTER_WEIGHTS), directory / ADAPTER_WEIGHTS, on_bytes)
+    return _with_digest(adapter, sha256_file(directory / ADAPTER_WEIGHTS), expected)
+
+
+def with_adapter(spec: FineTuneJobSpec, adapter: InitialAdapter | None) -> FineTuneJobSpec:
+    """The spec with what the adapter fixes; dropout is no part of it and stays the job's to choose."""
+    if adapter is None:
+        return spec
+    dropout = spec.tuning.lora.dropout if spec.tuning.lora else None
+    lora = adapter.lora.model_copy(update={"dropout": dropout})
+    return spec.model_copy(update={"tuning": spec.tuning.model_copy(update={"lora": lora})})
+
+
+def _find(
+    config: JobConfig, storage: Storage, on_bytes: OnBytes | None
+) -> tuple[InitialAdapter, Mapping[str, str]] | None:
+    """The adapter without its digest, and the digests that the parent's manifest has for its files."""
+    asked = config.spec.tuning.initial_adapter
+    if asked is None:
+        return None
+    expected: Mapping[str, str] = {}
+    if asked.uri is not None:
+        uri = storage.pin(asked.uri.rstrip("/"))
+    else:
+        uri, expected = _of_parent(config, storage)
+    entries = {entry.key: entry for entry in storage.list(uri)}
+    raw = _read_config(uri, entries, storage, expected)
+    tensors = read_header(uri, _weights(uri, entries), storage, on_bytes)
+    _check_base(uri, raw, config.spec, storage, on_bytes)
+    lora = _check_kind(uri, raw, tensors)
+    _check_agreement(uri, config.spec.tuning.lora or Lora(), lora)
+    return InitialAdapter(uri, lora, tensors), expected
+
+
+def _of_parent(config: JobConfig, storage: Storage) -> tuple[str, Mapping[str, str]]:
+    """The folder of the parent's adapter and its digests, by a manifest that is the one the operator saw."""
+    parent = config.parent
+    if parent is None:
+        _invalid(
+            "tuning.initialAdapter.fromParent needs the operator to find the parent: "
+            "name the adapter with tuning.initialAdapter.uri"
+        )
+    digests = find_published(parent, storage).of_folder(Artifact.ADAPTER)
+    if not digests:
+        _invalid(f"{parent.name} published no adapter: remove tuning.initialAdapter, or name another parent")
+    return join(parent.output_uri, Artifact.ADAPTER), digests
+
+
+def _read_config(
+    uri: str, entries: Mapping[str, Entry], storage: Storage, expected: Mapping[str, str]
+) -> dict[str, Any]:
+    data = storage.read(join(uri, ADAPTER_CONFIG)) if ADAPTER_CONFIG in entries else None
+    if data is None:
+        _refuse(
+            uri, f"there is no {ADAPTER_CONFIG}: tuning.initialAdapter names the folder of an adapter as PEFT saves it"
+        )
+    _require_digest(uri, ADAPTER_CONFIG, hashlib.sha256(data).hexdigest(), expected)
+    try:
+        raw = json.loads(data)
+    except ValueError:
+        raw = None
+    if not isinstance(raw, dict):
+        _refuse(uri, f"{ADAPTER_CONFIG} is not a JSON object")
+    return raw
+
+
+def _weights(uri: str, entries: Mapping[str, Entry]) -> Entry:
+    if ADAPTER_WEIGHTS not in entries:
+        if any(key.endswith(PICKLE_SUFFIXES) for key in entries):
+            _refuse(uri, "the adapter is only there as a pickle file, which can run code when loaded: save it again "
+                         "with save_pretrained(…)")  # fmt: skip
+        _refuse(uri, f"there is no {ADAPTER_WEIGHTS}")
+    return entries[ADAPTER_WEIGHTS]
+
+
+def _check_base(
+    uri: str, raw: Mapping[str, Any], spec: FineTuneJobSpec, storage: Storage, on_bytes: OnBytes | None
+) -> None:
+    """An adapter on another base gives noise: the base is the job's by name, or by the weights that it was made on."""
+    named = str(raw.get("base_model_name_or_path") or "")
+    if _name(named) == _name(spec.model.uri) or _is_made_on(uri, spec, storage, on_bytes):
+        return
+    _invalid(
+        f"the adapter {uri} was made on {named or 'a base that its config does not name'}, and spec.model.uri is "
+        f"{spec.model.uri}: name the adapter's own base, or correct base_model_name_or_path in its {ADAPTER_CONFIG}"
+    )
+
+
+def _name(uri: str) -> str:
+    """A hub's models are also known without the scheme."""
+    return uri.removeprefix(SCHEME).rstrip("/")
+
+
+def _is_made_on(uri: str, spec: FineTuneJobSpec, storage: Storage, on_bytes: OnBytes | None) -> bool:
+    """Whether the lineage published beside the adapter has the digests of this model's weights: a copy of the base."""
+    if uri.startswith(SCHEME):
+        return False
+    data = storage.read(join(uri.removesuffix(f"/{Artifact.ADAPTER}"), Artifact.LINEAGE))
+    try:
+        files = json.loads(data or "{}")["baseModel"]["files"]
+        digests = {str(name): str(digest) for name, digest in files.items() if is_weight_file(str(name))}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return False
+    base = model_location(spec.model)
+    try:
+        return bool(digests) and all(
+            storage.sha256(join(base, name), on_bytes) == digest for name, digest in digests.items()
+        )
+    except ObjectMissing:
+        return False
+
+
+def _check_kind(uri: str, raw: Mapping[str, Any], tensors: Tensors) -> Lora:
+    """Plain LoRA of one rank on a language model; anything more would be lost without a word."""
+    if raw.get("peft_type") != "LORA":
+        _invalid(f"the adapter {uri} is of type {raw.get('peft_type')}, and only LORA can be continued")
+    if raw.get("task_type") not in (None, "CAUSAL_LM"):
+        _invalid(f"the adapter {uri} is for task {raw['task_type']}, and only CAUSAL_LM can be continued")
+    beyond = [name for name in BEYOND_LORA if raw.get(name)]
+    if raw.get("init_lora_weights", True) not in PLAIN_STARTS:
+        beyond.append(f"init_lora_weights {raw['init_lora_weights']}")
+    beyond += [name for name in tensors if not FACTOR.fullmatch(name)][:1]
+    rank = raw.get("r")
+    if any(size[0 if _is_first(name) else -1] != rank for name, size in tensors.items()):
+        beyond.append("rank_pattern")
+    if beyond:
+        _invalid(f"the adapter {uri} is more than plain LoRA ({beyond[0]}) and cannot be continued")
+    targets = sorted({module.rpartition(".")[2] for module in modules(tensors)})
+    values = {"rank": rank, "alpha": raw.get("lora_alpha"), "useRslora": bool(raw.get("use_rslora"))}
+    try:
+        return Lora.model_validate(values | {"targetModules": targets})
+    except ValidationError as error:
+        fault = error.errors(include_url=False)[0]
+        _invalid(f"the adapter {uri} cannot be continued: its {fault['loc'][0]} is refused ({fault['msg']})")
+
+
+def _check_agreement(uri: str, asked: Lora, adapter: Lora) -> None:
+    """What the job sets must be what the adapter has."""
+    pairs = [(name, getattr(asked, ours), getattr(adapter, ours)) for ours, name in FIELDS.items()]
+    wanted = sorted(asked.target_modules) if asked.target_modules else None
+    for name, mine, its in [*pairs, ("targetModules", wanted, adapter.target_modules)]:
+        if mine is not None and mine != its:
+            _invalid(
+                f"tuning.lora.{name} is {_shown(mine)}, and the adapter {uri} that is continued has {_shown(its)}: "
+                f"remove tuning.lora.{name}"
+            )
+
+
+def _shown(value: object) -> str:
+    return ", ".join(value) if isinstance(value, list) else json.dumps(value)
+
+
+def _check_shapes(adapter: InitialAdapter, shape: ModelShape) -> None:
+    """Every adapted module that is found in the model has the adapter's sizes, in either orientation.
+
+    Some architectures name their modules otherwise than their files do: what is not found is left for PEFT to tell,
+    unless nothing at all is found, or the same module of another layer.
+    """
+    stored: dict[str, list[tuple[int, ...]]] = {}
+    for name, size in shape.tensors.items():
+        stored.setdefault(_tail(name.removesuffix(".weight")), []).append(size)
+    layers = {_of_any_layer(module) for module in stored}
+    adapted = modules(adapter.tensors)
+    if not layers & {_of_any_layer(_tail(module)) for module in adapted}:
+        names = ", ".join(adapter.lora.target_modules or [])
+        _invalid(f"the adapter {adapter.uri} does not fit the model, which has none of its modules ({names})")
+    for module, sizes in adapted.items():
+        tail = _tail(module)
+        if tail not in stored and _of_any_layer(tail) in layers:
+            _invalid(f"the adapter {adapter.uri} does not fit the model, which has no layer {module}")
+        found = stored.get(tail, [sizes])
+        if sorted(sizes) not in map(sorted, found):
+            _invalid(
+                f"the adapter {adapter.uri} does not fit the model: {module} is {_by(found[0])} in the model and "
+                f"{_by(sizes)} in the adapter"
+            )
+
+
+def _of_any_layer(module: str) -> str:
+    return re.sub(r"\d+", "#", module)
+
+
+def modules(tensors: Tensors) -> dict[str, tuple[int, ...]]:
+    """The adapted modules with their input and output size."""
+    sizes: dict[str, dict[str, int]] = {}
+    for name, size in tensors.items():
+        if match := FACTOR.fullmatch(name):
+            pair = sizes.setdefault(match["module"], {})
+            pair["in" if _is_first(name) else "out"] = size[-1 if _is_first(name) else 0]
+    return {module: tuple(pair.values()) for module, pair in sizes.items()}
+
+
+def _is_first(name: str) -> bool:
+    """Whether it is the factor that the input meets first."""
+    return name.endswith(("A.weight", "_A"))
+
+
+def _tail(module: str) -> str:
+    """The name from the layer's number on, or all of it; what stands before differs between files and modules."""
+    return re.sub(r"^.*?[.]?(?=\b\d+[.])", "", module)
+
+
+def _by(sizes: tuple[int, ...]) -> str:
+    return " by ".join(map(str, sizes))
+
+
+def _with_digest(adapter: InitialAdapter, sha256: str, expected: Mapping[str, str]) -> InitialAdapter:
+    _require_digest(adapter.uri, ADAPTER_WEIGHTS, sha256, expected)
+    return replace(adapter, sha256=sha256)
+
+
+def _require_digest(uri: str, name: str, found: str, expected: Mapping[str, str]) -> None:
+    """Of a parent's adapter only what its manifest lists is continued."""
+    if expected and found != expected.get(name):
+        told = f"{found} instead of {expected.get(name)}"
+        _refuse(uri, f"{name} has another content than its SHA-256 in the manifest ({told})")
+
+
+def _refuse(uri: str, why: str) -> NoReturn:
+    raise TrainerError(ExitCode.MODEL_UNAVAILABLE, f"{uri}: {why}")
+
+
+def _invalid(message: str) -> NoReturn:
+    raise TrainerError(ExitCode.INVALID_CONFIG, message)

@@ -1,0 +1,84 @@
+"""The adapter folder as PEFT and vLLM load it, with the tokenizer beside the weights, checked after writing."""
+
+import shutil
+from pathlib import Path
+
+import torch
+from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors.torch import load_file
+
+from finetune_api.handoff import ADAPTER_WEIGHTS, ExitCode
+from finetune_trainer.errors import TrainerError
+from finetune_trainer.models.loading import trained_tensors
+from finetune_trainer.tokenization.labeler import Labeler
+from finetune_trainer.tokenization.tokenizer import DEFAULT, TEMPLATE_FILE, TEMPLATE_FOLDER
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+    "spiece.model",
+)
+ZERO_AT_START = (".lora_B.", ".lora_embedding_A")
+"""The factors that PEFT sets to zero, so that a fresh adapter changes nothing; of an embedding it is the first."""
+
+
+def continue_adapter(model: PeftModel, directory: Path) -> None:
+    """Puts the weights of an earlier adapter into the new one of the same shape; every factor must find its place.
+
+    What the model trains beside its factors, the head of a reward model, is its own and stays as it is.
+    """
+    saved = load_file(directory / ADAPTER_WEIGHTS)
+    state = get_peft_model_state_dict(model, save_embedding_layers=False)
+    factors = {name: tensor.shape for name, tensor in state.items() if ".lora_" in name}
+    homeless = sorted(saved.keys() ^ factors.keys())
+    unfit = homeless or [name for name, shape in factors.items() if saved[name].shape != shape]
+    if unfit:
+        raise TrainerError(
+            ExitCode.INVALID_CONFIG,
+            f"the adapter of tuning.initialAdapter does not fit the model: {len(unfit)} of its factors and the "
+            f"model's have no counterpart, {unfit[0]} for one",
+        )
+    set_peft_model_state_dict(model, saved | {name: state[name] for name in state.keys() - factors.keys()})
+
+
+def save_adapter(model: PeftModel, directory: Path, base_model: str, revision: str | None = None) -> None:
+    """Writes config and weights; the config names the base by its URI, or as it is called on a hub and by its commit,
+    never by a path of this machine."""
+    for config in model.peft_config.values():
+        config.base_model_name_or_path = base_model
+        config.revision = revision
+    model.save_pretrained(directory, save_embedding_layers=False)
+    verify_adapter(directory, expected=len(trained_tensors(model)))
+
+
+def verify_adapter(directory: Path, expected: int) -> None:
+    """Reads the written file back: every tensor is there and finite, and training has moved it from its start."""
+    tensors = load_file(directory / ADAPTER_WEIGHTS)
+    moved = [tensor for name, tensor in tensors.items() if any(factor in name for factor in ZERO_AT_START)]
+    if len(tensors) != expected:
+        raise _broken(f"holds {len(tensors)} tensors instead of {expected}")
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values()):
+        raise _broken("holds values that are not finite")
+    if not any(bool(tensor.count_nonzero()) for tensor in moved):
+        raise _broken("changes nothing: every factor that starts at zero is still zero")
+
+
+def save_tokenizer(model_directory: Path, directory: Path, labeler: Labeler) -> None:
+    """Copies the tokenizer's files unchanged and writes the chat templates that the training used."""
+    directory.mkdir(parents=True, exist_ok=True)
+    for name in TOKENIZER_FILES:
+        if (model_directory / name).is_file():
+            shutil.copyfile(model_directory / name, directory / name)
+    for name, template in labeler.templates.items():
+        path = directory / (TEMPLATE_FILE if name == DEFAULT else f"{TEMPLATE_FOLDER}/{name}.jinja")
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(template, encoding="utf-8")
+
+
+def _broken(what: str) -> TrainerError:
+    return TrainerError(ExitCode.INTERNAL_ERROR, f"the saved adapter {what}")

@@ -1,0 +1,164 @@
+"""The base model as it lies in storage: complete, safe to load, and how many weights it has, without loading them."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any, NoReturn
+
+from finetune_api.handoff import ExitCode, JobConfig
+from finetune_trainer.errors import ObjectMissing, TrainerError
+from finetune_trainer.models.shape import ModelShape, Tensors, read_shape
+from finetune_trainer.storage.hub.uris import commit_of
+from finetune_trainer.storage.protocol import Entry, OnBytes, Storage, join
+from finetune_trainer.tokenization.tokenizer import TEMPLATE_FOLDER
+
+CONFIG = "config.json"
+TOKENIZER = "tokenizer.json"
+TOKENIZER_CONFIG = "tokenizer_config.json"
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+ADAPTER_CONFIG = "adapter_config.json"
+TEXT_SUFFIXES = (".json", ".jinja", ".txt", ".model")
+PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+GGUF_SUFFIX = ".gguf"
+HEADER_LIMIT = 100 * 1024 * 1024
+TEXT_LIMIT = 256 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """What preflight knows of the base model."""
+
+    parameters: int
+    architecture: str
+    weights_bytes: int
+    shape: ModelShape | None = None
+
+
+def is_model_file(key: str) -> bool:
+    """Whether a file of the model's folder is needed to load it: no pickle, no code, no second copy of the weights, and
+    no configuration of an adapter, which transformers would fetch and put onto the model unasked."""
+    return (is_text_file(key) and key != ADAPTER_CONFIG) or is_weight_file(key)
+
+
+def is_text_file(key: str) -> bool:
+    """Whether it is configuration, tokenizer or template."""
+    folder, _, name = key.rpartition("/")
+    return name.endswith(TEXT_SUFFIXES if not folder else ".jinja") and folder in ("", TEMPLATE_FOLDER)
+
+
+def is_weight_file(key: str) -> bool:
+    """Whether it holds weights in transformers' own layout."""
+    return "/" not in key and key.startswith("model") and key.endswith(".safetensors")
+
+
+def pin_model(config: JobConfig, storage: Storage) -> JobConfig:
+    """The job with the commit that the model's revision is now, so that every later look is at the same files."""
+    model = config.spec.model
+    commit = commit_of(storage.pin(model.uri, model.revision))
+    if commit is None:
+        return config
+    spec = config.spec.model_copy(update={"model": model.model_copy(update={"revision": commit})})
+    return config.model_copy(update={"spec": spec})
+
+
+def check_model(uri: str, storage: Storage, directory: Path, on_bytes: OnBytes | None = None) -> ModelFacts:
+    """Check the folder and leave its text files in `directory`; the weights stay in storage, only headers are read."""
+    entries = {entry.key: entry for entry in storage.list(uri)}
+    _check_names(uri, entries)
+    storage.download_folder(
+        uri, directory, on_bytes, accept=lambda key: is_text_file(key) and entries[key].size <= TEXT_LIMIT
+    )
+    config = _read_json(uri, directory / CONFIG)
+    for name, content in ((CONFIG, config), (TOKENIZER_CONFIG, _read_json(uri, directory / TOKENIZER_CONFIG))):
+        if content.get("auto_map"):
+            _refuse(uri, f"{name} asks for code of its own (auto_map), which is never run: use an architecture that "
+                         "transformers has built in")  # fmt: skip
+    if config.get("quantization_config"):
+        _refuse(uri, "the weights are already quantised: give the 16-bit weights, QLoRA quantises them itself")
+    shards = _shards(uri, directory, entries)
+    tensors: dict[str, tuple[int, ...]] = {}
+    for shard in shards:
+        tensors |= read_header(uri, shard, storage, on_bytes)
+    architectures = config.get("architectures") or ["unknown"]
+    return ModelFacts(
+        parameters=sum(prod(shape) for shape in tensors.values()),
+        architecture=str(architectures[0]),
+        weights_bytes=sum(shard.size for shard in shards),
+        shape=read_shape(config, tensors),
+    )
+
+
+def _check_names(uri: str, entries: Mapping[str, Entry]) -> None:
+    has_weights = WEIGHTS in entries or INDEX in entries
+    if not has_weights and any(name.endswith(GGUF_SUFFIX) for name in (uri.rstrip("/"), *entries)):
+        _refuse(
+            uri, "the weights are only there as GGUF, which is quantised for inference: give the original safetensors"
+        )
+    if not entries:
+        _refuse(uri, "there is no object under this prefix: correct spec.model.uri, or upload the model's folder")
+    if CONFIG not in entries:
+        _refuse(uri, f"there is no {CONFIG}: spec.model.uri must name the folder of a model as transformers saves it")
+    if not has_weights:
+        if any(key.endswith(PICKLE_SUFFIXES) for key in entries):
+            _refuse(uri, "the weights are only there as pickle files, which can run code when loaded: "
+                         "save them again with save_pretrained(…, safe_serialization=True)")  # fmt: skip
+        _refuse(uri, f"there are no weights: neither {WEIGHTS} nor {INDEX}")
+    if TOKENIZER not in entries:
+        _refuse(
+            uri, f"there is no {TOKENIZER}: save it with AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
+        )
+
+
+def _shards(uri: str, directory: Path, entries: Mapping[str, Entry]) -> list[Entry]:
+    if INDEX not in entries:
+        return [entries[WEIGHTS]]
+    weight_map = _read_json(uri, directory / INDEX).get("weight_map")
+    names = sorted({str(name) for name in weight_map.values()}) if isinstance(weight_map, dict) else []
+    missing = [name for name in names if name not in entries]
+    others = [name for name in names if not is_weight_file(name)]
+    if others:
+        _refuse(uri, f"{INDEX} names weights that are not model*.safetensors: {', '.join(others[:5])}")
+    if missing or not names:
+        _refuse(uri, f"weights that {INDEX} names are missing: {', '.join(missing[:5]) or 'it names none'}")
+    return [entries[name] for name in names]
+
+
+def read_header(uri: str, shard: Entry, storage: Storage, on_bytes: OnBytes | None) -> Tensors:
+    """The shape of every tensor in one file, by its header; also sees a file that was cut off."""
+    where = join(uri, shard.key)
+    try:
+        length = int.from_bytes(storage.read_range(where, 0, 8), "little")
+        if not 2 <= length <= min(HEADER_LIMIT, shard.size - 8):
+            _refuse(uri, f"{shard.key} is not a safetensors file")
+        header = json.loads(storage.read_range(where, 8, length))
+        header.pop("__metadata__", None)
+        end = max((int(tensor["data_offsets"][1]) for tensor in header.values()), default=0)
+        tensors = {str(name): tuple(int(size) for size in tensor["shape"]) for name, tensor in header.items()}
+    except ObjectMissing:
+        _refuse(uri, f"{shard.key} was there and is gone")
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError):
+        _refuse(uri, f"the header of {shard.key} cannot be read: it is not a safetensors file")
+    if 8 + length + end != shard.size:
+        _refuse(uri, f"{shard.key} has {shard.size} bytes where its header tells {8 + length + end}: upload it again")
+    if on_bytes:
+        on_bytes(length)
+    return tensors
+
+
+def _read_json(uri: str, path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        content = None
+    if not isinstance(content, dict):
+        _refuse(uri, f"{path.name} is not a JSON object")
+    return content
+
+
+def _refuse(uri: str, why: str) -> NoReturn:
+    raise TrainerError(ExitCode.MODEL_UNAVAILABLE, f"{uri}: {why}")

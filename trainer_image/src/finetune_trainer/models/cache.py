@@ -1,0 +1,224 @@
+"""Downloaded models that runs share: complete entries alone are used, and each is verified before it is."""
+
+import errno
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Set
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from finetune_api.handoff import MODEL_CACHE_DIR, JobConfig
+from finetune_trainer.models.base_model import is_model_file, pin_model
+from finetune_trainer.storage.hub.uris import COMMIT, is_content, is_hub_uri, model_location, unpinned
+from finetune_trainer.storage.protocol import Entry, OnBytes, Storage, confined, join, sha256_file
+
+logger = logging.getLogger(__name__)
+
+LAYOUT = "v1"
+MARKER = "complete.json"
+FILES = "files"
+PART = ".part"
+"""Suffix of a file that a later download goes on with."""
+WAIT_SECONDS = 1.0
+NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
+NOT_WRITABLE = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR})
+NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL})
+SPARE_BYTES = 64 * 1024 * 1024
+
+
+class CacheUnusable(Exception):  # noqa: N818 - it says what is the case
+    """The cache cannot take the model; the run goes on without it."""
+
+
+@dataclass(frozen=True, slots=True)
+class CachedModel:
+    """The files of one model, as storage lists them now, and the folder of the cache that holds just these."""
+
+    uri: str
+    entries: tuple[Entry, ...]
+    root: Path
+
+    @property
+    def key(self) -> str:
+        """A digest of names, sizes and what storage tells of the contents; of a hub's model, of its commit too."""
+        lines = [f"{entry.key}\t{entry.size}\t{entry.etag}" for entry in self.entries]
+        return hashlib.sha256("\n".join([self.uri, *lines]).encode()).hexdigest()[:40]
+
+    @property
+    def folder(self) -> Path:
+        """Where the complete entry lies."""
+        return self.root / LAYOUT / self.key
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(entry.size for entry in self.entries)
+
+    def find(self, on_bytes: OnBytes) -> Path | None:
+        """The folder of the complete, undamaged model; None where there is none."""
+        try:
+            marker: dict[str, Any] = json.loads((self.folder / MARKER).read_bytes())
+            digests = {str(name): str(digest) for name, digest in marker["sha256"].items()}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return None
+        files = self.folder / FILES
+        for entry in self.entries:
+            if not self._is_intact(files / entry.key, entry, digests.get(entry.key), on_bytes):
+                logger.warning("the cached %s is damaged (%s): it is downloaded again", unpinned(self.uri), entry.key)
+                return None
+        return files
+
+    def _is_intact(self, path: Path, entry: Entry, digest: str | None, on_bytes: OnBytes) -> bool:
+        """Also against what storage tells of the content: who may write to the cache could have written the marker."""
+        try:
+            if digest is None or path.stat().st_size != entry.size:
+                return False
+            if sha256_file(path, lambda _count: on_bytes(0)) != digest:
+                return False
+            return digest == entry.sha256 if entry.sha256 else self._is_as_listed(path, entry)
+        except OSError:
+            return False
+
+    def _is_as_listed(self, path: Path, entry: Entry) -> bool:
+        """As far as storage tells: a hub lists digests, S3 may list none."""
+        return is_content(path, entry) if is_hub_uri(self.uri) else path.stat().st_size == entry.size
+
+    def fill(self, storage: Storage, on_bytes: OnBytes) -> Path:
+        """Download into the cache and mark the entry complete; a twin that was faster is used instead."""
+        try:
+            (self.root / LAYOUT).mkdir(parents=True, exist_ok=True)
+            with self._alone(on_bytes) as part:
+                found = self.find(on_bytes)
+                if found is None:
+                    self._check_room(part)
+                    self._download(storage, part, on_bytes)
+                    self._publish(part)
+        except OSError as error:
+            raise CacheUnusable(_reason(error)) from error
+        found = self.find(on_bytes)
+        if found is None:
+            raise CacheUnusable("the entry was removed or damaged while it was filled")
+        return found
+
+    @contextmanager
+    def _alone(self, on_bytes: OnBytes) -> Iterator[Path]:
+        """The folder to download into. Where the file system has locks, one run fills the entry and goes on with what
+        one that was stopped left; else each fills a folder of its own."""
+        lock_path = self.folder.with_suffix(".lock")
+        with lock_path.open("ab") as lock:
+            if _locked(lock.fileno(), on_bytes):
+                yield self.folder.with_suffix(PART)
+                return
+        own = self.folder.with_suffix(f".{uuid.uuid4().hex}{PART}")
+        try:
+            yield own
+        finally:
+            shutil.rmtree(own, ignore_errors=True)
+
+    def _check_room(self, part: Path) -> None:
+        there = sum(path.stat().st_size for path in part.rglob("*") if path.is_file())
+        free = shutil.disk_usage(self.root).free
+        if free + there < self.size + SPARE_BYTES:
+            raise CacheUnusable(f"it has {free:,} bytes free and the model needs {self.size:,}: delete folders in it")
+
+    def _download(self, storage: Storage, part: Path, on_bytes: OnBytes) -> None:
+        digests = {}
+        _remove_others(part / FILES, {entry.key for entry in self.entries})
+        for entry in self.entries:
+            path = confined(part / FILES, entry.key)
+            if not (path.is_file() and self._is_as_listed(path, entry)):
+                storage.download(join(self.uri, entry.key), path, on_bytes)
+            digests[entry.key] = sha256_file(path, lambda _count: on_bytes(0))
+        marker = {"uri": self.uri, "sha256": digests}
+        (part / MARKER).write_text(json.dumps(marker, indent=2) + "\n", encoding="utf-8")
+
+    def _publish(self, part: Path) -> None:
+        """By renaming: a reader sees the whole entry or none. What is damaged makes way first."""
+        if self.folder.exists():
+            old = self.folder.with_suffix(f".{uuid.uuid4().hex}.old")
+            self.folder.rename(old)
+            shutil.rmtree(old, ignore_errors=True)
+        try:
+            part.rename(self.folder)
+        except OSError as error:
+            if error.errno not in {errno.ENOTEMPTY, errno.EEXIST}:
+                raise
+            shutil.rmtree(part, ignore_errors=True)  # another run without a lock was faster
+
+
+def cached_model(uri: str, entries: list[Entry], storage: Storage, root: Path, on_bytes: OnBytes) -> Path | None:
+    """A folder with the files, from the cache or filled into it; None, with a warning, where the cache is of no use."""
+    model = CachedModel(uri, tuple(entries), root)
+    try:
+        found = model.find(on_bytes)
+        if found:
+            logger.info("%s is in the model cache: nothing is downloaded", unpinned(uri))
+            return found
+        return model.fill(storage, on_bytes)
+    except CacheUnusable as unusable:
+        logger.warning("the model cache is not used: %s; the model is downloaded into the workspace", unusable)
+        return None
+
+
+def _remove_others(folder: Path, keys: Set[str]) -> None:
+    """A download that was killed may leave a file that no other goes on with."""
+    for path in folder.rglob("*"):
+        if path.is_file() and path.relative_to(folder).as_posix().removesuffix(PART) not in keys:
+            path.unlink()
+
+
+def _locked(descriptor: int, on_bytes: OnBytes) -> bool:
+    """Waits for the run that fills the entry, with a sign of life each second; False where there are no locks."""
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            on_bytes(0)
+            time.sleep(WAIT_SECONDS)
+        except OSError as error:
+            if error.errno in NO_LOCKS:
+                return False
+            raise
+        else:
+            return True
+
+
+def _reason(error: OSError) -> str:
+    if error.errno in NO_ROOM:
+        return "its volume is full: delete folders in it, or enlarge the claim"
+    if error.errno in NOT_WRITABLE:
+        return f"it cannot be written ({os.strerror(error.errno or 0)}): let group 65532 write to the claim"
+    return f"{error.strerror or error}: {error.filename}" if error.filename else error.strerror or str(error)
+
+
+def pin_as_checked(config: JobConfig, checked: Mapping[str, Any], storage: Storage) -> JobConfig:
+    """The job with the model's commit: the one in preflight's summary, for a branch may have moved on since."""
+    model = config.spec.model
+    revision = str(checked.get("revision", ""))
+    if is_hub_uri(model.uri) and checked.get("uri") == model.uri and COMMIT.fullmatch(revision):
+        pinned = model.model_copy(update={"revision": revision})
+        config = config.model_copy(update={"spec": config.spec.model_copy(update={"model": pinned})})
+    return pin_model(config, storage)
+
+
+def fetch_model(
+    config: JobConfig, storage: Storage, directory: Path, on_bytes: OnBytes, cache: Path = Path(MODEL_CACHE_DIR)
+) -> Path:
+    """The folder with the model: in the cache, else downloaded into `directory`."""
+    uri = model_location(config.spec.model)
+    shutil.rmtree(directory, ignore_errors=True)
+    if config.spec.model_cache and cache.is_dir():
+        entries = [entry for entry in storage.list(uri) if is_model_file(entry.key)]
+        found = cached_model(uri, entries, storage, cache, on_bytes)
+        if found:
+            return found
+    storage.download_folder(uri, directory, on_bytes, accept=is_model_file)
+    return directory

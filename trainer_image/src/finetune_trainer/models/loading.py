@@ -1,0 +1,270 @@
+"""The base model on its device: number format, optimiser, quantisation, and where the adapter goes."""
+
+import logging
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from bitsandbytes.nn import Linear4bit
+from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
+from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors import SafetensorError
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.pytorch_utils import Conv1D
+from transformers.utils import logging as transformers_logging
+
+from finetune_api.handoff import ExitCode
+from finetune_api.spec import Method, Precision
+from finetune_api.status import Resolved
+from finetune_trainer.distributed.sharding import shard
+from finetune_trainer.distributed.world import ALONE, World
+from finetune_trainer.errors import TrainerError
+from finetune_trainer.models.quantised import Quantised
+from finetune_trainer.models.shape import UNADAPTED_LAYERS
+
+DTYPES = {"BF16": torch.bfloat16, "FP16": torch.float16, "FP32": torch.float32}
+NON_REENTRANT = {"use_reentrant": False}
+HEAD = "score.weight"
+"""What a decoder that gives one score has and a language model lacks."""
+LOADING = logging.getLogger("transformers")
+
+transformers_logging.disable_progress_bar()
+
+
+def find_device(world: World = ALONE) -> torch.device:
+    """The GPU if there is one, of several the process's own, else the CPU."""
+    if world.size > 1 and torch.cuda.is_available():
+        return torch.device("cuda", world.local_rank)
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def describe_device(device: torch.device) -> tuple[str, int | None]:
+    """The device's name and, of a GPU, its memory in bytes."""
+    if device.type == "cpu":
+        return f"CPU, {torch.get_num_threads()} threads", None
+    properties = torch.cuda.get_device_properties(device)
+    return properties.name, properties.total_memory
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Most GPU memory that was allocated, or most resident memory of the process where there is no GPU."""
+    if device.type == "cpu":
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return torch.cuda.max_memory_allocated(device)
+
+
+def finalise(resolved: Resolved, device: torch.device) -> Resolved:
+    """The settings with what only the device decides: number format and optimiser."""
+    optim = resolved.optim or _default_optim(resolved, device)
+    if device.type == "cpu" and optim.endswith("_8bit"):
+        raise TrainerError(ExitCode.INVALID_CONFIG, f"optim {optim} needs a GPU: set adamw_torch_fused, or ask for one")
+    return resolved.model_copy(update={"precision": _precision(resolved.precision, device), "optim": optim})
+
+
+def _default_optim(resolved: Resolved, device: torch.device) -> str:
+    wants_paging = resolved.method == Method.QLORA and device.type == "cuda"
+    return "paged_adamw_8bit" if wants_paging else "adamw_torch_fused"
+
+
+def _precision(asked: str | None, device: torch.device) -> str:
+    """FP32 on a CPU: BF16 pays only on CPUs that have it, and a result must not depend on the node's age."""
+    if device.type == "cpu":
+        if asked == Precision.FP16:
+            raise TrainerError(ExitCode.INVALID_CONFIG, "precision FP16 needs a GPU: set Auto, BF16 or FP32")
+        return Precision.FP32 if asked in (None, Precision.AUTO) else str(asked)
+    has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    if asked in (None, Precision.AUTO):
+        return Precision.BF16 if has_bf16 else Precision.FP16
+    if asked == Precision.BF16 and not has_bf16:
+        name = torch.cuda.get_device_name(device)
+        raise TrainerError(ExitCode.INVALID_CONFIG, f"{name} has no BF16: set precision to Auto, FP16 or FP32")
+    return str(asked)
+
+
+def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
+    """The model's tokenizer; TRL wants the object, though it never tokenises here."""
+    with _model_errors(directory):
+        return AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+
+
+def load_for_training(
+    directory: Path, settings: Resolved, device: torch.device, *, writes_text: bool = True, world: World = ALONE
+) -> PreTrainedModel | PeftModel:
+    """The model as the method trains it: Full in FP32 under autocast and shared out between the processes, LoRA on a
+    16-bit base, QLoRA on an NF4 base.
+
+    A model that writes no text has one score in place of the language head, which is trained whole.
+    """
+    compute = DTYPES[str(settings.precision)]
+    torch.manual_seed(settings.seed or 0)  # a score's first weights are drawn while it is loaded
+    if settings.method == Method.FULL and world.size > 1:
+        model = load_plain(directory, torch.float32, torch.device("cpu"), writes_text=writes_text)
+        shard(model, world, device)
+        return model
+    if settings.method == Method.FULL:
+        return load_plain(directory, torch.float32, device, writes_text=writes_text)
+    if settings.method == Method.LORA:
+        return attach_adapter(load_plain(directory, compute, device, writes_text=writes_text), settings)
+    quantised = load_quantised(directory, compute, bool(settings.double_quant), device, writes_text=writes_text)
+    prepared = prepare_model_for_kbit_training(
+        quantised,
+        use_gradient_checkpointing=bool(settings.gradient_checkpointing),
+        gradient_checkpointing_kwargs=NON_REENTRANT,
+    )
+    return attach_adapter(prepared, settings)
+
+
+def load_plain(
+    directory: Path, dtype: torch.dtype, device: torch.device, *, writes_text: bool = True
+) -> PreTrainedModel:
+    """The unquantised model in one number format."""
+    return _load(directory, writes_text, dtype=dtype).to(device)
+
+
+def load_quantised(
+    directory: Path, compute: torch.dtype, double_quant: bool, device: torch.device, *, writes_text: bool = True
+) -> PreTrainedModel:
+    """The model with its linear layers in NF4, but for the head."""
+    quantisation = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=double_quant,
+        bnb_4bit_compute_dtype=compute,
+    )
+    device_map = {"": device.index or 0 if device.type == "cuda" else "cpu"}
+    model = _load(directory, writes_text, dtype=compute, quantization_config=quantisation, device_map=device_map)
+    _keep_gradients_on_cpu(model)
+    return model
+
+
+def _load(directory: Path, writes_text: bool, **options: Any) -> PreTrainedModel:
+    """The model from its folder alone; safetensors only, no remote code, and no weight drawn at random in place of one
+    that is missing, but for the head that a language model does not have."""
+    kind = AutoModelForCausalLM if writes_text else AutoModelForSequenceClassification
+    if not writes_text:
+        options["num_labels"] = 1
+    with _model_errors(directory), _quiet():
+        model, found = kind.from_pretrained(
+            directory,
+            local_files_only=True,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            **options,
+        )
+    missing = sorted(set(found["missing_keys"]) - (set() if writes_text else {HEAD}))
+    if missing:
+        told = f"{len(missing)} weights that the architecture has are in none of its files, {missing[0]} for one"
+        raise TrainerError(ExitCode.MODEL_UNAVAILABLE, f"the model cannot be loaded: {told}")
+    return model
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The library's table of missing weights is left out: what it would tell is an error here."""
+    level = LOADING.level
+    LOADING.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        LOADING.setLevel(level)
+
+
+def _keep_gradients_on_cpu(model: PreTrainedModel) -> None:
+    """On CPUs with AVX512-BF16 the first evaluation repacks the weights for a kernel without a backward pass: from then
+    on gradients pass the residual stream alone, and the training is silently wrong."""
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+
+
+def attach_adapter(model: PreTrainedModel, settings: Resolved) -> PeftModel:
+    """A fresh LoRA adapter on the model, its weights in FP32; untrained, it changes nothing."""
+    config = LoraConfig(
+        r=settings.lora_rank or 16,
+        lora_alpha=settings.lora_alpha or 32,
+        lora_dropout=settings.lora_dropout or 0.0,
+        use_rslora=bool(settings.use_rslora),
+        target_modules=settings.target_modules or linear_targets(model),
+        bias="none",
+        task_type="SEQ_CLS" if scores_text(model) else "CAUSAL_LM",
+    )
+    torch.manual_seed(settings.seed or 0)
+    try:
+        return get_peft_model(model, config)
+    except ValueError as error:
+        raise TrainerError(ExitCode.INVALID_CONFIG, f"tuning.lora does not fit the model: {error}") from error
+
+
+def scores_text(model: PreTrainedModel) -> bool:
+    """Whether the model has a score in place of the language head."""
+    return type(model).__name__.endswith("ForSequenceClassification")
+
+
+def refuse_tied_merge(model: PeftModel) -> None:
+    """A merge into one of two tied weights changes the other as well, so that the merged model answers otherwise."""
+    base = model.get_base_model()
+    embeddings = (base.get_input_embeddings(), base.get_output_embeddings())
+    if base.config.tie_word_embeddings and any(isinstance(module, BaseTunerLayer) for module in embeddings):
+        raise TrainerError(
+            ExitCode.INVALID_CONFIG,
+            "this model's input and output embeddings are one tensor, and an adapter on them cannot be merged: "
+            "leave them out of tuning.lora.targetModules, or set output.merge None",
+        )
+
+
+def linear_targets(model: PreTrainedModel) -> list[str]:
+    """Names of the linear layers that get an adapter: all but the output head and expert routers.
+
+    GPT-2 and its kin write a linear layer as Conv1D.
+    """
+    head = model.get_output_embeddings()
+    names = {
+        name.rpartition(".")[2]
+        for name, module in model.named_modules()
+        if isinstance(module, (torch.nn.Linear, Conv1D)) and module is not head
+    }
+    return sorted(names - UNADAPTED_LAYERS)
+
+
+def adapted_modules(model: PeftModel) -> list[str]:
+    """Names of the modules that have an adapter."""
+    return sorted(model.peft_config["default"].target_modules)
+
+
+def quantised_layers(model: PreTrainedModel | PeftModel, settings: Resolved) -> Quantised | None:
+    """The linear layers that compute in NF4, by their names in the base; None where none does."""
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    names = [
+        name.removesuffix(".base_layer") for name, module in base.named_modules() if isinstance(module, Linear4bit)
+    ]
+    if not names:
+        return None
+    return Quantised(
+        modules=sorted(set(names)), double_quant=bool(settings.double_quant), compute=str(settings.precision)
+    )
+
+
+def trained_tensors(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
+    """Every weight that is trained, by name."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+@contextmanager
+def _model_errors(directory: Path) -> Iterator[None]:
+    """Loading fails for what the folder holds: terminal, and told without this machine's path."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        reason = str(error).replace(str(directory), "the model folder").splitlines() or [type(error).__name__]
+        raise TrainerError(ExitCode.MODEL_UNAVAILABLE, f"the model cannot be loaded: {reason[0][:400]}") from error

@@ -1,0 +1,81 @@
+"""What the report says of the base model beside its address: licence, chat template, context."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeGuard
+
+import yaml
+
+from finetune_trainer.data.rows import Message
+from finetune_trainer.evaluation.record import BaseFacts, Licence
+from finetune_trainer.storage.protocol import Storage, join
+from finetune_trainer.tokenization.labeler import Labeler
+
+CARD = "README.md"
+CARD_LIMIT = 1024 * 1024
+LICENCE_LIMIT = 2000
+LONGEST = 300
+"""Characters of an identifier, a name or a link that are believed."""
+
+
+def read_licence(uri: str, storage: Storage) -> Licence | None:
+    """What the model card in the model's folder states; None where there is no card, or it states nothing readable."""
+    where = join(uri, CARD)
+    size = storage.size(where)
+    if not size:
+        return None
+    return parse_licence(storage.read_range(where, 0, min(size, CARD_LIMIT)).decode(errors="replace"))
+
+
+def parse_licence(card: str) -> Licence | None:
+    """The licence in a model card's front matter, of which nothing else is read: a card is foreign text."""
+    try:
+        found = yaml.safe_load(_licence_lines(card))
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return None
+    stated = found.get("license") if isinstance(found, dict) else None
+    identifiers = tuple(one for one in (stated if isinstance(stated, list) else [stated]) if _is_told(one))
+    if not identifiers:
+        return None
+    name, link = found.get("license_name"), found.get("license_link")
+    return Licence(identifiers, name if _is_told(name) else None, link if _is_told(link) else None)
+
+
+def _licence_lines(card: str) -> str:
+    """The entries of the front matter that begin with `license`, each with the lines that belong to it."""
+    fence, *lines = [line.rstrip() for line in card.removeprefix("\ufeff").splitlines()] or [""]
+    if fence != "---" or "---" not in lines:
+        return ""
+    kept: list[str] = []
+    is_kept = False
+    for line in lines[: lines.index("---")]:
+        if line[:1] not in ("", " ", "-", "#"):
+            is_kept = line.startswith("license")
+        if is_kept:
+            kept.append(line)
+    text = "\n".join(kept)
+    return text if len(text) <= LICENCE_LIMIT else ""
+
+
+def describe_base(model: Path, labeler: Labeler, licence: Licence | None, prompts: Sequence[str]) -> BaseFacts:
+    """The facts about a model's folder; `prompts` are what the model was asked."""
+    config = json.loads((model / "config.json").read_text(encoding="utf-8"))
+    rendered = [labeler.render_prompt([Message(role="user", content=prompt)])[1] for prompt in prompts]
+    return BaseFacts(
+        licence=licence,
+        is_template_made=labeler.is_fallback_template,
+        context_length=_context_length(config),
+        prompt_tokens=tuple(len(ids) for ids in rendered),
+    )
+
+
+def _context_length(config: dict[str, Any]) -> int | None:
+    """As the text part of the configuration has it."""
+    inner = config.get("text_config")
+    found = (inner if isinstance(inner, dict) else config).get("max_position_embeddings")
+    return found if isinstance(found, int) and found > 0 else None
+
+
+def _is_told(value: object) -> TypeGuard[str]:
+    return isinstance(value, str) and 0 < len(value.strip()) <= LONGEST and value.isprintable()

@@ -1,0 +1,190 @@
+"""The settings of a job: what method `Auto` stands for, and settings that fit the memory budget where there is one."""
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+
+from finetune_api.defaults import Facts, resolve
+from finetune_api.handoff import ExitCode
+from finetune_api.scalars import parse_quantity
+from finetune_api.spec import FineTuneJobSpec, Method
+from finetune_api.status import Resolved
+from finetune_trainer.errors import TrainerError
+from finetune_trainer.models.memory_estimate import Memory, estimate, format_bytes, micro_batches
+from finetune_trainer.models.shape import ModelShape
+from finetune_trainer.tokenization.packing import count_packed
+
+logger = logging.getLogger(__name__)
+
+SHORTEST = 64
+"""Lengths are advised in multiples of this, and not below it."""
+
+
+def choose_settings(
+    spec: FineTuneJobSpec, shape: ModelShape | None, facts: Facts, lengths: Sequence[int] = ()
+) -> Resolved:
+    """Every setting, with its memory estimated; raises WontFit where `tuning.vramBudget` is given and too small.
+
+    `lengths` are those of the training samples, in tokens: whether to pack depends on them.
+
+    Where the job leaves them open, the micro-batch is halved and gradient checkpointing switched on before that: both
+    change the memory and not the result.
+    """
+    budget = _budget(spec)
+    method, reason = choose_method(spec, shape, facts)
+    facts = replace(facts, method=method, method_reason=reason)
+    spec, facts = _pack(spec, shape, facts, lengths)
+    settings = resolve(spec, facts)
+    if shape is None:
+        logger.warning("the model's configuration does not name its sizes: its memory is not estimated")
+        return settings
+    if budget is not None:
+        settings = _fit(spec, shape, settings, budget) or _refuse(spec, shape, settings, budget)
+    total = _estimate(spec, shape, settings).total
+    return settings.model_copy(update={"estimated_gpu_memory_bytes": total})
+
+
+def _pack(
+    spec: FineTuneJobSpec, shape: ModelShape | None, facts: Facts, lengths: Sequence[int]
+) -> tuple[FineTuneJobSpec, Facts]:
+    """With packing the loop's row is a sequence: as many make a step as hold the rows that a step is meant to have."""
+    hyper = spec.hyperparameters
+    sequences = count_packed(
+        lengths, hyper.max_length, spec.objective, hyper.packing, shape.model_type if shape else ""
+    )
+    if sequences is None:
+        return spec, facts
+    single = resolve(spec, facts)
+    changes: dict[str, object] = {}
+    if hyper.gradient_accumulation_steps is None:
+        batch = hyper.per_device_train_batch_size or 1
+        wanted = (single.global_batch_size or 1) * sequences / len(lengths)
+        batches = max(1, round(wanted / (batch * spec.resources.ranks)))
+        changes = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": batches}
+    if hyper.max_steps is None:
+        changes["num_train_epochs"] = single.num_train_epochs
+    packed = spec.model_copy(update={"hyperparameters": hyper.model_copy(update=changes)})
+    return packed, replace(facts, train_rows=sequences, packing=True)
+
+
+def choose_method(spec: FineTuneJobSpec, shape: ModelShape | None, facts: Facts) -> tuple[Method, str]:
+    """The method and why: `Auto` is Full where the budget is given, nothing asks for an adapter, and Full fits it."""
+    if spec.tuning.method is not Method.AUTO:
+        return spec.tuning.method, "set in tuning.method"
+    budget = _budget(spec)
+    if budget is None or shape is None:
+        return Method.QLORA, "Auto is QLoRA where no tuning.vramBudget is given"
+    asked = [
+        name
+        for name, value in (
+            ("lora", spec.tuning.lora),
+            ("quantization", spec.tuning.quantization),
+            ("initialAdapter", spec.tuning.initial_adapter),
+        )
+        if value is not None
+    ]
+    if asked:
+        return Method.QLORA, f"Auto is QLoRA with tuning.{asked[0]}"
+    full = resolve(spec, replace(facts, method=Method.FULL))
+    fitting = _fit(spec, shape, full, budget)
+    needed = format_bytes(_estimate(spec, shape, fitting or _smallest(spec, full)).total)
+    if fitting:
+        return Method.FULL, f"Auto is Full: its estimate of {needed} is within tuning.vramBudget {format_bytes(budget)}"
+    return Method.QLORA, f"Auto is QLoRA: Full takes {needed}, above tuning.vramBudget {format_bytes(budget)}"
+
+
+def _budget(spec: FineTuneJobSpec) -> int | None:
+    if spec.tuning.vram_budget is None:
+        return None
+    try:
+        return parse_quantity(spec.tuning.vram_budget)
+    except ValueError as error:
+        raise TrainerError(ExitCode.INVALID_CONFIG, f"tuning.vramBudget: {error}: write 80Gi, for example") from error
+
+
+def _estimate(spec: FineTuneJobSpec, shape: ModelShape, settings: Resolved) -> Memory:
+    has_reward_model = spec.rlhf is not None and spec.rlhf.reward_model is not None
+    ranks = spec.resources.ranks
+    return estimate(shape, settings, spec.objective, has_reward_model=has_reward_model, ranks=ranks)
+
+
+def _fit(spec: FineTuneJobSpec, shape: ModelShape, settings: Resolved, budget: int) -> Resolved | None:
+    """The first of the settings that the job leaves open which fits."""
+    return next((one for one in _open_settings(spec, settings) if _fits(spec, shape, one, budget)), None)
+
+
+def _fits(spec: FineTuneJobSpec, shape: ModelShape, settings: Resolved, budget: int) -> bool:
+    return _estimate(spec, shape, settings).total <= budget
+
+
+def _open_settings(spec: FineTuneJobSpec, settings: Resolved) -> Iterator[Resolved]:
+    """Smaller micro-batches before checkpointing, which costs a third more time."""
+    hyper = spec.hyperparameters
+    is_open = hyper.per_device_train_batch_size is None and hyper.gradient_accumulation_steps is None
+    yield from micro_batches(settings) if is_open else [settings]
+    if hyper.gradient_checkpointing is None and not settings.gradient_checkpointing:
+        checkpointed = settings.model_copy(update={"gradient_checkpointing": True})
+        yield from micro_batches(checkpointed) if is_open else [checkpointed]
+
+
+def _smallest(spec: FineTuneJobSpec, settings: Resolved) -> Resolved:
+    *_, last = _open_settings(spec, settings)
+    return last
+
+
+def _refuse(spec: FineTuneJobSpec, shape: ModelShape, settings: Resolved, budget: int) -> Resolved:
+    smallest = _smallest(spec, settings)
+    memory = _estimate(spec, shape, smallest)
+    raise TrainerError(
+        ExitCode.WONT_FIT,
+        f"{settings.method} is estimated at {format_bytes(memory.total)} of GPU memory, above tuning.vramBudget "
+        f"{format_bytes(budget)} ({memory}). {_what_would_fit(spec, shape, smallest, memory, budget)}",
+    )
+
+
+def _what_would_fit(spec: FineTuneJobSpec, shape: ModelShape, settings: Resolved, memory: Memory, budget: int) -> str:
+    """The mildest change that fits, and the budget that needs none."""
+    raised = f"raise the budget to {format_bytes(memory.total + (1 << 26))}"
+    for advice, changed in _milder(spec, shape, settings, budget):
+        total = _estimate(spec, shape, changed).total
+        if total <= budget:
+            return f"Set {advice} ({format_bytes(total)}), or {raised}"
+    return f"Nothing makes it fit: take a smaller model, or {raised}"
+
+
+def _milder(
+    spec: FineTuneJobSpec, shape: ModelShape, settings: Resolved, budget: int
+) -> Iterator[tuple[str, Resolved]]:
+    """Changes to what the job has fixed, mildest first, each on top of those before."""
+    advice: list[str] = []
+    *_, single = micro_batches(settings)
+    if settings.per_device_train_batch_size != single.per_device_train_batch_size:
+        accumulation = single.gradient_accumulation_steps
+        batch = single.per_device_train_batch_size
+        advice.append(f"perDeviceTrainBatchSize {batch} and gradientAccumulationSteps {accumulation}")
+        yield " and ".join(advice), single
+    if not settings.gradient_checkpointing:
+        single = single.model_copy(update={"gradient_checkpointing": True})
+        advice.append("gradientCheckpointing true")
+        yield " and ".join(advice), single
+    shorter = _longest_fitting(single, lambda one: _fits(spec, shape, one, budget))
+    if shorter:
+        yield " and ".join([*advice, f"hyperparameters.maxLength {shorter.max_length}"]), shorter
+    if settings.method != Method.QLORA:
+        quantised = single.model_copy(update={"method": Method.QLORA.value, "lora_rank": single.lora_rank or 16})
+        yield " and ".join([*advice, "tuning.method QLoRA"]), quantised
+
+
+def _longest_fitting(settings: Resolved, fits: Callable[[Resolved], bool]) -> Resolved | None:
+    """The settings with the longest `maxLength` that fits, at least a quarter of what was asked for."""
+    asked = settings.max_length or 0
+    low, high = max(asked // 4 // SHORTEST, 1), asked // SHORTEST
+    found = None
+    while low <= high:
+        middle = (low + high) // 2
+        one = settings.model_copy(update={"max_length": middle * SHORTEST})
+        if fits(one):
+            found, low = one, middle + 1
+        else:
+            high = middle - 1
+    return found

@@ -1,0 +1,236 @@
+"""What the outside sees of a running trainer: `GET /progress`, `GET /metrics`, a bar on a terminal, JSON lines else.
+
+Everything here is thread-safe and cheap enough to be called at every step.
+"""
+
+import json
+import math
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from typing import Any, TextIO, TypeVar
+
+from tqdm import tqdm
+
+from finetune_api.handoff import ENV_POD_UID, PROGRESS_PORT, ProgressReport, Stage
+from finetune_api.runs import StoppedRun
+from finetune_api.status import CheckpointStatus, EarlyStoppingStatus, Progress, Resolved, StatusBlock
+from finetune_trainer.monitoring.http_server import serve
+from finetune_trainer.monitoring.metrics import TrainerMetrics
+from finetune_trainer.sigterm import StopFlag
+
+B = TypeVar("B", bound=StatusBlock)
+Fields = Mapping[str, object]
+
+QUIET_SECONDS = 10.0
+LOSSES = {"train_loss": "train", "eval_loss": "eval", "baseline_eval_loss": "baseline"}
+
+
+class Reporter:
+    """The state of the run as it is told to people, to the operator and to Prometheus."""
+
+    def __init__(self, job_uid: str, *, out: TextIO | None = None) -> None:
+        self._lock = threading.Lock()
+        self._out = out if out is not None else sys.stdout
+        self._report = ProgressReport(
+            job_uid=job_uid, pod_uid=os.environ.get(ENV_POD_UID) or None, heartbeat=0, progress=Progress()
+        )
+        self._prometheus = TrainerMetrics()
+        self._bar = Bar(self._out) if self._out.isatty() else None
+        self._pace = Pace()
+        self._share = ""
+        self._last_line = -QUIET_SECONDS
+
+    def stage(self, name: Stage) -> None:
+        """Say what the trainer does now."""
+        self._share = ""
+        self.update(progress={"stage": name})
+
+    def share(self, done: int, total: int) -> None:
+        """Say that work goes on, and how much is done of a stage before the first step."""
+        self._share = f" {100 * done // total}%"
+        self.update()
+
+    def beat(self, transferred: int = 0) -> None:
+        """Say that work goes on: a row, a batch, or `transferred` bytes (fits as `on_bytes` of storage)."""
+        self._prometheus.beat(transferred)
+        with self._lock:
+            self._touch()
+
+    def count_tokens(self, tokens: int) -> None:
+        """Add trained input tokens to the counter."""
+        self._prometheus.count_tokens(tokens)
+
+    def count_tracker_failure(self) -> None:
+        """Add a try in which a tracker took nothing to the counter."""
+        self._prometheus.count_tracker_failure()
+
+    def update(
+        self,
+        *,
+        progress: Fields | None = None,
+        metrics: Fields | None = None,
+        early_stopping: Fields | None = None,
+        resolved: Resolved | None = None,
+    ) -> None:
+        """Merge new values, by the field names of `finetune_api.status`; numbers that are not finite are left out.
+
+        Percent, display and the estimated time are filled in from step and total steps where they are not given.
+        """
+        self._prometheus.update(progress or {}, metrics or {})
+        with self._lock:
+            before = self._report.progress.stage
+            self._touch()
+            report = self._report
+            report.progress = self._derived(_merged(report.progress, progress))
+            report.metrics = _merged(report.metrics, metrics)
+            if early_stopping:
+                report.early_stopping = _merged(report.early_stopping or EarlyStoppingStatus(), early_stopping)
+            if resolved is not None:
+                report.resolved = resolved
+            self._tell(told=bool(metrics or early_stopping) or report.progress.stage != before)
+
+    def note(self, text: str) -> None:
+        """Say something in `progress.note` that is no sign of life of the training."""
+        with self._lock:
+            self._report.progress = self._report.progress.model_copy(update={"note": text[:1024]})
+
+    def count_checkpoint_failure(self) -> None:
+        """Add a checkpoint that storage did not take to the counter."""
+        self._prometheus.count_checkpoint(None)
+
+    def note_checkpoint(self, checkpoint: CheckpointStatus) -> None:
+        """Say which checkpoint is the last complete one."""
+        if checkpoint.save_seconds is not None:
+            self._prometheus.count_checkpoint(checkpoint.save_seconds)
+        with self._lock:
+            self._touch()
+            self._report.checkpoint = checkpoint
+
+    def note_stopped_runs(self, runs: list[StoppedRun]) -> None:
+        """Say which earlier runs SIGTERM ended."""
+        with self._lock:
+            self._report.stopped_runs = runs or None
+
+    def snapshot(self) -> ProgressReport:
+        """The state now, as `GET /progress` answers it."""
+        with self._lock:
+            return self._report.model_copy(deep=True)
+
+    def serve(self, port: int = PROGRESS_PORT) -> int:
+        """Start answering on a daemon thread; returns the port, which the system chooses for 0."""
+        return serve(port, self._progress_json, self._prometheus.exposition)
+
+    def close(self) -> None:
+        """End the bar."""
+        if self._bar:
+            self._bar.close()
+
+    def _progress_json(self) -> bytes:
+        return self.snapshot().model_dump_json(by_alias=True, exclude_none=True).encode()
+
+    def _touch(self) -> None:
+        self._report.heartbeat += 1
+        self._report.progress.last_updated_time = datetime.now(UTC).replace(microsecond=0)
+
+    def _derived(self, progress: Progress) -> Progress:
+        if progress.step is None or not progress.total_steps:
+            progress.display = f"{progress.stage}{self._share}" if progress.stage else None
+            return progress
+        progress.percent = min(100, 100 * progress.step // progress.total_steps)
+        progress.display = f"{progress.percent}%"
+        progress.estimated_remaining_seconds = self._pace.remaining(progress.step, progress.total_steps)
+        return progress
+
+    def _tell(self, *, told: bool) -> None:
+        if self._bar:
+            self._bar.show(self._report)
+            return
+        if not told and time.monotonic() - self._last_line < QUIET_SECONDS:
+            return
+        self._last_line = time.monotonic()
+        line = self._report.progress.model_dump(mode="json", by_alias=True, exclude_none=True)
+        line["time"] = line.pop("lastUpdatedTime")
+        line |= self._report.metrics.model_dump(mode="json", by_alias=True, exclude_none=True)
+        self._out.write(json.dumps(line, separators=(",", ":")) + "\n")
+        self._out.flush()
+
+
+class Bar:
+    """A tqdm bar over the optimiser steps, with stage and losses."""
+
+    def __init__(self, out: TextIO) -> None:
+        self._bar: tqdm[Any] = tqdm(file=out, unit="step", dynamic_ncols=True, leave=True, disable=False, total=None)
+
+    def show(self, report: ProgressReport) -> None:
+        """Draw the state."""
+        progress, metrics = report.progress, report.metrics
+        self._bar.set_description_str(progress.stage or "Starting", refresh=False)
+        if progress.total_steps:
+            self._bar.total = progress.total_steps
+            self._bar.n = progress.step or 0
+        losses = {word: getattr(metrics, name) for name, word in LOSSES.items()}
+        self._bar.set_postfix({word: f"{loss:.4g}" for word, loss in losses.items() if loss is not None}, refresh=False)
+        self._bar.refresh()
+
+    def close(self) -> None:
+        """Leave the last state on the screen."""
+        self._bar.close()
+
+
+class Pace:
+    """Seconds to the last step, from the mean pace since the first step that was seen."""
+
+    def __init__(self) -> None:
+        self._first: tuple[int, float] | None = None
+
+    def remaining(self, step: int, total: int) -> int | None:
+        """Estimated seconds from `step` to `total`; None until two steps were seen."""
+        now = time.monotonic()
+        if self._first is None:
+            self._first = (step, now)
+        first_step, first_time = self._first
+        if step >= total:
+            return 0
+        if step <= first_step:
+            return None
+        return math.ceil((now - first_time) / (step - first_step) * (total - step))
+
+
+def _merged(block: B, fields: Fields | None) -> B:
+    """The block with new values, validated as the contract has them."""
+    if not fields:
+        return block
+    known = {name: getattr(block, name) for name in type(block).model_fields}
+    finite = {name: value for name, value in fields.items() if _is_finite(value)}
+    unknown = finite.keys() - known.keys()
+    if unknown:
+        raise KeyError(f"{type(block).__name__} has no field {', '.join(sorted(unknown))}")
+    return type(block).model_validate(known | finite)
+
+
+def _is_finite(value: object) -> bool:
+    return not isinstance(value, float) or math.isfinite(value)
+
+
+def work_beat(reporter: Reporter, stop: StopFlag) -> Callable[[], None]:
+    """A callback for every piece of work that moves the heartbeat and ends the work once SIGTERM was seen."""
+
+    def on_work() -> None:
+        stop.raise_if_set()
+        reporter.beat()
+
+    return on_work
+
+
+def transfer_beat(reporter: Reporter, stop: StopFlag) -> Callable[[int], None]:
+    """An `on_bytes` that moves the heartbeat and ends the transfer once SIGTERM was seen."""
+
+    def on_bytes(count: int) -> None:
+        stop.raise_if_set()
+        reporter.beat(count)
+
+    return on_bytes

@@ -1,0 +1,20 @@
+"""Event files for TensorBoard, written once from the whole of metrics.jsonl: a run that was cut short and went on has
+one curve without a gap."""
+
+import time
+from pathlib import Path
+
+from tensorboardX import SummaryWriter
+
+from finetune_trainer.monitoring.tracking.follower import point_of
+
+
+def write_events(metrics: Path, directory: Path) -> None:
+    """One scalar for each figure of each step; the clock is that of the steps, which ends now."""
+    points = [point_of(line) for line in metrics.read_bytes().splitlines()]
+    clock = time.time() - sum(point.values.get("train/seconds", 0.0) for point in points)
+    with SummaryWriter(logdir=str(directory)) as writer:
+        for point in points:
+            clock += point.values.get("train/seconds", 0.0)
+            for name, value in point.values.items():
+                writer.add_scalar(name, value, point.step, walltime=clock)

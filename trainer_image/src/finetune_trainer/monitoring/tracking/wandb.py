@@ -1,0 +1,163 @@
+"""A W&B run in a process of its own: its client takes seconds to load, hooks into the interpreter's exit and waits for
+its server there, which must not be the trainer's affair."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from finetune_api.handoff import WANDB_DIR, JobConfig
+from finetune_api.status import Resolved
+from finetune_api.tracking import WandbMode, WandbTracking
+from finetune_trainer.monitoring.tracking.follower import Ending, Point, TrackerFault
+
+KEY = "WANDB_API_KEY"
+INHERITED = (
+    "PATH", "PYTHONPATH", "HOME", "TMPDIR", "LANG", "SSL_CERT_FILE", "SSL_CERT_DIR",
+    "http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY",
+)  # fmt: skip
+FOLDERS = ("WANDB_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR")
+SWITCHED_OFF = {
+    "WANDB_CONSOLE": "off",
+    "WANDB_SILENT": "true",
+    "WANDB_DISABLE_CODE": "true",
+    "WANDB_DISABLE_GIT": "true",
+    "WANDB_ERROR_REPORTING": "false",
+}
+"""Code, output, repository and crash reports are nobody's but the user's."""
+
+
+class WandbRun:
+    """One run for the whole job: its id is made of the job's UID."""
+
+    name = "W&B"
+
+    def __init__(
+        self, config: JobConfig, asked: WandbTracking, directory: Path, secrets: Path = Path(WANDB_DIR)
+    ) -> None:
+        self._config, self._asked, self._directory, self._secrets = config, asked, directory, secrets
+        self._process: subprocess.Popen[bytes] | None = None
+        self._is_abandoned = False
+
+    def open(self) -> None:
+        """Starts the process and waits until it has its run."""
+        self._clear()
+        asked = self._asked
+        try:
+            shutil.rmtree(self._directory, ignore_errors=True)
+            self._directory.mkdir(parents=True)
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "finetune_trainer.monitoring.tracking.wandb_process"],
+                env=self._environment(),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise TrackerFault(f"its process cannot be started: {error.strerror}") from None
+        if self._is_abandoned:
+            self._kill()
+        self._write(self._first_line())
+        answer = self._process.stdout.readline() if self._process.stdout else b""
+        if answer.strip() != b"ready":
+            told = answer.decode(errors="replace").strip()[:64] or "its process ended"
+            raise TrackerFault(f"{asked.base_url or 'W&B'} gives no run ({told}); check tracking.wandb and its Secret")
+
+    def settings(self, resolved: Resolved) -> None:
+        """As the run's config."""
+        self._write({"settings": resolved.model_dump(mode="json", by_alias=True, exclude_none=True)})
+
+    def send(self, points: Sequence[Point]) -> None:
+        """A step that the run has already is left out by W&B."""
+        for point in points:
+            self._write({"step": point.step, "values": dict(point.values)})
+
+    def close(self, ending: Ending, known: Mapping[str, str]) -> None:
+        """Waits until the process has sent everything, however long: whoever waits for this thread does not."""
+        self._write({"exit": 0 if ending is Ending.FINISHED else 1, "summary": dict(known)})
+        process = self._process
+        if process is None or process.wait() != 0:
+            raise TrackerFault("the run could not be finished")
+        self._clear()
+
+    def abandon(self) -> None:
+        """Kills the process and what it started; another one would be killed at once."""
+        self._is_abandoned = True
+        self._kill()
+
+    def collect(self, target: Path) -> None:
+        """Lays the file of an offline run into `target`, in a folder that `wandb sync` takes."""
+        for file in sorted(self._directory.glob("wandb/offline-run-*/*.wandb")):
+            folder = target / file.parent.name
+            folder.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, folder / file.name)
+
+    def _write(self, content: Mapping[str, Any]) -> None:
+        process = self._process
+        if process is None or process.stdin is None:
+            raise TrackerFault("its process does not run")
+        try:
+            process.stdin.write(json.dumps(content).encode() + b"\n")
+            process.stdin.flush()
+        except OSError:
+            raise TrackerFault("its process has ended") from None
+
+    def _kill(self) -> None:
+        if self._process and self._process.poll() is None:
+            with suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+
+    def _clear(self) -> None:
+        """Nothing stays of an earlier try; on the follower's thread alone, which reads and writes the pipes."""
+        self._kill()
+        process, self._process = self._process, None
+        if process is None:
+            return
+        process.wait()
+        for pipe in (process.stdin, process.stdout):
+            with suppress(OSError):
+                if pipe:
+                    pipe.close()
+
+    def _environment(self) -> dict[str, str]:
+        """Without the keys of the storage; W&B's own goes nowhere else."""
+        environment = {name: os.environ[name] for name in INHERITED if name in os.environ} | SWITCHED_OFF
+        environment |= dict.fromkeys(FOLDERS, str(self._directory))
+        if self._asked.mode is WandbMode.OFFLINE:
+            return environment
+        url = {"WANDB_BASE_URL": self._asked.base_url} if self._asked.base_url else {}
+        return environment | {KEY: self._key()} | url
+
+    def _first_line(self) -> dict[str, Any]:
+        config, asked = self._config, self._asked
+        return {
+            "project": asked.project,
+            "entity": asked.entity,
+            "mode": asked.mode.value.lower(),
+            "id": "".join(letter if letter.isalnum() else "-" for letter in config.uid),
+            "name": f"{config.namespace}/{config.name}",
+            "config": {
+                "job": config.name,
+                "namespace": config.namespace,
+                "jobUid": config.uid,
+                "objective": config.spec.objective.value,
+                "configSha256": config.config_sha256,
+                "baseModel": config.spec.model.uri,
+                "dataset": config.spec.dataset.train.uri,
+                "outputUri": config.output_key(),
+            },
+        }
+
+    def _key(self) -> str:
+        path = self._secrets / KEY
+        key = path.read_text(encoding="utf-8").strip() if path.is_file() else os.environ.get(KEY, "")
+        if not key:
+            raise TrackerFault(f"there is no {KEY}: check the Secret that tracking.wandb.secretRef names")
+        return key

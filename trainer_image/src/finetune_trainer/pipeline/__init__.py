@@ -1,0 +1,1 @@
+"""Preflight and training from start to end, one module for each stage."""

@@ -1,0 +1,220 @@
+"""From a completed training to what is told of it: the record behind the report, the status and the lineage."""
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from finetune_api.evaluation import EvaluationStatus
+from finetune_api.handoff import Artifact, Outcome, Report
+from finetune_api.status import DatasetStatus, Resolved
+from finetune_trainer.config.resolved_manifest import config_yaml
+from finetune_trainer.errors import one_line
+from finetune_trainer.evaluation.expectations import unmet
+from finetune_trainer.evaluation.gate_rules import (
+    CLEAR_MARGIN,
+    LARGEST_MEAN_KL,
+    LEAST_AGREEMENT,
+    GateResult,
+    as_json,
+    largest_loss,
+)
+from finetune_trainer.evaluation.record import (
+    Answer,
+    History,
+    Machine,
+    Measured,
+    MergeCheck,
+    Plateau,
+    RewardedAnswer,
+    ScoreCheck,
+    ScoredPair,
+)
+from finetune_trainer.evaluation.run_record import RunRecord
+from finetune_trainer.models.loading import describe_device, peak_memory_bytes
+from finetune_trainer.models.model_card import describe_base
+from finetune_trainer.models.quantised import Quantised
+from finetune_trainer.monitoring.reporter import Reporter
+from finetune_trainer.pipeline.dataset import describe, previews
+from finetune_trainer.pipeline.inputs import Inputs
+from finetune_trainer.publishing.lineage import build_lineage, library_versions, status_lineage
+from finetune_trainer.publishing.openlineage import write_lineage
+from finetune_trainer.tokenization.samples import EncodedPrompt, Sample
+
+SHOWN_SAMPLES = 3
+"""Samples that the report shows with what the model makes of them."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a completed training loop knows; its weights are saved."""
+
+    settings: Resolved
+    history: History
+    plateau: Plateau
+    final: Measured | None
+    parameters: int
+    answers: list[Answer]
+    began: float
+    examples: Sequence[ScoredPair | RewardedAnswer] = ()
+    stop_ids: list[int] = field(default_factory=list)
+    """The tokens that end an answer."""
+    quantised: Quantised | None = None
+    """The layers that the adapter was trained on in NF4."""
+    full_loss: float | None = None
+    """Mean loss on the tokens that a full model is judged on."""
+
+
+def examples(
+    samples: Sequence[Sample], before: Sequence[Any], after: Sequence[Any]
+) -> list[ScoredPair | RewardedAnswer]:
+    """What the report shows of samples: pairs as scored in the end, or answers before and after with their rewards."""
+    shown: list[ScoredPair | RewardedAnswer] = [one for one in after if isinstance(one, ScoredPair)]
+    for sample, old, new in zip(samples, before, after, strict=False):
+        if isinstance(sample, EncodedPrompt):
+            question = str(sample.messages[-1]["content"])
+            shown.append(RewardedAnswer(question, old.text, old.reward, new.text, new.reward))
+    return shown
+
+
+def build_record(
+    inputs: Inputs,
+    trained: Trained,
+    merge: MergeCheck | ScoreCheck | None,
+    *,
+    device: torch.device,
+    reporter: Reporter,
+) -> RunRecord:
+    """Everything that report and result say."""
+    objective = inputs.config.spec.objective.value
+    name, memory = describe_device(device)
+    machine = Machine(name, peak_memory_bytes(device), memory, time.monotonic() - trained.began, library_versions())
+    record = RunRecord(
+        config=inputs.config,
+        settings=trained.settings,
+        dataset=inputs.config.dataset or DatasetStatus(),
+        samples=describe(inputs.rows, inputs.train),
+        previews=previews(inputs.rows.train, inputs.labeler, objective, trained.settings.max_length),
+        history=trained.history,
+        baseline=trained.history.baseline(),
+        final=trained.final,
+        best_step=trained.plateau.best_step,
+        early_stopping=reporter.snapshot().early_stopping,
+        trainable_parameters=trained.parameters,
+        answers=with_merged(trained.answers, merge),
+        merge=merge if isinstance(merge, MergeCheck) else None,
+        score_check=merge if isinstance(merge, ScoreCheck) else None,
+        scored_pairs=[one for one in trained.examples if isinstance(one, ScoredPair)],
+        rewarded_answers=[one for one in trained.examples if isinstance(one, RewardedAnswer)],
+        machine=machine,
+        summary=inputs.rows.summary,
+        base=describe_base(inputs.model, inputs.labeler, inputs.licence, [answer.prompt for answer in trained.answers]),
+    )
+    return replace(record, evaluation=judged(record))
+
+
+def with_merged(answers: list[Answer], merge: MergeCheck | ScoreCheck | None) -> list[Answer]:
+    """The answers with those of the full model that is published beside them."""
+    chosen = merge.chosen if isinstance(merge, MergeCheck) else None
+    if chosen is None or len(chosen.answers) != len(answers):
+        return answers
+    return [replace(answer, merged=merged) for answer, merged in zip(answers, chosen.answers, strict=True)]
+
+
+def judged(record: RunRecord) -> EvaluationStatus:
+    """What the gates say, in words; the files tell the figures."""
+    asked = record.config.spec.evaluation.gate
+    missed = unmet(asked, record.baseline, record.final, record.answers)
+    gate = GateResult.NOT_CONFIGURED if asked is None else GateResult.NOT_MET if missed else GateResult.PASSED
+    merged = record.merge.result if record.merge else GateResult.NOT_ASKED
+    told = [*missed, *([record.merge.sentence] if record.merge and record.merge.sentence else [])]
+    return EvaluationStatus(gate=gate.value, merged=merged.value, message=one_line("; ".join(told)) or None)
+
+
+def build_result(inputs: Inputs, record: RunRecord, reporter: Reporter) -> Report:
+    """The report to publish, with lineage.json and finetune_config.yaml beside it."""
+    config = inputs.config
+    model_files = inputs.model_files
+    reporter.update(metrics={"tokens_per_second": record.history.tokens_per_second()})
+    evaluation = record.evaluation
+    outcome = Outcome.PUBLISHED if evaluation.is_met is not False else Outcome.GATE_NOT_MET
+    (inputs.result / Artifact.VALIDATION).write_text(validation_json(evaluation, record.merge), encoding="utf-8")
+    result = Report(
+        outcome=outcome,
+        reason=outcome.value,
+        message=evaluation.message or _told(record),
+        job_uid=config.uid,
+        config_sha256=config.config_sha256,
+        last_step=record.last_step,
+        resumed_from_step=reporter.snapshot().progress.resumed_from_step,
+        dataset=config.dataset,
+        resolved=record.settings,
+        metrics=reporter.snapshot().metrics,
+        early_stopping=record.early_stopping,
+        evaluation=evaluation,
+        lineage=status_lineage(
+            config,
+            dataset_sha256=inputs.rows.train_sha256,
+            model_files=model_files,
+            initial_adapter_sha256=inputs.initial_adapter.sha256 if inputs.initial_adapter else None,
+        ),
+    )
+    rows_read = [str(source["uri"]) for source in inputs.rows.summary.get("sources", [])]
+    config_file = config_yaml(config, record.settings, rows_read)
+    (inputs.result / Artifact.CONFIG).write_text(config_file, encoding="utf-8")
+    lineage = build_lineage(
+        config,
+        result,
+        model_files=model_files,
+        template_sha256=inputs.labeler.template_sha256,
+        dataset=inputs.rows.summary,
+        device=record.machine.device,
+        initial_adapter_uri=inputs.initial_adapter.uri if inputs.initial_adapter else None,
+        config_file=config_file,
+        seconds=record.machine.seconds,
+    )
+    write_lineage(lineage, inputs.result)
+    return result
+
+
+def _told(record: RunRecord) -> str:
+    told = f"trained {record.last_step} steps"
+    reward = record.history.final_reward
+    if reward is not None:
+        earlier = record.history.baseline_reward()
+        before = f" ({record.start} {earlier.reward:.4g})" if earlier else ""
+        return f"{told}; held-out reward {reward.reward:.4g}{before}"
+    if record.final is None:
+        return f"{told}; no rows were held out"
+    before = f" ({record.start} {record.baseline.loss:.4g})" if record.baseline else ""
+    return f"{told}; evaluation loss {record.final.loss:.4g}{before}"
+
+
+def validation_json(evaluation: EvaluationStatus, check: MergeCheck | None) -> str:
+    """The content of the file."""
+    told: dict[str, Any] = {"evaluationGate": evaluation.gate, "mergeGate": evaluation.merged}
+    if evaluation.message:
+        told["message"] = evaluation.message
+    if check:
+        told |= _of_merge(check)
+    return json.dumps(told, indent=2) + "\n"
+
+
+def _of_merge(check: MergeCheck) -> dict[str, Any]:
+    return {
+        "precision": check.precision,
+        "chosen": check.chosen.name if check.chosen else None,
+        "notRun": check.not_run or None,
+        "seconds": round(check.seconds, 1),
+        "trainedLoss": check.trained_loss,
+        "rules": {
+            "largestMeanKl": LARGEST_MEAN_KL,
+            "leastAgreementOnClearTokens": LEAST_AGREEMENT,
+            "clearMargin": CLEAR_MARGIN,
+            "largestLoss": largest_loss(check.trained_loss),
+        },
+        "candidates": [as_json(one, its) for one, its in zip(check.candidates, check.faults, strict=False)],
+    }

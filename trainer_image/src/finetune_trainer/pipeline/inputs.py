@@ -1,0 +1,119 @@
+"""What a training run starts from: the model's folder, the verified rows, and the samples made of them."""
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from finetune_api.handoff import ExitCode, JobConfig
+from finetune_trainer.errors import TrainerError
+from finetune_trainer.evaluation.record import Licence
+from finetune_trainer.models.adapter_input import InitialAdapter, fetch_initial_adapter
+from finetune_trainer.models.cache import fetch_model, pin_as_checked
+from finetune_trainer.models.model_card import read_licence
+from finetune_trainer.monitoring.reporter import Reporter, transfer_beat, work_beat
+from finetune_trainer.pipeline.dataset import Rows, encode_rows, evaluated, fetch_rows
+from finetune_trainer.publishing.lineage import combined_sha256, digest_folder
+from finetune_trainer.publishing.parent_result import require_parents
+from finetune_trainer.rewards.fetch import RewardFolders, fetch_reward_model
+from finetune_trainer.sigterm import StopFlag
+from finetune_trainer.storage.hub.uris import model_location
+from finetune_trainer.storage.protocol import Storage
+from finetune_trainer.tokenization.labeler import Labeler, load_labeler
+from finetune_trainer.tokenization.samples import (
+    UNTRAINED,
+    Encoded,
+    EncodedLabelled,
+    EncodedPair,
+    EncodedPrompt,
+    Sample,
+)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Model, rows and where the run works."""
+
+    config: JobConfig
+    model: Path
+    rows: Rows
+    labeler: Labeler
+    train: Sequence[Sample]
+    validation: Sequence[Sample]
+    workspace: Path
+    initial_adapter: InitialAdapter | None = None
+    reward: RewardFolders | None = None
+    model_files: Mapping[str, str] = field(default_factory=dict)
+    """SHA-256 of each file of the base model, as it was when it was loaded."""
+    licence: Licence | None = None
+    """What the base model's own card states."""
+
+    @property
+    def base_sha256(self) -> str:
+        """One SHA-256 over the base model's files."""
+        return combined_sha256(self.model_files)
+
+    @property
+    def result(self) -> Path:
+        """The local folder that is published."""
+        return self.workspace / "result"
+
+    @property
+    def best_weights(self) -> Path:
+        """The trained weights of the best evaluation, or of the last step where nothing is evaluated."""
+        return self.workspace / "best.safetensors"
+
+    @property
+    def initial_weights(self) -> Path:
+        """The folder with the weights of the adapter to continue from, where there is one."""
+        return self.workspace / "initial-adapter"
+
+    @property
+    def held_out(self) -> list[Encoded]:
+        """The texts that a saved model is compared on."""
+        return [as_text(sample) for sample in self.validation or self.train]
+
+    @property
+    def answers(self) -> list[Encoded]:
+        """The training rows that hold an answer to imitate."""
+        return [as_text(sample) for sample in self.train if not isinstance(sample, EncodedPrompt)]
+
+
+def load_inputs(config: JobConfig, storage: Storage, workspace: Path, reporter: Reporter, stop: StopFlag) -> Inputs:
+    """Downloads model and rows, verifies the rows against preflight's digests and turns them into samples."""
+    on_bytes, on_rows = transfer_beat(reporter, stop), work_beat(reporter, stop)
+    shutil.rmtree(workspace / "result", ignore_errors=True)
+    require_parents(config, storage)
+    rows = fetch_rows(config, storage, workspace, on_bytes)
+    config = pin_as_checked(config, rows.summary.get("model") or {}, storage)
+    model = fetch_model(config, storage, workspace / "model", on_bytes)
+    adapter = fetch_initial_adapter(config, storage, workspace / "initial-adapter", on_bytes)
+    reward = fetch_reward_model(config, storage, workspace, model, on_bytes)
+    licence = read_licence(model_location(config.spec.model), storage)
+    labeler = load_labeler(model, config.spec.model.uri)
+    objective, longest = config.spec.objective.value, config.spec.hyperparameters.max_length
+    held_out = evaluated(rows.validation, config.spec.hyperparameters.seed)
+    samples = encode_rows(rows.train, labeler, objective, longest, on_rows)
+    validation = encode_rows(held_out, labeler, objective, longest, on_rows)
+    if not samples:
+        raise TrainerError(ExitCode.DATASET_UNUSABLE, "no row gives a token to train on; see status.dataset")
+    files = digest_folder(model, on_bytes)
+    return Inputs(config, model, rows, labeler, samples, validation, workspace, adapter, reward, files, licence)
+
+
+def as_text(sample: Sample) -> Encoded:
+    """The sample as one text whose answer is labelled, the chosen one of two; of a prompt alone, all of it."""
+    match sample:
+        case EncodedPair():
+            return _text(sample.prompt_ids, sample.chosen_ids, sample)
+        case EncodedLabelled():
+            return _text(sample.prompt_ids, sample.completion_ids, sample)
+        case EncodedPrompt():
+            return _text([], sample.prompt_ids, sample)
+        case _:
+            return sample
+
+
+def _text(prompt: list[int], answer: list[int], sample: Sample) -> Encoded:
+    labels = [UNTRAINED] * len(prompt) + answer
+    return Encoded(prompt + answer, labels, len(answer), truncated=sample.truncated)

@@ -1,0 +1,137 @@
+"""The check before a GPU is held: storage, claim, model and rows; starts in seconds, without torch."""
+
+import logging
+import shutil
+from pathlib import Path
+
+from finetune_api.defaults import Facts
+from finetune_api.handoff import Artifact, ExitCode, JobConfig, Outcome, Report
+from finetune_api.status import Resolved
+from finetune_trainer.errors import TrainerError
+from finetune_trainer.evaluation.expectations import Expected
+from finetune_trainer.models.adapter_input import InitialAdapter, check_initial_adapter, with_adapter
+from finetune_trainer.models.base_model import ModelFacts, check_model, pin_model
+from finetune_trainer.models.resolve_settings import choose_settings
+from finetune_trainer.monitoring.reporter import Reporter, transfer_beat, work_beat
+from finetune_trainer.pipeline.prepare_dataset import PreparedDataset, prepare_dataset
+from finetune_trainer.publishing.claim import check_claim, claim
+from finetune_trainer.publishing.lineage import status_lineage
+from finetune_trainer.publishing.parent_result import require_parents
+from finetune_trainer.publishing.publish import adopt
+from finetune_trainer.rewards.computed import ComputedRewards
+from finetune_trainer.rewards.fetch import check_reward_model
+from finetune_trainer.sigterm import StopFlag
+from finetune_trainer.storage.hub.uris import is_hub_uri, model_location
+from finetune_trainer.storage.protocol import OnBytes, Storage, join
+from finetune_trainer.tokenization.labeler import load_labeler
+
+logger = logging.getLogger(__name__)
+
+
+def preflight(config: JobConfig, storage: Storage, workspace: Path, reporter: Reporter, stop: StopFlag) -> Report:
+    """Check everything that can be checked without a GPU, and leave the canonical rows under `output.uri`.
+
+    The prefix is claimed once model and rows are good: a job that could never train leaves nothing behind.
+    """
+    reporter.stage("Loading")
+    on_bytes = transfer_beat(reporter, stop)
+    _probe(config, storage)
+    if check_claim(config, storage):
+        adopted = adopt(config, storage, Outcome.ADOPTED, on_bytes)
+        if adopted:
+            return adopted
+    shutil.rmtree(
+        workspace / "tokenizer", ignore_errors=True
+    )  # a workspace that is used again may hold another model's
+    require_parents(config, storage)
+    config = pin_model(config, storage)
+    model = check_model(model_location(config.spec.model), storage, workspace / "tokenizer", on_bytes)
+    adapter = check_initial_adapter(config, model.shape, storage, on_bytes)
+    Expected(config.spec.evaluation.prompts or [])
+    _check_rewards(config, storage, workspace, on_bytes)
+    labeler = load_labeler(workspace / "tokenizer", config.spec.model.uri)
+    dataset = prepare_dataset(config, storage, workspace, labeler, on_bytes=on_bytes, on_rows=work_beat(reporter, stop))
+    _check_gate(config, dataset)
+    resolved = _choose(config, model, dataset, adapter)
+    claim(config, storage)
+    _upload(config, dataset, storage, on_bytes)
+    return _report(config, model, dataset, resolved, adapter)
+
+
+def _probe(config: JobConfig, storage: Storage) -> None:
+    """Each bucket once, so that wrong keys, a missing bucket or a dead endpoint show at once; a hub tells with the
+    first question for a commit."""
+    dataset = config.spec.dataset
+    uris = [config.output_key(), config.spec.model.uri, dataset.train.uri]
+    if dataset.validation:
+        uris.append(dataset.validation.uri)
+    if config.spec.tuning.initial_adapter and config.spec.tuning.initial_adapter.uri:
+        uris.append(config.spec.tuning.initial_adapter.uri)
+    if config.spec.rlhf and config.spec.rlhf.reward_model and config.spec.rlhf.reward_model.uri:
+        uris.append(config.spec.rlhf.reward_model.uri)
+    seen = set()
+    for uri in (uri for uri in uris if not is_hub_uri(uri)):
+        bucket = uri.split("/")[2]
+        if bucket not in seen:
+            storage.probe(uri)
+            seen.add(bucket)
+
+
+def _check_rewards(config: JobConfig, storage: Storage, workspace: Path, on_bytes: OnBytes) -> None:
+    if config.spec.rlhf and config.spec.rlhf.rewards:
+        ComputedRewards(config.spec.rlhf.rewards)
+    check_reward_model(config, storage, workspace / "reward", workspace / "tokenizer", on_bytes)
+
+
+def _check_gate(config: JobConfig, dataset: PreparedDataset) -> None:
+    """Too few rows may leave none to hold out, and then no loss can meet a gate."""
+    gate = config.spec.evaluation.gate
+    if gate and (gate.max_eval_loss is not None or gate.must_improve) and not dataset.validation_samples:
+        raise TrainerError(
+            ExitCode.DATASET_UNUSABLE,
+            "evaluation.gate asks for a held-out loss, and no row is held out: add rows, raise "
+            "dataset.validationSplitPercent, or name dataset.validation",
+        )
+
+
+def _upload(config: JobConfig, dataset: PreparedDataset, storage: Storage, on_bytes: OnBytes) -> None:
+    """The summary last: it vouches for the others."""
+    for name in [*(file.path for file in dataset.files), Artifact.DATASET_SUMMARY]:
+        storage.upload(dataset.directory / name, join(config.output_key(), name), on_bytes)
+
+
+def _choose(config: JobConfig, model: ModelFacts, dataset: PreparedDataset, adapter: InitialAdapter | None) -> Resolved:
+    facts = Facts(
+        parameters=model.parameters,
+        train_rows=dataset.train_samples,
+        validation_rows=dataset.validation_samples,
+    )
+    return choose_settings(with_adapter(config.spec, adapter), model.shape, facts, dataset.train_lengths)
+
+
+def _report(
+    config: JobConfig,
+    model: ModelFacts,
+    dataset: PreparedDataset,
+    resolved: Resolved,
+    adapter: InitialAdapter | None,
+) -> Report:
+    counts = dataset.status
+    return Report(
+        outcome=Outcome.VALIDATED,
+        reason=Outcome.VALIDATED.value,
+        message=(
+            f"{counts.accepted} of {counts.rows} rows can be used: {counts.train_rows} to train on, "
+            f"{counts.validation_rows} to evaluate with; {model.architecture} with {model.parameters:,} weights"
+        ),
+        job_uid=config.uid,
+        config_sha256=config.config_sha256,
+        dataset=counts,
+        resolved=resolved,
+        lineage=status_lineage(
+            config,
+            dataset_sha256=dataset.digest(Artifact.TRAIN_ROWS),
+            initial_adapter_sha256=adapter.sha256 if adapter else None,
+            trained=False,
+        ),
+    )

@@ -1,0 +1,261 @@
+"""Preflight's look at the rows: fetch, check, split, and write the canonical rows that training reads."""
+
+import json
+import logging
+import shutil
+from array import array
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from finetune_api.handoff import Artifact, ExitCode, JobConfig, ManifestFile
+from finetune_api.spec import DataSource
+from finetune_api.status import DatasetStatus
+from finetune_trainer.data.checks.output import ACCEPTED, REJECTED, CheckOutput, read_accepted
+from finetune_trainer.data.checks.pipeline import check_files
+from finetune_trainer.data.checks.split import PromptSplit, Split, collect_prompts
+from finetune_trainer.data.checks.summary import Summary, name_unknown_columns, why_unusable
+from finetune_trainer.data.rows import NamedPath, Rejected, RepairCode, UnreadableFile
+from finetune_trainer.data.sources import FetchedObject, fetch
+from finetune_trainer.errors import TrainerError
+from finetune_trainer.storage.protocol import OnBytes, Storage, sha256_file
+from finetune_trainer.tokenization.labeler import Labeler
+
+logger = logging.getLogger(__name__)
+
+FIRST_LINES = 5
+
+
+@dataclass(slots=True)
+class CheckedFile:
+    """One source after the check: its accepted rows lie in `directory`, with the samples that each gives and the
+    lengths of these."""
+
+    source: DataSource
+    files: list[FetchedObject]
+    directory: Path
+    summary: Summary = field(default_factory=Summary)
+    samples: "array[int]" = field(default_factory=lambda: array("I"))
+    lengths: "array[int]" = field(default_factory=lambda: array("I"))
+    first_rejects: list[Rejected] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedDataset:
+    """The canonical rows in `directory`, named as under `output.uri`, and what was counted."""
+
+    directory: Path
+    files: list[ManifestFile]
+    status: DatasetStatus
+    train_lengths: "array[int]"
+    validation_samples: int
+
+    @property
+    def train_samples(self) -> int:
+        """The samples of one pass."""
+        return len(self.train_lengths)
+
+    def digest(self, name: Artifact) -> str:
+        """SHA-256 of one of the files."""
+        return next(file.sha256 for file in self.files if file.path == name)
+
+
+def prepare_dataset(
+    config: JobConfig,
+    storage: Storage,
+    workspace: Path,
+    labeler: Labeler,
+    *,
+    on_bytes: OnBytes,
+    on_rows: Callable[[], None],
+) -> PreparedDataset:
+    """Check every source against the model's own tokenizer; raises DatasetUnusable with counts and first lines."""
+    dataset = config.spec.dataset
+    if unknown := name_unknown_columns(frozenset(dataset.columns or ())):
+        raise TrainerError(ExitCode.INVALID_CONFIG, unknown)
+    check = _Check(config, storage, workspace, labeler, on_bytes, on_rows)
+    validation = check.run("validation", dataset.validation) if dataset.validation else None
+    prompts = collect_prompts(read_accepted(validation.directory / ACCEPTED)) if validation else frozenset()
+    train = check.run("train", dataset.train, prompts, dataset.max_samples)
+    split = _split(config, train)
+    out = workspace / "prepared"
+    shutil.rmtree(out, ignore_errors=True)
+    (out / "dataset").mkdir(parents=True)
+    train_lengths, held_out_samples = _write_rows(out, train, validation, split)
+    _concatenate(out / Artifact.REJECTED, [one.directory / REJECTED for one in (train, validation) if one])
+    status = _status(train, validation, split)
+    files = _describe(out)
+    _write_summary(
+        out,
+        train,
+        validation,
+        status=status,
+        files=files,
+        labeler=labeler,
+        model=config.spec.model.model_dump(include={"uri", "revision"}, exclude_none=True),
+    )
+    return PreparedDataset(out, files, status, train_lengths, held_out_samples)
+
+
+@dataclass(frozen=True, slots=True)
+class _Check:
+    config: JobConfig
+    storage: Storage
+    workspace: Path
+    labeler: Labeler
+    on_bytes: OnBytes
+    on_rows: Callable[[], None]
+
+    def run(
+        self, name: str, source: DataSource, prompts: frozenset[int] = frozenset(), max_samples: int | None = None
+    ) -> CheckedFile:
+        files = fetch(source, self.storage, self.workspace / f"source-{name}", name, self.on_bytes)
+        checked = CheckedFile(source, files, self.workspace / f"checked-{name}")
+        try:
+            self._check(checked, prompts, max_samples)
+        except UnreadableFile as error:
+            raise TrainerError(ExitCode.DATASET_UNUSABLE, f"{source.uri} cannot be read as rows: {error}") from None
+        _refuse_unusable(checked, self.config.spec.dataset.max_rejected_percent)
+        return checked
+
+    def _check(self, checked: CheckedFile, prompts: frozenset[int], max_samples: int | None) -> None:
+        rows = check_files(
+            [NamedPath(file.path, file.uri) for file in checked.files],
+            summary=checked.summary,
+            format=self.config.spec.dataset.format.value,
+            columns=self.config.spec.dataset.columns,
+            objective=self.config.spec.objective.value,
+            max_samples=max_samples,
+            labeler=self.labeler,
+            max_length=self.config.spec.hyperparameters.max_length,
+            validation_prompts=prompts,
+            on_progress=lambda _rows, _bytes: self.on_rows(),
+        )
+        with CheckOutput(checked.directory, checked.summary) as out:
+            for row in rows:
+                out.write(row)
+                if not isinstance(row, Rejected):
+                    checked.samples.append(len(row.encodings))
+                    checked.lengths.extend(sample.length for sample in row.encodings)
+                elif len(checked.first_rejects) < FIRST_LINES:
+                    checked.first_rejects.append(row)
+
+
+def _refuse_unusable(checked: CheckedFile, max_percent: int) -> None:
+    summary = checked.summary
+    why = why_unusable(summary, max_percent)
+    if why is None:
+        return
+    codes = ", ".join(f"{code} {count}" for code, count in summary.rejected_by_code.most_common())
+    lines = "; ".join(
+        f"{f'{row.file} ' if len(checked.files) > 1 else ''}line {row.line}: {row.code}: {row.detail}"
+        for row in checked.first_rejects
+        if row.detail not in why
+    )
+    found = (f" ({codes})" if codes else "") + (f". First: {lines}" if lines else "")
+    raise TrainerError(ExitCode.DATASET_UNUSABLE, f"{checked.source.uri}: {why}{found}", _counts([summary]))
+
+
+def _split(config: JobConfig, train: CheckedFile) -> Split:
+    dataset = config.spec.dataset
+    chooser = PromptSplit(dataset.validation_split_percent or 0, config.spec.hyperparameters.seed)
+    for row in read_accepted(train.directory / ACCEPTED):
+        chooser.add(row)
+    split = chooser.close()
+    if split.warning:
+        logger.warning("%s: %s", train.source.uri, split.warning)
+    return split
+
+
+def _write_rows(
+    out: Path, train: CheckedFile, validation: CheckedFile | None, split: Split
+) -> "tuple[array[int], int]":
+    """Returns the lengths of the samples to train on, and how many evaluation has."""
+    lengths, held_out_samples, at = array("I"), 0, 0
+    held_out = out / Artifact.VALIDATION_ROWS
+    with (out / Artifact.TRAIN_ROWS).open("wb") as train_file, held_out.open("wb") as validation_file:
+        rows = read_accepted(train.directory / ACCEPTED)
+        for row, count in zip(rows, train.samples, strict=True):
+            is_held_out = split.is_validation(row)
+            if is_held_out:
+                held_out_samples += count
+            else:
+                lengths.extend(train.lengths[at : at + count])
+            at += count
+            line = orjson.dumps(row.to_dict(), option=orjson.OPT_APPEND_NEWLINE)
+            (validation_file if is_held_out else train_file).write(line)
+    if validation:
+        (validation.directory / ACCEPTED).replace(held_out)
+        return lengths, sum(validation.samples)
+    if not split.validation_rows:
+        held_out.unlink()
+    return lengths, held_out_samples
+
+
+def _concatenate(target: Path, parts: list[Path]) -> None:
+    with target.open("wb") as file:
+        for part in parts:
+            with part.open("rb") as source:
+                shutil.copyfileobj(source, file)
+
+
+def _status(train: CheckedFile, validation: CheckedFile | None, split: Split) -> DatasetStatus:
+    status = _counts([one.summary for one in (train, validation) if one])
+    status.train_rows = split.train_rows
+    status.length_p99 = train.summary.lengths.percentile(99)
+    status.validation_rows = validation.summary.accepted if validation else split.validation_rows
+    return status
+
+
+def _counts(summaries: list[Summary]) -> DatasetStatus:
+    rejected: Counter[str] = Counter()
+    repaired: Counter[str] = Counter()
+    formats: Counter[str] = Counter()
+    for summary in summaries:
+        rejected.update({code.value: count for code, count in summary.rejected_by_code.items()})
+        repaired.update({code.value: count for code, count in summary.repaired_by_code.items()})
+        formats.update({name.value: count for name, count in summary.formats.items()})
+    return DatasetStatus(
+        rows=sum(summary.rows for summary in summaries),
+        accepted=sum(summary.accepted for summary in summaries),
+        repaired=sum(summary.repaired for summary in summaries),
+        rejected=sum(summary.rejected for summary in summaries),
+        rejected_by_code=dict(rejected.most_common()),
+        repaired_by_code=dict(repaired.most_common()),
+        format=dict(formats.most_common()),
+        truncated=repaired[RepairCode.TRUNCATED.value],
+    )
+
+
+def _describe(out: Path) -> list[ManifestFile]:
+    paths = sorted(path for path in out.rglob("*") if path.is_file())
+    return [
+        ManifestFile(path=path.relative_to(out).as_posix(), size=path.stat().st_size, sha256=sha256_file(path))
+        for path in paths
+    ]
+
+
+def _write_summary(
+    out: Path,
+    train: CheckedFile,
+    validation: CheckedFile | None,
+    *,
+    status: DatasetStatus,
+    files: list[ManifestFile],
+    labeler: Labeler,
+    model: dict[str, Any],
+) -> None:
+    content: dict[str, Any] = {
+        "status": status.model_dump(mode="json", by_alias=True, exclude_none=True),
+        "train": train.summary.to_dict(),
+        "validation": validation.summary.to_dict() if validation else None,
+        "sources": [file.to_dict() for one in (train, validation) if one for file in one.files],
+        "model": model,
+        "files": [file.model_dump(by_alias=True) for file in files],
+        "chatTemplateSha256": labeler.template_sha256,
+    }
+    (out / Artifact.DATASET_SUMMARY).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,1 @@
+"""The claim of a prefix, the upload with its manifest, and the lineage."""

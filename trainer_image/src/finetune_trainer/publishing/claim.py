@@ -1,0 +1,53 @@
+"""The claim on the output prefix: one prefix belongs to one job, and nothing of anybody else's is ever overwritten."""
+
+from finetune_api.handoff import Artifact, ExitCode, JobConfig, Owner
+from finetune_trainer.errors import TrainerError
+from finetune_trainer.storage.protocol import Storage, join
+
+FIX = "choose another output.uri, or remove what is there"
+
+
+def check_claim(config: JobConfig, storage: Storage) -> bool:
+    """Whether the prefix is already the job's own; False where it is free. Anybody else's is an OutputConflict."""
+    data = storage.read(owner_uri(config))
+    if data is not None:
+        _check_owner(config, data)
+        return True
+    found = storage.first(config.output_key())
+    if found:
+        raise _conflict(config, f"holds {found.key} and no {Artifact.OWNER}; nothing was touched")
+    return False
+
+
+def claim(config: JobConfig, storage: Storage) -> None:
+    """Put `owner.json`, atomically; raises OutputConflict where another job was faster.
+
+    It is read before and after, so that the loser notices also where a store ignores `If-None-Match`.
+    """
+    data = storage.read(owner_uri(config))
+    if data is None:
+        owner = Owner(namespace=config.namespace, name=config.name, uid=config.uid, config_sha256=config.config_sha256)
+        storage.put_if_absent(owner_uri(config), owner.model_dump_json(by_alias=True, indent=2).encode())
+        data = storage.read(owner_uri(config)) or b""
+    _check_owner(config, data)
+
+
+def owner_uri(config: JobConfig) -> str:
+    """Where the claim lies."""
+    return join(config.output_key(), Artifact.OWNER)
+
+
+def _check_owner(config: JobConfig, data: bytes) -> None:
+    try:
+        owner = Owner.model_validate_json(data)
+    except ValueError:
+        raise _conflict(config, f"has an {Artifact.OWNER} that cannot be read") from None
+    if owner.is_held_by(config):
+        return
+    if (owner.namespace, owner.name) == (config.namespace, config.name):
+        raise _conflict(config, f"belongs to an earlier FineTuneJob {owner.namespace}/{owner.name} with another spec")
+    raise _conflict(config, f"belongs to the FineTuneJob {owner.namespace}/{owner.name}")
+
+
+def _conflict(config: JobConfig, why: str) -> TrainerError:
+    return TrainerError(ExitCode.OUTPUT_CONFLICT, f"{config.output_key()} {why}: {FIX}")

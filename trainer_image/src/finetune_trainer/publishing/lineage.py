@@ -1,0 +1,158 @@
+"""Where a result comes from: `lineage.json` and its short form in the status."""
+
+import hashlib
+import os
+import platform
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from finetune_api import names
+from finetune_api.handoff import ENV_IMAGE, Artifact, JobConfig, Outcome, Report
+from finetune_api.spec import Method
+from finetune_api.status import Lineage
+from finetune_trainer.storage.hub.uris import pinned_commit
+from finetune_trainer.storage.protocol import OnBytes, sha256_file
+
+LIBRARIES = (
+    "torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate", "datasets", "tokenizers", "safetensors",
+)  # fmt: skip
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of Python and of the libraries that train, without importing them."""
+    found = {"python": platform.python_version()}
+    for name in LIBRARIES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def digest_folder(directory: Path, on_bytes: OnBytes | None = None) -> dict[str, str]:
+    """SHA-256 (hex) of every file below a folder, by relative path."""
+    paths = sorted(path for path in directory.rglob("*") if path.is_file())
+    return {path.relative_to(directory).as_posix(): sha256_file(path, on_bytes) for path in paths}
+
+
+def combined_sha256(files: Mapping[str, str]) -> str:
+    """One SHA-256 (hex) over names and digests, in the layout of `sha256sum`."""
+    text = "".join(f"{digest}  {name}\n" for name, digest in sorted(files.items()))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def status_lineage(
+    config: JobConfig,
+    *,
+    dataset_sha256: str,
+    model_files: Mapping[str, str] | None = None,
+    initial_adapter_sha256: str | None = None,
+    trained: bool = True,
+) -> Lineage:
+    """The status block; preflight has no digests of the weights, and the libraries have not trained yet."""
+    return Lineage(
+        base_model=config.spec.model.uri,
+        base_model_revision=pinned_commit(config.spec.model),
+        base_model_sha256=combined_sha256(model_files) if model_files else None,
+        dataset_sha256=dataset_sha256,
+        config_sha256=config.config_sha256,
+        trainer_image=os.environ.get(ENV_IMAGE) or None,
+        seed=config.spec.hyperparameters.seed,
+        versions=library_versions() if trained else None,
+        parent=config.parent,
+        reward_job=config.reward_job,
+        initial_adapter_sha256=initial_adapter_sha256,
+    )
+
+
+def build_lineage(
+    config: JobConfig,
+    result: Report,
+    *,
+    model_files: Mapping[str, str],
+    template_sha256: str,
+    dataset: Mapping[str, Any],
+    device: str,
+    initial_adapter_uri: str | None = None,
+    config_file: str = "",
+    seconds: float = 0.0,
+) -> dict[str, Any]:
+    """The content of `lineage.json`; `dataset` is what preflight wrote as `dataset/summary.json`, `config_file` the
+    text of finetune_config.yaml, and `seconds` how long the training took until now."""
+    wire = result.model_dump(mode="json", by_alias=True, exclude_none=True)
+    completed = datetime.now(UTC)
+    metrics = wire.get("metrics", {})
+    return {
+        "job": {
+            "namespace": config.namespace,
+            "name": config.name,
+            "uid": config.uid,
+            "attempt": config.attempt,
+            "configSha256": config.config_sha256,
+        },
+        "startedTime": _told(completed - timedelta(seconds=seconds)),
+        "completedTime": _told(completed),
+        "configFile": {"path": Artifact.CONFIG.value, "sha256": hashlib.sha256(config_file.encode()).hexdigest()},
+        "baseModel": {
+            "uri": config.spec.model.uri,
+            "revision": pinned_commit(config.spec.model),
+            "sha256": combined_sha256(model_files),
+            "files": dict(sorted(model_files.items())),
+            "chatTemplateSha256": template_sha256,
+        },
+        **_ancestors(config, wire.get("lineage", {}), initial_adapter_uri),
+        "dataset": {
+            "sources": dataset.get("sources", []),
+            "files": dataset.get("files", []),
+            "counts": dataset.get("status", {}),
+        },
+        "trainer": {
+            "image": os.environ.get(ENV_IMAGE) or None,
+            "device": device,
+            "versions": library_versions(),
+            "seed": config.spec.hyperparameters.seed,
+        },
+        "resolved": wire.get("resolved", {}),
+        "metrics": metrics,
+        "earlyStopping": wire.get("earlyStopping"),
+        "lastStep": wire.get("lastStep"),
+        "chosenStep": metrics.get("bestStep", wire.get("lastStep")),
+        "outputUri": config.output_key(),
+        "outcome": wire["outcome"],
+        **_registry_entry(config, wire),
+    }
+
+
+def _registry_entry(config: JobConfig, result: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+    """How Kubeflow's Model Registry names a model and where it comes from; what met no gate is not offered to it."""
+    if result["outcome"] == Outcome.GATE_NOT_MET:
+        return {}
+    is_full = result.get("resolved", {}).get("method") == Method.FULL
+    entry = {
+        "name": config.name,
+        "uri": f"{config.output_key()}/{Artifact.MERGED if is_full else Artifact.ADAPTER}",
+        "model_format_name": "safetensors" if is_full else "peft",
+        "model_source_kind": "kubernetes",
+        "model_source_class": f"{names.PLURAL}.{names.GROUP}",
+        "model_source_group": config.namespace,
+        "model_source_name": config.name,
+        "model_source_id": config.uid,
+    }
+    return {"modelRegistry": entry}
+
+
+def _told(time: datetime) -> str:
+    return time.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _ancestors(config: JobConfig, status: Mapping[str, Any], initial_adapter_uri: str | None) -> dict[str, Any]:
+    """The jobs and the adapter that this result builds on, and the job's own notes, as far as there are any."""
+    found: dict[str, Any] = {name: status[name] for name in ("parent", "rewardJob") if name in status}
+    if initial_adapter_uri:
+        found["initialAdapter"] = {"uri": initial_adapter_uri, "sha256": status.get("initialAdapterSha256")}
+    if config.spec.lineage and config.spec.lineage.annotations:
+        found["annotations"] = dict(config.spec.lineage.annotations)
+    return found

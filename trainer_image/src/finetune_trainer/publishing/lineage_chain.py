@@ -1,0 +1,205 @@
+"""The lineage of a published result, held against its manifest and followed from parent to parent back to the base."""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from pydantic import ValidationError
+
+from finetune_api.handoff import ADAPTER_WEIGHTS, Artifact, Manifest
+from finetune_api.scalars import StatusBlock
+from finetune_api.status import PublishedJob
+from finetune_trainer.storage.protocol import Storage, join
+
+MOST_LINKS = 64
+"""Results and bases that are looked at; a longer chain is told as a fault."""
+
+
+@dataclass(frozen=True)
+class Link:
+    """One result, or the base at an end of the chain; `sha256` is that of its manifest, or of the base's files."""
+
+    depth: int
+    role: str
+    name: str
+    uri: str
+    sha256: str
+
+    def __str__(self) -> str:
+        return " ".join(part for part in (self.role, self.name, self.uri, f"sha256:{self.sha256}") if part)
+
+
+class RecordedJob(StatusBlock):
+    """`job` of a lineage."""
+
+    namespace: str
+    name: str
+    uid: str
+    config_sha256: str
+
+
+class RecordedFile(StatusBlock):
+    """A file that a lineage names."""
+
+    path: str
+    sha256: str
+
+
+class RecordedBase(StatusBlock):
+    """`baseModel` of a lineage."""
+
+    uri: str
+    revision: str | None = None
+    sha256: str
+
+
+class RecordedRows(StatusBlock):
+    """`dataset` of a lineage."""
+
+    files: list[RecordedFile]
+
+
+class RecordedAdapter(StatusBlock):
+    """`initialAdapter` of a lineage."""
+
+    uri: str
+    sha256: str | None = None
+
+
+class Recorded(StatusBlock):
+    """What is proven of a `lineage.json`."""
+
+    job: RecordedJob
+    config_file: RecordedFile
+    base_model: RecordedBase
+    dataset: RecordedRows
+    initial_adapter: RecordedAdapter | None = None
+    parent: PublishedJob | None = None
+    reward_job: PublishedJob | None = None
+
+    def ancestors(self) -> Iterator[tuple[str, PublishedJob]]:
+        """The results that it builds on, each with what it is to it."""
+        for role, job in (("parent", self.parent), ("reward job", self.reward_job)):
+            if job:
+                yield role, job
+
+
+@dataclass(frozen=True)
+class _Visit:
+    role: str
+    job: PublishedJob
+    depth: int
+    seen: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.role} {self.job.output_uri}"
+
+
+def read_result(uri: str, storage: Storage) -> Manifest | str:
+    """The manifest under a prefix, or what is wrong with it."""
+    data = storage.read(join(uri, Artifact.MANIFEST))
+    return f"{Artifact.MANIFEST} is missing" if data is None else _parse(data)
+
+
+def find_chain(uri: str, manifest: Manifest, storage: Storage) -> tuple[Recorded | None, list[Link], list[str]]:
+    """The result's own lineage, every result and base that it comes from, and what does not fit."""
+    lineage = _read_lineage(uri, manifest, storage)
+    if isinstance(lineage, str):
+        return None, [], [lineage]
+    faults, links = list(_unlike_manifest(lineage, manifest)), [_base(lineage, 1)]
+    visits = _visits(lineage, 1, (uri,))
+    while visits:
+        if len(links) >= MOST_LINKS:
+            return lineage, links, [*faults, f"the chain has more than {MOST_LINKS} links"]
+        visit = visits.pop(0)
+        parent = _read_parent(visit, storage)
+        if isinstance(parent, str):
+            faults.append(f"{visit} {parent}")
+            continue
+        if visit.depth == 1:
+            faults += _unlike_parent(lineage, visit, parent)
+        links.append(
+            Link(
+                visit.depth,
+                visit.role,
+                f"{parent.namespace}/{parent.name}",
+                visit.job.output_uri,
+                visit.job.manifest_sha256,
+            )
+        )
+        above = _read_lineage(visit.job.output_uri, parent, storage)
+        if isinstance(above, str):
+            faults.append(f"{visit}: {above}")
+            continue
+        faults += [f"{visit}: {fault}" for fault in _unlike_manifest(above, parent)]
+        links.append(_base(above, visit.depth + 1))
+        visits = _visits(above, visit.depth + 1, (*visit.seen, visit.job.output_uri)) + visits
+    return lineage, links, faults
+
+
+def _parse(data: bytes) -> Manifest | str:
+    try:
+        return Manifest.model_validate_json(data)
+    except ValidationError:
+        return f"{Artifact.MANIFEST} cannot be read"
+
+
+def _read_lineage(uri: str, manifest: Manifest, storage: Storage) -> Recorded | str:
+    listed = _digests(manifest).get(Artifact.LINEAGE)
+    data = storage.read(join(uri, Artifact.LINEAGE)) if listed else None
+    if data is None:
+        return f"{Artifact.LINEAGE} is missing" if listed else f"{Artifact.MANIFEST} lists no {Artifact.LINEAGE}"
+    if hashlib.sha256(data).hexdigest() != listed:
+        return f"{Artifact.LINEAGE} has another content than its SHA-256 in the manifest"
+    try:
+        return Recorded.model_validate_json(data)
+    except ValidationError as error:
+        field = ".".join(str(part) for part in error.errors()[0]["loc"])
+        return f"{Artifact.LINEAGE} cannot be read: {field or 'it'} is not as a trainer writes it"
+
+
+def _unlike_manifest(lineage: Recorded, manifest: Manifest) -> Iterator[str]:
+    """Where the lineage tells something else than the manifest that it is published with."""
+    for name in RecordedJob.model_fields:
+        ours, theirs = getattr(lineage.job, name), getattr(manifest, name)
+        if ours != theirs:
+            yield f"lineage: {name} of the job is {ours} and {theirs} in the manifest"
+    listed = _digests(manifest)
+    for file in (lineage.config_file, *lineage.dataset.files):
+        if listed.get(file.path) != file.sha256:
+            yield f"lineage: {file.path} has SHA-256 {file.sha256} and {listed.get(file.path)} in the manifest"
+
+
+def _unlike_parent(lineage: Recorded, visit: _Visit, parent: Manifest) -> Iterator[str]:
+    """The adapter that was continued is the one that the parent published."""
+    adapter, folder = lineage.initial_adapter, join(visit.job.output_uri, Artifact.ADAPTER)
+    listed = _digests(parent).get(f"{Artifact.ADAPTER}/{ADAPTER_WEIGHTS}")
+    if visit.role == "parent" and adapter and adapter.uri == folder and adapter.sha256 != listed:
+        yield f"lineage: the adapter {folder} had SHA-256 {adapter.sha256} and {listed} in its manifest"
+
+
+def _visits(lineage: Recorded, depth: int, seen: tuple[str, ...]) -> list[_Visit]:
+    return [_Visit(role, job, depth, seen) for role, job in lineage.ancestors()]
+
+
+def _read_parent(visit: _Visit, storage: Storage) -> Manifest | str:
+    uri, recorded = visit.job.output_uri, visit.job.manifest_sha256
+    if uri in visit.seen:
+        return "comes from itself"
+    data = storage.read(join(uri, Artifact.MANIFEST))
+    if data is None:
+        return f"has no {Artifact.MANIFEST}, recorded was SHA-256 {recorded}"
+    found = hashlib.sha256(data).hexdigest()
+    if found != recorded:
+        return f"has a {Artifact.MANIFEST} of SHA-256 {found} instead of the recorded {recorded}"
+    return _parse(data)
+
+
+def _digests(manifest: Manifest) -> dict[str, str]:
+    return {file.path: file.sha256 for file in manifest.files}
+
+
+def _base(lineage: Recorded, depth: int) -> Link:
+    base = lineage.base_model
+    commit = f"@{base.revision}" if base.revision else ""
+    return Link(depth, "base", "", f"{base.uri}{commit}", base.sha256)

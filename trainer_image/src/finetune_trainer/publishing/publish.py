@@ -1,0 +1,197 @@
+"""Publishing: every file, everything read back, then the manifest; a manifest stands for files that were proven."""
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from finetune_api.handoff import Artifact, JobConfig, Manifest, ManifestFile, Outcome, Report
+from finetune_api.status import Artifacts
+from finetune_trainer.config.resolved_manifest import config_yaml
+from finetune_trainer.errors import ObjectMissing, StorageUnavailable
+from finetune_trainer.monitoring.reporter import Reporter, transfer_beat
+from finetune_trainer.publishing.claim import claim
+from finetune_trainer.sigterm import StopFlag
+from finetune_trainer.storage.protocol import OnBytes, Storage, join, sha256_file
+
+logger = logging.getLogger(__name__)
+
+OnFile = Callable[[ManifestFile], None]
+
+
+def publish(
+    directory: Path, config: JobConfig, result: Report, storage: Storage, reporter: Reporter, *, stop: StopFlag
+) -> Report:
+    """Upload the local result folder and prove it: returns the report with `artifacts`, read back from storage.
+
+    A whole result of the same job is adopted and not overwritten: the pod that made it may have been given up on
+    because its node was out of reach, and this one started in its place, or the other way round.
+    SIGTERM before the manifest raises Stopped; without its manifest the prefix is not a result.
+    """
+    reporter.stage("Publishing")
+    on_bytes = transfer_beat(reporter, stop)
+    claim(config, storage)
+    if done := adopt(config, storage, Outcome.PUBLISHED, on_bytes):
+        return done
+    if result.resolved and not (directory / Artifact.CONFIG).exists():
+        (directory / Artifact.CONFIG).write_text(config_yaml(config, result.resolved), encoding="utf-8")
+    files = [_describe(path, directory, on_bytes) for path in sorted(directory.rglob("*")) if path.is_file()]
+    for file in files:
+        storage.upload(directory / file.path, join(config.output_key(), file.path), on_bytes)
+    files = sorted([*files, *_preflight_files(config, storage)], key=lambda file: file.path)
+    report = result.model_copy(update={"artifacts": build_artifacts(config.output_key(), files)})
+    _prove(config, files, storage, on_bytes)
+    stop.raise_if_set()
+    return _put_manifest(_manifest(config, files, report), config, storage, on_bytes)
+
+
+def adopt(config: JobConfig, storage: Storage, outcome: Outcome, on_bytes: OnBytes | None = None) -> Report | None:
+    """The report of a result that another run of the same job published completely, or None; every file is read."""
+    data = storage.read(join(config.output_key(), Artifact.MANIFEST))
+    if data is None:
+        return None
+    manifest = _parse(data)
+    mine = (config.namespace, config.name, config.config_sha256)
+    if manifest is None or (manifest.namespace, manifest.name, manifest.config_sha256) != mine:
+        logger.warning("%s: the manifest there is not this job's; the result is made again", config.output_key())
+        return None
+    problems = check_files(config.output_key(), manifest.files, storage, on_bytes=on_bytes)
+    if problems:
+        logger.warning("%s: the result there is not whole and is made again: %s", config.output_key(), problems[0])
+        return None
+    if manifest.result.outcome is Outcome.GATE_NOT_MET:  # it stays what it was, whoever looks at it again
+        outcome = Outcome.GATE_NOT_MET
+    found = manifest.result.model_copy(update={"outcome": outcome, "reason": outcome.value, "job_uid": config.uid})
+    return with_digest(found, data)
+
+
+def verify(uri: str, storage: Storage, on_file: OnFile | None = None) -> list[str]:
+    """What is wrong with a published prefix, by its manifest: an empty list is a proof."""
+    data = storage.read(join(uri, Artifact.MANIFEST))
+    if data is None:
+        return [f"{Artifact.MANIFEST} is missing"]
+    manifest = _parse(data)
+    if manifest is None:
+        return [f"{Artifact.MANIFEST} cannot be read"]
+    return check_files(uri, manifest.files, storage, on_file=on_file)
+
+
+def check_files(
+    uri: str,
+    files: Sequence[ManifestFile],
+    storage: Storage,
+    *,
+    on_bytes: OnBytes | None = None,
+    on_file: OnFile | None = None,
+) -> list[str]:
+    """What differs in storage from the sizes and digests of these files; `on_file` is told each that does not."""
+    sizes = {entry.key: entry.size for entry in storage.list(uri)}
+    problems = []
+    for file in files:
+        problem = _problem(uri, file, sizes.get(file.path), storage, on_bytes)
+        if problem:
+            problems.append(problem)
+        elif on_file:
+            on_file(file)
+    return problems
+
+
+def build_artifacts(uri: str, files: list[ManifestFile]) -> Artifacts:
+    """Where each kind of file lies, for those that were published."""
+    names = {file.path for file in files}
+
+    def file(name: Artifact) -> str | None:
+        return join(uri, name) if name in names else None
+
+    def folder(name: Artifact) -> str | None:
+        return join(uri, name) if any(path.startswith(f"{name}/") for path in names) else None
+
+    return Artifacts(
+        uri=uri,
+        adapter_uri=folder(Artifact.ADAPTER),
+        merged_uri=folder(Artifact.MERGED),
+        config_uri=file(Artifact.CONFIG),
+        report_uri=file(Artifact.REPORT),
+        lineage_uri=file(Artifact.LINEAGE),
+        lineage_sha256=next((one.sha256 for one in files if one.path == Artifact.LINEAGE), None),
+        manifest_uri=join(uri, Artifact.MANIFEST),
+        size_bytes=sum(one.size for one in files),
+    )
+
+
+def with_digest(report: Report, manifest: bytes) -> Report:
+    """The report with the manifest's digest, which proves success."""
+    artifacts = report.artifacts or Artifacts()
+    digest = hashlib.sha256(manifest).hexdigest()
+    return report.model_copy(update={"artifacts": artifacts.model_copy(update={"manifest_sha256": digest})})
+
+
+def _describe(path: Path, directory: Path, on_bytes: OnBytes) -> ManifestFile:
+    relative = path.relative_to(directory).as_posix()
+    return ManifestFile(path=relative, size=path.stat().st_size, sha256=sha256_file(path, on_bytes))
+
+
+def _preflight_files(config: JobConfig, storage: Storage) -> list[ManifestFile]:
+    """The rows that preflight wrote belong to the result; their digests stand in its summary."""
+    data = storage.read(join(config.output_key(), Artifact.DATASET_SUMMARY))
+    if data is None:
+        return []
+    own = ManifestFile(path=Artifact.DATASET_SUMMARY, size=len(data), sha256=hashlib.sha256(data).hexdigest())
+    return [own, *(ManifestFile.model_validate(file) for file in json.loads(data).get("files", []))]
+
+
+def _manifest(config: JobConfig, files: list[ManifestFile], report: Report) -> Manifest:
+    return Manifest(
+        namespace=config.namespace,
+        name=config.name,
+        uid=config.uid,
+        config_sha256=config.config_sha256,
+        files=files,
+        result=report,
+    )
+
+
+def _prove(config: JobConfig, files: Sequence[ManifestFile], storage: Storage, on_bytes: OnBytes) -> None:
+    problems = check_files(config.output_key(), files, storage, on_bytes=on_bytes)
+    if problems:
+        raise StorageUnavailable(f"{config.output_key()}: what was read back differs: {'; '.join(problems[:3])}")
+
+
+def _put_manifest(manifest: Manifest, config: JobConfig, storage: Storage, on_bytes: OnBytes) -> Report:
+    """Conditional, for a twin of this run may have been faster: its whole result is adopted.
+
+    A manifest whose files are not as it says is replaced, once this run's files are proven to be the ones there.
+    """
+    uri = join(config.output_key(), Artifact.MANIFEST)
+    data = manifest.model_dump_json(by_alias=True, exclude_none=True, indent=2).encode()
+    if not storage.put_if_absent(uri, data):
+        if done := adopt(config, storage, Outcome.PUBLISHED, on_bytes):
+            return done
+        claim(config, storage)
+        _prove(config, manifest.files, storage, on_bytes)
+        storage.put(uri, data)
+    if storage.read(uri) != data:
+        raise StorageUnavailable(f"{uri} is not the one that was written")
+    return with_digest(manifest.result, data)
+
+
+def _problem(uri: str, file: ManifestFile, size: int | None, storage: Storage, on_bytes: OnBytes | None) -> str | None:
+    if size is None:
+        return f"{file.path} is missing"
+    if size != file.size:
+        return f"{file.path} has {size} bytes instead of {file.size}"
+    try:
+        found = storage.sha256(join(uri, file.path), on_bytes)
+    except ObjectMissing:
+        return f"{file.path} is missing"
+    return None if found == file.sha256 else f"{file.path} has another content than its SHA-256 in the manifest"
+
+
+def _parse(data: bytes) -> Manifest | None:
+    try:
+        return Manifest.model_validate_json(data)
+    except ValidationError:
+        return None

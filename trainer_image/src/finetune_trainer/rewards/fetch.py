@@ -1,0 +1,246 @@
+"""Where a reward model comes from: another job's result or a folder, fetched and checked; torch is not needed.
+
+It is a whole model for sequence classification with one label, or a LoRA adapter that makes its base into one.
+"""
+
+import json
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from finetune_api.handoff import ADAPTER_WEIGHTS, Artifact, ExitCode, JobConfig
+from finetune_api.objectives import Objective
+from finetune_trainer.errors import TrainerError
+from finetune_trainer.models.base_model import (
+    ADAPTER_CONFIG,
+    CONFIG,
+    PICKLE_SUFFIXES,
+    TOKENIZER,
+    check_model,
+    is_model_file,
+    is_text_file,
+    is_weight_file,
+    read_header,
+)
+from finetune_trainer.publishing.parent_result import Published, find_published, look_for_published
+from finetune_trainer.storage.hub.uris import SCHEME, commit_of, unpinned
+from finetune_trainer.storage.protocol import Entry, OnBytes, Storage, join, sha256_file
+from finetune_trainer.tokenization.labeler import load_labeler
+
+SCORE = "score"
+"""The head's name in every decoder that transformers can give one score."""
+NO_FILE = "there is no file under this prefix: correct rlhf.rewardModel.uri"
+
+
+@dataclass(frozen=True, slots=True)
+class RewardFolders:
+    """The reward model on this machine: the model's folder and, where it is an adapter's base, the adapter's."""
+
+    uri: str
+    model: Path
+    adapter: Path | None = None
+
+    @property
+    def tokenizer(self) -> Path:
+        """The folder with the tokenizer and the template that it was trained with; an adapter may leave both out."""
+        return self.adapter if self.adapter and (self.adapter / TOKENIZER).is_file() else self.model
+
+
+def check_reward_model(
+    config: JobConfig, storage: Storage, directory: Path, base: Path, on_bytes: OnBytes | None = None
+) -> None:
+    """Refuses a reward model that could not be loaded or that gives no score; of its weights only headers are read.
+
+    `base` is the folder with the text files of the policy's base.
+    """
+    found = _locate(config, storage)
+    if found is None:
+        return
+    uri, _ = found
+    shutil.rmtree(directory, ignore_errors=True)
+    entries = {entry.key: entry for entry in storage.list(uri)}
+    if not entries:
+        _refuse(uri, NO_FILE)
+    if ADAPTER_CONFIG in entries:
+        storage.download_folder(uri, directory, on_bytes, accept=is_text_file)
+        _check_adapter(uri, entries, directory, storage, on_bytes)
+        wanted = _base_of(uri, _read(uri, directory / ADAPTER_CONFIG))
+        if wanted != _policy_base(config):
+            base = directory / "base"
+            _check_base(uri, wanted, base, storage, on_bytes)
+        folders = RewardFolders(uri, base, directory)
+    else:
+        folders = _check_whole(uri, entries, storage, directory, on_bytes)
+    load_labeler(folders.tokenizer, uri)
+
+
+def fetch_reward_model(
+    config: JobConfig, storage: Storage, directory: Path, base: Path, on_bytes: OnBytes | None = None
+) -> RewardFolders | None:
+    """The job's reward model, or None where its rewards are computed; `base` is the folder of the policy's base."""
+    found = _locate(config, storage)
+    if found is None:
+        return None
+    uri, digests = found
+    folder, other = directory / "reward", directory / "reward-base"
+    for stale in (folder, other):
+        shutil.rmtree(stale, ignore_errors=True)
+    _download(uri, digests, storage, folder, on_bytes)
+    if not (folder / ADAPTER_CONFIG).is_file():
+        _check_kind(uri, _read(uri, folder / CONFIG))
+        return RewardFolders(uri, folder)
+    wanted = _base_of(uri, _read(uri, folder / ADAPTER_CONFIG))
+    if wanted == _policy_base(config):
+        return RewardFolders(uri, base, folder)
+    if not storage.download_folder(wanted, other, on_bytes, accept=is_model_file):
+        _refuse(uri, f"its base model {wanted} is not there")
+    return RewardFolders(uri, other, folder)
+
+
+def _locate(config: JobConfig, storage: Storage) -> tuple[str, dict[str, str]] | None:
+    """The folder in storage, and the digests that a manifest has for its files; None where rewards are computed."""
+    source = config.spec.rlhf.reward_model if config.spec.rlhf else None
+    if source is None:
+        return None
+    if source.uri is None:
+        return _published_folder(_of_job(config, storage))
+    given = storage.pin(source.uri.rstrip("/"))
+    published = look_for_published(given, storage)
+    return _published_folder(published) if published else (given, {})
+
+
+def _check_whole(
+    uri: str, entries: Mapping[str, Entry], storage: Storage, directory: Path, on_bytes: OnBytes | None
+) -> RewardFolders:
+    if CONFIG in entries:
+        directory.mkdir(parents=True)
+        storage.download(join(uri, CONFIG), directory / CONFIG, on_bytes)
+        _check_kind(uri, _read(uri, directory / CONFIG))
+    check_model(uri, storage, directory, on_bytes)
+    tensors: dict[str, tuple[int, ...]] = {}
+    for entry in filter(lambda entry: is_weight_file(entry.key), entries.values()):
+        tensors |= read_header(uri, entry, storage, on_bytes)
+    _check_head(uri, tensors)
+    return RewardFolders(uri, directory)
+
+
+def _check_adapter(
+    uri: str, entries: Mapping[str, Entry], directory: Path, storage: Storage, on_bytes: OnBytes | None
+) -> None:
+    _base_of(uri, _read(uri, directory / ADAPTER_CONFIG))
+    if ADAPTER_WEIGHTS not in entries:
+        _refuse_weights(uri, entries)
+    _check_head(uri, read_header(uri, entries[ADAPTER_WEIGHTS], storage, on_bytes))
+
+
+def _check_base(uri: str, base: str, directory: Path, storage: Storage, on_bytes: OnBytes | None) -> None:
+    try:
+        check_model(base, storage, directory, on_bytes)
+    except TrainerError as error:
+        raise TrainerError(error.code, f"the base of the reward model {uri}: {error.message}") from error
+
+
+def _check_head(uri: str, tensors: Mapping[str, tuple[int, ...]]) -> None:
+    """Without its head a model would be given a random one, and score by chance."""
+    heads = [size for name, size in tensors.items() if name.removesuffix(".weight").rpartition(".")[2] == SCORE]
+    if not heads:
+        _refuse(uri, f"its weights hold no {SCORE}.weight, the head that gives a text its score")
+    if heads[0][0] != 1:
+        _refuse(uri, f"its head gives {heads[0][0]} scores, and a reward model gives one")
+
+
+def _of_job(config: JobConfig, storage: Storage) -> Published:
+    job = config.reward_job
+    if job is None:
+        message = (
+            "rlhf.rewardModel.jobRef needs the operator to find that job: name its result with rlhf.rewardModel.uri"
+        )
+        raise TrainerError(ExitCode.INVALID_CONFIG, message)
+    if job.objective != Objective.REWARD_MODEL:
+        message = f"rlhf.rewardModel.jobRef {job.name} has objective {job.objective}, and RewardModel is needed"
+        raise TrainerError(ExitCode.INVALID_CONFIG, message)
+    return find_published(job, storage)
+
+
+def _published_folder(published: Published) -> tuple[str, dict[str, str]]:
+    """The folder that holds the model: an adapter where there is one."""
+    folders = [folder for folder in (Artifact.ADAPTER, Artifact.MERGED) if published.of_folder(folder)]
+    if not folders:
+        _refuse(published.uri, "the result holds no model")
+    return join(published.uri, folders[0]), published.of_folder(folders[0])
+
+
+def _download(uri: str, digests: Mapping[str, str], storage: Storage, folder: Path, on_bytes: OnBytes | None) -> None:
+    paths = storage.download_folder(
+        uri, folder, on_bytes, accept=lambda key: is_model_file(key) or key in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)
+    )
+    if not paths:
+        _refuse(uri, NO_FILE)
+    names = {path.name for path in paths}
+    if not any(name.endswith(".safetensors") for name in names):
+        _refuse_weights(uri, {entry.key: entry for entry in storage.list(uri)})
+    for name in sorted(names & digests.keys()):
+        if sha256_file(folder / name) != digests[name]:
+            _refuse(uri, f"{name} has another content than its SHA-256 in the manifest")
+
+
+def _refuse_weights(uri: str, keys: Iterable[str]) -> NoReturn:
+    if any(key.endswith(PICKLE_SUFFIXES) for key in keys):
+        _refuse(
+            uri,
+            "the weights are only there as pickle files, which can run code when loaded: save them again with "
+            "save_pretrained(…)",
+        )
+    _refuse(uri, "there are no weights in safetensors files")
+
+
+def _check_kind(uri: str, config: Mapping[str, Any]) -> None:
+    kind = str((config.get("architectures") or ["unknown"])[0])
+    labels = len(config.get("id2label") or {0: "", 1: ""})  # two is what transformers takes where nothing is said
+    if not kind.endswith("ForSequenceClassification") or labels != 1:
+        _refuse(
+            uri,
+            f"it is a {kind} with {labels} labels, and a reward model is one for sequence classification with one "
+            "label: train one with objective RewardModel",
+        )
+
+
+def _base_of(uri: str, config: Mapping[str, Any]) -> str:
+    """Where the adapter's base lies; an adapter that gives no score is refused."""
+    if config.get("peft_type") != "LORA" or config.get("task_type") != "SEQ_CLS":
+        _refuse(
+            uri,
+            f"the adapter is of type {config.get('peft_type')} for task {config.get('task_type')}, and a reward model "
+            "is a LORA adapter for SEQ_CLS: train one with objective RewardModel",
+        )
+    named = str(config.get("base_model_name_or_path") or "").rstrip("/")
+    if not named:
+        _refuse(uri, f"its {ADAPTER_CONFIG} names no base model")
+    return _at(named if "://" in named else f"{SCHEME}{named}", config.get("revision"))
+
+
+def _policy_base(config: JobConfig) -> str:
+    return _at(config.spec.model.uri.rstrip("/"), config.spec.model.revision)
+
+
+def _at(uri: str, revision: object) -> str:
+    """A hub's model by its commit, any other by its URI alone."""
+    if not uri.startswith(SCHEME) or commit_of(uri) or not revision:
+        return uri
+    return f"{unpinned(uri)}@{revision}"
+
+
+def _read(uri: str, path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        content = None
+    if not isinstance(content, dict):
+        _refuse(uri, f"there is no {path.name}, or it is not a JSON object")
+    return content
+
+
+def _refuse(uri: str, why: str) -> NoReturn:
+    raise TrainerError(ExitCode.MODEL_UNAVAILABLE, f"{uri}: {why}")

@@ -1,0 +1,73 @@
+"""What the policy wrote, and what it earned; torch is not needed."""
+
+import math
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from finetune_api.handoff import ExitCode
+from finetune_trainer.errors import TrainerError
+from finetune_trainer.rewards.computed import Completion, Scorer
+from finetune_trainer.tokenization.samples import EncodedPrompt
+
+
+class Decoder(Protocol):
+    """The part of a tokenizer that turns ids into text."""
+
+    def decode(self, token_ids: list[int], *, skip_special_tokens: bool) -> str:
+        """The text of these ids."""
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """One answer with its reward; `tokens` counts it without the token that ends it."""
+
+    text: str
+    tokens: int
+    ended: bool
+    reward: float
+
+
+class Rollouts:
+    """Turns sampled ids into answers and has them scored; counts the groups whose rewards differ."""
+
+    def __init__(
+        self,
+        samples: Sequence[EncodedPrompt],
+        scorer: Scorer,
+        decoder: Decoder,
+        stop_ids: Collection[int],
+        group: int,
+    ) -> None:
+        self.groups = 0
+        self.groups_with_spread = 0
+        self._samples = samples
+        self._scorer = scorer
+        self._decoder = decoder
+        self._stop_ids = stop_ids
+        self._group = group
+
+    def reward(self, *, completion_ids: Sequence[list[int]], row: Sequence[int], **_: Any) -> list[float]:
+        """TRL's reward function: the answers of whole groups, with the number of each answer's training row."""
+        written = self.write([self._samples[number] for number in row], completion_ids)
+        rewards = [one.reward for one in written]
+        for start in range(0, len(rewards), self._group):
+            found = rewards[start : start + self._group]
+            self.groups += 1
+            self.groups_with_spread += max(found) > min(found)
+        return rewards
+
+    def write(self, samples: Sequence[EncodedPrompt], answers: Sequence[list[int]]) -> list[Written]:
+        """The answers to these prompts with their rewards; a reward that is no number ends the run."""
+        completions = [self._completion(*pair) for pair in zip(samples, answers, strict=True)]
+        rewards = self._scorer(completions)
+        if not all(map(math.isfinite, rewards)):
+            raise TrainerError(ExitCode.DIVERGED, "an answer's reward is not finite: check the reward model")
+        return [
+            Written(one.text, one.tokens, one.ended, reward) for one, reward in zip(completions, rewards, strict=True)
+        ]
+
+    def _completion(self, sample: EncodedPrompt, ids: list[int]) -> Completion:
+        ended = bool(ids) and ids[-1] in self._stop_ids
+        text = self._decoder.decode(ids, skip_special_tokens=True)
+        return Completion(sample.messages, text, len(ids) - ended, ended, sample.tools)

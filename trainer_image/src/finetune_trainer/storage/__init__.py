@@ -1,0 +1,1 @@
+"""S3, hubs and local folders behind one protocol."""

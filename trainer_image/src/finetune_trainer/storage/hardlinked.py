@@ -1,0 +1,50 @@
+"""Files that another process of the same pod has downloaded already, as links to its own."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from finetune_trainer.storage.protocol import OnBytes, Storage
+
+
+class NeighbourStorage:
+    """A store before which the neighbour's workspace is asked; the neighbour must be ready with its downloads."""
+
+    def __init__(self, storage: Storage, workspace: Path, neighbour: Path) -> None:
+        self._storage, self._workspace, self._neighbour = storage, workspace, neighbour
+        self.pin, self.probe, self.list, self.first = storage.pin, storage.probe, storage.list, storage.first
+        self.upload, self.put, self.put_if_absent = storage.upload, storage.put, storage.put_if_absent
+        self.remove, self.read, self.read_range = storage.remove, storage.read, storage.read_range
+        self.size, self.sha256 = storage.size, storage.sha256
+
+    def download(self, uri: str, path: Path, on_bytes: OnBytes | None = None) -> None:
+        """Links the neighbour's file, else copies the object."""
+        if not self._link(path):
+            self._storage.download(uri, path, on_bytes)
+
+    def download_folder(
+        self,
+        uri: str,
+        directory: Path,
+        on_bytes: OnBytes | None = None,
+        accept: Callable[[str], bool] = lambda _key: True,
+    ) -> list[Path]:
+        """Links the files of the neighbour's folder, else copies the objects."""
+        folder = self._of_neighbour(directory)
+        found = [path for path in sorted(folder.rglob("*")) if path.is_file()] if folder.is_dir() else []
+        if not found:
+            return self._storage.download_folder(uri, directory, on_bytes, accept)
+        paths = [directory / path.relative_to(folder) for path in found]
+        return [path for path in paths if self._link(path)]
+
+    def _of_neighbour(self, path: Path) -> Path:
+        return self._neighbour / path.relative_to(self._workspace)
+
+    def _link(self, path: Path) -> bool:
+        source = self._of_neighbour(path)
+        if not source.is_file():
+            return False
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)
+        os.link(source, path)
+        return True

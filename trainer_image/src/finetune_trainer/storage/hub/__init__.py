@@ -1,0 +1,1 @@
+"""Read models and datasets from a Hugging Face hub."""

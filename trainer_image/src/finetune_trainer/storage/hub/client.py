@@ -1,0 +1,144 @@
+"""Requests to one hub: tokens for its own address only, time-outs, retries that end with SIGTERM."""
+
+import os
+import ssl
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from typing import Any, TypeVar
+from urllib.parse import quote
+
+# Before the library is imported, which reads them once. Nothing but this client goes to a hub: what transformers loads
+# lies in a folder. The library's own session is closed with it, has no time-outs and cannot be stopped.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+
+import httpx2
+from huggingface_hub import hf_hub_url
+from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.utils import build_hf_headers, hf_raise_for_status  # type: ignore[attr-defined]
+
+from finetune_api import __version__
+from finetune_api.handoff import ExitCode
+from finetune_trainer.errors import StorageUnavailable, TrainerError
+from finetune_trainer.sigterm import StopFlag
+from finetune_trainer.storage.hub.errors import HubBusy, HubUntrusted, refused, unreachable
+from finetune_trainer.storage.hub.uris import HubConnection, HubUri
+from finetune_trainer.storage.retries import LONGEST_WAIT, retried
+
+T = TypeVar("T")
+
+TIMEOUT = httpx2.Timeout(20.0, connect=5.0)
+LEAST_PATIENCE = 30.0
+
+
+class HubClient:
+    """A hub's answers, or errors that say what to do; `patience` is for how many seconds a failing request is tried."""
+
+    def __init__(self, connection: HubConnection, patience: float, stop: StopFlag) -> None:
+        self.endpoint = connection.endpoint
+        self.connection = connection
+        self._patience = max(patience, LEAST_PATIENCE)
+        self._stop = stop
+
+    @cached_property
+    def _http(self) -> httpx2.Client:
+        """Proxies come from the environment; on a redirect to another host the client leaves the token out."""
+        try:
+            client = httpx2.Client(verify=self._trust(), timeout=TIMEOUT, follow_redirects=True)
+        except (ValueError, ImportError, httpx2.InvalidURL):  # not to be quoted: a proxy's address may hold a password
+            message = "HTTP_PROXY, HTTPS_PROXY or ALL_PROXY is not the address of a proxy: write http://host:port"
+            raise TrainerError(ExitCode.INVALID_CONFIG, message) from None
+        weakref.finalize(self, client.close)
+        return client
+
+    def _trust(self) -> ssl.SSLContext:
+        """The authorities of the image, and with them the hub's own: its files may lie on a public host."""
+        own = self.connection.ca_file
+        try:
+            context = httpx2.create_ssl_context()
+        except OSError:
+            message = "SSL_CERT_FILE or SSL_CERT_DIR holds no certificate (PEM): correct it, or unset it"
+            raise TrainerError(ExitCode.INVALID_CONFIG, message) from None
+        try:
+            if own:
+                context.load_verify_locations(own)
+        except OSError:
+            message = "the key ca.crt of the Secret named by spec.hub.caSecretRef holds no certificate (PEM)"
+            raise TrainerError(ExitCode.INVALID_CONFIG, message) from None
+        return context
+
+    def get_json(self, address: HubUri, path: str) -> tuple[Any, str | None]:
+        """An answer of the API, and the query of its next page, if there is one."""
+
+        def ask() -> tuple[Any, str | None]:
+            with self._named(address):
+                response = self._http.get(f"{self.endpoint}/api/{path}", headers=self._headers(address))
+                hf_raise_for_status(response)
+                following = response.links.get("next", {}).get("url")
+                return self._json(response, address), httpx2.URL(following).query.decode() if following else None
+
+        return self.retried(ask)
+
+    @contextmanager
+    def stream(self, address: HubUri, wanted: str | None = None) -> Iterator[httpx2.Response]:
+        """The file at a pinned address, or the `wanted` range of it where the server knows ranges (206)."""
+        headers = self._headers(address) | {"Accept-Encoding": "identity"}
+        if wanted:
+            headers["Range"] = wanted
+        url = hf_hub_url(
+            address.repo.name,
+            address.path,
+            repo_type=address.repo.kind.value,
+            revision=address.commit,
+            endpoint=self.endpoint,
+        )
+        with self._named(address), self._http.stream("GET", url, headers=headers) as response:
+            hf_raise_for_status(response)
+            yield response
+
+    def retried(self, call: Callable[[], T]) -> T:
+        """The call's result; tried again while the hub is busy or away, and as long as patience lasts."""
+        return retried(call, self._pause, self._patience, self._stop)
+
+    def _pause(self, error: Exception) -> bool | float:
+        """Whether to try again, and after how many seconds where the hub names them."""
+        if not isinstance(error, StorageUnavailable) or isinstance(error, HubUntrusted) or self._stop.is_set():
+            return False
+        wait = error.wait if isinstance(error, HubBusy) else None
+        return True if wait is None else min(wait, LONGEST_WAIT)
+
+    def _headers(self, address: HubUri) -> dict[str, str]:
+        token = self.connection.access(address.repo).token
+        return build_hf_headers(token=token or False, library_name="finetune-trainer", library_version=__version__)
+
+    def _json(self, response: httpx2.Response, address: HubUri) -> Any:
+        try:
+            return response.json()
+        except ValueError:
+            check = f"check {self.connection.endpoint_setting}, and proxies on the way"
+            message = f"{address}: what answers at {response.url.host} is not a hub: {check}"
+            raise StorageUnavailable(message) from None
+
+    @contextmanager
+    def _named(self, address: HubUri) -> Iterator[None]:
+        """Turns the client's errors into ours."""
+        try:
+            yield
+        except HfHubHTTPError as error:
+            raise refused(error, address, self.connection) from None
+        except (httpx2.InvalidURL, httpx2.UnsupportedProtocol) as error:
+            raise TrainerError(ExitCode.INVALID_CONFIG, f"{self.connection.endpoint_setting}: {error}") from None
+        except httpx2.HTTPError as error:
+            raise unreachable(error, address, self.connection) from None
+
+
+def revision_path(address: HubUri, revision: str) -> str:
+    """Where the API tells the commit of a revision."""
+    return f"{address.repo.kind}s/{address.repo.name}/revision/{quote(revision, safe='')}"
+
+
+def tree_path(address: HubUri, query: str) -> str:
+    """Where the API lists the files of a commit."""
+    return f"{address.repo.kind}s/{address.repo.name}/tree/{address.commit}?{query}"

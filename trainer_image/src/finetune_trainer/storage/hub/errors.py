@@ -1,0 +1,148 @@
+"""What a hub's refusal means, in one sentence with the fix; no token, no signed address."""
+
+import ssl
+from collections.abc import Iterator
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
+
+import httpx2
+from huggingface_hub.errors import (
+    DisabledRepoError,
+    GatedRepoError,
+    HfHubHTTPError,
+    RemoteEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from finetune_api.handoff import ExitCode
+from finetune_trainer.errors import ObjectMissing, StorageUnavailable, TrainerError
+from finetune_trainer.storage.hub.uris import Access, HubConnection, HubUri, Kind
+
+CODES = {Kind.MODEL: ExitCode.MODEL_UNAVAILABLE, Kind.DATASET: ExitCode.DATASET_UNUSABLE}
+BAD_TOKEN = "Invalid credentials in Authorization header"  # noqa: S105 - what the hub says of one
+BUSY = frozenset({408, 425, 429, 500, 502, 503, 504})
+
+
+class HubBusy(StorageUnavailable):
+    """The hub asks for patience: `wait` is how many seconds it named, if it did."""
+
+    def __init__(self, message: str, wait: float | None = None) -> None:
+        super().__init__(message)
+        self.wait = wait
+
+
+class HubUntrusted(StorageUnavailable):
+    """TLS fails; no other try would end differently."""
+
+
+def refused(error: HfHubHTTPError, address: HubUri, connection: HubConnection) -> TrainerError:
+    """The error for an answer that is no success."""
+    where = f"{address} at {connection.endpoint}"
+    status = error.response.status_code
+    if isinstance(error, RemoteEntryNotFoundError):
+        return ObjectMissing(f"{where} does not exist")
+    if status in BUSY:
+        what = "limits the rate of requests" if status == 429 else "fails"
+        return HubBusy(f"{where}: the hub {what} ({status}): try again later", _retry_after(error.response))
+    if status == 407:
+        return StorageUnavailable(f"{where}: the proxy in HTTPS_PROXY wants a name and a password")
+    return TrainerError(CODES[address.repo.kind], f"{where}: {_why(error, address, connection)}")
+
+
+def _why(error: HfHubHTTPError, address: HubUri, connection: HubConnection) -> str:
+    response, what, access = error.response, address.repo.kind.value, connection.access(address.repo)
+    if isinstance(error, GatedRepoError):
+        return _gated(address, access, connection)
+    if response.status_code == 401 and response.headers.get("X-Error-Message") == BAD_TOKEN:
+        return f"the token is not valid there, it may have expired: put a new one into {_holder(access, connection)}"
+    if isinstance(error, DisabledRepoError):
+        return f"the hub has disabled this {what}: use another one"
+    if isinstance(error, RevisionNotFoundError):
+        return f"the {what} has no such revision: correct {access.place}.revision"
+    return _unseen(error, what, access, connection)
+
+
+def _gated(address: HubUri, access: Access, connection: HubConnection) -> str:
+    what = address.repo.kind.value
+    if access.is_public and not access.token:
+        return f"the {what} is gated, and {access.place} is read without a token: name a public one, or a copy in s3://"
+    licence = f"the {what} is gated: accept its licence at {connection.endpoint}/{address.repo.page}"
+    if access.token:
+        return f"{licence} with the account of the token in {_holder(access, connection)}"
+    return f"{licence}, and put that account's token into {_holder(access, connection)}"
+
+
+def _unseen(error: HfHubHTTPError, what: str, access: Access, connection: HubConnection) -> str:
+    """A hub does not tell a repository that is private from one that is not there."""
+    status, holder = error.response.status_code, _holder(access, connection)
+    if not isinstance(error, RepositoryNotFoundError) and status not in {401, 403, 404}:
+        return f"the hub refuses the request ({status}): check {connection.endpoint_setting} and {access.place}"
+    if access.is_public and not access.token:
+        return (
+            f"there is no such {what}, or it is not public, and {access.place} is read without a token: correct "
+            f"{access.place}.uri or {connection.endpoint_setting}, or name a copy in s3://"
+        )
+    if status == 403:
+        right = f"put a token that may read this {what} into {holder}"
+        return f"access is forbidden: {right}, or correct {connection.endpoint_setting}"
+    if access.token:
+        return (
+            f"there is no such {what}, or the account of the token in {holder} may not read it: correct "
+            f"{access.place}.uri or {connection.endpoint_setting}, or give the account access"
+        )
+    return (
+        f"there is no such {what}, or it is private: correct {access.place}.uri or {connection.endpoint_setting}, or "
+        f"put a token into {holder}"
+    )
+
+
+def _holder(access: Access, connection: HubConnection) -> str:
+    if connection.is_here:
+        return "HF_TOKEN"
+    name = f"the Secret {access.secret}" if access.secret else "a Secret (key HF_TOKEN)"
+    return f"{name} named by {access.place}.credentialsSecretRef"
+
+
+def unreachable(error: httpx2.HTTPError, address: HubUri, connection: HubConnection) -> StorageUnavailable:
+    """The error where no answer came, or it broke off."""
+    where, setting = f"{address} at {connection.endpoint}", connection.endpoint_setting
+    if _is_distrust(error):
+        trust = "name its authority's file in SSL_CERT_FILE" if connection.is_here else "set spec.hub.caSecretRef"
+        return HubUntrusted(
+            f"{where}: the certificate is not trusted or TLS fails: {trust}, or correct http/https in {setting}"
+        )
+    if isinstance(error, httpx2.ProxyError):
+        return StorageUnavailable(f"{where}: the proxy in HTTPS_PROXY or HTTP_PROXY refuses the connection")
+    return StorageUnavailable(
+        f"{where}: the hub cannot be reached ({_reason(error)}): check {setting}, the network, and "
+        f"{_proxy(connection.endpoint)}"
+    )
+
+
+def _proxy(endpoint: str) -> str:
+    address = urlsplit(endpoint)
+    if getproxies().get(address.scheme) and not proxy_bypass(address.hostname or ""):
+        return f"{address.scheme.upper()}_PROXY, whose proxy is used"
+    return "HTTPS_PROXY where a proxy is needed"
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _is_distrust(error: BaseException) -> bool:
+    return any(isinstance(one, ssl.SSLError) or "CERTIFICATE_VERIFY_FAILED" in str(one) for one in _chain(error))
+
+
+def _reason(error: BaseException) -> str:
+    """What the system says, where it says anything; the client's own words may hold addresses."""
+    found = next((one.strerror for one in _chain(error) if isinstance(one, OSError) and one.strerror), None)
+    return f"{type(error).__name__}: {found}" if found else type(error).__name__
+
+
+def _retry_after(response: httpx2.Response) -> float | None:
+    value = response.headers.get("Retry-After", "")
+    return float(value) if value.isdigit() and len(value) < 6 else None

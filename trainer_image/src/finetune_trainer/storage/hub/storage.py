@@ -1,0 +1,255 @@
+"""Models and datasets of a hub as storage that is only read: by commit, resumed where a connection broke, verified."""
+
+import hashlib
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, NoReturn
+
+from finetune_api.handoff import ExitCode
+from finetune_trainer.errors import ObjectMissing, StorageUnavailable, TrainerError
+from finetune_trainer.sigterm import StopFlag
+from finetune_trainer.storage.hub.client import HubClient, revision_path, tree_path
+from finetune_trainer.storage.hub.uris import COMMIT, HubConnection, HubUri, Repo, is_content, parse_hub_uri
+from finetune_trainer.storage.protocol import (
+    CHUNK,
+    LISTED_MOST,
+    READ_LIMIT,
+    Entry,
+    OnBytes,
+    confined,
+    join,
+    too_large,
+    too_many,
+)
+
+DEFAULT_REVISION = "main"
+FROM_THE_START_MOST = 3
+FIRST_PAGE = "recursive=true&expand=false"
+
+
+class HubStorage:
+    """What a hub has under `hf://` URIs; a URI that is not pinned means the newest commit of `main`."""
+
+    def __init__(self, connection: HubConnection, patience: float = 0.0, stop: StopFlag | None = None) -> None:
+        self._client = HubClient(connection, patience, stop or StopFlag())
+        self._commits: dict[tuple[Repo, str], str] = {}
+        self._listings: dict[tuple[Repo, str], dict[str, Entry]] = {}
+
+    def pin(self, uri: str, revision: str | None = None) -> str:
+        """The URI by commit; raises what the hub says of a repository or revision that it does not show."""
+        address = parse_hub_uri(uri)
+        return str(HubUri(address.repo, self._commit(address, revision), address.path))
+
+    def probe(self, uri: str) -> None:
+        """Ask for the commit."""
+        self.pin(uri)
+
+    def download(self, uri: str, path: Path, on_bytes: OnBytes | None = None) -> None:
+        """Copy one file, going on where a connection broke; into place only when it is what the hub lists."""
+        address = self._address(uri)
+        entry = self._existing(address)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(f"{path.name}.part")
+        for _ in range(FROM_THE_START_MOST):
+            self._fill(address, part, entry.size, on_bytes)
+            if is_content(part, entry):
+                part.replace(path)
+                return
+            part.unlink()
+        raise StorageUnavailable(
+            f"{address} at {self._client.endpoint}: what arrives is not the file that the hub lists: a mirror or a "
+            "proxy changes it"
+        )
+
+    def download_folder(
+        self,
+        uri: str,
+        directory: Path,
+        on_bytes: OnBytes | None = None,
+        accept: Callable[[str], bool] = lambda _key: True,
+    ) -> list[Path]:
+        """Copy the accepted files of a folder."""
+        pinned = self.pin(uri)
+        keys = [entry.key for entry in self.list(pinned) if accept(entry.key)]
+        for key in keys:
+            self.download(join(pinned, key), confined(directory, key), on_bytes)
+        return [directory / key for key in keys]
+
+    def read(self, uri: str, limit: int = READ_LIMIT) -> bytes | None:
+        """A small file's content, or None."""
+        size = self.size(uri)
+        if size is None:
+            return None
+        if size > limit:
+            raise too_large(uri, limit)
+        return b"".join(self._client.retried(lambda: list(self._blocks(self._address(uri)))))
+
+    def read_range(self, uri: str, start: int, length: int) -> bytes:
+        """`length` bytes from `start`."""
+        address = self._address(uri)
+        return self._client.retried(lambda: self._range(address, start, length))
+
+    def list(self, uri: str, limit: int = LISTED_MOST) -> "list[Entry]":
+        """Every file under the path."""
+        address = self._address(uri)
+        prefix = f"{address.path}/" if address.path else ""
+        found = [
+            Entry(key[len(prefix) :], entry.size, entry.etag, entry.sha256)
+            for key, entry in sorted(self._listing(address).items())
+            if key.startswith(prefix)
+        ]
+        if len(found) > limit:
+            raise too_many(uri, limit)
+        return found
+
+    def first(self, uri: str) -> Entry | None:
+        """One file under the path, or None."""
+        return next(iter(self.list(uri)), None)
+
+    def size(self, uri: str) -> int | None:
+        """Size of one file; None where there is none."""
+        address = self._address(uri)
+        entry = self._listing(address).get(address.path)
+        return entry.size if entry else None
+
+    def sha256(self, uri: str, on_bytes: OnBytes | None = None) -> str:
+        """SHA-256 (hex) of one file's content."""
+
+        def digest() -> str:
+            state = hashlib.sha256()
+            for block in self._blocks(self._address(uri)):
+                state.update(block)
+                if on_bytes:
+                    on_bytes(len(block))
+            return state.hexdigest()
+
+        return self._client.retried(digest)
+
+    def upload(self, path: Path, uri: str, on_bytes: OnBytes | None = None) -> None:
+        """Refused: results go to S3."""
+        del path, on_bytes
+        _refuse_writing(uri)
+
+    def put(self, uri: str, data: bytes) -> None:
+        """Refused: results go to S3."""
+        del data
+        _refuse_writing(uri)
+
+    def put_if_absent(self, uri: str, data: bytes) -> bool:
+        """Refused: results go to S3."""
+        del data
+        _refuse_writing(uri)
+
+    def remove(self, uri: str) -> None:
+        """Refused: results go to S3."""
+        _refuse_writing(uri)
+
+    def _fill(self, address: HubUri, part: Path, size: int, on_bytes: OnBytes | None) -> None:
+        """The rest of a file. Patience begins anew with every piece that came; a server that does not know ranges
+        starts over, which is not for ever."""
+        starts = 0
+        while not part.is_file() or part.stat().st_size < size:
+            starts += self._client.retried(partial(self._append, address, part, size, on_bytes))
+            if starts > FROM_THE_START_MOST:
+                message = "the connection breaks again and again, and the server cannot go on where it broke"
+                raise StorageUnavailable(f"{address} at {self._client.endpoint}: {message}")
+
+    def _append(self, address: HubUri, part: Path, size: int, on_bytes: OnBytes | None) -> bool:
+        """One connection's worth of the file; returns whether it began at the start of the file."""
+        with part.open("ab") as file:
+            begin = file.tell()
+            came = 0
+            try:
+                with self._client.stream(address, f"bytes={begin}-" if begin else None) as response:
+                    if begin and response.status_code != 206:
+                        file.truncate(0)
+                        begin = 0
+                    for block in response.iter_bytes():
+                        file.write(block)
+                        came += len(block)
+                        if on_bytes:
+                            on_bytes(len(block))
+                        if begin + came > size:
+                            break
+            except StorageUnavailable:
+                if not came:
+                    raise
+        if not came and size:
+            raise StorageUnavailable(f"{address} at {self._client.endpoint}: the answer holds no content")
+        return not begin
+
+    def _range(self, address: HubUri, start: int, length: int) -> bytes:
+        with self._client.stream(address, f"bytes={start}-{start + length - 1}") as response:
+            skip = 0 if response.status_code == 206 else start
+            found = bytearray()
+            for block in response.iter_bytes(min(CHUNK, skip + length)):
+                found += block
+                if len(found) >= skip + length:
+                    break
+        return bytes(found[skip : skip + length])
+
+    def _blocks(self, address: HubUri) -> Iterator[bytes]:
+        self._existing(address)
+        with self._client.stream(address) as response:
+            yield from response.iter_bytes(CHUNK)
+
+    def _address(self, uri: str) -> HubUri:
+        address = parse_hub_uri(uri)
+        return HubUri(address.repo, self._commit(address, None), address.path)
+
+    def _commit(self, address: HubUri, revision: str | None) -> str:
+        if address.commit and not revision:
+            return address.commit
+        asked = HubUri(address.repo, revision, address.path)  # as messages name it
+        revision = revision or DEFAULT_REVISION
+        key = (address.repo, revision)
+        if key not in self._commits:
+            content, _ = self._client.get_json(asked, revision_path(address, revision))
+            commit = content.get("sha") if isinstance(content, dict) else None
+            if not isinstance(commit, str) or not COMMIT.fullmatch(commit):
+                self._not_a_hub(address, "tells no commit")
+            self._commits[key] = commit
+        return self._commits[key]
+
+    def _existing(self, address: HubUri) -> Entry:
+        entry = self._listing(address).get(address.path)
+        if entry is None:
+            raise ObjectMissing(f"{address} does not exist at {self._client.endpoint}")
+        return entry
+
+    def _listing(self, address: HubUri) -> dict[str, Entry]:
+        """Every file of the commit, asked for once: a commit does not change."""
+        key = (address.repo, str(address.commit))
+        if key not in self._listings:
+            self._listings[key] = {entry.key: entry for entry in self._listed(address)}
+        return self._listings[key]
+
+    def _listed(self, address: HubUri) -> Iterator[Entry]:
+        """Only the query of a next page is taken from the answer: the next request goes to the same endpoint."""
+        query: str | None = FIRST_PAGE
+        count = 0
+        while query:
+            page, query = self._client.get_json(address, tree_path(address, query))
+            try:
+                entries = [_entry(item) for item in page if item["type"] == "file"]
+            except (KeyError, TypeError, ValueError):
+                self._not_a_hub(address, "lists its files in another way than a hub")
+            count += len(entries)
+            if count > LISTED_MOST:
+                raise too_many(str(address), LISTED_MOST)
+            yield from entries
+
+    def _not_a_hub(self, address: HubUri, why: str) -> NoReturn:
+        check = f"check {self._client.connection.endpoint_setting}"
+        raise StorageUnavailable(f"{address}: what answers at {self._client.endpoint} {why}: {check}")
+
+
+def _entry(item: dict[str, Any]) -> Entry:
+    large = item.get("lfs") or {}
+    digest = large.get("oid")
+    return Entry(str(item["path"]), int(large.get("size") or item["size"]), str(digest or item["oid"]), digest)
+
+
+def _refuse_writing(uri: str) -> NoReturn:
+    raise TrainerError(ExitCode.INVALID_CONFIG, f"{uri}: a hub is only read from; results go to s3://")

@@ -1,0 +1,257 @@
+"""Where something lies on a hub, and who asks for it: `hf://owner/name`, `hf://datasets/owner/name/path`."""
+
+import hashlib
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from finetune_api.handoff import CA_FILE, HUB_CA_DIR, HUB_TOKEN_FILE, HUB_TOKENS_DIR, ExitCode, HubRole
+from finetune_api.sources import DataSource, Hub, Model
+from finetune_api.spec import FineTuneJobSpec
+from finetune_trainer.errors import TrainerError
+from finetune_trainer.storage.protocol import CHUNK, Entry, sha256_file
+
+SCHEME = "hf://"
+DATASETS = "datasets/"
+ENDPOINT = "https://huggingface.co"
+COMMIT = re.compile(r"[0-9a-f]{40}")
+TOKEN = re.compile(r"[\x21-\x7e]{1,512}")
+
+
+class Kind(StrEnum):
+    """The two kinds of repositories that a job reads."""
+
+    MODEL = "model"
+    DATASET = "dataset"
+
+
+@dataclass(frozen=True, slots=True)
+class Repo:
+    """One repository, `name` being `owner/name`."""
+
+    kind: Kind
+    name: str
+
+    @property
+    def page(self) -> str:
+        """Its page, relative to the endpoint."""
+        return f"{DATASETS if self.kind is Kind.DATASET else ''}{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class HubUri:
+    """A repository, the commit that is meant, and a path in it; without a commit it is the newest of `main`."""
+
+    repo: Repo
+    commit: str | None
+    path: str
+
+    def __str__(self) -> str:
+        pinned = f"@{self.commit}" if self.commit else ""
+        return f"{SCHEME}{self.repo.page}{pinned}{'/' if self.path else ''}{self.path}"
+
+
+def is_hub_uri(uri: str) -> bool:
+    """Whether it is read from a hub."""
+    return uri.startswith(SCHEME)
+
+
+def parse_hub_uri(uri: str) -> HubUri:
+    """The parts of a URI that the API has checked, pinned or not."""
+    rest = uri.removeprefix(SCHEME)
+    kind = Kind.DATASET if rest.startswith(DATASETS) else Kind.MODEL
+    owner, _, below = (rest.removeprefix(DATASETS) if kind is Kind.DATASET else rest).partition("/")
+    name, _, path = below.partition("/")
+    name, _, commit = name.partition("@")
+    return HubUri(Repo(kind, f"{owner}/{name}"), commit or None, path.rstrip("/"))
+
+
+def unpinned(uri: str) -> str:
+    """The URI as a user writes it, without the commit."""
+    if not is_hub_uri(uri):
+        return uri
+    parts = parse_hub_uri(uri)
+    return str(HubUri(parts.repo, None, parts.path))
+
+
+def commit_of(uri: str) -> str | None:
+    """The commit of a pinned hub URI; None of any other URI."""
+    return parse_hub_uri(uri).commit if is_hub_uri(uri) else None
+
+
+def hub_name(uri: str) -> str:
+    """`owner/name` of a repository on a hub, as the libraries know it; any other URI as it is."""
+    return parse_hub_uri(uri).repo.name if is_hub_uri(uri) else uri
+
+
+def pinned_commit(model: Model) -> str | None:
+    """The commit of a hub's model, once its revision is one."""
+    return model.revision if is_hub_uri(model.uri) and COMMIT.fullmatch(model.revision or "") else None
+
+
+def is_content(path: Path, entry: Entry) -> bool:
+    """Whether a local file is what a hub lists: by SHA-256 of large files, by git's digest of small ones."""
+    if path.stat().st_size != entry.size:
+        return False
+    if entry.sha256:
+        return sha256_file(path) == entry.sha256
+    return not entry.etag or _git_digest(path) == entry.etag
+
+
+def _git_digest(path: Path) -> str:
+    state = hashlib.sha1(f"blob {path.stat().st_size}\0".encode(), usedforsecurity=False)
+    with path.open("rb") as file:
+        while block := file.read(CHUNK):
+            state.update(block)
+    return state.hexdigest()
+
+
+def model_location(model: Model) -> str:
+    """The URI to read a model from: of exactly one commit, once it is known."""
+    commit = pinned_commit(model)
+    return f"{model.uri}@{commit}" if commit else model.uri
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """Who asks for a repository: the token, if there is one, and the part of the spec that names the repository."""
+
+    place: str
+    token: str | None = field(default=None, repr=False)
+    secret: str | None = None
+    is_public: bool = False
+    """Whether the spec has no field for a token there."""
+
+
+@dataclass(frozen=True, slots=True)
+class HubConnection:
+    """How to reach a hub, and with which token each repository of the job is asked for."""
+
+    endpoint: str = ENDPOINT
+    ca_file: Path | None = None
+    accesses: Mapping[Repo, Access] = field(default_factory=dict)
+    fallback: Access = Access("spec.model")
+    """Of what the spec does not name itself, such as the base of a reward model."""
+    is_here: bool = False
+    """Whether this is no pod: endpoint, token and authority are then set in the environment."""
+
+    def access(self, repo: Repo) -> Access:
+        """Who asks for a repository."""
+        return self.accesses.get(repo, self.fallback)
+
+    @property
+    def endpoint_setting(self) -> str:
+        """What sets the endpoint, as a message names it."""
+        return "spec.hub.endpoint or HF_ENDPOINT" if self.is_here else "spec.hub.endpoint"
+
+
+def connect_hub(
+    spec: FineTuneJobSpec, tokens_dir: Path = Path(HUB_TOKENS_DIR), ca_dir: Path = Path(HUB_CA_DIR)
+) -> HubConnection:
+    """The connection of a pod: tokens and CA from mounted files."""
+    hub = spec.hub or Hub()
+    accesses: dict[Repo, Access] = {}
+    for role, place, source in _sources(spec):
+        secret = source.credentials_secret_ref.name if source.credentials_secret_ref else None
+        access = Access(place, _mounted_token(tokens_dir / role / HUB_TOKEN_FILE, place, secret), secret)
+        _add(accesses, source.uri, access)
+    ca_file = _ca_file(ca_dir) if hub.ca_secret_ref else None
+    public = _public_accesses(spec)
+    for uri, access in public:
+        _add(accesses, uri, access)
+    fallback = public[-1][1] if public else Access("spec.model")
+    return HubConnection(_checked_url(hub.endpoint or ENDPOINT, "spec.hub.endpoint"), ca_file, accesses, fallback)
+
+
+def connect_hub_here(spec: FineTuneJobSpec) -> HubConnection:
+    """The connection of `finetune-trainer run`: the manifest's hub or `HF_ENDPOINT`, with this machine's own token."""
+    own = os.environ.get("HF_ENDPOINT") or ENDPOINT
+    _checked_url(own, "HF_ENDPOINT")  # before the library is imported, which does not survive another
+
+    from huggingface_hub import get_token  # noqa: PLC0415 - a quarter of a second that only hub URIs need
+
+    endpoint = (spec.hub.endpoint if spec.hub else None) or own
+    token = get_token()
+    token = _checked(token, "HF_TOKEN") if token else None
+    accesses: dict[Repo, Access] = {}
+    named = [(source.uri, place) for _, place, source in _sources(spec)]
+    for uri, place in [*named, *((uri, access.place) for uri, access in _public_accesses(spec))]:
+        _add(accesses, uri, Access(place, token))
+    return HubConnection(
+        _checked_url(endpoint, "spec.hub.endpoint"),
+        None,
+        accesses,
+        Access("spec.model", token),
+        is_here=True,
+    )
+
+
+def _sources(spec: FineTuneJobSpec) -> list[tuple[HubRole, str, Model | DataSource]]:
+    """What the job reads from a hub, with its place in the spec."""
+    found: list[tuple[HubRole, str, Model | DataSource | None]] = [
+        (HubRole.MODEL, "spec.model", spec.model),
+        (HubRole.TRAIN, "spec.dataset.train", spec.dataset.train),
+        (HubRole.VALIDATION, "spec.dataset.validation", spec.dataset.validation),
+    ]
+    return [(role, place, source) for role, place, source in found if source and is_hub_uri(source.uri)]
+
+
+def _public_accesses(spec: FineTuneJobSpec) -> list[tuple[str, Access]]:
+    """What the job reads from a hub and has no field for a token for."""
+    found = (
+        ("spec.tuning.initialAdapter", spec.tuning.initial_adapter),
+        ("spec.rlhf.rewardModel", spec.rlhf.reward_model if spec.rlhf else None),
+    )
+    return [
+        (source.uri, Access(place, is_public=True))
+        for place, source in found
+        if source and source.uri and is_hub_uri(source.uri)
+    ]
+
+
+def _add(accesses: dict[Repo, Access], uri: str, access: Access) -> None:
+    """Two sources may be one repository: the first that has a token opens it for both."""
+    repo = parse_hub_uri(uri).repo
+    if repo not in accesses or (access.token and not accesses[repo].token):
+        accesses[repo] = access
+
+
+def _mounted_token(path: Path, place: str, secret: str | None) -> str | None:
+    token = path.read_text(encoding="utf-8", errors="replace").strip() if path.is_file() else ""
+    if token:
+        return _checked(token, f"the key {HUB_TOKEN_FILE} of the Secret named by {place}.credentialsSecretRef")
+    if secret:
+        message = f"the Secret {secret} named by {place}.credentialsSecretRef needs the key {HUB_TOKEN_FILE}"
+        raise TrainerError(ExitCode.INVALID_CONFIG, message)
+    return None
+
+
+def _checked(token: str, where: str) -> str:
+    """A token that no header can carry would be quoted in the client's error."""
+    if not TOKEN.fullmatch(token):
+        raise TrainerError(ExitCode.INVALID_CONFIG, f"{where} does not hold a token: one line of visible characters")
+    return token
+
+
+def _checked_url(endpoint: str, setting: str) -> str:
+    parts = urlsplit(endpoint)
+    try:
+        is_good = parts.scheme in {"https", "http"} and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # no number, or none that a port can have
+        is_good = False
+    if not is_good:
+        message = f"{setting} is {endpoint!r}: write https://host, http://host or http://host:port"
+        raise TrainerError(ExitCode.INVALID_CONFIG, message)
+    return endpoint.rstrip("/")
+
+
+def _ca_file(directory: Path) -> Path:
+    path = directory / CA_FILE
+    if not path.is_file():
+        message = f"the Secret named by spec.hub.caSecretRef needs the key {CA_FILE} (PEM)"
+        raise TrainerError(ExitCode.INVALID_CONFIG, message)
+    return path

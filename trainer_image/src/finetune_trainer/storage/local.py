@@ -1,0 +1,199 @@
+"""Local folders that stand for URIs, for `finetune-trainer run`; a URI that none stands for goes to the real store."""
+
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from pathlib import Path
+
+from finetune_api.handoff import ExitCode
+from finetune_trainer.errors import ObjectMissing, TrainerError
+from finetune_trainer.storage.hub.uris import unpinned
+from finetune_trainer.storage.protocol import (
+    LISTED_MOST,
+    READ_LIMIT,
+    Entry,
+    OnBytes,
+    Storage,
+    confined,
+    join,
+    sha256_file,
+    too_large,
+)
+
+PART = ".part"
+
+
+class LocalStorage:
+    """Storage over `maps` from URI to folder or file; `elsewhere` connects to the store of all other URIs."""
+
+    def __init__(self, maps: Mapping[str, Path], elsewhere: Callable[[], Storage]) -> None:
+        self._maps = {uri.rstrip("/"): path for uri, path in maps.items()}
+        self._connect = elsewhere
+
+    @cached_property
+    def _elsewhere(self) -> Storage:
+        return self._connect()
+
+    def pin(self, uri: str, revision: str | None = None) -> str:
+        """A local folder knows no revisions; other URIs ask their store."""
+        return self._elsewhere.pin(uri, revision) if self._local(uri) is None else uri
+
+    def probe(self, uri: str) -> None:
+        """A local folder may be new; other URIs ask their store."""
+        if self._local(uri) is None:
+            self._elsewhere.probe(uri)
+
+    def download(self, uri: str, path: Path, on_bytes: OnBytes | None = None) -> None:
+        """Copy one object to a local file."""
+        source = self._local(uri)
+        if source is None:
+            self._elsewhere.download(uri, path, on_bytes)
+            return
+        self._copy(self._existing(source, uri), path, on_bytes)
+
+    def download_folder(
+        self,
+        uri: str,
+        directory: Path,
+        on_bytes: OnBytes | None = None,
+        accept: Callable[[str], bool] = lambda _key: True,
+    ) -> list[Path]:
+        """Copy the accepted objects under a prefix into a local folder."""
+        if self._local(uri) is None:
+            return self._elsewhere.download_folder(uri, directory, on_bytes, accept)
+        keys = [entry.key for entry in self.list(uri) if accept(entry.key)]
+        for key in keys:
+            self.download(join(uri, key), confined(directory, key), on_bytes)
+        return [directory / key for key in keys]
+
+    def upload(self, path: Path, uri: str, on_bytes: OnBytes | None = None) -> None:
+        """Copy one local file to an object."""
+        target = self._local(uri)
+        if target is None:
+            self._elsewhere.upload(path, uri, on_bytes)
+            return
+        self._copy(path, target, on_bytes)
+
+    def put(self, uri: str, data: bytes) -> None:
+        """Write a small object, into place only when complete."""
+        target = self._local(uri)
+        if target is None:
+            self._elsewhere.put(uri, data)
+            return
+        part = self._part(target)
+        part.write_bytes(data)
+        part.replace(target)
+
+    def put_if_absent(self, uri: str, data: bytes) -> bool:
+        """Write a small object unless one exists; a link is atomic between writers and never shows half a file."""
+        target = self._local(uri)
+        if target is None:
+            return self._elsewhere.put_if_absent(uri, data)
+        part = self._part(target)
+        part.write_bytes(data)
+        try:
+            os.link(part, target)
+        except FileExistsError:
+            return False
+        finally:
+            part.unlink()
+        return True
+
+    def remove(self, uri: str) -> None:
+        """Remove one object, and the folders that are empty then, for a store has none either."""
+        target = self._local(uri)
+        if target is None:
+            self._elsewhere.remove(uri)
+            return
+        target.unlink(missing_ok=True)
+        roots = {path.resolve() for path in self._maps.values()}
+        for folder in target.resolve().parents:
+            if folder in roots or not folder.is_dir() or any(folder.iterdir()):
+                return
+            folder.rmdir()
+
+    def read(self, uri: str, limit: int = READ_LIMIT) -> bytes | None:
+        """A small object's content, or None."""
+        source = self._local(uri)
+        if source is None:
+            return self._elsewhere.read(uri, limit)
+        if not source.is_file():
+            return None
+        if source.stat().st_size > limit:
+            raise too_large(uri, limit)
+        return source.read_bytes()
+
+    def read_range(self, uri: str, start: int, length: int) -> bytes:
+        """`length` bytes from `start`."""
+        source = self._local(uri)
+        if source is None:
+            return self._elsewhere.read_range(uri, start, length)
+        with self._existing(source, uri).open("rb") as file:
+            file.seek(start)
+            return file.read(length)
+
+    def list(self, uri: str, limit: int = LISTED_MOST) -> list[Entry]:
+        """Every file below the folder."""
+        folder = self._local(uri)
+        if folder is None:
+            return self._elsewhere.list(uri, limit)
+        paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix != PART)
+        return [Entry(path.relative_to(folder).as_posix(), path.stat().st_size) for path in paths]
+
+    def first(self, uri: str) -> Entry | None:
+        """One file below the folder, or None."""
+        return self._elsewhere.first(uri) if self._local(uri) is None else next(iter(self.list(uri)), None)
+
+    def size(self, uri: str) -> int | None:
+        """Size of one object; None where there is none."""
+        source = self._local(uri)
+        if source is None:
+            return self._elsewhere.size(uri)
+        return source.stat().st_size if source.is_file() else None
+
+    def sha256(self, uri: str, on_bytes: OnBytes | None = None) -> str:
+        """SHA-256 (hex) of one object's content."""
+        source = self._local(uri)
+        if source is None:
+            return self._elsewhere.sha256(uri, on_bytes)
+        return sha256_file(self._existing(source, uri), on_bytes)
+
+    def _local(self, uri: str) -> Path | None:
+        """The path that stands for a URI: that of the longest mapped prefix."""
+        uri = unpinned(uri).rstrip("/")
+        for prefix in sorted(self._maps, key=len, reverse=True):
+            if uri == prefix:
+                return self._maps[prefix]
+            if uri.startswith(f"{prefix}/"):
+                return confined(self._maps[prefix], uri[len(prefix) + 1 :])
+        return None
+
+    def _existing(self, path: Path, uri: str) -> Path:
+        if not path.is_file():
+            raise ObjectMissing(f"{uri} does not exist at {path}")
+        return path
+
+    def _copy(self, source: Path, target: Path, on_bytes: OnBytes | None) -> None:
+        part = self._part(target)
+        shutil.copyfile(source, part)
+        part.replace(target)
+        if on_bytes:
+            on_bytes(target.stat().st_size)
+
+    def _part(self, target: Path) -> Path:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        return target.with_name(f".{target.name}.{uuid.uuid4().hex}{PART}")
+
+
+def parse_maps(options: list[str]) -> dict[str, Path]:
+    """`s3://bucket/prefix=DIR` and `hf://owner/name=DIR` options as a mapping."""
+    maps: dict[str, Path] = {}
+    for option in options:
+        uri, separator, path = option.partition("=")
+        if not separator or not uri.startswith(("s3://", "hf://")) or not path:
+            message = f"--map {option}: write s3://bucket/prefix=DIR or hf://owner/name=DIR"
+            raise TrainerError(ExitCode.INVALID_CONFIG, message)
+        maps[uri] = Path(path)
+    return maps

@@ -1,0 +1,233 @@
+"""S3-compatible storage: boto3 with its transfer manager; what goes wrong becomes one of three named errors."""
+
+import hashlib
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import TypeVar
+
+from boto3.exceptions import Boto3Error
+from boto3.s3.transfer import TransferConfig
+from botocore.exceptions import BotoCoreError, ClientError
+
+from finetune_trainer.errors import ObjectMissing, StorageUnavailable
+from finetune_trainer.sigterm import StopFlag
+from finetune_trainer.storage.protocol import (
+    CHUNK,
+    LISTED_MOST,
+    READ_LIMIT,
+    Entry,
+    OnBytes,
+    confined,
+    join,
+    too_large,
+    too_many,
+)
+from finetune_trainer.storage.retries import retried
+from finetune_trainer.storage.s3_client import Connection, is_missing, named_error
+
+T = TypeVar("T")
+
+TRANSFER = TransferConfig(multipart_threshold=16 * 1024 * 1024, multipart_chunksize=16 * 1024 * 1024, max_concurrency=4)
+CONFLICT_TRIES = 5
+# Any other OSError is about this machine, such as a full disk, and not about the store.
+NETWORK_ERRORS = (BotoCoreError, Boto3Error, ConnectionError, TimeoutError)
+
+
+def split_uri(uri: str) -> tuple[str, str]:
+    """Bucket and key of `s3://bucket/key`."""
+    bucket, _, key = uri.removeprefix("s3://").partition("/")
+    return bucket, key
+
+
+class S3Storage:
+    """Objects in one S3-compatible store.
+
+    `patience` is how many seconds a store that does not answer is tried again for, on top of botocore's own retries;
+    it ends at once when `stop` is set, for what follows SIGTERM must fit into the grace period.
+    """
+
+    def __init__(self, connection: Connection, patience: float = 0.0, stop: StopFlag | None = None) -> None:
+        self._connection = connection
+        self._client = connection.client
+        self._patience = patience
+        self._stop = stop or StopFlag()
+
+    def pin(self, uri: str, revision: str | None = None) -> str:
+        """The URI itself."""
+        del revision
+        return uri
+
+    def probe(self, uri: str) -> None:
+        """List one key with short time-outs."""
+        bucket, key = split_uri(uri)
+        client, prefix = self._connection.quick_client, f"{key.rstrip('/')}/"
+        self._retried(uri, lambda: client.list_objects_v2(Bucket=bucket, Prefix=prefix, MaxKeys=1))
+
+    def download(self, uri: str, path: Path, on_bytes: OnBytes | None = None) -> None:
+        """Copy one object to a local file, parts in parallel, into place only when complete."""
+        bucket, key = split_uri(uri)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._retried(
+            uri,
+            lambda: self._client.download_file(bucket, key, str(path), Callback=on_bytes, Config=TRANSFER),
+        )
+
+    def download_folder(
+        self,
+        uri: str,
+        directory: Path,
+        on_bytes: OnBytes | None = None,
+        accept: Callable[[str], bool] = lambda _key: True,
+    ) -> list[Path]:
+        """Copy the accepted objects under a prefix into a local folder."""
+        entries = [entry for entry in self.list(uri) if accept(entry.key)]
+        paths = [confined(directory, entry.key) for entry in entries]
+        for entry, path in zip(entries, paths, strict=True):
+            self.download(join(uri, entry.key), path, on_bytes)
+        return paths
+
+    def upload(self, path: Path, uri: str, on_bytes: OnBytes | None = None) -> None:
+        """Copy one local file to an object, large files in parts."""
+        bucket, key = split_uri(uri)
+
+        def send() -> None:
+            with path.open("rb") as file:
+                self._client.upload_fileobj(file, bucket, key, Callback=on_bytes, Config=TRANSFER)
+
+        self._retried(uri, send)
+
+    def put(self, uri: str, data: bytes) -> None:
+        """Write a small object."""
+        bucket, key = split_uri(uri)
+        self._retried(uri, lambda: self._client.put_object(Bucket=bucket, Key=key, Body=data))
+
+    def put_if_absent(self, uri: str, data: bytes) -> bool:
+        """Write a small object with `If-None-Match: *`.
+
+        A retry inside botocore may meet its own first write, so a refusal over the same bytes counts as written.
+        """
+        bucket, key = split_uri(uri)
+        for pause in range(CONFLICT_TRIES):
+            try:
+                self._retried(
+                    uri, lambda: self._client.put_object(Bucket=bucket, Key=key, Body=data, IfNoneMatch="*"), raw=True
+                )
+            except ClientError as error:
+                status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+                if status == 412:
+                    return self.read(uri) == data
+                if status != 409:
+                    raise named_error(error, uri, self._connection.endpoint) from None
+                time.sleep(0.2 * 2**pause)
+                continue
+            return True
+        raise StorageUnavailable(f"{uri}: another writer holds the object at {self._connection.endpoint}; try again")
+
+    def remove(self, uri: str) -> None:
+        """Remove one object; S3 says the same where there was none."""
+        bucket, key = split_uri(uri)
+        self._retried(uri, lambda: self._client.delete_object(Bucket=bucket, Key=key))
+
+    def read(self, uri: str, limit: int = READ_LIMIT) -> bytes | None:
+        """A small object's content, or None."""
+        bucket, key = split_uri(uri)
+
+        def get() -> bytes:
+            response = self._client.get_object(Bucket=bucket, Key=key)
+            if response["ContentLength"] > limit:
+                response["Body"].close()
+                raise too_large(uri, limit)
+            return bytes(response["Body"].read())
+
+        try:
+            return self._retried(uri, get)
+        except ObjectMissing:
+            return None
+
+    def read_range(self, uri: str, start: int, length: int) -> bytes:
+        """`length` bytes from `start`."""
+        bucket, key = split_uri(uri)
+        wanted = f"bytes={start}-{start + length - 1}"
+        return self._retried(
+            uri, lambda: bytes(self._client.get_object(Bucket=bucket, Key=key, Range=wanted)["Body"].read(length))
+        )
+
+    def list(self, uri: str, limit: int = LISTED_MOST) -> "list[Entry]":
+        """Every object under a prefix; folder markers are left out."""
+        found = self._retried(uri, lambda: list(islice(self._entries(uri), limit + 1)))
+        if len(found) > limit:
+            raise too_many(uri, limit)
+        return found
+
+    def first(self, uri: str) -> Entry | None:
+        """One object under a prefix, from as few pages as it takes."""
+        return self._retried(uri, lambda: next(self._entries(uri), None))
+
+    def _entries(self, uri: str) -> Iterator[Entry]:
+        bucket, key = split_uri(uri)
+        prefix = f"{key.rstrip('/')}/" if key else ""
+        for page in self._client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
+            for item in page.get("Contents", []):
+                if not item["Key"].endswith("/"):
+                    yield Entry(item["Key"][len(prefix) :], int(item["Size"]), str(item.get("ETag", "")).strip('"'))
+
+    def size(self, uri: str) -> int | None:
+        """Size of one object; None where there is none."""
+        bucket, key = split_uri(uri)
+        try:
+            return self._retried(uri, lambda: int(self._client.head_object(Bucket=bucket, Key=key)["ContentLength"]))
+        except ObjectMissing:
+            return None
+
+    def sha256(self, uri: str, on_bytes: OnBytes | None = None) -> str:
+        """SHA-256 (hex) of one object's content."""
+        bucket, key = split_uri(uri)
+
+        def digest() -> str:
+            state = hashlib.sha256()
+            for block in self._client.get_object(Bucket=bucket, Key=key)["Body"].iter_chunks(CHUNK):
+                state.update(block)
+                if on_bytes:
+                    on_bytes(len(block))
+            return state.hexdigest()
+
+        return self._retried(uri, digest)
+
+    def _retried(self, uri: str, call: Callable[[], T], *, raw: bool = False) -> T:
+        def named() -> T:
+            with self._named(uri, raw=raw):
+                return call()
+
+        return retried(named, self._is_worth_a_retry, self._patience, self._stop) if self._patience else named()
+
+    def _is_worth_a_retry(self, error: Exception) -> bool:
+        return isinstance(error, StorageUnavailable) and not self._stop.is_set()
+
+    @contextmanager
+    def _named(self, uri: str, *, raw: bool = False) -> Iterator[None]:
+        """Turns the client's errors into ours; with `raw`, an answer about a precondition passes unchanged."""
+        try:
+            yield
+        except ClientError as error:
+            status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+            if raw and status in {409, 412}:
+                raise
+            if is_missing(error):
+                raise self._missing(uri) from None
+            raise named_error(error, uri, self._connection.endpoint) from None
+        except NETWORK_ERRORS as error:
+            raise named_error(error, uri, self._connection.endpoint) from None
+
+    def _missing(self, uri: str) -> Exception:
+        """A 404 to HEAD does not say what is missing, so the bucket is asked for."""
+        bucket, _ = split_uri(uri)
+        try:
+            self._client.head_bucket(Bucket=bucket)
+        except ClientError as error:
+            return named_error(error, uri, self._connection.endpoint, bucket_only=True)
+        except BotoCoreError as error:
+            return named_error(error, uri, self._connection.endpoint)
+        return ObjectMissing(f"{uri} does not exist at {self._connection.endpoint}")

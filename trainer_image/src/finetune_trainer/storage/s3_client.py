@@ -1,0 +1,194 @@
+"""A boto3 client for one job's storage: endpoint, region, addressing, CA and credentials."""
+
+import configparser
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from boto3.exceptions import Boto3Error
+from boto3.session import Session
+from botocore.config import Config
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    CredentialRetrievalError,
+    InvalidRegionError,
+    NoCredentialsError,
+    PartialCredentialsError,
+    SSLError,
+)
+
+from finetune_api.handoff import CA_DIR, CA_FILE, CREDENTIALS_DIR, ExitCode
+from finetune_api.spec import Storage as StorageSpec
+from finetune_trainer.errors import StorageDenied, StorageUnavailable, TrainerError
+
+DEFAULT_REGION = "us-east-1"
+INI_KEY = "credentials"
+KEYS = {
+    "AWS_ACCESS_KEY_ID": "aws_access_key_id",
+    "AWS_SECRET_ACCESS_KEY": "aws_secret_access_key",
+    "AWS_SESSION_TOKEN": "aws_session_token",
+}
+
+
+@dataclass(frozen=True)
+class Connection:
+    """How to reach a store; `credentials` are explicit keys, or none for boto3's default chain."""
+
+    spec: StorageSpec
+    credentials: dict[str, str] | None = None
+    ca_file: Path | None = None
+
+    @property
+    def endpoint(self) -> str:
+        """The endpoint as messages name it."""
+        return self.spec.endpoint or f"AWS S3 ({self.spec.region or DEFAULT_REGION})"
+
+    @cached_property
+    def client(self) -> Any:
+        """The client for transfers: patient with a slow answer, but all its tries fit well into the grace period."""
+        return self._build(connect_timeout=5, read_timeout=20, attempts=3)
+
+    @cached_property
+    def quick_client(self) -> Any:
+        """The client for the first question, which must tell within 30 seconds that nobody answers."""
+        return self._build(connect_timeout=4, read_timeout=6, attempts=3)
+
+    def _build(self, *, connect_timeout: float, read_timeout: float, attempts: int) -> Any:
+        session = Session(**(self.credentials or {}), region_name=self.spec.region or DEFAULT_REGION)
+        path_style = (
+            self.spec.endpoint is not None if self.spec.force_path_style is None else self.spec.force_path_style
+        )
+        config = Config(
+            connect_timeout=connect_timeout,
+            read_timeout=read_timeout,
+            retries={"mode": "standard", "total_max_attempts": attempts},
+            s3={"addressing_style": "path" if path_style else "auto"},
+            max_pool_connections=16,
+            # Stores that are not AWS refuse the checksums that boto3 adds by itself.
+            request_checksum_calculation="when_required",
+            response_checksum_validation="when_required",
+        )
+        try:
+            return session.client(
+                "s3",
+                endpoint_url=self.spec.endpoint,
+                verify=str(self.ca_file) if self.ca_file else None,
+                config=config,
+            )
+        except ValueError as error:
+            raise TrainerError(ExitCode.INVALID_CONFIG, f"spec.storage.endpoint: {error}") from None
+
+
+def connect(
+    spec: StorageSpec | None, credentials_dir: Path = Path(CREDENTIALS_DIR), ca_dir: Path = Path(CA_DIR)
+) -> Connection:
+    """The connection of a pod: credentials and CA from mounted files where the spec names a Secret."""
+    spec = spec or StorageSpec()
+    return Connection(
+        spec=spec,
+        credentials=read_credentials(credentials_dir) if spec.credentials_secret_ref else None,
+        ca_file=_ca_file(ca_dir / CA_FILE) if spec.ca_secret_ref else None,
+    )
+
+
+def read_credentials(directory: Path) -> dict[str, str]:
+    """Keys from a mounted Secret: one file for each, or an INI file `credentials` as the AWS tools write it."""
+    found = {argument: _text(directory / key) for key, argument in KEYS.items()}
+    if not found["aws_access_key_id"] and (directory / INI_KEY).is_file():
+        found = _from_ini(directory / INI_KEY)
+    given = {argument: value for argument, value in found.items() if value}
+    if "aws_access_key_id" not in given or "aws_secret_access_key" not in given:
+        raise StorageDenied(
+            "the Secret named by spec.storage.credentialsSecretRef needs the keys AWS_ACCESS_KEY_ID and "
+            f"AWS_SECRET_ACCESS_KEY, or a key {INI_KEY} in INI format"
+        )
+    return given
+
+
+def _from_ini(path: Path) -> dict[str, str]:
+    parser = configparser.ConfigParser(interpolation=None, default_section="")
+    try:
+        parser.read_string(path.read_text(encoding="utf-8"))
+    except (configparser.Error, UnicodeDecodeError):
+        # Not chained: a parser error quotes the line, which may be the secret.
+        raise StorageDenied(f"the Secret's key {INI_KEY} is not in INI format with a section [default]") from None
+    section = "default" if parser.has_section("default") else next(iter(parser.sections()), None)
+    return {} if section is None else {name: parser.get(section, name, fallback="") for name in KEYS.values()}
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8").strip() if path.is_file() else ""
+
+
+def _ca_file(path: Path) -> Path:
+    if not path.is_file():
+        raise TrainerError(
+            ExitCode.INVALID_CONFIG, f"the Secret named by spec.storage.caSecretRef needs the key {CA_FILE} (PEM)"
+        )
+    return path
+
+
+KEYS_FIX = (
+    "put valid AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY into the Secret named by spec.storage.credentialsSecretRef "
+    "(outside a cluster: into the environment)"
+)
+FIXES = {
+    "InvalidAccessKeyId": f"the access key is not known there: {KEYS_FIX}",
+    "SignatureDoesNotMatch": f"the secret key does not fit the access key: {KEYS_FIX}",
+    "ExpiredToken": f"the session token has expired: {KEYS_FIX}, or use long-lived keys",
+    "InvalidToken": f"the session token is not valid: {KEYS_FIX}",
+    "NoSuchBucket": "the bucket does not exist: create it, or correct the URI or spec.storage.endpoint",
+    "PermanentRedirect": "the bucket is in another region: set spec.storage.region",
+    "AuthorizationHeaderMalformed": "requests are signed for the wrong region: set spec.storage.region",
+    "RequestTimeTooSkewed": "the node's clock is off: correct it",
+    "AccessDenied": "access is denied: allow these keys to list, read and write there",
+}
+TRANSIENT_CODES = frozenset({"RequestTimeout", "SlowDown", "Throttling", "ThrottlingException", "RequestLimitExceeded"})
+MISSING_CODES = frozenset({"404", "NoSuchKey", "NotFound"})
+NO_CREDENTIALS = (NoCredentialsError, PartialCredentialsError, CredentialRetrievalError)
+
+
+def code_of(error: ClientError) -> str:
+    """The error code in the answer, for example `AccessDenied`; a HEAD request only gives the HTTP status."""
+    return str(error.response.get("Error", {}).get("Code", ""))
+
+
+def is_missing(error: ClientError) -> bool:
+    """Whether the answer says that an object (or, after a HEAD request, its bucket) is not there."""
+    return code_of(error) in MISSING_CODES
+
+
+def named_error(
+    error: ClientError | BotoCoreError | Boto3Error | OSError, uri: str, endpoint: str, *, bucket_only: bool = False
+) -> TrainerError:
+    """The error as the trainer names it; the text holds URI, endpoint and fix, never a request or a key."""
+    where = f"{uri} at {endpoint}"
+    if isinstance(error, ClientError):
+        return _answered(error, where, bucket_only=bucket_only)
+    if isinstance(error, NO_CREDENTIALS):
+        return StorageDenied(f"{where}: there are no storage credentials: {KEYS_FIX}")
+    if isinstance(error, InvalidRegionError):
+        return StorageDenied(f"{where}: spec.storage.region is not a region")
+    if isinstance(error, SSLError):
+        return StorageUnavailable(
+            f"{where}: the endpoint's certificate is not trusted or TLS fails: set spec.storage.caSecretRef, "
+            "or correct http/https in spec.storage.endpoint"
+        )
+    return StorageUnavailable(
+        f"{where}: storage cannot be reached ({type(error).__name__}): check spec.storage.endpoint and the network"
+    )
+
+
+def _answered(error: ClientError, where: str, *, bucket_only: bool) -> TrainerError:
+    code = code_of(error)
+    status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") or 0)
+    if bucket_only and is_missing(error):
+        code = "NoSuchBucket"
+    if code in FIXES:
+        return StorageDenied(f"{where}: {FIXES[code]}")
+    if status in {301, 307, 400, 401, 403} and code not in TRANSIENT_CODES:
+        fix = FIXES["AccessDenied"] if status in {401, 403} else "the store refuses the request: check spec.storage"
+        return StorageDenied(f"{where}: {fix} ({code or status})")
+    return StorageUnavailable(f"{where}: the store failed with {status} {code} after retries")

@@ -1,0 +1,1 @@
+"""Chat templates, token ids and labels of rows; no torch."""

@@ -1,0 +1,250 @@
+"""Turns canonical rows into token ids and labels: what the model reads, and the part of it that it must learn.
+
+    labeler = Labeler(model_directory)
+    result = labeler.encode(row, "Chat", max_length=2048)   # a list of samples, or BadRow with a code and a detail
+
+A ChatRow gives `Encoded`: Instruction trains the last answer, Chat every answer not marked `train: false`; only answers
+and the tokens that stop them carry labels. A TextRow gives `Encoded` with every token trained, a PreferenceRow
+`EncodedPair`, an UnpairedRow `EncodedLabelled`, a PromptRow `EncodedPrompt`.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+
+import orjson
+
+from finetune_api.handoff import ExitCode
+from finetune_trainer.data.rows import (
+    BadRow,
+    ChatRow,
+    Message,
+    Objective,
+    PreferenceRow,
+    PromptRow,
+    RejectCode,
+    Row,
+    TextRow,
+    UnpairedRow,
+)
+from finetune_trainer.errors import TrainerError
+from finetune_trainer.tokenization.answer_samples import AnswersDraft, Prompt, PromptDraft
+from finetune_trainer.tokenization.chat_samples import ChatDraft, Draft, TextDraft
+from finetune_trainer.tokenization.previews import Piece, preview_draft, preview_samples
+from finetune_trainer.tokenization.renderer import Renderer
+from finetune_trainer.tokenization.samples import UNTRAINED, Encoded, Sample
+from finetune_trainer.tokenization.template import FALLBACK_TEMPLATE, TemplateFailure
+from finetune_trainer.tokenization.token_spans import Tokens
+from finetune_trainer.tokenization.tokenizer import (
+    DEFAULT,
+    TOOL_USE,
+    TokenizerFiles,
+    TokenizerUnavailable,
+    control_pattern,
+    load_tokenizer_files,
+)
+from finetune_trainer.tokenization.turn_spans import Tools
+
+# What is rendered before it is tokenised: a token takes about a hundred bytes until its sample is made.
+CHARACTERS_AT_ONCE = 1 << 21
+
+__all__ = ["UNTRAINED", "Encoded", "Labeler", "load_labeler"]
+
+
+class Labeler:
+    """Builds samples with one model's tokenizer and chat template; raises TokenizerUnavailable without the former."""
+
+    def __init__(self, directory: Path) -> None:
+        files = load_tokenizer_files(directory)
+        self.tokenizer = files.tokenizer
+        self.control_tokens = files.control_tokens
+        self.is_fallback_template = files.template is None
+        self.templates = files.templates or {DEFAULT: _fallback_template(files)}
+        self._tokens = Tokens(files)
+        self._control = control_pattern(files.control_tokens)
+        self._control_in_turns = control_pattern(
+            (*files.control_tokens, *(("<|im_start|>", "<|im_end|>") if self.is_fallback_template else ()))
+        )
+        self._plain = Renderer(self.template_text, files)
+        with_tools = self.templates.get(TOOL_USE)
+        self._with_tools = self._plain if with_tools is None else Renderer(with_tools, files)
+        _refuse_unknown_ids(self, files)
+
+    @property
+    def template_text(self) -> str:
+        """The template of conversations without tools."""
+        return self.templates[DEFAULT]
+
+    @property
+    def template_sha256(self) -> str:
+        """The digest of that template's text, for the lineage."""
+        return hashlib.sha256(self.template_text.encode()).hexdigest()
+
+    def stop_ids(self) -> list[int]:
+        """The tokens that the template writes after an answer; the first of them stops the model."""
+        return self._tokens.encode(self._plain.end_of_answer())
+
+    def renderer(self, tools: Tools) -> Renderer:
+        """What renders conversations with these tools, or without."""
+        return self._with_tools if tools else self._plain
+
+    def encode(self, row: Row, objective: Objective, max_length: int) -> Sequence[Sample] | BadRow:
+        """Return the row's samples, or why not; more than one only of a text that is too long for one, or where the
+        template alters earlier answers."""
+        return self.encode_batch([row], objective, max_length)[0]
+
+    def encode_batch(
+        self, rows: Sequence[Row], objective: Objective, max_length: int
+    ) -> list[Sequence[Sample] | BadRow]:
+        """Encode many rows at once, which is faster; the results are in the order of the rows."""
+        results: list[Sequence[Sample] | BadRow] = []
+        drafts: list[Draft | BadRow] = []
+        characters = 0
+        for row in rows:
+            drafts.append(self._try_draft(row, objective))
+            characters += drafts[-1].characters if not isinstance(drafts[-1], BadRow) else 0
+            if characters > CHARACTERS_AT_ONCE:
+                results += self._finish(drafts, max_length)
+                drafts, characters = [], 0
+        return results + self._finish(drafts, max_length)
+
+    def _finish(self, drafts: list[Draft | BadRow], max_length: int) -> list[Sequence[Sample] | BadRow]:
+        texts = [text for draft in drafts if not isinstance(draft, BadRow) for text in draft.texts]
+        encodings = iter(self._tokens.encode_batch(texts))
+        results: list[Sequence[Sample] | BadRow] = []
+        for draft in drafts:
+            if isinstance(draft, BadRow):
+                results.append(draft)
+                continue
+            try:
+                results.append(draft.finish(list(islice(encodings, len(draft.texts))), max_length))
+            except BadRow as bad:
+                results.append(bad)
+        return results
+
+    def preview(self, row: Row, objective: Objective = "Chat", max_length: int | None = None) -> list[Piece]:
+        """Return the row's text in pieces, each with whether it is trained, and no more than fits; raises BadRow."""
+        draft = self._draft(row, objective)
+        if max_length is not None:
+            samples = draft.finish(self._tokens.encode_batch(draft.texts), max_length)
+            if any(sample.truncated for sample in samples):
+                return preview_samples(samples, self.tokenizer)
+        return preview_draft(draft, self.tokenizer)
+
+    def render_prompt(self, messages: Sequence[Message], tools: Tools = None) -> tuple[str, list[int]]:
+        """Return the text and ids that ask the model for the next answer; raises BadRow with TEMPLATE_ERROR."""
+        renderer = self.renderer(tools)
+        text = renderer.render_prompt(renderer.fit_system(list(messages))[0], tools)
+        return text, self._tokens.encode(text)
+
+    def _try_draft(self, row: Row, objective: Objective) -> Draft | BadRow:
+        try:
+            return self._draft(row, objective)
+        except BadRow as bad:
+            return bad
+
+    def _draft(self, row: Row, objective: Objective) -> Draft:
+        if isinstance(row, TextRow):
+            self._refuse_control_tokens(row.text)
+            return TextDraft(row.text, self._tokens)
+        self._refuse_control_tokens_in_tools(row.tools)
+        match row:
+            case ChatRow():
+                return self._draft_chat(row, objective)
+            case PreferenceRow():
+                return self._draft_answers(row.prompt, [row.chosen, row.rejected], row.tools)
+            case UnpairedRow():
+                return self._draft_answers(row.prompt, [row.completion], row.tools, desirable=row.label)
+            case PromptRow():
+                return self._draft_prompt(row)
+
+    def _draft_chat(self, row: ChatRow, objective: Objective) -> ChatDraft:
+        self._refuse_control_tokens_in_turns(row.messages)
+        renderer = self.renderer(row.tools)
+        messages, repairs = renderer.fit_system(row.messages)
+        return ChatDraft(renderer.find(messages, row.tools, _trained_turns(messages, objective)), repairs, self._tokens)
+
+    def _draft_answers(
+        self, prompt: list[Message], answers: Sequence[list[Message]], tools: Tools, *, desirable: bool = True
+    ) -> AnswersDraft:
+        self._refuse_control_tokens_in_turns(prompt)
+        renderer = self.renderer(tools)
+        found = []
+        for answer in answers:
+            if [message["role"] for message in answer] != ["assistant"]:
+                detail = f"an answer must be one assistant turn, not {len(answer)} turns"
+                raise BadRow(RejectCode.NO_SHARED_PROMPT, detail)
+            self._refuse_control_tokens_in_turns(answer)
+            messages, repairs = renderer.fit_system([*prompt, *answer])
+            found.append(renderer.find(messages, tools, [len(messages) - 1]))
+        return AnswersDraft(
+            Prompt(prompt, tools, renderer, self._tokens),
+            [one.renderings[0] for one in found],
+            repairs,
+            sum(one.reasoning_lost for one in found),
+            desirable,
+        )
+
+    def _draft_prompt(self, row: PromptRow) -> PromptDraft:
+        self._refuse_control_tokens_in_turns(row.prompt)
+        renderer = self.renderer(row.tools)
+        messages, repairs = renderer.fit_system(row.prompt)
+        text = renderer.render_whole_prompt(messages, row.tools)
+        return PromptDraft(Prompt(row.prompt, row.tools, renderer, self._tokens), text, repairs)
+
+    def _refuse_control_tokens(self, text: str) -> None:
+        if found := self._control.search(text):
+            raise BadRow(RejectCode.CONTROL_TOKEN_IN_TEXT, f"the text spells the control token {found.group()!r}")
+
+    def _refuse_control_tokens_in_turns(self, messages: Sequence[Message]) -> None:
+        for number, message in enumerate(messages, 1):
+            found = self._control_in_turns.search(message["content"])
+            if not found and len(message) > 2:
+                found = self._control_in_turns.search(orjson.dumps(message).decode())
+            if found:
+                detail = f"turn {number} spells the control token {found.group()!r}"
+                raise BadRow(RejectCode.CONTROL_TOKEN_IN_TEXT, detail)
+
+    def _refuse_control_tokens_in_tools(self, tools: Tools) -> None:
+        if tools and (found := self._control_in_turns.search(orjson.dumps(tools).decode())):
+            raise BadRow(RejectCode.CONTROL_TOKEN_IN_TEXT, f"tools spell the control token {found.group()!r}")
+
+
+def load_labeler(directory: Path, name: str) -> Labeler:
+    """The labeler of a model's folder, which messages call `name`; what it cannot use is ModelUnavailable."""
+    try:
+        return Labeler(directory)
+    except (TokenizerUnavailable, TemplateFailure) as error:
+        message = f"{name}: the tokenizer cannot be used: {error}"
+        raise TrainerError(ExitCode.MODEL_UNAVAILABLE, message) from error
+
+
+def _refuse_unknown_ids(labeler: Labeler, files: TokenizerFiles) -> None:
+    """A token that stands only in a config may have an id beyond the model's embeddings, which no run survives."""
+    if files.vocabulary is None:
+        return
+    try:
+        ids = labeler.render_prompt([Message(role="user", content="a")])[1] + labeler.stop_ids()
+    except (BadRow, TemplateFailure):
+        return  # the rows will tell
+    if max(ids, default=0) >= files.vocabulary:
+        token = files.tokenizer.id_to_token(max(ids))
+        raise TokenizerUnavailable(
+            f"{token!r}, which the chat template writes, has the id {max(ids)}, and the model knows "
+            f"{files.vocabulary} tokens"
+        )
+
+
+def _trained_turns(messages: Sequence[Message], objective: Objective) -> list[int]:
+    answers = [turn for turn, message in enumerate(messages) if message["role"] == "assistant"]
+    turns = [
+        turn for turn in (answers[-1:] if objective == "Instruction" else answers) if messages[turn].get("train", True)
+    ]
+    if not turns:
+        raise BadRow(RejectCode.NO_TRAINABLE_TURN, "every answer to train is marked train: false or weight: 0")
+    return turns
+
+
+def _fallback_template(files: TokenizerFiles) -> str:
+    return ("{{ bos_token }}" if files.adds_bos else "") + FALLBACK_TEMPLATE

@@ -1,0 +1,129 @@
+"""Several short samples in one sequence: which belong together, and when that is right; torch is not needed.
+
+Rows of one sequence never see each other: positions begin anew with each, and from that the attention masks of the
+models named here are made. That packed and single rows have equal logits is tested for every one of them.
+"""
+
+from bisect import bisect_left, insort
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from finetune_api.handoff import ExitCode
+from finetune_api.objectives import Objective
+from finetune_api.spec import Packing
+from finetune_trainer.errors import TrainerError
+from finetune_trainer.tokenization.samples import UNTRAINED, Encoded
+
+EXACT_MODELS = frozenset(
+    {
+        *("llama", "mistral", "ministral", "mixtral", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "gemma", "gemma2"),
+        *("gemma3_text", "phi", "phi3", "smollm3", "granite", "granitemoe", "olmo", "olmo2", "olmo3", "starcoder2"),
+        *("cohere", "cohere2", "stablelm", "gpt_neox", "gpt2", "glm", "glm4", "exaone4", "helium", "nemotron", "arcee"),
+        *("seed_oss", "ernie4_5", "apertus"),
+    }
+)
+"""Values of `model_type` whose attention, fused and plain, keeps packed rows apart."""
+MOST_ROWS = 16
+"""Rows in one sequence: no more than an optimiser step is meant to hold, so that packing does not enlarge it."""
+PADDED = 1.05
+"""How much a batch may grow when its rows are laid into shorter lines."""
+WORTH = 2.0
+"""Rows that must share a sequence on average before `Auto` packs; below that, padding costs little."""
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """One sequence of several samples; `lengths` are theirs, in order. The first token of each carries no label."""
+
+    input_ids: list[int]
+    labels: list[int]
+    lengths: list[int]
+
+
+def pack(samples: Sequence[Encoded], max_length: int, most_rows: int | None = MOST_ROWS) -> list[Packed]:
+    """The samples in as few sequences of at most `max_length` tokens as best fit finds; the same every time."""
+    groups = group_lengths([len(sample.input_ids) for sample in samples], max_length, most_rows)
+    return [_join([samples[at] for at in group]) for group in groups]
+
+
+def group_lengths(lengths: Sequence[int], max_length: int, most_rows: int | None = MOST_ROWS) -> list[list[int]]:
+    """Which samples share a sequence, by their places: the longest first, each where the least room remains."""
+    groups: list[list[int]] = []
+    rooms: list[int] = []
+    by_room: dict[int, list[int]] = defaultdict(list)
+    for at in sorted(range(len(lengths)), key=lambda place: -lengths[place]):
+        length = lengths[at]
+        found = bisect_left(rooms, length)
+        if found == len(rooms):
+            group, room = len(groups), max_length
+            groups.append([])
+        else:
+            room = rooms[found]
+            group = by_room[room].pop()
+            if not by_room[room]:
+                rooms.pop(found)
+        groups[group].append(at)
+        left = room - length
+        if left > 0 and (most_rows is None or len(groups[group]) < most_rows):
+            if not by_room[left]:
+                insort(rooms, left)
+            by_room[left].append(group)
+    return groups
+
+
+def fold(lines: Sequence[Sequence[int]], most_tokens: int) -> list[list[int]]:
+    """The rows of a batch, by their places, in lines as short as may be: attention takes the square of a line's length.
+
+    `lines` are the lengths of the rows in each sequence. Padded to the longest line, the batch has no more than
+    `most_tokens` and hardly more than its rows; where that cannot be, the sequences stay as they are.
+    """
+    lengths = [length for line in lines for length in line]
+    most = min(most_tokens, int(PADDED * sum(lengths)))
+    longest = max(lengths)
+    for width in range(longest, max(map(sum, lines)), max(longest // 4, 1)):
+        groups = group_lengths(lengths, width, None)
+        if len(groups) * max(sum(lengths[at] for at in group) for group in groups) <= most:
+            return groups
+    places = iter(range(len(lengths)))
+    return [[next(places) for _ in line] for line in lines]
+
+
+def count_packed(
+    lengths: Sequence[int], max_length: int, objective: Objective, asked: Packing, model_type: str
+) -> int | None:
+    """The sequences that the samples fill where they are to be packed, else None; an `On` that cannot be is refused.
+
+    `Auto` packs plain text wherever that is exact, and conversations where at least two share a sequence on average.
+    """
+    if asked is Packing.OFF or objective not in (
+        Objective.INSTRUCTION,
+        Objective.CHAT,
+        Objective.DOMAIN_ADAPTATION,
+    ):
+        return None
+    if model_type not in EXACT_MODELS:
+        if asked is Packing.ON:
+            raise TrainerError(
+                ExitCode.INVALID_CONFIG,
+                f"hyperparameters.packing On: rows of one sequence are not known to stay apart in the attention of "
+                f"{model_type or 'this model'}: set packing Off or Auto",
+            )
+        return None
+    packed = len(group_lengths(lengths, max_length, rows_at_most(objective)))
+    is_worth = asked is Packing.ON or objective is Objective.DOMAIN_ADAPTATION or len(lengths) >= WORTH * packed
+    return packed if packed and is_worth else None
+
+
+def rows_at_most(objective: str) -> int | None:
+    """The most rows in one sequence: plain text is cut anywhere, and has none."""
+    return None if objective == Objective.DOMAIN_ADAPTATION else MOST_ROWS
+
+
+def _join(samples: Sequence[Encoded]) -> Packed:
+    ids: list[int] = []
+    labels: list[int] = []
+    for sample in samples:
+        ids += sample.input_ids
+        labels += [UNTRAINED, *sample.labels[1:]]
+    return Packed(ids, labels, [len(sample.input_ids) for sample in samples])

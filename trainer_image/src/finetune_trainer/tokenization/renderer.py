@@ -1,0 +1,174 @@
+"""One chat template, tried out once: renders conversations, finds their answers, and refuses what it would lose."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from finetune_trainer.data.rows import BadRow, Function, Message, RejectCode, RepairCode, ToolCall
+from finetune_trainer.tokenization.template import ChatTemplate, TemplateFailure
+from finetune_trainer.tokenization.template_cache import SkeletonFinder, mark
+from finetune_trainer.tokenization.tokenizer import TokenizerFiles, control_pattern
+from finetune_trainer.tokenization.turn_spans import SENTINEL, Rendering, Tools, TurnFinder
+
+# Each answer is rendered with all that goes before it, so that work grows with turns times text: hostile rows end here.
+MAX_TURNS = 512
+MAX_RENDERED_CHARACTERS = 1 << 28
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A conversation's renderings; more than one only where the template alters earlier answers."""
+
+    renderings: list[Rendering]
+    reasoning_lost: int = 0
+
+
+class Renderer:
+    """Renders with one template; what the template refuses or loses is a BadRow with TEMPLATE_ERROR."""
+
+    def __init__(self, source: str, files: TokenizerFiles) -> None:
+        self._template = ChatTemplate(source, files.named_tokens)
+        self._finder = TurnFinder(self._template, control_pattern(files.control_tokens), files.eos_token)
+        self._skeletons = SkeletonFinder(self._template, self._finder)
+        choose_content_form(self._template)
+        self._has_system_role = has_system_role(self._template)
+        self._has_tool_calls = choose_arguments_form(self._template)
+        self._ends_answers = self._does_end_answers()
+
+    @property
+    def takes_parts(self) -> bool:
+        """Whether the template wants contents as lists of parts."""
+        return self._template.as_parts
+
+    def fit_system(self, messages: list[Message]) -> tuple[list[Message], tuple[RepairCode, ...]]:
+        """Return the conversation with its system text in the first prompt, where the template has no system role."""
+        if self._has_system_role or [message["role"] for message in messages[:2]] != ["system", "user"]:
+            return messages, ()
+        first = Message(role="user", content=f"{messages[0]['content']}\n\n{messages[1]['content']}")
+        return [first, *messages[2:]], (RepairCode.SYSTEM_MERGED,)
+
+    def find(self, messages: list[Message], tools: Tools, turns: Sequence[int]) -> Found:
+        """Return the renderings in which these turns of a fitted conversation are answers; raises BadRow."""
+        _refuse_endless(messages)
+        try:
+            return self._find(messages, tools, turns)
+        except TemplateFailure as failure:
+            raise BadRow(RejectCode.TEMPLATE_ERROR, str(failure)[:200]) from failure
+
+    def render_prompt(self, messages: list[Message], tools: Tools) -> str:
+        """Return the text that asks the model for the next answer of a fitted conversation; raises BadRow."""
+        _refuse_endless(messages)
+        try:
+            return self._template.render(messages, tools, add_generation_prompt=True)
+        except TemplateFailure as failure:
+            raise BadRow(RejectCode.TEMPLATE_ERROR, str(failure)[:200]) from failure
+
+    def render_whole_prompt(self, messages: list[Message], tools: Tools) -> str:
+        """`render_prompt`, with a BadRow where a text or the tools are left out."""
+        text = self.render_prompt(messages, tools)
+        try:
+            _refuse_losses(text, messages, tools)
+        except TemplateFailure as failure:
+            raise BadRow(RejectCode.TEMPLATE_ERROR, str(failure)) from failure
+        return text
+
+    def end_of_answer(self) -> str:
+        """What the template writes after an answer to make the model stop."""
+        asked = [Message(role="user", content="?"), Message(role="assistant", content=SENTINEL)]
+        (rendering,) = self._finder.find(asked, None, [1])
+        return rendering.text[rendering.text.rindex(SENTINEL) + len(SENTINEL) : rendering.spans[0][1]]
+
+    def _does_end_answers(self) -> bool:
+        try:
+            return bool(self.end_of_answer())
+        except (TemplateFailure, ValueError):
+            return True  # the template does not even show an answer: the rows will tell
+
+    def _find(self, messages: list[Message], tools: Tools, turns: Sequence[int]) -> Found:
+        if not self._ends_answers:
+            raise TemplateFailure("the chat template writes nothing that ends an answer, nor is there an eos_token")
+        if tools is None and not any(message.keys() - {"role", "content", "train"} for message in messages):
+            renderings = self._skeletons.find(messages, turns)
+            if renderings is not None:
+                return Found(renderings)
+        if not self._has_tool_calls and any("tool_calls" in message for message in messages):
+            raise TemplateFailure("the chat template leaves out tool calls")
+        renderings = self._finder.find(messages, tools, turns)
+        for rendering in renderings:
+            _refuse_losses(rendering.text, messages[: rendering.turns[-1] + 1], tools)
+            _refuse_misplaced(rendering, messages)
+        lost = sum(_count_lost_reasoning(rendering, messages) for rendering in renderings)
+        return Found(renderings, reasoning_lost=lost)
+
+
+def _refuse_endless(messages: Sequence[Message]) -> None:
+    turns = len(messages)
+    if turns > MAX_TURNS or turns * sum(len(message["content"]) for message in messages) > MAX_RENDERED_CHARACTERS:
+        raise BadRow(RejectCode.TOO_LONG, f"{turns} turns of this length are more than can be rendered")
+
+
+def _refuse_losses(text: str, messages: Sequence[Message], tools: Tools) -> None:
+    for turn, message in enumerate(messages, 1):
+        if _answer(message) not in text:
+            raise TemplateFailure(f"the chat template leaves out or alters turn {turn} ({message['role']})")
+    for tool in tools or ():
+        if tool["function"]["name"] not in text:
+            raise TemplateFailure("the chat template leaves out the tools")
+
+
+def _refuse_misplaced(rendering: Rendering, messages: Sequence[Message]) -> None:
+    for (start, end), turn in zip(rendering.spans, rendering.turns, strict=True):
+        shown = rendering.text[start:end]
+        calls = messages[turn].get("tool_calls", ())
+        if _answer(messages[turn]) not in shown or any(call["function"]["name"] not in shown for call in calls):
+            raise TemplateFailure(f"the chat template does not show the answer of turn {turn + 1} where it belongs")
+
+
+def _answer(message: Message) -> str:
+    return message["content"].rpartition("</think>")[2].strip()
+
+
+def _reasoning(message: Message) -> str:
+    inline = message["content"].rpartition("</think>")[0].rpartition("<think>")[2]
+    return (message.get("reasoning_content") or inline).strip()
+
+
+def _count_lost_reasoning(rendering: Rendering, messages: Sequence[Message]) -> int:
+    pairs = zip(rendering.spans, rendering.turns, strict=True)
+    return sum(_reasoning(messages[turn]) not in rendering.text[start:end] for (start, end), turn in pairs)
+
+
+_USER = Message(role="user", content=mark(0))
+_ASSISTANT = Message(role="assistant", content=mark(1))
+_SYSTEM = Message(role="system", content=mark(2))
+
+
+def choose_content_form(template: ChatTemplate) -> None:
+    """Make the template take contents as text where it can, else as lists of parts."""
+    for template.as_parts in (False, True):
+        if _shows(template, [_USER, _ASSISTANT], (0, 1)):
+            return
+    template.as_parts = False
+
+
+def has_system_role(template: ChatTemplate) -> bool:
+    """Whether the template shows a system turn."""
+    return _shows(template, [_SYSTEM, _USER, _ASSISTANT], (2, 0, 1))
+
+
+def choose_arguments_form(template: ChatTemplate) -> bool:
+    """Make the template take tool arguments as objects where it can, else as JSON; False when it drops tool calls."""
+    call = ToolCall(type="function", id="call00001", function=Function(name=mark(3), arguments={"key": mark(4)}))
+    message = Message(role="assistant", content="", tool_calls=[call])
+    for template.arguments_as_text in (False, True):
+        if _shows(template, [_USER, message], (3, 4)):
+            return True
+    template.arguments_as_text = False
+    return False
+
+
+def _shows(template: ChatTemplate, messages: Sequence[Message], marks: Sequence[int]) -> bool:
+    try:
+        text = template.render(messages)
+    except TemplateFailure:
+        return False
+    return all(mark(number) in text for number in marks)

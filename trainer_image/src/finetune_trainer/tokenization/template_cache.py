@@ -1,0 +1,127 @@
+"""Finds the answers of plain conversations fast: once for each order of roles, then by filling in the texts.
+
+The answers are searched in a conversation whose every text is a sentinel. A row with the same roles is rendered once,
+compared with the skeleton filled with its texts, and takes its spans from there. A row that differs (a template that
+strips reasoning, say) is searched for itself.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from finetune_trainer.data.rows import Message, Role
+from finetune_trainer.tokenization.template import ChatTemplate, TemplateFailure
+from finetune_trainer.tokenization.turn_spans import Rendering, TurnFinder
+
+_SENTINEL = re.compile("\ue000([0-9]+)\ue002")
+
+
+def mark(number: int) -> str:
+    """Return the sentinel that stands for the text of this turn."""
+    return f"\ue000{number}\ue002"
+
+
+@dataclass(frozen=True, slots=True)
+class Skeleton:
+    """One sample with its texts cut out: literals between the texts, and the spans in terms of literals.
+
+    A boundary is (index of a literal, offset in it); `length` counts the turns that the sample renders.
+    """
+
+    literals: tuple[str, ...]
+    order: tuple[int, ...]
+    boundaries: tuple[tuple[tuple[int, int], tuple[int, int]], ...]
+    turns: tuple[int, ...]
+    length: int
+
+    def fill(self, text: str, messages: Sequence[Message]) -> Rendering | None:
+        """Return the spans in `text`, or None when it is not this skeleton with the messages' texts."""
+        starts = [0]
+        at = len(self.literals[0])
+        if not text.startswith(self.literals[0]):
+            return None
+        for literal, turn in zip(self.literals[1:], self.order, strict=True):
+            for said in _as_written(messages[turn]["content"]):
+                if text.startswith(said, at) and text.startswith(literal, at + len(said)):
+                    at += len(said)
+                    break
+            else:
+                return None
+            starts.append(at)
+            at += len(literal)
+        if at != len(text):
+            return None
+        spans = tuple((starts[a] + b, starts[c] + d) for (a, b), (c, d) in self.boundaries)
+        return Rendering(text, spans, self.turns)
+
+
+class SkeletonFinder:
+    """Finds answers by skeletons where it can; None means that the row must be searched for itself."""
+
+    def __init__(self, template: ChatTemplate, finder: TurnFinder) -> None:
+        self._template = template
+        self._finder = finder
+        self._known: dict[tuple[tuple[Role, ...], tuple[int, ...]], tuple[Skeleton, ...] | None] = {}
+
+    def find(self, messages: Sequence[Message], turns: Sequence[int]) -> list[Rendering] | None:
+        """Return the row's renderings, or None."""
+        roles = tuple(message["role"] for message in messages)
+        key = (roles, tuple(turns))
+        if key not in self._known:
+            if len(self._known) >= 4096:  # rows of ever new shapes must not fill the memory
+                self._known.clear()
+            self._known[key] = self._build(roles, turns)
+        skeletons = self._known[key]
+        if skeletons is None:
+            return None
+        samples = []
+        for skeleton in skeletons:
+            sample = skeleton.fill(self._template.render(messages[: skeleton.length]), messages)
+            if sample is None:
+                return None
+            samples.append(sample)
+        return samples
+
+    def _build(self, roles: tuple[Role, ...], turns: Sequence[int]) -> tuple[Skeleton, ...] | None:
+        messages = [Message(role=role, content=mark(number)) for number, role in enumerate(roles)]
+        try:
+            samples = self._finder.find(messages, None, turns)
+        except TemplateFailure:
+            return None
+        skeletons = tuple(_cut(sample) for sample in samples)
+        return skeletons if all(_is_sound(sample) for sample in samples) else None
+
+
+def _is_sound(sample: Rendering) -> bool:
+    """Every turn is rendered once, in order; each span holds the text of its own turn and of no other."""
+    rendered = [int(match.group(1)) for match in _SENTINEL.finditer(sample.text)]
+    return rendered == list(range(sample.turns[-1] + 1)) and all(
+        _SENTINEL.findall(sample.text, *span) == [str(turn)]
+        for span, turn in zip(sample.spans, sample.turns, strict=True)
+    )
+
+
+def _cut(sample: Rendering) -> Skeleton:
+    literals: list[str] = []
+    order: list[int] = []
+    ends = [0]
+    for match in _SENTINEL.finditer(sample.text):
+        literals.append(sample.text[ends[-1] : match.start()])
+        order.append(int(match.group(1)))
+        ends.append(match.end())
+    literals.append(sample.text[ends[-1] :])
+    boundaries = tuple((_locate(start, ends), _locate(end, ends)) for start, end in sample.spans)
+    return Skeleton(tuple(literals), tuple(order), boundaries, sample.turns, sample.turns[-1] + 1)
+
+
+def _locate(position: int, ends: Sequence[int]) -> tuple[int, int]:
+    literal = max(index for index, end in enumerate(ends) if end <= position)
+    return literal, position - ends[literal]
+
+
+def _as_written(text: str) -> Iterator[str]:
+    yield text
+    if text[:1].isspace() or text[-1:].isspace():
+        yield text.strip()
+        yield text.lstrip()
+        yield text.rstrip()

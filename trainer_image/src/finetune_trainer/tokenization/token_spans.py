@@ -1,0 +1,63 @@
+"""Where a rendered text's tokens lie, and which of them belong to its answers."""
+
+from bisect import bisect_left
+from collections.abc import Sequence
+
+from tokenizers import Encoding
+
+from finetune_trainer.tokenization.tokenizer import TokenizerFiles
+from finetune_trainer.tokenization.turn_spans import Span
+
+
+class Tokens:
+    """A tokenizer's ids: one BOS at most, and one Python object for each id, however many samples hold it."""
+
+    def __init__(self, files: TokenizerFiles) -> None:
+        self._tokenizer = files.tokenizer
+        self._shared = list(range(1 + max(files.tokenizer.get_vocab().values(), default=0)))
+        self.bos_id = files.bos_id
+        self.eos_id = files.eos_id
+        self.adds_bos = files.adds_bos
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text that spells its special tokens itself."""
+        return self.ids(self._tokenizer.encode(text, add_special_tokens=False))
+
+    def encode_batch(self, texts: Sequence[str]) -> list[Encoding]:
+        """The same for many texts at once, with where their tokens lie."""
+        return self._tokenizer.encode_batch(texts, add_special_tokens=False)
+
+    def ids(self, encoding: Encoding) -> list[int]:
+        """The ids of an encoding, without a second BOS."""
+        ids = self.shared(encoding.ids)
+        return ids[1:] if self.has_second_bos(ids) else ids
+
+    def as_document(self, ids: Sequence[int]) -> list[int]:
+        """The ids of a whole document: BOS where the tokenizer writes it, the text, and EOS."""
+        begin = [self.bos_id] if self.adds_bos and self.bos_id is not None and ids[:1] != [self.bos_id] else []
+        end = [] if self.eos_id is None or ids[-1:] == [self.eos_id] else [self.eos_id]
+        return self.shared([*begin, *ids, *end])
+
+    def shared(self, ids: Sequence[int]) -> list[int]:
+        """The same ids at eight bytes each."""
+        return list(map(self._shared.__getitem__, ids))
+
+    def has_second_bos(self, ids: Sequence[int]) -> bool:
+        """Whether the text begins with two BOS tokens, the template's and its own."""
+        return self.bos_id is not None and list(ids[:2]) == [self.bos_id, self.bos_id]
+
+
+def token_spans(encoding: Encoding, text: str, spans: Sequence[Span]) -> list[Span]:
+    """Return the ranges of tokens that lie wholly within these ranges of characters of `text`.
+
+    The last one may reach over spaces that follow: some tokenizers let a stop token swallow them.
+    """
+    offsets = encoding.offsets
+    ranges = []
+    for start, end in spans:
+        first = bisect_left(offsets, (start, start + 1))
+        last = bisect_left(offsets, (end, end))
+        while last > first and text[end : offsets[last - 1][1]].strip():
+            last -= 1
+        ranges.append((first, last))
+    return ranges

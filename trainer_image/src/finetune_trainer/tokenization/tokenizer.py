@@ -1,0 +1,246 @@
+"""Loads a tokenizer and its chat templates from a model's directory, as transformers would, without transformers."""
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tokenizers import AddedToken, Tokenizer
+
+TOKEN_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+DEFAULT, TOOL_USE = "default", "tool_use"
+TEMPLATE_FILE = "chat_template.jinja"
+TEMPLATE_FOLDER = "additional_chat_templates"
+# Reasoning marks belong to answers even where a tokenizer lists them among its special tokens.
+_REASONING_MARK = re.compile(r"</?think(ing)?>")
+_TOKEN_FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
+
+
+class TokenizerUnavailable(Exception):  # noqa: N818 - the state of the model's directory
+    """Raised when the directory holds no usable `tokenizer.json`."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizerFiles:
+    """What a model's directory says about text: the tokenizer, its named tokens and its chat templates, if any.
+
+    `adds_bos` tells whether the tokenizer itself begins every text with its BOS token; `vocabulary` is the number of
+    embeddings that `config.json` tells of, if any.
+    """
+
+    tokenizer: Tokenizer
+    named_tokens: dict[str, Any]
+    templates: dict[str, str]
+    control_tokens: tuple[str, ...]
+    adds_bos: bool
+    vocabulary: int | None
+
+    @property
+    def template(self) -> str | None:
+        """The template of conversations without tools."""
+        return self.templates.get(DEFAULT)
+
+    @property
+    def eos_token(self) -> str | None:
+        """The token that ends a text."""
+        return self.named_tokens.get("eos_token")
+
+    @property
+    def bos_id(self) -> int | None:
+        """The id of the token that begins a text."""
+        return self._id("bos_token")
+
+    @property
+    def eos_id(self) -> int | None:
+        """The id of the token that ends a text."""
+        return self._id("eos_token")
+
+    def _id(self, name: str) -> int | None:
+        token = self.named_tokens.get(name)
+        return None if token is None else self.tokenizer.token_to_id(token)
+
+
+def load_tokenizer_files(directory: Path) -> TokenizerFiles:
+    """Read the directory of a model or tokenizer; raises TokenizerUnavailable."""
+    path = directory / "tokenizer.json"
+    if not path.is_file():
+        raise TokenizerUnavailable(f"{directory.name} has no tokenizer.json")
+    tokenizer = _load(path)
+    config = _read_json(directory / "tokenizer_config.json")
+    special_tokens = _read_json(directory / "special_tokens_map.json")
+    named = _named_tokens(config, special_tokens)
+    adds_bos = _adds_bos(tokenizer, config, named.get("bos_token"))
+    _add_missing_tokens(tokenizer, [config, special_tokens], named, _read_json(directory / "added_tokens.json"))
+    return TokenizerFiles(
+        tokenizer,
+        named,
+        _templates(directory, config),
+        _control_tokens(tokenizer, named),
+        adds_bos,
+        _vocabulary(_read_json(directory / "config.json")),
+    )
+
+
+def _load(path: Path) -> Tokenizer:
+    """The tokenizer, tried out on one letter: some faults of the file show as a panic at the first text."""
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        tokenizer.encode("a")
+    except (SystemExit, KeyboardInterrupt):
+        raise
+    except BaseException as error:  # tokenizers raises nothing narrower, and its panics are no Exception
+        raise TokenizerUnavailable(f"tokenizer.json cannot be read: {error}") from error
+    return tokenizer
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(path.read_text("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise TokenizerUnavailable(f"{path.name} cannot be read: {error}") from error
+    return value if isinstance(value, dict) else {}
+
+
+def _named_tokens(*configs: dict[str, Any]) -> dict[str, Any]:
+    named: dict[str, Any] = {}
+    for config in configs:
+        for name, value in config.items():
+            text = value.get("content") if isinstance(value, dict) else value
+            if name.endswith("_token") and isinstance(text, str):
+                named.setdefault(name, text)
+    return named
+
+
+def _adds_bos(tokenizer: Tokenizer, config: dict[str, Any], bos: str | None) -> bool:
+    """By the config where it says so, else by what the tokenizer does."""
+    bos_id = None if bos is None else tokenizer.token_to_id(bos)
+    if bos_id is None:
+        return False
+    asked = config.get("add_bos_token")
+    return asked if isinstance(asked, bool) else tokenizer.encode("a").ids[:1] == [bos_id]
+
+
+def _add_missing_tokens(
+    tokenizer: Tokenizer, configs: list[dict[str, Any]], named: dict[str, Any], ids: dict[str, Any]
+) -> None:
+    """Add the tokens that stand in the files beside `tokenizer.json` alone, in the order of their ids."""
+    known = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
+    missing: dict[str, AddedToken] = {}
+    for token in (*_listed_tokens(configs, ids), *_special_tokens(configs, named)):
+        if token.content and token.content not in known:
+            token.special = token.special or token.content in named.values()
+            missing.setdefault(token.content, token)
+    if missing:
+        tokenizer.add_tokens(list(missing.values()))
+
+
+def _listed_tokens(configs: list[dict[str, Any]], ids: dict[str, Any]) -> Iterator[AddedToken]:
+    listed = configs[0].get("added_tokens_decoder")
+    by_id = listed if isinstance(listed, dict) else {number: text for text, number in ids.items()}
+    for _, token in sorted(by_id.items(), key=lambda item: int(item[0]) if str(item[0]).isdecimal() else -1):
+        if isinstance(token, dict) and isinstance(token.get("content"), str):
+            yield AddedToken(token["content"], **{flag: token[flag] for flag in _TOKEN_FLAGS if flag in token})
+        elif isinstance(token, str):
+            yield AddedToken(token, normalized=True)
+
+
+def _special_tokens(configs: list[dict[str, Any]], named: dict[str, Any]) -> Iterator[AddedToken]:
+    for name in TOKEN_NAMES:
+        if name in named:
+            yield AddedToken(named[name], special=True, normalized=False)
+    for config in configs:
+        for key in ("extra_special_tokens", "additional_special_tokens"):
+            listed = config.get(key) or ()
+            for token in listed.values() if isinstance(listed, dict) else listed:
+                text = token.get("content") if isinstance(token, dict) else token
+                if isinstance(text, str):
+                    yield AddedToken(text, special=True, normalized=False)
+
+
+def _templates(directory: Path, config: dict[str, Any]) -> dict[str, str]:
+    """The templates by name: those in files of their own, else those in the configs."""
+    files = sorted((directory / TEMPLATE_FOLDER).glob("*.jinja"))
+    found = {path.stem: _read_text(path) for path in files if _is_file_name(path.stem)}
+    if (directory / TEMPLATE_FILE).is_file():
+        found[DEFAULT] = _read_text(directory / TEMPLATE_FILE)
+    if not found:
+        given = config.get("chat_template") or _read_json(directory / "chat_template.json").get("chat_template")
+        found = _by_name(given)
+    if len(found) == 1:
+        return {DEFAULT: next(iter(found.values()))}
+    if found and DEFAULT not in found:
+        raise TokenizerUnavailable(f"of its chat templates ({', '.join(sorted(found))}) none is the default")
+    return found
+
+
+def _by_name(given: Any) -> dict[str, str]:
+    if isinstance(given, str):
+        return {DEFAULT: given}
+    pairs = list(given.items()) if isinstance(given, dict) else []
+    if isinstance(given, list):
+        pairs = [(entry.get("name"), entry.get("template")) for entry in given if isinstance(entry, dict)]
+    return {name: text for name, text in pairs if _is_file_name(name) and isinstance(text, str)}
+
+
+def _is_file_name(name: Any) -> bool:
+    return isinstance(name, str) and re.fullmatch(r"[\w-]{1,64}", name) is not None
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text("utf-8")
+    except ValueError as error:
+        raise TokenizerUnavailable(f"{path.name} cannot be read: {error}") from error
+
+
+def _control_tokens(tokenizer: Tokenizer, named: dict[str, Any]) -> tuple[str, ...]:
+    special = {token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special}
+    special.update(named[name] for name in TOKEN_NAMES if name in named)
+    return tuple(sorted((token for token in special if token and not _REASONING_MARK.fullmatch(token)), key=len))[::-1]
+
+
+def _vocabulary(config: dict[str, Any]) -> int | None:
+    text_config = config.get("text_config")
+    for part in (config, text_config if isinstance(text_config, dict) else {}):
+        size = part.get("vocab_size")
+        if isinstance(size, int):
+            return size
+    return None
+
+
+Tree = dict[str, "Tree"]
+_END = ""
+
+
+def control_pattern(tokens: Sequence[str]) -> re.Pattern[str]:
+    """Matches the longest of these tokens, and nothing when there are none.
+
+    The tokens become a tree, for Python would try one after the other wherever a text shows their first sign.
+    """
+    tree: Tree = {}
+    for token in filter(None, tokens):
+        at = tree
+        for sign in token:
+            at = at.setdefault(sign, {})
+        at[_END] = {}
+    try:
+        return re.compile(_write(tree) or "(?!)")
+    except RecursionError:  # tokens that nest in each other hundreds of times
+        return re.compile("|".join(map(re.escape, sorted(tokens, key=len, reverse=True))))
+
+
+def _write(tree: Tree) -> str:
+    chain = ""
+    while len(tree) == 1 and _END not in tree:
+        ((sign, tree),) = tree.items()
+        chain += re.escape(sign)
+    branches = [re.escape(sign) + _write(after) for sign, after in tree.items() if sign != _END]
+    if not branches:
+        return chain
+    return f"{chain}(?:{'|'.join(branches)}){'?' if _END in tree else ''}"

@@ -1,0 +1,1 @@
+"""The training loop: callbacks, checkpoints, and what an interrupted run leaves."""

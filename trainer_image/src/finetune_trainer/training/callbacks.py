@@ -1,0 +1,238 @@
+"""What happens at the steps of the training loop: reporting, the best weights, the gradient check."""
+
+import math
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file, save_file
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from finetune_api.handoff import ExitCode
+from finetune_trainer.distributed.sharding import fill, gathered, give_back, is_sharded, local, require_same_gradients
+from finetune_trainer.distributed.world import ALONE, World
+from finetune_trainer.errors import TrainerError
+from finetune_trainer.evaluation.record import History, Plateau, TrainPoint
+from finetune_trainer.models.loading import trained_tensors
+from finetune_trainer.monitoring.reporter import Reporter
+from finetune_trainer.training.checkpoints import Checkpoints
+
+LOGGED_FIGURES = {
+    "rewards/margins": "reward_margin",
+    "margin": "reward_margin",
+    "rewards/accuracies": "reward_accuracy",
+    "accuracy": "reward_accuracy",
+    "reward": "reward",
+    "kl": "kl",
+    "completions/mean_length": "completion_length",
+    "completions/clipped_ratio": "clipped_share",
+    "frac_reward_zero_std": "flat_share",
+}
+"""TRL's names for what an objective measures beside its loss, and ours."""
+
+
+class ReportProgress(TrainerCallback):  # type: ignore[misc]
+    """Tells the reporter and metrics.jsonl about every step; the tokens of all processes are counted by the first."""
+
+    def __init__(self, reporter: Reporter, history: History, world: World = ALONE) -> None:
+        self._reporter, self._world = reporter, world
+        self._history = history
+        self._step_began = 0.0
+        self._step_seconds = 0.0
+        self._tokens_before = 0.0
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """The bar starts at zero of all steps, or where an earlier run has come to."""
+        self._tokens_before = float(state.num_input_tokens_seen)
+        progress = {"stage": "Training", "step": state.global_step, "total_steps": state.max_steps}
+        self._reporter.update(progress=progress | {"epoch": state.epoch or 0.0})
+
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """The clock of one step runs without evaluations."""
+        self._step_began = time.monotonic()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Counts the step before its losses are known; the last step is always evaluated."""
+        self._step_seconds = time.monotonic() - self._step_began
+        progress = {"stage": "Training", "step": state.global_step, "total_steps": state.max_steps}
+        self._reporter.update(progress=progress | {"epoch": state.epoch})
+        if state.global_step >= state.max_steps and args.eval_strategy != "no":
+            control.should_evaluate = True
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: Mapping[str, float] | None = None,
+        **_: Any,
+    ) -> None:
+        """Records the figures of a step; a gradient that is not finite ends the run, but for FP16's loss scaling."""
+        if not logs or "loss" not in logs:
+            return
+        grad_norm = logs.get("grad_norm")
+        tokens = logs["num_tokens"] - self._tokens_before
+        self._tokens_before = logs["num_tokens"]
+        if grad_norm is not None and not math.isfinite(grad_norm):
+            if not args.fp16:
+                raise diverged(state.global_step, "gradient norm")
+            grad_norm = None
+        point = TrainPoint(
+            step=state.global_step,
+            epoch=round(state.epoch or 0.0, 4),
+            loss=logs["loss"],
+            learning_rate=logs["learning_rate"],
+            grad_norm=grad_norm,
+            tokens_per_second=tokens / max(self._step_seconds, 1e-9),
+            seconds=self._step_seconds,
+            **_logged_figures(logs),
+        )
+        self._history.add_step(point)
+        self._reporter.count_tokens(int(tokens) if self._world.is_first else 0)
+        self._reporter.update(metrics=_step_metrics(point))
+
+
+def _logged_figures(logs: Mapping[str, float]) -> dict[str, float]:
+    found = {ours: logs[theirs] for theirs, ours in LOGGED_FIGURES.items() if theirs in logs}
+    return {name: value for name, value in found.items() if math.isfinite(value)}
+
+
+def _step_metrics(point: TrainPoint) -> dict[str, object]:
+    metrics: dict[str, object] = {
+        "train_loss": point.loss,
+        "learning_rate": point.learning_rate,
+        "tokens_per_second": point.tokens_per_second,
+    }
+    if point.grad_norm is not None:
+        metrics["grad_norm"] = point.grad_norm
+    metrics |= point.figures()
+    if torch.cuda.is_available():
+        metrics["gpu_memory_peak_bytes"] = torch.cuda.max_memory_allocated()
+    return metrics
+
+
+class RequireGradient(TrainerCallback):  # type: ignore[misc]
+    """Refuses to train on when no gradient reaches the trained weights, which looks like bad data otherwise, or when
+    the processes that train together have not shared their gradients."""
+
+    def __init__(self, world: World = ALONE) -> None:
+        self._world = world
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Looks at the first step's gradients."""
+        if state.global_step == 0:
+            require_gradient(kwargs["model"], self._world)
+            if self._world.size > 1 and not is_sharded(kwargs["model"]):
+                require_same_gradients(kwargs["model"], self._world)
+
+
+def require_gradient(model: torch.nn.Module, world: World = ALONE) -> None:
+    """Raises where every trained weight is without a gradient, or has one of zeros."""
+    gradients = [parameter.grad for parameter in trained_tensors(model).values()]
+    found = any(gradient is not None and bool(local(gradient).count_nonzero()) for gradient in gradients)
+    if not world.agree(found):
+        raise TrainerError(ExitCode.INTERNAL_ERROR, "no gradient reaches the trained weights at the first step")
+
+
+class KeepBest(TrainerCallback):  # type: ignore[misc]
+    """Keeps the weights of the lowest evaluation loss on disk and ends the loop when patience has run out."""
+
+    def __init__(self, plateau: Plateau, path: Path, reporter: Reporter) -> None:
+        self._plateau = plateau
+        self._path = path
+        self._reporter = reporter
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: Mapping[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Takes in an evaluation of the training; the baseline at step 0 is no candidate."""
+        loss = (metrics or {})["eval_loss"]
+        if state.global_step == 0:
+            self._reporter.update(metrics={"eval_loss": loss, "baseline_eval_loss": loss})
+            return
+        if self._plateau.observe(state.global_step, loss):
+            save_trained(kwargs["model"], self._path)
+        stopped = self._plateau.is_exhausted
+        control.should_training_stop = control.should_training_stop or stopped
+        self._reporter.update(
+            metrics={
+                "eval_loss": loss,
+                "best_eval_loss": self._plateau.best_loss,
+                "best_step": self._plateau.best_step,
+            },
+            early_stopping=early_stopping_status(self._plateau, state.global_step if stopped else None),
+        )
+
+
+class SaveCheckpoints(TrainerCallback):  # type: ignore[misc]
+    """Asks for a checkpoint when one is due, and where the training ends: what follows may be cut short too."""
+
+    def __init__(self, checkpoints: Checkpoints, world: World) -> None:
+        self._checkpoints, self._world = checkpoints, world
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Saved after the step is logged and evaluated; of several processes the first one, which saves, has the clock
+        that says when."""
+        is_due = self._world.is_first and self._checkpoints.is_due(state.global_step)
+        if state.global_step >= state.max_steps or self._world.agree(is_due):
+            control.should_save = True
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Comes after the callback that watches patience."""
+        if control.should_training_stop:
+            control.should_save = True
+
+
+def early_stopping_status(plateau: Plateau, stopped_at: int | None) -> dict[str, object] | None:
+    """The state of early stopping by the status's field names; None when it is off."""
+    if plateau.patience is None:
+        return None
+    status: dict[str, object] = {
+        "stopped": stopped_at is not None,
+        "best_step": plateau.best_step,
+        "evaluations_without_improvement": plateau.without_improvement,
+        "patience": plateau.patience,
+    }
+    return status | ({"step": stopped_at} if stopped_at is not None else {})
+
+
+def save_trained(model: torch.nn.Module, path: Path) -> None:
+    """Writes the trained weights to one file, replacing an older one only when complete; of weights that are shared
+    out all processes gather each, and the first one writes."""
+    give_back(model)
+    is_writer = not is_sharded(model) or dist.get_rank() == 0
+    tensors = {}
+    for name, tensor in trained_tensors(model).items():
+        whole = gathered(tensor.detach()).contiguous()
+        if is_writer:
+            tensors[name] = whole
+    if not is_writer:
+        return
+    partial = path.with_suffix(".partial")
+    save_file(tensors, partial)
+    partial.replace(path)
+
+
+def restore_trained(model: torch.nn.Module, path: Path) -> None:
+    """Puts the trained weights of `save_trained` back into the model."""
+    give_back(model)
+    saved = load_file(path) if not is_sharded(model) or dist.get_rank() == 0 else {}
+    with torch.no_grad():
+        for name, parameter in trained_tensors(model).items():
+            fill(parameter, saved.get(name))
+
+
+def diverged(step: int, what: str) -> TrainerError:
+    """The error for a loss or gradient that is no number."""
+    message = f"{what} is not finite at step {step}: lower hyperparameters.learningRate, or check the data and model"
+    return TrainerError(ExitCode.DIVERGED, message)

@@ -1,0 +1,81 @@
+"""What a checkpoint holds beside the library's own files: trained weights, the best ones, and what the run knows."""
+
+import json
+import os
+import shutil
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from finetune_api.handoff import Artifact
+from finetune_api.status import Metrics
+from finetune_trainer.evaluation.record import History, Plateau
+from finetune_trainer.rewards.rollouts import Written
+
+WEIGHTS = "weights.safetensors"
+BEST_WEIGHTS = "best.safetensors"
+MEMORY = "run.json"
+
+
+@dataclass
+class Before:
+    """What the model made of the job's questions, and of prompts shown in the report, before its first step."""
+
+    answers: list[str] = field(default_factory=list)
+    shown: list[Any] = field(default_factory=list)
+    """Of a policy its `Written` answers; what other objectives show before is not used after."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What no other file of a checkpoint tells."""
+
+    before: Before
+    metrics: Metrics
+    seconds: float
+
+    def write(self, path: Path) -> None:
+        """Writes it as JSON."""
+        written = [asdict(one) for one in self.before.shown if isinstance(one, Written)]
+        content = {
+            "answers": self.before.answers,
+            "written": written,
+            "metrics": self.metrics.model_dump(mode="json", by_alias=True, exclude_none=True),
+            "seconds": self.seconds,
+        }
+        path.write_text(json.dumps(content), encoding="utf-8")
+
+    @classmethod
+    def read(cls, path: Path) -> "Memory":
+        """Reads what `write` has written."""
+        content = json.loads(path.read_text(encoding="utf-8"))
+        before = Before(content["answers"], [Written(**one) for one in content["written"]])
+        return cls(before, Metrics.model_validate(content["metrics"]), content["seconds"])
+
+
+def add_best_weights(folder: Path, best: Path, plateau: Plateau, step: int) -> None:
+    """Puts the best weights into a checkpoint, unless they are those of its own step; a link, for they may be large."""
+    if plateau.best_step not in {None, step}:
+        os.link(best, folder / BEST_WEIGHTS)
+
+
+def take_best_weights(folder: Path, best: Path, plateau: Plateau) -> None:
+    """Puts the best weights of a checkpoint to where those of a run lie."""
+    if plateau.best_step is None:
+        return
+    source = folder / BEST_WEIGHTS
+    shutil.copyfile(source if source.exists() else folder / WEIGHTS, best)
+
+
+def add_history(folder: Path, history: History) -> None:
+    """Puts the lines of metrics.jsonl into a checkpoint."""
+    shutil.copyfile(history.path, folder / Artifact.METRICS)
+
+
+def replay(history: History, plateau: Plateau) -> None:
+    """Patience and best step are those of the evaluations so far."""
+    for evaluation in history.evaluations_of_training():
+        plateau.observe(evaluation.step, evaluation.loss)
+    for reward in history.rewards:
+        if reward.step:
+            plateau.observe(reward.step, -reward.reward)

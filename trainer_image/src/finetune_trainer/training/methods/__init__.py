@@ -1,0 +1,94 @@
+"""One file per way of training; each owns its library's trainer."""
+
+# ruff: noqa: PLC0415 - a job imports the one trainer that it uses: each costs seconds
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from finetune_api.status import Resolved
+from finetune_trainer.tokenization.packing import rows_at_most
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from finetune_trainer.rewards.computed import Judge
+    from finetune_trainer.training.methods.loop import Watch, WatchedTrainer
+
+
+@dataclass(frozen=True, slots=True)
+class Traits:
+    """In what the story of a run differs between objectives."""
+
+    writes_text: bool = True
+    """Whether the model answers questions; one that does not has a single score in place of the language head."""
+    has_loss: bool = True
+    """Whether held-out rows have a loss, by which the best weights are chosen."""
+
+
+TRAITS = {"RewardModel": Traits(writes_text=False), "RLHF": Traits(has_loss=False)}
+
+
+def traits_of(objective: str) -> Traits:
+    """What is particular about an objective."""
+    return TRAITS.get(objective, Traits())
+
+
+def build_trainer(
+    objective: str,
+    model: "PreTrainedModel | PeftModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    settings: Resolved,
+    watch: "Watch",
+    *,
+    train: Sequence[Any],
+    validation: Sequence[Any],
+    scratch: Path,
+    judge: "Judge | None" = None,
+) -> "WatchedTrainer":
+    """The objective's trainer, ready for `evaluate()` and `train()`; the samples are of its own kind.
+
+    RLHF needs a judge.
+    """
+    match objective:
+        case "Instruction" | "Chat" | "DomainAdaptation":
+            from finetune_trainer.training.methods import sft
+
+            return sft.build_trainer(
+                model,
+                tokenizer,
+                settings,
+                watch,
+                train=train,
+                validation=validation,
+                scratch=scratch,
+                most_rows=rows_at_most(objective),
+            )
+        case "DPO":
+            from finetune_trainer.training.methods import dpo
+
+            return dpo.build_trainer(
+                model, tokenizer, settings, watch, train=train, validation=validation, scratch=scratch
+            )
+        case "KTO":
+            from finetune_trainer.training.methods import kto
+
+            return kto.build_trainer(
+                model, tokenizer, settings, watch, train=train, validation=validation, scratch=scratch
+            )
+        case "RewardModel":
+            from finetune_trainer.training.methods import reward
+
+            return reward.build_trainer(
+                model, tokenizer, settings, watch, train=train, validation=validation, scratch=scratch
+            )
+        case "RLHF" if judge:
+            from finetune_trainer.training.methods import rlhf
+
+            return rlhf.build_trainer(
+                model, tokenizer, settings, watch, train=train, validation=validation, scratch=scratch, judge=judge
+            )
+        case _:
+            raise NotImplementedError(f"objective {objective}")

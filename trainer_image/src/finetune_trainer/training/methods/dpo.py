@@ -1,0 +1,79 @@
+"""Direct preference optimisation on pairs that are tokenised already."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from datasets import Dataset
+from peft import PeftModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from trl import DPOConfig, DPOTrainer
+
+from finetune_api.spec import Method
+from finetune_api.status import Resolved
+from finetune_trainer.tokenization.samples import EncodedPair
+from finetune_trainer.training.methods.loop import Watch, callbacks, common_arguments
+from finetune_trainer.training.methods.reference import ReferencedTrainer
+
+
+class PairTrainer(ReferencedTrainer, DPOTrainer):  # type: ignore[misc]  # the library has no types
+    """TRL's trainer with the loss, margin and accuracy of the held-out pairs, each pair weighing the same."""
+
+    REFERENCE_COLUMNS = ("ref_chosen_logps", "ref_rejected_logps")
+
+    def _weight(self, inputs: dict[str, torch.Tensor]) -> int:
+        return len(inputs["input_ids"]) // 2
+
+    def _figures(self, inputs: dict[str, torch.Tensor]) -> dict[str, tuple[float, int]]:
+        pairs = self._weight(inputs)
+        margin = {"reward_margin": (self._last_figure("rewards/margins"), pairs)}
+        if not self.state.global_step:  # every pair is even, and TRL would call that wrong
+            return margin
+        return margin | {"reward_accuracy": (self._last_figure("rewards/accuracies"), pairs)}
+
+
+def build_trainer(
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    settings: Resolved,
+    watch: Watch,
+    *,
+    train: Sequence[EncodedPair],
+    validation: Sequence[EncodedPair],
+    scratch: Path,
+) -> PairTrainer:
+    """The trainer, ready for `evaluate()`, `train()` and `measure()`."""
+    evaluates = bool(validation)
+    return PairTrainer(
+        watch,
+        model=model,
+        args=build_arguments(settings, scratch, evaluates=evaluates, on_cpu=model.device.type == "cpu"),
+        train_dataset=to_dataset(train),
+        eval_dataset=to_dataset(validation) if evaluates else None,
+        processing_class=tokenizer,
+        callbacks=callbacks(watch),
+    )
+
+
+def build_arguments(settings: Resolved, scratch: Path, *, evaluates: bool, on_cpu: bool) -> DPOConfig:
+    """The library's settings. Under method Full `precompute_ref_log_probs` keeps it from loading a second model; with
+    an adapter it would only hash the whole base."""
+    return DPOConfig(
+        **common_arguments(settings, scratch, evaluates=evaluates, on_cpu=on_cpu),
+        beta=settings.beta,
+        loss_type=[settings.loss_type],
+        precompute_ref_log_probs=settings.method == Method.FULL,
+        disable_dropout=True,
+        max_length=None,
+    )
+
+
+def to_dataset(samples: Sequence[EncodedPair]) -> Dataset:
+    """The pairs as the three columns that TRL's collator joins and pads and nothing else touches."""
+    return Dataset.from_dict(
+        {
+            name: [np.asarray(getattr(sample, name), dtype=np.int32) for sample in samples]
+            for name in ("prompt_ids", "chosen_ids", "rejected_ids")
+        }
+    )

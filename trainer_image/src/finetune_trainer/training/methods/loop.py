@@ -1,0 +1,398 @@
+"""What every objective's training loop has: a stop flag, a guard against NaN, and an evaluation of its own."""
+
+import functools
+import math
+import os
+import random
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
+
+from finetune_api.status import Resolved
+from finetune_trainer.distributed.sharding import gathered, gathered_state, is_sharded, load_state
+from finetune_trainer.distributed.world import ALONE, World, in_order
+from finetune_trainer.errors import Stopped
+from finetune_trainer.evaluation.record import History, Measured, Plateau, token_mean
+from finetune_trainer.models.loading import NON_REENTRANT, trained_tensors
+from finetune_trainer.monitoring.reporter import Reporter
+from finetune_trainer.sigterm import StopFlag
+from finetune_trainer.training.callbacks import (
+    KeepBest,
+    ReportProgress,
+    RequireGradient,
+    SaveCheckpoints,
+    diverged,
+    restore_trained,
+    save_trained,
+)
+from finetune_trainer.training.checkpoint_files import MEMORY, WEIGHTS, Before, Memory, add_best_weights, add_history
+from finetune_trainer.training.checkpoints import Checkpoints
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Who is told of the training, and where its best weights lie."""
+
+    reporter: Reporter
+    stop: StopFlag
+    history: History
+    plateau: Plateau
+    best_weights: Path
+    checkpoints: Checkpoints | None = None
+    """Where the run is saved, if it is."""
+    before: Before = field(default_factory=Before)
+    world: World = ALONE
+    """The processes that train together."""
+    began: float = field(default_factory=time.monotonic)
+    """When the run began, on the clock of `time.monotonic`; earlier by what the runs before it took."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One batch of an evaluation: its mean loss, what that is a mean over, and other figures, each with its weight."""
+
+    loss: float
+    weight: int
+    figures: Mapping[str, tuple[float, int]]
+
+
+class WatchedTrainer(Trainer):  # type: ignore[misc]  # the library has no types
+    """Stands before a TRL trainer: `class RowTrainer(WatchedTrainer, SFTTrainer)`; a subclass says what a batch weighs.
+
+    A stop is seen before every batch, also in the middle of a step: what is saved then is the end of the step before.
+    TRL turns the adapter of a quantised model into BF16, whose steps are larger than most updates: it comes out of
+    the constructor in FP32 with the values it went in with.
+    """
+
+    def __init__(self, watch: Watch, **arguments: Any) -> None:
+        self._watch = watch
+        with kept_in_fp32(arguments["model"]):
+            super().__init__(**arguments)
+        self._saves = 0
+        self.remove_callback(PrinterCallback)  # standard output belongs to the reporter
+        self._random_state = RandomState.take()
+        if watch.checkpoints:
+            self.add_callback(SaveCheckpoints(watch.checkpoints, watch.world))
+
+    def train(self, resume_from_checkpoint: str | None = None, **options: Any) -> Any:
+        """The loop, from its beginning or from a checkpoint; where SIGTERM was seen the run is saved before it ends."""
+        try:
+            if resume_from_checkpoint and self._has_ended_at(Path(resume_from_checkpoint)):
+                return None
+            return super().train(resume_from_checkpoint=resume_from_checkpoint, **options)
+        except Stopped:
+            if self.state.global_step and self.optimizer is not None:  # else it is what it goes on from
+                self._random_state.put()
+                self._save_checkpoint()
+            raise
+
+    def _has_ended_at(self, folder: Path) -> bool:
+        """Whether nothing is left to train; an evaluation that the checkpoint came before is made up for."""
+        watch = self._watch
+        self._load_from_checkpoint(str(folder))
+        self.state = TrainerState.load_from_json(str(folder / TRAINER_STATE_NAME))
+        step, is_last = self.state.global_step, self.state.global_step >= self.state.max_steps
+        is_due = self.args.eval_strategy != "no" and (is_last or step % self.args.eval_steps == 0)
+        if is_due and not watch.history.has_evaluated(step):
+            self.evaluate()
+        return is_last or watch.plateau.is_exhausted
+
+    def _save_checkpoint(self, *_: Any) -> None:
+        """In place of the library's, which pickles its arguments and writes weights and a card as for publishing."""
+        watch = self._watch
+        if not watch.checkpoints:
+            return
+        if watch.world.size == 1:
+            watch.checkpoints.save(self.state.global_step, self._write_checkpoint)
+        else:
+            self._save_together(watch.checkpoints)
+        watch.reporter.stage("Training")
+
+    def _save_together(self, checkpoints: Checkpoints) -> None:
+        """All processes gather what they hold shares of; the first one writes and uploads, and the others wait, for as
+        long as that takes."""
+        world, scratch = self._watch.world, Path(self.args.output_dir) / "shares"
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir(parents=True)
+        save_trained(self.model, scratch / WEIGHTS)
+        optimiser = gathered_state(self.optimizer) if is_sharded(self.model) else None
+        self._save_rng_state(str(scratch))
+        states = world.gather_bytes((scratch / f"rng_state_{world.rank}.pth").read_bytes())
+        self._saves += 1
+        name = f"saved/{self._saves}"
+        if not world.is_first:
+            world.wait(name, self._watch.reporter.beat)
+            return
+
+        def write(folder: Path) -> None:
+            for rank, state in enumerate(states):
+                (folder / f"rng_state_{rank}.pth").write_bytes(state)
+            os.link(scratch / WEIGHTS, folder / WEIGHTS)
+            self._write_rest(folder)
+            if optimiser:
+                torch.save(optimiser, folder / OPTIMIZER_NAME)
+
+        checkpoints.save(self.state.global_step, write)
+        world.tell(name)
+
+    def _write_checkpoint(self, folder: Path) -> None:
+        save_trained(self.model, folder / WEIGHTS)
+        self._save_rng_state(str(folder))
+        self._write_rest(folder)
+
+    def _write_rest(self, folder: Path) -> None:
+        watch = self._watch
+        self._save_optimizer_and_scheduler(str(folder))
+        self._save_scaler(str(folder))
+        self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
+        add_history(folder, watch.history)
+        add_best_weights(folder, watch.best_weights, watch.plateau, self.state.global_step)
+        known = watch.reporter.snapshot().metrics
+        Memory(watch.before, known, time.monotonic() - watch.began).write(folder / MEMORY)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, *_: Any) -> None:
+        """In place of the library's, which loads an adapter anew, in another number format."""
+        restore_trained(self.model, Path(resume_from_checkpoint) / WEIGHTS)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """With the shares of a state that was saved whole, where the weights are shared out."""
+        if not checkpoint or not is_sharded(self.model):
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        load = functools.partial(torch.load, map_location="cpu", weights_only=True, mmap=True)
+        load_state(self.optimizer.optimizer, load(Path(checkpoint) / OPTIMIZER_NAME))
+        self.lr_scheduler.load_state_dict(load(Path(checkpoint) / SCHEDULER_NAME))
+
+    def _defer_fsdp_gradient_reduction(self) -> AbstractContextManager[None]:
+        """In place of the library's, which asks a configuration that only its own way of sharding has."""
+        return deferred_reduction(self.model)
+
+    def _clip_grad_norm(self, model: torch.nn.Module) -> torch.Tensor:
+        """The norm is a number that every process knows, also where each holds a share of the gradients."""
+        return gathered(super()._clip_grad_norm(model))
+
+    def _get_grad_norm(self, model: torch.nn.Module, grad_norm: torch.Tensor | None = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        return gathered(norm) if isinstance(norm, torch.Tensor) else norm
+
+    def _maybe_log_save_evaluate(self, *arguments: Any, **options: Any) -> None:
+        """The end of a step: from this random state the next one begins, also if it is broken off before."""
+        self._random_state = RandomState.take()
+        super()._maybe_log_save_evaluate(*arguments, **options)
+
+    def training_step(self, *arguments: Any, **options: Any) -> torch.Tensor:
+        """One micro-batch; a loss that is no number ends the run before it reaches the weights, and so does a stop."""
+        self._watch.stop.raise_if_set()
+        loss: torch.Tensor = super().training_step(*arguments, **options)
+        self._watch.reporter.beat()
+        if not torch.isfinite(loss).all():
+            raise diverged(self.state.global_step + 1, "the training loss")
+        return loss
+
+    def floating_point_ops(self, inputs: dict[str, torch.Tensor]) -> int:
+        """Not counted: nobody is told, and the library walks through every module at every micro-batch for it."""
+        return 0
+
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        """Measures the held-out rows in place of the library's loop, which averages batches whatever their length."""
+        step = self.state.global_step
+        self._watch.reporter.stage("Evaluating" if step else "Baseline")
+        with kept_random_state():
+            measured = self.measure()
+        self._watch.history.add_evaluation(step, measured)
+        metrics = {"eval_loss": measured.loss}
+        self.log(dict(metrics))
+        self._watch.reporter.update(metrics=measured.figures())
+        self.control: TrainerControl = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        if step:
+            self._watch.reporter.stage("Training")
+        return metrics
+
+    def measure(self) -> Measured:
+        """The held-out loss of the weights as they are."""
+        self.model.eval()
+        if self._watch.world.size > 1:
+            return self._measured(self._measure_together(self._watch.world))
+        parts: list[Part] = []
+        batches = self.get_eval_dataloader()
+        for batch in batches:
+            self._watch.stop.raise_if_set()
+            self._watch.reporter.share(len(parts), len(batches))
+            parts.append(self._measure_batch(self._prepare_inputs(batch)))
+        return self._measured(parts)
+
+    def _measure_together(self, world: World) -> list[Part]:
+        """The same batches as one process alone would measure, dealt out; every process then knows every part."""
+        rows, size = self.eval_dataset, self.args.per_device_eval_batch_size
+        batches = [range(at, min(at + size, len(rows))) for at in range(0, len(rows), size)]
+        shares, names = [], []
+        rows = self._remove_unused_columns(rows, "evaluation")
+        with local_figures(self.accelerator):
+            for batch, _ in world.deal(batches):
+                self._watch.stop.raise_if_set()
+                self._watch.reporter.beat()
+                inputs = self._prepare_inputs(self.data_collator([rows[at] for at in batch]))
+                part = self._measure_batch(inputs)
+                names = sorted(part.figures)
+                numbers = [part.loss, part.weight, *(number for name in names for number in part.figures[name])]
+                shares.append(torch.tensor(numbers, dtype=torch.float64))
+        found = in_order(world.gather(torch.stack(shares)), len(batches)).tolist()
+        return [
+            Part(loss, int(weight), {name: (rest[2 * at], int(rest[2 * at + 1])) for at, name in enumerate(names)})
+            for loss, weight, *rest in found
+        ]
+
+    def show(self, samples: Sequence[Any]) -> list[Any]:
+        """What the weights as they are make of these samples, for the report; nothing unless the objective says."""
+        return []
+
+    def _measure_batch(self, inputs: dict[str, torch.Tensor]) -> Part:
+        with torch.no_grad(), self.compute_loss_context_manager():
+            loss = float(self.compute_loss(self.model, dict(inputs)))
+        if not math.isfinite(loss):
+            raise diverged(self.state.global_step, "the evaluation loss")
+        return Part(loss, self._weight(inputs), self._figures(inputs))
+
+    def _measured(self, parts: Sequence[Part]) -> Measured:
+        figures: dict[str, Any] = mean_figures(parts)
+        return replace(token_mean([(part.loss, part.weight) for part in parts]), **figures)
+
+    def _weight(self, inputs: dict[str, torch.Tensor]) -> int:
+        """What the batch's loss is a mean over: trained tokens, pairs or rows."""
+        raise NotImplementedError
+
+    def _figures(self, inputs: dict[str, torch.Tensor]) -> dict[str, tuple[float, int]]:
+        """Figures of the batch just measured, by the names of `Measured`, each with its weight."""
+        return {}
+
+    def _last_figure(self, name: str) -> float:
+        """What TRL noted under this name for the batch just measured."""
+        return float(self._metrics["eval"][name][-1])
+
+
+@dataclass(frozen=True)
+class RandomState:
+    """Every generator that a step may draw from."""
+
+    python: Any
+    numpy: Any
+    cpu: torch.Tensor
+    gpu: list[torch.Tensor]
+
+    @classmethod
+    def take(cls) -> "RandomState":
+        """As it is now."""
+        gpu = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+        return cls(random.getstate(), np.random.get_state(), torch.get_rng_state(), gpu)
+
+    def put(self) -> None:
+        """As it was then."""
+        random.setstate(self.python)
+        np.random.set_state(self.numpy)
+        torch.set_rng_state(self.cpu)
+        if self.gpu:
+            torch.cuda.set_rng_state_all(self.gpu)
+
+
+@contextmanager
+def local_figures(accelerator: Any) -> Iterator[None]:
+    """What TRL notes of a batch is that of this process's batch alone: it gathers at every batch, as if each process
+    had as many of the same size."""
+    accelerator.gather = accelerator.gather_for_metrics = lambda figure, **_: figure
+    try:
+        yield
+    finally:
+        del accelerator.gather, accelerator.gather_for_metrics
+
+
+@contextmanager
+def deferred_reduction(model: torch.nn.Module) -> Iterator[None]:
+    """Gradients are added up locally until the last micro-batch of a step."""
+    model.set_requires_gradient_sync(False)  # type: ignore[operator]  # FSDPModule has it
+    try:
+        yield
+    finally:
+        model.set_requires_gradient_sync(True)  # type: ignore[operator]
+
+
+@contextmanager
+def kept_random_state() -> Iterator[None]:
+    """An evaluation draws random numbers, if only in its data loader; the training goes on as if there were none, so
+    that one which was cut short can be made up for."""
+    before = RandomState.take()
+    try:
+        yield
+    finally:
+        before.put()
+
+
+def mean_figures(parts: Sequence[Part]) -> dict[str, float]:
+    """Each figure's mean over all parts that have it, by weight."""
+    names = {name for part in parts for name in part.figures}
+    means = {}
+    for name in sorted(names):
+        found = [part.figures[name] for part in parts if name in part.figures]
+        means[name] = sum(value * weight for value, weight in found) / max(sum(weight for _, weight in found), 1)
+    return means
+
+
+@contextmanager
+def kept_in_fp32(model: torch.nn.Module) -> Iterator[None]:
+    """Puts a quantised model's trained weights back as they were, in FP32."""
+    if not getattr(model, "is_loaded_in_4bit", False):
+        yield
+        return
+    before = {name: parameter.detach().clone() for name, parameter in trained_tensors(model).items()}
+    yield
+    for name, parameter in model.named_parameters():
+        if name in before:
+            parameter.data = before[name].float()
+
+
+def callbacks(watch: Watch, *, keeps_best: bool = True) -> list[TrainerCallback]:
+    """Reporting, the best weights where the objective has a loss to choose them by, and the gradient check."""
+    best = [KeepBest(watch.plateau, watch.best_weights, watch.reporter)] if keeps_best else []
+    return [ReportProgress(watch.reporter, watch.history, watch.world), *best, RequireGradient(watch.world)]
+
+
+def common_arguments(settings: Resolved, scratch: Path, *, evaluates: bool, on_cpu: bool) -> dict[str, Any]:
+    """Our settings under the library's names, for every objective; whatever would save or report again is off."""
+    warmup = settings.warmup_steps or 0.0
+    return {
+        "output_dir": str(scratch),
+        "max_steps": settings.total_steps,
+        "learning_rate": settings.learning_rate,
+        "lr_scheduler_type": settings.lr_scheduler_type,
+        "warmup_steps": warmup if warmup < 1 else int(warmup),
+        "weight_decay": settings.weight_decay,
+        "max_grad_norm": settings.max_grad_norm,
+        "optim": settings.optim,
+        "per_device_train_batch_size": settings.per_device_train_batch_size,
+        "per_device_eval_batch_size": settings.per_device_train_batch_size,
+        "gradient_accumulation_steps": settings.gradient_accumulation_steps,
+        "activation_checkpointing": bool(settings.gradient_checkpointing),
+        "activation_checkpointing_kwargs": dict(NON_REENTRANT),
+        "bf16": settings.precision == "BF16",
+        "fp16": settings.precision == "FP16",
+        "use_cpu": on_cpu,
+        "seed": settings.seed,
+        "data_seed": settings.seed,
+        "eval_strategy": "steps" if evaluates else "no",
+        "eval_steps": settings.eval_steps,
+        "prediction_loss_only": True,
+        "logging_steps": 1,
+        "logging_nan_inf_filter": False,
+        "save_strategy": "no",
+        "report_to": "none",
+        "ddp_find_unused_parameters": False,
+        "disable_tqdm": True,
+    }

@@ -1,0 +1,89 @@
+"""Reward models from pairs of answers: the preferred one is to score higher."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from datasets import Dataset
+from peft import PeftModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from trl import RewardConfig, RewardTrainer
+
+from finetune_api.status import Resolved
+from finetune_trainer.evaluation.record import ScoredPair
+from finetune_trainer.monitoring.reporter import work_beat
+from finetune_trainer.rewards.scorer import keep_score_in_fp32, pad_token, pair_texts, score_texts
+from finetune_trainer.tokenization.samples import EncodedPair
+from finetune_trainer.training.methods.loop import Watch, WatchedTrainer, callbacks, common_arguments
+
+
+class PairTrainer(WatchedTrainer, RewardTrainer):  # type: ignore[misc]  # the library has no types
+    """TRL's trainer with the loss, margin and accuracy of the held-out pairs, each pair weighing the same."""
+
+    def _weight(self, inputs: dict[str, torch.Tensor]) -> int:
+        return len(inputs["input_ids"]) // 2
+
+    def _figures(self, inputs: dict[str, torch.Tensor]) -> dict[str, tuple[float, int]]:
+        pairs = self._weight(inputs)
+        return {
+            "reward_margin": (self._last_figure("margin"), pairs),
+            "reward_accuracy": (self._last_figure("accuracy"), pairs),
+        }
+
+    def show(self, pairs: Sequence[EncodedPair]) -> list[ScoredPair]:
+        """The pairs as text, each answer with its score."""
+        texts = [ids for pair in pairs for ids in pair_texts(pair)]
+        scores = score_texts(self.model, texts, work_beat(self._watch.reporter, self._watch.stop))
+        return [
+            ScoredPair(
+                self.processing_class.decode(pair.prompt_ids).strip(),
+                self._text(pair.chosen_ids),
+                self._text(pair.rejected_ids),
+                *two,
+            )
+            for pair, two in zip(pairs, zip(scores[::2], scores[1::2], strict=True), strict=True)
+        ]
+
+    def _text(self, ids: list[int]) -> str:
+        return str(self.processing_class.decode(ids, skip_special_tokens=True)).strip()
+
+
+def build_trainer(
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    settings: Resolved,
+    watch: Watch,
+    *,
+    train: Sequence[EncodedPair],
+    validation: Sequence[EncodedPair],
+    scratch: Path,
+) -> PairTrainer:
+    """The trainer, ready for `evaluate()`, `train()` and `measure()`."""
+    evaluates = bool(validation)
+    keep_score_in_fp32(model)
+    ends = {answer[-1] for pair in train for answer in (pair.chosen_ids, pair.rejected_ids)}
+    tokenizer.pad_token = pad_token(model, tokenizer, ends)
+    return PairTrainer(
+        watch,
+        model=model,
+        args=RewardConfig(
+            **common_arguments(settings, scratch, evaluates=evaluates, on_cpu=model.device.type == "cpu"),
+            disable_dropout=False,
+            max_length=None,
+        ),
+        train_dataset=to_dataset(train),
+        eval_dataset=to_dataset(validation) if evaluates else None,
+        processing_class=tokenizer,
+        callbacks=callbacks(watch),
+    )
+
+
+def to_dataset(samples: Sequence[EncodedPair]) -> Dataset:
+    """The pairs as the two columns that TRL takes for tokenised already: whole texts, each with the prompt."""
+    return Dataset.from_dict(
+        {
+            "chosen_ids": [np.asarray(pair.prompt_ids + pair.chosen_ids, dtype=np.int32) for pair in samples],
+            "rejected_ids": [np.asarray(pair.prompt_ids + pair.rejected_ids, dtype=np.int32) for pair in samples],
+        }
+    )

@@ -1,0 +1,294 @@
+"""Learning from rewards (GRPO, RLOO): the model answers prompts itself, and what earns more becomes likelier."""
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from peft import PeftModel
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
+
+from finetune_api.handoff import ExitCode
+from finetune_api.objectives import Algorithm
+from finetune_api.status import Resolved
+from finetune_trainer.errors import TrainerError
+from finetune_trainer.evaluation.record import RewardPoint, reward_mean
+from finetune_trainer.models.adapter_output import ZERO_AT_START
+from finetune_trainer.models.loading import DTYPES, trained_tensors
+from finetune_trainer.monitoring.reporter import work_beat
+from finetune_trainer.rewards.computed import Judge
+from finetune_trainer.rewards.rollouts import Rollouts, Written
+from finetune_trainer.tokenization.samples import EncodedPrompt
+from finetune_trainer.training.callbacks import ReportProgress, require_gradient, restore_trained, save_trained
+from finetune_trainer.training.methods.loop import Watch, WatchedTrainer, common_arguments
+
+EVALUATED_PROMPTS = 128
+REFERENCE_COPY = "ref"
+"""TRL's name for the frozen copy of the adapter that the policy is held to."""
+
+
+class PolicyTrainer(WatchedTrainer):
+    """Stands before GRPO's and RLOO's trainers: our prompts, our rewards, a held-out reward in place of a loss."""
+
+    def __init__(self, watch: Watch, rollouts: Rollouts, held_out: Sequence[EncodedPrompt], **arguments: Any) -> None:
+        self._rollouts = rollouts
+        self._held_out = held_out
+        super().__init__(watch, reward_funcs=[rollouts.reward], **arguments)
+        _reduce_reference(self)
+        _tell_of_each_token(self.model, work_beat(watch.reporter, watch.stop))
+
+    def _tokenize_prompts(self, prompts: list[list[int]]) -> tuple[list[list[int]], None, dict[str, Any]]:
+        """The prompts as preflight rendered them; TRL would render and tokenise messages again."""
+        return [list(ids) for ids in prompts], None, {}
+
+    def _sample(self, prompts: list[list[int]]) -> list[list[int]]:
+        """One sampled answer to each prompt, up to and with the token that ends it."""
+        raise NotImplementedError
+
+    def train(self, *arguments: Any, **options: Any) -> Any:
+        """The loop, after which the weights are those of the highest held-out reward, where rows are held out.
+
+        Where no group of answers ever differed in reward, nothing can have been learnt.
+        """
+        result = super().train(*arguments, **options)
+        earlier = [point.flat_share for point in self._watch.history.train if point.flat_share is not None]
+        if not self._rollouts.groups_with_spread and min(earlier, default=1.0) == 1.0:
+            raise TrainerError(
+                ExitCode.INVALID_CONFIG,
+                f"in none of {self._rollouts.groups} groups did the answers to a prompt differ in reward, so that "
+                "nothing can be learnt: raise rlhf.temperature or rlhf.numGenerations, or choose a reward that tells "
+                "answers apart",
+            )
+        if REFERENCE_COPY in getattr(self.model, "peft_config", {}):
+            self.model.delete_adapter(REFERENCE_COPY)  # it would be published beside the trained one
+        if self._watch.plateau.best_step is not None:
+            self._restore_best(self._watch.plateau.best_step)
+        return result
+
+    def _restore_best(self, step: int) -> None:
+        """Puts the best weights back and rewards them once more, with other random numbers: of several measurements the
+        highest owes something to luck."""
+        self._watch.reporter.stage("Evaluating")
+        restore_trained(self.model, self._watch.best_weights)
+        point = self.measure_reward(self.args.seed + 1)
+        self._watch.history.set_final_reward(replace(point, step=step))
+        self._watch.reporter.update(metrics={"eval_reward": point.reward})
+
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        """Rewards one answer to each held-out prompt in place of a loss."""
+        step = self.state.global_step
+        self._watch.reporter.stage("Evaluating" if step else "Baseline")
+        point = self.measure_reward()
+        self._watch.history.add_reward(point)
+        metrics = {"eval_reward": point.reward}
+        self.log(dict(metrics))
+        self._watch.reporter.update(metrics=metrics if step else metrics | {"baseline_eval_reward": point.reward})
+        self.control: TrainerControl = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        if step:
+            self._watch.reporter.stage("Training")
+        return metrics
+
+    def measure_reward(self, seed: int | None = None) -> RewardPoint:
+        """The held-out reward of the weights as they are; without another seed the random numbers are the same each
+        time."""
+        written = self.show(self._held_out, seed)
+        lengths = [one.tokens for one in written]
+        return reward_mean(
+            self.state.global_step,
+            [one.reward for one in written],
+            completion_length=sum(lengths) / len(lengths),
+            clipped_share=sum(not one.ended for one in written) / len(written),
+        )
+
+    def show(self, samples: Sequence[EncodedPrompt], seed: int | None = None) -> list[Written]:
+        """One answer to each prompt with its reward, sampled as in training but apart from its random numbers."""
+        self.model.eval()
+        written: list[Written] = []
+        remaining = iter(samples)
+        devices = [self.model.device] if self.model.device.type == "cuda" else []
+        with torch.random.fork_rng(devices):
+            torch.manual_seed(self.args.seed if seed is None else seed)
+            while batch := list(islice(remaining, self.args.generation_batch_size)):
+                written += self._rollouts.write(batch, self._sample([list(sample.prompt_ids) for sample in batch]))
+        return written
+
+
+class GroupTrainer(PolicyTrainer, GRPOTrainer):  # type: ignore[misc]  # the library has no types
+    """Group-relative advantages: each answer against the mean of its prompt's group."""
+
+    def _sample(self, prompts: list[list[int]]) -> list[list[int]]:
+        return list(self._generate_single_turn(prompts, None, {}, 1)[0])
+
+
+class LeaveOneOutTrainer(PolicyTrainer, RLOOTrainer):  # type: ignore[misc]  # the library has no types
+    """REINFORCE with a baseline: each answer against the mean of the others of its prompt."""
+
+    def _sample(self, prompts: list[list[int]]) -> list[list[int]]:
+        return list(self._generate_single_turn(prompts, None, {}))
+
+
+class KeepMostRewarded(TrainerCallback):  # type: ignore[misc]  # the library has no types
+    """Keeps the weights of the highest held-out reward on disk; the baseline at step 0 is no candidate."""
+
+    def __init__(self, watch: Watch) -> None:
+        self._watch = watch
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: Mapping[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Takes in an evaluation of the training."""
+        if state.global_step and self._watch.plateau.observe(state.global_step, -(metrics or {})["eval_reward"]):
+            save_trained(kwargs["model"], self._watch.best_weights)
+            self._watch.reporter.update(metrics={"best_step": state.global_step})
+
+
+class RequireGradientOfSpread(TrainerCallback):  # type: ignore[misc]  # the library has no types
+    """Answers of equal reward give no gradient, rightly so: looked at is the first step whose groups had a spread."""
+
+    def __init__(self, rollouts: Rollouts) -> None:
+        self._rollouts = rollouts
+        self._is_done = False
+
+    def on_pre_optimizer_step(self, *arguments: Any, **kwargs: Any) -> None:
+        """Looks at the gradients once."""
+        if self._is_done or not self._rollouts.groups_with_spread:
+            return
+        self._is_done = True
+        require_gradient(kwargs["model"])
+
+
+def build_trainer(
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    settings: Resolved,
+    watch: Watch,
+    *,
+    train: Sequence[EncodedPrompt],
+    validation: Sequence[EncodedPrompt],
+    scratch: Path,
+    judge: Judge,
+) -> PolicyTrainer:
+    """The trainer, ready for `evaluate()`, `train()` and `show()`."""
+    refuse_unfit(model, settings, [*train, *validation])
+    evaluates = bool(validation)
+    stop_ids = _agree_on_ends(model, tokenizer, judge.stop_id)
+    rollouts = Rollouts(train, judge.scorer, tokenizer, stop_ids, settings.num_generations or 1)
+    common = common_arguments(settings, scratch, evaluates=evaluates, on_cpu=model.device.type == "cpu")
+    kind, arguments = _trainer_of(settings)
+    return kind(
+        watch,
+        rollouts,
+        held_out := choose(validation, settings.seed or 0),
+        model=model,
+        args=arguments(**common, **_sampling_arguments(settings)),
+        train_dataset=to_dataset(train, at_least=(settings.global_batch_size or 1) // (settings.num_generations or 1)),
+        eval_dataset=to_dataset(held_out) if evaluates else None,
+        processing_class=tokenizer,
+        callbacks=[
+            ReportProgress(watch.reporter, watch.history),
+            KeepMostRewarded(watch),
+            RequireGradientOfSpread(rollouts),
+        ],
+    )
+
+
+def _agree_on_ends(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, stop_id: int) -> set[int]:
+    """What ends an answer, told to the model, which TRL asks: its own end tokens and the one of the chat template."""
+    known = model.generation_config.eos_token_id
+    ends = {stop_id, *([] if known is None else [known] if isinstance(known, int) else known)}
+    model.generation_config.eos_token_id = sorted(ends)
+    if tokenizer.eos_token is None:
+        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(stop_id)
+    return ends | {tokenizer.eos_token_id}
+
+
+def _trainer_of(settings: Resolved) -> tuple[Callable[..., PolicyTrainer], Callable[..., Any]]:
+    if settings.algorithm == Algorithm.RLOO:
+        return LeaveOneOutTrainer, RLOOConfig
+    return GroupTrainer, GRPOConfig
+
+
+def _sampling_arguments(settings: Resolved) -> dict[str, Any]:
+    """How TRL samples: whole batches of groups at once, one group's answers for each prompt."""
+    return {
+        "num_generations": settings.num_generations,
+        "num_generations_eval": 1,
+        "max_completion_length": settings.max_completion_length,
+        "temperature": settings.temperature,
+        "beta": settings.beta,
+        "disable_dropout": True,
+        "remove_unused_columns": False,
+    }
+
+
+def refuse_unfit(model: PreTrainedModel | PeftModel, settings: Resolved, samples: Sequence[EncodedPrompt]) -> None:
+    """Refuses batches that split a group, and prompts after which no answer fits into the model's context."""
+    group, batch = settings.num_generations or 1, settings.global_batch_size or 1
+    if batch % group:
+        raise TrainerError(
+            ExitCode.INVALID_CONFIG,
+            f"rlhf.numGenerations {group} does not divide the {batch} answers of a step: change "
+            "perDeviceTrainBatchSize x gradientAccumulationSteps to a multiple of it",
+        )
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    longest = max(len(sample.prompt_ids) for sample in samples) + (settings.max_completion_length or 0)
+    if context and longest > context:
+        raise TrainerError(
+            ExitCode.INVALID_CONFIG,
+            f"the longest prompt with rlhf.maxCompletionLength has {longest} tokens and the model's context {context}: "
+            "lower rlhf.maxCompletionLength or hyperparameters.maxLength",
+        )
+
+
+def choose(samples: Sequence[EncodedPrompt], seed: int) -> list[EncodedPrompt]:
+    """The prompts that are evaluated with: all, or a seeded choice of 128, for each answer is written word by word."""
+    if len(samples) <= EVALUATED_PROMPTS:
+        return list(samples)
+    chosen = sorted(random.Random(seed).sample(range(len(samples)), EVALUATED_PROMPTS))  # noqa: S311 - no secret
+    return [samples[index] for index in chosen]
+
+
+def to_dataset(samples: Sequence[EncodedPrompt], at_least: int = 0) -> Dataset:
+    """The prompts' ids with the number of their row, over again until a step has enough: TRL drops a last part."""
+    rows = list(range(len(samples))) * max(1, -(-at_least // len(samples)))
+    return Dataset.from_dict({"prompt": [list(samples[row].prompt_ids) for row in rows], "row": rows})
+
+
+def _reduce_reference(trainer: PolicyTrainer) -> None:
+    """TRL's reference is a copy: of a fresh adapter, which changes nothing, switching it off says the same; of a whole
+    model, half the bytes do."""
+    model = trainer.model
+    if REFERENCE_COPY in getattr(model, "peft_config", {}) and _is_untrained(model):
+        model.delete_adapter(REFERENCE_COPY)
+    if trainer.ref_model is not None and (trainer.args.bf16 or trainer.args.fp16):
+        trainer.ref_model.to(DTYPES["BF16" if trainer.args.bf16 else "FP16"])
+
+
+def _is_untrained(model: PeftModel) -> bool:
+    starts = [
+        tensor for name, tensor in trained_tensors(model).items() if any(factor in name for factor in ZERO_AT_START)
+    ]
+    return not any(bool(tensor.count_nonzero()) for tensor in starts)
+
+
+def _tell_of_each_token(model: PreTrainedModel | PeftModel, on_work: Callable[[], None]) -> None:
+    """Every forward pass, one for each token while sampling, moves the heartbeat and sees a stop."""
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    base.register_forward_pre_hook(lambda *_: on_work())

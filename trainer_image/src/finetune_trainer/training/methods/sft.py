@@ -1,0 +1,94 @@
+"""Supervised fine-tuning (Instruction, Chat, DomainAdaptation) on rows that are tokenised and labelled already."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from peft import PeftModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from trl import SFTConfig, SFTTrainer
+
+from finetune_api.status import Resolved
+from finetune_trainer.tokenization.labeler import UNTRAINED, Encoded
+from finetune_trainer.tokenization.packing import MOST_ROWS, pack
+from finetune_trainer.training.methods.loop import Watch, WatchedTrainer, callbacks, common_arguments
+from finetune_trainer.training.methods.packed import ROW_TOKENS, PackedCollator, require_apart, to_packed_dataset
+
+
+class RowTrainer(WatchedTrainer, SFTTrainer):  # type: ignore[misc]  # the library has no types
+    """TRL's trainer with a loss weighted by token."""
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *arguments: Any, **options: Any) -> Any:
+        """The loss of a batch; without an attention mask TRL takes the first sequence's length for all tokens."""
+        tokens = inputs.pop(ROW_TOKENS, None)
+        loss = super().compute_loss(model, inputs, *arguments, **options)
+        if tokens is not None and self.model.training:
+            missed = tokens.sum() - inputs["position_ids"].shape[1]
+            self._total_train_tokens += int(self.accelerator.gather(missed).sum())
+            self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
+        return loss
+
+    def _weight(self, inputs: dict[str, torch.Tensor]) -> int:
+        return int((inputs["labels"][:, 1:] != UNTRAINED).sum())
+
+
+def build_trainer(
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    settings: Resolved,
+    watch: Watch,
+    *,
+    train: Sequence[Encoded],
+    validation: Sequence[Encoded],
+    scratch: Path,
+    most_rows: int | None = MOST_ROWS,
+) -> RowTrainer:
+    """The trainer, ready for `evaluate()`, `train()` and `measure()`; with packing, `most_rows` share a sequence.
+
+    Held-out rows are never packed.
+    """
+    evaluates = bool(validation)
+    trainer = RowTrainer(
+        watch,
+        model=model,
+        args=build_arguments(settings, scratch, evaluates=evaluates, on_cpu=model.device.type == "cpu"),
+        train_dataset=_training_set(train, settings, most_rows),
+        eval_dataset=to_dataset(validation) if evaluates else None,
+        processing_class=tokenizer,
+        callbacks=callbacks(watch),
+    )
+    if settings.packing:
+        padding = trainer.data_collator.pad_token_id
+        trainer.data_collator = PackedCollator(pad_token_id=padding, max_length=settings.max_length or 0)
+        require_apart(trainer.model)
+    return trainer
+
+
+def build_arguments(settings: Resolved, scratch: Path, *, evaluates: bool, on_cpu: bool) -> SFTConfig:
+    """The library's settings; whatever would tokenise, mask, truncate or pack again is off."""
+    return SFTConfig(
+        **common_arguments(settings, scratch, evaluates=evaluates, on_cpu=on_cpu),
+        dataset_kwargs={"skip_prepare_dataset": True},
+        completion_only_loss=False,
+        max_length=None,
+        packing=False,
+    )
+
+
+def _training_set(samples: Sequence[Encoded], settings: Resolved, most_rows: int | None) -> Dataset:
+    if not settings.packing:
+        return to_dataset(samples)
+    return to_packed_dataset(pack(samples, settings.max_length or 0, most_rows))
+
+
+def to_dataset(samples: Sequence[Encoded]) -> Dataset:
+    """The samples as the two columns that TRL's collator pads and nothing else touches."""
+    return Dataset.from_dict(
+        {
+            "input_ids": [np.asarray(sample.input_ids, dtype=np.int32) for sample in samples],
+            "labels": [np.asarray(sample.labels, dtype=np.int32) for sample in samples],
+        }
+    )
