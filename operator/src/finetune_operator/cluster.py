@@ -26,7 +26,7 @@ from finetune_operator.kube.errors import (
     Refused,
     RetryLater,
 )
-from finetune_operator.kube.objects import ChildJob, Job, Key, Object, Pod, Workload, controller_of
+from finetune_operator.kube.objects import FineTuneJob, Job, Key, Object, Pod, Workload, controller_of
 from finetune_operator.kube.observed import Warnings
 from finetune_operator.manifests import jobs as manifests
 from finetune_operator.manifests.jobs import Child
@@ -61,28 +61,28 @@ class Cluster:
         self._threads.shutdown(wait=False, cancel_futures=True)
         self._connection.close()
 
-    async def get_job(self, key: Key) -> Job:
+    async def get_job(self, key: Key) -> FineTuneJob:
         """The FineTuneJob as it is stored now."""
-        return Job.from_object(await self._call("GET", _custom(key.namespace, key.name)))
+        return FineTuneJob.from_object(await self._call("GET", _custom(key.namespace, key.name)))
 
-    async def list_jobs(self) -> list[Job]:
+    async def list_jobs(self) -> list[FineTuneJob]:
         """Every FineTuneJob that is served."""
-        found: list[Job] = []
+        found: list[FineTuneJob] = []
         for namespace in self._settings.watch_namespaces or [""]:
             path = _custom(namespace) if namespace else f"/apis/{names.API_VERSION}/{names.PLURAL}"
             token = ""
             while True:
                 page = await self._call("GET", path, query={"limit": PAGE, "continue": token})
-                found += [Job.from_object(item) for item in page["items"]]
+                found += [FineTuneJob.from_object(item) for item in page["items"]]
                 token = page["metadata"].get("continue", "")
                 if not token:
                     break
         return found
 
-    async def list_children(self, key: Key) -> tuple[ChildJob, ...]:
+    async def list_children(self, key: Key) -> tuple[Job, ...]:
         """The Jobs that carry the job's name, whoever owns them."""
         items = await self._list_named(key, _jobs(key.namespace))
-        return tuple(ChildJob.from_object(item) for item in items)
+        return tuple(Job.from_object(item) for item in items)
 
     async def list_pods(self, key: Key) -> tuple[Pod, ...]:
         """The pods that carry the job's name."""
@@ -96,7 +96,7 @@ class Cluster:
             if (item["metadata"].get("annotations") or {}).get(names.ANNOTATION_JOB_NAME) == key.name
         ]
 
-    async def list_workloads(self, key: Key, children: Iterable[ChildJob]) -> tuple[Workload, ...] | None:
+    async def list_workloads(self, key: Key, children: Iterable[Job]) -> tuple[Workload, ...] | None:
         """Kueue's Workloads of these Jobs, or None where the API server does not serve any."""
         uids = ",".join(child.uid for child in children)
         query = {"labelSelector": f"{names.LABEL_QUEUED_JOB_UID} in ({uids})"}
@@ -106,15 +106,15 @@ class Cluster:
             return None
         return tuple(Workload.from_object(item) for item in page["items"])
 
-    async def create_child(self, job: Job, child: Child) -> ChildJob:
+    async def create_child(self, job: FineTuneJob, child: Child) -> Job:
         """Creates ConfigMap, Service and Job; one that is there already is success when this very job owns it."""
         namespace = job.key.namespace
         await self._create_owned(job, f"/api/v1/namespaces/{namespace}/configmaps", child.config_map)
         if child.service:
             await self._create_owned(job, f"/api/v1/namespaces/{namespace}/services", child.service)
-        return ChildJob.from_object(await self._create_owned(job, _jobs(namespace), child.job))
+        return Job.from_object(await self._create_owned(job, _jobs(namespace), child.job))
 
-    async def _create_owned(self, job: Job, path: str, body: Object) -> Object:
+    async def _create_owned(self, job: FineTuneJob, path: str, body: Object) -> Object:
         try:
             return await self._call("POST", path, body=body)
         except AlreadyExists:
@@ -124,7 +124,7 @@ class Cluster:
                 return found
             raise NameTaken(body["kind"], name) from None
 
-    async def delete_child(self, job: Job, child: ChildJob) -> None:
+    async def delete_child(self, job: FineTuneJob, child: Job) -> None:
         """Deletes exactly that Job, and with it its pods."""
         await self._delete(f"{_jobs(job.key.namespace)}/{child.name}", child.uid)
 
@@ -135,7 +135,7 @@ class Cluster:
         except (Gone, Outdated):
             return
 
-    async def remove_children(self, job: Job) -> bool:
+    async def remove_children(self, job: FineTuneJob) -> bool:
         """Deletes a job's ConfigMaps and Services, then its Jobs with their pods; false when there were none."""
         for kind in ("configmaps", "services"):
             path = f"/api/v1/namespaces/{job.key.namespace}/{kind}"
@@ -147,19 +147,19 @@ class Cluster:
             await self.delete_child(job, child)
         return bool(children)
 
-    async def set_suspended(self, job: Job, child: ChildJob, *, is_suspended: bool) -> ChildJob:
+    async def set_suspended(self, job: FineTuneJob, child: Job, *, is_suspended: bool) -> Job:
         """Suspends exactly that Job under the operator's name, or lets it go on."""
         note = {names.ANNOTATION_SUSPENDED_BY: names.MANAGED_BY if is_suspended else None}
         body = {"metadata": {"uid": child.uid, "annotations": note}, "spec": {"suspend": is_suspended}}
-        return ChildJob.from_object(await self._patch(f"{_jobs(job.key.namespace)}/{child.name}", body))
+        return Job.from_object(await self._patch(f"{_jobs(job.key.namespace)}/{child.name}", body))
 
-    async def set_active(self, job: Job, workload: Workload, *, is_active: bool) -> None:
+    async def set_active(self, job: FineTuneJob, workload: Workload, *, is_active: bool) -> None:
         """Takes a Workload out of queueing under the operator's name, or puts it back; Kueue acts on its Job."""
         note = {names.ANNOTATION_SUSPENDED_BY: None if is_active else names.MANAGED_BY}
         body = {"metadata": {"uid": workload.uid, "annotations": note}, "spec": {"active": is_active}}
         await self._patch(f"{_workloads(job.key.namespace)}/{workload.name}", body)
 
-    async def move_to_queue(self, job: Job, child: ChildJob, queue: str | None) -> None:
+    async def move_to_queue(self, job: FineTuneJob, child: Job, queue: str | None) -> None:
         """Lets a Job that has not been admitted wait in another queue, or in none and run."""
         body: Object = {"metadata": {"uid": child.uid, "labels": {names.LABEL_QUEUE: queue}}}
         if queue is None:
@@ -172,12 +172,14 @@ class Cluster:
         except Gone as problem:
             raise Outdated(str(problem)) from problem
 
-    async def patch_status(self, job: Job, change: Object) -> Job:
+    async def patch_status(self, job: FineTuneJob, change: Object) -> FineTuneJob:
         """Writes the changed parts of the status, unless somebody else wrote the object since it was read."""
         meta = {"uid": job.uid, "resourceVersion": job.resource_version}
         path = f"{_custom(job.key.namespace, job.key.name)}/status"
         body = {"metadata": meta, "status": change}
-        return Job.from_object(await self._call("PATCH", path, body=body, content_type="application/merge-patch+json"))
+        return FineTuneJob.from_object(
+            await self._call("PATCH", path, body=body, content_type="application/merge-patch+json")
+        )
 
     async def list_warnings(self, namespace: str, kind: str, uid: str) -> Warnings:
         """Warning events of one object, newest first."""

@@ -16,7 +16,7 @@ from finetune_api import __version__
 from finetune_api.names import PLURAL, ConditionType, Phase
 from finetune_api.spec import FineTuneJobSpec, Method, ResumePolicy
 from finetune_api.status import FineTuneJobStatus
-from finetune_operator.kube.objects import Job, Key
+from finetune_operator.kube.objects import FineTuneJob, Key
 from finetune_operator.policy import counters as tallies
 
 disable_created_metrics()  # type: ignore[no-untyped-call]
@@ -40,7 +40,7 @@ class JobCollector:
     def __len__(self) -> int:
         return len(self._jobs)
 
-    def show(self, job: Job) -> None:
+    def show(self, job: FineTuneJob) -> None:
         """Takes over the job's current status."""
         self._jobs[job.key] = (job.spec, job.status)
 

@@ -97,13 +97,13 @@ def trainer_template(job: Any) -> dict[str, Any]:
 
 @pytest.fixture
 def job() -> Any:
-    from finetune_operator.kube.objects import Job
+    from finetune_operator.kube.objects import FineTuneJob
     from finetune_operator.settings import Settings
 
     meta = {"namespace": "team", "name": "one", "uid": "uid", "resourceVersion": "1", "generation": 1}
     example = yaml.safe_load((ROOT / "crds" / "examples" / "demo.yaml").read_text(encoding="utf-8"))
     settings = Settings(trainer_image="registry.example/trainer:1")
-    return Job.from_object({"metadata": meta, "spec": example["spec"]}), settings
+    return FineTuneJob.from_object({"metadata": meta, "spec": example["spec"]}), settings
 
 
 def test_the_rules_are_those_of_the_file_with_the_runbooks_address(helm: str) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from finetune_api import handoff, names
 from finetune_api.spec import FineTuneJobSpec
-from finetune_operator.kube.objects import ChildJob, Job, Pod
+from finetune_operator.kube.objects import FineTuneJob, Job, Pod
 from finetune_operator.kube.observed import Observed, Reading, Warnings
 from finetune_operator.manifests.jobs import build_attempt, build_preflight
 from finetune_operator.policy.decision import Decision
@@ -50,14 +50,14 @@ class Scene:
         self.extra: dict[str, Any] = {}
 
     @property
-    def job(self) -> Job:
-        return Job.from_object(self.object)
+    def job(self) -> FineTuneJob:
+        return FineTuneJob.from_object(self.object)
 
     def seen(self, **changes: Any) -> Observed:
         fields = {
             "job": self.job,
             "now": self.now,
-            "children": tuple(ChildJob.from_object(one) for one in self.children.values()),
+            "children": tuple(Job.from_object(one) for one in self.children.values()),
             "pods": tuple(Pod.from_object(one) for one in self.pods.values()),
             "reading": self.reading,
             "warnings": self.warnings,

@@ -22,7 +22,7 @@ from finetune_api.status import FineTuneJobStatus
 from finetune_operator.controller.progress_poller import ProgressError, Puller, fetch, open_session
 from finetune_operator.controller.watch_cache import Memory
 from finetune_operator.controller.workqueue import WorkQueue
-from finetune_operator.kube.objects import Job, Key, Pod
+from finetune_operator.kube.objects import FineTuneJob, Key, Pod
 from finetune_operator.kube.observed import Target
 from finetune_operator.metrics import Metrics
 from finetune_operator.policy.conditions import Conditions
@@ -101,9 +101,11 @@ def replaced(document: dict[str, Any], changes: list[tuple[tuple[str, ...], Any]
     return dict(new)
 
 
-def job() -> Job:
+def job() -> FineTuneJob:
     meta = {"namespace": "team", "name": "one", "uid": "job-uid", "generation": 1}
-    return Job.from_object({"metadata": meta, "spec": SPEC.model_dump(mode="json", by_alias=True, exclude_none=True)})
+    return FineTuneJob.from_object(
+        {"metadata": meta, "spec": SPEC.model_dump(mode="json", by_alias=True, exclude_none=True)}
+    )
 
 
 def ended(message: str) -> Pod:

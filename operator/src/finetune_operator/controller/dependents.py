@@ -1,6 +1,6 @@
 """Which job waits for which, so that a change of one wakes the others at once; rebuilt from the watch at start."""
 
-from finetune_operator.kube.objects import Job, Key
+from finetune_operator.kube.objects import FineTuneJob, Key
 from finetune_operator.policy.dependencies import open_needs
 
 Look = tuple[str, str | None, str | None]
@@ -18,7 +18,7 @@ class Families:
     def __len__(self) -> int:
         return len(self._needs)
 
-    def note(self, job: Job) -> frozenset[Key]:
+    def note(self, job: FineTuneJob) -> frozenset[Key]:
         """Takes over a job as it is now; returns who waits for it, unless it looks to them as before."""
         self._set_needs(job.key, frozenset(Key(job.key.namespace, need.name) for need in open_needs(job)))
         look = (job.uid, job.status.phase, job.status.reason)

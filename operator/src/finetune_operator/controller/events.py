@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from finetune_api import names
 from finetune_api.names import ConditionType, EventReason
 from finetune_api.status import FineTuneJobStatus
-from finetune_operator.kube.objects import Job, Object
+from finetune_operator.kube.objects import FineTuneJob, Object
 from finetune_operator.policy import runs
 
 C, E = ConditionType, EventReason
@@ -143,7 +143,7 @@ def _end(old: FineTuneJobStatus, new: FineTuneJobStatus) -> list[Event]:
     return found
 
 
-def build_event(job: Job, event: Event, instance: str, now: datetime) -> Object:
+def build_event(job: FineTuneJob, event: Event, instance: str, now: datetime) -> Object:
     """The event as the API takes it; its name follows from its content, so that a repetition is the same event."""
     stamp = now.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     content = f"{job.uid}/{job.resource_version}/{event.reason}/{event.message}"

@@ -12,7 +12,7 @@ import kopf
 from finetune_api import names
 from finetune_operator.controller.watch_cache import Memory
 from finetune_operator.controller.workqueue import WorkQueue
-from finetune_operator.kube.objects import Job, Key, key_of_child
+from finetune_operator.kube.objects import FineTuneJob, Key, key_of_child
 from finetune_operator.metrics import Metrics
 from finetune_operator.policy import deadlines
 from finetune_operator.settings import Settings
@@ -35,7 +35,7 @@ def build_registry(
             memory.forget(key)
             _add_all(queue, memory.families.drop(key))
             return
-        job = Job.from_object(dict(body))
+        job = FineTuneJob.from_object(dict(body))
         metrics.jobs.show(job)
         _add_all(queue, memory.families.note(job))
         if not job.is_settled or (event["type"] == "MODIFIED" and deadlines.has_ttl(job)):

@@ -11,7 +11,7 @@ from finetune_operator.controller import events
 from finetune_operator.controller.watch_cache import Memory
 from finetune_operator.controller.workqueue import WorkQueue
 from finetune_operator.kube.errors import ClusterError, Denied, Gone, NameTaken, Outdated, Refused, RetryLater
-from finetune_operator.kube.objects import ChildJob, Job, Key, Object, Workload
+from finetune_operator.kube.objects import FineTuneJob, Job, Key, Object, Workload
 from finetune_operator.kube.observed import Observed
 from finetune_operator.metrics import Metrics
 from finetune_operator.policy import deadlines, kueue
@@ -93,7 +93,7 @@ class Reconciler:
         if decision.requeue_after is not None:
             self._queue.add(key, decision.requeue_after)
 
-    async def _tidy(self, job: Job) -> None:
+    async def _tidy(self, job: FineTuneJob) -> None:
         """Removes what is left of a finished job in time; after a restart, the listing of its Jobs brings it here."""
         left = deadlines.seconds_to_tidy(job, self._clock())
         if left:
@@ -101,7 +101,7 @@ class Reconciler:
         elif left is not None and await self._cluster.remove_children(job):
             log.info("%s: Jobs removed, %s s after the end", job.key, job.spec and job.spec.ttl_seconds_after_finished)
 
-    async def _observe(self, job: Job) -> Observed:
+    async def _observe(self, job: FineTuneJob) -> Observed:
         """Jobs before pods: a pod is then never older than what its Job says of it."""
         relatives = await self._relatives(job)
         try:
@@ -125,7 +125,7 @@ class Reconciler:
             obstacle=obstacle,
         )
 
-    async def _workloads(self, job: Job, children: tuple[ChildJob, ...]) -> tuple[Workload, ...] | None:
+    async def _workloads(self, job: FineTuneJob, children: tuple[Job, ...]) -> tuple[Workload, ...] | None:
         """What Kueue says of the Jobs that it may hold; None where it is not there, or has nothing to do with them."""
         held = [one for one in children if one.owner_uid == job.uid and kueue.may_hold(one)]
         self._memory.expect(job.key, [one.uid for one in held])
@@ -133,9 +133,9 @@ class Reconciler:
             return None
         return await self._cluster.list_workloads(job.key, held)
 
-    async def _relatives(self, job: Job) -> dict[str, Job | None]:
+    async def _relatives(self, job: FineTuneJob) -> dict[str, FineTuneJob | None]:
         """The jobs that this one waits for, read now, and those that they wait for, among which circles are found."""
-        found: dict[str, Job | None] = {}
+        found: dict[str, FineTuneJob | None] = {}
         names = [need.name for need in parents.open_needs(job)]
         while names and len(found) < parents.MAX_RELATIVES:
             name = names.pop(0)
@@ -145,7 +145,7 @@ class Reconciler:
             names += [need.name for need in parents.open_needs(other)] if other else []
         return found
 
-    async def _find(self, key: Key) -> Job | None:
+    async def _find(self, key: Key) -> FineTuneJob | None:
         try:
             return await self._cluster.get_job(key)
         except Gone:
@@ -192,7 +192,7 @@ class Reconciler:
                 seen = replace(seen, obstacle=problem)
         raise RuntimeError(f"{seen.job.key}: the plan does not come to an end")
 
-    async def _write(self, job: Job, status: FineTuneJobStatus) -> None:
+    async def _write(self, job: FineTuneJob, status: FineTuneJobStatus) -> None:
         change = difference(job.status.to_wire(), status.to_wire())
         if not change:
             return

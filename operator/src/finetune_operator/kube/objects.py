@@ -81,7 +81,7 @@ def key_of_child(obj: Object) -> Key | None:
 
 
 @dataclass(frozen=True)
-class Job:
+class FineTuneJob:
     """A FineTuneJob."""
 
     key: Key
@@ -138,7 +138,7 @@ def _sentence(problem: ValidationError, whole: str) -> str:
 
 
 @dataclass(frozen=True)
-class ChildJob:
+class Job:
     """A preflight or trainer Job."""
 
     name: str

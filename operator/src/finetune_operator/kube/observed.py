@@ -6,9 +6,9 @@ from datetime import datetime
 
 from finetune_api.handoff import ProgressReport
 from finetune_operator.kube.errors import ClusterError
-from finetune_operator.kube.objects import ChildJob, Job, Pod, Workload
+from finetune_operator.kube.objects import FineTuneJob, Job, Pod, Workload
 
-Relatives = Mapping[str, Job | None]
+Relatives = Mapping[str, FineTuneJob | None]
 """By name: the jobs that one waits for, and those that they wait for in turn; None where there is none."""
 
 
@@ -45,9 +45,9 @@ class Warnings:
 class Observed:
     """One look at the cluster: all that a decision is made from."""
 
-    job: Job
+    job: FineTuneJob
     now: datetime
-    children: tuple[ChildJob, ...] = ()
+    children: tuple[Job, ...] = ()
     pods: tuple[Pod, ...] = ()
     workloads: tuple[Workload, ...] | None = None
     """Kueue's Workloads of the own Jobs; None where there is no Kueue, or nothing to ask it."""
@@ -60,7 +60,7 @@ class Observed:
     """Whether children and pods could not be read: their absence then means nothing."""
 
     @property
-    def own(self) -> tuple[ChildJob, ...]:
+    def own(self) -> tuple[Job, ...]:
         """The Jobs of this very FineTuneJob, not of an earlier one of the same name."""
         return tuple(child for child in self.children if child.owner_uid == self.job.uid)
 
@@ -69,7 +69,7 @@ class Observed:
         """Names of what is still there of an earlier FineTuneJob of the same name."""
         return tuple(sorted(child.name for child in self.children if child.owner_uid != self.job.uid))
 
-    def workload_of(self, child: ChildJob) -> Workload | None:
+    def workload_of(self, child: Job) -> Workload | None:
         """What Kueue knows of that Job."""
         return next((one for one in self.workloads or () if one.job_uid == child.uid), None)
 

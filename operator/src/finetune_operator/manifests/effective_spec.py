@@ -8,7 +8,7 @@ from finetune_api.blocks import Block
 from finetune_api.handoff import HubRole
 from finetune_api.names import Component
 from finetune_api.spec import DataSource, FineTuneJobSpec, Hub, Model, Storage
-from finetune_operator.kube.objects import Job
+from finetune_operator.kube.objects import FineTuneJob
 from finetune_operator.settings import Settings
 
 HUB_ENDPOINT = "https://huggingface.co"
@@ -65,7 +65,7 @@ def hub_tokens(spec: FineTuneJobSpec, settings: Settings) -> list[Token]:
     return found
 
 
-def queue_name(job: Job, component: Component) -> str | None:
+def queue_name(job: FineTuneJob, component: Component) -> str | None:
     """The LocalQueue that a Job of this job waits in: preflight's own, else the trainer's, else the job's label."""
     spec = job.spec
     own = spec.preflight.queue_name if spec and spec.preflight and component is Component.PREFLIGHT else None

@@ -8,7 +8,7 @@ from finetune_api.blocks import Quantity
 from finetune_api.pods import PodResources
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import Lineage
-from finetune_operator.kube.objects import Job, Object, selector_value, slug
+from finetune_operator.kube.objects import FineTuneJob, Object, selector_value, slug
 from finetune_operator.manifests.effective_spec import effective_spec, hub_tokens, queue_name
 from finetune_operator.manifests.volumes import build_volumes
 from finetune_operator.settings import Settings
@@ -34,17 +34,17 @@ class Child:
         return str(self.job["metadata"]["name"])
 
 
-def child_name(job: Job, attempt: int) -> str:
+def child_name(job: FineTuneJob, attempt: int) -> str:
     """Deterministic name of a Job: `<slug>-preflight` or `<slug>-<attempt>`."""
     return f"{slug(job.key.name)}-{attempt or 'preflight'}"
 
 
-def build_preflight(job: Job, settings: Settings, image: str) -> Child:
+def build_preflight(job: FineTuneJob, settings: Settings, image: str) -> Child:
     """The preflight Job: no GPU, the same image, its own back-off."""
     return _child(job, settings, 0, image, PREFLIGHT_BACKOFF_LIMIT)
 
 
-def build_attempt(job: Job, settings: Settings, image: str, attempt: int) -> Child:
+def build_attempt(job: FineTuneJob, settings: Settings, image: str, attempt: int) -> Child:
     """The trainer Job of an attempt; failures of earlier attempts are taken off its back-off.
 
     With many pods the first failure ends the Job, for the others can only start again together with the failed one.
@@ -54,7 +54,7 @@ def build_attempt(job: Job, settings: Settings, image: str, attempt: int) -> Chi
     return _child(job, settings, attempt, image, left)
 
 
-def build_config(job: Job, settings: Settings, attempt: int) -> handoff.JobConfig:
+def build_config(job: FineTuneJob, settings: Settings, attempt: int) -> handoff.JobConfig:
     """What the pod is told."""
     spec, pinned = _spec(job), job.status.lineage or Lineage()
     return handoff.JobConfig(
@@ -72,13 +72,13 @@ def build_config(job: Job, settings: Settings, attempt: int) -> handoff.JobConfi
     )
 
 
-def _first_pod(job: Job, attempt: int) -> str:
+def _first_pod(job: FineTuneJob, attempt: int) -> str:
     """The Job controller names pods `<Job>-<rank>` for the resolver; the Service has the name of the Job."""
     name = child_name(job, attempt)
     return f"{name}-0.{name}"
 
 
-def owner_reference(job: Job) -> Object:
+def owner_reference(job: FineTuneJob) -> Object:
     """Makes the garbage collector remove the child with the job; never blocks the job's deletion."""
     return {
         "apiVersion": names.API_VERSION,
@@ -90,7 +90,7 @@ def owner_reference(job: Job) -> Object:
     }
 
 
-def labels(job: Job, component: names.Component, attempt: int) -> dict[str, str]:
+def labels(job: FineTuneJob, component: names.Component, attempt: int) -> dict[str, str]:
     """Labels of a child and of its pods."""
     return {
         names.LABEL_NAME: names.APP_NAME,
@@ -123,7 +123,7 @@ def pod_failure_policy() -> Object:
     }
 
 
-def _child(job: Job, settings: Settings, attempt: int, image: str, backoff_limit: int) -> Child:
+def _child(job: FineTuneJob, settings: Settings, attempt: int, image: str, backoff_limit: int) -> Child:
     component = names.Component.TRAINER if attempt else names.Component.PREFLIGHT
     name = child_name(job, attempt)
     text = build_config(job, settings, attempt).model_dump_json(by_alias=True, exclude_none=True)
@@ -185,7 +185,7 @@ def _service(meta: Object) -> Object:
     }
 
 
-def _queue_labels(job: Job, component: names.Component) -> dict[str, str]:
+def _queue_labels(job: FineTuneJob, component: names.Component) -> dict[str, str]:
     """What Kueue reads on a Job."""
     queue, scheduling = queue_name(job, component), _spec(job).scheduling
     if queue is None:
@@ -194,7 +194,7 @@ def _queue_labels(job: Job, component: names.Component) -> dict[str, str]:
     return {names.LABEL_QUEUE: queue} | ({names.LABEL_QUEUE_PRIORITY: priority} if priority else {})
 
 
-def _topology(job: Job, component: names.Component) -> dict[str, str]:
+def _topology(job: FineTuneJob, component: names.Component) -> dict[str, str]:
     """Kueue's annotation of the pods that are to be near each other."""
     scheduling = _spec(job).scheduling
     wanted = scheduling.topology if scheduling else None
@@ -203,7 +203,7 @@ def _topology(job: Job, component: names.Component) -> dict[str, str]:
     return {names.ANNOTATION_TOPOLOGY.format(mode=wanted.mode.lower()): wanted.level or "true"}
 
 
-def _pod_spec(job: Job, settings: Settings, component: names.Component, image: str, config_name: str) -> Object:
+def _pod_spec(job: FineTuneJob, settings: Settings, component: names.Component, image: str, config_name: str) -> Object:
     spec = _spec(job)
     is_trainer = component is names.Component.TRAINER
     effective, tokens = effective_spec(spec, settings), hub_tokens(spec, settings)
@@ -329,7 +329,7 @@ def _without_empty(fields: Object) -> Object:
     return {name: value for name, value in fields.items() if value}
 
 
-def _spec(job: Job) -> FineTuneJobSpec:
+def _spec(job: FineTuneJob) -> FineTuneJobSpec:
     if job.spec is None:
         raise ValueError(f"{job.key} has no readable spec")
     return job.spec

@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.tracking import WandbMode
-from finetune_operator.kube.objects import Job, repository
+from finetune_operator.kube.objects import FineTuneJob, repository
 from finetune_operator.manifests.effective_spec import hub_endpoint, uses_hub
 from finetune_operator.settings import Settings
 
@@ -30,7 +30,7 @@ METADATA_NETWORKS = tuple(
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 
 
-def refusal(job: Job, settings: Settings) -> str | None:
+def refusal(job: FineTuneJob, settings: Settings) -> str | None:
     """Why the job is not allowed to run, with the setting that would allow it; None when it is."""
     spec = job.spec
     if spec is None:

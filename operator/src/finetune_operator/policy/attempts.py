@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from finetune_api.handoff import Outcome
 from finetune_api.names import Component, ConditionType, Reason
 from finetune_api.status import JobRef
-from finetune_operator.kube.objects import ChildJob, Pod
+from finetune_operator.kube.objects import Job, Pod
 from finetune_operator.kube.observed import Reading, Target
 from finetune_operator.manifests.jobs import build_attempt
 from finetune_operator.policy import checkpoint_budget as saving
@@ -33,7 +33,7 @@ def train(draft: Draft) -> None:
     stopped_runs.count(draft, attempts)
     runs.fold(draft, attempts)
     if current:
-        saving.note(draft, current)
+        saving.check_save_time(draft, current)
     mine = current if current and status.job_ref and current.uid == status.job_ref.uid else None
     if mine and not mine.is_over:
         _note_running(draft, mine)
@@ -59,7 +59,7 @@ def _has_counted(draft: Draft) -> bool:
     return any(getattr(before, name) != getattr(after, name) for name in counters)
 
 
-def _note_running(draft: Draft, current: ChildJob) -> None:
+def _note_running(draft: Draft, current: Job) -> None:
     """The first pod is the run; with many, the job has not started before all of them have."""
     pods = draft.seen.pods_of(current.uid)
     pod = _first_running(pods)
@@ -74,7 +74,7 @@ def _first_running(pods: Sequence[Pod]) -> Pod | None:
     return next((one for one in reversed(pods) if one.is_running and one.rank == 0), None)
 
 
-def _is_overdue(draft: Draft, mine: ChildJob | None) -> bool:
+def _is_overdue(draft: Draft, mine: Job | None) -> bool:
     """Whether a deadline ends the job; what was counted is written first, and the Job removed before that is said."""
     overdue = deadlines.exceeded(draft)
     if overdue is None or draft.seen.obstacle:
@@ -105,7 +105,7 @@ def _end_by_count(draft: Draft) -> None:
         draft.fail(R.BACKOFF_LIMIT_EXCEEDED, runs.last_sentence(draft.status))
 
 
-def _open(draft: Draft, current: ChildJob) -> None:
+def _open(draft: Draft, current: Job) -> None:
     """Watched, or removed after too many runs; these are written first, so that a lost write changes nothing."""
     is_counted = _has_counted(draft)
     has_lower_limit = _too_many_failures(draft) and current.failed_pods <= current.backoff_limit
@@ -143,7 +143,7 @@ def _deleted(draft: Draft) -> None:
         _close(draft, R.JOB_DELETED, detail, add_failure=not is_counted)  # it was failing already
 
 
-def _ended(draft: Draft, current: ChildJob) -> None:
+def _ended(draft: Draft, current: Job) -> None:
     seen, status = draft.seen, draft.status
     ends = [rounds.End(evidence.judge(pod, seen.job), pod) for pod in seen.pods_of(current.uid) if pod.is_over]
     firsts = [end.verdict for end in ends if end.pod and end.pod.rank == 0]
@@ -178,13 +178,13 @@ def _ended(draft: Draft, current: ChildJob) -> None:
         draft.fail(reason, current.failed_message, current)
 
 
-def _may_go_on(draft: Draft, current: ChildJob) -> bool:
+def _may_go_on(draft: Draft, current: Job) -> bool:
     """Whether the Job has used up the limit that it was created with, and the user allows more by now."""
     counted = (draft.status.job_ref and draft.status.job_ref.failures) or 0
     return counted > current.backoff_limit and not _too_many_failures(draft)
 
 
-def _why_again(draft: Draft, current: ChildJob) -> tuple[str, str]:
+def _why_again(draft: Draft, current: Job) -> tuple[str, str]:
     """With many pods every failure ends the Job; one pod is replaced within it until its limit is used up."""
     if current.nodes == 1:
         return R.BACKOFF_LIMIT_EXCEEDED, "backoffLimit was raised meanwhile"
@@ -222,7 +222,7 @@ def _image(draft: Draft) -> str:
     return asked or draft.settings.trainer_image
 
 
-def _watch(draft: Draft, current: ChildJob) -> None:
+def _watch(draft: Draft, current: Job) -> None:
     seen, status = draft.seen, draft.status
     pods = seen.pods_of(current.uid)
     pod = _first_running(pods)
@@ -249,7 +249,7 @@ def _watch(draft: Draft, current: ChildJob) -> None:
         _restart(draft, current)
 
 
-def _say_running(draft: Draft, current: ChildJob, reading: Reading | None) -> None:
+def _say_running(draft: Draft, current: Job, reading: Reading | None) -> None:
     if reading and reading.unreachable_since and trouble.is_unreachable(reading, draft.seen.now):
         draft.conditions.set(C.RUNNING, "True", R.UNREACHABLE, reading.problem)
     else:
@@ -257,7 +257,7 @@ def _say_running(draft: Draft, current: ChildJob, reading: Reading | None) -> No
         draft.conditions.set(C.RUNNING, "True", R.PODS_RUNNING, who)
 
 
-def _restart(draft: Draft, current: ChildJob) -> None:
+def _restart(draft: Draft, current: Job) -> None:
     """The Job is removed once it is written why; its pod's end is then a failure, whatever it says."""
     run, progress = draft.status.current_run, draft.status.progress
     if run is None:

@@ -1,7 +1,7 @@
 """Whether a trainer that is told to end has the time to save: condition SavesInTime, from the last save."""
 
 from finetune_api.names import ConditionType, Reason
-from finetune_operator.kube.objects import ChildJob
+from finetune_operator.kube.objects import Job
 from finetune_operator.policy.decision import Draft
 
 C, R = ConditionType, Reason
@@ -9,7 +9,7 @@ SHARE = 0.8
 """The part of the grace period that a save may take; the rest is for the step, or the transfer, that it interrupts."""
 
 
-def note(draft: Draft, child: ChildJob) -> None:
+def check_save_time(draft: Draft, child: Job) -> None:
     """Warns before a preemption proves it; the grace period is that of the Job as it was created."""
     saved, grace = draft.status.checkpoint, child.grace_seconds
     if saved is None or saved.save_seconds is None or grace is None:

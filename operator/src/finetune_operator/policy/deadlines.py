@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from finetune_api.names import ConditionType, Reason
-from finetune_operator.kube.objects import Job
+from finetune_operator.kube.objects import FineTuneJob
 from finetune_operator.kube.observed import Reading
 from finetune_operator.policy.decision import Draft
 
@@ -81,12 +81,12 @@ def is_stalled(draft: Draft, reading: Reading) -> bool:
     return (reading.at - run.last_moved_time).total_seconds() >= draft.spec.stall_timeout_seconds
 
 
-def has_ttl(job: Job) -> bool:
+def has_ttl(job: FineTuneJob) -> bool:
     """Whether its children are removed some time after its end."""
     return job.spec is not None and job.spec.ttl_seconds_after_finished is not None
 
 
-def seconds_to_tidy(job: Job, now: datetime) -> float | None:
+def seconds_to_tidy(job: FineTuneJob, now: datetime) -> float | None:
     """Seconds until the children of a finished job are to be removed, 0 when they are; None = they stay."""
     ttl = job.spec.ttl_seconds_after_finished if job.spec else None
     if ttl is None or not job.is_finished or job.status.completion_time is None:

@@ -6,7 +6,7 @@ from finetune_api.handoff import Outcome, Report
 from finetune_api.names import ConditionType, Reason
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import FineTuneJobStatus
-from finetune_operator.kube.objects import ChildJob, Workload
+from finetune_operator.kube.objects import Job, Workload
 from finetune_operator.kube.observed import Observed, Target
 from finetune_operator.manifests.jobs import Child
 from finetune_operator.policy import pod_diagnosis as trouble
@@ -25,12 +25,12 @@ class Decision:
 
     status: FineTuneJobStatus
     create: Child | None = None
-    delete: ChildJob | None = None
-    suspend: ChildJob | None = None
-    resume: ChildJob | None = None
+    delete: Job | None = None
+    suspend: Job | None = None
+    resume: Job | None = None
     deactivate: Workload | None = None
     activate: Workload | None = None
-    requeue: tuple[ChildJob, str | None] | None = None
+    requeue: tuple[Job, str | None] | None = None
     """A waiting Job, and the queue that it is to wait in instead; None lets it run."""
     look_at: trouble.Question | None = None
     follow: Target | None = None
@@ -82,14 +82,14 @@ class Draft:
         else:
             self.decision.create = child
 
-    def succeed(self, child: ChildJob, report: Report, reason: Reason) -> None:
+    def succeed(self, child: Job, report: Report, reason: Reason) -> None:
         """The result is published."""
         self._show_early_stop()
         uri = (report.artifacts and report.artifacts.uri) or self.spec.output.uri
         self.conditions.succeed(reason, uri)
         self.status.completion_time = child.completed
 
-    def fail(self, reason: str, message: str, child: ChildJob | None = None, report: Report | None = None) -> None:
+    def fail(self, reason: str, message: str, child: Job | None = None, report: Report | None = None) -> None:
         """The job has failed for good, when its Job ended or now; a result that met no gate is there all the same."""
         self.conditions.fail(reason, message)
         found = report.artifacts if report and report.outcome is Outcome.GATE_NOT_MET else None

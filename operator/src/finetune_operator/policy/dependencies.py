@@ -7,7 +7,7 @@ from typing import Literal
 from finetune_api.names import ConditionType, Reason
 from finetune_api.spec import FineTuneJobSpec, Method, Objective
 from finetune_api.status import FineTuneJobStatus, Lineage, PublishedJob
-from finetune_operator.kube.objects import Job
+from finetune_operator.kube.objects import FineTuneJob
 from finetune_operator.kube.observed import Relatives
 from finetune_operator.policy.status_report import merged
 
@@ -45,14 +45,14 @@ def needs(spec: FineTuneJobSpec | None) -> list[Need]:
     return found
 
 
-def open_needs(job: Job) -> list[Need]:
+def open_needs(job: FineTuneJob) -> list[Need]:
     """The references that are not answered: of a job that is accepted or finished there are none."""
     if job.is_finished:
         return []
     return [need for need in needs(job.spec) if getattr(job.status.lineage, need.pin, None) is None]
 
 
-def obstacle(job: Job, relatives: Relatives) -> Obstacle | None:
+def obstacle(job: FineTuneJob, relatives: Relatives) -> Obstacle | None:
     """The worst of what keeps a job from starting: a mistake in the spec before a failed job before one that runs."""
     for judge in (_mistakes, _failed, _unfinished):
         found = list(judge(job, relatives))
@@ -61,7 +61,7 @@ def obstacle(job: Job, relatives: Relatives) -> Obstacle | None:
     return None
 
 
-def pin(status: FineTuneJobStatus, job: Job, relatives: Relatives) -> bool:
+def pin(status: FineTuneJobStatus, job: FineTuneJob, relatives: Relatives) -> bool:
     """Holds on to the complete jobs that this one builds on, whatever becomes of them; whether any was new."""
     found = {need.pin: _published(parent) for need in open_needs(job) if (parent := relatives.get(need.name))}
     if found:
@@ -69,7 +69,7 @@ def pin(status: FineTuneJobStatus, job: Job, relatives: Relatives) -> bool:
     return bool(found)
 
 
-def _mistakes(job: Job, relatives: Relatives) -> Iterator[Obstacle]:
+def _mistakes(job: FineTuneJob, relatives: Relatives) -> Iterator[Obstacle]:
     for need in open_needs(job):
         circle = _circle(job, need.name, relatives)
         if circle:
@@ -80,7 +80,7 @@ def _mistakes(job: Job, relatives: Relatives) -> Iterator[Obstacle]:
             yield from _misfits(job, need, parent, parent.spec)
 
 
-def _misfits(job: Job, need: Need, parent: Job, spec: FineTuneJobSpec) -> Iterator[Obstacle]:
+def _misfits(job: FineTuneJob, need: Need, parent: FineTuneJob, spec: FineTuneJobSpec) -> Iterator[Obstacle]:
     if need.pin == "reward_job" and spec.objective is not Objective.REWARD_MODEL:
         yield Obstacle(
             Reason.INVALID_SPEC,
@@ -95,18 +95,18 @@ def _misfits(job: Job, need: Need, parent: Job, spec: FineTuneJobSpec) -> Iterat
         )
 
 
-def _continues_adapter(job: Job) -> bool:
+def _continues_adapter(job: FineTuneJob) -> bool:
     adapter = job.spec.tuning.initial_adapter if job.spec else None
     return adapter is not None and bool(adapter.from_parent)
 
 
-def _trains_every_weight(parent: Job, spec: FineTuneJobSpec) -> bool:
+def _trains_every_weight(parent: FineTuneJob, spec: FineTuneJobSpec) -> bool:
     """What preflight chose, else what was asked for; the artifacts do not tell, for a long report leaves URIs out."""
     resolved = parent.status.resolved
     return ((resolved and resolved.method) or spec.tuning.method) == Method.FULL
 
 
-def _circle(job: Job, start: str, relatives: Relatives) -> list[str]:
+def _circle(job: FineTuneJob, start: str, relatives: Relatives) -> list[str]:
     """The names from the job along what each waits for back to the job; empty when no way leads back."""
     home = job.key.name
     ways = [[home, start]]
@@ -123,7 +123,7 @@ def _circle(job: Job, start: str, relatives: Relatives) -> list[str]:
     return []
 
 
-def _failed(job: Job, relatives: Relatives) -> Iterator[Obstacle]:
+def _failed(job: FineTuneJob, relatives: Relatives) -> Iterator[Obstacle]:
     for need in open_needs(job):
         parent = relatives.get(need.name)
         if parent and parent.status.is_true(ConditionType.FAILED):
@@ -135,7 +135,7 @@ def _failed(job: Job, relatives: Relatives) -> Iterator[Obstacle]:
             )
 
 
-def _unfinished(job: Job, relatives: Relatives) -> Iterator[Obstacle]:
+def _unfinished(job: FineTuneJob, relatives: Relatives) -> Iterator[Obstacle]:
     for need in open_needs(job):
         parent = relatives.get(need.name)
         if parent is None:
@@ -149,11 +149,11 @@ def _unfinished(job: Job, relatives: Relatives) -> Iterator[Obstacle]:
             yield Obstacle(Reason.WAITING_FOR_PARENT, f"{need.field} {need.name} is not complete yet: {state}")
 
 
-def _is_complete(job: Job) -> bool:
+def _is_complete(job: FineTuneJob) -> bool:
     return job.status.is_true(ConditionType.COMPLETE)
 
 
-def _published(job: Job) -> PublishedJob | None:
+def _published(job: FineTuneJob) -> PublishedJob | None:
     """The result of a complete job."""
     artifacts = job.status.artifacts
     if not _is_complete(job) or job.spec is None or artifacts is None or not artifacts.manifest_sha256:

@@ -4,7 +4,7 @@ import re
 
 from finetune_api.names import Component, ConditionType, Reason
 from finetune_api.status import WorkloadRef
-from finetune_operator.kube.objects import ChildJob, Workload
+from finetune_operator.kube.objects import Job, Workload
 from finetune_operator.manifests.effective_spec import queue_name
 from finetune_operator.policy import remediation as advice
 from finetune_operator.policy.decision import Draft
@@ -28,18 +28,18 @@ _CAUSES = (
 """From Kueue's words, the first that fit, to our reasons; Kueue's own reason is Pending for nearly all of them."""
 
 
-def may_hold(child: ChildJob) -> bool:
+def may_hold(child: Job) -> bool:
     """Whether Kueue may have a Workload for the Job: it names a queue, or somebody else has suspended it."""
     return not child.is_over and (child.queue is not None or (child.is_suspended and not child.is_ours_to_resume))
 
 
-def is_queued(draft: Draft, child: ChildJob) -> bool:
+def is_queued(draft: Draft, child: Job) -> bool:
     """Whether it is Kueue that the Job waits for, or would be if there were one."""
     is_foreign = child.is_suspended and not child.is_ours_to_resume and not child.is_over
     return is_foreign and (child.queue is not None or draft.seen.workload_of(child) is not None)
 
 
-def note(draft: Draft) -> None:
+def note_quota(draft: Draft) -> None:
     """Condition QuotaReserved of the Job that is to run now; absent where no queue has to do with it."""
     child = _current(draft)
     workload = draft.seen.workload_of(child) if child else None
@@ -58,7 +58,7 @@ def note(draft: Draft) -> None:
     _move(draft, child, workload)
 
 
-def eviction(draft: Draft, child: ChildJob) -> tuple[str, str] | None:
+def eviction(draft: Draft, child: Job) -> tuple[str, str] | None:
     """Why Kueue has taken the Job's quota back, in its words; nothing where the operator asked for that."""
     workload = draft.seen.workload_of(child)
     if workload is None or not child.is_suspended or not workload.eviction_reason:
@@ -68,18 +68,18 @@ def eviction(draft: Draft, child: ChildJob) -> tuple[str, str] | None:
     return workload.eviction_reason[:64], f"Kueue: {workload.eviction_words}"[:1024]
 
 
-def _current(draft: Draft) -> ChildJob | None:
+def _current(draft: Draft) -> Job | None:
     own = [one for one in draft.seen.own if may_hold(one) and not one.is_deleting]
     trainers = [one for one in own if one.component == Component.TRAINER]
     return max(trainers or own, key=lambda one: one.attempt, default=None)
 
 
-def _reserved(child: ChildJob, workload: Workload) -> str:
+def _reserved(child: Job, workload: Workload) -> str:
     where = f"Job {child.name} has quota in ClusterQueue {workload.cluster_queue}"
     return where if workload.is_admitted else f"{where}, and waits for its admission checks"
 
 
-def _wait(draft: Draft, child: ChildJob, workload: Workload | None) -> tuple[Reason, str]:
+def _wait(draft: Draft, child: Job, workload: Workload | None) -> tuple[Reason, str]:
     where = f"waits in queue {child.queue}"
     if workload is None and draft.seen.workloads is None:
         return R.KUEUE_MISSING, advice.advised(R.KUEUE_MISSING, f"{where}, but this cluster has no Kueue")
@@ -102,7 +102,7 @@ def _inactive(draft: Draft, workload: Workload) -> str:
     return f"was taken out of its queue{last}: set spec.active of Workload {workload.name} to true"
 
 
-def _move(draft: Draft, child: ChildJob, workload: Workload | None) -> None:
+def _move(draft: Draft, child: Job, workload: Workload | None) -> None:
     """A queue that is changed while a Job waits counts at once, for the first one may never have let it go."""
     wanted = queue_name(draft.seen.job, Component(child.component))
     if draft.is_blocked or not child.is_suspended or wanted == child.queue or (workload and workload.has_quota):

@@ -36,7 +36,7 @@ def plan(seen: Observed, settings: Settings) -> Decision:
 
 
 def _go_on(draft: Draft) -> None:
-    kueue.note(draft)
+    kueue.note_quota(draft)
     suspension.decide(draft)
     deadlines.note_queued(draft)
     if draft.is_blocked and not draft.seen.own:

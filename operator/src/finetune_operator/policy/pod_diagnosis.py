@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from finetune_api.names import Reason
-from finetune_operator.kube.objects import IMAGE_PROBLEMS, START_PROBLEMS, ChildJob, Pod
+from finetune_operator.kube.objects import IMAGE_PROBLEMS, START_PROBLEMS, Job, Pod
 from finetune_operator.kube.observed import Reading, Warnings
 from finetune_operator.policy import remediation as advice
 
@@ -43,7 +43,7 @@ class Diagnosis:
     check_after: float | None = None
 
 
-def diagnose(child: ChildJob, pods: tuple[Pod, ...], warnings: Warnings | None, now: datetime) -> Diagnosis:
+def diagnose(child: Job, pods: tuple[Pod, ...], warnings: Warnings | None, now: datetime) -> Diagnosis:
     """The first of the known troubles that fits, else that the pod is starting."""
     pod = next((one for one in reversed(pods) if not one.is_over), None)
     if pod is None:
@@ -53,7 +53,7 @@ def diagnose(child: ChildJob, pods: tuple[Pod, ...], warnings: Warnings | None, 
     return _pending(pod, warnings, now)
 
 
-def _without_pod(child: ChildJob, pods: tuple[Pod, ...], warnings: Warnings | None, now: datetime) -> Diagnosis:
+def _without_pod(child: Job, pods: tuple[Pod, ...], warnings: Warnings | None, now: datetime) -> Diagnosis:
     times = [time for time in (child.created, *(pod.ended for pod in pods)) if time]
     idle = (now - max(times)).total_seconds() if times else NO_POD_SECONDS
     if idle < NO_POD_SECONDS:

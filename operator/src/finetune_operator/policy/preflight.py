@@ -3,7 +3,7 @@
 from finetune_api.handoff import Outcome, Report
 from finetune_api.names import Component, ConditionType, Reason
 from finetune_api.status import Lineage
-from finetune_operator.kube.objects import ChildJob, Pod
+from finetune_operator.kube.objects import Job, Pod
 from finetune_operator.manifests.jobs import build_preflight
 from finetune_operator.policy import deadlines, runs, suspension
 from finetune_operator.policy import run_outcome as evidence
@@ -66,7 +66,7 @@ def _passing_report(draft: Draft, pod: Pod) -> Report | None:
     return report if report and report.outcome in {Outcome.VALIDATED, Outcome.ADOPTED} else None
 
 
-def _passed(draft: Draft, child: ChildJob, pod: Pod, report: Report) -> bool:
+def _passed(draft: Draft, child: Job, pod: Pod, report: Report) -> bool:
     status, conditions = draft.status, draft.conditions
     take_report(status, report)
     take_lineage(status, report, draft.spec)
@@ -83,7 +83,7 @@ def _passed(draft: Draft, child: ChildJob, pod: Pod, report: Report) -> bool:
     return True
 
 
-def _failed(draft: Draft, child: ChildJob, pods: tuple[Pod, ...]) -> None:
+def _failed(draft: Draft, child: Job, pods: tuple[Pod, ...]) -> None:
     verdicts = [evidence.judge(pod, draft.seen.job) for pod in pods if pod.is_over]
     last = next((one for one in reversed(verdicts) if one.is_terminal), verdicts[-1] if verdicts else None)
     if child.completed and not any(pod.exit_code == 0 for pod in pods):

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 
 from finetune_api.names import Reason
-from finetune_operator.kube.objects import ChildJob, Pod
+from finetune_operator.kube.objects import Job, Pod
 from finetune_operator.policy import pod_diagnosis as trouble
 from finetune_operator.policy.run_outcome import (
     RESULT_FAILED,
@@ -46,7 +46,7 @@ def called(pod: Pod) -> str:
     return f"pod {pod.rank} ({pod.name})"
 
 
-def missing(child: ChildJob, pods: Sequence[Pod], now: datetime) -> list[int]:
+def missing(child: Job, pods: Sequence[Pod], now: datetime) -> list[int]:
     """The ranks of which no pod runs; one that has ended with 0 is not missed any more."""
     there = {pod.rank for pod in pods if (pod.is_running and not trouble.is_lost(pod, now)) or pod.exit_code == 0}
     return [rank for rank in range(child.nodes) if rank not in there]

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from finetune_api.handoff import ExitCode
 from finetune_api.names import Reason
 from finetune_api.runs import Run, StoppedRun
-from finetune_operator.kube.objects import ChildJob
+from finetune_operator.kube.objects import Job
 from finetune_operator.policy import counters as tallies
 from finetune_operator.policy import runs
 from finetune_operator.policy.decision import Draft
@@ -14,7 +14,7 @@ from finetune_operator.policy.run_outcome import RESULT_PREEMPTED, judge
 WORDS = "SIGTERM ended it while no operator watched; the next run told of it"
 
 
-def count(draft: Draft, attempts: Sequence[ChildJob]) -> None:
+def count(draft: Draft, attempts: Sequence[Job]) -> None:
     """Counts each of them once, by its pod's UID, as a preemption; a pod that is known is judged by what is seen."""
     status = draft.status
     known = {pod.uid for pod in draft.seen.pods}
@@ -32,7 +32,7 @@ def count(draft: Draft, attempts: Sequence[ChildJob]) -> None:
         status.start_time = status.start_time or told.start_time
 
 
-def _told(draft: Draft, attempts: Sequence[ChildJob]) -> Iterator[StoppedRun]:
+def _told(draft: Draft, attempts: Sequence[Job]) -> Iterator[StoppedRun]:
     """What the pods of this job say: the one that runs, and those that have ended."""
     reading = draft.seen.reading
     for child in attempts:

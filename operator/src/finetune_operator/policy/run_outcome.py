@@ -18,7 +18,7 @@ from finetune_api.handoff import (
 )
 from finetune_api.names import ConditionType, Reason
 from finetune_api.status import FineTuneJobStatus
-from finetune_operator.kube.objects import ChildJob, Job, Pod
+from finetune_operator.kube.objects import FineTuneJob, Job, Pod
 from finetune_operator.policy import remediation as advice
 
 RESULT_SUCCEEDED = "Succeeded"
@@ -40,7 +40,7 @@ class Verdict:
     report: Report | None = None
 
 
-def read_report(pod: Pod, job: Job) -> Report | None:
+def read_report(pod: Pod, job: FineTuneJob) -> Report | None:
     """The pod's report, or None unless it is small, well-formed, and echoes this job's uid and config digest.
 
     That the pod's controller is a Job of ours is for the caller to know.
@@ -59,7 +59,7 @@ def _refuse(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is not a number")
 
 
-def judge(pod: Pod, job: Job, *, failed_unseen: bool = False) -> Verdict:
+def judge(pod: Pod, job: FineTuneJob, *, failed_unseen: bool = False) -> Verdict:
     """The exit table for one ended trainer pod; `failed_unseen`: the Job counts a failed pod that nobody saw end."""
     report = read_report(pod, job)
     code = pod.exit_code
@@ -126,7 +126,7 @@ def _message(pod: Pod, report: Report | None, reason: str) -> str:
     return f"{tail}: {by_code}" if by_code else advice.advised(reason, tail)
 
 
-def reason_of_failed_job(child: ChildJob) -> str | None:
+def reason_of_failed_job(child: Job) -> str | None:
     """The exit table's reason from the Job controller's own sentence, for when no pod is left to ask."""
     found = _EXIT_IN_MESSAGE.search(child.failed_message)
     code = int(found.group(1)) if found else -1

@@ -5,7 +5,7 @@ from datetime import datetime
 
 from finetune_api.names import Reason
 from finetune_api.status import CurrentRun, DatasetStatus, FineTuneJobStatus, PreflightRuns, Run
-from finetune_operator.kube.objects import ChildJob, Pod
+from finetune_operator.kube.objects import Job, Pod
 from finetune_operator.policy import counters as tallies
 from finetune_operator.policy import kueue
 from finetune_operator.policy import rank_outcomes as rounds
@@ -32,7 +32,7 @@ def of(status: FineTuneJobStatus) -> list[Run]:
     return status.history or []
 
 
-def fold(draft: Draft, attempts: Sequence[ChildJob]) -> None:
+def fold(draft: Draft, attempts: Sequence[Job]) -> None:
     """Counts the ended pods of this job's attempts that are not in the history yet."""
     status = draft.status
     number = {child.uid: child for child in attempts}
@@ -72,7 +72,7 @@ def fold_preflight(draft: Draft, pods: tuple[Pod, ...]) -> None:
             draft.status.preflight = known
 
 
-def note_running(draft: Draft, child: ChildJob, pod: Pod) -> None:
+def note_running(draft: Draft, child: Job, pod: Pod) -> None:
     """Writes down which pod runs; the one before it, if nobody saw its end, has ended."""
     status = draft.status
     if status.current_run and status.current_run.pod_uid == pod.uid:
@@ -100,7 +100,7 @@ def is_counted(status: FineTuneJobStatus, pod_uid: str, ended: datetime | None) 
     return oldest is not None and ended is not None and ended <= oldest
 
 
-def _end_of(draft: Draft, pod: Pod, child: ChildJob | None) -> End | None:
+def _end_of(draft: Draft, pod: Pod, child: Job | None) -> End | None:
     """How a run counts; None while another pod's end may still tell why."""
     own = End(_judge(draft, pod, child), pod)
     run = _running(draft.status, pod)
@@ -118,11 +118,11 @@ def _end_of(draft: Draft, pod: Pod, child: ChildJob | None) -> End | None:
     return None if left else end
 
 
-def _ends_of_peers(draft: Draft, pods: Sequence[Pod], child: ChildJob) -> list[End]:
+def _ends_of_peers(draft: Draft, pods: Sequence[Pod], child: Job) -> list[End]:
     return [End(_judge(draft, pod, child), pod) for pod in pods if pod.rank and pod.counts_as_run]
 
 
-def _judge(draft: Draft, pod: Pod, child: ChildJob | None) -> Verdict:
+def _judge(draft: Draft, pod: Pod, child: Job | None) -> Verdict:
     """The cause decides before the exit code does: what the operator, or who suspended the Job, has stopped."""
     status = draft.status
     failed_unseen = child is not None and child.failed_pods > _failed_of(status, child)
@@ -142,7 +142,7 @@ def _running(status: FineTuneJobStatus, pod: Pod) -> CurrentRun | None:
     return status.current_run if status.current_run and status.current_run.pod_uid == pod.uid else None
 
 
-def _of_suspension(draft: Draft, pod: Pod, child: ChildJob, verdict: Verdict) -> Verdict | None:
+def _of_suspension(draft: Draft, pod: Pod, child: Job, verdict: Verdict) -> Verdict | None:
     """The verdict on a pod that was told to end with its Job: the user wanted it, Kueue, or somebody else.
 
     Kubernetes counts no pod that ends so, however it does.
@@ -170,7 +170,7 @@ def _is_suspension(draft: Draft, pod: Pod) -> bool:
     return since is not None and pod.deletion_requested is not None and pod.deletion_requested >= since
 
 
-def _ended_run(draft: Draft, pod: Pod, end: End, child: ChildJob | None) -> Run:
+def _ended_run(draft: Draft, pod: Pod, end: End, child: Job | None) -> Run:
     verdict = end.verdict
     return Run(
         run=(draft.status.runs or 0) + 1,
@@ -188,7 +188,7 @@ def _ended_run(draft: Draft, pod: Pod, end: End, child: ChildJob | None) -> Run:
     )
 
 
-def append(draft: Draft, run: Run, child: ChildJob | None) -> None:
+def append(draft: Draft, run: Run, child: Job | None) -> None:
     """Adds a run to the history, which keeps the last ten, and its time to the job's."""
     status = draft.status
     status.runs = run.run
@@ -214,7 +214,7 @@ def _steps(
     return {"last_step": progress.step, "resumed_from_step": progress.resumed_from_step}
 
 
-def _count(status: FineTuneJobStatus, verdict: Verdict, child: ChildJob) -> None:
+def _count(status: FineTuneJobStatus, verdict: Verdict, child: Job) -> None:
     """Of many pods the first failure ends the Job, so that nothing counts after it."""
     is_single = child.nodes == 1
     if not is_single and _failed_of(status, child):
@@ -228,14 +228,14 @@ def _count(status: FineTuneJobStatus, verdict: Verdict, child: ChildJob) -> None
         tallies.add_preemption(status, verdict.reason)
 
 
-def _failed_of(status: FineTuneJobStatus, child: ChildJob) -> int:
+def _failed_of(status: FineTuneJobStatus, child: Job) -> int:
     """Failed pods of that Job that are counted."""
     if status.job_ref and status.job_ref.uid == child.uid:
         return status.job_ref.failures or 0
     return sum(run.attempt == child.attempt and run.result == RESULT_FAILED for run in of(status))
 
 
-def _settle_missing(draft: Draft, attempts: Sequence[ChildJob]) -> None:
+def _settle_missing(draft: Draft, attempts: Sequence[Job]) -> None:
     """A run whose pod is gone: its end may still be on its way; after a while it counts as what its Job says."""
     run = draft.status.current_run
     if run is None:
@@ -251,7 +251,7 @@ def _settle_missing(draft: Draft, attempts: Sequence[ChildJob]) -> None:
     _settle(draft, run, next((one for one in attempts if one.attempt == run.attempt), None))
 
 
-def _settle(draft: Draft, run: CurrentRun, child: ChildJob | None) -> None:
+def _settle(draft: Draft, run: CurrentRun, child: Job | None) -> None:
     end = _unseen_end(draft, run, child)
     verdict = end.verdict
     cut(draft, run, verdict.reason, verdict.message, verdict.result, end.pod.exit_code if end.pod else None)
@@ -259,7 +259,7 @@ def _settle(draft: Draft, run: CurrentRun, child: ChildJob | None) -> None:
         _count(draft.status, verdict, child)
 
 
-def _unseen_end(draft: Draft, run: CurrentRun, child: ChildJob | None) -> End:
+def _unseen_end(draft: Draft, run: CurrentRun, child: Job | None) -> End:
     """What its Job says, unless another pod of that time has failed."""
     own = End(_judge_unseen(draft, run, child), None)
     if child is None or child.nodes == 1 or own.verdict.reason != Reason.UNOBSERVED:
@@ -299,14 +299,14 @@ def cut(  # noqa: PLR0917
     status.current_run = None
 
 
-def _latest_end(draft: Draft, run: CurrentRun, child: ChildJob | None) -> datetime:
+def _latest_end(draft: Draft, run: CurrentRun, child: Job | None) -> datetime:
     """When a run whose end nobody saw has ended: before its Job made the next pod, however late that is looked at."""
     pods = [pod for pod in draft.seen.pods_of(child.uid) if pod.rank == 0] if child and run.start_time else []
     later = [pod.created for pod in pods if pod.created and run.start_time and pod.created > run.start_time]
     return min([run.missing_since or draft.seen.now, *later])
 
 
-def _judge_unseen(draft: Draft, run: CurrentRun, child: ChildJob | None) -> Verdict:
+def _judge_unseen(draft: Draft, run: CurrentRun, child: Job | None) -> Verdict:
     words = "nobody saw how the pod ended"
     if run.stopping == Reason.NO_PROGRESS:
         return Verdict(RESULT_FAILED, Reason.NO_PROGRESS, STALLED)
@@ -319,7 +319,7 @@ def _judge_unseen(draft: Draft, run: CurrentRun, child: ChildJob | None) -> Verd
     return Verdict(RESULT_PREEMPTED, run.stopping or Reason.UNOBSERVED, run.stopping_message or words)
 
 
-def _count_unseen(draft: Draft, attempts: Sequence[ChildJob]) -> None:
+def _count_unseen(draft: Draft, attempts: Sequence[Job]) -> None:
     """Failed pods that the current Job has counted and that no run was: the operator was down, the pod is gone."""
     status = draft.status
     current = next((one for one in attempts if status.job_ref and one.uid == status.job_ref.uid), None)
@@ -334,7 +334,7 @@ def _count_unseen(draft: Draft, attempts: Sequence[ChildJob]) -> None:
         status.job_ref.failures = current.failed_pods
 
 
-def _count_without_run(draft: Draft, child: ChildJob) -> None:
+def _count_without_run(draft: Draft, child: Job) -> None:
     """Another pod has failed, and the first one has not run at that time: once all have ended, that is an entry too.
 
     After the first one has published, how the others end says nothing, unless the Job has failed for it.
@@ -365,7 +365,7 @@ def _count_without_run(draft: Draft, child: ChildJob) -> None:
         status.history = [*of(status), entry][-HISTORY:]
 
 
-def has_succeeded(status: FineTuneJobStatus, child: ChildJob) -> bool:
+def has_succeeded(status: FineTuneJobStatus, child: Job) -> bool:
     """Whether a run of that Job has published; the Job's own end follows within seconds."""
     return any(run.attempt == child.attempt and run.result == RESULT_SUCCEEDED for run in of(status))
 

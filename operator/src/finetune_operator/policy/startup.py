@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from finetune_api.names import Component, ConditionType, Reason
-from finetune_operator.kube.objects import ChildJob, Pod
+from finetune_operator.kube.objects import Job, Pod
 from finetune_operator.policy import pod_diagnosis as trouble
 from finetune_operator.policy import rank_outcomes as rounds
 from finetune_operator.policy import runs
@@ -13,7 +13,7 @@ from finetune_operator.policy.pod_diagnosis import Diagnosis
 C, R = ConditionType, Reason
 
 
-def watch_start(draft: Draft, child: ChildJob, pods: tuple[Pod, ...]) -> None:
+def watch_start(draft: Draft, child: Job, pods: tuple[Pod, ...]) -> None:
     """Says what the pods wait for, and asks for another look when that may change without an event."""
     running = next((pod for pod in pods if pod.is_running), None)
     if child.nodes == 1 and running and not trouble.is_lost(running, draft.seen.now):
@@ -38,7 +38,7 @@ def watch_start(draft: Draft, child: ChildJob, pods: tuple[Pod, ...]) -> None:
         draft.conditions.set(C.RUNNING, "False", found.reason, found.detail, lead=lead)
 
 
-def _find(draft: Draft, child: ChildJob, pods: tuple[Pod, ...]) -> tuple[str, tuple[Pod, ...], Diagnosis]:
+def _find(draft: Draft, child: Job, pods: tuple[Pod, ...]) -> tuple[str, tuple[Pod, ...], Diagnosis]:
     """The worst trouble: what it is about, the pods that have it, and what it is."""
     seen = draft.seen
     if child.nodes == 1:

@@ -2,7 +2,7 @@
 
 from finetune_api.names import ConditionType, Reason
 from finetune_operator.kube.errors import Refused
-from finetune_operator.kube.objects import ChildJob, Pod, Workload
+from finetune_operator.kube.objects import Job, Pod, Workload
 from finetune_operator.policy import kueue
 from finetune_operator.policy import pod_diagnosis as trouble
 from finetune_operator.policy.decision import SOON_SECONDS, Draft
@@ -27,7 +27,7 @@ def decide(draft: Draft) -> None:
         draft.conditions.set(C.RUNNING, "False", R.NOT_STARTED)
 
 
-def is_held(draft: Draft, child: ChildJob, pods: tuple[Pod, ...]) -> bool:
+def is_held(draft: Draft, child: Job, pods: tuple[Pod, ...]) -> bool:
     """Whether an open Job must not run now, or does not run yet; what is to be done about it is decided."""
     alive = [pod for pod in pods if not pod.is_over]
     if draft.spec.suspend:
@@ -47,7 +47,7 @@ def is_held(draft: Draft, child: ChildJob, pods: tuple[Pod, ...]) -> bool:
     return child.is_suspended
 
 
-def _note_stopping(draft: Draft, child: ChildJob, alive: list[Pod]) -> None:
+def _note_stopping(draft: Draft, child: Job, alive: list[Pod]) -> None:
     """That somebody else has suspended the Job is written while it shows, for its pod may end after that is over."""
     run = draft.status.current_run
     if run is None or run.stopping == R.NO_PROGRESS:
@@ -58,7 +58,7 @@ def _note_stopping(draft: Draft, child: ChildJob, alive: list[Pod]) -> None:
         run.stopping = run.stopping_message = None  # taken back before anything came of it
 
 
-def _hold(draft: Draft, child: ChildJob, alive: list[Pod]) -> None:
+def _hold(draft: Draft, child: Job, alive: list[Pod]) -> None:
     run = draft.status.current_run
     if run and not run.stopping and any(pod.uid == run.pod_uid and not pod.deleting for pod in alive):
         run.stopping = R.USER_REQUESTED
@@ -91,7 +91,7 @@ def _show_stopping(draft: Draft, alive: list[Pod], reason: Reason, detail: str =
         draft.conditions.set(C.RUNNING, "False", reason, detail)
 
 
-def _release(draft: Draft, child: ChildJob, alive: list[Pod], workload: Workload | None = None) -> None:
+def _release(draft: Draft, child: Job, alive: list[Pod], workload: Workload | None = None) -> None:
     """Only when nothing of the time before runs any more, for two trainers must never run at once."""
     lost = next((pod for pod in alive if trouble.is_lost(pod, draft.seen.now)), None)
     if lost:

@@ -8,7 +8,7 @@ import pytest
 from finetune_api.handoff import Report
 from finetune_api.status import FineTuneJobStatus
 from finetune_operator.controller.events import between
-from finetune_operator.kube.objects import Job
+from finetune_operator.kube.objects import FineTuneJob
 from finetune_operator.manifests.jobs import build_config
 from finetune_operator.policy import dependencies as parents
 from finetune_operator.settings import Settings
@@ -21,12 +21,12 @@ DIGEST = "ab" * 32
 
 
 @pytest.fixture
-def job(scene: Callable[..., Any]) -> Callable[..., Job]:
+def job(scene: Callable[..., Any]) -> Callable[..., FineTuneJob]:
     """A job in a phase: created, training, complete or failed."""
 
     def build(
         name: str, phase: str = "", method: str = "", adapter: str = "s3://bucket/sft/adapter", **spec: Any
-    ) -> Job:
+    ) -> FineTuneJob:
         one = scene(name, **spec)
         one.object["metadata"]["uid"] = f"{name}-uid"
         ends = {"Succeeded": "Complete", "Failed": "Failed"}
@@ -40,7 +40,7 @@ def job(scene: Callable[..., Any]) -> Callable[..., Job]:
             one.object["status"]["conditions"] = [condition | {"reason": "Word", "message": ""}]
         if phase == "Succeeded":
             one.object["status"]["artifacts"] = {key: value for key, value in artifacts.items() if value}
-        made: Job = one.job
+        made: FineTuneJob = one.job
         return made
 
     return build
