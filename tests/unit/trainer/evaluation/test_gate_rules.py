@@ -64,6 +64,14 @@ def test_what_is_expected_counts_where_the_trained_model_meets_it() -> None:
     assert faults(GOOD, 2.0, Asked("a?", "yes", [True, True])) == []
 
 
+def test_each_candidate_is_judged_by_its_own_answer() -> None:
+    asked = [Asked("a?", "yes", [True, True, False])]
+    assert faults_of(GOOD, 2.0, asked, 0) == []
+    assert faults_of(GOOD, 2.0, asked, 1) == [
+        "its answer to prompt 1 lacks what is expected, the trained model's holds it"
+    ]
+
+
 @pytest.mark.parametrize("answer", ["", "yes", "no no no", "aaaaaa", "| a | b |\n|---|---|", "1, 2, 3, 4, 5, 6, 7"])
 def test_ordinary_answers_are_no_loops(answer: str) -> None:
     assert not is_loop(answer)

@@ -124,6 +124,19 @@ def test_activations_grow_with_length_and_micro_batch_and_shrink_with_checkpoint
     assert checkpointed < part(llama, "activations", method="LoRA") / 10
 
 
+@pytest.mark.parametrize(("precision", "copies"), [("FP32", 0), ("BF16", 4)])
+def test_modules_with_the_same_input_keep_it_once_in_fp32_and_a_copy_each_in_16_bits(
+    llama: ModelShape, precision: str, copies: int
+) -> None:
+    def kept(targets: list[str] | None) -> int:
+        changes = {"precision": precision, "lora_dropout": 0.0, "target_modules": targets}
+        return part(llama, "activations", method="LoRA", per_device_train_batch_size=1, **changes)
+
+    one_per_input = ["q_proj", "gate_proj", "down_proj"]
+    copy = 2048 * 32 * 4096 * 2
+    assert (kept(None) - kept(one_per_input)) / copy == pytest.approx(copies, abs=0.15)
+
+
 def test_a_pair_costs_two_sequences_and_a_reward_model_has_no_logits(llama: ModelShape) -> None:
     one = part(llama, "activations", per_device_train_batch_size=4)
     assert part(llama, "activations", Objective.DPO) == pytest.approx(one, rel=0.02)
