@@ -11,8 +11,9 @@ from transformers import TrainerCallback
 from finetune_api.handoff import ExitCode
 from finetune_api.status import Resolved
 from finetune_trainer.errors import Stopped, TrainerError
+from finetune_trainer.evaluation.early_stopping import Plateau
 from finetune_trainer.evaluation.generate import answer_all
-from finetune_trainer.evaluation.record import History, Plateau
+from finetune_trainer.evaluation.history import History
 from finetune_trainer.models.loading import finalise, load_for_training, load_plain, load_tokenizer, trained_tensors
 from finetune_trainer.monitoring.reporter import Reporter, work_beat
 from finetune_trainer.pipeline.train import restore_best

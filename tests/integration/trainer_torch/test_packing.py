@@ -14,7 +14,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from finetune_api.handoff import ExitCode
 from finetune_api.status import Resolved
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.evaluation.record import History, Plateau
+from finetune_trainer.evaluation.early_stopping import Plateau
+from finetune_trainer.evaluation.history import History
 from finetune_trainer.models.loading import finalise, load_for_training, load_tokenizer, trained_tensors
 from finetune_trainer.monitoring.reporter import Reporter
 from finetune_trainer.sigterm import StopFlag

@@ -16,7 +16,8 @@ from transformers import AutoModelForCausalLM
 from finetune_api.handoff import ExitCode
 from finetune_api.status import Resolved
 from finetune_trainer.errors import Stopped, TrainerError
-from finetune_trainer.evaluation.record import History, Plateau
+from finetune_trainer.evaluation.early_stopping import Plateau
+from finetune_trainer.evaluation.history import History
 from finetune_trainer.models.adapter_output import continue_adapter, save_adapter
 from finetune_trainer.models.loading import finalise, load_for_training, load_tokenizer, trained_tensors
 from finetune_trainer.models.memory_estimate import micro_batches

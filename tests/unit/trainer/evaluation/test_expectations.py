@@ -6,7 +6,8 @@ from finetune_api.evaluation import Gate, Prompt
 from finetune_api.handoff import ExitCode
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.evaluation.expectations import Expected, unmet
-from finetune_trainer.evaluation.record import Answer, Measured
+from finetune_trainer.evaluation.measurements import Measured
+from finetune_trainer.evaluation.run_record import Answer
 
 PROMPTS = [Prompt(prompt="a?", expected="(?i)paris"), Prompt(prompt="b?")]
 

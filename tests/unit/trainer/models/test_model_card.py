@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from finetune_trainer.evaluation.record import Licence
+from finetune_trainer.evaluation.run_record import Licence
 from finetune_trainer.models.model_card import describe_base, parse_licence, read_licence
 from finetune_trainer.tokenization.labeler import Labeler
 

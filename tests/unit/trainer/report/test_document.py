@@ -8,9 +8,10 @@ from report_record import ALL_HOSTILE, make_run
 from finetune_api.handoff import JobConfig
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import DatasetStatus, EarlyStoppingStatus, Resolved
-from finetune_trainer.evaluation.gate_rules import Observation
-from finetune_trainer.evaluation.record import Answer, History, Machine, Measured, MergeCheck, SampleStats, TrainPoint
-from finetune_trainer.evaluation.run_record import RunRecord
+from finetune_trainer.evaluation.gate_rules import MergeCheck, Observation
+from finetune_trainer.evaluation.history import History
+from finetune_trainer.evaluation.measurements import Measured, TrainPoint
+from finetune_trainer.evaluation.run_record import Answer, Machine, RunRecord, SampleStats
 from finetune_trainer.report import text
 from finetune_trainer.report.curves import curve_table
 from finetune_trainer.report.document import write_report

@@ -4,7 +4,7 @@ from pathlib import Path
 from report_record import make_run
 
 from finetune_api.evaluation import EvaluationStatus
-from finetune_trainer.evaluation.record import Measured
+from finetune_trainer.evaluation.measurements import Measured
 from finetune_trainer.report.head import build_head
 
 

@@ -10,8 +10,8 @@ from huggingface_hub import ModelCard, ModelCardData
 from report_record import HOSTILE, make_run
 
 from finetune_api.handoff import Artifact
-from finetune_trainer.evaluation.record import BaseFacts, Licence, Measured
-from finetune_trainer.evaluation.run_record import RunRecord
+from finetune_trainer.evaluation.measurements import Measured
+from finetune_trainer.evaluation.run_record import BaseFacts, Licence, RunRecord
 from finetune_trainer.report.document import write_report
 from finetune_trainer.report.model_card import front_matter
 

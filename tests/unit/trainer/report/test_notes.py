@@ -1,4 +1,4 @@
-from finetune_trainer.evaluation.record import BaseFacts, Licence
+from finetune_trainer.evaluation.run_record import BaseFacts, Licence
 from finetune_trainer.report.notes import licence_note, notes, story
 
 

@@ -10,18 +10,16 @@ from finetune_api.handoff import JobConfig
 from finetune_api.objectives import Objective
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import DatasetStatus, Resolved
-from finetune_trainer.evaluation.record import (
-    History,
+from finetune_trainer.evaluation.history import History
+from finetune_trainer.evaluation.measurements import Measured, TrainPoint, reward_mean
+from finetune_trainer.evaluation.run_record import (
     Machine,
-    Measured,
     RewardedAnswer,
+    RunRecord,
     SampleStats,
     ScoreCheck,
     ScoredPair,
-    TrainPoint,
-    reward_mean,
 )
-from finetune_trainer.evaluation.run_record import RunRecord
 from finetune_trainer.report.curves import curve_table
 from finetune_trainer.report.document import write_report
 from finetune_trainer.report.recommendations import REWARD_RULES

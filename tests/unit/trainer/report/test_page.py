@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from report_record import HOSTILE, make_run
 
-from finetune_trainer.evaluation.record import Answer
+from finetune_trainer.evaluation.run_record import Answer
 from finetune_trainer.report.document import write_report
 from finetune_trainer.report.page import Head, Tile, render_page
 

@@ -5,7 +5,8 @@ from report_record import make_history
 
 from finetune_api.objectives import Objective
 from finetune_trainer.data.lengths import Lengths
-from finetune_trainer.evaluation.record import History, TrainPoint
+from finetune_trainer.evaluation.history import History
+from finetune_trainer.evaluation.measurements import TrainPoint
 from finetune_trainer.report.curves import curve_table
 from finetune_trainer.report.data_tables import histogram_table
 from finetune_trainer.report.pictures import (

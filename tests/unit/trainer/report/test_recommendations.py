@@ -4,7 +4,9 @@ from pathlib import Path
 import pytest
 
 from finetune_api.status import DatasetStatus, Resolved
-from finetune_trainer.evaluation.record import History, Machine, Measured, SampleStats, TrainPoint
+from finetune_trainer.evaluation.history import History
+from finetune_trainer.evaluation.measurements import Measured, TrainPoint
+from finetune_trainer.evaluation.run_record import Machine, SampleStats
 from finetune_trainer.report.recommendations import Evidence, recommend
 
 SAMPLES = SampleStats(

@@ -10,7 +10,8 @@ import regex
 from finetune_api.evaluation import Gate, Prompt
 from finetune_api.handoff import ExitCode
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.evaluation.record import Answer, Measured
+from finetune_trainer.evaluation.measurements import Measured
+from finetune_trainer.evaluation.run_record import Answer
 
 logger = logging.getLogger(__name__)
 

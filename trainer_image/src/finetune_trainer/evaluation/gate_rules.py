@@ -17,6 +17,8 @@ LOSS_FACTOR, LOSS_ALLOWANCE = 1.02, 0.01
 """The held-out loss may be the trained model's times the factor, plus the allowance in nats."""
 _LOOP = re.compile(r"(.{1,80}?)\1{5,}\Z", re.DOTALL)
 LOOP_CHARACTERS = 24
+WIDER = {"FP16": "BF16 or FP32", "BF16": "FP32", "FP32": "None"}
+"""What to ask for in place of a number format that is too narrow for the weights."""
 
 
 class GateResult(StrEnum):
@@ -47,6 +49,40 @@ class Observation:
     """Of a log-probability, in nats."""
     tokens: int = 0
     answers: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class MergeCheck:
+    """The full model before the gate: what was seen of each candidate, and which of them is published."""
+
+    precision: str
+    trained_loss: float | None
+    """Of the model as trained, on the tokens that the candidates are judged on."""
+    candidates: list[Observation]
+    faults: list[list[str]]
+    """Why a candidate may not be published, for each of them."""
+    chosen: Observation | None
+    not_run: str = ""
+    """Why the gate could not judge."""
+    seconds: float = 0.0
+
+    @property
+    def result(self) -> GateResult:
+        """What the gate said."""
+        if self.chosen:
+            return GateResult.PASSED
+        return GateResult.NOT_RUN if self.not_run else GateResult.NOT_MET
+
+    @property
+    def sentence(self) -> str:
+        """Why there is no full model, and what to change; empty where there is one."""
+        if self.chosen:
+            return ""
+        if self.not_run:
+            return f"the full model is withheld, for its gate could not be run: {self.not_run}"
+        told = "; ".join(faults[0] for faults in self.faults if faults)
+        wider = WIDER[self.precision]
+        return f"the full model in {self.precision} is withheld: {told}. Set output.merge to {wider}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,18 +7,104 @@ from typing import Any
 from finetune_api.evaluation import EvaluationStatus
 from finetune_api.handoff import JobConfig
 from finetune_api.status import DatasetStatus, EarlyStoppingStatus, Resolved
-from finetune_trainer.evaluation.record import (
-    Answer,
-    BaseFacts,
-    History,
-    Machine,
-    Measured,
-    MergeCheck,
-    RewardedAnswer,
-    SampleStats,
-    ScoreCheck,
-    ScoredPair,
-)
+from finetune_trainer.evaluation.gate_rules import MergeCheck
+from finetune_trainer.evaluation.history import History
+from finetune_trainer.evaluation.measurements import Measured
+
+
+@dataclass(frozen=True, slots=True)
+class SampleStats:
+    """The training samples in figures; shares are between 0 and 1, lengths in tokens."""
+
+    train_rows: int
+    validation_rows: int
+    samples: int
+    truncated_share: float
+    labelled_share: float
+    median_length: int
+    longest: int
+    full_length_p99: int
+    desirable: int | None = None
+    """How many samples are liked answers; None where answers are not judged."""
+    histogram: tuple[tuple[int, int], ...] = ()
+    """Classes of length before anything is cut: the longest length of each, and how many samples are in it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One question answered greedily by the base before training, by the tuned model after it, by the full model."""
+
+    prompt: str
+    base: str
+    tuned: str
+    merged: str | None = None
+    expected: str | None = None
+    is_expected: bool | None = None
+    """Whether the tuned model's answer holds what is expected."""
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredPair:
+    """A held-out pair with the trained reward model's scores."""
+
+    prompt: str
+    chosen: str
+    rejected: str
+    chosen_reward: float
+    rejected_reward: float
+
+
+@dataclass(frozen=True, slots=True)
+class RewardedAnswer:
+    """One prompt answered by the model before the training and after it, with what each answer earns."""
+
+    prompt: str
+    base: str
+    base_reward: float
+    tuned: str
+    tuned_reward: float
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreCheck:
+    """A saved reward model, read back and compared with the model as trained on held-out texts."""
+
+    precision: str
+    texts: int
+    largest_difference: float
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What the run used; bytes and seconds."""
+
+    device: str
+    peak_memory_bytes: int
+    gpu_memory_bytes: int | None
+    seconds: float
+    versions: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Licence:
+    """What the base model's own card says of its licence, in the words of the Hugging Face hub."""
+
+    identifiers: tuple[str, ...]
+    name: str | None = None
+    link: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BaseFacts:
+    """What the report says of the base model beside its address."""
+
+    licence: Licence | None = None
+    is_template_made: bool = False
+    """Whether the model has no chat template of its own, so that a plain one was used."""
+    context_length: int | None = None
+    """The most tokens that it reads, where its configuration says so."""
+    prompt_tokens: tuple[int, ...] = ()
+    """The length of each of `evaluation.prompts`, rendered."""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from finetune_api.handoff import ExitCode
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.evaluation.record import ScoreCheck
+from finetune_trainer.evaluation.run_record import ScoreCheck
 from finetune_trainer.merging.merge import stored_precision
 from finetune_trainer.models.loading import DTYPES, load_plain
 from finetune_trainer.rewards.scorer import choose_pad, pair_texts, score_texts

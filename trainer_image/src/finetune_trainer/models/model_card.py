@@ -8,7 +8,7 @@ from typing import Any, TypeGuard
 import yaml
 
 from finetune_trainer.data.rows import Message
-from finetune_trainer.evaluation.record import BaseFacts, Licence
+from finetune_trainer.evaluation.run_record import BaseFacts, Licence
 from finetune_trainer.storage.protocol import Storage, join
 from finetune_trainer.tokenization.labeler import Labeler
 

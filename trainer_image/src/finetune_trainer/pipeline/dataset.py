@@ -13,7 +13,7 @@ from finetune_trainer.data.checks.output import read_accepted
 from finetune_trainer.data.lengths import Lengths
 from finetune_trainer.data.rows import BadRow, Row
 from finetune_trainer.errors import ObjectMissing, TrainerError
-from finetune_trainer.evaluation.record import SampleStats
+from finetune_trainer.evaluation.run_record import SampleStats
 from finetune_trainer.storage.protocol import OnBytes, Storage, join, sha256_file
 from finetune_trainer.tokenization.labeler import Labeler
 from finetune_trainer.tokenization.previews import Piece, abridge

@@ -13,27 +13,20 @@ from finetune_api.handoff import Artifact, Outcome, Report
 from finetune_api.status import DatasetStatus, Resolved
 from finetune_trainer.config.resolved_manifest import config_yaml
 from finetune_trainer.errors import one_line
+from finetune_trainer.evaluation.early_stopping import Plateau
 from finetune_trainer.evaluation.expectations import unmet
 from finetune_trainer.evaluation.gate_rules import (
     CLEAR_MARGIN,
     LARGEST_MEAN_KL,
     LEAST_AGREEMENT,
     GateResult,
+    MergeCheck,
     as_json,
     largest_loss,
 )
-from finetune_trainer.evaluation.record import (
-    Answer,
-    History,
-    Machine,
-    Measured,
-    MergeCheck,
-    Plateau,
-    RewardedAnswer,
-    ScoreCheck,
-    ScoredPair,
-)
-from finetune_trainer.evaluation.run_record import RunRecord
+from finetune_trainer.evaluation.history import History
+from finetune_trainer.evaluation.measurements import Measured
+from finetune_trainer.evaluation.run_record import Answer, Machine, RewardedAnswer, RunRecord, ScoreCheck, ScoredPair
 from finetune_trainer.models.loading import describe_device, peak_memory_bytes
 from finetune_trainer.models.model_card import describe_base
 from finetune_trainer.models.quantised import Quantised

@@ -15,8 +15,8 @@ from finetune_api.handoff import Artifact, ExitCode
 from finetune_api.spec import Merge, Method
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.evaluation.expectations import Expected
-from finetune_trainer.evaluation.gate_rules import Asked, Observation, choose, faults_of
-from finetune_trainer.evaluation.record import MergeCheck, ScoreCheck
+from finetune_trainer.evaluation.gate_rules import Asked, MergeCheck, Observation, choose, faults_of
+from finetune_trainer.evaluation.run_record import ScoreCheck
 from finetune_trainer.merging.gate import GateNotRun, require_memory, run_gate
 from finetune_trainer.merging.gate_messages import Candidate, Plan
 from finetune_trainer.merging.gate_worker import load_source, merging

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from finetune_api.handoff import ExitCode, JobConfig
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.evaluation.record import Licence
+from finetune_trainer.evaluation.run_record import Licence
 from finetune_trainer.models.adapter_input import InitialAdapter, fetch_initial_adapter
 from finetune_trainer.models.cache import fetch_model, pin_as_checked
 from finetune_trainer.models.model_card import read_licence

@@ -25,10 +25,13 @@ from finetune_trainer.distributed.rank_layout import PARTED
 from finetune_trainer.distributed.sharding import is_sharded
 from finetune_trainer.distributed.world import ALONE, AgreedStop, World
 from finetune_trainer.errors import TrainerError
+from finetune_trainer.evaluation.early_stopping import Plateau
 from finetune_trainer.evaluation.expectations import Expected
 from finetune_trainer.evaluation.generate import answer_all, stop_token_ids
+from finetune_trainer.evaluation.history import History
 from finetune_trainer.evaluation.logprobs import HeldOut, mean_loss
-from finetune_trainer.evaluation.record import Answer, History, Measured, Plateau
+from finetune_trainer.evaluation.measurements import Measured
+from finetune_trainer.evaluation.run_record import Answer
 from finetune_trainer.models.adapter_output import continue_adapter, save_adapter, save_tokenizer
 from finetune_trainer.models.loading import (
     DTYPES,

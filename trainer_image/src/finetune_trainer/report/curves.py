@@ -3,7 +3,8 @@
 from collections.abc import Callable, Mapping, Sequence
 
 from finetune_api.objectives import Objective
-from finetune_trainer.evaluation.record import EvalPoint, History, RewardPoint, TrainPoint
+from finetune_trainer.evaluation.history import History
+from finetune_trainer.evaluation.measurements import EvalPoint, RewardPoint, TrainPoint
 from finetune_trainer.report.held_out import Unit, terms_of
 from finetune_trainer.report.text import NOTHING, number, percent, table
 

@@ -3,8 +3,13 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from finetune_trainer.evaluation.gate_rules import CLEAR_MARGIN, LARGEST_MEAN_KL, LEAST_AGREEMENT, largest_loss
-from finetune_trainer.evaluation.record import MergeCheck
+from finetune_trainer.evaluation.gate_rules import (
+    CLEAR_MARGIN,
+    LARGEST_MEAN_KL,
+    LEAST_AGREEMENT,
+    MergeCheck,
+    largest_loss,
+)
 from finetune_trainer.report import text
 from finetune_trainer.report.text import code, inline, percent, table
 

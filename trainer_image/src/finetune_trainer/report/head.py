@@ -1,17 +1,13 @@
 """What stands at the top of the page: whether the result is any good, and the figures that people look for first."""
 
-from typing import TYPE_CHECKING
-
 from finetune_trainer.evaluation.gate_rules import GateResult
+from finetune_trainer.evaluation.run_record import RunRecord
 from finetune_trainer.report.held_out import Unit, terms_of
 from finetune_trainer.report.page import Head, Tile
 from finetune_trainer.report.text import clean, count, duration, number, percent, size
 
-if TYPE_CHECKING:
-    from finetune_trainer.evaluation.run_record import RunRecord
 
-
-def build_head(record: "RunRecord") -> Head:
+def build_head(record: RunRecord) -> Head:
     """Name, verdict and figures."""
     spec = record.config.spec
     verdict, mood = _verdict(record)
@@ -24,7 +20,7 @@ def build_head(record: "RunRecord") -> Head:
     )
 
 
-def _verdict(record: "RunRecord") -> tuple[str, str]:
+def _verdict(record: RunRecord) -> tuple[str, str]:
     """A gate that was asked for has the word before the losses have."""
     if record.evaluation.gate == GateResult.NOT_MET:
         return "The gate is not met: do not publish it", "bad"
@@ -33,7 +29,7 @@ def _verdict(record: "RunRecord") -> tuple[str, str]:
     return _by_figures(record)
 
 
-def _by_figures(record: "RunRecord") -> tuple[str, str]:
+def _by_figures(record: RunRecord) -> tuple[str, str]:
     before, after = _compared(record)
     if after is None:
         return "Not evaluated: no rows were held out", "plain"
@@ -48,11 +44,11 @@ def _by_figures(record: "RunRecord") -> tuple[str, str]:
     return f"Better than the {record.start} on held-out rows: loss {percent(1 - after / before)} lower", "good"
 
 
-def _is_reward(record: "RunRecord") -> bool:
+def _is_reward(record: RunRecord) -> bool:
     return terms_of(record.config.spec.objective).unit is Unit.PROMPTS
 
 
-def _compared(record: "RunRecord") -> tuple[float | None, float | None]:
+def _compared(record: RunRecord) -> tuple[float | None, float | None]:
     """Loss or reward before and after."""
     if _is_reward(record):
         first, last = record.history.baseline_reward(), record.history.final_reward
@@ -60,7 +56,7 @@ def _compared(record: "RunRecord") -> tuple[float | None, float | None]:
     return record.baseline.loss if record.baseline else None, record.final.loss if record.final else None
 
 
-def _measured(record: "RunRecord") -> list[Tile]:
+def _measured(record: RunRecord) -> list[Tile]:
     before, after = _compared(record)
     unit, final, baseline = terms_of(record.config.spec.objective).unit, record.final, record.baseline
     was = f"{record.start} {number(before)}" if before is not None else ""
@@ -81,7 +77,7 @@ def _measured(record: "RunRecord") -> list[Tile]:
     return found
 
 
-def _cost(record: "RunRecord") -> list[Tile]:
+def _cost(record: RunRecord) -> list[Tile]:
     samples, machine = record.samples, record.machine
     memory = f"of {size(machine.gpu_memory_bytes)}" if machine.gpu_memory_bytes else ""
     return [

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from enum import Enum
 
 from finetune_api.objectives import Objective
-from finetune_trainer.evaluation.record import History, Measured, RewardPoint
+from finetune_trainer.evaluation.history import History
+from finetune_trainer.evaluation.measurements import Measured, RewardPoint
 from finetune_trainer.report.text import number, percent, table
 
 NORMAL_95 = 1.96

@@ -2,18 +2,15 @@
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 
 from finetune_api.handoff import Artifact
 from finetune_api.objectives import Objective
-from finetune_trainer.evaluation.record import Licence
+from finetune_trainer.evaluation.run_record import Licence, RunRecord
 from finetune_trainer.report.held_out import Unit, terms_of
 from finetune_trainer.storage.hub.uris import hub_name, is_hub_uri, parse_hub_uri
-
-if TYPE_CHECKING:
-    from finetune_trainer.evaluation.run_record import RunRecord
 
 TAGS = {
     Objective.DPO: "dpo",
@@ -25,12 +22,12 @@ TAGS = {
 """A model card's tag, by which a hub finds models trained alike."""
 
 
-def front_matter(record: "RunRecord", folder: Artifact) -> str:
+def front_matter(record: RunRecord, folder: Artifact) -> str:
     """The metadata as YAML between its fences."""
     return f"---\n{yaml.safe_dump(metadata(record, folder), sort_keys=False, allow_unicode=True)}---\n"
 
 
-def metadata(record: "RunRecord", folder: Artifact) -> dict[str, Any]:
+def metadata(record: RunRecord, folder: Artifact) -> dict[str, Any]:
     """What the Hugging Face hub knows about models; what cannot be known is left out."""
     spec = record.config.spec
     is_adapter = folder is Artifact.ADAPTER
@@ -54,14 +51,14 @@ def metadata(record: "RunRecord", folder: Artifact) -> dict[str, Any]:
     return found
 
 
-def hub_datasets(record: "RunRecord") -> list[str]:
+def hub_datasets(record: RunRecord) -> list[str]:
     """`owner/name` of every dataset that is on a hub."""
     spec = record.config.spec.dataset
     uris = [spec.train.uri, *([spec.validation.uri] if spec.validation else [])]
     return sorted({parse_hub_uri(uri).repo.name for uri in uris if is_hub_uri(uri)})
 
 
-def measured(record: "RunRecord") -> list[dict[str, Any]]:
+def measured(record: RunRecord) -> list[dict[str, Any]]:
     """The figures of the published model on the held-out rows, those that are numbers."""
     values: dict[tuple[str, str], float | None] = {}
     if reward := record.history.final_reward:

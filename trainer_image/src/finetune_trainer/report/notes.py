@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from finetune_trainer.evaluation.record import BaseFacts, Licence
+from finetune_trainer.evaluation.run_record import BaseFacts, Licence
 from finetune_trainer.report.text import code, inline
 
 

@@ -15,7 +15,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from finetune_api.objectives import Objective
-from finetune_trainer.evaluation.record import History, TrainPoint
+from finetune_trainer.evaluation.history import History
+from finetune_trainer.evaluation.measurements import TrainPoint
 from finetune_trainer.report.held_out import NORMAL_95, Unit, terms_of
 
 FigureOf = Callable[[TrainPoint], float | None]

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from finetune_api.status import DatasetStatus, Resolved
 from finetune_trainer.data.lengths import round_up
 from finetune_trainer.data.rows import RejectCode
-from finetune_trainer.evaluation.record import EvalPoint, History, Machine, Measured, SampleStats, TrainPoint
-from finetune_trainer.evaluation.run_record import RunRecord
+from finetune_trainer.evaluation.history import History
+from finetune_trainer.evaluation.measurements import EvalPoint, Measured, TrainPoint
+from finetune_trainer.evaluation.run_record import Machine, RunRecord, SampleStats
 
 OVERFIT_RISE = 0.02
 STILL_FALLING = 0.01

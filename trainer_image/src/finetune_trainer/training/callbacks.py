@@ -15,7 +15,9 @@ from finetune_api.handoff import ExitCode
 from finetune_trainer.distributed.sharding import fill, gathered, give_back, is_sharded, local, require_same_gradients
 from finetune_trainer.distributed.world import ALONE, World
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.evaluation.record import History, Plateau, TrainPoint
+from finetune_trainer.evaluation.early_stopping import Plateau
+from finetune_trainer.evaluation.history import History
+from finetune_trainer.evaluation.measurements import TrainPoint
 from finetune_trainer.models.loading import trained_tensors
 from finetune_trainer.monitoring.reporter import Reporter
 from finetune_trainer.training.checkpoints import Checkpoints

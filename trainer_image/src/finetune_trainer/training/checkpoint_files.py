@@ -9,7 +9,8 @@ from typing import Any
 
 from finetune_api.handoff import Artifact
 from finetune_api.status import Metrics
-from finetune_trainer.evaluation.record import History, Plateau
+from finetune_trainer.evaluation.early_stopping import Plateau
+from finetune_trainer.evaluation.history import History
 from finetune_trainer.rewards.rollouts import Written
 
 WEIGHTS = "weights.safetensors"

@@ -16,7 +16,7 @@ from finetune_api.handoff import ExitCode
 from finetune_api.spec import Method
 from finetune_api.status import Resolved
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.evaluation.record import Measured, token_mean
+from finetune_trainer.evaluation.measurements import Measured, token_mean
 from finetune_trainer.tokenization.samples import EncodedLabelled
 from finetune_trainer.training.methods.loop import Part, Watch, callbacks, common_arguments, mean_figures
 from finetune_trainer.training.methods.reference import ReferencedTrainer

@@ -21,7 +21,9 @@ from finetune_api.status import Resolved
 from finetune_trainer.distributed.sharding import gathered, gathered_state, is_sharded, load_state
 from finetune_trainer.distributed.world import ALONE, World, in_order
 from finetune_trainer.errors import Stopped
-from finetune_trainer.evaluation.record import History, Measured, Plateau, token_mean
+from finetune_trainer.evaluation.early_stopping import Plateau
+from finetune_trainer.evaluation.history import History
+from finetune_trainer.evaluation.measurements import Measured, token_mean
 from finetune_trainer.models.loading import NON_REENTRANT, trained_tensors
 from finetune_trainer.monitoring.reporter import Reporter
 from finetune_trainer.sigterm import StopFlag

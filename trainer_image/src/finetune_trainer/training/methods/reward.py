@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import RewardConfig, RewardTrainer
 
 from finetune_api.status import Resolved
-from finetune_trainer.evaluation.record import ScoredPair
+from finetune_trainer.evaluation.run_record import ScoredPair
 from finetune_trainer.monitoring.reporter import work_beat
 from finetune_trainer.rewards.scorer import keep_score_in_fp32, pad_token, pair_texts, score_texts
 from finetune_trainer.tokenization.samples import EncodedPair

@@ -24,7 +24,7 @@ from finetune_api.handoff import ExitCode
 from finetune_api.objectives import Algorithm
 from finetune_api.status import Resolved
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.evaluation.record import RewardPoint, reward_mean
+from finetune_trainer.evaluation.measurements import RewardPoint, reward_mean
 from finetune_trainer.models.adapter_output import ZERO_AT_START
 from finetune_trainer.models.loading import DTYPES, trained_tensors
 from finetune_trainer.monitoring.reporter import work_beat

@@ -1,0 +1,32 @@
+import json
+from pathlib import Path
+
+from finetune_trainer.evaluation.history import History
+from finetune_trainer.evaluation.measurements import Measured, TrainPoint
+
+
+def test_every_event_is_a_line_of_json_at_once(tmp_path: Path) -> None:
+    history = History(tmp_path / "metrics.jsonl")
+    history.add_evaluation(0, Measured(3.0, 10))
+    history.add_step(TrainPoint(1, 0.5, 2.5, 1e-4, None, 100.0, 0.1))
+    lines = [json.loads(line) for line in history.path.read_text(encoding="utf-8").splitlines()]
+    assert [(line["kind"], line["step"], line["loss"]) for line in lines] == [("eval", 0, 3.0), ("train", 1, 2.5)]
+
+
+def test_a_new_try_begins_with_an_empty_file(tmp_path: Path) -> None:
+    History(tmp_path / "metrics.jsonl").add_evaluation(0, Measured(3.0, 10))
+    assert History(tmp_path / "metrics.jsonl").path.read_text(encoding="utf-8") == ""
+
+
+def test_what_was_resumed_and_from_where_goes_from_run_to_run(tmp_path: Path) -> None:
+    history = History(tmp_path / "first.jsonl")
+    history.add_evaluation(0, Measured(3.0, 10))
+    history.add_step(TrainPoint(1, 0.5, 2.5, 1e-4, None, 100.0, 0.1))
+    second = History(tmp_path / "second.jsonl")
+    second.take_over(history.path)
+    second.add_step(TrainPoint(2, 1.0, 2.5, 1e-4, None, 100.0, 0.1))
+    third = History(tmp_path / "third.jsonl")
+    third.take_over(second.path)
+    assert (history.resumed_from, second.resumed_from, third.resumed_from) == ([], [1], [1, 2])
+    assert [point.step for point in third.train] == [1, 2]
+    assert third.baseline() == Measured(3.0, 10)

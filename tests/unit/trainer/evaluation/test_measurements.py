@@ -1,0 +1,25 @@
+import math
+
+import pytest
+
+from finetune_trainer.evaluation.measurements import Measured, token_mean
+
+
+def test_the_loss_is_weighted_by_token_and_not_by_batch() -> None:
+    assert token_mean([(1.0, 10), (4.0, 90)]).loss == pytest.approx(3.7)
+
+
+def test_equal_batches_have_no_standard_error() -> None:
+    assert token_mean([(2.0, 10), (2.0, 30)]).standard_error == 0.0
+
+
+def test_one_batch_tells_nothing_of_its_error() -> None:
+    assert token_mean([(2.0, 10)]).standard_error is None
+
+
+def test_no_tokens_are_no_division_by_zero() -> None:
+    assert token_mean([]) == Measured(0.0, 0)
+
+
+def test_the_perplexity_of_a_hopeless_model_is_infinite() -> None:
+    assert Measured(1e4, 1).perplexity == math.inf

@@ -1,0 +1,37 @@
+"""Early stopping and the choice of the best step."""
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass
+class Plateau:
+    """Early stopping and the best step, decided on the sequence of evaluation losses alone."""
+
+    patience: int | None
+    min_delta: float = 0.0
+    warmup: int = 0
+    """How many of the first evaluations patience does not count."""
+    best_loss: float = math.inf
+    best_step: int | None = None
+    without_improvement: int = 0
+    _reference: float = math.inf
+    _seen: int = 0
+
+    def observe(self, step: int, loss: float) -> bool:
+        """Takes in an evaluation; returns whether it is the lowest so far. A fall of `min_delta` renews patience."""
+        self._seen += 1
+        if loss < self._reference - self.min_delta:
+            self._reference = loss
+            self.without_improvement = 0
+        elif self._seen > self.warmup:
+            self.without_improvement += 1
+        is_best = loss < self.best_loss
+        if is_best:
+            self.best_loss, self.best_step = loss, step
+        return is_best
+
+    @property
+    def is_exhausted(self) -> bool:
+        """Whether patience has run out."""
+        return self.patience is not None and self.without_improvement >= self.patience

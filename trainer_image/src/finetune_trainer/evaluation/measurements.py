@@ -1,0 +1,102 @@
+"""Losses and rewards as they are measured, each with what its mean is over."""
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """A held-out loss, with its standard error over batches of rows.
+
+    The loss is the mean over `tokens` trained tokens, in nats; where an objective compares answers, over that many
+    pairs or rows. The margin is the mean reward of the preferred answers less that of the others.
+    """
+
+    loss: float
+    tokens: int
+    standard_error: float | None = None
+    reward_margin: float | None = None
+    reward_accuracy: float | None = None
+
+    def figures(self) -> dict[str, float]:
+        """What was measured beside the loss, by the names of the status."""
+        return _known(reward_margin=self.reward_margin, reward_accuracy=self.reward_accuracy)
+
+    @property
+    def perplexity(self) -> float:
+        """`exp(loss)`, or infinity where that overflows."""
+        return math.exp(self.loss) if self.loss < 700 else math.inf  # the largest float is e^709
+
+
+def token_mean(batches: Sequence[tuple[float, int]]) -> Measured:
+    """The mean over all tokens, from each batch's mean loss and number of trained tokens."""
+    tokens = sum(count for _, count in batches)
+    loss = sum(mean * count for mean, count in batches) / max(tokens, 1)
+    if len(batches) < 2 or not tokens:
+        return Measured(loss, tokens)
+    squares = sum(((mean - loss) * count) ** 2 for mean, count in batches)
+    error = math.sqrt(squares * len(batches) / (len(batches) - 1)) / tokens
+    return Measured(loss, tokens, error)
+
+
+@dataclass(frozen=True, slots=True)
+class TrainPoint:
+    """One optimiser step."""
+
+    step: int
+    epoch: float
+    loss: float
+    learning_rate: float
+    grad_norm: float | None
+    tokens_per_second: float
+    seconds: float
+    reward_margin: float | None = None
+    reward_accuracy: float | None = None
+    reward: float | None = None
+    kl: float | None = None
+    completion_length: float | None = None
+    clipped_share: float | None = None
+    flat_share: float | None = None
+
+    def figures(self) -> dict[str, float]:
+        """What the objective measures beside its loss, by the names of the status."""
+        return _known(
+            reward_margin=self.reward_margin, reward_accuracy=self.reward_accuracy, reward=self.reward, kl=self.kl
+        )
+
+
+def _known(**figures: float | None) -> dict[str, float]:
+    return {name: value for name, value in figures.items() if value is not None}
+
+
+@dataclass(frozen=True, slots=True)
+class EvalPoint:
+    """One evaluation; step 0 is the untouched model."""
+
+    step: int
+    measured: Measured
+
+    @property
+    def loss(self) -> float:
+        """The held-out loss."""
+        return self.measured.loss
+
+
+@dataclass(frozen=True, slots=True)
+class RewardPoint:
+    """The mean reward of one answer to each held-out prompt, with its standard error; step 0 is the untouched model."""
+
+    step: int
+    reward: float
+    prompts: int
+    completion_length: float
+    clipped_share: float
+    standard_error: float | None = None
+
+
+def reward_mean(step: int, rewards: Sequence[float], *, completion_length: float, clipped_share: float) -> RewardPoint:
+    """The point of these rewards; lengths are in tokens, clipped is an answer that did not end by itself."""
+    error = statistics.stdev(rewards) / math.sqrt(len(rewards)) if len(rewards) > 1 else None
+    return RewardPoint(step, statistics.fmean(rewards), len(rewards), completion_length, clipped_share, error)
