@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from documented import IN_A_CLONE
+from documented import IN_A_CLONE, ONE_TEST
 from documents import ROOT
 from hub import Hub
 
@@ -75,6 +75,11 @@ def test_the_plugin_is_installed_into_an_environment_where_kubectl_finds_it(clon
     assert "lineage" in call(clone, f"{programs}/kubectl-finetune --help")
     heavy = call(clone, f"{programs}/python -c 'import importlib.util as u; print(u.find_spec(\"torch\"))'")
     assert heavy.strip() == "None"
+
+
+@pytest.mark.parametrize("command", ONE_TEST)
+def test_one_test_runs_as_the_page_about_tests_shows(clone: Path, command: str) -> None:
+    assert re.search(ONE_TEST[command], call(clone, command))
 
 
 def test_lineage_events_are_sent_to_a_catalogue_line_by_line(tmp_path: Path, catalogue: tuple[str, list[Any]]) -> None:
