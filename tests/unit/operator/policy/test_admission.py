@@ -35,7 +35,16 @@ def test_metadata_addresses_are_known_in_every_spelling(host: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "host", ["minio.minio", "10.0.0.1", "s3.eu-west-1.amazonaws.com", "::1", "1.2.3.4", "64:ff9b::102:304"]
+    "host",
+    [
+        "minio.minio",
+        "10.0.0.1",
+        "s3.eu-west-1.amazonaws.com",
+        "::1",
+        "1.2.3.4",
+        "64:ff9b::102:304",
+        "64:ff9b::100.100.100.201",
+    ],
 )
 def test_other_addresses_are_not(host: str) -> None:
     assert not is_metadata_address(host)
