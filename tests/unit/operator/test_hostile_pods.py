@@ -247,7 +247,7 @@ async def test_a_surprise_in_one_answer_does_not_end_the_asking() -> None:
     server, port = await serve(OK + b"\r\n" + orjson.dumps(PROGRESS))
     puller = asyncio.create_task(Puller(memory, queue, Settings(trainer_image="x"), Metrics(), port).run())
     async with server:
-        heard = {await asyncio.wait_for(queue.take(), 10) for _ in range(2)}
+        heard = {await asyncio.wait_for(queue.get(), 10) for _ in range(2)}
     assert not puller.done()
     puller.cancel()
     assert heard == set(memory.targets)

@@ -58,18 +58,18 @@ class Reconciler:
         except Gone:
             self._memory.forget(key)
         except Outdated:
-            self._queue.add(key, 0.1)
+            self._queue.add_after(key, 0.1)
             return "conflict"
         except (RetryLater, Denied, Refused) as problem:
             after = getattr(problem, "after_seconds", None) or 0.0
-            delay = self._queue.retry(key, after)
+            delay = self._queue.add_rate_limited(key, after)
             log.warning("%s: %s; again in %.1f s", key, problem, delay)
             return "error"
         except Exception:  # one job's surprise must not end the worker that serves all others
-            delay = self._queue.retry(key)
+            delay = self._queue.add_rate_limited(key)
             log.exception("%s: unexpected; again in %.1f s", key, delay)
             return "bug"
-        self._queue.forgive(key)
+        self._queue.forget(key)
         return "done"
 
     async def _reconcile(self, key: Key) -> None:
@@ -91,13 +91,13 @@ class Reconciler:
             return
         self._memory.follow(key, decision.follow)
         if decision.requeue_after is not None:
-            self._queue.add(key, decision.requeue_after)
+            self._queue.add_after(key, decision.requeue_after)
 
     async def _tidy(self, job: FineTuneJob) -> None:
         """Removes what is left of a finished job in time; after a restart, the listing of its Jobs brings it here."""
         left = deadlines.seconds_to_tidy(job, self._clock())
         if left:
-            self._queue.add(job.key, left + deadlines.SLACK_SECONDS)
+            self._queue.add_after(job.key, left + deadlines.SLACK_SECONDS)
         elif left is not None and await self._cluster.remove_children(job):
             log.info("%s: Jobs removed, %s s after the end", job.key, job.spec and job.spec.ttl_seconds_after_finished)
 

@@ -1,4 +1,4 @@
-"""A level-triggered work queue: a key is worked on by one worker at a time, and repeated wishes are merged."""
+"""A level-triggered work queue with the method names of client-go: one worker per key, repeated adds are merged."""
 
 import asyncio
 import heapq
@@ -14,7 +14,7 @@ MAX_DELAY = 60.0
 
 
 class WorkQueue(Generic[K]):
-    """Keys to look at, now or later. Used from one event loop."""
+    """Keys to reconcile, now or later. Not thread-safe: for one event loop."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -30,34 +30,38 @@ class WorkQueue(Generic[K]):
         return len(self._due)
 
     def stalled_for(self) -> float:
-        """Seconds for which a key has been due and no worker has taken any; a long queue that moves is not stalled."""
+        """Return for how many seconds a key has been due while workers took none; a long queue that moves returns 0."""
         waiting = [due for key, due in self._due.items() if key not in self._active]
         return max(0.0, self._clock() - max(min(waiting), self._taken_at)) if waiting else 0.0
 
-    def add(self, key: K, after: float = 0.0) -> None:
-        """Wants the key looked at after some seconds; the earliest wish wins."""
-        due = self._clock() + after
+    def add(self, key: K) -> None:
+        """Schedule the key for now."""
+        self.add_after(key, 0.0)
+
+    def add_after(self, key: K, seconds: float) -> None:
+        """Schedule the key; the earliest due time wins."""
+        due = self._clock() + seconds
         if key in self._due and self._due[key] <= due:
             return
         self._due[key] = due
         heapq.heappush(self._heap, (due, next(self._order), key))
         self._changed.set()
 
-    def retry(self, key: K, at_least: float = 0.0) -> float:
-        """Wants the key looked at again after a failure: exponential delay with jitter and a cap."""
+    def add_rate_limited(self, key: K, at_least: float = 0.0) -> float:
+        """Schedule the key after a failure and return the delay: exponential, with jitter and a cap."""
         count = self._failures.get(key, 0)
         self._failures[key] = count + 1
         delay: float = min(MAX_DELAY, FIRST_DELAY * 2.0 ** min(count, 16))
         delay = max(at_least, delay * random.uniform(0.5, 1.0))  # noqa: S311 -- jitter, not a secret
-        self.add(key, delay)
+        self.add_after(key, delay)
         return delay
 
-    def forgive(self, key: K) -> None:
-        """Forgets the key's failures."""
+    def forget(self, key: K) -> None:
+        """Reset the key's backoff."""
         self._failures.pop(key, None)
 
-    async def take(self) -> K:
-        """The next key that is due and that nobody works on; give it back with `done`."""
+    async def get(self) -> K:
+        """Wait for the next due key that no worker holds; release it with `done`."""
         while True:
             key = self._pop_due()
             if key is not None:
@@ -66,24 +70,24 @@ class WorkQueue(Generic[K]):
                 return key
             self._changed.clear()
             try:
-                # Not wait_for: on Python 3.11 it makes a task, which kopf cancels on its way out.
+                # Not wait_for: on Python 3.11 it makes a task, which kopf cancels when it stops.
                 async with asyncio.timeout(self._seconds_to_next()):
                     await self._changed.wait()
             except TimeoutError:
                 continue
 
     def done(self, key: K) -> None:
-        """Gives the key back; what was wished meanwhile becomes takeable."""
+        """Release the key; if it was added in the meantime, `get` returns it again."""
         self._active.discard(key)
         if key in self._due:
             heapq.heappush(self._heap, (self._due[key], next(self._order), key))
         self._changed.set()
 
     def _pop_due(self) -> K | None:
-        """Drops heap entries that an earlier wish, or a worker, has overtaken."""
         now = self._clock()
         while self._heap and self._heap[0][0] <= now:
             due, _, key = heapq.heappop(self._heap)
+            # An earlier add replaced this entry, or a worker holds the key: `done` pushes it again.
             if self._due.get(key) == due and key not in self._active:
                 del self._due[key]
                 return key
@@ -94,9 +98,9 @@ class WorkQueue(Generic[K]):
 
 
 async def work(queue: WorkQueue[K], handle: Callable[[K], Awaitable[None]]) -> None:
-    """One worker: handles keys for ever."""
+    """Handle keys forever, as one worker."""
     while True:
-        key = await queue.take()
+        key = await queue.get()
         try:
             await handle(key)
         finally:

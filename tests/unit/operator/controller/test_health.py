@@ -41,14 +41,14 @@ async def test_liveness_fails_when_a_job_waits_and_no_worker_takes_any() -> None
     assert await ask(health, "/healthz") == [200]
     clock.now = STUCK_SECONDS + 1
     assert await ask(health, "/healthz") == [503]
-    assert await queue.take() == KEY
+    assert await queue.get() == KEY
     assert await ask(health, "/healthz") == [200]
 
 
 async def test_liveness_says_nothing_against_an_idle_operator_nor_one_that_waits_for_a_time() -> None:
     clock = Clock()
     queue: WorkQueue[Key] = WorkQueue(clock)
-    queue.add(KEY, after=10_000)
+    queue.add_after(KEY, 10_000)
     clock.now = 9_000
     assert await ask(Health(queue, Memory(), Metrics()), "/healthz") == [200]
 

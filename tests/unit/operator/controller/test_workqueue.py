@@ -5,58 +5,66 @@ import asyncio
 from finetune_operator.controller.workqueue import MAX_DELAY, WorkQueue, work
 
 
-async def test_repeated_wishes_are_one_look() -> None:
+async def test_repeated_adds_are_one_get() -> None:
     queue: WorkQueue[str] = WorkQueue()
     for _ in range(5):
         queue.add("a")
-    assert await queue.take() == "a"
+    assert await queue.get() == "a"
     queue.done("a")
     assert len(queue) == 0
 
 
-async def test_a_key_is_worked_on_by_one_worker_and_a_wish_meanwhile_is_kept() -> None:
+async def test_a_key_has_one_worker_and_an_add_in_the_meantime_is_kept() -> None:
     queue: WorkQueue[str] = WorkQueue()
     queue.add("a")
-    await queue.take()
+    await queue.get()
     queue.add("a")
-    second = asyncio.create_task(queue.take())
+    second = asyncio.create_task(queue.get())
     await asyncio.sleep(0.02)
     assert not second.done()
     queue.done("a")
     assert await asyncio.wait_for(second, 1) == "a"
 
 
-async def test_the_earliest_wish_wins() -> None:
+async def test_the_earliest_due_time_wins() -> None:
     queue: WorkQueue[str] = WorkQueue()
-    queue.add("a", 60)
-    queue.add("a", 0.01)
-    queue.add("a", 60)
-    assert await asyncio.wait_for(queue.take(), 1) == "a"
+    queue.add_after("a", 60)
+    queue.add_after("a", 0.01)
+    queue.add_after("a", 60)
+    assert await asyncio.wait_for(queue.get(), 1) == "a"
     queue.done("a")
     assert len(queue) == 0
 
 
 async def test_keys_come_in_the_order_of_their_time() -> None:
     queue: WorkQueue[str] = WorkQueue()
-    queue.add("later", 0.05)
+    queue.add_after("later", 0.05)
     queue.add("now")
-    assert [await queue.take(), await queue.take()] == ["now", "later"]
+    assert [await queue.get(), await queue.get()] == ["now", "later"]
 
 
-async def test_delays_grow_to_a_cap_and_are_forgiven() -> None:
+def test_delays_grow_to_a_cap_and_are_reset() -> None:
     queue: WorkQueue[str] = WorkQueue()
-    delays = [queue.retry("a") for _ in range(12)]
+    delays = [queue.add_rate_limited("a") for _ in range(12)]
     assert delays[0] <= 0.5
     assert MAX_DELAY / 2 <= delays[-1] <= MAX_DELAY
-    queue.forgive("a")
-    assert queue.retry("a") <= 0.5
-    assert queue.retry("b", at_least=90) == 90
+    queue.forget("a")
+    assert queue.add_rate_limited("a") <= 0.5
+    assert queue.add_rate_limited("b", at_least=90) == 90
+
+
+async def test_a_failed_key_is_returned_again_after_its_delay() -> None:
+    queue: WorkQueue[str] = WorkQueue()
+    queue.add("a")
+    assert queue.add_rate_limited(await queue.get()) <= 0.5
+    queue.done("a")
+    assert await asyncio.wait_for(queue.get(), 1) == "a"
 
 
 async def test_a_due_key_that_no_worker_takes_shows() -> None:
     now = 0.0
     queue: WorkQueue[str] = WorkQueue(lambda: now)
-    queue.add("a", 5)
+    queue.add_after("a", 5)
     assert queue.stalled_for() == 0
     now = 65.0
     assert queue.stalled_for() == 60
@@ -69,7 +77,7 @@ async def test_a_long_queue_that_moves_is_not_stalled_and_one_that_stops_moving_
         queue.add(key)
     for _ in range(90):
         now += 2
-        queue.done(await queue.take())
+        queue.done(await queue.get())
     assert queue.stalled_for() == 0
     now += 121
     assert queue.stalled_for() == 121
