@@ -17,7 +17,7 @@ from finetune_api.names import PLURAL, ConditionType, Phase
 from finetune_api.spec import FineTuneJobSpec, Method, ResumePolicy
 from finetune_api.status import FineTuneJobStatus
 from finetune_operator.kube.objects import FineTuneJob, Key
-from finetune_operator.policy import counters as tallies
+from finetune_operator.policy import counters
 
 disable_created_metrics()  # type: ignore[no-untyped-call]
 JOB_LABELS = ["namespace", "name"]
@@ -98,7 +98,7 @@ def _reason_families(jobs: "list[tuple[Key, Shown]]") -> Iterator[Metric]:
         where = [key.namespace, key.name]
         found = status.condition(ConditionType.FAILED)
         if found and found.status == "True":
-            failed.add_metric([*where, tallies.known(found.reason)], 1)
+            failed.add_metric([*where, counters.known(found.reason)], 1)
         for family, total, counts in (
             (failures, status.failures, status.failures_by_reason),
             (preemptions, status.preemptions, status.preemptions_by_reason),
@@ -112,7 +112,7 @@ def _by_reason(total: int | None, counts: dict[str, int] | None) -> dict[str, in
     """The counts by known reasons; what an earlier operator counted without a reason is `Unknown`."""
     found: dict[str, int] = {}
     for reason, count in (counts or {}).items():
-        found[tallies.known(reason)] = found.get(tallies.known(reason), 0) + count
+        found[counters.known(reason)] = found.get(counters.known(reason), 0) + count
     unknown = (total or 0) - sum(found.values())
     return found | ({UNKNOWN: unknown} if unknown > 0 else {})
 

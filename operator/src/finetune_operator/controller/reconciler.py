@@ -14,8 +14,7 @@ from finetune_operator.kube.errors import ClusterError, Denied, Gone, NameTaken,
 from finetune_operator.kube.objects import FineTuneJob, Job, Key, Object, Workload
 from finetune_operator.kube.observed import Observed
 from finetune_operator.metrics import Metrics
-from finetune_operator.policy import deadlines, kueue
-from finetune_operator.policy import dependencies as parents
+from finetune_operator.policy import deadlines, dependencies, kueue
 from finetune_operator.policy.conditions import acknowledge
 from finetune_operator.policy.decision import Decision
 from finetune_operator.policy.plan import plan
@@ -108,7 +107,7 @@ class Reconciler:
             children = await self._cluster.list_children(job.key)
             pods = await self._cluster.list_pods(job.key)
         except Denied as problem:
-            return Observed(job=job, now=self._clock(), relatives=relatives, obstacle=problem, is_blind=True)
+            return Observed(job=job, now=self._clock(), relatives=relatives, obstacle=problem, children_unreadable=True)
         workloads, obstacle = None, None
         try:
             workloads = await self._workloads(job, children)
@@ -136,13 +135,13 @@ class Reconciler:
     async def _relatives(self, job: FineTuneJob) -> dict[str, FineTuneJob | None]:
         """The jobs that this one waits for, read now, and those that they wait for, among which circles are found."""
         found: dict[str, FineTuneJob | None] = {}
-        names = [need.name for need in parents.open_needs(job)]
-        while names and len(found) < parents.MAX_RELATIVES:
+        names = [need.name for need in dependencies.open_needs(job)]
+        while names and len(found) < dependencies.MAX_RELATIVES:
             name = names.pop(0)
             if name in found:
                 continue
             found[name] = other = await self._find(Key(job.key.namespace, name))
-            names += [need.name for need in parents.open_needs(other)] if other else []
+            names += [need.name for need in dependencies.open_needs(other)] if other else []
         return found
 
     async def _find(self, key: Key) -> FineTuneJob | None:
@@ -151,46 +150,46 @@ class Reconciler:
         except Gone:
             return None
 
-    async def _decide_and_act(self, seen: Observed) -> Decision:
+    async def _decide_and_act(self, observed: Observed) -> Decision:
         """Plans and acts until nothing is left to do; what an action brings about is part of the next plan."""
         for _ in range(MAX_STEPS):
-            decision = plan(seen, self._settings)
-            if seen.obstacle is not None:
+            decision = plan(observed, self._settings)
+            if observed.obstacle is not None:
                 return decision
             try:
                 if decision.delete:
-                    await self._cluster.delete_child(seen.job, decision.delete)
+                    await self._cluster.delete_child(observed.job, decision.delete)
                     return decision
                 if decision.create:
-                    child = await self._cluster.create_child(seen.job, decision.create)
-                    log.info("%s: created Job %s", seen.job.key, child.name)
-                    children = (*seen.children, child)
-                    workloads = await self._workloads(seen.job, children)
-                    seen = replace(seen, children=children, workloads=workloads)
+                    child = await self._cluster.create_child(observed.job, decision.create)
+                    log.info("%s: created Job %s", observed.job.key, child.name)
+                    children = (*observed.children, child)
+                    workloads = await self._workloads(observed.job, children)
+                    observed = replace(observed, children=children, workloads=workloads)
                 elif change := decision.suspend or decision.resume:
                     is_suspended = decision.suspend is not None
-                    child = await self._cluster.set_suspended(seen.job, change, is_suspended=is_suspended)
-                    log.info("%s: Job %s %s", seen.job.key, child.name, "suspended" if is_suspended else "resumed")
-                    others = [one for one in seen.children if one.uid != child.uid]
-                    seen = replace(seen, children=(*others, child))
+                    child = await self._cluster.set_suspended(observed.job, change, is_suspended=is_suspended)
+                    log.info("%s: Job %s %s", observed.job.key, child.name, "suspended" if is_suspended else "resumed")
+                    others = [one for one in observed.children if one.uid != child.uid]
+                    observed = replace(observed, children=(*others, child))
                 elif decision.requeue:
-                    await self._cluster.move_to_queue(seen.job, *decision.requeue)
+                    await self._cluster.move_to_queue(observed.job, *decision.requeue)
                     return decision
                 elif workload := decision.deactivate or decision.activate:
                     is_active = decision.activate is not None
-                    await self._cluster.set_active(seen.job, workload, is_active=is_active)
-                    log.info("%s: Workload %s active: %s", seen.job.key, workload.name, is_active)
+                    await self._cluster.set_active(observed.job, workload, is_active=is_active)
+                    log.info("%s: Workload %s active: %s", observed.job.key, workload.name, is_active)
                     return decision
-                elif decision.look_at:
-                    asked = decision.look_at
-                    found = await self._cluster.list_warnings(seen.job.key.namespace, asked.kind, asked.uid)
-                    seen = replace(seen, warnings=found)
+                elif decision.fetch_events_for:
+                    asked = decision.fetch_events_for
+                    found = await self._cluster.list_warnings(observed.job.key.namespace, asked.kind, asked.uid)
+                    observed = replace(observed, warnings=found)
                 else:
                     return decision
             except (Denied, NameTaken, Refused) as problem:
-                log.warning("%s: %s", seen.job.key, problem)
-                seen = replace(seen, obstacle=problem)
-        raise RuntimeError(f"{seen.job.key}: the plan does not come to an end")
+                log.warning("%s: %s", observed.job.key, problem)
+                observed = replace(observed, obstacle=problem)
+        raise RuntimeError(f"{observed.job.key}: the plan does not come to an end")
 
     async def _write(self, job: FineTuneJob, status: FineTuneJobStatus) -> None:
         change = difference(job.status.to_wire(), status.to_wire())

@@ -56,7 +56,7 @@ class Observed:
     warnings: Warnings | None = None
     obstacle: ClusterError | None = None
     """What kept the operator from acting on an earlier plan of this look."""
-    is_blind: bool = False
+    children_unreadable: bool = False
     """Whether children and pods could not be read: their absence then means nothing."""
 
     @property

@@ -8,13 +8,17 @@ from finetune_api.status import JobRef
 from finetune_operator.kube.objects import Job, Pod
 from finetune_operator.kube.observed import Reading, Target
 from finetune_operator.manifests.jobs import build_attempt
-from finetune_operator.policy import checkpoint_budget as saving
-from finetune_operator.policy import counters as tallies
-from finetune_operator.policy import deadlines, runs, suspension
-from finetune_operator.policy import pod_diagnosis as trouble
-from finetune_operator.policy import rank_outcomes as rounds
-from finetune_operator.policy import reported_preemptions as stopped_runs
-from finetune_operator.policy import run_outcome as evidence
+from finetune_operator.policy import (
+    checkpoint_budget,
+    counters,
+    deadlines,
+    pod_diagnosis,
+    rank_outcomes,
+    reported_preemptions,
+    run_outcome,
+    runs,
+    suspension,
+)
 from finetune_operator.policy.decision import SOON_SECONDS, Draft
 from finetune_operator.policy.startup import watch_start
 from finetune_operator.policy.status_report import show_progress, take_lineage, take_report
@@ -24,16 +28,16 @@ C, R = ConditionType, Reason
 
 def train(draft: Draft) -> None:
     """One step of training."""
-    seen, status = draft.seen, draft.status
-    attempts = [one for one in seen.own if one.component == Component.TRAINER and one.attempt]
+    observed, status = draft.observed, draft.status
+    attempts = [one for one in observed.own if one.component == Component.TRAINER and one.attempt]
     current = max(attempts, key=lambda one: one.attempt, default=None)
     if current and current.attempt > (status.attempts or 0):
         status.attempts = current.attempt
         status.job_ref = JobRef(name=current.name, uid=current.uid)
-    stopped_runs.count(draft, attempts)
+    reported_preemptions.count(draft, attempts)
     runs.fold(draft, attempts)
     if current:
-        saving.check_save_time(draft, current)
+        checkpoint_budget.check_save_time(draft, current)
     mine = current if current and status.job_ref and current.uid == status.job_ref.uid else None
     if mine and not mine.is_over:
         _note_running(draft, mine)
@@ -55,15 +59,15 @@ def train(draft: Draft) -> None:
 def _has_counted(draft: Draft) -> bool:
     """Whether something was counted in this look, which is written before anything is done about it."""
     before, after = draft.stored, draft.status
-    counters = ("runs", "failures", "preemptions")
-    return any(getattr(before, name) != getattr(after, name) for name in counters)
+    totals = ("runs", "failures", "preemptions")
+    return any(getattr(before, name) != getattr(after, name) for name in totals)
 
 
 def _note_running(draft: Draft, current: Job) -> None:
     """The first pod is the run; with many, the job has not started before all of them have."""
-    pods = draft.seen.pods_of(current.uid)
+    pods = draft.observed.pods_of(current.uid)
     pod = _first_running(pods)
-    if pod and not rounds.missing(current, pods, draft.seen.now):
+    if pod and not rank_outcomes.missing(current, pods, draft.observed.now):
         times = [one.started for one in pods if one.is_running and one.started]
         draft.status.start_time = draft.status.start_time or max(times)
     if pod:
@@ -77,7 +81,7 @@ def _first_running(pods: Sequence[Pod]) -> Pod | None:
 def _is_overdue(draft: Draft, mine: Job | None) -> bool:
     """Whether a deadline ends the job; what was counted is written first, and the Job removed before that is said."""
     overdue = deadlines.exceeded(draft)
-    if overdue is None or draft.seen.obstacle:
+    if overdue is None or draft.observed.obstacle:
         return False
     if _has_counted(draft):
         draft.decision.again_in(0)
@@ -100,7 +104,7 @@ def _too_many_preemptions(draft: Draft) -> bool:
 
 def _end_by_count(draft: Draft) -> None:
     if _too_many_preemptions(draft):
-        draft.fail(R.TOO_MANY_PREEMPTIONS, runs.last_sentence(draft.status, evidence.RESULT_PREEMPTED))
+        draft.fail(R.TOO_MANY_PREEMPTIONS, runs.last_sentence(draft.status, run_outcome.RESULT_PREEMPTED))
     else:
         draft.fail(R.BACKOFF_LIMIT_EXCEEDED, runs.last_sentence(draft.status))
 
@@ -110,7 +114,7 @@ def _open(draft: Draft, current: Job) -> None:
     is_counted = _has_counted(draft)
     has_lower_limit = _too_many_failures(draft) and current.failed_pods <= current.backoff_limit
     is_over_limit = _too_many_preemptions(draft) or has_lower_limit
-    if is_over_limit and not is_counted and not draft.seen.obstacle:
+    if is_over_limit and not is_counted and not draft.observed.obstacle:
         draft.decision.delete = current
         _end_by_count(draft)
         return
@@ -121,13 +125,13 @@ def _open(draft: Draft, current: Job) -> None:
 
 def _deleted(draft: Draft) -> None:
     """Somebody removed the Job before it succeeded: a failure, and a new attempt once its pods are gone."""
-    seen, status = draft.seen, draft.status
+    observed, status = draft.observed, draft.status
     uid = status.job_ref.uid if status.job_ref else ""
-    alive = [pod for pod in seen.pods_of(uid) if not pod.is_over]
+    alive = [pod for pod in observed.pods_of(uid) if not pod.is_over]
     detail = "the trainer Job was deleted"
-    lost = next((pod for pod in alive if trouble.is_lost(pod, seen.now)), None)
+    lost = next((pod for pod in alive if pod_diagnosis.is_lost(pod, observed.now)), None)
     if lost:
-        draft.conditions.set(C.RUNNING, "Unknown", R.NODE_LOST, trouble.lost_sentence(lost))
+        draft.conditions.set(C.RUNNING, "Unknown", R.NODE_LOST, pod_diagnosis.lost_sentence(lost))
         draft.decision.again_in(SOON_SECONDS)
     elif alive:
         draft.conditions.set(C.RUNNING, "False", R.BACKING_OFF, f"{detail}; waiting until {alive[0].name} is gone")
@@ -144,10 +148,14 @@ def _deleted(draft: Draft) -> None:
 
 
 def _ended(draft: Draft, current: Job) -> None:
-    seen, status = draft.seen, draft.status
-    ends = [rounds.End(evidence.judge(pod, seen.job), pod) for pod in seen.pods_of(current.uid) if pod.is_over]
+    observed, status = draft.observed, draft.status
+    ends = [
+        rank_outcomes.End(run_outcome.judge(pod, observed.job), pod)
+        for pod in observed.pods_of(current.uid)
+        if pod.is_over
+    ]
     firsts = [end.verdict for end in ends if end.pod and end.pod.rank == 0]
-    success = next((one.report for one in firsts if one.result == evidence.RESULT_SUCCEEDED), None)
+    success = next((one.report for one in firsts if one.result == run_outcome.RESULT_SUCCEEDED), None)
     if current.completed and success:
         take_report(status, success)
         take_lineage(status, success, draft.spec)
@@ -158,7 +166,7 @@ def _ended(draft: Draft, current: Job) -> None:
         detail = "the trainer Job completed without a reported result"
         _close(draft, R.RESULT_MISSING, detail, add_failure=not is_counted)
         return
-    if current.nodes > 1 and (status.current_run or not all(pod.is_over for pod in seen.pods_of(current.uid))):
+    if current.nodes > 1 and (status.current_run or not all(pod.is_over for pod in observed.pods_of(current.uid))):
         draft.conditions.set(C.RUNNING, "False", R.BACKING_OFF, current.failed_message)  # until all is counted
         draft.decision.again_in(SOON_SECONDS)
         return
@@ -174,7 +182,7 @@ def _ended(draft: Draft, current: Job) -> None:
     elif current.failed_reason == "BackoffLimitExceeded":
         draft.fail(R.BACKOFF_LIMIT_EXCEEDED, runs.last_sentence(status), current)
     else:
-        reason = evidence.reason_of_failed_job(current) or current.failed_reason or R.CONTAINER_ERROR
+        reason = run_outcome.reason_of_failed_job(current) or current.failed_reason or R.CONTAINER_ERROR
         draft.fail(reason, current.failed_message, current)
 
 
@@ -188,7 +196,7 @@ def _why_again(draft: Draft, current: Job) -> tuple[str, str]:
     """With many pods every failure ends the Job; one pod is replaced within it until its limit is used up."""
     if current.nodes == 1:
         return R.BACKOFF_LIMIT_EXCEEDED, "backoffLimit was raised meanwhile"
-    reason, _, message = runs.last_sentence(draft.status, evidence.RESULT_FAILED).partition(": ")
+    reason, _, message = runs.last_sentence(draft.status, run_outcome.RESULT_FAILED).partition(": ")
     return reason or R.UNOBSERVED, message or "nobody saw which pod failed"
 
 
@@ -196,7 +204,7 @@ def _close(draft: Draft, reason: str, detail: str, *, add_failure: bool) -> None
     """Ends an attempt that is not the last word: counted and written first, replaced in the next look."""
     status = draft.status
     if add_failure:
-        tallies.add_failures(status, reason)
+        counters.add_failures(status, reason)
     status.job_ref = status.current_run = None
     if status.failures and status.failures > draft.spec.backoff_limit:
         draft.fail(R.BACKOFF_LIMIT_EXCEEDED, f"{reason}: {detail}")
@@ -216,29 +224,29 @@ def _image(draft: Draft) -> str:
     """The image of the first run, unless the user has named another one since."""
     pinned = draft.status.lineage.trainer_image if draft.status.lineage else None
     asked = draft.spec.trainer.image
-    first = next((one.image for one in draft.seen.own if one.component == Component.PREFLIGHT), None)
+    first = next((one.image for one in draft.observed.own if one.component == Component.PREFLIGHT), None)
     if pinned and (asked is None or asked == first):
         return pinned
     return asked or draft.settings.trainer_image
 
 
 def _watch(draft: Draft, current: Job) -> None:
-    seen, status = draft.seen, draft.status
-    pods = seen.pods_of(current.uid)
+    observed, status = draft.observed, draft.status
+    pods = observed.pods_of(current.uid)
     pod = _first_running(pods)
     if suspension.is_held(draft, current, pods):
         return
     if any(one.is_running and one.deleting for one in pods):
-        draft.decision.again_in(trouble.LOST_SECONDS)
-    is_there = pod is not None and not trouble.is_lost(pod, seen.now)
+        draft.decision.again_in(pod_diagnosis.LOST_SECONDS)
+    is_there = pod is not None and not pod_diagnosis.is_lost(pod, observed.now)
     if pod and is_there and pod.ip:
-        draft.decision.follow = Target(seen.job.uid, pod.uid, pod.name, pod.ip)
-    reading = seen.reading if pod and seen.reading and seen.reading.pod_uid == pod.uid else None
+        draft.decision.follow = Target(observed.job.uid, pod.uid, pod.name, pod.ip)
+    reading = observed.reading if pod and observed.reading and observed.reading.pod_uid == pod.uid else None
     if is_there and reading and reading.report:
         show_progress(status, reading.report, reading.at)
     run = status.current_run
     is_stopping = run is not None and run.stopping == R.NO_PROGRESS
-    is_alone = bool(rounds.missing(current, pods, seen.now))
+    is_alone = bool(rank_outcomes.missing(current, pods, observed.now))
     if is_there and is_alone and run:
         run.heartbeat = run.last_moved_time = None  # who waits for others does not stall
     if not is_there or (is_alone and not is_stopping):
@@ -250,7 +258,7 @@ def _watch(draft: Draft, current: Job) -> None:
 
 
 def _say_running(draft: Draft, current: Job, reading: Reading | None) -> None:
-    if reading and reading.unreachable_since and trouble.is_unreachable(reading, draft.seen.now):
+    if reading and reading.unreachable_since and pod_diagnosis.is_unreachable(reading, draft.observed.now):
         draft.conditions.set(C.RUNNING, "True", R.UNREACHABLE, reading.problem)
     else:
         who = "The trainer pod runs" if current.nodes == 1 else f"All {current.nodes} trainer pods run"
@@ -267,6 +275,6 @@ def _restart(draft: Draft, current: Job) -> None:
     draft.conditions.set(C.RUNNING, "False", R.NO_PROGRESS, f"{draft.spec.stall_timeout_seconds} s ({where})")
     if draft.stored.current_run is None or draft.stored.current_run.stopping != R.NO_PROGRESS:
         draft.decision.again_in(0)
-    elif not draft.seen.obstacle:
+    elif not draft.observed.obstacle:
         draft.decision.delete = current
         draft.decision.again_in(SOON_SECONDS)

@@ -2,13 +2,13 @@
 
 from finetune_api.names import Reason
 from finetune_api.status import FineTuneJobStatus
-from finetune_operator.policy import remediation as advice
+from finetune_operator.policy import remediation
 
 OTHER = "Other"
 """A reason that somebody else made up: anything may suspend or evict, with any word."""
 _QUEUES = ("ClusterQueueStopped", "LocalQueueStopped")
 _KUEUES = frozenset(("PodsReadyTimeout", "AdmissionCheck", "NodeFailures", "Deactivated", *_QUEUES))
-KNOWN = frozenset(map(str, Reason)) | advice.DISRUPTIONS.keys() | _KUEUES
+KNOWN = frozenset(map(str, Reason)) | remediation.DISRUPTIONS.keys() | _KUEUES
 """The words of the conditions, of the API server's disruptions, and of Kueue's evictions."""
 
 

@@ -27,7 +27,7 @@ def note_queued(draft: Draft) -> None:
     if draft.spec.suspend:
         status.queued_time = None
     elif status.queued_time is None and _is_free(draft):
-        status.queued_time = draft.seen.now
+        status.queued_time = draft.observed.now
 
 
 def _is_free(draft: Draft) -> bool:
@@ -45,7 +45,7 @@ def _start(draft: Draft) -> Overdue | None:
     status, limit = draft.status, draft.spec.start_deadline_seconds
     if limit is None or status.start_time or status.queued_time is None:
         return None
-    if _has_passed(draft, limit - (draft.seen.now - status.queued_time).total_seconds()):
+    if _has_passed(draft, limit - (draft.observed.now - status.queued_time).total_seconds()):
         return Overdue(Reason.START_DEADLINE_EXCEEDED, f"{limit} s: {draft.stored.message or 'it was not looked at'}")
     return None
 
@@ -57,7 +57,7 @@ def _active(draft: Draft) -> Overdue | None:
     run, used = draft.status.current_run, draft.status.active_seconds or 0
     if run is None or run.start_time is None:
         return Overdue(Reason.DEADLINE_EXCEEDED, _said(used, limit)) if used >= limit else None
-    used += int(((run.missing_since or draft.seen.now) - run.start_time).total_seconds())
+    used += int(((run.missing_since or draft.observed.now) - run.start_time).total_seconds())
     return Overdue(Reason.DEADLINE_EXCEEDED, _said(used, limit)) if _has_passed(draft, limit - used) else None
 
 

@@ -9,7 +9,7 @@ from finetune_api.status import FineTuneJobStatus
 from finetune_operator.kube.objects import Job, Workload
 from finetune_operator.kube.observed import Observed, Target
 from finetune_operator.manifests.jobs import Child
-from finetune_operator.policy import pod_diagnosis as trouble
+from finetune_operator.policy import pod_diagnosis
 from finetune_operator.policy.conditions import Conditions
 from finetune_operator.settings import Settings
 
@@ -32,7 +32,7 @@ class Decision:
     activate: Workload | None = None
     requeue: tuple[Job, str | None] | None = None
     """A waiting Job, and the queue that it is to wait in instead; None lets it run."""
-    look_at: trouble.Question | None = None
+    fetch_events_for: pod_diagnosis.Question | None = None
     follow: Target | None = None
     requeue_after: float | None = None
 
@@ -45,14 +45,14 @@ class Decision:
 class Draft:
     """A decision in the making."""
 
-    seen: Observed
+    observed: Observed
     settings: Settings
     spec: FineTuneJobSpec
     conditions: Conditions
     decision: Decision
     is_blocked: bool = False
     """Whether nothing may be created now; what runs goes on and is judged when it ends."""
-    is_deaf: bool = False
+    events_forbidden: bool = False
     """Whether the operator may not read why a pod does not start, which blocks nothing."""
 
     @property
@@ -63,17 +63,17 @@ class Draft:
     @property
     def stored(self) -> FineTuneJobStatus:
         """The status as it was read: what is not in it yet is not known after a crash."""
-        return self.seen.job.status
+        return self.observed.job.status
 
     def create(self, child: Child) -> None:
         """Creates a Job once nothing of an earlier run or of an earlier job of this name is left."""
         if self.is_blocked:
             return
-        lost = next((pod for pod in self.seen.pods if trouble.is_lost(pod, self.seen.now)), None)
-        busy = [*self.seen.leftovers, *(pod.name for pod in self.seen.pods if not pod.is_over)]
-        busy += [one.name for one in self.seen.own if one.is_deleting]
+        lost = next((pod for pod in self.observed.pods if pod_diagnosis.is_lost(pod, self.observed.now)), None)
+        busy = [*self.observed.leftovers, *(pod.name for pod in self.observed.pods if not pod.is_over)]
+        busy += [one.name for one in self.observed.own if one.is_deleting]
         if lost:
-            self.conditions.set(C.RUNNING, "Unknown", R.NODE_LOST, trouble.lost_sentence(lost))
+            self.conditions.set(C.RUNNING, "Unknown", R.NODE_LOST, pod_diagnosis.lost_sentence(lost))
             self.decision.again_in(SOON_SECONDS)
         elif busy:
             detail = f"waiting until {', '.join(busy[:3])} of an earlier run is gone"
@@ -98,7 +98,7 @@ class Draft:
             merged = report.evaluation.merged if report.evaluation else None
             reason = WITHHELD.get(merged or "", R.MANIFEST_REPORTED)
             self.conditions.publish(reason, found.uri or self.spec.output.uri)
-        self.status.completion_time = (child and (child.failed or child.completed)) or self.seen.now
+        self.status.completion_time = (child and (child.failed or child.completed)) or self.observed.now
 
     def _show_early_stop(self) -> None:
         early = self.status.early_stopping
@@ -108,4 +108,4 @@ class Draft:
 
     def with_status(self) -> "Observed":
         """The look with the next status, as the builders of children want it."""
-        return replace(self.seen, job=replace(self.seen.job, status=self.status))
+        return replace(self.observed, job=replace(self.observed.job, status=self.status))

@@ -6,7 +6,7 @@ from finetune_api.names import Component, ConditionType, Reason
 from finetune_api.status import WorkloadRef
 from finetune_operator.kube.objects import Job, Workload
 from finetune_operator.manifests.effective_spec import queue_name
-from finetune_operator.policy import remediation as advice
+from finetune_operator.policy import remediation
 from finetune_operator.policy.decision import Draft
 
 C, R = ConditionType, Reason
@@ -36,13 +36,13 @@ def may_hold(child: Job) -> bool:
 def is_queued(draft: Draft, child: Job) -> bool:
     """Whether it is Kueue that the Job waits for, or would be if there were one."""
     is_foreign = child.is_suspended and not child.is_ours_to_resume and not child.is_over
-    return is_foreign and (child.queue is not None or draft.seen.workload_of(child) is not None)
+    return is_foreign and (child.queue is not None or draft.observed.workload_of(child) is not None)
 
 
 def note_quota(draft: Draft) -> None:
     """Condition QuotaReserved of the Job that is to run now; absent where no queue has to do with it."""
     child = _current(draft)
-    workload = draft.seen.workload_of(child) if child else None
+    workload = draft.observed.workload_of(child) if child else None
     draft.status.workload_ref = WorkloadRef(name=workload.name) if workload else None
     if child and child.is_suspended:
         draft.decision.again_in(AGAIN_SECONDS)
@@ -60,7 +60,7 @@ def note_quota(draft: Draft) -> None:
 
 def eviction(draft: Draft, child: Job) -> tuple[str, str] | None:
     """Why Kueue has taken the Job's quota back, in its words; nothing where the operator asked for that."""
-    workload = draft.seen.workload_of(child)
+    workload = draft.observed.workload_of(child)
     if workload is None or not child.is_suspended or not workload.eviction_reason:
         return None
     if workload.eviction_reason == DEACTIVATED and workload.is_ours_to_activate:
@@ -69,7 +69,7 @@ def eviction(draft: Draft, child: Job) -> tuple[str, str] | None:
 
 
 def _current(draft: Draft) -> Job | None:
-    own = [one for one in draft.seen.own if may_hold(one) and not one.is_deleting]
+    own = [one for one in draft.observed.own if may_hold(one) and not one.is_deleting]
     trainers = [one for one in own if one.component == Component.TRAINER]
     return max(trainers or own, key=lambda one: one.attempt, default=None)
 
@@ -81,18 +81,18 @@ def _reserved(child: Job, workload: Workload) -> str:
 
 def _wait(draft: Draft, child: Job, workload: Workload | None) -> tuple[Reason, str]:
     where = f"waits in queue {child.queue}"
-    if workload is None and draft.seen.workloads is None:
-        return R.KUEUE_MISSING, advice.advised(R.KUEUE_MISSING, f"{where}, but this cluster has no Kueue")
+    if workload is None and draft.observed.workloads is None:
+        return R.KUEUE_MISSING, remediation.advised(R.KUEUE_MISSING, f"{where}, but this cluster has no Kueue")
     if workload is None:
         return R.WAITING_FOR_QUOTA, f"{where}, which Kueue has not looked at yet"
     if not workload.is_active:
         return R.WORKLOAD_INACTIVE, _inactive(draft, workload)
     if child.queue is None:
-        return R.QUEUE_MISSING, advice.advised(R.QUEUE_MISSING, "names no queue, and Kueue holds such Jobs here")
+        return R.QUEUE_MISSING, remediation.advised(R.QUEUE_MISSING, "names no queue, and Kueue holds such Jobs here")
     told = workload.eviction_words if workload.has_quota else workload.words
     words = _NOISE.sub("", told).strip() or "Kueue has not looked at it yet"
     reason = next((reason for pattern, reason in _CAUSES if pattern.search(words)), R.WAITING_FOR_QUOTA)
-    return reason, advice.advised(reason, f"{where}: {words}")
+    return reason, remediation.advised(reason, f"{where}: {words}")
 
 
 def _inactive(draft: Draft, workload: Workload) -> str:
@@ -104,8 +104,8 @@ def _inactive(draft: Draft, workload: Workload) -> str:
 
 def _move(draft: Draft, child: Job, workload: Workload | None) -> None:
     """A queue that is changed while a Job waits counts at once, for the first one may never have let it go."""
-    wanted = queue_name(draft.seen.job, Component(child.component))
+    wanted = queue_name(draft.observed.job, Component(child.component))
     if draft.is_blocked or not child.is_suspended or wanted == child.queue or (workload and workload.has_quota):
         return
-    if wanted is not None or (draft.seen.workloads is None and not draft.spec.suspend):
+    if wanted is not None or (draft.observed.workloads is None and not draft.spec.suspend):
         draft.decision.requeue = (child, wanted)

@@ -3,9 +3,7 @@
 from finetune_api.names import ConditionType, Reason
 from finetune_operator.kube.errors import Denied, NameTaken, Refused
 from finetune_operator.kube.observed import Observed
-from finetune_operator.policy import admission as accept
-from finetune_operator.policy import attempts, deadlines, kueue, preflight, suspension
-from finetune_operator.policy import dependencies as parents
+from finetune_operator.policy import admission, attempts, deadlines, dependencies, kueue, preflight, suspension
 from finetune_operator.policy.conditions import Conditions
 from finetune_operator.policy.decision import Decision, Draft
 from finetune_operator.settings import Settings
@@ -14,22 +12,22 @@ C, R = ConditionType, Reason
 OBSTACLE_SECONDS = 20.0
 
 
-def plan(seen: Observed, settings: Settings) -> Decision:
+def plan(observed: Observed, settings: Settings) -> Decision:
     """Decides the next step of one FineTuneJob."""
-    status = seen.job.status.model_copy(deep=True)
-    conditions = Conditions(status, seen.job.generation, seen.now)
+    status = observed.job.status.model_copy(deep=True)
+    conditions = Conditions(status, observed.job.generation, observed.now)
     decision = Decision(status)
-    if seen.job.is_finished or seen.job.status_error:
+    if observed.job.is_finished or observed.job.status_error:
         return decision
-    spec = seen.job.spec
+    spec = observed.job.spec
     conditions.start(early_stopping=spec is not None and spec.early_stopping is not None)
     if spec is None:
-        unread = f"this version of the operator cannot read it: {seen.job.spec_error}"
+        unread = f"this version of the operator cannot read it: {observed.job.spec_error}"
         conditions.set(C.ACCEPTED, "False", R.INVALID_SPEC, unread)
     else:
-        draft = Draft(seen, settings, spec, conditions, decision)
+        draft = Draft(observed, settings, spec, conditions, decision)
         _accept(draft)
-        if not seen.is_blind:
+        if not observed.children_unreadable:
             _go_on(draft)
     conditions.summarise()
     return decision
@@ -39,7 +37,7 @@ def _go_on(draft: Draft) -> None:
     kueue.note_quota(draft)
     suspension.decide(draft)
     deadlines.note_queued(draft)
-    if draft.is_blocked and not draft.seen.own:
+    if draft.is_blocked and not draft.observed.own:
         if overdue := deadlines.exceeded(draft):
             draft.fail(overdue.reason, overdue.detail)
         return
@@ -49,18 +47,18 @@ def _go_on(draft: Draft) -> None:
 
 def _accept(draft: Draft) -> None:
     """Accepted or not; a refusal stops what would be created, never what runs."""
-    obstacle, conditions = draft.seen.obstacle, draft.conditions
-    refused = accept.refusal(draft.seen.job, draft.settings)
-    waits = parents.obstacle(draft.seen.job, draft.seen.relatives)
-    draft.is_deaf = isinstance(obstacle, Denied) and obstacle.resource == "events"
-    draft.is_blocked = bool(refused or waits or (obstacle and not draft.is_deaf))
+    obstacle, conditions = draft.observed.obstacle, draft.conditions
+    refused = admission.refusal(draft.observed.job, draft.settings)
+    waits = dependencies.obstacle(draft.observed.job, draft.observed.relatives)
+    draft.events_forbidden = isinstance(obstacle, Denied) and obstacle.resource == "events"
+    draft.is_blocked = bool(refused or waits or (obstacle and not draft.events_forbidden))
     if obstacle:
         draft.decision.again_in(OBSTACLE_SECONDS)
     if refused:
         conditions.set(C.ACCEPTED, "False", R.FORBIDDEN, refused)
     elif isinstance(obstacle, NameTaken):
         conditions.set(C.ACCEPTED, "False", R.NAME_CONFLICT, str(obstacle))
-    elif isinstance(obstacle, Denied) and not draft.is_deaf:
+    elif isinstance(obstacle, Denied) and not draft.events_forbidden:
         conditions.set(C.ACCEPTED, "False", R.API_DENIED, str(obstacle))
     elif waits:
         conditions.set(C.ACCEPTED, "False" if waits.reason is R.INVALID_SPEC else "Unknown", waits.reason, waits.detail)
@@ -73,6 +71,6 @@ def _accept(draft: Draft) -> None:
 
 def _pin_parents(draft: Draft) -> None:
     """Written before anything is created from it, so that no crash between the two leaves a job with two parents."""
-    if parents.pin(draft.status, draft.seen.job, draft.seen.relatives):
+    if dependencies.pin(draft.status, draft.observed.job, draft.observed.relatives):
         draft.is_blocked = True
         draft.decision.again_in(0)

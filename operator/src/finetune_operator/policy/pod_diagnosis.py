@@ -7,7 +7,7 @@ from datetime import datetime
 from finetune_api.names import Reason
 from finetune_operator.kube.objects import IMAGE_PROBLEMS, START_PROBLEMS, Job, Pod
 from finetune_operator.kube.observed import Reading, Warnings
-from finetune_operator.policy import remediation as advice
+from finetune_operator.policy import remediation
 
 NO_POD_SECONDS = 10.0
 PENDING_SECONDS = 15.0
@@ -62,7 +62,7 @@ def _without_pod(child: Job, pods: tuple[Pod, ...], warnings: Warnings | None, n
         return Diagnosis(Reason.PODS_STARTING, question=Question("Job", child.uid, child.name))
     refused = _first(warnings, {"FailedCreate"})
     reason = Reason.POD_CREATION_REFUSED if refused else Reason.PODS_STARTING
-    return Diagnosis(reason, advice.advised(reason, refused) if refused else "", check_after=NO_POD_SECONDS)
+    return Diagnosis(reason, remediation.advised(reason, refused) if refused else "", check_after=NO_POD_SECONDS)
 
 
 def _pending(pod: Pod, warnings: Warnings | None, now: datetime) -> Diagnosis:
@@ -72,7 +72,7 @@ def _pending(pod: Pod, warnings: Warnings | None, now: datetime) -> Diagnosis:
         return Diagnosis(Reason.IMAGE_PULL_FAILED, image_sentence(pod))
     if pod.waiting_reason in START_PROBLEMS:
         words = f"{pod.waiting_reason}: {pod.waiting_message}"
-        return Diagnosis(Reason.CONTAINER_ERROR, advice.advised(Reason.CONTAINER_ERROR, words))
+        return Diagnosis(Reason.CONTAINER_ERROR, remediation.advised(Reason.CONTAINER_ERROR, words))
     age = (now - pod.created).total_seconds() if pod.created else PENDING_SECONDS
     if age < PENDING_SECONDS:
         return Diagnosis(Reason.PODS_STARTING, check_after=PENDING_SECONDS - age + 0.5)
@@ -80,7 +80,7 @@ def _pending(pod: Pod, warnings: Warnings | None, now: datetime) -> Diagnosis:
         return Diagnosis(Reason.PODS_STARTING, question=Question("Pod", pod.uid, pod.name))
     failed = _first(warnings, {"FailedMount", "FailedAttachVolume"})
     reason = Reason.MOUNT_FAILED if failed else Reason.PODS_STARTING
-    return Diagnosis(reason, advice.advised(reason, failed) if failed else "", check_after=PENDING_SECONDS)
+    return Diagnosis(reason, remediation.advised(reason, failed) if failed else "", check_after=PENDING_SECONDS)
 
 
 def is_lost(pod: Pod, now: datetime) -> bool:
@@ -99,7 +99,7 @@ def unschedulable_sentence(pod: Pod) -> str:
     """The scheduler's words, without what preemption would not do, cut down to a claim that is the cause, and a fix."""
     found = _CLAIM.search(pod.unschedulable)
     if found is None:
-        return advice.advised(Reason.UNSCHEDULABLE, pod.unschedulable.partition(" preemption: ")[0])
+        return remediation.advised(Reason.UNSCHEDULABLE, pod.unschedulable.partition(" preemption: ")[0])
     fix = next(fix for words, fix in _CLAIM_FIXES if words in found.group())
     return f"{found.group()}: {fix}, and the pod starts by itself"
 
@@ -110,7 +110,7 @@ def image_sentence(pod: Pod) -> str:
     for noise in (f'Back-off pulling image "{pod.image}"', "ErrImagePull: ", "ImagePullBackOff: "):
         cause = cause.replace(noise, "")
     words = cause.strip(" :") or pod.waiting_reason
-    return advice.advised(Reason.IMAGE_PULL_FAILED, f"{pod.image}: {words}")
+    return remediation.advised(Reason.IMAGE_PULL_FAILED, f"{pod.image}: {words}")
 
 
 def _first(warnings: Warnings, reasons: set[str]) -> str:

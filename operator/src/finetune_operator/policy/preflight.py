@@ -5,8 +5,7 @@ from finetune_api.names import Component, ConditionType, Reason
 from finetune_api.status import Lineage
 from finetune_operator.kube.objects import Job, Pod
 from finetune_operator.manifests.jobs import build_preflight
-from finetune_operator.policy import deadlines, runs, suspension
-from finetune_operator.policy import run_outcome as evidence
+from finetune_operator.policy import deadlines, run_outcome, runs, suspension
 from finetune_operator.policy.decision import SOON_SECONDS, Draft
 from finetune_operator.policy.startup import watch_start
 from finetune_operator.policy.status_report import merged, take_lineage, take_report
@@ -16,8 +15,8 @@ C, R = ConditionType, Reason
 
 def check(draft: Draft) -> bool:
     """One step of preflight; true once it has passed and training can begin."""
-    seen, conditions = draft.seen, draft.conditions
-    child = next((one for one in seen.own if one.component == Component.PREFLIGHT and not one.is_deleting), None)
+    observed, conditions = draft.observed, draft.conditions
+    child = next((one for one in observed.own if one.component == Component.PREFLIGHT and not one.is_deleting), None)
     overdue = deadlines.exceeded(draft)
     has_started = child is not None or not draft.spec.suspend
     conditions.set(C.VALIDATED, "Unknown", R.PREFLIGHT_RUNNING if has_started else R.PENDING)
@@ -26,20 +25,20 @@ def check(draft: Draft) -> bool:
         return False
     if child is None:
         image = draft.spec.trainer.image or draft.settings.trainer_image
-        draft.create(build_preflight(seen.job, draft.settings, image))
+        draft.create(build_preflight(observed.job, draft.settings, image))
         return False
-    pods = seen.pods_of(child.uid)
+    pods = observed.pods_of(child.uid)
     runs.fold_preflight(draft, pods)
     passed = next(((pod, report) for pod in pods if (report := _passing_report(draft, pod))), None)
     if passed and (child.completed or passed[1].outcome is Outcome.VALIDATED):
         return _passed(draft, child, *passed)
     if child.is_over:
         _failed(draft, child, pods)
-    elif _one_preemption_too_many(draft) and not seen.obstacle:
+    elif _one_preemption_too_many(draft) and not observed.obstacle:
         draft.decision.delete = child
         conditions.set(C.VALIDATED, "False", R.TOO_MANY_PREEMPTIONS, "preflight was preempted too often")
         draft.fail(R.TOO_MANY_PREEMPTIONS, f"preflight: {_last_preemption(draft, pods)}", child)
-    elif overdue and not seen.obstacle:
+    elif overdue and not observed.obstacle:
         draft.decision.delete = child
         draft.fail(overdue.reason, overdue.detail)
     elif not suspension.is_held(draft, child, pods):
@@ -56,13 +55,13 @@ def _one_preemption_too_many(draft: Draft) -> bool:
 
 
 def _last_preemption(draft: Draft, pods: tuple[Pod, ...]) -> str:
-    verdicts = [evidence.judge(pod, draft.seen.job) for pod in pods if pod.counts_as_run]
-    preempted = [one for one in verdicts if one.result == evidence.RESULT_PREEMPTED]
+    verdicts = [run_outcome.judge(pod, draft.observed.job) for pod in pods if pod.counts_as_run]
+    preempted = [one for one in verdicts if one.result == run_outcome.RESULT_PREEMPTED]
     return preempted[-1].message if preempted else "its pods were preempted"
 
 
 def _passing_report(draft: Draft, pod: Pod) -> Report | None:
-    report = evidence.read_report(pod, draft.seen.job) if pod.exit_code == 0 else None
+    report = run_outcome.read_report(pod, draft.observed.job) if pod.exit_code == 0 else None
     return report if report and report.outcome in {Outcome.VALIDATED, Outcome.ADOPTED} else None
 
 
@@ -84,7 +83,7 @@ def _passed(draft: Draft, child: Job, pod: Pod, report: Report) -> bool:
 
 
 def _failed(draft: Draft, child: Job, pods: tuple[Pod, ...]) -> None:
-    verdicts = [evidence.judge(pod, draft.seen.job) for pod in pods if pod.is_over]
+    verdicts = [run_outcome.judge(pod, draft.observed.job) for pod in pods if pod.is_over]
     last = next((one for one in reversed(verdicts) if one.is_terminal), verdicts[-1] if verdicts else None)
     if child.completed and not any(pod.exit_code == 0 for pod in pods):
         draft.decision.delete = child  # it passed while nobody looked, and its pod is gone: ask again
@@ -96,7 +95,7 @@ def _failed(draft: Draft, child: Job, pods: tuple[Pod, ...]) -> None:
         reason, message = last.reason, last.message
         draft.status.dataset = last.report.dataset if last.report and last.report.dataset else draft.status.dataset
     else:
-        reason = evidence.reason_of_failed_job(child) or R.PREFLIGHT_FAILED.value
+        reason = run_outcome.reason_of_failed_job(child) or R.PREFLIGHT_FAILED.value
         message = child.failed_message
     if last and last.report and last.report.outcome is Outcome.GATE_NOT_MET:  # a result of this very job, as it was
         take_report(draft.status, last.report)

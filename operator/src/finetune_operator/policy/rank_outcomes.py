@@ -6,13 +6,13 @@ from datetime import datetime
 
 from finetune_api.names import Reason
 from finetune_operator.kube.objects import Job, Pod
-from finetune_operator.policy import pod_diagnosis as trouble
+from finetune_operator.policy import pod_diagnosis
 from finetune_operator.policy.run_outcome import (
     RESULT_FAILED,
     RESULT_PREEMPTED,
     RESULT_SUCCEEDED,
     RESULT_SUSPENDED,
-    Verdict,
+    PodOutcome,
 )
 
 WAIT_SECONDS = 5.0
@@ -25,7 +25,7 @@ _FOLLOWS = frozenset({Reason.PREEMPTED, Reason.PEER_LOST})
 class End:
     """How a pod ended, or how a run counts and which pod says so."""
 
-    verdict: Verdict
+    verdict: PodOutcome
     pod: Pod | None
 
     @property
@@ -34,7 +34,7 @@ class End:
         has_done_its_part = self.pod is not None and self.pod.rank > 0 and self.pod.exit_code == 0
         return self.verdict.result == RESULT_FAILED and not has_done_its_part
 
-    def named(self) -> Verdict:
+    def named(self) -> PodOutcome:
         """The verdict, with the pod in its message unless it is the first one."""
         if self.pod is None or self.pod.rank == 0:
             return self.verdict
@@ -48,7 +48,7 @@ def called(pod: Pod) -> str:
 
 def missing(child: Job, pods: Sequence[Pod], now: datetime) -> list[int]:
     """The ranks of which no pod runs; one that has ended with 0 is not missed any more."""
-    there = {pod.rank for pod in pods if (pod.is_running and not trouble.is_lost(pod, now)) or pod.exit_code == 0}
+    there = {pod.rank for pod in pods if (pod.is_running and not pod_diagnosis.is_lost(pod, now)) or pod.exit_code == 0}
     return [rank for rank in range(child.nodes) if rank not in there]
 
 
@@ -74,7 +74,7 @@ def settle(own: End, peers: Sequence[End], *, unseen: bool) -> End:
     if cause := first_cause([own, *peers]):
         return End(replace(cause.named(), report=report), cause.pod)
     if unseen:
-        return End(Verdict(RESULT_FAILED, Reason.UNOBSERVED, "nobody saw which pod failed", report=report), None)
+        return End(PodOutcome(RESULT_FAILED, Reason.UNOBSERVED, "nobody saw which pod failed", report=report), None)
     disrupted = next((end for end in peers if end.pod and end.pod.disruption), None)
     if disrupted and own.verdict.reason in _FOLLOWS:
         said = replace(disrupted.named(), result=RESULT_PREEMPTED, report=report)

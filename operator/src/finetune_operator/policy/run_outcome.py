@@ -19,7 +19,7 @@ from finetune_api.handoff import (
 from finetune_api.names import ConditionType, Reason
 from finetune_api.status import FineTuneJobStatus
 from finetune_operator.kube.objects import FineTuneJob, Job, Pod
-from finetune_operator.policy import remediation as advice
+from finetune_operator.policy import remediation
 
 RESULT_SUCCEEDED = "Succeeded"
 RESULT_FAILED = "Failed"
@@ -30,7 +30,7 @@ _EXIT_IN_MESSAGE = re.compile(r"exit code (\d+)")
 
 
 @dataclass(frozen=True)
-class Verdict:
+class PodOutcome:
     """How one run counts."""
 
     result: str
@@ -59,7 +59,7 @@ def _refuse(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is not a number")
 
 
-def judge(pod: Pod, job: FineTuneJob, *, failed_unseen: bool = False) -> Verdict:
+def judge(pod: Pod, job: FineTuneJob, *, failed_unseen: bool = False) -> PodOutcome:
     """The exit table for one ended trainer pod; `failed_unseen`: the Job counts a failed pod that nobody saw end."""
     report = read_report(pod, job)
     code = pod.exit_code
@@ -67,37 +67,37 @@ def judge(pod: Pod, job: FineTuneJob, *, failed_unseen: bool = False) -> Verdict
         return _judge_success(report)
     if code in TERMINAL_EXIT_CODES:
         reason = ExitCode(code).reason
-        return Verdict(RESULT_FAILED, reason, _message(pod, report, reason), is_terminal=True, report=report)
+        return PodOutcome(RESULT_FAILED, reason, _message(pod, report, reason), is_terminal=True, report=report)
     if code == ExitCode.PREEMPTED or pod.disruption:  # as the podFailurePolicy of the Job has it, and nothing else
         is_peers = report is not None and report.reason == Reason.PEER_LOST
         reason = pod.disruption or (Reason.PEER_LOST if is_peers else Reason.PREEMPTED)
-        return Verdict(RESULT_PREEMPTED, reason[:64], _message(pod, report, reason), report=report)
+        return PodOutcome(RESULT_PREEMPTED, reason[:64], _message(pod, report, reason), report=report)
     if code is None:
         return _judge_without_code(pod, failed_unseen=failed_unseen)
     reason = _counted_reason(pod, code)
-    return Verdict(RESULT_FAILED, reason, _message(pod, report, reason), report=report)
+    return PodOutcome(RESULT_FAILED, reason, _message(pod, report, reason), report=report)
 
 
-def _judge_without_code(pod: Pod, *, failed_unseen: bool) -> Verdict:
+def _judge_without_code(pod: Pod, *, failed_unseen: bool) -> PodOutcome:
     """The kubelet refused it or evicted it before a container ended, or it is gone without having been seen to end."""
     if pod.phase == "Failed":
         reason = _eviction(pod) or Reason.POD_REJECTED
         words = f"{pod.container_reason}: {pod.message}" if reason is Reason.POD_REJECTED else pod.message
-        return Verdict(RESULT_FAILED, reason, advice.advised(reason, words[:LOG_TAIL]))
+        return PodOutcome(RESULT_FAILED, reason, remediation.advised(reason, words[:LOG_TAIL]))
     result = RESULT_FAILED if failed_unseen else RESULT_PREEMPTED
-    return Verdict(result, Reason.UNOBSERVED, pod.message[:LOG_TAIL] or "nobody saw how the pod ended")
+    return PodOutcome(result, Reason.UNOBSERVED, pod.message[:LOG_TAIL] or "nobody saw how the pod ended")
 
 
 def _eviction(pod: Pod) -> Reason | None:
     if not pod.evicted:
         return None
-    return Reason.WORKSPACE_FULL if advice.is_about_space(pod.evicted) else Reason.EVICTED
+    return Reason.WORKSPACE_FULL if remediation.is_about_space(pod.evicted) else Reason.EVICTED
 
 
-def _judge_success(report: Report | None) -> Verdict:
+def _judge_success(report: Report | None) -> PodOutcome:
     if report and report.outcome is Outcome.PUBLISHED and report.artifacts and report.artifacts.manifest_sha256:
-        return Verdict(RESULT_SUCCEEDED, Reason.SUCCEEDED, report.message, report=report)
-    return Verdict(RESULT_FAILED, Reason.RESULT_MISSING, "the trainer ended with 0 but reported no published result")
+        return PodOutcome(RESULT_SUCCEEDED, Reason.SUCCEEDED, report.message, report=report)
+    return PodOutcome(RESULT_FAILED, Reason.RESULT_MISSING, "the trainer ended with 0 but reported no published result")
 
 
 def _counted_reason(pod: Pod, code: int) -> str:
@@ -113,17 +113,17 @@ def _message(pod: Pod, report: Report | None, reason: str) -> str:
     """The report's sentence, else the kubelet's or the last line that the container wrote, with what to change."""
     if report:
         return report.message
-    if reason in advice.DISRUPTIONS:
-        return advice.DISRUPTIONS[reason]
+    if reason in remediation.DISRUPTIONS:
+        return remediation.DISRUPTIONS[reason]
     if pod.evicted:
-        return advice.advised(reason, pod.evicted[:LOG_TAIL])
+        return remediation.advised(reason, pod.evicted[:LOG_TAIL])
     if reason == Reason.OUT_OF_MEMORY:
-        return advice.advised(reason, "the container ran out of memory")
+        return remediation.advised(reason, "the container ran out of memory")
     lines = [line.strip() for line in pod.message.splitlines() if line.strip()]
     words = [line for line in lines if not line.startswith("{")]  # a line of progress is no cause
     tail = words[-1][:LOG_TAIL] if words else f"the container ended with exit code {pod.exit_code}"
-    by_code = advice.BY_EXIT_CODE.get(pod.exit_code or 0)
-    return f"{tail}: {by_code}" if by_code else advice.advised(reason, tail)
+    by_code = remediation.BY_EXIT_CODE.get(pod.exit_code or 0)
+    return f"{tail}: {by_code}" if by_code else remediation.advised(reason, tail)
 
 
 def reason_of_failed_job(child: Job) -> str | None:

@@ -6,9 +6,7 @@ from datetime import datetime
 from finetune_api.names import Reason
 from finetune_api.status import CurrentRun, DatasetStatus, FineTuneJobStatus, PreflightRuns, Run
 from finetune_operator.kube.objects import Job, Pod
-from finetune_operator.policy import counters as tallies
-from finetune_operator.policy import kueue
-from finetune_operator.policy import rank_outcomes as rounds
+from finetune_operator.policy import counters, kueue, rank_outcomes
 from finetune_operator.policy.decision import Draft
 from finetune_operator.policy.rank_outcomes import End
 from finetune_operator.policy.run_outcome import (
@@ -16,7 +14,7 @@ from finetune_operator.policy.run_outcome import (
     RESULT_PREEMPTED,
     RESULT_SUCCEEDED,
     RESULT_SUSPENDED,
-    Verdict,
+    PodOutcome,
     judge,
     suspended_since,
 )
@@ -66,7 +64,7 @@ def fold_preflight(draft: Draft, pods: tuple[Pod, ...]) -> None:
         last = (known.last_pod_time, known.last_pod_name or "")
         if last[0] is not None and (pod.created, pod.name) <= last:
             continue
-        if judge(pod, draft.seen.job).result == RESULT_PREEMPTED:
+        if judge(pod, draft.observed.job).result == RESULT_PREEMPTED:
             count = (known.preemptions or 0) + 1
             known = PreflightRuns(preemptions=count, last_pod_name=pod.name, last_pod_time=pod.created)
             draft.status.preflight = known
@@ -86,9 +84,9 @@ def note_running(draft: Draft, child: Job, pod: Pod) -> None:
 
 def _ended(draft: Draft, job_uids: Sequence[str]) -> list[Pod]:
     """A run is a pod of the first rank; the ends of the others tell why it ended."""
-    seen = draft.seen
-    pods = [pod for uid in job_uids for pod in seen.pods_of(uid) if pod.counts_as_run and pod.rank == 0]
-    return sorted(pods, key=lambda pod: (pod.ended or seen.now, pod.name))
+    observed = draft.observed
+    pods = [pod for uid in job_uids for pod in observed.pods_of(uid) if pod.counts_as_run and pod.rank == 0]
+    return sorted(pods, key=lambda pod: (pod.ended or observed.now, pod.name))
 
 
 def is_counted(status: FineTuneJobStatus, pod_uid: str, ended: datetime | None) -> bool:
@@ -106,13 +104,13 @@ def _end_of(draft: Draft, pod: Pod, child: Job | None) -> End | None:
     run = _running(draft.status, pod)
     if child is None or child.nodes == 1 or (run and run.stopping):  # all were stopped: none is the others' cause
         return own
-    pods = draft.seen.pods_of(child.uid)
-    is_last = rounds.is_last(pod, pods)
-    peers = pods if is_last and child.failed_pods else rounds.of_the_time(pod, pods)
+    pods = draft.observed.pods_of(child.uid)
+    is_last = rank_outcomes.is_last(pod, pods)
+    peers = pods if is_last and child.failed_pods else rank_outcomes.of_the_time(pod, pods)
     is_unseen = is_last and child.failed_pods > _failed_of(draft.status, child)
-    end = rounds.settle(own, _ends_of_peers(draft, peers, child), unseen=is_unseen)
+    end = rank_outcomes.settle(own, _ends_of_peers(draft, peers, child), unseen=is_unseen)
     is_open = end.verdict.result == RESULT_PREEMPTED or end.pod is None or (end.pod is pod and bool(pod.deleting))
-    left = rounds.seconds_to_wait(pod, pods, draft.seen.now) if is_open else 0.0
+    left = rank_outcomes.seconds_to_wait(pod, pods, draft.observed.now) if is_open else 0.0
     if left:
         draft.decision.again_in(left)
     return None if left else end
@@ -122,16 +120,16 @@ def _ends_of_peers(draft: Draft, pods: Sequence[Pod], child: Job) -> list[End]:
     return [End(_judge(draft, pod, child), pod) for pod in pods if pod.rank and pod.counts_as_run]
 
 
-def _judge(draft: Draft, pod: Pod, child: Job | None) -> Verdict:
+def _judge(draft: Draft, pod: Pod, child: Job | None) -> PodOutcome:
     """The cause decides before the exit code does: what the operator, or who suspended the Job, has stopped."""
     status = draft.status
     failed_unseen = child is not None and child.failed_pods > _failed_of(status, child)
-    verdict = judge(pod, draft.seen.job, failed_unseen=failed_unseen)
+    verdict = judge(pod, draft.observed.job, failed_unseen=failed_unseen)
     run = _running(status, pod)
     if run and run.stopping == Reason.NO_PROGRESS:
-        return Verdict(RESULT_FAILED, Reason.NO_PROGRESS, STALLED, report=verdict.report)
+        return PodOutcome(RESULT_FAILED, Reason.NO_PROGRESS, STALLED, report=verdict.report)
     if child is None:
-        return Verdict(RESULT_FAILED, Reason.JOB_DELETED, "the Job was deleted while the pod ran")
+        return PodOutcome(RESULT_FAILED, Reason.JOB_DELETED, "the Job was deleted while the pod ran")
     if verdict.result == RESULT_SUCCEEDED or not pod.deleting:
         return verdict
     return _of_suspension(draft, pod, child, verdict) or verdict
@@ -142,7 +140,7 @@ def _running(status: FineTuneJobStatus, pod: Pod) -> CurrentRun | None:
     return status.current_run if status.current_run and status.current_run.pod_uid == pod.uid else None
 
 
-def _of_suspension(draft: Draft, pod: Pod, child: Job, verdict: Verdict) -> Verdict | None:
+def _of_suspension(draft: Draft, pod: Pod, child: Job, verdict: PodOutcome) -> PodOutcome | None:
     """The verdict on a pod that was told to end with its Job: the user wanted it, Kueue, or somebody else.
 
     Kubernetes counts no pod that ends so, however it does.
@@ -151,16 +149,18 @@ def _of_suspension(draft: Draft, pod: Pod, child: Job, verdict: Verdict) -> Verd
     is_stopped = run is not None and run.stopping == Reason.USER_REQUESTED
     evicted = kueue.eviction(draft, child)
     if evicted and not is_stopped:
-        return Verdict(RESULT_PREEMPTED, *evicted, report=verdict.report)
+        return PodOutcome(RESULT_PREEMPTED, *evicted, report=verdict.report)
     if run and run.stopping and not is_stopped:
-        return Verdict(RESULT_PREEMPTED, run.stopping, run.stopping_message or verdict.message, report=verdict.report)
-    workload = draft.seen.workload_of(child)
+        return PodOutcome(
+            RESULT_PREEMPTED, run.stopping, run.stopping_message or verdict.message, report=verdict.report
+        )
+    workload = draft.observed.workload_of(child)
     is_ours = child.is_suspended and child.is_ours_to_resume
     is_ours = is_ours or (workload is not None and not workload.is_active and workload.is_ours_to_activate)
     if is_stopped or _is_suspension(draft, pod) or is_ours:
-        return Verdict(RESULT_SUSPENDED, Reason.USER_REQUESTED, verdict.message, report=verdict.report)
+        return PodOutcome(RESULT_SUSPENDED, Reason.USER_REQUESTED, verdict.message, report=verdict.report)
     if child.is_suspended:
-        return Verdict(RESULT_PREEMPTED, Reason.JOB_SUSPENDED, verdict.message, report=verdict.report)
+        return PodOutcome(RESULT_PREEMPTED, Reason.JOB_SUSPENDED, verdict.message, report=verdict.report)
     return None
 
 
@@ -196,14 +196,14 @@ def append(draft: Draft, run: Run, child: Job | None) -> None:
     if run.start_time and run.end_time:
         resources = draft.spec.resources  # of a Job that is gone nobody knows what it had
         gpus = child.gpus(resources.gpu_resource_name) if child else resources.nodes * resources.gpus_per_node
-        tallies.add_time(status, int((run.end_time - run.start_time).total_seconds()), gpus)
+        counters.add_time(status, int((run.end_time - run.start_time).total_seconds()), gpus)
 
 
 def _steps(
-    draft: Draft, pod_uid: str, started: datetime | None, verdict: Verdict | None = None
+    draft: Draft, pod_uid: str, started: datetime | None, verdict: PodOutcome | None = None
 ) -> dict[str, int | None]:
     """Where a run began and where it ended: from its report, its last answer, or what an earlier look wrote of it."""
-    reading, progress = draft.seen.reading, draft.status.progress
+    reading, progress = draft.observed.reading, draft.status.progress
     report = verdict.report if verdict else None
     if report and report.last_step is not None:
         return {"last_step": report.last_step, "resumed_from_step": report.resumed_from_step}
@@ -214,18 +214,18 @@ def _steps(
     return {"last_step": progress.step, "resumed_from_step": progress.resumed_from_step}
 
 
-def _count(status: FineTuneJobStatus, verdict: Verdict, child: Job) -> None:
+def _count(status: FineTuneJobStatus, verdict: PodOutcome, child: Job) -> None:
     """Of many pods the first failure ends the Job, so that nothing counts after it."""
     is_single = child.nodes == 1
     if not is_single and _failed_of(status, child):
         return
     is_the_jobs = verdict.reason != (Reason.RESULT_MISSING if is_single else Reason.NO_PROGRESS)
     if verdict.result == RESULT_FAILED:
-        tallies.add_failures(status, verdict.reason)
+        counters.add_failures(status, verdict.reason)
         if status.job_ref and is_the_jobs:
             status.job_ref.failures = (status.job_ref.failures or 0) + 1
     if verdict.result == RESULT_PREEMPTED:
-        tallies.add_preemption(status, verdict.reason)
+        counters.add_preemption(status, verdict.reason)
 
 
 def _failed_of(status: FineTuneJobStatus, child: Job) -> int:
@@ -240,11 +240,11 @@ def _settle_missing(draft: Draft, attempts: Sequence[Job]) -> None:
     run = draft.status.current_run
     if run is None:
         return
-    if any(pod.uid == run.pod_uid for pod in draft.seen.pods):
+    if any(pod.uid == run.pod_uid for pod in draft.observed.pods):
         run.missing_since = None
         return
-    run.missing_since = run.missing_since or draft.seen.now
-    left = UNSEEN_SECONDS - (draft.seen.now - run.missing_since).total_seconds()
+    run.missing_since = run.missing_since or draft.observed.now
+    left = UNSEEN_SECONDS - (draft.observed.now - run.missing_since).total_seconds()
     if left > 0:
         draft.decision.again_in(left)
         return
@@ -264,9 +264,9 @@ def _unseen_end(draft: Draft, run: CurrentRun, child: Job | None) -> End:
     own = End(_judge_unseen(draft, run, child), None)
     if child is None or child.nodes == 1 or own.verdict.reason != Reason.UNOBSERVED:
         return own
-    pods = draft.seen.pods_of(child.uid)
+    pods = draft.observed.pods_of(child.uid)
     since = [pod for pod in pods if pod.ended and (run.start_time is None or pod.ended >= run.start_time)]
-    cause = rounds.first_cause(_ends_of_peers(draft, since, child))
+    cause = rank_outcomes.first_cause(_ends_of_peers(draft, since, child))
     return End(cause.named(), cause.pod) if cause else own
 
 
@@ -280,7 +280,7 @@ def cut(  # noqa: PLR0917
 ) -> None:
     """Ends the run that is written down as running, without its pod's own word; counts nothing but its time."""
     status = draft.status
-    child = next((one for one in draft.seen.own if one.attempt == run.attempt), None)
+    child = next((one for one in draft.observed.own if one.attempt == run.attempt), None)
     ended = Run(
         run=(status.runs or 0) + 1,
         attempt=run.attempt,
@@ -301,22 +301,22 @@ def cut(  # noqa: PLR0917
 
 def _latest_end(draft: Draft, run: CurrentRun, child: Job | None) -> datetime:
     """When a run whose end nobody saw has ended: before its Job made the next pod, however late that is looked at."""
-    pods = [pod for pod in draft.seen.pods_of(child.uid) if pod.rank == 0] if child and run.start_time else []
+    pods = [pod for pod in draft.observed.pods_of(child.uid) if pod.rank == 0] if child and run.start_time else []
     later = [pod.created for pod in pods if pod.created and run.start_time and pod.created > run.start_time]
-    return min([run.missing_since or draft.seen.now, *later])
+    return min([run.missing_since or draft.observed.now, *later])
 
 
-def _judge_unseen(draft: Draft, run: CurrentRun, child: Job | None) -> Verdict:
+def _judge_unseen(draft: Draft, run: CurrentRun, child: Job | None) -> PodOutcome:
     words = "nobody saw how the pod ended"
     if run.stopping == Reason.NO_PROGRESS:
-        return Verdict(RESULT_FAILED, Reason.NO_PROGRESS, STALLED)
+        return PodOutcome(RESULT_FAILED, Reason.NO_PROGRESS, STALLED)
     if child is None:
-        return Verdict(RESULT_FAILED, Reason.JOB_DELETED, "the Job was deleted while the pod ran")
+        return PodOutcome(RESULT_FAILED, Reason.JOB_DELETED, "the Job was deleted while the pod ran")
     if child.failed_pods > _failed_of(draft.status, child):
-        return Verdict(RESULT_FAILED, Reason.UNOBSERVED, words)
+        return PodOutcome(RESULT_FAILED, Reason.UNOBSERVED, words)
     if run.stopping == Reason.USER_REQUESTED:
-        return Verdict(RESULT_SUSPENDED, Reason.USER_REQUESTED, words)
-    return Verdict(RESULT_PREEMPTED, run.stopping or Reason.UNOBSERVED, run.stopping_message or words)
+        return PodOutcome(RESULT_SUSPENDED, Reason.USER_REQUESTED, words)
+    return PodOutcome(RESULT_PREEMPTED, run.stopping or Reason.UNOBSERVED, run.stopping_message or words)
 
 
 def _count_unseen(draft: Draft, attempts: Sequence[Job]) -> None:
@@ -329,7 +329,7 @@ def _count_unseen(draft: Draft, attempts: Sequence[Job]) -> None:
     if missing > 0 and current.nodes > 1:
         _count_without_run(draft, current)
     elif missing > 0:
-        tallies.add_failures(status, Reason.UNOBSERVED, missing)
+        counters.add_failures(status, Reason.UNOBSERVED, missing)
         status.runs = (status.runs or 0) + missing
         status.job_ref.failures = current.failed_pods
 
@@ -339,12 +339,12 @@ def _count_without_run(draft: Draft, child: Job) -> None:
 
     After the first one has published, how the others end says nothing, unless the Job has failed for it.
     """
-    status, pods = draft.status, draft.seen.pods_of(child.uid)
+    status, pods = draft.status, draft.observed.pods_of(child.uid)
     is_done = child.completed is not None or (has_succeeded(status, child) and child.failed is None)
     if is_done or any(not pod.is_over for pod in pods):
         return
-    cause = rounds.first_cause(_ends_of_peers(draft, pods, child))
-    tallies.add_failures(status, cause.named().reason if cause else Reason.UNOBSERVED)
+    cause = rank_outcomes.first_cause(_ends_of_peers(draft, pods, child))
+    counters.add_failures(status, cause.named().reason if cause else Reason.UNOBSERVED)
     status.runs = (status.runs or 0) + 1
     if status.job_ref:
         status.job_ref.failures = 1

@@ -4,9 +4,7 @@ from dataclasses import replace
 
 from finetune_api.names import Component, ConditionType, Reason
 from finetune_operator.kube.objects import Job, Pod
-from finetune_operator.policy import pod_diagnosis as trouble
-from finetune_operator.policy import rank_outcomes as rounds
-from finetune_operator.policy import runs
+from finetune_operator.policy import pod_diagnosis, rank_outcomes, runs
 from finetune_operator.policy.decision import Draft
 from finetune_operator.policy.pod_diagnosis import Diagnosis
 
@@ -16,16 +14,16 @@ C, R = ConditionType, Reason
 def watch_start(draft: Draft, child: Job, pods: tuple[Pod, ...]) -> None:
     """Says what the pods wait for, and asks for another look when that may change without an event."""
     running = next((pod for pod in pods if pod.is_running), None)
-    if child.nodes == 1 and running and not trouble.is_lost(running, draft.seen.now):
+    if child.nodes == 1 and running and not pod_diagnosis.is_lost(running, draft.observed.now):
         draft.conditions.set(C.RUNNING, "False", R.NOT_STARTED)
         return
     lead, concerned, found = _find(draft, child, pods)
-    draft.decision.look_at = found.question
+    draft.decision.fetch_events_for = found.question
     last = runs.last_sentence(draft.status)
     if runs.has_succeeded(draft.status, child):
         draft.conditions.set(C.RUNNING, "False", R.FINISHED)
-    elif draft.is_deaf and found.question:
-        draft.conditions.set(C.RUNNING, "False", R.API_DENIED, str(draft.seen.obstacle))
+    elif draft.events_forbidden and found.question:
+        draft.conditions.set(C.RUNNING, "False", R.API_DENIED, str(draft.observed.obstacle))
     elif found.reason is R.NODE_LOST:
         draft.conditions.set(C.RUNNING, "Unknown", R.NODE_LOST, found.detail, lead=lead)
     elif child.nodes > 1 and child.failed_pods:
@@ -40,18 +38,18 @@ def watch_start(draft: Draft, child: Job, pods: tuple[Pod, ...]) -> None:
 
 def _find(draft: Draft, child: Job, pods: tuple[Pod, ...]) -> tuple[str, tuple[Pod, ...], Diagnosis]:
     """The worst trouble: what it is about, the pods that have it, and what it is."""
-    seen = draft.seen
+    observed = draft.observed
     if child.nodes == 1:
-        found = trouble.diagnose(child, pods, seen.warnings, seen.now)
+        found = pod_diagnosis.diagnose(child, pods, observed.warnings, observed.now)
         _again(draft, found)
         return "", pods, found
-    ranks = rounds.missing(child, pods, seen.now)
+    ranks = rank_outcomes.missing(child, pods, observed.now)
     troubles = []
     for rank in ranks:
         mine = tuple(pod for pod in pods if pod.rank == rank)
-        found = trouble.diagnose(child, mine, seen.warnings, seen.now)
+        found = pod_diagnosis.diagnose(child, mine, observed.warnings, observed.now)
         _again(draft, found)
-        if seen.warnings:  # an answer takes the place of the one before: no second question in the same look
+        if observed.warnings:  # an answer takes the place of the one before: no second question in the same look
             found = replace(found, question=None)
         troubles.append((f"{child.nodes - len(ranks)} of {child.nodes} pods run; {_named(rank, mine)}: ", mine, found))
     return min(troubles, key=lambda one: _weight(one[2]), default=("", pods, Diagnosis(R.PODS_STARTING)))
@@ -64,7 +62,7 @@ def _again(draft: Draft, found: Diagnosis) -> None:
 
 def _named(rank: int, pods: tuple[Pod, ...]) -> str:
     alive = next((pod for pod in reversed(pods) if not pod.is_over), None)
-    return rounds.called(alive) if alive else f"pod {rank} (not there)"
+    return rank_outcomes.called(alive) if alive else f"pod {rank} (not there)"
 
 
 def _weight(found: Diagnosis) -> tuple[bool, bool, bool]:

@@ -176,7 +176,7 @@ def test_what_keeps_the_operator_from_acting_is_named_and_tried_again(
 
 def test_a_right_lost_in_mid_run_does_not_look_like_a_deleted_job(scene: Any) -> None:
     one = scene().to_training()
-    decision = one.look(children=(), pods=(), obstacle=Denied("list", "jobs", "team"), is_blind=True)
+    decision = one.look(children=(), pods=(), obstacle=Denied("list", "jobs", "team"), children_unreadable=True)
     assert decision.status.failures is None
     assert decision.status.job_ref is not None
     assert decision.status.reason == "APIDenied"
@@ -299,9 +299,9 @@ def test_a_silent_trainer_is_a_message_and_still_runs(scene: Any) -> None:
 
 def test_refused_pods_are_asked_for_only_after_ten_seconds(scene: Any) -> None:
     one = scene().to_training()
-    assert one.look().look_at is None
+    assert one.look().fetch_events_for is None
     one.now += timedelta(seconds=11)
-    asked = one.look().look_at
+    asked = one.look().fetch_events_for
     assert asked is not None
     assert (asked.kind, asked.uid) == ("Job", "one-1-uid")
     one.warnings = Warnings("one-1-uid", (("FailedCreate", 'pods "x" is forbidden: exceeded quota'),))
@@ -313,7 +313,7 @@ def test_refused_pods_are_asked_for_only_after_ten_seconds(scene: Any) -> None:
 def test_events_that_may_not_be_read_hide_a_cause_and_stop_nothing(scene: Any) -> None:
     one = scene().to_training()
     one.now += timedelta(seconds=11)
-    assert one.look().look_at is not None
+    assert one.look().fetch_events_for is not None
     status = one.look(obstacle=Denied("list", "events", "team")).status
     accepted, running = status.condition("Accepted"), status.condition("Running")
     assert accepted is not None

@@ -88,7 +88,7 @@ def test_a_pod_that_was_never_made_is_missed_too(pair: Any) -> None:
     one = pair()
     one.run(one.pod("one-1"))
     one.now += timedelta(seconds=30)
-    assert one.look().look_at.kind == "Job"
+    assert one.look().fetch_events_for.kind == "Job"
     one.warnings = Warnings("one-1-uid", (("FailedCreate", "exceeded quota: small"),))
     one.settle()
     shown = one.condition("Running")
@@ -100,10 +100,10 @@ def test_pods_that_are_asked_about_one_after_the_other_end_in_one_answer(scene: 
     one = scene(resources={"nodes": 3}).to_training()
     one.set_of("one-1", 3, runs=False)
     one.now += timedelta(seconds=60)
-    asked = one.look().look_at
+    asked = one.look().fetch_events_for
     one.warnings = Warnings(asked.uid, (("FailedMount", 'secret "s3" not found'),))
     decision = one.look()
-    assert decision.look_at is None
+    assert decision.fetch_events_for is None
     assert "0 of 3 pods run; " in decision.status.message
 
 
