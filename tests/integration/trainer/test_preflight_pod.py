@@ -21,6 +21,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from finetune_api.handoff import JobConfig, Outcome, Report, config_sha256
 from finetune_api.spec import FineTuneJobSpec
+from finetune_trainer.config.run_context import RunContext
 from finetune_trainer.monitoring.reporter import Reporter
 from finetune_trainer.publishing.publish import publish, verify
 from finetune_trainer.sigterm import StopFlag
@@ -243,7 +244,7 @@ def test_a_published_result_is_adopted_by_the_job_created_again(job: Job, tmp_pa
         metrics={"eval_loss": 1.25},
     )
     reporter = Reporter("uid-1", out=io.StringIO())
-    published = publish(result, job.config, trained, job.storage, reporter, stop=StopFlag())
+    published = publish(RunContext(job.config, job.storage, tmp_path, reporter, StopFlag()), result, trained)
     assert verify(job.config.output_key(), job.storage) == []
     job.make_config(uid="uid-2")
     code, report, _ = job.preflight()

@@ -14,6 +14,7 @@ from tiny_model import make_tiny_model
 from trainer_pod import ROWS, Pod, checked, make_config
 
 from finetune_api.handoff import Artifact, ExitCode, Outcome, Report
+from finetune_trainer.config.run_context import RunContext
 from finetune_trainer.errors import StorageUnavailable
 from finetune_trainer.monitoring.reporter import Reporter
 from finetune_trainer.publishing.publish import publish, verify
@@ -159,12 +160,13 @@ def test_a_full_store_leaves_no_manifest_and_another_try_finishes_the_result(
     (folder / "adapter" / "adapter_model.safetensors").write_bytes(b"x" * MIB)
     config = pod.config
     result = Report(outcome=Outcome.PUBLISHED, reason="Published", message="m", job_uid=config.uid, config_sha256="c")
+    run = RunContext(config, impatient, tmp_path, Reporter(config.uid), StopFlag())
     gateway.rule = lambda method, path: FULL if method in {"PUT", "POST"} and "/adapter/" in path else None
     with pytest.raises(StorageUnavailable):
-        publish(folder, config, result, impatient, Reporter(config.uid), stop=StopFlag())
+        publish(run, folder, result)
     assert direct.read(f"{config.output_key()}/{Artifact.MANIFEST}") is None
     gateway.rule = lambda _method, _path: None
-    published = publish(folder, config, result, impatient, Reporter(config.uid), stop=StopFlag())
+    published = publish(run, folder, result)
     assert published.artifacts
     assert published.artifacts.manifest_sha256
     assert verify(config.output_key(), direct) == []

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from finetune_api.handoff import ExitCode, Report
 from finetune_api.status import PublishedJob
+from finetune_trainer.config.run_context import RunContext
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.monitoring.reporter import Reporter
 from finetune_trainer.pipeline.inputs import load_inputs
@@ -88,7 +89,8 @@ def test_the_published_adapter_gives_the_margin_that_is_told(make_bench: MakeBen
     bench = make_job(make_bench, "DPO")
     config = bench.prepare()
     report = bench.train(config)
-    pairs = load_inputs(config, bench.storage, bench.root / "again", Reporter("u"), StopFlag()).validation
+    run = RunContext(config, bench.storage, bench.root / "again", Reporter("u"), StopFlag())
+    pairs = load_inputs(run).validation
     base = AutoModelForCausalLM.from_pretrained(bench.model)
     model = PeftModel.from_pretrained(base, str(bench.output / "adapter")).eval()
     margins = []

@@ -14,6 +14,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from finetune_api.handoff import JobConfig, config_sha256
 from finetune_api.spec import FineTuneJobSpec
+from finetune_trainer.config.run_context import RunContext
 from finetune_trainer.monitoring.reporter import Reporter
 from finetune_trainer.sigterm import StopFlag
 from finetune_trainer.storage.local import LocalStorage
@@ -100,6 +101,10 @@ class World:
     def with_config(self, changes: dict[str, Any] | None = None, **names: str) -> "World":
         self.config = make_config(changes, **names)
         return self
+
+    @property
+    def run(self) -> RunContext:
+        return RunContext(self.config, self.storage, self.workspace, self.reporter, self.stop)
 
     @property
     def out(self) -> Path:

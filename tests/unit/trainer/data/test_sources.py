@@ -207,7 +207,7 @@ def test_preflight_reads_every_file_of_a_prefix_and_names_each_as_a_source(world
         (world.bucket / "parts").mkdir(exist_ok=True)
         (world.bucket / "parts" / f"{number}.jsonl").write_text("\n".join(part) + "\n")
     world.with_config({"dataset": {"train": {"uri": "s3://bucket/parts/"}}})
-    report = preflight(world.config, world.storage, world.workspace, world.reporter, world.stop)
+    report = preflight(world.run)
     assert report.dataset is not None
     assert (report.dataset.rows, report.dataset.rejected) == (110, 10)
     summary = json.loads((world.out / "dataset/summary.json").read_text())

@@ -93,8 +93,8 @@ def publish_all(folder: Path) -> PublishedJob:
 
 def check(world: Any, changes: dict[str, Any], parent: PublishedJob | None = None) -> Report:
     world.with_config(changes)
-    config = world.config.model_copy(update={"parent": parent})
-    return preflight(config, world.storage, world.workspace, world.reporter, world.stop)
+    world.config = world.config.model_copy(update={"parent": parent})
+    return preflight(world.run)
 
 
 def refusal(world: Any, code: ExitCode, changes: dict[str, Any] = FROM_URI, parent: PublishedJob | None = None) -> str:

@@ -11,19 +11,19 @@ from finetune_trainer.tokenization.labeler import Labeler
 
 
 def test_the_model_that_an_earlier_run_left_in_the_workspace_is_removed(world: Any) -> None:
-    preflight(world.config, world.storage, world.workspace, world.reporter, world.stop)
+    preflight(world.run)
     left_over = [world.workspace / "model" / "chat_template.jinja", world.workspace / "result" / "adapter.bin"]
     for path in left_over:
         path.parent.mkdir()
         path.write_text("{{ raise_exception('another model') }}")
-    inputs = load_inputs(world.config, world.storage, world.workspace, world.reporter, world.stop)
+    inputs = load_inputs(world.run)
     assert [path for path in left_over if path.exists()] == []
     assert (inputs.model / "model.safetensors").exists()
     assert len(inputs.train) == 80
 
 
 def test_a_stop_ends_the_making_of_samples_after_some_rows(world: Any, model_folder: Any) -> None:
-    preflight(world.config, world.storage, world.workspace, world.reporter, world.stop)
+    preflight(world.run)
     rows: list[ChatRow] = fetch_rows(world.config, world.storage, world.workspace, lambda _count: None).train
     told: list[int] = []
 

@@ -11,7 +11,7 @@ from finetune_trainer.storage.protocol import sha256_file
 
 
 def check(world: Any) -> Report:
-    return preflight(world.config, world.storage, world.workspace, world.reporter, world.stop)
+    return preflight(world.run)
 
 
 def failure(world: Any) -> TrainerError:

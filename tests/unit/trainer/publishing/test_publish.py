@@ -37,7 +37,7 @@ def final_report(world: Any) -> Report:
 
 
 def put(world: Any, result: Path) -> Report:
-    return publish(result, world.config, final_report(world), world.storage, world.reporter, stop=world.stop)
+    return publish(world.run, result, final_report(world))
 
 
 def test_every_file_is_published_and_the_manifest_proves_it(world: Any, result: Path) -> None:
@@ -60,7 +60,7 @@ def test_every_file_is_published_and_the_manifest_proves_it(world: Any, result: 
 
 
 def test_the_rows_of_preflight_belong_to_the_result(world: Any, result: Path) -> None:
-    preflight(world.config, world.storage, world.workspace, world.reporter, world.stop)
+    preflight(world.run)
     put(world, result)
     manifest = Manifest.model_validate_json((world.out / Artifact.MANIFEST).read_bytes())
     paths = {file.path for file in manifest.files}
@@ -193,7 +193,7 @@ def test_a_large_file_that_changed_is_not_adopted(world: Any, result: Path) -> N
 
 def test_a_complete_result_is_adopted_by_the_job_created_again(world: Any, result: Path) -> None:
     published = put(world, result)
-    again = preflight(world.with_config(uid="uid-2").config, world.storage, world.workspace, world.reporter, world.stop)
+    again = preflight(world.with_config(uid="uid-2").run)
     assert (again.outcome, again.job_uid) == (Outcome.ADOPTED, "uid-2")
     assert again.artifacts == published.artifacts
     assert again.metrics == published.metrics

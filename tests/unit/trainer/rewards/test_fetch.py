@@ -46,8 +46,8 @@ def write_adapter(folder: Path, tensors: dict[str, np.ndarray] = ADAPTER, **conf
 
 def check(world: Any, rlhf: dict[str, Any], job: PublishedJob | None = None) -> None:
     world.with_config({"objective": "RLHF", "rlhf": rlhf})
-    config = world.config.model_copy(update={"reward_job": job})
-    preflight(config, world.storage, world.workspace, world.reporter, world.stop)
+    world.config = world.config.model_copy(update={"reward_job": job})
+    preflight(world.run)
 
 
 def refusal(world: Any, rlhf: dict[str, Any] = URI, job: PublishedJob | None = None) -> TrainerError:

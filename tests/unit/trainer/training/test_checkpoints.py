@@ -12,6 +12,7 @@ import pytest
 from finetune_api.handoff import ExitCode, JobConfig, config_sha256
 from finetune_api.spec import Checkpoint, FineTuneJobSpec
 from finetune_api.status import Resolved
+from finetune_trainer.config.run_context import RunContext
 from finetune_trainer.errors import Stopped, StorageDenied, StorageUnavailable, TrainerError
 from finetune_trainer.monitoring.reporter import Reporter
 from finetune_trainer.sigterm import StopFlag
@@ -84,15 +85,8 @@ class Pod:
         self.stop = StopFlag()
         self.storage = Recording(self.folder)
         self.reporter = Reporter(self.uid, out=io.StringIO())
-        self.checkpoints = Checkpoints(
-            self.config,
-            self.storage,
-            self.folder.parent / "workspace",
-            self.reporter,
-            base_sha256=self.base_sha256,
-            rows=self.rows,
-            stop=self.stop,
-        )
+        run = RunContext(self.config, self.storage, self.folder.parent / "workspace", self.reporter, self.stop)
+        self.checkpoints = Checkpoints(run, self.base_sha256, self.rows)
 
     def save(self, *steps: int) -> "Pod":
         """Saves checkpoints of two files."""

@@ -6,6 +6,7 @@ import logging
 import os
 import uuid
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from finetune_api.handoff import JobConfig, Outcome, Report
@@ -13,6 +14,7 @@ from finetune_api.spec import FineTuneJobSpec
 from finetune_api.spec import Storage as StorageSpec
 from finetune_trainer.commands.local_jobs import as_finished, in_order, parse_finished, with_references
 from finetune_trainer.config.manifest import read_manifests
+from finetune_trainer.config.run_context import RunContext
 from finetune_trainer.entrypoints.termination import RunState
 from finetune_trainer.monitoring.reporter import Reporter
 from finetune_trainer.pipeline.preflight import preflight
@@ -56,7 +58,8 @@ def _run_one(state: RunState, config: JobConfig, storage: Storage, workspace: Pa
         state.reporter.close()
     reporter = state.reporter = Reporter(config.uid)
     workspace.mkdir(parents=True, exist_ok=True)
-    checked = preflight(config, storage, workspace, reporter, state.stop)
+    context = RunContext(config, storage, workspace, reporter, state.stop)
+    checked = preflight(context)
     logger.info("%s: %s", checked.reason, checked.message)
     if checked.outcome is not Outcome.VALIDATED:  # a result of this very job is there
         return checked
@@ -65,7 +68,7 @@ def _run_one(state: RunState, config: JobConfig, storage: Storage, workspace: Pa
 
     ready = config.model_copy(update={"resolved": checked.resolved, "dataset": checked.dataset, "attempt": 1})
     state.config = ready
-    return train(ready, storage, workspace, reporter, state.stop)
+    return train(replace(context, config=ready))
 
 
 def _connect(spec: FineTuneJobSpec, stop: StopFlag) -> Callable[[], Storage]:

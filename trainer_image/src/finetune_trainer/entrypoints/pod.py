@@ -11,9 +11,10 @@ from pydantic import ValidationError
 
 from finetune_api.handoff import HANDOFF_VERSION, ExitCode, JobConfig, Outcome, Report
 from finetune_trainer.config.manifest import field_errors
+from finetune_trainer.config.run_context import RunContext
 from finetune_trainer.entrypoints.termination import RunState
 from finetune_trainer.errors import Stopped, TrainerError
-from finetune_trainer.monitoring.reporter import Reporter, transfer_beat
+from finetune_trainer.monitoring.reporter import Reporter
 from finetune_trainer.sigterm import StopFlag
 from finetune_trainer.storage.protocol import Storage
 
@@ -31,7 +32,7 @@ def preflight(state: RunState, config_path: Path, workspace: Path, port: int) ->
     state.stop.raise_if_set()
     from finetune_trainer.pipeline.preflight import preflight as check
 
-    return check(config, connect(config, state.stop), workspace, reporter, state.stop)
+    return check(RunContext(config, connect(config, state.stop), workspace, reporter, state.stop))
 
 
 def train(state: RunState, config_path: Path, workspace: Path, port: int) -> Report:
@@ -39,13 +40,14 @@ def train(state: RunState, config_path: Path, workspace: Path, port: int) -> Rep
     config, reporter = _begin(state, config_path, port)
     require_checked(config)
     storage = connect(config, state.stop, TRAINER_PATIENCE_SECONDS)
+    run = RunContext(config, storage, workspace, reporter, state.stop)
     try:
         state.stop.raise_if_set()
-        if found := find_result(config, storage, state):
+        if found := find_result(run):
             return found
         from finetune_trainer.pipeline.train import train as fine_tune
 
-        return fine_tune(config, storage, workspace, reporter, state.stop)
+        return fine_tune(run)
     except Stopped:
         seen = reporter.snapshot().progress
         write_down_stop(config, state.stop, seen.step, seen.resumed_from_step)
@@ -65,22 +67,22 @@ def require_checked(config: JobConfig) -> None:
         raise TrainerError(ExitCode.INVALID_CONFIG, "the configuration lacks resolved or dataset: run preflight first")
 
 
-def find_result(config: JobConfig, storage: Storage, state: RunState) -> Report | None:
+def find_result(run: RunContext) -> Report | None:
     """The report of a result that is there already; raises where the prefix is not the job's to write to."""
     from finetune_trainer.publishing.claim import check_claim
     from finetune_trainer.publishing.publish import adopt
     from finetune_trainer.training.checkpoints import remove_checkpoints
     from finetune_trainer.training.interrupted_runs import read as read_stopped_runs
 
+    config, storage = run.config, run.storage
     storage.probe(config.output_key())
-    reporter = state.reporter or Reporter(config.uid)
-    reporter.note_stopped_runs(read_stopped_runs(config, storage))
+    run.reporter.note_stopped_runs(read_stopped_runs(config, storage))
     if check_claim(config, storage):
-        found = adopt(config, storage, Outcome.PUBLISHED, transfer_beat(reporter, state.stop))
+        found = adopt(config, storage, Outcome.PUBLISHED, run.on_bytes)
         if found:
             remove_checkpoints(config, storage)
             return found
-    state.stop.raise_if_set()
+    run.stop.raise_if_set()
     return None
 
 

@@ -6,15 +6,16 @@ import logging
 import os
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
-from finetune_api.handoff import ExitCode, JobConfig, Report
+from finetune_api.handoff import ExitCode, Report
+from finetune_trainer.config.run_context import RunContext
 from finetune_trainer.entrypoints import pod
 from finetune_trainer.entrypoints.termination import RunState
 from finetune_trainer.errors import Stopped, TrainerError
-from finetune_trainer.monitoring.reporter import Reporter, work_beat
+from finetune_trainer.monitoring.reporter import Reporter
 from finetune_trainer.storage.hardlinked import NeighbourStorage
-from finetune_trainer.storage.protocol import Storage
 
 logger = logging.getLogger(__name__)
 
@@ -34,36 +35,30 @@ def train_along(state: RunState, config_path: Path, workspace: Path, port: int) 
         pod.serve(state.reporter, port)
     state.stop.raise_if_set()
     storage = pod.connect(config, state.stop, pod.TRAINER_PATIENCE_SECONDS)
-    if rank == 0 and (found := pod.find_result(config, storage, state)):
+    run = RunContext(config, storage, workspace, state.reporter, state.stop)
+    if rank == 0 and (found := pod.find_result(run)):
         return found
     address = os.environ["MASTER_ADDR"], _number("MASTER_PORT")
     try:
-        return _train(state, config, storage, workspace, (rank, size, local, address))
+        return _train(run, (rank, size, local, address))
     except RuntimeError as error:
         if state.stop.is_set():  # the others are stopped too, and may be gone already
             raise Stopped(f"stopped by SIGTERM while the processes waited for each other: {error}") from error
         raise
 
 
-def _train(
-    state: RunState,
-    config: JobConfig,
-    storage: Storage,
-    workspace: Path,
-    place: tuple[int, int, tuple[int, int], tuple[str, int]],
-) -> Report | None:
+def _train(run: RunContext, place: tuple[int, int, tuple[int, int], tuple[str, int]]) -> Report | None:
     from finetune_trainer.distributed.world import join
 
-    reporter = state.reporter or Reporter(config.uid)
-    world = join(*place, work_beat(reporter, state.stop))
+    world = join(*place, run.on_work)
     logger.info("rank %d of %d has met the others", world.rank, world.size)
     if world.local_rank:
-        neighbour = workspace.parent / f"rank-{world.rank - world.local_rank}"
-        storage = NeighbourStorage(storage, workspace, neighbour)
+        neighbour = run.workspace.parent / f"rank-{world.rank - world.local_rank}"
+        run = replace(run, storage=NeighbourStorage(run.storage, run.workspace, neighbour))
     from finetune_trainer.pipeline.train import train_along as fine_tune
 
     try:
-        report = fine_tune(config, storage, workspace, reporter, state.stop, world=world)
+        report = fine_tune(run, world)
     except Stopped:
         world.leave()
         raise

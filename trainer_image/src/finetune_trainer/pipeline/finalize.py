@@ -30,7 +30,6 @@ from finetune_trainer.evaluation.run_record import Answer, Machine, RewardedAnsw
 from finetune_trainer.models.loading import describe_device, peak_memory_bytes
 from finetune_trainer.models.model_card import describe_base
 from finetune_trainer.models.quantised import Quantised
-from finetune_trainer.monitoring.reporter import Reporter
 from finetune_trainer.pipeline.dataset import describe, previews
 from finetune_trainer.pipeline.inputs import Inputs
 from finetune_trainer.publishing.lineage import build_lineage, library_versions, status_lineage
@@ -77,25 +76,23 @@ def build_record(
     inputs: Inputs,
     trained: Trained,
     merge: MergeCheck | ScoreCheck | None,
-    *,
     device: torch.device,
-    reporter: Reporter,
 ) -> RunRecord:
     """Everything that report and result say."""
-    objective = inputs.config.spec.objective.value
+    objective = inputs.run.config.spec.objective.value
     name, memory = describe_device(device)
     machine = Machine(name, peak_memory_bytes(device), memory, time.monotonic() - trained.began, library_versions())
     record = RunRecord(
-        config=inputs.config,
+        config=inputs.run.config,
         settings=trained.settings,
-        dataset=inputs.config.dataset or DatasetStatus(),
+        dataset=inputs.run.config.dataset or DatasetStatus(),
         samples=describe(inputs.rows, inputs.train),
         previews=previews(inputs.rows.train, inputs.labeler, objective, trained.settings.max_length),
         history=trained.history,
         baseline=trained.history.baseline(),
         final=trained.final,
         best_step=trained.plateau.best_step,
-        early_stopping=reporter.snapshot().early_stopping,
+        early_stopping=inputs.run.reporter.snapshot().early_stopping,
         trainable_parameters=trained.parameters,
         answers=with_merged(trained.answers, merge),
         merge=merge if isinstance(merge, MergeCheck) else None,
@@ -127,11 +124,11 @@ def judged(record: RunRecord) -> EvaluationStatus:
     return EvaluationStatus(gate=gate.value, merged=merged.value, message=one_line("; ".join(told)) or None)
 
 
-def build_result(inputs: Inputs, record: RunRecord, reporter: Reporter) -> Report:
+def build_result(inputs: Inputs, record: RunRecord) -> Report:
     """The report to publish, with lineage.json and finetune_config.yaml beside it."""
-    config = inputs.config
+    config = inputs.run.config
     model_files = inputs.model_files
-    reporter.update(metrics={"tokens_per_second": record.history.tokens_per_second()})
+    inputs.run.reporter.update(metrics={"tokens_per_second": record.history.tokens_per_second()})
     evaluation = record.evaluation
     outcome = Outcome.PUBLISHED if evaluation.is_met is not False else Outcome.GATE_NOT_MET
     (inputs.result / Artifact.VALIDATION).write_text(validation_json(evaluation, record.merge), encoding="utf-8")
@@ -142,10 +139,10 @@ def build_result(inputs: Inputs, record: RunRecord, reporter: Reporter) -> Repor
         job_uid=config.uid,
         config_sha256=config.config_sha256,
         last_step=record.last_step,
-        resumed_from_step=reporter.snapshot().progress.resumed_from_step,
+        resumed_from_step=inputs.run.reporter.snapshot().progress.resumed_from_step,
         dataset=config.dataset,
         resolved=record.settings,
-        metrics=reporter.snapshot().metrics,
+        metrics=inputs.run.reporter.snapshot().metrics,
         early_stopping=record.early_stopping,
         evaluation=evaluation,
         lineage=status_lineage(

@@ -24,11 +24,9 @@ from finetune_trainer.merging.merge import Unmapped, copy_settings, is_conv1d, s
 from finetune_trainer.merging.score_export import save_scoring_model
 from finetune_trainer.models.adapter_output import save_tokenizer
 from finetune_trainer.models.loading import DTYPES
-from finetune_trainer.monitoring.reporter import Reporter, work_beat
 from finetune_trainer.pipeline.finalize import Trained
 from finetune_trainer.pipeline.inputs import Inputs
 from finetune_trainer.publishing.lineage import combined_sha256, digest_folder
-from finetune_trainer.sigterm import StopFlag
 from finetune_trainer.tokenization.samples import EncodedPair
 from finetune_trainer.training.methods import traits_of
 
@@ -39,22 +37,21 @@ PLAIN, DEQUANTISED, TUNED = "unquantised base", "dequantised base", "trained wei
 
 def is_asked(inputs: Inputs) -> bool:
     """Whether a full model is to be published: always with method Full, else as `output.merge` says."""
-    config = inputs.config
+    config = inputs.run.config
     method = (config.resolved.method if config.resolved else None) or config.spec.tuning.method
     return method == Method.FULL or config.spec.output.merge is not Merge.NONE
 
 
-def make_full_model(
-    inputs: Inputs, trained: Trained, reporter: Reporter, stop: StopFlag
-) -> MergeCheck | ScoreCheck | None:
+def make_full_model(inputs: Inputs, trained: Trained) -> MergeCheck | ScoreCheck | None:
     """`merged/`, if it is asked for and passes the gate; None where it is not asked for."""
     if not is_asked(inputs):
         return None
     gc.collect()
-    reporter.stage("Merging")
-    output, on_work = inputs.result / Artifact.MERGED, work_beat(reporter, stop)
+    run = inputs.run
+    run.reporter.stage("Merging")
+    output, on_work = inputs.result / Artifact.MERGED, run.on_work
     _refuse_moved_base(inputs, on_work)
-    if not traits_of(inputs.config.spec.objective).writes_text:
+    if not traits_of(inputs.run.config.spec.objective).writes_text:
         pairs = [sample for sample in inputs.validation or inputs.train if isinstance(sample, EncodedPair)]
         check = save_scoring_model(inputs.model, inputs.best_weights, output, pairs, on_work)
         save_tokenizer(inputs.model, output, inputs.labeler)
@@ -65,7 +62,7 @@ def make_full_model(
         for candidate in plan.candidates:
             make_candidate(plan, candidate, on_work)
             save_tokenizer(inputs.model, candidate.directory, inputs.labeler)
-        judged = judge(inputs, trained, plan, run_gate(plan, inputs.workspace, reporter, stop))
+        judged = judge(inputs, trained, plan, run_gate(plan, run.workspace, run.reporter, run.stop))
     except GateNotRun as why:
         judged = MergeCheck(plan.precision, trained.full_loss, [], [], None, str(why))
     judged = replace(judged, seconds=time.monotonic() - began)
@@ -81,11 +78,11 @@ def make_full_model(
 
 def plan_for(inputs: Inputs, trained: Trained) -> Plan:
     """What to make and how to judge it; QLoRA has two bases that its adapter can be merged into."""
-    spec, is_full = inputs.config.spec, trained.settings.method == Method.FULL
+    spec, is_full = inputs.run.config.spec, trained.settings.method == Method.FULL
     precision = stored_precision(inputs.model) if spec.output.merge is Merge.NONE else spec.output.merge.value
-    candidates = [Candidate(name=TUNED if is_full else PLAIN, directory=inputs.workspace / "merged-1")]
+    candidates = [Candidate(name=TUNED if is_full else PLAIN, directory=inputs.run.workspace / "merged-1")]
     if trained.quantised and not is_conv1d(inputs.model):  # what is turned before it is quantised has another result
-        directory = inputs.workspace / "merged-2"
+        directory = inputs.run.workspace / "merged-2"
         candidates.append(Candidate(name=DEQUANTISED, directory=directory, is_dequantised=True))
     for candidate in candidates:
         shutil.rmtree(candidate.directory, ignore_errors=True)
@@ -110,7 +107,7 @@ JUDGED_ROWS = 512
 
 def tokenizer_digests(inputs: Inputs) -> dict[str, str]:
     """The tokenizer's files and templates as the training used them, each by its digest."""
-    scratch = inputs.workspace / "tokenizer-used"
+    scratch = inputs.run.workspace / "tokenizer-used"
     shutil.rmtree(scratch, ignore_errors=True)
     save_tokenizer(inputs.model, scratch, inputs.labeler)
     return digest_folder(scratch)
@@ -133,7 +130,7 @@ def make_candidate(plan: Plan, candidate: Candidate, on_work: Callable[[], None]
 
 def judge(inputs: Inputs, trained: Trained, plan: Plan, seen: Sequence[Observation]) -> MergeCheck:
     """What follows from what the gate saw."""
-    expected = Expected(inputs.config.spec.evaluation.prompts or [])
+    expected = Expected(inputs.run.config.spec.evaluation.prompts or [])
     asked = [
         Asked(
             answer.prompt,

@@ -2,23 +2,21 @@
 
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from finetune_api.handoff import ExitCode, JobConfig
+from finetune_api.handoff import ExitCode
+from finetune_trainer.config.run_context import RunContext
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.evaluation.run_record import Licence
 from finetune_trainer.models.adapter_input import InitialAdapter, fetch_initial_adapter
 from finetune_trainer.models.cache import fetch_model, pin_as_checked
 from finetune_trainer.models.model_card import read_licence
-from finetune_trainer.monitoring.reporter import Reporter, transfer_beat, work_beat
 from finetune_trainer.pipeline.dataset import Rows, encode_rows, evaluated, fetch_rows
 from finetune_trainer.publishing.lineage import combined_sha256, digest_folder
 from finetune_trainer.publishing.parent_result import require_parents
 from finetune_trainer.rewards.fetch import RewardFolders, fetch_reward_model
-from finetune_trainer.sigterm import StopFlag
 from finetune_trainer.storage.hub.uris import model_location
-from finetune_trainer.storage.protocol import Storage
 from finetune_trainer.tokenization.labeler import Labeler, load_labeler
 from finetune_trainer.tokenization.samples import (
     UNTRAINED,
@@ -32,15 +30,15 @@ from finetune_trainer.tokenization.samples import (
 
 @dataclass(frozen=True)
 class Inputs:
-    """Model, rows and where the run works."""
+    """The run with its model and rows."""
 
-    config: JobConfig
+    run: RunContext
+    """Its configuration names the commits that were loaded."""
     model: Path
     rows: Rows
     labeler: Labeler
     train: Sequence[Sample]
     validation: Sequence[Sample]
-    workspace: Path
     initial_adapter: InitialAdapter | None = None
     reward: RewardFolders | None = None
     model_files: Mapping[str, str] = field(default_factory=dict)
@@ -56,17 +54,17 @@ class Inputs:
     @property
     def result(self) -> Path:
         """The local folder that is published."""
-        return self.workspace / "result"
+        return self.run.workspace / "result"
 
     @property
     def best_weights(self) -> Path:
         """The trained weights of the best evaluation, or of the last step where nothing is evaluated."""
-        return self.workspace / "best.safetensors"
+        return self.run.workspace / "best.safetensors"
 
     @property
     def initial_weights(self) -> Path:
         """The folder with the weights of the adapter to continue from, where there is one."""
-        return self.workspace / "initial-adapter"
+        return self.run.workspace / "initial-adapter"
 
     @property
     def held_out(self) -> list[Encoded]:
@@ -79,9 +77,9 @@ class Inputs:
         return [as_text(sample) for sample in self.train if not isinstance(sample, EncodedPrompt)]
 
 
-def load_inputs(config: JobConfig, storage: Storage, workspace: Path, reporter: Reporter, stop: StopFlag) -> Inputs:
+def load_inputs(run: RunContext) -> Inputs:
     """Downloads model and rows, verifies the rows against preflight's digests and turns them into samples."""
-    on_bytes, on_rows = transfer_beat(reporter, stop), work_beat(reporter, stop)
+    config, storage, workspace, on_bytes = run.config, run.storage, run.workspace, run.on_bytes
     shutil.rmtree(workspace / "result", ignore_errors=True)
     require_parents(config, storage)
     rows = fetch_rows(config, storage, workspace, on_bytes)
@@ -93,12 +91,13 @@ def load_inputs(config: JobConfig, storage: Storage, workspace: Path, reporter: 
     labeler = load_labeler(model, config.spec.model.uri)
     objective, longest = config.spec.objective.value, config.spec.hyperparameters.max_length
     held_out = evaluated(rows.validation, config.spec.hyperparameters.seed)
-    samples = encode_rows(rows.train, labeler, objective, longest, on_rows)
-    validation = encode_rows(held_out, labeler, objective, longest, on_rows)
+    samples = encode_rows(rows.train, labeler, objective, longest, run.on_work)
+    validation = encode_rows(held_out, labeler, objective, longest, run.on_work)
     if not samples:
         raise TrainerError(ExitCode.DATASET_UNUSABLE, "no row gives a token to train on; see status.dataset")
     files = digest_folder(model, on_bytes)
-    return Inputs(config, model, rows, labeler, samples, validation, workspace, adapter, reward, files, licence)
+    run = replace(run, config=config)
+    return Inputs(run, model, rows, labeler, samples, validation, adapter, reward, files, licence)
 
 
 def as_text(sample: Sample) -> Encoded:

@@ -7,12 +7,12 @@ from pathlib import Path
 from finetune_api.defaults import Facts
 from finetune_api.handoff import Artifact, ExitCode, JobConfig, Outcome, Report
 from finetune_api.status import Resolved
+from finetune_trainer.config.run_context import RunContext
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.evaluation.expectations import Expected
 from finetune_trainer.models.adapter_input import InitialAdapter, check_initial_adapter, with_adapter
 from finetune_trainer.models.base_model import ModelFacts, check_model, pin_model
 from finetune_trainer.models.resolve_settings import choose_settings
-from finetune_trainer.monitoring.reporter import Reporter, transfer_beat, work_beat
 from finetune_trainer.pipeline.prepare_dataset import PreparedDataset, prepare_dataset
 from finetune_trainer.publishing.claim import check_claim, claim
 from finetune_trainer.publishing.lineage import status_lineage
@@ -20,7 +20,6 @@ from finetune_trainer.publishing.parent_result import require_parents
 from finetune_trainer.publishing.publish import adopt
 from finetune_trainer.rewards.computed import ComputedRewards
 from finetune_trainer.rewards.fetch import check_reward_model
-from finetune_trainer.sigterm import StopFlag
 from finetune_trainer.storage.hub.uris import is_hub_uri, model_location
 from finetune_trainer.storage.protocol import OnBytes, Storage, join
 from finetune_trainer.tokenization.labeler import load_labeler
@@ -28,13 +27,13 @@ from finetune_trainer.tokenization.labeler import load_labeler
 logger = logging.getLogger(__name__)
 
 
-def preflight(config: JobConfig, storage: Storage, workspace: Path, reporter: Reporter, stop: StopFlag) -> Report:
+def preflight(run: RunContext) -> Report:
     """Check everything that can be checked without a GPU, and leave the canonical rows under `output.uri`.
 
     The prefix is claimed once model and rows are good: a job that could never train leaves nothing behind.
     """
-    reporter.stage("Loading")
-    on_bytes = transfer_beat(reporter, stop)
+    config, storage, workspace, on_bytes = run.config, run.storage, run.workspace, run.on_bytes
+    run.reporter.stage("Loading")
     _probe(config, storage)
     if check_claim(config, storage):
         adopted = adopt(config, storage, Outcome.ADOPTED, on_bytes)
@@ -50,7 +49,7 @@ def preflight(config: JobConfig, storage: Storage, workspace: Path, reporter: Re
     Expected(config.spec.evaluation.prompts or [])
     _check_rewards(config, storage, workspace, on_bytes)
     labeler = load_labeler(workspace / "tokenizer", config.spec.model.uri)
-    dataset = prepare_dataset(config, storage, workspace, labeler, on_bytes=on_bytes, on_rows=work_beat(reporter, stop))
+    dataset = prepare_dataset(config, storage, workspace, labeler, on_bytes=on_bytes, on_rows=run.on_work)
     _check_gate(config, dataset)
     resolved = _choose(config, model, dataset, adapter)
     claim(config, storage)

@@ -4,7 +4,7 @@ import gc
 import logging
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
@@ -18,9 +18,10 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from finetune_api.handoff import Artifact, ExitCode, JobConfig, Report
+from finetune_api.handoff import Artifact, ExitCode, Report
 from finetune_api.spec import Merge, Method
 from finetune_api.status import Metrics, Resolved
+from finetune_trainer.config.run_context import RunContext
 from finetune_trainer.distributed.rank_layout import PARTED
 from finetune_trainer.distributed.sharding import is_sharded
 from finetune_trainer.distributed.world import ALONE, AgreedStop, World
@@ -45,7 +46,7 @@ from finetune_trainer.models.loading import (
     trained_tensors,
 )
 from finetune_trainer.models.memory_estimate import micro_batches, share_out
-from finetune_trainer.monitoring.reporter import Reporter, work_beat
+from finetune_trainer.monitoring.reporter import work_beat
 from finetune_trainer.monitoring.tracking import Trackers, track
 from finetune_trainer.pipeline.finalize import SHOWN_SAMPLES, Trained, build_record, build_result, examples
 from finetune_trainer.pipeline.full_model import JUDGED_ROWS, is_asked, make_full_model
@@ -54,9 +55,7 @@ from finetune_trainer.publishing.publish import publish
 from finetune_trainer.report.document import write_report
 from finetune_trainer.rewards.computed import ComputedRewards, Judge, Scorer
 from finetune_trainer.rewards.scorer import load_reward_model
-from finetune_trainer.sigterm import StopFlag
 from finetune_trainer.storage.hub.uris import hub_name, pinned_commit
-from finetune_trainer.storage.protocol import Storage
 from finetune_trainer.training.callbacks import early_stopping_status, restore_trained, save_trained
 from finetune_trainer.training.checkpoint_files import MEMORY, Before, Memory, replay, take_best_weights
 from finetune_trainer.training.checkpoints import Checkpoints, remove_checkpoints
@@ -68,95 +67,69 @@ logger = logging.getLogger(__name__)
 LARGEST_RECHECK_DIFFERENCE = 0.005
 
 
-def train(config: JobConfig, storage: Storage, workspace: Path, reporter: Reporter, stop: StopFlag) -> Report:
+def train(run: RunContext) -> Report:
     """Trains, checks and publishes; returns the report that publishing proved."""
-    reporter.stage("Loading")
-    inputs = load_inputs(config, storage, workspace, reporter, stop)
+    run.reporter.stage("Loading")
+    inputs = load_inputs(run)
     device = find_device()
-    checkpoints = checkpoints_of(inputs, storage, reporter, stop)
-    with _track(inputs, reporter, stop) as trackers:
-        trained = train_within_memory(inputs, device, reporter, stop, checkpoints)
+    checkpoints = Checkpoints(inputs.run, inputs.base_sha256, inputs.rows.digests)
+    with _track(inputs) as trackers:
+        trained = train_within_memory(inputs, device, checkpoints)
         trackers.settle()
-        report = finish(inputs, trained, device, storage, reporter, stop=stop)
+        report = finish(inputs, trained, device)
         trackers.published(report)
     return report
 
 
-def _track(
-    inputs: Inputs, reporter: Reporter, stop: StopFlag, *, is_first: bool = True
-) -> AbstractContextManager[Trackers]:
+def _track(inputs: Inputs, *, is_first: bool = True) -> AbstractContextManager[Trackers]:
+    run, result = inputs.run, inputs.result
     return track(
-        inputs.config,
-        result=inputs.result,
-        workspace=inputs.workspace,
-        reporter=reporter,
-        stop=stop,
-        is_first=is_first,
+        run.config, result=result, workspace=run.workspace, reporter=run.reporter, stop=run.stop, is_first=is_first
     )
 
 
-def train_along(
-    config: JobConfig, storage: Storage, workspace: Path, reporter: Reporter, stop: StopFlag, *, world: World
-) -> Report | None:
+def train_along(run: RunContext, world: World) -> Report | None:
     """Trains together with other processes; the first of them publishes and returns the report."""
-    reporter.stage("Loading")
-    with each_pod_in_turn("inputs", world, reporter, stop):
-        inputs = load_inputs(config, storage, workspace, reporter, stop)
-    world.meet("loaded", work_beat(reporter, stop))
+    run.reporter.stage("Loading")
+    with each_pod_in_turn("inputs", world, run.on_work):
+        inputs = load_inputs(run)
+    world.meet("loaded", run.on_work)
     device = find_device(world)
-    checkpoints = checkpoints_of(inputs, storage, reporter, stop)
-    settings = share_out(finalise(config.resolved or Resolved(), device), world.size)
-    with _track(inputs, reporter, stop, is_first=world.is_first) as trackers:
+    checkpoints = Checkpoints(inputs.run, inputs.base_sha256, inputs.rows.digests)
+    settings = share_out(finalise(run.config.resolved or Resolved(), device), world.size)
+    with _track(inputs, is_first=world.is_first) as trackers:
         try:
-            trained = train_once(inputs, settings, device, reporter, stop, checkpoints=checkpoints, world=world)
+            trained = train_once(inputs, settings, device, checkpoints, world)
         except torch.OutOfMemoryError as error:  # the others wait in the middle of a step: none tries again
             told = f"rank {world.rank} is out of GPU memory: lower hyperparameters.perDeviceTrainBatchSize or maxLength"
             raise TrainerError(ExitCode.GPU_OUT_OF_MEMORY, f"{told}, or set gradientCheckpointing true") from error
-        world.part(work_beat(reporter, stop))
-        (workspace / PARTED).touch()
+        world.part(run.on_work)
+        (run.workspace / PARTED).touch()
         if not world.is_first:
             return None
         trackers.settle()
-        report = finish(inputs, trained, device, storage, reporter, stop=stop)
+        report = finish(inputs, trained, device)
         trackers.published(report)
         return report
 
 
-def checkpoints_of(inputs: Inputs, storage: Storage, reporter: Reporter, stop: StopFlag) -> Checkpoints:
-    """The job's checkpoints, which are good for these inputs alone."""
-    return Checkpoints(
-        inputs.config,
-        storage,
-        inputs.workspace,
-        reporter,
-        base_sha256=inputs.base_sha256,
-        rows=inputs.rows.digests,
-        stop=stop,
-    )
-
-
-def finish(
-    inputs: Inputs, trained: Trained, device: torch.device, storage: Storage, reporter: Reporter, *, stop: StopFlag
-) -> Report:
+def finish(inputs: Inputs, trained: Trained, device: torch.device) -> Report:
     """Merges, judges, reports and publishes what was trained."""
-    stop.raise_if_set()
-    full = make_full_model(inputs, trained, reporter, stop)
-    stop.raise_if_set()
-    record = build_record(inputs, trained, full, device=device, reporter=reporter)
+    inputs.run.stop.raise_if_set()
+    full = make_full_model(inputs, trained)
+    inputs.run.stop.raise_if_set()
+    record = build_record(inputs, trained, full, device)
     write_report(record, inputs.result)
-    result = build_result(inputs, record, reporter)
-    report = publish(inputs.result, inputs.config, result, storage, reporter, stop=stop)
-    remove_checkpoints(inputs.config, storage)
+    report = publish(inputs.run, inputs.result, build_result(inputs, record))
+    remove_checkpoints(inputs.run.config, inputs.run.storage)
     return report
 
 
-def train_within_memory(
-    inputs: Inputs, device: torch.device, reporter: Reporter, stop: StopFlag, checkpoints: Checkpoints
-) -> Trained:
+def train_within_memory(inputs: Inputs, device: torch.device, checkpoints: Checkpoints) -> Trained:
     """Trains; when the GPU's memory does not suffice, again with half the micro-batch and the same effective batch."""
-    for settings in micro_batches(share_out(finalise(inputs.config.resolved or Resolved(), device), 1)):
+    for settings in micro_batches(share_out(finalise(inputs.run.config.resolved or Resolved(), device), 1)):
         try:
-            return train_once(inputs, settings, device, reporter, stop, checkpoints=checkpoints)
+            return train_once(inputs, settings, device, checkpoints)
         except torch.OutOfMemoryError:
             logger.warning("out of GPU memory with %s rows a batch", settings.per_device_train_batch_size)
         gc.collect()  # outside the handler, whose traceback keeps the tensors alive
@@ -172,9 +145,6 @@ def train_once(
     inputs: Inputs,
     settings: Resolved,
     device: torch.device,
-    reporter: Reporter,
-    stop: StopFlag,
-    *,
     checkpoints: Checkpoints,
     world: World = ALONE,
 ) -> Trained:
@@ -183,10 +153,10 @@ def train_once(
     The trainer is built on the untouched base also when the training goes on from a checkpoint, for a reference is
     taken then; the checkpoint's weights come with `train`.
     """
-    spec = inputs.config.spec
+    spec = inputs.run.config.spec
     traits = traits_of(spec.objective)
-    resumed = restore(checkpoints, world, reporter, stop)
-    watch = start_watch(inputs, reporter, stop, checkpoints, resumed, world=world)
+    resumed = restore(inputs.run, checkpoints, world)
+    watch = start_watch(inputs, checkpoints, resumed, world)
     model = load_for_training(inputs.model, settings, device, writes_text=traits.writes_text, world=world)
     if inputs.initial_adapter:
         continue_adapter(model, inputs.initial_weights)
@@ -202,26 +172,26 @@ def train_once(
         watch,
         train=inputs.train,
         validation=inputs.validation,
-        scratch=inputs.workspace / "trainer",
-        judge=judge_of(inputs, settings, device, watch),
+        scratch=inputs.run.workspace / "trainer",
+        judge=judge_of(inputs, settings, device),
     )
     parameters = sum(tensor.numel() for tensor in trained_tensors(model).values())
-    reporter.update(resolved=settings, metrics={"trainable_parameters": parameters})
+    inputs.run.reporter.update(resolved=settings, metrics={"trainable_parameters": parameters})
     shown = (inputs.validation or inputs.train)[:SHOWN_SAMPLES]
     if not resumed:
         if inputs.validation and spec.evaluation.baseline:
             trainer.evaluate()
         watch.before.shown = trainer.show(shown)
-        watch.before.answers = answer_by_first(inputs, trainer, watch, traits, stop)
+        watch.before.answers = answer_by_first(inputs, trainer, watch, traits)
     trainer.train(str(resumed) if resumed else None)
     watch.stop.raise_if_set()
     final = restore_best(trainer, watch) if inputs.validation and traits.has_loss else None
     save_trained(model, inputs.best_weights)
     after = trainer.show(shown)
     stop_ids = stop_token_ids(trainer.model, inputs.answers) if traits.writes_text else []
-    full_loss = loss_for_gate(inputs, trainer, reporter, stop) if world.is_first else None
+    full_loss = loss_for_gate(inputs, trainer) if world.is_first else None
     is_needed = world.is_first or is_sharded(model)
-    tuned_answers = answer(inputs, trainer, watch, traits, stop) if is_needed else watch.before.answers
+    tuned_answers = answer(inputs, trainer, watch, traits) if is_needed else watch.before.answers
     if not world.is_first:
         return Trained(settings, watch.history, watch.plateau, final, parameters, [], watch.began, stop_ids=stop_ids)
     if settings.method != Method.FULL:
@@ -245,7 +215,7 @@ def train_once(
 
 def told_apart(inputs: Inputs, traits: Traits, before: Sequence[str], tuned: Sequence[str]) -> list[Answer]:
     """Each question with both answers, and whether the second holds what is expected."""
-    prompts = inputs.config.spec.evaluation.prompts or []
+    prompts = inputs.run.config.spec.evaluation.prompts or []
     expected = Expected(prompts)
     return [
         Answer(asked, base, own, expected=prompts[at].expected, is_expected=expected.holds(at, own))
@@ -253,38 +223,38 @@ def told_apart(inputs: Inputs, traits: Traits, before: Sequence[str], tuned: Seq
     ]
 
 
-def loss_for_gate(inputs: Inputs, trainer: WatchedTrainer, reporter: Reporter, stop: StopFlag) -> float | None:
+def loss_for_gate(inputs: Inputs, trainer: WatchedTrainer) -> float | None:
     """The trained model's loss on the tokens that a full model is judged on, by the first process alone; of one that is
     shared out between processes the gate measures it."""
-    if not is_asked(inputs) or is_sharded(trainer.model) or not traits_of(inputs.config.spec.objective).writes_text:
+    if not is_asked(inputs) or is_sharded(trainer.model) or not traits_of(inputs.run.config.spec.objective).writes_text:
         return None
-    held_out = HeldOut(inputs.held_out[:JUDGED_ROWS], work_beat(reporter, stop))
+    held_out = HeldOut(inputs.held_out[:JUDGED_ROWS], inputs.run.on_work)
     return mean_loss(trainer.model, held_out)
 
 
 @contextmanager
-def each_pod_in_turn(name: str, world: World, reporter: Reporter, stop: StopFlag) -> Iterator[None]:
+def each_pod_in_turn(name: str, world: World, on_work: Callable[[], None]) -> Iterator[None]:
     """In each pod one process works first, and downloads; then the others, which find its files."""
     word = f"{name}/{world.node}"
     if world.local_rank:
-        world.wait(word, work_beat(reporter, stop))
+        world.wait(word, on_work)
     yield
     if not world.local_rank:
         world.tell(word)
 
 
-def restore(checkpoints: Checkpoints, world: World, reporter: Reporter, stop: StopFlag) -> Path | None:
+def restore(run: RunContext, checkpoints: Checkpoints, world: World) -> Path | None:
     """The checkpoint to go on from; the first process chooses, and the others take the same."""
     chosen = None
     if not world.is_first:
-        chosen = int(world.wait("resumed", work_beat(reporter, stop)))
-    with each_pod_in_turn("checkpoint", world, reporter, stop):
+        chosen = int(world.wait("resumed", run.on_work))
+    with each_pod_in_turn("checkpoint", world, run.on_work):
         found = checkpoints.restore(chosen)
         if world.is_first:
             world.tell("resumed", str(checkpoints.last_step))
     if found and world.is_first and processes_of(found) != world.size:
         note = f"the checkpoint was saved by {processes_of(found)} processes, not {world.size}: the rows of each step"
-        reporter.update(progress={"note": f"{note} stay the same, dropout is drawn anew"})
+        run.reporter.update(progress={"note": f"{note} stay the same, dropout is drawn anew"})
     return found
 
 
@@ -293,30 +263,21 @@ def processes_of(checkpoint: Path) -> int:
     return len(list(checkpoint.glob("rng_state*.pth")))
 
 
-def judge_of(inputs: Inputs, settings: Resolved, device: torch.device, watch: Watch) -> Judge | None:
+def judge_of(inputs: Inputs, settings: Resolved, device: torch.device) -> Judge | None:
     """Who rewards the answers of a policy, with a reward model beside it where the job names one."""
-    rlhf = inputs.config.spec.rlhf
+    rlhf = inputs.run.config.spec.rlhf
     if rlhf is None:
         return None
     scorer: Scorer = ComputedRewards(rlhf.rewards or [])
     if inputs.reward:
-        on_work = work_beat(watch.reporter, watch.stop)
-        scorer = load_reward_model(inputs.reward, DTYPES[str(settings.precision)], device, on_work)
+        scorer = load_reward_model(inputs.reward, DTYPES[str(settings.precision)], device, inputs.run.on_work)
     return Judge(scorer, inputs.labeler.stop_ids()[0])
 
 
-def start_watch(
-    inputs: Inputs,
-    reporter: Reporter,
-    stop: StopFlag,
-    checkpoints: Checkpoints,
-    resumed: Path | None,
-    *,
-    world: World = ALONE,
-) -> Watch:
+def start_watch(inputs: Inputs, checkpoints: Checkpoints, resumed: Path | None, world: World = ALONE) -> Watch:
     """The record of the run: a new one, for an earlier try, ended by the GPU's memory, leaves nothing in it, or that of
     the checkpoint to go on from."""
-    early = inputs.config.spec.early_stopping
+    run, early = inputs.run, inputs.run.config.spec.early_stopping
     history = History(inputs.result / Artifact.METRICS)
     plateau = Plateau(early.patience, early.min_delta, early.warmup_evaluations) if early else Plateau(None)
     memory = Memory(Before(), Metrics(), 0.0)
@@ -325,12 +286,12 @@ def start_watch(
         replay(history, plateau)
         take_best_weights(resumed, inputs.best_weights, plateau)
         memory = Memory.read(resumed / MEMORY)
-        reporter.update(
+        run.reporter.update(
             metrics=memory.metrics.model_dump(exclude_none=True), early_stopping=early_stopping_status(plateau, None)
         )
     return Watch(
-        reporter=reporter,
-        stop=AgreedStop(stop, world) if world.size > 1 else stop,
+        reporter=run.reporter,
+        stop=AgreedStop(run.stop, world) if world.size > 1 else run.stop,
         history=history,
         plateau=plateau,
         best_weights=inputs.best_weights,
@@ -362,22 +323,22 @@ def restore_best(trainer: WatchedTrainer, watch: Watch) -> Measured:
 
 def questions(inputs: Inputs, traits: Traits) -> list[str]:
     """What the model is asked before and after; a model that writes no text is asked nothing."""
-    prompts = inputs.config.spec.evaluation.prompts or []
+    prompts = inputs.run.config.spec.evaluation.prompts or []
     return [prompt.prompt for prompt in prompts] if traits.writes_text else []
 
 
-def answer_by_first(inputs: Inputs, trainer: WatchedTrainer, watch: Watch, traits: Traits, stop: StopFlag) -> list[str]:
+def answer_by_first(inputs: Inputs, trainer: WatchedTrainer, watch: Watch, traits: Traits) -> list[str]:
     """The answers before the training. Where every process has the whole model the first one asks, and the others wait;
     a model that is shared out answers with all of them."""
     if watch.world.is_first or is_sharded(trainer.model):
-        answers = answer(inputs, trainer, watch, traits, stop)
+        answers = answer(inputs, trainer, watch, traits)
         watch.world.tell("answered")
         return answers
-    watch.world.wait("answered", work_beat(watch.reporter, stop))
+    watch.world.wait("answered", inputs.run.on_work)
     return []
 
 
-def answer(inputs: Inputs, trainer: WatchedTrainer, watch: Watch, traits: Traits, stop: StopFlag) -> list[str]:
+def answer(inputs: Inputs, trainer: WatchedTrainer, watch: Watch, traits: Traits) -> list[str]:
     """The answers of the model as it is to the job's questions."""
     asked = questions(inputs, traits)
     if not asked:
@@ -388,6 +349,6 @@ def answer(inputs: Inputs, trainer: WatchedTrainer, watch: Watch, traits: Traits
         inputs.labeler,
         asked,
         stop_ids=stop_token_ids(trainer.model, inputs.answers),
-        max_new_tokens=inputs.config.spec.evaluation.max_new_tokens,
-        on_token=work_beat(watch.reporter, watch.stop if is_sharded(trainer.model) else stop),
+        max_new_tokens=inputs.run.config.spec.evaluation.max_new_tokens,
+        on_token=work_beat(watch.reporter, watch.stop) if is_sharded(trainer.model) else inputs.run.on_work,
     )

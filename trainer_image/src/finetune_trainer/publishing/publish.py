@@ -11,10 +11,9 @@ from pydantic import ValidationError
 from finetune_api.handoff import Artifact, JobConfig, Manifest, ManifestFile, Outcome, Report
 from finetune_api.status import Artifacts
 from finetune_trainer.config.resolved_manifest import config_yaml
+from finetune_trainer.config.run_context import RunContext
 from finetune_trainer.errors import ObjectMissing, StorageUnavailable
-from finetune_trainer.monitoring.reporter import Reporter, transfer_beat
 from finetune_trainer.publishing.claim import claim
-from finetune_trainer.sigterm import StopFlag
 from finetune_trainer.storage.protocol import OnBytes, Storage, join, sha256_file
 
 logger = logging.getLogger(__name__)
@@ -22,17 +21,15 @@ logger = logging.getLogger(__name__)
 OnFile = Callable[[ManifestFile], None]
 
 
-def publish(
-    directory: Path, config: JobConfig, result: Report, storage: Storage, reporter: Reporter, *, stop: StopFlag
-) -> Report:
+def publish(run: RunContext, directory: Path, result: Report) -> Report:
     """Upload the local result folder and prove it: returns the report with `artifacts`, read back from storage.
 
     A whole result of the same job is adopted and not overwritten: the pod that made it may have been given up on
     because its node was out of reach, and this one started in its place, or the other way round.
     SIGTERM before the manifest raises Stopped; without its manifest the prefix is not a result.
     """
-    reporter.stage("Publishing")
-    on_bytes = transfer_beat(reporter, stop)
+    config, storage, on_bytes = run.config, run.storage, run.on_bytes
+    run.reporter.stage("Publishing")
     claim(config, storage)
     if done := adopt(config, storage, Outcome.PUBLISHED, on_bytes):
         return done
@@ -44,7 +41,7 @@ def publish(
     files = sorted([*files, *_preflight_files(config, storage)], key=lambda file: file.path)
     report = result.model_copy(update={"artifacts": build_artifacts(config.output_key(), files)})
     _prove(config, files, storage, on_bytes)
-    stop.raise_if_set()
+    run.stop.raise_if_set()
     return _put_manifest(_manifest(config, files, report), config, storage, on_bytes)
 
 

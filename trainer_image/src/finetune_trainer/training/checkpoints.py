@@ -15,9 +15,8 @@ from pydantic import ValidationError
 from finetune_api.handoff import Artifact, CheckpointManifest, ExitCode, JobConfig, ManifestFile
 from finetune_api.spec import Checkpoint, ResumePolicy
 from finetune_api.status import CheckpointStatus, Resolved
+from finetune_trainer.config.run_context import RunContext
 from finetune_trainer.errors import ObjectMissing, StorageUnavailable, TrainerError
-from finetune_trainer.monitoring.reporter import Reporter, transfer_beat
-from finetune_trainer.sigterm import StopFlag
 from finetune_trainer.storage.hub.uris import model_location
 from finetune_trainer.storage.protocol import Entry, Storage, confined, join, sha256_file
 from finetune_trainer.training import interrupted_runs as stopped_runs
@@ -93,17 +92,8 @@ def pace_of(asked: Checkpoint, settings: Resolved) -> Pace:
 class Checkpoints:
     """The checkpoints of one job, below its output."""
 
-    def __init__(
-        self,
-        config: JobConfig,
-        storage: Storage,
-        workspace: Path,
-        reporter: Reporter,
-        *,
-        base_sha256: str,
-        rows: Mapping[str, str],
-        stop: StopFlag,
-    ) -> None:
+    def __init__(self, run: RunContext, base_sha256: str, rows: Mapping[str, str]) -> None:
+        config = run.config
         self.uri = join(config.output_key(), Artifact.CHECKPOINTS)
         self.pace = pace_of(config.spec.checkpoint, config.resolved or Resolved())
         self.last_step = 0
@@ -111,10 +101,7 @@ class Checkpoints:
         self._is_off = config.spec.checkpoint.resume_policy is ResumePolicy.NEVER
         self._kept = config.spec.checkpoint.save_total_limit
         self._origin = Origin.of(config, base_sha256, rows)
-        self._storage = storage
-        self._workspace = workspace
-        self._reporter = reporter
-        self._stop = stop
+        self._run = run
         self._last_time = time.monotonic()
 
     def is_due(self, step: int) -> bool:
@@ -131,7 +118,7 @@ class Checkpoints:
         self.last_step = 0
         if self._is_off or only == 0:
             return None
-        folders = by_step(self._storage.list(self.uri))
+        folders = by_step(self._run.storage.list(self.uri))
         if only:
             return self._fetch(only, folders.get(only, {}))
         broken: dict[int, str] = {}
@@ -144,10 +131,10 @@ class Checkpoints:
                 broken[step] = str(why)
         for step, problem in broken.items():
             logger.warning("%s is passed over: %s", self._folder(step), problem)
-            remove_quietly(self._folder(step), folders[step], self._storage)
+            remove_quietly(self._folder(step), folders[step], self._run.storage)
         if broken:
             passed = "; ".join(f"{FOLDER.format(step)}: {problem}" for step, problem in broken.items())
-            self._reporter.update(progress={"note": f"broken checkpoints were passed over: {passed}"[:1024]})
+            self._run.reporter.update(progress={"note": f"broken checkpoints were passed over: {passed}"[:1024]})
         return found
 
     def save(self, step: int, write: Callable[[Path], None]) -> None:
@@ -158,18 +145,18 @@ class Checkpoints:
         """
         if self._is_off or step == self.last_step:
             return
-        self._reporter.stage("Saving")
+        self._run.reporter.stage("Saving")
         began = time.monotonic()
-        folder = self._workspace / "checkpoint"
+        folder = self._run.workspace / "checkpoint"
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         try:
             write(folder)
             self._upload(step, folder, began)
         except StorageUnavailable as error:
-            if self._stop.is_set():
+            if self._run.stop.is_set():
                 raise
-            self._reporter.count_checkpoint_failure()
+            self._run.reporter.count_checkpoint_failure()
             logger.warning("the checkpoint of step %d is not saved: %s", step, error.message)
         else:
             self._thin_out()
@@ -179,7 +166,7 @@ class Checkpoints:
 
     def _fetch(self, step: int, sizes: Mapping[str, int]) -> Path:
         uri = self._folder(step)
-        data = self._storage.read(join(uri, Artifact.MANIFEST)) if Artifact.MANIFEST in sizes else None
+        data = self._run.storage.read(join(uri, Artifact.MANIFEST)) if Artifact.MANIFEST in sizes else None
         manifest = parse(data, step)
         differences = self._origin.differences(manifest)
         if differences:
@@ -188,15 +175,15 @@ class Checkpoints:
                 f"{uri} was not made by this job as it is: {'; '.join(differences)}. Remove {self.uri}, choose another "
                 "output.uri, or set checkpoint.resumePolicy Never",
             )
-        directory = self._workspace / "resumed"
+        directory = self._run.workspace / "resumed"
         shutil.rmtree(directory, ignore_errors=True)
-        on_bytes = transfer_beat(self._reporter, self._stop)
+        on_bytes = self._run.on_bytes
         for file in manifest.files:
             if sizes.get(file.path) != file.size:
                 raise Broken(f"{file.path} is missing or has another size than its manifest says")
             path = confined(directory, file.path)
             try:
-                self._storage.download(join(uri, file.path), path, on_bytes)
+                self._run.storage.download(join(uri, file.path), path, on_bytes)
             except ObjectMissing:
                 raise Broken(f"{file.path} is missing") from None
             if sha256_file(path, on_bytes) != file.sha256:
@@ -204,19 +191,19 @@ class Checkpoints:
         self.last_step = step
         self._last_time = time.monotonic()
         self._tell(manifest, data or b"")
-        self._reporter.update(progress={"resumed_from_step": step, "step": step})
+        self._run.reporter.update(progress={"resumed_from_step": step, "step": step})
         logger.info("going on from %s", uri)
         return directory
 
     def _upload(self, step: int, folder: Path, began: float) -> None:
-        uri, on_bytes = self._folder(step), self._reporter.beat
+        uri, on_bytes = self._folder(step), self._run.reporter.beat
         files = [
             ManifestFile(path=path.name, size=path.stat().st_size, sha256=sha256_file(path, on_bytes))
             for path in sorted(folder.iterdir())
         ]
         for file in files:
-            self._storage.upload(folder / file.path, join(uri, file.path), on_bytes)
-        arrived = {entry.key: entry.size for entry in self._storage.list(uri)}
+            self._run.storage.upload(folder / file.path, join(uri, file.path), on_bytes)
+        arrived = {entry.key: entry.size for entry in self._run.storage.list(uri)}
         torn = [file.path for file in files if arrived.get(file.path) != file.size]
         if torn:
             raise StorageUnavailable(f"{join(uri, torn[0])} is not there as it was uploaded")
@@ -234,15 +221,15 @@ class Checkpoints:
             files=files,
         )
         data = manifest.model_dump_json(by_alias=True, indent=2).encode()
-        self._storage.put(join(uri, Artifact.MANIFEST), data)
+        self._run.storage.put(join(uri, Artifact.MANIFEST), data)
         self.last_step = step
         self._tell(manifest, data, time.monotonic() - began)
 
     def _thin_out(self) -> None:
-        folders = listed_quietly(self.uri, self._storage)
+        folders = listed_quietly(self.uri, self._run.storage)
         whole = [step for step, sizes in folders.items() if Artifact.MANIFEST in sizes]
         for step in superseded(folders, whole, self._kept):
-            remove_quietly(self._folder(step), folders[step], self._storage)
+            remove_quietly(self._folder(step), folders[step], self._run.storage)
 
     def _tell(self, manifest: CheckpointManifest, data: bytes, seconds: float | None = None) -> None:
         told = CheckpointStatus(
@@ -252,7 +239,7 @@ class Checkpoints:
             sha256=hashlib.sha256(data).hexdigest(),
             save_seconds=seconds,
         )
-        self._reporter.note_checkpoint(told)
+        self._run.reporter.note_checkpoint(told)
 
     def _folder(self, step: int) -> str:
         return join(self.uri, FOLDER.format(step))

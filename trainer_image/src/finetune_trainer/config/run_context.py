@@ -1,0 +1,31 @@
+"""What every step of a run needs."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from finetune_api.handoff import JobConfig
+from finetune_trainer.monitoring.reporter import Reporter, transfer_beat, work_beat
+from finetune_trainer.sigterm import StopFlag
+from finetune_trainer.storage.protocol import Storage
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """The job, its stores, its local folder, its reporter and its stop flag."""
+
+    config: JobConfig
+    storage: Storage
+    workspace: Path
+    reporter: Reporter
+    stop: StopFlag
+
+    @property
+    def on_work(self) -> Callable[[], None]:
+        """A callback for each piece of work; it counts a heartbeat and raises `Stopped` after SIGTERM."""
+        return work_beat(self.reporter, self.stop)
+
+    @property
+    def on_bytes(self) -> Callable[[int], None]:
+        """A callback for each transferred block; it counts a heartbeat and raises `Stopped` after SIGTERM."""
+        return transfer_beat(self.reporter, self.stop)
