@@ -4,7 +4,6 @@ from xml.etree import ElementTree
 from report_record import make_history
 
 from finetune_api.objectives import Objective
-from finetune_trainer.data.lengths import Lengths
 from finetune_trainer.evaluation.history import History
 from finetune_trainer.evaluation.measurements import TrainPoint
 from finetune_trainer.report.curves import curve_table
@@ -59,16 +58,6 @@ def test_the_table_keeps_the_first_the_best_and_the_last_evaluation(tmp_path: Pa
     steps = [line.split("|")[1].strip() for line in curve_table(history, Objective.CHAT, 345).splitlines()[2:]]
     assert len(steps) <= 22
     assert {"0", "5", "345, best", "1000"} <= set(steps)
-
-
-def test_lengths_are_counted_in_classes_of_one_width_and_one_for_the_rest() -> None:
-    lengths = Lengths()
-    for tokens in [*range(1, 100), *range(1, 100), 5000]:
-        lengths.add(tokens)
-    assert lengths.histogram() == (
-        (10, 20), (20, 20), (30, 20), (40, 20), (50, 20), (60, 20), (70, 20), (80, 20), (90, 20), (100, 18), (5000, 1),
-    )  # fmt: skip
-    assert Lengths().histogram() == ()
 
 
 def test_the_histogram_is_a_table_with_bars() -> None:

@@ -6,18 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from trl_templates import TEMPLATES, TWINS
+from trl_templates import TEMPLATES, TWINS, shows_no_tool_calls
 
 from finetune_trainer.data.checks.pipeline import check_files
 from finetune_trainer.data.checks.summary import Summary
 from finetune_trainer.data.rows import BadRow, ChatRow, DataFormat, Message, NamedPath, Source
 from finetune_trainer.tokenization.labeler import UNTRAINED, Encoded, Labeler
-
-# Those that never mention a call, and one that shows calls but not the tools on offer.
-FAMILIES_WITHOUT_TOOL_CALLS = (
-    "cohere", "cohere2", "deepseek_r1_distill", "gemma", "gemma3", "idefics3", "lfm2", "llama3", "llava_next", "phi3",
-    "phi3_5", "qwen2_5_vl", "smolvlm",
-)  # fmt: skip
 
 TOOLS = [
     {
@@ -172,9 +166,9 @@ def test_a_tool_call_is_trained_or_the_row_is_refused(name: str, shipped_labeler
     result = labeler.encode(row(messages, TOOLS), "Chat", 100_000)
     if isinstance(result, BadRow):
         assert result.code == "TEMPLATE_ERROR"
-        assert name.removesuffix("_training") in FAMILIES_WITHOUT_TOOL_CALLS, result.detail
+        assert shows_no_tool_calls(name), result.detail
         return
-    assert name.removesuffix("_training") not in FAMILIES_WITHOUT_TOOL_CALLS
+    assert not shows_no_tool_calls(name)
     trained = [text for text, is_trained in labeler.preview(row(messages, TOOLS)) if is_trained]
     assert len(trained) == 2
     assert "get_weather" in trained[0]

@@ -228,11 +228,11 @@ def _refuse_unknown_ids(labeler: Labeler, files: TokenizerFiles) -> None:
         ids = labeler.render_prompt([Message(role="user", content="a")])[1] + labeler.stop_ids()
     except (BadRow, TemplateFailure):
         return  # the rows will tell
-    if max(ids, default=0) >= files.vocabulary:
-        token = files.tokenizer.id_to_token(max(ids))
+    unknown = next((token for token in ids if token >= files.vocabulary), None)
+    if unknown is not None:
         raise TokenizerUnavailable(
-            f"{token!r}, which the chat template writes, has the id {max(ids)}, and the model knows "
-            f"{files.vocabulary} tokens"
+            f"{files.tokenizer.id_to_token(unknown)!r}, which the chat template writes, has the id {unknown}, "
+            f"but the model has only {files.vocabulary} tokens"
         )
 
 

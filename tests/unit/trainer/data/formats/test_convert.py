@@ -77,6 +77,11 @@ def test_a_conversation_inside_a_string_is_read(form: str) -> None:
     assert said(convert({"conversations": form}, DataFormat.SHAREGPT)) == [("user", "hi")]
 
 
+def test_an_answer_may_be_parts_of_which_some_are_bare_texts() -> None:
+    row = {"instruction": "q", "output": ["a", {"type": "text", "text": "b"}]}
+    assert said(convert(row, DataFormat.ALPACA))[-1] == ("assistant", "ab")
+
+
 def test_text_parts_are_joined() -> None:
     parts = [
         {"type": "text", "text": "a"},

@@ -50,6 +50,7 @@ ONE_TURN: dict[str, dict[str, Any]] = {
         "rejected": "\n\nHuman: q\n\nAssistant: bad",
     },
     "HH with the prompt apart": {"prompt": "\n\nHuman: q\n\nAssistant:", "chosen": " good".strip(), "rejected": "bad"},
+    "prompt and chat, answers alone": {"prompt": "q", "messages": [Q, GOOD], "chosen": "good", "rejected": "bad"},
     "chat with a rejected answer": {"messages": [Q, GOOD], "rejected_response": "bad"},
     "chat with a rejected chat": {"messages": [Q, GOOD], "rejected_messages": [Q, BAD]},
     "answer with a rejected answer": {"question": "q", "response": "good", "rejected": "bad"},
@@ -104,6 +105,14 @@ def test_a_pair_from_csv_is_a_pair_like_any_other(check: Any) -> None:
 )
 def test_the_prompt_is_all_that_both_conversations_share(check: Any, row: dict[str, Any]) -> None:
     assert read(check, row).content() == {"prompt": [SYSTEM, *FIRST, Q], "chosen": [GOOD], "rejected": [BAD]}
+
+
+@pytest.mark.parametrize("tail", [[], [Q]])
+def test_where_one_conversation_begins_the_other_the_last_answer_of_the_shorter_is_compared(
+    check: Any, tail: list[dict[str, Any]]
+) -> None:
+    row = read(check, {"chosen": [*FIRST, Q, GOOD], "rejected": [*FIRST, *tail]})
+    assert row.content() == {"prompt": FIRST[:1], "chosen": [*FIRST[1:], Q, GOOD], "rejected": FIRST[1:]}
 
 
 def test_hh_transcripts_of_several_turns_part_at_the_last_answer(check: Any) -> None:
