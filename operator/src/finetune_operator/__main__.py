@@ -11,9 +11,9 @@ from finetune_api.names import KUEUE_API_VERSION
 from finetune_operator.cluster import Cluster
 from finetune_operator.controller.handlers import watch
 from finetune_operator.controller.health import Health
-from finetune_operator.controller.progress_poller import Puller
+from finetune_operator.controller.progress_poller import ProgressPoller
 from finetune_operator.controller.reconciler import Reconciler
-from finetune_operator.controller.watch_cache import Memory
+from finetune_operator.controller.watch_cache import WatchCache
 from finetune_operator.controller.workqueue import WorkQueue, work
 from finetune_operator.kube.errors import ClusterError
 from finetune_operator.kube.objects import Key
@@ -22,7 +22,7 @@ from finetune_operator.settings import Settings
 
 log = logging.getLogger("finetune_operator")
 WAIT_SECONDS = 2.0
-LEAVE_SECONDS = 15.0
+SHUTDOWN_SECONDS = 15.0
 
 
 class JsonFormatter(logging.Formatter):
@@ -60,7 +60,7 @@ async def wait_until_served(cluster: Cluster) -> None:
         await asyncio.sleep(WAIT_SECONDS)
 
 
-async def knows_kueue(cluster: Cluster, missing_rights: list[str]) -> bool:
+async def detect_kueue(cluster: Cluster, missing_rights: list[str]) -> bool:
     """Whether Workloads can be watched; a watch without the right to it would end the operator again and again."""
     try:
         found = await cluster.is_served(KUEUE_API_VERSION)
@@ -75,7 +75,7 @@ async def knows_kueue(cluster: Cluster, missing_rights: list[str]) -> bool:
 async def check_rights(cluster: Cluster) -> list[str]:
     """Names missing rights in the log, and returns them; what they block says so in its conditions."""
     try:
-        missing = await cluster.missing_rights()
+        missing = await cluster.list_missing_rights()
     except ClusterError as problem:
         log.warning("rights not checked: %s", problem)
         return []
@@ -84,7 +84,7 @@ async def check_rights(cluster: Cluster) -> list[str]:
     return missing
 
 
-async def resync(cluster: Cluster, queue: WorkQueue[Key], metrics: Metrics, memory: Memory, seconds: float) -> None:
+async def resync(cluster: Cluster, queue: WorkQueue[Key], metrics: Metrics, cache: WatchCache, seconds: float) -> None:
     """Looks at every job now and then, so that nothing depends on a watch having told all."""
     while True:
         await asyncio.sleep(seconds)
@@ -94,8 +94,8 @@ async def resync(cluster: Cluster, queue: WorkQueue[Key], metrics: Metrics, memo
             log.warning("resync skipped: %s", problem)
             continue
         for key in metrics.jobs.retain(job.key for job in jobs):
-            memory.forget(key)
-            memory.families.drop(key)
+            cache.forget(key)
+            cache.dependents.remove(key)
         for job in jobs:
             if not job.is_settled:
                 queue.add(job.key)
@@ -104,28 +104,28 @@ async def resync(cluster: Cluster, queue: WorkQueue[Key], metrics: Metrics, memo
 async def run(settings: Settings) -> None:
     """Runs until SIGTERM, or until a part fails."""
     queue: WorkQueue[Key] = WorkQueue()
-    memory, metrics = Memory(), Metrics()
-    health = Health(queue, memory, metrics)
+    cache, metrics = WatchCache(), Metrics()
+    health = Health(queue, cache, metrics)
     server = await health.serve(settings.http_port)
     cluster = Cluster(settings, metrics)
     try:
         await wait_until_served(cluster)
         missing_rights = await check_rights(cluster)
-        reconciler = Reconciler(cluster, memory, queue, settings, metrics)
+        reconciler = Reconciler(cluster, cache, queue, settings, metrics)
         parts = [
             *(asyncio.create_task(work(queue, reconciler.handle)) for _ in range(settings.workers)),
-            asyncio.create_task(Puller(memory, queue, settings, metrics).run()),
-            asyncio.create_task(resync(cluster, queue, metrics, memory, settings.resync_seconds)),
+            asyncio.create_task(ProgressPoller(cache, queue, settings, metrics).run()),
+            asyncio.create_task(resync(cluster, queue, metrics, cache, settings.resync_seconds)),
         ]
-        has_kueue = await knows_kueue(cluster, missing_rights)
-        watching = asyncio.create_task(watch(queue, memory, metrics, settings, health.ready, has_kueue=has_kueue))
+        has_kueue = await detect_kueue(cluster, missing_rights)
+        watching = asyncio.create_task(watch(queue, cache, metrics, settings, health.ready, has_kueue=has_kueue))
         log.info("serving %s", ", ".join(settings.watch_namespaces) or "all namespaces")
         done, _ = await asyncio.wait([*parts, watching], return_when=asyncio.FIRST_COMPLETED)
         if all(part.cancelled() for part in done):  # by kopf, which on its way out cancels what others wait in
-            done, _ = await asyncio.wait([watching], timeout=LEAVE_SECONDS)
+            done, _ = await asyncio.wait([watching], timeout=SHUTDOWN_SECONDS)
         for part in [*parts, watching]:
             part.cancel()
-        await asyncio.wait([*parts, watching], timeout=LEAVE_SECONDS)
+        await asyncio.wait([*parts, watching], timeout=SHUTDOWN_SECONDS)
         for part in done or {watching}:
             part.result()
     finally:

@@ -205,7 +205,7 @@ class Cluster:
             return False
         return True
 
-    async def missing_rights(self) -> list[str]:
+    async def list_missing_rights(self) -> list[str]:
         """What the operator may not do, as `verb resource (namespace)`."""
         missing = []
         for namespace in self._settings.watch_namespaces or [""]:

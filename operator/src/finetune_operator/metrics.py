@@ -40,7 +40,7 @@ class JobCollector:
     def __len__(self) -> int:
         return len(self._jobs)
 
-    def show(self, job: FineTuneJob) -> None:
+    def update(self, job: FineTuneJob) -> None:
         """Takes over the job's current status."""
         self._jobs[job.key] = (job.spec, job.status)
 
@@ -261,7 +261,7 @@ class Metrics:
         for result in ("answered", "failed"):
             self.pulls.labels(result)
 
-    def note_scrape(self, queue_depth: int, last_event: Mapping[str, float]) -> None:
+    def update_gauges(self, queue_depth: int, last_event: Mapping[str, float]) -> None:
         """Sets what is known elsewhere and asked for at a scrape."""
         self.queue_depth.set(queue_depth)
         for resource in {*WATCHED, *last_event}:

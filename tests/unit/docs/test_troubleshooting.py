@@ -7,8 +7,8 @@ import pytest
 
 from finetune_api.handoff import TERMINAL_EXIT_CODES, ExitCode
 from finetune_api.names import ConditionType, EventReason, Reason
-from finetune_operator.policy.conditions import SENTENCES
-from finetune_operator.policy.remediation import BY_REASON, DISRUPTIONS
+from finetune_operator.policy.conditions import MESSAGES
+from finetune_operator.policy.remediation import DISRUPTIONS, FIXES_BY_REASON
 
 TEXT = (Path(__file__).parents[3] / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
 SECTIONS = {part.partition("\n")[0]: part for part in TEXT.split("\n## ")[1:]}
@@ -48,14 +48,14 @@ def test_every_condition_has_a_section_or_is_told_of_at_the_top(kind: ConditionT
 def test_a_reason_stands_with_a_condition_that_has_a_sentence_for_it() -> None:
     for title, part in SECTIONS.items():
         for _, reason, *_ in ENTRY.findall(part):
-            homes = {HOMES.get(kind, kind.value) for kind, known in SENTENCES if known == reason}
+            homes = {HOMES.get(kind, kind.value) for kind, known in MESSAGES if known == reason}
             assert not homes or title in homes or title.startswith("Failed"), (title, reason)
 
 
-@pytest.mark.parametrize("reason", list(BY_REASON))
+@pytest.mark.parametrize("reason", list(FIXES_BY_REASON))
 def test_the_guide_gives_the_advice_that_the_condition_gives(reason: str) -> None:
     (cells,) = [cells for _, found, *cells in entries() if found == reason]
-    assert BY_REASON[reason] in " ".join(cells).replace("`", "")
+    assert FIXES_BY_REASON[reason] in " ".join(cells).replace("`", "")
 
 
 def test_codes_that_are_tried_again_are_marked_and_no_others() -> None:

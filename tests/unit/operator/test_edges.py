@@ -1,4 +1,4 @@
-"""The edges: the API server's answers, a trainer's answers, memory, metrics and events."""
+"""The edges: the API server's answers, a trainer's answers, the cache, metrics and events."""
 
 import asyncio
 import re
@@ -16,15 +16,15 @@ from prometheus_client import generate_latest
 from finetune_api.names import ConditionType, Reason
 from finetune_api.status import FineTuneJobStatus
 from finetune_operator.cluster import RIGHTS, TokenBucket, error_from
-from finetune_operator.controller.events import between, build_event
-from finetune_operator.controller.progress_poller import ProgressError, fetch
-from finetune_operator.controller.reconciler import difference
-from finetune_operator.controller.watch_cache import MAX_ENDS_PER_JOB, Memory
+from finetune_operator.controller.events import build_event, derive_events
+from finetune_operator.controller.progress_poller import ProgressError, fetch_progress
+from finetune_operator.controller.reconciler import build_merge_patch
+from finetune_operator.controller.watch_cache import MAX_ENDED_PODS_PER_JOB, WatchCache
 from finetune_operator.kube.errors import AlreadyExists, Denied, Gone, Outdated, Refused, RetryLater
 from finetune_operator.kube.objects import Key
 from finetune_operator.kube.observed import Target
 from finetune_operator.metrics import JobCollector, Metrics
-from finetune_operator.policy.conditions import SENTENCES
+from finetune_operator.policy.conditions import MESSAGES
 from finetune_operator.settings import Settings
 
 PATH = "/apis/batch/v1/namespaces/team/jobs"
@@ -91,14 +91,14 @@ async def _serve(handler: Any) -> tuple[web.AppRunner, int]:
     return runner, runner.addresses[0][1]
 
 
-async def _fetch(answer: Any) -> Any:
+async def _fetch_progress(answer: Any) -> Any:
     async def handler(_: web.Request) -> web.StreamResponse:
         return answer() if callable(answer) else web.json_response(answer)
 
     runner, port = await _serve(handler)
     try:
         async with aiohttp.ClientSession() as session:
-            return await fetch(session, Target("job", "pod", "name", "127.0.0.1"), port)
+            return await fetch_progress(session, Target("job", "pod", "name", "127.0.0.1"), port)
     finally:
         await runner.cleanup()
 
@@ -107,7 +107,7 @@ GOOD = {"jobUid": "job", "podUid": "pod", "heartbeat": 1, "progress": {"step": 3
 
 
 async def test_a_trainers_progress_is_read() -> None:
-    report = await _fetch(GOOD)
+    report = await _fetch_progress(GOOD)
     assert report.progress.step == 3
 
 
@@ -127,50 +127,50 @@ async def test_a_trainers_progress_is_read() -> None:
 )
 async def test_an_answer_that_is_no_progress_report_of_this_pod_is_refused(answer: Any) -> None:
     with pytest.raises(ProgressError):
-        await _fetch(answer)
+        await _fetch_progress(answer)
 
 
 def test_a_merge_patch_holds_what_changed_and_nulls_what_went() -> None:
     old = {"a": 1, "b": {"c": 1, "d": 2}, "gone": {"x": 1}, "list": [1, 2]}
     new = {"a": 1, "b": {"c": 3}, "list": [1]}
-    assert difference(old, new) == {"b": {"c": 3, "d": None}, "gone": None, "list": [1]}
-    assert difference(new, new) == {}
+    assert build_merge_patch(old, new) == {"b": {"c": 3, "d": None}, "gone": None, "list": [1]}
+    assert build_merge_patch(new, new) == {}
 
 
 def test_an_end_seen_once_is_not_overwritten_by_the_emptier_last_look(scene: Any) -> None:
     one = scene().to_training()
     pod = one.pod("one-1")
     one.end(pod, 75, "words")
-    memory, key = Memory(), Key("team", "one")
-    memory.keep_end(key, pod, gone=False)
+    cache, key = WatchCache(), Key("team", "one")
+    cache.keep_ended_pod(key, pod, gone=False)
     pod["status"] = {"phase": "Failed"}
-    memory.keep_end(key, pod, gone=True)
-    assert memory.with_ends(key, [])[0].exit_code == 75
-    memory.forget(key)
-    assert memory.with_ends(key, []) == ()
+    cache.keep_ended_pod(key, pod, gone=True)
+    assert cache.merge_ended_pods(key, [])[0].exit_code == 75
+    cache.forget(key)
+    assert cache.merge_ended_pods(key, []) == ()
 
 
 def test_memory_is_bounded(scene: Any) -> None:
     one = scene().to_training()
-    memory, key = Memory(), Key("team", "one")
-    for number in range(MAX_ENDS_PER_JOB + 10):
+    cache, key = WatchCache(), Key("team", "one")
+    for number in range(MAX_ENDED_PODS_PER_JOB + 10):
         pod = one.pod("one-1", f"p{number}")
         one.end(pod, 75)
-        memory.keep_end(key, pod, gone=False)
-    assert len(memory.ends[key]) == MAX_ENDS_PER_JOB
+        cache.keep_ended_pod(key, pod, gone=False)
+    assert len(cache.ended_pods[key]) == MAX_ENDED_PODS_PER_JOB
 
 
 def test_a_pod_deleted_before_it_started_is_no_run(scene: Any) -> None:
     one = scene().to_training()
-    memory, key = Memory(), Key("team", "one")
-    memory.keep_end(key, one.pod("one-1"), gone=True)
-    assert memory.with_ends(key, []) == ()
+    cache, key = WatchCache(), Key("team", "one")
+    cache.keep_ended_pod(key, one.pod("one-1"), gone=True)
+    assert cache.merge_ended_pods(key, []) == ()
 
 
 def test_series_go_with_their_job(scene: Any) -> None:
     collector = JobCollector()
     for name in ("one", "two", "three"):
-        collector.show(scene(name).job)
+        collector.update(scene(name).job)
     gone = collector.retain(key for key in [Key("team", "one"), Key("team", "two")])
     assert gone == [Key("team", "three")]
     collector.remove(Key("team", "two"))
@@ -183,7 +183,7 @@ def test_ten_thousand_jobs_that_come_and_go_leave_no_series(scene: Any) -> None:
     before = len(generate_latest(metrics.registry).splitlines())
     running = scene().to_training().job
     for number in range(10_000):
-        metrics.jobs.show(replace(running, key=Key("team", f"job-{number}")))
+        metrics.jobs.update(replace(running, key=Key("team", f"job-{number}")))
     assert len(generate_latest(metrics.registry).splitlines()) > before + 10_000
     for number in range(10_000):
         metrics.jobs.remove(Key("team", f"job-{number}"))
@@ -195,20 +195,20 @@ def test_events_follow_from_what_changed(scene: Any) -> None:
     before = FineTuneJobStatus()
     one.settle()
     first = one.job.status
-    assert [event.reason for event in between(before, first)] == ["Accepted", "PreflightStarted"]
-    assert between(first, first) == []
+    assert [event.reason for event in derive_events(before, first)] == ["Accepted", "PreflightStarted"]
+    assert derive_events(first, first) == []
     one.to_training()
     second = one.job.status
-    assert [event.reason for event in between(first, second)] == ["DatasetValidated", "TrainingStarted"]
+    assert [event.reason for event in derive_events(first, second)] == ["DatasetValidated", "TrainingStarted"]
     one.end(one.pod("one-1"), 137, reason="OOMKilled")
     one.settle()
     third = one.job.status
-    assert [(event.reason, event.is_warning) for event in between(second, third)] == [("TrainerFailed", True)]
+    assert [(event.reason, event.is_warning) for event in derive_events(second, third)] == [("TrainerFailed", True)]
 
 
 def test_the_same_event_has_the_same_name(scene: Any) -> None:
     one = scene()
-    event = between(FineTuneJobStatus(), one.look().status)[0]
+    event = derive_events(FineTuneJobStatus(), one.look().status)[0]
     assert build_event(one.job, event, "", one.now) == build_event(one.job, event, "", one.now)
     assert len(build_event(scene("a" * 253).job, event, "", one.now)["metadata"]["name"]) <= 253
 
@@ -224,7 +224,7 @@ def test_every_setting_has_its_row_in_the_readme() -> None:
 
 def test_every_reason_for_not_being_accepted_is_in_the_readme() -> None:
     text = (Path(__file__).parents[3] / "operator/README.md").read_text()
-    reasons = {reason for kind, reason in SENTENCES if kind is ConditionType.ACCEPTED} - {Reason.ACCEPTED}
+    reasons = {reason for kind, reason in MESSAGES if kind is ConditionType.ACCEPTED} - {Reason.ACCEPTED}
     assert {reason for reason in reasons if f"/{reason}`" not in text} == set()
 
 
@@ -236,7 +236,7 @@ def test_labels_of_metrics_are_closed_whatever_a_trainer_reports(scene: Any) -> 
         "dataset": {"rejectedByCode": {"BAD_JSON": 3, 'x" y': 1}, "format": {"Unpaired": 7}},
     }
     collector = JobCollector()
-    collector.show(one.job)
+    collector.update(one.job)
     samples = [sample for family in collector.collect() for sample in family.samples]
     (info,) = [sample.labels for sample in samples if sample.name == "finetune_job_info"]
     assert (info["objective"], info["method"]) == ("KTO", "Auto")

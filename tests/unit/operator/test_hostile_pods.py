@@ -19,8 +19,8 @@ from finetune_api.handoff import PROGRESS_LIMIT_BYTES, ProgressReport, Report, c
 from finetune_api.names import ANNOTATION_INDEX, ConditionType, Reason
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import FineTuneJobStatus
-from finetune_operator.controller.progress_poller import ProgressError, Puller, fetch, open_session
-from finetune_operator.controller.watch_cache import Memory
+from finetune_operator.controller.progress_poller import ProgressError, ProgressPoller, fetch_progress, open_session
+from finetune_operator.controller.watch_cache import WatchCache
 from finetune_operator.controller.workqueue import WorkQueue
 from finetune_operator.kube.objects import FineTuneJob, Key, Pod
 from finetune_operator.kube.observed import Target
@@ -235,21 +235,21 @@ async def test_a_hostile_answer_is_refused(kind: str) -> None:
     server, port = await serve(ANSWERS[kind])
     async with server, open_session() as session:
         with pytest.raises((ProgressError, aiohttp.ClientError)):
-            await fetch(session, Target("job-uid", "pod", "name", "127.0.0.1"), port)
+            await fetch_progress(session, Target("job-uid", "pod", "name", "127.0.0.1"), port)
 
 
 async def test_a_surprise_in_one_answer_does_not_end_the_asking() -> None:
-    memory, queue = Memory(), WorkQueue[Key]()
-    memory.targets = {
+    cache, queue = WatchCache(), WorkQueue[Key]()
+    cache.targets = {
         Key("team", "odd"): Target("job-uid", "odd", "name", "fe80::1%\udcff"),
         Key("team", "good"): Target("job-uid", "pod", "name", "127.0.0.1"),
     }
     server, port = await serve(OK + b"\r\n" + orjson.dumps(PROGRESS))
-    puller = asyncio.create_task(Puller(memory, queue, Settings(trainer_image="x"), Metrics(), port).run())
+    puller = asyncio.create_task(ProgressPoller(cache, queue, Settings(trainer_image="x"), Metrics(), port).run())
     async with server:
         heard = {await asyncio.wait_for(queue.get(), 10) for _ in range(2)}
     assert not puller.done()
     puller.cancel()
-    assert heard == set(memory.targets)
-    assert memory.readings[Key("team", "odd")].problem
-    assert memory.readings[Key("team", "good")].report
+    assert heard == set(cache.targets)
+    assert cache.readings[Key("team", "odd")].problem
+    assert cache.readings[Key("team", "good")].report

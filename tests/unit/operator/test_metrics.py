@@ -15,7 +15,7 @@ def series(one: Any, **status: Any) -> dict[str, float]:
     """The samples of a job with that status, by name and the label that is not the job's."""
     one.object["status"] = status
     collector = JobCollector()
-    collector.show(one.job)
+    collector.update(one.job)
     found = {}
     for family in collector.collect():
         for sample in family.samples:
@@ -81,14 +81,14 @@ def test_a_figure_that_is_not_known_has_no_series(scene: Build) -> None:
 def test_a_job_that_is_gone_takes_every_series_along(scene: Build) -> None:
     one = scene()
     collector = JobCollector()
-    collector.show(one.job)
+    collector.update(one.job)
     collector.remove(one.job.key)
     assert [sample for family in collector.collect() for sample in family.samples] == []
 
 
 def test_a_watch_that_has_said_nothing_yet_counts_from_the_start() -> None:
     metrics = Metrics()
-    metrics.note_scrape(7, {"pods": 5.0})
+    metrics.update_gauges(7, {"pods": 5.0})
     value = metrics.registry.get_sample_value
     assert value("finetune_operator_queue_depth") == 7
     assert value("finetune_operator_last_event_timestamp_seconds", {"resource": "pods"}) == 5

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from finetune_api import names
-from finetune_operator.policy.conditions import acknowledge
+from finetune_operator.policy.conditions import acknowledge_generation
 
 COUNTERS = ("attempts", "runs", "failures", "preemptions", "active_seconds", "gpu_seconds")
 CODES = [0, 1, 65, 69, 70, 75, 76, 79, 137, 143]
@@ -244,7 +244,7 @@ class Simulator(RuleBasedStateMachine):
     @invariant()
     def an_end_is_the_end(self) -> None:
         """But for the generation, which an edit of a finished job moves and the operator acknowledges."""
-        said = acknowledge(self.world.status(), 0)
+        said = acknowledge_generation(self.world.status(), 0)
         if self.final is not None:
             assert said == self.final
         elif self.world.is_finished:

@@ -3,34 +3,34 @@
 from finetune_operator.kube.objects import FineTuneJob, Key
 from finetune_operator.policy.dependencies import open_needs
 
-Look = tuple[str, str | None, str | None]
+State = tuple[str, str | None, str | None]
 """What a waiting job says of another: which object, in which phase, and why."""
 
 
-class Families:
+class Dependents:
     """An index of waiting jobs by the jobs that they wait for."""
 
     def __init__(self) -> None:
         self._waiting: dict[Key, set[Key]] = {}
         self._needs: dict[Key, frozenset[Key]] = {}
-        self._looks: dict[Key, Look] = {}
+        self._states: dict[Key, State] = {}
 
     def __len__(self) -> int:
         return len(self._needs)
 
-    def note(self, job: FineTuneJob) -> frozenset[Key]:
+    def update(self, job: FineTuneJob) -> frozenset[Key]:
         """Takes over a job as it is now; returns who waits for it, unless it looks to them as before."""
         self._set_needs(job.key, frozenset(Key(job.key.namespace, need.name) for need in open_needs(job)))
-        look = (job.uid, job.status.phase, job.status.reason)
-        if job.key not in self._waiting or self._looks.get(job.key) == look:
+        state = (job.uid, job.status.phase, job.status.reason)
+        if job.key not in self._waiting or self._states.get(job.key) == state:
             return frozenset()
-        self._looks[job.key] = look
+        self._states[job.key] = state
         return frozenset(self._waiting[job.key])
 
-    def drop(self, key: Key) -> frozenset[Key]:
+    def remove(self, key: Key) -> frozenset[Key]:
         """Forgets a deleted job; returns who waits for it."""
         self._set_needs(key, frozenset())
-        self._looks.pop(key, None)
+        self._states.pop(key, None)
         return frozenset(self._waiting.get(key, ()))
 
     def _set_needs(self, key: Key, needs: frozenset[Key]) -> None:
@@ -38,7 +38,7 @@ class Families:
             self._waiting[other].discard(key)
             if not self._waiting[other]:
                 del self._waiting[other]
-                self._looks.pop(other, None)
+                self._states.pop(other, None)
         if needs:
             self._needs[key] = needs
         for other in needs:

@@ -31,7 +31,7 @@ class Event:
     is_warning: bool = False
 
 
-def between(old: FineTuneJobStatus, new: FineTuneJobStatus) -> list[Event]:
+def derive_events(old: FineTuneJobStatus, new: FineTuneJobStatus) -> list[Event]:
     """What happened between two states, in the order in which it happens."""
     parts = (_accepted, _preflight, _runs, _suspension, _queue, _troubles, _end)
     return [event for part in parts for event in part(old, new)]

@@ -10,7 +10,7 @@ from typing import Any, cast
 import kopf
 
 from finetune_api import names
-from finetune_operator.controller.watch_cache import Memory
+from finetune_operator.controller.watch_cache import WatchCache
 from finetune_operator.controller.workqueue import WorkQueue
 from finetune_operator.kube.objects import FineTuneJob, Key, key_of_child
 from finetune_operator.metrics import Metrics
@@ -18,44 +18,44 @@ from finetune_operator.policy import deadlines
 from finetune_operator.settings import Settings
 
 LOGIN_PAUSE_SECONDS = 2.0
-OURS = f"{names.LABEL_MANAGED_BY}={names.MANAGED_BY}"
+OWN_OBJECTS = f"{names.LABEL_MANAGED_BY}={names.MANAGED_BY}"
 
 
 def build_registry(
-    queue: WorkQueue[Key], memory: Memory, metrics: Metrics, *, has_kueue: bool
+    queue: WorkQueue[Key], cache: WatchCache, metrics: Metrics, *, has_kueue: bool
 ) -> kopf.OperatorRegistry:
     """The handlers; they translate, keep what would be lost, and decide nothing."""
     registry = kopf.OperatorRegistry()
 
     async def on_job(event: kopf.RawEvent, body: kopf.Body, **_: Any) -> None:
-        memory.saw(names.PLURAL)
+        cache.record_event(names.PLURAL)
         key = Key(body.metadata["namespace"], body.metadata["name"])
         if event["type"] == "DELETED":
             metrics.jobs.remove(key)
-            memory.forget(key)
-            _add_all(queue, memory.families.drop(key))
+            cache.forget(key)
+            _add_all(queue, cache.dependents.remove(key))
             return
         job = FineTuneJob.from_object(dict(body))
-        metrics.jobs.show(job)
-        _add_all(queue, memory.families.note(job))
+        metrics.jobs.update(job)
+        _add_all(queue, cache.dependents.update(job))
         if not job.is_settled or (event["type"] == "MODIFIED" and deadlines.has_ttl(job)):
             queue.add(key)
 
     async def on_child(body: kopf.Body, **_: Any) -> None:
-        memory.saw("jobs")
+        cache.record_event("jobs")
         _add(queue, key_of_child(dict(body)))
 
     async def on_pod(event: kopf.RawEvent, body: kopf.Body, **_: Any) -> None:
-        memory.saw("pods")
+        cache.record_event("pods")
         key = key_of_child(dict(body))
         if key is not None:
-            memory.keep_end(key, dict(body), gone=event["type"] == "DELETED")
+            cache.keep_ended_pod(key, dict(body), gone=event["type"] == "DELETED")
             queue.add(key)
 
     async def on_workload(body: kopf.Body, **_: Any) -> None:
-        memory.saw("workloads")
+        cache.record_event("workloads")
         labels = body.metadata.get("labels") or {}
-        _add(queue, memory.queued.get(labels.get(names.LABEL_QUEUED_JOB_UID, "")))
+        _add(queue, cache.held_jobs.get(labels.get(names.LABEL_QUEUED_JOB_UID, "")))
 
     kopf.on.event(names.GROUP, names.VERSION, names.PLURAL, id="job", registry=registry)(on_job)
     kopf.on.event("batch", "v1", "jobs", id="child", registry=registry)(on_child)
@@ -106,15 +106,15 @@ def build_kopf_settings(settings: Settings) -> kopf.OperatorSettings:
     chosen.scanning.disabled = True
     chosen.watching.connect_timeout = settings.api_timeout_seconds
     chosen.watching.chunk_size = 500
-    chosen.watching.label_selectors["batch", "jobs"] = OURS
-    chosen.watching.label_selectors["", "pods"] = OURS
+    chosen.watching.label_selectors["batch", "jobs"] = OWN_OBJECTS
+    chosen.watching.label_selectors["", "pods"] = OWN_OBJECTS
     chosen.networking.request_timeout = 4 * settings.api_timeout_seconds
     return chosen
 
 
 async def watch(
     queue: WorkQueue[Key],
-    memory: Memory,
+    cache: WatchCache,
     metrics: Metrics,
     settings: Settings,
     ready: asyncio.Event,
@@ -123,7 +123,7 @@ async def watch(
 ) -> None:
     """Watches until the process gets SIGTERM or SIGINT."""
     await kopf.operator(
-        registry=build_registry(queue, memory, metrics, has_kueue=has_kueue),
+        registry=build_registry(queue, cache, metrics, has_kueue=has_kueue),
         settings=build_kopf_settings(settings),
         # kopf would look up the user's name, which a user that the platform chose does not have.
         identity=cast("Any", settings.pod_name or names.MANAGED_BY),

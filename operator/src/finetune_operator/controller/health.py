@@ -5,7 +5,7 @@ import asyncio
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from finetune_operator.controller.watch_cache import Memory
+from finetune_operator.controller.watch_cache import WatchCache
 from finetune_operator.controller.workqueue import WorkQueue
 from finetune_operator.kube.objects import Key
 from finetune_operator.metrics import Metrics
@@ -16,10 +16,10 @@ STUCK_SECONDS = 120.0
 class Health:
     """Answers probes and scrapes. A blocked event loop answers nothing, which is what a liveness probe notices."""
 
-    def __init__(self, queue: WorkQueue[Key], memory: Memory, metrics: Metrics) -> None:
+    def __init__(self, queue: WorkQueue[Key], cache: WatchCache, metrics: Metrics) -> None:
         self.ready = asyncio.Event()
         self._queue = queue
-        self._memory = memory
+        self._cache = cache
         self._metrics = metrics
 
     async def serve(self, port: int) -> web.AppRunner:
@@ -50,6 +50,6 @@ class Health:
 
     async def on_metrics(self, _: web.Request) -> web.Response:
         """Every metric in Prometheus' text format."""
-        self._metrics.note_scrape(len(self._queue), self._memory.last_event)
+        self._metrics.update_gauges(len(self._queue), self._cache.last_event)
         body = generate_latest(self._metrics.registry)
         return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE_LATEST})

@@ -9,7 +9,7 @@ import orjson
 from pydantic import ValidationError
 
 from finetune_api.handoff import PROGRESS_LIMIT_BYTES, PROGRESS_PATH, PROGRESS_PORT, ProgressReport
-from finetune_operator.controller.watch_cache import Memory
+from finetune_operator.controller.watch_cache import WatchCache
 from finetune_operator.controller.workqueue import WorkQueue
 from finetune_operator.kube.objects import Key
 from finetune_operator.kube.observed import Reading, Target
@@ -17,7 +17,7 @@ from finetune_operator.metrics import Metrics
 from finetune_operator.settings import Settings
 
 log = logging.getLogger(__name__)
-PULLS_PER_SECOND = 20
+POLLS_PER_SECOND = 20
 TIMEOUT = aiohttp.ClientTimeout(total=5)
 
 
@@ -25,13 +25,13 @@ class ProgressError(Exception):
     """A trainer's answer that cannot be used."""
 
 
-class Puller:
+class ProgressPoller:
     """One task that asks every running trainer in turn."""
 
     def __init__(
-        self, memory: Memory, queue: WorkQueue[Key], settings: Settings, metrics: Metrics, port: int = PROGRESS_PORT
+        self, cache: WatchCache, queue: WorkQueue[Key], settings: Settings, metrics: Metrics, port: int = PROGRESS_PORT
     ) -> None:
-        self._memory = memory
+        self._cache = cache
         self._queue = queue
         self._interval = settings.progress_interval_seconds
         self._metrics = metrics
@@ -44,41 +44,41 @@ class Puller:
             asked: dict[str, float] = {}
             while True:
                 now = loop.time()
-                interval = max(self._interval, len(self._memory.targets) / PULLS_PER_SECOND)
+                interval = max(self._interval, len(self._cache.targets) / POLLS_PER_SECOND)
                 due = [
                     (key, target)
-                    for key, target in self._memory.targets.items()
+                    for key, target in self._cache.targets.items()
                     if now - asked.get(target.pod_uid, -interval) >= interval
                 ]
                 asked = {uid: at for uid, at in asked.items() if now - at < 2 * interval}
                 asked |= {target.pod_uid: now for _, target in due}
-                for start in range(0, len(due), PULLS_PER_SECOND):
-                    batch = due[start : start + PULLS_PER_SECOND]
-                    await asyncio.gather(*(self._pull(session, key, target) for key, target in batch))
+                for start in range(0, len(due), POLLS_PER_SECOND):
+                    batch = due[start : start + POLLS_PER_SECOND]
+                    await asyncio.gather(*(self._poll(session, key, target) for key, target in batch))
                 await asyncio.sleep(1)
 
-    async def _pull(self, session: aiohttp.ClientSession, key: Key, target: Target) -> None:
+    async def _poll(self, session: aiohttp.ClientSession, key: Key, target: Target) -> None:
         try:
-            report = await fetch(session, target, self._port)
+            report = await fetch_progress(session, target, self._port)
         except (ProgressError, aiohttp.ClientError, TimeoutError, OSError) as problem:
-            self._note_silence(key, target, f"{type(problem).__name__}: {problem}"[:300])
+            self._record_failure(key, target, f"{type(problem).__name__}: {problem}"[:300])
             return
         except Exception as problem:  # one pod's surprise must not end the task that asks all others
             log.exception("%s: unexpected answer", key)
-            self._note_silence(key, target, f"the answer cannot be read: {type(problem).__name__}")
+            self._record_failure(key, target, f"the answer cannot be read: {type(problem).__name__}")
             return
         self._metrics.pulls.labels("answered").inc()
-        self._memory.readings[key] = Reading(target.pod_uid, datetime.now(UTC), report)
+        self._cache.readings[key] = Reading(target.pod_uid, datetime.now(UTC), report)
         self._queue.add(key)
 
-    def _note_silence(self, key: Key, target: Target, problem: str) -> None:
+    def _record_failure(self, key: Key, target: Target, problem: str) -> None:
         self._metrics.pulls.labels("failed").inc()
         now = datetime.now(UTC)
-        last = self._memory.readings.get(key)
+        last = self._cache.readings.get(key)
         if last is None or last.pod_uid != target.pod_uid:
             last = Reading(target.pod_uid, now)
         since = last.unreachable_since or now
-        self._memory.readings[key] = Reading(target.pod_uid, last.at, last.report, since, last.problem or problem)
+        self._cache.readings[key] = Reading(target.pod_uid, last.at, last.report, since, last.problem or problem)
         self._queue.add(key)
 
 
@@ -93,7 +93,7 @@ def open_session() -> aiohttp.ClientSession:
     )
 
 
-async def fetch(session: aiohttp.ClientSession, target: Target, port: int) -> ProgressReport:
+async def fetch_progress(session: aiohttp.ClientSession, target: Target, port: int) -> ProgressReport:
     """One trainer's progress: no redirects, capped, checked against the schema and against who was asked."""
     host = f"[{target.ip}]" if ":" in target.ip else target.ip
     url = f"http://{host}:{port}{PROGRESS_PATH}"

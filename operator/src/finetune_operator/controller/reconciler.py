@@ -8,14 +8,14 @@ from datetime import UTC, datetime
 from finetune_api.status import FineTuneJobStatus
 from finetune_operator.cluster import Cluster
 from finetune_operator.controller import events
-from finetune_operator.controller.watch_cache import Memory
+from finetune_operator.controller.watch_cache import WatchCache
 from finetune_operator.controller.workqueue import WorkQueue
 from finetune_operator.kube.errors import ClusterError, Denied, Gone, NameTaken, Outdated, Refused, RetryLater
 from finetune_operator.kube.objects import FineTuneJob, Job, Key, Object, Workload
 from finetune_operator.kube.observed import Observed
 from finetune_operator.metrics import Metrics
 from finetune_operator.policy import deadlines, dependencies, kueue
-from finetune_operator.policy.conditions import acknowledge
+from finetune_operator.policy.conditions import acknowledge_generation
 from finetune_operator.policy.decision import Decision
 from finetune_operator.policy.plan import plan
 from finetune_operator.settings import Settings
@@ -31,7 +31,7 @@ class Reconciler:
     def __init__(
         self,
         cluster: Cluster,
-        memory: Memory,
+        cache: WatchCache,
         queue: WorkQueue[Key],
         settings: Settings,
         metrics: Metrics,
@@ -39,7 +39,7 @@ class Reconciler:
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._cluster = cluster
-        self._memory = memory
+        self._cache = cache
         self._queue = queue
         self._settings = settings
         self._metrics = metrics
@@ -55,7 +55,7 @@ class Reconciler:
         try:
             await self._reconcile(key)
         except Gone:
-            self._memory.forget(key)
+            self._cache.forget(key)
         except Outdated:
             self._queue.add_after(key, 0.1)
             return "conflict"
@@ -74,9 +74,9 @@ class Reconciler:
     async def _reconcile(self, key: Key) -> None:
         job = await self._cluster.get_job(key)
         if job.is_finished:
-            self._memory.forget(key)
+            self._cache.forget(key)
             if not job.is_settled:
-                await self._write(job, acknowledge(job.status, job.generation))
+                await self._write(job, acknowledge_generation(job.status, job.generation))
             await self._tidy(job)
             return
         if job.status_error:
@@ -86,9 +86,9 @@ class Reconciler:
         await self._write(job, decision.status)
         finished = replace(job, status=decision.status).is_finished
         if finished:
-            self._memory.forget(key)
+            self._cache.forget(key)
             return
-        self._memory.follow(key, decision.follow)
+        self._cache.set_target(key, decision.follow)
         if decision.requeue_after is not None:
             self._queue.add_after(key, decision.requeue_after)
 
@@ -117,17 +117,17 @@ class Reconciler:
             job=job,
             now=self._clock(),
             children=children,
-            pods=self._memory.with_ends(job.key, pods),
+            pods=self._cache.merge_ended_pods(job.key, pods),
             workloads=workloads,
             relatives=relatives,
-            reading=self._memory.readings.get(job.key),
+            reading=self._cache.readings.get(job.key),
             obstacle=obstacle,
         )
 
     async def _workloads(self, job: FineTuneJob, children: tuple[Job, ...]) -> tuple[Workload, ...] | None:
         """What Kueue says of the Jobs that it may hold; None where it is not there, or has nothing to do with them."""
         held = [one for one in children if one.owner_uid == job.uid and kueue.may_hold(one)]
-        self._memory.expect(job.key, [one.uid for one in held])
+        self._cache.set_held_jobs(job.key, [one.uid for one in held])
         if not held:
             return None
         return await self._cluster.list_workloads(job.key, held)
@@ -192,12 +192,12 @@ class Reconciler:
         raise RuntimeError(f"{observed.job.key}: the plan does not come to an end")
 
     async def _write(self, job: FineTuneJob, status: FineTuneJobStatus) -> None:
-        change = difference(job.status.to_wire(), status.to_wire())
+        change = build_merge_patch(job.status.to_wire(), status.to_wire())
         if not change:
             return
         written = await self._cluster.patch_status(job, change)
-        self._metrics.jobs.show(written)
-        for event in events.between(job.status, status):
+        self._metrics.jobs.update(written)
+        for event in events.derive_events(job.status, status):
             log.info("%s: %s: %s", job.key, event.reason, event.message)
             try:
                 body = events.build_event(written, event, self._settings.pod_name, self._clock())
@@ -206,13 +206,13 @@ class Reconciler:
                 log.warning("%s: event not posted: %s", job.key, problem)
 
 
-def difference(old: Object, new: Object) -> Object:
+def build_merge_patch(old: Object, new: Object) -> Object:
     """The merge patch that turns the old object into the new one; lists are replaced as a whole."""
     change: Object = {name: None for name in old if name not in new}
     for name, value in new.items():
         before = old.get(name)
         if isinstance(value, dict) and isinstance(before, dict):
-            inner = difference(before, value)
+            inner = build_merge_patch(before, value)
             if inner:
                 change[name] = inner
         elif value != before:

@@ -5,69 +5,69 @@ from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from finetune_operator.controller.dependents import Families
+from finetune_operator.controller.dependents import Dependents
 from finetune_operator.kube.objects import Key, Object, Pod
 from finetune_operator.kube.observed import Reading, Target
 
-MAX_JOBS_WITH_ENDS = 4096
-MAX_ENDS_PER_JOB = 192
+MAX_JOBS_WITH_ENDED_PODS = 4096
+MAX_ENDED_PODS_PER_JOB = 192
 """Three times as many as the most pods that end together."""
 
 
 @dataclass
-class Memory:
-    """Ends of pods, running trainers and their last answers, and who waits for whom."""
+class WatchCache:
+    """Ended pods, running trainers with their last answers, and which job waits for which."""
 
-    ends: OrderedDict[Key, dict[str, Pod]] = field(default_factory=OrderedDict)
+    ended_pods: OrderedDict[Key, dict[str, Pod]] = field(default_factory=OrderedDict)
     targets: dict[Key, Target] = field(default_factory=dict)
     readings: dict[Key, Reading] = field(default_factory=dict)
-    queued: dict[str, Key] = field(default_factory=dict)
-    """By the UID of a Job that Kueue holds, the FineTuneJob to look at when its Workload changes."""
+    held_jobs: dict[str, Key] = field(default_factory=dict)
+    """By the UID of a Job that Kueue holds: the FineTuneJob to reconcile when its Workload changes."""
     last_event: dict[str, float] = field(default_factory=dict)
-    families: Families = field(default_factory=Families)
+    dependents: Dependents = field(default_factory=Dependents)
 
-    def saw(self, resource: str) -> None:
-        """Notes that the watch of a resource is alive."""
+    def record_event(self, resource: str) -> None:
+        """Record the time of a resource's latest watch event."""
         self.last_event[resource] = time.time()
 
-    def keep_end(self, key: Key, body: Object, *, gone: bool) -> None:
-        """Keeps the terminal state of a pod, which may be the last that anybody sees of it."""
+    def keep_ended_pod(self, key: Key, body: Object, *, gone: bool) -> None:
+        """Keep a pod's terminal state: this event may be the last time that it is visible."""
         pod = Pod.from_object(body, gone=gone)
         if not pod.counts_as_run:
             return
-        ends = self.ends.setdefault(key, {})
-        self.ends.move_to_end(key)
-        known = ends.get(pod.uid)
+        pods = self.ended_pods.setdefault(key, {})
+        self.ended_pods.move_to_end(key)
+        known = pods.get(pod.uid)
         if known is None or known.exit_code is None or pod.exit_code is not None:
-            ends[pod.uid] = pod
-        while len(ends) > MAX_ENDS_PER_JOB:
-            del ends[next(iter(ends))]
-        while len(self.ends) > MAX_JOBS_WITH_ENDS:
-            self.ends.popitem(last=False)
+            pods[pod.uid] = pod
+        while len(pods) > MAX_ENDED_PODS_PER_JOB:
+            del pods[next(iter(pods))]
+        while len(self.ended_pods) > MAX_JOBS_WITH_ENDED_PODS:
+            self.ended_pods.popitem(last=False)
 
-    def with_ends(self, key: Key, pods: Iterable[Pod]) -> tuple[Pod, ...]:
-        """The listed pods and the kept ends of those that are gone or were caught in a later state by an event."""
+    def merge_ended_pods(self, key: Key, pods: Iterable[Pod]) -> tuple[Pod, ...]:
+        """Return the listed pods, with the kept ones that are gone or that the list shows in an earlier state."""
         merged = {pod.uid: pod for pod in pods}
-        for uid, end in self.ends.get(key, {}).items():
+        for uid, ended in self.ended_pods.get(key, {}).items():
             if uid not in merged or not merged[uid].is_over:
-                merged[uid] = end
+                merged[uid] = ended
         return tuple(merged.values())
 
-    def follow(self, key: Key, target: Target | None) -> None:
-        """Sets, or ends, the pulling of a job's progress."""
+    def set_target(self, key: Key, target: Target | None) -> None:
+        """Set the pod that a job's progress is polled from; None stops the polling."""
         if target is None:
             self.targets.pop(key, None)
         else:
             self.targets[key] = target
 
-    def expect(self, key: Key, job_uids: Iterable[str]) -> None:
-        """Notes the Jobs whose Workloads matter to a FineTuneJob."""
-        self.queued = {uid: other for uid, other in self.queued.items() if other != key}
-        self.queued.update(dict.fromkeys(job_uids, key))
+    def set_held_jobs(self, key: Key, job_uids: Iterable[str]) -> None:
+        """Set the Jobs whose Workloads matter to a FineTuneJob."""
+        self.held_jobs = {uid: other for uid, other in self.held_jobs.items() if other != key}
+        self.held_jobs.update(dict.fromkeys(job_uids, key))
 
     def forget(self, key: Key) -> None:
-        """Drops what is kept of a job that is finished or deleted; who waits for it is for the watch to say."""
-        self.ends.pop(key, None)
+        """Drop what is kept of a finished or deleted job, except for its dependents, which follow the watch."""
+        self.ended_pods.pop(key, None)
         self.targets.pop(key, None)
         self.readings.pop(key, None)
-        self.expect(key, ())
+        self.set_held_jobs(key, ())

@@ -34,7 +34,7 @@ class Child:
         return str(self.job["metadata"]["name"])
 
 
-def child_name(job: FineTuneJob, attempt: int) -> str:
+def build_job_name(job: FineTuneJob, attempt: int) -> str:
     """Deterministic name of a Job: `<slug>-preflight` or `<slug>-<attempt>`."""
     return f"{slug(job.key.name)}-{attempt or 'preflight'}"
 
@@ -74,7 +74,7 @@ def build_config(job: FineTuneJob, settings: Settings, attempt: int) -> handoff.
 
 def _first_pod(job: FineTuneJob, attempt: int) -> str:
     """The Job controller names pods `<Job>-<rank>` for the resolver; the Service has the name of the Job."""
-    name = child_name(job, attempt)
+    name = build_job_name(job, attempt)
     return f"{name}-0.{name}"
 
 
@@ -125,7 +125,7 @@ def pod_failure_policy() -> Object:
 
 def _child(job: FineTuneJob, settings: Settings, attempt: int, image: str, backoff_limit: int) -> Child:
     component = names.Component.TRAINER if attempt else names.Component.PREFLIGHT
-    name = child_name(job, attempt)
+    name = build_job_name(job, attempt)
     text = build_config(job, settings, attempt).model_dump_json(by_alias=True, exclude_none=True)
     config_name = f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
     meta: Object = {
@@ -286,7 +286,7 @@ def _environment(image: str, settings: Settings) -> list[Object]:
         "AWS_EC2_METADATA_DISABLED": "true",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         **_proxies(settings),
-        handoff.ENV_IMAGE: escaped(image),
+        handoff.ENV_IMAGE: escape_variables(image),
     }
     fields = {handoff.ENV_POD_UID: "metadata.uid", handoff.ENV_POD_NAME: "metadata.name"}
     return [{"name": name, "value": value} for name, value in plain.items()] + [
@@ -299,10 +299,10 @@ def _proxies(settings: Settings) -> dict[str, str]:
     given = {name: value for name in PROXIES if (value := getattr(settings, name))}
     if not given.keys() - {"no_proxy"}:
         return {}
-    return {spelled: escaped(value) for name, value in given.items() for spelled in (name.upper(), name)}
+    return {spelled: escape_variables(value) for name, value in given.items() for spelled in (name.upper(), name)}
 
 
-def escaped(text: str) -> str:
+def escape_variables(text: str) -> str:
     """A text that the kubelet leaves as it is: `$(NAME)` would be replaced by a variable."""
     return text.replace("$(", "$$(")
 

@@ -30,7 +30,7 @@ METADATA_NETWORKS = tuple(
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 
 
-def refusal(job: FineTuneJob, settings: Settings) -> str | None:
+def find_refusal(job: FineTuneJob, settings: Settings) -> str | None:
     """Why the job is not allowed to run, with the setting that would allow it; None when it is."""
     spec = job.spec
     if spec is None:
@@ -98,12 +98,12 @@ def _endpoint(kind: str, endpoint: str, default: str | None, allowed: list[str])
         return None
     if is_metadata_address(urlsplit(endpoint).hostname or ""):
         return f"{kind} endpoint {endpoint} is a link-local or metadata address, which is never allowed"
-    if not allowed or any(is_on_list(endpoint, pattern) for pattern in allowed):
+    if not allowed or any(matches_pattern(endpoint, pattern) for pattern in allowed):
         return None
     return f"{kind} endpoint {endpoint} is not allowed: add it to FINETUNE_ALLOWED_{kind.upper()}_ENDPOINTS"
 
 
-def is_on_list(endpoint: str, pattern: str) -> bool:
+def matches_pattern(endpoint: str, pattern: str) -> bool:
     """Whether a pattern means that endpoint: same scheme, and a host and a path in which `*` never crosses a `/`."""
     scheme, _, rest = endpoint.partition("://")
     wanted_scheme, _, wanted_rest = pattern.partition("://")

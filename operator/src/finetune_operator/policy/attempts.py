@@ -131,7 +131,7 @@ def _deleted(draft: Draft) -> None:
     detail = "the trainer Job was deleted"
     lost = next((pod for pod in alive if pod_diagnosis.is_lost(pod, observed.now)), None)
     if lost:
-        draft.conditions.set(C.RUNNING, "Unknown", R.NODE_LOST, pod_diagnosis.lost_sentence(lost))
+        draft.conditions.set(C.RUNNING, "Unknown", R.NODE_LOST, pod_diagnosis.explain_lost_node(lost))
         draft.decision.again_in(SOON_SECONDS)
     elif alive:
         draft.conditions.set(C.RUNNING, "False", R.BACKING_OFF, f"{detail}; waiting until {alive[0].name} is gone")

@@ -10,7 +10,7 @@ from finetune_api.status import Condition, FineTuneJobStatus
 Truth = Literal["True", "False", "Unknown"]
 C, R = ConditionType, Reason
 
-SENTENCES: dict[tuple[ConditionType, str], str] = {
+MESSAGES: dict[tuple[ConditionType, str], str] = {
     (C.ACCEPTED, R.ACCEPTED): "The job is allowed to run here.",
     (C.ACCEPTED, R.FORBIDDEN): "{detail}.",
     (C.ACCEPTED, R.INVALID_SPEC): "The spec cannot be run: {detail}.",
@@ -87,10 +87,10 @@ class Conditions:
         self.generation = generation
         self.now = now
 
-    def set(self, kind: ConditionType, truth: Truth, reason: str, detail: str = "", *, lead: str = "") -> None:
-        """Sets one condition to the sentence of its kind and reason; `lead` says what the sentence is about."""
-        sentence = SENTENCES.get((kind, reason), "{detail}")
-        message = printable(lead + sentence.format(detail=detail.strip()))
+    def set(self, kind: ConditionType, truth: Truth, reason: str, detail: str = "", *, prefix: str = "") -> None:
+        """Sets one condition to the sentence of its kind and reason; `prefix` says what the sentence is about."""
+        sentence = MESSAGES.get((kind, reason), "{detail}")
+        message = printable(prefix + sentence.format(detail=detail.strip()))
         self._put(kind, truth, reason, message[:2048] or reason)
 
     def set_if_absent(self, kind: ConditionType, truth: Truth, reason: str) -> None:
@@ -102,7 +102,7 @@ class Conditions:
         """Takes back a condition that has nothing to say any more."""
         self.status.conditions = [one for one in self.status.conditions or [] if one.type != kind]
 
-    def start(self, *, early_stopping: bool) -> None:
+    def set_initial(self, *, early_stopping: bool) -> None:
         """Every condition is there from the first sight on."""
         self.set_if_absent(C.ACCEPTED, "Unknown", R.PENDING)
         self.set_if_absent(C.SUSPENDED, "False", R.NOT_SUSPENDED)
@@ -160,7 +160,7 @@ class Conditions:
         self.status.conditions = [*others[:place], new, *others[place:]]
 
 
-def acknowledge(status: FineTuneJobStatus, generation: int) -> FineTuneJobStatus:
+def acknowledge_generation(status: FineTuneJobStatus, generation: int) -> FineTuneJobStatus:
     """The status of a finished job, said of a newer generation: what may still be edited then changes nothing of it.
 
     Whoever waits by `observedGeneration` (kubectl wait, kstatus) would wait for ever otherwise.

@@ -32,7 +32,7 @@ class Decision:
     activate: Workload | None = None
     requeue: tuple[Job, str | None] | None = None
     """A waiting Job, and the queue that it is to wait in instead; None lets it run."""
-    fetch_events_for: pod_diagnosis.Question | None = None
+    fetch_events_for: pod_diagnosis.EventQuery | None = None
     follow: Target | None = None
     requeue_after: float | None = None
 
@@ -73,7 +73,7 @@ class Draft:
         busy = [*self.observed.leftovers, *(pod.name for pod in self.observed.pods if not pod.is_over)]
         busy += [one.name for one in self.observed.own if one.is_deleting]
         if lost:
-            self.conditions.set(C.RUNNING, "Unknown", R.NODE_LOST, pod_diagnosis.lost_sentence(lost))
+            self.conditions.set(C.RUNNING, "Unknown", R.NODE_LOST, pod_diagnosis.explain_lost_node(lost))
             self.decision.again_in(SOON_SECONDS)
         elif busy:
             detail = f"waiting until {', '.join(busy[:3])} of an earlier run is gone"

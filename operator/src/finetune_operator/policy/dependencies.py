@@ -52,7 +52,7 @@ def open_needs(job: FineTuneJob) -> list[Need]:
     return [need for need in needs(job.spec) if getattr(job.status.lineage, need.pin, None) is None]
 
 
-def obstacle(job: FineTuneJob, relatives: Relatives) -> Obstacle | None:
+def find_obstacle(job: FineTuneJob, relatives: Relatives) -> Obstacle | None:
     """The worst of what keeps a job from starting: a mistake in the spec before a failed job before one that runs."""
     for judge in (_mistakes, _failed, _unfinished):
         found = list(judge(job, relatives))

@@ -82,17 +82,19 @@ def _reserved(child: Job, workload: Workload) -> str:
 def _wait(draft: Draft, child: Job, workload: Workload | None) -> tuple[Reason, str]:
     where = f"waits in queue {child.queue}"
     if workload is None and draft.observed.workloads is None:
-        return R.KUEUE_MISSING, remediation.advised(R.KUEUE_MISSING, f"{where}, but this cluster has no Kueue")
+        return R.KUEUE_MISSING, remediation.append_fix(R.KUEUE_MISSING, f"{where}, but this cluster has no Kueue")
     if workload is None:
         return R.WAITING_FOR_QUOTA, f"{where}, which Kueue has not looked at yet"
     if not workload.is_active:
         return R.WORKLOAD_INACTIVE, _inactive(draft, workload)
     if child.queue is None:
-        return R.QUEUE_MISSING, remediation.advised(R.QUEUE_MISSING, "names no queue, and Kueue holds such Jobs here")
+        return R.QUEUE_MISSING, remediation.append_fix(
+            R.QUEUE_MISSING, "names no queue, and Kueue holds such Jobs here"
+        )
     told = workload.eviction_words if workload.has_quota else workload.words
     words = _NOISE.sub("", told).strip() or "Kueue has not looked at it yet"
     reason = next((reason for pattern, reason in _CAUSES if pattern.search(words)), R.WAITING_FOR_QUOTA)
-    return reason, remediation.advised(reason, f"{where}: {words}")
+    return reason, remediation.append_fix(reason, f"{where}: {words}")
 
 
 def _inactive(draft: Draft, workload: Workload) -> str:

@@ -20,7 +20,7 @@ def plan(observed: Observed, settings: Settings) -> Decision:
     if observed.job.is_finished or observed.job.status_error:
         return decision
     spec = observed.job.spec
-    conditions.start(early_stopping=spec is not None and spec.early_stopping is not None)
+    conditions.set_initial(early_stopping=spec is not None and spec.early_stopping is not None)
     if spec is None:
         unread = f"this version of the operator cannot read it: {observed.job.spec_error}"
         conditions.set(C.ACCEPTED, "False", R.INVALID_SPEC, unread)
@@ -48,8 +48,8 @@ def _go_on(draft: Draft) -> None:
 def _accept(draft: Draft) -> None:
     """Accepted or not; a refusal stops what would be created, never what runs."""
     obstacle, conditions = draft.observed.obstacle, draft.conditions
-    refused = admission.refusal(draft.observed.job, draft.settings)
-    waits = dependencies.obstacle(draft.observed.job, draft.observed.relatives)
+    refused = admission.find_refusal(draft.observed.job, draft.settings)
+    waits = dependencies.find_obstacle(draft.observed.job, draft.observed.relatives)
     draft.events_forbidden = isinstance(obstacle, Denied) and obstacle.resource == "events"
     draft.is_blocked = bool(refused or waits or (obstacle and not draft.events_forbidden))
     if obstacle:

@@ -25,7 +25,7 @@ _CLAIM = re.compile(
 
 
 @dataclass(frozen=True)
-class Question:
+class EventQuery:
     """An object whose Warning events would tell more."""
 
     kind: str
@@ -39,7 +39,7 @@ class Diagnosis:
 
     reason: Reason
     detail: str = ""
-    question: Question | None = None
+    query: EventQuery | None = None
     check_after: float | None = None
 
 
@@ -49,7 +49,7 @@ def diagnose(child: Job, pods: tuple[Pod, ...], warnings: Warnings | None, now: 
     if pod is None:
         return _without_pod(child, pods, warnings, now)
     if is_lost(pod, now):
-        return Diagnosis(Reason.NODE_LOST, lost_sentence(pod))
+        return Diagnosis(Reason.NODE_LOST, explain_lost_node(pod))
     return _pending(pod, warnings, now)
 
 
@@ -59,28 +59,28 @@ def _without_pod(child: Job, pods: tuple[Pod, ...], warnings: Warnings | None, n
     if idle < NO_POD_SECONDS:
         return Diagnosis(Reason.PODS_STARTING, check_after=NO_POD_SECONDS - idle + 0.5)
     if warnings is None or warnings.uid != child.uid:
-        return Diagnosis(Reason.PODS_STARTING, question=Question("Job", child.uid, child.name))
+        return Diagnosis(Reason.PODS_STARTING, query=EventQuery("Job", child.uid, child.name))
     refused = _first(warnings, {"FailedCreate"})
     reason = Reason.POD_CREATION_REFUSED if refused else Reason.PODS_STARTING
-    return Diagnosis(reason, remediation.advised(reason, refused) if refused else "", check_after=NO_POD_SECONDS)
+    return Diagnosis(reason, remediation.append_fix(reason, refused) if refused else "", check_after=NO_POD_SECONDS)
 
 
 def _pending(pod: Pod, warnings: Warnings | None, now: datetime) -> Diagnosis:
     if pod.unschedulable:
-        return Diagnosis(Reason.UNSCHEDULABLE, unschedulable_sentence(pod))
+        return Diagnosis(Reason.UNSCHEDULABLE, _explain_unschedulable(pod))
     if pod.waiting_reason in IMAGE_PROBLEMS:
-        return Diagnosis(Reason.IMAGE_PULL_FAILED, image_sentence(pod))
+        return Diagnosis(Reason.IMAGE_PULL_FAILED, _explain_image_pull(pod))
     if pod.waiting_reason in START_PROBLEMS:
         words = f"{pod.waiting_reason}: {pod.waiting_message}"
-        return Diagnosis(Reason.CONTAINER_ERROR, remediation.advised(Reason.CONTAINER_ERROR, words))
+        return Diagnosis(Reason.CONTAINER_ERROR, remediation.append_fix(Reason.CONTAINER_ERROR, words))
     age = (now - pod.created).total_seconds() if pod.created else PENDING_SECONDS
     if age < PENDING_SECONDS:
         return Diagnosis(Reason.PODS_STARTING, check_after=PENDING_SECONDS - age + 0.5)
     if warnings is None or warnings.uid != pod.uid:
-        return Diagnosis(Reason.PODS_STARTING, question=Question("Pod", pod.uid, pod.name))
+        return Diagnosis(Reason.PODS_STARTING, query=EventQuery("Pod", pod.uid, pod.name))
     failed = _first(warnings, {"FailedMount", "FailedAttachVolume"})
     reason = Reason.MOUNT_FAILED if failed else Reason.PODS_STARTING
-    return Diagnosis(reason, remediation.advised(reason, failed) if failed else "", check_after=PENDING_SECONDS)
+    return Diagnosis(reason, remediation.append_fix(reason, failed) if failed else "", check_after=PENDING_SECONDS)
 
 
 def is_lost(pod: Pod, now: datetime) -> bool:
@@ -88,29 +88,29 @@ def is_lost(pod: Pod, now: datetime) -> bool:
     return not pod.is_over and pod.deleting is not None and (now - pod.deleting).total_seconds() > LOST_SECONDS
 
 
-def lost_sentence(pod: Pod) -> str:
+def explain_lost_node(pod: Pod) -> str:
     """What frees it."""
     node = pod.node or "(none)"
     gone = f"if the node is gone for good, kubectl delete node {node}"
     return f"node {node} does not confirm that pod {pod.name} has ended: bring it back, or {gone}"
 
 
-def unschedulable_sentence(pod: Pod) -> str:
+def _explain_unschedulable(pod: Pod) -> str:
     """The scheduler's words, without what preemption would not do, cut down to a claim that is the cause, and a fix."""
     found = _CLAIM.search(pod.unschedulable)
     if found is None:
-        return remediation.advised(Reason.UNSCHEDULABLE, pod.unschedulable.partition(" preemption: ")[0])
+        return remediation.append_fix(Reason.UNSCHEDULABLE, pod.unschedulable.partition(" preemption: ")[0])
     fix = next(fix for words, fix in _CLAIM_FIXES if words in found.group())
     return f"{found.group()}: {fix}, and the pod starts by itself"
 
 
-def image_sentence(pod: Pod) -> str:
+def _explain_image_pull(pod: Pod) -> str:
     """One sentence that does not change while the kubelet alternates between pulling and backing off."""
     cause = pod.waiting_message
     for noise in (f'Back-off pulling image "{pod.image}"', "ErrImagePull: ", "ImagePullBackOff: "):
         cause = cause.replace(noise, "")
     words = cause.strip(" :") or pod.waiting_reason
-    return remediation.advised(Reason.IMAGE_PULL_FAILED, f"{pod.image}: {words}")
+    return remediation.append_fix(Reason.IMAGE_PULL_FAILED, f"{pod.image}: {words}")
 
 
 def _first(warnings: Warnings, reasons: set[str]) -> str:

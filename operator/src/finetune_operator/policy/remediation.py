@@ -6,7 +6,7 @@ from finetune_api.names import Reason
 
 R = Reason
 
-BY_WORDS: dict[str, tuple[tuple[str, str], ...]] = {
+FIXES_BY_MESSAGE: dict[str, tuple[tuple[str, str], ...]] = {
     R.UNSCHEDULABLE: (
         (r"Insufficient (?P<what>[\w.-]+/[\w.-]*\w)", "wait for a free {what}, or check resources.gpuResourceName"),
         (r"Insufficient (?P<what>cpu|memory|ephemeral-storage)", "ask for less {what} in resources.requests"),
@@ -63,7 +63,7 @@ BY_WORDS: dict[str, tuple[tuple[str, str], ...]] = {
 }
 """For troubles with many causes: the first lines that fit the words."""
 
-BY_REASON: dict[str, str] = {
+FIXES_BY_REASON: dict[str, str] = {
     R.UNSCHEDULABLE: "see what the nodes offer with kubectl describe nodes",
     R.IMAGE_PULL_FAILED: "check trainer.image and trainer.imagePullSecrets",
     R.POD_CREATION_REFUSED: "change what is refused; the Job tries again by itself",
@@ -95,7 +95,7 @@ BY_REASON: dict[str, str] = {
 }
 """For each other trouble, what helps as a rule."""
 
-BY_EXIT_CODE: dict[int, str] = {
+HINTS_BY_EXIT_CODE: dict[int, str] = {
     126: "use a trainer image in trainer.image",
     127: "use a trainer image in trainer.image",
     137: "it was killed: raise checkpoint.gracePeriodSeconds if that was at the end of a grace period",
@@ -124,14 +124,14 @@ def is_about_space(words: str) -> bool:
 def fix(reason: str, words: str) -> str:
     """What to change, or nothing when nobody knows."""
     found = []
-    for pattern, line in BY_WORDS.get(reason, ()):
+    for pattern, line in FIXES_BY_MESSAGE.get(reason, ()):
         match = re.search(pattern, words)
         if match:
             found.append(line.format(**match.groupdict()))
-    return ", or ".join(found[:MAX_FIXES]) or BY_REASON.get(reason, "")
+    return ", or ".join(found[:MAX_FIXES]) or FIXES_BY_REASON.get(reason, "")
 
 
-def advised(reason: str, words: str) -> str:
+def append_fix(reason: str, words: str) -> str:
     """The words, and what to change."""
     line = fix(reason, words)
     said = words.strip().rstrip(".: ")

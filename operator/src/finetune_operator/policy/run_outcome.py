@@ -83,7 +83,7 @@ def _judge_without_code(pod: Pod, *, failed_unseen: bool) -> PodOutcome:
     if pod.phase == "Failed":
         reason = _eviction(pod) or Reason.POD_REJECTED
         words = f"{pod.container_reason}: {pod.message}" if reason is Reason.POD_REJECTED else pod.message
-        return PodOutcome(RESULT_FAILED, reason, remediation.advised(reason, words[:LOG_TAIL]))
+        return PodOutcome(RESULT_FAILED, reason, remediation.append_fix(reason, words[:LOG_TAIL]))
     result = RESULT_FAILED if failed_unseen else RESULT_PREEMPTED
     return PodOutcome(result, Reason.UNOBSERVED, pod.message[:LOG_TAIL] or "nobody saw how the pod ended")
 
@@ -116,14 +116,14 @@ def _message(pod: Pod, report: Report | None, reason: str) -> str:
     if reason in remediation.DISRUPTIONS:
         return remediation.DISRUPTIONS[reason]
     if pod.evicted:
-        return remediation.advised(reason, pod.evicted[:LOG_TAIL])
+        return remediation.append_fix(reason, pod.evicted[:LOG_TAIL])
     if reason == Reason.OUT_OF_MEMORY:
-        return remediation.advised(reason, "the container ran out of memory")
+        return remediation.append_fix(reason, "the container ran out of memory")
     lines = [line.strip() for line in pod.message.splitlines() if line.strip()]
     words = [line for line in lines if not line.startswith("{")]  # a line of progress is no cause
     tail = words[-1][:LOG_TAIL] if words else f"the container ended with exit code {pod.exit_code}"
-    by_code = remediation.BY_EXIT_CODE.get(pod.exit_code or 0)
-    return f"{tail}: {by_code}" if by_code else remediation.advised(reason, tail)
+    by_code = remediation.HINTS_BY_EXIT_CODE.get(pod.exit_code or 0)
+    return f"{tail}: {by_code}" if by_code else remediation.append_fix(reason, tail)
 
 
 def reason_of_failed_job(child: Job) -> str | None:

@@ -18,22 +18,22 @@ def watch_start(draft: Draft, child: Job, pods: tuple[Pod, ...]) -> None:
         draft.conditions.set(C.RUNNING, "False", R.NOT_STARTED)
         return
     lead, concerned, found = _find(draft, child, pods)
-    draft.decision.fetch_events_for = found.question
+    draft.decision.fetch_events_for = found.query
     last = runs.last_sentence(draft.status)
     if runs.has_succeeded(draft.status, child):
         draft.conditions.set(C.RUNNING, "False", R.FINISHED)
-    elif draft.events_forbidden and found.question:
+    elif draft.events_forbidden and found.query:
         draft.conditions.set(C.RUNNING, "False", R.API_DENIED, str(draft.observed.obstacle))
     elif found.reason is R.NODE_LOST:
-        draft.conditions.set(C.RUNNING, "Unknown", R.NODE_LOST, found.detail, lead=lead)
+        draft.conditions.set(C.RUNNING, "Unknown", R.NODE_LOST, found.detail, prefix=lead)
     elif child.nodes > 1 and child.failed_pods:
         draft.conditions.set(C.RUNNING, "False", R.BACKING_OFF, "a pod has failed, and the others are told to end")
     elif found.reason is R.PODS_STARTING and child.component == Component.PREFLIGHT:
         draft.conditions.set(C.RUNNING, "False", R.NOT_STARTED)
     elif found.reason is R.PODS_STARTING and not [pod for pod in concerned if not pod.is_over] and last:
-        draft.conditions.set(C.RUNNING, "False", R.BACKING_OFF, last, lead=lead)
+        draft.conditions.set(C.RUNNING, "False", R.BACKING_OFF, last, prefix=lead)
     else:
-        draft.conditions.set(C.RUNNING, "False", found.reason, found.detail, lead=lead)
+        draft.conditions.set(C.RUNNING, "False", found.reason, found.detail, prefix=lead)
 
 
 def _find(draft: Draft, child: Job, pods: tuple[Pod, ...]) -> tuple[str, tuple[Pod, ...], Diagnosis]:
@@ -50,7 +50,7 @@ def _find(draft: Draft, child: Job, pods: tuple[Pod, ...]) -> tuple[str, tuple[P
         found = pod_diagnosis.diagnose(child, mine, observed.warnings, observed.now)
         _again(draft, found)
         if observed.warnings:  # an answer takes the place of the one before: no second question in the same look
-            found = replace(found, question=None)
+            found = replace(found, query=None)
         troubles.append((f"{child.nodes - len(ranks)} of {child.nodes} pods run; {_named(rank, mine)}: ", mine, found))
     return min(troubles, key=lambda one: _weight(one[2]), default=("", pods, Diagnosis(R.PODS_STARTING)))
 
@@ -66,4 +66,4 @@ def _named(rank: int, pods: tuple[Pod, ...]) -> str:
 
 
 def _weight(found: Diagnosis) -> tuple[bool, bool, bool]:
-    return (found.reason is not R.NODE_LOST, found.reason is R.PODS_STARTING, found.question is None)
+    return (found.reason is not R.NODE_LOST, found.reason is R.PODS_STARTING, found.query is None)

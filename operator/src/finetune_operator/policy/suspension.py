@@ -82,7 +82,7 @@ def _show_stopping(draft: Draft, alive: list[Pod], reason: Reason, detail: str =
     """What still runs of a Job that is to have no pods, or why it has none."""
     lost = next((pod for pod in alive if pod_diagnosis.is_lost(pod, draft.observed.now)), None)
     if lost:
-        draft.conditions.set(C.RUNNING, "Unknown", R.NODE_LOST, pod_diagnosis.lost_sentence(lost))
+        draft.conditions.set(C.RUNNING, "Unknown", R.NODE_LOST, pod_diagnosis.explain_lost_node(lost))
     elif alive:
         draft.conditions.set(C.RUNNING, "False", R.STOPPING, alive[0].name)
         draft.decision.again_in(pod_diagnosis.LOST_SECONDS)
@@ -94,7 +94,7 @@ def _release(draft: Draft, child: Job, alive: list[Pod], workload: Workload | No
     """Only when nothing of the time before runs any more, for two trainers must never run at once."""
     lost = next((pod for pod in alive if pod_diagnosis.is_lost(pod, draft.observed.now)), None)
     if lost:
-        draft.conditions.set(C.RUNNING, "Unknown", R.NODE_LOST, pod_diagnosis.lost_sentence(lost))
+        draft.conditions.set(C.RUNNING, "Unknown", R.NODE_LOST, pod_diagnosis.explain_lost_node(lost))
     elif alive:
         detail = f"waiting until {alive[0].name} of the time before the suspension is gone"
         draft.conditions.set(C.RUNNING, "False", R.BACKING_OFF, detail)

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from finetune_operator.controller.dependents import Families
+from finetune_operator.controller.dependents import Dependents
 from finetune_operator.kube.objects import Key
 
 ONE, SFT = Key("team", "one"), Key("team", "sft")
@@ -22,25 +22,25 @@ def job(scene: Any) -> Any:
 
 
 def test_a_change_of_phase_wakes_those_that_wait_and_progress_does_not(job: Any) -> None:
-    families = Families()
-    families.note(job("one", "sft"))
-    assert families.note(job("sft", phase="Training")) == {ONE}
-    assert families.note(job("sft", phase="Training", progress={"step": 7})) == frozenset()
-    assert families.note(job("sft", phase="Succeeded")) == {ONE}
+    dependents = Dependents()
+    dependents.update(job("one", "sft"))
+    assert dependents.update(job("sft", phase="Training")) == {ONE}
+    assert dependents.update(job("sft", phase="Training", progress={"step": 7})) == frozenset()
+    assert dependents.update(job("sft", phase="Succeeded")) == {ONE}
 
 
 def test_a_job_that_appears_or_is_deleted_wakes_those_that_wait(job: Any) -> None:
-    families = Families()
-    families.note(job("sft", phase="Training"))
-    families.note(job("one", "sft"))
-    assert families.drop(SFT) == {ONE}
-    assert families.note(job("sft")) == {ONE}
+    dependents = Dependents()
+    dependents.update(job("sft", phase="Training"))
+    dependents.update(job("one", "sft"))
+    assert dependents.remove(SFT) == {ONE}
+    assert dependents.update(job("sft")) == {ONE}
 
 
 def test_nobody_of_another_namespace_is_woken(job: Any) -> None:
-    families = Families()
-    families.note(job("one", "sft"))
-    assert families.drop(Key("other", "sft")) == frozenset()
+    dependents = Dependents()
+    dependents.update(job("one", "sft"))
+    assert dependents.remove(Key("other", "sft")) == frozenset()
 
 
 @pytest.mark.parametrize(
@@ -61,21 +61,21 @@ def test_nobody_of_another_namespace_is_woken(job: Any) -> None:
     ],
 )
 def test_a_job_that_waits_no_more_is_not_woken_and_not_kept(job: Any, status: Any) -> None:
-    families = Families()
-    families.note(job("one", "sft"))
-    families.note(job("sft", phase="Training"))
-    families.note(job("one", "sft", **status))
-    assert families.note(job("sft", phase="Succeeded")) == frozenset()
-    assert len(families) == 0
+    dependents = Dependents()
+    dependents.update(job("one", "sft"))
+    dependents.update(job("sft", phase="Training"))
+    dependents.update(job("one", "sft", **status))
+    assert dependents.update(job("sft", phase="Succeeded")) == frozenset()
+    assert len(dependents) == 0
 
 
 def test_nothing_is_kept_of_deleted_jobs(job: Any) -> None:
-    families = Families()
+    dependents = Dependents()
     for number in range(100):
-        families.note(job(f"child-{number}", f"parent-{number}"))
-        families.note(job(f"parent-{number}", phase="Training"))
-    assert len(families) == 100
+        dependents.update(job(f"child-{number}", f"parent-{number}"))
+        dependents.update(job(f"parent-{number}", phase="Training"))
+    assert len(dependents) == 100
     for number in range(100):
-        families.drop(Key("team", f"parent-{number}"))
-        families.drop(Key("team", f"child-{number}"))
-    assert (len(families), families._waiting, families._looks) == (0, {}, {})
+        dependents.remove(Key("team", f"parent-{number}"))
+        dependents.remove(Key("team", f"child-{number}"))
+    assert (len(dependents), dependents._waiting, dependents._states) == (0, {}, {})

@@ -5,7 +5,7 @@ import socket
 import aiohttp
 
 from finetune_operator.controller.health import STUCK_SECONDS, Health
-from finetune_operator.controller.watch_cache import Memory
+from finetune_operator.controller.watch_cache import WatchCache
 from finetune_operator.controller.workqueue import WorkQueue
 from finetune_operator.kube.objects import Key
 from finetune_operator.metrics import Metrics
@@ -35,7 +35,7 @@ async def ask(health: Health, *paths: str) -> list[int]:
 async def test_liveness_fails_when_a_job_waits_and_no_worker_takes_any() -> None:
     clock = Clock()
     queue: WorkQueue[Key] = WorkQueue(clock)
-    health = Health(queue, Memory(), Metrics())
+    health = Health(queue, WatchCache(), Metrics())
     queue.add(KEY)
     clock.now = STUCK_SECONDS
     assert await ask(health, "/healthz") == [200]
@@ -50,11 +50,11 @@ async def test_liveness_says_nothing_against_an_idle_operator_nor_one_that_waits
     queue: WorkQueue[Key] = WorkQueue(clock)
     queue.add_after(KEY, 10_000)
     clock.now = 9_000
-    assert await ask(Health(queue, Memory(), Metrics()), "/healthz") == [200]
+    assert await ask(Health(queue, WatchCache(), Metrics()), "/healthz") == [200]
 
 
 async def test_readiness_waits_for_the_watches_and_liveness_does_not() -> None:
-    health = Health(WorkQueue(), Memory(), Metrics())
+    health = Health(WorkQueue(), WatchCache(), Metrics())
     assert await ask(health, "/readyz", "/healthz") == [503, 200]
     health.ready.set()
     assert await ask(health, "/readyz") == [200]

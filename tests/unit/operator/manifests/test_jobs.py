@@ -8,7 +8,7 @@ import pytest
 from finetune_api.spec import FineTuneJobSpec
 from finetune_operator.kube.objects import repository, selector_value, slug
 from finetune_operator.manifests.effective_spec import effective_storage
-from finetune_operator.manifests.jobs import build_config, build_preflight, escaped
+from finetune_operator.manifests.jobs import build_config, build_preflight, escape_variables
 from finetune_operator.settings import Settings
 
 
@@ -189,4 +189,4 @@ def test_repositories_are_compared_in_full(image: str, expected: str) -> None:
 
 
 def test_variables_in_user_text_stay_text() -> None:
-    assert escaped("x$(HOME)y") == "x$$(HOME)y"
+    assert escape_variables("x$(HOME)y") == "x$$(HOME)y"

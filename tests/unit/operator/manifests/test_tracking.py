@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from finetune_api.handoff import config_sha256
-from finetune_operator.policy.admission import refusal
+from finetune_operator.policy.admission import find_refusal
 from finetune_operator.settings import Settings
 
 MLFLOW = {"uri": "http://mlflow.mlflow:5000", "experiment": "support"}
@@ -56,7 +56,7 @@ def test_tracking_may_change_while_the_job_lives(scene: Any) -> None:
 )
 def test_a_tracker_is_judged_by_its_address(scene: Any, tracking: Any, allowed: list[str], is_allowed: bool) -> None:
     settings = Settings(trainer_image="registry.example/trainer:1", allowed_tracking_endpoints=allowed)
-    found = refusal(scene(tracking=tracking).job, settings)
+    found = find_refusal(scene(tracking=tracking).job, settings)
     assert (found is None) == is_allowed, found
     assert is_allowed or "add it to FINETUNE_ALLOWED_TRACKING_ENDPOINTS" in (found or "")
 
@@ -66,4 +66,4 @@ def test_a_tracker_is_judged_by_its_address(scene: Any, tracking: Any, allowed: 
 def test_no_list_allows_a_metadata_address_as_a_tracker(scene: Any, tracker: str, address: str) -> None:
     given = {"mlflow": {"mlflow": MLFLOW | {"uri": address}}, "wandb": {"wandb": WANDB | {"baseUrl": address}}}
     settings = Settings(trainer_image="x/y:1", allowed_tracking_endpoints=["*", address])
-    assert "never allowed" in (refusal(scene(tracking=given[tracker]).job, settings) or "")
+    assert "never allowed" in (find_refusal(scene(tracking=given[tracker]).job, settings) or "")

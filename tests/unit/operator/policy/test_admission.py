@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from finetune_operator.policy.admission import is_metadata_address, refusal
+from finetune_operator.policy.admission import find_refusal, is_metadata_address
 from finetune_operator.settings import Settings
 
 
@@ -60,19 +60,19 @@ def test_other_addresses_are_not(host: str) -> None:
 )
 def test_what_is_refused_by_default_is_allowed_by_its_setting(scene: Any, spec: Any, allowed: Any) -> None:
     job = scene(**spec).job
-    assert "not allowed" in (refusal(job, Settings(trainer_image="registry.example/trainer:1")) or "")
-    assert refusal(job, Settings(trainer_image="registry.example/trainer:1", **allowed)) is None
+    assert "not allowed" in (find_refusal(job, Settings(trainer_image="registry.example/trainer:1")) or "")
+    assert find_refusal(job, Settings(trainer_image="registry.example/trainer:1", **allowed)) is None
 
 
 def test_a_service_account_of_another_namespace_is_not_meant(scene: Any) -> None:
     settings = Settings(trainer_image="x/y:1", allowed_service_accounts=["other/ml"])
-    assert refusal(scene(trainer={"serviceAccountName": "ml"}).job, settings)
+    assert find_refusal(scene(trainer={"serviceAccountName": "ml"}).job, settings)
 
 
 def test_a_list_of_endpoints_excludes_all_others(scene: Any) -> None:
     settings = Settings(trainer_image="x/y:1", allowed_storage_endpoints=["https://*.s3.example"])
-    assert refusal(scene(storage={"endpoint": "https://eu.s3.example/"}).job, settings) is None
-    assert refusal(scene(storage={"endpoint": "https://eu.s3.example.evil"}).job, settings)
+    assert find_refusal(scene(storage={"endpoint": "https://eu.s3.example/"}).job, settings) is None
+    assert find_refusal(scene(storage={"endpoint": "https://eu.s3.example.evil"}).job, settings)
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_a_list_of_endpoints_excludes_all_others(scene: Any) -> None:
 def test_a_star_in_the_list_stays_within_its_part_of_the_url(scene: Any, endpoint: str) -> None:
     listed = ["https://*.s3.example", "https://eu.s3.example/tenant/*"]
     settings = Settings(trainer_image="x/y:1", allowed_storage_endpoints=listed)
-    assert "not allowed" in (refusal(scene(storage={"endpoint": endpoint}).job, settings) or "")
+    assert "not allowed" in (find_refusal(scene(storage={"endpoint": endpoint}).job, settings) or "")
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,7 @@ def test_a_star_in_the_list_stays_within_its_part_of_the_url(scene: Any, endpoin
 )
 def test_a_listed_endpoint_may_be_spelled_in_its_usual_ways(scene: Any, endpoint: str, pattern: str) -> None:
     settings = Settings(trainer_image="x/y:1", allowed_storage_endpoints=[pattern])
-    assert refusal(scene(storage={"endpoint": endpoint}).job, settings) is None
+    assert find_refusal(scene(storage={"endpoint": endpoint}).job, settings) is None
 
 
 @pytest.mark.parametrize("storage", [None, {"region": "eu-west-1"}])
@@ -123,12 +123,12 @@ def test_a_job_without_an_endpoint_needs_aws_or_a_default_on_the_list(scene: Any
         (["https://*.s3.example"], "http://minio.minio:9000", True),
     ]:
         settings = Settings(trainer_image="x/y:1", allowed_storage_endpoints=listed, default_storage_endpoint=default)
-        assert (refusal(job, settings) is None) == is_allowed
+        assert (find_refusal(job, settings) is None) == is_allowed
 
 
 def test_no_list_allows_a_metadata_address(scene: Any) -> None:
     settings = Settings(trainer_image="x/y:1", allowed_storage_endpoints=["*"])
-    assert "never allowed" in (refusal(scene(storage={"endpoint": "http://169.254.169.254"}).job, settings) or "")
+    assert "never allowed" in (find_refusal(scene(storage={"endpoint": "http://169.254.169.254"}).job, settings) or "")
 
 
 def test_settings_are_read_from_the_environment(monkeypatch: Any) -> None:
@@ -170,7 +170,7 @@ HF = {"model": {"uri": "hf://owner/model"}}
 def test_a_hub_is_judged_when_something_comes_from_it_or_it_is_named(
     scene: Any, spec: Any, settings: Any, is_allowed: bool
 ) -> None:
-    found = refusal(scene(**spec).job, Settings(trainer_image="registry.example/trainer:1", **settings))
+    found = find_refusal(scene(**spec).job, Settings(trainer_image="registry.example/trainer:1", **settings))
     assert (found is None) == is_allowed
     assert is_allowed or "add it to FINETUNE_ALLOWED_HUB_ENDPOINTS" in (found or "")
 
@@ -180,7 +180,7 @@ def test_a_hub_is_judged_when_something_comes_from_it_or_it_is_named(
 )
 def test_no_list_allows_a_metadata_address_as_a_hub(scene: Any, endpoint: str) -> None:
     settings = Settings(trainer_image="x/y:1", allowed_hub_endpoints=["*", endpoint])
-    assert "never allowed" in (refusal(scene(hub={"endpoint": endpoint}).job, settings) or "")
+    assert "never allowed" in (find_refusal(scene(hub={"endpoint": endpoint}).job, settings) or "")
 
 
 @pytest.mark.parametrize(

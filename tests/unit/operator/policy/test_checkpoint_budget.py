@@ -51,14 +51,14 @@ def test_a_slow_save_is_one_event_that_says_what_to_raise(scene: Build) -> None:
     before = one.job.status
     one.settle()
     slow = one.job.status
-    (event,) = events.between(before, slow)
+    (event,) = events.derive_events(before, slow)
     assert (event.reason, event.is_warning) == ("SaveTooSlow", True)
     assert event.message.startswith(
         "Saving step 200 took 95 s, and a trainer that is told to end gets 60 s: raise checkpoint.gracePeriodSeconds to"
         " 190 "
     )
     one.settle()
-    assert events.between(slow, one.job.status) == []
+    assert events.derive_events(slow, one.job.status) == []
 
 
 def test_the_grace_period_is_the_one_that_the_running_job_was_created_with(scene: Build) -> None:

@@ -9,7 +9,7 @@ import pytest
 from finetune_api.handoff import TERMINAL_EXIT_CODES
 from finetune_api.names import ConditionType, Phase, Reason
 from finetune_api.status import FineTuneJobStatus, Progress
-from finetune_operator.policy.conditions import SENTENCES, Conditions, phase_of
+from finetune_operator.policy.conditions import MESSAGES, Conditions, phase_of
 
 C = ConditionType
 R = Reason
@@ -19,7 +19,7 @@ NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 def conditions(*facts: tuple[C, Any, str]) -> Conditions:
     """Those of a new job, and then these."""
     found = Conditions(FineTuneJobStatus(), 3, NOW)
-    found.start(early_stopping=False)
+    found.set_initial(early_stopping=False)
     for kind, truth, reason in facts:
         found.set(kind, truth, reason, "a detail")
     return found
@@ -30,11 +30,11 @@ PREFLIGHT = (C.VALIDATED, "Unknown", R.PREFLIGHT_RUNNING)
 VALIDATED = (C.VALIDATED, "True", R.DATASET_VALID)
 
 
-@pytest.mark.parametrize(("kind", "reason"), list(SENTENCES))
+@pytest.mark.parametrize(("kind", "reason"), list(MESSAGES))
 def test_every_sentence_can_be_said_and_leaves_no_hole(kind: C, reason: str) -> None:
     one = conditions((kind, "False", reason)).status.condition(kind)
     assert one is not None
-    fields = {name for _, name, _, _ in Formatter().parse(SENTENCES[kind, reason]) if name is not None}
+    fields = {name for _, name, _, _ in Formatter().parse(MESSAGES[kind, reason]) if name is not None}
     assert fields <= {"detail"}
     assert ("a detail" in one.message) == bool(fields)
     assert not {"{", "}"} & set(one.message)

@@ -7,7 +7,7 @@ import pytest
 
 from finetune_api.handoff import Report
 from finetune_api.status import FineTuneJobStatus
-from finetune_operator.controller.events import between
+from finetune_operator.controller.events import derive_events
 from finetune_operator.kube.objects import FineTuneJob
 from finetune_operator.manifests.jobs import build_config
 from finetune_operator.policy import dependencies as parents
@@ -140,7 +140,7 @@ TABLE = [
 )
 def test_a_job_needs(job: Any, spec: Any, others: Any, reason: str | None, words: str) -> None:
     relatives = {name: job(name, **fields) for name, fields in others}
-    found = parents.obstacle(job("one", **spec), relatives)
+    found = parents.find_obstacle(job("one", **spec), relatives)
     assert (found and found.reason.value) == reason
     assert words in (found.detail if found else "")
 
@@ -222,7 +222,7 @@ def test_waiting_is_an_event_once_however_often_the_parent_changes(scene: Any, j
         before = FineTuneJobStatus.model_validate(one.status)
         one.extra["relatives"] = {"sft": job("sft", phase)}
         one.object["status"] = one.look().status.to_wire()
-        told += [(event.reason.value, event.is_warning) for event in between(before, one.job.status)]
+        told += [(event.reason.value, event.is_warning) for event in derive_events(before, one.job.status)]
     assert told == [
         ("WaitingForParent", False),
         ("WaitingForParent", True),

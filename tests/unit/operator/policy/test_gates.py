@@ -70,7 +70,7 @@ def test_a_manifest_without_its_digest_is_not_called_published(scene: Build) -> 
 def test_the_failure_is_a_warning_that_names_the_gate(scene: Build) -> None:
     before = scene().to_training().job.status
     one = ended(scene, gate="NotMet")
-    warnings = [event for event in events.between(before, one.job.status) if event.is_warning]
+    warnings = [event for event in events.derive_events(before, one.job.status) if event.is_warning]
     assert any("GateNotMet" in event.message or "the loss is 3" in event.message for event in warnings)
 
 

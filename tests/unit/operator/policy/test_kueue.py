@@ -361,13 +361,13 @@ def test_queueing_is_an_event_when_its_cause_changes_and_when_it_ends(scene: Bui
     before = one.job.status
     one.extra["workloads"] = (workload("one-preflight", "insufficient unused quota for nvidia.com/gpu, 2 more needed"),)
     one.settle()
-    assert events.between(before, one.job.status) == []
+    assert events.derive_events(before, one.job.status) == []
     one.extra["workloads"] = (workload("one-preflight", "ClusterQueue all is stopped"),)
     one.settle()
     stopped = one.job.status
-    (event,) = events.between(before, stopped)
+    (event,) = events.derive_events(before, stopped)
     assert (event.reason, event.is_warning) == ("Queued", True)
     one.suspend("one-preflight", is_suspended=False)
     one.extra["workloads"] = (workload("one-preflight", has_quota=True, is_admitted=True, cluster_queue="all"),)
     one.settle()
-    assert [event.reason for event in events.between(stopped, one.job.status)] == ["Admitted"]
+    assert [event.reason for event in events.derive_events(stopped, one.job.status)] == ["Admitted"]

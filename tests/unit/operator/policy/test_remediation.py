@@ -8,7 +8,7 @@ import pytest
 from finetune_api.handoff import ExitCode
 from finetune_api.names import Reason
 from finetune_api.status import FineTuneJobStatus
-from finetune_operator.controller.events import between
+from finetune_operator.controller.events import derive_events
 from finetune_operator.kube.observed import Warnings
 from finetune_operator.policy import remediation as advice
 
@@ -72,7 +72,7 @@ def shown(one: Any, reason: str, fix: str) -> str:
     assert (running["status"], running["reason"]) == ("False", reason)
     assert fix in running["message"]
     assert one.status["message"] == running["message"]
-    (event,) = [event for event in between(before, one.job.status) if event.reason == reason]
+    (event,) = [event for event in derive_events(before, one.job.status) if event.reason == reason]
     assert event.is_warning
     assert event.message == running["message"]
     return str(running["message"])
@@ -160,7 +160,7 @@ def test_how_a_run_ended_says_what_to_change(scene: Any, end: Any, result: str, 
     run = one.status["history"][0]
     assert (run["result"], run["reason"]) == (result, reason)
     assert fix in run["message"]
-    events = [event.message for event in between(before, one.job.status) if "Run 1" in event.message]
+    events = [event.message for event in derive_events(before, one.job.status) if "Run 1" in event.message]
     assert [fix in message for message in events] == [True]
 
 
@@ -182,15 +182,15 @@ def test_the_trainers_own_sentence_is_not_added_to(scene: Any) -> None:
 
 def test_every_code_of_the_exit_table_has_advice() -> None:
     codes = set(ExitCode) - {ExitCode.OK, ExitCode.PREEMPTED}
-    assert {code.reason for code in codes} - set(advice.BY_REASON) == set()
-    assert set(advice.BY_WORDS) <= set(advice.BY_REASON)
-    assert set(advice.BY_REASON) <= set(Reason)
+    assert {code.reason for code in codes} - set(advice.FIXES_BY_REASON) == set()
+    assert set(advice.FIXES_BY_MESSAGE) <= set(advice.FIXES_BY_REASON)
+    assert set(advice.FIXES_BY_REASON) <= set(Reason)
 
 
-@pytest.mark.parametrize("reason", sorted(advice.BY_REASON))
+@pytest.mark.parametrize("reason", sorted(advice.FIXES_BY_REASON))
 def test_advice_does_not_grow_when_it_is_given_twice(reason: str) -> None:
-    once = advice.advised(reason, "words.")
-    assert advice.advised(reason, once) == once
+    once = advice.append_fix(reason, "words.")
+    assert advice.append_fix(reason, once) == once
 
 
 def test_a_trouble_is_one_event_for_as_long_as_it_lasts(scene: Any) -> None:
@@ -202,5 +202,5 @@ def test_a_trouble_is_one_event_for_as_long_as_it_lasts(scene: Any) -> None:
     first = one.job.status
     condition["message"] = words.replace("4 ", "3 ")
     one.settle()
-    assert between(first, one.job.status) == []
-    assert [event.reason for event in between(FineTuneJobStatus(), first)].count("Unschedulable") == 1
+    assert derive_events(first, one.job.status) == []
+    assert [event.reason for event in derive_events(FineTuneJobStatus(), first)].count("Unschedulable") == 1

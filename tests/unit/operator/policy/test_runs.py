@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from finetune_operator.controller.watch_cache import Memory
+from finetune_operator.controller.watch_cache import WatchCache
 from finetune_operator.kube.objects import Pod
 
 
@@ -61,9 +61,9 @@ def test_a_pod_that_vanished_in_its_run_is_a_preemption_unless_its_job_counted_a
         one.settle()
         del one.pods[pod["metadata"]["name"]]
         one.children["one-1"]["status"] = {"failed": failed}
-        memory = Memory()
-        memory.keep_end(one.job.key, pod, gone=True)
-        one.extra["pods"] = memory.with_ends(one.job.key, [Pod.from_object(other) for other in one.pods.values()])
+        cache = WatchCache()
+        cache.keep_ended_pod(one.job.key, pod, gone=True)
+        one.extra["pods"] = cache.merge_ended_pods(one.job.key, [Pod.from_object(other) for other in one.pods.values()])
         one.settle()
         run = one.status["history"][0]
         assert (run["result"], run["reason"]) == (result, "Unobserved")

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from finetune_operator.controller.watch_cache import Memory
+from finetune_operator.controller.watch_cache import WatchCache
 from finetune_operator.kube.errors import Denied, Refused
 
 
@@ -279,8 +279,8 @@ def test_a_result_published_in_the_moment_of_the_suspension_is_found_by_the_next
     one.settle()
     one.delete_pod(pod)
     one.end(pod, 0, one.published())
-    memory = Memory()
-    memory.keep_end(one.job.key, pod, gone=True)
+    cache = WatchCache()
+    cache.keep_ended_pod(one.job.key, pod, gone=True)
     one.settle()
     assert one.status["history"][0]["result"] == "Succeeded"
     assert one.condition("Complete")["status"] == "False"
