@@ -11,6 +11,7 @@ from datasets import Dataset
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import KTOConfig, KTOTrainer
+from typing_extensions import override
 
 from finetune_api.handoff import ExitCode
 from finetune_api.spec import Method
@@ -44,6 +45,7 @@ class LabelledTrainer(ReferencedTrainer, KTOTrainer):  # type: ignore[misc]  # t
             return measured
         return replace(measured, reward_margin=means["rewards/chosen"] - means["rewards/rejected"])
 
+    @override
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Without TRL's divergence, which is per answer: ours is per token, and of RLHF."""
         self._metrics["train"].pop("kl", None)

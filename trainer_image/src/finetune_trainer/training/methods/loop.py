@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
+from typing_extensions import override
 
 from finetune_api.status import Resolved
 from finetune_trainer.distributed.sharding import gathered, gathered_state, is_sharded, load_state
@@ -85,6 +86,7 @@ class WatchedTrainer(Trainer):  # type: ignore[misc]  # the library has no types
         if watch.checkpoints:
             self.add_callback(SaveCheckpoints(watch.checkpoints, watch.world))
 
+    @override
     def train(self, resume_from_checkpoint: str | None = None, **options: Any) -> Any:
         """The loop, from its beginning or from a checkpoint; where SIGTERM was seen the run is saved before it ends."""
         try:
@@ -108,6 +110,7 @@ class WatchedTrainer(Trainer):  # type: ignore[misc]  # the library has no types
             self.evaluate()
         return is_last or watch.plateau.is_exhausted
 
+    @override
     def _save_checkpoint(self, *_: Any) -> None:
         """In place of the library's, which pickles its arguments and writes weights and a card as for publishing."""
         watch = self._watch
@@ -161,10 +164,12 @@ class WatchedTrainer(Trainer):  # type: ignore[misc]  # the library has no types
         known = watch.reporter.snapshot().metrics
         Memory(watch.before, known, time.monotonic() - watch.began).write(folder / MEMORY)
 
+    @override
     def _load_from_checkpoint(self, resume_from_checkpoint: str, *_: Any) -> None:
         """In place of the library's, which loads an adapter anew, in another number format."""
         restore_trained(self.model, Path(resume_from_checkpoint) / WEIGHTS)
 
+    @override
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """With the shares of a state that was saved whole, where the weights are shared out."""
         if not checkpoint or not is_sharded(self.model):
@@ -174,23 +179,28 @@ class WatchedTrainer(Trainer):  # type: ignore[misc]  # the library has no types
         load_state(self.optimizer.optimizer, load(Path(checkpoint) / OPTIMIZER_NAME))
         self.lr_scheduler.load_state_dict(load(Path(checkpoint) / SCHEDULER_NAME))
 
+    @override
     def _defer_fsdp_gradient_reduction(self) -> AbstractContextManager[None]:
         """In place of the library's, which asks a configuration that only its own way of sharding has."""
         return deferred_reduction(self.model)
 
+    @override
     def _clip_grad_norm(self, model: torch.nn.Module) -> torch.Tensor:
         """The norm is a number that every process knows, also where each holds a share of the gradients."""
         return gathered(super()._clip_grad_norm(model))
 
+    @override
     def _get_grad_norm(self, model: torch.nn.Module, grad_norm: torch.Tensor | None = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
         return gathered(norm) if isinstance(norm, torch.Tensor) else norm
 
+    @override
     def _maybe_log_save_evaluate(self, *arguments: Any, **options: Any) -> None:
         """The end of a step: from this random state the next one begins, also if it is broken off before."""
         self._random_state = RandomState.take()
         super()._maybe_log_save_evaluate(*arguments, **options)
 
+    @override
     def training_step(self, *arguments: Any, **options: Any) -> torch.Tensor:
         """One micro-batch; a loss that is no number ends the run before it reaches the weights, and so does a stop."""
         self._watch.stop.raise_if_set()
@@ -200,10 +210,12 @@ class WatchedTrainer(Trainer):  # type: ignore[misc]  # the library has no types
             raise diverged(self.state.global_step + 1, "the training loss")
         return loss
 
+    @override
     def floating_point_ops(self, inputs: dict[str, torch.Tensor]) -> int:
         """Not counted: nobody is told, and the library walks through every module at every micro-batch for it."""
         return 0
 
+    @override
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Measures the held-out rows in place of the library's loop, which averages batches whatever their length."""
         step = self.state.global_step

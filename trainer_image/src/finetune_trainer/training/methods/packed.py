@@ -11,6 +11,7 @@ from peft import PeftModel
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+from typing_extensions import override
 
 from finetune_api.handoff import ExitCode
 from finetune_trainer.errors import TrainerError
@@ -35,6 +36,7 @@ class PackedCollator(DataCollatorForLanguageModeling):  # type: ignore[misc]  # 
 
     max_length: int = 0
 
+    @override
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         """One batch; `row_tokens` counts the tokens of each line without its padding."""
         if LENGTHS not in examples[0]:

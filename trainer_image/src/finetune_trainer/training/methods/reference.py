@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 import torch
 from datasets import Dataset
 from peft import PeftModel
+from typing_extensions import override
 
 from finetune_api.handoff import ExitCode
 from finetune_trainer.distributed.world import in_order
@@ -41,10 +42,12 @@ class ReferencedTrainer(WatchedTrainer):
             self.model.delete_adapter(FROZEN_COPY)
         self._require_start_at_reference()
 
+    @override
     def _prepare_dataset(self, dataset: Dataset, *_: Any) -> Dataset:
         """The rows are tokenised already."""
         return dataset
 
+    @override
     def _precompute_ref_logps(self, dataset: Dataset, *_: Any) -> Dataset:
         """Left to `_with_reference`, which runs when the weights are those that the training starts from."""
         return dataset

@@ -19,6 +19,7 @@ from transformers import (
     TrainingArguments,
 )
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
+from typing_extensions import override
 
 from finetune_api.handoff import ExitCode
 from finetune_api.objectives import Algorithm
@@ -49,6 +50,7 @@ class PolicyTrainer(WatchedTrainer):
         _reduce_reference(self)
         _tell_of_each_token(self.model, work_beat(watch.reporter, watch.stop))
 
+    @override
     def _tokenize_prompts(self, prompts: list[list[int]]) -> tuple[list[list[int]], None, dict[str, Any]]:
         """The prompts as preflight rendered them; TRL would render and tokenise messages again."""
         return [list(ids) for ids in prompts], None, {}
@@ -57,6 +59,7 @@ class PolicyTrainer(WatchedTrainer):
         """One sampled answer to each prompt, up to and with the token that ends it."""
         raise NotImplementedError
 
+    @override
     def train(self, *arguments: Any, **options: Any) -> Any:
         """The loop, after which the weights are those of the highest held-out reward, where rows are held out.
 
@@ -86,6 +89,7 @@ class PolicyTrainer(WatchedTrainer):
         self._watch.history.set_final_reward(replace(point, step=step))
         self._watch.reporter.update(metrics={"eval_reward": point.reward})
 
+    @override
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Rewards one answer to each held-out prompt in place of a loss."""
         step = self.state.global_step

@@ -10,6 +10,7 @@ from datasets import Dataset
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import SFTConfig, SFTTrainer
+from typing_extensions import override
 
 from finetune_api.status import Resolved
 from finetune_trainer.tokenization.labeler import UNTRAINED, Encoded
@@ -21,6 +22,7 @@ from finetune_trainer.training.methods.packed import ROW_TOKENS, PackedCollator,
 class RowTrainer(WatchedTrainer, SFTTrainer):  # type: ignore[misc]  # the library has no types
     """TRL's trainer with a loss weighted by token."""
 
+    @override
     def compute_loss(self, model: Any, inputs: dict[str, Any], *arguments: Any, **options: Any) -> Any:
         """The loss of a batch; without an attention mask TRL takes the first sequence's length for all tokens."""
         tokens = inputs.pop(ROW_TOKENS, None)
