@@ -10,11 +10,11 @@ from safetensors.torch import load_file, save_file
 from training_bench import Bench
 from transformers import AutoModelForCausalLM, GPT2Config
 
-from finetune_api.handoff import ExitCode
+from finetune_api.handoff import ADAPTER_WEIGHTS, ExitCode
 from finetune_api.status import Resolved
 from finetune_trainer.errors import Stopped, TrainerError
-from finetune_trainer.evaluation.logprobs import LOSS_TOKENS, HeldOut, observe
-from finetune_trainer.models.adapter_output import WEIGHTS, save_adapter, verify_adapter
+from finetune_trainer.evaluation.logprobs import LOSS_TOKENS, HeldOut, iterate_logprobs
+from finetune_trainer.models.adapter_output import save_adapter, verify_adapter
 from finetune_trainer.models.loading import (
     attach_adapter,
     linear_targets,
@@ -22,7 +22,7 @@ from finetune_trainer.models.loading import (
     refuse_tied_merge,
     trained_tensors,
 )
-from finetune_trainer.tokenization.labeler import Encoded
+from finetune_trainer.tokenization.samples import Encoded
 
 MakeBench = Callable[..., Bench]
 CPU = torch.device("cpu")
@@ -45,9 +45,9 @@ def adapter(tiny_model: Path, tmp_path: Path) -> Path:
 
 
 def rewrite(adapter: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
-    tensors = load_file(adapter / WEIGHTS)
+    tensors = load_file(adapter / ADAPTER_WEIGHTS)
     change(tensors)
-    save_file(tensors, adapter / WEIGHTS)
+    save_file(tensors, adapter / ADAPTER_WEIGHTS)
 
 
 def refusal(adapter: Path) -> str:
@@ -79,7 +79,7 @@ def test_an_adapter_as_untrained_as_it_began_is_refused(tiny_model: Path, tmp_pa
 def test_an_adapter_on_the_embedding_is_trained_and_published(make_bench: MakeBench) -> None:
     bench = make_bench(tuning={"method": "LoRA", "lora": {"rank": 2, "targetModules": ["embed_tokens", "q_proj"]}})
     bench.run()
-    names = load_file(bench.output / "adapter" / WEIGHTS)
+    names = load_file(bench.output / "adapter" / ADAPTER_WEIGHTS)
     assert len(names) == 2 + 2 * 2
     assert any("lora_embedding_A" in name for name in names)
 
@@ -110,7 +110,7 @@ def test_only_the_compared_positions_are_projected_on_the_vocabulary(tiny_model:
         everything = model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
     projected: list[int] = []
     model.lm_head.register_forward_hook(lambda _module, _inputs, output: projected.append(output.shape[1]))
-    (seen,) = observe(model, HeldOut([long, long], lambda: None))
+    (seen,) = iterate_logprobs(model, HeldOut([long, long], lambda: None))
     assert projected == [LOSS_TOKENS]
     assert seen.labels.tolist() == ids[300 : 300 + LOSS_TOKENS]
     torch.testing.assert_close(seen.log_probs, everything[299 : 299 + LOSS_TOKENS], atol=1e-4, rtol=1e-4)
@@ -125,7 +125,7 @@ def test_the_comparison_tells_of_every_row_and_ends_with_a_stop(tiny_model: Path
             raise Stopped
 
     with pytest.raises(Stopped):
-        list(observe(load_plain(tiny_model, torch.float32, CPU), HeldOut(list(HELD_OUT.samples) * 3, on_rows)))
+        list(iterate_logprobs(load_plain(tiny_model, torch.float32, CPU), HeldOut(list(HELD_OUT.samples) * 3, on_rows)))
     assert len(told) == 2
 
 

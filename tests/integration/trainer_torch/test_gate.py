@@ -17,12 +17,12 @@ from transformers import AutoModelForCausalLM, GPT2Config
 from finetune_api.handoff import ExitCode, Outcome, Report
 from finetune_api.status import Resolved
 from finetune_trainer.errors import Stopped, TrainerError
-from finetune_trainer.evaluation.gate_rules import Asked, faults_of
+from finetune_trainer.evaluation.gate_rules import GatePrompt, find_faults
 from finetune_trainer.evaluation.logprobs import HeldOut
 from finetune_trainer.merging.gate import GateNotRun, needed_bytes, run_gate
-from finetune_trainer.merging.gate_messages import Candidate, Plan
-from finetune_trainer.merging.gate_worker import compare, examine, load_source, nf4_of, take
-from finetune_trainer.merging.merge import copy_settings, merging_adapter
+from finetune_trainer.merging.gate_messages import Candidate, GatePlan
+from finetune_trainer.merging.gate_worker import compare_logprobs, examine, find_nf4, keep_logprobs, load_source
+from finetune_trainer.merging.merge import copy_settings, open_adapter_merge
 from finetune_trainer.models.adapter_output import save_adapter, save_tokenizer
 from finetune_trainer.models.loading import (
     attach_adapter,
@@ -57,18 +57,18 @@ def adapted(base: Path, directory: Path, *, scale: float = 0.05, **settings: Any
 
 
 def merge(base: Path, adapter: Path, output: Path, precision: str) -> None:
-    with merging_adapter(base, adapter, precision) as merged:
+    with open_adapter_merge(base, adapter, precision) as merged:
         merged.write(output, lambda: None)
     copy_settings(base, output, precision)
 
 
 @pytest.fixture
-def plan(tiny_model: Path, tmp_path: Path) -> Plan:
+def plan(tiny_model: Path, tmp_path: Path) -> GatePlan:
     """A merge that is right."""
     labeler = Labeler(tiny_model)
     candidate = Candidate(name="unquantised base", directory=tmp_path / "merged")
     save_tokenizer(tiny_model, tmp_path / "tokenizer", labeler)
-    made = Plan(
+    made = GatePlan(
         base=tiny_model,
         adapter=adapted(tiny_model, tmp_path / "adapter"),
         precision="FP32",
@@ -85,9 +85,9 @@ def plan(tiny_model: Path, tmp_path: Path) -> Plan:
     return made
 
 
-def found(plan: Plan, loss: float | None = None) -> list[str]:
+def found(plan: GatePlan, loss: float | None = None) -> list[str]:
     seen = examine(plan, plan.candidates[0])  # as the gate's process does
-    return faults_of(seen, loss, [Asked(prompt, "blue") for prompt in plan.prompts], 0)
+    return find_faults(seen, loss, [GatePrompt(prompt, "blue") for prompt in plan.prompts], 0)
 
 
 def change(directory: Path, edit: Callable[[dict[str, torch.Tensor]], object]) -> None:
@@ -96,9 +96,9 @@ def change(directory: Path, edit: Callable[[dict[str, torch.Tensor]], object]) -
     save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
 
 
-def test_a_right_merge_is_its_source_to_rounding(plan: Plan, tmp_path: Path) -> None:
+def test_a_right_merge_is_its_source_to_rounding(plan: GatePlan, tmp_path: Path) -> None:
     (seen,) = run_gate(plan, tmp_path, Reporter("u-1"), StopFlag())
-    assert faults_of(seen, seen.reference_loss, [], 0) == []
+    assert find_faults(seen, seen.reference_loss, [], 0) == []
     assert seen.tokens == sum(len([label for label in labels[1:] if label >= 0]) for _, labels in SAMPLES)
     assert seen.mean_kl is not None
     assert seen.mean_kl < 1e-6
@@ -106,36 +106,36 @@ def test_a_right_merge_is_its_source_to_rounding(plan: Plan, tmp_path: Path) -> 
     assert len(seen.answers) == 1
 
 
-def test_one_corrupted_weight_is_caught(plan: Plan, tmp_path: Path) -> None:
+def test_one_corrupted_weight_is_caught(plan: GatePlan, tmp_path: Path) -> None:
     name = "model.layers.0.mlp.up_proj.weight"
     change(plan.candidates[0].directory, lambda tensors: tensors[name].view(-1)[5].add_(0.01))
     assert found(plan) == [f"tensor {name} holds 1 values that base and training do not give"]
 
 
-def test_a_value_that_is_no_number_is_caught(plan: Plan, tmp_path: Path) -> None:
+def test_a_value_that_is_no_number_is_caught(plan: GatePlan, tmp_path: Path) -> None:
     name = "model.norm.weight"
     change(plan.candidates[0].directory, lambda tensors: tensors[name].view(-1)[5].fill_(float("nan")))
     assert found(plan) == ["tensor model.norm.weight holds values that are not finite"]
 
 
-def test_a_missing_tensor_is_caught(plan: Plan, tmp_path: Path) -> None:
+def test_a_missing_tensor_is_caught(plan: GatePlan, tmp_path: Path) -> None:
     change(plan.candidates[0].directory, lambda tensors: tensors.pop("model.layers.1.mlp.up_proj.weight"))
     assert found(plan) == ["tensor model.layers.1.mlp.up_proj.weight is missing"]
 
 
-def test_another_tokenizer_is_caught(plan: Plan, tmp_path: Path) -> None:
+def test_another_tokenizer_is_caught(plan: GatePlan, tmp_path: Path) -> None:
     file = plan.candidates[0].directory / "tokenizer.json"
     file.write_text(file.read_text("utf-8").replace("<|im_end|>", "<|im_stop|>"), encoding="utf-8")
     assert found(plan) == ["tokenizer.json is not the one that the training used"]
 
 
-def test_another_template_is_caught(plan: Plan, tmp_path: Path) -> None:
+def test_another_template_is_caught(plan: GatePlan, tmp_path: Path) -> None:
     file = plan.candidates[0].directory / "chat_template.jinja"
     file.write_text(file.read_text("utf-8") + "{{ 'Sure! ' }}", encoding="utf-8")
     assert found(plan) == ["chat_template.jinja is not the one that the training used"]
 
 
-def test_a_merge_into_another_base_is_caught(plan: Plan, tmp_path: Path) -> None:
+def test_a_merge_into_another_base_is_caught(plan: GatePlan, tmp_path: Path) -> None:
     other = make_tiny_model(tmp_path / "other", seed=8)
     assert plan.adapter
     merge(other, plan.adapter, plan.candidates[0].directory, "FP32")
@@ -144,26 +144,26 @@ def test_a_merge_into_another_base_is_caught(plan: Plan, tmp_path: Path) -> None
     assert all("values that base and training do not give" in fault for fault in faults)
 
 
-def test_a_merge_that_forgot_the_adapter_is_caught(tiny_model: Path, plan: Plan) -> None:
+def test_a_merge_that_forgot_the_adapter_is_caught(tiny_model: Path, plan: GatePlan) -> None:
     shutil.copyfile(tiny_model / "model.safetensors", plan.candidates[0].directory / "model.safetensors")
     assert [fault.split()[1].rpartition(".layers.")[2] for fault in found(plan)] == [
         f"{layer}.{module}.weight" for layer in (0, 1) for module in ("mlp.down_proj", "self_attn.q_proj")
     ]
 
 
-def test_what_the_library_alone_can_merge_is_judged_by_what_it_answers(plan: Plan) -> None:
+def test_what_the_library_alone_can_merge_is_judged_by_what_it_answers(plan: GatePlan) -> None:
     """Another model than its source: the files are in order, what it says is not."""
     directory = plan.candidates[0].directory
     change(directory, lambda tensors: tensors["model.norm.weight"].mul_(30))
     source, own = load_source(plan, plan.candidates[0], CPU), load_plain(directory, torch.float32, CPU)
     held_out = HeldOut([Encoded(ids, labels, len(ids)) for ids, labels in SAMPLES], lambda: None)
-    seen = compare("x", take(source, held_out), take(own, held_out), [])
-    told = " ".join(faults_of(seen, seen.reference_loss, [], 0))
+    seen = compare_logprobs("x", keep_logprobs(source, held_out), keep_logprobs(own, held_out), [])
+    told = " ".join(find_faults(seen, seen.reference_loss, [], 0))
     assert "its mean KL divergence from its source is" in told
     assert "its held-out loss is" in told
 
 
-def test_a_stop_ends_the_gate_before_its_libraries_are_loaded(plan: Plan, tmp_path: Path) -> None:
+def test_a_stop_ends_the_gate_before_its_libraries_are_loaded(plan: GatePlan, tmp_path: Path) -> None:
     stop = StopFlag()
     stop.set()
     with pytest.raises(Stopped):
@@ -171,7 +171,7 @@ def test_a_stop_ends_the_gate_before_its_libraries_are_loaded(plan: Plan, tmp_pa
 
 
 def test_where_one_model_does_not_fit_the_gate_is_not_run_and_says_how_much_it_takes(
-    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    plan: GatePlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("finetune_trainer.merging.gate.available_bytes", lambda: needed_bytes(plan) - 1)
     with pytest.raises(GateNotRun, match=r"takes 0\.7 GiB of memory, and .* free: raise resources\.limits\.memory"):
@@ -212,10 +212,10 @@ def test_a_conv1d_is_merged_the_way_it_is_stored_whatever_the_adapter_says_of_it
         torch.testing.assert_close(tensor, theirs[name], atol=1e-6, rtol=1e-5)
 
 
-def test_layers_are_quantised_also_where_the_files_leave_out_the_models_name(plan: Plan, tmp_path: Path) -> None:
+def test_layers_are_quantised_also_where_the_files_leave_out_the_models_name(plan: GatePlan, tmp_path: Path) -> None:
     model = load_quantised(plan.base, torch.float32, double_quant=True, device=CPU)
     layers = quantised_layers(model, Resolved(double_quant=True, precision="FP32"))
-    nf4 = nf4_of(
+    nf4 = find_nf4(
         plan.model_copy(update={"quantised": layers}), Candidate(name="x", directory=tmp_path, is_dequantised=True)
     )
     shutil.copytree(plan.base, tmp_path / "short")
@@ -224,8 +224,8 @@ def test_layers_are_quantised_also_where_the_files_leave_out_the_models_name(pla
     save_file(short, tmp_path / "short" / "model.safetensors", metadata={"format": "pt"})
     assert plan.adapter
     with (
-        merging_adapter(plan.base, plan.adapter, "FP32", nf4) as whole,
-        merging_adapter(tmp_path / "short", plan.adapter, "FP32", nf4) as cut,
+        open_adapter_merge(plan.base, plan.adapter, "FP32", nf4) as whole,
+        open_adapter_merge(tmp_path / "short", plan.adapter, "FP32", nf4) as cut,
     ):
         name = "layers.0.mlp.up_proj.weight"
         assert torch.equal(whole.tensor(f"model.{name}"), cut.tensor(name))
@@ -260,11 +260,11 @@ def test_qlora_is_judged_on_both_bases_each_against_its_own(make_bench: MakeBenc
     assert verify("s3://bucket/output", bench.storage) == []
 
 
-def test_the_dequantised_base_is_what_the_four_bit_layers_compute_with(tiny_model: Path, plan: Plan) -> None:
+def test_the_dequantised_base_is_what_the_four_bit_layers_compute_with(tiny_model: Path, plan: GatePlan) -> None:
     model = load_quantised(tiny_model, torch.float32, double_quant=True, device=CPU)
     layers = quantised_layers(model, Resolved(double_quant=True, precision="FP32"))
     dequantised = Candidate(name="x", directory=tiny_model, is_dequantised=True)
-    nf4 = nf4_of(plan.model_copy(update={"quantised": layers}), dequantised)
+    nf4 = find_nf4(plan.model_copy(update={"quantised": layers}), dequantised)
     assert nf4
     plain = load_plain(tiny_model, torch.float32, CPU)
     inputs = torch.tensor([SAMPLES[0][0]])

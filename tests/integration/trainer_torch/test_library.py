@@ -14,7 +14,13 @@ from finetune_trainer.errors import Stopped, TrainerError
 from finetune_trainer.evaluation.early_stopping import Plateau
 from finetune_trainer.evaluation.generate import answer_all
 from finetune_trainer.evaluation.history import History
-from finetune_trainer.models.loading import finalise, load_for_training, load_plain, load_tokenizer, trained_tensors
+from finetune_trainer.models.loading import (
+    complete_settings,
+    load_for_training,
+    load_plain,
+    load_tokenizer,
+    trained_tensors,
+)
 from finetune_trainer.monitoring.reporter import Reporter, work_beat
 from finetune_trainer.pipeline.train import restore_best
 from finetune_trainer.sigterm import StopFlag
@@ -53,7 +59,7 @@ def make_settings(method: str = "LoRA", **changes: Any) -> Resolved:
         lora_dropout=0.0,
         double_quant=True,
     )
-    return finalise(settings.model_copy(update=changes), CPU)
+    return complete_settings(settings.model_copy(update=changes), CPU)
 
 
 def make_trainer(tiny_model: Path, tmp_path: Path, settings: Resolved, samples: list[Encoded] = SAMPLES) -> RowTrainer:
@@ -140,9 +146,9 @@ def test_restored_weights_must_give_the_loss_that_they_were_kept_for(tiny_model:
     trainer = make_trainer(tiny_model, tmp_path, make_settings())
     watch, loss = trainer._watch, trainer.measure().loss
     save_trained(trainer.model, watch.best_weights)
-    watch.plateau.observe(1, loss)
+    watch.plateau.update(1, loss)
     assert restore_best(trainer, watch).loss == loss
-    watch.plateau.observe(2, loss / 2)
+    watch.plateau.update(2, loss / 2)
     with pytest.raises(TrainerError, match="restored best weights") as caught:
         restore_best(trainer, watch)
     assert caught.value.code is ExitCode.INTERNAL_ERROR

@@ -23,7 +23,7 @@ from finetune_api.objectives import Objective
 from finetune_api.status import Resolved
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.models.loading import load_for_training, trained_tensors
-from finetune_trainer.models.memory_estimate import LOSS_TOKENS, LOSS_WORDS, Memory, estimate, format_bytes
+from finetune_trainer.models.memory_estimate import LOSS_TOKENS, LOSS_WORDS, MemoryEstimate, estimate, format_bytes
 from finetune_trainer.models.shape import ModelShape, read_shape
 
 CPU = torch.device("cpu")
@@ -255,7 +255,7 @@ def test_the_loss_holds_one_tile_and_never_the_logits_of_a_batch(folders: dict[s
 def test_twice_the_length_takes_twice_the_activations() -> None:
     shape = ModelShape("llama", 100, 64, 256, 2, 4, 4, 16, True, {"model.layers.0.mlp.up_proj.weight": (256, 64)})
 
-    def memory(length: int) -> Memory:
+    def memory(length: int) -> MemoryEstimate:
         return estimate(shape, settings("Full", max_length=length, per_device_train_batch_size=1), Objective.CHAT)
 
     fixed = 2 * 2 * prod((256, 64)) // 2

@@ -16,7 +16,7 @@ from finetune_api.status import Resolved
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.evaluation.early_stopping import Plateau
 from finetune_trainer.evaluation.history import History
-from finetune_trainer.models.loading import finalise, load_for_training, load_tokenizer, trained_tensors
+from finetune_trainer.models.loading import complete_settings, load_for_training, load_tokenizer, trained_tensors
 from finetune_trainer.monitoring.reporter import Reporter
 from finetune_trainer.sigterm import StopFlag
 from finetune_trainer.tokenization.packing import EXACT_MODELS
@@ -160,7 +160,7 @@ def settings_for(method: str, *, packing: bool, batch: int = 2, **changes: Any) 
         double_quant=True,
         packing=packing,
     )
-    return finalise(settings.model_copy(update=changes), CPU)
+    return complete_settings(settings.model_copy(update=changes), CPU)
 
 
 def make_samples() -> list[Encoded]:

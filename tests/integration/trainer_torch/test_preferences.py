@@ -19,7 +19,7 @@ from finetune_trainer.errors import Stopped, TrainerError
 from finetune_trainer.evaluation.early_stopping import Plateau
 from finetune_trainer.evaluation.history import History
 from finetune_trainer.models.adapter_output import continue_adapter, save_adapter
-from finetune_trainer.models.loading import finalise, load_for_training, load_tokenizer, trained_tensors
+from finetune_trainer.models.loading import complete_settings, load_for_training, load_tokenizer, trained_tensors
 from finetune_trainer.models.memory_estimate import micro_batches
 from finetune_trainer.monitoring.reporter import Reporter
 from finetune_trainer.pipeline.inputs import as_text
@@ -67,7 +67,7 @@ def make_settings(method: str = "LoRA", **changes: Any) -> Resolved:
         desirable_weight=1.0,
         undesirable_weight=1.0,
     )
-    return finalise(settings.model_copy(update=changes), CPU)
+    return complete_settings(settings.model_copy(update=changes), CPU)
 
 
 def make_watch(directory: Path) -> Watch:

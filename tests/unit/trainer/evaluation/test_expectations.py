@@ -5,7 +5,7 @@ import pytest
 from finetune_api.evaluation import Gate, Prompt
 from finetune_api.handoff import ExitCode
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.evaluation.expectations import Expected, unmet
+from finetune_trainer.evaluation.expectations import Expectations, find_unmet
 from finetune_trainer.evaluation.measurements import Measured
 from finetune_trainer.evaluation.run_record import Answer
 
@@ -13,26 +13,26 @@ PROMPTS = [Prompt(prompt="a?", expected="(?i)paris"), Prompt(prompt="b?")]
 
 
 def test_a_pattern_is_searched_in_the_answer_and_an_absent_one_says_nothing() -> None:
-    expected = Expected(PROMPTS)
-    assert [expected.holds(0, "It is Paris."), expected.holds(0, "Rome"), expected.holds(1, "Rome")] == [
+    expected = Expectations(PROMPTS)
+    assert [expected.is_met(0, "It is Paris."), expected.is_met(0, "Rome"), expected.is_met(1, "Rome")] == [
         True, False, None,
     ]  # fmt: skip
-    assert expected.holds_each(0, ["paris", "rome"]) == [True, False]
-    assert expected.holds_each(1, ["paris", "rome"]) == []
+    assert expected.are_met(0, ["paris", "rome"]) == [True, False]
+    assert expected.are_met(1, ["paris", "rome"]) == []
 
 
 def test_a_pattern_that_cannot_be_read_is_refused_by_its_field() -> None:
     with pytest.raises(TrainerError, match=r"evaluation\.prompts\[0\]\.expected is no regular expression") as caught:
-        Expected([Prompt(prompt="a?", expected="(")])
+        Expectations([Prompt(prompt="a?", expected="(")])
     assert caught.value.code is ExitCode.INVALID_CONFIG
 
 
 def test_a_pattern_without_end_counts_as_not_found() -> None:
-    assert Expected([Prompt(prompt="a?", expected="^(a+)+$")]).holds(0, "a" * 40 + "b") is False
+    assert Expectations([Prompt(prompt="a?", expected="^(a+)+$")]).is_met(0, "a" * 40 + "b") is False
 
 
 def test_without_a_gate_everything_is_met() -> None:
-    assert unmet(None, None, None, []) == []
+    assert find_unmet(None, None, None, []) == []
 
 
 @pytest.mark.parametrize(
@@ -45,16 +45,16 @@ def test_without_a_gate_everything_is_met() -> None:
 )
 def test_what_is_not_reached_is_told_with_the_figures(gate: Gate, told: str) -> None:
     answers = [Answer("a?", "", "", is_expected=True), Answer("b?", "", "", is_expected=False)]
-    assert unmet(gate, Measured(1.5, 10), Measured(1.5, 10), answers) == [told]
+    assert find_unmet(gate, Measured(1.5, 10), Measured(1.5, 10), answers) == [told]
 
 
 def test_what_is_reached_is_met() -> None:
     gate = Gate(max_eval_loss=1.5, must_improve=True, must_match_expected=True)
-    assert unmet(gate, Measured(1.6, 10), Measured(1.5, 10), [Answer("a?", "", "", is_expected=True)]) == []
+    assert find_unmet(gate, Measured(1.6, 10), Measured(1.5, 10), [Answer("a?", "", "", is_expected=True)]) == []
 
 
 def test_a_loss_that_nobody_measured_meets_nothing() -> None:
-    assert unmet(Gate(max_eval_loss=9.0, must_improve=True), None, None, []) == [
+    assert find_unmet(Gate(max_eval_loss=9.0, must_improve=True), None, None, []) == [
         "the evaluation loss is unknown, above maxEvalLoss 9",
         "the evaluation loss did not fall (unknown before, unknown after)",
     ]

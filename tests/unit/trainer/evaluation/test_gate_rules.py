@@ -5,14 +5,14 @@ from dataclasses import replace
 
 import pytest
 
-from finetune_trainer.evaluation.gate_rules import Asked, Observation, choose, faults_of, is_loop
-from finetune_trainer.merging.gate_messages import Answer
+from finetune_trainer.evaluation.gate_rules import GatePrompt, ValidationResult, choose_candidate, find_faults, is_loop
+from finetune_trainer.merging.gate_messages import GateReply
 
-GOOD = Observation("unquantised base", [], 2.0, 2.0, 0.001, 0.98, 0.995, 0.1, 2048, ["yes"])
+GOOD = ValidationResult("unquantised base", [], 2.0, 2.0, 0.001, 0.98, 0.995, 0.1, 2048, ["yes"])
 
 
-def faults(seen: Observation, trained_loss: float | None = 2.0, *asked: Asked) -> list[str]:
-    return faults_of(seen, trained_loss, asked, 0)
+def faults(seen: ValidationResult, trained_loss: float | None = 2.0, *asked: GatePrompt) -> list[str]:
+    return find_faults(seen, trained_loss, asked, 0)
 
 
 def test_a_good_full_model_has_no_fault() -> None:
@@ -39,8 +39,8 @@ def test_each_rule_names_figure_and_limit(changes: dict[str, float], told: str) 
 
 
 def test_figures_that_are_no_numbers_are_faults_also_after_json() -> None:
-    seen = Answer(observations=[replace(GOOD, mean_kl=math.nan, loss=math.inf)])
-    (read,) = Answer.model_validate_json(seen.model_dump_json()).observations
+    seen = GateReply(results=[replace(GOOD, mean_kl=math.nan, loss=math.inf)])
+    (read,) = GateReply.model_validate_json(seen.model_dump_json()).results
     assert [fault.split(" is ")[1].split(",")[0] for fault in faults(read)] == ["no number nats", "no number"]
 
 
@@ -49,25 +49,25 @@ def test_without_the_trained_models_loss_that_of_the_source_counts() -> None:
 
 
 def test_faults_of_the_files_are_all_that_is_told() -> None:
-    assert faults(Observation("unquantised base", ["tensor w is missing"])) == ["tensor w is missing"]
+    assert faults(ValidationResult("unquantised base", ["tensor w is missing"])) == ["tensor w is missing"]
 
 
 def test_an_answer_that_loops_counts_where_the_trained_models_does_not() -> None:
     loop = replace(GOOD, answers=["It is " + "very " * 12])
-    assert faults(loop, 2.0, Asked("a?", "It is."))[0].startswith("its answer to prompt 1 repeats itself")
-    assert faults(loop, 2.0, Asked("a?", "It is " + "so " * 12)) == []
+    assert faults(loop, 2.0, GatePrompt("a?", "It is."))[0].startswith("its answer to prompt 1 repeats itself")
+    assert faults(loop, 2.0, GatePrompt("a?", "It is " + "so " * 12)) == []
 
 
 def test_what_is_expected_counts_where_the_trained_model_meets_it() -> None:
-    assert "lacks what is expected" in faults(GOOD, 2.0, Asked("a?", "yes", [True, False]))[0]
-    assert faults(GOOD, 2.0, Asked("a?", "no", [False, False])) == []
-    assert faults(GOOD, 2.0, Asked("a?", "yes", [True, True])) == []
+    assert "lacks what is expected" in faults(GOOD, 2.0, GatePrompt("a?", "yes", [True, False]))[0]
+    assert faults(GOOD, 2.0, GatePrompt("a?", "no", [False, False])) == []
+    assert faults(GOOD, 2.0, GatePrompt("a?", "yes", [True, True])) == []
 
 
 def test_each_candidate_is_judged_by_its_own_answer() -> None:
-    asked = [Asked("a?", "yes", [True, True, False])]
-    assert faults_of(GOOD, 2.0, asked, 0) == []
-    assert faults_of(GOOD, 2.0, asked, 1) == [
+    asked = [GatePrompt("a?", "yes", [True, True, False])]
+    assert find_faults(GOOD, 2.0, asked, 0) == []
+    assert find_faults(GOOD, 2.0, asked, 1) == [
         "its answer to prompt 1 lacks what is expected, the trained model's holds it"
     ]
 
@@ -84,6 +84,6 @@ def test_a_piece_that_comes_again_and_again_at_the_end_is_a_loop(answer: str) ->
 
 def test_of_two_that_pass_the_lower_loss_is_chosen_and_of_none_nothing() -> None:
     lower = replace(GOOD, name="dequantised base", loss=1.9)
-    assert choose([GOOD, lower], [[], []]) == lower
-    assert choose([GOOD, lower], [[], ["x"]]) == GOOD
-    assert choose([GOOD, lower], [["x"], ["x"]]) is None
+    assert choose_candidate([GOOD, lower], [[], []]) == lower
+    assert choose_candidate([GOOD, lower], [[], ["x"]]) == GOOD
+    assert choose_candidate([GOOD, lower], [["x"], ["x"]]) is None

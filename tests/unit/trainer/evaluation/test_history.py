@@ -23,10 +23,10 @@ def test_what_was_resumed_and_from_where_goes_from_run_to_run(tmp_path: Path) ->
     history.add_evaluation(0, Measured(3.0, 10))
     history.add_step(TrainPoint(1, 0.5, 2.5, 1e-4, None, 100.0, 0.1))
     second = History(tmp_path / "second.jsonl")
-    second.take_over(history.path)
+    second.load(history.path)
     second.add_step(TrainPoint(2, 1.0, 2.5, 1e-4, None, 100.0, 0.1))
     third = History(tmp_path / "third.jsonl")
-    third.take_over(second.path)
+    third.load(second.path)
     assert (history.resumed_from, second.resumed_from, third.resumed_from) == ([], [1], [1, 2])
     assert [point.step for point in third.train] == [1, 2]
     assert third.baseline() == Measured(3.0, 10)

@@ -10,7 +10,14 @@ from finetune_api.handoff import ExitCode
 from finetune_api.objectives import Objective
 from finetune_api.status import Resolved
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.models.memory_estimate import GIB, Memory, estimate, format_bytes, share_out, weight_bytes
+from finetune_trainer.models.memory_estimate import (
+    GIB,
+    MemoryEstimate,
+    estimate,
+    format_bytes,
+    share_batch,
+    weight_bytes,
+)
 from finetune_trainer.models.shape import ModelShape, read_shape
 
 
@@ -87,14 +94,14 @@ def test_a_step_keeps_its_rows_whatever_the_number_of_processes(
     micro: int, accumulation: int, whole: int, ranks: int, shared: tuple[int, int]
 ) -> None:
     batch = {"per_device_train_batch_size": micro, "gradient_accumulation_steps": accumulation}
-    found = share_out(settings(**batch, global_batch_size=whole), ranks)
+    found = share_batch(settings(**batch, global_batch_size=whole), ranks)
     assert (found.per_device_train_batch_size, found.gradient_accumulation_steps) == shared
     assert found.global_batch_size == whole
 
 
 def test_a_step_that_cannot_be_shared_evenly_is_refused_with_both_numbers() -> None:
     with pytest.raises(TrainerError, match="a step has 16 rows, which 3 processes cannot share evenly") as caught:
-        share_out(settings(per_device_train_batch_size=2, gradient_accumulation_steps=8), 3)
+        share_batch(settings(per_device_train_batch_size=2, gradient_accumulation_steps=8), 3)
     assert caught.value.code is ExitCode.INVALID_CONFIG
 
 
@@ -191,7 +198,7 @@ def test_a_configuration_without_sizes_gives_no_shape() -> None:
 
 
 def test_the_parts_are_named_largest_first() -> None:
-    memory = Memory(5 * GIB, 0, GIB // 4, 0, 7 * GIB, 0, 0, 0, 0)
+    memory = MemoryEstimate(5 * GIB, 0, GIB // 4, 0, 7 * GIB, 0, 0, 0, 0)
     assert str(memory) == "activations 7.0 GiB, weights 5.0 GiB, reserve 1.0 GiB, gradients 0.2 GiB"
     assert memory.total == 13 * GIB + GIB // 4
     assert format_bytes(3 << 20) == "3 MiB"

@@ -8,7 +8,7 @@ from report_record import ALL_HOSTILE, make_run
 from finetune_api.handoff import JobConfig
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import DatasetStatus, EarlyStoppingStatus, Resolved
-from finetune_trainer.evaluation.gate_rules import MergeCheck, Observation
+from finetune_trainer.evaluation.gate_rules import MergeCheck, ValidationResult
 from finetune_trainer.evaluation.history import History
 from finetune_trainer.evaluation.measurements import Measured, TrainPoint
 from finetune_trainer.evaluation.run_record import Answer, Machine, RunRecord, SampleStats
@@ -166,8 +166,8 @@ def test_early_stopping_gives_its_reason(tmp_path: Path) -> None:
 
 
 def test_the_full_model_comes_with_its_comparison(tmp_path: Path) -> None:
-    good = Observation("dequantised base", [], 2.41, 2.4, 0.0012, 0.991, 0.998, 0.2, 512)
-    bad = Observation("unquantised base", [], 2.93, 2.9, 0.0013, 0.99, 0.997, 0.2, 512)
+    good = ValidationResult("dequantised base", [], 2.41, 2.4, 0.0012, 0.991, 0.998, 0.2, 512)
+    bad = ValidationResult("unquantised base", [], 2.93, 2.9, 0.0013, 0.99, 0.997, 0.2, 512)
     merge = MergeCheck("BF16", 2.4, [bad, good], [["its held-out loss is 2.93"], []], good)
     report = written(make_record(tmp_path, merge=merge), tmp_path)
     table = [[cell.strip() for cell in line.split("|")[1:-1]] for line in report.splitlines() if " base " in line]
@@ -178,7 +178,7 @@ def test_the_full_model_comes_with_its_comparison(tmp_path: Path) -> None:
 
 
 def test_a_withheld_full_model_is_said_and_not_served(tmp_path: Path) -> None:
-    merge = MergeCheck("FP16", 2.4, [Observation("unquantised base", ["x"])], [["tensor w is not finite"]], None)
+    merge = MergeCheck("FP16", 2.4, [ValidationResult("unquantised base", ["x"])], [["tensor w is not finite"]], None)
     report = written(make_record(tmp_path, merge=merge), tmp_path)
     assert "**There is no `merged/`**: the full model in FP16 is withheld: tensor w is not finite. " in report
     assert "Set output.merge to BF16 or FP32" in report

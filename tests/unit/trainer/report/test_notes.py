@@ -1,5 +1,5 @@
 from finetune_trainer.evaluation.run_record import BaseFacts, Licence
-from finetune_trainer.report.notes import licence_note, notes, story
+from finetune_trainer.report.notes import build_notes, describe_resumes, licence_note
 
 
 def test_an_unknown_licence_is_said_to_be_unknown() -> None:
@@ -16,17 +16,17 @@ def test_a_stated_licence_is_told_in_the_words_of_the_card() -> None:
 
 def test_a_template_that_had_to_be_made_is_told_where_one_is_used() -> None:
     facts = BaseFacts(is_template_made=True)
-    assert any("no chat template" in note for note in notes(facts, [], 1, uses_template=True))
-    assert not any("no chat template" in note for note in notes(facts, [], 1, uses_template=False))
+    assert any("no chat template" in note for note in build_notes(facts, [], 1, uses_template=True))
+    assert not any("no chat template" in note for note in build_notes(facts, [], 1, uses_template=False))
 
 
 def test_prompts_longer_than_the_context_are_told_by_number() -> None:
     facts = BaseFacts(context_length=100, prompt_tokens=(10, 101, 100))
-    (told,) = [note for note in notes(facts, [], 1, uses_template=True) if "context of 100" in note]
+    (told,) = [note for note in build_notes(facts, [], 1, uses_template=True) if "context of 100" in note]
     assert "number 2 (101) has more tokens" in told
 
 
 def test_the_run_tells_how_often_it_was_resumed_and_where() -> None:
-    assert "ran **in one go**" in story([], 1)
-    assert "**resumed once**, from step 40. This was attempt 2 of the job." in story([40], 2)
-    assert "**resumed 3 times**, from steps 40, 40 and 80." in story([40, 40, 80], 1)
+    assert "ran **in one go**" in describe_resumes([], 1)
+    assert "**resumed once**, from step 40. This was attempt 2 of the job." in describe_resumes([40], 2)
+    assert "**resumed 3 times**, from steps 40, 40 and 80." in describe_resumes([40, 40, 80], 1)

@@ -38,13 +38,13 @@ def test_the_token_that_ends_an_answer_is_neither_counted_nor_shown() -> None:
         seen.extend(completions)
         return by_length(completions)
 
-    rollouts(scorer).write(SAMPLES, [[97, 98, END], [99, 100]])
+    rollouts(scorer).score_answers(SAMPLES, [[97, 98, END], [99, 100]])
     assert [(one.text, one.tokens, one.ended) for one in seen] == [("ab", 2, True), ("cd", 2, False)]
     assert [one.prompt[0]["content"] for one in seen] == ["one", "two"]
 
 
 def test_an_empty_answer_is_one_of_no_tokens() -> None:
-    (written,) = rollouts(by_length).write(SAMPLES[:1], [[END]])
+    (written,) = rollouts(by_length).score_answers(SAMPLES[:1], [[END]])
     assert (written.text, written.tokens, written.ended, written.reward) == ("", 0, True, 0.0)
 
 
@@ -68,5 +68,5 @@ def test_groups_whose_answers_differ_in_reward_are_counted() -> None:
 @pytest.mark.parametrize("reward", [math.nan, math.inf, -math.inf])
 def test_a_reward_that_is_no_number_ends_the_run(reward: float) -> None:
     with pytest.raises(TrainerError, match="reward is not finite") as caught:
-        rollouts(lambda completions: [reward] * len(completions)).write(SAMPLES[:1], [[97]])
+        rollouts(lambda completions: [reward] * len(completions)).score_answers(SAMPLES[:1], [[97]])
     assert caught.value.code is ExitCode.DIVERGED

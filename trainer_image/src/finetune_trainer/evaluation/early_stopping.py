@@ -18,7 +18,7 @@ class Plateau:
     _reference: float = math.inf
     _seen: int = 0
 
-    def observe(self, step: int, loss: float) -> bool:
+    def update(self, step: int, loss: float) -> bool:
         """Takes in an evaluation; returns whether it is the lowest so far. A fall of `min_delta` renews patience."""
         self._seen += 1
         if loss < self._reference - self.min_delta:

@@ -16,7 +16,7 @@ from finetune_trainer.evaluation.run_record import Answer
 logger = logging.getLogger(__name__)
 
 
-class Expected:
+class Expectations:
     """The patterns of a job's prompts; raises InvalidConfig where one cannot be read."""
 
     def __init__(self, prompts: Sequence[Prompt]) -> None:
@@ -25,13 +25,13 @@ class Expected:
             for at, prompt in enumerate(prompts)
         ]
 
-    def holds(self, at: int, answer: str) -> bool | None:
+    def is_met(self, at: int, answer: str) -> bool | None:
         """Whether an answer to that prompt holds what is expected; None where nothing is."""
         pattern = self._patterns[at] if at < len(self._patterns) else None
         if pattern is None:
             return None
         try:
-            return is_in(pattern, answer)
+            return is_found(pattern, answer)
         except TimeoutError:
             logger.warning(
                 "evaluation.prompts[%d].expected takes more than %s s in an answer, which counts as not found",
@@ -40,12 +40,14 @@ class Expected:
             )
             return False
 
-    def holds_each(self, at: int, answers: Sequence[str]) -> list[bool]:
+    def are_met(self, at: int, answers: Sequence[str]) -> list[bool]:
         """The same of several answers; empty where nothing is expected."""
-        return [bool(self.holds(at, answer)) for answer in answers] if self.holds(at, "") is not None else []
+        return [bool(self.is_met(at, answer)) for answer in answers] if self.is_met(at, "") is not None else []
 
 
-def unmet(gate: Gate | None, baseline: Measured | None, final: Measured | None, answers: Sequence[Answer]) -> list[str]:
+def find_unmet(
+    gate: Gate | None, baseline: Measured | None, final: Measured | None, answers: Sequence[Answer]
+) -> list[str]:
     """What the tuned model does not reach of what `evaluation.gate` asks, each with the figures."""
     if gate is None:
         return []
@@ -79,6 +81,6 @@ def compile_pattern(pattern: str, name: str) -> "regex.Pattern[str]":
         raise TrainerError(ExitCode.INVALID_CONFIG, f"{name} is no regular expression: {error}") from error
 
 
-def is_in(pattern: "regex.Pattern[str]", text: str) -> bool:
+def is_found(pattern: "regex.Pattern[str]", text: str) -> bool:
     """Whether it is found; raises TimeoutError."""
     return pattern.search(text, timeout=PATTERN_SECONDS) is not None

@@ -32,7 +32,7 @@ class GateResult(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Observation:
+class ValidationResult:
     """A full model, read back, beside what it was made from; both in its number format, on the same held-out tokens."""
 
     name: str
@@ -58,10 +58,10 @@ class MergeCheck:
     precision: str
     trained_loss: float | None
     """Of the model as trained, on the tokens that the candidates are judged on."""
-    candidates: list[Observation]
+    candidates: list[ValidationResult]
     faults: list[list[str]]
     """Why a candidate may not be published, for each of them."""
-    chosen: Observation | None
+    chosen: ValidationResult | None
     not_run: str = ""
     """Why the gate could not judge."""
     seconds: float = 0.0
@@ -86,7 +86,7 @@ class MergeCheck:
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class GatePrompt:
     """A question, what the trained model answers, and the pattern that an answer is to hold."""
 
     prompt: str
@@ -95,7 +95,7 @@ class Asked:
     """Whether the trained model's answer holds it, then each candidate's; empty where nothing is expected."""
 
 
-def faults_of(seen: Observation, trained_loss: float | None, asked: Sequence[Asked], at: int) -> list[str]:
+def find_faults(seen: ValidationResult, trained_loss: float | None, asked: Sequence[GatePrompt], at: int) -> list[str]:
     """Why the full model may not be published: nothing, if it may. `at` is its place among the candidates."""
     if seen.faults:
         return list(seen.faults)
@@ -126,7 +126,7 @@ def largest_loss(trained_loss: float | None) -> float | None:
     return None if trained_loss is None else trained_loss * LOSS_FACTOR + LOSS_ALLOWANCE
 
 
-def _faults_of_answers(answers: Sequence[str], asked: Sequence[Asked], at: int) -> list[str]:
+def _faults_of_answers(answers: Sequence[str], asked: Sequence[GatePrompt], at: int) -> list[str]:
     found = []
     for number, (answer, question) in enumerate(zip(answers, asked, strict=False), 1):
         if is_loop(answer) and not is_loop(question.tuned):
@@ -142,13 +142,13 @@ def is_loop(answer: str) -> bool:
     return loop is not None and len(loop.group(0)) >= LOOP_CHARACTERS
 
 
-def choose(seen: Sequence[Observation], faults: Sequence[Sequence[str]]) -> Observation | None:
+def choose_candidate(seen: Sequence[ValidationResult], faults: Sequence[Sequence[str]]) -> ValidationResult | None:
     """Of the candidates without a fault the one with the lower held-out loss."""
     good = [one for one, its in zip(seen, faults, strict=True) if not its]
     return min(good, key=lambda one: one.loss if one.loss is not None else float("inf"), default=None)
 
 
-def as_json(one: Observation, faults: Sequence[str]) -> dict[str, Any]:
+def as_json(one: ValidationResult, faults: Sequence[str]) -> dict[str, Any]:
     """The candidate as `validation.json` tells of it."""
     known = {key: value for key, value in asdict(one).items() if value is not None and key != "faults"}
     return known | {"faults": list(faults)}

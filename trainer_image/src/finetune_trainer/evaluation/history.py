@@ -24,7 +24,7 @@ class History:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.path.write_text("", encoding="utf-8")
 
-    def take_over(self, path: Path) -> None:
+    def load(self, path: Path) -> None:
         """Goes on from the lines that an earlier run left."""
         text = path.read_text(encoding="utf-8")
         self.path.write_text(text, encoding="utf-8")
@@ -68,7 +68,7 @@ class History:
         self.final_reward = point
         self._append("final", asdict(point))
 
-    def evaluations_of_training(self) -> list[EvalPoint]:
+    def training_evaluations(self) -> list[EvalPoint]:
         """The evaluations after step 0."""
         return [point for point in self.evaluations if point.step > 0]
 

@@ -25,7 +25,7 @@ class HeldOut:
 
 
 @dataclass(frozen=True)
-class Seen:
+class RowLogprobs:
     """One row: log-probabilities in FP32 (tokens by vocabulary) and the right tokens."""
 
     log_probs: torch.Tensor
@@ -37,7 +37,9 @@ class Seen:
         return float(-self.log_probs.gather(1, self.labels[:, None]).double().sum())
 
 
-def observe(model: PreTrainedModel | PeftModel, held_out: HeldOut, tokens: int = LOSS_TOKENS) -> Iterator[Seen]:
+def iterate_logprobs(
+    model: PreTrainedModel | PeftModel, held_out: HeldOut, tokens: int = LOSS_TOKENS
+) -> Iterator[RowLogprobs]:
     """Row after row, until that many trained tokens are seen; on the CPU, whatever the model is on."""
     model.eval()
     remaining = tokens
@@ -49,13 +51,15 @@ def observe(model: PreTrainedModel | PeftModel, held_out: HeldOut, tokens: int =
         positions = (targets >= 0).nonzero()[:remaining, 0]
         if len(positions):
             remaining -= len(positions)
-            yield Seen(_logits(model, sample.input_ids, positions).float().log_softmax(-1).cpu(), targets[positions])
+            yield RowLogprobs(
+                _logits(model, sample.input_ids, positions).float().log_softmax(-1).cpu(), targets[positions]
+            )
 
 
 def mean_loss(model: PreTrainedModel | PeftModel, held_out: HeldOut) -> float:
     """Mean loss on these tokens, in nats."""
     nats, tokens = 0.0, 0
-    for seen in observe(model, held_out):
+    for seen in iterate_logprobs(model, held_out):
         nats += seen.nats
         tokens += len(seen.labels)
     return nats / max(tokens, 1)

@@ -14,9 +14,9 @@ import torch
 
 from finetune_api.handoff import ExitCode
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.evaluation.gate_rules import Observation
+from finetune_trainer.evaluation.gate_rules import ValidationResult
 from finetune_trainer.evaluation.logprobs import COMPARED_TOKENS
-from finetune_trainer.merging.gate_messages import OUT_OF_MEMORY, Answer, Plan
+from finetune_trainer.merging.gate_messages import OUT_OF_MEMORY, GatePlan, GateReply
 from finetune_trainer.models.loading import DTYPES
 from finetune_trainer.models.tensor_files import total_bytes
 from finetune_trainer.monitoring.reporter import Reporter
@@ -37,7 +37,7 @@ class GateNotRun(Exception):  # noqa: N818 - what happened, said in the report
     """The gate cannot judge here, and why."""
 
 
-def run_gate(plan: Plan, workspace: Path, reporter: Reporter, stop: StopFlag) -> list[Observation]:
+def run_gate(plan: GatePlan, workspace: Path, reporter: Reporter, stop: StopFlag) -> list[ValidationResult]:
     """What the gate's process saw of each candidate; raises GateNotRun. What is short on a GPU is tried on the CPU."""
     needed = require_memory(plan)
     code, answer, told = KILLED, workspace / "gate-answer.json", ""
@@ -51,10 +51,10 @@ def run_gate(plan: Plan, workspace: Path, reporter: Reporter, stop: StopFlag) ->
         logger.error("the gate's process ended with %s:\n%s", code, told)
         last = told.splitlines()[-1] if told else f"exit code {code}"
         raise TrainerError(ExitCode.INTERNAL_ERROR, f"the gate's process failed: {last[:400]}")
-    return Answer.model_validate_json(answer.read_bytes()).observations
+    return GateReply.model_validate_json(answer.read_bytes()).results
 
 
-def require_memory(plan: Plan) -> int:
+def require_memory(plan: GatePlan) -> int:
     """How many bytes one model takes at a time; raises GateNotRun where they are not free."""
     needed, free = needed_bytes(plan), available_bytes()
     if needed > free:
@@ -65,7 +65,7 @@ def require_memory(plan: Plan) -> int:
     return needed
 
 
-def _ask(plan: Plan, workspace: Path, answer: Path, reporter: Reporter, *, stop: StopFlag) -> tuple[int, str]:
+def _ask(plan: GatePlan, workspace: Path, answer: Path, reporter: Reporter, *, stop: StopFlag) -> tuple[int, str]:
     """Exit code and last words of the process."""
     question = workspace / "gate.json"
     question.write_text(plan.model_dump_json(), encoding="utf-8")
@@ -77,7 +77,7 @@ def _ask(plan: Plan, workspace: Path, answer: Path, reporter: Reporter, *, stop:
         return code, errors.read()[-4000:].decode("utf-8", "replace").strip()
 
 
-def needed_bytes(plan: Plan) -> int:
+def needed_bytes(plan: GatePlan) -> int:
     """The larger of the models that are loaded one after the other, and what is kept of the first."""
     width = DTYPES[plan.precision].itemsize
     source = total_bytes(plan.base, DTYPES["FP32"].itemsize if plan.adapter is None else width)

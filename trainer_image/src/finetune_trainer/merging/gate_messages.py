@@ -4,7 +4,7 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from finetune_trainer.evaluation.gate_rules import Observation
+from finetune_trainer.evaluation.gate_rules import ValidationResult
 from finetune_trainer.models.quantised import Quantised
 
 OUT_OF_MEMORY = 12
@@ -19,7 +19,7 @@ class Candidate(BaseModel):
     is_dequantised: bool = False
 
 
-class Plan(BaseModel):
+class GatePlan(BaseModel):
     """What to load and to compare; `adapter` or, of a fully tuned model, `weights` is what was trained."""
 
     base: Path
@@ -38,7 +38,7 @@ class Plan(BaseModel):
     device: str
 
 
-class Answer(BaseModel):
+class GateReply(BaseModel):
     """One observation of each candidate, in order."""
 
-    observations: list[Observation]
+    results: list[ValidationResult]

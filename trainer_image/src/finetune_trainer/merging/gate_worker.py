@@ -15,11 +15,11 @@ from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.evaluation.gate_rules import CLEAR_MARGIN, Observation
+from finetune_trainer.evaluation.gate_rules import CLEAR_MARGIN, ValidationResult
 from finetune_trainer.evaluation.generate import answer_all
-from finetune_trainer.evaluation.logprobs import COMPARED_TOKENS, HeldOut, Seen, observe
-from finetune_trainer.merging.gate_messages import OUT_OF_MEMORY, Answer, Candidate, Plan
-from finetune_trainer.merging.merge import Merge, Nf4, Unmapped, merging_adapter, merging_full
+from finetune_trainer.evaluation.logprobs import COMPARED_TOKENS, HeldOut, RowLogprobs, iterate_logprobs
+from finetune_trainer.merging.gate_messages import OUT_OF_MEMORY, Candidate, GatePlan, GateReply
+from finetune_trainer.merging.merge import Merge, Nf4, Unmapped, open_adapter_merge, open_full_merge
 from finetune_trainer.models.loading import DTYPES, load_plain
 from finetune_trainer.models.tensor_files import TensorFiles
 from finetune_trainer.storage.protocol import sha256_file
@@ -29,24 +29,24 @@ from finetune_trainer.tokenization.samples import Encoded
 STORED = {"FP32": "F32", "BF16": "BF16", "FP16": "F16"}
 
 
-def examine(plan: Plan, candidate: Candidate) -> Observation:
+def examine(plan: GatePlan, candidate: Candidate) -> ValidationResult:
     """What is wrong with a candidate's files, or how it compares with what it was made from."""
-    faults = check_files(plan, candidate)
+    faults = find_file_faults(plan, candidate)
     if faults:
-        return Observation(candidate.name, faults)
-    held_out = HeldOut([Encoded(ids, labels, len(ids)) for ids, labels in plan.samples], tell)
+        return ValidationResult(candidate.name, faults)
+    held_out = HeldOut([Encoded(ids, labels, len(ids)) for ids, labels in plan.samples], signal_progress)
     device = torch.device(plan.device)
-    reference = take(load_source(plan, candidate, device), held_out)
-    free()
+    reference = keep_logprobs(load_source(plan, candidate, device), held_out)
+    free_memory()
     try:
         model = load_plain(candidate.directory, DTYPES[plan.precision], device)
     except TrainerError as error:
-        return Observation(candidate.name, [error.message])
-    answers = ask(plan, candidate.directory, model)
-    return compare(candidate.name, reference, take(model, held_out), answers)
+        return ValidationResult(candidate.name, [error.message])
+    answers = answer_prompts(plan, candidate.directory, model)
+    return compare_logprobs(candidate.name, reference, keep_logprobs(model, held_out), answers)
 
 
-def check_files(plan: Plan, candidate: Candidate) -> list[str]:
+def find_file_faults(plan: GatePlan, candidate: Candidate) -> list[str]:
     """Tokenizer and templates as the training used them; every tensor as base and training give it."""
     directory, faults = candidate.directory, []
     for path, digest in plan.tokenizer_sha256.items():
@@ -56,22 +56,22 @@ def check_files(plan: Plan, candidate: Candidate) -> list[str]:
         elif sha256_file(file) != digest:
             faults.append(f"{path} is not the one that the training used")
     try:
-        with merging(plan, candidate) as merge, TensorFiles.of_folder(directory) as own:
-            faults += check_tensors(merge, own)
+        with open_merge(plan, candidate) as merge, TensorFiles.of_folder(directory) as own:
+            faults += find_tensor_faults(merge, own)
     except Unmapped:
         with TensorFiles.of_folder(directory) as own:
-            faults += check_values(own, STORED[plan.precision])
+            faults += find_value_faults(own, STORED[plan.precision])
     return faults[:8]
 
 
-def check_tensors(merge: Merge, own: TensorFiles) -> list[str]:
+def find_tensor_faults(merge: Merge, own: TensorFiles) -> list[str]:
     """Every tensor is there, and holds what base and training give, to the bit."""
     faults = [f"tensor {name} is missing" for name in merge.names if name not in own.headers]
     faults += [f"tensor {name} belongs to no layer" for name in own.headers if name not in merge.names]
     if not faults:
-        faults = check_values(own, STORED[merge.precision])
+        faults = find_value_faults(own, STORED[merge.precision])
     for name in merge.names if not faults else ():
-        tell()
+        signal_progress()
         expected, found = merge.tensor(name), own.read(name)
         if expected.shape != found.shape:
             faults.append(f"tensor {name} has shape {tuple(found.shape)} instead of {tuple(expected.shape)}")
@@ -81,11 +81,11 @@ def check_tensors(merge: Merge, own: TensorFiles) -> list[str]:
     return faults
 
 
-def check_values(own: TensorFiles, dtype: str) -> list[str]:
+def find_value_faults(own: TensorFiles, dtype: str) -> list[str]:
     """The weights are in the number format that was asked for, and finite."""
     faults = []
     for name, header in own.headers.items():
-        tell()
+        signal_progress()
         if header.is_floating and header.dtype != dtype:
             faults.append(f"tensor {name} is in {header.dtype} instead of {dtype}")
         elif header.is_floating and not torch.isfinite(own.read(name)).all():
@@ -93,53 +93,55 @@ def check_values(own: TensorFiles, dtype: str) -> list[str]:
     return faults
 
 
-def merging(plan: Plan, candidate: Candidate) -> AbstractContextManager[Merge]:
+def open_merge(plan: GatePlan, candidate: Candidate) -> AbstractContextManager[Merge]:
     """How the candidate is made."""
     if plan.adapter:
-        return merging_adapter(plan.base, plan.adapter, plan.precision, nf4_of(plan, candidate))
-    return merging_full(plan.base, plan.weights or plan.base, plan.precision)
+        return open_adapter_merge(plan.base, plan.adapter, plan.precision, find_nf4(plan, candidate))
+    return open_full_merge(plan.base, plan.weights or plan.base, plan.precision)
 
 
-def nf4_of(plan: Plan, candidate: Candidate) -> Nf4 | None:
+def find_nf4(plan: GatePlan, candidate: Candidate) -> Nf4 | None:
     """What the candidate's base went through."""
     known = plan.quantised if candidate.is_dequantised else None
     return Nf4(frozenset(known.modules), known.double_quant, DTYPES[known.compute]) if known else None
 
 
-def load_source(plan: Plan, candidate: Candidate, device: torch.device) -> PreTrainedModel | PeftModel:
+def load_source(plan: GatePlan, candidate: Candidate, device: torch.device) -> PreTrainedModel | PeftModel:
     """What the candidate was made from: its own base with the adapter on it, in the merge's number format; of a fully
     tuned model the trained weights in FP32."""
     if plan.adapter is None:
         model = load_plain(plan.base, torch.float32, device)
         model.load_state_dict(load_file(plan.weights or plan.base), strict=False)
         return model
-    return load_adapted(plan, candidate, device)
+    return _load_adapted(plan, candidate, device)
 
 
-def load_adapted(plan: Plan, candidate: Candidate, device: torch.device) -> PeftModel:
+def _load_adapted(plan: GatePlan, candidate: Candidate, device: torch.device) -> PeftModel:
     """The adapter beside the base's weights, which are those of NF4 for a candidate that was merged into them."""
     model = load_plain(plan.base, DTYPES[plan.precision], device)
-    if nf4 := nf4_of(plan, candidate):
+    if nf4 := find_nf4(plan, candidate):
         for name, parameter in model.named_parameters():
-            tell()
+            signal_progress()
             parameter.data = nf4.through(name, parameter.data).to(parameter.dtype)
     return PeftModel.from_pretrained(model, str(plan.adapter))
 
 
-def take(model: PreTrainedModel | PeftModel, held_out: HeldOut) -> list[Seen]:
+def keep_logprobs(model: PreTrainedModel | PeftModel, held_out: HeldOut) -> list[RowLogprobs]:
     """What it says; beyond the tokens that are compared only the losses matter, and are kept as they are."""
     rows, room = [], COMPARED_TOKENS
-    for seen in observe(model, held_out):
+    for seen in iterate_logprobs(model, held_out):
         if room:
-            rows.append(Seen(seen.log_probs[:room].clone(), seen.labels[:room]))
+            rows.append(RowLogprobs(seen.log_probs[:room].clone(), seen.labels[:room]))
         if len(seen.labels) > room:
             nats = seen.log_probs[room:].gather(1, seen.labels[room:, None])
-            rows.append(Seen(nats, torch.zeros_like(seen.labels[room:])))
+            rows.append(RowLogprobs(nats, torch.zeros_like(seen.labels[room:])))
         room = max(0, room - len(seen.labels))
     return rows
 
 
-def compare(name: str, reference: Sequence[Seen], own: Sequence[Seen], answers: list[str]) -> Observation:
+def compare_logprobs(
+    name: str, reference: Sequence[RowLogprobs], own: Sequence[RowLogprobs], answers: list[str]
+) -> ValidationResult:
     """Divergence and first choices on the compared tokens, losses on all."""
     tokens = sum(len(row.labels) for row in own)
     kl, agreed, clear, clear_agreed, largest, compared = 0.0, 0, 0, 0, 0.0, 0
@@ -156,7 +158,7 @@ def compare(name: str, reference: Sequence[Seen], own: Sequence[Seen], answers: 
         clear_agreed += int((is_same & is_clear).sum())
         largest = max(largest, float((p - q).abs().max()))
         compared += len(p)
-    return Observation(
+    return ValidationResult(
         name,
         [],
         loss=sum(row.nats for row in own) / max(tokens, 1),
@@ -170,7 +172,7 @@ def compare(name: str, reference: Sequence[Seen], own: Sequence[Seen], answers: 
     )
 
 
-def ask(plan: Plan, directory: Path, model: PreTrainedModel) -> list[str]:
+def answer_prompts(plan: GatePlan, directory: Path, model: PreTrainedModel) -> list[str]:
     """The candidate's answers, with the tokenizer and template that lie beside its weights."""
     if not plan.prompts:
         return []
@@ -181,35 +183,35 @@ def ask(plan: Plan, directory: Path, model: PreTrainedModel) -> list[str]:
         plan.prompts,
         stop_ids=plan.stop_ids,
         max_new_tokens=plan.max_new_tokens,
-        on_token=tell,
+        on_token=signal_progress,
     )
 
 
-def free() -> None:
+def free_memory() -> None:
     """One model at a time."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 
-def tell() -> None:
+def signal_progress() -> None:
     """A sign of life, for who waits."""
     sys.stdout.write("\n")
     sys.stdout.flush()
 
 
-def main(plan_file: str, answer_file: str) -> None:
+def run_plan(plan_file: str, answer_file: str) -> None:
     """Every candidate of a plan."""
-    plan = Plan.model_validate_json(Path(plan_file).read_bytes())
+    plan = GatePlan.model_validate_json(Path(plan_file).read_bytes())
     seen = []
     for candidate in plan.candidates:
         try:
             seen.append(examine(plan, candidate))
         except (torch.OutOfMemoryError, MemoryError):
             sys.exit(OUT_OF_MEMORY)
-        free()
-    Path(answer_file).write_text(Answer(observations=seen).model_dump_json(), encoding="utf-8")
+        free_memory()
+    Path(answer_file).write_text(GateReply(results=seen).model_dump_json(), encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:3])
+    run_plan(*sys.argv[1:3])

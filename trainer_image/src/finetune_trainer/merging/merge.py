@@ -109,7 +109,7 @@ class Merge:
 
 
 @contextmanager
-def merging_adapter(base: Path, adapter: Path, precision: str, nf4: Nf4 | None = None) -> Iterator[Merge]:
+def open_adapter_merge(base: Path, adapter: Path, precision: str, nf4: Nf4 | None = None) -> Iterator[Merge]:
     """The adapter added to the base, or with `nf4` to the base as the 4-bit layers compute with it; raises Unmapped."""
     factors, dtype = read_factors(adapter), DTYPES[precision]
     with TensorFiles.of_folder(base) as files:
@@ -127,7 +127,7 @@ def merging_adapter(base: Path, adapter: Path, precision: str, nf4: Nf4 | None =
 
 
 @contextmanager
-def merging_full(base: Path, weights: Path, precision: str) -> Iterator[Merge]:
+def open_full_merge(base: Path, weights: Path, precision: str) -> Iterator[Merge]:
     """The fully tuned model in one number format, every trained weight in place of the base's; raises Unmapped."""
     dtype = DTYPES[precision]
     with TensorFiles.of_folder(base) as files, TensorFiles(weights) as trained:

@@ -63,7 +63,7 @@ def peak_memory_bytes(device: torch.device) -> int:
     return torch.cuda.max_memory_allocated(device)
 
 
-def finalise(resolved: Resolved, device: torch.device) -> Resolved:
+def complete_settings(resolved: Resolved, device: torch.device) -> Resolved:
     """The settings with what only the device decides: number format and optimiser."""
     optim = resolved.optim or _default_optim(resolved, device)
     if device.type == "cpu" and optim.endswith("_8bit"):

@@ -30,7 +30,7 @@ PAIRED = frozenset({Objective.DPO, Objective.REWARD_MODEL})
 
 
 @dataclass(frozen=True, slots=True)
-class Memory:
+class MemoryEstimate:
     """Bytes by part, per GPU; `total` is their sum."""
 
     weights: int
@@ -60,7 +60,7 @@ class Memory:
 
 def estimate(
     shape: ModelShape, settings: Resolved, objective: Objective, *, has_reward_model: bool = False, ranks: int = 1
-) -> Memory:
+) -> MemoryEstimate:
     """The memory of one training on each of its GPUs; settings that only the device decides count as on a GPU.
 
     A reward model is taken to be as large as the model itself. Several GPUs share out what Full holds, each borrowing
@@ -76,7 +76,7 @@ def estimate(
     shares = ranks if is_full else 1
     borrowed = _borrowed(shape) if shares > 1 else 0
     copies = 2 if ranks > shares else 1
-    return Memory(
+    return MemoryEstimate(
         weights=ceil(weights / shares) + borrowed,
         adapter=0 if is_full else parameters * FULL_WIDTH,
         gradients=ceil(parameters * FULL_WIDTH * copies / shares) + borrowed,
@@ -115,7 +115,7 @@ def micro_batches(settings: Resolved) -> Iterator[Resolved]:
             yield settings.model_copy(update=changes)
 
 
-def share_out(settings: Resolved, ranks: int) -> Resolved:
+def share_batch(settings: Resolved, ranks: int) -> Resolved:
     """The settings for each of so many processes, which may be others than preflight knew of: a step keeps its rows."""
     whole = settings.global_batch_size or 1
     micro, accumulation = settings.per_device_train_batch_size or 1, settings.gradient_accumulation_steps or 1

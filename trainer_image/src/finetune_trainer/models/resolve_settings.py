@@ -10,7 +10,7 @@ from finetune_api.scalars import parse_quantity
 from finetune_api.spec import FineTuneJobSpec, Method
 from finetune_api.status import Resolved
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.models.memory_estimate import Memory, estimate, format_bytes, micro_batches
+from finetune_trainer.models.memory_estimate import MemoryEstimate, estimate, format_bytes, micro_batches
 from finetune_trainer.models.shape import ModelShape
 from finetune_trainer.tokenization.packing import count_packed
 
@@ -102,7 +102,7 @@ def _budget(spec: FineTuneJobSpec) -> int | None:
         raise TrainerError(ExitCode.INVALID_CONFIG, f"tuning.vramBudget: {error}: write 80Gi, for example") from error
 
 
-def _estimate(spec: FineTuneJobSpec, shape: ModelShape, settings: Resolved) -> Memory:
+def _estimate(spec: FineTuneJobSpec, shape: ModelShape, settings: Resolved) -> MemoryEstimate:
     has_reward_model = spec.rlhf is not None and spec.rlhf.reward_model is not None
     ranks = spec.resources.ranks
     return estimate(shape, settings, spec.objective, has_reward_model=has_reward_model, ranks=ranks)
@@ -142,7 +142,9 @@ def _refuse(spec: FineTuneJobSpec, shape: ModelShape, settings: Resolved, budget
     )
 
 
-def _what_would_fit(spec: FineTuneJobSpec, shape: ModelShape, settings: Resolved, memory: Memory, budget: int) -> str:
+def _what_would_fit(
+    spec: FineTuneJobSpec, shape: ModelShape, settings: Resolved, memory: MemoryEstimate, budget: int
+) -> str:
     """The mildest change that fits, and the budget that needs none."""
     raised = f"raise the budget to {format_bytes(memory.total + (1 << 26))}"
     for advice, changed in _milder(spec, shape, settings, budget):

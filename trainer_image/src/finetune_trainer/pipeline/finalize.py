@@ -14,7 +14,7 @@ from finetune_api.status import DatasetStatus, Resolved
 from finetune_trainer.config.resolved_manifest import config_yaml
 from finetune_trainer.errors import one_line
 from finetune_trainer.evaluation.early_stopping import Plateau
-from finetune_trainer.evaluation.expectations import unmet
+from finetune_trainer.evaluation.expectations import find_unmet
 from finetune_trainer.evaluation.gate_rules import (
     CLEAR_MARGIN,
     LARGEST_MEAN_KL,
@@ -117,7 +117,7 @@ def with_merged(answers: list[Answer], merge: MergeCheck | ScoreCheck | None) ->
 def judged(record: RunRecord) -> EvaluationStatus:
     """What the gates say, in words; the files tell the figures."""
     asked = record.config.spec.evaluation.gate
-    missed = unmet(asked, record.baseline, record.final, record.answers)
+    missed = find_unmet(asked, record.baseline, record.final, record.answers)
     gate = GateResult.NOT_CONFIGURED if asked is None else GateResult.NOT_MET if missed else GateResult.PASSED
     merged = record.merge.result if record.merge else GateResult.NOT_ASKED
     told = [*missed, *([record.merge.sentence] if record.merge and record.merge.sentence else [])]

@@ -14,12 +14,18 @@ from transformers import PreTrainedModel
 from finetune_api.handoff import Artifact, ExitCode
 from finetune_api.spec import Merge, Method
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.evaluation.expectations import Expected
-from finetune_trainer.evaluation.gate_rules import Asked, MergeCheck, Observation, choose, faults_of
+from finetune_trainer.evaluation.expectations import Expectations
+from finetune_trainer.evaluation.gate_rules import (
+    GatePrompt,
+    MergeCheck,
+    ValidationResult,
+    choose_candidate,
+    find_faults,
+)
 from finetune_trainer.evaluation.run_record import ScoreCheck
 from finetune_trainer.merging.gate import GateNotRun, require_memory, run_gate
-from finetune_trainer.merging.gate_messages import Candidate, Plan
-from finetune_trainer.merging.gate_worker import load_source, merging
+from finetune_trainer.merging.gate_messages import Candidate, GatePlan
+from finetune_trainer.merging.gate_worker import load_source, open_merge
 from finetune_trainer.merging.merge import Unmapped, copy_settings, is_conv1d, stored_precision
 from finetune_trainer.merging.score_export import save_scoring_model
 from finetune_trainer.models.adapter_output import save_tokenizer
@@ -76,7 +82,7 @@ def make_full_model(inputs: Inputs, trained: Trained) -> MergeCheck | ScoreCheck
     return judged
 
 
-def plan_for(inputs: Inputs, trained: Trained) -> Plan:
+def plan_for(inputs: Inputs, trained: Trained) -> GatePlan:
     """What to make and how to judge it; QLoRA has two bases that its adapter can be merged into."""
     spec, is_full = inputs.run.config.spec, trained.settings.method == Method.FULL
     precision = stored_precision(inputs.model) if spec.output.merge is Merge.NONE else spec.output.merge.value
@@ -86,7 +92,7 @@ def plan_for(inputs: Inputs, trained: Trained) -> Plan:
         candidates.append(Candidate(name=DEQUANTISED, directory=directory, is_dequantised=True))
     for candidate in candidates:
         shutil.rmtree(candidate.directory, ignore_errors=True)
-    return Plan(
+    return GatePlan(
         base=inputs.model,
         adapter=None if is_full else inputs.result / Artifact.ADAPTER,
         weights=inputs.best_weights if is_full else None,
@@ -113,10 +119,10 @@ def tokenizer_digests(inputs: Inputs) -> dict[str, str]:
     return digest_folder(scratch)
 
 
-def make_candidate(plan: Plan, candidate: Candidate, on_work: Callable[[], None]) -> None:
+def make_candidate(plan: GatePlan, candidate: Candidate, on_work: Callable[[], None]) -> None:
     """Tensor by tensor, or by the library where the base's files name their tensors otherwise than the model does."""
     try:
-        with merging(plan, candidate) as merge:
+        with open_merge(plan, candidate) as merge:
             merge.write(candidate.directory, on_work)
         copy_settings(plan.base, candidate.directory, plan.precision)
     except Unmapped as why:
@@ -128,19 +134,19 @@ def make_candidate(plan: Plan, candidate: Candidate, on_work: Callable[[], None]
         model.to(DTYPES[plan.precision]).save_pretrained(candidate.directory)
 
 
-def judge(inputs: Inputs, trained: Trained, plan: Plan, seen: Sequence[Observation]) -> MergeCheck:
+def judge(inputs: Inputs, trained: Trained, plan: GatePlan, seen: Sequence[ValidationResult]) -> MergeCheck:
     """What follows from what the gate saw."""
-    expected = Expected(inputs.run.config.spec.evaluation.prompts or [])
+    expected = Expectations(inputs.run.config.spec.evaluation.prompts or [])
     asked = [
-        Asked(
+        GatePrompt(
             answer.prompt,
             answer.tuned,
-            expected.holds_each(at, [answer.tuned, *(_nth(one.answers, at) for one in seen)]),
+            expected.are_met(at, [answer.tuned, *(_nth(one.answers, at) for one in seen)]),
         )
         for at, answer in enumerate(trained.answers)
     ]
-    faults = [faults_of(one, trained.full_loss, asked, at) for at, one in enumerate(seen)]
-    return MergeCheck(plan.precision, trained.full_loss, list(seen), faults, choose(seen, faults))
+    faults = [find_faults(one, trained.full_loss, asked, at) for at, one in enumerate(seen)]
+    return MergeCheck(plan.precision, trained.full_loss, list(seen), faults, choose_candidate(seen, faults))
 
 
 def _nth(answers: Sequence[str], at: int) -> str:

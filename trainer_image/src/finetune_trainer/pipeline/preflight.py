@@ -9,7 +9,7 @@ from finetune_api.handoff import Artifact, ExitCode, JobConfig, Outcome, Report
 from finetune_api.status import Resolved
 from finetune_trainer.config.run_context import RunContext
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.evaluation.expectations import Expected
+from finetune_trainer.evaluation.expectations import Expectations
 from finetune_trainer.models.adapter_input import InitialAdapter, check_initial_adapter, with_adapter
 from finetune_trainer.models.base_model import ModelFacts, check_model, pin_model
 from finetune_trainer.models.resolve_settings import choose_settings
@@ -46,7 +46,7 @@ def preflight(run: RunContext) -> Report:
     config = pin_model(config, storage)
     model = check_model(model_location(config.spec.model), storage, workspace / "tokenizer", on_bytes)
     adapter = check_initial_adapter(config, model.shape, storage, on_bytes)
-    Expected(config.spec.evaluation.prompts or [])
+    Expectations(config.spec.evaluation.prompts or [])
     _check_rewards(config, storage, workspace, on_bytes)
     labeler = load_labeler(workspace / "tokenizer", config.spec.model.uri)
     dataset = prepare_dataset(config, storage, workspace, labeler, on_bytes=on_bytes, on_rows=run.on_work)

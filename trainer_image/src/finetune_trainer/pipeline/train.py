@@ -27,7 +27,7 @@ from finetune_trainer.distributed.sharding import is_sharded
 from finetune_trainer.distributed.world import ALONE, AgreedStop, World
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.evaluation.early_stopping import Plateau
-from finetune_trainer.evaluation.expectations import Expected
+from finetune_trainer.evaluation.expectations import Expectations
 from finetune_trainer.evaluation.generate import answer_all, stop_token_ids
 from finetune_trainer.evaluation.history import History
 from finetune_trainer.evaluation.logprobs import HeldOut, mean_loss
@@ -37,7 +37,7 @@ from finetune_trainer.models.adapter_output import continue_adapter, save_adapte
 from finetune_trainer.models.loading import (
     DTYPES,
     adapted_modules,
-    finalise,
+    complete_settings,
     find_device,
     load_for_training,
     load_tokenizer,
@@ -45,7 +45,7 @@ from finetune_trainer.models.loading import (
     refuse_tied_merge,
     trained_tensors,
 )
-from finetune_trainer.models.memory_estimate import micro_batches, share_out
+from finetune_trainer.models.memory_estimate import micro_batches, share_batch
 from finetune_trainer.monitoring.reporter import work_beat
 from finetune_trainer.monitoring.tracking import Trackers, track
 from finetune_trainer.pipeline.finalize import SHOWN_SAMPLES, Trained, build_record, build_result, examples
@@ -96,7 +96,7 @@ def train_along(run: RunContext, world: World) -> Report | None:
     world.meet("loaded", run.on_work)
     device = find_device(world)
     checkpoints = Checkpoints(inputs.run, inputs.base_sha256, inputs.rows.digests)
-    settings = share_out(finalise(run.config.resolved or Resolved(), device), world.size)
+    settings = share_batch(complete_settings(run.config.resolved or Resolved(), device), world.size)
     with _track(inputs, is_first=world.is_first) as trackers:
         try:
             trained = train_once(inputs, settings, device, checkpoints, world)
@@ -127,7 +127,7 @@ def finish(inputs: Inputs, trained: Trained, device: torch.device) -> Report:
 
 def train_within_memory(inputs: Inputs, device: torch.device, checkpoints: Checkpoints) -> Trained:
     """Trains; when the GPU's memory does not suffice, again with half the micro-batch and the same effective batch."""
-    for settings in micro_batches(share_out(finalise(inputs.run.config.resolved or Resolved(), device), 1)):
+    for settings in micro_batches(share_batch(complete_settings(inputs.run.config.resolved or Resolved(), device), 1)):
         try:
             return train_once(inputs, settings, device, checkpoints)
         except torch.OutOfMemoryError:
@@ -216,9 +216,9 @@ def train_once(
 def told_apart(inputs: Inputs, traits: Traits, before: Sequence[str], tuned: Sequence[str]) -> list[Answer]:
     """Each question with both answers, and whether the second holds what is expected."""
     prompts = inputs.run.config.spec.evaluation.prompts or []
-    expected = Expected(prompts)
+    expected = Expectations(prompts)
     return [
-        Answer(asked, base, own, expected=prompts[at].expected, is_expected=expected.holds(at, own))
+        Answer(asked, base, own, expected=prompts[at].expected, is_expected=expected.is_met(at, own))
         for at, (asked, base, own) in enumerate(zip(questions(inputs, traits), before, tuned, strict=True))
     ]
 
@@ -282,7 +282,7 @@ def start_watch(inputs: Inputs, checkpoints: Checkpoints, resumed: Path | None, 
     plateau = Plateau(early.patience, early.min_delta, early.warmup_evaluations) if early else Plateau(None)
     memory = Memory(Before(), Metrics(), 0.0)
     if resumed:
-        history.take_over(resumed / Artifact.METRICS)
+        history.load(resumed / Artifact.METRICS)
         replay(history, plateau)
         take_best_weights(resumed, inputs.best_weights, plateau)
         memory = Memory.read(resumed / MEMORY)

@@ -19,7 +19,7 @@ from finetune_trainer.report.data_tables import file_table, histogram_table, len
 from finetune_trainer.report.head import build_head
 from finetune_trainer.report.held_out import loss_table, reward_table, terms_of
 from finetune_trainer.report.model_card import front_matter
-from finetune_trainer.report.notes import licence_note, notes
+from finetune_trainer.report.notes import build_notes, licence_note
 from finetune_trainer.report.page import Pictures, render_page
 from finetune_trainer.report.pictures import bucket_size, curves_svg, draw_curves, draw_lengths, lengths_svg
 from finetune_trainer.report.recommendations import evidence_of, recommend
@@ -98,7 +98,7 @@ def _context(record: RunRecord, directory: Path) -> dict[str, Any]:
         ),
         "batch_of": _batch_of(record),
         "recommendations": recommend(evidence_of(record)),
-        "notes": notes(
+        "notes": build_notes(
             record.base,
             record.history.resumed_from,
             record.config.attempt,

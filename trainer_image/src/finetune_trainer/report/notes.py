@@ -6,7 +6,7 @@ from finetune_trainer.evaluation.run_record import BaseFacts, Licence
 from finetune_trainer.report.text import code, inline
 
 
-def notes(base: BaseFacts, resumed_from: Sequence[int], attempt: int, *, uses_template: bool) -> list[str]:
+def build_notes(base: BaseFacts, resumed_from: Sequence[int], attempt: int, *, uses_template: bool) -> list[str]:
     """Sentences in Markdown, those about use first."""
     told = [licence_note(base.licence)]
     if base.is_template_made and uses_template:
@@ -15,7 +15,7 @@ def notes(base: BaseFacts, resumed_from: Sequence[int], attempt: int, *, uses_te
             "text) was made for the training. Serve with the `chat_template.jinja` beside the weights."
         )
     told += _long_prompts(base)
-    return [*told, story(resumed_from, attempt)]
+    return [*told, describe_resumes(resumed_from, attempt)]
 
 
 def licence_note(licence: Licence | None) -> str:
@@ -31,7 +31,7 @@ def licence_note(licence: Licence | None) -> str:
     return f"The base model's card states the licence {names}{named}{link}; it binds the tuned model too."
 
 
-def story(resumed_from: Sequence[int], attempt: int) -> str:
+def describe_resumes(resumed_from: Sequence[int], attempt: int) -> str:
     """How often the training was taken up again, and where; what was lost between is not in the record."""
     which = f" This was attempt {attempt} of the job." if attempt > 1 else ""
     if not resumed_from:

@@ -137,7 +137,7 @@ def _usual(norms: list[float], at: int) -> float:
 
 def overfit(evidence: Evidence) -> Recommendation | None:
     """The evaluation loss was lowest in the first half and has risen since."""
-    points = evidence.history.evaluations_of_training()
+    points = evidence.history.training_evaluations()
     total = evidence.settings.total_steps or 0
     if len(points) < 3:
         return None
@@ -153,7 +153,7 @@ def overfit(evidence: Evidence) -> Recommendation | None:
 
 def still_falling(evidence: Evidence) -> Recommendation | None:
     """Both losses were falling when the training ended."""
-    points = evidence.history.evaluations_of_training()
+    points = evidence.history.training_evaluations()
     steps = evidence.history.train
     quarter = len(steps) // 4
     if evidence.early_stopped or len(points) < 2 or quarter < 1 or points[-1] is not min(points, key=_loss):

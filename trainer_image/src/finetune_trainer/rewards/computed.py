@@ -9,7 +9,7 @@ import regex
 
 from finetune_api.objectives import Reward, RewardType
 from finetune_trainer.data.rows import Message, Tools
-from finetune_trainer.evaluation.expectations import PATTERN_SECONDS, compile_pattern, is_in
+from finetune_trainer.evaluation.expectations import PATTERN_SECONDS, compile_pattern, is_found
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ class _Part:
 
     def _is_found(self, pattern: "regex.Pattern[str]", text: str) -> bool:
         try:
-            return is_in(pattern, text)
+            return is_found(pattern, text)
         except TimeoutError:
             self._overruns += 1
             if self._overruns & (self._overruns - 1) == 0:  # said at 1, 2, 4, 8, …: each answer may do it

@@ -19,7 +19,7 @@ class Decoder(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Written:
+class ScoredAnswer:
     """One answer with its reward; `tokens` counts it without the token that ends it."""
 
     text: str
@@ -49,7 +49,7 @@ class Rollouts:
 
     def reward(self, *, completion_ids: Sequence[list[int]], row: Sequence[int], **_: Any) -> list[float]:
         """TRL's reward function: the answers of whole groups, with the number of each answer's training row."""
-        written = self.write([self._samples[number] for number in row], completion_ids)
+        written = self.score_answers([self._samples[number] for number in row], completion_ids)
         rewards = [one.reward for one in written]
         for start in range(0, len(rewards), self._group):
             found = rewards[start : start + self._group]
@@ -57,14 +57,15 @@ class Rollouts:
             self.groups_with_spread += max(found) > min(found)
         return rewards
 
-    def write(self, samples: Sequence[EncodedPrompt], answers: Sequence[list[int]]) -> list[Written]:
+    def score_answers(self, samples: Sequence[EncodedPrompt], answers: Sequence[list[int]]) -> list[ScoredAnswer]:
         """The answers to these prompts with their rewards; a reward that is no number ends the run."""
         completions = [self._completion(*pair) for pair in zip(samples, answers, strict=True)]
         rewards = self._scorer(completions)
         if not all(map(math.isfinite, rewards)):
             raise TrainerError(ExitCode.DIVERGED, "an answer's reward is not finite: check the reward model")
         return [
-            Written(one.text, one.tokens, one.ended, reward) for one, reward in zip(completions, rewards, strict=True)
+            ScoredAnswer(one.text, one.tokens, one.ended, reward)
+            for one, reward in zip(completions, rewards, strict=True)
         ]
 
     def _completion(self, sample: EncodedPrompt, ids: list[int]) -> Completion:

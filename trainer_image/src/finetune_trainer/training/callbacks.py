@@ -162,7 +162,7 @@ class KeepBest(TrainerCallback):  # type: ignore[misc]
         if state.global_step == 0:
             self._reporter.update(metrics={"eval_loss": loss, "baseline_eval_loss": loss})
             return
-        if self._plateau.observe(state.global_step, loss):
+        if self._plateau.update(state.global_step, loss):
             save_trained(kwargs["model"], self._path)
         stopped = self._plateau.is_exhausted
         control.should_training_stop = control.should_training_stop or stopped

@@ -11,7 +11,7 @@ from finetune_api.handoff import Artifact
 from finetune_api.status import Metrics
 from finetune_trainer.evaluation.early_stopping import Plateau
 from finetune_trainer.evaluation.history import History
-from finetune_trainer.rewards.rollouts import Written
+from finetune_trainer.rewards.rollouts import ScoredAnswer
 
 WEIGHTS = "weights.safetensors"
 BEST_WEIGHTS = "best.safetensors"
@@ -24,7 +24,7 @@ class Before:
 
     answers: list[str] = field(default_factory=list)
     shown: list[Any] = field(default_factory=list)
-    """Of a policy its `Written` answers; what other objectives show before is not used after."""
+    """Of a policy its `ScoredAnswer` answers; what other objectives show before is not used after."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Memory:
 
     def write(self, path: Path) -> None:
         """Writes it as JSON."""
-        written = [asdict(one) for one in self.before.shown if isinstance(one, Written)]
+        written = [asdict(one) for one in self.before.shown if isinstance(one, ScoredAnswer)]
         content = {
             "answers": self.before.answers,
             "written": written,
@@ -50,7 +50,7 @@ class Memory:
     def read(cls, path: Path) -> "Memory":
         """Reads what `write` has written."""
         content = json.loads(path.read_text(encoding="utf-8"))
-        before = Before(content["answers"], [Written(**one) for one in content["written"]])
+        before = Before(content["answers"], [ScoredAnswer(**one) for one in content["written"]])
         return cls(before, Metrics.model_validate(content["metrics"]), content["seconds"])
 
 
@@ -75,8 +75,8 @@ def add_history(folder: Path, history: History) -> None:
 
 def replay(history: History, plateau: Plateau) -> None:
     """Patience and best step are those of the evaluations so far."""
-    for evaluation in history.evaluations_of_training():
-        plateau.observe(evaluation.step, evaluation.loss)
+    for evaluation in history.training_evaluations():
+        plateau.update(evaluation.step, evaluation.loss)
     for reward in history.rewards:
         if reward.step:
-            plateau.observe(reward.step, -reward.reward)
+            plateau.update(reward.step, -reward.reward)

@@ -30,7 +30,7 @@ from finetune_trainer.models.adapter_output import ZERO_AT_START
 from finetune_trainer.models.loading import DTYPES, trained_tensors
 from finetune_trainer.monitoring.reporter import work_beat
 from finetune_trainer.rewards.computed import Judge
-from finetune_trainer.rewards.rollouts import Rollouts, Written
+from finetune_trainer.rewards.rollouts import Rollouts, ScoredAnswer
 from finetune_trainer.tokenization.samples import EncodedPrompt
 from finetune_trainer.training.callbacks import ReportProgress, require_gradient, restore_trained, save_trained
 from finetune_trainer.training.methods.loop import Watch, WatchedTrainer, common_arguments
@@ -116,16 +116,18 @@ class PolicyTrainer(WatchedTrainer):
             clipped_share=sum(not one.ended for one in written) / len(written),
         )
 
-    def show(self, samples: Sequence[EncodedPrompt], seed: int | None = None) -> list[Written]:
+    def show(self, samples: Sequence[EncodedPrompt], seed: int | None = None) -> list[ScoredAnswer]:
         """One answer to each prompt with its reward, sampled as in training but apart from its random numbers."""
         self.model.eval()
-        written: list[Written] = []
+        written: list[ScoredAnswer] = []
         remaining = iter(samples)
         devices = [self.model.device] if self.model.device.type == "cuda" else []
         with torch.random.fork_rng(devices):
             torch.manual_seed(self.args.seed if seed is None else seed)
             while batch := list(islice(remaining, self.args.generation_batch_size)):
-                written += self._rollouts.write(batch, self._sample([list(sample.prompt_ids) for sample in batch]))
+                written += self._rollouts.score_answers(
+                    batch, self._sample([list(sample.prompt_ids) for sample in batch])
+                )
         return written
 
 
@@ -158,7 +160,7 @@ class KeepMostRewarded(TrainerCallback):  # type: ignore[misc]  # the library ha
         **kwargs: Any,
     ) -> None:
         """Takes in an evaluation of the training."""
-        if state.global_step and self._watch.plateau.observe(state.global_step, -(metrics or {})["eval_reward"]):
+        if state.global_step and self._watch.plateau.update(state.global_step, -(metrics or {})["eval_reward"]):
             save_trained(kwargs["model"], self._watch.best_weights)
             self._watch.reporter.update(metrics={"best_step": state.global_step})
 
