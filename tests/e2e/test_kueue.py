@@ -194,7 +194,7 @@ def test_what_the_queue_cannot_give_is_said_in_words_and_a_corrected_queue_count
     words = wait_for("the missing queue", quota(wrong, "QueueNotFound"), state=wrong.status)
     assert "LocalQueue gpu doesn't exist: create it in the job's namespace, or change scheduling.queueName" in words
     words = wait_for("the resource without a flavor", quota(odd, "NoMatchingFlavor"), state=odd.status)
-    assert "have the ClusterQueue cover amd.com/gpu, or change resources (gpuResourceName, requests)" in words
+    assert "have amd.com/gpu added to the ClusterQueue, or change resources (gpuResourceName, requests)" in words
     words = wait_for("the missing topology", quota(topology, "NoMatchingTopology"), state=topology.status)
     assert "change scheduling.topology" in words
     odd.delete()

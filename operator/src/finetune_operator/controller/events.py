@@ -102,7 +102,7 @@ def _suspension(old: FineTuneJobStatus, new: FineTuneJobStatus) -> list[Event]:
     was, now = _is_stopped(old), _is_stopped(new)
     if now and not was:
         return [Event(E.SUSPENDED, _message(new, C.SUSPENDED))]
-    return [Event(E.RESUMED, "The job goes on.")] if was and not now else []
+    return [Event(E.RESUMED, "The job resumes.")] if was and not now else []
 
 
 def _is_stopped(status: FineTuneJobStatus) -> bool:

@@ -16,12 +16,12 @@ MESSAGES: dict[tuple[ConditionType, str], str] = {
     (C.ACCEPTED, R.INVALID_SPEC): "The spec cannot be run: {detail}.",
     (C.ACCEPTED, R.WAITING_FOR_PARENT): "{detail}.",
     (C.ACCEPTED, R.PARENT_FAILED): "{detail}.",
-    (C.ACCEPTED, R.NAME_CONFLICT): "{detail}: rename or remove it; the job goes on by itself.",
-    (C.ACCEPTED, R.API_DENIED): "{detail}: grant the right; the job goes on by itself.",
+    (C.ACCEPTED, R.NAME_CONFLICT): "{detail}: rename or remove it; the job then continues.",
+    (C.ACCEPTED, R.API_DENIED): "{detail}: grant the right; the job then continues.",
     (C.SUSPENDED, R.NOT_SUSPENDED): "The job may run.",
-    (C.SUSPENDED, R.USER_REQUESTED): "The job is suspended and holds no GPU: set spec.suspend to false to go on.",
-    (C.SUSPENDED, R.JOB_SUSPENDED): "{detail} is suspended by somebody else than this operator, for example by a "
-    "queue, who has to let it go on.",
+    (C.SUSPENDED, R.USER_REQUESTED): "The job is suspended and holds no GPU: set spec.suspend to false to resume.",
+    (C.SUSPENDED, R.JOB_SUSPENDED): "{detail} was suspended by another controller or user (for example a queue), who "
+    "must resume it.",
     (C.SUSPENDED, R.QUEUED_BY_KUEUE): "{detail} waits for Kueue to admit it, and holds no GPU.",
     (C.QUOTA_RESERVED, R.QUOTA_RESERVED): "{detail}.",
     (C.QUOTA_RESERVED, R.ADMITTED): "{detail}.",
@@ -29,41 +29,46 @@ MESSAGES: dict[tuple[ConditionType, str], str] = {
     (C.QUOTA_RESERVED, R.WORKLOAD_INACTIVE): "{detail}.",
     (C.QUOTA_RESERVED, R.KUEUE_MISSING): "{detail}.",
     (C.VALIDATED, R.PENDING): "Preflight has not started.",
-    (C.VALIDATED, R.PREFLIGHT_RUNNING): "Preflight checks dataset, model and storage.",
+    (C.VALIDATED, R.PREFLIGHT_RUNNING): "Preflight is checking dataset, model and storage.",
     (C.VALIDATED, R.DATASET_VALID): "{detail}",
-    (C.VALIDATED, R.ADOPTED): "A complete result of this very job is already published.",
+    (C.VALIDATED, R.ADOPTED): "A complete result of this job is already published.",
     (C.RUNNING, R.NOT_STARTED): "No trainer has started yet.",
     (C.RUNNING, R.PODS_STARTING): "The trainer pod is starting.",
     (C.RUNNING, R.PODS_RUNNING): "{detail}.",
     (C.RUNNING, R.FINISHED): "The trainer has ended.",
-    (C.RUNNING, R.STOPPING): "Pod {detail} is told to save a checkpoint and to end.",
+    (C.RUNNING, R.STOPPING): "Pod {detail} received SIGTERM and is saving a checkpoint.",
     (C.RUNNING, R.JOB_SUSPENDED): "{detail} is suspended.",
     (C.RUNNING, R.QUEUED_BY_KUEUE): "{detail} waits for Kueue to admit it.",
     (C.RUNNING, R.NODE_LOST): "A pod cannot be replaced: {detail}",
-    (C.RUNNING, R.UNREACHABLE): "The trainer pod runs but does not answer for its progress: {detail}",
+    (C.RUNNING, R.UNREACHABLE): "The trainer pod is running, but its progress endpoint is unreachable: {detail}",
     (C.RUNNING, R.UNSCHEDULABLE): "No node can take the pod: {detail}",
     (C.RUNNING, R.IMAGE_PULL_FAILED): "The image cannot be pulled: {detail}",
     (C.RUNNING, R.POD_CREATION_REFUSED): "The API server refuses to create the pod: {detail}",
     (C.RUNNING, R.MOUNT_FAILED): "A volume of the pod cannot be mounted: {detail}",
     (C.RUNNING, R.CONTAINER_ERROR): "The container cannot be started: {detail}",
-    (C.RUNNING, R.NO_PROGRESS): "The trainer answers but has not moved for {detail}: it is started again; raise "
-    "stallTimeoutSeconds if it may take that long.",
+    (C.RUNNING, R.NO_PROGRESS): "No progress for {detail} although the trainer is reachable: it is restarted; raise "
+    "stallTimeoutSeconds if a step can take that long.",
     (C.RUNNING, R.BACKING_OFF): "Waiting for the next run: {detail}",
-    (C.RUNNING, R.API_DENIED): "Why no pod runs cannot be read: {detail}: grant the right; the job goes on by itself.",
+    (C.RUNNING, R.API_DENIED): "Cannot read why no pod runs: {detail}: grant the right; the job then continues.",
     (C.SAVES_IN_TIME, R.NO_CHECKPOINT): "No checkpoint is saved yet.",
     (C.SAVES_IN_TIME, R.CHECKPOINT_SAVED): "{detail}.",
     (C.SAVES_IN_TIME, R.SAVE_TOO_SLOW): "{detail}.",
     (C.EARLY_STOPPED, R.NOT_CONFIGURED): "Early stopping is off.",
-    (C.EARLY_STOPPED, R.NOT_TRIGGERED): "The evaluation loss still falls, or patience lasts.",
+    (C.EARLY_STOPPED, R.NOT_TRIGGERED): "The evaluation loss is still falling, or patience is not exhausted.",
     (
         C.EARLY_STOPPED,
         R.PATIENCE_EXHAUSTED,
-    ): "The evaluation loss no longer fell{detail}; the best weights are published.",
+    ): "The evaluation loss stopped falling{detail}; the best weights are published.",
     (C.PUBLISHED, R.NOT_PUBLISHED): "Nothing is published yet.",
     (C.PUBLISHED, R.MANIFEST_REPORTED): "The manifest and every file it names were read back from {detail}.",
-    (C.PUBLISHED, R.MERGED_MODEL_WITHHELD): "All but the full model, which did not pass its gate, was read back from "
-    "{detail}.",
-    (C.PUBLISHED, R.GATE_NOT_RUN): "All but the full model, whose gate could not be run, was read back from {detail}.",
+    (
+        C.PUBLISHED,
+        R.MERGED_MODEL_WITHHELD,
+    ): "Everything except the full model, which did not pass its gate, was read back from {detail}.",
+    (
+        C.PUBLISHED,
+        R.GATE_NOT_RUN,
+    ): "Everything except the full model, whose gate could not run, was read back from {detail}.",
     (C.COMPLETE, R.PROGRESSING): "The job is not finished.",
     (C.COMPLETE, R.SUCCEEDED): "The result is published at {detail}.",
     (C.COMPLETE, R.ADOPTED): "The result that was already published at {detail} is this job's; nothing was trained.",
@@ -71,10 +76,13 @@ MESSAGES: dict[tuple[ConditionType, str], str] = {
     (C.FAILED, R.SUCCEEDED): "The job succeeded.",
     (C.FAILED, R.BACKOFF_LIMIT_EXCEEDED): "More runs failed than backoffLimit allows; the last one: {detail}",
     (C.FAILED, R.TOO_MANY_PREEMPTIONS): "The job was preempted more often than maxPreemptions allows: {detail}",
-    (C.FAILED, R.START_DEADLINE_EXCEEDED): "No trainer ran within startDeadlineSeconds, {detail} Mend that, or raise "
-    "startDeadlineSeconds, and create the job again.",
-    (C.FAILED, R.DEADLINE_EXCEEDED): "The trainer ran for {detail}: raise it and create the job again, or train for "
-    "fewer steps.",
+    (
+        C.FAILED,
+        R.START_DEADLINE_EXCEEDED,
+    ): "No trainer ran within startDeadlineSeconds, {detail} Fix the cause or raise "
+    "startDeadlineSeconds, then recreate the job.",
+    (C.FAILED, R.DEADLINE_EXCEEDED): "The trainer ran for {detail}: raise it and recreate the job, or train for fewer "
+    "steps.",
 }
 """What each condition says; a reason of the exit table that is not listed says what the trainer said."""
 

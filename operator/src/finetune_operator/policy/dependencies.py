@@ -74,7 +74,7 @@ def _mistakes(job: FineTuneJob, relatives: Relatives) -> Iterator[Obstacle]:
         circle = _circle(job, need.name, relatives)
         if circle:
             way = " → ".join(circle)
-            yield Obstacle(Reason.INVALID_SPEC, f"{need.field} goes in a circle, {way}: delete one of these jobs")
+            yield Obstacle(Reason.INVALID_SPEC, f"{need.field} forms a cycle, {way}: delete one of these jobs")
         parent = relatives.get(need.name)
         if parent and parent.spec:
             yield from _misfits(job, need, parent, parent.spec)
@@ -90,8 +90,8 @@ def _misfits(job: FineTuneJob, need: Need, parent: FineTuneJob, spec: FineTuneJo
     if need.pin == "parent" and _continues_adapter(job) and _trains_every_weight(parent, spec):
         yield Obstacle(
             Reason.INVALID_SPEC,
-            f"tuning.initialAdapter.fromParent, but {need.name} trains every weight (method Full) and publishes no "
-            "adapter: remove tuning.initialAdapter, and set model.uri to what it publishes",
+            f"tuning.initialAdapter.fromParent is set, but {need.name} trains every weight (method Full) and "
+            "publishes no adapter: remove tuning.initialAdapter, and set model.uri to what it publishes",
         )
 
 
@@ -130,8 +130,8 @@ def _failed(job: FineTuneJob, relatives: Relatives) -> Iterator[Obstacle]:
             why = f"{parent.status.reason}: {parent.status.message}".strip(": ")
             yield Obstacle(
                 Reason.PARENT_FAILED,
-                f"{need.field} {need.name} has failed ({why[:300]}): delete it and create it again, corrected, and "
-                "this job goes on; or delete this job",
+                f"{need.field} {need.name} has failed ({why[:300]}): fix the cause, delete it and recreate it, and "
+                "this job continues; or delete this job",
             )
 
 
@@ -140,7 +140,7 @@ def _unfinished(job: FineTuneJob, relatives: Relatives) -> Iterator[Obstacle]:
         parent = relatives.get(need.name)
         if parent is None:
             where = f"there is no FineTuneJob {need.name} in namespace {job.key.namespace}"
-            yield Obstacle(Reason.WAITING_FOR_PARENT, f"{where} ({need.field}): this job goes on once it is complete")
+            yield Obstacle(Reason.WAITING_FOR_PARENT, f"{where} ({need.field}): this job starts once it is complete")
         elif _is_complete(parent) and _published(parent) is None:
             unread = f"{need.field} {need.name} is complete, but this version of the operator cannot read its result"
             yield Obstacle(Reason.WAITING_FOR_PARENT, unread)

@@ -17,7 +17,7 @@ LOST_SECONDS = 30.0
 _CLAIM_FIXES = (
     ("not found", "create this claim in the job's namespace"),
     ("being deleted", "create it again once it is gone"),
-    ("unbound", "give the claim a storage class that makes its volume, or a volume that fits it"),
+    ("unbound", "give the claim a storage class that provisions its volume, or create a matching volume"),
 )
 _CLAIM = re.compile(
     r'persistentvolumeclaim "[^"]+" (not found|is being deleted)|pod has unbound immediate PersistentVolumeClaims'
@@ -91,8 +91,8 @@ def is_lost(pod: Pod, now: datetime) -> bool:
 def explain_lost_node(pod: Pod) -> str:
     """What frees it."""
     node = pod.node or "(none)"
-    gone = f"if the node is gone for good, kubectl delete node {node}"
-    return f"node {node} does not confirm that pod {pod.name} has ended: bring it back, or {gone}"
+    gone = f"if it no longer exists, run kubectl delete node {node}"
+    return f"node {node} has not confirmed that pod {pod.name} ended: bring the node back, or {gone}"
 
 
 def _explain_unschedulable(pod: Pod) -> str:
@@ -101,7 +101,7 @@ def _explain_unschedulable(pod: Pod) -> str:
     if found is None:
         return remediation.append_fix(Reason.UNSCHEDULABLE, pod.unschedulable.partition(" preemption: ")[0])
     fix = next(fix for words, fix in _CLAIM_FIXES if words in found.group())
-    return f"{found.group()}: {fix}, and the pod starts by itself"
+    return f"{found.group()}: {fix}; the pod then starts"
 
 
 def _explain_image_pull(pod: Pod) -> str:

@@ -44,8 +44,8 @@ def test_every_sentence_can_be_said_and_leaves_no_hole(kind: C, reason: str) -> 
     ("kind", "reason", "sentence"),
     [
         (C.ACCEPTED, R.FORBIDDEN, "a detail."),
-        (C.ACCEPTED, R.API_DENIED, "a detail: grant the right; the job goes on by itself."),
-        (C.VALIDATED, R.PREFLIGHT_RUNNING, "Preflight checks dataset, model and storage."),
+        (C.ACCEPTED, R.API_DENIED, "a detail: grant the right; the job then continues."),
+        (C.VALIDATED, R.PREFLIGHT_RUNNING, "Preflight is checking dataset, model and storage."),
         (C.RUNNING, R.UNSCHEDULABLE, "No node can take the pod: a detail"),
         (C.RUNNING, R.BACKING_OFF, "Waiting for the next run: a detail"),
         (C.PUBLISHED, R.MANIFEST_REPORTED, "The manifest and every file it names were read back from a detail."),

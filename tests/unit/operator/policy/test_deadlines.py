@@ -177,7 +177,7 @@ def test_a_trainer_that_answers_but_does_not_move_is_started_again_as_a_failure(
     first = one.look()
     assert (first.delete, first.requeue_after) == (None, 0)
     one.object["status"] = first.status.to_wire()
-    assert "has not moved for 60 s (Training, step 40)" in one.status["message"]
+    assert "No progress for 60 s (Training, step 40)" in one.status["message"]
     assert "raise stallTimeoutSeconds" in one.status["message"]
     one.settle()
     assert "one-1" not in one.children

@@ -102,13 +102,13 @@ def test_topology_is_asked_for_the_trainer_pods_alone(
         (
             "couldn't assign flavors to pod set main: resource amd.com/gpu unavailable in ClusterQueue",
             "NoMatchingFlavor",
-            "have the ClusterQueue cover amd.com/gpu, or change resources (gpuResourceName, requests)",
+            "have amd.com/gpu added to the ClusterQueue, or change resources (gpuResourceName, requests)",
         ),
         (
             "couldn't assign flavors to pod set main: insufficient quota for nvidia.com/gpu in flavor a, previously "
             "considered podsets requests (0) + current podset request (3) > maximum capacity (1)",
             "NoMatchingFlavor",
-            "ask for less in resources",
+            "request less in resources",
         ),
         ("LocalQueue team-a doesn't exist", "QueueNotFound", "create it in the job's namespace"),
         ("ClusterQueue all doesn't exist", "QueueNotFound", "have it created"),

@@ -12,17 +12,17 @@ import pytest
             '0/3 nodes are available: persistentvolumeclaim "hf-cache" not found. preemption: 0/3 nodes are available: '
             "3 Preemption is not helpful for scheduling.",
             'No node can take the pod: persistentvolumeclaim "hf-cache" not found: create this claim in the job\'s '
-            "namespace, and the pod starts by itself",
+            "namespace; the pod then starts",
         ),
         (
             'persistentvolumeclaim "hf-cache" is being deleted',
             'No node can take the pod: persistentvolumeclaim "hf-cache" is being deleted: create it again once it is '
-            "gone, and the pod starts by itself",
+            "gone; the pod then starts",
         ),
         (
             "0/1 nodes are available: pod has unbound immediate PersistentVolumeClaims. not found",
             "No node can take the pod: pod has unbound immediate PersistentVolumeClaims: give the claim a storage "
-            "class that makes its volume, or a volume that fits it, and the pod starts by itself",
+            "class that provisions its volume, or create a matching volume; the pod then starts",
         ),
         (
             "0/3 nodes are available: 3 Insufficient nvidia.com/gpu.",

@@ -31,8 +31,8 @@ IMAGES = [
     ("ErrImagePull", "pull access denied, repository does not exist", "imagePullSecrets"),
     ("ImagePullBackOff", "401 Unauthorized", "imagePullSecrets"),
     ("ErrImagePull", "toomanyrequests: rate limit", "limits pulls"),
-    ("ErrImagePull", "dial tcp: lookup registry.example: no such host", "reach the registry"),
-    ("ErrImagePull", "x509: certificate signed by unknown authority", "authority"),
+    ("ErrImagePull", "dial tcp: lookup registry.example: no such host", "make the registry reachable"),
+    ("ErrImagePull", "x509: certificate signed by unknown authority", "CA"),
     ("InvalidImageName", "couldn't parse image name", "spelling"),
     ("ErrImageNeverPull", "image is not present with pull policy of Never", "imagePullPolicy"),
     ("ErrImagePull", "write: no space left on device", "disk"),
@@ -43,22 +43,22 @@ REFUSALS = [
     ('pods "x" is forbidden: exceeded quota: q, requested: limits.memory=9Gi', "have the quota raised"),
     ('pods "x" is forbidden: failed quota: q: must specify limits.cpu for: trainer', "resources.limits"),
     ('pods "x" is forbidden: maximum memory usage per Container is 1Gi, but limit is 9Gi', "LimitRange"),
-    ('pods "x" is forbidden: violates PodSecurity "restricted:latest": x', "level restricted"),
+    ('pods "x" is forbidden: violates PodSecurity "restricted:latest": x', "Pod Security level restricted"),
     ('pods "x" is forbidden: error looking up service account team/train', "trainer.serviceAccountName"),
     ('pods "x" is forbidden: no PriorityClass with name high was found', "scheduling.priorityClassName"),
     ('pods "x" is forbidden: pod rejected: RuntimeClass "kata" not found', "scheduling.runtimeClassName"),
-    ('admission webhook "policy.example" denied the request', "who runs this webhook"),
-    ("something new", "tries again by itself"),
+    ('admission webhook "policy.example" denied the request', "ask the owner of this webhook"),
+    ("something new", "the Job controller retries"),
 ]
 MOUNTS = [
     ('MountVolume.SetUp failed for volume "credentials" : secret "s3" not found', "create this Secret"),
-    ('MountVolume.SetUp failed for volume "config" : configmap "x" not found', "makes it anew"),
+    ('MountVolume.SetUp failed for volume "config" : configmap "x" not found', "the operator recreates it"),
     ("references non-existent secret key: HF_TOKEN", "add this key"),
     ("Multi-Attach error for volume", "holds the volume"),
-    ("something new", "mend the volume"),
+    ("something new", "fix the volume"),
 ]
 STARTS = [
-    ("CreateContainerConfigError", "container has runAsNonRoot and image will run as root", "other than root"),
+    ("CreateContainerConfigError", "container has runAsNonRoot and image will run as root", "non-root"),
     ("RunContainerError", 'exec: "train": executable file not found in $PATH', "use a trainer image"),
     ("CreateContainerError", "something new", "kubectl logs"),
 ]
@@ -126,7 +126,7 @@ def test_why_the_container_does_not_start(scene: Any, reason: str, words: str, f
         ({"code": 137, "reason": "OOMKilled"}, "Failed", "OutOfMemory", "resources.limits.memory"),
         ({"code": 79}, "Failed", "GpuOutOfMemory", "perDeviceTrainBatchSize"),
         ({"code": 77}, "Failed", "StorageDenied", "storage.credentialsSecretRef"),
-        ({"code": 69}, "Failed", "StorageUnavailable", "reach the storage endpoint"),
+        ({"code": 69}, "Failed", "StorageUnavailable", "make the storage endpoint reachable"),
         ({"code": 76}, "Failed", "Diverged", "learningRate"),
         ({"code": 70, "message": "Traceback\nValueError: x"}, "Failed", "InternalError", "ValueError: x: see kubectl"),
         ({"code": 127}, "Failed", "ContainerError", "use a trainer image"),
@@ -134,7 +134,7 @@ def test_why_the_container_does_not_start(scene: Any, reason: str, words: str, f
         ({"code": 137}, "Failed", "ContainerError", "gracePeriodSeconds"),
         (
             {"code": 137, "message": '{"display":"76%","step":92}\n{"display":"77%","step":93}'},
-            *("Failed", "ContainerError", "the container ended with exit code 137: it was killed"),
+            *("Failed", "ContainerError", "the container ended with exit code 137: killed by SIGKILL"),
         ),
         (
             {"code": 137, "evicted": 'Usage of EmptyDir volume "workspace" exceeds the limit "50Gi".'},
@@ -170,7 +170,7 @@ def test_a_pod_that_the_kubelet_refused_says_so(scene: Any) -> None:
     one.settle()
     run = one.status["history"][0]
     assert (run["result"], run["reason"]) == ("Failed", "PodRejected")
-    assert run["message"].startswith("UnexpectedAdmissionError: Allocate failed: no healthy devices: see the node's")
+    assert run["message"].startswith("UnexpectedAdmissionError: Allocate failed: no healthy devices: check the node's")
 
 
 def test_the_trainers_own_sentence_is_not_added_to(scene: Any) -> None:

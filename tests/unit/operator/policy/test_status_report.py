@@ -146,4 +146,4 @@ def test_a_job_that_stopped_early_is_a_success_and_says_at_which_step(scene: Cal
     one.settle()
     told = one.condition("EarlyStopped")
     assert (told["status"], told["reason"], one.status["phase"]) == ("True", "PatienceExhausted", "Succeeded")
-    assert "no longer fell: stopped at step 60, best at step 40; the best weights" in told["message"]
+    assert "stopped falling: stopped at step 60, best at step 40; the best weights" in told["message"]

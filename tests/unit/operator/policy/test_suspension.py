@@ -219,7 +219,7 @@ def test_a_job_that_somebody_else_suspended_is_left_to_them(scene: Any) -> None:
     assert one.children["one-1"]["spec"]["suspend"] is True
     suspended = one.condition("Suspended")
     assert (suspended["status"], suspended["reason"]) == ("True", "JobSuspended")
-    assert "Job one-1 is suspended by somebody else" in one.status["message"]
+    assert "Job one-1 was suspended by another controller or user" in one.status["message"]
     one.end(pod, 137)
     one.settle()
     assert (one.status["preemptions"], one.status.get("failures", 0)) == (1, 0)
