@@ -1,7 +1,7 @@
 """The schema and the rules that the API server checks, asked without one: each fault with its field, value and fix."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -107,15 +107,13 @@ def _explain(error: Any, written: dict[FieldPath, str]) -> Iterator[Fault]:
                 if key not in value:
                     yield Fault((*path, key), "is missing", _told(error.schema["properties"][key]))
         case "type":
-            yield Fault(
-                path, f"must be {KINDS[wanted]}, not {_kind(value)}", _other_type(wanted, value, written.get(path))
-            )
+            fix = _other_type(wanted, value, written.get(path), error.schema.get("enum", ()))
+            yield Fault(path, f"must be {KINDS[wanted]}, not {_kind(value)}", fix)
         case "anyOf":
             yield Fault(path, f"must be a number or a text, not {_kind(value)}", _told(error.schema))
         case "enum":
-            yield Fault(
-                path, f"must be one of {', '.join(map(str, wanted))}", _choice(value, wanted, written.get(path))
-            )
+            near = nearest(str(value), wanted)
+            yield Fault(path, f"must be one of {', '.join(wanted)}", f"did you mean {near}?" if near else "")
         case "pattern":
             yield Fault(path, "is not written as this field wants it", _told(error.schema))
         case "minimum" | "maximum":
@@ -139,9 +137,11 @@ def _meant(key: str, properties: dict[str, Any], path: FieldPath) -> str:
     )
 
 
-def _other_type(wanted: str, value: Any, written: str | None) -> str:
+def _other_type(wanted: str, value: Any, written: str | None, allowed: Iterable[str]) -> str:
+    """Return how to write the value; true and false in place of a text come from words as `On`."""
     if isinstance(value, bool) and wanted == "string":
-        return _quoted(written or str(value))
+        word = written or str(value).lower()
+        return f'YAML reads {word} as true or false: put it in quotes, "{nearest(word, allowed) or word}"'
     if isinstance(value, int | float) and wanted == "string":
         return f'put it in quotes: "{value if written is None else written}"'
     if isinstance(value, str) and wanted in {"integer", "number"} and re.fullmatch(r"[-+0-9.eE]+", value):
@@ -149,17 +149,6 @@ def _other_type(wanted: str, value: Any, written: str | None) -> str:
     if isinstance(value, str) and wanted == "boolean":
         return "write true or false, without quotes"
     return ""
-
-
-def _quoted(written: str) -> str:
-    return f'YAML reads {written} as true or false: put it in quotes, "{written}"'
-
-
-def _choice(value: Any, allowed: list[Any], written: str | None) -> str:
-    if isinstance(value, bool):
-        return _quoted(nearest(written or str(value), map(str, allowed)) or written or str(value))
-    near = nearest(str(value), [str(one) for one in allowed])
-    return f"did you mean {near}?" if near else ""
 
 
 def _bound(error: Any) -> str:

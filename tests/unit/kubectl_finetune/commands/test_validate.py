@@ -1,3 +1,4 @@
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -5,6 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
+from kubectl_finetune.commands.validate import options
 from kubectl_finetune.errors import PluginError
 from kubectl_finetune.manifest.yaml_document import read_documents, scalar
 
@@ -54,6 +56,18 @@ def test_every_example_is_valid(finetune: Callable[..., Any], path: Path) -> Non
             "spec.hyperparameters.packing must be a text, not true or false\n    value: On\n    fix: YAML reads On as "
             'true or false: put it in quotes, "On"',
         ),
+        ("  hyperparameters: {packing: off}\n", 'YAML reads off as true or false: put it in quotes, "Off"'),
+        (
+            "  hyperparameters: {packing: 1_0}\n",
+            'must be a text, not a number\n    value: 1_0\n    fix: put it in quotes: "1_0"',
+        ),
+        (
+            "  hyperparameters: {packing: onn}\n",
+            "spec.hyperparameters.packing must be one of Auto, On, Off\n    value: onn\n    fix: did you mean On?",
+        ),
+        ("  tuning: []\n", "spec.tuning must be a block of fields, not a list"),
+        ("  unknownThing: 1\n", "fix: remove it; see kubectl explain finetunejob.spec"),
+        ("  lineage: {unknownThing: 1}\n", "fix: remove it; spec.lineage has parentRef, annotations"),
         ('  hyperparameters: {maxSteps: "10"}\n', 'value: "10"\n    fix: remove the quotes: 10'),
         ("  hyperparameters: {learningRate: 2}\n", "spec.hyperparameters.learningRate must be at most 1"),
         ("  hyperparameters: {learningRate: 0}\n", "must be more than 0"),
@@ -80,6 +94,22 @@ def test_a_fault_is_told_with_line_field_value_and_fix(validate: Callable[[str],
             "kind: FinetuneJob",
             "kind is not known\n    value: FinetuneJob\n    fix: kind: FineTuneJob",
         ),
+        ("kind: FineTuneJob\n", "", "kind is missing\n    fix: kind: FineTuneJob"),
+        ("metadata: {name: job}\n", "", "metadata is missing\n    fix: metadata: {name: my-job}"),
+        ("{name: job}", "{}", "metadata.name is missing"),
+        ("{name: job}", f"{{name: {'j' * 254}}}", "metadata.name is not a name that Kubernetes takes"),
+        (
+            "{name: job}",
+            "{name: job, label: {a: b}}",
+            'metadata.label is not a field\n    value: {"a": "b"}\n    fix: did you mean labels?',
+        ),
+        (
+            "{name: job}",
+            "{name: job, colour: red}",
+            "metadata.colour is not a field\n    value: red\n    fix: remove it",
+        ),
+        ("spec:", "modell: 1\nspec:", "modell is not a field\n    value: 1\n    fix: did you mean spec.modell?"),
+        (JOB[JOB.index("spec:") :], "spec:\n", "job.yaml:4: spec is missing\n    fix: kubectl finetune new"),
         ("v1alpha1", "v1", "fix: apiVersion: finetune.dev/v1alpha1"),
         ("{name: job}", "{name: My_Job}", "metadata.name is not a name that Kubernetes takes"),
         ("{name: job}", "{name: job, labels: {a: 1}}", "metadata.labels.a must be a text"),
@@ -93,6 +123,51 @@ def test_a_wrong_head_or_value_is_told(validate: Callable[[str], Any], old: str,
     done = validate(JOB.replace(old, new))
     assert done.code == 1
     assert told in done.out
+
+
+def test_a_long_value_is_cut_to_eighty_characters(validate: Callable[[str], Any]) -> None:
+    out = validate(JOB + f"  suspend: [{'x' * 75}, 1]\n").out
+    assert [line.partition("value: ")[2] for line in out.splitlines() if "value: " in line] == [f'["{"x" * 75}",…']
+    exact = '["' + "x" * 76 + '"]'
+    assert f"    value: {exact}\n" in validate(JOB + f"  suspend: {exact}\n").out
+
+
+def test_a_file_without_a_job_is_invalid_at_its_first_line(validate: Callable[[str], Any]) -> None:
+    assert validate("kind: Secret\n").out == "job.yaml:1: no FineTuneJob is here\n    fix: kind: FineTuneJob\n"
+    assert validate("- 1\n").out == "job.yaml:1: is not an object\n    value: [1]\n"
+
+
+def test_a_folder_stands_for_its_manifests_and_what_cannot_be_read_is_an_error(
+    finetune: Callable[..., Any], tmp_path: Path
+) -> None:
+    done = finetune("validate", str(tmp_path))
+    assert (done.code, "has no YAML files" in done.err) == (1, True)
+    (tmp_path / "a.yaml").write_text(JOB)
+    (tmp_path / "b.json").write_text(yaml_as_json(JOB, "other"))
+    (tmp_path / "notes.txt").write_text("no manifest")
+    assert finetune("validate", str(tmp_path)).out == "job is valid\nother is valid\n"
+    done = finetune("validate", str(tmp_path / "none.yaml"))
+    assert (done.code, "none.yaml cannot be read: No such file" in done.err) == (1, True)
+    (tmp_path / "a.yaml").write_bytes(b"\xff\xfe")
+    assert "is not a text in UTF-8" in finetune("validate", str(tmp_path / "a.yaml")).err
+
+
+def yaml_as_json(text: str, name: str) -> str:
+    return json.dumps(yaml.safe_load(text.replace("{name: job}", f"{{name: {name}}}").replace("/out", f"/{name}")))
+
+
+def test_rows_of_several_jobs_are_refused(validate: Callable[..., Any]) -> None:
+    second = JOB.replace("name: job", "name: two").replace("/out", "/two")
+    done = validate(f"{JOB}---\n{second}", "--rows", "rows.jsonl")
+    assert (done.code, "--rows are those of one job, and here are 2" in done.err) == (2, True)
+
+
+def test_the_manifests_dataset_becomes_the_options_of_the_check() -> None:
+    dataset = {"format": "Auto", "columns": {"prompt": "question"}, "maxRejectedPercent": 0}
+    assert options({"objective": "Chat", "dataset": dataset}) == [
+        *("--objective", "Chat", "--format", "Auto", "--columns", "prompt=question", "--max-rejected-percent", "0")
+    ]
+    assert options({"objective": "Chat", "dataset": {}}) == ["--objective", "Chat"]
 
 
 def test_every_fault_is_told_at_once_in_the_order_of_the_file(validate: Callable[[str], Any]) -> None:
