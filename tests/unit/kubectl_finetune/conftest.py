@@ -1,12 +1,17 @@
-"""The plugin's process without a cluster, and a job whose status has something in every block."""
+"""The plugin's process without a cluster, a fake API server, and a job whose status has something in every block."""
 
 import io
+import json
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console, RenderableType
 
 from finetune_api.status import FineTuneJobStatus
 from kubectl_finetune.__main__ import main
@@ -96,9 +101,9 @@ SPEC: dict[str, Any] = {
 
 
 def make_job(name: str = "one", spec: dict[str, Any] | None = None, **status: Any) -> Job:
-    """A job of team a; every field of its status is one that the API has."""
-    told = STATUS | status
-    assert FineTuneJobStatus.model_validate(told).to_wire() == told
+    """Return a job of team a; each field of its status is one of the API, and None leaves it out."""
+    values = {name: value for name, value in (STATUS | status).items() if value is not None}
+    assert FineTuneJobStatus.model_validate(values).to_wire() == values
     metadata = {
         "name": name,
         "namespace": "team-a",
@@ -106,7 +111,7 @@ def make_job(name: str = "one", spec: dict[str, Any] | None = None, **status: An
         "creationTimestamp": "2026-03-01T12:00:00Z",
         "resourceVersion": "1",
     }
-    return Job.from_object({"metadata": metadata, "spec": SPEC | (spec or {}), "status": told})
+    return Job.from_object({"metadata": metadata, "spec": SPEC | (spec or {}), "status": values})
 
 
 @pytest.fixture
@@ -116,7 +121,7 @@ def job() -> Callable[..., Job]:
 
 @dataclass
 class Done:
-    """How a command ended."""
+    """The exit code and the output of a command."""
 
     code: int
     out: str
@@ -125,7 +130,7 @@ class Done:
 
 @pytest.fixture
 def finetune(monkeypatch: pytest.MonkeyPatch, capfd: Any) -> Callable[..., Done]:
-    """`kubectl-finetune …` in this process, with nobody at a terminal."""
+    """Run `kubectl-finetune …` in this process, without a terminal."""
 
     def call(*arguments: str, stdin: str = "") -> Done:
         monkeypatch.setattr(sys, "argv", ["kubectl-finetune", *arguments])
@@ -137,3 +142,63 @@ def finetune(monkeypatch: pytest.MonkeyPatch, capfd: Any) -> Callable[..., Done]
         return Done(int(ended.value.code or 0), out, err)
 
     return call
+
+
+@pytest.fixture
+def printed() -> Callable[..., str]:
+    """Return what a console of 200 columns prints."""
+
+    def call(part: RenderableType, **options: Any) -> str:
+        text = io.StringIO()
+        Console(file=text, width=200, highlight=False, **options).print(part, soft_wrap=True)
+        return text.getvalue()
+
+    return call
+
+
+class ApiServer(ThreadingHTTPServer):
+    """A fake API server: requests by the last part of their path get their answers in turn; the last one repeats."""
+
+    def __init__(self) -> None:
+        self.answers: dict[str, list[tuple[int, Any]]] = {}
+        self.requests: list[tuple[str, str, Any]] = []
+        super().__init__(("127.0.0.1", 0), Handler)
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: ApiServer
+
+    def answer(self) -> None:
+        sent = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        self.server.requests.append((self.command, self.path, json.loads(sent) if sent else None))
+        if self.command != "GET":
+            code, body = 200, {}
+        else:
+            turn = self.server.answers[self.path.partition("?")[0].rpartition("/")[2]]
+            code, body = turn.pop(0) if len(turn) > 1 else turn[0]
+        self.send_response(code)
+        self.end_headers()
+        self.wfile.write(body if isinstance(body, bytes) else json.dumps(body).encode())
+
+    do_GET = do_PATCH = do_DELETE = answer  # noqa: N815 - names of the standard library
+
+    def log_message(self, *_: object) -> None:
+        return
+
+
+@pytest.fixture
+def front(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ApiServer]:
+    """A fake API server, which is the context `lab` of the kubeconfig; no context is the current one."""
+    server = ApiServer()
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    path = tmp_path / "kubeconfig"
+    path.write_text(
+        "apiVersion: v1\nkind: Config\ncurrent-context: ''\n"
+        "contexts: [{name: lab, context: {cluster: c, user: u, namespace: team-a}}]\n"
+        f"clusters: [{{name: c, cluster: {{server: 'http://127.0.0.1:{server.server_address[1]}'}}}}]\n"
+        "users: [{name: u, user: {token: t}}]\n"
+    )
+    monkeypatch.setenv("KUBECONFIG", str(path))
+    yield server
+    server.shutdown()
+    server.server_close()

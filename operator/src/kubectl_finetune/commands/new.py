@@ -75,8 +75,6 @@ def write(answers: Answers) -> str:
 
 def _word(text: str, kind: type[Word], flag: str) -> Word:
     known = [one.value for one in kind]
-    if text in known:
-        return kind(text)
     near = nearest(text, known)
     if near and near.lower() == text.lower():
         return kind(near)

@@ -1,18 +1,12 @@
-"""What commands print of a job."""
-
-import io
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from rich.console import Console, RenderableType
 
 from kubectl_finetune.cluster.job import Job
-from kubectl_finetune.commands import describe, diff, lineage, progress, timeline
-from kubectl_finetune.commands import list as listing
-from kubectl_finetune.display.table import bar, clean, duration, size, sparkline
-from kubectl_finetune.errors import Unreachable
+from kubectl_finetune.commands import describe
+from kubectl_finetune.display.table import clean
 
 NOW = datetime(2026, 3, 1, 12, 30, tzinfo=UTC)
 ENDED = [
@@ -25,146 +19,149 @@ ENDED = [
     }
 ]
 Make = Callable[..., Job]
+Printed = Callable[..., str]
 
 
-def printed(part: RenderableType, **options: Any) -> str:
-    text = io.StringIO()
-    Console(file=text, width=200, highlight=False, **options).print(part, soft_wrap=True)
-    return text.getvalue()
+def values_of(page: str) -> dict[str, str]:
+    """Return the values of a page's `Name:   value` lines."""
+    pairs = (line.strip().split(":  ", 1) for line in page.splitlines() if ":  " in line)
+    return {name: value.strip() for name, value in pairs}
 
 
-def test_a_list_has_a_line_for_each_job_and_those_that_run_come_first(job: Make) -> None:
-    jobs = [job("done", phase="Succeeded", conditions=ENDED), job("one")]
-    header, first, second = printed(listing.table(jobs, NOW, everywhere=True)).splitlines()
-    assert header.split()[:3] == ["NAMESPACE", "NAME", "PHASE"]
-    assert first.split() == [
-        *("team-a", "one", "Training", "Chat", "QLoRA", "42%", "56m40s", "1.4231", "1.5", "-", "PodsRunning", "30m00s")
-    ]
-    assert second.split()[:3] == ["team-a", "done", "Succeeded"]
-
-
-def test_a_timeline_tells_runs_in_their_order_with_what_ended_them(job: Make) -> None:
-    told = timeline.moments(job(), NOW)
-    assert [one.what for one in told] == [
-        *("created", "accepted", "validated", "run 1 (attempt 1) Preempted", "checkpoint", "run 2 (attempt 2) runs")
-    ]
-    assert told[3].took == "10m00s"
-    assert told[3].detail == "Evicted; exit code 75; steps 0 to 40; on node-a; The node was low on memory."
-    assert "went on from step 40" in told[5].detail
-
-
-def test_a_page_tells_why_a_job_waits_and_what_to_do_next(job: Make) -> None:
+def test_a_page_has_the_reason_the_figures_and_the_next_command(job: Make, printed: Printed) -> None:
     waiting = job(phase="Queued", reason="WaitingForQuota", message="insufficient quota: ask for fewer GPUs")
     assert "insufficient quota: ask for fewer GPUs" in printed(describe.page(waiting, [], NOW))
     page = printed(describe.page(job(), [], NOW))
     assert "1.5 (-25.0 % against the model before training)" in page
     assert "1.498 at step 40" in page
-    assert "10 (BAD_JSON 10)" in page
     assert page.rstrip().endswith("kubectl finetune progress one -n team-a")
+
+
+def test_the_head_of_a_page_leaves_out_what_a_job_does_not_have(job: Make, printed: Printed) -> None:
+    page = printed(describe.page(job(), [], NOW)).partition("Figures")[0]
+    assert values_of(page) == {
+        "Name": "team-a/one",
+        "Phase": "Training",
+        "Why": "1 of 1 pods run.",
+        "Progress": "42%, step 42 of 100, 56m40s left",
+        "Stage": "Training",
+        "Objective": "Chat",
+        "Model": "hf://owner/model",
+        "Method": "QLoRA (Auto is QLoRA)",
+        "Data": "s3://b/rows.jsonl",
+        "Output": "s3://b/out",
+        "Counted": "attempts 2, runs 1, preemptions 1",
+        "Ran": "10m00s",
+    }
+
+
+def test_the_head_of_a_page_has_the_revision_the_queue_and_the_parent(job: Make, printed: Printed) -> None:
+    spec = {
+        "scheduling": {"queueName": "team"},
+        "lineage": {"parentRef": {"name": "sft"}},
+        "tuning": {"method": "Auto"},
+    }
+    lineage = {"baseModel": "hf://owner/model", "baseModelRevision": "abc"}
+    progress = {"display": "1%", "note": "The disk is nearly full.", "estimatedRemainingSeconds": 30}
+    ended = job("one", spec, lineage=lineage, progress=progress, resolved={}, conditions=ENDED)
+    found = values_of(printed(describe.page(ended, [], NOW)))
+    assert (found["Model"], found["Queue"], found["Parent"]) == ("hf://owner/model@abc", "team", "sft")
+    assert (found["Method"], found["Note"], found["Progress"]) == ("Auto", "The disk is nearly full.", "1%")
+
+
+def test_a_job_that_no_operator_has_seen_names_what_to_check(job: Make, printed: Printed) -> None:
+    unseen = Job.from_object(job().raw | {"status": {"observedGeneration": -1}})
+    found = values_of(printed(describe.page(unseen, [], NOW)))
+    assert found["Phase"] == "Pending"
+    assert "check that finetune-operator runs and watches this namespace" in found["Why"]
+    accepted = Job.from_object(job().raw | {"status": {"observedGeneration": 1, "message": "Accepted."}})
+    assert values_of(printed(describe.page(accepted, [], NOW)))["Why"] == "Accepted."
+
+
+def test_a_page_counts_the_rows(job: Make, printed: Printed) -> None:
+    rows = {"rows": 1000, "accepted": 990, "rejected": 10, "rejectedByCode": {"BAD_JSON": 10}, "truncated": 3}
+    found = values_of(printed(describe.page(job(dataset=rows), [], NOW)))
+    assert (found["Rows"], found["Accepted"], found["Rejected"]) == ("1,000", "990", "10 (BAD_JSON 10)")
+    assert found["Cut to maxLength"] == "3"
+    found = values_of(printed(describe.page(job(dataset={"rows": 5, "truncated": 0}), [], NOW)))
+    assert found["Rejected"] == "0"
+    assert "Cut to maxLength" not in found
+
+
+def test_a_page_has_the_gates_and_the_published_files(job: Make, printed: Printed) -> None:
+    artifacts = {
+        "uri": "s3://b/out",
+        "adapterUri": "s3://b/out/adapter",
+        "reportUri": "s3://b/out/finetune_report.md",
+        "manifestSha256": "ab" * 32,
+        "sizeBytes": 2048,
+    }
+    verdict = {"gate": "Passed", "merged": "NotAsked", "message": "The loss fell."}
+    found = values_of(printed(describe.page(job(artifacts=artifacts, evaluation=verdict), [], NOW)))
+    assert (found["Gate"], found["Verdict"], "Full model" in found) == ("Passed", "The loss fell.", False)
+    assert (found["Adapter"], found["Report"]) == ("s3://b/out/adapter", "s3://b/out/finetune_report.md")
+    assert (found["Size"], found["Everything under"]) == ("2.0 KiB", "s3://b/out")
+
+
+def test_a_page_has_the_conditions_and_the_last_ten_events_with_their_ages(job: Make, printed: Printed) -> None:
+    events = [
+        {"lastTimestamp": f"2026-03-01T12:{minute:02d}:00Z", "type": "Normal", "reason": f"R{minute}", "message": "m"}
+        for minute in range(10, 20)
+    ]
+    events += [{"eventTime": "2026-03-01T12:29:00Z", "type": "Warning", "reason": "Late"}, {"reason": "Undated"}]
+    lines = [line.split() for line in printed(describe.page(job(), events, NOW)).splitlines()]
+    assert [
+        "Validated",
+        "True",
+        "DatasetValid",
+        "29m00s",
+        "90",
+        "of",
+        "100",
+        "rows",
+        "can",
+        "be",
+        "trained",
+        "on.",
+    ] in lines
+    shown = lines[lines.index(["Events"]) + 2 :][:10]
+    assert shown[0] == ["18m00s", "Normal", "R12", "m"]
+    assert shown[-2:] == [["1m00s", "Warning", "Late"], ["-", "Undated"]]
+
+
+@pytest.mark.parametrize(
+    ("status", "suspend", "command"),
+    [
+        ({"phase": "Succeeded"}, None, "report one -n team-a"),
+        ({"phase": "Preflight"}, None, "logs one -n team-a --preflight -f"),
+        ({"phase": "Suspended"}, True, "resume one -n team-a"),
+    ],
+)
+def test_a_page_ends_with_the_command_for_the_phase(
+    job: Make, printed: Printed, status: dict[str, Any], suspend: bool | None, command: str
+) -> None:
+    page = printed(describe.page(job("one", {"suspend": suspend}, **status), [], NOW))
+    assert page.rstrip().endswith(f"Next\n  kubectl finetune {command}")
+
+
+def test_a_job_that_a_queue_suspends_is_not_to_be_resumed_by_hand(job: Make, printed: Printed) -> None:
+    assert "Next" not in printed(describe.page(job(phase="Suspended"), [], NOW))
 
 
 @pytest.mark.parametrize(
     ("validated", "command"), [("True", "logs one -n team-a"), ("False", "logs one -n team-a --preflight")]
 )
-def test_a_failed_job_leads_to_the_log_of_the_pod_that_failed(job: Make, validated: str, command: str) -> None:
+def test_a_failed_job_leads_to_the_log_of_the_pod_that_failed(
+    job: Make, printed: Printed, validated: str, command: str
+) -> None:
     conditions = [ENDED[0] | {"type": "Validated", "status": validated}, ENDED[0] | {"type": "Failed"}]
     page = printed(describe.page(job(phase="Failed", conditions=conditions), [], NOW))
     assert page.rstrip().endswith(f"kubectl finetune {command}")
 
 
-def test_foreign_texts_steer_no_terminal_and_are_no_markup(job: Make) -> None:
+def test_foreign_texts_control_no_terminal_and_are_no_markup(job: Make, printed: Printed) -> None:
     hostile = "\x1b[2J[red]gone[/red]\x07\nnext"
     page = printed(describe.page(job(message=hostile), [], NOW), force_terminal=True)
     assert "\x1b[2J" not in page
     assert "[2J[red]gone[/red] next" in page
     assert clean(hostile) == "[2J[red]gone[/red] next"
-
-
-def test_a_change_is_one_line_and_a_terminal_gets_a_bar_with_losses(job: Make) -> None:
-    assert progress.line(job()) == (
-        "Training 42% step 42/100 Training loss 1.4231 eval 1.5 left 56m40s PodsRunning: 1 of 1 pods run."
-    )
-    losses = progress.Losses()
-    for step, loss in ((10, 3.0), (20, 2.0), (20, 2.0), (30, 1.0)):
-        figures = {"trainLoss": loss, "evalLoss": loss + 1, "baselineEvalLoss": 5.0}
-        losses.add(job(progress={"step": step}, metrics=figures))
-    assert (losses.train, losses.evaluated) == ([3.0, 2.0, 1.0], [5.0, 4.0, 3.0, 2.0])
-    picture = printed(progress.picture(job(), losses))
-    assert f"{bar(42)}  42%  step 42/100  56m40s left" in picture
-    assert "█▅▁" in picture
-    assert "█▆▃▁" in picture
-
-
-def test_a_terminal_gets_one_picture_over_the_last_and_a_pipe_gets_lines(job: Make) -> None:
-    terminal, pipe = io.StringIO(), io.StringIO()
-    for file, options in ((terminal, {"force_terminal": True}), (pipe, {})):
-        with progress.screen(Console(file=file, width=120, highlight=False, **options)) as draw:
-            draw(job())
-            draw(job(progress={"display": "50%", "percent": 50, "step": 50, "totalSteps": 100}))
-    assert "\x1b[1A" in terminal.getvalue()
-    assert "step 50/100" in terminal.getvalue().rpartition("\x1b[1A")[2]
-    assert [line.split()[1:3] for line in pipe.getvalue().splitlines()] == [["Training", "42%"], ["Training", "50%"]]
-
-
-def test_a_job_is_followed_until_it_has_ended(job: Make) -> None:
-    seen = [job(), job(), job(phase="Succeeded", conditions=ENDED)]
-    seen[2].raw["metadata"]["resourceVersion"] = "2"
-    left = iter(seen)
-    assert list(progress.changes(lambda: next(left), 0)) == [seen[0], seen[2]]
-
-
-def test_an_api_server_that_is_away_for_a_while_does_not_end_the_following(job: Make) -> None:
-    answers: list[Job | None] = [job(), None, None, job(phase="Succeeded", conditions=ENDED)]
-
-    def look() -> Job:
-        answer = answers.pop(0)
-        if answer is None:
-            raise Unreachable("away")
-        answer.raw["metadata"]["resourceVersion"] = str(len(answers))
-        return answer
-
-    assert [one.phase for one in progress.changes(look, 0)] == ["Training", "Succeeded"]
-    with pytest.raises(Unreachable):
-        list(progress.changes(_away, 0))
-
-
-def _away() -> Job:
-    raise Unreachable("away")
-
-
-def test_a_difference_has_both_values_and_by_how_much(job: Make) -> None:
-    other = job("two", {"objective": "DPO", "dpo": {"beta": 0.1}}, metrics={"evalLoss": 1.2})
-    page = [line.split() for line in printed(diff.page(job(), other)).splitlines()]
-    assert ["objective", "Chat", "DPO"] in page
-    assert ["dpo.beta", "-", "0.1"] in page
-    assert ["metrics.evalLoss", "1.5", "1.2", "-20.0", "%"] in page
-    assert printed(diff.page(job(), job())).count("no difference") == 2
-
-
-def test_a_tree_of_jobs_names_those_that_are_gone_or_replaced(job: Make) -> None:
-    parent = {
-        "name": "sft",
-        "uid": "uid-sft",
-        "objective": "Chat",
-        "outputUri": "s3://b/sft",
-        "manifestSha256": "cd" * 32,
-    }
-    child = job(spec={"lineage": {"parentRef": {"name": "sft"}}}, lineage={"parent": parent})
-    there = {"sft": job("sft")}
-    tree = printed(lineage.tree(lineage.record(child, there.get)))
-    assert tree.index("one Chat") < tree.index("parent: sft Chat") < tree.index("base model: hf://owner/model")
-    assert "no longer in the cluster" in printed(lineage.tree(lineage.record(child, lambda _: None)))
-    there["sft"].raw["metadata"]["uid"] = "another"
-    assert "another job of this name" in printed(lineage.tree(lineage.record(child, there.get)))
-
-
-@pytest.mark.parametrize(
-    ("shown", "meant"),
-    [
-        (duration(59.6), "1m00s"), (duration(42), "42s"), (duration(3725), "1h02m"), (duration(None), "-"),
-        (duration(200_000), "2d7h"), (size(1536), "1.5 KiB"), (size(12), "12 B"), (size(3 * 1024**4), "3.0 TiB"),
-        (sparkline([]), ""), (sparkline([1, 1]), "▁▁"), (bar(150, 4), "████"), (bar(0, 4), "░░░░"),
-    ],
-)  # fmt: skip
-def test_figures_are_short(shown: str, meant: str) -> None:
-    assert shown == meant

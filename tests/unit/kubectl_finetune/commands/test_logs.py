@@ -1,15 +1,9 @@
-"""Following a job through a load balancer that answers with failures of its own, and pods that vanish."""
-
-import json
-import threading
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from kubectl_finetune.commands import logs, report
+from kubectl_finetune.commands import logs
 
 Answer = tuple[int, Any]
 COMPLETE = [
@@ -22,7 +16,6 @@ COMPLETE = [
     }
     for kind in ("Validated", "Complete")
 ]
-ARTIFACTS = {"uri": "s3://b/out", "reportUri": "s3://b/out/finetune_report.md", "manifestSha256": "ab" * 32}
 POD: dict[str, Any] = {
     "metadata": {
         "name": "one-1-abc",
@@ -35,45 +28,9 @@ POD: dict[str, Any] = {
 }
 
 
-class Front(ThreadingHTTPServer):
-    """What stands before an API server: each kind of request has its answers in turn, and the last goes on."""
-
-    def __init__(self) -> None:
-        self.answers: dict[str, list[Answer]] = {}
-        super().__init__(("127.0.0.1", 0), Handler)
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: Front
-
-    def do_GET(self) -> None:
-        last = self.path.partition("?")[0].rpartition("/")[2]
-        turn = self.server.answers[last]
-        code, body = turn.pop(0) if len(turn) > 1 else turn[0]
-        self.send_response(code)
-        self.end_headers()
-        self.wfile.write(body if isinstance(body, bytes) else json.dumps(body).encode())
-
-    def log_message(self, *_: object) -> None:
-        return
-
-
-@pytest.fixture
-def front(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Front]:
-    server = Front()
-    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-    path = tmp_path / "kubeconfig"
-    path.write_text(
-        "apiVersion: v1\nkind: Config\ncurrent-context: ''\n"
-        "contexts: [{name: lab, context: {cluster: c, user: u, namespace: team-a}}]\n"
-        f"clusters: [{{name: c, cluster: {{server: 'http://127.0.0.1:{server.server_address[1]}'}}}}]\n"
-        "users: [{name: u, user: {token: t}}]\n"
-    )
-    monkeypatch.setenv("KUBECONFIG", str(path))
+@pytest.fixture(autouse=True)
+def without_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(logs, "WAIT_SECONDS", 0.01)
-    yield server
-    server.shutdown()
-    server.server_close()
 
 
 @pytest.fixture
@@ -87,25 +44,8 @@ def complete(job: Callable[..., Any]) -> Answer:
     return 200, done | {"metadata": done["metadata"] | {"resourceVersion": "2"}}
 
 
-@pytest.mark.parametrize("failure", [(502, b"<html>Bad Gateway</html>"), (429, {"message": "too many requests"})])
-def test_progress_outlives_a_gateway_that_fails_and_ends_as_the_job_does(
-    front: Front, finetune: Callable[..., Any], running: Answer, complete: Answer, failure: Answer
-) -> None:
-    front.answers["one"] = [running, failure, failure, complete]
-    done = finetune("progress", "one", "--context", "lab", "--interval", "0.1")
-    assert (done.code, done.out.count("\n")) == (0, 2)
-
-
-def test_an_api_server_that_fails_is_told_apart_from_a_job_that_has_failed(
-    front: Front, finetune: Callable[..., Any]
-) -> None:
-    front.answers["one"] = [(503, b"")]
-    done = finetune("progress", "one", "--context", "lab")
-    assert (done.code, "the API server answers 503" in done.err) == (5, True)
-
-
 def test_a_log_that_cannot_be_had_at_first_is_asked_for_again_and_nothing_of_it_is_lost(
-    front: Front, finetune: Callable[..., Any], running: Answer, complete: Answer
+    front: Any, finetune: Callable[..., Any], running: Answer, complete: Answer
 ) -> None:
     ended = POD | {"status": {"containerStatuses": [{"state": {"terminated": {"exitCode": 0}}}]}}
     front.answers["one"] = [running, running, (500, b""), complete]
@@ -118,7 +58,7 @@ def test_a_log_that_cannot_be_had_at_first_is_asked_for_again_and_nothing_of_it_
 
 
 def test_a_log_that_can_never_be_had_ends_with_the_reason(
-    front: Front, finetune: Callable[..., Any], complete: Answer
+    front: Any, finetune: Callable[..., Any], complete: Answer
 ) -> None:
     ended = POD | {"status": {"containerStatuses": [{"state": {"terminated": {"exitCode": 0}}}]}}
     front.answers = {"one": [complete], "pods": [(200, {"items": [ended]})]}
@@ -128,7 +68,7 @@ def test_a_log_that_can_never_be_had_ends_with_the_reason(
 
 
 def test_a_pod_that_is_removed_between_the_look_and_its_log_does_not_end_the_following(
-    front: Front, finetune: Callable[..., Any], running: Answer, complete: Answer
+    front: Any, finetune: Callable[..., Any], running: Answer, complete: Answer
 ) -> None:
     second = POD | {"metadata": POD["metadata"] | {"name": "one-2-def", "uid": "u2"}}
     front.answers["one"] = [running, running, complete]
@@ -140,7 +80,7 @@ def test_a_pod_that_is_removed_between_the_look_and_its_log_does_not_end_the_fol
 
 
 def test_a_job_that_preflight_refused_has_no_log_of_a_trainer_and_says_which_it_has(
-    front: Front, finetune: Callable[..., Any], job: Callable[..., Any]
+    front: Any, finetune: Callable[..., Any], job: Callable[..., Any]
 ) -> None:
     refused = [
         COMPLETE[0] | {"status": "False", "reason": "DatasetInvalid"},
@@ -152,38 +92,93 @@ def test_a_job_that_preflight_refused_has_no_log_of_a_trainer_and_says_which_it_
     assert (done.code, "preflight did not pass: add --preflight" in done.err) == (3, True)
 
 
-def test_an_unknown_context_is_told_with_those_there_are_where_none_is_current(
-    front: Front, finetune: Callable[..., Any]
+def pod(status: dict[str, Any], uid: str = "u1", annotations: dict[str, str] | None = None) -> dict[str, Any]:
+    given = POD["metadata"]["annotations"] | (annotations or {})
+    return {"metadata": POD["metadata"] | {"uid": uid, "annotations": given}, "status": status}
+
+
+@pytest.mark.parametrize(
+    ("status", "reason"),
+    [
+        ({}, "Pending"),
+        ({"phase": "Unknown"}, "Unknown"),
+        ({"conditions": [{"type": "Ready"}, {"message": "0/3 nodes are available"}]}, "0/3 nodes are available"),
+        (
+            {"containerStatuses": [{"state": {"waiting": {"reason": "ImagePullBackOff", "message": "not found"}}}]},
+            "ImagePullBackOff not found",
+        ),
+        ({"containerStatuses": [{"state": {"waiting": {}}}]}, "waiting"),
+    ],
+)
+def test_a_pod_that_has_not_started_is_reported_with_the_reason(
+    front: Any, finetune: Callable[..., Any], running: Answer, status: dict[str, Any], reason: str
 ) -> None:
-    done = finetune("list", "--context", "other")
-    assert (done.code, "it has lab" in done.err) == (2, True)
+    front.answers = {"one": [running], "pods": [(200, {"items": [pod(status)]})]}
+    done = finetune("logs", "one", "--context", "lab")
+    assert (done.code, f"pod one-1-abc has not started: {reason}\n" in done.err) == (3, True)
 
 
-def test_a_report_without_a_known_endpoint_names_the_operators_default(
-    front: Front, finetune: Callable[..., Any], job: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+def test_a_job_without_pods_has_no_log_yet_or_no_more(
+    front: Any, finetune: Callable[..., Any], running: Answer, complete: Answer
 ) -> None:
-    monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
-    front.answers["one"] = [(200, job(phase="Succeeded", conditions=COMPLETE, artifacts=ARTIFACTS).raw)]
-    assert report.NO_ENDPOINT in finetune("report", "one", "--context", "lab").out
-    assert (
-        report.NO_ENDPOINT not in finetune("report", "one", "--context", "lab", "--endpoint", "http://minio:9000").out
-    )
-    spec = {"storage": {"endpoint": "http://minio:9000"}}
-    front.answers["one"] = [(200, job(spec=spec, phase="Succeeded", conditions=COMPLETE, artifacts=ARTIFACTS).raw)]
-    assert report.NO_ENDPOINT not in finetune("report", "one", "--context", "lab").out
+    front.answers = {"one": [running, complete], "pods": [(200, {"items": []})]}
+    done = finetune("logs", "one", "--preflight", "--context", "lab")
+    assert (done.code, "one has no log: no preflight pod is there yet" in done.err) == (3, True)
+    done = finetune("logs", "one", "--context", "lab")
+    assert (done.code, "one has no log: its pods are removed" in done.err) == (3, True)
 
 
-def test_fetching_without_a_known_endpoint_goes_on_to_aws_and_says_what_may_be_missing(
-    front: Front, finetune: Callable[..., Any], job: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+def test_options_reach_the_api_server_and_the_rank_chooses_the_pod(
+    front: Any, finetune: Callable[..., Any], running: Answer
 ) -> None:
-    monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
-    for name, value in (("AWS_ACCESS_KEY_ID", "k"), ("AWS_SECRET_ACCESS_KEY", "s"), ("AWS_MAX_ATTEMPTS", "1")):
-        monkeypatch.setenv(name, value)
-    # AWS itself is not asked: its place is taken by a port where nobody listens.
-    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9")
-    front.answers["one"] = [(200, job(phase="Succeeded", conditions=COMPLETE, artifacts=ARTIFACTS).raw)]
-    done = finetune("report", "one", "--show", "--context", "lab")
-    note, error, fix = done.err.splitlines()
-    assert (done.code, note) == (1, f"note: {report.NO_ENDPOINT}")
-    assert "cannot be read at AWS" in error
-    assert fix.strip().startswith(report.NO_ENDPOINT)
+    index = "batch.kubernetes.io/job-completion-index"
+    first, second = pod(POD["status"], annotations={index: "0"}), pod(POD["status"], "u2", {index: "1"})
+    second["metadata"]["name"] = "one-1-second"
+    foreign = pod(POD["status"], "u3", {"finetune.dev/job-name": "other", index: "1"})
+    front.answers = {
+        "one": [running],
+        "pods": [(200, {"items": [foreign, second, first]})],
+        "log": [(200, b"step 1\n")],
+    }
+    done = finetune("logs", "one", "--rank", "1", "--tail", "5", "--timestamps", "--context", "lab")
+    assert (done.code, done.out) == (0, "step 1\n")
+    path, _, query = front.requests[-1][1].partition("?")
+    assert path.endswith("/namespaces/team-a/pods/one-1-second/log")
+    assert set(query.split("&")) == {"container=trainer", "timestamps=true", "tailLines=5"}
+    assert finetune("logs", "one", "--context", "lab").code == 0
+    path, _, query = front.requests[-1][1].partition("?")
+    assert (path.rpartition("/pods/")[2], query) == ("one-1-abc/log", "container=trainer")
+
+
+def test_a_followed_log_reports_each_thing_it_waits_for_once(
+    front: Any, finetune: Callable[..., Any], running: Answer, complete: Answer
+) -> None:
+    front.answers = {"one": [running, running, complete], "pods": [(200, {"items": []})]}
+    done = finetune("logs", "one", "-f", "--context", "lab")
+    assert (done.code, done.out) == (0, "")
+    assert done.err == "waiting: Training: 1 of 1 pods run.\n"
+
+
+def test_a_followed_preflight_ends_when_the_job_is_validated(
+    front: Any, finetune: Callable[..., Any], running: Answer
+) -> None:
+    ended = pod({"containerStatuses": [{"state": {"terminated": {"exitCode": 0}}}]})
+    front.answers = {"one": [running], "pods": [(200, {"items": [ended]})], "log": [(200, b"checked\n")]}
+    done = finetune("logs", "one", "-f", "--preflight", "--context", "lab")
+    assert (done.code, done.out, done.err) == (0, "checked\n", "--- pod one-1-abc\n")
+
+
+def test_a_connection_that_ends_while_the_pod_runs_is_opened_again_for_new_lines_only(
+    front: Any, finetune: Callable[..., Any], running: Answer, complete: Answer
+) -> None:
+    ended = pod({"containerStatuses": [{"state": {"terminated": {"exitCode": 0}}}]})
+    front.answers = {
+        "one": [running, running, complete],
+        "pods": [(200, {"items": [one]}) for one in (POD, POD, ended)],
+    }
+    front.answers["log"] = [(200, b"step 1\n"), (200, b"step 2\n")]
+    done = finetune("logs", "one", "-f", "--tail", "9", "--context", "lab")
+    assert (done.code, done.out) == (0, "step 1\nstep 2\n")
+    assert done.err.splitlines() == ["--- pod one-1-abc", "--- pod one-1-abc, again from here"]
+    queries = [one[1] for one in front.requests if "/log?" in one[1]]
+    assert ["tailLines=9" in queries[0], "tailLines=0" in queries[1], len(queries)] == [True, True, 2]

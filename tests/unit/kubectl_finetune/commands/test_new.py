@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from finetune_api.objectives import Objective
+from finetune_api.spec import FORMATS
 from kubectl_finetune.commands import new as questions
 
 GIVEN = ("--model", "hf://owner/model", "--data", "s3://data/rows/", "--result", "s3://models/out")
@@ -32,6 +33,37 @@ def test_a_starter_of_every_objective_is_valid(
     assert checked.out == "first is valid\n", checked.out
 
 
+def test_a_starter_names_the_formats_of_its_objective_and_the_commands_that_come_next(
+    finetune: Callable[..., Any],
+) -> None:
+    lines = finetune("new", "first", *GIVEN, "--objective", "kto", "--method", "qlora", "-f", "-").out.splitlines()
+    assert lines[:3] == [
+        "# A KTO job. Check it:   kubectl finetune validate first.yaml",
+        "#           Start it:   kubectl apply -f first.yaml",
+        "#           Follow it:  kubectl finetune progress first",
+    ]
+    (formats,) = [line for line in lines if "formats:" in line]
+    assert formats.partition("formats: ")[2].split(";")[0].split(", ") == FORMATS["KTO"][1:]
+    assert "    validationSplitPercent: 10  # held out: the report compares on these" in lines
+    assert any(line.startswith("  earlyStopping: {patience: 3}") for line in lines)
+    assert (
+        "    method: QLoRA               # QLoRA, LoRA or Full; Auto is QLoRA unless vramBudget says that Full fits"
+        in lines
+    )
+
+
+def test_a_starter_without_held_out_rows_has_no_early_stopping(finetune: Callable[..., Any]) -> None:
+    for options in (("--objective", "Chat", "--validation-percent", "0"), ("--objective", "RLHF")):
+        assert "earlyStopping" not in finetune("new", "first", *GIVEN, *options, "-f", "-").out
+
+
+def test_a_file_that_cannot_be_written_is_an_error_with_its_reason(
+    finetune: Callable[..., Any], tmp_path: Path
+) -> None:
+    done = finetune("new", "first", *GIVEN, "-f", str(tmp_path / "none" / "job.yaml"))
+    assert (done.code, "job.yaml cannot be written: No such file" in done.err) == (1, True)
+
+
 def test_a_file_is_written_once_and_again_only_by_force(finetune: Callable[..., Any], tmp_path: Path) -> None:
     path = tmp_path / "job.yaml"
     assert finetune("new", "first", *GIVEN, "-f", str(path)).code == 0
@@ -42,6 +74,7 @@ def test_a_file_is_written_once_and_again_only_by_force(finetune: Callable[..., 
     assert path.read_text() == "mine"
     assert finetune("new", "first", *GIVEN, "-f", str(path), "--force").code == 0
     assert "kind: FineTuneJob" in path.read_text()
+    assert f"check it: kubectl finetune validate {path}" in finetune("new", "first", *GIVEN, "-f", f"{path}2").err
 
 
 def test_without_a_terminal_the_missing_options_are_named(finetune: Callable[..., Any]) -> None:

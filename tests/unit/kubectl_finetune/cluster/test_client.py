@@ -1,0 +1,67 @@
+import os
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import yaml
+
+from kubectl_finetune.__main__ import complete
+
+NOT_FOUND = {"message": 'finetunejobs "ome" not found', "details": {"name": "ome"}}
+
+
+def test_every_page_of_a_long_list_is_read(front: Any, finetune: Callable[..., Any], job: Any) -> None:
+    front.answers["finetunejobs"] = [
+        (200, {"items": [job("one").raw], "metadata": {"continue": "next"}}),
+        (200, {"items": [job("two").raw], "metadata": {}}),
+    ]
+    done = finetune("list", "-l", "team=support", "-o", "yaml", "--context", "lab")
+    assert [one["metadata"]["name"] for one in yaml.safe_load(done.out)["items"]] == ["one", "two"]
+    queries = [path.partition("?")[2] for _, path, _ in front.requests]
+    assert queries == ["labelSelector=team%3Dsupport&limit=500", "labelSelector=team%3Dsupport&limit=500&continue=next"]
+
+
+def test_an_unknown_job_is_refused_with_similar_names(front: Any, finetune: Callable[..., Any], job: Any) -> None:
+    front.answers["ome"] = [(404, NOT_FOUND)]
+    front.answers["finetunejobs"] = [(200, {"items": [job("one").raw, job("other").raw], "metadata": {}})]
+    done = finetune("describe", "ome", "--context", "lab")
+    assert (done.code, "no FineTuneJob ome in namespace team-a\n  did you mean one" in done.err) == (3, True)
+    front.answers["finetunejobs"] = [(403, {"message": "no"})]
+    done = finetune("describe", "ome", "--context", "lab")
+    assert (done.code, "kubectl finetune list -A" in done.err) == (3, True)
+
+
+def test_a_page_has_the_events_of_the_job_in_order_and_none_without_the_right(
+    front: Any, finetune: Callable[..., Any], job: Any
+) -> None:
+    events = [
+        {"reason": "Second", "lastTimestamp": "2026-03-01T12:02:00Z"},
+        {"reason": "First", "eventTime": "2026-03-01T12:01:00Z"},
+    ]
+    front.answers = {"one": [(200, job().raw)], "events": [(200, {"items": events}), (403, {"message": "no"})]}
+    page = finetune("describe", "one", "--context", "lab").out
+    assert page.index("First") < page.index("Second")
+    assert front.requests[-1][1].endswith("/namespaces/team-a/events?fieldSelector=involvedObject.uid%3Duid-one")
+    done = finetune("describe", "one", "--context", "lab")
+    assert (done.code, "Events" in done.out) == (0, False)
+
+
+def test_a_status_of_another_version_is_refused_with_its_field(
+    front: Any, finetune: Callable[..., Any], job: Any
+) -> None:
+    front.answers["one"] = [(200, job().raw | {"status": {"metrics": {"trainLoss": "low"}}})]
+    done = finetune("describe", "one", "--context", "lab")
+    assert (done.code, "(status.metrics.trainLoss)" in done.err) == (1, True)
+
+
+def test_names_are_completed_from_the_namespace(front: Any, job: Any, monkeypatch: Any, capfd: Any) -> None:
+    front.answers["finetunejobs"] = [(200, {"items": [job("one").raw, job("two").raw], "metadata": {}})]
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    for words, names in (
+        (["describe", "--context", "lab", "o"], ["one"]),
+        (["describe", "--context", "none", "o"], []),
+    ):
+        monkeypatch.setattr("sys.argv", ["kubectl_complete-finetune", *words])
+        with pytest.raises(SystemExit):
+            complete()
+        assert capfd.readouterr().out.splitlines() == [*names, ":4"]

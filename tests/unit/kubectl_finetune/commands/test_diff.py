@@ -1,0 +1,35 @@
+from collections.abc import Callable
+
+from kubectl_finetune.cluster.job import Job
+from kubectl_finetune.commands import diff
+
+Make = Callable[..., Job]
+Printed = Callable[..., str]
+
+
+def test_a_difference_has_both_values_and_the_change_in_percent(job: Make, printed: Printed) -> None:
+    spec = {"objective": "DPO", "dpo": {"beta": 0.1}, "suspend": True, "hyperparameters": {"maxSteps": 100}}
+    other = job("two", spec, metrics={"evalLoss": 1.2}, runs=3)
+    page = [
+        line.split()
+        for line in printed(diff.page(job("one", {"hyperparameters": {"maxSteps": 0}}), other)).splitlines()
+    ]
+    assert page[:2] == [["Spec"], ["FIELD", "one", "two", "CHANGE"]]
+    assert page[page.index(["Result"]) - 1] == []
+    assert ["objective", "Chat", "DPO"] in page
+    assert ["dpo.beta", "-", "0.1"] in page
+    assert ["suspend", "-", "true"] in page
+    assert ["hyperparameters.maxSteps", "0", "100"] in page
+    assert ["runs", "1", "3", "+200.0", "%"] in page
+    assert ["metrics.evalLoss", "1.5", "1.2", "-20.0", "%"] in page
+    assert ["metrics.trainLoss", "1.4231", "-"] in page
+
+
+def test_jobs_without_a_difference_have_two_empty_parts(job: Make, printed: Printed) -> None:
+    assert printed(diff.page(job(), job())) == "Spec\n  no difference\n\nResult\n  no difference\n"
+    assert diff.differences(job(), job()) == {"spec": {}, "result": {}}
+
+
+def test_an_empty_block_differs_from_none(job: Make) -> None:
+    found = diff.differences(job("one", {"earlyStopping": {}}), job())
+    assert found["spec"] == {"earlyStopping": ({}, None)}

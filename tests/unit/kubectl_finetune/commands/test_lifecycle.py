@@ -1,0 +1,65 @@
+from collections.abc import Callable
+from typing import Any
+
+ENDED = [
+    {
+        "type": "Complete",
+        "status": "True",
+        "reason": "Succeeded",
+        "message": "Published to s3://b/out.",
+        "lastTransitionTime": "2026-03-01T12:25:00Z",
+    }
+]
+Finetune = Callable[..., Any]
+JOB = "/apis/finetune.dev/v1alpha1/namespaces/team-a/finetunejobs/one"
+
+
+def changes(front: Any) -> list[Any]:
+    return [one for one in front.requests if one[0] != "GET"]
+
+
+def test_suspend_and_resume_set_the_field_and_name_the_step(front: Any, finetune: Finetune, job: Any) -> None:
+    front.answers["one"] = [(200, job().raw)]
+    assert finetune("suspend", "one", "--context", "lab").out == "one suspended\n"
+    front.answers["one"] = [(200, job("one", {"suspend": True}).raw)]
+    assert finetune("resume", "one", "--context", "lab").out == "one resumed and goes on from step 40\n"
+    front.answers["one"] = [(200, job("one", {"suspend": True}, checkpoint=None).raw)]
+    assert finetune("resume", "one", "--context", "lab").out == "one resumed\n"
+    assert changes(front) == [("PATCH", JOB, {"spec": {"suspend": value}}) for value in (True, False, False)]
+
+
+def test_a_job_that_is_already_as_asked_is_not_changed(front: Any, finetune: Finetune, job: Any) -> None:
+    front.answers["one"] = [(200, job().raw)]
+    front.answers["two"] = [(200, job("two", {"suspend": True}).raw)]
+    assert finetune("resume", "one", "--context", "lab").out == "one is not suspended already\n"
+    assert finetune("suspend", "two", "one", "--context", "lab").out == "two is suspended already\none suspended\n"
+    assert changes(front) == [("PATCH", JOB, {"spec": {"suspend": True}})]
+
+
+def test_no_job_is_changed_when_one_has_ended(front: Any, finetune: Finetune, job: Any) -> None:
+    front.answers["one"] = [(200, job().raw)]
+    front.answers["done"] = [(200, job("done", phase="Succeeded", conditions=ENDED).raw)]
+    for command in ("suspend", "resume", "cancel"):
+        done = finetune(command, "one", "done", "--context", "lab")
+        assert (done.code, done.out) == (1, "")
+        assert f"done has ended (Succeeded): there is nothing to {command}" in done.err
+        assert "to remove its record: kubectl delete finetunejob done -n team-a" in done.err
+    assert changes(front) == []
+
+
+def test_cancel_deletes_exactly_the_job_that_was_seen(front: Any, finetune: Finetune, job: Any) -> None:
+    front.answers["one"] = [(200, job().raw)]
+    done = finetune("cancel", "one", "--yes", "--context", "lab")
+    assert (done.code, "s3://b/out" in done.out) == (0, True)
+    body = {"propagationPolicy": "Background", "preconditions": {"uid": "uid-one"}}
+    assert changes(front) == [("DELETE", JOB, body)]
+
+
+def test_cancel_asks_with_the_phase_and_the_progress(front: Any, finetune: Finetune, job: Any) -> None:
+    front.answers["one"] = [(200, job().raw), (200, job(progress={}).raw)]
+    first = finetune("cancel", "one", "--context", "lab", stdin="n\n")
+    assert "Cancel one in team-a (Training, 42% done)?" in first.err
+    assert first.out.strip() == "one goes on"
+    second = finetune("cancel", "one", "--context", "lab", stdin="y\n")
+    assert "Cancel one in team-a (Training, nothing done)?" in second.err
+    assert len(changes(front)) == 1

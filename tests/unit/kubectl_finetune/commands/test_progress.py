@@ -1,0 +1,141 @@
+import io
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from kubectl_finetune.cluster.job import Job
+from kubectl_finetune.commands import progress
+from kubectl_finetune.display.table import bar
+from kubectl_finetune.errors import Unreachable
+
+ENDED = [
+    {
+        "type": "Complete",
+        "status": "True",
+        "reason": "Succeeded",
+        "message": "Published to s3://b/out.",
+        "lastTransitionTime": "2026-03-01T12:25:00Z",
+    }
+]
+Make = Callable[..., Job]
+Printed = Callable[..., str]
+
+
+def test_a_change_is_one_line_and_a_terminal_gets_a_bar_with_losses(job: Make, printed: Printed) -> None:
+    assert progress.line(job()) == (
+        "Training 42% step 42/100 Training loss 1.4231 eval 1.5 left 56m40s PodsRunning: 1 of 1 pods run."
+    )
+    losses = progress.Losses()
+    for step, loss in ((0, 3.0), (20, 2.0), (20, 2.0), (30, 1.0)):
+        figures = {"trainLoss": loss, "evalLoss": loss + 1, "baselineEvalLoss": 5.0}
+        losses.add(job(progress={"step": step}, metrics=figures))
+    assert (losses.train, losses.evaluated) == ([3.0, 2.0, 1.0], [5.0, 4.0, 3.0, 2.0])
+    first, *rest = printed(progress.picture(job(), losses)).splitlines()
+    assert first == f"one Training  {bar(42)}  42%  step 42/100  56m40s left"
+    pairs = [line.split(":", 1) for line in rest]
+    assert {name.strip(): value.strip() for name, value in pairs} == {
+        "stage": "Training",
+        "train loss": "1.4231  █▅▁",
+        "eval loss": "1.5  █▆▃▁  best 1.498 (-25.0 % against the model before training)",
+        "checkpoint": "step 40",
+        "why": "1 of 1 pods run.",
+    }
+
+
+def test_a_line_and_a_picture_have_no_time_left_once_the_job_has_ended(job: Make, printed: Printed) -> None:
+    ended = job(phase="Succeeded", conditions=ENDED, message=None, progress={"step": 5, "estimatedRemainingSeconds": 0})
+    assert progress.line(ended) == "Succeeded step 5/? loss 1.4231 eval 1.5 PodsRunning"
+    picture = printed(progress.picture(ended, progress.Losses()))
+    assert picture.startswith(f"one Succeeded  {bar(0)}   0%  step 5/?\n")
+    assert "train loss" not in picture
+
+
+def test_a_job_without_figures_is_its_phase_alone(job: Make, printed: Printed) -> None:
+    new = Job.from_object(job().raw | {"status": {}})
+    losses = progress.Losses()
+    losses.add(new)
+    assert progress.line(new) == "Pending"
+    assert printed(progress.picture(new, losses)).rstrip() == f"one Pending  {bar(0)}   0%"
+    assert progress.loss_pairs(new) == []
+
+
+@pytest.mark.parametrize(
+    ("metrics", "resolved", "shown"),
+    [
+        ({"bestEvalLoss": 1.5}, {}, {"Best": "1.5"}),
+        ({}, {"learningRate": 0.0001}, {"Learning rate": "0.0001"}),
+        ({"learningRate": 0.0}, {"learningRate": 0.0001}, {}),
+        ({"evalReward": 0.5, "reward": 0.4}, {}, {"Reward": "0.5"}),
+        (
+            {"reward": 0.4, "baselineEvalReward": 0.1, "kl": 0.01},
+            {},
+            {"Reward": "0.4", "Reward before": "0.1", "KL": "0.01"},
+        ),
+        ({"tokensPerSecond": 12345.0}, {}, {"Tokens/s": "12345"}),
+    ],
+)
+def test_figures_that_were_measured_are_named(
+    job: Make, metrics: dict[str, Any], resolved: dict[str, Any], shown: dict[str, str]
+) -> None:
+    pairs = progress.loss_pairs(job(metrics=metrics, resolved=resolved))
+    assert {name: value for name, value in pairs if value != "-"} == shown
+
+
+def test_a_terminal_gets_one_picture_over_the_last_and_a_pipe_gets_lines(job: Make) -> None:
+    terminal, pipe = io.StringIO(), io.StringIO()
+    for file, options in ((terminal, {"force_terminal": True}), (pipe, {})):
+        with progress.screen(Console(file=file, width=120, highlight=False, **options)) as draw:
+            draw(job())
+            draw(job(progress={"display": "50%", "percent": 50, "step": 50, "totalSteps": 100}))
+    assert "\x1b[1A" in terminal.getvalue()
+    assert "step 50/100" in terminal.getvalue().rpartition("\x1b[1A")[2]
+    assert [line.split()[1:3] for line in pipe.getvalue().splitlines()] == [["Training", "42%"], ["Training", "50%"]]
+
+
+def test_a_job_is_followed_until_it_has_ended(job: Make) -> None:
+    seen = [job(), job(), job(phase="Succeeded", conditions=ENDED)]
+    seen[2].raw["metadata"]["resourceVersion"] = "2"
+    left = iter(seen)
+    assert list(progress.changes(lambda: next(left), 0)) == [seen[0], seen[2]]
+
+
+def test_an_api_server_that_is_away_for_a_while_does_not_end_the_following(job: Make) -> None:
+    answers: list[Job | None] = [job(), None, None, job(phase="Succeeded", conditions=ENDED)]
+
+    def look() -> Job:
+        answer = answers.pop(0)
+        if answer is None:
+            raise Unreachable("away")
+        answer.raw["metadata"]["resourceVersion"] = str(len(answers))
+        return answer
+
+    assert [one.phase for one in progress.changes(look, 0)] == ["Training", "Succeeded"]
+    with pytest.raises(Unreachable):
+        list(progress.changes(_away, 0))
+
+
+def _away() -> Job:
+    raise Unreachable("away")
+
+
+@pytest.mark.parametrize("failure", [(502, b"<html>Bad Gateway</html>"), (429, {"message": "too many requests"})])
+def test_progress_outlives_a_gateway_that_fails_and_ends_as_the_job_does(
+    front: Any, finetune: Callable[..., Any], job: Make, failure: Any
+) -> None:
+    done = job(phase="Succeeded", conditions=ENDED).raw
+    complete = done | {"metadata": done["metadata"] | {"resourceVersion": "2"}}
+    front.answers["one"] = [(200, job().raw), failure, failure, (200, complete)]
+    ended = finetune("progress", "one", "--context", "lab", "--interval", "0.1")
+    assert (ended.code, ended.out.count("\n")) == (0, 2)
+
+
+def test_an_unreachable_api_server_has_another_exit_code_than_a_failed_job(
+    front: Any, finetune: Callable[..., Any], job: Make
+) -> None:
+    front.answers["one"] = [(503, b"")]
+    done = finetune("progress", "one", "--context", "lab")
+    assert (done.code, "the API server answers 503" in done.err) == (5, True)
+    front.answers["one"] = [(200, job(phase="Failed", conditions=[ENDED[0] | {"type": "Failed"}]).raw)]
+    assert finetune("progress", "one", "--context", "lab").code == 1

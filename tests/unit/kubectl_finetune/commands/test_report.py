@@ -1,0 +1,150 @@
+import hashlib
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from finetune_api.handoff import Artifact
+from finetune_api.status import Artifacts
+from kubectl_finetune.commands import report
+from kubectl_finetune.errors import PluginError
+
+COMPLETE = [
+    {
+        "type": kind,
+        "status": "True",
+        "reason": "Succeeded",
+        "message": "Published.",
+        "lastTransitionTime": "2026-03-01T12:25:00Z",
+    }
+    for kind in ("Validated", "Complete")
+]
+ARTIFACTS = {"uri": "s3://b/out", "reportUri": "s3://b/out/finetune_report.md", "manifestSha256": "ab" * 32}
+
+
+def test_a_report_without_a_known_endpoint_names_the_operators_default(
+    front: Any, finetune: Callable[..., Any], job: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
+    front.answers["one"] = [(200, job(phase="Succeeded", conditions=COMPLETE, artifacts=ARTIFACTS).raw)]
+    assert report.NO_ENDPOINT in finetune("report", "one", "--context", "lab").out
+    assert (
+        report.NO_ENDPOINT not in finetune("report", "one", "--context", "lab", "--endpoint", "http://minio:9000").out
+    )
+    spec = {"storage": {"endpoint": "http://minio:9000"}}
+    front.answers["one"] = [(200, job(spec=spec, phase="Succeeded", conditions=COMPLETE, artifacts=ARTIFACTS).raw)]
+    assert report.NO_ENDPOINT not in finetune("report", "one", "--context", "lab").out
+
+
+def test_fetching_without_a_known_endpoint_goes_on_to_aws_and_says_what_may_be_missing(
+    front: Any, finetune: Callable[..., Any], job: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
+    for name, value in (("AWS_ACCESS_KEY_ID", "k"), ("AWS_SECRET_ACCESS_KEY", "s"), ("AWS_MAX_ATTEMPTS", "1")):
+        monkeypatch.setenv(name, value)
+    # AWS itself is not asked: its place is taken by a port where nobody listens.
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9")
+    front.answers["one"] = [(200, job(phase="Succeeded", conditions=COMPLETE, artifacts=ARTIFACTS).raw)]
+    done = finetune("report", "one", "--show", "--context", "lab")
+    note, error, fix = done.err.splitlines()
+    assert (done.code, note) == (1, f"note: {report.NO_ENDPOINT}")
+    assert "cannot be read at AWS" in error
+    assert fix.strip().startswith(report.NO_ENDPOINT)
+
+
+def test_a_report_is_refused_with_the_reason_until_it_is_published(
+    front: Any, finetune: Callable[..., Any], job: Callable[..., Any]
+) -> None:
+    front.answers["one"] = [(200, job(artifacts=artifacts).raw) for artifacts in (None, {}, {"uri": "s3://b/out"})]
+    for _ in range(3):
+        done = finetune("report", "one", "--context", "lab")
+        assert (done.code, "one has not published its report yet" in done.err) == (1, True)
+    front.answers["one"] = [(200, job(phase="Failed", conditions=[COMPLETE[1] | {"type": "Failed"}]).raw)]
+    assert "one published nothing" in finetune("report", "one", "--context", "lab").err
+
+
+def test_a_report_page_has_the_commands_that_fetch_it(job: Callable[..., Any], printed: Callable[..., str]) -> None:
+    done = job(phase="Succeeded", conditions=COMPLETE, artifacts=ARTIFACTS | {"uri": "s3://b/my out/"})
+    page = printed(report.page(done, "http://minio:9000"))
+    assert page.partition("Fetch\n")[2].splitlines() == [
+        "  kubectl finetune report one -n team-a --save .",
+        "  aws s3 cp --endpoint-url http://minio:9000 's3://b/my out/report.html' .",
+        "  finetune-trainer verify --endpoint http://minio:9000 's3://b/my out'",
+    ]
+    assert page.index("Figures") < page.index("Evaluation loss") < page.index("Result") < page.index("Everything under")
+
+
+def test_programs_get_the_result_under_the_names_of_the_status(job: Callable[..., Any]) -> None:
+    found = report.record(job(artifacts=ARTIFACTS))
+    assert list(found) == ["name", "namespace", "phase", "reason", "message", "metrics", "dataset", "artifacts"]
+    assert (found["name"], found["namespace"], found["artifacts"]) == ("one", "team-a", ARTIFACTS)
+
+
+RESULT = {"outcome": "Published", "reason": "Succeeded", "message": "", "jobUid": "u", "configSha256": "ab" * 32}
+MANIFEST: dict[str, Any] = {"namespace": "a", "name": "one", "uid": "u", "configSha256": "ab" * 32, "result": RESULT}
+
+
+class Bucket:
+    """Objects by key, as a client of boto3 returns them."""
+
+    def __init__(self, objects: dict[str, bytes]) -> None:
+        self.objects = objects
+
+    def client(self, *_: object, **options: Any) -> "Bucket":
+        self.options = options
+        return self
+
+    def get_object(self, *, Bucket: str, Key: str) -> dict[str, Any]:  # noqa: N803 - names of boto3
+        assert Bucket == "b"
+        return {"Body": io.BytesIO(self.objects[Key])}
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Bucket:
+    boto3 = pytest.importorskip("boto3")
+    files = {Artifact.REPORT: b"# Report", Artifact.REPORT_PAGE: b"<html>"}
+    entries = [
+        {"path": name, "size": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in files.items()
+    ]
+    manifest = json.dumps(MANIFEST | {"files": entries}).encode()
+    bucket = Bucket({f"out/{name}": data for name, data in {**files, Artifact.MANIFEST: manifest}.items()})
+    monkeypatch.setattr(boto3, "Session", lambda: bucket)
+    return bucket
+
+
+def artifacts_of(bucket: Bucket, **other: str) -> Artifacts:
+    digest = hashlib.sha256(bucket.objects[f"out/{Artifact.MANIFEST}"]).hexdigest()
+    return Artifacts.model_validate({"uri": "s3://b/out/", "manifestSha256": digest} | other)
+
+
+def test_both_forms_of_the_report_are_saved_once_their_digests_match(bucket: Bucket, tmp_path: Path) -> None:
+    storage = report.Storage(artifacts_of(bucket), "http://minio:9000")
+    paths = report.save(storage, tmp_path / "new" / "folder")
+    assert [path.read_bytes() for path in paths] == [b"# Report", b"<html>"]
+    assert report.text(storage) == b"# Report"
+    assert bucket.options["endpoint_url"] == "http://minio:9000"
+    assert bucket.options["config"].s3 == {"addressing_style": "path"}
+
+
+def test_the_bucket_is_part_of_the_host_on_aws_and_where_the_job_says_so(bucket: Bucket) -> None:
+    for endpoint, in_path in (("", True), ("http://minio:9000", False)):
+        report.Storage(artifacts_of(bucket), endpoint, in_path=in_path)
+        assert bucket.options["config"].s3 == {"addressing_style": "auto"}
+        assert bucket.options["endpoint_url"] == (endpoint or None)
+
+
+def test_a_file_or_manifest_that_was_changed_is_refused(bucket: Bucket) -> None:
+    storage = report.Storage(artifacts_of(bucket), "")
+    bucket.objects[f"out/{Artifact.REPORT}"] = b"# Better report"
+    with pytest.raises(PluginError, match="its SHA-256 is"):
+        report.text(storage)
+    with pytest.raises(PluginError, match="names no adapter"):
+        storage.read("adapter")
+    with pytest.raises(PluginError, match=f"{Artifact.MANIFEST} in storage is not the file"):
+        report.Storage(artifacts_of(bucket, manifestSha256="00" * 32), "")
+    bucket.objects[f"out/{Artifact.MANIFEST}"] = b'{"version": 99}'
+    with pytest.raises(PluginError, match="another version"):
+        report.Storage(artifacts_of(bucket), "")
