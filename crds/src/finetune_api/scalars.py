@@ -52,7 +52,8 @@ Measure = Annotated[float, AfterValidator(_five_significant)]
 Word = Annotated[str, StringConstraints(max_length=64), AfterValidator(printable)]
 Line = Annotated[str, StringConstraints(max_length=1024), AfterValidator(printable)]
 Uri = Annotated[str, StringConstraints(max_length=1152), AfterValidator(printable)]
-Digest = Annotated[str, StringConstraints(max_length=128)]
+Digest = Annotated[str, StringConstraints(min_length=64, max_length=64, pattern=r"^[0-9a-f]{64}$")]
+"""A SHA-256 in lowercase hexadecimal."""
 CountByName = Annotated[dict[Word, Count], Field(max_length=64)]
 
 

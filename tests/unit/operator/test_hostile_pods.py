@@ -1,6 +1,7 @@
 """Whatever a pod says is refused, or is a status that the API server takes and a terminal may show."""
 
 import asyncio
+import copy
 import json
 import unicodedata
 from collections.abc import Iterator
@@ -97,7 +98,7 @@ def replaced(document: dict[str, Any], changes: list[tuple[tuple[str, ...], Any]
         for name in path[:-1]:
             place = place.get(name) if isinstance(place, dict) else None
         if isinstance(place, dict):
-            place[path[-1]] = value
+            place[path[-1]] = copy.deepcopy(value)
     return dict(new)
 
 
@@ -188,6 +189,17 @@ def test_a_pod_on_its_nodes_network_has_no_address_to_ask() -> None:
     meta, status = {"name": "a", "uid": "b"}, {"phase": "Running", "podIP": "10.0.0.1"}
     assert Pod.from_object({"metadata": meta, "spec": {}, "status": status}).ip == "10.0.0.1"
     assert Pod.from_object({"metadata": meta, "spec": {"hostNetwork": True}, "status": status}).ip is None
+
+
+@pytest.mark.parametrize(
+    "digest", ["", "abc", "ab" * 31 + "\x1b[", "\u202e" * 64, "AB" * 32, "ab" * 32 + "\n", "ab" * 33]
+)
+@pytest.mark.parametrize("block", ["artifacts", "checkpoint", "lineage"])
+def test_a_report_whose_digest_is_no_sha_256_is_refused(block: str, digest: str) -> None:
+    name = {"artifacts": "manifestSha256", "checkpoint": "sha256", "lineage": "datasetSha256"}[block]
+    known = REPORT | {"jobUid": job().uid, "configSha256": config_sha256(SPEC)}
+    assert read_report(ended(json.dumps(known)), job()) is not None
+    assert read_report(ended(json.dumps(known | {block: known[block] | {name: digest}})), job()) is None
 
 
 def test_every_text_of_the_status_is_free_of_what_a_terminal_obeys() -> None:

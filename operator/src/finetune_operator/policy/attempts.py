@@ -68,7 +68,7 @@ def _note_running(draft: Draft, current: Job) -> None:
     pods = draft.observed.pods_of(current.uid)
     pod = _first_running(pods)
     if pod and not rank_outcomes.missing(current, pods, draft.observed.now):
-        times = [one.started for one in pods if one.is_running and one.started]
+        times = [one.started for one in pods if one.started]
         draft.status.start_time = draft.status.start_time or max(times)
     if pod:
         runs.note_running(draft, current, pod)

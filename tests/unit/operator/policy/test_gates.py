@@ -87,6 +87,18 @@ def test_such_a_result_of_this_very_job_is_found_again_as_what_it_was(scene: Bui
     assert one.status["artifacts"] == ARTIFACTS
 
 
+@pytest.mark.parametrize("artifacts", [{}, {"artifacts": {"uri": "s3://bucket/out"}}])
+def test_an_adopted_result_without_a_manifest_digest_is_never_complete(scene: Build, artifacts: Any) -> None:
+    one = scene()
+    one.settle()
+    one.end(one.pod("one-preflight"), 0, one.report("Adopted", **artifacts))
+    one.complete("one-preflight")
+    one.settle()
+    assert (one.condition("Failed")["status"], one.condition("Failed")["reason"]) == ("True", "ResultMissing")
+    assert one.condition("Validated")["status"] == one.condition("Published")["status"] == "False"
+    assert one.condition("Complete")["status"] == "False"
+
+
 def test_a_report_of_another_outcome_with_that_code_publishes_nothing(scene: Build) -> None:
     one = scene().to_training()
     pod = one.pod("one-1")

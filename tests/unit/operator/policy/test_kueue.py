@@ -258,6 +258,20 @@ def test_user_suspension_goes_through_kueue_and_never_touches_the_job(scene: Bui
     assert last.activate == off
 
 
+def test_a_resumed_workload_is_not_activated_while_its_pod_still_runs(scene: Build) -> None:
+    one = scene(**QUEUE).to_training()
+    one.suspend("one-1", is_suspended=False)
+    pod = one.pod("one-1")
+    one.run(pod)
+    off = workload("one-1", is_active=False, is_ours_to_activate=True, has_quota=True)
+    one.extra["workloads"] = (off,)
+    decision = one.settle()
+    assert (decision.activate, decision.requeue_after) == (None, 2.0)
+    assert (one.condition("Running")["status"], one.condition("Running")["reason"]) == ("False", "BackingOff")
+    one.end(pod, 75, one.report("Preempted"))
+    assert one.settle().activate == off
+
+
 def test_a_workload_that_somebody_else_took_out_of_queueing_is_left_to_them(scene: Build) -> None:
     one = waiting(scene, "")
     one.extra["workloads"] = (workload("one-preflight", is_active=False, eviction_words="too many retries"),)

@@ -74,6 +74,7 @@ def test_a_completed_job_without_a_valid_report_is_no_success(scene: Any, messag
         {"jobUid": "another"},
         {"configSha256": "0" * 64},
         {"artifacts": {"uri": "s3://bucket/out"}},
+        *({"artifacts": {"uri": "s3://bucket/out", "manifestSha256": text}} for text in ("", "x", "AB" * 32, "a" * 65)),
         {"metrics": {"evalLoss": "NaN"}},
         {"outcome": "Validated"},
     ],

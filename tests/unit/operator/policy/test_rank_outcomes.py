@@ -246,6 +246,29 @@ def test_a_verdict_does_not_wait_once_the_next_run_has_begun(pair: Any) -> None:
     assert one.status["currentRun"]["podUid"] == "one-1-3-uid"
 
 
+def test_a_failure_after_a_preemption_that_is_observed_with_it_does_not_turn_it_into_a_failure(pair: Any) -> None:
+    one = pair()
+    for pod in one.set_of("one-1"):
+        one.end(pod, 143, disruption="TerminationByKubelet")
+    later = one.set_of("one-1")
+    for pod in later:
+        pod["metadata"]["creationTimestamp"] = "2026-03-01T12:00:28Z"
+    one.end(later[1], 1, "no driver")
+    one.children["one-1"]["status"] = {"failed": 1}
+    one.settle()
+    assert counts(one) == (1, 0, 1)
+    assert one.status["history"][0]["result"] == "Preempted"
+
+
+def test_the_start_of_a_pod_that_has_ended_with_0_counts_for_the_start_of_the_job(pair: Any) -> None:
+    one = pair()
+    first, second = one.set_of("one-1")
+    one.end(second, 0)
+    started = second["status"]["containerStatuses"][0]["state"]["terminated"]["startedAt"]
+    one.settle()
+    assert one.status["startTime"] == started > first["status"]["containerStatuses"][0]["state"]["running"]["startedAt"]
+
+
 def test_a_failure_before_the_first_pod_has_run_counts_once_and_has_its_own_entry(pair: Any) -> None:
     one = pair()
     first, second = one.set_of("one-1", runs=False)
