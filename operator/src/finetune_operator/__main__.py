@@ -1,4 +1,4 @@
-"""`finetune-operator`: wires the parts together; when one of them ends, the process ends."""
+"""Start the operator: wire its parts together, and exit when one of them ends."""
 
 import asyncio
 import json
@@ -26,10 +26,10 @@ SHUTDOWN_SECONDS = 15.0
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line."""
+    """Formats each record as one line of JSON."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The record as JSON."""
+        """Return the record as JSON."""
         line = {
             "time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S%z"),
             "level": record.levelname.lower(),
@@ -40,7 +40,7 @@ class JsonFormatter(logging.Formatter):
 
 
 def set_up_logging(settings: Settings) -> None:
-    """The log goes to standard error."""
+    """Log to standard error, in the format and from the level of the settings."""
     handler = logging.StreamHandler(sys.stderr)
     text = logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s")
     handler.setFormatter(JsonFormatter() if settings.log_format == "json" else text)
@@ -49,31 +49,31 @@ def set_up_logging(settings: Settings) -> None:
 
 
 async def wait_until_served(cluster: Cluster) -> None:
-    """Waits for the API server and for the CRD, which may be installed a moment later than the operator."""
+    """Wait for the API server and for the CRD, which may be installed shortly after the operator."""
     while True:
         try:
             if await cluster.is_served():
                 return
-            log.warning("the API server does not know FineTuneJobs: is the CRD installed?")
+            log.warning("the API server does not serve FineTuneJobs: is the CRD installed?")
         except ClusterError as problem:
-            log.warning("the API server does not answer: %s", problem)
+            log.warning("the API server is unreachable: %s", problem)
         await asyncio.sleep(WAIT_SECONDS)
 
 
 async def detect_kueue(cluster: Cluster, missing_rights: list[str]) -> bool:
-    """Whether Workloads can be watched; a watch without the right to it would end the operator again and again."""
+    """Return whether Workloads can be watched; a watch without the right to it would end the operator repeatedly."""
     try:
         found = await cluster.is_served(KUEUE_API_VERSION)
     except ClusterError as problem:
-        log.warning("whether Kueue is here is not known, and its Workloads are not watched: %s", problem)
+        log.warning("cannot detect Kueue, so its Workloads are not watched: %s", problem)
         return False
     found = found and not any(" workloads " in right for right in missing_rights)
-    log.info("Kueue is here: its Workloads are watched" if found else "Workloads of Kueue are not watched")
+    log.info("found Kueue: watching Workloads" if found else "not watching Workloads of Kueue")
     return found
 
 
 async def check_rights(cluster: Cluster) -> list[str]:
-    """Names missing rights in the log, and returns them; what they block says so in its conditions."""
+    """Log and return missing rights; the jobs that they block report them in condition Accepted."""
     try:
         missing = await cluster.list_missing_rights()
     except ClusterError as problem:
@@ -85,7 +85,7 @@ async def check_rights(cluster: Cluster) -> list[str]:
 
 
 async def resync(cluster: Cluster, queue: WorkQueue[Key], metrics: Metrics, cache: WatchCache, seconds: float) -> None:
-    """Looks at every job now and then, so that nothing depends on a watch having told all."""
+    """Enqueue every unsettled job periodically, because a watch may miss events."""
     while True:
         await asyncio.sleep(seconds)
         try:
@@ -102,7 +102,7 @@ async def resync(cluster: Cluster, queue: WorkQueue[Key], metrics: Metrics, cach
 
 
 async def run(settings: Settings) -> None:
-    """Runs until SIGTERM, or until a part fails."""
+    """Run until SIGTERM, or until a part fails."""
     queue: WorkQueue[Key] = WorkQueue()
     cache, metrics = WatchCache(), Metrics()
     health = Health(queue, cache, metrics)
@@ -121,7 +121,7 @@ async def run(settings: Settings) -> None:
         watching = asyncio.create_task(watch(queue, cache, metrics, settings, health.ready, has_kueue=has_kueue))
         log.info("serving %s", ", ".join(settings.watch_namespaces) or "all namespaces")
         done, _ = await asyncio.wait([*parts, watching], return_when=asyncio.FIRST_COMPLETED)
-        if all(part.cancelled() for part in done):  # by kopf, which on its way out cancels what others wait in
+        if all(part.cancelled() for part in done):  # kopf cancels other tasks when it stops
             done, _ = await asyncio.wait([watching], timeout=SHUTDOWN_SECONDS)
         for part in [*parts, watching]:
             part.cancel()
@@ -134,7 +134,7 @@ async def run(settings: Settings) -> None:
 
 
 def main() -> None:
-    """Entry point of the console script."""
+    """Read the settings and run; exit with 2 if a setting is invalid."""
     try:
         settings = Settings()
     except ValidationError as problem:

@@ -1,4 +1,4 @@
-"""The one module that talks to the API server, and that turns its answers into objects and named errors."""
+"""The API server: the only module that calls it; turns its answers into objects and typed errors."""
 
 import asyncio
 import functools
@@ -47,7 +47,7 @@ _RBAC = re.compile(r'cannot (\w+) resource "([^"]+)"')
 
 
 class Cluster:
-    """Reads and writes; every call runs in a thread, within the rate limit and the time-out."""
+    """Reads and writes objects; every call runs in a thread, within the rate limit and the timeout."""
 
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
         self._settings = settings
@@ -57,16 +57,16 @@ class Cluster:
         self._connection = Connection(settings)
 
     async def close(self) -> None:
-        """Ends the threads and the connections."""
+        """Close the threads and the connections."""
         self._threads.shutdown(wait=False, cancel_futures=True)
         self._connection.close()
 
     async def get_job(self, key: Key) -> FineTuneJob:
-        """The FineTuneJob as it is stored now."""
+        """Read one FineTuneJob."""
         return FineTuneJob.from_object(await self._call("GET", _custom(key.namespace, key.name)))
 
     async def list_jobs(self) -> list[FineTuneJob]:
-        """Every FineTuneJob that is served."""
+        """List the FineTuneJobs of all served namespaces."""
         found: list[FineTuneJob] = []
         for namespace in self._settings.watch_namespaces or [""]:
             path = _custom(namespace) if namespace else f"/apis/{names.API_VERSION}/{names.PLURAL}"
@@ -80,12 +80,12 @@ class Cluster:
         return found
 
     async def list_children(self, key: Key) -> tuple[Job, ...]:
-        """The Jobs that carry the job's name, whoever owns them."""
+        """List the Jobs that carry the job's name, of any owner."""
         items = await self._list_named(key, _jobs(key.namespace))
         return tuple(Job.from_object(item) for item in items)
 
     async def list_pods(self, key: Key) -> tuple[Pod, ...]:
-        """The pods that carry the job's name."""
+        """List the pods that carry the job's name."""
         return tuple(Pod.from_object(item) for item in await self._list_named(key, _pods(key.namespace)))
 
     async def _list_named(self, key: Key, path: str) -> list[Object]:
@@ -97,7 +97,7 @@ class Cluster:
         ]
 
     async def list_workloads(self, key: Key, children: Iterable[Job]) -> tuple[Workload, ...] | None:
-        """Kueue's Workloads of these Jobs, or None where the API server does not serve any."""
+        """List Kueue's Workloads of these Jobs; None if the API server does not serve Workloads."""
         uids = ",".join(child.uid for child in children)
         query = {"labelSelector": f"{names.LABEL_QUEUED_JOB_UID} in ({uids})"}
         try:
@@ -107,7 +107,7 @@ class Cluster:
         return tuple(Workload.from_object(item) for item in page["items"])
 
     async def create_child(self, job: FineTuneJob, child: Child) -> Job:
-        """Creates ConfigMap, Service and Job; one that is there already is success when this very job owns it."""
+        """Create ConfigMap, Service and Job; an existing one is a success if this job owns it."""
         namespace = job.key.namespace
         await self._create_owned(job, f"/api/v1/namespaces/{namespace}/configmaps", child.config_map)
         if child.service:
@@ -125,7 +125,7 @@ class Cluster:
             raise NameTaken(body["kind"], name) from None
 
     async def delete_child(self, job: FineTuneJob, child: Job) -> None:
-        """Deletes exactly that Job, and with it its pods."""
+        """Delete exactly that Job (by UID), and its pods."""
         await self._delete(f"{_jobs(job.key.namespace)}/{child.name}", child.uid)
 
     async def _delete(self, path: str, uid: str) -> None:
@@ -136,7 +136,7 @@ class Cluster:
             return
 
     async def remove_children(self, job: FineTuneJob) -> bool:
-        """Deletes a job's ConfigMaps and Services, then its Jobs with their pods; false when there were none."""
+        """Delete a job's ConfigMaps and Services, then its Jobs with their pods; return whether it had Jobs."""
         for kind in ("configmaps", "services"):
             path = f"/api/v1/namespaces/{job.key.namespace}/{kind}"
             for item in await self._list_named(job.key, path):
@@ -148,19 +148,19 @@ class Cluster:
         return bool(children)
 
     async def set_suspended(self, job: FineTuneJob, child: Job, *, is_suspended: bool) -> Job:
-        """Suspends exactly that Job under the operator's name, or lets it go on."""
+        """Suspend exactly that Job (by UID), noted in an annotation as done by the operator, or resume it."""
         note = {names.ANNOTATION_SUSPENDED_BY: names.MANAGED_BY if is_suspended else None}
         body = {"metadata": {"uid": child.uid, "annotations": note}, "spec": {"suspend": is_suspended}}
         return Job.from_object(await self._patch(f"{_jobs(job.key.namespace)}/{child.name}", body))
 
     async def set_active(self, job: FineTuneJob, workload: Workload, *, is_active: bool) -> None:
-        """Takes a Workload out of queueing under the operator's name, or puts it back; Kueue acts on its Job."""
+        """Deactivate a Workload, noted in an annotation, or activate it again; Kueue then stops or admits its Job."""
         note = {names.ANNOTATION_SUSPENDED_BY: None if is_active else names.MANAGED_BY}
         body = {"metadata": {"uid": workload.uid, "annotations": note}, "spec": {"active": is_active}}
         await self._patch(f"{_workloads(job.key.namespace)}/{workload.name}", body)
 
     async def move_to_queue(self, job: FineTuneJob, child: Job, queue: str | None) -> None:
-        """Lets a Job that has not been admitted wait in another queue, or in none and run."""
+        """Move a Job that is not admitted to another queue; with None, take it out of its queue and let it run."""
         body: Object = {"metadata": {"uid": child.uid, "labels": {names.LABEL_QUEUE: queue}}}
         if queue is None:
             body["spec"] = {"suspend": False}
@@ -173,7 +173,7 @@ class Cluster:
             raise Outdated(str(problem)) from problem
 
     async def patch_status(self, job: FineTuneJob, change: Object) -> FineTuneJob:
-        """Writes the changed parts of the status, unless somebody else wrote the object since it was read."""
+        """Patch the status; raise `Outdated` if the object has changed since it was read."""
         meta = {"uid": job.uid, "resourceVersion": job.resource_version}
         path = f"{_custom(job.key.namespace, job.key.name)}/status"
         body = {"metadata": meta, "status": change}
@@ -182,7 +182,7 @@ class Cluster:
         )
 
     async def list_warnings(self, namespace: str, kind: str, uid: str) -> Warnings:
-        """Warning events of one object, newest first."""
+        """List the Warning events of one object, newest first."""
         fields = f"involvedObject.kind={kind},involvedObject.uid={uid},type=Warning"
         path = f"/api/v1/namespaces/{namespace}/events"
         page = await self._call("GET", path, query={"fieldSelector": fields, "limit": PAGE})
@@ -190,7 +190,7 @@ class Cluster:
         return Warnings(uid, tuple((one.get("reason", ""), one.get("message", "")) for one in items))
 
     async def post_event(self, event: Object) -> None:
-        """Posts an event; one that is there already is the same."""
+        """Post an event, unless it exists."""
         path = f"/api/v1/namespaces/{event['metadata']['namespace']}/events"
         try:
             await self._call("POST", path, body=event)
@@ -198,7 +198,7 @@ class Cluster:
             return
 
     async def is_served(self, api_version: str = names.API_VERSION) -> bool:
-        """Whether the API server knows FineTuneJobs yet, or another group in that version."""
+        """Return whether the API server serves FineTuneJobs, or another group and version."""
         try:
             await self._call("GET", f"/apis/{api_version}")
         except Gone:
@@ -206,7 +206,7 @@ class Cluster:
         return True
 
     async def list_missing_rights(self) -> list[str]:
-        """What the operator may not do, as `verb resource (namespace)`."""
+        """Return the rights that the operator lacks, as `verb resource (namespace)`."""
         missing = []
         for namespace in self._settings.watch_namespaces or [""]:
             for verb, group, resource, part in RIGHTS:
@@ -232,7 +232,7 @@ class Cluster:
         query: dict[str, Any] | None = None,
         content_type: str = "application/json",
     ) -> Object:
-        await self._bucket.take()
+        await self._bucket.acquire()
         send = functools.partial(self._send, verb, path, body, query or {}, content_type)
         return await asyncio.get_running_loop().run_in_executor(self._threads, send)
 
@@ -251,7 +251,7 @@ class Cluster:
 
 
 class Connection:
-    """The `kubernetes` client's TLS set-up and credentials, without its models: objects stay plain JSON."""
+    """Uses the `kubernetes` client's TLS set-up and credentials without its models: objects stay plain JSON."""
 
     def __init__(self, settings: Settings) -> None:
         self._configuration = kubernetes.client.Configuration()
@@ -266,7 +266,7 @@ class Connection:
     def request(
         self, verb: str, path: str, body: bytes | None, query: dict[str, Any], content_type: str
     ) -> urllib3.BaseHTTPResponse:
-        """One request, never repeated here: the work queue does that."""
+        """Send one request, without retries: the work queue retries."""
         wanted = {name: value for name, value in query.items() if value not in {"", None}}
         url = f"{self._configuration.host}{path}" + (f"?{urlencode(wanted)}" if wanted else "")
         headers = {"Accept": "application/json", "Content-Type": content_type, "User-Agent": names.MANAGED_BY}
@@ -277,12 +277,12 @@ class Connection:
         return pool.request(verb, url, body=body, headers=headers, timeout=self._timeout, retries=False)
 
     def close(self) -> None:
-        """Closes the connections."""
+        """Close the connections."""
         self._client.rest_client.pool_manager.clear()
 
 
 class TokenBucket:
-    """A rate limit: `rate` a second, `burst` at once. Used from one event loop."""
+    """A rate limit of `rate` per second with a `burst`. Not thread-safe: for one event loop."""
 
     def __init__(self, rate: float, burst: int) -> None:
         self._rate = rate
@@ -290,8 +290,8 @@ class TokenBucket:
         self._free = float(burst)
         self._at = time.monotonic()
 
-    async def take(self) -> None:
-        """Takes one token; waits for it when there is none, in the order of asking."""
+    async def acquire(self) -> None:
+        """Take one token; wait for it if there is none, in the order of the calls."""
         now = time.monotonic()
         self._free = min(self._burst, self._free + (now - self._at) * self._rate) - 1
         self._at = now
@@ -321,7 +321,7 @@ def _event_time(event: Object) -> str:
 
 
 def error_from(code: int, body: bytes, retry_after: str | None, path: str) -> ClusterError:
-    """The named error of an answer."""
+    """Return the typed error of an answer."""
     try:
         answer = orjson.loads(body)
     except orjson.JSONDecodeError:
@@ -340,7 +340,7 @@ def error_from(code: int, body: bytes, retry_after: str | None, path: str) -> Cl
 
 
 def _forbidden(message: str, path: str) -> ClusterError:
-    """403 is a missing right, a namespace that is going away, or a policy's refusal."""
+    """Distinguish the causes of a 403: a missing right, a terminating namespace, or a policy."""
     found = _RBAC.search(message)
     if found:
         parts = path.strip("/").split("/")

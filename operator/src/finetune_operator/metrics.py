@@ -1,6 +1,6 @@
-"""Prometheus metrics: the operator's own, and each job's from its status, gone with the job.
+"""Prometheus metrics: the operator's own, and each job's, read from its status and removed with the job.
 
-Times are timestamps and not ages; a figure that is not known has no series.
+Times are timestamps, not ages; an unknown value has no series.
 """
 
 import re
@@ -23,16 +23,16 @@ disable_created_metrics()  # type: ignore[no-untyped-call]
 JOB_LABELS = ["namespace", "name"]
 UNKNOWN = "Unknown"
 RESULTS = ("done", "conflict", "error", "bug")
-"""How a look at a job ends: `error` is the API server's no, `bug` an exception that nobody expected."""
+"""Results of a reconcile: `error` is an error of the API server, `bug` an unexpected exception."""
 WATCHED = (PLURAL, "jobs", "pods")
 Shown = tuple[FineTuneJobSpec | None, FineTuneJobStatus]
 _METHODS = frozenset(Method)
 _LABEL = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,39}")
-"""What a code or the name of a format looks like; a job has at most 64 of each, and they go with it."""
+"""Pattern of codes and format names; a job has at most 64 of each."""
 
 
 class JobCollector:
-    """The series of every known FineTuneJob, made from its last seen status at each scrape."""
+    """Builds the series of every known FineTuneJob from its latest status at each scrape."""
 
     def __init__(self) -> None:
         self._jobs: dict[Key, Shown] = {}
@@ -41,15 +41,15 @@ class JobCollector:
         return len(self._jobs)
 
     def update(self, job: FineTuneJob) -> None:
-        """Takes over the job's current status."""
+        """Replace the stored status of the job."""
         self._jobs[job.key] = (job.spec, job.status)
 
     def remove(self, key: Key) -> None:
-        """Drops every series of a job."""
+        """Remove every series of a job."""
         self._jobs.pop(key, None)
 
     def retain(self, keys: Iterable[Key]) -> list[Key]:
-        """Drops the jobs that are not among the keys; returns them."""
+        """Remove the jobs that are not among the keys, and return their keys."""
         known = set(keys)
         gone = [key for key in self._jobs if key not in known]
         for key in gone:
@@ -57,11 +57,11 @@ class JobCollector:
         return gone
 
     def collect(self) -> Iterator[Metric]:
-        """Called by the registry at each scrape."""
+        """Return all series; the registry calls this at each scrape."""
         jobs = list(self._jobs.items())
         info = InfoMetricFamily("finetune_job", "What a job trains.", labels=JOB_LABELS)
         phase = GaugeMetricFamily("finetune_job_status_phase", "1 for the job's phase.", labels=[*JOB_LABELS, "phase"])
-        gpus = GaugeMetricFamily("finetune_job_gpus", "GPUs that the job asks for, of all its pods.", labels=JOB_LABELS)
+        gpus = GaugeMetricFamily("finetune_job_gpus", "GPUs that the job requests, of all its pods.", labels=JOB_LABELS)
         saves = GaugeMetricFamily("finetune_job_saves_checkpoints", "0 with resumePolicy Never.", labels=JOB_LABELS)
         for key, (spec, status) in jobs:
             where = [key.namespace, key.name]
@@ -83,15 +83,15 @@ class JobCollector:
 
 
 def _method(spec: FineTuneJobSpec | None, status: FineTuneJobStatus) -> str:
-    """One of the API's methods: what a trainer says is a label only if it is one of them."""
-    said = status.resolved.method if status.resolved else None
-    asked = spec.tuning.method.value if spec else ""
-    return said if said in _METHODS else asked
+    """Return the resolved method, or the requested one if a trainer reports an unknown method."""
+    resolved = status.resolved.method if status.resolved else None
+    requested = spec.tuning.method.value if spec else ""
+    return resolved if resolved in _METHODS else requested
 
 
 def _reason_families(jobs: "list[tuple[Key, Shown]]") -> Iterator[Metric]:
     labels = [*JOB_LABELS, "reason"]
-    failed = GaugeMetricFamily("finetune_job_failed", "1 for a job that has failed for good, by reason.", labels=labels)
+    failed = GaugeMetricFamily("finetune_job_failed", "1 for a job that has failed finally, by reason.", labels=labels)
     failures = CounterMetricFamily("finetune_job_failures", "Failed runs, by reason.", labels=labels)
     preemptions = CounterMetricFamily("finetune_job_preemptions", "Preempted runs, by reason.", labels=labels)
     for key, (_, status) in jobs:
@@ -109,7 +109,7 @@ def _reason_families(jobs: "list[tuple[Key, Shown]]") -> Iterator[Metric]:
 
 
 def _by_reason(total: int | None, counts: dict[str, int] | None) -> dict[str, int]:
-    """The counts by known reasons; what an earlier operator counted without a reason is `Unknown`."""
+    """Return the counts by known reason; those that an earlier operator counted without a reason are `Unknown`."""
     found: dict[str, int] = {}
     for reason, count in (counts or {}).items():
         found[counters.known(reason)] = found.get(counters.known(reason), 0) + count
@@ -139,14 +139,14 @@ Read = Callable[[FineTuneJobStatus], float | None]
 
 
 class Reader:
-    """Reads one number of a status, or None where it is not known."""
+    """Reads one number of a status; returns None if it is unknown."""
 
     def __init__(self, *path: str, scale: float = 1.0) -> None:
         self._path = path
         self._scale = scale
 
     def __call__(self, status: FineTuneJobStatus) -> float | None:
-        """The number."""
+        """Return the number."""
         value: object = status
         for name in self._path:
             value = getattr(value, name, None)
@@ -181,10 +181,10 @@ _GAUGES: list[tuple[str, str, Read]] = [
     ("dataset_accepted_rows", "Rows that can be trained on.", Reader("dataset", "accepted")),
     ("dataset_rejected_rows", "Rows that were skipped.", Reader("dataset", "rejected")),
     ("estimated_gpu_memory_bytes", "Estimated GPU memory.", Reader("resolved", "estimated_gpu_memory_bytes")),
-    ("gpu_memory_peak_bytes", "Most GPU memory that was allocated.", Reader("metrics", "gpu_memory_peak_bytes")),
+    ("gpu_memory_peak_bytes", "Peak of allocated GPU memory.", Reader("metrics", "gpu_memory_peak_bytes")),
     ("learning_rate", "Learning rate of the last step.", Reader("metrics", "learning_rate")),
-    ("early_stopped", "1 when patience ran out.", Reader("early_stopping", "stopped")),
-    ("gate_passed", "1 when every gate was met, 0 when one was not.", Reader("evaluation", "is_met")),
+    ("early_stopped", "1 if early stopping ended the training.", Reader("early_stopping", "stopped")),
+    ("gate_passed", "1 if every gate was met, 0 if one was not.", Reader("evaluation", "is_met")),
     (
         "queued_timestamp_seconds",
         "When the job could start: accepted, and not suspended.",
@@ -194,32 +194,32 @@ _GAUGES: list[tuple[str, str, Read]] = [
     ("start_timestamp_seconds", "Start of the first run.", Reader("start_time")),
     ("completion_timestamp_seconds", "When the trainer Job ended.", Reader("completion_time")),
     ("checkpoint_timestamp_seconds", "When the last checkpoint was saved.", Reader("checkpoint", "saved_time")),
-    ("checkpoint_save_seconds", "Time that saving it took.", Reader("checkpoint", "save_seconds")),
+    ("checkpoint_save_seconds", "Duration of saving the last checkpoint.", Reader("checkpoint", "save_seconds")),
     (
         "last_moved_timestamp_seconds",
-        "When the trainer that runs last did a step, a row or a transfer.",
+        "When the running trainer last finished a step, a row or a transfer.",
         Reader("current_run", "last_moved_time"),
     ),
     (
         "last_progress_timestamp_seconds",
-        "When the trainer was last heard.",
+        "When the trainer last reported progress.",
         Reader("progress", "last_updated_time"),
     ),
 ]
 _ROWS = [
     ("dataset_rows_by_format", "Accepted rows, by format.", "format", "format"),
     ("dataset_rejected_rows_by_code", "Skipped rows, by reject code.", "code", "rejected_by_code"),
-    ("dataset_repaired_rows_by_code", "Mended rows, by repair code.", "code", "repaired_by_code"),
+    ("dataset_repaired_rows_by_code", "Repaired rows, by repair code.", "code", "repaired_by_code"),
 ]
 _COUNTERS = [
     ("runs", "Ended trainer pods.", Reader("runs")),
-    ("active_seconds", "Time that ended runs took.", Reader("active_seconds")),
-    ("gpu_seconds", "Time that ended runs took, times their GPUs.", Reader("gpu_seconds")),
+    ("active_seconds", "Total duration of ended runs.", Reader("active_seconds")),
+    ("gpu_seconds", "Total duration of ended runs, times their GPUs.", Reader("gpu_seconds")),
 ]
 
 
 class Metrics:
-    """All metrics of this process."""
+    """All metrics of the operator process."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -231,19 +231,19 @@ class Metrics:
             {"version": __version__}
         )
         self.reconciles = Counter(
-            "finetune_operator_reconcile", "Looks at a job, by result.", ["result"], registry=self.registry
+            "finetune_operator_reconcile", "Reconciles of a job, by result.", ["result"], registry=self.registry
         )
         self.seconds = Histogram(
-            "finetune_operator_reconcile_seconds", "Duration of a look at a job.", registry=self.registry
+            "finetune_operator_reconcile_seconds", "Duration of a reconcile of a job.", registry=self.registry
         )
         self.requests = Counter(
             "finetune_operator_api_requests",
-            "Requests to the API server, but for watches.",
+            "Requests to the API server, except for watches.",
             ["verb", "code"],
             registry=self.registry,
         )
         self.queue_depth = Gauge(
-            "finetune_operator_queue_depth", "Jobs waiting to be looked at.", registry=self.registry
+            "finetune_operator_queue_depth", "Jobs waiting to be reconciled.", registry=self.registry
         )
         self.last_event = Gauge(
             "finetune_operator_last_event_timestamp_seconds",
@@ -252,7 +252,7 @@ class Metrics:
             registry=self.registry,
         )
         self.pulls = Counter(
-            "finetune_operator_progress_pulls", "Looks at a trainer's progress, by result.", ["result"],
+            "finetune_operator_progress_pulls", "Polls of a trainer's progress, by result.", ["result"],
             registry=self.registry,
         )  # fmt: skip
         self._started = time.time()
@@ -262,7 +262,7 @@ class Metrics:
             self.pulls.labels(result)
 
     def update_gauges(self, queue_depth: int, last_event: Mapping[str, float]) -> None:
-        """Sets what is known elsewhere and asked for at a scrape."""
+        """Set the gauges whose values are kept elsewhere, before a scrape."""
         self.queue_depth.set(queue_depth)
         for resource in {*WATCHED, *last_event}:
             self.last_event.labels(resource).set(last_event.get(resource, self._started))

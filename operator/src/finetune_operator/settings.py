@@ -1,4 +1,4 @@
-"""Everything that can be set, as environment variables read once at start."""
+"""The operator's settings, read from environment variables at start."""
 
 import re
 from typing import Annotated, Any, Literal
@@ -26,7 +26,7 @@ OptionalText = Annotated[str | None, BeforeValidator(_empty_is_none)]
 
 def _is_proxy(value: str | None) -> str | None:
     if value and "@" in value:
-        raise ValueError("its password would stand in every pod: use a proxy that needs none")
+        raise ValueError("the password would be visible in every pod: use a proxy without credentials")
     if value and not _PROXY.fullmatch(value):
         raise ValueError("must be http://host:port")
     return value
@@ -44,72 +44,72 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="FINETUNE_", use_attribute_docstrings=True)
 
     trainer_image: Annotated[str, Field(min_length=1)]
-    """Image of preflight and training; its repository is always allowed."""
+    """Image for preflight and training; its repository is always allowed."""
     watch_namespaces: Words = []
     """Namespaces to serve; empty = all."""
     allowed_images: Words = []
-    """Further image repositories that `spec.trainer.image` may name."""
+    """Additional image repositories that `spec.trainer.image` may name."""
     allowed_service_accounts: Words = []
     """Service accounts that `spec.trainer.serviceAccountName` may name, as `name` or `namespace/name`."""
     allowed_priority_classes: Words = []
     """Priority classes that `spec.scheduling.priorityClassName` may name."""
     allowed_storage_endpoints: Words = []
-    """URLs of storage that jobs may use; `*` stands for any text within the host or one part of the path. Empty = all
-    but link-local and metadata addresses. The default storage is always allowed; without one, a job that names no
+    """URLs of storage that jobs may use; `*` matches any text within the host or one path segment. Empty = all
+    except link-local and metadata addresses. The default storage is always allowed; without one, a job that names no
     endpoint needs an entry for `https://s3.amazonaws.com`."""
     allowed_hub_endpoints: Words = []
-    """URLs of hubs that jobs may use, written as for storage. Empty = all but link-local and metadata addresses. The
+    """URLs of hubs that jobs may use, written as for storage. Empty = all except link-local and metadata addresses. The
     default hub is always allowed; without one, a job that names no hub needs an entry for `https://huggingface.co`."""
     allowed_tracking_endpoints: Words = []
-    """URLs of MLflow and W&B servers that jobs may use, written as for storage. Empty = all but link-local and metadata
-    addresses. A W&B run that names no server needs an entry for `https://api.wandb.ai`."""
+    """URLs of MLflow and W&B servers that jobs may use, written as for storage. Empty = all except link-local and
+    metadata addresses. A W&B run that names no server needs an entry for `https://api.wandb.ai`."""
     default_storage_endpoint: Url = None
     """Endpoint of the default storage."""
     default_storage_region: OptionalText = None
     """Region of the default storage."""
     default_storage_force_path_style: Annotated[bool | None, BeforeValidator(_empty_is_none)] = None
-    """Path-style addressing of the default storage."""
+    """Whether the default storage uses path-style addressing."""
     default_storage_credentials_secret: Secret = None
     """Secret with the default storage's credentials, in each job's own namespace."""
     default_storage_ca_secret: Secret = None
-    """Secret with the default storage's authority, in each job's own namespace."""
+    """Secret with the default storage's CA certificate, in each job's own namespace."""
     default_hub_endpoint: Url = None
     """Endpoint of the default hub."""
     default_hub_ca_secret: Secret = None
-    """Secret with the default hub's authority, in each job's own namespace."""
+    """Secret with the default hub's CA certificate, in each job's own namespace."""
     default_hub_token_secret: Secret = None
-    """Secret with the default hub's token, in each job's own namespace, used where there is one."""
+    """Secret with the default hub's token, in each job's own namespace; used if it exists."""
     http_proxy: Proxy = None
-    """Proxy of the pods for `http://` addresses."""
+    """Proxy for `http://` addresses, set in the pods."""
     https_proxy: Proxy = None
-    """Proxy of the pods for `https://` addresses."""
+    """Proxy for `https://` addresses, set in the pods."""
     no_proxy: OptionalText = None
-    """Hosts that the pods reach without a proxy, separated by commas; the storage's host may belong here."""
+    """Hosts that the pods reach without a proxy, separated by commas; add the host of in-cluster storage."""
     trainer_run_as_user: Annotated[int | None, BeforeValidator(_empty_is_none)] = DEFAULT_UID
-    """User, group and fsGroup of the pods; empty leaves them to the platform."""
+    """User, group and fsGroup of the pods; if empty, the platform chooses them."""
     progress_interval_seconds: PositiveFloat = 10
-    """Shortest time between two looks at a running trainer."""
+    """Shortest time between two polls of a running trainer's progress."""
     resync_seconds: PositiveFloat = 300
-    """Time between two looks at every job, whatever the watches say."""
+    """Time after which every job is reconciled again, even without a watch event."""
     workers: PositiveInt = 8
-    """Jobs reconciled at once."""
+    """Number of jobs that are reconciled concurrently."""
     api_qps: PositiveFloat = 50
-    """Requests a second to the API server."""
+    """Requests per second to the API server."""
     api_burst: PositiveInt = 100
-    """Requests that may be made at once after a quiet time."""
+    """Burst of requests above `api_qps`."""
     api_timeout_seconds: PositiveFloat = 15
-    """Longest wait for one answer of the API server."""
+    """Timeout of one request to the API server."""
     http_port: Annotated[int, Field(ge=0, le=65535)] = 8080
     """Port of `/healthz`, `/readyz` and `/metrics`."""
     log_format: Literal["json", "text"] = "json"
     """Format of the log."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
-    """Least severe line that is logged."""
+    """Lowest severity that is logged."""
     pod_name: str = ""
-    """Name of the operator's own pod, for its events."""
+    """Name of the operator's own pod, for the events that it posts."""
 
     def default_storage(self) -> Storage | None:
-        """The storage of a job that names none, or None for AWS with the pod's own identity."""
+        """Return the storage of a job that names none, or None for AWS with the pod's own identity."""
         credentials, authority = self.default_storage_credentials_secret, self.default_storage_ca_secret
         storage = Storage(
             endpoint=self.default_storage_endpoint,
@@ -121,7 +121,7 @@ class Settings(BaseSettings):
         return storage if storage.model_dump(exclude_none=True) else None
 
     def default_hub(self) -> Hub | None:
-        """The hub of a job that names none, or None for the public one."""
+        """Return the hub of a job that names none, or None for the public hub."""
         authority = self.default_hub_ca_secret
         hub = Hub(endpoint=self.default_hub_endpoint, ca_secret_ref=SecretRef(name=authority) if authority else None)
         return hub if hub.model_dump(exclude_none=True) else None

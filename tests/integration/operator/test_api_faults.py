@@ -113,7 +113,7 @@ def test_an_api_server_that_is_away_for_a_while_is_waited_for(world: Any, behind
     world.wait_phase("Training")
     gateway.leave()
     world.end(trainer, 0, world.published())
-    while "again in" not in behind.log.read_text() and "Cannot connect" not in behind.log.read_text():
+    while "retrying in" not in behind.log.read_text() and "Cannot connect" not in behind.log.read_text():
         assert behind.process.poll() is None
         time.sleep(0.1)
     gateway.come_back()

@@ -24,7 +24,7 @@ def test_an_operator_without_an_api_server_lives_and_is_not_ready(
     kubeconfig.write_text(yaml.safe_dump(away))
     operator = operator_with(kubeconfig).launch()
     wait(lambda: operator.get("/healthz") == 200, operator.log.read_text)
-    wait(lambda: "the API server does not answer" in operator.log.read_text(), operator.log.read_text)
+    wait(lambda: "the API server is unreachable" in operator.log.read_text(), operator.log.read_text)
     assert (operator.get("/readyz"), operator.get("/healthz")) == (503, 200)
 
 

@@ -77,7 +77,7 @@ def test_every_documented_right_is_checked_at_start_and_no_other() -> None:
 async def test_the_rate_limit_lets_a_burst_through_and_then_paces() -> None:
     bucket = TokenBucket(rate=100, burst=5)
     started = asyncio.get_running_loop().time()
-    await asyncio.gather(*(bucket.take() for _ in range(15)))
+    await asyncio.gather(*(bucket.acquire() for _ in range(15)))
     assert 0.09 <= asyncio.get_running_loop().time() - started < 0.5
 
 

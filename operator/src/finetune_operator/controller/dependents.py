@@ -1,14 +1,14 @@
-"""Which job waits for which, so that a change of one wakes the others at once; rebuilt from the watch at start."""
+"""Index of the jobs that wait for other jobs, to reconcile them at once; rebuilt from the watch at start."""
 
 from finetune_operator.kube.objects import FineTuneJob, Key
 from finetune_operator.policy.dependencies import open_needs
 
 State = tuple[str, str | None, str | None]
-"""What a waiting job says of another: which object, in which phase, and why."""
+"""UID, phase and reason: what a waiting job reports of the job that it waits for."""
 
 
 class Dependents:
-    """An index of waiting jobs by the jobs that they wait for."""
+    """Waiting jobs by the jobs that they wait for."""
 
     def __init__(self) -> None:
         self._waiting: dict[Key, set[Key]] = {}
@@ -19,7 +19,7 @@ class Dependents:
         return len(self._needs)
 
     def update(self, job: FineTuneJob) -> frozenset[Key]:
-        """Takes over a job as it is now; returns who waits for it, unless it looks to them as before."""
+        """Store a job's state; return the jobs that wait for it if that state changed."""
         self._set_needs(job.key, frozenset(Key(job.key.namespace, need.name) for need in open_needs(job)))
         state = (job.uid, job.status.phase, job.status.reason)
         if job.key not in self._waiting or self._states.get(job.key) == state:
@@ -28,7 +28,7 @@ class Dependents:
         return frozenset(self._waiting[job.key])
 
     def remove(self, key: Key) -> frozenset[Key]:
-        """Forgets a deleted job; returns who waits for it."""
+        """Remove a deleted job; return the jobs that wait for it."""
         self._set_needs(key, frozenset())
         self._states.pop(key, None)
         return frozenset(self._waiting.get(key, ()))

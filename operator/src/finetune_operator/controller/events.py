@@ -1,4 +1,4 @@
-"""Events for people, derived from what changed between two states; nothing is posted while nothing changes."""
+"""Derives Kubernetes events from the difference of two statuses; without a change, none is posted."""
 
 import hashlib
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ class Event:
 
 
 def derive_events(old: FineTuneJobStatus, new: FineTuneJobStatus) -> list[Event]:
-    """What happened between two states, in the order in which it happens."""
+    """Return the events between two statuses, in the order in which they happen."""
     parts = (_accepted, _preflight, _runs, _suspension, _queue, _troubles, _end)
     return [event for part in parts for event in part(old, new)]
 
@@ -110,7 +110,7 @@ def _is_stopped(status: FineTuneJobStatus) -> bool:
 
 
 def _queue(old: FineTuneJobStatus, new: FineTuneJobStatus) -> list[Event]:
-    """Why the job waits in Kueue, when the cause has changed, and that it waits no more."""
+    """Report that Kueue admitted the job, or why it waits if the cause has changed."""
     if _reason(new, C.QUOTA_RESERVED) == names.Reason.ADMITTED != _reason(old, C.QUOTA_RESERVED):
         return [Event(E.ADMITTED, _message(new, C.QUOTA_RESERVED))]
     found = new.condition(C.QUOTA_RESERVED)
@@ -120,7 +120,7 @@ def _queue(old: FineTuneJobStatus, new: FineTuneJobStatus) -> list[Event]:
 
 
 def _troubles(old: FineTuneJobStatus, new: FineTuneJobStatus) -> list[Event]:
-    """Why no pod runs, or none that answers or could save in time, when that has become known."""
+    """Report a new problem: no pod runs, the trainer is unreachable or stalled, or its checkpoints are too slow."""
     reason = _reason(new, C.RUNNING)
     found = []
     if reason in _TROUBLES and reason != _reason(old, C.RUNNING):
@@ -144,7 +144,7 @@ def _end(old: FineTuneJobStatus, new: FineTuneJobStatus) -> list[Event]:
 
 
 def build_event(job: FineTuneJob, event: Event, instance: str, now: datetime) -> Object:
-    """The event as the API takes it; its name follows from its content, so that a repetition is the same event."""
+    """Return the Event object; its name is a hash of its content, so that a repeated post is the same event."""
     stamp = now.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     content = f"{job.uid}/{job.resource_version}/{event.reason}/{event.message}"
     return {

@@ -1,4 +1,4 @@
-"""The kopf shell: events of three kinds of objects become keys on the work queue."""
+"""The kopf handlers: turn watch events into keys on the work queue."""
 
 import asyncio
 import itertools
@@ -24,7 +24,7 @@ OWN_OBJECTS = f"{names.LABEL_MANAGED_BY}={names.MANAGED_BY}"
 def build_registry(
     queue: WorkQueue[Key], cache: WatchCache, metrics: Metrics, *, has_kueue: bool
 ) -> kopf.OperatorRegistry:
-    """The handlers; they translate, keep what would be lost, and decide nothing."""
+    """Return the handlers, which enqueue keys, keep ended pods, and decide nothing."""
     registry = kopf.OperatorRegistry()
 
     async def on_job(event: kopf.RawEvent, body: kopf.Body, **_: Any) -> None:
@@ -78,8 +78,11 @@ def _add_all(queue: WorkQueue[Key], keys: Iterable[Key]) -> None:
 
 
 def build_login() -> Callable[..., Awaitable[kopf.ConnectionInfo | None]]:
-    """A login that may be refused and comes again: kopf loses a watch for ever when it has no credentials left, and
-    takes none for new that equal refused ones. The token may have been renewed, or the API server may be mistaken."""
+    """Return a login handler that can be repeated after a 401.
+
+    kopf ends a watch forever when it has no credentials left, and ignores new ones that equal rejected ones; a rising
+    priority makes them differ. The token may have been renewed, or the 401 may have been an error of the API server.
+    """
     logins = itertools.count()
 
     async def on_login(**kwargs: Any) -> kopf.ConnectionInfo | None:
@@ -93,14 +96,14 @@ def build_login() -> Callable[..., Awaitable[kopf.ConnectionInfo | None]]:
 
 
 def _login(**kwargs: Any) -> kopf.ConnectionInfo | None:
-    """As in `cluster.Connection`: a kubeconfig that is named wins over the pod's own account."""
+    """Log in as `cluster.Connection` does: `KUBECONFIG` wins over the pod's service account."""
     if os.environ.get("KUBECONFIG") or not os.environ.get("KUBERNETES_SERVICE_HOST"):
         return kopf.login_with_kubeconfig(**kwargs)
     return kopf.login_with_service_account(**kwargs)
 
 
 def build_kopf_settings(settings: Settings) -> kopf.OperatorSettings:
-    """kopf without anything that writes to the cluster or needs more rights than list and watch."""
+    """Return settings with which kopf writes nothing and needs no rights except list and watch."""
     chosen = kopf.OperatorSettings()
     chosen.posting.enabled = False
     chosen.scanning.disabled = True
@@ -121,11 +124,11 @@ async def watch(
     *,
     has_kueue: bool,
 ) -> None:
-    """Watches until the process gets SIGTERM or SIGINT."""
+    """Watch until the process receives SIGTERM or SIGINT."""
     await kopf.operator(
         registry=build_registry(queue, cache, metrics, has_kueue=has_kueue),
         settings=build_kopf_settings(settings),
-        # kopf would look up the user's name, which a user that the platform chose does not have.
+        # By default kopf looks up the user's name, which an arbitrary UID does not have.
         identity=cast("Any", settings.pod_name or names.MANAGED_BY),
         standalone=True,
         clusterwide=not settings.watch_namespaces,

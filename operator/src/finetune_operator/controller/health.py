@@ -14,7 +14,7 @@ STUCK_SECONDS = 120.0
 
 
 class Health:
-    """Answers probes and scrapes. A blocked event loop answers nothing, which is what a liveness probe notices."""
+    """Serves probes and scrapes. A blocked event loop serves neither, so the liveness probe fails."""
 
     def __init__(self, queue: WorkQueue[Key], cache: WatchCache, metrics: Metrics) -> None:
         self.ready = asyncio.Event()
@@ -23,7 +23,7 @@ class Health:
         self._metrics = metrics
 
     async def serve(self, port: int) -> web.AppRunner:
-        """Starts to listen on every address."""
+        """Start to listen on every address."""
         app = web.Application()
         app.add_routes(
             [
@@ -38,18 +38,18 @@ class Health:
         return runner
 
     async def on_healthz(self, _: web.Request) -> web.Response:
-        """503 when jobs wait and no worker has taken one for far too long."""
+        """Return 503 if jobs wait and no worker has taken one for `STUCK_SECONDS`."""
         stalled = self._queue.stalled_for()
         if stalled > STUCK_SECONDS:
             return web.Response(status=503, text=f"no waiting job has been taken for {stalled:.0f} s\n")
         return web.Response(text="ok\n")
 
     async def on_readyz(self, _: web.Request) -> web.Response:
-        """503 until the watches have been started."""
+        """Return 503 until the watches have started."""
         return web.Response(text="ok\n") if self.ready.is_set() else web.Response(status=503, text="starting\n")
 
     async def on_metrics(self, _: web.Request) -> web.Response:
-        """Every metric in Prometheus' text format."""
+        """Return every metric in Prometheus' text format."""
         self._metrics.update_gauges(len(self._queue), self._cache.last_event)
         body = generate_latest(self._metrics.registry)
         return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE_LATEST})

@@ -1,4 +1,4 @@
-"""Pulls the progress of running trainers from their pods. A silent trainer is news for people, never a restart."""
+"""Polls the progress of running trainers from their pods. An unreachable trainer is reported, never restarted."""
 
 import asyncio
 import logging
@@ -22,11 +22,11 @@ TIMEOUT = aiohttp.ClientTimeout(total=5)
 
 
 class ProgressError(Exception):
-    """A trainer's answer that cannot be used."""
+    """A trainer's answer is unusable."""
 
 
 class ProgressPoller:
-    """One task that asks every running trainer in turn."""
+    """One task that polls every running trainer in turn."""
 
     def __init__(
         self, cache: WatchCache, queue: WorkQueue[Key], settings: Settings, metrics: Metrics, port: int = PROGRESS_PORT
@@ -38,20 +38,20 @@ class ProgressPoller:
         self._port = port
 
     async def run(self) -> None:
-        """Asks for ever; a round takes at least the interval, and longer with very many trainers."""
+        """Poll forever; a round takes at least the interval, and longer with very many trainers."""
         loop = asyncio.get_running_loop()
         async with open_session() as session:
-            asked: dict[str, float] = {}
+            polled: dict[str, float] = {}
             while True:
                 now = loop.time()
                 interval = max(self._interval, len(self._cache.targets) / POLLS_PER_SECOND)
                 due = [
                     (key, target)
                     for key, target in self._cache.targets.items()
-                    if now - asked.get(target.pod_uid, -interval) >= interval
+                    if now - polled.get(target.pod_uid, -interval) >= interval
                 ]
-                asked = {uid: at for uid, at in asked.items() if now - at < 2 * interval}
-                asked |= {target.pod_uid: now for _, target in due}
+                polled = {uid: at for uid, at in polled.items() if now - at < 2 * interval}
+                polled |= {target.pod_uid: now for _, target in due}
                 for start in range(0, len(due), POLLS_PER_SECOND):
                     batch = due[start : start + POLLS_PER_SECOND]
                     await asyncio.gather(*(self._poll(session, key, target) for key, target in batch))
@@ -63,9 +63,9 @@ class ProgressPoller:
         except (ProgressError, aiohttp.ClientError, TimeoutError, OSError) as problem:
             self._record_failure(key, target, f"{type(problem).__name__}: {problem}"[:300])
             return
-        except Exception as problem:  # one pod's surprise must not end the task that asks all others
-            log.exception("%s: unexpected answer", key)
-            self._record_failure(key, target, f"the answer cannot be read: {type(problem).__name__}")
+        except Exception as problem:  # an unexpected answer of one pod must not end the task that polls all pods
+            log.exception("%s: unexpected error while polling", key)
+            self._record_failure(key, target, f"the answer is unreadable: {type(problem).__name__}")
             return
         self._metrics.pulls.labels("answered").inc()
         self._cache.readings[key] = Reading(target.pod_uid, datetime.now(UTC), report)
@@ -83,7 +83,7 @@ class ProgressPoller:
 
 
 def open_session() -> aiohttp.ClientSession:
-    """Pods are reached directly: no proxy sees or answers for them, nothing is kept, and nothing is unpacked."""
+    """Open an HTTP session without proxy, cookies and decompression, because pods are untrusted."""
     return aiohttp.ClientSession(
         timeout=TIMEOUT,
         trust_env=False,
@@ -94,7 +94,7 @@ def open_session() -> aiohttp.ClientSession:
 
 
 async def fetch_progress(session: aiohttp.ClientSession, target: Target, port: int) -> ProgressReport:
-    """One trainer's progress: no redirects, capped, checked against the schema and against who was asked."""
+    """Return one trainer's progress: without redirects, capped, checked against the schema and the expected UIDs."""
     host = f"[{target.ip}]" if ":" in target.ip else target.ip
     url = f"http://{host}:{port}{PROGRESS_PATH}"
     async with session.get(url, allow_redirects=False) as answer:
@@ -110,5 +110,5 @@ async def fetch_progress(session: aiohttp.ClientSession, target: Target, port: i
     except (orjson.JSONDecodeError, ValidationError) as problem:
         raise ProgressError("the answer is not a progress report") from problem
     if report.job_uid != target.job_uid or report.pod_uid not in {None, target.pod_uid}:
-        raise ProgressError("the answer is another trainer's")
+        raise ProgressError("the answer is from another trainer")
     return report

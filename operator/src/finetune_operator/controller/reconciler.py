@@ -1,4 +1,4 @@
-"""One look at one FineTuneJob: observe, plan, apply, and one status write at the end if anything changed."""
+"""Reconcile one FineTuneJob: observe, plan, apply, and write the status once at the end if anything changed."""
 
 import logging
 from collections.abc import Callable
@@ -22,11 +22,11 @@ from finetune_operator.settings import Settings
 
 log = logging.getLogger(__name__)
 MAX_STEPS = 6
-"""Actions in one look: create preflight, or create an attempt, and questions between; more is a loop."""
+"""Most actions in one reconcile: create a Job, and read events in between; more would be a loop."""
 
 
 class Reconciler:
-    """Brings one FineTuneJob a step further each time it is called."""
+    """Moves one FineTuneJob a step further with each call."""
 
     def __init__(
         self,
@@ -46,7 +46,7 @@ class Reconciler:
         self._clock = clock
 
     async def handle(self, key: Key) -> None:
-        """Looks at a job; whatever the API server answers ends in another look, never in a lost job."""
+        """Reconcile a job; every error requeues it, so no job is lost."""
         with self._metrics.seconds.time():
             result = await self._attempt(key)
         self._metrics.reconciles.labels(result).inc()
@@ -62,11 +62,11 @@ class Reconciler:
         except (RetryLater, Denied, Refused) as problem:
             after = getattr(problem, "after_seconds", None) or 0.0
             delay = self._queue.add_rate_limited(key, after)
-            log.warning("%s: %s; again in %.1f s", key, problem, delay)
+            log.warning("%s: %s; retrying in %.1f s", key, problem, delay)
             return "error"
-        except Exception:  # one job's surprise must not end the worker that serves all others
+        except Exception:  # an unexpected error of one job must not end the worker that serves all jobs
             delay = self._queue.add_rate_limited(key)
-            log.exception("%s: unexpected; again in %.1f s", key, delay)
+            log.exception("%s: unexpected error; retrying in %.1f s", key, delay)
             return "bug"
         self._queue.forget(key)
         return "done"
@@ -80,7 +80,7 @@ class Reconciler:
             await self._tidy(job)
             return
         if job.status_error:
-            log.error("%s: left alone, for its status cannot be read: %s", key, job.status_error)
+            log.error("%s: ignored because its status cannot be read: %s", key, job.status_error)
             return
         decision = await self._decide_and_act(await self._observe(job))
         await self._write(job, decision.status)
@@ -93,7 +93,7 @@ class Reconciler:
             self._queue.add_after(key, decision.requeue_after)
 
     async def _tidy(self, job: FineTuneJob) -> None:
-        """Removes what is left of a finished job in time; after a restart, the listing of its Jobs brings it here."""
+        """Remove a finished job's children after its TTL; after a restart, its listed Jobs enqueue the job again."""
         left = deadlines.seconds_to_tidy(job, self._clock())
         if left:
             self._queue.add_after(job.key, left + deadlines.SLACK_SECONDS)
@@ -101,7 +101,7 @@ class Reconciler:
             log.info("%s: Jobs removed, %s s after the end", job.key, job.spec and job.spec.ttl_seconds_after_finished)
 
     async def _observe(self, job: FineTuneJob) -> Observed:
-        """Jobs before pods: a pod is then never older than what its Job says of it."""
+        """Read Jobs before pods: the pods are then never older than the counts of their Job."""
         relatives = await self._relatives(job)
         try:
             children = await self._cluster.list_children(job.key)
@@ -125,7 +125,7 @@ class Reconciler:
         )
 
     async def _workloads(self, job: FineTuneJob, children: tuple[Job, ...]) -> tuple[Workload, ...] | None:
-        """What Kueue says of the Jobs that it may hold; None where it is not there, or has nothing to do with them."""
+        """Return the Workloads of the Jobs that Kueue may hold; None if there are no such Jobs or no Kueue."""
         held = [one for one in children if one.owner_uid == job.uid and kueue.may_hold(one)]
         self._cache.set_held_jobs(job.key, [one.uid for one in held])
         if not held:
@@ -133,7 +133,7 @@ class Reconciler:
         return await self._cluster.list_workloads(job.key, held)
 
     async def _relatives(self, job: FineTuneJob) -> dict[str, FineTuneJob | None]:
-        """The jobs that this one waits for, read now, and those that they wait for, among which circles are found."""
+        """Read the jobs that this one waits for, and those that they wait for in turn, to detect cycles."""
         found: dict[str, FineTuneJob | None] = {}
         names = [need.name for need in dependencies.open_needs(job)]
         while names and len(found) < dependencies.MAX_RELATIVES:
@@ -151,7 +151,7 @@ class Reconciler:
             return None
 
     async def _decide_and_act(self, observed: Observed) -> Decision:
-        """Plans and acts until nothing is left to do; what an action brings about is part of the next plan."""
+        """Plan and act until no action is left; the result of an action is part of the next plan."""
         for _ in range(MAX_STEPS):
             decision = plan(observed, self._settings)
             if observed.obstacle is not None:
@@ -189,7 +189,7 @@ class Reconciler:
             except (Denied, NameTaken, Refused) as problem:
                 log.warning("%s: %s", observed.job.key, problem)
                 observed = replace(observed, obstacle=problem)
-        raise RuntimeError(f"{observed.job.key}: the plan does not come to an end")
+        raise RuntimeError(f"{observed.job.key}: the plan has no end")
 
     async def _write(self, job: FineTuneJob, status: FineTuneJobStatus) -> None:
         change = build_merge_patch(job.status.to_wire(), status.to_wire())
@@ -207,7 +207,7 @@ class Reconciler:
 
 
 def build_merge_patch(old: Object, new: Object) -> Object:
-    """The merge patch that turns the old object into the new one; lists are replaced as a whole."""
+    """Return the JSON merge patch from the old object to the new one; lists are replaced as a whole."""
     change: Object = {name: None for name in old if name not in new}
     for name, value in new.items():
         before = old.get(name)
