@@ -1,4 +1,4 @@
-"""What a job runs with where its spec leaves storage, hub and token to the operator's defaults."""
+"""The spec with the operator's defaults for storage, hub and token."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from finetune_operator.kube.objects import FineTuneJob
 from finetune_operator.settings import Settings
 
 HUB_ENDPOINT = "https://huggingface.co"
-"""The hub of a job that names none, under an operator without a default."""
+"""Hub of a job that names none, if the operator has no default hub."""
 HUB_SCHEME = "hf://"
 
 B = TypeVar("B", bound=Block)
@@ -23,36 +23,36 @@ class Token:
     """A Secret with a hub's token, for one source of the job."""
 
     role: HubRole
-    """What it is for; also the folder that it is mounted in."""
+    """What the token is for; also the folder that it is mounted in."""
     secret: str
     is_default: bool
-    """Whether the operator's settings name it, not the job: it may then be absent, for most sources are public."""
+    """Whether the operator's settings name it, not the job; it may then be absent, because most sources are public."""
 
 
 def effective_spec(spec: FineTuneJobSpec, settings: Settings) -> FineTuneJobSpec:
-    """The spec with the operator's default storage and hub, as the pods read it; a default token is only mounted."""
+    """Return the spec with the operator's default storage and hub, as the pods read it; tokens are only mounted."""
     filled = {"storage": effective_storage(spec, settings), "hub": effective_hub(spec, settings)}
     return spec.model_copy(update=filled)
 
 
 def effective_storage(spec: FineTuneJobSpec, settings: Settings) -> Storage | None:
-    """The job's storage; one without an endpoint is completed from the operator's default, field by field."""
+    """Return the job's storage; without an endpoint, it is completed from the operator's default, field by field."""
     return _completed(spec.storage, settings.default_storage())
 
 
 def effective_hub(spec: FineTuneJobSpec, settings: Settings) -> Hub | None:
-    """The job's hub; one without an endpoint is completed from the operator's default, field by field."""
+    """Return the job's hub; without an endpoint, it is completed from the operator's default, field by field."""
     return _completed(spec.hub, settings.default_hub())
 
 
 def hub_endpoint(spec: FineTuneJobSpec, settings: Settings) -> str:
-    """URL of the hub that the job's `hf://` URIs mean."""
+    """Return the URL of the hub that the job's `hf://` URIs refer to."""
     hub = effective_hub(spec, settings)
     return (hub and hub.endpoint) or HUB_ENDPOINT
 
 
 def hub_tokens(spec: FineTuneJobSpec, settings: Settings) -> list[Token]:
-    """The token of each hub source; the default one is never sent to another hub than the default one."""
+    """Return the token of each hub source; the default token is only used for the default hub."""
     default = settings.default_hub_token_secret
     if hub_endpoint(spec, settings).rstrip("/") != (settings.default_hub_endpoint or HUB_ENDPOINT).rstrip("/"):
         default = None
@@ -66,14 +66,14 @@ def hub_tokens(spec: FineTuneJobSpec, settings: Settings) -> list[Token]:
 
 
 def queue_name(job: FineTuneJob, component: Component) -> str | None:
-    """The LocalQueue that a Job of this job waits in: preflight's own, else the trainer's, else the job's label."""
+    """Return the LocalQueue of a component's Job: preflight's own, else the trainer's, else that of the job's label."""
     spec = job.spec
     own = spec.preflight.queue_name if spec and spec.preflight and component is Component.PREFLIGHT else None
     return own or (spec.scheduling.queue_name if spec and spec.scheduling else None) or job.queue_label or None
 
 
 def uses_hub(spec: FineTuneJobSpec) -> bool:
-    """Whether anything of the job comes from a hub."""
+    """Return whether any source of the job is on a hub."""
     adapter, reward = spec.tuning.initial_adapter, spec.rlhf.reward_model if spec.rlhf else None
     uris = [source.uri for _, source in _sources(spec)]
     uris += [one.uri for one in (adapter, reward) if one and one.uri]
@@ -88,7 +88,10 @@ def _sources(spec: FineTuneJobSpec) -> Iterator[tuple[HubRole, Model | DataSourc
 
 
 def _completed(own: B | None, default: B | None) -> B | None:
-    """An own endpoint stands alone: the default's credentials and authority belong to the default's endpoint."""
+    """Return `own` completed from `default`, unless `own` names an endpoint.
+
+    The default's credentials and CA belong to the default's endpoint.
+    """
     if own is None or default is None:
         return own or default
     given = {name: value for name in type(own).model_fields if (value := getattr(own, name)) is not None}

@@ -1,4 +1,4 @@
-"""Builders of everything the operator creates. Pure: typed input in, the whole object out."""
+"""Builders of everything that the operator creates. Pure: typed input in, the whole object out."""
 
 import hashlib
 from dataclasses import dataclass
@@ -21,33 +21,33 @@ PROXIES = ("http_proxy", "https_proxy", "no_proxy")
 
 @dataclass(frozen=True)
 class Child:
-    """A Job to create, with the ConfigMap that it reads and the Service in which its pods find each other."""
+    """A Job to create, with the ConfigMap that it reads and the Service by which its pods find each other."""
 
     config_map: Object
     service: Object | None
-    """Only where there is more than one pod."""
+    """Only for more than one pod."""
     job: Object
 
     @property
     def name(self) -> str:
-        """Name of the Job."""
+        """Return the name of the Job."""
         return str(self.job["metadata"]["name"])
 
 
 def build_job_name(job: FineTuneJob, attempt: int) -> str:
-    """Deterministic name of a Job: `<slug>-preflight` or `<slug>-<attempt>`."""
+    """Return the deterministic name of a Job: `<slug>-preflight` or `<slug>-<attempt>`."""
     return f"{slug(job.key.name)}-{attempt or 'preflight'}"
 
 
 def build_preflight(job: FineTuneJob, settings: Settings, image: str) -> Child:
-    """The preflight Job: no GPU, the same image, its own back-off."""
+    """Build the preflight Job: no GPU, the same image, its own backoff limit."""
     return _child(job, settings, 0, image, PREFLIGHT_BACKOFF_LIMIT)
 
 
 def build_attempt(job: FineTuneJob, settings: Settings, image: str, attempt: int) -> Child:
-    """The trainer Job of an attempt; failures of earlier attempts are taken off its back-off.
+    """Build the trainer Job of an attempt; failures of earlier attempts reduce its backoff limit.
 
-    With many pods the first failure ends the Job, for the others can only start again together with the failed one.
+    With many pods the first failure ends the Job, because all pods can only restart together.
     """
     spec = _spec(job)
     left = max(0, spec.backoff_limit - (job.status.failures or 0)) if spec.resources.nodes == 1 else 0
@@ -55,7 +55,7 @@ def build_attempt(job: FineTuneJob, settings: Settings, image: str, attempt: int
 
 
 def build_config(job: FineTuneJob, settings: Settings, attempt: int) -> handoff.JobConfig:
-    """What the pod is told."""
+    """Build the configuration that the pod reads."""
     spec, pinned = _spec(job), job.status.lineage or Lineage()
     return handoff.JobConfig(
         namespace=job.key.namespace,
@@ -73,13 +73,13 @@ def build_config(job: FineTuneJob, settings: Settings, attempt: int) -> handoff.
 
 
 def _first_pod(job: FineTuneJob, attempt: int) -> str:
-    """The Job controller names pods `<Job>-<rank>` for the resolver; the Service has the name of the Job."""
+    """Return the DNS name of rank 0: `<Job>-<rank>` is the hostname, and the Service is named like the Job."""
     name = build_job_name(job, attempt)
     return f"{name}-0.{name}"
 
 
 def owner_reference(job: FineTuneJob) -> Object:
-    """Makes the garbage collector remove the child with the job; never blocks the job's deletion."""
+    """Build the owner reference: the child is deleted with the job, whose deletion it never blocks."""
     return {
         "apiVersion": names.API_VERSION,
         "kind": names.KIND,
@@ -91,7 +91,7 @@ def owner_reference(job: FineTuneJob) -> Object:
 
 
 def labels(job: FineTuneJob, component: names.Component, attempt: int) -> dict[str, str]:
-    """Labels of a child and of its pods."""
+    """Return the labels of a child and of its pods."""
     return {
         names.LABEL_NAME: names.APP_NAME,
         names.LABEL_INSTANCE: selector_value(job.key.name),
@@ -103,12 +103,12 @@ def labels(job: FineTuneJob, component: names.Component, attempt: int) -> dict[s
 
 
 def selector(name: str) -> str:
-    """Label selector of a job's children and pods."""
+    """Return the label selector of a job's children and pods."""
     return f"{names.LABEL_MANAGED_BY}={names.MANAGED_BY},{names.LABEL_JOB_NAME}={selector_value(name)}"
 
 
 def pod_failure_policy() -> Object:
-    """The exit table for the Job controller; what matches no rule is counted against the back-off limit."""
+    """Build the exit table for the Job controller; an exit that matches no rule counts against the backoff limit."""
 
     def on_exit(action: str, codes: list[int]) -> Object:
         requirement = {"containerName": names.TRAINER_CONTAINER, "operator": "In", "values": codes}
@@ -154,7 +154,9 @@ def _child(job: FineTuneJob, settings: Settings, attempt: int, image: str, backo
         "kind": "Job",
         "metadata": meta | {"name": name, "labels": meta["labels"] | queued},
         "spec": {
-            **({"suspend": True} if queued else {}),  # until Kueue admits it, also where its webhook is not looking
+            **(
+                {"suspend": True} if queued else {}
+            ),  # until Kueue admits it, even if Kueue's webhook does not see the Job
             "completionMode": "Indexed",
             "completions": nodes,
             "parallelism": nodes,
@@ -169,7 +171,7 @@ def _child(job: FineTuneJob, settings: Settings, attempt: int, image: str, backo
 
 
 def _service(meta: Object) -> Object:
-    """Resolves the names of the pods of one attempt, from their first moment on; nothing goes through it."""
+    """Build the headless Service that resolves the pods of one attempt, even before they are ready."""
     ports = {"rendezvous": handoff.RENDEZVOUS_PORT, "lifeline": handoff.LIFELINE_PORT}
     chosen = (names.LABEL_MANAGED_BY, names.LABEL_JOB_NAME, names.LABEL_COMPONENT, names.LABEL_ATTEMPT)
     return {
@@ -186,7 +188,7 @@ def _service(meta: Object) -> Object:
 
 
 def _queue_labels(job: FineTuneJob, component: names.Component) -> dict[str, str]:
-    """What Kueue reads on a Job."""
+    """Return the labels of a Job that Kueue reads."""
     queue, scheduling = queue_name(job, component), _spec(job).scheduling
     if queue is None:
         return {}
@@ -195,7 +197,7 @@ def _queue_labels(job: FineTuneJob, component: names.Component) -> dict[str, str
 
 
 def _topology(job: FineTuneJob, component: names.Component) -> dict[str, str]:
-    """Kueue's annotation of the pods that are to be near each other."""
+    """Return Kueue's annotation for pods that should be placed close together."""
     scheduling = _spec(job).scheduling
     wanted = scheduling.topology if scheduling else None
     if wanted is None or component is not names.Component.TRAINER:
@@ -226,7 +228,7 @@ def _pod_spec(job: FineTuneJob, settings: Settings, component: names.Component, 
 
 
 def _scheduling(spec: FineTuneJobSpec, *, is_trainer: bool) -> Object:
-    """Preflight tolerates what the trainer tolerates, but does not have to run on a GPU node."""
+    """Return the scheduling fields; preflight gets only the tolerations, because it needs no GPU node."""
     scheduling = spec.scheduling
     if scheduling is None:
         return {}
@@ -295,7 +297,7 @@ def _environment(image: str, settings: Settings) -> list[Object]:
 
 
 def _proxies(settings: Settings) -> dict[str, str]:
-    """In both spellings, for libraries disagree on which one they read; exceptions mean nothing without a proxy."""
+    """Return the proxy variables in upper and lower case, because libraries differ; no_proxy only with a proxy."""
     given = {name: value for name in PROXIES if (value := getattr(settings, name))}
     if not given.keys() - {"no_proxy"}:
         return {}
@@ -303,7 +305,7 @@ def _proxies(settings: Settings) -> dict[str, str]:
 
 
 def escape_variables(text: str) -> str:
-    """A text that the kubelet leaves as it is: `$(NAME)` would be replaced by a variable."""
+    """Escape `$(NAME)`, which the kubelet would replace by a variable."""
     return text.replace("$(", "$$(")
 
 

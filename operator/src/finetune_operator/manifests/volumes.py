@@ -1,4 +1,4 @@
-"""What a pod finds mounted, each part built whole: the volume and where it appears."""
+"""The volumes of a pod, each with its mount."""
 
 from dataclasses import dataclass, replace
 
@@ -13,7 +13,7 @@ SECRET_MODE = 0o440
 
 @dataclass(frozen=True)
 class Mounted:
-    """A volume of the pod and its place in the trainer container."""
+    """A volume of the pod and its mount in the trainer container."""
 
     name: str
     path: str
@@ -22,18 +22,18 @@ class Mounted:
 
     @property
     def volume(self) -> Object:
-        """The entry of `volumes`."""
+        """Return the entry of `volumes`."""
         return {"name": self.name, **self.source}
 
     @property
     def mount(self) -> Object:
-        """The entry of `volumeMounts`."""
+        """Return the entry of `volumeMounts`."""
         mount: Object = {"name": self.name, "mountPath": self.path}
         return mount | {"readOnly": True} if self.read_only else mount
 
 
 def build_volumes(spec: FineTuneJobSpec, tokens: list[Token], config_name: str, *, is_trainer: bool) -> list[Mounted]:
-    """Everything that a pod of the job finds mounted; the operator's defaults are in the spec already."""
+    """Build every volume of a pod, from a spec that includes the operator's defaults."""
     config = Mounted("config", handoff.CONFIG_DIR, {"configMap": {"name": config_name}}, read_only=True)
     own = [_shared_memory(spec), *_tracking_secrets(spec)] if is_trainer else []
     return [config, _workspace(spec), *own, *_storage_secrets(spec), *_hub_secrets(spec, tokens), *_cache(spec)]
@@ -70,7 +70,7 @@ def _hub_secrets(spec: FineTuneJobSpec, tokens: list[Token]) -> list[Mounted]:
 
 
 def _tracking_secrets(spec: FineTuneJobSpec) -> list[Mounted]:
-    """May be absent: a tracker never keeps a job from running."""
+    """Mount trackers' Secrets as optional, because a tracker must never keep a job from running."""
     mlflow = spec.tracking.mlflow if spec.tracking else None
     wandb = spec.tracking.wandb if spec.tracking else None
     given = [
@@ -82,12 +82,12 @@ def _tracking_secrets(spec: FineTuneJobSpec) -> list[Mounted]:
 
 
 def _may_use_hub(spec: FineTuneJobSpec) -> bool:
-    """A reward model may be an adapter whose base is on a hub, which only its files tell."""
+    """Return whether the job may use a hub: a reward model may be an adapter whose files name a base on a hub."""
     return uses_hub(spec) or (spec.rlhf is not None and spec.rlhf.reward_model is not None)
 
 
 def _projection(token: Token) -> Object:
-    """A missing Secret that the job names keeps the pod from starting, and says so; a missing default one does not."""
+    """Project a token; a missing Secret that the job names blocks the pod, visibly, a missing default one does not."""
     items = [{"key": handoff.HUB_TOKEN_FILE, "path": f"{token.role}/{handoff.HUB_TOKEN_FILE}"}]
     secret: Object = {"name": token.secret, "items": items}
     return {"secret": secret | {"optional": True} if token.is_default else secret}

@@ -1,4 +1,4 @@
-"""Whether a job may run here: the allow-lists, one sentence for each refusal."""
+"""Whether a job may run here: the allow-lists, with one message for each refusal."""
 
 import ipaddress
 import re
@@ -12,12 +12,12 @@ from finetune_operator.manifests.effective_spec import hub_endpoint, uses_hub
 from finetune_operator.settings import Settings
 
 AWS_ENDPOINT = "https://s3.amazonaws.com"
-"""What a job that names no endpoint, under an operator without a default, is judged by."""
+"""Endpoint of a job that names none, if the operator has no default storage."""
 WANDB_ENDPOINT = "https://api.wandb.ai"
-"""Where a W&B run goes that names no server."""
+"""Server of a W&B run that names none."""
 _PLAIN_HOST = re.compile(r"[A-Za-z0-9._-]+(:[0-9]+)?|\[[0-9A-Fa-f:.]+\](:[0-9]+)?")
 _PLAIN_PATH = re.compile(r"((?!\.{1,2}(/|$))[A-Za-z0-9._~-]*(/|$))*")
-"""Without dot segments, escapes and backslashes, which clients may resolve to another path."""
+"""A path without dot segments, escapes and backslashes, which clients may resolve to another path."""
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 METADATA_NAMES = frozenset({"metadata", "metadata.google.internal", "instance-data", "instance-data.ec2.internal"})
 METADATA_NETWORKS = tuple(
@@ -31,7 +31,7 @@ _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 
 
 def find_refusal(job: FineTuneJob, settings: Settings) -> str | None:
-    """Why the job is not allowed to run, with the setting that would allow it; None when it is."""
+    """Return why the job is not allowed, with the setting that would allow it; None if it is allowed."""
     spec = job.spec
     if spec is None:
         return None
@@ -75,7 +75,7 @@ def _storage(spec: FineTuneJobSpec, settings: Settings) -> str | None:
 
 
 def _hub(spec: FineTuneJobSpec, settings: Settings) -> str | None:
-    """A job that takes nothing from a hub, and names none, needs none to be allowed."""
+    """Check the hub, unless the job names none and takes nothing from one."""
     named = spec.hub.endpoint if spec.hub else None
     if named is None and not uses_hub(spec):
         return None
@@ -83,7 +83,7 @@ def _hub(spec: FineTuneJobSpec, settings: Settings) -> str | None:
 
 
 def _tracking(spec: FineTuneJobSpec, settings: Settings) -> str | None:
-    """The servers that a trainer sends its figures to; an offline run has none."""
+    """Check the servers of the trackers; an offline run has none."""
     tracking, servers = spec.tracking, []
     if tracking and tracking.mlflow:
         servers.append(tracking.mlflow.uri)
@@ -104,7 +104,7 @@ def _endpoint(kind: str, endpoint: str, default: str | None, allowed: list[str])
 
 
 def matches_pattern(endpoint: str, pattern: str) -> bool:
-    """Whether a pattern means that endpoint: same scheme, and a host and a path in which `*` never crosses a `/`."""
+    """Return whether scheme, host and path match the pattern, in which `*` matches no `/`."""
     scheme, _, rest = endpoint.partition("://")
     wanted_scheme, _, wanted_rest = pattern.partition("://")
     host, _, path = rest.partition("/")
@@ -123,7 +123,7 @@ def _matches(text: str, pattern: str) -> bool:
 
 
 def is_metadata_address(host: str) -> bool:
-    """Whether a host is a cloud's metadata service, in any spelling of its address."""
+    """Return whether a host is a cloud's metadata service or link-local, in any notation of its address."""
     host = host.rstrip(".").lower()
     if host in METADATA_NAMES:
         return True
@@ -135,11 +135,11 @@ def is_metadata_address(host: str) -> bool:
             address = ipaddress.ip_address(socket.inet_aton(host))
         except OSError:
             return False
-    return any(one in network for one in _spellings(address) for network in METADATA_NETWORKS)
+    return any(one in network for one in _equivalent_addresses(address) for network in METADATA_NETWORKS)
 
 
-def _spellings(address: Address) -> list[Address]:
-    """The address, and the IPv4 address that a network may translate it to."""
+def _equivalent_addresses(address: Address) -> list[Address]:
+    """Return the address, and the IPv4 address that a network may translate it to."""
     if isinstance(address, ipaddress.IPv4Address):
         return [address]
     translated = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF) if address in _NAT64 else None

@@ -1,4 +1,4 @@
-"""Conditions: one table of sentences, one way to set them, and the one-word summary that is derived from them."""
+"""Conditions: one table of messages, one way to set them, and the phase and summary derived from them."""
 
 from datetime import datetime
 from typing import Literal
@@ -84,11 +84,12 @@ MESSAGES: dict[tuple[ConditionType, str], str] = {
     (C.FAILED, R.DEADLINE_EXCEEDED): "The trainer ran for {detail}: raise it and recreate the job, or train for fewer "
     "steps.",
 }
-"""What each condition says; a reason of the exit table that is not listed says what the trainer said."""
+"""Message by condition and reason. For a reason that is not listed, the message is the detail, for example the
+trainer's own."""
 
 
 class Conditions:
-    """Sets conditions on a draft of the status; a transition time moves only with the condition's value."""
+    """Sets conditions on a status; a transition time changes only with the condition's value."""
 
     def __init__(self, status: FineTuneJobStatus, generation: int, now: datetime) -> None:
         self.status = status
@@ -96,22 +97,22 @@ class Conditions:
         self.now = now
 
     def set(self, kind: ConditionType, truth: Truth, reason: str, detail: str = "", *, prefix: str = "") -> None:
-        """Sets one condition to the sentence of its kind and reason; `prefix` says what the sentence is about."""
-        sentence = MESSAGES.get((kind, reason), "{detail}")
-        message = printable(prefix + sentence.format(detail=detail.strip()))
+        """Set one condition with the message of its type and reason, after an optional prefix."""
+        template = MESSAGES.get((kind, reason), "{detail}")
+        message = printable(prefix + template.format(detail=detail.strip()))
         self._put(kind, truth, reason, message[:2048] or reason)
 
     def set_if_absent(self, kind: ConditionType, truth: Truth, reason: str) -> None:
-        """Sets one condition unless it was set before."""
+        """Set one condition unless it is set already."""
         if self.status.condition(kind) is None:
             self.set(kind, truth, reason)
 
     def remove(self, kind: ConditionType) -> None:
-        """Takes back a condition that has nothing to say any more."""
+        """Remove a condition that no longer applies."""
         self.status.conditions = [one for one in self.status.conditions or [] if one.type != kind]
 
     def set_initial(self, *, early_stopping: bool) -> None:
-        """Every condition is there from the first sight on."""
+        """Set every condition that is missing, so that a new job shows all of them."""
         self.set_if_absent(C.ACCEPTED, "Unknown", R.PENDING)
         self.set_if_absent(C.SUSPENDED, "False", R.NOT_SUSPENDED)
         self.set_if_absent(C.VALIDATED, "Unknown", R.PENDING)
@@ -123,30 +124,30 @@ class Conditions:
         self.set_if_absent(C.FAILED, "False", R.PROGRESSING)
 
     def succeed(self, reason: Reason, uri: str) -> None:
-        """The terminal success."""
+        """Set the conditions of a succeeded job."""
         self.set(C.RUNNING, "False", R.FINISHED)
         self.publish(R.MANIFEST_REPORTED, uri)
         self.set(C.COMPLETE, "True", reason, uri)
         self.set(C.FAILED, "False", R.SUCCEEDED)
 
     def publish(self, reason: Reason, uri: str) -> None:
-        """What is in storage was read back, as far as the reason says."""
+        """Set Published; the reason states which part of the result was read back."""
         self.set(C.PUBLISHED, "True", reason, uri)
 
     def fail(self, reason: str, detail: str) -> None:
-        """The terminal failure."""
+        """Set the conditions of a failed job."""
         self.set(C.RUNNING, "False", R.FINISHED)
         self.set(C.FAILED, "True", reason, detail)
         self._put(C.COMPLETE, "False", reason, "The job failed.")
 
     def summarise(self) -> None:
-        """Derives phase, reason and message, and Ready, Reconciling and Stalled as kstatus reads them."""
-        leading = _leading(self.status)
+        """Set phase, reason and message, and Ready, Reconciling and Stalled for kstatus."""
+        leading = _leading_condition(self.status)
         self.status.phase = phase_of(self.status).value
         self.status.reason, self.status.message = leading.reason, leading.message
         self.status.observed_generation = self.generation
         is_failed = self.status.is_true(C.FAILED)
-        is_settled = self.status.is_true(C.COMPLETE) or _rests(self.status)
+        is_settled = self.status.is_true(C.COMPLETE) or _is_suspended_as_requested(self.status)
         ready: Truth = "False" if is_failed else "True" if is_settled else "Unknown"
         self._put(C.READY, ready, leading.reason, leading.message)
         self._put(C.RECONCILING, _truth(not (is_settled or is_failed)), leading.reason, leading.message)
@@ -169,28 +170,28 @@ class Conditions:
 
 
 def acknowledge_generation(status: FineTuneJobStatus, generation: int) -> FineTuneJobStatus:
-    """The status of a finished job, said of a newer generation: what may still be edited then changes nothing of it.
+    """Return a finished job's status with a newer generation; an edit of the spec changes nothing else in it.
 
-    Whoever waits by `observedGeneration` (kubectl wait, kstatus) would wait for ever otherwise.
+    Clients that wait for `observedGeneration` (kubectl wait, kstatus) would wait forever otherwise.
     """
-    said = [one.model_copy(update={"observed_generation": generation}) for one in status.conditions or []]
-    return status.model_copy(update={"observed_generation": generation, "conditions": said})
+    conditions = [one.model_copy(update={"observed_generation": generation}) for one in status.conditions or []]
+    return status.model_copy(update={"observed_generation": generation, "conditions": conditions})
 
 
 def _truth(value: bool) -> Truth:
     return "True" if value else "False"
 
 
-def _rests(status: FineTuneJobStatus) -> bool:
-    """Whether the user wants no pods and there are none: what was asked for is there, and nobody waits for more."""
+def _is_suspended_as_requested(status: FineTuneJobStatus) -> bool:
+    """Return whether the job is suspended by its user and has no pods: it is in the requested state."""
     suspended, running = status.condition(C.SUSPENDED), status.condition(C.RUNNING)
-    is_asked = suspended is not None and suspended.status == "True" and suspended.reason == R.USER_REQUESTED
+    is_requested = suspended is not None and suspended.status == "True" and suspended.reason == R.USER_REQUESTED
     has_pods = running is None or running.status != "False" or running.reason == R.STOPPING
-    return is_asked and not has_pods and status.is_true(C.ACCEPTED)
+    return is_requested and not has_pods and status.is_true(C.ACCEPTED)
 
 
-def _leading(status: FineTuneJobStatus) -> Condition:
-    """The condition that tells most: the end if there is one, else the first step that is not done."""
+def _leading_condition(status: FineTuneJobStatus) -> Condition:
+    """Return the condition that summarises the job: the end if there is one, else the first unfinished step."""
     found = {one.type: one for one in status.conditions or []}
     for kind in (C.FAILED, C.COMPLETE):
         if status.is_true(kind):
@@ -206,7 +207,7 @@ def _leading(status: FineTuneJobStatus) -> Condition:
 
 
 def phase_of(status: FineTuneJobStatus) -> Phase:
-    """One word for people."""
+    """Return the job's phase, derived from its conditions."""
     for kind, phase in ((C.FAILED, Phase.FAILED), (C.COMPLETE, Phase.SUCCEEDED)):
         if status.is_true(kind):
             return phase

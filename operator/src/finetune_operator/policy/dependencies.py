@@ -1,4 +1,4 @@
-"""What a job needs of other FineTuneJobs: whether it may start, why not, and what it then holds on to."""
+"""The FineTuneJobs that a job builds on: whether it may start, why not, and which results it pins."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from finetune_operator.kube.observed import Relatives
 from finetune_operator.policy.status_report import merged
 
 MAX_RELATIVES = 32
-"""Jobs that are looked at for one that waits; a circle of more is only found by the shorter ways through it."""
+"""Most jobs that are read for one that waits; a longer cycle is found only through its shorter paths."""
 
 
 @dataclass(frozen=True)
@@ -20,22 +20,22 @@ class Need:
     """A reference to another job of the same namespace."""
 
     pin: Literal["parent", "reward_job"]
-    """Field of `status.lineage` that holds the other job as it was when this one was accepted."""
+    """Field of `status.lineage` that records the other job when this one is accepted."""
     field: str
-    """The reference in the spec."""
+    """Path of the reference in the spec."""
     name: str
 
 
 @dataclass(frozen=True)
 class Obstacle:
-    """Why a job cannot start yet, or not like this."""
+    """Why a job cannot start, or not yet."""
 
     reason: Reason
     detail: str
 
 
 def needs(spec: FineTuneJobSpec | None) -> list[Need]:
-    """The references of a spec."""
+    """Return a spec's references to other jobs."""
     found = []
     if spec and spec.lineage and spec.lineage.parent_ref:
         found.append(Need("parent", "lineage.parentRef", spec.lineage.parent_ref.name))
@@ -46,15 +46,15 @@ def needs(spec: FineTuneJobSpec | None) -> list[Need]:
 
 
 def open_needs(job: FineTuneJob) -> list[Need]:
-    """The references that are not answered: of a job that is accepted or finished there are none."""
+    """Return the references that are not pinned yet: none for an accepted or finished job."""
     if job.is_finished:
         return []
     return [need for need in needs(job.spec) if getattr(job.status.lineage, need.pin, None) is None]
 
 
 def find_obstacle(job: FineTuneJob, relatives: Relatives) -> Obstacle | None:
-    """The worst of what keeps a job from starting: a mistake in the spec before a failed job before one that runs."""
-    for judge in (_mistakes, _failed, _unfinished):
+    """Return what keeps a job from starting: a mistake in the spec, else a failed job, else an unfinished one."""
+    for judge in (_spec_mistakes, _failed, _unfinished):
         found = list(judge(job, relatives))
         if found:
             return found[0] if len(found) == 1 else Obstacle(found[0].reason, "; ".join(one.detail for one in found))
@@ -62,25 +62,25 @@ def find_obstacle(job: FineTuneJob, relatives: Relatives) -> Obstacle | None:
 
 
 def pin(status: FineTuneJobStatus, job: FineTuneJob, relatives: Relatives) -> bool:
-    """Holds on to the complete jobs that this one builds on, whatever becomes of them; whether any was new."""
-    found = {need.pin: _published(parent) for need in open_needs(job) if (parent := relatives.get(need.name))}
+    """Record the complete jobs that this one builds on, and return whether any was new."""
+    found = {need.pin: _published_result(parent) for need in open_needs(job) if (parent := relatives.get(need.name))}
     if found:
         status.lineage = merged(status.lineage, Lineage(**found))
     return bool(found)
 
 
-def _mistakes(job: FineTuneJob, relatives: Relatives) -> Iterator[Obstacle]:
+def _spec_mistakes(job: FineTuneJob, relatives: Relatives) -> Iterator[Obstacle]:
     for need in open_needs(job):
-        circle = _circle(job, need.name, relatives)
-        if circle:
-            way = " → ".join(circle)
-            yield Obstacle(Reason.INVALID_SPEC, f"{need.field} forms a cycle, {way}: delete one of these jobs")
+        cycle = _find_cycle(job, need.name, relatives)
+        if cycle:
+            path = " → ".join(cycle)
+            yield Obstacle(Reason.INVALID_SPEC, f"{need.field} forms a cycle, {path}: delete one of these jobs")
         parent = relatives.get(need.name)
         if parent and parent.spec:
-            yield from _misfits(job, need, parent, parent.spec)
+            yield from _mismatches(job, need, parent, parent.spec)
 
 
-def _misfits(job: FineTuneJob, need: Need, parent: FineTuneJob, spec: FineTuneJobSpec) -> Iterator[Obstacle]:
+def _mismatches(job: FineTuneJob, need: Need, parent: FineTuneJob, spec: FineTuneJobSpec) -> Iterator[Obstacle]:
     if need.pin == "reward_job" and spec.objective is not Objective.REWARD_MODEL:
         yield Obstacle(
             Reason.INVALID_SPEC,
@@ -101,25 +101,28 @@ def _continues_adapter(job: FineTuneJob) -> bool:
 
 
 def _trains_every_weight(parent: FineTuneJob, spec: FineTuneJobSpec) -> bool:
-    """What preflight chose, else what was asked for; the artifacts do not tell, for a long report leaves URIs out."""
+    """Return whether the parent used method Full: as resolved by preflight, else as requested.
+
+    Its artifacts are no proof, because a long report omits URIs.
+    """
     resolved = parent.status.resolved
     return ((resolved and resolved.method) or spec.tuning.method) == Method.FULL
 
 
-def _circle(job: FineTuneJob, start: str, relatives: Relatives) -> list[str]:
-    """The names from the job along what each waits for back to the job; empty when no way leads back."""
-    home = job.key.name
-    ways = [[home, start]]
-    known = set()
-    while ways:
-        way = ways.pop(0)
-        if way[-1] == home:
-            return way
-        other = relatives.get(way[-1])
-        if other is None or way[-1] in known:
+def _find_cycle(job: FineTuneJob, start: str, relatives: Relatives) -> list[str]:
+    """Return the names along a cycle of references through the job; empty if there is none."""
+    origin = job.key.name
+    paths = [[origin, start]]
+    visited = set()
+    while paths:
+        path = paths.pop(0)
+        if path[-1] == origin:
+            return path
+        other = relatives.get(path[-1])
+        if other is None or path[-1] in visited:
             continue
-        known.add(way[-1])
-        ways += [[*way, need.name] for need in open_needs(other)]
+        visited.add(path[-1])
+        paths += [[*path, need.name] for need in open_needs(other)]
     return []
 
 
@@ -141,10 +144,10 @@ def _unfinished(job: FineTuneJob, relatives: Relatives) -> Iterator[Obstacle]:
         if parent is None:
             where = f"there is no FineTuneJob {need.name} in namespace {job.key.namespace}"
             yield Obstacle(Reason.WAITING_FOR_PARENT, f"{where} ({need.field}): this job starts once it is complete")
-        elif _is_complete(parent) and _published(parent) is None:
+        elif _is_complete(parent) and _published_result(parent) is None:
             unread = f"{need.field} {need.name} is complete, but this version of the operator cannot read its result"
             yield Obstacle(Reason.WAITING_FOR_PARENT, unread)
-        elif _published(parent) is None:
+        elif _published_result(parent) is None:
             state = f"it is {parent.status.phase}" if parent.status.phase else "it has just been created"
             yield Obstacle(Reason.WAITING_FOR_PARENT, f"{need.field} {need.name} is not complete yet: {state}")
 
@@ -153,8 +156,8 @@ def _is_complete(job: FineTuneJob) -> bool:
     return job.status.is_true(ConditionType.COMPLETE)
 
 
-def _published(job: FineTuneJob) -> PublishedJob | None:
-    """The result of a complete job."""
+def _published_result(job: FineTuneJob) -> PublishedJob | None:
+    """Return the result of a complete job."""
     artifacts = job.status.artifacts
     if not _is_complete(job) or job.spec is None or artifacts is None or not artifacts.manifest_sha256:
         return None

@@ -1,4 +1,4 @@
-"""Why a Job has no running pod, in the words of the scheduler, the kubelet or the API server."""
+"""Why a Job has no running pod, with the message of the scheduler, the kubelet or the API server."""
 
 import re
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ NO_POD_SECONDS = 10.0
 PENDING_SECONDS = 15.0
 UNREACHABLE_SECONDS = 45.0
 LOST_SECONDS = 30.0
-"""How long after its last moment a pod may still be there before its node counts as lost."""
+"""How long after its grace period a deleted pod may exist before its node counts as lost."""
 _CLAIM_FIXES = (
     ("not found", "create this claim in the job's namespace"),
     ("being deleted", "create it again once it is gone"),
@@ -26,7 +26,7 @@ _CLAIM = re.compile(
 
 @dataclass(frozen=True)
 class EventQuery:
-    """An object whose Warning events would tell more."""
+    """An object whose Warning events may name the cause."""
 
     kind: str
     uid: str
@@ -35,7 +35,7 @@ class EventQuery:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """A reason for condition Running, and what would tell more."""
+    """A reason for condition Running, and the events to read for more."""
 
     reason: Reason
     detail: str = ""
@@ -44,7 +44,7 @@ class Diagnosis:
 
 
 def diagnose(child: Job, pods: tuple[Pod, ...], warnings: Warnings | None, now: datetime) -> Diagnosis:
-    """The first of the known troubles that fits, else that the pod is starting."""
+    """Return the first known problem that applies, else that the pod is starting."""
     pod = next((one for one in reversed(pods) if not one.is_over), None)
     if pod is None:
         return _without_pod(child, pods, warnings, now)
@@ -71,8 +71,8 @@ def _pending(pod: Pod, warnings: Warnings | None, now: datetime) -> Diagnosis:
     if pod.waiting_reason in IMAGE_PROBLEMS:
         return Diagnosis(Reason.IMAGE_PULL_FAILED, _explain_image_pull(pod))
     if pod.waiting_reason in START_PROBLEMS:
-        words = f"{pod.waiting_reason}: {pod.waiting_message}"
-        return Diagnosis(Reason.CONTAINER_ERROR, remediation.append_fix(Reason.CONTAINER_ERROR, words))
+        message = f"{pod.waiting_reason}: {pod.waiting_message}"
+        return Diagnosis(Reason.CONTAINER_ERROR, remediation.append_fix(Reason.CONTAINER_ERROR, message))
     age = (now - pod.created).total_seconds() if pod.created else PENDING_SECONDS
     if age < PENDING_SECONDS:
         return Diagnosis(Reason.PODS_STARTING, check_after=PENDING_SECONDS - age + 0.5)
@@ -84,33 +84,33 @@ def _pending(pod: Pod, warnings: Warnings | None, now: datetime) -> Diagnosis:
 
 
 def is_lost(pod: Pod, now: datetime) -> bool:
-    """Whether it was told to end and its node does not say that it has: nothing may take its place."""
+    """Return whether the pod is deleted but its node has not confirmed its end, so it must not be replaced."""
     return not pod.is_over and pod.deleting is not None and (now - pod.deleting).total_seconds() > LOST_SECONDS
 
 
 def explain_lost_node(pod: Pod) -> str:
-    """What frees it."""
+    """Return what to do about a pod on a lost node."""
     node = pod.node or "(none)"
     gone = f"if it no longer exists, run kubectl delete node {node}"
     return f"node {node} has not confirmed that pod {pod.name} ended: bring the node back, or {gone}"
 
 
 def _explain_unschedulable(pod: Pod) -> str:
-    """The scheduler's words, without what preemption would not do, cut down to a claim that is the cause, and a fix."""
+    """Return the scheduler's message without its preemption part, or only the claim if that is the cause, and a fix."""
     found = _CLAIM.search(pod.unschedulable)
     if found is None:
         return remediation.append_fix(Reason.UNSCHEDULABLE, pod.unschedulable.partition(" preemption: ")[0])
-    fix = next(fix for words, fix in _CLAIM_FIXES if words in found.group())
+    fix = next(fix for pattern, fix in _CLAIM_FIXES if pattern in found.group())
     return f"{found.group()}: {fix}; the pod then starts"
 
 
 def _explain_image_pull(pod: Pod) -> str:
-    """One sentence that does not change while the kubelet alternates between pulling and backing off."""
+    """Return a message that stays the same while the kubelet alternates between pulling and backing off."""
     cause = pod.waiting_message
     for noise in (f'Back-off pulling image "{pod.image}"', "ErrImagePull: ", "ImagePullBackOff: "):
         cause = cause.replace(noise, "")
-    words = cause.strip(" :") or pod.waiting_reason
-    return remediation.append_fix(Reason.IMAGE_PULL_FAILED, f"{pod.image}: {words}")
+    message = cause.strip(" :") or pod.waiting_reason
+    return remediation.append_fix(Reason.IMAGE_PULL_FAILED, f"{pod.image}: {message}")
 
 
 def _first(warnings: Warnings, reasons: set[str]) -> str:
@@ -118,6 +118,6 @@ def _first(warnings: Warnings, reasons: set[str]) -> str:
 
 
 def is_unreachable(reading: Reading, now: datetime) -> bool:
-    """Whether the trainer has been silent for long enough to say so."""
+    """Return whether the trainer has been unreachable for long enough to report it."""
     since = reading.unreachable_since
     return since is not None and (now - since).total_seconds() >= UNREACHABLE_SECONDS

@@ -1,4 +1,4 @@
-"""What to change: one table from the words of scheduler, kubelet, registry and API server to a line for people."""
+"""What to change: a table from messages of scheduler, kubelet, registry and API server to fixes."""
 
 import re
 
@@ -61,7 +61,7 @@ FIXES_BY_MESSAGE: dict[str, tuple[tuple[str, str], ...]] = {
         (r'secret "[^"]+" not found', "create this Secret in the job's namespace"),
     ),
 }
-"""For troubles with many causes: the first lines that fit the words."""
+"""For reasons with many causes: patterns of the message, each with its fix."""
 
 FIXES_BY_REASON: dict[str, str] = {
     R.UNSCHEDULABLE: "see what the nodes offer with kubectl describe nodes",
@@ -93,7 +93,7 @@ FIXES_BY_REASON: dict[str, str] = {
     R.NO_PROGRESS: "raise stallTimeoutSeconds if a step can take that long",
     R.RESULT_MISSING: "use a trainer image in trainer.image",
 }
-"""For each other trouble, what helps as a rule."""
+"""The usual fix of each reason."""
 
 HINTS_BY_EXIT_CODE: dict[int, str] = {
     126: "use a trainer image in trainer.image",
@@ -110,29 +110,29 @@ DISRUPTIONS: dict[str, str] = {
     "DeletionByPodGC": "its node no longer exists",
     "TerminationByKubelet": "its node shut down, or ran low on memory or disk",
 }
-"""What the reasons of condition DisruptionTarget mean."""
+"""Meaning of the reasons of condition DisruptionTarget."""
 
 MAX_FIXES = 2
 _FULL = re.compile(r"(?i)emptydir|ephemeral|local storage|disk ?pressure|no space left")
 
 
-def is_about_space(words: str) -> bool:
-    """Whether an eviction was for the disk."""
-    return _FULL.search(words) is not None
+def is_disk_eviction(message: str) -> bool:
+    """Return whether an eviction was caused by a full disk."""
+    return _FULL.search(message) is not None
 
 
-def fix(reason: str, words: str) -> str:
-    """What to change, or nothing when nobody knows."""
+def find_fix(reason: str, message: str) -> str:
+    """Return what to change, or nothing if no fix is known."""
     found = []
     for pattern, line in FIXES_BY_MESSAGE.get(reason, ()):
-        match = re.search(pattern, words)
+        match = re.search(pattern, message)
         if match:
             found.append(line.format(**match.groupdict()))
     return ", or ".join(found[:MAX_FIXES]) or FIXES_BY_REASON.get(reason, "")
 
 
-def append_fix(reason: str, words: str) -> str:
-    """The words, and what to change."""
-    line = fix(reason, words)
-    said = words.strip().rstrip(".: ")
-    return f"{said}: {line}" if line and line not in said else said
+def append_fix(reason: str, message: str) -> str:
+    """Return the message with what to change, unless it names that already."""
+    fix = find_fix(reason, message)
+    cause = message.strip().rstrip(".: ")
+    return f"{cause}: {fix}" if fix and fix not in cause else cause

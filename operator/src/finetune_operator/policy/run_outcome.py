@@ -91,7 +91,7 @@ def _judge_without_code(pod: Pod, *, failed_unseen: bool) -> PodOutcome:
 def _eviction(pod: Pod) -> Reason | None:
     if not pod.evicted:
         return None
-    return Reason.WORKSPACE_FULL if remediation.is_about_space(pod.evicted) else Reason.EVICTED
+    return Reason.WORKSPACE_FULL if remediation.is_disk_eviction(pod.evicted) else Reason.EVICTED
 
 
 def _judge_success(report: Report | None) -> PodOutcome:
