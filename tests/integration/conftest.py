@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import yaml
 from kubernetes import client, config
+from preloaded import preloaded_python
 
 ROOT = Path(__file__).parents[2]
 CLUSTER_PY = [sys.executable, str(ROOT / "tests" / "cluster" / "cluster.py")]
@@ -59,6 +60,13 @@ def health(program: Callable[[str], str]) -> Callable[..., list[str]]:
         return [one["status"] for one in json.loads(done.stdout)]
 
     return judge
+
+
+@pytest.fixture(scope="session")
+def trainer_python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A stand-in for `sys.executable` whose training libraries are loaded already."""
+    with preloaded_python(tmp_path_factory.mktemp("preloaded")) as program:
+        yield program
 
 
 def _install_crd(kubeconfig: Path) -> None:

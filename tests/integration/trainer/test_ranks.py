@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import torch
+from preloaded import fork_of
 from safetensors.torch import load_file
 from tiny_model import make_tiny_model
 from training_bench import HYPERPARAMETERS, Bench, make_rows, make_spec, preference_rows
@@ -53,6 +54,7 @@ class Attempt:
     config: JobConfig
     root: Path
     pods: int
+    python: str
     ports: list[int] = field(default_factory=list)
     processes: list["subprocess.Popen[bytes]"] = field(default_factory=list)
 
@@ -64,7 +66,7 @@ class Attempt:
             (self.root / f"log-{pod}").write_text("")
             self.ports.append(free_port())
             command = [
-                sys.executable, "-m", "finetune_trainer", "train", "--config", str(self.root / "config.json"),
+                self.python, "-m", "finetune_trainer", "train", "--config", str(self.root / "config.json"),
                 "--workspace", str(self.root / f"workspace-{pod}"), "--port", str(self.ports[pod]),
                 "--termination-log", str(self.root / f"log-{pod}"),
                 "--rendezvous-port", str(rendezvous), "--lifeline-port", str(lifeline),
@@ -101,7 +103,7 @@ class Attempt:
 
     def ranks(self, pod: int) -> list[int]:
         """The process ids of a pod's training processes."""
-        parent = self.processes[pod].pid
+        parent = fork_of(self.python, self.processes[pod].pid)
         return [int(one) for one in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]
 
 
@@ -113,9 +115,12 @@ class Job:
     bench: Bench
     config: JobConfig
     root: Path
+    python: str
 
     @classmethod
-    def make(cls, server: Any, bucket: str, root: Path, spec: dict[str, Any], rows: list[dict[str, object]]) -> "Job":
+    def make(
+        cls, server: Any, bucket: str, root: Path, spec: dict[str, Any], rows: list[dict[str, object]], *, python: str
+    ) -> "Job":
         """Preflight runs in this process, on a folder that is then the bucket."""
         bench = Bench(root / "alone", make_tiny_model(root / "model"), spec, rows, bucket=bucket)
         config = bench.prepare()
@@ -125,7 +130,7 @@ class Job:
         for path in sorted(bench.output.rglob("*")):
             if path.is_file():
                 storage.upload(path, f"s3://{bucket}/output/{path.relative_to(bench.output)}")
-        return cls(storage, bench, config, root)
+        return cls(storage, bench, config, root, python)
 
     def start(self, name: str, nodes: int = 1, gpus: int = 1, **changes: Any) -> Attempt:
         place = {"nodes": nodes, "gpus_per_node": gpus}
@@ -133,10 +138,10 @@ class Job:
         spec = self.config.spec.model_copy(update={"resources": resources} | changes)
         first = "127.0.0.1" if nodes > 1 else None
         config = self.config.model_copy(update={"spec": spec, "first_pod": first})
-        return Attempt(config, self.root / name, nodes).start()
+        return Attempt(config, self.root / name, nodes, self.python).start()
 
 
-def make_job(server: Any, bucket: str, root: Path, method: str, **blocks: Any) -> Job:
+def make_job(server: Any, bucket: str, root: Path, method: str, python: str, **blocks: Any) -> Job:
     """Without dropout, whose draws depend on the process; a step has the same rows for one process and for two."""
     server.client().create_bucket(Bucket=bucket)
     tuning: dict[str, Any] = {"method": method} if method == "Full" else {"method": method, "lora": {"dropout": 0}}
@@ -148,7 +153,7 @@ def make_job(server: Any, bucket: str, root: Path, method: str, **blocks: Any) -
         hyperparameters=HYPERPARAMETERS | {"packing": "Off", "maxSteps": 12},
     )
     rows = preference_rows(60) if blocks.get("objective") == "DPO" else make_rows(60)
-    return Job.make(server, bucket, root / bucket, spec | blocks, rows)
+    return Job.make(server, bucket, root / bucket, spec | blocks, rows, python=python)
 
 
 def figures(job: Job) -> list[dict[str, Any]]:
@@ -205,10 +210,10 @@ def alone_from_checkpoint(job: Job) -> Report:
 
 
 def test_pods_stop_together_lose_each_other_and_end_as_one_pod_and_as_one_process(
-    s3_server: Any, tmp_path: Path, aws_environment: None
+    s3_server: Any, tmp_path: Path, aws_environment: None, trainer_python: str
 ) -> None:
     """Two processes in one pod are the measure for two pods, of which one is stopped, and later one is killed."""
-    whole = make_job(s3_server, "ranks-whole", tmp_path, "LoRA")
+    whole = make_job(s3_server, "ranks-whole", tmp_path, "LoRA", trainer_python)
     attempt = whole.start("one-pod", gpus=2)
     assert attempt.codes() == [0], attempt.errors()
     report = attempt.report()
@@ -218,7 +223,7 @@ def test_pods_stop_together_lose_each_other_and_end_as_one_pod_and_as_one_proces
     assert report.resolved.global_batch_size == 8
     require_as_alone(whole, report)
 
-    job = make_job(s3_server, "ranks-pods", tmp_path, "LoRA")
+    job = make_job(s3_server, "ranks-pods", tmp_path, "LoRA", trainer_python)
     attempt = job.start("stopped", nodes=2)
     attempt.wait_for_step(2)
     attempt.processes[1].send_signal(signal.SIGTERM)
@@ -252,9 +257,9 @@ def test_pods_stop_together_lose_each_other_and_end_as_one_pod_and_as_one_proces
 
 
 def test_shared_out_weights_are_stopped_resumed_and_put_together_again(
-    s3_server: Any, tmp_path: Path, aws_environment: None
+    s3_server: Any, tmp_path: Path, aws_environment: None, trainer_python: str
 ) -> None:
-    job = make_job(s3_server, "ranks-full", tmp_path, "Full")
+    job = make_job(s3_server, "ranks-full", tmp_path, "Full", trainer_python)
     attempt = job.start("stopped", gpus=2)
     attempt.wait_for_step(2)
     attempt.processes[0].send_signal(signal.SIGTERM)
@@ -277,7 +282,7 @@ def test_shared_out_weights_are_stopped_resumed_and_put_together_again(
 
 @pytest.mark.parametrize("objective", ["Instruction", "DPO"])
 def test_other_ways_to_train_end_as_one_process(
-    s3_server: Any, tmp_path: Path, aws_environment: None, objective: str
+    s3_server: Any, tmp_path: Path, aws_environment: None, trainer_python: str, objective: str
 ) -> None:
     """Packed rows on a quantised base, and pairs against a reference; each ends with a full model."""
     method = "LoRA" if objective == "DPO" else "QLoRA"
@@ -289,7 +294,7 @@ def test_other_ways_to_train_end_as_one_process(
     else:
         packed = {"packing": "On", "perDeviceTrainBatchSize": 2, "maxSteps": 12}
         blocks["hyperparameters"] = HYPERPARAMETERS | packed
-    job = make_job(s3_server, bucket, tmp_path, method, **blocks)
+    job = make_job(s3_server, bucket, tmp_path, method, trainer_python, **blocks)
     attempt = job.start("one-pod", gpus=2)
     assert attempt.codes() == [0], attempt.errors()
     report = attempt.report()
@@ -300,7 +305,7 @@ def test_other_ways_to_train_end_as_one_process(
 
 def test_a_stop_within_a_second_of_the_start_is_a_stop(s3_server: Any, tmp_path: Path, aws_environment: None) -> None:
     """Processes that have no handler yet die of the signal, which is no failure."""
-    attempt = make_job(s3_server, "ranks-early", tmp_path, "LoRA").start("early", gpus=2)
+    attempt = make_job(s3_server, "ranks-early", tmp_path, "LoRA", sys.executable).start("early", gpus=2)
     while len(attempt.ranks(0)) < 2:
         time.sleep(0.01)
     attempt.processes[0].send_signal(signal.SIGTERM)

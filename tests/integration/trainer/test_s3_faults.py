@@ -48,13 +48,13 @@ def direct(s3_server: Any, aws_environment: None) -> S3Storage:
 
 
 @pytest.fixture
-def pod(s3_server: Any, gateway: Gateway, direct: S3Storage, bucket: str, tmp_path: Path) -> Pod:
+def pod(s3_server: Any, gateway: Gateway, direct: S3Storage, bucket: str, tmp_path: Path, trainer_python: str) -> Pod:
     """A job after its preflight, which reaches the storage through the gateway and saves twice before its end."""
     for path in make_tiny_model(tmp_path / "model").iterdir():
         direct.upload(path, f"s3://{bucket}/model/{path.name}")
     direct.put(f"s3://{bucket}/rows.jsonl", ROWS.encode())
     config = make_config(s3_server, bucket, checkpoint={"steps": 20}, storage={"endpoint": gateway.url})
-    return checked(config, tmp_path)
+    return checked(config, tmp_path, trainer_python)
 
 
 def require_published(pod: Pod, direct: S3Storage) -> None:

@@ -20,13 +20,13 @@ from finetune_trainer.storage.s3_client import connect
 
 
 @pytest.fixture
-def pod(s3_server: Any, bucket: str, tmp_path: Path, aws_environment: None) -> Pod:
+def pod(s3_server: Any, bucket: str, tmp_path: Path, aws_environment: None, trainer_python: str) -> Pod:
     storage = S3Storage(connect(s3_server.spec()))
     make_tiny_model(tmp_path / "model")
     for path in (tmp_path / "model").iterdir():
         storage.upload(path, f"s3://{bucket}/model/{path.name}")
     storage.put(f"s3://{bucket}/rows.jsonl", ROWS.encode())
-    return checked(make_config(s3_server, bucket), tmp_path)
+    return checked(make_config(s3_server, bucket), tmp_path, trainer_python)
 
 
 def verify_checkpoint(uri: str, storage: S3Storage) -> list[str]:

@@ -1,7 +1,8 @@
 """Real training of a tiny random Llama on the CPU, through the same preflight and train as in a pod."""
 
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,24 +15,25 @@ from training_bench import Bench, make_spec
 
 from finetune_api.handoff import Report
 from finetune_trainer.merging import gate
-from finetune_trainer.merging import gate_worker as gate_process
 
 MakeBench = Callable[..., Bench]
 
 
-@pytest.fixture(autouse=True)
-def gate_in_this_process(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The gate does its work here, where its libraries are loaded; that takes its own process most of its time.
+NEW_PYTHON = sys.executable
 
-    `test_gate.py` and the fixture `published` have the process, and so has every pod of the other suites.
-    """
 
-    def run(command: list[str], *_: Any) -> int:
-        gate_process.main(*command[-2:])
-        return 0
+@pytest.fixture
+def new_python() -> str:
+    """A Python that has loaded nothing yet."""
+    return NEW_PYTHON
 
-    if request.path.stem != "test_gate":
-        monkeypatch.setattr(gate, "_run", run)
+
+@pytest.fixture(scope="session", autouse=True)
+def _fast_gate(trainer_python: str) -> Iterator[None]:
+    """The gate's own process has its libraries loaded already."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gate.sys, "executable", trainer_python)
+        yield
 
 
 @pytest.fixture(scope="session")

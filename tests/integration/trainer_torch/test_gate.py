@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -163,7 +164,10 @@ def test_what_the_library_alone_can_merge_is_judged_by_what_it_answers(plan: Gat
     assert "its held-out loss is" in told
 
 
-def test_a_stop_ends_the_gate_before_its_libraries_are_loaded(plan: GatePlan, tmp_path: Path) -> None:
+def test_a_stop_ends_the_gate_before_its_libraries_are_loaded(
+    plan: GatePlan, tmp_path: Path, new_python: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", new_python)
     stop = StopFlag()
     stop.set()
     with pytest.raises(Stopped):

@@ -1,0 +1,210 @@
+"""Sample random mutants of the sources and print how many of them the unit tests kill.
+
+`make mutants COUNT=100 PACKAGES="policy data"`. A mutant is one small change of one function: another comparison,
+operator or constant, a condition that is always true or false, a return value or a call that is left out. Each is
+written into a copy of the sources. The unit tests that mirror its package run against the copy, and if these pass, all of the
+program. The mutant is killed when a test fails or does not end in time.
+"""
+
+import argparse
+import ast
+import copy
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCES = ("crds/src", "operator/src", "trainer_image/src")
+UNIT = ROOT / "tests" / "unit"
+TESTS = {
+    "finetune_api": "api", "finetune_trainer": "trainer", "finetune_operator": "operator",
+    "kubectl_finetune": "kubectl_finetune",
+}  # fmt: skip
+COMPARISONS = {
+    ast.Eq: ast.NotEq, ast.NotEq: ast.Eq, ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt,
+    ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.In: ast.NotIn, ast.NotIn: ast.In,
+}  # fmt: skip
+OPERATORS = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.FloorDiv, ast.Div: ast.Mult, ast.FloorDiv: ast.Mult}
+TRIVIAL_LINES = 3
+"""Functions of at most so many lines are left out, as are those that only log or print."""
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One change: the file as it becomes, and what to print of it."""
+
+    path: Path
+    line: int
+    function: str
+    change: str
+    text: str
+
+    @property
+    def package(self) -> str:
+        """The package below the distribution's, for example `policy`."""
+        parts = self.path.parts[2:]
+        return f"{parts[0]}.{parts[1]}" if len(parts) > 2 else parts[0]
+
+    def tests(self) -> list[Path]:
+        """The folder of unit tests that mirrors the package, if there is one, and the folder of the whole program."""
+        parts = self.path.parts[2:]
+        program = UNIT / TESTS[parts[0]]
+        mirror = program / parts[1]
+        return [mirror, program] if mirror.is_dir() else [program]
+
+
+def all_mutants(path: Path) -> Iterator[Mutant]:
+    """Yield every mutant of a file."""
+    tree = ast.parse((ROOT / path).read_text(encoding="utf-8"))
+    for function in ast.walk(tree):
+        if not isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        if (function.end_lineno or 0) - function.lineno < TRIVIAL_LINES or function.name.startswith("__"):
+            continue
+        for node in ast.walk(function):
+            for change, restore, words in _changes(node):
+                change()
+                text = ast.unparse(ast.fix_missing_locations(copy.deepcopy(tree)))
+                restore()
+                yield Mutant(path, getattr(node, "lineno", function.lineno), function.name, words, text)
+
+
+def _changes(node: ast.AST) -> Iterator[tuple]:  # type: ignore[type-arg]
+    """Yield pairs of functions that make and undo a change, with its description."""
+    if isinstance(node, ast.Compare) and len(node.ops) == 1 and (other := COMPARISONS.get(type(node.ops[0]))):
+        yield _set(node, "ops", [other()], f"{type(node.ops[0]).__name__} → {other.__name__}")
+    elif isinstance(node, ast.BoolOp):
+        other = ast.And if isinstance(node.op, ast.Or) else ast.Or
+        yield _set(node, "op", other(), f"{type(node.op).__name__} → {other.__name__}")
+    elif isinstance(node, ast.BinOp) and (other := OPERATORS.get(type(node.op))):
+        yield _set(node, "op", other(), f"{type(node.op).__name__} → {other.__name__}")
+    elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
+        yield _set(node, "operand", ast.UnaryOp(op=ast.Not(), operand=node.operand), "not x → x")
+    elif isinstance(node, ast.Constant) and type(node.value) is bool:
+        yield _set(node, "value", not node.value, f"{node.value} → {not node.value}")
+    elif isinstance(node, ast.Constant) and type(node.value) is int:
+        yield _set(node, "value", node.value + 1, f"{node.value} → {node.value + 1}")
+    elif isinstance(node, ast.If | ast.IfExp):
+        yield _set(node, "test", ast.Constant(value=True), "condition → True")
+        yield _set(node, "test", ast.Constant(value=False), "condition → False")
+    elif isinstance(node, ast.Return) and node.value is not None and not _is_none(node.value):
+        yield _set(node, "value", ast.Constant(value=None), "return → return None")
+    elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Call) and not _is_output(node.value):
+        yield _set(node, "value", ast.Constant(value=None), "call → nothing")
+
+
+def _set(node: ast.AST, name: str, value: object, words: str) -> tuple:  # type: ignore[type-arg]
+    before = getattr(node, name)
+    return lambda: setattr(node, name, value), lambda: setattr(node, name, before), words
+
+
+def _is_none(node: ast.expr) -> bool:
+    return isinstance(node, ast.Constant) and node.value is None
+
+
+def _is_output(call: ast.Call) -> bool:
+    return ast.unparse(call.func).startswith(("logger.", "logging.", "print", "warnings."))
+
+
+class Copy:
+    """A copy of the sources that the tests import in place of the installed ones."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        for source in SOURCES:
+            shutil.copytree(ROOT / source, folder / source, ignore=shutil.ignore_patterns("__pycache__"))
+        paths = os.pathsep.join(str(folder / source) for source in SOURCES)
+        self.environment = os.environ | {
+            "PYTHONPATH": paths, "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1", "MUTANTS": "1",
+        }  # fmt: skip
+
+    def run(self, tests: Path, seconds: float) -> bool:
+        """Run a folder of tests until the first failure; return whether all passed in time."""
+        command = [
+            sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--no-header", str(tests),
+        ]  # fmt: skip
+        try:
+            done = subprocess.run(
+                command, cwd=ROOT, env=self.environment, capture_output=True, check=False, timeout=seconds
+            )
+        except subprocess.TimeoutExpired:
+            return False
+        return done.returncode == 0
+
+    def survives(self, mutant: Mutant, seconds: dict[Path, float]) -> bool:
+        """Write the mutant into the copy, run its tests, and put the file back."""
+        target = self.folder / mutant.path
+        before = target.read_bytes()
+        target.write_text(mutant.text, encoding="utf-8")
+        try:
+            return all(self.run(tests, seconds[tests]) for tests in mutant.tests())
+        finally:
+            target.write_bytes(before)
+
+
+def find_files(wanted: list[str]) -> list[Path]:
+    """Return the source files of the packages, or all."""
+    files = sorted(path.relative_to(ROOT) for source in SOURCES for path in (ROOT / source).rglob("*.py"))
+    if not wanted:
+        return files
+    return [path for path in files if any(word in path.parts or word == path.parts[2] for word in wanted)]
+
+
+def main() -> int:
+    """Sample, try and print; exit code 1 if a package kills less than `--least` per cent."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("packages", nargs="*", help="for example policy, data, kubectl_finetune; default: all")
+    parser.add_argument("--count", type=int, default=50, help="mutants to try (default 50)")
+    parser.add_argument("--seed", type=int, default=None, help="of the sample; printed, so that it can be repeated")
+    parser.add_argument("--least", type=float, default=0.0, help="per cent that each package must kill")
+    asked = parser.parse_args()
+    seed = asked.seed if asked.seed is not None else random.randrange(10**6)
+    chance = random.Random(seed)
+    files = find_files(asked.packages)
+    if not files:
+        parser.error(f"no source file belongs to {', '.join(asked.packages)}")
+    mutants = [mutant for path in files for mutant in all_mutants(path)]
+    sample = chance.sample(mutants, min(asked.count, len(mutants)))
+    print(f"{len(sample)} of {len(mutants)} mutants, seed {seed}", flush=True)
+    tried: dict[str, int] = defaultdict(int)
+    killed: dict[str, int] = defaultdict(int)
+    with tempfile.TemporaryDirectory() as folder:
+        sources = Copy(Path(folder))
+        seconds: dict[Path, float] = {}
+        for tests in sorted({tests for mutant in sample for tests in mutant.tests()}):
+            began = time.monotonic()
+            if not sources.run(tests, 1800):
+                print(f"the tests in {tests} fail without a mutant: make unit", file=sys.stderr)
+                return 2
+            seconds[tests] = 30 + 5 * (time.monotonic() - began)
+        for number, mutant in enumerate(sample, start=1):
+            survives = sources.survives(mutant, seconds)
+            tried[mutant.package] += 1
+            killed[mutant.package] += not survives
+            state = "SURVIVES" if survives else "killed  "
+            print(f"{number:4} {state} {mutant.path}:{mutant.line} {mutant.function}: {mutant.change}", flush=True)
+    return print_rates(tried, killed, asked.least)
+
+
+def print_rates(tried: dict[str, int], killed: dict[str, int], least: float) -> int:
+    """Print the kill rate of each package; return 1 if one is too low."""
+    low = False
+    for package in sorted(tried):
+        rate = 100 * killed[package] / tried[package]
+        low |= rate < least
+        print(f"{package:34} {killed[package]:4} of {tried[package]:4} killed  {rate:5.1f} %")
+    total, dead = sum(tried.values()), sum(killed.values())
+    print(f"{'all':34} {dead:4} of {total:4} killed  {100 * dead / max(total, 1):5.1f} %")
+    return int(low)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
