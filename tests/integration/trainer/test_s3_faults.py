@@ -48,7 +48,9 @@ def direct(s3_server: Any, aws_environment: None) -> S3Storage:
 
 
 @pytest.fixture
-def pod(s3_server: Any, gateway: Gateway, direct: S3Storage, bucket: str, tmp_path: Path, trainer_python: str) -> Pod:
+def pod(
+    s3_server: Any, gateway: Gateway, direct: S3Storage, bucket: str, tmp_path: Path, *, trainer_python: str
+) -> Pod:
     """A job after its preflight, which reaches the storage through the gateway and saves twice before its end."""
     for path in make_tiny_model(tmp_path / "model").iterdir():
         direct.upload(path, f"s3://{bucket}/model/{path.name}")
