@@ -9,8 +9,14 @@ BIN := $(VENV)/bin
 PYTHON ?= python3
 DIR ?= data
 CLUSTER ?= auto
-# Processes that share the tests that need no cluster. Each trains on one thread, and on two cores one of three waits.
+# Processes for the unit tests, for the integration tests that mostly wait for servers, and for those that train.
 WORKERS ?= 3
+TRAIN_WORKERS ?= 2
+PYTEST := $(BIN)/pytest --dist loadfile --no-loadscope-reorder
+# What the integration tests of `make test` need of the cluster's programs; the others are for the full cluster.
+CONTROL_PLANE := etcd kube-apiserver kubectl kube-controller-manager helm health
+WAITING := $(addprefix tests/integration/,api chart docs kubectl monitoring operator report supply_chain)
+TRAINING := $(addprefix tests/integration/,trainer trainer_torch)
 CLUSTER_PY := $(BIN)/python tests/cluster/cluster.py
 DEMO_PY := $(BIN)/python tests/demo/demo.py
 
@@ -130,20 +136,53 @@ types: setup ## mypy, strict
 
 .PHONY: unit
 unit: setup ## Unit tests: seconds, no network
-	$(BIN)/pytest -n $(WORKERS) --dist loadfile tests/unit
+	$(BIN)/pytest -n $(WORKERS) --dist worksteal tests/unit
+
+.PHONY: check
+check: setup ## The inner loop: lint, types, and the unit tests of what changed since HEAD
+	$(MAKE) lint types
+	$(BIN)/pytest -n $(WORKERS) --dist worksteal $$($(BIN)/python tests/changed.py)
 
 .PHONY: integration
-integration: setup binaries mlflow browser prometheus checkov $(VENV)/audit/installed ## Integration tests: a real API server, S3 server, Prometheus, browser and MLflow server, real training of a tiny model
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder tests/integration
+integration: setup ## Integration tests: a real API server, a real S3 server, real training of a tiny model
+	$(CLUSTER_PY) build $(CONTROL_PLANE)
+	$(MAKE) -j2 --output-sync=target integration-waiting integration-training
+
+# At the same time: the first wait for servers, the second compute and let the first go ahead.
+.PHONY: integration-waiting integration-training
+integration-waiting:
+	OMP_NUM_THREADS=1 $(PYTEST) -n $(WORKERS) -m 'not nightly' $(WAITING)
+integration-training:
+	OMP_NUM_THREADS=1 nice $(PYTEST) -n $(TRAIN_WORKERS) -m 'not nightly' $(TRAINING)
 
 .PHONY: e2e
 e2e: setup ## End-to-end tests: a real cluster with real pods
 	$(MAKE) deploy CLUSTER=$(CLUSTER)
 	eval "$$($(MAKE) -s env CLUSTER=$(CLUSTER))"; \
-	  $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not alone' tests/e2e && $(BIN)/pytest -m alone tests/e2e
+	  $(PYTEST) -n 2 -m 'not alone and not nightly' tests/e2e && $(BIN)/pytest -m 'alone and not nightly' tests/e2e
 
 .PHONY: test
-test: lint types unit integration e2e ## Everything: lint, types, unit, integration, e2e
+test: ## Everything that is asked of a change: lint, types, unit, integration, e2e
+	$(MAKE) setup
+	$(MAKE) -j2 --output-sync=target lint types unit binaries
+	$(MAKE) integration
+	$(MAKE) e2e
+
+.PHONY: nightly
+nightly: setup binaries mlflow browser prometheus checkov $(VENV)/audit/installed ## What is slow and rarely breaks, and unit tests with random examples (an hour)
+	HYPOTHESIS_PROFILE=random $(BIN)/pytest -n $(WORKERS) --dist worksteal tests/unit
+	OMP_NUM_THREADS=1 $(PYTEST) -n $(WORKERS) -m nightly tests/integration
+	$(MAKE) deploy CLUSTER=$(CLUSTER)
+	eval "$$($(MAKE) -s env CLUSTER=$(CLUSTER))"; \
+	  $(PYTEST) -n 2 -m 'nightly and not alone' tests/e2e && $(BIN)/pytest -m 'nightly and alone' tests/e2e
+
+COUNT ?= 50
+PACKAGES ?=
+MUTANTS_ARGS ?=
+
+.PHONY: mutants
+mutants: setup ## Sample random mutants, and print which of them the unit tests kill (COUNT= PACKAGES= MUTANTS_ARGS=--help)
+	$(BIN)/python tests/mutants.py --count $(COUNT) $(PACKAGES) $(MUTANTS_ARGS)
 
 .PHONY: bench
 bench: setup ## Speed of the data front door and of training, as ratios to other ways (apart from `make test`)

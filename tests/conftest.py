@@ -1,6 +1,9 @@
-"""For every test: nothing is judged by how long it takes on a machine that may have other work."""
+"""For every test: no judgement by time, and examples that are the same in each run unless HYPOTHESIS_PROFILE is random."""
+
+import os
 
 from hypothesis import settings
 
-settings.register_profile("untimed", deadline=None)
-settings.load_profile("untimed")
+settings.register_profile("repeatable", deadline=None, derandomize=True)
+settings.register_profile("random", deadline=None, max_examples=500)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))

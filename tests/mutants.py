@@ -2,8 +2,8 @@
 
 `make mutants COUNT=100 PACKAGES="policy data"`. A mutant is one small change of one function: another comparison,
 operator or constant, a condition that is always true or false, a return value or a call that is left out. Each is
-written into a copy of the sources. The unit tests that mirror its package run against the copy, and if these pass, all of the
-program. The mutant is killed when a test fails or does not end in time.
+written into a copy of the sources. The unit tests that mirror its package run against the copy, and if these pass, all
+of the program. The mutant is killed when a test fails or does not end in time.
 """
 
 import argparse

@@ -10,11 +10,13 @@ import subprocess
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from layout import CACHE, ClusterError
 
 MODULES = Path(__file__).parent / "binaries"
 KUBERNETES = "k8s.io/kubernetes"
+DOWNLOAD_ATTEMPTS = 4
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,23 @@ def module_folder(name: str) -> Path:
     return Path(found.stdout.strip())
 
 
+def _download(program: Program, log: IO[bytes]) -> None:
+    """Fetch the program's modules; the Go tool itself gives up at the first failed request."""
+    for attempt in range(DOWNLOAD_ATTEMPTS):
+        done = subprocess.run(
+            ["go", "mod", "download"],
+            cwd=MODULES / program.folder,
+            env={**os.environ, "GOFLAGS": "-mod=readonly", "GOWORK": "off"},
+            check=False,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+        if done.returncode == 0:
+            return
+        time.sleep(2**attempt)
+
+
 def _build(program: Program) -> None:
     target = _path(program)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -110,6 +129,7 @@ def _build(program: Program) -> None:
     log.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_suffix(f".{os.getpid()}")
     with log.open("wb") as output:
+        _download(program, output)
         result = subprocess.run(
             ["go", "build", "-trimpath", "-ldflags", _linker_flags(program), "-o", str(partial), program.package],
             cwd=MODULES / program.folder,

@@ -48,9 +48,16 @@ ServerDirectory = Annotated[Path | None, typer.Option("--dir", help="State folde
 
 
 @app.command()
-def build() -> None:
+def build(
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Build only these programs, and install no package.")
+    ] = None,
+) -> None:
     """Install the Debian packages (as root) and build the programs, as far as they are missing."""
     packages.require_linux()
+    if names:
+        binaries.build(tuple(names))
+        return
     if os.geteuid() == 0:
         packages.install_missing(full_cluster())
     binaries.build()
@@ -60,7 +67,7 @@ def build() -> None:
 def up() -> None:
     """Start the cluster, or repair it; ends when it is proven to work."""
     packages.require_linux_and_root()
-    build()
+    build(None)
     layout = full_cluster()
     begin = time.monotonic()
     with _alone(layout):

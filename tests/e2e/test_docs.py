@@ -15,6 +15,8 @@ from documents import jobs
 from rows import colour_rows, jsonl
 from user import BUCKET, Bench, kubectl
 
+pytestmark = pytest.mark.nightly
+
 INSTALL_AWS = ["apt-get", "install", "--yes", "--no-install-recommends", "awscli"]
 NOT_HERE = ("--watch", "patch", "support-bot-2")
 """What does not end, would change the job, or needs another."""

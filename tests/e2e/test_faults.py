@@ -51,6 +51,7 @@ def test_an_evicted_trainer_counts_as_a_preemption_and_the_next_run_goes_on_from
     assert (status["attempts"], status["runs"], status["preemptions"], status.get("failures", 0)) == (1, 2, 1, 0)
 
 
+@pytest.mark.nightly
 @pytest.mark.alone
 def test_an_eviction_that_no_operator_lived_to_see_is_counted_once_the_next_run_tells_of_it(bench: Bench) -> None:
     job = bench.apply("unwatched", hyperparameters=LONG)
@@ -104,6 +105,7 @@ def test_a_trainer_that_runs_out_of_memory_is_retried_until_the_backoff_limit(be
     assert "resources.limits.memory" in failed["message"]
 
 
+@pytest.mark.nightly
 def test_a_trainer_pod_deleted_by_force_counts_as_what_its_exit_code_says_and_the_next_run_finishes(
     bench: Bench,
 ) -> None:

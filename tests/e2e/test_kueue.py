@@ -139,6 +139,7 @@ def test_a_borrower_gives_way_to_the_owner_waits_in_words_and_goes_on_from_its_c
     kubectl("delete", "job", "other-work", "-n", teams.a.namespace, "--wait")
 
 
+@pytest.mark.nightly
 def test_a_stopped_queue_and_then_the_user_stop_a_trainer_which_goes_on_each_time(teams: Teams) -> None:
     job = teams.apply(teams.a, "stopped", "nightly", hyperparameters=LONG)
     job.running_pod()
@@ -162,6 +163,7 @@ def test_a_stopped_queue_and_then_the_user_stop_a_trainer_which_goes_on_each_tim
     assert not suspended_by_operator(job)
 
 
+@pytest.mark.nightly
 def test_a_trainer_that_dies_only_after_quota_is_there_again_was_preempted_and_has_not_failed(teams: Teams) -> None:
     brief = {"checkpoint": {"steps": 30, "gracePeriodSeconds": 10}, "evaluation": {"steps": 60}}
     job = teams.apply(teams.a, "hung", "nightly", hyperparameters=LONG | {"maxSteps": 120}, **brief)
@@ -204,6 +206,7 @@ def test_what_the_queue_cannot_give_is_said_in_words_and_a_corrected_queue_count
     assert (status["attempts"], status["runs"], status.get("failures", 0)) == (1, 1, 0)
 
 
+@pytest.mark.nightly
 def test_where_kueue_holds_every_job_one_without_a_queue_is_told_to_name_one(teams: Teams) -> None:
     install_kueue("--manage-all")
     try:

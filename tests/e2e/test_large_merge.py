@@ -3,9 +3,12 @@
 import json
 from typing import Any
 
+import pytest
 import yaml
 from kubernetes import client
 from user import Bench, kubectl, wait_for
+
+pytestmark = pytest.mark.nightly
 
 LIMIT_MIB = 1024
 SCRIPT = """

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from user import Bench, Job, kubectl, wait_for
 
-pytestmark = pytest.mark.alone
+pytestmark = [pytest.mark.alone, pytest.mark.nightly]
 
 SHAPE = {"perDeviceTrainBatchSize": 4, "gradientAccumulationSteps": 1, "maxLength": 128}
 

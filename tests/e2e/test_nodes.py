@@ -101,6 +101,7 @@ def test_the_eviction_of_one_pod_ends_both_and_the_next_run_goes_on_to_the_same_
         assert status["metrics"][name] == pytest.approx(undisturbed["metrics"][name], rel=1e-4), name
 
 
+@pytest.mark.nightly
 def test_a_killed_process_of_one_pod_is_one_failure_and_another_attempt(bench: Bench) -> None:
     job = apply(bench, "killed")
     first, second = running_pair(job)
@@ -113,6 +114,7 @@ def test_a_killed_process_of_one_pod_is_one_failure_and_another_attempt(bench: B
     assert (status["attempts"], status["runs"], status["failures"], status.get("preemptions", 0)) == (2, 2, 1, 0)
 
 
+@pytest.mark.nightly
 def test_a_pod_deleted_by_force_counts_once_and_the_job_completes(bench: Bench) -> None:
     job = apply(bench, "forced")
     _, second = running_pair(job)

@@ -12,6 +12,8 @@ import pytest
 from rows import jsonl, judged_rows, preference_rows, prompt_rows, text_rows
 from user import Bench, Job
 
+pytestmark = pytest.mark.nightly
+
 PAIRS = (
     ("Instruction", "LoRA"),
     ("DomainAdaptation", "Full"),

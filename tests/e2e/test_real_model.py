@@ -14,6 +14,8 @@ from user import BUCKET, Bench
 from finetune_trainer.data.checks.output import read_accepted
 from finetune_trainer.tokenization.labeler import Labeler
 
+pytestmark = pytest.mark.nightly
+
 DATA = Path(__file__).resolve().parents[1] / "demo" / "data.py"
 MODEL = f"s3://{BUCKET}/smollm2"
 CHATTY = "Oh, what a great question! Well, let me think about it for a moment. "

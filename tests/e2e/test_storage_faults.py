@@ -75,6 +75,7 @@ def ruled(gateway: Gateway, rule: Callable[[str, str], Fault]) -> Iterator[None]
     gateway.rule = usual
 
 
+@pytest.mark.nightly
 def test_storage_that_fails_tears_crawls_and_goes_away_costs_time_alone(
     bench: Bench, gateway: Gateway, calm: dict[str, float]
 ) -> None:

@@ -15,7 +15,7 @@ import pytest
 import yaml
 from user import Bench, Job, kubectl, wait_for
 
-pytestmark = pytest.mark.alone
+pytestmark = [pytest.mark.alone, pytest.mark.nightly]
 
 CHART = Path(__file__).parents[2] / "helm" / "finetune-operator"
 OPERATOR = "/api/v1/namespaces/finetune-system/services/finetune-operator:http/proxy/metrics"

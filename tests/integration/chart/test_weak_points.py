@@ -4,8 +4,11 @@ import json
 import subprocess
 from pathlib import Path
 
+import pytest
 import yaml
 from chart import ROOT, render
+
+pytestmark = pytest.mark.nightly
 
 CHECKOV = ROOT / ".venv" / "checkov" / "bin" / "checkov"
 CONFIG = Path(__file__).parent / "checkov.yaml"

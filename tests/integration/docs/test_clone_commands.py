@@ -16,6 +16,8 @@ from documented import IN_A_CLONE, ONE_TEST
 from documents import ROOT
 from hub import Hub
 
+pytestmark = pytest.mark.nightly
+
 HOOKS, INSTALL, SEND, UPLOAD = IN_A_CLONE
 CATALOGUE = "http://marquez:5000"
 EVENTS = [{"run": {"runId": "one's own"}, "eventType": kind} for kind in ("START", "COMPLETE")]

@@ -69,6 +69,7 @@ def test_the_checks_of_rows(folder: Path) -> None:
             assert (folder / file).stat().st_size, command
 
 
+@pytest.mark.nightly
 def test_the_run_of_the_guide_its_proof_and_the_words_with_the_model(folder: Path) -> None:
     guide, demo, *again = (command for command in TRAINER if " run " in command)
     call(folder, guide)

@@ -10,6 +10,8 @@ import prometheus
 import pytest
 import yaml
 
+pytestmark = pytest.mark.nightly
+
 Series = dict[str, str]
 JOB = 'namespace="team", name="one"'
 WHERE = {"namespace": "team", "name": "one"}

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import dashboards
+import pytest
 import yaml
 from dashboard_pictures import Source, draw
 from prometheus import Prometheus, running
@@ -26,6 +27,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from tiny_model import make_tiny_model
 
 from finetune_api.handoff import ENV_POD_UID
+
+pytestmark = pytest.mark.nightly
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
 GATHER_SECONDS = float(os.environ.get("DASHBOARD_SECONDS", "0"))

@@ -7,6 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
+
+pytestmark = pytest.mark.nightly
+
 KILLS = 12
 COUNTERS = ("attempts", "runs", "failures", "preemptions", "activeSeconds")
 LIVES = {"smooth": [0], "preempted": [75, 75, 0], "failing": [1, 0], "empty": ["no report", 0]}

@@ -12,6 +12,8 @@ from report_record import make_run
 
 from finetune_trainer.report.document import write_report
 
+pytestmark = pytest.mark.nightly
+
 LEAST_CONTRAST = 4.5
 """What WCAG asks of text of ordinary size."""
 SIZES = {"phone": (360, 740), "desk": (1280, 800)}

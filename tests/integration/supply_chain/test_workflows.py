@@ -9,6 +9,7 @@ ROOT = Path(__file__).parents[3]
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yaml"))
 
 
+@pytest.mark.nightly
 def test_actionlint_finds_nothing(program: Callable[[str], str]) -> None:
     command = [program("actionlint"), "-no-color", *map(str, WORKFLOWS)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

@@ -280,6 +280,7 @@ def test_shared_out_weights_are_stopped_resumed_and_put_together_again(
     require_as_alone(job, last)
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("objective", ["Instruction", "DPO"])
 def test_other_ways_to_train_end_as_one_process(
     s3_server: Any, tmp_path: Path, aws_environment: None, trainer_python: str, objective: str

@@ -69,6 +69,7 @@ def mlflow(server: Mlflow, tmp_path: Path) -> Callable[[str], MlflowRun]:
     return make
 
 
+@pytest.mark.nightly
 def test_mlflow_has_figures_settings_and_where_it_all_is(
     server: Mlflow, mlflow: Callable[[str], MlflowRun], tmp_path: Path
 ) -> None:
@@ -85,6 +86,7 @@ def test_mlflow_has_figures_settings_and_where_it_all_is(
     assert tags["finetune.base_model"] == "s3://bucket/model"
 
 
+@pytest.mark.nightly
 def test_a_later_attempt_goes_on_with_the_run_and_tells_no_step_twice(
     server: Mlflow, mlflow: Callable[[str], MlflowRun], tmp_path: Path
 ) -> None:
@@ -98,6 +100,7 @@ def test_a_later_attempt_goes_on_with_the_run_and_tells_no_step_twice(
     assert [step for step, _ in server.history(run, "train/loss")] == [1, 2, 3, 4, 5]
 
 
+@pytest.mark.nightly
 def test_what_was_trained_while_mlflow_was_down_is_told_when_it_is_back(
     server: Mlflow, mlflow: Callable[[str], MlflowRun], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

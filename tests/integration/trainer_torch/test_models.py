@@ -106,13 +106,18 @@ def load_chosen_base(bench: Bench) -> PreTrainedModel:
     ("change", "method"),
     [
         (as_it_is, "QLoRA"),
-        (in_fp16, "LoRA"),
         (untied, "LoRA"),
-        (untied, "QLoRA"),
-        (in_shards, "LoRA"),
-        (in_shards, "QLoRA"),
-        (without_template, "LoRA"),
-        (without_padding, "LoRA"),
+        *(
+            pytest.param(*pair, marks=pytest.mark.nightly)
+            for pair in [
+                (in_fp16, "LoRA"),
+                (untied, "QLoRA"),
+                (in_shards, "LoRA"),
+                (in_shards, "QLoRA"),
+                (without_template, "LoRA"),
+                (without_padding, "LoRA"),
+            ]
+        ),
     ],
 )
 def test_the_merged_model_says_what_base_and_adapter_say(

@@ -23,6 +23,8 @@ from finetune_trainer.publishing.publish import verify
 from finetune_trainer.sigterm import StopFlag
 from finetune_trainer.tokenization.samples import EncodedPair
 
+MORE_PAIRS = [("DPO", "QLoRA"), ("DPO", "Full"), ("KTO", "LoRA"), ("KTO", "Full")]
+
 MakeBench = Callable[..., Bench]
 FEW_STEPS = HYPERPARAMETERS | {"maxSteps": 6, "lrSchedulerType": "constant", "warmupSteps": 0}
 
@@ -63,8 +65,14 @@ def metrics_lines(bench: Bench, kind: str) -> list[dict[str, Any]]:
     return [line for line in lines if line["kind"] == kind]
 
 
-@pytest.mark.parametrize("method", ["LoRA", "QLoRA", "Full"])
-@pytest.mark.parametrize("objective", ["DPO", "KTO"])
+@pytest.mark.parametrize(
+    ("objective", "method"),
+    [
+        ("DPO", "LoRA"),
+        ("KTO", "QLoRA"),
+        *(pytest.param(*pair, marks=pytest.mark.nightly) for pair in MORE_PAIRS),
+    ],
+)
 def test_a_job_learns_to_prefer_and_publishes_what_it_learnt(
     make_bench: MakeBench, capsys: pytest.CaptureFixture[str], objective: str, method: str
 ) -> None:
@@ -114,8 +122,17 @@ def log_probability(model: PeftModel, prompt: list[int], answer: list[int]) -> f
     return float(sum(logits[len(prompt) + at - 1, token] for at, token in enumerate(answer)))
 
 
-@pytest.mark.parametrize("objective", ["Chat", "DPO", "KTO"])
-@pytest.mark.parametrize("method", ["LoRA", "QLoRA"])
+@pytest.mark.parametrize(
+    ("objective", "method"),
+    [
+        ("Chat", "LoRA"),
+        ("DPO", "QLoRA"),
+        *(
+            pytest.param(*pair, marks=pytest.mark.nightly)
+            for pair in [("Chat", "QLoRA"), ("DPO", "LoRA"), ("KTO", "LoRA"), ("KTO", "QLoRA")]
+        ),
+    ],
+)
 def test_a_job_continues_its_parents_adapter(
     make_bench: MakeBench, parent: tuple[Bench, PublishedJob], objective: str, method: str
 ) -> None:

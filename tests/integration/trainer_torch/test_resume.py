@@ -157,7 +157,13 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+OFTEN = ("LoRA in the middle of step 8", "Full at the end of the first epoch", "KTO after step 5")
+
+
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, id=name, marks=[] if name in OFTEN else [pytest.mark.nightly]) for name, case in CASES.items()],
+)
 def test_a_resumed_training_ends_as_an_uninterrupted_one(make_bench: MakeBench, tmp_path: Path, case: Case) -> None:
     bench = make_bench(case.method, **case.blocks)
     bench.rows = case.rows(120)

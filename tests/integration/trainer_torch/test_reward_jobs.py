@@ -67,7 +67,10 @@ def report_text(bench: Bench) -> str:
     return (bench.output / "finetune_report.md").read_text(encoding="utf-8")
 
 
-@pytest.fixture(scope="module", params=["LoRA", "QLoRA", "Full"])
+@pytest.fixture(
+    scope="module",
+    params=["LoRA", *(pytest.param(method, marks=pytest.mark.nightly) for method in ("QLoRA", "Full"))],
+)
 def reward_job(request: pytest.FixtureRequest, make_bench: MakeBench) -> tuple[Bench, Report]:
     """A finished reward model of each method."""
     bench = make_reward_job(make_bench, request.param)
@@ -138,7 +141,14 @@ def test_supervised_tuning_then_a_reward_model_then_a_policy_that_continues_the_
     assert not [path for path in digest_folder(third.output) if path.startswith("adapter/ref/")]
 
 
-@pytest.mark.parametrize(("method", "algorithm"), [("LoRA", "RLOO"), ("QLoRA", "GRPO"), ("Full", "GRPO")])
+@pytest.mark.parametrize(
+    ("method", "algorithm"),
+    [
+        ("LoRA", "RLOO"),
+        pytest.param("QLoRA", "GRPO", marks=pytest.mark.nightly),
+        pytest.param("Full", "GRPO", marks=pytest.mark.nightly),
+    ],
+)
 def test_a_policy_earns_computed_rewards_and_its_best_step_is_published(
     make_bench: MakeBench, taught: Path, method: str, algorithm: str
 ) -> None:

@@ -93,8 +93,17 @@ def listen(trainer: PolicyTrainer) -> list[torch.Tensor]:
     return passes
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("algorithm", ["GRPO", "RLOO"])
+@pytest.mark.parametrize(
+    ("algorithm", "method"),
+    [
+        ("GRPO", "QLoRA"),
+        ("RLOO", "Full"),
+        *(
+            pytest.param(*pair, marks=pytest.mark.nightly)
+            for pair in [("GRPO", "LoRA"), ("GRPO", "Full"), ("RLOO", "LoRA"), ("RLOO", "QLoRA")]
+        ),
+    ],
+)
 def test_more_is_earned(taught: Path, tmp_path: Path, method: str, algorithm: str) -> None:
     rate = 2e-3 if method == "Full" else 6e-3
     trainer = make_trainer(taught, tmp_path, method, algorithm=algorithm, total_steps=10, learning_rate=rate)

@@ -334,9 +334,7 @@ class PairSimulator(Simulator):
 TestSimulator = Simulator.TestCase
 TestPairSimulator = PairSimulator.TestCase
 TestSimulator.settings = TestPairSimulator.settings = settings(
-    max_examples=100,
+    max_examples=settings.default.max_examples // 2,
     stateful_step_count=30,
-    deadline=None,
-    derandomize=True,
     suppress_health_check=list(HealthCheck),
 )

@@ -275,7 +275,7 @@ def test_what_is_left_of_a_finished_job_is_removed_in_its_time(scene: Any, ttl: 
     assert seconds_to_tidy(one.job, ended + timedelta(seconds=after)) == left
 
 
-@settings(derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.integers(-900, 90), min_size=1, max_size=40))
 def test_a_clock_that_is_set_back_ends_nothing_early_and_takes_nothing_away(scene: Any, moves: list[int]) -> None:
     one, pod = running(scene, activeDeadlineSeconds=1000, stallTimeoutSeconds=1000)
