@@ -1,4 +1,4 @@
-"""Print the folders and files of unit tests that mirror what changed since HEAD; all unit tests if that is not clear."""
+"""Print the unit tests that mirror what changed since HEAD; all of them if that is not clear."""
 
 import subprocess
 from pathlib import Path

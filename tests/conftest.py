@@ -1,4 +1,4 @@
-"""For every test: no judgement by time, and examples that are the same in each run unless HYPOTHESIS_PROFILE is random."""
+"""For every test: no deadlines, and the same examples in each run unless HYPOTHESIS_PROFILE is random."""
 
 import os
 
