@@ -22,7 +22,6 @@ from finetune_trainer.evaluation.run_record import (
 )
 from finetune_trainer.report.curves import curve_table
 from finetune_trainer.report.document import write_report
-from finetune_trainer.report.recommendations import REWARD_RULES
 
 HOSTILE = "<script>x</script>\n# heading \x1b[31m"
 
@@ -173,23 +172,3 @@ def test_a_complete_reward_model_comes_with_its_check(tmp_path: Path) -> None:
 def test_the_estimate_stands_beside_the_measured_peak(tmp_path: Path) -> None:
     report = write(tmp_path, "DPO", measured(tmp_path))
     assert "peak memory 1.0 GiB; preflight's estimate for a GPU was 5.0 GiB" in report
-
-
-@pytest.mark.parametrize(
-    ("figures", "told"),
-    [
-        ({"last": 0.35}, "Do not use or publish this result"),
-        ({"flat_share": 0.75}, r"75 % of the last quarter's groups"),
-        ({"clipped_share": 0.5}, "Raise rlhf.maxCompletionLength"),
-        ({"kl": 1.5}, "1.5 nats per token"),
-    ],
-)
-def test_what_goes_wrong_with_rewards_is_advised_on(tmp_path: Path, figures: dict[str, float], told: str) -> None:
-    history = rewarded(tmp_path, **figures)
-    (found,) = [advice for rule in REWARD_RULES if (advice := rule(history)) is not None]
-    assert told in " ".join(found)
-
-
-def test_a_good_policy_and_a_history_without_rewards_get_no_advice(tmp_path: Path) -> None:
-    assert [rule(rewarded(tmp_path)) for rule in REWARD_RULES] == [None] * 4
-    assert [rule(measured(tmp_path)) for rule in REWARD_RULES] == [None] * 4

@@ -1,13 +1,15 @@
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+from report_record import make_run
 
-from finetune_api.status import DatasetStatus, Resolved
+from finetune_api.status import DatasetStatus, EarlyStoppingStatus, Resolved
 from finetune_trainer.evaluation.history import History
-from finetune_trainer.evaluation.measurements import Measured, TrainPoint
-from finetune_trainer.evaluation.run_record import Machine, SampleStats
-from finetune_trainer.report.recommendations import Evidence, recommend
+from finetune_trainer.evaluation.measurements import Measured, TrainPoint, reward_mean
+from finetune_trainer.evaluation.run_record import Machine, RunRecord, SampleStats
+from finetune_trainer.report.recommendations import recommend
 
 SAMPLES = SampleStats(
     train_rows=1000,
@@ -23,19 +25,15 @@ MACHINE = Machine("GPU", peak_memory_bytes=70, gpu_memory_bytes=100, seconds=1.0
 BASELINE, FINAL = Measured(3.0, 100), Measured(2.0, 100)
 
 
-def make_evidence(
+def good_run(
     tmp_path: Path,
     *,
     train: list[float] | None = None,
     norms: list[float | None] | None = None,
     evaluations: list[float] | None = None,
-    baseline: Measured | None = BASELINE,
-    final: Measured | None = FINAL,
-    early_stopped: bool = False,
-    samples: SampleStats = SAMPLES,
-    machine: Machine = MACHINE,
-) -> Evidence:
-    """A good run of 20 steps, but for what is given; evaluations are spread evenly."""
+    **changes: Any,
+) -> RunRecord:
+    """A good run of 20 steps, except for what is given; evaluations are spread evenly."""
     losses = train or [2.0] * 20
     gradients = norms or [1.0] * len(losses)
     history = History(tmp_path / "metrics.jsonl")
@@ -44,61 +42,90 @@ def make_evidence(
     given = evaluations or [2.5, 2.0, 2.0, 2.0]
     for number, loss in enumerate(given, 1):
         history.add_evaluation(len(losses) * number // len(given), Measured(loss, 100))
-    settings = Resolved(total_steps=len(losses), max_length=128)
-    return Evidence(settings, samples, history, baseline, final, early_stopped, machine)
+    record = replace(
+        make_run(tmp_path / "other", steps=4, evaluations=1),
+        settings=Resolved(total_steps=len(losses), max_length=128),
+        dataset=DatasetStatus(),
+        samples=SAMPLES,
+        history=history,
+        baseline=BASELINE,
+        final=FINAL,
+        early_stopping=None,
+        machine=MACHINE,
+    )
+    return replace(record, **changes)
 
 
-def advice(evidence: Evidence) -> str:
-    return "\n".join(f"{found.advice} {found.evidence}" for found in recommend(evidence))
+def policy_history(tmp_path: Path, *, last: float = 0.75, **figures: float) -> History:
+    """Eight steps, of which the figures are those of the last quarter alone."""
+    history = History(tmp_path / "policy.jsonl")
+    history.add_reward(reward_mean(0, [0.25] * 3 + [0.65], completion_length=9.0, clipped_share=0.25))
+    plain = {"reward": 0.5, "kl": 0.01, "completion_length": 8.0, "clipped_share": 0.0, "flat_share": 0.0}
+    for step in range(1, 9):
+        own = plain | (figures if step > 6 else {})
+        history.add_step(TrainPoint(step, step / 8, 0.1, 1e-4, 1.0, 50.0, 0.1, **own))
+    history.set_final_reward(reward_mean(8, [last] * 4, completion_length=5.0, clipped_share=0.0))
+    return history
+
+
+def advice(run: RunRecord) -> str:
+    return "\n".join(f"{found.advice} {found.evidence}" for found in recommend(run))
 
 
 def test_a_good_run_gets_no_recommendation(tmp_path: Path) -> None:
-    assert recommend(make_evidence(tmp_path)) == []
+    assert recommend(good_run(tmp_path)) == []
 
 
 def test_a_tuned_model_no_better_than_the_base_is_not_to_be_used(tmp_path: Path) -> None:
-    told = advice(make_evidence(tmp_path, final=Measured(3.0, 100)))
+    told = advice(good_run(tmp_path, final=Measured(3.0, 100)))
     assert told.startswith("Do not use or publish this result")
     assert "3 after training, 3 before" in told
 
 
 def test_an_early_minimum_and_a_later_rise_is_overfitting(tmp_path: Path) -> None:
-    told = advice(make_evidence(tmp_path, evaluations=[2.2, 2.0, 2.1, 2.2]))
+    told = advice(good_run(tmp_path, evaluations=[2.2, 2.0, 2.1, 2.2]))
     assert "overfits" in told
     assert "step 10 of 20 (2) and rose by 10.0 %" in told
 
 
 def test_a_rise_of_two_percent_or_a_late_minimum_is_not_overfitting(tmp_path: Path) -> None:
-    assert "overfits" not in advice(make_evidence(tmp_path, evaluations=[2.0, 2.01, 2.02, 2.03]))
-    assert "overfits" not in advice(make_evidence(tmp_path, evaluations=[2.6, 2.5, 2.0, 2.3]))
+    assert "overfits" not in advice(good_run(tmp_path, evaluations=[2.0, 2.01, 2.02, 2.03]))
+    assert "overfits" not in advice(good_run(tmp_path, evaluations=[2.6, 2.5, 2.0, 2.3]))
 
 
 def test_losses_that_still_fall_at_the_end_ask_for_longer_training(tmp_path: Path) -> None:
     falling = [3.0 - 0.05 * step for step in range(20)]
-    told = advice(make_evidence(tmp_path, train=falling, evaluations=[2.9, 2.7, 2.5, 2.3]))
+    told = advice(good_run(tmp_path, train=falling, evaluations=[2.9, 2.7, 2.5, 2.3]))
     assert "Train longer" in told
     assert "fell by 8.0 % between the last two evaluations" in told
 
 
 def test_early_stopping_speaks_against_longer_training(tmp_path: Path) -> None:
     falling = [3.0 - 0.05 * step for step in range(20)]
-    evidence = make_evidence(tmp_path, train=falling, evaluations=[2.9, 2.7, 2.5, 2.3], early_stopped=True)
-    assert "Train longer" not in advice(evidence)
+    stopped = EarlyStoppingStatus(stopped=True, patience=3)
+    run = good_run(tmp_path, train=falling, evaluations=[2.9, 2.7, 2.5, 2.3], early_stopping=stopped)
+    assert "Train longer" not in advice(run)
 
 
 def test_a_gradient_far_above_those_before_it_is_a_spike(tmp_path: Path) -> None:
-    told = advice(make_evidence(tmp_path, norms=[*[1.0] * 15, 11.0, *[1.0] * 4]))
+    told = advice(good_run(tmp_path, norms=[*[1.0] * 15, 11.0, *[1.0] * 4]))
     assert "the gradient spikes" in told
     assert "1 of 20 steps" in told
     assert "highest norm 11" in told
 
 
+def test_a_run_without_one_finite_gradient_is_reported(tmp_path: Path) -> None:
+    run = good_run(tmp_path, norms=[None] * 20)
+    assert "0 of 0 steps above 10 times" in advice(run)
+    assert advice(run).endswith("; 20 steps without a finite gradient")
+
+
 def test_gradients_that_shrink_as_training_settles_are_no_spikes(tmp_path: Path) -> None:
-    assert "spikes" not in advice(make_evidence(tmp_path, norms=[100.0] * 5 + [1.0] * 15))
+    assert "spikes" not in advice(good_run(tmp_path, norms=[100.0] * 5 + [1.0] * 15))
 
 
 def test_steps_without_a_finite_gradient_are_told(tmp_path: Path) -> None:
-    assert "2 steps without a finite gradient" in advice(make_evidence(tmp_path, norms=[None, None, *[1.0] * 18]))
+    assert "2 steps without a finite gradient" in advice(good_run(tmp_path, norms=[None, None, *[1.0] * 18]))
 
 
 @pytest.mark.parametrize(
@@ -112,7 +139,7 @@ def test_steps_without_a_finite_gradient_are_told(tmp_path: Path) -> None:
 )
 def test_the_samples_are_judged(tmp_path: Path, change: dict[str, float], expected: str) -> None:
     values = {name: getattr(SAMPLES, name) for name in SampleStats.__slots__} | change
-    assert expected in advice(make_evidence(tmp_path, samples=SampleStats(**values)))
+    assert expected in advice(good_run(tmp_path, samples=SampleStats(**values)))
 
 
 @pytest.mark.parametrize(("skipped", "is_told"), [(50, False), (51, True)])
@@ -122,7 +149,7 @@ def test_rows_that_were_skipped_for_their_length_ask_for_a_longer_one(
     """The length that is advised covers the skipped rows too, which are no samples."""
     counts = {"PROMPT_FILLS_CONTEXT": skipped, "BAD_JSON": 400}
     dataset = DatasetStatus(rows=1000, rejected_by_code=counts, length_p99=700)
-    told = advice(replace(make_evidence(tmp_path), dataset=dataset))
+    told = advice(replace(good_run(tmp_path), dataset=dataset))
     assert ("Raise hyperparameters.maxLength to 704: rows whose prompt alone fills it are skipped." in told) is is_told
     assert ("5.1 % of the rows have no token of an answer within 128 tokens" in told) is is_told
 
@@ -130,21 +157,21 @@ def test_rows_that_were_skipped_for_their_length_ask_for_a_longer_one(
 def test_few_validation_rows_come_with_an_interval(tmp_path: Path) -> None:
     values = {name: getattr(SAMPLES, name) for name in SampleStats.__slots__} | {"validation_rows": 20}
     final = Measured(2.0, 100, standard_error=0.1)
-    assert "loss 2 ± 0.2 (95 %)" in advice(make_evidence(tmp_path, samples=SampleStats(**values), final=final))
+    assert "loss 2 ± 0.2 (95 %)" in advice(good_run(tmp_path, samples=SampleStats(**values), final=final))
 
 
 def test_a_gpu_that_is_half_empty_asks_for_larger_micro_batches(tmp_path: Path) -> None:
     idle = Machine("GPU", peak_memory_bytes=59, gpu_memory_bytes=100, seconds=1.0, versions={})
-    assert "peak memory 59 % of the GPU's" in advice(make_evidence(tmp_path, machine=idle))
+    assert "peak memory 59 % of the GPU's" in advice(good_run(tmp_path, machine=idle))
     on_cpu = Machine("CPU", peak_memory_bytes=59, gpu_memory_bytes=None, seconds=1.0, versions={})
-    assert recommend(make_evidence(tmp_path, machine=on_cpu)) == []
+    assert recommend(good_run(tmp_path, machine=on_cpu)) == []
 
 
 @pytest.mark.parametrize(
     ("margin", "is_flat"), [(0.004, True), (-1.0, True), (0.05, False), (2.0, False), (None, False)]
 )
 def test_a_margin_that_does_not_grow_is_told(tmp_path: Path, margin: float | None, is_flat: bool) -> None:
-    told = advice(make_evidence(tmp_path, final=Measured(0.69, 100, reward_margin=margin)))
+    told = advice(good_run(tmp_path, final=Measured(0.69, 100, reward_margin=margin)))
     assert ("the margin is flat" in told) == is_flat
     assert (f"mean margin {margin:.3g} after training" in told) if is_flat else told == ""
 
@@ -163,8 +190,26 @@ def test_a_margin_that_does_not_grow_is_told(tmp_path: Path, margin: float | Non
 def test_judged_answers_of_one_kind_that_outweigh_the_other_are_told_with_the_weight_to_set(
     tmp_path: Path, liked: int, weights: tuple[float, float], told: str
 ) -> None:
-    evidence = make_evidence(tmp_path, samples=replace(SAMPLES, samples=100, desirable=liked))
-    evidence.settings.desirable_weight, evidence.settings.undesirable_weight = weights
-    found = advice(evidence)
+    run = good_run(tmp_path, samples=replace(SAMPLES, samples=100, desirable=liked))
+    run.settings.desirable_weight, run.settings.undesirable_weight = weights
+    found = advice(run)
     assert told in found
     assert bool(told) == bool(found)
+
+
+@pytest.mark.parametrize(
+    ("figures", "sentence"),
+    [
+        ({"last": 0.35}, "Do not use or publish this result"),
+        ({"flat_share": 0.75}, "in 75 % of the last quarter's groups all answers earned the same"),
+        ({"clipped_share": 0.5}, "Raise rlhf.maxCompletionLength"),
+        ({"kl": 1.5}, "1.5 nats per token from the reference in the last quarter, above 0.5"),
+    ],
+)
+def test_rewards_that_go_wrong_get_one_recommendation(tmp_path: Path, figures: dict[str, float], sentence: str) -> None:
+    (found,) = recommend(good_run(tmp_path, history=policy_history(tmp_path, **figures)))
+    assert sentence in f"{found.advice} {found.evidence}"
+
+
+def test_a_good_policy_gets_no_recommendation(tmp_path: Path) -> None:
+    assert recommend(good_run(tmp_path, history=policy_history(tmp_path))) == []

@@ -22,7 +22,7 @@ from finetune_trainer.report.model_card import front_matter
 from finetune_trainer.report.notes import build_notes, licence_note
 from finetune_trainer.report.page import Pictures, render_page
 from finetune_trainer.report.pictures import bucket_size, curves_svg, draw_curves, draw_lengths, lengths_svg
-from finetune_trainer.report.recommendations import evidence_of, recommend
+from finetune_trainer.report.recommendations import recommend
 from finetune_trainer.report.serving import adapter_obstacles, servability_table
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -97,7 +97,7 @@ def _context(record: RunRecord, directory: Path) -> dict[str, Any]:
             adapter, has_merged=has_merged, withheld=withheld, is_reward_model=is_reward_model
         ),
         "batch_of": _batch_of(record),
-        "recommendations": recommend(evidence_of(record)),
+        "recommendations": recommend(record),
         "notes": build_notes(
             record.base,
             record.history.resumed_from,
