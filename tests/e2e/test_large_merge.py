@@ -106,5 +106,5 @@ def test_a_model_of_twice_the_pods_memory_is_merged_and_its_gate_says_what_it_la
     told = json.loads(logs.splitlines()[-1])
     assert told["bytes"] >= 2 * LIMIT_MIB * 1024**2
     assert told["right"]
-    assert "one model at a time is loaded, which takes" in told["gate"]
+    assert "loading one model at a time takes" in told["gate"]
     assert "raise resources.limits.memory" in told["gate"]

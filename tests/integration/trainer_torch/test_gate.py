@@ -110,7 +110,7 @@ def test_a_right_merge_is_its_source_to_rounding(plan: GatePlan, tmp_path: Path)
 def test_one_corrupted_weight_is_caught(plan: GatePlan, tmp_path: Path) -> None:
     name = "model.layers.0.mlp.up_proj.weight"
     change(plan.candidates[0].directory, lambda tensors: tensors[name].view(-1)[5].add_(0.01))
-    assert found(plan) == [f"tensor {name} holds 1 values that base and training do not give"]
+    assert found(plan) == [f"tensor {name} holds 1 values that base and training do not produce"]
 
 
 def test_a_value_that_is_no_number_is_caught(plan: GatePlan, tmp_path: Path) -> None:
@@ -142,7 +142,7 @@ def test_a_merge_into_another_base_is_caught(plan: GatePlan, tmp_path: Path) -> 
     merge(other, plan.adapter, plan.candidates[0].directory, "FP32")
     faults = found(plan)
     assert len(faults) == 8
-    assert all("values that base and training do not give" in fault for fault in faults)
+    assert all("values that base and training do not produce" in fault for fault in faults)
 
 
 def test_a_merge_that_forgot_the_adapter_is_caught(tiny_model: Path, plan: GatePlan) -> None:
@@ -290,7 +290,7 @@ def run_gated(make_bench: MakeBench, gate: dict[str, Any], **blocks: Any) -> tup
     ("gate", "told"),
     [
         ({"maxEvalLoss": 0.01}, "above maxEvalLoss 0.01"),
-        ({"mustMatchExpected": True}, "the answer to prompt 1 lacks what is expected"),
+        ({"mustMatchExpected": True}, "the answer to prompt 1 does not match its pattern"),
     ],
 )
 def test_a_gate_that_is_not_met_fails_with_everything_published(

@@ -22,7 +22,7 @@ def test_a_pattern_is_searched_in_the_answer_and_an_absent_one_says_nothing() ->
 
 
 def test_a_pattern_that_cannot_be_read_is_refused_by_its_field() -> None:
-    with pytest.raises(TrainerError, match=r"evaluation\.prompts\[0\]\.expected is no regular expression") as caught:
+    with pytest.raises(TrainerError, match=r"evaluation\.prompts\[0\]\.expected is not a regular expression") as caught:
         Expectations([Prompt(prompt="a?", expected="(")])
     assert caught.value.code is ExitCode.INVALID_CONFIG
 
@@ -40,7 +40,7 @@ def test_without_a_gate_everything_is_met() -> None:
     [
         (Gate(max_eval_loss=1.4), "the evaluation loss is 1.5, above maxEvalLoss 1.4"),
         (Gate(must_improve=True), "the evaluation loss did not fall (1.5 before, 1.5 after)"),
-        (Gate(must_match_expected=True), "the answer to prompt 2 lacks what is expected"),
+        (Gate(must_match_expected=True), "the answer to prompt 2 does not match its pattern"),
     ],
 )
 def test_what_is_not_reached_is_told_with_the_figures(gate: Gate, told: str) -> None:

@@ -26,11 +26,11 @@ def test_rounding_may_turn_first_choices_round_where_they_are_close() -> None:
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"mean_kl": 0.9}, "its mean KL divergence from its source is 0.9 nats, not below 0.05"),
-        ({"mean_kl": float("nan")}, "its mean KL divergence from its source is no number nats"),
-        ({"clear_agreement": 0.9}, "its first choice is that of its source on 90.0 % of clear tokens, not 97%"),
-        ({"loss": 2.06}, "its held-out loss is 2.06, more than 2.05, which the trained model's 2 allows"),
-        ({"loss": float("nan")}, "its held-out loss is no number"),
+        ({"mean_kl": 0.9}, "its mean KL divergence from its source is 0.9, not below 0.05 nats"),
+        ({"mean_kl": float("nan")}, "its mean KL divergence from its source is not a number"),
+        ({"clear_agreement": 0.9}, "its first choice equals its source's on 90.0 % of clear tokens, below 97%"),
+        ({"loss": 2.06}, "its held-out loss is 2.06, above 2.05, the limit for the trained model's 2"),
+        ({"loss": float("nan")}, "its held-out loss is not a number"),
     ],
 )
 def test_each_rule_names_figure_and_limit(changes: dict[str, float], told: str) -> None:
@@ -41,7 +41,7 @@ def test_each_rule_names_figure_and_limit(changes: dict[str, float], told: str) 
 def test_figures_that_are_no_numbers_are_faults_also_after_json() -> None:
     seen = GateReply(results=[replace(GOOD, mean_kl=math.nan, loss=math.inf)])
     (read,) = GateReply.model_validate_json(seen.model_dump_json()).results
-    assert [fault.split(" is ")[1].split(",")[0] for fault in faults(read)] == ["no number nats", "no number"]
+    assert [fault.split(" is ")[1].split(",")[0] for fault in faults(read)] == ["not a number"] * 2
 
 
 def test_without_the_trained_models_loss_that_of_the_source_counts() -> None:
@@ -59,7 +59,7 @@ def test_an_answer_that_loops_counts_where_the_trained_models_does_not() -> None
 
 
 def test_what_is_expected_counts_where_the_trained_model_meets_it() -> None:
-    assert "lacks what is expected" in faults(GOOD, 2.0, GatePrompt("a?", "yes", [True, False]))[0]
+    assert "does not match its pattern" in faults(GOOD, 2.0, GatePrompt("a?", "yes", [True, False]))[0]
     assert faults(GOOD, 2.0, GatePrompt("a?", "no", [False, False])) == []
     assert faults(GOOD, 2.0, GatePrompt("a?", "yes", [True, True])) == []
 
@@ -68,7 +68,7 @@ def test_each_candidate_is_judged_by_its_own_answer() -> None:
     asked = [GatePrompt("a?", "yes", [True, True, False])]
     assert find_faults(GOOD, 2.0, asked, 0) == []
     assert find_faults(GOOD, 2.0, asked, 1) == [
-        "its answer to prompt 1 lacks what is expected, the trained model's holds it"
+        "its answer to prompt 1 does not match its pattern, unlike the trained model's"
     ]
 
 

@@ -149,14 +149,14 @@ def test_settings_answers_and_cost_are_told(tmp_path: Path) -> None:
     assert "8 accumulated = **16 rows a step**" in report
     assert "    no idea" in report
     assert "    because" in report
-    assert "123 tokens a second" in report
+    assert "123 tokens per second" in report
     assert "peak memory 3.0 GiB" in report
     assert "--max-lora-rank 16" in report
 
 
 def test_a_run_without_held_out_rows_says_so(tmp_path: Path) -> None:
     record = make_record(tmp_path, baseline=None, final=None, best_step=None, early_stopping=None)
-    assert "Nothing was evaluated, for no rows were held out" in written(record, tmp_path)
+    assert "Nothing was evaluated, because no rows were held out" in written(record, tmp_path)
 
 
 def test_early_stopping_gives_its_reason(tmp_path: Path) -> None:
@@ -188,7 +188,7 @@ def test_a_withheld_full_model_is_said_and_not_served(tmp_path: Path) -> None:
 def test_a_gate_that_could_not_be_run_says_what_to_change(tmp_path: Path) -> None:
     merge = MergeCheck("BF16", 2.4, [], [], None, "it takes 9 GiB of memory: raise resources.limits.memory")
     report = written(make_record(tmp_path, merge=merge), tmp_path)
-    assert "its gate could not be run: it takes 9 GiB of memory: raise resources.limits.memory" in report
+    assert "its gate could not run: it takes 9 GiB of memory: raise resources.limits.memory" in report
 
 
 def test_answers_tell_whether_they_hold_what_is_expected_and_what_the_full_model_says(tmp_path: Path) -> None:
@@ -197,8 +197,8 @@ def test_answers_tell_whether_they_hold_what_is_expected_and_what_the_full_model
         Answer("b?", "no", "maybe", "perhaps", "^yes$", is_expected=False),
     ]
     report = written(make_record(tmp_path, answers=answers), tmp_path)
-    assert "Tuned model, which holds what is expected (`^yes$`)" in report
-    assert "Tuned model, which **lacks** what is expected (`^yes$`)" in report
+    assert "Tuned model, which matches `^yes$`" in report
+    assert "Tuned model, which **does not match** `^yes$`" in report
     assert "The full model answers the same." in report
     assert "perhaps" in report
 

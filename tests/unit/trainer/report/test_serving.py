@@ -38,10 +38,10 @@ def test_the_least_value_that_the_server_takes_is_named(rank: int, flag: int | N
     ("change", "reason", "is_final"),
     [
         ({"r": 32}, "rank 32 is above the server's default of 16", False),
-        ({"r": 24}, "24 itself is not a value that it takes", False),
+        ({"r": 24}, "24 itself is not a value that it accepts", False),
         ({"rank_pattern": {"q_proj": 64}}, "rank 64 is above", False),
         ({"r": 1024}, "rank 1024 is above 512", True),
-        ({"modules_to_save": ["lm_head"]}, "whole modules are trained beside the adapter: lm\\_head", True),
+        ({"modules_to_save": ["lm_head"]}, "whole modules are trained in addition to the adapter: lm\\_head", True),
         ({"use_dora": True}, "DoRA", True),
         ({"bias": "lora_only"}, "biases are trained (lora\\_only)", True),
         ({"target_modules": ["q_proj", "model.embed_tokens"]}, "embeddings or output head: model.embed\\_tokens", True),
@@ -59,8 +59,8 @@ def test_the_table_answers_for_every_folder_and_server() -> None:
     table = servability_table(GOOD | {"r": 24}, has_merged=False, is_reward_model=False)
     assert "| `adapter/` | PEFT         | yes         |" in table
     assert "start it with `--max-lora-rank 32`" in table
-    assert "it was not asked for" in table
-    assert "no server of text generation" in servability_table(GOOD, has_merged=True, is_reward_model=True)
+    assert "it was not requested" in table
+    assert "no server for text generation" in servability_table(GOOD, has_merged=True, is_reward_model=True)
 
 
 def test_kserve_manifests_are_yaml_that_names_the_folders() -> None:

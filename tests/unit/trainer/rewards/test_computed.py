@@ -45,7 +45,7 @@ def test_rewards_are_added_up_by_weight() -> None:
     "pattern", ["(open", "a{1,99999999999999999999}", "(?a)(?u)b", "(?R)", "((?R)){5}", r"\g<0>", "[z-a]"]
 )
 def test_a_pattern_that_cannot_be_read_is_refused_by_its_place(pattern: str) -> None:
-    with pytest.raises(TrainerError, match=r"rlhf.rewards\[1\].pattern is no regular expression") as raised:
+    with pytest.raises(TrainerError, match=r"rlhf.rewards\[1\].pattern is not a regular expression") as raised:
         rewards({"type": "Length", "targetTokens": 1}, {"type": "Regex", "pattern": pattern})
     assert raised.value.code is ExitCode.INVALID_CONFIG
 

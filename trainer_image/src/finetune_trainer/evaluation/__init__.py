@@ -1,1 +1,1 @@
-"""What is measured, as records, and the rules that judge it."""
+"""Measurements of a run, as records, and the rules that judge them."""

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 @dataclass
 class Plateau:
-    """Early stopping and the best step, decided on the sequence of evaluation losses alone."""
+    """Early stopping and the best step, from the sequence of evaluation losses alone."""
 
     patience: int | None
     min_delta: float = 0.0
     warmup: int = 0
-    """How many of the first evaluations patience does not count."""
+    """Number of first evaluations that do not count against patience."""
     best_loss: float = math.inf
     best_step: int | None = None
     without_improvement: int = 0
@@ -19,7 +19,7 @@ class Plateau:
     _seen: int = 0
 
     def update(self, step: int, loss: float) -> bool:
-        """Takes in an evaluation; returns whether it is the lowest so far. A fall of `min_delta` renews patience."""
+        """Add an evaluation, and return whether it is the lowest so far. A fall of `min_delta` resets the count."""
         self._seen += 1
         if loss < self._reference - self.min_delta:
             self._reference = loss
@@ -33,5 +33,5 @@ class Plateau:
 
     @property
     def is_exhausted(self) -> bool:
-        """Whether patience has run out."""
+        """Return whether the training must stop."""
         return self.patience is not None and self.without_improvement >= self.patience

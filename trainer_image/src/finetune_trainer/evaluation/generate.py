@@ -1,4 +1,4 @@
-"""Greedy answers of a model to the job's questions, for the report."""
+"""Greedy answers of a model to the job's prompts, for the report and the gate."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -23,7 +23,7 @@ def answer_all(
     max_new_tokens: int,
     on_token: Callable[[], None],
 ) -> list[str]:
-    """One answer for each question, the likeliest token at every step."""
+    """Return one greedy answer per prompt."""
     model.eval()
     settings = GenerationConfig(
         do_sample=False,
@@ -40,13 +40,13 @@ def answer_all(
 
 
 class EachToken(StoppingCriteria):  # type: ignore[misc]  # the library has no types
-    """Never ends an answer, but tells of each of its tokens; a stop comes out of the generation as itself."""
+    """Calls back for each token, and never ends an answer; an exception of the callback ends the generation."""
 
     def __init__(self, on_token: Callable[[], None]) -> None:
         self._on_token = on_token
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **_: Any) -> torch.Tensor:
-        """No row is done."""
+        """Call back, and return that no row is done."""
         self._on_token()
         return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
@@ -69,7 +69,7 @@ def _answer(
 
 
 def stop_token_ids(model: PreTrainedModel, samples: Sequence[Encoded]) -> list[int]:
-    """What ends an answer: the model's own end tokens and the token that the training rows' answers end with."""
+    """Return the tokens that end an answer: the model's own and the one that ends most training answers."""
     known = model.generation_config.eos_token_id
     ids = [] if known is None else [known] if isinstance(known, int) else list(known)
     ends = Counter([label for label in sample.labels if label >= 0][-1] for sample in samples if not sample.truncated)

@@ -1,4 +1,4 @@
-"""The history of a training: every step and evaluation, as `metrics.jsonl` holds it."""
+"""The history of a training: every step and evaluation, as in `metrics.jsonl`."""
 
 import json
 import statistics
@@ -10,7 +10,7 @@ from finetune_trainer.evaluation.measurements import EvalPoint, Measured, Reward
 
 @dataclass
 class History:
-    """Every step and evaluation in order, each also a line of metrics.jsonl the moment it happens."""
+    """Every step and evaluation in order, each written to `metrics.jsonl` at once."""
 
     path: Path
     train: list[TrainPoint] = field(default_factory=list)
@@ -18,14 +18,14 @@ class History:
     rewards: list[RewardPoint] = field(default_factory=list)
     final_reward: RewardPoint | None = None
     resumed_from: list[int] = field(default_factory=list)
-    """The step of each checkpoint that the training went on from, in order."""
+    """The step of each checkpoint from which the training was resumed, in order."""
 
     def __post_init__(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.path.write_text("", encoding="utf-8")
 
     def load(self, path: Path) -> None:
-        """Goes on from the lines that an earlier run left."""
+        """Load the lines of an earlier run, from which the training is resumed."""
         text = path.read_text(encoding="utf-8")
         self.path.write_text(text, encoding="utf-8")
         for line in text.splitlines():
@@ -44,44 +44,44 @@ class History:
         self._append("resume", {"step": step})
 
     def has_evaluated(self, step: int) -> bool:
-        """Whether the weights of that step were evaluated."""
+        """Return whether the weights of that step were evaluated."""
         evaluated = {point.step for point in self.evaluations} | {point.step for point in self.rewards}
         return step in evaluated
 
     def add_step(self, point: TrainPoint) -> None:
-        """Records an optimiser step."""
+        """Add an optimiser step."""
         self.train.append(point)
         self._append("train", asdict(point))
 
     def add_evaluation(self, step: int, measured: Measured) -> None:
-        """Records an evaluation."""
+        """Add an evaluation."""
         self.evaluations.append(EvalPoint(step, measured))
         self._append("eval", {"step": step} | asdict(measured))
 
     def add_reward(self, point: RewardPoint) -> None:
-        """Records a held-out reward."""
+        """Add a held-out reward."""
         self.rewards.append(point)
         self._append("eval", asdict(point))
 
     def set_final_reward(self, point: RewardPoint) -> None:
-        """Records the reward of what is published, measured apart from those that it was chosen by."""
+        """Set the reward of the published model, measured apart from those by which it was chosen."""
         self.final_reward = point
         self._append("final", asdict(point))
 
     def training_evaluations(self) -> list[EvalPoint]:
-        """The evaluations after step 0."""
+        """Return the evaluations after step 0."""
         return [point for point in self.evaluations if point.step > 0]
 
     def baseline(self) -> Measured | None:
-        """The evaluation of the untouched model."""
+        """Return the evaluation of the untrained model."""
         return next((point.measured for point in self.evaluations if point.step == 0), None)
 
     def baseline_reward(self) -> RewardPoint | None:
-        """The reward of the untouched model."""
+        """Return the reward of the untrained model."""
         return next((point for point in self.rewards if point.step == 0), None)
 
     def tokens_per_second(self) -> float | None:
-        """Median over the steps; the first, which warms caches, counts only when it is alone."""
+        """Return the median over the steps; the first one, which warms caches, counts only if it is the only one."""
         rates = [point.tokens_per_second for point in (self.train[1:] or self.train)]
         return statistics.median(rates) if rates else None
 

@@ -1,4 +1,4 @@
-"""What a model says of held-out texts: its loss, and its distribution over the next tokens."""
+"""A model's log-probabilities and loss on held-out rows."""
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
@@ -11,14 +11,14 @@ from transformers import PreTrainedModel
 from finetune_trainer.tokenization.samples import Encoded
 
 COMPARED_TOKENS = 512
-"""How many tokens' distributions are kept and compared."""
+"""Number of tokens whose distributions are kept and compared."""
 LOSS_TOKENS = 2048
-"""How many trained tokens a loss is the mean of."""
+"""Number of trained tokens over which a loss is the mean."""
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """The rows that a saved model is compared on, and who is told of each."""
+    """The rows on which a saved model is compared, and a callback for each."""
 
     samples: Sequence[Encoded]
     on_rows: Callable[[], None]
@@ -26,7 +26,7 @@ class HeldOut:
 
 @dataclass(frozen=True)
 class RowLogprobs:
-    """One row: log-probabilities in FP32 (tokens by vocabulary) and the right tokens."""
+    """One row: log-probabilities in FP32 (tokens by vocabulary) and the correct tokens."""
 
     log_probs: torch.Tensor
     labels: torch.Tensor
@@ -40,7 +40,7 @@ class RowLogprobs:
 def iterate_logprobs(
     model: PreTrainedModel | PeftModel, held_out: HeldOut, tokens: int = LOSS_TOKENS
 ) -> Iterator[RowLogprobs]:
-    """Row after row, until that many trained tokens are seen; on the CPU, whatever the model is on."""
+    """Yield row after row, up to that many trained tokens; on the CPU, whatever device the model is on."""
     model.eval()
     remaining = tokens
     for sample in held_out.samples:
@@ -57,7 +57,7 @@ def iterate_logprobs(
 
 
 def mean_loss(model: PreTrainedModel | PeftModel, held_out: HeldOut) -> float:
-    """Mean loss on these tokens, in nats."""
+    """Return the mean loss on the first `LOSS_TOKENS` trained tokens, in nats."""
     nats, tokens = 0.0, 0
     for seen in iterate_logprobs(model, held_out):
         nats += seen.nats
@@ -66,7 +66,7 @@ def mean_loss(model: PreTrainedModel | PeftModel, held_out: HeldOut) -> float:
 
 
 def _logits(model: PreTrainedModel | PeftModel, ids: Sequence[int], positions: torch.Tensor) -> torch.Tensor:
-    """The logits at these positions alone: those of a whole long row over a large vocabulary fill the memory."""
+    """Return the logits at these positions alone: those of a long row over a large vocabulary fill the memory."""
     inputs = torch.tensor([ids[: int(positions[-1]) + 1]], device=model.device)
     positions = positions.to(model.device)
     base = model.get_base_model() if isinstance(model, PeftModel) else model

@@ -1,4 +1,4 @@
-"""Losses and rewards as they are measured, each with what its mean is over."""
+"""Losses and rewards of steps and evaluations."""
 
 import math
 import statistics
@@ -10,8 +10,8 @@ from dataclasses import dataclass
 class Measured:
     """A held-out loss, with its standard error over batches of rows.
 
-    The loss is the mean over `tokens` trained tokens, in nats; where an objective compares answers, over that many
-    pairs or rows. The margin is the mean reward of the preferred answers less that of the others.
+    The loss is the mean over `tokens` trained tokens, in nats; if an objective compares answers, over that many pairs
+    or rows. The margin is the mean reward of the preferred answers minus that of the others.
     """
 
     loss: float
@@ -21,17 +21,17 @@ class Measured:
     reward_accuracy: float | None = None
 
     def figures(self) -> dict[str, float]:
-        """What was measured beside the loss, by the names of the status."""
+        """Return the measurements other than the loss, by their names in the status."""
         return _known(reward_margin=self.reward_margin, reward_accuracy=self.reward_accuracy)
 
     @property
     def perplexity(self) -> float:
-        """`exp(loss)`, or infinity where that overflows."""
+        """`exp(loss)`, or infinity if that overflows."""
         return math.exp(self.loss) if self.loss < 700 else math.inf  # the largest float is e^709
 
 
 def token_mean(batches: Sequence[tuple[float, int]]) -> Measured:
-    """The mean over all tokens, from each batch's mean loss and number of trained tokens."""
+    """Return the mean over all tokens, from each batch's mean loss and number of trained tokens."""
     tokens = sum(count for _, count in batches)
     loss = sum(mean * count for mean, count in batches) / max(tokens, 1)
     if len(batches) < 2 or not tokens:
@@ -61,7 +61,7 @@ class TrainPoint:
     flat_share: float | None = None
 
     def figures(self) -> dict[str, float]:
-        """What the objective measures beside its loss, by the names of the status."""
+        """Return the objective's measurements other than the loss, by their names in the status."""
         return _known(
             reward_margin=self.reward_margin, reward_accuracy=self.reward_accuracy, reward=self.reward, kl=self.kl
         )
@@ -73,7 +73,7 @@ def _known(**figures: float | None) -> dict[str, float]:
 
 @dataclass(frozen=True, slots=True)
 class EvalPoint:
-    """One evaluation; step 0 is the untouched model."""
+    """One evaluation; step 0 is the untrained model."""
 
     step: int
     measured: Measured
@@ -86,7 +86,7 @@ class EvalPoint:
 
 @dataclass(frozen=True, slots=True)
 class RewardPoint:
-    """The mean reward of one answer to each held-out prompt, with its standard error; step 0 is the untouched model."""
+    """The mean reward of one answer to each held-out prompt, with its standard error; step 0 is the untrained model."""
 
     step: int
     reward: float
@@ -97,6 +97,6 @@ class RewardPoint:
 
 
 def reward_mean(step: int, rewards: Sequence[float], *, completion_length: float, clipped_share: float) -> RewardPoint:
-    """The point of these rewards; lengths are in tokens, clipped is an answer that did not end by itself."""
+    """Return the point of these rewards; lengths are in tokens, a clipped answer reached the length limit."""
     error = statistics.stdev(rewards) / math.sqrt(len(rewards)) if len(rewards) > 1 else None
     return RewardPoint(step, statistics.fmean(rewards), len(rewards), completion_length, clipped_share, error)

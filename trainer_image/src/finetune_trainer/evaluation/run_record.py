@@ -1,4 +1,4 @@
-"""Everything that the report of one run says."""
+"""The record of one run, from which the report, the model cards and the status are made."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ from finetune_trainer.evaluation.measurements import Measured
 
 @dataclass(frozen=True, slots=True)
 class SampleStats:
-    """The training samples in figures; shares are between 0 and 1, lengths in tokens."""
+    """Figures of the training samples; shares are between 0 and 1, lengths in tokens."""
 
     train_rows: int
     validation_rows: int
@@ -25,14 +25,14 @@ class SampleStats:
     longest: int
     full_length_p99: int
     desirable: int | None = None
-    """How many samples are liked answers; None where answers are not judged."""
+    """Number of liked answers; None if answers are not judged."""
     histogram: tuple[tuple[int, int], ...] = ()
-    """Classes of length before anything is cut: the longest length of each, and how many samples are in it."""
+    """Classes of length before truncation: the longest length of each, and its number of samples."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One question answered greedily by the base before training, by the tuned model after it, by the full model."""
+    """The greedy answers of base, tuned model and full model to one question."""
 
     prompt: str
     base: str
@@ -40,7 +40,7 @@ class Answer:
     merged: str | None = None
     expected: str | None = None
     is_expected: bool | None = None
-    """Whether the tuned model's answer holds what is expected."""
+    """Whether the tuned model's answer matches `expected`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ class ScoredPair:
 
 @dataclass(frozen=True, slots=True)
 class RewardedAnswer:
-    """One prompt answered by the model before the training and after it, with what each answer earns."""
+    """One prompt with the answers before and after the training, and their rewards."""
 
     prompt: str
     base: str
@@ -67,7 +67,7 @@ class RewardedAnswer:
 
 @dataclass(frozen=True, slots=True)
 class ScoreCheck:
-    """A saved reward model, read back and compared with the model as trained on held-out texts."""
+    """The comparison of a saved reward model, read back, with the model as trained, on held-out texts."""
 
     precision: str
     texts: int
@@ -76,7 +76,7 @@ class ScoreCheck:
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What the run used; bytes and seconds."""
+    """The resources that the run used, in bytes and seconds."""
 
     device: str
     peak_memory_bytes: int
@@ -87,7 +87,7 @@ class Machine:
 
 @dataclass(frozen=True, slots=True)
 class Licence:
-    """What the base model's own card says of its licence, in the words of the Hugging Face hub."""
+    """The licence that the base model's own card states, by the keys of the Hugging Face hub."""
 
     identifiers: tuple[str, ...]
     name: str | None = None
@@ -96,20 +96,20 @@ class Licence:
 
 @dataclass(frozen=True, slots=True)
 class BaseFacts:
-    """What the report says of the base model beside its address."""
+    """Facts about the base model for the report."""
 
     licence: Licence | None = None
     is_template_made: bool = False
-    """Whether the model has no chat template of its own, so that a plain one was used."""
+    """Whether a plain chat template was used because the model has none of its own."""
     context_length: int | None = None
-    """The most tokens that it reads, where its configuration says so."""
+    """The model's longest context in tokens, if its configuration states it."""
     prompt_tokens: tuple[int, ...] = ()
-    """The length of each of `evaluation.prompts`, rendered."""
+    """The length of each of `evaluation.prompts`, rendered, in tokens."""
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """Everything that the report says."""
+    """All data of the report."""
 
     config: JobConfig
     settings: Resolved
@@ -129,9 +129,9 @@ class RunRecord:
     scored_pairs: list[ScoredPair] = field(default_factory=list)
     rewarded_answers: list[RewardedAnswer] = field(default_factory=list)
     summary: Mapping[str, Any] = field(default_factory=dict)
-    """What preflight wrote about the rows: `dataset/summary.json`."""
+    """Preflight's summary of the rows: `dataset/summary.json`."""
     evaluation: EvaluationStatus = field(default_factory=EvaluationStatus)
-    """What the gates say."""
+    """The results of the gates."""
     base: BaseFacts = field(default_factory=BaseFacts)
 
     @property
@@ -141,10 +141,10 @@ class RunRecord:
 
     @property
     def start(self) -> str:
-        """What the model is called as it was before the training."""
+        """The name of the model before the training."""
         return "initial adapter" if self.config.spec.tuning.initial_adapter else "base model"
 
     @property
     def rows_per_step(self) -> float:
-        """How many rows a step holds on average, which packing makes another figure than that of its sequences."""
+        """The average number of rows in a step; with packing it differs from the number of sequences."""
         return self.samples.samples * (self.settings.num_train_epochs or 0.0) / max(self.settings.total_steps or 0, 1)

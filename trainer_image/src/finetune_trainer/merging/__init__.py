@@ -1,1 +1,1 @@
-"""Merge an adapter into its base, and the gate that proves the merged model."""
+"""The merge of an adapter into its base, and the gate that checks the merged model."""

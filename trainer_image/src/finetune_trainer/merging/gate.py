@@ -1,4 +1,4 @@
-"""The gate before publishing: runs its process where the memory suffices, and hears what it saw."""
+"""The gate before publishing: runs its process if the memory suffices, and reads the results."""
 
 import json
 import logging
@@ -25,66 +25,93 @@ from finetune_trainer.sigterm import StopFlag
 logger = logging.getLogger(__name__)
 
 OWN_BYTES = 700 * 1024**2
-"""What the process takes without a model: the libraries."""
+"""Memory of the process without a model: the libraries."""
 LARGE_VOCABULARY = 262_144
 HEADROOM = 1.1
 KILLED = -9
 SHORT = frozenset({KILLED, OUT_OF_MEMORY})
 POLL_SECONDS = 0.1
+UNLIMITED = 1 << 60
 
 
-class GateNotRun(Exception):  # noqa: N818 - what happened, said in the report
-    """The gate cannot judge here, and why."""
+class GateNotRun(Exception):  # noqa: N818 - an outcome for the report, not an error
+    """The gate cannot run on this machine; the message gives the reason."""
 
 
 def run_gate(plan: GatePlan, workspace: Path, reporter: Reporter, stop: StopFlag) -> list[ValidationResult]:
-    """What the gate's process saw of each candidate; raises GateNotRun. What is short on a GPU is tried on the CPU."""
+    """Return the results of the gate's process; raises GateNotRun. If GPU memory is short, the CPU is tried."""
     needed = require_memory(plan)
-    code, answer, told = KILLED, workspace / "gate-answer.json", ""
+    code, reply, log = KILLED, workspace / "gate-reply.json", ""
     for device in ("cuda", "cpu") if _has_room_on_gpu(needed) else ("cpu",):
-        code, told = _ask(plan.model_copy(update={"device": device}), workspace, answer, reporter, stop=stop)
+        code, log = _run_worker(plan.model_copy(update={"device": device}), workspace, reply, reporter, stop=stop)
         if code not in SHORT:
             break
     if code in SHORT:
         raise GateNotRun("its process was short of memory: raise resources.limits.memory")
-    if code or not answer.is_file():
-        logger.error("the gate's process ended with %s:\n%s", code, told)
-        last = told.splitlines()[-1] if told else f"exit code {code}"
+    if code or not reply.is_file():
+        logger.error("the gate's process exited with %s:\n%s", code, log)
+        last = log.splitlines()[-1] if log else f"exit code {code}"
         raise TrainerError(ExitCode.INTERNAL_ERROR, f"the gate's process failed: {last[:400]}")
-    return GateReply.model_validate_json(answer.read_bytes()).results
+    return GateReply.model_validate_json(reply.read_bytes()).results
+
+
+def _run_worker(plan: GatePlan, workspace: Path, reply: Path, reporter: Reporter, *, stop: StopFlag) -> tuple[int, str]:
+    """Run the process; return its exit code and the end of its log."""
+    plan_file = workspace / "gate.json"
+    plan_file.write_text(plan.model_dump_json(), encoding="utf-8")
+    reply.unlink(missing_ok=True)
+    command = [sys.executable, "-m", "finetune_trainer.merging.gate_worker", str(plan_file), str(reply)]
+    with (workspace / "gate.log").open("w+b") as errors:
+        code = _wait_for(command, errors.fileno(), reporter, stop)
+        errors.seek(0)
+        return code, errors.read()[-4000:].decode("utf-8", "replace").strip()
+
+
+def _wait_for(command: list[str], errors: int, reporter: Reporter, stop: StopFlag) -> int:
+    """Return the exit code; each line of the process's output is a heartbeat, and a stop kills it."""
+    environment = os.environ | {"PYTHONUNBUFFERED": "1"}
+    progress = threading.Event()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, env=environment) as process:  # noqa: S603 - its own module
+        listener = threading.Thread(target=_listen, args=(process.stdout, progress), daemon=True)
+        listener.start()
+        try:
+            while process.poll() is None:
+                stop.raise_if_set()
+                if progress.is_set():
+                    progress.clear()
+                    reporter.beat()
+                time.sleep(POLL_SECONDS)
+        finally:
+            process.kill()
+            listener.join()
+    return process.returncode
+
+
+def _listen(lines: IO[bytes] | None, progress: threading.Event) -> None:
+    for _ in lines or ():
+        progress.set()
 
 
 def require_memory(plan: GatePlan) -> int:
-    """How many bytes one model takes at a time; raises GateNotRun where they are not free."""
+    """Return the bytes that the gate needs for one model at a time; raises GateNotRun if they are not free."""
     needed, free = needed_bytes(plan), available_bytes()
     if needed > free:
         raise GateNotRun(
-            f"one model at a time is loaded, which takes {_size(needed)} of memory, and {_size(free)} are free: "
+            f"loading one model at a time takes {_size(needed)} of memory, and {_size(free)} are free: "
             "raise resources.limits.memory"
         )
     return needed
 
 
-def _ask(plan: GatePlan, workspace: Path, answer: Path, reporter: Reporter, *, stop: StopFlag) -> tuple[int, str]:
-    """Exit code and last words of the process."""
-    question = workspace / "gate.json"
-    question.write_text(plan.model_dump_json(), encoding="utf-8")
-    answer.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "finetune_trainer.merging.gate_worker", str(question), str(answer)]
-    with (workspace / "gate.log").open("w+b") as errors:
-        code = _run(command, errors.fileno(), reporter, stop)
-        errors.seek(0)
-        return code, errors.read()[-4000:].decode("utf-8", "replace").strip()
-
-
 def needed_bytes(plan: GatePlan) -> int:
-    """The larger of the models that are loaded one after the other, and what is kept of the first."""
+    """Return the memory of the largest model (one is loaded at a time) and of the kept log-probabilities."""
     width = DTYPES[plan.precision].itemsize
     source = total_bytes(plan.base, DTYPES["FP32"].itemsize if plan.adapter is None else width)
-    trained = sum(path.stat().st_size for path in (plan.weights,) if path)
-    most = max(source + trained, *(total_bytes(one.directory) for one in plan.candidates if one.directory.is_dir()))
+    if plan.weights:
+        source += plan.weights.stat().st_size
+    candidates = [total_bytes(one.directory) for one in plan.candidates if one.directory.is_dir()]
     kept = 2 * COMPARED_TOKENS * _vocabulary(plan.base) * DTYPES["FP32"].itemsize
-    return int(most * HEADROOM) + kept + OWN_BYTES
+    return int(max([source, *candidates]) * HEADROOM) + kept + OWN_BYTES
 
 
 def _vocabulary(base: Path) -> int:
@@ -101,44 +128,16 @@ def _has_room_on_gpu(needed: int) -> bool:
     return needed < free
 
 
-def _run(command: list[str], errors: int, reporter: Reporter, stop: StopFlag) -> int:
-    """The exit code; the heartbeat moves while the process gives signs of life, and a stop ends it."""
-    environment = os.environ | {"PYTHONUNBUFFERED": "1"}
-    lives = threading.Event()
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, env=environment) as process:  # noqa: S603 - its own module
-        listener = threading.Thread(target=_listen, args=(process.stdout, lives), daemon=True)
-        listener.start()
-        try:
-            while process.poll() is None:
-                stop.raise_if_set()
-                if lives.is_set():
-                    lives.clear()
-                    reporter.beat()
-                time.sleep(POLL_SECONDS)
-        finally:
-            process.kill()
-            listener.join()
-    return process.returncode
-
-
-def _listen(lines: IO[bytes] | None, lives: threading.Event) -> None:
-    for _ in lines or ():
-        lives.set()
-
-
 def _size(count: int) -> str:
     return f"{count / 1024**3:.1f} GiB"
 
 
-UNLIMITED = 1 << 60
-
-
 def available_bytes(root: Path = Path("/")) -> int:
-    """What the node has free, or the container's limit less what it holds and the kernel cannot take back."""
-    return min(_of_node(root), _of_group(root / "sys/fs/cgroup"))
+    """Return the node's free memory, or the container's limit minus its unreclaimable memory, if that is less."""
+    return min(_free_on_node(root), _free_in_cgroup(root / "sys/fs/cgroup"))
 
 
-def _of_node(root: Path) -> int:
+def _free_on_node(root: Path) -> int:
     for line in (root / "proc/meminfo").read_text(encoding="ascii").splitlines():
         name, _, rest = line.partition(":")
         if name == "MemAvailable":
@@ -146,8 +145,8 @@ def _of_node(root: Path) -> int:
     return UNLIMITED
 
 
-def _of_group(group: Path) -> int:
-    """Of either version of cgroups; files that were read fill it too, and give way."""
+def _free_in_cgroup(group: Path) -> int:
+    """Return the free memory of a cgroup of either version; inactive file cache counts as free."""
     if (group / "memory.max").is_file():
         limit, used, cache = group / "memory.max", group / "memory.current", "inactive_file"
     else:

@@ -1,4 +1,4 @@
-"""What the gate's own process is told, and what it answers: two JSON files."""
+"""The input and the output of the gate's own process: two JSON files."""
 
 from pathlib import Path
 
@@ -8,11 +8,11 @@ from finetune_trainer.evaluation.gate_rules import ValidationResult
 from finetune_trainer.models.quantised import Quantised
 
 OUT_OF_MEMORY = 12
-"""The process's exit code where a model did not fit, named as the error of the system."""
+"""The process's exit code if a model did not fit; the number of the system's ENOMEM."""
 
 
 class Candidate(BaseModel):
-    """A full model on disk; with `is_dequantised` it was merged into the base as NF4 computes with it."""
+    """A full model on disk; with `is_dequantised` it was merged into the base as dequantised from NF4."""
 
     name: str
     directory: Path
@@ -20,7 +20,7 @@ class Candidate(BaseModel):
 
 
 class GatePlan(BaseModel):
-    """What to load and to compare; `adapter` or, of a fully tuned model, `weights` is what was trained."""
+    """What to load and compare; `adapter` or, for a fully tuned model, `weights` was trained."""
 
     base: Path
     adapter: Path | None = None
@@ -34,11 +34,11 @@ class GatePlan(BaseModel):
     stop_ids: list[int]
     max_new_tokens: int
     tokenizer_sha256: dict[str, str]
-    """SHA-256 of each file that the tokenizer and its templates consist of, by its path in a model's folder."""
+    """SHA-256 of each file of the tokenizer and its templates, by its path in a model's folder."""
     device: str
 
 
 class GateReply(BaseModel):
-    """One observation of each candidate, in order."""
+    """One result per candidate, in order."""
 
     results: list[ValidationResult]

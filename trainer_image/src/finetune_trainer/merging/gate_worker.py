@@ -1,6 +1,6 @@
-"""The gate's own process: reads full models back as anybody would, one at a time, and compares each with its source.
+"""The gate's own process: reads full models back as a user would, one at a time, and compares each with its source.
 
-`python -m finetune_trainer.merging.gate_worker PLAN ANSWER`; a line on standard output tells of every piece of work.
+`python -m finetune_trainer.merging.gate_worker PLAN REPLY`; a line on standard output reports every piece of work.
 """
 
 import gc
@@ -30,7 +30,7 @@ STORED = {"FP32": "F32", "BF16": "BF16", "FP16": "F16"}
 
 
 def examine(plan: GatePlan, candidate: Candidate) -> ValidationResult:
-    """What is wrong with a candidate's files, or how it compares with what it was made from."""
+    """Return the faults of a candidate's files, or its comparison with its source."""
     faults = find_file_faults(plan, candidate)
     if faults:
         return ValidationResult(candidate.name, faults)
@@ -47,7 +47,7 @@ def examine(plan: GatePlan, candidate: Candidate) -> ValidationResult:
 
 
 def find_file_faults(plan: GatePlan, candidate: Candidate) -> list[str]:
-    """Tokenizer and templates as the training used them; every tensor as base and training give it."""
+    """Return how tokenizer, templates and tensors differ from those of base and training."""
     directory, faults = candidate.directory, []
     for path, digest in plan.tokenizer_sha256.items():
         file = directory / path
@@ -65,7 +65,7 @@ def find_file_faults(plan: GatePlan, candidate: Candidate) -> list[str]:
 
 
 def find_tensor_faults(merge: Merge, own: TensorFiles) -> list[str]:
-    """Every tensor is there, and holds what base and training give, to the bit."""
+    """Return which tensors are missing, superfluous, or not bit for bit what base and training produce."""
     faults = [f"tensor {name} is missing" for name in merge.names if name not in own.headers]
     faults += [f"tensor {name} belongs to no layer" for name in own.headers if name not in merge.names]
     if not faults:
@@ -77,12 +77,12 @@ def find_tensor_faults(merge: Merge, own: TensorFiles) -> list[str]:
             faults.append(f"tensor {name} has shape {tuple(found.shape)} instead of {tuple(expected.shape)}")
         elif not torch.equal(expected, found):
             count = int((expected != found).sum())
-            faults.append(f"tensor {name} holds {count} values that base and training do not give")
+            faults.append(f"tensor {name} holds {count} values that base and training do not produce")
     return faults
 
 
 def find_value_faults(own: TensorFiles, dtype: str) -> list[str]:
-    """The weights are in the number format that was asked for, and finite."""
+    """Return which weights are not finite or not in the requested number format."""
     faults = []
     for name, header in own.headers.items():
         signal_progress()
@@ -94,20 +94,20 @@ def find_value_faults(own: TensorFiles, dtype: str) -> list[str]:
 
 
 def open_merge(plan: GatePlan, candidate: Candidate) -> AbstractContextManager[Merge]:
-    """How the candidate is made."""
+    """Open the merge that makes the candidate."""
     if plan.adapter:
         return open_adapter_merge(plan.base, plan.adapter, plan.precision, find_nf4(plan, candidate))
     return open_full_merge(plan.base, plan.weights or plan.base, plan.precision)
 
 
 def find_nf4(plan: GatePlan, candidate: Candidate) -> Nf4 | None:
-    """What the candidate's base went through."""
-    known = plan.quantised if candidate.is_dequantised else None
-    return Nf4(frozenset(known.modules), known.double_quant, DTYPES[known.compute]) if known else None
+    """Return the quantisation of the candidate's base; None if it is not quantised."""
+    layers = plan.quantised if candidate.is_dequantised else None
+    return Nf4(frozenset(layers.modules), layers.double_quant, DTYPES[layers.compute]) if layers else None
 
 
 def load_source(plan: GatePlan, candidate: Candidate, device: torch.device) -> PreTrainedModel | PeftModel:
-    """What the candidate was made from: its own base with the adapter on it, in the merge's number format; of a fully
+    """Load the candidate's source: its own base with the adapter applied, in the merge's number format; for a fully
     tuned model the trained weights in FP32."""
     if plan.adapter is None:
         model = load_plain(plan.base, torch.float32, device)
@@ -117,7 +117,7 @@ def load_source(plan: GatePlan, candidate: Candidate, device: torch.device) -> P
 
 
 def _load_adapted(plan: GatePlan, candidate: Candidate, device: torch.device) -> PeftModel:
-    """The adapter beside the base's weights, which are those of NF4 for a candidate that was merged into them."""
+    """Load the base with the adapter; its weights are dequantised from NF4 if the candidate was merged into those."""
     model = load_plain(plan.base, DTYPES[plan.precision], device)
     if nf4 := find_nf4(plan, candidate):
         for name, parameter in model.named_parameters():
@@ -127,7 +127,7 @@ def _load_adapted(plan: GatePlan, candidate: Candidate, device: torch.device) ->
 
 
 def keep_logprobs(model: PreTrainedModel | PeftModel, held_out: HeldOut) -> list[RowLogprobs]:
-    """What it says; beyond the tokens that are compared only the losses matter, and are kept as they are."""
+    """Compute the log-probabilities; beyond the compared tokens only those of the correct tokens are kept."""
     rows, room = [], COMPARED_TOKENS
     for seen in iterate_logprobs(model, held_out):
         if room:
@@ -142,7 +142,7 @@ def keep_logprobs(model: PreTrainedModel | PeftModel, held_out: HeldOut) -> list
 def compare_logprobs(
     name: str, reference: Sequence[RowLogprobs], own: Sequence[RowLogprobs], answers: list[str]
 ) -> ValidationResult:
-    """Divergence and first choices on the compared tokens, losses on all."""
+    """Compare divergence and first choices on the compared tokens, losses on all."""
     tokens = sum(len(row.labels) for row in own)
     kl, agreed, clear, clear_agreed, largest, compared = 0.0, 0, 0, 0, 0.0, 0
     for ours, theirs in zip(own, reference, strict=True):
@@ -173,7 +173,7 @@ def compare_logprobs(
 
 
 def answer_prompts(plan: GatePlan, directory: Path, model: PreTrainedModel) -> list[str]:
-    """The candidate's answers, with the tokenizer and template that lie beside its weights."""
+    """Return the candidate's answers, with the tokenizer and template in its own folder."""
     if not plan.prompts:
         return []
     labeler = load_labeler(directory, directory.name)
@@ -188,20 +188,20 @@ def answer_prompts(plan: GatePlan, directory: Path, model: PreTrainedModel) -> l
 
 
 def free_memory() -> None:
-    """One model at a time."""
+    """Free the memory of the previous model."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 
 def signal_progress() -> None:
-    """A sign of life, for who waits."""
+    """Print a line, which the trainer takes as progress."""
     sys.stdout.write("\n")
     sys.stdout.flush()
 
 
 def run_plan(plan_file: str, answer_file: str) -> None:
-    """Every candidate of a plan."""
+    """Examine every candidate of a plan, and write the results."""
     plan = GatePlan.model_validate_json(Path(plan_file).read_bytes())
     seen = []
     for candidate in plan.candidates:

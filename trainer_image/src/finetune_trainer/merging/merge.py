@@ -1,5 +1,7 @@
-"""A complete model from the base's files and what was trained, one tensor after another: the whole model is never in
-memory, only a shard of what is written."""
+"""Merge the trained weights into the base's files, one tensor after another.
+
+The whole model is never in memory, only the shard that is being written.
+"""
 
 import json
 import math
@@ -21,7 +23,7 @@ from finetune_trainer.models.tensor_files import WEIGHTS as MODEL_WEIGHTS
 
 SHARD_BYTES = 2 * 1024**3
 BLOCK_VALUES = 16 * 1024**2
-"""How many values of one tensor are added up at a time, in FP32."""
+"""Number of values of a tensor that are merged at a time, in FP32."""
 PREFIX = "base_model.model."
 FACTORS = {".lora_A.weight": "A", ".lora_B.weight": "B", ".lora_embedding_A": "A", ".lora_embedding_B": "B"}
 COPIED = ("generation_config.json",)
@@ -30,24 +32,24 @@ CONV1D = frozenset({"gpt2", "openai-gpt", "imagegpt"})
 NAMES = {precision: str(dtype).removeprefix("torch.") for precision, dtype in DTYPES.items()}
 
 Make = Callable[[str, torch.Tensor], torch.Tensor]
-"""From a tensor's name and the base's values, the values to write."""
+"""Returns the values to write, from a tensor's name and the base's values."""
 
 
 @dataclass(frozen=True)
 class Nf4:
-    """What QLoRA did to the base: these linear layers, in NF4, from values of that number format."""
+    """QLoRA's quantisation of the base: the linear layers in NF4, and the number format they compute in."""
 
     modules: frozenset[str]
     double_quant: bool
     compute: torch.dtype
 
     def as_in(self, headers: Mapping[str, Header]) -> "Nf4":
-        """The same layers by the names that the base's files give them; raises Unmapped."""
-        names = {_home(module, headers).removesuffix(".weight") for module in self.modules}
+        """Return the same layers by their names in the base's files; raises Unmapped."""
+        names = {_find_tensor(module, headers).removesuffix(".weight") for module in self.modules}
         return replace(self, modules=frozenset(names))
 
     def through(self, name: str, weight: torch.Tensor) -> torch.Tensor:
-        """The weight as the 4-bit layer computes with it; any other tensor is returned as it is."""
+        """Return the weight as the 4-bit layer computes with it; other tensors are returned unchanged."""
         if name.removesuffix(".weight") not in self.modules:
             return weight
         packed, state = quantize_4bit(
@@ -59,13 +61,13 @@ class Nf4:
 
 @dataclass(frozen=True)
 class Update:
-    """What an adapter adds to one weight: `left @ right`, in the weight's own shape."""
+    """The adapter's update of one weight: `left @ right`, in the weight's own shape."""
 
     left: torch.Tensor
     right: torch.Tensor
 
     def add_to(self, weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        """The sum, formed in FP32 and rounded once; a block of rows at a time."""
+        """Return the sum, computed in FP32 and rounded once, a block of rows at a time."""
         merged = torch.empty(weight.shape, dtype=dtype)
         rows = max(1, BLOCK_VALUES // max(1, weight.shape[-1]))
         for at in range(0, len(weight), rows):
@@ -76,7 +78,7 @@ class Update:
 
 @dataclass(frozen=True)
 class Merge:
-    """The full model, tensor by tensor: what is written, and what the gate holds the written files against."""
+    """The full model, tensor by tensor, to write it or to check the written files."""
 
     files: TensorFiles
     names: list[str]
@@ -84,12 +86,12 @@ class Merge:
     _make: Make
 
     def tensor(self, name: str) -> torch.Tensor:
-        """One tensor of the full model; what holds no weights is the base's."""
+        """Return one tensor of the full model; tensors that hold no weights are the base's."""
         stored = self.files.read(name)
         return self._make(name, stored) if self.files.headers[name].is_floating else stored
 
     def write(self, output: Path, on_work: Callable[[], None]) -> None:
-        """All of them, in shards of at most 2 GiB, or as large as the base's largest file."""
+        """Write all tensors, in shards of at most 2 GiB or the size of the base's largest file, if that is less."""
         output.mkdir(parents=True, exist_ok=True)
         width = DTYPES[self.precision].itemsize
         shards = list(_in_shards(self.files, self.names, min(SHARD_BYTES, self.files.largest_file), width))
@@ -110,38 +112,38 @@ class Merge:
 
 @contextmanager
 def open_adapter_merge(base: Path, adapter: Path, precision: str, nf4: Nf4 | None = None) -> Iterator[Merge]:
-    """The adapter added to the base, or with `nf4` to the base as the 4-bit layers compute with it; raises Unmapped."""
+    """Open the merge of an adapter into its base, with `nf4` into the dequantised base; raises Unmapped."""
     factors, dtype = read_factors(adapter), DTYPES[precision]
     with TensorFiles.of_folder(base) as files:
-        homes = {}
-        for module, its in factors.items():
-            home = _home(module, files.headers)
-            homes[home] = its.update(files.headers[home].shape, is_conv1d=is_conv1d(base))
+        updates = {}
+        for module, pair in factors.items():
+            name = _find_tensor(module, files.headers)
+            updates[name] = pair.update(files.headers[name].shape, is_conv1d=is_conv1d(base))
         through = nf4.as_in(files.headers).through if nf4 else None
 
         def make(name: str, weight: torch.Tensor) -> torch.Tensor:
             weight = through(name, weight) if through else weight
-            return homes[name].add_to(weight, dtype) if name in homes else weight.to(dtype)
+            return updates[name].add_to(weight, dtype) if name in updates else weight.to(dtype)
 
         yield Merge(files, list(files.headers), precision, make)
 
 
 @contextmanager
 def open_full_merge(base: Path, weights: Path, precision: str) -> Iterator[Merge]:
-    """The fully tuned model in one number format, every trained weight in place of the base's; raises Unmapped."""
+    """Open the merge of a fully tuned model: trained weights replace the base's; raises Unmapped."""
     dtype = DTYPES[precision]
     with TensorFiles.of_folder(base) as files, TensorFiles(weights) as trained:
-        homes = {_home(name.removesuffix(".weight"), files.headers, name): name for name in trained.headers}
-        kept = [name for name in files.headers if name in homes or not _is_tied_copy(name, base)]
+        sources = {_find_tensor(name.removesuffix(".weight"), files.headers, name): name for name in trained.headers}
+        kept = [name for name in files.headers if name in sources or not _is_tied_copy(name, base)]
 
         def make(name: str, weight: torch.Tensor) -> torch.Tensor:
-            return (trained.read(homes[name]) if name in homes else weight).to(dtype)
+            return (trained.read(sources[name]) if name in sources else weight).to(dtype)
 
         yield Merge(files, kept, precision, make)
 
 
 def stored_precision(base: Path) -> str:
-    """The number format that the base model is stored in, by its config; FP32 where that says nothing."""
+    """Return the number format in which the base model is stored, by its config; FP32 if that names none."""
     config = json.loads((base / "config.json").read_text(encoding="utf-8"))
     names = {name: precision for precision, name in NAMES.items()}
     return names.get(str(config.get("dtype") or config.get("torch_dtype")), "FP32")
@@ -149,13 +151,13 @@ def stored_precision(base: Path) -> str:
 
 @dataclass(frozen=True)
 class Factors:
-    """The two factors on one module, the scale in the second: their product is `(out, in)`, of an embedding turned."""
+    """The two factors of one module, with the scale in `b`; `b @ a` is `(out, in)`, for an embedding transposed."""
 
     a: torch.Tensor
     b: torch.Tensor
 
     def update(self, shape: tuple[int, ...], *, is_conv1d: bool) -> Update:
-        """What they add to a weight of that shape; a Conv1D, as in GPT-2, and an embedding are stored turned."""
+        """Return the update of a weight of that shape; a Conv1D (as in GPT-2) and an embedding are transposed."""
         natural = (self.b.shape[0], self.a.shape[1])
         if natural == shape and not (natural == natural[::-1] and is_conv1d):
             return Update(self.b, self.a)
@@ -165,7 +167,7 @@ class Factors:
 
 
 def read_factors(adapter: Path) -> dict[str, Factors]:
-    """What the adapter adds, by the name of the module that it was put on."""
+    """Return the adapter's factors by the name of their module."""
     config = json.loads((adapter / ADAPTER_CONFIG).read_text(encoding="utf-8"))
     if config.get("alpha_pattern") or config.get("rank_pattern") or config.get("use_dora"):
         raise Unmapped("some of its modules have settings of their own")
@@ -173,9 +175,9 @@ def read_factors(adapter: Path) -> dict[str, Factors]:
     for key, tensor in load_file(adapter / ADAPTER_WEIGHTS).items():
         suffix = next((one for one in FACTORS if key.endswith(one)), None)
         if suffix is None or not key.startswith(PREFIX):
-            raise Unmapped(f"its tensor {key} is no factor of a low-rank update")
+            raise Unmapped(f"its tensor {key} is not a factor of a low-rank update")
         found.setdefault(key.removeprefix(PREFIX).removesuffix(suffix), {})[FACTORS[suffix]] = tensor.float()
-    return {module: Factors(its["A"], its["B"] * _scale(config, its["A"].shape[0])) for module, its in found.items()}
+    return {module: Factors(one["A"], one["B"] * _scale(config, one["A"].shape[0])) for module, one in found.items()}
 
 
 def _scale(config: Mapping[str, Any], rank: int) -> float:
@@ -183,13 +185,13 @@ def _scale(config: Mapping[str, Any], rank: int) -> float:
 
 
 def is_conv1d(base: Path) -> bool:
-    """Whether the architecture writes its linear layers as Conv1D, the inputs first."""
+    """Return whether the architecture stores its linear layers as Conv1D, with the inputs first."""
     config = json.loads((base / "config.json").read_text(encoding="utf-8"))
     return config.get("model_type") in CONV1D
 
 
-def _home(module: str, headers: Mapping[str, Header], name: str | None = None) -> str:
-    """The base's tensor of that module: files may leave out the name of the model around the decoder."""
+def _find_tensor(module: str, headers: Mapping[str, Header], name: str | None = None) -> str:
+    """Return the base's tensor of that module; files may omit the prefix of the model around the decoder."""
     own = name or f"{module}.weight"
     for candidate in (own, own.partition(".")[2]):
         if candidate in headers:
@@ -198,7 +200,7 @@ def _home(module: str, headers: Mapping[str, Header], name: str | None = None) -
 
 
 def _is_tied_copy(name: str, base: Path) -> bool:
-    """Whether it is the base's copy of its embeddings, which would stay behind the trained ones."""
+    """Return whether it is the base's copy of its embeddings, which would differ from the trained ones."""
     config = json.loads((base / "config.json").read_text(encoding="utf-8"))
     return name == "lm_head.weight" and bool(config.get("tie_word_embeddings"))
 
@@ -217,7 +219,7 @@ def _in_shards(files: TensorFiles, names: list[str], limit: int, width: int) -> 
 
 
 def copy_settings(base: Path, output: Path, precision: str) -> None:
-    """The base's configuration with the number format of the merge."""
+    """Write the base's configuration with the number format of the merge."""
     config = json.loads((base / "config.json").read_text(encoding="utf-8"))
     _set_dtype(config, NAMES[precision])
     config.pop("_name_or_path", None)
@@ -228,7 +230,7 @@ def copy_settings(base: Path, output: Path, precision: str) -> None:
 
 
 def _set_dtype(config: dict[str, Any], dtype: str) -> None:
-    """In the key that the base uses, which servers of any age read, also in the parts of a composed model."""
+    """Set the number format in the keys that the base uses, also in the parts of a composed model."""
     keys = [key for key in DTYPE_KEYS if key in config]
     config |= dict.fromkeys(keys, dtype)
     for part in config.values():
@@ -242,5 +244,5 @@ def _set_dtype_of_part(part: dict[str, Any], dtype: str) -> None:
     part |= {key: dtype for key in DTYPE_KEYS if key in part}
 
 
-class Unmapped(Exception):  # noqa: N818 - what the base's files are
-    """The trained weights have no counterpart of their name in the base's files, which only the library can map."""
+class Unmapped(Exception):  # noqa: N818 - a state of the base's files, not an error
+    """The base's files have no tensors of the trained weights' names; only the library can map them."""

@@ -1,4 +1,4 @@
-"""A complete model with a score as its head: saved, read back and compared with the model as trained."""
+"""A complete reward model: saved, read back and compared with the model as trained."""
 
 import gc
 import statistics
@@ -20,13 +20,13 @@ from finetune_trainer.tokenization.samples import EncodedPair
 CPU = torch.device("cpu")
 COMPARED_PAIRS = 32
 LARGEST_DIFFERENCE = 0.1
-"""How far a score may move by rounding, by one plus the spread of all scores."""
+"""Largest difference of a score by rounding, relative to one plus the spread of all scores."""
 
 
 def save_scoring_model(
     base: Path, weights: Path, output: Path, pairs: Sequence[EncodedPair], on_work: Callable[[], None]
 ) -> ScoreCheck:
-    """Writes the model in the base's number format, or in FP32 where that moves its scores too far."""
+    """Write the model in the base's number format, or in FP32 if that changes its scores too much."""
     texts = [ids for pair in pairs[:COMPARED_PAIRS] for ids in pair_texts(pair)]
     reference = score_texts(_trained(base, weights, torch.float32, texts), texts, on_work)
     for precision in dict.fromkeys([stored_precision(base), "FP32"]):
@@ -42,7 +42,7 @@ def save_scoring_model(
 
 
 def _trained(base: Path, weights: Path, dtype: torch.dtype, texts: Sequence[list[int]]) -> PreTrainedModel:
-    """The model as trained, with a token to pad with, by which a score's place is found."""
+    """Load the model as trained, with a padding token, by which the last token of a text is found."""
     model = load_plain(base, torch.float32, CPU, writes_text=False)
     unexpected = model.load_state_dict(load_file(weights), strict=False).unexpected_keys
     if unexpected:

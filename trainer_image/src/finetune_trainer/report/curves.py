@@ -14,7 +14,7 @@ FigureOf = Callable[[TrainPoint], float | None]
 
 
 def curve_table(history: History, objective: Objective = Objective.INSTRUCTION, best_step: int | None = None) -> str:
-    """First, last, best and evaluated steps, thinned evenly; a row's losses are means since the row before."""
+    """Return first, last, best and evaluated steps, thinned evenly; a row's losses are means since the row before."""
     unit = terms_of(objective).unit
     if unit is Unit.PROMPTS:
         return _reward_table(history, best_step)
@@ -34,7 +34,7 @@ def curve_table(history: History, objective: Objective = Objective.INSTRUCTION, 
 
 
 def _figures(point: EvalPoint | None, unit: Unit) -> list[str]:
-    """The cells that an objective which compares answers adds."""
+    """Return the cells that an objective which compares answers adds."""
     if unit is Unit.TOKENS:
         return []
     margin = number(point.measured.reward_margin if point else None)
@@ -73,7 +73,7 @@ def _named(step: int, best_step: int | None) -> str:
 
 
 def _stretches(history: History, evaluated: Sequence[int], best_step: int | None) -> list[tuple[int, list[TrainPoint]]]:
-    """The steps that are shown, each with the points since the one before."""
+    """Return the steps to show, each with the points since the one before."""
     found, previous = [], 0
     for step in _shown_steps(history, evaluated, best_step):
         found.append((step, [point for point in history.train if previous < point.step <= step]))
@@ -82,7 +82,7 @@ def _stretches(history: History, evaluated: Sequence[int], best_step: int | None
 
 
 def _shown_steps(history: History, evaluated: Sequence[int], best_step: int | None) -> list[int]:
-    """The evaluated steps, or all, thinned evenly with the first, the best and the last one kept."""
+    """Return the evaluated steps, or all, thinned evenly; the first, the best and the last one are kept."""
     recorded = {point.step for point in history.train}
     steps = [step for step in evaluated if step in recorded]
     last = history.train[-1].step if history.train else 0

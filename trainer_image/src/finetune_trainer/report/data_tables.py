@@ -1,4 +1,4 @@
-"""The report's tables about the rows: where they came from, what became of them, and how long they are."""
+"""The report's tables about the rows (files, lengths) and about the candidates of the full model."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,17 +10,16 @@ from finetune_trainer.evaluation.gate_rules import (
     MergeCheck,
     largest_loss,
 )
-from finetune_trainer.report import text
-from finetune_trainer.report.text import code, inline, percent, table
+from finetune_trainer.report.text import NOTHING, code, inline, number, percent, table
 
 MOST_FILES = 20
 SIDES = {"train": "training", "validation": "held out"}
 
 
 def file_table(summary: Mapping[str, Any]) -> str:
-    """Every file with its rows and the codes of those that were skipped; empty where preflight wrote none."""
-    files = [(told, one) for side, told in SIDES.items() for one in (summary.get(side) or {}).get("files", ())]
-    shown = [_file_row(told, one) for told, one in files[:MOST_FILES]]
+    """Return every file with its rows and the codes of skipped rows; empty if preflight wrote none."""
+    files = [(label, one) for side, label in SIDES.items() for one in (summary.get(side) or {}).get("files", ())]
+    shown = [_file_row(label, one) for label, one in files[:MOST_FILES]]
     if len(files) > MOST_FILES:
         shown.append(_rest_row([one for _, one in files[MOST_FILES:]]))
     return table(["rows for", "file", "rows", "accepted", "skipped", "why"], shown) if shown else ""
@@ -28,11 +27,11 @@ def file_table(summary: Mapping[str, Any]) -> str:
 
 def _file_row(side: str, counts: Mapping[str, Any]) -> list[str]:
     codes = ", ".join(f"{code(name)} {count}" for name, count in counts["rejectedByCode"].items())
-    return [side, code(counts["file"]), *_counts([counts]), codes or "-"]
+    return [side, code(counts["file"]), *_counts([counts]), codes or NOTHING]
 
 
 def _rest_row(rest: Sequence[Mapping[str, Any]]) -> list[str]:
-    return ["", f"{len(rest)} more, in {code('dataset/summary.json')}", *_counts(rest), "-"]
+    return ["", f"{len(rest)} more, in {code('dataset/summary.json')}", *_counts(rest), NOTHING]
 
 
 def _counts(files: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -41,12 +40,12 @@ def _counts(files: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def length_table(summary: Mapping[str, Any], max_length: int | None) -> str:
-    """How long the rows are before anything is cut, beside `maxLength`; empty where nothing was tokenised."""
-    sides = [(told, (summary.get(side) or {}).get("lengths") or {}) for side, told in SIDES.items()]
+    """Return the lengths of the rows before truncation, next to `maxLength`; empty if nothing was tokenised."""
+    sides = [(label, (summary.get(side) or {}).get("lengths") or {}) for side, label in SIDES.items()]
     names = ("p50", "p90", "p99", "max", "advisedMaxLength")
     rows = [
-        [f"{told} rows", *(str(lengths[name]) for name in names), inline(max_length or "-")]
-        for told, lengths in sides
+        [f"{label} rows", *(str(lengths[name]) for name in names), inline(max_length or NOTHING)]
+        for label, lengths in sides
         if lengths.get("max")
     ]
     header = ["tokens of", "median", "90 % up to", "99 % up to", "longest", "maxLength for 99 %", "maxLength"]
@@ -54,43 +53,44 @@ def length_table(summary: Mapping[str, Any], max_length: int | None) -> str:
 
 
 def histogram_table(histogram: Sequence[tuple[int, int]]) -> str:
-    """How many training rows have which length, with bars for a terminal; empty where none were counted."""
+    """Return the number of training rows by length, with bars for a terminal; empty if none were counted."""
     total, most = sum(count for _, count in histogram), max((count for _, count in histogram), default=0)
     first = [1, *(end + 1 for end, _ in histogram)]
     rows = [
         [f"{start} to {end}", str(count), percent(count / total), _bar(count, most)]
         for start, (end, count) in zip(first, histogram, strict=False)
     ]
-    return table(["tokens", "rows", "share", "beside the most frequent"], rows) if rows else ""
+    return table(["tokens", "rows", "share", "against most frequent"], rows) if rows else ""
 
 
 def _bar(count: int, most: int) -> str:
-    """A bar of at most 24 blocks, in eighths."""
+    """Return a bar of at most 24 blocks, in eighths."""
     eighths = max(round(24 * 8 * count / most), 1 if count else 0)
     whole, part = divmod(eighths, 8)
     return "█" * whole + " ▏▎▍▌▋▊▉"[part].strip()
 
 
 def merge_context(merge: MergeCheck | None) -> dict[str, Any]:
-    """Each candidate's figures, and what is wrong with those that may not be published."""
+    """Return each candidate's figures, and the faults of those that may not be published."""
     if merge is None:
         return {}
+    judged = list(zip(merge.candidates, merge.faults, strict=True))
     rows = [
         [
-            text.inline(one.name),
-            text.number(one.loss, 5),
-            text.number(one.mean_kl, 2),
-            text.percent(one.top1_agreement),
-            text.percent(one.clear_agreement) if one.clear_agreement is not None else "-",
-            "published" if one is merge.chosen else "withheld" if its else "not chosen",
+            inline(one.name),
+            number(one.loss, 5),
+            number(one.mean_kl, 2),
+            percent(one.top1_agreement),
+            percent(one.clear_agreement) if one.clear_agreement is not None else NOTHING,
+            "published" if one is merge.chosen else "withheld" if faults else "not chosen",
         ]
-        for one, its in zip(merge.candidates, merge.faults, strict=True)
+        for one, faults in judged
         if one.loss is not None and one.mean_kl is not None and one.top1_agreement is not None
     ]
     header = ["made from", "loss", "KL", "same first choice", "clear", ""]
     return {
-        "merge_table": text.table(header, rows) if rows else "",
-        "merge_faults": [(one.name, its) for one, its in zip(merge.candidates, merge.faults, strict=True) if its],
+        "merge_table": table(header, rows) if rows else "",
+        "merge_faults": [(one.name, faults) for one, faults in judged if faults],
         "largest_loss": largest_loss(merge.trained_loss),
         "largest_kl": LARGEST_MEAN_KL,
         "least_agreement": LEAST_AGREEMENT,

@@ -28,11 +28,11 @@ from finetune_trainer.report.serving import adapter_obstacles, servability_table
 TEMPLATES = Path(__file__).parent / "templates"
 PREVIEW_CHARACTERS = 1200
 BRACKETS = str.maketrans("⟦⟧", "[]")
-"""So that a row cannot claim that something of it is trained."""
+"""A row's own brackets are replaced, so that they do not look like the marks of trained text."""
 
 
 def write_report(record: RunRecord, directory: Path) -> None:
-    """Writes the report and its pictures into the result folder, and the model card beside the weights."""
+    """Write the report and its pictures into the result folder, and the model card next to the weights."""
     directory.mkdir(parents=True, exist_ok=True)
     pictures = _draw(record, directory)
     context = _context(record, directory)
@@ -47,7 +47,7 @@ def write_report(record: RunRecord, directory: Path) -> None:
 
 
 def _draw(record: RunRecord, directory: Path) -> Pictures:
-    """Writes the pictures; returns the same for the page."""
+    """Write the pictures, and return them for the page."""
     history, best, objective = record.history, record.best_step, record.config.spec.objective
     draw_curves(history, best, directory / Artifact.CURVES, objective)
     drawn = {Artifact.CURVES.value: curves_svg(history, best, objective)}
@@ -136,7 +136,7 @@ def _place(config: JobConfig) -> serving.Place:
 
 
 def _adapter(record: RunRecord, directory: Path) -> Mapping[str, Any] | None:
-    """The adapter's own configuration, or what the settings say of it; None where every weight was tuned."""
+    """Return the adapter's own configuration, else one from the settings; None if every weight was tuned."""
     if record.settings.method == Method.FULL:
         return None
     path = directory / Artifact.ADAPTER / "adapter_config.json"
@@ -146,7 +146,7 @@ def _adapter(record: RunRecord, directory: Path) -> Mapping[str, Any] | None:
 
 
 def _batch_of(record: RunRecord) -> str:
-    """What the loop counts as a row."""
+    """Return the name of what the training loop counts as a row."""
     if record.config.spec.objective is Objective.RLHF:
         return "answers"
     return "sequences" if record.settings.packing else "rows"
@@ -157,7 +157,7 @@ def _count_table(counts: dict[str, int] | None, header: tuple[str, str]) -> str:
 
 
 def _code_table(counts: dict[str, int] | None) -> str:
-    """Codes with their counts and what they mean; empty where nothing was counted."""
+    """Return codes with counts and meanings, the most frequent first; empty if nothing was counted."""
     sentences = {code.value: sentence for code, sentence in SENTENCES.items()}
     rows = [
         [text.code(name), str(count), sentences.get(name, "")]
@@ -181,6 +181,6 @@ def _readable(value: object) -> str:
 
 
 def _marked(pieces: list[tuple[str, bool]]) -> str:
-    """One row as text, what is trained between ⟦ and ⟧."""
+    """Return one row as text, with its trained parts between ⟦ and ⟧."""
     pieces = [(piece.translate(BRACKETS), trained) for piece, trained in pieces]
     return text.block("".join(f"⟦{piece}⟧" if trained else piece for piece, trained in pieces), PREVIEW_CHARACTERS)

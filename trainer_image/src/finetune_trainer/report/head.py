@@ -1,4 +1,4 @@
-"""What stands at the top of the page: whether the result is any good, and the figures that people look for first."""
+"""The top of the page: whether the result is better than its base, and the most important figures."""
 
 from finetune_trainer.evaluation.gate_rules import GateResult
 from finetune_trainer.evaluation.run_record import RunRecord
@@ -8,29 +8,29 @@ from finetune_trainer.report.text import clean, count, duration, number, percent
 
 
 def build_head(record: RunRecord) -> Head:
-    """Name, verdict and figures."""
+    """Return name, result and figures."""
     spec = record.config.spec
-    verdict, mood = _verdict(record)
+    verdict, mood = _judge(record)
     return Head(
         name=clean(record.config.name),
         kind=clean(f"FineTuneJob · {spec.objective.value} · {record.settings.method}"),
         verdict=verdict,
         mood=mood,
-        tiles=[*_measured(record), *_cost(record)],
+        tiles=[*_evaluation_tiles(record), *_cost_tiles(record)],
     )
 
 
-def _verdict(record: RunRecord) -> tuple[str, str]:
-    """A gate that was asked for has the word before the losses have."""
+def _judge(record: RunRecord) -> tuple[str, str]:
+    """Return the result in one sentence with its mood; a gate takes precedence over the losses."""
     if record.evaluation.gate == GateResult.NOT_MET:
         return "The gate is not met: do not publish it", "bad"
     if record.evaluation.is_met is False:
         return "The full model is withheld: see below", "bad"
-    return _by_figures(record)
+    return _judge_figures(record)
 
 
-def _by_figures(record: RunRecord) -> tuple[str, str]:
-    before, after = _compared(record)
+def _judge_figures(record: RunRecord) -> tuple[str, str]:
+    before, after = _find_losses(record)
     if after is None:
         return "Not evaluated: no rows were held out", "plain"
     if before is None:
@@ -48,16 +48,16 @@ def _is_reward(record: RunRecord) -> bool:
     return terms_of(record.config.spec.objective).unit is Unit.PROMPTS
 
 
-def _compared(record: RunRecord) -> tuple[float | None, float | None]:
-    """Loss or reward before and after."""
+def _find_losses(record: RunRecord) -> tuple[float | None, float | None]:
+    """Return the loss or the reward, before and after."""
     if _is_reward(record):
         first, last = record.history.baseline_reward(), record.history.final_reward
         return first.reward if first else None, last.reward if last else None
     return record.baseline.loss if record.baseline else None, record.final.loss if record.final else None
 
 
-def _measured(record: RunRecord) -> list[Tile]:
-    before, after = _compared(record)
+def _evaluation_tiles(record: RunRecord) -> list[Tile]:
+    before, after = _find_losses(record)
     unit, final, baseline = terms_of(record.config.spec.objective).unit, record.final, record.baseline
     was = f"{record.start} {number(before)}" if before is not None else ""
     found = []
@@ -77,7 +77,7 @@ def _measured(record: RunRecord) -> list[Tile]:
     return found
 
 
-def _cost(record: RunRecord) -> list[Tile]:
+def _cost_tiles(record: RunRecord) -> list[Tile]:
     samples, machine = record.samples, record.machine
     memory = f"of {size(machine.gpu_memory_bytes)}" if machine.gpu_memory_bytes else ""
     return [

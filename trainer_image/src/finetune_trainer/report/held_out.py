@@ -1,4 +1,4 @@
-"""What is measured on held-out rows, told in the terms of the objective: tokens, pairs, judged answers or rewards."""
+"""Figures on held-out rows in the terms of the objective: tokens, pairs, judged answers or rewards."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ NORMAL_95 = 1.96
 
 
 class Unit(Enum):
-    """What an objective's figures are means over; the value names several of them."""
+    """The unit over which an objective's figures are means; the value is its plural."""
 
     TOKENS = "tokens"
     PAIRS = "pairs"
@@ -23,7 +23,7 @@ class Unit(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """How an objective's figures are called; `loss` is the title of its loss, with the unit."""
+    """The names of an objective's figures; `loss` is the title of its loss, with the unit."""
 
     unit: Unit
     loss: str
@@ -38,29 +38,29 @@ _TOKENS = Terms(
 _DPO = Terms(
     Unit.PAIRS,
     "loss per pair",
-    "Each pair weighs the same. A reward is `dpo.beta` times the change in an answer's log-probability since the "
-    "reference; the margin is that of the chosen less that of the rejected answer, and the accuracy the share of pairs "
-    "in which it is above zero. A loss of 0.693 is that of a coin.",
+    "Each pair has the same weight. A reward is `dpo.beta` times the difference in log-probability from the reference. "
+    "The margin is the chosen answer's reward minus the rejected one's; the accuracy is the share of pairs with a "
+    "margin above zero. A coin toss has a loss of 0.693.",
 )
 _KTO = Terms(
     Unit.ANSWERS,
     "loss per answer",
-    "Each judged answer weighs the same. A reward is `kto.beta` times the change in an answer's log-probability since "
-    "the reference; the margin is the mean of the liked less that of the disliked answers. Before the training "
-    "the loss is half of the answers' weight.",
+    "Each judged answer has the same weight. A reward is `kto.beta` times the difference in log-probability from the "
+    "reference; the margin is the mean of the liked answers minus that of the disliked ones. Before the training the "
+    "loss is half of the answers' weight.",
 )
 _SCORES = Terms(
     Unit.PAIRS,
     "loss per pair",
-    "Each pair weighs the same. The margin is the score of the chosen less that of the rejected answer, and the "
-    "accuracy the share of pairs in which it is above zero. A loss of 0.693 is that of a coin.",
+    "Each pair has the same weight. The margin is the chosen answer's score minus the rejected one's; the accuracy is "
+    "the share of pairs with a margin above zero. A coin toss has a loss of 0.693.",
 )
 _REWARDS = Terms(
     Unit.PROMPTS,
-    "loss of the policy, no measure of success",
+    "loss of the policy, not a measure of success",
     "One answer is sampled for each prompt, at `rlhf.temperature`. ± is the half-width of a 95 % interval. The "
-    "published model was chosen among the evaluations by its reward and then measured once more with other "
-    "random numbers, for the highest of several measurements owes something to luck.",
+    "published model is the one with the highest reward in an evaluation. It was measured again with other random "
+    "numbers, because the highest of several measurements is partly luck.",
 )
 TERMS = {
     Objective.DPO: _DPO,
@@ -71,12 +71,12 @@ TERMS = {
 
 
 def terms_of(objective: Objective) -> Terms:
-    """The terms of an objective."""
+    """Return the terms of an objective."""
     return TERMS.get(objective, _TOKENS)
 
 
 def loss_table(objective: Objective, start: str, baseline: Measured | None, final: Measured | None) -> str:
-    """The model before the training, which is called `start`, and after it; empty where nothing was measured."""
+    """Return a table of the model before the training, called `start`, and after it; empty if nothing was measured."""
     found = [(name, one) for name, one in ((start, baseline), ("tuned model", final)) if one is not None]
     if not found:
         return ""
@@ -95,7 +95,7 @@ def loss_table(objective: Objective, start: str, baseline: Measured | None, fina
 
 
 def reward_table(start: str, history: History) -> str:
-    """The policy before and after; empty where nothing was measured."""
+    """Return a table of the policy before and after; empty if nothing was measured."""
     points = ((start, history.baseline_reward()), ("tuned model", history.final_reward))
     rows = [_reward_row(name, point) for name, point in points if point is not None]
     header = ["held-out prompts", "mean reward", "±", "tokens per answer", "cut off", "prompts"]

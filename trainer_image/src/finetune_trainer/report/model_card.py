@@ -1,4 +1,4 @@
-"""README.md beside the weights: metadata that a model hub reads, and a few sentences."""
+"""README.md next to the weights: the metadata that a model hub reads."""
 
 import math
 from collections.abc import Mapping
@@ -19,16 +19,16 @@ TAGS = {
     Objective.RLHF: "rlhf",
     Objective.DOMAIN_ADAPTATION: "continued-pretraining",
 }
-"""A model card's tag, by which a hub finds models trained alike."""
+"""A model card's tag, by which a hub finds models trained with the same objective."""
 
 
 def front_matter(record: RunRecord, folder: Artifact) -> str:
-    """The metadata as YAML between its fences."""
+    """Return the metadata as YAML between its fences."""
     return f"---\n{yaml.safe_dump(metadata(record, folder), sort_keys=False, allow_unicode=True)}---\n"
 
 
 def metadata(record: RunRecord, folder: Artifact) -> dict[str, Any]:
-    """What the Hugging Face hub knows about models; what cannot be known is left out."""
+    """Return the metadata that the Hugging Face hub reads; unknown values are left out."""
     spec = record.config.spec
     is_adapter = folder is Artifact.ADAPTER
     found: dict[str, Any] = {}
@@ -52,14 +52,14 @@ def metadata(record: RunRecord, folder: Artifact) -> dict[str, Any]:
 
 
 def hub_datasets(record: RunRecord) -> list[str]:
-    """`owner/name` of every dataset that is on a hub."""
+    """Return `owner/name` of every dataset that is on a hub."""
     spec = record.config.spec.dataset
     uris = [spec.train.uri, *([spec.validation.uri] if spec.validation else [])]
     return sorted({parse_hub_uri(uri).repo.name for uri in uris if is_hub_uri(uri)})
 
 
 def measured(record: RunRecord) -> list[dict[str, Any]]:
-    """The figures of the published model on the held-out rows, those that are numbers."""
+    """Return the published model's figures on the held-out rows, without infinite ones."""
     values: dict[tuple[str, str], float | None] = {}
     if reward := record.history.final_reward:
         values["reward", "Mean reward"] = reward.reward
@@ -76,7 +76,7 @@ def measured(record: RunRecord) -> list[dict[str, Any]]:
 
 
 def _licence(licence: Licence | None) -> dict[str, Any]:
-    """Only what the base's card states, in its words."""
+    """Return the licence entries that the base model's card states, unchanged."""
     if licence is None:
         return {}
     first, *others = licence.identifiers

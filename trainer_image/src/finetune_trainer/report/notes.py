@@ -1,4 +1,4 @@
-"""What to know before the result is used: what the training had to assume, and how the run went."""
+"""Notes to read before the result is used: licence, chat template, long prompts and resumed runs."""
 
 from collections.abc import Iterator, Sequence
 
@@ -7,23 +7,23 @@ from finetune_trainer.report.text import code, inline
 
 
 def build_notes(base: BaseFacts, resumed_from: Sequence[int], attempt: int, *, uses_template: bool) -> list[str]:
-    """Sentences in Markdown, those about use first."""
-    told = [licence_note(base.licence)]
+    """Return sentences in Markdown, those about use first."""
+    found = [licence_note(base.licence)]
     if base.is_template_made and uses_template:
-        told.append(
+        found.append(
             "The base model has **no chat template** of its own: a plain one (ChatML in form, its markers ordinary "
-            "text) was made for the training. Serve with the `chat_template.jinja` beside the weights."
+            "text) was used for the training. Serve with the `chat_template.jinja` next to the weights."
         )
-    told += _long_prompts(base)
-    return [*told, describe_resumes(resumed_from, attempt)]
+    found += _long_prompts(base)
+    return [*found, describe_resumes(resumed_from, attempt)]
 
 
 def licence_note(licence: Licence | None) -> str:
-    """What the base model's card says of its licence."""
+    """Return what the base model's card states about its licence."""
     if licence is None:
         return (
-            "The **licence of the base model is unknown**: its folder has no `README.md` that states one. Find it out "
-            "before you publish or sell anything, for it binds the tuned model too."
+            "The **licence of the base model is unknown**: its folder has no `README.md` that states one. Look it up "
+            "before you publish or sell anything, because it binds the tuned model too."
         )
     named = f" ({inline(licence.name)})" if licence.name else ""
     link = f", {code(licence.link)}" if licence.link else ""
@@ -32,7 +32,7 @@ def licence_note(licence: Licence | None) -> str:
 
 
 def describe_resumes(resumed_from: Sequence[int], attempt: int) -> str:
-    """How often the training was taken up again, and where; what was lost between is not in the record."""
+    """Return how often the training was resumed, and from which steps."""
     which = f" This was attempt {attempt} of the job." if attempt > 1 else ""
     if not resumed_from:
         return f"The training ran **in one go**: no checkpoint was resumed.{which}"
@@ -41,7 +41,7 @@ def describe_resumes(resumed_from: Sequence[int], attempt: int) -> str:
     *others, last = [str(step) for step in resumed_from]
     steps = f"step {last}" if not others else f"steps {', '.join(others)} and {last}"
     return (
-        f"The training was **resumed {times}**, from {steps}.{which} The job's status tells what ended each run: "
+        f"The training was **resumed {times}**, from {steps}.{which} The job's status shows why each run ended: "
         "preempted, evicted or failed."
     )
 
@@ -53,5 +53,5 @@ def _long_prompts(base: BaseFacts) -> Iterator[str]:
     if longer:
         yield (
             f"Of `evaluation.prompts`, number {', '.join(longer)} has more tokens than the model's context of "
-            f"{base.context_length}: the answers to it mean nothing."
+            f"{base.context_length}: the answers to it are meaningless."
         )

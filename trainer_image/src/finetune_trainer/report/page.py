@@ -25,7 +25,7 @@ FIGURE = re.compile(r"(-|∞|-?[\d.]+(e[-+]?\d+)?( %)?)(, best)?")
 
 
 Pictures = Mapping[str, Sequence[tuple[str, str]]]
-"""What stands for each picture that the Markdown names: panels as SVG in light colours, after their titles."""
+"""The panels of each picture that the Markdown names: title and SVG in light colours."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,21 +39,21 @@ class Tile:
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """What stands above the report."""
+    """The top of the page."""
 
     name: str
     kind: str
     verdict: str
     mood: str
-    """`good`, `bad` or `plain`: the colour of the verdict."""
+    """`good`, `bad` or `plain`: sets the colour of the verdict."""
     tiles: Sequence[Tile]
 
 
 def render_page(markdown: str, head: Head, pictures: Pictures) -> str:
-    """The page; pictures stand where the Markdown names their files, and no other picture or link comes through."""
+    """Return the page. The given pictures replace their file names; other pictures and all links stay text."""
     parser = MarkdownIt("commonmark", {"html": False}, renderer_cls=_Renderer).enable("table")
     parser.disable(["autolink", "html_block", "html_inline", "lheading", "link", "reference"])
-    tokens = parser.parse(markdown)[3:]  # the title stands in the head
+    tokens = parser.parse(markdown)[3:]  # the head shows the title
     sections = _prepare(tokens)
     body = parser.renderer.render(tokens, parser.options, {"pictures": pictures})
     style = (TEMPLATES / "report.css").read_text(encoding="utf-8")
@@ -75,7 +75,7 @@ def render_page(markdown: str, head: Head, pictures: Pictures) -> str:
 
 
 def _prepare(tokens: Sequence[Token]) -> Sequence[tuple[str, str]]:
-    """Gives headings an anchor, tables their marks and texts their look; returns the sections by anchor."""
+    """Set anchors of headings, marks of tables and styles of texts; return the sections by anchor."""
     sections: list[tuple[str, str]] = []
     for token, following in pairwise(tokens):
         if token.type == "heading_open" and token.tag == "h2":
@@ -89,7 +89,7 @@ def _prepare(tokens: Sequence[Token]) -> Sequence[tuple[str, str]]:
 
 
 def _mark_texts(tokens: Sequence[Token]) -> None:
-    """Commands keep their lines, and what people or models wrote is wrapped; in previews the trained part is marked."""
+    """Keep the lines of commands, wrap what people or models wrote, and mark the trained part of previews."""
     title, section = "", ""
     for at, token in enumerate(tokens):
         if token.type == "heading_open":
@@ -100,7 +100,7 @@ def _mark_texts(tokens: Sequence[Token]) -> None:
 
 
 def _mark_figures(tokens: Sequence[Token]) -> None:
-    """Right-aligns the columns of figures."""
+    """Right-align the columns of figures."""
     columns: dict[int, list[tuple[Token, str]]] = {}
     column = 0
     for token, following in pairwise(tokens):
@@ -119,7 +119,7 @@ def _mark_figures(tokens: Sequence[Token]) -> None:
 
 
 class _Renderer(RendererHTML):
-    """Adds boxes in which wide tables and lines scroll, and the pictures that are known."""
+    """Render boxes in which wide tables and lines scroll, and the given pictures."""
 
     def table_open(self, tokens: Sequence[Token], idx: int, options: Any, env: Any) -> str:
         return '<div class="wide" role="region" aria-label="Table" tabindex="0"><table>\n'

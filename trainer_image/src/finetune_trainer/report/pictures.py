@@ -22,10 +22,10 @@ from finetune_trainer.report.held_out import NORMAL_95, Unit, terms_of
 FigureOf = Callable[[TrainPoint], float | None]
 
 MOST_POINTS = 500
-"""Steps that a line shows one by one; of more, each point is the mean of several, and a band their range."""
+"""Most steps that a line shows one by one; in longer runs a point is a mean, with a band for the range."""
 MOST_RESUMES = 20
 MOST_INTERVALS = 25
-"""Intervals that are drawn; of more evaluations every so many has its own, evenly."""
+"""Most intervals that are drawn; with more evaluations only every n-th is drawn."""
 
 INK, FAINT, FRAME, LINE, HELD_OUT, BEST, PAPER = (
     "#1b2733", "#5b6875", "#d5dbe1", "#1f6feb", "#c2510c", "#2e7d4f", "#fefefe",
@@ -39,7 +39,7 @@ PANEL = (4.5, 2.75)
 """Width and height of a panel with its texts, in inches."""
 PATH = re.compile(r' d="[^"]*"')
 DECIMALS = re.compile(r"(\.\d)\d+")
-"""A tenth of a point is finer than any screen."""
+"""Coordinates are cut to a tenth of a point, which is finer than any screen."""
 LEFT, RIGHT, BOTTOM, TOP, ACROSS, ALONG = 0.82, 0.18, 0.52, 0.34, 1.0, 0.86
 """Room for the texts around the panels and between them, in inches."""
 STYLE = {
@@ -54,7 +54,7 @@ STYLE = {
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """One pair of axes: its title says what is shown, `unit` in what."""
+    """One pair of axes with its title and unit."""
 
     title: str
     unit: str
@@ -72,7 +72,7 @@ OF_ANSWERS = (
     Panel("Groups whose answers all earn the same", "share", lambda point: point.flat_share),
 )
 OF_PAIRS = (
-    Panel("Margin, training", "preferred less others", lambda point: point.reward_margin),
+    Panel("Margin, training", "preferred minus others", lambda point: point.reward_margin),
     Panel("Accuracy, training", "share of pairs", lambda point: point.reward_accuracy),
 )
 
@@ -80,7 +80,7 @@ OF_PAIRS = (
 def draw_curves(
     history: History, best_step: int | None, path: Path, objective: Objective = Objective.INSTRUCTION
 ) -> None:
-    """Writes a PNG over the steps: loss, learning rate, gradient norm and throughput, and what the objective adds."""
+    """Write a PNG over the steps: loss, learning rate, gradient norm, throughput, and the objective's own figures."""
     panels = panels_of(history, objective)
     with mpl.rc_context(STYLE):
         figure, grid = _grid(math.ceil(len(panels) / 2), 2)
@@ -92,7 +92,7 @@ def draw_curves(
 
 
 def curves_svg(history: History, best_step: int | None, objective: Objective) -> list[tuple[str, str]]:
-    """The same as one SVG for each panel, after its title, in the colours of a light page."""
+    """Return the same panels, each as title and SVG in the colours of a light page."""
     found = []
     with mpl.rc_context(STYLE):
         for panel in panels_of(history, objective):
@@ -103,7 +103,7 @@ def curves_svg(history: History, best_step: int | None, objective: Objective) ->
 
 
 def draw_lengths(histogram: Sequence[tuple[int, int]], max_length: int | None, path: Path) -> None:
-    """Writes a PNG of how many rows have which length, before anything is cut."""
+    """Write a PNG of the number of rows by length, before truncation."""
     with mpl.rc_context(STYLE):
         figure, (axes,) = _grid(1, 1)
         _draw_lengths(axes, histogram, max_length)
@@ -111,7 +111,7 @@ def draw_lengths(histogram: Sequence[tuple[int, int]], max_length: int | None, p
 
 
 def lengths_svg(histogram: Sequence[tuple[int, int]], max_length: int | None) -> list[tuple[str, str]]:
-    """The same as SVG after its title, in the colours of a light page."""
+    """Return the same as title and SVG in the colours of a light page."""
     with mpl.rc_context(STYLE):
         figure, (axes,) = _grid(1, 1)
         _draw_lengths(axes, histogram, max_length)
@@ -119,19 +119,19 @@ def lengths_svg(histogram: Sequence[tuple[int, int]], max_length: int | None) ->
 
 
 def darkened(svg: str) -> str:
-    """The picture in the colours of a dark page."""
+    """Return the picture in the colours of a dark page."""
     for light, dark in DARK.items():
         svg = svg.replace(light, dark)
     return svg
 
 
 def bucket_size(history: History) -> int:
-    """How many steps one point of a line stands for."""
+    """Return the number of steps whose mean is one point of a line."""
     return max(1, math.ceil(len(history.train) / MOST_POINTS))
 
 
 def panels_of(history: History, objective: Objective) -> list[Panel]:
-    """The panels of an objective that have something to show; the first is what training is judged by."""
+    """Return the objective's panels that have data; the first one is the measure of success."""
     terms = terms_of(objective)
     others: tuple[Panel, ...] = (LEARNING_RATE, GRADIENT, THROUGHPUT)
     if terms.unit is Unit.PROMPTS:
@@ -148,7 +148,7 @@ def panels_of(history: History, objective: Objective) -> list[Panel]:
 
 
 def _grid(rows: int, columns: int) -> tuple[Figure, list[Axes]]:
-    """Axes side by side, with fixed room for their texts: measuring those would take most of the time."""
+    """Return axes side by side, with fixed room for their texts: measuring them would take most of the time."""
     width, height = PANEL[0] * columns, PANEL[1] * rows
     figure = Figure(figsize=(width, height))
     figure.subplots_adjust(
@@ -160,7 +160,7 @@ def _grid(rows: int, columns: int) -> tuple[Figure, list[Axes]]:
 
 
 def _draw(axes: Axes, panel: Panel, history: History, best_step: int | None) -> None:
-    """The line of a figure; a step without one, as of a gradient that was not finite, leaves a gap."""
+    """Draw the line of a figure, with a gap at steps without one, for example if the gradient was not finite."""
     buckets = list(_buckets(history, panel.figure_of))
     steps, means = [bucket[0] for bucket in buckets], [bucket[1] for bucket in buckets]
     if bucket_size(history) > 1:
@@ -178,7 +178,7 @@ def _draw(axes: Axes, panel: Panel, history: History, best_step: int | None) -> 
 
 
 def _draw_held_out(axes: Axes, points: Sequence[tuple[int, float, float | None]]) -> None:
-    """The evaluations, each with its 95 % interval where one was measured."""
+    """Draw the evaluations, each with its 95 % interval if one was measured."""
     shown = [point for point in points if math.isfinite(point[1])]
     if not shown:
         return
@@ -200,7 +200,7 @@ def _finish(axes: Axes, title: str, across: str, up: str) -> None:
 
 
 def _buckets(history: History, figure_of: FigureOf) -> Iterator[tuple[float, float, float, float]]:
-    """Middle step, mean, lowest and highest of each stretch of steps."""
+    """Yield middle step, mean, lowest and highest value of each stretch of steps."""
     size = bucket_size(history)
     for start in range(0, len(history.train), size):
         stretch = history.train[start : start + size]
@@ -213,7 +213,7 @@ def _buckets(history: History, figure_of: FigureOf) -> Iterator[tuple[float, flo
 
 
 def _tick(value: float, _place: float) -> str:
-    """Short also where it is small: there is room for seven characters."""
+    """Format a value in at most seven characters, which is the room there is."""
     if value and abs(value) < 1e-3:
         digits, _, exponent = f"{value:.3e}".partition("e")
         return f"{float(digits):g}e{int(exponent)}"
@@ -233,7 +233,7 @@ def _draw_lengths(axes: Axes, histogram: Sequence[tuple[int, int]], max_length: 
 
 
 def _place_of(length: int, ends: Sequence[int]) -> float:
-    """Where a length stands among bars whose classes end there."""
+    """Return the position of a length among bars whose classes end there."""
     at = next(index for index, end in enumerate(ends) if length <= end)
     begins = ends[at - 1] if at else 0
     return at - 0.5 + (length - begins) / (ends[at] - begins)

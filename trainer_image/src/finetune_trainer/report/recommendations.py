@@ -43,7 +43,7 @@ def recommend(run: RunRecord) -> list[Recommendation]:
 
 
 def no_reward_gain(run: RunRecord) -> Recommendation | None:
-    """The tuned policy does not earn more than the base."""
+    """Detect a policy that does not earn more than the base."""
     before, after = run.history.baseline_reward(), run.history.final_reward
     if before is None or after is None or after.reward > before.reward:
         return None
@@ -54,7 +54,7 @@ def no_reward_gain(run: RunRecord) -> Recommendation | None:
 
 
 def flat_groups(run: RunRecord) -> Recommendation | None:
-    """In most groups of answers all rewards are equal."""
+    """Detect that in most groups of answers all rewards are equal."""
     share = _mean_of_last_quarter(run, lambda point: point.flat_share)
     if share is None or share <= FLAT_GROUPS:
         return None
@@ -65,7 +65,7 @@ def flat_groups(run: RunRecord) -> Recommendation | None:
 
 
 def cut_answers(run: RunRecord) -> Recommendation | None:
-    """Many answers reach the length limit."""
+    """Detect that many answers reach the length limit."""
     share = _mean_of_last_quarter(run, lambda point: point.clipped_share)
     if share is None or share <= CUT_ANSWERS:
         return None
@@ -76,7 +76,7 @@ def cut_answers(run: RunRecord) -> Recommendation | None:
 
 
 def far_from_reference(run: RunRecord) -> Recommendation | None:
-    """The policy has diverged from the reference."""
+    """Detect a policy that has diverged from the reference."""
     divergence = _mean_of_last_quarter(run, lambda point: point.kl)
     if divergence is None or divergence <= LARGE_DIVERGENCE:
         return None
@@ -93,7 +93,7 @@ def _mean_of_last_quarter(run: RunRecord, figure: Callable[[TrainPoint], float |
 
 
 def no_improvement(run: RunRecord) -> Recommendation | None:
-    """The tuned model is no better than the base on the held-out rows."""
+    """Detect a model that is no better than the base on the held-out rows."""
     baseline, final = run.baseline, run.final
     if baseline is None or final is None or final.loss < baseline.loss:
         return None
@@ -104,7 +104,7 @@ def no_improvement(run: RunRecord) -> Recommendation | None:
 
 
 def flat_margin(run: RunRecord) -> Recommendation | None:
-    """The margin of the preferred answers has hardly grown."""
+    """Detect that the margin of the preferred answers has hardly grown."""
     final = run.final
     if final is None or final.reward_margin is None or final.reward_margin >= FLAT_MARGIN:
         return None
@@ -116,7 +116,7 @@ def flat_margin(run: RunRecord) -> Recommendation | None:
 
 
 def outweighed(run: RunRecord) -> Recommendation | None:
-    """Liked or disliked answers count for much more than the others."""
+    """Detect that liked or disliked answers count for much more than the others."""
     settings, liked = run.settings, run.samples.desirable
     if liked is None or settings.desirable_weight is None or settings.undesirable_weight is None:
         return None
@@ -140,7 +140,7 @@ def outweighed(run: RunRecord) -> Recommendation | None:
 
 
 def gradient_spikes(run: RunRecord) -> Recommendation | None:
-    """Some gradients are far above the usual."""
+    """Detect gradients far above the usual."""
     fewest, most = SPIKE_WINDOW
     norms = [point.grad_norm for point in run.history.train if point.grad_norm is not None]
     spikes = [
@@ -161,7 +161,7 @@ def gradient_spikes(run: RunRecord) -> Recommendation | None:
 
 
 def overfit(run: RunRecord) -> Recommendation | None:
-    """The evaluation loss was lowest in the first half and has risen since."""
+    """Detect that the evaluation loss was lowest in the first half and has risen since."""
     points = run.history.training_evaluations()
     total = run.settings.total_steps or 0
     if len(points) < 3:
@@ -177,7 +177,7 @@ def overfit(run: RunRecord) -> Recommendation | None:
 
 
 def still_falling(run: RunRecord) -> Recommendation | None:
-    """Both losses were falling when the training ended."""
+    """Detect that both losses were falling when the training ended."""
     points = run.history.training_evaluations()
     steps = run.history.train
     quarter = len(steps) // 4
@@ -201,7 +201,7 @@ def _loss(point: EvalPoint) -> float:
 
 
 def truncation(run: RunRecord) -> Recommendation | None:
-    """Many rows are longer than the limit."""
+    """Detect that many rows are longer than the limit."""
     share = run.samples.truncated_share
     if share <= TRUNCATED:
         return None
@@ -212,7 +212,7 @@ def truncation(run: RunRecord) -> Recommendation | None:
 
 
 def skipped_for_length(run: RunRecord) -> Recommendation | None:
-    """Many rows are skipped because what comes before the answer fills the limit."""
+    """Detect that many rows are skipped because their prompt fills the limit."""
     rows = run.dataset.rows or 0
     skipped = (run.dataset.rejected_by_code or {}).get(RejectCode.PROMPT_FILLS_CONTEXT.value, 0)
     if skipped <= TRUNCATED * rows:
@@ -229,7 +229,7 @@ def _advise_length(run: RunRecord) -> int:
 
 
 def few_labels(run: RunRecord) -> Recommendation | None:
-    """Hardly any token is trained."""
+    """Detect that hardly any token is trained."""
     share = run.samples.labelled_share
     if share >= LABELLED or not share:  # prompts alone carry no label at all
         return None
@@ -240,7 +240,7 @@ def few_labels(run: RunRecord) -> Recommendation | None:
 
 
 def few_rows(run: RunRecord) -> Recommendation | None:
-    """The dataset is small."""
+    """Detect a small dataset."""
     rows = run.samples.train_rows
     if rows >= FEW_ROWS:
         return None
@@ -248,7 +248,7 @@ def few_rows(run: RunRecord) -> Recommendation | None:
 
 
 def noisy_evaluation(run: RunRecord) -> Recommendation | None:
-    """The evaluation loss is a mean over few rows."""
+    """Detect an evaluation loss that is a mean over few rows."""
     rows, final = run.samples.validation_rows, run.final
     if rows == 0:
         advice = "Hold rows out (dataset.validation or validationSplitPercent): nothing was evaluated."
@@ -264,7 +264,7 @@ def noisy_evaluation(run: RunRecord) -> Recommendation | None:
 
 
 def idle_memory(run: RunRecord) -> Recommendation | None:
-    """The GPU has room for larger micro-batches."""
+    """Detect room on the GPU for larger micro-batches."""
     total, peak = run.machine.gpu_memory_bytes, run.machine.peak_memory_bytes
     if not total or peak >= IDLE_GPU_MEMORY * total:
         return None

@@ -1,4 +1,4 @@
-"""Who can serve the result, and how: obstacles by the rules of vLLM, and snippets that can be pasted."""
+"""Which servers can serve the result, and how: obstacles by the rules of vLLM, and snippets to copy."""
 
 import re
 import shlex
@@ -13,7 +13,7 @@ from finetune_trainer.storage.hub.uris import hub_name, is_hub_uri
 
 VLLM_DEFAULT_RANK = 16
 VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
-"""What vLLM takes as `--max-lora-rank`; an adapter of a lower rank is served too."""
+"""The values of `--max-lora-rank` that vLLM accepts; adapters of lower ranks are served too."""
 UNSERVED_MODULES = ("embed_tokens", "wte", "lm_head", "embed_out")
 MERGE_INSTEAD = "set `output.merge` and serve `merged/`"
 LONGEST_NAME = 50
@@ -21,7 +21,7 @@ LONGEST_NAME = 50
 
 @dataclass(frozen=True, slots=True)
 class Obstacle:
-    """Why a server refuses an adapter as it is, and what to do; a flag of the server is enough unless `is_final`."""
+    """Why a server refuses an adapter, and the fix; a flag of the server suffices unless `is_final`."""
 
     reason: str
     fix: str
@@ -30,7 +30,7 @@ class Obstacle:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where base and result lie, and how the result is called."""
+    """The locations of base and result, and the result's name."""
 
     name: str
     output: str
@@ -40,23 +40,23 @@ class Place:
 
 
 def max_lora_rank(rank: int) -> int | None:
-    """The least `--max-lora-rank` that takes an adapter of this rank; None where there is none."""
+    """Return the lowest `--max-lora-rank` that accepts an adapter of this rank; None if there is none."""
     return next((allowed for allowed in VLLM_RANKS if allowed >= rank), None)
 
 
 def adapter_obstacles(adapter: Mapping[str, Any]) -> list[Obstacle]:
-    """What keeps vLLM from serving an adapter by default, by the content of its `adapter_config.json`."""
+    """Return what prevents vLLM from serving an adapter by default, from its `adapter_config.json`."""
     rank = max([int(adapter.get("r") or 0), *map(int, (adapter.get("rank_pattern") or {}).values())])
     allowed = max_lora_rank(rank)
     found = []
     if allowed is None:
-        found.append(Obstacle(f"rank {rank} is above {VLLM_RANKS[-1]}, the highest that vLLM takes", MERGE_INSTEAD))
+        found.append(Obstacle(f"rank {rank} is above {VLLM_RANKS[-1]}, the highest that vLLM accepts", MERGE_INSTEAD))
     elif rank > VLLM_DEFAULT_RANK:
-        told = "" if rank == allowed else f"; {rank} itself is not a value that it takes"
-        reason = f"rank {rank} is above the server's default of {VLLM_DEFAULT_RANK}{told}"
+        hint = "" if rank == allowed else f"; {rank} itself is not a value that it accepts"
+        reason = f"rank {rank} is above the server's default of {VLLM_DEFAULT_RANK}{hint}"
         found.append(Obstacle(reason, f"start it with `--max-lora-rank {allowed}`", is_final=False))
     if saved := adapter.get("modules_to_save"):
-        found.append(Obstacle(f"whole modules are trained beside the adapter: {_names(saved)}", MERGE_INSTEAD))
+        found.append(Obstacle(f"whole modules are trained in addition to the adapter: {_names(saved)}", MERGE_INSTEAD))
     if adapter.get("use_dora"):
         found.append(Obstacle("DoRA's magnitudes are not supported", MERGE_INSTEAD))
     if adapter.get("bias", "none") != "none":
@@ -71,13 +71,13 @@ def adapter_obstacles(adapter: Mapping[str, Any]) -> list[Obstacle]:
 def servability_table(
     adapter: Mapping[str, Any] | None, *, has_merged: bool, is_reward_model: bool, withheld: str = ""
 ) -> str:
-    """One row for each folder and server, with the reason and the fix where it cannot be served as it is."""
+    """Return one row per folder and server, with reason and fix if it cannot be served as it is."""
     servers = "vLLM, KServe"
     rows = []
     if is_reward_model:
-        reason = "a reward model scores a text and writes none, so no server of text generation takes it"
+        reason = "a reward model scores a text and generates none, so no server for text generation accepts it"
         folders = (["`adapter/`"] if adapter is not None else []) + (["`merged/`"] if has_merged else [])
-        rows += [[folder, servers, "no", reason, "use it as below"] for folder in folders]
+        rows += [[folder, servers, "no", reason, "use it as shown below"] for folder in folders]
     elif adapter is not None:
         rows.append(["`adapter/`", "PEFT", "yes", "-", "-"])
         obstacles = adapter_obstacles(adapter)
@@ -86,7 +86,7 @@ def servability_table(
         rows += [] if obstacles else [["`adapter/`", servers, "yes", "-", "-"]]
     if not is_reward_model:
         missing = (
-            ["it was withheld", 'see "The full model"'] if withheld else ["it was not asked for", "set `output.merge`"]
+            ["it was withheld", 'see "The full model"'] if withheld else ["it was not requested", "set `output.merge`"]
         )
         merged = ["yes", "-", "-"] if has_merged else ["no", *missing]
         rows.append(["`merged/`", servers, *merged])
@@ -94,7 +94,7 @@ def servability_table(
 
 
 def fetch_base(place: Place) -> str:
-    """The command that copies the base model to a folder of that name."""
+    """Return the command that copies the base model to the folder `base`."""
     if is_hub_uri(place.base):
         revision = f" --revision {shlex.quote(place.revision)}" if place.revision else ""
         return f"hf download {shlex.quote(hub_name(place.base))}{revision} \\\n  --local-dir base"
@@ -102,12 +102,12 @@ def fetch_base(place: Place) -> str:
 
 
 def fetch_result(place: Place, folder: str) -> str:
-    """The command that copies a folder of the result to one of the same name."""
+    """Return the command that copies a folder of the result to one of the same name."""
     return f"aws{_endpoint(place)} s3 cp --recursive {shlex.quote(f'{place.output}/{folder}')} {folder}"
 
 
 def peft_snippet() -> str:
-    """Python that answers with the adapter on the base."""
+    """Return Python code that answers with the adapter on the base."""
     return """\
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -122,7 +122,7 @@ print(tokenizer.decode(model.generate(**inputs, max_new_tokens=128)[0]))"""
 
 
 def vllm_adapter_snippet(rank: int) -> str:
-    """The command that serves the adapter on the base."""
+    """Return the command that serves the adapter on the base."""
     allowed = max_lora_rank(rank) or VLLM_RANKS[-1]
     return (
         f"vllm serve base --enable-lora --max-lora-rank {allowed} --lora-modules tuned=adapter \\\n"
@@ -131,12 +131,12 @@ def vllm_adapter_snippet(rank: int) -> str:
 
 
 def kserve_merged(place: Place) -> str:
-    """An InferenceService of the full model."""
+    """Return an InferenceService of the full model."""
     return _service(place, [], {"storageUri": f"{place.output}/merged"})
 
 
 def kserve_adapter(place: Place, rank: int) -> str:
-    """An InferenceService of base and adapter; several URIs for one model came with KServe 0.16."""
+    """Return an InferenceService of base and adapter; several URIs for one model need KServe 0.16."""
     arguments = [
         "--model_dir=/mnt/models/base",
         "--enable-lora",
@@ -151,13 +151,13 @@ def kserve_adapter(place: Place, rank: int) -> str:
 
 
 def service_name(name: str) -> str:
-    """The job's name as a label of DNS, which a service must be; a job's may have dots and begin with a digit."""
+    """Return the job's name as a DNS label, as a service needs: no dots, no digit at the start."""
     label = re.sub("[^a-z0-9]+", "-", name.lower()).strip("-")[:LONGEST_NAME].rstrip("-")
     return label if label[:1].isalpha() else f"m-{label}".rstrip("-")
 
 
 def _service(
-    place: Place, arguments: list[str], source: Mapping[str, Any], beside: Mapping[str, Any] | None = None
+    place: Place, arguments: list[str], source: Mapping[str, Any], adapter: Mapping[str, Any] | None = None
 ) -> str:
     name = service_name(place.name)
     model = {
@@ -170,7 +170,7 @@ def _service(
         "apiVersion": "serving.kserve.io/v1beta1",
         "kind": "InferenceService",
         "metadata": {"name": name},
-        "spec": {"predictor": {"model": model, **(beside or {})}},
+        "spec": {"predictor": {"model": model, **(adapter or {})}},
     }
     return yaml.safe_dump(manifest, sort_keys=False, allow_unicode=True, width=1000).rstrip()
 

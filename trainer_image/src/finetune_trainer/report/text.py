@@ -1,4 +1,4 @@
-"""Text for a Markdown report that a terminal shows too: nothing in it may act on either."""
+"""Text for a Markdown report that is also read in a terminal: foreign text must stay inert in both."""
 
 import math
 import re
@@ -7,11 +7,11 @@ from collections.abc import Sequence
 CONTROL = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\U000e0000-\U000e007f]"
 )
-"""What acts and is not seen: escapes, directions, tags. Joiners of characters stay, for scripts need them."""
+"""Invisible characters with an effect: escapes, directions, tags. Joiners stay, because scripts need them."""
 SURROGATE = re.compile("[\ud800-\udfff]")
 MARKDOWN = re.compile(r"([\\`*_{}\[\]<>()#+!|~&$@]|:(?=//)|(?<=www)\.)", re.IGNORECASE)
 LINE_START = re.compile(r"^(\d+(?=\.(?:\s|$))|(?=[-=]))")
-"""Before what would begin a list or underline a heading; a number with `)` is escaped already."""
+"""The start of a line that would begin a list or underline a heading; a number with `)` is escaped already."""
 LONGEST_INLINE = 300
 LONGEST_CODE = 1100
 """Longer than any URI of the API."""
@@ -22,19 +22,19 @@ NOTHING = "-"
 
 
 def clean(value: object) -> str:
-    """The text without what acts and is not seen; half of a character becomes the sign for a broken one."""
+    """Return the text without invisible characters that have an effect; a lone surrogate becomes U+FFFD."""
     return SURROGATE.sub("\ufffd", CONTROL.sub("", str(value)))
 
 
 def inline(value: object) -> str:
-    """One line in which Markdown, HTML, bare links and terminal escapes are inert."""
+    """Return one line in which Markdown, HTML, bare links and terminal escapes are inert."""
     flat = " ".join(clean(value).split())
     escaped = MARKDOWN.sub(r"\\\1", _cut(flat, LONGEST_INLINE))
     return LINE_START.sub(r"\1\\", escaped)
 
 
 def code(value: object) -> str:
-    """A code span that its content cannot leave."""
+    """Return a code span that its content cannot close."""
     flat = _cut(" ".join(clean(value).split()).replace("|", "¦"), LONGEST_CODE) or " "
     fence = "`" * (1 + max((len(run) for run in re.findall("`+", flat)), default=0))
     pad = " " if "`" in flat else ""
@@ -42,7 +42,7 @@ def code(value: object) -> str:
 
 
 def block(value: str, limit: int = LONGEST_BLOCK) -> str:
-    """An indented code block: no fence that the content could close."""
+    """Return an indented code block, which has no fence that its content could close."""
     text = clean(value.expandtabs(4))
     lines = (text[:limit] if text.strip() else "(nothing)").splitlines()
     if len(text) > limit or len(lines) > MOST_LINES:
@@ -55,7 +55,7 @@ def _cut(text: str, limit: int) -> str:
 
 
 def number(value: float | None, digits: int = 4) -> str:
-    """A figure to so many significant digits, `-` where there is none."""
+    """Format a figure to so many significant digits; `-` if there is none."""
     if value is None:
         return NOTHING
     if not math.isfinite(value):
@@ -66,12 +66,12 @@ def number(value: float | None, digits: int = 4) -> str:
 
 
 def percent(share: float) -> str:
-    """A share between 0 and 1 in percent."""
+    """Format a share between 0 and 1 in percent."""
     return f"{100 * share:.1f} %"
 
 
 def size(count: float | None) -> str:
-    """Bytes in binary units."""
+    """Format bytes in binary units."""
     if count is None:
         return NOTHING
     for unit in ("B", "KiB", "MiB"):
@@ -82,7 +82,7 @@ def size(count: float | None) -> str:
 
 
 def count(many: int) -> str:
-    """A large number to three digits."""
+    """Format a large number to three digits."""
     for limit, unit in ((10**9, "billion"), (10**6, "million"), (10**4, "thousand")):
         if many >= limit:
             return f"{many / (1000 if limit < 10**6 else limit):.3g} {unit}"
@@ -90,7 +90,7 @@ def count(many: int) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A time in the two units that matter."""
+    """Format a time in its two largest units."""
     if seconds < 60:
         return f"{seconds:.3g} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -99,7 +99,7 @@ def duration(seconds: float) -> str:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table whose columns also line up in a terminal; cells are escaped by the caller."""
+    """Return a Markdown table whose columns also line up in a terminal; the caller escapes the cells."""
     columns = range(len(header))
     widths = [min(WIDEST_COLUMN, max(len(line[column]) for line in [header, *rows])) for column in columns]
 
