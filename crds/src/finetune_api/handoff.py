@@ -47,7 +47,7 @@ TERMINATION_LIMIT_BYTES = 4096
 PROGRESS_PORT = 8080
 RENDEZVOUS_PORT = 29500
 """Where the first pod's first process gathers the processes of all pods (`MASTER_PORT`)."""
-LIFELINE_PORT = 29400
+PEER_LINK_PORT = 29400
 """Where the first pod's PID 1 holds a connection from the PID 1 of every other pod."""
 PROGRESS_PATH = "/progress"
 METRICS_PATH = "/metrics"

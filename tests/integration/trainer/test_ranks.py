@@ -33,7 +33,7 @@ from finetune_api.handoff import (
     Report,
 )
 from finetune_trainer.distributed.sharding import require_sharded
-from finetune_trainer.distributed.world import World, in_order
+from finetune_trainer.distributed.world import World, unshard
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.publishing.publish import verify
 from finetune_trainer.storage.s3 import S3Storage
@@ -61,7 +61,7 @@ class Attempt:
     def start(self) -> "Attempt":
         self.root.mkdir(parents=True)
         (self.root / "config.json").write_text(self.config.model_dump_json(by_alias=True))
-        rendezvous, lifeline = free_port(), free_port()
+        rendezvous, peer_link = free_port(), free_port()
         for pod in range(self.pods):
             (self.root / f"log-{pod}").write_text("")
             self.ports.append(free_port())
@@ -69,7 +69,7 @@ class Attempt:
                 self.python, "-m", "finetune_trainer", "train", "--config", str(self.root / "config.json"),
                 "--workspace", str(self.root / f"workspace-{pod}"), "--port", str(self.ports[pod]),
                 "--termination-log", str(self.root / f"log-{pod}"),
-                "--rendezvous-port", str(rendezvous), "--lifeline-port", str(lifeline),
+                "--rendezvous-port", str(rendezvous), "--peer-link-port", str(peer_link),
             ]  # fmt: skip
             place = {"JOB_COMPLETION_INDEX": str(pod), "NO_PROXY": "127.0.0.1", "OMP_NUM_THREADS": "1"}
             place |= {ENV_POD_NAME: f"{self.root.name}-{pod}", ENV_POD_UID: f"uid-{self.root.name}-{pod}"}
@@ -321,11 +321,11 @@ def test_what_is_dealt_out_is_put_together_in_its_order(count: int, size: int) -
     for rank in range(size):
         world = World()
         world.rank, world.size = rank, size
-        dealt = list(world.deal([float(one) for one in range(count)]))
+        dealt = list(world.shard([float(one) for one in range(count)]))
         assert sum(is_counted for _, is_counted in dealt) == len(range(rank, count, size))
         shares.append(torch.tensor([[one] for one, _ in dealt]))
     assert len({len(share) for share in shares}) == 1
-    assert in_order(shares, count).flatten().tolist() == list(range(count))
+    assert unshard(shares, count).flatten().tolist() == list(range(count))
 
 
 def test_a_model_that_is_not_shared_out_is_refused() -> None:

@@ -14,7 +14,7 @@ import pytest
 from finetune_api.handoff import ExitCode
 from finetune_api.spec import Checkpoint
 from finetune_api.spec import Storage as StorageSpec
-from finetune_trainer.entrypoints.pod import TRAINER_PATIENCE_SECONDS
+from finetune_trainer.entrypoints.pod import TRAINER_RETRY_SECONDS
 from finetune_trainer.errors import ObjectMissing, Stopped, StorageDenied, StorageUnavailable, TrainerError
 from finetune_trainer.sigterm import StopFlag
 from finetune_trainer.storage.protocol import Entry
@@ -217,12 +217,12 @@ def test_a_stop_ends_a_trainers_patience_with_a_store_that_is_gone() -> None:
         port = server.getsockname()[1]
     stop = StopFlag()
     connection = Connection(StorageSpec(endpoint=f"http://127.0.0.1:{port}"), keys("a", "b"))
-    storage = S3Storage(connection, TRAINER_PATIENCE_SECONDS, stop)
+    storage = S3Storage(connection, TRAINER_RETRY_SECONDS, stop)
     threading.Timer(2.0, stop.set).start()
     began = time.monotonic()
     with pytest.raises((Stopped, StorageUnavailable)):
         storage.put("s3://bucket/key", b"x")
-    assert time.monotonic() - began < TRAINER_PATIENCE_SECONDS / 2
+    assert time.monotonic() - began < TRAINER_RETRY_SECONDS / 2
 
 
 def test_a_silent_store_leaves_most_of_the_grace_period_after_a_stop() -> None:

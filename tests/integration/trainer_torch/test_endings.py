@@ -175,7 +175,7 @@ def test_a_gpu_too_small_for_one_row_has_its_own_exit_code(
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(story, "train_once", no_memory)
-    with pytest.raises(TrainerError, match="does not suffice for one row") as caught:
+    with pytest.raises(TrainerError, match="is too small for one row") as caught:
         make_bench().run()
     assert caught.value.code is ExitCode.GPU_OUT_OF_MEMORY
 

@@ -26,7 +26,7 @@ from finetune_trainer.pipeline.train import restore_best
 from finetune_trainer.sigterm import StopFlag
 from finetune_trainer.tokenization.labeler import Encoded, Labeler
 from finetune_trainer.training.callbacks import save_trained
-from finetune_trainer.training.methods.loop import Watch
+from finetune_trainer.training.methods.loop import LoopContext
 from finetune_trainer.training.methods.sft import RowTrainer, build_arguments, build_trainer
 
 CPU = torch.device("cpu")
@@ -63,7 +63,7 @@ def make_settings(method: str = "LoRA", **changes: Any) -> Resolved:
 
 
 def make_trainer(tiny_model: Path, tmp_path: Path, settings: Resolved, samples: list[Encoded] = SAMPLES) -> RowTrainer:
-    watch = Watch(
+    loop = LoopContext(
         reporter=Reporter("u", out=io.StringIO()),
         stop=StopFlag(),
         history=History(tmp_path / "metrics.jsonl"),
@@ -73,7 +73,7 @@ def make_trainer(tiny_model: Path, tmp_path: Path, settings: Resolved, samples: 
     model = load_for_training(tiny_model, settings, CPU)
     tokenizer = load_tokenizer(tiny_model)
     return build_trainer(
-        model, tokenizer, settings, watch, train=samples, validation=samples, scratch=tmp_path / "scratch"
+        model, tokenizer, settings, loop, train=samples, validation=samples, scratch=tmp_path / "scratch"
     )
 
 
@@ -100,7 +100,7 @@ def test_the_training_loss_is_the_mean_over_the_trained_tokens_of_the_whole_step
     trainer = make_trainer(tiny_model, tmp_path, make_settings(total_steps=1))
     expected = trainer.measure().loss
     trainer.train()
-    assert trainer._watch.history.train[0].loss == pytest.approx(expected, abs=1e-4)
+    assert trainer._loop.history.train[0].loss == pytest.approx(expected, abs=1e-4)
 
 
 def test_the_evaluation_loss_does_not_depend_on_the_batch_size(tiny_model: Path, tmp_path: Path) -> None:
@@ -119,7 +119,7 @@ def test_an_evaluation_leaves_the_gradients_of_a_quantised_model_as_they_were(ti
         if evaluates_first:
             trainer.evaluate()
         trainer.train()
-        norms.append(trainer._watch.history.train[0].grad_norm)
+        norms.append(trainer._loop.history.train[0].grad_norm)
     assert norms[0] == pytest.approx(norms[1], rel=1e-5)
 
 
@@ -144,19 +144,19 @@ def test_a_model_that_no_gradient_reaches_is_refused(tiny_model: Path, tmp_path:
 
 def test_restored_weights_must_give_the_loss_that_they_were_kept_for(tiny_model: Path, tmp_path: Path) -> None:
     trainer = make_trainer(tiny_model, tmp_path, make_settings())
-    watch, loss = trainer._watch, trainer.measure().loss
-    save_trained(trainer.model, watch.best_weights)
-    watch.plateau.update(1, loss)
-    assert restore_best(trainer, watch).loss == loss
-    watch.plateau.update(2, loss / 2)
+    loop, loss = trainer._loop, trainer.measure().loss
+    save_trained(trainer.model, loop.best_weights)
+    loop.plateau.update(1, loss)
+    assert restore_best(trainer, loop).loss == loss
+    loop.plateau.update(2, loss / 2)
     with pytest.raises(TrainerError, match="restored best weights") as caught:
-        restore_best(trainer, watch)
+        restore_best(trainer, loop)
     assert caught.value.code is ExitCode.INTERNAL_ERROR
 
 
 def test_a_stop_ends_the_training_before_the_next_micro_batch(tiny_model: Path, tmp_path: Path) -> None:
     trainer = make_trainer(tiny_model, tmp_path, make_settings())
-    trainer._watch.stop.set()
+    trainer._loop.stop.set()
     with pytest.raises(Stopped):
         trainer.train()
     assert trainer.state.global_step == 0
@@ -183,7 +183,7 @@ def test_a_stop_ends_an_answer_at_the_next_token_and_every_token_is_told(tiny_mo
 def test_the_rate_warms_up_and_falls_along_the_cosine(tiny_model: Path, tmp_path: Path) -> None:
     trainer = make_trainer(tiny_model, tmp_path, make_settings(total_steps=8))
     trainer.train()
-    rates = [point.learning_rate for point in trainer._watch.history.train]
+    rates = [point.learning_rate for point in trainer._loop.history.train]
     assert rates[0] == 0.0
     assert max(rates) == rates[2] == pytest.approx(0.01)
     assert rates[3:] == sorted(rates[3:], reverse=True)
@@ -219,5 +219,5 @@ def test_the_same_seed_gives_the_same_losses(tiny_model: Path, tmp_path: Path) -
     for _ in range(2):
         trainer = make_trainer(tiny_model, tmp_path, make_settings(lora_dropout=0.1))
         trainer.train()
-        runs.append([point.loss for point in trainer._watch.history.train])
+        runs.append([point.loss for point in trainer._loop.history.train])
     assert runs[0] == runs[1]

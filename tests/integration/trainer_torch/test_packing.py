@@ -21,8 +21,8 @@ from finetune_trainer.monitoring.reporter import Reporter
 from finetune_trainer.sigterm import StopFlag
 from finetune_trainer.tokenization.packing import EXACT_MODELS
 from finetune_trainer.tokenization.samples import Encoded
-from finetune_trainer.training.methods.loop import Watch
-from finetune_trainer.training.methods.packed import require_apart
+from finetune_trainer.training.methods.loop import LoopContext
+from finetune_trainer.training.methods.packed import require_isolated_rows
 from finetune_trainer.training.methods.sft import RowTrainer, build_trainer
 
 CPU = torch.device("cpu")
@@ -119,7 +119,7 @@ def test_packed_rows_have_the_logits_of_single_rows(model_type: str, attention: 
     assert furthest <= 1e-4 * largest
     naive, _ = differences(model, begins_anew=False)
     assert naive > 0.1 * largest
-    require_apart(model)
+    require_isolated_rows(model)
 
 
 @pytest.mark.parametrize("model_type", ["opt", "mpt", "mamba"])
@@ -132,7 +132,7 @@ def test_a_model_that_lets_rows_see_each_other_is_refused_before_training(model_
         if parameter.dim() > 1:
             torch.nn.init.normal_(parameter, std=0.3)
     with pytest.raises(TrainerError, match="does not keep packed rows apart: set hyperparameters") as caught:
-        require_apart(model)
+        require_isolated_rows(model)
     assert caught.value.code is ExitCode.INVALID_CONFIG
 
 
@@ -173,7 +173,7 @@ def make_samples() -> list[Encoded]:
 
 
 def make_trainer(tiny_model: Path, tmp_path: Path, settings: Resolved) -> RowTrainer:
-    watch = Watch(
+    loop = LoopContext(
         reporter=Reporter("u", out=io.StringIO()),
         stop=StopFlag(),
         history=History(tmp_path / "metrics.jsonl"),
@@ -182,7 +182,7 @@ def make_trainer(tiny_model: Path, tmp_path: Path, settings: Resolved) -> RowTra
     )
     model = load_for_training(tiny_model, settings, CPU)
     samples, tokenizer = make_samples(), load_tokenizer(tiny_model)
-    return build_trainer(model, tokenizer, settings, watch, train=samples, validation=samples, scratch=tmp_path / "s")
+    return build_trainer(model, tokenizer, settings, loop, train=samples, validation=samples, scratch=tmp_path / "s")
 
 
 @pytest.mark.parametrize(("sequences", "max_length"), [(2, 40), (1, 80)])

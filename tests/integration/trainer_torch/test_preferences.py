@@ -27,7 +27,7 @@ from finetune_trainer.pipeline.train import restore_best
 from finetune_trainer.sigterm import StopFlag
 from finetune_trainer.tokenization.samples import EncodedLabelled, EncodedPair
 from finetune_trainer.training.methods import build_trainer, kto, reference
-from finetune_trainer.training.methods.loop import Watch, WatchedTrainer
+from finetune_trainer.training.methods.loop import LoopContext, LoopTrainer
 
 CPU = torch.device("cpu")
 METHODS = ["LoRA", "QLoRA", "Full"]
@@ -70,8 +70,8 @@ def make_settings(method: str = "LoRA", **changes: Any) -> Resolved:
     return complete_settings(settings.model_copy(update=changes), CPU)
 
 
-def make_watch(directory: Path) -> Watch:
-    return Watch(
+def make_watch(directory: Path) -> LoopContext:
+    return LoopContext(
         reporter=Reporter("u", out=io.StringIO()),
         stop=StopFlag(),
         history=History(directory / "metrics.jsonl"),
@@ -82,7 +82,7 @@ def make_watch(directory: Path) -> Watch:
 
 def make_trainer(
     objective: str, base: Path, tmp_path: Path, settings: Resolved, adapter: Path | None = None
-) -> WatchedTrainer:
+) -> LoopTrainer:
     model = load_for_training(base, settings, CPU)
     if adapter:
         continue_adapter(model, adapter)
@@ -106,18 +106,18 @@ def taught(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     settings = make_settings(total_steps=15, learning_rate=0.03)
     texts = [as_text(pair) for pair in PAIRS]
     model = load_for_training(tiny_model, settings, CPU)
-    watch = make_watch(folder)
+    loop = make_watch(folder)
     build_trainer(
         "Chat",
         model,
         load_tokenizer(tiny_model),
         settings,
-        watch,
+        loop,
         train=texts,
         validation=[],
         scratch=folder / "scratch",
     ).train()
-    assert watch.history.train[-1].loss < watch.history.train[0].loss - 0.5
+    assert loop.history.train[-1].loss < loop.history.train[0].loss - 0.5
     save_adapter(model, folder / "adapter", "s3://bucket/model")
     return folder / "adapter"
 
@@ -130,8 +130,8 @@ def test_training_starts_at_its_reference_and_the_margin_grows(
     trainer = make_trainer(objective, tiny_model, tmp_path, make_settings(method))
     trainer.evaluate()
     trainer.train()
-    watch = trainer._watch
-    start, *later = [point.measured for point in watch.history.evaluations]
+    loop = trainer._loop
+    start, *later = [point.measured for point in loop.history.evaluations]
     assert start.loss == pytest.approx(START[objective], abs=0.01)
     assert start.reward_margin == pytest.approx(0, abs=0.01)
     assert start.reward_accuracy is None
@@ -140,9 +140,9 @@ def test_training_starts_at_its_reference_and_the_margin_grows(
     assert margins == sorted(margins, key=lambda margin: margin or 0)
     assert (margins[-1] or 0) > 0.1
     assert (later[-1].reward_accuracy == 1) if objective == "DPO" else (later[-1].reward_accuracy is None)
-    assert watch.reporter.snapshot().metrics.reward_margin is not None
-    best = restore_best(trainer, watch)
-    assert best.loss == pytest.approx(watch.plateau.best_loss, abs=1e-4)
+    assert loop.reporter.snapshot().metrics.reward_margin is not None
+    best = restore_best(trainer, loop)
+    assert best.loss == pytest.approx(loop.plateau.best_loss, abs=1e-4)
 
 
 @pytest.mark.parametrize("method", ["LoRA", "QLoRA"])
@@ -155,7 +155,7 @@ def test_a_continued_adapter_is_its_own_reference(
     trainer = make_trainer(objective, tiny_model, tmp_path, settings, taught)
     assert trainer.measure().loss == pytest.approx(START[objective], abs=1e-4)
     trainer.train()
-    assert trainer._watch.history.train[0].loss == pytest.approx(START[objective], abs=1e-4)
+    assert trainer._loop.history.train[0].loss == pytest.approx(START[objective], abs=1e-4)
 
 
 @pytest.mark.parametrize("objective", ["DPO", "KTO"])
@@ -277,13 +277,13 @@ def test_an_answer_is_measured_for_divergence_on_the_prompt_of_another() -> None
     rows = kto.shuffled(JUDGED, 42)
     assert sorted(map(id, rows)) == sorted(map(id, JUDGED))
     assert rows != list(JUDGED)
-    for at, other in enumerate(kto.strangers(rows)):
+    for at, other in enumerate(kto.pair_with_other_prompts(rows)):
         assert rows[other].prompt_ids != rows[at].prompt_ids
 
 
 def test_rows_of_one_prompt_alone_are_paired_all_the_same() -> None:
     rows = [EncodedLabelled([1], [ids], True) for ids in range(3)]
-    assert len(kto.strangers(rows)) == 3
+    assert len(kto.pair_with_other_prompts(rows)) == 3
 
 
 def test_kto_with_batches_of_one_row_is_refused_with_the_field_to_set(tiny_model: Path, tmp_path: Path) -> None:
@@ -301,7 +301,7 @@ def test_smaller_batches_of_pairs_train_the_same(tiny_model: Path, tmp_path: Pat
         columns = trainer.train_dataset.with_format("torch")
         references.append(torch.stack([columns["ref_chosen_logps"][:], columns["ref_rejected_logps"][:]]))
         trainer.train()
-        losses.append([point.loss for point in trainer._watch.history.train])
+        losses.append([point.loss for point in trainer._loop.history.train])
     assert len(losses) == 3
     for reference_, loss in zip(references[1:], losses[1:], strict=True):
         torch.testing.assert_close(reference_, references[0], atol=1e-3, rtol=1e-4)

@@ -84,12 +84,12 @@ def load_classifier(folder: Path) -> Any:
 
 
 def test_the_preferred_answers_come_to_score_higher(trained: PairTrainer) -> None:
-    start, *later = [point.measured for point in trained._watch.history.evaluations]
+    start, *later = [point.measured for point in trained._loop.history.evaluations]
     assert start.loss == pytest.approx(0.693, abs=0.2), "an untrained head scores by chance"
     assert later[-1].loss < 0.3
     assert later[-1].reward_accuracy == 1
     assert (later[-1].reward_margin or 0) > 1
-    assert trained._watch.reporter.snapshot().metrics.reward_accuracy == 1
+    assert trained._loop.reporter.snapshot().metrics.reward_accuracy == 1
 
 
 def test_the_report_is_given_both_answers_with_their_scores(trained: PairTrainer) -> None:

@@ -19,7 +19,7 @@ from finetune_trainer.rewards.scorer import RewardModel
 from finetune_trainer.tokenization.labeler import Labeler
 from finetune_trainer.tokenization.samples import EncodedPrompt
 from finetune_trainer.training.methods import build_trainer
-from finetune_trainer.training.methods.loop import Watch
+from finetune_trainer.training.methods.loop import LoopContext
 from finetune_trainer.training.methods.rlhf import PolicyTrainer
 
 METHODS = ["LoRA", "QLoRA", "Full"]
@@ -44,7 +44,7 @@ def make_trainer(
     method: str = "LoRA",
     *,
     scorer: Scorer | None = None,
-    watch: Watch | None = None,
+    loop: LoopContext | None = None,
     adapter: Path | None = None,
     evaluates: bool = True,
     **changes: Any,
@@ -60,7 +60,7 @@ def make_trainer(
         policy,
         load_tokenizer(model),
         settings,
-        watch or make_watch(tmp_path),
+        loop or make_watch(tmp_path),
         train=prompts_of(model),
         validation=prompts_of(model) if evaluates else [],
         scratch=tmp_path / "scratch",
@@ -108,14 +108,14 @@ def test_more_is_earned(taught: Path, tmp_path: Path, method: str, algorithm: st
     rate = 2e-3 if method == "Full" else 6e-3
     trainer = make_trainer(taught, tmp_path, method, algorithm=algorithm, total_steps=10, learning_rate=rate)
     trainer.train()
-    points = trainer._watch.history.train
+    points = trainer._loop.history.train
     earned = [point.reward or 0 for point in points]
     assert sum(earned[-4:]) / 4 > sum(earned[:2]) / 2 + 0.1
     assert points[0].kl == pytest.approx(0, abs=1e-3), "the first answers are the reference's own"
     assert (points[-1].kl or 0) > 1e-3
-    final = trainer._watch.history.final_reward
+    final = trainer._loop.history.final_reward
     assert final
-    assert trainer._watch.reporter.snapshot().metrics.eval_reward == final.reward
+    assert trainer._loop.reporter.snapshot().metrics.eval_reward == final.reward
 
 
 @pytest.mark.parametrize("algorithm", ["GRPO", "RLOO"])
@@ -129,7 +129,7 @@ def test_a_continued_adapter_is_held_to_what_it_was_and_published_alone(
     save_adapter(earlier, tmp_path / "earlier", "s3://bucket/model")
     trainer = make_trainer(taught, tmp_path, adapter=tmp_path / "earlier", algorithm=algorithm, total_steps=1)
     trainer.train()
-    assert trainer._watch.history.train[0].kl == pytest.approx(0, abs=1e-4)
+    assert trainer._loop.history.train[0].kl == pytest.approx(0, abs=1e-4)
     save_adapter(trainer.model, tmp_path / "adapter", "s3://bucket/model")
     assert not [path for path in (tmp_path / "adapter").iterdir() if path.is_dir()]
 
@@ -185,14 +185,14 @@ def test_a_reward_model_rewards_as_it_scores(taught: Path, tiny_model: Path, tmp
     trainer.train()
     in_training, heard = listener.rewards[:32], listener.heard[:32]
     assert [judge([one])[0] for one in heard] == pytest.approx(in_training, abs=1e-5)
-    assert trainer._watch.history.train[0].reward == pytest.approx(sum(in_training) / 32, abs=1e-3)
+    assert trainer._loop.history.train[0].reward == pytest.approx(sum(in_training) / 32, abs=1e-3)
 
 
 def test_the_most_rewarded_weights_come_back_and_are_measured_anew(taught: Path, tmp_path: Path) -> None:
     """A rate that ruins the model: the first evaluation is better than those that follow."""
     trainer = make_trainer(taught, tmp_path, total_steps=4, eval_steps=1, learning_rate=0.3)
     trainer.train()
-    history, plateau = trainer._watch.history, trainer._watch.plateau
+    history, plateau = trainer._loop.history, trainer._loop.plateau
     best = max(history.rewards, key=lambda point: point.reward)
     assert plateau.best_step == best.step
     assert history.final_reward
@@ -215,11 +215,11 @@ def test_a_reward_that_is_no_number_ends_the_run(taught: Path, tmp_path: Path) -
 
 
 def test_a_stop_is_seen_within_a_token(taught: Path, tmp_path: Path) -> None:
-    watch = make_watch(tmp_path)
-    trainer = make_trainer(taught, tmp_path, watch=watch)
+    loop = make_watch(tmp_path)
+    trainer = make_trainer(taught, tmp_path, loop=loop)
     passes = listen(trainer)
     model = trainer.model.get_base_model()
-    model.register_forward_hook(lambda *_: watch.stop.set() if len(passes) == 3 else None)
+    model.register_forward_hook(lambda *_: loop.stop.set() if len(passes) == 3 else None)
     with pytest.raises(Stopped):
         trainer.train()
     assert len(passes) <= 4

@@ -28,13 +28,13 @@ def main() -> NoReturn:
     except TrainerError as error:
         code = state.fail(error)
     except (SystemExit, KeyboardInterrupt) as error:
-        if not state.leaves_at_once:
+        if not state.exits_immediately:
             raise
         code = exit_code_of(error)
     except BaseException as error:  # a panic in a library written in Rust is no Exception
         logging.getLogger("finetune_trainer").exception("internal error")
         code = state.fail(TrainerError(ExitCode.INTERNAL_ERROR, f"{type(error).__name__}: {error}"))
-    if state.leaves_at_once:
+    if state.exits_immediately:
         sys.stdout.flush()
         os._exit(code)
     sys.exit(code)

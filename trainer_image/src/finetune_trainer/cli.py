@@ -12,7 +12,7 @@ import typer
 from finetune_api.handoff import (
     CONFIG_DIR,
     CONFIG_FILE,
-    LIFELINE_PORT,
+    PEER_LINK_PORT,
     PROGRESS_PORT,
     RENDEZVOUS_PORT,
     TERMINATION_LOG,
@@ -37,7 +37,7 @@ Config = Annotated[Path, typer.Option("--config", help="The job's configuration 
 WorkspaceDir = Annotated[Path, typer.Option("--workspace", help="Scratch space for model, rows and result.")]
 Port = Annotated[int, typer.Option(help="Port of /progress, /metrics and /healthz; 0 = any.", min=0, max=65535)]
 RendezvousPort = Annotated[int, typer.Option(hidden=True, help="Port of the first pod where the processes gather.")]
-LifelinePort = Annotated[int, typer.Option(hidden=True, help="Port of the first pod that the other pods connect to.")]
+PeerLinkPort = Annotated[int, typer.Option(hidden=True, help="Port of the first pod that the other pods connect to.")]
 TerminationLog = Annotated[Path, typer.Option(help="File for the report (JSON), if it exists.")]
 
 
@@ -65,16 +65,16 @@ def train(  # noqa: PLR0917 - the options of a command
     port: Port = PROGRESS_PORT,
     termination_log: TerminationLog = Path(TERMINATION_LOG),
     rendezvous_port: RendezvousPort = RENDEZVOUS_PORT,
-    lifeline_port: LifelinePort = LIFELINE_PORT,
+    peer_link_port: PeerLinkPort = PEER_LINK_PORT,
 ) -> None:
     """Train and publish a job whose preflight has passed. Runs in the trainer pod; where the job asks for several
     processes, those of this pod are its children."""
-    from finetune_trainer.distributed.rank_layout import ENV_THREADS, layout_of
+    from finetune_trainer.distributed.rank_layout import ENV_THREADS, build_layout
     from finetune_trainer.entrypoints import pod
 
     state: RunState = context.obj
     state.termination_log = termination_log
-    layout = layout_of(pod.read_config(config, state), rendezvous_port, lifeline_port)
+    layout = build_layout(pod.read_config(config, state), rendezvous_port, peer_link_port)
     if layout.size == 1:
         os.environ.setdefault(ENV_THREADS, str(layout.threads))
         raise typer.Exit(state.finish(pod.train(state, config, workspace, port)))
@@ -96,8 +96,8 @@ def rank(
 
     state: RunState = context.obj
     state.termination_log = termination_log
-    state.leaves_at_once = True
-    report = rank_pod.train_along(state, config, workspace, port)
+    state.exits_immediately = True
+    report = rank_pod.train_rank(state, config, workspace, port)
     if report:
         raise typer.Exit(state.finish(report))
 

@@ -172,7 +172,7 @@ def _child(job: FineTuneJob, settings: Settings, attempt: int, image: str, backo
 
 def _service(meta: Object) -> Object:
     """Build the headless Service that resolves the pods of one attempt, even before they are ready."""
-    ports = {"rendezvous": handoff.RENDEZVOUS_PORT, "lifeline": handoff.LIFELINE_PORT}
+    ports = {"rendezvous": handoff.RENDEZVOUS_PORT, "lifeline": handoff.PEER_LINK_PORT}
     chosen = (names.LABEL_MANAGED_BY, names.LABEL_JOB_NAME, names.LABEL_COMPONENT, names.LABEL_ATTEMPT)
     return {
         "apiVersion": "v1",

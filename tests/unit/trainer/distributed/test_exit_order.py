@@ -1,11 +1,11 @@
 import pytest
 
 from finetune_api.handoff import TERMINAL_EXIT_CODES, ExitCode
-from finetune_trainer.distributed.rank_processes import exit_code, most_specific
+from finetune_trainer.distributed.rank_processes import most_specific, to_exit_code
 
 
 @pytest.mark.parametrize(
-    ("codes", "told"),
+    ("codes", "expected"),
     [
         ([0, 0], 0),
         ([0, 75], 75),
@@ -18,14 +18,14 @@ from finetune_trainer.distributed.rank_processes import exit_code, most_specific
         ([1, 75, 0], 1),
     ],
 )
-def test_a_pod_ends_with_the_code_that_tells_most(codes: list[int], told: int) -> None:
-    assert most_specific(codes) == told
+def test_a_pod_ends_with_the_most_specific_code(codes: list[int], expected: int) -> None:
+    assert most_specific(codes) == expected
 
 
-def test_what_no_other_try_would_change_comes_before_everything_else() -> None:
+def test_a_permanent_failure_comes_first() -> None:
     for code in TERMINAL_EXIT_CODES:
         assert most_specific([0, 75, 70, 1, 137, ExitCode.STORAGE_UNAVAILABLE, code]) == code
 
 
-def test_a_signal_is_told_as_a_shell_tells_it() -> None:
-    assert [exit_code(one) for one in (0, 75, -9, -15)] == [0, 75, 137, 143]
+def test_a_signal_has_the_exit_code_of_a_shell() -> None:
+    assert [to_exit_code(one) for one in (0, 75, -9, -15)] == [0, 75, 137, 143]

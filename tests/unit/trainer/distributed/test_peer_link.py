@@ -6,59 +6,58 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from finetune_trainer.distributed import peer_link as lifeline
-from finetune_trainer.distributed.peer_link import Done, FirstPod, Lost, OtherPod
-from finetune_trainer.distributed.peer_link import Event as Word
+from finetune_trainer.distributed import peer_link
+from finetune_trainer.distributed.peer_link import Coordinator, Done, Event, Lost, Member
 
 ATTEMPT = "uid-1/3"
-OPENED: list[OtherPod] = []
+OPENED: list[Member] = []
 
 
 @pytest.fixture
-def first() -> Iterator[FirstPod]:
-    one = FirstPod(ATTEMPT, 3, 0)
+def first() -> Iterator[Coordinator]:
+    one = Coordinator(ATTEMPT, 3, 0)
     yield one
     for end in (one, *OPENED):
         end.close()
     OPENED.clear()
 
 
-def other(first: FirstPod, node: int, attempt: str = ATTEMPT) -> OtherPod:
-    OPENED.append(OtherPod(attempt, node, ("127.0.0.1", first.port)))
+def other(first: Coordinator, node: int, attempt: str = ATTEMPT) -> Member:
+    OPENED.append(Member(attempt, node, ("127.0.0.1", first.port)))
     return OPENED[-1]
 
 
-def until(seen: Callable[[], bool], *ends: FirstPod | OtherPod) -> list[Word]:
-    """What the ends hear until something is so."""
-    heard: list[Word] = []
+def until(seen: Callable[[], bool], *ends: Coordinator | Member) -> list[Event]:
+    """The events at the ends until the condition holds."""
+    events: list[Event] = []
     deadline = time.monotonic() + 20
     while not seen() and time.monotonic() < deadline:
-        heard += [word for end in ends for word in end.poll()]
+        events += [event for end in ends for event in end.poll()]
         time.sleep(0.005)
     assert seen()
-    return heard
+    return events
 
 
-def hears(end: FirstPod | OtherPod, *others: FirstPod | OtherPod) -> Word:
-    """The next word at one end, while the others look too."""
+def next_event(end: Coordinator | Member, *others: Coordinator | Member) -> Event:
+    """The next event at one end; the others are polled too."""
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline:
         for one in others:
             one.poll()
-        if words := end.poll():
-            return words[0]
+        if events := end.poll():
+            return events[0]
         time.sleep(0.005)
-    raise AssertionError("nothing was heard")
+    raise AssertionError("no event")
 
 
-def gathered(first: FirstPod) -> tuple[OtherPod, OtherPod]:
+def full_tensor(first: Coordinator) -> tuple[Member, Member]:
     one, two = other(first, 1), other(first, 2)
     until(lambda: first.is_complete() and one.is_complete() and two.is_complete(), first, one, two)
     return one, two
 
 
-def stranger(first: FirstPod, data: bytes) -> bytes:
-    """What a connection that begins like this is answered before it is shut."""
+def answer_to(first: Coordinator, data: bytes) -> bytes:
+    """The answer to a connection with this first data, before it is closed."""
     with socket.create_connection(("127.0.0.1", first.port)) as connection:
         connection.sendall(data)
         connection.settimeout(0.01)
@@ -75,58 +74,58 @@ def stranger(first: FirstPod, data: bytes) -> bytes:
             if not found:
                 return answer
             answer += found
-    raise AssertionError("it was neither answered nor shut")
+    raise AssertionError("neither answered nor closed")
 
 
-def test_the_pods_gather_whoever_comes_first() -> None:
+def test_the_pods_connect_in_any_order() -> None:
     with socket.create_server(("127.0.0.1", 0)) as reserved:
         port = int(reserved.getsockname()[1])
-    early = OtherPod(ATTEMPT, 1, ("127.0.0.1", port))
+    early = Member(ATTEMPT, 1, ("127.0.0.1", port))
     early.poll()
     assert early.missing() == [0]
-    first = FirstPod(ATTEMPT, 3, port)
+    first = Coordinator(ATTEMPT, 3, port)
     assert first.missing() == [1, 2]
     until(lambda: first.missing() == [2] and early.is_complete(), first, early)
     first.close()
     early.close()
 
 
-def test_a_connection_that_closes_is_a_lost_pod(first: FirstPod) -> None:
-    one, two = gathered(first)
+def test_a_connection_that_closes_is_a_lost_pod(first: Coordinator) -> None:
+    one, two = full_tensor(first)
     one.close()
-    assert hears(first, two) == Lost(1)
-    first.tell_failed(1, None)
-    assert hears(two) == Lost(1)
+    assert next_event(first, two) == Lost(1)
+    first.send_failed(1, None)
+    assert next_event(two) == Lost(1)
 
 
-def test_who_says_how_it_ended_is_lost_with_its_code_though_it_closes_at_once(first: FirstPod) -> None:
-    one, two = gathered(first)
-    one.tell_failed(1, 137)
+def test_a_pod_that_reports_its_code_and_closes_is_lost_with_that_code(first: Coordinator) -> None:
+    one, two = full_tensor(first)
+    one.send_failed(1, 137)
     one.close()
-    assert hears(first, two) == Lost(1, 137)
-    first.tell_failed(1, 137)
-    assert hears(two) == Lost(1, 137)
+    assert next_event(first, two) == Lost(1, 137)
+    first.send_failed(1, 137)
+    assert next_event(two) == Lost(1, 137)
 
 
-def test_the_first_pod_is_missed_too(first: FirstPod) -> None:
-    one, two = gathered(first)
-    first.tell_failed(0, 70)
+def test_the_first_pod_can_be_lost_too(first: Coordinator) -> None:
+    one, two = full_tensor(first)
+    first.send_failed(0, 70)
     first.close()
-    assert (hears(one), hears(two)) == (Lost(0, 70), Lost(0, 70))
+    assert (next_event(one), next_event(two)) == (Lost(0, 70), Lost(0, 70))
     assert one.poll() == []
 
 
-def test_a_published_result_lets_the_others_go(first: FirstPod) -> None:
-    one, _ = gathered(first)
-    first.tell_done()
+def test_a_published_result_is_reported_to_the_others(first: Coordinator) -> None:
+    one, _ = full_tensor(first)
+    first.send_done()
     first.close()
-    assert hears(one) == Done()
+    assert next_event(one) == Done()
 
 
-def test_a_pod_that_says_nothing_any_more_is_lost(first: FirstPod, monkeypatch: pytest.MonkeyPatch) -> None:
-    gathered(first)
-    monkeypatch.setattr(lifeline, "SILENT_SECONDS", 0.0)
-    assert hears(first) == Lost(1)
+def test_a_silent_pod_is_lost(first: Coordinator, monkeypatch: pytest.MonkeyPatch) -> None:
+    full_tensor(first)
+    monkeypatch.setattr(peer_link, "SILENT_SECONDS", 0.0)
+    assert next_event(first) == Lost(1)
 
 
 @pytest.mark.parametrize(
@@ -142,32 +141,32 @@ def test_a_pod_that_says_nothing_any_more_is_lost(first: FirstPod, monkeypatch: 
         b"x" * 100_000,
     ],
 )
-def test_what_is_no_greeting_of_this_attempt_is_shown_out(first: FirstPod, greeting: bytes) -> None:
-    assert stranger(first, greeting) in {b"no\n", b""}
+def test_an_invalid_hello_is_refused(first: Coordinator, greeting: bytes) -> None:
+    assert answer_to(first, greeting) in {b"no\n", b""}
     assert first.missing() == [1, 2]
 
 
-def test_a_second_pod_of_the_same_number_is_shown_out(first: FirstPod) -> None:
-    gathered(first)
-    assert stranger(first, b"hello uid-1/3 1\n") == b"no\n"
+def test_a_second_pod_with_the_same_index_is_refused(first: Coordinator) -> None:
+    full_tensor(first)
+    assert answer_to(first, b"hello uid-1/3 1\n") == b"no\n"
 
 
-def test_a_pod_that_was_shown_out_knocks_again(first: FirstPod) -> None:
-    """A pod of the next attempt, while the first pod of the last one still ends."""
+def test_a_refused_pod_connects_again(first: Coordinator) -> None:
+    """A pod of the next attempt, while the first pod of the previous one is still ending."""
     late = other(first, 1, "uid-1/4")
     until(lambda: late._next_try > time.monotonic(), first, late)
     assert not late.is_complete()
     assert late.missing() == [0]
 
 
-def test_silence_of_a_stranger_is_not_waited_out_for_ever(first: FirstPod, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lifeline, "HELLO_SECONDS", 0.0)
-    assert stranger(first, b"") == b"no\n"
+def test_a_pending_connection_without_a_hello_is_closed(first: Coordinator, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peer_link, "HELLO_SECONDS", 0.0)
+    assert answer_to(first, b"") == b"no\n"
 
 
-def test_words_that_nobody_knows_change_nothing(first: FirstPod) -> None:
-    one, two = gathered(first)
-    first._peers[1].tell("ping")
-    first._peers[1].tell("failed one lost")
-    first.tell_done()
-    assert hears(one, two) == Done()
+def test_unknown_lines_are_ignored(first: Coordinator) -> None:
+    one, two = full_tensor(first)
+    first._peers[1].send("ping")
+    first._peers[1].send("failed one lost")
+    first.send_done()
+    assert next_event(one, two) == Done()

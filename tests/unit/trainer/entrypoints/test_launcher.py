@@ -1,4 +1,4 @@
-"""How a pod of several ends, from what its processes and the other pods do; nothing is started."""
+"""The ending of a pod, from the exit codes of its processes and the events of other pods; nothing is started."""
 
 import subprocess
 import sys
@@ -11,7 +11,7 @@ import pytest
 from finetune_api.handoff import ExitCode, JobConfig, Outcome, Report
 from finetune_api.spec import FineTuneJobSpec
 from finetune_trainer.distributed.peer_link import Done, Event, Lost
-from finetune_trainer.distributed.rank_layout import PARTED, Layout, layout_of
+from finetune_trainer.distributed.rank_layout import LEFT_GROUP, Layout, build_layout
 from finetune_trainer.distributed.rank_processes import RankProcesses
 from finetune_trainer.entrypoints import launcher
 from finetune_trainer.entrypoints.launcher import Ending, Pod
@@ -22,7 +22,7 @@ from finetune_trainer.sigterm import StopFlag
 
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launcher, "LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(launcher, "POLL_SECONDS", 0.0)
     monkeypatch.setattr(launcher, "CAUSE_SECONDS", 0.2)
 
 
@@ -42,7 +42,7 @@ def make_config(nodes: int = 2, gpus: int = 2, **resources: dict[str, str | int]
 
 
 class Ranks(RankProcesses):
-    """Processes that end with these codes; those that do not end by themselves have no code."""
+    """Processes that end with these codes; a process without a code keeps running."""
 
     def __init__(self, layout: Layout, root: Path, codes: dict[int, int], reports: dict[int, Report]) -> None:
         super().__init__(layout, root, [])
@@ -63,22 +63,22 @@ class Ranks(RankProcesses):
         return self.has_started and not self.has_ended and len(self._ends) < len(self._layout.ranks)
 
     def terminate(self) -> None:
-        """They are patient."""
+        """These processes ignore it."""
 
-    def end(self, patience: float, meanwhile: Callable[[], object] = lambda: None) -> None:
+    def stop(self, drain_timeout: float, on_poll: Callable[[], object] = lambda: None) -> None:
         self.has_ended = True
 
 
 @dataclass
 class Others:
-    """The other pods, which say one thing at a time."""
+    """The other pods, which report one event at a time."""
 
-    says: list[Event] = field(default_factory=list)
+    events: list[Event] = field(default_factory=list)
     is_here: bool = True
-    told: list[object] = field(default_factory=list)
+    sent: list[object] = field(default_factory=list)
 
     def poll(self) -> list[Event]:
-        return [self.says.pop(0)] if self.says else []
+        return [self.events.pop(0)] if self.events else []
 
     def is_complete(self) -> bool:
         return self.is_here
@@ -86,18 +86,18 @@ class Others:
     def missing(self) -> list[int]:
         return [] if self.is_here else [1]
 
-    def tell_failed(self, node: int, code: int | None) -> None:
-        self.told.append((node, code))
+    def send_failed(self, node: int, code: int | None) -> None:
+        self.sent.append((node, code))
 
-    def tell_done(self) -> None:
-        self.told.append("done")
+    def send_done(self) -> None:
+        self.sent.append("done")
 
     def close(self) -> None:
         """There is nothing to close."""
 
 
 def make_report(outcome: Outcome, reason: str) -> Report:
-    return Report(outcome=outcome, reason=reason, message="told", job_uid="uid-1", config_sha256="c" * 64, last_step=7)
+    return Report(outcome=outcome, reason=reason, message="m", job_uid="uid-1", config_sha256="c" * 64, last_step=7)
 
 
 PUBLISHED = make_report(Outcome.PUBLISHED, "Published")
@@ -118,30 +118,30 @@ def ended(
     if is_stopped:
         stop.set()
     ranks = Ranks(layout, root, codes, reports or {})
-    return Pod(RunState(stop), make_config(), layout, ranks=ranks, lifeline=others, port=0).run()
+    return Pod(RunState(stop), make_config(), layout, ranks=ranks, peers=others, port=0).run()
 
 
-def test_what_rank_0_has_published_is_the_end_of_all(tmp_path: Path) -> None:
+def test_the_pod_ends_when_rank_0_has_published(tmp_path: Path) -> None:
     others = Others()
     ending = ended(tmp_path, {0: 0, 1: 70}, others, reports={0: PUBLISHED})
     assert ending == Ending(0, PUBLISHED)
-    assert others.told == ["done"]
+    assert others.sent == ["done"]
 
 
-def test_a_pod_that_goes_while_rank_0_publishes_is_not_missed(tmp_path: Path) -> None:
+def test_a_pod_that_ends_while_rank_0_publishes_is_ignored(tmp_path: Path) -> None:
     others = Others([Lost(1, ExitCode.PREEMPTED), Lost(1)])
 
     class Publishing(Ranks):
         def codes(self) -> dict[int, int]:
-            return super().codes() if not others.says else {}
+            return super().codes() if not others.events else {}
 
     layout = Layout(2, 2, 0, "x-1-0.x-1")
     ranks = Publishing(layout, tmp_path, {0: 0}, {0: PUBLISHED})
     (ranks.folder(0)).mkdir()
-    (ranks.folder(0) / PARTED).touch()
-    ending = Pod(RunState(StopFlag()), make_config(), layout, ranks=ranks, lifeline=others, port=0).run()
+    (ranks.folder(0) / LEFT_GROUP).touch()
+    ending = Pod(RunState(StopFlag()), make_config(), layout, ranks=ranks, peers=others, port=0).run()
     assert ending == Ending(0, PUBLISHED)
-    assert others.told == ["done"]
+    assert others.sent == ["done"]
 
 
 def test_another_pod_waits_for_the_first_to_publish(tmp_path: Path) -> None:
@@ -149,12 +149,12 @@ def test_another_pod_waits_for_the_first_to_publish(tmp_path: Path) -> None:
     assert (ending.code, ending.report.outcome, ending.report.artifacts) == (0, Outcome.PUBLISHED, None)
 
 
-def test_the_most_specific_process_speaks_for_the_pod_and_the_others_are_told(tmp_path: Path) -> None:
+def test_the_pod_ends_with_the_most_specific_code_and_reports_it_to_the_others(tmp_path: Path) -> None:
     diverged = make_report(Outcome.FAILED, "Diverged")
     others = Others()
     ending = ended(tmp_path, {2: 70, 3: ExitCode.DIVERGED}, others, node=1, reports={3: diverged})
     assert ending == Ending(ExitCode.DIVERGED, diverged)
-    assert others.told == [(1, ExitCode.DIVERGED)]
+    assert others.sent == [(1, ExitCode.DIVERGED)]
 
 
 def test_a_failed_collective_is_the_echo_of_a_lost_pod(tmp_path: Path) -> None:
@@ -163,17 +163,17 @@ def test_a_failed_collective_is_the_echo_of_a_lost_pod(tmp_path: Path) -> None:
     assert (ending.code, ending.report.outcome, ending.report.reason) == (75, Outcome.PREEMPTED, "PeerLost")
     assert "pod 1 of this attempt ended with exit code 137" in ending.report.message
     assert ending.report.last_step == 7
-    assert others.told == [(1, 137)]
+    assert others.sent == [(1, 137)]
 
 
-def test_a_failure_of_ones_own_stays_it_when_no_other_is_heard_of(tmp_path: Path) -> None:
+def test_a_failure_without_a_report_from_another_pod_is_the_pods_own(tmp_path: Path) -> None:
     failed = make_report(Outcome.FAILED, "InternalError")
     others = Others()
     assert ended(tmp_path, {0: 70}, others, reports={0: failed}) == Ending(70, failed)
-    assert others.told == [(0, 70)]
+    assert others.sent == [(0, 70)]
 
 
-def test_a_cause_of_ones_own_is_told_though_another_pod_is_lost_with_it(tmp_path: Path) -> None:
+def test_a_cause_in_this_pod_comes_before_the_loss_of_another(tmp_path: Path) -> None:
     ending = ended(tmp_path, {0: 75, 1: 137}, Others([Lost(1)]))
     assert (ending.code, ending.report.reason) == (137, "ContainerError")
 
@@ -183,21 +183,21 @@ def test_a_stop_before_a_process_could_report_is_a_stop(tmp_path: Path) -> None:
     assert (ending.code, ending.report.outcome, ending.report.reason) == (75, Outcome.PREEMPTED, "Preempted")
 
 
-def test_all_pods_that_stop_together_name_who_was_asked_to(tmp_path: Path) -> None:
+def test_only_the_pod_that_got_sigterm_reports_a_stop_of_its_own(tmp_path: Path) -> None:
     asked = ended(tmp_path, {0: 75, 1: 75}, Others([Lost(1, 75)]), reports={0: PREEMPTED}, is_stopped=True)
     assert asked == Ending(75, PREEMPTED)
     followed = ended(tmp_path, {0: 75, 1: 75}, Others([Lost(1, 75)]), reports={0: PREEMPTED})
     assert (followed.code, followed.report.reason, followed.report.last_step) == (75, "PeerLost", 7)
 
 
-def test_a_pod_that_nobody_joins_gives_up_and_says_whom_it_missed(
+def test_a_pod_without_the_others_ends_and_names_the_missing_pod(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(launcher, "GATHER_SECONDS", 0.0)
     for node in (0, 1):
         ending = ended(tmp_path, {}, Others(is_here=False), node=node)
         assert (ending.code, ending.report.reason) == (75, "PeerLost")
-        assert "pod 1 of 2 did not come within 0 seconds" in ending.report.message
+        assert "pod 1 of 2 did not connect within 0 seconds" in ending.report.message
 
 
 @pytest.mark.parametrize(
@@ -211,7 +211,7 @@ def test_a_pod_that_nobody_joins_gives_up_and_says_whom_it_missed(
         (1, Lost(0, ExitCode.PREEMPTED), False, False),
     ],
 )
-def test_the_first_pod_writes_down_what_a_disruption_of_any_pod_ended(
+def test_the_first_pod_records_an_interruption_of_any_pod(
     tmp_path: Path, node: int, event: Lost, is_stopped: bool, is_written: bool
 ) -> None:
     layout = Layout(2, 2, node, "x-1-0.x-1")
@@ -219,8 +219,8 @@ def test_the_first_pod_writes_down_what_a_disruption_of_any_pod_ended(
     if is_stopped:
         stop.set()
     ranks = Ranks(layout, tmp_path, {}, {})
-    pod = Pod(RunState(stop), make_config(), layout, ranks=ranks, lifeline=Others([event]), port=0)
-    assert pod.must_be_written_down(pod.run()) is is_written
+    pod = Pod(RunState(stop), make_config(), layout, ranks=ranks, peers=Others([event]), port=0)
+    assert pod.must_record_interruption(pod.run()) is is_written
 
 
 def environments(layout: Layout) -> Sequence[tuple[str, str, str]]:
@@ -228,15 +228,15 @@ def environments(layout: Layout) -> Sequence[tuple[str, str, str]]:
     return [(one["RANK"], one["LOCAL_RANK"], one["WORLD_SIZE"]) for one in found]
 
 
-def test_each_process_knows_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_process_gets_its_rank(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("JOB_COMPLETION_INDEX", "1")
-    layout = layout_of(make_config())
+    layout = build_layout(make_config())
     assert environments(layout) == [("2", "0", "4"), ("3", "1", "4")]
     assert layout.environment(0, {})["MASTER_ADDR"] == "x-1-0.x-1"
-    alone = layout_of(make_config(nodes=1))
+    alone = build_layout(make_config(nodes=1))
     assert environments(alone) == [("0", "0", "2"), ("1", "1", "2")]
     assert alone.environment(0, {})["MASTER_ADDR"] == "127.0.0.1"
-    assert layout_of(make_config(nodes=1, gpus=0)).size == 1
+    assert build_layout(make_config(nodes=1, gpus=0)).size == 1
 
 
 @pytest.mark.parametrize(
@@ -257,23 +257,23 @@ def test_processes_share_the_cores_that_the_pod_may_use(
     monkeypatch: pytest.MonkeyPatch, gpus: int, resources: dict[str, dict[str, str | int]], threads: str
 ) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda _: range(64))
-    layout = layout_of(make_config(1, gpus, **resources))
+    layout = build_layout(make_config(1, gpus, **resources))
     assert layout.environment(0, {})["OMP_NUM_THREADS"] == threads
     assert layout.environment(0, {"OMP_NUM_THREADS": "3"})["OMP_NUM_THREADS"] == "3"
 
 
 @pytest.mark.parametrize("index", ["2", "-1", "one"])
-def test_a_pod_that_does_not_know_its_place_is_refused(monkeypatch: pytest.MonkeyPatch, index: str) -> None:
+def test_a_pod_without_a_valid_index_is_refused(monkeypatch: pytest.MonkeyPatch, index: str) -> None:
     monkeypatch.setenv("JOB_COMPLETION_INDEX", index)
-    with pytest.raises(TrainerError, match="does not know its place") as caught:
-        layout_of(make_config())
+    with pytest.raises(TrainerError, match="has no valid place") as caught:
+        build_layout(make_config())
     assert caught.value.code is ExitCode.INVALID_CONFIG
 
 
 def test_pid_1_carries_no_training_library() -> None:
-    told = (
+    program = (
         "import sys, finetune_trainer.entrypoints.launcher;"
         "print(sorted({'torch', 'transformers', 'boto3'} & set(sys.modules)))"
     )
-    done = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -18,7 +18,14 @@ from finetune_trainer.monitoring.reporter import Reporter
 from finetune_trainer.sigterm import StopFlag
 from finetune_trainer.storage.local import LocalStorage
 from finetune_trainer.storage.protocol import Entry, OnBytes
-from finetune_trainer.training.checkpoints import Checkpoints, Pace, by_step, pace_of, remove_checkpoints, superseded
+from finetune_trainer.training.checkpoints import (
+    Checkpoints,
+    Schedule,
+    build_schedule,
+    group_by_step,
+    remove_checkpoints,
+    superseded,
+)
 
 OUTPUT = "s3://bucket/out"
 ROWS = {"dataset/train.jsonl": "a" * 64, "dataset/validation.jsonl": "b" * 64}
@@ -96,7 +103,7 @@ class Pod:
 
     def there(self) -> list[int]:
         """The steps of which something lies in storage."""
-        return sorted(by_step(self.storage.list(f"{OUTPUT}/checkpoints")))
+        return sorted(group_by_step(self.storage.list(f"{OUTPUT}/checkpoints")))
 
 
 def write(folder: Path, step: int) -> None:
@@ -350,7 +357,7 @@ def test_all_are_removed_when_the_result_is_published(bucket: Path) -> None:
 
 def test_files_of_nobody_are_left_alone() -> None:
     keys = ["step-000010/a", "step-000010/manifest.json", "step-7/a", "notes.txt", "step-000020", "mine/a"]
-    assert by_step(Entry(key, 3) for key in keys) == {10: {"a": 3, "manifest.json": 3}}
+    assert group_by_step(Entry(key, 3) for key in keys) == {10: {"a": 3, "manifest.json": 3}}
 
 
 @pytest.mark.parametrize(
@@ -366,20 +373,20 @@ def test_torn_checkpoints_do_not_count_among_those_kept(
 @pytest.mark.parametrize(
     ("asked", "settings", "expected"),
     [
-        ({"steps": 7}, {"eval_steps": 10, "total_steps": 100}, Pace(7)),
-        ({}, {"eval_steps": 10, "total_steps": 100}, Pace(10, 1800.0)),
-        ({}, {"total_steps": 50}, Pace(5, 1800.0)),
-        ({}, {"total_steps": 3}, Pace(1, 1800.0)),
+        ({"steps": 7}, {"eval_steps": 10, "total_steps": 100}, Schedule(7)),
+        ({}, {"eval_steps": 10, "total_steps": 100}, Schedule(10, 1800.0)),
+        ({}, {"total_steps": 50}, Schedule(5, 1800.0)),
+        ({}, {"total_steps": 3}, Schedule(1, 1800.0)),
     ],
 )
 def test_checkpoints_are_as_frequent_as_evaluations_unless_the_job_says(
-    asked: dict[str, Any], settings: dict[str, Any], expected: Pace
+    asked: dict[str, Any], settings: dict[str, Any], expected: Schedule
 ) -> None:
-    assert pace_of(Checkpoint.model_validate(asked), Resolved(**settings)) == expected
+    assert build_schedule(Checkpoint.model_validate(asked), Resolved(**settings)) == expected
 
 
 def test_a_slow_training_is_saved_in_between() -> None:
-    assert Pace(10, 1800.0).is_due(3, 1800.0)
-    assert not Pace(10, 1800.0).is_due(3, 1799.0)
-    assert not Pace(10).is_due(3, 1e9)
-    assert Pace(10).is_due(20, 0.0)
+    assert Schedule(10, 1800.0).is_due(3, 1800.0)
+    assert not Schedule(10, 1800.0).is_due(3, 1799.0)
+    assert not Schedule(10).is_due(3, 1e9)
+    assert Schedule(10).is_due(20, 0.0)

@@ -10,7 +10,7 @@ from finetune_api.spec import FineTuneJobSpec
 from finetune_trainer.errors import StorageUnavailable
 from finetune_trainer.storage.local import LocalStorage
 from finetune_trainer.storage.protocol import Storage
-from finetune_trainer.training import interrupted_runs as stopped_runs
+from finetune_trainer.training import interrupted_runs
 
 BEGAN = datetime(2026, 3, 1, tzinfo=UTC)
 
@@ -40,7 +40,7 @@ def make_config(uid: str = "uid-1") -> JobConfig:
 def stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, config: JobConfig, name: str, step: int = 1) -> None:
     monkeypatch.setenv(ENV_POD_NAME, name)
     monkeypatch.setenv(ENV_POD_UID, f"{name}-uid")
-    stopped_runs.write_down(config, Folder(tmp_path), BEGAN, step, None)
+    interrupted_runs.record(config, Folder(tmp_path), BEGAN, step, None)
 
 
 def test_runs_are_told_oldest_first_and_those_of_an_earlier_job_of_the_name_are_not(
@@ -50,7 +50,7 @@ def test_runs_are_told_oldest_first_and_those_of_an_earlier_job_of_the_name_are_
     stop(tmp_path, monkeypatch, earlier, "old")
     for name, step in [("z", 4), ("a", 9)]:
         stop(tmp_path, monkeypatch, config, name, step)
-    told = stopped_runs.read(config, Folder(tmp_path))
+    told = interrupted_runs.read(config, Folder(tmp_path))
     assert {(run.pod_uid, run.last_step) for run in told} == {("z-uid", 4), ("a-uid", 9)}
     assert {run.start_time for run in told} == {BEGAN}
     assert told == sorted(told, key=lambda run: run.end_time)
@@ -59,7 +59,7 @@ def test_runs_are_told_oldest_first_and_those_of_an_earlier_job_of_the_name_are_
 def test_nothing_is_left_once_the_job_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for uid in ("uid-0", "uid-1"):
         stop(tmp_path, monkeypatch, make_config(uid), "pod")
-    stopped_runs.remove(make_config(), Folder(tmp_path))
+    interrupted_runs.remove(make_config(), Folder(tmp_path))
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
@@ -67,12 +67,12 @@ def test_a_file_that_is_broken_is_passed_over(tmp_path: Path, monkeypatch: pytes
     config = make_config()
     stop(tmp_path, monkeypatch, config, "pod")
     Folder(tmp_path).put(f"{config.output_key()}/checkpoints/stopped-runs/uid-1/other.json", b'{"attempt": 1')
-    assert [run.pod_name for run in stopped_runs.read(config, Folder(tmp_path))] == ["pod"]
+    assert [run.pod_name for run in interrupted_runs.read(config, Folder(tmp_path))] == ["pod"]
 
 
 def test_a_process_that_is_no_pod_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(ENV_POD_NAME, raising=False)
-    stopped_runs.write_down(make_config(), Folder(tmp_path), BEGAN, 1, None)
+    interrupted_runs.record(make_config(), Folder(tmp_path), BEGAN, 1, None)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -85,5 +85,5 @@ def test_a_store_that_is_away_does_not_keep_a_stopped_run_from_ending(
 
     monkeypatch.setenv(ENV_POD_NAME, "pod")
     monkeypatch.setenv(ENV_POD_UID, "uid")
-    stopped_runs.write_down(make_config(), Away(tmp_path), BEGAN, 1, None)
+    interrupted_runs.record(make_config(), Away(tmp_path), BEGAN, 1, None)
     assert "nobody answers" in caplog.text

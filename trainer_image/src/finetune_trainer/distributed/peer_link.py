@@ -1,8 +1,8 @@
-"""The connection between the PID 1 of every pod and that of the first: who is lost, who failed, and that all is done.
+"""The connection between the PID 1 of every pod and the first pod's: it reports failed and lost pods, and the end.
 
-Lines of ASCII, at most 200 bytes each; what is longer, unknown or late ends the connection. Nothing is authenticated,
-as nothing is between the processes that train: the first pod believes who names the attempt. Never blocks for long, and
-has no thread: `poll` is called a few times a second.
+The protocol is lines of ASCII, at most 200 bytes each; a line that is longer, unknown or late ends the connection.
+Nothing is authenticated, as in the traffic between the training processes: the coordinator accepts every peer that
+names the attempt. There is no thread and no long wait: `poll` is called several times a second.
 """
 
 import logging
@@ -16,175 +16,177 @@ from finetune_api.handoff import ExitCode
 
 logger = logging.getLogger(__name__)
 
-LONGEST_LINE = 200
-MOST_BUFFERED = 65_536
+MAX_LINE = 200
+MAX_BUFFERED = 65_536
 PING_SECONDS = 5.0
 SILENT_SECONDS = 60.0
-"""A peer of which nothing was heard for so long is lost: a node that loses its power closes no connection."""
+"""A peer that sent nothing for this long is lost: a node without power closes no connection."""
 HELLO_SECONDS = 10.0
 CONNECT_SECONDS = 2.0
-MOST_STRANGERS = 64
+RETRY_SECONDS = 1.0
+MAX_PENDING = 64
 FAILED = re.compile(r"failed (\d{1,3}) (\d{1,3}|lost)")
 HELLO = re.compile(r"hello (\S{1,120}) (\d{1,3})")
 
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """A pod of the attempt that is no more; `code` is its exit code where it could tell."""
+    """A pod of the attempt that ended; `code` is its exit code, or None if it reported none."""
 
     node: int
     code: int | None = None
 
     def __str__(self) -> str:
-        told = "was lost" if self.code is None else f"ended with exit code {self.code}"
-        told = "was stopped by SIGTERM" if self.code == ExitCode.PREEMPTED else told
-        return f"pod {self.node} of this attempt {told}"
+        how = "was lost" if self.code is None else f"ended with exit code {self.code}"
+        how = "was stopped by SIGTERM" if self.code == ExitCode.PREEMPTED else how
+        return f"pod {self.node} of this attempt {how}"
 
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """The first pod has published: there is nothing left to wait for."""
+    """The first pod has published."""
 
 
 Event = Lost | Done
 
 
-class Lifeline(Protocol):
+class PeerLink(Protocol):
     """One end of the connections between the pods of an attempt."""
 
     def poll(self) -> list[Event]:
-        """What happened since the last call; never waits."""
+        """Return the events since the last call, without waiting."""
 
     def is_complete(self) -> bool:
-        """Whether every pod that this one must hear of was heard."""
+        """Return whether every expected pod has connected."""
 
     def missing(self) -> list[int]:
-        """The pods that were not heard of yet."""
+        """Return the pods that have not connected yet."""
 
-    def tell_failed(self, node: int, code: int | None) -> None:
-        """Say that a pod ended, as far as the connections still stand."""
+    def send_failed(self, node: int, code: int | None) -> None:
+        """Report that a pod ended, to every pod that is still connected."""
 
-    def tell_done(self) -> None:
-        """Say that the result is published."""
+    def send_done(self) -> None:
+        """Report that the result is published."""
 
     def close(self) -> None:
-        """End the connections."""
+        """Close the connections."""
 
 
 @dataclass
-class Line:
+class Connection:
     """One connection, read and written in lines."""
 
     socket: socket.socket
-    came: float = field(default_factory=time.monotonic)
-    heard: float = field(default_factory=time.monotonic)
-    told: float = field(default_factory=time.monotonic)
+    opened: float = field(default_factory=time.monotonic)
+    last_received: float = field(default_factory=time.monotonic)
+    last_sent: float = field(default_factory=time.monotonic)
     buffer: bytes = b""
-    is_gone: bool = False
+    is_closed: bool = False
 
     def read(self) -> list[str]:
-        """The whole lines that have arrived; `is_gone` where the other end is, is silent, or sends too much."""
-        while not self.is_gone:
+        """Return the complete lines received; set `is_closed` if the peer is closed, is silent or sends too much."""
+        while not self.is_closed:
             try:
                 data = self.socket.recv(4096)
             except (BlockingIOError, InterruptedError):
                 break
             except OSError:
                 data = b""
-            self.heard = time.monotonic()
+            self.last_received = time.monotonic()
             self.buffer += data
-            self.is_gone = not data or len(self.buffer) > MOST_BUFFERED
-        whole, found, rest = self.buffer.rpartition(b"\n")
+            self.is_closed = not data or len(self.buffer) > MAX_BUFFERED
+        whole, newline, rest = self.buffer.rpartition(b"\n")
         self.buffer = rest
-        lines = whole.decode("ascii", "replace").split("\n") if found else []
-        if max(map(len, [*lines, rest])) > LONGEST_LINE or time.monotonic() - self.heard > SILENT_SECONDS:
-            self.is_gone = True
-        if time.monotonic() - self.told > PING_SECONDS:
-            self.tell("ping")
-        return [line for line in lines if len(line) <= LONGEST_LINE]
+        lines = whole.decode("ascii", "replace").split("\n") if newline else []
+        if max(map(len, [*lines, rest])) > MAX_LINE or time.monotonic() - self.last_received > SILENT_SECONDS:
+            self.is_closed = True
+        if time.monotonic() - self.last_sent > PING_SECONDS:
+            self.send("ping")
+        return [line for line in lines if len(line) <= MAX_LINE]
 
-    def tell(self, line: str) -> None:
-        """Writes a line; it fits into the kernel's buffer, or the other end has not read for a long time."""
-        self.told = time.monotonic()
+    def send(self, line: str) -> None:
+        """Write a line. It fits into the kernel's buffer unless the peer has not read for a long time."""
+        self.last_sent = time.monotonic()
         try:
             self.socket.sendall(line.encode("ascii") + b"\n")
         except OSError:
-            self.is_gone = True
+            self.is_closed = True
 
 
-class FirstPod:
-    """The end in the first pod: it hears of every other, and tells each of the others' ends."""
+class Coordinator:
+    """The end in the first pod: it receives from every other pod and forwards each failure."""
 
     def __init__(self, attempt: str, nodes: int, port: int) -> None:
         self._attempt, self._nodes = attempt, nodes
         family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
         dual = family == socket.AF_INET6
-        self._server = socket.create_server(("", port), family=family, dualstack_ipv6=dual, backlog=MOST_STRANGERS)
+        self._server = socket.create_server(("", port), family=family, dualstack_ipv6=dual, backlog=MAX_PENDING)
         self._server.setblocking(False)
         self.port = int(self._server.getsockname()[1])
-        self._strangers: list[Line] = []
-        self._peers: dict[int, Line] = {}
+        self._pending: list[Connection] = []
+        self._peers: dict[int, Connection] = {}
 
     def poll(self) -> list[Event]:
-        """Takes in who comes, and returns the pods that are lost or ended."""
+        """Accept new peers and return the pods that ended or are lost."""
         self._accept()
-        self._meet()
+        self._admit()
         events: list[Event] = []
-        for node, line in self._peers.items():
-            told = [event for text in line.read() if (event := _failed(text))]
-            events += told or ([Lost(node)] if line.is_gone else [])
+        for node, peer in self._peers.items():
+            reported = [event for text in peer.read() if (event := _parse_failed(text))]
+            events += reported or ([Lost(node)] if peer.is_closed else [])
         return events
 
     def is_complete(self) -> bool:
-        """Whether all other pods have come."""
+        """Return whether all other pods have connected."""
         return len(self._peers) == self._nodes - 1
 
     def missing(self) -> list[int]:
-        """The pods that have not come."""
+        """Return the pods that have not connected."""
         return sorted(set(range(1, self._nodes)) - self._peers.keys())
 
-    def tell_failed(self, node: int, code: int | None) -> None:
-        """Tells every pod but the one that it is about."""
-        for peer, line in self._peers.items():
-            if peer != node:
-                line.tell(f"failed {node} {'lost' if code is None else code}")
+    def send_failed(self, node: int, code: int | None) -> None:
+        """Report the failure to every pod except the failed one."""
+        for number, peer in self._peers.items():
+            if number != node:
+                peer.send(_failed_line(node, code))
 
-    def tell_done(self) -> None:
-        """Tells every pod that it may go."""
-        for line in self._peers.values():
-            line.tell("done")
+    def send_done(self) -> None:
+        """Report to every pod that the result is published."""
+        for peer in self._peers.values():
+            peer.send("done")
 
     def close(self) -> None:
-        """Ends every connection; who connects from now on is refused."""
-        for line in [*self._peers.values(), *self._strangers]:
-            line.socket.close()
+        """Close every connection and refuse new ones."""
+        for connection in [*self._peers.values(), *self._pending]:
+            connection.socket.close()
         self._server.close()
 
     def _accept(self) -> None:
-        while len(self._strangers) < MOST_STRANGERS:
+        while len(self._pending) < MAX_PENDING:
             try:
-                connection, _ = self._server.accept()
+                accepted, _ = self._server.accept()
             except (BlockingIOError, InterruptedError, ConnectionError):
                 return
-            connection.setblocking(False)
-            self._strangers.append(Line(connection))
+            accepted.setblocking(False)
+            self._pending.append(Connection(accepted))
 
-    def _meet(self) -> None:
-        """Strangers become peers by their first line; those that say nothing sensible in time are shown out."""
-        for line in list(self._strangers):
-            texts = line.read()
-            if not texts and not line.is_gone and time.monotonic() - line.came < HELLO_SECONDS:
+    def _admit(self) -> None:
+        """Turn pending connections into peers by their first line; close those without a valid one in time."""
+        for connection in list(self._pending):
+            texts = connection.read()
+            is_early = time.monotonic() - connection.opened < HELLO_SECONDS
+            if not texts and not connection.is_closed and is_early:
                 continue
-            self._strangers.remove(line)
-            node = self._introduced(texts[0]) if texts else None
-            line.tell("no" if node is None else "ok")
+            self._pending.remove(connection)
+            node = self._parse_hello(texts[0]) if texts else None
+            connection.send("no" if node is None else "ok")
             if node is None:
-                line.socket.close()
+                connection.socket.close()
             else:
-                self._peers[node] = line
+                self._peers[node] = connection
 
-    def _introduced(self, text: str) -> int | None:
-        """The node rank in a greeting of this attempt; one that is here already cannot come again."""
+    def _parse_hello(self, text: str) -> int | None:
+        """Return the node rank in a hello line of this attempt; None if that node is connected already."""
         match = HELLO.fullmatch(text)
         if match is None or match[1] != self._attempt:
             return None
@@ -192,93 +194,97 @@ class FirstPod:
         return node if 0 < node < self._nodes and node not in self._peers else None
 
 
-class OtherPod:
-    """The end in any other pod: it hears of the first, and through it of all."""
+class Member:
+    """The end in any other pod: it is connected to the coordinator alone."""
 
     def __init__(self, attempt: str, node: int, address: tuple[str, int]) -> None:
         self._attempt, self._node, self._address = attempt, node, address
-        self._line: Line | None = None
-        self._is_met = False
+        self._connection: Connection | None = None
+        self._is_accepted = False
         self._next_try = 0.0
 
     def poll(self) -> list[Event]:
-        """Tries to reach the first pod until it answers; then returns what it tells."""
-        if self._line is None:
-            if not self._is_met:
-                self._try()
+        """Connect until the coordinator accepts; then return the events that it sends."""
+        if self._connection is None:
+            if not self._is_accepted:
+                self._connect()
             return []
-        line = self._line
-        events = [event for text in line.read() if (event := self._event(text))]
-        if line.is_gone:
-            line.socket.close()
-            self._line = None
-            self._next_try = time.monotonic() + 1.0
-        return events or ([Lost(0)] if line.is_gone and self._is_met else [])
+        connection = self._connection
+        events = [event for text in connection.read() if (event := self._parse(text))]
+        if connection.is_closed:
+            connection.socket.close()
+            self._connection = None
+            self._next_try = time.monotonic() + RETRY_SECONDS
+        return events or ([Lost(0)] if connection.is_closed and self._is_accepted else [])
 
     def is_complete(self) -> bool:
-        """Whether the first pod has answered."""
-        return self._is_met
+        """Return whether the coordinator has accepted this pod."""
+        return self._is_accepted
 
     def missing(self) -> list[int]:
-        """The first pod, until it has answered."""
-        return [] if self._is_met else [0]
+        """Return the first pod until it has accepted this one."""
+        return [] if self._is_accepted else [0]
 
-    def tell_failed(self, node: int, code: int | None) -> None:
-        """Tells the first pod, which tells all others."""
-        if self._line:
-            self._line.tell(f"failed {node} {'lost' if code is None else code}")
+    def send_failed(self, node: int, code: int | None) -> None:
+        """Report the failure to the coordinator, which forwards it."""
+        if self._connection:
+            self._connection.send(_failed_line(node, code))
 
-    def tell_done(self) -> None:
-        """Only the first pod can say that."""
+    def send_done(self) -> None:
+        """Do nothing: only the first pod publishes."""
 
     def close(self) -> None:
-        """Ends the connection."""
-        if self._line:
-            self._line.socket.close()
+        """Close the connection."""
+        if self._connection:
+            self._connection.socket.close()
 
-    def _event(self, text: str) -> Event | None:
-        self._is_met = self._is_met or text == "ok"
-        return Done() if text == "done" else _failed(text)
+    def _parse(self, text: str) -> Event | None:
+        self._is_accepted = self._is_accepted or text == "ok"
+        return Done() if text == "done" else _parse_failed(text)
 
-    def _try(self) -> None:
+    def _connect(self) -> None:
         if time.monotonic() < self._next_try:
             return
-        self._next_try = time.monotonic() + 1.0
+        self._next_try = time.monotonic() + RETRY_SECONDS
         try:
-            connection = socket.create_connection(self._address, CONNECT_SECONDS)
-        except OSError as error:  # no such name yet, nobody listens yet
-            logger.debug("%s:%d does not answer: %s", *self._address, error)
+            connected = socket.create_connection(self._address, CONNECT_SECONDS)
+        except OSError as error:  # the name does not resolve yet, or the port is not open yet
+            logger.debug("%s:%d refuses the connection: %s", *self._address, error)
             return
-        connection.setblocking(False)
-        self._line = Line(connection)
-        self._line.tell(f"hello {self._attempt} {self._node}")
+        connected.setblocking(False)
+        self._connection = Connection(connected)
+        self._connection.send(f"hello {self._attempt} {self._node}")
 
 
-class NoOtherPod:
-    """The lifeline of an attempt that is one pod."""
+class NoPeers:
+    """The peer link of an attempt with a single pod; there is nothing to send or receive."""
 
     def poll(self) -> list[Event]:
-        """Nothing happens."""
+        """Return no event."""
         return []
 
     def is_complete(self) -> bool:
-        """Always."""
+        """Return True."""
         return True
 
     def missing(self) -> list[int]:
-        """Nobody."""
+        """Return no pod."""
         return []
 
-    def tell_failed(self, node: int, code: int | None) -> None:
-        """There is nobody to tell."""
+    def send_failed(self, node: int, code: int | None) -> None:
+        """Do nothing."""
 
-    def tell_done(self) -> None:
-        """There is nobody to tell."""
+    def send_done(self) -> None:
+        """Do nothing."""
 
     def close(self) -> None:
-        """There is nothing to close."""
+        """Do nothing."""
 
 
-def _failed(text: str) -> Lost | None:
+def _failed_line(node: int, code: int | None) -> str:
+    return f"failed {node} {'lost' if code is None else code}"
+
+
+def _parse_failed(text: str) -> Lost | None:
     match = FAILED.fullmatch(text)
     return Lost(int(match[1]), None if match[2] == "lost" else int(match[2])) if match else None

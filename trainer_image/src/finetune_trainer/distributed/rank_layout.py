@@ -1,43 +1,43 @@
-"""How many processes train together, which of them run in this pod, and how each is told of its place."""
+"""The number of training processes, the ranks of this pod, and the environment of each."""
 
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from finetune_api.handoff import LIFELINE_PORT, RENDEZVOUS_PORT, ExitCode, JobConfig
+from finetune_api.handoff import PEER_LINK_PORT, RENDEZVOUS_PORT, ExitCode, JobConfig
 from finetune_api.pods import Resources
 from finetune_api.scalars import parse_quantity
 from finetune_trainer.errors import TrainerError
 
 ENV_NODE = "JOB_COMPLETION_INDEX"
-"""The pod's number, as an Indexed Job tells it."""
+"""The pod's completion index, set by the Indexed Job."""
 ENV_THREADS = "OMP_NUM_THREADS"
-"""Read when torch is imported."""
-PARTED = "parted"
-"""A file in a process's workspace: it needs the others no more."""
+"""torch reads it when it is imported."""
+LEFT_GROUP = "left-group"
+"""File in a rank's workspace: it has destroyed the process group and no longer needs the others."""
 THIS_MACHINE = "127.0.0.1"
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """The pods of an attempt and the processes in each, seen from one of the pods."""
+    """The pods of an attempt and the processes in each, from the view of one pod."""
 
     nodes: int = 1
     per_node: int = 1
     node: int = 0
     first_pod: str = THIS_MACHINE
     rendezvous_port: int = RENDEZVOUS_PORT
-    lifeline_port: int = LIFELINE_PORT
+    peer_link_port: int = PEER_LINK_PORT
     cores: int = 1
 
     @property
     def size(self) -> int:
-        """All processes of the attempt."""
+        """Number of processes of the attempt."""
         return self.nodes * self.per_node
 
     @property
     def is_first(self) -> bool:
-        """Whether this is the pod of rank 0."""
+        """Whether rank 0 runs in this pod."""
         return self.node == 0
 
     @property
@@ -47,11 +47,11 @@ class Layout:
 
     @property
     def threads(self) -> int:
-        """The threads of each process for arithmetic: the processes of a pod share its cores."""
+        """Compute threads of each process: the processes of a pod share its cores."""
         return max(1, self.cores // self.per_node)
 
     def environment(self, local_rank: int, inherited: Mapping[str, str]) -> dict[str, str]:
-        """The environment of one process, in torch's words."""
+        """Return the environment of one process, with torch's variables."""
         return {ENV_THREADS: str(self.threads), **inherited} | {
             "RANK": str(self.ranks[local_rank]),
             "LOCAL_RANK": str(local_rank),
@@ -62,27 +62,29 @@ class Layout:
         }
 
 
-def layout_of(config: JobConfig, rendezvous_port: int = RENDEZVOUS_PORT, lifeline_port: int = LIFELINE_PORT) -> Layout:
-    """The layout that the job asks for, seen from the pod that this process runs in."""
+def build_layout(
+    config: JobConfig, rendezvous_port: int = RENDEZVOUS_PORT, peer_link_port: int = PEER_LINK_PORT
+) -> Layout:
+    """Return the layout that the job requests, from the view of this pod."""
     resources = config.spec.resources
     nodes = resources.nodes
     per_node = resources.ranks // nodes
     if nodes == 1:
-        return Layout(1, per_node, 0, THIS_MACHINE, rendezvous_port, lifeline_port, cores_of(resources))
+        return Layout(1, per_node, 0, THIS_MACHINE, rendezvous_port, peer_link_port, count_cores(resources))
     node = os.environ.get(ENV_NODE, "0")
     if not config.first_pod or not node.isdecimal() or int(node) >= nodes:
-        told = f"firstPod is {config.first_pod!r} and {ENV_NODE} is {node!r}"
+        found = f"firstPod is {config.first_pod!r} and {ENV_NODE} is {node!r}"
         raise TrainerError(
-            ExitCode.INVALID_CONFIG, f"resources.nodes is {nodes}, but the pod does not know its place: {told}"
+            ExitCode.INVALID_CONFIG, f"resources.nodes is {nodes}, but the pod has no valid place: {found}"
         )
-    return Layout(nodes, per_node, int(node), config.first_pod, rendezvous_port, lifeline_port, cores_of(resources))
+    return Layout(nodes, per_node, int(node), config.first_pod, rendezvous_port, peer_link_port, count_cores(resources))
 
 
-def cores_of(resources: Resources) -> int:
-    """The cores of a pod: its CPU limit, else its request, else all of the node.
+def count_cores(resources: Resources) -> int:
+    """Return the cores of a pod: its CPU limit, else its request, else all cores of the node.
 
-    Left to itself, torch starts a thread for each core of the node, and they wait for each other's turn.
+    By default torch starts a thread for each core of the node; with a CPU limit they compete for time.
     """
-    seen = len(os.sched_getaffinity(0))
-    given = (resources.limits or {}).get("cpu") or (resources.requests or {}).get("cpu")
-    return min(seen, max(1, parse_quantity(given))) if given else seen
+    available = len(os.sched_getaffinity(0))
+    requested = (resources.limits or {}).get("cpu") or (resources.requests or {}).get("cpu")
+    return min(available, max(1, parse_quantity(requested))) if requested else available

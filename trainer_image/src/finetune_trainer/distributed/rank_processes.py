@@ -1,4 +1,4 @@
-"""The training processes of one pod: started, ended and asked how they ended."""
+"""The training processes of one pod: start them, stop them, and choose the exit code of the pod."""
 
 import logging
 import os
@@ -9,11 +9,16 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from finetune_api.handoff import TERMINAL_EXIT_CODES, ExitCode
-from finetune_trainer.distributed.rank_layout import PARTED, Layout
+from finetune_trainer.distributed.rank_layout import LEFT_GROUP, Layout
 
 logger = logging.getLogger(__name__)
 
-TERMINATED = 143
+POLL_SECONDS = 0.05
+SIGNALLED = 128
+KILLED = SIGNALLED + 9
+TERMINATED = SIGNALLED + 15
+SPECIFICITY: tuple[int, ...] = (*sorted(TERMINAL_EXIT_CODES), ExitCode.STORAGE_UNAVAILABLE, KILLED)
+"""Most specific first; then every other code, 70 among them, then 75, and 0 last."""
 
 
 class RankProcesses:
@@ -23,11 +28,11 @@ class RankProcesses:
         self._layout, self._workspace, self._options = layout, workspace, options
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
         self._codes: dict[int, int] = {}
-        self._asked: set[int] = set()
+        self._terminated: set[int] = set()
         self._killed: set[int] = set()
 
     def start(self) -> None:
-        """Starts every process of this pod; the first of them answers on the pod's port."""
+        """Start every process of this pod; the first one serves the pod's port."""
         for local_rank, rank in enumerate(self._layout.ranks):
             folder = self.folder(rank)
             folder.mkdir(parents=True, exist_ok=True)
@@ -38,90 +43,83 @@ class RankProcesses:
             ]  # fmt: skip
             environment = self._layout.environment(local_rank, os.environ)
             self._processes[rank] = subprocess.Popen(command, env=environment)  # noqa: S603 - our own program
-        logger.info("rank %s of %d started", ", ".join(map(str, self._processes)), self._layout.size)
+        logger.info("started rank %s of %d", ", ".join(map(str, self._processes)), self._layout.size)
 
     def folder(self, rank: int) -> Path:
-        """Where that process works and leaves its report."""
+        """Return the rank's workspace, which also holds its report."""
         return self._workspace / f"rank-{rank}"
 
     def report(self, rank: int) -> str:
-        """The report that the process left, or nothing."""
+        """Return the report that the rank wrote, or an empty string."""
         try:
             return (self.folder(rank) / "report.json").read_text(encoding="utf-8")
         except OSError:
             return ""
 
     def is_saving(self) -> bool:
-        """Whether rank 0, if it is one of these, is about to save a checkpoint."""
+        """Return whether rank 0 runs in this pod and is saving a checkpoint."""
         return (self.folder(0) / "checkpoint").exists()
 
-    def has_parted(self) -> bool:
-        """Whether rank 0, if it is one of these, has trained and needs the other processes no more."""
-        return (self.folder(0) / PARTED).exists()
+    def has_left_group(self) -> bool:
+        """Return whether rank 0 runs in this pod and no longer needs the other processes."""
+        return (self.folder(0) / LEFT_GROUP).exists()
 
     def codes(self) -> dict[int, int]:
-        """The exit codes of the processes that have ended by themselves, by rank."""
+        """Return the exit codes of the processes that ended without SIGKILL from here, by rank."""
         for rank, process in self._processes.items():
             if rank not in self._codes and process.poll() is not None:
-                code = exit_code(process.returncode)
-                is_stop = code == TERMINATED and rank in self._asked  # before it had a handler
+                code = to_exit_code(process.returncode)
+                is_stop = code == TERMINATED and rank in self._terminated  # before its handler was installed
                 self._codes[rank] = ExitCode.PREEMPTED if is_stop else code
         return {rank: code for rank, code in self._codes.items() if rank not in self._killed}
 
     def are_running(self) -> bool:
-        """Whether any process runs."""
+        """Return whether any process runs."""
         self.codes()
         return len(self._codes) < len(self._processes)
 
     def terminate(self) -> None:
-        """Sends SIGTERM to those that run."""
+        """Send SIGTERM to the running processes."""
         self.codes()
         for rank, process in self._processes.items():
             if rank not in self._codes:
-                self._asked.add(rank)
+                self._terminated.add(rank)
                 process.terminate()
 
-    def end(self, patience: float, meanwhile: Callable[[], object] = lambda: None) -> None:
-        """SIGTERM, and after `patience` seconds SIGKILL, which is no end of their own; `meanwhile` is called often."""
+    def stop(self, drain_timeout: float, on_poll: Callable[[], object] = lambda: None) -> None:
+        """Send SIGTERM, and SIGKILL after `drain_timeout` seconds; call `on_poll` while waiting."""
         self.terminate()
-        deadline = time.monotonic() + patience
+        deadline = time.monotonic() + drain_timeout
         while self.are_running() and time.monotonic() < deadline:
-            time.sleep(0.05)
-            meanwhile()
+            time.sleep(POLL_SECONDS)
+            on_poll()
         for rank, process in self._processes.items():
             if rank not in self._codes:
-                logger.warning("rank %d did not end within %.0f seconds of SIGTERM and is killed", rank, patience)
+                logger.warning("rank %d did not end within %.0f seconds of SIGTERM: killing it", rank, drain_timeout)
                 self._killed.add(rank)
                 process.kill()
                 process.wait()
         self.codes()
 
 
-KILLED = 137
-SIGNALLED = 128
-
-ORDER: tuple[int, ...] = (*sorted(TERMINAL_EXIT_CODES), ExitCode.STORAGE_UNAVAILABLE, KILLED)
-"""Most specific first; then whatever else is not in the table, 70 among it, then 75, and 0 only where all are 0."""
-
-
 def most_specific(codes: Iterable[int]) -> int:
-    """The code that the pod ends with: what will not pass by itself before what may, and a cause before its echo."""
+    """Return the exit code of the pod: a permanent failure before a transient one, a cause before its echo."""
     return min(codes, key=specificity)
 
 
 def specificity(code: int) -> int:
-    """The code's place in the order; smaller is more specific."""
+    """Return the code's place in the order; smaller is more specific."""
     match code:
-        case _ if code in ORDER:
-            return ORDER.index(code)
+        case _ if code in SPECIFICITY:
+            return SPECIFICITY.index(code)
         case ExitCode.OK:
-            return len(ORDER) + 2
+            return len(SPECIFICITY) + 2
         case ExitCode.PREEMPTED:
-            return len(ORDER) + 1
+            return len(SPECIFICITY) + 1
         case _:
-            return len(ORDER)
+            return len(SPECIFICITY)
 
 
-def exit_code(returncode: int) -> int:
-    """What a shell would call it: a process that died of a signal has 128 and the signal's number."""
+def to_exit_code(returncode: int) -> int:
+    """Return the exit code as a shell reports it: 128 plus the signal's number for a process that a signal ended."""
     return returncode if returncode >= 0 else SIGNALLED - returncode

@@ -1,6 +1,6 @@
-"""Method Full on several processes: each holds a share of every weight, gradient and moment, and borrows the rest.
+"""Method Full on several processes: each holds a shard of every weight, gradient and moment, and gathers the rest.
 
-By torch's own `fully_shard`: the library's switch for it trains without sharding on CPUs, and says nothing.
+It uses torch's `fully_shard`, because the switch in transformers trains without sharding on CPUs, without an error.
 """
 
 import logging
@@ -19,88 +19,89 @@ from finetune_trainer.errors import TrainerError
 logger = logging.getLogger(__name__)
 
 LARGEST_SHARE = 1.25
-"""A process may hold so many times its even share, for tensors that do not divide evenly."""
+"""A process may hold this multiple of its even share, because not all tensors divide evenly."""
 SMALL = 1 << 16
-"""Bytes of parameters below which uneven shares say nothing."""
+"""Bytes of parameters that are allowed on top: the shares of small tensors are uneven."""
 
 
 def shard(model: PreTrainedModel, world: World, device: torch.device) -> None:
-    """Shares the model out, layer by layer; refuses to go on where it is not shared out in truth."""
+    """Shard the model, layer by layer; raise if it is not really sharded."""
     mesh = init_device_mesh(device.type, (world.size,))
     for layer in _layers(model):
         fully_shard(layer, mesh=mesh)
     fully_shard(model, mesh=mesh, reshard_after_forward=True)
-    # The library's words for a model that owns its placement: it must neither wrap it nor move it.
+    # With these attributes the library neither wraps nor moves the model.
     model._is_distributed_loading_by_transformers = True
     model._is_fsdp_managed_module = True
     require_sharded(model, world.size)
 
 
 def require_sharded(model: torch.nn.Module, size: int) -> None:
-    """Raises unless layers are wrapped and this process holds about one part in `size` of the weights."""
+    """Raise unless layers are wrapped and this process holds about one part in `size` of the weights."""
     wrapped = sum(isinstance(module, FSDPModule) for module in model.modules())
     whole = sum(one.numel() * one.element_size() for one in model.parameters())
-    mine = sum(local(one).numel() * one.element_size() for one in model.parameters())
-    told = f"{wrapped} modules are wrapped, and this process holds {mine:,} of {whole:,} bytes of weights"
-    logger.info("method Full on %d processes: %s", size, told)
-    if wrapped < 2 or mine > whole / size * LARGEST_SHARE + SMALL:
-        raise TrainerError(ExitCode.INTERNAL_ERROR, f"the model is not shared out between {size} processes: {told}")
+    held = sum(local_shard(one).numel() * one.element_size() for one in model.parameters())
+    found = f"{wrapped} modules are wrapped, and this process holds {held:,} of {whole:,} bytes of weights"
+    logger.info("method Full on %d processes: %s", size, found)
+    if wrapped < 2 or held > whole / size * LARGEST_SHARE + SMALL:
+        raise TrainerError(ExitCode.INTERNAL_ERROR, f"the model is not sharded over {size} processes: {found}")
 
 
 def is_sharded(model: torch.nn.Module) -> bool:
-    """Whether the model's weights are shared out."""
+    """Return whether the model's weights are sharded."""
     return isinstance(model, FSDPModule)
 
 
-def give_back(model: torch.nn.Module) -> None:
-    """Lets go of what was borrowed for a forward pass: what stands in the model is then this process's shares."""
+def reshard(model: torch.nn.Module) -> None:
+    """Free the weights gathered for a forward pass: the model then holds this process's shards."""
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
 
 
-def local(tensor: torch.Tensor) -> torch.Tensor:
-    """This process's share of the tensor; of one that is not shared out, all of it."""
+def local_shard(tensor: torch.Tensor) -> torch.Tensor:
+    """Return this process's shard of the tensor, or the whole tensor if it is not sharded."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def gathered(tensor: torch.Tensor) -> torch.Tensor:
-    """The whole tensor on the CPU, in every process, which all must ask for it."""
+def full_tensor(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the whole tensor on the CPU, in every process; a collective."""
     return tensor.full_tensor().cpu() if isinstance(tensor, DTensor) else tensor
 
 
-def fill(parameter: torch.Tensor, saved: torch.Tensor | None) -> None:
-    """Gives every process its share of a tensor that the first one has read."""
+def load_parameter(parameter: torch.Tensor, saved: torch.Tensor | None) -> None:
+    """Copy the saved tensor into the parameter. If it is sharded, only the first process needs to have read it."""
     if not isinstance(parameter, DTensor):
         if saved is None:
             raise KeyError("a trained weight is not in the file")
         parameter.copy_(saved)
         return
     whole = torch.empty(parameter.shape, dtype=parameter.dtype) if saved is None else saved.to(parameter.dtype)
-    shared = distribute_tensor(whole.to(parameter.device), parameter.device_mesh, parameter.placements)
-    parameter.to_local().copy_(shared.to_local())
+    sharded = distribute_tensor(whole.to(parameter.device), parameter.device_mesh, parameter.placements)
+    parameter.to_local().copy_(sharded.to_local())
 
 
-def gathered_state(optimiser: torch.optim.Optimizer) -> dict[str, Any]:
-    """The optimiser's state as one process alone would have it, on the CPU; all must ask for it."""
+def full_state(optimiser: torch.optim.Optimizer) -> dict[str, Any]:
+    """Return the optimiser's unsharded state on the CPU; a collective."""
     state = optimiser.state_dict()
     moments = {
-        at: {name: gathered(value) if isinstance(value, DTensor) else value for name, value in one.items()}
+        at: {name: full_tensor(value) if isinstance(value, DTensor) else value for name, value in one.items()}
         for at, one in state["state"].items()
     }
     return {"state": moments, "param_groups": state["param_groups"]}
 
 
 def load_state(optimiser: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
-    """Takes this process's shares of a state that is whole, as `gathered_state` gives it."""
+    """Load this process's shards of an unsharded state, as `full_state` returns it."""
     parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
     moments = {
-        at: {name: _share(value, parameters[at]) for name, value in one.items()} for at, one in saved["state"].items()
+        at: {name: _shard_value(value, parameters[at]) for name, value in one.items()}
+        for at, one in saved["state"].items()
     }
     optimiser.load_state_dict({"state": moments, "param_groups": saved["param_groups"]})
 
 
-def _share(value: Any, parameter: torch.Tensor) -> Any:
+def _shard_value(value: Any, parameter: torch.Tensor) -> Any:
     if not isinstance(parameter, DTensor) or not isinstance(value, torch.Tensor) or value.shape != parameter.shape:
         return value
     on_device = value.to(parameter.device)
@@ -108,19 +109,19 @@ def _share(value: Any, parameter: torch.Tensor) -> Any:
 
 
 def _layers(model: PreTrainedModel) -> list[torch.nn.Module]:
-    """The decoder's layers, by the library's own list of what must not be torn apart."""
+    """Return the decoder's layers: the modules that the library must not split."""
     names = set(model._no_split_modules or ())
     layers = [module for module in model.modules() if type(module).__name__ in names]
     if not layers:
-        told = f"{type(model).__name__} does not name its layers: use tuning.method LoRA, or one GPU"
-        raise TrainerError(ExitCode.INVALID_CONFIG, f"the model cannot be shared out between processes: {told}")
+        problem = f"{type(model).__name__} does not declare its layers: use tuning.method LoRA, or one GPU"
+        raise TrainerError(ExitCode.INVALID_CONFIG, f"the model cannot be sharded over processes: {problem}")
     return layers
 
 
 def require_same_gradients(model: torch.nn.Module, world: World) -> None:
-    """Raises where the processes have different gradients after they should have been averaged."""
+    """Raise if the gradients differ between processes after they were averaged."""
     norms = [one.grad.double().norm() for one in model.parameters() if one.grad is not None and one.requires_grad]
-    mine = torch.stack([norm.cpu() for norm in norms]) if norms else torch.zeros(1, dtype=torch.float64)
-    found = world.gather(mine)
+    own = torch.stack([norm.cpu() for norm in norms]) if norms else torch.zeros(1, dtype=torch.float64)
+    found = world.gather(own)
     if not all(torch.equal(one, found[0]) for one in found):
-        raise TrainerError(ExitCode.INTERNAL_ERROR, "the processes have different gradients at the first step")
+        raise TrainerError(ExitCode.INTERNAL_ERROR, "the gradients of the processes differ at the first step")

@@ -1,4 +1,4 @@
-"""The processes that train together, seen from one of them; a process that trains alone asks nobody."""
+"""The training processes from the view of one of them; a process that trains alone communicates with no other."""
 
 import logging
 import socket
@@ -19,18 +19,18 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-LONGEST_COLLECTIVE = timedelta(minutes=30)
-"""A step in which a process does not answer for so long hangs; what may take longer is waited for by asking."""
-MEET_SECONDS = 900.0
-"""How long a process, whose pod is there, may take to begin."""
-LOOK_SECONDS = 0.1
+COLLECTIVE_TIMEOUT = timedelta(minutes=30)
+"""A step in which a process is silent for so long hangs; work that can take longer polls a key instead."""
+JOIN_SECONDS = 900.0
+"""How long a process may take to start once its pod is there."""
+POLL_SECONDS = 0.1
 LEAVE_SECONDS = 15.0
 
-Beat = Callable[[], None]
+OnPoll = Callable[[], None]
 
 
 class World:
-    """A process that trains alone, and what it would ask of others."""
+    """A process that trains alone."""
 
     rank = 0
     size = 1
@@ -39,167 +39,166 @@ class World:
 
     @property
     def is_first(self) -> bool:
-        """Whether this is the process that saves and publishes."""
+        """Return whether this process saves and publishes."""
         return self.rank == 0
 
-    def agree(self, flag: bool) -> bool:
-        """Whether any process says so; all must ask at the same point."""
+    def any_rank(self, flag: bool) -> bool:
+        """Return whether the flag is set in any process; a collective."""
         return flag
 
-    def gather(self, mine: torch.Tensor) -> list[torch.Tensor]:
-        """Every process's tensor, of the same shape and on the CPU, in order of the ranks."""
-        return [mine]
+    def gather(self, own: torch.Tensor) -> list[torch.Tensor]:
+        """Return every process's tensor, of the same shape and on the CPU, in order of the ranks; a collective."""
+        return [own]
 
-    def gather_bytes(self, mine: bytes) -> list[bytes]:
-        """Every process's bytes, in order of the ranks."""
-        size = torch.tensor([len(mine)], dtype=torch.int64)
+    def gather_bytes(self, own: bytes) -> list[bytes]:
+        """Return every process's bytes, in order of the ranks; a collective."""
+        size = torch.tensor([len(own)], dtype=torch.int64)
         sizes = [int(one) for one in self.gather(size)]
         padded = torch.zeros(max(sizes), dtype=torch.uint8)
-        padded[: len(mine)] = torch.frombuffer(bytearray(mine), dtype=torch.uint8)
+        padded[: len(own)] = torch.frombuffer(bytearray(own), dtype=torch.uint8)
         return [bytes(one[:length].numpy()) for one, length in zip(self.gather(padded), sizes, strict=True)]
 
-    def tell(self, name: str, value: str = "") -> None:
-        """Leaves a word for those that wait for it."""
+    def set_key(self, name: str, value: str = "") -> None:
+        """Set a key in the store of the processes."""
 
-    def wait(self, name: str, beat: Beat) -> str:
-        """The word of that name, however long it takes; `beat` is called meanwhile and may raise."""
+    def wait_key(self, name: str, on_poll: OnPoll) -> str:
+        """Return the key's value; wait for it without limit, calling `on_poll`, which may raise."""
         return ""
 
-    def meet(self, name: str, beat: Beat) -> None:
-        """Waits until every process has come to this point, however long it takes."""
-        self.tell(f"{name}/{self.rank}")
+    def barrier(self, name: str, on_poll: OnPoll) -> None:
+        """Wait without limit until every process has reached this point."""
+        self.set_key(f"{name}/{self.rank}")
         for rank in range(self.size):
-            self.wait(f"{name}/{rank}", beat)
+            self.wait_key(f"{name}/{rank}", on_poll)
 
-    def deal(self, all_of_them: Sequence[T]) -> Iterator[tuple[T, bool]]:
-        """This process's share, every so-many-th, and whether each counts: shares are filled up to the same length."""
-        rounds = -(-len(all_of_them) // self.size)
+    def shard(self, items: Sequence[T]) -> Iterator[tuple[T, bool]]:
+        """Yield every n-th item, and whether it counts: all shards are padded to the same length."""
+        rounds = -(-len(items) // self.size)
         for turn in range(rounds):
             at = turn * self.size + self.rank
-            is_counted = at < len(all_of_them)
-            yield all_of_them[at if is_counted else 0], is_counted
+            is_counted = at < len(items)
+            yield items[at if is_counted else 0], is_counted
 
-    def part(self, beat: Beat) -> None:
-        """Ends what holds the processes together, once the first is ready to go on alone."""
+    def destroy_group(self, on_poll: OnPoll) -> None:
+        """Destroy the process group once the first process no longer needs it."""
 
     def leave(self) -> None:
-        """The last word between the processes: the first one stays until all have said it."""
+        """Wait until all processes have finished with the store, which the first one hosts."""
 
 
 ALONE = World()
 
 
 class ManyRanks(World):
-    """One of several processes, with a group of its own for words between the CPUs."""
+    """One of several processes, with a Gloo group of its own for tensors on the CPU."""
 
     def __init__(self, rank: int, size: int, local_rank: int, local_size: int, store: Store) -> None:
         self.rank, self.size, self.local_rank = rank, size, local_rank
         self.node = rank // local_size
         self._store = store
-        self._control = dist.new_group(backend="gloo", timeout=LONGEST_COLLECTIVE)
+        self._control = dist.new_group(backend="gloo", timeout=COLLECTIVE_TIMEOUT)
 
-    def agree(self, flag: bool) -> bool:
-        """Whether any process says so."""
-        word = torch.tensor([int(flag)], dtype=torch.int32)
-        dist.all_reduce(word, dist.ReduceOp.MAX, group=self._control)
-        return bool(word.item())
+    def any_rank(self, flag: bool) -> bool:
+        """All-reduce the flag."""
+        found = torch.tensor([int(flag)], dtype=torch.int32)
+        dist.all_reduce(found, dist.ReduceOp.MAX, group=self._control)
+        return bool(found.item())
 
-    def gather(self, mine: torch.Tensor) -> list[torch.Tensor]:
-        """Every process's tensor."""
-        found = [torch.empty_like(mine) for _ in range(self.size)]
-        dist.all_gather(found, mine, group=self._control)
+    def gather(self, own: torch.Tensor) -> list[torch.Tensor]:
+        """All-gather the tensor."""
+        found = [torch.empty_like(own) for _ in range(self.size)]
+        dist.all_gather(found, own, group=self._control)
         return found
 
-    def tell(self, name: str, value: str = "") -> None:
-        """Leaves a word."""
+    def set_key(self, name: str, value: str = "") -> None:
+        """Set the key."""
         self._store.set(name, value)
 
-    def wait(self, name: str, beat: Beat) -> str:
-        """Asks for the word until it is there."""
+    def wait_key(self, name: str, on_poll: OnPoll) -> str:
+        """Poll the key until it is set."""
         while not self._store.check([name]):
-            beat()
-            time.sleep(LOOK_SECONDS)
+            on_poll()
+            time.sleep(POLL_SECONDS)
         return str(self._store.get(name), "utf-8")
 
-    def part(self, beat: Beat) -> None:
-        """All at the same time: NCCL takes a process that leaves for itself for a lost one, and ends the others."""
+    def destroy_group(self, on_poll: OnPoll) -> None:
+        """Destroy it in all processes together: NCCL treats a process that leaves early as lost and aborts the rest."""
         if self.is_first:
-            self.tell("trained")
+            self.set_key("trained")
         else:
-            self.wait("trained", beat)
+            self.wait_key("trained", on_poll)
         dist.destroy_process_group()
 
     def leave(self) -> None:
-        """The first process holds the words of all, and must not be gone while another still asks."""
+        """Set this process's key; the first process then waits for all keys."""
         names = [f"left/{rank}" for rank in range(self.size)]
         deadline = time.monotonic() + LEAVE_SECONDS
         try:
-            self.tell(names[self.rank])
+            self.set_key(names[self.rank])
             while self.is_first and not self._store.check(names) and time.monotonic() < deadline:
-                time.sleep(LOOK_SECONDS)
+                time.sleep(POLL_SECONDS)
         except RuntimeError as error:  # the first process has published, or was lost
-            logger.debug("the last word was not heard: %s", error)
+            logger.debug("the store is gone: %s", error)
 
 
 class AgreedStop(StopFlag):
-    """A stop that all processes see at the same point, for work in which none can go on without the others."""
+    """A stop that all processes observe at the same point, for work that none can continue without the others."""
 
     def __init__(self, stop: StopFlag, world: World) -> None:
         super().__init__()
         self._stop, self._world = stop, world
 
     def is_set(self) -> bool:
-        """Whether any process was asked to stop; all must look at the same point."""
-        return self._world.agree(self._stop.is_set())
+        """Return whether any process was asked to stop; a collective."""
+        return self._world.any_rank(self._stop.is_set())
 
     def raise_if_set(self) -> None:
-        """Raise `Stopped` in all processes, or in none."""
+        """Raise `Stopped` in all processes, or in none; a collective."""
         is_asked = self._stop.is_set()
-        if self._world.agree(is_asked):
+        if self._world.any_rank(is_asked):
             raise Stopped if is_asked else Stopped("stopped together with a pod that got SIGTERM")
 
 
-def join(rank: int, size: int, local: tuple[int, int], address: tuple[str, int], beat: Beat) -> World:
-    """Meets the other processes; `beat` is called while they have not come, and may raise.
+def join(rank: int, size: int, local: tuple[int, int], address: tuple[str, int], on_poll: OnPoll) -> World:
+    """Join the other processes; until all have arrived, `on_poll` is called and may raise.
 
-    `local` is the place among the processes of this pod and their number. Only then is anything asked that cannot be
-    broken off.
+    `local` is the local rank and the number of processes in this pod. Calls that cannot be interrupted come last.
     """
     local_rank, local_size = local
     is_first = rank == 0
     host, port = ("127.0.0.1" if is_first else address[0]), address[1]
-    deadline = time.monotonic() + MEET_SECONDS
-    while not is_first and not _answers((host, port)):
-        beat()
+    deadline = time.monotonic() + JOIN_SECONDS
+    while not is_first and not _is_open((host, port)):
+        on_poll()
         _require_in_time(deadline, "rank 0")
-        time.sleep(LOOK_SECONDS)
+        time.sleep(POLL_SECONDS)
     store = dist.TCPStore(  # type: ignore[attr-defined]
-        host, port, None, is_first, timeout=LONGEST_COLLECTIVE, wait_for_workers=False
+        host, port, None, is_first, timeout=COLLECTIVE_TIMEOUT, wait_for_workers=False
     )
     store.set(f"here/{rank}", "")
     while not store.check([f"here/{one}" for one in range(size)]):
-        beat()
+        on_poll()
         _require_in_time(deadline, "some of the other processes")
-        time.sleep(LOOK_SECONDS)
+        time.sleep(POLL_SECONDS)
     backend = "gloo"
     if torch.cuda.is_available():
         if torch.cuda.device_count() < local_size:
-            told = f"resources.gpusPerNode is {local_size}, but the pod has {torch.cuda.device_count()} GPUs"
-            raise TrainerError(ExitCode.INVALID_CONFIG, f"{told}: see what resources.gpuResourceName stands for")
+            found = f"resources.gpusPerNode is {local_size}, but the pod has {torch.cuda.device_count()} GPUs"
+            raise TrainerError(ExitCode.INVALID_CONFIG, f"{found}: check resources.gpuResourceName")
         torch.cuda.set_device(local_rank)
         backend = "cuda:nccl,cpu:gloo"
     groups = PrefixStore("groups", store)
-    dist.init_process_group(backend, store=groups, rank=rank, world_size=size, timeout=LONGEST_COLLECTIVE)
-    return ManyRanks(rank, size, local_rank, local_size, PrefixStore("words", store))
+    dist.init_process_group(backend, store=groups, rank=rank, world_size=size, timeout=COLLECTIVE_TIMEOUT)
+    return ManyRanks(rank, size, local_rank, local_size, PrefixStore("keys", store))
 
 
 def _require_in_time(deadline: float, missing: str) -> None:
     if time.monotonic() > deadline:
-        told = f"{missing} did not come within {MEET_SECONDS:.0f} seconds"
-        raise TrainerError(ExitCode.INTERNAL_ERROR, f"{told}: see the logs of the pods of this attempt")
+        problem = f"{missing} did not connect within {JOIN_SECONDS:.0f} seconds"
+        raise TrainerError(ExitCode.INTERNAL_ERROR, f"{problem}: see the logs of the pods of this attempt")
 
 
-def _answers(address: tuple[str, int]) -> bool:
+def _is_open(address: tuple[str, int]) -> bool:
     try:
         socket.create_connection(address, 1.0).close()
     except OSError:
@@ -207,7 +206,7 @@ def _answers(address: tuple[str, int]) -> bool:
     return True
 
 
-def in_order(shares: Iterable[torch.Tensor], count: int) -> torch.Tensor:
-    """What `deal` has dealt, put together again: the first of every share, then the second, without what was filled."""
-    together = torch.stack(list(shares), dim=1)
+def unshard(shards: Iterable[torch.Tensor], count: int) -> torch.Tensor:
+    """Return the items of `World.shard` in their original order, without the padding."""
+    together = torch.stack(list(shards), dim=1)
     return together.reshape(-1, *together.shape[2:])[:count]

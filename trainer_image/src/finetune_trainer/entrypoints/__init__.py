@@ -1,1 +1,1 @@
-"""What runs in a pod: preflight, the training process, the launcher of several, and how each ends."""
+"""The entry points of the pods: preflight, the training process, the launcher of several, and their exit."""

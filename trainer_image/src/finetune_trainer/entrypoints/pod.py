@@ -21,13 +21,13 @@ from finetune_trainer.storage.protocol import Storage
 logger = logging.getLogger(__name__)
 
 STARTED = datetime.now(UTC)
-"""When the process began, but for its first imports."""
-TRAINER_PATIENCE_SECONDS = 180.0
-"""How long a trainer, which may hold hours of work, tries a store that does not answer."""
+"""Start of the process, after its first imports."""
+TRAINER_RETRY_SECONDS = 180.0
+"""How long a trainer, which may hold hours of work, retries a store that does not respond."""
 
 
 def preflight(state: RunState, config_path: Path, workspace: Path, port: int) -> Report:
-    """Everything that can be checked without a GPU."""
+    """Check everything that needs no GPU."""
     config, reporter = _begin(state, config_path, port)
     state.stop.raise_if_set()
     from finetune_trainer.pipeline.preflight import preflight as check
@@ -36,10 +36,10 @@ def preflight(state: RunState, config_path: Path, workspace: Path, port: int) ->
 
 
 def train(state: RunState, config_path: Path, workspace: Path, port: int) -> Report:
-    """Training; a result that is already there, whose report was lost, is reported instead of made again."""
+    """Train and publish. If a result exists already because its report was lost, return that report."""
     config, reporter = _begin(state, config_path, port)
     require_checked(config)
-    storage = connect(config, state.stop, TRAINER_PATIENCE_SECONDS)
+    storage = connect(config, state.stop, TRAINER_RETRY_SECONDS)
     run = RunContext(config, storage, workspace, reporter, state.stop)
     try:
         state.stop.raise_if_set()
@@ -49,34 +49,36 @@ def train(state: RunState, config_path: Path, workspace: Path, port: int) -> Rep
 
         return fine_tune(run)
     except Stopped:
-        seen = reporter.snapshot().progress
-        write_down_stop(config, state.stop, seen.step, seen.resumed_from_step)
+        progress = reporter.snapshot().progress
+        record_interruption(config, state.stop, progress.step, progress.resumed_from_step)
         raise
 
 
-def write_down_stop(config: JobConfig, stop: StopFlag, last_step: int | None, resumed_from_step: int | None) -> None:
-    """Leaves word in storage that SIGTERM ended this run, for the operator may not be there to see."""
-    from finetune_trainer.training.interrupted_runs import write_down
+def record_interruption(
+    config: JobConfig, stop: StopFlag, last_step: int | None, resumed_from_step: int | None
+) -> None:
+    """Record in storage that SIGTERM ended this run, because the operator may be down."""
+    from finetune_trainer.training import interrupted_runs
 
-    write_down(config, connect(config, stop), STARTED, last_step, resumed_from_step)
+    interrupted_runs.record(config, connect(config, stop), STARTED, last_step, resumed_from_step)
 
 
 def require_checked(config: JobConfig) -> None:
-    """Refuses a job whose preflight has not passed."""
+    """Raise if the job has not passed preflight."""
     if config.resolved is None or config.dataset is None:
         raise TrainerError(ExitCode.INVALID_CONFIG, "the configuration lacks resolved or dataset: run preflight first")
 
 
 def find_result(run: RunContext) -> Report | None:
-    """The report of a result that is there already; raises where the prefix is not the job's to write to."""
+    """Return the report of an existing result; raise if the output prefix belongs to another job."""
     from finetune_trainer.publishing.claim import check_claim
     from finetune_trainer.publishing.publish import adopt
+    from finetune_trainer.training import interrupted_runs
     from finetune_trainer.training.checkpoints import remove_checkpoints
-    from finetune_trainer.training.interrupted_runs import read as read_stopped_runs
 
     config, storage = run.config, run.storage
     storage.probe(config.output_key())
-    run.reporter.note_stopped_runs(read_stopped_runs(config, storage))
+    run.reporter.note_stopped_runs(interrupted_runs.read(config, storage))
     if check_claim(config, storage):
         found = adopt(config, storage, Outcome.PUBLISHED, run.on_bytes)
         if found:
@@ -87,11 +89,11 @@ def find_result(run: RunContext) -> Report | None:
 
 
 def read_config(path: Path, state: RunState) -> JobConfig:
-    """The mounted configuration; what can be told of a broken one goes to the state, so that its report is accepted."""
+    """Read the mounted configuration; keep the uid and digest of an invalid one, to report them to the operator."""
     try:
         content = json.loads(path.read_bytes())
         state.echo = {"uid": str(content.get("uid", "")), "config_sha256": str(content.get("configSha256", ""))}
-        _refuse_newer(content.get("handoffVersion"))
+        _require_known_version(content.get("handoffVersion"))
         state.config = JobConfig.model_validate(content)
     except OSError as error:
         raise TrainerError(ExitCode.INVALID_CONFIG, f"{path} cannot be read: {error.strerror}") from None
@@ -102,11 +104,11 @@ def read_config(path: Path, state: RunState) -> JobConfig:
     return state.config
 
 
-def _refuse_newer(version: object) -> None:
-    """A field that a newer operator added would be ignored, so that another job would run than the one asked for."""
+def _require_known_version(version: object) -> None:
+    """Raise for a newer version, because ignoring its new fields would run another job than the requested one."""
     if isinstance(version, int) and version > HANDOFF_VERSION:
-        message = f"the configuration has handoffVersion {version}, this trainer knows {HANDOFF_VERSION}: use the image"
-        raise TrainerError(ExitCode.INVALID_CONFIG, f"{message} that belongs to the operator's version")
+        found = f"the configuration has handoffVersion {version}, this trainer supports {HANDOFF_VERSION}"
+        raise TrainerError(ExitCode.INVALID_CONFIG, f"{found}: use the trainer image of the operator's version")
 
 
 def _begin(state: RunState, config_path: Path, port: int) -> tuple[JobConfig, Reporter]:
@@ -117,27 +119,27 @@ def _begin(state: RunState, config_path: Path, port: int) -> tuple[JobConfig, Re
 
 
 def serve(reporter: Reporter, port: int) -> None:
-    """Opens the port; where it is taken the work goes on unseen."""
+    """Serve progress on the port; if the port is taken, log a warning and continue."""
     try:
-        logger.info("answering /progress, /metrics and /healthz on port %d", reporter.serve(port))
+        logger.info("serving /progress, /metrics and /healthz on port %d", reporter.serve(port))
     except OSError as error:
-        logger.warning("port %d cannot be opened, progress goes unseen: %s", port, error.strerror)
+        logger.warning("cannot open port %d, progress is not served: %s", port, error.strerror)
 
 
-def connect(config: JobConfig, stop: StopFlag, patience: float = 0.0) -> Storage:
-    """The job's stores, each connected to when it is first used."""
+def connect(config: JobConfig, stop: StopFlag, retry_budget: float = 0.0) -> Storage:
+    """Return the job's stores; each connects when it is first used. `retry_budget` is in seconds."""
     from finetune_trainer.storage.routed import RoutedStorage
 
     def connect_s3() -> Storage:
         from finetune_trainer.storage.s3 import S3Storage
         from finetune_trainer.storage.s3_client import connect
 
-        return S3Storage(connect(config.spec.storage), patience, stop)
+        return S3Storage(connect(config.spec.storage), retry_budget, stop)
 
     def connect_hub() -> Storage:
         from finetune_trainer.storage.hub.storage import HubStorage
         from finetune_trainer.storage.hub.uris import connect_hub
 
-        return HubStorage(connect_hub(config.spec), patience, stop)
+        return HubStorage(connect_hub(config.spec), retry_budget, stop)
 
     return RoutedStorage(connect_s3, connect_hub)

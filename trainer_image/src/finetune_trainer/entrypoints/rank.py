@@ -1,4 +1,4 @@
-"""One of several training processes of a pod: what it does alone, and where it meets the others."""
+"""One of several training processes of a pod."""
 
 # ruff: noqa: PLC0415 - what is heavy is imported when it is needed
 
@@ -22,8 +22,8 @@ logger = logging.getLogger(__name__)
 PARENT_SECONDS = 1.0
 
 
-def train_along(state: RunState, config_path: Path, workspace: Path, port: int) -> Report | None:
-    """Trains with the other processes; the first of all returns the report of what it published."""
+def train_rank(state: RunState, config_path: Path, workspace: Path, port: int) -> Report | None:
+    """Train with the other processes; rank 0 returns the report of the published result."""
     rank, size = _number("RANK"), _number("WORLD_SIZE")
     local = _number("LOCAL_RANK"), _number("LOCAL_WORLD_SIZE")
     threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
@@ -34,7 +34,7 @@ def train_along(state: RunState, config_path: Path, workspace: Path, port: int) 
     if local[0] == 0:
         pod.serve(state.reporter, port)
     state.stop.raise_if_set()
-    storage = pod.connect(config, state.stop, pod.TRAINER_PATIENCE_SECONDS)
+    storage = pod.connect(config, state.stop, pod.TRAINER_RETRY_SECONDS)
     run = RunContext(config, storage, workspace, state.reporter, state.stop)
     if rank == 0 and (found := pod.find_result(run)):
         return found
@@ -42,8 +42,8 @@ def train_along(state: RunState, config_path: Path, workspace: Path, port: int) 
     try:
         return _train(run, (rank, size, local, address))
     except RuntimeError as error:
-        if state.stop.is_set():  # the others are stopped too, and may be gone already
-            raise Stopped(f"stopped by SIGTERM while the processes waited for each other: {error}") from error
+        if state.stop.is_set():  # the others are stopped too, and may have ended already
+            raise Stopped(f"stopped by SIGTERM while waiting for the other processes: {error}") from error
         raise
 
 
@@ -51,14 +51,14 @@ def _train(run: RunContext, place: tuple[int, int, tuple[int, int], tuple[str, i
     from finetune_trainer.distributed.world import join
 
     world = join(*place, run.on_work)
-    logger.info("rank %d of %d has met the others", world.rank, world.size)
+    logger.info("rank %d of %d has joined the others", world.rank, world.size)
     if world.local_rank:
         neighbour = run.workspace.parent / f"rank-{world.rank - world.local_rank}"
         run = replace(run, storage=NeighbourStorage(run.storage, run.workspace, neighbour))
-    from finetune_trainer.pipeline.train import train_along as fine_tune
+    from finetune_trainer.pipeline.train import train_distributed
 
     try:
-        report = fine_tune(run, world)
+        report = train_distributed(run, world)
     except Stopped:
         world.leave()
         raise
@@ -70,12 +70,12 @@ def _train(run: RunContext, place: tuple[int, int, tuple[int, int], tuple[str, i
 def _number(name: str) -> int:
     text = os.environ.get(name, "")
     if not text.isdecimal():
-        raise TrainerError(ExitCode.INVALID_CONFIG, f"{name} is {text!r}: `rank` is started by `train`, not by hand")
+        raise TrainerError(ExitCode.INVALID_CONFIG, f"{name} is {text!r}: `train` starts `rank`; do not run it by hand")
     return int(text)
 
 
 def _end_with_parent(parent: int) -> None:
-    """A process whose parent was killed trains for nobody."""
+    """End this process when its parent is killed, because its result would be lost."""
     while os.getppid() == parent:
         time.sleep(PARENT_SECONDS)
     os._exit(ExitCode.INTERNAL_ERROR)

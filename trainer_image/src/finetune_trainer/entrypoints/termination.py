@@ -1,4 +1,4 @@
-"""What one process knows of its job, and how it ends: the report in the termination message, and the exit code."""
+"""The state of a process and its exit: the report in the termination message, and the exit code."""
 
 import logging
 from dataclasses import dataclass, field
@@ -12,25 +12,25 @@ from finetune_trainer.sigterm import StopFlag
 
 logger = logging.getLogger("finetune_trainer")
 
-TOLD_IN_THE_END = 5
-"""Stopped runs in a report, whose size is bounded; `/progress` has told of all."""
+MAX_REPORTED_RUNS = 5
+"""Interrupted runs in a report, whose size is limited; `/progress` lists all."""
 
 
 @dataclass
 class RunState:
-    """Filled in as the process learns more; what is missing stays out of the report."""
+    """The state of the process; a field that is not set yet is left out of the report."""
 
     stop: StopFlag
     config: JobConfig | None = None
     reporter: Reporter | None = None
     termination_log: Path | None = None
     echo: dict[str, str] = field(default_factory=dict)
-    """uid and config digest of a config that could not be read as a whole."""
-    leaves_at_once: bool = False
-    """Whether the process ends without the interpreter's own end, at which threads of a library may wait for others."""
+    """uid and digest of a configuration that is invalid."""
+    exits_immediately: bool = False
+    """Whether to skip the interpreter's shutdown, in which threads of a library can wait for other processes."""
 
     def finish(self, report: Report) -> ExitCode:
-        """Leave the report of a run that went to its end; returns the exit code, 0 unless a gate was not met."""
+        """Write the report of a completed run and return the exit code: 0 unless a gate was not met."""
         self._close()
         is_met = report.outcome is not Outcome.GATE_NOT_MET
         logger.log(logging.INFO if is_met else logging.ERROR, "%s: %s", report.reason, report.message)
@@ -38,9 +38,9 @@ class RunState:
         return ExitCode.OK if is_met else ExitCode.GATE_NOT_MET
 
     def fail(self, error: TrainerError) -> ExitCode:
-        """Leave the report of a failure; returns the exit code.
+        """Write the report of a failure and return the exit code.
 
-        A store that vanishes after SIGTERM went with the node: that is the same stop, not a failure to count.
+        If the store is unavailable after SIGTERM, the node is shutting down: this is a stop, not a failure.
         """
         if self.stop.is_set() and isinstance(error, StorageUnavailable):
             error = Stopped(f"stopped by SIGTERM while storage was unavailable: {error.message}")
@@ -60,25 +60,25 @@ class RunState:
             dataset=error.dataset,
         )
         if self.reporter:
-            seen = self.reporter.snapshot()
-            report.last_step = seen.progress.step
-            report.checkpoint = seen.checkpoint
-            report.resumed_from_step = seen.progress.resumed_from_step
-            report.metrics = seen.metrics if seen.metrics.model_fields_set else None
-            report.early_stopping = seen.early_stopping
-            report.resolved = seen.resolved
+            snapshot = self.reporter.snapshot()
+            report.last_step = snapshot.progress.step
+            report.checkpoint = snapshot.checkpoint
+            report.resumed_from_step = snapshot.progress.resumed_from_step
+            report.metrics = snapshot.metrics if snapshot.metrics.model_fields_set else None
+            report.early_stopping = snapshot.early_stopping
+            report.resolved = snapshot.resolved
         return report
 
     def _write(self, report: Report) -> None:
-        """Where there is no termination log (not a container) there is nobody to read it."""
+        """Write the termination message; without a termination log (outside a container) do nothing."""
         if self.termination_log is None or not self.termination_log.exists():
             return
         if self.reporter and (earlier := self.reporter.snapshot().stopped_runs):
-            report = report.model_copy(update={"stopped_runs": earlier[-TOLD_IN_THE_END:]})
+            report = report.model_copy(update={"stopped_runs": earlier[-MAX_REPORTED_RUNS:]})
         try:
             self.termination_log.write_text(termination_message(report), encoding="ascii")
         except OSError as error:
-            logger.warning("the termination message cannot be written: %s", error.strerror)
+            logger.warning("cannot write the termination message: %s", error.strerror)
 
     def _close(self) -> None:
         if self.reporter:
@@ -86,7 +86,7 @@ class RunState:
 
 
 def termination_message(report: Report) -> str:
-    """The report in at most 4,096 bytes; with very long URIs the proof of success stays, and its places go."""
+    """Return the report in at most 4,096 bytes; if URIs are very long, keep the proof of success and drop the URIs."""
     try:
         return report.to_termination_message()
     except ValueError:

@@ -91,7 +91,7 @@ class CachedModel:
         """As far as storage tells: a hub lists digests, S3 may list none."""
         return is_content(path, entry) if is_hub_uri(self.uri) else path.stat().st_size == entry.size
 
-    def fill(self, storage: Storage, on_bytes: OnBytes) -> Path:
+    def load_parameter(self, storage: Storage, on_bytes: OnBytes) -> Path:
         """Download into the cache and mark the entry complete; a twin that was faster is used instead."""
         try:
             (self.root / LAYOUT).mkdir(parents=True, exist_ok=True)
@@ -162,7 +162,7 @@ def cached_model(uri: str, entries: list[Entry], storage: Storage, root: Path, o
         if found:
             logger.info("%s is in the model cache: nothing is downloaded", unpinned(uri))
             return found
-        return model.fill(storage, on_bytes)
+        return model.load_parameter(storage, on_bytes)
     except CacheUnusable as unusable:
         logger.warning("the model cache is not used: %s; the model is downloaded into the workspace", unusable)
         return None

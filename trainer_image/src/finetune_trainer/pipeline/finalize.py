@@ -1,4 +1,4 @@
-"""From a completed training to what is told of it: the record behind the report, the status and the lineage."""
+"""From a completed training to its record, from which report, status and lineage are made."""
 
 import json
 import time
@@ -37,12 +37,12 @@ from finetune_trainer.publishing.openlineage import write_lineage
 from finetune_trainer.tokenization.samples import EncodedPrompt, Sample
 
 SHOWN_SAMPLES = 3
-"""Samples that the report shows with what the model makes of them."""
+"""Number of samples that the report shows with the model's output."""
 
 
 @dataclass(frozen=True)
-class Trained:
-    """What a completed training loop knows; its weights are saved."""
+class TrainingResult:
+    """The outcome of a completed training loop; its weights are saved."""
 
     settings: Resolved
     history: History
@@ -55,15 +55,15 @@ class Trained:
     stop_ids: list[int] = field(default_factory=list)
     """The tokens that end an answer."""
     quantised: Quantised | None = None
-    """The layers that the adapter was trained on in NF4."""
+    """The layers that were NF4 while the adapter was trained."""
     full_loss: float | None = None
-    """Mean loss on the tokens that a full model is judged on."""
+    """Mean loss on the tokens that the gate compares a full model on."""
 
 
-def examples(
+def collect_examples(
     samples: Sequence[Sample], before: Sequence[Any], after: Sequence[Any]
 ) -> list[ScoredPair | RewardedAnswer]:
-    """What the report shows of samples: pairs as scored in the end, or answers before and after with their rewards."""
+    """Return the samples for the report: scored pairs, or answers before and after with their rewards."""
     shown: list[ScoredPair | RewardedAnswer] = [one for one in after if isinstance(one, ScoredPair)]
     for sample, old, new in zip(samples, before, after, strict=False):
         if isinstance(sample, EncodedPrompt):
@@ -74,11 +74,11 @@ def examples(
 
 def build_record(
     inputs: Inputs,
-    trained: Trained,
+    trained: TrainingResult,
     merge: MergeCheck | ScoreCheck | None,
     device: torch.device,
 ) -> RunRecord:
-    """Everything that report and result say."""
+    """Collect everything that goes into report and result."""
     objective = inputs.run.config.spec.objective.value
     name, memory = describe_device(device)
     machine = Machine(name, peak_memory_bytes(device), memory, time.monotonic() - trained.began, library_versions())
@@ -103,29 +103,29 @@ def build_record(
         summary=inputs.rows.summary,
         base=describe_base(inputs.model, inputs.labeler, inputs.licence, [answer.prompt for answer in trained.answers]),
     )
-    return replace(record, evaluation=judged(record))
+    return replace(record, evaluation=evaluate_gates(record))
 
 
 def with_merged(answers: list[Answer], merge: MergeCheck | ScoreCheck | None) -> list[Answer]:
-    """The answers with those of the full model that is published beside them."""
+    """Add the answers of the published full model."""
     chosen = merge.chosen if isinstance(merge, MergeCheck) else None
     if chosen is None or len(chosen.answers) != len(answers):
         return answers
     return [replace(answer, merged=merged) for answer, merged in zip(answers, chosen.answers, strict=True)]
 
 
-def judged(record: RunRecord) -> EvaluationStatus:
-    """What the gates say, in words; the files tell the figures."""
+def evaluate_gates(record: RunRecord) -> EvaluationStatus:
+    """Return the gates' results with one message; the files hold the figures."""
     asked = record.config.spec.evaluation.gate
     missed = find_unmet(asked, record.baseline, record.final, record.answers)
     gate = GateResult.NOT_CONFIGURED if asked is None else GateResult.NOT_MET if missed else GateResult.PASSED
     merged = record.merge.result if record.merge else GateResult.NOT_ASKED
-    told = [*missed, *([record.merge.sentence] if record.merge and record.merge.sentence else [])]
-    return EvaluationStatus(gate=gate.value, merged=merged.value, message=one_line("; ".join(told)) or None)
+    problems = [*missed, *([record.merge.sentence] if record.merge and record.merge.sentence else [])]
+    return EvaluationStatus(gate=gate.value, merged=merged.value, message=one_line("; ".join(problems)) or None)
 
 
 def build_result(inputs: Inputs, record: RunRecord) -> Report:
-    """The report to publish, with lineage.json and finetune_config.yaml beside it."""
+    """Return the report to publish; write lineage.json, validation.json and finetune_config.yaml."""
     config = inputs.run.config
     model_files = inputs.model_files
     inputs.run.reporter.update(metrics={"tokens_per_second": record.history.tokens_per_second()})
@@ -135,7 +135,7 @@ def build_result(inputs: Inputs, record: RunRecord) -> Report:
     result = Report(
         outcome=outcome,
         reason=outcome.value,
-        message=evaluation.message or _told(record),
+        message=evaluation.message or summarize(record),
         job_uid=config.uid,
         config_sha256=config.config_sha256,
         last_step=record.last_step,
@@ -170,30 +170,31 @@ def build_result(inputs: Inputs, record: RunRecord) -> Report:
     return result
 
 
-def _told(record: RunRecord) -> str:
-    told = f"trained {record.last_step} steps"
+def summarize(record: RunRecord) -> str:
+    """Return the message of a published result."""
+    steps = f"trained {record.last_step} steps"
     reward = record.history.final_reward
     if reward is not None:
         earlier = record.history.baseline_reward()
         before = f" ({record.start} {earlier.reward:.4g})" if earlier else ""
-        return f"{told}; held-out reward {reward.reward:.4g}{before}"
+        return f"{steps}; held-out reward {reward.reward:.4g}{before}"
     if record.final is None:
-        return f"{told}; no rows were held out"
+        return f"{steps}; no rows were held out"
     before = f" ({record.start} {record.baseline.loss:.4g})" if record.baseline else ""
-    return f"{told}; evaluation loss {record.final.loss:.4g}{before}"
+    return f"{steps}; evaluation loss {record.final.loss:.4g}{before}"
 
 
 def validation_json(evaluation: EvaluationStatus, check: MergeCheck | None) -> str:
-    """The content of the file."""
-    told: dict[str, Any] = {"evaluationGate": evaluation.gate, "mergeGate": evaluation.merged}
+    """Return the content of validation.json."""
+    content: dict[str, Any] = {"evaluationGate": evaluation.gate, "mergeGate": evaluation.merged}
     if evaluation.message:
-        told["message"] = evaluation.message
+        content["message"] = evaluation.message
     if check:
-        told |= _of_merge(check)
-    return json.dumps(told, indent=2) + "\n"
+        content |= _merge_to_json(check)
+    return json.dumps(content, indent=2) + "\n"
 
 
-def _of_merge(check: MergeCheck) -> dict[str, Any]:
+def _merge_to_json(check: MergeCheck) -> dict[str, Any]:
     return {
         "precision": check.precision,
         "chosen": check.chosen.name if check.chosen else None,

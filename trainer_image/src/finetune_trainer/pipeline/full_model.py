@@ -1,4 +1,4 @@
-"""The full model: each candidate made and judged, the best one kept, the others gone."""
+"""The full model: write and validate each candidate, keep the best one and remove the others."""
 
 import gc
 import logging
@@ -30,7 +30,7 @@ from finetune_trainer.merging.merge import Unmapped, copy_settings, is_conv1d, s
 from finetune_trainer.merging.score_export import save_scoring_model
 from finetune_trainer.models.adapter_output import save_tokenizer
 from finetune_trainer.models.loading import DTYPES
-from finetune_trainer.pipeline.finalize import Trained
+from finetune_trainer.pipeline.finalize import TrainingResult
 from finetune_trainer.pipeline.inputs import Inputs
 from finetune_trainer.publishing.lineage import combined_sha256, digest_folder
 from finetune_trainer.tokenization.samples import EncodedPair
@@ -38,37 +38,38 @@ from finetune_trainer.training.methods import traits_of
 
 logger = logging.getLogger(__name__)
 
+JUDGED_ROWS = 512
 PLAIN, DEQUANTISED, TUNED = "unquantised base", "dequantised base", "trained weights"
 
 
-def is_asked(inputs: Inputs) -> bool:
-    """Whether a full model is to be published: always with method Full, else as `output.merge` says."""
+def is_full_model_requested(inputs: Inputs) -> bool:
+    """Return whether a full model is requested: always with method Full, otherwise by `output.merge`."""
     config = inputs.run.config
     method = (config.resolved.method if config.resolved else None) or config.spec.tuning.method
     return method == Method.FULL or config.spec.output.merge is not Merge.NONE
 
 
-def make_full_model(inputs: Inputs, trained: Trained) -> MergeCheck | ScoreCheck | None:
-    """`merged/`, if it is asked for and passes the gate; None where it is not asked for."""
-    if not is_asked(inputs):
+def make_full_model(inputs: Inputs, trained: TrainingResult) -> MergeCheck | ScoreCheck | None:
+    """Write `merged/` if it is requested and a candidate passes the gate; return None if it is not requested."""
+    if not is_full_model_requested(inputs):
         return None
     gc.collect()
     run = inputs.run
     run.reporter.stage("Merging")
     output, on_work = inputs.result / Artifact.MERGED, run.on_work
-    _refuse_moved_base(inputs, on_work)
+    _require_unchanged_base(inputs, on_work)
     if not traits_of(inputs.run.config.spec.objective).writes_text:
         pairs = [sample for sample in inputs.validation or inputs.train if isinstance(sample, EncodedPair)]
         check = save_scoring_model(inputs.model, inputs.best_weights, output, pairs, on_work)
         save_tokenizer(inputs.model, output, inputs.labeler)
         return check
     began = time.monotonic()
-    plan = plan_for(inputs, trained)
+    plan = build_plan(inputs, trained)
     try:
         for candidate in plan.candidates:
             make_candidate(plan, candidate, on_work)
             save_tokenizer(inputs.model, candidate.directory, inputs.labeler)
-        judged = judge(inputs, trained, plan, run_gate(plan, run.workspace, run.reporter, run.stop))
+        judged = judge_candidates(inputs, trained, plan, run_gate(plan, run.workspace, run.reporter, run.stop))
     except GateNotRun as why:
         judged = MergeCheck(plan.precision, trained.full_loss, [], [], None, str(why))
     judged = replace(judged, seconds=time.monotonic() - began)
@@ -77,17 +78,18 @@ def make_full_model(inputs: Inputs, trained: Trained) -> MergeCheck | ScoreCheck
             shutil.move(candidate.directory, output)
         else:
             shutil.rmtree(candidate.directory, ignore_errors=True)
-    if judged.chosen is None and plan.weights:  # they are in nothing else
+    if judged.chosen is None and plan.weights:  # no other file holds them
         shutil.copyfile(plan.weights, inputs.result / Artifact.WITHHELD)
     return judged
 
 
-def plan_for(inputs: Inputs, trained: Trained) -> GatePlan:
-    """What to make and how to judge it; QLoRA has two bases that its adapter can be merged into."""
+def build_plan(inputs: Inputs, trained: TrainingResult) -> GatePlan:
+    """Return the candidates and how to validate them; a QLoRA adapter can be merged into two bases."""
     spec, is_full = inputs.run.config.spec, trained.settings.method == Method.FULL
     precision = stored_precision(inputs.model) if spec.output.merge is Merge.NONE else spec.output.merge.value
     candidates = [Candidate(name=TUNED if is_full else PLAIN, directory=inputs.run.workspace / "merged-1")]
-    if trained.quantised and not is_conv1d(inputs.model):  # what is turned before it is quantised has another result
+    # A Conv1D weight is transposed before it is quantised, so dequantising gives other values.
+    if trained.quantised and not is_conv1d(inputs.model):
         directory = inputs.run.workspace / "merged-2"
         candidates.append(Candidate(name=DEQUANTISED, directory=directory, is_dequantised=True))
     for candidate in candidates:
@@ -108,11 +110,8 @@ def plan_for(inputs: Inputs, trained: Trained) -> GatePlan:
     )
 
 
-JUDGED_ROWS = 512
-
-
 def tokenizer_digests(inputs: Inputs) -> dict[str, str]:
-    """The tokenizer's files and templates as the training used them, each by its digest."""
+    """Return the digest of each tokenizer file and template that the training used."""
     scratch = inputs.run.workspace / "tokenizer-used"
     shutil.rmtree(scratch, ignore_errors=True)
     save_tokenizer(inputs.model, scratch, inputs.labeler)
@@ -120,13 +119,13 @@ def tokenizer_digests(inputs: Inputs) -> dict[str, str]:
 
 
 def make_candidate(plan: GatePlan, candidate: Candidate, on_work: Callable[[], None]) -> None:
-    """Tensor by tensor, or by the library where the base's files name their tensors otherwise than the model does."""
+    """Merge tensor by tensor, or with the library if tensor names differ between the base's files and the model."""
     try:
         with open_merge(plan, candidate) as merge:
             merge.write(candidate.directory, on_work)
         copy_settings(plan.base, candidate.directory, plan.precision)
     except Unmapped as why:
-        logger.info("the full model is made in memory: %s", why)
+        logger.info("merging the full model in memory: %s", why)
         require_memory(plan)
         model: PreTrainedModel | PeftModel = load_source(plan, candidate, torch.device("cpu"))
         if isinstance(model, PeftModel):
@@ -134,31 +133,33 @@ def make_candidate(plan: GatePlan, candidate: Candidate, on_work: Callable[[], N
         model.to(DTYPES[plan.precision]).save_pretrained(candidate.directory)
 
 
-def judge(inputs: Inputs, trained: Trained, plan: GatePlan, seen: Sequence[ValidationResult]) -> MergeCheck:
-    """What follows from what the gate saw."""
+def judge_candidates(
+    inputs: Inputs, trained: TrainingResult, plan: GatePlan, results: Sequence[ValidationResult]
+) -> MergeCheck:
+    """Compare the gate's results with the trained model and choose a candidate."""
     expected = Expectations(inputs.run.config.spec.evaluation.prompts or [])
     asked = [
         GatePrompt(
             answer.prompt,
             answer.tuned,
-            expected.are_met(at, [answer.tuned, *(_nth(one.answers, at) for one in seen)]),
+            expected.are_met(at, [answer.tuned, *(_nth(one.answers, at) for one in results)]),
         )
         for at, answer in enumerate(trained.answers)
     ]
-    faults = [find_faults(one, trained.full_loss, asked, at) for at, one in enumerate(seen)]
-    return MergeCheck(plan.precision, trained.full_loss, list(seen), faults, choose_candidate(seen, faults))
+    faults = [find_faults(one, trained.full_loss, asked, at) for at, one in enumerate(results)]
+    return MergeCheck(plan.precision, trained.full_loss, list(results), faults, choose_candidate(results, faults))
 
 
 def _nth(answers: Sequence[str], at: int) -> str:
     return answers[at] if at < len(answers) else ""
 
 
-def _refuse_moved_base(inputs: Inputs, on_work: Callable[[], None]) -> None:
-    """A cache that others share may have been written to while this job trained."""
+def _require_unchanged_base(inputs: Inputs, on_work: Callable[[], None]) -> None:
+    """Raise if the base model's files changed since they were loaded; a shared cache can be modified."""
     now = combined_sha256(digest_folder(inputs.model, lambda _count: on_work()))
     if inputs.model_files and now != inputs.base_sha256:
         raise TrainerError(
             ExitCode.MODEL_UNAVAILABLE,
             f"the base model's files have changed since they were loaded (SHA-256 {inputs.base_sha256[:12]}, now "
-            f"{now[:12]}), and nothing is merged into them: train again",
+            f"{now[:12]}), so nothing is merged into them: train again",
         )

@@ -1,4 +1,4 @@
-"""What a training run starts from: the model's folder, the verified rows, and the samples made of them."""
+"""The inputs of a training run: the model's folder, the verified rows, and their samples."""
 
 import shutil
 from collections.abc import Mapping, Sequence
@@ -42,9 +42,9 @@ class Inputs:
     initial_adapter: InitialAdapter | None = None
     reward: RewardFolders | None = None
     model_files: Mapping[str, str] = field(default_factory=dict)
-    """SHA-256 of each file of the base model, as it was when it was loaded."""
+    """SHA-256 of each file of the base model when it was loaded."""
     licence: Licence | None = None
-    """What the base model's own card states."""
+    """The licence in the base model's card."""
 
     @property
     def base_sha256(self) -> str:
@@ -58,27 +58,27 @@ class Inputs:
 
     @property
     def best_weights(self) -> Path:
-        """The trained weights of the best evaluation, or of the last step where nothing is evaluated."""
+        """The file of the trained weights of the best evaluation, or of the last step if nothing is evaluated."""
         return self.run.workspace / "best.safetensors"
 
     @property
     def initial_weights(self) -> Path:
-        """The folder with the weights of the adapter to continue from, where there is one."""
+        """The folder of the adapter to continue from."""
         return self.run.workspace / "initial-adapter"
 
     @property
     def held_out(self) -> list[Encoded]:
-        """The texts that a saved model is compared on."""
+        """The texts on which a saved model is compared."""
         return [as_text(sample) for sample in self.validation or self.train]
 
     @property
     def answers(self) -> list[Encoded]:
-        """The training rows that hold an answer to imitate."""
+        """The training rows with an answer to imitate."""
         return [as_text(sample) for sample in self.train if not isinstance(sample, EncodedPrompt)]
 
 
 def load_inputs(run: RunContext) -> Inputs:
-    """Downloads model and rows, verifies the rows against preflight's digests and turns them into samples."""
+    """Download model and rows, verify the rows against preflight's digests and encode them."""
     config, storage, workspace, on_bytes = run.config, run.storage, run.workspace, run.on_bytes
     shutil.rmtree(workspace / "result", ignore_errors=True)
     require_parents(config, storage)
@@ -94,14 +94,14 @@ def load_inputs(run: RunContext) -> Inputs:
     samples = encode_rows(rows.train, labeler, objective, longest, run.on_work)
     validation = encode_rows(held_out, labeler, objective, longest, run.on_work)
     if not samples:
-        raise TrainerError(ExitCode.DATASET_UNUSABLE, "no row gives a token to train on; see status.dataset")
+        raise TrainerError(ExitCode.DATASET_UNUSABLE, "no row has a token to train on: see status.dataset")
     files = digest_folder(model, on_bytes)
     run = replace(run, config=config)
     return Inputs(run, model, rows, labeler, samples, validation, adapter, reward, files, licence)
 
 
 def as_text(sample: Sample) -> Encoded:
-    """The sample as one text whose answer is labelled, the chosen one of two; of a prompt alone, all of it."""
+    """Return the sample as one text whose (chosen) answer is labelled; of a prompt, everything is labelled."""
     match sample:
         case EncodedPair():
             return _text(sample.prompt_ids, sample.chosen_ids, sample)

@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
-# Read when the libraries below are imported: models come from storage alone, and nobody is told of the run.
+# The libraries below read these when they are imported: models come from storage alone, and no telemetry is sent.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
-# Nothing is compiled here, but bitsandbytes prepares for it, and looks for a C++ compiler that the image does not have.
+# bitsandbytes prepares compilation, which is not used, and searches a C++ compiler, which the image does not have.
 os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 
 import torch
@@ -22,7 +22,7 @@ from finetune_api.handoff import Artifact, ExitCode, Report
 from finetune_api.spec import Merge, Method
 from finetune_api.status import Metrics, Resolved
 from finetune_trainer.config.run_context import RunContext
-from finetune_trainer.distributed.rank_layout import PARTED
+from finetune_trainer.distributed.rank_layout import LEFT_GROUP
 from finetune_trainer.distributed.sharding import is_sharded
 from finetune_trainer.distributed.world import ALONE, AgreedStop, World
 from finetune_trainer.errors import TrainerError
@@ -48,8 +48,14 @@ from finetune_trainer.models.loading import (
 from finetune_trainer.models.memory_estimate import micro_batches, share_batch
 from finetune_trainer.monitoring.reporter import work_beat
 from finetune_trainer.monitoring.tracking import Trackers, track
-from finetune_trainer.pipeline.finalize import SHOWN_SAMPLES, Trained, build_record, build_result, examples
-from finetune_trainer.pipeline.full_model import JUDGED_ROWS, is_asked, make_full_model
+from finetune_trainer.pipeline.finalize import (
+    SHOWN_SAMPLES,
+    TrainingResult,
+    build_record,
+    build_result,
+    collect_examples,
+)
+from finetune_trainer.pipeline.full_model import JUDGED_ROWS, is_full_model_requested, make_full_model
 from finetune_trainer.pipeline.inputs import Inputs, load_inputs
 from finetune_trainer.publishing.publish import publish
 from finetune_trainer.report.document import write_report
@@ -57,10 +63,16 @@ from finetune_trainer.rewards.computed import ComputedRewards, Judge, Scorer
 from finetune_trainer.rewards.scorer import load_reward_model
 from finetune_trainer.storage.hub.uris import hub_name, pinned_commit
 from finetune_trainer.training.callbacks import early_stopping_status, restore_trained, save_trained
-from finetune_trainer.training.checkpoint_files import MEMORY, Before, Memory, replay, take_best_weights
+from finetune_trainer.training.checkpoint_files import (
+    SAVED_RUN,
+    BaselineOutputs,
+    SavedRun,
+    replay_evaluations,
+    restore_best_weights,
+)
 from finetune_trainer.training.checkpoints import Checkpoints, remove_checkpoints
 from finetune_trainer.training.methods import Traits, build_trainer, traits_of
-from finetune_trainer.training.methods.loop import Watch, WatchedTrainer
+from finetune_trainer.training.methods.loop import LoopContext, LoopTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +80,7 @@ LARGEST_RECHECK_DIFFERENCE = 0.005
 
 
 def train(run: RunContext) -> Report:
-    """Trains, checks and publishes; returns the report that publishing proved."""
+    """Train, verify and publish; return the report with the proof of publishing."""
     run.reporter.stage("Loading")
     inputs = load_inputs(run)
     device = find_device()
@@ -88,23 +100,25 @@ def _track(inputs: Inputs, *, is_first: bool = True) -> AbstractContextManager[T
     )
 
 
-def train_along(run: RunContext, world: World) -> Report | None:
-    """Trains together with other processes; the first of them publishes and returns the report."""
+def train_distributed(run: RunContext, world: World) -> Report | None:
+    """Train together with other processes; the first one publishes and returns the report."""
     run.reporter.stage("Loading")
-    with each_pod_in_turn("inputs", world, run.on_work):
+    with local_rank_zero_first("inputs", world, run.on_work):
         inputs = load_inputs(run)
-    world.meet("loaded", run.on_work)
+    world.barrier("loaded", run.on_work)
     device = find_device(world)
     checkpoints = Checkpoints(inputs.run, inputs.base_sha256, inputs.rows.digests)
     settings = share_batch(complete_settings(run.config.resolved or Resolved(), device), world.size)
     with _track(inputs, is_first=world.is_first) as trackers:
         try:
             trained = train_once(inputs, settings, device, checkpoints, world)
-        except torch.OutOfMemoryError as error:  # the others wait in the middle of a step: none tries again
-            told = f"rank {world.rank} is out of GPU memory: lower hyperparameters.perDeviceTrainBatchSize or maxLength"
-            raise TrainerError(ExitCode.GPU_OUT_OF_MEMORY, f"{told}, or set gradientCheckpointing true") from error
-        world.part(run.on_work)
-        (run.workspace / PARTED).touch()
+        except torch.OutOfMemoryError as error:  # no retry: the other processes wait in the middle of a step
+            problem = (
+                f"rank {world.rank} is out of GPU memory: lower hyperparameters.perDeviceTrainBatchSize or maxLength"
+            )
+            raise TrainerError(ExitCode.GPU_OUT_OF_MEMORY, f"{problem}, or set gradientCheckpointing true") from error
+        world.destroy_group(run.on_work)
+        (run.workspace / LEFT_GROUP).touch()
         if not world.is_first:
             return None
         trackers.settle()
@@ -113,8 +127,8 @@ def train_along(run: RunContext, world: World) -> Report | None:
         return report
 
 
-def finish(inputs: Inputs, trained: Trained, device: torch.device) -> Report:
-    """Merges, judges, reports and publishes what was trained."""
+def finish(inputs: Inputs, trained: TrainingResult, device: torch.device) -> Report:
+    """Merge, validate, write the report and publish."""
     inputs.run.stop.raise_if_set()
     full = make_full_model(inputs, trained)
     inputs.run.stop.raise_if_set()
@@ -125,18 +139,18 @@ def finish(inputs: Inputs, trained: Trained, device: torch.device) -> Report:
     return report
 
 
-def train_within_memory(inputs: Inputs, device: torch.device, checkpoints: Checkpoints) -> Trained:
-    """Trains; when the GPU's memory does not suffice, again with half the micro-batch and the same effective batch."""
+def train_within_memory(inputs: Inputs, device: torch.device, checkpoints: Checkpoints) -> TrainingResult:
+    """Train; if the GPU runs out of memory, retry with half the micro-batch and the same effective batch."""
     for settings in micro_batches(share_batch(complete_settings(inputs.run.config.resolved or Resolved(), device), 1)):
         try:
             return train_once(inputs, settings, device, checkpoints)
         except torch.OutOfMemoryError:
-            logger.warning("out of GPU memory with %s rows a batch", settings.per_device_train_batch_size)
-        gc.collect()  # outside the handler, whose traceback keeps the tensors alive
+            logger.warning("out of GPU memory with %s rows per batch", settings.per_device_train_batch_size)
+        gc.collect()  # outside the handler: its traceback keeps the tensors alive
         torch.cuda.empty_cache()
     raise TrainerError(
         ExitCode.GPU_OUT_OF_MEMORY,
-        "the GPU's memory does not suffice for one row a batch: lower hyperparameters.maxLength, set tuning.method "
+        "the GPU's memory is too small for one row per batch: lower hyperparameters.maxLength, set tuning.method "
         "QLoRA or gradientCheckpointing true, or use a larger GPU",
     )
 
@@ -147,16 +161,16 @@ def train_once(
     device: torch.device,
     checkpoints: Checkpoints,
     world: World = ALONE,
-) -> Trained:
-    """Loads, measures and asks the base, trains, restores the best weights, measures and asks again, saves.
+) -> TrainingResult:
+    """Load the base, measure it, train, restore the best weights, measure them and save.
 
-    The trainer is built on the untouched base also when the training goes on from a checkpoint, for a reference is
-    taken then; the checkpoint's weights come with `train`.
+    The trainer is built on the untouched base even if the training resumes from a checkpoint, because the reference
+    is computed then; `train` loads the checkpoint's weights.
     """
     spec = inputs.run.config.spec
     traits = traits_of(spec.objective)
-    resumed = restore(inputs.run, checkpoints, world)
-    watch = start_watch(inputs, checkpoints, resumed, world)
+    resumed = restore_checkpoint(inputs.run, checkpoints, world)
+    loop = start_loop(inputs, checkpoints, resumed, world)
     model = load_for_training(inputs.model, settings, device, writes_text=traits.writes_text, world=world)
     if inputs.initial_adapter:
         continue_adapter(model, inputs.initial_weights)
@@ -169,11 +183,11 @@ def train_once(
         model,
         tokenizer,
         settings,
-        watch,
+        loop,
         train=inputs.train,
         validation=inputs.validation,
         scratch=inputs.run.workspace / "trainer",
-        judge=judge_of(inputs, settings, device),
+        judge=build_judge(inputs, settings, device),
     )
     parameters = sum(tensor.numel() for tensor in trained_tensors(model).values())
     inputs.run.reporter.update(resolved=settings, metrics={"trainable_parameters": parameters})
@@ -181,90 +195,94 @@ def train_once(
     if not resumed:
         if inputs.validation and spec.evaluation.baseline:
             trainer.evaluate()
-        watch.before.shown = trainer.show(shown)
-        watch.before.answers = answer_by_first(inputs, trainer, watch, traits)
+        loop.before.shown = trainer.show(shown)
+        loop.before.answers = answer_on_first_rank(inputs, trainer, loop, traits)
     trainer.train(str(resumed) if resumed else None)
-    watch.stop.raise_if_set()
-    final = restore_best(trainer, watch) if inputs.validation and traits.has_loss else None
+    loop.stop.raise_if_set()
+    final = restore_best(trainer, loop) if inputs.validation and traits.has_loss else None
     save_trained(model, inputs.best_weights)
     after = trainer.show(shown)
     stop_ids = stop_token_ids(trainer.model, inputs.answers) if traits.writes_text else []
-    full_loss = loss_for_gate(inputs, trainer) if world.is_first else None
+    full_loss = measure_gate_loss(inputs, trainer) if world.is_first else None
     is_needed = world.is_first or is_sharded(model)
-    tuned_answers = answer(inputs, trainer, watch, traits) if is_needed else watch.before.answers
+    tuned_answers = answer_prompts(inputs, trainer, loop, traits) if is_needed else loop.before.answers
     if not world.is_first:
-        return Trained(settings, watch.history, watch.plateau, final, parameters, [], watch.began, stop_ids=stop_ids)
+        return TrainingResult(
+            settings, loop.history, loop.plateau, final, parameters, [], loop.began, stop_ids=stop_ids
+        )
     if settings.method != Method.FULL:
         save_adapter(model, inputs.result / Artifact.ADAPTER, hub_name(spec.model.uri), pinned_commit(spec.model))
         save_tokenizer(inputs.model, inputs.result / Artifact.ADAPTER, inputs.labeler)
-    before = watch.before
-    return Trained(
+    before = loop.before
+    return TrainingResult(
         settings,
-        watch.history,
-        watch.plateau,
+        loop.history,
+        loop.plateau,
         final,
         parameters,
-        told_apart(inputs, traits, before.answers, tuned_answers),
-        watch.began,
-        examples(shown, before.shown, after),
+        pair_answers(inputs, traits, before.answers, tuned_answers),
+        loop.began,
+        collect_examples(shown, before.shown, after),
         stop_ids=stop_ids,
         quantised=quantised_layers(model, settings),
         full_loss=full_loss,
     )
 
 
-def told_apart(inputs: Inputs, traits: Traits, before: Sequence[str], tuned: Sequence[str]) -> list[Answer]:
-    """Each question with both answers, and whether the second holds what is expected."""
+def pair_answers(inputs: Inputs, traits: Traits, before: Sequence[str], tuned: Sequence[str]) -> list[Answer]:
+    """Return each prompt with both answers, and whether the second one meets the expectation."""
     prompts = inputs.run.config.spec.evaluation.prompts or []
     expected = Expectations(prompts)
     return [
         Answer(asked, base, own, expected=prompts[at].expected, is_expected=expected.is_met(at, own))
-        for at, (asked, base, own) in enumerate(zip(questions(inputs, traits), before, tuned, strict=True))
+        for at, (asked, base, own) in enumerate(zip(list_prompts(inputs, traits), before, tuned, strict=True))
     ]
 
 
-def loss_for_gate(inputs: Inputs, trainer: WatchedTrainer) -> float | None:
-    """The trained model's loss on the tokens that a full model is judged on, by the first process alone; of one that is
-    shared out between processes the gate measures it."""
-    if not is_asked(inputs) or is_sharded(trainer.model) or not traits_of(inputs.run.config.spec.objective).writes_text:
+def measure_gate_loss(inputs: Inputs, trainer: LoopTrainer) -> float | None:
+    """Return the trained model's loss on the tokens that the gate compares a full model on.
+
+    The first process measures it alone; the loss of a sharded model is measured by the gate.
+    """
+    writes_text = traits_of(inputs.run.config.spec.objective).writes_text
+    if not is_full_model_requested(inputs) or is_sharded(trainer.model) or not writes_text:
         return None
-    held_out = HeldOut(inputs.held_out[:JUDGED_ROWS], inputs.run.on_work)
-    return mean_loss(trainer.model, held_out)
+    return mean_loss(trainer.model, HeldOut(inputs.held_out[:JUDGED_ROWS], inputs.run.on_work))
 
 
 @contextmanager
-def each_pod_in_turn(name: str, world: World, on_work: Callable[[], None]) -> Iterator[None]:
-    """In each pod one process works first, and downloads; then the others, which find its files."""
-    word = f"{name}/{world.node}"
+def local_rank_zero_first(name: str, world: World, on_work: Callable[[], None]) -> Iterator[None]:
+    """Run the block in each pod's first process, which downloads; then in the others, which find its files."""
+    key = f"{name}/{world.node}"
     if world.local_rank:
-        world.wait(word, on_work)
+        world.wait_key(key, on_work)
     yield
     if not world.local_rank:
-        world.tell(word)
+        world.set_key(key)
 
 
-def restore(run: RunContext, checkpoints: Checkpoints, world: World) -> Path | None:
-    """The checkpoint to go on from; the first process chooses, and the others take the same."""
+def restore_checkpoint(run: RunContext, checkpoints: Checkpoints, world: World) -> Path | None:
+    """Return the checkpoint to resume from; the first process chooses it for all."""
     chosen = None
     if not world.is_first:
-        chosen = int(world.wait("resumed", run.on_work))
-    with each_pod_in_turn("checkpoint", world, run.on_work):
+        chosen = int(world.wait_key("resumed", run.on_work))
+    with local_rank_zero_first("checkpoint", world, run.on_work):
         found = checkpoints.restore(chosen)
         if world.is_first:
-            world.tell("resumed", str(checkpoints.last_step))
-    if found and world.is_first and processes_of(found) != world.size:
-        note = f"the checkpoint was saved by {processes_of(found)} processes, not {world.size}: the rows of each step"
-        run.reporter.update(progress={"note": f"{note} stay the same, dropout is drawn anew"})
+            world.set_key("resumed", str(checkpoints.last_step))
+    if found and world.is_first and count_ranks(found) != world.size:
+        note = f"the checkpoint was saved by {count_ranks(found)} processes, not {world.size}: the rows of each step"
+        run.reporter.update(progress={"note": f"{note} stay the same, dropout differs"})
     return found
 
 
-def processes_of(checkpoint: Path) -> int:
-    """How many processes saved the checkpoint: each left its random state."""
+def count_ranks(checkpoint: Path) -> int:
+    """Return the number of processes that saved the checkpoint: each wrote its random state."""
     return len(list(checkpoint.glob("rng_state*.pth")))
 
 
-def judge_of(inputs: Inputs, settings: Resolved, device: torch.device) -> Judge | None:
-    """Who rewards the answers of a policy, with a reward model beside it where the job names one."""
+def build_judge(inputs: Inputs, settings: Resolved, device: torch.device) -> Judge | None:
+    """Return the judge that rewards a policy's answers, with the reward model if the job has one."""
     rlhf = inputs.run.config.spec.rlhf
     if rlhf is None:
         return None
@@ -274,81 +292,79 @@ def judge_of(inputs: Inputs, settings: Resolved, device: torch.device) -> Judge 
     return Judge(scorer, inputs.labeler.stop_ids()[0])
 
 
-def start_watch(inputs: Inputs, checkpoints: Checkpoints, resumed: Path | None, world: World = ALONE) -> Watch:
-    """The record of the run: a new one, for an earlier try, ended by the GPU's memory, leaves nothing in it, or that of
-    the checkpoint to go on from."""
+def start_loop(inputs: Inputs, checkpoints: Checkpoints, resumed: Path | None, world: World = ALONE) -> LoopContext:
+    """Return the loop's context: new, without the figures of a try that ran out of memory, or from the checkpoint."""
     run, early = inputs.run, inputs.run.config.spec.early_stopping
     history = History(inputs.result / Artifact.METRICS)
     plateau = Plateau(early.patience, early.min_delta, early.warmup_evaluations) if early else Plateau(None)
-    memory = Memory(Before(), Metrics(), 0.0)
+    saved = SavedRun(BaselineOutputs(), Metrics(), 0.0)
     if resumed:
         history.load(resumed / Artifact.METRICS)
-        replay(history, plateau)
-        take_best_weights(resumed, inputs.best_weights, plateau)
-        memory = Memory.read(resumed / MEMORY)
+        replay_evaluations(history, plateau)
+        restore_best_weights(resumed, inputs.best_weights, plateau)
+        saved = SavedRun.read(resumed / SAVED_RUN)
         run.reporter.update(
-            metrics=memory.metrics.model_dump(exclude_none=True), early_stopping=early_stopping_status(plateau, None)
+            metrics=saved.metrics.model_dump(exclude_none=True), early_stopping=early_stopping_status(plateau, None)
         )
-    return Watch(
+    return LoopContext(
         reporter=run.reporter,
         stop=AgreedStop(run.stop, world) if world.size > 1 else run.stop,
         history=history,
         plateau=plateau,
         best_weights=inputs.best_weights,
         checkpoints=checkpoints,
-        before=memory.before,
+        before=saved.before,
         world=world,
-        began=time.monotonic() - memory.seconds,
+        began=time.monotonic() - saved.seconds,
     )
 
 
 def with_targets(settings: Resolved, model: PreTrainedModel | PeftModel) -> Resolved:
-    """The settings with the modules that the adapter really went to."""
+    """Return the settings with the modules that the adapter was applied to."""
     if settings.method == Method.FULL:
         return settings
     return settings.model_copy(update={"target_modules": adapted_modules(model)})
 
 
-def restore_best(trainer: WatchedTrainer, watch: Watch) -> Measured:
-    """Puts the best weights back; measured again, they must give the loss that they were kept for."""
-    restore_trained(trainer.model, watch.best_weights)
+def restore_best(trainer: LoopTrainer, loop: LoopContext) -> Measured:
+    """Restore the best weights; raise if their loss differs from the one measured in training."""
+    restore_trained(trainer.model, loop.best_weights)
     final = trainer.measure()
-    difference = abs(final.loss - watch.plateau.best_loss)
-    if difference > LARGEST_RECHECK_DIFFERENCE * max(1.0, watch.plateau.best_loss):
-        told = f"{final.loss:.5g} instead of {watch.plateau.best_loss:.5g}"
-        raise TrainerError(ExitCode.INTERNAL_ERROR, f"the restored best weights have an evaluation loss of {told}")
-    watch.reporter.update(metrics={"eval_loss": final.loss} | final.figures())
+    difference = abs(final.loss - loop.plateau.best_loss)
+    if difference > LARGEST_RECHECK_DIFFERENCE * max(1.0, loop.plateau.best_loss):
+        found = f"{final.loss:.5g} instead of {loop.plateau.best_loss:.5g}"
+        raise TrainerError(ExitCode.INTERNAL_ERROR, f"the restored best weights have an evaluation loss of {found}")
+    loop.reporter.update(metrics={"eval_loss": final.loss} | final.figures())
     return final
 
 
-def questions(inputs: Inputs, traits: Traits) -> list[str]:
-    """What the model is asked before and after; a model that writes no text is asked nothing."""
+def list_prompts(inputs: Inputs, traits: Traits) -> list[str]:
+    """Return the prompts to answer before and after the training; none for a model that writes no text."""
     prompts = inputs.run.config.spec.evaluation.prompts or []
     return [prompt.prompt for prompt in prompts] if traits.writes_text else []
 
 
-def answer_by_first(inputs: Inputs, trainer: WatchedTrainer, watch: Watch, traits: Traits) -> list[str]:
-    """The answers before the training. Where every process has the whole model the first one asks, and the others wait;
-    a model that is shared out answers with all of them."""
-    if watch.world.is_first or is_sharded(trainer.model):
-        answers = answer(inputs, trainer, watch, traits)
-        watch.world.tell("answered")
+def answer_on_first_rank(inputs: Inputs, trainer: LoopTrainer, loop: LoopContext, traits: Traits) -> list[str]:
+    """Return the answers before the training: from the first process, or from all if the model is sharded."""
+    if loop.world.is_first or is_sharded(trainer.model):
+        answers = answer_prompts(inputs, trainer, loop, traits)
+        loop.world.set_key("answered")
         return answers
-    watch.world.wait("answered", inputs.run.on_work)
+    loop.world.wait_key("answered", inputs.run.on_work)
     return []
 
 
-def answer(inputs: Inputs, trainer: WatchedTrainer, watch: Watch, traits: Traits) -> list[str]:
-    """The answers of the model as it is to the job's questions."""
-    asked = questions(inputs, traits)
+def answer_prompts(inputs: Inputs, trainer: LoopTrainer, loop: LoopContext, traits: Traits) -> list[str]:
+    """Return the current model's answers to the job's prompts."""
+    asked = list_prompts(inputs, traits)
     if not asked:
         return []
-    watch.reporter.stage("Answering")
+    loop.reporter.stage("Answering")
     return answer_all(
         trainer.model,
         inputs.labeler,
         asked,
         stop_ids=stop_token_ids(trainer.model, inputs.answers),
         max_new_tokens=inputs.run.config.spec.evaluation.max_new_tokens,
-        on_token=work_beat(watch.reporter, watch.stop) if is_sharded(trainer.model) else inputs.run.on_work,
+        on_token=work_beat(loop.reporter, loop.stop) if is_sharded(trainer.model) else inputs.run.on_work,
     )

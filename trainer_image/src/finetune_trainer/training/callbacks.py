@@ -12,7 +12,14 @@ from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from finetune_api.handoff import ExitCode
-from finetune_trainer.distributed.sharding import fill, gathered, give_back, is_sharded, local, require_same_gradients
+from finetune_trainer.distributed.sharding import (
+    full_tensor,
+    is_sharded,
+    load_parameter,
+    local_shard,
+    require_same_gradients,
+    reshard,
+)
 from finetune_trainer.distributed.world import ALONE, World
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.evaluation.early_stopping import Plateau
@@ -80,7 +87,7 @@ class ReportProgress(TrainerCallback):  # type: ignore[misc]
         self._tokens_before = logs["num_tokens"]
         if grad_norm is not None and not math.isfinite(grad_norm):
             if not args.fp16:
-                raise diverged(state.global_step, "gradient norm")
+                raise build_divergence_error(state.global_step, "gradient norm")
             grad_norm = None
         point = TrainPoint(
             step=state.global_step,
@@ -136,8 +143,8 @@ class RequireGradient(TrainerCallback):  # type: ignore[misc]
 def require_gradient(model: torch.nn.Module, world: World = ALONE) -> None:
     """Raises where every trained weight is without a gradient, or has one of zeros."""
     gradients = [parameter.grad for parameter in trained_tensors(model).values()]
-    found = any(gradient is not None and bool(local(gradient).count_nonzero()) for gradient in gradients)
-    if not world.agree(found):
+    found = any(gradient is not None and bool(local_shard(gradient).count_nonzero()) for gradient in gradients)
+    if not world.any_rank(found):
         raise TrainerError(ExitCode.INTERNAL_ERROR, "no gradient reaches the trained weights at the first step")
 
 
@@ -186,7 +193,7 @@ class SaveCheckpoints(TrainerCallback):  # type: ignore[misc]
         """Saved after the step is logged and evaluated; of several processes the first one, which saves, has the clock
         that says when."""
         is_due = self._world.is_first and self._checkpoints.is_due(state.global_step)
-        if state.global_step >= state.max_steps or self._world.agree(is_due):
+        if state.global_step >= state.max_steps or self._world.any_rank(is_due):
             control.should_save = True
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -211,11 +218,11 @@ def early_stopping_status(plateau: Plateau, stopped_at: int | None) -> dict[str,
 def save_trained(model: torch.nn.Module, path: Path) -> None:
     """Writes the trained weights to one file, replacing an older one only when complete; of weights that are shared
     out all processes gather each, and the first one writes."""
-    give_back(model)
+    reshard(model)
     is_writer = not is_sharded(model) or dist.get_rank() == 0
     tensors = {}
     for name, tensor in trained_tensors(model).items():
-        whole = gathered(tensor.detach()).contiguous()
+        whole = full_tensor(tensor.detach()).contiguous()
         if is_writer:
             tensors[name] = whole
     if not is_writer:
@@ -227,14 +234,14 @@ def save_trained(model: torch.nn.Module, path: Path) -> None:
 
 def restore_trained(model: torch.nn.Module, path: Path) -> None:
     """Puts the trained weights of `save_trained` back into the model."""
-    give_back(model)
+    reshard(model)
     saved = load_file(path) if not is_sharded(model) or dist.get_rank() == 0 else {}
     with torch.no_grad():
         for name, parameter in trained_tensors(model).items():
-            fill(parameter, saved.get(name))
+            load_parameter(parameter, saved.get(name))
 
 
-def diverged(step: int, what: str) -> TrainerError:
+def build_divergence_error(step: int, what: str) -> TrainerError:
     """The error for a loss or gradient that is no number."""
     message = f"{what} is not finite at step {step}: lower hyperparameters.learningRate, or check the data and model"
     return TrainerError(ExitCode.DIVERGED, message)

@@ -15,11 +15,11 @@ from finetune_trainer.rewards.rollouts import ScoredAnswer
 
 WEIGHTS = "weights.safetensors"
 BEST_WEIGHTS = "best.safetensors"
-MEMORY = "run.json"
+SAVED_RUN = "run.json"
 
 
 @dataclass
-class Before:
+class BaselineOutputs:
     """What the model made of the job's questions, and of prompts shown in the report, before its first step."""
 
     answers: list[str] = field(default_factory=list)
@@ -28,10 +28,10 @@ class Before:
 
 
 @dataclass(frozen=True)
-class Memory:
+class SavedRun:
     """What no other file of a checkpoint tells."""
 
-    before: Before
+    before: BaselineOutputs
     metrics: Metrics
     seconds: float
 
@@ -47,10 +47,10 @@ class Memory:
         path.write_text(json.dumps(content), encoding="utf-8")
 
     @classmethod
-    def read(cls, path: Path) -> "Memory":
+    def read(cls, path: Path) -> "SavedRun":
         """Reads what `write` has written."""
         content = json.loads(path.read_text(encoding="utf-8"))
-        before = Before(content["answers"], [ScoredAnswer(**one) for one in content["written"]])
+        before = BaselineOutputs(content["answers"], [ScoredAnswer(**one) for one in content["written"]])
         return cls(before, Metrics.model_validate(content["metrics"]), content["seconds"])
 
 
@@ -60,7 +60,7 @@ def add_best_weights(folder: Path, best: Path, plateau: Plateau, step: int) -> N
         os.link(best, folder / BEST_WEIGHTS)
 
 
-def take_best_weights(folder: Path, best: Path, plateau: Plateau) -> None:
+def restore_best_weights(folder: Path, best: Path, plateau: Plateau) -> None:
     """Puts the best weights of a checkpoint to where those of a run lie."""
     if plateau.best_step is None:
         return
@@ -73,7 +73,7 @@ def add_history(folder: Path, history: History) -> None:
     shutil.copyfile(history.path, folder / Artifact.METRICS)
 
 
-def replay(history: History, plateau: Plateau) -> None:
+def replay_evaluations(history: History, plateau: Plateau) -> None:
     """Patience and best step are those of the evaluations so far."""
     for evaluation in history.training_evaluations():
         plateau.update(evaluation.step, evaluation.loss)

@@ -19,7 +19,7 @@ from finetune_trainer.config.run_context import RunContext
 from finetune_trainer.errors import ObjectMissing, StorageUnavailable, TrainerError
 from finetune_trainer.storage.hub.uris import model_location
 from finetune_trainer.storage.protocol import Entry, Storage, confined, join, sha256_file
-from finetune_trainer.training import interrupted_runs as stopped_runs
+from finetune_trainer.training import interrupted_runs
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +71,7 @@ class Origin:
 
 
 @dataclass(frozen=True)
-class Pace:
+class Schedule:
     """How often a checkpoint is due: every so many steps, and after so many seconds where that is given."""
 
     steps: int
@@ -82,11 +82,11 @@ class Pace:
         return step % self.steps == 0 or (self.seconds is not None and seconds >= self.seconds)
 
 
-def pace_of(asked: Checkpoint, settings: Resolved) -> Pace:
+def build_schedule(asked: Checkpoint, settings: Resolved) -> Schedule:
     """As the job says, else with every evaluation or a tenth of the training, and not too long after the last."""
     if asked.steps:
-        return Pace(asked.steps)
-    return Pace(settings.eval_steps or max(1, (settings.total_steps or 0) // 10), LONGEST_GAP_SECONDS)
+        return Schedule(asked.steps)
+    return Schedule(settings.eval_steps or max(1, (settings.total_steps or 0) // 10), LONGEST_GAP_SECONDS)
 
 
 class Checkpoints:
@@ -95,7 +95,7 @@ class Checkpoints:
     def __init__(self, run: RunContext, base_sha256: str, rows: Mapping[str, str]) -> None:
         config = run.config
         self.uri = join(config.output_key(), Artifact.CHECKPOINTS)
-        self.pace = pace_of(config.spec.checkpoint, config.resolved or Resolved())
+        self.schedule = build_schedule(config.spec.checkpoint, config.resolved or Resolved())
         self.last_step = 0
         """Step of the last one that was saved or gone on from; 0 = none."""
         self._is_off = config.spec.checkpoint.resume_policy is ResumePolicy.NEVER
@@ -106,7 +106,7 @@ class Checkpoints:
 
     def is_due(self, step: int) -> bool:
         """Whether a checkpoint is to be saved after this step."""
-        return not self._is_off and self.pace.is_due(step, time.monotonic() - self._last_time)
+        return not self._is_off and self.schedule.is_due(step, time.monotonic() - self._last_time)
 
     def restore(self, only: int | None = None) -> Path | None:
         """A folder with the newest checkpoint that is whole, or None where the training begins at the first step.
@@ -118,7 +118,7 @@ class Checkpoints:
         self.last_step = 0
         if self._is_off or only == 0:
             return None
-        folders = by_step(self._run.storage.list(self.uri))
+        folders = group_by_step(self._run.storage.list(self.uri))
         if only:
             return self._fetch(only, folders.get(only, {}))
         broken: dict[int, str] = {}
@@ -127,7 +127,7 @@ class Checkpoints:
             try:
                 found = self._fetch(step, folders[step])
                 break
-            except Broken as why:
+            except BrokenCheckpoint as why:
                 broken[step] = str(why)
         for step, problem in broken.items():
             logger.warning("%s is passed over: %s", self._folder(step), problem)
@@ -167,7 +167,7 @@ class Checkpoints:
     def _fetch(self, step: int, sizes: Mapping[str, int]) -> Path:
         uri = self._folder(step)
         data = self._run.storage.read(join(uri, Artifact.MANIFEST)) if Artifact.MANIFEST in sizes else None
-        manifest = parse(data, step)
+        manifest = parse_manifest(data, step)
         differences = self._origin.differences(manifest)
         if differences:
             raise TrainerError(
@@ -180,14 +180,14 @@ class Checkpoints:
         on_bytes = self._run.on_bytes
         for file in manifest.files:
             if sizes.get(file.path) != file.size:
-                raise Broken(f"{file.path} is missing or has another size than its manifest says")
+                raise BrokenCheckpoint(f"{file.path} is missing or has another size than its manifest says")
             path = confined(directory, file.path)
             try:
                 self._run.storage.download(join(uri, file.path), path, on_bytes)
             except ObjectMissing:
-                raise Broken(f"{file.path} is missing") from None
+                raise BrokenCheckpoint(f"{file.path} is missing") from None
             if sha256_file(path, on_bytes) != file.sha256:
-                raise Broken(f"{file.path} has another content than its SHA-256 in the manifest")
+                raise BrokenCheckpoint(f"{file.path} has another content than its SHA-256 in the manifest")
         self.last_step = step
         self._last_time = time.monotonic()
         self._tell(manifest, data or b"")
@@ -226,7 +226,7 @@ class Checkpoints:
         self._tell(manifest, data, time.monotonic() - began)
 
     def _thin_out(self) -> None:
-        folders = listed_quietly(self.uri, self._run.storage)
+        folders = list_quietly(self.uri, self._run.storage)
         whole = [step for step, sizes in folders.items() if Artifact.MANIFEST in sizes]
         for step in superseded(folders, whole, self._kept):
             remove_quietly(self._folder(step), folders[step], self._run.storage)
@@ -245,24 +245,24 @@ class Checkpoints:
         return join(self.uri, FOLDER.format(step))
 
 
-class Broken(Exception):  # noqa: N818 - it says what the checkpoint is
+class BrokenCheckpoint(Exception):  # noqa: N818 - it says what the checkpoint is
     """A checkpoint that is not whole."""
 
 
-def parse(data: bytes | None, step: int) -> CheckpointManifest:
+def parse_manifest(data: bytes | None, step: int) -> CheckpointManifest:
     """The manifest of the checkpoint of that step."""
     if data is None:
-        raise Broken("it has no manifest, so that it was not saved to the end")
+        raise BrokenCheckpoint("it has no manifest, so that it was not saved to the end")
     try:
         manifest = CheckpointManifest.model_validate_json(data)
     except ValidationError:
-        raise Broken("its manifest cannot be read") from None
+        raise BrokenCheckpoint("its manifest cannot be read") from None
     if manifest.step != step:
-        raise Broken(f"its manifest is of step {manifest.step}")
+        raise BrokenCheckpoint(f"its manifest is of step {manifest.step}")
     return manifest
 
 
-def by_step(entries: Iterable[Entry]) -> dict[int, dict[str, int]]:
+def group_by_step(entries: Iterable[Entry]) -> dict[int, dict[str, int]]:
     """The size of each file of each checkpoint; whatever else lies there is nobody's business."""
     found: dict[int, dict[str, int]] = {}
     for entry in entries:
@@ -281,15 +281,15 @@ def superseded(steps: Iterable[int], whole: Iterable[int], kept: int) -> list[in
 def remove_checkpoints(config: JobConfig, storage: Storage) -> None:
     """Removes every checkpoint of a job whose result is published, and what its stopped runs left."""
     uri = join(config.output_key(), Artifact.CHECKPOINTS)
-    for step, sizes in listed_quietly(uri, storage).items():
+    for step, sizes in list_quietly(uri, storage).items():
         remove_quietly(join(uri, FOLDER.format(step)), sizes, storage)
-    stopped_runs.remove(config, storage)
+    interrupted_runs.remove(config, storage)
 
 
-def listed_quietly(uri: str, storage: Storage) -> dict[int, dict[str, int]]:
+def list_quietly(uri: str, storage: Storage) -> dict[int, dict[str, int]]:
     """The checkpoints that could be removed; where the store does not tell there are none."""
     try:
-        return by_step(storage.list(uri))
+        return group_by_step(storage.list(uri))
     except TrainerError as error:
         logger.warning("old checkpoints are left behind: %s", error.message)
         return {}

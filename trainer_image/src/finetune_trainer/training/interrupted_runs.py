@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 TOLD_MOST = 50
 
 
-def write_down(
+def record(
     config: JobConfig, storage: Storage, began: datetime, last_step: int | None, resumed_from_step: int | None
 ) -> None:
     """Leaves word of this run, which was told to stop; a store that does not take it keeps nobody from ending."""

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from finetune_trainer.rewards.computed import Judge
-    from finetune_trainer.training.methods.loop import Watch, WatchedTrainer
+    from finetune_trainer.training.methods.loop import LoopContext, LoopTrainer
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,13 +41,13 @@ def build_trainer(
     model: "PreTrainedModel | PeftModel",
     tokenizer: "PreTrainedTokenizerBase",
     settings: Resolved,
-    watch: "Watch",
+    loop: "LoopContext",
     *,
     train: Sequence[Any],
     validation: Sequence[Any],
     scratch: Path,
     judge: "Judge | None" = None,
-) -> "WatchedTrainer":
+) -> "LoopTrainer":
     """The objective's trainer, ready for `evaluate()` and `train()`; the samples are of its own kind.
 
     RLHF needs a judge.
@@ -60,7 +60,7 @@ def build_trainer(
                 model,
                 tokenizer,
                 settings,
-                watch,
+                loop,
                 train=train,
                 validation=validation,
                 scratch=scratch,
@@ -70,25 +70,25 @@ def build_trainer(
             from finetune_trainer.training.methods import dpo
 
             return dpo.build_trainer(
-                model, tokenizer, settings, watch, train=train, validation=validation, scratch=scratch
+                model, tokenizer, settings, loop, train=train, validation=validation, scratch=scratch
             )
         case "KTO":
             from finetune_trainer.training.methods import kto
 
             return kto.build_trainer(
-                model, tokenizer, settings, watch, train=train, validation=validation, scratch=scratch
+                model, tokenizer, settings, loop, train=train, validation=validation, scratch=scratch
             )
         case "RewardModel":
             from finetune_trainer.training.methods import reward
 
             return reward.build_trainer(
-                model, tokenizer, settings, watch, train=train, validation=validation, scratch=scratch
+                model, tokenizer, settings, loop, train=train, validation=validation, scratch=scratch
             )
         case "RLHF" if judge:
             from finetune_trainer.training.methods import rlhf
 
             return rlhf.build_trainer(
-                model, tokenizer, settings, watch, train=train, validation=validation, scratch=scratch, judge=judge
+                model, tokenizer, settings, loop, train=train, validation=validation, scratch=scratch, judge=judge
             )
         case _:
             raise NotImplementedError(f"objective {objective}")

@@ -13,7 +13,7 @@ from trl import DPOConfig, DPOTrainer
 from finetune_api.spec import Method
 from finetune_api.status import Resolved
 from finetune_trainer.tokenization.samples import EncodedPair
-from finetune_trainer.training.methods.loop import Watch, callbacks, common_arguments
+from finetune_trainer.training.methods.loop import LoopContext, callbacks, common_arguments
 from finetune_trainer.training.methods.reference import ReferencedTrainer
 
 
@@ -37,7 +37,7 @@ def build_trainer(
     model: PreTrainedModel | PeftModel,
     tokenizer: PreTrainedTokenizerBase,
     settings: Resolved,
-    watch: Watch,
+    loop: LoopContext,
     *,
     train: Sequence[EncodedPair],
     validation: Sequence[EncodedPair],
@@ -46,13 +46,13 @@ def build_trainer(
     """The trainer, ready for `evaluate()`, `train()` and `measure()`."""
     evaluates = bool(validation)
     return PairTrainer(
-        watch,
+        loop,
         model=model,
         args=build_arguments(settings, scratch, evaluates=evaluates, on_cpu=model.device.type == "cpu"),
         train_dataset=to_dataset(train),
         eval_dataset=to_dataset(validation) if evaluates else None,
         processing_class=tokenizer,
-        callbacks=callbacks(watch),
+        callbacks=callbacks(loop),
     )
 
 

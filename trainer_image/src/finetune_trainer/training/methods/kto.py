@@ -19,7 +19,7 @@ from finetune_api.status import Resolved
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.evaluation.measurements import Measured, token_mean
 from finetune_trainer.tokenization.samples import EncodedLabelled
-from finetune_trainer.training.methods.loop import Part, Watch, callbacks, common_arguments, mean_figures
+from finetune_trainer.training.methods.loop import LoopContext, MeasuredBatch, callbacks, common_arguments, mean_figures
 from finetune_trainer.training.methods.reference import ReferencedTrainer
 
 SMALLEST_BATCH = 2
@@ -39,7 +39,7 @@ class LabelledTrainer(ReferencedTrainer, KTOTrainer):  # type: ignore[misc]  # t
         found = (("rewards/chosen", good), ("rewards/rejected", self._weight(inputs) - good))
         return {name: (self._last_figure(name), rows) for name, rows in found if rows}
 
-    def _measured(self, parts: Sequence[Part]) -> Measured:
+    def _summarize(self, parts: Sequence[MeasuredBatch]) -> Measured:
         measured, means = token_mean([(part.loss, part.weight) for part in parts]), mean_figures(parts)
         if len(means) < 2:
             return measured
@@ -56,7 +56,7 @@ def build_trainer(
     model: PreTrainedModel | PeftModel,
     tokenizer: PreTrainedTokenizerBase,
     settings: Resolved,
-    watch: Watch,
+    loop: LoopContext,
     *,
     train: Sequence[EncodedLabelled],
     validation: Sequence[EncodedLabelled],
@@ -71,13 +71,13 @@ def build_trainer(
         )
     evaluates = bool(validation)
     return LabelledTrainer(
-        watch,
+        loop,
         model=model,
         args=build_arguments(settings, scratch, evaluates=evaluates, on_cpu=model.device.type == "cpu"),
         train_dataset=to_dataset(shuffled(train, settings.seed or 0)),
         eval_dataset=to_dataset(shuffled(validation, settings.seed or 0)) if evaluates else None,
         processing_class=tokenizer,
-        callbacks=callbacks(watch),
+        callbacks=callbacks(loop),
     )
 
 
@@ -106,13 +106,13 @@ def to_dataset(samples: Sequence[EncodedLabelled]) -> Dataset:
     columns = {
         "prompt_ids": [sample.prompt_ids for sample in samples],
         "completion_ids": [sample.completion_ids for sample in samples],
-        "KL_completion_ids": [samples[at].completion_ids for at in strangers(samples)],
+        "KL_completion_ids": [samples[at].completion_ids for at in pair_with_other_prompts(samples)],
     }
     arrays = {name: [np.asarray(ids, dtype=np.int32) for ids in rows] for name, rows in columns.items()}
     return Dataset.from_dict(arrays | {"label": [sample.desirable for sample in samples]})
 
 
-def strangers(samples: Sequence[EncodedLabelled]) -> list[int]:
+def pair_with_other_prompts(samples: Sequence[EncodedLabelled]) -> list[int]:
     """For each sample the nearest one before it, around the end, with another prompt; any if none has.
 
     The divergence is estimated on answers that do not belong to their prompts. TRL pairs neighbours within a batch,

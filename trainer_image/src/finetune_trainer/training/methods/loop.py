@@ -19,8 +19,8 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_N
 from typing_extensions import override
 
 from finetune_api.status import Resolved
-from finetune_trainer.distributed.sharding import gathered, gathered_state, is_sharded, load_state
-from finetune_trainer.distributed.world import ALONE, World, in_order
+from finetune_trainer.distributed.sharding import full_state, full_tensor, is_sharded, load_state
+from finetune_trainer.distributed.world import ALONE, World, unshard
 from finetune_trainer.errors import Stopped
 from finetune_trainer.evaluation.early_stopping import Plateau
 from finetune_trainer.evaluation.history import History
@@ -33,16 +33,23 @@ from finetune_trainer.training.callbacks import (
     ReportProgress,
     RequireGradient,
     SaveCheckpoints,
-    diverged,
+    build_divergence_error,
     restore_trained,
     save_trained,
 )
-from finetune_trainer.training.checkpoint_files import MEMORY, WEIGHTS, Before, Memory, add_best_weights, add_history
+from finetune_trainer.training.checkpoint_files import (
+    SAVED_RUN,
+    WEIGHTS,
+    BaselineOutputs,
+    SavedRun,
+    add_best_weights,
+    add_history,
+)
 from finetune_trainer.training.checkpoints import Checkpoints
 
 
 @dataclass(frozen=True)
-class Watch:
+class LoopContext:
     """Who is told of the training, and where its best weights lie."""
 
     reporter: Reporter
@@ -52,7 +59,7 @@ class Watch:
     best_weights: Path
     checkpoints: Checkpoints | None = None
     """Where the run is saved, if it is."""
-    before: Before = field(default_factory=Before)
+    before: BaselineOutputs = field(default_factory=BaselineOutputs)
     world: World = ALONE
     """The processes that train together."""
     began: float = field(default_factory=time.monotonic)
@@ -60,7 +67,7 @@ class Watch:
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class MeasuredBatch:
     """One batch of an evaluation: its mean loss, what that is a mean over, and other figures, each with its weight."""
 
     loss: float
@@ -68,29 +75,29 @@ class Part:
     figures: Mapping[str, tuple[float, int]]
 
 
-class WatchedTrainer(Trainer):  # type: ignore[misc]  # the library has no types
-    """Stands before a TRL trainer: `class RowTrainer(WatchedTrainer, SFTTrainer)`; a subclass says what a batch weighs.
+class LoopTrainer(Trainer):  # type: ignore[misc]  # the library has no types
+    """Stands before a TRL trainer: `class RowTrainer(LoopTrainer, SFTTrainer)`; a subclass says what a batch weighs.
 
     A stop is seen before every batch, also in the middle of a step: what is saved then is the end of the step before.
     TRL turns the adapter of a quantised model into BF16, whose steps are larger than most updates: it comes out of
     the constructor in FP32 with the values it went in with.
     """
 
-    def __init__(self, watch: Watch, **arguments: Any) -> None:
-        self._watch = watch
-        with kept_in_fp32(arguments["model"]):
+    def __init__(self, loop: LoopContext, **arguments: Any) -> None:
+        self._loop = loop
+        with keep_in_fp32(arguments["model"]):
             super().__init__(**arguments)
         self._saves = 0
         self.remove_callback(PrinterCallback)  # standard output belongs to the reporter
         self._random_state = RandomState.take()
-        if watch.checkpoints:
-            self.add_callback(SaveCheckpoints(watch.checkpoints, watch.world))
+        if loop.checkpoints:
+            self.add_callback(SaveCheckpoints(loop.checkpoints, loop.world))
 
     @override
     def train(self, resume_from_checkpoint: str | None = None, **options: Any) -> Any:
         """The loop, from its beginning or from a checkpoint; where SIGTERM was seen the run is saved before it ends."""
         try:
-            if resume_from_checkpoint and self._has_ended_at(Path(resume_from_checkpoint)):
+            if resume_from_checkpoint and self._is_finished_at(Path(resume_from_checkpoint)):
                 return None
             return super().train(resume_from_checkpoint=resume_from_checkpoint, **options)
         except Stopped:
@@ -99,70 +106,70 @@ class WatchedTrainer(Trainer):  # type: ignore[misc]  # the library has no types
                 self._save_checkpoint()
             raise
 
-    def _has_ended_at(self, folder: Path) -> bool:
+    def _is_finished_at(self, folder: Path) -> bool:
         """Whether nothing is left to train; an evaluation that the checkpoint came before is made up for."""
-        watch = self._watch
+        loop = self._loop
         self._load_from_checkpoint(str(folder))
         self.state = TrainerState.load_from_json(str(folder / TRAINER_STATE_NAME))
         step, is_last = self.state.global_step, self.state.global_step >= self.state.max_steps
         is_due = self.args.eval_strategy != "no" and (is_last or step % self.args.eval_steps == 0)
-        if is_due and not watch.history.has_evaluated(step):
+        if is_due and not loop.history.has_evaluated(step):
             self.evaluate()
-        return is_last or watch.plateau.is_exhausted
+        return is_last or loop.plateau.is_exhausted
 
     @override
     def _save_checkpoint(self, *_: Any) -> None:
         """In place of the library's, which pickles its arguments and writes weights and a card as for publishing."""
-        watch = self._watch
-        if not watch.checkpoints:
+        loop = self._loop
+        if not loop.checkpoints:
             return
-        if watch.world.size == 1:
-            watch.checkpoints.save(self.state.global_step, self._write_checkpoint)
+        if loop.world.size == 1:
+            loop.checkpoints.save(self.state.global_step, self._write_checkpoint)
         else:
-            self._save_together(watch.checkpoints)
-        watch.reporter.stage("Training")
+            self._save_from_all_ranks(loop.checkpoints)
+        loop.reporter.stage("Training")
 
-    def _save_together(self, checkpoints: Checkpoints) -> None:
+    def _save_from_all_ranks(self, checkpoints: Checkpoints) -> None:
         """All processes gather what they hold shares of; the first one writes and uploads, and the others wait, for as
         long as that takes."""
-        world, scratch = self._watch.world, Path(self.args.output_dir) / "shares"
+        world, scratch = self._loop.world, Path(self.args.output_dir) / "shares"
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir(parents=True)
         save_trained(self.model, scratch / WEIGHTS)
-        optimiser = gathered_state(self.optimizer) if is_sharded(self.model) else None
+        optimiser = full_state(self.optimizer) if is_sharded(self.model) else None
         self._save_rng_state(str(scratch))
         states = world.gather_bytes((scratch / f"rng_state_{world.rank}.pth").read_bytes())
         self._saves += 1
         name = f"saved/{self._saves}"
         if not world.is_first:
-            world.wait(name, self._watch.reporter.beat)
+            world.wait_key(name, self._loop.reporter.beat)
             return
 
         def write(folder: Path) -> None:
             for rank, state in enumerate(states):
                 (folder / f"rng_state_{rank}.pth").write_bytes(state)
             os.link(scratch / WEIGHTS, folder / WEIGHTS)
-            self._write_rest(folder)
+            self._write_state(folder)
             if optimiser:
                 torch.save(optimiser, folder / OPTIMIZER_NAME)
 
         checkpoints.save(self.state.global_step, write)
-        world.tell(name)
+        world.set_key(name)
 
     def _write_checkpoint(self, folder: Path) -> None:
         save_trained(self.model, folder / WEIGHTS)
         self._save_rng_state(str(folder))
-        self._write_rest(folder)
+        self._write_state(folder)
 
-    def _write_rest(self, folder: Path) -> None:
-        watch = self._watch
+    def _write_state(self, folder: Path) -> None:
+        loop = self._loop
         self._save_optimizer_and_scheduler(str(folder))
         self._save_scaler(str(folder))
         self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
-        add_history(folder, watch.history)
-        add_best_weights(folder, watch.best_weights, watch.plateau, self.state.global_step)
-        known = watch.reporter.snapshot().metrics
-        Memory(watch.before, known, time.monotonic() - watch.began).write(folder / MEMORY)
+        add_history(folder, loop.history)
+        add_best_weights(folder, loop.best_weights, loop.plateau, self.state.global_step)
+        known = loop.reporter.snapshot().metrics
+        SavedRun(loop.before, known, time.monotonic() - loop.began).write(folder / SAVED_RUN)
 
     @override
     def _load_from_checkpoint(self, resume_from_checkpoint: str, *_: Any) -> None:
@@ -187,12 +194,12 @@ class WatchedTrainer(Trainer):  # type: ignore[misc]  # the library has no types
     @override
     def _clip_grad_norm(self, model: torch.nn.Module) -> torch.Tensor:
         """The norm is a number that every process knows, also where each holds a share of the gradients."""
-        return gathered(super()._clip_grad_norm(model))
+        return full_tensor(super()._clip_grad_norm(model))
 
     @override
     def _get_grad_norm(self, model: torch.nn.Module, grad_norm: torch.Tensor | None = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
-        return gathered(norm) if isinstance(norm, torch.Tensor) else norm
+        return full_tensor(norm) if isinstance(norm, torch.Tensor) else norm
 
     @override
     def _maybe_log_save_evaluate(self, *arguments: Any, **options: Any) -> None:
@@ -203,11 +210,11 @@ class WatchedTrainer(Trainer):  # type: ignore[misc]  # the library has no types
     @override
     def training_step(self, *arguments: Any, **options: Any) -> torch.Tensor:
         """One micro-batch; a loss that is no number ends the run before it reaches the weights, and so does a stop."""
-        self._watch.stop.raise_if_set()
+        self._loop.stop.raise_if_set()
         loss: torch.Tensor = super().training_step(*arguments, **options)
-        self._watch.reporter.beat()
+        self._loop.reporter.beat()
         if not torch.isfinite(loss).all():
-            raise diverged(self.state.global_step + 1, "the training loss")
+            raise build_divergence_error(self.state.global_step + 1, "the training loss")
         return loss
 
     @override
@@ -219,49 +226,51 @@ class WatchedTrainer(Trainer):  # type: ignore[misc]  # the library has no types
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Measures the held-out rows in place of the library's loop, which averages batches whatever their length."""
         step = self.state.global_step
-        self._watch.reporter.stage("Evaluating" if step else "Baseline")
-        with kept_random_state():
+        self._loop.reporter.stage("Evaluating" if step else "Baseline")
+        with keep_random_state():
             measured = self.measure()
-        self._watch.history.add_evaluation(step, measured)
+        self._loop.history.add_evaluation(step, measured)
         metrics = {"eval_loss": measured.loss}
         self.log(dict(metrics))
-        self._watch.reporter.update(metrics=measured.figures())
+        self._loop.reporter.update(metrics=measured.figures())
         self.control: TrainerControl = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         if step:
-            self._watch.reporter.stage("Training")
+            self._loop.reporter.stage("Training")
         return metrics
 
     def measure(self) -> Measured:
         """The held-out loss of the weights as they are."""
         self.model.eval()
-        if self._watch.world.size > 1:
-            return self._measured(self._measure_together(self._watch.world))
-        parts: list[Part] = []
+        if self._loop.world.size > 1:
+            return self._summarize(self._measure_shards(self._loop.world))
+        parts: list[MeasuredBatch] = []
         batches = self.get_eval_dataloader()
         for batch in batches:
-            self._watch.stop.raise_if_set()
-            self._watch.reporter.share(len(parts), len(batches))
+            self._loop.stop.raise_if_set()
+            self._loop.reporter.share(len(parts), len(batches))
             parts.append(self._measure_batch(self._prepare_inputs(batch)))
-        return self._measured(parts)
+        return self._summarize(parts)
 
-    def _measure_together(self, world: World) -> list[Part]:
+    def _measure_shards(self, world: World) -> list[MeasuredBatch]:
         """The same batches as one process alone would measure, dealt out; every process then knows every part."""
         rows, size = self.eval_dataset, self.args.per_device_eval_batch_size
         batches = [range(at, min(at + size, len(rows))) for at in range(0, len(rows), size)]
         shares, names = [], []
         rows = self._remove_unused_columns(rows, "evaluation")
-        with local_figures(self.accelerator):
-            for batch, _ in world.deal(batches):
-                self._watch.stop.raise_if_set()
-                self._watch.reporter.beat()
+        with local_metrics(self.accelerator):
+            for batch, _ in world.shard(batches):
+                self._loop.stop.raise_if_set()
+                self._loop.reporter.beat()
                 inputs = self._prepare_inputs(self.data_collator([rows[at] for at in batch]))
                 part = self._measure_batch(inputs)
                 names = sorted(part.figures)
                 numbers = [part.loss, part.weight, *(number for name in names for number in part.figures[name])]
                 shares.append(torch.tensor(numbers, dtype=torch.float64))
-        found = in_order(world.gather(torch.stack(shares)), len(batches)).tolist()
+        found = unshard(world.gather(torch.stack(shares)), len(batches)).tolist()
         return [
-            Part(loss, int(weight), {name: (rest[2 * at], int(rest[2 * at + 1])) for at, name in enumerate(names)})
+            MeasuredBatch(
+                loss, int(weight), {name: (rest[2 * at], int(rest[2 * at + 1])) for at, name in enumerate(names)}
+            )
             for loss, weight, *rest in found
         ]
 
@@ -269,14 +278,14 @@ class WatchedTrainer(Trainer):  # type: ignore[misc]  # the library has no types
         """What the weights as they are make of these samples, for the report; nothing unless the objective says."""
         return []
 
-    def _measure_batch(self, inputs: dict[str, torch.Tensor]) -> Part:
+    def _measure_batch(self, inputs: dict[str, torch.Tensor]) -> MeasuredBatch:
         with torch.no_grad(), self.compute_loss_context_manager():
             loss = float(self.compute_loss(self.model, dict(inputs)))
         if not math.isfinite(loss):
-            raise diverged(self.state.global_step, "the evaluation loss")
-        return Part(loss, self._weight(inputs), self._figures(inputs))
+            raise build_divergence_error(self.state.global_step, "the evaluation loss")
+        return MeasuredBatch(loss, self._weight(inputs), self._figures(inputs))
 
-    def _measured(self, parts: Sequence[Part]) -> Measured:
+    def _summarize(self, parts: Sequence[MeasuredBatch]) -> Measured:
         figures: dict[str, Any] = mean_figures(parts)
         return replace(token_mean([(part.loss, part.weight) for part in parts]), **figures)
 
@@ -318,7 +327,7 @@ class RandomState:
 
 
 @contextmanager
-def local_figures(accelerator: Any) -> Iterator[None]:
+def local_metrics(accelerator: Any) -> Iterator[None]:
     """What TRL notes of a batch is that of this process's batch alone: it gathers at every batch, as if each process
     had as many of the same size."""
     accelerator.gather = accelerator.gather_for_metrics = lambda figure, **_: figure
@@ -339,7 +348,7 @@ def deferred_reduction(model: torch.nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def kept_random_state() -> Iterator[None]:
+def keep_random_state() -> Iterator[None]:
     """An evaluation draws random numbers, if only in its data loader; the training goes on as if there were none, so
     that one which was cut short can be made up for."""
     before = RandomState.take()
@@ -349,7 +358,7 @@ def kept_random_state() -> Iterator[None]:
         before.put()
 
 
-def mean_figures(parts: Sequence[Part]) -> dict[str, float]:
+def mean_figures(parts: Sequence[MeasuredBatch]) -> dict[str, float]:
     """Each figure's mean over all parts that have it, by weight."""
     names = {name for part in parts for name in part.figures}
     means = {}
@@ -360,7 +369,7 @@ def mean_figures(parts: Sequence[Part]) -> dict[str, float]:
 
 
 @contextmanager
-def kept_in_fp32(model: torch.nn.Module) -> Iterator[None]:
+def keep_in_fp32(model: torch.nn.Module) -> Iterator[None]:
     """Puts a quantised model's trained weights back as they were, in FP32."""
     if not getattr(model, "is_loaded_in_4bit", False):
         yield
@@ -372,10 +381,10 @@ def kept_in_fp32(model: torch.nn.Module) -> Iterator[None]:
             parameter.data = before[name].float()
 
 
-def callbacks(watch: Watch, *, keeps_best: bool = True) -> list[TrainerCallback]:
+def callbacks(loop: LoopContext, *, keeps_best: bool = True) -> list[TrainerCallback]:
     """Reporting, the best weights where the objective has a loss to choose them by, and the gradient check."""
-    best = [KeepBest(watch.plateau, watch.best_weights, watch.reporter)] if keeps_best else []
-    return [ReportProgress(watch.reporter, watch.history, watch.world), *best, RequireGradient(watch.world)]
+    best = [KeepBest(loop.plateau, loop.best_weights, loop.reporter)] if keeps_best else []
+    return [ReportProgress(loop.reporter, loop.history, loop.world), *best, RequireGradient(loop.world)]
 
 
 def common_arguments(settings: Resolved, scratch: Path, *, evaluates: bool, on_cpu: bool) -> dict[str, Any]:

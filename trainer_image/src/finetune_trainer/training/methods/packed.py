@@ -72,7 +72,7 @@ def to_packed_dataset(sequences: Sequence[Packed]) -> Dataset:
     )
 
 
-def require_apart(model: PreTrainedModel | PeftModel) -> None:
+def require_isolated_rows(model: PreTrainedModel | PeftModel) -> None:
     """Refuses a model in whose attention, as it is loaded here, a row changes what is said of the row after it.
 
     A model whose output is no number passes: its loss tells more.

@@ -8,9 +8,9 @@ from peft import PeftModel
 from typing_extensions import override
 
 from finetune_api.handoff import ExitCode
-from finetune_trainer.distributed.world import in_order
+from finetune_trainer.distributed.world import unshard
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.training.methods.loop import Watch, WatchedTrainer
+from finetune_trainer.training.methods.loop import LoopContext, LoopTrainer
 
 FROZEN_COPY = "ref"
 """TRL's name for the adapter as it was."""
@@ -19,7 +19,7 @@ LARGEST_DRIFT = 0.1
 """Nats per token between model and reference before the first step: rounding stays far below, another model above."""
 
 
-class ReferencedTrainer(WatchedTrainer):
+class ReferencedTrainer(LoopTrainer):
     """Stands before TRL's DPO and KTO trainers and takes the reference's log-probabilities before the training.
 
     The reference is the initial adapter, of which TRL makes a frozen copy, and the whole model under method Full. Once
@@ -31,9 +31,9 @@ class ReferencedTrainer(WatchedTrainer):
     train_dataset: Dataset
     eval_dataset: Dataset | None
 
-    def __init__(self, watch: Watch, **arguments: Any) -> None:
-        super().__init__(watch, **arguments)
-        watch.reporter.stage("Reference")
+    def __init__(self, loop: LoopContext, **arguments: Any) -> None:
+        super().__init__(loop, **arguments)
+        loop.reporter.stage("Reference")
         self.train_dataset = self._with_reference(self.train_dataset)
         if self.eval_dataset is not None:
             self.eval_dataset = self._with_reference(self.eval_dataset)
@@ -55,16 +55,16 @@ class ReferencedTrainer(WatchedTrainer):
     def _with_reference(self, dataset: Dataset) -> Dataset:
         """Batches are dealt out where several processes train: each asks for a share, and all know every answer."""
         self.model.eval()
-        size, world = self.args.per_device_eval_batch_size, self._watch.world
+        size, world = self.args.per_device_eval_batch_size, self._loop.world
         batches = [range(at, min(at + size, len(dataset))) for at in range(0, len(dataset), size)]
         shares = torch.zeros(-(-len(batches) // world.size), size, len(self.REFERENCE_COLUMNS))
-        for number, (share, (batch, _)) in enumerate(zip(shares, world.deal(batches), strict=True)):
-            self._watch.stop.raise_if_set()
-            self._watch.reporter.share(number, len(shares))
+        for number, (share, (batch, _)) in enumerate(zip(shares, world.shard(batches), strict=True)):
+            self._loop.stop.raise_if_set()
+            self._loop.reporter.share(number, len(shares))
             inputs = self._prepare_inputs(self.data_collator([dataset[at] for at in batch]))
             found = self.compute_ref_log_probs(self.model, inputs)
             share[: len(batch)] = torch.stack([values.float().cpu() for values in found], dim=1)
-        columns = in_order(world.gather(shares), len(batches)).flatten(0, 1)[: len(dataset)]
+        columns = unshard(world.gather(shares), len(batches)).flatten(0, 1)[: len(dataset)]
         for at, name in enumerate(self.REFERENCE_COLUMNS):
             dataset = dataset.add_column(name, columns[:, at].numpy())
         return dataset

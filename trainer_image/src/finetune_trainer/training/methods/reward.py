@@ -15,10 +15,10 @@ from finetune_trainer.evaluation.run_record import ScoredPair
 from finetune_trainer.monitoring.reporter import work_beat
 from finetune_trainer.rewards.scorer import keep_score_in_fp32, pad_token, pair_texts, score_texts
 from finetune_trainer.tokenization.samples import EncodedPair
-from finetune_trainer.training.methods.loop import Watch, WatchedTrainer, callbacks, common_arguments
+from finetune_trainer.training.methods.loop import LoopContext, LoopTrainer, callbacks, common_arguments
 
 
-class PairTrainer(WatchedTrainer, RewardTrainer):  # type: ignore[misc]  # the library has no types
+class PairTrainer(LoopTrainer, RewardTrainer):  # type: ignore[misc]  # the library has no types
     """TRL's trainer with the loss, margin and accuracy of the held-out pairs, each pair weighing the same."""
 
     def _weight(self, inputs: dict[str, torch.Tensor]) -> int:
@@ -34,7 +34,7 @@ class PairTrainer(WatchedTrainer, RewardTrainer):  # type: ignore[misc]  # the l
     def show(self, pairs: Sequence[EncodedPair]) -> list[ScoredPair]:
         """The pairs as text, each answer with its score."""
         texts = [ids for pair in pairs for ids in pair_texts(pair)]
-        scores = score_texts(self.model, texts, work_beat(self._watch.reporter, self._watch.stop))
+        scores = score_texts(self.model, texts, work_beat(self._loop.reporter, self._loop.stop))
         return [
             ScoredPair(
                 self.processing_class.decode(pair.prompt_ids).strip(),
@@ -53,7 +53,7 @@ def build_trainer(
     model: PreTrainedModel | PeftModel,
     tokenizer: PreTrainedTokenizerBase,
     settings: Resolved,
-    watch: Watch,
+    loop: LoopContext,
     *,
     train: Sequence[EncodedPair],
     validation: Sequence[EncodedPair],
@@ -65,7 +65,7 @@ def build_trainer(
     ends = {answer[-1] for pair in train for answer in (pair.chosen_ids, pair.rejected_ids)}
     tokenizer.pad_token = pad_token(model, tokenizer, ends)
     return PairTrainer(
-        watch,
+        loop,
         model=model,
         args=RewardConfig(
             **common_arguments(settings, scratch, evaluates=evaluates, on_cpu=model.device.type == "cpu"),
@@ -75,7 +75,7 @@ def build_trainer(
         train_dataset=to_dataset(train),
         eval_dataset=to_dataset(validation) if evaluates else None,
         processing_class=tokenizer,
-        callbacks=callbacks(watch),
+        callbacks=callbacks(loop),
     )
 
 

@@ -33,22 +33,24 @@ from finetune_trainer.rewards.computed import Judge
 from finetune_trainer.rewards.rollouts import Rollouts, ScoredAnswer
 from finetune_trainer.tokenization.samples import EncodedPrompt
 from finetune_trainer.training.callbacks import ReportProgress, require_gradient, restore_trained, save_trained
-from finetune_trainer.training.methods.loop import Watch, WatchedTrainer, common_arguments
+from finetune_trainer.training.methods.loop import LoopContext, LoopTrainer, common_arguments
 
 EVALUATED_PROMPTS = 128
 REFERENCE_COPY = "ref"
 """TRL's name for the frozen copy of the adapter that the policy is held to."""
 
 
-class PolicyTrainer(WatchedTrainer):
+class PolicyTrainer(LoopTrainer):
     """Stands before GRPO's and RLOO's trainers: our prompts, our rewards, a held-out reward in place of a loss."""
 
-    def __init__(self, watch: Watch, rollouts: Rollouts, held_out: Sequence[EncodedPrompt], **arguments: Any) -> None:
+    def __init__(
+        self, loop: LoopContext, rollouts: Rollouts, held_out: Sequence[EncodedPrompt], **arguments: Any
+    ) -> None:
         self._rollouts = rollouts
         self._held_out = held_out
-        super().__init__(watch, reward_funcs=[rollouts.reward], **arguments)
+        super().__init__(loop, reward_funcs=[rollouts.reward], **arguments)
         _reduce_reference(self)
-        _tell_of_each_token(self.model, work_beat(watch.reporter, watch.stop))
+        _beat_per_token(self.model, work_beat(loop.reporter, loop.stop))
 
     @override
     def _tokenize_prompts(self, prompts: list[list[int]]) -> tuple[list[list[int]], None, dict[str, Any]]:
@@ -66,7 +68,7 @@ class PolicyTrainer(WatchedTrainer):
         Where no group of answers ever differed in reward, nothing can have been learnt.
         """
         result = super().train(*arguments, **options)
-        earlier = [point.flat_share for point in self._watch.history.train if point.flat_share is not None]
+        earlier = [point.flat_share for point in self._loop.history.train if point.flat_share is not None]
         if not self._rollouts.groups_with_spread and min(earlier, default=1.0) == 1.0:
             raise TrainerError(
                 ExitCode.INVALID_CONFIG,
@@ -76,32 +78,32 @@ class PolicyTrainer(WatchedTrainer):
             )
         if REFERENCE_COPY in getattr(self.model, "peft_config", {}):
             self.model.delete_adapter(REFERENCE_COPY)  # it would be published beside the trained one
-        if self._watch.plateau.best_step is not None:
-            self._restore_best(self._watch.plateau.best_step)
+        if self._loop.plateau.best_step is not None:
+            self._restore_best(self._loop.plateau.best_step)
         return result
 
     def _restore_best(self, step: int) -> None:
         """Puts the best weights back and rewards them once more, with other random numbers: of several measurements the
         highest owes something to luck."""
-        self._watch.reporter.stage("Evaluating")
-        restore_trained(self.model, self._watch.best_weights)
+        self._loop.reporter.stage("Evaluating")
+        restore_trained(self.model, self._loop.best_weights)
         point = self.measure_reward(self.args.seed + 1)
-        self._watch.history.set_final_reward(replace(point, step=step))
-        self._watch.reporter.update(metrics={"eval_reward": point.reward})
+        self._loop.history.set_final_reward(replace(point, step=step))
+        self._loop.reporter.update(metrics={"eval_reward": point.reward})
 
     @override
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Rewards one answer to each held-out prompt in place of a loss."""
         step = self.state.global_step
-        self._watch.reporter.stage("Evaluating" if step else "Baseline")
+        self._loop.reporter.stage("Evaluating" if step else "Baseline")
         point = self.measure_reward()
-        self._watch.history.add_reward(point)
+        self._loop.history.add_reward(point)
         metrics = {"eval_reward": point.reward}
         self.log(dict(metrics))
-        self._watch.reporter.update(metrics=metrics if step else metrics | {"baseline_eval_reward": point.reward})
+        self._loop.reporter.update(metrics=metrics if step else metrics | {"baseline_eval_reward": point.reward})
         self.control: TrainerControl = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         if step:
-            self._watch.reporter.stage("Training")
+            self._loop.reporter.stage("Training")
         return metrics
 
     def measure_reward(self, seed: int | None = None) -> RewardPoint:
@@ -148,8 +150,8 @@ class LeaveOneOutTrainer(PolicyTrainer, RLOOTrainer):  # type: ignore[misc]  # t
 class KeepMostRewarded(TrainerCallback):  # type: ignore[misc]  # the library has no types
     """Keeps the weights of the highest held-out reward on disk; the baseline at step 0 is no candidate."""
 
-    def __init__(self, watch: Watch) -> None:
-        self._watch = watch
+    def __init__(self, loop: LoopContext) -> None:
+        self._loop = loop
 
     def on_evaluate(
         self,
@@ -160,12 +162,12 @@ class KeepMostRewarded(TrainerCallback):  # type: ignore[misc]  # the library ha
         **kwargs: Any,
     ) -> None:
         """Takes in an evaluation of the training."""
-        if state.global_step and self._watch.plateau.update(state.global_step, -(metrics or {})["eval_reward"]):
-            save_trained(kwargs["model"], self._watch.best_weights)
-            self._watch.reporter.update(metrics={"best_step": state.global_step})
+        if state.global_step and self._loop.plateau.update(state.global_step, -(metrics or {})["eval_reward"]):
+            save_trained(kwargs["model"], self._loop.best_weights)
+            self._loop.reporter.update(metrics={"best_step": state.global_step})
 
 
-class RequireGradientOfSpread(TrainerCallback):  # type: ignore[misc]  # the library has no types
+class RequireGradientFromSpread(TrainerCallback):  # type: ignore[misc]  # the library has no types
     """Answers of equal reward give no gradient, rightly so: looked at is the first step whose groups had a spread."""
 
     def __init__(self, rollouts: Rollouts) -> None:
@@ -184,7 +186,7 @@ def build_trainer(
     model: PreTrainedModel | PeftModel,
     tokenizer: PreTrainedTokenizerBase,
     settings: Resolved,
-    watch: Watch,
+    loop: LoopContext,
     *,
     train: Sequence[EncodedPrompt],
     validation: Sequence[EncodedPrompt],
@@ -192,14 +194,14 @@ def build_trainer(
     judge: Judge,
 ) -> PolicyTrainer:
     """The trainer, ready for `evaluate()`, `train()` and `show()`."""
-    refuse_unfit(model, settings, [*train, *validation])
+    require_fit(model, settings, [*train, *validation])
     evaluates = bool(validation)
-    stop_ids = _agree_on_ends(model, tokenizer, judge.stop_id)
+    stop_ids = _set_end_tokens(model, tokenizer, judge.stop_id)
     rollouts = Rollouts(train, judge.scorer, tokenizer, stop_ids, settings.num_generations or 1)
     common = common_arguments(settings, scratch, evaluates=evaluates, on_cpu=model.device.type == "cpu")
     kind, arguments = _trainer_of(settings)
     return kind(
-        watch,
+        loop,
         rollouts,
         held_out := choose(validation, settings.seed or 0),
         model=model,
@@ -208,14 +210,14 @@ def build_trainer(
         eval_dataset=to_dataset(held_out) if evaluates else None,
         processing_class=tokenizer,
         callbacks=[
-            ReportProgress(watch.reporter, watch.history),
-            KeepMostRewarded(watch),
-            RequireGradientOfSpread(rollouts),
+            ReportProgress(loop.reporter, loop.history),
+            KeepMostRewarded(loop),
+            RequireGradientFromSpread(rollouts),
         ],
     )
 
 
-def _agree_on_ends(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, stop_id: int) -> set[int]:
+def _set_end_tokens(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, stop_id: int) -> set[int]:
     """What ends an answer, told to the model, which TRL asks: its own end tokens and the one of the chat template."""
     known = model.generation_config.eos_token_id
     ends = {stop_id, *([] if known is None else [known] if isinstance(known, int) else known)}
@@ -244,7 +246,7 @@ def _sampling_arguments(settings: Resolved) -> dict[str, Any]:
     }
 
 
-def refuse_unfit(model: PreTrainedModel | PeftModel, settings: Resolved, samples: Sequence[EncodedPrompt]) -> None:
+def require_fit(model: PreTrainedModel | PeftModel, settings: Resolved, samples: Sequence[EncodedPrompt]) -> None:
     """Refuses batches that split a group, and prompts after which no answer fits into the model's context."""
     group, batch = settings.num_generations or 1, settings.global_batch_size or 1
     if batch % group:
@@ -294,7 +296,7 @@ def _is_untrained(model: PeftModel) -> bool:
     return not any(bool(tensor.count_nonzero()) for tensor in starts)
 
 
-def _tell_of_each_token(model: PreTrainedModel | PeftModel, on_work: Callable[[], None]) -> None:
+def _beat_per_token(model: PreTrainedModel | PeftModel, on_work: Callable[[], None]) -> None:
     """Every forward pass, one for each token while sampling, moves the heartbeat and sees a stop."""
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     base.register_forward_pre_hook(lambda *_: on_work())

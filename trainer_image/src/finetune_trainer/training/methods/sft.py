@@ -15,11 +15,16 @@ from typing_extensions import override
 from finetune_api.status import Resolved
 from finetune_trainer.tokenization.labeler import UNTRAINED, Encoded
 from finetune_trainer.tokenization.packing import MOST_ROWS, pack
-from finetune_trainer.training.methods.loop import Watch, WatchedTrainer, callbacks, common_arguments
-from finetune_trainer.training.methods.packed import ROW_TOKENS, PackedCollator, require_apart, to_packed_dataset
+from finetune_trainer.training.methods.loop import LoopContext, LoopTrainer, callbacks, common_arguments
+from finetune_trainer.training.methods.packed import (
+    ROW_TOKENS,
+    PackedCollator,
+    require_isolated_rows,
+    to_packed_dataset,
+)
 
 
-class RowTrainer(WatchedTrainer, SFTTrainer):  # type: ignore[misc]  # the library has no types
+class RowTrainer(LoopTrainer, SFTTrainer):  # type: ignore[misc]  # the library has no types
     """TRL's trainer with a loss weighted by token."""
 
     @override
@@ -41,7 +46,7 @@ def build_trainer(
     model: PreTrainedModel | PeftModel,
     tokenizer: PreTrainedTokenizerBase,
     settings: Resolved,
-    watch: Watch,
+    loop: LoopContext,
     *,
     train: Sequence[Encoded],
     validation: Sequence[Encoded],
@@ -54,18 +59,18 @@ def build_trainer(
     """
     evaluates = bool(validation)
     trainer = RowTrainer(
-        watch,
+        loop,
         model=model,
         args=build_arguments(settings, scratch, evaluates=evaluates, on_cpu=model.device.type == "cpu"),
         train_dataset=_training_set(train, settings, most_rows),
         eval_dataset=to_dataset(validation) if evaluates else None,
         processing_class=tokenizer,
-        callbacks=callbacks(watch),
+        callbacks=callbacks(loop),
     )
     if settings.packing:
         padding = trainer.data_collator.pad_token_id
         trainer.data_collator = PackedCollator(pad_token_id=padding, max_length=settings.max_length or 0)
-        require_apart(trainer.model)
+        require_isolated_rows(trainer.model)
     return trainer
 
 
