@@ -56,6 +56,7 @@ def install_chart(deployed: Environment) -> None:
         "image": {"repository": operator[0], "tag": operator[2]},
         "trainer": {"image": {"repository": trainer[0], "tag": trainer[2]}},
         "defaultStorage": {"endpoint": deployed.s3_endpoint_in_cluster, "region": "us-east-1"},
+        "progressIntervalSeconds": 1,  # the jobs of the demo and of the tests take a minute
     }
     file = STATE / "demo-values.yaml"
     file.write_text(yaml.safe_dump(values), encoding="utf-8")
