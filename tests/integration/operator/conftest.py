@@ -21,6 +21,7 @@ import pytest
 import yaml
 from kubernetes import client, config
 from kubernetes.client.exceptions import ApiException
+from waiting import wait_until
 
 from finetune_api import handoff, names
 from finetune_api.spec import FineTuneJobSpec
@@ -342,14 +343,8 @@ def _now(later: float = 0) -> str:
 
 
 def until(probe: Callable[[], Any], what: str | Callable[[], str], seconds: float = 20) -> Any:
-    """The first true answer of a probe."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        found = probe()
-        if found:
-            return found
-        time.sleep(0.1)
-    raise AssertionError(f"not within {seconds} s: {what if isinstance(what, str) else what()}")
+    """Return the first true result of a probe."""
+    return wait_until(probe, what, seconds=seconds)
 
 
 @pytest.fixture(scope="session")

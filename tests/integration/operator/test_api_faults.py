@@ -2,9 +2,9 @@
 
 import json
 import random
+import re
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 import pytest
 import yaml
 from gateway import Answer, Fault, Gateway, Lose, api_error
+from waiting import wait_until
 
 ROOT = Path(__file__).parents[3]
 
@@ -113,9 +114,7 @@ def test_an_api_server_that_is_away_for_a_while_is_waited_for(world: Any, behind
     world.wait_phase("Training")
     gateway.leave()
     world.end(trainer, 0, world.published())
-    while "retrying in" not in behind.log.read_text() and "Cannot connect" not in behind.log.read_text():
-        assert behind.process.poll() is None
-        time.sleep(0.1)
+    wait_until(lambda: re.search("retrying in|Cannot connect", behind.log.read_text()), behind.log.read_text)
     gateway.come_back()
     require_undisturbed(world, world.wait_phase("Succeeded", seconds=60))
 

@@ -25,6 +25,7 @@ from dashboard_pictures import Source, draw
 from prometheus import Prometheus, running
 from prometheus_client.parser import text_string_to_metric_families
 from tiny_model import make_tiny_model
+from waiting import wait_until
 
 from finetune_api.handoff import ENV_POD_UID
 
@@ -82,7 +83,7 @@ def training_of(world: Any, folder: Path) -> Iterator[int]:
     job, pod = world.get("support-bot"), world.pass_preflight("support-bot")
     world.run(pod)
     world.end(pod, 143, disruption="EvictionByEvictionAPI", ran=420)
-    wait_for(lambda: world.status("support-bot").get("preemptions") == 1)
+    wait_until(lambda: world.status("support-bot").get("preemptions") == 1)
     pod = world.pod_of("support-bot-1")
     make_tiny_model(folder / "model")
     rows = [{"instruction": f"Is {number} even?", "output": "no" if number % 2 else "yes"} for number in range(300)]
@@ -159,7 +160,7 @@ def others(world: Any, trainer_at: Any, stack: ExitStack) -> None:
     pod = world.pass_preflight("restarted")
     world.run(pod)
     world.end(pod, 143, disruption="EvictionByEvictionAPI", ran=300)
-    wait_for(lambda: world.status("restarted").get("preemptions") == 1)
+    wait_until(lambda: world.status("restarted").get("preemptions") == 1)
     pod = world.pod_of("restarted-1")
     world.run(pod)
     world.end(pod, 1, ran=60)
@@ -175,13 +176,6 @@ def others(world: Any, trainer_at: Any, stack: ExitStack) -> None:
     world.end(pod, 0, world.published("summaries"), ran=900)
     world.wait_phase("Succeeded", "summaries")
     world.wait_phase("Failed", "no-rights")
-
-
-def wait_for(probe: Callable[[], Any], seconds: float = 30) -> None:
-    deadline = time.monotonic() + seconds
-    while not probe():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
 
 
 def config(operator: Any, port: int, pod: Any, stack: ExitStack) -> str:

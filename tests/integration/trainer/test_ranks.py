@@ -21,6 +21,7 @@ from preloaded import fork_of
 from safetensors.torch import load_file
 from tiny_model import make_tiny_model
 from training_bench import HYPERPARAMETERS, Bench, make_rows, make_spec, preference_rows
+from waiting import wait_until
 
 from finetune_api.handoff import (
     ENV_POD_NAME,
@@ -307,8 +308,7 @@ def test_other_ways_to_train_end_as_one_process(
 def test_a_stop_within_a_second_of_the_start_is_a_stop(s3_server: Any, tmp_path: Path, aws_environment: None) -> None:
     """Processes that have no handler yet die of the signal, which is no failure."""
     attempt = make_job(s3_server, "ranks-early", tmp_path, "LoRA", sys.executable).start("early", gpus=2)
-    while len(attempt.ranks(0)) < 2:
-        time.sleep(0.01)
+    wait_until(lambda: len(attempt.ranks(0)) == 2, attempt.errors, pause=0.01)
     attempt.processes[0].send_signal(signal.SIGTERM)
     assert attempt.codes() == [75], attempt.errors()
     assert attempt.report().reason == "Preempted"

@@ -2,7 +2,6 @@
 
 import random
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import pytest
 from gateway import Answer, Fault, Gateway, Tear
 from tiny_model import make_tiny_model
 from trainer_pod import ROWS, Pod, checked, make_config
+from waiting import wait_until
 
 from finetune_api.handoff import Artifact, ExitCode, Outcome, Report
 from finetune_trainer.config.run_context import RunContext
@@ -70,9 +70,9 @@ def require_published(pod: Pod, direct: S3Storage) -> None:
 
 def wait_for_a_retry(pod: Pod, process: "subprocess.Popen[bytes]") -> None:
     """Until the trainer says that it has asked the store in vain, and will again."""
-    while "tried again in" not in (pod.directory / "stderr").read_text():
-        assert process.poll() is None, (pod.directory / "stderr").read_text()
-        time.sleep(0.1)
+    log = pod.directory / "stderr"
+    wait_until(lambda: "tried again in" in log.read_text() or process.poll() is not None, log.read_text, seconds=300)
+    assert process.poll() is None, log.read_text()
 
 
 def sometimes(share: float, *faults: Fault) -> Any:

@@ -1,13 +1,13 @@
 """Runs in a real MLflow server and real W&B files, over several attempts of one job."""
 
 import json
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from trackers import Mlflow, refusing_server, silent_server
+from waiting import wait_until
 
 from finetune_api.handoff import JobConfig, config_sha256
 from finetune_api.spec import FineTuneJobSpec
@@ -120,13 +120,6 @@ def test_what_was_trained_while_mlflow_was_down_is_told_when_it_is_back(
     assert follower.wait(60)
     (run,) = server.runs("three")
     assert [step for step, _ in server.history(run, "train/loss")] == [1, 2, 3, 4, 5]
-
-
-def wait_until(is_so: Callable[[], bool]) -> None:
-    ends = time.monotonic() + 120
-    while not is_so():
-        assert time.monotonic() < ends
-        time.sleep(0.1)
 
 
 def records_of(data: bytes) -> Iterator[bytes]:

@@ -1,6 +1,5 @@
 import json
 import threading
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 from safetensors.numpy import load_file, save_file
 from tiny_model import make_tiny_model
 from training_bench import HYPERPARAMETERS, Bench
+from waiting import wait_until
 
 from finetune_api.handoff import ExitCode
 from finetune_api.status import Resolved
@@ -89,9 +89,10 @@ def test_a_stop_ends_the_run_after_the_step_and_publishes_nothing(make_bench: Ma
     config = bench.prepare()
 
     def stop_in_training() -> None:
-        while (bench.reporter.snapshot().progress.step or 0) < 3:
-            time.sleep(0.01)
-        bench.stop.set()
+        try:
+            wait_until(lambda: (bench.reporter.snapshot().progress.step or 0) >= 3, seconds=300, pause=0.01)
+        finally:
+            bench.stop.set()
 
     watcher = threading.Thread(target=stop_in_training)
     watcher.start()

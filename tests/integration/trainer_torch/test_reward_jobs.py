@@ -2,7 +2,6 @@
 
 import json
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import pytest
 from loop_bench import teach
 from training_bench import HYPERPARAMETERS, THINGS, Bench, as_parent, preference_rows
+from waiting import wait_until
 
 from finetune_api.handoff import ExitCode, Report
 from finetune_trainer.data.rows import Message
@@ -179,12 +179,13 @@ def test_a_stop_while_answers_are_written_ends_within_the_step(make_bench: MakeB
     before: list[int] = []
 
     def stop_in_generation() -> None:
-        while bench.reporter.snapshot().progress.stage != "Baseline":
-            time.sleep(0.01)
-        before.append(bench.reporter.snapshot().heartbeat)
-        while bench.reporter.snapshot().heartbeat < before[0] + 5:
-            time.sleep(0.01)
-        bench.stop.set()
+        snapshot = bench.reporter.snapshot
+        try:
+            wait_until(lambda: snapshot().progress.stage == "Baseline", seconds=300, pause=0.01)
+            before.append(snapshot().heartbeat)
+            wait_until(lambda: snapshot().heartbeat >= before[0] + 5, seconds=300, pause=0.01)
+        finally:
+            bench.stop.set()
 
     watcher = threading.Thread(target=stop_in_generation)
     watcher.start()

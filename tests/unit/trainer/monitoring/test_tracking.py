@@ -3,12 +3,12 @@
 import json
 import logging
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from trackers import refusing_server, silent_server
+from waiting import wait_until
 
 from finetune_api.handoff import Outcome, Report
 from finetune_api.status import Artifacts
@@ -67,13 +67,6 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("finetune_trainer.monitoring.tracking.follower.PAUSE", 0.01)
 
 
-def eventually(is_so: Callable[[], bool]) -> None:
-    ends = time.monotonic() + 20
-    while not is_so():
-        assert time.monotonic() < ends
-        time.sleep(0.01)
-
-
 def end(follower: Follower, ending: Ending = Ending.FINISHED) -> None:
     follower.ask_to_end(ending)
     assert follower.wait(20)
@@ -105,9 +98,9 @@ def test_a_file_that_is_begun_again_is_told_again(world: Any, metrics: Path) -> 
     run = Recorder()
     follower = Follower(run, metrics, world.reporter)
     follower.start()
-    eventually(lambda: len(run.points) == 3)
+    wait_until(lambda: len(run.points) == 3)
     metrics.write_text('{"kind": "train", "step": 1, "loss": 9.0}\n')
-    eventually(lambda: len(run.points) == 4)
+    wait_until(lambda: len(run.points) == 4)
     end(follower)
     assert run.points[3].values == {"train/loss": 9.0}
 
@@ -119,7 +112,7 @@ def test_what_a_tracker_missed_is_told_later_and_it_is_warned_of_once(
     run = Recorder(faults=3)
     follower = Follower(run, metrics, world.reporter)
     follower.start()
-    eventually(lambda: len(run.points) == 3)
+    wait_until(lambda: len(run.points) == 3)
     end(follower)
     assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]
     assert b"finetune_trainer_tracker_failures_total 3.0" in world.reporter._prometheus.exposition()
