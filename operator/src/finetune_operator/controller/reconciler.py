@@ -77,12 +77,12 @@ class Reconciler:
             self._cache.forget(key)
             if not job.is_settled:
                 await self._write(job, acknowledge_generation(job.status, job.generation))
-            await self._tidy(job)
+            await self._remove_expired_children(job)
             return
         if job.status_error:
             log.error("%s: ignored because its status cannot be read: %s", key, job.status_error)
             return
-        decision = await self._decide_and_act(await self._observe(job))
+        decision = await self._plan_and_act(await self._observe(job))
         await self._write(job, decision.status)
         finished = replace(job, status=decision.status).is_finished
         if finished:
@@ -92,7 +92,7 @@ class Reconciler:
         if decision.requeue_after is not None:
             self._queue.add_after(key, decision.requeue_after)
 
-    async def _tidy(self, job: FineTuneJob) -> None:
+    async def _remove_expired_children(self, job: FineTuneJob) -> None:
         """Remove a finished job's children after its TTL; after a restart, its listed Jobs enqueue the job again."""
         left = deadlines.seconds_to_tidy(job, self._clock())
         if left:
@@ -102,7 +102,7 @@ class Reconciler:
 
     async def _observe(self, job: FineTuneJob) -> Observed:
         """Read Jobs before pods: the pods are then never older than the counts of their Job."""
-        relatives = await self._relatives(job)
+        relatives = await self._read_relatives(job)
         try:
             children = await self._cluster.list_children(job.key)
             pods = await self._cluster.list_pods(job.key)
@@ -110,7 +110,7 @@ class Reconciler:
             return Observed(job=job, now=self._clock(), relatives=relatives, obstacle=problem, children_unreadable=True)
         workloads, obstacle = None, None
         try:
-            workloads = await self._workloads(job, children)
+            workloads = await self._list_workloads(job, children)
         except Denied as problem:
             workloads, obstacle = (), problem
         return Observed(
@@ -124,7 +124,7 @@ class Reconciler:
             obstacle=obstacle,
         )
 
-    async def _workloads(self, job: FineTuneJob, children: tuple[Job, ...]) -> tuple[Workload, ...] | None:
+    async def _list_workloads(self, job: FineTuneJob, children: tuple[Job, ...]) -> tuple[Workload, ...] | None:
         """Return the Workloads of the Jobs that Kueue may hold; None if there are no such Jobs or no Kueue."""
         held = [one for one in children if one.owner_uid == job.uid and kueue.may_hold(one)]
         self._cache.set_held_jobs(job.key, [one.uid for one in held])
@@ -132,7 +132,7 @@ class Reconciler:
             return None
         return await self._cluster.list_workloads(job.key, held)
 
-    async def _relatives(self, job: FineTuneJob) -> dict[str, FineTuneJob | None]:
+    async def _read_relatives(self, job: FineTuneJob) -> dict[str, FineTuneJob | None]:
         """Read the jobs that this one waits for, and those that they wait for in turn, to detect cycles."""
         found: dict[str, FineTuneJob | None] = {}
         names = [need.name for need in dependencies.open_needs(job)]
@@ -140,56 +140,58 @@ class Reconciler:
             name = names.pop(0)
             if name in found:
                 continue
-            found[name] = other = await self._find(Key(job.key.namespace, name))
+            found[name] = other = await self._get_job_or_none(Key(job.key.namespace, name))
             names += [need.name for need in dependencies.open_needs(other)] if other else []
         return found
 
-    async def _find(self, key: Key) -> FineTuneJob | None:
+    async def _get_job_or_none(self, key: Key) -> FineTuneJob | None:
         try:
             return await self._cluster.get_job(key)
         except Gone:
             return None
 
-    async def _decide_and_act(self, observed: Observed) -> Decision:
+    async def _plan_and_act(self, observed: Observed) -> Decision:
         """Plan and act until no action is left; the result of an action is part of the next plan."""
         for _ in range(MAX_STEPS):
             decision = plan(observed, self._settings)
             if observed.obstacle is not None:
                 return decision
             try:
-                if decision.delete:
-                    await self._cluster.delete_child(observed.job, decision.delete)
-                    return decision
-                if decision.create:
-                    child = await self._cluster.create_child(observed.job, decision.create)
-                    log.info("%s: created Job %s", observed.job.key, child.name)
-                    children = (*observed.children, child)
-                    workloads = await self._workloads(observed.job, children)
-                    observed = replace(observed, children=children, workloads=workloads)
-                elif change := decision.suspend or decision.resume:
-                    is_suspended = decision.suspend is not None
-                    child = await self._cluster.set_suspended(observed.job, change, is_suspended=is_suspended)
-                    log.info("%s: Job %s %s", observed.job.key, child.name, "suspended" if is_suspended else "resumed")
-                    others = [one for one in observed.children if one.uid != child.uid]
-                    observed = replace(observed, children=(*others, child))
-                elif decision.requeue:
-                    await self._cluster.move_to_queue(observed.job, *decision.requeue)
-                    return decision
-                elif workload := decision.deactivate or decision.activate:
-                    is_active = decision.activate is not None
-                    await self._cluster.set_active(observed.job, workload, is_active=is_active)
-                    log.info("%s: Workload %s active: %s", observed.job.key, workload.name, is_active)
-                    return decision
-                elif decision.fetch_events_for:
-                    asked = decision.fetch_events_for
-                    found = await self._cluster.list_warnings(observed.job.key.namespace, asked.kind, asked.uid)
-                    observed = replace(observed, warnings=found)
-                else:
-                    return decision
+                changed = await self._act(observed, decision)
             except (Denied, NameTaken, Refused) as problem:
                 log.warning("%s: %s", observed.job.key, problem)
-                observed = replace(observed, obstacle=problem)
+                changed = replace(observed, obstacle=problem)
+            if changed is None:
+                return decision
+            observed = changed
         raise RuntimeError(f"{observed.job.key}: the plan has no end")
+
+    async def _act(self, observed: Observed, decision: Decision) -> Observed | None:
+        """Do the planned action; return what to plan from next, or None if the decision is final."""
+        job = observed.job
+        if decision.delete:
+            await self._cluster.delete_child(job, decision.delete)
+        elif decision.create:
+            child = await self._cluster.create_child(job, decision.create)
+            log.info("%s: created Job %s", job.key, child.name)
+            children = (*observed.children, child)
+            return replace(observed, children=children, workloads=await self._list_workloads(job, children))
+        elif change := decision.suspend or decision.resume:
+            is_suspended = decision.suspend is not None
+            child = await self._cluster.set_suspended(job, change, is_suspended=is_suspended)
+            log.info("%s: Job %s %s", job.key, child.name, "suspended" if is_suspended else "resumed")
+            others = [one for one in observed.children if one.uid != child.uid]
+            return replace(observed, children=(*others, child))
+        elif decision.requeue:
+            await self._cluster.move_to_queue(job, *decision.requeue)
+        elif workload := decision.deactivate or decision.activate:
+            is_active = decision.activate is not None
+            await self._cluster.set_active(job, workload, is_active=is_active)
+            log.info("%s: Workload %s active: %s", job.key, workload.name, is_active)
+        elif query := decision.fetch_events_for:
+            warnings = await self._cluster.list_warnings(job.key.namespace, query.kind, query.uid)
+            return replace(observed, warnings=warnings)
+        return None
 
     async def _write(self, job: FineTuneJob, status: FineTuneJobStatus) -> None:
         change = build_merge_patch(job.status.to_wire(), status.to_wire())
