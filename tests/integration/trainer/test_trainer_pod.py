@@ -70,7 +70,7 @@ def test_a_stopped_trainer_publishes_nothing_and_the_next_one_goes_on(pod: Pod, 
     assert told.last_step == stopped.last_step
     assert told.start_time < told.end_time
     assert resumed.progress.note == (
-        "broken checkpoints were passed over: step-000059: it has no manifest, so that it was not saved to the end"
+        "skipped broken checkpoints: step-000059: it has no manifest, so it was not saved completely"
     )
     assert process.wait(600) == 0, (pod.directory / "stderr").read_text()
     published = pod.report()

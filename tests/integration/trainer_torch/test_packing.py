@@ -131,7 +131,7 @@ def test_a_model_that_lets_rows_see_each_other_is_refused_before_training(model_
     for parameter in model.parameters():
         if parameter.dim() > 1:
             torch.nn.init.normal_(parameter, std=0.3)
-    with pytest.raises(TrainerError, match="does not keep packed rows apart: set hyperparameters") as caught:
+    with pytest.raises(TrainerError, match="lets packed rows attend to each other: set hyperparameters") as caught:
         require_isolated_rows(model)
     assert caught.value.code is ExitCode.INVALID_CONFIG
 

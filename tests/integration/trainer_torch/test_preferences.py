@@ -171,7 +171,7 @@ def test_the_base_as_reference_of_a_continued_adapter_is_refused(
 
     monkeypatch.setattr(reference.ReferencedTrainer, "_with_reference", take_from_the_base)
     monkeypatch.setattr(PeftModel, "delete_adapter", lambda *_: None)
-    with pytest.raises(TrainerError, match="the reference is not the model that the training starts from") as caught:
+    with pytest.raises(TrainerError, match="the reference differs from the initial model") as caught:
         make_trainer(objective, tiny_model, tmp_path, make_settings(), taught)
     assert caught.value.code is ExitCode.INTERNAL_ERROR
     monkeypatch.setattr(reference, "LARGEST_DRIFT", math.inf)

@@ -78,7 +78,7 @@ def checkpoint(step: int) -> dict[str, Any]:
 def test_the_last_checkpoint_and_what_a_run_went_on_from_are_in_the_status(scene: Any) -> None:
     one = scene().to_training()
     one.run(one.pod("one-1"))
-    progress = {"step": 12, "resumedFromStep": 10, "note": "broken checkpoints were passed over: step-000011: torn"}
+    progress = {"step": 12, "resumedFromStep": 10, "note": "skipped broken checkpoints: step-000011: torn"}
     told = {"jobUid": "job-uid", "heartbeat": 7, "progress": progress, "checkpoint": checkpoint(10)}
     one.reading = Reading("one-1-1-uid", one.now, ProgressReport.model_validate(told))
     one.settle()

@@ -165,23 +165,23 @@ def flip(path: Path) -> None:
 DAMAGES = {
     "a flipped bit": (
         lambda bucket: flip(file(bucket, 20, "weights.safetensors")),
-        "weights.safetensors has another content than its SHA-256 in the manifest",
+        "weights.safetensors differs from its SHA-256 in the manifest",
     ),
     "a file that is cut": (
         lambda bucket: file(bucket, 20, "weights.safetensors").write_bytes(b"weig"),
-        "weights.safetensors is missing or has another size than its manifest says",
+        "weights.safetensors is missing or differs in size from its manifest",
     ),
     "a file that is gone": (
         lambda bucket: file(bucket, 20, "run.json").unlink(),
-        "run.json is missing or has another size than its manifest says",
+        "run.json is missing or differs in size from its manifest",
     ),
     "no manifest": (
         lambda bucket: file(bucket, 20, "manifest.json").unlink(),
-        "it has no manifest, so that it was not saved to the end",
+        "it has no manifest, so it was not saved completely",
     ),
     "half a manifest": (
         lambda bucket: file(bucket, 20, "manifest.json").write_text('{"namespace": "te'),
-        "its manifest cannot be read",
+        "its manifest is invalid",
     ),
     "another's manifest": (
         lambda bucket: file(bucket, 20, "manifest.json").write_bytes(file(bucket, 10, "manifest.json").read_bytes()),
@@ -203,7 +203,7 @@ def test_a_broken_checkpoint_is_named_and_removed_and_the_one_before_it_taken(
     assert pod.there() == [10]
     assert pod.reporter.snapshot().progress.resumed_from_step == 10
     note = pod.reporter.snapshot().progress.note
-    assert note == f"broken checkpoints were passed over: step-000020: {told}"
+    assert note == f"skipped broken checkpoints: step-000020: {told}"
     assert told in caplog.text
     assert pod.save(20).there() == [10, 20]
 
@@ -278,9 +278,9 @@ def test_a_store_that_is_away_costs_a_checkpoint_and_not_the_training(
     bucket: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     pod = Pod(bucket).save(10)
-    pod.storage.fails = fail("put", StorageUnavailable("nobody answers"))
+    pod.storage.fails = fail("put", StorageUnavailable("no answer"))
     pod.save(20)
-    assert "the checkpoint of step 20 is not saved: nobody answers" in caplog.text
+    assert "cannot save the checkpoint of step 20: no answer" in caplog.text
     assert pod.reporter.snapshot().checkpoint
     assert pod.checkpoints.last_step == 10
     pod.storage.fails = lambda verb, uri: None
@@ -290,7 +290,7 @@ def test_a_store_that_is_away_costs_a_checkpoint_and_not_the_training(
 
 def test_after_a_stop_a_store_that_is_away_is_told(bucket: Path) -> None:
     pod = Pod(bucket)
-    pod.storage.fails = fail("put", StorageUnavailable("nobody answers"))
+    pod.storage.fails = fail("put", StorageUnavailable("no answer"))
     pod.stop.set()
     with pytest.raises(StorageUnavailable):
         pod.save(10)
@@ -338,7 +338,7 @@ def test_a_store_that_does_not_list_costs_neither_training_nor_result(
 
     def away(uri: str, *_: Any) -> Any:
         if uri.endswith("checkpoints"):
-            raise StorageUnavailable("nobody answers")
+            raise StorageUnavailable("no answer")
         return LocalStorage.list(pod.storage, uri)
 
     monkeypatch.setattr(pod.storage, "list", away)

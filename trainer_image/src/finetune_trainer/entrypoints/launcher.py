@@ -123,18 +123,18 @@ class Pod:
         return None
 
     def _end_as_publisher(self) -> Ending:
-        """Rank 0 has verified its manifest: the other processes can no longer change the result."""
+        """End after rank 0 has verified its manifest: the other processes can no longer change the result."""
         self._peers.send_done()
         self._stop_ranks(SHORT_DRAIN_SECONDS)
         return Ending(ExitCode.OK, self._read_report(0) or self._report(Outcome.PUBLISHED, "Published", "published"))
 
     def _end_after_done(self) -> Ending:
-        """The first pod has published; only its report holds the proof."""
+        """End with 0 after the first pod has published; only its report holds the proof."""
         self._stop_ranks(SHORT_DRAIN_SECONDS)
         return Ending(ExitCode.OK, self._report(Outcome.PUBLISHED, "Published", "pod 0 of this attempt published"))
 
     def _wait_for_publisher(self) -> Ending | None:
-        """All processes of this pod succeeded; the first pod is still publishing."""
+        """Report progress after all processes of this pod succeeded, while the first pod publishes."""
         if self._is_stopped:
             return self._end_as_stopped("stopped by SIGTERM while pod 0 was publishing")
         reporter = self._state.reporter
@@ -146,7 +146,7 @@ class Pod:
         return None
 
     def _end_after_failure(self, failed: dict[int, int]) -> Ending:
-        """A process of this pod failed. If that may be an echo, wait for the cause, here or in another pod."""
+        """End after a process of this pod failed. If that may be an echo, wait for its cause in any pod."""
         drain_timeout = STOP_DRAIN_SECONDS if ExitCode.PREEMPTED in failed.values() else SHORT_DRAIN_SECONDS
         if not any(_is_cause(code) for code in failed.values()) and not self._is_stopped:
             deadline = time.monotonic() + CAUSE_SECONDS
@@ -170,7 +170,7 @@ class Pod:
         return Ending(code, self._read_report(rank) or self._report_missing(rank, code))
 
     def _end_after_loss(self, lost: Lost) -> Ending:
-        """Another pod ended first. After its SIGTERM all processes stop together, and rank 0 may still upload."""
+        """End after another pod did. After its SIGTERM all processes stop together, and rank 0 may still upload."""
         was_stopped = self._state.stop.is_set()
         is_orderly = lost.code == ExitCode.PREEMPTED or self._ranks.is_saving()
         self._stop_ranks(STOP_DRAIN_SECONDS if is_orderly else SHORT_DRAIN_SECONDS)

@@ -1,1 +1,1 @@
-"""The training loop: callbacks, checkpoints, and what an interrupted run leaves."""
+"""The training loop: methods, callbacks, checkpoints, and records of interrupted runs."""

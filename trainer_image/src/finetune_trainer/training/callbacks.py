@@ -1,4 +1,4 @@
-"""What happens at the steps of the training loop: reporting, the best weights, the gradient check."""
+"""Callbacks of the training loop: reporting, best weights, checkpoints, the gradient check."""
 
 import math
 import time
@@ -40,11 +40,11 @@ LOGGED_FIGURES = {
     "completions/clipped_ratio": "clipped_share",
     "frac_reward_zero_std": "flat_share",
 }
-"""TRL's names for what an objective measures beside its loss, and ours."""
+"""TRL's names for the metrics of an objective, and ours; the loss has the same name."""
 
 
 class ReportProgress(TrainerCallback):  # type: ignore[misc]
-    """Tells the reporter and metrics.jsonl about every step; the tokens of all processes are counted by the first."""
+    """Report every step to the reporter and metrics.jsonl; the first process counts the tokens of all."""
 
     def __init__(self, reporter: Reporter, history: History, world: World = ALONE) -> None:
         self._reporter, self._world = reporter, world
@@ -54,17 +54,17 @@ class ReportProgress(TrainerCallback):  # type: ignore[misc]
         self._tokens_before = 0.0
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """The bar starts at zero of all steps, or where an earlier run has come to."""
+        """Start the progress at zero, or at the step of the checkpoint."""
         self._tokens_before = float(state.num_input_tokens_seen)
         progress = {"stage": "Training", "step": state.global_step, "total_steps": state.max_steps}
         self._reporter.update(progress=progress | {"epoch": state.epoch or 0.0})
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """The clock of one step runs without evaluations."""
+        """Start the step's clock, which excludes evaluations."""
         self._step_began = time.monotonic()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Counts the step before its losses are known; the last step is always evaluated."""
+        """Count the step before its losses are known; evaluate the last step."""
         self._step_seconds = time.monotonic() - self._step_began
         progress = {"stage": "Training", "step": state.global_step, "total_steps": state.max_steps}
         self._reporter.update(progress=progress | {"epoch": state.epoch})
@@ -79,7 +79,7 @@ class ReportProgress(TrainerCallback):  # type: ignore[misc]
         logs: Mapping[str, float] | None = None,
         **_: Any,
     ) -> None:
-        """Records the figures of a step; a gradient that is not finite ends the run, but for FP16's loss scaling."""
+        """Record the step; raise if its gradient is not finite, except in FP16, where loss scaling skips the step."""
         if not logs or "loss" not in logs:
             return
         grad_norm = logs.get("grad_norm")
@@ -124,8 +124,10 @@ def _step_metrics(point: TrainPoint) -> dict[str, object]:
 
 
 class RequireGradient(TrainerCallback):  # type: ignore[misc]
-    """Refuses to train on when no gradient reaches the trained weights, which looks like bad data otherwise, or when
-    the processes that train together have not shared their gradients."""
+    """Raise if no gradient reaches the trained weights, or if the processes have not averaged their gradients.
+
+    Without this check such a run looks as if its data were bad.
+    """
 
     def __init__(self, world: World = ALONE) -> None:
         self._world = world
@@ -133,7 +135,7 @@ class RequireGradient(TrainerCallback):  # type: ignore[misc]
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Looks at the first step's gradients."""
+        """Check the first step's gradients."""
         if state.global_step == 0:
             require_gradient(kwargs["model"], self._world)
             if self._world.size > 1 and not is_sharded(kwargs["model"]):
@@ -141,7 +143,7 @@ class RequireGradient(TrainerCallback):  # type: ignore[misc]
 
 
 def require_gradient(model: torch.nn.Module, world: World = ALONE) -> None:
-    """Raises where every trained weight is without a gradient, or has one of zeros."""
+    """Raise if every trained weight has no gradient or a zero gradient."""
     gradients = [parameter.grad for parameter in trained_tensors(model).values()]
     found = any(gradient is not None and bool(local_shard(gradient).count_nonzero()) for gradient in gradients)
     if not world.any_rank(found):
@@ -149,7 +151,7 @@ def require_gradient(model: torch.nn.Module, world: World = ALONE) -> None:
 
 
 class KeepBest(TrainerCallback):  # type: ignore[misc]
-    """Keeps the weights of the lowest evaluation loss on disk and ends the loop when patience has run out."""
+    """Keep the weights of the lowest evaluation loss on disk; end the loop when early stopping's patience runs out."""
 
     def __init__(self, plateau: Plateau, path: Path, reporter: Reporter) -> None:
         self._plateau = plateau
@@ -164,7 +166,7 @@ class KeepBest(TrainerCallback):  # type: ignore[misc]
         metrics: Mapping[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Takes in an evaluation of the training; the baseline at step 0 is no candidate."""
+        """Record an evaluation; the baseline at step 0 is not a candidate."""
         loss = (metrics or {})["eval_loss"]
         if state.global_step == 0:
             self._reporter.update(metrics={"eval_loss": loss, "baseline_eval_loss": loss})
@@ -184,26 +186,25 @@ class KeepBest(TrainerCallback):  # type: ignore[misc]
 
 
 class SaveCheckpoints(TrainerCallback):  # type: ignore[misc]
-    """Asks for a checkpoint when one is due, and where the training ends: what follows may be cut short too."""
+    """Request a checkpoint when one is due, and when the training ends because later stages can be interrupted."""
 
     def __init__(self, checkpoints: Checkpoints, world: World) -> None:
         self._checkpoints, self._world = checkpoints, world
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Saved after the step is logged and evaluated; of several processes the first one, which saves, has the clock
-        that says when."""
+        """Request a checkpoint if one is due by the first process's clock. It follows logging and evaluation."""
         is_due = self._world.is_first and self._checkpoints.is_due(state.global_step)
         if state.global_step >= state.max_steps or self._world.any_rank(is_due):
             control.should_save = True
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Comes after the callback that watches patience."""
+        """Request a checkpoint if early stopping, whose callback runs first, ends the training."""
         if control.should_training_stop:
             control.should_save = True
 
 
 def early_stopping_status(plateau: Plateau, stopped_at: int | None) -> dict[str, object] | None:
-    """The state of early stopping by the status's field names; None when it is off."""
+    """Return the state of early stopping, by the status's field names; None if it is off."""
     if plateau.patience is None:
         return None
     status: dict[str, object] = {
@@ -216,8 +217,10 @@ def early_stopping_status(plateau: Plateau, stopped_at: int | None) -> dict[str,
 
 
 def save_trained(model: torch.nn.Module, path: Path) -> None:
-    """Writes the trained weights to one file, replacing an older one only when complete; of weights that are shared
-    out all processes gather each, and the first one writes."""
+    """Write the trained weights to one file; an older one is replaced only when the new one is complete.
+
+    Of a sharded model, all processes gather each weight and the first one writes.
+    """
     reshard(model)
     is_writer = not is_sharded(model) or dist.get_rank() == 0
     tensors = {}
@@ -233,7 +236,7 @@ def save_trained(model: torch.nn.Module, path: Path) -> None:
 
 
 def restore_trained(model: torch.nn.Module, path: Path) -> None:
-    """Puts the trained weights of `save_trained` back into the model."""
+    """Load the weights that `save_trained` wrote into the model."""
     reshard(model)
     saved = load_file(path) if not is_sharded(model) or dist.get_rank() == 0 else {}
     with torch.no_grad():
@@ -242,6 +245,6 @@ def restore_trained(model: torch.nn.Module, path: Path) -> None:
 
 
 def build_divergence_error(step: int, what: str) -> TrainerError:
-    """The error for a loss or gradient that is no number."""
+    """Return the error for a loss or gradient that is not finite."""
     message = f"{what} is not finite at step {step}: lower hyperparameters.learningRate, or check the data and model"
     return TrainerError(ExitCode.DIVERGED, message)

@@ -1,4 +1,4 @@
-"""What a checkpoint holds beside the library's own files: trained weights, the best ones, and what the run knows."""
+"""The files of a checkpoint that the library does not write: trained weights, best weights, the run's state."""
 
 import json
 import os
@@ -20,23 +20,23 @@ SAVED_RUN = "run.json"
 
 @dataclass
 class BaselineOutputs:
-    """What the model made of the job's questions, and of prompts shown in the report, before its first step."""
+    """The model's outputs before its first step: answers to the job's prompts, and samples for the report."""
 
     answers: list[str] = field(default_factory=list)
     shown: list[Any] = field(default_factory=list)
-    """Of a policy its `ScoredAnswer` answers; what other objectives show before is not used after."""
+    """A policy's `ScoredAnswer`s; other objectives do not use theirs after the training."""
 
 
 @dataclass(frozen=True)
 class SavedRun:
-    """What no other file of a checkpoint tells."""
+    """The state that no other file of a checkpoint holds."""
 
     before: BaselineOutputs
     metrics: Metrics
     seconds: float
 
     def write(self, path: Path) -> None:
-        """Writes it as JSON."""
+        """Write the state as JSON."""
         written = [asdict(one) for one in self.before.shown if isinstance(one, ScoredAnswer)]
         content = {
             "answers": self.before.answers,
@@ -48,20 +48,20 @@ class SavedRun:
 
     @classmethod
     def read(cls, path: Path) -> "SavedRun":
-        """Reads what `write` has written."""
+        """Read a file that `write` wrote."""
         content = json.loads(path.read_text(encoding="utf-8"))
         before = BaselineOutputs(content["answers"], [ScoredAnswer(**one) for one in content["written"]])
         return cls(before, Metrics.model_validate(content["metrics"]), content["seconds"])
 
 
 def add_best_weights(folder: Path, best: Path, plateau: Plateau, step: int) -> None:
-    """Puts the best weights into a checkpoint, unless they are those of its own step; a link, for they may be large."""
+    """Link the best weights into a checkpoint, unless they are those of its own step."""
     if plateau.best_step not in {None, step}:
         os.link(best, folder / BEST_WEIGHTS)
 
 
 def restore_best_weights(folder: Path, best: Path, plateau: Plateau) -> None:
-    """Puts the best weights of a checkpoint to where those of a run lie."""
+    """Copy the best weights of a checkpoint to the run's file."""
     if plateau.best_step is None:
         return
     source = folder / BEST_WEIGHTS
@@ -69,12 +69,12 @@ def restore_best_weights(folder: Path, best: Path, plateau: Plateau) -> None:
 
 
 def add_history(folder: Path, history: History) -> None:
-    """Puts the lines of metrics.jsonl into a checkpoint."""
+    """Copy metrics.jsonl into a checkpoint."""
     shutil.copyfile(history.path, folder / Artifact.METRICS)
 
 
 def replay_evaluations(history: History, plateau: Plateau) -> None:
-    """Patience and best step are those of the evaluations so far."""
+    """Update early stopping with the evaluations so far."""
     for evaluation in history.training_evaluations():
         plateau.update(evaluation.step, evaluation.loss)
     for reward in history.rewards:

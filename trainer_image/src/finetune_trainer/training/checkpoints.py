@@ -1,5 +1,4 @@
-"""Checkpoints in storage: the manifest of each is put last and removed first, so that a torn one is never taken for
-whole."""
+"""Checkpoints in storage. Each manifest is written last and removed first, so that an incomplete one is not used."""
 
 import hashlib
 import logging
@@ -24,15 +23,15 @@ from finetune_trainer.training import interrupted_runs
 logger = logging.getLogger(__name__)
 
 LONGEST_GAP_SECONDS = 1800.0
-"""Between two checkpoints of a job that does not say how often: what a run that dies without a word may lose."""
+"""Longest time between two checkpoints by default: the work that a killed run may lose."""
 FOLDER = "step-{:06d}"
 
 
 @dataclass(frozen=True)
 class Origin:
-    """What a checkpoint must have been made of for this job to go on from it.
+    """The origin that a checkpoint must have for this job to resume from it.
 
-    The uid may differ, as with the claim on the prefix: the job may have been deleted and created again unchanged.
+    As with the claim on the prefix, the uid may differ: the job may have been recreated unchanged.
     """
 
     namespace: str
@@ -45,12 +44,12 @@ class Origin:
 
     @classmethod
     def of(cls, config: JobConfig, base_sha256: str, rows: Mapping[str, str]) -> "Origin":
-        """The job's own; `rows` has the digest of each file of rows, and the model its commit."""
+        """Return the job's origin; `rows` has the digest of each file of rows."""
         model = model_location(config.spec.model)
         return cls(config.namespace, config.name, config.uid, config.config_sha256, model, base_sha256, rows)
 
     def differences(self, manifest: CheckpointManifest) -> list[str]:
-        """What the checkpoint was made of instead, in words."""
+        """Return a sentence for each difference between the checkpoint's origin and this one."""
         found = []
         if (manifest.namespace, manifest.name) != (self.namespace, self.name):
             found.append(f"it is of the FineTuneJob {manifest.namespace}/{manifest.name}")
@@ -72,32 +71,32 @@ class Origin:
 
 @dataclass(frozen=True)
 class Schedule:
-    """How often a checkpoint is due: every so many steps, and after so many seconds where that is given."""
+    """When a checkpoint is due: every `steps` steps, and `seconds` after the last one."""
 
     steps: int
     seconds: float | None = None
 
     def is_due(self, step: int, seconds: float) -> bool:
-        """Whether one is due after this step, `seconds` after the last."""
+        """Return whether a checkpoint is due after this step, `seconds` after the last one."""
         return step % self.steps == 0 or (self.seconds is not None and seconds >= self.seconds)
 
 
 def build_schedule(asked: Checkpoint, settings: Resolved) -> Schedule:
-    """As the job says, else with every evaluation or a tenth of the training, and not too long after the last."""
+    """Return the job's schedule; default: each evaluation or tenth of the training, and at least half-hourly."""
     if asked.steps:
         return Schedule(asked.steps)
     return Schedule(settings.eval_steps or max(1, (settings.total_steps or 0) // 10), LONGEST_GAP_SECONDS)
 
 
 class Checkpoints:
-    """The checkpoints of one job, below its output."""
+    """The checkpoints of one job, under its output."""
 
     def __init__(self, run: RunContext, base_sha256: str, rows: Mapping[str, str]) -> None:
         config = run.config
         self.uri = join(config.output_key(), Artifact.CHECKPOINTS)
         self.schedule = build_schedule(config.spec.checkpoint, config.resolved or Resolved())
         self.last_step = 0
-        """Step of the last one that was saved or gone on from; 0 = none."""
+        """Step of the checkpoint that was last saved or resumed from; 0 = none."""
         self._is_off = config.spec.checkpoint.resume_policy is ResumePolicy.NEVER
         self._kept = config.spec.checkpoint.save_total_limit
         self._origin = Origin.of(config, base_sha256, rows)
@@ -105,15 +104,14 @@ class Checkpoints:
         self._last_time = time.monotonic()
 
     def is_due(self, step: int) -> bool:
-        """Whether a checkpoint is to be saved after this step."""
+        """Return whether to save a checkpoint after this step."""
         return not self._is_off and self.schedule.is_due(step, time.monotonic() - self._last_time)
 
     def restore(self, only: int | None = None) -> Path | None:
-        """A folder with the newest checkpoint that is whole, or None where the training begins at the first step.
+        """Download the newest complete checkpoint and return its folder; None if the training starts at the first step.
 
-        `only` is the step that the first of several processes goes on from; 0 where it begins anew.
-
-        Those that are not whole are named and removed; one that was made of something else is an OutputConflict.
+        `only` is the step that the first of several processes resumes from, or 0 if it starts at the first step.
+        Incomplete checkpoints are reported and removed; one of another origin is an OutputConflict.
         """
         self.last_step = 0
         if self._is_off or only == 0:
@@ -130,18 +128,18 @@ class Checkpoints:
             except BrokenCheckpoint as why:
                 broken[step] = str(why)
         for step, problem in broken.items():
-            logger.warning("%s is passed over: %s", self._folder(step), problem)
+            logger.warning("%s is broken and is skipped: %s", self._folder(step), problem)
             remove_quietly(self._folder(step), folders[step], self._run.storage)
         if broken:
-            passed = "; ".join(f"{FOLDER.format(step)}: {problem}" for step, problem in broken.items())
-            self._run.reporter.update(progress={"note": f"broken checkpoints were passed over: {passed}"[:1024]})
+            skipped = "; ".join(f"{FOLDER.format(step)}: {problem}" for step, problem in broken.items())
+            self._run.reporter.update(progress={"note": f"skipped broken checkpoints: {skipped}"[:1024]})
         return found
 
     def save(self, step: int, write: Callable[[Path], None]) -> None:
-        """Has the files written into a folder, uploads them and, last, their manifest; then the oldest are removed.
+        """Write the files to a folder, upload them and then their manifest; remove the oldest checkpoints.
 
-        A stop does not break it off, for this is what the time after SIGTERM is for. A store that is away costs this
-        checkpoint and not the training, unless there is no time for another.
+        A stop does not interrupt it: the grace period after SIGTERM is for saving. If the store is unavailable, only
+        this checkpoint is lost; after SIGTERM the error is raised, because no other checkpoint follows.
         """
         if self._is_off or step == self.last_step:
             return
@@ -157,7 +155,7 @@ class Checkpoints:
             if self._run.stop.is_set():
                 raise
             self._run.reporter.count_checkpoint_failure()
-            logger.warning("the checkpoint of step %d is not saved: %s", step, error.message)
+            logger.warning("cannot save the checkpoint of step %d: %s", step, error.message)
         else:
             self._thin_out()
         finally:
@@ -172,7 +170,7 @@ class Checkpoints:
         if differences:
             raise TrainerError(
                 ExitCode.OUTPUT_CONFLICT,
-                f"{uri} was not made by this job as it is: {'; '.join(differences)}. Remove {self.uri}, choose another "
+                f"{uri} has another origin than this job: {'; '.join(differences)}. Remove {self.uri}, choose another "
                 "output.uri, or set checkpoint.resumePolicy Never",
             )
         directory = self._run.workspace / "resumed"
@@ -180,19 +178,19 @@ class Checkpoints:
         on_bytes = self._run.on_bytes
         for file in manifest.files:
             if sizes.get(file.path) != file.size:
-                raise BrokenCheckpoint(f"{file.path} is missing or has another size than its manifest says")
+                raise BrokenCheckpoint(f"{file.path} is missing or differs in size from its manifest")
             path = confined(directory, file.path)
             try:
                 self._run.storage.download(join(uri, file.path), path, on_bytes)
             except ObjectMissing:
                 raise BrokenCheckpoint(f"{file.path} is missing") from None
             if sha256_file(path, on_bytes) != file.sha256:
-                raise BrokenCheckpoint(f"{file.path} has another content than its SHA-256 in the manifest")
+                raise BrokenCheckpoint(f"{file.path} differs from its SHA-256 in the manifest")
         self.last_step = step
         self._last_time = time.monotonic()
         self._tell(manifest, data or b"")
         self._run.reporter.update(progress={"resumed_from_step": step, "step": step})
-        logger.info("going on from %s", uri)
+        logger.info("resuming from %s", uri)
         return directory
 
     def _upload(self, step: int, folder: Path, began: float) -> None:
@@ -206,7 +204,7 @@ class Checkpoints:
         arrived = {entry.key: entry.size for entry in self._run.storage.list(uri)}
         torn = [file.path for file in files if arrived.get(file.path) != file.size]
         if torn:
-            raise StorageUnavailable(f"{join(uri, torn[0])} is not there as it was uploaded")
+            raise StorageUnavailable(f"{join(uri, torn[0])} is missing or differs in size after its upload")
         origin = self._origin
         manifest = CheckpointManifest(
             namespace=origin.namespace,
@@ -245,25 +243,25 @@ class Checkpoints:
         return join(self.uri, FOLDER.format(step))
 
 
-class BrokenCheckpoint(Exception):  # noqa: N818 - it says what the checkpoint is
-    """A checkpoint that is not whole."""
+class BrokenCheckpoint(Exception):  # noqa: N818 - it names the state of the checkpoint
+    """The checkpoint is incomplete."""
 
 
 def parse_manifest(data: bytes | None, step: int) -> CheckpointManifest:
-    """The manifest of the checkpoint of that step."""
+    """Return the manifest of that step's checkpoint; raise if it is missing or invalid."""
     if data is None:
-        raise BrokenCheckpoint("it has no manifest, so that it was not saved to the end")
+        raise BrokenCheckpoint("it has no manifest, so it was not saved completely")
     try:
         manifest = CheckpointManifest.model_validate_json(data)
     except ValidationError:
-        raise BrokenCheckpoint("its manifest cannot be read") from None
+        raise BrokenCheckpoint("its manifest is invalid") from None
     if manifest.step != step:
         raise BrokenCheckpoint(f"its manifest is of step {manifest.step}")
     return manifest
 
 
 def group_by_step(entries: Iterable[Entry]) -> dict[int, dict[str, int]]:
-    """The size of each file of each checkpoint; whatever else lies there is nobody's business."""
+    """Return the size of each file of each checkpoint; other files are ignored."""
     found: dict[int, dict[str, int]] = {}
     for entry in entries:
         folder, _, name = entry.key.partition("/")
@@ -274,12 +272,12 @@ def group_by_step(entries: Iterable[Entry]) -> dict[int, dict[str, int]]:
 
 
 def superseded(steps: Iterable[int], whole: Iterable[int], kept: int) -> list[int]:
-    """The checkpoints to remove: all but the newest `kept` that are whole."""
+    """Return the checkpoints to remove: all except the newest `kept` complete ones."""
     return sorted(set(steps) - set(sorted(whole)[-kept:]))
 
 
 def remove_checkpoints(config: JobConfig, storage: Storage) -> None:
-    """Removes every checkpoint of a job whose result is published, and what its stopped runs left."""
+    """Remove every checkpoint of a job whose result is published, and the records of its interrupted runs."""
     uri = join(config.output_key(), Artifact.CHECKPOINTS)
     for step, sizes in list_quietly(uri, storage).items():
         remove_quietly(join(uri, FOLDER.format(step)), sizes, storage)
@@ -287,18 +285,18 @@ def remove_checkpoints(config: JobConfig, storage: Storage) -> None:
 
 
 def list_quietly(uri: str, storage: Storage) -> dict[int, dict[str, int]]:
-    """The checkpoints that could be removed; where the store does not tell there are none."""
+    """Return the checkpoints in storage; if the store cannot list them, log a warning and return none."""
     try:
         return group_by_step(storage.list(uri))
     except TrainerError as error:
-        logger.warning("old checkpoints are left behind: %s", error.message)
+        logger.warning("cannot remove old checkpoints: %s", error.message)
         return {}
 
 
 def remove_quietly(uri: str, names: Iterable[str], storage: Storage) -> None:
-    """Removes a checkpoint, its manifest first; keys that may not remove anything leave it behind, and that is all."""
+    """Remove a checkpoint, its manifest first; if the credentials do not allow it, log a warning."""
     try:
         for name in sorted(names, key=lambda name: (name != Artifact.MANIFEST, name)):
             storage.remove(join(uri, name))
     except TrainerError as error:
-        logger.warning("%s is left behind: %s", uri, error.message)
+        logger.warning("cannot remove %s: %s", uri, error.message)

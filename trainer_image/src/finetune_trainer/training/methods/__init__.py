@@ -1,6 +1,6 @@
-"""One file per way of training; each owns its library's trainer."""
+"""One file per training method; each wraps one TRL trainer."""
 
-# ruff: noqa: PLC0415 - a job imports the one trainer that it uses: each costs seconds
+# ruff: noqa: PLC0415 - a job imports only its own trainer: each takes seconds
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,19 +20,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Traits:
-    """In what the story of a run differs between objectives."""
+    """The properties in which objectives differ."""
 
     writes_text: bool = True
-    """Whether the model answers questions; one that does not has a single score in place of the language head."""
+    """Whether the model answers prompts; otherwise it has a single score instead of the language head."""
     has_loss: bool = True
-    """Whether held-out rows have a loss, by which the best weights are chosen."""
+    """Whether held-out rows have a loss, which selects the best weights."""
 
 
 TRAITS = {"RewardModel": Traits(writes_text=False), "RLHF": Traits(has_loss=False)}
 
 
 def traits_of(objective: str) -> Traits:
-    """What is particular about an objective."""
+    """Return the objective's properties."""
     return TRAITS.get(objective, Traits())
 
 
@@ -48,10 +48,7 @@ def build_trainer(
     scratch: Path,
     judge: "Judge | None" = None,
 ) -> "LoopTrainer":
-    """The objective's trainer, ready for `evaluate()` and `train()`; the samples are of its own kind.
-
-    RLHF needs a judge.
-    """
+    """Return the objective's trainer, ready for `evaluate()` and `train()`. RLHF needs a judge."""
     match objective:
         case "Instruction" | "Chat" | "DomainAdaptation":
             from finetune_trainer.training.methods import sft

@@ -1,4 +1,4 @@
-"""Direct preference optimisation on pairs that are tokenised already."""
+"""Direct preference optimisation on tokenised pairs."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +18,7 @@ from finetune_trainer.training.methods.reference import ReferencedTrainer
 
 
 class PairTrainer(ReferencedTrainer, DPOTrainer):  # type: ignore[misc]  # the library has no types
-    """TRL's trainer with the loss, margin and accuracy of the held-out pairs, each pair weighing the same."""
+    """TRL's trainer with loss, margin and accuracy of the held-out pairs; all pairs have the same weight."""
 
     REFERENCE_COLUMNS = ("ref_chosen_logps", "ref_rejected_logps")
 
@@ -28,7 +28,7 @@ class PairTrainer(ReferencedTrainer, DPOTrainer):  # type: ignore[misc]  # the l
     def _figures(self, inputs: dict[str, torch.Tensor]) -> dict[str, tuple[float, int]]:
         pairs = self._weight(inputs)
         margin = {"reward_margin": (self._last_figure("rewards/margins"), pairs)}
-        if not self.state.global_step:  # every pair is even, and TRL would call that wrong
+        if not self.state.global_step:  # all rewards are zero, which TRL counts as inaccurate
             return margin
         return margin | {"reward_accuracy": (self._last_figure("rewards/accuracies"), pairs)}
 
@@ -43,7 +43,7 @@ def build_trainer(
     validation: Sequence[EncodedPair],
     scratch: Path,
 ) -> PairTrainer:
-    """The trainer, ready for `evaluate()`, `train()` and `measure()`."""
+    """Return the trainer, ready for `evaluate()`, `train()` and `measure()`."""
     evaluates = bool(validation)
     return PairTrainer(
         loop,
@@ -57,8 +57,10 @@ def build_trainer(
 
 
 def build_arguments(settings: Resolved, scratch: Path, *, evaluates: bool, on_cpu: bool) -> DPOConfig:
-    """The library's settings. Under method Full `precompute_ref_log_probs` keeps it from loading a second model; with
-    an adapter it would only hash the whole base."""
+    """Return the library's settings.
+
+    With method Full, `precompute_ref_log_probs` prevents a second model; with an adapter it would only hash the base.
+    """
     return DPOConfig(
         **common_arguments(settings, scratch, evaluates=evaluates, on_cpu=on_cpu),
         beta=settings.beta,
@@ -70,7 +72,7 @@ def build_arguments(settings: Resolved, scratch: Path, *, evaluates: bool, on_cp
 
 
 def to_dataset(samples: Sequence[EncodedPair]) -> Dataset:
-    """The pairs as the three columns that TRL's collator joins and pads and nothing else touches."""
+    """Return the pairs as the three columns that TRL's collator joins and pads."""
     return Dataset.from_dict(
         {
             name: [np.asarray(getattr(sample, name), dtype=np.int32) for sample in samples]

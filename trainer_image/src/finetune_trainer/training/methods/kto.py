@@ -1,4 +1,4 @@
-"""Kahneman-Tversky optimisation on single answers, each labelled good or bad, that are tokenised already."""
+"""Kahneman-Tversky optimisation on tokenised answers, each labelled good or bad."""
 
 import random
 from collections.abc import Sequence
@@ -23,11 +23,11 @@ from finetune_trainer.training.methods.loop import LoopContext, MeasuredBatch, c
 from finetune_trainer.training.methods.reference import ReferencedTrainer
 
 SMALLEST_BATCH = 2
-"""The divergence is a mean over a batch, cut off at zero: over one row it would be noise that only counts upwards."""
+"""The divergence is a mean over a batch, clipped at zero: over one row it would be noise with a positive bias."""
 
 
 class LabelledTrainer(ReferencedTrainer, KTOTrainer):  # type: ignore[misc]  # the library has no types
-    """TRL's trainer with the loss and margin of the held-out rows, each row weighing the same."""
+    """TRL's trainer with loss and margin of the held-out rows; all rows have the same weight."""
 
     REFERENCE_COLUMNS = ("ref_logps", "ref_KL_logps")
 
@@ -47,7 +47,7 @@ class LabelledTrainer(ReferencedTrainer, KTOTrainer):  # type: ignore[misc]  # t
 
     @override
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Without TRL's divergence, which is per answer: ours is per token, and of RLHF."""
+        """Log without TRL's divergence, which is per answer; our metric `kl` is per token, and only of RLHF."""
         self._metrics["train"].pop("kl", None)
         super().log(logs, start_time)
 
@@ -62,11 +62,11 @@ def build_trainer(
     validation: Sequence[EncodedLabelled],
     scratch: Path,
 ) -> LabelledTrainer:
-    """The trainer, ready for `evaluate()`, `train()` and `measure()`."""
+    """Return the trainer, ready for `evaluate()`, `train()` and `measure()`."""
     if (settings.per_device_train_batch_size or 1) < SMALLEST_BATCH:
         raise TrainerError(
             ExitCode.INVALID_CONFIG,
-            "KTO measures its divergence over each batch and needs two rows in one: set "
+            "KTO measures its divergence over each batch, which needs at least two rows: set "
             "hyperparameters.perDeviceTrainBatchSize to 2 or more",
         )
     evaluates = bool(validation)
@@ -82,8 +82,10 @@ def build_trainer(
 
 
 def build_arguments(settings: Resolved, scratch: Path, *, evaluates: bool, on_cpu: bool) -> KTOConfig:
-    """The library's settings; see `dpo.build_arguments` for the reference. Rows stay in order, beside their strangers'
-    answers."""
+    """Return the library's settings; see `dpo.build_arguments` for the reference.
+
+    Rows stay in order, so that each keeps its answer to another prompt.
+    """
     return KTOConfig(
         **common_arguments(settings, scratch, evaluates=evaluates, on_cpu=on_cpu),
         beta=settings.beta,
@@ -97,12 +99,12 @@ def build_arguments(settings: Resolved, scratch: Path, *, evaluates: bool, on_cp
 
 
 def shuffled(samples: Sequence[EncodedLabelled], seed: int) -> list[EncodedLabelled]:
-    """The samples in a seeded order: those of one pair, or one source, must not meet in every batch."""
+    """Return the samples in a seeded order, so that those of one pair or source do not share every batch."""
     return random.Random(seed).sample(samples, len(samples))  # noqa: S311 - no secret
 
 
 def to_dataset(samples: Sequence[EncodedLabelled]) -> Dataset:
-    """The columns that TRL's collator joins and pads, among them a stranger's answer to each prompt."""
+    """Return the columns that TRL's collator joins and pads, with an answer to another prompt for each prompt."""
     columns = {
         "prompt_ids": [sample.prompt_ids for sample in samples],
         "completion_ids": [sample.completion_ids for sample in samples],
@@ -113,10 +115,10 @@ def to_dataset(samples: Sequence[EncodedLabelled]) -> Dataset:
 
 
 def pair_with_other_prompts(samples: Sequence[EncodedLabelled]) -> list[int]:
-    """For each sample the nearest one before it, around the end, with another prompt; any if none has.
+    """Return for each sample the nearest earlier one (cyclic) with another prompt; any sample if there is none.
 
-    The divergence is estimated on answers that do not belong to their prompts. TRL pairs neighbours within a batch,
-    which gives the two answers to one prompt to each other, and a last row alone to itself.
+    The divergence is estimated on answers to other prompts. TRL pairs neighbours within a batch, which pairs two
+    answers to one prompt with each other, and a single last row with itself.
     """
     last = len(samples) - 1
     first = samples[0].prompt_ids

@@ -1,4 +1,4 @@
-"""What every objective's training loop has: a stop flag, a guard against NaN, and an evaluation of its own."""
+"""The training loop of every objective: stopping, checkpoints, a check for NaN, and an evaluation of its own."""
 
 import functools
 import math
@@ -50,7 +50,7 @@ from finetune_trainer.training.checkpoints import Checkpoints
 
 @dataclass(frozen=True)
 class LoopContext:
-    """Who is told of the training, and where its best weights lie."""
+    """The objects that a training loop works with."""
 
     reporter: Reporter
     stop: StopFlag
@@ -58,17 +58,17 @@ class LoopContext:
     plateau: Plateau
     best_weights: Path
     checkpoints: Checkpoints | None = None
-    """Where the run is saved, if it is."""
+    """None if the run is not saved."""
     before: BaselineOutputs = field(default_factory=BaselineOutputs)
     world: World = ALONE
     """The processes that train together."""
     began: float = field(default_factory=time.monotonic)
-    """When the run began, on the clock of `time.monotonic`; earlier by what the runs before it took."""
+    """Start of the run on the clock of `time.monotonic`, minus the duration of the runs that it resumes."""
 
 
 @dataclass(frozen=True, slots=True)
 class MeasuredBatch:
-    """One batch of an evaluation: its mean loss, what that is a mean over, and other figures, each with its weight."""
+    """One batch of an evaluation: its mean loss with its weight, and other figures, each with its weight."""
 
     loss: float
     weight: int
@@ -76,11 +76,11 @@ class MeasuredBatch:
 
 
 class LoopTrainer(Trainer):  # type: ignore[misc]  # the library has no types
-    """Stands before a TRL trainer: `class RowTrainer(LoopTrainer, SFTTrainer)`; a subclass says what a batch weighs.
+    """A mixin in front of a TRL trainer: `class RowTrainer(LoopTrainer, SFTTrainer)`; subclasses define `_weight`.
 
-    A stop is seen before every batch, also in the middle of a step: what is saved then is the end of the step before.
-    TRL turns the adapter of a quantised model into BF16, whose steps are larger than most updates: it comes out of
-    the constructor in FP32 with the values it went in with.
+    `@override` marks the methods of the libraries that are replaced. The stop flag is checked before every batch, also
+    in the middle of a step; the state after the previous step is saved then. TRL converts the adapter of a quantised
+    model to BF16, whose steps are larger than most updates: the constructor restores it in FP32.
     """
 
     def __init__(self, loop: LoopContext, **arguments: Any) -> None:
@@ -95,19 +95,19 @@ class LoopTrainer(Trainer):  # type: ignore[misc]  # the library has no types
 
     @override
     def train(self, resume_from_checkpoint: str | None = None, **options: Any) -> Any:
-        """The loop, from its beginning or from a checkpoint; where SIGTERM was seen the run is saved before it ends."""
+        """Train from the first step or from a checkpoint; after SIGTERM, save the run before it ends."""
         try:
             if resume_from_checkpoint and self._is_finished_at(Path(resume_from_checkpoint)):
                 return None
             return super().train(resume_from_checkpoint=resume_from_checkpoint, **options)
         except Stopped:
-            if self.state.global_step and self.optimizer is not None:  # else it is what it goes on from
+            if self.state.global_step and self.optimizer is not None:  # otherwise nothing was trained since the start
                 self._random_state.put()
                 self._save_checkpoint()
             raise
 
     def _is_finished_at(self, folder: Path) -> bool:
-        """Whether nothing is left to train; an evaluation that the checkpoint came before is made up for."""
+        """Return whether no step is left; run the evaluation that was due after the checkpoint."""
         loop = self._loop
         self._load_from_checkpoint(str(folder))
         self.state = TrainerState.load_from_json(str(folder / TRAINER_STATE_NAME))
@@ -119,7 +119,7 @@ class LoopTrainer(Trainer):  # type: ignore[misc]  # the library has no types
 
     @override
     def _save_checkpoint(self, *_: Any) -> None:
-        """In place of the library's, which pickles its arguments and writes weights and a card as for publishing."""
+        """Save our own files: the library pickles its arguments and writes weights and a card as for publishing."""
         loop = self._loop
         if not loop.checkpoints:
             return
@@ -130,9 +130,8 @@ class LoopTrainer(Trainer):  # type: ignore[misc]  # the library has no types
         loop.reporter.stage("Training")
 
     def _save_from_all_ranks(self, checkpoints: Checkpoints) -> None:
-        """All processes gather what they hold shares of; the first one writes and uploads, and the others wait, for as
-        long as that takes."""
-        world, scratch = self._loop.world, Path(self.args.output_dir) / "shares"
+        """Gather shards in all processes; the first one writes and uploads while the others wait without limit."""
+        world, scratch = self._loop.world, Path(self.args.output_dir) / "shards"
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir(parents=True)
         save_trained(self.model, scratch / WEIGHTS)
@@ -173,12 +172,12 @@ class LoopTrainer(Trainer):  # type: ignore[misc]  # the library has no types
 
     @override
     def _load_from_checkpoint(self, resume_from_checkpoint: str, *_: Any) -> None:
-        """In place of the library's, which loads an adapter anew, in another number format."""
+        """Restore our own weights: the library reloads an adapter, in another precision."""
         restore_trained(self.model, Path(resume_from_checkpoint) / WEIGHTS)
 
     @override
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        """With the shares of a state that was saved whole, where the weights are shared out."""
+        """Load this process's shards of the saved state if the model is sharded."""
         if not checkpoint or not is_sharded(self.model):
             super()._load_optimizer_and_scheduler(checkpoint)
             return
@@ -188,12 +187,12 @@ class LoopTrainer(Trainer):  # type: ignore[misc]  # the library has no types
 
     @override
     def _defer_fsdp_gradient_reduction(self) -> AbstractContextManager[None]:
-        """In place of the library's, which asks a configuration that only its own way of sharding has."""
+        """Use our own: the library reads a configuration that only its own sharding has."""
         return deferred_reduction(self.model)
 
     @override
     def _clip_grad_norm(self, model: torch.nn.Module) -> torch.Tensor:
-        """The norm is a number that every process knows, also where each holds a share of the gradients."""
+        """Return the norm of all shards of the gradients, in every process."""
         return full_tensor(super()._clip_grad_norm(model))
 
     @override
@@ -203,13 +202,13 @@ class LoopTrainer(Trainer):  # type: ignore[misc]  # the library has no types
 
     @override
     def _maybe_log_save_evaluate(self, *arguments: Any, **options: Any) -> None:
-        """The end of a step: from this random state the next one begins, also if it is broken off before."""
+        """Keep the random state at the end of the step: an interrupted next step starts from it."""
         self._random_state = RandomState.take()
         super()._maybe_log_save_evaluate(*arguments, **options)
 
     @override
     def training_step(self, *arguments: Any, **options: Any) -> torch.Tensor:
-        """One micro-batch; a loss that is no number ends the run before it reaches the weights, and so does a stop."""
+        """Train one micro-batch; raise after SIGTERM, or if the loss is not finite, before the weights change."""
         self._loop.stop.raise_if_set()
         loss: torch.Tensor = super().training_step(*arguments, **options)
         self._loop.reporter.beat()
@@ -219,12 +218,12 @@ class LoopTrainer(Trainer):  # type: ignore[misc]  # the library has no types
 
     @override
     def floating_point_ops(self, inputs: dict[str, torch.Tensor]) -> int:
-        """Not counted: nobody is told, and the library walks through every module at every micro-batch for it."""
+        """Return 0: it is not reported, and the library would visit every module at every micro-batch."""
         return 0
 
     @override
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-        """Measures the held-out rows in place of the library's loop, which averages batches whatever their length."""
+        """Measure the held-out rows, weighted: the library's loop averages batches regardless of their length."""
         step = self.state.global_step
         self._loop.reporter.stage("Evaluating" if step else "Baseline")
         with keep_random_state():
@@ -239,7 +238,7 @@ class LoopTrainer(Trainer):  # type: ignore[misc]  # the library has no types
         return metrics
 
     def measure(self) -> Measured:
-        """The held-out loss of the weights as they are."""
+        """Return the held-out loss of the current weights."""
         self.model.eval()
         if self._loop.world.size > 1:
             return self._summarize(self._measure_shards(self._loop.world))
@@ -252,7 +251,7 @@ class LoopTrainer(Trainer):  # type: ignore[misc]  # the library has no types
         return self._summarize(parts)
 
     def _measure_shards(self, world: World) -> list[MeasuredBatch]:
-        """The same batches as one process alone would measure, dealt out; every process then knows every part."""
+        """Measure the batches that one process alone would measure, in shards; every process gets all results."""
         rows, size = self.eval_dataset, self.args.per_device_eval_batch_size
         batches = [range(at, min(at + size, len(rows))) for at in range(0, len(rows), size)]
         shares, names = [], []
@@ -275,7 +274,7 @@ class LoopTrainer(Trainer):  # type: ignore[misc]  # the library has no types
         ]
 
     def show(self, samples: Sequence[Any]) -> list[Any]:
-        """What the weights as they are make of these samples, for the report; nothing unless the objective says."""
+        """Return the current model's output for these samples, for the report; some objectives have none."""
         return []
 
     def _measure_batch(self, inputs: dict[str, torch.Tensor]) -> MeasuredBatch:
@@ -290,21 +289,21 @@ class LoopTrainer(Trainer):  # type: ignore[misc]  # the library has no types
         return replace(token_mean([(part.loss, part.weight) for part in parts]), **figures)
 
     def _weight(self, inputs: dict[str, torch.Tensor]) -> int:
-        """What the batch's loss is a mean over: trained tokens, pairs or rows."""
+        """Return the number of trained tokens, pairs or rows that the batch's loss averages."""
         raise NotImplementedError
 
     def _figures(self, inputs: dict[str, torch.Tensor]) -> dict[str, tuple[float, int]]:
-        """Figures of the batch just measured, by the names of `Measured`, each with its weight."""
+        """Return figures of the batch just measured, by the names of `Measured`, each with its weight."""
         return {}
 
     def _last_figure(self, name: str) -> float:
-        """What TRL noted under this name for the batch just measured."""
+        """Return TRL's metric of this name for the batch just measured."""
         return float(self._metrics["eval"][name][-1])
 
 
 @dataclass(frozen=True)
 class RandomState:
-    """Every generator that a step may draw from."""
+    """The state of every random generator that a step uses."""
 
     python: Any
     numpy: Any
@@ -313,12 +312,12 @@ class RandomState:
 
     @classmethod
     def take(cls) -> "RandomState":
-        """As it is now."""
+        """Return the current state."""
         gpu = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
         return cls(random.getstate(), np.random.get_state(), torch.get_rng_state(), gpu)
 
     def put(self) -> None:
-        """As it was then."""
+        """Restore the state."""
         random.setstate(self.python)
         np.random.set_state(self.numpy)
         torch.set_rng_state(self.cpu)
@@ -328,8 +327,7 @@ class RandomState:
 
 @contextmanager
 def local_metrics(accelerator: Any) -> Iterator[None]:
-    """What TRL notes of a batch is that of this process's batch alone: it gathers at every batch, as if each process
-    had as many of the same size."""
+    """Make TRL's metrics those of this process's batch: TRL gathers as if all processes had the same batches."""
     accelerator.gather = accelerator.gather_for_metrics = lambda figure, **_: figure
     try:
         yield
@@ -339,7 +337,7 @@ def local_metrics(accelerator: Any) -> Iterator[None]:
 
 @contextmanager
 def deferred_reduction(model: torch.nn.Module) -> Iterator[None]:
-    """Gradients are added up locally until the last micro-batch of a step."""
+    """Accumulate gradients locally until the last micro-batch of a step."""
     model.set_requires_gradient_sync(False)  # type: ignore[operator]  # FSDPModule has it
     try:
         yield
@@ -349,8 +347,7 @@ def deferred_reduction(model: torch.nn.Module) -> Iterator[None]:
 
 @contextmanager
 def keep_random_state() -> Iterator[None]:
-    """An evaluation draws random numbers, if only in its data loader; the training goes on as if there were none, so
-    that one which was cut short can be made up for."""
+    """Restore the random state after an evaluation, so that an interrupted evaluation can be repeated on resume."""
     before = RandomState.take()
     try:
         yield
@@ -359,7 +356,7 @@ def keep_random_state() -> Iterator[None]:
 
 
 def mean_figures(parts: Sequence[MeasuredBatch]) -> dict[str, float]:
-    """Each figure's mean over all parts that have it, by weight."""
+    """Return each figure's weighted mean over the batches that have it."""
     names = {name for part in parts for name in part.figures}
     means = {}
     for name in sorted(names):
@@ -370,7 +367,7 @@ def mean_figures(parts: Sequence[MeasuredBatch]) -> dict[str, float]:
 
 @contextmanager
 def keep_in_fp32(model: torch.nn.Module) -> Iterator[None]:
-    """Puts a quantised model's trained weights back as they were, in FP32."""
+    """Restore a quantised model's trained weights in FP32 after the block."""
     if not getattr(model, "is_loaded_in_4bit", False):
         yield
         return
@@ -382,13 +379,13 @@ def keep_in_fp32(model: torch.nn.Module) -> Iterator[None]:
 
 
 def callbacks(loop: LoopContext, *, keeps_best: bool = True) -> list[TrainerCallback]:
-    """Reporting, the best weights where the objective has a loss to choose them by, and the gradient check."""
+    """Return the callbacks: reporting, the best weights if the objective has a loss, and the gradient check."""
     best = [KeepBest(loop.plateau, loop.best_weights, loop.reporter)] if keeps_best else []
     return [ReportProgress(loop.reporter, loop.history, loop.world), *best, RequireGradient(loop.world)]
 
 
 def common_arguments(settings: Resolved, scratch: Path, *, evaluates: bool, on_cpu: bool) -> dict[str, Any]:
-    """Our settings under the library's names, for every objective; whatever would save or report again is off."""
+    """Return our settings under the library's names, with its own saving and reporting off."""
     warmup = settings.warmup_steps or 0.0
     return {
         "output_dir": str(scratch),

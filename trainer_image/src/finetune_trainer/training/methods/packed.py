@@ -1,4 +1,4 @@
-"""Sequences of several rows for TRL's loop: the data set, the batches, and the proof that the rows stay apart."""
+"""Packed sequences for TRL's loop: the dataset, the batches, and the check that rows do not attend to each other."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from finetune_trainer.tokenization.packing import Packed, fold
 from finetune_trainer.tokenization.samples import UNTRAINED
 
 LENGTHS = "seq_lengths"
-"""TRL's own name of the column, the one beside ids and labels that it keeps."""
+"""TRL's name of the column; TRL keeps it together with ids and labels."""
 ROW_TOKENS = "row_tokens"
 PROBE_TOKENS = 8
 LARGEST_LEAK = 1e-3
@@ -27,18 +27,17 @@ LARGEST_LEAK = 1e-3
 
 @dataclass
 class PackedCollator(DataCollatorForLanguageModeling):  # type: ignore[misc]  # the library has no types
-    """Lays the rows of packed sequences into lines, whose positions begin anew with every row; pads single rows as TRL
-    does.
+    """Join the rows of packed sequences into lines with positions that restart at each row; pad single rows like TRL.
 
-    There is no attention mask, for the model makes a block-diagonal one from the positions; each padding token has
-    position 0 and so is a row of its own, which nothing looks at.
+    There is no attention mask, because the model derives a block-diagonal one from the positions. Each padding token
+    has position 0, so it is a row of its own.
     """
 
     max_length: int = 0
 
     @override
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
-        """One batch; `row_tokens` counts the tokens of each line without its padding."""
+        """Return one batch; `row_tokens` counts the tokens of each line without its padding."""
         if LENGTHS not in examples[0]:
             batch: dict[str, Any] = super().torch_call(examples)
             return batch
@@ -62,7 +61,7 @@ def _lay(rows: Sequence[torch.Tensor], lines: Sequence[Sequence[int]], padding: 
 
 
 def to_packed_dataset(sequences: Sequence[Packed]) -> Dataset:
-    """The sequences as the three columns that the collator reads."""
+    """Return the sequences as the three columns that the collator reads."""
     return Dataset.from_dict(
         {
             "input_ids": [np.asarray(sequence.input_ids, dtype=np.int32) for sequence in sequences],
@@ -73,9 +72,9 @@ def to_packed_dataset(sequences: Sequence[Packed]) -> Dataset:
 
 
 def require_isolated_rows(model: PreTrainedModel | PeftModel) -> None:
-    """Refuses a model in whose attention, as it is loaded here, a row changes what is said of the row after it.
+    """Raise if a row changes the logits of the next row in its sequence, with the attention that the model uses.
 
-    A model whose output is no number passes: its loss tells more.
+    A model with non-finite logits passes: its loss is reported later.
     """
     was_training = model.training
     model.eval()
@@ -84,19 +83,19 @@ def require_isolated_rows(model: PreTrainedModel | PeftModel) -> None:
     if leak > LARGEST_LEAK:
         raise TrainerError(
             ExitCode.INVALID_CONFIG,
-            f"this model's attention ({model.config._attn_implementation}) does not keep packed rows apart: set "
+            f"this model's attention ({model.config._attn_implementation}) lets packed rows attend to each other: set "
             "hyperparameters.packing Off",
         )
 
 
 @torch.no_grad()
 def _leak(model: PreTrainedModel | PeftModel) -> float:
-    """How far other tokens in a first row move the logits of a second one, as a share of the largest logit."""
+    """Return how far other tokens in the first row change the second row's logits, relative to the largest logit."""
     positions = torch.arange(PROBE_TOKENS, device=model.device).repeat(2)[None]
     second = torch.arange(PROBE_TOKENS, 2 * PROBE_TOKENS, device=model.device)
-    seen = []
+    found = []
     for shift in (0, PROBE_TOKENS // 2):
         ids = torch.cat([second.flip(0) - shift, second])[None]
         logits = model(input_ids=ids, position_ids=positions, use_cache=False).logits
-        seen.append(logits[0, PROBE_TOKENS:].float())
-    return float((seen[0] - seen[1]).abs().max() / seen[0].abs().max())
+        found.append(logits[0, PROBE_TOKENS:].float())
+    return float((found[0] - found[1]).abs().max() / found[0].abs().max())

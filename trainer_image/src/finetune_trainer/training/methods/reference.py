@@ -1,4 +1,4 @@
-"""Training against a reference: what the model said before its first step, taken once and kept as a column."""
+"""Training against a reference: log-probabilities before the first step, computed once and kept as a column."""
 
 from typing import Any, ClassVar
 
@@ -13,18 +13,18 @@ from finetune_trainer.errors import TrainerError
 from finetune_trainer.training.methods.loop import LoopContext, LoopTrainer
 
 FROZEN_COPY = "ref"
-"""TRL's name for the adapter as it was."""
+"""TRL's name for the frozen copy of the initial adapter."""
 CHECKED_ROWS = 8
 LARGEST_DRIFT = 0.1
-"""Nats per token between model and reference before the first step: rounding stays far below, another model above."""
+"""Nats per token between model and reference before the first step: rounding is far below, another model above."""
 
 
 class ReferencedTrainer(LoopTrainer):
-    """Stands before TRL's DPO and KTO trainers and takes the reference's log-probabilities before the training.
+    """Compute the reference's log-probabilities before the training; a mixin in front of TRL's DPO and KTO trainers.
 
-    The reference is the initial adapter, of which TRL makes a frozen copy, and the whole model under method Full. Once
-    taken, neither a copy nor a second model is held, and no step runs the reference again. TRL's own precomputation is
-    passed over: it hears no stop, and it rounds the adapter of a quantised model before it is measured.
+    The reference is the initial adapter, of which TRL makes a frozen copy, or the whole model with method Full. After
+    that no copy or second model is kept, and no step runs the reference. TRL's precomputation is not used: it cannot
+    be stopped, and it rounds the adapter of a quantised model before it is measured.
     """
 
     REFERENCE_COLUMNS: ClassVar[tuple[str, ...]]
@@ -44,16 +44,16 @@ class ReferencedTrainer(LoopTrainer):
 
     @override
     def _prepare_dataset(self, dataset: Dataset, *_: Any) -> Dataset:
-        """The rows are tokenised already."""
+        """Return the dataset, which is tokenised already."""
         return dataset
 
     @override
     def _precompute_ref_logps(self, dataset: Dataset, *_: Any) -> Dataset:
-        """Left to `_with_reference`, which runs when the weights are those that the training starts from."""
+        """Return the dataset; `_with_reference` runs later, when the model has its initial weights."""
         return dataset
 
     def _with_reference(self, dataset: Dataset) -> Dataset:
-        """Batches are dealt out where several processes train: each asks for a share, and all know every answer."""
+        """Add the reference's columns; with several processes each computes a shard, and all gather the whole."""
         self.model.eval()
         size, world = self.args.per_device_eval_batch_size, self._loop.world
         batches = [range(at, min(at + size, len(dataset))) for at in range(0, len(dataset), size)]
@@ -70,15 +70,15 @@ class ReferencedTrainer(LoopTrainer):
         return dataset
 
     def _require_start_at_reference(self) -> None:
-        """The first rows' rewards are zero, or the model is compared with another than it starts from."""
+        """Raise unless the first rows' rewards are near zero, as they are if the reference is the initial model."""
         rows = [self.train_dataset[at] for at in range(min(len(self.train_dataset), CHECKED_ROWS))]
         drift = sum(map(self._drift, rows)) / len(rows)
         if drift > LARGEST_DRIFT:
-            told = f"the reference is not the model that the training starts from: {drift:.3g} nats per token apart"
-            raise TrainerError(ExitCode.INTERNAL_ERROR, told)
+            found = f"the reference differs from the initial model by {drift:.3g} nats per token"
+            raise TrainerError(ExitCode.INTERNAL_ERROR, found)
 
     def _drift(self, row: dict[str, Any]) -> float:
-        """Nats per answer token between model and reference, of the answer that differs more."""
+        """Return the nats per answer token between model and reference, of the answer that differs more."""
         inputs = self._prepare_inputs(self.data_collator([row]))
         self._measure_batch(inputs)
         noted = self._metrics["eval"]

@@ -1,4 +1,4 @@
-"""Reward models from pairs of answers: the preferred one is to score higher."""
+"""Reward models from pairs of answers: the preferred answer learns the higher score."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +19,7 @@ from finetune_trainer.training.methods.loop import LoopContext, LoopTrainer, cal
 
 
 class PairTrainer(LoopTrainer, RewardTrainer):  # type: ignore[misc]  # the library has no types
-    """TRL's trainer with the loss, margin and accuracy of the held-out pairs, each pair weighing the same."""
+    """TRL's trainer with loss, margin and accuracy of the held-out pairs; all pairs have the same weight."""
 
     def _weight(self, inputs: dict[str, torch.Tensor]) -> int:
         return len(inputs["input_ids"]) // 2
@@ -32,7 +32,7 @@ class PairTrainer(LoopTrainer, RewardTrainer):  # type: ignore[misc]  # the libr
         }
 
     def show(self, pairs: Sequence[EncodedPair]) -> list[ScoredPair]:
-        """The pairs as text, each answer with its score."""
+        """Return the pairs as text, each answer with its score."""
         texts = [ids for pair in pairs for ids in pair_texts(pair)]
         scores = score_texts(self.model, texts, work_beat(self._loop.reporter, self._loop.stop))
         return [
@@ -59,7 +59,7 @@ def build_trainer(
     validation: Sequence[EncodedPair],
     scratch: Path,
 ) -> PairTrainer:
-    """The trainer, ready for `evaluate()`, `train()` and `measure()`."""
+    """Return the trainer, ready for `evaluate()`, `train()` and `measure()`."""
     evaluates = bool(validation)
     keep_score_in_fp32(model)
     ends = {answer[-1] for pair in train for answer in (pair.chosen_ids, pair.rejected_ids)}
@@ -80,7 +80,7 @@ def build_trainer(
 
 
 def to_dataset(samples: Sequence[EncodedPair]) -> Dataset:
-    """The pairs as the two columns that TRL takes for tokenised already: whole texts, each with the prompt."""
+    """Return the pairs as TRL's two columns of tokenised texts, each with its prompt."""
     return Dataset.from_dict(
         {
             "chosen_ids": [np.asarray(pair.prompt_ids + pair.chosen_ids, dtype=np.int32) for pair in samples],

@@ -1,4 +1,4 @@
-"""Learning from rewards (GRPO, RLOO): the model answers prompts itself, and what earns more becomes likelier."""
+"""Learning from rewards (GRPO, RLOO): the model answers prompts, and answers with a higher reward become likelier."""
 
 import random
 from collections.abc import Callable, Mapping, Sequence
@@ -37,11 +37,11 @@ from finetune_trainer.training.methods.loop import LoopContext, LoopTrainer, com
 
 EVALUATED_PROMPTS = 128
 REFERENCE_COPY = "ref"
-"""TRL's name for the frozen copy of the adapter that the policy is held to."""
+"""TRL's name for the frozen copy of the adapter: the reference of the KL penalty."""
 
 
 class PolicyTrainer(LoopTrainer):
-    """Stands before GRPO's and RLOO's trainers: our prompts, our rewards, a held-out reward in place of a loss."""
+    """A mixin in front of GRPO's and RLOO's trainers: our prompts, our rewards, and a held-out reward, not a loss."""
 
     def __init__(
         self, loop: LoopContext, rollouts: Rollouts, held_out: Sequence[EncodedPrompt], **arguments: Any
@@ -54,37 +54,36 @@ class PolicyTrainer(LoopTrainer):
 
     @override
     def _tokenize_prompts(self, prompts: list[list[int]]) -> tuple[list[list[int]], None, dict[str, Any]]:
-        """The prompts as preflight rendered them; TRL would render and tokenise messages again."""
+        """Return the prompts as preflight tokenised them; TRL would render and tokenise messages again."""
         return [list(ids) for ids in prompts], None, {}
 
     def _sample(self, prompts: list[list[int]]) -> list[list[int]]:
-        """One sampled answer to each prompt, up to and with the token that ends it."""
+        """Return one sampled answer to each prompt, including its end token."""
         raise NotImplementedError
 
     @override
     def train(self, *arguments: Any, **options: Any) -> Any:
-        """The loop, after which the weights are those of the highest held-out reward, where rows are held out.
+        """Train; restore the weights of the highest held-out reward if rows are held out.
 
-        Where no group of answers ever differed in reward, nothing can have been learnt.
+        Raise if no group of answers ever differed in reward, because then nothing was learnt.
         """
         result = super().train(*arguments, **options)
         earlier = [point.flat_share for point in self._loop.history.train if point.flat_share is not None]
         if not self._rollouts.groups_with_spread and min(earlier, default=1.0) == 1.0:
             raise TrainerError(
                 ExitCode.INVALID_CONFIG,
-                f"in none of {self._rollouts.groups} groups did the answers to a prompt differ in reward, so that "
-                "nothing can be learnt: raise rlhf.temperature or rlhf.numGenerations, or choose a reward that tells "
-                "answers apart",
+                f"in none of {self._rollouts.groups} groups did the answers to a prompt differ in reward, so nothing "
+                "can be learnt: raise rlhf.temperature or rlhf.numGenerations, or choose a reward that differs between "
+                "answers",
             )
         if REFERENCE_COPY in getattr(self.model, "peft_config", {}):
-            self.model.delete_adapter(REFERENCE_COPY)  # it would be published beside the trained one
+            self.model.delete_adapter(REFERENCE_COPY)  # otherwise it is published too
         if self._loop.plateau.best_step is not None:
             self._restore_best(self._loop.plateau.best_step)
         return result
 
     def _restore_best(self, step: int) -> None:
-        """Puts the best weights back and rewards them once more, with other random numbers: of several measurements the
-        highest owes something to luck."""
+        """Restore the best weights and measure again with another seed: the highest of several rewards is biased."""
         self._loop.reporter.stage("Evaluating")
         restore_trained(self.model, self._loop.best_weights)
         point = self.measure_reward(self.args.seed + 1)
@@ -93,7 +92,7 @@ class PolicyTrainer(LoopTrainer):
 
     @override
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-        """Rewards one answer to each held-out prompt in place of a loss."""
+        """Measure the reward of one answer to each held-out prompt."""
         step = self.state.global_step
         self._loop.reporter.stage("Evaluating" if step else "Baseline")
         point = self.measure_reward()
@@ -107,8 +106,7 @@ class PolicyTrainer(LoopTrainer):
         return metrics
 
     def measure_reward(self, seed: int | None = None) -> RewardPoint:
-        """The held-out reward of the weights as they are; without another seed the random numbers are the same each
-        time."""
+        """Return the held-out reward of the current weights; the default seed is the same each time."""
         written = self.show(self._held_out, seed)
         lengths = [one.tokens for one in written]
         return reward_mean(
@@ -119,7 +117,7 @@ class PolicyTrainer(LoopTrainer):
         )
 
     def show(self, samples: Sequence[EncodedPrompt], seed: int | None = None) -> list[ScoredAnswer]:
-        """One answer to each prompt with its reward, sampled as in training but apart from its random numbers."""
+        """Return one sampled answer to each prompt with its reward; the training's random state does not change."""
         self.model.eval()
         written: list[ScoredAnswer] = []
         remaining = iter(samples)
@@ -134,21 +132,21 @@ class PolicyTrainer(LoopTrainer):
 
 
 class GroupTrainer(PolicyTrainer, GRPOTrainer):  # type: ignore[misc]  # the library has no types
-    """Group-relative advantages: each answer against the mean of its prompt's group."""
+    """Group-relative advantages: each answer minus the mean of its prompt's group."""
 
     def _sample(self, prompts: list[list[int]]) -> list[list[int]]:
         return list(self._generate_single_turn(prompts, None, {}, 1)[0])
 
 
 class LeaveOneOutTrainer(PolicyTrainer, RLOOTrainer):  # type: ignore[misc]  # the library has no types
-    """REINFORCE with a baseline: each answer against the mean of the others of its prompt."""
+    """REINFORCE with a baseline: each answer minus the mean of the other answers to its prompt."""
 
     def _sample(self, prompts: list[list[int]]) -> list[list[int]]:
         return list(self._generate_single_turn(prompts, None, {}))
 
 
 class KeepMostRewarded(TrainerCallback):  # type: ignore[misc]  # the library has no types
-    """Keeps the weights of the highest held-out reward on disk; the baseline at step 0 is no candidate."""
+    """Keep the weights of the highest held-out reward on disk; the baseline at step 0 is not a candidate."""
 
     def __init__(self, loop: LoopContext) -> None:
         self._loop = loop
@@ -161,21 +159,21 @@ class KeepMostRewarded(TrainerCallback):  # type: ignore[misc]  # the library ha
         metrics: Mapping[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Takes in an evaluation of the training."""
+        """Record an evaluation."""
         if state.global_step and self._loop.plateau.update(state.global_step, -(metrics or {})["eval_reward"]):
             save_trained(kwargs["model"], self._loop.best_weights)
             self._loop.reporter.update(metrics={"best_step": state.global_step})
 
 
 class RequireGradientFromSpread(TrainerCallback):  # type: ignore[misc]  # the library has no types
-    """Answers of equal reward give no gradient, rightly so: looked at is the first step whose groups had a spread."""
+    """Check the gradients of the first step whose groups had a spread: equal rewards give no gradient."""
 
     def __init__(self, rollouts: Rollouts) -> None:
         self._rollouts = rollouts
         self._is_done = False
 
     def on_pre_optimizer_step(self, *arguments: Any, **kwargs: Any) -> None:
-        """Looks at the gradients once."""
+        """Check the gradients once."""
         if self._is_done or not self._rollouts.groups_with_spread:
             return
         self._is_done = True
@@ -193,7 +191,7 @@ def build_trainer(
     scratch: Path,
     judge: Judge,
 ) -> PolicyTrainer:
-    """The trainer, ready for `evaluate()`, `train()` and `show()`."""
+    """Return the trainer, ready for `evaluate()`, `train()` and `show()`."""
     require_fit(model, settings, [*train, *validation])
     evaluates = bool(validation)
     stop_ids = _set_end_tokens(model, tokenizer, judge.stop_id)
@@ -218,7 +216,7 @@ def build_trainer(
 
 
 def _set_end_tokens(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, stop_id: int) -> set[int]:
-    """What ends an answer, told to the model, which TRL asks: its own end tokens and the one of the chat template."""
+    """Set and return the tokens that end an answer: the model's and the chat template's; TRL reads them."""
     known = model.generation_config.eos_token_id
     ends = {stop_id, *([] if known is None else [known] if isinstance(known, int) else known)}
     model.generation_config.eos_token_id = sorted(ends)
@@ -234,7 +232,7 @@ def _trainer_of(settings: Resolved) -> tuple[Callable[..., PolicyTrainer], Calla
 
 
 def _sampling_arguments(settings: Resolved) -> dict[str, Any]:
-    """How TRL samples: whole batches of groups at once, one group's answers for each prompt."""
+    """Return TRL's sampling settings: whole batches of groups, with one group of answers per prompt."""
     return {
         "num_generations": settings.num_generations,
         "num_generations_eval": 1,
@@ -247,7 +245,7 @@ def _sampling_arguments(settings: Resolved) -> dict[str, Any]:
 
 
 def require_fit(model: PreTrainedModel | PeftModel, settings: Resolved, samples: Sequence[EncodedPrompt]) -> None:
-    """Refuses batches that split a group, and prompts after which no answer fits into the model's context."""
+    """Raise for batches that split a group, and for prompts that leave no room for an answer in the context."""
     group, batch = settings.num_generations or 1, settings.global_batch_size or 1
     if batch % group:
         raise TrainerError(
@@ -266,7 +264,7 @@ def require_fit(model: PreTrainedModel | PeftModel, settings: Resolved, samples:
 
 
 def choose(samples: Sequence[EncodedPrompt], seed: int) -> list[EncodedPrompt]:
-    """The prompts that are evaluated with: all, or a seeded choice of 128, for each answer is written word by word."""
+    """Return all prompts, or a seeded choice of 128, because sampling an answer is slow."""
     if len(samples) <= EVALUATED_PROMPTS:
         return list(samples)
     chosen = sorted(random.Random(seed).sample(range(len(samples)), EVALUATED_PROMPTS))  # noqa: S311 - no secret
@@ -274,14 +272,13 @@ def choose(samples: Sequence[EncodedPrompt], seed: int) -> list[EncodedPrompt]:
 
 
 def to_dataset(samples: Sequence[EncodedPrompt], at_least: int = 0) -> Dataset:
-    """The prompts' ids with the number of their row, over again until a step has enough: TRL drops a last part."""
+    """Return the prompts' ids and row numbers, repeated until a step is full: TRL drops an incomplete batch."""
     rows = list(range(len(samples))) * max(1, -(-at_least // len(samples)))
     return Dataset.from_dict({"prompt": [list(samples[row].prompt_ids) for row in rows], "row": rows})
 
 
 def _reduce_reference(trainer: PolicyTrainer) -> None:
-    """TRL's reference is a copy: of a fresh adapter, which changes nothing, switching it off says the same; of a whole
-    model, half the bytes do."""
+    """Reduce TRL's reference: delete the copy of an untrained adapter, which equals the base; cast a whole model."""
     model = trainer.model
     if REFERENCE_COPY in getattr(model, "peft_config", {}) and _is_untrained(model):
         model.delete_adapter(REFERENCE_COPY)
@@ -297,6 +294,6 @@ def _is_untrained(model: PeftModel) -> bool:
 
 
 def _beat_per_token(model: PreTrainedModel | PeftModel, on_work: Callable[[], None]) -> None:
-    """Every forward pass, one for each token while sampling, moves the heartbeat and sees a stop."""
+    """Call `on_work` at every forward pass, that is for each token while sampling."""
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     base.register_forward_pre_hook(lambda *_: on_work())

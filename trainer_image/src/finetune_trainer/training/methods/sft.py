@@ -1,4 +1,4 @@
-"""Supervised fine-tuning (Instruction, Chat, DomainAdaptation) on rows that are tokenised and labelled already."""
+"""Supervised fine-tuning (Instruction, Chat, DomainAdaptation) on tokenised and labelled rows."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,11 +25,11 @@ from finetune_trainer.training.methods.packed import (
 
 
 class RowTrainer(LoopTrainer, SFTTrainer):  # type: ignore[misc]  # the library has no types
-    """TRL's trainer with a loss weighted by token."""
+    """TRL's trainer with an evaluation loss weighted by token."""
 
     @override
     def compute_loss(self, model: Any, inputs: dict[str, Any], *arguments: Any, **options: Any) -> Any:
-        """The loss of a batch; without an attention mask TRL takes the first sequence's length for all tokens."""
+        """Return the loss of a batch and correct TRL's token count, which is wrong without an attention mask."""
         tokens = inputs.pop(ROW_TOKENS, None)
         loss = super().compute_loss(model, inputs, *arguments, **options)
         if tokens is not None and self.model.training:
@@ -53,9 +53,9 @@ def build_trainer(
     scratch: Path,
     most_rows: int | None = MOST_ROWS,
 ) -> RowTrainer:
-    """The trainer, ready for `evaluate()`, `train()` and `measure()`; with packing, `most_rows` share a sequence.
+    """Return the trainer, ready for `evaluate()`, `train()` and `measure()`.
 
-    Held-out rows are never packed.
+    With packing, at most `most_rows` rows share a sequence; held-out rows are not packed.
     """
     evaluates = bool(validation)
     trainer = RowTrainer(
@@ -75,7 +75,7 @@ def build_trainer(
 
 
 def build_arguments(settings: Resolved, scratch: Path, *, evaluates: bool, on_cpu: bool) -> SFTConfig:
-    """The library's settings; whatever would tokenise, mask, truncate or pack again is off."""
+    """Return the library's settings, without tokenising, masking, truncating or packing again."""
     return SFTConfig(
         **common_arguments(settings, scratch, evaluates=evaluates, on_cpu=on_cpu),
         dataset_kwargs={"skip_prepare_dataset": True},
@@ -92,7 +92,7 @@ def _training_set(samples: Sequence[Encoded], settings: Resolved, most_rows: int
 
 
 def to_dataset(samples: Sequence[Encoded]) -> Dataset:
-    """The samples as the two columns that TRL's collator pads and nothing else touches."""
+    """Return the samples as the two columns that TRL's collator pads."""
     return Dataset.from_dict(
         {
             "input_ids": [np.asarray(sample.input_ids, dtype=np.int32) for sample in samples],
