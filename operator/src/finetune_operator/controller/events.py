@@ -83,8 +83,8 @@ def _preflight(old: FineTuneJobStatus, new: FineTuneJobStatus) -> list[Event]:
 
 def _runs(old: FineTuneJobStatus, new: FineTuneJobStatus) -> list[Event]:
     found = []
-    known = {run.pod_uid for run in runs.of(old)}
-    for run in runs.of(new):
+    known = {run.pod_uid for run in runs.history(old)}
+    for run in runs.history(new):
         if run.pod_uid not in known and run.result == "Preempted":
             found.append(Event(E.TRAINER_PREEMPTED, f"Run {run.run} was preempted: {run.reason}: {run.message}"))
         if run.pod_uid not in known and run.result == "Failed":

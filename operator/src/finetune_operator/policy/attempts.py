@@ -9,7 +9,6 @@ from finetune_operator.kube.objects import Job, Pod
 from finetune_operator.kube.observed import Reading, Target
 from finetune_operator.manifests.jobs import build_attempt
 from finetune_operator.policy import (
-    checkpoint_budget,
     counters,
     deadlines,
     pod_diagnosis,
@@ -19,262 +18,268 @@ from finetune_operator.policy import (
     runs,
     suspension,
 )
-from finetune_operator.policy.decision import SOON_SECONDS, Draft
+from finetune_operator.policy.checkpoint_budget import check_save_time
+from finetune_operator.policy.decision import (
+    SOON_SECONDS,
+    Context,
+    Effect,
+    create_job,
+    fail,
+    find_lost,
+    requeue_in,
+    set_condition,
+    succeed,
+)
 from finetune_operator.policy.startup import watch_start
 from finetune_operator.policy.status_report import show_progress, take_lineage, take_report
 
 C, R = ConditionType, Reason
 
 
-def train(draft: Draft) -> None:
-    """One step of training."""
-    observed, status = draft.observed, draft.status
-    attempts = [one for one in observed.own if one.component == Component.TRAINER and one.attempt]
+def train(context: Context) -> Effect:
+    """Return the next step of training; what has happened is recorded first."""
+    status = context.status
+    attempts = [one for one in context.observed.own if one.component == Component.TRAINER and one.attempt]
     current = max(attempts, key=lambda one: one.attempt, default=None)
     if current and current.attempt > (status.attempts or 0):
         status.attempts = current.attempt
         status.job_ref = JobRef(name=current.name, uid=current.uid)
-    reported_preemptions.count(draft, attempts)
-    runs.fold(draft, attempts)
+    reported_preemptions.record_preemptions(context, attempts)
+    effect = runs.record_ended(context, attempts)
     if current:
-        checkpoint_budget.check_save_time(draft, current)
-    mine = current if current and status.job_ref and current.uid == status.job_ref.uid else None
-    if mine and not mine.is_over:
-        _note_running(draft, mine)
-    is_decided = mine is not None and (mine.is_over or runs.has_succeeded(status, mine))
-    if not is_decided and _is_overdue(draft, mine):
-        return
-    if mine:
-        _ended(draft, mine) if mine.is_over else _open(draft, mine)
-    elif status.job_ref:
-        _deleted(draft)
-    elif _too_many_failures(draft):
-        draft.fail(R.BACKOFF_LIMIT_EXCEEDED, runs.last_sentence(status))
-    elif _has_counted(draft):
-        draft.decision.again_in(0)
-    else:
-        _next(draft)
+        effect += check_save_time(context, current)
+    job = current if current and status.job_ref and current.uid == status.job_ref.uid else None
+    if job and not job.is_over:
+        _record_start(context, job)
+    if job and (job.is_over or runs.has_succeeded(status, job)):
+        return effect + _next_step(context, job)
+    return effect + _before_deadline(context, job)
 
 
-def _has_counted(draft: Draft) -> bool:
-    """Whether something was counted in this look, which is written before anything is done about it."""
-    before, after = draft.stored, draft.status
-    totals = ("runs", "failures", "preemptions")
-    return any(getattr(before, name) != getattr(after, name) for name in totals)
-
-
-def _note_running(draft: Draft, current: Job) -> None:
-    """The first pod is the run; with many, the job has not started before all of them have."""
-    pods = draft.observed.pods_of(current.uid)
+def _record_start(context: Context, current: Job) -> None:
+    """Record the first pod as the run; with many, the job has not started before all of them have."""
+    pods = context.observed.pods_of(current.uid)
     pod = _first_running(pods)
-    if pod and not rank_outcomes.missing(current, pods, draft.observed.now):
+    if pod and not rank_outcomes.missing(current, pods, context.observed.now):
         times = [one.started for one in pods if one.started]
-        draft.status.start_time = draft.status.start_time or max(times)
+        context.status.start_time = context.status.start_time or max(times)
     if pod:
-        runs.note_running(draft, current, pod)
+        runs.record_running(context, current, pod)
 
 
 def _first_running(pods: Sequence[Pod]) -> Pod | None:
     return next((one for one in reversed(pods) if one.is_running and one.rank == 0), None)
 
 
-def _is_overdue(draft: Draft, mine: Job | None) -> bool:
-    """Whether a deadline ends the job; what was counted is written first, and the Job removed before that is said."""
-    overdue = deadlines.exceeded(draft)
-    if overdue is None or draft.observed.obstacle:
-        return False
-    if _has_counted(draft):
-        draft.decision.again_in(0)
-        return False
-    draft.decision.delete = mine
-    if draft.status.current_run:
-        runs.cut(draft, draft.status.current_run, overdue.reason, overdue.detail)
-    draft.fail(overdue.reason, overdue.detail)
-    return True
+def _before_deadline(context: Context, job: Job | None) -> Effect:
+    """End the job at its deadline; what was counted is written first, and the Job removed before the end is written."""
+    deadline = deadlines.next_deadline(context)
+    if deadline is None or not deadline.is_exceeded or context.observed.obstacle:
+        return (deadline.wait() if deadline else Effect()) + _next_step(context, job)
+    if _has_counted(context):
+        return requeue_in(0) + _next_step(context, job)
+    if context.status.current_run:
+        runs.record_cut(context, context.status.current_run, deadline.reason, deadline.detail)
+    return Effect(delete=job) + deadlines.end_job(context, deadline)
 
 
-def _too_many_failures(draft: Draft) -> bool:
-    return (draft.status.failures or 0) > draft.spec.backoff_limit
+def _next_step(context: Context, job: Job | None) -> Effect:
+    if job:
+        return _end(context, job) if job.is_over else _continue(context, job)
+    if context.status.job_ref:
+        return _replace_deleted(context)
+    if _has_too_many_failures(context):
+        return fail(context, R.BACKOFF_LIMIT_EXCEEDED, runs.last_sentence(context.status))
+    return requeue_in(0) if _has_counted(context) else _start_attempt(context)
 
 
-def _too_many_preemptions(draft: Draft) -> bool:
-    limit = draft.spec.max_preemptions
-    return bool(limit) and (draft.status.preemptions or 0) > limit
+def _has_counted(context: Context) -> bool:
+    """Return whether this look counted something, which is written before it is acted on."""
+    before, after = context.stored, context.status
+    return (before.runs, before.failures, before.preemptions) != (after.runs, after.failures, after.preemptions)
 
 
-def _end_by_count(draft: Draft) -> None:
-    if _too_many_preemptions(draft):
-        draft.fail(R.TOO_MANY_PREEMPTIONS, runs.last_sentence(draft.status, run_outcome.RESULT_PREEMPTED))
-    else:
-        draft.fail(R.BACKOFF_LIMIT_EXCEEDED, runs.last_sentence(draft.status))
+def _has_too_many_failures(context: Context) -> bool:
+    return (context.status.failures or 0) > context.spec.backoff_limit
 
 
-def _open(draft: Draft, current: Job) -> None:
-    """Watched, or removed after too many runs; these are written first, so that a lost write changes nothing."""
-    is_counted = _has_counted(draft)
-    has_lower_limit = _too_many_failures(draft) and current.failed_pods <= current.backoff_limit
-    is_over_limit = _too_many_preemptions(draft) or has_lower_limit
-    if is_over_limit and not is_counted and not draft.observed.obstacle:
-        draft.decision.delete = current
-        _end_by_count(draft)
-        return
-    _watch(draft, current)
-    if is_over_limit and is_counted:
-        draft.decision.again_in(0)
+def _has_too_many_preemptions(context: Context) -> bool:
+    limit = context.spec.max_preemptions
+    return bool(limit) and (context.status.preemptions or 0) > limit
 
 
-def _deleted(draft: Draft) -> None:
-    """Somebody removed the Job before it succeeded: a failure, and a new attempt once its pods are gone."""
-    observed, status = draft.observed, draft.status
-    uid = status.job_ref.uid if status.job_ref else ""
-    alive = [pod for pod in observed.pods_of(uid) if not pod.is_over]
+def _end_by_count(context: Context) -> Effect:
+    if _has_too_many_preemptions(context):
+        last = runs.last_sentence(context.status, run_outcome.RESULT_PREEMPTED)
+        return fail(context, R.TOO_MANY_PREEMPTIONS, last)
+    return fail(context, R.BACKOFF_LIMIT_EXCEEDED, runs.last_sentence(context.status))
+
+
+def _continue(context: Context, current: Job) -> Effect:
+    """Watch the Job, or remove it after too many runs; their count is written first, so that none is lost."""
+    has_lower_limit = _has_too_many_failures(context) and current.failed_pods <= current.backoff_limit
+    if not _has_too_many_preemptions(context) and not has_lower_limit:
+        return _watch(context, current)
+    if _has_counted(context):
+        return _watch(context, current) + requeue_in(0)
+    if context.observed.obstacle:
+        return _watch(context, current)
+    return Effect(delete=current) + _end_by_count(context)
+
+
+def _replace_deleted(context: Context) -> Effect:
+    """Count a Job that was deleted before it succeeded as a failure, and start again once its pods are gone."""
+    status = context.status
+    alive = [pod for pod in context.observed.pods_of(status.job_ref.uid if status.job_ref else "") if not pod.is_over]
     detail = "the trainer Job was deleted"
-    lost = next((pod for pod in alive if pod_diagnosis.is_lost(pod, observed.now)), None)
-    if lost:
-        draft.conditions.set(C.RUNNING, "Unknown", R.NODE_LOST, pod_diagnosis.explain_lost_node(lost))
-        draft.decision.again_in(SOON_SECONDS)
-    elif alive:
-        draft.conditions.set(C.RUNNING, "False", R.BACKING_OFF, f"{detail}; waiting until {alive[0].name} is gone")
-        draft.decision.again_in(SOON_SECONDS)
-    elif status.current_run:
-        draft.conditions.set(C.RUNNING, "False", R.BACKING_OFF, detail)  # until its run is settled
-    elif _too_many_preemptions(draft) or _too_many_failures(draft):
-        _end_by_count(draft)  # the operator removed it, and did not come to write so
-    elif runs.has_stalled(status):
-        _close(draft, R.NO_PROGRESS, runs.of(status)[-1].message or "", add_failure=True)
-    else:
-        is_counted = draft.spec.resources.nodes > 1 and bool(status.job_ref and status.job_ref.failures)
-        _close(draft, R.JOB_DELETED, detail, add_failure=not is_counted)  # it was failing already
+    if lost := find_lost(context, alive):
+        return lost + requeue_in(SOON_SECONDS)
+    if alive:
+        waiting = f"{detail}; waiting until {alive[0].name} is gone"
+        return set_condition(C.RUNNING, "False", R.BACKING_OFF, waiting) + requeue_in(SOON_SECONDS)
+    if status.current_run:  # its end is not recorded yet
+        return set_condition(C.RUNNING, "False", R.BACKING_OFF, detail)
+    if _has_too_many_preemptions(context) or _has_too_many_failures(context):
+        return _end_by_count(context)  # the operator removed it, and stopped before it wrote the end
+    if runs.has_stalled(status):
+        return _close(context, R.NO_PROGRESS, runs.history(status)[-1].message or "", add_failure=True)
+    is_counted = context.spec.resources.nodes > 1 and bool(status.job_ref and status.job_ref.failures)
+    return _close(context, R.JOB_DELETED, detail, add_failure=not is_counted)  # it was failing already
 
 
-def _ended(draft: Draft, current: Job) -> None:
-    observed, status = draft.observed, draft.status
-    ends = [
-        rank_outcomes.End(run_outcome.judge(pod, observed.job), pod)
-        for pod in observed.pods_of(current.uid)
-        if pod.is_over
-    ]
-    firsts = [end.verdict for end in ends if end.pod and end.pod.rank == 0]
-    success = next((one.report for one in firsts if one.result == run_outcome.RESULT_SUCCEEDED), None)
-    if current.completed and success:
-        take_report(status, success)
-        take_lineage(status, success, draft.spec)
-        draft.succeed(current, success, R.SUCCEEDED)
-        return
+def _end(context: Context, current: Job) -> Effect:
+    pods = context.observed.pods_of(current.uid)
+    ends = [rank_outcomes.End(context.outcome_of(pod), pod) for pod in pods if pod.is_over]
     if current.completed:
-        is_counted = any(one.attempt == current.attempt and one.reason == R.RESULT_MISSING for one in runs.of(status))
-        detail = "the trainer Job completed without a reported result"
-        _close(draft, R.RESULT_MISSING, detail, add_failure=not is_counted)
-        return
-    if current.nodes > 1 and (status.current_run or not all(pod.is_over for pod in observed.pods_of(current.uid))):
-        draft.conditions.set(C.RUNNING, "False", R.BACKING_OFF, current.failed_message)  # until all is counted
-        draft.decision.again_in(SOON_SECONDS)
-        return
-    terminal = next((end.named() for end in ends if end.verdict.is_terminal), None)
-    if terminal and terminal.report:
-        take_report(status, terminal.report)
-        if terminal.report.outcome is Outcome.GATE_NOT_MET:
-            take_lineage(status, terminal.report, draft.spec)
+        return _end_completed(context, current, [end.outcome for end in ends if end.pod and end.pod.rank == 0])
+    if current.nodes > 1 and (context.status.current_run or len(ends) < len(pods)):  # until all is counted
+        waiting = set_condition(C.RUNNING, "False", R.BACKING_OFF, current.failed_message)
+        return waiting + requeue_in(SOON_SECONDS)
+    terminal = next((end.named() for end in ends if end.outcome.is_terminal), None)
     if terminal:
-        draft.fail(terminal.reason, terminal.message, current, terminal.report)
-    elif current.failed_reason == "BackoffLimitExceeded" and _may_go_on(draft, current):
-        _close(draft, *_why_again(draft, current), add_failure=False)
-    elif current.failed_reason == "BackoffLimitExceeded":
-        draft.fail(R.BACKOFF_LIMIT_EXCEEDED, runs.last_sentence(status), current)
-    else:
+        return _end_terminal(context, current, terminal)
+    if current.failed_reason != "BackoffLimitExceeded":
         reason = run_outcome.reason_of_failed_job(current) or current.failed_reason or R.CONTAINER_ERROR
-        draft.fail(reason, current.failed_message, current)
+        return fail(context, reason, current.failed_message, current)
+    if _may_retry(context, current):
+        return _close(context, *_why_again(context, current), add_failure=False)
+    return fail(context, R.BACKOFF_LIMIT_EXCEEDED, runs.last_sentence(context.status), current)
 
 
-def _may_go_on(draft: Draft, current: Job) -> bool:
-    """Whether the Job has used up the limit that it was created with, and the user allows more by now."""
-    counted = (draft.status.job_ref and draft.status.job_ref.failures) or 0
-    return counted > current.backoff_limit and not _too_many_failures(draft)
+def _end_completed(context: Context, current: Job, outcomes: Sequence[run_outcome.PodOutcome]) -> Effect:
+    """Complete the job if its first pod has proved the result, else count a failure."""
+    status = context.status
+    success = next((one.report for one in outcomes if one.result == run_outcome.RESULT_SUCCEEDED), None)
+    if success:
+        take_report(status, success)
+        take_lineage(status, success, context.spec)
+        return succeed(context, current, success, R.SUCCEEDED)
+    known = [one for one in runs.history(status) if one.attempt == current.attempt]
+    is_counted = any(one.reason == R.RESULT_MISSING for one in known)
+    detail = "the trainer Job completed without a reported result"
+    return _close(context, R.RESULT_MISSING, detail, add_failure=not is_counted)
 
 
-def _why_again(draft: Draft, current: Job) -> tuple[str, str]:
+def _end_terminal(context: Context, current: Job, outcome: run_outcome.PodOutcome) -> Effect:
+    """Fail the job for a reason that no other attempt would change."""
+    report = outcome.report
+    if report:
+        take_report(context.status, report)
+    if report and report.outcome is Outcome.GATE_NOT_MET:
+        take_lineage(context.status, report, context.spec)
+    return fail(context, outcome.reason, outcome.message, current, report)
+
+
+def _may_retry(context: Context, current: Job) -> bool:
+    """Return whether the Job has used up the limit that it was created with, and the user allows more by now."""
+    counted = (context.status.job_ref and context.status.job_ref.failures) or 0
+    return counted > current.backoff_limit and not _has_too_many_failures(context)
+
+
+def _why_again(context: Context, current: Job) -> tuple[str, str]:
     """With many pods every failure ends the Job; one pod is replaced within it until its limit is used up."""
     if current.nodes == 1:
         return R.BACKOFF_LIMIT_EXCEEDED, "backoffLimit was raised meanwhile"
-    reason, _, message = runs.last_sentence(draft.status, run_outcome.RESULT_FAILED).partition(": ")
+    reason, _, message = runs.last_sentence(context.status, run_outcome.RESULT_FAILED).partition(": ")
     return reason or R.UNOBSERVED, message or "nobody saw which pod failed"
 
 
-def _close(draft: Draft, reason: str, detail: str, *, add_failure: bool) -> None:
-    """Ends an attempt that is not the last word: counted and written first, replaced in the next look."""
-    status = draft.status
+def _close(context: Context, reason: str, detail: str, *, add_failure: bool) -> Effect:
+    """End an attempt that is not the last: counted and written first, replaced in the next look."""
+    status = context.status
     if add_failure:
         counters.add_failures(status, reason)
     status.job_ref = status.current_run = None
-    if status.failures and status.failures > draft.spec.backoff_limit:
-        draft.fail(R.BACKOFF_LIMIT_EXCEEDED, f"{reason}: {detail}")
-        return
-    draft.conditions.set(C.RUNNING, "False", R.BACKING_OFF, f"{reason}: {detail}")
-    draft.decision.again_in(0)
+    if _has_too_many_failures(context):
+        return fail(context, R.BACKOFF_LIMIT_EXCEEDED, f"{reason}: {detail}")
+    return set_condition(C.RUNNING, "False", R.BACKING_OFF, f"{reason}: {detail}") + requeue_in(0)
 
 
-def _next(draft: Draft) -> None:
-    number = (draft.status.attempts or 0) + 1
-    if number == 1 and not draft.is_blocked:
-        draft.conditions.set(C.RUNNING, "False", R.PODS_STARTING)
-    draft.create(build_attempt(draft.with_status().job, draft.settings, _image(draft), number))
+def _start_attempt(context: Context) -> Effect:
+    number = (context.status.attempts or 0) + 1
+    is_first = number == 1 and not context.is_blocked
+    effect = set_condition(C.RUNNING, "False", R.PODS_STARTING) if is_first else Effect()
+    return effect + create_job(context, build_attempt(context.job, context.settings, _image(context), number))
 
 
-def _image(draft: Draft) -> str:
-    """The image of the first run, unless the user has named another one since."""
-    pinned = draft.status.lineage.trainer_image if draft.status.lineage else None
-    asked = draft.spec.trainer.image
-    first = next((one.image for one in draft.observed.own if one.component == Component.PREFLIGHT), None)
+def _image(context: Context) -> str:
+    """Return the image of the first run, unless the user has named another one since."""
+    pinned = context.status.lineage.trainer_image if context.status.lineage else None
+    asked = context.spec.trainer.image
+    first = next((one.image for one in context.observed.own if one.component == Component.PREFLIGHT), None)
     if pinned and (asked is None or asked == first):
         return pinned
-    return asked or draft.settings.trainer_image
+    return asked or context.settings.trainer_image
 
 
-def _watch(draft: Draft, current: Job) -> None:
-    observed, status = draft.observed, draft.status
+def _watch(context: Context, current: Job) -> Effect:
+    observed, status = context.observed, context.status
     pods = observed.pods_of(current.uid)
+    held = suspension.hold_or_release(context, current, pods)
+    if held is not None:
+        return held
+    is_stopping_pod = any(one.is_running and one.deleting for one in pods)
+    effect = requeue_in(pod_diagnosis.LOST_SECONDS) if is_stopping_pod else Effect()
     pod = _first_running(pods)
-    if suspension.is_held(draft, current, pods):
-        return
-    if any(one.is_running and one.deleting for one in pods):
-        draft.decision.again_in(pod_diagnosis.LOST_SECONDS)
-    is_there = pod is not None and not pod_diagnosis.is_lost(pod, observed.now)
-    if pod and is_there and pod.ip:
-        draft.decision.follow = Target(observed.job.uid, pod.uid, pod.name, pod.ip)
-    reading = observed.reading if pod and observed.reading and observed.reading.pod_uid == pod.uid else None
-    if is_there and reading and reading.report:
+    if pod is None or pod_diagnosis.is_lost(pod, observed.now):
+        return effect + watch_start(context, current, pods)
+    if pod.ip:
+        effect += Effect(follow=Target(observed.job.uid, pod.uid, pod.name, pod.ip))
+    reading = observed.reading if observed.reading and observed.reading.pod_uid == pod.uid else None
+    if reading and reading.report:
         show_progress(status, reading.report, reading.at)
     run = status.current_run
-    is_stopping = run is not None and run.stopping == R.NO_PROGRESS
-    is_alone = bool(rank_outcomes.missing(current, pods, observed.now))
-    if is_there and is_alone and run:
-        run.heartbeat = run.last_moved_time = None  # who waits for others does not stall
-    if not is_there or (is_alone and not is_stopping):
-        watch_start(draft, current, pods)
-        return
-    _say_running(draft, current, reading)
-    if is_stopping or (reading and deadlines.is_stalled(draft, reading)):
-        _restart(draft, current)
+    is_restarting = run is not None and run.stopping == R.NO_PROGRESS
+    if rank_outcomes.missing(current, pods, observed.now):
+        if run:
+            run.heartbeat = run.last_moved_time = None  # a pod that waits for others is not stalled
+        if not is_restarting:
+            return effect + watch_start(context, current, pods)
+    effect += _show_running(context, current, reading)
+    if reading and not is_restarting:
+        deadlines.record_heartbeat(context, reading)
+        is_restarting = deadlines.is_stalled(context, reading)
+    return effect + (_restart(context, current) if is_restarting else Effect())
 
 
-def _say_running(draft: Draft, current: Job, reading: Reading | None) -> None:
-    if reading and reading.unreachable_since and pod_diagnosis.is_unreachable(reading, draft.observed.now):
-        draft.conditions.set(C.RUNNING, "True", R.UNREACHABLE, reading.problem)
-    else:
-        who = "The trainer pod runs" if current.nodes == 1 else f"All {current.nodes} trainer pods run"
-        draft.conditions.set(C.RUNNING, "True", R.PODS_RUNNING, who)
+def _show_running(context: Context, current: Job, reading: Reading | None) -> Effect:
+    if reading and pod_diagnosis.is_unreachable(reading, context.observed.now):
+        return set_condition(C.RUNNING, "True", R.UNREACHABLE, reading.problem)
+    pods = "The trainer pod runs" if current.nodes == 1 else f"All {current.nodes} trainer pods run"
+    return set_condition(C.RUNNING, "True", R.PODS_RUNNING, pods)
 
 
-def _restart(draft: Draft, current: Job) -> None:
-    """The Job is removed once it is written why; its pod's end is then a failure, whatever it says."""
-    run, progress = draft.status.current_run, draft.status.progress
+def _restart(context: Context, current: Job) -> Effect:
+    """Remove a stalled Job once the cause is written; its pod's end is then a failure, whatever its exit code."""
+    run, progress, stored = context.status.current_run, context.status.progress, context.stored.current_run
     if run is None:
-        return
+        return Effect()
     run.stopping = R.NO_PROGRESS
     where = f"{progress.stage or 'an unknown stage'}, step {progress.step or 0}" if progress else "an unknown stage"
-    draft.conditions.set(C.RUNNING, "False", R.NO_PROGRESS, f"{draft.spec.stall_timeout_seconds} s ({where})")
-    if draft.stored.current_run is None or draft.stored.current_run.stopping != R.NO_PROGRESS:
-        draft.decision.again_in(0)
-    elif not draft.observed.obstacle:
-        draft.decision.delete = current
-        draft.decision.again_in(SOON_SECONDS)
+    detail = f"{context.spec.stall_timeout_seconds} s ({where})"
+    effect = set_condition(C.RUNNING, "False", R.NO_PROGRESS, detail)
+    if stored is None or stored.stopping != R.NO_PROGRESS:
+        return effect + requeue_in(0)
+    if context.observed.obstacle:
+        return effect
+    return effect + Effect(delete=current) + requeue_in(SOON_SECONDS)

@@ -123,23 +123,6 @@ class Conditions:
         self.set_if_absent(C.COMPLETE, "False", R.PROGRESSING)
         self.set_if_absent(C.FAILED, "False", R.PROGRESSING)
 
-    def succeed(self, reason: Reason, uri: str) -> None:
-        """Set the conditions of a succeeded job."""
-        self.set(C.RUNNING, "False", R.FINISHED)
-        self.publish(R.MANIFEST_REPORTED, uri)
-        self.set(C.COMPLETE, "True", reason, uri)
-        self.set(C.FAILED, "False", R.SUCCEEDED)
-
-    def publish(self, reason: Reason, uri: str) -> None:
-        """Set Published; the reason states which part of the result was read back."""
-        self.set(C.PUBLISHED, "True", reason, uri)
-
-    def fail(self, reason: str, detail: str) -> None:
-        """Set the conditions of a failed job."""
-        self.set(C.RUNNING, "False", R.FINISHED)
-        self.set(C.FAILED, "True", reason, detail)
-        self._put(C.COMPLETE, "False", reason, "The job failed.")
-
     def summarise(self) -> None:
         """Set phase, reason and message, and Ready, Reconciling and Stalled for kstatus."""
         leading = _leading_condition(self.status)

@@ -1,93 +1,99 @@
-"""Times that end a job, a run, or what is left of a job; computed from what is written, the objects and the clock."""
+"""Times that end a job, a run, or what is left of a job; computed from the status, the objects and the clock."""
 
 from dataclasses import dataclass
 from datetime import datetime
 
-from finetune_api.names import ConditionType, Reason
+from finetune_api.names import Reason
 from finetune_operator.kube.objects import FineTuneJob
 from finetune_operator.kube.observed import Reading
-from finetune_operator.policy.decision import Draft
+from finetune_operator.policy.decision import Context, Effect, fail
 
 SLACK_SECONDS = 0.5
+_WAITING = frozenset({Reason.ACCEPTED, Reason.API_DENIED, Reason.NAME_CONFLICT})
+"""A missing right or a taken name is a wait like any other; a refusal or a parent is not."""
 
 
 @dataclass(frozen=True)
-class Overdue:
-    """Why the job ends now."""
+class Deadline:
+    """The deadline that applies now, with the words for its end."""
 
+    seconds_left: float
     reason: Reason
     detail: str
 
+    @property
+    def is_exceeded(self) -> bool:
+        """Whether it has passed."""
+        return self.seconds_left <= 0
 
-def note_queued(draft: Draft) -> None:
-    """From when on the job could start: accepted, and not suspended by the user."""
-    status = draft.status
+    def wait(self) -> Effect:
+        """Return the effect that looks at the job again when it may have passed."""
+        return Effect(requeue_after=None if self.is_exceeded else self.seconds_left + SLACK_SECONDS)
+
+
+def record_queued_time(context: Context) -> None:
+    """Record since when the job could start: accepted, and not suspended by the user."""
+    status = context.status
     if status.start_time:
         return
-    if draft.spec.suspend:
+    if context.spec.suspend:
         status.queued_time = None
-    elif status.queued_time is None and _is_free(draft):
-        status.queued_time = draft.observed.now
+    elif status.queued_time is None and context.acceptance.reason in _WAITING:
+        status.queued_time = context.observed.now
 
 
-def _is_free(draft: Draft) -> bool:
-    """A missing right or a taken name is a wait like any other; a refusal or a parent is not."""
-    accepted = draft.status.condition(ConditionType.ACCEPTED)
-    return accepted is not None and accepted.reason in {Reason.ACCEPTED, Reason.API_DENIED, Reason.NAME_CONFLICT}
-
-
-def exceeded(draft: Draft) -> Overdue | None:
-    """The deadline that has passed; else another look is asked for when the next one may have."""
-    return _start(draft) or _active(draft)
-
-
-def _start(draft: Draft) -> Overdue | None:
-    status, limit = draft.status, draft.spec.start_deadline_seconds
-    if limit is None or status.start_time or status.queued_time is None:
+def next_deadline(context: Context) -> Deadline | None:
+    """Return the deadline that applies now: before the start, or while a trainer runs."""
+    status, limit = context.status, context.spec.start_deadline_seconds
+    if status.start_time:
+        return _active_deadline(context)
+    if limit is None or status.queued_time is None:
         return None
-    if _has_passed(draft, limit - (draft.observed.now - status.queued_time).total_seconds()):
-        return Overdue(Reason.START_DEADLINE_EXCEEDED, f"{limit} s: {draft.stored.message or 'it was not looked at'}")
-    return None
+    left = limit - (context.observed.now - status.queued_time).total_seconds()
+    detail = f"{limit} s: {context.stored.message or 'it was not looked at'}"
+    return Deadline(left, Reason.START_DEADLINE_EXCEEDED, detail)
 
 
-def _active(draft: Draft) -> Overdue | None:
-    limit = draft.spec.active_deadline_seconds
-    if limit is None or draft.status.start_time is None:
+def _active_deadline(context: Context) -> Deadline | None:
+    limit = context.spec.active_deadline_seconds
+    if limit is None:
         return None
-    run, used = draft.status.current_run, draft.status.active_seconds or 0
-    if run is None or run.start_time is None:
-        return Overdue(Reason.DEADLINE_EXCEEDED, _said(used, limit)) if used >= limit else None
-    used += int(((run.missing_since or draft.observed.now) - run.start_time).total_seconds())
-    return Overdue(Reason.DEADLINE_EXCEEDED, _said(used, limit)) if _has_passed(draft, limit - used) else None
+    run, used = context.status.current_run, context.status.active_seconds or 0
+    if run and run.start_time:
+        used += int(((run.missing_since or context.observed.now) - run.start_time).total_seconds())
+    elif used < limit:
+        return None  # the clock does not run between two runs
+    detail = f"{used} s in all, and activeDeadlineSeconds allows {limit}"
+    return Deadline(limit - used, Reason.DEADLINE_EXCEEDED, detail)
 
 
-def _said(used: int, limit: int) -> str:
-    return f"{used} s in all, and activeDeadlineSeconds allows {limit}"
+def end_job(context: Context, deadline: Deadline) -> Effect:
+    """Fail the job if the deadline has passed, else look again when it may have."""
+    return fail(context, deadline.reason, deadline.detail) if deadline.is_exceeded else deadline.wait()
 
 
-def _has_passed(draft: Draft, left: float) -> bool:
-    if left > 0:
-        draft.decision.again_in(left + SLACK_SECONDS)
-    return left <= 0
-
-
-def is_stalled(draft: Draft, reading: Reading) -> bool:
-    """Whether the trainer answers, and its last answers all had the same heartbeat for too long."""
-    run, report = draft.status.current_run, reading.report
-    if run is None or report is None:
-        return False
-    if run.last_moved_time is None or run.heartbeat != report.heartbeat:
+def record_heartbeat(context: Context, reading: Reading) -> None:
+    """Record when the heartbeat of the current run last changed."""
+    run, report = context.status.current_run, reading.report
+    if run and report and (run.last_moved_time is None or run.heartbeat != report.heartbeat):
         run.heartbeat, run.last_moved_time = report.heartbeat, reading.at
-    return (reading.at - run.last_moved_time).total_seconds() >= draft.spec.stall_timeout_seconds
+
+
+def is_stalled(context: Context, reading: Reading) -> bool:
+    """Return whether the trainer responds, but its heartbeat has not changed for stallTimeoutSeconds."""
+    run = context.status.current_run
+    if run is None or reading.report is None or run.last_moved_time is None:
+        return False
+    return (reading.at - run.last_moved_time).total_seconds() >= context.spec.stall_timeout_seconds
 
 
 def has_ttl(job: FineTuneJob) -> bool:
-    """Whether its children are removed some time after its end."""
+    """Return whether the job's Jobs are removed some time after its end."""
     return job.spec is not None and job.spec.ttl_seconds_after_finished is not None
 
 
 def seconds_to_tidy(job: FineTuneJob, now: datetime) -> float | None:
-    """Seconds until the children of a finished job are to be removed, 0 when they are; None = they stay."""
+    """Return the seconds until the Jobs of a finished job are removed, at least 0; None if they stay."""
     ttl = job.spec.ttl_seconds_after_finished if job.spec else None
     if ttl is None or not job.is_finished or job.status.completion_time is None:
         return None

@@ -1,29 +1,44 @@
-"""What a decision is drafted on: the look, the spec, the conditions; and the ends that every part may come to."""
+"""The decision of one look, the effects of the policies that it is folded from, and what every policy reads."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
+from datetime import datetime
+from typing import Any, NamedTuple, Self
 
 from finetune_api.handoff import Outcome, Report
 from finetune_api.names import ConditionType, Reason
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import FineTuneJobStatus
-from finetune_operator.kube.objects import Job, Workload
+from finetune_operator.kube.objects import FineTuneJob, Job, Pod, Workload
 from finetune_operator.kube.observed import Observed, Target
 from finetune_operator.manifests.jobs import Child
 from finetune_operator.policy import pod_diagnosis
-from finetune_operator.policy.conditions import Conditions
+from finetune_operator.policy.conditions import Truth
+from finetune_operator.policy.pod_diagnosis import EventQuery
+from finetune_operator.policy.run_outcome import PodOutcome, judge, read_report
 from finetune_operator.settings import Settings
 
 C, R = ConditionType, Reason
 SOON_SECONDS = 2.0
 WITHHELD = {"NotMet": R.MERGED_MODEL_WITHHELD, "NotRun": R.GATE_NOT_RUN}
-"""Why a full model is not among what is published, by what its gate said."""
+"""By the outcome of the full model's gate, why the full model is not published."""
 
 
-@dataclass
-class Decision:
-    """What to do, and what to write when that is done."""
+class ConditionChange(NamedTuple):
+    """A condition to set, or to remove if `truth` is None; `prefix` is put before its sentence."""
 
-    status: FineTuneJobStatus
+    kind: ConditionType
+    truth: Truth | None
+    reason: str = ""
+    detail: str = ""
+    prefix: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Effect:
+    """What one policy decides: conditions to set, an action, and when to look again."""
+
+    conditions: tuple[ConditionChange, ...] = ()
     create: Child | None = None
     delete: Job | None = None
     suspend: Job | None = None
@@ -31,81 +46,146 @@ class Decision:
     deactivate: Workload | None = None
     activate: Workload | None = None
     requeue: tuple[Job, str | None] | None = None
-    """A waiting Job, and the queue that it is to wait in instead; None lets it run."""
-    fetch_events_for: pod_diagnosis.EventQuery | None = None
+    """A waiting Job and the queue to move it to; None removes it from its queue, so that it runs."""
+    fetch_events_for: EventQuery | None = None
     follow: Target | None = None
     requeue_after: float | None = None
+    completion_time: datetime | None = None
 
-    def again_in(self, seconds: float) -> None:
-        """Asks for another look, at the earliest of all times asked for."""
-        self.requeue_after = seconds if self.requeue_after is None else min(seconds, self.requeue_after)
+    def __add__(self, other: "Effect") -> "Effect":
+        """Return both effects as one: conditions in order, the earliest requeue, and `other` first for the rest."""
+        new: dict[str, Any] = {one.name: getattr(other, one.name) for one in fields(Effect)}
+        kept = {name: getattr(self, name) for name, value in new.items() if value is None}
+        times = [time for time in (self.requeue_after, other.requeue_after) if time is not None]
+        changes = (*self.conditions, *other.conditions)
+        return Effect(**new | kept | {"conditions": changes, "requeue_after": min(times, default=None)})
 
 
-@dataclass
-class Draft:
-    """A decision in the making."""
+@dataclass(frozen=True, kw_only=True)
+class Decision(Effect):
+    """What to do, and the status to write after it."""
+
+    status: FineTuneJobStatus
+
+    @classmethod
+    def of(cls, effect: Effect, status: FineTuneJobStatus) -> Self:
+        """Return the decision of that effect and status."""
+        return cls(**{one.name: getattr(effect, one.name) for one in fields(Effect)}, status=status)
+
+
+@dataclass(frozen=True)
+class Acceptance:
+    """Whether the job may run here."""
+
+    reason: Reason
+    is_refused: bool
+    """Whether no Job may be created now; what runs continues and is judged when it ends."""
+    events_forbidden: bool = False
+    """Whether the operator may not read the events of a pod that does not start, which blocks nothing."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """What every policy reads. Only functions whose names have `record` or `take` change `status`."""
 
     observed: Observed
     settings: Settings
     spec: FineTuneJobSpec
-    conditions: Conditions
-    decision: Decision
-    is_blocked: bool = False
-    """Whether nothing may be created now; what runs goes on and is judged when it ends."""
-    events_forbidden: bool = False
-    """Whether the operator may not read why a pod does not start, which blocks nothing."""
-
-    @property
-    def status(self) -> FineTuneJobStatus:
-        """The next status."""
-        return self.decision.status
+    status: FineTuneJobStatus
+    """The next status, as recorded so far; its conditions are still those of the stored status."""
+    acceptance: Acceptance
+    _reports: dict[str, Report | None] = field(default_factory=dict)
 
     @property
     def stored(self) -> FineTuneJobStatus:
-        """The status as it was read: what is not in it yet is not known after a crash."""
+        """The status as it was read; after a crash, the operator has only this one."""
         return self.observed.job.status
 
-    def create(self, child: Child) -> None:
-        """Creates a Job once nothing of an earlier run or of an earlier job of this name is left."""
-        if self.is_blocked:
-            return
-        lost = next((pod for pod in self.observed.pods if pod_diagnosis.is_lost(pod, self.observed.now)), None)
-        busy = [*self.observed.leftovers, *(pod.name for pod in self.observed.pods if not pod.is_over)]
-        busy += [one.name for one in self.observed.own if one.is_deleting]
-        if lost:
-            self.conditions.set(C.RUNNING, "Unknown", R.NODE_LOST, pod_diagnosis.explain_lost_node(lost))
-            self.decision.again_in(SOON_SECONDS)
-        elif busy:
-            detail = f"waiting until {', '.join(busy[:3])} of an earlier run is gone"
-            self.conditions.set(C.RUNNING, "False", R.BACKING_OFF, detail)
-            self.decision.again_in(SOON_SECONDS)
-        else:
-            self.decision.create = child
+    @property
+    def job(self) -> FineTuneJob:
+        """The job with the next status, as the builders of its Jobs need it."""
+        return replace(self.observed.job, status=self.status)
 
-    def succeed(self, child: Job, report: Report, reason: Reason) -> None:
-        """The result is published."""
-        self._show_early_stop()
-        uri = (report.artifacts and report.artifacts.uri) or self.spec.output.uri
-        self.conditions.succeed(reason, uri)
-        self.status.completion_time = child.completed
+    @property
+    def is_blocked(self) -> bool:
+        """Whether no Job may be created now."""
+        return self.acceptance.is_refused or self.spec.suspend
 
-    def fail(self, reason: str, message: str, child: Job | None = None, report: Report | None = None) -> None:
-        """The job has failed for good, when its Job ended or now; a result that met no gate is there all the same."""
-        self.conditions.fail(reason, message)
-        found = report.artifacts if report and report.outcome is Outcome.GATE_NOT_MET else None
-        if report and found and found.manifest_sha256:
-            self._show_early_stop()
-            merged = report.evaluation.merged if report.evaluation else None
-            reason = WITHHELD.get(merged or "", R.MANIFEST_REPORTED)
-            self.conditions.publish(reason, found.uri or self.spec.output.uri)
-        self.status.completion_time = (child and (child.failed or child.completed)) or self.observed.now
+    def report_of(self, pod: Pod) -> Report | None:
+        """Return the report of an ended pod; its termination message is parsed once."""
+        if pod.uid not in self._reports:
+            self._reports[pod.uid] = read_report(pod, self.observed.job)
+        return self._reports[pod.uid]
 
-    def _show_early_stop(self) -> None:
-        early = self.status.early_stopping
-        if early and early.stopped:
-            steps = f": stopped at step {early.step}, best at step {early.best_step}" if early.step else ""
-            self.conditions.set(C.EARLY_STOPPED, "True", R.PATIENCE_EXHAUSTED, steps)
+    def outcome_of(self, pod: Pod, *, failed_unseen: bool = False) -> PodOutcome:
+        """Return how an ended pod counts by itself."""
+        return judge(pod, self.report_of(pod), failed_unseen=failed_unseen)
 
-    def with_status(self) -> "Observed":
-        """The look with the next status, as the builders of children want it."""
-        return replace(self.observed, job=replace(self.observed.job, status=self.status))
+
+def set_condition(kind: ConditionType, truth: Truth, reason: str, detail: str = "", *, prefix: str = "") -> Effect:
+    """Return the effect that sets one condition."""
+    return Effect(conditions=(ConditionChange(kind, truth, reason, detail, prefix),))
+
+
+def requeue_in(seconds: float) -> Effect:
+    """Return the effect that looks at the job again."""
+    return Effect(requeue_after=seconds)
+
+
+def find_lost(context: Context, pods: Sequence[Pod]) -> Effect | None:
+    """Return condition Running for the first pod whose node is lost."""
+    lost = next((pod for pod in pods if pod_diagnosis.is_lost(pod, context.observed.now)), None)
+    return set_condition(C.RUNNING, "Unknown", R.NODE_LOST, pod_diagnosis.explain_lost_node(lost)) if lost else None
+
+
+def create_job(context: Context, child: Child) -> Effect:
+    """Create a Job once nothing of an earlier run or of an earlier job of this name is left."""
+    if context.is_blocked:
+        return Effect()
+    observed = context.observed
+    busy = [*observed.leftovers, *(pod.name for pod in observed.pods if not pod.is_over)]
+    busy += [one.name for one in observed.own if one.is_deleting]
+    if lost := find_lost(context, observed.pods):
+        return lost + requeue_in(SOON_SECONDS)
+    if busy:
+        detail = f"waiting until {', '.join(busy[:3])} of an earlier run is gone"
+        return set_condition(C.RUNNING, "False", R.BACKING_OFF, detail) + requeue_in(SOON_SECONDS)
+    return Effect(create=child)
+
+
+def succeed(context: Context, child: Job, report: Report, reason: Reason) -> Effect:
+    """Complete the job: its result is published."""
+    uri = (report.artifacts and report.artifacts.uri) or context.spec.output.uri
+    return (
+        _show_early_stop(context)
+        + set_condition(C.RUNNING, "False", R.FINISHED)
+        + set_condition(C.PUBLISHED, "True", R.MANIFEST_REPORTED, uri)
+        + set_condition(C.COMPLETE, "True", reason, uri)
+        + set_condition(C.FAILED, "False", R.SUCCEEDED)
+        + Effect(completion_time=child.completed)
+    )
+
+
+def fail(context: Context, reason: str, message: str, child: Job | None = None, report: Report | None = None) -> Effect:
+    """Fail the job for good, at the end of its Job or now; a result that met no gate is still published."""
+    effect = (
+        set_condition(C.RUNNING, "False", R.FINISHED)
+        + set_condition(C.FAILED, "True", reason, message)
+        + set_condition(C.COMPLETE, "False", reason, "The job failed.")
+        + Effect(completion_time=(child and (child.failed or child.completed)) or context.observed.now)
+    )
+    artifacts = report.artifacts if report and report.outcome is Outcome.GATE_NOT_MET else None
+    if report and artifacts and artifacts.manifest_sha256:
+        merged = report.evaluation.merged if report.evaluation else None
+        published = WITHHELD.get(merged or "", R.MANIFEST_REPORTED)
+        uri = artifacts.uri or context.spec.output.uri
+        effect += _show_early_stop(context) + set_condition(C.PUBLISHED, "True", published, uri)
+    return effect
+
+
+def _show_early_stop(context: Context) -> Effect:
+    early = context.status.early_stopping
+    if early is None or not early.stopped:
+        return Effect()
+    steps = f": stopped at step {early.step}, best at step {early.best_step}" if early.step else ""
+    return set_condition(C.EARLY_STOPPED, "True", R.PATIENCE_EXHAUSTED, steps)

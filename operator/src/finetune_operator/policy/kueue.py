@@ -7,10 +7,10 @@ from finetune_api.status import WorkloadRef
 from finetune_operator.kube.objects import Job, Workload
 from finetune_operator.manifests.effective_spec import queue_name
 from finetune_operator.policy import remediation
-from finetune_operator.policy.decision import Draft
+from finetune_operator.policy.decision import ConditionChange, Context, Effect, requeue_in, set_condition
 
 C, R = ConditionType, Reason
-AGAIN_SECONDS = 30.0
+POLL_SECONDS = 30.0
 """How often a waiting Job's Workload is read where nobody tells of its changes: Kueue was installed after the
 operator began to watch."""
 DEACTIVATED = "Deactivated"
@@ -33,34 +33,38 @@ def may_hold(child: Job) -> bool:
     return not child.is_over and (child.queue is not None or (child.is_suspended and not child.is_ours_to_resume))
 
 
-def is_queued(draft: Draft, child: Job) -> bool:
+def is_queued(context: Context, child: Job) -> bool:
     """Whether it is Kueue that the Job waits for, or would be if there were one."""
     is_foreign = child.is_suspended and not child.is_ours_to_resume and not child.is_over
-    return is_foreign and (child.queue is not None or draft.observed.workload_of(child) is not None)
+    return is_foreign and (child.queue is not None or context.observed.workload_of(child) is not None)
 
 
-def note_quota(draft: Draft) -> None:
-    """Condition QuotaReserved of the Job that is to run now; absent where no queue has to do with it."""
-    child = _current(draft)
-    workload = draft.observed.workload_of(child) if child else None
-    draft.status.workload_ref = WorkloadRef(name=workload.name) if workload else None
-    if child and child.is_suspended:
-        draft.decision.again_in(AGAIN_SECONDS)
+def record_workload(context: Context) -> None:
+    """Record the Workload of the Job that is to run now."""
+    child = _current(context)
+    workload = context.observed.workload_of(child) if child else None
+    context.status.workload_ref = WorkloadRef(name=workload.name) if workload else None
+
+
+def check_quota(context: Context) -> Effect:
+    """Set condition QuotaReserved of the Job that is to run now; absent if the job is in no queue."""
+    child = _current(context)
+    workload = context.observed.workload_of(child) if child else None
+    poll = requeue_in(POLL_SECONDS) if child and child.is_suspended else Effect()
     if child is None or (workload is None and (child.queue is None or not child.is_suspended)):
-        draft.conditions.remove(C.QUOTA_RESERVED)
-        return
+        return poll + Effect(conditions=(ConditionChange(C.QUOTA_RESERVED, None),))
     if workload and workload.has_quota and not workload.eviction_reason:
         reason = R.ADMITTED if workload.is_admitted else R.QUOTA_RESERVED
-        draft.conditions.set(C.QUOTA_RESERVED, "True", reason, _reserved(child, workload))
+        shown = set_condition(C.QUOTA_RESERVED, "True", reason, _reserved(child, workload))
     else:
-        reason, detail = _wait(draft, child, workload)
-        draft.conditions.set(C.QUOTA_RESERVED, "False", reason, f"Job {child.name} {detail}")
-    _move(draft, child, workload)
+        reason, detail = _wait(context, child, workload)
+        shown = set_condition(C.QUOTA_RESERVED, "False", reason, f"Job {child.name} {detail}")
+    return poll + shown + _move(context, child, workload)
 
 
-def eviction(draft: Draft, child: Job) -> tuple[str, str] | None:
+def eviction(context: Context, child: Job) -> tuple[str, str] | None:
     """Why Kueue has taken the Job's quota back, in its words; nothing where the operator asked for that."""
-    workload = draft.observed.workload_of(child)
+    workload = context.observed.workload_of(child)
     if workload is None or not child.is_suspended or not workload.eviction_reason:
         return None
     if workload.eviction_reason == DEACTIVATED and workload.is_ours_to_activate:
@@ -68,8 +72,8 @@ def eviction(draft: Draft, child: Job) -> tuple[str, str] | None:
     return workload.eviction_reason[:64], f"Kueue: {workload.eviction_words}"[:1024]
 
 
-def _current(draft: Draft) -> Job | None:
-    own = [one for one in draft.observed.own if may_hold(one) and not one.is_deleting]
+def _current(context: Context) -> Job | None:
+    own = [one for one in context.observed.own if may_hold(one) and not one.is_deleting]
     trainers = [one for one in own if one.component == Component.TRAINER]
     return max(trainers or own, key=lambda one: one.attempt, default=None)
 
@@ -79,14 +83,14 @@ def _reserved(child: Job, workload: Workload) -> str:
     return where if workload.is_admitted else f"{where}, and waits for its admission checks"
 
 
-def _wait(draft: Draft, child: Job, workload: Workload | None) -> tuple[Reason, str]:
+def _wait(context: Context, child: Job, workload: Workload | None) -> tuple[Reason, str]:
     where = f"waits in queue {child.queue}"
-    if workload is None and draft.observed.workloads is None:
+    if workload is None and context.observed.workloads is None:
         return R.KUEUE_MISSING, remediation.append_fix(R.KUEUE_MISSING, f"{where}, but this cluster has no Kueue")
     if workload is None:
         return R.WAITING_FOR_QUOTA, f"{where}, which Kueue has not looked at yet"
     if not workload.is_active:
-        return R.WORKLOAD_INACTIVE, _inactive(draft, workload)
+        return R.WORKLOAD_INACTIVE, _inactive(context, workload)
     if child.queue is None:
         return R.QUEUE_MISSING, remediation.append_fix(
             R.QUEUE_MISSING, "names no queue, and Kueue holds such Jobs here"
@@ -97,17 +101,19 @@ def _wait(draft: Draft, child: Job, workload: Workload | None) -> tuple[Reason, 
     return reason, remediation.append_fix(reason, f"{where}: {words}")
 
 
-def _inactive(draft: Draft, workload: Workload) -> str:
+def _inactive(context: Context, workload: Workload) -> str:
     if workload.is_ours_to_activate:
         return "takes no part in queueing while the job is suspended"
     last = f" ({workload.eviction_words})" if workload.eviction_words else ""
     return f"was taken out of its queue{last}: set spec.active of Workload {workload.name} to true"
 
 
-def _move(draft: Draft, child: Job, workload: Workload | None) -> None:
-    """A queue that is changed while a Job waits counts at once, for the first one may never have let it go."""
-    wanted = queue_name(draft.observed.job, Component(child.component))
-    if draft.is_blocked or not child.is_suspended or wanted == child.queue or (workload and workload.has_quota):
-        return
-    if wanted is not None or (draft.observed.workloads is None and not draft.spec.suspend):
-        draft.decision.requeue = (child, wanted)
+def _move(context: Context, child: Job, workload: Workload | None) -> Effect:
+    """Move a waiting Job at once when its queue is changed, because the first queue may never admit it."""
+    wanted = queue_name(context.observed.job, Component(child.component))
+    has_quota = workload is not None and workload.has_quota
+    if context.acceptance.is_refused or not child.is_suspended or wanted == child.queue or has_quota:
+        return Effect()
+    if wanted is not None or (context.observed.workloads is None and not context.spec.suspend):
+        return Effect(requeue=(child, wanted))
+    return Effect()

@@ -1,11 +1,13 @@
-"""The decision: what was observed and the time in, the next status and the next action out. No I/O."""
+"""The plan: what was observed and the time in, the next status and the next action out. No I/O."""
 
 from finetune_api.names import ConditionType, Reason
+from finetune_api.spec import FineTuneJobSpec
+from finetune_api.status import FineTuneJobStatus
 from finetune_operator.kube.errors import Denied, NameTaken, Refused
 from finetune_operator.kube.observed import Observed
 from finetune_operator.policy import admission, attempts, deadlines, dependencies, kueue, preflight, suspension
 from finetune_operator.policy.conditions import Conditions
-from finetune_operator.policy.decision import Decision, Draft
+from finetune_operator.policy.decision import Acceptance, Context, Decision, Effect, requeue_in, set_condition
 from finetune_operator.settings import Settings
 
 C, R = ConditionType, Reason
@@ -13,64 +15,72 @@ OBSTACLE_SECONDS = 20.0
 
 
 def plan(observed: Observed, settings: Settings) -> Decision:
-    """Decides the next step of one FineTuneJob."""
+    """Decide the next step of one FineTuneJob."""
     status = observed.job.status.model_copy(deep=True)
-    conditions = Conditions(status, observed.job.generation, observed.now)
-    decision = Decision(status)
     if observed.job.is_finished or observed.job.status_error:
-        return decision
+        return Decision(status=status)
     spec = observed.job.spec
+    conditions = Conditions(status, observed.job.generation, observed.now)
     conditions.set_initial(early_stopping=spec is not None and spec.early_stopping is not None)
     if spec is None:
         unread = f"this version of the operator cannot read it: {observed.job.spec_error}"
-        conditions.set(C.ACCEPTED, "False", R.INVALID_SPEC, unread)
+        effect = set_condition(C.ACCEPTED, "False", R.INVALID_SPEC, unread)
     else:
-        draft = Draft(observed, settings, spec, conditions, decision)
-        _accept(draft)
-        if not observed.children_unreadable:
-            _go_on(draft)
+        effect = _decide(observed, settings, spec, status)
+    for kind, truth, *words, prefix in effect.conditions:
+        if truth is None:
+            conditions.remove(kind)
+        else:
+            conditions.set(kind, truth, *words, prefix=prefix)
     conditions.summarise()
-    return decision
+    status.completion_time = effect.completion_time or status.completion_time
+    return Decision.of(effect, status)
 
 
-def _go_on(draft: Draft) -> None:
-    kueue.note_quota(draft)
-    suspension.decide(draft)
-    deadlines.note_queued(draft)
-    if draft.is_blocked and not draft.observed.own:
-        if overdue := deadlines.exceeded(draft):
-            draft.fail(overdue.reason, overdue.detail)
-        return
-    if draft.status.is_true(C.VALIDATED) or preflight.check(draft):
-        attempts.train(draft)
+def _decide(observed: Observed, settings: Settings, spec: FineTuneJobSpec, status: FineTuneJobStatus) -> Effect:
+    acceptance, effect = _check_acceptance(observed, settings, status)
+    if observed.children_unreadable:
+        return effect
+    context = Context(observed, settings, spec, status, acceptance)
+    kueue.record_workload(context)
+    deadlines.record_queued_time(context)
+    effect += kueue.check_quota(context) + suspension.check_suspension(context)
+    if context.is_blocked and not observed.own:
+        deadline = deadlines.next_deadline(context)
+        return effect + (deadlines.end_job(context, deadline) if deadline else Effect())
+    if status.is_true(C.VALIDATED):
+        return effect + attempts.train(context)
+    has_passed, checked = preflight.check(context)
+    return effect + checked + (attempts.train(context) if has_passed else Effect())
 
 
-def _accept(draft: Draft) -> None:
-    """Accepted or not; a refusal stops what would be created, never what runs."""
-    obstacle, conditions = draft.observed.obstacle, draft.conditions
-    refused = admission.find_refusal(draft.observed.job, draft.settings)
-    waits = dependencies.find_obstacle(draft.observed.job, draft.observed.relatives)
-    draft.events_forbidden = isinstance(obstacle, Denied) and obstacle.resource == "events"
-    draft.is_blocked = bool(refused or waits or (obstacle and not draft.events_forbidden))
-    if obstacle:
-        draft.decision.again_in(OBSTACLE_SECONDS)
-    if refused:
-        conditions.set(C.ACCEPTED, "False", R.FORBIDDEN, refused)
+def _check_acceptance(observed: Observed, settings: Settings, status: FineTuneJobStatus) -> tuple[Acceptance, Effect]:
+    """Accept the job or not; a refusal stops what would be created, never what runs."""
+    obstacle = observed.obstacle
+    refusal = admission.find_refusal(observed.job, settings)
+    waits = dependencies.find_obstacle(observed.job, observed.relatives)
+    events_forbidden = isinstance(obstacle, Denied) and obstacle.resource == "events"
+    effect = requeue_in(OBSTACLE_SECONDS) if obstacle else Effect()
+    is_refused = bool(refusal or waits or (obstacle and not events_forbidden))
+    if refusal:
+        reason = R.FORBIDDEN
+        effect += set_condition(C.ACCEPTED, "False", reason, refusal)
     elif isinstance(obstacle, NameTaken):
-        conditions.set(C.ACCEPTED, "False", R.NAME_CONFLICT, str(obstacle))
-    elif isinstance(obstacle, Denied) and not draft.events_forbidden:
-        conditions.set(C.ACCEPTED, "False", R.API_DENIED, str(obstacle))
+        reason = R.NAME_CONFLICT
+        effect += set_condition(C.ACCEPTED, "False", reason, str(obstacle))
+    elif isinstance(obstacle, Denied) and not events_forbidden:
+        reason = R.API_DENIED
+        effect += set_condition(C.ACCEPTED, "False", reason, str(obstacle))
     elif waits:
-        conditions.set(C.ACCEPTED, "False" if waits.reason is R.INVALID_SPEC else "Unknown", waits.reason, waits.detail)
+        reason = waits.reason
+        effect += set_condition(C.ACCEPTED, "False" if reason is R.INVALID_SPEC else "Unknown", reason, waits.detail)
     else:
-        conditions.set(C.ACCEPTED, "True", R.ACCEPTED)
-        _pin_parents(draft)
+        reason = R.ACCEPTED
+        effect += set_condition(C.ACCEPTED, "True", reason)
+        # Written before anything is created from it, so that a crash between the two leaves no job with two parents.
+        if dependencies.pin(status, observed.job, observed.relatives):
+            is_refused = True
+            effect += requeue_in(0)
     if isinstance(obstacle, Refused):
-        conditions.set(C.RUNNING, "False", R.POD_CREATION_REFUSED, str(obstacle))
-
-
-def _pin_parents(draft: Draft) -> None:
-    """Written before anything is created from it, so that no crash between the two leaves a job with two parents."""
-    if dependencies.pin(draft.status, draft.observed.job, draft.observed.relatives):
-        draft.is_blocked = True
-        draft.decision.again_in(0)
+        effect += set_condition(C.RUNNING, "False", R.POD_CREATION_REFUSED, str(obstacle))
+    return Acceptance(reason, is_refused, events_forbidden), effect

@@ -1,6 +1,7 @@
 """Why a Job has no running pod, with the message of the scheduler, the kubelet or the API server."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -43,7 +44,7 @@ class Diagnosis:
     check_after: float | None = None
 
 
-def diagnose(child: Job, pods: tuple[Pod, ...], warnings: Warnings | None, now: datetime) -> Diagnosis:
+def diagnose(child: Job, pods: Sequence[Pod], warnings: Warnings | None, now: datetime) -> Diagnosis:
     """Return the first known problem that applies, else that the pod is starting."""
     pod = next((one for one in reversed(pods) if not one.is_over), None)
     if pod is None:
@@ -53,7 +54,7 @@ def diagnose(child: Job, pods: tuple[Pod, ...], warnings: Warnings | None, now: 
     return _pending(pod, warnings, now)
 
 
-def _without_pod(child: Job, pods: tuple[Pod, ...], warnings: Warnings | None, now: datetime) -> Diagnosis:
+def _without_pod(child: Job, pods: Sequence[Pod], warnings: Warnings | None, now: datetime) -> Diagnosis:
     times = [time for time in (child.created, *(pod.ended for pod in pods)) if time]
     idle = (now - max(times)).total_seconds() if times else NO_POD_SECONDS
     if idle < NO_POD_SECONDS:

@@ -1,4 +1,6 @@
-"""The preflight Job: created, watched, and its verdict on data, model and storage."""
+"""The preflight Job: created, watched, and its result on dataset, model and storage."""
+
+from collections.abc import Sequence
 
 from finetune_api.handoff import Outcome, Report
 from finetune_api.names import Component, ConditionType, Reason
@@ -6,101 +8,112 @@ from finetune_api.status import Lineage
 from finetune_operator.kube.objects import Job, Pod
 from finetune_operator.manifests.jobs import build_preflight
 from finetune_operator.policy import deadlines, run_outcome, runs, suspension
-from finetune_operator.policy.decision import SOON_SECONDS, Draft
+from finetune_operator.policy.decision import (
+    SOON_SECONDS,
+    Context,
+    Effect,
+    create_job,
+    fail,
+    requeue_in,
+    set_condition,
+    succeed,
+)
 from finetune_operator.policy.startup import watch_start
 from finetune_operator.policy.status_report import merged, take_lineage, take_report
 
 C, R = ConditionType, Reason
 
 
-def check(draft: Draft) -> bool:
-    """One step of preflight; true once it has passed and training can begin."""
-    observed, conditions = draft.observed, draft.conditions
-    child = next((one for one in observed.own if one.component == Component.PREFLIGHT and not one.is_deleting), None)
-    overdue = deadlines.exceeded(draft)
-    has_started = child is not None or not draft.spec.suspend
-    conditions.set(C.VALIDATED, "Unknown", R.PREFLIGHT_RUNNING if has_started else R.PENDING)
-    if child is None and overdue:
-        draft.fail(overdue.reason, overdue.detail)
-        return False
+def check(context: Context) -> tuple[bool, Effect]:
+    """Return whether preflight has passed, so that training can begin, and its next step."""
+    own = context.observed.own
+    child = next((one for one in own if one.component == Component.PREFLIGHT and not one.is_deleting), None)
+    has_started = child is not None or not context.spec.suspend
+    effect = set_condition(C.VALIDATED, "Unknown", R.PREFLIGHT_RUNNING if has_started else R.PENDING)
+    deadline = deadlines.next_deadline(context)
+    if deadline:
+        effect += deadline.wait()
+    if child is None and deadline and deadline.is_exceeded:
+        return False, effect + deadlines.end_job(context, deadline)
     if child is None:
-        image = draft.spec.trainer.image or draft.settings.trainer_image
-        draft.create(build_preflight(observed.job, draft.settings, image))
-        return False
-    pods = observed.pods_of(child.uid)
-    runs.fold_preflight(draft, pods)
-    passed = next(((pod, report) for pod in pods if (report := _passing_report(draft, pod))), None)
+        image = context.spec.trainer.image or context.settings.trainer_image
+        return False, effect + create_job(context, build_preflight(context.observed.job, context.settings, image))
+    pods = context.observed.pods_of(child.uid)
+    runs.record_preflight(context, pods)
+    passed = next(((pod, report) for pod in pods if (report := _passing_report(context, pod))), None)
     if passed and (child.completed or passed[1].outcome is Outcome.VALIDATED):
-        return _passed(draft, child, *passed)
+        has_passed, result = _pass(context, child, *passed)
+        return has_passed, effect + result
     if child.is_over:
-        _failed(draft, child, pods)
-    elif _one_preemption_too_many(draft) and not observed.obstacle:
-        draft.decision.delete = child
-        conditions.set(C.VALIDATED, "False", R.TOO_MANY_PREEMPTIONS, "preflight was preempted too often")
-        draft.fail(R.TOO_MANY_PREEMPTIONS, f"preflight: {_last_preemption(draft, pods)}", child)
-    elif overdue and not observed.obstacle:
-        draft.decision.delete = child
-        draft.fail(overdue.reason, overdue.detail)
-    elif not suspension.is_held(draft, child, pods):
-        watch_start(draft, child, pods)
-    return False
+        return False, effect + _fail(context, child, pods)
+    return False, effect + _watch(context, child, pods, deadline)
 
 
-def _one_preemption_too_many(draft: Draft) -> bool:
-    limit = draft.spec.max_preemptions
-    counted = draft.stored.preflight and draft.stored.preflight.preemptions
-    if draft.status.preflight != draft.stored.preflight:
-        draft.decision.again_in(0)
-    return bool(limit and counted and counted > limit)
+def _watch(context: Context, child: Job, pods: Sequence[Pod], deadline: deadlines.Deadline | None) -> Effect:
+    """End preflight that was preempted too often or is too late, else show what it waits for."""
+    is_counted = context.status.preflight != context.stored.preflight
+    effect = requeue_in(0) if is_counted else Effect()
+    if not context.observed.obstacle and _has_too_many_preemptions(context):
+        effect += set_condition(C.VALIDATED, "False", R.TOO_MANY_PREEMPTIONS, "preflight was preempted too often")
+        message = f"preflight: {_last_preemption(context, pods)}"
+        return effect + Effect(delete=child) + fail(context, R.TOO_MANY_PREEMPTIONS, message, child)
+    if not context.observed.obstacle and deadline and deadline.is_exceeded:
+        return effect + Effect(delete=child) + deadlines.end_job(context, deadline)
+    held = suspension.hold_or_release(context, child, pods)
+    return effect + (watch_start(context, child, pods) if held is None else held)
 
 
-def _last_preemption(draft: Draft, pods: tuple[Pod, ...]) -> str:
-    verdicts = [run_outcome.judge(pod, draft.observed.job) for pod in pods if pod.counts_as_run]
-    preempted = [one for one in verdicts if one.result == run_outcome.RESULT_PREEMPTED]
+def _has_too_many_preemptions(context: Context) -> bool:
+    """Only those that are written count, so that a lost write changes nothing."""
+    limit = context.spec.max_preemptions
+    written = context.stored.preflight and context.stored.preflight.preemptions
+    return bool(limit and written and written > limit)
+
+
+def _last_preemption(context: Context, pods: Sequence[Pod]) -> str:
+    outcomes = [context.outcome_of(pod) for pod in pods if pod.counts_as_run]
+    preempted = [one for one in outcomes if one.result == run_outcome.RESULT_PREEMPTED]
     return preempted[-1].message if preempted else "its pods were preempted"
 
 
-def _passing_report(draft: Draft, pod: Pod) -> Report | None:
-    report = run_outcome.read_report(pod, draft.observed.job) if pod.exit_code == 0 else None
+def _passing_report(context: Context, pod: Pod) -> Report | None:
+    report = context.report_of(pod) if pod.exit_code == 0 else None
     return report if report and report.outcome in {Outcome.VALIDATED, Outcome.ADOPTED} else None
 
 
-def _passed(draft: Draft, child: Job, pod: Pod, report: Report) -> bool:
-    status, conditions = draft.status, draft.conditions
+def _pass(context: Context, child: Job, pod: Pod, report: Report) -> tuple[bool, Effect]:
+    status = context.status
     take_report(status, report)
-    take_lineage(status, report, draft.spec)
-    if report.outcome is Outcome.ADOPTED and not (report.artifacts and report.artifacts.manifest_sha256):
-        conditions.set(C.VALIDATED, "False", R.RESULT_MISSING, "the adopted result has no manifest digest")
-        draft.fail(R.RESULT_MISSING, "preflight adopted a result but named no manifest digest", child)
-        return False
-    if report.outcome is Outcome.ADOPTED:
-        conditions.set(C.VALIDATED, "True", R.ADOPTED)
-        draft.succeed(child, report, R.ADOPTED)
-        return False
-    status.lineage = merged(status.lineage or Lineage(), Lineage(trainer_image=pod.pinned_image))
-    conditions.set(C.VALIDATED, "True", R.DATASET_VALID, runs.dataset_sentence(report.dataset))
-    return True
+    take_lineage(status, report, context.spec)
+    if report.outcome is Outcome.VALIDATED:
+        status.lineage = merged(status.lineage or Lineage(), Lineage(trainer_image=pod.pinned_image))
+        return True, set_condition(C.VALIDATED, "True", R.DATASET_VALID, runs.dataset_sentence(report.dataset))
+    if report.artifacts and report.artifacts.manifest_sha256:
+        return False, set_condition(C.VALIDATED, "True", R.ADOPTED) + succeed(context, child, report, R.ADOPTED)
+    effect = set_condition(C.VALIDATED, "False", R.RESULT_MISSING, "the adopted result has no manifest digest")
+    message = "preflight adopted a result but named no manifest digest"
+    return False, effect + fail(context, R.RESULT_MISSING, message, child)
 
 
-def _failed(draft: Draft, child: Job, pods: tuple[Pod, ...]) -> None:
-    verdicts = [run_outcome.judge(pod, draft.observed.job) for pod in pods if pod.is_over]
-    last = next((one for one in reversed(verdicts) if one.is_terminal), verdicts[-1] if verdicts else None)
+def _fail(context: Context, child: Job, pods: Sequence[Pod]) -> Effect:
+    outcomes = [context.outcome_of(pod) for pod in pods if pod.is_over]
+    last = next((one for one in reversed(outcomes) if one.is_terminal), outcomes[-1] if outcomes else None)
+    report = last.report if last else None
     if child.completed and not any(pod.exit_code == 0 for pod in pods):
-        draft.decision.delete = child  # it passed while nobody looked, and its pod is gone: ask again
-        draft.decision.again_in(SOON_SECONDS)
-        return
+        # It passed while no operator watched, and its pod is gone: run it again.
+        return Effect(delete=child) + requeue_in(SOON_SECONDS)
     if child.completed:
         reason, message = R.RESULT_MISSING.value, "preflight ended with 0 but gave no report: is this a trainer image?"
     elif last:
         reason, message = last.reason, last.message
-        draft.status.dataset = last.report.dataset if last.report and last.report.dataset else draft.status.dataset
+        context.status.dataset = (report and report.dataset) or context.status.dataset
     else:
         reason = run_outcome.reason_of_failed_job(child) or R.PREFLIGHT_FAILED.value
         message = child.failed_message
-    if last and last.report and last.report.outcome is Outcome.GATE_NOT_MET:  # a result of this very job, as it was
-        take_report(draft.status, last.report)
-        take_lineage(draft.status, last.report, draft.spec)
-        draft.conditions.set(C.VALIDATED, "True", R.ADOPTED)
+    if report and report.outcome is Outcome.GATE_NOT_MET:  # the result of this job, published before
+        take_report(context.status, report)
+        take_lineage(context.status, report, context.spec)
+        validated = set_condition(C.VALIDATED, "True", R.ADOPTED)
     else:
-        draft.conditions.set(C.VALIDATED, "False", reason, message)
-    draft.fail(reason, message, child, last.report if last else None)
+        validated = set_condition(C.VALIDATED, "False", reason, message)
+    return validated + fail(context, reason, message, child, report)

@@ -25,20 +25,20 @@ _FOLLOWS = frozenset({Reason.PREEMPTED, Reason.PEER_LOST})
 class End:
     """How a pod ended, or how a run counts and which pod says so."""
 
-    verdict: PodOutcome
+    outcome: PodOutcome
     pod: Pod | None
 
     @property
     def is_failure(self) -> bool:
         """Whether it failed; a pod that is not the first one has nothing to report when it ends with 0."""
         has_done_its_part = self.pod is not None and self.pod.rank > 0 and self.pod.exit_code == 0
-        return self.verdict.result == RESULT_FAILED and not has_done_its_part
+        return self.outcome.result == RESULT_FAILED and not has_done_its_part
 
     def named(self) -> PodOutcome:
-        """The verdict, with the pod in its message unless it is the first one."""
+        """The outcome, with the pod in its message unless it is the first one."""
         if self.pod is None or self.pod.rank == 0:
-            return self.verdict
-        return replace(self.verdict, message=f"{called(self.pod)}: {self.verdict.message}")
+            return self.outcome
+        return replace(self.outcome, message=f"{called(self.pod)}: {self.outcome.message}")
 
 
 def called(pod: Pod) -> str:
@@ -58,31 +58,31 @@ def first_cause(ends: Sequence[End]) -> End | None:
     def order(end: End) -> tuple[bool, bool, float, int]:
         pod = end.pod
         at = pod.ended.timestamp() if pod and pod.ended else 0.0
-        return (not end.verdict.is_terminal, bool(pod and pod.deleting), at, pod.rank if pod else 0)
+        return (not end.outcome.is_terminal, bool(pod and pod.deleting), at, pod.rank if pod else 0)
 
     return min((end for end in ends if end.is_failure), key=order, default=None)
 
 
-def settle(own: End, peers: Sequence[End], *, unseen: bool) -> End:
+def decide_end(own: End, peers: Sequence[End], *, unseen: bool) -> End:
     """How a run of the first pod counts, given the ends of the other pods of that time.
 
     `unseen`: the Job counts a failure that is not counted here yet, and no later run can be it.
     """
-    if own.verdict.result in {RESULT_SUCCEEDED, RESULT_SUSPENDED}:
+    if own.outcome.result in {RESULT_SUCCEEDED, RESULT_SUSPENDED}:
         return own
-    report = own.verdict.report
+    report = own.outcome.report
     if cause := first_cause([own, *peers]):
         return End(replace(cause.named(), report=report), cause.pod)
     if unseen:
         return End(PodOutcome(RESULT_FAILED, Reason.UNOBSERVED, "nobody saw which pod failed", report=report), None)
     disrupted = next((end for end in peers if end.pod and end.pod.disruption), None)
-    if disrupted and own.verdict.reason in _FOLLOWS:
+    if disrupted and own.outcome.reason in _FOLLOWS:
         said = replace(disrupted.named(), result=RESULT_PREEMPTED, report=report)
         return End(said, disrupted.pod)
     return own
 
 
-def of_the_time(pod: Pod, peers: Sequence[Pod]) -> list[Pod]:
+def pods_alive_with(pod: Pod, peers: Sequence[Pod]) -> list[Pod]:
     """The other pods that lived while this one ran."""
     began = pod.started or pod.created
     return [
@@ -105,5 +105,5 @@ def seconds_to_wait(pod: Pod, pods: Sequence[Pod], now: datetime) -> float:
     if pod.ended is None or not is_last(pod, pods):
         return 0.0
     left = WAIT_SECONDS - (now - pod.ended).total_seconds()
-    is_open = any(peer.is_running for peer in of_the_time(pod, pods))
+    is_open = any(peer.is_running for peer in pods_alive_with(pod, pods))
     return left if is_open and 0 < left <= 2 * WAIT_SECONDS else 0.0  # the node's clock may be ahead, but not far

@@ -7,54 +7,54 @@ from finetune_api.names import Reason
 from finetune_api.runs import Run, StoppedRun
 from finetune_operator.kube.objects import Job
 from finetune_operator.policy import counters, runs
-from finetune_operator.policy.decision import Draft
-from finetune_operator.policy.run_outcome import RESULT_PREEMPTED, judge
+from finetune_operator.policy.decision import Context
+from finetune_operator.policy.run_outcome import RESULT_PREEMPTED
 
 WORDS = "SIGTERM ended it while no operator watched; the next run told of it"
 
 
-def count(draft: Draft, attempts: Sequence[Job]) -> None:
+def record_preemptions(context: Context, attempts: Sequence[Job]) -> None:
     """Counts each of them once, by its pod's UID, as a preemption; a pod that is known is judged by its end."""
-    status = draft.status
-    known = {pod.uid for pod in draft.observed.pods}
+    status = context.status
+    known = {pod.uid for pod in context.observed.pods}
     if status.current_run:
         known.add(status.current_run.pod_uid)
-    for told in sorted(_told(draft, attempts), key=lambda one: one.end_time):
-        is_ours = 1 <= told.attempt <= (status.attempts or 0)
-        if not is_ours or told.pod_uid in known or runs.is_counted(status, told.pod_uid, told.end_time):
+    for stopped in sorted(_reported(context, attempts), key=lambda one: one.end_time):
+        is_ours = 1 <= stopped.attempt <= (status.attempts or 0)
+        if not is_ours or stopped.pod_uid in known or runs.is_counted(status, stopped.pod_uid, stopped.end_time):
             continue
-        child = next((one for one in attempts if one.attempt == told.attempt), None)
-        runs.append(draft, _run(told, (status.runs or 0) + 1), child)
+        child = next((one for one in attempts if one.attempt == stopped.attempt), None)
+        runs.record_run(context, _run(stopped, (status.runs or 0) + 1), child)
         # In its place: what is older than a full history counts as known.
-        status.history = sorted(runs.of(status), key=lambda one: one.end_time or draft.observed.now)
+        status.history = sorted(runs.history(status), key=lambda one: one.end_time or context.observed.now)
         counters.add_preemption(status, Reason.UNOBSERVED)
-        status.start_time = status.start_time or told.start_time
+        status.start_time = status.start_time or stopped.start_time
 
 
-def _told(draft: Draft, attempts: Sequence[Job]) -> Iterator[StoppedRun]:
+def _reported(context: Context, attempts: Sequence[Job]) -> Iterator[StoppedRun]:
     """What the pods of this job say: the one that runs, and those that have ended."""
-    reading = draft.observed.reading
+    reading = context.observed.reading
     for child in attempts:
-        for pod in draft.observed.pods_of(child.uid):
+        for pod in context.observed.pods_of(child.uid):
             if reading and reading.report and reading.pod_uid == pod.uid:
                 yield from reading.report.stopped_runs or []
-            report = judge(pod, draft.observed.job).report if pod.is_over else None
+            report = context.outcome_of(pod).report if pod.is_over else None
             if report:
                 yield from report.stopped_runs or []
 
 
-def _run(told: StoppedRun, number: int) -> Run:
+def _run(stopped: StoppedRun, number: int) -> Run:
     return Run(
         run=number,
-        attempt=told.attempt,
-        pod_name=told.pod_name,
-        pod_uid=told.pod_uid,
-        start_time=told.start_time,
-        end_time=told.end_time,
+        attempt=stopped.attempt,
+        pod_name=stopped.pod_name,
+        pod_uid=stopped.pod_uid,
+        start_time=stopped.start_time,
+        end_time=stopped.end_time,
         result=RESULT_PREEMPTED,
         reason=Reason.UNOBSERVED,
         message=WORDS,
         exit_code=ExitCode.PREEMPTED,
-        last_step=told.last_step,
-        resumed_from_step=told.resumed_from_step,
+        last_step=stopped.last_step,
+        resumed_from_step=stopped.resumed_from_step,
     )

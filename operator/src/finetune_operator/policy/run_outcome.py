@@ -59,9 +59,8 @@ def _refuse(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is not a number")
 
 
-def judge(pod: Pod, job: FineTuneJob, *, failed_unseen: bool = False) -> PodOutcome:
+def judge(pod: Pod, report: Report | None, *, failed_unseen: bool = False) -> PodOutcome:
     """The exit table for one ended trainer pod; `failed_unseen`: the Job counts a failed pod that nobody saw end."""
-    report = read_report(pod, job)
     code = pod.exit_code
     if code == ExitCode.OK:
         return _judge_success(report)

@@ -1,69 +1,78 @@
 """Why an open Job has no running pod, as condition Running; preflight's pod meets the same troubles first."""
 
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from finetune_api.names import Component, ConditionType, Reason
 from finetune_operator.kube.objects import Job, Pod
 from finetune_operator.policy import pod_diagnosis, rank_outcomes, runs
-from finetune_operator.policy.decision import Draft
+from finetune_operator.policy.conditions import Truth
+from finetune_operator.policy.decision import Context, Effect, set_condition
 from finetune_operator.policy.pod_diagnosis import Diagnosis
 
 C, R = ConditionType, Reason
 
 
-def watch_start(draft: Draft, child: Job, pods: tuple[Pod, ...]) -> None:
-    """Says what the pods wait for, and asks for another look when that may change without an event."""
+@dataclass(frozen=True)
+class Finding:
+    """Why a pod does not run."""
+
+    prefix: str
+    """Which of several pods it is about."""
+    pods: Sequence[Pod]
+    diagnosis: Diagnosis
+
+
+def watch_start(context: Context, child: Job, pods: Sequence[Pod]) -> Effect:
+    """Set condition Running to what the pods wait for; look again when that may change without an event."""
     running = next((pod for pod in pods if pod.is_running), None)
-    if child.nodes == 1 and running and not pod_diagnosis.is_lost(running, draft.observed.now):
-        draft.conditions.set(C.RUNNING, "False", R.NOT_STARTED)
-        return
-    lead, concerned, found = _find(draft, child, pods)
-    draft.decision.fetch_events_for = found.query
-    last = runs.last_sentence(draft.status)
-    if runs.has_succeeded(draft.status, child):
-        draft.conditions.set(C.RUNNING, "False", R.FINISHED)
-    elif draft.events_forbidden and found.query:
-        draft.conditions.set(C.RUNNING, "False", R.API_DENIED, str(draft.observed.obstacle))
-    elif found.reason is R.NODE_LOST:
-        draft.conditions.set(C.RUNNING, "Unknown", R.NODE_LOST, found.detail, prefix=lead)
-    elif child.nodes > 1 and child.failed_pods:
-        draft.conditions.set(C.RUNNING, "False", R.BACKING_OFF, "a pod has failed, and the others are told to end")
-    elif found.reason is R.PODS_STARTING and child.component == Component.PREFLIGHT:
-        draft.conditions.set(C.RUNNING, "False", R.NOT_STARTED)
-    elif found.reason is R.PODS_STARTING and not [pod for pod in concerned if not pod.is_over] and last:
-        draft.conditions.set(C.RUNNING, "False", R.BACKING_OFF, last, prefix=lead)
-    else:
-        draft.conditions.set(C.RUNNING, "False", found.reason, found.detail, prefix=lead)
+    if child.nodes == 1 and running and not pod_diagnosis.is_lost(running, context.observed.now):
+        return set_condition(C.RUNNING, "False", R.NOT_STARTED)
+    findings = list(_find(context, child, pods))
+    worst = min(findings, key=_weight, default=Finding("", pods, Diagnosis(R.PODS_STARTING)))
+    times = [one.diagnosis.check_after for one in findings if one.diagnosis.check_after is not None]
+    query = worst.diagnosis.query
+    return _show(context, child, worst) + Effect(fetch_events_for=query, requeue_after=min(times, default=None))
 
 
-def _find(draft: Draft, child: Job, pods: tuple[Pod, ...]) -> tuple[str, tuple[Pod, ...], Diagnosis]:
-    """The worst trouble: what it is about, the pods that have it, and what it is."""
-    observed = draft.observed
+def _show(context: Context, child: Job, worst: Finding) -> Effect:
+    found, last = worst.diagnosis, runs.last_sentence(context.status)
+    is_starting = found.reason is R.PODS_STARTING
+    if runs.has_succeeded(context.status, child):
+        return set_condition(C.RUNNING, "False", R.FINISHED)
+    if context.acceptance.events_forbidden and found.query:
+        return set_condition(C.RUNNING, "False", R.API_DENIED, str(context.observed.obstacle))
+    if found.reason is not R.NODE_LOST and child.nodes > 1 and child.failed_pods:
+        detail = "a pod has failed, and the others are told to end"
+        return set_condition(C.RUNNING, "False", R.BACKING_OFF, detail)
+    if is_starting and child.component == Component.PREFLIGHT:
+        return set_condition(C.RUNNING, "False", R.NOT_STARTED)
+    if is_starting and last and all(pod.is_over for pod in worst.pods):
+        return set_condition(C.RUNNING, "False", R.BACKING_OFF, last, prefix=worst.prefix)
+    truth: Truth = "Unknown" if found.reason is R.NODE_LOST else "False"
+    return set_condition(C.RUNNING, truth, found.reason, found.detail, prefix=worst.prefix)
+
+
+def _find(context: Context, child: Job, pods: Sequence[Pod]) -> Iterator[Finding]:
+    """Yield why each missing pod does not run."""
+    observed = context.observed
     if child.nodes == 1:
-        found = pod_diagnosis.diagnose(child, pods, observed.warnings, observed.now)
-        _again(draft, found)
-        return "", pods, found
+        yield Finding("", pods, pod_diagnosis.diagnose(child, pods, observed.warnings, observed.now))
+        return
     ranks = rank_outcomes.missing(child, pods, observed.now)
-    troubles = []
     for rank in ranks:
-        mine = tuple(pod for pod in pods if pod.rank == rank)
-        found = pod_diagnosis.diagnose(child, mine, observed.warnings, observed.now)
-        _again(draft, found)
-        if observed.warnings:  # an answer takes the place of the one before: no second question in the same look
+        own = tuple(pod for pod in pods if pod.rank == rank)
+        found = pod_diagnosis.diagnose(child, own, observed.warnings, observed.now)
+        if observed.warnings:  # one query per look: an answer takes the place of the one before
             found = replace(found, query=None)
-        troubles.append((f"{child.nodes - len(ranks)} of {child.nodes} pods run; {_named(rank, mine)}: ", mine, found))
-    return min(troubles, key=lambda one: _weight(one[2]), default=("", pods, Diagnosis(R.PODS_STARTING)))
+        yield Finding(f"{child.nodes - len(ranks)} of {child.nodes} pods run; {_named(rank, own)}: ", own, found)
 
 
-def _again(draft: Draft, found: Diagnosis) -> None:
-    if found.check_after is not None:
-        draft.decision.again_in(found.check_after)
-
-
-def _named(rank: int, pods: tuple[Pod, ...]) -> str:
+def _named(rank: int, pods: Sequence[Pod]) -> str:
     alive = next((pod for pod in reversed(pods) if not pod.is_over), None)
     return rank_outcomes.called(alive) if alive else f"pod {rank} (not there)"
 
 
-def _weight(found: Diagnosis) -> tuple[bool, bool, bool]:
+def _weight(finding: Finding) -> tuple[bool, bool, bool]:
+    found = finding.diagnosis
     return (found.reason is not R.NODE_LOST, found.reason is R.PODS_STARTING, found.query is None)

@@ -1,112 +1,110 @@
-"""Suspend and resume: what the user wants is written first, then done to the Job, and costs no counter."""
+"""Suspend and resume: the request is written first, then applied to the Job, and costs no counter."""
+
+from collections.abc import Sequence
 
 from finetune_api.names import ConditionType, Reason
 from finetune_operator.kube.errors import Refused
-from finetune_operator.kube.objects import Job, Pod, Workload
+from finetune_operator.kube.objects import Job, Pod
 from finetune_operator.policy import kueue, pod_diagnosis
-from finetune_operator.policy.decision import SOON_SECONDS, Draft
+from finetune_operator.policy.decision import (
+    SOON_SECONDS,
+    Context,
+    Effect,
+    find_lost,
+    requeue_in,
+    set_condition,
+)
 from finetune_operator.policy.run_outcome import suspended_since
 
 C, R = ConditionType, Reason
 
 
-def decide(draft: Draft) -> None:
-    """Condition Suspended, from the user's wish and from what others did to the Job; nothing is created meanwhile."""
-    foreign = next((one for one in draft.observed.own if one.is_suspended and not one.is_ours_to_resume), None)
-    if draft.spec.suspend:
-        draft.conditions.set(C.SUSPENDED, "True", R.USER_REQUESTED)
-        draft.is_blocked = True
-    elif foreign and kueue.is_queued(draft, foreign):
-        draft.conditions.set(C.SUSPENDED, "True", R.QUEUED_BY_KUEUE, f"Job {foreign.name}")
-    elif foreign and not foreign.is_over:
-        draft.conditions.set(C.SUSPENDED, "True", R.JOB_SUSPENDED, f"Job {foreign.name}")
-    else:
-        draft.conditions.set(C.SUSPENDED, "False", R.NOT_SUSPENDED)
-    if draft.spec.suspend and not draft.observed.own:
-        draft.conditions.set(C.RUNNING, "False", R.NOT_STARTED)
+def check_suspension(context: Context) -> Effect:
+    """Set condition Suspended, from spec.suspend and from what other controllers did to the Job."""
+    own = context.observed.own
+    if context.spec.suspend:
+        effect = set_condition(C.SUSPENDED, "True", R.USER_REQUESTED)
+        return effect if own else effect + set_condition(C.RUNNING, "False", R.NOT_STARTED)
+    foreign = next((one for one in own if one.is_suspended and not one.is_ours_to_resume), None)
+    if foreign and kueue.is_queued(context, foreign):
+        return set_condition(C.SUSPENDED, "True", R.QUEUED_BY_KUEUE, f"Job {foreign.name}")
+    if foreign and not foreign.is_over:
+        return set_condition(C.SUSPENDED, "True", R.JOB_SUSPENDED, f"Job {foreign.name}")
+    return set_condition(C.SUSPENDED, "False", R.NOT_SUSPENDED)
 
 
-def is_held(draft: Draft, child: Job, pods: tuple[Pod, ...]) -> bool:
-    """Whether an open Job must not run now, or does not run yet; what is to be done about it is decided."""
+def hold_or_release(context: Context, child: Job, pods: Sequence[Pod]) -> Effect | None:
+    """Return what to do about an open Job that must not run now, or does not run yet; None if it may run."""
     alive = [pod for pod in pods if not pod.is_over]
-    if draft.spec.suspend:
-        _hold(draft, child, alive)
-        return True
+    if context.spec.suspend:
+        record_stop_request(context, alive)
+        return _hold(context, child, alive)
     if child.is_suspended and child.is_ours_to_resume:
-        _release(draft, child, alive)
-        return True
-    workload = draft.observed.workload_of(child)
+        return _release(context, alive, Effect(resume=child))
+    workload = context.observed.workload_of(child)
     if workload and not workload.is_active and workload.is_ours_to_activate:
-        _release(draft, child, alive, workload)
-        return True
-    _note_stopping(draft, child, alive)
-    if child.is_suspended:
-        reason = R.QUEUED_BY_KUEUE if kueue.is_queued(draft, child) else R.JOB_SUSPENDED
-        _show_stopping(draft, alive, reason, f"Job {child.name}")
-    return child.is_suspended
+        return _release(context, alive, Effect(activate=workload))
+    record_stopping(context, child, alive)
+    if not child.is_suspended:
+        return None
+    reason = R.QUEUED_BY_KUEUE if kueue.is_queued(context, child) else R.JOB_SUSPENDED
+    return _show_stopping(context, alive, reason, f"Job {child.name}")
 
 
-def _note_stopping(draft: Draft, child: Job, alive: list[Pod]) -> None:
-    """That somebody else has suspended the Job is written while it shows, for its pod may end after that is over."""
-    run = draft.status.current_run
+def record_stopping(context: Context, child: Job, alive: Sequence[Pod]) -> None:
+    """Record that another controller has suspended the Job: its pod can end after the Job is resumed."""
+    run = context.status.current_run
     if run is None or run.stopping == R.NO_PROGRESS:
         return
     if child.is_suspended and run.stopping in {None, R.JOB_SUSPENDED}:
-        run.stopping, run.stopping_message = kueue.eviction(draft, child) or (R.JOB_SUSPENDED, None)
+        run.stopping, run.stopping_message = kueue.eviction(context, child) or (R.JOB_SUSPENDED, None)
     elif not child.is_suspended and any(pod.uid == run.pod_uid and not pod.deleting for pod in alive):
-        run.stopping = run.stopping_message = None  # taken back before anything came of it
+        run.stopping = run.stopping_message = None  # resumed before the pod was stopped
 
 
-def _hold(draft: Draft, child: Job, alive: list[Pod]) -> None:
-    run = draft.status.current_run
+def record_stop_request(context: Context, alive: Sequence[Pod]) -> None:
+    """Record that the current run is stopped because the user suspends the job."""
+    run = context.status.current_run
     if run and not run.stopping and any(pod.uid == run.pod_uid and not pod.deleting for pod in alive):
         run.stopping = R.USER_REQUESTED
-    is_written = suspended_since(draft.stored) is not None and draft.stored.current_run == draft.status.current_run
-    if isinstance(draft.observed.obstacle, Refused):
-        return
-    _show_stopping(draft, alive, R.NOT_STARTED)
-    workload = draft.observed.workload_of(child)
+
+
+def _hold(context: Context, child: Job, alive: Sequence[Pod]) -> Effect:
+    observed, stored = context.observed, context.stored
+    if isinstance(observed.obstacle, Refused):
+        return Effect()
+    effect = _show_stopping(context, alive, R.NOT_STARTED)
+    workload = observed.workload_of(child)
+    is_written = suspended_since(stored) is not None and stored.current_run == context.status.current_run
     if not is_written:
-        draft.decision.again_in(0)
-    elif workload:
-        draft.decision.deactivate = workload if workload.is_active else None
-    elif child.is_suspended and kueue.may_hold(child):
-        draft.decision.again_in(kueue.AGAIN_SECONDS)  # Kueue has no Workload for it yet, and may make one
-    elif draft.observed.workloads is not None and kueue.may_hold(child):
-        draft.decision.again_in(SOON_SECONDS)  # it is Kueue's to stop, once its Workload is known
-    elif not child.is_suspended and not child.is_deleting:
-        draft.decision.suspend = child
+        return effect + requeue_in(0)
+    if workload:
+        return effect + Effect(deactivate=workload if workload.is_active else None)
+    if child.is_suspended and kueue.may_hold(child):
+        return effect + requeue_in(kueue.POLL_SECONDS)  # Kueue has no Workload for it yet, and may create one
+    if observed.workloads is not None and kueue.may_hold(child):
+        return effect + requeue_in(SOON_SECONDS)  # Kueue stops it, once its Workload exists
+    return effect if child.is_suspended or child.is_deleting else effect + Effect(suspend=child)
 
 
-def _show_stopping(draft: Draft, alive: list[Pod], reason: Reason, detail: str = "") -> None:
-    """What still runs of a Job that is to have no pods, or why it has none."""
-    lost = next((pod for pod in alive if pod_diagnosis.is_lost(pod, draft.observed.now)), None)
-    if lost:
-        draft.conditions.set(C.RUNNING, "Unknown", R.NODE_LOST, pod_diagnosis.explain_lost_node(lost))
-    elif alive:
-        draft.conditions.set(C.RUNNING, "False", R.STOPPING, alive[0].name)
-        draft.decision.again_in(pod_diagnosis.LOST_SECONDS)
-    else:
-        draft.conditions.set(C.RUNNING, "False", reason, detail)
-
-
-def _release(draft: Draft, child: Job, alive: list[Pod], workload: Workload | None = None) -> None:
-    """Only when nothing of the time before runs any more, for two trainers must never run at once."""
-    lost = next((pod for pod in alive if pod_diagnosis.is_lost(pod, draft.observed.now)), None)
-    if lost:
-        draft.conditions.set(C.RUNNING, "Unknown", R.NODE_LOST, pod_diagnosis.explain_lost_node(lost))
-    elif alive:
-        detail = f"waiting until {alive[0].name} of the time before the suspension is gone"
-        draft.conditions.set(C.RUNNING, "False", R.BACKING_OFF, detail)
-    else:
-        draft.conditions.set(C.RUNNING, "False", R.PODS_STARTING)
+def _show_stopping(context: Context, alive: Sequence[Pod], reason: Reason, detail: str = "") -> Effect:
+    """Set condition Running of a Job that must have no pods: what still runs, or why it has none."""
+    if lost := find_lost(context, alive):
+        return lost
     if alive:
-        draft.decision.again_in(SOON_SECONDS)
-    elif suspended_since(draft.stored):
-        draft.decision.again_in(0)
-    elif draft.is_blocked:
-        return
-    elif workload:
-        draft.decision.activate = workload
-    else:
-        draft.decision.resume = child
+        stopping = set_condition(C.RUNNING, "False", R.STOPPING, alive[0].name)
+        return stopping + requeue_in(pod_diagnosis.LOST_SECONDS)
+    return set_condition(C.RUNNING, "False", reason, detail)
+
+
+def _release(context: Context, alive: Sequence[Pod], resume: Effect) -> Effect:
+    """Resume only when no pod from before the suspension runs, because two trainers must never run at once."""
+    if lost := find_lost(context, alive):
+        return lost + requeue_in(SOON_SECONDS)
+    if alive:
+        detail = f"waiting until {alive[0].name} of the time before the suspension is gone"
+        return set_condition(C.RUNNING, "False", R.BACKING_OFF, detail) + requeue_in(SOON_SECONDS)
+    effect = set_condition(C.RUNNING, "False", R.PODS_STARTING)
+    if suspended_since(context.stored):
+        return effect + requeue_in(0)
+    return effect if context.is_blocked else effect + resume
