@@ -28,7 +28,7 @@ from finetune_operator.kube.observed import Target
 from finetune_operator.metrics import Metrics
 from finetune_operator.policy.conditions import Conditions
 from finetune_operator.policy.run_outcome import read_report
-from finetune_operator.policy.status_report import show_progress, take_lineage, take_report
+from finetune_operator.policy.status_report import record_lineage, record_progress, record_report
 from finetune_operator.settings import Settings
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -137,8 +137,8 @@ def test_a_report_is_refused_or_is_a_status_that_can_be_stored(document: dict[st
     report = read_report(ended(text), one)
     if report is not None:
         status = FineTuneJobStatus()
-        take_report(status, report)
-        take_lineage(status, report, SPEC)
+        record_report(status, report)
+        record_lineage(status, report, SPEC)
         Conditions(status, 1, NOW).set(ConditionType.FAILED, "True", Reason.DIVERGED, report.message)
         check(status)
 
@@ -151,7 +151,7 @@ async def test_a_progress_answer_is_refused_or_is_a_status_that_can_be_stored(do
     except ValueError:
         return
     status = FineTuneJobStatus()
-    show_progress(status, report, NOW)
+    record_progress(status, report, NOW)
     check(status)
 
 

@@ -2,7 +2,7 @@
 
 
 class ClusterError(Exception):
-    """The API server did not do what was asked."""
+    """The API server did not do what was requested."""
 
 
 class RetryLater(ClusterError):  # noqa: N818 -- the name is the advice
@@ -31,7 +31,7 @@ class AlreadyExists(ClusterError):  # noqa: N818
 
 
 class Outdated(ClusterError):  # noqa: N818
-    """Somebody else wrote the object since it was read."""
+    """Another client wrote the object since it was read."""
 
 
 class Refused(ClusterError):  # noqa: N818
@@ -42,6 +42,6 @@ class NameTaken(ClusterError):  # noqa: N818
     """A child's name is held by an object that is not ours."""
 
     def __init__(self, kind: str, name: str) -> None:
-        super().__init__(f"{kind} {name} exists and belongs to somebody else")
+        super().__init__(f"{kind} {name} exists but is not owned by this FineTuneJob")
         self.kind = kind
         self.name = name

@@ -1,4 +1,4 @@
-"""API objects as the decisions see them: a FineTuneJob, its batch/v1 Jobs and their pods."""
+"""API objects as the policies read them: a FineTuneJob, its batch/v1 Jobs, their Workloads and pods."""
 
 import hashlib
 import re
@@ -14,12 +14,12 @@ from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import FineTuneJobStatus
 
 MAX_SLUG = 51
-"""63 less the longest suffix that a child or its pod's host name gets (`-preflight-0`)."""
+"""63 minus the longest suffix of a child's name or its pod's host name (`-preflight-0`)."""
 IMAGE_PROBLEMS = frozenset(
     {"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "RegistryUnavailable"}
 )
 OVER = frozenset({"Succeeded", "Failed"})
-"""Phases of a pod after which its containers do not run any more."""
+"""Phases of a pod whose containers have ended for good."""
 START_PROBLEMS = frozenset({"CreateContainerConfigError", "CreateContainerError", "RunContainerError"})
 
 Object = dict[str, Any]
@@ -37,12 +37,12 @@ class Key:
 
 
 def moment(text: str | None) -> datetime | None:
-    """A Kubernetes timestamp as an aware datetime."""
+    """Return a Kubernetes timestamp as an aware datetime."""
     return datetime.fromisoformat(text).astimezone(UTC) if text else None
 
 
 def slug(name: str) -> str:
-    """The job's name as a DNS label that starts with a letter; a hash tells changed names apart."""
+    """Return the name as a DNS label that starts with a letter; a changed name gets a hash, so that it is unique."""
     label = name.replace(".", "-")
     if not label[0].isalpha():
         label = f"j-{label}"
@@ -52,29 +52,29 @@ def slug(name: str) -> str:
 
 
 def selector_value(name: str) -> str:
-    """The value of the job-name label: the name, or its slug where a label value cannot hold it."""
+    """Return the value of the job-name label: the name, or its slug if the name is too long for a label value."""
     return name if len(name) <= 63 else slug(name)
 
 
 def _small(text: str) -> int:
-    """A number that a label or annotation ought to hold, and 0 for whatever else somebody wrote there."""
+    """Parse a number from a label or annotation; anything else is 0, because users can edit both."""
     return int(text) if text.isascii() and text.isdecimal() and len(text) <= 9 else 0
 
 
 def _word(reason: str) -> str:
-    """A reason of others as one of ours may look: Kubernetes allows more than letters and digits."""
+    """Return another controller's reason in letters and digits only: Kubernetes allows more than our conditions."""
     found = re.sub(r"[^A-Za-z0-9]", "", reason).lstrip("0123456789")[:64]
     return found or (names.Reason.PREEMPTED.value if reason else "")
 
 
 def controller_of(obj: Object) -> Object:
-    """The owner reference of the controller, or an empty one."""
+    """Return the owner reference of the controller, or an empty one."""
     references = obj["metadata"].get("ownerReferences") or []
     return next((reference for reference in references if reference.get("controller")), {})
 
 
 def key_of_child(obj: Object) -> Key | None:
-    """The FineTuneJob that a Job or pod says it belongs to; a claim that wakes the reconciler and proves nothing."""
+    """Return the FineTuneJob in a Job's or pod's annotation: enough to queue that job, but no proof of ownership."""
     meta = obj["metadata"]
     name = (meta.get("annotations") or {}).get(names.ANNOTATION_JOB_NAME)
     return Key(meta["namespace"], name) if name else None
@@ -90,7 +90,7 @@ class FineTuneJob:
     created: datetime | None
     resource_version: str
     queue_label: str | None
-    """Kueue's LocalQueue by the job's own label, which counts where the spec names none."""
+    """Kueue's LocalQueue by the job's own label, which counts if the spec names none."""
     spec: FineTuneJobSpec | None
     spec_error: str
     status: FineTuneJobStatus
@@ -98,7 +98,7 @@ class FineTuneJob:
 
     @classmethod
     def from_object(cls, obj: Object) -> Self:
-        """Reads what the API server sent; a spec or status that this version cannot read is kept as its error."""
+        """Read what the API server sent; a spec or status that this version cannot read is kept as its error."""
         meta = obj["metadata"]
         spec, spec_error, status, status_error = None, "", FineTuneJobStatus(), ""
         try:
@@ -124,12 +124,12 @@ class FineTuneJob:
 
     @property
     def is_settled(self) -> bool:
-        """Whether it is finished, and its status says so of the spec as it is now."""
+        """Whether it is finished, and its status is of the current generation."""
         return self.is_finished and self.status.observed_generation == self.generation
 
     @property
     def is_finished(self) -> bool:
-        """Whether it is Complete or Failed, which nothing changes any more."""
+        """Whether it is Complete or Failed, which is final."""
         return self.status.is_true(names.ConditionType.COMPLETE) or self.status.is_true(names.ConditionType.FAILED)
 
 
@@ -153,24 +153,24 @@ class Job:
     failed_reason: str
     failed_message: str
     nodes: int
-    """How many pods work together, each with a rank from 0."""
+    """The number of pods that train together, each with a rank from 0."""
     failed_pods: int
-    """Failed pods that it counts, those included whose counting is not finished; of many that fail together, one."""
+    """Failed pods that the Job controller has counted or is counting; 1 if several nodes fail together."""
     backoff_limit: int
     is_suspended: bool
     is_ours_to_resume: bool
-    """Whether the operator suspended it, and nobody else."""
+    """Whether the operator suspended it, not another controller."""
     is_deleting: bool
     queue: str | None = None
-    """Kueue's LocalQueue that it waits in."""
+    """The Kueue LocalQueue that it waits in."""
     grace_seconds: int | None = None
-    """Seconds that its pods get to end."""
+    """The termination grace period of its pods."""
     limits: Mapping[str, str] = field(default_factory=dict)
-    """What one of its pods may use, by the name of the resource."""
+    """The resource limits of one of its pods."""
 
     @classmethod
     def from_object(cls, obj: Object) -> Self:
-        """Reads a batch/v1 Job."""
+        """Read a batch/v1 Job."""
         meta, status = obj["metadata"], obj.get("status") or {}
         labels = meta.get("labels") or {}
         ends = {one["type"]: one for one in status.get("conditions") or [] if one["status"] == "True"}
@@ -194,7 +194,7 @@ class Job:
             failed_reason=failed.get("reason", ""),
             failed_message=failed.get("message", ""),
             nodes=nodes,
-            failed_pods=min(failed_pods, 1) if nodes > 1 else failed_pods,  # one that failed has ended all
+            failed_pods=min(failed_pods, 1) if nodes > 1 else failed_pods,  # one failure ends all pods
             backoff_limit=obj["spec"].get("backoffLimit", 6),
             is_suspended=bool(obj["spec"].get("suspend")),
             is_ours_to_resume=names.ANNOTATION_SUSPENDED_BY in (meta.get("annotations") or {}),
@@ -205,39 +205,39 @@ class Job:
         )
 
     def gpus(self, resource: str) -> int:
-        """GPUs of all its pods; extended resources are whole numbers."""
+        """Return the GPUs of all its pods; extended resources are whole numbers."""
         count = self.limits.get(resource, "0")
         return self.nodes * int(count) if count.isdigit() else 0
 
     @property
     def is_over(self) -> bool:
-        """Whether the Job controller is done with it."""
+        """Whether it is Complete or Failed."""
         return self.completed is not None or self.failed is not None
 
 
 @dataclass(frozen=True)
 class Workload:
-    """Kueue's record of a Job: whether it may run, and why not."""
+    """Kueue's Workload of a Job: whether the Job may run, and why not."""
 
     name: str
     uid: str
     job_uid: str
     cluster_queue: str
     is_active: bool
-    """Whether it takes part in queueing; Kueue suspends the Job of one that does not."""
+    """Whether it is queued; Kueue suspends the Job of an inactive Workload."""
     is_ours_to_activate: bool
-    """Whether the operator took it out of queueing, and nobody else."""
+    """Whether the operator deactivated it, not another controller."""
     has_quota: bool
     is_admitted: bool
     words: str
     """Why there is no quota yet."""
     eviction_reason: str
-    """Why it was told to give its quota back, until it is admitted again."""
+    """Why Kueue evicted it, until it is admitted again."""
     eviction_words: str
 
     @classmethod
     def from_object(cls, obj: Object) -> Self:
-        """Reads a Workload."""
+        """Read a Workload."""
         meta, spec, status = obj["metadata"], obj.get("spec") or {}, obj.get("status") or {}
         found = {one["type"]: one for one in status.get("conditions") or []}
         reserved, evicted = found.get("QuotaReserved", {}), found.get("Evicted", {})
@@ -267,17 +267,17 @@ class Pod:
     job_uid: str
     component: str
     rank: int
-    """Its place among the pods of its Job; the first one is the run, and reports."""
+    """Its completion index; the pod of rank 0 is the run, and reports."""
     node: str | None
     ip: str | None
-    """Its own address; a pod with its node's has none here, for what answers there need not be the pod."""
+    """Its own address; None for a pod with hostNetwork, because another process of the node may listen there."""
     phase: str
     is_gone: bool
     created: datetime | None
     started: datetime | None
     ended: datetime | None
     deleting: datetime | None
-    """Until when it is given time to end, once it has been told to."""
+    """The end of its grace period, once it is being deleted."""
     deletion_requested: datetime | None
     exit_code: int | None
     container_reason: str
@@ -289,11 +289,11 @@ class Pod:
     unschedulable: str
     disruption: str
     evicted: str
-    """Why the kubelet evicted it, also when its container left words of its own."""
+    """Why the kubelet evicted it, also if its container wrote a termination message."""
 
     @classmethod
     def from_object(cls, obj: Object, *, gone: bool = False) -> Self:
-        """Reads a pod; `gone` marks the last state of a deleted one."""
+        """Read a pod; `gone` marks the last state of a deleted one."""
         meta, status = obj["metadata"], obj.get("status") or {}
         conditions = {one["type"]: one for one in status.get("conditions") or []}
         scheduled, disrupted = conditions.get("PodScheduled", {}), conditions.get("DisruptionTarget", {})
@@ -310,7 +310,7 @@ class Pod:
         started = moment(terminated.get("startedAt") or running.get("startedAt"))
         ended = moment(terminated.get("finishedAt"))
         if ended is None and status.get("phase") in OVER:
-            ended = started or created  # the kubelet refused or lost it; the same time in every look, so counted once
+            ended = started or created  # the kubelet rejected or lost it; a fixed time, so that it is counted once
         elif ended is None and gone:
             ended = deleting or started or created
         return cls(
@@ -343,29 +343,29 @@ class Pod:
 
     @property
     def is_over(self) -> bool:
-        """Whether its container will not run any more."""
+        """Whether its container has ended for good."""
         return self.exit_code is not None or self.phase in OVER or self.is_gone
 
     @property
     def is_running(self) -> bool:
-        """Whether its container runs."""
+        """Whether its container is running."""
         return not self.is_over and self.started is not None
 
     @property
     def counts_as_run(self) -> bool:
-        """Whether its end is the end of a run: a pod deleted before anything started is not."""
+        """Whether its end is the end of a run; the end of a pod deleted before its container started is not."""
         return self.is_over and (self.exit_code is not None or self.started is not None or self.phase == "Failed")
 
     @property
     def pinned_image(self) -> str:
-        """The image by digest when the node reports one of the same repository, else as it was asked for."""
+        """The image by digest if the node reports one of the same repository, else as requested."""
         reference = re.sub(r"^[a-z-]+://", "", self.image_id)
         is_usable = "@sha256:" in reference and repository(reference) == repository(self.image)
         return reference if is_usable else self.image
 
 
 def repository(image: str) -> str:
-    """An image reference without tag and digest, Docker Hub's short names written out."""
+    """Return an image reference without tag and digest, with Docker Hub's short names expanded."""
     name = image.partition("@")[0]
     head, slash, tail = name.rpartition("/")
     name = head + slash + tail.partition(":")[0]

@@ -31,7 +31,7 @@ from finetune_operator.policy.decision import (
     succeed,
 )
 from finetune_operator.policy.startup import watch_start
-from finetune_operator.policy.status_report import show_progress, take_lineage, take_report
+from finetune_operator.policy.status_report import record_lineage, record_progress, record_report
 
 C, R = ConditionType, Reason
 
@@ -60,7 +60,7 @@ def _record_start(context: Context, current: Job) -> None:
     """Record the first pod as the run; with many, the job has not started before all of them have."""
     pods = context.observed.pods_of(current.uid)
     pod = _first_running(pods)
-    if pod and not rank_outcomes.missing(current, pods, context.observed.now):
+    if pod and not rank_outcomes.missing_ranks(current, pods, context.observed.now):
         times = [one.started for one in pods if one.started]
         context.status.start_time = context.status.start_time or max(times)
     if pod:
@@ -171,8 +171,8 @@ def _end_completed(context: Context, current: Job, outcomes: Sequence[run_outcom
     status = context.status
     success = next((one.report for one in outcomes if one.result == run_outcome.RESULT_SUCCEEDED), None)
     if success:
-        take_report(status, success)
-        take_lineage(status, success, context.spec)
+        record_report(status, success)
+        record_lineage(status, success, context.spec)
         return succeed(context, current, success, R.SUCCEEDED)
     known = [one for one in runs.history(status) if one.attempt == current.attempt]
     is_counted = any(one.reason == R.RESULT_MISSING for one in known)
@@ -184,9 +184,9 @@ def _end_terminal(context: Context, current: Job, outcome: run_outcome.PodOutcom
     """Fail the job for a reason that no other attempt would change."""
     report = outcome.report
     if report:
-        take_report(context.status, report)
+        record_report(context.status, report)
     if report and report.outcome is Outcome.GATE_NOT_MET:
-        take_lineage(context.status, report, context.spec)
+        record_lineage(context.status, report, context.spec)
     return fail(context, outcome.reason, outcome.message, current, report)
 
 
@@ -199,9 +199,9 @@ def _may_retry(context: Context, current: Job) -> bool:
 def _why_again(context: Context, current: Job) -> tuple[str, str]:
     """With many pods every failure ends the Job; one pod is replaced within it until its limit is used up."""
     if current.nodes == 1:
-        return R.BACKOFF_LIMIT_EXCEEDED, "backoffLimit was raised meanwhile"
+        return R.BACKOFF_LIMIT_EXCEEDED, "backoffLimit was raised in the meantime"
     reason, _, message = runs.last_sentence(context.status, run_outcome.RESULT_FAILED).partition(": ")
-    return reason or R.UNOBSERVED, message or "nobody saw which pod failed"
+    return reason or R.UNOBSERVED, message or "the pod that failed was not observed"
 
 
 def _close(context: Context, reason: str, detail: str, *, add_failure: bool) -> Effect:
@@ -223,7 +223,7 @@ def _start_attempt(context: Context) -> Effect:
 
 
 def _image(context: Context) -> str:
-    """Return the image of the first run, unless the user has named another one since."""
+    """Return the image of the first run, unless the user has named another one in the meantime."""
     pinned = context.status.lineage.trainer_image if context.status.lineage else None
     asked = context.spec.trainer.image
     first = next((one.image for one in context.observed.own if one.component == Component.PREFLIGHT), None)
@@ -247,10 +247,10 @@ def _watch(context: Context, current: Job) -> Effect:
         effect += Effect(follow=Target(observed.job.uid, pod.uid, pod.name, pod.ip))
     reading = observed.reading if observed.reading and observed.reading.pod_uid == pod.uid else None
     if reading and reading.report:
-        show_progress(status, reading.report, reading.at)
+        record_progress(status, reading.report, reading.at)
     run = status.current_run
     is_restarting = run is not None and run.stopping == R.NO_PROGRESS
-    if rank_outcomes.missing(current, pods, observed.now):
+    if rank_outcomes.missing_ranks(current, pods, observed.now):
         if run:
             run.heartbeat = run.last_moved_time = None  # a pod that waits for others is not stalled
         if not is_restarting:

@@ -1,4 +1,4 @@
-"""Whether a trainer that is told to end has the time to save: condition SavesInTime, from the last save."""
+"""Condition SavesInTime: whether the grace period is long enough for a checkpoint, judged by the last save."""
 
 from finetune_api.names import ConditionType, Reason
 from finetune_operator.kube.objects import Job
@@ -6,7 +6,7 @@ from finetune_operator.policy.decision import Context, Effect, set_condition
 
 C, R = ConditionType, Reason
 SHARE = 0.8
-"""The part of the grace period that a save may take; the rest is for the step, or the transfer, that it interrupts."""
+"""The part of the grace period that a save may take; the rest is for the step or upload that it interrupts."""
 
 
 def check_save_time(context: Context, child: Job) -> Effect:
@@ -14,11 +14,11 @@ def check_save_time(context: Context, child: Job) -> Effect:
     saved, grace = context.status.checkpoint, child.grace_seconds
     if saved is None or saved.save_seconds is None or grace is None:
         return Effect()
-    took = f"Saving step {saved.step} took {saved.save_seconds:.3g} s, and a trainer that is told to end gets {grace} s"
+    took = f"Saving step {saved.step} took {saved.save_seconds:.3g} s, and its grace period is {grace} s"
     if saved.save_seconds <= SHARE * grace:
         return set_condition(C.SAVES_IN_TIME, "True", R.CHECKPOINT_SAVED, took)
     advice = (
         f"raise checkpoint.gracePeriodSeconds to {round(2 * saved.save_seconds)} for the next attempt, "
-        "or lower checkpoint.steps, for a preemption may lose the steps since the last checkpoint"
+        "or lower checkpoint.steps, because a preemption may lose the steps since the last checkpoint"
     )
     return set_condition(C.SAVES_IN_TIME, "False", R.SAVE_TOO_SLOW, f"{took}: {advice}")

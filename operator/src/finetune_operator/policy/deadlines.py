@@ -50,7 +50,7 @@ def next_deadline(context: Context) -> Deadline | None:
     if limit is None or status.queued_time is None:
         return None
     left = limit - (context.observed.now - status.queued_time).total_seconds()
-    detail = f"{limit} s: {context.stored.message or 'it was not looked at'}"
+    detail = f"{limit} s: {context.stored.message or 'it was not reconciled'}"
     return Deadline(left, Reason.START_DEADLINE_EXCEEDED, detail)
 
 

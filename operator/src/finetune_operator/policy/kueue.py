@@ -1,4 +1,4 @@
-"""Kueue: why a Job waits in its queue, as condition QuotaReserved, and in which queue it waits. Never starts a Job."""
+"""Kueue: condition QuotaReserved, with why a Job waits, and the queue that it waits in. Never starts a Job."""
 
 import re
 
@@ -11,10 +11,9 @@ from finetune_operator.policy.decision import ConditionChange, Context, Effect, 
 
 C, R = ConditionType, Reason
 POLL_SECONDS = 30.0
-"""How often a waiting Job's Workload is read where nobody tells of its changes: Kueue was installed after the
-operator began to watch."""
+"""How often a waiting Job's Workload is read if there is no watch: Kueue was installed after the operator started."""
 DEACTIVATED = "Deactivated"
-"""Kueue's word for the eviction of a Workload that was taken out of queueing."""
+"""Kueue's eviction reason of a deactivated Workload."""
 _NOISE = re.compile(r"couldn't assign flavors to pod set \S+: ")
 _CAUSES = (
     (re.compile(r"(LocalQueue|ClusterQueue) \S+ doesn't exist"), R.QUEUE_NOT_FOUND),
@@ -25,16 +24,16 @@ _CAUSES = (
         R.NO_MATCHING_FLAVOR,
     ),
 )
-"""From Kueue's words, the first that fit, to our reasons; Kueue's own reason is Pending for nearly all of them."""
+"""Our reason by the first pattern that matches Kueue's message; Kueue's reason is Pending for nearly all of them."""
 
 
 def may_hold(child: Job) -> bool:
-    """Whether Kueue may have a Workload for the Job: it names a queue, or somebody else has suspended it."""
+    """Return whether Kueue may have a Workload for the Job: it has a queue, or another controller has suspended it."""
     return not child.is_over and (child.queue is not None or (child.is_suspended and not child.is_ours_to_resume))
 
 
 def is_queued(context: Context, child: Job) -> bool:
-    """Whether it is Kueue that the Job waits for, or would be if there were one."""
+    """Return whether the Job waits for Kueue, installed or not."""
     is_foreign = child.is_suspended and not child.is_ours_to_resume and not child.is_over
     return is_foreign and (child.queue is not None or context.observed.workload_of(child) is not None)
 
@@ -63,7 +62,7 @@ def check_quota(context: Context) -> Effect:
 
 
 def eviction(context: Context, child: Job) -> tuple[str, str] | None:
-    """Why Kueue has taken the Job's quota back, in its words; nothing where the operator asked for that."""
+    """Return the reason and message of Kueue's eviction; None if the operator deactivated the Workload."""
     workload = context.observed.workload_of(child)
     if workload is None or not child.is_suspended or not workload.eviction_reason:
         return None
@@ -88,24 +87,24 @@ def _wait(context: Context, child: Job, workload: Workload | None) -> tuple[Reas
     if workload is None and context.observed.workloads is None:
         return R.KUEUE_MISSING, remediation.append_fix(R.KUEUE_MISSING, f"{where}, but this cluster has no Kueue")
     if workload is None:
-        return R.WAITING_FOR_QUOTA, f"{where}, which Kueue has not looked at yet"
+        return R.WAITING_FOR_QUOTA, f"{where}, which Kueue has not processed yet"
     if not workload.is_active:
         return R.WORKLOAD_INACTIVE, _inactive(context, workload)
     if child.queue is None:
         return R.QUEUE_MISSING, remediation.append_fix(
-            R.QUEUE_MISSING, "names no queue, and Kueue holds such Jobs here"
+            R.QUEUE_MISSING, "has no queue, and Kueue suspends such Jobs in this cluster"
         )
-    told = workload.eviction_words if workload.has_quota else workload.words
-    words = _NOISE.sub("", told).strip() or "Kueue has not looked at it yet"
+    message = workload.eviction_words if workload.has_quota else workload.words
+    words = _NOISE.sub("", message).strip() or "Kueue has not processed it yet"
     reason = next((reason for pattern, reason in _CAUSES if pattern.search(words)), R.WAITING_FOR_QUOTA)
     return reason, remediation.append_fix(reason, f"{where}: {words}")
 
 
 def _inactive(context: Context, workload: Workload) -> str:
     if workload.is_ours_to_activate:
-        return "takes no part in queueing while the job is suspended"
+        return "is not queued while the job is suspended"
     last = f" ({workload.eviction_words})" if workload.eviction_words else ""
-    return f"was taken out of its queue{last}: set spec.active of Workload {workload.name} to true"
+    return f"was deactivated{last}: set spec.active of Workload {workload.name} to true"
 
 
 def _move(context: Context, child: Job, workload: Workload | None) -> Effect:

@@ -19,7 +19,7 @@ from finetune_operator.policy.decision import (
     succeed,
 )
 from finetune_operator.policy.startup import watch_start
-from finetune_operator.policy.status_report import merged, take_lineage, take_report
+from finetune_operator.policy.status_report import merged, record_lineage, record_report
 
 C, R = ConditionType, Reason
 
@@ -83,15 +83,15 @@ def _passing_report(context: Context, pod: Pod) -> Report | None:
 
 def _pass(context: Context, child: Job, pod: Pod, report: Report) -> tuple[bool, Effect]:
     status = context.status
-    take_report(status, report)
-    take_lineage(status, report, context.spec)
+    record_report(status, report)
+    record_lineage(status, report, context.spec)
     if report.outcome is Outcome.VALIDATED:
         status.lineage = merged(status.lineage or Lineage(), Lineage(trainer_image=pod.pinned_image))
         return True, set_condition(C.VALIDATED, "True", R.DATASET_VALID, runs.dataset_sentence(report.dataset))
     if report.artifacts and report.artifacts.manifest_sha256:
         return False, set_condition(C.VALIDATED, "True", R.ADOPTED) + succeed(context, child, report, R.ADOPTED)
     effect = set_condition(C.VALIDATED, "False", R.RESULT_MISSING, "the adopted result has no manifest digest")
-    message = "preflight adopted a result but named no manifest digest"
+    message = "preflight adopted a result without a manifest digest"
     return False, effect + fail(context, R.RESULT_MISSING, message, child)
 
 
@@ -103,7 +103,7 @@ def _fail(context: Context, child: Job, pods: Sequence[Pod]) -> Effect:
         # It passed while no operator watched, and its pod is gone: run it again.
         return Effect(delete=child) + requeue_in(SOON_SECONDS)
     if child.completed:
-        reason, message = R.RESULT_MISSING.value, "preflight ended with 0 but gave no report: is this a trainer image?"
+        reason, message = R.RESULT_MISSING.value, "preflight exited with 0 without a report: is this a trainer image?"
     elif last:
         reason, message = last.reason, last.message
         context.status.dataset = (report and report.dataset) or context.status.dataset
@@ -111,8 +111,8 @@ def _fail(context: Context, child: Job, pods: Sequence[Pod]) -> Effect:
         reason = run_outcome.reason_of_failed_job(child) or R.PREFLIGHT_FAILED.value
         message = child.failed_message
     if report and report.outcome is Outcome.GATE_NOT_MET:  # the result of this job, published before
-        take_report(context.status, report)
-        take_lineage(context.status, report, context.spec)
+        record_report(context.status, report)
+        record_lineage(context.status, report, context.spec)
         validated = set_condition(C.VALIDATED, "True", R.ADOPTED)
     else:
         validated = set_condition(C.VALIDATED, "False", reason, message)

@@ -1,4 +1,4 @@
-"""Pods of one attempt train together and end together: which of them are missing, and whose end says what a run was."""
+"""The pods of one attempt train and end together: find the missing ones, and the one whose end decides the run."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -16,44 +16,45 @@ from finetune_operator.policy.run_outcome import (
 )
 
 WAIT_SECONDS = 5.0
-"""For how long the end of the first pod waits for the end that brought it about."""
+"""How long the end of the first pod waits for the end of the pod that caused it."""
 _FOLLOWS = frozenset({Reason.PREEMPTED, Reason.PEER_LOST})
-"""What a pod says that ended because another one did."""
+"""Reasons of a pod that ended because another one did."""
 
 
 @dataclass(frozen=True)
 class End:
-    """How a pod ended, or how a run counts and which pod says so."""
+    """How a pod ended, or how a run counts and which pod decided it."""
 
     outcome: PodOutcome
     pod: Pod | None
 
     @property
     def is_failure(self) -> bool:
-        """Whether it failed; a pod that is not the first one has nothing to report when it ends with 0."""
-        has_done_its_part = self.pod is not None and self.pod.rank > 0 and self.pod.exit_code == 0
-        return self.outcome.result == RESULT_FAILED and not has_done_its_part
+        """Whether it failed; a pod of another rank reports nothing when it exits with 0, and has not failed."""
+        is_done = self.pod is not None and self.pod.rank > 0 and self.pod.exit_code == 0
+        return self.outcome.result == RESULT_FAILED and not is_done
 
     def named(self) -> PodOutcome:
-        """The outcome, with the pod in its message unless it is the first one."""
+        """Return the outcome, with the pod in its message unless it is the first one."""
         if self.pod is None or self.pod.rank == 0:
             return self.outcome
-        return replace(self.outcome, message=f"{called(self.pod)}: {self.outcome.message}")
+        return replace(self.outcome, message=f"{describe_pod(self.pod)}: {self.outcome.message}")
 
 
-def called(pod: Pod) -> str:
-    """A pod by its rank and its name."""
+def describe_pod(pod: Pod) -> str:
+    """Return a pod's rank and name."""
     return f"pod {pod.rank} ({pod.name})"
 
 
-def missing(child: Job, pods: Sequence[Pod], now: datetime) -> list[int]:
-    """The ranks of which no pod runs; one that has ended with 0 is not missed any more."""
-    there = {pod.rank for pod in pods if (pod.is_running and not pod_diagnosis.is_lost(pod, now)) or pod.exit_code == 0}
-    return [rank for rank in range(child.nodes) if rank not in there]
+def missing_ranks(child: Job, pods: Sequence[Pod], now: datetime) -> list[int]:
+    """Return the ranks without a running pod; a pod that exited with 0 is not missing."""
+    running = {pod.rank for pod in pods if pod.is_running and not pod_diagnosis.is_lost(pod, now)}
+    present = running | {pod.rank for pod in pods if pod.exit_code == 0}
+    return [rank for rank in range(child.nodes) if rank not in present]
 
 
 def first_cause(ends: Sequence[End]) -> End | None:
-    """The failure that the others follow from: what no other try would mend, else what ended first by itself."""
+    """Return the failure that caused the others: one that no retry fixes, else the first that ended by itself."""
 
     def order(end: End) -> tuple[bool, bool, float, int]:
         pod = end.pod
@@ -64,9 +65,9 @@ def first_cause(ends: Sequence[End]) -> End | None:
 
 
 def decide_end(own: End, peers: Sequence[End], *, unseen: bool) -> End:
-    """How a run of the first pod counts, given the ends of the other pods of that time.
+    """Return how a run of the first pod counts, given the ends of the pods that ran with it.
 
-    `unseen`: the Job counts a failure that is not counted here yet, and no later run can be it.
+    `unseen`: the Job counts a failure that the status does not count yet, and no later run can be its cause.
     """
     if own.outcome.result in {RESULT_SUCCEEDED, RESULT_SUSPENDED}:
         return own
@@ -74,16 +75,18 @@ def decide_end(own: End, peers: Sequence[End], *, unseen: bool) -> End:
     if cause := first_cause([own, *peers]):
         return End(replace(cause.named(), report=report), cause.pod)
     if unseen:
-        return End(PodOutcome(RESULT_FAILED, Reason.UNOBSERVED, "nobody saw which pod failed", report=report), None)
+        return End(
+            PodOutcome(RESULT_FAILED, Reason.UNOBSERVED, "the pod that failed was not observed", report=report), None
+        )
     disrupted = next((end for end in peers if end.pod and end.pod.disruption), None)
     if disrupted and own.outcome.reason in _FOLLOWS:
-        said = replace(disrupted.named(), result=RESULT_PREEMPTED, report=report)
-        return End(said, disrupted.pod)
+        outcome = replace(disrupted.named(), result=RESULT_PREEMPTED, report=report)
+        return End(outcome, disrupted.pod)
     return own
 
 
 def pods_alive_with(pod: Pod, peers: Sequence[Pod]) -> list[Pod]:
-    """The other pods that lived while this one ran."""
+    """Return the pods of other ranks that existed while this one ran."""
     began = pod.started or pod.created
     return [
         peer
@@ -95,15 +98,15 @@ def pods_alive_with(pod: Pod, peers: Sequence[Pod]) -> list[Pod]:
 
 
 def is_last(pod: Pod, pods: Sequence[Pod]) -> bool:
-    """Whether no later pod of its rank has come to run; `pods` are in the order of their creation."""
+    """Return whether no later pod of its rank has run; `pods` are in the order of their creation."""
     later = [one for one in pods if one.rank == pod.rank and (one.is_running or one.counts_as_run)]
     return not later or later[-1].uid == pod.uid
 
 
 def seconds_to_wait(pod: Pod, pods: Sequence[Pod], now: datetime) -> float:
-    """For how long a pod of that time which has not ended may still tell why this one has."""
+    """Return how long to wait for the end of a pod that ran with this one and may be the cause of its end."""
     if pod.ended is None or not is_last(pod, pods):
         return 0.0
     left = WAIT_SECONDS - (now - pod.ended).total_seconds()
     is_open = any(peer.is_running for peer in pods_alive_with(pod, pods))
-    return left if is_open and 0 < left <= 2 * WAIT_SECONDS else 0.0  # the node's clock may be ahead, but not far
+    return left if is_open and 0 < left <= 2 * WAIT_SECONDS else 0.0  # the node's clock may be slightly ahead

@@ -1,4 +1,4 @@
-"""Runs that nobody watched: their trainers wrote down that SIGTERM ended them, and a later run of the job tells so."""
+"""Runs that SIGTERM ended while the operator was down: their trainer stored that, and the next run reports it."""
 
 from collections.abc import Iterator, Sequence
 
@@ -10,11 +10,11 @@ from finetune_operator.policy import counters, runs
 from finetune_operator.policy.decision import Context
 from finetune_operator.policy.run_outcome import RESULT_PREEMPTED
 
-WORDS = "SIGTERM ended it while no operator watched; the next run told of it"
+MESSAGE = "terminated by SIGTERM while the operator was down; reported by the next run"
 
 
 def record_preemptions(context: Context, attempts: Sequence[Job]) -> None:
-    """Counts each of them once, by its pod's UID, as a preemption; a pod that is known is judged by its end."""
+    """Count each once, by its pod's UID, as a preemption; a pod that still exists is judged by its own end."""
     status = context.status
     known = {pod.uid for pod in context.observed.pods}
     if status.current_run:
@@ -25,14 +25,14 @@ def record_preemptions(context: Context, attempts: Sequence[Job]) -> None:
             continue
         child = next((one for one in attempts if one.attempt == stopped.attempt), None)
         runs.record_run(context, _run(stopped, (status.runs or 0) + 1), child)
-        # In its place: what is older than a full history counts as known.
+        # Sorted, because a run older than a full history counts as recorded.
         status.history = sorted(runs.history(status), key=lambda one: one.end_time or context.observed.now)
         counters.add_preemption(status, Reason.UNOBSERVED)
         status.start_time = status.start_time or stopped.start_time
 
 
 def _reported(context: Context, attempts: Sequence[Job]) -> Iterator[StoppedRun]:
-    """What the pods of this job say: the one that runs, and those that have ended."""
+    """Yield the stopped runs that the running pod and the ended pods of this job report."""
     reading = context.observed.reading
     for child in attempts:
         for pod in context.observed.pods_of(child.uid):
@@ -53,7 +53,7 @@ def _run(stopped: StoppedRun, number: int) -> Run:
         end_time=stopped.end_time,
         result=RESULT_PREEMPTED,
         reason=Reason.UNOBSERVED,
-        message=WORDS,
+        message=MESSAGE,
         exit_code=ExitCode.PREEMPTED,
         last_step=stopped.last_step,
         resumed_from_step=stopped.resumed_from_step,

@@ -1,4 +1,4 @@
-"""What a pod's end proves: its report, if it can be trusted, and the exit table."""
+"""How an ended pod counts: by its report, if it can be trusted, and the exit table."""
 
 import json
 import re
@@ -31,7 +31,7 @@ _EXIT_IN_MESSAGE = re.compile(r"exit code (\d+)")
 
 @dataclass(frozen=True)
 class PodOutcome:
-    """How one run counts."""
+    """How one ended pod counts."""
 
     result: str
     reason: str
@@ -41,9 +41,9 @@ class PodOutcome:
 
 
 def read_report(pod: Pod, job: FineTuneJob) -> Report | None:
-    """The pod's report, or None unless it is small, well-formed, and echoes this job's uid and config digest.
+    """Return the pod's report if it is small, well-formed, and echoes this job's UID and config digest, else None.
 
-    That the pod's controller is a Job of ours is for the caller to know.
+    The caller must have checked that the pod's controller is a Job of this FineTuneJob.
     """
     if job.spec is None or not pod.message or len(pod.message.encode()) > TERMINATION_LIMIT_BYTES:
         return None
@@ -60,16 +60,16 @@ def _refuse(constant: str) -> NoReturn:
 
 
 def judge(pod: Pod, report: Report | None, *, failed_unseen: bool = False) -> PodOutcome:
-    """The exit table for one ended trainer pod; `failed_unseen`: the Job counts a failed pod that nobody saw end."""
+    """Return the outcome by the exit table; `failed_unseen`: the Job counts a failed pod that was not observed."""
     code = pod.exit_code
     if code == ExitCode.OK:
         return _judge_success(report)
     if code in TERMINAL_EXIT_CODES:
         reason = ExitCode(code).reason
         return PodOutcome(RESULT_FAILED, reason, _message(pod, report, reason), is_terminal=True, report=report)
-    if code == ExitCode.PREEMPTED or pod.disruption:  # as the podFailurePolicy of the Job has it, and nothing else
-        is_peers = report is not None and report.reason == Reason.PEER_LOST
-        reason = pod.disruption or (Reason.PEER_LOST if is_peers else Reason.PREEMPTED)
+    if code == ExitCode.PREEMPTED or pod.disruption:  # exactly as the Job's podFailurePolicy
+        lost_peer = report is not None and report.reason == Reason.PEER_LOST
+        reason = pod.disruption or (Reason.PEER_LOST if lost_peer else Reason.PREEMPTED)
         return PodOutcome(RESULT_PREEMPTED, reason[:64], _message(pod, report, reason), report=report)
     if code is None:
         return _judge_without_code(pod, failed_unseen=failed_unseen)
@@ -78,13 +78,13 @@ def judge(pod: Pod, report: Report | None, *, failed_unseen: bool = False) -> Po
 
 
 def _judge_without_code(pod: Pod, *, failed_unseen: bool) -> PodOutcome:
-    """The kubelet refused it or evicted it before a container ended, or it is gone without having been seen to end."""
+    """Judge a pod that the kubelet rejected or evicted before its container ended, or whose end was not observed."""
     if pod.phase == "Failed":
         reason = _eviction(pod) or Reason.POD_REJECTED
         words = f"{pod.container_reason}: {pod.message}" if reason is Reason.POD_REJECTED else pod.message
         return PodOutcome(RESULT_FAILED, reason, remediation.append_fix(reason, words[:LOG_TAIL]))
     result = RESULT_FAILED if failed_unseen else RESULT_PREEMPTED
-    return PodOutcome(result, Reason.UNOBSERVED, pod.message[:LOG_TAIL] or "nobody saw how the pod ended")
+    return PodOutcome(result, Reason.UNOBSERVED, pod.message[:LOG_TAIL] or "the pod's exit status was not observed")
 
 
 def _eviction(pod: Pod) -> Reason | None:
@@ -96,7 +96,9 @@ def _eviction(pod: Pod) -> Reason | None:
 def _judge_success(report: Report | None) -> PodOutcome:
     if report and report.outcome is Outcome.PUBLISHED and report.artifacts and report.artifacts.manifest_sha256:
         return PodOutcome(RESULT_SUCCEEDED, Reason.SUCCEEDED, report.message, report=report)
-    return PodOutcome(RESULT_FAILED, Reason.RESULT_MISSING, "the trainer ended with 0 but reported no published result")
+    return PodOutcome(
+        RESULT_FAILED, Reason.RESULT_MISSING, "the trainer exited with 0 without reporting a published result"
+    )
 
 
 def _counted_reason(pod: Pod, code: int) -> str:
@@ -109,7 +111,7 @@ def _counted_reason(pod: Pod, code: int) -> str:
 
 
 def _message(pod: Pod, report: Report | None, reason: str) -> str:
-    """The report's sentence, else the kubelet's or the last line that the container wrote, with what to change."""
+    """Return the report's message, else the kubelet's or the last line of the container's log, with the fix."""
     if report:
         return report.message
     if reason in remediation.DISRUPTIONS:
@@ -119,21 +121,21 @@ def _message(pod: Pod, report: Report | None, reason: str) -> str:
     if reason == Reason.OUT_OF_MEMORY:
         return remediation.append_fix(reason, "the container ran out of memory")
     lines = [line.strip() for line in pod.message.splitlines() if line.strip()]
-    words = [line for line in lines if not line.startswith("{")]  # a line of progress is no cause
+    words = [line for line in lines if not line.startswith("{")]  # a progress line is not a cause
     tail = words[-1][:LOG_TAIL] if words else f"the container ended with exit code {pod.exit_code}"
     by_code = remediation.HINTS_BY_EXIT_CODE.get(pod.exit_code or 0)
     return f"{tail}: {by_code}" if by_code else remediation.append_fix(reason, tail)
 
 
 def reason_of_failed_job(child: Job) -> str | None:
-    """The exit table's reason from the Job controller's own sentence, for when no pod is left to ask."""
+    """Return the exit table's reason from the Job controller's message, for a Job whose pods are gone."""
     found = _EXIT_IN_MESSAGE.search(child.failed_message)
     code = int(found.group(1)) if found else -1
     return ExitCode(code).reason if code in TERMINAL_EXIT_CODES else None
 
 
 def suspended_since(status: FineTuneJobStatus) -> datetime | None:
-    """Since when the user's wish to suspend is written in that status."""
+    """Return since when that status has the user's request to suspend, or None."""
     found = status.condition(ConditionType.SUSPENDED)
     is_requested = found is not None and found.status == "True" and found.reason == Reason.USER_REQUESTED
     return found.last_transition_time if found and is_requested else None

@@ -19,13 +19,15 @@ from finetune_operator.policy.run_outcome import (
 )
 
 HISTORY = 10
-STALLED = "it answered, but did not move for stallTimeoutSeconds: raise it if a step may take that long"
+STALLED = (
+    "no progress for stallTimeoutSeconds although the trainer was reachable; raise it if a step can take that long"
+)
 UNSEEN_SECONDS = 5.0
-"""For how long the end of a pod that is gone may still arrive as a watch event."""
+"""How long the end of a pod that is gone may still arrive as a watch event."""
 
 
 def history(status: FineTuneJobStatus) -> list[Run]:
-    """The known runs, oldest first."""
+    """Return the recorded runs, oldest first."""
     return status.history or []
 
 
@@ -57,7 +59,7 @@ def record_ended(context: Context, attempts: Sequence[Job]) -> Effect:
 
 
 def record_preflight(context: Context, pods: tuple[Pod, ...]) -> None:
-    """Counts preempted preflight pods, of which there is one after the other."""
+    """Count preempted preflight pods; they run one after another."""
     known = context.status.preflight or PreflightRuns()
     for pod in pods:
         if not pod.counts_as_run or pod.created is None or _is_suspension(context, pod):
@@ -72,7 +74,7 @@ def record_preflight(context: Context, pods: tuple[Pod, ...]) -> None:
 
 
 def record_running(context: Context, child: Job, pod: Pod) -> None:
-    """Writes down which pod runs; the one before it, if nobody saw its end, has ended."""
+    """Record which pod runs; if the end of the pod before it was not observed, it has ended now."""
     status = context.status
     if status.current_run and status.current_run.pod_uid == pod.uid:
         return
@@ -84,14 +86,14 @@ def record_running(context: Context, child: Job, pod: Pod) -> None:
 
 
 def _ended(context: Context, job_uids: Sequence[str]) -> list[Pod]:
-    """A run is a pod of the first rank; the ends of the others tell why it ended."""
+    """Return the ended pods of rank 0, which are the runs, in the order of their ends."""
     observed = context.observed
     pods = [pod for uid in job_uids for pod in observed.pods_of(uid) if pod.counts_as_run and pod.rank == 0]
     return sorted(pods, key=lambda pod: (pod.ended or observed.now, pod.name))
 
 
 def is_counted(status: FineTuneJobStatus, pod_uid: str, ended: datetime | None) -> bool:
-    """In the history, or older than all of a full history, from which it has dropped out."""
+    """Return whether a run is in the history, or older than all of a full history."""
     known = history(status)
     if any(run.pod_uid == pod_uid for run in known):
         return True
@@ -103,7 +105,7 @@ def _end_of(context: Context, pod: Pod, child: Job | None) -> tuple[End, float]:
     """Return how a run counts, and for how many seconds another pod's end may still change that."""
     own = End(_outcome(context, pod, child), pod)
     run = _running(context.status, pod)
-    if child is None or child.nodes == 1 or (run and run.stopping):  # all were stopped: none is the others' cause
+    if child is None or child.nodes == 1 or (run and run.stopping):  # all were stopped: no pod caused another's end
         return own, 0.0
     pods = context.observed.pods_of(child.uid)
     is_last = rank_outcomes.is_last(pod, pods)
@@ -119,7 +121,7 @@ def _ends_of_peers(context: Context, pods: Sequence[Pod], child: Job) -> list[En
 
 
 def _outcome(context: Context, pod: Pod, child: Job | None) -> PodOutcome:
-    """The cause decides before the exit code does: what the operator, or who suspended the Job, has stopped."""
+    """Return how a pod counts; why it was stopped decides before its exit code does."""
     status = context.status
     failed_unseen = child is not None and child.failed_pods > _failed_of(status, child)
     outcome = context.outcome_of(pod, failed_unseen=failed_unseen)
@@ -134,14 +136,14 @@ def _outcome(context: Context, pod: Pod, child: Job | None) -> PodOutcome:
 
 
 def _running(status: FineTuneJobStatus, pod: Pod) -> CurrentRun | None:
-    """What is written of that pod as the one that runs."""
+    """Return the current run if it is of that pod."""
     return status.current_run if status.current_run and status.current_run.pod_uid == pod.uid else None
 
 
 def _outcome_of_suspension(context: Context, pod: Pod, child: Job, outcome: PodOutcome) -> PodOutcome | None:
-    """The outcome on a pod that was told to end with its Job: the user wanted it, Kueue, or somebody else.
+    """Return the outcome of a pod that was deleted because the user, Kueue or another controller suspended its Job.
 
-    Kubernetes counts no pod that ends so, however it does.
+    The Job controller does not count such a pod, whatever its exit code.
     """
     run = _running(context.status, pod)
     is_stopped = run is not None and run.stopping == Reason.USER_REQUESTED
@@ -163,7 +165,7 @@ def _outcome_of_suspension(context: Context, pod: Pod, child: Job, outcome: PodO
 
 
 def _is_suspension(context: Context, pod: Pod) -> bool:
-    """Whether the pod was deleted after the user's wish to suspend had been written."""
+    """Return whether the pod was deleted after the user's request to suspend was written."""
     since = suspended_since(context.stored)
     return since is not None and pod.deletion_requested is not None and pod.deletion_requested >= since
 
@@ -187,12 +189,12 @@ def _ended_run(context: Context, pod: Pod, end: End, child: Job | None) -> Run:
 
 
 def record_run(context: Context, run: Run, child: Job | None) -> None:
-    """Adds a run to the history, which keeps the last ten, and its time to the job's."""
+    """Add a run to the history, which keeps the last ten, and its time to the job's."""
     status = context.status
     status.runs = run.run
     status.history = [*history(status), run][-HISTORY:]
     if run.start_time and run.end_time:
-        resources = context.spec.resources  # of a Job that is gone nobody knows what it had
+        resources = context.spec.resources  # the limits of a deleted Job are gone
         gpus = child.gpus(resources.gpu_resource_name) if child else resources.nodes * resources.gpus_per_node
         counters.add_time(status, int((run.end_time - run.start_time).total_seconds()), gpus)
 
@@ -200,7 +202,7 @@ def record_run(context: Context, run: Run, child: Job | None) -> None:
 def _steps(
     context: Context, pod_uid: str, started: datetime | None, outcome: PodOutcome | None = None
 ) -> dict[str, int | None]:
-    """Where a run began and where it ended: from its report, its last answer, or what an earlier look wrote of it."""
+    """Return the first and last step of a run: from its report, its last progress, or the stored progress."""
     reading, progress = context.observed.reading, context.status.progress
     report = outcome.report if outcome else None
     if report and report.last_step is not None:
@@ -213,7 +215,7 @@ def _steps(
 
 
 def _record_counters(status: FineTuneJobStatus, outcome: PodOutcome, child: Job) -> None:
-    """Of many pods the first failure ends the Job, so that nothing counts after it."""
+    """Count a run; with several pods, the first failure ends the Job, and nothing counts after it."""
     is_single = child.nodes == 1
     if not is_single and _failed_of(status, child):
         return
@@ -227,14 +229,14 @@ def _record_counters(status: FineTuneJobStatus, outcome: PodOutcome, child: Job)
 
 
 def _failed_of(status: FineTuneJobStatus, child: Job) -> int:
-    """Failed pods of that Job that are counted."""
+    """Return how many failed pods of that Job are counted."""
     if status.job_ref and status.job_ref.uid == child.uid:
         return status.job_ref.failures or 0
     return sum(run.attempt == child.attempt and run.result == RESULT_FAILED for run in history(status))
 
 
 def _record_missing(context: Context, attempts: Sequence[Job]) -> Effect:
-    """Record a run whose pod is gone as what its Job says, once its end can no longer arrive as an event."""
+    """Record a run whose pod is gone by its Job's status, once its end can no longer arrive as an event."""
     run = context.status.current_run
     if run is None:
         return Effect()
@@ -258,7 +260,7 @@ def _record_unseen_end(context: Context, run: CurrentRun, child: Job | None) -> 
 
 
 def _unseen_end(context: Context, run: CurrentRun, child: Job | None) -> End:
-    """What its Job says, unless another pod of that time has failed."""
+    """Return the end by the Job's status, unless a pod that ran with it has failed."""
     own = End(_outcome_of_unseen(context, run, child), None)
     if child is None or child.nodes == 1 or own.outcome.reason != Reason.UNOBSERVED:
         return own
@@ -276,7 +278,7 @@ def record_cut(  # noqa: PLR0917
     result: str = RESULT_FAILED,
     exit_code: int | None = None,
 ) -> None:
-    """Ends the run that is written down as running, without its pod's own word; counts nothing but its time."""
+    """End the current run without its pod's report; only its time is counted."""
     status = context.status
     child = next((one for one in context.observed.own if one.attempt == run.attempt), None)
     ended = Run(
@@ -298,27 +300,27 @@ def record_cut(  # noqa: PLR0917
 
 
 def _latest_end(context: Context, run: CurrentRun, child: Job | None) -> datetime:
-    """When a run whose end nobody saw has ended: before its Job made the next pod, however late that is looked at."""
+    """Return when a run whose end was not observed has ended: at the latest when its Job created the next pod."""
     pods = [pod for pod in context.observed.pods_of(child.uid) if pod.rank == 0] if child and run.start_time else []
     later = [pod.created for pod in pods if pod.created and run.start_time and pod.created > run.start_time]
     return min([run.missing_since or context.observed.now, *later])
 
 
 def _outcome_of_unseen(context: Context, run: CurrentRun, child: Job | None) -> PodOutcome:
-    words = "nobody saw how the pod ended"
+    message = "the pod's exit status was not observed"
     if run.stopping == Reason.NO_PROGRESS:
         return PodOutcome(RESULT_FAILED, Reason.NO_PROGRESS, STALLED)
     if child is None:
         return PodOutcome(RESULT_FAILED, Reason.JOB_DELETED, "the Job was deleted while the pod ran")
     if child.failed_pods > _failed_of(context.status, child):
-        return PodOutcome(RESULT_FAILED, Reason.UNOBSERVED, words)
+        return PodOutcome(RESULT_FAILED, Reason.UNOBSERVED, message)
     if run.stopping == Reason.USER_REQUESTED:
-        return PodOutcome(RESULT_SUSPENDED, Reason.USER_REQUESTED, words)
-    return PodOutcome(RESULT_PREEMPTED, run.stopping or Reason.UNOBSERVED, run.stopping_message or words)
+        return PodOutcome(RESULT_SUSPENDED, Reason.USER_REQUESTED, message)
+    return PodOutcome(RESULT_PREEMPTED, run.stopping or Reason.UNOBSERVED, run.stopping_message or message)
 
 
 def _record_unseen_failures(context: Context, attempts: Sequence[Job]) -> None:
-    """Failed pods that the current Job has counted and that no run was: the operator was down, the pod is gone."""
+    """Count failed pods of the current Job that are no recorded run: they ended and went while no operator ran."""
     status = context.status
     current = next((one for one in attempts if status.job_ref and one.uid == status.job_ref.uid), None)
     if current is None or status.job_ref is None or status.current_run:
@@ -333,9 +335,9 @@ def _record_unseen_failures(context: Context, attempts: Sequence[Job]) -> None:
 
 
 def _record_without_run(context: Context, child: Job) -> None:
-    """Another pod has failed, and the first one has not run at that time: once all have ended, that is an entry too.
+    """Record a failure of another rank while the first pod did not run, once all pods have ended.
 
-    After the first one has published, how the others end says nothing, unless the Job has failed for it.
+    After the first pod has published, the ends of the others count only if they failed the Job.
     """
     status, pods = context.status, context.observed.pods_of(child.uid)
     is_done = child.completed is not None or (has_succeeded(status, child) and child.failed is None)
@@ -364,24 +366,24 @@ def _record_without_run(context: Context, child: Job) -> None:
 
 
 def has_succeeded(status: FineTuneJobStatus, child: Job) -> bool:
-    """Whether a run of that Job has published; the Job's own end follows within seconds."""
+    """Return whether a run of that Job has published; the Job completes within seconds."""
     return any(run.attempt == child.attempt and run.result == RESULT_SUCCEEDED for run in history(status))
 
 
 def has_stalled(status: FineTuneJobStatus) -> bool:
-    """Whether the last run was stopped by the operator because it did not move."""
+    """Return whether the operator stopped the last run because it made no progress."""
     known = history(status)
     return bool(known) and known[-1].reason == Reason.NO_PROGRESS and known[-1].attempt == status.attempts
 
 
 def last_sentence(status: FineTuneJobStatus, result: str | None = None) -> str:
-    """How the last run, or the last one with that result, ended."""
+    """Return reason and message of the last run, or of the last one with that result."""
     known = [run for run in history(status) if result in {None, run.result}]
     return f"{known[-1].reason}: {known[-1].message or ''}".rstrip(": ") if known else ""
 
 
 def dataset_sentence(dataset: DatasetStatus | None) -> str:
-    """The counts of a valid dataset."""
+    """Return the counts of a valid dataset as a sentence."""
     if dataset is None or dataset.rows is None:
         return "Dataset, model and storage are usable."
     sentence = f"{dataset.accepted or 0} of {dataset.rows} rows can be trained on"

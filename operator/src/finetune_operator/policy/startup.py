@@ -1,4 +1,4 @@
-"""Why an open Job has no running pod, as condition Running; preflight's pod meets the same troubles first."""
+"""Set condition Running of an open Job without a running pod; preflight's pod has the same problems first."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -43,7 +43,7 @@ def _show(context: Context, child: Job, worst: Finding) -> Effect:
     if context.acceptance.events_forbidden and found.query:
         return set_condition(C.RUNNING, "False", R.API_DENIED, str(context.observed.obstacle))
     if found.reason is not R.NODE_LOST and child.nodes > 1 and child.failed_pods:
-        detail = "a pod has failed, and the others are told to end"
+        detail = "a pod has failed, and the others are being stopped"
         return set_condition(C.RUNNING, "False", R.BACKING_OFF, detail)
     if is_starting and child.component == Component.PREFLIGHT:
         return set_condition(C.RUNNING, "False", R.NOT_STARTED)
@@ -59,7 +59,7 @@ def _find(context: Context, child: Job, pods: Sequence[Pod]) -> Iterator[Finding
     if child.nodes == 1:
         yield Finding("", pods, pod_diagnosis.diagnose(child, pods, observed.warnings, observed.now))
         return
-    ranks = rank_outcomes.missing(child, pods, observed.now)
+    ranks = rank_outcomes.missing_ranks(child, pods, observed.now)
     for rank in ranks:
         own = tuple(pod for pod in pods if pod.rank == rank)
         found = pod_diagnosis.diagnose(child, own, observed.warnings, observed.now)
@@ -70,7 +70,7 @@ def _find(context: Context, child: Job, pods: Sequence[Pod]) -> Iterator[Finding
 
 def _named(rank: int, pods: Sequence[Pod]) -> str:
     alive = next((pod for pod in reversed(pods) if not pod.is_over), None)
-    return rank_outcomes.called(alive) if alive else f"pod {rank} (not there)"
+    return rank_outcomes.describe_pod(alive) if alive else f"pod {rank} (does not exist)"
 
 
 def _weight(finding: Finding) -> tuple[bool, bool, bool]:

@@ -102,7 +102,7 @@ def _release(context: Context, alive: Sequence[Pod], resume: Effect) -> Effect:
     if lost := find_lost(context, alive):
         return lost + requeue_in(SOON_SECONDS)
     if alive:
-        detail = f"waiting until {alive[0].name} of the time before the suspension is gone"
+        detail = f"waiting until {alive[0].name} from before the suspension is gone"
         return set_condition(C.RUNNING, "False", R.BACKING_OFF, detail) + requeue_in(SOON_SECONDS)
     effect = set_condition(C.RUNNING, "False", R.PODS_STARTING)
     if suspended_since(context.stored):

@@ -98,7 +98,7 @@ def test_topology_is_asked_for_the_trainer_pods_alone(
             "WaitingForQuota",
             "1 more needed",
         ),
-        ("", "WaitingForQuota", "not looked at it"),
+        ("", "WaitingForQuota", "not processed it"),
         (
             "couldn't assign flavors to pod set main: resource amd.com/gpu unavailable in ClusterQueue",
             "NoMatchingFlavor",

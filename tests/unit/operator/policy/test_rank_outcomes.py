@@ -93,7 +93,7 @@ def test_a_pod_that_was_never_made_is_missed_too(pair: Any) -> None:
     one.settle()
     shown = one.condition("Running")
     assert shown["reason"] == "PodCreationRefused"
-    assert shown["message"].startswith("1 of 2 pods run; pod 1 (not there): ")
+    assert shown["message"].startswith("1 of 2 pods run; pod 1 (does not exist): ")
 
 
 def test_pods_that_are_asked_about_one_after_the_other_end_in_one_answer(scene: Any) -> None:
@@ -331,7 +331,7 @@ def test_the_end_of_a_first_pod_says_nothing_while_its_job_counts_what_nobody_sa
     one.fail("one-1", "BackoffLimitExceeded")
     one.settle()
     assert counts(one) == (1, 1, 0)
-    assert one.status["history"][0]["message"] == "nobody saw which pod failed"
+    assert one.status["history"][0]["message"] == "the pod that failed was not observed"
 
 
 def test_the_result_of_the_first_pod_is_enough_and_the_others_are_told_to_end(pair: Any) -> None:
