@@ -15,7 +15,7 @@ import atheris
 sys.path.insert(0, str(Path(__file__).parents[1] / "fixtures"))
 
 with atheris.instrument_imports(include=["finetune_trainer.data"]):
-    from finetune_trainer.data.checks.pipeline import check_files
+    from finetune_trainer.data.checks.pipeline import check_rows
     from finetune_trainer.data.checks.summary import Summary
     from finetune_trainer.data.formats.export import ExportFormat, Unexpressed, export_row
     from finetune_trainer.data.rows import NamedPath, Objective, Rejected, UnreadableFile
@@ -45,7 +45,7 @@ def check(data: bytes) -> None:
     path.write_bytes(data[1:])
     summary = Summary()
     try:
-        results = list(check_files([NamedPath(path, name)], summary=summary, objective=objective))
+        results = list(check_rows([NamedPath(path, name)], summary=summary, objective=objective))
     except UnreadableFile:
         return
     assert_rules(results, summary, objective)

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from finetune_trainer.data.checks.pipeline import check_files
+from finetune_trainer.data.checks.pipeline import check_rows
 from finetune_trainer.data.checks.summary import Summary
 from finetune_trainer.data.rows import NamedPath, Rejected, Row
 
@@ -20,7 +20,7 @@ def check(tmp_path: Path) -> Check:
         path = tmp_path / name
         path.write_bytes(b"\n".join(row if isinstance(row, bytes) else json.dumps(row).encode() for row in rows))
         summary = Summary()
-        results = list(check_files([NamedPath(path, f"s3://data/{name}")], summary=summary, **options))
+        results = list(check_rows([NamedPath(path, f"s3://data/{name}")], summary=summary, **options))
         return results, summary
 
     return run

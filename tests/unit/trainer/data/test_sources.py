@@ -9,8 +9,8 @@ import pytest
 
 from finetune_api.handoff import ExitCode
 from finetune_api.sources import DataSource
-from finetune_trainer.data.sources import MOST_OBJECTS, fetch, resolve, translate
-from finetune_trainer.data.split_names import split_of
+from finetune_trainer.data.sources import MAX_OBJECTS, fetch_source, pattern_to_regex, resolve_source
+from finetune_trainer.data.split_names import detect_split
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.pipeline.preflight import preflight
 from finetune_trainer.storage.local import LocalStorage
@@ -37,13 +37,13 @@ def bucket(tmp_path: Path) -> Bucket:
 
 
 def found(storage: Storage, uri: str, place: str = "train") -> list[str]:
-    objects = resolve(DataSource(uri=uri), storage, place)
+    objects = resolve_source(DataSource(uri=uri), storage, place)
     return [one.uri.removeprefix("s3://bucket/").removeprefix(f"{QA}/") for one in objects]
 
 
 def refused(storage: Storage, uri: str, place: str = "train") -> str:
     with pytest.raises(TrainerError) as caught:
-        resolve(DataSource(uri=uri), storage, place)
+        resolve_source(DataSource(uri=uri), storage, place)
     assert caught.value.code is ExitCode.DATASET_UNUSABLE
     return caught.value.message
 
@@ -51,7 +51,7 @@ def refused(storage: Storage, uri: str, place: str = "train") -> str:
 def test_one_object_is_itself_whatever_its_name(bucket: Bucket) -> None:
     storage = bucket("rows", "rows.jsonl")
     assert found(storage, "s3://bucket/rows") == ["rows"]
-    assert resolve(DataSource(uri="s3://bucket/rows"), storage)[0].size == 9
+    assert resolve_source(DataSource(uri="s3://bucket/rows"), storage)[0].size == 9
 
 
 def test_a_prefix_means_its_data_files_in_the_order_of_their_keys(bucket: Bucket) -> None:
@@ -85,12 +85,12 @@ def test_a_pattern_means_what_it_says(bucket: Bucket, pattern: str, wanted: list
 
 @pytest.mark.parametrize("key", ["a.jsonl", "a+b(1).jsonl", "[x].jsonl", "ab.jsonl", "a\nb.jsonl"])
 def test_only_stars_and_question_marks_are_special_in_a_pattern(key: str) -> None:
-    assert re.fullmatch(translate(key), key)
-    assert not re.fullmatch(translate("a.jsonl"), "abjsonl")
+    assert re.fullmatch(pattern_to_regex(key), key)
+    assert not re.fullmatch(pattern_to_regex("a.jsonl"), "abjsonl")
 
 
 def test_many_stars_take_no_time_that_grows_without_bound() -> None:
-    assert not re.fullmatch(translate("**/" * 200 + "x"), "a/" * 200 + "y")
+    assert not re.fullmatch(pattern_to_regex("**/" * 200 + "x"), "a/" * 200 + "y")
 
 
 def test_nothing_found_names_the_pattern_and_keys_nearby(bucket: Bucket) -> None:
@@ -113,8 +113,8 @@ def test_at_most_five_keys_are_named(bucket: Bucket) -> None:
 def test_more_objects_than_can_be_read_are_refused_with_their_number(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("finetune_trainer.data.sources.MOST_OBJECTS", 3)
-    assert MOST_OBJECTS == 10_000
+    monkeypatch.setattr("finetune_trainer.data.sources.MAX_OBJECTS", 3)
+    assert MAX_OBJECTS == 10_000
     assert len(found(bucket("data/1.csv", "data/2.csv", "data/3.csv"), "s3://bucket/data/")) == 3
     assert "4 objects are more than the 3 that are read" in refused(bucket("data/4.csv"), "s3://bucket/data/")
 
@@ -134,7 +134,7 @@ def test_more_objects_than_can_be_read_are_refused_with_their_number(
     ],
 )
 def test_a_split_is_told_by_whole_words_of_the_last_part_that_has_one(key: str, split: str) -> None:
-    assert split_of(key) == split
+    assert detect_split(key) == split
 
 
 def test_a_repository_gives_its_training_files_and_says_what_it_leaves_out(
@@ -188,7 +188,7 @@ def test_fetched_objects_have_their_digests_and_replace_what_was_there(bucket: B
     source = DataSource(uri="s3://bucket/data/")
     (tmp_path / "source").mkdir()
     (tmp_path / "source" / "of-a-run-before").touch()
-    files = fetch(source, storage, tmp_path / "source", "train", lambda _count: None)
+    files = fetch_source(source, storage, tmp_path / "source", "train", lambda _count: None)
     assert [file.uri for file in files] == ["s3://bucket/data/a.jsonl", "s3://bucket/data/b.jsonl"]
     assert {path.name for path in (tmp_path / "source").iterdir()} == {file.path.name for file in files}
     assert all(file.to_dict().keys() == {"uri", "sha256", "size"} for file in files)
@@ -198,7 +198,7 @@ def test_a_digest_is_that_of_one_object(bucket: Bucket, tmp_path: Path) -> None:
     storage = bucket("data/a.jsonl", "data/b.jsonl")
     source = DataSource(uri="s3://bucket/data/", sha256="0" * 64)
     with pytest.raises(TrainerError, match=r"2 objects, not the one in spec\.dataset\.train\.sha256"):
-        fetch(source, storage, tmp_path / "source", "train", lambda _count: None)
+        fetch_source(source, storage, tmp_path / "source", "train", lambda _count: None)
 
 
 def test_preflight_reads_every_file_of_a_prefix_and_names_each_as_a_source(world: Any, rows_file: Path) -> None:

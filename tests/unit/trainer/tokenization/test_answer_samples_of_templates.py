@@ -37,7 +37,7 @@ def test_prompt_and_answer_are_the_ids_of_apply_chat_template(
     name: str, shipped_labeler: Any, shipped_tokenizer: Any
 ) -> None:
     labeler, tokenizer = shipped_labeler(name), shipped_tokenizer(name)
-    stop = re.compile(f"(?:{'|'.join(map(re.escape, labeler.control_tokens))})+$")
+    stop = re.compile(f"(?:{'|'.join(map(re.escape, labeler.special_tokens))})+$")
     for prompt in (ONE, THREE):
         for chosen, rejected in ANSWERS:
             row = PreferenceRow(prompt, said(chosen), said(rejected), SOURCE, DataFormat.PREFERENCE)

@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from finetune_trainer.data.checks.pipeline import check_files
+from finetune_trainer.data.checks.pipeline import check_rows
 from finetune_trainer.data.checks.summary import Summary
 from finetune_trainer.data.rows import ChatRow, NamedPath, Rejected
 from finetune_trainer.tokenization.labeler import Labeler
@@ -31,7 +31,7 @@ def test_rows_are_checked_and_labelled_in_one_pass(build_model: Any, tmp_path: P
     path.write_text("\n".join(map(json.dumps, rows)))
     summary = Summary()
     results = list(
-        check_files(
+        check_rows(
             [NamedPath(path, "rows.jsonl")], summary=summary, labeler=Labeler(build_model(CHATML)), max_length=64
         )
     )
@@ -49,7 +49,7 @@ def test_a_row_that_is_refused_for_its_length_counts_in_the_lengths(build_model:
     path.write_text(json.dumps({"instruction": "q" * 500, "output": "a"}))
     summary = Summary()
     labeler = Labeler(build_model(CHATML))
-    (result,) = check_files([NamedPath(path, "rows.jsonl")], summary=summary, labeler=labeler, max_length=64)
+    (result,) = check_rows([NamedPath(path, "rows.jsonl")], summary=summary, labeler=labeler, max_length=64)
     assert isinstance(result, Rejected)
     assert summary.lengths.longest == result.tokens > 500
     assert summary.to_dict()["lengths"]["advisedMaxLength"] == 576

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from trl_templates import TEMPLATES, TWINS, shows_no_tool_calls
 
-from finetune_trainer.data.checks.pipeline import check_files
+from finetune_trainer.data.checks.pipeline import check_rows
 from finetune_trainer.data.checks.summary import Summary
 from finetune_trainer.data.rows import BadRow, ChatRow, DataFormat, Message, NamedPath, Source
 from finetune_trainer.tokenization.labeler import UNTRAINED, Encoded, Labeler
@@ -91,7 +91,7 @@ def test_text_and_ids_are_those_of_apply_chat_template(name: str, shipped_labele
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_every_answer_and_its_stop_is_trained_and_nothing_else(name: str, shipped_labeler: Any) -> None:
     labeler = shipped_labeler(name)
-    stops = re.compile(f"(?:{'|'.join(map(re.escape, labeler.control_tokens))})+$")
+    stops = re.compile(f"(?:{'|'.join(map(re.escape, labeler.special_tokens))})+$")
     for messages in CONVERSATIONS.values():
         answers = [message for message in messages if message["role"] == "assistant"]
         trained = [text for text, is_trained in labeler.preview(row(messages)) if is_trained]
@@ -194,7 +194,7 @@ def test_sharegpt_and_alpaca_rows_are_trained_on_their_answers(name: str, shippe
     labeler = shipped_labeler(name)
     path = tmp_path / "rows.jsonl"
     path.write_text("\n".join(map(json.dumps, (SHAREGPT, ALPACA))))
-    shared, alpaca = check_files([NamedPath(path, "rows.jsonl")], summary=Summary(), labeler=labeler)
+    shared, alpaca = check_rows([NamedPath(path, "rows.jsonl")], summary=Summary(), labeler=labeler)
     assert isinstance(shared, ChatRow)
     assert isinstance(alpaca, ChatRow)
     for checked, answers in ((shared, ("The first.", "The second.")), (alpaca, ("ein Fuchs",))):

@@ -7,7 +7,7 @@ from finetune_api.handoff import ExitCode
 from finetune_api.objectives import Objective
 from finetune_api.spec import Packing
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.tokenization.packing import MOST_ROWS, PADDED, count_packed, fold, group_lengths, pack
+from finetune_trainer.tokenization.packing import MAX_ROWS, PADDED, count_packed, fold_rows, group_lengths, pack
 from finetune_trainer.tokenization.samples import Encoded
 
 
@@ -21,7 +21,7 @@ def test_every_sample_is_in_one_sequence_and_none_is_longer_than_the_limit() -> 
     groups = group_lengths(lengths, 256)
     assert sorted(at for group in groups for at in group) == list(range(2000))
     assert max(lengths_of(groups, lengths)) <= 256
-    assert max(len(group) for group in groups) <= MOST_ROWS
+    assert max(len(group) for group in groups) <= MAX_ROWS
 
 
 def test_sequences_are_nearly_full() -> None:
@@ -64,7 +64,7 @@ def padded(lines: list[list[int]], lengths: list[int]) -> int:
 def test_rows_of_a_batch_are_laid_into_short_lines_that_hold_each_once_and_hardly_any_padding() -> None:
     source = random.Random(3)
     lengths = [source.randint(20, 40) for _ in range(16)]
-    lines = fold([lengths], 2048)
+    lines = fold_rows([lengths], 2048)
     assert sorted(at for line in lines for at in line) == list(range(16))
     assert padded(lines, lengths) <= PADDED * sum(lengths)
     assert max(lengths_of(lines, lengths)) <= 0.4 * sum(lengths)
@@ -76,14 +76,14 @@ def test_a_batch_is_never_larger_than_its_sequences_may_be(seed: int) -> None:
     lengths = [source.randint(1, 100) for _ in range(source.randint(1, 60))]
     sequences = [[lengths[at] for at in group] for group in group_lengths(lengths, 100)]
     flat = [length for sequence in sequences for length in sequence]
-    lines = fold(sequences, 100 * len(sequences))
+    lines = fold_rows(sequences, 100 * len(sequences))
     assert sorted(at for line in lines for at in line) == list(range(len(flat)))
     assert padded(lines, flat) <= 100 * len(sequences)
 
 
 def test_sequences_that_no_shorter_lines_can_hold_stay_as_they_are() -> None:
-    assert fold([[9, 1], [7, 3]], 20) == [[0, 1], [2, 3]]
-    assert fold([[90, 5]], 95) == [[0, 1]]
+    assert fold_rows([[9, 1], [7, 3]], 20) == [[0, 1], [2, 3]]
+    assert fold_rows([[90, 5]], 95) == [[0, 1]]
 
 
 def count(lengths: list[int], asked: str = "Auto", objective: str = "Chat", model_type: str = "llama") -> int | None:

@@ -38,7 +38,7 @@ def test_tokens_that_stand_beside_the_tokenizer_alone_are_those_of_transformers(
     theirs = PreTrainedTokenizerFast.from_pretrained(directory)
     ours = load_tokenizer_files(directory)
     assert ours.tokenizer.encode(TEXT, add_special_tokens=False).ids == theirs(TEXT, add_special_tokens=False).input_ids
-    assert set(theirs.all_special_tokens) - {"<think>"} <= set(ours.control_tokens)
+    assert set(theirs.all_special_tokens) - {"<think>"} <= set(ours.special_tokens)
 
 
 def test_tokens_of_an_added_tokens_file_are_known(build_model: Any) -> None:

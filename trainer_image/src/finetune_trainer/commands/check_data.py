@@ -24,8 +24,8 @@ from finetune_trainer.data.checks.output import (
     print_conversion,
     print_summary,
 )
-from finetune_trainer.data.checks.pipeline import Progress, check_files
-from finetune_trainer.data.checks.summary import Summary, name_unknown_columns, why_unusable
+from finetune_trainer.data.checks.pipeline import Progress, check_rows
+from finetune_trainer.data.checks.summary import Summary, explain_unusable, name_unknown_columns
 from finetune_trainer.data.formats.export import ExportFormat
 from finetune_trainer.data.rows import Rejected, UnreadableFile
 from finetune_trainer.errors import TrainerError
@@ -95,7 +95,7 @@ def _write(found: LocalFiles, out: Path, request: Request, summary: Summary, con
         output = stack.enter_context(CheckOutput(out, summary, conversion))
         if conversion is not None:
             stack.enter_context(conversion)
-        rows = check_files(
+        rows = check_rows(
             found.read,
             summary=summary,
             format=request.format.value,
@@ -131,7 +131,7 @@ def _progress_bar(size: int) -> Iterator[Progress]:
 
 
 def _refuse_unusable(summary: Summary, conversion: Conversion | None, max_rejected_percent: int) -> None:
-    why = why_unusable(summary, max_rejected_percent)
+    why = explain_unusable(summary, max_rejected_percent)
     if why is None and conversion is not None and not conversion.converted:
         why = f"none of the {summary.accepted} accepted rows can be converted to {conversion.target}"
     if why is not None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from finetune_api.handoff import ExitCode
 from finetune_trainer.data.rows import NamedPath
-from finetune_trainer.data.sources import WILDCARD, is_data_file, translate
+from finetune_trainer.data.sources import WILDCARD, is_data_file, pattern_to_regex
 from finetune_trainer.errors import TrainerError
 
 SHOWN = 5
@@ -78,7 +78,7 @@ class _Finder:
         start = WILDCARD.search(pattern)
         depth = pattern.rfind("/", 0, start.start() if start else None) + 1
         folder = Path(pattern[:depth] or ".")
-        matches = re.compile(translate(pattern[depth:])).fullmatch
+        matches = re.compile(pattern_to_regex(pattern[depth:])).fullmatch
         keys = [key for key in self._walk(folder) if matches(key) and not key.rpartition("/")[2].startswith(".")]
         if not keys:
             raise TrainerError(ExitCode.DATASET_UNUSABLE, f"{pattern}: nothing in {folder} matches")

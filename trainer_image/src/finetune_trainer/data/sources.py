@@ -13,7 +13,7 @@ from finetune_trainer.errors import ObjectMissing, TrainerError
 from finetune_trainer.storage.hub.uris import commit_of, is_hub_uri, parse_hub_uri
 from finetune_trainer.storage.protocol import Entry, OnBytes, Storage, join, sha256_file
 
-MOST_OBJECTS = 10_000
+MAX_OBJECTS = 10_000
 SHOWN = 5
 PLAIN_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow")
 SUFFIXES = (*PLAIN_SUFFIXES, *(f"{suffix}.gz" for suffix in PLAIN_SUFFIXES))
@@ -45,7 +45,7 @@ class FetchedObject:
         return {"uri": self.uri, "sha256": self.sha256, "size": self.size} | ({"revision": commit} if commit else {})
 
 
-def resolve(source: DataSource, storage: Storage, place: str = "train") -> list[SourceObject]:
+def resolve_source(source: DataSource, storage: Storage, place: str = "train") -> list[SourceObject]:
     """The objects behind `spec.dataset.<place>`, in order of their keys; none found is an error that names others."""
     uri = storage.pin(source.uri, source.revision)
     root, key = _split(uri)
@@ -61,15 +61,17 @@ def resolve(source: DataSource, storage: Storage, place: str = "train") -> list[
         why = "there is no such object, and no data file under it as a folder" if key else "it holds no data file"
     if not found:
         raise _nothing(source.uri, place, why, folder, [entry.key for entry in storage.list(folder)])
-    if len(found) > MOST_OBJECTS:
-        why = f"{len(found):,} objects are more than the {MOST_OBJECTS:,} that are read: join them, or name fewer"
+    if len(found) > MAX_OBJECTS:
+        why = f"{len(found):,} objects are more than the {MAX_OBJECTS:,} that are read: join them, or name fewer"
         raise TrainerError(ExitCode.DATASET_UNUSABLE, f"{source.uri}: {why}")
     return found
 
 
-def fetch(source: DataSource, storage: Storage, directory: Path, place: str, on_bytes: OnBytes) -> list[FetchedObject]:
+def fetch_source(
+    source: DataSource, storage: Storage, directory: Path, place: str, on_bytes: OnBytes
+) -> list[FetchedObject]:
     """Every object of the source in a new local folder, with what it is."""
-    objects = resolve(source, storage, place)
+    objects = resolve_source(source, storage, place)
     shutil.rmtree(directory, ignore_errors=True)
     fetched = []
     for number, one in enumerate(objects):
@@ -113,7 +115,7 @@ def _matching(storage: Storage, root: str, pattern: str) -> tuple[list[SourceObj
     start = WILDCARD.search(pattern)
     depth = pattern.rfind("/", 0, start.start() if start else None) + 1
     folder = _below(root, pattern[:depth].rstrip("/"))
-    matches = re.compile(translate(pattern[depth:])).fullmatch
+    matches = re.compile(pattern_to_regex(pattern[depth:])).fullmatch
     entries = [entry for entry in storage.list(folder) if matches(entry.key) and not _is_hidden(entry.key)]
     return _objects(folder, entries), folder
 
@@ -136,7 +138,7 @@ def _is_hidden(key: str) -> bool:
     return any(part.startswith((".", "_")) for part in key.split("/"))
 
 
-def translate(pattern: str) -> str:
+def pattern_to_regex(pattern: str) -> str:
     """A pattern over keys as a regular expression: `*` and `?` stay within a folder, `**` crosses folders."""
     return "".join(_translated(token) for token in re.findall(r"(?:\*\*/)+|\*+|\?|[^*?]+", pattern))
 
@@ -156,5 +158,5 @@ def _nothing(uri: str, place: str, why: str, folder: str, keys: list[str]) -> Tr
 def _nearby(keys: list[str], uri: str) -> list[str]:
     """A few keys, those first that look like what was asked for."""
     name = uri.rstrip("/").rpartition("/")[2]
-    close = difflib.get_close_matches(name, keys[:MOST_OBJECTS], n=SHOWN, cutoff=0.6)
+    close = difflib.get_close_matches(name, keys[:MAX_OBJECTS], n=SHOWN, cutoff=0.6)
     return list(dict.fromkeys([*close, *keys[:SHOWN]]))[:SHOWN]

@@ -31,7 +31,7 @@ class HasUri(Protocol):
 T = TypeVar("T", bound=HasUri)
 
 
-def split_of(key: str) -> str:
+def detect_split(key: str) -> str:
     """The split that a path tells: its last part that tells one, with the words of each part in their order."""
     for part in reversed(key.lower().split("/")):
         words = re.split(r"[^a-z]+", part)
@@ -47,7 +47,7 @@ def choose_split(found: list[T], uri: str, place: str) -> list[T]:
     by_split: defaultdict[str, list[T]] = defaultdict(list)
     names = {one.uri: _below(one.uri, uri) for one in found}
     for one in found:
-        by_split[split_of(names[one.uri])].append(one)
+        by_split[detect_split(names[one.uri])].append(one)
     chosen = next((by_split[split] for split in WANTED[place] if split in by_split), [])
     folders = list(dict.fromkeys(names[one.uri].rpartition("/")[0] or "." for one in chosen))
     if len(folders) > 1:

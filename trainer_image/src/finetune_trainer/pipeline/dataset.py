@@ -80,7 +80,7 @@ def _download(uri: str, path: Path, storage: Storage, on_bytes: OnBytes) -> None
         raise TrainerError(ExitCode.DATASET_UNUSABLE, f"{uri} was removed after preflight") from missing
 
 
-def evaluated(rows: list[Row], seed: int) -> list[Row]:
+def select_evaluation_rows(rows: list[Row], seed: int) -> list[Row]:
     """The validation rows that are evaluated with: all, or a seeded choice of 512, in file order."""
     if len(rows) <= EVALUATED_ROWS:
         return rows
@@ -101,7 +101,7 @@ def encode_rows(
     return samples
 
 
-def describe(rows: Rows, samples: Sequence[Sample]) -> SampleStats:
+def compute_sample_stats(rows: Rows, samples: Sequence[Sample]) -> SampleStats:
     """The samples in figures."""
     lengths, full_lengths = Lengths(), Lengths()
     for sample in samples:
@@ -122,7 +122,7 @@ def describe(rows: Rows, samples: Sequence[Sample]) -> SampleStats:
     )
 
 
-def previews(rows: Sequence[Row], labeler: Labeler, objective: str, max_length: int | None) -> list[list[Piece]]:
+def preview_rows(rows: Sequence[Row], labeler: Labeler, objective: str, max_length: int | None) -> list[list[Piece]]:
     """The first rows as the model reads them, in pieces, each with whether it is trained."""
     shown = []
     for row in rows[:PREVIEWED_ROWS]:

@@ -30,7 +30,7 @@ from finetune_trainer.evaluation.run_record import Answer, Machine, RewardedAnsw
 from finetune_trainer.models.loading import describe_device, peak_memory_bytes
 from finetune_trainer.models.model_card import describe_base
 from finetune_trainer.models.quantised import Quantised
-from finetune_trainer.pipeline.dataset import describe, previews
+from finetune_trainer.pipeline.dataset import compute_sample_stats, preview_rows
 from finetune_trainer.pipeline.inputs import Inputs
 from finetune_trainer.publishing.lineage import build_lineage, library_versions, status_lineage
 from finetune_trainer.publishing.openlineage import write_lineage
@@ -86,8 +86,8 @@ def build_record(
         config=inputs.run.config,
         settings=trained.settings,
         dataset=inputs.run.config.dataset or DatasetStatus(),
-        samples=describe(inputs.rows, inputs.train),
-        previews=previews(inputs.rows.train, inputs.labeler, objective, trained.settings.max_length),
+        samples=compute_sample_stats(inputs.rows, inputs.train),
+        previews=preview_rows(inputs.rows.train, inputs.labeler, objective, trained.settings.max_length),
         history=trained.history,
         baseline=trained.history.baseline(),
         final=trained.final,

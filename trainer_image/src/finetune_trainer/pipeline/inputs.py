@@ -12,7 +12,7 @@ from finetune_trainer.evaluation.run_record import Licence
 from finetune_trainer.models.adapter_input import InitialAdapter, fetch_initial_adapter
 from finetune_trainer.models.cache import fetch_model, pin_as_checked
 from finetune_trainer.models.model_card import read_licence
-from finetune_trainer.pipeline.dataset import Rows, encode_rows, evaluated, fetch_rows
+from finetune_trainer.pipeline.dataset import Rows, encode_rows, fetch_rows, select_evaluation_rows
 from finetune_trainer.publishing.lineage import combined_sha256, digest_folder
 from finetune_trainer.publishing.parent_result import require_parents
 from finetune_trainer.rewards.fetch import RewardFolders, fetch_reward_model
@@ -90,7 +90,7 @@ def load_inputs(run: RunContext) -> Inputs:
     licence = read_licence(model_location(config.spec.model), storage)
     labeler = load_labeler(model, config.spec.model.uri)
     objective, longest = config.spec.objective.value, config.spec.hyperparameters.max_length
-    held_out = evaluated(rows.validation, config.spec.hyperparameters.seed)
+    held_out = select_evaluation_rows(rows.validation, config.spec.hyperparameters.seed)
     samples = encode_rows(rows.train, labeler, objective, longest, run.on_work)
     validation = encode_rows(held_out, labeler, objective, longest, run.on_work)
     if not samples:

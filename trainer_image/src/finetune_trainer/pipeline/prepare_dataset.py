@@ -16,11 +16,11 @@ from finetune_api.handoff import Artifact, ExitCode, JobConfig, ManifestFile
 from finetune_api.spec import DataSource
 from finetune_api.status import DatasetStatus
 from finetune_trainer.data.checks.output import ACCEPTED, REJECTED, CheckOutput, read_accepted
-from finetune_trainer.data.checks.pipeline import check_files
+from finetune_trainer.data.checks.pipeline import check_rows
 from finetune_trainer.data.checks.split import PromptSplit, Split, collect_prompts
-from finetune_trainer.data.checks.summary import Summary, name_unknown_columns, why_unusable
+from finetune_trainer.data.checks.summary import Summary, explain_unusable, name_unknown_columns
 from finetune_trainer.data.rows import NamedPath, Rejected, RepairCode, UnreadableFile
-from finetune_trainer.data.sources import FetchedObject, fetch
+from finetune_trainer.data.sources import FetchedObject, fetch_source
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.storage.protocol import OnBytes, Storage, sha256_file
 from finetune_trainer.tokenization.labeler import Labeler
@@ -113,7 +113,7 @@ class _Check:
     def run(
         self, name: str, source: DataSource, prompts: frozenset[int] = frozenset(), max_samples: int | None = None
     ) -> CheckedFile:
-        files = fetch(source, self.storage, self.workspace / f"source-{name}", name, self.on_bytes)
+        files = fetch_source(source, self.storage, self.workspace / f"source-{name}", name, self.on_bytes)
         checked = CheckedFile(source, files, self.workspace / f"checked-{name}")
         try:
             self._check(checked, prompts, max_samples)
@@ -123,7 +123,7 @@ class _Check:
         return checked
 
     def _check(self, checked: CheckedFile, prompts: frozenset[int], max_samples: int | None) -> None:
-        rows = check_files(
+        rows = check_rows(
             [NamedPath(file.path, file.uri) for file in checked.files],
             summary=checked.summary,
             format=self.config.spec.dataset.format.value,
@@ -147,7 +147,7 @@ class _Check:
 
 def _refuse_unusable(checked: CheckedFile, max_percent: int) -> None:
     summary = checked.summary
-    why = why_unusable(summary, max_percent)
+    why = explain_unusable(summary, max_percent)
     if why is None:
         return
     codes = ", ".join(f"{code} {count}" for code, count in summary.rejected_by_code.most_common())

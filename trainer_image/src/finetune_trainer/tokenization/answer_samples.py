@@ -60,7 +60,7 @@ class Prompt:
 
 
 @dataclass(frozen=True, slots=True)
-class PromptDraft:
+class PendingPrompt:
     """A prompt alone; one that exceeds `max_length` loses its beginning."""
 
     prompt: Prompt
@@ -104,7 +104,7 @@ class _Fitted:
 
 
 @dataclass(frozen=True, slots=True)
-class AnswersDraft:
+class PendingAnswers:
     """A prompt and the answers to it: the chosen and the rejected one, or a single one that is `desirable` or not.
 
     Each answer is rendered as the last turn of the conversation.

@@ -7,7 +7,7 @@ from typing import Protocol
 from tokenizers import Encoding
 
 from finetune_trainer.data.rows import BadRow, RejectCode, RepairCode
-from finetune_trainer.tokenization.renderer import Found
+from finetune_trainer.tokenization.renderer import FoundAnswers
 from finetune_trainer.tokenization.samples import UNTRAINED, Encoded, Sample, truncation_codes
 from finetune_trainer.tokenization.token_spans import Tokens, token_spans
 from finetune_trainer.tokenization.turn_spans import Rendering
@@ -17,7 +17,7 @@ SAME_TOKENS_AFTER = 256
 RENDERINGS_AT_ONCE = 16
 
 
-class Draft(Protocol):
+class PendingRow(Protocol):
     """A row made ready: its texts are tokenised together with those of other rows, then it is finished."""
 
     @property
@@ -26,17 +26,17 @@ class Draft(Protocol):
 
     @property
     def characters(self) -> int:
-        """How much the draft holds."""
+        """How many characters the texts have."""
 
     def finish(self, encodings: Sequence[Encoding], max_length: int) -> Sequence[Sample]:
         """Return the samples, of at most `max_length` tokens each; raises BadRow."""
 
 
 @dataclass(frozen=True, slots=True)
-class ChatDraft:
+class PendingChat:
     """A conversation; what exceeds `max_length` is cut off at its end, and counted where that is part of an answer."""
 
-    found: Found
+    found: FoundAnswers
     repairs: tuple[RepairCode, ...]
     tokens: Tokens
 
@@ -117,7 +117,7 @@ def _with_lost(encoded: Encoded, answers: int, longest: int) -> Encoded:
 
 
 @dataclass(frozen=True, slots=True)
-class TextDraft:
+class PendingText:
     """A document, trained in full: BOS where the tokenizer writes it, the text, and EOS.
 
     One that exceeds `max_length` becomes several samples, in order and without overlap, so that nothing is lost.

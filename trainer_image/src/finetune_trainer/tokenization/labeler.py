@@ -29,9 +29,9 @@ from finetune_trainer.data.rows import (
     UnpairedRow,
 )
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.tokenization.answer_samples import AnswersDraft, Prompt, PromptDraft
-from finetune_trainer.tokenization.chat_samples import ChatDraft, Draft, TextDraft
-from finetune_trainer.tokenization.previews import Piece, preview_draft, preview_samples
+from finetune_trainer.tokenization.answer_samples import PendingAnswers, PendingPrompt, Prompt
+from finetune_trainer.tokenization.chat_samples import PendingChat, PendingRow, PendingText
+from finetune_trainer.tokenization.previews import Piece, preview_pending, preview_samples
 from finetune_trainer.tokenization.renderer import Renderer
 from finetune_trainer.tokenization.samples import UNTRAINED, Encoded, Sample
 from finetune_trainer.tokenization.template import FALLBACK_TEMPLATE, TemplateFailure
@@ -41,8 +41,8 @@ from finetune_trainer.tokenization.tokenizer import (
     TOOL_USE,
     TokenizerFiles,
     TokenizerUnavailable,
-    control_pattern,
     load_tokenizer_files,
+    special_token_pattern,
 )
 from finetune_trainer.tokenization.turn_spans import Tools
 
@@ -58,13 +58,13 @@ class Labeler:
     def __init__(self, directory: Path) -> None:
         files = load_tokenizer_files(directory)
         self.tokenizer = files.tokenizer
-        self.control_tokens = files.control_tokens
+        self.special_tokens = files.special_tokens
         self.is_fallback_template = files.template is None
         self.templates = files.templates or {DEFAULT: _fallback_template(files)}
         self._tokens = Tokens(files)
-        self._control = control_pattern(files.control_tokens)
-        self._control_in_turns = control_pattern(
-            (*files.control_tokens, *(("<|im_start|>", "<|im_end|>") if self.is_fallback_template else ()))
+        self._special_pattern = special_token_pattern(files.special_tokens)
+        self._special_pattern_of_turns = special_token_pattern(
+            (*files.special_tokens, *(("<|im_start|>", "<|im_end|>") if self.is_fallback_template else ()))
         )
         self._plain = Renderer(self.template_text, files)
         with_tools = self.templates.get(TOOL_USE)
@@ -99,38 +99,38 @@ class Labeler:
     ) -> list[Sequence[Sample] | BadRow]:
         """Encode many rows at once, which is faster; the results are in the order of the rows."""
         results: list[Sequence[Sample] | BadRow] = []
-        drafts: list[Draft | BadRow] = []
+        pending: list[PendingRow | BadRow] = []
         characters = 0
         for row in rows:
-            drafts.append(self._try_draft(row, objective))
-            characters += drafts[-1].characters if not isinstance(drafts[-1], BadRow) else 0
+            pending.append(self._try_render(row, objective))
+            characters += pending[-1].characters if not isinstance(pending[-1], BadRow) else 0
             if characters > CHARACTERS_AT_ONCE:
-                results += self._finish(drafts, max_length)
-                drafts, characters = [], 0
-        return results + self._finish(drafts, max_length)
+                results += self._finish(pending, max_length)
+                pending, characters = [], 0
+        return results + self._finish(pending, max_length)
 
-    def _finish(self, drafts: list[Draft | BadRow], max_length: int) -> list[Sequence[Sample] | BadRow]:
-        texts = [text for draft in drafts if not isinstance(draft, BadRow) for text in draft.texts]
+    def _finish(self, pending: list[PendingRow | BadRow], max_length: int) -> list[Sequence[Sample] | BadRow]:
+        texts = [text for one in pending if not isinstance(one, BadRow) for text in one.texts]
         encodings = iter(self._tokens.encode_batch(texts))
         results: list[Sequence[Sample] | BadRow] = []
-        for draft in drafts:
-            if isinstance(draft, BadRow):
-                results.append(draft)
+        for one in pending:
+            if isinstance(one, BadRow):
+                results.append(one)
                 continue
             try:
-                results.append(draft.finish(list(islice(encodings, len(draft.texts))), max_length))
+                results.append(one.finish(list(islice(encodings, len(one.texts))), max_length))
             except BadRow as bad:
                 results.append(bad)
         return results
 
     def preview(self, row: Row, objective: Objective = "Chat", max_length: int | None = None) -> list[Piece]:
         """Return the row's text in pieces, each with whether it is trained, and no more than fits; raises BadRow."""
-        draft = self._draft(row, objective)
+        pending = self._render(row, objective)
         if max_length is not None:
-            samples = draft.finish(self._tokens.encode_batch(draft.texts), max_length)
+            samples = pending.finish(self._tokens.encode_batch(pending.texts), max_length)
             if any(sample.truncated for sample in samples):
                 return preview_samples(samples, self.tokenizer)
-        return preview_draft(draft, self.tokenizer)
+        return preview_pending(pending, self.tokenizer)
 
     def render_prompt(self, messages: Sequence[Message], tools: Tools = None) -> tuple[str, list[int]]:
         """Return the text and ids that ask the model for the next answer; raises BadRow with TEMPLATE_ERROR."""
@@ -138,47 +138,49 @@ class Labeler:
         text = renderer.render_prompt(renderer.fit_system(list(messages))[0], tools)
         return text, self._tokens.encode(text)
 
-    def _try_draft(self, row: Row, objective: Objective) -> Draft | BadRow:
+    def _try_render(self, row: Row, objective: Objective) -> PendingRow | BadRow:
         try:
-            return self._draft(row, objective)
+            return self._render(row, objective)
         except BadRow as bad:
             return bad
 
-    def _draft(self, row: Row, objective: Objective) -> Draft:
+    def _render(self, row: Row, objective: Objective) -> PendingRow:
         if isinstance(row, TextRow):
-            self._refuse_control_tokens(row.text)
-            return TextDraft(row.text, self._tokens)
-        self._refuse_control_tokens_in_tools(row.tools)
+            self._refuse_special_tokens(row.text)
+            return PendingText(row.text, self._tokens)
+        self._refuse_special_tokens_in_tools(row.tools)
         match row:
             case ChatRow():
-                return self._draft_chat(row, objective)
+                return self._render_chat(row, objective)
             case PreferenceRow():
-                return self._draft_answers(row.prompt, [row.chosen, row.rejected], row.tools)
+                return self._render_answers(row.prompt, [row.chosen, row.rejected], row.tools)
             case UnpairedRow():
-                return self._draft_answers(row.prompt, [row.completion], row.tools, desirable=row.label)
+                return self._render_answers(row.prompt, [row.completion], row.tools, desirable=row.label)
             case PromptRow():
-                return self._draft_prompt(row)
+                return self._render_prompt_row(row)
 
-    def _draft_chat(self, row: ChatRow, objective: Objective) -> ChatDraft:
-        self._refuse_control_tokens_in_turns(row.messages)
+    def _render_chat(self, row: ChatRow, objective: Objective) -> PendingChat:
+        self._refuse_special_tokens_in_turns(row.messages)
         renderer = self.renderer(row.tools)
         messages, repairs = renderer.fit_system(row.messages)
-        return ChatDraft(renderer.find(messages, row.tools, _trained_turns(messages, objective)), repairs, self._tokens)
+        return PendingChat(
+            renderer.find(messages, row.tools, _trained_turns(messages, objective)), repairs, self._tokens
+        )
 
-    def _draft_answers(
+    def _render_answers(
         self, prompt: list[Message], answers: Sequence[list[Message]], tools: Tools, *, desirable: bool = True
-    ) -> AnswersDraft:
-        self._refuse_control_tokens_in_turns(prompt)
+    ) -> PendingAnswers:
+        self._refuse_special_tokens_in_turns(prompt)
         renderer = self.renderer(tools)
         found = []
         for answer in answers:
             if [message["role"] for message in answer] != ["assistant"]:
                 detail = f"an answer must be one assistant turn, not {len(answer)} turns"
                 raise BadRow(RejectCode.NO_SHARED_PROMPT, detail)
-            self._refuse_control_tokens_in_turns(answer)
+            self._refuse_special_tokens_in_turns(answer)
             messages, repairs = renderer.fit_system([*prompt, *answer])
             found.append(renderer.find(messages, tools, [len(messages) - 1]))
-        return AnswersDraft(
+        return PendingAnswers(
             Prompt(prompt, tools, renderer, self._tokens),
             [one.renderings[0] for one in found],
             repairs,
@@ -186,28 +188,28 @@ class Labeler:
             desirable,
         )
 
-    def _draft_prompt(self, row: PromptRow) -> PromptDraft:
-        self._refuse_control_tokens_in_turns(row.prompt)
+    def _render_prompt_row(self, row: PromptRow) -> PendingPrompt:
+        self._refuse_special_tokens_in_turns(row.prompt)
         renderer = self.renderer(row.tools)
         messages, repairs = renderer.fit_system(row.prompt)
         text = renderer.render_whole_prompt(messages, row.tools)
-        return PromptDraft(Prompt(row.prompt, row.tools, renderer, self._tokens), text, repairs)
+        return PendingPrompt(Prompt(row.prompt, row.tools, renderer, self._tokens), text, repairs)
 
-    def _refuse_control_tokens(self, text: str) -> None:
-        if found := self._control.search(text):
+    def _refuse_special_tokens(self, text: str) -> None:
+        if found := self._special_pattern.search(text):
             raise BadRow(RejectCode.CONTROL_TOKEN_IN_TEXT, f"the text spells the control token {found.group()!r}")
 
-    def _refuse_control_tokens_in_turns(self, messages: Sequence[Message]) -> None:
+    def _refuse_special_tokens_in_turns(self, messages: Sequence[Message]) -> None:
         for number, message in enumerate(messages, 1):
-            found = self._control_in_turns.search(message["content"])
+            found = self._special_pattern_of_turns.search(message["content"])
             if not found and len(message) > 2:
-                found = self._control_in_turns.search(orjson.dumps(message).decode())
+                found = self._special_pattern_of_turns.search(orjson.dumps(message).decode())
             if found:
                 detail = f"turn {number} spells the control token {found.group()!r}"
                 raise BadRow(RejectCode.CONTROL_TOKEN_IN_TEXT, detail)
 
-    def _refuse_control_tokens_in_tools(self, tools: Tools) -> None:
-        if tools and (found := self._control_in_turns.search(orjson.dumps(tools).decode())):
+    def _refuse_special_tokens_in_tools(self, tools: Tools) -> None:
+        if tools and (found := self._special_pattern_of_turns.search(orjson.dumps(tools).decode())):
             raise BadRow(RejectCode.CONTROL_TOKEN_IN_TEXT, f"tools spell the control token {found.group()!r}")
 
 

@@ -24,7 +24,7 @@ EXACT_MODELS = frozenset(
     }
 )
 """Values of `model_type` whose attention, fused and plain, keeps packed rows apart."""
-MOST_ROWS = 16
+MAX_ROWS = 16
 """Rows in one sequence: no more than an optimiser step is meant to hold, so that packing does not enlarge it."""
 PADDED = 1.05
 """How much a batch may grow when its rows are laid into shorter lines."""
@@ -41,13 +41,13 @@ class Packed:
     lengths: list[int]
 
 
-def pack(samples: Sequence[Encoded], max_length: int, most_rows: int | None = MOST_ROWS) -> list[Packed]:
+def pack(samples: Sequence[Encoded], max_length: int, max_rows: int | None = MAX_ROWS) -> list[Packed]:
     """The samples in as few sequences of at most `max_length` tokens as best fit finds; the same every time."""
-    groups = group_lengths([len(sample.input_ids) for sample in samples], max_length, most_rows)
+    groups = group_lengths([len(sample.input_ids) for sample in samples], max_length, max_rows)
     return [_join([samples[at] for at in group]) for group in groups]
 
 
-def group_lengths(lengths: Sequence[int], max_length: int, most_rows: int | None = MOST_ROWS) -> list[list[int]]:
+def group_lengths(lengths: Sequence[int], max_length: int, max_rows: int | None = MAX_ROWS) -> list[list[int]]:
     """Which samples share a sequence, by their places: the longest first, each where the least room remains."""
     groups: list[list[int]] = []
     rooms: list[int] = []
@@ -65,14 +65,14 @@ def group_lengths(lengths: Sequence[int], max_length: int, most_rows: int | None
                 rooms.pop(found)
         groups[group].append(at)
         left = room - length
-        if left > 0 and (most_rows is None or len(groups[group]) < most_rows):
+        if left > 0 and (max_rows is None or len(groups[group]) < max_rows):
             if not by_room[left]:
                 insort(rooms, left)
             by_room[left].append(group)
     return groups
 
 
-def fold(lines: Sequence[Sequence[int]], most_tokens: int) -> list[list[int]]:
+def fold_rows(lines: Sequence[Sequence[int]], most_tokens: int) -> list[list[int]]:
     """The rows of a batch, by their places, in lines as short as may be: attention takes the square of a line's length.
 
     `lines` are the lengths of the rows in each sequence. Padded to the longest line, the batch has no more than
@@ -110,14 +110,14 @@ def count_packed(
                 f"{model_type or 'this model'}: set packing Off or Auto",
             )
         return None
-    packed = len(group_lengths(lengths, max_length, rows_at_most(objective)))
+    packed = len(group_lengths(lengths, max_length, max_rows_for(objective)))
     is_worth = asked is Packing.ON or objective is Objective.DOMAIN_ADAPTATION or len(lengths) >= WORTH * packed
     return packed if packed and is_worth else None
 
 
-def rows_at_most(objective: str) -> int | None:
+def max_rows_for(objective: str) -> int | None:
     """The most rows in one sequence: plain text is cut anywhere, and has none."""
-    return None if objective == Objective.DOMAIN_ADAPTATION else MOST_ROWS
+    return None if objective == Objective.DOMAIN_ADAPTATION else MAX_ROWS
 
 
 def _join(samples: Sequence[Encoded]) -> Packed:

@@ -8,8 +8,8 @@ from itertools import groupby
 
 from tokenizers import Encoding, Tokenizer
 
-from finetune_trainer.tokenization.answer_samples import AnswersDraft
-from finetune_trainer.tokenization.chat_samples import ChatDraft, Draft, TextDraft
+from finetune_trainer.tokenization.answer_samples import PendingAnswers
+from finetune_trainer.tokenization.chat_samples import PendingChat, PendingRow, PendingText
 from finetune_trainer.tokenization.samples import UNTRAINED, Encoded, EncodedLabelled, EncodedPair, Sample
 from finetune_trainer.tokenization.token_spans import token_spans
 from finetune_trainer.tokenization.turn_spans import Rendering
@@ -21,17 +21,17 @@ DESIRABLE, UNDESIRABLE = "\n[desirable] ", "\n[undesirable] "
 SHOWN_CHARACTERS = 150
 
 
-def preview_draft(draft: Draft, tokenizer: Tokenizer) -> list[Piece]:
+def preview_pending(pending: PendingRow, tokenizer: Tokenizer) -> list[Piece]:
     """Return pieces of text, each with whether it is trained; answers that are judged are named."""
-    match draft:
-        case ChatDraft():
-            pieces = _join([list(_cut(rendering, tokenizer)) for rendering in draft.found.renderings])
-        case AnswersDraft():
-            pieces = [(draft.shared_text(), False), *_name_answers(draft)]
-        case TextDraft():
-            pieces = [(draft.text, True)]
+    match pending:
+        case PendingChat():
+            pieces = _join([list(_cut(rendering, tokenizer)) for rendering in pending.found.renderings])
+        case PendingAnswers():
+            pieces = [(pending.shared_text(), False), *_name_answers(pending)]
+        case PendingText():
+            pieces = [(pending.text, True)]
         case _:
-            pieces = [(text, False) for text in draft.texts]
+            pieces = [(text, False) for text in pending.texts]
     return [piece for piece in pieces if piece[0]]
 
 
@@ -82,10 +82,10 @@ def _abridge(text: str) -> str:
     return f"{text[:SHOWN_CHARACTERS]} […{left_out} characters…] {text[-SHOWN_CHARACTERS:]}"
 
 
-def _name_answers(draft: AnswersDraft) -> Iterator[Piece]:
-    start = len(draft.shared_text())
-    answers = [(rendering.text[start : rendering.spans[0][1]], True) for rendering in draft.renderings]
-    judged = DESIRABLE if draft.desirable else UNDESIRABLE
+def _name_answers(pending: PendingAnswers) -> Iterator[Piece]:
+    start = len(pending.shared_text())
+    answers = [(rendering.text[start : rendering.spans[0][1]], True) for rendering in pending.renderings]
+    judged = DESIRABLE if pending.desirable else UNDESIRABLE
     for name, answer in zip((CHOSEN, REJECTED) if len(answers) > 1 else (judged,), answers, strict=True):
         yield (name, False)
         yield answer

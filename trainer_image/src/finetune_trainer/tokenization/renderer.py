@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from finetune_trainer.data.rows import BadRow, Function, Message, RejectCode, RepairCode, ToolCall
 from finetune_trainer.tokenization.template import ChatTemplate, TemplateFailure
-from finetune_trainer.tokenization.template_cache import SkeletonFinder, mark
-from finetune_trainer.tokenization.tokenizer import TokenizerFiles, control_pattern
+from finetune_trainer.tokenization.template_cache import TemplateCache, sentinel
+from finetune_trainer.tokenization.tokenizer import TokenizerFiles, special_token_pattern
 from finetune_trainer.tokenization.turn_spans import SENTINEL, Rendering, Tools, TurnFinder
 
 # Each answer is rendered with all that goes before it, so that work grows with turns times text: hostile rows end here.
@@ -15,7 +15,7 @@ MAX_RENDERED_CHARACTERS = 1 << 28
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class FoundAnswers:
     """A conversation's renderings; more than one only where the template alters earlier answers."""
 
     renderings: list[Rendering]
@@ -27,12 +27,12 @@ class Renderer:
 
     def __init__(self, source: str, files: TokenizerFiles) -> None:
         self._template = ChatTemplate(source, files.named_tokens)
-        self._finder = TurnFinder(self._template, control_pattern(files.control_tokens), files.eos_token)
-        self._skeletons = SkeletonFinder(self._template, self._finder)
-        choose_content_form(self._template)
-        self._has_system_role = has_system_role(self._template)
-        self._has_tool_calls = choose_arguments_form(self._template)
-        self._ends_answers = self._does_end_answers()
+        self._finder = TurnFinder(self._template, special_token_pattern(files.special_tokens), files.eos_token)
+        self._cache = TemplateCache(self._template, self._finder)
+        _detect_content_form(self._template)
+        self._has_system_role = _detect_system_role(self._template)
+        self._has_tool_calls = _detect_arguments_form(self._template)
+        self._ends_answers = self._detect_answer_end()
 
     @property
     def takes_parts(self) -> bool:
@@ -46,7 +46,7 @@ class Renderer:
         first = Message(role="user", content=f"{messages[0]['content']}\n\n{messages[1]['content']}")
         return [first, *messages[2:]], (RepairCode.SYSTEM_MERGED,)
 
-    def find(self, messages: list[Message], tools: Tools, turns: Sequence[int]) -> Found:
+    def find(self, messages: list[Message], tools: Tools, turns: Sequence[int]) -> FoundAnswers:
         """Return the renderings in which these turns of a fitted conversation are answers; raises BadRow."""
         _refuse_endless(messages)
         try:
@@ -77,19 +77,19 @@ class Renderer:
         (rendering,) = self._finder.find(asked, None, [1])
         return rendering.text[rendering.text.rindex(SENTINEL) + len(SENTINEL) : rendering.spans[0][1]]
 
-    def _does_end_answers(self) -> bool:
+    def _detect_answer_end(self) -> bool:
         try:
             return bool(self.end_of_answer())
         except (TemplateFailure, ValueError):
             return True  # the template does not even show an answer: the rows will tell
 
-    def _find(self, messages: list[Message], tools: Tools, turns: Sequence[int]) -> Found:
+    def _find(self, messages: list[Message], tools: Tools, turns: Sequence[int]) -> FoundAnswers:
         if not self._ends_answers:
             raise TemplateFailure("the chat template writes nothing that ends an answer, nor is there an eos_token")
         if tools is None and not any(message.keys() - {"role", "content", "train"} for message in messages):
-            renderings = self._skeletons.find(messages, turns)
+            renderings = self._cache.find(messages, turns)
             if renderings is not None:
-                return Found(renderings)
+                return FoundAnswers(renderings)
         if not self._has_tool_calls and any("tool_calls" in message for message in messages):
             raise TemplateFailure("the chat template leaves out tool calls")
         renderings = self._finder.find(messages, tools, turns)
@@ -97,7 +97,7 @@ class Renderer:
             _refuse_losses(rendering.text, messages[: rendering.turns[-1] + 1], tools)
             _refuse_misplaced(rendering, messages)
         lost = sum(_count_lost_reasoning(rendering, messages) for rendering in renderings)
-        return Found(renderings, reasoning_lost=lost)
+        return FoundAnswers(renderings, reasoning_lost=lost)
 
 
 def _refuse_endless(messages: Sequence[Message]) -> None:
@@ -137,12 +137,12 @@ def _count_lost_reasoning(rendering: Rendering, messages: Sequence[Message]) -> 
     return sum(_reasoning(messages[turn]) not in rendering.text[start:end] for (start, end), turn in pairs)
 
 
-_USER = Message(role="user", content=mark(0))
-_ASSISTANT = Message(role="assistant", content=mark(1))
-_SYSTEM = Message(role="system", content=mark(2))
+_USER = Message(role="user", content=sentinel(0))
+_ASSISTANT = Message(role="assistant", content=sentinel(1))
+_SYSTEM = Message(role="system", content=sentinel(2))
 
 
-def choose_content_form(template: ChatTemplate) -> None:
+def _detect_content_form(template: ChatTemplate) -> None:
     """Make the template take contents as text where it can, else as lists of parts."""
     for template.as_parts in (False, True):
         if _shows(template, [_USER, _ASSISTANT], (0, 1)):
@@ -150,14 +150,16 @@ def choose_content_form(template: ChatTemplate) -> None:
     template.as_parts = False
 
 
-def has_system_role(template: ChatTemplate) -> bool:
+def _detect_system_role(template: ChatTemplate) -> bool:
     """Whether the template shows a system turn."""
     return _shows(template, [_SYSTEM, _USER, _ASSISTANT], (2, 0, 1))
 
 
-def choose_arguments_form(template: ChatTemplate) -> bool:
+def _detect_arguments_form(template: ChatTemplate) -> bool:
     """Make the template take tool arguments as objects where it can, else as JSON; False when it drops tool calls."""
-    call = ToolCall(type="function", id="call00001", function=Function(name=mark(3), arguments={"key": mark(4)}))
+    call = ToolCall(
+        type="function", id="call00001", function=Function(name=sentinel(3), arguments={"key": sentinel(4)})
+    )
     message = Message(role="assistant", content="", tool_calls=[call])
     for template.arguments_as_text in (False, True):
         if _shows(template, [_USER, message], (3, 4)):
@@ -171,4 +173,4 @@ def _shows(template: ChatTemplate, messages: Sequence[Message], marks: Sequence[
         text = template.render(messages)
     except TemplateFailure:
         return False
-    return all(mark(number) in text for number in marks)
+    return all(sentinel(number) in text for number in marks)

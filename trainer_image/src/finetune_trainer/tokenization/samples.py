@@ -13,7 +13,7 @@ def truncation_codes(left_out: int, answer_cut: int) -> tuple[RepairCode, ...]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Counted:
+class SampleCounts:
     """What happened to a row on its way to a sample.
 
     `truncated` says that tokens were left out for `max_length`; `left_out` counts those of the conversation or document
@@ -29,7 +29,7 @@ class Counted:
 
 
 @dataclass(frozen=True, slots=True)
-class Encoded(Counted):
+class Encoded(SampleCounts):
     """A text to learn from; `labels` equals `input_ids` where a token is trained and is -100 elsewhere."""
 
     input_ids: list[int]
@@ -48,7 +48,7 @@ class Encoded(Counted):
 
 
 @dataclass(frozen=True, slots=True)
-class EncodedPair(Counted):
+class EncodedPair(SampleCounts):
     """A prompt, which ends with the generation prompt, and two answers, each of which ends with its stop token."""
 
     prompt_ids: list[int]
@@ -72,7 +72,7 @@ class EncodedPair(Counted):
 
 
 @dataclass(frozen=True, slots=True)
-class EncodedLabelled(Counted):
+class EncodedLabelled(SampleCounts):
     """A prompt and one answer to it, with whether such answers are wanted."""
 
     prompt_ids: list[int]
@@ -96,7 +96,7 @@ class EncodedLabelled(Counted):
 
 
 @dataclass(frozen=True, slots=True)
-class EncodedPrompt(Counted):
+class EncodedPrompt(SampleCounts):
     """A prompt that the model is to answer itself; its messages are there for who judges the answer."""
 
     prompt_ids: list[int]

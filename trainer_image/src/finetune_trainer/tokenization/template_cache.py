@@ -1,7 +1,7 @@
 """Finds the answers of plain conversations fast: once for each order of roles, then by filling in the texts.
 
 The answers are searched in a conversation whose every text is a sentinel. A row with the same roles is rendered once,
-compared with the skeleton filled with its texts, and takes its spans from there. A row that differs (a template that
+compared with the outline filled with its texts, and takes its spans from there. A row that differs (a template that
 strips reasoning, say) is searched for itself.
 """
 
@@ -16,13 +16,13 @@ from finetune_trainer.tokenization.turn_spans import Rendering, TurnFinder
 _SENTINEL = re.compile("\ue000([0-9]+)\ue002")
 
 
-def mark(number: int) -> str:
+def sentinel(number: int) -> str:
     """Return the sentinel that stands for the text of this turn."""
     return f"\ue000{number}\ue002"
 
 
 @dataclass(frozen=True, slots=True)
-class Skeleton:
+class Outline:
     """One sample with its texts cut out: literals between the texts, and the spans in terms of literals.
 
     A boundary is (index of a literal, offset in it); `length` counts the turns that the sample renders.
@@ -35,7 +35,7 @@ class Skeleton:
     length: int
 
     def fill(self, text: str, messages: Sequence[Message]) -> Rendering | None:
-        """Return the spans in `text`, or None when it is not this skeleton with the messages' texts."""
+        """Return the spans in `text`, or None when it is not this outline with the messages' texts."""
         starts = [0]
         at = len(self.literals[0])
         if not text.startswith(self.literals[0]):
@@ -55,13 +55,13 @@ class Skeleton:
         return Rendering(text, spans, self.turns)
 
 
-class SkeletonFinder:
-    """Finds answers by skeletons where it can; None means that the row must be searched for itself."""
+class TemplateCache:
+    """Finds answers by outlines where it can; None means that the row must be searched for itself."""
 
     def __init__(self, template: ChatTemplate, finder: TurnFinder) -> None:
         self._template = template
         self._finder = finder
-        self._known: dict[tuple[tuple[Role, ...], tuple[int, ...]], tuple[Skeleton, ...] | None] = {}
+        self._known: dict[tuple[tuple[Role, ...], tuple[int, ...]], tuple[Outline, ...] | None] = {}
 
     def find(self, messages: Sequence[Message], turns: Sequence[int]) -> list[Rendering] | None:
         """Return the row's renderings, or None."""
@@ -71,25 +71,25 @@ class SkeletonFinder:
             if len(self._known) >= 4096:  # rows of ever new shapes must not fill the memory
                 self._known.clear()
             self._known[key] = self._build(roles, turns)
-        skeletons = self._known[key]
-        if skeletons is None:
+        outlines = self._known[key]
+        if outlines is None:
             return None
         samples = []
-        for skeleton in skeletons:
-            sample = skeleton.fill(self._template.render(messages[: skeleton.length]), messages)
+        for outline in outlines:
+            sample = outline.fill(self._template.render(messages[: outline.length]), messages)
             if sample is None:
                 return None
             samples.append(sample)
         return samples
 
-    def _build(self, roles: tuple[Role, ...], turns: Sequence[int]) -> tuple[Skeleton, ...] | None:
-        messages = [Message(role=role, content=mark(number)) for number, role in enumerate(roles)]
+    def _build(self, roles: tuple[Role, ...], turns: Sequence[int]) -> tuple[Outline, ...] | None:
+        messages = [Message(role=role, content=sentinel(number)) for number, role in enumerate(roles)]
         try:
             samples = self._finder.find(messages, None, turns)
         except TemplateFailure:
             return None
-        skeletons = tuple(_cut(sample) for sample in samples)
-        return skeletons if all(_is_sound(sample) for sample in samples) else None
+        outlines = tuple(_cut(sample) for sample in samples)
+        return outlines if all(_is_sound(sample) for sample in samples) else None
 
 
 def _is_sound(sample: Rendering) -> bool:
@@ -101,7 +101,7 @@ def _is_sound(sample: Rendering) -> bool:
     )
 
 
-def _cut(sample: Rendering) -> Skeleton:
+def _cut(sample: Rendering) -> Outline:
     literals: list[str] = []
     order: list[int] = []
     ends = [0]
@@ -111,7 +111,7 @@ def _cut(sample: Rendering) -> Skeleton:
         ends.append(match.end())
     literals.append(sample.text[ends[-1] :])
     boundaries = tuple((_locate(start, ends), _locate(end, ends)) for start, end in sample.spans)
-    return Skeleton(tuple(literals), tuple(order), boundaries, sample.turns, sample.turns[-1] + 1)
+    return Outline(tuple(literals), tuple(order), boundaries, sample.turns, sample.turns[-1] + 1)
 
 
 def _locate(position: int, ends: Sequence[int]) -> tuple[int, int]:

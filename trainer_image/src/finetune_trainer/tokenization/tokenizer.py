@@ -33,7 +33,7 @@ class TokenizerFiles:
     tokenizer: Tokenizer
     named_tokens: dict[str, Any]
     templates: dict[str, str]
-    control_tokens: tuple[str, ...]
+    special_tokens: tuple[str, ...]
     adds_bos: bool
     vocabulary: int | None
 
@@ -69,15 +69,15 @@ def load_tokenizer_files(directory: Path) -> TokenizerFiles:
         raise TokenizerUnavailable(f"{directory.name} has no tokenizer.json")
     tokenizer = _load(path)
     config = _read_json(directory / "tokenizer_config.json")
-    special_tokens = _read_json(directory / "special_tokens_map.json")
-    named = _named_tokens(config, special_tokens)
+    token_map = _read_json(directory / "special_tokens_map.json")
+    named = _named_tokens(config, token_map)
     adds_bos = _adds_bos(tokenizer, config, named.get("bos_token"))
-    _add_missing_tokens(tokenizer, [config, special_tokens], named, _read_json(directory / "added_tokens.json"))
+    _add_missing_tokens(tokenizer, [config, token_map], named, _read_json(directory / "added_tokens.json"))
     return TokenizerFiles(
         tokenizer,
         named,
         _templates(directory, config),
-        _control_tokens(tokenizer, named),
+        _collect_special_tokens(tokenizer, named),
         adds_bos,
         _vocabulary(_read_json(directory / "config.json")),
     )
@@ -132,7 +132,7 @@ def _add_missing_tokens(
     """Add the tokens that stand in the files beside `tokenizer.json` alone, in the order of their ids."""
     known = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
     missing: dict[str, AddedToken] = {}
-    for token in (*_listed_tokens(configs, ids), *_special_tokens(configs, named)):
+    for token in (*_listed_tokens(configs, ids), *_declared_special_tokens(configs, named)):
         if token.content and token.content not in known:
             token.special = token.special or token.content in named.values()
             missing.setdefault(token.content, token)
@@ -150,7 +150,7 @@ def _listed_tokens(configs: list[dict[str, Any]], ids: dict[str, Any]) -> Iterat
             yield AddedToken(token, normalized=True)
 
 
-def _special_tokens(configs: list[dict[str, Any]], named: dict[str, Any]) -> Iterator[AddedToken]:
+def _declared_special_tokens(configs: list[dict[str, Any]], named: dict[str, Any]) -> Iterator[AddedToken]:
     for name in TOKEN_NAMES:
         if name in named:
             yield AddedToken(named[name], special=True, normalized=False)
@@ -199,7 +199,7 @@ def _read_text(path: Path) -> str:
         raise TokenizerUnavailable(f"{path.name} cannot be read: {error}") from error
 
 
-def _control_tokens(tokenizer: Tokenizer, named: dict[str, Any]) -> tuple[str, ...]:
+def _collect_special_tokens(tokenizer: Tokenizer, named: dict[str, Any]) -> tuple[str, ...]:
     special = {token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special}
     special.update(named[name] for name in TOKEN_NAMES if name in named)
     return tuple(sorted((token for token in special if token and not _REASONING_MARK.fullmatch(token)), key=len))[::-1]
@@ -218,7 +218,7 @@ Tree = dict[str, "Tree"]
 _END = ""
 
 
-def control_pattern(tokens: Sequence[str]) -> re.Pattern[str]:
+def special_token_pattern(tokens: Sequence[str]) -> re.Pattern[str]:
     """Matches the longest of these tokens, and nothing when there are none.
 
     The tokens become a tree, for Python would try one after the other wherever a text shows their first sign.

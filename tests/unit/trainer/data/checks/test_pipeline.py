@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from finetune_trainer.data.checks.pipeline import check_files
+from finetune_trainer.data.checks.pipeline import check_rows
 from finetune_trainer.data.checks.split import collect_prompts
 from finetune_trainer.data.checks.summary import Summary
 from finetune_trainer.data.rows import ChatRow, RejectCode, Rejected
@@ -87,5 +87,5 @@ def test_progress_counts_rows_and_bytes_over_all_files(check: Any) -> None:
 
 def test_no_files_are_no_rows() -> None:
     summary = Summary()
-    assert list(check_files([], summary=summary)) == []
+    assert list(check_rows([], summary=summary)) == []
     assert summary.malformed_percent == 0

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 
-from finetune_trainer.data.formats.instructions import untrained
+from finetune_trainer.data.formats.instructions import mark_untrained
 from finetune_trainer.data.rows import (
     BadRow,
     ChatRow,
@@ -102,7 +102,7 @@ def _fit_texts(row: Row, objective: Objective) -> tuple[Row, ...]:
 
 
 def _as_chat(row: PreferenceRow | UnpairedRow, answer: list[Message], repairs: tuple[RepairCode, ...]) -> ChatRow:
-    messages = untrained(row.prompt) + answer
+    messages = mark_untrained(row.prompt) + answer
     return ChatRow(messages, row.source, row.format, row.tools, _add(row, *repairs))
 
 

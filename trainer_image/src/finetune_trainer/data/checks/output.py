@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from finetune_trainer.data.checks.summary import Summary
-from finetune_trainer.data.formats.columns import printable
+from finetune_trainer.data.formats.columns import replace_unprintable
 from finetune_trainer.data.formats.export import LOSSES, ExportFormat, LossCode, Unexpressed, export_row
 from finetune_trainer.data.rows import EXCERPT_CHARACTERS, SENTENCES, Rejected, Row, read_canonical
 
@@ -176,7 +176,10 @@ def _print_lines(console: Console, lines: Iterable[str]) -> None:
 
 
 def _print_files(console: Console, files: list[dict[str, Any]]) -> None:
-    rows = [(printable(one["file"]), one["rows"], one["accepted"], _name_codes(one["rejectedByCode"])) for one in files]
+    rows = [
+        (replace_unprintable(one["file"]), one["rows"], one["accepted"], _name_codes(one["rejectedByCode"]))
+        for one in files
+    ]
     shown = rows[:FILES_SHOWN]
     if console.is_terminal:
         _print_table(console, ("file", "rows", "accepted", "rejected"), shown)

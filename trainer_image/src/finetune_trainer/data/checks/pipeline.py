@@ -1,7 +1,7 @@
 """Runs rows through the front door: read, rename, detect, convert, check, fit, compare with the rows before, label.
 
     summary = Summary()
-    for row in check_files(paths, summary=summary, objective="Chat", labeler=labeler, max_length=2048):
+    for row in check_rows(paths, summary=summary, objective="Chat", labeler=labeler, max_length=2048):
         ...  # a Row or Rejected, in source order; summary has counted it
 
 Every input row comes out exactly once; a preference pair under KTO twice, as its two answers. Without an objective rows
@@ -61,7 +61,7 @@ class RowEncoder(Protocol):
         """Return each row's samples, or why it has none, in the order of the rows."""
 
 
-def check_files(
+def check_rows(
     paths: Sequence[NamedPath],
     *,
     summary: Summary,

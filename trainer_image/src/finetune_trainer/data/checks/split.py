@@ -80,5 +80,5 @@ class PromptSplit:
 
 
 def collect_prompts(rows: Iterable[Row]) -> frozenset[int]:
-    """Return the prompt keys of a validation file's rows, for `check_files(validation_prompts=...)`."""
+    """Return the prompt keys of a validation file's rows, for `check_rows(validation_prompts=...)`."""
     return frozenset(prompt_key(row) for row in rows)

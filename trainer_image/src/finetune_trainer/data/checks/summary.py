@@ -124,7 +124,7 @@ def _describe(name: str, counts: Counter[str]) -> dict[str, Any]:
     return {"file": name, "rows": counts.total(), "accepted": counts[ACCEPTED], "rejectedByCode": rejected}
 
 
-def why_unusable(summary: Summary, max_rejected_percent: int) -> str | None:
+def explain_unusable(summary: Summary, max_rejected_percent: int) -> str | None:
     """Return what forbids to train on these rows, None if nothing does; 100 percent means any number."""
     columns = summary.columns
     if not summary.rows:

@@ -48,7 +48,7 @@ def find_column(row: Columns, names: tuple[str, ...]) -> str | None:
     return found
 
 
-def holds(row: Columns, names: tuple[str, ...]) -> bool:
+def has_value(row: Columns, names: tuple[str, ...]) -> bool:
     """Whether one of these columns is there and not null."""
     for name in names:  # noqa: SIM110 - asked of every row, and `any` takes twice as long
         if row.get(name) is not None:
@@ -63,12 +63,12 @@ def missing_column(names: tuple[str, ...]) -> BadRow:
 
 def name_columns(columns: Iterable[object]) -> str:
     """Name columns for people: a dozen at most, long names cut."""
-    names = [printable(str(column)[:40]) for column in columns]
+    names = [replace_unprintable(str(column)[:40]) for column in columns]
     more = f" and {len(names) - MAX_COLUMNS_NAMED} more" if len(names) > MAX_COLUMNS_NAMED else ""
     return f"{', '.join(names[:MAX_COLUMNS_NAMED])}{more}" if names else "none"
 
 
-def printable(name: str) -> str:
+def replace_unprintable(name: str) -> str:
     """Return a name from a file as one that cannot steer a terminal."""
     return "".join(character if character.isprintable() else "\ufffd" for character in name)
 

@@ -8,7 +8,7 @@ from finetune_trainer.data.formats.columns import (
     TEXT_COLUMNS,
     Columns,
     find_column,
-    holds,
+    has_value,
     missing_column,
 )
 from finetune_trainer.data.formats.conversations import read_conversation, read_row_tools
@@ -42,7 +42,7 @@ def _convert_unpaired(row: Columns, source: Source, data_format: DataFormat, rep
     if column is None:
         raise missing_column(LABEL_COLUMNS)
     label = read_label(row[column], column)
-    convert = _convert_conversation if holds(row, CONVERSATION_COLUMNS) else convert_alpaca
+    convert = _convert_conversation if has_value(row, CONVERSATION_COLUMNS) else convert_alpaca
     judged = convert(row, source, data_format, repairs)
     if not isinstance(judged, ChatRow):
         raise BadRow(RejectCode.NO_ASSISTANT, f"{column} judges an answer that is not there")

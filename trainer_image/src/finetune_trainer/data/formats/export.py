@@ -86,14 +86,14 @@ def export_row(row: Row, target: ExportFormat) -> dict[str, Any]:
 
 def _to_openai(row: Row) -> dict[str, Any]:
     answered = _answered(row)
-    exported: dict[str, Any] = {"messages": [openai_turn(message) for message in answered.turns()]}
+    exported: dict[str, Any] = {"messages": [_openai_turn(message) for message in answered.turns()]}
     return exported | {"tools": answered.tools} if answered.tools else exported
 
 
 def _to_sharegpt(row: Row) -> dict[str, Any]:
     answered = _answered(row)
-    exported: dict[str, Any] = {"conversations": [sharegpt_turn(message) for message in answered.turns()]}
-    return exported | {"tools": sharegpt_tools(answered.tools)} if answered.tools else exported
+    exported: dict[str, Any] = {"conversations": [_sharegpt_turn(message) for message in answered.turns()]}
+    return exported | {"tools": _sharegpt_tools(answered.tools)} if answered.tools else exported
 
 
 def _to_alpaca(row: Row) -> dict[str, Any]:
@@ -184,7 +184,7 @@ SPEAKERS = {"system": "system", "user": "human", "assistant": "gpt", "tool": "ob
 _KEPT = ("name", "tool_call_id", "reasoning_content")
 
 
-def openai_turn(message: Message) -> dict[str, Any]:
+def _openai_turn(message: Message) -> dict[str, Any]:
     """Return the turn with arguments of calls as text, and weight 0 where it is not to be trained."""
     turn: dict[str, Any] = {"role": message["role"], "content": message["content"]}
     if "tool_calls" in message:
@@ -192,7 +192,7 @@ def openai_turn(message: Message) -> dict[str, Any]:
     return turn | _properties(message)
 
 
-def sharegpt_turn(message: Message) -> dict[str, Any]:
+def _sharegpt_turn(message: Message) -> dict[str, Any]:
     """Return the turn; a turn that only calls tools becomes `function_call`, with the calls as text."""
     if "tool_calls" in message and not message["content"] and not message.keys() & {"reasoning_content", "name"}:
         return {"from": "function_call", "value": _dump_calls(message["tool_calls"])} | _properties(message)
@@ -202,7 +202,7 @@ def sharegpt_turn(message: Message) -> dict[str, Any]:
     return turn | _properties(message)
 
 
-def sharegpt_tools(tools: list[dict[str, Any]]) -> str:
+def _sharegpt_tools(tools: list[dict[str, Any]]) -> str:
     """Return the tools as the text that ShareGPT's `tools` column holds."""
     return orjson.dumps(tools).decode()
 

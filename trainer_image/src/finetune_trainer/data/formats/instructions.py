@@ -6,7 +6,7 @@ from finetune_trainer.data.formats.columns import (
     OUTPUT_COLUMNS,
     Columns,
     find_column,
-    holds,
+    has_value,
     missing_column,
 )
 from finetune_trainer.data.formats.conversations import read_messages, read_row_tools, read_system
@@ -24,7 +24,7 @@ def convert_alpaca(row: Columns, source: Source, data_format: DataFormat, repair
 
 def convert_prompt_completion(row: Columns, source: Source, data_format: DataFormat, repairs: Repairs) -> Converted:
     """Return the row as a conversation of which only the completion is trained, or as a prompt; raises BadRow."""
-    return _answer(untrained(read_prompt(row, repairs)), row, source, data_format, repairs)
+    return _answer(mark_untrained(read_prompt(row, repairs)), row, source, data_format, repairs)
 
 
 def read_prompt(row: Columns, repairs: Repairs) -> list[Message]:
@@ -34,7 +34,7 @@ def read_prompt(row: Columns, repairs: Repairs) -> list[Message]:
     extra = find_column(row, INPUT_COLUMNS)
     if instruction is None and extra is None:
         raise missing_column(INSTRUCTION_COLUMNS)
-    has_extra = holds(row, INPUT_COLUMNS)
+    has_extra = has_value(row, INPUT_COLUMNS)
     if instruction == "prompt" and not has_extra:
         return messages + read_messages(row["prompt"], "prompt", "user", repairs)
     if instruction == "instruction" and not has_extra:
@@ -46,7 +46,7 @@ def read_prompt(row: Columns, repairs: Repairs) -> list[Message]:
     return [*messages, Message(role="user", content=text)]
 
 
-def untrained(messages: list[Message]) -> list[Message]:
+def mark_untrained(messages: list[Message]) -> list[Message]:
     """Return the turns with every answer marked as not to be trained: they are there to be read."""
     return [
         Message(**message, train=False) if message["role"] == "assistant" and "train" not in message else message

@@ -9,7 +9,7 @@ from finetune_trainer.data.formats.columns import (
     REJECTED_COLUMNS,
     Columns,
     find_column,
-    holds,
+    has_value,
     missing_column,
 )
 from finetune_trainer.data.formats.conversations import (
@@ -37,23 +37,23 @@ def convert_preference(row: Columns, source: Source, data_format: DataFormat, re
 
 
 def _read_prompt(row: Columns, repairs: Repairs) -> list[Message]:
-    if row.get("prompt") is None and holds(row, CONVERSATION_COLUMNS):
+    if row.get("prompt") is None and has_value(row, CONVERSATION_COLUMNS):
         return read_conversation(row, repairs)
-    if holds(row, (*INSTRUCTION_COLUMNS, *INPUT_COLUMNS)):
+    if has_value(row, (*INSTRUCTION_COLUMNS, *INPUT_COLUMNS)):
         return read_prompt(row, repairs)
     return read_system(row, repairs)
 
 
 def _read_answers(row: Columns, repairs: Repairs) -> tuple[list[Message], list[Message], bool]:
     """Return both answers, and whether the chosen one is the row's conversation itself."""
-    if is_ranked_output(row) and not holds(row, REJECTED_COLUMNS):
+    if is_ranked_output(row) and not has_value(row, REJECTED_COLUMNS):
         better, other = row["output"]
         return [Message(role="assistant", content=better)], [Message(role="assistant", content=other)], False
     rejected = find_column(row, REJECTED_COLUMNS)
     if rejected is None:
         raise missing_column(REJECTED_COLUMNS)
     worse = read_messages(row[rejected], rejected, "assistant", repairs)
-    if not holds(row, (*CHOSEN_COLUMNS, *OUTPUT_COLUMNS)) and holds(row, CONVERSATION_COLUMNS):
+    if not has_value(row, (*CHOSEN_COLUMNS, *OUTPUT_COLUMNS)) and has_value(row, CONVERSATION_COLUMNS):
         conversation = find_column(row, CONVERSATION_COLUMNS) or ""
         return read_turns(row[conversation], conversation, repairs), worse, True
     chosen = find_column(row, (*CHOSEN_COLUMNS, *OUTPUT_COLUMNS))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune_api.status import Resolved
-from finetune_trainer.tokenization.packing import rows_at_most
+from finetune_trainer.tokenization.packing import max_rows_for
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -61,7 +61,7 @@ def build_trainer(
                 train=train,
                 validation=validation,
                 scratch=scratch,
-                most_rows=rows_at_most(objective),
+                max_rows=max_rows_for(objective),
             )
         case "DPO":
             from finetune_trainer.training.methods import dpo

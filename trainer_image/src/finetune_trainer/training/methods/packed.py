@@ -15,7 +15,7 @@ from typing_extensions import override
 
 from finetune_api.handoff import ExitCode
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.tokenization.packing import Packed, fold
+from finetune_trainer.tokenization.packing import Packed, fold_rows
 from finetune_trainer.tokenization.samples import UNTRAINED
 
 LENGTHS = "seq_lengths"
@@ -41,7 +41,7 @@ class PackedCollator(DataCollatorForLanguageModeling):  # type: ignore[misc]  # 
         if LENGTHS not in examples[0]:
             batch: dict[str, Any] = super().torch_call(examples)
             return batch
-        lines = fold([example[LENGTHS] for example in examples], len(examples) * self.max_length)
+        lines = fold_rows([example[LENGTHS] for example in examples], len(examples) * self.max_length)
         ids, labels = (_rows(examples, name) for name in ("input_ids", "labels"))
         positions = [torch.arange(len(row)) for row in ids]
         return {

@@ -14,7 +14,7 @@ from typing_extensions import override
 
 from finetune_api.status import Resolved
 from finetune_trainer.tokenization.labeler import UNTRAINED, Encoded
-from finetune_trainer.tokenization.packing import MOST_ROWS, pack
+from finetune_trainer.tokenization.packing import MAX_ROWS, pack
 from finetune_trainer.training.methods.loop import LoopContext, LoopTrainer, callbacks, common_arguments
 from finetune_trainer.training.methods.packed import (
     ROW_TOKENS,
@@ -51,18 +51,18 @@ def build_trainer(
     train: Sequence[Encoded],
     validation: Sequence[Encoded],
     scratch: Path,
-    most_rows: int | None = MOST_ROWS,
+    max_rows: int | None = MAX_ROWS,
 ) -> RowTrainer:
     """Return the trainer, ready for `evaluate()`, `train()` and `measure()`.
 
-    With packing, at most `most_rows` rows share a sequence; held-out rows are not packed.
+    With packing, at most `max_rows` rows share a sequence; held-out rows are not packed.
     """
     evaluates = bool(validation)
     trainer = RowTrainer(
         loop,
         model=model,
         args=build_arguments(settings, scratch, evaluates=evaluates, on_cpu=model.device.type == "cpu"),
-        train_dataset=_training_set(train, settings, most_rows),
+        train_dataset=_training_set(train, settings, max_rows),
         eval_dataset=to_dataset(validation) if evaluates else None,
         processing_class=tokenizer,
         callbacks=callbacks(loop),
@@ -85,10 +85,10 @@ def build_arguments(settings: Resolved, scratch: Path, *, evaluates: bool, on_cp
     )
 
 
-def _training_set(samples: Sequence[Encoded], settings: Resolved, most_rows: int | None) -> Dataset:
+def _training_set(samples: Sequence[Encoded], settings: Resolved, max_rows: int | None) -> Dataset:
     if not settings.packing:
         return to_dataset(samples)
-    return to_packed_dataset(pack(samples, settings.max_length or 0, most_rows))
+    return to_packed_dataset(pack(samples, settings.max_length or 0, max_rows))
 
 
 def to_dataset(samples: Sequence[Encoded]) -> Dataset:
