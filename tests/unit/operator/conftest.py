@@ -1,4 +1,4 @@
-"""API objects as the API server sends them, and one look at a job made from them."""
+"""API objects as the API server sends them, and an observation of a job built from them."""
 
 import json
 from collections.abc import Callable
@@ -28,12 +28,12 @@ Object = dict[str, Any]
 
 
 def stamp(seconds: float = 0) -> str:
-    """A Kubernetes time, in seconds from now."""
+    """Return a Kubernetes time, in seconds from now."""
     return (NOW + timedelta(seconds=seconds)).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 class Scene:
-    """A FineTuneJob and what stands around it; `look` plans, `settle` also does what was planned."""
+    """A FineTuneJob and the objects around it; `look` plans, `settle` also does the planned actions."""
 
     def __init__(self, settings: Settings, name: str = "one", **spec: Any) -> None:
         self.settings = settings
@@ -68,7 +68,7 @@ class Scene:
         return plan(self.seen(**changes), self.settings)
 
     def settle(self) -> Decision:
-        """Plans, acts and writes until nothing changes, as the reconciler does."""
+        """Plan, act and write until nothing changes, as the reconciler does."""
         for _ in range(10):
             decision = self.look()
             if decision.create:
@@ -90,7 +90,7 @@ class Scene:
         raise AssertionError("the plan does not settle")
 
     def pod(self, job: str, name: str = "", *, rank: int = 0, **status: Any) -> Object:
-        """A pod of a Job, as the Job controller makes it."""
+        """Add a pod of a Job, as the Job controller creates it."""
         name = name or f"{job}-{len(self.pods)}"
         template = self.children[job]["spec"]["template"]
         self.pods[name] = {
@@ -109,7 +109,7 @@ class Scene:
         return self.pods[name]
 
     def set_of(self, job: str, nodes: int = 2, *, runs: bool = True) -> list[Object]:
-        """One pod of each rank."""
+        """Add one pod for each rank."""
         pods = [self.pod(job, rank=rank) for rank in range(nodes)]
         for pod in pods if runs else ():
             self.run(pod)
@@ -140,21 +140,21 @@ class Scene:
             pod["status"] |= {"reason": "Evicted", "message": evicted}
 
     def reject(self, pod: Object, reason: str, message: str) -> None:
-        """What the kubelet says of a pod that it did not admit, or that it evicted before a container ended."""
+        """Set the pod status that the kubelet writes when it rejects a pod, or evicts it before a container ended."""
         pod["status"] = {"phase": "Failed", "reason": reason, "message": message}
 
     def _container(self, state: Object) -> Object:
         return {"name": "trainer", "imageID": "registry.example/trainer@sha256:" + "1" * 64, "state": state}
 
     def suspend(self, job: str, note: Object | None = None, *, is_suspended: bool = True) -> None:
-        """Suspends a Job, as somebody else does without the operator's note, or lets it go on."""
+        """Suspend a Job without the operator's annotation, as another controller does, or resume it."""
         self.children[job]["spec"]["suspend"] = is_suspended
         meta = self.children[job]["metadata"]
         others = {name: value for name, value in meta["annotations"].items() if name != names.ANNOTATION_SUSPENDED_BY}
         meta["annotations"] = others | (note or {})
 
     def delete_pod(self, pod: Object, grace: int = 120) -> None:
-        """What the API server notes on a pod that is told to end."""
+        """Set the deletion fields that the API server writes on a deleted pod."""
         until = (self.now + timedelta(seconds=grace)).strftime("%Y-%m-%dT%H:%M:%SZ")
         pod["metadata"] |= {"deletionTimestamp": until, "deletionGracePeriodSeconds": grace}
 
@@ -175,7 +175,7 @@ class Scene:
         return self.report("Published", artifacts={"uri": "s3://bucket/out", "manifestSha256": "ab" * 32})
 
     def to_training(self) -> "Scene":
-        """Preflight has passed and the first trainer Job is there."""
+        """Pass preflight and create the first trainer Job."""
         self.settle()
         preflight = next(iter(self.children))
         self.end(self.pod(preflight), 0, self.report("Validated", dataset={"rows": 5, "accepted": 5}))
@@ -206,7 +206,7 @@ def scene(settings: Settings) -> Callable[..., Scene]:
 
 @pytest.fixture
 def built(settings: Settings) -> Callable[..., Object]:
-    """The Job object of a job with that spec: preflight, or the trainer's first attempt."""
+    """Build the Job object for a spec: preflight, or the trainer's first attempt."""
 
     def build(kind: str = "trainer", name: str = "one", using: Settings | None = None, **spec: Any) -> Object:
         job = Scene(settings, name, **spec).job

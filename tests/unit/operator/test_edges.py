@@ -1,4 +1,4 @@
-"""The edges: the API server's answers, a trainer's answers, the cache, metrics and events."""
+"""Inputs from outside: the API server's answers, a trainer's answers, the cache, metrics and events."""
 
 import asyncio
 import re
@@ -45,11 +45,11 @@ PATH = "/apis/batch/v1/namespaces/team/jobs"
         (503, {}, RetryLater),
     ],
 )
-def test_answers_of_the_api_server_have_names(code: int, body: Any, kind: type[Exception]) -> None:
+def test_errors_of_the_api_server_have_types(code: int, body: Any, kind: type[Exception]) -> None:
     assert isinstance(error_from(code, orjson.dumps(body), None, PATH), kind)
 
 
-def test_a_proxys_page_instead_of_json_is_tried_again() -> None:
+def test_a_proxys_page_instead_of_json_is_retried() -> None:
     found = error_from(502, b"<html>", "7", PATH)
     assert isinstance(found, RetryLater)
     assert found.after_seconds == 7
@@ -130,14 +130,14 @@ async def test_an_answer_that_is_no_progress_report_of_this_pod_is_refused(answe
         await _fetch_progress(answer)
 
 
-def test_a_merge_patch_holds_what_changed_and_nulls_what_went() -> None:
+def test_a_merge_patch_has_changed_fields_and_null_for_removed_ones() -> None:
     old = {"a": 1, "b": {"c": 1, "d": 2}, "gone": {"x": 1}, "list": [1, 2]}
     new = {"a": 1, "b": {"c": 3}, "list": [1]}
     assert build_merge_patch(old, new) == {"b": {"c": 3, "d": None}, "gone": None, "list": [1]}
     assert build_merge_patch(new, new) == {}
 
 
-def test_an_end_seen_once_is_not_overwritten_by_the_emptier_last_look(scene: Any) -> None:
+def test_an_observed_exit_code_is_kept_when_a_later_event_has_none(scene: Any) -> None:
     one = scene().to_training()
     pod = one.pod("one-1")
     one.end(pod, 75, "words")
@@ -150,7 +150,7 @@ def test_an_end_seen_once_is_not_overwritten_by_the_emptier_last_look(scene: Any
     assert cache.merge_ended_pods(key, []) == ()
 
 
-def test_memory_is_bounded(scene: Any) -> None:
+def test_the_cache_is_bounded(scene: Any) -> None:
     one = scene().to_training()
     cache, key = WatchCache(), Key("team", "one")
     for number in range(MAX_ENDED_PODS_PER_JOB + 10):
@@ -167,7 +167,7 @@ def test_a_pod_deleted_before_it_started_is_no_run(scene: Any) -> None:
     assert cache.merge_ended_pods(key, []) == ()
 
 
-def test_series_go_with_their_job(scene: Any) -> None:
+def test_series_are_removed_with_their_job(scene: Any) -> None:
     collector = JobCollector()
     for name in ("one", "two", "three"):
         collector.update(scene(name).job)

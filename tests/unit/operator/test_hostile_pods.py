@@ -1,4 +1,4 @@
-"""Whatever a pod says is refused, or is a status that the API server takes and a terminal may show."""
+"""A pod's report is rejected, or gives a status that the API server accepts and a terminal can show."""
 
 import asyncio
 import copy
@@ -185,7 +185,7 @@ def test_a_disruption_by_any_name_is_a_reason_that_a_condition_may_have(reason: 
     Conditions(FineTuneJobStatus(), 1, NOW).set(ConditionType.VALIDATED, "False", found)
 
 
-def test_a_pod_on_its_nodes_network_has_no_address_to_ask() -> None:
+def test_a_pod_on_its_nodes_network_has_no_address_to_poll() -> None:
     meta, status = {"name": "a", "uid": "b"}, {"phase": "Running", "podIP": "10.0.0.1"}
     assert Pod.from_object({"metadata": meta, "spec": {}, "status": status}).ip == "10.0.0.1"
     assert Pod.from_object({"metadata": meta, "spec": {"hostNetwork": True}, "status": status}).ip is None
@@ -250,18 +250,18 @@ async def test_a_hostile_answer_is_refused(kind: str) -> None:
             await fetch_progress(session, Target("job-uid", "pod", "name", "127.0.0.1"), port)
 
 
-async def test_a_surprise_in_one_answer_does_not_end_the_asking() -> None:
+async def test_an_unexpected_answer_does_not_end_the_polling() -> None:
     cache, queue = WatchCache(), WorkQueue[Key]()
     cache.targets = {
         Key("team", "odd"): Target("job-uid", "odd", "name", "fe80::1%\udcff"),
         Key("team", "good"): Target("job-uid", "pod", "name", "127.0.0.1"),
     }
     server, port = await serve(OK + b"\r\n" + orjson.dumps(PROGRESS))
-    puller = asyncio.create_task(ProgressPoller(cache, queue, Settings(trainer_image="x"), Metrics(), port).run())
+    poller = asyncio.create_task(ProgressPoller(cache, queue, Settings(trainer_image="x"), Metrics(), port).run())
     async with server:
-        heard = {await asyncio.wait_for(queue.get(), 10) for _ in range(2)}
-    assert not puller.done()
-    puller.cancel()
-    assert heard == set(cache.targets)
+        polled = {await asyncio.wait_for(queue.get(), 10) for _ in range(2)}
+    assert not poller.done()
+    poller.cancel()
+    assert polled == set(cache.targets)
     assert cache.readings[Key("team", "odd")].problem
     assert cache.readings[Key("team", "good")].report

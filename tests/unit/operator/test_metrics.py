@@ -1,4 +1,4 @@
-"""The series of jobs: what they are made of, and that their labels are closed and go with the job."""
+"""The series of jobs: their values, their closed label sets, and their removal with the job."""
 
 from collections.abc import Callable
 from typing import Any
@@ -42,13 +42,13 @@ def test_what_an_earlier_operator_counted_without_a_reason_is_not_lost(scene: Bu
     assert (found["failures_total OutOfMemory"], found["failures_total Unknown"]) == (1, 2)
 
 
-def test_a_reason_that_somebody_made_up_is_one_other(scene: Build) -> None:
+def test_an_unknown_reason_is_counted_as_other(scene: Build) -> None:
     found = series(scene(), preemptions=3, preemptionsByReason={"Whim": 1, "Mood": 1, "Preempted": 1})
     assert found["preemptions_total Other"] == 2
     assert [name for name in found if "Whim" in name or "Mood" in name] == []
 
 
-def test_the_wait_is_known_once_it_is_over_and_its_begin_at_once(scene: Build) -> None:
+def test_the_waiting_time_is_known_at_its_end_and_its_start_at_once(scene: Build) -> None:
     waiting = series(scene(), queuedTime=TIMES["queuedTime"])
     assert "queue_seconds" not in waiting
     assert waiting["queued_timestamp_seconds"] == 1767348000
@@ -60,7 +60,7 @@ def test_time_is_summed_over_ended_runs_and_over_the_gpus_of_all_pods(scene: Bui
     assert (found["active_seconds_total"], found["gpu_seconds_total"], found["gpus"]) == (60, 480, 8)
 
 
-def test_only_a_job_that_failed_for_good_has_a_reason_for_it(scene: Build) -> None:
+def test_only_a_finally_failed_job_has_a_failure_reason(scene: Build) -> None:
     condition = {"type": "Failed", "message": "no", "lastTransitionTime": TIMES["startTime"]}
     failed = series(scene(), conditions=[condition | {"status": "True", "reason": "Diverged"}])
     assert failed["failed Diverged"] == 1
@@ -68,17 +68,17 @@ def test_only_a_job_that_failed_for_good_has_a_reason_for_it(scene: Build) -> No
     assert [name for name in well if name.startswith("failed ")] == []
 
 
-def test_a_job_that_saves_no_checkpoints_says_so(scene: Build) -> None:
+def test_a_job_that_saves_no_checkpoints_has_the_value_zero(scene: Build) -> None:
     assert series(scene())["saves_checkpoints"] == 1
     assert series(scene(checkpoint={"resumePolicy": "Never"}))["saves_checkpoints"] == 0
 
 
-def test_a_figure_that_is_not_known_has_no_series(scene: Build) -> None:
+def test_an_unknown_value_has_no_series(scene: Build) -> None:
     found = series(scene())
     assert {name.split()[0] for name in found} == {"info", "status_phase", "gpus", "saves_checkpoints"}
 
 
-def test_a_job_that_is_gone_takes_every_series_along(scene: Build) -> None:
+def test_a_removed_job_has_no_series(scene: Build) -> None:
     one = scene()
     collector = JobCollector()
     collector.update(one.job)
@@ -86,7 +86,7 @@ def test_a_job_that_is_gone_takes_every_series_along(scene: Build) -> None:
     assert [sample for family in collector.collect() for sample in family.samples] == []
 
 
-def test_a_watch_that_has_said_nothing_yet_counts_from_the_start() -> None:
+def test_a_watch_without_events_counts_from_the_start() -> None:
     metrics = Metrics()
     metrics.update_gauges(7, {"pods": 5.0})
     value = metrics.registry.get_sample_value

@@ -30,7 +30,7 @@ PATIENCE = 200
 
 
 class Simulator(RuleBasedStateMachine):
-    """What happens around a job; each rule is one event, each look of the operator may be interrupted by another."""
+    """Events around a job; each rule is one event, and each reconcile may be interrupted by another."""
 
     nodes = 1
 
@@ -84,7 +84,7 @@ class Simulator(RuleBasedStateMachine):
 
     @rule()
     def things_go_on(self) -> None:
-        """The controller works, a pod starts, preflight passes, and the operator looks in peace."""
+        """The Job controller works, a pod starts, preflight passes, and a reconcile runs without interruption."""
         self.kueue_works(has_room=True)
         self.world.control()
         for pod in self.world.pods_in("Running"):
@@ -205,7 +205,7 @@ class Simulator(RuleBasedStateMachine):
 
     @invariant()
     def a_round_counts_once(self) -> None:
-        """Each trainer of the first rank, and each Job in which none ran at the time of the failure."""
+        """Return the trainers of rank 0, and the Jobs in which none ran when a pod failed."""
         status = self.world.status()
         assert sum((status.failures_by_reason or {}).values()) == (status.failures or 0)
         assert sum((status.preemptions_by_reason or {}).values()) == (status.preemptions or 0)
@@ -238,12 +238,12 @@ class Simulator(RuleBasedStateMachine):
                 assert run.result in {"Suspended", "Succeeded"}, run
 
     def unseen(self) -> int:
-        """Pods that went without an end that anybody saw."""
+        """Return the pods that disappeared without an observed end."""
         return self.world.made - len(self.world.ended_pods)
 
     @invariant()
     def an_end_is_the_end(self) -> None:
-        """But for the generation, which an edit of a finished job moves and the operator acknowledges."""
+        """Except for the generation, which the operator acknowledges after an edit of a finished job."""
         said = acknowledge_generation(self.world.status(), 0)
         if self.final is not None:
             assert said == self.final
@@ -251,7 +251,7 @@ class Simulator(RuleBasedStateMachine):
             self.final = said
 
     def teardown(self) -> None:
-        """From here on all goes well, and the job comes to an end; suspended first, it holds nothing."""
+        """Without further faults the job ends; if it is suspended first, it has no pods."""
         if not hasattr(self, "world"):
             return
         try:
@@ -301,13 +301,13 @@ class Simulator(RuleBasedStateMachine):
 
 
 class PairSimulator(Simulator):
-    """The same with two pods that train together, of which one may follow the other into its end."""
+    """The same with two pods that train together, of which one may end because of the other."""
 
     nodes = 2
 
     @invariant()
     def an_attempt_fails_once(self) -> None:
-        """A trainer that did not move may end by itself before its Job is removed, which then goes on."""
+        """A stalled trainer may end by itself before its Job is removed, and the Job then continues."""
         status = self.world.status()
         stalls = sum(run.reason == "NoProgress" for run in status.history or [])
         assert (status.failures or 0) <= (status.attempts or 0) + stalls

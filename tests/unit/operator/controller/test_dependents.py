@@ -1,4 +1,4 @@
-"""Who is woken by whose change."""
+"""Which waiting jobs a change returns."""
 
 from typing import Any
 
@@ -21,7 +21,7 @@ def job(scene: Any) -> Any:
     return build
 
 
-def test_a_change_of_phase_wakes_those_that_wait_and_progress_does_not(job: Any) -> None:
+def test_a_change_of_phase_returns_the_waiting_jobs_and_progress_does_not(job: Any) -> None:
     dependents = Dependents()
     dependents.update(job("one", "sft"))
     assert dependents.update(job("sft", phase="Training")) == {ONE}
@@ -29,7 +29,7 @@ def test_a_change_of_phase_wakes_those_that_wait_and_progress_does_not(job: Any)
     assert dependents.update(job("sft", phase="Succeeded")) == {ONE}
 
 
-def test_a_job_that_appears_or_is_deleted_wakes_those_that_wait(job: Any) -> None:
+def test_a_job_that_is_created_or_deleted_returns_the_waiting_jobs(job: Any) -> None:
     dependents = Dependents()
     dependents.update(job("sft", phase="Training"))
     dependents.update(job("one", "sft"))
@@ -37,7 +37,7 @@ def test_a_job_that_appears_or_is_deleted_wakes_those_that_wait(job: Any) -> Non
     assert dependents.update(job("sft")) == {ONE}
 
 
-def test_nobody_of_another_namespace_is_woken(job: Any) -> None:
+def test_a_job_of_another_namespace_is_not_returned(job: Any) -> None:
     dependents = Dependents()
     dependents.update(job("one", "sft"))
     assert dependents.remove(Key("other", "sft")) == frozenset()
@@ -60,7 +60,7 @@ def test_nobody_of_another_namespace_is_woken(job: Any) -> None:
         },
     ],
 )
-def test_a_job_that_waits_no_more_is_not_woken_and_not_kept(job: Any, status: Any) -> None:
+def test_a_job_that_no_longer_waits_is_neither_returned_nor_kept(job: Any, status: Any) -> None:
     dependents = Dependents()
     dependents.update(job("one", "sft"))
     dependents.update(job("sft", phase="Training"))

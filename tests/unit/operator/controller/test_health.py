@@ -1,4 +1,4 @@
-"""What the probes hear, over a real socket."""
+"""The answers of the probes, over a real socket."""
 
 import socket
 
@@ -45,7 +45,7 @@ async def test_liveness_fails_when_a_job_waits_and_no_worker_takes_any() -> None
     assert await ask(health, "/healthz") == [200]
 
 
-async def test_liveness_says_nothing_against_an_idle_operator_nor_one_that_waits_for_a_time() -> None:
+async def test_liveness_passes_for_an_idle_operator_and_for_one_whose_keys_are_due_later() -> None:
     clock = Clock()
     queue: WorkQueue[Key] = WorkQueue(clock)
     queue.add_after(KEY, 10_000)

@@ -61,7 +61,7 @@ async def test_a_failed_key_is_returned_again_after_its_delay() -> None:
     assert await asyncio.wait_for(queue.get(), 1) == "a"
 
 
-async def test_a_due_key_that_no_worker_takes_shows() -> None:
+async def test_a_due_key_that_no_worker_takes_is_a_stall() -> None:
     now = 0.0
     queue: WorkQueue[str] = WorkQueue(lambda: now)
     queue.add_after("a", 5)

@@ -69,7 +69,7 @@ def test_the_default_hub_completes_a_hub_without_an_endpoint(
         (ROWS, MIRROR, [("train", "rows", False), ("validation", "team-token", True)]),
     ],
 )
-def test_the_default_token_goes_to_the_default_hub_alone(scene: Any, spec: Any, default: Any, tokens: Any) -> None:
+def test_the_default_token_is_only_used_for_the_default_hub(scene: Any, spec: Any, default: Any, tokens: Any) -> None:
     found = hub_tokens(scene(**spec).job.spec, _settings(**default))
     assert [(one.role.value, one.secret, one.is_default) for one in found] == tokens
 
@@ -96,7 +96,7 @@ def test_the_config_names_the_hub_and_only_the_secrets_that_must_be_there(scene:
 
 
 @pytest.mark.parametrize("kind", ["preflight", "trainer"])
-def test_cache_and_authority_are_mounted_in_both_pods(built: Any, kind: str) -> None:
+def test_cache_and_ca_are_mounted_in_both_pods(built: Any, kind: str) -> None:
     found = _mounted(built(kind, modelCache={"claimName": "hf-cache"}, hub={"caSecretRef": {"name": "ca"}}, **MODEL))
     volume, mount = found["model-cache"]
     assert volume["persistentVolumeClaim"] == {"claimName": "hf-cache"}
@@ -110,16 +110,14 @@ REWARDED = {"objective": "RLHF", "rlhf": {"rewardModel": {"uri": "s3://bucket/re
 
 
 @pytest.mark.parametrize(("spec", "is_mounted"), [({}, False), (MODEL, True), (ROWS, True), (REWARDED, True)])
-def test_the_default_authority_must_be_there_only_for_jobs_that_may_use_a_hub(
-    built: Any, spec: Any, is_mounted: bool
-) -> None:
-    """A reward model's own base may lie on a hub, which its URI does not tell."""
+def test_the_default_ca_is_required_only_for_jobs_that_may_use_a_hub(built: Any, spec: Any, is_mounted: bool) -> None:
+    """A reward model's own base may be on a hub, which its URI does not show."""
     chosen = _settings(**MIRROR | {"default_hub_ca_secret": "ca"})
     assert ("hub-ca" in _mounted(built(using=chosen, **spec))) is is_mounted
 
 
 @pytest.mark.parametrize("kind", ["preflight", "trainer"])
-def test_proxies_reach_the_pods_in_both_spellings(built: Any, kind: str) -> None:
+def test_proxies_are_set_in_upper_and_lower_case(built: Any, kind: str) -> None:
     chosen = _settings(https_proxy="http://proxy.example:3128", no_proxy="minio.minio,.svc,$(HOME)")
     found = _environment(built(kind, using=chosen))
     assert found["https_proxy"] == found["HTTPS_PROXY"] == "http://proxy.example:3128"

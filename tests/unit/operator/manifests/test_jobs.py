@@ -20,7 +20,7 @@ def _container(job: Any) -> Any:
     return _pod(job)["containers"][0]
 
 
-def test_preflight_holds_no_gpu_and_asks_for_little(built: Any) -> None:
+def test_preflight_requests_no_gpu_and_few_resources(built: Any) -> None:
     container = _container(built("preflight"))
     assert container["args"] == ["preflight"]
     assert container["resources"] == {"requests": {"cpu": "250m", "memory": "512Mi"}}
@@ -37,7 +37,7 @@ def test_gpu_requests_equal_limits_and_cannot_be_overruled(built: Any) -> None:
     assert given == {"requests": {"cpu": 4, "amd.com/gpu": 1}, "limits": {"memory": "24Gi", "amd.com/gpu": 1}}
 
 
-def test_a_job_without_gpus_asks_for_none(built: Any) -> None:
+def test_a_job_without_gpus_requests_none(built: Any) -> None:
     assert _container(built(resources={"gpusPerNode": 0}))["resources"] == {}
 
 
@@ -65,7 +65,7 @@ def test_the_platform_may_choose_the_user(built: Any) -> None:
     assert _pod(built())["securityContext"]["fsGroup"] == 65532
 
 
-def test_every_cache_lies_in_the_workspace(built: Any) -> None:
+def test_every_cache_is_in_the_workspace(built: Any) -> None:
     environment = {one["name"]: one.get("value") for one in _container(built())["env"]}
     for name in ("HOME", "TMPDIR", "HF_HOME", "TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "MPLCONFIGDIR"):
         assert environment[name].startswith("/workspace")

@@ -1,4 +1,4 @@
-"""`spec.tracking`: what the pods are given, and where figures may go."""
+"""`spec.tracking`: what is mounted into the pods, and which servers are allowed."""
 
 from typing import Any
 

@@ -30,7 +30,7 @@ from finetune_operator.settings import Settings
         "fe80::1%25eth0",
     ],
 )
-def test_metadata_addresses_are_known_in_every_spelling(host: str) -> None:
+def test_metadata_addresses_are_recognised_in_every_notation(host: str) -> None:
     assert is_metadata_address(host)
 
 
@@ -64,7 +64,7 @@ def test_what_is_refused_by_default_is_allowed_by_its_setting(scene: Any, spec: 
     assert find_refusal(job, Settings(trainer_image="registry.example/trainer:1", **allowed)) is None
 
 
-def test_a_service_account_of_another_namespace_is_not_meant(scene: Any) -> None:
+def test_a_service_account_of_another_namespace_is_not_allowed(scene: Any) -> None:
     settings = Settings(trainer_image="x/y:1", allowed_service_accounts=["other/ml"])
     assert find_refusal(scene(trainer={"serviceAccountName": "ml"}).job, settings)
 
@@ -107,7 +107,7 @@ def test_a_star_in_the_list_stays_within_its_part_of_the_url(scene: Any, endpoin
         ("https://[2001:db8::1]:9000", "https://[2001:db8::1]:9000"),
     ],
 )
-def test_a_listed_endpoint_may_be_spelled_in_its_usual_ways(scene: Any, endpoint: str, pattern: str) -> None:
+def test_a_listed_endpoint_may_be_written_in_its_usual_forms(scene: Any, endpoint: str, pattern: str) -> None:
     settings = Settings(trainer_image="x/y:1", allowed_storage_endpoints=[pattern])
     assert find_refusal(scene(storage={"endpoint": endpoint}).job, settings) is None
 

@@ -1,4 +1,4 @@
-"""The table of sentences, and what is derived from the conditions."""
+"""The table of messages, and what is derived from the conditions."""
 
 from datetime import UTC, datetime
 from string import Formatter
@@ -31,7 +31,7 @@ VALIDATED = (C.VALIDATED, "True", R.DATASET_VALID)
 
 
 @pytest.mark.parametrize(("kind", "reason"), list(MESSAGES))
-def test_every_sentence_can_be_said_and_leaves_no_hole(kind: C, reason: str) -> None:
+def test_every_message_can_be_formatted_and_has_no_empty_field(kind: C, reason: str) -> None:
     one = conditions((kind, "False", reason)).status.condition(kind)
     assert one is not None
     fields = {name for _, name, _, _ in Formatter().parse(MESSAGES[kind, reason]) if name is not None}
@@ -53,7 +53,7 @@ def test_every_sentence_can_be_said_and_leaves_no_hole(kind: C, reason: str) -> 
         (C.FAILED, R.DIVERGED, "a detail"),
     ],
 )
-def test_a_condition_says_the_sentence_of_its_reason(kind: C, reason: str, sentence: str) -> None:
+def test_a_condition_has_the_message_of_its_reason(kind: C, reason: str, sentence: str) -> None:
     one = conditions((kind, "False", reason)).status.condition(kind)
     assert one is not None
     assert one.message == sentence
@@ -67,7 +67,7 @@ def test_what_users_wrote_is_not_read_as_a_template() -> None:
     assert one.message == "The image cannot be pulled: {x} {0} {detail}"
 
 
-def test_a_condition_without_words_says_its_reason_and_a_long_one_is_cut() -> None:
+def test_a_condition_without_a_message_shows_its_reason_and_a_long_one_is_cut() -> None:
     found = conditions()
     found.set(C.FAILED, "True", R.DIVERGED)
     one = found.status.condition(C.FAILED)

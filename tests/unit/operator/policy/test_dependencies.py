@@ -1,4 +1,4 @@
-"""What a job needs of other jobs, as a table, and what it holds on to once it has started."""
+"""What a job needs from other jobs, as a table, and what it pins."""
 
 from collections.abc import Callable
 from typing import Any
@@ -48,7 +48,7 @@ def job(scene: Callable[..., Any]) -> Callable[..., FineTuneJob]:
 
 TABLE = [
     ("a parent that is not there", CHILD, [], "WaitingForParent", "there is no FineTuneJob sft in namespace team"),
-    ("a parent nobody looked at", CHILD, [("sft", {})], "WaitingForParent", "it has just been created"),
+    ("a parent without a status", CHILD, [("sft", {})], "WaitingForParent", "it has just been created"),
     ("a parent that trains", CHILD, [("sft", {"phase": "Training"})], "WaitingForParent", "it is Training"),
     ("a parent that has failed", CHILD, [("sft", {"phase": "Failed"})], "ParentFailed", "failed (Diverged: NaN)"),
     ("a complete parent", CHILD, [("sft", {"phase": "Succeeded"})], None, ""),
@@ -145,7 +145,7 @@ def test_a_job_needs(job: Any, spec: Any, others: Any, reason: str | None, words
     assert words in (found.detail if found else "")
 
 
-def test_a_waiting_job_creates_nothing_and_says_for_what_it_waits(scene: Any, job: Any) -> None:
+def test_a_waiting_job_creates_nothing_and_names_what_it_waits_for(scene: Any, job: Any) -> None:
     one = scene(**CHILD)
     one.extra["relatives"] = {"sft": job("sft", "Training")}
     one.settle()
@@ -156,7 +156,7 @@ def test_a_waiting_job_creates_nothing_and_says_for_what_it_waits(scene: Any, jo
     assert one.condition("Stalled")["status"] == "False"
 
 
-def test_parents_are_pinned_in_a_write_of_their_own_before_anything_is_created(scene: Any, job: Any) -> None:
+def test_parents_are_pinned_in_a_separate_write_before_anything_is_created(scene: Any, job: Any) -> None:
     one = scene(**CHILD)
     one.extra["relatives"] = {"sft": job("sft", "Succeeded")}
     first = one.look()
@@ -174,7 +174,7 @@ def test_parents_are_pinned_in_a_write_of_their_own_before_anything_is_created(s
     assert one.look().create is not None
 
 
-def test_the_pods_are_told_what_was_pinned_whatever_becomes_of_the_parents(scene: Any, job: Any) -> None:
+def test_the_pods_get_what_was_pinned_whatever_happens_to_the_parents(scene: Any, job: Any) -> None:
     one = scene(**SCORED | CHILD)
     one.extra["relatives"] = {"sft": job("sft", "Succeeded"), "scorer": job("scorer", "Succeeded", **REWARD)}
     one.settle()
@@ -217,13 +217,13 @@ def test_a_job_without_parents_takes_none_from_a_report(scene: Any) -> None:
 
 
 def test_waiting_is_an_event_once_however_often_the_parent_changes(scene: Any, job: Any) -> None:
-    one, told = scene(**CHILD), []
+    one, posted = scene(**CHILD), []
     for phase in ("", "Preflight", "Training", "Failed", "Training", "Succeeded"):
         before = FineTuneJobStatus.model_validate(one.status)
         one.extra["relatives"] = {"sft": job("sft", phase)}
         one.object["status"] = one.look().status.to_wire()
-        told += [(event.reason.value, event.is_warning) for event in derive_events(before, one.job.status)]
-    assert told == [
+        posted += [(event.reason.value, event.is_warning) for event in derive_events(before, one.job.status)]
+    assert posted == [
         ("WaitingForParent", False),
         ("WaitingForParent", True),
         ("WaitingForParent", False),
@@ -231,7 +231,7 @@ def test_waiting_is_an_event_once_however_often_the_parent_changes(scene: Any, j
     ]
 
 
-def test_a_circle_ends_when_one_of_its_jobs_is_deleted(scene: Any, job: Any) -> None:
+def test_a_cycle_ends_when_one_of_its_jobs_is_deleted(scene: Any, job: Any) -> None:
     one = scene(**CHILD)
     one.extra["relatives"] = {"sft": job("sft", lineage={"parentRef": {"name": "one"}})}
     one.settle()
@@ -241,7 +241,7 @@ def test_a_circle_ends_when_one_of_its_jobs_is_deleted(scene: Any, job: Any) -> 
     assert one.status["reason"] == "WaitingForParent"
 
 
-def test_what_is_forbidden_is_said_before_what_is_awaited(scene: Any) -> None:
+def test_a_forbidden_spec_is_reported_before_a_missing_parent(scene: Any) -> None:
     one = scene(**CHILD, trainer={"image": "evil.example/x"})
     one.settle()
     assert one.status["reason"] == "Forbidden"

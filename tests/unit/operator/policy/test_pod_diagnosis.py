@@ -1,4 +1,4 @@
-"""Claims that keep a pod from a node: the scheduler's words, and what mends them."""
+"""Claims that keep a pod from a node: the scheduler's message, and the fix."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import pytest
 
 
 @pytest.mark.parametrize(
-    ("said", "shown"),
+    ("message", "shown"),
     [
         (
             '0/3 nodes are available: persistentvolumeclaim "hf-cache" not found. preemption: 0/3 nodes are available: '
@@ -32,13 +32,13 @@ import pytest
     ],
 )
 @pytest.mark.parametrize("stage", ["preflight", "training"])
-def test_the_cause_of_a_pending_pod_is_shown_with_its_fix(scene: Any, stage: str, said: str, shown: str) -> None:
+def test_the_cause_of_a_pending_pod_is_shown_with_its_fix(scene: Any, stage: str, message: str, shown: str) -> None:
     one = scene(modelCache={"claimName": "hf-cache"})
     one.settle()
     if stage == "training":
         one.to_training()
     child = "one-1" if stage == "training" else "one-preflight"
-    condition = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": said}
+    condition = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message}
     one.pod(child, conditions=[condition])
     one.settle()
     running = one.condition("Running")

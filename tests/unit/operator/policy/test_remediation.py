@@ -1,4 +1,4 @@
-"""Root causes in words: what people read for each trouble, on the condition, in the history and as an event."""
+"""Root causes with their fixes, in the condition, in the history and as an event."""
 
 from datetime import timedelta
 from typing import Any
@@ -79,7 +79,7 @@ def shown(one: Any, reason: str, fix: str) -> str:
 
 
 @pytest.mark.parametrize(("words", "fix"), UNSCHEDULABLE)
-def test_why_no_node_takes_the_pod(scene: Any, words: str, fix: str) -> None:
+def test_why_no_node_can_run_the_pod(scene: Any, words: str, fix: str) -> None:
     one = scene().to_training()
     condition = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": words}
     one.pod("one-1", conditions=[condition])
@@ -152,7 +152,7 @@ def test_why_the_container_does_not_start(scene: Any, reason: str, words: str, f
         ({"code": 143, "disruption": "DeletionByTaintManager"}, "Preempted", "DeletionByTaintManager", "its node"),
     ],
 )
-def test_how_a_run_ended_says_what_to_change(scene: Any, end: Any, result: str, reason: str, fix: str) -> None:
+def test_the_end_of_a_run_names_what_to_change(scene: Any, end: Any, result: str, reason: str, fix: str) -> None:
     one = scene().to_training()
     before = one.job.status
     one.end(one.pod("one-1"), **end)
@@ -164,7 +164,7 @@ def test_how_a_run_ended_says_what_to_change(scene: Any, end: Any, result: str, 
     assert [fix in message for message in events] == [True]
 
 
-def test_a_pod_that_the_kubelet_refused_says_so(scene: Any) -> None:
+def test_a_pod_that_the_kubelet_rejected_is_reported(scene: Any) -> None:
     one = scene().to_training()
     one.reject(one.pod("one-1"), "UnexpectedAdmissionError", "Allocate failed: no healthy devices")
     one.settle()
@@ -173,14 +173,14 @@ def test_a_pod_that_the_kubelet_refused_says_so(scene: Any) -> None:
     assert run["message"].startswith("UnexpectedAdmissionError: Allocate failed: no healthy devices: check the node's")
 
 
-def test_the_trainers_own_sentence_is_not_added_to(scene: Any) -> None:
+def test_the_trainers_own_message_is_unchanged(scene: Any) -> None:
     one = scene().to_training()
-    one.end(one.pod("one-1"), 77, one.report("Failed", message="bucket b says 403: grant s3:PutObject"))
+    one.end(one.pod("one-1"), 77, one.report("Failed", message="bucket b: 403: grant s3:PutObject"))
     one.settle()
-    assert one.status["history"][0]["message"] == "bucket b says 403: grant s3:PutObject"
+    assert one.status["history"][0]["message"] == "bucket b: 403: grant s3:PutObject"
 
 
-def test_every_code_of_the_exit_table_has_advice() -> None:
+def test_every_code_of_the_exit_table_has_a_fix() -> None:
     codes = set(ExitCode) - {ExitCode.OK, ExitCode.PREEMPTED}
     assert {code.reason for code in codes} - set(advice.FIXES_BY_REASON) == set()
     assert set(advice.FIXES_BY_MESSAGE) <= set(advice.FIXES_BY_REASON)
@@ -188,12 +188,12 @@ def test_every_code_of_the_exit_table_has_advice() -> None:
 
 
 @pytest.mark.parametrize("reason", sorted(advice.FIXES_BY_REASON))
-def test_advice_does_not_grow_when_it_is_given_twice(reason: str) -> None:
+def test_a_fix_is_appended_once(reason: str) -> None:
     once = advice.append_fix(reason, "words.")
     assert advice.append_fix(reason, once) == once
 
 
-def test_a_trouble_is_one_event_for_as_long_as_it_lasts(scene: Any) -> None:
+def test_a_problem_is_one_event_as_long_as_it_lasts(scene: Any) -> None:
     one = scene().to_training()
     words = "0/4 nodes are available: 4 Insufficient nvidia.com/gpu."
     condition = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": words}
