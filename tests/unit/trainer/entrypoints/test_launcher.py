@@ -10,7 +10,7 @@ import pytest
 
 from finetune_api.handoff import ExitCode, JobConfig, Outcome, Report
 from finetune_api.spec import FineTuneJobSpec
-from finetune_trainer.distributed.peer_link import Done, Event, Lost
+from finetune_trainer.distributed.peer_link import Done, Event, Lost, PeerLink
 from finetune_trainer.distributed.rank_layout import LEFT_GROUP, Layout, build_layout
 from finetune_trainer.distributed.rank_processes import RankProcesses
 from finetune_trainer.entrypoints import launcher
@@ -70,7 +70,7 @@ class Ranks(RankProcesses):
 
 
 @dataclass
-class Others:
+class Others(PeerLink):
     """The other pods, which report one event at a time."""
 
     events: list[Event] = field(default_factory=list)
@@ -80,9 +80,6 @@ class Others:
     def poll(self) -> list[Event]:
         return [self.events.pop(0)] if self.events else []
 
-    def is_complete(self) -> bool:
-        return self.is_here
-
     def missing(self) -> list[int]:
         return [] if self.is_here else [1]
 
@@ -91,9 +88,6 @@ class Others:
 
     def send_done(self) -> None:
         self.sent.append("done")
-
-    def close(self) -> None:
-        """There is nothing to close."""
 
 
 def make_report(outcome: Outcome, reason: str) -> Report:

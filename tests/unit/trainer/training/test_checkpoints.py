@@ -36,7 +36,7 @@ def no_store() -> Any:
 
 
 class Recording(LocalStorage):
-    """A bucket that notes every change in order, and fails where it is told to."""
+    """A bucket that records every change in order, and fails on request."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__({"s3://bucket": folder}, no_store)
@@ -102,7 +102,7 @@ class Pod:
         return self
 
     def there(self) -> list[int]:
-        """The steps of which something lies in storage."""
+        """The steps with files in storage."""
         return sorted(group_by_step(self.storage.list(f"{OUTPUT}/checkpoints")))
 
 
@@ -190,9 +190,9 @@ DAMAGES = {
 }
 
 
-@pytest.mark.parametrize(("damage", "told"), DAMAGES.values(), ids=DAMAGES.keys())
+@pytest.mark.parametrize(("damage", "problem"), DAMAGES.values(), ids=DAMAGES.keys())
 def test_a_broken_checkpoint_is_named_and_removed_and_the_one_before_it_taken(
-    bucket: Path, damage: Callable[[Path], Any], told: str, caplog: pytest.LogCaptureFixture
+    bucket: Path, damage: Callable[[Path], Any], problem: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     Pod(bucket).save(10, 20)
     damage(bucket)
@@ -203,8 +203,8 @@ def test_a_broken_checkpoint_is_named_and_removed_and_the_one_before_it_taken(
     assert pod.there() == [10]
     assert pod.reporter.snapshot().progress.resumed_from_step == 10
     note = pod.reporter.snapshot().progress.note
-    assert note == f"skipped broken checkpoints: step-000020: {told}"
-    assert told in caplog.text
+    assert note == f"skipped broken checkpoints: step-000020: {problem}"
+    assert problem in caplog.text
     assert pod.save(20).there() == [10, 20]
 
 
@@ -218,7 +218,7 @@ def test_where_none_is_whole_the_training_begins_anew(bucket: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("other", "told"),
+    ("other", "problem"),
     [
         ({"changes": {"hyperparameters": {"seed": 1}}}, "its spec differs (configSha256 "),
         ({"rows": ROWS | {"dataset/train.jsonl": "c" * 64}}, "its rows differ (dataset/train.jsonl: SHA-256 aaaaaaaa"),
@@ -228,14 +228,14 @@ def test_where_none_is_whole_the_training_begins_anew(bucket: Path) -> None:
     ],
 )
 def test_a_checkpoint_of_something_else_is_refused_by_what_differs(
-    bucket: Path, other: dict[str, Any], told: str
+    bucket: Path, other: dict[str, Any], problem: str
 ) -> None:
     Pod(bucket).save(10)
     pod = Pod(bucket, **other)
     with pytest.raises(TrainerError) as caught:
         pod.checkpoints.restore()
     assert caught.value.code is ExitCode.OUTPUT_CONFLICT
-    assert told in caught.value.message
+    assert problem in caught.value.message
     assert pod.there() == [10]
 
 

@@ -50,10 +50,10 @@ def test_runs_are_told_oldest_first_and_those_of_an_earlier_job_of_the_name_are_
     stop(tmp_path, monkeypatch, earlier, "old")
     for name, step in [("z", 4), ("a", 9)]:
         stop(tmp_path, monkeypatch, config, name, step)
-    told = interrupted_runs.read(config, Folder(tmp_path))
-    assert {(run.pod_uid, run.last_step) for run in told} == {("z-uid", 4), ("a-uid", 9)}
-    assert {run.start_time for run in told} == {BEGAN}
-    assert told == sorted(told, key=lambda run: run.end_time)
+    runs = interrupted_runs.read(config, Folder(tmp_path))
+    assert {(run.pod_uid, run.last_step) for run in runs} == {("z-uid", 4), ("a-uid", 9)}
+    assert {run.start_time for run in runs} == {BEGAN}
+    assert runs == sorted(runs, key=lambda run: run.end_time)
 
 
 def test_nothing_is_left_once_the_job_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,9 +81,9 @@ def test_a_store_that_is_away_does_not_keep_a_stopped_run_from_ending(
 ) -> None:
     class Away(Folder):
         def put(self, uri: str, data: bytes) -> None:
-            raise StorageUnavailable("nobody answers")
+            raise StorageUnavailable("no answer")
 
     monkeypatch.setenv(ENV_POD_NAME, "pod")
     monkeypatch.setenv(ENV_POD_UID, "uid")
     interrupted_runs.record(make_config(), Away(tmp_path), BEGAN, 1, None)
-    assert "nobody answers" in caplog.text
+    assert "no answer" in caplog.text

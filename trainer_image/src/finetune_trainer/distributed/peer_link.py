@@ -10,7 +10,8 @@ import re
 import socket
 import time
 from dataclasses import dataclass, field
-from typing import Protocol
+
+from typing_extensions import override
 
 from finetune_api.handoff import ExitCode
 
@@ -50,26 +51,29 @@ class Done:
 Event = Lost | Done
 
 
-class PeerLink(Protocol):
-    """One end of the connections between the pods of an attempt."""
+class PeerLink:
+    """One end of the connections between the pods of an attempt; this one, of a single pod, has no peer."""
 
     def poll(self) -> list[Event]:
         """Return the events since the last call, without waiting."""
+        return []
 
     def is_complete(self) -> bool:
         """Return whether every expected pod has connected."""
+        return not self.missing()
 
     def missing(self) -> list[int]:
         """Return the pods that have not connected yet."""
+        return []
 
     def send_failed(self, node: int, code: int | None) -> None:
-        """Report that a pod ended, to every pod that is still connected."""
+        """Report that a pod ended, to every other pod that is still connected."""
 
     def send_done(self) -> None:
-        """Report that the result is published."""
+        """Report that the result is published; only the first pod publishes."""
 
     def close(self) -> None:
-        """Close the connections."""
+        """Close the connections and refuse new ones."""
 
 
 @dataclass
@@ -113,7 +117,7 @@ class Connection:
             self.is_closed = True
 
 
-class Coordinator:
+class Coordinator(PeerLink):
     """The end in the first pod: it receives from every other pod and forwards each failure."""
 
     def __init__(self, attempt: str, nodes: int, port: int) -> None:
@@ -126,6 +130,7 @@ class Coordinator:
         self._pending: list[Connection] = []
         self._peers: dict[int, Connection] = {}
 
+    @override
     def poll(self) -> list[Event]:
         """Accept new peers and return the pods that ended or are lost."""
         self._accept()
@@ -136,27 +141,23 @@ class Coordinator:
             events += reported or ([Lost(node)] if peer.is_closed else [])
         return events
 
-    def is_complete(self) -> bool:
-        """Return whether all other pods have connected."""
-        return len(self._peers) == self._nodes - 1
-
+    @override
     def missing(self) -> list[int]:
-        """Return the pods that have not connected."""
         return sorted(set(range(1, self._nodes)) - self._peers.keys())
 
+    @override
     def send_failed(self, node: int, code: int | None) -> None:
-        """Report the failure to every pod except the failed one."""
         for number, peer in self._peers.items():
             if number != node:
                 peer.send(_failed_line(node, code))
 
+    @override
     def send_done(self) -> None:
-        """Report to every pod that the result is published."""
         for peer in self._peers.values():
             peer.send("done")
 
+    @override
     def close(self) -> None:
-        """Close every connection and refuse new ones."""
         for connection in [*self._peers.values(), *self._pending]:
             connection.socket.close()
         self._server.close()
@@ -194,7 +195,7 @@ class Coordinator:
         return node if 0 < node < self._nodes and node not in self._peers else None
 
 
-class Member:
+class Member(PeerLink):
     """The end in any other pod: it is connected to the coordinator alone."""
 
     def __init__(self, attempt: str, node: int, address: tuple[str, int]) -> None:
@@ -203,6 +204,7 @@ class Member:
         self._is_accepted = False
         self._next_try = 0.0
 
+    @override
     def poll(self) -> list[Event]:
         """Connect until the coordinator accepts; then return the events that it sends."""
         if self._connection is None:
@@ -217,24 +219,17 @@ class Member:
             self._next_try = time.monotonic() + RETRY_SECONDS
         return events or ([Lost(0)] if connection.is_closed and self._is_accepted else [])
 
-    def is_complete(self) -> bool:
-        """Return whether the coordinator has accepted this pod."""
-        return self._is_accepted
-
+    @override
     def missing(self) -> list[int]:
-        """Return the first pod until it has accepted this one."""
         return [] if self._is_accepted else [0]
 
+    @override
     def send_failed(self, node: int, code: int | None) -> None:
-        """Report the failure to the coordinator, which forwards it."""
         if self._connection:
             self._connection.send(_failed_line(node, code))
 
-    def send_done(self) -> None:
-        """Do nothing: only the first pod publishes."""
-
+    @override
     def close(self) -> None:
-        """Close the connection."""
         if self._connection:
             self._connection.socket.close()
 
@@ -254,31 +249,6 @@ class Member:
         connected.setblocking(False)
         self._connection = Connection(connected)
         self._connection.send(f"hello {self._attempt} {self._node}")
-
-
-class NoPeers:
-    """The peer link of an attempt with a single pod; there is nothing to send or receive."""
-
-    def poll(self) -> list[Event]:
-        """Return no event."""
-        return []
-
-    def is_complete(self) -> bool:
-        """Return True."""
-        return True
-
-    def missing(self) -> list[int]:
-        """Return no pod."""
-        return []
-
-    def send_failed(self, node: int, code: int | None) -> None:
-        """Do nothing."""
-
-    def send_done(self) -> None:
-        """Do nothing."""
-
-    def close(self) -> None:
-        """Do nothing."""
 
 
 def _failed_line(node: int, code: int | None) -> str:

@@ -10,6 +10,7 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore, Store
+from typing_extensions import override
 
 from finetune_api.handoff import ExitCode
 from finetune_trainer.errors import Stopped, TrainerError
@@ -98,39 +99,40 @@ class ManyRanks(World):
         self._store = store
         self._control = dist.new_group(backend="gloo", timeout=COLLECTIVE_TIMEOUT)
 
+    @override
     def any_rank(self, flag: bool) -> bool:
-        """All-reduce the flag."""
         found = torch.tensor([int(flag)], dtype=torch.int32)
         dist.all_reduce(found, dist.ReduceOp.MAX, group=self._control)
         return bool(found.item())
 
+    @override
     def gather(self, own: torch.Tensor) -> list[torch.Tensor]:
-        """All-gather the tensor."""
         found = [torch.empty_like(own) for _ in range(self.size)]
         dist.all_gather(found, own, group=self._control)
         return found
 
+    @override
     def set_key(self, name: str, value: str = "") -> None:
-        """Set the key."""
         self._store.set(name, value)
 
+    @override
     def wait_key(self, name: str, on_poll: OnPoll) -> str:
-        """Poll the key until it is set."""
         while not self._store.check([name]):
             on_poll()
             time.sleep(POLL_SECONDS)
         return str(self._store.get(name), "utf-8")
 
+    @override
     def destroy_group(self, on_poll: OnPoll) -> None:
-        """Destroy it in all processes together: NCCL treats a process that leaves early as lost and aborts the rest."""
+        # All processes leave together: NCCL treats one that leaves early as lost and aborts the rest.
         if self.is_first:
             self.set_key("trained")
         else:
             self.wait_key("trained", on_poll)
         dist.destroy_process_group()
 
+    @override
     def leave(self) -> None:
-        """Set this process's key; the first process then waits for all keys."""
         names = [f"left/{rank}" for rank in range(self.size)]
         deadline = time.monotonic() + LEAVE_SECONDS
         try:
@@ -142,18 +144,21 @@ class ManyRanks(World):
 
 
 class AgreedStop(StopFlag):
-    """A stop that all processes observe at the same point, for work that none can continue without the others."""
+    """A stop that all processes observe at the same point, for work that none can continue without the others.
+
+    Both methods are collectives; `raise_if_set` raises in all processes or in none.
+    """
 
     def __init__(self, stop: StopFlag, world: World) -> None:
         super().__init__()
         self._stop, self._world = stop, world
 
+    @override
     def is_set(self) -> bool:
-        """Return whether any process was asked to stop; a collective."""
         return self._world.any_rank(self._stop.is_set())
 
+    @override
     def raise_if_set(self) -> None:
-        """Raise `Stopped` in all processes, or in none; a collective."""
         is_asked = self._stop.is_set()
         if self._world.any_rank(is_asked):
             raise Stopped if is_asked else Stopped("stopped together with a pod that got SIGTERM")

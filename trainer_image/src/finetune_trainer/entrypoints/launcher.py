@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from finetune_api.handoff import ExitCode, JobConfig, Outcome, Report
 from finetune_api.names import Reason
-from finetune_trainer.distributed.peer_link import Coordinator, Done, Lost, Member, NoPeers, PeerLink
+from finetune_trainer.distributed.peer_link import Coordinator, Done, Lost, Member, PeerLink
 from finetune_trainer.distributed.rank_layout import Layout
 from finetune_trainer.distributed.rank_processes import KILLED, RankProcesses, most_specific, specificity
 from finetune_trainer.entrypoints.pod import read_config, record_interruption, serve
@@ -246,7 +246,7 @@ def launch(state: RunState, layout: Layout, *, config_path: Path, port: int, wor
 def _open_peer_link(config: JobConfig, layout: Layout) -> PeerLink:
     attempt = f"{config.uid}/{config.attempt}"
     if layout.nodes == 1:
-        return NoPeers()
+        return PeerLink()
     if not layout.is_first:
         return Member(attempt, layout.node, (layout.first_pod, layout.peer_link_port))
     try:

@@ -116,9 +116,9 @@ def with_merged(answers: list[Answer], merge: MergeCheck | ScoreCheck | None) ->
 
 def evaluate_gates(record: RunRecord) -> EvaluationStatus:
     """Return the gates' results with one message; the files hold the figures."""
-    asked = record.config.spec.evaluation.gate
-    missed = find_unmet(asked, record.baseline, record.final, record.answers)
-    gate = GateResult.NOT_CONFIGURED if asked is None else GateResult.NOT_MET if missed else GateResult.PASSED
+    requested = record.config.spec.evaluation.gate
+    missed = find_unmet(requested, record.baseline, record.final, record.answers)
+    gate = GateResult.NOT_CONFIGURED if requested is None else GateResult.NOT_MET if missed else GateResult.PASSED
     merged = record.merge.result if record.merge else GateResult.NOT_ASKED
     problems = [*missed, *([record.merge.sentence] if record.merge and record.merge.sentence else [])]
     return EvaluationStatus(gate=gate.value, merged=merged.value, message=one_line("; ".join(problems)) or None)

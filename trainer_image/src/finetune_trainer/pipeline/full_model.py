@@ -60,27 +60,27 @@ def make_full_model(inputs: Inputs, trained: TrainingResult) -> MergeCheck | Sco
     _require_unchanged_base(inputs, on_work)
     if not traits_of(inputs.run.config.spec.objective).writes_text:
         pairs = [sample for sample in inputs.validation or inputs.train if isinstance(sample, EncodedPair)]
-        check = save_scoring_model(inputs.model, inputs.best_weights, output, pairs, on_work)
+        score = save_scoring_model(inputs.model, inputs.best_weights, output, pairs, on_work)
         save_tokenizer(inputs.model, output, inputs.labeler)
-        return check
+        return score
     began = time.monotonic()
     plan = build_plan(inputs, trained)
     try:
         for candidate in plan.candidates:
             make_candidate(plan, candidate, on_work)
             save_tokenizer(inputs.model, candidate.directory, inputs.labeler)
-        judged = judge_candidates(inputs, trained, plan, run_gate(plan, run.workspace, run.reporter, run.stop))
+        check = judge_candidates(inputs, trained, plan, run_gate(plan, run.workspace, run.reporter, run.stop))
     except GateNotRun as why:
-        judged = MergeCheck(plan.precision, trained.full_loss, [], [], None, str(why))
-    judged = replace(judged, seconds=time.monotonic() - began)
+        check = MergeCheck(plan.precision, trained.full_loss, [], [], None, str(why))
+    check = replace(check, seconds=time.monotonic() - began)
     for candidate in plan.candidates:
-        if judged.chosen and judged.chosen.name == candidate.name:
+        if check.chosen and check.chosen.name == candidate.name:
             shutil.move(candidate.directory, output)
         else:
             shutil.rmtree(candidate.directory, ignore_errors=True)
-    if judged.chosen is None and plan.weights:  # no other file holds them
+    if check.chosen is None and plan.weights:  # no other file holds them
         shutil.copyfile(plan.weights, inputs.result / Artifact.WITHHELD)
-    return judged
+    return check
 
 
 def build_plan(inputs: Inputs, trained: TrainingResult) -> GatePlan:

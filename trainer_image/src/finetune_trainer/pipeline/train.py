@@ -234,8 +234,8 @@ def pair_answers(inputs: Inputs, traits: Traits, before: Sequence[str], tuned: S
     prompts = inputs.run.config.spec.evaluation.prompts or []
     expected = Expectations(prompts)
     return [
-        Answer(asked, base, own, expected=prompts[at].expected, is_expected=expected.is_met(at, own))
-        for at, (asked, base, own) in enumerate(zip(list_prompts(inputs, traits), before, tuned, strict=True))
+        Answer(prompt, base, own, expected=prompts[at].expected, is_expected=expected.is_met(at, own))
+        for at, (prompt, base, own) in enumerate(zip(list_prompts(inputs, traits), before, tuned, strict=True))
     ]
 
 
@@ -356,14 +356,14 @@ def answer_on_first_rank(inputs: Inputs, trainer: LoopTrainer, loop: LoopContext
 
 def answer_prompts(inputs: Inputs, trainer: LoopTrainer, loop: LoopContext, traits: Traits) -> list[str]:
     """Return the current model's answers to the job's prompts."""
-    asked = list_prompts(inputs, traits)
-    if not asked:
+    prompts = list_prompts(inputs, traits)
+    if not prompts:
         return []
     loop.reporter.stage("Answering")
     return answer_all(
         trainer.model,
         inputs.labeler,
-        asked,
+        prompts,
         stop_ids=stop_token_ids(trainer.model, inputs.answers),
         max_new_tokens=inputs.run.config.spec.evaluation.max_new_tokens,
         on_token=work_beat(loop.reporter, loop.stop) if is_sharded(trainer.model) else inputs.run.on_work,

@@ -81,10 +81,10 @@ class Schedule:
         return step % self.steps == 0 or (self.seconds is not None and seconds >= self.seconds)
 
 
-def build_schedule(asked: Checkpoint, settings: Resolved) -> Schedule:
+def build_schedule(requested: Checkpoint, settings: Resolved) -> Schedule:
     """Return the job's schedule; default: each evaluation or tenth of the training, and at least half-hourly."""
-    if asked.steps:
-        return Schedule(asked.steps)
+    if requested.steps:
+        return Schedule(requested.steps)
     return Schedule(settings.eval_steps or max(1, (settings.total_steps or 0) // 10), LONGEST_GAP_SECONDS)
 
 
@@ -188,7 +188,7 @@ class Checkpoints:
                 raise BrokenCheckpoint(f"{file.path} differs from its SHA-256 in the manifest")
         self.last_step = step
         self._last_time = time.monotonic()
-        self._tell(manifest, data or b"")
+        self._report(manifest, data or b"")
         self._run.reporter.update(progress={"resumed_from_step": step, "step": step})
         logger.info("resuming from %s", uri)
         return directory
@@ -221,7 +221,7 @@ class Checkpoints:
         data = manifest.model_dump_json(by_alias=True, indent=2).encode()
         self._run.storage.put(join(uri, Artifact.MANIFEST), data)
         self.last_step = step
-        self._tell(manifest, data, time.monotonic() - began)
+        self._report(manifest, data, time.monotonic() - began)
 
     def _thin_out(self) -> None:
         folders = list_quietly(self.uri, self._run.storage)
@@ -229,15 +229,15 @@ class Checkpoints:
         for step in superseded(folders, whole, self._kept):
             remove_quietly(self._folder(step), folders[step], self._run.storage)
 
-    def _tell(self, manifest: CheckpointManifest, data: bytes, seconds: float | None = None) -> None:
-        told = CheckpointStatus(
+    def _report(self, manifest: CheckpointManifest, data: bytes, seconds: float | None = None) -> None:
+        status = CheckpointStatus(
             uri=self._folder(manifest.step),
             step=manifest.step,
             saved_time=manifest.saved_time,
             sha256=hashlib.sha256(data).hexdigest(),
             save_seconds=seconds,
         )
-        self._run.reporter.note_checkpoint(told)
+        self._run.reporter.note_checkpoint(status)
 
     def _folder(self, step: int) -> str:
         return join(self.uri, FOLDER.format(step))

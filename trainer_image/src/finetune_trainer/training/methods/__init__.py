@@ -49,43 +49,28 @@ def build_trainer(
     judge: "Judge | None" = None,
 ) -> "LoopTrainer":
     """Return the objective's trainer, ready for `evaluate()` and `train()`. RLHF needs a judge."""
+    samples = {"train": train, "validation": validation}
     match objective:
         case "Instruction" | "Chat" | "DomainAdaptation":
             from finetune_trainer.training.methods import sft
 
-            return sft.build_trainer(
-                model,
-                tokenizer,
-                settings,
-                loop,
-                train=train,
-                validation=validation,
-                scratch=scratch,
-                max_rows=max_rows_for(objective),
-            )
+            most_rows = max_rows_for(objective)
+            return sft.build_trainer(model, tokenizer, settings, loop, **samples, scratch=scratch, most_rows=most_rows)
         case "DPO":
             from finetune_trainer.training.methods import dpo
 
-            return dpo.build_trainer(
-                model, tokenizer, settings, loop, train=train, validation=validation, scratch=scratch
-            )
+            return dpo.build_trainer(model, tokenizer, settings, loop, **samples, scratch=scratch)
         case "KTO":
             from finetune_trainer.training.methods import kto
 
-            return kto.build_trainer(
-                model, tokenizer, settings, loop, train=train, validation=validation, scratch=scratch
-            )
+            return kto.build_trainer(model, tokenizer, settings, loop, **samples, scratch=scratch)
         case "RewardModel":
             from finetune_trainer.training.methods import reward
 
-            return reward.build_trainer(
-                model, tokenizer, settings, loop, train=train, validation=validation, scratch=scratch
-            )
+            return reward.build_trainer(model, tokenizer, settings, loop, **samples, scratch=scratch)
         case "RLHF" if judge:
             from finetune_trainer.training.methods import rlhf
 
-            return rlhf.build_trainer(
-                model, tokenizer, settings, loop, train=train, validation=validation, scratch=scratch, judge=judge
-            )
+            return rlhf.build_trainer(model, tokenizer, settings, loop, **samples, scratch=scratch, judge=judge)
         case _:
             raise NotImplementedError(f"objective {objective}")
