@@ -54,8 +54,8 @@ def build_trainer(
         case "Instruction" | "Chat" | "DomainAdaptation":
             from finetune_trainer.training.methods import sft
 
-            most_rows = max_rows_for(objective)
-            return sft.build_trainer(model, tokenizer, settings, loop, **samples, scratch=scratch, most_rows=most_rows)
+            max_rows = max_rows_for(objective)
+            return sft.build_trainer(model, tokenizer, settings, loop, **samples, scratch=scratch, max_rows=max_rows)
         case "DPO":
             from finetune_trainer.training.methods import dpo
 
