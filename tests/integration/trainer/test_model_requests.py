@@ -129,9 +129,9 @@ def on_hub(folder: Path, hub: Hub) -> Store:
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (only_pickle, "the weights are only there as pickle files, which can run code when loaded"),
-        (only_gguf, "the weights are only there as GGUF, which is quantised for inference"),
-        (needs_code, "config.json asks for code of its own (auto_map), which is never run"),
+        (only_pickle, "the weights exist only as pickle files, which can run code when loaded"),
+        (only_gguf, "the weights exist only as GGUF, which is quantised for inference"),
+        (needs_code, "config.json requires code of its own (auto_map), which is never run"),
     ],
 )
 def test_a_refused_model_ends_in_66_and_nothing_of_it_is_read_but_texts(

@@ -63,12 +63,12 @@ def test_the_head_of_a_reward_model_is_saved_whole_and_may_be_named_as_a_target(
         (TENSORS | {A: np.full((2, 4), np.inf, dtype=np.float16)}, {}, "values that are not finite"),
         (TENSORS | {B: np.zeros((4, 2), dtype=np.float32)}, {}, "it changes nothing"),
         ({A: TENSORS[A]}, {}, "1 modules lack one of their two factors"),
-        (TENSORS | {"model.norm.weight": np.ones(2, dtype=np.float32)}, {}, "1 tensors are no factors of an adapter"),
+        (TENSORS | {"model.norm.weight": np.ones(2, dtype=np.float32)}, {}, "1 tensors are not factors of an adapter"),
         (TENSORS, {"r": 8}, "2 tensors do not have the rank 8"),
         (TENSORS, {"target_modules": ["k_proj"]}, "1 modules are not in target_modules"),
         (TENSORS, {"target_modules": ["q_proj", "v_proj"]}, "target_modules without a tensor: v_proj"),
-        (TENSORS, {"base_model_name_or_path": "acme/other"}, "names the base acme/other, and the lineage s3://bucket"),
-        (TENSORS, {"peft_type": "IA3"}, "is not that of a LoRA adapter"),
+        (TENSORS, {"base_model_name_or_path": "acme/other"}, "names the base acme/other, but the lineage names s3://bucket"),
+        (TENSORS, {"peft_type": "IA3"}, "does not describe a LoRA adapter"),
     ],
 )
 def test_an_adapter_that_is_none_is_found_out(

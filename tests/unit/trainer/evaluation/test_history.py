@@ -30,3 +30,12 @@ def test_what_was_resumed_and_from_where_goes_from_run_to_run(tmp_path: Path) ->
     assert (history.resumed_from, second.resumed_from, third.resumed_from) == ([], [1], [1, 2])
     assert [point.step for point in third.train] == [1, 2]
     assert third.baseline() == Measured(3.0, 10)
+
+
+def test_a_run_that_was_stopped_before_its_first_step_is_resumed_from_step_0(tmp_path: Path) -> None:
+    first, second = History(tmp_path / "first.jsonl"), History(tmp_path / "second.jsonl")
+    first.add_evaluation(0, Measured(3.0, 10))
+    second.load(first.path)
+    second.add_evaluation(1, Measured(2.5, 10))
+    assert second.resumed_from == [0]
+    assert [point.step for point in second.training_evaluations()] == [1]

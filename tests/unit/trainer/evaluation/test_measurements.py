@@ -13,6 +13,10 @@ def test_equal_batches_have_no_standard_error() -> None:
     assert token_mean([(2.0, 10), (2.0, 30)]).standard_error == 0.0
 
 
+def test_the_standard_error_is_that_of_a_mean_over_batches() -> None:
+    assert token_mean([(1.0, 10), (2.0, 10), (3.0, 10)]).standard_error == pytest.approx(1 / math.sqrt(3))
+
+
 def test_one_batch_tells_nothing_of_its_error() -> None:
     assert token_mean([(2.0, 10)]).standard_error is None
 

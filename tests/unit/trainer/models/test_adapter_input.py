@@ -168,7 +168,7 @@ def test_a_file_that_is_not_that_of_the_parents_manifest_is_refused(
     before = sha256_file(adapter / name)
     write_adapter(adapter, tensors, **changes)
     told = refusal(world, ExitCode.MODEL_UNAVAILABLE, FROM_PARENT, parent)
-    assert f"{name} has another content than its SHA-256 in the manifest" in told
+    assert f"{name} does not match its SHA-256 in the manifest" in told
     assert f"({sha256_file(adapter / name)} instead of {before})" in told
 
 
@@ -184,7 +184,7 @@ def test_without_the_operator_a_parent_cannot_be_found(world: Any, adapter: Path
 def test_an_adapter_on_another_base_is_refused_with_both_names(world: Any, adapter: Path) -> None:
     write_adapter(adapter, base_model_name_or_path="s3://bucket/other")
     told = refusal(world, ExitCode.INVALID_CONFIG)
-    assert "was made on s3://bucket/other, and spec.model.uri is s3://bucket/model" in told
+    assert "was trained on s3://bucket/other, but spec.model.uri is s3://bucket/model" in told
 
 
 @pytest.mark.parametrize(
@@ -222,8 +222,8 @@ def test_an_adapter_that_does_not_fit_the_model_is_refused(
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"task_type": "SEQ_CLS"}, "is for task SEQ_CLS, and only CAUSAL_LM can be continued"),
-        ({"peft_type": "IA3"}, "is of type IA3, and only LORA can be continued"),
+        ({"task_type": "SEQ_CLS"}, "is for task SEQ_CLS, but only CAUSAL_LM can be continued"),
+        ({"peft_type": "IA3"}, "is of type IA3, but only LORA can be continued"),
         ({"use_dora": True}, "more than plain LoRA (use_dora)"),
         ({"alpha_pattern": {"q_proj": 8}}, "more than plain LoRA (alpha_pattern)"),
         ({"init_lora_weights": "pissa"}, "more than plain LoRA (init_lora_weights pissa)"),
@@ -282,7 +282,7 @@ def test_a_folder_that_is_no_adapter_is_refused(
 @pytest.mark.parametrize(
     ("asked", "told"),
     [
-        ({"rank": 4}, "tuning.lora.rank is 4, and the adapter s3://bucket/parent/adapter that is continued has 2"),
+        ({"rank": 4}, "tuning.lora.rank is 4, but the adapter s3://bucket/parent/adapter has 2"),
         ({"alpha": 8}, "tuning.lora.alpha is 8"),
         ({"useRslora": True}, "tuning.lora.useRslora is true"),
         ({"targetModules": ["o_proj"]}, "tuning.lora.targetModules is o_proj"),

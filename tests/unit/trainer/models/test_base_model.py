@@ -111,7 +111,7 @@ def test_pickle_weights_are_refused_without_being_opened(
     (model_folder / name).write_bytes(pickle.dumps(Trap(tmp_path / "sprung")))
     opened.clear()
     told = refusal(world)
-    assert "the weights are only there as pickle files, which can run code when loaded" in told
+    assert "the weights exist only as pickle files, which can run code when loaded" in told
     assert "save_pretrained" in told
     assert name not in names_opened(opened, model_folder)
     assert not (tmp_path / "sprung").exists()
@@ -154,7 +154,7 @@ def test_a_model_that_needs_code_of_its_own_is_refused_without_opening_the_code(
     (model_folder / name).write_text(json.dumps(content))
     (model_folder / "modeling.py").write_text("raise AssertionError")
     opened.clear()
-    assert f"{name} asks for code of its own (auto_map), which is never run" in refusal(world)
+    assert f"{name} requires code of its own (auto_map), which is never run" in refusal(world)
     assert names_opened(opened, model_folder).isdisjoint({"modeling.py", "model.safetensors"})
     assert not list(world.workspace.rglob("*.py"))
 
@@ -162,11 +162,11 @@ def test_a_model_that_needs_code_of_its_own_is_refused_without_opening_the_code(
 def test_a_model_that_is_only_there_as_gguf_is_refused_with_the_reason(world: Any, model_folder: Path) -> None:
     (model_folder / "model.safetensors").rename(model_folder / "model-Q4_K_M.gguf")
     told = refusal(world)
-    assert "only there as GGUF, which is quantised for inference: give the original safetensors" in told
+    assert "exist only as GGUF, which is quantised for inference: use the original safetensors" in told
 
 
 def test_the_uri_of_a_gguf_file_is_refused_with_the_same_reason(world: Any) -> None:
-    with pytest.raises(TrainerError, match="only there as GGUF") as caught:
+    with pytest.raises(TrainerError, match="exist only as GGUF") as caught:
         check_model("s3://bucket/model/model.gguf", world.storage, world.workspace / "tokenizer")
     assert caught.value.code is ExitCode.MODEL_UNAVAILABLE
 

@@ -200,7 +200,7 @@ def test_a_file_system_without_locks_still_gives_whole_entries(
 def test_without_locks_the_slower_of_two_runs_uses_what_the_faster_made(
     setting: Setting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("finetune_trainer.models.cache._locked", lambda *_: False)
+    monkeypatch.setattr("finetune_trainer.models.cache._wait_for_lock", lambda *_: False)
     faster = Counting(setting.storage.folder)
 
     def overtake(_uri: str) -> None:

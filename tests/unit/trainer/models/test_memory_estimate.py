@@ -144,6 +144,30 @@ def test_modules_with_the_same_input_keep_it_once_in_fp32_and_a_copy_each_in_16_
     assert (kept(None) - kept(one_per_input)) / copy == pytest.approx(copies, abs=0.15)
 
 
+def test_attention_keeps_a_mask_only_for_rows_that_are_padded_or_packed(llama: ModelShape) -> None:
+    single = {"method": "LoRA", "per_device_train_batch_size": 1}
+    mask = 2048 * 32 * 2 * 2048
+    assert part(llama, "activations", packing=True, **single) - part(llama, "activations", **single) == mask
+
+
+def test_attention_keeps_queries_keys_values_and_outputs_in_16_bits(llama: ModelShape) -> None:
+    wider = replace(llama, head_size=2 * llama.head_size)
+    grown = part(wider, "activations", method="LoRA") - part(llama, "activations", method="LoRA")
+    assert grown == 2 * 2048 * 32 * 4 * 2 * (32 * 128)
+
+
+def test_qlora_unpacks_one_linear_layer_at_a_time(llama: ModelShape) -> None:
+    plain = part(llama, "activations", method="LoRA", gradient_checkpointing=True, max_length=0)
+    assert part(llama, "activations", method="QLoRA", max_length=0) - plain == 14336 * 4096 * 2
+
+
+def test_the_loss_takes_one_tile_and_in_full_the_gradient_of_the_head(llama: ModelShape) -> None:
+    tile = 4096 * 32768 * 2
+    assert part(llama, "logits") == tile
+    assert part(llama, "logits", per_device_train_batch_size=1, max_length=512) == tile // 8
+    assert part(llama, "logits", method="Full") == tile + 4 * 128256 * 4096
+
+
 def test_a_pair_costs_two_sequences_and_a_reward_model_has_no_logits(llama: ModelShape) -> None:
     one = part(llama, "activations", per_device_train_batch_size=4)
     assert part(llama, "activations", Objective.DPO) == pytest.approx(one, rel=0.02)

@@ -49,7 +49,7 @@ def refusal(shape: ModelShape = LLAMA, hyper: dict[str, Any] | None = None, **tu
 def test_without_a_budget_auto_is_qlora_and_nothing_is_refused() -> None:
     settings = choose(hyper={"maxLength": 1_048_576})
     assert settings.method == "QLoRA"
-    assert settings.method_reason == "Auto is QLoRA where no tuning.vramBudget is given"
+    assert settings.method_reason == "Auto is QLoRA without tuning.vramBudget"
     assert (settings.estimated_gpu_memory_bytes or 0) > 100 * GIB
 
 

@@ -194,7 +194,7 @@ def test_the_result_of_a_job_passes_by_its_job_and_by_its_prefix(world: Any, rlh
 @pytest.mark.usefixtures("adapter")
 def test_a_job_that_trained_something_else_is_an_invalid_config(world: Any) -> None:
     error = refusal(world, JOB, publish(world, objective="DPO"))
-    assert error.message == "rlhf.rewardModel.jobRef reward has objective DPO, and RewardModel is needed"
+    assert error.message == "rlhf.rewardModel.jobRef reward has objective DPO, but RewardModel is needed"
     assert error.code is ExitCode.INVALID_CONFIG
 
 
@@ -219,7 +219,7 @@ def test_weights_that_are_not_those_of_the_manifest_are_not_loaded(world: Any, a
     write_adapter(adapter, {"base_model.model.score.weight": np.ones((1, 5), np.float32)})
     world.with_config({"objective": "RLHF", "rlhf": JOB})
     config = world.config.model_copy(update={"reward_job": job})
-    with pytest.raises(TrainerError, match=r"adapter_model\.safetensors has another content") as caught:
+    with pytest.raises(TrainerError, match=r"adapter_model\.safetensors does not match its SHA-256") as caught:
         fetch_reward_model(config, world.storage, world.workspace, world.bucket / "model")
     assert caught.value.code is ExitCode.MODEL_UNAVAILABLE
 

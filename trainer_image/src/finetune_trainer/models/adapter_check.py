@@ -1,4 +1,4 @@
-"""What is wrong with an adapter's files, read with numpy alone and one tensor at a time."""
+"""Faults of an adapter's files, read with numpy alone and one tensor at a time."""
 
 import json
 import re
@@ -15,26 +15,26 @@ DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 BF16_EXPONENT = 0x7F80
 VALUES_AT_ONCE = 16 * 1024 * 1024
 ZERO_AT_START = {"B.weight": "lora_B", "embedding_A": "lora_embedding_A"}
-"""The factors that PEFT sets to zero: one that is trained is not."""
-MOST_TOLD = 5
+"""The factors that PEFT starts at zero; after training they are not."""
+MOST_LISTED = 5
 
 
 def find_adapter_faults(weights: Path, config: bytes, base: str) -> list[str]:
-    """The adapter against its own configuration, and that against the base that the lineage names."""
+    """Compare the adapter with its own configuration, and that with the base that the lineage names."""
     try:
         asked = json.loads(config)
         tensors, data = _open(weights)
     except (ValueError, KeyError, TypeError, AttributeError):
         return ["adapter_config.json or the header of adapter_model.safetensors cannot be read"]
     if not isinstance(asked, dict) or asked.get("peft_type") != "LORA":
-        return ["adapter_config.json is not that of a LoRA adapter"]
+        return ["adapter_config.json does not describe a LoRA adapter"]
     return [*_base_faults(asked, base), *_name_faults(asked, tensors), *_value_faults(tensors, data)]
 
 
 def _base_faults(asked: Mapping[str, Any], base: str) -> Iterator[str]:
     named = str(asked.get("base_model_name_or_path") or "")
     if base and named.rstrip("/") != base.removeprefix(SCHEME).rstrip("/"):
-        yield f"adapter_config.json names the base {named}, and the lineage {base}"
+        yield f"adapter_config.json names the base {named}, but the lineage names {base}"
 
 
 def _name_faults(asked: Mapping[str, Any], tensors: Mapping[str, Any]) -> Iterator[str]:
@@ -55,32 +55,32 @@ def _name_faults(asked: Mapping[str, Any], tensors: Mapping[str, Any]) -> Iterat
         if tensor["shape"][side : side + 1] != [rank]:
             wrong.append(f"{name} {tensor['shape']}")
     if unknown:
-        yield f"{len(unknown)} tensors are no factors of an adapter: {', '.join(unknown[:MOST_TOLD])}"
+        yield f"{len(unknown)} tensors are not factors of an adapter: {', '.join(unknown[:MOST_LISTED])}"
     if wrong:
-        yield f"{len(wrong)} tensors do not have the rank {rank} of the config: {', '.join(wrong[:MOST_TOLD])}"
+        yield f"{len(wrong)} tensors do not have the rank {rank} of the config: {', '.join(wrong[:MOST_LISTED])}"
     if not pairs:
-        yield "there is no tensor of an adapter"
+        yield "no tensor is a factor of an adapter"
     single = [module for module, factors in pairs.items() if len(factors) != 2]
     if single:
-        yield f"{len(single)} modules lack one of their two factors: {', '.join(single[:MOST_TOLD])}"
+        yield f"{len(single)} modules lack one of their two factors: {', '.join(single[:MOST_LISTED])}"
     yield from _target_faults(asked.get("target_modules"), list(pairs), [_module(name) for name in whole])
 
 
 def _target_faults(targets: Any, modules: list[str], whole: list[str]) -> Iterator[str]:
-    """Each module is one that the config targets, and each target has one, or is saved whole as the head of a reward
-    model is; a pattern is PEFT's, a full match."""
+    """Yield modules that the config does not target, and targets that have neither a factor nor, like the head of a
+    reward model, a whole saved module. A pattern must match in full, as in PEFT."""
     if isinstance(targets, str):
         others = [one for one in modules if not re.fullmatch(targets, one)] if targets != "all-linear" else []
         missing: list[str] = []
     else:
         ends = [str(one) for one in targets or []]
         others = [one for one in modules if not any(one == end or one.endswith(f".{end}") for end in ends)]
-        there = [*modules, *whole]
-        missing = [end for end in ends if not any(one == end or one.endswith(f".{end}") for one in there)]
+        found = [*modules, *whole]
+        missing = [end for end in ends if not any(one == end or one.endswith(f".{end}") for one in found)]
     if others:
-        yield f"{len(others)} modules are not in target_modules: {', '.join(others[:MOST_TOLD])}"
+        yield f"{len(others)} modules are not in target_modules: {', '.join(others[:MOST_LISTED])}"
     if missing:
-        yield f"target_modules without a tensor: {', '.join(missing[:MOST_TOLD])}"
+        yield f"target_modules without a tensor: {', '.join(missing[:MOST_LISTED])}"
 
 
 def _is_saved_whole(name: str, asked: Mapping[str, Any]) -> bool:
@@ -92,7 +92,7 @@ def _module(name: str) -> str:
 
 
 def _value_faults(tensors: Mapping[str, Any], data: np.memmap[Any, Any]) -> Iterator[str]:
-    endless, moved, starts = [], False, False
+    infinite, moved, starts = [], False, False
     for name, tensor in tensors.items():
         match = FACTOR.fullmatch(name)
         is_start = match is not None and match["factor"] in ZERO_AT_START
@@ -104,11 +104,11 @@ def _value_faults(tensors: Mapping[str, Any], data: np.memmap[Any, Any]) -> Iter
             else:
                 is_finite, is_zero = bool(np.isfinite(values).all()), not values.any()
             if not is_finite:
-                endless.append(name)
+                infinite.append(name)
                 break
             moved = moved or (is_start and not is_zero)
-    if endless:
-        yield f"{len(endless)} tensors hold values that are not finite: {', '.join(endless[:MOST_TOLD])}"
+    if infinite:
+        yield f"{len(infinite)} tensors hold values that are not finite: {', '.join(infinite[:MOST_LISTED])}"
     if starts and not moved:
         yield "it changes nothing: every factor that starts at zero is still zero"
 
@@ -122,12 +122,12 @@ def _open(path: Path) -> tuple[dict[str, Any], "np.memmap[Any, Any]"]:
     for tensor in header.values():
         begin, end = tensor["data_offsets"]
         if not 0 <= begin <= end <= len(data) or (end - begin) % np.dtype(DTYPES[tensor["dtype"]]).itemsize:
-            raise ValueError("a tensor lies outside the file")
+            raise ValueError("a tensor is outside the file")
     return header, data
 
 
 def _values(tensor: Mapping[str, Any], data: "np.memmap[Any, Any]") -> Iterator[Any]:
-    """The numbers of one tensor, a part at a time."""
+    """Yield the values of one tensor, a part at a time."""
     begin, end = tensor["data_offsets"]
     values = data[begin:end].view(DTYPES[tensor["dtype"]])
     for at in range(0, len(values), VALUES_AT_ONCE):

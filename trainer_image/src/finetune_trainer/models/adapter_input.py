@@ -1,4 +1,4 @@
-"""The adapter that a job continues from: found, checked against job and model, and fetched; without torch."""
+"""The adapter from which a job continues: found, checked against job and model, and fetched; without torch."""
 
 import hashlib
 import json
@@ -25,11 +25,11 @@ BEYOND_LORA = (
     "layer_replication", "target_parameters", "trainable_token_indices", "alora_invocation_tokens", "arrow_config",
     "kasa_config", "monteclora_config", "velora_config",
 )  # fmt: skip
-"""What PEFT's config can ask for that changes an adapter's meaning and that a job's settings cannot say."""
+"""Settings of PEFT that change an adapter's meaning and that a job cannot express."""
 PLAIN_STARTS = (True, False, "gaussian", "eva", "orthogonal")
-"""Ways to start an adapter that leave the base as it is; the others train against altered base weights."""
+"""Initialisations that leave the base unchanged; the others train against altered base weights."""
 FIELDS = {"rank": "rank", "alpha": "alpha", "use_rslora": "useRslora"}
-"""What an adapter fixes, by our names and by those of the spec; its target modules are compared as a set."""
+"""Settings that an adapter determines, by field and by name in the spec; target modules are compared as a set."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ class InitialAdapter:
 def check_initial_adapter(
     config: JobConfig, shape: ModelShape | None, storage: Storage, on_bytes: OnBytes | None = None
 ) -> InitialAdapter | None:
-    """The adapter that the job names, or None; the weights stay in storage, and are read through once."""
+    """Check the adapter that the job names, if any; the weights stay in storage and are read once."""
     found = _find(config, storage, on_bytes)
     if found is None:
         return None
@@ -58,7 +58,7 @@ def check_initial_adapter(
 def fetch_initial_adapter(
     config: JobConfig, storage: Storage, directory: Path, on_bytes: OnBytes | None = None
 ) -> InitialAdapter | None:
-    """The adapter that the job names, checked again, its weights in `directory`."""
+    """Check the adapter that the job names again, and download its weights into `directory`."""
     found = _find(config, storage, on_bytes)
     if found is None:
         return None
@@ -69,7 +69,7 @@ def fetch_initial_adapter(
 
 
 def with_adapter(spec: FineTuneJobSpec, adapter: InitialAdapter | None) -> FineTuneJobSpec:
-    """The spec with what the adapter fixes; dropout is no part of it and stays the job's to choose."""
+    """Return the spec with the adapter's settings; dropout is not one of them and remains the job's choice."""
     if adapter is None:
         return spec
     dropout = spec.tuning.lora.dropout if spec.tuning.lora else None
@@ -80,7 +80,7 @@ def with_adapter(spec: FineTuneJobSpec, adapter: InitialAdapter | None) -> FineT
 def _find(
     config: JobConfig, storage: Storage, on_bytes: OnBytes | None
 ) -> tuple[InitialAdapter, Mapping[str, str]] | None:
-    """The adapter without its digest, and the digests that the parent's manifest has for its files."""
+    """Return the adapter without its digest, and the digests of its files in the parent's manifest."""
     asked = config.spec.tuning.initial_adapter
     if asked is None:
         return None
@@ -88,7 +88,7 @@ def _find(
     if asked.uri is not None:
         uri = storage.pin(asked.uri.rstrip("/"))
     else:
-        uri, expected = _of_parent(config, storage)
+        uri, expected = _find_at_parent(config, storage)
     entries = {entry.key: entry for entry in storage.list(uri)}
     raw = _read_config(uri, entries, storage, expected)
     tensors = read_header(uri, _weights(uri, entries), storage, on_bytes)
@@ -98,8 +98,8 @@ def _find(
     return InitialAdapter(uri, lora, tensors), expected
 
 
-def _of_parent(config: JobConfig, storage: Storage) -> tuple[str, Mapping[str, str]]:
-    """The folder of the parent's adapter and its digests, by a manifest that is the one the operator saw."""
+def _find_at_parent(config: JobConfig, storage: Storage) -> tuple[str, Mapping[str, str]]:
+    """Return the folder of the parent's adapter and its digests, from the manifest that the operator observed."""
     parent = config.parent
     if parent is None:
         _invalid(
@@ -118,7 +118,8 @@ def _read_config(
     data = storage.read(join(uri, ADAPTER_CONFIG)) if ADAPTER_CONFIG in entries else None
     if data is None:
         _refuse(
-            uri, f"there is no {ADAPTER_CONFIG}: tuning.initialAdapter names the folder of an adapter as PEFT saves it"
+            uri,
+            f"there is no {ADAPTER_CONFIG}: tuning.initialAdapter must name the folder of an adapter as PEFT saves it",
         )
     _require_digest(uri, ADAPTER_CONFIG, hashlib.sha256(data).hexdigest(), expected)
     try:
@@ -133,7 +134,7 @@ def _read_config(
 def _weights(uri: str, entries: Mapping[str, Entry]) -> Entry:
     if ADAPTER_WEIGHTS not in entries:
         if any(key.endswith(PICKLE_SUFFIXES) for key in entries):
-            _refuse(uri, "the adapter is only there as a pickle file, which can run code when loaded: save it again "
+            _refuse(uri, "the adapter exists only as a pickle file, which can run code when loaded: save it again "
                          "with save_pretrained(…)")  # fmt: skip
         _refuse(uri, f"there is no {ADAPTER_WEIGHTS}")
     return entries[ADAPTER_WEIGHTS]
@@ -142,23 +143,23 @@ def _weights(uri: str, entries: Mapping[str, Entry]) -> Entry:
 def _check_base(
     uri: str, raw: Mapping[str, Any], spec: FineTuneJobSpec, storage: Storage, on_bytes: OnBytes | None
 ) -> None:
-    """An adapter on another base gives noise: the base is the job's by name, or by the weights that it was made on."""
+    """Refuse an adapter of another base, by name and by the digests of its weights: it would produce noise."""
     named = str(raw.get("base_model_name_or_path") or "")
     if _name(named) == _name(spec.model.uri) or _is_made_on(uri, spec, storage, on_bytes):
         return
     _invalid(
-        f"the adapter {uri} was made on {named or 'a base that its config does not name'}, and spec.model.uri is "
+        f"the adapter {uri} was trained on {named or 'a base that its config does not name'}, but spec.model.uri is "
         f"{spec.model.uri}: name the adapter's own base, or correct base_model_name_or_path in its {ADAPTER_CONFIG}"
     )
 
 
 def _name(uri: str) -> str:
-    """A hub's models are also known without the scheme."""
+    """Return the URI without the scheme of a hub, which PEFT omits."""
     return uri.removeprefix(SCHEME).rstrip("/")
 
 
 def _is_made_on(uri: str, spec: FineTuneJobSpec, storage: Storage, on_bytes: OnBytes | None) -> bool:
-    """Whether the lineage published beside the adapter has the digests of this model's weights: a copy of the base."""
+    """Return whether the adapter's published lineage has the digests of this model's weights: a copy of the base."""
     if uri.startswith(SCHEME):
         return False
     data = storage.read(join(uri.removesuffix(f"/{Artifact.ADAPTER}"), Artifact.LINEAGE))
@@ -177,11 +178,11 @@ def _is_made_on(uri: str, spec: FineTuneJobSpec, storage: Storage, on_bytes: OnB
 
 
 def _check_kind(uri: str, raw: Mapping[str, Any], tensors: Tensors) -> Lora:
-    """Plain LoRA of one rank on a language model; anything more would be lost without a word."""
+    """Refuse all but plain LoRA of one rank on a language model: anything more would be lost silently."""
     if raw.get("peft_type") != "LORA":
-        _invalid(f"the adapter {uri} is of type {raw.get('peft_type')}, and only LORA can be continued")
+        _invalid(f"the adapter {uri} is of type {raw.get('peft_type')}, but only LORA can be continued")
     if raw.get("task_type") not in (None, "CAUSAL_LM"):
-        _invalid(f"the adapter {uri} is for task {raw['task_type']}, and only CAUSAL_LM can be continued")
+        _invalid(f"the adapter {uri} is for task {raw['task_type']}, but only CAUSAL_LM can be continued")
     beyond = [name for name in BEYOND_LORA if raw.get(name)]
     if raw.get("init_lora_weights", True) not in PLAIN_STARTS:
         beyond.append(f"init_lora_weights {raw['init_lora_weights']}")
@@ -201,13 +202,13 @@ def _check_kind(uri: str, raw: Mapping[str, Any], tensors: Tensors) -> Lora:
 
 
 def _check_agreement(uri: str, asked: Lora, adapter: Lora) -> None:
-    """What the job sets must be what the adapter has."""
+    """Refuse settings of the job that differ from the adapter's."""
     pairs = [(name, getattr(asked, ours), getattr(adapter, ours)) for ours, name in FIELDS.items()]
     wanted = sorted(asked.target_modules) if asked.target_modules else None
-    for name, mine, its in [*pairs, ("targetModules", wanted, adapter.target_modules)]:
-        if mine is not None and mine != its:
+    for name, requested, actual in [*pairs, ("targetModules", wanted, adapter.target_modules)]:
+        if requested is not None and requested != actual:
             _invalid(
-                f"tuning.lora.{name} is {_shown(mine)}, and the adapter {uri} that is continued has {_shown(its)}: "
+                f"tuning.lora.{name} is {_shown(requested)}, but the adapter {uri} has {_shown(actual)}: "
                 f"remove tuning.lora.{name}"
             )
 
@@ -217,10 +218,10 @@ def _shown(value: object) -> str:
 
 
 def _check_shapes(adapter: InitialAdapter, shape: ModelShape) -> None:
-    """Every adapted module that is found in the model has the adapter's sizes, in either orientation.
+    """Refuse an adapter with a module whose sizes differ from the model's, in either orientation.
 
-    Some architectures name their modules otherwise than their files do: what is not found is left for PEFT to tell,
-    unless nothing at all is found, or the same module of another layer.
+    Some architectures name their modules differently from their files: PEFT checks modules that are not found here,
+    unless none is found, or the model has the module in other layers only.
     """
     stored: dict[str, list[tuple[int, ...]]] = {}
     for name, size in shape.tensors.items():
@@ -247,7 +248,7 @@ def _of_any_layer(module: str) -> str:
 
 
 def modules(tensors: Tensors) -> dict[str, tuple[int, ...]]:
-    """The adapted modules with their input and output size."""
+    """Return the adapted modules with their input and output size."""
     sizes: dict[str, dict[str, int]] = {}
     for name, size in tensors.items():
         if match := FACTOR.fullmatch(name):
@@ -257,12 +258,12 @@ def modules(tensors: Tensors) -> dict[str, tuple[int, ...]]:
 
 
 def _is_first(name: str) -> bool:
-    """Whether it is the factor that the input meets first."""
+    """Return whether it is the factor that is applied to the input."""
     return name.endswith(("A.weight", "_A"))
 
 
 def _tail(module: str) -> str:
-    """The name from the layer's number on, or all of it; what stands before differs between files and modules."""
+    """Return the name from the layer's number on, else all of it; the prefix differs between files and modules."""
     return re.sub(r"^.*?[.]?(?=\b\d+[.])", "", module)
 
 
@@ -276,10 +277,10 @@ def _with_digest(adapter: InitialAdapter, sha256: str, expected: Mapping[str, st
 
 
 def _require_digest(uri: str, name: str, found: str, expected: Mapping[str, str]) -> None:
-    """Of a parent's adapter only what its manifest lists is continued."""
+    """Refuse a file of a parent's adapter whose digest is not the one in its manifest."""
     if expected and found != expected.get(name):
-        told = f"{found} instead of {expected.get(name)}"
-        _refuse(uri, f"{name} has another content than its SHA-256 in the manifest ({told})")
+        digests = f"{found} instead of {expected.get(name)}"
+        _refuse(uri, f"{name} does not match its SHA-256 in the manifest ({digests})")
 
 
 def _refuse(uri: str, why: str) -> NoReturn:

@@ -1,4 +1,4 @@
-"""The adapter folder as PEFT and vLLM load it, with the tokenizer beside the weights, checked after writing."""
+"""The adapter folder as PEFT and vLLM load it, with the tokenizer next to the weights, checked after writing."""
 
 import shutil
 from pathlib import Path
@@ -24,31 +24,31 @@ TOKENIZER_FILES = (
     "spiece.model",
 )
 ZERO_AT_START = (".lora_B.", ".lora_embedding_A")
-"""The factors that PEFT sets to zero, so that a fresh adapter changes nothing; of an embedding it is the first."""
+"""The factors that PEFT starts at zero, so that a fresh adapter changes nothing; for an embedding it is the first."""
 
 
 def continue_adapter(model: PeftModel, directory: Path) -> None:
-    """Puts the weights of an earlier adapter into the new one of the same shape; every factor must find its place.
+    """Copy the weights of an earlier adapter into the new one; every factor must have its counterpart.
 
-    What the model trains beside its factors, the head of a reward model, is its own and stays as it is.
+    Other trained weights, such as the head of a reward model, stay unchanged.
     """
     saved = load_file(directory / ADAPTER_WEIGHTS)
     state = get_peft_model_state_dict(model, save_embedding_layers=False)
     factors = {name: tensor.shape for name, tensor in state.items() if ".lora_" in name}
-    homeless = sorted(saved.keys() ^ factors.keys())
-    unfit = homeless or [name for name, shape in factors.items() if saved[name].shape != shape]
-    if unfit:
+    unmatched = sorted(saved.keys() ^ factors.keys())
+    unmatched = unmatched or [name for name, shape in factors.items() if saved[name].shape != shape]
+    if unmatched:
         raise TrainerError(
             ExitCode.INVALID_CONFIG,
-            f"the adapter of tuning.initialAdapter does not fit the model: {len(unfit)} of its factors and the "
-            f"model's have no counterpart, {unfit[0]} for one",
+            f"the adapter of tuning.initialAdapter does not fit the model: {len(unmatched)} factors have no "
+            f"counterpart of their size, for example {unmatched[0]}",
         )
     set_peft_model_state_dict(model, saved | {name: state[name] for name in state.keys() - factors.keys()})
 
 
 def save_adapter(model: PeftModel, directory: Path, base_model: str, revision: str | None = None) -> None:
-    """Writes config and weights; the config names the base by its URI, or as it is called on a hub and by its commit,
-    never by a path of this machine."""
+    """Write config and weights; the config names the base by its URI, or by its name and commit on a hub, never by a
+    path of this machine."""
     for config in model.peft_config.values():
         config.base_model_name_or_path = base_model
         config.revision = revision
@@ -57,7 +57,7 @@ def save_adapter(model: PeftModel, directory: Path, base_model: str, revision: s
 
 
 def verify_adapter(directory: Path, expected: int) -> None:
-    """Reads the written file back: every tensor is there and finite, and training has moved it from its start."""
+    """Read the file back, and refuse one with missing or infinite tensors or without any change by the training."""
     tensors = load_file(directory / ADAPTER_WEIGHTS)
     moved = [tensor for name, tensor in tensors.items() if any(factor in name for factor in ZERO_AT_START)]
     if len(tensors) != expected:
@@ -69,7 +69,7 @@ def verify_adapter(directory: Path, expected: int) -> None:
 
 
 def save_tokenizer(model_directory: Path, directory: Path, labeler: Labeler) -> None:
-    """Copies the tokenizer's files unchanged and writes the chat templates that the training used."""
+    """Copy the tokenizer's files unchanged, and write the chat templates that the training used."""
     directory.mkdir(parents=True, exist_ok=True)
     for name in TOKENIZER_FILES:
         if (model_directory / name).is_file():

@@ -1,4 +1,4 @@
-"""The base model as it lies in storage: complete, safe to load, and how many weights it has, without loading them."""
+"""Checks of the base model in storage: complete, safe to load, and its number of weights, without loading them."""
 
 import json
 from collections.abc import Mapping
@@ -29,7 +29,7 @@ TEXT_LIMIT = 256 * 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
-    """What preflight knows of the base model."""
+    """Preflight's facts about the base model."""
 
     parameters: int
     architecture: str
@@ -38,24 +38,27 @@ class ModelFacts:
 
 
 def is_model_file(key: str) -> bool:
-    """Whether a file of the model's folder is needed to load it: no pickle, no code, no second copy of the weights, and
-    no configuration of an adapter, which transformers would fetch and put onto the model unasked."""
+    """Return whether a file of the model's folder is needed to load it.
+
+    Not needed are pickles, code, second copies of the weights, and the configuration of an adapter, which transformers
+    would fetch and apply unasked.
+    """
     return (is_text_file(key) and key != ADAPTER_CONFIG) or is_weight_file(key)
 
 
 def is_text_file(key: str) -> bool:
-    """Whether it is configuration, tokenizer or template."""
+    """Return whether it is configuration, tokenizer or template."""
     folder, _, name = key.rpartition("/")
     return name.endswith(TEXT_SUFFIXES if not folder else ".jinja") and folder in ("", TEMPLATE_FOLDER)
 
 
 def is_weight_file(key: str) -> bool:
-    """Whether it holds weights in transformers' own layout."""
+    """Return whether it holds weights in transformers' own layout."""
     return "/" not in key and key.startswith("model") and key.endswith(".safetensors")
 
 
 def pin_model(config: JobConfig, storage: Storage) -> JobConfig:
-    """The job with the commit that the model's revision is now, so that every later look is at the same files."""
+    """Return the job with the current commit of the model's revision, so that every later read uses the same files."""
     model = config.spec.model
     commit = commit_of(storage.pin(model.uri, model.revision))
     if commit is None:
@@ -74,10 +77,10 @@ def check_model(uri: str, storage: Storage, directory: Path, on_bytes: OnBytes |
     config = _read_json(uri, directory / CONFIG)
     for name, content in ((CONFIG, config), (TOKENIZER_CONFIG, _read_json(uri, directory / TOKENIZER_CONFIG))):
         if content.get("auto_map"):
-            _refuse(uri, f"{name} asks for code of its own (auto_map), which is never run: use an architecture that "
-                         "transformers has built in")  # fmt: skip
+            _refuse(uri, f"{name} requires code of its own (auto_map), which is never run: use an architecture that "
+                         "is built into transformers")  # fmt: skip
     if config.get("quantization_config"):
-        _refuse(uri, "the weights are already quantised: give the 16-bit weights, QLoRA quantises them itself")
+        _refuse(uri, "the weights are already quantised: use the 16-bit weights, which QLoRA quantises itself")
     shards = _shards(uri, directory, entries)
     tensors: dict[str, tuple[int, ...]] = {}
     for shard in shards:
@@ -94,16 +97,14 @@ def check_model(uri: str, storage: Storage, directory: Path, on_bytes: OnBytes |
 def _check_names(uri: str, entries: Mapping[str, Entry]) -> None:
     has_weights = WEIGHTS in entries or INDEX in entries
     if not has_weights and any(name.endswith(GGUF_SUFFIX) for name in (uri.rstrip("/"), *entries)):
-        _refuse(
-            uri, "the weights are only there as GGUF, which is quantised for inference: give the original safetensors"
-        )
+        _refuse(uri, "the weights exist only as GGUF, which is quantised for inference: use the original safetensors")
     if not entries:
         _refuse(uri, "there is no object under this prefix: correct spec.model.uri, or upload the model's folder")
     if CONFIG not in entries:
         _refuse(uri, f"there is no {CONFIG}: spec.model.uri must name the folder of a model as transformers saves it")
     if not has_weights:
         if any(key.endswith(PICKLE_SUFFIXES) for key in entries):
-            _refuse(uri, "the weights are only there as pickle files, which can run code when loaded: "
+            _refuse(uri, "the weights exist only as pickle files, which can run code when loaded: "
                          "save them again with save_pretrained(…, safe_serialization=True)")  # fmt: skip
         _refuse(uri, f"there are no weights: neither {WEIGHTS} nor {INDEX}")
     if TOKENIZER not in entries:
@@ -127,7 +128,7 @@ def _shards(uri: str, directory: Path, entries: Mapping[str, Entry]) -> list[Ent
 
 
 def read_header(uri: str, shard: Entry, storage: Storage, on_bytes: OnBytes | None) -> Tensors:
-    """The shape of every tensor in one file, by its header; also sees a file that was cut off."""
+    """Return the shape of every tensor in one file, from its header; a truncated file is refused."""
     where = join(uri, shard.key)
     try:
         length = int.from_bytes(storage.read_range(where, 0, 8), "little")
@@ -138,11 +139,13 @@ def read_header(uri: str, shard: Entry, storage: Storage, on_bytes: OnBytes | No
         end = max((int(tensor["data_offsets"][1]) for tensor in header.values()), default=0)
         tensors = {str(name): tuple(int(size) for size in tensor["shape"]) for name, tensor in header.items()}
     except ObjectMissing:
-        _refuse(uri, f"{shard.key} was there and is gone")
+        _refuse(uri, f"{shard.key} was deleted while it was read")
     except (ValueError, KeyError, TypeError, IndexError, AttributeError):
         _refuse(uri, f"the header of {shard.key} cannot be read: it is not a safetensors file")
     if 8 + length + end != shard.size:
-        _refuse(uri, f"{shard.key} has {shard.size} bytes where its header tells {8 + length + end}: upload it again")
+        _refuse(
+            uri, f"{shard.key} has {shard.size} bytes instead of the {8 + length + end} of its header: upload it again"
+        )
     if on_bytes:
         on_bytes(length)
     return tensors

@@ -1,4 +1,4 @@
-"""Downloaded models that runs share: complete entries alone are used, and each is verified before it is."""
+"""A cache of downloaded models that runs share: only complete entries are used, after verification."""
 
 import errno
 import fcntl
@@ -26,7 +26,7 @@ LAYOUT = "v1"
 MARKER = "complete.json"
 FILES = "files"
 PART = ".part"
-"""Suffix of a file that a later download goes on with."""
+"""Suffix of a partial download, which a later one resumes."""
 WAIT_SECONDS = 1.0
 NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
 NOT_WRITABLE = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR})
@@ -34,13 +34,52 @@ NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL})
 SPARE_BYTES = 64 * 1024 * 1024
 
 
-class CacheUnusable(Exception):  # noqa: N818 - it says what is the case
-    """The cache cannot take the model; the run goes on without it."""
+def pin_as_checked(config: JobConfig, checked: Mapping[str, Any], storage: Storage) -> JobConfig:
+    """Return the job with the model's commit from preflight's summary, because a branch may have moved since."""
+    model = config.spec.model
+    revision = str(checked.get("revision", ""))
+    if is_hub_uri(model.uri) and checked.get("uri") == model.uri and COMMIT.fullmatch(revision):
+        pinned = model.model_copy(update={"revision": revision})
+        config = config.model_copy(update={"spec": config.spec.model_copy(update={"model": pinned})})
+    return pin_model(config, storage)
+
+
+def fetch_model(
+    config: JobConfig, storage: Storage, directory: Path, on_bytes: OnBytes, cache: Path = Path(MODEL_CACHE_DIR)
+) -> Path:
+    """Return the model's folder: in the cache, else downloaded into `directory`."""
+    uri = model_location(config.spec.model)
+    shutil.rmtree(directory, ignore_errors=True)
+    if config.spec.model_cache and cache.is_dir():
+        entries = [entry for entry in storage.list(uri) if is_model_file(entry.key)]
+        found = cached_model(uri, entries, storage, cache, on_bytes)
+        if found:
+            return found
+    storage.download_folder(uri, directory, on_bytes, accept=is_model_file)
+    return directory
+
+
+def cached_model(uri: str, entries: list[Entry], storage: Storage, root: Path, on_bytes: OnBytes) -> Path | None:
+    """Return the model's folder in the cache, after filling it if needed; None, with a warning, if that fails."""
+    model = CachedModel(uri, tuple(entries), root)
+    try:
+        found = model.find(on_bytes)
+        if found:
+            logger.info("%s is in the model cache: nothing is downloaded", unpinned(uri))
+            return found
+        return model.fill(storage, on_bytes)
+    except CacheUnusable as unusable:
+        logger.warning("the model cache is not used: %s; the model is downloaded into the workspace", unusable)
+        return None
+
+
+class CacheUnusable(Exception):  # noqa: N818 - a state of the cache, not an error of the run
+    """The cache cannot hold the model; the run continues without it."""
 
 
 @dataclass(frozen=True, slots=True)
 class CachedModel:
-    """The files of one model, as storage lists them now, and the folder of the cache that holds just these."""
+    """The files of one model, as storage lists them now, and their folder in the cache."""
 
     uri: str
     entries: tuple[Entry, ...]
@@ -48,13 +87,13 @@ class CachedModel:
 
     @property
     def key(self) -> str:
-        """A digest of names, sizes and what storage tells of the contents; of a hub's model, of its commit too."""
+        """A digest of names, sizes and etags of the files; for a hub's model also of its commit."""
         lines = [f"{entry.key}\t{entry.size}\t{entry.etag}" for entry in self.entries]
         return hashlib.sha256("\n".join([self.uri, *lines]).encode()).hexdigest()[:40]
 
     @property
     def folder(self) -> Path:
-        """Where the complete entry lies."""
+        """The folder of the complete entry."""
         return self.root / LAYOUT / self.key
 
     @property
@@ -63,7 +102,7 @@ class CachedModel:
         return sum(entry.size for entry in self.entries)
 
     def find(self, on_bytes: OnBytes) -> Path | None:
-        """The folder of the complete, undamaged model; None where there is none."""
+        """Return the folder of the complete, undamaged model; None if there is none."""
         try:
             marker: dict[str, Any] = json.loads((self.folder / MARKER).read_bytes())
             digests = {str(name): str(digest) for name, digest in marker["sha256"].items()}
@@ -77,7 +116,7 @@ class CachedModel:
         return files
 
     def _is_intact(self, path: Path, entry: Entry, digest: str | None, on_bytes: OnBytes) -> bool:
-        """Also against what storage tells of the content: who may write to the cache could have written the marker."""
+        """Compare a file with the marker and with storage: a writer to the cache could have forged the marker."""
         try:
             if digest is None or path.stat().st_size != entry.size:
                 return False
@@ -88,11 +127,11 @@ class CachedModel:
             return False
 
     def _is_as_listed(self, path: Path, entry: Entry) -> bool:
-        """As far as storage tells: a hub lists digests, S3 may list none."""
+        """Compare a file with its listing: a hub lists digests, S3 may list only the size."""
         return is_content(path, entry) if is_hub_uri(self.uri) else path.stat().st_size == entry.size
 
-    def load_parameter(self, storage: Storage, on_bytes: OnBytes) -> Path:
-        """Download into the cache and mark the entry complete; a twin that was faster is used instead."""
+    def fill(self, storage: Storage, on_bytes: OnBytes) -> Path:
+        """Download into the cache and mark the entry complete, unless another run was faster."""
         try:
             (self.root / LAYOUT).mkdir(parents=True, exist_ok=True)
             with self._alone(on_bytes) as part:
@@ -110,11 +149,14 @@ class CachedModel:
 
     @contextmanager
     def _alone(self, on_bytes: OnBytes) -> Iterator[Path]:
-        """The folder to download into. Where the file system has locks, one run fills the entry and goes on with what
-        one that was stopped left; else each fills a folder of its own."""
+        """Yield the folder to download into.
+
+        If the file system has locks, one run at a time fills the entry, and resumes the download of a stopped run;
+        otherwise each run fills a folder of its own.
+        """
         lock_path = self.folder.with_suffix(".lock")
         with lock_path.open("ab") as lock:
-            if _locked(lock.fileno(), on_bytes):
+            if _wait_for_lock(lock.fileno(), on_bytes):
                 yield self.folder.with_suffix(PART)
                 return
         own = self.folder.with_suffix(f".{uuid.uuid4().hex}{PART}")
@@ -124,9 +166,9 @@ class CachedModel:
             shutil.rmtree(own, ignore_errors=True)
 
     def _check_room(self, part: Path) -> None:
-        there = sum(path.stat().st_size for path in part.rglob("*") if path.is_file())
+        used = sum(path.stat().st_size for path in part.rglob("*") if path.is_file())
         free = shutil.disk_usage(self.root).free
-        if free + there < self.size + SPARE_BYTES:
+        if free + used < self.size + SPARE_BYTES:
             raise CacheUnusable(f"it has {free:,} bytes free and the model needs {self.size:,}: delete folders in it")
 
     def _download(self, storage: Storage, part: Path, on_bytes: OnBytes) -> None:
@@ -141,7 +183,7 @@ class CachedModel:
         (part / MARKER).write_text(json.dumps(marker, indent=2) + "\n", encoding="utf-8")
 
     def _publish(self, part: Path) -> None:
-        """By renaming: a reader sees the whole entry or none. What is damaged makes way first."""
+        """Rename the folder, so that readers see the whole entry or none; a damaged one is removed first."""
         if self.folder.exists():
             old = self.folder.with_suffix(f".{uuid.uuid4().hex}.old")
             self.folder.rename(old)
@@ -154,29 +196,15 @@ class CachedModel:
             shutil.rmtree(part, ignore_errors=True)  # another run without a lock was faster
 
 
-def cached_model(uri: str, entries: list[Entry], storage: Storage, root: Path, on_bytes: OnBytes) -> Path | None:
-    """A folder with the files, from the cache or filled into it; None, with a warning, where the cache is of no use."""
-    model = CachedModel(uri, tuple(entries), root)
-    try:
-        found = model.find(on_bytes)
-        if found:
-            logger.info("%s is in the model cache: nothing is downloaded", unpinned(uri))
-            return found
-        return model.load_parameter(storage, on_bytes)
-    except CacheUnusable as unusable:
-        logger.warning("the model cache is not used: %s; the model is downloaded into the workspace", unusable)
-        return None
-
-
 def _remove_others(folder: Path, keys: Set[str]) -> None:
-    """A download that was killed may leave a file that no other goes on with."""
+    """Remove files of other downloads, which a killed run may leave."""
     for path in folder.rglob("*"):
         if path.is_file() and path.relative_to(folder).as_posix().removesuffix(PART) not in keys:
             path.unlink()
 
 
-def _locked(descriptor: int, on_bytes: OnBytes) -> bool:
-    """Waits for the run that fills the entry, with a sign of life each second; False where there are no locks."""
+def _wait_for_lock(descriptor: int, on_bytes: OnBytes) -> bool:
+    """Wait for the run that fills the entry, with a heartbeat each second; return False if there are no locks."""
     while True:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -197,28 +225,3 @@ def _reason(error: OSError) -> str:
     if error.errno in NOT_WRITABLE:
         return f"it cannot be written ({os.strerror(error.errno or 0)}): let group 65532 write to the claim"
     return f"{error.strerror or error}: {error.filename}" if error.filename else error.strerror or str(error)
-
-
-def pin_as_checked(config: JobConfig, checked: Mapping[str, Any], storage: Storage) -> JobConfig:
-    """The job with the model's commit: the one in preflight's summary, for a branch may have moved on since."""
-    model = config.spec.model
-    revision = str(checked.get("revision", ""))
-    if is_hub_uri(model.uri) and checked.get("uri") == model.uri and COMMIT.fullmatch(revision):
-        pinned = model.model_copy(update={"revision": revision})
-        config = config.model_copy(update={"spec": config.spec.model_copy(update={"model": pinned})})
-    return pin_model(config, storage)
-
-
-def fetch_model(
-    config: JobConfig, storage: Storage, directory: Path, on_bytes: OnBytes, cache: Path = Path(MODEL_CACHE_DIR)
-) -> Path:
-    """The folder with the model: in the cache, else downloaded into `directory`."""
-    uri = model_location(config.spec.model)
-    shutil.rmtree(directory, ignore_errors=True)
-    if config.spec.model_cache and cache.is_dir():
-        entries = [entry for entry in storage.list(uri) if is_model_file(entry.key)]
-        found = cached_model(uri, entries, storage, cache, on_bytes)
-        if found:
-            return found
-    storage.download_folder(uri, directory, on_bytes, accept=is_model_file)
-    return directory

@@ -35,21 +35,21 @@ from finetune_trainer.models.shape import UNADAPTED_LAYERS
 DTYPES = {"BF16": torch.bfloat16, "FP16": torch.float16, "FP32": torch.float32}
 NON_REENTRANT = {"use_reentrant": False}
 HEAD = "score.weight"
-"""What a decoder that gives one score has and a language model lacks."""
+"""The head of a reward model, which a language model does not have."""
 LOADING = logging.getLogger("transformers")
 
 transformers_logging.disable_progress_bar()
 
 
 def find_device(world: World = ALONE) -> torch.device:
-    """The GPU if there is one, of several the process's own, else the CPU."""
+    """Return the GPU (with several, the process's own), else the CPU."""
     if world.size > 1 and torch.cuda.is_available():
         return torch.device("cuda", world.local_rank)
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def describe_device(device: torch.device) -> tuple[str, int | None]:
-    """The device's name and, of a GPU, its memory in bytes."""
+    """Return the device's name and, for a GPU, its memory in bytes."""
     if device.type == "cpu":
         return f"CPU, {torch.get_num_threads()} threads", None
     properties = torch.cuda.get_device_properties(device)
@@ -57,17 +57,19 @@ def describe_device(device: torch.device) -> tuple[str, int | None]:
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """Most GPU memory that was allocated, or most resident memory of the process where there is no GPU."""
+    """Return the peak of allocated GPU memory; without a GPU, of the process's resident memory."""
     if device.type == "cpu":
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return torch.cuda.max_memory_allocated(device)
 
 
 def complete_settings(resolved: Resolved, device: torch.device) -> Resolved:
-    """The settings with what only the device decides: number format and optimiser."""
+    """Return the settings with those that depend on the device: number format and optimiser."""
     optim = resolved.optim or _default_optim(resolved, device)
     if device.type == "cpu" and optim.endswith("_8bit"):
-        raise TrainerError(ExitCode.INVALID_CONFIG, f"optim {optim} needs a GPU: set adamw_torch_fused, or ask for one")
+        raise TrainerError(
+            ExitCode.INVALID_CONFIG, f"optim {optim} needs a GPU: set adamw_torch_fused, or request a GPU"
+        )
     return resolved.model_copy(update={"precision": _precision(resolved.precision, device), "optim": optim})
 
 
@@ -77,7 +79,7 @@ def _default_optim(resolved: Resolved, device: torch.device) -> str:
 
 
 def _precision(asked: str | None, device: torch.device) -> str:
-    """FP32 on a CPU: BF16 pays only on CPUs that have it, and a result must not depend on the node's age."""
+    """Return the number format: FP32 on a CPU, because only some have BF16 and results must not depend on the node."""
     if device.type == "cpu":
         if asked == Precision.FP16:
             raise TrainerError(ExitCode.INVALID_CONFIG, "precision FP16 needs a GPU: set Auto, BF16 or FP32")
@@ -92,7 +94,7 @@ def _precision(asked: str | None, device: torch.device) -> str:
 
 
 def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
-    """The model's tokenizer; TRL wants the object, though it never tokenises here."""
+    """Load the model's tokenizer; TRL requires the object, although it does not tokenise here."""
     with _model_errors(directory):
         return AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
 
@@ -100,13 +102,13 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
 def load_for_training(
     directory: Path, settings: Resolved, device: torch.device, *, writes_text: bool = True, world: World = ALONE
 ) -> PreTrainedModel | PeftModel:
-    """The model as the method trains it: Full in FP32 under autocast and shared out between the processes, LoRA on a
+    """Load the model as the method trains it: Full in FP32 under autocast and sharded between the processes, LoRA on a
     16-bit base, QLoRA on an NF4 base.
 
-    A model that writes no text has one score in place of the language head, which is trained whole.
+    A model that writes no text has one score instead of the language head, which is trained whole.
     """
     compute = DTYPES[str(settings.precision)]
-    torch.manual_seed(settings.seed or 0)  # a score's first weights are drawn while it is loaded
+    torch.manual_seed(settings.seed or 0)  # loading draws the first weights of a score
     if settings.method == Method.FULL and world.size > 1:
         model = load_plain(directory, torch.float32, torch.device("cpu"), writes_text=writes_text)
         shard(model, world, device)
@@ -127,14 +129,14 @@ def load_for_training(
 def load_plain(
     directory: Path, dtype: torch.dtype, device: torch.device, *, writes_text: bool = True
 ) -> PreTrainedModel:
-    """The unquantised model in one number format."""
+    """Load the unquantised model in one number format."""
     return _load(directory, writes_text, dtype=dtype).to(device)
 
 
 def load_quantised(
     directory: Path, compute: torch.dtype, double_quant: bool, device: torch.device, *, writes_text: bool = True
 ) -> PreTrainedModel:
-    """The model with its linear layers in NF4, but for the head."""
+    """Load the model with its linear layers in NF4, except for the head."""
     quantisation = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
@@ -148,8 +150,8 @@ def load_quantised(
 
 
 def _load(directory: Path, writes_text: bool, **options: Any) -> PreTrainedModel:
-    """The model from its folder alone; safetensors only, no remote code, and no weight drawn at random in place of one
-    that is missing, but for the head that a language model does not have."""
+    """Load the model from its folder alone: safetensors only, no remote code, and no random weight instead of a missing
+    one, except for the head that a language model does not have."""
     kind = AutoModelForCausalLM if writes_text else AutoModelForSequenceClassification
     if not writes_text:
         options["num_labels"] = 1
@@ -164,14 +166,17 @@ def _load(directory: Path, writes_text: bool, **options: Any) -> PreTrainedModel
         )
     missing = sorted(set(found["missing_keys"]) - (set() if writes_text else {HEAD}))
     if missing:
-        told = f"{len(missing)} weights that the architecture has are in none of its files, {missing[0]} for one"
-        raise TrainerError(ExitCode.MODEL_UNAVAILABLE, f"the model cannot be loaded: {told}")
+        raise TrainerError(
+            ExitCode.MODEL_UNAVAILABLE,
+            f"the model cannot be loaded: its files lack {len(missing)} weights of the architecture, for example "
+            f"{missing[0]}",
+        )
     return model
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The library's table of missing weights is left out: what it would tell is an error here."""
+    """Silence the library's table of missing weights, which are an error here."""
     level = LOADING.level
     LOADING.setLevel(logging.ERROR)
     try:
@@ -181,15 +186,15 @@ def _quiet() -> Iterator[None]:
 
 
 def _keep_gradients_on_cpu(model: PreTrainedModel) -> None:
-    """On CPUs with AVX512-BF16 the first evaluation repacks the weights for a kernel without a backward pass: from then
-    on gradients pass the residual stream alone, and the training is silently wrong."""
+    """Switch off a kernel without a backward pass, for which CPUs with AVX512-BF16 repack the weights in the first
+    evaluation: gradients would pass only through the residual stream, and the training would be silently wrong."""
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
 
 
 def attach_adapter(model: PreTrainedModel, settings: Resolved) -> PeftModel:
-    """A fresh LoRA adapter on the model, its weights in FP32; untrained, it changes nothing."""
+    """Put a fresh LoRA adapter on the model, its weights in FP32; untrained, it changes nothing."""
     config = LoraConfig(
         r=settings.lora_rank or 16,
         lora_alpha=settings.lora_alpha or 32,
@@ -207,26 +212,26 @@ def attach_adapter(model: PreTrainedModel, settings: Resolved) -> PeftModel:
 
 
 def scores_text(model: PreTrainedModel) -> bool:
-    """Whether the model has a score in place of the language head."""
+    """Return whether the model has a score instead of the language head."""
     return type(model).__name__.endswith("ForSequenceClassification")
 
 
 def refuse_tied_merge(model: PeftModel) -> None:
-    """A merge into one of two tied weights changes the other as well, so that the merged model answers otherwise."""
+    """Refuse a merge into one of two tied weights: it would change the other too, and with it the answers."""
     base = model.get_base_model()
     embeddings = (base.get_input_embeddings(), base.get_output_embeddings())
     if base.config.tie_word_embeddings and any(isinstance(module, BaseTunerLayer) for module in embeddings):
         raise TrainerError(
             ExitCode.INVALID_CONFIG,
             "this model's input and output embeddings are one tensor, and an adapter on them cannot be merged: "
-            "leave them out of tuning.lora.targetModules, or set output.merge None",
+            "remove them from tuning.lora.targetModules, or set output.merge None",
         )
 
 
 def linear_targets(model: PreTrainedModel) -> list[str]:
-    """Names of the linear layers that get an adapter: all but the output head and expert routers.
+    """Return the names of the linear layers that get an adapter: all except the output head and expert routers.
 
-    GPT-2 and its kin write a linear layer as Conv1D.
+    GPT-2 and its relatives implement a linear layer as Conv1D.
     """
     head = model.get_output_embeddings()
     names = {
@@ -238,12 +243,12 @@ def linear_targets(model: PreTrainedModel) -> list[str]:
 
 
 def adapted_modules(model: PeftModel) -> list[str]:
-    """Names of the modules that have an adapter."""
+    """Return the names of the modules that have an adapter."""
     return sorted(model.peft_config["default"].target_modules)
 
 
 def quantised_layers(model: PreTrainedModel | PeftModel, settings: Resolved) -> Quantised | None:
-    """The linear layers that compute in NF4, by their names in the base; None where none does."""
+    """Return the linear layers that compute in NF4, by their names in the base; None if there are none."""
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     names = [
         name.removesuffix(".base_layer") for name, module in base.named_modules() if isinstance(module, Linear4bit)
@@ -256,13 +261,13 @@ def quantised_layers(model: PreTrainedModel | PeftModel, settings: Resolved) -> 
 
 
 def trained_tensors(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
-    """Every weight that is trained, by name."""
+    """Return every trained weight by name."""
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 @contextmanager
 def _model_errors(directory: Path) -> Iterator[None]:
-    """Loading fails for what the folder holds: terminal, and told without this machine's path."""
+    """Turn errors of loading into a terminal one, without this machine's path."""
     try:
         yield
     except (OSError, ValueError, KeyError, SafetensorError) as error:

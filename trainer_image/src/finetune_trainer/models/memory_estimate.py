@@ -1,7 +1,7 @@
-"""How much GPU memory a training takes, part by part, from the model's shape and the settings; torch is not needed.
+"""Estimate of a training's GPU memory, part by part, from the model's shape and the settings; without torch.
 
 The parts that are counted tensors (weights, adapter, gradients, optimiser) are exact to a per mille; activations are
-those of a Llama-like layer with fused attention, within 15 % of what is allocated on the way.
+those of a Llama-like layer with fused attention, within 15 % of the allocated peak.
 """
 
 from collections.abc import Iterable, Iterator
@@ -16,16 +16,16 @@ from finetune_trainer.models.shape import ModelShape
 
 GIB = 1 << 30
 FULL_WIDTH = 4
-"""Bytes of a number in FP32: trained weights, gradients, optimiser, and what QLoRA leaves unquantised."""
+"""Bytes of a number in FP32: trained weights, gradients, optimiser, and QLoRA's unquantised weights."""
 RESERVE = GIB
-"""CUDA's context, the libraries' workspaces, and what the allocator loses between blocks."""
+"""CUDA's context, the libraries' workspaces, and fragmentation of the allocator."""
 NF4_BLOCK, NF4_CONSTANTS_BLOCK = 64, 256
 NF4_TABLES = 16 * FULL_WIDTH
 NF4_CONSTANTS_TABLES = 256 * FULL_WIDTH + FULL_WIDTH
 ADAM_MOMENTS = 2
 EIGHT_BIT_BLOCK, EIGHT_BIT_SMALLEST = 256, 4096
 LOSS_TOKENS, LOSS_WORDS = 4096, 32768
-"""The loss is computed in tiles of this many tokens and words: logits of whole batches never exist."""
+"""The loss is computed in tiles of this many tokens and words: the logits of a whole batch are never stored."""
 PAIRED = frozenset({Objective.DPO, Objective.REWARD_MODEL})
 
 
@@ -46,11 +46,11 @@ class MemoryEstimate:
 
     @property
     def total(self) -> int:
-        """The estimate."""
+        """The sum of all parts."""
         return sum(size for _, size in self.parts())
 
     def parts(self) -> list[tuple[str, int]]:
-        """Name and bytes of every part."""
+        """Return name and bytes of every part."""
         return [(one.name, getattr(self, one.name)) for one in fields(self)]
 
     def __str__(self) -> str:
@@ -61,10 +61,10 @@ class MemoryEstimate:
 def estimate(
     shape: ModelShape, settings: Resolved, objective: Objective, *, has_reward_model: bool = False, ranks: int = 1
 ) -> MemoryEstimate:
-    """The memory of one training on each of its GPUs; settings that only the device decides count as on a GPU.
+    """Estimate the memory of one training on each of its GPUs; settings that depend on the device count as on a GPU.
 
-    A reward model is taken to be as large as the model itself. Several GPUs share out what Full holds, each borrowing
-    one layer at a time; of an adapter's gradients each holds a second copy to send.
+    A reward model is assumed to be as large as the model itself. With method Full, several GPUs hold one shard each
+    and gather one layer at a time; with an adapter, each holds a second copy of its gradients to send.
     """
     trained = _trained(shape, settings)
     weights = weight_bytes(shape, settings)
@@ -74,12 +74,12 @@ def estimate(
     if objective is Objective.REWARD_MODEL:
         weights -= shape.head * (_compute(settings) if settings.method == Method.LORA else FULL_WIDTH)
     shares = ranks if is_full else 1
-    borrowed = _borrowed(shape) if shares > 1 else 0
+    gathered = _gathered(shape) if shares > 1 else 0
     copies = 2 if ranks > shares else 1
     return MemoryEstimate(
-        weights=ceil(weights / shares) + borrowed,
+        weights=ceil(weights / shares) + gathered,
         adapter=0 if is_full else parameters * FULL_WIDTH,
-        gradients=ceil(parameters * FULL_WIDTH * copies / shares) + borrowed,
+        gradients=ceil(parameters * FULL_WIDTH * copies / shares) + gathered,
         optimiser=ceil(_optimiser(sizes, settings) / shares),
         activations=_activations(shape, settings, objective),
         logits=0 if objective is Objective.REWARD_MODEL else _logits(shape, settings, objective),
@@ -90,7 +90,7 @@ def estimate(
 
 
 def weight_bytes(shape: ModelShape, settings: Resolved) -> int:
-    """The base model as the method loads it: FP32 in Full, 16 bit in LoRA, NF4 beside FP32 in QLoRA."""
+    """Return the size of the base as the method loads it: FP32 for Full, 16 bits for LoRA, NF4 and FP32 for QLoRA."""
     if settings.method == Method.FULL:
         return shape.parameters * FULL_WIDTH
     if settings.method == Method.LORA:
@@ -100,9 +100,9 @@ def weight_bytes(shape: ModelShape, settings: Resolved) -> int:
 
 
 def micro_batches(settings: Resolved) -> Iterator[Resolved]:
-    """The settings, then with ever smaller micro-batches of the same effective batch, down to single rows.
+    """Yield the settings, then with smaller and smaller micro-batches of the same effective batch, down to single rows.
 
-    KTO, which measures its divergence over a batch, ends at two rows.
+    KTO, which measures its divergence over a batch, stops at two rows.
     """
     yield settings
     micro = settings.per_device_train_batch_size or 1
@@ -116,7 +116,7 @@ def micro_batches(settings: Resolved) -> Iterator[Resolved]:
 
 
 def share_batch(settings: Resolved, ranks: int) -> Resolved:
-    """The settings for each of so many processes, which may be others than preflight knew of: a step keeps its rows."""
+    """Return the settings for each of so many processes, possibly other than in preflight: a step keeps its rows."""
     whole = settings.global_batch_size or 1
     micro, accumulation = settings.per_device_train_batch_size or 1, settings.gradient_accumulation_steps or 1
     if micro * accumulation * ranks == whole:
@@ -125,21 +125,21 @@ def share_batch(settings: Resolved, ranks: int) -> Resolved:
         raise TrainerError(
             ExitCode.INVALID_CONFIG,
             f"a step has {whole} rows, which {ranks} processes cannot share evenly: set resources.nodes and "
-            f"resources.gpusPerNode so that their product divides {whole}, or run the job anew",
+            f"resources.gpusPerNode so that their product divides {whole}, or run the job again",
         )
-    mine = whole // ranks
-    micro = max(size for size in range(1, min(micro, mine) + 1) if mine % size == 0)
-    changes = {"per_device_train_batch_size": micro, "gradient_accumulation_steps": mine // micro}
+    own = whole // ranks
+    micro = max(size for size in range(1, min(micro, own) + 1) if own % size == 0)
+    changes = {"per_device_train_batch_size": micro, "gradient_accumulation_steps": own // micro}
     return settings.model_copy(update=changes)
 
 
 def format_bytes(size: int) -> str:
-    """GiB where there is at least a tenth of one, else MiB."""
+    """Format bytes in GiB from a tenth of one, else in MiB."""
     return f"{size / GIB:.1f} GiB" if size >= GIB // 10 else f"{size / (1 << 20):.3g} MiB"
 
 
-def _borrowed(shape: ModelShape) -> int:
-    """The largest part that is put together at once: a layer, or what stands before and after the layers."""
+def _gathered(shape: ModelShape) -> int:
+    """Return the largest part that is gathered at once: a layer, or the weights outside the layers."""
     layer = sum(prod(size) for size in shape.linear.values()) // shape.layers
     return FULL_WIDTH * max(layer, shape.other)
 
@@ -149,7 +149,7 @@ def _compute(settings: Resolved) -> int:
 
 
 def _trained(shape: ModelShape, settings: Resolved) -> list[tuple[int, ...]]:
-    """The shapes of the tensors that are trained."""
+    """Return the shapes of the trained tensors."""
     if settings.method == Method.FULL:
         return list(shape.tensors.values())
     rank = settings.lora_rank or 16
@@ -166,7 +166,7 @@ def _nf4(elements: int, double_quant: bool) -> int:
 
 
 def _optimiser(sizes: Iterable[int], settings: Resolved) -> int:
-    """Both moments of Adam; the 8-bit optimisers keep small tensors in FP32."""
+    """Return the size of both moments of Adam; the 8-bit optimisers keep small tensors in FP32."""
     default = "paged_adamw_8bit" if settings.method == Method.QLORA else "adamw_torch_fused"
     if not (settings.optim or default).endswith("_8bit"):
         return sum(sizes) * ADAM_MOMENTS * FULL_WIDTH
@@ -178,13 +178,13 @@ def _eight_bit(size: int) -> int:
 
 
 def _tokens(settings: Resolved, objective: Objective) -> int:
-    """Tokens of the longest micro-batch; a pair is two sequences."""
+    """Return the tokens of the longest micro-batch; a pair is two sequences."""
     length = (settings.max_length or 0) + (settings.max_completion_length or 0)
     return (settings.per_device_train_batch_size or 1) * length * (2 if objective in PAIRED else 1)
 
 
 def _activations(shape: ModelShape, settings: Resolved, objective: Objective) -> int:
-    """What the forward pass keeps for the backward pass: every layer, or with checkpointing its input and one layer."""
+    """Return what is kept for the backward pass: all layers, or with checkpointing one layer and all inputs."""
     tokens = _tokens(settings, objective)
     layer = tokens * _layer_bytes_per_token(shape, settings) + _casts(shape, settings) // shape.layers
     last_norm = tokens * FULL_WIDTH * shape.hidden * (2 if settings.method == Method.FULL else 1)
@@ -196,12 +196,12 @@ def _activations(shape: ModelShape, settings: Resolved, objective: Objective) ->
 
 
 def _residual(settings: Resolved) -> int:
-    """Bytes of a number between layers, and of what QLoRA's layers give back: as wide as the norms' weights."""
+    """Return the bytes of a number between layers, and in QLoRA's outputs: those of the norms' weights."""
     return _compute(settings) if settings.method == Method.LORA else FULL_WIDTH
 
 
 def _layer_bytes_per_token(shape: ModelShape, settings: Resolved) -> int:
-    """Norms compute in FP32, attention and linear layers in the number format of the computation."""
+    """Return one layer's bytes per token: norms compute in FP32, the rest in the number format of the computation."""
     width, is_full = _compute(settings), settings.method == Method.FULL
     norms = FULL_WIDTH * 2 * shape.hidden * (2 if is_full else 1)
     attention = width * (3 if is_full else 4) * shape.heads * shape.head_size
@@ -212,8 +212,8 @@ def _layer_bytes_per_token(shape: ModelShape, settings: Resolved) -> int:
 
 
 def _linear_inputs(shape: ModelShape, settings: Resolved) -> int:
-    """What a layer's linear modules keep of their inputs: each a cast copy of its own, and the mask of its dropout; in
-    FP32 without dropout they keep one input together."""
+    """Return the inputs that a layer's linear modules keep: each a cast copy of its own and the mask of its dropout; in
+    FP32 without dropout, modules with the same input share one."""
     width, is_full = _compute(settings), settings.method == Method.FULL
     adapted = {} if is_full else shape.adapted(settings.target_modules)
     dropout = 0 if is_full or not settings.lora_dropout else 1
@@ -226,13 +226,13 @@ def _linear_inputs(shape: ModelShape, settings: Resolved) -> int:
 
 
 def _gradient_bytes_per_token(shape: ModelShape, settings: Resolved) -> int:
-    """Gradients on their way through one layer; adapters read and answer in FP32."""
+    """Return the gradients inside one layer; the inputs and outputs of adapters are in FP32."""
     width = _compute(settings) if settings.method == Method.FULL else FULL_WIDTH
     return 2 * (FULL_WIDTH * shape.hidden + width * shape.intermediate)
 
 
 def _casts(shape: ModelShape, settings: Resolved) -> int:
-    """Autocast keeps a 16-bit copy of every FP32 weight that is trained."""
+    """Return the 16-bit copies that autocast keeps of trained FP32 weights."""
     width = _compute(settings)
     if width == FULL_WIDTH:
         return 0
@@ -246,21 +246,23 @@ def _largest_linear(shape: ModelShape) -> int:
 
 
 def _logits(shape: ModelShape, settings: Resolved, objective: Objective) -> int:
-    """One tile of the loss, and in Full the gradient of the output head, which is summed up beside the others."""
+    """Return one tile of the loss, and for Full the gradient of the output head, which is accumulated separately."""
     tile = min(_tokens(settings, objective), LOSS_TOKENS) * LOSS_WORDS
     head = shape.vocabulary * shape.hidden * FULL_WIDTH if settings.method == Method.FULL else 0
     return tile * _compute(settings) + head
 
 
 def _reference(shape: ModelShape, settings: Resolved, objective: Objective) -> int:
-    """A second model only where every step asks for it and no adapter can be switched off instead; DPO and KTO ask
-    once, before the first step, and keep the answers."""
+    """Return the size of a second model, needed only if every step uses it and no adapter can be switched off instead.
+
+    DPO and KTO use it once, before the first step, and keep the log-probabilities.
+    """
     is_held = objective is Objective.RLHF and settings.method == Method.FULL and settings.beta
     return shape.parameters * _compute(settings) if is_held else 0
 
 
 def _generation(shape: ModelShape, settings: Resolved) -> int:
-    """Keys and values of all answers of one step, which are sampled together."""
+    """Return the keys and values of all answers of one step, which are sampled together."""
     length = (settings.max_length or 0) + (settings.max_completion_length or 0)
     per_token = 2 * shape.layers * shape.key_value_heads * shape.head_size * _compute(settings)
     return (settings.global_batch_size or 1) * length * per_token

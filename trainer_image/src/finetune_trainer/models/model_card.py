@@ -1,4 +1,4 @@
-"""What the report says of the base model beside its address: licence, chat template, context."""
+"""Facts about the base model for the report: licence, chat template, context."""
 
 import json
 from collections.abc import Sequence
@@ -16,11 +16,11 @@ CARD = "README.md"
 CARD_LIMIT = 1024 * 1024
 LICENCE_LIMIT = 2000
 LONGEST = 300
-"""Characters of an identifier, a name or a link that are believed."""
+"""Longest identifier, name or link that is accepted, in characters."""
 
 
 def read_licence(uri: str, storage: Storage) -> Licence | None:
-    """What the model card in the model's folder states; None where there is no card, or it states nothing readable."""
+    """Return the licence that the card in the model's folder states; None without a card or a readable licence."""
     where = join(uri, CARD)
     size = storage.size(where)
     if not size:
@@ -29,21 +29,21 @@ def read_licence(uri: str, storage: Storage) -> Licence | None:
 
 
 def parse_licence(card: str) -> Licence | None:
-    """The licence in a model card's front matter, of which nothing else is read: a card is foreign text."""
+    """Return the licence in a model card's front matter; nothing else is read, because a card is foreign text."""
     try:
         found = yaml.safe_load(_licence_lines(card))
     except (yaml.YAMLError, ValueError, RecursionError):
         return None
     stated = found.get("license") if isinstance(found, dict) else None
-    identifiers = tuple(one for one in (stated if isinstance(stated, list) else [stated]) if _is_told(one))
+    identifiers = tuple(one for one in (stated if isinstance(stated, list) else [stated]) if _is_valid(one))
     if not identifiers:
         return None
     name, link = found.get("license_name"), found.get("license_link")
-    return Licence(identifiers, name if _is_told(name) else None, link if _is_told(link) else None)
+    return Licence(identifiers, name if _is_valid(name) else None, link if _is_valid(link) else None)
 
 
 def _licence_lines(card: str) -> str:
-    """The entries of the front matter that begin with `license`, each with the lines that belong to it."""
+    """Return the entries of the front matter that begin with `license`, each with its lines."""
     fence, *lines = [line.rstrip() for line in card.removeprefix("\ufeff").splitlines()] or [""]
     if fence != "---" or "---" not in lines:
         return ""
@@ -59,7 +59,7 @@ def _licence_lines(card: str) -> str:
 
 
 def describe_base(model: Path, labeler: Labeler, licence: Licence | None, prompts: Sequence[str]) -> BaseFacts:
-    """The facts about a model's folder; `prompts` are what the model was asked."""
+    """Return the facts about a model's folder; `prompts` are the job's prompts."""
     config = json.loads((model / "config.json").read_text(encoding="utf-8"))
     rendered = [labeler.render_prompt([Message(role="user", content=prompt)])[1] for prompt in prompts]
     return BaseFacts(
@@ -71,11 +71,11 @@ def describe_base(model: Path, labeler: Labeler, licence: Licence | None, prompt
 
 
 def _context_length(config: dict[str, Any]) -> int | None:
-    """As the text part of the configuration has it."""
+    """Return the context length, from the text part of the configuration if there is one."""
     inner = config.get("text_config")
     found = (inner if isinstance(inner, dict) else config).get("max_position_embeddings")
     return found if isinstance(found, int) and found > 0 else None
 
 
-def _is_told(value: object) -> TypeGuard[str]:
+def _is_valid(value: object) -> TypeGuard[str]:
     return isinstance(value, str) and 0 < len(value.strip()) <= LONGEST and value.isprintable()

@@ -1,10 +1,10 @@
-"""The quantization that an adapter was trained on, as the gate's process needs it to load the base again."""
+"""The quantisation of the base under an adapter, with which the gate's process repeats it."""
 
 from pydantic import BaseModel
 
 
 class Quantised(BaseModel):
-    """The layers that were trained on in NF4; `compute` is the number format that they compute in."""
+    """The layers that were in NF4 during the training; `compute` is the number format of their computation."""
 
     modules: list[str]
     double_quant: bool

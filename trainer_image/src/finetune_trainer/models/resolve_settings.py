@@ -1,4 +1,4 @@
-"""The settings of a job: what method `Auto` stands for, and settings that fit the memory budget where there is one."""
+"""The settings of a job: the method for `Auto`, and settings that fit the memory budget, if there is one."""
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -17,17 +17,17 @@ from finetune_trainer.tokenization.packing import count_packed
 logger = logging.getLogger(__name__)
 
 SHORTEST = 64
-"""Lengths are advised in multiples of this, and not below it."""
+"""Advised lengths are multiples of this, and not below it."""
 
 
 def choose_settings(
     spec: FineTuneJobSpec, shape: ModelShape | None, facts: Facts, lengths: Sequence[int] = ()
 ) -> Resolved:
-    """Every setting, with its memory estimated; raises WontFit where `tuning.vramBudget` is given and too small.
+    """Return every setting, with the estimated memory; raises WontFit if `tuning.vramBudget` is set and too small.
 
     `lengths` are those of the training samples, in tokens: whether to pack depends on them.
 
-    Where the job leaves them open, the micro-batch is halved and gradient checkpointing switched on before that: both
+    To fit the budget, smaller micro-batches and gradient checkpointing are tried if the job does not set them: both
     change the memory and not the result.
     """
     budget = _budget(spec)
@@ -47,7 +47,7 @@ def choose_settings(
 def _pack(
     spec: FineTuneJobSpec, shape: ModelShape | None, facts: Facts, lengths: Sequence[int]
 ) -> tuple[FineTuneJobSpec, Facts]:
-    """With packing the loop's row is a sequence: as many make a step as hold the rows that a step is meant to have."""
+    """Set the batch for packing, whose rows are sequences: a step gets as many as hold its intended rows."""
     hyper = spec.hyperparameters
     sequences = count_packed(
         lengths, hyper.max_length, spec.objective, hyper.packing, shape.model_type if shape else ""
@@ -68,12 +68,12 @@ def _pack(
 
 
 def choose_method(spec: FineTuneJobSpec, shape: ModelShape | None, facts: Facts) -> tuple[Method, str]:
-    """The method and why: `Auto` is Full where the budget is given, nothing asks for an adapter, and Full fits it."""
+    """Return the method and the reason: `Auto` is Full if it fits a given budget and no setting needs an adapter."""
     if spec.tuning.method is not Method.AUTO:
         return spec.tuning.method, "set in tuning.method"
     budget = _budget(spec)
     if budget is None or shape is None:
-        return Method.QLORA, "Auto is QLoRA where no tuning.vramBudget is given"
+        return Method.QLORA, "Auto is QLoRA without tuning.vramBudget"
     asked = [
         name
         for name, value in (
@@ -109,7 +109,7 @@ def _estimate(spec: FineTuneJobSpec, shape: ModelShape, settings: Resolved) -> M
 
 
 def _fit(spec: FineTuneJobSpec, shape: ModelShape, settings: Resolved, budget: int) -> Resolved | None:
-    """The first of the settings that the job leaves open which fits."""
+    """Return the first settings that fit, varying only those that the job does not set."""
     return next((one for one in _open_settings(spec, settings) if _fits(spec, shape, one, budget)), None)
 
 
@@ -118,7 +118,7 @@ def _fits(spec: FineTuneJobSpec, shape: ModelShape, settings: Resolved, budget: 
 
 
 def _open_settings(spec: FineTuneJobSpec, settings: Resolved) -> Iterator[Resolved]:
-    """Smaller micro-batches before checkpointing, which costs a third more time."""
+    """Yield smaller micro-batches before checkpointing, which costs a third more time."""
     hyper = spec.hyperparameters
     is_open = hyper.per_device_train_batch_size is None and hyper.gradient_accumulation_steps is None
     yield from micro_batches(settings) if is_open else [settings]
@@ -145,7 +145,7 @@ def _refuse(spec: FineTuneJobSpec, shape: ModelShape, settings: Resolved, budget
 def _what_would_fit(
     spec: FineTuneJobSpec, shape: ModelShape, settings: Resolved, memory: MemoryEstimate, budget: int
 ) -> str:
-    """The mildest change that fits, and the budget that needs none."""
+    """Return the mildest change that fits, and the budget with which none is needed."""
     raised = f"raise the budget to {format_bytes(memory.total + (1 << 26))}"
     for advice, changed in _milder(spec, shape, settings, budget):
         total = _estimate(spec, shape, changed).total
@@ -157,7 +157,7 @@ def _what_would_fit(
 def _milder(
     spec: FineTuneJobSpec, shape: ModelShape, settings: Resolved, budget: int
 ) -> Iterator[tuple[str, Resolved]]:
-    """Changes to what the job has fixed, mildest first, each on top of those before."""
+    """Yield changes to what the job sets, mildest first, each on top of those before."""
     advice: list[str] = []
     *_, single = micro_batches(settings)
     if settings.per_device_train_batch_size != single.per_device_train_batch_size:
@@ -178,7 +178,7 @@ def _milder(
 
 
 def _longest_fitting(settings: Resolved, fits: Callable[[Resolved], bool]) -> Resolved | None:
-    """The settings with the longest `maxLength` that fits, at least a quarter of what was asked for."""
+    """Return the settings with the longest `maxLength` that fits, at least a quarter of the job's."""
     asked = settings.max_length or 0
     low, high = max(asked // 4 // SHORTEST, 1), asked // SHORTEST
     found = None

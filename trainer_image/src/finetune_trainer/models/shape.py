@@ -1,4 +1,4 @@
-"""What a model's configuration and the headers of its weights tell of its size; nothing is loaded."""
+"""The sizes of a model, from its configuration and the headers of its weights; nothing is loaded."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ Tensors = Mapping[str, tuple[int, ...]]
 
 @dataclass(frozen=True)
 class ModelShape:
-    """The sizes that memory depends on; `tensors` holds the shape of every stored tensor by name."""
+    """The sizes on which memory depends; `tensors` holds the shape of every stored tensor by name."""
 
     model_type: str
     vocabulary: int
@@ -32,12 +32,12 @@ class ModelShape:
 
     @cached_property
     def parameters(self) -> int:
-        """Weights in all, each shared one counted once."""
+        """The number of all weights; shared ones count once."""
         return sum(prod(shape) for shape in self.tensors.values())
 
     @cached_property
     def linear(self) -> Tensors:
-        """The linear layers by module name, as stored: those that QLoRA quantises and that may carry an adapter."""
+        """The linear layers by module name, as stored: QLoRA quantises them, and they can have an adapter."""
         return {
             name.removesuffix(".weight"): shape
             for name, shape in self.tensors.items()
@@ -47,16 +47,16 @@ class ModelShape:
 
     @property
     def other(self) -> int:
-        """Weights outside the linear layers: embeddings, output head, norms, and experts, which are one block."""
+        """The number of weights outside the linear layers: embeddings, output head, norms and experts."""
         return self.parameters - sum(prod(shape) for shape in self.linear.values())
 
     @property
     def head(self) -> int:
-        """Weights of an output head that is not the embedding's."""
+        """The number of weights of an output head that is not tied to the embedding."""
         return sum(prod(shape) for name, shape in self.tensors.items() if HEAD in name.split("."))
 
     def adapted(self, targets: list[str] | None) -> Tensors:
-        """The linear layers that an adapter goes to: those with these last names, or all but routers."""
+        """Return the linear layers that get an adapter: those with these last names, or all except routers."""
         if targets is None:
             return {name: shape for name, shape in self.linear.items() if _last(name) not in UNADAPTED_LAYERS}
         modules = {name.removesuffix(".weight"): shape for name, shape in self.tensors.items() if len(shape) == 2}
@@ -68,7 +68,7 @@ class ModelShape:
 
 
 def read_shape(config: Mapping[str, Any], tensors: Tensors) -> ModelShape | None:
-    """The shape, or None where the configuration does not name the sizes in one of the usual ways."""
+    """Return the shape; None if the configuration does not name the sizes in one of the usual ways."""
     text = config.get("text_config")
     values = {**config, **text} if isinstance(text, dict) else dict(config)
     hidden = _size(values, "hidden_size", "n_embd", "d_model")

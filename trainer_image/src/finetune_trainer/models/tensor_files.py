@@ -1,4 +1,4 @@
-"""The tensors in a model's folder, read one at a time: a model may be larger than the memory."""
+"""The tensors in a model's folder, read one at a time, because a model can be larger than the memory."""
 
 import json
 from collections.abc import Mapping
@@ -16,30 +16,30 @@ from safetensors import safe_open
 WEIGHTS = "model.safetensors"
 INDEX = f"{WEIGHTS}.index.json"
 FLOATING = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2}
-"""The number formats that a merge may change, with the bytes of a value."""
+"""The number formats that a merge can change, with the bytes of a value."""
 _BYTES = FLOATING | {"F8_E4M3": 1, "F8_E5M2": 1, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What a file says of a tensor before it is read; the dtype is safetensors' word for it."""
+    """A tensor's entry in the file's header; `dtype` is a safetensors name."""
 
     shape: tuple[int, ...]
     dtype: str
 
     @property
     def is_floating(self) -> bool:
-        """Whether it holds weights, not indices or packed bits."""
+        """Return whether it holds weights, not indices or packed bits."""
         return self.dtype in FLOATING
 
     def size(self, width: int | None = None) -> int:
-        """Bytes, in another width of the values if one is given."""
+        """Return the bytes of the tensor, with another width of its weights if one is given."""
         own = _BYTES.get(self.dtype, 8)
         return prod(self.shape) * (width if width and self.is_floating else own)
 
 
 class TensorFiles:
-    """A model's folder, opened; a context manager, for each file stays mapped until the end."""
+    """The open files of a model; a context manager, because each file stays mapped."""
 
     def __init__(self, *files: Path) -> None:
         self._stack = ExitStack()
@@ -48,7 +48,7 @@ class TensorFiles:
 
     @classmethod
     def of_folder(cls, directory: Path) -> Self:
-        """The files that a model's index names, or its only one."""
+        """Open the files that a model's index names, or its only one."""
         index = directory / INDEX
         if not index.is_file():
             return cls(directory / WEIGHTS)
@@ -67,7 +67,7 @@ class TensorFiles:
 
     @cached_property
     def headers(self) -> Mapping[str, Header]:
-        """Every tensor by name."""
+        """Every tensor's header by name."""
         found = {}
         for name, handle in self._handles.items():
             part = handle.get_slice(name)
@@ -76,16 +76,16 @@ class TensorFiles:
 
     @property
     def largest_file(self) -> int:
-        """Bytes of the largest file."""
+        """The bytes of the largest file."""
         return max(file.stat().st_size for file in self._files)
 
     def read(self, name: str) -> torch.Tensor:
-        """One tensor."""
+        """Read one tensor."""
         tensor: torch.Tensor = self._handles[name].get_tensor(name)
         return tensor
 
 
 def total_bytes(directory: Path, width: int | None = None) -> int:
-    """Bytes of a model's weights, in another width of the values if one is given."""
+    """Return the bytes of a model's tensors, with another width of the weights if one is given."""
     with TensorFiles.of_folder(directory) as files:
         return sum(header.size(width) for header in files.headers.values())

@@ -1,4 +1,4 @@
-"""Rewards that are computed from an answer: its length, or whether a pattern is found in it. No torch is needed."""
+"""Rewards computed from an answer: its length, or whether a pattern is found in it; without torch."""
 
 import logging
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """One answer to a prompt; `tokens` counts it without the token that ends it, `ended` says that there is one."""
+    """One answer to a prompt; `ended` is whether it has an end token, which `tokens` does not count."""
 
     prompt: list[Message]
     text: str
@@ -26,28 +26,28 @@ class Completion:
 
 
 class Scorer(Protocol):
-    """What gives each answer its reward."""
+    """Scores answers."""
 
     def __call__(self, completions: Sequence[Completion]) -> list[float]:
-        """One reward for each answer, in their order."""
+        """Return one reward per answer, in their order."""
 
 
 @dataclass(frozen=True, slots=True)
 class Judge:
-    """Who rewards answers, and the token by which an answer says that it is complete."""
+    """The scorer of answers, and the token that ends an answer."""
 
     scorer: Scorer
     stop_id: int
 
 
 class ComputedRewards:
-    """The job's computed rewards, added up by weight; raises InvalidConfig where a pattern cannot be read."""
+    """The weighted sum of the job's computed rewards; raises InvalidConfig for an invalid pattern."""
 
     def __init__(self, rewards: Sequence[Reward]) -> None:
         self._parts = [(reward.weight, _Part(reward, f"rlhf.rewards[{at}]")) for at, reward in enumerate(rewards)]
 
     def __call__(self, completions: Sequence[Completion]) -> list[float]:
-        """One reward for each answer."""
+        """Return one reward per answer."""
         return [sum(weight * part(completion) for weight, part in self._parts) for completion in completions]
 
 
@@ -72,9 +72,9 @@ class _Part:
             return is_found(pattern, text)
         except TimeoutError:
             self._overruns += 1
-            if self._overruns & (self._overruns - 1) == 0:  # said at 1, 2, 4, 8, …: each answer may do it
+            if self._overruns & (self._overruns - 1) == 0:  # logged at 1, 2, 4, 8, … overruns
                 logger.warning(
-                    "%s: the pattern took more than %s s in %s answers so far, which count as not found: "
+                    "%s: the pattern took longer than %s s in %s answers so far, which count as no match: "
                     "avoid repetitions of repetitions such as (a+)+",
                     self._name,
                     PATTERN_SECONDS,
@@ -84,5 +84,5 @@ class _Part:
 
 
 def length_reward(tokens: int, target: int) -> float:
-    """1 at the target, falling linearly with the relative distance to 0."""
+    """Return 1 at the target, falling linearly with the relative distance to 0."""
     return max(0.0, 1 - abs(tokens - target) / target)

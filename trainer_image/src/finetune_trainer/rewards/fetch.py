@@ -1,6 +1,6 @@
-"""Where a reward model comes from: another job's result or a folder, fetched and checked; torch is not needed.
+"""The job's reward model: found in another job's result or a folder, checked and fetched; without torch.
 
-It is a whole model for sequence classification with one label, or a LoRA adapter that makes its base into one.
+It is a whole model for sequence classification with one label, or a LoRA adapter that turns its base into one.
 """
 
 import json
@@ -30,13 +30,13 @@ from finetune_trainer.storage.protocol import Entry, OnBytes, Storage, join, sha
 from finetune_trainer.tokenization.labeler import load_labeler
 
 SCORE = "score"
-"""The head's name in every decoder that transformers can give one score."""
+"""The head's name in all of transformers' decoders for sequence classification."""
 NO_FILE = "there is no file under this prefix: correct rlhf.rewardModel.uri"
 
 
 @dataclass(frozen=True, slots=True)
 class RewardFolders:
-    """The reward model on this machine: the model's folder and, where it is an adapter's base, the adapter's."""
+    """The downloaded reward model: the folder of the model and, if that is an adapter's base, of the adapter."""
 
     uri: str
     model: Path
@@ -44,14 +44,14 @@ class RewardFolders:
 
     @property
     def tokenizer(self) -> Path:
-        """The folder with the tokenizer and the template that it was trained with; an adapter may leave both out."""
+        """The folder with tokenizer and template of the reward model; an adapter may have none of its own."""
         return self.adapter if self.adapter and (self.adapter / TOKENIZER).is_file() else self.model
 
 
 def check_reward_model(
     config: JobConfig, storage: Storage, directory: Path, base: Path, on_bytes: OnBytes | None = None
 ) -> None:
-    """Refuses a reward model that could not be loaded or that gives no score; of its weights only headers are read.
+    """Refuse a reward model that cannot be loaded or gives no score; only the headers of its weights are read.
 
     `base` is the folder with the text files of the policy's base.
     """
@@ -79,7 +79,7 @@ def check_reward_model(
 def fetch_reward_model(
     config: JobConfig, storage: Storage, directory: Path, base: Path, on_bytes: OnBytes | None = None
 ) -> RewardFolders | None:
-    """The job's reward model, or None where its rewards are computed; `base` is the folder of the policy's base."""
+    """Download the reward model; None if rewards are computed. `base` is the folder of the policy's base."""
     found = _locate(config, storage)
     if found is None:
         return None
@@ -95,17 +95,17 @@ def fetch_reward_model(
     if wanted == _policy_base(config):
         return RewardFolders(uri, base, folder)
     if not storage.download_folder(wanted, other, on_bytes, accept=is_model_file):
-        _refuse(uri, f"its base model {wanted} is not there")
+        _refuse(uri, f"its base model {wanted} does not exist")
     return RewardFolders(uri, other, folder)
 
 
 def _locate(config: JobConfig, storage: Storage) -> tuple[str, dict[str, str]] | None:
-    """The folder in storage, and the digests that a manifest has for its files; None where rewards are computed."""
+    """Return the folder in storage, and its files' digests from a manifest; None if rewards are computed."""
     source = config.spec.rlhf.reward_model if config.spec.rlhf else None
     if source is None:
         return None
     if source.uri is None:
-        return _published_folder(_of_job(config, storage))
+        return _published_folder(_find_job_result(config, storage))
     given = storage.pin(source.uri.rstrip("/"))
     published = look_for_published(given, storage)
     return _published_folder(published) if published else (given, {})
@@ -143,15 +143,15 @@ def _check_base(uri: str, base: str, directory: Path, storage: Storage, on_bytes
 
 
 def _check_head(uri: str, tensors: Mapping[str, tuple[int, ...]]) -> None:
-    """Without its head a model would be given a random one, and score by chance."""
+    """Refuse a model without its head, which would be replaced by a random one."""
     heads = [size for name, size in tensors.items() if name.removesuffix(".weight").rpartition(".")[2] == SCORE]
     if not heads:
         _refuse(uri, f"its weights hold no {SCORE}.weight, the head that gives a text its score")
     if heads[0][0] != 1:
-        _refuse(uri, f"its head gives {heads[0][0]} scores, and a reward model gives one")
+        _refuse(uri, f"its head gives {heads[0][0]} scores, but a reward model gives one")
 
 
-def _of_job(config: JobConfig, storage: Storage) -> Published:
+def _find_job_result(config: JobConfig, storage: Storage) -> Published:
     job = config.reward_job
     if job is None:
         message = (
@@ -159,13 +159,13 @@ def _of_job(config: JobConfig, storage: Storage) -> Published:
         )
         raise TrainerError(ExitCode.INVALID_CONFIG, message)
     if job.objective != Objective.REWARD_MODEL:
-        message = f"rlhf.rewardModel.jobRef {job.name} has objective {job.objective}, and RewardModel is needed"
+        message = f"rlhf.rewardModel.jobRef {job.name} has objective {job.objective}, but RewardModel is needed"
         raise TrainerError(ExitCode.INVALID_CONFIG, message)
     return find_published(job, storage)
 
 
 def _published_folder(published: Published) -> tuple[str, dict[str, str]]:
-    """The folder that holds the model: an adapter where there is one."""
+    """Return the folder with the model (the adapter if there is one) and its digests."""
     folders = [folder for folder in (Artifact.ADAPTER, Artifact.MERGED) if published.of_folder(folder)]
     if not folders:
         _refuse(published.uri, "the result holds no model")
@@ -183,14 +183,14 @@ def _download(uri: str, digests: Mapping[str, str], storage: Storage, folder: Pa
         _refuse_weights(uri, {entry.key: entry for entry in storage.list(uri)})
     for name in sorted(names & digests.keys()):
         if sha256_file(folder / name) != digests[name]:
-            _refuse(uri, f"{name} has another content than its SHA-256 in the manifest")
+            _refuse(uri, f"{name} does not match its SHA-256 in the manifest")
 
 
 def _refuse_weights(uri: str, keys: Iterable[str]) -> NoReturn:
     if any(key.endswith(PICKLE_SUFFIXES) for key in keys):
         _refuse(
             uri,
-            "the weights are only there as pickle files, which can run code when loaded: save them again with "
+            "the weights exist only as pickle files, which can run code when loaded: save them again with "
             "save_pretrained(…)",
         )
     _refuse(uri, "there are no weights in safetensors files")
@@ -198,35 +198,35 @@ def _refuse_weights(uri: str, keys: Iterable[str]) -> NoReturn:
 
 def _check_kind(uri: str, config: Mapping[str, Any]) -> None:
     kind = str((config.get("architectures") or ["unknown"])[0])
-    labels = len(config.get("id2label") or {0: "", 1: ""})  # two is what transformers takes where nothing is said
+    labels = len(config.get("id2label") or {0: "", 1: ""})  # two is the default of transformers
     if not kind.endswith("ForSequenceClassification") or labels != 1:
         _refuse(
             uri,
-            f"it is a {kind} with {labels} labels, and a reward model is one for sequence classification with one "
+            f"it is a {kind} with {labels} labels, but a reward model is one for sequence classification with one "
             "label: train one with objective RewardModel",
         )
 
 
 def _base_of(uri: str, config: Mapping[str, Any]) -> str:
-    """Where the adapter's base lies; an adapter that gives no score is refused."""
+    """Return the URI of the adapter's base; an adapter that gives no score is refused."""
     if config.get("peft_type") != "LORA" or config.get("task_type") != "SEQ_CLS":
         _refuse(
             uri,
-            f"the adapter is of type {config.get('peft_type')} for task {config.get('task_type')}, and a reward model "
+            f"the adapter is of type {config.get('peft_type')} for task {config.get('task_type')}, but a reward model "
             "is a LORA adapter for SEQ_CLS: train one with objective RewardModel",
         )
     named = str(config.get("base_model_name_or_path") or "").rstrip("/")
     if not named:
         _refuse(uri, f"its {ADAPTER_CONFIG} names no base model")
-    return _at(named if "://" in named else f"{SCHEME}{named}", config.get("revision"))
+    return _with_revision(named if "://" in named else f"{SCHEME}{named}", config.get("revision"))
 
 
 def _policy_base(config: JobConfig) -> str:
-    return _at(config.spec.model.uri.rstrip("/"), config.spec.model.revision)
+    return _with_revision(config.spec.model.uri.rstrip("/"), config.spec.model.revision)
 
 
-def _at(uri: str, revision: object) -> str:
-    """A hub's model by its commit, any other by its URI alone."""
+def _with_revision(uri: str, revision: object) -> str:
+    """Return the URI with the revision, if it is a hub's model without a commit."""
     if not uri.startswith(SCHEME) or commit_of(uri) or not revision:
         return uri
     return f"{unpinned(uri)}@{revision}"

@@ -1,4 +1,4 @@
-"""What the policy wrote, and what it earned; torch is not needed."""
+"""The policy's sampled answers and their rewards; without torch."""
 
 import math
 from collections.abc import Collection, Sequence
@@ -15,12 +15,12 @@ class Decoder(Protocol):
     """The part of a tokenizer that turns ids into text."""
 
     def decode(self, token_ids: list[int], *, skip_special_tokens: bool) -> str:
-        """The text of these ids."""
+        """Return the text of these ids."""
 
 
 @dataclass(frozen=True, slots=True)
 class ScoredAnswer:
-    """One answer with its reward; `tokens` counts it without the token that ends it."""
+    """One answer with its reward; `tokens` does not count the end token."""
 
     text: str
     tokens: int
@@ -29,7 +29,7 @@ class ScoredAnswer:
 
 
 class Rollouts:
-    """Turns sampled ids into answers and has them scored; counts the groups whose rewards differ."""
+    """Turns sampled ids into scored answers; counts the groups whose rewards differ."""
 
     def __init__(
         self,
@@ -48,9 +48,9 @@ class Rollouts:
         self._group = group
 
     def reward(self, *, completion_ids: Sequence[list[int]], row: Sequence[int], **_: Any) -> list[float]:
-        """TRL's reward function: the answers of whole groups, with the number of each answer's training row."""
-        written = self.score_answers([self._samples[number] for number in row], completion_ids)
-        rewards = [one.reward for one in written]
+        """Score the answers of whole groups, as TRL's reward function; `row` is each answer's training row."""
+        scored = self.score_answers([self._samples[number] for number in row], completion_ids)
+        rewards = [one.reward for one in scored]
         for start in range(0, len(rewards), self._group):
             found = rewards[start : start + self._group]
             self.groups += 1
@@ -58,7 +58,7 @@ class Rollouts:
         return rewards
 
     def score_answers(self, samples: Sequence[EncodedPrompt], answers: Sequence[list[int]]) -> list[ScoredAnswer]:
-        """The answers to these prompts with their rewards; a reward that is no number ends the run."""
+        """Return the answers to these prompts with their rewards; a reward that is not finite ends the run."""
         completions = [self._completion(*pair) for pair in zip(samples, answers, strict=True)]
         rewards = self._scorer(completions)
         if not all(map(math.isfinite, rewards)):

@@ -1,4 +1,4 @@
-"""Models that give a text one score: the head that is trained, and what objective RewardModel publishes as a scorer."""
+"""Reward models, which give a text one score: loading, scoring, padding, and their head."""
 
 import math
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -25,25 +25,25 @@ WRITTEN = Source("sampled answers", 1)
 
 
 class RewardModel:
-    """Scores answers as the model was trained to: with its own tokenizer and template, whatever wrote them."""
+    """Scores answers as in the reward model's training: with its own tokenizer and template."""
 
     def __init__(self, model: PreTrainedModel | PeftModel, labeler: Labeler, on_work: Callable[[], None]) -> None:
         self._model = model.eval()
         self._labeler = labeler
         self._stop_ids = labeler.stop_ids()
         self._plain = Tokenizer.from_str(labeler.tokenizer.to_str())
-        self._plain.encode_special_tokens = True  # a control token that an answer spells out controls nothing
+        self._plain.encode_special_tokens = True  # a special token that an answer spells out stays text
         self._on_work = on_work
         keep_score_in_fp32(model)
         config = model.config.get_text_config()
         self._longest = getattr(config, "max_position_embeddings", None) or UNLIMITED
 
     def __call__(self, completions: Sequence[Completion]) -> list[float]:
-        """One score for each answer."""
+        """Return one score per answer."""
         return self.score([self.encode(completion) for completion in completions])
 
     def encode(self, completion: Completion) -> list[int]:
-        """The prompt and its answer as in training; an answer that was cut off lacks what ends one."""
+        """Tokenise prompt and answer as in training; an answer that was cut off has no end token."""
         ids = self._as_row(completion)
         if ids is None:
             ids = (
@@ -56,7 +56,7 @@ class RewardModel:
         return ids[-self._longest :]
 
     def _as_row(self, completion: Completion) -> list[int] | None:
-        """As the labeler renders a row; None for what no row may hold, an empty answer for example."""
+        """Tokenise as a training row; None for an answer that no row may have, for example an empty one."""
         answer = [Message(role="assistant", content=completion.text)]
         row = UnpairedRow(completion.prompt, answer, True, WRITTEN, DataFormat.UNPAIRED, completion.tools)
         encoded = self._labeler.encode(row, "KTO", UNLIMITED)
@@ -73,14 +73,14 @@ class RewardModel:
             raise TrainerError(ExitCode.INVALID_CONFIG, message) from bad
 
     def score(self, texts: Sequence[list[int]]) -> list[float]:
-        """One score for each tokenised text."""
+        """Return one score per tokenised text."""
         return score_texts(self._model, texts, self._on_work)
 
 
 def score_texts(
     model: PreTrainedModel | PeftModel, texts: Sequence[list[int]], on_work: Callable[[], None]
 ) -> list[float]:
-    """The model's score of each text, which is its output at the last token that does not pad."""
+    """Return the model's score of each text: its output at the last token that is not padding."""
     scores: list[float] = []
     model.eval()
     for start in range(0, len(texts), SCORED_AT_ONCE):
@@ -90,14 +90,14 @@ def score_texts(
 
 
 def pair_texts(pair: EncodedPair) -> tuple[list[int], list[int]]:
-    """The prompt with the chosen and with the rejected answer."""
+    """Return the prompt with the chosen and with the rejected answer."""
     return pair.prompt_ids + pair.chosen_ids, pair.prompt_ids + pair.rejected_ids
 
 
 def load_reward_model(
     folders: RewardFolders, dtype: torch.dtype, device: torch.device, on_work: Callable[[], None]
 ) -> RewardModel:
-    """The scorer from its folders, beside whatever model is being trained."""
+    """Load the reward model from its folders."""
     labeler = load_labeler(folders.tokenizer, folders.uri)
     model = load_plain(folders.model, dtype, device, writes_text=False)
     if folders.adapter is not None:
@@ -106,7 +106,7 @@ def load_reward_model(
 
 
 def _score_batch(model: PreTrainedModel | PeftModel, texts: Sequence[list[int]]) -> list[float]:
-    """Scores of a few texts at once, padded on the right with a token that ends none of them."""
+    """Score a few texts at once, padded on the right with a token that ends none of them."""
     config = model.config.get_text_config()
     configured = config.pad_token_id
     pad = choose_pad(configured, range(config.vocab_size), {ids[-1] for ids in texts})
@@ -124,15 +124,15 @@ def _score_batch(model: PreTrainedModel | PeftModel, texts: Sequence[list[int]])
 
 
 def choose_pad(configured: int | None, candidates: Iterable[int], ends: Collection[int]) -> int:
-    """The token to pad with: the base model's own, so that it scores alike wherever it is loaded, else one that ends
-    no text, because the score is taken at the last token that is no padding."""
+    """Return the padding token: the base model's own, so that scores are the same wherever it is loaded, else one that
+    ends no text, because the score is read at the last token that is not padding."""
     if configured is not None and configured >= 0:
         return configured
     return next((token for token in candidates if token not in ends), 0)
 
 
 def pad_token(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, ends: Collection[int]) -> str:
-    """`choose_pad` among the tokenizer's special tokens, as TRL wants it: by its text."""
+    """Choose the padding token among the tokenizer's special tokens; return its text, as TRL requires."""
     configured = model.config.get_text_config().pad_token_id
     own = [] if tokenizer.pad_token_id is None else [tokenizer.pad_token_id]
     special = [*own, *sorted(tokenizer.get_added_vocab().values()), *sorted(tokenizer.all_special_ids)]
@@ -140,7 +140,7 @@ def pad_token(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizer
 
 
 def keep_score_in_fp32(model: torch.nn.Module) -> None:
-    """The head in FP32 whatever surrounds it: in BF16 near scores become equal, and its small updates are lost."""
+    """Keep the head in FP32: in BF16, close scores become equal and small updates are lost."""
     for name, module in model.named_modules():
         if SCORE in name.split(".") and isinstance(module, torch.nn.Linear):
             module.float()
