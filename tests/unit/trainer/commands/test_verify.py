@@ -67,7 +67,11 @@ def test_the_head_of_a_reward_model_is_saved_whole_and_may_be_named_as_a_target(
         (TENSORS, {"r": 8}, "2 tensors do not have the rank 8"),
         (TENSORS, {"target_modules": ["k_proj"]}, "1 modules are not in target_modules"),
         (TENSORS, {"target_modules": ["q_proj", "v_proj"]}, "target_modules without a tensor: v_proj"),
-        (TENSORS, {"base_model_name_or_path": "acme/other"}, "names the base acme/other, but the lineage names s3://bucket"),
+        (
+            TENSORS,
+            {"base_model_name_or_path": "acme/other"},
+            "names the base acme/other, but the lineage names s3://bucket",
+        ),
         (TENSORS, {"peft_type": "IA3"}, "does not describe a LoRA adapter"),
     ],
 )
@@ -77,25 +81,6 @@ def test_an_adapter_that_is_none_is_found_out(
     put(world, tmp_path, tensors=tensors, adapter=adapter)
     faults = verdict_on(world).faults
     assert any(told in fault for fault in faults), faults
-
-
-def test_bf16_is_read_without_torch(world: Any, tmp_path: Path) -> None:
-    from finetune_trainer.models.adapter_check import find_adapter_faults
-
-    def write(value: int) -> Path:
-        header = {
-            A: {"dtype": "BF16", "shape": [2, 4], "data_offsets": [0, 16]},
-            B: {"dtype": "BF16", "shape": [4, 2], "data_offsets": [16, 32]},
-        }
-        text = json.dumps(header).encode()
-        data = np.full(16, value, dtype="<u2").tobytes()
-        (tmp_path / "a.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + data)
-        return tmp_path / "a.safetensors"
-
-    config = json.dumps({"peft_type": "LORA", "r": 2, "target_modules": ["q_proj"]}).encode()
-    assert find_adapter_faults(write(0x3F80), config, "") == []
-    assert "not finite" in find_adapter_faults(write(0x7F80), config, "")[0]
-    assert "changes nothing" in find_adapter_faults(write(0x8000), config, "")[0]
 
 
 @pytest.mark.parametrize(

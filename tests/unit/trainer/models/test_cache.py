@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from finetune_trainer.errors import Stopped, StorageUnavailable
-from finetune_trainer.models.cache import CachedModel, cached_model
+from finetune_trainer.models.cache import SPARE_BYTES, CachedModel, cached_model
 from finetune_trainer.storage.local import LocalStorage
 from finetune_trainer.storage.protocol import Entry, OnBytes, Storage
 
@@ -143,6 +143,23 @@ def test_what_storage_says_passes_through_the_cache(setting: Setting) -> None:
     setting.storage.trouble = gone
     with pytest.raises(StorageUnavailable, match="nobody answers"):
         setting.fetch()
+
+
+def test_a_partial_download_counts_as_room(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop_at_weights(uri: str) -> None:
+        if uri.endswith(".safetensors"):
+            raise Stopped
+
+    setting.storage.trouble = stop_at_weights
+    with pytest.raises(Stopped):
+        setting.fetch()
+    setting.storage.trouble = lambda _uri: None
+    partial = sum(path.stat().st_size for path in setting.cache.rglob("*") if path.is_file())
+    usage = shutil.disk_usage(setting.cache)
+    free = setting.model().size + SPARE_BYTES - partial
+    monkeypatch.setattr("shutil.disk_usage", lambda _path: usage._replace(free=free))
+    assert partial > 0
+    assert contents(setting.fetch()) == CONTENT
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])

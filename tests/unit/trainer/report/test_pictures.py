@@ -30,6 +30,10 @@ def test_every_axis_has_a_unit(tmp_path: Path) -> None:
         assert all(panel.unit and panel.title for panel in panels_of(history, objective))
 
 
+def test_short_trainings_are_drawn_step_by_step(tmp_path: Path) -> None:
+    assert [bucket_size(make_history(tmp_path / "m.jsonl", steps, 1)) for steps in (1, 500, 501)] == [1, 1, 2]
+
+
 def test_long_trainings_are_drawn_as_means_with_their_range(tmp_path: Path) -> None:
     history = make_history(tmp_path / "metrics.jsonl", 10_000, 200)
     assert bucket_size(history) == 20

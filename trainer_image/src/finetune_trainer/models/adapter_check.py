@@ -103,10 +103,10 @@ def _value_faults(tensors: Mapping[str, Any], data: np.memmap[Any, Any]) -> Iter
                 is_zero = not (values & 0x7FFF).any()
             else:
                 is_finite, is_zero = bool(np.isfinite(values).all()), not values.any()
+            moved = moved or (is_start and not is_zero)
             if not is_finite:
                 infinite.append(name)
                 break
-            moved = moved or (is_start and not is_zero)
     if infinite:
         yield f"{len(infinite)} tensors hold values that are not finite: {', '.join(infinite[:MOST_LISTED])}"
     if starts and not moved:

@@ -1,0 +1,46 @@
+"""Faults of an adapter's files that need no torch; what `verify` reports of a result is tested with the command."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from finetune_trainer.models.adapter_check import find_adapter_faults
+
+MODULE = "base_model.model.model.layers.0.self_attn.q_proj"
+CONFIG = json.dumps({"peft_type": "LORA", "r": 2, "target_modules": ["q_proj"]}).encode()
+
+
+def write(path: Path, values: list[int], *, end: int = 32) -> Path:
+    """A BF16 adapter of two factors with eight values each."""
+    header = {
+        f"{MODULE}.lora_A.weight": {"dtype": "BF16", "shape": [2, 4], "data_offsets": [0, 16]},
+        f"{MODULE}.lora_B.weight": {"dtype": "BF16", "shape": [4, 2], "data_offsets": [16, end]},
+    }
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + np.array(values, dtype="<u2").tobytes())
+    return path
+
+
+@pytest.mark.parametrize("value", [0x3F80, 0xBF80, 0x0001, 0x7F7F])
+def test_finite_values_in_bf16_are_no_fault(tmp_path: Path, value: int) -> None:
+    assert find_adapter_faults(write(tmp_path / "a", [value] * 16), CONFIG, "") == []
+
+
+@pytest.mark.parametrize("value", [0x7F80, 0xFF80, 0x7FC0])
+def test_one_infinite_value_in_bf16_is_found(tmp_path: Path, value: int) -> None:
+    faults = find_adapter_faults(write(tmp_path / "a", [0x3F80] * 15 + [value]), CONFIG, "")
+    assert faults == [f"1 tensors hold values that are not finite: {MODULE}.lora_B.weight"]
+
+
+@pytest.mark.parametrize("zero", [0x0000, 0x8000])
+def test_an_adapter_whose_second_factor_is_zero_changes_nothing(tmp_path: Path, zero: int) -> None:
+    faults = find_adapter_faults(write(tmp_path / "a", [0x3F80] * 8 + [zero] * 8), CONFIG, "")
+    assert faults == ["it changes nothing: every factor that starts at zero is still zero"]
+
+
+@pytest.mark.parametrize("end", [34, 31, 15])
+def test_offsets_outside_the_file_or_between_two_values_are_refused(tmp_path: Path, end: int) -> None:
+    (fault,) = find_adapter_faults(write(tmp_path / "a", [0x3F80] * 16, end=end), CONFIG, "")
+    assert fault.endswith("the header of adapter_model.safetensors cannot be read")
