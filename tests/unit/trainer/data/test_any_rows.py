@@ -6,8 +6,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from row_rules import assert_rules, line_of
 
+from finetune_trainer.data.codes import RejectCode
 from finetune_trainer.data.formats.columns import KNOWN_COLUMNS
-from finetune_trainer.data.rows import DataFormat, Message, Objective, RejectCode, Rejected
+from finetune_trainer.data.rows import DataFormat, Message, Objective, Rejected
 
 TURN_KEYS = ("role", "from", "speaker", "content", "value", "text", "tool_calls", "function_call", "name", "weight")
 HOSTILE = ("__class__", "", "\u2028", "a" * 500)

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from finetune_trainer.data.checks.split import collect_prompts
-from finetune_trainer.data.rows import EXCERPT_CHARACTERS, SENTENCES, RejectCode, Rejected, RepairCode
+from finetune_trainer.data.codes import SENTENCES, RejectCode, RepairCode
+from finetune_trainer.data.rows import EXCERPT_CHARACTERS, Rejected
 from finetune_trainer.tokenization.labeler import Labeler
 
 Row = dict[str, Any]

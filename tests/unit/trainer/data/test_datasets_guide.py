@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
+from finetune_trainer.data.codes import SENTENCES
 from finetune_trainer.data.formats.columns import ALIASES
 from finetune_trainer.data.formats.export import LOSSES, ExportFormat
 from finetune_trainer.data.formats.turns import CALL_ROLES, ROLES
-from finetune_trainer.data.rows import SENTENCES, DataFormat, Rejected
+from finetune_trainer.data.rows import DataFormat, Rejected
 from finetune_trainer.data.sources import PLAIN_SUFFIXES
 
 GUIDE = (Path(__file__).parents[4] / "docs" / "datasets.md").read_text("utf-8")

@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from finetune_trainer.data.rows import ChatRow, DataFormat, PromptRow, RejectCode, Rejected, TextRow, UnpairedRow
+from finetune_trainer.data.codes import RejectCode
+from finetune_trainer.data.rows import ChatRow, DataFormat, PromptRow, Rejected, TextRow, UnpairedRow
 
 Q = {"role": "user", "content": "q"}
 A = {"role": "assistant", "content": "a"}

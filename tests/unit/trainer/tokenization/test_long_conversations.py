@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from finetune_trainer.data.rows import BadRow, ChatRow, DataFormat, Message, RejectCode, RepairCode, Source
+from finetune_trainer.data.codes import RejectCode, RepairCode
+from finetune_trainer.data.rows import BadRow, ChatRow, DataFormat, Message, Source
 from finetune_trainer.tokenization import labeler as labels
 from finetune_trainer.tokenization.labeler import UNTRAINED, Labeler
 from finetune_trainer.tokenization.samples import Encoded

@@ -19,7 +19,8 @@ from finetune_trainer.data.checks.output import ACCEPTED, REJECTED, CheckOutput,
 from finetune_trainer.data.checks.pipeline import check_rows
 from finetune_trainer.data.checks.split import PromptSplit, Split, collect_prompts
 from finetune_trainer.data.checks.summary import Summary, explain_unusable, name_unknown_columns
-from finetune_trainer.data.rows import NamedPath, Rejected, RepairCode, UnreadableFile
+from finetune_trainer.data.codes import RepairCode
+from finetune_trainer.data.rows import NamedPath, Rejected, UnreadableFile
 from finetune_trainer.data.sources import FetchedObject, fetch_source
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.storage.protocol import OnBytes, Storage, sha256_file

@@ -11,7 +11,7 @@ from finetune_api.handoff import Artifact, JobConfig
 from finetune_api.objectives import Objective
 from finetune_api.spec import Method
 from finetune_api.status import Resolved
-from finetune_trainer.data.rows import SENTENCES
+from finetune_trainer.data.codes import SENTENCES
 from finetune_trainer.evaluation.run_record import RunRecord
 from finetune_trainer.report import serving, text
 from finetune_trainer.report.curves import curve_table

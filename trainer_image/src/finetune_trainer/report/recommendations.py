@@ -4,8 +4,8 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from finetune_trainer.data.codes import RejectCode
 from finetune_trainer.data.lengths import round_up
-from finetune_trainer.data.rows import RejectCode
 from finetune_trainer.evaluation.measurements import EvalPoint, TrainPoint
 from finetune_trainer.evaluation.run_record import RunRecord
 

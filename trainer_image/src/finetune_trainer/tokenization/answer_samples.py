@@ -14,7 +14,8 @@ from dataclasses import dataclass
 
 from tokenizers import Encoding
 
-from finetune_trainer.data.rows import BadRow, Message, RejectCode, RepairCode
+from finetune_trainer.data.codes import RejectCode, RepairCode
+from finetune_trainer.data.rows import BadRow, Message
 from finetune_trainer.tokenization.renderer import Renderer
 from finetune_trainer.tokenization.samples import EncodedLabelled, EncodedPair, EncodedPrompt, truncation_codes
 from finetune_trainer.tokenization.token_spans import Tokens, token_spans

@@ -6,7 +6,8 @@ from typing import Protocol
 
 from tokenizers import Encoding
 
-from finetune_trainer.data.rows import BadRow, RejectCode, RepairCode
+from finetune_trainer.data.codes import RejectCode, RepairCode
+from finetune_trainer.data.rows import BadRow
 from finetune_trainer.tokenization.renderer import FoundAnswers
 from finetune_trainer.tokenization.samples import UNTRAINED, Encoded, Sample, truncation_codes
 from finetune_trainer.tokenization.token_spans import Tokens, token_spans

@@ -16,6 +16,7 @@ from pathlib import Path
 import orjson
 
 from finetune_api.handoff import ExitCode
+from finetune_trainer.data.codes import RejectCode
 from finetune_trainer.data.rows import (
     BadRow,
     ChatRow,
@@ -23,7 +24,6 @@ from finetune_trainer.data.rows import (
     Objective,
     PreferenceRow,
     PromptRow,
-    RejectCode,
     Row,
     TextRow,
     UnpairedRow,

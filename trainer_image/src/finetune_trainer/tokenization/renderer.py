@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from finetune_trainer.data.rows import BadRow, Function, Message, RejectCode, RepairCode, ToolCall
+from finetune_trainer.data.codes import RejectCode, RepairCode
+from finetune_trainer.data.rows import BadRow, Function, Message, ToolCall
 from finetune_trainer.tokenization.template import ChatTemplate, TemplateFailure
 from finetune_trainer.tokenization.template_cache import TemplateCache, sentinel
 from finetune_trainer.tokenization.tokenizer import TokenizerFiles, special_token_pattern

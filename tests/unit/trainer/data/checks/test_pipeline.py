@@ -6,7 +6,8 @@ import pytest
 from finetune_trainer.data.checks.pipeline import check_rows
 from finetune_trainer.data.checks.split import collect_prompts
 from finetune_trainer.data.checks.summary import Summary
-from finetune_trainer.data.rows import ChatRow, RejectCode, Rejected
+from finetune_trainer.data.codes import RejectCode
+from finetune_trainer.data.rows import ChatRow, Rejected
 
 GOOD = {"instruction": "q", "output": "a"}
 USER = {"role": "user", "content": "q"}

@@ -2,8 +2,9 @@ from typing import Any
 
 import pytest
 
+from finetune_trainer.data.codes import RepairCode
 from finetune_trainer.data.formats.convert import convert_row
-from finetune_trainer.data.rows import ChatRow, DataFormat, Message, RepairCode, Source
+from finetune_trainer.data.rows import ChatRow, DataFormat, Message, Source
 
 CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
 SOURCE = Source("rows.jsonl", 1)

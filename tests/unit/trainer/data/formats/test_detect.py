@@ -1,8 +1,9 @@
 import pytest
 
+from finetune_trainer.data.codes import RejectCode
 from finetune_trainer.data.formats.columns import ColumnMap, name_columns
 from finetune_trainer.data.formats.detect import detect_format
-from finetune_trainer.data.rows import BadRow, DataFormat, RejectCode
+from finetune_trainer.data.rows import BadRow, DataFormat
 
 TURN = {"role": "user", "content": "hi"}
 

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from finetune_trainer.data.rows import DataFormat, PreferenceRow, RejectCode, Rejected, RepairCode
+from finetune_trainer.data.codes import RejectCode, RepairCode
+from finetune_trainer.data.rows import DataFormat, PreferenceRow, Rejected
 
 Q = {"role": "user", "content": "q"}
 GOOD = {"role": "assistant", "content": "good"}

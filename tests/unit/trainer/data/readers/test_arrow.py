@@ -12,10 +12,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from finetune_trainer.data.codes import RejectCode
 from finetune_trainer.data.readers import arrow as columnar
 from finetune_trainer.data.readers import lines
 from finetune_trainer.data.readers.rows_of_file import Record, RowFile
-from finetune_trainer.data.rows import NamedPath, RejectCode, UnreadableFile
+from finetune_trainer.data.rows import NamedPath, UnreadableFile
 
 Write = Callable[[pa.Table], bytes]
 

@@ -4,8 +4,8 @@ import io
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from finetune_trainer.data.codes import RejectCode
 from finetune_trainer.data.readers.csv import CsvRow, read_csv
-from finetune_trainer.data.rows import RejectCode
 
 
 def read(text: bytes, delimiter: str = ",", limit: int = 1 << 20) -> list[CsvRow]:

@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 
 from finetune_trainer.data.checks.output import CheckOutput
-from finetune_trainer.data.rows import ChatRow, RejectCode, Rejected
+from finetune_trainer.data.codes import RejectCode
+from finetune_trainer.data.rows import ChatRow, Rejected
 
 Check = Callable[..., tuple[list[Any], Any]]
 

@@ -6,9 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from finetune_trainer.data.codes import RejectCode
 from finetune_trainer.data.readers import lines
 from finetune_trainer.data.readers.rows_of_file import Record, RowFile
-from finetune_trainer.data.rows import NamedPath, RejectCode, UnreadableFile
+from finetune_trainer.data.rows import NamedPath, UnreadableFile
 
 
 def read(path: Path, content: bytes) -> list[Record]:

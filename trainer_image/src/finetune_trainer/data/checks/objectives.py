@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 
+from finetune_trainer.data.codes import RejectCode, RepairCode
 from finetune_trainer.data.formats.instructions import mark_untrained
 from finetune_trainer.data.rows import (
     BadRow,
@@ -10,8 +11,6 @@ from finetune_trainer.data.rows import (
     Objective,
     PreferenceRow,
     PromptRow,
-    RejectCode,
-    RepairCode,
     Row,
     TextRow,
     UnpairedRow,

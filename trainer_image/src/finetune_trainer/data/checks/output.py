@@ -14,9 +14,10 @@ from rich.table import Table
 from rich.text import Text
 
 from finetune_trainer.data.checks.summary import Summary
+from finetune_trainer.data.codes import SENTENCES
 from finetune_trainer.data.formats.columns import replace_unprintable
 from finetune_trainer.data.formats.export import LOSSES, ExportFormat, LossCode, Unexpressed, export_row
-from finetune_trainer.data.rows import EXCERPT_CHARACTERS, SENTENCES, Rejected, Row, read_canonical
+from finetune_trainer.data.rows import EXCERPT_CHARACTERS, Rejected, Row, read_canonical
 
 ACCEPTED = "accepted.jsonl"
 REJECTED = "rejected.jsonl"

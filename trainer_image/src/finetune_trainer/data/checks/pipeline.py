@@ -23,6 +23,7 @@ from finetune_trainer.data.checks.objectives import fit_objective
 from finetune_trainer.data.checks.row_keys import prompt_key, row_key
 from finetune_trainer.data.checks.structure import check_structure
 from finetune_trainer.data.checks.summary import Summary
+from finetune_trainer.data.codes import RejectCode, RepairCode
 from finetune_trainer.data.formats.columns import ColumnMap, Columns, name_columns
 from finetune_trainer.data.formats.convert import convert_row
 from finetune_trainer.data.formats.detect import detect_format
@@ -35,9 +36,7 @@ from finetune_trainer.data.rows import (
     NamedPath,
     Objective,
     PromptRow,
-    RejectCode,
     Rejected,
-    RepairCode,
     Row,
     Source,
     TextRow,

@@ -5,7 +5,8 @@ import sys
 
 import orjson
 
-from finetune_trainer.data.rows import BadRow, Message, RejectCode, Row, TextRow
+from finetune_trainer.data.codes import RejectCode
+from finetune_trainer.data.rows import BadRow, Message, Row, TextRow
 
 KEY_BITS = 60
 HASH_BITS = sys.hash_info.width

@@ -1,5 +1,6 @@
 """Checks a row's structure: roles in order, no empty turn, tools called before they answer."""
 
+from finetune_trainer.data.codes import RejectCode, RepairCode
 from finetune_trainer.data.formats.fields import Repairs
 from finetune_trainer.data.rows import (
     BadRow,
@@ -7,8 +8,6 @@ from finetune_trainer.data.rows import (
     Message,
     PreferenceRow,
     PromptRow,
-    RejectCode,
-    RepairCode,
     Row,
     TextRow,
     Tools,

@@ -4,16 +4,10 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
+from finetune_trainer.data.codes import WELL_FORMED_REJECTS, RejectCode, RepairCode
 from finetune_trainer.data.formats.columns import KNOWN_COLUMNS, ColumnMap, name_columns
 from finetune_trainer.data.lengths import Lengths
-from finetune_trainer.data.rows import (
-    WELL_FORMED_REJECTS,
-    DataFormat,
-    RejectCode,
-    Rejected,
-    RepairCode,
-    Row,
-)
+from finetune_trainer.data.rows import DataFormat, Rejected, Row
 
 ACCEPTED = "accepted"
 

@@ -3,7 +3,8 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from finetune_trainer.data.rows import BadRow, RejectCode
+from finetune_trainer.data.codes import RejectCode
+from finetune_trainer.data.rows import BadRow
 
 Columns = Mapping[str, Any]
 

@@ -2,6 +2,7 @@
 
 import re
 
+from finetune_trainer.data.codes import RejectCode
 from finetune_trainer.data.formats.columns import (
     CONVERSATION_COLUMNS,
     ROLE_KEYS,
@@ -14,7 +15,7 @@ from finetune_trainer.data.formats.columns import (
 from finetune_trainer.data.formats.fields import Repairs, parse_nested, read_cell, read_list, read_optional_text
 from finetune_trainer.data.formats.tools import read_tools
 from finetune_trainer.data.formats.turns import read_turn
-from finetune_trainer.data.rows import BadRow, Message, RejectCode, Role, Tools
+from finetune_trainer.data.rows import BadRow, Message, Role, Tools
 
 # Anthropic's HH files hold whole conversations as "\n\nHuman: …\n\nAssistant: …".
 _SPEAKER = re.compile(r"(?:^|\n\n)\s*(Human|Assistant):")

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 
+from finetune_trainer.data.codes import RejectCode
 from finetune_trainer.data.formats.columns import (
     CONVERSATION_COLUMNS,
     LABEL_COLUMNS,
@@ -15,7 +16,7 @@ from finetune_trainer.data.formats.conversations import read_conversation, read_
 from finetune_trainer.data.formats.fields import Repairs, read_cell, read_label
 from finetune_trainer.data.formats.instructions import convert_alpaca, convert_prompt_completion
 from finetune_trainer.data.formats.pairs import convert_preference
-from finetune_trainer.data.rows import BadRow, ChatRow, DataFormat, RejectCode, Row, Source, TextRow, UnpairedRow
+from finetune_trainer.data.rows import BadRow, ChatRow, DataFormat, Row, Source, TextRow, UnpairedRow
 
 MEDIA_COLUMNS = frozenset(("image", "images", "audio", "audios", "video", "videos"))
 

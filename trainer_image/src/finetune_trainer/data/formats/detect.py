@@ -5,6 +5,7 @@ A new format is a `DataFormat`, a test in `_TESTS` at its place in the order, an
 
 from collections.abc import Callable
 
+from finetune_trainer.data.codes import RejectCode
 from finetune_trainer.data.formats.columns import (
     CHOSEN_COLUMNS,
     CONVERSATION_COLUMNS,
@@ -17,7 +18,7 @@ from finetune_trainer.data.formats.columns import (
     Columns,
     find_column,
 )
-from finetune_trainer.data.rows import BadRow, DataFormat, RejectCode
+from finetune_trainer.data.rows import BadRow, DataFormat
 
 # Rows with one of these compare or judge answers: the columns beside them say to what.
 _JUDGED = frozenset((*CHOSEN_COLUMNS, *REJECTED_COLUMNS, *LABEL_COLUMNS))

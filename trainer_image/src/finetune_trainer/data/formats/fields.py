@@ -6,8 +6,9 @@ from typing import Any
 
 import orjson
 
+from finetune_trainer.data.codes import RejectCode, RepairCode
 from finetune_trainer.data.readers.json_row import name_type
-from finetune_trainer.data.rows import BadRow, RejectCode, RepairCode
+from finetune_trainer.data.rows import BadRow
 
 MAX_LITERAL_CHARACTERS = 1 << 20
 TEXT_PARTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}

@@ -1,5 +1,6 @@
 """Converts rows with a prompt and an answer in columns of their own: Alpaca's, and prompt with completion."""
 
+from finetune_trainer.data.codes import RejectCode
 from finetune_trainer.data.formats.columns import (
     INPUT_COLUMNS,
     INSTRUCTION_COLUMNS,
@@ -12,7 +13,7 @@ from finetune_trainer.data.formats.columns import (
 from finetune_trainer.data.formats.conversations import read_messages, read_row_tools, read_system
 from finetune_trainer.data.formats.fields import Repairs, read_cell, read_list, read_optional_text
 from finetune_trainer.data.readers.json_row import name_type
-from finetune_trainer.data.rows import BadRow, ChatRow, DataFormat, Message, PromptRow, RejectCode, Source
+from finetune_trainer.data.rows import BadRow, ChatRow, DataFormat, Message, PromptRow, Source
 
 Converted = ChatRow | PromptRow
 

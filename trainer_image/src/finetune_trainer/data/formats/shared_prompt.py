@@ -1,6 +1,7 @@
 """Finds the prompt that two answers share: the longest common beginning of their conversations."""
 
-from finetune_trainer.data.rows import BadRow, Message, RejectCode
+from finetune_trainer.data.codes import RejectCode
+from finetune_trainer.data.rows import BadRow, Message
 
 Turns = list[Message]
 

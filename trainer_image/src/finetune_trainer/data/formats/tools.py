@@ -5,9 +5,10 @@ from typing import Any
 
 import orjson
 
+from finetune_trainer.data.codes import RejectCode, RepairCode
 from finetune_trainer.data.formats.fields import Repairs, read_list
 from finetune_trainer.data.readers.json_row import name_type
-from finetune_trainer.data.rows import BadRow, Function, RejectCode, RepairCode, ToolCall
+from finetune_trainer.data.rows import BadRow, Function, ToolCall
 
 
 def read_tools(row: Mapping[str, Any], repairs: Repairs) -> list[dict[str, Any]] | None:

@@ -3,11 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
+from finetune_trainer.data.codes import RejectCode, RepairCode
 from finetune_trainer.data.formats.columns import CONTENT_KEYS, ROLE_KEYS
 from finetune_trainer.data.formats.fields import Repairs, read_optional_text, read_text
 from finetune_trainer.data.formats.tools import parse_tool_call_text, read_tool_call, read_tool_calls
 from finetune_trainer.data.readers.json_row import name_type
-from finetune_trainer.data.rows import BadRow, Message, RejectCode, RepairCode, Role
+from finetune_trainer.data.rows import BadRow, Message, Role
 
 _WORDS: Mapping[Role, str] = {
     "system": "system developer",

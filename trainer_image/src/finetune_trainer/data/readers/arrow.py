@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from finetune_trainer.data.codes import RejectCode
 from finetune_trainer.data.readers.arrow_types import ColumnTypes, decoded_bytes, without_dictionaries
 from finetune_trainer.data.readers.lines import MAX_ROW_BYTES, too_long
-from finetune_trainer.data.rows import BadRow, NamedPath, RejectCode, UnreadableFile
+from finetune_trainer.data.rows import BadRow, NamedPath, UnreadableFile
 
 PARQUET_MAGIC = b"PAR1"
 ARROW_FILE_MAGIC = b"ARROW1"

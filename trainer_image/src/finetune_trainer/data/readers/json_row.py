@@ -6,7 +6,8 @@ from typing import Any, NoReturn
 
 import orjson
 
-from finetune_trainer.data.rows import BadRow, RejectCode
+from finetune_trainer.data.codes import RejectCode
+from finetune_trainer.data.rows import BadRow
 
 MAX_DETAIL_CHARACTERS = 200
 _JSON_NAMES = {

@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 from io import BufferedReader
 
-from finetune_trainer.data.rows import BadRow, RejectCode
+from finetune_trainer.data.codes import RejectCode
+from finetune_trainer.data.rows import BadRow
 
 MAX_ROW_BYTES = 16 << 20
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
