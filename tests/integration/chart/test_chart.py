@@ -204,8 +204,8 @@ def test_the_documented_policy_for_jobs_is_the_one_that_the_chart_makes(helm: st
         ("", ["every namespace", "finetunejobs -A", "no default storage", "trainer.image has no digest"]),
         ("watchNamespaces={a,b}", ["in a, b.", "finetunejobs -n a"]),
         ("defaultStorage.credentialsSecret=keys", ["create secret generic keys"]),
-        ("networkPolicy.enabled=true", ["one per namespace"]),
-        ("crds.enabled=false", ["until somebody else installs finetunejobs.finetune.dev"]),
+        ("networkPolicy.enabled=true", ["one in each namespace"]),
+        ("crds.enabled=false", ["until finetunejobs.finetune.dev is installed"]),
         ("crds.keep=false", ["deletes every FineTuneJob"]),
     ],
 )

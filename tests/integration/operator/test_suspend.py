@@ -55,7 +55,7 @@ def test_a_suspended_trainer_ends_costs_nothing_and_goes_on_in_the_same_job(
     status = world.wait_phase("Succeeded")
     assert (status["attempts"], status["runs"]) == (1, 2)
     assert (status.get("failures", 0), status.get("preemptions", 0)) == (0, 0)
-    assert {"Suspended", "Resumed"} <= set(world.events())
+    wait(lambda: {"Suspended", "Resumed"} <= set(world.events()), "both events")
 
 
 def test_suspensions_in_quick_succession_move_no_counter(world: Any, operator: Any, wait: Any) -> None:

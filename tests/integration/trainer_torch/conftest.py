@@ -1,9 +1,9 @@
 """Real training of a tiny random Llama on the CPU, through the same preflight and train as in a pod."""
 
 import os
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 # Before torch: on tiny tensors and a shared machine, threads that spin while they wait cost most of the time.
@@ -19,20 +19,11 @@ from finetune_trainer.merging import gate
 MakeBench = Callable[..., Bench]
 
 
-NEW_PYTHON = sys.executable
-
-
-@pytest.fixture
-def new_python() -> str:
-    """A Python that has loaded nothing yet."""
-    return NEW_PYTHON
-
-
 @pytest.fixture(scope="session", autouse=True)
 def _fast_gate(trainer_python: str) -> Iterator[None]:
     """The gate's own process has its libraries loaded already."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gate.sys, "executable", trainer_python)
+        patch.setattr(gate, "sys", SimpleNamespace(executable=trainer_python))
         yield
 
 

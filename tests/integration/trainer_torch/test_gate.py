@@ -20,6 +20,7 @@ from finetune_api.status import Resolved
 from finetune_trainer.errors import Stopped, TrainerError
 from finetune_trainer.evaluation.gate_rules import GatePrompt, find_faults
 from finetune_trainer.evaluation.logprobs import HeldOut
+from finetune_trainer.merging import gate
 from finetune_trainer.merging.gate import GateNotRun, needed_bytes, run_gate
 from finetune_trainer.merging.gate_messages import Candidate, GatePlan
 from finetune_trainer.merging.gate_worker import compare_logprobs, examine, find_nf4, keep_logprobs, load_source
@@ -165,9 +166,9 @@ def test_what_the_library_alone_can_merge_is_judged_by_what_it_answers(plan: Gat
 
 
 def test_a_stop_ends_the_gate_before_its_libraries_are_loaded(
-    plan: GatePlan, tmp_path: Path, new_python: str, monkeypatch: pytest.MonkeyPatch
+    plan: GatePlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sys, "executable", new_python)
+    monkeypatch.setattr(gate, "sys", sys)  # a process that has loaded nothing yet
     stop = StopFlag()
     stop.set()
     with pytest.raises(Stopped):

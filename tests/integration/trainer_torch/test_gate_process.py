@@ -44,7 +44,7 @@ def run_with(script: str, plan: GatePlan, tmp_path: Path, monkeypatch: pytest.Mo
     interpreter = tmp_path / "interpreter"
     interpreter.write_text(f"#!/bin/sh\n{script}\n", encoding="utf-8")
     interpreter.chmod(0o755)
-    monkeypatch.setattr("sys.executable", str(interpreter))
+    monkeypatch.setattr(gate.sys, "executable", str(interpreter))
     return gate.run_gate(plan, tmp_path, Reporter("u-1"), StopFlag())
 
 

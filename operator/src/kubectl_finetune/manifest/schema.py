@@ -112,8 +112,9 @@ def _explain(error: Any, written: dict[FieldPath, str]) -> Iterator[Fault]:
         case "anyOf":
             yield Fault(path, f"must be a number or a text, not {_kind(value)}", _told(error.schema))
         case "enum":
-            near = nearest(str(value), wanted)
-            yield Fault(path, f"must be one of {', '.join(wanted)}", f"did you mean {near}?" if near else "")
+            allowed = [one if isinstance(one, str) else json.dumps(one) for one in wanted]
+            near = nearest(str(value), allowed)
+            yield Fault(path, f"must be one of {', '.join(allowed)}", f"did you mean {near}?" if near else "")
         case "pattern":
             yield Fault(path, "is not written as this field wants it", _told(error.schema))
         case "minimum" | "maximum":
