@@ -89,7 +89,7 @@ class Cluster:
         return tuple(Pod.from_object(item) for item in await self._list_named(key, _pods(key.namespace)))
 
     async def _list_named(self, key: Key, path: str) -> list[Object]:
-        page = await self._call("GET", path, query={"labelSelector": manifests.selector(key.name)})
+        page = await self._call("GET", path, query={"labelSelector": manifests.build_selector(key.name)})
         return [
             item
             for item in page["items"]

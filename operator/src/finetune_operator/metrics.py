@@ -138,22 +138,19 @@ def _families() -> Iterator[tuple[GaugeMetricFamily | CounterMetricFamily, "Read
 Read = Callable[[FineTuneJobStatus], float | None]
 
 
-class Reader:
-    """Reads one number of a status; returns None if it is unknown."""
+def _reader(*path: str, scale: float = 1.0) -> Read:
+    """Return a function that reads one number of a status, or None if it is unknown."""
 
-    def __init__(self, *path: str, scale: float = 1.0) -> None:
-        self._path = path
-        self._scale = scale
-
-    def __call__(self, status: FineTuneJobStatus) -> float | None:
-        """Return the number."""
+    def read(status: FineTuneJobStatus) -> float | None:
         value: object = status
-        for name in self._path:
+        for name in path:
             value = getattr(value, name, None)
         if value is None:
             return None
         stamp = getattr(value, "timestamp", None)
-        return float(stamp() if stamp else value) * self._scale  # type: ignore[arg-type]
+        return float(stamp() if stamp else value) * scale  # type: ignore[arg-type]
+
+    return read
 
 
 def _queue_seconds(status: FineTuneJobStatus) -> float | None:
@@ -163,47 +160,47 @@ def _queue_seconds(status: FineTuneJobStatus) -> float | None:
 
 
 _GAUGES: list[tuple[str, str, Read]] = [
-    ("progress_ratio", "Share of the steps done.", Reader("progress", "percent", scale=0.01)),
-    ("train_loss", "Training loss, nats per token.", Reader("metrics", "train_loss")),
-    ("eval_loss", "Latest evaluation loss, nats per token.", Reader("metrics", "eval_loss")),
-    ("best_eval_loss", "Lowest evaluation loss, nats per token.", Reader("metrics", "best_eval_loss")),
-    ("baseline_eval_loss", "Evaluation loss of the untouched model.", Reader("metrics", "baseline_eval_loss")),
-    ("reward", "Reward of the sampled answers.", Reader("metrics", "reward")),
-    ("eval_reward", "Reward of the answers to held-out prompts.", Reader("metrics", "eval_reward")),
-    ("baseline_eval_reward", "Held-out reward of the untouched model.", Reader("metrics", "baseline_eval_reward")),
-    ("reward_margin", "Held-out reward of chosen less rejected answers.", Reader("metrics", "reward_margin")),
-    ("reward_accuracy_ratio", "Share of held-out pairs ranked right.", Reader("metrics", "reward_accuracy")),
-    ("kl", "Divergence from the reference, nats per token.", Reader("metrics", "kl")),
-    ("step", "Optimiser steps done.", Reader("progress", "step")),
-    ("planned_steps", "Optimiser steps planned.", Reader("progress", "total_steps")),
-    ("tokens_per_second", "Trained input tokens per second.", Reader("metrics", "tokens_per_second")),
-    ("dataset_rows", "Rows read.", Reader("dataset", "rows")),
-    ("dataset_accepted_rows", "Rows that can be trained on.", Reader("dataset", "accepted")),
-    ("dataset_rejected_rows", "Rows that were skipped.", Reader("dataset", "rejected")),
-    ("estimated_gpu_memory_bytes", "Estimated GPU memory.", Reader("resolved", "estimated_gpu_memory_bytes")),
-    ("gpu_memory_peak_bytes", "Peak of allocated GPU memory.", Reader("metrics", "gpu_memory_peak_bytes")),
-    ("learning_rate", "Learning rate of the last step.", Reader("metrics", "learning_rate")),
-    ("early_stopped", "1 if early stopping ended the training.", Reader("early_stopping", "stopped")),
-    ("gate_passed", "1 if every gate was met, 0 if one was not.", Reader("evaluation", "is_met")),
+    ("progress_ratio", "Share of the steps done.", _reader("progress", "percent", scale=0.01)),
+    ("train_loss", "Training loss, nats per token.", _reader("metrics", "train_loss")),
+    ("eval_loss", "Latest evaluation loss, nats per token.", _reader("metrics", "eval_loss")),
+    ("best_eval_loss", "Lowest evaluation loss, nats per token.", _reader("metrics", "best_eval_loss")),
+    ("baseline_eval_loss", "Evaluation loss of the untouched model.", _reader("metrics", "baseline_eval_loss")),
+    ("reward", "Reward of the sampled answers.", _reader("metrics", "reward")),
+    ("eval_reward", "Reward of the answers to held-out prompts.", _reader("metrics", "eval_reward")),
+    ("baseline_eval_reward", "Held-out reward of the untouched model.", _reader("metrics", "baseline_eval_reward")),
+    ("reward_margin", "Held-out reward of chosen less rejected answers.", _reader("metrics", "reward_margin")),
+    ("reward_accuracy_ratio", "Share of held-out pairs ranked right.", _reader("metrics", "reward_accuracy")),
+    ("kl", "Divergence from the reference, nats per token.", _reader("metrics", "kl")),
+    ("step", "Optimiser steps done.", _reader("progress", "step")),
+    ("planned_steps", "Optimiser steps planned.", _reader("progress", "total_steps")),
+    ("tokens_per_second", "Trained input tokens per second.", _reader("metrics", "tokens_per_second")),
+    ("dataset_rows", "Rows read.", _reader("dataset", "rows")),
+    ("dataset_accepted_rows", "Rows that can be trained on.", _reader("dataset", "accepted")),
+    ("dataset_rejected_rows", "Rows that were skipped.", _reader("dataset", "rejected")),
+    ("estimated_gpu_memory_bytes", "Estimated GPU memory.", _reader("resolved", "estimated_gpu_memory_bytes")),
+    ("gpu_memory_peak_bytes", "Peak of allocated GPU memory.", _reader("metrics", "gpu_memory_peak_bytes")),
+    ("learning_rate", "Learning rate of the last step.", _reader("metrics", "learning_rate")),
+    ("early_stopped", "1 if early stopping ended the training.", _reader("early_stopping", "stopped")),
+    ("gate_passed", "1 if every gate was met, 0 if one was not.", _reader("evaluation", "is_met")),
     (
         "queued_timestamp_seconds",
         "When the job could start: accepted, and not suspended.",
-        Reader("queued_time"),
+        _reader("queued_time"),
     ),
     ("queue_seconds", "Time from when the job could start to its first run, preflight included.", _queue_seconds),
-    ("start_timestamp_seconds", "Start of the first run.", Reader("start_time")),
-    ("completion_timestamp_seconds", "When the trainer Job ended.", Reader("completion_time")),
-    ("checkpoint_timestamp_seconds", "When the last checkpoint was saved.", Reader("checkpoint", "saved_time")),
-    ("checkpoint_save_seconds", "Duration of saving the last checkpoint.", Reader("checkpoint", "save_seconds")),
+    ("start_timestamp_seconds", "Start of the first run.", _reader("start_time")),
+    ("completion_timestamp_seconds", "When the trainer Job ended.", _reader("completion_time")),
+    ("checkpoint_timestamp_seconds", "When the last checkpoint was saved.", _reader("checkpoint", "saved_time")),
+    ("checkpoint_save_seconds", "Duration of saving the last checkpoint.", _reader("checkpoint", "save_seconds")),
     (
         "last_moved_timestamp_seconds",
         "When the running trainer last finished a step, a row or a transfer.",
-        Reader("current_run", "last_moved_time"),
+        _reader("current_run", "last_moved_time"),
     ),
     (
         "last_progress_timestamp_seconds",
         "When the trainer last reported progress.",
-        Reader("progress", "last_updated_time"),
+        _reader("progress", "last_updated_time"),
     ),
 ]
 _ROWS = [
@@ -212,9 +209,9 @@ _ROWS = [
     ("dataset_repaired_rows_by_code", "Repaired rows, by repair code.", "code", "repaired_by_code"),
 ]
 _COUNTERS = [
-    ("runs", "Ended trainer pods.", Reader("runs")),
-    ("active_seconds", "Total duration of ended runs.", Reader("active_seconds")),
-    ("gpu_seconds", "Total duration of ended runs, times their GPUs.", Reader("gpu_seconds")),
+    ("runs", "Ended trainer pods.", _reader("runs")),
+    ("active_seconds", "Total duration of ended runs.", _reader("active_seconds")),
+    ("gpu_seconds", "Total duration of ended runs, times their GPUs.", _reader("gpu_seconds")),
 ]
 
 

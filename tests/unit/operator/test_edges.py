@@ -213,6 +213,13 @@ def test_the_same_event_has_the_same_name(scene: Any) -> None:
     assert len(build_event(scene("a" * 253).job, event, "", one.now)["metadata"]["name"]) <= 253
 
 
+def test_the_map_in_the_readme_names_every_module_and_no_other() -> None:
+    operator = Path(__file__).parents[3] / "operator"
+    table = (operator / "README.md").read_text().split("## Map")[1].split("## Invariants")[0]
+    modules = {path.name for path in (operator / "src/finetune_operator").rglob("*.py")} - {"__init__.py"}
+    assert set(re.findall(r"`(\w+\.py)`", table)) == modules
+
+
 def test_every_setting_has_its_row_in_the_readme() -> None:
     text = (Path(__file__).parents[3] / "operator/README.md").read_text()
     table = text.split("## Settings")[1].split("## Rights")[0]

@@ -29,7 +29,7 @@ class Token:
     """Whether the operator's settings name it, not the job; it may then be absent, because most sources are public."""
 
 
-def effective_spec(spec: FineTuneJobSpec, settings: Settings) -> FineTuneJobSpec:
+def build_effective_spec(spec: FineTuneJobSpec, settings: Settings) -> FineTuneJobSpec:
     """Return the spec with the operator's default storage and hub, as the pods read it; tokens are only mounted."""
     filled = {"storage": effective_storage(spec, settings), "hub": effective_hub(spec, settings)}
     return spec.model_copy(update=filled)

@@ -9,7 +9,7 @@ from finetune_api.pods import PodResources
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import Lineage
 from finetune_operator.kube.objects import FineTuneJob, Object, selector_value, slug
-from finetune_operator.manifests.effective_spec import effective_spec, hub_tokens, queue_name
+from finetune_operator.manifests.effective_spec import build_effective_spec, hub_tokens, queue_name
 from finetune_operator.manifests.volumes import build_volumes
 from finetune_operator.settings import Settings
 
@@ -41,7 +41,7 @@ def build_job_name(job: FineTuneJob, attempt: int) -> str:
 
 def build_preflight(job: FineTuneJob, settings: Settings, image: str) -> Child:
     """Build the preflight Job: no GPU, the same image, its own backoff limit."""
-    return _child(job, settings, 0, image, PREFLIGHT_BACKOFF_LIMIT)
+    return _build_child(job, settings, 0, image, PREFLIGHT_BACKOFF_LIMIT)
 
 
 def build_attempt(job: FineTuneJob, settings: Settings, image: str, attempt: int) -> Child:
@@ -51,7 +51,7 @@ def build_attempt(job: FineTuneJob, settings: Settings, image: str, attempt: int
     """
     spec = _spec(job)
     left = max(0, spec.backoff_limit - (job.status.failures or 0)) if spec.resources.nodes == 1 else 0
-    return _child(job, settings, attempt, image, left)
+    return _build_child(job, settings, attempt, image, left)
 
 
 def build_config(job: FineTuneJob, settings: Settings, attempt: int) -> handoff.JobConfig:
@@ -64,7 +64,7 @@ def build_config(job: FineTuneJob, settings: Settings, attempt: int) -> handoff.
         config_sha256=handoff.config_sha256(spec),
         attempt=attempt,
         first_pod=_first_pod(job, attempt) if attempt and spec.resources.nodes > 1 else None,
-        spec=effective_spec(spec, settings),
+        spec=build_effective_spec(spec, settings),
         parent=pinned.parent,
         reward_job=pinned.reward_job,
         resolved=job.status.resolved if attempt else None,
@@ -78,7 +78,7 @@ def _first_pod(job: FineTuneJob, attempt: int) -> str:
     return f"{name}-0.{name}"
 
 
-def owner_reference(job: FineTuneJob) -> Object:
+def build_owner_reference(job: FineTuneJob) -> Object:
     """Build the owner reference: the child is deleted with the job, whose deletion it never blocks."""
     return {
         "apiVersion": names.API_VERSION,
@@ -90,7 +90,7 @@ def owner_reference(job: FineTuneJob) -> Object:
     }
 
 
-def labels(job: FineTuneJob, component: names.Component, attempt: int) -> dict[str, str]:
+def build_labels(job: FineTuneJob, component: names.Component, attempt: int) -> dict[str, str]:
     """Return the labels of a child and of its pods."""
     return {
         names.LABEL_NAME: names.APP_NAME,
@@ -102,12 +102,12 @@ def labels(job: FineTuneJob, component: names.Component, attempt: int) -> dict[s
     }
 
 
-def selector(name: str) -> str:
+def build_selector(name: str) -> str:
     """Return the label selector of a job's children and pods."""
     return f"{names.LABEL_MANAGED_BY}={names.MANAGED_BY},{names.LABEL_JOB_NAME}={selector_value(name)}"
 
 
-def pod_failure_policy() -> Object:
+def build_pod_failure_policy() -> Object:
     """Build the exit table for the Job controller; an exit that matches no rule counts against the backoff limit."""
 
     def on_exit(action: str, codes: list[int]) -> Object:
@@ -123,16 +123,16 @@ def pod_failure_policy() -> Object:
     }
 
 
-def _child(job: FineTuneJob, settings: Settings, attempt: int, image: str, backoff_limit: int) -> Child:
+def _build_child(job: FineTuneJob, settings: Settings, attempt: int, image: str, backoff_limit: int) -> Child:
     component = names.Component.TRAINER if attempt else names.Component.PREFLIGHT
     name = build_job_name(job, attempt)
     text = build_config(job, settings, attempt).model_dump_json(by_alias=True, exclude_none=True)
     config_name = f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
     meta: Object = {
         "namespace": job.key.namespace,
-        "labels": labels(job, component, attempt),
+        "labels": build_labels(job, component, attempt),
         "annotations": {names.ANNOTATION_JOB_NAME: job.key.name},
-        "ownerReferences": [owner_reference(job)],
+        "ownerReferences": [build_owner_reference(job)],
     }
     config_map = {
         "apiVersion": "v1",
@@ -142,7 +142,7 @@ def _child(job: FineTuneJob, settings: Settings, attempt: int, image: str, backo
         "data": {handoff.CONFIG_FILE: text},
     }
     nodes = _spec(job).resources.nodes if attempt else 1
-    service = _service(meta | {"name": name}) if nodes > 1 else None
+    service = _build_service(meta | {"name": name}) if nodes > 1 else None
     subdomain = {"subdomain": name} if service else {}
     template = {
         "metadata": {"labels": meta["labels"], "annotations": meta["annotations"] | _topology(job, component)},
@@ -163,14 +163,14 @@ def _child(job: FineTuneJob, settings: Settings, attempt: int, image: str, backo
             **({"successPolicy": {"rules": [{"succeededIndexes": "0"}]}} if nodes > 1 else {}),
             "backoffLimit": backoff_limit,
             "podReplacementPolicy": "Failed",
-            "podFailurePolicy": pod_failure_policy(),
+            "podFailurePolicy": build_pod_failure_policy(),
             "template": template,
         },
     }
     return Child(config_map=config_map, service=service, job=child)
 
 
-def _service(meta: Object) -> Object:
+def _build_service(meta: Object) -> Object:
     """Build the headless Service that resolves the pods of one attempt, even before they are ready."""
     ports = {"rendezvous": handoff.RENDEZVOUS_PORT, "lifeline": handoff.PEER_LINK_PORT}
     chosen = (names.LABEL_MANAGED_BY, names.LABEL_JOB_NAME, names.LABEL_COMPONENT, names.LABEL_ATTEMPT)
@@ -208,7 +208,7 @@ def _topology(job: FineTuneJob, component: names.Component) -> dict[str, str]:
 def _pod_spec(job: FineTuneJob, settings: Settings, component: names.Component, image: str, config_name: str) -> Object:
     spec = _spec(job)
     is_trainer = component is names.Component.TRAINER
-    effective, tokens = effective_spec(spec, settings), hub_tokens(spec, settings)
+    effective, tokens = build_effective_spec(spec, settings), hub_tokens(spec, settings)
     mounted = build_volumes(effective, tokens, config_name, is_trainer=is_trainer)
     container = _container(spec, component, image, _environment(image, settings))
     pod: Object = {

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from finetune_operator.manifests.effective_spec import effective_spec, hub_endpoint, hub_tokens
+from finetune_operator.manifests.effective_spec import build_effective_spec, hub_endpoint, hub_tokens
 from finetune_operator.manifests.jobs import build_preflight
 from finetune_operator.settings import Settings
 
@@ -49,7 +49,7 @@ def test_the_default_hub_completes_a_hub_without_an_endpoint(
     scene: Any, own: Any, default: Any, endpoint: str, authority: str | None
 ) -> None:
     spec, settings = scene(**({"hub": own} if own else {})).job.spec, _settings(**default)
-    hub = effective_spec(spec, settings).hub
+    hub = build_effective_spec(spec, settings).hub
     assert hub_endpoint(spec, settings) == endpoint
     assert (hub.ca_secret_ref.name if hub and hub.ca_secret_ref else None) == authority
 
