@@ -36,7 +36,7 @@ import torch
 from data import field_texts, write_model
 from datasets import Dataset
 from datasets.utils.logging import disable_progress_bar
-from loop_bench import CPU, make_settings, make_watch
+from loop_bench import CPU, make_loop, make_settings
 from peft import LoraConfig
 from tiny_model import make_tiny_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, Trainer, TrainerCallback
@@ -176,7 +176,7 @@ def our_trainer(
         load_for_training(model, settings, CPU),
         load_tokenizer(model),
         settings,
-        make_watch(scratch),
+        make_loop(scratch),
         train=to_samples(model, pairs, settings.max_length or 0),
         validation=to_samples(model, held_out, settings.max_length or 0),
         scratch=scratch,

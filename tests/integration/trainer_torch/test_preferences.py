@@ -70,7 +70,7 @@ def make_settings(method: str = "LoRA", **changes: Any) -> Resolved:
     return complete_settings(settings.model_copy(update=changes), CPU)
 
 
-def make_watch(directory: Path) -> LoopContext:
+def make_loop(directory: Path) -> LoopContext:
     return LoopContext(
         reporter=Reporter("u", out=io.StringIO()),
         stop=StopFlag(),
@@ -92,7 +92,7 @@ def make_trainer(
         model,
         load_tokenizer(base),
         settings,
-        make_watch(tmp_path),
+        make_loop(tmp_path),
         train=samples,
         validation=samples,
         scratch=tmp_path / "scratch",
@@ -106,7 +106,7 @@ def taught(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     settings = make_settings(total_steps=15, learning_rate=0.03)
     texts = [as_text(pair) for pair in PAIRS]
     model = load_for_training(tiny_model, settings, CPU)
-    loop = make_watch(folder)
+    loop = make_loop(folder)
     build_trainer(
         "Chat",
         model,

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from loop_bench import CPU, make_settings, make_watch, question
+from loop_bench import CPU, make_loop, make_settings, question
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification
@@ -42,7 +42,7 @@ def make_trainer(base: Path, folder: Path, method: str, **changes: Any) -> PairT
         load_for_training(base, settings, CPU, writes_text=False),
         load_tokenizer(base),
         settings,
-        make_watch(folder),
+        make_loop(folder),
         train=PAIRS,
         validation=PAIRS[:5],
         scratch=folder / "scratch",

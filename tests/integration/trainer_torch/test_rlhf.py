@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from loop_bench import CPU, THINGS, make_settings, make_watch, question, teach
+from loop_bench import CPU, THINGS, make_loop, make_settings, question, teach
 
 from finetune_api.handoff import ExitCode
 from finetune_api.objectives import Reward
@@ -60,7 +60,7 @@ def make_trainer(
         policy,
         load_tokenizer(model),
         settings,
-        loop or make_watch(tmp_path),
+        loop or make_loop(tmp_path),
         train=prompts_of(model),
         validation=prompts_of(model) if evaluates else [],
         scratch=tmp_path / "scratch",
@@ -215,7 +215,7 @@ def test_a_reward_that_is_no_number_ends_the_run(taught: Path, tmp_path: Path) -
 
 
 def test_a_stop_is_seen_within_a_token(taught: Path, tmp_path: Path) -> None:
-    loop = make_watch(tmp_path)
+    loop = make_loop(tmp_path)
     trainer = make_trainer(taught, tmp_path, loop=loop)
     passes = listen(trainer)
     model = trainer.model.get_base_model()

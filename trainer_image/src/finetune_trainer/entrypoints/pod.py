@@ -78,7 +78,7 @@ def find_result(run: RunContext) -> Report | None:
 
     config, storage = run.config, run.storage
     storage.probe(config.output_key())
-    run.reporter.note_stopped_runs(interrupted_runs.read(config, storage))
+    run.reporter.note_interrupted_runs(interrupted_runs.read(config, storage))
     if check_claim(config, storage):
         found = adopt(config, storage, Outcome.PUBLISHED, run.on_bytes)
         if found:

@@ -110,7 +110,7 @@ class Reporter:
             self._touch()
             self._report.checkpoint = checkpoint
 
-    def note_stopped_runs(self, runs: list[StoppedRun]) -> None:
+    def note_interrupted_runs(self, runs: list[StoppedRun]) -> None:
         """Say which earlier runs SIGTERM ended."""
         with self._lock:
             self._report.stopped_runs = runs or None

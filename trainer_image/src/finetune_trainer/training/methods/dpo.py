@@ -13,7 +13,7 @@ from trl import DPOConfig, DPOTrainer
 from finetune_api.spec import Method
 from finetune_api.status import Resolved
 from finetune_trainer.tokenization.samples import EncodedPair
-from finetune_trainer.training.methods.loop import LoopContext, callbacks, common_arguments
+from finetune_trainer.training.methods.loop import LoopContext, build_callbacks, common_arguments
 from finetune_trainer.training.methods.reference import ReferencedTrainer
 
 
@@ -52,7 +52,7 @@ def build_trainer(
         train_dataset=to_dataset(train),
         eval_dataset=to_dataset(validation) if evaluates else None,
         processing_class=tokenizer,
-        callbacks=callbacks(loop),
+        callbacks=build_callbacks(loop),
     )
 
 

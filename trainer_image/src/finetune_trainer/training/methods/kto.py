@@ -19,7 +19,13 @@ from finetune_api.status import Resolved
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.evaluation.measurements import Measured, token_mean
 from finetune_trainer.tokenization.samples import EncodedLabelled
-from finetune_trainer.training.methods.loop import LoopContext, MeasuredBatch, callbacks, common_arguments, mean_figures
+from finetune_trainer.training.methods.loop import (
+    LoopContext,
+    MeasuredBatch,
+    build_callbacks,
+    common_arguments,
+    mean_figures,
+)
 from finetune_trainer.training.methods.reference import ReferencedTrainer
 
 SMALLEST_BATCH = 2
@@ -77,7 +83,7 @@ def build_trainer(
         train_dataset=to_dataset(shuffled(train, settings.seed or 0)),
         eval_dataset=to_dataset(shuffled(validation, settings.seed or 0)) if evaluates else None,
         processing_class=tokenizer,
-        callbacks=callbacks(loop),
+        callbacks=build_callbacks(loop),
     )
 
 

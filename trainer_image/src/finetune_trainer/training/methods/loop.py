@@ -3,7 +3,6 @@
 import functools
 import math
 import os
-import random
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,7 +11,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
@@ -46,6 +44,7 @@ from finetune_trainer.training.checkpoint_files import (
     add_history,
 )
 from finetune_trainer.training.checkpoints import Checkpoints
+from finetune_trainer.training.random_state import RandomState, keep_random_state
 
 
 @dataclass(frozen=True)
@@ -301,30 +300,6 @@ class LoopTrainer(Trainer):  # type: ignore[misc]  # the library has no types
         return float(self._metrics["eval"][name][-1])
 
 
-@dataclass(frozen=True)
-class RandomState:
-    """The state of every random generator that a step uses."""
-
-    python: Any
-    numpy: Any
-    cpu: torch.Tensor
-    gpu: list[torch.Tensor]
-
-    @classmethod
-    def take(cls) -> "RandomState":
-        """Return the current state."""
-        gpu = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-        return cls(random.getstate(), np.random.get_state(), torch.get_rng_state(), gpu)
-
-    def put(self) -> None:
-        """Restore the state."""
-        random.setstate(self.python)
-        np.random.set_state(self.numpy)
-        torch.set_rng_state(self.cpu)
-        if self.gpu:
-            torch.cuda.set_rng_state_all(self.gpu)
-
-
 @contextmanager
 def local_metrics(accelerator: Any) -> Iterator[None]:
     """Make TRL's metrics those of this process's batch: TRL gathers as if all processes had the same batches."""
@@ -343,16 +318,6 @@ def deferred_reduction(model: torch.nn.Module) -> Iterator[None]:
         yield
     finally:
         model.set_requires_gradient_sync(True)  # type: ignore[operator]
-
-
-@contextmanager
-def keep_random_state() -> Iterator[None]:
-    """Restore the random state after an evaluation, so that an interrupted evaluation can be repeated on resume."""
-    before = RandomState.take()
-    try:
-        yield
-    finally:
-        before.put()
 
 
 def mean_figures(parts: Sequence[MeasuredBatch]) -> dict[str, float]:
@@ -378,10 +343,13 @@ def keep_in_fp32(model: torch.nn.Module) -> Iterator[None]:
             parameter.data = before[name].float()
 
 
-def callbacks(loop: LoopContext, *, keeps_best: bool = True) -> list[TrainerCallback]:
-    """Return the callbacks: reporting, the best weights if the objective has a loss, and the gradient check."""
-    best = [KeepBest(loop.plateau, loop.best_weights, loop.reporter)] if keeps_best else []
-    return [ReportProgress(loop.reporter, loop.history, loop.world), *best, RequireGradient(loop.world)]
+def build_callbacks(loop: LoopContext) -> list[TrainerCallback]:
+    """Return the callbacks of an objective with a loss: reporting, the best weights and the gradient check."""
+    return [
+        ReportProgress(loop.reporter, loop.history, loop.world),
+        KeepBest(loop.plateau, loop.best_weights, loop.reporter),
+        RequireGradient(loop.world),
+    ]
 
 
 def common_arguments(settings: Resolved, scratch: Path, *, evaluates: bool, on_cpu: bool) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from finetune_trainer.evaluation.run_record import ScoredPair
 from finetune_trainer.monitoring.reporter import work_beat
 from finetune_trainer.rewards.scorer import keep_score_in_fp32, pad_token, pair_texts, score_texts
 from finetune_trainer.tokenization.samples import EncodedPair
-from finetune_trainer.training.methods.loop import LoopContext, LoopTrainer, callbacks, common_arguments
+from finetune_trainer.training.methods.loop import LoopContext, LoopTrainer, build_callbacks, common_arguments
 
 
 class PairTrainer(LoopTrainer, RewardTrainer):  # type: ignore[misc]  # the library has no types
@@ -75,7 +75,7 @@ def build_trainer(
         train_dataset=to_dataset(train),
         eval_dataset=to_dataset(validation) if evaluates else None,
         processing_class=tokenizer,
-        callbacks=callbacks(loop),
+        callbacks=build_callbacks(loop),
     )
 
 

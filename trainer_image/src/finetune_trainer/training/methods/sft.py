@@ -15,7 +15,7 @@ from typing_extensions import override
 from finetune_api.status import Resolved
 from finetune_trainer.tokenization.labeler import UNTRAINED, Encoded
 from finetune_trainer.tokenization.packing import MAX_ROWS, pack
-from finetune_trainer.training.methods.loop import LoopContext, LoopTrainer, callbacks, common_arguments
+from finetune_trainer.training.methods.loop import LoopContext, LoopTrainer, build_callbacks, common_arguments
 from finetune_trainer.training.methods.packed import (
     ROW_TOKENS,
     PackedCollator,
@@ -65,7 +65,7 @@ def build_trainer(
         train_dataset=_training_set(train, settings, max_rows),
         eval_dataset=to_dataset(validation) if evaluates else None,
         processing_class=tokenizer,
-        callbacks=callbacks(loop),
+        callbacks=build_callbacks(loop),
     )
     if settings.packing:
         padding = trainer.data_collator.pad_token_id
