@@ -132,7 +132,7 @@ def test_steps_without_a_finite_gradient_are_told(tmp_path: Path) -> None:
     ("change", "expected"),
     [
         ({"truncated_share": 0.051}, "Raise hyperparameters.maxLength to 192"),
-        ({"labelled_share": 0.049}, "Check the masks"),
+        ({"labelled_share": 0.049}, "Check which tokens are trained"),
         ({"train_rows": 199}, "199 training rows, fewer than 200"),
         ({"validation_rows": 0}, "nothing was evaluated"),
     ],

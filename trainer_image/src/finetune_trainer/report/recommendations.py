@@ -234,7 +234,7 @@ def few_labels(run: RunRecord) -> Recommendation | None:
     if share >= LABELLED or not share:  # prompts alone carry no label at all
         return None
     return Recommendation(
-        "Check the masks below: hardly any token is trained.",
+        "Check which tokens are trained (between ⟦ and ⟧ below): hardly any is.",
         f"{100 * share:.2f} % of the tokens carry a label",
     )
 
