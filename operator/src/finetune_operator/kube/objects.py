@@ -229,11 +229,11 @@ class Workload:
     """Whether the operator deactivated it, not another controller."""
     has_quota: bool
     is_admitted: bool
-    words: str
+    message: str
     """Why there is no quota yet."""
     eviction_reason: str
     """Why Kueue evicted it, until it is admitted again."""
-    eviction_words: str
+    eviction_message: str
 
     @classmethod
     def from_object(cls, obj: Object) -> Self:
@@ -251,9 +251,9 @@ class Workload:
             is_ours_to_activate=names.ANNOTATION_SUSPENDED_BY in (meta.get("annotations") or {}),
             has_quota=reserved.get("status") == "True",
             is_admitted=found.get("Admitted", {}).get("status") == "True",
-            words=reserved.get("message", ""),
+            message=reserved.get("message", ""),
             eviction_reason=evicted.get("reason", "") if is_evicted else "",
-            eviction_words=evicted.get("message", "") if is_evicted else "",
+            eviction_message=evicted.get("message", "") if is_evicted else "",
         )
 
 

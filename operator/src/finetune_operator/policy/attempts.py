@@ -23,9 +23,9 @@ from finetune_operator.policy.decision import (
     SOON_SECONDS,
     Context,
     Effect,
+    check_lost_node,
     create_job,
     fail,
-    find_lost,
     requeue_in,
     set_condition,
     succeed,
@@ -42,8 +42,7 @@ def train(context: Context) -> Effect:
     attempts = [one for one in context.observed.own if one.component == Component.TRAINER and one.attempt]
     current = max(attempts, key=lambda one: one.attempt, default=None)
     if current and current.attempt > (status.attempts or 0):
-        status.attempts = current.attempt
-        status.job_ref = JobRef(name=current.name, uid=current.uid)
+        _record_attempt(context, current)
     reported_preemptions.record_preemptions(context, attempts)
     effect = runs.record_ended(context, attempts)
     if current:
@@ -54,6 +53,11 @@ def train(context: Context) -> Effect:
     if job and (job.is_over or runs.has_succeeded(status, job)):
         return effect + _next_step(context, job)
     return effect + _before_deadline(context, job)
+
+
+def _record_attempt(context: Context, current: Job) -> None:
+    context.status.attempts = current.attempt
+    context.status.job_ref = JobRef(name=current.name, uid=current.uid)
 
 
 def _record_start(context: Context, current: Job) -> None:
@@ -132,7 +136,7 @@ def _replace_deleted(context: Context) -> Effect:
     status = context.status
     alive = [pod for pod in context.observed.pods_of(status.job_ref.uid if status.job_ref else "") if not pod.is_over]
     detail = "the trainer Job was deleted"
-    if lost := find_lost(context, alive):
+    if lost := check_lost_node(context, alive):
         return lost + requeue_in(SOON_SECONDS)
     if alive:
         waiting = f"{detail}; waiting until {alive[0].name} is gone"
@@ -206,13 +210,16 @@ def _why_again(context: Context, current: Job) -> tuple[str, str]:
 
 def _close(context: Context, reason: str, detail: str, *, add_failure: bool) -> Effect:
     """End an attempt that is not the last: counted and written first, replaced in the next look."""
-    status = context.status
-    if add_failure:
-        counters.add_failures(status, reason)
-    status.job_ref = status.current_run = None
+    _record_closed(context, reason if add_failure else None)
     if _has_too_many_failures(context):
         return fail(context, R.BACKOFF_LIMIT_EXCEEDED, f"{reason}: {detail}")
     return set_condition(C.RUNNING, "False", R.BACKING_OFF, f"{reason}: {detail}") + requeue_in(0)
+
+
+def _record_closed(context: Context, failure: str | None) -> None:
+    if failure:
+        counters.add_failures(context.status, failure)
+    context.status.job_ref = context.status.current_run = None
 
 
 def _start_attempt(context: Context) -> Effect:
@@ -251,8 +258,7 @@ def _watch(context: Context, current: Job) -> Effect:
     run = status.current_run
     is_restarting = run is not None and run.stopping == R.NO_PROGRESS
     if rank_outcomes.missing_ranks(current, pods, observed.now):
-        if run:
-            run.heartbeat = run.last_moved_time = None  # a pod that waits for others is not stalled
+        deadlines.record_waiting(context)
         if not is_restarting:
             return effect + watch_start(context, current, pods)
     effect += _show_running(context, current, reading)
@@ -269,12 +275,15 @@ def _show_running(context: Context, current: Job, reading: Reading | None) -> Ef
     return set_condition(C.RUNNING, "True", R.PODS_RUNNING, pods)
 
 
+def _record_stall(context: Context) -> None:
+    if run := context.status.current_run:
+        run.stopping = R.NO_PROGRESS
+
+
 def _restart(context: Context, current: Job) -> Effect:
     """Remove a stalled Job once the cause is written; its pod's end is then a failure, whatever its exit code."""
-    run, progress, stored = context.status.current_run, context.status.progress, context.stored.current_run
-    if run is None:
-        return Effect()
-    run.stopping = R.NO_PROGRESS
+    progress, stored = context.status.progress, context.stored.current_run
+    _record_stall(context)
     where = f"{progress.stage or 'an unknown stage'}, step {progress.step or 0}" if progress else "an unknown stage"
     detail = f"{context.spec.stall_timeout_seconds} s ({where})"
     effect = set_condition(C.RUNNING, "False", R.NO_PROGRESS, detail)

@@ -79,6 +79,12 @@ def record_heartbeat(context: Context, reading: Reading) -> None:
         run.heartbeat, run.last_moved_time = report.heartbeat, reading.at
 
 
+def record_waiting(context: Context) -> None:
+    """Reset the heartbeat of the current run: a pod that waits for others is not stalled."""
+    if run := context.status.current_run:
+        run.heartbeat = run.last_moved_time = None
+
+
 def is_stalled(context: Context, reading: Reading) -> bool:
     """Return whether the trainer responds, but its heartbeat has not changed for stallTimeoutSeconds."""
     run = context.status.current_run

@@ -86,7 +86,7 @@ class Acceptance:
 
 @dataclass(frozen=True)
 class Context:
-    """What every policy reads. Only functions whose names have `record` or `take` change `status`."""
+    """What every policy reads. Only functions named `record_…` or `add_…` change `status`."""
 
     observed: Observed
     settings: Settings
@@ -132,7 +132,7 @@ def requeue_in(seconds: float) -> Effect:
     return Effect(requeue_after=seconds)
 
 
-def find_lost(context: Context, pods: Sequence[Pod]) -> Effect | None:
+def check_lost_node(context: Context, pods: Sequence[Pod]) -> Effect | None:
     """Return condition Running for the first pod whose node is lost."""
     lost = next((pod for pod in pods if pod_diagnosis.is_lost(pod, context.observed.now)), None)
     return set_condition(C.RUNNING, "Unknown", R.NODE_LOST, pod_diagnosis.explain_lost_node(lost)) if lost else None
@@ -145,7 +145,7 @@ def create_job(context: Context, child: Child) -> Effect:
     observed = context.observed
     busy = [*observed.leftovers, *(pod.name for pod in observed.pods if not pod.is_over)]
     busy += [one.name for one in observed.own if one.is_deleting]
-    if lost := find_lost(context, observed.pods):
+    if lost := check_lost_node(context, observed.pods):
         return lost + requeue_in(SOON_SECONDS)
     if busy:
         detail = f"waiting until {', '.join(busy[:3])} of an earlier run is gone"

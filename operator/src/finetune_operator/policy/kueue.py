@@ -68,7 +68,7 @@ def eviction(context: Context, child: Job) -> tuple[str, str] | None:
         return None
     if workload.eviction_reason == DEACTIVATED and workload.is_ours_to_activate:
         return None
-    return workload.eviction_reason[:64], f"Kueue: {workload.eviction_words}"[:1024]
+    return workload.eviction_reason[:64], f"Kueue: {workload.eviction_message}"[:1024]
 
 
 def _current(context: Context) -> Job | None:
@@ -94,7 +94,7 @@ def _wait(context: Context, child: Job, workload: Workload | None) -> tuple[Reas
         return R.QUEUE_MISSING, remediation.append_fix(
             R.QUEUE_MISSING, "has no queue, and Kueue suspends such Jobs in this cluster"
         )
-    message = workload.eviction_words if workload.has_quota else workload.words
+    message = workload.eviction_message if workload.has_quota else workload.message
     words = _NOISE.sub("", message).strip() or "Kueue has not processed it yet"
     reason = next((reason for pattern, reason in _CAUSES if pattern.search(words)), R.WAITING_FOR_QUOTA)
     return reason, remediation.append_fix(reason, f"{where}: {words}")
@@ -103,7 +103,7 @@ def _wait(context: Context, child: Job, workload: Workload | None) -> tuple[Reas
 def _inactive(context: Context, workload: Workload) -> str:
     if workload.is_ours_to_activate:
         return "is not queued while the job is suspended"
-    last = f" ({workload.eviction_words})" if workload.eviction_words else ""
+    last = f" ({workload.eviction_message})" if workload.eviction_message else ""
     return f"was deactivated{last}: set spec.active of Workload {workload.name} to true"
 
 

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 from finetune_api.handoff import Outcome, Report
 from finetune_api.names import Component, ConditionType, Reason
-from finetune_api.status import Lineage
 from finetune_operator.kube.objects import Job, Pod
 from finetune_operator.manifests.jobs import build_preflight
 from finetune_operator.policy import deadlines, run_outcome, runs, suspension
@@ -19,7 +18,7 @@ from finetune_operator.policy.decision import (
     succeed,
 )
 from finetune_operator.policy.startup import watch_start
-from finetune_operator.policy.status_report import merged, record_lineage, record_report
+from finetune_operator.policy.status_report import record_dataset, record_image, record_lineage, record_report
 
 C, R = ConditionType, Reason
 
@@ -82,11 +81,10 @@ def _passing_report(context: Context, pod: Pod) -> Report | None:
 
 
 def _pass(context: Context, child: Job, pod: Pod, report: Report) -> tuple[bool, Effect]:
-    status = context.status
-    record_report(status, report)
-    record_lineage(status, report, context.spec)
+    record_report(context.status, report)
+    record_lineage(context.status, report, context.spec)
     if report.outcome is Outcome.VALIDATED:
-        status.lineage = merged(status.lineage or Lineage(), Lineage(trainer_image=pod.pinned_image))
+        record_image(context.status, pod.pinned_image)
         return True, set_condition(C.VALIDATED, "True", R.DATASET_VALID, runs.dataset_sentence(report.dataset))
     if report.artifacts and report.artifacts.manifest_sha256:
         return False, set_condition(C.VALIDATED, "True", R.ADOPTED) + succeed(context, child, report, R.ADOPTED)
@@ -106,7 +104,7 @@ def _fail(context: Context, child: Job, pods: Sequence[Pod]) -> Effect:
         reason, message = R.RESULT_MISSING.value, "preflight exited with 0 without a report: is this a trainer image?"
     elif last:
         reason, message = last.reason, last.message
-        context.status.dataset = (report and report.dataset) or context.status.dataset
+        record_dataset(context.status, report)
     else:
         reason = run_outcome.reason_of_failed_job(child) or R.PREFLIGHT_FAILED.value
         message = child.failed_message

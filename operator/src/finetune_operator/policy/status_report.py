@@ -20,8 +20,7 @@ def merged(old: B | None, new: B) -> B:
 
 def record_report(status: FineTuneJobStatus, report: Report) -> None:
     """Record dataset, settings, metrics and artifacts of a trusted report."""
-    if report.dataset:
-        status.dataset = report.dataset
+    record_dataset(status, report)
     if report.resolved:
         status.resolved = merged(status.resolved, report.resolved)
     if report.metrics:
@@ -34,6 +33,17 @@ def record_report(status: FineTuneJobStatus, report: Report) -> None:
         status.artifacts = report.artifacts
         status.checkpoint = None  # they are removed once the result is published
         _record_done(status, report)
+
+
+def record_dataset(status: FineTuneJobStatus, report: Report | None) -> None:
+    """Record what preflight found in the dataset."""
+    if report and report.dataset:
+        status.dataset = report.dataset
+
+
+def record_image(status: FineTuneJobStatus, image: str) -> None:
+    """Pin the image of the first run, which later runs use."""
+    status.lineage = merged(status.lineage or Lineage(), Lineage(trainer_image=image))
 
 
 def _record_done(status: FineTuneJobStatus, report: Report) -> None:

@@ -10,7 +10,7 @@ from finetune_operator.policy.decision import (
     SOON_SECONDS,
     Context,
     Effect,
-    find_lost,
+    check_lost_node,
     requeue_in,
     set_condition,
 )
@@ -89,7 +89,7 @@ def _hold(context: Context, child: Job, alive: Sequence[Pod]) -> Effect:
 
 def _show_stopping(context: Context, alive: Sequence[Pod], reason: Reason, detail: str = "") -> Effect:
     """Set condition Running of a Job that must have no pods: what still runs, or why it has none."""
-    if lost := find_lost(context, alive):
+    if lost := check_lost_node(context, alive):
         return lost
     if alive:
         stopping = set_condition(C.RUNNING, "False", R.STOPPING, alive[0].name)
@@ -99,7 +99,7 @@ def _show_stopping(context: Context, alive: Sequence[Pod], reason: Reason, detai
 
 def _release(context: Context, alive: Sequence[Pod], resume: Effect) -> Effect:
     """Resume only when no pod from before the suspension runs, because two trainers must never run at once."""
-    if lost := find_lost(context, alive):
+    if lost := check_lost_node(context, alive):
         return lost + requeue_in(SOON_SECONDS)
     if alive:
         detail = f"waiting until {alive[0].name} from before the suspension is gone"

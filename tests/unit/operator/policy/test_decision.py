@@ -1,6 +1,8 @@
 """Effects of policies are folded in order, and a pod is judged once."""
 
+import ast
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,6 +28,20 @@ def test_conditions_stay_in_order_and_an_action_is_kept_unless_a_later_policy_ha
     both = stopped + started
     assert [one.reason for one in both.conditions] == [Reason.STOPPING, Reason.PODS_STARTING]
     assert (both.delete, (both + Effect(delete=second)).delete) == (first, second)
+
+
+def test_only_functions_that_record_change_the_status() -> None:
+    """The fold in `plan`, the conditions and the pinned parents, which `plan` asks for first, are the exceptions."""
+    found = set()
+    for path in sorted(Path(decision.__file__).parent.glob("*.py")):
+        for function in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            for node in ast.walk(function) if isinstance(function, ast.FunctionDef) else ():
+                targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+                if any(isinstance(target, ast.Attribute) for target in targets):
+                    found.add((path.stem, function.name.strip("_").partition("_")[0]))
+    changing = {(module, verb) for module, verb in found if module != "conditions" and verb not in {"record", "add"}}
+    assert changing == {("plan", "plan"), ("dependencies", "pin")}
+    assert len(found) > len(changing)
 
 
 def test_a_termination_message_is_parsed_once_in_one_plan(scene: Build, monkeypatch: pytest.MonkeyPatch) -> None:

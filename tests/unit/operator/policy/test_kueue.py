@@ -29,9 +29,9 @@ def workload(job: str, words: str = "", **fields: Any) -> Workload:
         "is_ours_to_activate": False,
         "has_quota": False,
         "is_admitted": False,
-        "words": words,
+        "message": words,
         "eviction_reason": "",
-        "eviction_words": "",
+        "eviction_message": "",
     }
     return Workload(**known | fields)
 
@@ -235,7 +235,7 @@ def test_a_job_that_somebody_holds_without_a_queue_is_looked_at_again_for_kueues
 
 def test_quota_that_is_being_taken_back_is_not_shown_as_there(scene: Build) -> None:
     one = waiting(scene, "")
-    words = {"eviction_reason": "ClusterQueueStopped", "eviction_words": "The ClusterQueue is stopped"}
+    words = {"eviction_reason": "ClusterQueueStopped", "eviction_message": "The ClusterQueue is stopped"}
     one.extra["workloads"] = (workload("one-preflight", "Quota reserved", has_quota=True, is_admitted=True, **words),)
     one.settle()
     assert one.condition("QuotaReserved")["status"] == "False"
@@ -274,7 +274,7 @@ def test_a_resumed_workload_is_not_activated_while_its_pod_still_runs(scene: Bui
 
 def test_a_workload_that_somebody_else_took_out_of_queueing_is_left_to_them(scene: Build) -> None:
     one = waiting(scene, "")
-    one.extra["workloads"] = (workload("one-preflight", is_active=False, eviction_words="too many retries"),)
+    one.extra["workloads"] = (workload("one-preflight", is_active=False, eviction_message="too many retries"),)
     decision = one.settle()
     assert decision.activate is None
     quota = one.condition("QuotaReserved")
@@ -282,7 +282,7 @@ def test_a_workload_that_somebody_else_took_out_of_queueing_is_left_to_them(scen
     assert "(too many retries): set spec.active of Workload job-one-preflight to true" in quota["message"]
 
 
-PREEMPTED = {"eviction_reason": "Preempted", "eviction_words": "Preempted to accommodate a workload"}
+PREEMPTED = {"eviction_reason": "Preempted", "eviction_message": "Preempted to accommodate a workload"}
 
 
 def training(scene: Build, **spec: Any) -> tuple[Any, Any]:
