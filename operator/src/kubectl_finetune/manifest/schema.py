@@ -1,5 +1,6 @@
 """The schema and the rules that the API server checks, asked without one: each fault with its field, value and fix."""
 
+import json
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
