@@ -25,7 +25,7 @@ UNKNOWN = "Unknown"
 RESULTS = ("done", "conflict", "error", "bug")
 """Results of a reconcile: `error` is an error of the API server, `bug` an unexpected exception."""
 WATCHED = (PLURAL, "jobs", "pods")
-Shown = tuple[FineTuneJobSpec | None, FineTuneJobStatus]
+SpecAndStatus = tuple[FineTuneJobSpec | None, FineTuneJobStatus]
 _METHODS = frozenset(Method)
 _LABEL = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,39}")
 """Pattern of codes and format names; a job has at most 64 of each."""
@@ -35,7 +35,7 @@ class JobCollector:
     """Builds the series of every known FineTuneJob from its latest status at each scrape."""
 
     def __init__(self) -> None:
-        self._jobs: dict[Key, Shown] = {}
+        self._jobs: dict[Key, SpecAndStatus] = {}
 
     def __len__(self) -> int:
         return len(self._jobs)
@@ -72,9 +72,9 @@ class JobCollector:
                 gpus.add_metric(where, spec.resources.nodes * spec.resources.gpus_per_node)
                 saves.add_metric(where, spec.checkpoint.resume_policy is ResumePolicy.AUTO)
         yield from (info, phase, gpus, saves)
-        yield from _reason_families(jobs)
-        yield from _row_families(jobs)
-        for family, values in _families():
+        yield from _reason_series(jobs)
+        yield from _row_series(jobs)
+        for family, values in _status_series():
             for key, (_, status) in jobs:
                 value = values(status)
                 if value is not None:
@@ -89,7 +89,7 @@ def _method(spec: FineTuneJobSpec | None, status: FineTuneJobStatus) -> str:
     return resolved if resolved in _METHODS else requested
 
 
-def _reason_families(jobs: "list[tuple[Key, Shown]]") -> Iterator[Metric]:
+def _reason_series(jobs: "list[tuple[Key, SpecAndStatus]]") -> Iterator[Metric]:
     labels = [*JOB_LABELS, "reason"]
     failed = GaugeMetricFamily("finetune_job_failed", "1 for a job that has failed finally, by reason.", labels=labels)
     failures = CounterMetricFamily("finetune_job_failures", "Failed runs, by reason.", labels=labels)
@@ -117,7 +117,7 @@ def _by_reason(total: int | None, counts: dict[str, int] | None) -> dict[str, in
     return found | ({UNKNOWN: unknown} if unknown > 0 else {})
 
 
-def _row_families(jobs: "list[tuple[Key, Shown]]") -> Iterator[Metric]:
+def _row_series(jobs: "list[tuple[Key, SpecAndStatus]]") -> Iterator[Metric]:
     for name, text, label, field in _ROWS:
         family = GaugeMetricFamily(f"finetune_job_{name}", text, labels=[*JOB_LABELS, label])
         for key, (_, status) in jobs:
@@ -128,7 +128,7 @@ def _row_families(jobs: "list[tuple[Key, Shown]]") -> Iterator[Metric]:
         yield family
 
 
-def _families() -> Iterator[tuple[GaugeMetricFamily | CounterMetricFamily, "Read"]]:
+def _status_series() -> Iterator[tuple[GaugeMetricFamily | CounterMetricFamily, "Read"]]:
     for name, text, read in _GAUGES:
         yield GaugeMetricFamily(f"finetune_job_{name}", text, labels=JOB_LABELS), read
     for name, text, read in _COUNTERS:

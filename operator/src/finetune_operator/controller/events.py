@@ -12,14 +12,14 @@ from finetune_operator.policy import runs
 
 C, E = ConditionType, EventReason
 MAX_NOTE = 1000
-_TROUBLES = frozenset(
+_POD_PROBLEMS = frozenset(
     {
         *(E.UNSCHEDULABLE, E.IMAGE_PULL_FAILED, E.POD_CREATION_REFUSED, E.MOUNT_FAILED, E.CONTAINER_ERROR),
         *(E.NODE_LOST, E.NO_PROGRESS, E.UNREACHABLE),
     }
 )
 _INACTIVE = names.Reason.WORKLOAD_INACTIVE
-_WAITS = frozenset({names.Reason.WAITING_FOR_PARENT, names.Reason.PARENT_FAILED})
+_WAITING = frozenset({names.Reason.WAITING_FOR_PARENT, names.Reason.PARENT_FAILED})
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Event:
 
 def derive_events(old: FineTuneJobStatus, new: FineTuneJobStatus) -> list[Event]:
     """Return the events between two statuses, in the order in which they happen."""
-    parts = (_accepted, _preflight, _runs, _suspension, _queue, _troubles, _end)
+    parts = (_accepted, _preflight, _runs, _suspension, _queue, _problems, _end)
     return [event for part in parts for event in part(old, new)]
 
 
@@ -59,7 +59,7 @@ def _accepted(old: FineTuneJobStatus, new: FineTuneJobStatus) -> list[Event]:
     if _became(old, new, C.ACCEPTED, "False"):
         found.append(Event(E.REFUSED, _message(new, C.ACCEPTED), is_warning=True))
     waits = new.condition(C.ACCEPTED)
-    if waits and waits.reason in _WAITS and waits.reason != _reason(old, C.ACCEPTED):
+    if waits and waits.reason in _WAITING and waits.reason != _reason(old, C.ACCEPTED):
         is_warning = waits.reason == names.Reason.PARENT_FAILED
         found.append(Event(E.WAITING_FOR_PARENT, waits.message, is_warning=is_warning))
     return found
@@ -119,11 +119,11 @@ def _queue(old: FineTuneJobStatus, new: FineTuneJobStatus) -> list[Event]:
     return [Event(E.QUEUED, found.message, is_warning=found.reason != names.Reason.WAITING_FOR_QUOTA)]
 
 
-def _troubles(old: FineTuneJobStatus, new: FineTuneJobStatus) -> list[Event]:
+def _problems(old: FineTuneJobStatus, new: FineTuneJobStatus) -> list[Event]:
     """Report a new problem: no pod runs, the trainer is unreachable or stalled, or its checkpoints are too slow."""
     reason = _reason(new, C.RUNNING)
     found = []
-    if reason in _TROUBLES and reason != _reason(old, C.RUNNING):
+    if reason in _POD_PROBLEMS and reason != _reason(old, C.RUNNING):
         found.append(Event(E(reason), _message(new, C.RUNNING), is_warning=True))
     if _became(old, new, C.SAVES_IN_TIME, "False"):
         found.append(Event(E.SAVE_TOO_SLOW, _message(new, C.SAVES_IN_TIME), is_warning=True))

@@ -125,38 +125,49 @@ def build_pod_failure_policy() -> Object:
 
 def _build_child(job: FineTuneJob, settings: Settings, attempt: int, image: str, backoff_limit: int) -> Child:
     component = names.Component.TRAINER if attempt else names.Component.PREFLIGHT
-    name = build_job_name(job, attempt)
-    text = build_config(job, settings, attempt).model_dump_json(by_alias=True, exclude_none=True)
-    config_name = f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
+    name, nodes = build_job_name(job, attempt), _spec(job).resources.nodes if attempt else 1
     meta: Object = {
         "namespace": job.key.namespace,
+        "name": name,
         "labels": build_labels(job, component, attempt),
         "annotations": {names.ANNOTATION_JOB_NAME: job.key.name},
         "ownerReferences": [build_owner_reference(job)],
     }
-    config_map = {
+    config_map = _build_config_map(meta, build_config(job, settings, attempt))
+    pod = _pod_spec(job, settings, component, image, config_map["metadata"]["name"])
+    template = {
+        "metadata": {"labels": meta["labels"], "annotations": meta["annotations"] | _topology(job, component)},
+        "spec": pod | ({"subdomain": name} if nodes > 1 else {}),
+    }
+    queued = _queue_labels(job, component)
+    return Child(
+        config_map=config_map,
+        service=_build_service(meta) if nodes > 1 else None,
+        job=_build_job(
+            meta | {"labels": meta["labels"] | queued}, template, nodes, backoff_limit, suspend=bool(queued)
+        ),
+    )
+
+
+def _build_config_map(meta: Object, config: handoff.JobConfig) -> Object:
+    text = config.model_dump_json(by_alias=True, exclude_none=True)
+    return {
         "apiVersion": "v1",
         "kind": "ConfigMap",
-        "metadata": meta | {"name": config_name},
+        "metadata": meta | {"name": f"{meta['name']}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"},
         "immutable": True,
         "data": {handoff.CONFIG_FILE: text},
     }
-    nodes = _spec(job).resources.nodes if attempt else 1
-    service = _build_service(meta | {"name": name}) if nodes > 1 else None
-    subdomain = {"subdomain": name} if service else {}
-    template = {
-        "metadata": {"labels": meta["labels"], "annotations": meta["annotations"] | _topology(job, component)},
-        "spec": _pod_spec(job, settings, component, image, config_name) | subdomain,
-    }
-    queued = _queue_labels(job, component)
-    child = {
+
+
+def _build_job(meta: Object, template: Object, nodes: int, backoff_limit: int, *, suspend: bool) -> Object:
+    """Build the Job; a queued one is suspended until Kueue admits it, even if Kueue's webhook does not see it."""
+    return {
         "apiVersion": "batch/v1",
         "kind": "Job",
-        "metadata": meta | {"name": name, "labels": meta["labels"] | queued},
+        "metadata": meta,
         "spec": {
-            **(
-                {"suspend": True} if queued else {}
-            ),  # until Kueue admits it, even if Kueue's webhook does not see the Job
+            **({"suspend": True} if suspend else {}),
             "completionMode": "Indexed",
             "completions": nodes,
             "parallelism": nodes,
@@ -167,7 +178,6 @@ def _build_child(job: FineTuneJob, settings: Settings, attempt: int, image: str,
             "template": template,
         },
     }
-    return Child(config_map=config_map, service=service, job=child)
 
 
 def _build_service(meta: Object) -> Object:
