@@ -53,7 +53,7 @@ class Scene:
     def job(self) -> FineTuneJob:
         return FineTuneJob.from_object(self.object)
 
-    def seen(self, **changes: Any) -> Observed:
+    def observe(self, **changes: Any) -> Observed:
         fields = {
             "job": self.job,
             "now": self.now,
@@ -65,7 +65,7 @@ class Scene:
         return Observed(**fields | self.extra | changes)
 
     def look(self, **changes: Any) -> Decision:
-        return plan(self.seen(**changes), self.settings)
+        return plan(self.observe(**changes), self.settings)
 
     def settle(self) -> Decision:
         """Plan, act and write until nothing changes, as the reconciler does."""

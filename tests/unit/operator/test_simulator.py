@@ -26,7 +26,7 @@ INTERRUPTIONS = [
     "pod ends",
     "clock",
 ]
-PATIENCE = 200
+MAX_STEPS = 200
 
 
 class Simulator(RuleBasedStateMachine):
@@ -92,11 +92,11 @@ class Simulator(RuleBasedStateMachine):
                 self.world.publish(pod)
         for pod in self.world.pods_in("Pending"):
             self.world.start(pod)
-        self.one.hear()
+        self.one.deliver_events()
         self.one.look()
 
     @rule()
-    def a_told_pod_ends(self) -> None:
+    def a_deleted_pod_ends(self) -> None:
         for pod in self.world.pods_in("Running"):
             if "deletionTimestamp" in pod["metadata"]:
                 self.world.end(pod, 75, self.world.report("Preempted"))
@@ -134,9 +134,9 @@ class Simulator(RuleBasedStateMachine):
     def time_passes(self, seconds: int) -> None:
         self.world.now += timedelta(seconds=seconds)
 
-    @rule(wish=st.booleans())
-    def the_user_suspends_or_resumes(self, wish: bool) -> None:
-        self.world.edit(suspend=wish)
+    @rule(is_suspended=st.booleans())
+    def the_user_suspends_or_resumes(self, is_suspended: bool) -> None:
+        self.world.edit(suspend=is_suspended)
 
     @rule(again=st.booleans())
     def the_user_suspends_and_thinks_better_of_it(self, again: bool) -> None:
@@ -268,7 +268,7 @@ class Simulator(RuleBasedStateMachine):
 
     def _settle(self) -> None:
         self.world.edit(suspend=False)
-        for _ in range(PATIENCE):
+        for _ in range(MAX_STEPS):
             if self.world.is_finished:
                 break
             for name, job in self.world.jobs.items() if not self.queued else ():
@@ -293,7 +293,7 @@ class Simulator(RuleBasedStateMachine):
                 self.world.publish(pod)
             elif works and pod["status"]["phase"] == "Pending":
                 self.world.start(pod)
-        self.one.hear()
+        self.one.deliver_events()
         self.one.look()
         self.world.now += timedelta(seconds=3)
         for check in (self.there_are_never_two_trainers, self.complete_has_a_manifest, self.what_is_known_only_grows):
@@ -317,7 +317,7 @@ class PairSimulator(Simulator):
     def a_pod_ends_and_the_other_follows(self, which: int, code: int, is_seen: bool) -> None:
         self.world.end(self._one_of("Running", which), code, "last words")
         if is_seen:
-            self.one.hear()
+            self.one.deliver_events()
             self.one.look()
         for pod in self.world.pods_in("Running"):
             self.world.end(pod, 75, self.world.report("Preempted", reason="PeerLost"))
@@ -326,7 +326,7 @@ class PairSimulator(Simulator):
     @rule(which=st.integers(0, 1))
     def a_pod_is_evicted_and_all_end(self, which: int) -> None:
         self.world.evict(self._one_of("Running", which))
-        self.a_told_pod_ends()
+        self.a_deleted_pod_ends()
         for pod in self.world.pods_in("Running"):
             self.world.end(pod, 75, self.world.report("Preempted"))
 

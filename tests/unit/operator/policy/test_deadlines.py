@@ -20,7 +20,7 @@ def later(one: Any, seconds: float) -> None:
     one.now += timedelta(seconds=seconds)
 
 
-def hear(one: Any, pod: Any, heartbeat: int, **progress: Any) -> None:
+def answer(one: Any, pod: Any, heartbeat: int, **progress: Any) -> None:
     """The trainer answers now."""
     report = {"jobUid": "job-uid", "heartbeat": heartbeat, "progress": progress}
     one.reading = Reading(pod["metadata"]["uid"], one.now, ProgressReport.model_validate(report))
@@ -166,14 +166,14 @@ def test_a_published_result_is_not_lost_to_a_deadline(scene: Any) -> None:
 
 def test_a_trainer_that_answers_but_does_not_move_is_started_again_as_a_failure(scene: Any) -> None:
     one, pod = running(scene, stallTimeoutSeconds=60)
-    hear(one, pod, 7, stage="Training", step=40)
+    answer(one, pod, 7, stage="Training", step=40)
     one.settle()
     later(one, 59)
-    hear(one, pod, 7, stage="Training", step=40)
+    answer(one, pod, 7, stage="Training", step=40)
     one.settle()
     assert one.status["phase"] == "Training"
     later(one, 1)
-    hear(one, pod, 7, stage="Training", step=40)
+    answer(one, pod, 7, stage="Training", step=40)
     first = one.look()
     assert (first.delete, first.requeue_after) == (None, 0)
     one.object["status"] = first.status.to_wire()
@@ -192,19 +192,19 @@ def test_a_trainer_that_answers_but_does_not_move_is_started_again_as_a_failure(
 
 def test_a_stall_is_noticed_across_a_restart_of_the_operator(scene: Any) -> None:
     one, pod = running(scene, stallTimeoutSeconds=60)
-    hear(one, pod, 7)
+    answer(one, pod, 7)
     one.settle()
     one.reading = None
     one.settle()
     later(one, 61)
-    hear(one, pod, 7)
+    answer(one, pod, 7)
     assert one.look().status.reason == "NoProgress"
 
 
 def test_a_heartbeat_that_moves_is_no_stall(scene: Any) -> None:
     one, pod = running(scene, stallTimeoutSeconds=60)
     for beat in range(10):
-        hear(one, pod, beat, stage="Evaluating", step=40)
+        answer(one, pod, beat, stage="Evaluating", step=40)
         one.settle()
         later(one, 59)
     assert one.status["phase"] == "Training"
@@ -212,7 +212,7 @@ def test_a_heartbeat_that_moves_is_no_stall(scene: Any) -> None:
 
 def test_a_silent_trainer_is_never_restarted(scene: Any) -> None:
     one, pod = running(scene, stallTimeoutSeconds=60)
-    hear(one, pod, 7)
+    answer(one, pod, 7)
     one.settle()
     heard = one.reading.at
     later(one, 10_000)
@@ -227,10 +227,10 @@ def test_stalls_end_the_job_by_the_backoff_limit(scene: Any) -> None:
     for number in (1, 2):
         pod = one.pod(f"one-{number}")
         one.run(pod)
-        hear(one, pod, 1)
+        answer(one, pod, 1)
         one.settle()
         later(one, 10)
-        hear(one, pod, 1)
+        answer(one, pod, 1)
         one.settle()
         one.delete_pod(pod)
         one.end(pod, 137)
@@ -280,7 +280,7 @@ def test_what_is_left_of_a_finished_job_is_removed_in_its_time(scene: Any, ttl: 
 def test_a_clock_that_is_set_back_ends_nothing_early_and_takes_nothing_away(scene: Any, moves: list[int]) -> None:
     one, pod = running(scene, activeDeadlineSeconds=1000, stallTimeoutSeconds=1000)
     latest = one.now
-    hear(one, pod, 1)
+    answer(one, pod, 1)
     for move in moves:
         before = one.job.status
         later(one, move)

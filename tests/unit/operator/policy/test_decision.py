@@ -22,7 +22,7 @@ def test_the_earliest_requeue_wins_whichever_policy_asks_for_it() -> None:
 
 
 def test_conditions_stay_in_order_and_an_action_is_kept_unless_a_later_policy_has_another(scene: Build) -> None:
-    first, second = scene().to_training().seen().own
+    first, second = scene().to_training().observe().own
     stopped = set_condition(ConditionType.RUNNING, "False", Reason.STOPPING) + Effect(delete=first)
     started = set_condition(ConditionType.RUNNING, "False", Reason.PODS_STARTING)
     both = stopped + started

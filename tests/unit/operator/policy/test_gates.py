@@ -1,4 +1,4 @@
-"""A result that meets no gate: the job has failed, and what is published is told all the same."""
+"""A result that meets no gate: the job has failed, and what is published is still shown."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,4 +1,4 @@
-"""Runs that nobody watched, told by the trainer of a later one: each counts once, as a preemption."""
+"""Runs that ended while the operator was down, reported by a later one: each counts once, as a preemption."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -16,7 +16,7 @@ def stamp(seconds: int) -> str:
     return (BEFORE + timedelta(seconds=seconds)).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def told(number: int, uid: str = "", attempt: int = 1) -> dict[str, Any]:
+def stopped(number: int, uid: str = "", attempt: int = 1) -> dict[str, Any]:
     return {
         "attempt": attempt,
         "podName": f"unseen-{number}",
@@ -42,7 +42,7 @@ def test_a_pod_that_came_and_went_unseen_is_a_preemption_once_the_next_one_tells
     one = scene().to_training()
     pod = one.pod("one-1")
     one.run(pod)
-    answer(one, pod, told(1))
+    answer(one, pod, stopped(1))
     for _ in range(3):
         one.settle()
     run = one.status["history"][0]
@@ -60,7 +60,7 @@ def test_a_run_whose_end_was_seen_is_not_counted_again(scene: Any) -> None:
     seen = one.status["history"][0]
     pod = one.pod("one-1")
     one.run(pod)
-    answer(one, pod, told(1, uid=seen["podUid"]))
+    answer(one, pod, stopped(1, uid=seen["podUid"]))
     one.settle()
     assert (one.status["preemptions"], one.status["history"]) == (1, [seen])
 
@@ -73,7 +73,7 @@ def test_the_run_that_was_going_on_when_the_operator_went_away_counts_once(scene
     del one.pods[first["metadata"]["name"]]
     last = one.pod("one-1", "one-1-last")
     one.run(last)
-    answer(one, last, told(1, uid=first["metadata"]["uid"]), told(2))
+    answer(one, last, stopped(1, uid=first["metadata"]["uid"]), stopped(2))
     one.settle()
     assert one.status["preemptions"] == one.status["runs"] == 2
     assert {run["podName"] for run in one.status["history"]} == {first["metadata"]["name"], "unseen-2"}
@@ -82,7 +82,7 @@ def test_the_run_that_was_going_on_when_the_operator_went_away_counts_once(scene
 def test_the_last_report_tells_too(scene: Any) -> None:
     one = scene().to_training()
     artifacts = {"uri": "s3://bucket/out", "manifestSha256": "ab" * 32}
-    one.end(one.pod("one-1"), 0, one.report("Published", artifacts=artifacts, stoppedRuns=[told(1), told(2)]))
+    one.end(one.pod("one-1"), 0, one.report("Published", artifacts=artifacts, stoppedRuns=[stopped(1), stopped(2)]))
     one.complete("one-1")
     one.settle()
     assert [run["result"] for run in one.status["history"]] == ["Preempted", "Preempted", "Succeeded"]
@@ -93,7 +93,7 @@ def test_more_than_the_history_holds_are_counted_once_each(scene: Any) -> None:
     one = scene(maxPreemptions=0).to_training()
     pod = one.pod("one-1")
     one.run(pod)
-    answer(one, pod, *[told(number) for number in range(1, 26)])
+    answer(one, pod, *[stopped(number) for number in range(1, 26)])
     for _ in range(3):
         one.settle()
     assert (one.status["preemptions"], one.status["runs"], len(one.status["history"])) == (25, 25, 10)
@@ -103,14 +103,14 @@ def test_runs_that_are_told_late_stand_in_their_place_and_none_counts_twice(scen
     one = scene(maxPreemptions=0).to_training()
     pod = one.pod("one-1")
     one.run(pod)
-    answer(one, pod, told(2))
+    answer(one, pod, stopped(2))
     one.settle()
-    everything = [told(1), told(2)]
+    everything = [stopped(1), stopped(2)]
     answer(one, pod, *everything)
     one.settle()
     assert [run["podName"] for run in one.status["history"]] == ["unseen-1", "unseen-2"]
     for number in range(3, 16):
-        everything.append(told(number))
+        everything.append(stopped(number))
         answer(one, pod, *everything)
         one.settle()
     assert (one.status["preemptions"], one.status["runs"]) == (15, 15)
@@ -120,7 +120,7 @@ def test_what_a_trainer_tells_of_an_attempt_that_never_was_counts_nothing(scene:
     one = scene().to_training()
     pod = one.pod("one-1")
     one.run(pod)
-    answer(one, pod, told(1, attempt=2), told(2, attempt=0))
+    answer(one, pod, stopped(1, attempt=2), stopped(2, attempt=0))
     one.settle()
     assert (one.status.get("preemptions", 0), one.status.get("history", [])) == (0, [])
 
@@ -129,7 +129,7 @@ def test_the_limit_on_preemptions_holds_for_those_that_nobody_saw(scene: Any) ->
     one = scene(maxPreemptions=2).to_training()
     pod = one.pod("one-1")
     one.run(pod)
-    answer(one, pod, *[told(number) for number in range(1, 4)])
+    answer(one, pod, *[stopped(number) for number in range(1, 4)])
     one.settle()
     assert one.condition("Failed")["reason"] == "TooManyPreemptions"
 
@@ -142,7 +142,7 @@ def test_of_several_pods_the_runs_of_the_first_are_told(scene: Any) -> None:
     last, _ = one.set_of("one-1")
     for number, pod in enumerate(one.pods.values()):
         pod["metadata"]["uid"] = f"last-{number}"
-    answer(one, last, told(1, uid=first["metadata"]["uid"]), told(2))
+    answer(one, last, stopped(1, uid=first["metadata"]["uid"]), stopped(2))
     for _ in range(3):
         one.settle()
     assert {run["podName"]: run["reason"] for run in one.status["history"]} == {

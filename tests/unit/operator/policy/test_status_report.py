@@ -49,8 +49,8 @@ def test_what_a_running_trainer_says_is_in_the_status(scene: Any) -> None:
     one = scene(objective="DPO").to_training()
     pod = one.pod("one-1")
     one.run(pod)
-    told = {"jobUid": "job-uid", "heartbeat": 7, "progress": {"step": 3}, "metrics": METRICS, "resolved": RESOLVED}
-    one.reading = Reading("one-1-1-uid", one.now - timedelta(seconds=1), ProgressReport.model_validate(told))
+    report = {"jobUid": "job-uid", "heartbeat": 7, "progress": {"step": 3}, "metrics": METRICS, "resolved": RESOLVED}
+    one.reading = Reading("one-1-1-uid", one.now - timedelta(seconds=1), ProgressReport.model_validate(report))
     one.settle()
     assert one.status["metrics"] == METRICS
     assert one.status["resolved"] == RESOLVED
@@ -60,8 +60,8 @@ def test_what_the_last_report_says_replaces_what_was_pulled_and_loses_nothing(sc
     one = scene(objective="RLHF", rlhf={"rewards": [{"type": "Length", "targetTokens": 20}]}).to_training()
     pod = one.pod("one-1")
     one.run(pod)
-    told = {"jobUid": "job-uid", "heartbeat": 7, "progress": {"step": 3}, "metrics": METRICS}
-    one.reading = Reading("one-1-1-uid", one.now, ProgressReport.model_validate(told))
+    report = {"jobUid": "job-uid", "heartbeat": 7, "progress": {"step": 3}, "metrics": METRICS}
+    one.reading = Reading("one-1-1-uid", one.now, ProgressReport.model_validate(report))
     one.settle()
     artifacts = {"uri": "s3://bucket/out", "manifestSha256": "ab" * 32}
     one.end(pod, 0, one.report("Published", artifacts=artifacts, metrics={"reward": 1.75}))
@@ -79,8 +79,8 @@ def test_the_last_checkpoint_and_what_a_run_went_on_from_are_in_the_status(scene
     one = scene().to_training()
     one.run(one.pod("one-1"))
     progress = {"step": 12, "resumedFromStep": 10, "note": "skipped broken checkpoints: step-000011: torn"}
-    told = {"jobUid": "job-uid", "heartbeat": 7, "progress": progress, "checkpoint": checkpoint(10)}
-    one.reading = Reading("one-1-1-uid", one.now, ProgressReport.model_validate(told))
+    report = {"jobUid": "job-uid", "heartbeat": 7, "progress": progress, "checkpoint": checkpoint(10)}
+    one.reading = Reading("one-1-1-uid", one.now, ProgressReport.model_validate(report))
     one.settle()
     assert one.status["checkpoint"] == checkpoint(10)
     assert one.status["progress"].items() >= progress.items()
@@ -90,8 +90,8 @@ def test_a_stopped_run_leaves_its_checkpoint_and_one_that_saved_none_that_before
     one = scene().to_training()
     pod = one.pod("one-1")
     one.run(pod)
-    told = one.report("Preempted", lastStep=40, resumedFromStep=30, checkpoint=checkpoint(40))
-    one.end(pod, 75, told)
+    report = one.report("Preempted", lastStep=40, resumedFromStep=30, checkpoint=checkpoint(40))
+    one.end(pod, 75, report)
     one.settle()
     assert one.status["checkpoint"] == checkpoint(40)
     assert one.status["history"][0]["resumedFromStep"] == 30
@@ -107,8 +107,8 @@ def test_a_run_whose_end_nobody_saw_is_known_to_have_gone_on_from_a_checkpoint(s
     one = scene().to_training()
     pod = one.pod("one-1")
     one.run(pod)
-    told = {"jobUid": "job-uid", "heartbeat": 7, "progress": {"step": 12, "resumedFromStep": 10}}
-    one.reading = Reading("one-1-1-uid", one.now, ProgressReport.model_validate(told))
+    report = {"jobUid": "job-uid", "heartbeat": 7, "progress": {"step": 12, "resumedFromStep": 10}}
+    one.reading = Reading("one-1-1-uid", one.now, ProgressReport.model_validate(report))
     one.settle()
     one.end(pod, 137)
     one.settle()
@@ -120,8 +120,8 @@ def test_a_published_job_points_at_no_checkpoint(scene: Any) -> None:
     one = scene().to_training()
     pod = one.pod("one-1")
     one.run(pod)
-    told = {"jobUid": "job-uid", "heartbeat": 7, "progress": {"step": 3}, "checkpoint": checkpoint(3)}
-    one.reading = Reading("one-1-1-uid", one.now, ProgressReport.model_validate(told))
+    report = {"jobUid": "job-uid", "heartbeat": 7, "progress": {"step": 3}, "checkpoint": checkpoint(3)}
+    one.reading = Reading("one-1-1-uid", one.now, ProgressReport.model_validate(report))
     one.settle()
     assert "checkpoint" in one.status
     artifacts = {"uri": "s3://bucket/out", "manifestSha256": "ab" * 32}
@@ -144,6 +144,6 @@ def test_a_job_that_stopped_early_is_a_success_and_says_at_which_step(scene: Cal
     one.end(pod, 0, one.report("Published", artifacts=artifacts, earlyStopping=early))
     one.complete("one-1")
     one.settle()
-    told = one.condition("EarlyStopped")
-    assert (told["status"], told["reason"], one.status["phase"]) == ("True", "PatienceExhausted", "Succeeded")
-    assert "stopped falling: stopped at step 60, best at step 40; the best weights" in told["message"]
+    early = one.condition("EarlyStopped")
+    assert (early["status"], early["reason"], one.status["phase"]) == ("True", "PatienceExhausted", "Succeeded")
+    assert "stopped falling: stopped at step 60, best at step 40; the best weights" in early["message"]
