@@ -12,7 +12,7 @@ from finetune_api.spec import Hub, Storage
 DEFAULT_UID = 65532
 
 
-def _split(value: Any) -> Any:
+def _split_commas(value: Any) -> Any:
     return [item.strip() for item in value.split(",") if item.strip()] if isinstance(value, str) else value
 
 
@@ -20,11 +20,11 @@ def _empty_is_none(value: Any) -> Any:
     return None if value == "" else value
 
 
-Words = Annotated[list[str], NoDecode, BeforeValidator(_split)]
+CommaSeparated = Annotated[list[str], NoDecode, BeforeValidator(_split_commas)]
 OptionalText = Annotated[str | None, BeforeValidator(_empty_is_none)]
 
 
-def _is_proxy(value: str | None) -> str | None:
+def _check_proxy(value: str | None) -> str | None:
     if value and "@" in value:
         raise ValueError("the password would be visible in every pod: use a proxy without credentials")
     if value and not _PROXY.fullmatch(value):
@@ -33,7 +33,7 @@ def _is_proxy(value: str | None) -> str | None:
 
 
 _PROXY = re.compile(r"https?://[^\s/?#]+/?")
-Proxy = Annotated[str | None, AfterValidator(_is_proxy), BeforeValidator(_empty_is_none)]
+Proxy = Annotated[str | None, AfterValidator(_check_proxy), BeforeValidator(_empty_is_none)]
 Url = Annotated[Endpoint | None, BeforeValidator(_empty_is_none)]
 Secret = Annotated[SecretName | None, BeforeValidator(_empty_is_none)]
 
@@ -45,22 +45,22 @@ class Settings(BaseSettings):
 
     trainer_image: Annotated[str, Field(min_length=1)]
     """Image for preflight and training; its repository is always allowed."""
-    watch_namespaces: Words = []
+    watch_namespaces: CommaSeparated = []
     """Namespaces to serve; empty = all."""
-    allowed_images: Words = []
+    allowed_images: CommaSeparated = []
     """Additional image repositories that `spec.trainer.image` may name."""
-    allowed_service_accounts: Words = []
+    allowed_service_accounts: CommaSeparated = []
     """Service accounts that `spec.trainer.serviceAccountName` may name, as `name` or `namespace/name`."""
-    allowed_priority_classes: Words = []
+    allowed_priority_classes: CommaSeparated = []
     """Priority classes that `spec.scheduling.priorityClassName` may name."""
-    allowed_storage_endpoints: Words = []
+    allowed_storage_endpoints: CommaSeparated = []
     """URLs of storage that jobs may use; `*` matches any text within the host or one path segment. Empty = all
     except link-local and metadata addresses. The default storage is always allowed; without one, a job that names no
     endpoint needs an entry for `https://s3.amazonaws.com`."""
-    allowed_hub_endpoints: Words = []
+    allowed_hub_endpoints: CommaSeparated = []
     """URLs of hubs that jobs may use, written as for storage. Empty = all except link-local and metadata addresses. The
     default hub is always allowed; without one, a job that names no hub needs an entry for `https://huggingface.co`."""
-    allowed_tracking_endpoints: Words = []
+    allowed_tracking_endpoints: CommaSeparated = []
     """URLs of MLflow and W&B servers that jobs may use, written as for storage. Empty = all except link-local and
     metadata addresses. A W&B run that names no server needs an entry for `https://api.wandb.ai`."""
     default_storage_endpoint: Url = None

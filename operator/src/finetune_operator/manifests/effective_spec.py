@@ -37,12 +37,12 @@ def build_effective_spec(spec: FineTuneJobSpec, settings: Settings) -> FineTuneJ
 
 def effective_storage(spec: FineTuneJobSpec, settings: Settings) -> Storage | None:
     """Return the job's storage; without an endpoint, it is completed from the operator's default, field by field."""
-    return _completed(spec.storage, settings.default_storage())
+    return _fill_defaults(spec.storage, settings.default_storage())
 
 
 def effective_hub(spec: FineTuneJobSpec, settings: Settings) -> Hub | None:
     """Return the job's hub; without an endpoint, it is completed from the operator's default, field by field."""
-    return _completed(spec.hub, settings.default_hub())
+    return _fill_defaults(spec.hub, settings.default_hub())
 
 
 def hub_endpoint(spec: FineTuneJobSpec, settings: Settings) -> str:
@@ -87,7 +87,7 @@ def _sources(spec: FineTuneJobSpec) -> Iterator[tuple[HubRole, Model | DataSourc
         yield HubRole.VALIDATION, spec.dataset.validation
 
 
-def _completed(own: B | None, default: B | None) -> B | None:
+def _fill_defaults(own: B | None, default: B | None) -> B | None:
     """Return `own` completed from `default`, unless `own` names an endpoint.
 
     The default's credentials and CA belong to the default's endpoint.

@@ -36,16 +36,16 @@ def find_refusal(job: FineTuneJob, settings: Settings) -> str | None:
     if spec is None:
         return None
     return (
-        _image(spec, settings)
-        or _service_account(spec, job.key.namespace, settings)
-        or _priority_class(spec, settings)
-        or _storage(spec, settings)
-        or _hub(spec, settings)
-        or _tracking(spec, settings)
+        _check_image(spec, settings)
+        or _check_service_account(spec, job.key.namespace, settings)
+        or _check_priority_class(spec, settings)
+        or _check_storage(spec, settings)
+        or _check_hub(spec, settings)
+        or _check_tracking(spec, settings)
     )
 
 
-def _image(spec: FineTuneJobSpec, settings: Settings) -> str | None:
+def _check_image(spec: FineTuneJobSpec, settings: Settings) -> str | None:
     image = spec.trainer.image
     allowed = {repository(one) for one in [settings.trainer_image, *settings.allowed_images]}
     if image is None or repository(image) in allowed:
@@ -53,47 +53,49 @@ def _image(spec: FineTuneJobSpec, settings: Settings) -> str | None:
     return f"image {image} is not allowed: use a tag of {settings.trainer_image}, or add it to FINETUNE_ALLOWED_IMAGES"
 
 
-def _service_account(spec: FineTuneJobSpec, namespace: str, settings: Settings) -> str | None:
+def _check_service_account(spec: FineTuneJobSpec, namespace: str, settings: Settings) -> str | None:
     name = spec.trainer.service_account_name
     if name in {None, "default"} or {name, f"{namespace}/{name}"} & set(settings.allowed_service_accounts):
         return None
     return f"service account {name} is not allowed: add it to FINETUNE_ALLOWED_SERVICE_ACCOUNTS"
 
 
-def _priority_class(spec: FineTuneJobSpec, settings: Settings) -> str | None:
+def _check_priority_class(spec: FineTuneJobSpec, settings: Settings) -> str | None:
     name = spec.scheduling.priority_class_name if spec.scheduling else None
     if name is None or name in settings.allowed_priority_classes:
         return None
     return f"priority class {name} is not allowed: add it to FINETUNE_ALLOWED_PRIORITY_CLASSES"
 
 
-def _storage(spec: FineTuneJobSpec, settings: Settings) -> str | None:
+def _check_storage(spec: FineTuneJobSpec, settings: Settings) -> str | None:
     named = spec.storage.endpoint if spec.storage else None
     default = settings.default_storage_endpoint
     allowed = settings.allowed_storage_endpoints
-    return _endpoint("storage", named or default or AWS_ENDPOINT, default, allowed)
+    return _check_endpoint("storage", named or default or AWS_ENDPOINT, default, allowed)
 
 
-def _hub(spec: FineTuneJobSpec, settings: Settings) -> str | None:
+def _check_hub(spec: FineTuneJobSpec, settings: Settings) -> str | None:
     """Check the hub, unless the job names none and takes nothing from one."""
     named = spec.hub.endpoint if spec.hub else None
     if named is None and not uses_hub(spec):
         return None
-    return _endpoint("hub", hub_endpoint(spec, settings), settings.default_hub_endpoint, settings.allowed_hub_endpoints)
+    return _check_endpoint(
+        "hub", hub_endpoint(spec, settings), settings.default_hub_endpoint, settings.allowed_hub_endpoints
+    )
 
 
-def _tracking(spec: FineTuneJobSpec, settings: Settings) -> str | None:
+def _check_tracking(spec: FineTuneJobSpec, settings: Settings) -> str | None:
     """Check the servers of the trackers; an offline run has none."""
     tracking, servers = spec.tracking, []
     if tracking and tracking.mlflow:
         servers.append(tracking.mlflow.uri)
     if tracking and tracking.wandb and tracking.wandb.mode is WandbMode.ONLINE:
         servers.append(tracking.wandb.base_url or WANDB_ENDPOINT)
-    refusals = (_endpoint("tracking", one, None, settings.allowed_tracking_endpoints) for one in servers)
+    refusals = (_check_endpoint("tracking", one, None, settings.allowed_tracking_endpoints) for one in servers)
     return next((one for one in refusals if one), None)
 
 
-def _endpoint(kind: str, endpoint: str, default: str | None, allowed: list[str]) -> str | None:
+def _check_endpoint(kind: str, endpoint: str, default: str | None, allowed: list[str]) -> str | None:
     if endpoint == default:
         return None
     if is_metadata_address(urlsplit(endpoint).hostname or ""):

@@ -54,8 +54,8 @@ def open_needs(job: FineTuneJob) -> list[Need]:
 
 def find_obstacle(job: FineTuneJob, relatives: Relatives) -> Obstacle | None:
     """Return what keeps a job from starting: a mistake in the spec, else a failed job, else an unfinished one."""
-    for judge in (_spec_mistakes, _failed, _unfinished):
-        found = list(judge(job, relatives))
+    for check in (_spec_mistakes, _failed_parents, _unfinished_parents):
+        found = list(check(job, relatives))
         if found:
             return found[0] if len(found) == 1 else Obstacle(found[0].reason, "; ".join(one.detail for one in found))
     return None
@@ -77,10 +77,10 @@ def _spec_mistakes(job: FineTuneJob, relatives: Relatives) -> Iterator[Obstacle]
             yield Obstacle(Reason.INVALID_SPEC, f"{need.field} forms a cycle, {path}: delete one of these jobs")
         parent = relatives.get(need.name)
         if parent and parent.spec:
-            yield from _mismatches(job, need, parent, parent.spec)
+            yield from _parent_mismatches(job, need, parent, parent.spec)
 
 
-def _mismatches(job: FineTuneJob, need: Need, parent: FineTuneJob, spec: FineTuneJobSpec) -> Iterator[Obstacle]:
+def _parent_mismatches(job: FineTuneJob, need: Need, parent: FineTuneJob, spec: FineTuneJobSpec) -> Iterator[Obstacle]:
     if need.pin == "reward_job" and spec.objective is not Objective.REWARD_MODEL:
         yield Obstacle(
             Reason.INVALID_SPEC,
@@ -126,7 +126,7 @@ def _find_cycle(job: FineTuneJob, start: str, relatives: Relatives) -> list[str]
     return []
 
 
-def _failed(job: FineTuneJob, relatives: Relatives) -> Iterator[Obstacle]:
+def _failed_parents(job: FineTuneJob, relatives: Relatives) -> Iterator[Obstacle]:
     for need in open_needs(job):
         parent = relatives.get(need.name)
         if parent and parent.status.is_true(ConditionType.FAILED):
@@ -138,7 +138,7 @@ def _failed(job: FineTuneJob, relatives: Relatives) -> Iterator[Obstacle]:
             )
 
 
-def _unfinished(job: FineTuneJob, relatives: Relatives) -> Iterator[Obstacle]:
+def _unfinished_parents(job: FineTuneJob, relatives: Relatives) -> Iterator[Obstacle]:
     for need in open_needs(job):
         parent = relatives.get(need.name)
         if parent is None:

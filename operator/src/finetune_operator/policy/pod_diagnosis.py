@@ -48,25 +48,25 @@ def diagnose(child: Job, pods: Sequence[Pod], warnings: Warnings | None, now: da
     """Return the first known problem that applies, else that the pod is starting."""
     pod = next((one for one in reversed(pods) if not one.is_over), None)
     if pod is None:
-        return _without_pod(child, pods, warnings, now)
+        return _diagnose_missing_pod(child, pods, warnings, now)
     if is_lost(pod, now):
         return Diagnosis(Reason.NODE_LOST, explain_lost_node(pod))
-    return _pending(pod, warnings, now)
+    return _diagnose_pending_pod(pod, warnings, now)
 
 
-def _without_pod(child: Job, pods: Sequence[Pod], warnings: Warnings | None, now: datetime) -> Diagnosis:
+def _diagnose_missing_pod(child: Job, pods: Sequence[Pod], warnings: Warnings | None, now: datetime) -> Diagnosis:
     times = [time for time in (child.created, *(pod.ended for pod in pods)) if time]
     idle = (now - max(times)).total_seconds() if times else NO_POD_SECONDS
     if idle < NO_POD_SECONDS:
         return Diagnosis(Reason.PODS_STARTING, check_after=NO_POD_SECONDS - idle + 0.5)
     if warnings is None or warnings.uid != child.uid:
         return Diagnosis(Reason.PODS_STARTING, query=EventQuery("Job", child.uid, child.name))
-    refused = _first(warnings, {"FailedCreate"})
+    refused = _first_message(warnings, {"FailedCreate"})
     reason = Reason.POD_CREATION_REFUSED if refused else Reason.PODS_STARTING
     return Diagnosis(reason, remediation.append_fix(reason, refused) if refused else "", check_after=NO_POD_SECONDS)
 
 
-def _pending(pod: Pod, warnings: Warnings | None, now: datetime) -> Diagnosis:
+def _diagnose_pending_pod(pod: Pod, warnings: Warnings | None, now: datetime) -> Diagnosis:
     if pod.unschedulable:
         return Diagnosis(Reason.UNSCHEDULABLE, _explain_unschedulable(pod))
     if pod.waiting_reason in IMAGE_PROBLEMS:
@@ -79,7 +79,7 @@ def _pending(pod: Pod, warnings: Warnings | None, now: datetime) -> Diagnosis:
         return Diagnosis(Reason.PODS_STARTING, check_after=PENDING_SECONDS - age + 0.5)
     if warnings is None or warnings.uid != pod.uid:
         return Diagnosis(Reason.PODS_STARTING, query=EventQuery("Pod", pod.uid, pod.name))
-    failed = _first(warnings, {"FailedMount", "FailedAttachVolume"})
+    failed = _first_message(warnings, {"FailedMount", "FailedAttachVolume"})
     reason = Reason.MOUNT_FAILED if failed else Reason.PODS_STARTING
     return Diagnosis(reason, remediation.append_fix(reason, failed) if failed else "", check_after=PENDING_SECONDS)
 
@@ -114,7 +114,7 @@ def _explain_image_pull(pod: Pod) -> str:
     return remediation.append_fix(Reason.IMAGE_PULL_FAILED, f"{pod.image}: {message}")
 
 
-def _first(warnings: Warnings, reasons: set[str]) -> str:
+def _first_message(warnings: Warnings, reasons: set[str]) -> str:
     return next((message for reason, message in warnings.items if reason in reasons), "")
 
 
