@@ -1,4 +1,4 @@
-"""The documentation: every command has a place where it is run, every link an end, every manifest a valid spec."""
+"""In the documentation every command is run by a test, every link has a target, and every manifest is valid."""
 
 import re
 from pathlib import Path
@@ -18,14 +18,14 @@ LINK = re.compile(r"(?<!\\)\]\(([^)\s]+)\)")
 CODE = re.compile(r"^```.*?^```$|`[^`\n]*`", re.MULTILINE | re.DOTALL)
 
 
-def test_every_command_stands_in_one_table_and_every_table_names_documented_commands() -> None:
+def test_every_command_is_in_one_table_and_every_table_names_documented_commands() -> None:
     listed = [command for table in TABLES for command in table]
     found = {command: where for command, where in commands().items() if not MAKE.match(command)}
     assert {where: command for command, where in found.items() if command not in listed} == {}
     assert sorted(listed) == sorted(found)
 
 
-def test_every_block_says_what_it_is_so_that_no_command_hides() -> None:
+def test_every_block_names_its_language_so_that_no_command_is_missed() -> None:
     assert [f"{block.document}:{block.line}" for block in blocks() if not block.language] == []
     assert not [block for block in blocks() if block.language in {"bash", "shell"}]
 
@@ -46,13 +46,13 @@ def test_a_job_of_the_documentation_is_valid(where: str, job: dict[str, Any]) ->
     assert FineTuneJobSpec.model_validate(job["spec"]), where
 
 
-def test_other_objects_of_the_documentation_are_whole() -> None:
+def test_other_objects_of_the_documentation_are_complete() -> None:
     for where, found in others():
         assert {"apiVersion", "kind"} <= set(found), where
 
 
 @pytest.mark.parametrize("path", documents(), ids=lambda path: str(path.relative_to(ROOT)))
-def test_every_link_has_an_end(path: Path) -> None:
+def test_every_link_has_a_target(path: Path) -> None:
     broken = []
     for link in LINK.findall(CODE.sub("", path.read_text(encoding="utf-8"))):
         name, _, anchor = link.partition("#")
@@ -65,7 +65,7 @@ def test_every_link_has_an_end(path: Path) -> None:
 
 
 def anchors(path: Path) -> set[str]:
-    """The anchors of a document: what it names itself, and those that GitHub makes of headings."""
+    """Return the anchors of a document: its own, and those that GitHub makes from headings."""
     text = path.read_text(encoding="utf-8")
     headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
     made = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
@@ -81,7 +81,7 @@ def test_every_file_that_the_recipes_name_exists() -> None:
     assert [name for name in names if not any(f"/{path}".endswith(f"/{name}") for path in known)] == []
 
 
-def test_the_index_of_decisions_is_whole() -> None:
+def test_the_index_of_decisions_is_complete() -> None:
     text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
     for path in (ROOT / "operator" / "decisions").glob("*.md"):
         title = path.read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")

@@ -1,4 +1,4 @@
-"""docs/monitoring.md, the dashboards and the alerts tell of the same metrics, and of all of them."""
+"""docs/monitoring.md, the dashboards and the alerts name the same metrics, and all of them."""
 
 import re
 from pathlib import Path
@@ -16,12 +16,12 @@ MONITORING = (ROOT / "docs" / "monitoring.md").read_text(encoding="utf-8")
 RUNBOOKS = (ROOT / "docs" / "runbooks.md").read_text(encoding="utf-8")
 SUFFIX = {"counter": "_total", "info": "_info"}
 FROM_STATUS = re.compile(r"finetune_job_\w+_total")
-"""Counters that live in the status: they do not begin anew with the process, and may be shown as they are."""
+"""Counters from the status: they do not restart with the process, and may be shown without `rate`."""
 UNITS = {"short", "percentunit", "percent", "s", "bytes", "mbytes", "Bps", "ops", "reqps", "sci", "watt"}
 
 
 def exposed() -> dict[str, str]:
-    """Name and help of every metric that is ours."""
+    """Return name and help of every metric of this project."""
     trainer = TrainerMetrics()
     trainer.update({}, dict.fromkeys(GAUGES, 1.0))
     families: list[Metric] = [*Metrics().registry.collect(), *trainer._registry.collect()]
@@ -50,7 +50,7 @@ def test_queries_use_metrics_that_exist(name: str) -> None:
 
 @pytest.mark.parametrize("name", dashboards.NAMES)
 def test_a_dashboard_keeps_the_rules_of_grafanas_linter(name: str) -> None:
-    """dashboard-linter's rules: it cannot be had as a module here, and each fault is named."""
+    """Apply dashboard-linter's rules, which are not available as a Python module; each fault is named."""
     assert [*faults(dashboards.load(name))] == []
 
 
@@ -62,7 +62,7 @@ def faults(dashboard: dict[str, Any]) -> list[str]:
     if dashboard["editable"] or not dashboard["uid"].startswith("finetune-"):
         found.append("it can be edited, or its uid is not stable")
     found += [
-        f"variable {one['name']} has no label, or is not loaded anew with the time range"
+        f"variable {one['name']} has no label, or is not reloaded with the time range"
         for one in variables.values()
         if not one["label"] or (one["type"] == "query" and one["refresh"] != 2)
     ]
@@ -106,7 +106,7 @@ def faults_of_query(expression: str) -> list[str]:
     return found
 
 
-def test_dashboards_lead_to_each_other() -> None:
+def test_dashboards_link_to_each_other() -> None:
     all_of_them = [dashboards.load(name) for name in dashboards.NAMES]
     assert [one["uid"] for one in all_of_them] == ["finetune-fleet", "finetune-job", "finetune-operator"]
     for one in all_of_them:
@@ -127,7 +127,7 @@ def test_every_alert_has_a_runbook_with_what_it_means_and_what_to_do() -> None:
         assert name in MONITORING
 
 
-def test_alerts_speak_in_sentences_and_weigh_themselves() -> None:
+def test_alerts_have_sentences_and_a_severity() -> None:
     for rule in dashboards.rules():
         assert rule["labels"]["severity"] in {"critical", "warning"}
         assert set(rule["annotations"]) == {"summary", "description", "runbook_url"}

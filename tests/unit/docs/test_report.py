@@ -1,4 +1,4 @@
-"""docs/report.md says what the report's rules do."""
+"""docs/report.md has the thresholds of the report's rules."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ GUIDE = (DOCS / "report.md").read_text(encoding="utf-8")
 
 
 def test_the_guide_names_the_thresholds_of_the_rules() -> None:
-    for told in (
+    for phrase in (
         f"risen by more than {rules.OVERFIT_RISE * 100:.0f} %",
         f"more than {rules.TRUNCATED * 100:.0f} % of the rows are cut",
         f"fewer than {rules.LABELLED * 100:.0f} % of the tokens are trained",
@@ -18,15 +18,15 @@ def test_the_guide_names_the_thresholds_of_the_rules() -> None:
         f"fewer than {rules.FEW_VALIDATION_ROWS} held-out rows",
         f"less than {rules.IDLE_GPU_MEMORY * 100:.0f} % of the GPU's memory",
     ):
-        assert told in GUIDE
+        assert phrase in GUIDE
 
 
-def test_the_guide_names_the_ranks_that_a_server_takes() -> None:
+def test_the_guide_names_the_ranks_that_a_server_accepts() -> None:
     *most, last = map(str, VLLM_RANKS)
     assert f"one of {', '.join(most)} and {last};" in GUIDE
     assert f"its rank is at most {VLLM_DEFAULT_RANK}," in GUIDE
 
 
-def test_the_picture_of_the_guide_is_there_and_small() -> None:
+def test_the_picture_of_the_guide_exists_and_is_small() -> None:
     assert "(report.png)" in GUIDE
     assert (DOCS / "report.png").stat().st_size < 150_000

@@ -12,7 +12,7 @@ FOLDERS = {"u": "unit", "i": "integration", "e": "e2e"}
 
 
 def defined(path: Path) -> set[str]:
-    """The functions at the top of a file."""
+    """Return the functions at the top level of a file."""
     nodes = ast.parse(path.read_text(encoding="utf-8")).body if path.exists() else []
     return {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)}
 
@@ -29,7 +29,7 @@ def test_every_promise_names_a_test() -> None:
     assert [line for line in table.splitlines() if "::test_" not in line] == []
 
 
-def test_every_allow_list_is_told_with_its_default() -> None:
+def test_every_allow_list_is_listed_with_its_default() -> None:
     lists = {f"FINETUNE_{name.upper()}" for name in Settings.model_fields if name.startswith("allowed_")}
-    told = TEXT.replace("`…_", "`FINETUNE_ALLOWED_")
-    assert [name for name in sorted(lists) if f"`{name}`" not in told] == []
+    expanded = TEXT.replace("`…_", "`FINETUNE_ALLOWED_")
+    assert [name for name in sorted(lists) if f"`{name}`" not in expanded] == []

@@ -15,7 +15,7 @@ def named() -> list[tuple[str, str]]:
 
 
 def defined(path: Path) -> set[str]:
-    """What a file defines or assigns at its top."""
+    """Return what a file defines or assigns at its top level."""
     names: set[str] = set()
     for node in ast.parse(path.read_text(encoding="utf-8")).body:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):

@@ -18,7 +18,7 @@ HOMES = {
     ConditionType.PUBLISHED: "Published and Complete",
     ConditionType.COMPLETE: "Published and Complete",
 }
-"""Sections that are not called as their condition; those of Failed begin with its name."""
+"""Sections whose title is not the condition's name; those of Failed start with it."""
 
 
 def entries() -> list[tuple[str, ...]]:
@@ -33,19 +33,19 @@ def test_every_reason_of_the_exit_table_is_one_of_these_reasons() -> None:
     assert {code.reason for code in ExitCode if code is not ExitCode.OK} <= {reason.value for reason in Reason}
 
 
-def test_every_entry_has_an_anchor_of_its_reason_and_says_what_it_means_what_to_see_and_what_to_do() -> None:
+def test_every_entry_has_an_anchor_and_no_empty_cell() -> None:
     for anchor, reason, *cells in entries():
         assert anchor == reason.lower()
         assert all(cell.strip() for cell in cells), reason
 
 
 @pytest.mark.parametrize("kind", list(ConditionType))
-def test_every_condition_has_a_section_or_is_told_of_at_the_top(kind: ConditionType) -> None:
+def test_every_condition_has_a_section_or_is_named_at_the_top(kind: ConditionType) -> None:
     top = TEXT.partition("\n## ")[0]
     assert HOMES.get(kind, kind) in SECTIONS or f"`{kind}`" in top or any(name.startswith(kind) for name in SECTIONS)
 
 
-def test_a_reason_stands_with_a_condition_that_has_a_sentence_for_it() -> None:
+def test_a_reason_is_in_the_section_of_a_condition_that_has_a_sentence_for_it() -> None:
     for title, part in SECTIONS.items():
         for _, reason, *_ in ENTRY.findall(part):
             homes = {HOMES.get(kind, kind.value) for kind, known in MESSAGES if known == reason}
@@ -53,12 +53,12 @@ def test_a_reason_stands_with_a_condition_that_has_a_sentence_for_it() -> None:
 
 
 @pytest.mark.parametrize("reason", list(FIXES_BY_REASON))
-def test_the_guide_gives_the_advice_that_the_condition_gives(reason: str) -> None:
+def test_the_guide_has_the_remediation_of_the_condition(reason: str) -> None:
     (cells,) = [cells for _, found, *cells in entries() if found == reason]
     assert FIXES_BY_REASON[reason] in " ".join(cells).replace("`", "")
 
 
-def test_codes_that_are_tried_again_are_marked_and_no_others() -> None:
+def test_codes_that_are_retried_are_marked_and_no_others() -> None:
     part = SECTIONS["Failed: the exit table"]
     codes = {code.reason: code for code in ExitCode}
     for _, reason, means, *_ in ENTRY.findall(part):
@@ -71,7 +71,7 @@ def test_every_event_is_in_the_table_of_events_and_no_other() -> None:
     assert sorted(SHORT.findall(SECTIONS["Events"])) == sorted(EventReason)
 
 
-def test_every_disruption_is_told_in_the_words_of_the_history() -> None:
+def test_every_disruption_has_the_text_of_the_history() -> None:
     part = SECTIONS["Disruptions in the history"]
     assert set(SHORT.findall(part)) == set(DISRUPTIONS)
     for reason, words in DISRUPTIONS.items():

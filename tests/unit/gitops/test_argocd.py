@@ -1,4 +1,4 @@
-"""The health check for Argo CD, run in Lua over states that the operator really writes."""
+"""The health check for Argo CD, run in Lua on states that the operator writes."""
 
 import re
 from collections.abc import Callable
@@ -22,14 +22,14 @@ AS_KSTATUS = {
 
 
 def health(job: dict[str, Any]) -> dict[str, str]:
-    """What Argo CD shows, which runs the script in Lua 5.1 with the object as `obj`."""
+    """Return what Argo CD shows: it runs the script in Lua 5.1 with the object as `obj`."""
     lua = lua51.LuaRuntime(register_eval=False, register_builtins=False)
     lua.globals()["obj"] = lua.table_from(job, recursive=True)
     return dict(lua.execute(LUA))
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: Path(case["inputPath"]).stem)
-def test_each_state_has_the_health_that_the_table_says(case: dict[str, Any]) -> None:
+def test_each_state_has_the_health_of_the_table(case: dict[str, Any]) -> None:
     job = yaml.safe_load((FOLDER / case["inputPath"]).read_text(encoding="utf-8"))
     assert health(job) == case["healthStatus"]
 
@@ -49,7 +49,7 @@ def test_the_test_data_is_what_the_operator_writes(story: Callable[[], dict[str,
 
 
 @pytest.mark.parametrize("story", job_statuses.STORIES, ids=lambda story: story.__name__)
-def test_argo_cd_says_the_same_as_kstatus(story: Callable[[], dict[str, Any]]) -> None:
+def test_argo_cd_agrees_with_kstatus(story: Callable[[], dict[str, Any]]) -> None:
     expected = job_statuses.STORIES[story].replace("Terminating", job_statuses.IN_PROGRESS)
     assert AS_KSTATUS[health(story())["status"]] == expected
 
@@ -60,7 +60,7 @@ def test_a_job_without_conditions_is_in_progress(status: Any) -> None:
     assert health(job)["status"] == "Progressing"
 
 
-def test_the_guide_shows_this_very_script() -> None:
+def test_the_guide_shows_this_script() -> None:
     guide = (FOLDER.parents[2] / "docs" / "gitops.md").read_text(encoding="utf-8")
     blocks = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", guide, re.DOTALL)]
     (config,) = [one for one in blocks if one["kind"] == "ConfigMap"]
