@@ -10,7 +10,7 @@ from finetune_api.names import Reason
 from finetune_api.status import FineTuneJobStatus
 from finetune_operator.controller.events import derive_events
 from finetune_operator.kube.observed import Warnings
-from finetune_operator.policy import remediation as advice
+from finetune_operator.policy import remediation
 
 UNSCHEDULABLE = [
     ("0/4 nodes are available: 4 Insufficient nvidia.com/gpu. preemption: 0/4 nodes", "free nvidia.com/gpu"),
@@ -182,15 +182,15 @@ def test_the_trainers_own_message_is_unchanged(scene: Any) -> None:
 
 def test_every_code_of_the_exit_table_has_a_fix() -> None:
     codes = set(ExitCode) - {ExitCode.OK, ExitCode.PREEMPTED}
-    assert {code.reason for code in codes} - set(advice.FIXES_BY_REASON) == set()
-    assert set(advice.FIXES_BY_MESSAGE) <= set(advice.FIXES_BY_REASON)
-    assert set(advice.FIXES_BY_REASON) <= set(Reason)
+    assert {code.reason for code in codes} - set(remediation.FIXES_BY_REASON) == set()
+    assert set(remediation.FIXES_BY_MESSAGE) <= set(remediation.FIXES_BY_REASON)
+    assert set(remediation.FIXES_BY_REASON) <= set(Reason)
 
 
-@pytest.mark.parametrize("reason", sorted(advice.FIXES_BY_REASON))
+@pytest.mark.parametrize("reason", sorted(remediation.FIXES_BY_REASON))
 def test_a_fix_is_appended_once(reason: str) -> None:
-    once = advice.append_fix(reason, "words.")
-    assert advice.append_fix(reason, once) == once
+    once = remediation.append_fix(reason, "words.")
+    assert remediation.append_fix(reason, once) == once
 
 
 def test_a_problem_is_one_event_as_long_as_it_lasts(scene: Any) -> None:
