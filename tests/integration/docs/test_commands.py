@@ -31,7 +31,7 @@ SECONDS = 60
 
 
 class Reader:
-    """Somebody who types the commands of the documentation, in a folder with the files that it names."""
+    """A reader who types the commands of the documentation, in a folder with the files that it names."""
 
     def __init__(self, folder: Path, kubeconfig: str) -> None:
         script = 'eval "$("$0" "$1" env)"; echo "$PATH"'
