@@ -91,7 +91,7 @@ class Job:
         return self.config
 
     def preflight(self, **environment: str) -> tuple[int, Report, int]:
-        """Exit code, report and peak resident memory (KiB) of the process of a preflight pod."""
+        """Return exit code, report and peak resident memory (KiB) of a preflight pod's process."""
         (self.directory / "config.json").write_text(self.config.model_dump_json(by_alias=True))
         log = self.directory / "termination-log"
         log.write_text("")
@@ -114,7 +114,7 @@ class Job:
 
 
 def watch_memory(process: "subprocess.Popen[bytes]") -> int:
-    """Waits for the end; returns the peak (KiB). The kernel's `ru_maxrss` would include what the parent had at fork."""
+    """Wait for the end; return the peak (KiB). The kernel's `ru_maxrss` includes the parent's memory at the fork."""
     peak = 0
     while process.poll() is None:
         found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{process.pid}/status").read_text())

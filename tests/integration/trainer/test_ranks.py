@@ -1,4 +1,4 @@
-"""Several training processes, in one pod or in two: they end as one alone does, stop together, and none is left."""
+"""Several training processes, in one pod or two: same result as one process, joint stops, and no process is left."""
 
 import json
 import os
@@ -103,14 +103,14 @@ class Attempt:
         raise AssertionError(f"step {step} was not seen:\n{self.errors()}")
 
     def ranks(self, pod: int) -> list[int]:
-        """The process ids of a pod's training processes."""
+        """Return the process ids of a pod's training processes."""
         parent = fork_of(self.python, self.processes[pod].pid)
         return [int(one) for one in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]
 
 
 @dataclass
 class Job:
-    """A job in a bucket of its own, and what one process alone makes of it."""
+    """A job in a bucket of its own, and the result of one process alone."""
 
     storage: S3Storage
     bench: Bench
@@ -122,7 +122,7 @@ class Job:
     def make(
         cls, server: Any, bucket: str, root: Path, spec: dict[str, Any], rows: list[dict[str, object]], *, python: str
     ) -> "Job":
-        """Preflight runs in this process, on a folder that is then the bucket."""
+        """Run preflight in this process, on a folder that becomes the bucket."""
         bench = Bench(root / "alone", make_tiny_model(root / "model"), spec, rows, bucket=bucket)
         config = bench.prepare()
         storage = S3Storage(connect(server.spec()))
@@ -143,7 +143,7 @@ class Job:
 
 
 def make_job(server: Any, bucket: str, root: Path, method: str, python: str, **blocks: Any) -> Job:
-    """Without dropout, whose draws depend on the process; a step has the same rows for one process and for two."""
+    """Without dropout, which depends on the process; a step has the same rows for one process and for two."""
     server.client().create_bucket(Bucket=bucket)
     tuning: dict[str, Any] = {"method": method} if method == "Full" else {"method": method, "lora": {"dropout": 0}}
     spec = make_spec(
@@ -158,13 +158,13 @@ def make_job(server: Any, bucket: str, root: Path, method: str, python: str, **b
 
 
 def figures(job: Job) -> list[dict[str, Any]]:
-    """Every line of metrics.jsonl, but for those that tell of a resumed run."""
+    """Return every line of metrics.jsonl except those about a resumed run."""
     data = job.storage.read(f"{job.config.output_key()}/{Artifact.METRICS}") or b""
     return [line for line in map(json.loads, data.splitlines()) if line["kind"] != "resume"]
 
 
 def weights(job: Job) -> dict[str, torch.Tensor]:
-    """The published adapter, or the whole model."""
+    """Return the published adapter, or the whole model."""
     prefix = job.config.output_key()
     keys = [entry.key for entry in job.storage.list(prefix) if entry.key.endswith(".safetensors")]
     (key,) = [key for key in keys if key.startswith("adapter/")] or keys
@@ -174,7 +174,7 @@ def weights(job: Job) -> dict[str, torch.Tensor]:
 
 
 def require_as_alone(job: Job, report: Report) -> None:
-    """The run of one process gave the same losses and the same result, but for the order in which floats are added."""
+    """One process gives the same losses and the same result, except for the order of float additions."""
     alone = job.bench.train(job.config)
     assert report.metrics
     assert alone.metrics
@@ -189,7 +189,7 @@ def require_as_alone(job: Job, report: Report) -> None:
 
 
 def checkpoint_step(job: Job) -> int:
-    """The newest checkpoint's step."""
+    """Return the newest checkpoint's step."""
     folders = {
         entry.key.split("/")[0]
         for entry in job.storage.list(f"{job.config.output_key()}/{Artifact.CHECKPOINTS}")
@@ -199,7 +199,7 @@ def checkpoint_step(job: Job) -> int:
 
 
 def alone_from_checkpoint(job: Job) -> Report:
-    """One process goes on, in a copy of the bucket, from what several have saved."""
+    """Resume in one process, in a copy of the bucket, from a checkpoint of several."""
     root = job.root / "copy"
     shutil.copytree(job.bench.root, root)
     bench = Bench(root, job.bench.model, job.bench.spec, job.bench.rows, bucket=job.bench.bucket)
@@ -213,7 +213,7 @@ def alone_from_checkpoint(job: Job) -> Report:
 def test_pods_stop_together_lose_each_other_and_end_as_one_pod_and_as_one_process(
     s3_server: Any, tmp_path: Path, aws_environment: None, trainer_python: str
 ) -> None:
-    """Two processes in one pod are the measure for two pods, of which one is stopped, and later one is killed."""
+    """Compare two processes in one pod with two pods, of which one is stopped and later one is killed."""
     whole = make_job(s3_server, "ranks-whole", tmp_path, "LoRA", trainer_python)
     attempt = whole.start("one-pod", gpus=2)
     assert attempt.codes() == [0], attempt.errors()
@@ -306,7 +306,7 @@ def test_other_ways_to_train_end_as_one_process(
 
 
 def test_a_stop_within_a_second_of_the_start_is_a_stop(s3_server: Any, tmp_path: Path, aws_environment: None) -> None:
-    """Processes that have no handler yet die of the signal, which is no failure."""
+    """A process without a handler yet is ended by the signal, which does not count as a failure."""
     attempt = make_job(s3_server, "ranks-early", tmp_path, "LoRA", sys.executable).start("early", gpus=2)
     wait_until(lambda: len(attempt.ranks(0)) == 2, attempt.errors, pause=0.01)
     attempt.processes[0].send_signal(signal.SIGTERM)
@@ -329,7 +329,7 @@ def test_what_is_dealt_out_is_put_together_in_its_order(count: int, size: int) -
 
 
 def test_a_model_that_is_not_shared_out_is_refused() -> None:
-    """What a wrapper that does nothing would leave behind."""
+    """As if the wrapper had done nothing."""
     with pytest.raises(TrainerError, match="0 modules are wrapped") as caught:
         require_sharded(torch.nn.Linear(512, 512), 2)
     assert caught.value.code is ExitCode.INTERNAL_ERROR

@@ -1,4 +1,4 @@
-"""The trainer pod as a process: stopped in mid-run, run again, its lost report found again."""
+"""The trainer pod as a process: stopped, run again, and its lost report restored."""
 
 import json
 import random
@@ -30,19 +30,19 @@ def pod(s3_server: Any, bucket: str, tmp_path: Path, aws_environment: None, trai
 
 
 def verify_checkpoint(uri: str, storage: S3Storage) -> list[str]:
-    """What is wrong with a checkpoint, by its manifest."""
+    """Return what is wrong with a checkpoint, by its manifest."""
     manifest = CheckpointManifest.model_validate_json(storage.read(f"{uri}/{Artifact.MANIFEST}") or b"")
     return check_files(uri, manifest.files, storage)
 
 
 def steps(storage: S3Storage, prefix: str) -> list[int]:
-    """The steps of the published metrics.jsonl, in its order."""
+    """Return the steps of the published metrics.jsonl, in its order."""
     found = [json.loads(line) for line in (storage.read(f"{prefix}/{Artifact.METRICS}") or b"").splitlines()]
     return [line["step"] for line in found if line["kind"] == "train"]
 
 
 def test_a_stopped_trainer_publishes_nothing_and_the_next_one_goes_on(pod: Pod, s3_server: Any) -> None:
-    """Stopped at any step; the next pod finds a checkpoint that was not uploaded to the end beside the whole one."""
+    """Stop at any step; the next pod finds an incomplete checkpoint next to the complete one."""
     storage, prefix = S3Storage(connect(s3_server.spec())), pod.config.output_key()
 
     process = pod.start("train")
@@ -84,7 +84,7 @@ def test_a_stopped_trainer_publishes_nothing_and_the_next_one_goes_on(pod: Pod, 
     assert storage.list(f"{prefix}/{Artifact.CHECKPOINTS}") == []
     assert b"checkpoints/" not in (storage.read(f"{prefix}/{Artifact.MANIFEST}") or b"")
 
-    # Storage alone tells; a second training would write other throughput figures into another manifest.
+    # Only storage shows it: a second training would write other throughput figures into another manifest.
     process = pod.start("train")
     assert process.wait(60) == 0
     again = pod.report()

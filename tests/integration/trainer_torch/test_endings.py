@@ -36,8 +36,8 @@ def test_a_plateau_stops_early_and_the_best_weights_are_published(make_bench: Ma
 
 
 def test_weights_that_get_worse_again_are_not_published(make_bench: MakeBench) -> None:
-    """The held-out answers are spelt like the trained ones and say something else: first the model learns to spell,
-    then it is ever surer of the wrong words, and the published loss is the lowest seen, not the last."""
+    """The held-out answers are spelt like the trained ones but differ in content: the loss first falls, then rises with
+    the model's confidence in wrong words; the published loss is the lowest, not the last."""
     hyperparameters = HYPERPARAMETERS | {"lrSchedulerType": "constant", "warmupSteps": 0, "packing": "Off"}
     held_out = {"uri": "s3://bucket/held-out/rows.jsonl"}
     bench = make_bench(
@@ -61,7 +61,7 @@ def test_weights_that_get_worse_again_are_not_published(make_bench: MakeBench) -
 
 
 def poison(bench: Bench) -> None:
-    """Puts a NaN where every token passes."""
+    """Put a NaN into a weight that every token uses."""
     poisoned = make_tiny_model(bench.root / "poisoned")
     weights = load_file(poisoned / "model.safetensors")
     weights["model.norm.weight"][3] = np.nan
@@ -153,7 +153,7 @@ def test_without_held_out_rows_the_last_weights_are_published(make_bench: MakeBe
 def test_out_of_gpu_memory_halves_the_micro_batch_and_keeps_the_effective_batch(
     make_bench: MakeBench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No GPU here: the allocator's error is raised by hand, for batches above one row."""
+    """Without a GPU: raise the allocator's error for batches of more than one row."""
     train_once = story.train_once
 
     def short_of_memory(inputs: Any, settings: Resolved, *rest: Any, **options: Any) -> Any:

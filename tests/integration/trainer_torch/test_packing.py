@@ -1,4 +1,4 @@
-"""Rows that share a sequence are trained as if each stood alone."""
+"""Rows that share a sequence are trained as if each had a sequence of its own."""
 
 import io
 import itertools
@@ -61,7 +61,7 @@ OWN: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("glm", "glm4", "helium"), EIGHT_WIDE_HEADS),
 }
 PLAIN_ONLY = frozenset({"gemma2"})
-"""Models that transformers has no fused attention for."""
+"""Models without a fused attention in transformers."""
 PAIRS = [
     (model_type, attention)
     for model_type in sorted(EXACT_MODELS)
@@ -88,7 +88,7 @@ def make_documents() -> list[list[torch.Tensor]]:
 
 
 def differences(model: PreTrainedModel, *, begins_anew: bool) -> tuple[float, float]:
-    """How far packed logits are from those of each row alone, and the largest logit."""
+    """Return the largest difference between packed logits and those of single rows, and the largest logit."""
     documents = make_documents()
     width = max(sum(row) for row in LENGTHS)
     ids = torch.zeros(len(LENGTHS), width, dtype=torch.long)

@@ -176,7 +176,7 @@ def test_a_full_parent_has_no_adapter_to_continue(make_bench: MakeBench) -> None
 def test_an_adapter_without_some_of_the_models_modules_is_refused_before_training(
     make_bench: MakeBench, parent: tuple[Bench, PublishedJob], tmp_path: Path
 ) -> None:
-    """Names that preflight does not find are left to PEFT, and so are layers that the adapter leaves out."""
+    """PEFT checks names that preflight does not find, and layers that the adapter omits."""
     folder = copy_adapter(parent[0], tmp_path)
     tensors = load_file(folder / "adapter_model.safetensors")
     some = {name: tensor for name, tensor in tensors.items() if "layers.1" not in name}

@@ -1,4 +1,4 @@
-"""DPO and KTO on tiny models: the reference, the losses, what is published, and what we rely on in TRL."""
+"""DPO and KTO on tiny models: reference, losses, published files, and the behaviour of TRL that we rely on."""
 
 import io
 import math
@@ -101,7 +101,7 @@ def make_trainer(
 
 @pytest.fixture(scope="session")
 def taught(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An adapter that supervised tuning has taken far from its base."""
+    """An adapter that supervised tuning has moved far from its base."""
     folder = tmp_path_factory.mktemp("taught")
     settings = make_settings(total_steps=15, learning_rate=0.03)
     texts = [as_text(pair) for pair in PAIRS]
@@ -150,7 +150,7 @@ def test_training_starts_at_its_reference_and_the_margin_grows(
 def test_a_continued_adapter_is_its_own_reference(
     tiny_model: Path, tmp_path: Path, taught: Path, objective: str, method: str
 ) -> None:
-    """In training mode too: dropout would move the very first loss."""
+    """In training mode too: dropout would change the first loss."""
     settings = make_settings(method, total_steps=1, lora_dropout=0.5)
     trainer = make_trainer(objective, tiny_model, tmp_path, settings, taught)
     assert trainer.measure().loss == pytest.approx(START[objective], abs=1e-4)
@@ -269,7 +269,7 @@ def test_trl_joins_and_pads_the_ids_of_judged_answers_and_changes_nothing_else(
 
 
 def split(ids: torch.Tensor, attention: torch.Tensor, completion: torch.Tensor) -> tuple[list[int], list[int]]:
-    """Prompt and answer of a padded row."""
+    """Return prompt and answer of a padded row."""
     return ids[(attention - completion).bool()].tolist(), ids[completion.bool()].tolist()
 
 
@@ -293,7 +293,7 @@ def test_kto_with_batches_of_one_row_is_refused_with_the_field_to_set(tiny_model
 
 
 def test_smaller_batches_of_pairs_train_the_same(tiny_model: Path, tmp_path: Path) -> None:
-    """What is done when a GPU's memory runs out: neither the reference nor the steps may depend on it."""
+    """As after a GPU ran out of memory: neither the reference nor the steps may depend on the batch size."""
     references, losses = [], []
     whole = make_settings("Full", learning_rate=1e-3, total_steps=3, desirable_weight=None)
     for settings in micro_batches(whole):

@@ -1,4 +1,4 @@
-"""A training that is stopped and goes on ends as one that was never stopped: same steps, same losses, same weights."""
+"""A training that is stopped and resumed equals one that was not stopped: same steps, same losses, same weights."""
 
 import hashlib
 import json
@@ -28,7 +28,7 @@ TIMES = {"seconds", "tokens_per_second"}
 
 
 class StopAfter(Reporter):
-    """Sets the stop `beats` batches after the end of a step."""
+    """Set the stop flag `beats` batches after the end of a step."""
 
     def __init__(self, stop: StopFlag, step: int, beats: int = 0) -> None:
         super().__init__("u-1")
@@ -36,14 +36,14 @@ class StopAfter(Reporter):
         self._is_reached = False
 
     def update(self, *, progress: Mapping[str, object] | None = None, **rest: Any) -> None:
-        """Looks for the step."""
+        """Check for the step."""
         super().update(progress=progress, **rest)
         if (progress or {}).get("step") == self._step:
             self._is_reached = True
             self._count(0)
 
     def beat(self, transferred: int = 0) -> None:
-        """Counts batches after the step."""
+        """Count batches after the step."""
         super().beat(transferred)
         if self._is_reached:
             self._count(1)
@@ -55,7 +55,7 @@ class StopAfter(Reporter):
 
 
 class StopIn(Reporter):
-    """Notes the stages, and sets the stop in one of them."""
+    """Record the stages, and set the stop flag in one of them."""
 
     def __init__(self, stop: StopFlag, name: str | None = None) -> None:
         super().__init__("u-1")
@@ -63,7 +63,7 @@ class StopIn(Reporter):
         self._stop, self._name = stop, name
 
     def stage(self, name: Stage) -> None:
-        """Looks for the stage."""
+        """Check for the stage."""
         super().stage(name)
         self.stages.append(name)
         if name == self._name:
@@ -71,13 +71,13 @@ class StopIn(Reporter):
 
 
 def copied(bench: Bench, root: Path) -> Bench:
-    """The same job after its preflight, in a place of its own."""
+    """Return the same job after its preflight, in folders of its own."""
     shutil.copytree(bench.root, root)
     return Bench(root, bench.model, bench.spec, bench.rows)
 
 
 def stopped(bench: Bench, config: Any, step: int, beats: int = 0) -> Bench:
-    """The job's pod, ended by SIGTERM after a step and with everything that was local to it."""
+    """Run the job's pod until SIGTERM after a step; its local files are removed."""
     bench.stop = StopFlag()
     bench.reporter = StopAfter(bench.stop, step, beats)
     with pytest.raises(Stopped):
@@ -86,7 +86,7 @@ def stopped(bench: Bench, config: Any, step: int, beats: int = 0) -> Bench:
 
 
 def renewed(bench: Bench) -> Bench:
-    """The job in a new pod."""
+    """Return the job in a new pod."""
     shutil.rmtree(bench.root / "workspace")
     (bench.root / "workspace").mkdir()
     bench.stop, bench.reporter = StopFlag(), Reporter("u-1")
@@ -94,20 +94,20 @@ def renewed(bench: Bench) -> Bench:
 
 
 def lines(bench: Bench) -> list[dict[str, Any]]:
-    """metrics.jsonl without what the clock says, and where the run was resumed."""
+    """Return metrics.jsonl without times, and the steps where the run was resumed."""
     text = (bench.output / "metrics.jsonl").read_text(encoding="utf-8")
     found = [line for line in map(json.loads, text.splitlines()) if line["kind"] != "resume"]
     return [{name: value for name, value in line.items() if name not in TIMES} for line in found]
 
 
 def weights(bench: Bench) -> dict[str, torch.Tensor]:
-    """What was published."""
+    """Return the published files."""
     folder = bench.output / ("adapter" if (bench.output / "adapter").exists() else "merged")
     return {name: tensor for path in sorted(folder.glob("*.safetensors")) for name, tensor in load_file(path).items()}
 
 
 def require_same(bench: Bench, report: Report, other: Bench, other_report: Report) -> None:
-    """Two results of one job are the same."""
+    """Assert that two results of one job are equal."""
     assert lines(bench) == lines(other)
     assert report.metrics
     assert other_report.metrics
@@ -122,7 +122,7 @@ def require_same(bench: Bench, report: Report, other: Bench, other_report: Repor
 
 @dataclass(frozen=True)
 class Case:
-    """A job, and when it is stopped: so many batches after a step."""
+    """A job, and when it is stopped: a number of batches after a step."""
 
     method: str
     step: int
@@ -176,7 +176,7 @@ def test_a_resumed_training_ends_as_an_uninterrupted_one(make_bench: MakeBench, 
 
 
 def test_patience_and_the_best_weights_outlive_two_stops(make_bench: MakeBench, tmp_path: Path) -> None:
-    """A rate that rises until it destroys the model: the best weights are those of an early step."""
+    """The learning rate rises until it ruins the model: the best weights are those of an early step."""
     rate = {"learningRate": 1.0, "lrSchedulerType": "linear", "warmupSteps": 19}
     bench = make_bench(
         hyperparameters=HYPERPARAMETERS | rate,
@@ -197,7 +197,7 @@ def test_patience_and_the_best_weights_outlive_two_stops(make_bench: MakeBench, 
 
 
 def test_what_was_trained_to_the_last_step_is_not_trained_again(make_bench: MakeBench, tmp_path: Path) -> None:
-    """Stopped in the last evaluation, and again while the tuned model answers."""
+    """Stop in the last evaluation, and again while the tuned model answers."""
     bench = make_bench("Full")
     config = bench.prepare()
     other = copied(bench, tmp_path / "whole")
@@ -218,7 +218,7 @@ def test_what_was_trained_to_the_last_step_is_not_trained_again(make_bench: Make
 
 
 class Payload:
-    """What a pickle runs when it is read without care."""
+    """A pickle that runs code when it is loaded unsafely."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -244,14 +244,14 @@ def test_no_code_in_a_checkpoint_is_run(make_bench: MakeBench, tmp_path: Path, n
     assert not (tmp_path / "was-run").exists()
 
 
-@pytest.mark.parametrize("says", [True, False])
-def test_of_several_processes_the_clock_of_the_first_says_when_to_save(says: bool) -> None:
+@pytest.mark.parametrize("is_due_anywhere", [True, False])
+def test_of_several_processes_the_clock_of_the_first_says_when_to_save(is_due_anywhere: bool) -> None:
     class Second(World):
         rank, size = 1, 2
 
-        def agree(self, flag: bool) -> bool:
+        def any_rank(self, flag: bool) -> bool:
             assert not flag  # its own clock does not count
-            return says
+            return is_due_anywhere
 
     class Overdue:
         def is_due(self, step: int) -> bool:
@@ -260,4 +260,4 @@ def test_of_several_processes_the_clock_of_the_first_says_when_to_save(says: boo
     checkpoints: Any = Overdue()
     control = TrainerControl()
     SaveCheckpoints(checkpoints, Second()).on_step_end(TrainingArguments(), TrainerState(max_steps=9), control)
-    assert control.should_save is says
+    assert control.should_save is is_due_anywhere

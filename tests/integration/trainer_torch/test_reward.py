@@ -1,4 +1,4 @@
-"""Reward models: what is learnt, what a published one scores, and how an answer is put before one."""
+"""Reward models: training, the scores of a published one, and how it reads an answer."""
 
 import shutil
 from collections.abc import Callable
@@ -33,7 +33,7 @@ Scores = Callable[[list[int]], float]
 
 
 def nothing() -> None:
-    """Nobody is told of the work."""
+    """Do nothing."""
 
 
 def make_trainer(base: Path, folder: Path, method: str, **changes: Any) -> PairTrainer:
@@ -70,7 +70,7 @@ def adapter(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple
 
 
 def plain_scores(model: Any) -> Scores:
-    """One text at a time, by nothing but the libraries."""
+    """Score one text at a time, with the libraries alone."""
 
     def score(ids: list[int]) -> float:
         with torch.no_grad():

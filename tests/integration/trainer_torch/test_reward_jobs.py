@@ -30,7 +30,7 @@ def taught(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def prompt_rows(count: int) -> list[dict[str, object]]:
-    """Questions alone."""
+    """Prompts only."""
     return [{"prompt": f"What is the colour of {THINGS[n % 8]}? {'?' * (n // 8)}"} for n in range(count)]
 
 
@@ -117,7 +117,7 @@ def test_the_chain_of_a_reward_model_and_a_policy(
 
 
 def test_supervised_tuning_then_a_reward_model_then_a_policy_that_continues_the_first(make_bench: MakeBench) -> None:
-    """Both children continue the first job's adapter; the policy is held to it."""
+    """Both children continue the first job's adapter, which is also the policy's reference."""
     first = make_bench("LoRA", hyperparameters=SHORT, evaluation={"steps": 3})
     parent = as_parent(first, first.run())
     continued = {"tuning": {"method": "LoRA", "initialAdapter": {"fromParent": True}}}

@@ -1,4 +1,4 @@
-"""Learning from rewards: what is fed, what is rewarded, what is measured, and that more is earned."""
+"""Learning from rewards: prompts, rewards, measurements, and a higher reward after training."""
 
 import math
 from collections.abc import Sequence
@@ -71,7 +71,7 @@ def make_trainer(
 
 
 class Listener:
-    """Rewards as told, and remembers every answer."""
+    """Give the configured rewards, and record every answer."""
 
     def __init__(self, scorer: Scorer | None = None) -> None:
         self.heard: list[Completion] = []
@@ -86,7 +86,7 @@ class Listener:
 
 
 def listen(trainer: PolicyTrainer) -> list[torch.Tensor]:
-    """The ids of every forward pass of the policy."""
+    """Record the ids of every forward pass of the policy."""
     passes: list[torch.Tensor] = []
     model = trainer.model.get_base_model() if hasattr(trainer.model, "peft_config") else trainer.model
     model.register_forward_pre_hook(lambda _, __, options: passes.append(options["input_ids"]), with_kwargs=True)
@@ -189,7 +189,7 @@ def test_a_reward_model_rewards_as_it_scores(taught: Path, tiny_model: Path, tmp
 
 
 def test_the_most_rewarded_weights_come_back_and_are_measured_anew(taught: Path, tmp_path: Path) -> None:
-    """A rate that ruins the model: the first evaluation is better than those that follow."""
+    """The learning rate ruins the model: the first evaluation is better than the later ones."""
     trainer = make_trainer(taught, tmp_path, total_steps=4, eval_steps=1, learning_rate=0.3)
     trainer.train()
     history, plateau = trainer._loop.history, trainer._loop.plateau

@@ -1,4 +1,4 @@
-"""A real training that tells trackers, one of which never answers."""
+"""A real training with trackers, one of which never responds."""
 
 import json
 from collections.abc import Callable

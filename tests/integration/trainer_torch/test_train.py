@@ -26,7 +26,7 @@ def held_out(bench: Bench) -> list[Encoded]:
 
 
 def loss_of(model: PreTrainedModel, samples: list[Encoded]) -> float:
-    """The held-out loss by transformers alone: one row at a time, summed over tokens."""
+    """Return the held-out loss by transformers alone: one row at a time, summed over tokens."""
     total, tokens = 0.0, 0
     model.eval()
     for sample in samples:
