@@ -16,11 +16,11 @@ from finetune_api.spec import FineTuneJobSpec
 from finetune_trainer.monitoring.reporter import Reporter
 from finetune_trainer.pipeline.preflight import preflight
 from finetune_trainer.sigterm import StopFlag
-from finetune_trainer.storage.local import LocalStorage
-from finetune_trainer.storage.protocol import Storage
+from finetune_trainer.storage.local import LocalStore
+from finetune_trainer.storage.protocol import Store
 
 
-def no_store() -> Storage:
+def no_store() -> Store:
     raise AssertionError("a URI outside the folder was asked for")
 
 
@@ -37,7 +37,7 @@ def run(folder: Path) -> str:
         }
     )
     config = JobConfig(namespace="bench", name="job", uid="uid", config_sha256=config_sha256(spec), spec=spec)
-    storage = LocalStorage({"s3://bucket": folder}, elsewhere=no_store)
+    storage = LocalStore({"s3://bucket": folder}, elsewhere=no_store)
     report = preflight(config, storage, folder / "workspace", Reporter("uid", out=io.StringIO()), StopFlag())
     if report.outcome is not Outcome.VALIDATED:
         raise SystemExit(report.message)

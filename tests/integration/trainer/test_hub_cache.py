@@ -14,7 +14,7 @@ from finetune_api.handoff import JobConfig, config_sha256
 from finetune_api.spec import FineTuneJobSpec
 from finetune_trainer.models.base_model import pin_model
 from finetune_trainer.models.cache import fetch_model
-from finetune_trainer.storage.hub.storage import HubStorage
+from finetune_trainer.storage.hub.storage import HubStore
 from finetune_trainer.storage.hub.uris import HubConnection
 from finetune_trainer.storage.protocol import sha256_file
 
@@ -24,11 +24,11 @@ from pathlib import Path
 
 from finetune_api.handoff import JobConfig
 from finetune_trainer.storage.hub.uris import HubConnection
-from finetune_trainer.storage.hub.storage import HubStorage
+from finetune_trainer.storage.hub.storage import HubStore
 from finetune_trainer.models.cache import fetch_model
 
 config = JobConfig.model_validate_json(Path(sys.argv[1]).read_text())
-storage = HubStorage(HubConnection(sys.argv[2]))
+storage = HubStore(HubConnection(sys.argv[2]))
 print(fetch_model(config, storage, Path("workspace"), lambda _count: None, Path(sys.argv[3])))
 """
 
@@ -61,8 +61,8 @@ def job(hub: Hub, name: str = "one") -> JobConfig:
     return pin_model(config, connect(hub))
 
 
-def connect(hub: Hub) -> HubStorage:
-    return HubStorage(HubConnection(hub.endpoint))
+def connect(hub: Hub) -> HubStore:
+    return HubStore(HubConnection(hub.endpoint))
 
 
 def fetch(hub: Hub, cache: Path, workspace: Path, name: str = "one") -> Path:

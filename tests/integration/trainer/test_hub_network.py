@@ -12,7 +12,7 @@ from proxy import Proxy
 from finetune_api.handoff import ExitCode
 from finetune_api.spec import FineTuneJobSpec
 from finetune_trainer.errors import StorageUnavailable, TrainerError
-from finetune_trainer.storage.hub.storage import HubStorage
+from finetune_trainer.storage.hub.storage import HubStore
 from finetune_trainer.storage.hub.uris import HubConnection, connect_hub
 from finetune_trainer.storage.protocol import sha256_file
 
@@ -22,7 +22,7 @@ PROXY_VARIABLES = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY")
 
 @pytest.fixture(autouse=True)
 def plain_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("finetune_trainer.storage.hub.client.LEAST_PATIENCE", 0.1)
+    monkeypatch.setattr("finetune_trainer.storage.hub.client.MIN_RETRY_SECONDS", 0.1)
     for name in (*PROXY_VARIABLES, "SSL_CERT_FILE", "SSL_CERT_DIR"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.lower(), raising=False)
@@ -56,7 +56,7 @@ def proxy() -> Iterator[Proxy]:
         yield running
 
 
-def storage(hub: Hub, directory: Path, **settings: Any) -> HubStorage:
+def storage(hub: Hub, directory: Path, **settings: Any) -> HubStore:
     spec = FineTuneJobSpec.model_validate(
         {
             "objective": "Chat",
@@ -66,7 +66,7 @@ def storage(hub: Hub, directory: Path, **settings: Any) -> HubStorage:
             "hub": {"endpoint": hub.endpoint} | settings,
         }
     )
-    return HubStorage(connect_hub(spec, tokens_dir=directory / "tokens", ca_dir=directory))
+    return HubStore(connect_hub(spec, tokens_dir=directory / "tokens", ca_dir=directory))
 
 
 def host(url: str) -> str:
@@ -91,12 +91,12 @@ def test_outside_a_cluster_the_authority_is_that_of_the_environment(
 ) -> None:
     connection = HubConnection(tls_hub.endpoint, is_here=True)
     with pytest.raises(StorageUnavailable, match="name its authority's file in SSL_CERT_FILE"):
-        HubStorage(connection).pin(TINY)
+        HubStore(connection).pin(TINY)
     monkeypatch.setenv("SSL_CERT_FILE", str(certificates[0]))
-    assert HubStorage(connection).pin(TINY)
+    assert HubStore(connection).pin(TINY)
     monkeypatch.setenv("SSL_CERT_FILE", "/nowhere.pem")
     with pytest.raises(TrainerError, match="SSL_CERT_FILE or SSL_CERT_DIR holds no certificate") as caught:
-        HubStorage(connection).pin(TINY)
+        HubStore(connection).pin(TINY)
     assert caught.value.code is ExitCode.INVALID_CONFIG
 
 

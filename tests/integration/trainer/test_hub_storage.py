@@ -21,10 +21,10 @@ from finetune_trainer.evaluation.run_record import Licence
 from finetune_trainer.models.base_model import check_model, is_model_file
 from finetune_trainer.models.model_card import read_licence
 from finetune_trainer.sigterm import StopFlag
-from finetune_trainer.storage.hub.storage import HubStorage
+from finetune_trainer.storage.hub.storage import HubStore
 from finetune_trainer.storage.hub.uris import Access, HubConnection, Kind, Repo
 from finetune_trainer.storage.protocol import Entry, sha256_file
-from finetune_trainer.storage.routed import RoutedStorage
+from finetune_trainer.storage.routed import RoutedStore
 
 TINY = "hf://acme/tiny"
 MODEL = Repo(Kind.MODEL, "acme/tiny")
@@ -51,13 +51,13 @@ def hub(repositories: Path) -> Iterator[Hub]:
         yield running
 
 
-def connect(hub: Hub, token: str | None = None, **more: Any) -> HubStorage:
+def connect(hub: Hub, token: str | None = None, **more: Any) -> HubStore:
     accesses = {
         MODEL: Access("spec.model", token, more.pop("secret", None)),
         DATA: Access("spec.dataset.train", token),
         NO_DATA: Access("spec.dataset.train", token),
     }
-    return HubStorage(HubConnection(hub.endpoint, accesses=accesses), **more)
+    return HubStore(HubConnection(hub.endpoint, accesses=accesses), **more)
 
 
 def test_the_hub_of_the_tests_speaks_what_the_library_expects(hub: Hub, tmp_path: Path) -> None:
@@ -220,7 +220,7 @@ def test_what_a_hub_does_not_show_ends_with_the_fix(  # noqa: PLR0917 - the colu
 @pytest.mark.parametrize("kind", ["gated", "private"])
 def test_what_has_no_field_for_a_token_must_be_public(hub: Hub, kind: str) -> None:
     getattr(hub, kind).add("acme/tiny")
-    storage = HubStorage(HubConnection(hub.endpoint, fallback=Access("spec.rlhf.rewardModel", is_public=True)))
+    storage = HubStore(HubConnection(hub.endpoint, fallback=Access("spec.rlhf.rewardModel", is_public=True)))
     error = refusal(lambda: storage.read(f"{TINY}/config.json"))
     assert error.code is ExitCode.MODEL_UNAVAILABLE
     assert "spec.rlhf.rewardModel is read without a token" in error.message
@@ -230,7 +230,7 @@ def test_what_has_no_field_for_a_token_must_be_public(hub: Hub, kind: str) -> No
 
 def test_outside_a_cluster_the_fix_is_a_variable(hub: Hub) -> None:
     hub.gated.add("acme/tiny")
-    error = refusal(lambda: HubStorage(HubConnection(hub.endpoint, is_here=True)).read(f"{TINY}/config.json"))
+    error = refusal(lambda: HubStore(HubConnection(hub.endpoint, is_here=True)).read(f"{TINY}/config.json"))
     assert error.message.endswith("and put that account's token into HF_TOKEN")
 
 
@@ -266,12 +266,12 @@ def test_a_busy_hub_is_asked_again_as_it_wishes(hub: Hub, status: int) -> None:
     assert len(hub.requests) == 3
 
 
-def test_patience_with_a_hub_ends_when_the_process_is_to_stop(hub: Hub) -> None:
+def test_a_stop_ends_the_retries_of_a_hub(hub: Hub) -> None:
     hub.failures = [(503, {})] * 1000
     stop = StopFlag()
     threading.Timer(1.0, stop.set).start()
     with pytest.raises((Stopped, StorageUnavailable)):
-        connect(hub, stop=stop, patience=10_000.0).pin(TINY)
+        connect(hub, stop=stop, retry_seconds=10_000.0).pin(TINY)
 
 
 def test_a_stop_ends_a_download_and_keeps_no_file(hub: Hub, tmp_path: Path) -> None:
@@ -284,10 +284,10 @@ def test_a_stop_ends_a_download_and_keeps_no_file(hub: Hub, tmp_path: Path) -> N
 
 
 def test_nobody_at_the_endpoint_is_unavailable_and_says_where_to_look(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("finetune_trainer.storage.hub.client.LEAST_PATIENCE", 0.1)
+    monkeypatch.setattr("finetune_trainer.storage.hub.client.MIN_RETRY_SECONDS", 0.1)
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-    storage = HubStorage(HubConnection(f"http://127.0.0.1:{port}"))
+    storage = HubStore(HubConnection(f"http://127.0.0.1:{port}"))
     with pytest.raises(StorageUnavailable, match=r"\(ConnectError: Connection refused\): check spec\.hub\.endpoint"):
         storage.pin(TINY)
 
@@ -295,32 +295,22 @@ def test_nobody_at_the_endpoint_is_unavailable_and_says_where_to_look(monkeypatc
 def test_something_else_at_the_endpoint_is_told_from_a_hub(
     hub: Hub, s3_server: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("finetune_trainer.storage.hub.client.LEAST_PATIENCE", 0.1)
-    error = refusal(lambda: HubStorage(HubConnection(s3_server.endpoint)).pin(TINY))
+    monkeypatch.setattr("finetune_trainer.storage.hub.client.MIN_RETRY_SECONDS", 0.1)
+    error = refusal(lambda: HubStore(HubConnection(s3_server.endpoint)).pin(TINY))
     assert "spec.hub.endpoint" in error.message
-
-
-def test_a_hub_is_never_written_to(hub: Hub, tmp_path: Path) -> None:
-    storage = connect(hub)
-    for call in (
-        lambda: storage.put(f"{TINY}/x", b""),
-        lambda: storage.put_if_absent(f"{TINY}/x", b""),
-        lambda: storage.upload(tmp_path, f"{TINY}/x"),
-    ):
-        assert "a hub is only read from" in refusal(call).message
 
 
 def test_each_scheme_goes_to_its_own_store(hub: Hub) -> None:
     def no_s3() -> Any:
         raise AssertionError("S3 was asked")
 
-    storage = RoutedStorage(no_s3, lambda: connect(hub))
+    storage = RoutedStore(no_s3, lambda: connect(hub))
     assert storage.first(TINY) == Entry("config.json", *_size_and_etag(storage, "config.json"))
     with pytest.raises(AssertionError, match="S3 was asked"):
         storage.pin("s3://bucket/model")
 
 
-def _size_and_etag(storage: RoutedStorage, name: str) -> tuple[int, str]:
+def _size_and_etag(storage: RoutedStore, name: str) -> tuple[int, str]:
     entry = next(entry for entry in storage.list(TINY) if entry.key == name)
     return entry.size, entry.etag
 

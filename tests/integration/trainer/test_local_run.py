@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 from hub import Hub
+from published_result import find_result_faults
 from tiny_model import make_tiny_model
 
-from finetune_trainer.publishing.publish import verify
-from finetune_trainer.storage.local import LocalStorage
-from finetune_trainer.storage.protocol import Storage
+from finetune_trainer.storage.local import LocalStore
+from finetune_trainer.storage.protocol import Store
 
 JOB = """
 apiVersion: finetune.dev/v1alpha1
@@ -30,7 +30,7 @@ spec:
 """
 
 
-def no_store() -> Storage:
+def no_store() -> Store:
     raise AssertionError("a store was asked")
 
 
@@ -71,8 +71,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_result_lies_in_the_output_folder_and_is_whole(folder: Path) -> None:
-    storage = LocalStorage({"s3://bucket/out": folder / "out"}, elsewhere=no_store)
-    assert verify("s3://bucket/out", storage) == []
+    storage = LocalStore({"s3://bucket/out": folder / "out"}, elsewhere=no_store)
+    assert find_result_faults("s3://bucket/out", storage) == []
     names = {path.name for path in (folder / "out").rglob("*")}
     assert {"adapter_model.safetensors", "finetune_config.yaml", "finetune_report.md", "lineage.json"} <= names
 

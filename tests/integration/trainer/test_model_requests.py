@@ -15,11 +15,11 @@ from tiny_model import make_tiny_model
 from finetune_api.handoff import ExitCode
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.models.base_model import check_model, is_model_file
-from finetune_trainer.storage.hub.storage import HubStorage
+from finetune_trainer.storage.hub.storage import HubStore
 from finetune_trainer.storage.hub.uris import Access, HubConnection, Kind, Repo
-from finetune_trainer.storage.protocol import Storage
-from finetune_trainer.storage.s3 import S3Storage
-from finetune_trainer.storage.s3_client import connect
+from finetune_trainer.storage.protocol import Store
+from finetune_trainer.storage.s3 import S3Store
+from finetune_trainer.storage.s3_client import connect_s3
 
 MODEL = "acme/tiny"
 WEIGHTS = "model.safetensors"
@@ -28,11 +28,11 @@ Change = Callable[[Path], None]
 
 
 @dataclass
-class Store:
+class StoredModel:
     """A model in a store, and the names of the files of which a byte was asked for."""
 
     uri: str
-    storage: Storage
+    storage: Store
     names_read: Callable[[], set[str]]
 
 
@@ -85,7 +85,7 @@ def has_traps_beside(folder: Path) -> None:
 
 
 @pytest.fixture(params=["s3", "hub"])
-def serve(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[[Change], Store]]:
+def serve(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[[Change], StoredModel]]:
     """Puts the changed model into a store of either kind."""
     folder = tmp_path / "models" / MODEL
     if request.param == "s3":
@@ -101,29 +101,29 @@ def make(folder: Path, change: Change) -> Path:
     return folder
 
 
-def in_s3(folder: Path, request: pytest.FixtureRequest) -> Store:
+def in_s3(folder: Path, request: pytest.FixtureRequest) -> StoredModel:
     server, bucket = request.getfixturevalue("s3_server"), request.getfixturevalue("bucket")
     for path in folder.iterdir():
         server.client().upload_file(str(path), bucket, f"model/{path.name}")
     asked: set[str] = set()
-    connection = connect(server.spec())
+    connection = connect_s3(server.spec())
 
     def note(request: Any, **_: Any) -> None:
         asked.add(unquote(urlsplit(request.url).path).rpartition("/")[2])
 
     connection.client.meta.events.register("before-send.s3", note)
-    return Store(f"s3://{bucket}/model", S3Storage(connection), lambda: asked - {"", bucket})
+    return StoredModel(f"s3://{bucket}/model", S3Store(connection), lambda: asked - {"", bucket})
 
 
-def on_hub(folder: Path, hub: Hub) -> Store:
+def on_hub(folder: Path, hub: Hub) -> StoredModel:
     del folder  # the hub serves what lies there
     connection = HubConnection(hub.endpoint, accesses={Repo(Kind.MODEL, MODEL): Access("spec.model")})
-    storage = HubStorage(connection)
+    storage = HubStore(connection)
 
     def names_read() -> set[str]:
         return {one.path.partition("?")[0].rpartition("/")[2] for one in hub.transfers()}
 
-    return Store(storage.pin(f"hf://{MODEL}"), storage, names_read)
+    return StoredModel(storage.pin(f"hf://{MODEL}"), storage, names_read)
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ def on_hub(folder: Path, hub: Hub) -> Store:
     ],
 )
 def test_a_refused_model_ends_in_66_and_nothing_of_it_is_read_but_texts(
-    serve: Callable[[Change], Store], tmp_path: Path, change: Change, told: str
+    serve: Callable[[Change], StoredModel], tmp_path: Path, change: Change, told: str
 ) -> None:
     store = serve(change)
     with pytest.raises(TrainerError) as caught:
@@ -148,7 +148,7 @@ def test_a_refused_model_ends_in_66_and_nothing_of_it_is_read_but_texts(
 
 
 def test_of_a_model_with_other_files_beside_it_only_what_loads_it_is_ever_asked_for(
-    serve: Callable[[Change], Store], tmp_path: Path
+    serve: Callable[[Change], StoredModel], tmp_path: Path
 ) -> None:
     """The check of preflight, and then the download of the training."""
     store = serve(has_traps_beside)

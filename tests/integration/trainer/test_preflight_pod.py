@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from hub import Hub
+from published_result import find_result_faults
 from safetensors.numpy import save
 from tiny_model import make_tiny_model
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
@@ -23,10 +24,10 @@ from finetune_api.handoff import JobConfig, Outcome, Report, config_sha256
 from finetune_api.spec import FineTuneJobSpec
 from finetune_trainer.config.run_context import RunContext
 from finetune_trainer.monitoring.reporter import Reporter
-from finetune_trainer.publishing.publish import publish, verify
+from finetune_trainer.publishing.publish import publish
 from finetune_trainer.sigterm import StopFlag
-from finetune_trainer.storage.s3 import S3Storage
-from finetune_trainer.storage.s3_client import connect
+from finetune_trainer.storage.s3 import S3Store
+from finetune_trainer.storage.s3_client import connect_s3
 
 TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
@@ -61,7 +62,7 @@ class Job:
 
     def __init__(self, server: Any, bucket: str, directory: Path) -> None:
         self.server, self.bucket, self.directory = server, bucket, directory
-        self.storage = S3Storage(connect(server.spec()))
+        self.storage = S3Store(connect_s3(server.spec()))
         self.put("model/config.json", json.dumps({"architectures": ["LlamaForCausalLM"]}))
         self.put("model/tokenizer.json", tokenizer_json())
         self.put("model/tokenizer_config.json", json.dumps({"eos_token": "<|im_end|>", "chat_template": TEMPLATE}))
@@ -245,7 +246,7 @@ def test_a_published_result_is_adopted_by_the_job_created_again(job: Job, tmp_pa
     )
     reporter = Reporter("uid-1", out=io.StringIO())
     published = publish(RunContext(job.config, job.storage, tmp_path, reporter, StopFlag()), result, trained)
-    assert verify(job.config.output_key(), job.storage) == []
+    assert find_result_faults(job.config.output_key(), job.storage) == []
     job.make_config(uid="uid-2")
     code, report, _ = job.preflight()
     assert (code, report.outcome, report.job_uid) == (0, Outcome.ADOPTED, "uid-2")

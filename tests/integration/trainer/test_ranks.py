@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 import torch
 from preloaded import fork_of
+from published_result import find_result_faults
 from safetensors.torch import load_file
 from tiny_model import make_tiny_model
 from training_bench import HYPERPARAMETERS, Bench, make_rows, make_spec, preference_rows
@@ -36,9 +37,8 @@ from finetune_api.handoff import (
 from finetune_trainer.distributed.sharding import require_sharded
 from finetune_trainer.distributed.world import World, unshard
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.publishing.publish import verify
-from finetune_trainer.storage.s3 import S3Storage
-from finetune_trainer.storage.s3_client import connect
+from finetune_trainer.storage.s3 import S3Store
+from finetune_trainer.storage.s3_client import connect_s3
 
 pytestmark = pytest.mark.timeout(1800)
 
@@ -112,7 +112,7 @@ class Attempt:
 class Job:
     """A job in a bucket of its own, and the result of one process alone."""
 
-    storage: S3Storage
+    storage: S3Store
     bench: Bench
     config: JobConfig
     root: Path
@@ -125,7 +125,7 @@ class Job:
         """Run preflight in this process, on a folder that becomes the bucket."""
         bench = Bench(root / "alone", make_tiny_model(root / "model"), spec, rows, bucket=bucket)
         config = bench.prepare()
-        storage = S3Storage(connect(server.spec()))
+        storage = S3Store(connect_s3(server.spec()))
         for path in sorted(bench.model.iterdir()):
             storage.upload(path, f"s3://{bucket}/model/{path.name}")
         for path in sorted(bench.output.rglob("*")):
@@ -185,7 +185,7 @@ def require_as_alone(job: Job, report: Report) -> None:
     expected, found = [json.loads(line) for line in lines], figures(job)
     assert [(line["kind"], line["step"]) for line in found] == [(line["kind"], line["step"]) for line in expected]
     assert [line["loss"] for line in found] == pytest.approx([line["loss"] for line in expected], rel=5e-3)
-    assert verify(job.config.output_key(), job.storage) == []
+    assert find_result_faults(job.config.output_key(), job.storage) == []
 
 
 def checkpoint_step(job: Job) -> int:
@@ -251,7 +251,7 @@ def test_pods_stop_together_lose_each_other_and_end_as_one_pod_and_as_one_proces
     (told,) = attempt.report(0).stopped_runs or []  # the kill is a failure, which a Job counts
     assert (told.pod_uid, told.last_step) == ("uid-stopped-0", first.last_step)
     assert attempt.report(1).artifacts is None
-    assert verify(job.config.output_key(), job.storage) == []
+    assert find_result_faults(job.config.output_key(), job.storage) == []
     assert [line.get("loss") for line in figures(job)] == [line.get("loss") for line in figures(whole)]
     found, expected = weights(job), weights(whole)
     assert all(torch.equal(found[name], expected[name]) for name in expected)

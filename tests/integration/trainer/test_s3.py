@@ -1,4 +1,4 @@
-"""S3Storage against a real S3 server."""
+"""S3Store against a real S3 server."""
 
 import contextlib
 import hashlib
@@ -18,16 +18,16 @@ from finetune_trainer.entrypoints.pod import TRAINER_RETRY_SECONDS
 from finetune_trainer.errors import ObjectMissing, Stopped, StorageDenied, StorageUnavailable, TrainerError
 from finetune_trainer.sigterm import StopFlag
 from finetune_trainer.storage.protocol import Entry
-from finetune_trainer.storage.retries import LONGEST_WAIT
-from finetune_trainer.storage.s3 import S3Storage
-from finetune_trainer.storage.s3_client import Connection, connect
+from finetune_trainer.storage.retries import MAX_WAIT
+from finetune_trainer.storage.s3 import S3Store
+from finetune_trainer.storage.s3_client import S3Connection, connect_s3
 
 MIB = 1024 * 1024
 
 
 @pytest.fixture
-def storage(s3_server: Any, aws_environment: None) -> S3Storage:
-    return S3Storage(connect(s3_server.spec()))
+def storage(s3_server: Any, aws_environment: None) -> S3Store:
+    return S3Store(connect_s3(s3_server.spec()))
 
 
 def keys(access: str, secret: str) -> dict[str, str]:
@@ -41,7 +41,7 @@ def silent_endpoint() -> Iterator[str]:
         yield f"http://127.0.0.1:{server.getsockname()[1]}"
 
 
-def test_small_objects_are_written_read_and_listed(storage: S3Storage, bucket: str) -> None:
+def test_small_objects_are_written_read_and_listed(storage: S3Store, bucket: str) -> None:
     storage.put(f"s3://{bucket}/out/a/one.json", b"1")
     storage.put(f"s3://{bucket}/out/two.json", b"22")
     storage.put(f"s3://{bucket}/outside.json", b"333")
@@ -52,16 +52,14 @@ def test_small_objects_are_written_read_and_listed(storage: S3Storage, bucket: s
     assert storage.first(f"s3://{bucket}/out") == listed[0]
 
 
-def test_more_keys_than_a_page_are_all_listed(storage: S3Storage, s3_server: Any, bucket: str) -> None:
+def test_more_keys_than_a_page_are_all_listed(storage: S3Store, s3_server: Any, bucket: str) -> None:
     client = s3_server.client()
     for index in range(1005):
         client.put_object(Bucket=bucket, Key=f"many/{index:04}", Body=b"")
     assert len(storage.list(f"s3://{bucket}/many")) == 1005
 
 
-def test_an_absent_object_reads_as_none_and_downloads_as_missing(
-    storage: S3Storage, bucket: str, tmp_path: Path
-) -> None:
+def test_an_absent_object_reads_as_none_and_downloads_as_missing(storage: S3Store, bucket: str, tmp_path: Path) -> None:
     uri = f"s3://{bucket}/absent"
     assert storage.read(uri) is None
     assert storage.list(uri) == []
@@ -71,14 +69,14 @@ def test_an_absent_object_reads_as_none_and_downloads_as_missing(
             ask()
 
 
-def test_only_the_first_conditional_write_wins(storage: S3Storage, bucket: str) -> None:
+def test_only_the_first_conditional_write_wins(storage: S3Store, bucket: str) -> None:
     uri = f"s3://{bucket}/owner.json"
     assert storage.put_if_absent(uri, b"first")
     assert not storage.put_if_absent(uri, b"second")
     assert storage.read(uri) == b"first"
 
 
-def test_of_many_conditional_writes_at_once_exactly_one_wins(storage: S3Storage, bucket: str) -> None:
+def test_of_many_conditional_writes_at_once_exactly_one_wins(storage: S3Store, bucket: str) -> None:
     uri, won = f"s3://{bucket}/contended.json", []
     barrier = threading.Barrier(6)
 
@@ -96,7 +94,7 @@ def test_of_many_conditional_writes_at_once_exactly_one_wins(storage: S3Storage,
     assert storage.read(uri) == str(won[0]).encode()
 
 
-def test_a_file_of_several_parts_arrives_whole_and_is_counted(storage: S3Storage, bucket: str, tmp_path: Path) -> None:
+def test_a_file_of_several_parts_arrives_whole_and_is_counted(storage: S3Store, bucket: str, tmp_path: Path) -> None:
     source, uri = tmp_path / "big", f"s3://{bucket}/big"
     block = bytes(range(256)) * 4096
     with source.open("wb") as file:
@@ -113,7 +111,7 @@ def test_a_file_of_several_parts_arrives_whole_and_is_counted(storage: S3Storage
     assert storage.read_range(uri, MIB + 3, 5) == b"\x03\x04\x05\x06\x07"
 
 
-def test_a_folder_is_copied_as_far_as_accepted(storage: S3Storage, bucket: str, tmp_path: Path) -> None:
+def test_a_folder_is_copied_as_far_as_accepted(storage: S3Store, bucket: str, tmp_path: Path) -> None:
     for name in ("config.json", "sub/weights", "pytorch_model.bin"):
         storage.put(f"s3://{bucket}/model/{name}", name.encode())
     paths = storage.download_folder(
@@ -125,7 +123,7 @@ def test_a_folder_is_copied_as_far_as_accepted(storage: S3Storage, bucket: str, 
 
 @pytest.mark.parametrize("direction", ["upload", "download"])
 def test_a_stop_ends_a_transfer_and_comes_out_as_itself(
-    storage: S3Storage, bucket: str, tmp_path: Path, direction: str
+    storage: S3Store, bucket: str, tmp_path: Path, direction: str
 ) -> None:
     source, uri = tmp_path / "big", f"s3://{bucket}/folder/big"
     source.write_bytes(b"x" * 40 * MIB)
@@ -152,7 +150,7 @@ def test_a_stop_ends_a_transfer_and_comes_out_as_itself(
 def test_wrong_keys_are_denied_and_no_secret_is_told(
     s3_server: Any, bucket: str, tmp_path: Path, *, access: str | None, secret: str, expected: str
 ) -> None:
-    storage = S3Storage(Connection(s3_server.spec(), keys(access or s3_server.access_key, secret)))
+    storage = S3Store(S3Connection(s3_server.spec(), keys(access or s3_server.access_key, secret)))
     uri = f"s3://{bucket}/out/owner.json"
     calls: list[Callable[[], object]] = [
         lambda: storage.probe(uri),
@@ -173,7 +171,7 @@ def test_wrong_keys_are_denied_and_no_secret_is_told(
             blind()
 
 
-def test_a_missing_bucket_is_denied_with_the_fix(storage: S3Storage, tmp_path: Path) -> None:
+def test_a_missing_bucket_is_denied_with_the_fix(storage: S3Store, tmp_path: Path) -> None:
     uri = "s3://no-such-bucket/key"
     calls: list[Callable[[], object]] = [
         lambda: storage.probe(uri),
@@ -190,13 +188,13 @@ def test_a_missing_bucket_is_denied_with_the_fix(storage: S3Storage, tmp_path: P
 def test_a_closed_port_is_unavailable() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-    storage = S3Storage(Connection(StorageSpec(endpoint=f"http://127.0.0.1:{port}"), keys("a", "b")))
+    storage = S3Store(S3Connection(StorageSpec(endpoint=f"http://127.0.0.1:{port}"), keys("a", "b")))
     with pytest.raises(StorageUnavailable, match="storage cannot be reached"):
         storage.probe("s3://bucket/key")
 
 
 def test_an_endpoint_that_never_answers_is_unavailable(silent_endpoint: str) -> None:
-    storage = S3Storage(Connection(StorageSpec(endpoint=silent_endpoint), keys("a", "b")))
+    storage = S3Store(S3Connection(StorageSpec(endpoint=silent_endpoint), keys("a", "b")))
     with pytest.raises(StorageUnavailable):
         storage.probe("s3://bucket/key")
 
@@ -204,20 +202,22 @@ def test_an_endpoint_that_never_answers_is_unavailable(silent_endpoint: str) -> 
 def test_a_patient_storage_waits_for_a_store_that_comes_back(s3_server: Any, bucket: str) -> None:
     """A relay in front of the server stands for the store; it opens seconds after the first try."""
     port = start_relay(s3_server, delay=6.0)
-    storage = S3Storage(
-        Connection(StorageSpec(endpoint=f"http://127.0.0.1:{port}"), keys(s3_server.access_key, s3_server.secret_key)),
-        patience=60,
+    storage = S3Store(
+        S3Connection(
+            StorageSpec(endpoint=f"http://127.0.0.1:{port}"), keys(s3_server.access_key, s3_server.secret_key)
+        ),
+        retry_seconds=60,
     )
     storage.put(f"s3://{bucket}/late", b"arrived")
     assert storage.read(f"s3://{bucket}/late") == b"arrived"
 
 
-def test_a_stop_ends_a_trainers_patience_with_a_store_that_is_gone() -> None:
+def test_a_stop_ends_the_retries_of_a_store_that_is_gone() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     stop = StopFlag()
-    connection = Connection(StorageSpec(endpoint=f"http://127.0.0.1:{port}"), keys("a", "b"))
-    storage = S3Storage(connection, TRAINER_RETRY_SECONDS, stop)
+    connection = S3Connection(StorageSpec(endpoint=f"http://127.0.0.1:{port}"), keys("a", "b"))
+    storage = S3Store(connection, TRAINER_RETRY_SECONDS, stop)
     threading.Timer(2.0, stop.set).start()
     began = time.monotonic()
     with pytest.raises((Stopped, StorageUnavailable)):
@@ -227,18 +227,18 @@ def test_a_stop_ends_a_trainers_patience_with_a_store_that_is_gone() -> None:
 
 def test_a_silent_store_leaves_most_of_the_grace_period_after_a_stop() -> None:
     """The tries inside botocore cannot be ended, nor can a wait between ours."""
-    config = Connection(StorageSpec(endpoint="http://127.0.0.1:1"), keys("a", "b")).client.meta.config
+    config = S3Connection(StorageSpec(endpoint="http://127.0.0.1:1"), keys("a", "b")).client.meta.config
     longest = config.retries["total_max_attempts"] * (config.connect_timeout + config.read_timeout)
-    assert longest + LONGEST_WAIT < Checkpoint().grace_period_seconds * 0.8
+    assert longest + MAX_WAIT < Checkpoint().grace_period_seconds * 0.8
 
 
 def test_a_connection_that_breaks_again_and_again_is_unavailable(
-    s3_server: Any, storage: S3Storage, bucket: str, tmp_path: Path
+    s3_server: Any, storage: S3Store, bucket: str, tmp_path: Path
 ) -> None:
     (tmp_path / "big").write_bytes(b"x" * 20 * MIB)
     storage.upload(tmp_path / "big", f"s3://{bucket}/big")
     port = start_relay(s3_server, most=MIB)
-    weak = S3Storage(connect(StorageSpec(endpoint=f"http://127.0.0.1:{port}")))
+    weak = S3Store(connect_s3(StorageSpec(endpoint=f"http://127.0.0.1:{port}")))
     with pytest.raises(StorageUnavailable):
         weak.download(f"s3://{bucket}/big", tmp_path / "copy")
     with pytest.raises(StorageUnavailable):
@@ -246,7 +246,7 @@ def test_a_connection_that_breaks_again_and_again_is_unavailable(
     assert not (tmp_path / "copy").exists()
 
 
-def test_trouble_on_this_machine_is_not_blamed_on_the_store(storage: S3Storage, bucket: str, tmp_path: Path) -> None:
+def test_trouble_on_this_machine_is_not_blamed_on_the_store(storage: S3Store, bucket: str, tmp_path: Path) -> None:
     storage.put(f"s3://{bucket}/x", b"x")
     with pytest.raises(IsADirectoryError):
         storage.download(f"s3://{bucket}/x", tmp_path)
@@ -300,7 +300,7 @@ def test_credentials_come_from_a_mounted_secret(s3_server: Any, bucket: str, tmp
             f"[default]\naws_access_key_id = {access}\naws_secret_access_key = {secret}\n"
         )
     spec = s3_server.spec().model_copy(update={"credentials_secret_ref": {"name": "s3"}})
-    storage = S3Storage(connect(spec, credentials_dir=tmp_path))
+    storage = S3Store(connect_s3(spec, credentials_dir=tmp_path))
     storage.put(f"s3://{bucket}/x", b"x")
     assert storage.read(f"s3://{bucket}/x") == b"x"
 
@@ -313,7 +313,7 @@ def test_a_secret_without_the_keys_is_denied_and_not_told(
         (tmp_path / name).write_text(text)
     spec = s3_server.spec().model_copy(update={"credentials_secret_ref": {"name": "s3"}})
     with pytest.raises(StorageDenied) as caught:
-        connect(spec, credentials_dir=tmp_path)
+        connect_s3(spec, credentials_dir=tmp_path)
     assert "credentials" in caught.value.message
     assert "s3cr3t" not in caught.value.message
 
@@ -325,7 +325,7 @@ def test_no_credentials_at_all_are_denied(s3_server: Any, monkeypatch: pytest.Mo
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
     with pytest.raises(StorageDenied, match="no storage credentials"):
-        S3Storage(connect(s3_server.spec())).probe("s3://bucket/key")
+        S3Store(connect_s3(s3_server.spec())).probe("s3://bucket/key")
 
 
 def test_a_private_authority_is_trusted_when_it_is_given_and_only_then(
@@ -333,15 +333,15 @@ def test_a_private_authority_is_trusted_when_it_is_given_and_only_then(
 ) -> None:
     (tmp_path / "ca.crt").write_bytes(s3_server.authority.read_bytes())
     spec = StorageSpec(endpoint=s3_server.tls_endpoint)
-    trusting = S3Storage(connect(spec.model_copy(update={"ca_secret_ref": {"name": "ca"}}), ca_dir=tmp_path))
+    trusting = S3Store(connect_s3(spec.model_copy(update={"ca_secret_ref": {"name": "ca"}}), ca_dir=tmp_path))
     trusting.put(f"s3://{bucket}/x", b"over TLS")
     assert trusting.read(f"s3://{bucket}/x") == b"over TLS"
     with pytest.raises(StorageUnavailable, match=r"certificate is not trusted .* set spec.storage.caSecretRef"):
-        S3Storage(connect(spec)).probe(f"s3://{bucket}/x")
+        S3Store(connect_s3(spec)).probe(f"s3://{bucket}/x")
 
 
 def test_an_authority_that_is_not_mounted_is_an_invalid_config(s3_server: Any, tmp_path: Path) -> None:
     spec = s3_server.spec().model_copy(update={"ca_secret_ref": {"name": "ca"}})
     with pytest.raises(TrainerError, match=r"needs the key ca\.crt") as caught:
-        connect(spec, ca_dir=tmp_path)
+        connect_s3(spec, ca_dir=tmp_path)
     assert caught.value.code is ExitCode.INVALID_CONFIG

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from gateway import Answer, Fault, Gateway, Tear
+from published_result import find_result_faults
 from tiny_model import make_tiny_model
 from trainer_pod import ROWS, Pod, checked, make_config
 from waiting import wait_until
@@ -17,10 +18,10 @@ from finetune_api.handoff import Artifact, ExitCode, Outcome, Report
 from finetune_trainer.config.run_context import RunContext
 from finetune_trainer.errors import StorageUnavailable
 from finetune_trainer.monitoring.reporter import Reporter
-from finetune_trainer.publishing.publish import publish, verify
+from finetune_trainer.publishing.publish import publish
 from finetune_trainer.sigterm import StopFlag
-from finetune_trainer.storage.s3 import S3Storage
-from finetune_trainer.storage.s3_client import connect
+from finetune_trainer.storage.s3 import S3Store
+from finetune_trainer.storage.s3_client import connect_s3
 
 MIB = 1024 * 1024
 DENIED = Answer(403, b"<Error><Code>AccessDenied</Code></Error>")
@@ -37,20 +38,18 @@ def gateway(s3_server: Any, aws_environment: None) -> Iterator[Gateway]:
 
 
 @pytest.fixture
-def storage(s3_server: Any, gateway: Gateway) -> S3Storage:
+def storage(s3_server: Any, gateway: Gateway) -> S3Store:
     """As in a training pod, which is patient."""
-    return S3Storage(connect(s3_server.spec().model_copy(update={"endpoint": gateway.url})), patience=60)
+    return S3Store(connect_s3(s3_server.spec().model_copy(update={"endpoint": gateway.url})), retry_seconds=60)
 
 
 @pytest.fixture
-def direct(s3_server: Any, aws_environment: None) -> S3Storage:
-    return S3Storage(connect(s3_server.spec()))
+def direct(s3_server: Any, aws_environment: None) -> S3Store:
+    return S3Store(connect_s3(s3_server.spec()))
 
 
 @pytest.fixture
-def pod(
-    s3_server: Any, gateway: Gateway, direct: S3Storage, bucket: str, tmp_path: Path, *, trainer_python: str
-) -> Pod:
+def pod(s3_server: Any, gateway: Gateway, direct: S3Store, bucket: str, tmp_path: Path, *, trainer_python: str) -> Pod:
     """A job after its preflight, which reaches the storage through the gateway and saves twice before its end."""
     for path in make_tiny_model(tmp_path / "model").iterdir():
         direct.upload(path, f"s3://{bucket}/model/{path.name}")
@@ -59,12 +58,12 @@ def pod(
     return checked(config, tmp_path, trainer_python)
 
 
-def require_published(pod: Pod, direct: S3Storage) -> None:
+def require_published(pod: Pod, direct: S3Store) -> None:
     """One run from the first step to the last, and a result that is whole."""
     report = pod.report()
     assert (report.outcome, report.last_step, report.resumed_from_step) == (Outcome.PUBLISHED, 60, None)
     prefix = pod.config.output_key()
-    assert verify(prefix, direct) == []
+    assert find_result_faults(prefix, direct) == []
     assert direct.list(f"{prefix}/{Artifact.CHECKPOINTS}") == []
 
 
@@ -81,7 +80,7 @@ def sometimes(share: float, *faults: Fault) -> Any:
 
 
 def test_a_training_outlasts_a_store_that_is_stopped_while_a_checkpoint_is_due(
-    pod: Pod, gateway: Gateway, direct: S3Storage
+    pod: Pod, gateway: Gateway, direct: S3Store
 ) -> None:
     process = pod.start("train")
     pod.wait_for_step(process, 12)
@@ -92,7 +91,7 @@ def test_a_training_outlasts_a_store_that_is_stopped_while_a_checkpoint_is_due(
     require_published(pod, direct)
 
 
-def test_a_job_succeeds_though_a_fifth_of_all_requests_fail(pod: Pod, gateway: Gateway, direct: S3Storage) -> None:
+def test_a_job_succeeds_though_a_fifth_of_all_requests_fail(pod: Pod, gateway: Gateway, direct: S3Store) -> None:
     """503 answers, connections that are reset, uploads that are torn, and all of it slowly."""
     gateway.delay = 0.02
     gateway.rule = sometimes(0.2, UNAVAILABLE, Tear(), Tear(after=1000))
@@ -103,7 +102,7 @@ def test_a_job_succeeds_though_a_fifth_of_all_requests_fail(pod: Pod, gateway: G
 
 
 def test_a_large_file_arrives_whole_through_errors_and_resets(
-    storage: S3Storage, gateway: Gateway, bucket: str, tmp_path: Path
+    storage: S3Store, gateway: Gateway, bucket: str, tmp_path: Path
 ) -> None:
     (tmp_path / "big").write_bytes(bytes(range(256)) * 4096 * 40)
     gateway.rule = sometimes(0.2, UNAVAILABLE, Tear(), Tear(after=MIB))
@@ -114,10 +113,10 @@ def test_a_large_file_arrives_whole_through_errors_and_resets(
 
 
 def test_an_upload_that_is_torn_again_and_again_leaves_no_object(
-    s3_server: Any, gateway: Gateway, direct: S3Storage, bucket: str, tmp_path: Path
+    s3_server: Any, gateway: Gateway, direct: S3Store, bucket: str, tmp_path: Path
 ) -> None:
     """Neither a small one, nor one of many parts of which one never arrives."""
-    impatient = S3Storage(connect(s3_server.spec().model_copy(update={"endpoint": gateway.url})))
+    impatient = S3Store(connect_s3(s3_server.spec().model_copy(update={"endpoint": gateway.url})))
     for size in (4 * MIB, 40 * MIB):
         (tmp_path / "file").write_bytes(b"x" * size)
         gateway.rule = lambda method, path: Tear(MIB) if method == "PUT" and "partNumber=1&" not in path else None
@@ -128,7 +127,7 @@ def test_an_upload_that_is_torn_again_and_again_leaves_no_object(
 
 
 def test_a_trainer_that_starts_while_the_store_is_away_waits_for_it(
-    pod: Pod, gateway: Gateway, direct: S3Storage
+    pod: Pod, gateway: Gateway, direct: S3Store
 ) -> None:
     gateway.leave()
     process = pod.start("train")
@@ -139,7 +138,7 @@ def test_a_trainer_that_starts_while_the_store_is_away_waits_for_it(
 
 
 def test_a_result_that_may_not_be_written_leaves_no_manifest_and_a_later_run_finishes_it(
-    pod: Pod, gateway: Gateway, direct: S3Storage
+    pod: Pod, gateway: Gateway, direct: S3Store
 ) -> None:
     """Checkpoints may; the adapter may not."""
     gateway.rule = lambda method, path: DENIED if method in {"PUT", "POST"} and "/adapter/" in path else None
@@ -150,13 +149,13 @@ def test_a_result_that_may_not_be_written_leaves_no_manifest_and_a_later_run_fin
     gateway.rule = lambda _method, _path: None
     process = pod.start("train")
     assert process.wait(300) == 0, (pod.directory / "stderr").read_text()
-    assert (pod.report().outcome, verify(prefix, direct)) == (Outcome.PUBLISHED, [])
+    assert (pod.report().outcome, find_result_faults(prefix, direct)) == (Outcome.PUBLISHED, [])
 
 
 def test_a_full_store_leaves_no_manifest_and_another_try_finishes_the_result(
-    pod: Pod, gateway: Gateway, direct: S3Storage, s3_server: Any, tmp_path: Path
+    pod: Pod, gateway: Gateway, direct: S3Store, s3_server: Any, tmp_path: Path
 ) -> None:
-    impatient = S3Storage(connect(s3_server.spec().model_copy(update={"endpoint": gateway.url})))
+    impatient = S3Store(connect_s3(s3_server.spec().model_copy(update={"endpoint": gateway.url})))
     folder = tmp_path / "result"
     (folder / "adapter").mkdir(parents=True)
     (folder / "adapter" / "adapter_model.safetensors").write_bytes(b"x" * MIB)
@@ -171,4 +170,4 @@ def test_a_full_store_leaves_no_manifest_and_another_try_finishes_the_result(
     published = publish(run, folder, result)
     assert published.artifacts
     assert published.artifacts.manifest_sha256
-    assert verify(config.output_key(), direct) == []
+    assert find_result_faults(config.output_key(), direct) == []

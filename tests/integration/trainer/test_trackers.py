@@ -14,7 +14,7 @@ from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import Resolved
 from finetune_api.tracking import MlflowTracking, WandbTracking
 from finetune_trainer.monitoring.reporter import Reporter
-from finetune_trainer.monitoring.tracking.follower import Ending, Follower
+from finetune_trainer.monitoring.tracking.follower import Follower, RunEnd
 from finetune_trainer.monitoring.tracking.mlflow import MlflowRun
 from finetune_trainer.monitoring.tracking.wandb import WandbRun
 
@@ -42,7 +42,7 @@ def reporter() -> Reporter:
     return made
 
 
-def follow(run: Any, path: Path, ending: Ending, known: dict[str, str] | None = None) -> Reporter:
+def follow(run: Any, path: Path, ending: RunEnd, known: dict[str, str] | None = None) -> Reporter:
     """One attempt, from its start to its end."""
     told = reporter()
     follower = Follower(run, path, told)
@@ -74,7 +74,7 @@ def test_mlflow_has_figures_settings_and_where_it_all_is(
     server: Mlflow, mlflow: Callable[[str], MlflowRun], tmp_path: Path
 ) -> None:
     (tmp_path / "m").write_text(lines(range(1, 4)))
-    told = follow(mlflow("one"), tmp_path / "m", Ending.FINISHED, {"manifest_sha256": "f" * 64})
+    told = follow(mlflow("one"), tmp_path / "m", RunEnd.FINISHED, {"manifest_sha256": "f" * 64})
     assert told.snapshot().progress.note is None
     (run,) = server.runs("one")
     assert (run["info"]["status"], run["info"]["run_name"]) == ("FINISHED", "mine")
@@ -91,10 +91,10 @@ def test_a_later_attempt_goes_on_with_the_run_and_tells_no_step_twice(
     server: Mlflow, mlflow: Callable[[str], MlflowRun], tmp_path: Path
 ) -> None:
     (tmp_path / "m").write_text(lines(range(1, 4)))
-    follow(mlflow("two"), tmp_path / "m", Ending.STOPPED)
+    follow(mlflow("two"), tmp_path / "m", RunEnd.STOPPED)
     assert [run["info"]["status"] for run in server.runs("two")] == ["SCHEDULED"]
     (tmp_path / "m").write_text(lines(range(1, 6)))
-    follow(mlflow("two"), tmp_path / "m", Ending.FAILED)
+    follow(mlflow("two"), tmp_path / "m", RunEnd.FAILED)
     (run,) = server.runs("two")
     assert run["info"]["status"] == "FAILED"
     assert [step for step, _ in server.history(run, "train/loss")] == [1, 2, 3, 4, 5]
@@ -116,7 +116,7 @@ def test_what_was_trained_while_mlflow_was_down_is_told_when_it_is_back(
     wait_until(lambda: "does not answer" in (told.snapshot().progress.note or ""))
     server.start()
     wait_until(lambda: told.snapshot().progress.note == "MLflow is told again")
-    follower.ask_to_end(Ending.FINISHED)
+    follower.ask_to_end(RunEnd.FINISHED)
     assert follower.wait(60)
     (run,) = server.runs("three")
     assert [step for step, _ in server.history(run, "train/loss")] == [1, 2, 3, 4, 5]
@@ -137,7 +137,7 @@ def test_an_offline_run_of_wandb_is_a_file_that_its_reader_knows(tmp_path: Path)
 
     (tmp_path / "m").write_text(lines(range(1, 4)))
     run = WandbRun(job("uid-1"), WandbTracking(project="p", mode="Offline"), tmp_path / "wandb", tmp_path)
-    assert follow(run, tmp_path / "m", Ending.FINISHED).snapshot().progress.note is None
+    assert follow(run, tmp_path / "m", RunEnd.FINISHED).snapshot().progress.note is None
     run.collect(tmp_path / "published")
     (file,) = (tmp_path / "published").rglob("*.wandb")
     assert file.parent.name.startswith("offline-run-")
@@ -163,7 +163,7 @@ def test_wandb_without_a_key_or_an_answer_fails_nothing(tmp_path: Path, key: str
         follower.start()
         if key:
             wait_until(lambda: run._process is not None)
-        follower.ask_to_end(Ending.STOPPED)
+        follower.ask_to_end(RunEnd.STOPPED)
         follower.wait(2.0)
         follower.leave()
         assert follower.wait(10)
@@ -181,7 +181,7 @@ def test_a_key_that_wandb_refuses_is_told_with_what_to_check(tmp_path: Path) -> 
         follower = Follower(WandbRun(job("uid-3"), server, tmp_path / "wandb", tmp_path), tmp_path / "m", told)
         follower.start()
         wait_until(lambda: "check tracking.wandb and its Secret" in (told.snapshot().progress.note or ""))
-        follower.ask_to_end(Ending.STOPPED)
+        follower.ask_to_end(RunEnd.STOPPED)
         follower.leave()
     assert "/graphql" in asked
     assert "k" * 40 not in told.snapshot().model_dump_json()

@@ -10,18 +10,19 @@ from typing import Any
 import pytest
 import yaml
 from hub import Hub
+from published_result import find_result_faults
 from tiny_model import make_tiny_model
 from trainer_pod import ROWS, Pod, checked, make_config
 
 from finetune_api.handoff import Artifact, CheckpointManifest, Outcome
-from finetune_trainer.publishing.publish import check_files, verify
-from finetune_trainer.storage.s3 import S3Storage
-from finetune_trainer.storage.s3_client import connect
+from finetune_trainer.publishing.publish import find_file_faults
+from finetune_trainer.storage.s3 import S3Store
+from finetune_trainer.storage.s3_client import connect_s3
 
 
 @pytest.fixture
 def pod(s3_server: Any, bucket: str, tmp_path: Path, aws_environment: None, trainer_python: str) -> Pod:
-    storage = S3Storage(connect(s3_server.spec()))
+    storage = S3Store(connect_s3(s3_server.spec()))
     make_tiny_model(tmp_path / "model")
     for path in (tmp_path / "model").iterdir():
         storage.upload(path, f"s3://{bucket}/model/{path.name}")
@@ -29,13 +30,13 @@ def pod(s3_server: Any, bucket: str, tmp_path: Path, aws_environment: None, trai
     return checked(make_config(s3_server, bucket), tmp_path, trainer_python)
 
 
-def verify_checkpoint(uri: str, storage: S3Storage) -> list[str]:
+def verify_checkpoint(uri: str, storage: S3Store) -> list[str]:
     """Return what is wrong with a checkpoint, by its manifest."""
     manifest = CheckpointManifest.model_validate_json(storage.read(f"{uri}/{Artifact.MANIFEST}") or b"")
-    return check_files(uri, manifest.files, storage)
+    return find_file_faults(uri, manifest.files, storage)
 
 
-def steps(storage: S3Storage, prefix: str) -> list[int]:
+def steps(storage: S3Store, prefix: str) -> list[int]:
     """Return the steps of the published metrics.jsonl, in its order."""
     found = [json.loads(line) for line in (storage.read(f"{prefix}/{Artifact.METRICS}") or b"").splitlines()]
     return [line["step"] for line in found if line["kind"] == "train"]
@@ -43,7 +44,7 @@ def steps(storage: S3Storage, prefix: str) -> list[int]:
 
 def test_a_stopped_trainer_publishes_nothing_and_the_next_one_goes_on(pod: Pod, s3_server: Any) -> None:
     """Stop at any step; the next pod finds an incomplete checkpoint next to the complete one."""
-    storage, prefix = S3Storage(connect(s3_server.spec())), pod.config.output_key()
+    storage, prefix = S3Store(connect_s3(s3_server.spec())), pod.config.output_key()
 
     process = pod.start("train")
     seen = pod.wait_for_step(process, random.randint(2, 40))
@@ -80,7 +81,7 @@ def test_a_stopped_trainer_publishes_nothing_and_the_next_one_goes_on(pod: Pod, 
     assert published.artifacts is not None
     assert published.artifacts.manifest_sha256 == storage.sha256(f"{prefix}/{Artifact.MANIFEST}")
     assert steps(storage, prefix) == list(range(1, 61))
-    assert verify(prefix, storage) == []
+    assert find_result_faults(prefix, storage) == []
     assert storage.list(f"{prefix}/{Artifact.CHECKPOINTS}") == []
     assert b"checkpoints/" not in (storage.read(f"{prefix}/{Artifact.MANIFEST}") or b"")
 
@@ -99,7 +100,7 @@ def test_a_job_from_a_hub_trains_on_the_commits_that_were_checked_though_the_bra
     make_tiny_model(models / "tiny")
     (datasets / "qa").mkdir(parents=True)
     (datasets / "qa" / "train.jsonl").write_text(ROWS)
-    storage = S3Storage(connect(s3_server.spec()))
+    storage = S3Store(connect_s3(s3_server.spec()))
     with Hub(tmp_path / "hub").serving() as hub:
         commit, rows_commit = hub.commit("models", "acme/tiny"), hub.commit("datasets", "acme/qa")
         config = make_config(
@@ -128,7 +129,7 @@ def test_a_job_from_a_hub_trains_on_the_commits_that_were_checked_though_the_bra
     assert lineage is not None
     assert lineage.base_model_revision == commit
     prefix = config.output_key()
-    assert verify(prefix, storage) == []
+    assert find_result_faults(prefix, storage) == []
     adapter = json.loads(storage.read(f"{prefix}/adapter/adapter_config.json") or b"")
     assert (adapter["base_model_name_or_path"], adapter["revision"]) == ("acme/tiny", commit)
     again = yaml.safe_load(storage.read(f"{prefix}/{Artifact.CONFIG}") or b"")["spec"]

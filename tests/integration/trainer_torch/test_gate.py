@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
+from published_result import find_result_faults
 from safetensors.torch import load_file, save_file
 from tiny_model import make_tiny_model
 from training_bench import Bench, make_spec
@@ -36,7 +37,7 @@ from finetune_trainer.models.loading import (
 from finetune_trainer.monitoring.reporter import Reporter
 from finetune_trainer.pipeline.full_model import make_candidate
 from finetune_trainer.publishing.lineage import digest_folder
-from finetune_trainer.publishing.publish import adopt, verify
+from finetune_trainer.publishing.publish import adopt_result
 from finetune_trainer.sigterm import StopFlag
 from finetune_trainer.tokenization.labeler import Labeler
 from finetune_trainer.tokenization.samples import Encoded
@@ -262,7 +263,7 @@ def test_qlora_is_judged_on_both_bases_each_against_its_own(make_bench: MakeBenc
     assert all(one["mean_kl"] < 0.01 for one in told["candidates"])
     assert report.evaluation is not None
     assert (report.outcome, report.evaluation.merged) == (Outcome.PUBLISHED, "Passed")
-    assert verify("s3://bucket/output", bench.storage) == []
+    assert find_result_faults("s3://bucket/output", bench.storage) == []
 
 
 def test_the_dequantised_base_is_what_the_four_bit_layers_compute_with(tiny_model: Path, plan: GatePlan) -> None:
@@ -302,10 +303,10 @@ def test_a_gate_that_is_not_met_fails_with_everything_published(
     assert told in report.message
     assert report.evaluation is not None
     assert (report.evaluation.gate, report.evaluation.merged) == ("NotMet", "NotAsked")
-    assert verify("s3://bucket/output", bench.storage) == []
+    assert find_result_faults("s3://bucket/output", bench.storage) == []
     assert (bench.output / "adapter" / "adapter_model.safetensors").is_file()
     assert told in (bench.output / "finetune_report.md").read_text("utf-8")
-    adopted = adopt(bench.config(), bench.storage, Outcome.ADOPTED)
+    adopted = adopt_result(bench.config(), bench.storage, Outcome.ADOPTED)
     assert adopted
     assert adopted.outcome is Outcome.GATE_NOT_MET
 
@@ -340,7 +341,7 @@ def test_a_number_format_that_cannot_hold_the_weights_withholds_the_full_model_a
     assert report.artifacts is not None
     assert (report.artifacts.merged_uri, bool(report.artifacts.adapter_uri)) == (None, method == "LoRA")
     assert (bench.output / "withheld.safetensors").is_file() == (method == "Full")
-    assert verify("s3://bucket/output", bench.storage) == []
+    assert find_result_faults("s3://bucket/output", bench.storage) == []
 
 
 def test_a_base_that_changed_while_it_trained_is_not_merged_into(

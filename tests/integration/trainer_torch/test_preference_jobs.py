@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
+from published_result import find_result_faults
 from safetensors.torch import load_file, save_file
 from training_bench import HYPERPARAMETERS, Bench, as_parent, preference_rows
 from transformers import AutoModelForCausalLM
@@ -19,7 +20,6 @@ from finetune_trainer.errors import TrainerError
 from finetune_trainer.monitoring.reporter import Reporter
 from finetune_trainer.pipeline.inputs import load_inputs
 from finetune_trainer.publishing.lineage import digest_folder
-from finetune_trainer.publishing.publish import verify
 from finetune_trainer.sigterm import StopFlag
 from finetune_trainer.tokenization.samples import EncodedPair
 
@@ -88,7 +88,7 @@ def test_a_job_learns_to_prefer_and_publishes_what_it_learnt(
     assert (metrics.reward_accuracy is not None) == (objective == "DPO")
     assert [line["step"] for line in metrics_lines(bench, "eval")] == [0, 3, 6]
     assert all("reward_margin" in line for line in metrics_lines(bench, "eval"))
-    assert verify("s3://bucket/output", bench.storage) == []
+    assert find_result_faults("s3://bucket/output", bench.storage) == []
     assert "finetune_report.md" in digest_folder(bench.output)
     assert '"stage":"Reference"' in capsys.readouterr().out
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from loop_bench import teach
+from published_result import find_result_faults
 from training_bench import HYPERPARAMETERS, THINGS, Bench, as_parent, preference_rows
 from waiting import wait_until
 
@@ -15,7 +16,6 @@ from finetune_api.handoff import ExitCode, Report
 from finetune_trainer.data.rows import Message
 from finetune_trainer.errors import Stopped
 from finetune_trainer.publishing.lineage import digest_folder
-from finetune_trainer.publishing.publish import verify
 
 MakeBench = Callable[..., Bench]
 SHORT = HYPERPARAMETERS | {"maxSteps": 6, "learningRate": 5e-3, "lrSchedulerType": "constant", "warmupSteps": 0}
@@ -86,7 +86,7 @@ def test_a_reward_model_learns_the_pairs_and_is_published(reward_job: tuple[Benc
     assert metrics.eval_loss == metrics.best_eval_loss < metrics.baseline_eval_loss
     assert (metrics.reward_accuracy or 0) > 0.9
     assert (metrics.reward_margin or 0) > 0.5
-    assert verify("s3://bucket/output", bench.storage) == []
+    assert find_result_faults("s3://bucket/output", bench.storage) == []
     published = {path.partition("/")[0] for path in digest_folder(bench.output)}
     assert ("merged" in published) == (bench.spec["tuning"]["method"] == "Full")
     text = report_text(bench)
@@ -113,7 +113,7 @@ def test_the_chain_of_a_reward_model_and_a_policy(
     assert report.lineage
     assert report.lineage.reward_job
     assert report.lineage.reward_job.name == "parent"
-    assert verify("s3://bucket/output", bench.storage) == []
+    assert find_result_faults("s3://bucket/output", bench.storage) == []
 
 
 def test_supervised_tuning_then_a_reward_model_then_a_policy_that_continues_the_first(make_bench: MakeBench) -> None:
@@ -170,7 +170,7 @@ def test_a_policy_earns_computed_rewards_and_its_best_step_is_published(
     assert final["reward"] == pytest.approx(metrics.eval_reward)
     assert f"held-out reward {final['reward']:.4g}" in report.message
     assert f"to **{final['reward']:.4g}** (tuned model)" in report_text(bench)
-    assert verify("s3://bucket/output", bench.storage) == []
+    assert find_result_faults("s3://bucket/output", bench.storage) == []
 
 
 def test_a_stop_while_answers_are_written_ends_within_the_step(make_bench: MakeBench, taught: Path) -> None:

@@ -41,8 +41,8 @@ PeerLinkPort = Annotated[int, typer.Option(hidden=True, help="Port of the first 
 TerminationLog = Annotated[Path, typer.Option(help="File for the report (JSON), if it exists.")]
 
 
-@app.command()
-def preflight(
+@app.command("preflight")
+def preflight_command(
     context: typer.Context,
     config: Config = Path(CONFIG_DIR) / CONFIG_FILE,
     workspace: WorkspaceDir = Path(WORKSPACE_DIR),
@@ -57,8 +57,8 @@ def preflight(
     raise typer.Exit(state.finish(pod.preflight(state, config, workspace, port)))
 
 
-@app.command()
-def train(  # noqa: PLR0917 - the options of a command
+@app.command("train")
+def train_command(  # noqa: PLR0917 - the options of a command
     context: typer.Context,
     config: Config = Path(CONFIG_DIR) / CONFIG_FILE,
     workspace: WorkspaceDir = Path(WORKSPACE_DIR),
@@ -102,8 +102,8 @@ def rank(
         raise typer.Exit(state.finish(report))
 
 
-@app.command()
-def run(  # noqa: PLR0917 - the options of a command
+@app.command("run")
+def run_command(  # noqa: PLR0917 - the options of a command
     context: typer.Context,
     manifest: Annotated[
         Path,
@@ -137,16 +137,16 @@ def run(  # noqa: PLR0917 - the options of a command
     the standard AWS variables or profile; hf:// URIs from the hub that the manifest or HF_ENDPOINT names, with the
     token in HF_TOKEN.
     """
-    from finetune_trainer.commands import run as local_run
+    from finetune_trainer.commands.run import run_jobs
 
     state: RunState = context.obj
     with tempfile.TemporaryDirectory(prefix="finetune-") as scratch:
         folder = workspace or Path(scratch)
-        raise typer.Exit(state.finish(local_run.run(state, manifest, output, maps or [], jobs or [], workspace=folder)))
+        raise typer.Exit(state.finish(run_jobs(state, manifest, output, maps or [], jobs or [], workspace=folder)))
 
 
 @app.command("check-data")
-def check_data(  # noqa: PLR0917 - the options of a command
+def check_data_command(  # noqa: PLR0917 - the options of a command
     files: Annotated[
         list[str],
         typer.Argument(
@@ -192,19 +192,18 @@ def check_data(  # noqa: PLR0917 - the options of a command
 
     Exits 65 where a job would fail; the files are written all the same.
     """
-    from finetune_trainer.commands.check_data import Request, parse_columns
-    from finetune_trainer.commands.check_data import check_data as check
+    from finetune_trainer.commands.check_data import Request, check_local_rows, parse_columns
 
     if model is not None and to is not None and objective is None:
         raise typer.BadParameter("with --to, --model needs --objective: what is trained decides what is too long")
     if to is None:
         objective = objective or Objective.CHAT
     mapped = parse_columns(columns) if columns else None
-    check(files, out, Request(objective, data_format, mapped, to, model, max_length, max_rejected_percent))
+    check_local_rows(files, out, Request(objective, data_format, mapped, to, model, max_length, max_rejected_percent))
 
 
-@app.command()
-def verify(
+@app.command("verify")
+def verify_command(
     uri: Annotated[str, typer.Argument(help="output.uri of a job: s3://bucket/prefix, or a local folder.")],
     endpoint: Annotated[
         str | None, typer.Option(help="URL of the S3 endpoint.", envvar="AWS_ENDPOINT_URL", show_envvar=True)

@@ -13,7 +13,7 @@ import pytest
 
 from finetune_api.handoff import ExitCode
 from finetune_api.spec import DatasetFormat, Objective
-from finetune_trainer.commands.check_data import Request, check_data, parse_columns
+from finetune_trainer.commands.check_data import Request, check_local_rows, parse_columns
 from finetune_trainer.data.formats.export import ExportFormat
 from finetune_trainer.errors import TrainerError
 
@@ -51,7 +51,7 @@ def test_a_folder_of_mixed_files_is_read_in_order_with_each_row_s_place(tmp_path
     write(folder / "c.csv", "instruction,output\r\nadd,4\r\n")
     pq.write_table(pa.Table.from_pylist([{"instruction": "add", "output": "5"}]), folder / "d.parquet")
     write(folder / "README.md", "# rows")
-    check_data([str(folder)], out, Request(Objective.CHAT, max_rejected_percent=50))
+    check_local_rows([str(folder)], out, Request(Objective.CHAT, max_rejected_percent=50))
     accepted = lines(out / "accepted.jsonl")
     assert [(Path(row["_source"]["file"]).name, row["_source"]["line"]) for row in accepted] == [
         ("a.jsonl", 1), ("b.json", 1), ("c.csv", 2), ("d.parquet", 1),
@@ -65,7 +65,7 @@ def test_without_an_objective_rows_of_every_kind_are_converted_or_named(
     tmp_path: Path, out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = write(tmp_path / "rows.jsonl", ALPACA, SHAREGPT, PAIR, LABELLED, TEXT, PROMPT)
-    check_data([str(rows)], out, Request(to=ExportFormat.OPENAI))
+    check_local_rows([str(rows)], out, Request(to=ExportFormat.OPENAI))
     assert len(lines(out / "accepted.jsonl")) == 6
     assert lines(out / "converted.jsonl") == [
         {"messages": [{"role": "user", "content": "add\n1 2"}, {"role": "assistant", "content": "3"}]},
@@ -86,7 +86,7 @@ def test_without_an_objective_rows_of_every_kind_are_converted_or_named(
 
 def test_with_an_objective_what_it_takes_of_a_row_is_converted(tmp_path: Path, out: Path) -> None:
     rows = write(tmp_path / "rows.jsonl", PAIR, LABELLED)
-    check_data([str(rows)], out, Request(Objective.CHAT, to=ExportFormat.ALPACA))
+    check_local_rows([str(rows)], out, Request(Objective.CHAT, to=ExportFormat.ALPACA))
     assert lines(out / "converted.jsonl") == [
         {"instruction": "q", "input": "", "output": "good"},
         {"instruction": "q", "input": "", "output": "a"},
@@ -95,9 +95,9 @@ def test_with_an_objective_what_it_takes_of_a_row_is_converted(tmp_path: Path, o
 
 def test_a_converted_file_is_checked_and_converted_back_to_the_same_rows(tmp_path: Path, out: Path) -> None:
     rows = write(tmp_path / "rows.jsonl", ALPACA, SHAREGPT)
-    check_data([str(rows)], out, Request(to=ExportFormat.SHAREGPT))
+    check_local_rows([str(rows)], out, Request(to=ExportFormat.SHAREGPT))
     back = tmp_path / "back"
-    check_data([str(out / "converted.jsonl")], back, Request(to=ExportFormat.OPENAI))
+    check_local_rows([str(out / "converted.jsonl")], back, Request(to=ExportFormat.OPENAI))
     messages = [row["messages"] for row in lines(out / "accepted.jsonl")]
     assert [row["messages"] for row in lines(back / "converted.jsonl")] == messages
 
@@ -105,7 +105,7 @@ def test_a_converted_file_is_checked_and_converted_back_to_the_same_rows(tmp_pat
 def test_the_user_s_columns_are_known_by_the_names_that_are_given(tmp_path: Path, out: Path) -> None:
     rows = write(tmp_path / "rows.jsonl", {"frage": "q", "antwort": "a"})
     columns = parse_columns(["prompt=frage, completion=antwort"])
-    check_data([str(rows)], out, Request(Objective.CHAT, columns=columns))
+    check_local_rows([str(rows)], out, Request(Objective.CHAT, columns=columns))
     assert [turn["content"] for turn in lines(out / "accepted.jsonl")[0]["messages"]] == ["q", "a"]
 
 
@@ -122,7 +122,7 @@ def test_half_a_pair_of_columns_is_refused_with_an_example(option: str) -> None:
 
 def test_a_column_that_no_format_knows_is_refused_by_its_option(tmp_path: Path, out: Path) -> None:
     with pytest.raises(TrainerError, match="--columns maps frage, which no format knows"):
-        check_data([str(tmp_path)], out, Request(columns={"frage": "prompt"}))
+        check_local_rows([str(tmp_path)], out, Request(columns={"frage": "prompt"}))
 
 
 @pytest.mark.parametrize(
@@ -143,21 +143,21 @@ def test_rows_that_cannot_be_used_end_in_65_with_every_file_written(
 ) -> None:
     rows = write(tmp_path / "rows.jsonl", content)
     with pytest.raises(TrainerError, match=message) as refused:
-        check_data([str(rows)], out, request_)
+        check_local_rows([str(rows)], out, request_)
     assert refused.value.code is ExitCode.DATASET_UNUSABLE
     assert {"accepted.jsonl", "rejected.jsonl", "summary.json"} <= {path.name for path in out.iterdir()}
 
 
 def test_a_missing_file_ends_in_65_with_every_file_written(tmp_path: Path, out: Path) -> None:
     with pytest.raises(TrainerError, match="No such file"):
-        check_data([str(tmp_path / "absent.jsonl")], out, Request(Objective.CHAT))
+        check_local_rows([str(tmp_path / "absent.jsonl")], out, Request(Objective.CHAT))
     assert summary(out)["rows"] == 0
 
 
 def test_an_input_is_never_written_over(tmp_path: Path) -> None:
     rows = write(tmp_path / "accepted.jsonl", ALPACA)
     with pytest.raises(TrainerError, match="would be written over"):
-        check_data([str(rows)], tmp_path, Request(Objective.CHAT))
+        check_local_rows([str(rows)], tmp_path, Request(Objective.CHAT))
     assert lines(rows) == [ALPACA]
 
 
@@ -167,7 +167,7 @@ def test_with_a_model_the_lengths_are_told(
     rows = write(
         tmp_path / "rows.jsonl", *({"instruction": "what is one", "output": "x" * size} for size in (1, 9, 60))
     )
-    check_data([str(rows)], out, Request(Objective.CHAT, model=model_folder))
+    check_local_rows([str(rows)], out, Request(Objective.CHAT, model=model_folder))
     lengths = summary(out)["lengths"]
     assert 0 < lengths["p50"] < lengths["max"] <= lengths["advisedMaxLength"]
     assert f"{lengths['max']} at most: maxLength {lengths['advisedMaxLength']} cuts" in capsys.readouterr().out
@@ -205,7 +205,7 @@ def test_with_several_files_what_became_of_each_is_told(
     write(good, ALPACA, SHAREGPT)
     write(bad, ALPACA, "{\n", "{\n")
     write(empty, "")
-    check_data([str(folder)], out, Request(Objective.CHAT, max_rejected_percent=50))
+    check_local_rows([str(folder)], out, Request(Objective.CHAT, max_rejected_percent=50))
     assert summary(out)["files"] == [
         {"file": str(good), "rows": 2, "accepted": 2, "rejectedByCode": {}},
         {"file": str(bad), "rows": 3, "accepted": 0, "rejectedByCode": {"BAD_JSON": 2, "DUPLICATE": 1}},
@@ -219,6 +219,6 @@ def test_with_several_files_what_became_of_each_is_told(
 def test_a_model_that_cannot_be_used_ends_in_66_with_every_file_written(tmp_path: Path, out: Path) -> None:
     rows = write(tmp_path / "rows.jsonl", ALPACA)
     with pytest.raises(TrainerError) as refused:
-        check_data([str(rows)], out, Request(Objective.CHAT, model=tmp_path / "absent"))
+        check_local_rows([str(rows)], out, Request(Objective.CHAT, model=tmp_path / "absent"))
     assert refused.value.code is ExitCode.MODEL_UNAVAILABLE
     assert {"accepted.jsonl", "rejected.jsonl", "summary.json"} == {path.name for path in out.iterdir()}

@@ -10,7 +10,7 @@ import pytest
 from finetune_api.handoff import ExitCode, JobConfig, Manifest, Outcome, Report
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import Resolved
-from finetune_trainer.commands.local_jobs import in_order, parse_finished, with_references
+from finetune_trainer.commands.local_jobs import add_references, parse_finished, sort_jobs
 from finetune_trainer.config.resolved_manifest import config_yaml
 from finetune_trainer.errors import TrainerError
 
@@ -36,12 +36,12 @@ def make_policy(name: str, parent: str, judge: str) -> JobConfig:
 
 
 def order(*jobs: JobConfig, finished: tuple[str, ...] = ()) -> list[str]:
-    return [job.name for job in in_order(jobs, finished)]
+    return [job.name for job in sort_jobs(jobs, finished)]
 
 
 def refusal(*jobs: JobConfig) -> str:
     with pytest.raises(TrainerError) as caught:
-        in_order(jobs, ())
+        sort_jobs(jobs, ())
     assert caught.value.code is ExitCode.INVALID_CONFIG
     return caught.value.message
 
@@ -93,7 +93,7 @@ def test_a_finished_result_is_handed_to_its_child_as_the_operator_would(tmp_path
     digest = leave_result(tmp_path / "out", make_job("sft"))
     found = parse_finished([f"sft={tmp_path / 'out'}"])
     assert found["sft"].folder == tmp_path / "out"
-    child = with_references(make_job("dpo", "sft"), {name: one.job for name, one in found.items()})
+    child = add_references(make_job("dpo", "sft"), {name: one.job for name, one in found.items()})
     assert json.loads(child.model_dump_json(by_alias=True))["parent"] == {
         "name": "sft",
         "uid": "uid-of-sft",

@@ -13,35 +13,35 @@ from finetune_trainer.data.sources import MAX_OBJECTS, fetch_source, pattern_to_
 from finetune_trainer.data.split_names import detect_split
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.pipeline.preflight import preflight
-from finetune_trainer.storage.local import LocalStorage
-from finetune_trainer.storage.protocol import Storage
+from finetune_trainer.storage.local import LocalStore
+from finetune_trainer.storage.protocol import Store
 
-Bucket = Callable[..., LocalStorage]
+Bucket = Callable[..., LocalStore]
 QA = "hf://datasets/acme/qa"
 
 
-def nobody() -> Storage:
+def nobody() -> Store:
     raise AssertionError("asked elsewhere")
 
 
 @pytest.fixture
 def bucket(tmp_path: Path) -> Bucket:
-    def make(*keys: str) -> LocalStorage:
+    def make(*keys: str) -> LocalStore:
         for key in keys:
             path = tmp_path / "bucket" / key
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text('{"a": 1}\n')
-        return LocalStorage({"s3://bucket": tmp_path / "bucket", QA: tmp_path / "bucket"}, nobody)
+        return LocalStore({"s3://bucket": tmp_path / "bucket", QA: tmp_path / "bucket"}, nobody)
 
     return make
 
 
-def found(storage: Storage, uri: str, place: str = "train") -> list[str]:
+def found(storage: Store, uri: str, place: str = "train") -> list[str]:
     objects = resolve_source(DataSource(uri=uri), storage, place)
     return [one.uri.removeprefix("s3://bucket/").removeprefix(f"{QA}/") for one in objects]
 
 
-def refused(storage: Storage, uri: str, place: str = "train") -> str:
+def refused(storage: Store, uri: str, place: str = "train") -> str:
     with pytest.raises(TrainerError) as caught:
         resolve_source(DataSource(uri=uri), storage, place)
     assert caught.value.code is ExitCode.DATASET_UNUSABLE

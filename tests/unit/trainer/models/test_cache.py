@@ -14,18 +14,18 @@ import pytest
 
 from finetune_trainer.errors import Stopped, StorageUnavailable
 from finetune_trainer.models.cache import SPARE_BYTES, CachedModel, cached_model
-from finetune_trainer.storage.local import LocalStorage
-from finetune_trainer.storage.protocol import Entry, OnBytes, Storage
+from finetune_trainer.storage.local import LocalStore
+from finetune_trainer.storage.protocol import Entry, OnBytes, Store
 
 URI = "s3://bucket/model"
 CONTENT = {"config.json": b"{}", "model.safetensors": b"weights" * 1000, "additional/one.jinja": b"template"}
 
 
-def nobody() -> Storage:
+def nobody() -> Store:
     raise AssertionError("asked elsewhere")
 
 
-class Counting(LocalStorage):
+class Counting(LocalStore):
     """Remembers what was downloaded; `trouble` may raise before it is."""
 
     def __init__(self, folder: Path) -> None:
@@ -233,14 +233,14 @@ CACHE_USER = """
 import sys
 from pathlib import Path
 
-from finetune_trainer.storage.local import LocalStorage
+from finetune_trainer.storage.local import LocalStore
 from finetune_trainer.models.cache import cached_model
 
 uri, folder, cache = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
 beats = 0
 
 
-class Held(LocalStorage):
+class Held(LocalStore):
     def download(self, uri, path, on_bytes=None):
         print("downloads", flush=True)
         sys.stdin.readline()

@@ -10,7 +10,7 @@ from finetune_api.handoff import ProgressReport
 from finetune_api.status import CheckpointStatus, Resolved
 from finetune_trainer.errors import Stopped
 from finetune_trainer.monitoring import reporter as progress
-from finetune_trainer.monitoring.reporter import Pace, Reporter, transfer_beat
+from finetune_trainer.monitoring.reporter import Reporter, TimeEstimate, transfer_beat
 from finetune_trainer.sigterm import StopFlag
 
 
@@ -31,7 +31,7 @@ def get(port: int, path: str) -> bytes:
 
 def test_progress_is_served_as_the_contract_has_it(reporter: Reporter) -> None:
     port = reporter.serve(0)
-    reporter.stage("Training")
+    reporter.set_stage("Training")
     reporter.update(
         progress={"step": 42, "total_steps": 100, "epoch": 1.26},
         metrics={"train_loss": 1.4234567},
@@ -120,23 +120,23 @@ def test_the_last_percent_is_only_shown_when_done(reporter: Reporter) -> None:
 
 
 def test_before_the_first_step_the_stage_is_what_people_see(reporter: Reporter) -> None:
-    reporter.stage("Loading")
+    reporter.set_stage("Loading")
     assert reporter.snapshot().progress.display == "Loading"
 
 
 def test_before_the_first_step_people_see_how_much_of_a_stage_is_done(reporter: Reporter) -> None:
-    reporter.stage("Reference")
-    reporter.share(3, 8)
+    reporter.set_stage("Reference")
+    reporter.set_share(3, 8)
     assert (reporter.snapshot().progress.display, reporter.snapshot().heartbeat) == ("Reference 37%", 2)
-    reporter.stage("Baseline")
+    reporter.set_stage("Baseline")
     assert reporter.snapshot().progress.display == "Baseline"
     reporter.update(progress={"step": 1, "total_steps": 4})
-    reporter.share(1, 2)
+    reporter.set_share(1, 2)
     assert reporter.snapshot().progress.display == "25%"
 
 
 def test_one_json_line_is_printed_per_stage_and_per_metrics(reporter: Reporter, out: io.StringIO) -> None:
-    reporter.stage("Training")
+    reporter.set_stage("Training")
     for step in range(50):
         reporter.update(progress={"step": step, "total_steps": 50})
     reporter.update(metrics={"train_loss": 1.5})
@@ -148,7 +148,7 @@ def test_one_json_line_is_printed_per_stage_and_per_metrics(reporter: Reporter, 
 def test_a_long_time_without_metrics_still_prints(
     reporter: Reporter, out: io.StringIO, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    reporter.stage("Training")
+    reporter.set_stage("Training")
     monkeypatch.setattr(progress, "QUIET_SECONDS", 0.0)
     reporter.update(progress={"step": 1, "total_steps": 50})
     assert len(out.getvalue().splitlines()) == 2
@@ -161,7 +161,7 @@ def test_a_terminal_gets_a_bar_instead_of_json() -> None:
 
     terminal = Terminal()
     reporter = Reporter("uid-1", out=terminal)
-    reporter.stage("Training")
+    reporter.set_stage("Training")
     reporter.update(progress={"step": 5, "total_steps": 10}, metrics={"train_loss": 1.25})
     reporter.close()
     assert "Training" in terminal.getvalue()
@@ -173,7 +173,7 @@ def test_a_terminal_gets_a_bar_instead_of_json() -> None:
 def test_the_remaining_time_follows_the_pace_so_far(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
     monkeypatch.setattr(progress.time, "monotonic", lambda: now)
-    pace = Pace()
+    pace = TimeEstimate()
     assert pace.remaining(0, 10) is None
     now = 108.0
     assert pace.remaining(4, 10) == 12
@@ -194,8 +194,8 @@ def test_saved_checkpoints_are_timed_and_one_that_was_only_found_is_not(reporter
     port = reporter.serve(0)
     saved = {"uri": "s3://bucket/out/checkpoints/step-000010", "step": 10, "saved_time": "2026-01-02T00:00:00Z"}
     found = CheckpointStatus.model_validate(saved | {"sha256": "ab" * 32})
-    reporter.note_checkpoint(found)
-    reporter.note_checkpoint(found.model_copy(update={"save_seconds": 1.5}))
+    reporter.set_checkpoint(found)
+    reporter.set_checkpoint(found.model_copy(update={"save_seconds": 1.5}))
     reporter.count_checkpoint_failure()
     exposed = get(port, "/metrics").decode()
     assert "finetune_trainer_checkpoint_seconds_count 1.0" in exposed

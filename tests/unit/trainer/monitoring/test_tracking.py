@@ -15,7 +15,7 @@ from finetune_api.status import Artifacts
 from finetune_api.tracking import MlflowTracking
 from finetune_trainer.errors import Stopped
 from finetune_trainer.monitoring.tracking import Patience, track
-from finetune_trainer.monitoring.tracking.follower import Ending, Follower, Point, TrackerFault
+from finetune_trainer.monitoring.tracking.follower import Follower, Point, RunEnd, TrackerFault
 from finetune_trainer.monitoring.tracking.mlflow import MlflowRun
 
 LINES = [
@@ -34,7 +34,7 @@ class Recorder:
         self.faults = faults
         self.opened = 0
         self.points: list[Point] = []
-        self.closed: tuple[Ending, dict[str, str]] | None = None
+        self.closed: tuple[RunEnd, dict[str, str]] | None = None
 
     def open(self) -> None:
         self.opened += 1
@@ -48,7 +48,7 @@ class Recorder:
     def send(self, points: Any) -> None:
         self.points += points
 
-    def close(self, ending: Ending, known: Any) -> None:
+    def close(self, ending: RunEnd, known: Any) -> None:
         self.closed = (ending, dict(known))
 
     def abandon(self) -> None:
@@ -67,7 +67,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("finetune_trainer.monitoring.tracking.follower.PAUSE", 0.01)
 
 
-def end(follower: Follower, ending: Ending = Ending.FINISHED) -> None:
+def end(follower: Follower, ending: RunEnd = RunEnd.FINISHED) -> None:
     follower.ask_to_end(ending)
     assert follower.wait(20)
 
@@ -80,7 +80,7 @@ def test_figures_are_told_by_kind_and_step_and_then_the_end(world: Any, metrics:
     end(follower)
     assert run.points[0] == Point(1, {"train/loss": 2.5, "train/seconds": 0.5})
     assert run.points[2] == Point(2, {"eval/loss": 2.25, "eval/tokens": 90.0})
-    assert run.closed == (Ending.FINISHED, {"manifest_sha256": "a"})
+    assert run.closed == (RunEnd.FINISHED, {"manifest_sha256": "a"})
 
 
 def test_half_a_line_waits_for_its_other_half(world: Any, metrics: Path) -> None:
@@ -129,7 +129,7 @@ def test_a_server_that_never_answers_holds_up_an_end_no_longer_than_asked(
     with silent_server() as uri:
         follower = Follower(mlflow(world, uri, tmp_path), metrics, world.reporter)
         follower.start()
-        follower.ask_to_end(Ending.STOPPED)
+        follower.ask_to_end(RunEnd.STOPPED)
         assert not follower.wait(1.0)  # it would go on for its own time limit, which is ten seconds
         follower.leave()
     assert "has not taken everything in time" in caplog.text
@@ -193,16 +193,16 @@ def test_only_the_first_of_several_processes_tells(world: Any, metrics: Path) ->
         world.with_config({"tracking": {"mlflow": {"uri": uri, "experiment": "e"}, "tensorboard": True}})
         places = {"result": metrics.parent, "workspace": world.workspace}
         with track(world.config, **places, reporter=world.reporter, stop=world.stop, is_first=False) as trackers:
-            trackers.settle()
+            trackers.write_files()
     assert requests == []
     assert not (metrics.parent / "tensorboard").exists()
 
 
 @pytest.mark.parametrize(
-    ("outcome", "ending"), [(Outcome.PUBLISHED, Ending.FINISHED), (Outcome.GATE_NOT_MET, Ending.FAILED)]
+    ("outcome", "ending"), [(Outcome.PUBLISHED, RunEnd.FINISHED), (Outcome.GATE_NOT_MET, RunEnd.FAILED)]
 )
 def test_a_result_that_meets_no_gate_is_a_failed_run_with_its_manifest(
-    world: Any, metrics: Path, monkeypatch: pytest.MonkeyPatch, outcome: Outcome, ending: Ending
+    world: Any, metrics: Path, monkeypatch: pytest.MonkeyPatch, outcome: Outcome, ending: RunEnd
 ) -> None:
     run = Recorder()
     monkeypatch.setattr("finetune_trainer.monitoring.tracking.MlflowRun", lambda *_: run)
@@ -213,6 +213,6 @@ def test_a_result_that_meets_no_gate_is_a_failed_run_with_its_manifest(
         outcome=outcome, reason=outcome.value, message="m", job_uid="u", config_sha256="c", artifacts=artifacts
     )
     with track(world.config, **places, reporter=world.reporter, stop=world.stop) as trackers:
-        trackers.published(report)
+        trackers.record_result(report)
     assert run.closed is not None
     assert (run.closed[0], run.closed[1]["manifest_sha256"]) == (ending, "ab" * 32)

@@ -200,7 +200,7 @@ def test_a_stop_ends_preflight_before_anything_is_written(world: Any) -> None:
 
 
 def test_of_two_jobs_that_claim_at_once_one_wins(world: Any) -> None:
-    from finetune_trainer.publishing.claim import claim
+    from finetune_trainer.publishing.claim import claim_prefix
 
     outcomes: list[str] = []
     configs = [world.with_config(name=f"job-{index}").config for index in range(8)]
@@ -209,7 +209,7 @@ def test_of_two_jobs_that_claim_at_once_one_wins(world: Any) -> None:
     def contend(config: Any) -> None:
         barrier.wait()
         try:
-            claim(config, world.storage)
+            claim_prefix(config, world.storage)
             outcomes.append("won")
         except TrainerError as error:
             outcomes.append(error.code.reason)

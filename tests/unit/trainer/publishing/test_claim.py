@@ -4,14 +4,14 @@ import pytest
 
 from finetune_api.handoff import Artifact, ExitCode, Owner
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.publishing.claim import check_claim, claim, owner_uri
-from finetune_trainer.storage.protocol import Storage
+from finetune_trainer.publishing.claim import check_claim, claim_prefix, owner_uri
+from finetune_trainer.storage.protocol import Store
 
 
 class Careless:
     """The storage, but conditional writes are taken whatever lies there, as some stores do."""
 
-    def __init__(self, storage: Storage) -> None:
+    def __init__(self, storage: Store) -> None:
         self._storage = storage
 
     def __getattr__(self, attribute: str) -> Any:
@@ -24,16 +24,16 @@ class Careless:
 
 def refusal(config: Any, storage: Any) -> str:
     with pytest.raises(TrainerError) as caught:
-        claim(config, storage)
+        claim_prefix(config, storage)
     assert caught.value.code is ExitCode.OUTPUT_CONFLICT
     return caught.value.message
 
 
 def test_a_claim_is_kept_by_a_store_that_ignores_conditions(world: Any, job_config: Any) -> None:
     storage = Careless(world.storage)
-    claim(world.config, storage)
+    claim_prefix(world.config, storage)
     assert "belongs to the FineTuneJob team/job" in refusal(job_config(name="other"), storage)
-    claim(world.config, storage)
+    claim_prefix(world.config, storage)
     assert Owner.model_validate_json((world.out / Artifact.OWNER).read_bytes()).name == "job"
 
 
@@ -52,6 +52,6 @@ def test_of_two_claims_at_once_the_overwritten_one_notices(world: Any, job_confi
 
 def test_the_claim_of_a_job_is_its_own_again_after_it_was_created_anew(world: Any, job_config: Any) -> None:
     assert not check_claim(world.config, world.storage)
-    claim(world.config, world.storage)
+    claim_prefix(world.config, world.storage)
     assert check_claim(job_config(uid="uid-2"), world.storage)
     assert owner_uri(world.config) == "s3://bucket/out/owner.json"

@@ -4,13 +4,14 @@ from typing import Any
 
 import pytest
 import yaml
+from published_result import find_result_faults
 
 from finetune_api.defaults import Facts, resolve
 from finetune_api.handoff import Artifact, ExitCode, Manifest, Outcome, Report
 from finetune_trainer.errors import Stopped, TrainerError
 from finetune_trainer.pipeline.preflight import preflight
-from finetune_trainer.publishing.publish import adopt, publish, verify
-from finetune_trainer.storage.protocol import OnBytes, Storage, sha256_file
+from finetune_trainer.publishing.publish import adopt_result, publish
+from finetune_trainer.storage.protocol import OnBytes, Store, sha256_file
 
 
 @pytest.fixture
@@ -56,7 +57,7 @@ def test_every_file_is_published_and_the_manifest_proves_it(world: Any, result: 
         "lineage.json",
     }
     assert report.artifacts.size_bytes == sum(file.size for file in manifest.files)
-    assert verify("s3://bucket/out", world.storage) == []
+    assert find_result_faults("s3://bucket/out", world.storage) == []
 
 
 def test_the_rows_of_preflight_belong_to_the_result(world: Any, result: Path) -> None:
@@ -79,19 +80,21 @@ def test_a_changed_file_is_found(world: Any, result: Path, name: str) -> None:
     put(world, result)
     path = world.out / name
     path.write_bytes(path.read_bytes()[:-1] + b"!")
-    assert verify("s3://bucket/out", world.storage) == [f"{name} has another content than its SHA-256 in the manifest"]
+    assert find_result_faults("s3://bucket/out", world.storage) == [
+        f"{name} has another content than its SHA-256 in the manifest"
+    ]
 
 
 def test_a_missing_and_a_shortened_file_are_found(world: Any, result: Path) -> None:
     put(world, result)
     (world.out / "lineage.json").unlink()
     (world.out / "finetune_report.md").write_text("# Rep")
-    problems = verify("s3://bucket/out", world.storage)
+    problems = find_result_faults("s3://bucket/out", world.storage)
     assert problems == ["finetune_report.md has 5 bytes instead of 9", "lineage.json is missing"]
 
 
 def test_a_prefix_without_a_manifest_is_no_result(world: Any) -> None:
-    assert verify("s3://bucket/out", world.storage) == ["manifest.json is missing"]
+    assert find_result_faults("s3://bucket/out", world.storage) == ["manifest.json is missing"]
 
 
 def test_nothing_is_published_under_the_claim_of_another_job(world: Any, result: Path) -> None:
@@ -113,7 +116,7 @@ def test_a_stop_leaves_the_prefix_without_a_manifest(world: Any, result: Path) -
 class Flipping:
     """The storage with one fault: of an uploaded file of this name a bit arrives wrong."""
 
-    def __init__(self, storage: Storage, name: str) -> None:
+    def __init__(self, storage: Store, name: str) -> None:
         self._storage, self._name = storage, name
 
     def __getattr__(self, attribute: str) -> Any:
@@ -135,7 +138,7 @@ def test_a_file_that_arrives_damaged_fails_and_leaves_no_manifest_to_adopt(world
         put(world, result)
     assert caught.value.code is ExitCode.STORAGE_UNAVAILABLE
     assert not (world.out / Artifact.MANIFEST).exists()
-    assert adopt(world.config, sound, Outcome.PUBLISHED) is None
+    assert adopt_result(world.config, sound, Outcome.PUBLISHED) is None
 
 
 def test_a_manifest_that_does_not_read_back_is_no_success(world: Any, result: Path) -> None:
@@ -179,7 +182,7 @@ def test_an_earlier_result_that_is_no_longer_whole_is_made_again(world: Any, res
     report = put(world, result)
     assert report.artifacts is not None
     assert report.artifacts.manifest_sha256 == sha256_file(world.out / Artifact.MANIFEST)
-    assert verify("s3://bucket/out", world.storage) == []
+    assert find_result_faults("s3://bucket/out", world.storage) == []
     assert (world.out / "finetune_report.md").read_text() == "# Better report\n"
 
 
@@ -188,7 +191,7 @@ def test_a_large_file_that_changed_is_not_adopted(world: Any, result: Path) -> N
     (result / weights).write_bytes(b"w" * (17 * 1024 * 1024))
     put(world, result)
     (world.out / weights).write_bytes(b"x" * (17 * 1024 * 1024))
-    assert adopt(world.config, world.storage, Outcome.ADOPTED) is None
+    assert adopt_result(world.config, world.storage, Outcome.ADOPTED) is None
 
 
 def test_a_complete_result_is_adopted_by_the_job_created_again(world: Any, result: Path) -> None:
@@ -202,17 +205,17 @@ def test_a_complete_result_is_adopted_by_the_job_created_again(world: Any, resul
 def test_a_result_with_a_lost_file_is_not_adopted(world: Any, result: Path) -> None:
     put(world, result)
     (world.out / "adapter" / "adapter_model.safetensors").unlink()
-    assert adopt(world.config, world.storage, Outcome.ADOPTED) is None
+    assert adopt_result(world.config, world.storage, Outcome.ADOPTED) is None
 
 
 def test_a_result_of_another_spec_is_not_adopted(world: Any, result: Path) -> None:
     put(world, result)
     world.with_config({"hyperparameters": {"maxSteps": 3}})
-    assert adopt(world.config, world.storage, Outcome.ADOPTED) is None
+    assert adopt_result(world.config, world.storage, Outcome.ADOPTED) is None
 
 
 def test_a_manifest_that_is_garbage_is_a_problem_and_not_adopted(world: Any, result: Path) -> None:
     put(world, result)
     (world.out / Artifact.MANIFEST).write_text(json.dumps({"files": "no"}))
-    assert verify("s3://bucket/out", world.storage) == ["manifest.json cannot be read"]
-    assert adopt(world.config, world.storage, Outcome.ADOPTED) is None
+    assert find_result_faults("s3://bucket/out", world.storage) == ["manifest.json cannot be read"]
+    assert adopt_result(world.config, world.storage, Outcome.ADOPTED) is None

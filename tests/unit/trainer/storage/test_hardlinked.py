@@ -2,23 +2,23 @@ from pathlib import Path
 
 import pytest
 
-from finetune_trainer.storage.hardlinked import NeighbourStorage
-from finetune_trainer.storage.local import LocalStorage
+from finetune_trainer.storage.hardlinked import HardlinkedStore
+from finetune_trainer.storage.local import LocalStore
 
 
-def no_store() -> LocalStorage:
+def no_store() -> LocalStore:
     raise AssertionError("a test reached for a real store")
 
 
 @pytest.fixture
-def storage(tmp_path: Path) -> NeighbourStorage:
+def storage(tmp_path: Path) -> HardlinkedStore:
     (tmp_path / "bucket" / "model").mkdir(parents=True)
     (tmp_path / "bucket" / "model" / "config.json").write_text("stored")
-    store = LocalStorage({"s3://bucket": tmp_path / "bucket"}, elsewhere=no_store)
-    return NeighbourStorage(store, tmp_path / "rank-1", tmp_path / "rank-0")
+    store = LocalStore({"s3://bucket": tmp_path / "bucket"}, elsewhere=no_store)
+    return HardlinkedStore(store, tmp_path / "rank-1", tmp_path / "rank-0")
 
 
-def test_what_the_neighbour_has_is_linked(storage: NeighbourStorage, tmp_path: Path) -> None:
+def test_what_the_neighbour_has_is_linked(storage: HardlinkedStore, tmp_path: Path) -> None:
     theirs = tmp_path / "rank-0" / "model" / "config.json"
     theirs.parent.mkdir(parents=True)
     theirs.write_text("theirs")
@@ -29,13 +29,13 @@ def test_what_the_neighbour_has_is_linked(storage: NeighbourStorage, tmp_path: P
     assert found[0].samefile(theirs)
 
 
-def test_what_the_neighbour_lacks_is_downloaded(storage: NeighbourStorage, tmp_path: Path) -> None:
+def test_what_the_neighbour_lacks_is_downloaded(storage: HardlinkedStore, tmp_path: Path) -> None:
     (found,) = storage.download_folder("s3://bucket/model", tmp_path / "rank-1" / "model")
     assert found.read_text() == "stored"
     storage.download("s3://bucket/model/config.json", tmp_path / "rank-1" / "config.json")
     assert (tmp_path / "rank-1" / "config.json").read_text() == "stored"
 
 
-def test_everything_else_is_asked_of_the_store(storage: NeighbourStorage) -> None:
+def test_everything_else_is_asked_of_the_store(storage: HardlinkedStore) -> None:
     assert [entry.key for entry in storage.list("s3://bucket/model")] == ["config.json"]
     assert storage.read("s3://bucket/model/config.json") == b"stored"

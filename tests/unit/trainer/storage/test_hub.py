@@ -11,13 +11,13 @@ from finetune_trainer.errors import TrainerError
 from finetune_trainer.storage.hub.uris import (
     Kind,
     Repo,
-    commit_of,
     connect_hub,
     connect_hub_here,
-    hub_name,
-    model_location,
+    parse_commit,
     parse_hub_uri,
-    unpinned,
+    pinned_model_uri,
+    repo_name,
+    strip_commit,
 )
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -54,22 +54,22 @@ def test_an_address_is_read_and_written_alike(uri: str, repo: Repo, commit: str 
     address = parse_hub_uri(uri)
     assert (address.repo, address.commit, address.path) == (repo, commit, path)
     assert str(address) == uri
-    assert unpinned(uri) == uri.replace(f"@{COMMIT}", "")
-    assert commit_of(uri) == commit
+    assert strip_commit(uri) == uri.replace(f"@{COMMIT}", "")
+    assert parse_commit(uri) == commit
 
 
 def test_an_s3_uri_with_an_at_sign_is_left_alone() -> None:
-    assert unpinned("s3://bucket/a@b/c") == "s3://bucket/a@b/c"
-    assert commit_of(f"s3://bucket/a@{COMMIT}") is None
-    assert hub_name("s3://bucket/model") == "s3://bucket/model"
-    assert hub_name("hf://acme/tiny") == "acme/tiny"
+    assert strip_commit("s3://bucket/a@b/c") == "s3://bucket/a@b/c"
+    assert parse_commit(f"s3://bucket/a@{COMMIT}") is None
+    assert repo_name("s3://bucket/model") == "s3://bucket/model"
+    assert repo_name("hf://acme/tiny") == "acme/tiny"
 
 
 def test_a_model_is_read_at_its_commit_once_it_is_known() -> None:
     model = spec().model
-    assert model_location(model) == "hf://acme/tiny"
-    assert model_location(model.model_copy(update={"revision": "v1"})) == "hf://acme/tiny"
-    assert model_location(model.model_copy(update={"revision": COMMIT})) == f"hf://acme/tiny@{COMMIT}"
+    assert pinned_model_uri(model) == "hf://acme/tiny"
+    assert pinned_model_uri(model.model_copy(update={"revision": "v1"})) == "hf://acme/tiny"
+    assert pinned_model_uri(model.model_copy(update={"revision": COMMIT})) == f"hf://acme/tiny@{COMMIT}"
 
 
 def test_each_repository_has_its_own_mounted_token(tmp_path: Path) -> None:

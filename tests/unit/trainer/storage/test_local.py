@@ -4,21 +4,21 @@ from pathlib import Path
 import pytest
 
 from finetune_trainer.errors import ObjectMissing, TrainerError
-from finetune_trainer.storage.local import LocalStorage, parse_maps
-from finetune_trainer.storage.protocol import Entry, Storage, confined
+from finetune_trainer.storage.local import LocalStore, parse_maps
+from finetune_trainer.storage.protocol import Entry, Store, confine_path
 
 
-def nobody() -> Storage:
+def nobody() -> Store:
     raise AssertionError("asked elsewhere")
 
 
 @pytest.fixture
-def storage(tmp_path: Path) -> LocalStorage:
+def storage(tmp_path: Path) -> LocalStore:
     (tmp_path / "models" / "tiny" / "sub").mkdir(parents=True)
     (tmp_path / "models" / "tiny" / "config.json").write_text("{}")
     (tmp_path / "models" / "tiny" / "sub" / "weights").write_bytes(b"0123456789")
     (tmp_path / "rows.txt").write_text("rows")
-    return LocalStorage(
+    return LocalStore(
         {
             "s3://bucket/models": tmp_path / "models",
             "s3://bucket/rows.jsonl": tmp_path / "rows.txt",
@@ -28,11 +28,11 @@ def storage(tmp_path: Path) -> LocalStorage:
     )
 
 
-def test_a_folder_is_listed_with_sizes(storage: LocalStorage) -> None:
+def test_a_folder_is_listed_with_sizes(storage: LocalStore) -> None:
     assert storage.list("s3://bucket/models/tiny") == [Entry("config.json", 2), Entry("sub/weights", 10)]
 
 
-def test_a_folder_is_copied_as_far_as_accepted(storage: LocalStorage, tmp_path: Path) -> None:
+def test_a_folder_is_copied_as_far_as_accepted(storage: LocalStore, tmp_path: Path) -> None:
     seen: list[int] = []
     paths = storage.download_folder(
         "s3://bucket/models/tiny", tmp_path / "copy", seen.append, accept=lambda key: key.startswith("sub")
@@ -42,50 +42,50 @@ def test_a_folder_is_copied_as_far_as_accepted(storage: LocalStorage, tmp_path: 
     assert seen == [10]
 
 
-def test_a_file_can_stand_for_an_object(storage: LocalStorage) -> None:
+def test_a_file_can_stand_for_an_object(storage: LocalStore) -> None:
     assert storage.read("s3://bucket/rows.jsonl") == b"rows"
 
 
-def test_the_longest_prefix_wins(storage: LocalStorage, tmp_path: Path) -> None:
+def test_the_longest_prefix_wins(storage: LocalStore, tmp_path: Path) -> None:
     storage.put("s3://bucket/models/other/file", b"x")
     assert (tmp_path / "elsewhere" / "file").read_bytes() == b"x"
 
 
-def test_a_prefix_ends_at_a_segment(storage: LocalStorage) -> None:
+def test_a_prefix_ends_at_a_segment(storage: LocalStore) -> None:
     with pytest.raises(AssertionError, match="asked elsewhere"):
         storage.read("s3://bucket/models-too/file")
 
 
-def test_an_absent_object_reads_as_none_and_downloads_as_missing(storage: LocalStorage, tmp_path: Path) -> None:
+def test_an_absent_object_reads_as_none_and_downloads_as_missing(storage: LocalStore, tmp_path: Path) -> None:
     assert storage.read("s3://bucket/models/absent") is None
     assert storage.first("s3://bucket/models/absent") is None
     with pytest.raises(ObjectMissing, match="s3://bucket/models/absent"):
         storage.download("s3://bucket/models/absent", tmp_path / "copy")
 
 
-def test_only_the_first_conditional_write_wins(storage: LocalStorage) -> None:
+def test_only_the_first_conditional_write_wins(storage: LocalStore) -> None:
     assert storage.put_if_absent("s3://bucket/models/owner.json", b"first")
     assert not storage.put_if_absent("s3://bucket/models/owner.json", b"second")
     assert storage.read("s3://bucket/models/owner.json") == b"first"
     assert [entry.key for entry in storage.list("s3://bucket/models") if "owner" in entry.key] == ["owner.json"]
 
 
-def test_ranges_and_digests_are_of_the_content(storage: LocalStorage) -> None:
+def test_ranges_and_digests_are_of_the_content(storage: LocalStore) -> None:
     uri = "s3://bucket/models/tiny/sub/weights"
     assert storage.read_range(uri, 3, 4) == b"3456"
     assert storage.read_range(uri, 8, 10) == b"89"
     assert storage.sha256(uri) == hashlib.sha256(b"0123456789").hexdigest()
 
 
-def test_a_document_above_the_limit_is_refused(storage: LocalStorage) -> None:
-    with pytest.raises(TrainerError, match="larger than the 5 bytes"):
+def test_a_document_above_the_limit_is_refused(storage: LocalStore) -> None:
+    with pytest.raises(TrainerError, match="larger than the limit of 5 bytes"):
         storage.read("s3://bucket/models/tiny/sub/weights", limit=5)
 
 
 @pytest.mark.parametrize("key", ["../up", "a/../../up", "/etc/passwd"])
 def test_a_key_never_leaves_its_folder(tmp_path: Path, key: str) -> None:
     with pytest.raises(TrainerError, match="outside its folder"):
-        confined(tmp_path / "folder", key)
+        confine_path(tmp_path / "folder", key)
 
 
 def test_maps_are_read_from_options() -> None:

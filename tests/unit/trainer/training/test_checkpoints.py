@@ -16,7 +16,7 @@ from finetune_trainer.config.run_context import RunContext
 from finetune_trainer.errors import Stopped, StorageDenied, StorageUnavailable, TrainerError
 from finetune_trainer.monitoring.reporter import Reporter
 from finetune_trainer.sigterm import StopFlag
-from finetune_trainer.storage.local import LocalStorage
+from finetune_trainer.storage.local import LocalStore
 from finetune_trainer.storage.protocol import Entry, OnBytes
 from finetune_trainer.training.checkpoints import (
     Checkpoints,
@@ -35,7 +35,7 @@ def no_store() -> Any:
     raise AssertionError("a test reached for a real store")
 
 
-class Recording(LocalStorage):
+class Recording(LocalStore):
     """A bucket that records every change in order, and fails on request."""
 
     def __init__(self, folder: Path) -> None:
@@ -339,7 +339,7 @@ def test_a_store_that_does_not_list_costs_neither_training_nor_result(
     def away(uri: str, *_: Any) -> Any:
         if uri.endswith("checkpoints"):
             raise StorageUnavailable("no answer")
-        return LocalStorage.list(pod.storage, uri)
+        return LocalStore.list(pod.storage, uri)
 
     monkeypatch.setattr(pod.storage, "list", away)
     pod.save(20)

@@ -56,7 +56,7 @@ class Request:
     max_rejected_percent: int = 20
 
 
-def check_data(files: list[str], out: Path, request: Request) -> None:
+def check_local_rows(files: list[str], out: Path, request: Request) -> None:
     """Write the files and print the counts; raises DatasetUnusable by the rules of a job."""
     if unknown := name_unknown_columns(frozenset(request.columns or ())):
         raise TrainerError(ExitCode.INVALID_CONFIG, _as_options(unknown))

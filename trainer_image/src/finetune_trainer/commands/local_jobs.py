@@ -32,7 +32,7 @@ class FinishedJob:
     folder: Path
 
 
-def references(config: JobConfig) -> list[Reference]:
+def list_references(config: JobConfig) -> list[Reference]:
     """The jobs that this one builds on."""
     found = []
     lineage, rlhf = config.spec.lineage, config.spec.rlhf
@@ -43,31 +43,31 @@ def references(config: JobConfig) -> list[Reference]:
     return found
 
 
-def in_order(configs: Sequence[JobConfig], finished: Iterable[str]) -> list[JobConfig]:
+def sort_jobs(configs: Sequence[JobConfig], finished: Iterable[str]) -> list[JobConfig]:
     """The jobs, each after those that it builds on; one that is neither among them nor finished is refused."""
     jobs = {config.name: config for config in configs}
     known = jobs.keys() | set(finished)
     for config in configs:
-        for reference in references(config):
+        for reference in list_references(config):
             if reference.name not in known:
                 raise _invalid(
                     f"{config.name}: {reference.field} names {reference.name}, which no operator is here to find: put "
                     f"its {names.KIND} into the same file, or name its finished result with "
                     f"--job {reference.name}=DIR, the --output folder of its run"
                 )
-    needs = {name: [one.name for one in references(config) if one.name in jobs] for name, config in jobs.items()}
+    needs = {name: [one.name for one in list_references(config) if one.name in jobs] for name, config in jobs.items()}
     try:
         return [jobs[name] for name in TopologicalSorter(needs).static_order()]
     except CycleError as error:
         raise _invalid(f"these jobs wait for each other: {', '.join(sorted(set(error.args[1])))}") from None
 
 
-def with_references(config: JobConfig, finished: Mapping[str, PublishedJob]) -> JobConfig:
+def add_references(config: JobConfig, finished: Mapping[str, PublishedJob]) -> JobConfig:
     """The configuration with the finished jobs that it builds on, as the operator would hand it out."""
-    return config.model_copy(update={one.holder: finished[one.name] for one in references(config)})
+    return config.model_copy(update={one.holder: finished[one.name] for one in list_references(config)})
 
 
-def as_finished(config: JobConfig, report: Report) -> PublishedJob:
+def to_published_job(config: JobConfig, report: Report) -> PublishedJob:
     """A job that has just been run, for those that build on it."""
     return PublishedJob(
         name=config.name,

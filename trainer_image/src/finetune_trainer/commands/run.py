@@ -12,21 +12,21 @@ from pathlib import Path
 from finetune_api.handoff import JobConfig, Outcome, Report
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.spec import Storage as StorageSpec
-from finetune_trainer.commands.local_jobs import as_finished, in_order, parse_finished, with_references
+from finetune_trainer.commands.local_jobs import add_references, parse_finished, sort_jobs, to_published_job
 from finetune_trainer.config.manifest import read_manifests
 from finetune_trainer.config.run_context import RunContext
 from finetune_trainer.entrypoints.termination import RunState
 from finetune_trainer.monitoring.reporter import Reporter
 from finetune_trainer.pipeline.preflight import preflight
 from finetune_trainer.sigterm import StopFlag
-from finetune_trainer.storage.local import LocalStorage, parse_maps
-from finetune_trainer.storage.protocol import Storage
-from finetune_trainer.storage.routed import RoutedStorage
+from finetune_trainer.storage.local import LocalStore, parse_maps
+from finetune_trainer.storage.protocol import ReadableStore, Store
+from finetune_trainer.storage.routed import RoutedStore
 
 logger = logging.getLogger(__name__)
 
 
-def run(
+def run_jobs(
     state: RunState, manifest: Path, output: Path, maps: list[str], finished: list[str], *, workspace: Path
 ) -> Report:
     """Check, train and publish the jobs of a manifest, parents first; returns the report of the last.
@@ -40,20 +40,20 @@ def run(
     folders = {one.job.output_uri: one.folder for one in earlier.values()}
     folders |= {job.output_key(): output / job.name if len(jobs) > 1 else output for job in jobs}
     folders |= parse_maps(maps)
-    ordered = in_order(jobs, done)
+    ordered = sort_jobs(jobs, done)
     for job in ordered:
-        config = state.config = with_references(job, done)
-        storage = LocalStorage(folders, elsewhere=_connect(config.spec, state.stop))
+        config = state.config = add_references(job, done)
+        storage = LocalStore(folders, elsewhere=_connect(config.spec, state.stop))
         report = _run_one(state, config, storage, workspace / job.name)
         if report.outcome is Outcome.GATE_NOT_MET:  # what others would build on has failed
             return report
-        done[job.name] = as_finished(config, report)
+        done[job.name] = to_published_job(config, report)
         if job is not ordered[-1]:
             logger.info("%s: %s: %s", job.name, report.reason, report.message)
     return report
 
 
-def _run_one(state: RunState, config: JobConfig, storage: Storage, workspace: Path) -> Report:
+def _run_one(state: RunState, config: JobConfig, storage: Store, workspace: Path) -> Report:
     if state.reporter:
         state.reporter.close()
     reporter = state.reporter = Reporter(config.uid)
@@ -71,26 +71,26 @@ def _run_one(state: RunState, config: JobConfig, storage: Storage, workspace: Pa
     return train(replace(context, config=ready))
 
 
-def _connect(spec: FineTuneJobSpec, stop: StopFlag) -> Callable[[], Storage]:
+def _connect(spec: FineTuneJobSpec, stop: StopFlag) -> Callable[[], Store]:
     """The job's store and hub with this machine's own credentials, for the manifest's Secrets live in a cluster."""
 
-    def connect_s3() -> Storage:
-        from finetune_trainer.storage.s3 import S3Storage
-        from finetune_trainer.storage.s3_client import Connection
+    def open_s3() -> Store:
+        from finetune_trainer.storage.s3 import S3Store
+        from finetune_trainer.storage.s3_client import S3Connection
 
         storage = (spec.storage or StorageSpec()).model_copy(
             update={"credentials_secret_ref": None, "ca_secret_ref": None}
         )
         if storage.endpoint is None and os.environ.get("AWS_ENDPOINT_URL"):
             storage = storage.model_copy(update={"endpoint": os.environ["AWS_ENDPOINT_URL"]})
-        return S3Storage(Connection(storage))
+        return S3Store(S3Connection(storage))
 
-    def connect_hub() -> Storage:
+    def open_hub() -> ReadableStore:
         from finetune_trainer.storage.hub.uris import connect_hub_here
 
         connection = connect_hub_here(spec)
-        from finetune_trainer.storage.hub.storage import HubStorage
+        from finetune_trainer.storage.hub.storage import HubStore
 
-        return HubStorage(connection, stop=stop)
+        return HubStore(connection, stop=stop)
 
-    return lambda: RoutedStorage(connect_s3, connect_hub)
+    return lambda: RoutedStore(open_s3, open_hub)

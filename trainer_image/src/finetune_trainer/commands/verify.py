@@ -10,12 +10,12 @@ from pathlib import Path
 from finetune_api.handoff import ADAPTER_WEIGHTS, Artifact, ManifestFile
 from finetune_api.spec import Storage as StorageSpec
 from finetune_trainer.models.adapter_check import find_adapter_faults
-from finetune_trainer.publishing.lineage_chain import Link, find_chain, read_result
-from finetune_trainer.publishing.publish import check_files
-from finetune_trainer.storage.local import LocalStorage, parse_maps
-from finetune_trainer.storage.protocol import Storage, join
-from finetune_trainer.storage.s3 import S3Storage
-from finetune_trainer.storage.s3_client import Connection
+from finetune_trainer.publishing.lineage_chain import Link, follow_chain, read_result
+from finetune_trainer.publishing.publish import find_file_faults
+from finetune_trainer.storage.local import LocalStore, parse_maps
+from finetune_trainer.storage.protocol import ReadableStore, join_uri
+from finetune_trainer.storage.s3 import S3Store
+from finetune_trainer.storage.s3_client import S3Connection
 
 
 @dataclass
@@ -52,30 +52,30 @@ def verify_published(uri: str, endpoint: str | None, maps: list[str], *, as_json
     return 1 if verdict.faults else 0
 
 
-def verify_result(uri: str, storage: Storage) -> Verdict:
+def verify_result(uri: str, storage: ReadableStore) -> Verdict:
     """Every file by its digest, the adapter by its tensors, the lineage back to the base."""
     verdict = Verdict(uri)
     found = read_result(uri, storage)
     if isinstance(found, str):
         verdict.faults.append(found)
         return verdict
-    verdict.faults += check_files(uri, found.files, storage, on_file=verdict.files.append)
+    verdict.faults += find_file_faults(uri, found.files, storage, on_file=verdict.files.append)
     good = {file.path for file in verdict.files}
-    lineage, verdict.chain, faults = find_chain(uri, found, storage)
+    lineage, verdict.chain, faults = follow_chain(uri, found, storage)
     verdict.faults += faults
     weights = f"{Artifact.ADAPTER}/{ADAPTER_WEIGHTS}"
     if weights in good:
         with tempfile.TemporaryDirectory(prefix="finetune-verify-") as scratch:
             path = Path(scratch) / ADAPTER_WEIGHTS
-            storage.download(join(uri, weights), path)
-            config = storage.read(join(uri, f"{Artifact.ADAPTER}/adapter_config.json"))
+            storage.download(join_uri(uri, weights), path)
+            config = storage.read(join_uri(uri, f"{Artifact.ADAPTER}/adapter_config.json"))
             base = lineage.base_model.uri if lineage else ""
             verdict.faults += [f"adapter: {fault}" for fault in find_adapter_faults(path, config or b"", base)]
     return verdict
 
 
-def _storage(uri: str, endpoint: str | None, maps: list[str]) -> Storage:
+def _storage(uri: str, endpoint: str | None, maps: list[str]) -> ReadableStore:
     logging.getLogger("finetune_trainer").setLevel(logging.WARNING)
-    store = S3Storage(Connection(StorageSpec(endpoint=endpoint)))
+    store = S3Store(S3Connection(StorageSpec(endpoint=endpoint)))
     own = {} if uri.startswith("s3://") else {uri: Path(uri)}
-    return LocalStorage(parse_maps(maps) | own, elsewhere=lambda: store)
+    return LocalStore(parse_maps(maps) | own, elsewhere=lambda: store)

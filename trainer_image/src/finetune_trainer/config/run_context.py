@@ -7,7 +7,7 @@ from pathlib import Path
 from finetune_api.handoff import JobConfig
 from finetune_trainer.monitoring.reporter import Reporter, transfer_beat, work_beat
 from finetune_trainer.sigterm import StopFlag
-from finetune_trainer.storage.protocol import Storage
+from finetune_trainer.storage.protocol import Store
 
 
 @dataclass(frozen=True)
@@ -15,7 +15,7 @@ class RunContext:
     """The job, its stores, its local folder, its reporter and its stop flag."""
 
     config: JobConfig
-    storage: Storage
+    storage: Store
     workspace: Path
     reporter: Reporter
     stop: StopFlag

@@ -10,8 +10,8 @@ from finetune_api.handoff import ExitCode
 from finetune_api.sources import DataSource
 from finetune_trainer.data.split_names import choose_split
 from finetune_trainer.errors import ObjectMissing, TrainerError
-from finetune_trainer.storage.hub.uris import commit_of, is_hub_uri, parse_hub_uri
-from finetune_trainer.storage.protocol import Entry, OnBytes, Storage, join, sha256_file
+from finetune_trainer.storage.hub.uris import is_hub_uri, parse_commit, parse_hub_uri
+from finetune_trainer.storage.protocol import Entry, OnBytes, ReadableStore, join_uri, sha256_file
 
 MAX_OBJECTS = 10_000
 SHOWN = 5
@@ -41,11 +41,11 @@ class FetchedObject:
 
     def to_dict(self) -> dict[str, object]:
         """As it stands in the summary and in the lineage."""
-        commit = commit_of(self.uri)
+        commit = parse_commit(self.uri)
         return {"uri": self.uri, "sha256": self.sha256, "size": self.size} | ({"revision": commit} if commit else {})
 
 
-def resolve_source(source: DataSource, storage: Storage, place: str = "train") -> list[SourceObject]:
+def resolve_source(source: DataSource, storage: ReadableStore, place: str = "train") -> list[SourceObject]:
     """The objects behind `spec.dataset.<place>`, in order of their keys; none found is an error that names others."""
     uri = storage.pin(source.uri, source.revision)
     root, key = _split(uri)
@@ -68,7 +68,7 @@ def resolve_source(source: DataSource, storage: Storage, place: str = "train") -
 
 
 def fetch_source(
-    source: DataSource, storage: Storage, directory: Path, place: str, on_bytes: OnBytes
+    source: DataSource, storage: ReadableStore, directory: Path, place: str, on_bytes: OnBytes
 ) -> list[FetchedObject]:
     """Every object of the source in a new local folder, with what it is."""
     objects = resolve_source(source, storage, place)
@@ -107,10 +107,10 @@ def _split(uri: str) -> tuple[str, str]:
 
 
 def _below(root: str, folder: str) -> str:
-    return join(root, folder) if folder else root
+    return join_uri(root, folder) if folder else root
 
 
-def _matching(storage: Storage, root: str, pattern: str) -> tuple[list[SourceObject], str]:
+def _matching(storage: ReadableStore, root: str, pattern: str) -> tuple[list[SourceObject], str]:
     """The pattern means what it says, any name but for hidden ones; also the folder that was looked into."""
     start = WILDCARD.search(pattern)
     depth = pattern.rfind("/", 0, start.start() if start else None) + 1
@@ -120,12 +120,12 @@ def _matching(storage: Storage, root: str, pattern: str) -> tuple[list[SourceObj
     return _objects(folder, entries), folder
 
 
-def _data_files(storage: Storage, folder: str) -> list[SourceObject]:
+def _data_files(storage: ReadableStore, folder: str) -> list[SourceObject]:
     return _objects(folder, [entry for entry in storage.list(folder) if is_data_file(entry.key)])
 
 
 def _objects(folder: str, entries: list[Entry]) -> list[SourceObject]:
-    return [SourceObject(join(folder, entry.key), entry.size) for entry in sorted(entries, key=lambda one: one.key)]
+    return [SourceObject(join_uri(folder, entry.key), entry.size) for entry in sorted(entries, key=lambda one: one.key)]
 
 
 def is_data_file(key: str) -> bool:

@@ -141,7 +141,7 @@ class Pod:
         if reporter is None:
             reporter = self._state.reporter = Reporter(self._config.uid)
             serve(reporter, self._port)
-            reporter.stage("Publishing")
+            reporter.set_stage("Publishing")
         reporter.beat()
         return None
 

@@ -16,7 +16,7 @@ from finetune_trainer.entrypoints.termination import RunState
 from finetune_trainer.errors import Stopped, TrainerError
 from finetune_trainer.monitoring.reporter import Reporter
 from finetune_trainer.sigterm import StopFlag
-from finetune_trainer.storage.protocol import Storage
+from finetune_trainer.storage.protocol import ReadableStore, Store
 
 logger = logging.getLogger(__name__)
 
@@ -32,14 +32,14 @@ def preflight(state: RunState, config_path: Path, workspace: Path, port: int) ->
     state.stop.raise_if_set()
     from finetune_trainer.pipeline.preflight import preflight as check
 
-    return check(RunContext(config, connect(config, state.stop), workspace, reporter, state.stop))
+    return check(RunContext(config, connect_stores(config, state.stop), workspace, reporter, state.stop))
 
 
 def train(state: RunState, config_path: Path, workspace: Path, port: int) -> Report:
     """Train and publish. If a result exists already because its report was lost, return that report."""
     config, reporter = _begin(state, config_path, port)
     require_checked(config)
-    storage = connect(config, state.stop, TRAINER_RETRY_SECONDS)
+    storage = connect_stores(config, state.stop, TRAINER_RETRY_SECONDS)
     run = RunContext(config, storage, workspace, reporter, state.stop)
     try:
         state.stop.raise_if_set()
@@ -60,7 +60,7 @@ def record_interruption(
     """Record in storage that SIGTERM ended this run, because the operator may be down."""
     from finetune_trainer.training import interrupted_runs
 
-    interrupted_runs.record(config, connect(config, stop), STARTED, last_step, resumed_from_step)
+    interrupted_runs.record(config, connect_stores(config, stop), STARTED, last_step, resumed_from_step)
 
 
 def require_checked(config: JobConfig) -> None:
@@ -72,7 +72,7 @@ def require_checked(config: JobConfig) -> None:
 def find_result(run: RunContext) -> Report | None:
     """Return the report of an existing result; raise if the output prefix belongs to another job."""
     from finetune_trainer.publishing.claim import check_claim
-    from finetune_trainer.publishing.publish import adopt
+    from finetune_trainer.publishing.publish import adopt_result
     from finetune_trainer.training import interrupted_runs
     from finetune_trainer.training.checkpoints import remove_checkpoints
 
@@ -80,7 +80,7 @@ def find_result(run: RunContext) -> Report | None:
     storage.probe(config.output_key())
     run.reporter.note_interrupted_runs(interrupted_runs.read(config, storage))
     if check_claim(config, storage):
-        found = adopt(config, storage, Outcome.PUBLISHED, run.on_bytes)
+        found = adopt_result(config, storage, Outcome.PUBLISHED, run.on_bytes)
         if found:
             remove_checkpoints(config, storage)
             return found
@@ -126,20 +126,20 @@ def serve(reporter: Reporter, port: int) -> None:
         logger.warning("cannot open port %d, progress is not served: %s", port, error.strerror)
 
 
-def connect(config: JobConfig, stop: StopFlag, retry_budget: float = 0.0) -> Storage:
+def connect_stores(config: JobConfig, stop: StopFlag, retry_budget: float = 0.0) -> Store:
     """Return the job's stores; each connects when it is first used. `retry_budget` is in seconds."""
-    from finetune_trainer.storage.routed import RoutedStorage
+    from finetune_trainer.storage.routed import RoutedStore
 
-    def connect_s3() -> Storage:
-        from finetune_trainer.storage.s3 import S3Storage
-        from finetune_trainer.storage.s3_client import connect
+    def open_s3() -> Store:
+        from finetune_trainer.storage.s3 import S3Store
+        from finetune_trainer.storage.s3_client import connect_s3
 
-        return S3Storage(connect(config.spec.storage), retry_budget, stop)
+        return S3Store(connect_s3(config.spec.storage), retry_budget, stop)
 
-    def connect_hub() -> Storage:
-        from finetune_trainer.storage.hub.storage import HubStorage
+    def open_hub() -> ReadableStore:
+        from finetune_trainer.storage.hub.storage import HubStore
         from finetune_trainer.storage.hub.uris import connect_hub
 
-        return HubStorage(connect_hub(config.spec), retry_budget, stop)
+        return HubStore(connect_hub(config.spec), retry_budget, stop)
 
-    return RoutedStorage(connect_s3, connect_hub)
+    return RoutedStore(open_s3, open_hub)

@@ -15,7 +15,7 @@ from finetune_trainer.entrypoints import pod
 from finetune_trainer.entrypoints.termination import RunState
 from finetune_trainer.errors import Stopped, TrainerError
 from finetune_trainer.monitoring.reporter import Reporter
-from finetune_trainer.storage.hardlinked import NeighbourStorage
+from finetune_trainer.storage.hardlinked import HardlinkedStore
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ def train_rank(state: RunState, config_path: Path, workspace: Path, port: int) -
     if local[0] == 0:
         pod.serve(state.reporter, port)
     state.stop.raise_if_set()
-    storage = pod.connect(config, state.stop, pod.TRAINER_RETRY_SECONDS)
+    storage = pod.connect_stores(config, state.stop, pod.TRAINER_RETRY_SECONDS)
     run = RunContext(config, storage, workspace, state.reporter, state.stop)
     if rank == 0 and (found := pod.find_result(run)):
         return found
@@ -54,7 +54,7 @@ def _train(run: RunContext, place: tuple[int, int, tuple[int, int], tuple[str, i
     logger.info("rank %d of %d has joined the others", world.rank, world.size)
     if world.local_rank:
         neighbour = run.workspace.parent / f"rank-{world.rank - world.local_rank}"
-        run = replace(run, storage=NeighbourStorage(run.storage, run.workspace, neighbour))
+        run = replace(run, storage=HardlinkedStore(run.storage, run.workspace, neighbour))
     from finetune_trainer.pipeline.train import train_distributed
 
     try:

@@ -15,9 +15,9 @@ from finetune_api.spec import FineTuneJobSpec, Lora
 from finetune_trainer.errors import ObjectMissing, TrainerError
 from finetune_trainer.models.base_model import ADAPTER_CONFIG, PICKLE_SUFFIXES, is_weight_file, read_header
 from finetune_trainer.models.shape import ModelShape, Tensors
-from finetune_trainer.publishing.parent_result import find_published
-from finetune_trainer.storage.hub.uris import SCHEME, model_location
-from finetune_trainer.storage.protocol import Entry, OnBytes, Storage, join, sha256_file
+from finetune_trainer.publishing.parent_result import read_parent_result
+from finetune_trainer.storage.hub.uris import SCHEME, pinned_model_uri
+from finetune_trainer.storage.protocol import Entry, OnBytes, ReadableStore, join_uri, sha256_file
 
 FACTOR = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<factor>A\.weight|B\.weight|embedding_A|embedding_B)")
 BEYOND_LORA = (
@@ -43,7 +43,7 @@ class InitialAdapter:
 
 
 def check_initial_adapter(
-    config: JobConfig, shape: ModelShape | None, storage: Storage, on_bytes: OnBytes | None = None
+    config: JobConfig, shape: ModelShape | None, storage: ReadableStore, on_bytes: OnBytes | None = None
 ) -> InitialAdapter | None:
     """Check the adapter that the job names, if any; the weights stay in storage and are read once."""
     found = _find(config, storage, on_bytes)
@@ -52,11 +52,11 @@ def check_initial_adapter(
     adapter, expected = found
     if shape is not None:
         _check_shapes(adapter, shape)
-    return _with_digest(adapter, storage.sha256(join(adapter.uri, ADAPTER_WEIGHTS), on_bytes), expected)
+    return _with_digest(adapter, storage.sha256(join_uri(adapter.uri, ADAPTER_WEIGHTS), on_bytes), expected)
 
 
 def fetch_initial_adapter(
-    config: JobConfig, storage: Storage, directory: Path, on_bytes: OnBytes | None = None
+    config: JobConfig, storage: ReadableStore, directory: Path, on_bytes: OnBytes | None = None
 ) -> InitialAdapter | None:
     """Check the adapter that the job names again, and download its weights into `directory`."""
     found = _find(config, storage, on_bytes)
@@ -64,7 +64,7 @@ def fetch_initial_adapter(
         return None
     adapter, expected = found
     directory.mkdir(parents=True, exist_ok=True)
-    storage.download(join(adapter.uri, ADAPTER_WEIGHTS), directory / ADAPTER_WEIGHTS, on_bytes)
+    storage.download(join_uri(adapter.uri, ADAPTER_WEIGHTS), directory / ADAPTER_WEIGHTS, on_bytes)
     return _with_digest(adapter, sha256_file(directory / ADAPTER_WEIGHTS), expected)
 
 
@@ -78,7 +78,7 @@ def with_adapter(spec: FineTuneJobSpec, adapter: InitialAdapter | None) -> FineT
 
 
 def _find(
-    config: JobConfig, storage: Storage, on_bytes: OnBytes | None
+    config: JobConfig, storage: ReadableStore, on_bytes: OnBytes | None
 ) -> tuple[InitialAdapter, Mapping[str, str]] | None:
     """Return the adapter without its digest, and the digests of its files in the parent's manifest."""
     asked = config.spec.tuning.initial_adapter
@@ -98,7 +98,7 @@ def _find(
     return InitialAdapter(uri, lora, tensors), expected
 
 
-def _find_at_parent(config: JobConfig, storage: Storage) -> tuple[str, Mapping[str, str]]:
+def _find_at_parent(config: JobConfig, storage: ReadableStore) -> tuple[str, Mapping[str, str]]:
     """Return the folder of the parent's adapter and its digests, from the manifest that the operator observed."""
     parent = config.parent
     if parent is None:
@@ -106,16 +106,16 @@ def _find_at_parent(config: JobConfig, storage: Storage) -> tuple[str, Mapping[s
             "tuning.initialAdapter.fromParent needs the operator to find the parent: "
             "name the adapter with tuning.initialAdapter.uri"
         )
-    digests = find_published(parent, storage).of_folder(Artifact.ADAPTER)
+    digests = read_parent_result(parent, storage).folder_digests(Artifact.ADAPTER)
     if not digests:
         _invalid(f"{parent.name} published no adapter: remove tuning.initialAdapter, or name another parent")
-    return join(parent.output_uri, Artifact.ADAPTER), digests
+    return join_uri(parent.output_uri, Artifact.ADAPTER), digests
 
 
 def _read_config(
-    uri: str, entries: Mapping[str, Entry], storage: Storage, expected: Mapping[str, str]
+    uri: str, entries: Mapping[str, Entry], storage: ReadableStore, expected: Mapping[str, str]
 ) -> dict[str, Any]:
-    data = storage.read(join(uri, ADAPTER_CONFIG)) if ADAPTER_CONFIG in entries else None
+    data = storage.read(join_uri(uri, ADAPTER_CONFIG)) if ADAPTER_CONFIG in entries else None
     if data is None:
         _refuse(
             uri,
@@ -141,7 +141,7 @@ def _weights(uri: str, entries: Mapping[str, Entry]) -> Entry:
 
 
 def _check_base(
-    uri: str, raw: Mapping[str, Any], spec: FineTuneJobSpec, storage: Storage, on_bytes: OnBytes | None
+    uri: str, raw: Mapping[str, Any], spec: FineTuneJobSpec, storage: ReadableStore, on_bytes: OnBytes | None
 ) -> None:
     """Refuse an adapter of another base, by name and by the digests of its weights: it would produce noise."""
     named = str(raw.get("base_model_name_or_path") or "")
@@ -158,20 +158,20 @@ def _name(uri: str) -> str:
     return uri.removeprefix(SCHEME).rstrip("/")
 
 
-def _is_made_on(uri: str, spec: FineTuneJobSpec, storage: Storage, on_bytes: OnBytes | None) -> bool:
+def _is_made_on(uri: str, spec: FineTuneJobSpec, storage: ReadableStore, on_bytes: OnBytes | None) -> bool:
     """Return whether the adapter's published lineage has the digests of this model's weights: a copy of the base."""
     if uri.startswith(SCHEME):
         return False
-    data = storage.read(join(uri.removesuffix(f"/{Artifact.ADAPTER}"), Artifact.LINEAGE))
+    data = storage.read(join_uri(uri.removesuffix(f"/{Artifact.ADAPTER}"), Artifact.LINEAGE))
     try:
         files = json.loads(data or "{}")["baseModel"]["files"]
         digests = {str(name): str(digest) for name, digest in files.items() if is_weight_file(str(name))}
     except (ValueError, KeyError, TypeError, AttributeError):
         return False
-    base = model_location(spec.model)
+    base = pinned_model_uri(spec.model)
     try:
         return bool(digests) and all(
-            storage.sha256(join(base, name), on_bytes) == digest for name, digest in digests.items()
+            storage.sha256(join_uri(base, name), on_bytes) == digest for name, digest in digests.items()
         )
     except ObjectMissing:
         return False

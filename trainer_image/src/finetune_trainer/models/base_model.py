@@ -10,8 +10,8 @@ from typing import Any, NoReturn
 from finetune_api.handoff import ExitCode, JobConfig
 from finetune_trainer.errors import ObjectMissing, TrainerError
 from finetune_trainer.models.shape import ModelShape, Tensors, read_shape
-from finetune_trainer.storage.hub.uris import commit_of
-from finetune_trainer.storage.protocol import Entry, OnBytes, Storage, join
+from finetune_trainer.storage.hub.uris import parse_commit
+from finetune_trainer.storage.protocol import Entry, OnBytes, ReadableStore, join_uri
 from finetune_trainer.tokenization.tokenizer import TEMPLATE_FOLDER
 
 CONFIG = "config.json"
@@ -57,17 +57,17 @@ def is_weight_file(key: str) -> bool:
     return "/" not in key and key.startswith("model") and key.endswith(".safetensors")
 
 
-def pin_model(config: JobConfig, storage: Storage) -> JobConfig:
+def pin_model(config: JobConfig, storage: ReadableStore) -> JobConfig:
     """Return the job with the current commit of the model's revision, so that every later read uses the same files."""
     model = config.spec.model
-    commit = commit_of(storage.pin(model.uri, model.revision))
+    commit = parse_commit(storage.pin(model.uri, model.revision))
     if commit is None:
         return config
     spec = config.spec.model_copy(update={"model": model.model_copy(update={"revision": commit})})
     return config.model_copy(update={"spec": spec})
 
 
-def check_model(uri: str, storage: Storage, directory: Path, on_bytes: OnBytes | None = None) -> ModelFacts:
+def check_model(uri: str, storage: ReadableStore, directory: Path, on_bytes: OnBytes | None = None) -> ModelFacts:
     """Check the folder and leave its text files in `directory`; the weights stay in storage, only headers are read."""
     entries = {entry.key: entry for entry in storage.list(uri)}
     _check_names(uri, entries)
@@ -127,9 +127,9 @@ def _shards(uri: str, directory: Path, entries: Mapping[str, Entry]) -> list[Ent
     return [entries[name] for name in names]
 
 
-def read_header(uri: str, shard: Entry, storage: Storage, on_bytes: OnBytes | None) -> Tensors:
+def read_header(uri: str, shard: Entry, storage: ReadableStore, on_bytes: OnBytes | None) -> Tensors:
     """Return the shape of every tensor in one file, from its header; a truncated file is refused."""
-    where = join(uri, shard.key)
+    where = join_uri(uri, shard.key)
     try:
         length = int.from_bytes(storage.read_range(where, 0, 8), "little")
         if not 2 <= length <= min(HEADER_LIMIT, shard.size - 8):

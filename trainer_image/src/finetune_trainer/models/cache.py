@@ -17,8 +17,8 @@ from typing import Any
 
 from finetune_api.handoff import MODEL_CACHE_DIR, JobConfig
 from finetune_trainer.models.base_model import is_model_file, pin_model
-from finetune_trainer.storage.hub.uris import COMMIT, is_content, is_hub_uri, model_location, unpinned
-from finetune_trainer.storage.protocol import Entry, OnBytes, Storage, confined, join, sha256_file
+from finetune_trainer.storage.hub.uris import COMMIT, is_hub_uri, matches_entry, pinned_model_uri, strip_commit
+from finetune_trainer.storage.protocol import Entry, OnBytes, ReadableStore, confine_path, join_uri, sha256_file
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL})
 SPARE_BYTES = 64 * 1024 * 1024
 
 
-def pin_as_checked(config: JobConfig, checked: Mapping[str, Any], storage: Storage) -> JobConfig:
+def pin_as_checked(config: JobConfig, checked: Mapping[str, Any], storage: ReadableStore) -> JobConfig:
     """Return the job with the model's commit from preflight's summary, because a branch may have moved since."""
     model = config.spec.model
     revision = str(checked.get("revision", ""))
@@ -45,10 +45,10 @@ def pin_as_checked(config: JobConfig, checked: Mapping[str, Any], storage: Stora
 
 
 def fetch_model(
-    config: JobConfig, storage: Storage, directory: Path, on_bytes: OnBytes, cache: Path = Path(MODEL_CACHE_DIR)
+    config: JobConfig, storage: ReadableStore, directory: Path, on_bytes: OnBytes, cache: Path = Path(MODEL_CACHE_DIR)
 ) -> Path:
     """Return the model's folder: in the cache, else downloaded into `directory`."""
-    uri = model_location(config.spec.model)
+    uri = pinned_model_uri(config.spec.model)
     shutil.rmtree(directory, ignore_errors=True)
     if config.spec.model_cache and cache.is_dir():
         entries = [entry for entry in storage.list(uri) if is_model_file(entry.key)]
@@ -59,13 +59,13 @@ def fetch_model(
     return directory
 
 
-def cached_model(uri: str, entries: list[Entry], storage: Storage, root: Path, on_bytes: OnBytes) -> Path | None:
+def cached_model(uri: str, entries: list[Entry], storage: ReadableStore, root: Path, on_bytes: OnBytes) -> Path | None:
     """Return the model's folder in the cache, after filling it if needed; None, with a warning, if that fails."""
     model = CachedModel(uri, tuple(entries), root)
     try:
         found = model.find(on_bytes)
         if found:
-            logger.info("%s is in the model cache: nothing is downloaded", unpinned(uri))
+            logger.info("%s is in the model cache: nothing is downloaded", strip_commit(uri))
             return found
         return model.fill(storage, on_bytes)
     except CacheUnusable as unusable:
@@ -111,7 +111,9 @@ class CachedModel:
         files = self.folder / FILES
         for entry in self.entries:
             if not self._is_intact(files / entry.key, entry, digests.get(entry.key), on_bytes):
-                logger.warning("the cached %s is damaged (%s): it is downloaded again", unpinned(self.uri), entry.key)
+                logger.warning(
+                    "the cached %s is damaged (%s): it is downloaded again", strip_commit(self.uri), entry.key
+                )
                 return None
         return files
 
@@ -128,9 +130,9 @@ class CachedModel:
 
     def _is_as_listed(self, path: Path, entry: Entry) -> bool:
         """Compare a file with its listing: a hub lists digests, S3 may list only the size."""
-        return is_content(path, entry) if is_hub_uri(self.uri) else path.stat().st_size == entry.size
+        return matches_entry(path, entry) if is_hub_uri(self.uri) else path.stat().st_size == entry.size
 
-    def fill(self, storage: Storage, on_bytes: OnBytes) -> Path:
+    def fill(self, storage: ReadableStore, on_bytes: OnBytes) -> Path:
         """Download into the cache and mark the entry complete, unless another run was faster."""
         try:
             (self.root / LAYOUT).mkdir(parents=True, exist_ok=True)
@@ -171,13 +173,13 @@ class CachedModel:
         if free + used < self.size + SPARE_BYTES:
             raise CacheUnusable(f"it has {free:,} bytes free and the model needs {self.size:,}: delete folders in it")
 
-    def _download(self, storage: Storage, part: Path, on_bytes: OnBytes) -> None:
+    def _download(self, storage: ReadableStore, part: Path, on_bytes: OnBytes) -> None:
         digests = {}
         _remove_others(part / FILES, {entry.key for entry in self.entries})
         for entry in self.entries:
-            path = confined(part / FILES, entry.key)
+            path = confine_path(part / FILES, entry.key)
             if not (path.is_file() and self._is_as_listed(path, entry)):
-                storage.download(join(self.uri, entry.key), path, on_bytes)
+                storage.download(join_uri(self.uri, entry.key), path, on_bytes)
             digests[entry.key] = sha256_file(path, lambda _count: on_bytes(0))
         marker = {"uri": self.uri, "sha256": digests}
         (part / MARKER).write_text(json.dumps(marker, indent=2) + "\n", encoding="utf-8")

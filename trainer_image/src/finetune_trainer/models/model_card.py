@@ -9,7 +9,7 @@ import yaml
 
 from finetune_trainer.data.rows import Message
 from finetune_trainer.evaluation.run_record import BaseFacts, Licence
-from finetune_trainer.storage.protocol import Storage, join
+from finetune_trainer.storage.protocol import ReadableStore, join_uri
 from finetune_trainer.tokenization.labeler import Labeler
 
 CARD = "README.md"
@@ -19,9 +19,9 @@ LONGEST = 300
 """Longest identifier, name or link that is accepted, in characters."""
 
 
-def read_licence(uri: str, storage: Storage) -> Licence | None:
+def read_licence(uri: str, storage: ReadableStore) -> Licence | None:
     """Return the licence that the card in the model's folder states; None without a card or a readable licence."""
-    where = join(uri, CARD)
+    where = join_uri(uri, CARD)
     size = storage.size(where)
     if not size:
         return None

@@ -28,7 +28,7 @@ class Server(http.server.ThreadingHTTPServer):
         super().server_bind()
 
 
-def serve(port: int, progress: Body, metrics: Body) -> int:
+def start_server(port: int, progress: Body, metrics: Body) -> int:
     """Answer /progress, /metrics and /healthz until the process ends; returns the port."""
     bodies: dict[str, tuple[str, Body]] = {
         PROGRESS_PATH: ("application/json", progress),

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from finetune_api.handoff import ENV_POD_UID, PROGRESS_PORT, ProgressReport, Stage
 from finetune_api.runs import StoppedRun
 from finetune_api.status import CheckpointStatus, EarlyStoppingStatus, Progress, Resolved, StatusBlock
-from finetune_trainer.monitoring.http_server import serve
+from finetune_trainer.monitoring.http_server import start_server
 from finetune_trainer.monitoring.metrics import TrainerMetrics
 from finetune_trainer.sigterm import StopFlag
 
@@ -40,16 +40,16 @@ class Reporter:
         )
         self._prometheus = TrainerMetrics()
         self._bar = Bar(self._out) if self._out.isatty() else None
-        self._pace = Pace()
+        self._pace = TimeEstimate()
         self._share = ""
         self._last_line = -QUIET_SECONDS
 
-    def stage(self, name: Stage) -> None:
+    def set_stage(self, name: Stage) -> None:
         """Say what the trainer does now."""
         self._share = ""
         self.update(progress={"stage": name})
 
-    def share(self, done: int, total: int) -> None:
+    def set_share(self, done: int, total: int) -> None:
         """Say that work goes on, and how much is done of a stage before the first step."""
         self._share = f" {100 * done // total}%"
         self.update()
@@ -93,7 +93,7 @@ class Reporter:
                 report.resolved = resolved
             self._tell(told=bool(metrics or early_stopping) or report.progress.stage != before)
 
-    def note(self, text: str) -> None:
+    def set_note(self, text: str) -> None:
         """Say something in `progress.note` that is no sign of life of the training."""
         with self._lock:
             self._report.progress = self._report.progress.model_copy(update={"note": text[:1024]})
@@ -102,7 +102,7 @@ class Reporter:
         """Add a checkpoint that storage did not take to the counter."""
         self._prometheus.count_checkpoint(None)
 
-    def note_checkpoint(self, checkpoint: CheckpointStatus) -> None:
+    def set_checkpoint(self, checkpoint: CheckpointStatus) -> None:
         """Say which checkpoint is the last complete one."""
         if checkpoint.save_seconds is not None:
             self._prometheus.count_checkpoint(checkpoint.save_seconds)
@@ -122,7 +122,7 @@ class Reporter:
 
     def serve(self, port: int = PROGRESS_PORT) -> int:
         """Start answering on a daemon thread; returns the port, which the system chooses for 0."""
-        return serve(port, self._progress_json, self._prometheus.exposition)
+        return start_server(port, self._progress_json, self._prometheus.exposition)
 
     def close(self) -> None:
         """End the bar."""
@@ -181,7 +181,7 @@ class Bar:
         self._bar.close()
 
 
-class Pace:
+class TimeEstimate:
     """Seconds to the last step, from the mean pace since the first step that was seen."""
 
     def __init__(self) -> None:

@@ -14,7 +14,7 @@ from finetune_trainer.data.lengths import Lengths
 from finetune_trainer.data.rows import BadRow, Row
 from finetune_trainer.errors import ObjectMissing, TrainerError
 from finetune_trainer.evaluation.run_record import SampleStats
-from finetune_trainer.storage.protocol import OnBytes, Storage, join, sha256_file
+from finetune_trainer.storage.protocol import OnBytes, ReadableStore, join_uri, sha256_file
 from finetune_trainer.tokenization.labeler import Labeler
 from finetune_trainer.tokenization.previews import Piece, abridge
 from finetune_trainer.tokenization.samples import EncodedLabelled, Sample
@@ -46,9 +46,9 @@ class Rows:
         return str(next(file["sha256"] for file in self.summary["files"] if file["path"] == Artifact.TRAIN_ROWS))
 
 
-def fetch_rows(config: JobConfig, storage: Storage, directory: Path, on_bytes: OnBytes) -> Rows:
+def fetch_rows(config: JobConfig, storage: ReadableStore, directory: Path, on_bytes: OnBytes) -> Rows:
     """Downloads both files and checks them against preflight's summary."""
-    uri = join(config.output_key(), Artifact.DATASET_SUMMARY)
+    uri = join_uri(config.output_key(), Artifact.DATASET_SUMMARY)
     data = storage.read(uri)
     if data is None:
         raise TrainerError(ExitCode.DATASET_UNUSABLE, f"{uri} is missing: preflight did not finish, or it was removed")
@@ -59,7 +59,7 @@ def fetch_rows(config: JobConfig, storage: Storage, directory: Path, on_bytes: O
         if artifact not in digests:
             return []
         path = directory / artifact
-        _download(join(config.output_key(), artifact), path, storage, on_bytes)
+        _download(join_uri(config.output_key(), artifact), path, storage, on_bytes)
         if sha256_file(path) != digests[artifact]:
             message = f"{artifact} was changed after preflight: its SHA-256 differs"
             raise TrainerError(ExitCode.DATASET_UNUSABLE, message)
@@ -72,7 +72,7 @@ def fetch_rows(config: JobConfig, storage: Storage, directory: Path, on_bytes: O
     return Rows(train, validation, summary)
 
 
-def _download(uri: str, path: Path, storage: Storage, on_bytes: OnBytes) -> None:
+def _download(uri: str, path: Path, storage: ReadableStore, on_bytes: OnBytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         storage.download(uri, path, on_bytes)

@@ -55,7 +55,7 @@ def make_full_model(inputs: Inputs, trained: TrainingResult) -> MergeCheck | Sco
         return None
     gc.collect()
     run = inputs.run
-    run.reporter.stage("Merging")
+    run.reporter.set_stage("Merging")
     output, on_work = inputs.result / Artifact.MERGED, run.on_work
     _require_unchanged_base(inputs, on_work)
     if not traits_of(inputs.run.config.spec.objective).writes_text:

@@ -14,9 +14,9 @@ from finetune_trainer.models.cache import fetch_model, pin_as_checked
 from finetune_trainer.models.model_card import read_licence
 from finetune_trainer.pipeline.dataset import Rows, encode_rows, fetch_rows, select_evaluation_rows
 from finetune_trainer.publishing.lineage import combined_sha256, digest_folder
-from finetune_trainer.publishing.parent_result import require_parents
+from finetune_trainer.publishing.parent_result import check_parents
 from finetune_trainer.rewards.fetch import RewardFolders, fetch_reward_model
-from finetune_trainer.storage.hub.uris import model_location
+from finetune_trainer.storage.hub.uris import pinned_model_uri
 from finetune_trainer.tokenization.labeler import Labeler, load_labeler
 from finetune_trainer.tokenization.samples import (
     UNTRAINED,
@@ -81,13 +81,13 @@ def load_inputs(run: RunContext) -> Inputs:
     """Download model and rows, verify the rows against preflight's digests and encode them."""
     config, storage, workspace, on_bytes = run.config, run.storage, run.workspace, run.on_bytes
     shutil.rmtree(workspace / "result", ignore_errors=True)
-    require_parents(config, storage)
+    check_parents(config, storage)
     rows = fetch_rows(config, storage, workspace, on_bytes)
     config = pin_as_checked(config, rows.summary.get("model") or {}, storage)
     model = fetch_model(config, storage, workspace / "model", on_bytes)
     adapter = fetch_initial_adapter(config, storage, workspace / "initial-adapter", on_bytes)
     reward = fetch_reward_model(config, storage, workspace, model, on_bytes)
-    licence = read_licence(model_location(config.spec.model), storage)
+    licence = read_licence(pinned_model_uri(config.spec.model), storage)
     labeler = load_labeler(model, config.spec.model.uri)
     objective, longest = config.spec.objective.value, config.spec.hyperparameters.max_length
     held_out = select_evaluation_rows(rows.validation, config.spec.hyperparameters.seed)

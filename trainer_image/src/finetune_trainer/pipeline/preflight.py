@@ -14,14 +14,14 @@ from finetune_trainer.models.adapter_input import InitialAdapter, check_initial_
 from finetune_trainer.models.base_model import ModelFacts, check_model, pin_model
 from finetune_trainer.models.resolve_settings import choose_settings
 from finetune_trainer.pipeline.prepare_dataset import PreparedDataset, prepare_dataset
-from finetune_trainer.publishing.claim import check_claim, claim
+from finetune_trainer.publishing.claim import check_claim, claim_prefix
 from finetune_trainer.publishing.lineage import status_lineage
-from finetune_trainer.publishing.parent_result import require_parents
-from finetune_trainer.publishing.publish import adopt
+from finetune_trainer.publishing.parent_result import check_parents
+from finetune_trainer.publishing.publish import adopt_result
 from finetune_trainer.rewards.computed import ComputedRewards
 from finetune_trainer.rewards.fetch import check_reward_model
-from finetune_trainer.storage.hub.uris import is_hub_uri, model_location
-from finetune_trainer.storage.protocol import OnBytes, Storage, join
+from finetune_trainer.storage.hub.uris import is_hub_uri, pinned_model_uri
+from finetune_trainer.storage.protocol import OnBytes, ReadableStore, Store, join_uri
 from finetune_trainer.tokenization.labeler import load_labeler
 
 logger = logging.getLogger(__name__)
@@ -33,18 +33,18 @@ def preflight(run: RunContext) -> Report:
     The prefix is claimed once model and rows are good: a job that could never train leaves nothing behind.
     """
     config, storage, workspace, on_bytes = run.config, run.storage, run.workspace, run.on_bytes
-    run.reporter.stage("Loading")
+    run.reporter.set_stage("Loading")
     _probe(config, storage)
     if check_claim(config, storage):
-        adopted = adopt(config, storage, Outcome.ADOPTED, on_bytes)
+        adopted = adopt_result(config, storage, Outcome.ADOPTED, on_bytes)
         if adopted:
             return adopted
     shutil.rmtree(
         workspace / "tokenizer", ignore_errors=True
     )  # a workspace that is used again may hold another model's
-    require_parents(config, storage)
+    check_parents(config, storage)
     config = pin_model(config, storage)
-    model = check_model(model_location(config.spec.model), storage, workspace / "tokenizer", on_bytes)
+    model = check_model(pinned_model_uri(config.spec.model), storage, workspace / "tokenizer", on_bytes)
     adapter = check_initial_adapter(config, model.shape, storage, on_bytes)
     Expectations(config.spec.evaluation.prompts or [])
     _check_rewards(config, storage, workspace, on_bytes)
@@ -52,12 +52,12 @@ def preflight(run: RunContext) -> Report:
     dataset = prepare_dataset(config, storage, workspace, labeler, on_bytes=on_bytes, on_rows=run.on_work)
     _check_gate(config, dataset)
     resolved = _choose(config, model, dataset, adapter)
-    claim(config, storage)
+    claim_prefix(config, storage)
     _upload(config, dataset, storage, on_bytes)
     return _report(config, model, dataset, resolved, adapter)
 
 
-def _probe(config: JobConfig, storage: Storage) -> None:
+def _probe(config: JobConfig, storage: ReadableStore) -> None:
     """Each bucket once, so that wrong keys, a missing bucket or a dead endpoint show at once; a hub tells with the
     first question for a commit."""
     dataset = config.spec.dataset
@@ -76,7 +76,7 @@ def _probe(config: JobConfig, storage: Storage) -> None:
             seen.add(bucket)
 
 
-def _check_rewards(config: JobConfig, storage: Storage, workspace: Path, on_bytes: OnBytes) -> None:
+def _check_rewards(config: JobConfig, storage: ReadableStore, workspace: Path, on_bytes: OnBytes) -> None:
     if config.spec.rlhf and config.spec.rlhf.rewards:
         ComputedRewards(config.spec.rlhf.rewards)
     check_reward_model(config, storage, workspace / "reward", workspace / "tokenizer", on_bytes)
@@ -93,10 +93,10 @@ def _check_gate(config: JobConfig, dataset: PreparedDataset) -> None:
         )
 
 
-def _upload(config: JobConfig, dataset: PreparedDataset, storage: Storage, on_bytes: OnBytes) -> None:
+def _upload(config: JobConfig, dataset: PreparedDataset, storage: Store, on_bytes: OnBytes) -> None:
     """The summary last: it vouches for the others."""
     for name in [*(file.path for file in dataset.files), Artifact.DATASET_SUMMARY]:
-        storage.upload(dataset.directory / name, join(config.output_key(), name), on_bytes)
+        storage.upload(dataset.directory / name, join_uri(config.output_key(), name), on_bytes)
 
 
 def _choose(config: JobConfig, model: ModelFacts, dataset: PreparedDataset, adapter: InitialAdapter | None) -> Resolved:

@@ -23,7 +23,7 @@ from finetune_trainer.data.codes import RepairCode
 from finetune_trainer.data.rows import NamedPath, Rejected, UnreadableFile
 from finetune_trainer.data.sources import FetchedObject, fetch_source
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.storage.protocol import OnBytes, Storage, sha256_file
+from finetune_trainer.storage.protocol import OnBytes, ReadableStore, sha256_file
 from finetune_trainer.tokenization.labeler import Labeler
 
 logger = logging.getLogger(__name__)
@@ -67,7 +67,7 @@ class PreparedDataset:
 
 def prepare_dataset(
     config: JobConfig,
-    storage: Storage,
+    storage: ReadableStore,
     workspace: Path,
     labeler: Labeler,
     *,
@@ -105,7 +105,7 @@ def prepare_dataset(
 @dataclass(frozen=True, slots=True)
 class _Check:
     config: JobConfig
-    storage: Storage
+    storage: ReadableStore
     workspace: Path
     labeler: Labeler
     on_bytes: OnBytes

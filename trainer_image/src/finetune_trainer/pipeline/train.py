@@ -61,7 +61,7 @@ from finetune_trainer.publishing.publish import publish
 from finetune_trainer.report.document import write_report
 from finetune_trainer.rewards.computed import ComputedRewards, Judge, Scorer
 from finetune_trainer.rewards.scorer import load_reward_model
-from finetune_trainer.storage.hub.uris import hub_name, pinned_commit
+from finetune_trainer.storage.hub.uris import pinned_commit, repo_name
 from finetune_trainer.training.callbacks import early_stopping_status, restore_trained, save_trained
 from finetune_trainer.training.checkpoint_files import (
     SAVED_RUN,
@@ -81,15 +81,15 @@ LARGEST_RECHECK_DIFFERENCE = 0.005
 
 def train(run: RunContext) -> Report:
     """Train, verify and publish; return the report with the proof of publishing."""
-    run.reporter.stage("Loading")
+    run.reporter.set_stage("Loading")
     inputs = load_inputs(run)
     device = find_device()
     checkpoints = Checkpoints(inputs.run, inputs.base_sha256, inputs.rows.digests)
     with _track(inputs) as trackers:
         trained = train_within_memory(inputs, device, checkpoints)
-        trackers.settle()
+        trackers.write_files()
         report = finish(inputs, trained, device)
-        trackers.published(report)
+        trackers.record_result(report)
     return report
 
 
@@ -102,7 +102,7 @@ def _track(inputs: Inputs, *, is_first: bool = True) -> AbstractContextManager[T
 
 def train_distributed(run: RunContext, world: World) -> Report | None:
     """Train together with other processes; the first one publishes and returns the report."""
-    run.reporter.stage("Loading")
+    run.reporter.set_stage("Loading")
     with local_rank_zero_first("inputs", world, run.on_work):
         inputs = load_inputs(run)
     world.barrier("loaded", run.on_work)
@@ -121,9 +121,9 @@ def train_distributed(run: RunContext, world: World) -> Report | None:
         (run.workspace / LEFT_GROUP).touch()
         if not world.is_first:
             return None
-        trackers.settle()
+        trackers.write_files()
         report = finish(inputs, trained, device)
-        trackers.published(report)
+        trackers.record_result(report)
         return report
 
 
@@ -211,7 +211,7 @@ def train_once(
             settings, loop.history, loop.plateau, final, parameters, [], loop.began, stop_ids=stop_ids
         )
     if settings.method != Method.FULL:
-        save_adapter(model, inputs.result / Artifact.ADAPTER, hub_name(spec.model.uri), pinned_commit(spec.model))
+        save_adapter(model, inputs.result / Artifact.ADAPTER, repo_name(spec.model.uri), pinned_commit(spec.model))
         save_tokenizer(inputs.model, inputs.result / Artifact.ADAPTER, inputs.labeler)
     before = loop.before
     return TrainingResult(
@@ -359,7 +359,7 @@ def answer_prompts(inputs: Inputs, trainer: LoopTrainer, loop: LoopContext, trai
     prompts = list_prompts(inputs, traits)
     if not prompts:
         return []
-    loop.reporter.stage("Answering")
+    loop.reporter.set_stage("Answering")
     return answer_all(
         trainer.model,
         inputs.labeler,

@@ -2,12 +2,12 @@
 
 from finetune_api.handoff import Artifact, ExitCode, JobConfig, Owner
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.storage.protocol import Storage, join
+from finetune_trainer.storage.protocol import ReadableStore, Store, join_uri
 
 FIX = "choose another output.uri, or remove what is there"
 
 
-def check_claim(config: JobConfig, storage: Storage) -> bool:
+def check_claim(config: JobConfig, storage: ReadableStore) -> bool:
     """Whether the prefix is already the job's own; False where it is free. Anybody else's is an OutputConflict."""
     data = storage.read(owner_uri(config))
     if data is not None:
@@ -19,7 +19,7 @@ def check_claim(config: JobConfig, storage: Storage) -> bool:
     return False
 
 
-def claim(config: JobConfig, storage: Storage) -> None:
+def claim_prefix(config: JobConfig, storage: Store) -> None:
     """Put `owner.json`, atomically; raises OutputConflict where another job was faster.
 
     It is read before and after, so that the loser notices also where a store ignores `If-None-Match`.
@@ -34,7 +34,7 @@ def claim(config: JobConfig, storage: Storage) -> None:
 
 def owner_uri(config: JobConfig) -> str:
     """Where the claim lies."""
-    return join(config.output_key(), Artifact.OWNER)
+    return join_uri(config.output_key(), Artifact.OWNER)
 
 
 def _check_owner(config: JobConfig, data: bytes) -> None:

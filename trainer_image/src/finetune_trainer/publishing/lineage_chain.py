@@ -9,9 +9,9 @@ from pydantic import ValidationError
 from finetune_api.handoff import ADAPTER_WEIGHTS, Artifact, Manifest
 from finetune_api.scalars import StatusBlock
 from finetune_api.status import PublishedJob
-from finetune_trainer.storage.protocol import Storage, join
+from finetune_trainer.storage.protocol import ReadableStore, join_uri
 
-MOST_LINKS = 64
+MAX_LINKS = 64
 """Results and bases that are looked at; a longer chain is told as a fault."""
 
 
@@ -66,7 +66,7 @@ class RecordedAdapter(StatusBlock):
     sha256: str | None = None
 
 
-class Recorded(StatusBlock):
+class RecordedLineage(StatusBlock):
     """What is proven of a `lineage.json`."""
 
     job: RecordedJob
@@ -95,13 +95,15 @@ class _Visit:
         return f"{self.role} {self.job.output_uri}"
 
 
-def read_result(uri: str, storage: Storage) -> Manifest | str:
+def read_result(uri: str, storage: ReadableStore) -> Manifest | str:
     """The manifest under a prefix, or what is wrong with it."""
-    data = storage.read(join(uri, Artifact.MANIFEST))
+    data = storage.read(join_uri(uri, Artifact.MANIFEST))
     return f"{Artifact.MANIFEST} is missing" if data is None else _parse(data)
 
 
-def find_chain(uri: str, manifest: Manifest, storage: Storage) -> tuple[Recorded | None, list[Link], list[str]]:
+def follow_chain(
+    uri: str, manifest: Manifest, storage: ReadableStore
+) -> tuple[RecordedLineage | None, list[Link], list[str]]:
     """The result's own lineage, every result and base that it comes from, and what does not fit."""
     lineage = _read_lineage(uri, manifest, storage)
     if isinstance(lineage, str):
@@ -109,8 +111,8 @@ def find_chain(uri: str, manifest: Manifest, storage: Storage) -> tuple[Recorded
     faults, links = list(_unlike_manifest(lineage, manifest)), [_base(lineage, 1)]
     visits = _visits(lineage, 1, (uri,))
     while visits:
-        if len(links) >= MOST_LINKS:
-            return lineage, links, [*faults, f"the chain has more than {MOST_LINKS} links"]
+        if len(links) >= MAX_LINKS:
+            return lineage, links, [*faults, f"the chain has more than {MAX_LINKS} links"]
         visit = visits.pop(0)
         parent = _read_parent(visit, storage)
         if isinstance(parent, str):
@@ -144,21 +146,21 @@ def _parse(data: bytes) -> Manifest | str:
         return f"{Artifact.MANIFEST} cannot be read"
 
 
-def _read_lineage(uri: str, manifest: Manifest, storage: Storage) -> Recorded | str:
+def _read_lineage(uri: str, manifest: Manifest, storage: ReadableStore) -> RecordedLineage | str:
     listed = _digests(manifest).get(Artifact.LINEAGE)
-    data = storage.read(join(uri, Artifact.LINEAGE)) if listed else None
+    data = storage.read(join_uri(uri, Artifact.LINEAGE)) if listed else None
     if data is None:
         return f"{Artifact.LINEAGE} is missing" if listed else f"{Artifact.MANIFEST} lists no {Artifact.LINEAGE}"
     if hashlib.sha256(data).hexdigest() != listed:
         return f"{Artifact.LINEAGE} has another content than its SHA-256 in the manifest"
     try:
-        return Recorded.model_validate_json(data)
+        return RecordedLineage.model_validate_json(data)
     except ValidationError as error:
         field = ".".join(str(part) for part in error.errors()[0]["loc"])
         return f"{Artifact.LINEAGE} cannot be read: {field or 'it'} is not as a trainer writes it"
 
 
-def _unlike_manifest(lineage: Recorded, manifest: Manifest) -> Iterator[str]:
+def _unlike_manifest(lineage: RecordedLineage, manifest: Manifest) -> Iterator[str]:
     """Where the lineage tells something else than the manifest that it is published with."""
     for name in RecordedJob.model_fields:
         ours, theirs = getattr(lineage.job, name), getattr(manifest, name)
@@ -170,23 +172,23 @@ def _unlike_manifest(lineage: Recorded, manifest: Manifest) -> Iterator[str]:
             yield f"lineage: {file.path} has SHA-256 {file.sha256} and {listed.get(file.path)} in the manifest"
 
 
-def _unlike_parent(lineage: Recorded, visit: _Visit, parent: Manifest) -> Iterator[str]:
+def _unlike_parent(lineage: RecordedLineage, visit: _Visit, parent: Manifest) -> Iterator[str]:
     """The adapter that was continued is the one that the parent published."""
-    adapter, folder = lineage.initial_adapter, join(visit.job.output_uri, Artifact.ADAPTER)
+    adapter, folder = lineage.initial_adapter, join_uri(visit.job.output_uri, Artifact.ADAPTER)
     listed = _digests(parent).get(f"{Artifact.ADAPTER}/{ADAPTER_WEIGHTS}")
     if visit.role == "parent" and adapter and adapter.uri == folder and adapter.sha256 != listed:
         yield f"lineage: the adapter {folder} had SHA-256 {adapter.sha256} and {listed} in its manifest"
 
 
-def _visits(lineage: Recorded, depth: int, seen: tuple[str, ...]) -> list[_Visit]:
+def _visits(lineage: RecordedLineage, depth: int, seen: tuple[str, ...]) -> list[_Visit]:
     return [_Visit(role, job, depth, seen) for role, job in lineage.ancestors()]
 
 
-def _read_parent(visit: _Visit, storage: Storage) -> Manifest | str:
+def _read_parent(visit: _Visit, storage: ReadableStore) -> Manifest | str:
     uri, recorded = visit.job.output_uri, visit.job.manifest_sha256
     if uri in visit.seen:
         return "comes from itself"
-    data = storage.read(join(uri, Artifact.MANIFEST))
+    data = storage.read(join_uri(uri, Artifact.MANIFEST))
     if data is None:
         return f"has no {Artifact.MANIFEST}, recorded was SHA-256 {recorded}"
     found = hashlib.sha256(data).hexdigest()
@@ -199,7 +201,7 @@ def _digests(manifest: Manifest) -> dict[str, str]:
     return {file.path: file.sha256 for file in manifest.files}
 
 
-def _base(lineage: Recorded, depth: int) -> Link:
+def _base(lineage: RecordedLineage, depth: int) -> Link:
     base = lineage.base_model
     commit = f"@{base.revision}" if base.revision else ""
     return Link(depth, "base", "", f"{base.uri}{commit}", base.sha256)

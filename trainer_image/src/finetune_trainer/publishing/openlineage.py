@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from finetune_api import __version__, names
 from finetune_api.handoff import Artifact, Outcome
 from finetune_trainer.publishing.lineage import combined_sha256
-from finetune_trainer.storage.hub.uris import is_hub_uri, unpinned
+from finetune_trainer.storage.hub.uris import is_hub_uri, strip_commit
 from finetune_trainer.storage.protocol import sha256_file
 
 PRODUCER = f"https://{names.GROUP}/finetune-trainer/{__version__}"
@@ -113,7 +113,7 @@ def _weights_sha256(result: Path) -> str | None:
 
 def _dataset(uri: str, version: str) -> dict[str, Any]:
     """By OpenLineage's naming: the bucket with its scheme and the key, or the hub and the repository."""
-    plain = unpinned(uri)
+    plain = strip_commit(uri)
     address = urlsplit(plain)
     is_hub = is_hub_uri(uri)
     path = f"{address.netloc}{address.path}" if is_hub else address.path

@@ -9,26 +9,26 @@ from pydantic import ValidationError
 from finetune_api.handoff import Artifact, ExitCode, JobConfig, Manifest
 from finetune_api.status import PublishedJob
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.storage.protocol import Storage, join
+from finetune_trainer.storage.protocol import ReadableStore, join_uri
 
 
 @dataclass(frozen=True, slots=True)
-class Published:
+class ParentResult:
     """A result's prefix and the SHA-256 of every file in it, by path."""
 
     uri: str
     digests: Mapping[str, str]
 
-    def of_folder(self, folder: str) -> dict[str, str]:
+    def folder_digests(self, folder: str) -> dict[str, str]:
         """The digests of one folder's files, by their names in it; none where it was not published."""
         prefix = f"{folder}/"
         return {path.removeprefix(prefix): digest for path, digest in self.digests.items() if path.startswith(prefix)}
 
 
-def find_published(job: PublishedJob, storage: Storage) -> Published:
+def read_parent_result(job: PublishedJob, storage: ReadableStore) -> ParentResult:
     """The result of a complete job; one that was removed or replaced since is refused."""
     uri = job.output_uri.rstrip("/")
-    data = storage.read(join(uri, Artifact.MANIFEST))
+    data = storage.read(join_uri(uri, Artifact.MANIFEST))
     if data is None:
         raise _lost(
             uri,
@@ -43,21 +43,21 @@ def find_published(job: PublishedJob, storage: Storage) -> Published:
             f"instead of {job.manifest_sha256}; put the old one back, or create this job anew to build on what is "
             "there",
         )
-    return Published(uri, _digests(uri, data))
+    return ParentResult(uri, _digests(uri, data))
 
 
-def require_parents(config: JobConfig, storage: Storage) -> None:
+def check_parents(config: JobConfig, storage: ReadableStore) -> None:
     """Refuses a job whose parents' results are not those that their status proved, also where it reads no file of
     theirs: its lineage names them."""
     for job in (config.parent, config.reward_job):
         if job:
-            find_published(job, storage)
+            read_parent_result(job, storage)
 
 
-def look_for_published(uri: str, storage: Storage) -> Published | None:
+def find_result_at(uri: str, storage: ReadableStore) -> ParentResult | None:
     """The result under a prefix; None where there is no manifest."""
-    data = storage.read(join(uri, Artifact.MANIFEST))
-    return None if data is None else Published(uri.rstrip("/"), _digests(uri, data))
+    data = storage.read(join_uri(uri, Artifact.MANIFEST))
+    return None if data is None else ParentResult(uri.rstrip("/"), _digests(uri, data))
 
 
 def _digests(uri: str, data: bytes) -> dict[str, str]:

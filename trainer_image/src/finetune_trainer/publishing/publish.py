@@ -13,8 +13,8 @@ from finetune_api.status import Artifacts
 from finetune_trainer.config.resolved_manifest import config_yaml
 from finetune_trainer.config.run_context import RunContext
 from finetune_trainer.errors import ObjectMissing, StorageUnavailable
-from finetune_trainer.publishing.claim import claim
-from finetune_trainer.storage.protocol import OnBytes, Storage, join, sha256_file
+from finetune_trainer.publishing.claim import claim_prefix
+from finetune_trainer.storage.protocol import OnBytes, ReadableStore, Store, join_uri, sha256_file
 
 logger = logging.getLogger(__name__)
 
@@ -29,15 +29,15 @@ def publish(run: RunContext, directory: Path, result: Report) -> Report:
     SIGTERM before the manifest raises Stopped; without its manifest the prefix is not a result.
     """
     config, storage, on_bytes = run.config, run.storage, run.on_bytes
-    run.reporter.stage("Publishing")
-    claim(config, storage)
-    if done := adopt(config, storage, Outcome.PUBLISHED, on_bytes):
+    run.reporter.set_stage("Publishing")
+    claim_prefix(config, storage)
+    if done := adopt_result(config, storage, Outcome.PUBLISHED, on_bytes):
         return done
     if result.resolved and not (directory / Artifact.CONFIG).exists():
         (directory / Artifact.CONFIG).write_text(config_yaml(config, result.resolved), encoding="utf-8")
     files = [_describe(path, directory, on_bytes) for path in sorted(directory.rglob("*")) if path.is_file()]
     for file in files:
-        storage.upload(directory / file.path, join(config.output_key(), file.path), on_bytes)
+        storage.upload(directory / file.path, join_uri(config.output_key(), file.path), on_bytes)
     files = sorted([*files, *_preflight_files(config, storage)], key=lambda file: file.path)
     report = result.model_copy(update={"artifacts": build_artifacts(config.output_key(), files)})
     _prove(config, files, storage, on_bytes)
@@ -45,9 +45,11 @@ def publish(run: RunContext, directory: Path, result: Report) -> Report:
     return _put_manifest(_manifest(config, files, report), config, storage, on_bytes)
 
 
-def adopt(config: JobConfig, storage: Storage, outcome: Outcome, on_bytes: OnBytes | None = None) -> Report | None:
+def adopt_result(
+    config: JobConfig, storage: ReadableStore, outcome: Outcome, on_bytes: OnBytes | None = None
+) -> Report | None:
     """The report of a result that another run of the same job published completely, or None; every file is read."""
-    data = storage.read(join(config.output_key(), Artifact.MANIFEST))
+    data = storage.read(join_uri(config.output_key(), Artifact.MANIFEST))
     if data is None:
         return None
     manifest = _parse(data)
@@ -55,31 +57,20 @@ def adopt(config: JobConfig, storage: Storage, outcome: Outcome, on_bytes: OnByt
     if manifest is None or (manifest.namespace, manifest.name, manifest.config_sha256) != mine:
         logger.warning("%s: the manifest there is not this job's; the result is made again", config.output_key())
         return None
-    problems = check_files(config.output_key(), manifest.files, storage, on_bytes=on_bytes)
+    problems = find_file_faults(config.output_key(), manifest.files, storage, on_bytes=on_bytes)
     if problems:
         logger.warning("%s: the result there is not whole and is made again: %s", config.output_key(), problems[0])
         return None
     if manifest.result.outcome is Outcome.GATE_NOT_MET:  # it stays what it was, whoever looks at it again
         outcome = Outcome.GATE_NOT_MET
     found = manifest.result.model_copy(update={"outcome": outcome, "reason": outcome.value, "job_uid": config.uid})
-    return with_digest(found, data)
+    return add_manifest_digest(found, data)
 
 
-def verify(uri: str, storage: Storage, on_file: OnFile | None = None) -> list[str]:
-    """What is wrong with a published prefix, by its manifest: an empty list is a proof."""
-    data = storage.read(join(uri, Artifact.MANIFEST))
-    if data is None:
-        return [f"{Artifact.MANIFEST} is missing"]
-    manifest = _parse(data)
-    if manifest is None:
-        return [f"{Artifact.MANIFEST} cannot be read"]
-    return check_files(uri, manifest.files, storage, on_file=on_file)
-
-
-def check_files(
+def find_file_faults(
     uri: str,
     files: Sequence[ManifestFile],
-    storage: Storage,
+    storage: ReadableStore,
     *,
     on_bytes: OnBytes | None = None,
     on_file: OnFile | None = None,
@@ -101,10 +92,10 @@ def build_artifacts(uri: str, files: list[ManifestFile]) -> Artifacts:
     names = {file.path for file in files}
 
     def file(name: Artifact) -> str | None:
-        return join(uri, name) if name in names else None
+        return join_uri(uri, name) if name in names else None
 
     def folder(name: Artifact) -> str | None:
-        return join(uri, name) if any(path.startswith(f"{name}/") for path in names) else None
+        return join_uri(uri, name) if any(path.startswith(f"{name}/") for path in names) else None
 
     return Artifacts(
         uri=uri,
@@ -114,12 +105,12 @@ def build_artifacts(uri: str, files: list[ManifestFile]) -> Artifacts:
         report_uri=file(Artifact.REPORT),
         lineage_uri=file(Artifact.LINEAGE),
         lineage_sha256=next((one.sha256 for one in files if one.path == Artifact.LINEAGE), None),
-        manifest_uri=join(uri, Artifact.MANIFEST),
+        manifest_uri=join_uri(uri, Artifact.MANIFEST),
         size_bytes=sum(one.size for one in files),
     )
 
 
-def with_digest(report: Report, manifest: bytes) -> Report:
+def add_manifest_digest(report: Report, manifest: bytes) -> Report:
     """The report with the manifest's digest, which proves success."""
     artifacts = report.artifacts or Artifacts()
     digest = hashlib.sha256(manifest).hexdigest()
@@ -131,9 +122,9 @@ def _describe(path: Path, directory: Path, on_bytes: OnBytes) -> ManifestFile:
     return ManifestFile(path=relative, size=path.stat().st_size, sha256=sha256_file(path, on_bytes))
 
 
-def _preflight_files(config: JobConfig, storage: Storage) -> list[ManifestFile]:
+def _preflight_files(config: JobConfig, storage: ReadableStore) -> list[ManifestFile]:
     """The rows that preflight wrote belong to the result; their digests stand in its summary."""
-    data = storage.read(join(config.output_key(), Artifact.DATASET_SUMMARY))
+    data = storage.read(join_uri(config.output_key(), Artifact.DATASET_SUMMARY))
     if data is None:
         return []
     own = ManifestFile(path=Artifact.DATASET_SUMMARY, size=len(data), sha256=hashlib.sha256(data).hexdigest())
@@ -151,37 +142,39 @@ def _manifest(config: JobConfig, files: list[ManifestFile], report: Report) -> M
     )
 
 
-def _prove(config: JobConfig, files: Sequence[ManifestFile], storage: Storage, on_bytes: OnBytes) -> None:
-    problems = check_files(config.output_key(), files, storage, on_bytes=on_bytes)
+def _prove(config: JobConfig, files: Sequence[ManifestFile], storage: ReadableStore, on_bytes: OnBytes) -> None:
+    problems = find_file_faults(config.output_key(), files, storage, on_bytes=on_bytes)
     if problems:
         raise StorageUnavailable(f"{config.output_key()}: what was read back differs: {'; '.join(problems[:3])}")
 
 
-def _put_manifest(manifest: Manifest, config: JobConfig, storage: Storage, on_bytes: OnBytes) -> Report:
+def _put_manifest(manifest: Manifest, config: JobConfig, storage: Store, on_bytes: OnBytes) -> Report:
     """Conditional, for a twin of this run may have been faster: its whole result is adopted.
 
     A manifest whose files are not as it says is replaced, once this run's files are proven to be the ones there.
     """
-    uri = join(config.output_key(), Artifact.MANIFEST)
+    uri = join_uri(config.output_key(), Artifact.MANIFEST)
     data = manifest.model_dump_json(by_alias=True, exclude_none=True, indent=2).encode()
     if not storage.put_if_absent(uri, data):
-        if done := adopt(config, storage, Outcome.PUBLISHED, on_bytes):
+        if done := adopt_result(config, storage, Outcome.PUBLISHED, on_bytes):
             return done
-        claim(config, storage)
+        claim_prefix(config, storage)
         _prove(config, manifest.files, storage, on_bytes)
         storage.put(uri, data)
     if storage.read(uri) != data:
         raise StorageUnavailable(f"{uri} is not the one that was written")
-    return with_digest(manifest.result, data)
+    return add_manifest_digest(manifest.result, data)
 
 
-def _problem(uri: str, file: ManifestFile, size: int | None, storage: Storage, on_bytes: OnBytes | None) -> str | None:
+def _problem(
+    uri: str, file: ManifestFile, size: int | None, storage: ReadableStore, on_bytes: OnBytes | None
+) -> str | None:
     if size is None:
         return f"{file.path} is missing"
     if size != file.size:
         return f"{file.path} has {size} bytes instead of {file.size}"
     try:
-        found = storage.sha256(join(uri, file.path), on_bytes)
+        found = storage.sha256(join_uri(uri, file.path), on_bytes)
     except ObjectMissing:
         return f"{file.path} is missing"
     return None if found == file.sha256 else f"{file.path} has another content than its SHA-256 in the manifest"

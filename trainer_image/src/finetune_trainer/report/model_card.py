@@ -10,7 +10,7 @@ from finetune_api.handoff import Artifact
 from finetune_api.objectives import Objective
 from finetune_trainer.evaluation.run_record import Licence, RunRecord
 from finetune_trainer.report.held_out import Unit, terms_of
-from finetune_trainer.storage.hub.uris import hub_name, is_hub_uri, parse_hub_uri
+from finetune_trainer.storage.hub.uris import is_hub_uri, parse_hub_uri, repo_name
 
 TAGS = {
     Objective.DPO: "dpo",
@@ -34,7 +34,7 @@ def metadata(record: RunRecord, folder: Artifact) -> dict[str, Any]:
     found: dict[str, Any] = {}
     if is_hub_uri(spec.model.uri):
         found |= {
-            "base_model": hub_name(spec.model.uri),
+            "base_model": repo_name(spec.model.uri),
             "base_model_relation": "adapter" if is_adapter else "finetune",
         }
     datasets = hub_datasets(record)

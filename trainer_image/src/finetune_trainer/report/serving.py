@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from finetune_trainer.report.text import inline, table
-from finetune_trainer.storage.hub.uris import hub_name, is_hub_uri
+from finetune_trainer.storage.hub.uris import is_hub_uri, repo_name
 
 VLLM_DEFAULT_RANK = 16
 VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
@@ -97,7 +97,7 @@ def fetch_base(place: Place) -> str:
     """Return the command that copies the base model to the folder `base`."""
     if is_hub_uri(place.base):
         revision = f" --revision {shlex.quote(place.revision)}" if place.revision else ""
-        return f"hf download {shlex.quote(hub_name(place.base))}{revision} \\\n  --local-dir base"
+        return f"hf download {shlex.quote(repo_name(place.base))}{revision} \\\n  --local-dir base"
     return f"aws{_endpoint(place)} s3 cp --recursive {shlex.quote(place.base)} base"
 
 
@@ -178,7 +178,7 @@ def _service(
 def _kserve_uri(place: Place) -> str:
     if not is_hub_uri(place.base):
         return place.base
-    return f"hf://{hub_name(place.base)}" + (f":{place.revision}" if place.revision else "")
+    return f"hf://{repo_name(place.base)}" + (f":{place.revision}" if place.revision else "")
 
 
 def _endpoint(place: Place) -> str:

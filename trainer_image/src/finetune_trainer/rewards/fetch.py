@@ -24,9 +24,9 @@ from finetune_trainer.models.base_model import (
     is_weight_file,
     read_header,
 )
-from finetune_trainer.publishing.parent_result import Published, find_published, look_for_published
-from finetune_trainer.storage.hub.uris import SCHEME, commit_of, unpinned
-from finetune_trainer.storage.protocol import Entry, OnBytes, Storage, join, sha256_file
+from finetune_trainer.publishing.parent_result import ParentResult, find_result_at, read_parent_result
+from finetune_trainer.storage.hub.uris import SCHEME, parse_commit, strip_commit
+from finetune_trainer.storage.protocol import Entry, OnBytes, ReadableStore, join_uri, sha256_file
 from finetune_trainer.tokenization.labeler import load_labeler
 
 SCORE = "score"
@@ -49,7 +49,7 @@ class RewardFolders:
 
 
 def check_reward_model(
-    config: JobConfig, storage: Storage, directory: Path, base: Path, on_bytes: OnBytes | None = None
+    config: JobConfig, storage: ReadableStore, directory: Path, base: Path, on_bytes: OnBytes | None = None
 ) -> None:
     """Refuse a reward model that cannot be loaded or gives no score; only the headers of its weights are read.
 
@@ -77,7 +77,7 @@ def check_reward_model(
 
 
 def fetch_reward_model(
-    config: JobConfig, storage: Storage, directory: Path, base: Path, on_bytes: OnBytes | None = None
+    config: JobConfig, storage: ReadableStore, directory: Path, base: Path, on_bytes: OnBytes | None = None
 ) -> RewardFolders | None:
     """Download the reward model; None if rewards are computed. `base` is the folder of the policy's base."""
     found = _locate(config, storage)
@@ -99,7 +99,7 @@ def fetch_reward_model(
     return RewardFolders(uri, other, folder)
 
 
-def _locate(config: JobConfig, storage: Storage) -> tuple[str, dict[str, str]] | None:
+def _locate(config: JobConfig, storage: ReadableStore) -> tuple[str, dict[str, str]] | None:
     """Return the folder in storage, and its files' digests from a manifest; None if rewards are computed."""
     source = config.spec.rlhf.reward_model if config.spec.rlhf else None
     if source is None:
@@ -107,16 +107,16 @@ def _locate(config: JobConfig, storage: Storage) -> tuple[str, dict[str, str]] |
     if source.uri is None:
         return _published_folder(_find_job_result(config, storage))
     given = storage.pin(source.uri.rstrip("/"))
-    published = look_for_published(given, storage)
+    published = find_result_at(given, storage)
     return _published_folder(published) if published else (given, {})
 
 
 def _check_whole(
-    uri: str, entries: Mapping[str, Entry], storage: Storage, directory: Path, on_bytes: OnBytes | None
+    uri: str, entries: Mapping[str, Entry], storage: ReadableStore, directory: Path, on_bytes: OnBytes | None
 ) -> RewardFolders:
     if CONFIG in entries:
         directory.mkdir(parents=True)
-        storage.download(join(uri, CONFIG), directory / CONFIG, on_bytes)
+        storage.download(join_uri(uri, CONFIG), directory / CONFIG, on_bytes)
         _check_kind(uri, _read(uri, directory / CONFIG))
     check_model(uri, storage, directory, on_bytes)
     tensors: dict[str, tuple[int, ...]] = {}
@@ -127,7 +127,7 @@ def _check_whole(
 
 
 def _check_adapter(
-    uri: str, entries: Mapping[str, Entry], directory: Path, storage: Storage, on_bytes: OnBytes | None
+    uri: str, entries: Mapping[str, Entry], directory: Path, storage: ReadableStore, on_bytes: OnBytes | None
 ) -> None:
     _base_of(uri, _read(uri, directory / ADAPTER_CONFIG))
     if ADAPTER_WEIGHTS not in entries:
@@ -135,7 +135,7 @@ def _check_adapter(
     _check_head(uri, read_header(uri, entries[ADAPTER_WEIGHTS], storage, on_bytes))
 
 
-def _check_base(uri: str, base: str, directory: Path, storage: Storage, on_bytes: OnBytes | None) -> None:
+def _check_base(uri: str, base: str, directory: Path, storage: ReadableStore, on_bytes: OnBytes | None) -> None:
     try:
         check_model(base, storage, directory, on_bytes)
     except TrainerError as error:
@@ -151,7 +151,7 @@ def _check_head(uri: str, tensors: Mapping[str, tuple[int, ...]]) -> None:
         _refuse(uri, f"its head gives {heads[0][0]} scores, but a reward model gives one")
 
 
-def _find_job_result(config: JobConfig, storage: Storage) -> Published:
+def _find_job_result(config: JobConfig, storage: ReadableStore) -> ParentResult:
     job = config.reward_job
     if job is None:
         message = (
@@ -161,18 +161,20 @@ def _find_job_result(config: JobConfig, storage: Storage) -> Published:
     if job.objective != Objective.REWARD_MODEL:
         message = f"rlhf.rewardModel.jobRef {job.name} has objective {job.objective}, but RewardModel is needed"
         raise TrainerError(ExitCode.INVALID_CONFIG, message)
-    return find_published(job, storage)
+    return read_parent_result(job, storage)
 
 
-def _published_folder(published: Published) -> tuple[str, dict[str, str]]:
+def _published_folder(published: ParentResult) -> tuple[str, dict[str, str]]:
     """Return the folder with the model (the adapter if there is one) and its digests."""
-    folders = [folder for folder in (Artifact.ADAPTER, Artifact.MERGED) if published.of_folder(folder)]
+    folders = [folder for folder in (Artifact.ADAPTER, Artifact.MERGED) if published.folder_digests(folder)]
     if not folders:
         _refuse(published.uri, "the result holds no model")
-    return join(published.uri, folders[0]), published.of_folder(folders[0])
+    return join_uri(published.uri, folders[0]), published.folder_digests(folders[0])
 
 
-def _download(uri: str, digests: Mapping[str, str], storage: Storage, folder: Path, on_bytes: OnBytes | None) -> None:
+def _download(
+    uri: str, digests: Mapping[str, str], storage: ReadableStore, folder: Path, on_bytes: OnBytes | None
+) -> None:
     paths = storage.download_folder(
         uri, folder, on_bytes, accept=lambda key: is_model_file(key) or key in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)
     )
@@ -227,9 +229,9 @@ def _policy_base(config: JobConfig) -> str:
 
 def _with_revision(uri: str, revision: object) -> str:
     """Return the URI with the revision, if it is a hub's model without a commit."""
-    if not uri.startswith(SCHEME) or commit_of(uri) or not revision:
+    if not uri.startswith(SCHEME) or parse_commit(uri) or not revision:
         return uri
-    return f"{unpinned(uri)}@{revision}"
+    return f"{strip_commit(uri)}@{revision}"
 
 
 def _read(uri: str, path: Path) -> dict[str, Any]:

@@ -4,13 +4,13 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from finetune_trainer.storage.protocol import OnBytes, Storage
+from finetune_trainer.storage.protocol import OnBytes, Store
 
 
-class NeighbourStorage:
+class HardlinkedStore:
     """A store before which the neighbour's workspace is asked; the neighbour must be ready with its downloads."""
 
-    def __init__(self, storage: Storage, workspace: Path, neighbour: Path) -> None:
+    def __init__(self, storage: Store, workspace: Path, neighbour: Path) -> None:
         self._storage, self._workspace, self._neighbour = storage, workspace, neighbour
         self.pin, self.probe, self.list, self.first = storage.pin, storage.probe, storage.list, storage.first
         self.upload, self.put, self.put_if_absent = storage.upload, storage.put, storage.put_if_absent

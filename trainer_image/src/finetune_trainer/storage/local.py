@@ -9,31 +9,31 @@ from pathlib import Path
 
 from finetune_api.handoff import ExitCode
 from finetune_trainer.errors import ObjectMissing, TrainerError
-from finetune_trainer.storage.hub.uris import unpinned
+from finetune_trainer.storage.hub.uris import strip_commit
 from finetune_trainer.storage.protocol import (
-    LISTED_MOST,
-    READ_LIMIT,
+    MAX_OBJECTS,
+    MAX_READ_BYTES,
     Entry,
     OnBytes,
-    Storage,
-    confined,
-    join,
+    Store,
+    confine_path,
+    join_uri,
     sha256_file,
-    too_large,
+    size_error,
 )
 
 PART = ".part"
 
 
-class LocalStorage:
+class LocalStore:
     """Storage over `maps` from URI to folder or file; `elsewhere` connects to the store of all other URIs."""
 
-    def __init__(self, maps: Mapping[str, Path], elsewhere: Callable[[], Storage]) -> None:
+    def __init__(self, maps: Mapping[str, Path], elsewhere: Callable[[], Store]) -> None:
         self._maps = {uri.rstrip("/"): path for uri, path in maps.items()}
         self._connect = elsewhere
 
     @cached_property
-    def _elsewhere(self) -> Storage:
+    def _elsewhere(self) -> Store:
         return self._connect()
 
     def pin(self, uri: str, revision: str | None = None) -> str:
@@ -65,7 +65,7 @@ class LocalStorage:
             return self._elsewhere.download_folder(uri, directory, on_bytes, accept)
         keys = [entry.key for entry in self.list(uri) if accept(entry.key)]
         for key in keys:
-            self.download(join(uri, key), confined(directory, key), on_bytes)
+            self.download(join_uri(uri, key), confine_path(directory, key), on_bytes)
         return [directory / key for key in keys]
 
     def upload(self, path: Path, uri: str, on_bytes: OnBytes | None = None) -> None:
@@ -114,7 +114,7 @@ class LocalStorage:
                 return
             folder.rmdir()
 
-    def read(self, uri: str, limit: int = READ_LIMIT) -> bytes | None:
+    def read(self, uri: str, limit: int = MAX_READ_BYTES) -> bytes | None:
         """A small object's content, or None."""
         source = self._local(uri)
         if source is None:
@@ -122,7 +122,7 @@ class LocalStorage:
         if not source.is_file():
             return None
         if source.stat().st_size > limit:
-            raise too_large(uri, limit)
+            raise size_error(uri, limit)
         return source.read_bytes()
 
     def read_range(self, uri: str, start: int, length: int) -> bytes:
@@ -134,7 +134,7 @@ class LocalStorage:
             file.seek(start)
             return file.read(length)
 
-    def list(self, uri: str, limit: int = LISTED_MOST) -> list[Entry]:
+    def list(self, uri: str, limit: int = MAX_OBJECTS) -> list[Entry]:
         """Every file below the folder."""
         folder = self._local(uri)
         if folder is None:
@@ -162,12 +162,12 @@ class LocalStorage:
 
     def _local(self, uri: str) -> Path | None:
         """The path that stands for a URI: that of the longest mapped prefix."""
-        uri = unpinned(uri).rstrip("/")
+        uri = strip_commit(uri).rstrip("/")
         for prefix in sorted(self._maps, key=len, reverse=True):
             if uri == prefix:
                 return self._maps[prefix]
             if uri.startswith(f"{prefix}/"):
-                return confined(self._maps[prefix], uri[len(prefix) + 1 :])
+                return confine_path(self._maps[prefix], uri[len(prefix) + 1 :])
         return None
 
     def _existing(self, path: Path, uri: str) -> Path:

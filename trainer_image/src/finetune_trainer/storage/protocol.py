@@ -1,4 +1,4 @@
-"""Objects by URI, wherever they live: the protocol that S3 and local folders share."""
+"""The two protocols of storage, for a hub (read only), S3 and local folders: objects by URI."""
 
 import hashlib
 from collections.abc import Callable
@@ -9,18 +9,19 @@ from typing import Protocol
 from finetune_api.handoff import ExitCode
 from finetune_trainer.errors import TrainerError
 
-READ_LIMIT = 64 * 1024 * 1024
-CHUNK = 4 * 1024 * 1024
-LISTED_MOST = 200_000
+MAX_READ_BYTES = 64 * 1024 * 1024
+MAX_OBJECTS = 200_000
+CHUNK_BYTES = 4 * 1024 * 1024
 
 OnBytes = Callable[[int], None]
+"""Called with the size of each transferred part; may raise to stop the transfer."""
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
     """One object under a prefix; `key` is relative to it.
 
-    `etag` changes with the content where the store tells one, and so does `sha256`, which is that of the content.
+    `etag` changes with the content if the store returns one; `sha256` is the digest of the content, if listed.
     """
 
     key: str
@@ -29,17 +30,17 @@ class Entry:
     sha256: str | None = None
 
 
-class Storage(Protocol):
-    """What the trainer asks of storage. `on_bytes` is told each transferred part's size and may raise to stop.
+class ReadableStore(Protocol):
+    """A store to read from.
 
-    Raises StorageDenied, StorageUnavailable, or ObjectMissing where something that was asked for does not exist.
+    Raises StorageDenied, StorageUnavailable, or ObjectMissing if a requested object does not exist.
     """
 
     def pin(self, uri: str, revision: str | None = None) -> str:
-        """The URI of exactly what a revision is now, where the store knows revisions; else the URI itself."""
+        """Return the URI of the revision's current commit; the URI itself if the store has no revisions."""
 
     def probe(self, uri: str) -> None:
-        """Fail fast where the prefix cannot be listed: wrong keys, no such bucket, nobody at the endpoint."""
+        """Fail fast if the prefix cannot be listed: wrong keys, no such bucket, no server at the endpoint."""
 
     def download(self, uri: str, path: Path, on_bytes: OnBytes | None = None) -> None:
         """Copy one object to a local file."""
@@ -51,70 +52,74 @@ class Storage(Protocol):
         on_bytes: OnBytes | None = None,
         accept: Callable[[str], bool] = lambda _key: True,
     ) -> list[Path]:
-        """Copy the accepted objects under a prefix into a local folder; returns their paths there."""
+        """Copy the accepted objects under a prefix into a local folder; return their local paths."""
+
+    def read(self, uri: str, limit: int = MAX_READ_BYTES) -> bytes | None:
+        """Return a small object's content, or None if it does not exist; more than `limit` bytes are an error."""
+
+    def read_range(self, uri: str, start: int, length: int) -> bytes:
+        """Return `length` bytes from `start`; fewer at the object's end."""
+
+    def list(self, uri: str, limit: int = MAX_OBJECTS) -> list[Entry]:
+        """Return every object under a prefix, sorted by key; more than `limit` are an error."""
+
+    def first(self, uri: str) -> Entry | None:
+        """Return one object under a prefix, or None if there is none."""
+
+    def size(self, uri: str) -> int | None:
+        """Return the size of one object, or None if it does not exist."""
+
+    def sha256(self, uri: str, on_bytes: OnBytes | None = None) -> str:
+        """Read one object once and return its SHA-256 (hex)."""
+
+
+class Store(ReadableStore, Protocol):
+    """A store to read from and write to."""
 
     def upload(self, path: Path, uri: str, on_bytes: OnBytes | None = None) -> None:
         """Copy one local file to an object."""
 
     def put(self, uri: str, data: bytes) -> None:
-        """Write a small object, replacing what was there."""
+        """Write a small object and replace an existing one."""
 
     def put_if_absent(self, uri: str, data: bytes) -> bool:
-        """Write a small object unless one exists; returns whether this call wrote it. Atomic between writers."""
+        """Write a small object unless one exists; return whether this call wrote it. Atomic between writers."""
 
     def remove(self, uri: str) -> None:
-        """Remove one object; one that is not there is as good as removed."""
-
-    def read(self, uri: str, limit: int = READ_LIMIT) -> bytes | None:
-        """A small object's content, or None where there is none; above `limit` bytes it is an error."""
-
-    def read_range(self, uri: str, start: int, length: int) -> bytes:
-        """`length` bytes from `start`; fewer at the object's end."""
-
-    def list(self, uri: str, limit: int = LISTED_MOST) -> list[Entry]:
-        """Every object under a prefix, in order of the keys; more than `limit` are an error."""
-
-    def first(self, uri: str) -> Entry | None:
-        """One object under a prefix, or None where there is none."""
-
-    def size(self, uri: str) -> int | None:
-        """Size of one object; None where there is none."""
-
-    def sha256(self, uri: str, on_bytes: OnBytes | None = None) -> str:
-        """SHA-256 (hex) of one object's content, read through once."""
+        """Remove one object, if it exists."""
 
 
-def join(uri: str, key: str) -> str:
-    """The URI of `key` under the prefix `uri`."""
+def join_uri(uri: str, key: str) -> str:
+    """Return the URI of `key` under the prefix `uri`."""
     return f"{uri.rstrip('/')}/{key}"
 
 
 def sha256_file(path: Path, on_bytes: OnBytes | None = None) -> str:
-    """SHA-256 (hex) of a local file."""
+    """Return the SHA-256 (hex) of a local file."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
-        while block := file.read(CHUNK):
+        while block := file.read(CHUNK_BYTES):
             digest.update(block)
             if on_bytes:
                 on_bytes(len(block))
     return digest.hexdigest()
 
 
-def confined(directory: Path, key: str) -> Path:
-    """The path of `key` inside `directory`; a key that would leave it is refused."""
+def confine_path(directory: Path, key: str) -> Path:
+    """Return the path of `key` inside `directory`; raise if the key leads out of it."""
     path = directory / key
     if not path.resolve().is_relative_to(directory.resolve()):
         raise TrainerError(ExitCode.INVALID_CONFIG, f"the object key {key!r} would be written outside its folder")
     return path
 
 
-def too_large(uri: str, limit: int) -> TrainerError:
-    """The error for a small document that is not small."""
-    return TrainerError(ExitCode.INTERNAL_ERROR, f"{uri} is larger than the {limit} bytes that are read of it")
+def size_error(uri: str, limit: int) -> TrainerError:
+    """Return the error for an object that is too large to read at once."""
+    return TrainerError(ExitCode.INTERNAL_ERROR, f"{uri} is larger than the limit of {limit} bytes")
 
 
-def too_many(uri: str, limit: int) -> TrainerError:
-    """The error for a prefix under which the objects do not end."""
+def count_error(uri: str, limit: int) -> TrainerError:
+    """Return the error for a prefix with too many objects."""
     return TrainerError(
-        ExitCode.INVALID_CONFIG, f"there are more than {limit:,} objects under {uri}: name a narrower one"
+        ExitCode.INVALID_CONFIG, f"there are more than {limit:,} objects under {uri}: name a narrower prefix"
     )

@@ -11,15 +11,15 @@ from finetune_trainer.sigterm import StopFlag
 
 T = TypeVar("T")
 
-LONGEST_WAIT = 15.0
+MAX_WAIT = 15.0
 
 logger = logging.getLogger(__name__)
 
 
-def retried(call: Callable[[], T], on: Callable[[Exception], bool | float], patience: float, stop: StopFlag) -> T:
-    """The call's result; tried again for `patience` seconds after errors that `on` says yes to, or how long to wait."""
+def retry(call: Callable[[], T], on: Callable[[Exception], bool | float], retry_seconds: float, stop: StopFlag) -> T:
+    """Return the call's result; retry for `retry_seconds` after errors for which `on` is true or a pause."""
     for attempt in stamina.retry_context(
-        on=on, attempts=None, timeout=patience, wait_initial=0.5, wait_max=LONGEST_WAIT
+        on=on, attempts=None, timeout=retry_seconds, wait_initial=0.5, wait_max=MAX_WAIT
     ):
         with attempt:
             if attempt.num > 1:

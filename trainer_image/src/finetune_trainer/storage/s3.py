@@ -15,18 +15,18 @@ from botocore.exceptions import BotoCoreError, ClientError
 from finetune_trainer.errors import ObjectMissing, StorageUnavailable
 from finetune_trainer.sigterm import StopFlag
 from finetune_trainer.storage.protocol import (
-    CHUNK,
-    LISTED_MOST,
-    READ_LIMIT,
+    CHUNK_BYTES,
+    MAX_OBJECTS,
+    MAX_READ_BYTES,
     Entry,
     OnBytes,
-    confined,
-    join,
-    too_large,
-    too_many,
+    confine_path,
+    count_error,
+    join_uri,
+    size_error,
 )
-from finetune_trainer.storage.retries import retried
-from finetune_trainer.storage.s3_client import Connection, is_missing, named_error
+from finetune_trainer.storage.retries import retry
+from finetune_trainer.storage.s3_client import S3Connection, is_missing, storage_error
 
 T = TypeVar("T")
 
@@ -42,17 +42,17 @@ def split_uri(uri: str) -> tuple[str, str]:
     return bucket, key
 
 
-class S3Storage:
+class S3Store:
     """Objects in one S3-compatible store.
 
-    `patience` is how many seconds a store that does not answer is tried again for, on top of botocore's own retries;
-    it ends at once when `stop` is set, for what follows SIGTERM must fit into the grace period.
+    `retry_seconds` limits the retries of an unreachable store, on top of botocore's own;
+    they end when `stop` is set, because the grace period after SIGTERM is short.
     """
 
-    def __init__(self, connection: Connection, patience: float = 0.0, stop: StopFlag | None = None) -> None:
+    def __init__(self, connection: S3Connection, retry_seconds: float = 0.0, stop: StopFlag | None = None) -> None:
         self._connection = connection
         self._client = connection.client
-        self._patience = patience
+        self._retry_seconds = retry_seconds
         self._stop = stop or StopFlag()
 
     def pin(self, uri: str, revision: str | None = None) -> str:
@@ -64,13 +64,13 @@ class S3Storage:
         """List one key with short time-outs."""
         bucket, key = split_uri(uri)
         client, prefix = self._connection.quick_client, f"{key.rstrip('/')}/"
-        self._retried(uri, lambda: client.list_objects_v2(Bucket=bucket, Prefix=prefix, MaxKeys=1))
+        self._retry(uri, lambda: client.list_objects_v2(Bucket=bucket, Prefix=prefix, MaxKeys=1))
 
     def download(self, uri: str, path: Path, on_bytes: OnBytes | None = None) -> None:
         """Copy one object to a local file, parts in parallel, into place only when complete."""
         bucket, key = split_uri(uri)
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._retried(
+        self._retry(
             uri,
             lambda: self._client.download_file(bucket, key, str(path), Callback=on_bytes, Config=TRANSFER),
         )
@@ -84,9 +84,9 @@ class S3Storage:
     ) -> list[Path]:
         """Copy the accepted objects under a prefix into a local folder."""
         entries = [entry for entry in self.list(uri) if accept(entry.key)]
-        paths = [confined(directory, entry.key) for entry in entries]
+        paths = [confine_path(directory, entry.key) for entry in entries]
         for entry, path in zip(entries, paths, strict=True):
-            self.download(join(uri, entry.key), path, on_bytes)
+            self.download(join_uri(uri, entry.key), path, on_bytes)
         return paths
 
     def upload(self, path: Path, uri: str, on_bytes: OnBytes | None = None) -> None:
@@ -97,12 +97,12 @@ class S3Storage:
             with path.open("rb") as file:
                 self._client.upload_fileobj(file, bucket, key, Callback=on_bytes, Config=TRANSFER)
 
-        self._retried(uri, send)
+        self._retry(uri, send)
 
     def put(self, uri: str, data: bytes) -> None:
         """Write a small object."""
         bucket, key = split_uri(uri)
-        self._retried(uri, lambda: self._client.put_object(Bucket=bucket, Key=key, Body=data))
+        self._retry(uri, lambda: self._client.put_object(Bucket=bucket, Key=key, Body=data))
 
     def put_if_absent(self, uri: str, data: bytes) -> bool:
         """Write a small object with `If-None-Match: *`.
@@ -112,7 +112,7 @@ class S3Storage:
         bucket, key = split_uri(uri)
         for pause in range(CONFLICT_TRIES):
             try:
-                self._retried(
+                self._retry(
                     uri, lambda: self._client.put_object(Bucket=bucket, Key=key, Body=data, IfNoneMatch="*"), raw=True
                 )
             except ClientError as error:
@@ -120,7 +120,7 @@ class S3Storage:
                 if status == 412:
                     return self.read(uri) == data
                 if status != 409:
-                    raise named_error(error, uri, self._connection.endpoint) from None
+                    raise storage_error(error, uri, self._connection.endpoint) from None
                 time.sleep(0.2 * 2**pause)
                 continue
             return True
@@ -129,9 +129,9 @@ class S3Storage:
     def remove(self, uri: str) -> None:
         """Remove one object; S3 says the same where there was none."""
         bucket, key = split_uri(uri)
-        self._retried(uri, lambda: self._client.delete_object(Bucket=bucket, Key=key))
+        self._retry(uri, lambda: self._client.delete_object(Bucket=bucket, Key=key))
 
-    def read(self, uri: str, limit: int = READ_LIMIT) -> bytes | None:
+    def read(self, uri: str, limit: int = MAX_READ_BYTES) -> bytes | None:
         """A small object's content, or None."""
         bucket, key = split_uri(uri)
 
@@ -139,11 +139,11 @@ class S3Storage:
             response = self._client.get_object(Bucket=bucket, Key=key)
             if response["ContentLength"] > limit:
                 response["Body"].close()
-                raise too_large(uri, limit)
+                raise size_error(uri, limit)
             return bytes(response["Body"].read())
 
         try:
-            return self._retried(uri, get)
+            return self._retry(uri, get)
         except ObjectMissing:
             return None
 
@@ -151,20 +151,20 @@ class S3Storage:
         """`length` bytes from `start`."""
         bucket, key = split_uri(uri)
         wanted = f"bytes={start}-{start + length - 1}"
-        return self._retried(
+        return self._retry(
             uri, lambda: bytes(self._client.get_object(Bucket=bucket, Key=key, Range=wanted)["Body"].read(length))
         )
 
-    def list(self, uri: str, limit: int = LISTED_MOST) -> "list[Entry]":
+    def list(self, uri: str, limit: int = MAX_OBJECTS) -> "list[Entry]":
         """Every object under a prefix; folder markers are left out."""
-        found = self._retried(uri, lambda: list(islice(self._entries(uri), limit + 1)))
+        found = self._retry(uri, lambda: list(islice(self._entries(uri), limit + 1)))
         if len(found) > limit:
-            raise too_many(uri, limit)
+            raise count_error(uri, limit)
         return found
 
     def first(self, uri: str) -> Entry | None:
         """One object under a prefix, from as few pages as it takes."""
-        return self._retried(uri, lambda: next(self._entries(uri), None))
+        return self._retry(uri, lambda: next(self._entries(uri), None))
 
     def _entries(self, uri: str) -> Iterator[Entry]:
         bucket, key = split_uri(uri)
@@ -178,7 +178,7 @@ class S3Storage:
         """Size of one object; None where there is none."""
         bucket, key = split_uri(uri)
         try:
-            return self._retried(uri, lambda: int(self._client.head_object(Bucket=bucket, Key=key)["ContentLength"]))
+            return self._retry(uri, lambda: int(self._client.head_object(Bucket=bucket, Key=key)["ContentLength"]))
         except ObjectMissing:
             return None
 
@@ -188,20 +188,20 @@ class S3Storage:
 
         def digest() -> str:
             state = hashlib.sha256()
-            for block in self._client.get_object(Bucket=bucket, Key=key)["Body"].iter_chunks(CHUNK):
+            for block in self._client.get_object(Bucket=bucket, Key=key)["Body"].iter_chunks(CHUNK_BYTES):
                 state.update(block)
                 if on_bytes:
                     on_bytes(len(block))
             return state.hexdigest()
 
-        return self._retried(uri, digest)
+        return self._retry(uri, digest)
 
-    def _retried(self, uri: str, call: Callable[[], T], *, raw: bool = False) -> T:
+    def _retry(self, uri: str, call: Callable[[], T], *, raw: bool = False) -> T:
         def named() -> T:
             with self._named(uri, raw=raw):
                 return call()
 
-        return retried(named, self._is_worth_a_retry, self._patience, self._stop) if self._patience else named()
+        return retry(named, self._is_worth_a_retry, self._retry_seconds, self._stop) if self._retry_seconds else named()
 
     def _is_worth_a_retry(self, error: Exception) -> bool:
         return isinstance(error, StorageUnavailable) and not self._stop.is_set()
@@ -217,9 +217,9 @@ class S3Storage:
                 raise
             if is_missing(error):
                 raise self._missing(uri) from None
-            raise named_error(error, uri, self._connection.endpoint) from None
+            raise storage_error(error, uri, self._connection.endpoint) from None
         except NETWORK_ERRORS as error:
-            raise named_error(error, uri, self._connection.endpoint) from None
+            raise storage_error(error, uri, self._connection.endpoint) from None
 
     def _missing(self, uri: str) -> Exception:
         """A 404 to HEAD does not say what is missing, so the bucket is asked for."""
@@ -227,7 +227,7 @@ class S3Storage:
         try:
             self._client.head_bucket(Bucket=bucket)
         except ClientError as error:
-            return named_error(error, uri, self._connection.endpoint, bucket_only=True)
+            return storage_error(error, uri, self._connection.endpoint, bucket_only=True)
         except BotoCoreError as error:
-            return named_error(error, uri, self._connection.endpoint)
+            return storage_error(error, uri, self._connection.endpoint)
         return ObjectMissing(f"{uri} does not exist at {self._connection.endpoint}")

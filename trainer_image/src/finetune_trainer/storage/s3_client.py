@@ -33,7 +33,7 @@ KEYS = {
 
 
 @dataclass(frozen=True)
-class Connection:
+class S3Connection:
     """How to reach a store; `credentials` are explicit keys, or none for boto3's default chain."""
 
     spec: StorageSpec
@@ -81,12 +81,12 @@ class Connection:
             raise TrainerError(ExitCode.INVALID_CONFIG, f"spec.storage.endpoint: {error}") from None
 
 
-def connect(
+def connect_s3(
     spec: StorageSpec | None, credentials_dir: Path = Path(CREDENTIALS_DIR), ca_dir: Path = Path(CA_DIR)
-) -> Connection:
+) -> S3Connection:
     """The connection of a pod: credentials and CA from mounted files where the spec names a Secret."""
     spec = spec or StorageSpec()
-    return Connection(
+    return S3Connection(
         spec=spec,
         credentials=read_credentials(credentials_dir) if spec.credentials_secret_ref else None,
         ca_file=_ca_file(ca_dir / CA_FILE) if spec.ca_secret_ref else None,
@@ -160,7 +160,7 @@ def is_missing(error: ClientError) -> bool:
     return code_of(error) in MISSING_CODES
 
 
-def named_error(
+def storage_error(
     error: ClientError | BotoCoreError | Boto3Error | OSError, uri: str, endpoint: str, *, bucket_only: bool = False
 ) -> TrainerError:
     """The error as the trainer names it; the text holds URI, endpoint and fix, never a request or a key."""

@@ -16,8 +16,8 @@ from finetune_api.spec import Checkpoint, ResumePolicy
 from finetune_api.status import CheckpointStatus, Resolved
 from finetune_trainer.config.run_context import RunContext
 from finetune_trainer.errors import ObjectMissing, StorageUnavailable, TrainerError
-from finetune_trainer.storage.hub.uris import model_location
-from finetune_trainer.storage.protocol import Entry, Storage, confined, join, sha256_file
+from finetune_trainer.storage.hub.uris import pinned_model_uri
+from finetune_trainer.storage.protocol import Entry, Store, confine_path, join_uri, sha256_file
 from finetune_trainer.training import interrupted_runs
 
 logger = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ class Origin:
     @classmethod
     def of(cls, config: JobConfig, base_sha256: str, rows: Mapping[str, str]) -> "Origin":
         """Return the job's origin; `rows` has the digest of each file of rows."""
-        model = model_location(config.spec.model)
+        model = pinned_model_uri(config.spec.model)
         return cls(config.namespace, config.name, config.uid, config.config_sha256, model, base_sha256, rows)
 
     def differences(self, manifest: CheckpointManifest) -> list[str]:
@@ -93,7 +93,7 @@ class Checkpoints:
 
     def __init__(self, run: RunContext, base_sha256: str, rows: Mapping[str, str]) -> None:
         config = run.config
-        self.uri = join(config.output_key(), Artifact.CHECKPOINTS)
+        self.uri = join_uri(config.output_key(), Artifact.CHECKPOINTS)
         self.schedule = build_schedule(config.spec.checkpoint, config.resolved or Resolved())
         self.last_step = 0
         """Step of the checkpoint that was last saved or resumed from; 0 = none."""
@@ -143,7 +143,7 @@ class Checkpoints:
         """
         if self._is_off or step == self.last_step:
             return
-        self._run.reporter.stage("Saving")
+        self._run.reporter.set_stage("Saving")
         began = time.monotonic()
         folder = self._run.workspace / "checkpoint"
         shutil.rmtree(folder, ignore_errors=True)
@@ -164,7 +164,7 @@ class Checkpoints:
 
     def _fetch(self, step: int, sizes: Mapping[str, int]) -> Path:
         uri = self._folder(step)
-        data = self._run.storage.read(join(uri, Artifact.MANIFEST)) if Artifact.MANIFEST in sizes else None
+        data = self._run.storage.read(join_uri(uri, Artifact.MANIFEST)) if Artifact.MANIFEST in sizes else None
         manifest = parse_manifest(data, step)
         differences = self._origin.differences(manifest)
         if differences:
@@ -179,9 +179,9 @@ class Checkpoints:
         for file in manifest.files:
             if sizes.get(file.path) != file.size:
                 raise BrokenCheckpoint(f"{file.path} is missing or differs in size from its manifest")
-            path = confined(directory, file.path)
+            path = confine_path(directory, file.path)
             try:
-                self._run.storage.download(join(uri, file.path), path, on_bytes)
+                self._run.storage.download(join_uri(uri, file.path), path, on_bytes)
             except ObjectMissing:
                 raise BrokenCheckpoint(f"{file.path} is missing") from None
             if sha256_file(path, on_bytes) != file.sha256:
@@ -200,11 +200,11 @@ class Checkpoints:
             for path in sorted(folder.iterdir())
         ]
         for file in files:
-            self._run.storage.upload(folder / file.path, join(uri, file.path), on_bytes)
+            self._run.storage.upload(folder / file.path, join_uri(uri, file.path), on_bytes)
         arrived = {entry.key: entry.size for entry in self._run.storage.list(uri)}
         torn = [file.path for file in files if arrived.get(file.path) != file.size]
         if torn:
-            raise StorageUnavailable(f"{join(uri, torn[0])} is missing or differs in size after its upload")
+            raise StorageUnavailable(f"{join_uri(uri, torn[0])} is missing or differs in size after its upload")
         origin = self._origin
         manifest = CheckpointManifest(
             namespace=origin.namespace,
@@ -219,7 +219,7 @@ class Checkpoints:
             files=files,
         )
         data = manifest.model_dump_json(by_alias=True, indent=2).encode()
-        self._run.storage.put(join(uri, Artifact.MANIFEST), data)
+        self._run.storage.put(join_uri(uri, Artifact.MANIFEST), data)
         self.last_step = step
         self._report(manifest, data, time.monotonic() - began)
 
@@ -237,10 +237,10 @@ class Checkpoints:
             sha256=hashlib.sha256(data).hexdigest(),
             save_seconds=seconds,
         )
-        self._run.reporter.note_checkpoint(status)
+        self._run.reporter.set_checkpoint(status)
 
     def _folder(self, step: int) -> str:
-        return join(self.uri, FOLDER.format(step))
+        return join_uri(self.uri, FOLDER.format(step))
 
 
 class BrokenCheckpoint(Exception):  # noqa: N818 - it names the state of the checkpoint
@@ -276,15 +276,15 @@ def superseded(steps: Iterable[int], whole: Iterable[int], kept: int) -> list[in
     return sorted(set(steps) - set(sorted(whole)[-kept:]))
 
 
-def remove_checkpoints(config: JobConfig, storage: Storage) -> None:
+def remove_checkpoints(config: JobConfig, storage: Store) -> None:
     """Remove every checkpoint of a job whose result is published, and the records of its interrupted runs."""
-    uri = join(config.output_key(), Artifact.CHECKPOINTS)
+    uri = join_uri(config.output_key(), Artifact.CHECKPOINTS)
     for step, sizes in list_quietly(uri, storage).items():
-        remove_quietly(join(uri, FOLDER.format(step)), sizes, storage)
+        remove_quietly(join_uri(uri, FOLDER.format(step)), sizes, storage)
     interrupted_runs.remove(config, storage)
 
 
-def list_quietly(uri: str, storage: Storage) -> dict[int, dict[str, int]]:
+def list_quietly(uri: str, storage: Store) -> dict[int, dict[str, int]]:
     """Return the checkpoints in storage; if the store cannot list them, log a warning and return none."""
     try:
         return group_by_step(storage.list(uri))
@@ -293,10 +293,10 @@ def list_quietly(uri: str, storage: Storage) -> dict[int, dict[str, int]]:
         return {}
 
 
-def remove_quietly(uri: str, names: Iterable[str], storage: Storage) -> None:
+def remove_quietly(uri: str, names: Iterable[str], storage: Store) -> None:
     """Remove a checkpoint, its manifest first; if the credentials do not allow it, log a warning."""
     try:
         for name in sorted(names, key=lambda name: (name != Artifact.MANIFEST, name)):
-            storage.remove(join(uri, name))
+            storage.remove(join_uri(uri, name))
     except TrainerError as error:
         logger.warning("cannot remove %s: %s", uri, error.message)

@@ -15,7 +15,7 @@ from finetune_api.handoff import Artifact, JobConfig, Outcome, Report
 from finetune_api.tracking import Tracking, WandbMode
 from finetune_trainer.errors import Stopped
 from finetune_trainer.monitoring.reporter import Reporter
-from finetune_trainer.monitoring.tracking.follower import Ending, Follower
+from finetune_trainer.monitoring.tracking.follower import Follower, RunEnd
 from finetune_trainer.monitoring.tracking.mlflow import MlflowRun
 from finetune_trainer.monitoring.tracking.wandb import WandbRun
 from finetune_trainer.sigterm import StopFlag
@@ -55,25 +55,25 @@ class Trackers:
         for follower in [*self._live, *self._offline]:
             follower.start()
 
-    def settle(self) -> None:
+    def write_files(self) -> None:
         """Lays what is to be published with the result into its folder; the training has ended."""
         try:
-            self._settle()
+            self._write_files()
         except OSError as error:  # a full disk, for one
             told = f"what trackers keep beside the result could not be written: {error.strerror}"
             logger.warning("%s", told)
-            self._reporter.note(told)
+            self._reporter.set_note(told)
 
-    def _settle(self) -> None:
+    def _write_files(self) -> None:
         if self._tensorboard:
             from finetune_trainer.monitoring.tracking.tensorboard import write_events  # noqa: PLC0415 - it imports torch
 
             write_events(self._result / Artifact.METRICS, self._result / Artifact.TENSORBOARD)
         if self._wandb and self._offline:
-            self._end(self._offline, Ending.FINISHED, Patience.ENDED)
+            self._end(self._offline, RunEnd.FINISHED, Patience.ENDED)
             self._wandb.collect(self._result / Artifact.WANDB)
 
-    def published(self, report: Report) -> None:
+    def record_result(self, report: Report) -> None:
         """What the trackers are to remember of the result; one that meets no gate is a failure to them as well."""
         self.is_met = report.outcome is not Outcome.GATE_NOT_MET
         artifacts = report.artifacts
@@ -82,12 +82,12 @@ class Trackers:
             for follower in self._live:
                 follower.remember(known)
 
-    def end(self, ending: Ending) -> None:
+    def end(self, ending: RunEnd) -> None:
         """Tells the rest and the end of the run, within `Patience`; what takes longer is left."""
-        patience = Patience.STOPPED if ending is Ending.STOPPED else Patience.ENDED
+        patience = Patience.STOPPED if ending is RunEnd.STOPPED else Patience.ENDED
         self._end([*self._live, *self._offline], ending, patience)
 
-    def _end(self, followers: list[Follower], ending: Ending, patience: Patience) -> None:
+    def _end(self, followers: list[Follower], ending: RunEnd, patience: Patience) -> None:
         began = time.monotonic()
         for follower in followers:
             follower.ask_to_end(ending)
@@ -109,12 +109,12 @@ def track(
     asked = config.spec.tracking if is_first else None
     trackers = Trackers(config, asked or Tracking(), result=result, workspace=workspace, reporter=reporter, stop=stop)
     trackers.start()
-    ending = Ending.FAILED
+    ending = RunEnd.FAILED
     try:
         yield trackers
-        ending = Ending.FINISHED if trackers.is_met else Ending.FAILED
+        ending = RunEnd.FINISHED if trackers.is_met else RunEnd.FAILED
     except Stopped:
-        ending = Ending.STOPPED
+        ending = RunEnd.STOPPED
         raise
     finally:
         trackers.end(ending)

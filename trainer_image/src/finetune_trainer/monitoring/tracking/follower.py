@@ -19,7 +19,7 @@ LONGEST_PAUSE = 60.0
 READ_AT_ONCE = 1024 * 1024
 
 
-class Ending(Enum):
+class RunEnd(Enum):
     """How a run ends."""
 
     FINISHED = "finished"
@@ -40,7 +40,7 @@ class Point:
     values: Mapping[str, float]
 
 
-class Run(Protocol):
+class TrackerRun(Protocol):
     """A run in a tracker. All but `abandon` are called on the follower's thread, may block, and raise TrackerFault."""
 
     name: str
@@ -54,7 +54,7 @@ class Run(Protocol):
     def send(self, points: Sequence[Point]) -> None:
         """Tell figures; what the tracker has already may come again."""
 
-    def close(self, ending: Ending, known: Mapping[str, str]) -> None:
+    def close(self, ending: RunEnd, known: Mapping[str, str]) -> None:
         """Tell the end, and what to remember of the result."""
 
     def abandon(self) -> None:
@@ -64,10 +64,10 @@ class Run(Protocol):
 class Follower:
     """Reads what is new, tells it, and tries again after a fault, at growing intervals."""
 
-    def __init__(self, run: Run, path: Path, reporter: Reporter) -> None:
+    def __init__(self, run: TrackerRun, path: Path, reporter: Reporter) -> None:
         self._run, self._path, self._reporter = run, path, reporter
         self._known: dict[str, str] = {}
-        self._ending: Ending | None = None
+        self._ending: RunEnd | None = None
         self._asked = threading.Event()
         self._is_left = False
         self._thread = threading.Thread(target=self._follow, name=f"tracking-{run.name}", daemon=True)
@@ -84,7 +84,7 @@ class Follower:
         """Words to tell with the end."""
         self._known.update(known)
 
-    def ask_to_end(self, ending: Ending) -> None:
+    def ask_to_end(self, ending: RunEnd) -> None:
         """Tell the rest and end; the first ending stands."""
         self._ending = self._ending or ending
         self._asked.set()
@@ -137,7 +137,7 @@ class Follower:
             self._run.settings(resolved)
             self._has_settings = True
         while lines := self._read():
-            self._run.send([point_of(line) for line in lines])
+            self._run.send([parse_point(line) for line in lines])
             self._offset += sum(map(len, lines))
 
     def _read(self) -> list[bytes]:
@@ -167,10 +167,10 @@ class Follower:
             self._note(f"{self._run.name} is told again")
 
     def _note(self, text: str) -> None:
-        self._reporter.note(text)
+        self._reporter.set_note(text)
 
 
-def point_of(line: bytes) -> Point:
+def parse_point(line: bytes) -> Point:
     """A line of metrics.jsonl as named figures."""
     values = json.loads(line)
     kind, step = values.pop("kind"), values.pop("step")

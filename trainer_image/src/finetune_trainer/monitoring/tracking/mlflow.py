@@ -15,7 +15,7 @@ import httpx2
 from finetune_api.handoff import CA_FILE, MLFLOW_DIR, JobConfig
 from finetune_api.status import Resolved
 from finetune_api.tracking import MlflowTracking
-from finetune_trainer.monitoring.tracking.follower import Ending, Point, TrackerFault
+from finetune_trainer.monitoring.tracking.follower import Point, RunEnd, TrackerFault
 
 TIMEOUT = httpx2.Timeout(10.0, connect=5.0)
 NO_SERVER = "what answers is no MLflow tracking server: check tracking.mlflow.uri"
@@ -24,7 +24,7 @@ METRICS_AT_ONCE = 1000
 PARAMS_AT_ONCE = 100
 LONGEST_PARAM = 500
 UID_TAG = "finetune.job_uid"
-STATUS = {Ending.FINISHED: "FINISHED", Ending.FAILED: "FAILED", Ending.STOPPED: "SCHEDULED"}
+STATUS = {RunEnd.FINISHED: "FINISHED", RunEnd.FAILED: "FAILED", RunEnd.STOPPED: "SCHEDULED"}
 ABSENT, PRESENT = "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS"
 
 
@@ -71,11 +71,11 @@ class MlflowRun:
             self._log(metrics=part)
             self._last_steps |= {str(one["key"]): int(one["step"]) for one in part}  # type: ignore[call-overload]
 
-    def close(self, ending: Ending, known: Mapping[str, str]) -> None:
+    def close(self, ending: RunEnd, known: Mapping[str, str]) -> None:
         """A run that goes on later waits as SCHEDULED."""
         if known:
             self._log(tags=[{"key": f"finetune.{key}", "value": value} for key, value in known.items()])
-        end = {} if ending is Ending.STOPPED else {"end_time": _now()}
+        end = {} if ending is RunEnd.STOPPED else {"end_time": _now()}
         self._post("runs/update", {"run_id": self._run_id, "status": STATUS[ending], **end})
         self.abandon()
 

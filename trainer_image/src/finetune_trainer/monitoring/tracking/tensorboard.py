@@ -6,12 +6,12 @@ from pathlib import Path
 
 from tensorboardX import SummaryWriter
 
-from finetune_trainer.monitoring.tracking.follower import point_of
+from finetune_trainer.monitoring.tracking.follower import parse_point
 
 
 def write_events(metrics: Path, directory: Path) -> None:
     """One scalar for each figure of each step; the clock is that of the steps, which ends now."""
-    points = [point_of(line) for line in metrics.read_bytes().splitlines()]
+    points = [parse_point(line) for line in metrics.read_bytes().splitlines()]
     clock = time.time() - sum(point.values.get("train/seconds", 0.0) for point in points)
     with SummaryWriter(logdir=str(directory)) as writer:
         for point in points:

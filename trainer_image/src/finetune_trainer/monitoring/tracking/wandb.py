@@ -15,7 +15,7 @@ from typing import Any
 from finetune_api.handoff import WANDB_DIR, JobConfig
 from finetune_api.status import Resolved
 from finetune_api.tracking import WandbMode, WandbTracking
-from finetune_trainer.monitoring.tracking.follower import Ending, Point, TrackerFault
+from finetune_trainer.monitoring.tracking.follower import Point, RunEnd, TrackerFault
 
 KEY = "WANDB_API_KEY"
 INHERITED = (
@@ -79,9 +79,9 @@ class WandbRun:
         for point in points:
             self._write({"step": point.step, "values": dict(point.values)})
 
-    def close(self, ending: Ending, known: Mapping[str, str]) -> None:
+    def close(self, ending: RunEnd, known: Mapping[str, str]) -> None:
         """Waits until the process has sent everything, however long: whoever waits for this thread does not."""
-        self._write({"exit": 0 if ending is Ending.FINISHED else 1, "summary": dict(known)})
+        self._write({"exit": 0 if ending is RunEnd.FINISHED else 1, "summary": dict(known)})
         process = self._process
         if process is None or process.wait() != 0:
             raise TrackerFault("the run could not be finished")

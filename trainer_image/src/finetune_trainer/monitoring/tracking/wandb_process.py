@@ -14,7 +14,7 @@ import wandb
 INIT_SECONDS = 30.0
 
 
-def main() -> int:
+def log_run() -> int:
     """Makes the run that the first line names, and tells it the others."""
     lines = _lines()
     first = next(lines, None)
@@ -65,4 +65,4 @@ def _answer(word: str) -> None:
 
 
 if __name__ == "__main__":
-    os._exit(main())  # the library waits for its server when the interpreter exits
+    os._exit(log_run())  # the library waits for its server when the interpreter exits

@@ -23,23 +23,23 @@ from finetune_api import __version__
 from finetune_api.handoff import ExitCode
 from finetune_trainer.errors import StorageUnavailable, TrainerError
 from finetune_trainer.sigterm import StopFlag
-from finetune_trainer.storage.hub.errors import HubBusy, HubUntrusted, refused, unreachable
+from finetune_trainer.storage.hub.errors import HubBusy, HubUntrusted, connection_error, refusal_error
 from finetune_trainer.storage.hub.uris import HubConnection, HubUri
-from finetune_trainer.storage.retries import LONGEST_WAIT, retried
+from finetune_trainer.storage.retries import MAX_WAIT, retry
 
 T = TypeVar("T")
 
 TIMEOUT = httpx2.Timeout(20.0, connect=5.0)
-LEAST_PATIENCE = 30.0
+MIN_RETRY_SECONDS = 30.0
 
 
 class HubClient:
-    """A hub's answers, or errors that say what to do; `patience` is for how many seconds a failing request is tried."""
+    """Requests to one hub; a failing request is retried for `retry_seconds`."""
 
-    def __init__(self, connection: HubConnection, patience: float, stop: StopFlag) -> None:
+    def __init__(self, connection: HubConnection, retry_seconds: float, stop: StopFlag) -> None:
         self.endpoint = connection.endpoint
         self.connection = connection
-        self._patience = max(patience, LEAST_PATIENCE)
+        self._retry_seconds = max(retry_seconds, MIN_RETRY_SECONDS)
         self._stop = stop
 
     @cached_property
@@ -79,7 +79,7 @@ class HubClient:
                 following = response.links.get("next", {}).get("url")
                 return self._json(response, address), httpx2.URL(following).query.decode() if following else None
 
-        return self.retried(ask)
+        return self.retry(ask)
 
     @contextmanager
     def stream(self, address: HubUri, wanted: str | None = None) -> Iterator[httpx2.Response]:
@@ -98,16 +98,16 @@ class HubClient:
             hf_raise_for_status(response)
             yield response
 
-    def retried(self, call: Callable[[], T]) -> T:
+    def retry(self, call: Callable[[], T]) -> T:
         """The call's result; tried again while the hub is busy or away, and as long as patience lasts."""
-        return retried(call, self._pause, self._patience, self._stop)
+        return retry(call, self._pause, self._retry_seconds, self._stop)
 
     def _pause(self, error: Exception) -> bool | float:
         """Whether to try again, and after how many seconds where the hub names them."""
         if not isinstance(error, StorageUnavailable) or isinstance(error, HubUntrusted) or self._stop.is_set():
             return False
         wait = error.wait if isinstance(error, HubBusy) else None
-        return True if wait is None else min(wait, LONGEST_WAIT)
+        return True if wait is None else min(wait, MAX_WAIT)
 
     def _headers(self, address: HubUri) -> dict[str, str]:
         token = self.connection.access(address.repo).token
@@ -127,11 +127,11 @@ class HubClient:
         try:
             yield
         except HfHubHTTPError as error:
-            raise refused(error, address, self.connection) from None
+            raise refusal_error(error, address, self.connection) from None
         except (httpx2.InvalidURL, httpx2.UnsupportedProtocol) as error:
             raise TrainerError(ExitCode.INVALID_CONFIG, f"{self.connection.endpoint_setting}: {error}") from None
         except httpx2.HTTPError as error:
-            raise unreachable(error, address, self.connection) from None
+            raise connection_error(error, address, self.connection) from None
 
 
 def revision_path(address: HubUri, revision: str) -> str:

@@ -25,7 +25,7 @@ BUSY = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 
 class HubBusy(StorageUnavailable):
-    """The hub asks for patience: `wait` is how many seconds it named, if it did."""
+    """The hub asks for retry_seconds: `wait` is how many seconds it named, if it did."""
 
     def __init__(self, message: str, wait: float | None = None) -> None:
         super().__init__(message)
@@ -36,7 +36,7 @@ class HubUntrusted(StorageUnavailable):
     """TLS fails; no other try would end differently."""
 
 
-def refused(error: HfHubHTTPError, address: HubUri, connection: HubConnection) -> TrainerError:
+def refusal_error(error: HfHubHTTPError, address: HubUri, connection: HubConnection) -> TrainerError:
     """The error for an answer that is no success."""
     where = f"{address} at {connection.endpoint}"
     status = error.response.status_code
@@ -104,7 +104,7 @@ def _holder(access: Access, connection: HubConnection) -> str:
     return f"{name} named by {access.place}.credentialsSecretRef"
 
 
-def unreachable(error: httpx2.HTTPError, address: HubUri, connection: HubConnection) -> StorageUnavailable:
+def connection_error(error: httpx2.HTTPError, address: HubUri, connection: HubConnection) -> StorageUnavailable:
     """The error where no answer came, or it broke off."""
     where, setting = f"{address} at {connection.endpoint}", connection.endpoint_setting
     if _is_distrust(error):

@@ -6,21 +6,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
-from finetune_api.handoff import ExitCode
-from finetune_trainer.errors import ObjectMissing, StorageUnavailable, TrainerError
+from finetune_trainer.errors import ObjectMissing, StorageUnavailable
 from finetune_trainer.sigterm import StopFlag
 from finetune_trainer.storage.hub.client import HubClient, revision_path, tree_path
-from finetune_trainer.storage.hub.uris import COMMIT, HubConnection, HubUri, Repo, is_content, parse_hub_uri
+from finetune_trainer.storage.hub.uris import COMMIT, HubConnection, HubUri, Repo, matches_entry, parse_hub_uri
 from finetune_trainer.storage.protocol import (
-    CHUNK,
-    LISTED_MOST,
-    READ_LIMIT,
+    CHUNK_BYTES,
+    MAX_OBJECTS,
+    MAX_READ_BYTES,
     Entry,
     OnBytes,
-    confined,
-    join,
-    too_large,
-    too_many,
+    confine_path,
+    count_error,
+    join_uri,
+    size_error,
 )
 
 DEFAULT_REVISION = "main"
@@ -28,11 +27,11 @@ FROM_THE_START_MOST = 3
 FIRST_PAGE = "recursive=true&expand=false"
 
 
-class HubStorage:
+class HubStore:
     """What a hub has under `hf://` URIs; a URI that is not pinned means the newest commit of `main`."""
 
-    def __init__(self, connection: HubConnection, patience: float = 0.0, stop: StopFlag | None = None) -> None:
-        self._client = HubClient(connection, patience, stop or StopFlag())
+    def __init__(self, connection: HubConnection, retry_seconds: float = 0.0, stop: StopFlag | None = None) -> None:
+        self._client = HubClient(connection, retry_seconds, stop or StopFlag())
         self._commits: dict[tuple[Repo, str], str] = {}
         self._listings: dict[tuple[Repo, str], dict[str, Entry]] = {}
 
@@ -53,7 +52,7 @@ class HubStorage:
         part = path.with_name(f"{path.name}.part")
         for _ in range(FROM_THE_START_MOST):
             self._fill(address, part, entry.size, on_bytes)
-            if is_content(part, entry):
+            if matches_entry(part, entry):
                 part.replace(path)
                 return
             part.unlink()
@@ -73,24 +72,24 @@ class HubStorage:
         pinned = self.pin(uri)
         keys = [entry.key for entry in self.list(pinned) if accept(entry.key)]
         for key in keys:
-            self.download(join(pinned, key), confined(directory, key), on_bytes)
+            self.download(join_uri(pinned, key), confine_path(directory, key), on_bytes)
         return [directory / key for key in keys]
 
-    def read(self, uri: str, limit: int = READ_LIMIT) -> bytes | None:
+    def read(self, uri: str, limit: int = MAX_READ_BYTES) -> bytes | None:
         """A small file's content, or None."""
         size = self.size(uri)
         if size is None:
             return None
         if size > limit:
-            raise too_large(uri, limit)
-        return b"".join(self._client.retried(lambda: list(self._blocks(self._address(uri)))))
+            raise size_error(uri, limit)
+        return b"".join(self._client.retry(lambda: list(self._blocks(self._address(uri)))))
 
     def read_range(self, uri: str, start: int, length: int) -> bytes:
         """`length` bytes from `start`."""
         address = self._address(uri)
-        return self._client.retried(lambda: self._range(address, start, length))
+        return self._client.retry(lambda: self._range(address, start, length))
 
-    def list(self, uri: str, limit: int = LISTED_MOST) -> "list[Entry]":
+    def list(self, uri: str, limit: int = MAX_OBJECTS) -> "list[Entry]":
         """Every file under the path."""
         address = self._address(uri)
         prefix = f"{address.path}/" if address.path else ""
@@ -100,7 +99,7 @@ class HubStorage:
             if key.startswith(prefix)
         ]
         if len(found) > limit:
-            raise too_many(uri, limit)
+            raise count_error(uri, limit)
         return found
 
     def first(self, uri: str) -> Entry | None:
@@ -124,33 +123,14 @@ class HubStorage:
                     on_bytes(len(block))
             return state.hexdigest()
 
-        return self._client.retried(digest)
-
-    def upload(self, path: Path, uri: str, on_bytes: OnBytes | None = None) -> None:
-        """Refused: results go to S3."""
-        del path, on_bytes
-        _refuse_writing(uri)
-
-    def put(self, uri: str, data: bytes) -> None:
-        """Refused: results go to S3."""
-        del data
-        _refuse_writing(uri)
-
-    def put_if_absent(self, uri: str, data: bytes) -> bool:
-        """Refused: results go to S3."""
-        del data
-        _refuse_writing(uri)
-
-    def remove(self, uri: str) -> None:
-        """Refused: results go to S3."""
-        _refuse_writing(uri)
+        return self._client.retry(digest)
 
     def _fill(self, address: HubUri, part: Path, size: int, on_bytes: OnBytes | None) -> None:
         """The rest of a file. Patience begins anew with every piece that came; a server that does not know ranges
         starts over, which is not for ever."""
         starts = 0
         while not part.is_file() or part.stat().st_size < size:
-            starts += self._client.retried(partial(self._append, address, part, size, on_bytes))
+            starts += self._client.retry(partial(self._append, address, part, size, on_bytes))
             if starts > FROM_THE_START_MOST:
                 message = "the connection breaks again and again, and the server cannot go on where it broke"
                 raise StorageUnavailable(f"{address} at {self._client.endpoint}: {message}")
@@ -183,7 +163,7 @@ class HubStorage:
         with self._client.stream(address, f"bytes={start}-{start + length - 1}") as response:
             skip = 0 if response.status_code == 206 else start
             found = bytearray()
-            for block in response.iter_bytes(min(CHUNK, skip + length)):
+            for block in response.iter_bytes(min(CHUNK_BYTES, skip + length)):
                 found += block
                 if len(found) >= skip + length:
                     break
@@ -192,7 +172,7 @@ class HubStorage:
     def _blocks(self, address: HubUri) -> Iterator[bytes]:
         self._existing(address)
         with self._client.stream(address) as response:
-            yield from response.iter_bytes(CHUNK)
+            yield from response.iter_bytes(CHUNK_BYTES)
 
     def _address(self, uri: str) -> HubUri:
         address = parse_hub_uri(uri)
@@ -236,8 +216,8 @@ class HubStorage:
             except (KeyError, TypeError, ValueError):
                 self._not_a_hub(address, "lists its files in another way than a hub")
             count += len(entries)
-            if count > LISTED_MOST:
-                raise too_many(str(address), LISTED_MOST)
+            if count > MAX_OBJECTS:
+                raise count_error(str(address), MAX_OBJECTS)
             yield from entries
 
     def _not_a_hub(self, address: HubUri, why: str) -> NoReturn:
@@ -249,7 +229,3 @@ def _entry(item: dict[str, Any]) -> Entry:
     large = item.get("lfs") or {}
     digest = large.get("oid")
     return Entry(str(item["path"]), int(large.get("size") or item["size"]), str(digest or item["oid"]), digest)
-
-
-def _refuse_writing(uri: str) -> NoReturn:
-    raise TrainerError(ExitCode.INVALID_CONFIG, f"{uri}: a hub is only read from; results go to s3://")

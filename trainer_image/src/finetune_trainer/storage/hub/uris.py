@@ -13,7 +13,7 @@ from finetune_api.handoff import CA_FILE, HUB_CA_DIR, HUB_TOKEN_FILE, HUB_TOKENS
 from finetune_api.sources import DataSource, Hub, Model
 from finetune_api.spec import FineTuneJobSpec
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.storage.protocol import CHUNK, Entry, sha256_file
+from finetune_trainer.storage.protocol import CHUNK_BYTES, Entry, sha256_file
 
 SCHEME = "hf://"
 DATASETS = "datasets/"
@@ -70,7 +70,7 @@ def parse_hub_uri(uri: str) -> HubUri:
     return HubUri(Repo(kind, f"{owner}/{name}"), commit or None, path.rstrip("/"))
 
 
-def unpinned(uri: str) -> str:
+def strip_commit(uri: str) -> str:
     """The URI as a user writes it, without the commit."""
     if not is_hub_uri(uri):
         return uri
@@ -78,12 +78,12 @@ def unpinned(uri: str) -> str:
     return str(HubUri(parts.repo, None, parts.path))
 
 
-def commit_of(uri: str) -> str | None:
+def parse_commit(uri: str) -> str | None:
     """The commit of a pinned hub URI; None of any other URI."""
     return parse_hub_uri(uri).commit if is_hub_uri(uri) else None
 
 
-def hub_name(uri: str) -> str:
+def repo_name(uri: str) -> str:
     """`owner/name` of a repository on a hub, as the libraries know it; any other URI as it is."""
     return parse_hub_uri(uri).repo.name if is_hub_uri(uri) else uri
 
@@ -93,7 +93,7 @@ def pinned_commit(model: Model) -> str | None:
     return model.revision if is_hub_uri(model.uri) and COMMIT.fullmatch(model.revision or "") else None
 
 
-def is_content(path: Path, entry: Entry) -> bool:
+def matches_entry(path: Path, entry: Entry) -> bool:
     """Whether a local file is what a hub lists: by SHA-256 of large files, by git's digest of small ones."""
     if path.stat().st_size != entry.size:
         return False
@@ -105,12 +105,12 @@ def is_content(path: Path, entry: Entry) -> bool:
 def _git_digest(path: Path) -> str:
     state = hashlib.sha1(f"blob {path.stat().st_size}\0".encode(), usedforsecurity=False)
     with path.open("rb") as file:
-        while block := file.read(CHUNK):
+        while block := file.read(CHUNK_BYTES):
             state.update(block)
     return state.hexdigest()
 
 
-def model_location(model: Model) -> str:
+def pinned_model_uri(model: Model) -> str:
     """The URI to read a model from: of exactly one commit, once it is known."""
     commit = pinned_commit(model)
     return f"{model.uri}@{commit}" if commit else model.uri

@@ -126,7 +126,7 @@ class LoopTrainer(Trainer):  # type: ignore[misc]  # the library has no types
             loop.checkpoints.save(self.state.global_step, self._write_checkpoint)
         else:
             self._save_from_all_ranks(loop.checkpoints)
-        loop.reporter.stage("Training")
+        loop.reporter.set_stage("Training")
 
     def _save_from_all_ranks(self, checkpoints: Checkpoints) -> None:
         """Gather shards in all processes; the first one writes and uploads while the others wait without limit."""
@@ -224,7 +224,7 @@ class LoopTrainer(Trainer):  # type: ignore[misc]  # the library has no types
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Measure the held-out rows, weighted: the library's loop averages batches regardless of their length."""
         step = self.state.global_step
-        self._loop.reporter.stage("Evaluating" if step else "Baseline")
+        self._loop.reporter.set_stage("Evaluating" if step else "Baseline")
         with keep_random_state():
             measured = self.measure()
         self._loop.history.add_evaluation(step, measured)
@@ -233,7 +233,7 @@ class LoopTrainer(Trainer):  # type: ignore[misc]  # the library has no types
         self._loop.reporter.update(metrics=measured.figures())
         self.control: TrainerControl = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         if step:
-            self._loop.reporter.stage("Training")
+            self._loop.reporter.set_stage("Training")
         return metrics
 
     def measure(self) -> Measured:
@@ -245,7 +245,7 @@ class LoopTrainer(Trainer):  # type: ignore[misc]  # the library has no types
         batches = self.get_eval_dataloader()
         for batch in batches:
             self._loop.stop.raise_if_set()
-            self._loop.reporter.share(len(parts), len(batches))
+            self._loop.reporter.set_share(len(parts), len(batches))
             parts.append(self._measure_batch(self._prepare_inputs(batch)))
         return self._summarize(parts)
 

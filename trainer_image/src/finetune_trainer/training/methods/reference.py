@@ -33,7 +33,7 @@ class ReferencedTrainer(LoopTrainer):
 
     def __init__(self, loop: LoopContext, **arguments: Any) -> None:
         super().__init__(loop, **arguments)
-        loop.reporter.stage("Reference")
+        loop.reporter.set_stage("Reference")
         self.train_dataset = self._with_reference(self.train_dataset)
         if self.eval_dataset is not None:
             self.eval_dataset = self._with_reference(self.eval_dataset)
@@ -60,7 +60,7 @@ class ReferencedTrainer(LoopTrainer):
         shares = torch.zeros(-(-len(batches) // world.size), size, len(self.REFERENCE_COLUMNS))
         for number, (share, (batch, _)) in enumerate(zip(shares, world.shard(batches), strict=True)):
             self._loop.stop.raise_if_set()
-            self._loop.reporter.share(number, len(shares))
+            self._loop.reporter.set_share(number, len(shares))
             inputs = self._prepare_inputs(self.data_collator([dataset[at] for at in batch]))
             found = self.compute_ref_log_probs(self.model, inputs)
             share[: len(batch)] = torch.stack([values.float().cpu() for values in found], dim=1)

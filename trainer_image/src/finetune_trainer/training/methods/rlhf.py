@@ -84,7 +84,7 @@ class PolicyTrainer(LoopTrainer):
 
     def _restore_best(self, step: int) -> None:
         """Restore the best weights and measure again with another seed: the highest of several rewards is biased."""
-        self._loop.reporter.stage("Evaluating")
+        self._loop.reporter.set_stage("Evaluating")
         restore_trained(self.model, self._loop.best_weights)
         point = self.measure_reward(self.args.seed + 1)
         self._loop.history.set_final_reward(replace(point, step=step))
@@ -94,7 +94,7 @@ class PolicyTrainer(LoopTrainer):
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Measure the reward of one answer to each held-out prompt."""
         step = self.state.global_step
-        self._loop.reporter.stage("Evaluating" if step else "Baseline")
+        self._loop.reporter.set_stage("Evaluating" if step else "Baseline")
         point = self.measure_reward()
         self._loop.history.add_reward(point)
         metrics = {"eval_reward": point.reward}
@@ -102,7 +102,7 @@ class PolicyTrainer(LoopTrainer):
         self._loop.reporter.update(metrics=metrics if step else metrics | {"baseline_eval_reward": point.reward})
         self.control: TrainerControl = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         if step:
-            self._loop.reporter.stage("Training")
+            self._loop.reporter.set_stage("Training")
         return metrics
 
     def measure_reward(self, seed: int | None = None) -> RewardPoint:
