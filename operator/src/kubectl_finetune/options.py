@@ -92,9 +92,9 @@ def dump(value: Any, form: Format) -> None:
     if form is Format.JSON:
         typer.echo(json.dumps(value, indent=2, ensure_ascii=False, default=str))
         return
-    import yaml
+    from finetune_api.yaml_document import write_document
 
-    typer.echo(yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=120).rstrip("\n"))
+    typer.echo(write_document(value).rstrip("\n"))
 
 
 def pour(chunks: Iterable[bytes]) -> None:

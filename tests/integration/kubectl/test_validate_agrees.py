@@ -12,8 +12,8 @@ import pytest
 from kubernetes import client, config
 
 from finetune_api import names
+from finetune_api.yaml_document import read_documents
 from kubectl_finetune.commands.validate import check_files
-from kubectl_finetune.manifest.yaml_document import read_documents
 
 ROOT = Path(__file__).parents[3]
 BASE: dict[str, Any] = {

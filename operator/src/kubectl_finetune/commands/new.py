@@ -13,10 +13,10 @@ from finetune_api import names
 from finetune_api.objectives import Objective
 from finetune_api.spec import FORMATS
 from finetune_api.tuning import Method
+from finetune_api.yaml_document import read_scalar
 from kubectl_finetune.commands.validate import check_files
 from kubectl_finetune.errors import PluginError, WrongUse
 from kubectl_finetune.manifest.suggestions import nearest
-from kubectl_finetune.manifest.yaml_document import scalar
 
 ROWS: Mapping[Objective, str] = {
     Objective.INSTRUCTION: '{"instruction": "Name a red fruit.", "input": "", "output": "The apple."}',
@@ -139,7 +139,7 @@ def _quote(text: str) -> str:
     """A text as YAML, quoted where it would be read as something else."""
     plain = text.replace("-", "").replace("/", "").replace(".", "").replace(":", "")
     is_plain = plain.isalnum() and not text.startswith(("-", ".", ":")) and not text.endswith(":") and ": " not in text
-    return text if is_plain and isinstance(scalar(text), str) else json.dumps(text, ensure_ascii=False)
+    return text if is_plain and isinstance(read_scalar(text), str) else json.dumps(text, ensure_ascii=False)
 
 
 QUESTIONS: Mapping[str, tuple[str, str | None]] = {

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from finetune_api import names
+from finetune_api.yaml_document import FileError, YamlDocument, YamlError, join_path, read_documents, read_text
 from kubectl_finetune.display.table import clean
 from kubectl_finetune.errors import PluginError, WrongUse
 from kubectl_finetune.manifest.schema import Fault, find_faults
 from kubectl_finetune.manifest.suggestions import nearest
-from kubectl_finetune.manifest.yaml_document import Document, FieldPath, read_documents
 
 NAME = re.compile(r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$")
 ROOT = ("apiVersion", "kind", "metadata", "spec", "status")
@@ -73,8 +73,8 @@ def check_files(sources: Iterable[tuple[str, str]]) -> Verdict:
         first = first or name
         try:
             documents = read_documents(text)
-        except PluginError as error:
-            verdict.problems.append(Problem(name, _line_in(error.message), "", f"is not YAML: {error.message}"))
+        except YamlError as error:
+            verdict.problems.append(Problem(name, _line_in(str(error)), "", f"is not YAML: {error}"))
             continue
         found = [document for document in documents if _is_ours(document, name, verdict)]
         for document in found:
@@ -103,11 +103,9 @@ def read_files(paths: Iterable[Path]) -> Iterator[tuple[str, str]]:
             raise PluginError(f"{path} has no YAML files")
         for one in inside:
             try:
-                yield str(one), one.read_text(encoding="utf-8-sig")
-            except OSError as error:
-                raise PluginError(f"{one} cannot be read: {error.strerror}") from None
-            except UnicodeDecodeError:
-                raise PluginError(f"{one} is not a text in UTF-8") from None
+                yield str(one), read_text(one)
+            except FileError as error:
+                raise PluginError(str(error)) from None
 
 
 def _line_in(message: str) -> int:
@@ -115,7 +113,7 @@ def _line_in(message: str) -> int:
     return int(found[1]) if found else 1
 
 
-def _is_ours(document: Document, file: str, verdict: Verdict) -> bool:
+def _is_ours(document: YamlDocument, file: str, verdict: Verdict) -> bool:
     """Other kinds may stand in the same file; one that is nearly ours is a mistake."""
     value = document.value
     if not isinstance(value, dict):
@@ -132,9 +130,9 @@ def _is_ours(document: Document, file: str, verdict: Verdict) -> bool:
     return False
 
 
-def _check(document: Document, file: str) -> list[Problem]:
+def _check(document: YamlDocument, file: str) -> list[Problem]:
     faults = [*_head(document.value), *_metadata(document.value.get("metadata"))]
-    faults += [Fault(path, "is given twice, and kubectl takes the last", "remove one") for path in document.twice]
+    faults += [Fault(path, "is given twice, and kubectl takes the last", "remove one") for path in document.duplicates]
     if "spec" in document.value and document.value["spec"] is not None:
         faults += find_faults(document.value["spec"], document.written)
     else:
@@ -142,7 +140,7 @@ def _check(document: Document, file: str) -> list[Problem]:
     return sorted((_problem(document, file, fault) for fault in faults), key=lambda one: one.line)
 
 
-def _problem(document: Document, file: str, fault: Fault) -> Problem:
+def _problem(document: YamlDocument, file: str, fault: Fault) -> Problem:
     value: Any = document.value
     for part in fault.path:
         try:
@@ -152,7 +150,7 @@ def _problem(document: Document, file: str, fault: Fault) -> Problem:
             break
     written = document.written.get(fault.path)
     shown = clean(written) if written is not None else _shown(value)
-    return Problem(file, document.line(fault.path), _dotted(fault.path), fault.message, shown, fault.fix)
+    return Problem(file, document.line(fault.path), join_path(fault.path), fault.message, shown, fault.fix)
 
 
 def _head(value: dict[str, Any]) -> Iterator[Fault]:
@@ -208,13 +206,6 @@ def _parents_elsewhere(jobs: list[dict[str, Any]]) -> Iterator[str]:
         parent = ((job["spec"].get("lineage") or {}).get("parentRef") or {}).get("name")
         if parent and parent not in here:
             yield f"{name_of(job)} waits for {parent}, which is not in these files, to be complete"
-
-
-def _dotted(path: FieldPath) -> str:
-    text = ""
-    for part in path:
-        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
-    return text
 
 
 def _shown(value: Any) -> str:

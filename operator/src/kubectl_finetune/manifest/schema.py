@@ -13,8 +13,8 @@ from pydantic import ValidationError
 from finetune_api.crd import structural_schema
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.spec_rules import broken_rules
+from finetune_api.yaml_document import FieldPath, drop_nulls
 from kubectl_finetune.manifest.suggestions import elsewhere, nearest
-from kubectl_finetune.manifest.yaml_document import FieldPath
 
 KINDS = {
     "object": "a block of fields",
@@ -38,7 +38,7 @@ class Fault:
 
 def find_faults(spec: Any, written: dict[FieldPath, str]) -> list[Fault]:
     """Every fault of the spec as kubectl sends it; rules are asked once the schema holds."""
-    spec = without_nulls(spec)
+    spec = drop_nulls(spec)
     validator = jsonschema.Draft4Validator(_closed_schema())
     faults = [fault for error in validator.iter_errors(spec) for fault in _explain(error, written)]
     if faults:
@@ -49,13 +49,6 @@ def find_faults(spec: Any, written: dict[FieldPath, str]) -> list[Fault]:
 def _is_of_type(fault: Fault) -> bool:
     """A wrong type is the more telling of two faults of one field, and stands last."""
     return fault.message.startswith("must be a")
-
-
-def without_nulls(value: Any) -> Any:
-    """The API server drops a field that is null."""
-    if isinstance(value, dict):
-        return {key: without_nulls(child) for key, child in value.items() if child is not None}
-    return [without_nulls(child) for child in value] if isinstance(value, list) else value
 
 
 def _broken(spec: Any) -> Iterator[Fault]:

@@ -7,8 +7,6 @@ import pytest
 import yaml
 
 from kubectl_finetune.commands.validate import options
-from kubectl_finetune.errors import PluginError
-from kubectl_finetune.manifest.yaml_document import read_documents, scalar
 
 EXAMPLES = sorted((Path(__file__).parents[4] / "crds" / "examples").rglob("*.yaml"))
 JOB = """\
@@ -228,32 +226,3 @@ def test_rows_are_checked_by_the_trainers_own_check(validate: Callable[..., Any]
     assert len((kept / "accepted.jsonl").read_text().splitlines()) == 5
     rows.write_text('{"neither": 1}\n')
     assert validate(JOB, "--rows", str(rows)).code == 65
-
-
-@pytest.mark.parametrize(
-    ("written", "meant"),
-    [
-        ("1e-4", 1e-4), ("2.0E-4", 2e-4), (".5", 0.5), ("1e3", 1000), ("10", 10), ("010", 8), ("0o10", 8),
-        ("0x1F", 31), ("1_000", 1000), ("3.0", 3), ("09", 9), ("On", True), ("y", True), ("oFF", "oFF"), ("No", False),
-        ("~", None), ("", None), ("1:30", "1:30"), ("2026-03-01", "2026-03-01"), ("80Gi", "80Gi"), ("-", "-"),
-        ("0x_", "0x_"), ("-0b_", "-0b_"), ("0o_", "0o_"),
-    ],
-)  # fmt: skip
-def test_a_plain_word_is_read_as_kubectl_reads_it(written: str, meant: object) -> None:
-    assert scalar(written) == meant
-    assert type(scalar(written)) is type(meant)
-
-
-def test_quoted_words_are_texts_and_anchors_and_merges_are_followed() -> None:
-    text = 'base: &base {a: "1e-4", b: 2}\nmore: {<<: *base, b: 3}\n'
-    (document,) = read_documents(text)
-    assert document.value == {"base": {"a": "1e-4", "b": 2}, "more": {"a": "1e-4", "b": 3}}
-    assert document.twice == []
-    assert document.line(("more", "b")) == 2
-
-
-def test_a_document_that_grows_without_end_is_refused() -> None:
-    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
-    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 9)]
-    with pytest.raises(PluginError, match="too many aliases"):
-        read_documents("\n".join(lines))

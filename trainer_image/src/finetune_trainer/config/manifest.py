@@ -1,33 +1,20 @@
 """A FineTuneJob manifest read without a cluster: the same types, the same rules, errors named by field."""
 
-import re
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from finetune_api import names
 from finetune_api.handoff import ExitCode, JobConfig, config_sha256
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.spec_rules import broken_rules
+from finetune_api.yaml_document import FileError, YamlError, drop_nulls, join_path, read_documents, read_text
 from finetune_trainer.errors import TrainerError
 
 MAX_ERRORS = 10
-FLOAT = re.compile(r"^[-+]?([0-9]+[.]?[0-9]*|[.][0-9]+)([eE][-+]?[0-9]+)?$")
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.2 numbers: PyYAML's own resolver reads `2e-4`, which users write, as a string."""
-
-
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:float"]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", FLOAT, list("-+0123456789."))
 
 
 def read_manifest(path: Path, uid: str) -> JobConfig:
@@ -54,7 +41,7 @@ def _job(document: dict[str, Any], path: Path, uid: str) -> JobConfig:
     metadata = document.get("metadata")
     if not isinstance(metadata, dict) or not isinstance(metadata.get("name"), str):
         raise _invalid(path, "metadata.name is missing")
-    spec = parse_spec(document.get("spec"), path)
+    spec = parse_spec(drop_nulls(document.get("spec")), path)
     return JobConfig(
         namespace=str(metadata.get("namespace") or "default"),
         name=metadata["name"],
@@ -80,22 +67,22 @@ def field_errors(error: ValidationError, root: str) -> list[str]:
     """One line per wrong field, with its path; the value is left out where it could be long."""
     lines = []
     for one in error.errors(include_url=False)[:MAX_ERRORS]:
-        place = root
-        for part in one["loc"]:
-            place += f"[{part}]" if isinstance(part, int) else f".{part}"
         what = "unknown field" if one["type"] == "extra_forbidden" else one["msg"].removeprefix("Value error, ")
-        lines.append(f"{place}: {what}")
+        lines.append(f"{join_path((root, *one['loc']))}: {what}")
     return lines
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
     try:
-        documents = list(yaml.load_all(path.read_text(encoding="utf-8"), Loader=_Loader))
-    except OSError as error:
-        raise _invalid(path, f"cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise _invalid(path, f"is not YAML: {' '.join(str(error).split())}") from None
-    found = [document for document in documents if isinstance(document, dict)]
+        documents = read_documents(read_text(path))
+    except FileError as error:
+        raise TrainerError(ExitCode.INVALID_CONFIG, str(error)) from None
+    except YamlError as error:
+        raise _invalid(path, f"is not YAML: {error}") from None
+    for document in documents:
+        for field in document.duplicates:
+            raise _invalid(path, f"line {document.line(field)}: {join_path(field)} is given twice")
+    found = [document.value for document in documents if isinstance(document.value, dict)]
     if not found:
         raise _invalid(path, f"holds no {names.KIND}")
     return found

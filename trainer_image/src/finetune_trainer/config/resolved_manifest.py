@@ -3,13 +3,12 @@
 from collections.abc import Sequence
 from typing import Any
 
-import yaml
-
 from finetune_api import names
 from finetune_api.handoff import JobConfig
 from finetune_api.sources import Dataset, DataSource
 from finetune_api.spec import Lora, Method, Precision, Quantization
 from finetune_api.status import Resolved
+from finetune_api.yaml_document import write_document
 from finetune_trainer.storage.hub.uris import is_hub_uri, parse_hub_uri
 
 HYPERPARAMETERS = (
@@ -46,7 +45,7 @@ def config_yaml(config: JobConfig, resolved: Resolved, read: Sequence[str] = ())
         "metadata": {"name": config.name, "namespace": config.namespace},
         "spec": spec.model_dump(mode="json", by_alias=True, exclude_none=True, warnings="error"),
     }
-    return HEADER + str(yaml.safe_dump(manifest, sort_keys=False, allow_unicode=True, width=120))
+    return HEADER + write_document(manifest)
 
 
 def _hyperparameters(config: JobConfig, resolved: Resolved) -> dict[str, Any]:
