@@ -96,13 +96,13 @@ def test_many_stars_take_no_time_that_grows_without_bound() -> None:
 def test_nothing_found_names_the_pattern_and_keys_nearby(bucket: Bucket) -> None:
     storage = bucket("data/train.jsonl", "data/other.csv", "data/README.md")
     message = refused(storage, "s3://bucket/data/trian.jsonl")
-    assert message.startswith("s3://bucket/data/trian.jsonl: there is no such object")
-    assert "under s3://bucket/data there is train.jsonl, README.md, other.csv" in message
+    assert message.startswith("s3://bucket/data/trian.jsonl: no such object")
+    assert "s3://bucket/data contains train.jsonl, README.md, other.csv" in message
     assert "correct spec.dataset.train.uri" in message
     message = refused(storage, "s3://bucket/data/*.parquet", "validation")
-    assert "nothing matches data/*.parquet; under s3://bucket/data there is" in message
+    assert "nothing matches data/*.parquet; s3://bucket/data contains" in message
     assert "correct spec.dataset.validation.uri" in message
-    assert "there is nothing under s3://bucket/no" in refused(storage, "s3://bucket/no/where/*.jsonl")
+    assert "s3://bucket/no is empty" in refused(storage, "s3://bucket/no/where/*.jsonl")
 
 
 def test_at_most_five_keys_are_named(bucket: Bucket) -> None:
@@ -116,7 +116,7 @@ def test_more_objects_than_can_be_read_are_refused_with_their_number(
     monkeypatch.setattr("finetune_trainer.data.sources.MAX_OBJECTS", 3)
     assert MAX_OBJECTS == 10_000
     assert len(found(bucket("data/1.csv", "data/2.csv", "data/3.csv"), "s3://bucket/data/")) == 3
-    assert "4 objects are more than the 3 that are read" in refused(bucket("data/4.csv"), "s3://bucket/data/")
+    assert "4 objects exceed the limit of 3" in refused(bucket("data/4.csv"), "s3://bucket/data/")
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,7 @@ def test_a_repository_gives_its_training_files_and_says_what_it_leaves_out(
     storage = bucket("data/train-0.parquet", "data/train-1.parquet", "data/test-0.parquet", "extra.jsonl")
     with caplog.at_level(logging.WARNING):
         assert found(storage, QA) == ["data/train-0.parquet", "data/train-1.parquet"]
-    assert "read are data/train-0.parquet, data/train-1.parquet; left out are data/test-0.parquet, extra.jsonl" in (
+    assert "reading data/train-0.parquet, data/train-1.parquet; leaving out data/test-0.parquet, extra.jsonl" in (
         caplog.text
     )
 
@@ -154,7 +154,7 @@ def test_several_configurations_of_a_dataset_are_not_joined_in_silence(
     storage = bucket("main/train-0.parquet", "socratic/train-0.parquet", "main/train-1.parquet")
     with caplog.at_level(logging.WARNING):
         assert len(found(storage, QA)) == 3
-        assert f"{QA}: files of 2 folders are read together: main, socratic. Name one" in caplog.text
+        assert f"{QA}: reading files of 2 folders together: main, socratic. To read only one" in caplog.text
         caplog.clear()
         assert found(storage, f"{QA}/main") == ["main/train-0.parquet", "main/train-1.parquet"]
     assert caplog.text == ""
@@ -167,7 +167,7 @@ def test_a_repository_without_a_training_file_gives_those_that_name_no_split(buc
 def test_held_out_files_are_never_trained_on_unasked(bucket: Bucket) -> None:
     storage = bucket("test.jsonl", "dev.jsonl")
     message = refused(storage, QA)
-    assert "its files look like another split than train (dev.jsonl, test.jsonl): name the ones to read" in message
+    assert "seem to belong to a different split than train (dev.jsonl, test.jsonl): name the files to read" in message
     assert found(storage, f"{QA}/test.jsonl") == ["test.jsonl"]
     assert found(storage, f"{QA}/*.jsonl") == ["dev.jsonl", "test.jsonl"]
 
@@ -197,7 +197,7 @@ def test_fetched_objects_have_their_digests_and_replace_what_was_there(bucket: B
 def test_a_digest_is_that_of_one_object(bucket: Bucket, tmp_path: Path) -> None:
     storage = bucket("data/a.jsonl", "data/b.jsonl")
     source = DataSource(uri="s3://bucket/data/", sha256="0" * 64)
-    with pytest.raises(TrainerError, match=r"2 objects, not the one in spec\.dataset\.train\.sha256"):
+    with pytest.raises(TrainerError, match=r"2 objects, which differs from spec\.dataset\.train\.sha256"):
         fetch_source(source, storage, tmp_path / "source", "train", lambda _count: None)
 
 

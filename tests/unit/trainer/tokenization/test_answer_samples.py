@@ -203,6 +203,13 @@ def test_a_judged_answer_and_a_prompt_are_cut_by_the_same_rules(labeler: Labeler
     assert cut.length + cut.left_out == whole.length
 
 
+def test_a_prompt_that_loses_a_single_token_counts_as_truncated(labeler: Labeler) -> None:
+    prompt = PromptRow([{"role": "user", "content": "z" * 300}], SOURCE, DataFormat.OPENAI)
+    whole = encode(labeler, prompt, EncodedPrompt)
+    cut = encode(labeler, prompt, EncodedPrompt, max_length=whole.length - 1)
+    assert (cut.truncated, cut.left_out) == (True, 1)
+
+
 def test_a_limit_that_leaves_nothing_is_said(labeler: Labeler) -> None:
     assert refused(labeler, pair(PROMPT, "a" * 50), max_length=3).code is RejectCode.PROMPT_FILLS_CONTEXT
     prompt = PromptRow(PROMPT, SOURCE, DataFormat.OPENAI)

@@ -1,4 +1,4 @@
-"""How long rows are in tokens, before anything is cut off: what `maxLength` should be measured against."""
+"""Row lengths in tokens before truncation, to choose `maxLength` by."""
 
 from array import array
 from collections import Counter
@@ -10,16 +10,16 @@ CLASSES = 12
 
 @dataclass(slots=True)
 class Lengths:
-    """The lengths seen so far, four bytes each."""
+    """The lengths counted so far, four bytes each."""
 
     seen: "array[int]" = field(default_factory=lambda: array("I"))
 
     def add(self, tokens: int) -> None:
-        """Take one row into account."""
+        """Count one row."""
         self.seen.append(tokens)
 
     def percentile(self, percent: int) -> int:
-        """The length that so many percent of the rows do not exceed; 0 without rows."""
+        """Return the length that this percentage of the rows does not exceed; 0 without rows."""
         return self._ranked((percent,))[0]
 
     @property
@@ -29,11 +29,11 @@ class Lengths:
 
     @property
     def advised_max_length(self) -> int:
-        """The `maxLength` that cuts one row in a hundred at most: the 99th percentile, up to a multiple of 64."""
+        """The `maxLength` that truncates at most 1 % of the rows: the 99th percentile, rounded up by 64s."""
         return round_up(self.percentile(99))
 
     def to_dict(self) -> dict[str, int]:
-        """Return the figures as `summary.json` holds them."""
+        """Return the figures in the form of `summary.json`."""
         median, most, nearly_all = self._ranked((50, 90, 99))
         return {
             "p50": median,
@@ -44,7 +44,7 @@ class Lengths:
         }
 
     def histogram(self) -> tuple[tuple[int, int], ...]:
-        """Classes of one width up to the 99th percentile and one for the rest: the longest of each, and its count."""
+        """Return (upper bound, count) of equal classes up to the 99th percentile, and of one class for the rest."""
         if not self.seen:
             return ()
         width = _round_width(-(-self.percentile(99) // CLASSES))
@@ -59,11 +59,11 @@ class Lengths:
 
 
 def _round_width(least: int) -> int:
-    """The next of 1, 2, 5, 10, 20, …"""
+    """Round up to the next of 1, 2, 5, 10, 20, …"""
     step = int("1" + "0" * (len(str(max(least, 1))) - 1))
     return next(step * factor for factor in (1, 2, 5, 10) if step * factor >= least)
 
 
 def round_up(tokens: int) -> int:
-    """The next multiple of 64, which also suits the hardware."""
+    """Round up to the next multiple of 64, which suits the hardware."""
     return -(-tokens // ROUNDED_TO) * ROUNDED_TO

@@ -19,7 +19,7 @@ Objective = Literal["Instruction", "Chat", "DPO", "KTO", "RewardModel", "RLHF", 
 
 
 class DataFormat(StrEnum):
-    """The shape in which a row came; the names are those of `dataset.format`."""
+    """The input format of a row, named as in `dataset.format`."""
 
     ALPACA = "Alpaca"
     SHAREGPT = "ShareGPT"
@@ -31,7 +31,7 @@ class DataFormat(StrEnum):
 
 
 class Function(TypedDict):
-    """The called function and its arguments as an object, never as a string."""
+    """The called function; its arguments are an object, never a string."""
 
     name: str
     arguments: dict[str, Any]
@@ -59,7 +59,7 @@ class Message(TypedDict):
 
 @dataclass(frozen=True, slots=True)
 class NamedPath:
-    """A local file and the name that users know it by, such as its S3 URI."""
+    """A local file and the name that messages use, such as its S3 URI."""
 
     path: Path
     name: str
@@ -81,7 +81,7 @@ def _dump_file(name: str) -> bytes:
 
 
 class EncodedSample(Protocol):
-    """What the counts need of a tokenized row; the samples themselves are defined in `tokenization`."""
+    """The counts of a tokenized row; `tokenization` defines the samples."""
 
     @property
     def tokens(self) -> int:
@@ -113,7 +113,7 @@ class EncodedSample(Protocol):
 
 
 class _Sourced(ABC):
-    """What every kind of row can tell of itself."""
+    """The methods of every kind of row."""
 
     __slots__ = ()
     source: Source
@@ -121,14 +121,14 @@ class _Sourced(ABC):
 
     @abstractmethod
     def content(self) -> dict[str, Any]:
-        """Return what the row says, without where it came from."""
+        """Return the row without its source."""
 
     @abstractmethod
     def turns(self) -> list[Message]:
-        """Return the turns by which a reader knows the row; none for a text without roles."""
+        """Return the turns that identify the row; none for a text without roles."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the row as `accepted.jsonl` holds it."""
+        """Return the row in the form of `accepted.jsonl`."""
         row = self.content()
         row["_source"] = {"file": self.source.file, "line": self.source.line}
         return row
@@ -152,17 +152,17 @@ class ChatRow(_Sourced):
     written: bytes = field(default=b"", compare=False, repr=False)
 
     def content(self) -> dict[str, Any]:
-        """Return what the row says, without where it came from."""
+        """Return the row without its source."""
         return {"messages": self.messages, "tools": self.tools} if self.tools else {"messages": self.messages}
 
     def turns(self) -> list[Message]:
-        """Return the turns by which a reader knows the row."""
+        """Return the turns that identify the row."""
         return self.messages
 
 
 @dataclass(slots=True)
 class PreferenceRow(_Sourced):
-    """Two answers to one prompt; each is what follows the prompt, nearly always a single turn."""
+    """Two answers to one prompt; each consists of the turns after the prompt, usually one."""
 
     prompt: list[Message]
     chosen: list[Message]
@@ -175,18 +175,18 @@ class PreferenceRow(_Sourced):
     written: bytes = field(default=b"", compare=False, repr=False)
 
     def content(self) -> dict[str, Any]:
-        """Return what the row says, without where it came from."""
+        """Return the row without its source."""
         row: dict[str, Any] = {"prompt": self.prompt, "chosen": self.chosen, "rejected": self.rejected}
         return row | {"tools": self.tools} if self.tools else row
 
     def turns(self) -> list[Message]:
-        """Return the turns by which a reader knows the row."""
+        """Return the turns that identify the row."""
         return self.prompt + self.chosen
 
 
 @dataclass(slots=True)
 class UnpairedRow(_Sourced):
-    """One answer to a prompt, and whether it is a desirable one."""
+    """One answer to a prompt and whether it is desirable."""
 
     prompt: list[Message]
     completion: list[Message]
@@ -199,18 +199,18 @@ class UnpairedRow(_Sourced):
     written: bytes = field(default=b"", compare=False, repr=False)
 
     def content(self) -> dict[str, Any]:
-        """Return what the row says, without where it came from."""
+        """Return the row without its source."""
         row: dict[str, Any] = {"prompt": self.prompt, "completion": self.completion, "label": self.label}
         return row | {"tools": self.tools} if self.tools else row
 
     def turns(self) -> list[Message]:
-        """Return the turns by which a reader knows the row."""
+        """Return the turns that identify the row."""
         return self.prompt + self.completion
 
 
 @dataclass(slots=True)
 class PromptRow(_Sourced):
-    """A prompt that the model is to answer."""
+    """A prompt for the model to answer."""
 
     prompt: list[Message]
     source: Source
@@ -221,17 +221,17 @@ class PromptRow(_Sourced):
     written: bytes = field(default=b"", compare=False, repr=False)
 
     def content(self) -> dict[str, Any]:
-        """Return what the row says, without where it came from."""
+        """Return the row without its source."""
         return {"prompt": self.prompt, "tools": self.tools} if self.tools else {"prompt": self.prompt}
 
     def turns(self) -> list[Message]:
-        """Return the turns by which a reader knows the row."""
+        """Return the turns that identify the row."""
         return self.prompt
 
 
 @dataclass(slots=True)
 class TextRow(_Sourced):
-    """A text without roles, all of which is trained."""
+    """A text without roles; every token is trained on."""
 
     text: str
     source: Source
@@ -241,11 +241,11 @@ class TextRow(_Sourced):
     written: bytes = field(default=b"", compare=False, repr=False)
 
     def content(self) -> dict[str, Any]:
-        """Return what the row says, without where it came from."""
+        """Return the row without its source."""
         return {"text": self.text}
 
     def turns(self) -> list[Message]:
-        """Return nothing: a text has no turns."""
+        """Return an empty list: a text has no turns."""
         return []
 
 
@@ -254,7 +254,7 @@ Row = ChatRow | PreferenceRow | UnpairedRow | PromptRow | TextRow
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """A row that was left out, and why; `excerpt` has at most 120 characters, `tokens` is its length if that is why."""
+    """A rejected row; `excerpt` has at most 120 characters, `tokens` is the length if that is the reason."""
 
     file: str
     line: int
@@ -264,7 +264,7 @@ class Rejected:
     tokens: int = 0
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the record as `rejected.jsonl` holds it."""
+        """Return the record in the form of `rejected.jsonl`."""
         return {
             "file": self.file,
             "line": self.line,
@@ -274,8 +274,8 @@ class Rejected:
         }
 
 
-class BadRow(Exception):  # noqa: N818 - it says what the row is, and never leaves the front door
-    """Raised where a row is found bad; the reader turns it into a `Rejected`. `tokens` is its length if that is why."""
+class BadRow(Exception):  # noqa: N818 - a property of the row; readers catch it
+    """Raised for a bad row and turned into a `Rejected`; `tokens` is the length if that is the reason."""
 
     def __init__(self, code: RejectCode, detail: str, tokens: int = 0) -> None:
         super().__init__(detail)
@@ -285,11 +285,11 @@ class BadRow(Exception):  # noqa: N818 - it says what the row is, and never leav
 
 
 class UnreadableFile(Exception):  # noqa: N818 - a file, not one of its rows
-    """Raised when a file cannot be read as rows at all: damaged, or of a format that is not supported."""
+    """Raised when a file is damaged or has an unsupported format."""
 
 
 def read_canonical(row: Mapping[str, Any]) -> Row:
-    """Return the row; its format is the one that the canonical shape is, not the one that it came in."""
+    """Return the row with the format of its canonical shape, not of its input."""
     source = Source(row["_source"]["file"], row["_source"]["line"])
     tools = row.get("tools")
     if "messages" in row:

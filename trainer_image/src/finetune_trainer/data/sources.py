@@ -1,4 +1,4 @@
-"""A dataset's URI as the list of its objects: one object, a prefix, a pattern, or what a repository on a hub holds."""
+"""Resolve a dataset URI to objects: one object, a prefix, a pattern or a repository on a hub."""
 
 import difflib
 import re
@@ -18,13 +18,13 @@ SHOWN = 5
 PLAIN_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow")
 SUFFIXES = (*PLAIN_SUFFIXES, *(f"{suffix}.gz" for suffix in PLAIN_SUFFIXES))
 NOT_ROWS = frozenset({"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"})
-"""What the datasets library writes beside the rows."""
+"""Files that the datasets library writes next to the rows."""
 WILDCARD = re.compile(r"[*?]")
 
 
 @dataclass(frozen=True, slots=True)
 class SourceObject:
-    """One object with rows; on a hub its URI is pinned to the commit."""
+    """One object with rows; a hub URI is pinned to its commit."""
 
     uri: str
     size: int
@@ -32,7 +32,7 @@ class SourceObject:
 
 @dataclass(frozen=True, slots=True)
 class FetchedObject:
-    """One object with rows, on this machine."""
+    """A downloaded object with rows."""
 
     uri: str
     path: Path
@@ -40,13 +40,13 @@ class FetchedObject:
     sha256: str
 
     def to_dict(self) -> dict[str, object]:
-        """As it stands in the summary and in the lineage."""
+        """Return the entry for the summary and the lineage."""
         commit = parse_commit(self.uri)
         return {"uri": self.uri, "sha256": self.sha256, "size": self.size} | ({"revision": commit} if commit else {})
 
 
 def resolve_source(source: DataSource, storage: ReadableStore, place: str = "train") -> list[SourceObject]:
-    """The objects behind `spec.dataset.<place>`, in order of their keys; none found is an error that names others."""
+    """Return the objects of `spec.dataset.<place>`, ordered by key; raises DatasetUnusable if there are none."""
     uri = storage.pin(source.uri, source.revision)
     root, key = _split(uri)
     if WILDCARD.search(key):
@@ -58,11 +58,11 @@ def resolve_source(source: DataSource, storage: ReadableStore, place: str = "tra
             return [SourceObject(uri, size)]
         found, folder = _data_files(storage, uri.rstrip("/")), _below(root, key.rstrip("/").rpartition("/")[0])
         found = choose_split(found, source.uri, place) if is_hub_uri(uri) else found
-        why = "there is no such object, and no data file under it as a folder" if key else "it holds no data file"
+        why = "no such object, and no data files in a folder of that name" if key else "it contains no data file"
     if not found:
         raise _nothing(source.uri, place, why, folder, [entry.key for entry in storage.list(folder)])
     if len(found) > MAX_OBJECTS:
-        why = f"{len(found):,} objects are more than the {MAX_OBJECTS:,} that are read: join them, or name fewer"
+        why = f"{len(found):,} objects exceed the limit of {MAX_OBJECTS:,}: merge them or name fewer"
         raise TrainerError(ExitCode.DATASET_UNUSABLE, f"{source.uri}: {why}")
     return found
 
@@ -70,7 +70,7 @@ def resolve_source(source: DataSource, storage: ReadableStore, place: str = "tra
 def fetch_source(
     source: DataSource, storage: ReadableStore, directory: Path, place: str, on_bytes: OnBytes
 ) -> list[FetchedObject]:
-    """Every object of the source in a new local folder, with what it is."""
+    """Download every object of the source into a new local folder."""
     objects = resolve_source(source, storage, place)
     shutil.rmtree(directory, ignore_errors=True)
     fetched = []
@@ -92,12 +92,12 @@ def _check_digest(source: DataSource, fetched: list[FetchedObject], place: str) 
         return
     found = fetched[0].sha256 if len(fetched) == 1 else f"{len(fetched)} objects"
     if found != source.sha256:
-        message = f"has the SHA-256 {found}, not the one in spec.dataset.{place}.sha256: the rows changed"
+        message = f"has the SHA-256 {found}, which differs from spec.dataset.{place}.sha256: the rows changed"
         raise TrainerError(ExitCode.DATASET_UNUSABLE, f"{source.uri} {message}")
 
 
 def _split(uri: str) -> tuple[str, str]:
-    """What is listed at most, a bucket or a repository, and the key below it."""
+    """Split a URI into its bucket or repository and the key in it."""
     if is_hub_uri(uri):
         key = parse_hub_uri(uri).path
         root = uri.rstrip("/").removesuffix(f"/{key}") if key else uri.rstrip("/")
@@ -111,7 +111,7 @@ def _below(root: str, folder: str) -> str:
 
 
 def _matching(storage: ReadableStore, root: str, pattern: str) -> tuple[list[SourceObject], str]:
-    """The pattern means what it says, any name but for hidden ones; also the folder that was looked into."""
+    """Return the objects that match the pattern, except hidden ones, and the folder that was listed."""
     start = WILDCARD.search(pattern)
     depth = pattern.rfind("/", 0, start.start() if start else None) + 1
     folder = _below(root, pattern[:depth].rstrip("/"))
@@ -129,7 +129,7 @@ def _objects(folder: str, entries: list[Entry]) -> list[SourceObject]:
 
 
 def is_data_file(key: str) -> bool:
-    """Whether a file of a folder holds rows, by its name."""
+    """Return whether a file contains rows, judged by its name."""
     name = key.rpartition("/")[2]
     return name.lower().endswith(SUFFIXES) and name not in NOT_ROWS and not _is_hidden(key)
 
@@ -139,7 +139,7 @@ def _is_hidden(key: str) -> bool:
 
 
 def pattern_to_regex(pattern: str) -> str:
-    """A pattern over keys as a regular expression: `*` and `?` stay within a folder, `**` crosses folders."""
+    """Return a pattern over keys as a regular expression: `*` and `?` stay within a folder, `**` crosses folders."""
     return "".join(_translated(token) for token in re.findall(r"(?:\*\*/)+|\*+|\?|[^*?]+", pattern))
 
 
@@ -150,13 +150,13 @@ def _translated(token: str) -> str:
 
 
 def _nothing(uri: str, place: str, why: str, folder: str, keys: list[str]) -> TrainerError:
-    there = f"under {folder} there is {', '.join(_nearby(keys, uri))}" if keys else f"there is nothing under {folder}"
+    there = f"{folder} contains {', '.join(_nearby(keys, uri))}" if keys else f"{folder} is empty"
     fix = f"correct spec.dataset.{place}.uri, or upload the rows"
     return TrainerError(ExitCode.DATASET_UNUSABLE, f"{uri}: {why}; {there}: {fix}")
 
 
 def _nearby(keys: list[str], uri: str) -> list[str]:
-    """A few keys, those first that look like what was asked for."""
+    """Return a few keys, the most similar first."""
     name = uri.rstrip("/").rpartition("/")[2]
     close = difflib.get_close_matches(name, keys[:MAX_OBJECTS], n=SHOWN, cutoff=0.6)
     return list(dict.fromkeys([*close, *keys[:SHOWN]]))[:SHOWN]

@@ -1,4 +1,4 @@
-"""Which files of a repository are meant when no path says it: by the split that their names tell, and it is said."""
+"""Choose files of a repository by the split in their names, and log the choice."""
 
 import logging
 import re
@@ -16,23 +16,23 @@ WORDS = {
     "test": frozenset({"test", "testing", "eval", "evaluation"}),
 }
 WANTED = {"train": ("train", ""), "validation": ("validation", "test", "")}
-"""Which splits a source may take, the first that is there; an empty name is that of files that tell none."""
+"""The splits that a source takes, in order of preference; the empty name is for files without a split in their name."""
 SHOWN = 5
 
 
 class HasUri(Protocol):
-    """Anything with an address."""
+    """An object with a URI."""
 
     @property
     def uri(self) -> str:
-        """The address."""
+        """The URI."""
 
 
 T = TypeVar("T", bound=HasUri)
 
 
 def detect_split(key: str) -> str:
-    """The split that a path tells: its last part that tells one, with the words of each part in their order."""
+    """Return the split in a path: the first split word of the last part that contains one; empty if none does."""
     for part in reversed(key.lower().split("/")):
         words = re.split(r"[^a-z]+", part)
         for word in words:
@@ -43,7 +43,7 @@ def detect_split(key: str) -> str:
 
 
 def choose_split(found: list[T], uri: str, place: str) -> list[T]:
-    """The files that a source of training or of held-out rows may take; what is left out is said."""
+    """Return the files to use for this part of the dataset, and log which files are left out."""
     by_split: defaultdict[str, list[T]] = defaultdict(list)
     names = {one.uri: _below(one.uri, uri) for one in found}
     for one in found:
@@ -51,22 +51,22 @@ def choose_split(found: list[T], uri: str, place: str) -> list[T]:
     chosen = next((by_split[split] for split in WANTED[place] if split in by_split), [])
     folders = list(dict.fromkeys(names[one.uri].rpartition("/")[0] or "." for one in chosen))
     if len(folders) > 1:
-        logger.warning("%s: files of %d folders are read together: %s. Name one in the uri to read it alone.",
+        logger.warning("%s: reading files of %d folders together: %s. To read only one, name it in the uri.",
                        uri, len(folders), _few(folders))  # fmt: skip
     left_out = [names[one.uri] for one in found if one not in chosen]
     if not left_out:
         return chosen
     if not chosen:
-        message = f"its files look like another split than {place} ({_few(left_out)})"
-        raise TrainerError(ExitCode.DATASET_UNUSABLE, f"{uri}: {message}: name the ones to read in the uri")
+        message = f"its files seem to belong to a different split than {place} ({_few(left_out)})"
+        raise TrainerError(ExitCode.DATASET_UNUSABLE, f"{uri}: {message}: name the files to read in the uri")
     taken = [names[one.uri] for one in chosen]
-    logger.warning("%s: read are %s; left out are %s. Name files in the uri to choose others.", uri, _few(taken),
+    logger.warning("%s: reading %s; leaving out %s. To choose other files, name them in the uri.", uri, _few(taken),
                    _few(left_out))  # fmt: skip
     return chosen
 
 
 def _below(uri: str, asked: str) -> str:
-    """The path below the asked folder, whose own name does not count: the user chose it."""
+    """Return the path below the requested folder, whose own name is ignored because the user chose it."""
     depth = len(asked.rstrip("/").split("/"))
     return "/".join(uri.split("/")[depth:]) or uri.rpartition("/")[2]
 

@@ -13,6 +13,8 @@ from finetune_trainer.data.rows import Message, Role
 from finetune_trainer.tokenization.template import ChatTemplate, TemplateFailure
 from finetune_trainer.tokenization.turn_spans import Rendering, TurnFinder
 
+# Rows that all have different roles must not fill the memory.
+MAX_OUTLINES = 4096
 _SENTINEL = re.compile("\ue000([0-9]+)\ue002")
 
 
@@ -68,7 +70,7 @@ class TemplateCache:
         roles = tuple(message["role"] for message in messages)
         key = (roles, tuple(turns))
         if key not in self._known:
-            if len(self._known) >= 4096:  # rows of ever new shapes must not fill the memory
+            if len(self._known) >= MAX_OUTLINES:
                 self._known.clear()
             self._known[key] = self._build(roles, turns)
         outlines = self._known[key]

@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from finetune_trainer.data.checks.output import CheckOutput, print_summary, read_accepted
+from finetune_trainer.data.checks.output import CheckOutput, Conversion, print_conversion, print_summary, read_accepted
 from finetune_trainer.data.checks.summary import Summary
+from finetune_trainer.data.formats.export import ExportFormat
 from finetune_trainer.data.rows import ChatRow, DataFormat, Source
 
 
@@ -45,6 +46,24 @@ def test_the_table_names_each_code_with_its_count_and_meaning(check: Any, termin
     assert "BAD_JSON" in text.getvalue()
     assert "not valid JSON" in text.getvalue()
     assert "COERCED_SCALAR" in text.getvalue()
+    assert ("what it means" in text.getvalue()) == terminal
+
+
+def test_rows_that_a_format_cannot_hold_are_counted_by_code(check: Any, tmp_path: Path) -> None:
+    rows, _ = check({"prompt": "q", "chosen": "a", "rejected": "b"}, {"text": "t"}, {"text": "u"}, objective=None)
+    with Conversion(tmp_path, ExportFormat.OPENAI) as conversion:
+        for row in rows:
+            conversion.write(row)
+    assert conversion.to_dict() == {
+        "format": "openai",
+        "converted": 0,
+        "unconverted": 3,
+        "unconvertedByCode": {"NO_PROMPT": 2, "TWO_ANSWERS": 1},
+    }
+    text = io.StringIO()
+    print_conversion(conversion, Console(file=text))
+    assert "converted 0 to openai" in text.getvalue()
+    assert "NO_PROMPT" in text.getvalue()
 
 
 def test_an_empty_summary_prints() -> None:

@@ -49,7 +49,10 @@ def test_bytes_that_are_not_utf8_are_rejected_with_their_line() -> None:
 
 
 def test_text_after_a_closing_quote_is_no_csv() -> None:
-    assert results(read(b'a,b\n"x"y,1\n2,3\n')) == [RejectCode.BAD_JSON, {"a": "2", "b": "3"}]
+    rows = read(b'a,b\n"x"y,1\n2,3\n')
+    assert results(rows) == [RejectCode.BAD_JSON, {"a": "2", "b": "3"}]
+    assert rows[0].problem is not None
+    assert rows[0].problem.detail.startswith("not a CSV record: ")
 
 
 def test_a_quote_that_never_closes_costs_lines_that_are_each_rejected_by_number() -> None:

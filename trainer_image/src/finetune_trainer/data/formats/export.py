@@ -56,15 +56,15 @@ class LossCode(StrEnum):
 
 
 LOSSES: Mapping[LossCode, str] = {
-    LossCode.NO_SECOND_ANSWER: "A preference pair needs two answers to its prompt; the row has one at most.",
-    LossCode.TWO_ANSWERS: "The row has a chosen and a rejected answer; with --objective Chat the chosen one is kept.",
-    LossCode.LABEL: "The row says whether its answer is a good one; with --objective Chat the good ones are kept.",
-    LossCode.NO_PROMPT: "The row is plain text, without a prompt and an answer.",
-    LossCode.TOOLS: "The row has tools, calls or their results, which the format does not know.",
-    LossCode.REASONING: "An answer has its reasoning beside it, which the format does not know.",
-    LossCode.UNTRAINED_ANSWER: "An answer is marked as not to be trained, which the format cannot say.",
-    LossCode.SPEAKER_NAMES: "A turn names its speaker, which the format does not know.",
-    LossCode.READS_DIFFERENTLY: "In this format the row's texts would be read as something else.",
+    LossCode.NO_SECOND_ANSWER: "A preference pair needs two answers to its prompt; the row has at most one.",
+    LossCode.TWO_ANSWERS: "The row has a chosen and a rejected answer; --objective Chat keeps the chosen one.",
+    LossCode.LABEL: "The row has a label for its answer; --objective Chat keeps the desirable answers.",
+    LossCode.NO_PROMPT: "The row is plain text without a prompt and an answer.",
+    LossCode.TOOLS: "The row has tools, tool calls or tool results, which the format does not support.",
+    LossCode.REASONING: "An answer has separate reasoning, which the format does not support.",
+    LossCode.UNTRAINED_ANSWER: "An answer is excluded from training, which the format cannot express.",
+    LossCode.SPEAKER_NAMES: "A turn names its speaker, which the format does not support.",
+    LossCode.READS_DIFFERENTLY: "In this format the row would be read back as a different row.",
 }
 
 

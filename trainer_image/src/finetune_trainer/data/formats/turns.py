@@ -52,7 +52,7 @@ def _read_role(turn: Mapping[str, Any], number: int) -> str:
         raise BadRow(RejectCode.NULL_FIELD, f"turn {number} has a null role")
     if not isinstance(said, str):
         raise BadRow(RejectCode.WRONG_TYPE, f"turn {number} has a role that is {name_type(said)}")
-    return said if said in ROLES else said.strip().lower().replace("-", "_")
+    return said.strip().lower().replace("-", "_")
 
 
 def _content_of(turn: Mapping[str, Any], number: int) -> object:

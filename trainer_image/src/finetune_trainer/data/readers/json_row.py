@@ -66,7 +66,7 @@ def _has_lone_surrogate(text: str) -> bool:
     except UnicodeEncodeError:
         return True
     except (ValueError, RecursionError):
-        return False
+        pass
     return False
 
 
