@@ -102,7 +102,7 @@ def test_nothing_found_names_the_pattern_and_keys_nearby(bucket: Bucket) -> None
     message = refused(storage, "s3://bucket/data/*.parquet", "validation")
     assert "nothing matches data/*.parquet; s3://bucket/data contains" in message
     assert "correct spec.dataset.validation.uri" in message
-    assert "s3://bucket/no is empty" in refused(storage, "s3://bucket/no/where/*.jsonl")
+    assert "s3://bucket/no/where is empty" in refused(storage, "s3://bucket/no/where/*.jsonl")
 
 
 def test_at_most_five_keys_are_named(bucket: Bucket) -> None:
