@@ -11,9 +11,9 @@ from finetune_trainer.training.methods import dpo, kto, packed, reward, rlhf, sf
 
 CLASSES = [
     sft.RowTrainer,
-    dpo.PairTrainer,
+    dpo.PreferenceTrainer,
     kto.LabelledTrainer,
-    reward.PairTrainer,
+    reward.RewardModelTrainer,
     rlhf.GroupTrainer,
     rlhf.LeaveOneOutTrainer,
     packed.PackedCollator,

@@ -23,7 +23,7 @@ from finetune_trainer.rewards.scorer import RewardModel, choose_pad, load_reward
 from finetune_trainer.tokenization.labeler import Labeler
 from finetune_trainer.tokenization.samples import EncodedPair
 from finetune_trainer.training.callbacks import save_trained
-from finetune_trainer.training.methods.reward import PairTrainer, build_trainer
+from finetune_trainer.training.methods.reward import RewardModelTrainer, build_trainer
 
 PROMPT = [1, 332, 201, 40, 2, 201, 1, 260]
 PAIRS = [EncodedPair(PROMPT, [50, 60 + n, 61, 2], [70, 80 + n, 2]) for n in range(12)]
@@ -36,7 +36,7 @@ def nothing() -> None:
     """Do nothing."""
 
 
-def make_trainer(base: Path, folder: Path, method: str, **changes: Any) -> PairTrainer:
+def make_trainer(base: Path, folder: Path, method: str, **changes: Any) -> RewardModelTrainer:
     settings = make_settings(method, **changes)
     return build_trainer(
         load_for_training(base, settings, CPU, writes_text=False),
@@ -50,7 +50,9 @@ def make_trainer(base: Path, folder: Path, method: str, **changes: Any) -> PairT
 
 
 @pytest.fixture(scope="module", params=METHODS)
-def trained(request: pytest.FixtureRequest, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> PairTrainer:
+def trained(
+    request: pytest.FixtureRequest, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory
+) -> RewardModelTrainer:
     """A reward model of each method, measured before and after."""
     trainer = make_trainer(tiny_model, tmp_path_factory.mktemp("reward"), request.param)
     trainer.evaluate()
@@ -59,7 +61,7 @@ def trained(request: pytest.FixtureRequest, tiny_model: Path, tmp_path_factory: 
 
 
 @pytest.fixture(scope="module")
-def adapter(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[PairTrainer, Path]:
+def adapter(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[RewardModelTrainer, Path]:
     """A trained LoRA reward model and its folder as published."""
     folder = tmp_path_factory.mktemp("adapter")
     trainer = make_trainer(tiny_model, folder, "LoRA", total_steps=4)
@@ -83,7 +85,7 @@ def load_classifier(folder: Path) -> Any:
     return AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1)
 
 
-def test_the_preferred_answers_come_to_score_higher(trained: PairTrainer) -> None:
+def test_the_preferred_answers_come_to_score_higher(trained: RewardModelTrainer) -> None:
     start, *later = [point.measured for point in trained._loop.history.evaluations]
     assert start.loss == pytest.approx(0.693, abs=0.2), "an untrained head scores by chance"
     assert later[-1].loss < 0.3
@@ -92,7 +94,7 @@ def test_the_preferred_answers_come_to_score_higher(trained: PairTrainer) -> Non
     assert trained._loop.reporter.snapshot().metrics.reward_accuracy == 1
 
 
-def test_the_report_is_given_both_answers_with_their_scores(trained: PairTrainer) -> None:
+def test_the_report_is_given_both_answers_with_their_scores(trained: RewardModelTrainer) -> None:
     shown = trained.show(PAIRS[:2])
     assert all(pair.chosen_reward > pair.rejected_reward for pair in shown)
     expected = score_texts(trained.model, TEXTS[:2], nothing)
@@ -102,7 +104,7 @@ def test_the_report_is_given_both_answers_with_their_scores(trained: PairTrainer
 
 
 def test_the_head_is_saved_with_the_adapter_and_plain_peft_scores_alike(
-    tiny_model: Path, adapter: tuple[PairTrainer, Path]
+    tiny_model: Path, adapter: tuple[RewardModelTrainer, Path]
 ) -> None:
     trainer, folder = adapter
     assert "base_model.model.score.weight" in load_file(folder / "adapter_model.safetensors")
@@ -110,7 +112,7 @@ def test_the_head_is_saved_with_the_adapter_and_plain_peft_scores_alike(
     assert [score(ids) for ids in TEXTS] == pytest.approx(score_texts(trainer.model, TEXTS, nothing), abs=1e-4)
 
 
-def test_what_rlhf_loads_scores_as_what_was_trained(tiny_model: Path, adapter: tuple[PairTrainer, Path]) -> None:
+def test_what_rlhf_loads_scores_as_what_was_trained(tiny_model: Path, adapter: tuple[RewardModelTrainer, Path]) -> None:
     trainer, folder = adapter
     scorer = load_reward_model(RewardFolders("s3://bucket/reward", tiny_model, folder), torch.float32, CPU, nothing)
     assert scorer.score(TEXTS) == pytest.approx(score_texts(trainer.model, TEXTS, nothing), abs=1e-4)

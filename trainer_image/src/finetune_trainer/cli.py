@@ -54,7 +54,7 @@ def preflight_command(
 
     state: RunState = context.obj
     state.termination_log = termination_log
-    raise typer.Exit(state.finish(pod.preflight(state, config, workspace, port)))
+    raise typer.Exit(state.finish(pod.run_preflight(state, config, workspace, port)))
 
 
 @app.command("train")
@@ -77,7 +77,7 @@ def train_command(  # noqa: PLR0917 - the options of a command
     layout = build_layout(pod.read_config(config, state), rendezvous_port, peer_link_port)
     if layout.size == 1:
         os.environ.setdefault(ENV_THREADS, str(layout.threads))
-        raise typer.Exit(state.finish(pod.train(state, config, workspace, port)))
+        raise typer.Exit(state.finish(pod.run_training(state, config, workspace, port)))
     from finetune_trainer.entrypoints.launcher import launch
 
     raise typer.Exit(launch(state, layout, config_path=config, port=port, workspace=workspace))

@@ -26,16 +26,16 @@ TRAINER_RETRY_SECONDS = 180.0
 """How long a trainer, which may hold hours of work, retries a store that does not respond."""
 
 
-def preflight(state: RunState, config_path: Path, workspace: Path, port: int) -> Report:
+def run_preflight(state: RunState, config_path: Path, workspace: Path, port: int) -> Report:
     """Check everything that needs no GPU."""
     config, reporter = _begin(state, config_path, port)
     state.stop.raise_if_set()
-    from finetune_trainer.pipeline.preflight import preflight as check
+    from finetune_trainer.pipeline.preflight import preflight
 
-    return check(RunContext(config, connect_stores(config, state.stop), workspace, reporter, state.stop))
+    return preflight(RunContext(config, connect_stores(config, state.stop), workspace, reporter, state.stop))
 
 
-def train(state: RunState, config_path: Path, workspace: Path, port: int) -> Report:
+def run_training(state: RunState, config_path: Path, workspace: Path, port: int) -> Report:
     """Train and publish. If a result exists already because its report was lost, return that report."""
     config, reporter = _begin(state, config_path, port)
     require_checked(config)
@@ -45,9 +45,9 @@ def train(state: RunState, config_path: Path, workspace: Path, port: int) -> Rep
         state.stop.raise_if_set()
         if found := find_result(run):
             return found
-        from finetune_trainer.pipeline.train import train as fine_tune
+        from finetune_trainer.pipeline.train import train
 
-        return fine_tune(run)
+        return train(run)
     except Stopped:
         progress = reporter.snapshot().progress
         record_interruption(config, state.stop, progress.step, progress.resumed_from_step)

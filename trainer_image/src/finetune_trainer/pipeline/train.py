@@ -46,7 +46,6 @@ from finetune_trainer.models.loading import (
     trained_tensors,
 )
 from finetune_trainer.models.memory_estimate import micro_batches, share_batch
-from finetune_trainer.monitoring.reporter import work_beat
 from finetune_trainer.monitoring.tracking import Trackers, track
 from finetune_trainer.pipeline.finalize import (
     SHOWN_SAMPLES,
@@ -366,5 +365,5 @@ def answer_prompts(inputs: Inputs, trainer: LoopTrainer, loop: LoopContext, trai
         prompts,
         stop_ids=stop_token_ids(trainer.model, inputs.answers),
         max_new_tokens=inputs.run.config.spec.evaluation.max_new_tokens,
-        on_token=work_beat(loop.reporter, loop.stop) if is_sharded(trainer.model) else inputs.run.on_work,
+        on_token=loop.on_work if is_sharded(trainer.model) else inputs.run.on_work,
     )

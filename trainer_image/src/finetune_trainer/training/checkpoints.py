@@ -129,7 +129,7 @@ class Checkpoints:
                 broken[step] = str(why)
         for step, problem in broken.items():
             logger.warning("%s is broken and is skipped: %s", self._folder(step), problem)
-            remove_quietly(self._folder(step), folders[step], self._run.storage)
+            remove_checkpoint(self._folder(step), folders[step], self._run.storage)
         if broken:
             skipped = "; ".join(f"{FOLDER.format(step)}: {problem}" for step, problem in broken.items())
             self._run.reporter.update(progress={"note": f"skipped broken checkpoints: {skipped}"[:1024]})
@@ -157,7 +157,7 @@ class Checkpoints:
             self._run.reporter.count_checkpoint_failure()
             logger.warning("cannot save the checkpoint of step %d: %s", step, error.message)
         else:
-            self._thin_out()
+            self._prune()
         finally:
             shutil.rmtree(folder, ignore_errors=True)
             self._last_time = time.monotonic()
@@ -223,11 +223,11 @@ class Checkpoints:
         self.last_step = step
         self._report(manifest, data, time.monotonic() - began)
 
-    def _thin_out(self) -> None:
-        folders = list_quietly(self.uri, self._run.storage)
+    def _prune(self) -> None:
+        folders = list_checkpoints(self.uri, self._run.storage)
         whole = [step for step, sizes in folders.items() if Artifact.MANIFEST in sizes]
         for step in superseded(folders, whole, self._kept):
-            remove_quietly(self._folder(step), folders[step], self._run.storage)
+            remove_checkpoint(self._folder(step), folders[step], self._run.storage)
 
     def _report(self, manifest: CheckpointManifest, data: bytes, seconds: float | None = None) -> None:
         status = CheckpointStatus(
@@ -279,12 +279,12 @@ def superseded(steps: Iterable[int], whole: Iterable[int], kept: int) -> list[in
 def remove_checkpoints(config: JobConfig, storage: Store) -> None:
     """Remove every checkpoint of a job whose result is published, and the records of its interrupted runs."""
     uri = join_uri(config.output_key(), Artifact.CHECKPOINTS)
-    for step, sizes in list_quietly(uri, storage).items():
-        remove_quietly(join_uri(uri, FOLDER.format(step)), sizes, storage)
+    for step, sizes in list_checkpoints(uri, storage).items():
+        remove_checkpoint(join_uri(uri, FOLDER.format(step)), sizes, storage)
     interrupted_runs.remove(config, storage)
 
 
-def list_quietly(uri: str, storage: Store) -> dict[int, dict[str, int]]:
+def list_checkpoints(uri: str, storage: Store) -> dict[int, dict[str, int]]:
     """Return the checkpoints in storage; if the store cannot list them, log a warning and return none."""
     try:
         return group_by_step(storage.list(uri))
@@ -293,7 +293,7 @@ def list_quietly(uri: str, storage: Store) -> dict[int, dict[str, int]]:
         return {}
 
 
-def remove_quietly(uri: str, names: Iterable[str], storage: Store) -> None:
+def remove_checkpoint(uri: str, names: Iterable[str], storage: Store) -> None:
     """Remove a checkpoint, its manifest first; if the credentials do not allow it, log a warning."""
     try:
         for name in sorted(names, key=lambda name: (name != Artifact.MANIFEST, name)):

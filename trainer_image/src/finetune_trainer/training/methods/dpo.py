@@ -17,7 +17,7 @@ from finetune_trainer.training.methods.loop import LoopContext, build_callbacks,
 from finetune_trainer.training.methods.reference import ReferencedTrainer
 
 
-class PairTrainer(ReferencedTrainer, DPOTrainer):  # type: ignore[misc]  # the library has no types
+class PreferenceTrainer(ReferencedTrainer, DPOTrainer):  # type: ignore[misc]  # the library has no types
     """TRL's trainer with loss, margin and accuracy of the held-out pairs; all pairs have the same weight."""
 
     REFERENCE_COLUMNS = ("ref_chosen_logps", "ref_rejected_logps")
@@ -42,10 +42,10 @@ def build_trainer(
     train: Sequence[EncodedPair],
     validation: Sequence[EncodedPair],
     scratch: Path,
-) -> PairTrainer:
+) -> PreferenceTrainer:
     """Return the trainer, ready for `evaluate()`, `train()` and `measure()`."""
     evaluates = bool(validation)
-    return PairTrainer(
+    return PreferenceTrainer(
         loop,
         model=model,
         args=build_arguments(settings, scratch, evaluates=evaluates, on_cpu=model.device.type == "cpu"),

@@ -5,7 +5,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,7 +24,7 @@ from finetune_trainer.evaluation.early_stopping import Plateau
 from finetune_trainer.evaluation.history import History
 from finetune_trainer.evaluation.measurements import Measured, token_mean
 from finetune_trainer.models.loading import NON_REENTRANT, trained_tensors
-from finetune_trainer.monitoring.reporter import Reporter
+from finetune_trainer.monitoring.reporter import Reporter, work_beat
 from finetune_trainer.sigterm import StopFlag
 from finetune_trainer.training.callbacks import (
     KeepBest,
@@ -63,6 +63,11 @@ class LoopContext:
     """The processes that train together."""
     began: float = field(default_factory=time.monotonic)
     """Start of the run on the clock of `time.monotonic`, minus the duration of the runs that it resumes."""
+
+    @property
+    def on_work(self) -> Callable[[], None]:
+        """A callback for each piece of work; it counts a heartbeat and raises `Stopped` in all processes together."""
+        return work_beat(self.reporter, self.stop)
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,21 +42,21 @@ class PackedCollator(DataCollatorForLanguageModeling):  # type: ignore[misc]  # 
             batch: dict[str, Any] = super().torch_call(examples)
             return batch
         lines = fold_rows([example[LENGTHS] for example in examples], len(examples) * self.max_length)
-        ids, labels = (_rows(examples, name) for name in ("input_ids", "labels"))
+        ids, labels = (_split_rows(examples, name) for name in ("input_ids", "labels"))
         positions = [torch.arange(len(row)) for row in ids]
         return {
-            "input_ids": _lay(ids, lines, self.pad_token_id),
-            "labels": _lay(labels, lines, UNTRAINED),
-            "position_ids": _lay(positions, lines, 0),
+            "input_ids": _pad_lines(ids, lines, self.pad_token_id),
+            "labels": _pad_lines(labels, lines, UNTRAINED),
+            "position_ids": _pad_lines(positions, lines, 0),
             ROW_TOKENS: torch.tensor([sum(len(ids[at]) for at in line) for line in lines]),
         }
 
 
-def _rows(examples: Sequence[dict[str, Any]], name: str) -> list[torch.Tensor]:
+def _split_rows(examples: Sequence[dict[str, Any]], name: str) -> list[torch.Tensor]:
     return [row for example in examples for row in torch.split(torch.tensor(example[name]), example[LENGTHS])]
 
 
-def _lay(rows: Sequence[torch.Tensor], lines: Sequence[Sequence[int]], padding: int) -> torch.Tensor:
+def _pad_lines(rows: Sequence[torch.Tensor], lines: Sequence[Sequence[int]], padding: int) -> torch.Tensor:
     return pad_sequence([torch.cat([rows[at] for at in line]) for line in lines], True, padding)
 
 

@@ -12,13 +12,12 @@ from trl import RewardConfig, RewardTrainer
 
 from finetune_api.status import Resolved
 from finetune_trainer.evaluation.run_record import ScoredPair
-from finetune_trainer.monitoring.reporter import work_beat
 from finetune_trainer.rewards.scorer import keep_score_in_fp32, pad_token, pair_texts, score_texts
 from finetune_trainer.tokenization.samples import EncodedPair
 from finetune_trainer.training.methods.loop import LoopContext, LoopTrainer, build_callbacks, common_arguments
 
 
-class PairTrainer(LoopTrainer, RewardTrainer):  # type: ignore[misc]  # the library has no types
+class RewardModelTrainer(LoopTrainer, RewardTrainer):  # type: ignore[misc]  # the library has no types
     """TRL's trainer with loss, margin and accuracy of the held-out pairs; all pairs have the same weight."""
 
     def _weight(self, inputs: dict[str, torch.Tensor]) -> int:
@@ -34,7 +33,7 @@ class PairTrainer(LoopTrainer, RewardTrainer):  # type: ignore[misc]  # the libr
     def show(self, pairs: Sequence[EncodedPair]) -> list[ScoredPair]:
         """Return the pairs as text, each answer with its score."""
         texts = [ids for pair in pairs for ids in pair_texts(pair)]
-        scores = score_texts(self.model, texts, work_beat(self._loop.reporter, self._loop.stop))
+        scores = score_texts(self.model, texts, self._loop.on_work)
         return [
             ScoredPair(
                 self.processing_class.decode(pair.prompt_ids).strip(),
@@ -58,13 +57,13 @@ def build_trainer(
     train: Sequence[EncodedPair],
     validation: Sequence[EncodedPair],
     scratch: Path,
-) -> PairTrainer:
+) -> RewardModelTrainer:
     """Return the trainer, ready for `evaluate()`, `train()` and `measure()`."""
     evaluates = bool(validation)
     keep_score_in_fp32(model)
     ends = {answer[-1] for pair in train for answer in (pair.chosen_ids, pair.rejected_ids)}
     tokenizer.pad_token = pad_token(model, tokenizer, ends)
-    return PairTrainer(
+    return RewardModelTrainer(
         loop,
         model=model,
         args=RewardConfig(

@@ -28,16 +28,14 @@ from finetune_trainer.errors import TrainerError
 from finetune_trainer.evaluation.measurements import RewardPoint, reward_mean
 from finetune_trainer.models.adapter_output import ZERO_AT_START
 from finetune_trainer.models.loading import DTYPES, trained_tensors
-from finetune_trainer.monitoring.reporter import work_beat
 from finetune_trainer.rewards.computed import Judge
 from finetune_trainer.rewards.rollouts import Rollouts, ScoredAnswer
 from finetune_trainer.tokenization.samples import EncodedPrompt
 from finetune_trainer.training.callbacks import ReportProgress, require_gradient, restore_trained, save_trained
 from finetune_trainer.training.methods.loop import LoopContext, LoopTrainer, common_arguments
+from finetune_trainer.training.methods.reference import FROZEN_COPY
 
 EVALUATED_PROMPTS = 128
-REFERENCE_COPY = "ref"
-"""TRL's name for the frozen copy of the adapter: the reference of the KL penalty."""
 
 
 class PolicyTrainer(LoopTrainer):
@@ -50,7 +48,7 @@ class PolicyTrainer(LoopTrainer):
         self._held_out = held_out
         super().__init__(loop, reward_funcs=[rollouts.reward], **arguments)
         _reduce_reference(self)
-        _beat_per_token(self.model, work_beat(loop.reporter, loop.stop))
+        _beat_per_token(self.model, loop.on_work)
 
     @override
     def _tokenize_prompts(self, prompts: list[list[int]]) -> tuple[list[list[int]], None, dict[str, Any]]:
@@ -76,8 +74,8 @@ class PolicyTrainer(LoopTrainer):
                 "can be learnt: raise rlhf.temperature or rlhf.numGenerations, or choose a reward that differs between "
                 "answers",
             )
-        if REFERENCE_COPY in getattr(self.model, "peft_config", {}):
-            self.model.delete_adapter(REFERENCE_COPY)  # otherwise it is published too
+        if FROZEN_COPY in getattr(self.model, "peft_config", {}):
+            self.model.delete_adapter(FROZEN_COPY)  # otherwise it is published too
         if self._loop.plateau.best_step is not None:
             self._restore_best(self._loop.plateau.best_step)
         return result
@@ -197,11 +195,11 @@ def build_trainer(
     stop_ids = _set_end_tokens(model, tokenizer, judge.stop_id)
     rollouts = Rollouts(train, judge.scorer, tokenizer, stop_ids, settings.num_generations or 1)
     common = common_arguments(settings, scratch, evaluates=evaluates, on_cpu=model.device.type == "cpu")
-    kind, arguments = _trainer_of(settings)
+    kind, arguments = _trainer_class(settings)
     return kind(
         loop,
         rollouts,
-        held_out := choose(validation, settings.seed or 0),
+        held_out := choose_prompts(validation, settings.seed or 0),
         model=model,
         args=arguments(**common, **_sampling_arguments(settings)),
         train_dataset=to_dataset(train, at_least=(settings.global_batch_size or 1) // (settings.num_generations or 1)),
@@ -225,7 +223,7 @@ def _set_end_tokens(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTok
     return ends | {tokenizer.eos_token_id}
 
 
-def _trainer_of(settings: Resolved) -> tuple[Callable[..., PolicyTrainer], Callable[..., Any]]:
+def _trainer_class(settings: Resolved) -> tuple[Callable[..., PolicyTrainer], Callable[..., Any]]:
     if settings.algorithm == Algorithm.RLOO:
         return LeaveOneOutTrainer, RLOOConfig
     return GroupTrainer, GRPOConfig
@@ -263,7 +261,7 @@ def require_fit(model: PreTrainedModel | PeftModel, settings: Resolved, samples:
         )
 
 
-def choose(samples: Sequence[EncodedPrompt], seed: int) -> list[EncodedPrompt]:
+def choose_prompts(samples: Sequence[EncodedPrompt], seed: int) -> list[EncodedPrompt]:
     """Return all prompts, or a seeded choice of 128, because sampling an answer is slow."""
     if len(samples) <= EVALUATED_PROMPTS:
         return list(samples)
@@ -280,8 +278,8 @@ def to_dataset(samples: Sequence[EncodedPrompt], at_least: int = 0) -> Dataset:
 def _reduce_reference(trainer: PolicyTrainer) -> None:
     """Reduce TRL's reference: delete the copy of an untrained adapter, which equals the base; cast a whole model."""
     model = trainer.model
-    if REFERENCE_COPY in getattr(model, "peft_config", {}) and _is_untrained(model):
-        model.delete_adapter(REFERENCE_COPY)
+    if FROZEN_COPY in getattr(model, "peft_config", {}) and _is_untrained(model):
+        model.delete_adapter(FROZEN_COPY)
     if trainer.ref_model is not None and (trainer.args.bf16 or trainer.args.fp16):
         trainer.ref_model.to(DTYPES["BF16" if trainer.args.bf16 else "FP16"])
 
