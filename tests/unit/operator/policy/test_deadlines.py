@@ -201,6 +201,39 @@ def test_a_stall_is_noticed_across_a_restart_of_the_operator(scene: Any) -> None
     assert one.look().status.reason == "NoProgress"
 
 
+def test_a_stalled_job_that_may_not_be_removed_is_left_alone_until_the_obstacle_is_looked_at_again(scene: Any) -> None:
+    one, pod = running(scene, stallTimeoutSeconds=60)
+    answer(one, pod, 7)
+    one.settle()
+    later(one, 60)
+    answer(one, pod, 7)
+    one.object["status"] = one.look().status.to_wire()
+    assert one.look().delete is not None
+    decision = one.look(obstacle=Denied("delete", "jobs", "team"))
+    assert (decision.delete, decision.requeue_after) == (None, 20.0)
+
+
+def test_a_run_that_ended_is_written_before_its_time_ends_the_job(scene: Any) -> None:
+    one, pod = running(scene, activeDeadlineSeconds=5)
+    one.end(pod, 1)
+    first = one.look()
+    assert (first.status.failures, first.requeue_after) == (1, 0)
+    assert not first.status.is_true("Failed")
+    one.object["status"] = first.status.to_wire()
+    second = one.look()
+    assert second.status.reason == "DeadlineExceeded"
+    assert second.delete is not None
+    assert "5 s in all" in second.status.message
+
+
+def test_a_preflight_that_starts_too_late_is_not_failed_while_its_job_cannot_be_removed(scene: Any) -> None:
+    one = scene(startDeadlineSeconds=60)
+    one.settle()
+    later(one, 61)
+    assert one.look().status.reason == "StartDeadlineExceeded"
+    assert not one.look(obstacle=Denied("delete", "jobs", "team")).status.is_true("Failed")
+
+
 def test_a_heartbeat_that_moves_is_no_stall(scene: Any) -> None:
     one, pod = running(scene, stallTimeoutSeconds=60)
     for beat in range(10):

@@ -157,6 +157,14 @@ def test_a_queue_that_is_taken_away_starts_nothing_that_the_user_has_suspended(s
     assert one.look().requeue is None
 
 
+def test_a_job_that_may_not_run_here_any_more_is_not_moved_to_another_queue(scene: Build) -> None:
+    one = waiting(scene, "insufficient unused quota")
+    one.object["spec"]["scheduling"] = {"queueName": "team-b"}
+    assert one.look().requeue is not None
+    one.object["spec"]["trainer"] = {"image": "registry.example/other:1"}
+    assert one.look().requeue is None
+
+
 def test_the_look_that_makes_a_job_does_not_take_kueue_for_missing() -> None:
     loop = asyncio.new_event_loop()
     world = QueuedWorld(**QUEUE)

@@ -119,6 +119,20 @@ def test_counters_are_written_before_the_next_attempt_is_created(scene: Any) -> 
     assert (second.create.name, second.status.failures) == ("one-2", 1)
 
 
+def test_a_run_that_is_counted_after_its_attempt_is_written_before_the_next_one_is_created(
+    scene: Any,
+) -> None:
+    one = scene().to_training()
+    one.end(one.pod("one-1"), 0, "no report")
+    one.complete("one-1")
+    one.object["status"] = one.look().status.to_wire()
+    one.end(one.pod("one-1"), 1)
+    first = one.look()
+    assert (first.create, first.requeue_after, first.status.runs) == (None, 0, 2)
+    one.object["status"] = first.status.to_wire()
+    assert one.look().create is not None
+
+
 def test_an_attempt_created_before_a_crash_is_taken_over(scene: Any) -> None:
     one = scene().to_training()
     stored = one.status

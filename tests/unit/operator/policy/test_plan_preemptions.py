@@ -72,6 +72,18 @@ def test_preflight_may_be_preempted_as_often_as_training(scene: Any) -> None:
     assert one.children == {}
 
 
+def test_the_last_preemption_of_preflight_is_written_before_its_job_is_removed(scene: Any) -> None:
+    one = scene(maxPreemptions=1)
+    one.settle()
+    for _ in range(2):
+        one.end(one.pod("one-preflight"), 75)
+    first = one.look()
+    assert (first.delete, first.requeue_after) == (None, 0)
+    one.object["status"] = first.status.to_wire()
+    assert one.look().delete is not None
+    assert not one.look(obstacle=Denied("delete", "jobs", "team")).status.is_true("Failed")
+
+
 def test_preflight_without_a_limit_is_preempted_any_number_of_times(scene: Any) -> None:
     one = scene(maxPreemptions=0)
     one.settle()

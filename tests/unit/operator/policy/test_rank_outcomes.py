@@ -107,6 +107,15 @@ def test_pods_that_are_asked_about_one_after_the_other_end_in_one_answer(scene: 
     assert "0 of 3 pods run; " in decision.status.message
 
 
+def test_an_answer_about_one_pod_asks_about_no_other_in_the_same_look(pair: Any) -> None:
+    one = pair()
+    one.set_of("one-1", runs=False)
+    one.now += timedelta(seconds=60)
+    asked = one.look().fetch_events_for
+    assert asked is not None
+    assert one.look(warnings=Warnings(asked.uid, ())).fetch_events_for is None
+
+
 def test_the_time_to_start_is_not_over_before_all_pods_run(pair: Any) -> None:
     one = pair(startDeadlineSeconds=60)
     one.run(one.set_of("one-1", runs=False)[0])
@@ -460,6 +469,36 @@ def test_a_job_that_is_deleted_while_it_fails_has_failed_once(pair: Any) -> None
     one.settle()
     assert counts(one) == (1, 1, 0)
     assert "one-2" in one.children
+
+
+def test_a_lost_node_is_named_also_after_the_failure_of_another_pod(pair: Any) -> None:
+    one = pair()
+    first, second = one.set_of("one-1")
+    one.settle()
+    one.delete_pod(second, grace=0)
+    one.end(first, 1)
+    one.children["one-1"]["status"] = {"failed": 1}
+    one.settle()
+    assert one.condition("Running")["reason"] == "BackingOff"
+    one.now += timedelta(seconds=60)
+    one.settle()
+    assert one.condition("Running")["reason"] == "NodeLost"
+
+
+def test_a_job_that_is_removed_because_it_stalls_is_removed_also_when_a_pod_has_gone_meanwhile(pair: Any) -> None:
+    one = pair(stallTimeoutSeconds=60)
+    first, second = one.set_of("one-1")
+    one.settle()
+    body = {"jobUid": "job-uid", "heartbeat": 7, "progress": {}}
+    for seconds in (0, 60):
+        one.now += timedelta(seconds=seconds)
+        one.reading = Reading(first["metadata"]["uid"], one.now, ProgressReport.model_validate(body))
+        one.object["status"] = one.look().status.to_wire()
+    assert one.condition("Running")["reason"] == "NoProgress"
+    del one.pods[second["metadata"]["name"]]
+    decision = one.look()
+    assert decision.delete is not None
+    assert decision.delete.name == "one-1"
 
 
 def test_a_lost_node_under_any_pod_is_named(pair: Any) -> None:

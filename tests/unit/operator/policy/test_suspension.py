@@ -239,7 +239,7 @@ def test_a_suspended_pod_on_a_lost_node_is_named_with_what_frees_it(scene: Any) 
     assert one.status["reason"] == "NodeLost"
     assert "kubectl delete node node-7" in one.status["message"]
     one.object["spec"]["suspend"] = False
-    one.settle()
+    assert one.settle().requeue_after == 2.0
     assert one.children["one-1"]["spec"]["suspend"] is True
 
 
