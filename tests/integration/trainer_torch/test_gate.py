@@ -155,15 +155,15 @@ def test_a_merge_that_forgot_the_adapter_is_caught(tiny_model: Path, plan: GateP
 
 
 def test_what_the_library_alone_can_merge_is_judged_by_what_it_answers(plan: GatePlan) -> None:
-    """Another model than its source: the files are in order, what it says is not."""
+    """The files are in order, but the model differs from its source."""
     directory = plan.candidates[0].directory
     change(directory, lambda tensors: tensors["model.norm.weight"].mul_(30))
     source, own = load_source(plan, plan.candidates[0], CPU), load_plain(directory, torch.float32, CPU)
     held_out = HeldOut([Encoded(ids, labels, len(ids)) for ids, labels in SAMPLES], lambda: None)
     seen = compare_logprobs("x", keep_logprobs(source, held_out), keep_logprobs(own, held_out), [])
-    told = " ".join(find_faults(seen, seen.reference_loss, [], 0))
-    assert "its mean KL divergence from its source is" in told
-    assert "its held-out loss is" in told
+    sentence = " ".join(find_faults(seen, seen.reference_loss, [], 0))
+    assert "its mean KL divergence from its source is" in sentence
+    assert "its held-out loss is" in sentence
 
 
 def test_a_stop_ends_the_gate_before_its_libraries_are_loaded(
@@ -256,11 +256,11 @@ def test_a_sharded_base_gives_a_sharded_model_that_the_library_loads(tiny_model:
 def test_qlora_is_judged_on_both_bases_each_against_its_own(make_bench: MakeBench) -> None:
     bench = make_bench("QLoRA", output={"uri": "s3://bucket/output", "merge": "BF16"})
     report = bench.run()
-    told = json.loads((bench.output / "validation.json").read_text("utf-8"))
-    assert [one["name"] for one in told["candidates"]] == ["unquantised base", "dequantised base"]
-    best = min(told["candidates"], key=lambda one: one["loss"])
-    assert told["chosen"] == best["name"]
-    assert all(one["mean_kl"] < 0.01 for one in told["candidates"])
+    sentence = json.loads((bench.output / "validation.json").read_text("utf-8"))
+    assert [one["name"] for one in sentence["candidates"]] == ["unquantised base", "dequantised base"]
+    best = min(sentence["candidates"], key=lambda one: one["loss"])
+    assert sentence["chosen"] == best["name"]
+    assert all(one["mean_kl"] < 0.01 for one in sentence["candidates"])
     assert report.evaluation is not None
     assert (report.outcome, report.evaluation.merged) == (Outcome.PUBLISHED, "Passed")
     assert find_result_faults("s3://bucket/output", bench.storage) == []
@@ -289,23 +289,23 @@ def run_gated(make_bench: MakeBench, gate: dict[str, Any], **blocks: Any) -> tup
 
 
 @pytest.mark.parametrize(
-    ("gate", "told"),
+    ("gate", "sentence"),
     [
         ({"maxEvalLoss": 0.01}, "above maxEvalLoss 0.01"),
         ({"mustMatchExpected": True}, "the answer to prompt 1 does not match its pattern"),
     ],
 )
 def test_a_gate_that_is_not_met_fails_with_everything_published(
-    make_bench: MakeBench, gate: dict[str, Any], told: str
+    make_bench: MakeBench, gate: dict[str, Any], sentence: str
 ) -> None:
     bench, report = run_gated(make_bench, gate)
     assert (report.outcome, report.reason) == (Outcome.GATE_NOT_MET, ExitCode.GATE_NOT_MET.reason)
-    assert told in report.message
+    assert sentence in report.message
     assert report.evaluation is not None
     assert (report.evaluation.gate, report.evaluation.merged) == ("NotMet", "NotAsked")
     assert find_result_faults("s3://bucket/output", bench.storage) == []
     assert (bench.output / "adapter" / "adapter_model.safetensors").is_file()
-    assert told in (bench.output / "finetune_report.md").read_text("utf-8")
+    assert sentence in (bench.output / "finetune_report.md").read_text("utf-8")
     adopted = adopt_result(bench.config(), bench.storage, Outcome.ADOPTED)
     assert adopted
     assert adopted.outcome is Outcome.GATE_NOT_MET

@@ -1,4 +1,4 @@
-"""Rows longer than `maxLength`, trained for real: what is told of them, and that following the advice helps."""
+"""Rows longer than `maxLength`, trained for real: the report about them, and the effect of following its advice."""
 
 from collections.abc import Callable
 
@@ -22,7 +22,7 @@ def long_conversations() -> list[dict[str, object]]:
 
 
 def long_documents() -> list[dict[str, object]]:
-    """One text in ten goes on."""
+    """Return texts of which one in ten is long."""
     return [
         {"text": f"The sky is blue {number}." + " So is the sea." * (9 * (number % 10 == 0))} for number in range(ROWS)
     ]
@@ -39,14 +39,14 @@ def report_of(bench: Bench) -> str:
 
 
 @pytest.mark.parametrize(
-    ("objective", "accepted", "truncated", "told"),
+    ("objective", "accepted", "truncated", "message"),
     [
         ("Chat", ROWS, LONG, "which leaves 99 % of the rows whole"),
         ("Instruction", ROWS - LONG, 0, "rows whose prompt alone fills it are skipped"),
     ],
 )
 def test_what_the_limit_costs_is_told_and_the_advised_length_keeps_every_row_whole(
-    make_bench: MakeBench, objective: str, accepted: int, truncated: int, told: str
+    make_bench: MakeBench, objective: str, accepted: int, truncated: int, message: str
 ) -> None:
     """Where only the last answer is trained, a row that is cut before it has nothing to teach."""
     bench, report = trained(make_bench, objective, long_conversations(), LIMIT)
@@ -57,7 +57,7 @@ def test_what_the_limit_costs_is_told_and_the_advised_length_keeps_every_row_who
     advised = -(-report.dataset.length_p99 // 64) * 64
     text = report_of(bench)
     assert f"Raise hyperparameters.maxLength to {advised}" in text
-    assert told in text
+    assert message in text
     assert ("0 % of the training rows were cut" in text) is (truncated == 0)
     bench, report = trained(make_bench, objective, long_conversations(), advised)
     assert report.dataset

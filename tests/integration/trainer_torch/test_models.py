@@ -1,5 +1,5 @@
-"""Models as people have them, each trained, published and merged: in FP16 alone, tied or not, without a template, and
-beside files that must not be read."""
+"""Typical models, each trained, published and merged: only in FP16, tied or not, without a template, and next to files
+that must not be read."""
 
 import json
 import pickle

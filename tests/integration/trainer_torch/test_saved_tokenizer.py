@@ -1,4 +1,4 @@
-"""The tokenizer beside a saved adapter, as transformers loads it: it renders and ends texts as the training did."""
+"""The tokenizer next to a saved adapter, as transformers loads it: it renders and ends texts as the training did."""
 
 import json
 import shutil

@@ -36,16 +36,16 @@ def test_without_a_gate_everything_is_met() -> None:
 
 
 @pytest.mark.parametrize(
-    ("gate", "told"),
+    ("gate", "message"),
     [
         (Gate(max_eval_loss=1.4), "the evaluation loss is 1.5, above maxEvalLoss 1.4"),
         (Gate(must_improve=True), "the evaluation loss did not fall (1.5 before, 1.5 after)"),
         (Gate(must_match_expected=True), "the answer to prompt 2 does not match its pattern"),
     ],
 )
-def test_what_is_not_reached_is_told_with_the_figures(gate: Gate, told: str) -> None:
+def test_what_is_not_reached_is_told_with_the_figures(gate: Gate, message: str) -> None:
     answers = [Answer("a?", "", "", is_expected=True), Answer("b?", "", "", is_expected=False)]
-    assert find_unmet(gate, Measured(1.5, 10), Measured(1.5, 10), answers) == [told]
+    assert find_unmet(gate, Measured(1.5, 10), Measured(1.5, 10), answers) == [message]
 
 
 def test_what_is_reached_is_met() -> None:

@@ -24,7 +24,7 @@ def test_rounding_may_turn_first_choices_round_where_they_are_close() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"mean_kl": 0.9}, "its mean KL divergence from its source is 0.9, not below 0.05 nats"),
         ({"mean_kl": float("nan")}, "its mean KL divergence from its source is not a number"),
@@ -33,9 +33,9 @@ def test_rounding_may_turn_first_choices_round_where_they_are_close() -> None:
         ({"loss": float("nan")}, "its held-out loss is not a number"),
     ],
 )
-def test_each_rule_names_figure_and_limit(changes: dict[str, float], told: str) -> None:
+def test_each_rule_names_figure_and_limit(changes: dict[str, float], message: str) -> None:
     (fault,) = faults(replace(GOOD, **changes))  # type: ignore[arg-type]
-    assert fault.startswith(told)
+    assert fault.startswith(message)
 
 
 def test_figures_that_are_no_numbers_are_faults_also_after_json() -> None:

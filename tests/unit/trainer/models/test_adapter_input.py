@@ -126,10 +126,10 @@ def test_a_parents_adapter_passes_with_the_parent_in_the_lineage(world: Any, ada
 def test_a_parent_whose_result_was_replaced_is_refused_with_what_to_do(world: Any, adapter: Path) -> None:
     parent = publish_all(adapter.parent)
     (adapter.parent / "manifest.json").write_bytes((adapter.parent / "manifest.json").read_bytes() + b"\n")
-    told = refusal(world, ExitCode.MODEL_UNAVAILABLE, FROM_PARENT, parent)
-    assert "the result of parent was replaced after that job was complete" in told
-    assert "create this job anew" in told
-    assert f"SHA-256 {sha256_file(adapter.parent / 'manifest.json')} instead of {parent.manifest_sha256}" in told
+    sentence = refusal(world, ExitCode.MODEL_UNAVAILABLE, FROM_PARENT, parent)
+    assert "the result of parent was replaced after that job was complete" in sentence
+    assert "put the old one back, or create this job" in sentence
+    assert f"SHA-256 {sha256_file(adapter.parent / 'manifest.json')} instead of {parent.manifest_sha256}" in sentence
 
 
 @pytest.mark.parametrize("change", ["replaced", "removed"])
@@ -142,16 +142,16 @@ def test_a_parent_of_which_nothing_is_read_is_proven_all_the_same(world: Any, ad
     else:
         manifest.write_bytes(manifest.read_bytes() + b"\n")
     shutil.rmtree(world.out)
-    told = refusal(world, ExitCode.MODEL_UNAVAILABLE, {"lineage": {"parentRef": {"name": "parent"}}}, parent)
-    assert f"the result of parent was {change} after that job was complete" in told
+    sentence = refusal(world, ExitCode.MODEL_UNAVAILABLE, {"lineage": {"parentRef": {"name": "parent"}}}, parent)
+    assert f"the result of parent was {change} after that job was complete" in sentence
 
 
 def test_a_parent_whose_result_was_removed_is_refused_with_what_to_do(world: Any, adapter: Path) -> None:
     parent = publish_all(adapter.parent)
     (adapter.parent / "manifest.json").unlink()
-    told = refusal(world, ExitCode.MODEL_UNAVAILABLE, FROM_PARENT, parent)
-    assert "the result of parent was removed after that job was complete" in told
-    assert "run parent again" in told
+    sentence = refusal(world, ExitCode.MODEL_UNAVAILABLE, FROM_PARENT, parent)
+    assert "the result of parent was removed after that job was complete" in sentence
+    assert "run parent again" in sentence
 
 
 @pytest.mark.parametrize(
@@ -167,14 +167,14 @@ def test_a_file_that_is_not_that_of_the_parents_manifest_is_refused(
     parent = publish_all(adapter.parent)
     before = sha256_file(adapter / name)
     write_adapter(adapter, tensors, **changes)
-    told = refusal(world, ExitCode.MODEL_UNAVAILABLE, FROM_PARENT, parent)
-    assert f"{name} does not match its SHA-256 in the manifest" in told
-    assert f"({sha256_file(adapter / name)} instead of {before})" in told
+    sentence = refusal(world, ExitCode.MODEL_UNAVAILABLE, FROM_PARENT, parent)
+    assert f"{name} does not match its SHA-256 in the manifest" in sentence
+    assert f"({sha256_file(adapter / name)} instead of {before})" in sentence
 
 
 def test_a_parent_without_an_adapter_is_refused(world: Any, adapter: Path) -> None:
-    told = refusal(world, ExitCode.INVALID_CONFIG, FROM_PARENT, publish(adapter.parent))
-    assert "parent published no adapter" in told
+    sentence = refusal(world, ExitCode.INVALID_CONFIG, FROM_PARENT, publish(adapter.parent))
+    assert "parent published no adapter" in sentence
 
 
 def test_without_the_operator_a_parent_cannot_be_found(world: Any, adapter: Path) -> None:
@@ -183,8 +183,8 @@ def test_without_the_operator_a_parent_cannot_be_found(world: Any, adapter: Path
 
 def test_an_adapter_on_another_base_is_refused_with_both_names(world: Any, adapter: Path) -> None:
     write_adapter(adapter, base_model_name_or_path="s3://bucket/other")
-    told = refusal(world, ExitCode.INVALID_CONFIG)
-    assert "was trained on s3://bucket/other, but spec.model.uri is s3://bucket/model" in told
+    sentence = refusal(world, ExitCode.INVALID_CONFIG)
+    assert "was trained on s3://bucket/other, but spec.model.uri is s3://bucket/model" in sentence
 
 
 @pytest.mark.parametrize(
@@ -204,7 +204,7 @@ def test_an_adapter_on_a_copy_of_the_base_passes_by_the_digests_of_its_lineage_a
 
 
 @pytest.mark.parametrize(
-    ("tensors", "told"),
+    ("tensors", "sentence"),
     [
         (factors("0.attn.c_attn"), "has none of its modules (c_attn)"),
         (FITTING | factors("7.self_attn.q_proj"), "no layer model.layers.7.self_attn.q_proj"),
@@ -213,14 +213,14 @@ def test_an_adapter_on_a_copy_of_the_base_passes_by_the_digests_of_its_lineage_a
     ids=["another architecture", "more layers", "another width"],
 )
 def test_an_adapter_that_does_not_fit_the_model_is_refused(
-    world: Any, adapter: Path, tensors: dict[str, np.ndarray], told: str
+    world: Any, adapter: Path, tensors: dict[str, np.ndarray], sentence: str
 ) -> None:
     write_adapter(adapter, tensors)
-    assert told in refusal(world, ExitCode.INVALID_CONFIG)
+    assert sentence in refusal(world, ExitCode.INVALID_CONFIG)
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "sentence"),
     [
         ({"task_type": "SEQ_CLS"}, "is for task SEQ_CLS, but only CAUSAL_LM can be continued"),
         ({"peft_type": "IA3"}, "is of type IA3, but only LORA can be continued"),
@@ -232,10 +232,10 @@ def test_an_adapter_that_does_not_fit_the_model_is_refused(
     ],
 )
 def test_an_adapter_that_would_be_continued_as_another_is_refused(
-    world: Any, adapter: Path, changes: dict[str, Any], told: str
+    world: Any, adapter: Path, changes: dict[str, Any], sentence: str
 ) -> None:
     write_adapter(adapter, **changes)
-    assert told in refusal(world, ExitCode.INVALID_CONFIG)
+    assert sentence in refusal(world, ExitCode.INVALID_CONFIG)
 
 
 @pytest.mark.parametrize("objective", ["Instruction", "Chat", "DPO", "KTO"])
@@ -263,7 +263,7 @@ def test_a_pickled_adapter_is_refused_unopened(
 
 
 @pytest.mark.parametrize(
-    ("spoil", "told"),
+    ("spoil", "sentence"),
     [
         (lambda folder: (folder / "adapter_config.json").unlink(), "there is no adapter_config.json"),
         (lambda folder: (folder / "adapter_config.json").write_text("["), "is not a JSON object"),
@@ -273,14 +273,14 @@ def test_a_pickled_adapter_is_refused_unopened(
     ],
 )
 def test_a_folder_that_is_no_adapter_is_refused(
-    world: Any, adapter: Path, spoil: Callable[[Path], object], told: str
+    world: Any, adapter: Path, spoil: Callable[[Path], object], sentence: str
 ) -> None:
     spoil(adapter)
-    assert told in refusal(world, ExitCode.MODEL_UNAVAILABLE)
+    assert sentence in refusal(world, ExitCode.MODEL_UNAVAILABLE)
 
 
 @pytest.mark.parametrize(
-    ("asked", "told"),
+    ("asked", "sentence"),
     [
         ({"rank": 4}, "tuning.lora.rank is 4, but the adapter s3://bucket/parent/adapter has 2"),
         ({"alpha": 8}, "tuning.lora.alpha is 8"),
@@ -289,10 +289,10 @@ def test_a_folder_that_is_no_adapter_is_refused(
     ],
 )
 def test_a_setting_that_the_adapter_contradicts_is_refused_by_its_field(
-    world: Any, adapter: Path, asked: dict[str, Any], told: str
+    world: Any, adapter: Path, asked: dict[str, Any], sentence: str
 ) -> None:
     changes = {"tuning": FROM_URI["tuning"] | {"lora": asked}}
-    assert told in refusal(world, ExitCode.INVALID_CONFIG, changes)
+    assert sentence in refusal(world, ExitCode.INVALID_CONFIG, changes)
 
 
 def test_what_the_job_sets_as_the_adapter_has_it_passes_and_dropout_stays_its_own(world: Any, adapter: Path) -> None:

@@ -110,9 +110,9 @@ def test_pickle_weights_are_refused_without_being_opened(
     (model_folder / "model.safetensors").unlink()
     (model_folder / name).write_bytes(pickle.dumps(Trap(tmp_path / "sprung")))
     opened.clear()
-    told = refusal(world)
-    assert "the weights exist only as pickle files, which can run code when loaded" in told
-    assert "save_pretrained" in told
+    sentence = refusal(world)
+    assert "the weights exist only as pickle files, which can run code when loaded" in sentence
+    assert "save_pretrained" in sentence
     assert name not in names_opened(opened, model_folder)
     assert not (tmp_path / "sprung").exists()
     assert not list(world.workspace.rglob(name))
@@ -161,8 +161,8 @@ def test_a_model_that_needs_code_of_its_own_is_refused_without_opening_the_code(
 
 def test_a_model_that_is_only_there_as_gguf_is_refused_with_the_reason(world: Any, model_folder: Path) -> None:
     (model_folder / "model.safetensors").rename(model_folder / "model-Q4_K_M.gguf")
-    told = refusal(world)
-    assert "exist only as GGUF, which is quantised for inference: use the original safetensors" in told
+    sentence = refusal(world)
+    assert "exist only as GGUF, which is quantised for inference: use the original safetensors" in sentence
 
 
 def test_the_uri_of_a_gguf_file_is_refused_with_the_same_reason(world: Any) -> None:

@@ -21,7 +21,7 @@ URI = "s3://bucket/model"
 CONTENT = {"config.json": b"{}", "model.safetensors": b"weights" * 1000, "additional/one.jinja": b"template"}
 
 
-def nobody() -> Store:
+def unused_storage() -> Store:
     raise AssertionError("asked elsewhere")
 
 
@@ -29,7 +29,7 @@ class Counting(LocalStore):
     """Remembers what was downloaded; `trouble` may raise before it is."""
 
     def __init__(self, folder: Path) -> None:
-        super().__init__({URI: folder}, nobody)
+        super().__init__({URI: folder}, unused_storage)
         self.folder = folder
         self.downloaded: list[str] = []
         self.trouble: Callable[[str], None] = lambda _uri: None
@@ -138,10 +138,10 @@ def test_a_stopped_download_is_no_entry_and_the_next_run_goes_on_with_it(setting
 
 def test_what_storage_says_passes_through_the_cache(setting: Setting) -> None:
     def gone(_uri: str) -> None:
-        raise StorageUnavailable("nobody answers")
+        raise StorageUnavailable("no answer")
 
     setting.storage.trouble = gone
-    with pytest.raises(StorageUnavailable, match="nobody answers"):
+    with pytest.raises(StorageUnavailable, match="no answer"):
         setting.fetch()
 
 
@@ -257,7 +257,7 @@ def on_bytes(_count):
 storage = Held({uri: folder}, None)
 print("has", cached_model(uri, storage.list(uri), storage, cache, on_bytes), flush=True)
 """
-"""A run that downloads when its standard input says so, and tells its first sign of life that is no download."""
+"""A run that downloads on a line of standard input, and reports its first heartbeat without a download."""
 
 
 class CacheUser:
@@ -272,7 +272,7 @@ class CacheUser:
         return self.process.stdout.readline().strip()
 
     def finish(self) -> str:
-        """Let it download all it wants to; returns everything that it still says."""
+        """Let it finish its downloads; return the rest of its output."""
         said, _ = self.process.communicate("\n" * len(CONTENT), timeout=60)
         assert self.process.returncode == 0
         return said
@@ -319,7 +319,7 @@ def test_when_the_run_that_downloads_is_killed_one_that_waits_goes_on(
 
 
 def test_what_a_killed_download_left_does_not_get_into_the_entry(setting: Setting) -> None:
-    """S3 downloads are begun under a name of their own; what lies there after a kill is of no use to anybody."""
+    """S3 downloads start under a temporary name; a file that a kill leaves there is useless."""
     part = setting.model().folder.with_suffix(".part") / "files"
     part.mkdir(parents=True)
     (part / "model.safetensors.1F2e3D4c").write_bytes(b"half a file")

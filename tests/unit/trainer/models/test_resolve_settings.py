@@ -1,4 +1,4 @@
-"""What `Auto` stands for, and what a job over its budget is told; on the shape of an 8B model that is not there."""
+"""The method for `Auto`, and the message for a job over its budget; on the shape of an 8B model, without its files."""
 
 from typing import Any
 
@@ -83,6 +83,24 @@ def test_a_method_that_was_set_stays() -> None:
     assert (settings.method, settings.method_reason) == ("LoRA", "set in tuning.method")
 
 
+@pytest.mark.parametrize(
+    ("hyper", "batch"),
+    [
+        ({}, (1, 4)),
+        ({"perDeviceTrainBatchSize": 2}, (2, 2)),
+        ({"perDeviceTrainBatchSize": 2, "gradientAccumulationSteps": 8}, (2, 8)),
+    ],
+)
+def test_with_packing_a_step_has_as_many_sequences_as_hold_its_rows(
+    hyper: dict[str, Any], batch: tuple[int, int]
+) -> None:
+    """Four rows of 512 tokens fill a sequence of 2048: the 16 rows of a step are in four sequences."""
+    spec = make_spec({"method": "LoRA"}, {"maxLength": 2048, "packing": "On"} | hyper)
+    settings = choose_settings(spec, LLAMA, FACTS, [512] * 1000)
+    assert settings.packing is True
+    assert (settings.per_device_train_batch_size, settings.gradient_accumulation_steps) == batch
+
+
 def test_an_open_micro_batch_is_halved_before_the_job_is_refused_and_the_effective_batch_stays() -> None:
     needed = choose(method="LoRA").estimated_gpu_memory_bytes or 0
     settings = choose(method="LoRA", vramBudget=needed - GIB)
@@ -100,38 +118,38 @@ def test_open_checkpointing_comes_after_the_micro_batch() -> None:
 
 def test_a_fixed_micro_batch_is_not_changed_but_advised_about() -> None:
     fixed = {"perDeviceTrainBatchSize": 32, "maxLength": 4096}
-    told = refusal(hyper=fixed, method="QLoRA", vramBudget="24Gi")
-    assert told.startswith("QLoRA is estimated at ")
-    assert "above tuning.vramBudget 24.0 GiB (activations " in told
-    assert "Set perDeviceTrainBatchSize 1 and gradientAccumulationSteps 32 (" in told
-    assert "or raise the budget to " in told
+    sentence = refusal(hyper=fixed, method="QLoRA", vramBudget="24Gi")
+    assert sentence.startswith("QLoRA is estimated at ")
+    assert "above tuning.vramBudget 24.0 GiB (activations " in sentence
+    assert "Set perDeviceTrainBatchSize 1 and gradientAccumulationSteps 32 (" in sentence
+    assert "or raise the budget to " in sentence
 
 
 def test_fixed_checkpointing_is_advised_about_after_the_micro_batch() -> None:
     fixed = {"perDeviceTrainBatchSize": 2, "gradientAccumulationSteps": 1, "gradientCheckpointing": False}
-    told = refusal(hyper=fixed, method="QLoRA", vramBudget="11Gi")
+    sentence = refusal(hyper=fixed, method="QLoRA", vramBudget="11Gi")
     accumulation = "perDeviceTrainBatchSize 1 and gradientAccumulationSteps 2"
-    assert f"Set {accumulation} and gradientCheckpointing true (" in told
+    assert f"Set {accumulation} and gradientCheckpointing true (" in sentence
 
 
 def test_the_longest_length_that_fits_is_advised_about() -> None:
-    told = refusal(hyper={"maxLength": 32768}, method="QLoRA", vramBudget="24Gi")
-    assert "Set hyperparameters.maxLength " in told
-    length = int(told.split("maxLength ")[1].split()[0])
+    sentence = refusal(hyper={"maxLength": 32768}, method="QLoRA", vramBudget="24Gi")
+    assert "Set hyperparameters.maxLength " in sentence
+    length = int(sentence.split("maxLength ")[1].split()[0])
     assert choose(hyper={"maxLength": length}, method="QLoRA", vramBudget="24Gi").max_length == length
     refusal(hyper={"maxLength": length + 64}, method="QLoRA", vramBudget="24Gi")
 
 
 def test_qlora_is_advised_where_no_shorter_text_helps() -> None:
-    told = refusal(method="Full", vramBudget="24Gi")
-    assert told.startswith("Full is estimated at 1")
-    assert "Set tuning.method QLoRA (" in told
+    sentence = refusal(method="Full", vramBudget="24Gi")
+    assert sentence.startswith("Full is estimated at 1")
+    assert "Set tuning.method QLoRA (" in sentence
 
 
 def test_the_budget_that_is_advised_is_enough() -> None:
-    told = refusal(method="QLoRA", vramBudget="2Gi")
-    assert "Nothing makes it fit: take a smaller model, or raise the budget to " in told
-    budget = told.rpartition("raise the budget to ")[2].removesuffix(" GiB")
+    sentence = refusal(method="QLoRA", vramBudget="2Gi")
+    assert "Nothing makes it fit: take a smaller model, or raise the budget to " in sentence
+    budget = sentence.rpartition("raise the budget to ")[2].removesuffix(" GiB")
     assert choose(method="QLoRA", vramBudget=f"{budget}Gi").method == "QLoRA"
 
 

@@ -7,8 +7,8 @@ def test_an_unknown_licence_is_said_to_be_unknown() -> None:
 
 
 def test_a_stated_licence_is_told_in_the_words_of_the_card() -> None:
-    told = licence_note(Licence(("other",), "llama3.2", "https://example.org/LICENSE"))
-    assert told == (
+    message = licence_note(Licence(("other",), "llama3.2", "https://example.org/LICENSE"))
+    assert message == (
         "The base model's card states the licence `other` (llama3.2), `https://example.org/LICENSE`; it binds the "
         "tuned model too."
     )
@@ -22,8 +22,8 @@ def test_a_template_that_had_to_be_made_is_told_where_one_is_used() -> None:
 
 def test_prompts_longer_than_the_context_are_told_by_number() -> None:
     facts = BaseFacts(context_length=100, prompt_tokens=(10, 101, 100))
-    (told,) = [note for note in build_notes(facts, [], 1, uses_template=True) if "context of 100" in note]
-    assert "number 2 (101) has more tokens" in told
+    (message,) = [note for note in build_notes(facts, [], 1, uses_template=True) if "context of 100" in note]
+    assert "number 2 (101) has more tokens" in message
 
 
 def test_the_run_tells_how_often_it_was_resumed_and_where() -> None:

@@ -77,15 +77,15 @@ def test_a_good_run_gets_no_recommendation(tmp_path: Path) -> None:
 
 
 def test_a_tuned_model_no_better_than_the_base_is_not_to_be_used(tmp_path: Path) -> None:
-    told = advice(good_run(tmp_path, final=Measured(3.0, 100)))
-    assert told.startswith("Do not use or publish this result")
-    assert "3 after training, 3 before" in told
+    message = advice(good_run(tmp_path, final=Measured(3.0, 100)))
+    assert message.startswith("Do not use or publish this result")
+    assert "3 after training, 3 before" in message
 
 
 def test_an_early_minimum_and_a_later_rise_is_overfitting(tmp_path: Path) -> None:
-    told = advice(good_run(tmp_path, evaluations=[2.2, 2.0, 2.1, 2.2]))
-    assert "overfits" in told
-    assert "step 10 of 20 (2) and rose by 10.0 %" in told
+    message = advice(good_run(tmp_path, evaluations=[2.2, 2.0, 2.1, 2.2]))
+    assert "overfits" in message
+    assert "step 10 of 20 (2) and rose by 10.0 %" in message
 
 
 def test_a_rise_of_two_percent_or_a_late_minimum_is_not_overfitting(tmp_path: Path) -> None:
@@ -95,9 +95,9 @@ def test_a_rise_of_two_percent_or_a_late_minimum_is_not_overfitting(tmp_path: Pa
 
 def test_losses_that_still_fall_at_the_end_ask_for_longer_training(tmp_path: Path) -> None:
     falling = [3.0 - 0.05 * step for step in range(20)]
-    told = advice(good_run(tmp_path, train=falling, evaluations=[2.9, 2.7, 2.5, 2.3]))
-    assert "Train longer" in told
-    assert "fell by 8.0 % between the last two evaluations" in told
+    message = advice(good_run(tmp_path, train=falling, evaluations=[2.9, 2.7, 2.5, 2.3]))
+    assert "Train longer" in message
+    assert "fell by 8.0 % between the last two evaluations" in message
 
 
 def test_early_stopping_speaks_against_longer_training(tmp_path: Path) -> None:
@@ -108,10 +108,10 @@ def test_early_stopping_speaks_against_longer_training(tmp_path: Path) -> None:
 
 
 def test_a_gradient_far_above_those_before_it_is_a_spike(tmp_path: Path) -> None:
-    told = advice(good_run(tmp_path, norms=[*[1.0] * 15, 11.0, *[1.0] * 4]))
-    assert "the gradient spikes" in told
-    assert "1 of 20 steps" in told
-    assert "highest norm 11" in told
+    message = advice(good_run(tmp_path, norms=[*[1.0] * 15, 11.0, *[1.0] * 4]))
+    assert "the gradient spikes" in message
+    assert "1 of 20 steps" in message
+    assert "highest norm 11" in message
 
 
 def test_a_run_without_one_finite_gradient_is_reported(tmp_path: Path) -> None:
@@ -149,9 +149,11 @@ def test_rows_that_were_skipped_for_their_length_ask_for_a_longer_one(
     """The length that is advised covers the skipped rows too, which are no samples."""
     counts = {"PROMPT_FILLS_CONTEXT": skipped, "BAD_JSON": 400}
     dataset = DatasetStatus(rows=1000, rejected_by_code=counts, length_p99=700)
-    told = advice(replace(good_run(tmp_path), dataset=dataset))
-    assert ("Raise hyperparameters.maxLength to 704: rows whose prompt alone fills it are skipped." in told) is is_told
-    assert ("5.1 % of the rows have no token of an answer within 128 tokens" in told) is is_told
+    message = advice(replace(good_run(tmp_path), dataset=dataset))
+    assert (
+        "Raise hyperparameters.maxLength to 704: rows whose prompt alone fills it are skipped." in message
+    ) is is_told
+    assert ("5.1 % of the rows have no token of an answer within 128 tokens" in message) is is_told
 
 
 def test_few_validation_rows_come_with_an_interval(tmp_path: Path) -> None:
@@ -171,13 +173,13 @@ def test_a_gpu_that_is_half_empty_asks_for_larger_micro_batches(tmp_path: Path) 
     ("margin", "is_flat"), [(0.004, True), (-1.0, True), (0.05, False), (2.0, False), (None, False)]
 )
 def test_a_margin_that_does_not_grow_is_told(tmp_path: Path, margin: float | None, is_flat: bool) -> None:
-    told = advice(good_run(tmp_path, final=Measured(0.69, 100, reward_margin=margin)))
-    assert ("the margin is flat" in told) == is_flat
-    assert (f"mean margin {margin:.3g} after training" in told) if is_flat else told == ""
+    message = advice(good_run(tmp_path, final=Measured(0.69, 100, reward_margin=margin)))
+    assert ("the margin is flat" in message) == is_flat
+    assert (f"mean margin {margin:.3g} after training" in message) if is_flat else message == ""
 
 
 @pytest.mark.parametrize(
-    ("liked", "weights", "told"),
+    ("liked", "weights", "message"),
     [
         (80, (1.0, 1.0), "Set kto.undesirableWeight to 4: one kind of answers outweighs the other."),
         (20, (1.0, 2.0), "Set kto.desirableWeight to 8: one kind of answers outweighs the other."),
@@ -188,13 +190,13 @@ def test_a_margin_that_does_not_grow_is_told(tmp_path: Path, margin: float | Non
     ],
 )
 def test_judged_answers_of_one_kind_that_outweigh_the_other_are_told_with_the_weight_to_set(
-    tmp_path: Path, liked: int, weights: tuple[float, float], told: str
+    tmp_path: Path, liked: int, weights: tuple[float, float], message: str
 ) -> None:
     run = good_run(tmp_path, samples=replace(SAMPLES, samples=100, desirable=liked))
     run.settings.desirable_weight, run.settings.undesirable_weight = weights
     found = advice(run)
-    assert told in found
-    assert bool(told) == bool(found)
+    assert message in found
+    assert bool(message) == bool(found)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from finetune_api.handoff import Artifact, ExitCode, Manifest, ManifestFile, Out
 from finetune_api.status import PublishedJob
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.pipeline.preflight import preflight
-from finetune_trainer.rewards.fetch import fetch_reward_model
+from finetune_trainer.rewards.fetch import RewardFolders, fetch_reward_model
 from finetune_trainer.storage.local import LocalStore
 from finetune_trainer.storage.protocol import Store, sha256_file
 
@@ -106,7 +106,7 @@ def test_an_adapter_on_another_base_passes_where_that_base_is_there(world: Any, 
 
 
 @pytest.mark.parametrize(
-    ("tensors", "config", "told"),
+    ("tensors", "config", "sentence"),
     [
         ({"a": np.zeros((1, 5), np.float32)}, {}, "hold no score.weight"),
         ({"score.weight": np.zeros((2, 5), np.float32)}, {}, "its head gives 2 scores"),
@@ -117,17 +117,17 @@ def test_an_adapter_on_another_base_passes_where_that_base_is_there(world: Any, 
     ],
 )
 def test_a_model_that_gives_no_score_is_refused(
-    world: Any, reward: Path, tensors: dict[str, np.ndarray], config: dict[str, Any], told: str
+    world: Any, reward: Path, tensors: dict[str, np.ndarray], config: dict[str, Any], sentence: str
 ) -> None:
     write_whole(reward, world.bucket / "model", tensors, **config)
     error = refusal(world)
-    assert told in error.message
+    assert sentence in error.message
     assert error.message.startswith("s3://bucket/reward: ")
     assert error.code is ExitCode.MODEL_UNAVAILABLE
 
 
 @pytest.mark.parametrize(
-    ("tensors", "config", "told"),
+    ("tensors", "config", "sentence"),
     [
         ({"base_model.model.a": np.zeros((1, 5), np.float32)}, {}, "hold no score.weight"),
         (ADAPTER, {"task_type": "CAUSAL_LM"}, "for task CAUSAL_LM"),
@@ -137,11 +137,11 @@ def test_a_model_that_gives_no_score_is_refused(
     ],
 )
 def test_an_adapter_that_gives_no_score_is_refused(
-    world: Any, reward: Path, tensors: dict[str, np.ndarray], config: dict[str, Any], told: str
+    world: Any, reward: Path, tensors: dict[str, np.ndarray], config: dict[str, Any], sentence: str
 ) -> None:
     write_adapter(reward, tensors, **config)
     error = refusal(world)
-    assert told in error.message
+    assert sentence in error.message
     assert error.code is ExitCode.MODEL_UNAVAILABLE
 
 
@@ -255,3 +255,12 @@ def test_what_an_earlier_attempt_fetched_is_not_mixed_in(world: Any, reward: Pat
         "adapter_config.json",
         "adapter_model.safetensors",
     ]
+
+
+def test_a_complete_reward_model_is_fetched_without_a_base(world: Any, reward: Path) -> None:
+    write_whole(reward, world.bucket / "model")
+    world.with_config({"objective": "RLHF", "rlhf": URI})
+    folders = fetch_reward_model(world.config, world.storage, world.workspace, world.bucket / "model")
+    assert folders == RewardFolders("s3://bucket/reward", world.workspace / "reward")
+    assert folders.tokenizer == folders.model
+    assert (folders.model / "model.safetensors").read_bytes() == (reward / "model.safetensors").read_bytes()

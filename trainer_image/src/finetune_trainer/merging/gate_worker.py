@@ -31,7 +31,7 @@ STORED = {"FP32": "F32", "BF16": "BF16", "FP16": "F16"}
 
 def examine(plan: GatePlan, candidate: Candidate) -> ValidationResult:
     """Return the faults of a candidate's files, or its comparison with its source."""
-    faults = find_file_faults(plan, candidate)
+    faults = find_candidate_faults(plan, candidate)
     if faults:
         return ValidationResult(candidate.name, faults)
     held_out = HeldOut([Encoded(ids, labels, len(ids)) for ids, labels in plan.samples], signal_progress)
@@ -42,11 +42,11 @@ def examine(plan: GatePlan, candidate: Candidate) -> ValidationResult:
         model = load_plain(candidate.directory, DTYPES[plan.precision], device)
     except TrainerError as error:
         return ValidationResult(candidate.name, [error.message])
-    answers = answer_prompts(plan, candidate.directory, model)
+    answers = generate_answers(plan, candidate.directory, model)
     return compare_logprobs(candidate.name, reference, keep_logprobs(model, held_out), answers)
 
 
-def find_file_faults(plan: GatePlan, candidate: Candidate) -> list[str]:
+def find_candidate_faults(plan: GatePlan, candidate: Candidate) -> list[str]:
     """Return how tokenizer, templates and tensors differ from those of base and training."""
     directory, faults = candidate.directory, []
     for path, digest in plan.tokenizer_sha256.items():
@@ -172,7 +172,7 @@ def compare_logprobs(
     )
 
 
-def answer_prompts(plan: GatePlan, directory: Path, model: PreTrainedModel) -> list[str]:
+def generate_answers(plan: GatePlan, directory: Path, model: PreTrainedModel) -> list[str]:
     """Return the candidate's answers, with the tokenizer and template in its own folder."""
     if not plan.prompts:
         return []

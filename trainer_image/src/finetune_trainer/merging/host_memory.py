@@ -1,4 +1,4 @@
-"""How much memory this container can still allocate."""
+"""The memory that this container can still allocate."""
 
 from pathlib import Path
 

@@ -1,1 +1,1 @@
-"""The report for people: record.py holds what happened, the other files say it."""
+"""The report of a run: Markdown, page, pictures and model cards, made from its record."""
