@@ -81,7 +81,7 @@ def test_without_an_objective_rows_of_every_kind_are_converted_or_named(
         "unconverted": 3,
         "unconvertedByCode": {"TWO_ANSWERS": 1, "LABEL": 1, "NO_PROMPT": 1},
     }
-    assert "converted 3 to openai; 3 it cannot hold" in capsys.readouterr().out
+    assert "converted 3 to openai; 3 cannot be expressed in it" in capsys.readouterr().out
 
 
 def test_with_an_objective_what_it_takes_of_a_row_is_converted(tmp_path: Path, out: Path) -> None:

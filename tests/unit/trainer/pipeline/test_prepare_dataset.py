@@ -133,7 +133,7 @@ def test_codes_and_formats_are_counted(world: Any) -> None:
         (texts, "Chat", ["is a text", "choose the objective DomainAdaptation"]),
         (prompts, "DPO", ["a prompt without an answer", "preference pairs", "choose the objective RLHF"]),
         (labelled, "DPO", ["an answer with a label", "choose the objective KTO"]),
-        (pairs, "DomainAdaptation", ["is a preference pair", "learns from texts", "check-data --to text"]),
+        (pairs, "DomainAdaptation", ["is a preference pair", "trains on texts", "check-data --to text"]),
     ],
 )
 def test_a_file_for_another_objective_fails_with_what_it_holds_and_the_fix(
@@ -141,7 +141,7 @@ def test_a_file_for_another_objective_fails_with_what_it_holds_and_the_fix(
 ) -> None:
     error = failure(world, rows(), objective)
     assert error.code is ExitCode.DATASET_UNUSABLE
-    assert "none of the 100 rows suits the objective" in error.message
+    assert "none of the 100 rows fits the objective" in error.message
     assert all(words in error.message for words in said), error.message
     assert error.message.count("choose the objective") == 1
     assert error.dataset is not None
@@ -150,7 +150,7 @@ def test_a_file_for_another_objective_fails_with_what_it_holds_and_the_fix(
 
 def test_rows_that_half_suit_the_objective_fail_with_their_number(world: Any) -> None:
     error = failure(world, [*pairs(50), *texts(50)], "DPO")
-    assert "50 of 100 rows are malformed (50.0 %, 50 of them do not suit the objective" in error.message
+    assert "50 of 100 rows are malformed (50.0 %, 50 of them do not fit the objective" in error.message
 
 
 def test_a_mapped_column_that_no_row_has_fails_with_the_columns_seen(world: Any) -> None:
@@ -158,7 +158,7 @@ def test_a_mapped_column_that_no_row_has_fails_with_the_columns_seen(world: Any)
     columns = {"prompt": "question", "completion": "answer"}
     error = failure(world, rows, "Chat", {"columns": columns})
     assert error.code is ExitCode.DATASET_UNUSABLE
-    assert "completion as 'answer', which no row has; columns seen: question, reply" in error.message
+    assert "completion as 'answer', which no row has; columns found: question, reply" in error.message
     assert "prompt as" not in error.message
 
 

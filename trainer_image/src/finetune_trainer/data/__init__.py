@@ -1,1 +1,1 @@
-"""The data front door: read, detect, convert, check and split rows, without torch or transformers."""
+"""Read, detect, convert, check and split rows, without torch or transformers."""

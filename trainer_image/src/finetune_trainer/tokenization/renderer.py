@@ -13,6 +13,9 @@ from finetune_trainer.tokenization.turn_spans import SENTINEL, Rendering, Tools,
 # Each answer is rendered with all that goes before it, so that work grows with turns times text: hostile rows end here.
 MAX_TURNS = 512
 MAX_RENDERED_CHARACTERS = 1 << 28
+_USER = Message(role="user", content=sentinel(0))
+_ASSISTANT = Message(role="assistant", content=sentinel(1))
+_SYSTEM = Message(role="system", content=sentinel(2))
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,11 +139,6 @@ def _reasoning(message: Message) -> str:
 def _count_lost_reasoning(rendering: Rendering, messages: Sequence[Message]) -> int:
     pairs = zip(rendering.spans, rendering.turns, strict=True)
     return sum(_reasoning(messages[turn]) not in rendering.text[start:end] for (start, end), turn in pairs)
-
-
-_USER = Message(role="user", content=sentinel(0))
-_ASSISTANT = Message(role="assistant", content=sentinel(1))
-_SYSTEM = Message(role="system", content=sentinel(2))
 
 
 def _detect_content_form(template: ChatTemplate) -> None:

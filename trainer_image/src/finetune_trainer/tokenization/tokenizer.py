@@ -15,7 +15,11 @@ TEMPLATE_FILE = "chat_template.jinja"
 TEMPLATE_FOLDER = "additional_chat_templates"
 # Reasoning marks belong to answers even where a tokenizer lists them among its special tokens.
 _REASONING_MARK = re.compile(r"</?think(ing)?>")
+_END = ""  # the key of a node at which a token ends
 _TOKEN_FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
+
+
+Tree = dict[str, "Tree"]
 
 
 class TokenizerUnavailable(Exception):  # noqa: N818 - the state of the model's directory
@@ -212,10 +216,6 @@ def _vocabulary(config: dict[str, Any]) -> int | None:
         if isinstance(size, int):
             return size
     return None
-
-
-Tree = dict[str, "Tree"]
-_END = ""
 
 
 def special_token_pattern(tokens: Sequence[str]) -> re.Pattern[str]:

@@ -1,4 +1,4 @@
-"""Which rows an objective learns from, and what it takes of the others: one pure function of row and objective."""
+"""Fit a row to an objective: the rows that it trains on, or a reject; a pure function."""
 
 from collections.abc import Callable, Mapping
 
@@ -33,13 +33,13 @@ _KINDS: Mapping[type[Row], tuple[str, str]] = {
     TextRow: ("a text", "choose the objective DomainAdaptation"),
 }
 _TO_TEXT = (
-    "; or turn the rows into texts with `finetune-trainer check-data --to text`; "
-    "rows that have a text column as well are read as texts in the format Text"
+    "; or convert the rows to texts with `finetune-trainer check-data --to text`; "
+    "rows that also have a text column are read as texts with the format Text"
 )
 
 
 def fit_objective(row: Row, objective: Objective) -> tuple[Row, ...]:
-    """Return the rows that the objective learns from in this row, nearly always the row itself; raises BadRow."""
+    """Return the rows that the objective trains on, usually the row itself; raises BadRow."""
     return _FITS[objective](row, objective)
 
 
@@ -52,10 +52,10 @@ def _fit_answers(row: Row, objective: Objective) -> tuple[Row, ...]:
         case UnpairedRow(label=True):
             return (_as_chat(row, row.completion, ()),)
         case UnpairedRow():
-            detail = f"the label is false, and {objective} would train the answer all the same: use KTO for such rows"
+            detail = f"the label is false, but {objective} would train on the answer: use KTO for such rows"
             raise BadRow(RejectCode.BAD_LABEL, detail)
         case PromptRow():
-            raise BadRow(RejectCode.NO_ASSISTANT, "the row has a prompt and no answer")
+            raise BadRow(RejectCode.NO_ASSISTANT, "the row has a prompt but no answer")
         case TextRow():
             raise _unfit(row, objective)
 
@@ -112,17 +112,17 @@ def _add(row: Row, *repairs: RepairCode) -> tuple[RepairCode, ...]:
 def _unfit(row: Row, objective: Objective) -> BadRow:
     kind, fix = _KINDS[type(row)]
     hint = _TO_TEXT if objective == "DomainAdaptation" else ""
-    detail = f"the row is {kind}, and {objective} learns from {_NEEDS[objective]}: {fix}{hint}"
+    detail = f"the row is {kind}, but {objective} trains on {_NEEDS[objective]}: {fix}{hint}"
     return BadRow(RejectCode.NOT_FOR_OBJECTIVE, detail)
 
 
 def _refuse_exchanges(row: PreferenceRow, objective: Objective) -> None:
-    """Refuse answers of several turns: what users and tools say in them would be trained as well."""
+    """Reject answers of several turns because user and tool turns in them would be trained on too."""
     if len(row.chosen) > 1 or len(row.rejected) > 1:
         detail = (
-            f"the two answers are several turns each, and {objective} would also learn what users and tools say in "
-            "them: cut the conversations after the first turn in which they differ, or choose the objective "
-            "RewardModel, which judges whole conversations"
+            f"the answers have several turns, and {objective} would also train on the user and tool turns in them: "
+            "cut the conversations after the first turn in which they differ, or choose the objective RewardModel, "
+            "which scores whole conversations"
         )
         raise BadRow(RejectCode.NOT_FOR_OBJECTIVE, detail)
 

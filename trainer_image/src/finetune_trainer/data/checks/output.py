@@ -1,4 +1,4 @@
-"""Writes what the front door found: accepted.jsonl, rejected.jsonl, summary.json, and a table for a terminal."""
+"""Write accepted.jsonl, rejected.jsonl and summary.json, and print the counts."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -29,11 +29,13 @@ UNCONVERTED = "unconverted.jsonl"
 OUTPUT_FILES = (ACCEPTED, REJECTED, SUMMARY)
 
 Code = TypeVar("Code", bound=StrEnum)
-_SENTENCES: dict[StrEnum, str] = {code: said for sentences in (SENTENCES, LOSSES) for code, said in sentences.items()}
+_SENTENCES: dict[StrEnum, str] = {
+    code: sentence for sentences in (SENTENCES, LOSSES) for code, sentence in sentences.items()
+}
 
 
 class Conversion:
-    """Converts rows as they come, and counts those that were left out by what they would have lost."""
+    """Convert rows one by one and count the ones that would lose something, by loss code."""
 
     def __init__(self, directory: Path, target: ExportFormat) -> None:
         self.target = target
@@ -54,7 +56,7 @@ class Conversion:
         self._files.close()
 
     def write(self, row: Row) -> None:
-        """Convert one accepted row; the converted file has no `_source`, its order is that of the input."""
+        """Convert one accepted row; the converted file keeps the order of the input and has no `_source`."""
         try:
             line = _dump(export_row(row, self.target))
         except Unexpressed as loss:
@@ -66,11 +68,11 @@ class Conversion:
 
     @property
     def unconverted(self) -> int:
-        """Accepted rows that the format cannot hold."""
+        """The number of accepted rows that the format cannot express."""
         return self.unconverted_by_code.total()
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the counters as `summary.json` holds them."""
+        """Return the counters in the form of `summary.json`."""
         return {
             "format": self.target.value,
             "converted": self.converted,
@@ -90,7 +92,7 @@ def _dump(row: dict[str, Any]) -> bytes:
 
 
 class CheckOutput:
-    """Writes rows as they come; on leaving, for whatever reason, the summary is written and the files are closed."""
+    """Write rows one by one; on exit, also after an error, close the files and write the summary."""
 
     def __init__(self, directory: Path, summary: Summary, conversion: Conversion | None = None) -> None:
         self._directory = directory
@@ -111,7 +113,7 @@ class CheckOutput:
         write_summary(self._directory, self._summary, self._conversion)
 
     def write(self, row: Row | Rejected) -> None:
-        """Append one row to the file that it belongs in."""
+        """Append one row to its file."""
         if isinstance(row, Rejected):
             self._rejected.write(orjson.dumps(row.to_dict(), option=orjson.OPT_APPEND_NEWLINE))
         else:
@@ -129,14 +131,14 @@ def write_summary(directory: Path, summary: Summary, conversion: Conversion | No
 
 
 def read_accepted(path: Path) -> Iterator[Row]:
-    """Yield the rows of an `accepted.jsonl`, with the places that they first came from."""
+    """Yield the rows of an `accepted.jsonl`, with their original sources."""
     with path.open("rb") as file:
         for line in file:
             yield read_canonical(orjson.loads(line))
 
 
 def print_summary(summary: Summary, console: Console | None = None) -> None:
-    """Print the counts as tables; without a terminal, as aligned plain text."""
+    """Print the counts as tables on a terminal, otherwise as aligned plain text."""
     console = console or Console()
     _print_lines(console, _count_lines(summary))
     if console.is_terminal and summary.formats:
@@ -150,9 +152,11 @@ def print_summary(summary: Summary, console: Console | None = None) -> None:
 
 
 def print_conversion(conversion: Conversion, console: Console | None = None) -> None:
-    """Print how many rows were converted, and what the others would have lost."""
+    """Print the number of converted rows, and the others by loss code."""
     console = console or Console()
-    line = f"converted {conversion.converted} to {conversion.target}; {conversion.unconverted} it cannot hold"
+    line = (
+        f"converted {conversion.converted} to {conversion.target}; {conversion.unconverted} cannot be expressed in it"
+    )
     _print_lines(console, [line])
     _print_codes(console, "not converted", conversion.unconverted_by_code)
 
@@ -165,9 +169,9 @@ def _count_lines(summary: Summary) -> Iterable[str]:
     if summary.samples:
         lengths = summary.lengths.to_dict()
         yield (
-            f"tokens    {summary.tokens} ({summary.trained_tokens} trained); a row has {lengths['p50']} at the median, "
-            f"{lengths['p90']} at p90, {lengths['p99']} at p99, {lengths['max']} at most: "
-            f"maxLength {lengths['advisedMaxLength']} cuts one row in a hundred at most"
+            f"tokens    {summary.tokens} ({summary.trained_tokens} trained); per row: median {lengths['p50']}, "
+            f"p90 {lengths['p90']}, p99 {lengths['p99']}, maximum {lengths['max']}; "
+            f"maxLength {lengths['advisedMaxLength']} truncates at most 1 % of the rows"
         )
 
 

@@ -1,12 +1,12 @@
-"""Runs rows through the front door: read, rename, detect, convert, check, fit, compare with the rows before, label.
+"""Check rows: read, rename, detect, convert, check, fit, compare with earlier rows, tokenize.
 
     summary = Summary()
     for row in check_rows(paths, summary=summary, objective="Chat", labeler=labeler, max_length=2048):
         ...  # a Row or Rejected, in source order; summary has counted it
 
-Every input row comes out exactly once; a preference pair under KTO twice, as its two answers. Without an objective rows
-come out as what they are. Without a labeler the checks that need the model's tokenizer are left out.
-UnreadableFile is raised for a file that holds no rows at all. `Summary.to_dict()` has the keys rows, accepted,
+Every input row is returned exactly once, except that KTO splits a preference pair into its two answers. Without an
+objective rows keep their kind. Without a labeler the checks that need the model's tokenizer are skipped.
+UnreadableFile is raised for a file that contains no rows at all. `Summary.to_dict()` has the keys rows, accepted,
 repaired, rejected, malformed, rejectedByCode, repairedByCode, formats, samples, tokens, trainedTokens, answersCut,
 reasoningLost, lengths, files, ignoredFiles.
 """
@@ -47,17 +47,20 @@ logger = logging.getLogger(__name__)
 AUTO = "Auto"
 PROGRESS_ROWS = 500
 WARNINGS_PER_CODE = 5
+BATCH_ROWS = 256
+# A tokenizer needs hundreds of bytes of memory for each token.
+MAX_TOKENISED_BYTES = 2 << 20
 
 Progress = Callable[[int, int], None]
 
 
 class RowEncoder(Protocol):
-    """Turns rows into samples; implemented by `tokenization.labeler.Labeler`."""
+    """Encode rows as samples; implemented by `tokenization.labeler.Labeler`."""
 
     def encode_batch(
         self, rows: Sequence[Row], objective: Objective, max_length: int
     ) -> Sequence[Sequence[EncodedSample] | BadRow]:
-        """Return each row's samples, or why it has none, in the order of the rows."""
+        """Return the samples or the reject of each row, in the order of the rows."""
 
 
 def check_rows(
@@ -75,8 +78,8 @@ def check_rows(
 ) -> Iterator[Row | Rejected]:
     """Yield every row of the files as a Row or a Rejected, in order, until `max_samples` rows are accepted.
 
-    `columns` maps known names to the user's; `validation_prompts` holds `prompt_key`s that must not be trained on;
-    `on_progress` is told the rows and file bytes so far.
+    `columns` maps known names to the user's; `validation_prompts` contains `prompt_key`s that must not be trained on;
+    `on_progress` receives the rows and file bytes read so far.
     """
     asked = None if format == AUTO else DataFormat(format)
     summary.columns = ColumnMap(columns or {})
@@ -98,7 +101,7 @@ def check_rows(
 
 @dataclass(slots=True)
 class _RowChecker:
-    """What one row is compared with: the asked format, columns and objective, and the rows before it."""
+    """Checks a row against the requested format, columns and objective, and against earlier rows."""
 
     format: DataFormat | None
     columns: ColumnMap
@@ -115,7 +118,7 @@ class _RowChecker:
                 continue
             for row in rows:
                 try:
-                    self._refuse_known(row)
+                    self._reject_repeated(row)
                 except BadRow as bad:
                     yield Rejected(file, record.line, bad.code, bad.detail, record.excerpt)
                 else:
@@ -136,14 +139,14 @@ class _RowChecker:
         try:
             return fit_objective(row, self.objective)
         except BadRow as bad:
-            if isinstance(row, PromptRow):  # most likely the answer stands in a column that no format knows
+            if isinstance(row, PromptRow):  # the answer is probably in a column that no format knows
                 raise self._explain(bad, columns) from None
             raise
 
-    def _refuse_known(self, row: Row) -> None:
+    def _reject_repeated(self, row: Row) -> None:
         key = row_key(row)
         if key in self.seen:
-            raise BadRow(RejectCode.DUPLICATE, "the same row came before")
+            raise BadRow(RejectCode.DUPLICATE, "the row repeats an earlier row")
         self.seen.add(key)
         if self.validation_prompts and prompt_key(row) in self.validation_prompts:
             raise BadRow(RejectCode.EVAL_LEAK, "the prompt is also in the validation file")
@@ -155,10 +158,10 @@ class _RowChecker:
             raise self._explain(unknown, row) from None
 
     def _explain(self, bad: BadRow, row: Columns) -> BadRow:
-        seen = f"columns seen: {name_columns(row)}"
+        seen = f"columns found: {name_columns(row)}"
         missing = [f"{known} as {own!r}" for known, own in self.columns.columns.items() if known not in row]
         if not missing:
-            hint = "; say in columns what they are" if bad.code is RejectCode.UNKNOWN_FORMAT else ""
+            hint = "; map them with columns" if bad.code is RejectCode.UNKNOWN_FORMAT else ""
             return BadRow(bad.code, f"{bad.detail}; {seen}{hint}")
         detail = f"columns names {', '.join(missing)}, which the row does not have; {seen}"
         return BadRow(RejectCode.MISSING_COLUMN, detail)
@@ -184,15 +187,10 @@ def _warn(row: Rejected, warned: Counter[RejectCode]) -> None:
         logger.warning("%s:%d: %s: %s (the row is skipped)", row.file, row.line, row.code, row.detail)
 
 
-BATCH_ROWS = 256
-# A tokenizer takes hundreds of bytes for each of its tokens while it works.
-MAX_TOKENISED_BYTES = 2 << 20
-
-
 def label_rows(
     rows: Iterator[Row | Rejected], labeler: RowEncoder, objective: Objective, max_length: int
 ) -> Iterator[Row | Rejected]:
-    """Yield the rows in order, each with its samples, or rejected where it gives none."""
+    """Yield the rows in order, each with its samples, or rejected if it has none."""
     for batch in _batches(rows):
         accepted = [row for row in batch if not isinstance(row, Rejected)]
         results = iter(labeler.encode_batch(accepted, objective, max_length))
@@ -227,7 +225,7 @@ def _batches(rows: Iterator[Row | Rejected]) -> Iterator[list[Row | Rejected]]:
 
 def _too_long(size: int) -> BadRow:
     most = MAX_TOKENISED_BYTES >> 20
-    detail = f"the row has {size / (1 << 20):.1f} MiB of text, more than the {most} MiB that are tokenised: split it up"
+    detail = f"the row has {size / (1 << 20):.1f} MiB of text; the limit for tokenization is {most} MiB: split it up"
     return BadRow(RejectCode.TOO_LONG, detail)
 
 

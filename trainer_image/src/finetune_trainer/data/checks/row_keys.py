@@ -1,4 +1,4 @@
-"""Short digests of rows and prompts: 60 bits, for a Python int of that size takes 32 bytes and no more."""
+"""Short digests of rows and prompts: 60 bits, because a Python int of that size takes 32 bytes."""
 
 import hashlib
 import sys
@@ -13,8 +13,10 @@ HASH_BITS = sys.hash_info.width
 
 
 def row_key(row: Row) -> int:
-    """Return the digest of a whole row, which another process would not give, and leave what was digested in
-    `written`; raises BadRow for what JSON cannot hold, such as half a surrogate pair."""
+    """Return the digest of a whole row and store its JSON in `written`; raises BadRow if JSON cannot hold the row.
+
+    The digest differs between processes.
+    """
     try:
         row.written = orjson.dumps(row.content())
     except TypeError as error:
@@ -25,9 +27,9 @@ def row_key(row: Row) -> int:
 
 
 def prompt_key(row: Row) -> int:
-    """Return the digest of a conversation's first prompt, or of a whole text, blind to case, spacing and system text.
+    """Return the digest of a conversation's first prompt or of a whole text, ignoring case, spacing and system text.
 
-    The rows of one prompt, and the longer and shorter cuts of one conversation, share it.
+    Rows with the same prompt share it, and so do longer and shorter parts of one conversation.
     """
     text = row.text if isinstance(row, TextRow) else _first_prompt(row.turns())
     return _digest(" ".join(text.casefold().split()).encode())
@@ -38,7 +40,7 @@ def _first_prompt(turns: list[Message]) -> str:
 
 
 def seeded_rank(key: int, seed: int) -> int:
-    """Return a number that orders keys at random, the same way for the same seed."""
+    """Return a number that orders keys randomly, reproducible by the seed."""
     return _digest(key.to_bytes(8, "little") + seed.to_bytes(8, "little", signed=True))
 
 

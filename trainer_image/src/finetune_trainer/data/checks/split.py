@@ -1,12 +1,12 @@
-"""Splits rows into training and validation by their prompt, so that one prompt never lands on both sides.
+"""Split rows into training and validation by prompt, so that no prompt is on both sides.
 
     split = PromptSplit(percent=10, seed=42)
     for row in rows: split.add(row)            # first pass: eight bytes a row
     result = split.close()
     result.is_validation(row)                  # second pass, in any order
 
-Prompts are taken in an order that only the seed decides until the wanted number of rows is reached, at least 20 and at
-most 512. The same rows and seed give the same split whatever their order.
+Prompts are chosen in a seeded random order until the requested number of rows is reached, at least 20 and at most 512.
+The same rows and seed give the same split, regardless of the order of the rows.
 """
 
 from array import array
@@ -24,7 +24,7 @@ MAX_VALIDATION_ROWS = 512
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """Which prompts are held out; `warning` says why there is no split, or why it is smaller than asked."""
+    """The prompts that are held out; `warning` gives the reason if there is no split."""
 
     validation_prompts: frozenset[int]
     train_rows: int
@@ -32,12 +32,12 @@ class Split:
     warning: str | None = None
 
     def is_validation(self, row: Row) -> bool:
-        """Whether this row is held out."""
+        """Return whether this row is held out."""
         return bool(self.validation_prompts) and prompt_key(row) in self.validation_prompts
 
 
 class PromptSplit:
-    """Collects the prompts of the rows and then chooses those to hold out."""
+    """Collects the prompts of the rows, then chooses the ones to hold out."""
 
     def __init__(self, percent: int, seed: int) -> None:
         self._percent = percent
@@ -45,7 +45,7 @@ class PromptSplit:
         self._prompts = array("Q")
 
     def add(self, row: Row) -> None:
-        """Take one accepted row into account."""
+        """Add the prompt of one accepted row."""
         self._prompts.append(prompt_key(row))
 
     def close(self) -> Split:

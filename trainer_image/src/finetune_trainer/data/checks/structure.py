@@ -1,4 +1,4 @@
-"""Checks a row's structure: roles in order, no empty turn, tools called before they answer."""
+"""Check a row's structure: roles in order, no empty turn, tool results only after tool calls."""
 
 from finetune_trainer.data.codes import RejectCode, RepairCode
 from finetune_trainer.data.formats.fields import Repairs
@@ -14,7 +14,7 @@ from finetune_trainer.data.rows import (
     UnpairedRow,
 )
 
-# Hermes-style files spell their calls inside the text, so that a result after such a text is not an orphan.
+# Hermes-style files write calls inside the text; a tool result after such a text is valid.
 TEXT_CALL_MARK = "<tool_call>"
 
 
@@ -91,7 +91,7 @@ def _check_turns(messages: list[Message], tools: Tools) -> None:
 
 
 def _is_plain(messages: list[Message]) -> bool:
-    """Whether nothing but texts alternate: nearly always so, and told in one pass."""
+    """Return whether plain user and assistant texts alternate; a fast path for most rows."""
     expected, other = "user", "assistant"
     for number, message in enumerate(messages):
         if message["role"] != expected and (number or message["role"] != "system"):

@@ -1,4 +1,4 @@
-"""Counts what the front door did with every row."""
+"""Count accepted, repaired and rejected rows, and explain an unusable dataset."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -14,10 +14,10 @@ ACCEPTED = "accepted"
 
 @dataclass(slots=True)
 class Summary:
-    """Counters over the rows seen so far; `rows` = `accepted` + `rejected`, and `repaired` rows are among the accepted.
+    """Counters of rows; `rows` = `accepted` + `rejected`, and `accepted` includes the `repaired` rows.
 
-    The token counts stay 0 without a tokenizer; `ignored_files` lay beside the rows. `unfit` counts, by what is said of
-    it, what the objective cannot use; `files` counts for each file what became of its rows, by code or as ACCEPTED.
+    The token counts stay 0 without a tokenizer; `ignored_files` have no rows. `unfit` counts
+    rows that the objective cannot use, by detail; `files` counts the rows of each file, by reject code or as ACCEPTED.
     """
 
     accepted: int = 0
@@ -38,22 +38,22 @@ class Summary:
 
     @property
     def rows(self) -> int:
-        """All rows seen."""
+        """The number of rows."""
         return self.accepted + self.rejected
 
     @property
     def rejected(self) -> int:
-        """Rows left out for any reason."""
+        """The number of rejected rows."""
         return self.rejected_by_code.total()
 
     @property
     def malformed(self) -> int:
-        """Rejected rows less duplicates and evaluation leaks, which are well formed."""
+        """The number of rejected rows without duplicates and evaluation leaks, which are well formed."""
         return sum(count for code, count in self.rejected_by_code.items() if code not in WELL_FORMED_REJECTS)
 
     @property
     def malformed_percent(self) -> float:
-        """Malformed rows in percent of all rows; compare with `dataset.maxRejectedPercent`."""
+        """Malformed rows in percent of all rows, to compare with `dataset.maxRejectedPercent`."""
         return 100 * self.malformed / self.rows if self.rows else 0.0
 
     def count(self, row: Row | Rejected) -> None:
@@ -82,7 +82,7 @@ class Summary:
             self.reasoning_lost += encoded.reasoning_lost
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the counters as `summary.json` holds them, the most frequent code first."""
+        """Return the counters in the form of `summary.json`, the most frequent code first."""
         return {
             "rows": self.rows,
             "accepted": self.accepted,
@@ -103,7 +103,7 @@ class Summary:
         }
 
     def start_file(self, name: str) -> None:
-        """Name a file that is to be read: it is there in the summary even if it holds no row."""
+        """Add a file to the summary, even if it contains no row."""
         self._file(name)
 
     def _file(self, name: str) -> Counter[str]:
@@ -119,35 +119,35 @@ def _describe(name: str, counts: Counter[str]) -> dict[str, Any]:
 
 
 def explain_unusable(summary: Summary, max_rejected_percent: int) -> str | None:
-    """Return what forbids to train on these rows, None if nothing does; 100 percent means any number."""
+    """Return why these rows cannot be trained on, or None; 100 percent allows any number of rejects."""
     columns = summary.columns
     if not summary.rows:
         return "there are no rows"
     if columns.missing and columns.seen:
         named = ", ".join(f"{known} as {own!r}" for known, own in columns.columns.items() if own in columns.missing)
-        return f"dataset.columns names {named}, which no row has; columns seen: {name_columns(columns.seen)}"
+        return f"dataset.columns names {named}, which no row has; columns found: {name_columns(columns.seen)}"
     if not summary.accepted:
         if summary.rejected_by_code[RejectCode.NOT_FOR_OBJECTIVE] == summary.rows:
-            return f"none of the {summary.rows} rows suits the objective: {_most_said(summary)}"
+            return f"none of the {summary.rows} rows fits the objective: {_most_frequent(summary)}"
         return f"none of the {summary.rows} rows can be used"
     if max_rejected_percent >= 100 or summary.malformed_percent <= max_rejected_percent:
         return None
     unfit = summary.rejected_by_code[RejectCode.NOT_FOR_OBJECTIVE]
-    told = f"{unfit} of them do not suit the objective, " if unfit else ""
+    detail = f"{unfit} of them do not fit the objective, " if unfit else ""
     return (
-        f"{summary.malformed} of {summary.rows} rows are malformed ({summary.malformed_percent:.1f} %, {told}"
+        f"{summary.malformed} of {summary.rows} rows are malformed ({summary.malformed_percent:.1f} %, {detail}"
         f"dataset.maxRejectedPercent is {max_rejected_percent})"
     )
 
 
 def name_unknown_columns(names: frozenset[str]) -> str | None:
-    """Return what is wrong with names that no format has, None if nothing is."""
+    """Return an error for column names that no format has, or None."""
     if unknown := sorted(names - KNOWN_COLUMNS):
         known = ", ".join(sorted(KNOWN_COLUMNS))
-        return f"spec.dataset.columns maps {', '.join(unknown)}, which no format knows; known are {known}"
+        return f"spec.dataset.columns maps {', '.join(unknown)}, which no format knows; the known names are {known}"
     return None
 
 
-def _most_said(summary: Summary) -> str:
+def _most_frequent(summary: Summary) -> str:
     (detail, count), *others = summary.unfit.most_common()
     return f"{detail} ({count} rows)" if others else detail

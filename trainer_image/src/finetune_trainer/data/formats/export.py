@@ -1,9 +1,9 @@
-"""Writes canonical rows in the formats of other tools, whole or not at all.
+"""Write canonical rows in the formats of other tools, completely or not at all.
 
-    export_row(row, ExportFormat.ALPACA)   # the row as an Alpaca file has it, or Unexpressed with a code
+    export_row(row, ExportFormat.ALPACA)   # the row in the form of an Alpaca file; raises Unexpressed
 
-A converted row is read back by the front door and must be the same row again: what a format cannot hold, and what it
-would hold ambiguously, is refused row by row instead of being lost in silence.
+A converted row is read back and must be the same row again: a row that the format cannot express, or only ambiguously,
+is rejected instead of losing data silently.
 """
 
 from collections.abc import Callable, Mapping
@@ -29,10 +29,12 @@ from finetune_trainer.data.rows import (
 
 Answered = ChatRow | PromptRow
 PARAGRAPH = "\n\n"
+SPEAKERS = {"system": "system", "user": "human", "assistant": "gpt", "tool": "observation"}
+_KEPT = ("name", "tool_call_id", "reasoning_content")
 
 
 class ExportFormat(StrEnum):
-    """The formats that rows can be converted to."""
+    """The target formats of a conversion."""
 
     OPENAI = "openai"
     SHAREGPT = "sharegpt"
@@ -42,7 +44,7 @@ class ExportFormat(StrEnum):
 
 
 class LossCode(StrEnum):
-    """What of a row the format cannot express."""
+    """The part of a row that a format cannot express."""
 
     NO_SECOND_ANSWER = "NO_SECOND_ANSWER"
     TWO_ANSWERS = "TWO_ANSWERS"
@@ -68,8 +70,23 @@ LOSSES: Mapping[LossCode, str] = {
 }
 
 
-class Unexpressed(Exception):  # noqa: N818 - it says what the row is
-    """Raised where a format cannot hold all of a row."""
+_MARKS: Mapping[str, LossCode] = {
+    "tool_calls": LossCode.TOOLS,
+    "tool_call_id": LossCode.TOOLS,
+    "reasoning_content": LossCode.REASONING,
+    "train": LossCode.UNTRAINED_ANSWER,
+    "name": LossCode.SPEAKER_NAMES,
+}
+_READ_AS: Mapping[ExportFormat, DataFormat] = {
+    ExportFormat.OPENAI: DataFormat.OPENAI,
+    ExportFormat.SHAREGPT: DataFormat.SHAREGPT,
+    ExportFormat.ALPACA: DataFormat.ALPACA,
+    ExportFormat.PREFERENCE: DataFormat.PREFERENCE,
+}
+
+
+class Unexpressed(Exception):  # noqa: N818 - a property of the row
+    """Raised if a format cannot express all of a row."""
 
     def __init__(self, code: LossCode) -> None:
         super().__init__(LOSSES[code])
@@ -77,7 +94,7 @@ class Unexpressed(Exception):  # noqa: N818 - it says what the row is
 
 
 def export_row(row: Row, target: ExportFormat) -> dict[str, Any]:
-    """Return the row in another format; raises Unexpressed where that would lose something."""
+    """Return the row in another format; raises Unexpressed if that would lose something."""
     exported = _EXPORTERS[target](row)
     if target is not ExportFormat.TEXT and not _reads_as(exported, target, row):
         raise Unexpressed(LossCode.READS_DIFFERENTLY)
@@ -101,15 +118,15 @@ def _to_alpaca(row: Row) -> dict[str, Any]:
     _refuse_marks(answered)
     turns = [message["content"] for message in answered.turns()]
     system = turns.pop(0) if answered.turns()[0]["role"] == "system" else ""
-    answer = [turns.pop()] if isinstance(answered, ChatRow) else []
+    last = [turns.pop()] if isinstance(answered, ChatRow) else []
     *earlier, instruction = turns
     exported: dict[str, Any] = {"instruction": instruction, "input": ""}
-    if answer:
-        exported["output"] = answer[0]
+    if last:
+        exported["output"] = last[0]
     if system:
         exported["system"] = system
     if earlier:
-        exported["history"] = [[question, said] for question, said in zip(earlier[::2], earlier[1::2], strict=True)]
+        exported["history"] = [[question, answer] for question, answer in zip(earlier[::2], earlier[1::2], strict=True)]
     return exported
 
 
@@ -140,7 +157,7 @@ def _answered(row: Row) -> Answered:
 
 
 def _refuse_marks(row: Answered) -> None:
-    """Refuse what only formats with a place for each turn's properties can hold."""
+    """Reject rows with properties of turns, which only formats with an object for each turn can express."""
     if row.tools:
         raise Unexpressed(LossCode.TOOLS)
     for message in row.turns():
@@ -158,34 +175,8 @@ def _reads_as(exported: Mapping[str, Any], target: ExportFormat, row: Row) -> bo
         return False
 
 
-_MARKS: Mapping[str, LossCode] = {
-    "tool_calls": LossCode.TOOLS,
-    "tool_call_id": LossCode.TOOLS,
-    "reasoning_content": LossCode.REASONING,
-    "train": LossCode.UNTRAINED_ANSWER,
-    "name": LossCode.SPEAKER_NAMES,
-}
-_READ_AS: Mapping[ExportFormat, DataFormat] = {
-    ExportFormat.OPENAI: DataFormat.OPENAI,
-    ExportFormat.SHAREGPT: DataFormat.SHAREGPT,
-    ExportFormat.ALPACA: DataFormat.ALPACA,
-    ExportFormat.PREFERENCE: DataFormat.PREFERENCE,
-}
-_EXPORTERS: Mapping[ExportFormat, Callable[[Row], dict[str, Any]]] = {
-    ExportFormat.OPENAI: _to_openai,
-    ExportFormat.SHAREGPT: _to_sharegpt,
-    ExportFormat.ALPACA: _to_alpaca,
-    ExportFormat.PREFERENCE: _to_preference,
-    ExportFormat.TEXT: _to_text,
-}
-
-
-SPEAKERS = {"system": "system", "user": "human", "assistant": "gpt", "tool": "observation"}
-_KEPT = ("name", "tool_call_id", "reasoning_content")
-
-
 def _openai_turn(message: Message) -> dict[str, Any]:
-    """Return the turn with arguments of calls as text, and weight 0 where it is not to be trained."""
+    """Return the turn with call arguments as text, and weight 0 if it is excluded from training."""
     turn: dict[str, Any] = {"role": message["role"], "content": message["content"]}
     if "tool_calls" in message:
         turn["tool_calls"] = [_openai_call(call) for call in message["tool_calls"]]
@@ -203,7 +194,7 @@ def _sharegpt_turn(message: Message) -> dict[str, Any]:
 
 
 def _sharegpt_tools(tools: list[dict[str, Any]]) -> str:
-    """Return the tools as the text that ShareGPT's `tools` column holds."""
+    """Return the tools as text for ShareGPT's `tools` column."""
     return orjson.dumps(tools).decode()
 
 
@@ -221,3 +212,12 @@ def _openai_call(call: ToolCall) -> dict[str, Any]:
 def _dump_calls(calls: list[ToolCall]) -> str:
     written = [{**call["function"], **({"id": call["id"]} if "id" in call else {})} for call in calls]
     return orjson.dumps(written[0] if len(written) == 1 else written).decode()
+
+
+_EXPORTERS: Mapping[ExportFormat, Callable[[Row], dict[str, Any]]] = {
+    ExportFormat.OPENAI: _to_openai,
+    ExportFormat.SHAREGPT: _to_sharegpt,
+    ExportFormat.ALPACA: _to_alpaca,
+    ExportFormat.PREFERENCE: _to_preference,
+    ExportFormat.TEXT: _to_text,
+}
