@@ -83,7 +83,8 @@ def _before_deadline(context: Context, job: Job | None) -> Effect:
     if _has_counted(context):
         return requeue_in(0) + _next_step(context, job)
     if context.status.current_run:
-        runs.record_cut(context, context.status.current_run, deadline.reason, deadline.detail)
+        outcome = run_outcome.PodOutcome(run_outcome.RESULT_FAILED, deadline.reason, deadline.detail)
+        runs.record_cut(context, context.status.current_run, rank_outcomes.End(outcome, None))
     return Effect(delete=job) + deadlines.end_job(context, deadline)
 
 

@@ -253,10 +253,9 @@ def _record_missing(context: Context, attempts: Sequence[Job]) -> Effect:
 
 def _record_unseen_end(context: Context, run: CurrentRun, child: Job | None) -> None:
     end = _unseen_end(context, run, child)
-    outcome = end.outcome
-    record_cut(context, run, outcome.reason, outcome.message, outcome.result, end.pod.exit_code if end.pod else None)
+    record_cut(context, run, end)
     if child:
-        _record_counters(context.status, outcome, child)
+        _record_counters(context.status, end.outcome, child)
 
 
 def _unseen_end(context: Context, run: CurrentRun, child: Job | None) -> End:
@@ -270,14 +269,7 @@ def _unseen_end(context: Context, run: CurrentRun, child: Job | None) -> End:
     return End(cause.named(), cause.pod) if cause else own
 
 
-def record_cut(  # noqa: PLR0917
-    context: Context,
-    run: CurrentRun,
-    reason: str,
-    message: str,
-    result: str = RESULT_FAILED,
-    exit_code: int | None = None,
-) -> None:
+def record_cut(context: Context, run: CurrentRun, end: End) -> None:
     """End the current run without its pod's report; only its time is counted."""
     status = context.status
     child = next((one for one in context.observed.own if one.attempt == run.attempt), None)
@@ -289,10 +281,10 @@ def record_cut(  # noqa: PLR0917
         node=run.node,
         start_time=run.start_time,
         end_time=_latest_end(context, run, child),
-        result=result,
-        reason=reason,
-        message=message[:1024],
-        exit_code=exit_code,
+        result=end.outcome.result,
+        reason=end.outcome.reason,
+        message=end.outcome.message[:1024],
+        exit_code=end.pod.exit_code if end.pod else None,
         **_steps(context, run.pod_uid, run.start_time),
     )
     record_run(context, ended, child)
