@@ -41,7 +41,7 @@ def _matching(pattern: re.Pattern[str], message: str) -> AfterValidator:
 
 
 def _uri_rules(pattern: re.Pattern[str], message: str) -> dict[str, Any]:
-    """The pattern as a rule with a sentence, which a schema's own `pattern` cannot have."""
+    """Return the pattern as a rule with a message, which a schema's own `pattern` cannot have."""
     return rules(
         cel(f"self.matches({json.dumps(pattern.pattern)})", message),
         cel(

@@ -12,7 +12,7 @@ HEAD = """\
 # finetune-operator
 
 Generated from `values.yaml` and `values.schema.json` by `make generate`; do not edit. [For the platform
-engineer](../../docs/platform.md) tells how to install, upgrade and remove the chart. A value that is not here is
+engineer](../../docs/platform.md) describes how to install, upgrade and remove the chart. A value that is not here is
 refused.
 
 | value | type | default | meaning |

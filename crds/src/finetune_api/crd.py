@@ -40,7 +40,7 @@ COLUMNS = [
 
 
 def structural_schema(model: type[FineTuneJobSpec] | type[FineTuneJobStatus]) -> dict[str, Any]:
-    """The model's JSON schema as Kubernetes wants it: no `$ref`, null types or titles, exclusive bounds as booleans."""
+    """Return the JSON schema that Kubernetes requires: no `$ref`, null types, titles; exclusive bounds as booleans."""
     schema = model.model_json_schema(by_alias=True, mode="validation")
     return _structural(schema, schema.get("$defs", {}))
 
@@ -73,7 +73,7 @@ def _structural(node: dict[str, Any], defs: dict[str, Any]) -> dict[str, Any]:
 
 
 def _inlined(node: dict[str, Any], defs: dict[str, Any]) -> dict[str, Any]:
-    """Replaces `$ref` by its target; what stands beside the reference (the field's own description) wins."""
+    """Replace `$ref` by its target; keys next to the reference (the field's own description) win."""
     while "$ref" in node:
         target = defs[node.pop("$ref").rsplit("/", 1)[-1]]
         node = copy.deepcopy(target) | node
@@ -95,7 +95,7 @@ def _without_null(node: dict[str, Any], defs: dict[str, Any]) -> dict[str, Any]:
 
 
 def _plain_map(node: dict[str, Any]) -> dict[str, Any]:
-    """A map whose keys have a pattern: Kubernetes has no `patternProperties`, so that the pattern becomes a rule."""
+    """Turn the pattern of a map's keys into a rule, because Kubernetes has no `patternProperties`."""
     patterns = node.pop("patternProperties", None)
     if patterns is None:
         return node
@@ -108,7 +108,7 @@ def _plain_map(node: dict[str, Any]) -> dict[str, Any]:
 
 
 def build_crd() -> dict[str, Any]:
-    """The CustomResourceDefinition as one object."""
+    """Return the CustomResourceDefinition as one object."""
     status = structural_schema(FineTuneJobStatus) | {"default": {"observedGeneration": -1}}
     spec = structural_schema(FineTuneJobSpec)
     root = {
@@ -156,12 +156,12 @@ def build_crd() -> dict[str, Any]:
 
 
 def crd_yaml() -> str:
-    """The CRD as YAML."""
+    """Return the CRD as YAML."""
     return HEADER + str(yaml.safe_dump(build_crd(), sort_keys=False, width=120, allow_unicode=True))
 
 
 def chart_yaml() -> str:
-    """The CRD as a chart template, installed and kept by value."""
+    """Return the CRD as a chart template; values decide whether it is installed and kept."""
     crd = build_crd()
     body = yaml.safe_dump(crd["spec"], sort_keys=False, width=120, allow_unicode=True)
     indented = "".join(f"  {line}\n" for line in body.splitlines())
@@ -182,7 +182,7 @@ def chart_yaml() -> str:
 
 
 def reference_markdown() -> str:
-    """The field reference: one table row for each field of spec and status, and the rules between fields."""
+    """Return the field reference: one table row for each field of spec and status, and the rules between fields."""
     spec, status = structural_schema(FineTuneJobSpec), structural_schema(FineTuneJobStatus)
     lines = [
         "# FineTuneJob reference",
@@ -251,7 +251,7 @@ def _type(node: dict[str, Any]) -> str:
 
 
 def generated_files(root: Path) -> dict[Path, str]:
-    """Path and content of everything that is generated."""
+    """Return path and content of every generated file."""
     chart_folder = root / "helm" / "finetune-operator"
     return {
         root / "crds" / f"{names.PLURAL}.yaml": crd_yaml(),
@@ -262,7 +262,7 @@ def generated_files(root: Path) -> dict[Path, str]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Writes the generated files, or compares them; returns the exit status."""
+    """Write the generated files, or compare them; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("root", nargs="?", type=Path, default=Path.cwd(), help="root of the repository")
     parser.add_argument("--check", action="store_true", help="compare only; exit 1 on drift")

@@ -65,7 +65,7 @@ imitation, and one pass."""
 
 def resolve(spec: FineTuneJobSpec, facts: Facts) -> Resolved:
     """Every training setting with its default filled in; precision, optimiser and targets stay open where only a
-    trainer on its device can tell."""
+    trainer on its device can determine."""
     method, reason = (facts.method, facts.method_reason) if facts.method else _method(spec.tuning.method)
     hyper, recipe = spec.hyperparameters, RECIPES[spec.objective]
     batch, accumulation = _batch(spec, method, facts.train_rows)
@@ -145,7 +145,7 @@ def _default_epochs(objective: Objective, method: Method, rows: int) -> float:
 
 
 def _objective(spec: FineTuneJobSpec) -> dict[str, Any]:
-    """The settings of the objective's own block."""
+    """Return the settings of the objective's own block."""
     match spec.objective:
         case Objective.DPO:
             dpo = spec.dpo or Dpo()

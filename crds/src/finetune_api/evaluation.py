@@ -1,4 +1,4 @@
-"""Evaluation while training, what the result must reach, and what is told of it."""
+"""Evaluation during training, the gates of the result, and their verdict."""
 
 from typing import Annotated
 
@@ -9,17 +9,17 @@ from finetune_api.scalars import Line, StatusBlock, Word
 
 
 class Prompt(Block):
-    """A question that the report shows answered by the base and by the tuned model."""
+    """A prompt that the base and the tuned model answer in the report."""
 
     prompt: Text
-    """The question, as a user would put it (at most 4,096 characters)."""
+    """The prompt, as a user would write it (at most 4,096 characters)."""
     expected: Annotated[str, StringConstraints(min_length=1, max_length=512)] | None = None
-    """Python regular expression that is to be found in the answer: told in the report, asked of the merged model where
-    the tuned one meets it, and of the tuned one by `gate.mustMatchExpected`. Default: none."""
+    """Python regular expression to find in the answer. The report shows whether it is found; the merged model must
+    match it if the tuned model does, and `gate.mustMatchExpected` requires it of the tuned model. Default: none."""
 
 
 class Gate(Block):
-    """What the tuned model must reach; if it does not, the job fails with GateNotMet, and what it made stays."""
+    """What the tuned model must reach; if it does not, the job fails with GateNotMet, and its files stay."""
 
     model_config = ConfigDict(
         json_schema_extra=rules(
@@ -35,7 +35,7 @@ class Gate(Block):
     must_improve: bool = False
     """Whether the held-out loss must be lower than before the training. Default: false."""
     must_match_expected: bool = False
-    """Whether each answer must hold what its prompt's `expected` names. Default: false."""
+    """Whether each answer must match its prompt's `expected`. Default: false."""
 
 
 class Evaluation(Block):
@@ -67,7 +67,7 @@ class EarlyStopping(Block):
 
 
 class EvaluationStatus(StatusBlock):
-    """What the gates before the result said of it."""
+    """Verdict of the gates on the result."""
 
     gate: Word | None = None
     """Whether the tuned model meets `evaluation.gate`: `Passed`, `NotMet` or `NotConfigured`."""

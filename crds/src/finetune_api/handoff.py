@@ -148,7 +148,7 @@ class HandoffBlock(StatusBlock):
 
 
 class JobConfig(HandoffBlock):
-    """What a pod is told to do: one JSON file from an immutable ConfigMap."""
+    """The configuration of a pod: one JSON file from an immutable ConfigMap."""
 
     namespace: str
     """Namespace of the FineTuneJob."""
@@ -207,7 +207,7 @@ class Report(HandoffBlock):
     checkpoint: CheckpointStatus | None = None
     """The last complete checkpoint."""
     resumed_from_step: Count | None = None
-    """Step of the checkpoint that the run went on from."""
+    """Step of the checkpoint that the run resumed from."""
     dataset: DatasetStatus | None = None
     """What preflight found."""
     resolved: Resolved | None = None
@@ -217,7 +217,7 @@ class Report(HandoffBlock):
     early_stopping: EarlyStoppingStatus | None = None
     """Final state of early stopping."""
     evaluation: EvaluationStatus | None = None
-    """What the gates said of the result."""
+    """Verdict of the gates on the result."""
     artifacts: Artifacts | None = None
     """What was published; `manifestSha256` is the proof of success."""
     lineage: Lineage | None = None

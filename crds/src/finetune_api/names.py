@@ -21,14 +21,14 @@ ANNOTATION_JOB_NAME = f"{GROUP}/job-name"
 """On children: the FineTuneJob's full name, which may be longer than a label value."""
 
 ANNOTATION_SUSPENDED_BY = f"{GROUP}/suspended-by"
-"""On children: who suspended the Job; without it somebody else did, and has to let it go on."""
+"""On children: the component that suspended the Job; if absent, another controller did, and must resume it."""
 
 KUEUE_GROUP = "kueue.x-k8s.io"
 KUEUE_API_VERSION = f"{KUEUE_GROUP}/v1beta2"
 LABEL_QUEUE = f"{KUEUE_GROUP}/queue-name"
 LABEL_QUEUE_PRIORITY = f"{KUEUE_GROUP}/priority-class"
 LABEL_QUEUED_JOB_UID = f"{KUEUE_GROUP}/job-uid"
-"""On Kueue's Workload: the UID of the Job that it stands for."""
+"""On Kueue's Workload: the UID of its Job."""
 ANNOTATION_TOPOLOGY = f"{KUEUE_GROUP}/podset-{{mode}}-topology"
 """On the pod template: `required` or `preferred` with a level, or `unconstrained` with `true`."""
 

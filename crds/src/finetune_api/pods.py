@@ -26,7 +26,7 @@ class Resources(Block):
     gpus_per_node: Annotated[int, Field(ge=0, le=16)] = 1
     """GPUs of each pod, each with a process of its own; 0 trains on the CPU. Default: 1."""
     gpu_resource_name: QualifiedName = "nvidia.com/gpu"
-    """Extended resource that stands for one GPU. Default: `nvidia.com/gpu`."""
+    """Extended resource of one GPU. Default: `nvidia.com/gpu`."""
     requests: ResourceList | None = None
     """Resource requests of the trainer container, for example `{cpu: 4, memory: 24Gi}`. Default: none but the GPU."""
     limits: ResourceList | None = None
@@ -57,7 +57,7 @@ class Toleration(Block):
     ) = None
     """`NoSchedule`, `PreferNoSchedule` or `NoExecute`. Default: every effect."""
     toleration_seconds: Annotated[int, Field(ge=0, le=31_536_000)] | None = None
-    """Seconds that a `NoExecute` taint is tolerated. Default: for ever."""
+    """Seconds that a `NoExecute` taint is tolerated. Default: forever."""
 
 
 QueueName = Annotated[str, StringConstraints(min_length=1, max_length=63, pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")]

@@ -31,15 +31,15 @@ class Run(StatusBlock):
     message: Line | None = None
     """One line from the trainer or the kubelet."""
     exit_code: Count | None = None
-    """Exit code of the container; absent when nobody saw it end."""
+    """Exit code of the container; absent if its end was not observed."""
     last_step: Count | None = None
     """Last optimiser step that it reported."""
     resumed_from_step: Count | None = None
-    """Step of the checkpoint that it went on from; absent where it began at the first step."""
+    """Step of the checkpoint that it resumed from; absent if it began at the first step."""
 
 
 class StoppedRun(StatusBlock):
-    """A run that SIGTERM ended, as its trainer wrote it down for the next one to tell: nobody may have watched."""
+    """A run that SIGTERM ended, recorded by its trainer; the next run reports it, in case the operator was down."""
 
     attempt: Count
     """Number of the Job that it belonged to, from 1."""
@@ -50,11 +50,11 @@ class StoppedRun(StatusBlock):
     start_time: Time
     """When the trainer started."""
     end_time: Time
-    """When it wrote this down, with its work saved."""
+    """When it recorded this, with its work saved."""
     last_step: Count | None = None
     """Last optimiser step that it made."""
     resumed_from_step: Count | None = None
-    """Step of the checkpoint that it went on from; absent where it began at the first step."""
+    """Step of the checkpoint that it resumed from; absent if it began at the first step."""
 
 
 class JobRef(StatusBlock):
@@ -76,7 +76,7 @@ class WorkloadRef(StatusBlock):
 
 
 class CurrentRun(StatusBlock):
-    """The trainer pod that runs now, so that a pod whose end nobody sees is still known to have run."""
+    """The trainer pod that runs now, recorded so that a run is counted even if its end is not observed."""
 
     attempt: Count
     """Number of the Job that it belongs to, from 1."""
@@ -91,14 +91,14 @@ class CurrentRun(StatusBlock):
     heartbeat: Count | None = None
     """The heartbeat of its last answer."""
     last_moved_time: Time | None = None
-    """When its heartbeat was last seen to move; `stallTimeoutSeconds` counts from here."""
+    """When its heartbeat last advanced; `stallTimeoutSeconds` counts from here."""
     stopping: Word | None = None
-    """Why it is to end: `UserRequested` or `NoProgress`, written before the operator stops it, or else why somebody
-    has suspended its Job: Kueue's word, such as `Preempted`, or `JobSuspended`."""
+    """Why it is being stopped: `UserRequested` or `NoProgress`, written before the operator stops it; else why another
+    controller suspended its Job: Kueue's reason, such as `Preempted`, or `JobSuspended`."""
     stopping_message: Annotated[str, StringConstraints(max_length=1024)] | None = None
-    """Kueue's sentence on why it took the quota back."""
+    """Kueue's message on why it reclaimed the quota."""
     missing_since: Time | None = None
-    """When the pod was first found to be gone without anybody having seen its end."""
+    """When the pod was first found missing although its end had not been observed."""
 
 
 class PreflightRuns(StatusBlock):

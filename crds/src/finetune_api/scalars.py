@@ -20,7 +20,7 @@ _UNPRINTABLE = dict.fromkeys(
 
 
 def printable(text: str) -> str:
-    """The text with a space for everything that a terminal would obey instead of show."""
+    """Return the text with a space for every character that a terminal would obey instead of show."""
     return text.translate(_UNPRINTABLE)
 
 
@@ -68,7 +68,7 @@ PATTERN = re.compile(r"([0-9]+(?:[.][0-9]+)?)(?:(m)|([kMGTP]?)|([KMGTP])i)")
 
 
 def parse_quantity(quantity: int | str) -> int:
-    """The number that a quantity stands for, rounded down; raises ValueError for what is none."""
+    """Return the number of a quantity, rounded down; raise ValueError if it is not a quantity."""
     found = PATTERN.fullmatch(str(quantity))
     if not found:
         raise ValueError(f"{quantity!r} is not a quantity")

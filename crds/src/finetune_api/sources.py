@@ -141,7 +141,7 @@ class Dataset(Block):
     train: DataSource
     """Rows to train on."""
     validation: DataSource | None = None
-    """Held-out rows to evaluate with; exclusive with `validationSplitPercent`. Rows that also stand in `train` are
+    """Held-out rows to evaluate with; exclusive with `validationSplitPercent`. Rows that are also in `train` are
     dropped from `train` and counted."""
     validation_split_percent: Annotated[int, Field(ge=1, le=50)] | None = None
     """Share of the training rows (percent) held out for evaluation, chosen by a hash of the prompt so that one prompt

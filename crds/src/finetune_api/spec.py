@@ -27,7 +27,7 @@ __all__ = [
     "Quantization",
     "Storage",
 ]
-"""What other modules import from here although it is defined elsewhere."""
+"""Names that other modules import from here although they are defined elsewhere."""
 
 
 class Precision(StrEnum):
@@ -48,7 +48,7 @@ class Packing(StrEnum):
 
 
 class ResumePolicy(StrEnum):
-    """Whether a run goes on from a checkpoint."""
+    """Whether a run resumes from a checkpoint."""
 
     AUTO = "Auto"
     NEVER = "Never"
@@ -130,7 +130,7 @@ class Hyperparameters(Block):
 
 
 class Checkpoint(Block):
-    """What is saved while training, so that a run that is cut short goes on where it was."""
+    """What is saved during training, so that an interrupted run can resume."""
 
     steps: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
     """Save every this many optimiser steps; a trainer that is asked to stop saves at once. Default: with every
@@ -138,14 +138,14 @@ class Checkpoint(Block):
     save_total_limit: Annotated[int, Field(ge=1, le=100)] = 2
     """Newest checkpoints that are kept, each with the best weights so far. Default: 2."""
     resume_policy: ResumePolicy = ResumePolicy.AUTO
-    """`Auto` goes on from the newest checkpoint that is whole. `Never` begins every run at the first step, and saves no
+    """`Auto` resumes from the newest complete checkpoint. `Never` begins every run at the first step, and saves no
     checkpoint. Default: `Auto`."""
     grace_period_seconds: Annotated[int, Field(ge=5, le=86400)] = 120
     """Seconds between SIGTERM and SIGKILL, in which a checkpoint is saved and uploaded. Default: 120."""
 
 
 class JobLineage(Block):
-    """What this job comes from."""
+    """Ancestors of this job."""
 
     parent_ref: JobReference | None = None
     """FineTuneJob whose result this one builds on; this job waits until it is complete. Default: none."""
@@ -176,7 +176,7 @@ FORMATS = {
     Objective.RLHF.value: ["Auto", *_CHATS, "Preference", "Unpaired"],
     Objective.DOMAIN_ADAPTATION.value: ["Auto", "Text"],
 }
-"""The formats of rows that each objective can be told to expect."""
+"""The formats of rows that each objective accepts."""
 _FROZEN = "is fixed when the job is created: create a new FineTuneJob with another name and output.uri instead"
 
 
@@ -184,7 +184,7 @@ _ONE_PROCESS = "self.resources.nodes == 1 && self.resources.gpusPerNode <= 1"
 
 
 class FineTuneJobSpec(Block):
-    """What to train, on what, how, and where the result goes."""
+    """The model, the data, the tuning and the destination of the result."""
 
     IMMUTABLE: ClassVar[tuple[str, ...]] = IMMUTABLE_REQUIRED + IMMUTABLE_OPTIONAL
 
@@ -327,18 +327,18 @@ class FineTuneJobSpec(Block):
     rlhf: Rlhf | None = None
     """Settings of objective RLHF; only and always with it. Fixed at creation. Default: none."""
     lineage: JobLineage | None = None
-    """What this job comes from. Fixed at creation. Default: nothing."""
+    """Ancestors of this job. Fixed at creation. Default: nothing."""
     evaluation: Evaluation = Evaluation()
     """Evaluation while training. Fixed at creation. Default: every tenth of the training."""
     early_stopping: EarlyStopping | None = None
     """Stop on a plateau of the evaluation loss. Fixed at creation. Default: off."""
     checkpoint: Checkpoint = Checkpoint()
-    """What is saved while training, so that a run that is cut short goes on where it was. Takes effect with the next
+    """What is saved during training, so that an interrupted run can resume. Takes effect with the next
     attempt."""
     output: Output
     """Where and how the result is published. Fixed at creation."""
     resources: Resources = Resources()
-    """What the trainer asks of its node. Takes effect with the next attempt."""
+    """Resources of the trainer's pods. Takes effect with the next attempt."""
     scheduling: Scheduling | None = None
     """Where the pods may run. Takes effect with the next attempt."""
     trainer: Trainer = Trainer()
@@ -346,9 +346,9 @@ class FineTuneJobSpec(Block):
     preflight: Preflight | None = None
     """The check before training. Takes effect with the next attempt."""
     tracking: Tracking | None = None
-    """Trackers that are told of the training. Takes effect with the next attempt. Default: none."""
+    """Trackers that receive the metrics of the training. Takes effect with the next attempt. Default: none."""
     suspend: bool = False
-    """Stop the job's pods and free their GPUs; a running trainer saves a checkpoint first. False lets it go on. Takes
+    """Stop the job's pods and free their GPUs; a running trainer saves a checkpoint first. False resumes it. Takes
     effect at once. Default: false."""
     backoff_limit: Annotated[int, Field(ge=0, le=100)] = 3
     """Failed runs before the job fails; preemptions do not count. Takes effect at once. Default: 3."""
@@ -356,13 +356,13 @@ class FineTuneJobSpec(Block):
     """Preemptions before the job fails; 0 = any number. Takes effect at once. Default: 20."""
     start_deadline_seconds: Annotated[int, Field(ge=1, le=31_536_000)] | None = None
     """Longest wait for the first trainer pod to run, preflight and queueing included, in seconds; it begins when the
-    job is accepted, and anew when it is resumed. Takes effect at once. Default: none."""
+    job is accepted, and again when it is resumed. Takes effect at once. Default: none."""
     active_deadline_seconds: Annotated[int, Field(ge=1, le=31_536_000)] | None = None
     """Longest time that trainer pods may run, in seconds, summed over all runs; waiting and suspended time does not
     count. Takes effect at once. Default: none."""
     stall_timeout_seconds: Annotated[int, Field(ge=10, le=2_592_000)] = 1800
-    """Seconds after which a trainer that answers but does not move is started again, which counts as a failed run;
+    """Seconds after which a trainer that answers but makes no progress is restarted, which counts as a failed run;
     longer than the longest step, row or transfer. Takes effect at once. Default: 1800."""
     ttl_seconds_after_finished: Annotated[int, Field(ge=0, le=315_360_000)] | None = None
     """Seconds after the end of the job until its Jobs, pods and ConfigMaps are removed; the FineTuneJob, which is the
-    record, stays. Takes effect at once. Default: they stay as long as the FineTuneJob."""
+    record, stays. Takes effect at once. Default: they are removed with the FineTuneJob."""

@@ -1,6 +1,6 @@
-"""The rules between fields that the API server checks in CEL, for manifests that never meet one.
+"""The rules between fields that the API server checks in CEL, for manifests that are checked without an API server.
 
-Which rule stands where, and its message, come from the types; only the conditions are written again, by the CEL text.
+The place of a rule and its message come from the types; only the conditions are written again, by the CEL text.
 """
 
 import json
@@ -158,12 +158,12 @@ def _holds_whole_groups(spec: Any) -> bool:
 
 
 def broken_rules(spec: BaseModel) -> list[str]:
-    """One line for each rule that the spec breaks: the field's path and the message that names the fix."""
+    """Return one line for each rule that the spec breaks: the field's path and the message that names the fix."""
     return [f"{path}: {rule['message']}" for path, rule, value in find_rules(spec, "spec") if not _holds(rule, value)]
 
 
 def find_rules(block: BaseModel, path: str) -> Iterator[tuple[str, dict[str, str], Any]]:
-    """Every rule on a block, its fields and the blocks below, with the path to report and its value."""
+    """Yield every rule on a block, its fields and the blocks below, with the path to report and its value."""
     for rule in _rules(block.model_config.get("json_schema_extra")):
         yield path + rule.get("fieldPath", ""), rule, block
     for name, field in type(block).model_fields.items():
@@ -180,7 +180,7 @@ def find_rules(block: BaseModel, path: str) -> Iterator[tuple[str, dict[str, str
 
 
 def _holds(rule: dict[str, str], value: Any) -> bool:
-    """Rules about a change (`oldSelf`) hold: there is no older object."""
+    """Return whether the rule holds; rules about a change (`oldSelf`) do, because there is no older object."""
     return "oldSelf" in rule["rule"] or CONDITIONS[rule["rule"]](value)
 
 

@@ -31,7 +31,7 @@ class Condition(StatusBlock):
     status: Annotated[str, StringConstraints(pattern=r"^(True|False|Unknown)$", max_length=7)]
     """`True`, `False` or `Unknown`."""
     reason: Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=r"^[A-Za-z][A-Za-z0-9]*$")]
-    """One CamelCase word that tells why."""
+    """Reason as one CamelCase word."""
     message: Annotated[str, StringConstraints(max_length=2048)]
     """One line for people, with the fix where there is one."""
     last_transition_time: Time
@@ -41,7 +41,7 @@ class Condition(StatusBlock):
 
 
 class Progress(StatusBlock):
-    """How far the running trainer is."""
+    """Progress of the running trainer."""
 
     display: Word | None = None
     """Progress for people, for example `42%`."""
@@ -59,15 +59,15 @@ class Progress(StatusBlock):
     estimated_remaining_seconds: Count | None = None
     """Estimated seconds to the last step."""
     resumed_from_step: Count | None = None
-    """Step of the checkpoint that the run went on from; absent where it began at the first step."""
+    """Step of the checkpoint that the run resumed from; absent if it began at the first step."""
     note: Line | None = None
     """What is unusual about the run, for example a broken checkpoint that was passed over."""
     last_updated_time: Time | None = None
-    """When the trainer was last heard."""
+    """When the trainer last answered."""
 
 
 class CheckpointStatus(StatusBlock):
-    """The last checkpoint that is complete in storage, from which the next run goes on."""
+    """The last checkpoint that is complete in storage, from which the next run resumes."""
 
     uri: Uri
     """Folder of the checkpoint."""
@@ -78,7 +78,7 @@ class CheckpointStatus(StatusBlock):
     sha256: Digest
     """SHA-256 of its manifest, which has the digest of every file."""
     save_seconds: Measure | None = None
-    """Seconds that writing and uploading it took, of which a trainer that is told to end has
+    """Seconds that writing and uploading it took, of which a trainer that must stop has
     `checkpoint.gracePeriodSeconds`."""
 
 
@@ -143,13 +143,13 @@ class DatasetStatus(StatusBlock):
     accepted: Count | None = None
     """Rows that can be trained on."""
     repaired: Count | None = None
-    """Accepted rows that were mended, for example by a trimmed trailing question."""
+    """Accepted rows that were repaired, for example by a trimmed trailing question."""
     rejected: Count | None = None
     """Rows that were skipped."""
     rejected_by_code: CountByName | None = None
     """Skipped rows by reject code."""
     repaired_by_code: CountByName | None = None
-    """Mended rows by repair code."""
+    """Repaired rows by repair code."""
     format: CountByName | None = None
     """Accepted rows by detected format."""
     train_rows: Count | None = None
@@ -174,7 +174,7 @@ class Artifacts(StatusBlock):
     config_uri: Uri | None = None
     """The configuration in use, with every default resolved."""
     report_uri: Uri | None = None
-    """The report for people."""
+    """The readable report."""
     lineage_uri: Uri | None = None
     """The lineage record."""
     lineage_sha256: Digest | None = None
@@ -219,7 +219,7 @@ class Resolved(StatusBlock):
     max_length: Count | None = None
     """Longest sequence in tokens."""
     precision: Word | None = None
-    """Number format of the computation; `Auto` until a trainer has seen its device."""
+    """Number format of the computation; `Auto` until a trainer has detected its device."""
     gradient_checkpointing: bool | None = None
     """Whether activations are recomputed in the backward pass."""
     seed: Count | None = None
@@ -264,7 +264,7 @@ class Resolved(StatusBlock):
         ]
         | None
     ) = None
-    """Modules with an adapter; absent until a trainer has seen the model, unless given."""
+    """Modules with an adapter; absent until a trainer has loaded the model, unless given."""
 
 
 class PublishedJob(StatusBlock):
@@ -310,12 +310,12 @@ class Lineage(StatusBlock):
 
 
 class FineTuneJobStatus(StatusBlock):
-    """What the operator has seen and decided. Counters and times only grow; conditions carry the truth."""
+    """What the operator has observed and decided. Counters and times only grow; conditions carry the truth."""
 
     observed_generation: Annotated[int, Field(ge=-1)] | None = None
-    """Generation of the spec that this status speaks of; -1 = not seen yet."""
+    """Generation of the spec that this status describes; -1 = not observed yet."""
     phase: Word | None = None
-    """One word for people, derived from the conditions."""
+    """Summary in one word, derived from the conditions."""
     reason: Word | None = None
     """Why it is in this phase, one word."""
     message: Annotated[str, StringConstraints(max_length=2048)] | None = None
@@ -359,15 +359,15 @@ class FineTuneJobStatus(StatusBlock):
     ) = None
     """The last ten ended runs."""
     progress: Progress | None = None
-    """How far the running trainer is."""
+    """Progress of the running trainer."""
     metrics: Metrics | None = None
     """The training's figures."""
     checkpoint: CheckpointStatus | None = None
-    """The last checkpoint; absent once the result is published, for checkpoints are removed then."""
+    """The last checkpoint; absent once the result is published, because checkpoints are removed then."""
     early_stopping: EarlyStoppingStatus | None = None
     """The state of early stopping."""
     evaluation: EvaluationStatus | None = None
-    """What the gates before the result said of it."""
+    """Verdict of the gates on the result."""
     dataset: DatasetStatus | None = None
     """What preflight found in the dataset."""
     artifacts: Artifacts | None = None
@@ -377,23 +377,23 @@ class FineTuneJobStatus(StatusBlock):
     lineage: Lineage | None = None
     """Where the result comes from."""
     preflight: PreflightRuns | None = None
-    """What became of preflight's pods."""
+    """The ended preflight pods."""
     current_run: CurrentRun | None = None
     """The trainer pod that runs now."""
     job_ref: JobRef | None = None
     """The current trainer Job."""
     workload_ref: WorkloadRef | None = None
-    """Kueue's Workload of the current Job, where it waits in a queue."""
+    """Kueue's Workload of the current Job, if Kueue queues it."""
 
     def condition(self, kind: ConditionType) -> Condition | None:
-        """The condition of that type, or None."""
+        """Return the condition of that type, or None."""
         return next((one for one in self.conditions or [] if one.type == kind), None)
 
     def is_true(self, kind: ConditionType) -> bool:
-        """Whether the condition of that type is `True`."""
+        """Return whether the condition of that type is `True`."""
         found = self.condition(kind)
         return found is not None and found.status == "True"
 
     def to_wire(self) -> dict[str, Any]:
-        """JSON-ready form for the status subresource, absent fields left out."""
+        """Return the JSON form for the status subresource, without absent fields."""
         return self.model_dump(mode="json", by_alias=True, exclude_none=True)

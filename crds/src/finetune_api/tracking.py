@@ -1,4 +1,4 @@
-"""Where the figures of a training are sent while it runs, and what may be kept beside the result."""
+"""Where the metrics of a training are sent while it runs, and what is published next to the result."""
 
 from enum import StrEnum
 from typing import Annotated
@@ -12,7 +12,7 @@ Slug = Annotated[str, StringConstraints(min_length=1, max_length=128, pattern=r"
 
 
 class WandbMode(StrEnum):
-    """Whether figures are sent to W&B while training."""
+    """Whether metrics are sent to W&B while training."""
 
     ONLINE = "Online"
     OFFLINE = "Offline"
@@ -56,7 +56,7 @@ class WandbTracking(Block):
     entity: Slug | None = None
     """User or team that the project belongs to (at most 128 characters). Default: the key's own."""
     mode: WandbMode = WandbMode.ONLINE
-    """`Online` sends figures while training. `Offline` sends nothing: the run is published under `wandb/`, for
+    """`Online` sends metrics during training. `Offline` sends nothing: the run is published under `wandb/`, for
     `wandb sync`. Default: `Online`."""
     base_url: Endpoint | None = None
     """URL of a W&B server of your own. Default: `https://api.wandb.ai`."""
@@ -65,11 +65,11 @@ class WandbTracking(Block):
 
 
 class Tracking(Block):
-    """Trackers that are told of the training. One that cannot be reached never fails the job, nor holds it up."""
+    """Trackers that receive the metrics of the training. An unreachable tracker neither fails nor delays the job."""
 
     mlflow: MlflowTracking | None = None
-    """A run of an MLflow tracking server; later attempts go on with it. Default: none."""
+    """A run of an MLflow tracking server; later attempts continue it. Default: none."""
     wandb: WandbTracking | None = None
-    """A run of Weights & Biases; later attempts go on with it. Default: none."""
+    """A run of Weights & Biases; later attempts continue it. Default: none."""
     tensorboard: bool = False
     """Publish event files for TensorBoard under `tensorboard/`. Default: false."""
