@@ -86,8 +86,8 @@ def test_a_job_is_suspended_goes_on_from_its_checkpoint_and_is_cancelled(bench: 
     assert job.condition("Suspended")["status"] == "True"
     wait_for("the suspended run in the history", lambda: job.status().get("history"), state=job.status)
     step = job.status()["checkpoint"]["step"]
-    assert f"long resumed and goes on from step {step}" in finetune(bench, "resume", "long")
-    told = f"went on from step {step}"
+    assert f"long resumed from step {step}" in finetune(bench, "resume", "long")
+    told = f"resumed from step {step}"
     wait_for("a run that goes on", lambda: told in finetune(bench, "describe", "long"), state=job.status)
     assert "long cancelled" in finetune(bench, "cancel", "long", "--yes")
     wait_for("no pod of a cancelled job", lambda: not job.pods())

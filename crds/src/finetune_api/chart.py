@@ -64,7 +64,7 @@ class Reader:
         return found
 
     def _comment_above(self, number: int) -> str:
-        """The comment that ends above that line, from its mark on; "" when it has none."""
+        """Return the comment that ends above that line, from its mark on; "" when it has none."""
         found: list[str] = []
         while number and (line := self._lines[number - 1].strip()).startswith("#"):
             found.insert(0, line.removeprefix(MARK).removeprefix("# "))
@@ -82,7 +82,7 @@ class Reader:
 
 
 def readme(folder: Path) -> str:
-    """The README of the chart in that folder."""
+    """Return the README of the chart in that folder."""
     return HEAD + "".join(_row(value) for value in Reader(folder).values())
 
 

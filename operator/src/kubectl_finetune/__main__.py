@@ -1,4 +1,4 @@
-"""The processes: `kubectl-finetune`, and `kubectl_complete-finetune`, which kubectl asks for completions."""
+"""The processes: `kubectl-finetune`, and `kubectl_complete-finetune`, which kubectl runs for completions."""
 
 import contextlib
 import io
@@ -16,7 +16,7 @@ NO_FILE_NAMES = 4
 
 
 def main() -> NoReturn:
-    """Runs a command; a failure that has a sentence ends in its exit code."""
+    """Run a command; exit with the code of the error if it is a PluginError."""
     try:
         app(prog_name=PROGRAM)
     except PluginError as error:
@@ -33,7 +33,7 @@ def main() -> NoReturn:
 
 
 def complete() -> NoReturn:
-    """Answers in the form that kubectl reads: one completion a line, and last what the shell is to do with them."""
+    """Print completions as kubectl reads them: one a line, then the directive for the shell."""
     words = [PROGRAM, *(sys.argv[1:] or [""])]
     os.environ |= {
         "_KUBECTL_FINETUNE_COMPLETE": "complete_bash",

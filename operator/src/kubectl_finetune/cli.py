@@ -1,6 +1,6 @@
-"""The commands of `kubectl finetune`. Each loads what it needs when it runs, so that help and completion are quick."""
+"""The commands of `kubectl finetune`. Each imports what it needs when it runs: help and completion stay quick."""
 
-# ruff: noqa: PLC0415, PLR0917 - what is heavy is imported when it is needed; a command has many options
+# ruff: noqa: PLC0415, PLR0917 - heavy modules are imported when needed; a command has many options
 
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,7 +27,7 @@ from kubectl_finetune.options import (
 
 app = typer.Typer(
     name="kubectl finetune",
-    help="FineTuneJobs for people: what runs, how far it is, why it waits, and what came of it.",
+    help="Inspect and control FineTuneJobs: status, progress, queueing, results.",
     epilog="Exit codes: 0 done, 1 failed or invalid, 2 wrong use, 3 not found, 4 forbidden, 5 no cluster.",
     no_args_is_help=True,
     rich_markup_mode=None,
@@ -56,7 +56,7 @@ def main(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """FineTuneJobs for people: what runs, how far it is, why it waits, and what came of it."""
+    """Inspect and control FineTuneJobs: status, progress, queueing, results."""
     context.obj = Shared(namespace, kube_context, kubeconfig)
 
 
@@ -92,7 +92,7 @@ def describe(
     kube_context: KubeContext = None,
     kubeconfig: Kubeconfig = None,
 ) -> None:
-    """One job on a page: why it stands where it stands, its figures, its timeline of runs, and what to do next."""
+    """Show one job on one page: its state and the reason, metrics, timeline of runs, and the next command."""
     from kubectl_finetune.commands import describe as description
 
     cluster = connect(context, namespace, kube_context, kubeconfig)
@@ -108,13 +108,13 @@ def progress(
     context: typer.Context,
     name: Name,
     namespace: Namespace = None,
-    interval: Annotated[float, typer.Option(help="Seconds between two looks.", min=0.1)] = 2.0,
+    interval: Annotated[float, typer.Option(help="Seconds between two requests.", min=0.1)] = 2.0,
     kube_context: KubeContext = None,
     kubeconfig: Kubeconfig = None,
 ) -> None:
-    """Follow a job until it ends: bar, time left, losses. Exits 0 when it is complete and 1 when it has failed.
+    """Follow a job until it ends: bar, time left, losses. Exit with 0 if it completes and 1 if it fails.
 
-    Where the output is no terminal, each change is one line. The lines of losses begin when you begin to look.
+    If the output is not a terminal, each change is one line. The loss curves begin when the command starts.
     """
     from finetune_api.names import ConditionType
     from kubectl_finetune.commands import progress as following
@@ -133,15 +133,15 @@ def logs(
     context: typer.Context,
     name: Name,
     namespace: Namespace = None,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job ends, run after run.")] = False,
-    preflight: Annotated[bool, typer.Option("--preflight", help="The pod that checks, not the trainer.")] = False,
-    rank: Annotated[int, typer.Option(help="Of several pods that train together, this one.", min=0)] = 0,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Follow until the job ends, run after run.")] = False,
+    preflight: Annotated[bool, typer.Option("--preflight", help="The preflight pod instead.")] = False,
+    rank: Annotated[int, typer.Option(help="Index of the pod, if several train together.", min=0)] = 0,
     tail: Annotated[int | None, typer.Option(help="Only the last lines.", min=0)] = None,
     timestamps: Annotated[bool, typer.Option("--timestamps", help="Begin each line with its time.")] = False,
     kube_context: KubeContext = None,
     kubeconfig: Kubeconfig = None,
 ) -> None:
-    """Print what the pod of the current run writes, and with -f that of the runs after it."""
+    """Print the log of the current run's pod, and with -f of the runs after it."""
     from finetune_api.names import Component
     from kubectl_finetune.commands import logs as reading
 
@@ -156,7 +156,7 @@ def report(
     context: typer.Context,
     name: Name,
     namespace: Namespace = None,
-    fetch: Annotated[bool, typer.Option("--show", help="Print the report itself (Markdown), from storage.")] = False,
+    fetch: Annotated[bool, typer.Option("--show", help="Print the report (Markdown) from storage.")] = False,
     save: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Save finetune_report.md and report.html to a folder.")
     ] = None,
@@ -164,15 +164,15 @@ def report(
         str | None,
         typer.Option(
             help="URL of the S3 endpoint. Default: AWS_ENDPOINT_URL, else the job's, else AWS: "
-            "one that is only the operator's default has to be given."
+            "give it if it is only the operator's default."
         ),
     ] = None,
     output: Output = None,
     kube_context: KubeContext = None,
     kubeconfig: Kubeconfig = None,
 ) -> None:
-    """What came of a job, and where it lies. With --show or --save the report is read from storage, with your own AWS
-    variables or profile (needs boto3), and proven by the digests in the job's status.
+    """Show the result of a job and its location. With --show or --save, read the report from storage with your own AWS
+    variables or profile (needs boto3), and verify it by the digests in the job's status.
     """
     from kubectl_finetune.commands import report as reporting
 
@@ -201,7 +201,7 @@ def lineage(
     kube_context: KubeContext = None,
     kubeconfig: Kubeconfig = None,
 ) -> None:
-    """What a result was made of: rows, trainer, parents and reward models, down to the base model."""
+    """Show the origin of a result: rows, trainer, parents and reward models, down to the base model."""
     from kubectl_finetune.commands import lineage as tracing
 
     cluster = connect(context, namespace, kube_context, kubeconfig)
@@ -222,7 +222,7 @@ def diff(
     kube_context: KubeContext = None,
     kubeconfig: Kubeconfig = None,
 ) -> None:
-    """Two jobs side by side: what was asked differently, and what came of it."""
+    """Compare the specs and the results of two jobs."""
     from kubectl_finetune.commands import diff as comparing
 
     cluster = connect(context, namespace, kube_context, kubeconfig)
@@ -244,7 +244,7 @@ def suspend(
     """Stop jobs and free their GPUs; a running trainer saves a checkpoint first. Nothing is lost."""
     from kubectl_finetune.commands.lifecycle import set_suspended
 
-    set_suspended(connect(context, namespace, kube_context, kubeconfig), jobs, wanted=True, tell=typer.echo)
+    set_suspended(connect(context, namespace, kube_context, kubeconfig), jobs, wanted=True, report=typer.echo)
 
 
 @app.command(epilog=_examples("resume support-bot"))
@@ -255,10 +255,10 @@ def resume(
     kube_context: KubeContext = None,
     kubeconfig: Kubeconfig = None,
 ) -> None:
-    """Let suspended jobs go on, from their last checkpoint."""
+    """Resume suspended jobs from their last checkpoint."""
     from kubectl_finetune.commands.lifecycle import set_suspended
 
-    set_suspended(connect(context, namespace, kube_context, kubeconfig), jobs, wanted=False, tell=typer.echo)
+    set_suspended(connect(context, namespace, kube_context, kubeconfig), jobs, wanted=False, report=typer.echo)
 
 
 @app.command(epilog=_examples("cancel support-bot", "cancel support-bot --yes"))
@@ -266,12 +266,12 @@ def cancel(
     context: typer.Context,
     jobs: Names,
     namespace: Namespace = None,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not prompt.")] = False,
     kube_context: KubeContext = None,
     kubeconfig: Kubeconfig = None,
 ) -> None:
-    """End jobs for good: the FineTuneJob is deleted, and its pods, logs and history with it. Files in storage stay,
-    checkpoints too. To keep the job and go on later, suspend it. A job that has ended is a record, and is not touched.
+    """Delete jobs with their pods, logs and history. Files in storage stay, checkpoints too. To keep a job and continue
+    it later, suspend it. A job that has ended is a record and is not deleted.
     """
     from kubectl_finetune.commands.lifecycle import cancel as end
 
@@ -293,7 +293,7 @@ def validate(
     files: Annotated[list[Path], typer.Argument(metavar="FILE…", help="Manifests, folders of them, or - for stdin.")],
     rows: Annotated[
         list[str] | None,
-        typer.Option(metavar="FILE", help="Local rows that stand for dataset.train: check them too; repeatable."),
+        typer.Option(metavar="FILE", help="Also check local rows, in place of dataset.train; repeatable."),
     ] = None,
     rows_out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Keep accepted.jsonl, rejected.jsonl and summary.json.")
@@ -302,7 +302,7 @@ def validate(
 ) -> None:
     """Check manifests without a cluster: fields, values and the rules between fields, as the API server would.
 
-    With --rows also the dataset, as preflight would. That is done by finetune-trainer, which has to be installed here:
+    With --rows also check the dataset, as preflight would. This needs finetune-trainer on this machine:
     pip install '.[trainer]' in a clone of the operator's repository.
     """
     from kubectl_finetune.commands import validate as checking
@@ -352,12 +352,12 @@ def new(
     file: Annotated[Path | None, typer.Option("--file", "-f", help="Default: NAME.yaml; - prints it.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite the file.")] = False,
 ) -> None:
-    """Write a starter manifest with comments. What the options leave out is asked, where there is a terminal."""
-    from kubectl_finetune.commands import new as questions
+    """Write a starter manifest with comments. At a terminal, prompt for the options that are missing."""
+    from kubectl_finetune.commands import new as prompts
     from kubectl_finetune.commands import new as writing
 
     shared = context.find_object(Shared)
-    asked = questions.ask({"objective": objective, "model": model, "data": data, "result": result})
+    asked = prompts.ask({"objective": objective, "model": model, "data": data, "result": result})
     text = writing.write(
         writing.Answers(
             name=name,
@@ -371,4 +371,4 @@ def new(
             queue=queue,
         )
     )
-    questions.deliver(text, file or Path(f"{name}.yaml"), force=force)
+    prompts.deliver(text, file or Path(f"{name}.yaml"), force=force)

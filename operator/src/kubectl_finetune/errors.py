@@ -1,10 +1,10 @@
-"""Failures that have a sentence and an exit code; everything else is a bug and keeps its traceback."""
+"""Failures with a message and an exit code; any other exception is a bug and keeps its traceback."""
 
 from enum import IntEnum
 
 
 class ExitCode(IntEnum):
-    """What the process ends with."""
+    """Exit codes of the process."""
 
     DONE = 0
     FAILED = 1
@@ -15,7 +15,7 @@ class ExitCode(IntEnum):
 
 
 class PluginError(Exception):
-    """A failure to tell: what is wrong, and what to do about it."""
+    """A failure with a message for the user and a fix."""
 
     code = ExitCode.FAILED
 
@@ -25,25 +25,25 @@ class PluginError(Exception):
         self.fix = fix
 
 
-class WrongUse(PluginError):  # noqa: N818 - what happened
-    """The command line cannot be meant like this."""
+class WrongUse(PluginError):  # noqa: N818 - named after the failure
+    """The command line is invalid."""
 
     code = ExitCode.USAGE
 
 
-class NotFound(PluginError):  # noqa: N818 - what happened
+class NotFound(PluginError):  # noqa: N818 - named after the failure
     """No such job, or no FineTuneJobs at all in this cluster."""
 
     code = ExitCode.NOT_FOUND
 
 
-class Forbidden(PluginError):  # noqa: N818 - what happened
-    """The API server knows the user and refuses, or does not know the user."""
+class Forbidden(PluginError):  # noqa: N818 - named after the failure
+    """The API server denies the request, or does not accept the credentials."""
 
     code = ExitCode.FORBIDDEN
 
 
-class Unreachable(PluginError):  # noqa: N818 - what happened
-    """No cluster is configured, or it does not answer."""
+class Unreachable(PluginError):  # noqa: N818 - named after the failure
+    """No cluster is configured, or it is unreachable."""
 
     code = ExitCode.UNREACHABLE

@@ -1,4 +1,4 @@
-"""What every command takes: which cluster, which namespace, which form of output."""
+"""Options that commands share: cluster, namespace, output format."""
 
 # ruff: noqa: PLC0415 - the client and rich take half a second to load, which --help must not wait for
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Format(StrEnum):
-    """Forms of output for programs."""
+    """Output formats for programs."""
 
     JSON = "json"
     YAML = "yaml"
@@ -35,7 +35,7 @@ class Shared:
 
 
 def complete_jobs(context: typer.Context, incomplete: str) -> list[str]:
-    """Names of the jobs in the namespace, for the shell; nothing where the cluster cannot be asked."""
+    """Return the names of the jobs in the namespace, for the shell; none if the cluster is unreachable."""
     from kubectl_finetune.errors import PluginError
 
     given = context.params
@@ -61,34 +61,34 @@ Output = Annotated[
 def connect(
     context: typer.Context, namespace: str | None, kube_context: str | None, kubeconfig: Path | None
 ) -> "Cluster":
-    """The cluster that the options mean."""
+    """Return the cluster that the options select."""
     from kubectl_finetune.cluster import client as cluster
 
     shared = context.find_object(Shared) or Shared()
-    return cluster.connect(
+    return cluster.open_cluster(
         kubeconfig or shared.kubeconfig, kube_context or shared.context, namespace or shared.namespace
     )
 
 
 def show(*parts: "RenderableType") -> None:
-    """Prints as kubectl does: long lines are for the terminal to wrap, and a pipe gets them whole."""
+    """Print as kubectl does: the terminal wraps long lines, and a pipe gets them whole."""
     console().print(*parts, sep="\n", soft_wrap=True)
 
 
 def console() -> "Console":
-    """The standard output, without guesses at what numbers and paths might be."""
+    """Return the standard output, without highlighting of numbers and paths."""
     from rich.console import Console
 
     return Console(highlight=False, markup=False, emoji=False)
 
 
 def say(text: str) -> None:
-    """A remark beside the output."""
+    """Print a remark to stderr."""
     typer.echo(text, err=True)
 
 
 def dump(value: Any, form: Format) -> None:
-    """Prints a value for programs."""
+    """Print a value as JSON or YAML."""
     if form is Format.JSON:
         typer.echo(json.dumps(value, indent=2, ensure_ascii=False, default=str))
         return
@@ -98,7 +98,7 @@ def dump(value: Any, form: Format) -> None:
 
 
 def pour(chunks: Iterable[bytes]) -> None:
-    """Writes bytes as they come."""
+    """Write bytes as they arrive."""
     for chunk in chunks:
         sys.stdout.buffer.write(chunk)
         sys.stdout.buffer.flush()

@@ -56,7 +56,7 @@ def test_a_user_without_rights_is_told_verb_and_resource(
 
 def test_a_stranger_is_told_to_log_in(control_plane: Path, finetune: Callable[..., str], tmp_path: Path) -> None:
     stranger = with_token(control_plane, "forged", tmp_path / "stranger.yaml")
-    assert "the cluster does not know you (401)" in finetune(stranger, "list", code=4)
+    assert "the cluster does not accept your credentials (401)" in finetune(stranger, "list", code=4)
 
 
 @pytest.fixture

@@ -144,10 +144,10 @@ def test_a_job_is_suspended_resumed_and_cancelled(
     world.wait_phase("Training")
     assert "one suspended" in finetune("suspend", "one")
     world.wait_phase("Suspended")
-    assert "suspended already" in finetune("suspend", "one")
+    assert "already suspended" in finetune("suspend", "one")
     assert "one resumed" in finetune("resume", "one")
     world.wait_condition("Suspended", "NotSuspended")
-    assert "one goes on" in finetune("cancel", "one", stdin="n\n")
+    assert "one not cancelled" in finetune("cancel", "one", stdin="n\n")
     assert world.get()["metadata"]["name"] == "one"
     assert "stays at s3://bucket/jobs/one" in finetune("cancel", "one", "--yes")
     assert "no FineTuneJob one" in finetune("describe", "one", code=3)
@@ -180,11 +180,11 @@ def test_a_name_that_is_not_there_is_told_with_those_that_are_like_it(world: Any
     error = finetune("describe", "suport-bot", code=3)
     assert f"no FineTuneJob suport-bot in namespace {world.namespace}" in error
     assert "did you mean support-bot?" in error
-    assert "no operator has looked at it yet" in finetune("describe", "support-bot")
+    assert "no operator has observed it yet" in finetune("describe", "support-bot")
 
 
 def test_a_job_without_pods_has_no_log_and_says_why(world: Any, operator: Any, finetune: Callable[..., str]) -> None:
     world.create()
     world.wait_phase("Preflight")
-    assert "no trainer pod is there yet" in finetune("logs", "one", code=3)
+    assert "no trainer pod exists yet" in finetune("logs", "one", code=3)
     assert "has not started" in finetune("logs", "one", "--preflight", code=3)

@@ -49,7 +49,7 @@ def test_a_report_that_somebody_replaced_is_refused(s3_server: Any, bucket: str,
 def test_a_manifest_that_somebody_replaced_is_refused(s3_server: Any, bucket: str, published: Artifacts) -> None:
     body = json.dumps({"files": []}).encode()
     s3_server.client().put_object(Bucket=bucket, Key=f"jobs/one/{Artifact.MANIFEST}", Body=body)
-    with pytest.raises(PluginError, match="its SHA-256 is another"):
+    with pytest.raises(PluginError, match="its SHA-256 differs"):
         report.Storage(published, s3_server.endpoint)
 
 

@@ -1,4 +1,4 @@
-"""What commands ask of a cluster: FineTuneJobs, their pods, logs and events."""
+"""The requests of the commands to a cluster: FineTuneJobs, their pods, logs and events."""
 
 import difflib
 from collections.abc import Iterator
@@ -13,14 +13,14 @@ PAGE = 500
 
 
 class Cluster:
-    """One namespace of a cluster, and all of them for lists."""
+    """One namespace of a cluster; lists can cover all namespaces."""
 
     def __init__(self, connection: Connection, namespace: str) -> None:
         self.namespace = namespace
         self._connection = connection
 
     def get_job(self, name: str) -> Job:
-        """The job as it is stored now; one that is not there is told with names that are like it."""
+        """Return the job as stored now; the error for a missing one suggests similar names."""
         try:
             return Job.from_object(self._connection.call("GET", self._path(name)))
         except NoApi:
@@ -29,14 +29,14 @@ class Cluster:
             raise self._unknown(name) from None
 
     def find_job(self, name: str) -> Job | None:
-        """The job, or None where there is none of that name."""
+        """Return the job, or None if none has that name."""
         try:
             return self.get_job(name)
         except NotFound:
             return None
 
     def list_jobs(self, *, everywhere: bool = False, selector: str = "") -> list[Job]:
-        """The jobs of the namespace, or of all namespaces."""
+        """Return the jobs of the namespace, or of all namespaces."""
         path = f"/apis/{names.API_VERSION}/{names.PLURAL}" if everywhere else self._path()
         found: list[Job] = []
         token = ""
@@ -50,29 +50,29 @@ class Cluster:
                 return found
 
     def patch_spec(self, name: str, change: Object) -> None:
-        """Changes operational fields of the spec."""
+        """Change operational fields of the spec."""
         self._connection.call("PATCH", self._path(name), {"spec": change})
 
     def delete_job(self, job: Job) -> None:
-        """Deletes exactly that job; its Jobs, pods and ConfigMaps go with it."""
+        """Delete exactly that job; its Jobs, pods and ConfigMaps go with it."""
         body = {"propagationPolicy": "Background", "preconditions": {"uid": job.uid}}
         self._connection.call("DELETE", self._path(job.name), body)
 
     def list_pods(self, job: Job, component: names.Component) -> list[Object]:
-        """The job's pods of that kind, oldest first."""
+        """Return the job's pods of that component, oldest first."""
         selector = f"{names.LABEL_JOB_NAME},{names.LABEL_COMPONENT}={component.value}"
         page = self._connection.call(
             "GET", f"/api/v1/namespaces/{job.namespace}/pods", query={"labelSelector": selector}
         )
-        mine = [
+        owned = [
             one
             for one in page["items"]
             if (one["metadata"].get("annotations") or {}).get(names.ANNOTATION_JOB_NAME) == job.name
         ]
-        return sorted(mine, key=lambda one: str(one["metadata"]["creationTimestamp"]))
+        return sorted(owned, key=lambda one: str(one["metadata"]["creationTimestamp"]))
 
     def list_events(self, job: Job) -> list[Object]:
-        """The events on the job, oldest first; none where they may not be read."""
+        """Return the events of the job, oldest first; none if reading them is forbidden."""
         path, fields = f"/api/v1/namespaces/{job.namespace}/events", f"involvedObject.uid={job.uid}"
         try:
             items: list[Object] = self._connection.call("GET", path, query={"fieldSelector": fields})["items"]
@@ -81,7 +81,7 @@ class Cluster:
         return sorted(items, key=lambda one: str(one.get("lastTimestamp") or one.get("eventTime") or ""))
 
     def read_log(self, pod: Object, *, follow: bool, tail: int | None, timestamps: bool) -> Iterator[bytes]:
-        """The log of the pod's trainer container, as it is written."""
+        """Yield the log of the pod's trainer container, as it is written."""
         meta = pod["metadata"]
         options: dict[str, str | int] = {"container": names.TRAINER_CONTAINER}
         options |= {"follow": "true"} if follow else {}
@@ -103,7 +103,7 @@ class Cluster:
         return NotFound(f"no {names.KIND} {name} in namespace {self.namespace}", fix)
 
 
-def connect(kubeconfig: Path | None, context: str | None, namespace: str | None) -> Cluster:
-    """The cluster and namespace that the options, or the kubeconfig, mean."""
+def open_cluster(kubeconfig: Path | None, context: str | None, namespace: str | None) -> Cluster:
+    """Return the cluster and namespace of the options, else of the kubeconfig."""
     connection = open_connection(kubeconfig, context)
     return Cluster(connection, namespace or connection.namespace)

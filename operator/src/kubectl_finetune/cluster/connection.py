@@ -1,6 +1,6 @@
-"""The way to the API server: kubectl's rules for finding it, and its refusals turned into sentences.
+"""The connection to the API server: found by kubectl's rules, with its errors as messages.
 
-The `kubernetes` client gives TLS and credentials; its models, which take seconds to load, are left alone.
+The `kubernetes` client gives TLS and credentials; its models, which take seconds to load, are not used.
 """
 
 import json
@@ -30,7 +30,7 @@ Query = Mapping[str, str | int]
 
 
 class Connection:
-    """Requests to one API server, and the namespace that its user means by default."""
+    """Requests to one API server, and the default namespace."""
 
     def __init__(self, configuration: Any, namespace: str) -> None:
         self.namespace = namespace
@@ -38,18 +38,18 @@ class Connection:
         self._pool: urllib3.PoolManager = kubernetes.client.ApiClient(configuration).rest_client.pool_manager
 
     def call(self, verb: str, path: str, body: Object | None = None, query: Query | None = None) -> Object:
-        """One request and its answer."""
+        """Send one request and return its answer."""
         answer = self._send(verb, path, body, query or {}, TIMEOUT)
         if answer.status >= HTTPStatus.BAD_REQUEST:
-            raise as_sentence(answer.status, answer.data)
+            raise to_error(answer.status, answer.data)
         return cast("Object", json.loads(answer.data))
 
     def stream(self, path: str, query: Query) -> Iterator[bytes]:
-        """The bytes of an answer as they come, for as long as they come."""
+        """Yield the bytes of an answer as they arrive, until it ends."""
         answer = self._send("GET", path, None, query, ENDLESS, preload_content=False)
         try:
             if answer.status >= HTTPStatus.BAD_REQUEST:
-                raise as_sentence(answer.status, answer.read())
+                raise to_error(answer.status, answer.read())
             while chunk := answer.read1(65536):
                 yield chunk
         except urllib3.exceptions.HTTPError as error:
@@ -91,7 +91,7 @@ class Connection:
 
 
 def open_connection(kubeconfig: Path | None, context: str | None) -> Connection:
-    """By the rules of kubectl: --kubeconfig, KUBECONFIG, ~/.kube/config, else the account of the pod."""
+    """Connect by the rules of kubectl: --kubeconfig, KUBECONFIG, ~/.kube/config, else the account of the pod."""
     path = str(kubeconfig) if kubeconfig else os.environ.get("KUBECONFIG") or None
     configuration = kubernetes.client.Configuration()
     try:
@@ -109,10 +109,10 @@ def open_connection(kubeconfig: Path | None, context: str | None) -> Connection:
 
 
 def _named(path: str | None, context: str) -> Object:
-    """The context of that name, whichever is the current one, and where none is."""
+    """Return the context of that name, even if no context is the current one."""
     merged = KubeConfigMerger(path or KUBE_CONFIG_DEFAULT_LOCATION).config
     if merged is None:
-        raise ConfigException("the kubeconfig is not there, or is empty")
+        raise ConfigException("the kubeconfig is missing or empty")
     contexts: list[Object] = [one.value for one in merged.safe_get("contexts") or []]
     for one in contexts:
         if one["name"] == context:
@@ -121,8 +121,8 @@ def _named(path: str | None, context: str) -> Object:
     raise WrongUse(f"the kubeconfig has no context {context}", f"it has {known}")
 
 
-def as_sentence(code: int, body: bytes) -> PluginError:
-    """The failure that an answer stands for."""
+def to_error(code: int, body: bytes) -> PluginError:
+    """Return the failure for an error response."""
     try:
         found = json.loads(body)
     except ValueError:
@@ -130,11 +130,13 @@ def as_sentence(code: int, body: bytes) -> PluginError:
     status: Object = found if isinstance(found, dict) else {}
     message = str(status.get("message") or f"the API server answers {code}")
     if code == HTTPStatus.UNAUTHORIZED:
-        return Forbidden("the cluster does not know you (401)", "log in again, or renew the token in the kubeconfig")
+        return Forbidden(
+            "the cluster does not accept your credentials (401)", "log in again, or renew the token in the kubeconfig"
+        )
     if code == HTTPStatus.FORBIDDEN:
         return Forbidden(message, "ask an administrator for the verb and the resource that the message names")
     if code == HTTPStatus.TOO_MANY_REQUESTS or code >= HTTPStatus.INTERNAL_SERVER_ERROR:
-        return Unreachable(message, "the API server, or what stands before it, is busy or starting: try again")
+        return Unreachable(message, "the API server, or its gateway, is busy or starting: try again")
     if code != HTTPStatus.NOT_FOUND:
         return PluginError(message)
     if (status.get("details") or {}).get("name"):
@@ -146,15 +148,15 @@ def as_sentence(code: int, body: bytes) -> PluginError:
 
 
 class NoApi(NotFound):
-    """The API server does not know FineTuneJobs at all."""
+    """The API server has no FineTuneJob resource."""
 
 
 RETRIES = 30
 _T = TypeVar("_T")
 
 
-def patiently(look: Callable[[], _T], interval: float) -> _T:
-    """The answer, asked for again where nothing answers; who is refused is told at once."""
+def retry_unreachable(look: Callable[[], _T], interval: float) -> _T:
+    """Return the answer; retry while the API server is unreachable, and raise any other error at once."""
     for _ in range(RETRIES):
         try:
             return look()

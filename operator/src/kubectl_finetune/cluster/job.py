@@ -22,14 +22,14 @@ class Job:
 
     @classmethod
     def from_object(cls, raw: Object) -> "Job":
-        """Reads the status; one of a newer operator is read as far as this version knows it."""
+        """Read the status; fields that only a newer operator knows are dropped."""
         try:
             status = FineTuneJobStatus.model_validate(raw.get("status") or {})
         except ValidationError as error:
             place = ".".join(map(str, error.errors()[0]["loc"]))
             raise PluginError(
-                f"the status of {raw['metadata']['name']} is not understood (status.{place})",
-                "install the kubectl-finetune of the operator's version, or look at it with kubectl get -o yaml",
+                f"the status of {raw['metadata']['name']} cannot be read (status.{place})",
+                "install the kubectl-finetune of the operator's version, or read it with kubectl get -o yaml",
             ) from None
         return cls(raw, status)
 
@@ -61,21 +61,21 @@ class Job:
 
     @property
     def phase(self) -> str:
-        """Its phase; `Pending` where no operator has seen it yet."""
+        """Its phase; `Pending` if no operator has observed it yet."""
         return self.status.phase or Phase.PENDING.value
 
     @property
     def has_ended(self) -> bool:
-        """Whether it is complete or has failed."""
+        """Return whether it is complete or has failed."""
         return self.status.is_true(ConditionType.COMPLETE) or self.status.is_true(ConditionType.FAILED)
 
     @property
-    def is_seen(self) -> bool:
-        """Whether an operator has looked at it."""
+    def is_observed(self) -> bool:
+        """Return whether an operator has observed it."""
         return (self.status.observed_generation or -1) >= 0 or self.status.phase is not None
 
     def field(self, path: str) -> Any:
-        """A field of the spec by its dotted path, or None."""
+        """Return a field of the spec by its dotted path, or None."""
         value: Any = self.spec
         for part in path.split("."):
             value = value.get(part) if isinstance(value, dict) else None

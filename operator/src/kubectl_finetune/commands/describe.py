@@ -1,4 +1,4 @@
-"""`describe`: one job on one page, with why it stands where it stands."""
+"""`describe`: one job on one page, with the reason for its state."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -16,7 +16,7 @@ EVENTS = 10
 
 
 def page(job: Job, events: Sequence[Object], now: datetime) -> Group:
-    """The whole page."""
+    """Return the page."""
     parts: list[tuple[str, Text]] = [
         ("", _head(job)),
         ("Figures", fields(loss_pairs(job), 2)),
@@ -35,9 +35,9 @@ def page(job: Job, events: Sequence[Object], now: datetime) -> Group:
 
 
 def why(job: Job) -> str:
-    """Why the job stands where it stands, with the fix where the operator knows one."""
-    if not job.is_seen:
-        return "no operator has looked at it yet: check that finetune-operator runs and watches this namespace"
+    """Return the reason for the job's state, with the fix if the operator has one."""
+    if not job.is_observed:
+        return "no operator has observed it yet: check that finetune-operator runs and watches this namespace"
     return clean(job.status.message or "")
 
 
@@ -95,7 +95,7 @@ def _dataset(job: Job) -> list[tuple[str, str]]:
 
 
 def result_pairs(job: Job) -> list[tuple[str, str]]:
-    """Where everything that was published lies, and what the gates said of it."""
+    """Return the published files and the verdict of the gates."""
     found, verdict = job.status.artifacts, job.status.evaluation
     gates = [("Gate", verdict.gate), ("Full model", verdict.merged), ("Verdict", verdict.message)] if verdict else []
     pairs = [(name, value or "") for name, value in gates if value not in {"NotConfigured", "NotAsked"}]
@@ -132,14 +132,14 @@ def _events(events: Sequence[Object], now: datetime) -> Text:
 
 
 def _next(job: Job) -> Text:
-    """The command that somebody who reads this page most likely wants."""
+    """Return the command that fits the job's phase."""
     own = f"{job.name} -n {job.namespace}"
     is_checked = job.status.is_true(ConditionType.VALIDATED)
-    told = {
+    commands = {
         Phase.SUCCEEDED.value: f"kubectl finetune report {own}",
         Phase.FAILED.value: f"kubectl finetune logs {own}" + ("" if is_checked else " --preflight"),
         Phase.SUSPENDED.value: f"kubectl finetune resume {own}" if job.field("suspend") else "",
         Phase.TRAINING.value: f"kubectl finetune progress {own}",
         Phase.PREFLIGHT.value: f"kubectl finetune logs {own} --preflight -f",
     }
-    return Text("  " + command if (command := told.get(job.phase)) else "")
+    return Text("  " + command if (command := commands.get(job.phase)) else "")

@@ -1,4 +1,4 @@
-"""`diff`: two jobs side by side: what was asked differently, and what came of it."""
+"""`diff`: the specs and the results of two jobs, side by side."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ Pair = tuple[Any, Any]
 
 
 def differences(left: Job, right: Job) -> dict[str, dict[str, Pair]]:
-    """Fields that differ, by dotted path; a field that one job has not is None."""
+    """Return the fields that differ, by dotted path; a missing field is None."""
     return {
         "spec": _unequal(left.spec, right.spec),
         "result": _unequal(_result(left), _result(right)),
@@ -43,7 +43,7 @@ def _flat(value: Any, path: str = "") -> dict[str, Any]:
 
 
 def page(left: Job, right: Job) -> Group:
-    """Both parts as tables."""
+    """Return both parts as tables."""
     found = differences(left, right)
     parts: list[Text] = []
     for title, pairs in found.items():
@@ -64,7 +64,7 @@ def _show(value: Any) -> str:
 
 
 def _change(pair: Pair) -> str:
-    """By how much the right one is more, of two numbers."""
+    """Return the difference of two numbers in percent of the left one."""
     left, right = pair
     if any(isinstance(one, bool) or not isinstance(one, int | float) for one in pair) or not left:
         return ""

@@ -1,4 +1,4 @@
-"""`suspend`, `resume` and `cancel`: what a user does to a job that has not ended."""
+"""`suspend`, `resume` and `cancel`, for jobs that have not ended."""
 
 from collections.abc import Callable
 
@@ -6,32 +6,32 @@ from kubectl_finetune.cluster.client import Cluster
 from kubectl_finetune.cluster.job import Job
 from kubectl_finetune.errors import PluginError
 
-Tell = Callable[[str], None]
+Report = Callable[[str], None]
 
 
-def set_suspended(cluster: Cluster, names: list[str], *, wanted: bool, tell: Tell) -> None:
-    """Suspends or resumes each job; all of them are looked at before one is changed."""
+def set_suspended(cluster: Cluster, names: list[str], *, wanted: bool, report: Report) -> None:
+    """Suspend or resume each job; all of them are read before the first is changed."""
     word = "suspended" if wanted else "resumed"
     for job in _running(cluster, names, "suspend" if wanted else "resume"):
         if bool(job.field("suspend")) == wanted:
-            tell(f"{job.name} is {'suspended' if wanted else 'not suspended'} already")
+            report(f"{job.name} is {'already' if wanted else 'not'} suspended")
             continue
         cluster.patch_spec(job.name, {"suspend": wanted})
         step = job.status.checkpoint.step if job.status.checkpoint else None
-        goes_on = f" and goes on from step {step}" if step is not None and not wanted else ""
-        tell(f"{job.name} {word}{goes_on}")
+        place = f" from step {step}" if step is not None and not wanted else ""
+        report(f"{job.name} {word}{place}")
 
 
-def cancel(cluster: Cluster, names: list[str], is_sure: Callable[[str], bool], tell: Tell) -> None:
-    """Deletes each job that somebody is sure about; all of them are looked at first."""
+def cancel(cluster: Cluster, names: list[str], is_sure: Callable[[str], bool], report: Report) -> None:
+    """Delete each job that the user confirms; all of them are read first."""
     for job in _running(cluster, names, "cancel"):
         done = job.status.progress.display if job.status.progress and job.status.progress.display else "nothing"
         question = f"Cancel {job.name} in {job.namespace} ({job.phase}, {done} done)? Its record and logs go with it."
         if not is_sure(question):
-            tell(f"{job.name} goes on")
+            report(f"{job.name} not cancelled")
             continue
         cluster.delete_job(job)
-        tell(f"{job.name} cancelled; what it has written stays at {job.field('output.uri')}")
+        report(f"{job.name} cancelled; its files stay at {job.field('output.uri')}")
 
 
 def _running(cluster: Cluster, names: list[str], what: str) -> list[Job]:

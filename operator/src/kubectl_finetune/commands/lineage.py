@@ -1,4 +1,4 @@
-"""`lineage`: what a result was made of, down to the base model, from the statuses of the jobs."""
+"""`lineage`: the origin of a result, down to the base model, from the statuses of the jobs."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +15,7 @@ MAX_DEPTH = 50
 
 
 def record(job: Job, find: Find, depth: int = 0) -> dict[str, Any]:
-    """The job and, below it, those that it builds on, as far as they are still in the cluster."""
+    """Return the job and its ancestors, as far as they are still in the cluster."""
     lineage, artifacts = job.status.lineage, job.status.artifacts
     found: dict[str, Any] = {
         "name": job.name,
@@ -39,19 +39,19 @@ def record(job: Job, find: Find, depth: int = 0) -> dict[str, Any]:
 
 
 def _ancestor(name: str, published: PublishedJob | None, find: Find, depth: int) -> dict[str, Any]:
-    there = find(name) if depth < MAX_DEPTH else None
-    told: dict[str, Any] = {"name": name}
+    found = find(name) if depth < MAX_DEPTH else None
+    recorded: dict[str, Any] = {"name": name}
     if published:
-        told = published.model_dump(by_alias=True, mode="json")
-    if there is None:
-        return told | {"note": "no longer in the cluster" if published else "not in the cluster"}
-    if published and there.uid != published.uid:
-        return told | {"note": "another job of this name is in the cluster now"}
-    return record(there, find, depth + 1)
+        recorded = published.model_dump(by_alias=True, mode="json")
+    if found is None:
+        return recorded | {"note": "no longer in the cluster" if published else "not in the cluster"}
+    if published and found.uid != published.uid:
+        return recorded | {"note": "another job of this name is in the cluster now"}
+    return record(found, find, depth + 1)
 
 
 def tree(found: dict[str, Any]) -> Tree:
-    """The record as a tree, the job at the root and the base models at the leaves."""
+    """Return the record as a tree, with the job at the root and the base models at the leaves."""
     root = Tree(_job_line(found))
     _grow(root, found)
     return root

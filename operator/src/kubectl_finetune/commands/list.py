@@ -24,13 +24,13 @@ HEADER = (
 
 
 def in_order(jobs: Sequence[Job]) -> list[Job]:
-    """Those that have not ended first, and the newest of each first."""
+    """Return running and waiting jobs before ended ones, the newest first."""
     newest = sorted(jobs, key=lambda job: str(job.raw["metadata"].get("creationTimestamp", "")), reverse=True)
     return sorted(newest, key=lambda job: job.has_ended)
 
 
 def table(jobs: Sequence[Job], now: datetime, *, everywhere: bool) -> Text:
-    """One line a job."""
+    """Return a table with one line a job."""
     lead = ("NAMESPACE",) if everywhere else ()
     rows = [((job.namespace,) if everywhere else ()) + _row(job, now) for job in in_order(jobs)]
     return columns((*lead, *HEADER), rows)

@@ -1,4 +1,4 @@
-"""`logs`: what the pod of the current run writes, and with -f that of each run after it, until the job ends."""
+"""`logs`: the log of the current run's pod, and with -f of each run after it, until the job ends."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -7,7 +7,7 @@ from functools import partial
 
 from finetune_api.names import ANNOTATION_INDEX, Component, ConditionType
 from kubectl_finetune.cluster.client import Cluster
-from kubectl_finetune.cluster.connection import RETRIES, patiently
+from kubectl_finetune.cluster.connection import RETRIES, retry_unreachable
 from kubectl_finetune.cluster.job import Job, Object
 from kubectl_finetune.commands.describe import why
 from kubectl_finetune.display.table import clean
@@ -18,7 +18,7 @@ WAIT_SECONDS = 2.0
 
 @dataclass(frozen=True)
 class Wanted:
-    """Which pod's log, and how much of it."""
+    """The pod to read, and how much of its log."""
 
     component: Component = Component.TRAINER
     rank: int = 0
@@ -27,12 +27,12 @@ class Wanted:
 
 
 def read(cluster: Cluster, name: str, wanted: Wanted) -> Iterator[bytes]:
-    """The log of the newest pod, as far as it is written."""
+    """Yield the log of the newest pod, as far as it is written."""
     job, pod = _look(cluster, name, wanted)
     if pod is None:
         if wanted.component is Component.TRAINER and job.has_ended and not job.status.is_true(ConditionType.VALIDATED):
             raise NotFound(f"{job.name} was never trained: preflight did not pass: add --preflight", why(job))
-        removed = "its pods are removed" if job.has_ended else f"no {wanted.component.value} pod is there yet"
+        removed = "its pods are removed" if job.has_ended else f"no {wanted.component.value} pod exists yet"
         raise NotFound(f"{job.name} has no log: {removed}", why(job))
     if waiting := waits_for(pod):
         raise NotFound(f"pod {pod['metadata']['name']} has not started: {waiting}", why(job))
@@ -40,10 +40,10 @@ def read(cluster: Cluster, name: str, wanted: Wanted) -> Iterator[bytes]:
 
 
 def follow(cluster: Cluster, name: str, wanted: Wanted, say: Callable[[str], None]) -> Iterator[bytes]:
-    """The log of this run and of those after it; what is waited for is said once."""
+    """Yield the log of this run and of those after it; report each reason for waiting once."""
     look = partial(_look, cluster, name, wanted)
     streams: dict[str, _Stream] = {}
-    said = ""
+    reported = ""
     job, pod = look()
     while True:
         uid = pod["metadata"]["uid"] if pod else ""
@@ -51,57 +51,57 @@ def follow(cluster: Cluster, name: str, wanted: Wanted, say: Callable[[str], Non
         if stream and not stream.is_over:
             yield from stream.read(say)
             time.sleep(WAIT_SECONDS)
-            job, pod = patiently(look, WAIT_SECONDS)
+            job, pod = retry_unreachable(look, WAIT_SECONDS)
             stream.is_over = stream.is_over or not stream.is_worth_another(pod)
             continue
         if _is_done(job, wanted):
             return
-        waiting = f"{job.phase}: {why(job)}" if job.is_seen else why(job)
-        if waiting != said:
-            said = waiting
+        waiting = f"{job.phase}: {why(job)}" if job.is_observed else why(job)
+        if waiting != reported:
+            reported = waiting
             say(f"waiting: {waiting}")
         time.sleep(WAIT_SECONDS)
-        job, pod = patiently(look, WAIT_SECONDS)
+        job, pod = retry_unreachable(look, WAIT_SECONDS)
 
 
 class _Stream:
-    """The log of one pod, which may break off, or not be had at first, and is then asked for again."""
+    """The log of one pod; it is requested again if the connection ends or the log is unavailable at first."""
 
     def __init__(self, cluster: Cluster, pod: Object, wanted: Wanted) -> None:
         self.is_over = False
         self._cluster, self._pod, self._wanted = cluster, pod, wanted
         self._has_begun = False
         self._refusals: list[Unreachable] = []
-        self._said = ""
+        self._reported = ""
 
     def read(self, say: Callable[[str], None]) -> Iterator[bytes]:
-        """What is written until the connection ends; once something was read, only what is new."""
+        """Yield what is written until the connection ends; after the first read only new lines."""
         tail = 0 if self._has_begun else self._wanted.tail
         self._say(f"--- pod {self._pod['metadata']['name']}" + (", again from here" if self._has_begun else ""), say)
         try:
             for chunk in self._cluster.read_log(self._pod, follow=True, tail=tail, timestamps=self._wanted.timestamps):
-                self._has_begun, self._said = True, ""
+                self._has_begun, self._reported = True, ""
                 yield chunk
         except Unreachable as error:
             self._refusals.append(error)
             self._say(f"waiting: {error.message}", say)
         except NotFound:
-            # The pod was removed after the look that found it; the next look tells what came of the job.
+            # The pod was removed after it was listed; the next request returns the job's state.
             self._refusals.clear()
         else:
             self._refusals.clear()
 
     def is_worth_another(self, pod: Object | None) -> bool:
-        """Whether it is still that pod, and it runs, or it has ended and nothing of its log could be had yet."""
+        """Return whether the pod still runs, or has ended and its log could not be read yet."""
         uid = self._pod["metadata"]["uid"]
-        is_owed = bool(self._refusals) and not self._has_begun and pod is not None and pod["metadata"]["uid"] == uid
-        if is_owed and len(self._refusals) > RETRIES and not _runs(pod, uid):
+        is_unread = bool(self._refusals) and not self._has_begun and pod is not None and pod["metadata"]["uid"] == uid
+        if is_unread and len(self._refusals) > RETRIES and not _runs(pod, uid):
             raise self._refusals[-1]
-        return is_owed or _runs(pod, uid)
+        return is_unread or _runs(pod, uid)
 
     def _say(self, text: str, say: Callable[[str], None]) -> None:
-        if text not in self._said.splitlines():
-            self._said += f"{text}\n"
+        if text not in self._reported.splitlines():
+            self._reported += f"{text}\n"
             say(text)
 
 
@@ -111,13 +111,15 @@ def _look(cluster: Cluster, name: str, wanted: Wanted) -> tuple[Job, Object | No
 
 
 def newest(pods: list[Object], rank: int) -> Object | None:
-    """The newest pod of that rank; a pod without a rank is the only one of its Job."""
-    mine = [pod for pod in pods if int((pod["metadata"].get("annotations") or {}).get(ANNOTATION_INDEX) or 0) == rank]
-    return mine[-1] if mine else None
+    """Return the newest pod of that rank; a pod without a rank is the only one of its Job."""
+    matching = [
+        pod for pod in pods if int((pod["metadata"].get("annotations") or {}).get(ANNOTATION_INDEX) or 0) == rank
+    ]
+    return matching[-1] if matching else None
 
 
 def waits_for(pod: Object) -> str:
-    """Why the container has not started; empty where it has."""
+    """Return why the container has not started; empty if it has."""
     status = pod.get("status") or {}
     states = [one.get("state") or {} for one in status.get("containerStatuses") or []]
     if any("running" in state or "terminated" in state for state in states):
@@ -130,7 +132,7 @@ def waits_for(pod: Object) -> str:
 
 
 def _runs(pod: Object | None, uid: str) -> bool:
-    """Whether it is still that pod, and its container runs: only the connection to its log has ended."""
+    """Return whether the container of that pod still runs, so that only the connection has ended."""
     if pod is None or pod["metadata"]["uid"] != uid:
         return False
     states = [one.get("state") or {} for one in (pod.get("status") or {}).get("containerStatuses") or []]

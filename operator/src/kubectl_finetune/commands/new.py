@@ -1,4 +1,4 @@
-"""`new`: a starter manifest with the comments that somebody needs who has never written one."""
+"""`new`: a starter manifest with comments for first-time users."""
 
 import json
 import sys
@@ -25,19 +25,19 @@ ROWS: Mapping[Objective, str] = {
     Objective.KTO: '{"prompt": "Name a red fruit.", "completion": "The apple.", "label": true}',
     Objective.REWARD_MODEL: '{"prompt": "Name a red fruit.", "chosen": "The apple.", "rejected": "The banana."}',
     Objective.RLHF: '{"prompt": "Name a red fruit."}',
-    Objective.DOMAIN_ADAPTATION: '{"text": "A page of plain text of the field that the model is to know."}',
+    Objective.DOMAIN_ADAPTATION: '{"text": "A page of plain text of the field to learn."}',
 }
 BLOCKS: Mapping[Objective, str] = {
     Objective.DPO: """  dpo:
-    beta: 0.1                   # how strongly the model is held to the one it begins with
+    beta: 0.1                   # how strongly the model is kept close to the base model
 """,
     Objective.KTO: """  kto:
-    beta: 0.1                   # how strongly the model is held to the one it begins with
+    beta: 0.1                   # how strongly the model is kept close to the base model
 """,
     Objective.RLHF: """  rlhf:
     rewards:                    # or rewardModel: {jobRef: {name: …}}, a finished job with objective RewardModel
     - {type: Length, targetTokens: 64}
-    numGenerations: 4           # answers sampled for each prompt, of which the better are learnt
+    numGenerations: 4           # answers sampled for each prompt, the model learns from the better ones
 """,
 }
 Word = TypeVar("Word", Objective, Method)
@@ -45,7 +45,7 @@ Word = TypeVar("Word", Objective, Method)
 
 @dataclass(frozen=True)
 class Answers:
-    """What a starter manifest has to know."""
+    """The values of a starter manifest."""
 
     name: str
     model: str
@@ -62,7 +62,7 @@ class Answers:
 
 
 def write(answers: Answers) -> str:
-    """The manifest; it is valid, or the answers are refused with what is wrong with them."""
+    """Return a valid manifest; raise WrongUse with the first problem if the answers are invalid."""
     objective = _word(answers.objective, Objective, "--objective")
     method = _word(answers.method, Method, "--method")
     text = _template(answers, objective, method)
@@ -119,16 +119,16 @@ spec:
   model:
     uri: {_quote(answers.model)}
   tuning:
-    method: {method.value:<20}# QLoRA, LoRA or Full; Auto is QLoRA unless vramBudget says that Full fits
-  dataset:                      # formats: {formats}; found out row by row
+    method: {method.value:<20}# QLoRA, LoRA or Full; Auto is QLoRA unless Full fits vramBudget
+  dataset:                      # formats: {formats}; detected row by row
     # one row: {ROWS[objective]}
     train: {{uri: {_quote(answers.data)}}}{split}
 {BLOCKS.get(objective, "")}  hyperparameters:
     maxLength: 2048             # tokens; longer rows are cut, and counted
-    # numTrainEpochs: 3         # what is left out gets a default, which status.resolved shows
+    # numTrainEpochs: 3         # defaults of absent fields are in status.resolved
     # learningRate: 2e-4
 {stop}  output:
-    uri: {_quote(answers.result)}  # of this job alone
+    uri: {_quote(answers.result)}  # only for this job
   resources:
     gpusPerNode: {answers.gpus}
     # requests: {{cpu: "4", memory: 24Gi}}
@@ -136,31 +136,31 @@ spec:
 
 
 def _quote(text: str) -> str:
-    """A text as YAML, quoted where it would be read as something else."""
+    """Return a text as YAML, quoted if it would be read as another value."""
     plain = text.replace("-", "").replace("/", "").replace(".", "").replace(":", "")
     is_plain = plain.isalnum() and not text.startswith(("-", ".", ":")) and not text.endswith(":") and ": " not in text
     return text if is_plain and isinstance(read_scalar(text), str) else json.dumps(text, ensure_ascii=False)
 
 
-QUESTIONS: Mapping[str, tuple[str, str | None]] = {
-    "objective": (f"What for ({', '.join(one.value for one in Objective)})", Objective.CHAT.value),
+PROMPTS: Mapping[str, tuple[str, str | None]] = {
+    "objective": (f"Objective ({', '.join(one.value for one in Objective)})", Objective.CHAT.value),
     "model": ("Base model (hf://owner/name or s3://bucket/path)", None),
     "data": ("Rows to train on (s3://bucket/path or hf://datasets/owner/name)", None),
-    "result": ("Where the result goes (s3://bucket/path)", None),
+    "result": ("Prefix of the result (s3://bucket/path)", None),
 }
 
 
 def ask(given: Mapping[str, str | None]) -> dict[str, str]:
-    """The answers, asked at a terminal where an option is missing; elsewhere an option without a default is needed."""
+    """Return the answers; prompt for missing options at a terminal, else require those without a default."""
     missing = [name for name, value in given.items() if value is None]
-    needed = [f"--{name}" for name in missing if QUESTIONS[name][1] is None]
+    needed = [f"--{name}" for name in missing if PROMPTS[name][1] is None]
     if not sys.stdin.isatty() and needed:
-        raise WrongUse(f"missing {', '.join(needed)}", "give them, or run this at a terminal, which asks")
+        raise WrongUse(f"missing {', '.join(needed)}", "give them, or run this at a terminal, which prompts for them")
     return {name: value if value is not None else _answer(name) for name, value in given.items()}
 
 
 def _answer(name: str) -> str:
-    question, default = QUESTIONS[name]
+    question, default = PROMPTS[name]
     if not sys.stdin.isatty():
         return str(default)
     answer = str(typer.prompt(question, default=default, err=True))
@@ -168,7 +168,7 @@ def _answer(name: str) -> str:
 
 
 def deliver(text: str, path: Path, *, force: bool) -> None:
-    """Prints the manifest, or writes it to a file that is not there yet."""
+    """Print the manifest, or write it to a new file."""
     if str(path) == "-":
         typer.echo(text, nl=False)
         return
@@ -176,7 +176,7 @@ def deliver(text: str, path: Path, *, force: bool) -> None:
         with path.open("w" if force else "x", encoding="utf-8") as file:
             file.write(text)
     except FileExistsError:
-        raise PluginError(f"{path} is there already", "--force overwrites it, -f names another file") from None
+        raise PluginError(f"{path} exists", "--force overwrites it, -f names another file") from None
     except OSError as error:
         raise PluginError(f"{path} cannot be written: {error.strerror}") from None
     typer.echo(f"wrote {path}", err=True)

@@ -1,4 +1,4 @@
-"""`progress`: a bar, the time left and the losses, for as long as the job runs."""
+"""`progress`: a bar, the time left and the losses, while the job runs."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -10,13 +10,13 @@ from rich.live import Live
 from rich.text import Text
 
 from finetune_api.status import Metrics
-from kubectl_finetune.cluster.connection import patiently
+from kubectl_finetune.cluster.connection import retry_unreachable
 from kubectl_finetune.cluster.job import Job
 from kubectl_finetune.display.table import STYLES, bar, clean, duration, fields, number, sparkline
 
 
-class Losses:
-    """The losses that were seen while looking; the status itself holds only the last."""
+class LossHistory:
+    """The losses since the command started; the status itself has only the last one."""
 
     def __init__(self) -> None:
         self.train: list[float] = []
@@ -24,7 +24,7 @@ class Losses:
         self._step = -1
 
     def add(self, job: Job) -> None:
-        """Takes what is new in the job's figures."""
+        """Add the new losses of the job."""
         metrics, progress = job.status.metrics, job.status.progress
         if metrics is None:
             return
@@ -39,7 +39,7 @@ class Losses:
 
 
 def changes(look: Callable[[], Job], interval: float) -> Iterator[Job]:
-    """The job each time that it has changed, the last time when it has ended."""
+    """Yield the job after each change, until it has ended."""
     version, job = None, look()
     while True:
         if job.raw["metadata"].get("resourceVersion") != version:
@@ -48,13 +48,13 @@ def changes(look: Callable[[], Job], interval: float) -> Iterator[Job]:
         if job.has_ended:
             return
         time.sleep(interval)
-        job = patiently(look, interval)
+        job = retry_unreachable(look, interval)
 
 
 @contextmanager
 def screen(console: Console) -> Iterator[Callable[[Job], None]]:
-    """Draws one picture over the last on a terminal; elsewhere each change is a line."""
-    losses = Losses()
+    """Redraw one picture on a terminal; otherwise print each change as a line."""
+    losses = LossHistory()
     if not console.is_terminal:
         yield lambda job: console.print(f"{datetime.now(UTC):%H:%M:%S} {line(job)}", soft_wrap=True)
         return
@@ -67,8 +67,8 @@ def screen(console: Console) -> Iterator[Callable[[Job], None]]:
         yield draw
 
 
-def picture(job: Job, losses: Losses) -> Group:
-    """What a terminal shows of a running job."""
+def picture(job: Job, losses: LossHistory) -> Group:
+    """Return the picture of a job for a terminal."""
     status = job.status
     progress, metrics = status.progress, status.metrics
     percent = (progress and progress.percent) or 0
@@ -90,7 +90,7 @@ def picture(job: Job, losses: Losses) -> Group:
     return Group(line, fields(pairs, 2))
 
 
-def _evaluated(job: Job, losses: Losses) -> str:
+def _evaluated(job: Job, losses: LossHistory) -> str:
     metrics = job.status.metrics
     if metrics is None or metrics.eval_loss is None:
         return ""
@@ -99,27 +99,27 @@ def _evaluated(job: Job, losses: Losses) -> str:
 
 
 def line(job: Job) -> str:
-    """What a log gets of a change: one line, the same words in the same order."""
+    """Return a job as one line, with its values always in the same order."""
     status = job.status
     progress, metrics = status.progress, status.metrics
-    told = [job.phase, (progress and progress.display) or ""]
+    parts = [job.phase, (progress and progress.display) or ""]
     if progress and progress.step is not None:
-        told.append(f"step {progress.step}/{progress.total_steps or '?'}")
+        parts.append(f"step {progress.step}/{progress.total_steps or '?'}")
     if progress and progress.stage:
-        told.append(progress.stage)
+        parts.append(progress.stage)
     if metrics and metrics.train_loss is not None:
-        told.append(f"loss {number(metrics.train_loss)}")
+        parts.append(f"loss {number(metrics.train_loss)}")
     if metrics and metrics.eval_loss is not None:
-        told.append(f"eval {number(metrics.eval_loss)}")
+        parts.append(f"eval {number(metrics.eval_loss)}")
     if progress and progress.estimated_remaining_seconds is not None and not job.has_ended:
-        told.append(f"left {duration(progress.estimated_remaining_seconds)}")
-    told.append(status.reason or "")
-    words = " ".join(filter(None, told))
+        parts.append(f"left {duration(progress.estimated_remaining_seconds)}")
+    parts.append(status.reason or "")
+    words = " ".join(filter(None, parts))
     return f"{words}: {clean(status.message)}" if status.message else words
 
 
 def loss_pairs(job: Job) -> list[tuple[str, str]]:
-    """Names and figures of what was measured."""
+    """Return the names and values of the metrics."""
     metrics, resolved = job.status.metrics, job.status.resolved
     if metrics is None:
         return []
@@ -143,7 +143,7 @@ def loss_pairs(job: Job) -> list[tuple[str, str]]:
 
 
 def change(metrics: Metrics) -> str:
-    """How the held-out loss compares with that of the untouched model."""
+    """Return the change of the held-out loss against the base model."""
     if metrics.eval_loss is None or not metrics.baseline_eval_loss:
         return ""
     percent = 100 * (metrics.eval_loss / metrics.baseline_eval_loss - 1)

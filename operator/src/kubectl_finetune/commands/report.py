@@ -1,4 +1,4 @@
-"""`report`: what came of a job, where its report lies, and, when asked, the report itself from storage."""
+"""`report`: the result of a job, the location of its report and, on request, the report itself from storage."""
 
 import hashlib
 import os
@@ -23,7 +23,7 @@ NO_ENDPOINT = "the operator's default storage may have an endpoint: add --endpoi
 
 
 def page(job: Job, endpoint: str) -> Group:
-    """The summary that the status holds, and the commands that fetch the whole."""
+    """Return the summary in the status, and the commands that fetch the report."""
     artifacts = published(job)
     parts = [
         fields([("Job", f"{job.namespace}/{job.name}"), ("Phase", job.phase), ("Why", why(job))]),
@@ -42,14 +42,14 @@ def page(job: Job, endpoint: str) -> Group:
 
 
 def record(job: Job) -> dict[str, Any]:
-    """The same for programs, under the status's own names."""
+    """Return the summary for programs, under the names of the status."""
     status = job.status.to_wire()
     blocks = ("phase", "reason", "message", "metrics", "evaluation", "dataset", "artifacts")
     return {"name": job.name, "namespace": job.namespace} | {key: status[key] for key in blocks if key in status}
 
 
 def commands(job: Job, artifacts: Artifacts, endpoint: str) -> list[str]:
-    """What somebody with keys to the storage types, with or without this plugin."""
+    """Return the commands that fetch the result with storage credentials, with or without this plugin."""
     where = f" --endpoint-url {shlex.quote(endpoint)}" if endpoint else ""
     prefix = (artifacts.uri or "").rstrip("/")
     return [
@@ -60,7 +60,7 @@ def commands(job: Job, artifacts: Artifacts, endpoint: str) -> list[str]:
 
 
 def published(job: Job) -> Artifacts:
-    """What the job has published; raises where there is nothing."""
+    """Return the published files; raise PluginError if there are none."""
     found = job.status.artifacts
     if found is None or not found.uri or not found.report_uri:
         what = "published nothing" if job.has_ended else "has not published its report yet"
@@ -69,19 +69,19 @@ def published(job: Job) -> Artifacts:
 
 
 def endpoint_of(job: Job, asked: str | None) -> str:
-    """The option, then AWS_ENDPOINT_URL, then what the job itself uses, which may be a name inside the cluster.
+    """Return the option, else AWS_ENDPOINT_URL, else the endpoint of the job, which may be a name inside the cluster.
 
-    Empty where none of them has one: then it is AWS, or the operator's default, which only the operator knows.
+    It is empty if none is set: then the endpoint is AWS or the default of the operator, which jobs do not show.
     """
     return asked or os.environ.get("AWS_ENDPOINT_URL") or str(job.field("storage.endpoint") or "")
 
 
 class Storage:
-    """The published files of one job, each proven by its manifest, and that by the job's status."""
+    """The published files of one job, each verified by its manifest, and that by the job's status."""
 
     def __init__(self, artifacts: Artifacts, endpoint: str, *, in_path: bool = True) -> None:
         try:
-            import boto3  # noqa: PLC0415 - only who fetches needs it
+            import boto3  # noqa: PLC0415 - needed only for --show and --save
             from botocore.config import Config  # noqa: PLC0415 - as boto3
         except ImportError:
             raise PluginError("boto3, which reads from storage, is not installed here", INSTALL) from None
@@ -93,24 +93,24 @@ class Storage:
         self._manifest = self._load_manifest(artifacts.manifest_sha256 or "")
 
     def read(self, name: str) -> bytes:
-        """A file that the manifest names; raises where its digest is another."""
+        """Return a file of the manifest; raise PluginError if its digest differs."""
         entry = next((one for one in self._manifest.files if one.path == name), None)
         if entry is None:
             raise PluginError(f"the manifest of this result names no {name}")
-        return self._proven(name, entry.sha256)
+        return self._verified(name, entry.sha256)
 
     def _load_manifest(self, digest: str) -> Manifest:
         try:
-            return Manifest.model_validate_json(self._proven(Artifact.MANIFEST, digest))
+            return Manifest.model_validate_json(self._verified(Artifact.MANIFEST, digest))
         except ValidationError:
-            raise PluginError("the manifest in storage is of another version than this plugin knows") from None
+            raise PluginError("the manifest in storage has a version that this plugin cannot read") from None
 
-    def _proven(self, name: str, digest: str) -> bytes:
+    def _verified(self, name: str, digest: str) -> bytes:
         data = self._get(name)
         if hashlib.sha256(data).hexdigest() != digest:
             raise PluginError(
-                f"{name} in storage is not the file that this job published: its SHA-256 is another",
-                "somebody has changed or replaced the result; finetune-trainer verify looks at all of it",
+                f"{name} in storage is not the file that this job published: its SHA-256 differs",
+                "the result was changed or replaced; finetune-trainer verify checks all of its files",
             )
         return data
 
@@ -124,18 +124,18 @@ class Storage:
             hint = "" if self._endpoint else f"{NO_ENDPOINT}; "
             raise PluginError(
                 f"s3://{self._bucket}/{key} cannot be read at {self._endpoint or 'AWS'}: {error}",
-                f"{hint}the keys are those of your own environment (AWS_PROFILE or AWS_ACCESS_KEY_ID); an endpoint "
+                f"{hint}the credentials are those of your environment (AWS_PROFILE or AWS_ACCESS_KEY_ID); an endpoint "
                 "inside the cluster needs kubectl port-forward and --endpoint",
             ) from None
 
 
 def text(storage: Storage) -> bytes:
-    """The report as Markdown."""
+    """Return the report as Markdown."""
     return storage.read(Artifact.REPORT)
 
 
 def save(storage: Storage, folder: Path) -> list[Path]:
-    """Writes both forms of the report to a folder."""
+    """Write both forms of the report to a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for name in (Artifact.REPORT, Artifact.REPORT_PAGE):

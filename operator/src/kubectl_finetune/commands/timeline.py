@@ -1,4 +1,4 @@
-"""What happened to a job, in order: created, accepted, checked, each run, and its end."""
+"""The history of a job, in order: created, accepted, checked, each run, and its end."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -8,12 +8,12 @@ from finetune_api.runs import CurrentRun, Run
 from kubectl_finetune.cluster.job import Job
 from kubectl_finetune.display.table import between, moment
 
-_TOLD = (ConditionType.ACCEPTED, ConditionType.VALIDATED, ConditionType.QUOTA_RESERVED)
+_SHOWN = (ConditionType.ACCEPTED, ConditionType.VALIDATED, ConditionType.QUOTA_RESERVED)
 
 
 @dataclass(frozen=True)
 class Moment:
-    """One thing that happened; without a time where nobody saw it."""
+    """One event; without a time if it was not observed."""
 
     time: datetime | None
     took: str
@@ -21,15 +21,15 @@ class Moment:
     detail: str
 
     def row(self) -> tuple[str, str, str, str]:
-        """As cells."""
+        """Return the moment as cells."""
         return moment(self.time), self.took, self.what, self.detail
 
 
 def moments(job: Job, now: datetime) -> list[Moment]:
-    """Everything that the status knows, oldest first."""
+    """Return the events in the status, oldest first."""
     status = job.status
     found = [Moment(job.created, "", "created", "")]
-    found += [_condition(job, kind) for kind in _TOLD if status.is_true(kind)]
+    found += [_condition(job, kind) for kind in _SHOWN if status.is_true(kind)]
     found += [_run(run) for run in status.history or []]
     if status.current_run:
         found.append(_current(status.current_run, job, now))
@@ -44,28 +44,28 @@ def moments(job: Job, now: datetime) -> list[Moment]:
 
 def _condition(job: Job, kind: ConditionType) -> Moment:
     found = job.status.condition(kind)
-    assert found is not None  # noqa: S101 - it is true, so it is there
+    assert found is not None  # noqa: S101 - a true condition exists
     return Moment(found.last_transition_time, "", kind.value.lower(), found.message)
 
 
 def _run(run: Run) -> Moment:
-    told = [run.reason if run.reason != run.result else ""]
-    told.append(f"exit code {run.exit_code}" if run.exit_code else "")
+    parts = [run.reason if run.reason != run.result else ""]
+    parts.append(f"exit code {run.exit_code}" if run.exit_code else "")
     if run.last_step is not None:
-        told.append(f"steps {run.resumed_from_step or 0} to {run.last_step}")
-    told += [f"on {run.node}" if run.node else "", run.message or ""]
+        parts.append(f"steps {run.resumed_from_step or 0} to {run.last_step}")
+    parts += [f"on {run.node}" if run.node else "", run.message or ""]
     what = f"run {run.run} (attempt {run.attempt}) {run.result}"
-    return Moment(run.start_time, between(run.start_time, run.end_time), what, "; ".join(filter(None, told)))
+    return Moment(run.start_time, between(run.start_time, run.end_time), what, "; ".join(filter(None, parts)))
 
 
 def _current(run: CurrentRun, job: Job, now: datetime) -> Moment:
     progress = job.status.progress
-    told = [f"pod {run.pod_name}", f"on {run.node}" if run.node else ""]
+    parts = [f"pod {run.pod_name}", f"on {run.node}" if run.node else ""]
     if progress and progress.resumed_from_step:
-        told.append(f"went on from step {progress.resumed_from_step}")
-    told.append(f"stopping: {run.stopping}" if run.stopping else "")
+        parts.append(f"resumed from step {progress.resumed_from_step}")
+    parts.append(f"stopping: {run.stopping}" if run.stopping else "")
     what = f"run {(job.status.runs or 0) + 1} (attempt {run.attempt}) runs"
-    return Moment(run.start_time, between(run.start_time, now), what, "; ".join(filter(None, told)))
+    return Moment(run.start_time, between(run.start_time, now), what, "; ".join(filter(None, parts)))
 
 
 def _end(job: Job, kind: ConditionType) -> Moment:

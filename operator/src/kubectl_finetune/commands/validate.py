@@ -1,4 +1,4 @@
-"""`validate`: manifests checked without a cluster, each fault with file, line, field, value and fix."""
+"""`validate`: check manifests without a cluster; each fault has file, line, field, value and fix."""
 
 import json
 import re
@@ -39,57 +39,57 @@ class Problem:
     fix: str = ""
 
     def text(self) -> str:
-        """As a compiler would say it."""
+        """Return the problem in the format of a compiler message."""
         lines = [f"{self.file}:{self.line}: {self.field + ' ' if self.field else ''}{self.message}"]
         lines += [f"    value: {self.value}"] if self.value else []
         return "\n".join(lines + ([f"    fix: {self.fix}"] if self.fix else []))
 
 
 @dataclass
-class Verdict:
-    """What was found in some files."""
+class ValidationResult:
+    """The jobs, problems and notes of some files."""
 
     jobs: list[dict[str, Any]] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     def to_wire(self) -> dict[str, Any]:
-        """For -o json and yaml."""
+        """Return the result for -o json and yaml."""
         valid = [name_of(job) for job in self.jobs] if not self.problems else []
         return {"valid": valid, "problems": [asdict(one) for one in self.problems], "notes": self.notes}
 
 
 def name_of(job: dict[str, Any]) -> str:
-    """What the manifest calls its job: a name, or the beginning of one that the API server makes."""
+    """Return the name of a manifest's job, or the prefix from which the API server generates one."""
     meta = job["metadata"]
     return str(meta.get("name") or meta.get("generateName"))
 
 
-def check_files(sources: Iterable[tuple[str, str]]) -> Verdict:
-    """Every FineTuneJob in some files, given as names and texts."""
-    verdict = Verdict()
+def check_files(sources: Iterable[tuple[str, str]]) -> ValidationResult:
+    """Check every FineTuneJob in the files, which are given as names and texts."""
+    result = ValidationResult()
     first = ""
     for name, text in sources:
         first = first or name
         try:
             documents = read_documents(text)
         except YamlError as error:
-            verdict.problems.append(Problem(name, _line_in(str(error)), "", f"is not YAML: {error}"))
+            result.problems.append(Problem(name, _line_in(str(error)), "", f"is not YAML: {error}"))
             continue
-        found = [document for document in documents if _is_ours(document, name, verdict)]
+        found = [document for document in documents if _is_job(document, name, result)]
         for document in found:
-            verdict.problems += _check(document, name)
-            verdict.jobs.append(document.value)
-    if not verdict.jobs and not verdict.problems:
-        verdict.problems.append(Problem(first, 1, "", f"no {names.KIND} is here", fix=f"kind: {names.KIND}"))
-    if not verdict.problems:
-        verdict.problems += _clashes(verdict.jobs)
-        verdict.notes += _parents_elsewhere(verdict.jobs)
-    return verdict
+            result.problems += _check(document, name)
+            result.jobs.append(document.value)
+    if not result.jobs and not result.problems:
+        result.problems.append(Problem(first, 1, "", f"no {names.KIND} found", fix=f"kind: {names.KIND}"))
+    if not result.problems:
+        result.problems += _clashes(result.jobs)
+        result.notes += _parents_elsewhere(result.jobs)
+    return result
 
 
 def read_files(paths: Iterable[Path]) -> Iterator[tuple[str, str]]:
-    """Names and texts; a folder stands for the YAML files in it."""
+    """Yield names and texts; a folder yields the YAML files in it."""
     for path in paths:
         if str(path) == "-":
             yield "stdin", sys.stdin.read()
@@ -113,30 +113,30 @@ def _line_in(message: str) -> int:
     return int(found[1]) if found else 1
 
 
-def _is_ours(document: YamlDocument, file: str, verdict: Verdict) -> bool:
-    """Other kinds may stand in the same file; one that is nearly ours is a mistake."""
+def _is_job(document: YamlDocument, file: str, result: ValidationResult) -> bool:
+    """Return whether it is a FineTuneJob; other kinds are allowed, but a misspelt FineTuneJob is a problem."""
     value = document.value
     if not isinstance(value, dict):
-        verdict.problems.append(Problem(file, document.line(()), "", "is not an object", _shown(value)))
+        result.problems.append(Problem(file, document.line(()), "", "is not an object", _shown(value)))
         return False
     kind, group = str(value.get("kind", "")), str(value.get("apiVersion", "")).partition("/")[0]
     if kind == names.KIND or group == names.GROUP or not kind:
         return True
     if nearest(kind, [names.KIND]):
         problem = Problem(file, document.line(("kind",)), "kind", "is not known", kind, f"did you mean {names.KIND}?")
-        verdict.problems.append(problem)
+        result.problems.append(problem)
         return False
-    verdict.notes.append(f"{file}: a {clean(kind)} was not looked at")
+    result.notes.append(f"{file}: a {clean(kind)} was not checked")
     return False
 
 
 def _check(document: YamlDocument, file: str) -> list[Problem]:
     faults = [*_head(document.value), *_metadata(document.value.get("metadata"))]
-    faults += [Fault(path, "is given twice, and kubectl takes the last", "remove one") for path in document.duplicates]
+    faults += [Fault(path, "is given twice, and kubectl uses the last", "remove one") for path in document.duplicates]
     if "spec" in document.value and document.value["spec"] is not None:
         faults += find_faults(document.value["spec"], document.written)
     else:
-        faults.append(Fault(("spec",), "is missing", "kubectl finetune new writes a manifest to begin with"))
+        faults.append(Fault(("spec",), "is missing", "kubectl finetune new writes a starter manifest"))
     return sorted((_problem(document, file, fault) for fault in faults), key=lambda one: one.line)
 
 
@@ -171,8 +171,8 @@ def _metadata(meta: Any) -> Iterator[Fault]:
     if name is None and not meta.get("generateName"):
         yield Fault(("metadata", "name"), "is missing", "give the job a name, for example support-bot")
     elif name is not None and not (isinstance(name, str) and NAME.match(name) and len(name) <= 253):
-        fix = "small letters, digits, - and ., beginning and ending with a letter or digit"
-        yield Fault(("metadata", "name"), "is not a name that Kubernetes takes", fix)
+        fix = "lowercase letters, digits, - and ., starting and ending with a letter or digit"
+        yield Fault(("metadata", "name"), "is not a valid Kubernetes name", fix)
     for key in meta:
         if key not in META:
             near = nearest(key, META)
@@ -184,7 +184,7 @@ def _metadata(meta: Any) -> Iterator[Fault]:
 
 
 def _clashes(jobs: list[dict[str, Any]]) -> Iterator[Problem]:
-    """What is wrong only between jobs: one name, or one place in storage, for two."""
+    """Yield conflicts between jobs: two that share a name or an output prefix."""
     named: dict[tuple[Any, ...], str] = {}
     for job in jobs:
         meta = job["metadata"]
@@ -196,7 +196,7 @@ def _clashes(jobs: list[dict[str, Any]]) -> Iterator[Problem]:
             name = name_of(job)
             if key in named and key[-1]:
                 fix = "give each job its own"
-                yield Problem(name, 1, str(key[0]), f"is that of {named[key]} too", str(key[-1]), fix)
+                yield Problem(name, 1, str(key[0]), f"is also that of {named[key]}", str(key[-1]), fix)
             named[key] = name
 
 
@@ -220,21 +220,21 @@ INSTALL = "in a clone of the operator's repository: pip install '.[trainer]'"
 
 
 def check_rows(jobs: list[dict[str, Any]], files: list[str], out: Path | None) -> int:
-    """Runs the check on local files that stand for the job's `dataset.train`; returns its exit code."""
+    """Check local files in place of the job's `dataset.train`; return the exit code of the check."""
     if len(jobs) != 1:
-        raise WrongUse(f"--rows are those of one job, and here are {len(jobs)}", "give the manifest of one job")
+        raise WrongUse(f"--rows needs one job, but the files have {len(jobs)}", "give the manifest of one job")
     program, spec = find_program(), jobs[0]["spec"]
     with tempfile.TemporaryDirectory(prefix="finetune-") as scratch:
         command = [program, "check-data", *files, *options(spec), "--out", str(out or scratch)]
-        return subprocess.run(command, check=False).returncode  # noqa: S603 - a program of ours, and no shell
+        return subprocess.run(command, check=False).returncode  # noqa: S603 - our own program, without a shell
 
 
 def find_program() -> str:
-    """The trainer's program: beside this one, or on PATH. One without the trainer's libraries does not even start."""
+    """Return the trainer's program, next to this one or on PATH, if it starts; without its libraries it does not."""
     for found in (str(Path(sys.executable).with_name(PROGRAM)), shutil.which(PROGRAM)):
         if found and Path(found).exists() and _starts(found):
             return found
-    raise PluginError(f"rows are checked by {PROGRAM}, which is not installed here with its libraries", INSTALL)
+    raise PluginError(f"checking rows needs {PROGRAM} with its libraries, which is not installed here", INSTALL)
 
 
 def _starts(program: str) -> bool:
@@ -243,7 +243,7 @@ def _starts(program: str) -> bool:
 
 
 def options(spec: dict[str, Any]) -> list[str]:
-    """What the manifest says of its rows, as options of the program."""
+    """Return the manifest's dataset settings as options of the program."""
     dataset = spec["dataset"]
     found = ["--objective", str(spec["objective"])]
     if dataset.get("format"):

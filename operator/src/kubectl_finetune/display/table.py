@@ -1,4 +1,4 @@
-"""Columns as kubectl prints them: padded, never cut, the same in a pipe; colour on a terminal alone."""
+"""Columns as kubectl prints them: padded, never cut, the same in a pipe; colours only on a terminal."""
 
 import unicodedata
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ GAP = 3
 
 
 def columns(header: Sequence[str], rows: Sequence[Sequence[str]], indent: int = 0) -> Text:
-    """A table; words that stand for a state have its colour."""
+    """Return a table; names of states are coloured."""
     cells = [[clean(cell) for cell in row] for row in rows]
     widths = [max(len(row[index]) for row in [list(header), *cells]) for index in range(len(header))]
     text = Text()
@@ -38,7 +38,7 @@ def columns(header: Sequence[str], rows: Sequence[Sequence[str]], indent: int = 
 
 
 def fields(pairs: Sequence[tuple[str, str]], indent: int = 0) -> Text:
-    """Names and values; pairs without a value are left out."""
+    """Return names and values as lines; omit pairs without a value."""
     shown = [(name, clean(value)) for name, value in pairs if value and value != "-"]
     width = max((len(name) for name, _ in shown), default=0) + 1
     text = Text()
@@ -51,7 +51,7 @@ def fields(pairs: Sequence[tuple[str, str]], indent: int = 0) -> Text:
 
 
 def heading(title: str) -> Text:
-    """The title of a section."""
+    """Return the title of a section."""
     return Text(title, "bold")
 
 
@@ -61,12 +61,12 @@ MINUTE, HOUR, DAY = 60, 3600, 86400
 
 
 def clean(text: str) -> str:
-    """A text of others in one line, without the control characters that would steer a terminal."""
+    """Return foreign text as one line, without control characters that a terminal would obey."""
     return "".join(" " if one in "\n\t" else one for one in text if one in "\n\t" or unicodedata.category(one) != "Cc")
 
 
 def duration(seconds: float | None) -> str:
-    """Two units at most: `42s`, `3m12s`, `5h04m`, `2d3h`."""
+    """Return at most two units: `42s`, `3m12s`, `5h04m`, `2d3h`."""
     if seconds is None:
         return NONE
     whole = max(0, round(seconds))
@@ -80,24 +80,24 @@ def duration(seconds: float | None) -> str:
 
 
 def between(start: datetime | None, end: datetime | None) -> str:
-    """The time from one moment to another."""
+    """Return the time between two moments."""
     return duration((end - start).total_seconds()) if start and end else NONE
 
 
 def moment(time: datetime | None) -> str:
-    """A time in UTC, to the second."""
+    """Return a time in UTC, to the second."""
     return time.strftime("%Y-%m-%d %H:%M:%SZ") if time else NONE
 
 
 def number(value: float | None) -> str:
-    """Five significant digits, as the status has them."""
+    """Return five significant digits, as in the status."""
     if value is None:
         return NONE
     return f"{value:,}" if isinstance(value, int) else f"{value:.5g}"
 
 
 def size(count: int | None) -> str:
-    """Bytes in binary units."""
+    """Return bytes in binary units."""
     if count is None:
         return NONE
     amount = float(count)
@@ -109,7 +109,7 @@ def size(count: int | None) -> str:
 
 
 def sparkline(values: Sequence[float], width: int = 40) -> str:
-    """The last values as bars between their lowest and their highest."""
+    """Return the last values as bars, scaled between their minimum and maximum."""
     shown = values[-width:]
     if not shown:
         return ""
@@ -119,6 +119,6 @@ def sparkline(values: Sequence[float], width: int = 40) -> str:
 
 
 def bar(percent: int, width: int = 30) -> str:
-    """A bar that is that full."""
+    """Return a progress bar."""
     full = round(width * min(max(percent, 0), 100) / 100)
     return "█" * full + "░" * (width - full)

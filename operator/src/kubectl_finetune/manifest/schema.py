@@ -1,4 +1,4 @@
-"""The schema and the rules that the API server checks, asked without one: each fault with its field, value and fix."""
+"""Check the schema and the rules of the API server without one; each fault has its field, value and fix."""
 
 import json
 import re
@@ -29,7 +29,7 @@ _STEP = re.compile(r"[^.\[\]]+|\[\d+\]")
 
 @dataclass(frozen=True)
 class Fault:
-    """What is wrong with one field of the spec."""
+    """A fault of one field of the spec."""
 
     path: FieldPath
     message: str
@@ -37,7 +37,7 @@ class Fault:
 
 
 def find_faults(spec: Any, written: dict[FieldPath, str]) -> list[Fault]:
-    """Every fault of the spec as kubectl sends it; rules are asked once the schema holds."""
+    """Return every fault of the spec as kubectl sends it; rules are checked if the schema is satisfied."""
     spec = drop_nulls(spec)
     validator = jsonschema.Draft4Validator(_closed_schema())
     faults = [fault for error in validator.iter_errors(spec) for fault in _explain(error, written)]
@@ -47,7 +47,7 @@ def find_faults(spec: Any, written: dict[FieldPath, str]) -> list[Fault]:
 
 
 def _is_of_type(fault: Fault) -> bool:
-    """A wrong type is the more telling of two faults of one field, and stands last."""
+    """Return whether the fault is a wrong type; of two faults of a field it explains more, sorts last and wins."""
     return fault.message.startswith("must be a")
 
 
@@ -70,7 +70,7 @@ def _as_path(place: str) -> FieldPath:
 
 @cache
 def _closed_schema() -> dict[str, Any]:
-    """The CRD's schema of the spec, with what it does not name refused, as kubectl's strict validation does."""
+    """Return the CRD's schema of the spec without unknown fields, as in kubectl's strict validation."""
     return _closed(structural_schema(FineTuneJobSpec))
 
 
@@ -95,31 +95,33 @@ def _explain(error: Any, written: dict[FieldPath, str]) -> Iterator[Fault]:
         case "additionalProperties":
             for key in value:
                 if key not in error.schema.get("properties", {}):
-                    yield Fault((*path, key), "is not a field", _meant(key, error.schema["properties"], path))
+                    yield Fault((*path, key), "is not a field", _suggest_field(key, error.schema["properties"], path))
         case "required":
             for key in wanted:
                 if key not in value:
-                    yield Fault((*path, key), "is missing", _told(error.schema["properties"][key]))
+                    yield Fault((*path, key), "is missing", _description(error.schema["properties"][key]))
         case "type":
             fix = _other_type(wanted, value, written.get(path), error.schema.get("enum", ()))
             yield Fault(path, f"must be {KINDS[wanted]}, not {_kind(value)}", fix)
         case "anyOf":
-            yield Fault(path, f"must be a number or a text, not {_kind(value)}", _told(error.schema))
+            yield Fault(path, f"must be a number or a text, not {_kind(value)}", _description(error.schema))
         case "enum":
             allowed = [one if isinstance(one, str) else json.dumps(one) for one in wanted]
             near = nearest(str(value), allowed)
             yield Fault(path, f"must be one of {', '.join(allowed)}", f"did you mean {near}?" if near else "")
         case "pattern":
-            yield Fault(path, "is not written as this field wants it", _told(error.schema))
+            yield Fault(path, "does not match the format of this field", _description(error.schema))
         case "minimum" | "maximum":
-            yield Fault(path, _bound(error), _told(error.schema))
+            yield Fault(path, _bound(error), _description(error.schema))
         case _:
             yield Fault(
-                path, error.message if len(error.message) < 200 else f"breaks {error.validator}", _told(error.schema)
+                path,
+                error.message if len(error.message) < 200 else f"breaks {error.validator}",
+                _description(error.schema),
             )
 
 
-def _meant(key: str, properties: dict[str, Any], path: FieldPath) -> str:
+def _suggest_field(key: str, properties: dict[str, Any], path: FieldPath) -> str:
     if near := nearest(key, properties):
         return f"did you mean {near}?"
     if place := elsewhere(key, structural_schema(FineTuneJobSpec), "spec"):
@@ -133,7 +135,7 @@ def _meant(key: str, properties: dict[str, Any], path: FieldPath) -> str:
 
 
 def _other_type(wanted: str, value: Any, written: str | None, allowed: Iterable[str]) -> str:
-    """Return how to write the value; true and false in place of a text come from words as `On`."""
+    """Return how to write the value; YAML reads unquoted words such as `On` as true or false."""
     if isinstance(value, bool) and wanted == "string":
         word = written or str(value).lower()
         return f'YAML reads {word} as true or false: put it in quotes, "{nearest(word, allowed) or word}"'
@@ -160,6 +162,6 @@ def _kind(value: Any) -> str:
     return "a number" if value is not None else "nothing"
 
 
-def _told(schema: dict[str, Any]) -> str:
-    """What the field's documentation says."""
+def _description(schema: dict[str, Any]) -> str:
+    """Return the field's description."""
     return str(schema.get("description", ""))

@@ -1,4 +1,4 @@
-"""What somebody may have meant who wrote a field, a word or a flag that does not exist."""
+"""Suggest the field, value or flag that a user may have meant."""
 
 import difflib
 import re
@@ -19,11 +19,11 @@ OTHER_NAMES = {
     "testsize": "validationSplitPercent",
     "queue": "queueName",
 }
-"""Names that libraries and people use for the same, in small letters."""
+"""Names for the same field in libraries, in lowercase."""
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:
-    """The known word that is meant: the same in other letters, another name for it, or one that is nearly it."""
+    """Return the known word in another case, under another name, or similarly spelt; None if none is similar."""
     by_plain = {_plain(one): one for one in known}
     plain = _plain(word)
     other = _plain(OTHER_NAMES.get(plain, ""))
@@ -35,7 +35,7 @@ def nearest(word: str, known: Iterable[str]) -> str | None:
 
 
 def elsewhere(word: str, schema: dict[str, Any], root: str) -> str | None:
-    """Where in the schema a field of exactly that name is, if there is one such place only."""
+    """Return the path of the field with exactly that name, if the schema has only one."""
     meant = {_plain(word), _plain(OTHER_NAMES.get(_plain(word), word))}
     places = [path for path in _paths(schema, root) if _plain(path.rpartition(".")[2]) in meant]
     return places[0] if len(places) == 1 else None

@@ -22,7 +22,7 @@ def test_suspend_and_resume_set_the_field_and_name_the_step(front: Any, finetune
     front.answers["one"] = [(200, job().raw)]
     assert finetune("suspend", "one", "--context", "lab").out == "one suspended\n"
     front.answers["one"] = [(200, job("one", {"suspend": True}).raw)]
-    assert finetune("resume", "one", "--context", "lab").out == "one resumed and goes on from step 40\n"
+    assert finetune("resume", "one", "--context", "lab").out == "one resumed from step 40\n"
     front.answers["one"] = [(200, job("one", {"suspend": True}, checkpoint=None).raw)]
     assert finetune("resume", "one", "--context", "lab").out == "one resumed\n"
     assert changes(front) == [("PATCH", JOB, {"spec": {"suspend": value}}) for value in (True, False, False)]
@@ -31,8 +31,8 @@ def test_suspend_and_resume_set_the_field_and_name_the_step(front: Any, finetune
 def test_a_job_that_is_already_as_asked_is_not_changed(front: Any, finetune: Finetune, job: Any) -> None:
     front.answers["one"] = [(200, job().raw)]
     front.answers["two"] = [(200, job("two", {"suspend": True}).raw)]
-    assert finetune("resume", "one", "--context", "lab").out == "one is not suspended already\n"
-    assert finetune("suspend", "two", "one", "--context", "lab").out == "two is suspended already\none suspended\n"
+    assert finetune("resume", "one", "--context", "lab").out == "one is not suspended\n"
+    assert finetune("suspend", "two", "one", "--context", "lab").out == "two is already suspended\none suspended\n"
     assert changes(front) == [("PATCH", JOB, {"spec": {"suspend": True}})]
 
 
@@ -59,7 +59,7 @@ def test_cancel_asks_with_the_phase_and_the_progress(front: Any, finetune: Finet
     front.answers["one"] = [(200, job().raw), (200, job(progress={}).raw)]
     first = finetune("cancel", "one", "--context", "lab", stdin="n\n")
     assert "Cancel one in team-a (Training, 42% done)?" in first.err
-    assert first.out.strip() == "one goes on"
+    assert first.out.strip() == "one not cancelled"
     second = finetune("cancel", "one", "--context", "lab", stdin="y\n")
     assert "Cancel one in team-a (Training, nothing done)?" in second.err
     assert len(changes(front)) == 1

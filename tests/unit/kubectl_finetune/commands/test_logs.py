@@ -123,7 +123,7 @@ def test_a_job_without_pods_has_no_log_yet_or_no_more(
 ) -> None:
     front.answers = {"one": [running, complete], "pods": [(200, {"items": []})]}
     done = finetune("logs", "one", "--preflight", "--context", "lab")
-    assert (done.code, "one has no log: no preflight pod is there yet" in done.err) == (3, True)
+    assert (done.code, "one has no log: no preflight pod exists yet" in done.err) == (3, True)
     done = finetune("logs", "one", "--context", "lab")
     assert (done.code, "one has no log: its pods are removed" in done.err) == (3, True)
 

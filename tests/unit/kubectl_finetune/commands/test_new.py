@@ -9,7 +9,7 @@ import yaml
 
 from finetune_api.objectives import Objective
 from finetune_api.spec import FORMATS
-from kubectl_finetune.commands import new as questions
+from kubectl_finetune.commands import new as prompts
 
 GIVEN = ("--model", "hf://owner/model", "--data", "s3://data/rows/", "--result", "s3://models/out")
 
@@ -46,10 +46,7 @@ def test_a_starter_names_the_formats_of_its_objective_and_the_commands_that_come
     assert formats.partition("formats: ")[2].split(";")[0].split(", ") == FORMATS["KTO"][1:]
     assert "    validationSplitPercent: 10  # held out: the report compares on these" in lines
     assert any(line.startswith("  earlyStopping: {patience: 3}") for line in lines)
-    assert (
-        "    method: QLoRA               # QLoRA, LoRA or Full; Auto is QLoRA unless vramBudget says that Full fits"
-        in lines
-    )
+    assert "    method: QLoRA               # QLoRA, LoRA or Full; Auto is QLoRA unless Full fits vramBudget" in lines
 
 
 def test_a_starter_without_held_out_rows_has_no_early_stopping(finetune: Callable[..., Any]) -> None:
@@ -113,6 +110,6 @@ def test_at_a_terminal_what_is_missing_is_asked(monkeypatch: pytest.MonkeyPatch,
 
     monkeypatch.setattr(sys, "stdin", Terminal("kto\ns3://data/rows/\n"))
     given = {"objective": None, "model": "hf://owner/model", "data": None, "result": "s3://models/out"}
-    answers = questions.ask(given)
+    answers = prompts.ask(given)
     assert (answers["objective"], answers["data"]) == ("KTO", "s3://data/rows/")
     assert "Rows to train on" in capsys.readouterr().err

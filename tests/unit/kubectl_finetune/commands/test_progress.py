@@ -27,7 +27,7 @@ def test_a_change_is_one_line_and_a_terminal_gets_a_bar_with_losses(job: Make, p
     assert progress.line(job()) == (
         "Training 42% step 42/100 Training loss 1.4231 eval 1.5 left 56m40s PodsRunning: 1 of 1 pods run."
     )
-    losses = progress.Losses()
+    losses = progress.LossHistory()
     for step, loss in ((0, 3.0), (20, 2.0), (20, 2.0), (30, 1.0)):
         figures = {"trainLoss": loss, "evalLoss": loss + 1, "baselineEvalLoss": 5.0}
         losses.add(job(progress={"step": step}, metrics=figures))
@@ -47,14 +47,14 @@ def test_a_change_is_one_line_and_a_terminal_gets_a_bar_with_losses(job: Make, p
 def test_a_line_and_a_picture_have_no_time_left_once_the_job_has_ended(job: Make, printed: Printed) -> None:
     ended = job(phase="Succeeded", conditions=ENDED, message=None, progress={"step": 5, "estimatedRemainingSeconds": 0})
     assert progress.line(ended) == "Succeeded step 5/? loss 1.4231 eval 1.5 PodsRunning"
-    picture = printed(progress.picture(ended, progress.Losses()))
+    picture = printed(progress.picture(ended, progress.LossHistory()))
     assert picture.startswith(f"one Succeeded  {bar(0)}   0%  step 5/?\n")
     assert "train loss" not in picture
 
 
 def test_a_job_without_figures_is_its_phase_alone(job: Make, printed: Printed) -> None:
     new = Job.from_object(job().raw | {"status": {}})
-    losses = progress.Losses()
+    losses = progress.LossHistory()
     losses.add(new)
     assert progress.line(new) == "Pending"
     assert printed(progress.picture(new, losses)).rstrip() == f"one Pending  {bar(0)}   0%"

@@ -75,7 +75,7 @@ def test_every_example_is_valid(finetune: Callable[..., Any], path: Path) -> Non
         ("  earlyStopping: {}\n", "set dataset.validation or dataset.validationSplitPercent"),
         ("  tuning: {method: Full, lora: {rank: 8}}\n", "fix: remove tuning.lora, or set method to QLoRA or LoRA"),
         ("  backoffLimit: 1\n  backoffLimit: 2\n", "spec.backoffLimit is given twice"),
-        ("  resources: {requests: {memory: lots}}\n", "job.yaml:9: spec.resources.requests.memory is not written"),
+        ("  resources: {requests: {memory: lots}}\n", "job.yaml:9: spec.resources.requests.memory does not match"),
     ],
 )
 def test_a_fault_is_told_with_line_field_value_and_fix(validate: Callable[[str], Any], extra: str, told: str) -> None:
@@ -95,7 +95,7 @@ def test_a_fault_is_told_with_line_field_value_and_fix(validate: Callable[[str],
         ("kind: FineTuneJob\n", "", "kind is missing\n    fix: kind: FineTuneJob"),
         ("metadata: {name: job}\n", "", "metadata is missing\n    fix: metadata: {name: my-job}"),
         ("{name: job}", "{}", "metadata.name is missing"),
-        ("{name: job}", f"{{name: {'j' * 254}}}", "metadata.name is not a name that Kubernetes takes"),
+        ("{name: job}", f"{{name: {'j' * 254}}}", "metadata.name is not a valid Kubernetes name"),
         (
             "{name: job}",
             "{name: job, label: {a: b}}",
@@ -109,7 +109,7 @@ def test_a_fault_is_told_with_line_field_value_and_fix(validate: Callable[[str],
         ("spec:", "modell: 1\nspec:", "modell is not a field\n    value: 1\n    fix: did you mean spec.modell?"),
         (JOB[JOB.index("spec:") :], "spec:\n", "job.yaml:4: spec is missing\n    fix: kubectl finetune new"),
         ("v1alpha1", "v1", "fix: apiVersion: finetune.dev/v1alpha1"),
-        ("{name: job}", "{name: My_Job}", "metadata.name is not a name that Kubernetes takes"),
+        ("{name: job}", "{name: My_Job}", "metadata.name is not a valid Kubernetes name"),
         ("{name: job}", "{name: job, labels: {a: 1}}", "metadata.labels.a must be a text"),
         ("  objective: Chat\n", "", "spec.objective is missing"),
         ("s3://bucket/out", "s3://bucket/../out", "spec.output.uri a path segment '.' or '..' is not allowed"),
@@ -131,7 +131,7 @@ def test_a_long_value_is_cut_to_eighty_characters(validate: Callable[[str], Any]
 
 
 def test_a_file_without_a_job_is_invalid_at_its_first_line(validate: Callable[[str], Any]) -> None:
-    assert validate("kind: Secret\n").out == "job.yaml:1: no FineTuneJob is here\n    fix: kind: FineTuneJob\n"
+    assert validate("kind: Secret\n").out == "job.yaml:1: no FineTuneJob found\n    fix: kind: FineTuneJob\n"
     assert validate("- 1\n").out == "job.yaml:1: is not an object\n    value: [1]\n"
 
 
@@ -157,7 +157,7 @@ def yaml_as_json(text: str, name: str) -> str:
 def test_rows_of_several_jobs_are_refused(validate: Callable[..., Any]) -> None:
     second = JOB.replace("name: job", "name: two").replace("/out", "/two")
     done = validate(f"{JOB}---\n{second}", "--rows", "rows.jsonl")
-    assert (done.code, "--rows are those of one job, and here are 2" in done.err) == (2, True)
+    assert (done.code, "--rows needs one job, but the files have 2" in done.err) == (2, True)
 
 
 def test_the_manifests_dataset_becomes_the_options_of_the_check() -> None:
@@ -176,15 +176,15 @@ def test_every_fault_is_told_at_once_in_the_order_of_the_file(validate: Callable
 
 def test_two_jobs_cannot_share_a_name_or_an_output(validate: Callable[[str], Any]) -> None:
     done = validate(JOB + "---\n" + JOB)
-    assert "metadata.name is that of job too" in done.out
-    assert "spec.output.uri is that of job too" in done.out
+    assert "metadata.name is also that of job" in done.out
+    assert "spec.output.uri is also that of job" in done.out
 
 
 def test_other_kinds_are_passed_over_and_a_parent_elsewhere_is_remarked(validate: Callable[[str], Any]) -> None:
     secret = "---\napiVersion: v1\nkind: Secret\nmetadata: {name: s3}\n"
     done = validate(JOB + "  lineage: {parentRef: {name: sft}}\n" + secret)
     assert done.code == 0
-    assert "a Secret was not looked at" in done.err
+    assert "a Secret was not checked" in done.err
     assert "job waits for sft, which is not in these files" in done.err
 
 
