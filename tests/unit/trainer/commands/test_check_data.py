@@ -170,7 +170,7 @@ def test_with_a_model_the_lengths_are_told(
     check_local_rows([str(rows)], out, Request(Objective.CHAT, model=model_folder))
     lengths = summary(out)["lengths"]
     assert 0 < lengths["p50"] < lengths["max"] <= lengths["advisedMaxLength"]
-    assert f"{lengths['max']} at most: maxLength {lengths['advisedMaxLength']} cuts" in capsys.readouterr().out
+    assert f"maximum {lengths['max']}; maxLength {lengths['advisedMaxLength']} truncates" in capsys.readouterr().out
 
 
 def test_a_terminal_gets_tables_and_a_pipe_gets_lines(tmp_path: Path, out: Path) -> None:
