@@ -246,7 +246,7 @@ def test_verify_proves_a_published_folder_and_finds_what_changed(tmp_path: Path,
     publish_result(world.config, world.storage, tmp_path)
     good = trainer("verify", world.out)
     assert good.returncode == 0, good.stderr
-    assert "5 files are as the manifest says" in good.stdout
+    assert "5 files match the manifest" in good.stdout
     assert "base s3://bucket/model" in good.stdout
     path = world.out / Artifact.CONFIG
     path.write_text("spec: []\n")

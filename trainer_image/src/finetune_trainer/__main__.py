@@ -1,12 +1,12 @@
-"""The process: the SIGTERM handler first, then the command, then one exit code with its report."""
+"""The process: install the SIGTERM handler, run the command, end with one exit code and its report."""
 
-# ruff: noqa: PLC0415 - what is heavy is imported when it is needed
+# ruff: noqa: PLC0415 - heavy modules are imported when they are needed
 
 from finetune_trainer.sigterm import install
 
 STOP = install()
 
-import logging  # noqa: E402 - the handler stands before anything that takes time to load
+import logging  # noqa: E402 - the handler is installed before slow imports
 import os  # noqa: E402
 import sys  # noqa: E402
 import time  # noqa: E402
@@ -14,7 +14,7 @@ from typing import NoReturn  # noqa: E402
 
 
 def main() -> NoReturn:
-    """Run a command; every failure that has a name ends in its exit code, any other in 70 with a traceback."""
+    """Run a command; a named failure ends with its exit code, any other with 70 and a traceback."""
     _set_up_logging()
     from finetune_api.handoff import ExitCode
     from finetune_trainer.cli import app
@@ -31,7 +31,7 @@ def main() -> NoReturn:
         if not state.exits_immediately:
             raise
         code = exit_code_of(error)
-    except BaseException as error:  # a panic in a library written in Rust is no Exception
+    except BaseException as error:  # a panic in a Rust library is not an Exception
         logging.getLogger("finetune_trainer").exception("internal error")
         code = state.fail(TrainerError(ExitCode.INTERNAL_ERROR, f"{type(error).__name__}: {error}"))
     if state.exits_immediately:
@@ -41,7 +41,7 @@ def main() -> NoReturn:
 
 
 def exit_code_of(error: BaseException) -> int:
-    """The code that the interpreter would end with."""
+    """Return the code with which the interpreter would exit."""
     found = error.code if isinstance(error, SystemExit) else 1
     return found if isinstance(found, int) else int(found is not None)
 

@@ -1,6 +1,6 @@
-"""The commands of `finetune-trainer`. Each loads what it needs when it runs, so that preflight starts in a second."""
+"""The commands of `finetune-trainer`. Each imports what it needs when it runs, so that preflight starts in a second."""
 
-# ruff: noqa: PLC0415 - what is heavy is imported when it is needed
+# ruff: noqa: PLC0415 - heavy modules are imported when they are needed
 
 import os
 import tempfile
@@ -24,8 +24,8 @@ from finetune_trainer.entrypoints.termination import RunState
 
 app = typer.Typer(
     name="finetune-trainer",
-    help="Checks data, fine-tunes a language model and publishes the result. Exit codes: 0 done, 64 invalid config, "
-    "65 dataset unusable, 66 model unavailable, 69 storage unavailable, 70 internal error, 71 will not fit, "
+    help="Check data, fine-tune a language model and publish the result. Exit codes: 0 done, 64 invalid config, "
+    "65 dataset unusable, 66 model unavailable, 69 storage unavailable, 70 internal error, 71 does not fit, "
     "73 output conflict, 75 stopped, 76 diverged, 77 storage denied, 79 GPU out of memory.",
     add_completion=False,
     no_args_is_help=True,
@@ -36,7 +36,7 @@ app = typer.Typer(
 Config = Annotated[Path, typer.Option("--config", help="The job's configuration (JSON), as the operator mounts it.")]
 WorkspaceDir = Annotated[Path, typer.Option("--workspace", help="Scratch space for model, rows and result.")]
 Port = Annotated[int, typer.Option(help="Port of /progress, /metrics and /healthz; 0 = any.", min=0, max=65535)]
-RendezvousPort = Annotated[int, typer.Option(hidden=True, help="Port of the first pod where the processes gather.")]
+RendezvousPort = Annotated[int, typer.Option(hidden=True, help="Port of the first pod for the rendezvous.")]
 PeerLinkPort = Annotated[int, typer.Option(hidden=True, help="Port of the first pod that the other pods connect to.")]
 TerminationLog = Annotated[Path, typer.Option(help="File for the report (JSON), if it exists.")]
 
@@ -49,7 +49,7 @@ def preflight_command(
     port: Port = PROGRESS_PORT,
     termination_log: TerminationLog = Path(TERMINATION_LOG),
 ) -> None:
-    """Check storage, model and rows of a job, without a GPU. Runs in the preflight pod."""
+    """Check storage, model and rows of a job without a GPU. Runs in the preflight pod."""
     from finetune_trainer.entrypoints import pod
 
     state: RunState = context.obj
@@ -67,8 +67,8 @@ def train_command(  # noqa: PLR0917 - the options of a command
     rendezvous_port: RendezvousPort = RENDEZVOUS_PORT,
     peer_link_port: PeerLinkPort = PEER_LINK_PORT,
 ) -> None:
-    """Train and publish a job whose preflight has passed. Runs in the trainer pod; where the job asks for several
-    processes, those of this pod are its children."""
+    """Train and publish a job whose preflight has passed. Runs in the trainer pod; if the job has several
+    processes, it starts those of its pod."""
     from finetune_trainer.distributed.rank_layout import ENV_THREADS, build_layout
     from finetune_trainer.entrypoints import pod
 
@@ -91,7 +91,7 @@ def rank(
     port: Port = PROGRESS_PORT,
     termination_log: TerminationLog = Path(TERMINATION_LOG),
 ) -> None:
-    """One of several training processes of a pod, started by `train`."""
+    """Run one of several training processes of a pod; started by `train`."""
     from finetune_trainer.entrypoints import rank as rank_pod
 
     state: RunState = context.obj
@@ -107,35 +107,37 @@ def run_command(  # noqa: PLR0917 - the options of a command
     context: typer.Context,
     manifest: Annotated[
         Path,
-        typer.Argument(metavar="JOB.yaml", help="A FineTuneJob, or several: each runs after its parents."),
+        typer.Argument(metavar="JOB.yaml", help="Manifest with one or several FineTuneJobs; parents run first."),
     ],
     output: Annotated[
         Path,
         typer.Option(
-            "--output", "-o", help="Folder that stands for output.uri; of several jobs, each has a folder of its name."
+            "--output",
+            "-o",
+            help="Local folder for output.uri; several jobs each get a subfolder with their name.",
         ),
     ],
     maps: Annotated[
         list[str] | None,
-        typer.Option("--map", metavar="s3://…=DIR", help="A folder or file that stands for a URI; repeatable."),
+        typer.Option("--map", metavar="s3://…=DIR", help="Local folder or file to use in place of a URI; repeatable."),
     ] = None,
     jobs: Annotated[
         list[str] | None,
         typer.Option(
             "--job",
             metavar="NAME=DIR",
-            help="The --output folder of a finished job that the manifest refers to by name; repeatable.",
+            help="The --output folder of a finished job to which the manifest refers by name; repeatable.",
         ),
     ] = None,
     workspace: Annotated[
         Path | None, typer.Option("--workspace", help="Scratch space. Default: a temporary folder.")
     ] = None,
 ) -> None:
-    """Check, train and publish on this machine, from the manifest of a job: no cluster, no operator.
+    """Check, train and publish on this machine from a job's manifest, without a cluster or an operator.
 
-    URIs without a --map are read from the store that the manifest or AWS_ENDPOINT_URL names, with the credentials of
-    the standard AWS variables or profile; hf:// URIs from the hub that the manifest or HF_ENDPOINT names, with the
-    token in HF_TOKEN.
+    URIs without a --map are read from the store in the manifest or AWS_ENDPOINT_URL, with the credentials of the
+    standard AWS variables or profile; hf:// URIs from the hub in the manifest or HF_ENDPOINT, with the token in
+    HF_TOKEN.
     """
     from finetune_trainer.commands.run import run_jobs
 
@@ -156,46 +158,47 @@ def check_data_command(  # noqa: PLR0917 - the options of a command
     ],
     out: Annotated[
         Path,
-        typer.Option(help="Folder for accepted.jsonl, rejected.jsonl, summary.json and what --to writes."),
+        typer.Option(help="Folder for accepted.jsonl, rejected.jsonl, summary.json and the files of --to."),
     ],
     data_format: Annotated[
-        DatasetFormat, typer.Option("--format", help="Format of the rows; Auto looks at each.", case_sensitive=False)
+        DatasetFormat,
+        typer.Option("--format", help="Format of the rows; Auto detects it for each row.", case_sensitive=False),
     ] = DatasetFormat.AUTO,
     objective: Annotated[
         Objective | None,
         typer.Option(
-            help="What the rows are to train. Default: Chat; with --to, rows of every kind are taken.",
+            help="Training objective. Default: Chat; with --to, rows of every kind are accepted.",
             case_sensitive=False,
         ),
     ] = None,
     columns: Annotated[
         list[str] | None,
-        typer.Option(metavar="KNOWN=OWN,…", help="Your names for known columns: prompt=question,completion=answer."),
+        typer.Option(metavar="KNOWN=OWN,…", help="Your names of known columns: prompt=question,completion=answer."),
     ] = None,
     to: Annotated[
         ExportFormat | None,
         typer.Option(
-            help="Also write the accepted rows in this format to converted.jsonl, and to unconverted.jsonl, with the "
-            "reason, those that it cannot hold whole.",
+            help="Also write the accepted rows in this format to converted.jsonl; rows that do not fit it completely go "
+            "to unconverted.jsonl with the reason.",
             case_sensitive=False,
         ),
     ] = None,
     model: Annotated[
-        Path | None, typer.Option(help="Folder of the model: also check template, control tokens and length.")
+        Path | None, typer.Option(help="Folder of the model: also check template, special tokens and length.")
     ] = None,
-    max_length: Annotated[int, typer.Option(help="Longest sequence in tokens, with --model.", min=16)] = 2048,
+    max_length: Annotated[int, typer.Option(help="Maximum sequence length in tokens, with --model.", min=16)] = 2048,
     max_rejected_percent: Annotated[
-        int, typer.Option(help="Most malformed rows (percent) that are tolerated.", min=0, max=100)
+        int, typer.Option(help="Maximum percentage of malformed rows.", min=0, max=100)
     ] = 20,
 ) -> None:
-    """Check rows as preflight does, write what would be trained on, and convert between formats.
+    """Check rows as preflight does, write the rows to train on, and convert between formats.
 
-    Exits 65 where a job would fail; the files are written all the same.
+    Exits with 65 if a job would fail; the files are written anyway.
     """
     from finetune_trainer.commands.check_data import Request, check_local_rows, parse_columns
 
     if model is not None and to is not None and objective is None:
-        raise typer.BadParameter("with --to, --model needs --objective: what is trained decides what is too long")
+        raise typer.BadParameter("with --to, --model needs --objective: the length of a row depends on the objective")
     if to is None:
         objective = objective or Objective.CHAT
     mapped = parse_columns(columns) if columns else None
@@ -210,12 +213,12 @@ def verify_command(
     ] = None,
     maps: Annotated[
         list[str] | None,
-        typer.Option("--map", metavar="s3://…=DIR", help="A folder that stands for a parent's URI; repeatable."),
+        typer.Option("--map", metavar="s3://…=DIR", help="Local folder to use in place of a parent's URI; repeatable."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the verdict as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Prove a result from outside: every file against the manifest, the adapter against its configuration, the lineage
-    against both and through its parents back to the base. Exits 1 where something is wrong, with a sentence for each.
+    """Verify a published result: files against the manifest, the adapter against its configuration, the lineage
+    against both and through its parents back to the base model. Exits with 1 and a sentence for each fault.
     """
     from finetune_trainer.commands.verify import verify_published
 

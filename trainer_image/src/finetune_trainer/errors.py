@@ -1,4 +1,4 @@
-"""The failures that the trainer names: each carries its exit code and one line with the fix."""
+"""The trainer's named failures, each with its exit code and one line with the fix."""
 
 from finetune_api.handoff import ExitCode
 from finetune_api.status import DatasetStatus
@@ -7,9 +7,9 @@ MESSAGE_CHARACTERS = 1000
 
 
 class TrainerError(Exception):
-    """Ends the process with `code`; `message` is one line for people and never holds a secret.
+    """End the process with `code`; `message` is one line for users and never contains a secret.
 
-    `dataset` has the counts of the rows where they are the cause.
+    `dataset` has the row counts if they are the cause.
     """
 
     def __init__(self, code: ExitCode, message: str, dataset: DatasetStatus | None = None) -> None:
@@ -19,36 +19,36 @@ class TrainerError(Exception):
         self.dataset = dataset
 
 
-class Stopped(TrainerError):  # noqa: N818 - it says what happened
-    """SIGTERM was seen: the process ends with 75, so that the operator runs it again."""
+class Stopped(TrainerError):  # noqa: N818 - named after the event
+    """SIGTERM arrived: the process ends with 75, so that the operator runs it again."""
 
     def __init__(self, message: str = "stopped by SIGTERM") -> None:
         super().__init__(ExitCode.PREEMPTED, message)
 
 
-class StorageDenied(TrainerError):  # noqa: N818 - it says what happened
-    """Storage refused the credentials, or the bucket does not exist: another try would end the same."""
+class StorageDenied(TrainerError):  # noqa: N818 - named after the event
+    """Storage refused the credentials, or the bucket does not exist; a retry would fail too."""
 
     def __init__(self, message: str) -> None:
         super().__init__(ExitCode.STORAGE_DENIED, message)
 
 
-class StorageUnavailable(TrainerError):  # noqa: N818 - it says what happened
+class StorageUnavailable(TrainerError):  # noqa: N818 - named after the event
     """Storage could not be reached, or failed on its side, after retries."""
 
     def __init__(self, message: str) -> None:
         super().__init__(ExitCode.STORAGE_UNAVAILABLE, message)
 
 
-class ObjectMissing(TrainerError):  # noqa: N818 - it says what happened
-    """An object does not exist; the caller knows what that means and raises its own code where it matters."""
+class ObjectMissing(TrainerError):  # noqa: N818 - named after the event
+    """An object does not exist; callers raise another code if they depend on it."""
 
     def __init__(self, message: str) -> None:
         super().__init__(ExitCode.STORAGE_UNAVAILABLE, message)
 
 
 def one_line(text: str, limit: int = MESSAGE_CHARACTERS) -> str:
-    """The text on one line, cut in the middle where it is long, so that both cause and fix stay."""
+    """Return the text on one line; a long one is cut in the middle, so that both cause and fix remain."""
     text = " ".join(text.split())
     if len(text) <= limit:
         return text

@@ -1,11 +1,11 @@
-"""SIGTERM as a flag. Imports nothing heavy: the handler stands before anything that takes time to load."""
+"""SIGTERM as a flag. Imports nothing heavy: the handler is installed before slow imports."""
 
 import signal
 from types import FrameType
 
 
 class StopFlag:
-    """Set once, by the signal; the training loop and every long transfer look at it."""
+    """Set once, by the signal; the training loop and every long transfer check it."""
 
     def __init__(self) -> None:
         self._is_set = False
@@ -15,11 +15,11 @@ class StopFlag:
         self._is_set = True
 
     def is_set(self) -> bool:
-        """Whether the process was asked to stop."""
+        """Return whether the process was asked to stop."""
         return self._is_set
 
     def raise_if_set(self) -> None:
-        """Raise `Stopped` when the process was asked to stop."""
+        """Raise `Stopped` if the process was asked to stop."""
         if self._is_set:
             from finetune_trainer.errors import Stopped  # noqa: PLC0415 - pydantic must not load before the handler
 
@@ -27,7 +27,7 @@ class StopFlag:
 
 
 def install() -> StopFlag:
-    """Make SIGTERM set the returned flag; as PID 1 a process without a handler would ignore the signal."""
+    """Make SIGTERM set the returned flag; without a handler, PID 1 would ignore the signal."""
     flag = StopFlag()
 
     def on_sigterm(_signal: int, _frame: FrameType | None) -> None:

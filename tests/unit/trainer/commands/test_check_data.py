@@ -156,7 +156,7 @@ def test_a_missing_file_ends_in_65_with_every_file_written(tmp_path: Path, out: 
 
 def test_an_input_is_never_written_over(tmp_path: Path) -> None:
     rows = write(tmp_path / "accepted.jsonl", ALPACA)
-    with pytest.raises(TrainerError, match="would be written over"):
+    with pytest.raises(TrainerError, match="would be overwritten"):
         check_local_rows([str(rows)], tmp_path, Request(Objective.CHAT))
     assert lines(rows) == [ALPACA]
 

@@ -79,14 +79,14 @@ def test_what_is_about_to_be_written_is_never_read(folder: Path) -> None:
     for path in written:
         path.touch()
     assert not {"accepted.jsonl", "summary.json"} & set(below(folder, read(folder, written=written)))
-    with pytest.raises(TrainerError, match=r"accepted\.jsonl would be written over") as refused:
+    with pytest.raises(TrainerError, match=r"accepted\.jsonl would be overwritten") as refused:
         read(folder / "sub" / ".." / "accepted.jsonl", written=written)
     assert refused.value.code is ExitCode.INVALID_CONFIG
 
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("sub/.d*", "nothing in .* matches"), ("empty", "it is empty"), ("notes", r"there is .*notes/README\.md")],
+    [("sub/.d*", "nothing in .* matches"), ("empty", "it is empty"), ("notes", r"it contains .*notes/README\.md")],
 )
 def test_nothing_to_read_is_an_error_that_says_what_is_there(folder: Path, name: str, message: str) -> None:
     (folder / "empty").mkdir()

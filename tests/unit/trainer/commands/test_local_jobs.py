@@ -108,8 +108,8 @@ def test_a_finished_result_is_handed_to_its_child_as_the_operator_would(tmp_path
     [
         ("sft", "write NAME=DIR"),
         ("=out", "write NAME=DIR"),
-        ("sft=nowhere", "nowhere is not the folder of a finished result"),
-        ("other=out", "the result in out is that of sft"),
+        ("sft=nowhere", "nowhere does not contain a finished result"),
+        ("other=out", "the result in out belongs to sft"),
     ],
 )
 def test_a_folder_that_is_not_that_jobs_result_is_refused(

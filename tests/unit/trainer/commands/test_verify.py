@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 
 from finetune_api.handoff import Artifact
 from finetune_api.status import PublishedJob
-from finetune_trainer.commands.verify import Verdict, verify_result
+from finetune_trainer.commands.verify import VerifyResult, verify_result
 
 JOB = {"namespace": "team", "name": "job", "uid": "uid-job", "configSha256": "c"}
 A, B = f"{MODULE}.lora_A.weight", f"{MODULE}.lora_B.weight"
@@ -23,7 +23,7 @@ def put(world: Any, tmp_path: Path, name: str = "job", parent: PublishedJob | No
     return publish_result(config, world.storage, tmp_path / "results", **changes)
 
 
-def verdict_on(world: Any, name: str = "job") -> Verdict:
+def verdict_on(world: Any, name: str = "job") -> VerifyResult:
     return verify_result(f"s3://bucket/{name}", world.storage)
 
 

@@ -1,6 +1,6 @@
-"""`finetune-trainer check-data`: what preflight would say of these rows, without a job, and the rows converted."""
+"""`finetune-trainer check-data`: check rows as preflight does, without a job, and convert them."""
 
-# ruff: noqa: PLC0415 - templates and tokenizers are loaded only where a model is named
+# ruff: noqa: PLC0415 - templates and tokenizers are imported only for --model
 
 import logging
 from collections.abc import Iterator, Mapping
@@ -45,7 +45,7 @@ _OPTIONS = {
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What is asked of the rows; no objective takes rows of every kind, as they are."""
+    """The options of the check; without an objective, rows of every kind are accepted unchanged."""
 
     objective: Objective | None = None
     format: DatasetFormat = DatasetFormat.AUTO
@@ -57,7 +57,7 @@ class Request:
 
 
 def check_local_rows(files: list[str], out: Path, request: Request) -> None:
-    """Write the files and print the counts; raises DatasetUnusable by the rules of a job."""
+    """Write the files and print the counts; raise DatasetUnusable by the rules of a job."""
     if unknown := name_unknown_columns(frozenset(request.columns or ())):
         raise TrainerError(ExitCode.INVALID_CONFIG, _as_options(unknown))
     summary = Summary()
@@ -65,7 +65,7 @@ def check_local_rows(files: list[str], out: Path, request: Request) -> None:
     found = find_files(files, [out / name for name in (*OUTPUT_FILES, CONVERTED, UNCONVERTED)])
     summary.ignored_files = found.ignored
     if found.ignored:
-        logger.warning("not read, for they hold no rows: %s", _name_some(found.ignored))
+        logger.warning("skipped, not data files: %s", _name_some(found.ignored))
     try:
         _write(found, out, request, summary, conversion)
     except UnreadableFile as error:
@@ -77,14 +77,12 @@ def check_local_rows(files: list[str], out: Path, request: Request) -> None:
 
 
 def parse_columns(options: list[str]) -> dict[str, str]:
-    """`known=own` pairs, separated by commas or given one by one, as a mapping."""
+    """Parse `known=own` pairs, separated by commas or given one by one."""
     columns: dict[str, str] = {}
     for pair in ",".join(options).split(","):
         known, separator, own = (part.strip() for part in pair.partition("="))
         if not (known and separator and own):
-            message = (
-                f"--columns {pair!r}: write the name that a format knows = the name in your file, as prompt=question"
-            )
+            message = f"--columns {pair!r}: write KNOWN=OWN, the format's column and yours, for example prompt=question"
             raise TrainerError(ExitCode.INVALID_CONFIG, message)
         columns[known] = own
     return columns
@@ -119,7 +117,7 @@ def _load_labeler(model: Path) -> "Labeler":
 
 @contextmanager
 def _progress_bar(size: int) -> Iterator[Progress]:
-    """A bar over the bytes of the files, on a terminal alone."""
+    """Show a progress bar over the bytes of the files, on a terminal only."""
     bar = tqdm(total=size, unit="B", unit_scale=True, leave=False, disable=None, desc="checking")
 
     def show(rows: int, bytes_read: int) -> None:
@@ -139,7 +137,7 @@ def _refuse_unusable(summary: Summary, conversion: Conversion | None, max_reject
 
 
 def _as_options(why: str) -> str:
-    """The names of a job's fields as the options of this command."""
+    """Replace names of a job's fields with the options of this command."""
     for field, option in _OPTIONS.items():
         why = why.replace(field, option)
     return why

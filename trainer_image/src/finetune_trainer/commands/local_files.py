@@ -1,4 +1,4 @@
-"""The files behind `FILE…` of a command: files as they are, the data files of a folder, or what a pattern matches."""
+"""Find the files for `FILE…` of a command: single files, the data files of a folder, or the matches of a pattern."""
 
 import os
 import re
@@ -16,21 +16,21 @@ SHOWN = 5
 
 @dataclass(slots=True)
 class LocalFiles:
-    """The files to read, in order, and the names of those beside them that hold no rows."""
+    """The files to read, in order, and the names of the skipped files without rows."""
 
     read: list[NamedPath] = field(default_factory=list)
     ignored: list[str] = field(default_factory=list)
 
     @property
     def size(self) -> int:
-        """The bytes of the files to read that exist."""
+        """Return the total size of the existing files in bytes."""
         return sum(file.path.stat().st_size for file in self.read if file.path.is_file())
 
 
 def find_files(arguments: Iterable[str], written: Iterable[Path]) -> LocalFiles:
-    """Every file to read, each once; those that will be `written` are never read.
+    """Return every file to read once; files that will be `written` are excluded.
 
-    Raises TrainerError where an argument names nothing to read.
+    Raises TrainerError if an argument matches no file.
     """
     finder = _Finder(frozenset(path.resolve() for path in written))
     found = LocalFiles()
@@ -53,7 +53,7 @@ class _Finder:
         path = Path(argument)
         if path.resolve() in self.written:
             raise TrainerError(
-                ExitCode.INVALID_CONFIG, f"{argument} would be written over: name another folder as --out"
+                ExitCode.INVALID_CONFIG, f"{argument} would be overwritten: choose another folder for --out"
             )
         if path.is_dir():
             return self._data_files(path)
@@ -69,12 +69,12 @@ class _Finder:
             else:
                 found.ignored.append(str(folder / key))
         if not found.read:
-            there = f"there is {', '.join(found.ignored[:SHOWN])}" if found.ignored else "it is empty"
-            raise TrainerError(ExitCode.DATASET_UNUSABLE, f"{folder} holds no file of rows: {there}")
+            there = f"it contains {', '.join(found.ignored[:SHOWN])}" if found.ignored else "it is empty"
+            raise TrainerError(ExitCode.DATASET_UNUSABLE, f"{folder} contains no data file: {there}")
         return found
 
     def _matching(self, pattern: str) -> LocalFiles:
-        """A pattern means what it says: any name but a hidden one."""
+        """Return the files that match, whatever their extension, except hidden ones."""
         start = WILDCARD.search(pattern)
         depth = pattern.rfind("/", 0, start.start() if start else None) + 1
         folder = Path(pattern[:depth] or ".")
@@ -85,7 +85,7 @@ class _Finder:
         return LocalFiles([_named(folder, key) for key in keys])
 
     def _walk(self, folder: Path) -> list[str]:
-        """Every file below in order of the keys; a hidden folder is one key, for what is in it is of no concern."""
+        """Return every file below, sorted by key; a hidden folder is one key, because its files are not read."""
         keys = []
         for parent, folders, files in os.walk(folder):
             below = Path(parent).relative_to(folder)

@@ -1,4 +1,4 @@
-"""The jobs that a job builds on, found without an operator: in the same manifest, or among finished results."""
+"""Find the jobs that a job builds on without an operator: in the same manifest, or among finished results."""
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,7 +17,7 @@ from finetune_trainer.errors import TrainerError
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """Another job by its name: the field of the spec that names it, and the one of the configuration that holds it."""
+    """A reference to another job: the field of the spec, the field of the configuration for it, and the job's name."""
 
     field: str
     holder: str
@@ -26,14 +26,14 @@ class Reference:
 
 @dataclass(frozen=True, slots=True)
 class FinishedJob:
-    """The result of an earlier run and the folder that it lies in."""
+    """The result of an earlier run and its folder."""
 
     job: PublishedJob
     folder: Path
 
 
 def list_references(config: JobConfig) -> list[Reference]:
-    """The jobs that this one builds on."""
+    """Return the jobs that this one builds on."""
     found = []
     lineage, rlhf = config.spec.lineage, config.spec.rlhf
     if lineage and lineage.parent_ref:
@@ -44,15 +44,15 @@ def list_references(config: JobConfig) -> list[Reference]:
 
 
 def sort_jobs(configs: Sequence[JobConfig], finished: Iterable[str]) -> list[JobConfig]:
-    """The jobs, each after those that it builds on; one that is neither among them nor finished is refused."""
+    """Return the jobs, parents first; raise if a referenced job is neither among them nor finished."""
     jobs = {config.name: config for config in configs}
     known = jobs.keys() | set(finished)
     for config in configs:
         for reference in list_references(config):
             if reference.name not in known:
                 raise _invalid(
-                    f"{config.name}: {reference.field} names {reference.name}, which no operator is here to find: put "
-                    f"its {names.KIND} into the same file, or name its finished result with "
+                    f"{config.name}: {reference.field} names {reference.name}, which is not available: put "
+                    f"its {names.KIND} into the same file, or pass its finished result with "
                     f"--job {reference.name}=DIR, the --output folder of its run"
                 )
     needs = {name: [one.name for one in list_references(config) if one.name in jobs] for name, config in jobs.items()}
@@ -63,12 +63,12 @@ def sort_jobs(configs: Sequence[JobConfig], finished: Iterable[str]) -> list[Job
 
 
 def add_references(config: JobConfig, finished: Mapping[str, PublishedJob]) -> JobConfig:
-    """The configuration with the finished jobs that it builds on, as the operator would hand it out."""
+    """Return the configuration with the finished jobs that it builds on, as the operator would write it."""
     return config.model_copy(update={one.holder: finished[one.name] for one in list_references(config)})
 
 
 def to_published_job(config: JobConfig, report: Report) -> PublishedJob:
-    """A job that has just been run, for those that build on it."""
+    """Return a job that has just run as a parent for others."""
     return PublishedJob(
         name=config.name,
         uid=config.uid,
@@ -79,7 +79,7 @@ def to_published_job(config: JobConfig, report: Report) -> PublishedJob:
 
 
 def parse_finished(options: Sequence[str]) -> dict[str, FinishedJob]:
-    """`NAME=DIR` options as finished jobs by name."""
+    """Parse `NAME=DIR` options into finished jobs by name."""
     found = {}
     for option in options:
         name, separator, folder = option.partition("=")
@@ -94,9 +94,9 @@ def _finished(option: str, name: str, folder: Path) -> FinishedJob:
         data = (folder / Artifact.MANIFEST).read_bytes()
         manifest = Manifest.model_validate_json(data)
     except (OSError, ValidationError):
-        raise _invalid(f"--job {option}: {folder} is not the folder of a finished result") from None
+        raise _invalid(f"--job {option}: {folder} does not contain a finished result") from None
     if manifest.name != name:
-        raise _invalid(f"--job {option}: the result in {folder} is that of {manifest.name}")
+        raise _invalid(f"--job {option}: the result in {folder} belongs to {manifest.name}")
     config = read_manifest(folder / Artifact.CONFIG, manifest.uid)
     job = PublishedJob(
         name=name,

@@ -1,6 +1,6 @@
-"""`finetune-trainer run`: the same preflight and the same training, on this machine, from a job's manifest."""
+"""`finetune-trainer run`: the same preflight and training on this machine, from a job's manifest."""
 
-# ruff: noqa: PLC0415 - what is heavy is imported when it is needed
+# ruff: noqa: PLC0415 - heavy modules are imported when they are needed
 
 import logging
 import os
@@ -29,9 +29,9 @@ logger = logging.getLogger(__name__)
 def run_jobs(
     state: RunState, manifest: Path, output: Path, maps: list[str], finished: list[str], *, workspace: Path
 ) -> Report:
-    """Check, train and publish the jobs of a manifest, parents first; returns the report of the last.
+    """Check, train and publish the jobs of a manifest, parents first; return the report of the last one.
 
-    A single job's result lies in `output`, each of several in a folder of its name there, or where `--map` sends
+    A single job's result is written to `output`, several each to a subfolder with their name, unless `--map` covers
     `output.uri`.
     """
     jobs = read_manifests(manifest, lambda: str(uuid.uuid4()))
@@ -45,7 +45,7 @@ def run_jobs(
         config = state.config = add_references(job, done)
         storage = LocalStore(folders, elsewhere=_connect(config.spec, state.stop))
         report = _run_one(state, config, storage, workspace / job.name)
-        if report.outcome is Outcome.GATE_NOT_MET:  # what others would build on has failed
+        if report.outcome is Outcome.GATE_NOT_MET:  # its children cannot build on it
             return report
         done[job.name] = to_published_job(config, report)
         if job is not ordered[-1]:
@@ -61,7 +61,7 @@ def _run_one(state: RunState, config: JobConfig, storage: Store, workspace: Path
     context = RunContext(config, storage, workspace, reporter, state.stop)
     checked = preflight(context)
     logger.info("%s: %s", checked.reason, checked.message)
-    if checked.outcome is not Outcome.VALIDATED:  # a result of this very job is there
+    if checked.outcome is not Outcome.VALIDATED:  # the job's result exists already
         return checked
     state.stop.raise_if_set()
     from finetune_trainer.pipeline.train import train
@@ -72,7 +72,7 @@ def _run_one(state: RunState, config: JobConfig, storage: Store, workspace: Path
 
 
 def _connect(spec: FineTuneJobSpec, stop: StopFlag) -> Callable[[], Store]:
-    """The job's store and hub with this machine's own credentials, for the manifest's Secrets live in a cluster."""
+    """Return the job's stores with this machine's credentials: the manifest's Secrets exist only in a cluster."""
 
     def open_s3() -> Store:
         from finetune_trainer.storage.s3 import S3Store

@@ -1,4 +1,4 @@
-"""`finetune-trainer verify`: proof from outside that a result is whole, its adapter sound and its lineage closed."""
+"""`finetune-trainer verify`: check that a result is complete, its adapter valid and its lineage consistent."""
 
 import json
 import logging
@@ -19,8 +19,8 @@ from finetune_trainer.storage.s3_client import S3Connection
 
 
 @dataclass
-class Verdict:
-    """What was looked at and what is wrong; no fault is a proof."""
+class VerifyResult:
+    """The checked files and the faults; without faults the result is verified."""
 
     uri: str
     faults: list[str] = field(default_factory=list)
@@ -28,23 +28,23 @@ class Verdict:
     chain: list[Link] = field(default_factory=list)
 
     def to_json(self) -> str:
-        """For machines."""
+        """Return the JSON output."""
         files = [file.model_dump(by_alias=True) for file in self.files]
         chain = [asdict(link) for link in self.chain]
         content = {"uri": self.uri, "ok": not self.faults, "faults": self.faults, "files": files, "chain": chain}
         return json.dumps(content, indent=2) + "\n"
 
     def to_text(self) -> str:
-        """For people: a line for each good file, then where the result is from, then that it is whole."""
+        """Return the text output: a line for each good file, then the lineage chain, then the conclusion."""
         lines = [f"ok  {file.sha256}  {file.path}" for file in self.files]
         lines += [f"{'  ' * link.depth}{link}" for link in self.chain]
         if not self.faults:
-            lines.append(f"{self.uri}: {len(self.files)} files are as the manifest says")
+            lines.append(f"{self.uri}: {len(self.files)} files match the manifest")
         return "".join(f"{line}\n" for line in lines)
 
 
 def verify_published(uri: str, endpoint: str | None, maps: list[str], *, as_json: bool = False) -> int:
-    """Print the verdict; returns 0 where nothing is wrong, else 1. Raises where storage cannot be read."""
+    """Print the result; return 0 without faults, else 1. Raises if storage cannot be read."""
     verdict = verify_result(uri.rstrip("/"), _storage(uri.rstrip("/"), endpoint, maps))
     sys.stdout.write(verdict.to_json() if as_json else verdict.to_text())
     for fault in verdict.faults:
@@ -52,9 +52,9 @@ def verify_published(uri: str, endpoint: str | None, maps: list[str], *, as_json
     return 1 if verdict.faults else 0
 
 
-def verify_result(uri: str, storage: ReadableStore) -> Verdict:
-    """Every file by its digest, the adapter by its tensors, the lineage back to the base."""
-    verdict = Verdict(uri)
+def verify_result(uri: str, storage: ReadableStore) -> VerifyResult:
+    """Verify every file by its digest, the adapter by its tensors, and the lineage back to the base model."""
+    verdict = VerifyResult(uri)
     found = read_result(uri, storage)
     if isinstance(found, str):
         verdict.faults.append(found)

@@ -1,4 +1,4 @@
-"""Files that another process of the same pod has downloaded already, as links to its own."""
+"""Hard links to files that another process of the same pod has downloaded."""
 
 import os
 from collections.abc import Callable
@@ -8,7 +8,7 @@ from finetune_trainer.storage.protocol import OnBytes, Store
 
 
 class HardlinkedStore:
-    """A store before which the neighbour's workspace is asked; the neighbour must be ready with its downloads."""
+    """A store that takes files from a neighbour's workspace, if they exist; the neighbour must have finished its downloads."""
 
     def __init__(self, storage: Store, workspace: Path, neighbour: Path) -> None:
         self._storage, self._workspace, self._neighbour = storage, workspace, neighbour
@@ -18,7 +18,7 @@ class HardlinkedStore:
         self.size, self.sha256 = storage.size, storage.sha256
 
     def download(self, uri: str, path: Path, on_bytes: OnBytes | None = None) -> None:
-        """Links the neighbour's file, else copies the object."""
+        """Link the neighbour's file, else copy the object."""
         if not self._link(path):
             self._storage.download(uri, path, on_bytes)
 
@@ -29,19 +29,19 @@ class HardlinkedStore:
         on_bytes: OnBytes | None = None,
         accept: Callable[[str], bool] = lambda _key: True,
     ) -> list[Path]:
-        """Links the files of the neighbour's folder, else copies the objects."""
-        folder = self._of_neighbour(directory)
+        """Link the files of the neighbour's folder, else copy the objects."""
+        folder = self._neighbour_path(directory)
         found = [path for path in sorted(folder.rglob("*")) if path.is_file()] if folder.is_dir() else []
         if not found:
             return self._storage.download_folder(uri, directory, on_bytes, accept)
         paths = [directory / path.relative_to(folder) for path in found]
         return [path for path in paths if self._link(path)]
 
-    def _of_neighbour(self, path: Path) -> Path:
+    def _neighbour_path(self, path: Path) -> Path:
         return self._neighbour / path.relative_to(self._workspace)
 
     def _link(self, path: Path) -> bool:
-        source = self._of_neighbour(path)
+        source = self._neighbour_path(path)
         if not source.is_file():
             return False
         path.parent.mkdir(parents=True, exist_ok=True)

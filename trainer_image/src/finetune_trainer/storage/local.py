@@ -1,4 +1,4 @@
-"""Local folders that stand for URIs, for `finetune-trainer run`; a URI that none stands for goes to the real store."""
+"""Local folders mapped to URIs, for `finetune-trainer run`; an unmapped URI goes to the real store."""
 
 import os
 import shutil
@@ -26,7 +26,7 @@ PART = ".part"
 
 
 class LocalStore:
-    """Storage over `maps` from URI to folder or file; `elsewhere` connects to the store of all other URIs."""
+    """A store over `maps` from URI to folder or file; `elsewhere` connects to the store for all other URIs."""
 
     def __init__(self, maps: Mapping[str, Path], elsewhere: Callable[[], Store]) -> None:
         self._maps = {uri.rstrip("/"): path for uri, path in maps.items()}
@@ -37,11 +37,11 @@ class LocalStore:
         return self._connect()
 
     def pin(self, uri: str, revision: str | None = None) -> str:
-        """A local folder knows no revisions; other URIs ask their store."""
+        """Return a mapped URI unchanged; local folders have no revisions."""
         return self._elsewhere.pin(uri, revision) if self._local(uri) is None else uri
 
     def probe(self, uri: str) -> None:
-        """A local folder may be new; other URIs ask their store."""
+        """Probe the real store of an unmapped URI; a local folder may be new."""
         if self._local(uri) is None:
             self._elsewhere.probe(uri)
 
@@ -77,7 +77,7 @@ class LocalStore:
         self._copy(path, target, on_bytes)
 
     def put(self, uri: str, data: bytes) -> None:
-        """Write a small object, into place only when complete."""
+        """Write a small object; it appears only when complete."""
         target = self._local(uri)
         if target is None:
             self._elsewhere.put(uri, data)
@@ -87,7 +87,7 @@ class LocalStore:
         part.replace(target)
 
     def put_if_absent(self, uri: str, data: bytes) -> bool:
-        """Write a small object unless one exists; a link is atomic between writers and never shows half a file."""
+        """Write a small object unless one exists; a link is atomic between writers and never exposes a partial file."""
         target = self._local(uri)
         if target is None:
             return self._elsewhere.put_if_absent(uri, data)
@@ -102,7 +102,7 @@ class LocalStore:
         return True
 
     def remove(self, uri: str) -> None:
-        """Remove one object, and the folders that are empty then, for a store has none either."""
+        """Remove one object and the folders that are empty then, because a store has no folders."""
         target = self._local(uri)
         if target is None:
             self._elsewhere.remove(uri)
@@ -115,7 +115,7 @@ class LocalStore:
             folder.rmdir()
 
     def read(self, uri: str, limit: int = MAX_READ_BYTES) -> bytes | None:
-        """A small object's content, or None."""
+        """Return a small object's content, or None."""
         source = self._local(uri)
         if source is None:
             return self._elsewhere.read(uri, limit)
@@ -126,7 +126,7 @@ class LocalStore:
         return source.read_bytes()
 
     def read_range(self, uri: str, start: int, length: int) -> bytes:
-        """`length` bytes from `start`."""
+        """Return `length` bytes from `start`."""
         source = self._local(uri)
         if source is None:
             return self._elsewhere.read_range(uri, start, length)
@@ -135,7 +135,7 @@ class LocalStore:
             return file.read(length)
 
     def list(self, uri: str, limit: int = MAX_OBJECTS) -> list[Entry]:
-        """Every file below the folder."""
+        """Return every file below the folder."""
         folder = self._local(uri)
         if folder is None:
             return self._elsewhere.list(uri, limit)
@@ -143,25 +143,25 @@ class LocalStore:
         return [Entry(path.relative_to(folder).as_posix(), path.stat().st_size) for path in paths]
 
     def first(self, uri: str) -> Entry | None:
-        """One file below the folder, or None."""
+        """Return one file below the folder, or None."""
         return self._elsewhere.first(uri) if self._local(uri) is None else next(iter(self.list(uri)), None)
 
     def size(self, uri: str) -> int | None:
-        """Size of one object; None where there is none."""
+        """Return the size of one object, or None if it does not exist."""
         source = self._local(uri)
         if source is None:
             return self._elsewhere.size(uri)
         return source.stat().st_size if source.is_file() else None
 
     def sha256(self, uri: str, on_bytes: OnBytes | None = None) -> str:
-        """SHA-256 (hex) of one object's content."""
+        """Return the SHA-256 (hex) of one object's content."""
         source = self._local(uri)
         if source is None:
             return self._elsewhere.sha256(uri, on_bytes)
         return sha256_file(self._existing(source, uri), on_bytes)
 
     def _local(self, uri: str) -> Path | None:
-        """The path that stands for a URI: that of the longest mapped prefix."""
+        """Return the local path of a URI, by the longest mapped prefix."""
         uri = strip_commit(uri).rstrip("/")
         for prefix in sorted(self._maps, key=len, reverse=True):
             if uri == prefix:
@@ -188,7 +188,7 @@ class LocalStore:
 
 
 def parse_maps(options: list[str]) -> dict[str, Path]:
-    """`s3://bucket/prefix=DIR` and `hf://owner/name=DIR` options as a mapping."""
+    """Parse `s3://bucket/prefix=DIR` and `hf://owner/name=DIR` options."""
     maps: dict[str, Path] = {}
     for option in options:
         uri, separator, path = option.partition("=")

@@ -1,4 +1,4 @@
-"""Trying a store again while it is away: as long as patience lasts, until SIGTERM, and never in silence."""
+"""Retries of an unavailable store: for a limited time, until SIGTERM, each with a log line."""
 
 import logging
 from collections.abc import Callable
@@ -28,8 +28,8 @@ def retry(call: Callable[[], T], on: Callable[[Exception], bool | float], retry_
     raise AssertionError("unreachable: the last attempt raises")
 
 
-def _tell(details: RetryDetails) -> None:
-    logger.warning("%s; tried again in %.1f seconds", details.caused_by, details.wait_for)
+def _log_retry(details: RetryDetails) -> None:
+    logger.warning("%s; retry in %.1f seconds", details.caused_by, details.wait_for)
 
 
-set_on_retry_hooks([_tell])
+set_on_retry_hooks([_log_retry])

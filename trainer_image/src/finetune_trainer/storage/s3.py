@@ -1,4 +1,4 @@
-"""S3-compatible storage: boto3 with its transfer manager; what goes wrong becomes one of three named errors."""
+"""S3-compatible storage: boto3 with its transfer manager; failures become one of three named errors."""
 
 import hashlib
 import time
@@ -32,12 +32,12 @@ T = TypeVar("T")
 
 TRANSFER = TransferConfig(multipart_threshold=16 * 1024 * 1024, multipart_chunksize=16 * 1024 * 1024, max_concurrency=4)
 CONFLICT_TRIES = 5
-# Any other OSError is about this machine, such as a full disk, and not about the store.
+# Any other OSError comes from this machine, for example a full disk.
 NETWORK_ERRORS = (BotoCoreError, Boto3Error, ConnectionError, TimeoutError)
 
 
 def split_uri(uri: str) -> tuple[str, str]:
-    """Bucket and key of `s3://bucket/key`."""
+    """Return bucket and key of `s3://bucket/key`."""
     bucket, _, key = uri.removeprefix("s3://").partition("/")
     return bucket, key
 
@@ -56,7 +56,7 @@ class S3Store:
         self._stop = stop or StopFlag()
 
     def pin(self, uri: str, revision: str | None = None) -> str:
-        """The URI itself."""
+        """Return the URI itself."""
         del revision
         return uri
 
@@ -67,7 +67,7 @@ class S3Store:
         self._retry(uri, lambda: client.list_objects_v2(Bucket=bucket, Prefix=prefix, MaxKeys=1))
 
     def download(self, uri: str, path: Path, on_bytes: OnBytes | None = None) -> None:
-        """Copy one object to a local file, parts in parallel, into place only when complete."""
+        """Copy one object to a local file, parts in parallel; it appears only when complete."""
         bucket, key = split_uri(uri)
         path.parent.mkdir(parents=True, exist_ok=True)
         self._retry(
@@ -107,7 +107,7 @@ class S3Store:
     def put_if_absent(self, uri: str, data: bytes) -> bool:
         """Write a small object with `If-None-Match: *`.
 
-        A retry inside botocore may meet its own first write, so a refusal over the same bytes counts as written.
+        A retry inside botocore may find its own first write, so a refusal counts as written if the bytes are the same.
         """
         bucket, key = split_uri(uri)
         for pause in range(CONFLICT_TRIES):
@@ -124,15 +124,15 @@ class S3Store:
                 time.sleep(0.2 * 2**pause)
                 continue
             return True
-        raise StorageUnavailable(f"{uri}: another writer holds the object at {self._connection.endpoint}; try again")
+        raise StorageUnavailable(f"{uri}: conflicting writes at {self._connection.endpoint}; try again")
 
     def remove(self, uri: str) -> None:
-        """Remove one object; S3 says the same where there was none."""
+        """Remove one object; S3 also confirms it if there was none."""
         bucket, key = split_uri(uri)
         self._retry(uri, lambda: self._client.delete_object(Bucket=bucket, Key=key))
 
     def read(self, uri: str, limit: int = MAX_READ_BYTES) -> bytes | None:
-        """A small object's content, or None."""
+        """Return a small object's content, or None."""
         bucket, key = split_uri(uri)
 
         def get() -> bytes:
@@ -148,7 +148,7 @@ class S3Store:
             return None
 
     def read_range(self, uri: str, start: int, length: int) -> bytes:
-        """`length` bytes from `start`."""
+        """Return `length` bytes from `start`."""
         bucket, key = split_uri(uri)
         wanted = f"bytes={start}-{start + length - 1}"
         return self._retry(
@@ -156,14 +156,14 @@ class S3Store:
         )
 
     def list(self, uri: str, limit: int = MAX_OBJECTS) -> "list[Entry]":
-        """Every object under a prefix; folder markers are left out."""
+        """Return every object under a prefix, without folder markers."""
         found = self._retry(uri, lambda: list(islice(self._entries(uri), limit + 1)))
         if len(found) > limit:
             raise count_error(uri, limit)
         return found
 
     def first(self, uri: str) -> Entry | None:
-        """One object under a prefix, from as few pages as it takes."""
+        """Return one object under a prefix; reads as few pages as necessary."""
         return self._retry(uri, lambda: next(self._entries(uri), None))
 
     def _entries(self, uri: str) -> Iterator[Entry]:
@@ -175,7 +175,7 @@ class S3Store:
                     yield Entry(item["Key"][len(prefix) :], int(item["Size"]), str(item.get("ETag", "")).strip('"'))
 
     def size(self, uri: str) -> int | None:
-        """Size of one object; None where there is none."""
+        """Return the size of one object, or None if it does not exist."""
         bucket, key = split_uri(uri)
         try:
             return self._retry(uri, lambda: int(self._client.head_object(Bucket=bucket, Key=key)["ContentLength"]))
@@ -183,7 +183,7 @@ class S3Store:
             return None
 
     def sha256(self, uri: str, on_bytes: OnBytes | None = None) -> str:
-        """SHA-256 (hex) of one object's content."""
+        """Return the SHA-256 (hex) of one object's content."""
         bucket, key = split_uri(uri)
 
         def digest() -> str:
@@ -208,7 +208,7 @@ class S3Store:
 
     @contextmanager
     def _named(self, uri: str, *, raw: bool = False) -> Iterator[None]:
-        """Turns the client's errors into ours; with `raw`, an answer about a precondition passes unchanged."""
+        """Translate the client's errors into ours; with `raw`, a failed precondition is raised unchanged."""
         try:
             yield
         except ClientError as error:
@@ -222,7 +222,7 @@ class S3Store:
             raise storage_error(error, uri, self._connection.endpoint) from None
 
     def _missing(self, uri: str) -> Exception:
-        """A 404 to HEAD does not say what is missing, so the bucket is asked for."""
+        """Check the bucket, because a 404 to HEAD does not name what is missing."""
         bucket, _ = split_uri(uri)
         try:
             self._client.head_bucket(Bucket=bucket)

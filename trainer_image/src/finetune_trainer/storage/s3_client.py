@@ -34,7 +34,7 @@ KEYS = {
 
 @dataclass(frozen=True)
 class S3Connection:
-    """How to reach a store; `credentials` are explicit keys, or none for boto3's default chain."""
+    """How to reach a store; without explicit `credentials`, boto3's default chain applies."""
 
     spec: StorageSpec
     credentials: dict[str, str] | None = None
@@ -42,17 +42,17 @@ class S3Connection:
 
     @property
     def endpoint(self) -> str:
-        """The endpoint as messages name it."""
+        """Return the endpoint for messages."""
         return self.spec.endpoint or f"AWS S3 ({self.spec.region or DEFAULT_REGION})"
 
     @cached_property
     def client(self) -> Any:
-        """The client for transfers: patient with a slow answer, but all its tries fit well into the grace period."""
+        """Return the client for transfers: long time-outs, but all attempts fit into the grace period."""
         return self._build(connect_timeout=5, read_timeout=20, attempts=3)
 
     @cached_property
     def quick_client(self) -> Any:
-        """The client for the first question, which must tell within 30 seconds that nobody answers."""
+        """Return the client for the probe, which detects a dead endpoint within 30 seconds."""
         return self._build(connect_timeout=4, read_timeout=6, attempts=3)
 
     def _build(self, *, connect_timeout: float, read_timeout: float, attempts: int) -> Any:
@@ -66,7 +66,7 @@ class S3Connection:
             retries={"mode": "standard", "total_max_attempts": attempts},
             s3={"addressing_style": "path" if path_style else "auto"},
             max_pool_connections=16,
-            # Stores that are not AWS refuse the checksums that boto3 adds by itself.
+            # Some stores other than AWS refuse the checksums that boto3 adds by default.
             request_checksum_calculation="when_required",
             response_checksum_validation="when_required",
         )
@@ -84,7 +84,7 @@ class S3Connection:
 def connect_s3(
     spec: StorageSpec | None, credentials_dir: Path = Path(CREDENTIALS_DIR), ca_dir: Path = Path(CA_DIR)
 ) -> S3Connection:
-    """The connection of a pod: credentials and CA from mounted files where the spec names a Secret."""
+    """Return the connection of a pod: credentials and CA from mounted files if the spec names a Secret."""
     spec = spec or StorageSpec()
     return S3Connection(
         spec=spec,
@@ -94,7 +94,7 @@ def connect_s3(
 
 
 def read_credentials(directory: Path) -> dict[str, str]:
-    """Keys from a mounted Secret: one file for each, or an INI file `credentials` as the AWS tools write it."""
+    """Return the keys from a mounted Secret: one file each, or an INI file `credentials` as written by AWS tools."""
     found = {argument: _text(directory / key) for key, argument in KEYS.items()}
     if not found["aws_access_key_id"] and (directory / INI_KEY).is_file():
         found = _from_ini(directory / INI_KEY)
@@ -135,8 +135,8 @@ KEYS_FIX = (
     "(outside a cluster: into the environment)"
 )
 FIXES = {
-    "InvalidAccessKeyId": f"the access key is not known there: {KEYS_FIX}",
-    "SignatureDoesNotMatch": f"the secret key does not fit the access key: {KEYS_FIX}",
+    "InvalidAccessKeyId": f"the access key is unknown: {KEYS_FIX}",
+    "SignatureDoesNotMatch": f"the secret key does not match the access key: {KEYS_FIX}",
     "ExpiredToken": f"the session token has expired: {KEYS_FIX}, or use long-lived keys",
     "InvalidToken": f"the session token is not valid: {KEYS_FIX}",
     "NoSuchBucket": "the bucket does not exist: create it, or correct the URI or spec.storage.endpoint",
@@ -150,23 +150,23 @@ MISSING_CODES = frozenset({"404", "NoSuchKey", "NotFound"})
 NO_CREDENTIALS = (NoCredentialsError, PartialCredentialsError, CredentialRetrievalError)
 
 
-def code_of(error: ClientError) -> str:
-    """The error code in the answer, for example `AccessDenied`; a HEAD request only gives the HTTP status."""
+def error_code(error: ClientError) -> str:
+    """Return the error code, for example `AccessDenied`; after a HEAD request, only the HTTP status."""
     return str(error.response.get("Error", {}).get("Code", ""))
 
 
 def is_missing(error: ClientError) -> bool:
-    """Whether the answer says that an object (or, after a HEAD request, its bucket) is not there."""
-    return code_of(error) in MISSING_CODES
+    """Return whether an object (or, after a HEAD request, its bucket) does not exist."""
+    return error_code(error) in MISSING_CODES
 
 
 def storage_error(
     error: ClientError | BotoCoreError | Boto3Error | OSError, uri: str, endpoint: str, *, bucket_only: bool = False
 ) -> TrainerError:
-    """The error as the trainer names it; the text holds URI, endpoint and fix, never a request or a key."""
+    """Return the trainer's error with URI, endpoint and fix, never with a request or a key."""
     where = f"{uri} at {endpoint}"
     if isinstance(error, ClientError):
-        return _answered(error, where, bucket_only=bucket_only)
+        return _response_error(error, where, bucket_only=bucket_only)
     if isinstance(error, NO_CREDENTIALS):
         return StorageDenied(f"{where}: there are no storage credentials: {KEYS_FIX}")
     if isinstance(error, InvalidRegionError):
@@ -181,8 +181,8 @@ def storage_error(
     )
 
 
-def _answered(error: ClientError, where: str, *, bucket_only: bool) -> TrainerError:
-    code = code_of(error)
+def _response_error(error: ClientError, where: str, *, bucket_only: bool) -> TrainerError:
+    code = error_code(error)
     status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") or 0)
     if bucket_only and is_missing(error):
         code = "NoSuchBucket"

@@ -9,8 +9,8 @@ from functools import cached_property
 from typing import Any, TypeVar
 from urllib.parse import quote
 
-# Before the library is imported, which reads them once. Nothing but this client goes to a hub: what transformers loads
-# lies in a folder. The library's own session is closed with it, has no time-outs and cannot be stopped.
+# The library reads these once, at import. Only this client sends requests to a hub; transformers loads from folders.
+# Offline mode also closes the library's own session, which has no time-outs and cannot be stopped.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 
@@ -44,33 +44,33 @@ class HubClient:
 
     @cached_property
     def _http(self) -> httpx2.Client:
-        """Proxies come from the environment; on a redirect to another host the client leaves the token out."""
+        """Return the client: proxies from the environment; a redirect to another host drops the token."""
         try:
             client = httpx2.Client(verify=self._trust(), timeout=TIMEOUT, follow_redirects=True)
-        except (ValueError, ImportError, httpx2.InvalidURL):  # not to be quoted: a proxy's address may hold a password
-            message = "HTTP_PROXY, HTTPS_PROXY or ALL_PROXY is not the address of a proxy: write http://host:port"
+        except (ValueError, ImportError, httpx2.InvalidURL):  # not quoted: a proxy's address may contain a password
+            message = "HTTP_PROXY, HTTPS_PROXY or ALL_PROXY is not a proxy address: write http://host:port"
             raise TrainerError(ExitCode.INVALID_CONFIG, message) from None
         weakref.finalize(self, client.close)
         return client
 
     def _trust(self) -> ssl.SSLContext:
-        """The authorities of the image, and with them the hub's own: its files may lie on a public host."""
+        """Return a context with the image's authorities and the hub's: its files may be served by a public host."""
         own = self.connection.ca_file
         try:
             context = httpx2.create_ssl_context()
         except OSError:
-            message = "SSL_CERT_FILE or SSL_CERT_DIR holds no certificate (PEM): correct it, or unset it"
+            message = "SSL_CERT_FILE or SSL_CERT_DIR contains no certificate (PEM): correct it, or unset it"
             raise TrainerError(ExitCode.INVALID_CONFIG, message) from None
         try:
             if own:
                 context.load_verify_locations(own)
         except OSError:
-            message = "the key ca.crt of the Secret named by spec.hub.caSecretRef holds no certificate (PEM)"
+            message = "the key ca.crt of the Secret named by spec.hub.caSecretRef contains no certificate (PEM)"
             raise TrainerError(ExitCode.INVALID_CONFIG, message) from None
         return context
 
     def get_json(self, address: HubUri, path: str) -> tuple[Any, str | None]:
-        """An answer of the API, and the query of its next page, if there is one."""
+        """Return a response of the API, and the query of its next page, if any."""
 
         def ask() -> tuple[Any, str | None]:
             with self._named(address):
@@ -83,7 +83,7 @@ class HubClient:
 
     @contextmanager
     def stream(self, address: HubUri, wanted: str | None = None) -> Iterator[httpx2.Response]:
-        """The file at a pinned address, or the `wanted` range of it where the server knows ranges (206)."""
+        """Stream the file at a pinned address, or its `wanted` range if the server supports ranges (206)."""
         headers = self._headers(address) | {"Accept-Encoding": "identity"}
         if wanted:
             headers["Range"] = wanted
@@ -99,11 +99,11 @@ class HubClient:
             yield response
 
     def retry(self, call: Callable[[], T]) -> T:
-        """The call's result; tried again while the hub is busy or away, and as long as patience lasts."""
+        """Return the call's result; retry while the hub is busy or unreachable."""
         return retry(call, self._pause, self._retry_seconds, self._stop)
 
     def _pause(self, error: Exception) -> bool | float:
-        """Whether to try again, and after how many seconds where the hub names them."""
+        """Return whether to retry, or the number of seconds that the hub requested."""
         if not isinstance(error, StorageUnavailable) or isinstance(error, HubUntrusted) or self._stop.is_set():
             return False
         wait = error.wait if isinstance(error, HubBusy) else None
@@ -117,13 +117,13 @@ class HubClient:
         try:
             return response.json()
         except ValueError:
-            check = f"check {self.connection.endpoint_setting}, and proxies on the way"
-            message = f"{address}: what answers at {response.url.host} is not a hub: {check}"
+            check = f"check {self.connection.endpoint_setting} and any proxy"
+            message = f"{address}: the server at {response.url.host} is not a hub: {check}"
             raise StorageUnavailable(message) from None
 
     @contextmanager
     def _named(self, address: HubUri) -> Iterator[None]:
-        """Turns the client's errors into ours."""
+        """Translate the client's errors into ours."""
         try:
             yield
         except HfHubHTTPError as error:
@@ -135,10 +135,10 @@ class HubClient:
 
 
 def revision_path(address: HubUri, revision: str) -> str:
-    """Where the API tells the commit of a revision."""
+    """Return the API path for the commit of a revision."""
     return f"{address.repo.kind}s/{address.repo.name}/revision/{quote(revision, safe='')}"
 
 
 def tree_path(address: HubUri, query: str) -> str:
-    """Where the API lists the files of a commit."""
+    """Return the API path for the files of a commit."""
     return f"{address.repo.kind}s/{address.repo.name}/tree/{address.commit}?{query}"

@@ -1,4 +1,4 @@
-"""What a hub's refusal means, in one sentence with the fix; no token, no signed address."""
+"""Errors for a hub's refusals: one sentence with the fix, without tokens or signed addresses."""
 
 import ssl
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ from finetune_trainer.errors import ObjectMissing, StorageUnavailable, TrainerEr
 from finetune_trainer.storage.hub.uris import Access, HubConnection, HubUri, Kind
 
 CODES = {Kind.MODEL: ExitCode.MODEL_UNAVAILABLE, Kind.DATASET: ExitCode.DATASET_UNUSABLE}
-BAD_TOKEN = "Invalid credentials in Authorization header"  # noqa: S105 - what the hub says of one
+BAD_TOKEN = "Invalid credentials in Authorization header"  # noqa: S105 - a message of the hub
 BUSY = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 
@@ -33,11 +33,11 @@ class HubBusy(StorageUnavailable):
 
 
 class HubUntrusted(StorageUnavailable):
-    """TLS fails; no other try would end differently."""
+    """TLS fails; a retry would fail too."""
 
 
 def refusal_error(error: HfHubHTTPError, address: HubUri, connection: HubConnection) -> TrainerError:
-    """The error for an answer that is no success."""
+    """Return the error for a response other than success."""
     where = f"{address} at {connection.endpoint}"
     status = error.response.status_code
     if isinstance(error, RemoteEntryNotFoundError):
@@ -46,7 +46,7 @@ def refusal_error(error: HfHubHTTPError, address: HubUri, connection: HubConnect
         what = "limits the rate of requests" if status == 429 else "fails"
         return HubBusy(f"{where}: the hub {what} ({status}): try again later", _retry_after(error.response))
     if status == 407:
-        return StorageUnavailable(f"{where}: the proxy in HTTPS_PROXY wants a name and a password")
+        return StorageUnavailable(f"{where}: the proxy in HTTPS_PROXY requires a user name and a password")
     return TrainerError(CODES[address.repo.kind], f"{where}: {_why(error, address, connection)}")
 
 
@@ -55,7 +55,7 @@ def _why(error: HfHubHTTPError, address: HubUri, connection: HubConnection) -> s
     if isinstance(error, GatedRepoError):
         return _gated(address, access, connection)
     if response.status_code == 401 and response.headers.get("X-Error-Message") == BAD_TOKEN:
-        return f"the token is not valid there, it may have expired: put a new one into {_holder(access, connection)}"
+        return f"the token is invalid or has expired: put a new one into {_holder(access, connection)}"
     if isinstance(error, DisabledRepoError):
         return f"the hub has disabled this {what}: use another one"
     if isinstance(error, RevisionNotFoundError):
@@ -74,7 +74,7 @@ def _gated(address: HubUri, access: Access, connection: HubConnection) -> str:
 
 
 def _unseen(error: HfHubHTTPError, what: str, access: Access, connection: HubConnection) -> str:
-    """A hub does not tell a repository that is private from one that is not there."""
+    """Explain a repository that is missing or private; a hub does not distinguish them."""
     status, holder = error.response.status_code, _holder(access, connection)
     if not isinstance(error, RepositoryNotFoundError) and status not in {401, 403, 404}:
         return f"the hub refuses the request ({status}): check {connection.endpoint_setting} and {access.place}"
@@ -105,7 +105,7 @@ def _holder(access: Access, connection: HubConnection) -> str:
 
 
 def connection_error(error: httpx2.HTTPError, address: HubUri, connection: HubConnection) -> StorageUnavailable:
-    """The error where no answer came, or it broke off."""
+    """Return the error for a missing or incomplete response."""
     where, setting = f"{address} at {connection.endpoint}", connection.endpoint_setting
     if _is_distrust(error):
         trust = "name its authority's file in SSL_CERT_FILE" if connection.is_here else "set spec.hub.caSecretRef"
@@ -124,7 +124,7 @@ def _proxy(endpoint: str) -> str:
     address = urlsplit(endpoint)
     if getproxies().get(address.scheme) and not proxy_bypass(address.hostname or ""):
         return f"{address.scheme.upper()}_PROXY, whose proxy is used"
-    return "HTTPS_PROXY where a proxy is needed"
+    return "HTTPS_PROXY if a proxy is needed"
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
@@ -138,7 +138,7 @@ def _is_distrust(error: BaseException) -> bool:
 
 
 def _reason(error: BaseException) -> str:
-    """What the system says, where it says anything; the client's own words may hold addresses."""
+    """Return the system's message, if any; the client's own messages may contain addresses."""
     found = next((one.strerror for one in _chain(error) if isinstance(one, OSError) and one.strerror), None)
     return f"{type(error).__name__}: {found}" if found else type(error).__name__
 

@@ -1,4 +1,4 @@
-"""Models and datasets of a hub as storage that is only read: by commit, resumed where a connection broke, verified."""
+"""Models and datasets of a hub as a readable store: by commit, with resume and verification."""
 
 import hashlib
 from collections.abc import Callable, Iterator
@@ -23,12 +23,12 @@ from finetune_trainer.storage.protocol import (
 )
 
 DEFAULT_REVISION = "main"
-FROM_THE_START_MOST = 3
+MAX_RESTARTS = 3
 FIRST_PAGE = "recursive=true&expand=false"
 
 
 class HubStore:
-    """What a hub has under `hf://` URIs; a URI that is not pinned means the newest commit of `main`."""
+    """The repositories of a hub under `hf://` URIs; an unpinned URI means the newest commit of `main`."""
 
     def __init__(self, connection: HubConnection, retry_seconds: float = 0.0, stop: StopFlag | None = None) -> None:
         self._client = HubClient(connection, retry_seconds, stop or StopFlag())
@@ -36,28 +36,28 @@ class HubStore:
         self._listings: dict[tuple[Repo, str], dict[str, Entry]] = {}
 
     def pin(self, uri: str, revision: str | None = None) -> str:
-        """The URI by commit; raises what the hub says of a repository or revision that it does not show."""
+        """Return the URI with its commit; raise if the hub refuses the repository or revision."""
         address = parse_hub_uri(uri)
         return str(HubUri(address.repo, self._commit(address, revision), address.path))
 
     def probe(self, uri: str) -> None:
-        """Ask for the commit."""
+        """Request the commit."""
         self.pin(uri)
 
     def download(self, uri: str, path: Path, on_bytes: OnBytes | None = None) -> None:
-        """Copy one file, going on where a connection broke; into place only when it is what the hub lists."""
+        """Copy one file, with resume after a broken connection; it appears only if it matches the hub's listing."""
         address = self._address(uri)
         entry = self._existing(address)
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(f"{path.name}.part")
-        for _ in range(FROM_THE_START_MOST):
+        for _ in range(MAX_RESTARTS):
             self._fill(address, part, entry.size, on_bytes)
             if matches_entry(part, entry):
                 part.replace(path)
                 return
             part.unlink()
         raise StorageUnavailable(
-            f"{address} at {self._client.endpoint}: what arrives is not the file that the hub lists: a mirror or a "
+            f"{address} at {self._client.endpoint}: the downloaded file differs from the hub's listing: a mirror or a "
             "proxy changes it"
         )
 
@@ -76,7 +76,7 @@ class HubStore:
         return [directory / key for key in keys]
 
     def read(self, uri: str, limit: int = MAX_READ_BYTES) -> bytes | None:
-        """A small file's content, or None."""
+        """Return a small file's content, or None."""
         size = self.size(uri)
         if size is None:
             return None
@@ -85,12 +85,12 @@ class HubStore:
         return b"".join(self._client.retry(lambda: list(self._blocks(self._address(uri)))))
 
     def read_range(self, uri: str, start: int, length: int) -> bytes:
-        """`length` bytes from `start`."""
+        """Return `length` bytes from `start`."""
         address = self._address(uri)
         return self._client.retry(lambda: self._range(address, start, length))
 
     def list(self, uri: str, limit: int = MAX_OBJECTS) -> "list[Entry]":
-        """Every file under the path."""
+        """Return every file under the path."""
         address = self._address(uri)
         prefix = f"{address.path}/" if address.path else ""
         found = [
@@ -103,17 +103,17 @@ class HubStore:
         return found
 
     def first(self, uri: str) -> Entry | None:
-        """One file under the path, or None."""
+        """Return one file under the path, or None."""
         return next(iter(self.list(uri)), None)
 
     def size(self, uri: str) -> int | None:
-        """Size of one file; None where there is none."""
+        """Return the size of one file, or None if it does not exist."""
         address = self._address(uri)
         entry = self._listing(address).get(address.path)
         return entry.size if entry else None
 
     def sha256(self, uri: str, on_bytes: OnBytes | None = None) -> str:
-        """SHA-256 (hex) of one file's content."""
+        """Return the SHA-256 (hex) of one file's content."""
 
         def digest() -> str:
             state = hashlib.sha256()
@@ -126,17 +126,17 @@ class HubStore:
         return self._client.retry(digest)
 
     def _fill(self, address: HubUri, part: Path, size: int, on_bytes: OnBytes | None) -> None:
-        """The rest of a file. Patience begins anew with every piece that came; a server that does not know ranges
-        starts over, which is not for ever."""
+        """Download the rest of a file. Each received part resets the retry time; a server without ranges may start
+        over `MAX_RESTARTS` times."""
         starts = 0
         while not part.is_file() or part.stat().st_size < size:
             starts += self._client.retry(partial(self._append, address, part, size, on_bytes))
-            if starts > FROM_THE_START_MOST:
-                message = "the connection breaks again and again, and the server cannot go on where it broke"
+            if starts > MAX_RESTARTS:
+                message = "the connection breaks repeatedly, and the server does not support resume"
                 raise StorageUnavailable(f"{address} at {self._client.endpoint}: {message}")
 
     def _append(self, address: HubUri, part: Path, size: int, on_bytes: OnBytes | None) -> bool:
-        """One connection's worth of the file; returns whether it began at the start of the file."""
+        """Append what one connection delivers; return whether it began at the start of the file."""
         with part.open("ab") as file:
             begin = file.tell()
             came = 0
@@ -156,7 +156,7 @@ class HubStore:
                 if not came:
                     raise
         if not came and size:
-            raise StorageUnavailable(f"{address} at {self._client.endpoint}: the answer holds no content")
+            raise StorageUnavailable(f"{address} at {self._client.endpoint}: the response has no content")
         return not begin
 
     def _range(self, address: HubUri, start: int, length: int) -> bytes:
@@ -181,14 +181,14 @@ class HubStore:
     def _commit(self, address: HubUri, revision: str | None) -> str:
         if address.commit and not revision:
             return address.commit
-        asked = HubUri(address.repo, revision, address.path)  # as messages name it
+        asked = HubUri(address.repo, revision, address.path)  # for messages
         revision = revision or DEFAULT_REVISION
         key = (address.repo, revision)
         if key not in self._commits:
             content, _ = self._client.get_json(asked, revision_path(address, revision))
             commit = content.get("sha") if isinstance(content, dict) else None
             if not isinstance(commit, str) or not COMMIT.fullmatch(commit):
-                self._not_a_hub(address, "tells no commit")
+                self._not_a_hub(address, "returns no commit")
             self._commits[key] = commit
         return self._commits[key]
 
@@ -199,14 +199,14 @@ class HubStore:
         return entry
 
     def _listing(self, address: HubUri) -> dict[str, Entry]:
-        """Every file of the commit, asked for once: a commit does not change."""
+        """Return every file of the commit; requested once, because a commit does not change."""
         key = (address.repo, str(address.commit))
         if key not in self._listings:
             self._listings[key] = {entry.key: entry for entry in self._listed(address)}
         return self._listings[key]
 
     def _listed(self, address: HubUri) -> Iterator[Entry]:
-        """Only the query of a next page is taken from the answer: the next request goes to the same endpoint."""
+        """Yield the files, page by page. Only the query of the next page is used: requests stay at this endpoint."""
         query: str | None = FIRST_PAGE
         count = 0
         while query:
@@ -214,7 +214,7 @@ class HubStore:
             try:
                 entries = [_entry(item) for item in page if item["type"] == "file"]
             except (KeyError, TypeError, ValueError):
-                self._not_a_hub(address, "lists its files in another way than a hub")
+                self._not_a_hub(address, "lists its files in an unknown format")
             count += len(entries)
             if count > MAX_OBJECTS:
                 raise count_error(str(address), MAX_OBJECTS)
@@ -222,7 +222,7 @@ class HubStore:
 
     def _not_a_hub(self, address: HubUri, why: str) -> NoReturn:
         check = f"check {self._client.connection.endpoint_setting}"
-        raise StorageUnavailable(f"{address}: what answers at {self._client.endpoint} {why}: {check}")
+        raise StorageUnavailable(f"{address}: the server at {self._client.endpoint} {why}: {check}")
 
 
 def _entry(item: dict[str, Any]) -> Entry:

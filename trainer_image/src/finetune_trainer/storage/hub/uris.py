@@ -1,4 +1,4 @@
-"""Where something lies on a hub, and who asks for it: `hf://owner/name`, `hf://datasets/owner/name/path`."""
+"""Hub URIs and the access to them: `hf://owner/name`, `hf://datasets/owner/name/path`."""
 
 import hashlib
 import os
@@ -31,20 +31,20 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Repo:
-    """One repository, `name` being `owner/name`."""
+    """One repository; `name` is `owner/name`."""
 
     kind: Kind
     name: str
 
     @property
     def page(self) -> str:
-        """Its page, relative to the endpoint."""
+        """Return its page, relative to the endpoint."""
         return f"{DATASETS if self.kind is Kind.DATASET else ''}{self.name}"
 
 
 @dataclass(frozen=True, slots=True)
 class HubUri:
-    """A repository, the commit that is meant, and a path in it; without a commit it is the newest of `main`."""
+    """A repository, a commit and a path in it; without a commit, the newest of `main`."""
 
     repo: Repo
     commit: str | None
@@ -56,12 +56,12 @@ class HubUri:
 
 
 def is_hub_uri(uri: str) -> bool:
-    """Whether it is read from a hub."""
+    """Return whether a URI is read from a hub."""
     return uri.startswith(SCHEME)
 
 
 def parse_hub_uri(uri: str) -> HubUri:
-    """The parts of a URI that the API has checked, pinned or not."""
+    """Parse a URI that the API server has validated, pinned or not."""
     rest = uri.removeprefix(SCHEME)
     kind = Kind.DATASET if rest.startswith(DATASETS) else Kind.MODEL
     owner, _, below = (rest.removeprefix(DATASETS) if kind is Kind.DATASET else rest).partition("/")
@@ -71,7 +71,7 @@ def parse_hub_uri(uri: str) -> HubUri:
 
 
 def strip_commit(uri: str) -> str:
-    """The URI as a user writes it, without the commit."""
+    """Return the URI without the commit, as a user writes it."""
     if not is_hub_uri(uri):
         return uri
     parts = parse_hub_uri(uri)
@@ -79,22 +79,22 @@ def strip_commit(uri: str) -> str:
 
 
 def parse_commit(uri: str) -> str | None:
-    """The commit of a pinned hub URI; None of any other URI."""
+    """Return the commit of a pinned hub URI, else None."""
     return parse_hub_uri(uri).commit if is_hub_uri(uri) else None
 
 
 def repo_name(uri: str) -> str:
-    """`owner/name` of a repository on a hub, as the libraries know it; any other URI as it is."""
+    """Return `owner/name` of a hub repository; any other URI unchanged."""
     return parse_hub_uri(uri).repo.name if is_hub_uri(uri) else uri
 
 
 def pinned_commit(model: Model) -> str | None:
-    """The commit of a hub's model, once its revision is one."""
+    """Return the commit of a hub's model, if its revision is one."""
     return model.revision if is_hub_uri(model.uri) and COMMIT.fullmatch(model.revision or "") else None
 
 
 def matches_entry(path: Path, entry: Entry) -> bool:
-    """Whether a local file is what a hub lists: by SHA-256 of large files, by git's digest of small ones."""
+    """Return whether a local file matches the hub's entry: SHA-256 of large files, git's digest of small ones."""
     if path.stat().st_size != entry.size:
         return False
     if entry.sha256:
@@ -111,48 +111,48 @@ def _git_digest(path: Path) -> str:
 
 
 def pinned_model_uri(model: Model) -> str:
-    """The URI to read a model from: of exactly one commit, once it is known."""
+    """Return the URI of a model, with its commit if known."""
     commit = pinned_commit(model)
     return f"{model.uri}@{commit}" if commit else model.uri
 
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """Who asks for a repository: the token, if there is one, and the part of the spec that names the repository."""
+    """Access to a repository: the token, if any, and the part of the spec that names the repository."""
 
     place: str
     token: str | None = field(default=None, repr=False)
     secret: str | None = None
     is_public: bool = False
-    """Whether the spec has no field for a token there."""
+    """True if the spec has no field for a token there."""
 
 
 @dataclass(frozen=True, slots=True)
 class HubConnection:
-    """How to reach a hub, and with which token each repository of the job is asked for."""
+    """How to reach a hub, and the token for each repository of the job."""
 
     endpoint: str = ENDPOINT
     ca_file: Path | None = None
     accesses: Mapping[Repo, Access] = field(default_factory=dict)
     fallback: Access = Access("spec.model")
-    """Of what the spec does not name itself, such as the base of a reward model."""
+    """For repositories that the spec does not name, such as the base of a reward model."""
     is_here: bool = False
-    """Whether this is no pod: endpoint, token and authority are then set in the environment."""
+    """True outside a pod: endpoint, token and authority are then set in the environment."""
 
     def access(self, repo: Repo) -> Access:
-        """Who asks for a repository."""
+        """Return the access to a repository."""
         return self.accesses.get(repo, self.fallback)
 
     @property
     def endpoint_setting(self) -> str:
-        """What sets the endpoint, as a message names it."""
+        """Return the setting of the endpoint for messages."""
         return "spec.hub.endpoint or HF_ENDPOINT" if self.is_here else "spec.hub.endpoint"
 
 
 def connect_hub(
     spec: FineTuneJobSpec, tokens_dir: Path = Path(HUB_TOKENS_DIR), ca_dir: Path = Path(HUB_CA_DIR)
 ) -> HubConnection:
-    """The connection of a pod: tokens and CA from mounted files."""
+    """Return the connection of a pod: tokens and CA from mounted files."""
     hub = spec.hub or Hub()
     accesses: dict[Repo, Access] = {}
     for role, place, source in _sources(spec):
@@ -168,9 +168,9 @@ def connect_hub(
 
 
 def connect_hub_here(spec: FineTuneJobSpec) -> HubConnection:
-    """The connection of `finetune-trainer run`: the manifest's hub or `HF_ENDPOINT`, with this machine's own token."""
+    """Return the connection of `finetune-trainer run`: the manifest's hub or `HF_ENDPOINT`, with the local token."""
     own = os.environ.get("HF_ENDPOINT") or ENDPOINT
-    _checked_url(own, "HF_ENDPOINT")  # before the library is imported, which does not survive another
+    _checked_url(own, "HF_ENDPOINT")  # before the import of the library, which fails on an invalid one
 
     from huggingface_hub import get_token  # noqa: PLC0415 - a quarter of a second that only hub URIs need
 
@@ -191,7 +191,7 @@ def connect_hub_here(spec: FineTuneJobSpec) -> HubConnection:
 
 
 def _sources(spec: FineTuneJobSpec) -> list[tuple[HubRole, str, Model | DataSource]]:
-    """What the job reads from a hub, with its place in the spec."""
+    """Return the job's hub sources with their fields in the spec."""
     found: list[tuple[HubRole, str, Model | DataSource | None]] = [
         (HubRole.MODEL, "spec.model", spec.model),
         (HubRole.TRAIN, "spec.dataset.train", spec.dataset.train),
@@ -201,7 +201,7 @@ def _sources(spec: FineTuneJobSpec) -> list[tuple[HubRole, str, Model | DataSour
 
 
 def _public_accesses(spec: FineTuneJobSpec) -> list[tuple[str, Access]]:
-    """What the job reads from a hub and has no field for a token for."""
+    """Return the job's hub sources that have no field for a token."""
     found = (
         ("spec.tuning.initialAdapter", spec.tuning.initial_adapter),
         ("spec.rlhf.rewardModel", spec.rlhf.reward_model if spec.rlhf else None),
@@ -214,7 +214,7 @@ def _public_accesses(spec: FineTuneJobSpec) -> list[tuple[str, Access]]:
 
 
 def _add(accesses: dict[Repo, Access], uri: str, access: Access) -> None:
-    """Two sources may be one repository: the first that has a token opens it for both."""
+    """Add an access; if two sources share a repository, the first token applies to both."""
     repo = parse_hub_uri(uri).repo
     if repo not in accesses or (access.token and not accesses[repo].token):
         accesses[repo] = access
@@ -231,9 +231,11 @@ def _mounted_token(path: Path, place: str, secret: str | None) -> str | None:
 
 
 def _checked(token: str, where: str) -> str:
-    """A token that no header can carry would be quoted in the client's error."""
+    """Return a valid token; the client's error would quote an invalid one."""
     if not TOKEN.fullmatch(token):
-        raise TrainerError(ExitCode.INVALID_CONFIG, f"{where} does not hold a token: one line of visible characters")
+        raise TrainerError(
+            ExitCode.INVALID_CONFIG, f"{where} contains no valid token: write one line of visible characters"
+        )
     return token
 
 
@@ -241,7 +243,7 @@ def _checked_url(endpoint: str, setting: str) -> str:
     parts = urlsplit(endpoint)
     try:
         is_good = parts.scheme in {"https", "http"} and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # no number, or none that a port can have
+    except ValueError:  # the port is no number or out of range
         is_good = False
     if not is_good:
         message = f"{setting} is {endpoint!r}: write https://host, http://host or http://host:port"
