@@ -61,8 +61,8 @@ def wait_for_a_checkpoint(job: Job, known: set[str]) -> None:
 
 def wait_for_tries(job: Job) -> None:
     """Until the trainer says that it has tried in vain, and tries again."""
-    before = job.logs().count("tried again in")
-    wait_for("a request that is tried again", lambda: job.logs().count("tried again in") > before, state=job.logs)
+    before = job.logs().count("retry in")
+    wait_for("a request that is tried again", lambda: job.logs().count("retry in") > before, state=job.logs)
 
 
 @contextmanager

@@ -95,14 +95,14 @@ def test_outside_a_cluster_the_authority_is_that_of_the_environment(
     monkeypatch.setenv("SSL_CERT_FILE", str(certificates[0]))
     assert HubStore(connection).pin(TINY)
     monkeypatch.setenv("SSL_CERT_FILE", "/nowhere.pem")
-    with pytest.raises(TrainerError, match="SSL_CERT_FILE or SSL_CERT_DIR holds no certificate") as caught:
+    with pytest.raises(TrainerError, match="SSL_CERT_FILE or SSL_CERT_DIR contains no certificate") as caught:
         HubStore(connection).pin(TINY)
     assert caught.value.code is ExitCode.INVALID_CONFIG
 
 
 def test_an_authority_that_is_none_is_an_invalid_config(tls_hub: Hub, tmp_path: Path) -> None:
     (tmp_path / "ca.crt").write_text("not a certificate")
-    with pytest.raises(TrainerError, match=r"spec\.hub\.caSecretRef holds no certificate") as caught:
+    with pytest.raises(TrainerError, match=r"spec\.hub\.caSecretRef contains no certificate") as caught:
         storage(tls_hub, tmp_path, caSecretRef={"name": "ca"}).pin(TINY)
     assert caught.value.code is ExitCode.INVALID_CONFIG
 
@@ -151,7 +151,7 @@ def test_a_proxy_that_is_none_is_an_invalid_config(
     hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str
 ) -> None:
     monkeypatch.setenv("HTTP_PROXY", address)
-    with pytest.raises(TrainerError, match=r"is not the address of a proxy: write http://host:port") as caught:
+    with pytest.raises(TrainerError, match=r"is not a proxy address: write http://host:port") as caught:
         storage(hub, tmp_path).pin(TINY)
     assert caught.value.code is ExitCode.INVALID_CONFIG
 

@@ -195,7 +195,7 @@ def test_a_gated_model_names_the_licence_and_whose_token_is_used(hub: Hub, tmp_p
         (TINY, "v9", None, 66, "hf://acme/tiny@v9 at http"),
         (TINY, "v9", None, 66, "no such revision: correct spec.model.revision"),
         (TINY, "0" * 40, None, 66, "no such revision: correct spec.model.revision"),
-        (TINY, None, "hf_expired", 66, "the token is not valid there, it may have expired"),
+        (TINY, None, "hf_expired", 66, "the token is invalid or has expired"),
         (
             "hf://datasets/acme/none",
             None,
@@ -204,7 +204,7 @@ def test_a_gated_model_names_the_licence_and_whose_token_is_used(hub: Hub, tmp_p
             "no such dataset, or it is private: correct spec.dataset.train.uri",
         ),
         ("hf://datasets/acme/qa", "v9", None, 65, "no such revision: correct spec.dataset.train.revision"),
-        ("hf://datasets/acme/qa", None, "hf_expired", 65, "the token is not valid there"),
+        ("hf://datasets/acme/qa", None, "hf_expired", 65, "the token is invalid or has expired"),
     ],
 )
 def test_what_a_hub_does_not_show_ends_with_the_fix(  # noqa: PLR0917 - the columns of a table

@@ -150,7 +150,7 @@ def test_a_child_alone_finds_its_parents_result(folder: Path, tmp_path: Path) ->
     [
         (None, "and put that account's token into HF_TOKEN"),
         ("hf_testtoken", "with the account of the token in HF_TOKEN"),
-        ("hf_old", "the token is not valid there, it may have expired: put a new one into HF_TOKEN"),
+        ("hf_old", "the token is invalid or has expired: put a new one into HF_TOKEN"),
     ],
 )
 def test_a_gated_model_of_the_hub_in_hf_endpoint_says_what_to_set(tmp_path: Path, token: str | None, fix: str) -> None:

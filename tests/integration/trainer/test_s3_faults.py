@@ -70,7 +70,7 @@ def require_published(pod: Pod, direct: S3Store) -> None:
 def wait_for_a_retry(pod: Pod, process: "subprocess.Popen[bytes]") -> None:
     """Until the trainer says that it has asked the store in vain, and will again."""
     log = pod.directory / "stderr"
-    wait_until(lambda: "tried again in" in log.read_text() or process.poll() is not None, log.read_text, seconds=300)
+    wait_until(lambda: "retry in" in log.read_text() or process.poll() is not None, log.read_text, seconds=300)
     assert process.poll() is None, log.read_text()
 
 

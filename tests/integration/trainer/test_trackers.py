@@ -115,7 +115,7 @@ def test_what_was_trained_while_mlflow_was_down_is_told_when_it_is_back(
         file.write(lines(range(3, 6)))
     wait_until(lambda: "does not answer" in (told.snapshot().progress.note or ""))
     server.start()
-    wait_until(lambda: told.snapshot().progress.note == "MLflow is told again")
+    wait_until(lambda: told.snapshot().progress.note == "MLflow is reachable again")
     follower.ask_to_end(RunEnd.FINISHED)
     assert follower.wait(60)
     (run,) = server.runs("three")
@@ -165,7 +165,7 @@ def test_wandb_without_a_key_or_an_answer_fails_nothing(tmp_path: Path, key: str
             wait_until(lambda: run._process is not None)
         follower.ask_to_end(RunEnd.STOPPED)
         follower.wait(2.0)
-        follower.leave()
+        follower.abandon()
         assert follower.wait(10)
     note = told.snapshot().progress.note or ""
     assert "W&B" in note
@@ -182,6 +182,6 @@ def test_a_key_that_wandb_refuses_is_told_with_what_to_check(tmp_path: Path) -> 
         follower.start()
         wait_until(lambda: "check tracking.wandb and its Secret" in (told.snapshot().progress.note or ""))
         follower.ask_to_end(RunEnd.STOPPED)
-        follower.leave()
+        follower.abandon()
     assert "/graphql" in asked
     assert "k" * 40 not in told.snapshot().model_dump_json()

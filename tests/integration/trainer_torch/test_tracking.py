@@ -36,7 +36,7 @@ def test_trackers_change_neither_the_weights_nor_the_end_of_a_job(make_bench: Ma
     folders = {file.path.split("/")[0] for file in manifest.files}
     assert {"tensorboard", "wandb"} <= folders
     assert verify_result("s3://bucket/output", tracked.storage).faults == []
-    assert tracked.reporter.snapshot().progress.note == "MLflow was not told of everything"
+    assert tracked.reporter.snapshot().progress.note == "MLflow is incomplete: the last values were not sent in time"
 
 
 def test_tensorboard_itself_reads_every_figure(tmp_path: Path) -> None:

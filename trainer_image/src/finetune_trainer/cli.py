@@ -178,13 +178,13 @@ def check_data_command(  # noqa: PLR0917 - the options of a command
     to: Annotated[
         ExportFormat | None,
         typer.Option(
-            help="Also write the accepted rows in this format to converted.jsonl; rows that do not fit it completely go "
-            "to unconverted.jsonl with the reason.",
+            help="Also write the accepted rows in this format to converted.jsonl; rows that do not fit it go to "
+            "unconverted.jsonl with the reason.",
             case_sensitive=False,
         ),
     ] = None,
     model: Annotated[
-        Path | None, typer.Option(help="Folder of the model: also check template, special tokens and length.")
+        Path | None, typer.Option(help="Folder of the model: also check template, special tokens, length.")
     ] = None,
     max_length: Annotated[int, typer.Option(help="Maximum sequence length in tokens, with --model.", min=16)] = 2048,
     max_rejected_percent: Annotated[

@@ -127,8 +127,8 @@ def test_a_parent_whose_result_was_replaced_is_refused_with_what_to_do(world: An
     parent = publish_all(adapter.parent)
     (adapter.parent / "manifest.json").write_bytes((adapter.parent / "manifest.json").read_bytes() + b"\n")
     sentence = refusal(world, ExitCode.MODEL_UNAVAILABLE, FROM_PARENT, parent)
-    assert "the result of parent was replaced after that job was complete" in sentence
-    assert "put the old one back, or create this job" in sentence
+    assert "the result of parent was replaced after that job completed" in sentence
+    assert "restore the old one, or recreate this job" in sentence
     assert f"SHA-256 {sha256_file(adapter.parent / 'manifest.json')} instead of {parent.manifest_sha256}" in sentence
 
 
@@ -143,14 +143,14 @@ def test_a_parent_of_which_nothing_is_read_is_proven_all_the_same(world: Any, ad
         manifest.write_bytes(manifest.read_bytes() + b"\n")
     shutil.rmtree(world.out)
     sentence = refusal(world, ExitCode.MODEL_UNAVAILABLE, {"lineage": {"parentRef": {"name": "parent"}}}, parent)
-    assert f"the result of parent was {change} after that job was complete" in sentence
+    assert f"the result of parent was {change} after that job completed" in sentence
 
 
 def test_a_parent_whose_result_was_removed_is_refused_with_what_to_do(world: Any, adapter: Path) -> None:
     parent = publish_all(adapter.parent)
     (adapter.parent / "manifest.json").unlink()
     sentence = refusal(world, ExitCode.MODEL_UNAVAILABLE, FROM_PARENT, parent)
-    assert "the result of parent was removed after that job was complete" in sentence
+    assert "the result of parent was removed after that job completed" in sentence
     assert "run parent again" in sentence
 
 

@@ -14,7 +14,7 @@ from finetune_api.handoff import Outcome, Report
 from finetune_api.status import Artifacts
 from finetune_api.tracking import MlflowTracking
 from finetune_trainer.errors import Stopped
-from finetune_trainer.monitoring.tracking import Patience, track
+from finetune_trainer.monitoring.tracking import DrainTimeout, track
 from finetune_trainer.monitoring.tracking.follower import Follower, Point, RunEnd, TrackerFault
 from finetune_trainer.monitoring.tracking.mlflow import MlflowRun
 
@@ -116,7 +116,7 @@ def test_what_a_tracker_missed_is_told_later_and_it_is_warned_of_once(
     end(follower)
     assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]
     assert b"finetune_trainer_tracker_failures_total 3.0" in world.reporter._prometheus.exposition()
-    assert world.reporter.snapshot().progress.note == "Recorder is told again"
+    assert world.reporter.snapshot().progress.note == "Recorder is reachable again"
 
 
 def mlflow(world: Any, uri: str, secrets: Path) -> MlflowRun:
@@ -131,9 +131,9 @@ def test_a_server_that_never_answers_holds_up_an_end_no_longer_than_asked(
         follower.start()
         follower.ask_to_end(RunEnd.STOPPED)
         assert not follower.wait(1.0)  # it would go on for its own time limit, which is ten seconds
-        follower.leave()
-    assert "has not taken everything in time" in caplog.text
-    assert world.reporter.snapshot().progress.note == "MLflow was not told of everything"
+        follower.abandon()
+    assert "the last values were not sent in time" in caplog.text
+    assert world.reporter.snapshot().progress.note == "MLflow is incomplete: the last values were not sent in time"
 
 
 @pytest.mark.parametrize(
@@ -142,7 +142,7 @@ def test_a_server_that_never_answers_holds_up_an_end_no_longer_than_asked(
         (500, "answers 500 to experiments/get-by-name"),
         (401, "check tracking.mlflow.credentialsSecretRef"),
         (403, "check tracking.mlflow.credentialsSecretRef"),
-        (200, "is no MLflow tracking server"),
+        (200, "is not an MLflow tracking server"),
     ],
 )
 def test_a_refusal_is_told_with_what_to_check(
@@ -185,7 +185,7 @@ def test_a_stopped_run_leaves_its_trackers_within_seconds(world: Any, metrics: P
         began = time.monotonic()
         with pytest.raises(Stopped), track(world.config, **places, reporter=world.reporter, stop=world.stop):
             raise Stopped
-        assert time.monotonic() - began < Patience.ENDED
+        assert time.monotonic() - began < DrainTimeout.ENDED
 
 
 def test_only_the_first_of_several_processes_tells(world: Any, metrics: Path) -> None:

@@ -81,7 +81,7 @@ def test_a_changed_file_is_found(world: Any, result: Path, name: str) -> None:
     path = world.out / name
     path.write_bytes(path.read_bytes()[:-1] + b"!")
     assert find_result_faults("s3://bucket/out", world.storage) == [
-        f"{name} has another content than its SHA-256 in the manifest"
+        f"{name} does not match its SHA-256 in the manifest"
     ]
 
 
@@ -147,7 +147,7 @@ def test_a_manifest_that_does_not_read_back_is_no_success(world: Any, result: Pa
             return self._storage.put_if_absent(uri, b"{}" if uri.endswith(Artifact.MANIFEST) else data)
 
     world.storage = Forgetting(world.storage, "none")
-    with pytest.raises(TrainerError, match="is not the one that was written") as caught:
+    with pytest.raises(TrainerError, match="differs from the manifest that was written") as caught:
         put(world, result)
     assert caught.value.code is ExitCode.STORAGE_UNAVAILABLE
 

@@ -91,7 +91,7 @@ def test_one_token_opens_a_repository_for_both_of_its_sources(tmp_path: Path) ->
 @pytest.mark.parametrize("content", ["hf_secret\nhf_more", "hf_sécret", "hf secret"])
 def test_a_token_that_no_header_can_carry_is_refused_and_not_told(tmp_path: Path, content: str) -> None:
     token(tmp_path, "model", content)
-    with pytest.raises(TrainerError, match=r"key HF_TOKEN of the Secret .* does not hold a token") as caught:
+    with pytest.raises(TrainerError, match=r"key HF_TOKEN of the Secret .* contains no valid token") as caught:
         connect_hub(spec(), tokens_dir=tmp_path)
     assert caught.value.code is ExitCode.INVALID_CONFIG
     assert content[:4] not in caught.value.message.replace("HF_TOKEN", "")

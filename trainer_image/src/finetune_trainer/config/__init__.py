@@ -1,1 +1,1 @@
-"""A job's manifest as input, and as output with every default resolved."""
+"""A job's manifest as input, and as output with resolved defaults."""

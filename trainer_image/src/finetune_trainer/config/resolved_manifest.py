@@ -1,4 +1,4 @@
-"""`finetune_config.yaml`: the job with every default resolved, as a manifest that can be applied or run again."""
+"""`finetune_config.yaml`: the job with resolved defaults, as a manifest to apply or run again."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -24,13 +24,13 @@ LORA = {
     "use_rslora": "use_rslora",
 }
 HEADER = """\
-# The settings that this result was trained with, every default resolved.
+# The settings of this training, with every default resolved.
 # To repeat it under another name: change metadata.name and output.uri.
 """
 
 
 def config_yaml(config: JobConfig, resolved: Resolved, read: Sequence[str] = ()) -> str:
-    """The manifest as YAML; `read` has the URIs of all rows, training first, pinned where a hub has them."""
+    """Return the manifest as YAML; `read` has the URIs of all rows, training first, those of a hub pinned."""
     spec = config.spec.model_copy(
         update={
             "tuning": config.spec.tuning.model_copy(update=_tuning(config, resolved)),
@@ -78,7 +78,7 @@ def _sources(dataset: Dataset, read: Sequence[str]) -> dict[str, Any]:
 
 
 def _at_commit(source: DataSource, read: Sequence[str]) -> DataSource:
-    """The same rows whatever becomes of the branch."""
+    """Pin a hub source to its commit, so that a later change of the branch has no effect."""
     if not is_hub_uri(source.uri):
         return source
     repo = parse_hub_uri(source.uri).repo

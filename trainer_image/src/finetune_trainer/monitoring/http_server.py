@@ -1,4 +1,4 @@
-"""The trainer's HTTP port: a daemon thread of the standard library, open before anything heavy is loaded."""
+"""The trainer's HTTP server: a daemon thread of the standard library, started before heavy imports."""
 
 import http.server
 import logging
@@ -16,7 +16,7 @@ REQUEST_SECONDS = 10
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Listens on every address of the pod, IPv4 and IPv6 where the kernel has both."""
+    """An HTTP server on every address of the pod, IPv4 and IPv6 if the kernel has both."""
 
     daemon_threads = True
     address_family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
@@ -29,7 +29,7 @@ class Server(http.server.ThreadingHTTPServer):
 
 
 def start_server(port: int, progress: Body, metrics: Body) -> int:
-    """Answer /progress, /metrics and /healthz until the process ends; returns the port."""
+    """Serve /progress, /metrics and /healthz until the process ends; return the port."""
     bodies: dict[str, tuple[str, Body]] = {
         PROGRESS_PATH: ("application/json", progress),
         METRICS_PATH: ("text/plain; version=0.0.4; charset=utf-8", metrics),
@@ -54,7 +54,7 @@ def start_server(port: int, progress: Body, metrics: Body) -> int:
             self.end_headers()
             self.wfile.write(data)
 
-        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the name in the standard library
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - name of the standard library
             logger.debug(format, *args)
 
     server = Server(("", port), Handler)

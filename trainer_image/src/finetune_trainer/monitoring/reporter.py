@@ -1,6 +1,6 @@
-"""What the outside sees of a running trainer: `GET /progress`, `GET /metrics`, a bar on a terminal, JSON lines else.
+"""Progress of a running trainer: `GET /progress`, `GET /metrics`, a bar on a terminal, else JSON lines.
 
-Everything here is thread-safe and cheap enough to be called at every step.
+Everything here is thread-safe and cheap enough to call at every step.
 """
 
 import json
@@ -30,7 +30,7 @@ LOSSES = {"train_loss": "train", "eval_loss": "eval", "baseline_eval_loss": "bas
 
 
 class Reporter:
-    """The state of the run as it is told to people, to the operator and to Prometheus."""
+    """The state of the run for users, the operator and Prometheus."""
 
     def __init__(self, job_uid: str, *, out: TextIO | None = None) -> None:
         self._lock = threading.Lock()
@@ -45,17 +45,17 @@ class Reporter:
         self._last_line = -QUIET_SECONDS
 
     def set_stage(self, name: Stage) -> None:
-        """Say what the trainer does now."""
+        """Set the current stage."""
         self._share = ""
         self.update(progress={"stage": name})
 
     def set_share(self, done: int, total: int) -> None:
-        """Say that work goes on, and how much is done of a stage before the first step."""
+        """Count a heartbeat, and set the completed share of a stage before the first step."""
         self._share = f" {100 * done // total}%"
         self.update()
 
     def beat(self, transferred: int = 0) -> None:
-        """Say that work goes on: a row, a batch, or `transferred` bytes (fits as `on_bytes` of storage)."""
+        """Count a heartbeat: a row, a batch, or `transferred` bytes (usable as `on_bytes` of storage)."""
         self._prometheus.beat(transferred)
         with self._lock:
             self._touch()
@@ -65,7 +65,7 @@ class Reporter:
         self._prometheus.count_tokens(tokens)
 
     def count_tracker_failure(self) -> None:
-        """Add a try in which a tracker took nothing to the counter."""
+        """Count a failed attempt to send to a tracker."""
         self._prometheus.count_tracker_failure()
 
     def update(
@@ -76,34 +76,34 @@ class Reporter:
         early_stopping: Fields | None = None,
         resolved: Resolved | None = None,
     ) -> None:
-        """Merge new values, by the field names of `finetune_api.status`; numbers that are not finite are left out.
+        """Merge new values, by the field names of `finetune_api.status`; numbers that are not finite are skipped.
 
-        Percent, display and the estimated time are filled in from step and total steps where they are not given.
+        Percent, display and the estimated time are computed from step and total steps.
         """
         self._prometheus.update(progress or {}, metrics or {})
         with self._lock:
             before = self._report.progress.stage
             self._touch()
             report = self._report
-            report.progress = self._derived(_merged(report.progress, progress))
+            report.progress = self._add_derived(_merged(report.progress, progress))
             report.metrics = _merged(report.metrics, metrics)
             if early_stopping:
                 report.early_stopping = _merged(report.early_stopping or EarlyStoppingStatus(), early_stopping)
             if resolved is not None:
                 report.resolved = resolved
-            self._tell(told=bool(metrics or early_stopping) or report.progress.stage != before)
+            self._show(is_new=bool(metrics or early_stopping) or report.progress.stage != before)
 
     def set_note(self, text: str) -> None:
-        """Say something in `progress.note` that is no sign of life of the training."""
+        """Set `progress.note` without a heartbeat."""
         with self._lock:
             self._report.progress = self._report.progress.model_copy(update={"note": text[:1024]})
 
     def count_checkpoint_failure(self) -> None:
-        """Add a checkpoint that storage did not take to the counter."""
+        """Count a failed checkpoint upload."""
         self._prometheus.count_checkpoint(None)
 
     def set_checkpoint(self, checkpoint: CheckpointStatus) -> None:
-        """Say which checkpoint is the last complete one."""
+        """Set the last complete checkpoint."""
         if checkpoint.save_seconds is not None:
             self._prometheus.count_checkpoint(checkpoint.save_seconds)
         with self._lock:
@@ -111,21 +111,21 @@ class Reporter:
             self._report.checkpoint = checkpoint
 
     def note_interrupted_runs(self, runs: list[StoppedRun]) -> None:
-        """Say which earlier runs SIGTERM ended."""
+        """Set the earlier runs that SIGTERM ended."""
         with self._lock:
             self._report.stopped_runs = runs or None
 
     def snapshot(self) -> ProgressReport:
-        """The state now, as `GET /progress` answers it."""
+        """Return a copy of the state, as in `GET /progress`."""
         with self._lock:
             return self._report.model_copy(deep=True)
 
     def serve(self, port: int = PROGRESS_PORT) -> int:
-        """Start answering on a daemon thread; returns the port, which the system chooses for 0."""
+        """Start the HTTP server on a daemon thread; return its port, which the system chooses for 0."""
         return start_server(port, self._progress_json, self._prometheus.exposition)
 
     def close(self) -> None:
-        """End the bar."""
+        """Close the bar."""
         if self._bar:
             self._bar.close()
 
@@ -136,7 +136,7 @@ class Reporter:
         self._report.heartbeat += 1
         self._report.progress.last_updated_time = datetime.now(UTC).replace(microsecond=0)
 
-    def _derived(self, progress: Progress) -> Progress:
+    def _add_derived(self, progress: Progress) -> Progress:
         if progress.step is None or not progress.total_steps:
             progress.display = f"{progress.stage}{self._share}" if progress.stage else None
             return progress
@@ -145,11 +145,11 @@ class Reporter:
         progress.estimated_remaining_seconds = self._pace.remaining(progress.step, progress.total_steps)
         return progress
 
-    def _tell(self, *, told: bool) -> None:
+    def _show(self, *, is_new: bool) -> None:
         if self._bar:
             self._bar.show(self._report)
             return
-        if not told and time.monotonic() - self._last_line < QUIET_SECONDS:
+        if not is_new and time.monotonic() - self._last_line < QUIET_SECONDS:
             return
         self._last_line = time.monotonic()
         line = self._report.progress.model_dump(mode="json", by_alias=True, exclude_none=True)
@@ -177,18 +177,18 @@ class Bar:
         self._bar.refresh()
 
     def close(self) -> None:
-        """Leave the last state on the screen."""
+        """Close the bar; the last state remains visible."""
         self._bar.close()
 
 
 class TimeEstimate:
-    """Seconds to the last step, from the mean pace since the first step that was seen."""
+    """Estimate of the seconds to the last step, from the mean pace since the first observed step."""
 
     def __init__(self) -> None:
         self._first: tuple[int, float] | None = None
 
     def remaining(self, step: int, total: int) -> int | None:
-        """Estimated seconds from `step` to `total`; None until two steps were seen."""
+        """Return the estimated seconds from `step` to `total`; None before the second observed step."""
         now = time.monotonic()
         if self._first is None:
             self._first = (step, now)
@@ -201,7 +201,7 @@ class TimeEstimate:
 
 
 def _merged(block: B, fields: Fields | None) -> B:
-    """The block with new values, validated as the contract has them."""
+    """Return the block with new values, validated."""
     if not fields:
         return block
     known = {name: getattr(block, name) for name in type(block).model_fields}
@@ -217,7 +217,7 @@ def _is_finite(value: object) -> bool:
 
 
 def work_beat(reporter: Reporter, stop: StopFlag) -> Callable[[], None]:
-    """A callback for every piece of work that moves the heartbeat and ends the work once SIGTERM was seen."""
+    """Return a callback for each piece of work; it counts a heartbeat and raises `Stopped` after SIGTERM."""
 
     def on_work() -> None:
         stop.raise_if_set()
@@ -227,7 +227,7 @@ def work_beat(reporter: Reporter, stop: StopFlag) -> Callable[[], None]:
 
 
 def transfer_beat(reporter: Reporter, stop: StopFlag) -> Callable[[int], None]:
-    """An `on_bytes` that moves the heartbeat and ends the transfer once SIGTERM was seen."""
+    """Return an `on_bytes` that counts a heartbeat and raises `Stopped` after SIGTERM."""
 
     def on_bytes(count: int) -> None:
         stop.raise_if_set()

@@ -1,1 +1,1 @@
-"""The claim of a prefix, the upload with its manifest, and the lineage."""
+"""Claim of a prefix, upload with a manifest, and lineage."""

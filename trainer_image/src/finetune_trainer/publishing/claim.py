@@ -1,28 +1,28 @@
-"""The claim on the output prefix: one prefix belongs to one job, and nothing of anybody else's is ever overwritten."""
+"""The claim on the output prefix: one prefix belongs to one job; files of other owners are never overwritten."""
 
 from finetune_api.handoff import Artifact, ExitCode, JobConfig, Owner
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.storage.protocol import ReadableStore, Store, join_uri
 
-FIX = "choose another output.uri, or remove what is there"
+FIX = "choose another output.uri, or remove the existing objects"
 
 
 def check_claim(config: JobConfig, storage: ReadableStore) -> bool:
-    """Whether the prefix is already the job's own; False where it is free. Anybody else's is an OutputConflict."""
+    """Return whether the job owns the prefix, False if it is free; raise OutputConflict for another owner's."""
     data = storage.read(owner_uri(config))
     if data is not None:
         _check_owner(config, data)
         return True
     found = storage.first(config.output_key())
     if found:
-        raise _conflict(config, f"holds {found.key} and no {Artifact.OWNER}; nothing was touched")
+        raise _conflict(config, f"contains {found.key} but no {Artifact.OWNER}; nothing was changed")
     return False
 
 
 def claim_prefix(config: JobConfig, storage: Store) -> None:
-    """Put `owner.json`, atomically; raises OutputConflict where another job was faster.
+    """Write `owner.json` atomically; raise OutputConflict if another job was faster.
 
-    It is read before and after, so that the loser notices also where a store ignores `If-None-Match`.
+    It is read before and after, so that the slower job also fails on a store that ignores `If-None-Match`.
     """
     data = storage.read(owner_uri(config))
     if data is None:
@@ -33,7 +33,7 @@ def claim_prefix(config: JobConfig, storage: Store) -> None:
 
 
 def owner_uri(config: JobConfig) -> str:
-    """Where the claim lies."""
+    """Return the URI of the claim."""
     return join_uri(config.output_key(), Artifact.OWNER)
 
 

@@ -1,4 +1,4 @@
-"""Where a result comes from: `lineage.json` and its short form in the status."""
+"""The lineage of a result: `lineage.json` and its short form in the status."""
 
 import hashlib
 import os
@@ -22,7 +22,7 @@ LIBRARIES = (
 
 
 def library_versions() -> dict[str, str]:
-    """Versions of Python and of the libraries that train, without importing them."""
+    """Return the versions of Python and the training libraries, without importing them."""
     found = {"python": platform.python_version()}
     for name in LIBRARIES:
         try:
@@ -33,13 +33,13 @@ def library_versions() -> dict[str, str]:
 
 
 def digest_folder(directory: Path, on_bytes: OnBytes | None = None) -> dict[str, str]:
-    """SHA-256 (hex) of every file below a folder, by relative path."""
+    """Return the SHA-256 (hex) of every file below a folder, by relative path."""
     paths = sorted(path for path in directory.rglob("*") if path.is_file())
     return {path.relative_to(directory).as_posix(): sha256_file(path, on_bytes) for path in paths}
 
 
 def combined_sha256(files: Mapping[str, str]) -> str:
-    """One SHA-256 (hex) over names and digests, in the layout of `sha256sum`."""
+    """Return one SHA-256 (hex) over names and digests, in the format of `sha256sum`."""
     text = "".join(f"{digest}  {name}\n" for name, digest in sorted(files.items()))
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -52,7 +52,7 @@ def status_lineage(
     initial_adapter_sha256: str | None = None,
     trained: bool = True,
 ) -> Lineage:
-    """The status block; preflight has no digests of the weights, and the libraries have not trained yet."""
+    """Return the status block; preflight passes no digests of the weights and `trained=False`."""
     return Lineage(
         base_model=config.spec.model.uri,
         base_model_revision=pinned_commit(config.spec.model),
@@ -80,8 +80,8 @@ def build_lineage(
     config_file: str = "",
     seconds: float = 0.0,
 ) -> dict[str, Any]:
-    """The content of `lineage.json`; `dataset` is what preflight wrote as `dataset/summary.json`, `config_file` the
-    text of finetune_config.yaml, and `seconds` how long the training took until now."""
+    """Return the content of `lineage.json`; `dataset` is preflight's `dataset/summary.json`, `config_file` the text of
+    finetune_config.yaml, `seconds` the duration of the training so far."""
     wire = result.model_dump(mode="json", by_alias=True, exclude_none=True)
     completed = datetime.now(UTC)
     metrics = wire.get("metrics", {})
@@ -93,8 +93,8 @@ def build_lineage(
             "attempt": config.attempt,
             "configSha256": config.config_sha256,
         },
-        "startedTime": _told(completed - timedelta(seconds=seconds)),
-        "completedTime": _told(completed),
+        "startedTime": _to_rfc3339(completed - timedelta(seconds=seconds)),
+        "completedTime": _to_rfc3339(completed),
         "configFile": {"path": Artifact.CONFIG.value, "sha256": hashlib.sha256(config_file.encode()).hexdigest()},
         "baseModel": {
             "uri": config.spec.model.uri,
@@ -127,7 +127,7 @@ def build_lineage(
 
 
 def _registry_entry(config: JobConfig, result: Mapping[str, Any]) -> dict[str, dict[str, str]]:
-    """How Kubeflow's Model Registry names a model and where it comes from; what met no gate is not offered to it."""
+    """Return the entry for Kubeflow's Model Registry; none for a model that did not meet its gate."""
     if result["outcome"] == Outcome.GATE_NOT_MET:
         return {}
     is_full = result.get("resolved", {}).get("method") == Method.FULL
@@ -144,12 +144,12 @@ def _registry_entry(config: JobConfig, result: Mapping[str, Any]) -> dict[str, d
     return {"modelRegistry": entry}
 
 
-def _told(time: datetime) -> str:
+def _to_rfc3339(time: datetime) -> str:
     return time.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def _ancestors(config: JobConfig, status: Mapping[str, Any], initial_adapter_uri: str | None) -> dict[str, Any]:
-    """The jobs and the adapter that this result builds on, and the job's own notes, as far as there are any."""
+    """Return the jobs and the adapter that this result builds on, and the job's annotations, if any."""
     found: dict[str, Any] = {name: status[name] for name in ("parent", "rewardJob") if name in status}
     if initial_adapter_uri:
         found["initialAdapter"] = {"uri": initial_adapter_uri, "sha256": status.get("initialAdapterSha256")}

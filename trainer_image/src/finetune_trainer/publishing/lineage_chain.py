@@ -1,4 +1,4 @@
-"""The lineage of a published result, held against its manifest and followed from parent to parent back to the base."""
+"""Verify the lineage of a published result against its manifest, and from parent to parent back to the base."""
 
 import hashlib
 from collections.abc import Iterator
@@ -12,12 +12,12 @@ from finetune_api.status import PublishedJob
 from finetune_trainer.storage.protocol import ReadableStore, join_uri
 
 MAX_LINKS = 64
-"""Results and bases that are looked at; a longer chain is told as a fault."""
+"""Maximum number of results and bases; a longer chain is a fault."""
 
 
 @dataclass(frozen=True)
 class Link:
-    """One result, or the base at an end of the chain; `sha256` is that of its manifest, or of the base's files."""
+    """A result, or the base at an end of the chain; `sha256` is the digest of its manifest, or of the base's files."""
 
     depth: int
     role: str
@@ -30,7 +30,7 @@ class Link:
 
 
 class RecordedJob(StatusBlock):
-    """`job` of a lineage."""
+    """The field `job` of a lineage."""
 
     namespace: str
     name: str
@@ -39,14 +39,14 @@ class RecordedJob(StatusBlock):
 
 
 class RecordedFile(StatusBlock):
-    """A file that a lineage names."""
+    """A file in a lineage."""
 
     path: str
     sha256: str
 
 
 class RecordedBase(StatusBlock):
-    """`baseModel` of a lineage."""
+    """The field `baseModel` of a lineage."""
 
     uri: str
     revision: str | None = None
@@ -54,20 +54,20 @@ class RecordedBase(StatusBlock):
 
 
 class RecordedRows(StatusBlock):
-    """`dataset` of a lineage."""
+    """The field `dataset` of a lineage."""
 
     files: list[RecordedFile]
 
 
 class RecordedAdapter(StatusBlock):
-    """`initialAdapter` of a lineage."""
+    """The field `initialAdapter` of a lineage."""
 
     uri: str
     sha256: str | None = None
 
 
 class RecordedLineage(StatusBlock):
-    """What is proven of a `lineage.json`."""
+    """The verified fields of a `lineage.json`."""
 
     job: RecordedJob
     config_file: RecordedFile
@@ -78,7 +78,7 @@ class RecordedLineage(StatusBlock):
     reward_job: PublishedJob | None = None
 
     def ancestors(self) -> Iterator[tuple[str, PublishedJob]]:
-        """The results that it builds on, each with what it is to it."""
+        """Yield the results that it builds on, each with its role."""
         for role, job in (("parent", self.parent), ("reward job", self.reward_job)):
             if job:
                 yield role, job
@@ -96,7 +96,7 @@ class _Visit:
 
 
 def read_result(uri: str, storage: ReadableStore) -> Manifest | str:
-    """The manifest under a prefix, or what is wrong with it."""
+    """Return the manifest under a prefix, or its fault."""
     data = storage.read(join_uri(uri, Artifact.MANIFEST))
     return f"{Artifact.MANIFEST} is missing" if data is None else _parse(data)
 
@@ -104,11 +104,11 @@ def read_result(uri: str, storage: ReadableStore) -> Manifest | str:
 def follow_chain(
     uri: str, manifest: Manifest, storage: ReadableStore
 ) -> tuple[RecordedLineage | None, list[Link], list[str]]:
-    """The result's own lineage, every result and base that it comes from, and what does not fit."""
+    """Return the result's lineage, every result and base in its chain, and the faults."""
     lineage = _read_lineage(uri, manifest, storage)
     if isinstance(lineage, str):
         return None, [], [lineage]
-    faults, links = list(_unlike_manifest(lineage, manifest)), [_base(lineage, 1)]
+    faults, links = list(_compare_manifest(lineage, manifest)), [_base(lineage, 1)]
     visits = _visits(lineage, 1, (uri,))
     while visits:
         if len(links) >= MAX_LINKS:
@@ -119,7 +119,7 @@ def follow_chain(
             faults.append(f"{visit} {parent}")
             continue
         if visit.depth == 1:
-            faults += _unlike_parent(lineage, visit, parent)
+            faults += _compare_parent(lineage, visit, parent)
         links.append(
             Link(
                 visit.depth,
@@ -133,7 +133,7 @@ def follow_chain(
         if isinstance(above, str):
             faults.append(f"{visit}: {above}")
             continue
-        faults += [f"{visit}: {fault}" for fault in _unlike_manifest(above, parent)]
+        faults += [f"{visit}: {fault}" for fault in _compare_manifest(above, parent)]
         links.append(_base(above, visit.depth + 1))
         visits = _visits(above, visit.depth + 1, (*visit.seen, visit.job.output_uri)) + visits
     return lineage, links, faults
@@ -152,16 +152,16 @@ def _read_lineage(uri: str, manifest: Manifest, storage: ReadableStore) -> Recor
     if data is None:
         return f"{Artifact.LINEAGE} is missing" if listed else f"{Artifact.MANIFEST} lists no {Artifact.LINEAGE}"
     if hashlib.sha256(data).hexdigest() != listed:
-        return f"{Artifact.LINEAGE} has another content than its SHA-256 in the manifest"
+        return f"{Artifact.LINEAGE} does not match its SHA-256 in the manifest"
     try:
         return RecordedLineage.model_validate_json(data)
     except ValidationError as error:
         field = ".".join(str(part) for part in error.errors()[0]["loc"])
-        return f"{Artifact.LINEAGE} cannot be read: {field or 'it'} is not as a trainer writes it"
+        return f"{Artifact.LINEAGE} cannot be read: {field or 'it'} is missing or invalid"
 
 
-def _unlike_manifest(lineage: RecordedLineage, manifest: Manifest) -> Iterator[str]:
-    """Where the lineage tells something else than the manifest that it is published with."""
+def _compare_manifest(lineage: RecordedLineage, manifest: Manifest) -> Iterator[str]:
+    """Yield the differences between a lineage and its manifest."""
     for name in RecordedJob.model_fields:
         ours, theirs = getattr(lineage.job, name), getattr(manifest, name)
         if ours != theirs:
@@ -172,8 +172,8 @@ def _unlike_manifest(lineage: RecordedLineage, manifest: Manifest) -> Iterator[s
             yield f"lineage: {file.path} has SHA-256 {file.sha256} and {listed.get(file.path)} in the manifest"
 
 
-def _unlike_parent(lineage: RecordedLineage, visit: _Visit, parent: Manifest) -> Iterator[str]:
-    """The adapter that was continued is the one that the parent published."""
+def _compare_parent(lineage: RecordedLineage, visit: _Visit, parent: Manifest) -> Iterator[str]:
+    """Yield a fault if the continued adapter is not the one that the parent published."""
     adapter, folder = lineage.initial_adapter, join_uri(visit.job.output_uri, Artifact.ADAPTER)
     listed = _digests(parent).get(f"{Artifact.ADAPTER}/{ADAPTER_WEIGHTS}")
     if visit.role == "parent" and adapter and adapter.uri == folder and adapter.sha256 != listed:
@@ -190,7 +190,7 @@ def _read_parent(visit: _Visit, storage: ReadableStore) -> Manifest | str:
         return "comes from itself"
     data = storage.read(join_uri(uri, Artifact.MANIFEST))
     if data is None:
-        return f"has no {Artifact.MANIFEST}, recorded was SHA-256 {recorded}"
+        return f"has no {Artifact.MANIFEST}, the recorded SHA-256 is {recorded}"
     found = hashlib.sha256(data).hexdigest()
     if found != recorded:
         return f"has a {Artifact.MANIFEST} of SHA-256 {found} instead of the recorded {recorded}"

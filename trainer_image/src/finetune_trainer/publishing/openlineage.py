@@ -1,7 +1,7 @@
-"""The lineage in OpenLineage's words, for catalogues such as Marquez or DataHub: `openlineage.jsonl`, one event a line.
+"""The lineage as OpenLineage events, for catalogues such as Marquez or DataHub: `openlineage.jsonl`, one event a line.
 
-Only a published result has the file, so its run has always started and completed; a run without one tells its end in
-the status of the FineTuneJob.
+Only a published result has the file, so its run has always started and completed; the end of any other run is in the
+status of the FineTuneJob.
 """
 
 import json
@@ -28,19 +28,19 @@ FACETS = {
     "DataQualityMetricsInputDatasetFacet": "1-0-3",
     "OutputStatisticsOutputDatasetFacet": "1-0-2",
 }
-"""The versions that the facets are written to."""
+"""The schema versions of the facets."""
 HUB = "https://huggingface.co"
 
 
 def write_lineage(lineage: Mapping[str, Any], result: Path) -> None:
-    """Both files, into the folder that is published; what is in it already is the output's size."""
+    """Write both files to the result folder; the output's size counts the files that are in it before."""
     (result / Artifact.LINEAGE).write_text(json.dumps(lineage, indent=2) + "\n", encoding="utf-8")
     lines = "".join(json.dumps(event) + "\n" for event in build_events(lineage, result))
     (result / Artifact.OPENLINEAGE).write_text(lines, encoding="utf-8")
 
 
 def build_events(lineage: Mapping[str, Any], result: Path) -> list[dict[str, Any]]:
-    """The start and the end of the run that published this lineage."""
+    """Return the start and end events of the run that published this lineage."""
     job = lineage["job"]
     event = {
         "producer": PRODUCER,
@@ -60,7 +60,7 @@ def build_events(lineage: Mapping[str, Any], result: Path) -> list[dict[str, Any
     }
     start = {"eventType": "START", "eventTime": lineage["startedTime"], **event, "outputs": []}
     is_met = lineage["outcome"] != Outcome.GATE_NOT_MET
-    outputs = [_output(lineage, result)] if is_met else []  # nothing that others are to build on
+    outputs = [_output(lineage, result)] if is_met else []  # other jobs must not build on it
     end = {"eventType": "COMPLETE" if is_met else "FAIL", "eventTime": lineage["completedTime"]}
     return [start, {**end, **event, "outputs": outputs}]
 
@@ -73,15 +73,17 @@ def _run_facets(lineage: Mapping[str, Any]) -> dict[str, Any]:
         "chosenStep": lineage["chosenStep"],
         **lineage["metrics"],
     }
-    told = [{"key": key, "value": str(value), "source": "FINETUNE"} for key, value in tags.items() if value is not None]
+    found = [
+        {"key": key, "value": str(value), "source": "FINETUNE"} for key, value in tags.items() if value is not None
+    ]
     return {
         "processing_engine": _facet("ProcessingEngineRunFacet", name="finetune-trainer", version=__version__),
-        "tags": _facet("TagsRunFacet", tags=told),
+        "tags": _facet("TagsRunFacet", tags=found),
     }
 
 
 def _inputs(lineage: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """The rows as they were read, the base, and the results of other jobs."""
+    """Yield the rows as they were read, the base, and the results of other jobs."""
     for source in lineage["dataset"]["sources"]:
         measured = _facet("DataQualityMetricsInputDatasetFacet", columnMetrics={}, bytes=source.get("size"))
         yield _dataset(source["uri"], source["sha256"]) | {"inputFacets": {"dataQualityMetrics": measured}}
@@ -103,7 +105,7 @@ def _output(lineage: Mapping[str, Any], result: Path) -> dict[str, Any]:
 
 
 def _weights_sha256(result: Path) -> str | None:
-    """The digest of the adapter's weights; of a fully tuned model's, one over all shards."""
+    """Return the digest of the adapter's weights; for a full model, one over all shards."""
     for folder in (Artifact.ADAPTER, Artifact.MERGED):
         digests = {path.name: sha256_file(path) for path in (result / folder).glob("*.safetensors")}
         if digests:
@@ -112,7 +114,7 @@ def _weights_sha256(result: Path) -> str | None:
 
 
 def _dataset(uri: str, version: str) -> dict[str, Any]:
-    """By OpenLineage's naming: the bucket with its scheme and the key, or the hub and the repository."""
+    """Build a dataset by OpenLineage's naming: the bucket with its scheme and the key, or hub and repository."""
     plain = strip_commit(uri)
     address = urlsplit(plain)
     is_hub = is_hub_uri(uri)

@@ -1,4 +1,4 @@
-"""What another job has published, by a manifest that is the one the operator saw; torch is not needed."""
+"""Read what another job has published, by the manifest that the operator recorded; does not need torch."""
 
 import hashlib
 from collections.abc import Mapping
@@ -20,42 +20,42 @@ class ParentResult:
     digests: Mapping[str, str]
 
     def folder_digests(self, folder: str) -> dict[str, str]:
-        """The digests of one folder's files, by their names in it; none where it was not published."""
+        """Return the digests of one folder's files, by name; none if it was not published."""
         prefix = f"{folder}/"
         return {path.removeprefix(prefix): digest for path, digest in self.digests.items() if path.startswith(prefix)}
 
 
 def read_parent_result(job: PublishedJob, storage: ReadableStore) -> ParentResult:
-    """The result of a complete job; one that was removed or replaced since is refused."""
+    """Return the result of a complete job; raise if it was removed or replaced since."""
     uri = job.output_uri.rstrip("/")
     data = storage.read(join_uri(uri, Artifact.MANIFEST))
     if data is None:
-        raise _lost(
+        raise _result_error(
             uri,
-            f"the result of {job.name} was removed after that job was complete: put it back, or run {job.name} again "
-            "and create this job anew",
+            f"the result of {job.name} was removed after that job completed: restore it, or run {job.name} again "
+            "and recreate this job",
         )
     found = hashlib.sha256(data).hexdigest()
     if found != job.manifest_sha256:
-        raise _lost(
+        raise _result_error(
             uri,
-            f"the result of {job.name} was replaced after that job was complete: its manifest has SHA-256 {found} "
-            f"instead of {job.manifest_sha256}; put the old one back, or create this job anew to build on what is "
-            "there",
+            f"the result of {job.name} was replaced after that job completed: its manifest has SHA-256 {found} "
+            f"instead of {job.manifest_sha256}; restore the old one, or recreate this job to build on the "
+            "new one",
         )
     return ParentResult(uri, _digests(uri, data))
 
 
 def check_parents(config: JobConfig, storage: ReadableStore) -> None:
-    """Refuses a job whose parents' results are not those that their status proved, also where it reads no file of
-    theirs: its lineage names them."""
+    """Raise if a parent's result is not the recorded one, even if this job reads none of its files: its lineage
+    names it."""
     for job in (config.parent, config.reward_job):
         if job:
             read_parent_result(job, storage)
 
 
 def find_result_at(uri: str, storage: ReadableStore) -> ParentResult | None:
-    """The result under a prefix; None where there is no manifest."""
+    """Return the result under a prefix, or None if there is no manifest."""
     data = storage.read(join_uri(uri, Artifact.MANIFEST))
     return None if data is None else ParentResult(uri.rstrip("/"), _digests(uri, data))
 
@@ -64,9 +64,9 @@ def _digests(uri: str, data: bytes) -> dict[str, str]:
     try:
         manifest = Manifest.model_validate_json(data)
     except ValidationError as error:
-        raise _lost(uri, f"{Artifact.MANIFEST} is not a manifest") from error
+        raise _result_error(uri, f"{Artifact.MANIFEST} is not a valid manifest") from error
     return {file.path: file.sha256 for file in manifest.files}
 
 
-def _lost(uri: str, why: str) -> TrainerError:
+def _result_error(uri: str, why: str) -> TrainerError:
     return TrainerError(ExitCode.MODEL_UNAVAILABLE, f"{uri}: {why}")

@@ -1,4 +1,4 @@
-"""Publishing: every file, everything read back, then the manifest; a manifest stands for files that were proven."""
+"""Publish a result: upload every file, read everything back, then write the manifest, the proof of the files."""
 
 import hashlib
 import json
@@ -22,10 +22,10 @@ OnFile = Callable[[ManifestFile], None]
 
 
 def publish(run: RunContext, directory: Path, result: Report) -> Report:
-    """Upload the local result folder and prove it: returns the report with `artifacts`, read back from storage.
+    """Upload the local result folder and verify it; return the report with `artifacts`, read back from storage.
 
-    A whole result of the same job is adopted and not overwritten: the pod that made it may have been given up on
-    because its node was out of reach, and this one started in its place, or the other way round.
+    A complete result of the same job is adopted, not overwritten: its pod may have been replaced by this one because
+    its node was unreachable, or the other way round.
     SIGTERM before the manifest raises Stopped; without its manifest the prefix is not a result.
     """
     config, storage, on_bytes = run.config, run.storage, run.on_bytes
@@ -48,20 +48,20 @@ def publish(run: RunContext, directory: Path, result: Report) -> Report:
 def adopt_result(
     config: JobConfig, storage: ReadableStore, outcome: Outcome, on_bytes: OnBytes | None = None
 ) -> Report | None:
-    """The report of a result that another run of the same job published completely, or None; every file is read."""
+    """Return the report of a complete result of another run of the same job, or None; reads every file."""
     data = storage.read(join_uri(config.output_key(), Artifact.MANIFEST))
     if data is None:
         return None
     manifest = _parse(data)
-    mine = (config.namespace, config.name, config.config_sha256)
-    if manifest is None or (manifest.namespace, manifest.name, manifest.config_sha256) != mine:
-        logger.warning("%s: the manifest there is not this job's; the result is made again", config.output_key())
+    owner = (config.namespace, config.name, config.config_sha256)
+    if manifest is None or (manifest.namespace, manifest.name, manifest.config_sha256) != owner:
+        logger.warning("%s: the manifest is not this job's; the result is published again", config.output_key())
         return None
     problems = find_file_faults(config.output_key(), manifest.files, storage, on_bytes=on_bytes)
     if problems:
-        logger.warning("%s: the result there is not whole and is made again: %s", config.output_key(), problems[0])
+        logger.warning("%s: the result is incomplete and is published again: %s", config.output_key(), problems[0])
         return None
-    if manifest.result.outcome is Outcome.GATE_NOT_MET:  # it stays what it was, whoever looks at it again
+    if manifest.result.outcome is Outcome.GATE_NOT_MET:  # an adopted failure remains a failure
         outcome = Outcome.GATE_NOT_MET
     found = manifest.result.model_copy(update={"outcome": outcome, "reason": outcome.value, "job_uid": config.uid})
     return add_manifest_digest(found, data)
@@ -75,7 +75,7 @@ def find_file_faults(
     on_bytes: OnBytes | None = None,
     on_file: OnFile | None = None,
 ) -> list[str]:
-    """What differs in storage from the sizes and digests of these files; `on_file` is told each that does not."""
+    """Return the differences in storage from these sizes and digests; call `on_file` for each file without one."""
     sizes = {entry.key: entry.size for entry in storage.list(uri)}
     problems = []
     for file in files:
@@ -88,7 +88,7 @@ def find_file_faults(
 
 
 def build_artifacts(uri: str, files: list[ManifestFile]) -> Artifacts:
-    """Where each kind of file lies, for those that were published."""
+    """Return the URIs of the published files, by kind."""
     names = {file.path for file in files}
 
     def file(name: Artifact) -> str | None:
@@ -111,7 +111,7 @@ def build_artifacts(uri: str, files: list[ManifestFile]) -> Artifacts:
 
 
 def add_manifest_digest(report: Report, manifest: bytes) -> Report:
-    """The report with the manifest's digest, which proves success."""
+    """Return the report with the manifest's digest, which proves success."""
     artifacts = report.artifacts or Artifacts()
     digest = hashlib.sha256(manifest).hexdigest()
     return report.model_copy(update={"artifacts": artifacts.model_copy(update={"manifest_sha256": digest})})
@@ -123,7 +123,7 @@ def _describe(path: Path, directory: Path, on_bytes: OnBytes) -> ManifestFile:
 
 
 def _preflight_files(config: JobConfig, storage: ReadableStore) -> list[ManifestFile]:
-    """The rows that preflight wrote belong to the result; their digests stand in its summary."""
+    """Return the files that preflight uploaded; their digests are in its summary."""
     data = storage.read(join_uri(config.output_key(), Artifact.DATASET_SUMMARY))
     if data is None:
         return []
@@ -145,13 +145,13 @@ def _manifest(config: JobConfig, files: list[ManifestFile], report: Report) -> M
 def _prove(config: JobConfig, files: Sequence[ManifestFile], storage: ReadableStore, on_bytes: OnBytes) -> None:
     problems = find_file_faults(config.output_key(), files, storage, on_bytes=on_bytes)
     if problems:
-        raise StorageUnavailable(f"{config.output_key()}: what was read back differs: {'; '.join(problems[:3])}")
+        raise StorageUnavailable(f"{config.output_key()}: the uploaded files differ: {'; '.join(problems[:3])}")
 
 
 def _put_manifest(manifest: Manifest, config: JobConfig, storage: Store, on_bytes: OnBytes) -> Report:
-    """Conditional, for a twin of this run may have been faster: its whole result is adopted.
+    """Write the manifest if absent: another run of this job may have been faster; its complete result is adopted.
 
-    A manifest whose files are not as it says is replaced, once this run's files are proven to be the ones there.
+    A manifest that does not match its files is replaced after this run's files are verified.
     """
     uri = join_uri(config.output_key(), Artifact.MANIFEST)
     data = manifest.model_dump_json(by_alias=True, exclude_none=True, indent=2).encode()
@@ -162,7 +162,7 @@ def _put_manifest(manifest: Manifest, config: JobConfig, storage: Store, on_byte
         _prove(config, manifest.files, storage, on_bytes)
         storage.put(uri, data)
     if storage.read(uri) != data:
-        raise StorageUnavailable(f"{uri} is not the one that was written")
+        raise StorageUnavailable(f"{uri} differs from the manifest that was written")
     return add_manifest_digest(manifest.result, data)
 
 
@@ -177,7 +177,7 @@ def _problem(
         found = storage.sha256(join_uri(uri, file.path), on_bytes)
     except ObjectMissing:
         return f"{file.path} is missing"
-    return None if found == file.sha256 else f"{file.path} has another content than its SHA-256 in the manifest"
+    return None if found == file.sha256 else f"{file.path} does not match its SHA-256 in the manifest"
 
 
 def _parse(data: bytes) -> Manifest | None:

@@ -8,7 +8,7 @@ from finetune_trainer.storage.protocol import OnBytes, Store
 
 
 class HardlinkedStore:
-    """A store that takes files from a neighbour's workspace, if they exist; the neighbour must have finished its downloads."""
+    """A store that links files from a neighbour's workspace; the neighbour must have finished its downloads."""
 
     def __init__(self, storage: Store, workspace: Path, neighbour: Path) -> None:
         self._storage, self._workspace, self._neighbour = storage, workspace, neighbour

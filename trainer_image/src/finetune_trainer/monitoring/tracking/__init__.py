@@ -1,7 +1,7 @@
-"""Who is told of a training beside the operator: MLflow, W&B, TensorBoard. None of them can fail a job or hold it up.
+"""Experiment trackers: MLflow, W&B, TensorBoard. None of them can fail or delay a job.
 
-Each reads `metrics.jsonl`, which the training writes in any case, on a thread of its own: that file is the queue, so
-nothing is lost while a tracker is away, and nothing piles up in memory.
+Each reads `metrics.jsonl`, which the training always writes, on its own thread: the file is the queue, so nothing is
+lost while a tracker is unreachable, and nothing accumulates in memory.
 """
 
 import logging
@@ -23,8 +23,8 @@ from finetune_trainer.sigterm import StopFlag
 logger = logging.getLogger(__name__)
 
 
-class Patience(float, Enum):
-    """Seconds in which all trackers together may take in the last figures."""
+class DrainTimeout(float, Enum):
+    """Seconds that all trackers together have for the last values."""
 
     STOPPED = 2.0
     ENDED = 10.0
@@ -51,30 +51,30 @@ class Trackers:
             followers.append(Follower(self._wandb, metrics, reporter))
 
     def start(self) -> None:
-        """Everything from here on is told."""
+        """Start sending."""
         for follower in [*self._live, *self._offline]:
             follower.start()
 
     def write_files(self) -> None:
-        """Lays what is to be published with the result into its folder; the training has ended."""
+        """Write the trackers' files to the result folder, after the training."""
         try:
             self._write_files()
-        except OSError as error:  # a full disk, for one
-            told = f"what trackers keep beside the result could not be written: {error.strerror}"
-            logger.warning("%s", told)
-            self._reporter.set_note(told)
+        except OSError as error:  # for example a full disk
+            text = f"the trackers' files could not be written to the result: {error.strerror}"
+            logger.warning("%s", text)
+            self._reporter.set_note(text)
 
     def _write_files(self) -> None:
         if self._tensorboard:
-            from finetune_trainer.monitoring.tracking.tensorboard import write_events  # noqa: PLC0415 - it imports torch
+            from finetune_trainer.monitoring.tracking.tensorboard import write_events  # noqa: PLC0415 - imports torch
 
             write_events(self._result / Artifact.METRICS, self._result / Artifact.TENSORBOARD)
         if self._wandb and self._offline:
-            self._end(self._offline, RunEnd.FINISHED, Patience.ENDED)
+            self._end(self._offline, RunEnd.FINISHED, DrainTimeout.ENDED)
             self._wandb.collect(self._result / Artifact.WANDB)
 
     def record_result(self, report: Report) -> None:
-        """What the trackers are to remember of the result; one that meets no gate is a failure to them as well."""
+        """Record the manifest for the trackers; a result that misses its gate is a failed run."""
         self.is_met = report.outcome is not Outcome.GATE_NOT_MET
         artifacts = report.artifacts
         if artifacts and artifacts.manifest_uri and artifacts.manifest_sha256:
@@ -83,29 +83,29 @@ class Trackers:
                 follower.remember(known)
 
     def end(self, ending: RunEnd) -> None:
-        """Tells the rest and the end of the run, within `Patience`; what takes longer is left."""
-        patience = Patience.STOPPED if ending is RunEnd.STOPPED else Patience.ENDED
-        self._end([*self._live, *self._offline], ending, patience)
+        """Send the rest and the end of the run, within `DrainTimeout`."""
+        timeout = DrainTimeout.STOPPED if ending is RunEnd.STOPPED else DrainTimeout.ENDED
+        self._end([*self._live, *self._offline], ending, timeout)
 
-    def _end(self, followers: list[Follower], ending: RunEnd, patience: Patience) -> None:
+    def _end(self, followers: list[Follower], ending: RunEnd, timeout: DrainTimeout) -> None:
         began = time.monotonic()
         for follower in followers:
             follower.ask_to_end(ending)
         for follower in followers:
             while not follower.wait(0.1):
-                limit = min(patience, Patience.STOPPED) if self._stop.is_set() else patience
+                limit = min(timeout, DrainTimeout.STOPPED) if self._stop.is_set() else timeout
                 if time.monotonic() - began > limit:
                     break
         for follower in followers:
-            follower.leave()
+            follower.abandon()
 
 
 @contextmanager
 def track(
     config: JobConfig, *, result: Path, workspace: Path, reporter: Reporter, stop: StopFlag, is_first: bool = True
 ) -> Iterator[Trackers]:
-    """The job's trackers while it trains and publishes; how it ends is how the block is left. Of several processes the
-    first one tells them."""
+    """Run the job's trackers while it trains and publishes; the exit from the block decides the run's end. Of several
+    processes, only the first one has trackers."""
     asked = config.spec.tracking if is_first else None
     trackers = Trackers(config, asked or Tracking(), result=result, workspace=workspace, reporter=reporter, stop=stop)
     trackers.start()

@@ -1,4 +1,4 @@
-"""One thread that follows `metrics.jsonl` and tells one tracker, whatever that takes and however it fails."""
+"""A thread that follows `metrics.jsonl` and sends it to one tracker."""
 
 import json
 import logging
@@ -25,16 +25,16 @@ class RunEnd(Enum):
     FINISHED = "finished"
     FAILED = "failed"
     STOPPED = "stopped"
-    """It is to go on in a later run."""
+    """A later run resumes it."""
 
 
-class TrackerFault(Exception):  # noqa: N818 - it says what happened
-    """A tracker did not take what it was told; the message is one line without a secret."""
+class TrackerFault(Exception):  # noqa: N818 - named after the event
+    """A tracker failed; the message is one line without a secret."""
 
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """The figures of one step."""
+    """The values of one step."""
 
     step: int
     values: Mapping[str, float]
@@ -46,92 +46,92 @@ class TrackerRun(Protocol):
     name: str
 
     def open(self) -> None:
-        """Find or make the run; again after a fault."""
+        """Find or create the run; called again after a fault."""
 
     def settings(self, resolved: Resolved) -> None:
-        """Tell the settings in use, once after each `open`."""
+        """Send the resolved settings, once after each `open`."""
 
     def send(self, points: Sequence[Point]) -> None:
-        """Tell figures; what the tracker has already may come again."""
+        """Send values; the tracker may have some of them already."""
 
     def close(self, ending: RunEnd, known: Mapping[str, str]) -> None:
-        """Tell the end, and what to remember of the result."""
+        """Send the end, and the URI and digest of the manifest."""
 
     def abandon(self) -> None:
-        """Let go of everything at once and for good, from another thread."""
+        """Close everything immediately and finally, from another thread."""
 
 
 class Follower:
-    """Reads what is new, tells it, and tries again after a fault, at growing intervals."""
+    """Read new lines, send them, and retry after a fault at growing intervals."""
 
     def __init__(self, run: TrackerRun, path: Path, reporter: Reporter) -> None:
         self._run, self._path, self._reporter = run, path, reporter
         self._known: dict[str, str] = {}
         self._ending: RunEnd | None = None
         self._asked = threading.Event()
-        self._is_left = False
+        self._is_abandoned = False
         self._thread = threading.Thread(target=self._follow, name=f"tracking-{run.name}", daemon=True)
         self._offset = 0
         self._is_open = self._has_settings = False
         self._failures = 0
-        self._is_away = False
+        self._is_failing = False
 
     def start(self) -> None:
         """Begin, without waiting for the tracker."""
         self._thread.start()
 
     def remember(self, known: Mapping[str, str]) -> None:
-        """Words to tell with the end."""
+        """Store values to send with the end."""
         self._known.update(known)
 
     def ask_to_end(self, ending: RunEnd) -> None:
-        """Tell the rest and end; the first ending stands."""
+        """Request the rest and the end; the first call decides the end."""
         self._ending = self._ending or ending
         self._asked.set()
 
     def wait(self, seconds: float) -> bool:
-        """Whether it has ended, after at most that long."""
+        """Wait at most `seconds`; return whether the thread has ended."""
         self._thread.join(seconds)
         return not self._thread.is_alive()
 
-    def leave(self) -> None:
-        """No more waiting: what is still to be told is lost, and said to be."""
+    def abandon(self) -> None:
+        """Stop waiting: unsent values are lost, which is logged and noted."""
         if self._thread.is_alive():
-            self._is_left = True
+            self._is_abandoned = True
             self._run.abandon()
-            logger.warning("%s has not taken everything in time: the rest is left untold", self._run.name)
-            self._note(f"{self._run.name} was not told of everything")
+            logger.warning("%s: the last values were not sent in time", self._run.name)
+            self._note(f"{self._run.name} is incomplete: the last values were not sent in time")
 
     def _follow(self) -> None:
         wait = 0.0
         while True:
             is_last = self._asked.wait(wait)
             try:
-                self._tell()
+                self._send_new()
                 if is_last and self._ending:
                     self._run.close(self._ending, self._known)
                     return
             except TrackerFault as fault:
-                if self._is_left:
+                if self._is_abandoned:
                     return
-                self._missed(fault)
+                self._record_fault(fault)
                 wait = min(PAUSE * 2 ** min(self._failures, 6), LONGEST_PAUSE)
                 if is_last:
-                    return  # there is no second try at the end: a job is not held up
-            except Exception as error:  # noqa: BLE001 - whatever it is, it is the tracker's alone
-                if self._is_left:
+                    return  # no retry at the end: trackers do not delay a job
+            except Exception as error:  # noqa: BLE001 - no fault of a tracker may fail the job
+                if self._is_abandoned:
                     return
-                self._missed(TrackerFault(f"{type(error).__name__}: {error}"))
+                self._record_fault(TrackerFault(f"{type(error).__name__}: {error}"))
                 return
             else:
-                self._answered()
+                self._record_success()
                 wait = PAUSE
 
-    def _tell(self) -> None:
+    def _send_new(self) -> None:
         if not self._is_open:
             self._run.open()
             self._is_open, self._has_settings = True, False
-            self._offset = 0  # what was on its way when it broke may not have arrived
+            self._offset = 0  # data sent before the fault may be lost
         resolved = self._reporter.snapshot().resolved
         if resolved and not self._has_settings:
             self._run.settings(resolved)
@@ -141,7 +141,7 @@ class Follower:
             self._offset += sum(map(len, lines))
 
     def _read(self) -> list[bytes]:
-        """The whole lines that are new; a file that was begun again is read again."""
+        """Return the new complete lines; a file that was restarted is read from the start."""
         if not self._path.is_file():
             return []
         if self._path.stat().st_size < self._offset:
@@ -150,28 +150,28 @@ class Follower:
             file.seek(self._offset)
             return [line for line in file.read(READ_AT_ONCE).splitlines(keepends=True) if line.endswith(b"\n")]
 
-    def _missed(self, fault: TrackerFault) -> None:
-        """The first fault in a row is told, all are counted."""
+    def _record_fault(self, fault: TrackerFault) -> None:
+        """Count a fault; log and note the first one in a row."""
         self._failures += 1
         self._is_open = False
         self._reporter.count_tracker_failure()
-        if not self._is_away:
-            self._is_away = True
-            logger.warning("%s: %s; the training goes on, and it is tried again", self._run.name, fault)
-            self._note(f"{self._run.name} cannot be told: {fault}")
+        if not self._is_failing:
+            self._is_failing = True
+            logger.warning("%s: %s; the training continues, retrying", self._run.name, fault)
+            self._note(f"{self._run.name} is not up to date: {fault}")
 
-    def _answered(self) -> None:
-        if self._is_away:
-            self._is_away, self._failures = False, 0
-            logger.info("%s is told again", self._run.name)
-            self._note(f"{self._run.name} is told again")
+    def _record_success(self) -> None:
+        if self._is_failing:
+            self._is_failing, self._failures = False, 0
+            logger.info("%s is reachable again", self._run.name)
+            self._note(f"{self._run.name} is reachable again")
 
     def _note(self, text: str) -> None:
         self._reporter.set_note(text)
 
 
 def parse_point(line: bytes) -> Point:
-    """A line of metrics.jsonl as named figures."""
+    """Parse a line of metrics.jsonl."""
     values = json.loads(line)
     kind, step = values.pop("kind"), values.pop("step")
     return Point(step, {f"{kind}/{name}": float(value) for name, value in values.items()})

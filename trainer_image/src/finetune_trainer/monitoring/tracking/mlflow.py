@@ -1,5 +1,5 @@
-"""An MLflow run over the REST API of its tracking server, which is small and has not changed in years: the client
-library would bring forty packages for six requests."""
+"""An MLflow run over the REST API of the tracking server, which is small and stable; the client library would add
+forty packages for six requests."""
 
 import json
 import os
@@ -18,7 +18,7 @@ from finetune_api.tracking import MlflowTracking
 from finetune_trainer.monitoring.tracking.follower import Point, RunEnd, TrackerFault
 
 TIMEOUT = httpx2.Timeout(10.0, connect=5.0)
-NO_SERVER = "what answers is no MLflow tracking server: check tracking.mlflow.uri"
+NO_SERVER = "the server is not an MLflow tracking server: check tracking.mlflow.uri"
 LARGEST_ANSWER = 4 * 1024 * 1024
 METRICS_AT_ONCE = 1000
 PARAMS_AT_ONCE = 100
@@ -41,16 +41,16 @@ class MlflowRun:
         self._has_params = False
 
     def open(self) -> None:
-        """Finds the run of this job, or makes one; credentials are read anew, for they may have been corrected."""
+        """Find or create the run of this job; read the credentials again, because they may have been corrected."""
         self.abandon()
         self._http = self._connect()
         try:
-            self._take_up(self._find() or self._make())
+            self._resume_run(self._find() or self._create())
         except (KeyError, IndexError, TypeError, ValueError, AttributeError):
             raise TrackerFault(NO_SERVER) from None
 
     def settings(self, resolved: Resolved) -> None:
-        """As parameters, which MLflow never lets change: those of the first attempt stand."""
+        """Send the settings as parameters; MLflow does not allow changes, so the first attempt's remain."""
         if self._has_params:
             return
         values = resolved.model_dump(mode="json", by_alias=True, exclude_none=True, exclude={"method_reason"})
@@ -59,7 +59,7 @@ class MlflowRun:
             self._log(params=params[at : at + PARAMS_AT_ONCE])
 
     def send(self, points: Sequence[Point]) -> None:
-        """What the server has already, from an earlier attempt, is left out."""
+        """Send the values, except those that the server has from an earlier attempt."""
         metrics = [
             {"key": key, "value": value, "timestamp": _now(), "step": point.step}
             for point in points
@@ -72,7 +72,7 @@ class MlflowRun:
             self._last_steps |= {str(one["key"]): int(one["step"]) for one in part}  # type: ignore[call-overload]
 
     def close(self, ending: RunEnd, known: Mapping[str, str]) -> None:
-        """A run that goes on later waits as SCHEDULED."""
+        """Send the end; a run that a later attempt resumes becomes SCHEDULED."""
         if known:
             self._log(tags=[{"key": f"finetune.{key}", "value": value} for key, value in known.items()])
         end = {} if ending is RunEnd.STOPPED else {"end_time": _now()}
@@ -80,7 +80,7 @@ class MlflowRun:
         self.abandon()
 
     def abandon(self) -> None:
-        """Closes the connection."""
+        """Close the connection."""
         if self._http:
             self._http.close()
 
@@ -97,13 +97,13 @@ class MlflowRun:
         self._post("runs/update", {"run_id": found[0]["info"]["run_id"], "status": "RUNNING"})
         return found[0]
 
-    def _make(self) -> Any:
+    def _create(self) -> Any:
         name = self._asked.run_name or f"{self._config.namespace}/{self._config.name}"
         tags = [{"key": key, "value": value} for key, value in self._tags().items()]
         asked = {"experiment_id": self._experiment, "run_name": name, "start_time": _now(), "tags": tags}
         return self._post("runs/create", asked)["run"]
 
-    def _take_up(self, run: Any) -> None:
+    def _resume_run(self, run: Any) -> None:
         self._run_id = str(run["info"]["run_id"])
         data = run.get("data", {})
         self._has_params = bool(data.get("params"))
@@ -142,9 +142,9 @@ class MlflowRun:
         return self._ask("POST", path, json=content)
 
     def _ask(self, method: str, path: str, *, may_be: str = "", **options: Any) -> Any:
-        """The answer; None where the server's own word for a refusal is `may_be`."""
+        """Return the response, or None if the server's error code is `may_be`."""
         if self._http is None:
-            raise TrackerFault("there is no connection")
+            raise TrackerFault("not connected")
         url = f"{self._asked.uri.rstrip('/')}/api/2.0/mlflow/{path}"
         try:
             with self._http.stream(method, url, **options) as response:
@@ -152,18 +152,18 @@ class MlflowRun:
         except httpx2.HTTPError as error:
             raise TrackerFault(f"{self._asked.uri} does not answer ({type(error).__name__})") from None
         except RuntimeError:  # the client was closed by another thread
-            raise TrackerFault("the connection was given up") from None
+            raise TrackerFault("the connection was closed") from None
         word = str(answer.get("error_code", ""))
         if response.is_success:
             return answer
         if may_be and word == may_be:
             return None
-        told = f" {word}" if re.fullmatch(r"[A-Z_]{1,64}", word) else ""
+        code = f" {word}" if re.fullmatch(r"[A-Z_]{1,64}", word) else ""
         fix = "; check tracking.mlflow.credentialsSecretRef" if response.status_code in {401, 403} else ""
-        raise TrackerFault(f"{self._asked.uri} answers {response.status_code}{told} to {path}{fix}")
+        raise TrackerFault(f"{self._asked.uri} answers {response.status_code}{code} to {path}{fix}")
 
     def _connect(self) -> httpx2.Client:
-        """Redirects are not followed: they could lead to an address that no job may use."""
+        """Return a client that follows no redirects: they could lead to an address that jobs may not use."""
         user, password, token = (self._secret(f"MLFLOW_TRACKING_{name}") for name in ("USERNAME", "PASSWORD", "TOKEN"))
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         own = self._secrets / CA_FILE
@@ -186,7 +186,7 @@ def _bounded_json(response: httpx2.Response) -> dict[str, Any]:
     for part in response.iter_bytes():
         data += part
         if len(data) > LARGEST_ANSWER:
-            raise TrackerFault("the answer is too large")
+            raise TrackerFault("the response is too large")
     try:
         content = json.loads(data or b"{}")
     except ValueError:

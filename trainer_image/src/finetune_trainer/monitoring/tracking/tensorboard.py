@@ -1,5 +1,5 @@
-"""Event files for TensorBoard, written once from the whole of metrics.jsonl: a run that was cut short and went on has
-one curve without a gap."""
+"""Event files for TensorBoard, written once from the complete metrics.jsonl: a resumed run has one curve without a
+gap."""
 
 import time
 from pathlib import Path
@@ -10,7 +10,7 @@ from finetune_trainer.monitoring.tracking.follower import parse_point
 
 
 def write_events(metrics: Path, directory: Path) -> None:
-    """One scalar for each figure of each step; the clock is that of the steps, which ends now."""
+    """Write one scalar for each value of each step; wall times follow the steps' durations and end now."""
     points = [parse_point(line) for line in metrics.read_bytes().splitlines()]
     clock = time.time() - sum(point.values.get("train/seconds", 0.0) for point in points)
     with SummaryWriter(logdir=str(directory)) as writer:

@@ -1,5 +1,5 @@
-"""A W&B run in a process of its own: its client takes seconds to load, hooks into the interpreter's exit and waits for
-its server there, which must not be the trainer's affair."""
+"""A W&B run in its own process: the client takes seconds to import, hooks into the interpreter's exit and waits there
+for its server, which must not delay the trainer."""
 
 import json
 import os
@@ -30,11 +30,11 @@ SWITCHED_OFF = {
     "WANDB_DISABLE_GIT": "true",
     "WANDB_ERROR_REPORTING": "false",
 }
-"""Code, output, repository and crash reports are nobody's but the user's."""
+"""Code, output, repository and crash reports are not sent."""
 
 
 class WandbRun:
-    """One run for the whole job: its id is made of the job's UID."""
+    """One run for the whole job; its id is the job's UID."""
 
     name = "W&B"
 
@@ -46,7 +46,7 @@ class WandbRun:
         self._is_abandoned = False
 
     def open(self) -> None:
-        """Starts the process and waits until it has its run."""
+        """Start the process and wait until it has a run."""
         self._clear()
         asked = self._asked
         try:
@@ -67,20 +67,22 @@ class WandbRun:
         self._write(self._first_line())
         answer = self._process.stdout.readline() if self._process.stdout else b""
         if answer.strip() != b"ready":
-            told = answer.decode(errors="replace").strip()[:64] or "its process ended"
-            raise TrackerFault(f"{asked.base_url or 'W&B'} gives no run ({told}); check tracking.wandb and its Secret")
+            reply = answer.decode(errors="replace").strip()[:64] or "its process ended"
+            raise TrackerFault(
+                f"{asked.base_url or 'W&B'} creates no run ({reply}); check tracking.wandb and its Secret"
+            )
 
     def settings(self, resolved: Resolved) -> None:
-        """As the run's config."""
+        """Send the settings as the run's config."""
         self._write({"settings": resolved.model_dump(mode="json", by_alias=True, exclude_none=True)})
 
     def send(self, points: Sequence[Point]) -> None:
-        """A step that the run has already is left out by W&B."""
+        """Send the values; W&B ignores steps that the run has already."""
         for point in points:
             self._write({"step": point.step, "values": dict(point.values)})
 
     def close(self, ending: RunEnd, known: Mapping[str, str]) -> None:
-        """Waits until the process has sent everything, however long: whoever waits for this thread does not."""
+        """Send the end and wait without a limit until the process has sent everything."""
         self._write({"exit": 0 if ending is RunEnd.FINISHED else 1, "summary": dict(known)})
         process = self._process
         if process is None or process.wait() != 0:
@@ -88,12 +90,12 @@ class WandbRun:
         self._clear()
 
     def abandon(self) -> None:
-        """Kills the process and what it started; another one would be killed at once."""
+        """Kill the process and its children; a later one is killed immediately."""
         self._is_abandoned = True
         self._kill()
 
     def collect(self, target: Path) -> None:
-        """Lays the file of an offline run into `target`, in a folder that `wandb sync` takes."""
+        """Copy the file of an offline run to `target`, in a folder for `wandb sync`."""
         for file in sorted(self._directory.glob("wandb/offline-run-*/*.wandb")):
             folder = target / file.parent.name
             folder.mkdir(parents=True, exist_ok=True)
@@ -102,7 +104,7 @@ class WandbRun:
     def _write(self, content: Mapping[str, Any]) -> None:
         process = self._process
         if process is None or process.stdin is None:
-            raise TrackerFault("its process does not run")
+            raise TrackerFault("its process is not running")
         try:
             process.stdin.write(json.dumps(content).encode() + b"\n")
             process.stdin.flush()
@@ -115,7 +117,7 @@ class WandbRun:
                 os.killpg(self._process.pid, signal.SIGKILL)
 
     def _clear(self) -> None:
-        """Nothing stays of an earlier try; on the follower's thread alone, which reads and writes the pipes."""
+        """End an earlier process; only on the follower's thread, which reads and writes the pipes."""
         self._kill()
         process, self._process = self._process, None
         if process is None:
@@ -127,7 +129,7 @@ class WandbRun:
                     pipe.close()
 
     def _environment(self) -> dict[str, str]:
-        """Without the keys of the storage; W&B's own goes nowhere else."""
+        """Return the environment with W&B's key and without the keys of storage."""
         environment = {name: os.environ[name] for name in INHERITED if name in os.environ} | SWITCHED_OFF
         environment |= dict.fromkeys(FOLDERS, str(self._directory))
         if self._asked.mode is WandbMode.OFFLINE:

@@ -1,6 +1,6 @@
-"""The process that holds a W&B run: one JSON line for each thing to tell on standard input, `ready` on standard output.
+"""The process of a W&B run: reads one JSON line per message from standard input, writes `ready` to standard output.
 
-It ends when its input does: a trainer that was killed leaves nothing behind.
+It ends with its input, so a killed trainer leaves no process behind.
 """
 
 import json
@@ -15,7 +15,7 @@ INIT_SECONDS = 30.0
 
 
 def log_run() -> int:
-    """Makes the run that the first line names, and tells it the others."""
+    """Create the run of the first line, and send it the other lines."""
     lines = _lines()
     first = next(lines, None)
     if first is None:

@@ -25,7 +25,7 @@ BUSY = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 
 class HubBusy(StorageUnavailable):
-    """The hub asks for retry_seconds: `wait` is how many seconds it named, if it did."""
+    """The hub is busy; `wait` is its Retry-After in seconds, if any."""
 
     def __init__(self, message: str, wait: float | None = None) -> None:
         super().__init__(message)

@@ -233,9 +233,7 @@ def _mounted_token(path: Path, place: str, secret: str | None) -> str | None:
 def _checked(token: str, where: str) -> str:
     """Return a valid token; the client's error would quote an invalid one."""
     if not TOKEN.fullmatch(token):
-        raise TrainerError(
-            ExitCode.INVALID_CONFIG, f"{where} contains no valid token: write one line of visible characters"
-        )
+        raise TrainerError(ExitCode.INVALID_CONFIG, f"{where} contains no valid token: one line of visible characters")
     return token
 
 
