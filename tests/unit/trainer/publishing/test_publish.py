@@ -134,7 +134,7 @@ class Flipping:
 def test_a_file_that_arrives_damaged_fails_and_leaves_no_manifest_to_adopt(world: Any, result: Path) -> None:
     (result / "adapter" / "adapter_model.safetensors").write_bytes(b"w" * (17 * 1024 * 1024))
     sound, world.storage = world.storage, Flipping(world.storage, "adapter_model.safetensors")
-    with pytest.raises(TrainerError, match=r"read back differs: adapter/adapter_model\.safetensors") as caught:
+    with pytest.raises(TrainerError, match=r"uploaded files differ: adapter/adapter_model\.safetensors") as caught:
         put(world, result)
     assert caught.value.code is ExitCode.STORAGE_UNAVAILABLE
     assert not (world.out / Artifact.MANIFEST).exists()
