@@ -30,7 +30,6 @@ class Dependents:
     def remove(self, key: Key) -> frozenset[Key]:
         """Remove a deleted job; return the jobs that wait for it."""
         self._set_needs(key, frozenset())
-        self._states.pop(key, None)
         return frozenset(self._waiting.get(key, ()))
 
     def _set_needs(self, key: Key, needs: frozenset[Key]) -> None:
