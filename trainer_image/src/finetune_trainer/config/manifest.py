@@ -18,7 +18,7 @@ MAX_ERRORS = 10
 
 
 def read_manifest(path: Path, uid: str) -> JobConfig:
-    """The one job in a manifest, as a pod would be handed it; raises InvalidConfig naming each wrong field."""
+    """Return the one job in a manifest, as a pod would get it; raises InvalidConfig naming each wrong field."""
     jobs = read_manifests(path, lambda: uid)
     if len(jobs) != 1:
         raise _invalid(path, f"holds {len(jobs)} objects and must hold one {names.KIND}")
@@ -26,7 +26,7 @@ def read_manifest(path: Path, uid: str) -> JobConfig:
 
 
 def read_manifests(path: Path, make_uid: Callable[[], str]) -> list[JobConfig]:
-    """Every job in a manifest, in the order in which they stand there."""
+    """Return every job in a manifest, in their order."""
     jobs = [_job(document, path, make_uid()) for document in _read(path)]
     twice = [name for name, count in Counter(job.name for job in jobs).items() if count > 1]
     if twice:
@@ -52,7 +52,7 @@ def _job(document: dict[str, Any], path: Path, uid: str) -> JobConfig:
 
 
 def parse_spec(content: object, path: Path) -> FineTuneJobSpec:
-    """The spec, checked as the API server checks it."""
+    """Return the spec, validated like in the API server."""
     try:
         spec = FineTuneJobSpec.model_validate(content)
     except ValidationError as error:

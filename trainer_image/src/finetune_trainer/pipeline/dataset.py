@@ -47,7 +47,7 @@ class Rows:
 
 
 def fetch_rows(config: JobConfig, storage: ReadableStore, directory: Path, on_bytes: OnBytes) -> Rows:
-    """Downloads both files and checks them against preflight's summary."""
+    """Download both files and check them against preflight's summary."""
     uri = join_uri(config.output_key(), Artifact.DATASET_SUMMARY)
     data = storage.read(uri)
     if data is None:
@@ -81,7 +81,7 @@ def _download(uri: str, path: Path, storage: ReadableStore, on_bytes: OnBytes) -
 
 
 def select_evaluation_rows(rows: list[Row], seed: int) -> list[Row]:
-    """The validation rows that are evaluated with: all, or a seeded choice of 512, in file order."""
+    """Return the validation rows for evaluations: all, or a seeded sample of 512, in file order."""
     if len(rows) <= EVALUATED_ROWS:
         return rows
     chosen = sorted(random.Random(seed).sample(range(len(rows)), EVALUATED_ROWS))  # noqa: S311 - no secret
@@ -102,7 +102,7 @@ def encode_rows(
 
 
 def compute_sample_stats(rows: Rows, samples: Sequence[Sample]) -> SampleStats:
-    """The samples in figures."""
+    """Return the statistics of the samples."""
     lengths, full_lengths = Lengths(), Lengths()
     for sample in samples:
         lengths.add(sample.length)
@@ -123,7 +123,7 @@ def compute_sample_stats(rows: Rows, samples: Sequence[Sample]) -> SampleStats:
 
 
 def preview_rows(rows: Sequence[Row], labeler: Labeler, objective: str, max_length: int | None) -> list[list[Piece]]:
-    """The first rows as the model reads them, in pieces, each with whether it is trained."""
+    """Return the first rows as the model reads them, in spans, each with whether it is trained."""
     shown = []
     for row in rows[:PREVIEWED_ROWS]:
         try:

@@ -58,8 +58,10 @@ def preflight(run: RunContext) -> Report:
 
 
 def _probe(config: JobConfig, storage: ReadableStore) -> None:
-    """Each bucket once, so that wrong keys, a missing bucket or a dead endpoint show at once; a hub tells with the
-    first question for a commit."""
+    """Check each bucket once, so that wrong keys, a missing bucket or an unreachable endpoint fail early.
+
+    A hub fails at the first request for a commit.
+    """
     dataset = config.spec.dataset
     uris = [config.output_key(), config.spec.model.uri, dataset.train.uri]
     if dataset.validation:
@@ -94,7 +96,7 @@ def _check_gate(config: JobConfig, dataset: PreparedDataset) -> None:
 
 
 def _upload(config: JobConfig, dataset: PreparedDataset, storage: Store, on_bytes: OnBytes) -> None:
-    """The summary last: it vouches for the others."""
+    """Upload the rows, then the summary, which has their digests."""
     for name in [*(file.path for file in dataset.files), Artifact.DATASET_SUMMARY]:
         storage.upload(dataset.directory / name, join_uri(config.output_key(), name), on_bytes)
 

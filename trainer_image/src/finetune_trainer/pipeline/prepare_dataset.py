@@ -175,7 +175,7 @@ def _split(config: JobConfig, train: CheckedFile) -> Split:
 def _write_rows(
     out: Path, train: CheckedFile, validation: CheckedFile | None, split: Split
 ) -> "tuple[array[int], int]":
-    """Returns the lengths of the samples to train on, and how many evaluation has."""
+    """Return the lengths of the samples to train on, and the number of samples for evaluation."""
     lengths, held_out_samples, at = array("I"), 0, 0
     held_out = out / Artifact.VALIDATION_ROWS
     with (out / Artifact.TRAIN_ROWS).open("wb") as train_file, held_out.open("wb") as validation_file:
