@@ -17,17 +17,17 @@ from finetune_trainer.report.pictures import (
     LINE,
     PAPER,
     bucket_size,
+    choose_panels,
     curves_svg,
     darkened,
     lengths_svg,
-    panels_of,
 )
 
 
 def test_every_axis_has_a_unit(tmp_path: Path) -> None:
     history = make_history(tmp_path / "metrics.jsonl", 20, 4)
     for objective in Objective:
-        assert all(panel.unit and panel.title for panel in panels_of(history, objective))
+        assert all(panel.unit and panel.title for panel in choose_panels(history, objective))
 
 
 def test_short_trainings_are_drawn_step_by_step(tmp_path: Path) -> None:

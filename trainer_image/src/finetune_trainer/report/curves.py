@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from finetune_api.objectives import Objective
 from finetune_trainer.evaluation.history import History
 from finetune_trainer.evaluation.measurements import EvalPoint, RewardPoint, TrainPoint
-from finetune_trainer.report.held_out import Unit, terms_of
+from finetune_trainer.report.held_out import Unit, find_terms
 from finetune_trainer.report.text import NOTHING, number, percent, table
 
 TABLE_ROWS = 20
@@ -15,7 +15,7 @@ FigureOf = Callable[[TrainPoint], float | None]
 
 def curve_table(history: History, objective: Objective = Objective.INSTRUCTION, best_step: int | None = None) -> str:
     """Return first, last, best and evaluated steps, thinned evenly; a row's losses are means since the row before."""
-    unit = terms_of(objective).unit
+    unit = find_terms(objective).unit
     if unit is Unit.PROMPTS:
         return _reward_table(history, best_step)
     evaluations = {point.step: point for point in history.evaluations}

@@ -17,7 +17,7 @@ from finetune_trainer.report import serving, text
 from finetune_trainer.report.curves import curve_table
 from finetune_trainer.report.data_tables import file_table, histogram_table, length_table, merge_context
 from finetune_trainer.report.head import build_head
-from finetune_trainer.report.held_out import loss_table, reward_table, terms_of
+from finetune_trainer.report.held_out import find_terms, loss_table, reward_table
 from finetune_trainer.report.model_card import front_matter
 from finetune_trainer.report.notes import build_notes, licence_note
 from finetune_trainer.report.page import Pictures, render_page
@@ -96,7 +96,7 @@ def _context(record: RunRecord, directory: Path) -> dict[str, Any]:
         "servability_table": servability_table(
             adapter, has_merged=has_merged, withheld=withheld, is_reward_model=is_reward_model
         ),
-        "batch_of": _batch_of(record),
+        "batch_of": _name_batch(record),
         "recommendations": recommend(record),
         "notes": build_notes(
             record.base,
@@ -106,8 +106,8 @@ def _context(record: RunRecord, directory: Path) -> dict[str, Any]:
         ),
         "licence_note": licence_note(record.base.licence),
         "is_reward_model": is_reward_model,
-        "terms": terms_of(objective),
-        "unit": terms_of(objective).unit.value,
+        "terms": find_terms(objective),
+        "unit": find_terms(objective).unit.value,
         "held_out_table": loss_table(objective, record.start, record.baseline, record.final)
         or reward_table(record.start, record.history),
         "file_table": file_table(record.summary),
@@ -145,7 +145,7 @@ def _adapter(record: RunRecord, directory: Path) -> Mapping[str, Any] | None:
     return {"r": record.settings.lora_rank, "target_modules": record.settings.target_modules}
 
 
-def _batch_of(record: RunRecord) -> str:
+def _name_batch(record: RunRecord) -> str:
     """Return the name of what the training loop counts as a row."""
     if record.config.spec.objective is Objective.RLHF:
         return "answers"

@@ -2,7 +2,7 @@
 
 from finetune_trainer.evaluation.gate_rules import GateResult
 from finetune_trainer.evaluation.run_record import RunRecord
-from finetune_trainer.report.held_out import Unit, terms_of
+from finetune_trainer.report.held_out import Unit, find_terms
 from finetune_trainer.report.page import Head, Tile
 from finetune_trainer.report.text import clean, count, duration, number, percent, size
 
@@ -45,7 +45,7 @@ def _judge_figures(record: RunRecord) -> tuple[str, str]:
 
 
 def _is_reward(record: RunRecord) -> bool:
-    return terms_of(record.config.spec.objective).unit is Unit.PROMPTS
+    return find_terms(record.config.spec.objective).unit is Unit.PROMPTS
 
 
 def _find_losses(record: RunRecord) -> tuple[float | None, float | None]:
@@ -58,7 +58,7 @@ def _find_losses(record: RunRecord) -> tuple[float | None, float | None]:
 
 def _evaluation_tiles(record: RunRecord) -> list[Tile]:
     before, after = _find_losses(record)
-    unit, final, baseline = terms_of(record.config.spec.objective).unit, record.final, record.baseline
+    unit, final, baseline = find_terms(record.config.spec.objective).unit, record.final, record.baseline
     was = f"{record.start} {number(before)}" if before is not None else ""
     found = []
     if after is not None:

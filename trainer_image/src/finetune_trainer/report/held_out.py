@@ -70,7 +70,7 @@ TERMS = {
 }
 
 
-def terms_of(objective: Objective) -> Terms:
+def find_terms(objective: Objective) -> Terms:
     """Return the terms of an objective."""
     return TERMS.get(objective, _TOKENS)
 
@@ -80,7 +80,7 @@ def loss_table(objective: Objective, start: str, baseline: Measured | None, fina
     found = [(name, one) for name, one in ((start, baseline), ("tuned model", final)) if one is not None]
     if not found:
         return ""
-    unit = terms_of(objective).unit
+    unit = find_terms(objective).unit
     if unit is Unit.TOKENS:
         rows = [[name, number(one.loss), number(one.perplexity), str(one.tokens)] for name, one in found]
         return table(["held-out rows", "loss", "perplexity", "tokens"], rows)

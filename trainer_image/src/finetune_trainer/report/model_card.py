@@ -9,7 +9,7 @@ import yaml
 from finetune_api.handoff import Artifact
 from finetune_api.objectives import Objective
 from finetune_trainer.evaluation.run_record import Licence, RunRecord
-from finetune_trainer.report.held_out import Unit, terms_of
+from finetune_trainer.report.held_out import Unit, find_terms
 from finetune_trainer.storage.hub.uris import is_hub_uri, parse_hub_uri, repo_name
 
 TAGS = {
@@ -64,7 +64,7 @@ def measured(record: RunRecord) -> list[dict[str, Any]]:
     if reward := record.history.final_reward:
         values["reward", "Mean reward"] = reward.reward
     if final := record.final:
-        unit = terms_of(record.config.spec.objective).unit
+        unit = find_terms(record.config.spec.objective).unit
         values["loss", "Evaluation loss"] = final.loss
         values["perplexity", "Perplexity"] = final.perplexity if unit is Unit.TOKENS else None
         values["accuracy", "Accuracy of preferences"] = final.reward_accuracy

@@ -17,7 +17,7 @@ from matplotlib.ticker import MaxNLocator
 from finetune_api.objectives import Objective
 from finetune_trainer.evaluation.history import History
 from finetune_trainer.evaluation.measurements import TrainPoint
-from finetune_trainer.report.held_out import NORMAL_95, Unit, terms_of
+from finetune_trainer.report.held_out import NORMAL_95, Unit, find_terms
 
 FigureOf = Callable[[TrainPoint], float | None]
 
@@ -81,7 +81,7 @@ def draw_curves(
     history: History, best_step: int | None, path: Path, objective: Objective = Objective.INSTRUCTION
 ) -> None:
     """Write a PNG over the steps: loss, learning rate, gradient norm, throughput, and the objective's own figures."""
-    panels = panels_of(history, objective)
+    panels = choose_panels(history, objective)
     with mpl.rc_context(STYLE):
         figure, grid = _grid(math.ceil(len(panels) / 2), 2)
         for at, panel in enumerate(panels):
@@ -95,7 +95,7 @@ def curves_svg(history: History, best_step: int | None, objective: Objective) ->
     """Return the same panels, each as title and SVG in the colours of a light page."""
     found = []
     with mpl.rc_context(STYLE):
-        for panel in panels_of(history, objective):
+        for panel in choose_panels(history, objective):
             figure, (axes,) = _grid(1, 1)
             _draw(axes, panel, history, best_step)
             found.append((f"{panel.title} ({panel.unit}) over the optimiser steps", _svg(figure)))
@@ -130,9 +130,9 @@ def bucket_size(history: History) -> int:
     return max(1, math.ceil(len(history.train) / MOST_POINTS))
 
 
-def panels_of(history: History, objective: Objective) -> list[Panel]:
+def choose_panels(history: History, objective: Objective) -> list[Panel]:
     """Return the objective's panels that have data; the first one is the measure of success."""
-    terms = terms_of(objective)
+    terms = find_terms(objective)
     others: tuple[Panel, ...] = (LEARNING_RATE, GRADIENT, THROUGHPUT)
     if terms.unit is Unit.PROMPTS:
         held_out = [(one.step, one.reward, one.standard_error) for one in history.rewards]
@@ -224,7 +224,7 @@ def _draw_lengths(axes: Axes, histogram: Sequence[tuple[int, int]], max_length: 
     ends = [end for end, _ in histogram]
     axes.bar(range(len(ends)), [count for _, count in histogram], width=0.86, color=LINE)
     if max_length is not None and max_length <= ends[-1]:
-        axes.axvline(_place_of(max_length, ends), linestyle=":", color=HELD_OUT, linewidth=2, label="maxLength")
+        axes.axvline(_find_position(max_length, ends), linestyle=":", color=HELD_OUT, linewidth=2, label="maxLength")
         axes.legend(fontsize=8.5)
     _finish(axes, "Length of the training rows", "tokens, up to", "rows")
     axes.grid(visible=False, axis="x")
@@ -232,7 +232,7 @@ def _draw_lengths(axes: Axes, histogram: Sequence[tuple[int, int]], max_length: 
     axes.set_xticks(list(shown), [str(ends[at]) for at in shown])
 
 
-def _place_of(length: int, ends: Sequence[int]) -> float:
+def _find_position(length: int, ends: Sequence[int]) -> float:
     """Return the position of a length among bars whose classes end there."""
     at = next(index for index, end in enumerate(ends) if length <= end)
     begins = ends[at - 1] if at else 0

@@ -66,7 +66,7 @@ def check_reward_model(
     if ADAPTER_CONFIG in entries:
         storage.download_folder(uri, directory, on_bytes, accept=is_text_file)
         _check_adapter(uri, entries, directory, storage, on_bytes)
-        wanted = _base_of(uri, _read(uri, directory / ADAPTER_CONFIG))
+        wanted = _find_base(uri, _read(uri, directory / ADAPTER_CONFIG))
         if wanted != _policy_base(config):
             base = directory / "base"
             _check_base(uri, wanted, base, storage, on_bytes)
@@ -91,7 +91,7 @@ def fetch_reward_model(
     if not (folder / ADAPTER_CONFIG).is_file():
         _check_kind(uri, _read(uri, folder / CONFIG))
         return RewardFolders(uri, folder)
-    wanted = _base_of(uri, _read(uri, folder / ADAPTER_CONFIG))
+    wanted = _find_base(uri, _read(uri, folder / ADAPTER_CONFIG))
     if wanted == _policy_base(config):
         return RewardFolders(uri, base, folder)
     if not storage.download_folder(wanted, other, on_bytes, accept=is_model_file):
@@ -129,7 +129,7 @@ def _check_whole(
 def _check_adapter(
     uri: str, entries: Mapping[str, Entry], directory: Path, storage: ReadableStore, on_bytes: OnBytes | None
 ) -> None:
-    _base_of(uri, _read(uri, directory / ADAPTER_CONFIG))
+    _find_base(uri, _read(uri, directory / ADAPTER_CONFIG))
     if ADAPTER_WEIGHTS not in entries:
         _refuse_weights(uri, entries)
     _check_head(uri, read_header(uri, entries[ADAPTER_WEIGHTS], storage, on_bytes))
@@ -209,7 +209,7 @@ def _check_kind(uri: str, config: Mapping[str, Any]) -> None:
         )
 
 
-def _base_of(uri: str, config: Mapping[str, Any]) -> str:
+def _find_base(uri: str, config: Mapping[str, Any]) -> str:
     """Return the URI of the adapter's base; an adapter that gives no score is refused."""
     if config.get("peft_type") != "LORA" or config.get("task_type") != "SEQ_CLS":
         _refuse(
