@@ -7,8 +7,11 @@ from documents import ROOT
 from plain_words import find_words, in_text
 
 AREAS = {
+    "the API": ("crds/src/**/*.py", "crds/*.yaml", "crds/*.md", "crds/examples/**/*.yaml"),
     "the operator": ("operator/src/finetune_operator/**/*.py",),
+    "the plugin": ("operator/src/kubectl_finetune/**/*.py",),
     "the report's templates": ("trainer_image/src/**/*.j2",),
+    "the chart": ("helm/finetune-operator/**/*.*",),
     "the health check for Argo CD": ("helm/argocd/**/*.*",),
     "the guides": ("docs/*.md", "README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"),
     "the operator's documents": ("operator/*.md", "operator/decisions/*.md", "operator/Dockerfile"),
