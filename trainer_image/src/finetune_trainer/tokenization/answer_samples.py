@@ -34,11 +34,11 @@ class Prompt:
     tokens: Tokens
 
     def render(self, messages: list[Message]) -> str:
-        """The text that asks for an answer to these turns."""
+        """Return the rendered prompt of these turns."""
         return self.renderer.render_prompt(self.renderer.fit_system(messages)[0], self.tools)
 
     def shorten(self, text: str, ids: list[int], room: int) -> list[int]:
-        """The end of the rendered prompt in at most `room` tokens, by whole exchanges where that is possible."""
+        """Return the end of the rendered prompt in at most `room` tokens, cut between exchanges if possible."""
         header = self.messages[:1] if self.messages[0]["role"] == "system" else []
         users = [turn for turn, message in enumerate(self.messages) if message["role"] == "user"]
         whole = self.render(self.messages)
@@ -128,7 +128,7 @@ class PendingAnswers:
         return sum(map(len, self.texts))
 
     def shared_text(self) -> str:
-        """What the model reads before it writes any of the answers; raises BadRow."""
+        """Return the text before the answers, which all share; raises BadRow."""
         start = min(rendering.spans[0][0] for rendering in self.renderings)
         text = self.renderings[0].text[:start]
         if any(not rendering.text.startswith(text) for rendering in self.renderings):
@@ -192,7 +192,7 @@ class PendingAnswers:
         return _Fitted(prompt_ids, [answer[:space] for answer in answers], left_out, cut, repairs)
 
     def _divide(self, encodings: Sequence[Encoding], text: str) -> tuple[list[int], list[list[int]]]:
-        """The tokens before and after the place where the answers begin; those before are the same for all answers."""
+        """Return the tokens of the prompt, which all answers share, and those of each answer."""
         tokens = self.prompt.tokens
         prompts, answers, shared = [], [], []
         for rendering, encoding in zip(self.renderings, encodings, strict=True):

@@ -107,7 +107,7 @@ class PendingChat:
 
 
 def _with_lost(encoded: Encoded, answers: int, longest: int) -> Encoded:
-    """The last sample, which also tells of the answers that no sample holds a token of."""
+    """Return the last sample, which also counts the answers of which no sample has a token."""
     return replace(
         encoded,
         truncated=True,

@@ -82,11 +82,11 @@ class Labeler:
         return hashlib.sha256(self.template_text.encode()).hexdigest()
 
     def stop_ids(self) -> list[int]:
-        """The tokens that the template writes after an answer; the first of them stops the model."""
+        """Return the tokens that the template writes after an answer; the first of them stops the model."""
         return self._tokens.encode(self._plain.end_of_answer())
 
     def renderer(self, tools: Tools) -> Renderer:
-        """What renders conversations with these tools, or without."""
+        """Return the renderer of conversations with these tools, or without tools."""
         return self._with_tools if tools else self._plain
 
     def encode(self, row: Row, objective: Objective, max_length: int) -> Sequence[Sample] | BadRow:
@@ -214,7 +214,7 @@ class Labeler:
 
 
 def load_labeler(directory: Path, name: str) -> Labeler:
-    """The labeler of a model's folder, which messages call `name`; what it cannot use is ModelUnavailable."""
+    """Return the labeler of a model's folder; raises ModelUnavailable if it cannot be used. `name` is for messages."""
     try:
         return Labeler(directory)
     except (TokenizerUnavailable, TemplateFailure) as error:
@@ -223,13 +223,13 @@ def load_labeler(directory: Path, name: str) -> Labeler:
 
 
 def _refuse_unknown_ids(labeler: Labeler, files: TokenizerFiles) -> None:
-    """A token that stands only in a config may have an id beyond the model's embeddings, which no run survives."""
+    """Check the ids: a token that is only in a config may have an id beyond the model's embeddings."""
     if files.vocabulary is None:
         return
     try:
         ids = labeler.render_prompt([Message(role="user", content="a")])[1] + labeler.stop_ids()
     except (BadRow, TemplateFailure):
-        return  # the rows will tell
+        return  # each row reports its own error
     unknown = next((token for token in ids if token >= files.vocabulary), None)
     if unknown is not None:
         raise TokenizerUnavailable(

@@ -1,7 +1,7 @@
-"""Several short samples in one sequence: which belong together, and when that is right; torch is not needed.
+"""Pack several short samples into one sequence, for models that support it; torch is not needed.
 
-Rows of one sequence never see each other: positions begin anew with each, and from that the attention masks of the
-models named here are made. That packed and single rows have equal logits is tested for every one of them.
+Rows of one sequence never attend to each other: the positions restart with each row, and the models named here derive
+their attention masks from the positions. A test for each model compares the logits of packed and single rows.
 """
 
 from bisect import bisect_left, insort
@@ -42,13 +42,13 @@ class Packed:
 
 
 def pack(samples: Sequence[Encoded], max_length: int, max_rows: int | None = MAX_ROWS) -> list[Packed]:
-    """The samples in as few sequences of at most `max_length` tokens as best fit finds; the same every time."""
+    """Pack the samples into sequences of at most `max_length` tokens, by best fit; deterministic."""
     groups = group_lengths([len(sample.input_ids) for sample in samples], max_length, max_rows)
     return [_join([samples[at] for at in group]) for group in groups]
 
 
 def group_lengths(lengths: Sequence[int], max_length: int, max_rows: int | None = MAX_ROWS) -> list[list[int]]:
-    """Which samples share a sequence, by their places: the longest first, each where the least room remains."""
+    """Return which samples share a sequence, by their indices: the longest first, each where the least room remains."""
     groups: list[list[int]] = []
     rooms: list[int] = []
     by_room: dict[int, list[int]] = defaultdict(list)
@@ -73,7 +73,7 @@ def group_lengths(lengths: Sequence[int], max_length: int, max_rows: int | None 
 
 
 def fold_rows(lines: Sequence[Sequence[int]], most_tokens: int) -> list[list[int]]:
-    """The rows of a batch, by their places, in lines as short as may be: attention takes the square of a line's length.
+    """Return the rows of a batch, by their indices, in short lines: attention grows with the square of a line's length.
 
     `lines` are the lengths of the rows in each sequence. Padded to the longest line, the batch has no more than
     `most_tokens` and hardly more than its rows; where that cannot be, the sequences stay as they are.
@@ -92,7 +92,7 @@ def fold_rows(lines: Sequence[Sequence[int]], most_tokens: int) -> list[list[int
 def count_packed(
     lengths: Sequence[int], max_length: int, objective: Objective, asked: Packing, model_type: str
 ) -> int | None:
-    """The sequences that the samples fill where they are to be packed, else None; an `On` that cannot be is refused.
+    """Return the packed sequences, or None if the samples are not packed; an `On` that is impossible is refused.
 
     `Auto` packs plain text wherever that is exact, and conversations where at least two share a sequence on average.
     """
@@ -116,7 +116,7 @@ def count_packed(
 
 
 def max_rows_for(objective: str) -> int | None:
-    """The most rows in one sequence: plain text is cut anywhere, and has none."""
+    """Return the maximum of rows in one sequence; plain text may be cut anywhere and has no maximum."""
     return None if objective == Objective.DOMAIN_ADAPTATION else MAX_ROWS
 
 

@@ -52,7 +52,7 @@ def preview_samples(samples: Sequence[Sample], tokenizer: Tokenizer) -> list[Pie
 
 
 def _ids(sample: Sample) -> Iterator[tuple[list[int], bool]]:
-    """The stretches of a sample, each with whether it is trained."""
+    """Yield the spans of a sample, each with whether it is trained."""
     if isinstance(sample, Encoded):
         pairs = zip(sample.input_ids, sample.labels, strict=True)
         for trained, run in groupby(pairs, key=lambda pair: pair[1] != UNTRAINED):
@@ -71,7 +71,7 @@ def _join(samples: Sequence[list[Piece]]) -> list[Piece]:
 
 
 def abridge(pieces: list[Piece]) -> list[Piece]:
-    """The pieces with the middle of the long ones left out, so that a long prompt does not hide its answer."""
+    """Return the pieces, long ones without their middle, so that a long prompt does not hide its answer."""
     return [(_abridge(text), is_trained) for text, is_trained in pieces]
 
 

@@ -76,7 +76,7 @@ class Renderer:
         return text
 
     def end_of_answer(self) -> str:
-        """What the template writes after an answer to make the model stop."""
+        """Return the text that the template writes after an answer to make the model stop."""
         asked = [Message(role="user", content="?"), Message(role="assistant", content=SENTINEL)]
         (rendering,) = self._finder.find(asked, None, [1])
         return rendering.text[rendering.text.rindex(SENTINEL) + len(SENTINEL) : rendering.spans[0][1]]
@@ -85,7 +85,7 @@ class Renderer:
         try:
             return bool(self.end_of_answer())
         except (TemplateFailure, ValueError):
-            return True  # the template does not even show an answer: the rows will tell
+            return True  # the template does not even show an answer: each row reports that
 
     def _find(self, messages: list[Message], tools: Tools, turns: Sequence[int]) -> FoundAnswers:
         if not self._ends_answers:

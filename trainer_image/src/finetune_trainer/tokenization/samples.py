@@ -9,16 +9,16 @@ UNTRAINED = -100
 
 
 def truncation_codes(left_out: int, answer_cut: int) -> tuple[RepairCode, ...]:
-    """What is counted for a row that lost so many tokens and, of so many answers, the ends."""
+    """Return the repair codes for a row that lost `left_out` tokens and the ends of `answer_cut` answers."""
     return (*([RepairCode.TRUNCATED] if left_out else []), *([RepairCode.ANSWER_CUT] if answer_cut else []))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SampleCounts:
-    """What happened to a row on its way to a sample.
+    """The losses of a row that became a sample.
 
-    `truncated` says that tokens were left out for `max_length`; `left_out` counts those of the conversation or document
-    that this sample does not hold; `answer_cut` the trained answers that lost tokens, wholly or in part;
+    `truncated`: tokens were left out because of `max_length`; `left_out` counts those of the conversation or document
+    that are not in this sample; `answer_cut` the trained answers that lost tokens, wholly or in part;
     `reasoning_lost` the trained answers whose reasoning the template does not show.
     """
 

@@ -83,7 +83,7 @@ class ChatTemplate:
                 if size > MAX_TEXT_CHARACTERS:
                     raise TemplateFailure("the chat template writes without end")
         except jinja2.TemplateError as error:
-            raise TemplateFailure(f"the chat template says: {error}") from error
+            raise TemplateFailure(f"the chat template fails: {error}") from error
         except (
             TypeError,
             ValueError,
@@ -124,7 +124,7 @@ class _Environment(ImmutableSandboxedEnvironment):
         self.globals["strftime_now"] = _strftime_now
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
-        """Refuse what pads a text to any width, besides what every sandbox refuses."""
+        """Refuse attributes that pad a text to any width, in addition to those that every sandbox refuses."""
         return attr not in _PADDING and super().is_safe_attribute(obj, attr, value)
 
     def wrap_str_format(self, value: Any) -> Callable[..., str] | None:

@@ -19,7 +19,7 @@ _SENTINEL = re.compile("\ue000([0-9]+)\ue002")
 
 
 def sentinel(number: int) -> str:
-    """Return the sentinel that stands for the text of this turn."""
+    """Return the sentinel that replaces the text of this turn."""
     return f"\ue000{number}\ue002"
 
 

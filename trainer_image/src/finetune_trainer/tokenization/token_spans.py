@@ -20,30 +20,30 @@ class Tokens:
         self.adds_bos = files.adds_bos
 
     def encode(self, text: str) -> list[int]:
-        """The ids of a text that spells its special tokens itself."""
+        """Return the ids of a text that already contains its special tokens."""
         return self.ids(self._tokenizer.encode(text, add_special_tokens=False))
 
     def encode_batch(self, texts: Sequence[str]) -> list[Encoding]:
-        """The same for many texts at once, with where their tokens lie."""
+        """Encode many texts at once, with the offsets of their tokens."""
         return self._tokenizer.encode_batch(texts, add_special_tokens=False)
 
     def ids(self, encoding: Encoding) -> list[int]:
-        """The ids of an encoding, without a second BOS."""
+        """Return the ids of an encoding, without a second BOS."""
         ids = self.shared(encoding.ids)
         return ids[1:] if self.has_second_bos(ids) else ids
 
     def as_document(self, ids: Sequence[int]) -> list[int]:
-        """The ids of a whole document: BOS where the tokenizer writes it, the text, and EOS."""
+        """Return the ids of a whole document: BOS if the tokenizer writes it, the text, and EOS."""
         begin = [self.bos_id] if self.adds_bos and self.bos_id is not None and ids[:1] != [self.bos_id] else []
         end = [] if self.eos_id is None or ids[-1:] == [self.eos_id] else [self.eos_id]
         return self.shared([*begin, *ids, *end])
 
     def shared(self, ids: Sequence[int]) -> list[int]:
-        """The same ids at eight bytes each."""
+        """Return the same ids as shared objects, at eight bytes each."""
         return list(map(self._shared.__getitem__, ids))
 
     def has_second_bos(self, ids: Sequence[int]) -> bool:
-        """Whether the text begins with two BOS tokens, the template's and its own."""
+        """Return whether the text begins with two BOS tokens, the template's and its own."""
         return self.bos_id is not None and list(ids[:2]) == [self.bos_id, self.bos_id]
 
 

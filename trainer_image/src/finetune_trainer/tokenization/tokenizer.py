@@ -28,10 +28,10 @@ class TokenizerUnavailable(Exception):  # noqa: N818 - the state of the model's 
 
 @dataclass(frozen=True, slots=True)
 class TokenizerFiles:
-    """What a model's directory says about text: the tokenizer, its named tokens and its chat templates, if any.
+    """The text files of a model's directory: the tokenizer, its named tokens and its chat templates, if any.
 
-    `adds_bos` tells whether the tokenizer itself begins every text with its BOS token; `vocabulary` is the number of
-    embeddings that `config.json` tells of, if any.
+    `adds_bos`: the tokenizer itself begins every text with its BOS token; `vocabulary` is the number of embeddings in
+    `config.json`, if it has one.
     """
 
     tokenizer: Tokenizer
@@ -88,7 +88,7 @@ def load_tokenizer_files(directory: Path) -> TokenizerFiles:
 
 
 def _load(path: Path) -> Tokenizer:
-    """The tokenizer, tried out on one letter: some faults of the file show as a panic at the first text."""
+    """Load the tokenizer and encode one letter: some faults of the file cause a panic at the first text."""
     try:
         tokenizer = Tokenizer.from_file(str(path))
         tokenizer.no_truncation()
@@ -122,7 +122,7 @@ def _named_tokens(*configs: dict[str, Any]) -> dict[str, Any]:
 
 
 def _adds_bos(tokenizer: Tokenizer, config: dict[str, Any], bos: str | None) -> bool:
-    """By the config where it says so, else by what the tokenizer does."""
+    """Return whether the tokenizer adds BOS, by the config, else by trying."""
     bos_id = None if bos is None else tokenizer.token_to_id(bos)
     if bos_id is None:
         return False
@@ -133,7 +133,7 @@ def _adds_bos(tokenizer: Tokenizer, config: dict[str, Any], bos: str | None) -> 
 def _add_missing_tokens(
     tokenizer: Tokenizer, configs: list[dict[str, Any]], named: dict[str, Any], ids: dict[str, Any]
 ) -> None:
-    """Add the tokens that stand in the files beside `tokenizer.json` alone, in the order of their ids."""
+    """Add the tokens that are only in the files next to `tokenizer.json`, in the order of their ids."""
     known = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
     missing: dict[str, AddedToken] = {}
     for token in (*_listed_tokens(configs, ids), *_declared_special_tokens(configs, named)):
@@ -168,7 +168,7 @@ def _declared_special_tokens(configs: list[dict[str, Any]], named: dict[str, Any
 
 
 def _templates(directory: Path, config: dict[str, Any]) -> dict[str, str]:
-    """The templates by name: those in files of their own, else those in the configs."""
+    """Return the templates by name: those in separate files, else those in the configs."""
     files = sorted((directory / TEMPLATE_FOLDER).glob("*.jinja"))
     found = {path.stem: _read_text(path) for path in files if _is_file_name(path.stem)}
     if (directory / TEMPLATE_FILE).is_file():
@@ -219,9 +219,9 @@ def _vocabulary(config: dict[str, Any]) -> int | None:
 
 
 def special_token_pattern(tokens: Sequence[str]) -> re.Pattern[str]:
-    """Matches the longest of these tokens, and nothing when there are none.
+    """Return a pattern for the longest of these tokens; without tokens it matches nothing.
 
-    The tokens become a tree, for Python would try one after the other wherever a text shows their first sign.
+    The tokens become a tree, because Python would try one after the other at each occurrence of their first character.
     """
     tree: Tree = {}
     for token in filter(None, tokens):

@@ -71,7 +71,7 @@ class TurnFinder:
         outline = self._template.render([*messages[: turn - 1], asked], tools, add_generation_prompt=True)
         _, found, header = outline.rpartition(SENTINEL)
         if not found or not prompt.endswith(header) or start < len(prompt) - len(header):
-            raise TemplateFailure("the chat template does not let the answer be told from the prompt")
+            raise TemplateFailure("the chat template does not separate the answer from the prompt")
         return start
 
     def _end_of_answer(self, text: str, start: int) -> int | None:
