@@ -8,7 +8,7 @@ from tokenizers import normalizers
 from finetune_trainer.data.rows import BadRow, ChatRow, DataFormat, Message, PreferenceRow, Source
 from finetune_trainer.tokenization.labeler import UNTRAINED, Labeler
 from finetune_trainer.tokenization.samples import Encoded, EncodedPair
-from finetune_trainer.tokenization.template_cache import mark
+from finetune_trainer.tokenization.template_cache import sentinel
 from finetune_trainer.tokenization.turn_spans import SENTINEL
 
 CHATML = (
@@ -26,7 +26,7 @@ CONTENTS = {
     "spaces around": (" \n One?\t", "\n  First.  \n", "Two? ", " "),
     "text of the template": ("user\n", "assistant\n", "im_end|>\n", "<|im_start"),
     "nothing but repeats": ("a", "a", "a", "a"),
-    "its own sentinels": (SENTINEL, f"{mark(1)}x", f"{mark(0)}?", f"{SENTINEL}y{mark(3)}"),
+    "its own sentinels": (SENTINEL, f"{sentinel(1)}x", f"{sentinel(0)}?", f"{SENTINEL}y{sentinel(3)}"),
     "many bytes": ("\U0001f98a?", "\U0001f468\u200d\U0001f469", "\u65e5\u672c", "\U0001f1f3\U0001f1f4!"),
     "combining marks": ("e\u0301?", "\u0301begins with one", "n\u0303", "ends with one e\u0301"),
     "right to left and controls": ("\u202eabc", "\u0000\u0007", "\ufeffq", "\u2028x\u2029"),
