@@ -252,7 +252,7 @@ def test_verify_proves_a_published_folder_and_finds_what_changed(tmp_path: Path,
     path.write_text("spec: []\n")
     bad = trainer("verify", world.out, "--json")
     assert bad.returncode == 1
-    assert "finetune_config.yaml has another content" in bad.stderr
+    assert "finetune_config.yaml does not match its SHA-256" in bad.stderr
     assert json.loads(bad.stdout)["ok"] is False
 
 

@@ -89,8 +89,8 @@ def test_an_adapter_that_is_none_is_found_out(
         ({"configFile": {"path": "finetune_config.yaml", "sha256": "0" * 64}}, "finetune_config.yaml has SHA-256 000"),
         ({"dataset": {"files": [{"path": "dataset/train.jsonl", "sha256": "1" * 64}]}}, "dataset/train.jsonl has SHA"),
         ({"job": JOB | {"uid": "another"}}, "uid of the job is another and uid-job in the manifest"),
-        ({"dataset": {"files": ["a"]}}, "lineage.json cannot be read: dataset.files.0 is not"),
-        ({"baseModel": None}, "lineage.json cannot be read: baseModel is not"),
+        ({"dataset": {"files": ["a"]}}, "lineage.json cannot be read: dataset.files.0 is missing or invalid"),
+        ({"baseModel": None}, "lineage.json cannot be read: baseModel is missing or invalid"),
     ],
 )
 def test_a_lineage_that_does_not_fit_its_manifest_is_found_out(
