@@ -157,7 +157,7 @@ def test_ten_thousand_rows_are_checked_in_little_memory(job: Job) -> None:
 def test_wrong_keys_end_in_77(job: Job) -> None:
     code, report, _ = job.preflight(AWS_SECRET_ACCESS_KEY="wr0ng")
     assert (code, report.reason, report.outcome) == (77, "StorageDenied", Outcome.FAILED)
-    assert "secret key does not fit" in report.message
+    assert "secret key does not match" in report.message
     assert "wr0ng" not in report.message
 
 

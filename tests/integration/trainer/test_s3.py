@@ -145,7 +145,7 @@ def test_a_stop_ends_a_transfer_and_comes_out_as_itself(
 
 @pytest.mark.parametrize(
     ("access", "secret", "expected"),
-    [("unknown-key", "s3cr3t", "the access key is not known"), (None, "s3cr3t", "the secret key does not fit")],
+    [("unknown-key", "s3cr3t", "the access key is unknown"), (None, "s3cr3t", "the secret key does not match")],
 )
 def test_wrong_keys_are_denied_and_no_secret_is_told(
     s3_server: Any, bucket: str, tmp_path: Path, *, access: str | None, secret: str, expected: str
