@@ -8,7 +8,7 @@ from published_result import find_result_faults
 
 from finetune_api.defaults import Facts, resolve
 from finetune_api.handoff import Artifact, ExitCode, Manifest, Outcome, Report
-from finetune_trainer.errors import Stopped, TrainerError
+from finetune_trainer.errors import ObjectMissing, Stopped, TrainerError
 from finetune_trainer.pipeline.preflight import preflight
 from finetune_trainer.publishing.publish import adopt_result, publish
 from finetune_trainer.storage.protocol import OnBytes, Store, sha256_file
@@ -91,6 +91,18 @@ def test_a_missing_and_a_shortened_file_are_found(world: Any, result: Path) -> N
     (world.out / "finetune_report.md").write_text("# Rep")
     problems = find_result_faults("s3://bucket/out", world.storage)
     assert problems == ["finetune_report.md has 5 bytes instead of 9", "lineage.json is missing"]
+
+
+def test_a_file_that_is_removed_between_listing_and_reading_is_missing(
+    world: Any, result: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(world, result)
+
+    def removed(uri: str, _on_bytes: OnBytes | None = None) -> str:
+        raise ObjectMissing(uri)
+
+    monkeypatch.setattr(world.storage, "sha256", removed)
+    assert "lineage.json is missing" in find_result_faults("s3://bucket/out", world.storage)
 
 
 def test_a_prefix_without_a_manifest_is_no_result(world: Any) -> None:
