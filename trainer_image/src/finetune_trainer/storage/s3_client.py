@@ -30,6 +30,24 @@ KEYS = {
     "AWS_SECRET_ACCESS_KEY": "aws_secret_access_key",
     "AWS_SESSION_TOKEN": "aws_session_token",
 }
+KEYS_FIX = (
+    "put valid AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY into the Secret named by spec.storage.credentialsSecretRef "
+    "(outside a cluster: into the environment)"
+)
+FIXES = {
+    "InvalidAccessKeyId": f"the access key is unknown: {KEYS_FIX}",
+    "SignatureDoesNotMatch": f"the secret key does not match the access key: {KEYS_FIX}",
+    "ExpiredToken": f"the session token has expired: {KEYS_FIX}, or use long-lived keys",
+    "InvalidToken": f"the session token is not valid: {KEYS_FIX}",
+    "NoSuchBucket": "the bucket does not exist: create it, or correct the URI or spec.storage.endpoint",
+    "PermanentRedirect": "the bucket is in another region: set spec.storage.region",
+    "AuthorizationHeaderMalformed": "requests are signed for the wrong region: set spec.storage.region",
+    "RequestTimeTooSkewed": "the node's clock is off: correct it",
+    "AccessDenied": "access is denied: allow these keys to list, read and write there",
+}
+TRANSIENT_CODES = frozenset({"RequestTimeout", "SlowDown", "Throttling", "ThrottlingException", "RequestLimitExceeded"})
+MISSING_CODES = frozenset({"404", "NoSuchKey", "NotFound"})
+NO_CREDENTIALS = (NoCredentialsError, PartialCredentialsError, CredentialRetrievalError)
 
 
 @dataclass(frozen=True)
@@ -128,26 +146,6 @@ def _ca_file(path: Path) -> Path:
             ExitCode.INVALID_CONFIG, f"the Secret named by spec.storage.caSecretRef needs the key {CA_FILE} (PEM)"
         )
     return path
-
-
-KEYS_FIX = (
-    "put valid AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY into the Secret named by spec.storage.credentialsSecretRef "
-    "(outside a cluster: into the environment)"
-)
-FIXES = {
-    "InvalidAccessKeyId": f"the access key is unknown: {KEYS_FIX}",
-    "SignatureDoesNotMatch": f"the secret key does not match the access key: {KEYS_FIX}",
-    "ExpiredToken": f"the session token has expired: {KEYS_FIX}, or use long-lived keys",
-    "InvalidToken": f"the session token is not valid: {KEYS_FIX}",
-    "NoSuchBucket": "the bucket does not exist: create it, or correct the URI or spec.storage.endpoint",
-    "PermanentRedirect": "the bucket is in another region: set spec.storage.region",
-    "AuthorizationHeaderMalformed": "requests are signed for the wrong region: set spec.storage.region",
-    "RequestTimeTooSkewed": "the node's clock is off: correct it",
-    "AccessDenied": "access is denied: allow these keys to list, read and write there",
-}
-TRANSIENT_CODES = frozenset({"RequestTimeout", "SlowDown", "Throttling", "ThrottlingException", "RequestLimitExceeded"})
-MISSING_CODES = frozenset({"404", "NoSuchKey", "NotFound"})
-NO_CREDENTIALS = (NoCredentialsError, PartialCredentialsError, CredentialRetrievalError)
 
 
 def error_code(error: ClientError) -> str:
