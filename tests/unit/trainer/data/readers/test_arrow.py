@@ -150,7 +150,7 @@ def test_a_map_with_a_key_twice_costs_its_row_alone(write: Write, values: Any) -
 @pytest.mark.parametrize("write", [arrow_file, arrow_stream])
 def test_a_column_that_is_there_twice_is_refused_with_its_name(write: Write, tmp_path: Path) -> None:
     table = pa.Table.from_arrays([pa.array([1]), pa.array([2])], names=["own", "own"])
-    with pytest.raises(UnreadableFile, match=r"rows\.arrow names the column 'own' twice"):
+    with pytest.raises(UnreadableFile, match=r"rows\.arrow contains the column 'own' twice"):
         read(tmp_path / "rows.arrow", write(table))
 
 

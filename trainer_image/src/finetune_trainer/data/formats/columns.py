@@ -1,4 +1,4 @@
-"""The names that formats give their columns, and the user's columns brought under them."""
+"""The column names of the formats, and the mapping from the user's names to them."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -39,7 +39,7 @@ MAX_COLUMNS_NAMED = 12
 
 
 def find_column(row: Columns, names: tuple[str, ...]) -> str | None:
-    """Return the first of these columns that the row has; one that is null only where no other holds a value."""
+    """Return the first of these columns with a value; a null column only if no other has a value."""
     found = None
     for name in names:
         if name in row:
@@ -50,42 +50,42 @@ def find_column(row: Columns, names: tuple[str, ...]) -> str | None:
 
 
 def has_value(row: Columns, names: tuple[str, ...]) -> bool:
-    """Whether one of these columns is there and not null."""
-    for name in names:  # noqa: SIM110 - asked of every row, and `any` takes twice as long
+    """Return whether one of these columns is present and not null."""
+    for name in names:  # noqa: SIM110 - called for every row, and `any` takes twice as long
         if row.get(name) is not None:
             return True
     return False
 
 
 def missing_column(names: tuple[str, ...]) -> BadRow:
-    """Return the refusal of a row that has none of these columns."""
-    return BadRow(RejectCode.MISSING_COLUMN, f"none of these columns is there: {', '.join(names)}")
+    """Return the error for a row that has none of these columns."""
+    return BadRow(RejectCode.MISSING_COLUMN, f"the row has none of these columns: {', '.join(names)}")
 
 
 def name_columns(columns: Iterable[object]) -> str:
-    """Name columns for people: a dozen at most, long names cut."""
+    """Return column names for a message: at most a dozen, long names truncated."""
     names = [replace_unprintable(str(column)[:40]) for column in columns]
     more = f" and {len(names) - MAX_COLUMNS_NAMED} more" if len(names) > MAX_COLUMNS_NAMED else ""
     return f"{', '.join(names[:MAX_COLUMNS_NAMED])}{more}" if names else "none"
 
 
 def replace_unprintable(name: str) -> str:
-    """Return a name from a file as one that cannot steer a terminal."""
+    """Return a name from a file without characters that control a terminal."""
     return "".join(character if character.isprintable() else "\ufffd" for character in name)
 
 
 class ColumnMap:
-    """Brings the user's columns under the names that formats know ({known: user's}), and sees which never come."""
+    """Renames the user's columns to known names ({known: user's}), and records which never occur."""
 
     def __init__(self, columns: Mapping[str, str]) -> None:
         self.columns = columns
         self.missing = set(columns.values())
-        """Mapped columns that no row had so far."""
+        """Mapped columns that no row has had so far."""
         self.seen: dict[str, None] = {}
-        """The columns of the rows, in order, as long as one is missing."""
+        """The columns of the rows, in order, recorded while a mapped column is missing."""
 
     def rename(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Return the row under known names; a mapped column wins over every other column that means the same."""
+        """Return the row with known names; a mapped column takes precedence over its aliases."""
         if not self.columns:
             return row
         if self.missing:

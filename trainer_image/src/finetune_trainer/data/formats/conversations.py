@@ -1,4 +1,4 @@
-"""Reads turns wherever a row holds them: a conversation's column, a list in place of a text, a transcript in a text."""
+"""Read turns from a conversation column, from a list in place of a text, or from a transcript in a text."""
 
 import re
 
@@ -33,13 +33,13 @@ def read_conversation(row: Columns, repairs: Repairs) -> list[Message]:
 
 
 def read_turns(value: object, where: str, repairs: Repairs) -> list[Message]:
-    """Return a list of turns, which may stand in a string, as messages."""
+    """Return a list of turns, which may be a string, as messages."""
     turns = read_list(value, where, RejectCode.WRONG_TYPE)
     return [read_turn(turn, number, repairs) for number, turn in enumerate(turns, 1)]
 
 
 def read_system(row: Columns, repairs: Repairs) -> list[Message]:
-    """Return the system text that stands in a column of its own."""
+    """Return the system text of a system column."""
     for name in SYSTEM_COLUMNS:
         if name in row and (text := read_optional_text(row, name, repairs)):
             return [Message(role="system", content=text)]
@@ -47,12 +47,12 @@ def read_system(row: Columns, repairs: Repairs) -> list[Message]:
 
 
 def read_row_tools(row: Columns, repairs: Repairs) -> Tools:
-    """Return the row's tools, if it has a column of them."""
+    """Return the row's tools, if it has a column for them."""
     return read_tools(row, repairs) if not _TOOLS.isdisjoint(row) else None
 
 
 def read_messages(value: object, where: str, role: Role, repairs: Repairs) -> list[Message]:
-    """Return a cell as messages: turns, a single turn, a transcript, or a plain text of this role."""
+    """Return a cell as messages: turns, a single turn, a transcript, or a plain text with this role."""
     if isinstance(value, str):
         if _TURNS.match(value) and (nested := _nested_turns(value, where)) is not None:
             return read_turns(nested, where, repairs)
@@ -83,12 +83,12 @@ def _is_transcript(text: str) -> bool:
     return text.lstrip().startswith("Human:") and "\n\nAssistant:" in text
 
 
-def _read_transcript(text: str, role: Role) -> list[Message]:
-    _, *pieces = _SPEAKER.split(text)
+def _read_transcript(transcript: str, role: Role) -> list[Message]:
+    _, *pieces = _SPEAKER.split(transcript)
     messages = [
-        Message(role=_SPEAKERS[speaker], content=said.strip())
-        for speaker, said in zip(pieces[::2], pieces[1::2], strict=True)
+        Message(role=_SPEAKERS[speaker], content=text.strip())
+        for speaker, text in zip(pieces[::2], pieces[1::2], strict=True)
     ]
-    # A prompt of such a file ends with the name of the speaker who is to answer.
+    # A prompt in such a file ends with the name of the next speaker.
     names_the_next = role == "user" and messages[-1]["role"] == "assistant" and not messages[-1]["content"]
     return messages[:-1] if names_the_next else messages

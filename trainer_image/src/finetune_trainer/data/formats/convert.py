@@ -1,4 +1,4 @@
-"""Converts one row of a known format to a canonical row, counting what it had to repair."""
+"""Convert one row of a known format to a canonical row, and record the repairs."""
 
 from collections.abc import Callable, Mapping
 
@@ -22,7 +22,7 @@ MEDIA_COLUMNS = frozenset(("image", "images", "audio", "audios", "video", "video
 
 
 def convert_row(row: Columns, data_format: DataFormat, source: Source, repairs: Repairs) -> Row:
-    """Return the row in canonical shape, its structure not yet checked; raises BadRow."""
+    """Return the row in canonical shape, before the structure checks; raises BadRow."""
     if not MEDIA_COLUMNS.isdisjoint(row):
         _refuse_media(row)
     return _CONVERTERS[data_format](row, source, data_format, repairs)
@@ -46,7 +46,7 @@ def _convert_unpaired(row: Columns, source: Source, data_format: DataFormat, rep
     convert = _convert_conversation if has_value(row, CONVERSATION_COLUMNS) else convert_alpaca
     judged = convert(row, source, data_format, repairs)
     if not isinstance(judged, ChatRow):
-        raise BadRow(RejectCode.NO_ASSISTANT, f"{column} judges an answer that is not there")
+        raise BadRow(RejectCode.NO_ASSISTANT, f"the row has {column} but no answer")
     return UnpairedRow(judged.messages, [], label, source, data_format, judged.tools)
 
 

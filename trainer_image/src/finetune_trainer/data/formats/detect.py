@@ -1,4 +1,4 @@
-"""Tells the format of one row by its columns.
+"""Detect the format of one row by its columns.
 
 A new format is a `DataFormat`, a test in `_TESTS` at its place in the order, and a converter in convert.py.
 """
@@ -20,7 +20,7 @@ from finetune_trainer.data.formats.columns import (
 )
 from finetune_trainer.data.rows import BadRow, DataFormat
 
-# Rows with one of these compare or judge answers: the columns beside them say to what.
+# Rows with one of these columns compare or rate answers; the other columns contain the prompt.
 _JUDGED = frozenset((*CHOSEN_COLUMNS, *REJECTED_COLUMNS, *LABEL_COLUMNS))
 _ANSWERS_OF_PAIRS = frozenset((*CHOSEN_COLUMNS, *REJECTED_COLUMNS))
 _LABELS = frozenset(LABEL_COLUMNS)
@@ -33,13 +33,13 @@ _TEXTS = frozenset(TEXT_COLUMNS)
 
 
 def detect_format(row: Columns) -> DataFormat:
-    """Name the row's format; raises BadRow with UNKNOWN_FORMAT."""
+    """Return the row's format; raises BadRow with UNKNOWN_FORMAT."""
     found = None
-    if None in row.values():  # a table has every column in every row: what is null says nothing
+    if None in row.values():  # a table has every column in every row, so null columns are ignored
         found = _find_format({name: value for name, value in row.items() if value is not None})
     found = found or _find_format(row)
     if found is None:
-        raise BadRow(RejectCode.UNKNOWN_FORMAT, "the columns belong to no known format")
+        raise BadRow(RejectCode.UNKNOWN_FORMAT, "the columns match no known format")
     return found
 
 
@@ -52,7 +52,7 @@ def _find_format(row: Columns) -> DataFormat | None:
 
 
 def uses_role_and_content(row: Columns) -> bool:
-    """Tell OpenAI's turn keys from ShareGPT's by the first turn, whatever the column is called."""
+    """Return whether the first turn has OpenAI's keys and not ShareGPT's, whatever the column's name."""
     turns = row.get(find_column(row, CONVERSATION_COLUMNS) or "")
     if isinstance(turns, str):
         start = turns[:400]
@@ -63,7 +63,7 @@ def uses_role_and_content(row: Columns) -> bool:
 
 
 def is_ranked_output(row: Columns) -> bool:
-    """Whether the answer is a better and a worse one, as LLaMA-Factory's older files have them."""
+    """Return whether the output is a better and a worse answer, as in older LLaMA-Factory files."""
     answers = row.get("output")
     return isinstance(answers, list) and len(answers) == 2 and all(isinstance(answer, str) for answer in answers)
 

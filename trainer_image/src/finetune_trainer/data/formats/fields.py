@@ -1,4 +1,4 @@
-"""Reads single values the way people write them: null for absent, a number for its text, a list inside a string."""
+"""Read single values in the forms that files use: null for absent, a number for text, a list in a string."""
 
 import ast
 from collections.abc import Mapping
@@ -13,14 +13,14 @@ from finetune_trainer.data.rows import BadRow
 MAX_LITERAL_CHARACTERS = 1 << 20
 TEXT_PARTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
 
-# 1 and 0 are these keys as well: Python takes them for the booleans.
+# These keys include 1 and 0, which equal the booleans in Python.
 LABELS: Mapping[object, bool] = {True: True, False: False, "true": True, "false": False, "1": True, "0": False}
 
 Repairs = set[RepairCode]
 
 
 def read_text(value: object, where: str, repairs: Repairs) -> str:
-    """Return a value as text: a scalar is written out, text parts are joined; raises BadRow for anything else."""
+    """Return a value as text: scalars are converted, text parts joined; raises BadRow for anything else."""
     if isinstance(value, str):
         return value
     if value is None:
@@ -30,23 +30,23 @@ def read_text(value: object, where: str, repairs: Repairs) -> str:
         return orjson.dumps(value).decode()
     if isinstance(value, list):
         return "".join(_read_part(part, where) for part in value)
-    raise BadRow(RejectCode.WRONG_TYPE, f"{where} is {name_type(value)} where text belongs")
+    raise BadRow(RejectCode.WRONG_TYPE, f"{where} is {name_type(value)} instead of text")
 
 
 def read_cell(value: object, where: str, repairs: Repairs) -> str:
-    """Return a column's value as text, like `read_text`, but never glue several texts into one."""
+    """Return a column's value as text, like `read_text`, but do not join several texts."""
     if isinstance(value, list) and len(value) > 1 and all(isinstance(part, str) for part in value):
-        raise BadRow(RejectCode.WRONG_TYPE, f"{where} holds {len(value)} texts where one belongs")
+        raise BadRow(RejectCode.WRONG_TYPE, f"{where} contains {len(value)} texts instead of one")
     return read_text(value, where, repairs)
 
 
 def read_label(value: object, where: str) -> bool:
-    """Return a judgement written as a boolean, as 0 or 1, or as the text of one; raises BadRow with BAD_LABEL."""
+    """Return a label given as a boolean, as 0 or 1, or as text; raises BadRow with BAD_LABEL."""
     known = LABELS.get(value.strip().lower() if isinstance(value, str) else value) if _is_scalar(value) else None
     if known is None:
         shown = str(value)[:40]
-        hint = "if the column means something else, say in format what the rows are"
-        raise BadRow(RejectCode.BAD_LABEL, f"{where} is {shown!r} where true or false belongs; {hint}")
+        hint = "if the column is not a label, set format"
+        raise BadRow(RejectCode.BAD_LABEL, f"{where} is {shown!r} instead of true or false; {hint}")
     return known
 
 
@@ -61,13 +61,13 @@ def read_optional_text(row: Mapping[str, Any], name: str, repairs: Repairs) -> s
 
 
 def read_list(value: object, where: str, code: RejectCode) -> list[Any]:
-    """Return a list, also one that stands in a string as JSON or as a Python literal."""
+    """Return a list, which may be a string with JSON or a Python literal."""
     if isinstance(value, str):
         value = parse_nested(value, where, code)
     if value is None:
         raise BadRow(RejectCode.NULL_FIELD, f"{where} is null")
     if not isinstance(value, list):
-        raise BadRow(code, f"{where} is {name_type(value)} where an array belongs")
+        raise BadRow(code, f"{where} is {name_type(value)} instead of an array")
     return value
 
 
@@ -92,7 +92,7 @@ def _read_part(part: object, where: str) -> str:
 
 
 def parse_nested(text: str, where: str, code: RejectCode) -> object:
-    """Return the value that a string spells as JSON or as a Python literal; raises BadRow with this code."""
+    """Parse a string as JSON or as a Python literal; raises BadRow with this code."""
     try:
         return orjson.loads(text)
     except orjson.JSONDecodeError:

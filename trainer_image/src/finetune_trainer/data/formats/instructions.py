@@ -1,4 +1,4 @@
-"""Converts rows with a prompt and an answer in columns of their own: Alpaca's, and prompt with completion."""
+"""Convert rows with a prompt column and an answer column: Alpaca, and prompt with completion."""
 
 from finetune_trainer.data.codes import RejectCode
 from finetune_trainer.data.formats.columns import (
@@ -19,7 +19,7 @@ Converted = ChatRow | PromptRow
 
 
 def convert_alpaca(row: Columns, source: Source, data_format: DataFormat, repairs: Repairs) -> Converted:
-    """Return the row as a conversation, or as a prompt where it has no answer; raises BadRow."""
+    """Return the row as a conversation, or as a prompt if it has no answer; raises BadRow."""
     return _answer(read_prompt(row, repairs), row, source, data_format, repairs)
 
 
@@ -29,7 +29,7 @@ def convert_prompt_completion(row: Columns, source: Source, data_format: DataFor
 
 
 def read_prompt(row: Columns, repairs: Repairs) -> list[Message]:
-    """Return system text, history and the question of a row; the question may be turns of its own."""
+    """Return system text, history and question of a row; the question may itself be turns."""
     messages = read_system(row, repairs) + _read_history(row, repairs)
     instruction = find_column(row, INSTRUCTION_COLUMNS)
     extra = find_column(row, INPUT_COLUMNS)
@@ -39,7 +39,7 @@ def read_prompt(row: Columns, repairs: Repairs) -> list[Message]:
     if instruction == "prompt" and not has_extra:
         return messages + read_messages(row["prompt"], "prompt", "user", repairs)
     if instruction == "instruction" and not has_extra:
-        # Where a general instruction stands beside the question, the question is the input.
+        # If the row has both a general instruction and a question, the question is the input.
         extra = find_column(row, INSTRUCTION_COLUMNS[1:]) or extra
     first = read_cell(row[instruction], instruction, repairs) if instruction else ""
     second = read_optional_text(row, extra, repairs) if extra else ""
@@ -48,7 +48,7 @@ def read_prompt(row: Columns, repairs: Repairs) -> list[Message]:
 
 
 def mark_untrained(messages: list[Message]) -> list[Message]:
-    """Return the turns with every answer marked as not to be trained: they are there to be read."""
+    """Return the turns with every answer excluded from training: they are context."""
     return [
         Message(**message, train=False) if message["role"] == "assistant" and "train" not in message else message
         for message in messages
@@ -72,7 +72,7 @@ def _read_history(row: Columns, repairs: Repairs) -> list[Message]:
     messages = []
     for pair in read_list(value, "history", RejectCode.WRONG_TYPE):
         if not isinstance(pair, list | tuple) or len(pair) != 2:
-            raise BadRow(RejectCode.WRONG_TYPE, f"history holds {name_type(pair)} where [question, answer] belongs")
+            raise BadRow(RejectCode.WRONG_TYPE, f"history contains {name_type(pair)} instead of [question, answer]")
         messages.append(Message(role="user", content=read_cell(pair[0], "history", repairs)))
         messages.append(Message(role="assistant", content=read_cell(pair[1], "history", repairs)))
     return messages

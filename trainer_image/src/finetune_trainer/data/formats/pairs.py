@@ -1,4 +1,4 @@
-"""Converts preference rows: a chosen and a rejected answer beside the prompt, or two whole conversations."""
+"""Convert preference rows: a prompt with a chosen and a rejected answer, or two whole conversations."""
 
 from finetune_trainer.data.formats.columns import (
     CHOSEN_COLUMNS,

@@ -1,4 +1,4 @@
-"""Finds the prompt that two answers share: the longest common beginning of their conversations."""
+"""Find the prompt that two answers share: the longest common prefix of their conversations."""
 
 from finetune_trainer.data.codes import RejectCode
 from finetune_trainer.data.rows import BadRow, Message
@@ -7,10 +7,10 @@ Turns = list[Message]
 
 
 def split_pair(prompt: Turns, chosen: Turns, rejected: Turns) -> tuple[Turns, Turns, Turns]:
-    """Return the prompt and what follows it on either side; raises BadRow with NO_SHARED_PROMPT or SAME_PAIR.
+    """Return the prompt and the turns after it on each side; raises BadRow with NO_SHARED_PROMPT or SAME_PAIR.
 
-    `chosen` and `rejected` are answers, or conversations that may repeat the prompt; `prompt` is what stands in columns
-    of its own.
+    `chosen` and `rejected` are answers, or conversations that may repeat the prompt; `prompt` comes from
+    other columns.
     """
     if _is_conversation(chosen) and not _is_conversation(rejected):
         rejected = chosen[:-1] + rejected
@@ -19,7 +19,7 @@ def split_pair(prompt: Turns, chosen: Turns, rejected: Turns) -> tuple[Turns, Tu
     shared = _count_shared(chosen, rejected)
     prompt = _join(prompt, chosen[:shared])
     if not any(message["role"] != "system" for message in prompt):
-        raise BadRow(RejectCode.NO_SHARED_PROMPT, "chosen and rejected share no prompt, and no column holds it")
+        raise BadRow(RejectCode.NO_SHARED_PROMPT, "chosen and rejected share no prompt, and no column contains one")
     chosen, rejected = chosen[shared:], rejected[shared:]
     if chosen and _texts(chosen) == _texts(rejected):
         raise BadRow(RejectCode.SAME_PAIR, "the chosen and the rejected answer are the same")
@@ -35,15 +35,15 @@ def _begins_with(turns: Turns, start: Turns) -> bool:
 
 
 def _count_shared(chosen: Turns, rejected: Turns) -> int:
-    """Return how many turns are the prompt's: the common ones, less those that must be left as an answer."""
+    """Return the number of common turns that belong to the prompt, so that each side keeps an answer."""
     common = 0
     while common < min(len(chosen), len(rejected)) and chosen[common] == rejected[common]:
         common += 1
     parted = [turns[common]["role"] for turns in (chosen, rejected) if common < len(turns)]
     if common and len(parted) == 2 and parted != ["assistant", "assistant"]:
-        detail = f"chosen and rejected part at turn {common + 1}, where not both have an answer"
+        detail = f"chosen and rejected differ at turn {common + 1}, which is not an answer in both"
         raise BadRow(RejectCode.NO_SHARED_PROMPT, detail)
-    if len(parted) < 2:  # one is the other's beginning: its last answer is compared
+    if len(parted) < 2:  # one is a prefix of the other: its last answer is compared
         common -= 1
         while common > 0 and chosen[common]["role"] != "assistant":
             common -= 1
@@ -51,7 +51,7 @@ def _count_shared(chosen: Turns, rejected: Turns) -> int:
 
 
 def _join(prompt: Turns, shared: Turns) -> Turns:
-    """Put the shared turns after the prompt, unless they repeat its question in a conversation of their own."""
+    """Append the shared turns to the prompt, unless they repeat its question."""
     asked = {message["content"].strip() for message in shared if message["role"] == "user"}
     questions = [message["content"].strip() for message in prompt if message["role"] == "user"]
     if not questions or questions[-1] not in asked:

@@ -1,4 +1,4 @@
-"""Brings tool definitions and tool calls of OpenAI and ShareGPT rows into one shape."""
+"""Convert tool definitions and tool calls of OpenAI and ShareGPT rows to one shape."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,7 +12,7 @@ from finetune_trainer.data.rows import BadRow, Function, ToolCall
 
 
 def read_tools(row: Mapping[str, Any], repairs: Repairs) -> list[dict[str, Any]] | None:
-    """Return the row's tool definitions, from `tools` or the older `functions`; raises BadRow with BAD_TOOLS."""
+    """Return the row's tool definitions, from `tools` or the deprecated `functions`; raises BadRow with BAD_TOOLS."""
     name = "tools" if "tools" in row else "functions"
     value = row.get(name)
     if value is None or value in ("", []):
@@ -29,13 +29,13 @@ def read_tool_calls(value: object, repairs: Repairs) -> list[ToolCall]:
         return []
     if isinstance(value, list):
         return [read_tool_call(call) for call in value]
-    raise BadRow(RejectCode.BAD_TOOL_CALL, f"tool_calls is {name_type(value)} where an array belongs")
+    raise BadRow(RejectCode.BAD_TOOL_CALL, f"tool_calls is {name_type(value)} instead of an array")
 
 
 def read_tool_call(call: object) -> ToolCall:
     """Return one call, given as OpenAI's object or as a bare `{name, arguments}`."""
     if not isinstance(call, dict):
-        raise BadRow(RejectCode.BAD_TOOL_CALL, f"a tool call is {name_type(call)} where an object belongs")
+        raise BadRow(RejectCode.BAD_TOOL_CALL, f"a tool call is {name_type(call)} instead of an object")
     function = call.get("function", call)
     name = function.get("name") if isinstance(function, dict) else None
     if not isinstance(function, dict) or not isinstance(name, str) or not name:
@@ -71,7 +71,7 @@ def _read_arguments(value: object, name: str) -> dict[str, Any]:
 
 def _read_tool(tool: object) -> dict[str, Any]:
     if not isinstance(tool, dict):
-        raise BadRow(RejectCode.BAD_TOOLS, f"a tool is {name_type(tool)} where an object belongs")
+        raise BadRow(RejectCode.BAD_TOOLS, f"a tool is {name_type(tool)} instead of an object")
     function = tool.get("function", tool)
     if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"]:
         raise BadRow(RejectCode.BAD_TOOLS, "a tool has no function name")

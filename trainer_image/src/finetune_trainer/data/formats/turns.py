@@ -1,4 +1,4 @@
-"""Converts the turns of a conversation, in OpenAI's or ShareGPT's words, to canonical messages."""
+"""Convert the turns of a conversation, in OpenAI's or ShareGPT's form, to canonical messages."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -22,22 +22,22 @@ REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
 
 
 def read_turn(turn: object, number: int, repairs: Repairs) -> Message:
-    """Return one turn as a canonical message; raises BadRow. Turns are numbered from 1 in messages to people."""
+    """Return one turn as a canonical message; raises BadRow. Messages number turns from 1."""
     if not isinstance(turn, dict):
-        raise BadRow(RejectCode.WRONG_TYPE, f"turn {number} is {name_type(turn)} where an object belongs")
-    if len(turn) == 2:  # a role and a text in the words of OpenAI or ShareGPT: nearly every turn of nearly every file
+        raise BadRow(RejectCode.WRONG_TYPE, f"turn {number} is {name_type(turn)} instead of an object")
+    if len(turn) == 2:  # a fast path for a role and a text, which most turns are
         role = turn.get("role") or turn.get("from")
         text = turn.get("content") or turn.get("value")
         if isinstance(role, str) and isinstance(text, str) and role in ROLES:
             return {"role": ROLES[role], "content": text}
-    said = _read_role(turn, number)
-    if said in CALL_ROLES:
+    word = _read_role(turn, number)
+    if word in CALL_ROLES:
         text = read_text(_content_of(turn, number), f"turn {number}", repairs)
         message = Message(role="assistant", content="", tool_calls=parse_tool_call_text(text))
-    elif said in ROLES:
-        message = _read_message(turn, ROLES[said], number, repairs)
+    elif word in ROLES:
+        message = _read_message(turn, ROLES[word], number, repairs)
     else:
-        raise BadRow(RejectCode.UNKNOWN_ROLE, f"turn {number} has the role {said[:40]!r}")
+        raise BadRow(RejectCode.UNKNOWN_ROLE, f"turn {number} has the unknown role {word[:40]!r}")
     if message["role"] == "assistant" and _is_not_trained(turn, number):
         message["train"] = False
     return message
@@ -47,12 +47,12 @@ def _read_role(turn: Mapping[str, Any], number: int) -> str:
     key = next((key for key in ROLE_KEYS if key in turn), None)
     if key is None:
         raise BadRow(RejectCode.MISSING_COLUMN, f"turn {number} has no role ({', '.join(ROLE_KEYS)})")
-    said = turn[key]
-    if said is None:
+    word = turn[key]
+    if word is None:
         raise BadRow(RejectCode.NULL_FIELD, f"turn {number} has a null role")
-    if not isinstance(said, str):
-        raise BadRow(RejectCode.WRONG_TYPE, f"turn {number} has a role that is {name_type(said)}")
-    return said.strip().lower().replace("-", "_")
+    if not isinstance(word, str):
+        raise BadRow(RejectCode.WRONG_TYPE, f"turn {number} has a role that is {name_type(word)}")
+    return word.strip().lower().replace("-", "_")
 
 
 def _content_of(turn: Mapping[str, Any], number: int) -> object:
@@ -102,7 +102,7 @@ def _is_not_trained(turn: Mapping[str, Any], number: int) -> bool:
         if value is not None:
             if not isinstance(value, bool | int | float) or value not in allowed:
                 raise BadRow(
-                    RejectCode.WRONG_TYPE, f"turn {number} has {key} {str(value)[:20]!r}; only 0 and 1 are known"
+                    RejectCode.WRONG_TYPE, f"turn {number} has {key} {str(value)[:20]!r}; only 0 and 1 are valid"
                 )
             if not value:
                 return True

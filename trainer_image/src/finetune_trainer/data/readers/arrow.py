@@ -1,7 +1,7 @@
-"""Reads Parquet and Arrow files (IPC file and stream) batch by batch, each row as JSON would have given it.
+"""Read Parquet and Arrow files (IPC file and stream) batch by batch, each row with the values that JSON would have.
 
-Timestamps, times and decimals become text, binary that is UTF-8 becomes text, maps become objects, and numbers that are
-not finite become null. No pickle is read, and no code of an extension type runs: its storage is what is taken.
+Timestamps, times, decimals and UTF-8 binary become text, maps become objects, and numbers that are not finite become
+null. No pickle is read, and no code of an extension type runs: only its storage is read.
 """
 
 from collections.abc import Callable, Iterator
@@ -22,14 +22,14 @@ ARROW_STREAM_MAGIC = b"\xff\xff\xff\xff"
 BATCH_ROWS = 1024
 PARQUET_ROWS = 256
 READ_AHEAD_BYTES = 1 << 20
-# Text rarely shrinks a hundredfold; what shrinks a thousandfold is there to fill the memory.
+# Text rarely compresses a hundredfold; data that compresses a thousandfold is meant to fill the memory.
 MAX_EXPANSION = 1000
 EXPANSION_MATTERS_BYTES = 1 << 30
 _TEXTS = (pa.string(), pa.large_string(), pa.binary(), pa.large_binary())
 
 
 class TableRow(NamedTuple):
-    """One row: its number, its cells or its problem, and the share of the file that lies before it."""
+    """One row: its number, its cells or its problem, and the share of the file before it."""
 
     number: int
     value: dict[str, Any] | None
@@ -42,13 +42,8 @@ class _Batch(NamedTuple):
     share: float
 
 
-def is_columnar(start: bytes) -> bool:
-    """Tell Parquet and Arrow files by their first bytes."""
-    return start.startswith((PARQUET_MAGIC, ARROW_FILE_MAGIC, ARROW_STREAM_MAGIC))
-
-
 def read_table(path: NamedPath, start: bytes) -> Iterator[TableRow]:
-    """Yield every row of a file that `is_columnar`; raises UnreadableFile for a damaged or unsupported one."""
+    """Yield every row of a Parquet or Arrow file; raises UnreadableFile if it is damaged or unsupported."""
     kind, batches = _KINDS[start[:4]]
     try:
         yield from _rows(batches(path.path), path.name)
@@ -69,11 +64,11 @@ def _rows(batches: Iterator[_Batch], name: str) -> Iterator[TableRow]:
 
 
 def _convert(rows: pa.RecordBatch, types: ColumnTypes) -> Iterator[tuple[dict[str, Any] | None, BadRow | None]]:
-    """Convert the rows together where they are sound and small, else by halves, down to the one that is not."""
+    """Convert the rows together if they are valid and small, otherwise by halves, down to the bad one."""
     alone = rows.num_rows == 1
     values = None
     try:
-        # What comes from a file is not trusted to point inside its own buffers before it was validated.
+        # Offsets from a file may point outside their buffers, so they are validated first.
         rows.validate(full=True)
         if sum(decoded_bytes(column) for column in rows.columns) <= MAX_ROW_BYTES:
             values = types.to_rows(rows)
@@ -95,20 +90,20 @@ def _convert(rows: pa.RecordBatch, types: ColumnTypes) -> Iterator[tuple[dict[st
 def _convert_alone(
     row: pa.RecordBatch, types: ColumnTypes, error: Exception
 ) -> tuple[dict[str, Any] | None, BadRow | None]:
-    """A row that is broken itself, or that shares a dictionary with one."""
+    """Convert a row that is broken, or that shares a dictionary with a broken row."""
     if isinstance(error, KeyError):
-        return None, BadRow(RejectCode.DUP_KEY, "a map names the same key twice")
+        return None, BadRow(RejectCode.DUP_KEY, "a map contains the same key twice")
     try:
         return types.to_rows(without_dictionaries(row))[0], None
     except (pa.ArrowInvalid, UnicodeDecodeError) as broken:
         if isinstance(broken, UnicodeDecodeError) or "utf8" in str(broken).lower():
-            return None, BadRow(RejectCode.BAD_UTF8, "a text column holds bytes that are not UTF-8")
+            return None, BadRow(RejectCode.BAD_UTF8, "a text column contains bytes that are not UTF-8")
         raise
 
 
 def _parquet_batches(path: Path) -> Iterator[_Batch]:
     with pq.ParquetFile(path, buffer_size=READ_AHEAD_BYTES, pre_buffer=False) as file:
-        # As a dictionary a value that many rows share is held once, however long it is.
+        # With a dictionary a value that many rows share is in memory only once.
         texts = [field.name for field in file.schema_arrow if field.type in _TEXTS]
     with pq.ParquetFile(path, buffer_size=READ_AHEAD_BYTES, pre_buffer=False, read_dictionary=texts) as file:
         rows, stored, done = max(file.metadata.num_rows, 1), path.stat().st_size, 0
@@ -118,7 +113,7 @@ def _parquet_batches(path: Path) -> Iterator[_Batch]:
                 yield _Batch(batch, min(done / rows, 1))
                 done += batch.num_rows
         if done != file.metadata.num_rows:
-            raise ValueError(f"it holds {done} rows where its footer says {file.metadata.num_rows}")
+            raise ValueError(f"it contains {done} rows, but its footer declares {file.metadata.num_rows}")
 
 
 def _refuse_bomb(size: int, stored: int) -> None:

@@ -1,4 +1,4 @@
-"""Turns Arrow columns into the values that JSON would have given."""
+"""Convert Arrow columns to the values that JSON would have."""
 
 import math
 from typing import Any
@@ -11,7 +11,7 @@ from finetune_trainer.data.readers.json_row import first_repeated
 from finetune_trainer.data.rows import UnreadableFile
 
 MAX_DEPTH = 32
-# What one value costs as a Python object, whatever its size in the file.
+# The size of one value as a Python object, in addition to its size in the file.
 OBJECT_BYTES = 48
 _BINARY = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary)
 _LISTS = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
@@ -20,7 +20,7 @@ _VIEWS = {pa.string_view(): pa.large_string(), pa.binary_view(): pa.large_binary
 
 
 class ColumnTypes:
-    """What is done to the columns of one schema."""
+    """Converts the columns of one schema."""
 
     def __init__(self, schema: pa.Schema, name: str) -> None:
         self._names = [str(column) for column in schema.names]
@@ -28,7 +28,7 @@ class ColumnTypes:
         self._targets = [self._plain(field.type, field.name) for field in schema]
         self._needs_care = [_needs_care(target) for target in self._targets]
         if (twice := first_repeated(self._names)) is not None:
-            raise UnreadableFile(f"{name} names the column {twice[:40]!r} twice; rename one of them")
+            raise UnreadableFile(f"{name} contains the column {twice[:40]!r} twice; rename one of them")
 
     def to_rows(self, rows: pa.RecordBatch) -> list[dict[str, Any]]:
         """Return the rows as dictionaries; raises KeyError for a map with a key twice."""
@@ -66,21 +66,21 @@ class ColumnTypes:
 
     def _unsupported(self, type_: pa.DataType, column: str) -> UnreadableFile:
         return UnreadableFile(
-            f"{self._name} has a column {column[:40]!r} of the type {str(type_)[:40]}, which is not read; "
+            f"{self._name} has a column {column[:40]!r} of the type {str(type_)[:40]}, which is not supported; "
             "write the file without this column, or as plain text"
         )
 
     def _plain_struct(self, type_: pa.StructType, column: str, depth: int) -> pa.DataType:
         fields = [type_.field(index) for index in range(type_.num_fields)]
         if len({field.name for field in fields}) < len(fields):
-            raise UnreadableFile(f"{self._name} has a struct in {column[:40]!r} that names a field twice")
+            raise UnreadableFile(f"{self._name} has a struct in {column[:40]!r} that contains a field twice")
         plain = [(field.name, self._plain(field.type, column, depth)) for field in fields]
         unchanged = all(field.type == target for field, (_, target) in zip(fields, plain, strict=True))
         return type_ if unchanged else pa.struct(plain)
 
 
 def decoded_bytes(array: pa.Array) -> int:
-    """Return how much memory the array takes as Python values, dictionaries written out; the array must be valid."""
+    """Return the size of the array as Python values, with dictionaries expanded; the array must be valid."""
     type_ = array.type
     if isinstance(type_, pa.BaseExtensionType):
         return decoded_bytes(array.storage)
@@ -101,7 +101,7 @@ def decoded_bytes(array: pa.Array) -> int:
 
 
 def without_dictionaries(row: pa.RecordBatch) -> pa.RecordBatch:
-    """Return one row with its own texts alone; raises ArrowInvalid where they are not sound."""
+    """Return one row with only its own texts; raises ArrowInvalid if they are invalid."""
     columns = [_own_text(column) for column in row.columns]
     alone = pa.RecordBatch.from_arrays(columns, names=row.schema.names)
     alone.validate(full=True)
@@ -117,7 +117,7 @@ def _own_text(column: pa.Array) -> pa.Array:
 
 
 def _view_bytes(array: pa.Array) -> int:
-    """Views may show the same bytes many times; each is four numbers, of which the first is its length."""
+    """Return the bytes of all views, which may share data; each is four numbers, the first its length."""
     numbers = np.frombuffer(array.buffers()[1], np.int32)
     return int(numbers[4 * array.offset : 4 * (array.offset + len(array)) : 4].sum(dtype=np.int64))
 
@@ -152,7 +152,7 @@ def _clean(value: Any) -> Any:
         try:
             return value.decode("utf-8")
         except UnicodeDecodeError:
-            return value  # an error only where a format needs this column as text
+            return value  # an error only if a format needs this column as text
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""Reads CSV and TSV rows as they are written: every cell stays a string."""
+"""Read CSV and TSV rows; every cell stays a string."""
 
 import csv
 from collections.abc import Iterator
@@ -35,7 +35,7 @@ class _Lines:
     def __next__(self) -> str:
         number, raw, whole = next(self._lines)
         self.first = self.first or number
-        # Undecodable bytes become lone surrogates here, which is how a bad row is told from a good one below.
+        # Undecodable bytes become lone surrogates here, by which a bad row is recognized below.
         line = raw.decode("utf-8", "surrogateescape") + "\n"
         self.text += line
         if not whole or len(self.text) > self._limit:
@@ -46,17 +46,17 @@ class _Lines:
         self.first, self.text = 0, ""
 
     def refuse(self, problem: BadRow) -> Iterator[CsvRow]:
-        """Yield the lines of a broken record, each as a row: after a stray quote these are rows in their own right."""
+        """Yield the lines of a broken record, each as a row, because a stray quote may have joined rows."""
         first, *others = self.text.split("\n")[:-1]
         yield CsvRow(self.first, None, problem, first)
-        detail = f"the line belongs to the record that begins in line {self.first}, which is broken there"
+        detail = f"the line is part of the broken record that begins in line {self.first}"
         for number, text in enumerate(others, self.first + 1):
             if text.strip():
                 yield CsvRow(number, None, BadRow(RejectCode.BAD_JSON, detail), text)
 
 
 def read_csv(stream: BufferedReader, delimiter: str, limit: int = MAX_ROW_BYTES) -> Iterator[CsvRow]:
-    """Yield every record after the header; a European file's semicolons are seen from its header."""
+    """Yield every record after the header; a semicolon as delimiter is detected from the header."""
     csv.field_size_limit(limit)
     start = stream.peek(limit).split(b"\n", 1)[0]
     if delimiter == "," and b"," not in start and b";" in start:
@@ -102,18 +102,18 @@ class _Header:
             detail = f"the record has {len(cells)} cells, the header has {len(self._names)}"
             raise BadRow(RejectCode.MISSING_COLUMN, detail)
         if self._twice is not None:
-            raise BadRow(RejectCode.DUP_KEY, f"the header names {self._twice[:40]!r} twice")
+            raise BadRow(RejectCode.DUP_KEY, f"the header contains {self._twice[:40]!r} twice")
         return dict(zip(self._names, cells, strict=True))
 
 
 def _explain(error: csv.Error) -> str:
     if "unexpected end of data" in str(error):
-        return "a quote opens a cell and is never closed; a quote inside a cell is written twice"
+        return "a quote opens a cell and is never closed; write a quote inside a cell twice"
     return f"not a CSV record: {error}"
 
 
 def _readable(name: str) -> str:
-    # Messages name the columns: an undecodable byte of the header must not reach them as a lone surrogate.
+    # Messages name the columns and must not contain an undecodable byte as a lone surrogate.
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
@@ -121,5 +121,5 @@ def _refuse_undecodable(text: str) -> None:
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
-        detail = "the record holds bytes that are not UTF-8: save the file as CSV UTF-8"
+        detail = "the record contains bytes that are not UTF-8: save the file as CSV UTF-8"
         raise BadRow(RejectCode.BAD_UTF8, detail) from None

@@ -1,4 +1,4 @@
-"""Turns the bytes of one row into a JSON object, or says exactly what is wrong with them."""
+"""Parse the bytes of one row as a JSON object, with an exact error."""
 
 import json
 from collections.abc import Iterable
@@ -33,14 +33,14 @@ def parse_object(raw: bytes) -> dict[str, Any]:
 
 
 def name_type(value: object) -> str:
-    """Name a value's type in JSON's words."""
+    """Return the JSON name of a value's type."""
     if value is None:
         return "null"
     return _JSON_NAMES.get(type(value), type(value).__name__)
 
 
 def first_repeated(names: Iterable[str]) -> str | None:
-    """Return the first name that came before, None if each is there once."""
+    """Return the first name that repeats an earlier one, or None."""
     seen: set[str] = set()
     for name in names:
         if name in seen:
@@ -71,8 +71,8 @@ def _has_lone_surrogate(text: str) -> bool:
 
 
 def _refuse_duplicate_keys(raw: bytes, value: dict[str, Any]) -> None:
-    # orjson keeps the last of two equal keys in silence. Written out again, such an object has fewer quotes: a check
-    # that costs a tenth of parsing with a hook. An escaped quote as \u0022 also differs, hence the second look.
+    # orjson silently keeps the last of two equal keys. Serialized again, such an object has fewer quotes: a check at a
+    # tenth of the cost of parsing with a hook. An escaped quote (\u0022) also differs, so json then decides.
     if raw.count(b'"') == orjson.dumps(value).count(b'"') and b"\\u0022" not in raw:
         return
     try:
@@ -84,5 +84,5 @@ def _refuse_duplicate_keys(raw: bytes, value: dict[str, Any]) -> None:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     unique = dict(pairs)
     if len(unique) < len(pairs) and (twice := first_repeated(key for key, _ in pairs)) is not None:
-        raise BadRow(RejectCode.DUP_KEY, f"the key {twice[:40]!r} is there twice")
+        raise BadRow(RejectCode.DUP_KEY, f"the object contains the key {twice[:40]!r} twice")
     return unique

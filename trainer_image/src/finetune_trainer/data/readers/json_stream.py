@@ -1,7 +1,7 @@
-"""Finds the rows in a JSON file that is one value: an array, `{"data": [...]}`, or objects written over many lines.
+"""Find the rows in a JSON file that is one value: an array, `{"data": [...]}`, or objects over several lines.
 
-Only brackets and strings are looked at, so that a malformed element rarely costs the ones after it, and no more than
-one element is held in memory.
+Only brackets and strings are scanned, so that a malformed element rarely affects the next ones, and only one element is
+in memory.
 """
 
 import re
@@ -24,14 +24,14 @@ _OPENER = {b"}": b"{", b"]": b"["}
 
 
 def looks_like_rows_in_one_value(start: bytes, *, is_json_file: bool) -> bool:
-    """Tell from a file's first bytes whether its rows lie inside one JSON value instead of one on each line."""
+    """Return, by a file's first bytes, whether its rows are inside one JSON value instead of one per line."""
     if _ARRAY_OF_ROWS.match(start) or _ROWS_UNDER_KEY.match(start):
         return True
     return is_json_file and start.lstrip()[:1] == b"{" and not _ONE_LINE_OBJECT.match(start)
 
 
 def read_elements(stream: BufferedReader, limit: int = MAX_ROW_BYTES) -> Iterator[tuple[int, bytes, bool]]:
-    """Yield (line number, bytes, whole) of every row; of one above the limit only the start, with `whole` false."""
+    """Yield (line number, bytes, whole) of every row; of a row above the limit only the start, with `whole` false."""
     return _Splitter(stream, limit).split()
 
 
@@ -50,7 +50,7 @@ class _Splitter:
         self._in_array = self._under_key = self._finished = self._ended_in_string = False
 
     def split(self) -> Iterator[tuple[int, bytes, bool]]:
-        """Yield the elements in order, and whatever stands between them that is neither space nor comma."""
+        """Yield the elements in order, and any text between them other than spaces and commas."""
         self._read_more()
         self._enter_array()
         while not self._finished and (token := self._next_token()):
@@ -61,7 +61,7 @@ class _Splitter:
             yield from self._take(len(self._data))
 
     def _enter_array(self) -> None:
-        """Step inside the array that holds the rows; without one, the objects of the top level are the rows."""
+        """Enter the array that contains the rows; without one, the top-level objects are the rows."""
         if self._data.lstrip()[:1] == b"[":
             self._step_inside(self._data.index(b"[") + 1)
             return
@@ -110,7 +110,7 @@ class _Splitter:
         return bool(chunk)
 
     def _clip(self) -> None:
-        # A string above the limit is given up as well: the next line end puts the scan right again.
+        # A string above the limit is dropped too; the scan recovers at the next line end.
         if self._clipped is None:
             self._clipped = self._data[self._start : self._start + CLIPPED_BYTES]
         if len(self._data) - self._at > self._limit:

@@ -1,4 +1,4 @@
-"""Splits a byte stream into lines of bounded length, each with its number."""
+"""Split a byte stream into numbered lines of bounded length."""
 
 from collections.abc import Iterator
 from io import BufferedReader
@@ -11,13 +11,13 @@ BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 def skip_mark(stream: BufferedReader) -> None:
-    """Step over a UTF-8 byte order mark at the start of the stream."""
+    """Skip a UTF-8 byte order mark at the start of the stream."""
     if stream.peek(len(BYTE_ORDER_MARK)).startswith(BYTE_ORDER_MARK):
         stream.read(len(BYTE_ORDER_MARK))
 
 
 def read_lines(stream: BufferedReader, limit: int = MAX_ROW_BYTES) -> Iterator[tuple[int, bytes, bool]]:
-    """Yield (line number, line without its end, whole); a line above the limit is cut and not `whole`."""
+    """Yield (line number, line without its end, whole); a line above the limit is truncated and not `whole`."""
     number = 0
     while line := stream.readline(limit + 1):
         number += 1
@@ -28,7 +28,7 @@ def read_lines(stream: BufferedReader, limit: int = MAX_ROW_BYTES) -> Iterator[t
 
 
 def too_long(limit: int = MAX_ROW_BYTES) -> BadRow:
-    """Return the problem of a row above the limit."""
+    """Return the error for a row above the limit."""
     return BadRow(RejectCode.TOO_LONG, f"the row is longer than {limit >> 20} MiB")
 
 

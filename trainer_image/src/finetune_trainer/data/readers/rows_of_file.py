@@ -1,6 +1,6 @@
-"""Reads files of rows one by one: JSONL, JSON, CSV, TSV, gzip of those, Parquet and Arrow, in bounded memory."""
+"""Read files of rows in bounded memory: JSONL, JSON, CSV, TSV, gzip of those, Parquet and Arrow."""
 
-# ruff: noqa: PLC0415 - pyarrow is loaded only where such a file is met
+# ruff: noqa: PLC0415 - pyarrow is imported only for Parquet and Arrow files
 
 import gzip
 import io
@@ -25,8 +25,8 @@ FOREIGN_FILES = {
     b"FEA1": "a Feather file of the first version",
     b"ORC": "an ORC file",
     b"Obj\x01": "an Avro file",
-    b"\x80\x04": "a pickle, which could run code and is not opened",
-    b"\x80\x05": "a pickle, which could run code and is not opened",
+    b"\x80\x04": "a pickle, which is not opened because it can run code",
+    b"\x80\x05": "a pickle, which is not opened because it can run code",
     b"SQLite format 3": "an SQLite database",
     b"\x89HDF": "an HDF5 file",
     b"PK\x03\x04": "a ZIP archive or a spreadsheet",
@@ -45,7 +45,7 @@ SUPPORTED = "JSONL, JSON, CSV and TSV in UTF-8, gzip of these, Parquet and Arrow
 
 
 class Record(NamedTuple):
-    """One row as it was found: its value, or else what is wrong with it."""
+    """One row of a file: its value or its problem."""
 
     line: int
     value: dict[str, Any] | None
@@ -54,7 +54,7 @@ class Record(NamedTuple):
 
     @property
     def excerpt(self) -> str:
-        """The start of the row, for people who look for it; never half a character."""
+        """The start of the row, without incomplete characters."""
         if isinstance(self.source, bytes):
             return self.source[: 4 * EXCERPT_CHARACTERS].decode("utf-8", "replace")[:EXCERPT_CHARACTERS]
         text = self.source if isinstance(self.source, str) else _dump(self.source)
@@ -71,11 +71,11 @@ class RowFile:
 
     @property
     def bytes_read(self) -> int:
-        """How many of the file's bytes have been read so far."""
+        """The number of bytes read so far."""
         return self._file.tell() if self._file else self._finished
 
     def records(self) -> Iterator[Record]:
-        """Yield every row in order; blank lines are no rows. Raises UnreadableFile when the file holds no rows."""
+        """Yield every row in order, skipping blank lines; raises UnreadableFile if the file has no rows."""
         name = self._path.name
         try:
             file: io.BufferedReader = io.BufferedReader(io.FileIO(self._path.path), BUFFER_BYTES)
@@ -122,7 +122,7 @@ def _text_records(file: io.BufferedReader, name: str) -> Iterator[Record]:
 
 def _refuse_foreign(start: bytes, name: str) -> None:
     if start.startswith(COLUMNAR_MAGICS):
-        raise UnreadableFile(f"{name} is a Parquet or Arrow file inside gzip; decompress it, it is compressed already")
+        raise UnreadableFile(f"{name} is a Parquet or Arrow file inside gzip; decompress it first")
     for magic, what in FOREIGN_FILES.items():
         if start.startswith(magic):
             raise UnreadableFile(f"{name} is {what}; {SUPPORTED}")
