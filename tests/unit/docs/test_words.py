@@ -6,10 +6,12 @@ import pytest
 from documents import ROOT
 from plain_words import find_words, in_text
 
+SOURCES = ("crds/src", "operator/src", "trainer_image/src")
 AREAS = {
     "the API": ("crds/src/**/*.py", "crds/*.yaml", "crds/*.md", "crds/examples/**/*.yaml"),
     "the operator": ("operator/src/finetune_operator/**/*.py",),
     "the plugin": ("operator/src/kubectl_finetune/**/*.py",),
+    "the trainer": ("trainer_image/src/**/*.py",),
     "the report's templates": ("trainer_image/src/**/*.j2",),
     "the chart": ("helm/finetune-operator/**/*.*",),
     "the health check for Argo CD": ("helm/argocd/**/*.*",),
@@ -45,6 +47,12 @@ def test_a_text_has_no_word_that_the_glossary_replaces(area: str) -> None:
     paths = texts(area)
     assert paths, "an area without files"
     assert [line for path in paths for line in words(path)] == []
+
+
+def test_every_source_is_in_an_area() -> None:
+    listed = {path for area in AREAS for path in texts(area)}
+    sources = {path for folder in SOURCES for kind in ("py", "j2") for path in (ROOT / folder).rglob(f"*.{kind}")}
+    assert sources - listed == set()
 
 
 def glossary() -> list[str]:
