@@ -104,7 +104,7 @@ def test_two_hundred_thousand_names_and_the_last_one_twice_are_told_in_one_pass(
     """Looking each of them up in a list of all would take minutes."""
     keys = ", ".join(f'"k{number}": 1' for number in range(200_000))
     (bad,), _ = check(f'{{{keys}, "k0": 1}}'.encode())
-    assert (bad.code, bad.detail) == (RejectCode.DUP_KEY, "the key 'k0' is there twice")
+    assert (bad.code, bad.detail) == (RejectCode.DUP_KEY, "the object contains the key 'k0' twice")
 
 
 def test_a_header_of_many_columns_named_twice_costs_each_row_nothing(check: Any) -> None:
