@@ -149,7 +149,7 @@ def test_a_job_is_suspended_resumed_and_cancelled(
     world.wait_condition("Suspended", "NotSuspended")
     assert "one not cancelled" in finetune("cancel", "one", stdin="n\n")
     assert world.get()["metadata"]["name"] == "one"
-    assert "stays at s3://bucket/jobs/one" in finetune("cancel", "one", "--yes")
+    assert "stay at s3://bucket/jobs/one" in finetune("cancel", "one", "--yes")
     assert "no FineTuneJob one" in finetune("describe", "one", code=3)
     wait(lambda: world.jobs() == [], "no Job")
 

@@ -63,4 +63,4 @@ def test_wrong_keys_and_an_endpoint_that_is_away_say_whose_keys_are_used(
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
     with pytest.raises(PluginError) as refused:
         report.Storage(published, s3_server.endpoint)
-    assert "those of your own environment" in refused.value.fix
+    assert "those of your environment" in refused.value.fix
