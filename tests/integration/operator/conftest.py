@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -153,6 +154,12 @@ class Operator:
         except OSError:
             return 0
 
+    def last_event(self, resource: str) -> float:
+        """Return the Unix time of the last watch event of that resource."""
+        self.get("/metrics")
+        found = re.search(rf'last_event_timestamp_seconds\{{resource="{resource}"\}} (\S+)', self.text)
+        return float(found[1]) if found else 0.0
+
     def resident_mib(self) -> float:
         assert self.process
         status = Path(f"/proc/{self.process.pid}/status").read_text()
@@ -250,6 +257,13 @@ class World:
         target = {"apiVersion": "v1", "kind": "Node", "name": "node-1"}
         body = {"metadata": {"name": pod.metadata.name}, "target": target}
         self.core.create_namespaced_pod_binding(pod.metadata.name, self.namespace, body, _preload_content=False)
+
+    def touch(self, pod: Any) -> float:
+        """Change a label of the pod; return the time before it."""
+        before = time.time()
+        body = {"metadata": {"labels": {"example.com/touched": f"{before:.0f}"}}}
+        self.core.patch_namespaced_pod(pod.metadata.name, self.namespace, body)
+        return before
 
     def is_told_to_end(self, pod: Any) -> bool:
         """Whether somebody has deleted it and the kubelet has not ended it yet."""

@@ -61,7 +61,7 @@ def step(one: Any, draw: random.Random) -> None:
     has_pods = bool(one.world.pods_in("Running") or one.world.pods_in("Pending"))
     events: list[Callable[[], Any]] = [
         *[one.things_go_on] * 6,
-        one.a_told_pod_ends,
+        one.a_deleted_pod_ends,
         one.the_operator_restarts,
         one.the_job_controller_works,
         lambda: one.the_trainer_answers(which),

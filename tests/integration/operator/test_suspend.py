@@ -45,6 +45,8 @@ def test_a_suspended_trainer_ends_costs_nothing_and_goes_on_in_the_same_job(
     assert [name for name in world.pods() if name.startswith("one-1")] == [first.metadata.name]
     operator.kill()
     operator.start()
+    touched = world.touch(first)
+    wait(lambda: operator.last_event("pods") > touched, "the watch of pods")  # an end before it is not observed
     world.terminate(first, 75, world.report("Preempted", lastStep=40))
     second = world.pod_of("one-1")
     assert second.metadata.uid != first.metadata.uid
