@@ -62,9 +62,9 @@ class StopIn(Reporter):
         self.stages: list[str] = []
         self._stop, self._name = stop, name
 
-    def stage(self, name: Stage) -> None:
+    def set_stage(self, name: Stage) -> None:
         """Check for the stage."""
-        super().stage(name)
+        super().set_stage(name)
         self.stages.append(name)
         if name == self._name:
             self._stop.set()
