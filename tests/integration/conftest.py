@@ -114,8 +114,8 @@ def kubectl(control_plane: Path, tool_path: str) -> Callable[..., str]:
 
 
 LONGEST_FIRST = (
-    "test_ranks", "test_resume", "test_models", "test_s3_faults", "test_causes", "test_trainer_pod", "test_gate",
-    "test_trainer_commands", "test_absence",
+    "test_absence", "test_causes", "test_survival", "test_api_faults", "test_flow", "test_nodes", "test_deadlines",
+    "test_ranks", "test_resume", "test_models", "test_s3_faults", "test_trainer_pod", "test_gate", "test_local_run",
 )  # fmt: skip
 """Files of minutes. Begun last, one of them would keep one process busy while the other has nothing left to do."""
 
