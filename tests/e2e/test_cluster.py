@@ -284,7 +284,7 @@ def statuses(namespace: str, job_name: str) -> list[Any]:
 
 def exit_code_seen(namespace: str, name: str, *, since: str) -> int | None:
     """The exit code as a watch sees it: the pod itself may be gone a moment later."""
-    events = watch.LoopContext().stream(
+    events = watch.Watch().stream(
         client.CoreV1Api().list_namespaced_pod,
         namespace,
         field_selector=f"metadata.name={name}",
