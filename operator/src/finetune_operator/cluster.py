@@ -86,7 +86,8 @@ class Cluster:
 
     async def list_pods(self, key: Key) -> tuple[Pod, ...]:
         """List the pods that carry the job's name."""
-        return tuple(Pod.from_object(item) for item in await self._list_named(key, _pods(key.namespace)))
+        path = f"/api/v1/namespaces/{key.namespace}/pods"
+        return tuple(Pod.from_object(item) for item in await self._list_named(key, path))
 
     async def _list_named(self, key: Key, path: str) -> list[Object]:
         page = await self._call("GET", path, query={"labelSelector": manifests.build_selector(key.name)})
@@ -168,7 +169,7 @@ class Cluster:
 
     async def _patch(self, path: str, body: Object) -> Object:
         try:
-            return await self._call("PATCH", path, body=body, content_type="application/merge-patch+json")
+            return await self._call("PATCH", path, body=body)
         except Gone as problem:
             raise Outdated(str(problem)) from problem
 
@@ -177,9 +178,7 @@ class Cluster:
         meta = {"uid": job.uid, "resourceVersion": job.resource_version}
         path = f"{_custom(job.key.namespace, job.key.name)}/status"
         body = {"metadata": meta, "status": change}
-        return FineTuneJob.from_object(
-            await self._call("PATCH", path, body=body, content_type="application/merge-patch+json")
-        )
+        return FineTuneJob.from_object(await self._call("PATCH", path, body=body))
 
     async def list_warnings(self, namespace: str, kind: str, uid: str) -> Warnings:
         """List the Warning events of one object, newest first."""
@@ -224,22 +223,16 @@ class Cluster:
         return missing
 
     async def _call(
-        self,
-        verb: str,
-        path: str,
-        *,
-        body: Object | None = None,
-        query: dict[str, Any] | None = None,
-        content_type: str = "application/json",
+        self, verb: str, path: str, *, body: Object | None = None, query: dict[str, Any] | None = None
     ) -> Object:
         await self._bucket.acquire()
-        send = functools.partial(self._send, verb, path, body, query or {}, content_type)
+        send = functools.partial(self._send, verb, path, body, query or {})
         return await asyncio.get_running_loop().run_in_executor(self._threads, send)
 
-    def _send(self, verb: str, path: str, body: Object | None, query: dict[str, Any], content_type: str) -> Object:
+    def _send(self, verb: str, path: str, body: Object | None, query: dict[str, Any]) -> Object:
         code = "failed"
         try:
-            answer = self._connection.request(verb, path, orjson.dumps(body) if body else None, query, content_type)
+            answer = self._connection.request(verb, path, orjson.dumps(body) if body else None, query)
             code = str(answer.status)
         except urllib3.exceptions.HTTPError as problem:
             raise RetryLater(f"{verb} {path}: {problem}") from problem
@@ -263,13 +256,12 @@ class Connection:
         self._client = kubernetes.client.ApiClient(self._configuration)
         self._timeout = urllib3.Timeout(connect=settings.api_timeout_seconds, read=settings.api_timeout_seconds)
 
-    def request(
-        self, verb: str, path: str, body: bytes | None, query: dict[str, Any], content_type: str
-    ) -> urllib3.BaseHTTPResponse:
+    def request(self, verb: str, path: str, body: bytes | None, query: dict[str, Any]) -> urllib3.BaseHTTPResponse:
         """Send one request, without retries: the work queue retries."""
         wanted = {name: value for name, value in query.items() if value not in {"", None}}
         url = f"{self._configuration.host}{path}" + (f"?{urlencode(wanted)}" if wanted else "")
-        headers = {"Accept": "application/json", "Content-Type": content_type, "User-Agent": names.MANAGED_BY}
+        content = "application/merge-patch+json" if verb == "PATCH" else "application/json"
+        headers = {"Accept": "application/json", "Content-Type": content, "User-Agent": names.MANAGED_BY}
         for item in self._configuration.auth_settings().values():
             if item["in"] == "header" and item["value"]:
                 headers[item["key"]] = item["value"]
@@ -306,10 +298,6 @@ def _custom(namespace: str, name: str = "") -> str:
 
 def _jobs(namespace: str) -> str:
     return f"/apis/batch/v1/namespaces/{namespace}/jobs"
-
-
-def _pods(namespace: str) -> str:
-    return f"/api/v1/namespaces/{namespace}/pods"
 
 
 def _workloads(namespace: str) -> str:

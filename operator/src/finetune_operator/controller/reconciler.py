@@ -182,8 +182,8 @@ class Reconciler:
             log.info("%s: Job %s %s", job.key, child.name, "suspended" if is_suspended else "resumed")
             others = [one for one in observed.children if one.uid != child.uid]
             return replace(observed, children=(*others, child))
-        elif decision.requeue:
-            await self._cluster.move_to_queue(job, *decision.requeue)
+        elif decision.move_to_queue:
+            await self._cluster.move_to_queue(job, *decision.move_to_queue)
         elif workload := decision.deactivate or decision.activate:
             is_active = decision.activate is not None
             await self._cluster.set_active(job, workload, is_active=is_active)

@@ -167,10 +167,16 @@ def _truth(value: bool) -> Truth:
 
 def _is_suspended_as_requested(status: FineTuneJobStatus) -> bool:
     """Return whether the job is suspended by its user and has no pods: it is in the requested state."""
-    suspended, running = status.condition(C.SUSPENDED), status.condition(C.RUNNING)
-    is_requested = suspended is not None and suspended.status == "True" and suspended.reason == R.USER_REQUESTED
+    running = status.condition(C.RUNNING)
     has_pods = running is None or running.status != "False" or running.reason == R.STOPPING
-    return is_requested and not has_pods and status.is_true(C.ACCEPTED)
+    return suspended_since(status) is not None and not has_pods and status.is_true(C.ACCEPTED)
+
+
+def suspended_since(status: FineTuneJobStatus) -> datetime | None:
+    """Return since when that status has the user's request to suspend, or None."""
+    found = status.condition(C.SUSPENDED)
+    is_requested = found is not None and found.status == "True" and found.reason == R.USER_REQUESTED
+    return found.last_transition_time if found and is_requested else None
 
 
 def _leading_condition(status: FineTuneJobStatus) -> Condition:
@@ -194,13 +200,11 @@ def phase_of(status: FineTuneJobStatus) -> Phase:
     for kind, phase in ((C.FAILED, Phase.FAILED), (C.COMPLETE, Phase.SUCCEEDED)):
         if status.is_true(kind):
             return phase
-    validated = status.condition(C.VALIDATED)
-    suspended = status.condition(C.SUSPENDED)
+    validated, suspended, running = map(status.condition, (C.VALIDATED, C.SUSPENDED, C.RUNNING))
     if suspended and suspended.status == "True" and status.is_true(C.ACCEPTED):
         return Phase.QUEUED if suspended.reason == R.QUEUED_BY_KUEUE else Phase.SUSPENDED
     if not status.is_true(C.VALIDATED):
         return Phase.PENDING if validated is None or validated.reason == R.PENDING else Phase.PREFLIGHT
-    running = status.condition(C.RUNNING)
     if running is not None and running.reason == R.FINISHED:
         return Phase.PUBLISHING
     if not status.is_true(C.RUNNING):

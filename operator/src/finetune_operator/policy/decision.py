@@ -45,7 +45,7 @@ class Effect:
     resume: Job | None = None
     deactivate: Workload | None = None
     activate: Workload | None = None
-    requeue: tuple[Job, str | None] | None = None
+    move_to_queue: tuple[Job, str | None] | None = None
     """A waiting Job and the queue to move it to; None removes it from its queue, so that it runs."""
     fetch_events_for: EventQuery | None = None
     follow: Target | None = None

@@ -114,5 +114,5 @@ def _move(context: Context, child: Job, workload: Workload | None) -> Effect:
     if context.acceptance.is_refused or not child.is_suspended or wanted == child.queue or has_quota:
         return Effect()
     if wanted is not None or (context.observed.workloads is None and not context.spec.suspend):
-        return Effect(requeue=(child, wanted))
+        return Effect(move_to_queue=(child, wanted))
     return Effect()

@@ -3,7 +3,6 @@
 import json
 import re
 from dataclasses import dataclass
-from datetime import datetime
 from typing import NoReturn
 
 from pydantic import ValidationError
@@ -16,8 +15,7 @@ from finetune_api.handoff import (
     Report,
     config_sha256,
 )
-from finetune_api.names import ConditionType, Reason
-from finetune_api.status import FineTuneJobStatus
+from finetune_api.names import Reason
 from finetune_operator.kube.objects import FineTuneJob, Job, Pod
 from finetune_operator.policy import remediation
 
@@ -132,10 +130,3 @@ def reason_of_failed_job(child: Job) -> str | None:
     found = _EXIT_IN_MESSAGE.search(child.failed_message)
     code = int(found.group(1)) if found else -1
     return ExitCode(code).reason if code in TERMINAL_EXIT_CODES else None
-
-
-def suspended_since(status: FineTuneJobStatus) -> datetime | None:
-    """Return since when that status has the user's request to suspend, or None."""
-    found = status.condition(ConditionType.SUSPENDED)
-    is_requested = found is not None and found.status == "True" and found.reason == Reason.USER_REQUESTED
-    return found.last_transition_time if found and is_requested else None

@@ -7,6 +7,7 @@ from finetune_api.names import Reason
 from finetune_api.status import CurrentRun, DatasetStatus, FineTuneJobStatus, PreflightRuns, Run
 from finetune_operator.kube.objects import Job, Pod
 from finetune_operator.policy import counters, kueue, rank_outcomes
+from finetune_operator.policy.conditions import suspended_since
 from finetune_operator.policy.decision import Context, Effect, requeue_in
 from finetune_operator.policy.rank_outcomes import End
 from finetune_operator.policy.run_outcome import (
@@ -15,13 +16,13 @@ from finetune_operator.policy.run_outcome import (
     RESULT_SUCCEEDED,
     RESULT_SUSPENDED,
     PodOutcome,
-    suspended_since,
 )
 
 HISTORY = 10
 STALLED = (
     "no progress for stallTimeoutSeconds although the trainer was reachable; raise it if a step can take that long"
 )
+Steps = dict[str, int | None]
 UNSEEN_SECONDS = 5.0
 """How long the end of a pod that is gone may still arrive as a watch event."""
 
@@ -45,7 +46,9 @@ def record_ended(context: Context, attempts: Sequence[Job]) -> Effect:
                 continue
             if child:
                 _record_counters(status, end.outcome, child)
-            run = _ended_run(context, pod, end, child)
+            began = _begin_run(pod, child.attempt if child else status.attempts or 1)
+            run = _end_run(context, began, end, pod.ended, _steps(context, began, end.outcome))
+            run.exit_code = (end.pod or pod).exit_code
             record_run(context, run, child)
             if child is None or child.nodes == 1 or run.last_step:  # else it may have waited for the others
                 status.start_time = status.start_time or run.start_time
@@ -80,9 +83,7 @@ def record_running(context: Context, child: Job, pod: Pod) -> None:
         return
     if status.current_run:
         _record_unseen_end(context, status.current_run, child)
-    status.current_run = CurrentRun(
-        attempt=child.attempt, pod_name=pod.name, pod_uid=pod.uid, node=pod.node, start_time=pod.started
-    )
+    status.current_run = _begin_run(pod, child.attempt)
 
 
 def _ended(context: Context, job_uids: Sequence[str]) -> list[Pod]:
@@ -170,21 +171,25 @@ def _is_suspension(context: Context, pod: Pod) -> bool:
     return since is not None and pod.deletion_requested is not None and pod.deletion_requested >= since
 
 
-def _ended_run(context: Context, pod: Pod, end: End, child: Job | None) -> Run:
-    outcome = end.outcome
+def _begin_run(pod: Pod, attempt: int) -> CurrentRun:
+    return CurrentRun(attempt=attempt, pod_name=pod.name, pod_uid=pod.uid, node=pod.node, start_time=pod.started)
+
+
+def _end_run(context: Context, run: CurrentRun, end: End, ended: datetime | None, steps: Steps) -> Run:
+    """Return the next entry of the history; its exit code is that of the pod that decided the end."""
     return Run(
         run=(context.status.runs or 0) + 1,
-        attempt=child.attempt if child else context.status.attempts or 1,
-        pod_name=pod.name,
-        pod_uid=pod.uid,
-        node=pod.node,
-        start_time=pod.started,
-        end_time=pod.ended,
-        result=outcome.result,
-        reason=outcome.reason,
-        message=outcome.message[:1024],
-        exit_code=(end.pod or pod).exit_code,
-        **_steps(context, pod.uid, pod.started, outcome),
+        attempt=run.attempt,
+        pod_name=run.pod_name,
+        pod_uid=run.pod_uid,
+        node=run.node,
+        start_time=run.start_time,
+        end_time=ended,
+        result=end.outcome.result,
+        reason=end.outcome.reason,
+        message=end.outcome.message[:1024],
+        exit_code=end.pod.exit_code if end.pod else None,
+        **steps,
     )
 
 
@@ -199,17 +204,16 @@ def record_run(context: Context, run: Run, child: Job | None) -> None:
         counters.add_time(status, int((run.end_time - run.start_time).total_seconds()), gpus)
 
 
-def _steps(
-    context: Context, pod_uid: str, started: datetime | None, outcome: PodOutcome | None = None
-) -> dict[str, int | None]:
+def _steps(context: Context, run: CurrentRun, outcome: PodOutcome | None = None) -> Steps:
     """Return the first and last step of a run: from its report, its last progress, or the stored progress."""
     reading, progress = context.observed.reading, context.status.progress
     report = outcome.report if outcome else None
     if report and report.last_step is not None:
         return {"last_step": report.last_step, "resumed_from_step": report.resumed_from_step}
-    if reading and reading.pod_uid == pod_uid and reading.report:
+    began = run.start_time
+    if reading and reading.pod_uid == run.pod_uid and reading.report:
         progress = reading.report.progress
-    elif not (progress and progress.last_updated_time and started and progress.last_updated_time >= started):
+    elif not (progress and progress.last_updated_time and began and progress.last_updated_time >= began):
         return {}
     return {"last_step": progress.step, "resumed_from_step": progress.resumed_from_step}
 
@@ -271,24 +275,10 @@ def _unseen_end(context: Context, run: CurrentRun, child: Job | None) -> End:
 
 def record_cut(context: Context, run: CurrentRun, end: End) -> None:
     """End the current run without its pod's report; only its time is counted."""
-    status = context.status
     child = next((one for one in context.observed.own if one.attempt == run.attempt), None)
-    ended = Run(
-        run=(status.runs or 0) + 1,
-        attempt=run.attempt,
-        pod_name=run.pod_name,
-        pod_uid=run.pod_uid,
-        node=run.node,
-        start_time=run.start_time,
-        end_time=_latest_end(context, run, child),
-        result=end.outcome.result,
-        reason=end.outcome.reason,
-        message=end.outcome.message[:1024],
-        exit_code=end.pod.exit_code if end.pod else None,
-        **_steps(context, run.pod_uid, run.start_time),
-    )
+    ended = _end_run(context, run, end, _latest_end(context, run, child), _steps(context, run))
     record_run(context, ended, child)
-    status.current_run = None
+    context.status.current_run = None
 
 
 def _latest_end(context: Context, run: CurrentRun, child: Job | None) -> datetime:
@@ -337,24 +327,14 @@ def _record_without_run(context: Context, child: Job) -> None:
         return
     cause = rank_outcomes.first_cause(_ends_of_peers(context, pods, child))
     counters.add_failures(status, cause.named().reason if cause else Reason.UNOBSERVED)
+    if cause and cause.pod:
+        run = _begin_run(cause.pod, child.attempt)
+        run.start_time = None  # its time is part of the first pod's runs
+        entry = _end_run(context, run, End(cause.named(), cause.pod), cause.pod.ended, {})
+        status.history = [*history(status), entry][-HISTORY:]
     status.runs = (status.runs or 0) + 1
     if status.job_ref:
         status.job_ref.failures = 1
-    if cause and cause.pod:
-        outcome = cause.named()
-        entry = Run(
-            run=status.runs,
-            attempt=child.attempt,
-            pod_name=cause.pod.name,
-            pod_uid=cause.pod.uid,
-            node=cause.pod.node,
-            end_time=cause.pod.ended,
-            result=outcome.result,
-            reason=outcome.reason,
-            message=outcome.message[:1024],
-            exit_code=cause.pod.exit_code,
-        )
-        status.history = [*history(status), entry][-HISTORY:]
 
 
 def has_succeeded(status: FineTuneJobStatus, child: Job) -> bool:

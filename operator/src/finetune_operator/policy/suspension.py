@@ -6,6 +6,7 @@ from finetune_api.names import ConditionType, Reason
 from finetune_operator.kube.errors import Refused
 from finetune_operator.kube.objects import Job, Pod
 from finetune_operator.policy import kueue, pod_diagnosis
+from finetune_operator.policy.conditions import suspended_since
 from finetune_operator.policy.decision import (
     SOON_SECONDS,
     Context,
@@ -14,7 +15,6 @@ from finetune_operator.policy.decision import (
     requeue_in,
     set_condition,
 )
-from finetune_operator.policy.run_outcome import suspended_since
 
 C, R = ConditionType, Reason
 

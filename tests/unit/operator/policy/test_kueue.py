@@ -144,7 +144,7 @@ def test_a_cluster_without_kueue_is_said_to_have_none_and_the_job_runs_once_it_n
     assert quota["reason"] == "KueueMissing"
     assert "install Kueue, or remove scheduling.queueName" in quota["message"]
     one.object["spec"].pop("scheduling")
-    child, queue = one.look().requeue or (None, "")
+    child, queue = one.look().move_to_queue or (None, "")
     assert child is not None
     assert (child.name, queue) == ("one-preflight", None)
 
@@ -154,15 +154,15 @@ def test_a_queue_that_is_taken_away_starts_nothing_that_the_user_has_suspended(s
     one.settle()
     one.object["spec"].pop("scheduling")
     one.object["spec"]["suspend"] = True
-    assert one.look().requeue is None
+    assert one.look().move_to_queue is None
 
 
 def test_a_job_that_may_not_run_here_any_more_is_not_moved_to_another_queue(scene: Build) -> None:
     one = waiting(scene, "insufficient unused quota")
     one.object["spec"]["scheduling"] = {"queueName": "team-b"}
-    assert one.look().requeue is not None
+    assert one.look().move_to_queue is not None
     one.object["spec"]["trainer"] = {"image": "registry.example/other:1"}
-    assert one.look().requeue is None
+    assert one.look().move_to_queue is None
 
 
 def test_the_look_that_makes_a_job_does_not_take_kueue_for_missing() -> None:
@@ -201,11 +201,11 @@ def test_a_right_that_is_missing_for_workloads_is_named_and_never_taken_for_no_k
 def test_a_waiting_job_moves_when_its_queue_is_changed(scene: Build) -> None:
     one = waiting(scene, "LocalQueue team-a doesn't exist")
     one.object["spec"]["scheduling"] = {"queueName": "team-b"}
-    child, queue = one.look().requeue or (None, "")
+    child, queue = one.look().move_to_queue or (None, "")
     assert child is not None
     assert (child.name, queue) == ("one-preflight", "team-b")
     one.extra["workloads"] = (workload("one-preflight", has_quota=True),)
-    assert one.look().requeue is None
+    assert one.look().move_to_queue is None
 
 
 def test_a_job_that_has_to_name_a_queue_is_told_so(scene: Build) -> None:
