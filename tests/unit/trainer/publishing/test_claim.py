@@ -55,3 +55,42 @@ def test_the_claim_of_a_job_is_its_own_again_after_it_was_created_anew(world: An
     claim_prefix(world.config, world.storage)
     assert check_claim(job_config(uid="uid-2"), world.storage)
     assert owner_uri(world.config) == "s3://bucket/out/owner.json"
+
+
+def test_a_prefix_with_files_and_no_claim_is_taken(world: Any) -> None:
+    world.storage.put("s3://bucket/out/notes.txt", b"mine")
+    with pytest.raises(TrainerError, match=r"contains notes\.txt but no owner\.json; nothing was changed") as caught:
+        check_claim(world.config, world.storage)
+    assert caught.value.code is ExitCode.OUTPUT_CONFLICT
+
+
+def test_a_free_prefix_is_not_the_jobs_yet(world: Any) -> None:
+    assert check_claim(world.config, world.storage) is False
+
+
+def test_the_claim_of_another_job_is_refused_before_anything_is_written(world: Any, job_config: Any) -> None:
+    claim_prefix(world.config, world.storage)
+    with pytest.raises(TrainerError, match="belongs to the FineTuneJob team/job: choose another"):
+        check_claim(job_config(name="other"), world.storage)
+    with pytest.raises(TrainerError, match="belongs to an earlier FineTuneJob team/job with another spec"):
+        check_claim(job_config({"hyperparameters": {"maxSteps": 3}}), world.storage)
+
+
+def test_a_claim_that_cannot_be_read_is_a_conflict(world: Any) -> None:
+    world.storage.put(owner_uri(world.config), b"{}")
+    assert "has an owner.json that cannot be read" in refusal(world.config, world.storage)
+
+
+def test_a_claim_that_vanishes_while_it_is_made_is_a_conflict(world: Any) -> None:
+    class Forgetful(Careless):
+        def put_if_absent(self, uri: str, data: bytes) -> bool:
+            return True
+
+    assert "has an owner.json that cannot be read" in refusal(world.config, Forgetful(world.storage))
+
+
+def test_the_claim_is_indented_for_the_person_who_opens_it(world: Any) -> None:
+    claim_prefix(world.config, world.storage)
+    text = (world.out / Artifact.OWNER).read_text()
+    assert text.startswith('{\n  "')
+    assert '"configSha256"' in text

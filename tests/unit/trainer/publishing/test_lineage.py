@@ -1,10 +1,12 @@
 import hashlib
 import json
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from finetune_api.defaults import Facts, resolve
 from finetune_api.handoff import Outcome, Report
 from finetune_api.spec import JobLineage
 from finetune_api.status import PublishedJob
@@ -109,3 +111,59 @@ def test_lineage_names_the_jobs_and_the_adapter_that_a_result_builds_on(job_conf
     assert content["initialAdapter"] == {"uri": "s3://bucket/sft/adapter", "sha256": "f" * 64}
     assert content["annotations"] == {"ticket": "42"}
     assert "rewardJob" not in content
+
+
+def build(config: Any, **changes: Any) -> dict[str, Any]:
+    report = Report(outcome=Outcome.PUBLISHED, reason="", message="", job_uid="u", config_sha256="")
+    given = {"model_files": {}, "template_sha256": "", "dataset": {}, "device": "CPU"}
+    outcome = {name: changes.pop(name) for name in ("resolved", "outcome") if name in changes}
+    return build_lineage(config, report.model_copy(update=outcome), **(given | changes))  # type: ignore[arg-type]
+
+
+def test_what_a_run_did_not_measure_is_empty(job_config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FINETUNE_TRAINER_IMAGE", "")
+    config = job_config()
+    config.spec.lineage = JobLineage()
+    content = build(config)
+    assert (content["resolved"], content["metrics"]) == ({}, {})
+    assert (content["trainer"]["image"], content["earlyStopping"], content["lastStep"]) == (None, None, None)
+    assert not {"annotations", "initialAdapter", "parent"} & content.keys()
+
+
+def test_a_run_started_as_long_before_its_end_as_it_took(job_config: Any) -> None:
+    content = build(job_config(), seconds=90.0)
+    started, completed = (datetime.fromisoformat(content[name]) for name in ("startedTime", "completedTime"))
+    assert completed - started == timedelta(seconds=90)
+    assert content["completedTime"].endswith("Z")
+    assert len(content["completedTime"]) == len("2026-01-01T00:00:00.000Z")
+    at_once = build(job_config())
+    assert at_once["startedTime"] == at_once["completedTime"]
+
+
+def test_a_full_model_is_registered_with_its_merged_folder(job_config: Any) -> None:
+    spec = job_config({"tuning": {"method": "Full"}}).spec
+    resolved = resolve(spec, Facts(parameters=22, train_rows=80, validation_rows=20))
+    entry = build(job_config(), resolved=resolved)["modelRegistry"]
+    assert (entry["uri"], entry["model_format_name"]) == ("s3://bucket/out/merged", "safetensors")
+
+
+def test_a_model_that_did_not_meet_its_gate_is_not_registered(job_config: Any) -> None:
+    assert "modelRegistry" not in build(job_config(), outcome=Outcome.GATE_NOT_MET)
+
+
+def test_the_status_names_versions_and_image_only_if_they_are_known(
+    job_config: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FINETUNE_TRAINER_IMAGE", "")
+    before = status_lineage(job_config(), dataset_sha256="d" * 64, trained=False)
+    assert (before.versions, before.base_model_sha256, before.trainer_image) == (None, None, None)
+    monkeypatch.setenv("FINETUNE_TRAINER_IMAGE", "registry/trainer")
+    after = status_lineage(job_config(), dataset_sha256="d" * 64)
+    assert (after.versions, after.trainer_image) == (library_versions(), "registry/trainer")
+
+
+def test_digests_report_the_bytes_that_were_read(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"abc")
+    counts: list[int] = []
+    digest_folder(tmp_path, counts.append)
+    assert sum(counts) == 3

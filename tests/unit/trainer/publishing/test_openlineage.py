@@ -12,8 +12,8 @@ from openlineage.client.generated import tags_run
 
 from finetune_api.handoff import Outcome, Report
 from finetune_api.status import PublishedJob
-from finetune_trainer.publishing.lineage import build_lineage
-from finetune_trainer.publishing.openlineage import write_lineage
+from finetune_trainer.publishing.lineage import build_lineage, combined_sha256
+from finetune_trainer.publishing.openlineage import build_events, write_lineage
 from finetune_trainer.storage.protocol import sha256_file
 
 FACETS = {
@@ -66,6 +66,7 @@ def told(job_config: Any, result: Path, outcome: Outcome) -> list[Event]:
         seconds=60,
     )
     write_lineage(lineage, result)
+    assert json.loads((result / "lineage.json").read_text()) == lineage
     return [json.loads(line) for line in (result / "openlineage.jsonl").read_text().splitlines()]
 
 
@@ -114,10 +115,11 @@ def test_every_facet_is_one_of_openlineages_with_its_schema(events: list[Event])
         assert facet["_producer"] == built._producer
 
 
-def test_inputs_are_the_rows_the_base_and_the_parent_by_content(events: list[Event], result: Path) -> None:
-    def by_name(datasets: list[Event]) -> dict[tuple[str, str], str]:
-        return {(one["namespace"], one["name"]): one["facets"]["version"]["datasetVersion"] for one in datasets}
+def by_name(datasets: list[Event]) -> dict[tuple[str, str], str]:
+    return {(one["namespace"], one["name"]): one["facets"]["version"]["datasetVersion"] for one in datasets}
 
+
+def test_inputs_are_the_rows_the_base_and_the_parent_by_content(events: list[Event], result: Path) -> None:
     assert by_name(events[1]["inputs"]) == {
         ("s3://bucket", "data/rows.jsonl"): "c" * 64,
         ("https://huggingface.co", "acme/base"): "a" * 40,
@@ -131,3 +133,83 @@ def test_inputs_are_the_rows_the_base_and_the_parent_by_content(events: list[Eve
 def test_the_chosen_step_and_the_figures_are_tags_of_the_run(events: list[Event]) -> None:
     tags = {tag["key"]: tag["value"] for tag in events[1]["run"]["facets"]["tags"]["tags"]}
     assert (tags["chosenStep"], tags["evalLoss"], tags["jobUid"]) == ("6", "1.5", "uid-1")
+
+
+LINEAGE: Event = {
+    "job": {"namespace": "team", "name": "job", "uid": "u", "attempt": 1, "configSha256": "c"},
+    "startedTime": "2026-01-01T00:00:00.000Z",
+    "completedTime": "2026-01-01T00:00:01.000Z",
+    "baseModel": {"uri": "s3://bucket/model/", "revision": None, "sha256": "b"},
+    "dataset": {"sources": []},
+    "trainer": {"seed": 0},
+    "metrics": {},
+    "chosenStep": None,
+    "outputUri": "s3://bucket/out",
+    "outcome": "Published",
+}
+
+
+def inputs(**entries: Any) -> dict[tuple[str, str], str]:
+    return by_name(build_events(LINEAGE | entries, Path("/nonexistent"))[1]["inputs"])
+
+
+def test_a_base_without_a_commit_has_its_digest_for_a_version() -> None:
+    assert inputs() == {("s3://bucket", "model"): "b"}
+
+
+def test_the_reward_job_is_an_input() -> None:
+    judge = {"outputUri": "s3://bucket/judge", "manifestSha256": "e"}
+    assert inputs(rewardJob=judge) == {("s3://bucket", "model"): "b", ("s3://bucket", "judge"): "e"}
+
+
+def test_an_adapter_is_an_input_of_its_own_unless_it_is_the_parents() -> None:
+    adapter = {"uri": "hf://acme/adapter@main", "sha256": "f"}
+    parent = {"outputUri": "s3://bucket/sft", "manifestSha256": "e"}
+    assert inputs(initialAdapter=adapter) == {
+        ("s3://bucket", "model"): "b",
+        ("https://huggingface.co", "acme/adapter"): "f",
+    }
+    both = inputs(initialAdapter=adapter | {"uri": "s3://bucket/sft/adapter"}, parent=parent)
+    assert both == {("s3://bucket", "model"): "b", ("s3://bucket", "sft"): "e"}
+
+
+def test_a_dataset_names_where_its_bytes_are(events: list[Event]) -> None:
+    rows, base, _ = events[0]["inputs"]
+    source = rows["facets"]["dataSource"]
+    assert (source["name"], source["uri"]) == ("bucket", "s3://bucket/data/rows.jsonl")
+    assert rows["inputFacets"]["dataQualityMetrics"]["bytes"] == 7
+    assert base["facets"]["dataSource"]["name"] == "acme"
+
+
+def test_a_step_that_is_unknown_is_no_tag_and_a_seed_of_zero_is_one() -> None:
+    tags = build_events(LINEAGE, Path("/nonexistent"))[0]["run"]["facets"]["tags"]["tags"]
+    assert {tag["key"]: tag["value"] for tag in tags} == {"jobUid": "u", "configSha256": "c", "seed": "0"}
+
+
+def output(folder: Path) -> Event:
+    (found,) = build_events(LINEAGE, folder)[1]["outputs"]
+    return dict(found)
+
+
+def test_the_version_of_the_output_is_the_digest_of_its_weights(tmp_path: Path) -> None:
+    assert by_name([output(tmp_path)]) == {("s3://bucket", "out"): "c"}
+    (tmp_path / "merged").mkdir()
+    for name in ("model-1.safetensors", "model-2.safetensors"):
+        (tmp_path / "merged" / name).write_text(name)
+    digests = {path.name: sha256_file(path) for path in (tmp_path / "merged").iterdir()}
+    assert by_name([output(tmp_path)]) == {("s3://bucket", "out"): combined_sha256(digests)}
+
+
+def test_the_output_counts_its_files_and_their_bytes(tmp_path: Path) -> None:
+    (tmp_path / "adapter").mkdir()
+    for name in ("a", "b", "adapter/c"):
+        (tmp_path / name).write_text("1234")
+    statistics = output(tmp_path)["outputFacets"]["outputStatistics"]
+    assert (statistics["size"], statistics["fileCount"]) == (12, 3)
+
+
+def test_the_lineage_is_indented_and_ends_with_a_newline(tmp_path: Path) -> None:
+    write_lineage(LINEAGE, tmp_path)
+    text = (tmp_path / "lineage.json").read_text()
+    assert text.startswith('{\n  "job": {\n')
+    assert text.endswith("\n}\n")

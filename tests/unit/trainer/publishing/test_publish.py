@@ -7,10 +7,16 @@ import yaml
 from published_result import find_result_faults
 
 from finetune_api.defaults import Facts, resolve
-from finetune_api.handoff import Artifact, ExitCode, Manifest, Outcome, Report
+from finetune_api.handoff import Artifact, ExitCode, Manifest, ManifestFile, Outcome, Owner, Report
 from finetune_trainer.errors import ObjectMissing, Stopped, TrainerError
 from finetune_trainer.pipeline.preflight import preflight
-from finetune_trainer.publishing.publish import adopt_result, publish
+from finetune_trainer.publishing.publish import (
+    add_manifest_digest,
+    adopt_result,
+    build_artifacts,
+    find_file_faults,
+    publish,
+)
 from finetune_trainer.storage.protocol import OnBytes, Store, sha256_file
 
 
@@ -231,3 +237,132 @@ def test_a_manifest_that_is_garbage_is_a_problem_and_not_adopted(world: Any, res
     (world.out / Artifact.MANIFEST).write_text(json.dumps({"files": "no"}))
     assert find_result_faults("s3://bucket/out", world.storage) == ["manifest.json cannot be read"]
     assert adopt_result(world.config, world.storage, Outcome.ADOPTED) is None
+
+
+def test_the_manifest_has_the_names_of_the_api_is_indented_and_leaves_out_what_is_unknown(
+    world: Any, result: Path
+) -> None:
+    put(world, result)
+    text = (world.out / Artifact.MANIFEST).read_text()
+    assert text.startswith('{\n  "')
+    assert '"configSha256"' in text
+    assert "null" not in text
+
+
+def test_publishing_is_a_stage_of_the_run(world: Any, result: Path) -> None:
+    put(world, result)
+    assert world.reporter.snapshot().progress.stage == "Publishing"
+
+
+def test_a_config_file_in_the_result_is_published_as_it_is(world: Any, result: Path) -> None:
+    (result / Artifact.CONFIG).write_text("mine\n")
+    put(world, result)
+    assert (world.out / Artifact.CONFIG).read_text() == "mine\n"
+
+
+def test_a_run_without_settings_publishes_no_config_file(world: Any, result: Path) -> None:
+    report = publish(world.run, result, final_report(world).model_copy(update={"resolved": None}))
+    assert report.artifacts is not None
+    assert report.artifacts.config_uri is None
+    assert not (world.out / Artifact.CONFIG).exists()
+
+
+def test_artifacts_are_named_by_the_files_that_are_there() -> None:
+    def file(path: str, digest: str = "a") -> ManifestFile:
+        return ManifestFile(path=path, size=2, sha256=digest * 64)
+
+    merged = build_artifacts("s3://b/o", [file("merged/model.safetensors"), file("lineage.json", "b"), file("adapter")])
+    assert merged.merged_uri == "s3://b/o/merged"
+    assert merged.adapter_uri is None
+    assert (merged.lineage_uri, merged.lineage_sha256) == ("s3://b/o/lineage.json", "b" * 64)
+    assert (merged.config_uri, merged.report_uri) == (None, None)
+    assert (merged.manifest_uri, merged.size_bytes) == ("s3://b/o/manifest.json", 6)
+    nothing = build_artifacts("s3://b/o", [])
+    assert (nothing.lineage_uri, nothing.lineage_sha256, nothing.size_bytes) == (None, None, 0)
+
+
+def test_a_report_without_artifacts_gets_the_digest_of_its_manifest_too(world: Any) -> None:
+    report = add_manifest_digest(final_report(world), b"")
+    assert report.artifacts is not None
+    assert str(report.artifacts.manifest_sha256).startswith("e3b0c44298fc1c14")
+
+
+def test_each_good_file_is_handed_on_and_no_other(world: Any, result: Path) -> None:
+    put(world, result)
+    (world.out / "lineage.json").write_text("[]")
+    manifest = Manifest.model_validate_json((world.out / Artifact.MANIFEST).read_bytes())
+    good: list[ManifestFile] = []
+    faults = find_file_faults("s3://bucket/out", manifest.files, world.storage, on_file=good.append)
+    assert faults == ["lineage.json does not match its SHA-256 in the manifest"]
+    assert good == [file for file in manifest.files if file.path != "lineage.json"]
+
+
+def test_at_most_three_damaged_files_are_named(world: Any, result: Path) -> None:
+    for number in range(5):
+        (result / f"part-{number}").write_bytes(b"part")
+
+    class Losing(Flipping):
+        def upload(self, path: Path, uri: str, on_bytes: OnBytes | None = None) -> None:
+            if not path.name.startswith("part-"):
+                self._storage.upload(path, uri, on_bytes)
+
+    world.storage = Losing(world.storage, "none")
+    with pytest.raises(TrainerError, match=r"part-0 is missing; part-1 is missing; part-2 is missing$"):
+        put(world, result)
+
+
+def test_an_adopted_result_that_did_not_meet_its_gate_is_still_a_failure(world: Any, result: Path) -> None:
+    publish(world.run, result, final_report(world).model_copy(update={"outcome": Outcome.GATE_NOT_MET}))
+    adopted = adopt_result(world.config, world.storage, Outcome.ADOPTED)
+    assert adopted is not None
+    assert (adopted.outcome, adopted.reason) == (Outcome.GATE_NOT_MET, "GateNotMet")
+
+
+@pytest.mark.parametrize(("name", "namespace"), [("another", "team"), ("job", "another")])
+def test_a_manifest_of_another_job_is_not_adopted(world: Any, result: Path, name: str, namespace: str) -> None:
+    put(world, result)
+    other = world.config.model_copy(update={"name": name, "namespace": namespace})
+    assert adopt_result(other, world.storage, Outcome.ADOPTED) is None
+
+
+class LateManifest(Flipping):
+    """The storage, but an unusable manifest appears just before the run's own, after the files were verified."""
+
+    def put_if_absent(self, uri: str, data: bytes) -> bool:
+        if uri.endswith(Artifact.MANIFEST):
+            self._storage.put(uri, b"{}")
+            self.change()
+        return self._storage.put_if_absent(uri, data)
+
+    def change(self) -> None:
+        """Change something else at the same moment."""
+
+
+def test_an_unusable_manifest_is_replaced(world: Any, result: Path) -> None:
+    world.storage = LateManifest(world.storage, "none")
+    report = put(world, result)
+    assert report.artifacts is not None
+    assert report.artifacts.manifest_sha256 == sha256_file(world.out / Artifact.MANIFEST)
+
+
+def test_an_unusable_manifest_is_not_replaced_after_a_file_changed(world: Any, result: Path) -> None:
+    class Changed(LateManifest):
+        def change(self) -> None:
+            self._storage.put("s3://bucket/out/lineage.json", b"[]")
+
+    world.storage = Changed(world.storage, "none")
+    with pytest.raises(TrainerError, match=r"the uploaded files differ: lineage\.json does not match"):
+        put(world, result)
+    assert (world.out / Artifact.MANIFEST).read_bytes() == b"{}"
+
+
+def test_an_unusable_manifest_is_not_replaced_after_the_prefix_was_taken(world: Any, result: Path) -> None:
+    class Taken(LateManifest):
+        def change(self) -> None:
+            owner = Owner(namespace="team", name="other", uid="u", config_sha256="c")
+            self._storage.put("s3://bucket/out/owner.json", owner.model_dump_json(by_alias=True).encode())
+
+    world.storage = Taken(world.storage, "none")
+    with pytest.raises(TrainerError, match="belongs to the FineTuneJob team/other"):
+        put(world, result)
+    assert (world.out / Artifact.MANIFEST).read_bytes() == b"{}"

@@ -118,8 +118,7 @@ def follow_chain(
         if isinstance(parent, str):
             faults.append(f"{visit} {parent}")
             continue
-        if visit.depth == 1:
-            faults += _compare_parent(lineage, visit, parent)
+        faults += _compare_adapter(lineage, visit.job.output_uri, parent)
         links.append(
             Link(
                 visit.depth,
@@ -172,11 +171,11 @@ def _compare_manifest(lineage: RecordedLineage, manifest: Manifest) -> Iterator[
             yield f"lineage: {file.path} has SHA-256 {file.sha256} and {listed.get(file.path)} in the manifest"
 
 
-def _compare_parent(lineage: RecordedLineage, visit: _Visit, parent: Manifest) -> Iterator[str]:
-    """Yield a fault if the continued adapter is not the one that the parent published."""
-    adapter, folder = lineage.initial_adapter, join_uri(visit.job.output_uri, Artifact.ADAPTER)
-    listed = _digests(parent).get(f"{Artifact.ADAPTER}/{ADAPTER_WEIGHTS}")
-    if visit.role == "parent" and adapter and adapter.uri == folder and adapter.sha256 != listed:
+def _compare_adapter(lineage: RecordedLineage, uri: str, manifest: Manifest) -> Iterator[str]:
+    """Yield a fault if the continued adapter is of this result, but not the one that its manifest lists."""
+    adapter, folder = lineage.initial_adapter, join_uri(uri, Artifact.ADAPTER)
+    listed = _digests(manifest).get(f"{Artifact.ADAPTER}/{ADAPTER_WEIGHTS}")
+    if adapter and adapter.uri == folder and adapter.sha256 != listed:
         yield f"lineage: the adapter {folder} had SHA-256 {adapter.sha256} and {listed} in its manifest"
 
 
