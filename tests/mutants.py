@@ -2,8 +2,9 @@
 
 `make mutants COUNT=100 PACKAGES="policy data"`. A mutant is one small change of one function: another comparison,
 operator or constant, a condition that is always true or false, a return value or a call that is left out. Each is
-written into a copy of the sources. The unit tests that mirror its package run against the copy, and if these pass, all
-of the program. The mutant is killed when a test fails or does not end in time.
+written into a copy of the sources. Against the copy run the unit tests of its module, then those of its package, then
+all of the program, until one fails, which is printed. Tests that do not end in time kill too, and are counted apart.
+Left out are functions of at most three lines, `__init__` and its kind, and calls that only log or print.
 """
 
 import argparse
@@ -11,6 +12,7 @@ import ast
 import copy
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -34,7 +36,8 @@ COMPARISONS = {
 }  # fmt: skip
 OPERATORS = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.FloorDiv, ast.Div: ast.Mult, ast.FloorDiv: ast.Mult}
 TRIVIAL_LINES = 3
-"""Functions of at most so many lines are left out, as are those that only log or print."""
+"""Functions of at most so many lines are left out."""
+TIME_OUT = "time-out"
 
 
 @dataclass(frozen=True)
@@ -54,22 +57,26 @@ class Mutant:
         return f"{parts[0]}.{parts[1]}" if len(parts) > 2 else parts[0]
 
     def tests(self) -> list[Path]:
-        """The folder of unit tests that mirrors the package, if there is one, and the folder of the whole program."""
-        parts = self.path.parts[2:]
-        program = UNIT / TESTS[parts[0]]
-        mirror = program / parts[1]
-        return [mirror, program] if mirror.is_dir() else [program]
+        """The unit tests that mirror the module and its package, if there are any, and those of the whole program."""
+        program, *folders, module = self.path.parts[2:]
+        package = (UNIT / TESTS[program]).joinpath(*folders)
+        mirrors = [package / f"test_{module}", package, UNIT / TESTS[program]]
+        return [tests for tests in dict.fromkeys(mirrors) if tests.exists()]
 
 
 def all_mutants(path: Path) -> Iterator[Mutant]:
     """Yield every mutant of a file."""
     tree = ast.parse((ROOT / path).read_text(encoding="utf-8"))
+    seen: set[ast.AST] = set()  # a function inside another is a part of both
     for function in ast.walk(tree):
         if not isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
             continue
         if (function.end_lineno or 0) - function.lineno < TRIVIAL_LINES or function.name.startswith("__"):
             continue
         for node in ast.walk(function):
+            if node in seen:
+                continue
+            seen.add(node)
             for change, restore, words in _changes(node):
                 change()
                 text = ast.unparse(ast.fix_missing_locations(copy.deepcopy(tree)))
@@ -121,31 +128,34 @@ class Copy:
         self.folder = folder
         for source in SOURCES:
             shutil.copytree(ROOT / source, folder / source, ignore=shutil.ignore_patterns("__pycache__"))
+        for path in folder.rglob("*.py"):  # as a mutant is written, so that it differs in its change alone
+            path.write_text(ast.unparse(ast.parse(path.read_text(encoding="utf-8"))), encoding="utf-8")
         paths = os.pathsep.join(str(folder / source) for source in SOURCES)
-        self.environment = os.environ | {
-            "PYTHONPATH": paths, "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1", "MUTANTS": "1",
-        }  # fmt: skip
+        self.environment = os.environ | {"PYTHONPATH": paths, "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
 
-    def run(self, tests: Path, seconds: float) -> bool:
-        """Run a folder of tests until the first failure; return whether all passed in time."""
+    def run(self, tests: Path, seconds: float) -> str:
+        """Run tests until the first failure; return which one failed, or why none passed, and nothing if all passed."""
         command = [
             sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--no-header", str(tests),
         ]  # fmt: skip
         try:
             done = subprocess.run(
-                command, cwd=ROOT, env=self.environment, capture_output=True, check=False, timeout=seconds
+                command, cwd=ROOT, env=self.environment, capture_output=True, check=False, timeout=seconds, text=True
             )
         except subprocess.TimeoutExpired:
-            return False
-        return done.returncode == 0
+            return TIME_OUT
+        if done.returncode == 0:
+            return ""
+        failed = re.search(r"^(?:FAILED|ERROR) (\S+)", done.stdout, re.MULTILINE)
+        return failed[1] if failed else f"exit code {done.returncode}"
 
-    def survives(self, mutant: Mutant, seconds: dict[Path, float]) -> bool:
-        """Write the mutant into the copy, run its tests, and put the file back."""
+    def kill(self, mutant: Mutant, seconds: dict[Path, float]) -> str:
+        """Write the mutant into the copy, run its tests, and put the file back; return what killed it."""
         target = self.folder / mutant.path
         before = target.read_bytes()
         target.write_text(mutant.text, encoding="utf-8")
         try:
-            return all(self.run(tests, seconds[tests]) for tests in mutant.tests())
+            return next((killer for tests in mutant.tests() if (killer := self.run(tests, seconds[tests]))), "")
         finally:
             target.write_bytes(before)
 
@@ -176,21 +186,24 @@ def main() -> int:
     print(f"{len(sample)} of {len(mutants)} mutants, seed {seed}", flush=True)
     tried: dict[str, int] = defaultdict(int)
     killed: dict[str, int] = defaultdict(int)
+    timed_out = 0
     with tempfile.TemporaryDirectory() as folder:
         sources = Copy(Path(folder))
         seconds: dict[Path, float] = {}
         for tests in sorted({tests for mutant in sample for tests in mutant.tests()}):
             began = time.monotonic()
-            if not sources.run(tests, 1800):
-                print(f"the tests in {tests} fail without a mutant: make unit", file=sys.stderr)
+            if failure := sources.run(tests, 1800):
+                print(f"{tests} without a mutant: {failure}; see make unit", file=sys.stderr)
                 return 2
-            seconds[tests] = 30 + 5 * (time.monotonic() - began)
+            seconds[tests] = 120 + 10 * (time.monotonic() - began)
         for number, mutant in enumerate(sample, start=1):
-            survives = sources.survives(mutant, seconds)
+            killer = sources.kill(mutant, seconds)
             tried[mutant.package] += 1
-            killed[mutant.package] += not survives
-            state = "SURVIVES" if survives else "killed  "
-            print(f"{number:4} {state} {mutant.path}:{mutant.line} {mutant.function}: {mutant.change}", flush=True)
+            killed[mutant.package] += bool(killer)
+            timed_out += killer == TIME_OUT
+            state = f"killed by {killer}" if killer else "SURVIVES"
+            print(f"{number:4} {mutant.path}:{mutant.line} {mutant.function}: {mutant.change}  {state}", flush=True)
+    print(f"{timed_out} of the killed by a time-out")
     return print_rates(tried, killed, asked.least)
 
 
