@@ -1,6 +1,6 @@
 """The table of messages, and what is derived from the conditions."""
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from string import Formatter
 from typing import Any
 
@@ -141,3 +141,22 @@ def test_ready_reconciling_and_stalled_are_what_gitops_tools_expect(end: C | Non
     found.summarise()
     truths = {one.type: one.status for one in found.status.conditions or []}
     assert (truths[C.READY], truths[C.RECONCILING], truths[C.STALLED]) == expected
+
+
+def test_transition_times_move_only_with_the_value(scene: Any) -> None:
+    one = scene()
+    one.settle()
+    accepted = one.condition("Accepted")["lastTransitionTime"]
+    one.now += timedelta(seconds=100)
+    one.to_training()
+    assert one.condition("Accepted")["lastTransitionTime"] == accepted
+    assert one.condition("Validated")["lastTransitionTime"] == "2026-03-01T12:01:40Z"
+
+
+def test_conditions_of_others_are_kept(scene: Any) -> None:
+    one = scene()
+    when = "2026-01-01T00:00:00Z"
+    foreign = {"type": "Audited", "status": "True", "reason": "Yes", "message": "", "lastTransitionTime": when}
+    one.object["status"]["conditions"] = [foreign]
+    one.settle()
+    assert one.condition("Audited") == foreign

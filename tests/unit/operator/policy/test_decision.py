@@ -55,3 +55,14 @@ def test_a_termination_message_is_parsed_once_in_one_plan(scene: Build, monkeypa
     monkeypatch.setattr(decision, "read_report", lambda pod, job: (parsed.append(pod.uid), read_report(pod, job))[1])
     assert one.look().status.is_true(ConditionType.COMPLETE)
     assert sorted(parsed) == sorted(pod["metadata"]["uid"] for pod in (first, second))
+
+
+def test_children_of_a_dead_uid_are_waited_out(scene: Any) -> None:
+    one = scene()
+    one.settle()
+    one.object["metadata"]["uid"] = "second-uid"
+    one.object["status"] = {"observedGeneration": -1}
+    decision = one.look()
+    assert (decision.create, decision.requeue_after) == (None, 2.0)
+    one.children.clear()
+    assert one.look().create is not None

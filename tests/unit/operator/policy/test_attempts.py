@@ -1,0 +1,253 @@
+"""The trainer Jobs: one attempt after another, the ends of their runs, and the result."""
+
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from finetune_api.handoff import ProgressReport
+from finetune_operator.controller import events
+from finetune_operator.kube.errors import Denied, Refused
+from finetune_operator.kube.observed import Reading
+
+Build = Callable[..., Any]
+ARTIFACTS = {"uri": "s3://bucket/out", "adapterUri": "s3://bucket/out/adapter", "manifestSha256": "ab" * 32}
+
+
+def test_success_waits_for_the_jobs_own_end(scene: Any) -> None:
+    one = scene().to_training()
+    one.end(one.pod("one-1"), 0, one.published())
+    one.settle()
+    assert one.condition("Complete")["status"] == "False"
+    assert (one.status["phase"], one.condition("Running")["reason"]) == ("Publishing", "Finished")
+    one.complete("one-1")
+    one.settle()
+    assert one.condition("Complete")["status"] == "True"
+    assert one.status["completionTime"] == "2026-03-01T12:01:00Z"
+
+
+def test_counters_are_written_before_the_next_attempt_is_created(scene: Any) -> None:
+    one = scene().to_training()
+    one.end(one.pod("one-1"), 0)
+    one.complete("one-1")
+    first = one.look()
+    assert (first.create, first.status.failures, first.requeue_after) == (None, 1, 0)
+    one.object["status"] = first.status.to_wire()
+    second = one.look()
+    assert second.create is not None
+    assert (second.create.name, second.status.failures) == ("one-2", 1)
+
+
+def test_a_run_that_is_counted_after_its_attempt_is_written_before_the_next_one_is_created(
+    scene: Any,
+) -> None:
+    one = scene().to_training()
+    one.end(one.pod("one-1"), 0, "no report")
+    one.complete("one-1")
+    one.object["status"] = one.look().status.to_wire()
+    one.end(one.pod("one-1"), 1)
+    first = one.look()
+    assert (first.create, first.requeue_after, first.status.runs) == (None, 0, 2)
+    one.object["status"] = first.status.to_wire()
+    assert one.look().create is not None
+
+
+def test_an_attempt_created_before_a_crash_is_taken_over(scene: Any) -> None:
+    one = scene().to_training()
+    stored = one.status
+    one.object["status"] = {name: value for name, value in stored.items() if name not in {"attempts", "jobRef"}}
+    decision = one.settle()
+    assert decision.create is None
+    assert list(one.children) == ["one-preflight", "one-1"]
+    assert (one.status["attempts"], one.status["jobRef"]["name"]) == (1, "one-1")
+
+
+def test_a_deleted_attempt_counts_once_and_waits_for_its_pod(scene: Any) -> None:
+    one = scene().to_training()
+    pod = one.pod("one-1")
+    one.run(pod)
+    one.settle()
+    del one.children["one-1"]
+    one.settle()
+    assert "one-2" not in one.children
+    assert one.status.get("failures", 0) == 0
+    one.end(pod, 75)
+    one.settle()
+    assert list(one.children) == ["one-preflight", "one-2"]
+    assert (one.status["failures"], one.status.get("preemptions", 0)) == (1, 0)
+    assert one.status["history"][0]["reason"] == "JobDeleted"
+
+
+def test_a_failed_job_without_pods_still_gives_the_exit_tables_reason(scene: Any) -> None:
+    one = scene().to_training()
+    one.fail("one-1", message="Container trainer for pod team/x failed with exit code 76 matching FailJob rule")
+    one.settle()
+    assert (one.status["phase"], one.status["reason"]) == ("Failed", "Diverged")
+
+
+def test_a_users_new_image_is_used_by_the_next_attempt_and_an_upgrade_is_not(scene: Any) -> None:
+    one = scene().to_training()
+    one.end(one.pod("one-1"), 0)
+    one.complete("one-1")
+    one.settings = one.settings.model_copy(update={"trainer_image": "registry.example/trainer:2"})
+    one.settle()
+    image = one.children["one-2"]["spec"]["template"]["spec"]["containers"][0]["image"]
+    assert image == "registry.example/trainer@sha256:" + "1" * 64
+    one.object["spec"]["trainer"] = {"image": "registry.example/trainer:3"}
+    one.end(one.pod("one-2"), 0)
+    one.complete("one-2")
+    one.settle()
+    image = one.children["one-3"]["spec"]["template"]["spec"]["containers"][0]["image"]
+    assert image == "registry.example/trainer:3"
+
+
+def test_a_running_pod_is_followed_and_its_figures_shown(scene: Any) -> None:
+    one = scene().to_training()
+    pod = one.pod("one-1")
+    one.run(pod)
+    progress = {"percent": 50, "display": "50%", "stage": "Merging"}
+    report = {"jobUid": "job-uid", "heartbeat": 1, "progress": progress, "metrics": {"trainLoss": 1.5}}
+    one.reading = Reading(pod["metadata"]["uid"], one.now, ProgressReport.model_validate(report))
+    decision = one.settle()
+    assert decision.follow is not None
+    assert decision.follow.ip == "10.0.0.7"
+    assert one.status["phase"] == "Publishing"
+    assert one.status["metrics"] == {"trainLoss": 1.5}
+    assert one.status["progress"]["lastUpdatedTime"] == "2026-03-01T12:00:00Z"
+
+
+def test_a_silent_trainer_is_a_message_and_still_runs(scene: Any) -> None:
+    one = scene().to_training()
+    pod = one.pod("one-1")
+    one.run(pod)
+    silent = one.now - timedelta(seconds=60)
+    one.reading = Reading(pod["metadata"]["uid"], silent, None, silent, "TimeoutError")
+    one.settle()
+    found = one.condition("Running")
+    assert (found["status"], found["reason"]) == ("True", "Unreachable")
+    assert one.status["phase"] == "Training"
+
+
+def preempt(one: Any, times: int) -> None:
+    """Ends that many runs with a preemption, and writes each."""
+    for _ in range(times):
+        one.end(one.pod("one-1"), 75, one.report("Preempted"))
+        one.object["status"] = one.look().status.to_wire()
+
+
+def test_the_last_preemption_is_written_before_the_job_is_removed(scene: Any) -> None:
+    one = scene(maxPreemptions=1).to_training()
+    preempt(one, 1)
+    one.end(one.pod("one-1"), 75)
+    first = one.look()
+    assert (first.delete, first.status.preemptions, first.requeue_after) == (None, 2, 0)
+    assert not first.status.is_true("Failed")
+    one.object["status"] = first.status.to_wire()
+    second = one.look()
+    assert second.delete is not None
+    assert second.delete.name == "one-1"
+    assert second.status.reason == "TooManyPreemptions"
+
+
+@pytest.mark.parametrize("obstacle", [Denied("delete", "jobs", "team"), Refused("a webhook says no")])
+def test_a_job_whose_trainer_cannot_be_removed_is_not_failed_and_tried_again(scene: Any, obstacle: Any) -> None:
+    one = scene(maxPreemptions=1).to_training()
+    preempt(one, 2)
+    assert one.look().delete is not None
+    decision = one.look(obstacle=obstacle)
+    assert not decision.status.is_true("Failed")
+    assert decision.status.completion_time is None
+    assert decision.requeue_after is not None
+
+
+def test_a_removal_that_was_not_written_is_no_deleted_job_and_no_second_attempt(scene: Any) -> None:
+    one = scene(maxPreemptions=1).to_training()
+    preempt(one, 2)
+    killed = one.pod("one-1")
+    one.run(killed)
+    assert one.look().delete is not None
+    del one.children["one-1"]
+    one.settle()
+    assert "waiting until" in one.status["message"]
+    one.end(killed, 75)
+    one.settle()
+    assert list(one.children) == ["one-preflight"]
+    assert (one.status["phase"], one.status["reason"]) == ("Failed", "TooManyPreemptions")
+    assert one.status.get("failures", 0) == 0
+    assert one.status["message"].endswith("Preempted: a sentence")
+
+
+def ended(scene: Build, **evaluation: str) -> Any:
+    """A trainer that published what met no gate."""
+    one = scene().to_training()
+    pod = one.pod("one-1")
+    one.run(pod)
+    one.settle()
+    report = one.report("GateNotMet", message="the loss is 3", artifacts=ARTIFACTS, evaluation=evaluation, lastStep=7)
+    one.end(pod, 78, report)
+    one.fail("one-1")
+    one.settle()
+    return one
+
+
+@pytest.mark.parametrize(
+    ("merged", "reason"),
+    [("NotMet", "MergedModelWithheld"), ("NotRun", "GateNotRun"), ("Passed", "ManifestReported")],
+)
+def test_a_gate_that_is_not_met_fails_the_job_and_says_what_is_published(
+    scene: Build, merged: str, reason: str
+) -> None:
+    one = ended(scene, gate="NotMet", merged=merged)
+    failed, published = one.condition("Failed"), one.condition("Published")
+    assert (failed["status"], failed["reason"], failed["message"]) == ("True", "GateNotMet", "the loss is 3")
+    assert (published["status"], published["reason"]) == ("True", reason)
+    assert "s3://bucket/out" in published["message"]
+    assert (one.status["phase"], one.status["reason"]) == ("Failed", "GateNotMet")
+    assert one.status["artifacts"] == ARTIFACTS
+    assert one.status["evaluation"] == {"gate": "NotMet", "merged": merged}
+    assert one.status["failures"] == 1
+    assert list(one.children) == ["one-preflight", "one-1"]
+    assert one.condition("Stalled")["status"] == "True"
+
+
+def test_a_job_that_stopped_early_and_met_no_gate_says_both(scene: Build) -> None:
+    one = scene().to_training()
+    pod = one.pod("one-1")
+    one.run(pod)
+    one.settle()
+    early = {"stopped": True, "step": 60, "bestStep": 40, "patience": 2}
+    one.end(pod, 78, one.report("GateNotMet", artifacts=ARTIFACTS, earlyStopping=early))
+    one.fail("one-1")
+    one.settle()
+    assert (one.condition("EarlyStopped")["status"], one.condition("Failed")["reason"]) == ("True", "GateNotMet")
+
+
+def test_a_manifest_without_its_digest_is_not_called_published(scene: Build) -> None:
+    one = scene().to_training()
+    pod = one.pod("one-1")
+    one.run(pod)
+    one.settle()
+    one.end(pod, 78, one.report("GateNotMet", artifacts={"uri": "s3://bucket/out"}))
+    one.fail("one-1")
+    one.settle()
+    assert one.condition("Published")["status"] == "False"
+
+
+def test_the_failure_is_a_warning_that_names_the_gate(scene: Build) -> None:
+    before = scene().to_training().job.status
+    one = ended(scene, gate="NotMet")
+    warnings = [event for event in events.derive_events(before, one.job.status) if event.is_warning]
+    assert any("GateNotMet" in event.message or "the loss is 3" in event.message for event in warnings)
+
+
+def test_a_report_of_another_outcome_with_that_code_publishes_nothing(scene: Build) -> None:
+    one = scene().to_training()
+    pod = one.pod("one-1")
+    one.run(pod)
+    one.settle()
+    one.end(pod, 78, one.report("Failed", artifacts=ARTIFACTS))
+    one.fail("one-1")
+    one.settle()
+    assert one.condition("Failed")["reason"] == "GateNotMet"
+    assert one.condition("Published")["status"] == "False"

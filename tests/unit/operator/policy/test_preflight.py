@@ -1,0 +1,119 @@
+"""The preflight Job: its result, its preemptions, and a result that was published before."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from finetune_operator.kube.errors import Denied
+
+Build = Callable[..., Any]
+ARTIFACTS = {"uri": "s3://bucket/out", "adapterUri": "s3://bucket/out/adapter", "manifestSha256": "ab" * 32}
+
+
+def test_preflight_that_was_not_seen_to_pass_is_asked_again(scene: Any) -> None:
+    one = scene()
+    one.settle()
+    one.complete("one-preflight")
+    decision = one.look()
+    assert decision.delete is not None
+    assert decision.delete.name == "one-preflight"
+
+
+def test_an_earlier_pod_of_a_passed_preflight_is_not_its_verdict(scene: Any) -> None:
+    one = scene()
+    one.settle()
+    one.end(one.pod("one-preflight"), 75)
+    one.complete("one-preflight")
+    decision = one.look()
+    assert decision.delete is not None
+    assert not decision.status.is_true("Failed")
+
+
+def test_a_passed_preflight_without_a_report_is_a_failure(scene: Any) -> None:
+    one = scene()
+    one.settle()
+    one.end(one.pod("one-preflight"), 0)
+    one.complete("one-preflight")
+    one.settle()
+    assert (one.status["phase"], one.status["reason"]) == ("Failed", "ResultMissing")
+
+
+@pytest.mark.parametrize(
+    ("child", "validated"), [("one-preflight", ("False", "WontFit")), ("one-1", ("True", "DatasetValid"))]
+)
+def test_what_will_not_fit_fails_at_once_with_the_trainers_numbers(scene: Any, child: str, validated: Any) -> None:
+    one = scene(tuning={"method": "LoRA", "vramBudget": "8Gi"})
+    one.settle()
+    if child == "one-1":
+        one.to_training()
+    words = "LoRA needs 14.2 GiB of 8.0 GiB: QLoRA needs 6.1 GiB"
+    one.end(one.pod(child), 71, one.report("Failed", **{"message": words, "reason": "WontFit"}))
+    one.fail(child, message="Container trainer failed with exit code 71 matching FailJob rule at index 0")
+    one.settle()
+    assert (one.status["phase"], one.status["reason"], one.status["message"]) == ("Failed", "WontFit", words)
+    shown = one.condition("Validated")
+    assert (shown["status"], shown["reason"]) == validated
+    assert list(one.children)[-1] == child
+
+
+def test_preflight_may_be_preempted_as_often_as_training(scene: Any) -> None:
+    one = scene(maxPreemptions=2)
+    one.settle()
+    for _ in range(2):
+        one.end(one.pod("one-preflight"), 143, disruption="EvictionByEvictionAPI")
+    one.settle()
+    assert one.status["phase"] == "Preflight"
+    one.end(one.pod("one-preflight"), 143, disruption="EvictionByEvictionAPI")
+    one.pod("one-preflight")
+    assert not one.look(obstacle=Denied("delete", "jobs", "team")).status.is_true("Failed")
+    one.settle()
+    assert (one.status["phase"], one.status["reason"]) == ("Failed", "TooManyPreemptions")
+    assert one.condition("Validated")["reason"] == "TooManyPreemptions"
+    assert one.children == {}
+
+
+def test_the_last_preemption_of_preflight_is_written_before_its_job_is_removed(scene: Any) -> None:
+    one = scene(maxPreemptions=1)
+    one.settle()
+    for _ in range(2):
+        one.end(one.pod("one-preflight"), 75)
+    first = one.look()
+    assert (first.delete, first.requeue_after) == (None, 0)
+    one.object["status"] = first.status.to_wire()
+    assert one.look().delete is not None
+    assert not one.look(obstacle=Denied("delete", "jobs", "team")).status.is_true("Failed")
+
+
+def test_preflight_without_a_limit_is_preempted_any_number_of_times(scene: Any) -> None:
+    one = scene(maxPreemptions=0)
+    one.settle()
+    for _ in range(30):
+        one.end(one.pod("one-preflight"), 75)
+    one.settle()
+    assert one.status["phase"] == "Preflight"
+
+
+def test_such_a_result_of_this_very_job_is_found_again_as_what_it_was(scene: Build) -> None:
+    one = scene()
+    one.settle()
+    report = one.report("GateNotMet", message="the loss is 3", artifacts=ARTIFACTS, evaluation={"gate": "NotMet"})
+    one.end(one.pod("one-preflight"), 78, report)
+    one.fail("one-preflight")
+    one.settle()
+    assert one.condition("Validated")["reason"] == "Adopted"
+    assert one.condition("Failed")["reason"] == "GateNotMet"
+    assert one.condition("Published")["status"] == "True"
+    assert one.status["artifacts"] == ARTIFACTS
+
+
+@pytest.mark.parametrize("artifacts", [{}, {"artifacts": {"uri": "s3://bucket/out"}}])
+def test_an_adopted_result_without_a_manifest_digest_is_never_complete(scene: Build, artifacts: Any) -> None:
+    one = scene()
+    one.settle()
+    one.end(one.pod("one-preflight"), 0, one.report("Adopted", **artifacts))
+    one.complete("one-preflight")
+    one.settle()
+    assert (one.condition("Failed")["status"], one.condition("Failed")["reason"]) == ("True", "ResultMissing")
+    assert one.condition("Validated")["status"] == one.condition("Published")["status"] == "False"
+    assert one.condition("Complete")["status"] == "False"

@@ -1,0 +1,50 @@
+"""What condition Running shows while a pod does not run yet."""
+
+from datetime import timedelta
+from typing import Any
+
+from finetune_operator.kube.errors import Denied
+from finetune_operator.kube.observed import Warnings
+
+
+def test_refused_pods_are_asked_for_only_after_ten_seconds(scene: Any) -> None:
+    one = scene().to_training()
+    assert one.look().fetch_events_for is None
+    one.now += timedelta(seconds=11)
+    asked = one.look().fetch_events_for
+    assert asked is not None
+    assert (asked.kind, asked.uid) == ("Job", "one-1-uid")
+    one.warnings = Warnings("one-1-uid", (("FailedCreate", 'pods "x" is forbidden: exceeded quota'),))
+    one.settle()
+    assert one.condition("Running")["reason"] == "PodCreationRefused"
+    assert "exceeded quota" in one.status["message"]
+
+
+def test_events_that_may_not_be_read_hide_a_cause_and_stop_nothing(scene: Any) -> None:
+    one = scene().to_training()
+    one.now += timedelta(seconds=11)
+    assert one.look().fetch_events_for is not None
+    status = one.look(obstacle=Denied("list", "events", "team")).status
+    accepted, running = status.condition("Accepted"), status.condition("Running")
+    assert accepted is not None
+    assert accepted.status == "True"
+    assert running is not None
+    assert running.reason == "APIDenied"
+    assert "may not list events in namespace team: grant the right" in running.message
+
+
+def test_the_image_sentence_stays_while_the_kubelet_backs_off(scene: Any) -> None:
+    one = scene().to_training()
+    pod = one.pod("one-1")
+    image = pod["spec"]["containers"][0]["image"]
+    said = []
+    for reason, text in [
+        ("ErrImagePull", "manifest unknown"),
+        ("ImagePullBackOff", f'Back-off pulling image "{image}": ErrImagePull: manifest unknown'),
+    ]:
+        waiting = {"waiting": {"reason": reason, "message": text}}
+        pod["status"] = {"phase": "Pending", "containerStatuses": [{"name": "trainer", "state": waiting}]}
+        one.settle()
+        said.append(one.condition("Running"))
+    assert said[0] == said[1]
+    assert said[0]["reason"] == "ImagePullFailed"
