@@ -5,18 +5,19 @@ import io
 import os
 import shlex
 import sys
-from typing import NoReturn
 
 from kubectl_finetune.cli import app
 from kubectl_finetune.errors import PluginError
 
 PROGRAM = "kubectl-finetune"
-INTERRUPTED = 130
 NO_FILE_NAMES = 4
 
 
-def main() -> NoReturn:
-    """Run a command; exit with the code of the error if it is a PluginError."""
+def main() -> None:
+    """Run a command; exit with the code of the error if it is a PluginError.
+
+    In all other cases Typer exits: with 0, with 130 after Ctrl-C, and with 1 if nothing reads the output any more.
+    """
     try:
         app(prog_name=PROGRAM)
     except PluginError as error:
@@ -24,15 +25,9 @@ def main() -> NoReturn:
         if error.fix:
             sys.stderr.write(f"  {error.fix}\n")
         sys.exit(error.code)
-    except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
-    sys.exit(0)
 
 
-def complete() -> NoReturn:
+def complete() -> None:
     """Print completions as kubectl reads them: one a line, then the directive for the shell."""
     words = [PROGRAM, *(sys.argv[1:] or [""])]
     os.environ |= {
@@ -45,7 +40,6 @@ def complete() -> NoReturn:
         app(prog_name=PROGRAM)
     sys.stdout.write("".join(f"{line}\n" for line in found.getvalue().splitlines() if line))
     sys.stdout.write(f":{NO_FILE_NAMES}\n")
-    sys.exit(0)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The process as it starts: quick, and with an exit code for each kind of failure."""
 
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -34,6 +35,25 @@ def test_a_manifest_is_checked_without_the_client(tmp_path: Path) -> None:
     command = [sys.executable, "-c", LOOK.format(heavy=("kubernetes", "torch")), "validate", str(path)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "loaded:"
+
+
+@pytest.mark.parametrize("ended", ["by Ctrl-C", "by its reader"])
+def test_a_command_that_is_ended_from_outside_has_no_traceback_and_does_not_exit_with_0(
+    front: Any, job: Callable[..., Any], ended: str
+) -> None:
+    seen = [job().raw | {"metadata": job().raw["metadata"] | {"resourceVersion": str(one)}} for one in range(9)]
+    front.answers["one"] = [(200, one) for one in seen]
+    command = [sys.executable, "-m", "kubectl_finetune", "progress", "one", "--context", "lab", "--interval", "0.1"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert "Training 42%" in process.stdout.readline()
+        if ended == "by Ctrl-C":
+            process.send_signal(signal.SIGINT)
+        else:
+            process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == (130 if ended == "by Ctrl-C" else 1)
 
 
 def test_every_command_has_help_with_an_example(finetune: Callable[..., Any]) -> None:

@@ -181,4 +181,5 @@ def test_a_connection_that_ends_while_the_pod_runs_is_opened_again_for_new_lines
     assert (done.code, done.out) == (0, "step 1\nstep 2\n")
     assert done.err.splitlines() == ["--- pod one-1-abc", "--- pod one-1-abc, again from here"]
     queries = [one[1] for one in front.requests if "/log?" in one[1]]
+    assert all("follow=true" in query for query in queries)
     assert ["tailLines=9" in queries[0], "tailLines=0" in queries[1], len(queries)] == [True, True, 2]

@@ -44,6 +44,27 @@ def test_a_change_is_one_line_and_a_terminal_gets_a_bar_with_losses(job: Make, p
     }
 
 
+def test_a_loss_is_kept_once_for_each_step_and_only_with_its_step(job: Make) -> None:
+    losses = progress.LossHistory()
+    losses.add(job(metrics={"trainLoss": 9.0}, progress=None))
+    losses.add(job(metrics={"trainLoss": 9.0}, progress={"stage": "Loading"}))
+    assert (losses.train, losses.evaluated) == ([], [])
+    losses.add(job(metrics={"trainLoss": 3.0}, progress={"step": 0}))
+    losses.add(job(metrics={"evalLoss": 2.5}, progress={"step": 5}))
+    losses.add(job(metrics={"trainLoss": 2.0, "baselineEvalLoss": 4.0}, progress={"step": 5}))
+    losses.add(job(metrics={"trainLoss": 2.0, "evalLoss": 2.5}, progress={"stage": "Saving"}))
+    losses.add(job(metrics={"trainLoss": 1.0, "evalLoss": 2.0}, progress={"step": 9}))
+    losses.add(job(metrics=None))
+    assert (losses.train, losses.evaluated) == ([3.0, 2.0, 1.0], [2.5, 2.0])
+
+
+def test_the_curve_of_the_evaluation_begins_before_training(job: Make) -> None:
+    losses = progress.LossHistory()
+    for evaluated in ({}, {"evalLoss": 4.0}, {"evalLoss": 3.0}, {"evalLoss": 3.0}, {"evalLoss": 4.0}):
+        losses.add(job(metrics={"baselineEvalLoss": 4.0} | evaluated))
+    assert losses.evaluated == [4.0, 3.0, 4.0]
+
+
 def test_a_line_and_a_picture_have_no_time_left_once_the_job_has_ended(job: Make, printed: Printed) -> None:
     ended = job(phase="Succeeded", conditions=ENDED, message=None, progress={"step": 5, "estimatedRemainingSeconds": 0})
     assert progress.line(ended) == "Succeeded step 5/? loss 1.4231 eval 1.5 PodsRunning"

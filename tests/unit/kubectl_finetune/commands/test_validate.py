@@ -69,6 +69,11 @@ def test_every_example_is_valid(finetune: Callable[..., Any], path: Path) -> Non
         ('  hyperparameters: {maxSteps: "10"}\n', 'value: "10"\n    fix: remove the quotes: 10'),
         ("  hyperparameters: {learningRate: 2}\n", "spec.hyperparameters.learningRate must be at most 1"),
         ("  hyperparameters: {learningRate: 0}\n", "must be more than 0"),
+        (
+            "  tuning: {vramBudget: [8Gi]}\n",
+            'spec.tuning.vramBudget must be a number or a text, not a list\n    value: ["8Gi"]\n    fix: GPU memory',
+        ),
+        ("  resources: {shmSize: true}\n", "spec.resources.shmSize must be a number or a text, not true or false\n"),
         ("  tuning: {vramBudget: a lot}\n", "for example `80Gi`"),
         ("  tuning: {method: full}\n", "did you mean Full?"),
         ('  suspend: "yes"\n', "write true or false, without quotes"),
@@ -133,6 +138,29 @@ def test_a_long_value_is_cut_to_eighty_characters(validate: Callable[[str], Any]
 def test_a_file_without_a_job_is_invalid_at_its_first_line(validate: Callable[[str], Any]) -> None:
     assert validate("kind: Secret\n").out == "job.yaml:1: no FineTuneJob found\n    fix: kind: FineTuneJob\n"
     assert validate("- 1\n").out == "job.yaml:1: is not an object\n    value: [1]\n"
+
+
+@pytest.mark.parametrize(
+    ("kind", "told"),
+    [
+        ("FineTuneJob", "spec.suspend must be true or false"),
+        ("", 'kind is not known\n    value: ""\n    fix: kind: FineTuneJob'),
+        ("FineTuningJob", "kind is not known\n    value: FineTuningJob\n    fix: did you mean FineTuneJob?"),
+    ],
+)
+def test_a_job_of_a_foreign_api_group_is_known_by_its_kind(
+    validate: Callable[[str], Any], kind: str, told: str
+) -> None:
+    text = JOB.replace("finetune.dev/v1alpha1", "other.dev/v1").replace("kind: FineTuneJob", f'kind: "{kind}"')
+    out = validate(text + "  suspend: 1\n").out
+    assert told in out
+    assert ("apiVersion is not known" in out) == (kind != "FineTuningJob")
+
+
+def test_every_object_of_the_own_api_group_is_checked(validate: Callable[[str], Any]) -> None:
+    out = validate(JOB.replace("kind: FineTuneJob", "kind: Service") + "  suspend: 1\n").out
+    assert "kind is not known\n    value: Service\n    fix: kind: FineTuneJob" in out
+    assert "spec.suspend must be true or false" in out
 
 
 def test_a_folder_stands_for_its_manifests_and_what_cannot_be_read_is_an_error(
@@ -226,3 +254,16 @@ def test_rows_are_checked_by_the_trainers_own_check(validate: Callable[..., Any]
     assert len((kept / "accepted.jsonl").read_text().splitlines()) == 5
     rows.write_text('{"neither": 1}\n')
     assert validate(JOB, "--rows", str(rows)).code == 65
+
+
+def test_a_check_of_rows_leaves_no_file_that_was_not_asked_for(
+    validate: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows, scratch, here = tmp_path / "rows.jsonl", tmp_path / "scratch", tmp_path / "here"
+    rows.write_text('{"prompt": "Who?", "chosen": "Me.", "rejected": "You."}\n' * 5)
+    for folder in (scratch, here):
+        folder.mkdir()
+    monkeypatch.chdir(here)
+    monkeypatch.setattr("tempfile.tempdir", str(scratch))
+    done = validate(JOB.replace("Chat", "DPO"), "--rows", str(rows))
+    assert (done.code, list(here.iterdir()), list(scratch.iterdir())) == (0, [], []), done.err
