@@ -1,4 +1,4 @@
-"""What the blocks of the API are made of: the base class, CEL rules, and bounded strings, numbers and maps."""
+"""Building blocks of the API types: the base class, CEL rules, and bounded strings, numbers and maps."""
 
 import json
 import re
@@ -9,18 +9,18 @@ from pydantic.alias_generators import to_camel
 
 
 def cel(rule: str, message: str, field_path: str | None = None) -> dict[str, Any]:
-    """One `x-kubernetes-validations` entry; the message names the fix."""
+    """Return one `x-kubernetes-validations` entry; the message names the fix."""
     entry = {"rule": rule, "message": message}
     return entry | ({"fieldPath": field_path} if field_path else {})
 
 
 def rules(*entries: dict[str, Any]) -> dict[str, Any]:
-    """`json_schema_extra` that carries CEL rules."""
+    """Return `json_schema_extra` with CEL rules."""
     return {"x-kubernetes-validations": list(entries)}
 
 
 class Block(BaseModel):
-    """A part of the API: camelCase on the wire, unknown fields refused, NaN and infinity refused."""
+    """Base of the API types: camelCase on the wire; unknown fields, NaN and infinity are refused."""
 
     model_config = ConfigDict(
         alias_generator=to_camel,

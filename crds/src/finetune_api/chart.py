@@ -1,4 +1,4 @@
-"""The chart's README: a row for each value, from the comments of `values.yaml` and `values.schema.json`."""
+"""Generate the chart's README: a row for each value, from `values.yaml` and `values.schema.json`."""
 
 import json
 from collections.abc import Iterator
@@ -32,7 +32,7 @@ class Value:
 
 
 class Reader:
-    """Reads the values of the chart in a folder."""
+    """Reader of the values of a chart."""
 
     def __init__(self, folder: Path) -> None:
         self._text = (folder / "values.yaml").read_text(encoding="utf-8")
@@ -40,12 +40,12 @@ class Reader:
         self._schema = json.loads((folder / "values.schema.json").read_text(encoding="utf-8"))
 
     def values(self) -> list[Value]:
-        """All of them in their order; one without a comment or a schema is an error."""
+        """Return all values in order; raise ValueError for one without a comment or a schema."""
         root = yaml.compose(self._text, Loader=yaml.SafeLoader)
         return list(self._walk(root, yaml.safe_load(self._text), self._schema, ""))
 
     def _walk(self, node: Any, defaults: Any, schema: dict[str, Any], path: str) -> Iterator[Value]:
-        """Descends as far as the schema names properties, but not into a map that has a comment of its own."""
+        """Yield values as deep as the schema names properties; a map with a comment of its own is one value."""
         for key, child in node.value:
             here = f"{path}.{key.value}" if path else key.value
             if key.value not in schema["properties"]:

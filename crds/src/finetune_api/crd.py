@@ -236,7 +236,7 @@ def _row(path: str, node: dict[str, Any], required: bool) -> str:
 
 
 def _plain(text: str) -> str:
-    """Text in which Markdown sees neither a link nor emphasis: a pattern may look like both."""
+    """Escape text in which Markdown would see a link or emphasis, for example a pattern."""
     return re.sub(r"([\\[\]*_])", r"\\\1", text) if "^" in text else text
 
 

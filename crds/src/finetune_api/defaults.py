@@ -1,4 +1,4 @@
-"""The one table of training defaults: what an absent hyper-parameter becomes, by objective, method, size and rows."""
+"""Defaults of the training settings, by objective, method, model size and number of rows."""
 
 import math
 from collections.abc import Mapping
@@ -17,8 +17,8 @@ MANY_ROWS = 50_000
 
 @dataclass(frozen=True)
 class Facts:
-    """What preflight has found: the base model's weights, the samples on each side of the split, and what the memory
-    estimate made of `tuning.method` (`method` is absent where it was not asked)."""
+    """Results of preflight: the base model's weights, the samples on each side of the split, and the method that the
+    memory estimate chose (`method` is None if no estimate was needed)."""
 
     parameters: int
     train_rows: int
@@ -59,13 +59,13 @@ RECIPES: Mapping[Objective, Recipe] = MappingProxyType(
         ),
     }
 )
-"""Adapters learn at ten to twenty times the rate of full tuning; preferences and rewards need far smaller steps than
-imitation, and one pass."""
+"""Adapters need ten to twenty times the learning rate of full tuning; preferences and rewards need far smaller steps
+than supervised tuning, and one epoch."""
 
 
 def resolve(spec: FineTuneJobSpec, facts: Facts) -> Resolved:
-    """Every training setting with its default filled in; precision, optimiser and targets stay open where only a
-    trainer on its device can determine."""
+    """Return every training setting with its default filled in; precision, optimiser and target modules stay open if
+    only the trainer can determine them on its device."""
     method, reason = (facts.method, facts.method_reason) if facts.method else _method(spec.tuning.method)
     hyper, recipe = spec.hyperparameters, RECIPES[spec.objective]
     batch, accumulation = _batch(spec, method, facts.train_rows)
@@ -103,15 +103,15 @@ def _method(asked: Method) -> tuple[Method, str]:
 
 
 def _learning_rate(recipe: Recipe, method: Method, parameters: int) -> float:
-    """Halved for large models, as the supervised recipes of QLoRA and of full tuning do."""
+    """Return the peak learning rate, halved for large models as in the recipes of QLoRA and of full tuning."""
     if method is Method.FULL:
         return recipe.full_rate / 2 if parameters > 7 * BILLION else recipe.full_rate
     return recipe.rate / 2 if method is Method.QLORA and parameters > 13 * BILLION else recipe.rate
 
 
 def _batch(spec: FineTuneJobSpec, method: Method, rows: int) -> tuple[int, int]:
-    """Rows a batch and batches a step, of each process; under RLHF rows are sampled answers, and a step holds whole
-    groups of them."""
+    """Return batch size and accumulation steps of a process; under RLHF rows are sampled answers, and a step contains
+    whole groups."""
     hyper = spec.hyperparameters
     wanted = RECIPES[spec.objective].full_batch if method is Method.FULL else 16
     if spec.rlhf is None:
@@ -128,7 +128,7 @@ def _batch(spec: FineTuneJobSpec, method: Method, rows: int) -> tuple[int, int]:
 
 
 def _length(spec: FineTuneJobSpec, method: Method, facts: Facts, global_batch: int) -> tuple[float, int]:
-    """Epochs and steps; a last partial batch is a step of its own, as in transformers' Trainer."""
+    """Return epochs and steps; a last partial batch is a step, as in transformers' Trainer."""
     rows = facts.train_rows * (spec.rlhf.num_generations if spec.rlhf else 1)
     steps_per_epoch = max(1, math.ceil(rows / global_batch))
     if spec.hyperparameters.max_steps:

@@ -1,4 +1,4 @@
-"""What operator and trainer hand each other: config in, progress live, report out, exit codes, paths, object names."""
+"""Interface between operator and trainer: configuration, progress, report, exit codes, paths, object names."""
 
 import hashlib
 import json
@@ -46,9 +46,9 @@ TERMINATION_LOG = "/dev/termination-log"
 TERMINATION_LIMIT_BYTES = 4096
 PROGRESS_PORT = 8080
 RENDEZVOUS_PORT = 29500
-"""Where the first pod's first process gathers the processes of all pods (`MASTER_PORT`)."""
+"""Port of the first pod's rank 0, where the processes of all pods meet (`MASTER_PORT`)."""
 PEER_LINK_PORT = 29400
-"""Where the first pod's PID 1 holds a connection from the PID 1 of every other pod."""
+"""Port of the first pod's PID 1, which keeps a connection from the PID 1 of every other pod."""
 PROGRESS_PATH = "/progress"
 METRICS_PATH = "/metrics"
 PROGRESS_LIMIT_BYTES = 65_536
@@ -102,7 +102,7 @@ TERMINAL_EXIT_CODES = frozenset(
         ExitCode.GPU_OUT_OF_MEMORY,
     }
 )
-"""Codes after which another try would end the same."""
+"""Exit codes after which a retry would fail in the same way."""
 
 
 class Artifact(StrEnum):
@@ -139,7 +139,7 @@ StoppedRuns = Annotated[list[StoppedRun], Field(max_length=50)]
 
 
 class HandoffBlock(StatusBlock):
-    """A hand-off document: fields that are not known are ignored, a version above one's own is refused."""
+    """Base of the documents exchanged; unknown fields are ignored, a newer version is refused."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -174,7 +174,7 @@ class JobConfig(HandoffBlock):
     """The complete job that `rlhf.rewardModel.jobRef` names."""
 
     def output_key(self) -> str:
-        """`output.uri` without a trailing slash."""
+        """Return `output.uri` without a trailing slash."""
         return self.spec.output.uri.rstrip("/")
 
 
@@ -195,9 +195,9 @@ class Report(HandoffBlock):
     outcome: Outcome
     """How the pod ended."""
     reason: Word
-    """One word: the exit code's name, or the outcome."""
+    """One word: the exit code's reason, or the outcome."""
     message: Line
-    """One line for people, with the fix where there is one."""
+    """Human-readable message in one line, with the fix if there is one."""
     job_uid: Word
     """Echo of the FineTuneJob's UID."""
     config_sha256: Annotated[str, StringConstraints(max_length=64)]
@@ -209,24 +209,24 @@ class Report(HandoffBlock):
     resumed_from_step: Count | None = None
     """Step of the checkpoint that the run resumed from."""
     dataset: DatasetStatus | None = None
-    """What preflight found."""
+    """Results of the dataset checks in preflight."""
     resolved: Resolved | None = None
     """The settings in use."""
     metrics: Metrics | None = None
-    """Final figures."""
+    """Final metrics."""
     early_stopping: EarlyStoppingStatus | None = None
     """Final state of early stopping."""
     evaluation: EvaluationStatus | None = None
-    """Verdict of the gates on the result."""
+    """Results of the gates."""
     artifacts: Artifacts | None = None
     """What was published; `manifestSha256` is the proof of success."""
     lineage: Lineage | None = None
     """Where the result comes from."""
     stopped_runs: StoppedRuns | None = None
-    """The last runs that SIGTERM ended."""
+    """The last runs that ended by SIGTERM."""
 
     def to_termination_message(self) -> str:
-        """JSON of at most 4,096 bytes; the largest blocks are left out, in a fixed order, until it fits."""
+        """Return JSON of at most 4,096 bytes; the largest blocks are left out, in a fixed order, until it fits."""
         data = self.model_dump(mode="json", by_alias=True, exclude_none=True)
         for dropped in _DROPPED:
             _drop(data, dropped)
@@ -244,7 +244,7 @@ _DROPPED = (
         for name in ("configUri", "lineageUri", "reportUri", "mergedUri", "adapterUri", "lineageSha256")
     ),
 )  # fmt: skip
-"""What a long report leaves out, in this order; the manifest's URI and digest always stay."""
+"""Blocks left out of a long report, in this order; the manifest's URI and digest always stay."""
 
 
 def _drop(data: dict[str, Any], path: str | None) -> None:
@@ -261,18 +261,19 @@ def _drop(data: dict[str, Any], path: str | None) -> None:
 
 
 class ProgressReport(HandoffBlock):
-    """What `GET /progress` answers."""
+    """Body of `GET /progress`."""
 
     job_uid: Word
     """UID of the FineTuneJob."""
     pod_uid: Word | None = None
-    """UID of the pod that answers."""
+    """UID of the trainer's pod."""
     heartbeat: Count
-    """Moves with every step, batch, row or transferred part; a stalled trainer's does not."""
+    """Counter that increases with every step, batch, row or transferred part; it does not increase while the trainer is
+    stalled."""
     progress: Progress
-    """How far the run is."""
+    """Progress of the run."""
     metrics: Metrics = Metrics()
-    """Figures so far."""
+    """Metrics so far."""
     checkpoint: CheckpointStatus | None = None
     """The last complete checkpoint."""
     early_stopping: EarlyStoppingStatus | None = None
@@ -280,7 +281,7 @@ class ProgressReport(HandoffBlock):
     resolved: Resolved | None = None
     """The settings in use, once the trainer has seen device and model."""
     stopped_runs: StoppedRuns | None = None
-    """The runs that SIGTERM ended, oldest first."""
+    """Runs that ended by SIGTERM, oldest first."""
 
 
 class ManifestFile(StatusBlock):
@@ -295,7 +296,7 @@ class ManifestFile(StatusBlock):
 
 
 class Manifest(HandoffBlock):
-    """`manifest.json`, written last: a prefix without it is not a result."""
+    """`manifest.json`, written last: a prefix without it has no result."""
 
     namespace: str
     """Namespace of the job that published."""
@@ -312,7 +313,7 @@ class Manifest(HandoffBlock):
 
 
 class CheckpointManifest(HandoffBlock):
-    """`manifest.json` of one checkpoint, written last: without it the checkpoint is not there."""
+    """`manifest.json` of a checkpoint, written last: a checkpoint without it is incomplete."""
 
     namespace: str
     """Namespace of the job that is trained."""
@@ -333,11 +334,11 @@ class CheckpointManifest(HandoffBlock):
     saved_time: Time
     """When it was saved."""
     files: list[ManifestFile]
-    """Its files; each path is relative to the checkpoint."""
+    """Files of the checkpoint, with paths relative to it."""
 
 
 class Owner(HandoffBlock):
-    """`owner.json`: the claim on a prefix, put before anything else with a conditional write."""
+    """`owner.json`: the claim on a prefix, written before any other file with a conditional write."""
 
     namespace: str
     """Namespace of the claiming job."""
@@ -349,7 +350,7 @@ class Owner(HandoffBlock):
     """SHA-256 of the immutable part of its spec."""
 
     def is_held_by(self, config: JobConfig) -> bool:
-        """Whether the claim is the job's own, also when the job was deleted and created again unchanged."""
+        """Return whether this job made the claim, even if it was deleted and recreated unchanged since."""
         mine = (config.namespace, config.name, config.config_sha256)
         return (self.namespace, self.name, self.config_sha256) == mine
 

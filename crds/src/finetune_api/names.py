@@ -1,4 +1,4 @@
-"""Every string the cluster sees: group, labels, condition types, reasons, events. Nothing else may spell them."""
+"""Names used in the cluster: group, labels, condition types, reasons, events. No other module spells them."""
 
 from enum import StrEnum
 
@@ -47,7 +47,7 @@ class Component(StrEnum):
 
 
 class Phase(StrEnum):
-    """One word for people, derived from the conditions by one function; machines read the conditions."""
+    """One-word summary for users, derived from the conditions; programs should read the conditions."""
 
     PENDING = "Pending"
     PREFLIGHT = "Preflight"

@@ -1,4 +1,4 @@
-"""What a model can be trained for, and the settings that belong to one objective alone."""
+"""Training objectives, and the settings that belong to one of them."""
 
 from enum import StrEnum
 from typing import Annotated
@@ -9,7 +9,7 @@ from finetune_api.blocks import Block, ModelUri, ObjectName, cel, rules
 
 
 class Objective(StrEnum):
-    """What the model is trained for."""
+    """Objective of the training."""
 
     INSTRUCTION = "Instruction"
     CHAT = "Chat"
@@ -29,14 +29,14 @@ class LossType(StrEnum):
 
 
 class Algorithm(StrEnum):
-    """How a policy learns from rewards."""
+    """Reinforcement learning algorithm, under TRL's names."""
 
     GRPO = "GRPO"
     RLOO = "RLOO"
 
 
 class RewardType(StrEnum):
-    """A reward that is computed, not learnt."""
+    """Type of a computed reward."""
 
     LENGTH = "Length"
     REGEX = "Regex"
@@ -46,7 +46,7 @@ class Dpo(Block):
     """Settings of objective DPO, under TRL's names."""
 
     beta: Annotated[float, Field(gt=0, le=100)] = 0.1
-    """How strongly the model is held to the reference. Default: 0.1."""
+    """Weight of the penalty for deviating from the reference model. Default: 0.1."""
     loss_type: LossType = LossType.SIGMOID
     """`sigmoid` (DPO), `hinge` (SLiC) or `ipo`. Default: `sigmoid`."""
 
@@ -55,15 +55,15 @@ class Kto(Block):
     """Settings of objective KTO, under TRL's names."""
 
     beta: Annotated[float, Field(gt=0, le=100)] = 0.1
-    """How strongly the model is held to the reference. Default: 0.1."""
+    """Weight of the penalty for deviating from the reference model. Default: 0.1."""
     desirable_weight: Annotated[float, Field(gt=0, le=1000)] = 1.0
-    """Weight of the answers labelled good; raise it where they are few. Default: 1."""
+    """Weight of the answers labelled good; raise it if they are few. Default: 1."""
     undesirable_weight: Annotated[float, Field(gt=0, le=1000)] = 1.0
-    """Weight of the answers labelled bad; raise it where they are few. Default: 1."""
+    """Weight of the answers labelled bad; raise it if they are few. Default: 1."""
 
 
 class JobReference(Block):
-    """Another FineTuneJob of the same namespace."""
+    """Another FineTuneJob in the same namespace."""
 
     name: ObjectName
     """Name of the FineTuneJob."""
@@ -83,7 +83,7 @@ class RewardModelSource(Block):
     )
 
     uri: ModelUri | None = None
-    """Folder of what objective RewardModel publishes, or of a sequence classification model with one label.
+    """Folder of a model that objective RewardModel published, or of a sequence classification model with one label.
     Exclusive with `jobRef`. Default: the result of `jobRef`."""
     job_ref: JobReference | None = None
     """FineTuneJob with objective RewardModel that publishes it; this job waits until it is complete.
@@ -97,26 +97,26 @@ class Reward(Block):
         json_schema_extra=rules(
             cel(
                 "(self.type == 'Length') == has(self.targetTokens)",
-                "targetTokens belongs to type Length, and Length needs it: set it, or remove it",
+                "targetTokens is required with type Length and refused with any other: set or remove it",
                 ".targetTokens",
             ),
             cel(
                 "(self.type == 'Regex') == has(self.pattern)",
-                "pattern belongs to type Regex, and Regex needs it: set it, or remove it",
+                "pattern is required with type Regex and refused with any other: set or remove it",
                 ".pattern",
             ),
         )
     )
 
     type: RewardType
-    """`Length`: 1 at `targetTokens`, falling linearly to 0 with the distance in tokens. `Regex`: 1 where `pattern` is
+    """`Length`: 1 at `targetTokens`, falling linearly to 0 with the distance in tokens. `Regex`: 1 if `pattern` is
     found in the answer, else 0."""
     target_tokens: Annotated[int, Field(ge=1, le=65536)] | None = None
-    """Length (tokens) that earns the most; only with type `Length`. Default: none."""
+    """Answer length (tokens) with the highest reward; only with type `Length`. Default: none."""
     pattern: Annotated[str, StringConstraints(min_length=1, max_length=512)] | None = None
     """Regular expression (Python syntax) to find in the answer; only with type `Regex`. Default: none."""
     weight: Annotated[float, Field(ge=-1000, le=1000)] = 1.0
-    """Factor of this reward in the sum; a negative one punishes. Default: 1."""
+    """Factor of this reward in the sum; a negative weight is a penalty. Default: 1."""
 
 
 class Rlhf(Block):
@@ -142,12 +142,12 @@ class Rlhf(Block):
         ]
         | None
     ) = None
-    """Computed rewards, added up by weight; exclusive with `rewardModel`. Default: none."""
+    """Computed rewards, summed with their weights; exclusive with `rewardModel`. Default: none."""
     num_generations: Annotated[int, Field(ge=2, le=64)] = 4
     """Answers sampled for each prompt. Default: 4."""
     max_completion_length: Annotated[int, Field(ge=1, le=16384)] = 128
-    """Longest sampled answer, in tokens. Default: 128."""
+    """Maximum length of a sampled answer, in tokens. Default: 128."""
     temperature: Annotated[float, Field(gt=0, le=10)] = 1.0
-    """Temperature of sampling. Default: 1."""
+    """Sampling temperature. Default: 1."""
     beta: Annotated[float, Field(ge=0, le=100)] = 0.04
-    """Weight of the divergence from the reference; 0 = no reference. Default: 0.04."""
+    """Weight of the KL divergence from the reference model; 0 = no reference model. Default: 0.04."""

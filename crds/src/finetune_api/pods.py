@@ -1,4 +1,4 @@
-"""What a job's pods ask of the cluster: resources, nodes, images. The docstring under a field is its documentation."""
+"""Resources, placement and images of a job's pods. The docstring under a field is its documentation."""
 
 from enum import StrEnum
 from typing import Annotated
@@ -12,26 +12,26 @@ class Workspace(Block):
     """The trainer's scratch space."""
 
     size_limit: Quantity | None = None
-    """Most scratch space of a pod, for example `100Gi`. Default: the node's."""
+    """Maximum scratch space of a pod, for example `100Gi`. Default: the node's."""
 
 
 ResourceList = Annotated[dict[QualifiedName, Quantity], Field(max_length=16)]
 
 
 class Resources(Block):
-    """What the trainer's pods ask of their nodes."""
+    """Resources of the trainer's pods."""
 
     nodes: Annotated[int, Field(ge=1, le=64)] = 1
-    """Pods that train together, one on each node or several on one, as the scheduler finds room. Default: 1."""
+    """Number of trainer pods; the scheduler may place several on one node. Default: 1."""
     gpus_per_node: Annotated[int, Field(ge=0, le=16)] = 1
-    """GPUs of each pod, each with a process of its own; 0 trains on the CPU. Default: 1."""
+    """GPUs per pod, with one training process for each; 0 trains on the CPU. Default: 1."""
     gpu_resource_name: QualifiedName = "nvidia.com/gpu"
-    """Extended resource of one GPU. Default: `nvidia.com/gpu`."""
+    """Name of the extended resource of a GPU. Default: `nvidia.com/gpu`."""
     requests: ResourceList | None = None
-    """Resource requests of the trainer container, for example `{cpu: 4, memory: 24Gi}`. Default: none but the GPU."""
+    """Resource requests of the trainer container, for example `{cpu: 4, memory: 24Gi}`. Default: only the GPUs."""
     limits: ResourceList | None = None
-    """Resource limits of the trainer container. The CPU limit, else the request, also sets the threads of its processes
-    (`OMP_NUM_THREADS`). Default: none but the GPU."""
+    """Resource limits of the trainer container. The CPU limit, else the request, also sets the number of threads of its
+    processes (`OMP_NUM_THREADS`). Default: only the GPUs."""
     shm_size: Quantity | None = None
     """Size of `/dev/shm`, which counts as memory. Default: `1Gi`."""
     workspace: Workspace | None = None
@@ -39,12 +39,12 @@ class Resources(Block):
 
     @property
     def ranks(self) -> int:
-        """Processes that train together: one for each GPU, or for each pod where there are none."""
+        """Number of training processes: one per GPU, or one per pod without GPUs."""
         return self.nodes * max(1, self.gpus_per_node)
 
 
 class Toleration(Block):
-    """A toleration, as in a pod."""
+    """A toleration, as in a pod's spec."""
 
     key: QualifiedName | None = None
     """Key of the taint. Default: every key, with operator `Exists`."""
@@ -73,13 +73,13 @@ class TopologyMode(StrEnum):
 
 
 class Topology(Block):
-    """Where Kueue places a job's trainer pods relative to each other."""
+    """Placement of a job's trainer pods relative to each other, by Kueue."""
 
     model_config = ConfigDict(
         json_schema_extra=rules(
             cel(
                 "(self.mode == 'Unconstrained') != has(self.level)",
-                "modes Required and Preferred need a level, and Unconstrained has none: set or remove "
+                "modes Required and Preferred need a level, mode Unconstrained must not have one: set or remove "
                 "scheduling.topology.level",
                 ".level",
             )
@@ -87,37 +87,37 @@ class Topology(Block):
     )
 
     mode: TopologyMode
-    """`Required`: within one domain of the level, or not at all. `Preferred`: within one if there is room.
-    `Unconstrained`: anywhere, but counted by Kueue."""
+    """`Required`: all pods within one domain of the level, else the job waits. `Preferred`: within one domain if there
+    is room. `Unconstrained`: on any nodes, with their capacity counted by Kueue."""
     level: QualifiedName | None = None
     """Node label of the level, as the queue's Topology names it, for example `cloud.provider.com/topology-rack`.
     Default: none."""
 
 
 class Scheduling(Block):
-    """Where the job's pods may run, and in which queue they wait."""
+    """Queue, placement and priority of the job's pods."""
 
     queue_name: QueueName | None = None
-    """LocalQueue of Kueue, in the job's namespace, in which the job's Jobs wait for quota. Default: the job's label
+    """Kueue LocalQueue, in the job's namespace, in which the job's Jobs wait for quota. Default: the job's label
     `kueue.x-k8s.io/queue-name`, else none."""
     workload_priority_class: QueueName | None = None
-    """WorkloadPriorityClass of Kueue: who is served first, and who gives way. Default: the pods' priority."""
+    """Kueue WorkloadPriorityClass; sets queueing order and preemption. Default: the pods' priority."""
     topology: Topology | None = None
     """Placement of the trainer pods by Kueue's Topology. Default: none."""
     node_selector: Annotated[dict[QualifiedName, LabelValue], Field(max_length=32)] | None = None
-    """Labels that the trainer's node must have. Default: none."""
+    """Labels that the trainer's nodes must have. Default: none."""
     tolerations: (
         Annotated[list[Toleration], Field(max_length=32, json_schema_extra={"x-kubernetes-list-type": "atomic"})] | None
     ) = None
-    """Taints that the trainer tolerates. Default: none."""
+    """Taints that the trainer pods tolerate. Default: none."""
     priority_class_name: SecretName | None = None
-    """PriorityClass of the trainer pod; must be on the operator's allow-list. Default: the cluster's."""
+    """PriorityClass of the trainer pods; must be on the operator's allow-list. Default: the cluster's."""
     runtime_class_name: SecretName | None = None
-    """RuntimeClass of the trainer pod. Default: the node's."""
+    """RuntimeClass of the trainer pods. Default: the node's."""
 
 
 class Trainer(Block):
-    """The trainer's image and identity; each must be on the operator's allow-list."""
+    """Image and identity of the job's pods; each must be on the operator's allow-list."""
 
     image: (
         Annotated[str, StringConstraints(min_length=1, max_length=512, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@-]*$")]
@@ -147,7 +147,7 @@ class PodResources(Block):
 
 
 class Preflight(Block):
-    """The check of dataset, model and storage that runs before any GPU is held."""
+    """Checks of dataset, model and storage, which run before a GPU is requested."""
 
     queue_name: QueueName | None = None
     """LocalQueue of Kueue in which preflight waits. Default: the trainer's."""

@@ -1,4 +1,4 @@
-"""The runs in `FineTuneJob.status`: pods that ended, the one that runs, and the Job they belong to."""
+"""The runs in `FineTuneJob.status`: ended pods, the running pod, and their Job."""
 
 from typing import Annotated
 
@@ -27,7 +27,7 @@ class Run(StatusBlock):
     result: Word
     """`Succeeded`, `Failed`, `Preempted` or `Suspended`."""
     reason: Word
-    """One word from the exit table, or the cause of the disruption."""
+    """One-word reason: the exit code's, or the cause of the disruption."""
     message: Line | None = None
     """One line from the trainer or the kubelet."""
     exit_code: Count | None = None
@@ -35,7 +35,7 @@ class Run(StatusBlock):
     last_step: Count | None = None
     """Last optimiser step that it reported."""
     resumed_from_step: Count | None = None
-    """Step of the checkpoint that it resumed from; absent if it began at the first step."""
+    """Step of the checkpoint that it resumed from; absent if it started at the first step."""
 
 
 class StoppedRun(StatusBlock):
@@ -52,9 +52,9 @@ class StoppedRun(StatusBlock):
     end_time: Time
     """When it recorded this, with its work saved."""
     last_step: Count | None = None
-    """Last optimiser step that it made."""
+    """Last optimiser step that it completed."""
     resumed_from_step: Count | None = None
-    """Step of the checkpoint that it resumed from; absent if it began at the first step."""
+    """Step of the checkpoint that it resumed from; absent if it started at the first step."""
 
 
 class JobRef(StatusBlock):
@@ -76,7 +76,7 @@ class WorkloadRef(StatusBlock):
 
 
 class CurrentRun(StatusBlock):
-    """The trainer pod that runs now, recorded so that a run is counted even if its end is not observed."""
+    """The running trainer pod, recorded so that the run is counted even if its end is not observed."""
 
     attempt: Count
     """Number of the Job that it belongs to, from 1."""
@@ -89,7 +89,7 @@ class CurrentRun(StatusBlock):
     start_time: Time | None = None
     """When the container started."""
     heartbeat: Count | None = None
-    """The heartbeat of its last answer."""
+    """Heartbeat of its last progress report."""
     last_moved_time: Time | None = None
     """When its heartbeat last advanced; `stallTimeoutSeconds` counts from here."""
     stopping: Word | None = None
@@ -102,10 +102,10 @@ class CurrentRun(StatusBlock):
 
 
 class PreflightRuns(StatusBlock):
-    """Ended preflight pods, counted apart from the trainer's."""
+    """Counts of ended preflight pods, separate from those of trainer pods."""
 
     preemptions: Count | None = None
-    """Preflight pods that were preempted or evicted, which `maxPreemptions` bounds."""
+    """Preempted or evicted preflight pods; limited by `maxPreemptions`."""
     last_pod_name: Annotated[str, StringConstraints(max_length=253)] | None = None
     """Name of the last pod that was counted."""
     last_pod_time: Time | None = None

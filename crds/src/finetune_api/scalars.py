@@ -1,4 +1,4 @@
-"""What the status is made of: times, counts, measures, bounded texts, and the block that holds them."""
+"""Types of the status: times, counts, measures, bounded strings, and the base class of its blocks."""
 
 import re
 from datetime import UTC, datetime
@@ -12,15 +12,15 @@ from finetune_api.blocks import Block
 _EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)
 _LATEST = datetime(9999, 12, 30, tzinfo=UTC)
 _MOST = 2**53 - 1
-"""The largest number that every reader of JSON keeps exactly; what is above it, the API server might not store."""
+"""The largest integer that every JSON reader represents exactly; the API server might not store a larger one."""
 _UNPRINTABLE = dict.fromkeys(
     [*range(0x20), *range(0x7F, 0xA0), 0x061C, 0x200E, 0x200F, *range(0x2028, 0x202F), *range(0x2066, 0x206A)], " "
 )
-"""Control characters, line ends, and marks that turn the direction of writing: a terminal would obey them."""
+"""Control characters, line ends and bidirectional marks, which a terminal would interpret."""
 
 
 def printable(text: str) -> str:
-    """Return the text with a space for every character that a terminal would obey instead of show."""
+    """Replace each character that a terminal would interpret by a space."""
     return text.translate(_UNPRINTABLE)
 
 
@@ -58,7 +58,7 @@ CountByName = Annotated[dict[Word, Count], Field(max_length=64)]
 
 
 class StatusBlock(Block):
-    """A part of the status; unknown fields are dropped, so that a newer status never breaks an older reader."""
+    """Base of the status types; unknown fields are dropped, so that an older version can read a newer status."""
 
     model_config = ConfigDict(extra="ignore")
 

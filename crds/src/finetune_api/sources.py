@@ -1,4 +1,4 @@
-"""What goes into a job, and where it is read: storage, hub, model and dataset."""
+"""Inputs of a job: storage, hub, model and dataset."""
 
 from enum import StrEnum
 from typing import Annotated
@@ -21,7 +21,7 @@ ColumnName = Annotated[str, StringConstraints(min_length=1, max_length=64, patte
 
 
 class DatasetFormat(StrEnum):
-    """The shape of the dataset's rows."""
+    """Format of the dataset's rows."""
 
     AUTO = "Auto"
     ALPACA = "Alpaca"
@@ -34,7 +34,7 @@ class DatasetFormat(StrEnum):
 
 
 class Storage(Block):
-    """The S3-compatible storage behind every `s3://` URI of the job."""
+    """S3-compatible storage for every `s3://` URI of the job."""
 
     endpoint: Endpoint | None = None
     """URL of the S3 endpoint, for example `http://minio.minio:9000`.
@@ -55,19 +55,19 @@ class Storage(Block):
 _HUB_ONLY = (
     cel(
         "!has(self.revision) || self.uri.startsWith('hf://')",
-        "revision belongs to a hub: remove it, or use an hf:// uri",
+        "revision is only for hf:// URIs: remove it, or use an hf:// uri",
         ".revision",
     ),
     cel(
         "!has(self.credentialsSecretRef) || self.uri.startsWith('hf://')",
-        "credentialsSecretRef holds a hub's token: remove it, and give the keys of s3:// in spec.storage",
+        "credentialsSecretRef is only for hf:// URIs: remove it, and set the keys of s3:// in spec.storage",
         ".credentialsSecretRef",
     ),
 )
 
 
 class Hub(Block):
-    """The Hugging Face hub, or a mirror of it, behind every `hf://` URI of the job."""
+    """The Hugging Face hub, or a mirror of it, for every `hf://` URI of the job."""
 
     endpoint: Endpoint | None = None
     """URL of the hub or its mirror. Default: the operator's default hub, else `https://huggingface.co`."""
@@ -80,7 +80,8 @@ class ModelCache(Block):
     """A folder of downloaded models that runs share."""
 
     claim_name: ObjectName
-    """PersistentVolumeClaim in the job's namespace; `ReadWriteMany` where jobs run on several nodes."""
+    """Name of a PersistentVolumeClaim in the job's namespace; it must be `ReadWriteMany` if jobs run on several
+    nodes."""
 
 
 class Model(Block):
@@ -98,7 +99,7 @@ class Model(Block):
 
 
 class DataSource(Block):
-    """Where rows are read from."""
+    """Source of rows."""
 
     model_config = ConfigDict(
         json_schema_extra=rules(
@@ -106,19 +107,20 @@ class DataSource(Block):
             cel(
                 "!has(self.sha256) || "
                 "(self.uri.startsWith('s3://') && !self.uri.endsWith('/') && !self.uri.matches('[*?]'))",
-                "sha256 is that of one object: remove it, or give the full key of one s3:// object",
+                "sha256 is only for a single object: remove it, or give the full key of one s3:// object",
                 ".sha256",
             ),
         )
     )
 
     uri: DataUri
-    """The rows: one object, `s3://bucket/key`; every data file under a prefix, `s3://bucket/path/`; those that a
-    pattern matches, `s3://bucket/path/*.jsonl` (`**` crosses folders); or a dataset on a hub,
+    """The rows: one object, `s3://bucket/key`; every data file under a prefix, `s3://bucket/path/`; the files that
+    match a pattern, `s3://bucket/path/*.jsonl` (`**` matches any folders); or a dataset on a hub,
     `hf://datasets/owner/name`, optionally with a path or pattern. Files are JSON lines, JSON, CSV, TSV (each also
     gzipped), Parquet or Arrow."""
     sha256: Annotated[str, StringConstraints(min_length=64, max_length=64, pattern=r"^[0-9a-f]{64}$")] | None = None
-    """Expected SHA-256 of the object (64 hexadecimal digits); another content fails the job. Default: not checked."""
+    """Expected SHA-256 of the object (64 hexadecimal digits); the job fails if the content differs. Default: not
+    checked."""
     revision: Revision | None = None
     """Branch, tag or commit on the hub. Default: `main`."""
     credentials_secret_ref: SecretRef | None = None
@@ -144,8 +146,8 @@ class Dataset(Block):
     """Held-out rows to evaluate with; exclusive with `validationSplitPercent`. Rows that are also in `train` are
     dropped from `train` and counted."""
     validation_split_percent: Annotated[int, Field(ge=1, le=50)] | None = None
-    """Share of the training rows (percent) held out for evaluation, chosen by a hash of the prompt so that one prompt
-    never lands on both sides. At least 20 and at most 512 rows. Default: no split."""
+    """Share of the training rows (percent) held out for evaluation, chosen by a hash of the prompt so that a prompt is
+    never in both parts. At least 20 and at most 512 rows. Default: no split."""
     format: DatasetFormat = DatasetFormat.AUTO
     """Format of the rows: `Alpaca`, `ShareGPT`, `OpenAI`, `Preference`, `Unpaired`, `PromptCompletion` or `Text`;
     `Auto` detects it row by row. Default: `Auto`."""
@@ -156,10 +158,10 @@ class Dataset(Block):
         ]
         | None
     ) = None
-    """Names of columns: the name that the format knows, then the name in the files, for example
-    `{prompt: question, completion: reply}`. Default: the names are taken as they are."""
+    """Column names: from the name that the format expects to the name in the files, for example `{prompt: question,
+    completion: reply}`. Default: the names in the files are used unchanged."""
     max_rejected_percent: Annotated[int, Field(ge=0, le=100)] = 20
-    """Most malformed rows (percent) that the job tolerates; 100 = any number. Malformed rows are reported and skipped.
-    Default: 20."""
+    """Maximum share of malformed rows (percent) before the job fails; 100 = no limit. Malformed rows are reported and
+    skipped. Default: 20."""
     max_samples: Annotated[int, Field(ge=1, le=100_000_000)] | None = None
     """Use at most this many accepted rows, in file order. Default: all."""

@@ -31,7 +31,7 @@ __all__ = [
 
 
 class Precision(StrEnum):
-    """The number format of the computation."""
+    """Number format of the computation."""
 
     AUTO = "Auto"
     BF16 = "BF16"
@@ -40,7 +40,7 @@ class Precision(StrEnum):
 
 
 class Packing(StrEnum):
-    """Whether short rows share a sequence."""
+    """Packing of short rows into shared sequences."""
 
     AUTO = "Auto"
     ON = "On"
@@ -55,7 +55,7 @@ class ResumePolicy(StrEnum):
 
 
 class Merge(StrEnum):
-    """Whether, and in which number format, the adapter is merged into the base weights."""
+    """Number format of the merged model, if one is published."""
 
     NONE = "None"
     BF16 = "BF16"
@@ -75,7 +75,7 @@ class Hyperparameters(Block):
             ),
             cel(
                 "!has(self.warmupSteps) || self.warmupSteps < 1.0 || double(int(self.warmupSteps)) == self.warmupSteps",
-                "warmupSteps is a fraction of the training below 1, else a whole number of steps",
+                "warmupSteps must be a fraction of the training below 1, or a whole number of steps",
                 ".warmupSteps",
             ),
         )
@@ -85,7 +85,7 @@ class Hyperparameters(Block):
     """Passes over the training rows; exclusive with `maxSteps`.
     Default: 3 (1 above 50,000 rows) with an adapter, 2 with `Full`."""
     max_steps: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
-    """Optimiser steps in all; exclusive with `numTrainEpochs`. Default: by `numTrainEpochs`."""
+    """Total optimiser steps; exclusive with `numTrainEpochs`. Default: derived from `numTrainEpochs`."""
     learning_rate: Annotated[float, Field(gt=0, le=1)] | None = None
     """Peak learning rate. Default: 2e-4 (QLoRA: 1e-4 above 13 billion weights); `Full`: 2e-5 (1e-5 above 7 billion)."""
     lr_scheduler_type: (
@@ -97,7 +97,7 @@ class Hyperparameters(Block):
     """Learning-rate schedule: `linear`, `cosine`, `constant`, `constant_with_warmup` or `polynomial`.
     Default: `cosine`."""
     warmup_steps: Annotated[float, Field(ge=0, le=10_000_000)] | None = None
-    """Warm-up: below 1 a fraction of all steps, else a number of steps. Default: 0.03."""
+    """Warm-up: a value below 1 is a fraction of all steps, any other a number of steps. Default: 0.03."""
     weight_decay: Annotated[float, Field(ge=0, le=1)] | None = None
     """Decoupled weight decay. Default: 0."""
     max_grad_norm: Annotated[float, Field(ge=0, le=1000)] | None = None
@@ -114,15 +114,16 @@ class Hyperparameters(Block):
     per_device_train_batch_size: Annotated[int, Field(ge=1, le=4096)] | None = None
     """Rows per step and GPU. Default: 2."""
     gradient_accumulation_steps: Annotated[int, Field(ge=1, le=65536)] | None = None
-    """Batches accumulated before a step. Default: what makes the effective batch 16 (`Full`: 32)."""
+    """Batches accumulated before a step. Default: the number that makes the effective batch 16 (`Full`: 32)."""
     max_length: Annotated[int, Field(ge=16, le=1_048_576)] = 2048
-    """Longest sequence in tokens; longer rows are truncated, and counted. Default: 2048."""
+    """Maximum sequence length in tokens; longer rows are truncated and counted. Default: 2048."""
     packing: Packing = Packing.AUTO
-    """Put several short rows into one sequence, without letting them see each other; with objectives Instruction, Chat
-    and DomainAdaptation. `Auto`: where it is exact for the attention in use and saves work. Default: `Auto`."""
+    """Put several short rows into one sequence, without attention between them; with objectives Instruction, Chat and
+    DomainAdaptation. `Auto`: pack if it is exact for the attention implementation in use and saves work. Default:
+    `Auto`."""
     precision: Precision = Precision.AUTO
-    """Number format of the computation. `Auto`: BF16 where the GPU has it, else FP16; FP32 on a CPU.
-    Default: `Auto`."""
+    """Number format of the computation. `Auto`: BF16 if the GPU supports it, else FP16; FP32 on a CPU. Default:
+    `Auto`."""
     gradient_checkpointing: bool | None = None
     """Recompute activations in the backward pass to save memory. Default: true with QLoRA, else false."""
     seed: Annotated[int, Field(ge=0, le=4_294_967_295)] = 42
@@ -130,33 +131,33 @@ class Hyperparameters(Block):
 
 
 class Checkpoint(Block):
-    """What is saved during training, so that an interrupted run can resume."""
+    """Checkpoints of the training, from which an interrupted run resumes."""
 
     steps: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
-    """Save every this many optimiser steps; a trainer that is asked to stop saves at once. Default: with every
-    evaluation, or a tenth of the training where there is none, and at least every 30 minutes."""
+    """Optimiser steps between checkpoints; a trainer that receives SIGTERM saves at once. Default: at every evaluation
+    (without evaluation: every tenth of the training), and at least every 30 minutes."""
     save_total_limit: Annotated[int, Field(ge=1, le=100)] = 2
-    """Newest checkpoints that are kept, each with the best weights so far. Default: 2."""
+    """Number of newest checkpoints to keep, each with the best weights so far. Default: 2."""
     resume_policy: ResumePolicy = ResumePolicy.AUTO
-    """`Auto` resumes from the newest complete checkpoint. `Never` begins every run at the first step, and saves no
+    """`Auto` resumes from the newest complete checkpoint. `Never` starts every run at the first step and saves no
     checkpoint. Default: `Auto`."""
     grace_period_seconds: Annotated[int, Field(ge=5, le=86400)] = 120
-    """Seconds between SIGTERM and SIGKILL, in which a checkpoint is saved and uploaded. Default: 120."""
+    """Seconds between SIGTERM and SIGKILL, in which the trainer saves and uploads a checkpoint. Default: 120."""
 
 
 class JobLineage(Block):
     """Ancestors of this job."""
 
     parent_ref: JobReference | None = None
-    """FineTuneJob whose result this one builds on; this job waits until it is complete. Default: none."""
+    """FineTuneJob whose result this job builds on; this job waits until it is complete. Default: none."""
     annotations: (
         Annotated[dict[QualifiedName, Annotated[str, StringConstraints(max_length=256)]], Field(max_length=16)] | None
     ) = None
-    """Notes that are copied into the lineage record, for example a ticket or a commit. Default: none."""
+    """Notes to copy into the lineage record, for example a ticket or a commit. Default: none."""
 
 
 class Output(Block):
-    """Where and how the result is published."""
+    """Destination and form of the result."""
 
     uri: S3Uri
     """Prefix for adapter, report, lineage and manifest, as `s3://bucket/path`. One prefix belongs to one job."""
@@ -176,7 +177,7 @@ FORMATS = {
     Objective.RLHF.value: ["Auto", *_CHATS, "Preference", "Unpaired"],
     Objective.DOMAIN_ADAPTATION.value: ["Auto", "Text"],
 }
-"""The formats of rows that each objective accepts."""
+"""Row formats that each objective accepts."""
 _FROZEN = "is fixed when the job is created: create a new FineTuneJob with another name and output.uri instead"
 
 
@@ -184,7 +185,7 @@ _ONE_PROCESS = "self.resources.nodes == 1 && self.resources.gpusPerNode <= 1"
 
 
 class FineTuneJobSpec(Block):
-    """The model, the data, the tuning and the destination of the result."""
+    """Model, data, tuning and destination of the result."""
 
     IMMUTABLE: ClassVar[tuple[str, ...]] = IMMUTABLE_REQUIRED + IMMUTABLE_OPTIONAL
 
@@ -206,7 +207,7 @@ class FineTuneJobSpec(Block):
             cel(
                 "!has(self.evaluation.gate) || !self.evaluation.gate.mustMatchExpected || "
                 "(has(self.evaluation.prompts) && self.evaluation.prompts.exists(one, has(one.expected)))",
-                "mustMatchExpected needs something to expect: set expected in evaluation.prompts",
+                "mustMatchExpected needs an expected answer: set expected in one of evaluation.prompts",
                 ".evaluation.gate.mustMatchExpected",
             ),
             cel(
@@ -217,13 +218,13 @@ class FineTuneJobSpec(Block):
             ),
             cel(
                 "!has(self.evaluation.gate) || !self.evaluation.gate.mustImprove || self.evaluation.baseline",
-                "mustImprove compares with the model before the training: set evaluation.baseline true",
+                "mustImprove compares with the loss before training: set evaluation.baseline true",
                 ".evaluation.gate.mustImprove",
             ),
             *(
                 cel(
                     f"!has(self.{block}) || self.objective == '{objective}'",
-                    f"{block} has no effect with another objective than {objective}: remove {block}",
+                    f"{block} is only for objective {objective}: remove {block}",
                     f".{block}",
                 )
                 for block, objective in (("dpo", "DPO"), ("kto", "KTO"), ("rlhf", "RLHF"))
@@ -235,17 +236,17 @@ class FineTuneJobSpec(Block):
             ),
             cel(
                 "self.objective != 'RLHF' || !has(self.earlyStopping)",
-                "RLHF has no held-out loss to stop by: remove earlyStopping, and watch status.metrics.evalReward",
+                "RLHF has no held-out loss for earlyStopping: remove it, and watch status.metrics.evalReward",
                 ".earlyStopping",
             ),
             cel(
                 "self.objective != 'RewardModel' || self.output.merge == 'None'",
-                "a reward model scores text and is served as it is: remove output.merge",
+                "objective RewardModel publishes no merged model: remove output.merge",
                 ".output.merge",
             ),
             cel(
                 "self.objective != 'RewardModel' || !has(self.evaluation.prompts)",
-                "a reward model writes no answers: remove evaluation.prompts",
+                "a reward model generates no answers: remove evaluation.prompts",
                 ".evaluation.prompts",
             ),
             cel(
@@ -258,7 +259,7 @@ class FineTuneJobSpec(Block):
                 "!has(self.hyperparameters.gradientAccumulationSteps) || "
                 "self.hyperparameters.perDeviceTrainBatchSize * self.hyperparameters.gradientAccumulationSteps % "
                 "self.rlhf.numGenerations == 0",
-                "a step must hold whole groups of answers: perDeviceTrainBatchSize times gradientAccumulationSteps "
+                "a step must contain whole groups of answers: perDeviceTrainBatchSize times gradientAccumulationSteps "
                 "must be a multiple of rlhf.numGenerations",
                 ".rlhf.numGenerations",
             ),
@@ -302,15 +303,15 @@ class FineTuneJobSpec(Block):
     )
 
     objective: Objective
-    """What the model is trained for. `Instruction`: the last answer of each row. `Chat`: every assistant turn. `DPO`:
-    to prefer chosen over rejected answers. `KTO`: the same from answers labelled good or bad. `RewardModel`: to score
-    answers. `RLHF`: to earn rewards. `DomainAdaptation`: plain text, to know a field."""
+    """What to train for. `Instruction`: the last answer of each row. `Chat`: every assistant turn. `DPO`: preference
+    for chosen over rejected answers. `KTO`: the same, from answers labelled good or bad. `RewardModel`: scoring of
+    answers. `RLHF`: a high reward for generated answers. `DomainAdaptation`: continued pretraining on plain text."""
     storage: Storage | None = None
     """S3-compatible storage of the job. Default: the operator's default storage."""
     hub: Hub | None = None
     """Hub of the job's `hf://` URIs. Takes effect with the next attempt. Default: the operator's default hub."""
     model_cache: ModelCache | None = None
-    """Folder of downloaded models that runs share. Takes effect with the next attempt. Default: none, every run
+    """Folder of downloaded models that runs share. Takes effect with the next attempt. Default: none; every run
     downloads its model."""
     model: Model
     """The pretrained model. Fixed at creation."""
@@ -319,28 +320,28 @@ class FineTuneJobSpec(Block):
     dataset: Dataset
     """The rows to train on and to evaluate with. Fixed at creation."""
     hyperparameters: Hyperparameters = Hyperparameters()
-    """Training arguments. Fixed at creation. Default: by method; see `status.resolved` for the values in use."""
+    """Training arguments. Fixed at creation. Default: by method and objective; `status.resolved` shows the values in
+    use."""
     dpo: Dpo | None = None
     """Settings of objective DPO; only with it. Fixed at creation. Default: by field."""
     kto: Kto | None = None
     """Settings of objective KTO; only with it. Fixed at creation. Default: by field."""
     rlhf: Rlhf | None = None
-    """Settings of objective RLHF; only and always with it. Fixed at creation. Default: none."""
+    """Settings of objective RLHF; required with it, refused with any other. Fixed at creation. Default: none."""
     lineage: JobLineage | None = None
-    """Ancestors of this job. Fixed at creation. Default: nothing."""
+    """Ancestors of this job. Fixed at creation. Default: none."""
     evaluation: Evaluation = Evaluation()
-    """Evaluation while training. Fixed at creation. Default: every tenth of the training."""
+    """Evaluation during training. Fixed at creation. Default: every tenth of the training."""
     early_stopping: EarlyStopping | None = None
     """Stop on a plateau of the evaluation loss. Fixed at creation. Default: off."""
     checkpoint: Checkpoint = Checkpoint()
-    """What is saved during training, so that an interrupted run can resume. Takes effect with the next
-    attempt."""
+    """Checkpoints of the training, from which an interrupted run resumes. Takes effect with the next attempt."""
     output: Output
-    """Where and how the result is published. Fixed at creation."""
+    """Destination and form of the result. Fixed at creation."""
     resources: Resources = Resources()
     """Resources of the trainer's pods. Takes effect with the next attempt."""
     scheduling: Scheduling | None = None
-    """Where the pods may run. Takes effect with the next attempt."""
+    """Queue, placement and priority of the pods. Takes effect with the next attempt."""
     trainer: Trainer = Trainer()
     """Image and identity of the pods. Takes effect with the next attempt."""
     preflight: Preflight | None = None
@@ -355,14 +356,14 @@ class FineTuneJobSpec(Block):
     max_preemptions: Annotated[int, Field(ge=0, le=10_000)] = 20
     """Preemptions before the job fails; 0 = any number. Takes effect at once. Default: 20."""
     start_deadline_seconds: Annotated[int, Field(ge=1, le=31_536_000)] | None = None
-    """Longest wait for the first trainer pod to run, preflight and queueing included, in seconds; it begins when the
-    job is accepted, and again when it is resumed. Takes effect at once. Default: none."""
+    """Maximum seconds until the first trainer pod runs, including preflight and queueing; counted from the acceptance
+    of the job, and again from each resume. Takes effect at once. Default: none."""
     active_deadline_seconds: Annotated[int, Field(ge=1, le=31_536_000)] | None = None
-    """Longest time that trainer pods may run, in seconds, summed over all runs; waiting and suspended time does not
-    count. Takes effect at once. Default: none."""
+    """Maximum running time of trainer pods in seconds, summed over all runs; waiting and suspended time does not count.
+    Takes effect at once. Default: none."""
     stall_timeout_seconds: Annotated[int, Field(ge=10, le=2_592_000)] = 1800
-    """Seconds after which a trainer that answers but makes no progress is restarted, which counts as a failed run;
+    """Seconds without progress after which a reachable trainer is restarted, which counts as a failed run; set it
     longer than the longest step, row or transfer. Takes effect at once. Default: 1800."""
     ttl_seconds_after_finished: Annotated[int, Field(ge=0, le=315_360_000)] | None = None
-    """Seconds after the end of the job until its Jobs, pods and ConfigMaps are removed; the FineTuneJob, which is the
-    record, stays. Takes effect at once. Default: they are removed with the FineTuneJob."""
+    """Seconds after the end of the job until its Jobs, pods and ConfigMaps are deleted; the FineTuneJob stays as the
+    record. Takes effect at once. Default: they are deleted with the FineTuneJob."""

@@ -1,6 +1,6 @@
-"""The rules between fields that the API server checks in CEL, for manifests that are checked without an API server.
+"""Check the CEL rules of the CRD without an API server.
 
-The place of a rule and its message come from the types; only the conditions are written again, by the CEL text.
+Path and message of a rule come from the types; only its condition is repeated in Python here, keyed by the CEL text.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""`FineTuneJob.status`. The docstring under a field is its `kubectl explain` text; absent means not known yet."""
+"""`FineTuneJob.status`. The docstring under a field is its `kubectl explain` text; an absent field is not known yet."""
 
 from typing import Annotated, Any
 
@@ -20,7 +20,7 @@ __all__ = [
     "Word",
     "WorkloadRef",
 ]
-"""What other modules import from here although it is defined elsewhere."""
+"""Names that other modules import from here although they are defined elsewhere."""
 
 
 class Condition(StatusBlock):
@@ -33,37 +33,37 @@ class Condition(StatusBlock):
     reason: Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=r"^[A-Za-z][A-Za-z0-9]*$")]
     """Reason as one CamelCase word."""
     message: Annotated[str, StringConstraints(max_length=2048)]
-    """One line for people, with the fix where there is one."""
+    """Human-readable message in one line, with the fix if there is one."""
     last_transition_time: Time
     """When `status` last changed."""
     observed_generation: Annotated[int, Field(ge=0)] | None = None
-    """Generation of the spec that this was decided for."""
+    """Generation of the spec for which the condition was set."""
 
 
 class Progress(StatusBlock):
     """Progress of the running trainer."""
 
     display: Word | None = None
-    """Progress for people, for example `42%`."""
+    """Human-readable progress, for example `42%`."""
     percent: Annotated[int, Field(ge=0, le=100)] | None = None
-    """Share of the steps done, in percent."""
+    """Share of the steps that are done, in percent."""
     step: Count | None = None
     """Optimiser steps done."""
     total_steps: Count | None = None
     """Optimiser steps planned."""
     epoch: Measure | None = None
-    """Passes over the rows done."""
+    """Completed passes over the rows."""
     stage: Word | None = None
-    """What the trainer does now: `Loading`, `Reference`, `Baseline`, `Training`, `Evaluating`, `Saving`, `Answering`,
-    `Merging`, `Publishing` or `Done`."""
+    """Current stage: `Loading`, `Reference`, `Baseline`, `Training`, `Evaluating`, `Saving`, `Answering`, `Merging`,
+    `Publishing` or `Done`."""
     estimated_remaining_seconds: Count | None = None
-    """Estimated seconds to the last step."""
+    """Estimated seconds until the last step."""
     resumed_from_step: Count | None = None
-    """Step of the checkpoint that the run resumed from; absent if it began at the first step."""
+    """Step of the checkpoint that the run resumed from; absent if it started at the first step."""
     note: Line | None = None
-    """What is unusual about the run, for example a broken checkpoint that was passed over."""
+    """Anything unusual about the run, for example a broken checkpoint that was skipped."""
     last_updated_time: Time | None = None
-    """When the trainer last answered."""
+    """Time of the trainer's last progress report."""
 
 
 class CheckpointStatus(StatusBlock):
@@ -76,26 +76,26 @@ class CheckpointStatus(StatusBlock):
     saved_time: Time
     """When it was saved."""
     sha256: Digest
-    """SHA-256 of its manifest, which has the digest of every file."""
+    """SHA-256 of its manifest, which contains the digest of every file."""
     save_seconds: Measure | None = None
-    """Seconds that writing and uploading it took, of which a trainer that must stop has
-    `checkpoint.gracePeriodSeconds`."""
+    """Seconds that writing and uploading it took; a trainer that receives SIGTERM has `checkpoint.gracePeriodSeconds`
+    for it."""
 
 
 class Metrics(StatusBlock):
-    """The training's figures, to five significant digits; losses are nats per trained token, with DPO, KTO and
+    """Metrics of the training, to five significant digits; losses are nats per trained token, with DPO, KTO and
     RewardModel per row."""
 
     train_loss: Measure | None = None
-    """Training loss, mean since the last report."""
+    """Mean training loss since the last report."""
     eval_loss: Measure | None = None
-    """Latest evaluation loss; at the end, that of what is published."""
+    """Latest evaluation loss; at the end, the loss of the published weights."""
     best_eval_loss: Measure | None = None
     """Lowest evaluation loss so far."""
     best_step: Count | None = None
     """Step of `bestEvalLoss`."""
     baseline_eval_loss: Measure | None = None
-    """Evaluation loss of the untouched model."""
+    """Evaluation loss before training."""
     learning_rate: Measure | None = None
     """Learning rate of the last step."""
     grad_norm: Measure | None = None
@@ -103,47 +103,47 @@ class Metrics(StatusBlock):
     tokens_per_second: Measure | None = None
     """Trained input tokens per second."""
     reward_margin: Measure | None = None
-    """Held-out rewards of the chosen less those of the rejected answers, mean (DPO, KTO, RewardModel)."""
+    """Mean reward of the chosen minus that of the rejected held-out answers (DPO, KTO, RewardModel)."""
     reward_accuracy: Annotated[Measure, Field(ge=0, le=1)] | None = None
     """Share of held-out pairs whose chosen answer has the higher reward (DPO, RewardModel)."""
     reward: Measure | None = None
-    """Reward of the sampled answers, mean of the last step (RLHF)."""
+    """Mean reward of the sampled answers in the last step (RLHF)."""
     eval_reward: Measure | None = None
-    """Reward of the answers to held-out prompts, mean (RLHF)."""
+    """Mean reward of the answers to held-out prompts (RLHF)."""
     baseline_eval_reward: Measure | None = None
-    """`evalReward` of the untouched model (RLHF)."""
+    """`evalReward` before training (RLHF)."""
     kl: Measure | None = None
-    """Divergence from the reference, nats per token, mean of the last step (RLHF)."""
+    """Mean KL divergence from the reference model in the last step, in nats per token (RLHF)."""
     trainable_parameters: Count | None = None
-    """Weights that are trained."""
+    """Number of trained weights."""
     gpu_memory_peak_bytes: Count | None = None
-    """Most GPU memory that was allocated, in bytes."""
+    """Peak of the allocated GPU memory, in bytes."""
 
 
 class EarlyStoppingStatus(StatusBlock):
-    """The state of early stopping."""
+    """State of early stopping."""
 
     stopped: bool | None = None
-    """Whether patience ran out."""
+    """Whether early stopping ended the training."""
     step: Count | None = None
     """Step at which training stopped."""
     best_step: Count | None = None
     """Step of the best evaluation, whose weights are published."""
     evaluations_without_improvement: Count | None = None
-    """Evaluations since the last improvement."""
+    """Number of evaluations since the last improvement."""
     patience: Count | None = None
-    """Evaluations without improvement that stop the training."""
+    """Evaluations without improvement after which training stops."""
 
 
 class DatasetStatus(StatusBlock):
-    """What preflight found in the dataset."""
+    """Results of the dataset checks in preflight."""
 
     rows: Count | None = None
     """Rows read from all files."""
     accepted: Count | None = None
     """Rows that can be trained on."""
     repaired: Count | None = None
-    """Accepted rows that were repaired, for example by a trimmed trailing question."""
+    """Accepted rows that were repaired, for example by removing a trailing question."""
     rejected: Count | None = None
     """Rows that were skipped."""
     rejected_by_code: CountByName | None = None
@@ -157,43 +157,43 @@ class DatasetStatus(StatusBlock):
     validation_rows: Count | None = None
     """Rows evaluated with."""
     truncated: Count | None = None
-    """Accepted rows that are longer than `maxLength` and are cut."""
+    """Accepted rows that are longer than `maxLength` and are truncated."""
     length_p99: Count | None = None
-    """Length (tokens) that 99 of 100 training samples do not exceed, before anything is cut."""
+    """Length (tokens) that 99 % of the training samples do not exceed, before truncation."""
 
 
 class Artifacts(StatusBlock):
-    """What was published, and where."""
+    """URIs, digests and size of the published files."""
 
     uri: Uri | None = None
-    """Prefix of everything below."""
+    """Prefix of all published files."""
     adapter_uri: Uri | None = None
     """Folder of the adapter, as PEFT loads it."""
     merged_uri: Uri | None = None
     """Folder of the merged or fully tuned model."""
     config_uri: Uri | None = None
-    """The configuration in use, with every default resolved."""
+    """URI of the configuration in use, with every default resolved."""
     report_uri: Uri | None = None
-    """The readable report."""
+    """URI of the report."""
     lineage_uri: Uri | None = None
-    """The lineage record."""
+    """URI of the lineage record."""
     lineage_sha256: Digest | None = None
     """SHA-256 of the lineage record."""
     manifest_uri: Uri | None = None
-    """The manifest: every file with size and SHA-256."""
+    """URI of the manifest, which lists every file with size and SHA-256."""
     manifest_sha256: Digest | None = None
     """SHA-256 of the manifest."""
     size_bytes: Count | None = None
-    """Size of all published files, in bytes."""
+    """Total size of the published files, in bytes."""
 
 
 class Resolved(StatusBlock):
-    """The settings in use, with every default filled in; pinned when preflight has passed."""
+    """Settings in use, with every default filled in; fixed once preflight has passed."""
 
     method: Word | None = None
     """Tuning method in use."""
     method_reason: Line | None = None
-    """Why this method."""
+    """Why this method was chosen."""
     num_train_epochs: Measure | None = None
     """Passes over the training rows."""
     total_steps: Count | None = None
@@ -203,7 +203,7 @@ class Resolved(StatusBlock):
     lr_scheduler_type: Word | None = None
     """Learning-rate schedule in use."""
     warmup_steps: Measure | None = None
-    """Warm-up: below 1 a fraction of all steps, else a number of steps."""
+    """Warm-up: a value below 1 is a fraction of all steps, any other a number of steps."""
     weight_decay: Measure | None = None
     """Decoupled weight decay."""
     max_grad_norm: Measure | None = None
@@ -217,7 +217,7 @@ class Resolved(StatusBlock):
     global_batch_size: Count | None = None
     """Rows per optimiser step."""
     max_length: Count | None = None
-    """Longest sequence in tokens."""
+    """Maximum sequence length in tokens."""
     precision: Word | None = None
     """Number format of the computation; `Auto` until a trainer has detected its device."""
     gradient_checkpointing: bool | None = None
@@ -229,9 +229,9 @@ class Resolved(StatusBlock):
     packing: bool | None = None
     """Whether short rows share a sequence."""
     estimated_gpu_memory_bytes: Count | None = None
-    """Estimated GPU memory that training takes, per GPU, in bytes."""
+    """Estimated GPU memory for training, per GPU, in bytes."""
     beta: Measure | None = None
-    """How strongly the model is held to the reference (DPO, KTO, RLHF)."""
+    """Weight of the penalty for deviating from the reference model (DPO, KTO, RLHF)."""
     loss_type: Word | None = None
     """Loss of DPO."""
     desirable_weight: Measure | None = None
@@ -239,13 +239,13 @@ class Resolved(StatusBlock):
     undesirable_weight: Measure | None = None
     """Weight of the answers labelled bad (KTO)."""
     algorithm: Word | None = None
-    """How the policy learns from rewards (RLHF)."""
+    """Reinforcement learning algorithm (RLHF)."""
     num_generations: Count | None = None
     """Answers sampled for each prompt (RLHF)."""
     max_completion_length: Count | None = None
-    """Longest sampled answer, in tokens (RLHF)."""
+    """Maximum length of a sampled answer, in tokens (RLHF)."""
     temperature: Measure | None = None
-    """Temperature of sampling (RLHF)."""
+    """Sampling temperature (RLHF)."""
     lora_rank: Count | None = None
     """Rank of the adapter."""
     lora_alpha: Count | None = None
@@ -253,7 +253,7 @@ class Resolved(StatusBlock):
     lora_dropout: Measure | None = None
     """Dropout on the adapter's input."""
     use_rslora: bool | None = None
-    """Whether scaling is by the square root of the rank."""
+    """Whether the scaling is divided by the square root of the rank."""
     double_quant: bool | None = None
     """Whether the quantisation constants are quantised too."""
     target_modules: (
@@ -264,18 +264,18 @@ class Resolved(StatusBlock):
         ]
         | None
     ) = None
-    """Modules with an adapter; absent until a trainer has loaded the model, unless given."""
+    """Modules with an adapter; absent until a trainer has loaded the model, unless set in `tuning.lora`."""
 
 
 class PublishedJob(StatusBlock):
-    """A complete FineTuneJob that this one builds on, as it was when this one was accepted."""
+    """A complete FineTuneJob that this one builds on, as recorded when this one was accepted."""
 
     name: Annotated[str, StringConstraints(max_length=253)]
     """Name of the FineTuneJob."""
     uid: Word
     """UID of the FineTuneJob."""
     objective: Word
-    """What it was trained for."""
+    """Objective of the FineTuneJob."""
     output_uri: Uri
     """Prefix of its result."""
     manifest_sha256: Digest
@@ -283,14 +283,14 @@ class PublishedJob(StatusBlock):
 
 
 class Lineage(StatusBlock):
-    """Where the result comes from."""
+    """Origin of the result."""
 
     parent: PublishedJob | None = None
     """The job named by `lineage.parentRef`."""
     reward_job: PublishedJob | None = None
     """The job named by `rlhf.rewardModel.jobRef`."""
     initial_adapter_sha256: Digest | None = None
-    """SHA-256 of the weights of the adapter that was continued."""
+    """SHA-256 of the weights of the initial adapter."""
     base_model: Uri | None = None
     """URI of the base model."""
     base_model_revision: Word | None = None
@@ -302,24 +302,24 @@ class Lineage(StatusBlock):
     config_sha256: Digest | None = None
     """SHA-256 of the fields of the spec that are fixed at creation."""
     trainer_image: Line | None = None
-    """Image of the first run, by digest where the node reports one; later runs use the same."""
+    """Image of the first run, by digest if the node reports one; later runs use the same."""
     seed: Count | None = None
     """Seed in use."""
     versions: Annotated[dict[Word, Word], Field(max_length=32)] | None = None
-    """Versions of the libraries that trained."""
+    """Versions of the training libraries."""
 
 
 class FineTuneJobStatus(StatusBlock):
-    """What the operator has observed and decided. Counters and times only grow; conditions carry the truth."""
+    """Observed state of the job. Counters and times never decrease; the conditions are authoritative."""
 
     observed_generation: Annotated[int, Field(ge=-1)] | None = None
     """Generation of the spec that this status describes; -1 = not observed yet."""
     phase: Word | None = None
-    """Summary in one word, derived from the conditions."""
+    """One-word summary, derived from the conditions."""
     reason: Word | None = None
-    """Why it is in this phase, one word."""
+    """Reason of the phase, in one word."""
     message: Annotated[str, StringConstraints(max_length=2048)] | None = None
-    """Why it is in this phase, one line, with the fix where there is one."""
+    """Human-readable reason of the phase in one line, with the fix if there is one."""
     conditions: (
         Annotated[
             list[Condition],
@@ -333,27 +333,27 @@ class FineTuneJobStatus(StatusBlock):
     """The state as `metav1.Condition`s: Accepted, Suspended, Validated, QuotaReserved (only with Kueue), Running,
     SavesInTime, EarlyStopped, Published, Complete, Failed, and Ready, Reconciling, Stalled for GitOps tools."""
     queued_time: Time | None = None
-    """When the job could start, accepted and not suspended; `startDeadlineSeconds` counts from here."""
+    """When the job was accepted and not suspended; `startDeadlineSeconds` counts from here."""
     start_time: Time | None = None
     """Start of the first run; never reset."""
     completion_time: Time | None = None
-    """When the trainer Job ended for good."""
+    """When the last trainer Job ended."""
     attempts: Count | None = None
     """Trainer Jobs created so far."""
     runs: Count | None = None
     """Trainer pods that ended so far."""
     failures: Count | None = None
-    """Runs that failed, which `backoffLimit` bounds."""
+    """Failed runs; limited by `backoffLimit`."""
     failures_by_reason: CountByName | None = None
     """Failed runs by reason."""
     preemptions: Count | None = None
-    """Runs that were preempted or evicted, which `maxPreemptions` bounds."""
+    """Preempted or evicted runs; limited by `maxPreemptions`."""
     preemptions_by_reason: CountByName | None = None
     """Preempted or evicted runs by reason."""
     active_seconds: Count | None = None
-    """Seconds that the ended runs took, summed, which `activeDeadlineSeconds` bounds."""
+    """Total seconds of the ended runs; limited by `activeDeadlineSeconds`."""
     gpu_seconds: Count | None = None
-    """Seconds that the ended runs took, each times the GPUs of all its pods, summed."""
+    """Total seconds of the ended runs, each multiplied by the GPUs of all its pods."""
     history: (
         Annotated[list[Run], Field(max_length=10, json_schema_extra={"x-kubernetes-list-type": "atomic"})] | None
     ) = None
@@ -361,25 +361,25 @@ class FineTuneJobStatus(StatusBlock):
     progress: Progress | None = None
     """Progress of the running trainer."""
     metrics: Metrics | None = None
-    """The training's figures."""
+    """Metrics of the training."""
     checkpoint: CheckpointStatus | None = None
-    """The last checkpoint; absent once the result is published, because checkpoints are removed then."""
+    """The last complete checkpoint; absent once the result is published, because checkpoints are deleted then."""
     early_stopping: EarlyStoppingStatus | None = None
-    """The state of early stopping."""
+    """State of early stopping."""
     evaluation: EvaluationStatus | None = None
-    """Verdict of the gates on the result."""
+    """Results of the gates."""
     dataset: DatasetStatus | None = None
-    """What preflight found in the dataset."""
+    """Results of the dataset checks in preflight."""
     artifacts: Artifacts | None = None
-    """What was published, and where."""
+    """URIs, digests and size of the published files."""
     resolved: Resolved | None = None
-    """The settings in use."""
+    """Settings in use, with every default filled in."""
     lineage: Lineage | None = None
-    """Where the result comes from."""
+    """Origin of the result."""
     preflight: PreflightRuns | None = None
-    """The ended preflight pods."""
+    """Counts of the ended preflight pods."""
     current_run: CurrentRun | None = None
-    """The trainer pod that runs now."""
+    """The running trainer pod."""
     job_ref: JobRef | None = None
     """The current trainer Job."""
     workload_ref: WorkloadRef | None = None

@@ -1,4 +1,4 @@
-"""Where the metrics of a training are sent while it runs, and what is published next to the result."""
+"""Trackers that receive metrics during training, and event files published with the result."""
 
 from enum import StrEnum
 from typing import Annotated
@@ -12,7 +12,7 @@ Slug = Annotated[str, StringConstraints(min_length=1, max_length=128, pattern=r"
 
 
 class WandbMode(StrEnum):
-    """Whether metrics are sent to W&B while training."""
+    """Whether metrics are sent to W&B during training."""
 
     ONLINE = "Online"
     OFFLINE = "Offline"
@@ -24,12 +24,13 @@ class MlflowTracking(Block):
     uri: Endpoint
     """URL of the tracking server, for example `http://mlflow.mlflow:5000`."""
     experiment: Name
-    """Name of the experiment; it is created where there is none (at most 250 characters)."""
+    """Name of the experiment; created if it does not exist (at most 250 characters)."""
     run_name: Name | None = None
     """Name of the run (at most 250 characters). Default: namespace and name of the job."""
     credentials_secret_ref: SecretRef | None = None
     """Secret with the keys `MLFLOW_TRACKING_USERNAME` and `MLFLOW_TRACKING_PASSWORD`, or `MLFLOW_TRACKING_TOKEN`; and,
-    optionally, `ca.crt`, the authority (PEM) of the server. Default: no credentials, the image's authorities."""
+    optionally, `ca.crt`, the certificate authority (PEM) of the server. Default: no credentials, the image's
+    authorities."""
 
 
 class WandbTracking(Block):
@@ -39,13 +40,12 @@ class WandbTracking(Block):
         json_schema_extra=rules(
             cel(
                 "(self.mode == 'Offline') != has(self.secretRef)",
-                "mode Online needs the key of an account, mode Offline sends nothing: set secretRef with Online, "
-                "remove it with Offline",
+                "secretRef is required with mode Online and refused with mode Offline: set or remove it",
                 ".secretRef",
             ),
             cel(
                 "self.mode != 'Offline' || !has(self.baseUrl)",
-                "baseUrl has no effect with mode Offline: remove it, and name the server with `wandb sync`",
+                "baseUrl has no effect with mode Offline: remove it, and give the server to `wandb sync`",
                 ".baseUrl",
             ),
         )
@@ -54,14 +54,14 @@ class WandbTracking(Block):
     project: Slug
     """Project of the run (at most 128 characters)."""
     entity: Slug | None = None
-    """User or team that the project belongs to (at most 128 characters). Default: the key's own."""
+    """User or team that owns the project (at most 128 characters). Default: the default entity of the API key."""
     mode: WandbMode = WandbMode.ONLINE
     """`Online` sends metrics during training. `Offline` sends nothing: the run is published under `wandb/`, for
     `wandb sync`. Default: `Online`."""
     base_url: Endpoint | None = None
-    """URL of a W&B server of your own. Default: `https://api.wandb.ai`."""
+    """URL of a self-hosted W&B server. Default: `https://api.wandb.ai`."""
     secret_ref: SecretRef | None = None
-    """Secret with the key `WANDB_API_KEY`; needed with mode `Online`."""
+    """Secret with the key `WANDB_API_KEY`; required with mode `Online`."""
 
 
 class Tracking(Block):

@@ -21,7 +21,7 @@ class Lora(Block):
     """Low-rank adapter settings, under PEFT's names."""
 
     rank: Annotated[int, Field(ge=1, le=256)] | None = None
-    """Rank of the adapter matrices (PEFT's `r`). Default: 16, the most that inference servers accept unconfigured."""
+    """Rank of the adapter matrices (PEFT's `r`). Default: 16, the highest that inference servers accept by default."""
     alpha: Annotated[int, Field(ge=1, le=512)] | None = None
     """Scaling of the adapter (PEFT's `lora_alpha`). Default: 32."""
     dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
@@ -39,10 +39,10 @@ class Lora(Block):
 
 
 class Quantization(Block):
-    """How the frozen base is quantised under QLoRA."""
+    """Quantisation of the frozen base under QLoRA."""
 
     double_quant: bool | None = None
-    """Quantise the quantisation constants too, which saves 0.4 bit a weight. Default: true."""
+    """Quantise the quantisation constants too, which saves 0.4 bit per weight. Default: true."""
 
 
 class InitialAdapter(Block):
@@ -90,11 +90,11 @@ class Tuning(Block):
     )
 
     method: Method = Method.AUTO
-    """`QLoRA`: a 4-bit NF4 base with a low-rank adapter. `LoRA`: a 16-bit base with one. `Full`: every weight.
-    `Auto` is QLoRA, or Full where `vramBudget` is given and the estimate fits it. Default: `Auto`."""
+    """`QLoRA`: a 4-bit NF4 base with a low-rank adapter. `LoRA`: a 16-bit base with one. `Full`: every weight. `Auto`
+    is QLoRA, or Full if `vramBudget` is given and the estimate fits it. Default: `Auto`."""
     vram_budget: Quantity | None = None
-    """GPU memory that training may take, per GPU, for example `80Gi`: a job whose estimate is above it fails before it
-    holds a GPU, and `Auto` chooses by it. Default: none, nothing is refused as too large."""
+    """Maximum GPU memory for training, per GPU, for example `80Gi`. A job with a higher estimate fails before it
+    requests a GPU, and method `Auto` chooses by it. Default: none; no job is refused as too large."""
     initial_adapter: InitialAdapter | None = None
     """Adapter to continue from, for example that of supervised tuning before DPO; not with method `Full`.
     Default: a new adapter."""

@@ -1,4 +1,4 @@
-"""Start the operator: wire its parts together, and exit when one of them ends."""
+"""Start the operator: connect its parts, and exit when one of them ends."""
 
 import asyncio
 import json

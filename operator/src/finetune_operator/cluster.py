@@ -1,4 +1,4 @@
-"""The API server: the only module that calls it; turns its answers into objects and typed errors."""
+"""The only module that calls the API server; it converts responses into objects and typed errors."""
 
 import asyncio
 import functools
@@ -47,7 +47,7 @@ _RBAC = re.compile(r'cannot (\w+) resource "([^"]+)"')
 
 
 class Cluster:
-    """Reads and writes objects; every call runs in a thread, within the rate limit and the timeout."""
+    """Client of the API server; every call runs in a thread, within the rate limit and the timeout."""
 
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
         self._settings = settings
@@ -244,7 +244,8 @@ class Cluster:
 
 
 class Connection:
-    """Uses the `kubernetes` client's TLS set-up and credentials without its models: objects stay plain JSON."""
+    """Connection with the `kubernetes` client's TLS and credentials, but without its models: objects stay plain
+    JSON."""
 
     def __init__(self, settings: Settings) -> None:
         self._configuration = kubernetes.client.Configuration()

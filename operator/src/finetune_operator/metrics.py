@@ -59,10 +59,14 @@ class JobCollector:
     def collect(self) -> Iterator[Metric]:
         """Return all series; the registry calls this at each scrape."""
         jobs = list(self._jobs.items())
-        info = InfoMetricFamily("finetune_job", "What a job trains.", labels=JOB_LABELS)
+        info = InfoMetricFamily("finetune_job", "Objective and method of the job.", labels=JOB_LABELS)
         phase = GaugeMetricFamily("finetune_job_status_phase", "1 for the job's phase.", labels=[*JOB_LABELS, "phase"])
-        gpus = GaugeMetricFamily("finetune_job_gpus", "GPUs that the job requests, of all its pods.", labels=JOB_LABELS)
-        saves = GaugeMetricFamily("finetune_job_saves_checkpoints", "0 with resumePolicy Never.", labels=JOB_LABELS)
+        gpus = GaugeMetricFamily("finetune_job_gpus", "GPUs that the job requests, in all its pods.", labels=JOB_LABELS)
+        saves = GaugeMetricFamily(
+            "finetune_job_saves_checkpoints",
+            "1 if the job saves checkpoints, 0 with resumePolicy Never.",
+            labels=JOB_LABELS,
+        )
         for key, (spec, status) in jobs:
             where = [key.namespace, key.name]
             info.add_metric(where, {"objective": spec.objective.value if spec else "", "method": _method(spec, status)})
@@ -91,7 +95,7 @@ def _method(spec: FineTuneJobSpec | None, status: FineTuneJobStatus) -> str:
 
 def _reason_series(jobs: "list[tuple[Key, SpecAndStatus]]") -> Iterator[Metric]:
     labels = [*JOB_LABELS, "reason"]
-    failed = GaugeMetricFamily("finetune_job_failed", "1 for a job that has failed finally, by reason.", labels=labels)
+    failed = GaugeMetricFamily("finetune_job_failed", "1 for a failed job, by reason.", labels=labels)
     failures = CounterMetricFamily("finetune_job_failures", "Failed runs, by reason.", labels=labels)
     preemptions = CounterMetricFamily("finetune_job_preemptions", "Preempted runs, by reason.", labels=labels)
     for key, (_, status) in jobs:
@@ -164,13 +168,13 @@ _GAUGES: list[tuple[str, str, Read]] = [
     ("train_loss", "Training loss, nats per token.", _reader("metrics", "train_loss")),
     ("eval_loss", "Latest evaluation loss, nats per token.", _reader("metrics", "eval_loss")),
     ("best_eval_loss", "Lowest evaluation loss, nats per token.", _reader("metrics", "best_eval_loss")),
-    ("baseline_eval_loss", "Evaluation loss of the untouched model.", _reader("metrics", "baseline_eval_loss")),
+    ("baseline_eval_loss", "Evaluation loss before training.", _reader("metrics", "baseline_eval_loss")),
     ("reward", "Reward of the sampled answers.", _reader("metrics", "reward")),
     ("eval_reward", "Reward of the answers to held-out prompts.", _reader("metrics", "eval_reward")),
-    ("baseline_eval_reward", "Held-out reward of the untouched model.", _reader("metrics", "baseline_eval_reward")),
-    ("reward_margin", "Held-out reward of chosen less rejected answers.", _reader("metrics", "reward_margin")),
-    ("reward_accuracy_ratio", "Share of held-out pairs ranked right.", _reader("metrics", "reward_accuracy")),
-    ("kl", "Divergence from the reference, nats per token.", _reader("metrics", "kl")),
+    ("baseline_eval_reward", "Held-out reward before training.", _reader("metrics", "baseline_eval_reward")),
+    ("reward_margin", "Held-out reward of chosen minus rejected answers.", _reader("metrics", "reward_margin")),
+    ("reward_accuracy_ratio", "Share of held-out pairs ranked correctly.", _reader("metrics", "reward_accuracy")),
+    ("kl", "KL divergence from the reference, nats per token.", _reader("metrics", "kl")),
     ("step", "Optimiser steps done.", _reader("progress", "step")),
     ("planned_steps", "Optimiser steps planned.", _reader("progress", "total_steps")),
     ("tokens_per_second", "Trained input tokens per second.", _reader("metrics", "tokens_per_second")),
@@ -184,10 +188,10 @@ _GAUGES: list[tuple[str, str, Read]] = [
     ("gate_passed", "1 if every gate was met, 0 if one was not.", _reader("evaluation", "is_met")),
     (
         "queued_timestamp_seconds",
-        "When the job could start: accepted, and not suspended.",
+        "When the job was accepted and not suspended.",
         _reader("queued_time"),
     ),
-    ("queue_seconds", "Time from when the job could start to its first run, preflight included.", _queue_seconds),
+    ("queue_seconds", "Time between acceptance and the first run, including preflight.", _queue_seconds),
     ("start_timestamp_seconds", "Start of the first run.", _reader("start_time")),
     ("completion_timestamp_seconds", "When the trainer Job ended.", _reader("completion_time")),
     ("checkpoint_timestamp_seconds", "When the last checkpoint was saved.", _reader("checkpoint", "saved_time")),
@@ -211,7 +215,7 @@ _ROWS = [
 _COUNTERS = [
     ("runs", "Ended trainer pods.", _reader("runs")),
     ("active_seconds", "Total duration of ended runs.", _reader("active_seconds")),
-    ("gpu_seconds", "Total duration of ended runs, times their GPUs.", _reader("gpu_seconds")),
+    ("gpu_seconds", "Total duration of ended runs, multiplied by their GPUs.", _reader("gpu_seconds")),
 ]
 
 

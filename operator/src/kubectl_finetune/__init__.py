@@ -1,1 +1,1 @@
-"""`kubectl finetune`: FineTuneJobs for people. It knows the API and a client, nothing of the operator."""
+"""`kubectl finetune`: a command line for FineTuneJobs. It uses the API types and a client, nothing of the operator."""

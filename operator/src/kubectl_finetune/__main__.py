@@ -1,4 +1,4 @@
-"""The processes: `kubectl-finetune`, and `kubectl_complete-finetune`, which kubectl runs for completions."""
+"""Entry points: `kubectl-finetune`, and `kubectl_complete-finetune`, which kubectl runs for completions."""
 
 import contextlib
 import io

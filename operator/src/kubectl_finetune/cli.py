@@ -28,7 +28,7 @@ from kubectl_finetune.options import (
 app = typer.Typer(
     name="kubectl finetune",
     help="Inspect and control FineTuneJobs: status, progress, queueing, results.",
-    epilog="Exit codes: 0 done, 1 failed or invalid, 2 wrong use, 3 not found, 4 forbidden, 5 no cluster.",
+    epilog="Exit codes: 0 success, 1 failed or invalid, 2 invalid usage, 3 not found, 4 forbidden, 5 no cluster.",
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -64,7 +64,9 @@ def main(
 def list_jobs(
     context: typer.Context,
     namespace: Namespace = None,
-    everywhere: Annotated[bool, typer.Option("--all-namespaces", "-A", help="Jobs of every namespace.")] = False,
+    everywhere: Annotated[
+        bool, typer.Option("--all-namespaces", "-A", help="List the jobs of every namespace.")
+    ] = False,
     selector: Annotated[str, typer.Option("--selector", "-l", help="Label selector.")] = "",
     output: Output = None,
     kube_context: KubeContext = None,
@@ -133,11 +135,13 @@ def logs(
     context: typer.Context,
     name: Name,
     namespace: Namespace = None,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Follow until the job ends, run after run.")] = False,
-    preflight: Annotated[bool, typer.Option("--preflight", help="The preflight pod instead.")] = False,
-    rank: Annotated[int, typer.Option(help="Index of the pod, if several train together.", min=0)] = 0,
-    tail: Annotated[int | None, typer.Option(help="Only the last lines.", min=0)] = None,
-    timestamps: Annotated[bool, typer.Option("--timestamps", help="Begin each line with its time.")] = False,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Follow this run and later ones until the job ends.")
+    ] = False,
+    preflight: Annotated[bool, typer.Option("--preflight", help="Print the log of the preflight pod.")] = False,
+    rank: Annotated[int, typer.Option(help="Index of the pod, if the job has several.", min=0)] = 0,
+    tail: Annotated[int | None, typer.Option(help="Number of last lines to print.", min=0)] = None,
+    timestamps: Annotated[bool, typer.Option("--timestamps", help="Start each line with its timestamp.")] = False,
     kube_context: KubeContext = None,
     kubeconfig: Kubeconfig = None,
 ) -> None:
@@ -290,10 +294,12 @@ def cancel(
     )
 )
 def validate(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE…", help="Manifests, folders of them, or - for stdin.")],
+    files: Annotated[
+        list[Path], typer.Argument(metavar="FILE…", help="Manifests, folders of manifests, or - for stdin.")
+    ],
     rows: Annotated[
         list[str] | None,
-        typer.Option(metavar="FILE", help="Also check local rows, in place of dataset.train; repeatable."),
+        typer.Option(metavar="FILE", help="Also check local rows instead of dataset.train; repeatable."),
     ] = None,
     rows_out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Keep accepted.jsonl, rejected.jsonl and summary.json.")
@@ -343,13 +349,17 @@ def new(
         str | None, typer.Option(help="Instruction, Chat, DPO, KTO, RewardModel, RLHF or DomainAdaptation.")
     ] = None,
     method: Annotated[str, typer.Option(help="Auto, QLoRA, LoRA or Full.")] = "Auto",
-    secret: Annotated[str, typer.Option(help="Secret with the keys of the storage.")] = "s3-credentials",  # noqa: S107 - a name
+    secret: Annotated[str, typer.Option(help="Secret with the storage credentials.")] = "s3-credentials",  # noqa: S107 - a name
     endpoint: Annotated[str, typer.Option(help="URL of the S3 endpoint. Default: the operator's.")] = "",
-    gpus: Annotated[int, typer.Option(help="GPUs; 0 trains on the CPU.", min=0, max=16)] = 1,
-    validation_percent: Annotated[int, typer.Option(help="Rows to hold out; 0 = none.", min=0, max=50)] = 10,
-    queue: Annotated[str, typer.Option(help="LocalQueue of Kueue.")] = "",
+    gpus: Annotated[int, typer.Option(help="Number of GPUs; 0 trains on the CPU.", min=0, max=16)] = 1,
+    validation_percent: Annotated[
+        int, typer.Option(help="Percent of the rows to hold out; 0 = none.", min=0, max=50)
+    ] = 10,
+    queue: Annotated[str, typer.Option(help="Kueue LocalQueue.")] = "",
     namespace: Namespace = None,
-    file: Annotated[Path | None, typer.Option("--file", "-f", help="Default: NAME.yaml; - prints it.")] = None,
+    file: Annotated[
+        Path | None, typer.Option("--file", "-f", help="File to write, or - for stdout. Default: NAME.yaml.")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite the file.")] = False,
 ) -> None:
     """Write a starter manifest with comments. At a terminal, prompt for the options that are missing."""

@@ -1,4 +1,4 @@
-"""Failures with a message and an exit code; any other exception is a bug and keeps its traceback."""
+"""Errors with a message and an exit code; any other exception is a bug and keeps its traceback."""
 
 from enum import IntEnum
 

@@ -20,33 +20,33 @@ LORA = "lora has no effect with method Full"
 QUANTIZATION = "quantization needs method QLoRA or Auto"
 VALIDATION = "give either validation or validationSplitPercent"
 LENGTH = "give at most one of numTrainEpochs and maxSteps"
-WARMUP = "warmupSteps is a fraction"
+WARMUP = "warmupSteps must be a fraction"
 KEYS = "each key must match"
 TOPOLOGY = "modes Required and Preferred need a level"
 EARLY = "earlyStopping needs held-out rows"
 EXPECTING = {"prompts": [{"prompt": "Why?", "expected": "because"}]}
 MODEL = "must be hf://owner/name, or s3://bucket/path"
 DATA = "must be hf://datasets/owner/name[/path], or s3://bucket/path"
-REVISION = "revision belongs to a hub"
-TOKEN = "credentialsSecretRef holds a hub's token"
-ONE_OBJECT = "sha256 is that of one object"
+REVISION = "revision is only for hf:// URIs"
+TOKEN = "credentialsSecretRef is only for hf:// URIs"
+ONE_OBJECT = "sha256 is only for a single object"
 CONTINUED = "method Full trains no adapter"
 ADAPTER = "give the adapter either by uri or by fromParent"
 PARENT = "initialAdapter.fromParent needs a parent"
 REWARD_SOURCE = "give the reward model either by uri or by jobRef"
 REWARDS = "give either rewardModel or rewards"
-TARGET = "targetTokens belongs to type Length"
-PATTERN = "pattern belongs to type Regex"
+TARGET = "targetTokens is required with type Length"
+PATTERN = "pattern is required with type Regex"
 NEEDS_REWARD = "objective RLHF needs a reward"
 NO_LOSS = "RLHF has no held-out loss"
-NO_MERGE = "a reward model scores text"
-NO_ANSWERS = "a reward model writes no answers"
+NO_MERGE = "objective RewardModel publishes no merged model"
+NO_ANSWERS = "a reward model generates no answers"
 PACKING = "packing works with objectives"
 ONE_PROCESS = "objectives KTO, RewardModel and RLHF train in one process"
 WITH_ADAPTER = "objective DPO trains on several GPUs or nodes with an adapter only"
-WANDB_KEY = "mode Online needs the key of an account"
+WANDB_KEY = "secretRef is required with mode Online"
 WANDB_URL = "baseUrl has no effect with mode Offline"
-GROUPS = "a step must hold whole groups of answers"
+GROUPS = "a step must contain whole groups of answers"
 
 BASE: Spec = {
     "objective": "Chat",
@@ -152,7 +152,7 @@ AT_CREATION = [
     ),
     *(
         (
-            f"{block} has no effect with another objective than {objective}",
+            f"{block} is only for objective {objective}",
             {"objective": objective, block: settings},
             {"objective": "Chat", block: settings},
             f"spec.{block}",
@@ -286,19 +286,19 @@ AT_CREATION = [
         "spec.evaluation.gate",
     ),
     (
-        "a gate that asks for nothing is met by everything",
+        "evaluation.gate has no condition",
         SPLIT | {"evaluation": {"gate": {"maxEvalLoss": 2}}},
         SPLIT | {"evaluation": {"gate": {}}},
         "spec.evaluation.gate",
     ),
     (
-        "mustMatchExpected needs something to expect",
+        "mustMatchExpected needs an expected answer",
         {"evaluation": {"gate": {"mustMatchExpected": True}} | EXPECTING},
         {"evaluation": {"gate": {"mustMatchExpected": True}, "prompts": [{"prompt": "Why?"}]}},
         "spec.evaluation.gate.mustMatchExpected",
     ),
     (
-        "mustImprove compares with the model before the training",
+        "mustImprove compares with the loss before training",
         SPLIT | {"evaluation": {"gate": {"mustImprove": True}}},
         SPLIT | {"evaluation": {"gate": {"mustImprove": True}, "baseline": False}},
         "spec.evaluation.gate.mustImprove",

@@ -71,7 +71,9 @@ def test_the_condition_says_which_pod_is_missing_and_why(world: Any, operator: A
     world.run(first)
     world.cannot_schedule(second, "0/4 nodes are available: 4 Insufficient nvidia.com/gpu.")
     shown = world.wait_condition("Running", "Unschedulable")
-    assert shown["message"].startswith(f"1 of 2 pods run; pod 1 ({second.metadata.name}): No node can take the pod")
+    assert shown["message"].startswith(
+        f"1 of 2 pods are running; pod 1 ({second.metadata.name}): No node can run the pod"
+    )
     world.run(second)
     world.wait_phase("Training")
     assert world.status()["currentRun"]["podName"] == first.metadata.name
@@ -136,7 +138,7 @@ def test_an_eviction_of_another_rank_is_one_preemption_in_the_same_attempt(
     first, second = training
     world.core.delete_namespaced_pod(second.metadata.name, world.namespace)
     world.end(second, 75, world.report("Preempted"), disruption="EvictionByEvictionAPI")
-    wait(lambda: "1 of 2 pods run" in world.condition("Running")["message"], "that the first pod is alone")
+    wait(lambda: "1 of 2 pods are running" in world.condition("Running")["message"], "that the first pod is alone")
     world.core.delete_namespaced_pod(second.metadata.name, world.namespace, grace_period_seconds=0)
     world.end(first, 75, world.report("Preempted", lastStep=40))
     again = start(world, pair("one-1"))

@@ -131,7 +131,7 @@ def on_hub(folder: Path, hub: Hub) -> StoredModel:
     [
         (only_pickle, "the weights exist only as pickle files, which can run code when loaded"),
         (only_gguf, "the weights exist only as GGUF, which is quantised for inference"),
-        (needs_code, "config.json requires code of its own (auto_map), which is never run"),
+        (needs_code, "config.json requires remote code (auto_map), which is never run"),
     ],
 )
 def test_a_refused_model_ends_in_66_and_nothing_of_it_is_read_but_texts(

@@ -113,7 +113,7 @@ def test_what_was_trained_while_mlflow_was_down_is_told_when_it_is_back(
     server.stop()
     with path.open("a") as file:
         file.write(lines(range(3, 6)))
-    wait_until(lambda: "does not answer" in (told.snapshot().progress.note or ""))
+    wait_until(lambda: "is unreachable" in (told.snapshot().progress.note or ""))
     server.start()
     wait_until(lambda: told.snapshot().progress.note == "MLflow is reachable again")
     follower.ask_to_end(RunEnd.FINISHED)

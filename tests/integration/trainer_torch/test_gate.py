@@ -112,13 +112,13 @@ def test_a_right_merge_is_its_source_to_rounding(plan: GatePlan, tmp_path: Path)
 def test_one_corrupted_weight_is_caught(plan: GatePlan, tmp_path: Path) -> None:
     name = "model.layers.0.mlp.up_proj.weight"
     change(plan.candidates[0].directory, lambda tensors: tensors[name].view(-1)[5].add_(0.01))
-    assert found(plan) == [f"tensor {name} holds 1 values that base and training do not produce"]
+    assert found(plan) == [f"tensor {name} has 1 values that base and training do not produce"]
 
 
 def test_a_value_that_is_no_number_is_caught(plan: GatePlan, tmp_path: Path) -> None:
     name = "model.norm.weight"
     change(plan.candidates[0].directory, lambda tensors: tensors[name].view(-1)[5].fill_(float("nan")))
-    assert found(plan) == ["tensor model.norm.weight holds values that are not finite"]
+    assert found(plan) == ["tensor model.norm.weight has values that are not finite"]
 
 
 def test_a_missing_tensor_is_caught(plan: GatePlan, tmp_path: Path) -> None:
@@ -129,13 +129,13 @@ def test_a_missing_tensor_is_caught(plan: GatePlan, tmp_path: Path) -> None:
 def test_another_tokenizer_is_caught(plan: GatePlan, tmp_path: Path) -> None:
     file = plan.candidates[0].directory / "tokenizer.json"
     file.write_text(file.read_text("utf-8").replace("<|im_end|>", "<|im_stop|>"), encoding="utf-8")
-    assert found(plan) == ["tokenizer.json is not the one that the training used"]
+    assert found(plan) == ["tokenizer.json differs from the one used for training"]
 
 
 def test_another_template_is_caught(plan: GatePlan, tmp_path: Path) -> None:
     file = plan.candidates[0].directory / "chat_template.jinja"
     file.write_text(file.read_text("utf-8") + "{{ 'Sure! ' }}", encoding="utf-8")
-    assert found(plan) == ["chat_template.jinja is not the one that the training used"]
+    assert found(plan) == ["chat_template.jinja differs from the one used for training"]
 
 
 def test_a_merge_into_another_base_is_caught(plan: GatePlan, tmp_path: Path) -> None:

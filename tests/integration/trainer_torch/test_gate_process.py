@@ -59,7 +59,7 @@ def test_the_results_are_those_that_the_process_wrote(
 def test_a_process_that_is_short_of_memory_does_not_fail_the_job(
     plan: GatePlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str
 ) -> None:
-    with pytest.raises(gate.GateNotRun, match=r"short of memory: raise resources\.limits\.memory"):
+    with pytest.raises(gate.GateNotRun, match=r"ran out of memory: raise resources\.limits\.memory"):
         run_with(script, plan, tmp_path, monkeypatch)
 
 

@@ -107,7 +107,7 @@ def test_the_chain_of_a_reward_model_and_a_policy(
     report = bench.train(config)
     metrics = report.metrics
     assert metrics
-    assert "Read them: a reward can be earned without a good answer" in report_text(bench)
+    assert "Read them: a bad answer can have a high reward" in report_text(bench)
     assert None not in (metrics.reward, metrics.eval_reward, metrics.baseline_eval_reward, metrics.kl)
     assert metrics.eval_loss is None
     assert report.lineage

@@ -12,7 +12,7 @@ GUIDE = (DOCS / "report.md").read_text(encoding="utf-8")
 def test_the_guide_names_the_thresholds_of_the_rules() -> None:
     for phrase in (
         f"risen by more than {rules.OVERFIT_RISE * 100:.0f} %",
-        f"more than {rules.TRUNCATED * 100:.0f} % of the rows are cut",
+        f"more than {rules.TRUNCATED * 100:.0f} % of the rows are truncated",
         f"fewer than {rules.LABELLED * 100:.0f} % of the tokens are trained",
         f"fewer than {rules.FEW_ROWS} rows",
         f"fewer than {rules.FEW_VALIDATION_ROWS} held-out rows",

@@ -1,4 +1,4 @@
-"""SECURITY.md names tests; each of them exists, and every promise has one."""
+"""SECURITY.md names tests; each of them exists, and every guarantee has one."""
 
 import ast
 import re
@@ -17,15 +17,15 @@ def defined(path: Path) -> set[str]:
     return {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)}
 
 
-def test_every_test_that_a_promise_names_exists() -> None:
+def test_every_test_that_a_guarantee_names_exists() -> None:
     found = re.findall(r"`([uie])/([\w/]+\.py)::(\w+)`", TEXT)
     assert len(found) > 40
     missing = [f"{path}::{name}" for folder, path, name in found if name not in defined(TESTS / FOLDERS[folder] / path)]
     assert missing == []
 
 
-def test_every_promise_names_a_test() -> None:
-    table = TEXT.split("| promise | tests |\n| --- | --- |\n", 1)[1].split("\n\n", 1)[0]
+def test_every_guarantee_names_a_test() -> None:
+    table = TEXT.split("| guarantee | tests |\n| --- | --- |\n", 1)[1].split("\n\n", 1)[0]
     assert [line for line in table.splitlines() if "::test_" not in line] == []
 
 

@@ -21,7 +21,7 @@ STATUS: dict[str, Any] = {
     "observedGeneration": 1,
     "phase": "Training",
     "reason": "PodsRunning",
-    "message": "1 of 1 pods run.",
+    "message": "1 of 1 pods are running.",
     "conditions": [
         {
             "type": kind,
@@ -34,7 +34,7 @@ STATUS: dict[str, Any] = {
             [
                 ("Accepted", "Accepted", "The spec can be run here."),
                 ("Validated", "DatasetValid", "90 of 100 rows can be trained on."),
-                ("Running", "PodsRunning", "1 of 1 pods run."),
+                ("Running", "PodsRunning", "1 of 1 pods are running."),
             ]
         )
     ],

@@ -82,6 +82,6 @@ def test_no_cluster_is_told_with_its_own_exit_code(
     )
     done = finetune("list", "--kubeconfig", str(path))
     assert done.code == 5
-    assert "does not answer at https://127.0.0.1:9" in done.err
+    assert "is unreachable at https://127.0.0.1:9" in done.err
     done = finetune("list", "--kubeconfig", str(path), "--context", "other")
     assert (done.code, "it has away" in done.err) == (2, True)

@@ -24,9 +24,9 @@ from finetune_trainer.entrypoints.termination import RunState
 
 app = typer.Typer(
     name="finetune-trainer",
-    help="Check data, fine-tune a language model and publish the result. Exit codes: 0 done, 64 invalid config, "
+    help="Check data, fine-tune a language model and publish the result. Exit codes: 0 success, 64 invalid config, "
     "65 dataset unusable, 66 model unavailable, 69 storage unavailable, 70 internal error, 71 does not fit, "
-    "73 output conflict, 75 stopped, 76 diverged, 77 storage denied, 79 GPU out of memory.",
+    "73 output conflict, 75 stopped, 76 diverged, 77 storage denied, 78 gate not met, 79 GPU out of memory.",
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -119,7 +119,7 @@ def run_command(  # noqa: PLR0917 - the options of a command
     ],
     maps: Annotated[
         list[str] | None,
-        typer.Option("--map", metavar="s3://…=DIR", help="Local folder or file to use in place of a URI; repeatable."),
+        typer.Option("--map", metavar="s3://…=DIR", help="Local folder or file to use instead of a URI; repeatable."),
     ] = None,
     jobs: Annotated[
         list[str] | None,
@@ -173,7 +173,7 @@ def check_data_command(  # noqa: PLR0917 - the options of a command
     ] = None,
     columns: Annotated[
         list[str] | None,
-        typer.Option(metavar="KNOWN=OWN,…", help="Your names of known columns: prompt=question,completion=answer."),
+        typer.Option(metavar="KNOWN=OWN,…", help="Column names as KNOWN=OWN: prompt=question,completion=answer."),
     ] = None,
     to: Annotated[
         ExportFormat | None,
@@ -184,7 +184,7 @@ def check_data_command(  # noqa: PLR0917 - the options of a command
         ),
     ] = None,
     model: Annotated[
-        Path | None, typer.Option(help="Folder of the model: also check template, special tokens, length.")
+        Path | None, typer.Option(help="Folder of a model: also check chat template, special tokens and lengths.")
     ] = None,
     max_length: Annotated[int, typer.Option(help="Maximum sequence length in tokens, with --model.", min=16)] = 2048,
     max_rejected_percent: Annotated[
@@ -213,7 +213,7 @@ def verify_command(
     ] = None,
     maps: Annotated[
         list[str] | None,
-        typer.Option("--map", metavar="s3://…=DIR", help="Local folder to use in place of a parent's URI; repeatable."),
+        typer.Option("--map", metavar="s3://…=DIR", help="Local folder to use instead of a parent's URI; repeatable."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:

@@ -4,7 +4,7 @@ from finetune_operator.kube.objects import FineTuneJob, Key
 from finetune_operator.policy.dependencies import open_needs
 
 State = tuple[str, str | None, str | None]
-"""UID, phase and reason: what a waiting job reports of the job that it waits for."""
+"""UID, phase and reason of a job that others wait for; they are reconciled when it changes."""
 
 
 class Dependents:

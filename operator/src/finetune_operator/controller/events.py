@@ -1,4 +1,4 @@
-"""Derives Kubernetes events from the difference of two statuses; without a change, none is posted."""
+"""Derive Kubernetes events from the difference of two statuses; without a difference, there is none."""
 
 import hashlib
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ _WAITING = frozenset({names.Reason.WAITING_FOR_PARENT, names.Reason.PARENT_FAILE
 
 @dataclass(frozen=True)
 class Event:
-    """One thing that happened to a FineTuneJob."""
+    """An event of a FineTuneJob."""
 
     reason: EventReason
     message: str
@@ -102,7 +102,7 @@ def _suspension(old: FineTuneJobStatus, new: FineTuneJobStatus) -> list[Event]:
     was, now = _is_stopped(old), _is_stopped(new)
     if now and not was:
         return [Event(E.SUSPENDED, _message(new, C.SUSPENDED))]
-    return [Event(E.RESUMED, "The job resumes.")] if was and not now else []
+    return [Event(E.RESUMED, "The job was resumed.")] if was and not now else []
 
 
 def _is_stopped(status: FineTuneJobStatus) -> bool:

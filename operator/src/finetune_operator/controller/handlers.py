@@ -24,7 +24,7 @@ OWN_OBJECTS = f"{names.LABEL_MANAGED_BY}={names.MANAGED_BY}"
 def build_registry(
     queue: WorkQueue[Key], cache: WatchCache, metrics: Metrics, *, has_kueue: bool
 ) -> kopf.OperatorRegistry:
-    """Return the handlers, which enqueue keys, keep ended pods, and decide nothing."""
+    """Return the handlers, which enqueue keys and keep ended pods; they decide nothing."""
     registry = kopf.OperatorRegistry()
 
     async def on_job(event: kopf.RawEvent, body: kopf.Body, **_: Any) -> None:

@@ -41,7 +41,7 @@ class Health:
         """Return 503 if jobs wait and no worker has taken one for `STUCK_SECONDS`."""
         stalled = self._queue.stalled_for()
         if stalled > STUCK_SECONDS:
-            return web.Response(status=503, text=f"no waiting job has been taken for {stalled:.0f} s\n")
+            return web.Response(status=503, text=f"no worker has taken a queued job for {stalled:.0f} s\n")
         return web.Response(text="ok\n")
 
     async def on_readyz(self, _: web.Request) -> web.Response:

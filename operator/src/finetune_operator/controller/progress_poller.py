@@ -1,4 +1,4 @@
-"""Polls the progress of running trainers from their pods. An unreachable trainer is reported, never restarted."""
+"""Poll the progress of running trainers from their pods. An unreachable trainer is reported, never restarted."""
 
 import asyncio
 import logging
@@ -22,7 +22,7 @@ TIMEOUT = aiohttp.ClientTimeout(total=5)
 
 
 class ProgressError(Exception):
-    """A trainer's answer is unusable."""
+    """A trainer's response is unusable."""
 
 
 class ProgressPoller:
@@ -63,9 +63,9 @@ class ProgressPoller:
         except (ProgressError, aiohttp.ClientError, TimeoutError, OSError) as problem:
             self._record_failure(key, target, f"{type(problem).__name__}: {problem}"[:300])
             return
-        except Exception as problem:  # an unexpected answer of one pod must not end the task that polls all pods
+        except Exception as problem:  # an unexpected response of one pod must not end the task that polls all pods
             log.exception("%s: unexpected error while polling", key)
-            self._record_failure(key, target, f"the answer is unreadable: {type(problem).__name__}")
+            self._record_failure(key, target, f"the response is unreadable: {type(problem).__name__}")
             return
         self._metrics.pulls.labels("answered").inc()
         self._cache.readings[key] = Reading(target.pod_uid, datetime.now(UTC), report)
@@ -104,11 +104,11 @@ async def fetch_progress(session: aiohttp.ClientSession, target: Target, port: i
         async for chunk in answer.content.iter_chunked(8192):
             body += chunk
             if len(body) > PROGRESS_LIMIT_BYTES:
-                raise ProgressError(f"the answer is longer than {PROGRESS_LIMIT_BYTES} bytes")
+                raise ProgressError(f"the response is longer than {PROGRESS_LIMIT_BYTES} bytes")
     try:
         report = ProgressReport.model_validate(orjson.loads(body))
     except (orjson.JSONDecodeError, ValidationError) as problem:
-        raise ProgressError("the answer is not a progress report") from problem
+        raise ProgressError("the response is not a progress report") from problem
     if report.job_uid != target.job_uid or report.pod_uid not in {None, target.pod_uid}:
-        raise ProgressError("the answer is from another trainer")
+        raise ProgressError("the response is from another trainer")
     return report

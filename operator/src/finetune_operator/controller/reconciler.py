@@ -22,11 +22,11 @@ from finetune_operator.settings import Settings
 
 log = logging.getLogger(__name__)
 MAX_STEPS = 6
-"""Most actions in one reconcile: create a Job, and read events in between; more would be a loop."""
+"""Maximum number of actions in one reconcile: create a Job, and read events in between; more would be a loop."""
 
 
 class Reconciler:
-    """Moves one FineTuneJob a step further with each call."""
+    """Reconciler of FineTuneJobs: each call takes one job a step further."""
 
     def __init__(
         self,
@@ -164,7 +164,7 @@ class Reconciler:
             if changed is None:
                 return decision
             observed = changed
-        raise RuntimeError(f"{observed.job.key}: the plan has no end")
+        raise RuntimeError(f"{observed.job.key}: not settled after {MAX_STEPS} actions")
 
     async def _act(self, observed: Observed, decision: Decision) -> Observed | None:
         """Do the planned action; return what to plan from next, or None if the decision is final."""

@@ -1,4 +1,4 @@
-"""What the operator keeps in memory between events: bounded, and not needed for correctness after a restart."""
+"""State kept in memory between events: bounded, and not needed for correctness after a restart."""
 
 import time
 from collections import OrderedDict
@@ -11,12 +11,12 @@ from finetune_operator.kube.observed import Reading, Target
 
 MAX_JOBS_WITH_ENDED_PODS = 4096
 MAX_ENDED_PODS_PER_JOB = 192
-"""Three times as many as the most pods that end together."""
+"""Three times the maximum number of pods that end together."""
 
 
 @dataclass
 class WatchCache:
-    """Ended pods, running trainers with their last answers, and which job waits for which."""
+    """Ended pods, running trainers with their last progress, and which job waits for which."""
 
     ended_pods: OrderedDict[Key, dict[str, Pod]] = field(default_factory=OrderedDict)
     targets: dict[Key, Target] = field(default_factory=dict)
@@ -31,7 +31,7 @@ class WatchCache:
         self.last_event[resource] = time.time()
 
     def keep_ended_pod(self, key: Key, body: Object, *, gone: bool) -> None:
-        """Keep a pod's terminal state: this event may be the last time that it is visible."""
+        """Keep a pod's terminal state, because no later event may show it."""
         pod = Pod.from_object(body, gone=gone)
         if not pod.counts_as_run:
             return
@@ -66,7 +66,7 @@ class WatchCache:
         self.held_jobs.update(dict.fromkeys(job_uids, key))
 
     def forget(self, key: Key) -> None:
-        """Drop what is kept of a finished or deleted job, except for its dependents, which follow the watch."""
+        """Drop the state of a finished or deleted job, except its dependents, which follow the watch."""
         self.ended_pods.pop(key, None)
         self.targets.pop(key, None)
         self.readings.pop(key, None)

@@ -1,4 +1,4 @@
-"""What the API server can answer, as types that name what to do about it."""
+"""Errors of the API server, typed by what the operator must do about them."""
 
 
 class ClusterError(Exception):
@@ -23,23 +23,23 @@ class Denied(ClusterError):  # noqa: N818
 
 
 class Gone(ClusterError):  # noqa: N818
-    """The object, or its namespace, is not there."""
+    """The object or its namespace does not exist."""
 
 
 class AlreadyExists(ClusterError):  # noqa: N818
-    """An object of that name is there already."""
+    """An object with that name already exists."""
 
 
 class Outdated(ClusterError):  # noqa: N818
-    """Another client wrote the object since it was read."""
+    """Another client has changed the object since it was read."""
 
 
 class Refused(ClusterError):  # noqa: N818
-    """The API server finds the request wrong (admission, validation, quota); the message is its own."""
+    """The API server rejects the request (admission, validation, quota), with this message."""
 
 
 class NameTaken(ClusterError):  # noqa: N818
-    """A child's name is held by an object that is not ours."""
+    """An object with the name of a child exists, but does not belong to the job."""
 
     def __init__(self, kind: str, name: str) -> None:
         super().__init__(f"{kind} {name} exists but is not owned by this FineTuneJob")

@@ -153,7 +153,7 @@ class Job:
     failed_reason: str
     failed_message: str
     nodes: int
-    """The number of pods that train together, each with a rank from 0."""
+    """Number of pods, each with a rank from 0."""
     failed_pods: int
     """Failed pods that the Job controller has counted or is counting; 1 if several nodes fail together."""
     backoff_limit: int
@@ -353,7 +353,7 @@ class Pod:
 
     @property
     def counts_as_run(self) -> bool:
-        """Whether its end is the end of a run; the end of a pod deleted before its container started is not."""
+        """Whether its end ends a run; a pod that was deleted before its container started has no run."""
         return self.is_over and (self.exit_code is not None or self.started is not None or self.phase == "Failed")
 
     @property

@@ -43,7 +43,7 @@ class Warnings:
 
 @dataclass(frozen=True)
 class Observed:
-    """The observed state: all that a decision is made from."""
+    """The observed state, on which a decision is based."""
 
     job: FineTuneJob
     now: datetime

@@ -1,4 +1,4 @@
-"""Whether a job may run here: the allow-lists, with one message for each refusal."""
+"""Check a job against the allow-lists, with one message for each refusal."""
 
 import ipaddress
 import re

@@ -1,4 +1,4 @@
-"""The trainer Jobs: created one after another, watched, and their ends counted."""
+"""Create and watch the trainer Jobs, one after another, and count their ends."""
 
 from collections.abc import Sequence
 
@@ -37,7 +37,7 @@ C, R = ConditionType, Reason
 
 
 def train(context: Context) -> Effect:
-    """Return the next step of training; what has happened is recorded first."""
+    """Return the next step of training, after recording what was observed."""
     status = context.status
     attempts = [one for one in context.observed.own if one.component == Component.TRAINER and one.attempt]
     current = max(attempts, key=lambda one: one.attempt, default=None)
@@ -61,7 +61,7 @@ def _record_attempt(context: Context, current: Job) -> None:
 
 
 def _record_start(context: Context, current: Job) -> None:
-    """Record the first pod as the run; with many, the job has not started before all of them have."""
+    """Record the pod of rank 0 as the run; the job starts once the pods of all ranks have started."""
     pods = context.observed.pods_of(current.uid)
     pod = _first_running(pods)
     if pod and not rank_outcomes.missing_ranks(current, pods, context.observed.now):
@@ -76,7 +76,7 @@ def _first_running(pods: Sequence[Pod]) -> Pod | None:
 
 
 def _before_deadline(context: Context, job: Job | None) -> Effect:
-    """End the job at its deadline; what was counted is written first, and the Job removed before the end is written."""
+    """End the job at its deadline: write counts first, then delete the Job, then write the end."""
     deadline = deadlines.next_deadline(context)
     if deadline is None or not deadline.is_exceeded or context.observed.obstacle:
         return (deadline.wait() if deadline else Effect()) + _next_step(context, job)
@@ -99,7 +99,7 @@ def _next_step(context: Context, job: Job | None) -> Effect:
 
 
 def _has_counted(context: Context) -> bool:
-    """Return whether this look counted something, which is written before it is acted on."""
+    """Return whether this reconcile has counted something, which must be written before the next action."""
     before, after = context.stored, context.status
     return (before.runs, before.failures, before.preemptions) != (after.runs, after.failures, after.preemptions)
 
@@ -121,7 +121,7 @@ def _end_by_count(context: Context) -> Effect:
 
 
 def _continue(context: Context, current: Job) -> Effect:
-    """Watch the Job, or remove it after too many runs; their count is written first, so that none is lost."""
+    """Watch the Job, or delete it after too many runs, once their count is written."""
     has_lower_limit = _has_too_many_failures(context) and current.failed_pods <= current.backoff_limit
     if not _has_too_many_preemptions(context) and not has_lower_limit:
         return _watch(context, current)
@@ -186,7 +186,7 @@ def _end_completed(context: Context, current: Job, outcomes: Sequence[run_outcom
 
 
 def _end_terminal(context: Context, current: Job, outcome: run_outcome.PodOutcome) -> Effect:
-    """Fail the job for a reason that no other attempt would change."""
+    """Fail the job for a reason that a retry would not change."""
     report = outcome.report
     if report:
         record_report(context.status, report)
@@ -202,7 +202,8 @@ def _may_retry(context: Context, current: Job) -> bool:
 
 
 def _why_again(context: Context, current: Job) -> tuple[str, str]:
-    """With many pods every failure ends the Job; one pod is replaced within it until its limit is used up."""
+    """Return the reason of the next attempt: one pod is replaced within its Job up to the limit, several fail with
+    it."""
     if current.nodes == 1:
         return R.BACKOFF_LIMIT_EXCEEDED, "backoffLimit was raised in the meantime"
     reason, _, message = runs.last_sentence(context.status, run_outcome.RESULT_FAILED).partition(": ")
@@ -210,7 +211,7 @@ def _why_again(context: Context, current: Job) -> tuple[str, str]:
 
 
 def _close(context: Context, reason: str, detail: str, *, add_failure: bool) -> Effect:
-    """End an attempt that is not the last: counted and written first, replaced in the next look."""
+    """End an attempt that is not the last: write its count first; the next reconcile creates the next attempt."""
     _record_closed(context, reason if add_failure else None)
     if _has_too_many_failures(context):
         return fail(context, R.BACKOFF_LIMIT_EXCEEDED, f"{reason}: {detail}")
@@ -272,7 +273,7 @@ def _watch(context: Context, current: Job) -> Effect:
 def _show_running(context: Context, current: Job, reading: Reading | None) -> Effect:
     if reading and pod_diagnosis.is_unreachable(reading, context.observed.now):
         return set_condition(C.RUNNING, "True", R.UNREACHABLE, reading.problem)
-    pods = "The trainer pod runs" if current.nodes == 1 else f"All {current.nodes} trainer pods run"
+    pods = "The trainer pod is running" if current.nodes == 1 else f"All {current.nodes} trainer pods are running"
     return set_condition(C.RUNNING, "True", R.PODS_RUNNING, pods)
 
 
@@ -282,7 +283,8 @@ def _record_stall(context: Context) -> None:
 
 
 def _restart(context: Context, current: Job) -> Effect:
-    """Remove a stalled Job once the cause is written; its pod's end is then a failure, whatever its exit code."""
+    """Delete a stalled Job once the cause is written; the end of its pod then counts as a failure with any exit
+    code."""
     progress, stored = context.status.progress, context.stored.current_run
     _record_stall(context)
     where = f"{progress.stage or 'an unknown stage'}, step {progress.step or 0}" if progress else "an unknown stage"

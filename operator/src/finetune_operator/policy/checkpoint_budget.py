@@ -1,4 +1,4 @@
-"""Condition SavesInTime: whether the grace period is long enough for a checkpoint, judged by the last save."""
+"""Condition SavesInTime: whether the grace period is long enough for a checkpoint, according to the last save."""
 
 from finetune_api.names import ConditionType, Reason
 from finetune_operator.kube.objects import Job
@@ -6,15 +6,15 @@ from finetune_operator.policy.decision import Context, Effect, set_condition
 
 C, R = ConditionType, Reason
 SHARE = 0.8
-"""The part of the grace period that a save may take; the rest is for the step or upload that it interrupts."""
+"""Share of the grace period that a save may take; the rest is for the step or upload that it interrupts."""
 
 
 def check_save_time(context: Context, child: Job) -> Effect:
-    """Warn before a preemption loses work; the grace period is that of the Job as it was created."""
+    """Warn if a preemption would lose work; the grace period is that of the existing Job."""
     saved, grace = context.status.checkpoint, child.grace_seconds
     if saved is None or saved.save_seconds is None or grace is None:
         return Effect()
-    took = f"Saving step {saved.step} took {saved.save_seconds:.3g} s, and its grace period is {grace} s"
+    took = f"Saving step {saved.step} took {saved.save_seconds:.3g} s, and the grace period is {grace} s"
     if saved.save_seconds <= SHARE * grace:
         return set_condition(C.SAVES_IN_TIME, "True", R.CHECKPOINT_SAVED, took)
     advice = (

@@ -1,4 +1,4 @@
-"""Conditions: one table of messages, one way to set them, and the phase and summary derived from them."""
+"""Conditions: a table of messages, a setter, and the derivation of phase and summary."""
 
 from datetime import datetime
 from typing import Literal
@@ -41,7 +41,7 @@ MESSAGES: dict[tuple[ConditionType, str], str] = {
     (C.RUNNING, R.QUEUED_BY_KUEUE): "{detail} waits for Kueue to admit it.",
     (C.RUNNING, R.NODE_LOST): "A pod cannot be replaced: {detail}",
     (C.RUNNING, R.UNREACHABLE): "The trainer pod is running, but its progress endpoint is unreachable: {detail}",
-    (C.RUNNING, R.UNSCHEDULABLE): "No node can take the pod: {detail}",
+    (C.RUNNING, R.UNSCHEDULABLE): "No node can run the pod: {detail}",
     (C.RUNNING, R.IMAGE_PULL_FAILED): "The image cannot be pulled: {detail}",
     (C.RUNNING, R.POD_CREATION_REFUSED): "The API server refuses to create the pod: {detail}",
     (C.RUNNING, R.MOUNT_FAILED): "A volume of the pod cannot be mounted: {detail}",
@@ -49,7 +49,7 @@ MESSAGES: dict[tuple[ConditionType, str], str] = {
     (C.RUNNING, R.NO_PROGRESS): "No progress for {detail} although the trainer is reachable: it is restarted; raise "
     "stallTimeoutSeconds if a step can take that long.",
     (C.RUNNING, R.BACKING_OFF): "Waiting for the next run: {detail}",
-    (C.RUNNING, R.API_DENIED): "Cannot read why no pod runs: {detail}: grant the right; the job then continues.",
+    (C.RUNNING, R.API_DENIED): "Cannot read why no pod is running: {detail}: grant the right; the job then continues.",
     (C.SAVES_IN_TIME, R.NO_CHECKPOINT): "No checkpoint is saved yet.",
     (C.SAVES_IN_TIME, R.CHECKPOINT_SAVED): "{detail}.",
     (C.SAVES_IN_TIME, R.SAVE_TOO_SLOW): "{detail}.",
@@ -71,7 +71,7 @@ MESSAGES: dict[tuple[ConditionType, str], str] = {
     ): "Everything except the full model, whose gate could not run, was read back from {detail}.",
     (C.COMPLETE, R.PROGRESSING): "The job is not finished.",
     (C.COMPLETE, R.SUCCEEDED): "The result is published at {detail}.",
-    (C.COMPLETE, R.ADOPTED): "The result that was already published at {detail} is this job's; nothing was trained.",
+    (C.COMPLETE, R.ADOPTED): "The result of this job was already published at {detail}; nothing was trained.",
     (C.FAILED, R.PROGRESSING): "The job has not failed.",
     (C.FAILED, R.SUCCEEDED): "The job succeeded.",
     (C.FAILED, R.BACKOFF_LIMIT_EXCEEDED): "More runs failed than backoffLimit allows; the last one: {detail}",
@@ -89,7 +89,7 @@ trainer's own."""
 
 
 class Conditions:
-    """Sets conditions on a status; a transition time changes only with the condition's value."""
+    """Setter of a status's conditions; a transition time changes only with the condition's value."""
 
     def __init__(self, status: FineTuneJobStatus, generation: int, now: datetime) -> None:
         self.status = status

@@ -1,11 +1,11 @@
-"""The counters of the status: they only grow, and each is also kept by reason, from a closed set."""
+"""Counters of the status: they never decrease, and each is also kept by reason, from a closed set."""
 
 from finetune_api.names import Reason
 from finetune_api.status import FineTuneJobStatus
 from finetune_operator.policy import remediation
 
 OTHER = "Other"
-"""The reason of an unknown controller, which may suspend or evict with any word."""
+"""Reason for an unknown controller, which may suspend or evict with any reason."""
 _QUEUE_REASONS = ("ClusterQueueStopped", "LocalQueueStopped")
 _KUEUE_REASONS = frozenset(("PodsReadyTimeout", "AdmissionCheck", "NodeFailures", "Deactivated", *_QUEUE_REASONS))
 KNOWN = frozenset(map(str, Reason)) | remediation.DISRUPTIONS.keys() | _KUEUE_REASONS

@@ -1,4 +1,4 @@
-"""Times that end a job, a run, or what is left of a job; computed from the status, the objects and the clock."""
+"""Deadlines of jobs and runs, and the TTL of ended jobs, from the status, the objects and the clock."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -10,12 +10,12 @@ from finetune_operator.policy.decision import Context, Effect, fail
 
 SLACK_SECONDS = 0.5
 _WAITING = frozenset({Reason.ACCEPTED, Reason.API_DENIED, Reason.NAME_CONFLICT})
-"""A missing right or a taken name is a wait like any other; a refusal or a parent is not."""
+"""Waiting for a right or for a name counts as waiting; being refused or waiting for a parent does not."""
 
 
 @dataclass(frozen=True)
 class Deadline:
-    """The deadline that applies now, with the words for its end."""
+    """The deadline that applies now, with reason and message for when it has passed."""
 
     seconds_left: float
     reason: Reason
@@ -27,7 +27,7 @@ class Deadline:
         return self.seconds_left <= 0
 
     def wait(self) -> Effect:
-        """Return the effect that looks at the job again when it may have passed."""
+        """Return the effect that requeues the job for when the deadline has passed."""
         return Effect(requeue_after=None if self.is_exceeded else self.seconds_left + SLACK_SECONDS)
 
 
@@ -63,12 +63,12 @@ def _active_deadline(context: Context) -> Deadline | None:
         used += int(((run.missing_since or context.observed.now) - run.start_time).total_seconds())
     elif used < limit:
         return None  # the clock does not run between two runs
-    detail = f"{used} s in all, and activeDeadlineSeconds allows {limit}"
+    detail = f"{used} s in total, but activeDeadlineSeconds allows {limit}"
     return Deadline(limit - used, Reason.DEADLINE_EXCEEDED, detail)
 
 
 def end_job(context: Context, deadline: Deadline) -> Effect:
-    """Fail the job if the deadline has passed, else look again when it may have."""
+    """Fail the job if the deadline has passed, else requeue it for then."""
     return fail(context, deadline.reason, deadline.detail) if deadline.is_exceeded else deadline.wait()
 
 

@@ -1,4 +1,4 @@
-"""The decision of one look, the effects of the policies that it is folded from, and what every policy reads."""
+"""The decision of a reconcile, the effects that it is composed of, and the input of every policy."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -21,7 +21,7 @@ from finetune_operator.settings import Settings
 C, R = ConditionType, Reason
 SOON_SECONDS = 2.0
 WITHHELD = {"NotMet": R.MERGED_MODEL_WITHHELD, "NotRun": R.GATE_NOT_RUN}
-"""By the outcome of the full model's gate, why the full model is not published."""
+"""Why the full model is not published, by the result of its gate."""
 
 
 class ConditionChange(NamedTuple):
@@ -36,7 +36,7 @@ class ConditionChange(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Effect:
-    """What one policy decides: conditions to set, an action, and when to look again."""
+    """The result of one policy: conditions to set, an action, and when to requeue."""
 
     conditions: tuple[ConditionChange, ...] = ()
     create: Child | None = None
@@ -79,14 +79,14 @@ class Acceptance:
 
     reason: Reason
     is_refused: bool
-    """Whether no Job may be created now; what runs continues and is judged when it ends."""
+    """Whether no Job may be created now; what is running continues, and its end is judged."""
     events_forbidden: bool = False
-    """Whether the operator may not read the events of a pod that does not start, which blocks nothing."""
+    """Whether the operator may not read the events of a pod that does not start; this blocks nothing."""
 
 
 @dataclass(frozen=True)
 class Context:
-    """What every policy reads. Only functions named `record_…` or `add_…` change `status`."""
+    """Input of every policy. Only functions named `record_…` or `add_…` change `status`."""
 
     observed: Observed
     settings: Settings
@@ -128,7 +128,7 @@ def set_condition(kind: ConditionType, truth: Truth, reason: str, detail: str = 
 
 
 def requeue_in(seconds: float) -> Effect:
-    """Return the effect that looks at the job again."""
+    """Return the effect that requeues the job."""
     return Effect(requeue_after=seconds)
 
 
@@ -139,7 +139,7 @@ def check_lost_node(context: Context, pods: Sequence[Pod]) -> Effect | None:
 
 
 def create_job(context: Context, child: Child) -> Effect:
-    """Create a Job once nothing of an earlier run or of an earlier job of this name is left."""
+    """Create a Job once the objects of earlier runs and of earlier jobs with this name are gone."""
     if context.is_blocked:
         return Effect()
     observed = context.observed
@@ -167,7 +167,8 @@ def succeed(context: Context, child: Job, report: Report, reason: Reason) -> Eff
 
 
 def fail(context: Context, reason: str, message: str, child: Job | None = None, report: Report | None = None) -> Effect:
-    """Fail the job for good, at the end of its Job or now; a result that met no gate is still published."""
+    """Fail the job permanently, at the end of its Job or now; a result that did not meet its gate is still
+    published."""
     effect = (
         set_condition(C.RUNNING, "False", R.FINISHED)
         + set_condition(C.FAILED, "True", reason, message)

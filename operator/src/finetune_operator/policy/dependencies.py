@@ -1,4 +1,4 @@
-"""The FineTuneJobs that a job builds on: whether it may start, why not, and which results it pins."""
+"""The FineTuneJobs that a job builds on: whether it may start, why not, and which results it uses."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from finetune_operator.kube.observed import Relatives
 from finetune_operator.policy.status_report import merged
 
 MAX_RELATIVES = 32
-"""Most jobs that are read for one that waits; a longer cycle is found only through its shorter paths."""
+"""Maximum number of jobs to read for a waiting one; in a longer cycle, only shorter paths are detected."""
 
 
 @dataclass(frozen=True)

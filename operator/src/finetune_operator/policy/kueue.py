@@ -1,4 +1,4 @@
-"""Kueue: condition QuotaReserved, with why a Job waits, and the queue that it waits in. Never starts a Job."""
+"""Kueue: set condition QuotaReserved with the reason why a Job waits, and its queue. Never starts a Job."""
 
 import re
 
@@ -24,7 +24,7 @@ _CAUSES = (
         R.NO_MATCHING_FLAVOR,
     ),
 )
-"""Our reason by the first pattern that matches Kueue's message; Kueue's reason is Pending for nearly all of them."""
+"""Reasons by the first pattern that matches Kueue's message, because Kueue's own reason is nearly always Pending."""
 
 
 def may_hold(child: Job) -> bool:
@@ -39,14 +39,14 @@ def is_queued(context: Context, child: Job) -> bool:
 
 
 def record_workload(context: Context) -> None:
-    """Record the Workload of the Job that is to run now."""
+    """Record the Workload of the current Job."""
     child = _current(context)
     workload = context.observed.workload_of(child) if child else None
     context.status.workload_ref = WorkloadRef(name=workload.name) if workload else None
 
 
 def check_quota(context: Context) -> Effect:
-    """Set condition QuotaReserved of the Job that is to run now; absent if the job is in no queue."""
+    """Set condition QuotaReserved of the current Job; absent if the job is in no queue."""
     child = _current(context)
     workload = context.observed.workload_of(child) if child else None
     poll = requeue_in(POLL_SECONDS) if child and child.is_suspended else Effect()

@@ -1,4 +1,4 @@
-"""The plan: what was observed and the time in, the next status and the next action out. No I/O."""
+"""The plan: from the observed state and the time to the next status and action. No I/O."""
 
 from finetune_api.names import ConditionType, Reason
 from finetune_api.spec import FineTuneJobSpec
@@ -55,7 +55,7 @@ def _decide(observed: Observed, settings: Settings, spec: FineTuneJobSpec, statu
 
 
 def _check_acceptance(observed: Observed, settings: Settings, status: FineTuneJobStatus) -> tuple[Acceptance, Effect]:
-    """Accept the job or not; a refusal stops what would be created, never what runs."""
+    """Accept or refuse the job; a refusal prevents new Jobs, but never stops a running one."""
     obstacle = observed.obstacle
     refusal = admission.find_refusal(observed.job, settings)
     waits = dependencies.find_obstacle(observed.job, observed.relatives)

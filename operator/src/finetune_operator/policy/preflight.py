@@ -1,4 +1,4 @@
-"""The preflight Job: created, watched, and its result on dataset, model and storage."""
+"""Create and watch the preflight Job, and record its results on dataset, model and storage."""
 
 from collections.abc import Sequence
 
@@ -24,7 +24,7 @@ C, R = ConditionType, Reason
 
 
 def check(context: Context) -> tuple[bool, Effect]:
-    """Return whether preflight has passed, so that training can begin, and its next step."""
+    """Return whether preflight has passed, and the next step."""
     own = context.observed.own
     child = next((one for one in own if one.component == Component.PREFLIGHT and not one.is_deleting), None)
     has_started = child is not None or not context.spec.suspend
@@ -49,7 +49,7 @@ def check(context: Context) -> tuple[bool, Effect]:
 
 
 def _watch(context: Context, child: Job, pods: Sequence[Pod], deadline: deadlines.Deadline | None) -> Effect:
-    """End preflight that was preempted too often or is too late, else show what it waits for."""
+    """End a preflight that is late or was preempted too often, else show what it waits for."""
     is_counted = context.status.preflight != context.stored.preflight
     effect = requeue_in(0) if is_counted else Effect()
     if not context.observed.obstacle and _has_too_many_preemptions(context):
@@ -63,7 +63,8 @@ def _watch(context: Context, child: Job, pods: Sequence[Pod], deadline: deadline
 
 
 def _has_too_many_preemptions(context: Context) -> bool:
-    """Only those that are written count, so that a lost write changes nothing."""
+    """Return whether the stored count is above the limit; only written preemptions count, so that a lost write changes
+    nothing."""
     limit = context.spec.max_preemptions
     written = context.stored.preflight and context.stored.preflight.preemptions
     return bool(limit and written and written > limit)
@@ -98,7 +99,7 @@ def _fail(context: Context, child: Job, pods: Sequence[Pod]) -> Effect:
     last = next((one for one in reversed(outcomes) if one.is_terminal), outcomes[-1] if outcomes else None)
     report = last.report if last else None
     if child.completed and not any(pod.exit_code == 0 for pod in pods):
-        # It passed while no operator watched, and its pod is gone: run it again.
+        # It passed while the operator was down, and its pod is gone: run it again.
         return Effect(delete=child) + requeue_in(SOON_SECONDS)
     if child.completed:
         reason, message = R.RESULT_MISSING.value, "preflight exited with 0 without a report: is this a trainer image?"

@@ -1,4 +1,4 @@
-"""The pods of one attempt train and end together: find the missing ones, and the one whose end decides the run."""
+"""The pods of an attempt train and end together: find missing ranks, and the pod whose end decides the run."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

@@ -1,4 +1,4 @@
-"""What to change: a table from messages of scheduler, kubelet, registry and API server to fixes."""
+"""Fixes for messages of the scheduler, the kubelet, the registry and the API server."""
 
 import re
 
@@ -104,7 +104,7 @@ HINTS_BY_EXIT_CODE: dict[int, str] = {
 }
 
 DISRUPTIONS: dict[str, str] = {
-    "PreemptionByScheduler": "a pod of higher priority took its place",
+    "PreemptionByScheduler": "a pod with higher priority preempted it",
     "EvictionByEvictionAPI": "it was evicted, for example by a node drain",
     "DeletionByTaintManager": "its node was tainted, or did not respond",
     "DeletionByPodGC": "its node no longer exists",
@@ -122,7 +122,7 @@ def is_disk_eviction(message: str) -> bool:
 
 
 def find_fix(reason: str, message: str) -> str:
-    """Return what to change, or nothing if no fix is known."""
+    """Return what to change, or an empty string if no fix is known."""
     found = []
     for pattern, line in FIXES_BY_MESSAGE.get(reason, ()):
         match = re.search(pattern, message)
@@ -132,7 +132,7 @@ def find_fix(reason: str, message: str) -> str:
 
 
 def append_fix(reason: str, message: str) -> str:
-    """Return the message with what to change, unless it names that already."""
+    """Return the message with what to change, unless it already names that."""
     fix = find_fix(reason, message)
     cause = message.strip().rstrip(".: ")
     return f"{cause}: {fix}" if fix and fix not in cause else cause

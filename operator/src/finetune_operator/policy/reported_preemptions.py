@@ -1,4 +1,4 @@
-"""Runs that SIGTERM ended while the operator was down: their trainer stored that, and the next run reports it."""
+"""Runs that SIGTERM ended while the operator was down: their trainer recorded them, and the next run reports them."""
 
 from collections.abc import Iterator, Sequence
 

@@ -1,4 +1,4 @@
-"""How an ended pod counts: by its report, if it can be trusted, and the exit table."""
+"""Judge an ended pod by the exit table, and by its report if that can be trusted."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""Ended pods become runs: each is counted once, by its pod's UID, and counters only grow."""
+"""Turn ended pods into runs: each is counted once, by its pod's UID, and counters never decrease."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -24,7 +24,7 @@ STALLED = (
 )
 Steps = dict[str, int | None]
 UNSEEN_SECONDS = 5.0
-"""How long the end of a pod that is gone may still arrive as a watch event."""
+"""Seconds in which the end of a deleted pod may still arrive as a watch event."""
 
 
 def history(status: FineTuneJobStatus) -> list[Run]:
@@ -77,7 +77,7 @@ def record_preflight(context: Context, pods: tuple[Pod, ...]) -> None:
 
 
 def record_running(context: Context, child: Job, pod: Pod) -> None:
-    """Record which pod runs; if the end of the pod before it was not observed, it has ended now."""
+    """Record the running pod; if the end of the pod before was not observed, it ends now."""
     status = context.status
     if status.current_run and status.current_run.pod_uid == pod.uid:
         return
@@ -240,7 +240,7 @@ def _failed_of(status: FineTuneJobStatus, child: Job) -> int:
 
 
 def _record_missing(context: Context, attempts: Sequence[Job]) -> Effect:
-    """Record a run whose pod is gone by its Job's status, once its end can no longer arrive as an event."""
+    """Record a run whose pod is gone by its Job's status, once the pod's end can no longer arrive as an event."""
     run = context.status.current_run
     if run is None:
         return Effect()
@@ -302,7 +302,8 @@ def _outcome_of_unseen(context: Context, run: CurrentRun, child: Job | None) -> 
 
 
 def _record_unseen_failures(context: Context, attempts: Sequence[Job]) -> None:
-    """Count failed pods of the current Job that are no recorded run: they ended and went while no operator ran."""
+    """Count failed pods of the current Job without a recorded run: they ended and were deleted while the operator was
+    down."""
     status = context.status
     current = next((one for one in attempts if status.job_ref and one.uid == status.job_ref.uid), None)
     if current is None or status.job_ref is None or status.current_run:

@@ -1,4 +1,4 @@
-"""Set condition Running of an open Job without a running pod; preflight's pod has the same problems first."""
+"""Set condition Running of an open Job without a running pod, for preflight and training."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -24,7 +24,7 @@ class Finding:
 
 
 def watch_start(context: Context, child: Job, pods: Sequence[Pod]) -> Effect:
-    """Set condition Running to what the pods wait for; look again when that may change without an event."""
+    """Set condition Running to what the pods wait for; requeue if that may change without an event."""
     running = next((pod for pod in pods if pod.is_running), None)
     if child.nodes == 1 and running and not pod_diagnosis.is_lost(running, context.observed.now):
         return set_condition(C.RUNNING, "False", R.NOT_STARTED)
@@ -63,9 +63,11 @@ def _find(context: Context, child: Job, pods: Sequence[Pod]) -> Iterator[Finding
     for rank in ranks:
         own = tuple(pod for pod in pods if pod.rank == rank)
         found = pod_diagnosis.diagnose(child, own, observed.warnings, observed.now)
-        if observed.warnings:  # one query per look: an answer takes the place of the one before
+        if observed.warnings:  # one query per reconcile, because a result replaces the one before
             found = replace(found, query=None)
-        yield Finding(f"{child.nodes - len(ranks)} of {child.nodes} pods run; {_named(rank, own)}: ", own, found)
+        yield Finding(
+            f"{child.nodes - len(ranks)} of {child.nodes} pods are running; {_named(rank, own)}: ", own, found
+        )
 
 
 def _named(rank: int, pods: Sequence[Pod]) -> str:

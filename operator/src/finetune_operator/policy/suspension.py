@@ -1,4 +1,4 @@
-"""Suspend and resume: the request is written first, then applied to the Job, and costs no counter."""
+"""Suspend and resume: write the request first, then apply it to the Job; no counter changes."""
 
 from collections.abc import Sequence
 
@@ -20,7 +20,7 @@ C, R = ConditionType, Reason
 
 
 def check_suspension(context: Context) -> Effect:
-    """Set condition Suspended, from spec.suspend and from what other controllers did to the Job."""
+    """Set condition Suspended, from spec.suspend and from the Job, which other controllers may suspend."""
     own = context.observed.own
     if context.spec.suspend:
         effect = set_condition(C.SUSPENDED, "True", R.USER_REQUESTED)
@@ -34,7 +34,7 @@ def check_suspension(context: Context) -> Effect:
 
 
 def hold_or_release(context: Context, child: Job, pods: Sequence[Pod]) -> Effect | None:
-    """Return what to do about an open Job that must not run now, or does not run yet; None if it may run."""
+    """Return what to do about an open Job that must not run now or is not running yet; None if it may run."""
     alive = [pod for pod in pods if not pod.is_over]
     if context.spec.suspend:
         record_stop_request(context, alive)
@@ -52,7 +52,7 @@ def hold_or_release(context: Context, child: Job, pods: Sequence[Pod]) -> Effect
 
 
 def record_stopping(context: Context, child: Job, alive: Sequence[Pod]) -> None:
-    """Record that another controller has suspended the Job: its pod can end after the Job is resumed."""
+    """Record that another controller has suspended the Job, because its pod can end after the Job is resumed."""
     run = context.status.current_run
     if run is None or run.stopping == R.NO_PROGRESS:
         return
@@ -88,7 +88,7 @@ def _hold(context: Context, child: Job, alive: Sequence[Pod]) -> Effect:
 
 
 def _show_stopping(context: Context, alive: Sequence[Pod], reason: Reason, detail: str = "") -> Effect:
-    """Set condition Running of a Job that must have no pods: what still runs, or why it has none."""
+    """Set condition Running of a Job that must have no pods: which still run, or why there are none."""
     if lost := check_lost_node(context, alive):
         return lost
     if alive:
@@ -98,7 +98,7 @@ def _show_stopping(context: Context, alive: Sequence[Pod], reason: Reason, detai
 
 
 def _release(context: Context, alive: Sequence[Pod], resume: Effect) -> Effect:
-    """Resume only when no pod from before the suspension runs, because two trainers must never run at once."""
+    """Resume only when no pod from before the suspension is running, because two trainers must never run at once."""
     if lost := check_lost_node(context, alive):
         return lost + requeue_in(SOON_SECONDS)
     if alive:

@@ -85,8 +85,8 @@ class Connection:
     def _unreachable(self, error: Exception) -> Unreachable:
         reason = str(getattr(error, "reason", None) or error)
         return Unreachable(
-            f"the cluster does not answer at {self._configuration.host}: {reason.rpartition('>: ')[2] or reason}",
-            "check kubectl config current-context, and that the cluster runs",
+            f"the cluster is unreachable at {self._configuration.host}: {reason.rpartition('>: ')[2] or reason}",
+            "check kubectl config current-context, and that the cluster is running",
         )
 
 
@@ -128,7 +128,7 @@ def to_error(code: int, body: bytes) -> PluginError:
     except ValueError:
         found = None
     status: Object = found if isinstance(found, dict) else {}
-    message = str(status.get("message") or f"the API server answers {code}")
+    message = str(status.get("message") or f"the API server returned {code}")
     if code == HTTPStatus.UNAUTHORIZED:
         return Forbidden(
             "the cluster does not accept your credentials (401)", "log in again, or renew the token in the kubeconfig"

@@ -1,4 +1,4 @@
-"""`describe`: one job on one page, with the reason for its state."""
+"""`describe`: a one-page summary of a job, with the reason for its state."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -37,7 +37,7 @@ def page(job: Job, events: Sequence[Object], now: datetime) -> Group:
 def why(job: Job) -> str:
     """Return the reason for the job's state, with the fix if the operator has one."""
     if not job.is_observed:
-        return "no operator has observed it yet: check that finetune-operator runs and watches this namespace"
+        return "no operator has observed it yet: check that finetune-operator is running and watches this namespace"
     return clean(job.status.message or "")
 
 

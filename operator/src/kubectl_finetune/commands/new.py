@@ -25,19 +25,19 @@ ROWS: Mapping[Objective, str] = {
     Objective.KTO: '{"prompt": "Name a red fruit.", "completion": "The apple.", "label": true}',
     Objective.REWARD_MODEL: '{"prompt": "Name a red fruit.", "chosen": "The apple.", "rejected": "The banana."}',
     Objective.RLHF: '{"prompt": "Name a red fruit."}',
-    Objective.DOMAIN_ADAPTATION: '{"text": "A page of plain text of the field to learn."}',
+    Objective.DOMAIN_ADAPTATION: '{"text": "A page of plain text about the domain."}',
 }
 BLOCKS: Mapping[Objective, str] = {
     Objective.DPO: """  dpo:
-    beta: 0.1                   # how strongly the model is kept close to the base model
+    beta: 0.1                   # penalty for deviating from the base model
 """,
     Objective.KTO: """  kto:
-    beta: 0.1                   # how strongly the model is kept close to the base model
+    beta: 0.1                   # penalty for deviating from the base model
 """,
     Objective.RLHF: """  rlhf:
     rewards:                    # or rewardModel: {jobRef: {name: …}}, a finished job with objective RewardModel
     - {type: Length, targetTokens: 64}
-    numGenerations: 4           # answers sampled for each prompt, the model learns from the better ones
+    numGenerations: 4           # answers sampled for each prompt
 """,
 }
 Word = TypeVar("Word", Objective, Method)
@@ -86,9 +86,7 @@ def _template(answers: Answers, objective: Objective, method: Method) -> str:
     endpoint = f"\n    endpoint: {_quote(answers.endpoint)}" if answers.endpoint else ""
     holds_out = answers.validation_percent > 0
     split = (
-        f"\n    validationSplitPercent: {answers.validation_percent}  # held out: the report compares on these"
-        if holds_out
-        else ""
+        f"\n    validationSplitPercent: {answers.validation_percent}  # held out for evaluation" if holds_out else ""
     )
     can_stop = holds_out and objective is not Objective.RLHF
     stop = (
@@ -97,7 +95,7 @@ def _template(answers: Answers, objective: Objective, method: Method) -> str:
         else ""
     )
     queue = (
-        f"  scheduling:\n    queueName: {_quote(answers.queue)}  # a LocalQueue of Kueue in this namespace\n"
+        f"  scheduling:\n    queueName: {_quote(answers.queue)}  # Kueue LocalQueue in this namespace\n"
         if answers.queue
         else ""
     )
@@ -124,7 +122,7 @@ spec:
     # one row: {ROWS[objective]}
     train: {{uri: {_quote(answers.data)}}}{split}
 {BLOCKS.get(objective, "")}  hyperparameters:
-    maxLength: 2048             # tokens; longer rows are cut, and counted
+    maxLength: 2048             # tokens; longer rows are truncated and counted
     # numTrainEpochs: 3         # defaults of absent fields are in status.resolved
     # learningRate: 2e-4
 {stop}  output:

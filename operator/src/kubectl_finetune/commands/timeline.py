@@ -1,4 +1,4 @@
-"""The history of a job, in order: created, accepted, checked, each run, and its end."""
+"""The history of a job in chronological order: created, accepted, checked, each run, and its end."""
 
 from dataclasses import dataclass
 from datetime import datetime

@@ -1,4 +1,4 @@
-"""`validate`: check manifests without a cluster; each fault has file, line, field, value and fix."""
+"""`validate`: check manifests without a cluster; each problem has file, line, field, value and fix."""
 
 import json
 import re

@@ -16,9 +16,9 @@ def test_an_unknown_context_is_refused_with_the_known_ones(front: Any, finetune:
         ((403, {"message": "alice cannot list"}), 4, "alice cannot list\n  ask an administrator for the verb"),
         ((404, {"message": "404 page not found"}), 3, "the operator's CustomResourceDefinition is not installed"),
         ((409, {"message": "conflict"}), 1, "error: conflict\n"),
-        ((400, b"[]"), 1, "error: the API server answers 400\n"),
+        ((400, b"[]"), 1, "error: the API server returned 400\n"),
         ((429, {"message": "slow down"}), 5, "error: slow down\n  the API server"),
-        ((500, b"<html>"), 5, "error: the API server answers 500\n  the API server"),
+        ((500, b"<html>"), 5, "error: the API server returned 500\n  the API server"),
     ],
 )
 def test_a_refusal_has_its_exit_code_and_a_fix(

@@ -42,7 +42,7 @@ def test_the_head_of_a_page_leaves_out_what_a_job_does_not_have(job: Make, print
     assert values_of(page) == {
         "Name": "team-a/one",
         "Phase": "Training",
-        "Why": "1 of 1 pods run.",
+        "Why": "1 of 1 pods are running.",
         "Progress": "42%, step 42 of 100, 56m40s left",
         "Stage": "Training",
         "Objective": "Chat",
@@ -73,7 +73,7 @@ def test_a_job_that_no_operator_has_seen_names_what_to_check(job: Make, printed:
     unseen = Job.from_object(job().raw | {"status": {"observedGeneration": -1}})
     found = values_of(printed(describe.page(unseen, [], NOW)))
     assert found["Phase"] == "Pending"
-    assert "check that finetune-operator runs and watches this namespace" in found["Why"]
+    assert "check that finetune-operator is running and watches this namespace" in found["Why"]
     accepted = Job.from_object(job().raw | {"status": {"observedGeneration": 1, "message": "Accepted."}})
     assert values_of(printed(describe.page(accepted, [], NOW)))["Why"] == "Accepted."
 

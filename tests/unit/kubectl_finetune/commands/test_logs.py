@@ -53,8 +53,8 @@ def test_a_log_that_cannot_be_had_at_first_is_asked_for_again_and_nothing_of_it_
     front.answers["log"] = [(502, b"")] * 3 + [(200, b"step 1\nstep 2\n")]
     done = finetune("logs", "one", "-f", "--context", "lab")
     assert (done.code, done.out) == (0, "step 1\nstep 2\n")
-    assert done.err.splitlines()[:2] == ["--- pod one-1-abc", "waiting: the API server answers 502"]
-    assert done.err.count("answers 502") == 1
+    assert done.err.splitlines()[:2] == ["--- pod one-1-abc", "waiting: the API server returned 502"]
+    assert done.err.count("returned 502") == 1
 
 
 def test_a_log_that_can_never_be_had_ends_with_the_reason(
@@ -156,7 +156,7 @@ def test_a_followed_log_reports_each_thing_it_waits_for_once(
     front.answers = {"one": [running, running, complete], "pods": [(200, {"items": []})]}
     done = finetune("logs", "one", "-f", "--context", "lab")
     assert (done.code, done.out) == (0, "")
-    assert done.err == "waiting: Training: 1 of 1 pods run.\n"
+    assert done.err == "waiting: Training: 1 of 1 pods are running.\n"
 
 
 def test_a_followed_preflight_ends_when_the_job_is_validated(

@@ -44,7 +44,7 @@ def test_a_starter_names_the_formats_of_its_objective_and_the_commands_that_come
     ]
     (formats,) = [line for line in lines if "formats:" in line]
     assert formats.partition("formats: ")[2].split(";")[0].split(", ") == FORMATS["KTO"][1:]
-    assert "    validationSplitPercent: 10  # held out: the report compares on these" in lines
+    assert "    validationSplitPercent: 10  # held out for evaluation" in lines
     assert any(line.startswith("  earlyStopping: {patience: 3}") for line in lines)
     assert "    method: QLoRA               # QLoRA, LoRA or Full; Auto is QLoRA unless Full fits vramBudget" in lines
 

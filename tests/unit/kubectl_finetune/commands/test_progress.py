@@ -25,7 +25,7 @@ Printed = Callable[..., str]
 
 def test_a_change_is_one_line_and_a_terminal_gets_a_bar_with_losses(job: Make, printed: Printed) -> None:
     assert progress.line(job()) == (
-        "Training 42% step 42/100 Training loss 1.4231 eval 1.5 left 56m40s PodsRunning: 1 of 1 pods run."
+        "Training 42% step 42/100 Training loss 1.4231 eval 1.5 left 56m40s PodsRunning: 1 of 1 pods are running."
     )
     losses = progress.LossHistory()
     for step, loss in ((0, 3.0), (20, 2.0), (20, 2.0), (30, 1.0)):
@@ -40,7 +40,7 @@ def test_a_change_is_one_line_and_a_terminal_gets_a_bar_with_losses(job: Make, p
         "train loss": "1.4231  █▅▁",
         "eval loss": "1.5  █▆▃▁  best 1.498 (-25.0 % against the model before training)",
         "checkpoint": "step 40",
-        "why": "1 of 1 pods run.",
+        "why": "1 of 1 pods are running.",
     }
 
 
@@ -157,6 +157,6 @@ def test_an_unreachable_api_server_has_another_exit_code_than_a_failed_job(
 ) -> None:
     front.answers["one"] = [(503, b"")]
     done = finetune("progress", "one", "--context", "lab")
-    assert (done.code, "the API server answers 503" in done.err) == (5, True)
+    assert (done.code, "the API server returned 503" in done.err) == (5, True)
     front.answers["one"] = [(200, job(phase="Failed", conditions=[ENDED[0] | {"type": "Failed"}]).raw)]
     assert finetune("progress", "one", "--context", "lab").code == 1

@@ -54,7 +54,7 @@ def test_a_slow_save_is_one_event_that_says_what_to_raise(scene: Build) -> None:
     (event,) = events.derive_events(before, slow)
     assert (event.reason, event.is_warning) == ("SaveTooSlow", True)
     assert event.message.startswith(
-        "Saving step 200 took 95 s, and its grace period is 60 s: raise checkpoint.gracePeriodSeconds to 190 "
+        "Saving step 200 took 95 s, and the grace period is 60 s: raise checkpoint.gracePeriodSeconds to 190 "
     )
     one.settle()
     assert events.derive_events(slow, one.job.status) == []

@@ -107,7 +107,7 @@ def test_active_time_is_summed_over_runs_and_leaves_waiting_out(scene: Any) -> N
     later(one, 1)
     one.settle()
     assert (one.status["phase"], one.status["reason"]) == ("Failed", "DeadlineExceeded")
-    assert "1000 s in all, and activeDeadlineSeconds allows 1000" in one.status["message"]
+    assert "1000 s in total, but activeDeadlineSeconds allows 1000" in one.status["message"]
     assert (one.status["activeSeconds"], one.status["runs"]) == (1000, 2)
     assert one.status["history"][1]["reason"] == "DeadlineExceeded"
     assert one.status.get("failures", 0) == 0
@@ -223,7 +223,7 @@ def test_a_run_that_ended_is_written_before_its_time_ends_the_job(scene: Any) ->
     second = one.look()
     assert second.status.reason == "DeadlineExceeded"
     assert second.delete is not None
-    assert "5 s in all" in second.status.message
+    assert "5 s in total" in second.status.message
 
 
 def test_a_preflight_that_starts_too_late_is_not_failed_while_its_job_cannot_be_removed(scene: Any) -> None:

@@ -11,22 +11,22 @@ import pytest
         (
             '0/3 nodes are available: persistentvolumeclaim "hf-cache" not found. preemption: 0/3 nodes are available: '
             "3 Preemption is not helpful for scheduling.",
-            'No node can take the pod: persistentvolumeclaim "hf-cache" not found: create this claim in the job\'s '
+            'No node can run the pod: persistentvolumeclaim "hf-cache" not found: create this claim in the job\'s '
             "namespace; the pod then starts",
         ),
         (
             'persistentvolumeclaim "hf-cache" is being deleted',
-            'No node can take the pod: persistentvolumeclaim "hf-cache" is being deleted: create it again once it is '
+            'No node can run the pod: persistentvolumeclaim "hf-cache" is being deleted: create it again once it is '
             "gone; the pod then starts",
         ),
         (
             "0/1 nodes are available: pod has unbound immediate PersistentVolumeClaims. not found",
-            "No node can take the pod: pod has unbound immediate PersistentVolumeClaims: give the claim a storage "
+            "No node can run the pod: pod has unbound immediate PersistentVolumeClaims: give the claim a storage "
             "class that provisions its volume, or create a matching volume; the pod then starts",
         ),
         (
             "0/3 nodes are available: 3 Insufficient nvidia.com/gpu.",
-            "No node can take the pod: 0/3 nodes are available: 3 Insufficient nvidia.com/gpu: wait for a free "
+            "No node can run the pod: 0/3 nodes are available: 3 Insufficient nvidia.com/gpu: wait for a free "
             "nvidia.com/gpu, or check resources.gpuResourceName",
         ),
     ],

@@ -73,14 +73,14 @@ def test_a_job_is_running_once_all_of_its_pods_are(pair: Any) -> None:
     decision = one.settle()
     shown = one.condition("Running")
     assert (shown["status"], shown["reason"]) == ("False", "Unschedulable")
-    assert shown["message"].startswith("1 of 2 pods run; pod 1 (one-1-2): No node can take the pod: 0/4 nodes")
+    assert shown["message"].startswith("1 of 2 pods are running; pod 1 (one-1-2): No node can run the pod: 0/4 nodes")
     assert one.status["currentRun"]["podUid"] == first["metadata"]["uid"]
     assert "startTime" not in one.status
     assert decision.follow is not None
     one.run(second)
     one.settle()
     assert (one.condition("Running")["reason"], one.status["phase"]) == ("PodsRunning", "Training")
-    assert one.condition("Running")["message"] == "All 2 trainer pods run."
+    assert one.condition("Running")["message"] == "All 2 trainer pods are running."
     assert "startTime" in one.status
 
 
@@ -93,7 +93,7 @@ def test_a_pod_that_was_never_made_is_missed_too(pair: Any) -> None:
     one.settle()
     shown = one.condition("Running")
     assert shown["reason"] == "PodCreationRefused"
-    assert shown["message"].startswith("1 of 2 pods run; pod 1 (does not exist): ")
+    assert shown["message"].startswith("1 of 2 pods are running; pod 1 (does not exist): ")
 
 
 def test_pods_that_are_asked_about_one_after_the_other_end_in_one_answer(scene: Any) -> None:
@@ -104,7 +104,7 @@ def test_pods_that_are_asked_about_one_after_the_other_end_in_one_answer(scene: 
     one.warnings = Warnings(asked.uid, (("FailedMount", 'secret "s3" not found'),))
     decision = one.look()
     assert decision.fetch_events_for is None
-    assert "0 of 3 pods run; " in decision.status.message
+    assert "0 of 3 pods are running; " in decision.status.message
 
 
 def test_an_answer_about_one_pod_asks_about_no_other_in_the_same_look(pair: Any) -> None:
@@ -123,7 +123,7 @@ def test_the_time_to_start_is_not_over_before_all_pods_run(pair: Any) -> None:
     one.now += timedelta(seconds=90)
     one.settle()
     assert (one.status["phase"], one.status["reason"]) == ("Failed", "StartDeadlineExceeded")
-    assert "1 of 2 pods run" in one.status["message"]
+    assert "1 of 2 pods are running" in one.status["message"]
 
 
 def test_a_first_pod_that_waits_for_another_one_does_not_stall(pair: Any) -> None:
@@ -514,4 +514,4 @@ def test_a_lost_node_under_any_pod_is_named(pair: Any) -> None:
     shown = one.condition("Running")
     assert (shown["status"], shown["reason"]) == ("Unknown", "NodeLost")
     assert "kubectl delete node node-9" in shown["message"]
-    assert shown["message"].startswith("1 of 2 pods run; pod 1 ")
+    assert shown["message"].startswith("1 of 2 pods are running; pod 1 ")

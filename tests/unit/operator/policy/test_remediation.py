@@ -147,7 +147,7 @@ def test_why_the_container_does_not_start(scene: Any, reason: str, words: str, f
         ({"code": 137, "evicted": "The node was low on resource: memory."}, "Failed", "Evicted", "resources.requests"),
         (
             {"code": 143, "disruption": "PreemptionByScheduler"},
-            *("Preempted", "PreemptionByScheduler", "a pod of higher priority"),
+            *("Preempted", "PreemptionByScheduler", "a pod with higher priority"),
         ),
         ({"code": 143, "disruption": "DeletionByTaintManager"}, "Preempted", "DeletionByTaintManager", "its node"),
     ],

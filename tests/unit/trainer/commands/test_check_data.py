@@ -121,7 +121,7 @@ def test_half_a_pair_of_columns_is_refused_with_an_example(option: str) -> None:
 
 
 def test_a_column_that_no_format_knows_is_refused_by_its_option(tmp_path: Path, out: Path) -> None:
-    with pytest.raises(TrainerError, match="--columns maps frage, which no format knows"):
+    with pytest.raises(TrainerError, match="--columns maps frage, which is in no format"):
         check_local_rows([str(tmp_path)], out, Request(columns={"frage": "prompt"}))
 
 

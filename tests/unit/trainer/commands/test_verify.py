@@ -129,7 +129,7 @@ def test_a_parent_that_was_removed_and_one_that_is_its_own_are_told(world: Any, 
     (world.bucket / "first" / Artifact.MANIFEST).unlink()
     assert "parent s3://bucket/first has no manifest.json" in verdict_on(world, "second").faults[0]
     put(world, tmp_path, "loop", parent.model_copy(update={"output_uri": "s3://bucket/loop"}))
-    assert verdict_on(world, "loop").faults == ["parent s3://bucket/loop comes from itself"]
+    assert verdict_on(world, "loop").faults == ["parent s3://bucket/loop is its own ancestor"]
 
 
 def test_a_prefix_without_a_manifest_has_one_fault(world: Any) -> None:

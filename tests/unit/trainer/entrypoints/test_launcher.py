@@ -259,7 +259,7 @@ def test_processes_share_the_cores_that_the_pod_may_use(
 @pytest.mark.parametrize("index", ["2", "-1", "one"])
 def test_a_pod_without_a_valid_index_is_refused(monkeypatch: pytest.MonkeyPatch, index: str) -> None:
     monkeypatch.setenv("JOB_COMPLETION_INDEX", index)
-    with pytest.raises(TrainerError, match="has no valid place") as caught:
+    with pytest.raises(TrainerError, match="has no valid rank") as caught:
         build_layout(make_config())
     assert caught.value.code is ExitCode.INVALID_CONFIG
 

@@ -28,7 +28,7 @@ def test_rounding_may_turn_first_choices_round_where_they_are_close() -> None:
     [
         ({"mean_kl": 0.9}, "its mean KL divergence from its source is 0.9, not below 0.05 nats"),
         ({"mean_kl": float("nan")}, "its mean KL divergence from its source is not a number"),
-        ({"clear_agreement": 0.9}, "its first choice equals its source's on 90.0 % of clear tokens, below 97%"),
+        ({"clear_agreement": 0.9}, "its top token equals its source's on 90.0 % of clear tokens, below 97%"),
         ({"loss": 2.06}, "its held-out loss is 2.06, above 2.05, the limit for the trained model's 2"),
         ({"loss": float("nan")}, "its held-out loss is not a number"),
     ],
@@ -54,7 +54,7 @@ def test_faults_of_the_files_are_all_that_is_told() -> None:
 
 def test_an_answer_that_loops_counts_where_the_trained_models_does_not() -> None:
     loop = replace(GOOD, answers=["It is " + "very " * 12])
-    assert faults(loop, 2.0, GatePrompt("a?", "It is."))[0].startswith("its answer to prompt 1 repeats itself")
+    assert faults(loop, 2.0, GatePrompt("a?", "It is."))[0].startswith("its answer to prompt 1 repeats endlessly")
     assert faults(loop, 2.0, GatePrompt("a?", "It is " + "so " * 12)) == []
 
 

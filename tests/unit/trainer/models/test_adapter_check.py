@@ -31,7 +31,7 @@ def test_finite_values_in_bf16_are_no_fault(tmp_path: Path, value: int) -> None:
 @pytest.mark.parametrize("value", [0x7F80, 0xFF80, 0x7FC0])
 def test_one_infinite_value_in_bf16_is_found(tmp_path: Path, value: int) -> None:
     faults = find_adapter_faults(write(tmp_path / "a", [0x3F80] * 15 + [value]), CONFIG, "")
-    assert faults == [f"1 tensors hold values that are not finite: {MODULE}.lora_B.weight"]
+    assert faults == [f"1 tensors have values that are not finite: {MODULE}.lora_B.weight"]
 
 
 @pytest.mark.parametrize("zero", [0x0000, 0x8000])

@@ -228,7 +228,7 @@ def test_an_adapter_that_does_not_fit_the_model_is_refused(
         ({"alpha_pattern": {"q_proj": 8}}, "more than plain LoRA (alpha_pattern)"),
         ({"init_lora_weights": "pissa"}, "more than plain LoRA (init_lora_weights pissa)"),
         ({"r": 3}, "more than plain LoRA (rank_pattern)"),
-        ({"lora_alpha": "high"}, "its alpha is refused"),
+        ({"lora_alpha": "high"}, "its alpha is invalid"),
     ],
 )
 def test_an_adapter_that_would_be_continued_as_another_is_refused(

@@ -154,7 +154,7 @@ def test_a_model_that_needs_code_of_its_own_is_refused_without_opening_the_code(
     (model_folder / name).write_text(json.dumps(content))
     (model_folder / "modeling.py").write_text("raise AssertionError")
     opened.clear()
-    assert f"{name} requires code of its own (auto_map), which is never run" in refusal(world)
+    assert f"{name} requires remote code (auto_map), which is never run" in refusal(world)
     assert names_opened(opened, model_folder).isdisjoint({"modeling.py", "model.safetensors"})
     assert not list(world.workspace.rglob("*.py"))
 

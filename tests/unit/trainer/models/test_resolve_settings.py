@@ -67,7 +67,7 @@ def test_auto_is_qlora_where_full_is_above_the_budget() -> None:
     settings = choose(vramBudget="80Gi")
     assert settings.method == "QLoRA"
     assert settings.method_reason is not None
-    assert settings.method_reason.startswith("Auto is QLoRA: Full takes 1")
+    assert settings.method_reason.startswith("Auto is QLoRA: Full needs 1")
     assert settings.method_reason.endswith("above tuning.vramBudget 80.0 GiB")
 
 
@@ -148,7 +148,7 @@ def test_qlora_is_advised_where_no_shorter_text_helps() -> None:
 
 def test_the_budget_that_is_advised_is_enough() -> None:
     sentence = refusal(method="QLoRA", vramBudget="2Gi")
-    assert "Nothing makes it fit: take a smaller model, or raise the budget to " in sentence
+    assert "No setting makes it fit: use a smaller model, or raise the budget to " in sentence
     budget = sentence.rpartition("raise the budget to ")[2].removesuffix(" GiB")
     assert choose(method="QLoRA", vramBudget=f"{budget}Gi").method == "QLoRA"
 

@@ -139,7 +139,7 @@ def test_a_server_that_never_answers_holds_up_an_end_no_longer_than_asked(
 @pytest.mark.parametrize(
     ("status", "told"),
     [
-        (500, "answers 500 to experiments/get-by-name"),
+        (500, "returned 500 for experiments/get-by-name"),
         (401, "check tracking.mlflow.credentialsSecretRef"),
         (403, "check tracking.mlflow.credentialsSecretRef"),
         (200, "is not an MLflow tracking server"),
@@ -161,7 +161,7 @@ def test_a_redirect_is_not_followed(world: Any, metrics: Path, tmp_path: Path) -
         follower.start()
         end(follower)
     assert asked == []
-    assert "answers 307" in (world.reporter.snapshot().progress.note or "")
+    assert "returned 307" in (world.reporter.snapshot().progress.note or "")
 
 
 def test_a_password_stands_in_no_log_and_no_note(

@@ -86,7 +86,7 @@ def test_the_summary_compares_base_and_tuned_model(tmp_path: Path) -> None:
 def test_every_figure_of_the_data_is_told(tmp_path: Path) -> None:
     report = written(make_record(tmp_path), tmp_path)
     assert "110 rows read, 100 accepted, 10 skipped" in report
-    assert "3.1 % of the training rows were cut at 128 tokens" in report
+    assert "3.1 % of the training rows were truncated at 128 tokens" in report
     assert "42.0 % of the tokens are trained" in report
     assert "| `BAD_JSON`   | 7    | The line is not valid JSON" in report
     assert "⟦the answer⟧" in report

@@ -9,8 +9,8 @@ def test_an_unknown_licence_is_said_to_be_unknown() -> None:
 def test_a_stated_licence_is_told_in_the_words_of_the_card() -> None:
     message = licence_note(Licence(("other",), "llama3.2", "https://example.org/LICENSE"))
     assert message == (
-        "The base model's card states the licence `other` (llama3.2), `https://example.org/LICENSE`; it binds the "
-        "tuned model too."
+        "The base model's card states the licence `other` (llama3.2), `https://example.org/LICENSE`; it also applies "
+        "to the tuned model."
     )
 
 
@@ -27,6 +27,6 @@ def test_prompts_longer_than_the_context_are_told_by_number() -> None:
 
 
 def test_the_run_tells_how_often_it_was_resumed_and_where() -> None:
-    assert "ran **in one go**" in describe_resumes([], 1)
+    assert "ran **without interruption**" in describe_resumes([], 1)
     assert "**resumed once**, from step 40. This was attempt 2 of the job." in describe_resumes([40], 2)
     assert "**resumed 3 times**, from steps 40, 40 and 80." in describe_resumes([40, 40, 80], 1)

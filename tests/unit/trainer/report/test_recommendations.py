@@ -186,7 +186,7 @@ def test_a_margin_that_does_not_grow_is_told(tmp_path: Path, margin: float | Non
         (80, (1.0, 4.0), ""),
         (60, (1.0, 1.0), ""),
         (100, (1.0, 1.0), "Add answers of the other kind"),
-        (0, (1.0, 1.0), "0 liked and 100 disliked answers"),
+        (0, (1.0, 1.0), "0 desirable and 100 undesirable answers"),
     ],
 )
 def test_judged_answers_of_one_kind_that_outweigh_the_other_are_told_with_the_weight_to_set(
@@ -203,7 +203,7 @@ def test_judged_answers_of_one_kind_that_outweigh_the_other_are_told_with_the_we
     ("figures", "sentence"),
     [
         ({"last": 0.35}, "Do not use or publish this result"),
-        ({"flat_share": 0.75}, "in 75 % of the last quarter's groups all answers earned the same"),
+        ({"flat_share": 0.75}, "in 75 % of the last quarter's groups all answers had the same reward"),
         ({"clipped_share": 0.5}, "Raise rlhf.maxCompletionLength"),
         ({"kl": 1.5}, "1.5 nats per token from the reference in the last quarter, above 0.5"),
     ],

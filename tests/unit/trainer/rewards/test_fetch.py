@@ -108,12 +108,12 @@ def test_an_adapter_on_another_base_passes_where_that_base_is_there(world: Any, 
 @pytest.mark.parametrize(
     ("tensors", "config", "sentence"),
     [
-        ({"a": np.zeros((1, 5), np.float32)}, {}, "hold no score.weight"),
-        ({"score.weight": np.zeros((2, 5), np.float32)}, {}, "its head gives 2 scores"),
+        ({"a": np.zeros((1, 5), np.float32)}, {}, "have no score.weight"),
+        ({"score.weight": np.zeros((2, 5), np.float32)}, {}, "its head has 2 outputs"),
         (HEAD, {"architectures": ["LlamaForCausalLM"]}, "it is a LlamaForCausalLM"),
         (HEAD, {"id2label": {"0": "bad", "1": "good"}}, "with 2 labels"),
         (HEAD, {"id2label": None}, "with 2 labels"),
-        (HEAD, {"auto_map": {"AutoModel": "x.Y"}}, "code of its own"),
+        (HEAD, {"auto_map": {"AutoModel": "x.Y"}}, "remote code"),
     ],
 )
 def test_a_model_that_gives_no_score_is_refused(
@@ -129,7 +129,7 @@ def test_a_model_that_gives_no_score_is_refused(
 @pytest.mark.parametrize(
     ("tensors", "config", "sentence"),
     [
-        ({"base_model.model.a": np.zeros((1, 5), np.float32)}, {}, "hold no score.weight"),
+        ({"base_model.model.a": np.zeros((1, 5), np.float32)}, {}, "have no score.weight"),
         (ADAPTER, {"task_type": "CAUSAL_LM"}, "for task CAUSAL_LM"),
         (ADAPTER, {"peft_type": "IA3"}, "of type IA3"),
         (ADAPTER, {"base_model_name_or_path": None}, "names no base model"),

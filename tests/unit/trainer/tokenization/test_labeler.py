@@ -138,7 +138,7 @@ def test_a_template_that_leaves_out_a_turn_is_found_out(build_model: Any) -> Non
     result = Labeler(build_model(template)).encode(row(TWO), "Instruction", 4096)
     assert isinstance(result, BadRow)
     assert result.code is RejectCode.TEMPLATE_ERROR
-    assert "leaves out or alters turn 1" in result.detail
+    assert "omits or alters turn 1" in result.detail
 
 
 def test_where_history_looks_otherwise_each_answer_is_a_sample_as_at_inference(build_model: Any) -> None:

@@ -126,7 +126,7 @@ def test_an_answer_that_nothing_ends_is_refused_for_the_model_would_never_stop(b
     labeler = Labeler(build_model(PLAIN.replace(" + '\n'", ""), eos_token=None))
     result = labeler.encode(chat("One?", "First."), "Chat", 4096)
     assert isinstance(result, BadRow)
-    assert "nothing that ends an answer" in result.detail
+    assert "no end of an answer" in result.detail
 
 
 def test_a_second_bos_does_not_make_an_answer_that_fits_count_as_cut(build_model: Any) -> None:

@@ -223,7 +223,7 @@ def test_where_none_is_whole_the_training_begins_anew(bucket: Path) -> None:
         ({"changes": {"hyperparameters": {"seed": 1}}}, "its spec differs (configSha256 "),
         ({"rows": ROWS | {"dataset/train.jsonl": "c" * 64}}, "its rows differ (dataset/train.jsonl: SHA-256 aaaaaaaa"),
         ({"rows": {"dataset/train.jsonl": "a" * 64}}, "its rows differ (dataset/validation.jsonl: SHA-256 bbbbbbbb"),
-        ({"name": "another"}, "it is of the FineTuneJob team/job"),
+        ({"name": "another"}, "it belongs to the FineTuneJob team/job"),
         ({"changes": {"model": {"uri": "s3://bucket/other"}}}, "its base model is s3://bucket/model"),
     ],
 )

@@ -21,7 +21,7 @@ def read_manifest(path: Path, uid: str) -> JobConfig:
     """Return the one job in a manifest, as a pod would get it; raises InvalidConfig naming each wrong field."""
     jobs = read_manifests(path, lambda: uid)
     if len(jobs) != 1:
-        raise _invalid(path, f"holds {len(jobs)} objects and must hold one {names.KIND}")
+        raise _invalid(path, f"contains {len(jobs)} objects, but must contain one {names.KIND}")
     return jobs[0]
 
 
@@ -30,14 +30,14 @@ def read_manifests(path: Path, make_uid: Callable[[], str]) -> list[JobConfig]:
     jobs = [_job(document, path, make_uid()) for document in _read(path)]
     twice = [name for name, count in Counter(job.name for job in jobs).items() if count > 1]
     if twice:
-        raise _invalid(path, f"holds more than one {names.KIND} named {twice[0]}")
+        raise _invalid(path, f"contains more than one {names.KIND} named {twice[0]}")
     return jobs
 
 
 def _job(document: dict[str, Any], path: Path, uid: str) -> JobConfig:
     for key, wanted in (("apiVersion", names.API_VERSION), ("kind", names.KIND)):
         if document.get(key) != wanted:
-            raise _invalid(path, f"{key} is {document.get(key)!r} and must be {wanted}")
+            raise _invalid(path, f"{key} must be {wanted}, not {document.get(key)!r}")
     metadata = document.get("metadata")
     if not isinstance(metadata, dict) or not isinstance(metadata.get("name"), str):
         raise _invalid(path, "metadata.name is missing")
@@ -84,7 +84,7 @@ def _read(path: Path) -> list[dict[str, Any]]:
             raise _invalid(path, f"line {document.line(field)}: {join_path(field)} is given twice")
     found = [document.value for document in documents if isinstance(document.value, dict)]
     if not found:
-        raise _invalid(path, f"holds no {names.KIND}")
+        raise _invalid(path, f"contains no {names.KIND}")
     return found
 
 

@@ -75,7 +75,7 @@ def build_layout(
     if not config.first_pod or not node.isdecimal() or int(node) >= nodes:
         found = f"firstPod is {config.first_pod!r} and {ENV_NODE} is {node!r}"
         raise TrainerError(
-            ExitCode.INVALID_CONFIG, f"resources.nodes is {nodes}, but the pod has no valid place: {found}"
+            ExitCode.INVALID_CONFIG, f"resources.nodes is {nodes}, but the pod has no valid rank: {found}"
         )
     return Layout(nodes, per_node, int(node), config.first_pod, rendezvous_port, peer_link_port, count_cores(resources))
 

@@ -140,7 +140,7 @@ class ManyRanks(World):
             while self.is_first and not self._store.check(names) and time.monotonic() < deadline:
                 time.sleep(POLL_SECONDS)
         except RuntimeError as error:  # the first process has published, or was lost
-            logger.debug("the store is gone: %s", error)
+            logger.debug("the connection to the store is lost: %s", error)
 
 
 class AgreedStop(StopFlag):
@@ -161,7 +161,7 @@ class AgreedStop(StopFlag):
     def raise_if_set(self) -> None:
         is_asked = self._stop.is_set()
         if self._world.any_rank(is_asked):
-            raise Stopped if is_asked else Stopped("stopped together with a pod that got SIGTERM")
+            raise Stopped if is_asked else Stopped("stopped together with a pod that received SIGTERM")
 
 
 def join(rank: int, size: int, local: tuple[int, int], address: tuple[str, int], on_poll: OnPoll) -> World:

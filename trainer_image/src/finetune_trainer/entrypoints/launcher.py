@@ -214,7 +214,7 @@ class Pod:
         if code == ExitCode.PREEMPTED:
             return self._report(Outcome.PREEMPTED, ExitCode.PREEMPTED.reason, "stopped by SIGTERM during start-up")
         how = "was killed: the node's memory may be too small" if code == KILLED else f"ended with exit code {code}"
-        return self._report(Outcome.FAILED, Reason.CONTAINER_ERROR, f"rank {rank} {how}, and left no report")
+        return self._report(Outcome.FAILED, Reason.CONTAINER_ERROR, f"rank {rank} {how} without writing a report")
 
     def _report(self, outcome: Outcome, reason: str, message: str) -> Report:
         return Report(

@@ -51,7 +51,7 @@ def _train(run: RunContext, place: tuple[int, int, tuple[int, int], tuple[str, i
     from finetune_trainer.distributed.world import join
 
     world = join(*place, run.on_work)
-    logger.info("rank %d of %d has joined the others", world.rank, world.size)
+    logger.info("rank %d of %d is connected", world.rank, world.size)
     if world.local_rank:
         neighbour = run.workspace.parent / f"rank-{world.rank - world.local_rank}"
         run = replace(run, storage=HardlinkedStore(run.storage, run.workspace, neighbour))

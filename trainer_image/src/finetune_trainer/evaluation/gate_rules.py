@@ -42,9 +42,9 @@ class ValidationResult:
     reference_loss: float | None = None
     mean_kl: float | None = None
     top1_agreement: float | None = None
-    """Share of tokens with the same first choice."""
+    """Share of tokens with the same top token."""
     clear_agreement: float | None = None
-    """The same over tokens where the reference's first choice leads by `CLEAR_MARGIN`."""
+    """The same over tokens where the reference's top token leads by `CLEAR_MARGIN`."""
     largest_difference: float | None = None
     """The largest difference of a log-probability, in nats."""
     tokens: int = 0
@@ -104,7 +104,7 @@ def find_faults(seen: ValidationResult, trained_loss: float | None, asked: Seque
         found.append(f"its mean KL divergence from its source is {divergence}, not below {LARGEST_MEAN_KL} nats")
     if seen.clear_agreement is not None and seen.clear_agreement < LEAST_AGREEMENT:
         share = f"{100 * seen.clear_agreement:.1f} %"
-        found.append(f"its first choice equals its source's on {share} of clear tokens, below {LEAST_AGREEMENT:.0%}")
+        found.append(f"its top token equals its source's on {share} of clear tokens, below {LEAST_AGREEMENT:.0%}")
     trained_loss = seen.reference_loss if trained_loss is None else trained_loss
     limit = largest_loss(trained_loss)
     if limit is not None and (seen.loss is None or not seen.loss <= limit):
@@ -129,7 +129,7 @@ def _find_answer_faults(answers: Sequence[str], asked: Sequence[GatePrompt], at:
     found = []
     for number, (answer, question) in enumerate(zip(answers, asked, strict=False), 1):
         if is_loop(answer) and not is_loop(question.tuned):
-            found.append(f"its answer to prompt {number} repeats itself endlessly, unlike the trained model's")
+            found.append(f"its answer to prompt {number} repeats endlessly, unlike the trained model's")
         if question.is_expected and question.is_expected[0] and not question.is_expected[1 + at]:
             found.append(f"its answer to prompt {number} does not match its pattern, unlike the trained model's")
     return found

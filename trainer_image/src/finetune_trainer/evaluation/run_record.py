@@ -25,7 +25,7 @@ class SampleStats:
     longest: int
     full_length_p99: int
     desirable: int | None = None
-    """Number of liked answers; None if answers are not judged."""
+    """Number of desirable answers; None if answers have no label."""
     histogram: tuple[tuple[int, int], ...] = ()
     """Classes of length before truncation: the longest length of each, and its number of samples."""
 

@@ -47,7 +47,7 @@ def run_gate(plan: GatePlan, workspace: Path, reporter: Reporter, stop: StopFlag
         if code not in SHORT:
             break
     if code in SHORT:
-        raise GateNotRun("its process was short of memory: raise resources.limits.memory")
+        raise GateNotRun("its process ran out of memory: raise resources.limits.memory")
     if code or not reply.is_file():
         logger.error("the gate's process exited with %s:\n%s", code, log)
         last = log.splitlines()[-1] if log else f"exit code {code}"

@@ -54,7 +54,7 @@ def find_candidate_faults(plan: GatePlan, candidate: Candidate) -> list[str]:
         if not file.is_file():
             faults.append(f"{path} is missing")
         elif sha256_file(file) != digest:
-            faults.append(f"{path} is not the one that the training used")
+            faults.append(f"{path} differs from the one used for training")
     try:
         with open_merge(plan, candidate) as merge, TensorFiles.of_folder(directory) as own:
             faults += find_tensor_faults(merge, own)
@@ -77,7 +77,7 @@ def find_tensor_faults(merge: Merge, own: TensorFiles) -> list[str]:
             faults.append(f"tensor {name} has shape {tuple(found.shape)} instead of {tuple(expected.shape)}")
         elif not torch.equal(expected, found):
             count = int((expected != found).sum())
-            faults.append(f"tensor {name} holds {count} values that base and training do not produce")
+            faults.append(f"tensor {name} has {count} values that base and training do not produce")
     return faults
 
 
@@ -89,7 +89,7 @@ def find_value_faults(own: TensorFiles, dtype: str) -> list[str]:
         if header.is_floating and header.dtype != dtype:
             faults.append(f"tensor {name} is in {header.dtype} instead of {dtype}")
         elif header.is_floating and not torch.isfinite(own.read(name)).all():
-            faults.append(f"tensor {name} holds values that are not finite")
+            faults.append(f"tensor {name} has values that are not finite")
     return faults
 
 
@@ -142,7 +142,7 @@ def keep_logprobs(model: PreTrainedModel | PeftModel, held_out: HeldOut) -> list
 def compare_logprobs(
     name: str, reference: Sequence[RowLogprobs], own: Sequence[RowLogprobs], answers: list[str]
 ) -> ValidationResult:
-    """Compare divergence and first choices on the compared tokens, losses on all."""
+    """Compare divergence and top tokens on the compared tokens, losses on all."""
     tokens = sum(len(row.labels) for row in own)
     kl, agreed, clear, clear_agreed, largest, compared = 0.0, 0, 0, 0, 0.0, 0
     for ours, theirs in zip(own, reference, strict=True):

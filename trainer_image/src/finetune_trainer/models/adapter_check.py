@@ -108,7 +108,7 @@ def _value_faults(tensors: Mapping[str, Any], data: np.memmap[Any, Any]) -> Iter
                 infinite.append(name)
                 break
     if infinite:
-        yield f"{len(infinite)} tensors hold values that are not finite: {', '.join(infinite[:MOST_LISTED])}"
+        yield f"{len(infinite)} tensors have values that are not finite: {', '.join(infinite[:MOST_LISTED])}"
     if starts and not moved:
         yield "it changes nothing: every factor that starts at zero is still zero"
 

@@ -191,14 +191,14 @@ def _check_kind(uri: str, raw: Mapping[str, Any], tensors: Tensors) -> Lora:
     if any(size[0 if _is_first(name) else -1] != rank for name, size in tensors.items()):
         beyond.append("rank_pattern")
     if beyond:
-        _invalid(f"the adapter {uri} is more than plain LoRA ({beyond[0]}) and cannot be continued")
+        _invalid(f"the adapter {uri} uses more than plain LoRA ({beyond[0]}) and cannot be continued")
     targets = sorted({module.rpartition(".")[2] for module in modules(tensors)})
     values = {"rank": rank, "alpha": raw.get("lora_alpha"), "useRslora": bool(raw.get("use_rslora"))}
     try:
         return Lora.model_validate(values | {"targetModules": targets})
     except ValidationError as error:
         fault = error.errors(include_url=False)[0]
-        _invalid(f"the adapter {uri} cannot be continued: its {fault['loc'][0]} is refused ({fault['msg']})")
+        _invalid(f"the adapter {uri} cannot be continued: its {fault['loc'][0]} is invalid ({fault['msg']})")
 
 
 def _check_agreement(uri: str, asked: Lora, adapter: Lora) -> None:

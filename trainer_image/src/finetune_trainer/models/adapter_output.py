@@ -61,9 +61,9 @@ def verify_adapter(directory: Path, expected: int) -> None:
     tensors = load_file(directory / ADAPTER_WEIGHTS)
     moved = [tensor for name, tensor in tensors.items() if any(factor in name for factor in ZERO_AT_START)]
     if len(tensors) != expected:
-        raise _broken(f"holds {len(tensors)} tensors instead of {expected}")
+        raise _broken(f"has {len(tensors)} tensors instead of {expected}")
     if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values()):
-        raise _broken("holds values that are not finite")
+        raise _broken("has values that are not finite")
     if not any(bool(tensor.count_nonzero()) for tensor in moved):
         raise _broken("changes nothing: every factor that starts at zero is still zero")
 

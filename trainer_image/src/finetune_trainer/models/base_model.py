@@ -77,7 +77,7 @@ def check_model(uri: str, storage: ReadableStore, directory: Path, on_bytes: OnB
     config = _read_json(uri, directory / CONFIG)
     for name, content in ((CONFIG, config), (TOKENIZER_CONFIG, _read_json(uri, directory / TOKENIZER_CONFIG))):
         if content.get("auto_map"):
-            _refuse(uri, f"{name} requires code of its own (auto_map), which is never run: use an architecture that "
+            _refuse(uri, f"{name} requires remote code (auto_map), which is never run: use an architecture that "
                          "is built into transformers")  # fmt: skip
     if config.get("quantization_config"):
         _refuse(uri, "the weights are already quantised: use the 16-bit weights, which QLoRA quantises itself")

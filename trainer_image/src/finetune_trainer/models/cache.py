@@ -225,5 +225,5 @@ def _reason(error: OSError) -> str:
     if error.errno in NO_ROOM:
         return "its volume is full: delete folders in it, or enlarge the claim"
     if error.errno in NOT_WRITABLE:
-        return f"it cannot be written ({os.strerror(error.errno or 0)}): let group 65532 write to the claim"
+        return f"it cannot be written ({os.strerror(error.errno or 0)}): give group 65532 write access to the claim"
     return f"{error.strerror or error}: {error.filename}" if error.filename else error.strerror or str(error)

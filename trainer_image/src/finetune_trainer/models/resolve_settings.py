@@ -36,7 +36,7 @@ def choose_settings(
     spec, facts = _pack(spec, shape, facts, lengths)
     settings = resolve(spec, facts)
     if shape is None:
-        logger.warning("the model's configuration does not name its sizes: its memory is not estimated")
+        logger.warning("the model's configuration lacks its dimensions: GPU memory is not estimated")
         return settings
     if budget is not None:
         settings = _fit(spec, shape, settings, budget) or _refuse(spec, shape, settings, budget)
@@ -90,7 +90,7 @@ def choose_method(spec: FineTuneJobSpec, shape: ModelShape | None, facts: Facts)
     needed = format_bytes(_estimate(spec, shape, fitting or _smallest(spec, full)).total)
     if fitting:
         return Method.FULL, f"Auto is Full: its estimate of {needed} is within tuning.vramBudget {format_bytes(budget)}"
-    return Method.QLORA, f"Auto is QLoRA: Full takes {needed}, above tuning.vramBudget {format_bytes(budget)}"
+    return Method.QLORA, f"Auto is QLoRA: Full needs {needed}, above tuning.vramBudget {format_bytes(budget)}"
 
 
 def _budget(spec: FineTuneJobSpec) -> int | None:
@@ -151,7 +151,7 @@ def _what_would_fit(
         total = _estimate(spec, shape, changed).total
         if total <= budget:
             return f"Set {advice} ({format_bytes(total)}), or {raised}"
-    return f"Nothing makes it fit: take a smaller model, or {raised}"
+    return f"No setting makes it fit: use a smaller model, or {raised}"
 
 
 def _milder(

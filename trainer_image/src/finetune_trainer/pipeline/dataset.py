@@ -68,7 +68,7 @@ def fetch_rows(config: JobConfig, storage: ReadableStore, directory: Path, on_by
     train = fetch(Artifact.TRAIN_ROWS)
     validation = fetch(Artifact.VALIDATION_ROWS)
     if not train:
-        raise TrainerError(ExitCode.DATASET_UNUSABLE, f"{Artifact.TRAIN_ROWS} holds no row")
+        raise TrainerError(ExitCode.DATASET_UNUSABLE, f"{Artifact.TRAIN_ROWS} contains no row")
     return Rows(train, validation, summary)
 
 

@@ -90,7 +90,7 @@ def _check_gate(config: JobConfig, dataset: PreparedDataset) -> None:
     if gate and (gate.max_eval_loss is not None or gate.must_improve) and not dataset.validation_samples:
         raise TrainerError(
             ExitCode.DATASET_UNUSABLE,
-            "evaluation.gate asks for a held-out loss, and no row is held out: add rows, raise "
+            "evaluation.gate needs a held-out loss, but no row is held out: add rows, raise "
             "dataset.validationSplitPercent, or name dataset.validation",
         )
 

@@ -186,7 +186,7 @@ def _visits(lineage: RecordedLineage, depth: int, seen: tuple[str, ...]) -> list
 def _read_parent(visit: _Visit, storage: ReadableStore) -> Manifest | str:
     uri, recorded = visit.job.output_uri, visit.job.manifest_sha256
     if uri in visit.seen:
-        return "comes from itself"
+        return "is its own ancestor"
     data = storage.read(join_uri(uri, Artifact.MANIFEST))
     if data is None:
         return f"has no {Artifact.MANIFEST}, the recorded SHA-256 is {recorded}"

@@ -87,7 +87,7 @@ def merge_context(merge: MergeCheck | None) -> dict[str, Any]:
         for one, faults in judged
         if one.loss is not None and one.mean_kl is not None and one.top1_agreement is not None
     ]
-    header = ["made from", "loss", "KL", "same first choice", "clear", ""]
+    header = ["made from", "loss", "KL", "same top token", "clear", ""]
     return {
         "merge_table": table(header, rows) if rows else "",
         "merge_faults": [(one.name, faults) for one, faults in judged if faults],

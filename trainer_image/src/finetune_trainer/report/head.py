@@ -40,7 +40,7 @@ def _judge_figures(record: RunRecord) -> tuple[str, str]:
     if after >= before:
         return f"No better than the {record.start} on held-out rows: do not publish it", "bad"
     if _is_reward(record):
-        return f"Earns more than the {record.start} on held-out prompts", "good"
+        return f"Higher reward than the {record.start} on held-out prompts", "good"
     return f"Better than the {record.start} on held-out rows: loss {percent(1 - after / before)} lower", "good"
 
 

@@ -40,20 +40,20 @@ _DPO = Terms(
     "loss per pair",
     "Each pair has the same weight. A reward is `dpo.beta` times the difference in log-probability from the reference. "
     "The margin is the chosen answer's reward minus the rejected one's; the accuracy is the share of pairs with a "
-    "margin above zero. A coin toss has a loss of 0.693.",
+    "margin above zero. Random guessing has a loss of 0.693.",
 )
 _KTO = Terms(
     Unit.ANSWERS,
     "loss per answer",
     "Each judged answer has the same weight. A reward is `kto.beta` times the difference in log-probability from the "
-    "reference; the margin is the mean of the liked answers minus that of the disliked ones. Before the training the "
-    "loss is half of the answers' weight.",
+    "reference; the margin is the mean of the desirable answers minus that of the undesirable ones. Before training "
+    "the loss is half of the answers' weight.",
 )
 _SCORES = Terms(
     Unit.PAIRS,
     "loss per pair",
     "Each pair has the same weight. The margin is the chosen answer's score minus the rejected one's; the accuracy is "
-    "the share of pairs with a margin above zero. A coin toss has a loss of 0.693.",
+    "the share of pairs with a margin above zero. Random guessing has a loss of 0.693.",
 )
 _REWARDS = Terms(
     Unit.PROMPTS,

@@ -11,8 +11,8 @@ def build_notes(base: BaseFacts, resumed_from: Sequence[int], attempt: int, *, u
     found = [licence_note(base.licence)]
     if base.is_template_made and uses_template:
         found.append(
-            "The base model has **no chat template** of its own: a plain one (ChatML in form, its markers ordinary "
-            "text) was used for the training. Serve with the `chat_template.jinja` next to the weights."
+            "The base model has **no chat template** of its own: a plain one (in ChatML format, with its markers as "
+            "ordinary text) was used for training. Serve with the `chat_template.jinja` next to the weights."
         )
     found += _long_prompts(base)
     return [*found, describe_resumes(resumed_from, attempt)]
@@ -23,19 +23,19 @@ def licence_note(licence: Licence | None) -> str:
     if licence is None:
         return (
             "The **licence of the base model is unknown**: its folder has no `README.md` that states one. Look it up "
-            "before you publish or sell anything, because it binds the tuned model too."
+            "before you publish or sell anything, because it also applies to the tuned model."
         )
     named = f" ({inline(licence.name)})" if licence.name else ""
     link = f", {code(licence.link)}" if licence.link else ""
     names = ", ".join(map(code, licence.identifiers))
-    return f"The base model's card states the licence {names}{named}{link}; it binds the tuned model too."
+    return f"The base model's card states the licence {names}{named}{link}; it also applies to the tuned model."
 
 
 def describe_resumes(resumed_from: Sequence[int], attempt: int) -> str:
     """Return how often the training was resumed, and from which steps."""
     which = f" This was attempt {attempt} of the job." if attempt > 1 else ""
     if not resumed_from:
-        return f"The training ran **in one go**: no checkpoint was resumed.{which}"
+        return f"The training ran **without interruption**: no checkpoint was resumed.{which}"
     many = len(resumed_from)
     times = {1: "once", 2: "twice"}.get(many, f"{many} times")
     *others, last = [str(step) for step in resumed_from]

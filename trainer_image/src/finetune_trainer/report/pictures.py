@@ -69,10 +69,10 @@ THROUGHPUT = Panel("Throughput", "tokens per second", lambda point: point.tokens
 OF_ANSWERS = (
     Panel("Divergence from the reference", "nats per token", lambda point: point.kl),
     Panel("Length of answers", "tokens", lambda point: point.completion_length),
-    Panel("Groups whose answers all earn the same", "share", lambda point: point.flat_share),
+    Panel("Groups whose answers all have the same reward", "share", lambda point: point.flat_share),
 )
 OF_PAIRS = (
-    Panel("Margin, training", "preferred minus others", lambda point: point.reward_margin),
+    Panel("Margin, training", "chosen minus rejected", lambda point: point.reward_margin),
     Panel("Accuracy, training", "share of pairs", lambda point: point.reward_accuracy),
 )
 

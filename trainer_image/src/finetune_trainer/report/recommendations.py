@@ -48,7 +48,7 @@ def no_reward_gain(run: RunRecord) -> Recommendation | None:
     if before is None or after is None or after.reward > before.reward:
         return None
     return Recommendation(
-        "Do not use or publish this result: the model earned as much on held-out prompts before the training.",
+        "Do not use or publish this result: its reward on held-out prompts was at least as high before training.",
         f"mean reward {after.reward:.4g} after training, {before.reward:.4g} before it",
     )
 
@@ -59,8 +59,8 @@ def flat_groups(run: RunRecord) -> Recommendation | None:
     if share is None or share <= FLAT_GROUPS:
         return None
     return Recommendation(
-        "Raise rlhf.temperature or rlhf.numGenerations, or choose a finer reward: most groups teach nothing.",
-        f"in {100 * share:.0f} % of the last quarter's groups all answers earned the same",
+        "Raise rlhf.temperature or rlhf.numGenerations, or choose a finer reward: most groups have equal rewards.",
+        f"in {100 * share:.0f} % of the last quarter's groups all answers had the same reward",
     )
 
 
@@ -70,7 +70,7 @@ def cut_answers(run: RunRecord) -> Recommendation | None:
     if share is None or share <= CUT_ANSWERS:
         return None
     return Recommendation(
-        "Raise rlhf.maxCompletionLength, or reward shorter answers: many are cut off.",
+        "Raise rlhf.maxCompletionLength, or reward shorter answers: many are truncated.",
         f"{100 * share:.0f} % of the last quarter's answers reached the limit",
     )
 
@@ -81,7 +81,7 @@ def far_from_reference(run: RunRecord) -> Recommendation | None:
     if divergence is None or divergence <= LARGE_DIVERGENCE:
         return None
     return Recommendation(
-        "Read the sampled answers. If they earn rewards without being good, raise rlhf.beta or train fewer steps.",
+        "Read the sampled answers. If they have high rewards but are not good, raise rlhf.beta or train fewer steps.",
         f"{divergence:.3g} nats per token from the reference in the last quarter, above {LARGE_DIVERGENCE:g}",
     )
 
@@ -98,7 +98,7 @@ def no_improvement(run: RunRecord) -> Recommendation | None:
     if baseline is None or final is None or final.loss < baseline.loss:
         return None
     return Recommendation(
-        "Do not use or publish this result: the model was at least as good on the held-out rows before the training.",
+        "Do not use or publish this result: the model was at least as good on the held-out rows before training.",
         f"evaluation loss {final.loss:.4g} after training, {baseline.loss:.4g} before it",
     )
 
@@ -116,17 +116,17 @@ def flat_margin(run: RunRecord) -> Recommendation | None:
 
 
 def outweighed(run: RunRecord) -> Recommendation | None:
-    """Detect that liked or disliked answers count for much more than the others."""
-    settings, liked = run.settings, run.samples.desirable
-    if liked is None or settings.desirable_weight is None or settings.undesirable_weight is None:
+    """Detect that desirable or undesirable answers have much more weight than the others."""
+    settings, desirable = run.settings, run.samples.desirable
+    if desirable is None or settings.desirable_weight is None or settings.undesirable_weight is None:
         return None
-    disliked = run.samples.samples - liked
-    if not liked or not disliked:
+    undesirable = run.samples.samples - desirable
+    if not desirable or not undesirable:
         return Recommendation(
-            "Add answers of the other kind: KTO learns from the difference between liked and disliked ones.",
-            f"{liked} liked and {disliked} disliked answers",
+            "Add answers of the other kind: KTO learns from the difference between desirable and undesirable ones.",
+            f"{desirable} desirable and {undesirable} undesirable answers",
         )
-    ratio = liked * settings.desirable_weight / (disliked * settings.undesirable_weight)
+    ratio = desirable * settings.desirable_weight / (undesirable * settings.undesirable_weight)
     if 1 / OUTWEIGHED <= ratio <= OUTWEIGHED:
         return None
     rarer, weight = "undesirableWeight", settings.undesirable_weight * ratio
@@ -134,8 +134,8 @@ def outweighed(run: RunRecord) -> Recommendation | None:
         rarer, weight = "desirableWeight", settings.desirable_weight / ratio
     return Recommendation(
         f"Set kto.{rarer} to {weight:.2g}: one kind of answers outweighs the other.",
-        f"{liked} liked answers of weight {settings.desirable_weight:g}, {disliked} disliked ones of weight "
-        f"{settings.undesirable_weight:g}",
+        f"{desirable} desirable answers of weight {settings.desirable_weight:g}, {undesirable} undesirable ones of "
+        f"weight {settings.undesirable_weight:g}",
     )
 
 
@@ -207,7 +207,7 @@ def truncation(run: RunRecord) -> Recommendation | None:
         return None
     return Recommendation(
         f"Raise hyperparameters.maxLength to {_advise_length(run)}, which leaves 99 % of the rows whole.",
-        f"{100 * share:.1f} % of the rows are cut at {run.settings.max_length} tokens",
+        f"{100 * share:.1f} % of the rows are truncated at {run.settings.max_length} tokens",
     )
 
 
@@ -234,7 +234,7 @@ def few_labels(run: RunRecord) -> Recommendation | None:
     if share >= LABELLED or not share:  # prompts alone carry no label at all
         return None
     return Recommendation(
-        "Check which tokens are trained (between ⟦ and ⟧ below): hardly any is.",
+        "Check which tokens are trained (between ⟦ and ⟧ below): hardly any are.",
         f"{100 * share:.2f} % of the tokens carry a label",
     )
 
@@ -269,8 +269,8 @@ def idle_memory(run: RunRecord) -> Recommendation | None:
     if not total or peak >= IDLE_GPU_MEMORY * total:
         return None
     return Recommendation(
-        "Raise perDeviceTrainBatchSize and lower gradientAccumulationSteps by the same factor: the GPU has room, and "
-        "it is faster.",
+        "Raise perDeviceTrainBatchSize and lower gradientAccumulationSteps by the same factor: the GPU has free "
+        "memory, and training becomes faster.",
         f"peak memory {100 * peak / total:.0f} % of the GPU's",
     )
 

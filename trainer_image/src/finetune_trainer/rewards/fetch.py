@@ -146,9 +146,9 @@ def _check_head(uri: str, tensors: Mapping[str, tuple[int, ...]]) -> None:
     """Refuse a model without its head, which would be replaced by a random one."""
     heads = [size for name, size in tensors.items() if name.removesuffix(".weight").rpartition(".")[2] == SCORE]
     if not heads:
-        _refuse(uri, f"its weights hold no {SCORE}.weight, the head that gives a text its score")
+        _refuse(uri, f"its weights have no {SCORE}.weight, the scoring head")
     if heads[0][0] != 1:
-        _refuse(uri, f"its head gives {heads[0][0]} scores, but a reward model gives one")
+        _refuse(uri, f"its head has {heads[0][0]} outputs, but a reward model has one")
 
 
 def _find_job_result(config: JobConfig, storage: ReadableStore) -> ParentResult:
@@ -168,7 +168,7 @@ def _published_folder(published: ParentResult) -> tuple[str, dict[str, str]]:
     """Return the folder with the model (the adapter if there is one) and its digests."""
     folders = [folder for folder in (Artifact.ADAPTER, Artifact.MERGED) if published.folder_digests(folder)]
     if not folders:
-        _refuse(published.uri, "the result holds no model")
+        _refuse(published.uri, "the result contains no model")
     return join_uri(published.uri, folders[0]), published.folder_digests(folders[0])
 
 

@@ -69,7 +69,7 @@ class RewardModel:
         try:
             return self._labeler.render_prompt(completion.prompt, completion.tools)[1]
         except BadRow as bad:
-            message = f"the reward model's chat template cannot show a prompt of the dataset: {bad.detail}"
+            message = f"the reward model's chat template cannot render a prompt of the dataset: {bad.detail}"
             raise TrainerError(ExitCode.INVALID_CONFIG, message) from bad
 
     def score(self, texts: Sequence[list[int]]) -> list[float]:
@@ -119,7 +119,7 @@ def _score_batch(model: PreTrainedModel | PeftModel, texts: Sequence[list[int]])
     config.pad_token_id = configured
     scores: list[float] = logits[:, 0].float().tolist()
     if not all(map(math.isfinite, scores)):
-        raise TrainerError(ExitCode.DIVERGED, "the reward model gives a score that is not finite")
+        raise TrainerError(ExitCode.DIVERGED, "the reward model returned a score that is not finite")
     return scores
 
 

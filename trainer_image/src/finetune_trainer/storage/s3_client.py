@@ -42,7 +42,7 @@ FIXES = {
     "NoSuchBucket": "the bucket does not exist: create it, or correct the URI or spec.storage.endpoint",
     "PermanentRedirect": "the bucket is in another region: set spec.storage.region",
     "AuthorizationHeaderMalformed": "requests are signed for the wrong region: set spec.storage.region",
-    "RequestTimeTooSkewed": "the node's clock is off: correct it",
+    "RequestTimeTooSkewed": "the node's clock is wrong: correct it",
     "AccessDenied": "access is denied: allow these keys to list, read and write there",
 }
 TRANSIENT_CODES = frozenset({"RequestTimeout", "SlowDown", "Throttling", "ThrottlingException", "RequestLimitExceeded"})
@@ -187,6 +187,6 @@ def _response_error(error: ClientError, where: str, *, bucket_only: bool) -> Tra
     if code in FIXES:
         return StorageDenied(f"{where}: {FIXES[code]}")
     if status in {301, 307, 400, 401, 403} and code not in TRANSIENT_CODES:
-        fix = FIXES["AccessDenied"] if status in {401, 403} else "the store refuses the request: check spec.storage"
+        fix = FIXES["AccessDenied"] if status in {401, 403} else "the storage rejects the request: check spec.storage"
         return StorageDenied(f"{where}: {fix} ({code or status})")
-    return StorageUnavailable(f"{where}: the store failed with {status} {code} after retries")
+    return StorageUnavailable(f"{where}: the storage failed with {status} {code} after retries")

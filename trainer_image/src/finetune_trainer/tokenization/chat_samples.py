@@ -70,7 +70,7 @@ class PendingChat:
             else:
                 kept.append(encoded)
         if not kept:
-            detail = f"no token of an answer lies within maxLength {max_length} ({longest} tokens)"
+            detail = f"no token of an answer is within maxLength {max_length} ({longest} tokens)"
             raise BadRow(RejectCode.PROMPT_FILLS_CONTEXT, detail, longest)
         if lost:
             kept[-1] = _with_lost(kept[-1], lost, longest)

@@ -197,7 +197,7 @@ class Labeler:
 
     def _refuse_special_tokens(self, text: str) -> None:
         if found := self._special_pattern.search(text):
-            raise BadRow(RejectCode.CONTROL_TOKEN_IN_TEXT, f"the text spells the control token {found.group()!r}")
+            raise BadRow(RejectCode.CONTROL_TOKEN_IN_TEXT, f"the text contains the special token {found.group()!r}")
 
     def _refuse_special_tokens_in_turns(self, messages: Sequence[Message]) -> None:
         for number, message in enumerate(messages, 1):
@@ -205,12 +205,12 @@ class Labeler:
             if not found and len(message) > 2:
                 found = self._special_pattern_of_turns.search(orjson.dumps(message).decode())
             if found:
-                detail = f"turn {number} spells the control token {found.group()!r}"
+                detail = f"turn {number} contains the special token {found.group()!r}"
                 raise BadRow(RejectCode.CONTROL_TOKEN_IN_TEXT, detail)
 
     def _refuse_special_tokens_in_tools(self, tools: Tools) -> None:
         if tools and (found := self._special_pattern_of_turns.search(orjson.dumps(tools).decode())):
-            raise BadRow(RejectCode.CONTROL_TOKEN_IN_TEXT, f"tools spell the control token {found.group()!r}")
+            raise BadRow(RejectCode.CONTROL_TOKEN_IN_TEXT, f"tools contain the special token {found.group()!r}")
 
 
 def load_labeler(directory: Path, name: str) -> Labeler:

@@ -89,13 +89,13 @@ class Renderer:
 
     def _find(self, messages: list[Message], tools: Tools, turns: Sequence[int]) -> FoundAnswers:
         if not self._ends_answers:
-            raise TemplateFailure("the chat template writes nothing that ends an answer, nor is there an eos_token")
+            raise TemplateFailure("the chat template writes no end of an answer, and there is no eos_token")
         if tools is None and not any(message.keys() - {"role", "content", "train"} for message in messages):
             renderings = self._cache.find(messages, turns)
             if renderings is not None:
                 return FoundAnswers(renderings)
         if not self._has_tool_calls and any("tool_calls" in message for message in messages):
-            raise TemplateFailure("the chat template leaves out tool calls")
+            raise TemplateFailure("the chat template omits tool calls")
         renderings = self._finder.find(messages, tools, turns)
         for rendering in renderings:
             _refuse_losses(rendering.text, messages[: rendering.turns[-1] + 1], tools)
@@ -113,10 +113,10 @@ def _refuse_endless(messages: Sequence[Message]) -> None:
 def _refuse_losses(text: str, messages: Sequence[Message], tools: Tools) -> None:
     for turn, message in enumerate(messages, 1):
         if _answer(message) not in text:
-            raise TemplateFailure(f"the chat template leaves out or alters turn {turn} ({message['role']})")
+            raise TemplateFailure(f"the chat template omits or alters turn {turn} ({message['role']})")
     for tool in tools or ():
         if tool["function"]["name"] not in text:
-            raise TemplateFailure("the chat template leaves out the tools")
+            raise TemplateFailure("the chat template omits the tools")
 
 
 def _refuse_misplaced(rendering: Rendering, messages: Sequence[Message]) -> None:
@@ -124,7 +124,7 @@ def _refuse_misplaced(rendering: Rendering, messages: Sequence[Message]) -> None
         shown = rendering.text[start:end]
         calls = messages[turn].get("tool_calls", ())
         if _answer(messages[turn]) not in shown or any(call["function"]["name"] not in shown for call in calls):
-            raise TemplateFailure(f"the chat template does not show the answer of turn {turn + 1} where it belongs")
+            raise TemplateFailure(f"the chat template does not render the answer of turn {turn + 1} in its place")
 
 
 def _answer(message: Message) -> str:

@@ -81,7 +81,7 @@ class ChatTemplate:
                 pieces.append(piece)
                 size += len(piece)
                 if size > MAX_TEXT_CHARACTERS:
-                    raise TemplateFailure("the chat template writes without end")
+                    raise TemplateFailure("the output of the chat template has no end")
         except jinja2.TemplateError as error:
             raise TemplateFailure(f"the chat template fails: {error}") from error
         except (
@@ -94,7 +94,7 @@ class ChatTemplate:
             RecursionError,
             MemoryError,
         ) as error:
-            raise TemplateFailure(f"the chat template breaks: {type(error).__name__}: {error}") from error
+            raise TemplateFailure(f"the chat template fails: {type(error).__name__}: {error}") from error
         return "".join(pieces)
 
     def _prepare(self, message: Message) -> dict[str, Any]:
@@ -143,7 +143,7 @@ class _Environment(ImmutableSandboxedEnvironment):
         items = range(*arguments)
         self.range_items_left -= len(items)
         if self.range_items_left < 0:
-            raise SecurityError(f"a template may count to {MAX_RANGE_ITEMS} only")
+            raise SecurityError(f"a template may use range() for at most {MAX_RANGE_ITEMS} items")
         return items
 
     def call_binop(self, context: jinja2.runtime.Context, operator: str, left: Any, right: Any) -> Any:

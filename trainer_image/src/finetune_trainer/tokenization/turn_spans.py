@@ -29,7 +29,7 @@ class Rendering:
 
 
 class TurnFinder:
-    """Finds answers in what one template renders; `stops` matches the tokenizer's control tokens."""
+    """Finds answers in what one template renders; `stops` matches the tokenizer's special tokens."""
 
     def __init__(self, template: ChatTemplate, stops: re.Pattern[str], eos_token: str | None) -> None:
         self._template = template
@@ -75,7 +75,7 @@ class TurnFinder:
         return start
 
     def _end_of_answer(self, text: str, start: int) -> int | None:
-        """Return where the first run of control tokens ends after which only spaces and more such tokens follow."""
+        """Return where the first run of special tokens ends after which only spaces and more such tokens follow."""
         end: int | None = None
         limit = len(text)
         for match in reversed(list(self._stops.finditer(text, start))):

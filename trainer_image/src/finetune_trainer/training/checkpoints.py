@@ -52,7 +52,7 @@ class Origin:
         """Return a sentence for each difference between the checkpoint's origin and this one."""
         found = []
         if (manifest.namespace, manifest.name) != (self.namespace, self.name):
-            found.append(f"it is of the FineTuneJob {manifest.namespace}/{manifest.name}")
+            found.append(f"it belongs to the FineTuneJob {manifest.namespace}/{manifest.name}")
         if manifest.config_sha256 != self.config_sha256:
             found.append(
                 f"its spec differs (configSha256 {manifest.config_sha256[:12]}, not {self.config_sha256[:12]})"
@@ -170,7 +170,7 @@ class Checkpoints:
         if differences:
             raise TrainerError(
                 ExitCode.OUTPUT_CONFLICT,
-                f"{uri} has another origin than this job: {'; '.join(differences)}. Remove {self.uri}, choose another "
+                f"{uri} is not a checkpoint of this job: {'; '.join(differences)}. Remove {self.uri}, choose another "
                 "output.uri, or set checkpoint.resumePolicy Never",
             )
         directory = self._run.workspace / "resumed"

@@ -21,7 +21,7 @@ def row_key(row: Row) -> int:
         row.written = orjson.dumps(row.content())
     except TypeError as error:
         if "surrogate" in str(error):
-            raise BadRow(RejectCode.LONE_SURROGATE, "a string holds half of a surrogate pair") from None
+            raise BadRow(RejectCode.LONE_SURROGATE, "a string contains half of a surrogate pair") from None
         raise BadRow(RejectCode.WRONG_TYPE, f"a value cannot be written as JSON: {error}") from None
     return hash(row.written) >> (HASH_BITS - KEY_BITS)
 

@@ -61,7 +61,8 @@ class PromptSplit:
         chosen, held_out = self._choose(wanted, most=min(MAX_VALIDATION_ROWS, rows // 2))
         if held_out < MIN_VALIDATION_ROWS:
             reason = (
-                f"the rows repeat too few prompts to hold out {MIN_VALIDATION_ROWS} rows; there is no validation split"
+                f"the rows have too few different prompts to hold out {MIN_VALIDATION_ROWS} rows; there is no "
+                f"validation split"
             )
             return Split(frozenset(), rows, 0, reason)
         return Split(frozenset(chosen), rows - held_out, held_out)

@@ -144,7 +144,7 @@ def name_unknown_columns(names: frozenset[str]) -> str | None:
     """Return an error for column names that no format has, or None."""
     if unknown := sorted(names - KNOWN_COLUMNS):
         known = ", ".join(sorted(KNOWN_COLUMNS))
-        return f"spec.dataset.columns maps {', '.join(unknown)}, which no format knows; the known names are {known}"
+        return f"spec.dataset.columns maps {', '.join(unknown)}, which is in no format; the known names are {known}"
     return None
 
 

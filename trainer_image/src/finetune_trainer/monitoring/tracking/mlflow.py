@@ -150,7 +150,7 @@ class MlflowRun:
             with self._http.stream(method, url, **options) as response:
                 answer = _bounded_json(response)
         except httpx2.HTTPError as error:
-            raise TrackerFault(f"{self._asked.uri} does not answer ({type(error).__name__})") from None
+            raise TrackerFault(f"{self._asked.uri} is unreachable ({type(error).__name__})") from None
         except RuntimeError:  # the client was closed by another thread
             raise TrackerFault("the connection was closed") from None
         word = str(answer.get("error_code", ""))
@@ -160,7 +160,7 @@ class MlflowRun:
             return None
         code = f" {word}" if re.fullmatch(r"[A-Z_]{1,64}", word) else ""
         fix = "; check tracking.mlflow.credentialsSecretRef" if response.status_code in {401, 403} else ""
-        raise TrackerFault(f"{self._asked.uri} answers {response.status_code}{code} to {path}{fix}")
+        raise TrackerFault(f"{self._asked.uri} returned {response.status_code}{code} for {path}{fix}")
 
     def _connect(self) -> httpx2.Client:
         """Return a client that follows no redirects: they could lead to an address that jobs may not use."""
@@ -174,7 +174,7 @@ class MlflowRun:
             auth = (user, password or "") if user and not token else None
             return httpx2.Client(verify=context, timeout=TIMEOUT, headers=headers, auth=auth, follow_redirects=False)
         except (OSError, ssl.SSLError, ValueError, ImportError, httpx2.InvalidURL):
-            raise TrackerFault(f"no connection: {CA_FILE}, a token or a proxy's address cannot be used") from None
+            raise TrackerFault(f"no connection: {CA_FILE}, a token or a proxy's address is invalid") from None
 
     def _secret(self, name: str) -> str:
         path = self._secrets / name

@@ -69,7 +69,7 @@ class WandbRun:
         if answer.strip() != b"ready":
             reply = answer.decode(errors="replace").strip()[:64] or "its process ended"
             raise TrackerFault(
-                f"{asked.base_url or 'W&B'} creates no run ({reply}); check tracking.wandb and its Secret"
+                f"{asked.base_url or 'W&B'} did not create the run ({reply}); check tracking.wandb and its Secret"
             )
 
     def settings(self, resolved: Resolved) -> None:

@@ -70,8 +70,9 @@ class PolicyTrainer(LoopTrainer):
         if not self._rollouts.groups_with_spread and min(earlier, default=1.0) == 1.0:
             raise TrainerError(
                 ExitCode.INVALID_CONFIG,
-                f"in none of {self._rollouts.groups} groups did the answers to a prompt differ in reward, so nothing "
-                "can be learnt: raise rlhf.temperature or rlhf.numGenerations, or choose a reward that differs between "
+                f"all answers to a prompt had the same reward in each of {self._rollouts.groups} groups, so nothing "
+                f"can be learnt: raise rlhf.temperature or rlhf.numGenerations, or choose a reward that differs "
+                f"between "
                 "answers",
             )
         if FROZEN_COPY in getattr(self.model, "peft_config", {}):
