@@ -68,7 +68,7 @@ def test_a_prefix_of_another_job_is_a_conflict_and_stays_untouched(bench: Bench)
     assert bench.keys(bench.uri("taken")) == ["owner.json"]
 
 
-def test_a_prefix_with_files_of_nobody_is_a_conflict(bench: Bench) -> None:
+def test_a_prefix_with_unclaimed_files_is_a_conflict(bench: Bench) -> None:
     bench.put("holiday/photo.jpg", b"mine")
     failed(bench.apply("holiday", output={"uri": bench.uri("holiday")}), "OutputConflict")
     assert bench.keys(bench.uri("holiday")) == ["photo.jpg"]
@@ -90,7 +90,7 @@ def test_the_api_server_refuses_a_wrong_spec_with_path_and_fix(bench: Bench, spe
     assert words in done.stderr
 
 
-def test_a_block_that_is_fixed_cannot_change_and_the_job_goes_on(bench: Bench) -> None:
+def test_a_fixed_block_cannot_change_and_the_job_continues(bench: Bench) -> None:
     job = bench.apply("fixed")
     changed = bench.manifest("fixed", objective="Instruction")
     done = kubectl("apply", "-f", "-", stdin=yaml.safe_dump(changed), check=False)

@@ -36,7 +36,7 @@ def test_an_operator_killed_in_mid_run_leaves_one_job_and_the_right_status(bench
     assert (status["attempts"], status["runs"], status.get("failures", 0)) == (1, 1, 0)
 
 
-def test_an_evicted_trainer_counts_as_a_preemption_and_the_next_run_goes_on_from_its_checkpoint(bench: Bench) -> None:
+def test_an_evicted_trainer_counts_as_a_preemption_and_the_next_run_resumes_from_its_checkpoint(bench: Bench) -> None:
     job = bench.apply("evicted", hyperparameters=LONG)
     trainer = job.running_pod()
     saved = wait_for("a checkpoint in the status", lambda: job.status().get("checkpoint"), state=job.status)
@@ -53,7 +53,7 @@ def test_an_evicted_trainer_counts_as_a_preemption_and_the_next_run_goes_on_from
 
 @pytest.mark.nightly
 @pytest.mark.alone
-def test_an_eviction_that_no_operator_lived_to_see_is_counted_once_the_next_run_tells_of_it(bench: Bench) -> None:
+def test_an_eviction_while_the_operator_is_down_is_counted_once_the_next_run_reports_it(bench: Bench) -> None:
     job = bench.apply("unwatched", hyperparameters=LONG)
     first = job.running_pod()
     kubectl("scale", "deployment/finetune-operator", "-n", "finetune-system", "--replicas=0")
@@ -106,7 +106,7 @@ def test_a_trainer_that_runs_out_of_memory_is_retried_until_the_backoff_limit(be
 
 
 @pytest.mark.nightly
-def test_a_trainer_pod_deleted_by_force_counts_as_what_its_exit_code_says_and_the_next_run_finishes(
+def test_a_trainer_pod_deleted_by_force_counts_by_its_exit_code_and_the_next_run_finishes(
     bench: Bench,
 ) -> None:
     job = bench.apply("forced", hyperparameters=LONG)
@@ -136,7 +136,7 @@ def test_a_trainer_job_deleted_by_hand_is_a_new_attempt_that_counts(bench: Bench
     assert status["jobRef"]["name"] != first.name
 
 
-def test_the_operator_says_how_it_is(bench: Bench) -> None:
+def test_the_operator_serves_health_and_metrics(bench: Bench) -> None:
     path = "/api/v1/namespaces/finetune-system/services/finetune-operator:http/proxy/metrics"
     metrics = kubectl("get", "--raw", path).stdout
     assert "finetune_job_status_phase" in metrics

@@ -78,7 +78,7 @@ def test_the_lineage_of_a_child_leads_to_its_parent_and_its_base(bench: Bench, f
     assert "lineage.parentRef.name" in finetune(bench, "diff", "followed", "child")
 
 
-def test_a_job_is_suspended_goes_on_from_its_checkpoint_and_is_cancelled(bench: Bench) -> None:
+def test_a_job_is_suspended_resumes_from_its_checkpoint_and_is_cancelled(bench: Bench) -> None:
     job = bench.apply("long", hyperparameters=LONG, checkpoint=SAVING)
     job.saved_pod()
     assert "long suspended" in finetune(bench, "suspend", "long")

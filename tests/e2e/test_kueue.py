@@ -114,7 +114,7 @@ def suspended_by_operator(job: Job) -> bool:
     return any("finetune.dev/suspended-by" in (one.metadata.annotations or {}) for one in job.jobs())
 
 
-def test_a_borrower_gives_way_to_the_owner_waits_in_words_and_goes_on_from_its_checkpoint(teams: Teams) -> None:
+def test_a_borrower_is_preempted_by_the_owner_shows_why_it_waits_and_resumes_from_its_checkpoint(teams: Teams) -> None:
     other_work(teams.a, 3)  # two of its own, and one that it borrows
     nightly = teams.apply(teams.a, "nightly", "nightly", hyperparameters=LONG)
     nightly.saved_pod()
@@ -140,7 +140,7 @@ def test_a_borrower_gives_way_to_the_owner_waits_in_words_and_goes_on_from_its_c
 
 
 @pytest.mark.nightly
-def test_a_stopped_queue_and_then_the_user_stop_a_trainer_which_goes_on_each_time(teams: Teams) -> None:
+def test_a_stopped_queue_and_then_the_user_stop_a_trainer_which_resumes_each_time(teams: Teams) -> None:
     job = teams.apply(teams.a, "stopped", "nightly", hyperparameters=LONG)
     job.running_pod()
     patch(teams.a, "clusterqueue", teams.queue_of(teams.a), {"stopPolicy": "HoldAndDrain"})
@@ -183,7 +183,7 @@ def test_a_trainer_that_dies_only_after_quota_is_there_again_was_preempted_and_h
     assert [one.status.failed or 0 for one in job.jobs()] == [0]
 
 
-def test_what_the_queue_cannot_give_is_said_in_words_and_a_corrected_queue_counts_at_once(teams: Teams) -> None:
+def test_what_the_queue_lacks_is_shown_and_a_corrected_queue_takes_effect_at_once(teams: Teams) -> None:
     wrong = teams.apply(teams.a, "wrong-queue", "nightly", scheduling={"queueName": "gpu"})
     resources = {"requests": {"cpu": "100m", "memory": "1Gi"}}
     odd = teams.apply(
@@ -207,7 +207,7 @@ def test_what_the_queue_cannot_give_is_said_in_words_and_a_corrected_queue_count
 
 
 @pytest.mark.nightly
-def test_where_kueue_holds_every_job_one_without_a_queue_is_told_to_name_one(teams: Teams) -> None:
+def test_if_kueue_holds_every_job_one_without_a_queue_shows_that_it_must_name_one(teams: Teams) -> None:
     install_kueue("--manage-all")
     try:
         job = teams.a.apply("unqueued")

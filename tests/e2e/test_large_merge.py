@@ -90,7 +90,7 @@ def pod(image: str) -> dict[str, Any]:
     }
 
 
-def test_a_model_of_twice_the_pods_memory_is_merged_and_its_gate_says_what_it_lacks(bench: Bench) -> None:
+def test_a_model_of_twice_the_pods_memory_is_merged_and_its_gate_reports_what_it_lacks(bench: Bench) -> None:
     deployed = client.AppsV1Api().read_namespaced_deployment("finetune-operator", "finetune-system")
     settings = {one.name: one.value for one in deployed.spec.template.spec.containers[0].env}
     image = next(value for name, value in settings.items() if name.endswith("TRAINER_IMAGE"))

@@ -52,7 +52,7 @@ def reason(job: Job, wanted: str) -> str:
     return str(found["message"]) if found.get("reason") == wanted else ""
 
 
-def test_a_drained_trainer_waits_for_a_node_and_goes_on_from_its_checkpoint(bench: Bench) -> None:
+def test_a_drained_trainer_waits_for_a_node_and_resumes_from_its_checkpoint(bench: Bench) -> None:
     job = bench.apply("drained", hyperparameters=SHAPE | {"maxSteps": 400}, evaluation={"steps": 40})
     trainer = job.saved_pod()
     with drained(trainer.spec.node_name, job):

@@ -77,7 +77,7 @@ def test_two_gpus_of_one_pod_share_out_the_weights_of_a_whole_model(bench: Bench
     assert status["metrics"]["evalLoss"] < status["metrics"]["baselineEvalLoss"]
 
 
-def test_the_eviction_of_one_pod_ends_both_and_the_next_run_goes_on_to_the_same_end(
+def test_the_eviction_of_one_pod_ends_both_and_the_next_run_resumes_to_the_same_end(
     bench: Bench, undisturbed: dict[str, Any]
 ) -> None:
     job = apply(bench, "evicted")

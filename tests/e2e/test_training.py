@@ -63,7 +63,7 @@ def results(bench: Bench) -> dict[str, dict[str, Any]]:
 
 
 @pytest.mark.parametrize(("name", "method"), [("qlora", "QLoRA"), ("lora", "LoRA"), ("full", "Full")])
-def test_training_lowers_the_loss_and_says_which_method_it_used(
+def test_training_lowers_the_loss_and_shows_its_method(
     results: dict[str, dict[str, Any]], name: str, method: str
 ) -> None:
     status = results[name]
@@ -120,7 +120,7 @@ def test_a_stranger_loads_the_full_model_and_gets_the_answers_of_the_trained_one
         assert "The full model answers the same." in bench.read(results[name]["artifacts"]["reportUri"]).decode()
 
 
-def test_a_job_whose_gate_is_not_met_fails_with_its_adapter_published_and_says_so_everywhere(bench: Bench) -> None:
+def test_a_job_whose_gate_is_not_met_fails_with_its_adapter_published_and_shows_it_everywhere(bench: Bench) -> None:
     job = bench.apply("strict", evaluation=EVALUATION | {"gate": {"maxEvalLoss": 0.5}})
     status = job.wait("Failed")
     words = "above maxEvalLoss 0.5"
@@ -178,7 +178,7 @@ def test_a_changed_object_is_found_by_verify(bench: Bench, results: dict[str, di
     assert "metrics.jsonl" in done.stdout + done.stderr
 
 
-def test_conditions_columns_and_events_tell_the_story(bench: Bench, results: dict[str, dict[str, Any]]) -> None:
+def test_conditions_columns_and_events_show_what_happened(bench: Bench, results: dict[str, dict[str, Any]]) -> None:
     true = {one["type"] for one in results["qlora"]["conditions"] if one["status"] == "True"}
     # Whether anybody asked while there was a checkpoint is a matter of seconds in so short a job.
     assert true - {"SavesInTime"} == {"Accepted", "Validated", "Published", "Complete", "Ready"}

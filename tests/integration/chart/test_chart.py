@@ -176,7 +176,7 @@ def test_hub_and_proxy_values_reach_the_operator(helm: str) -> None:
     assert given["FINETUNE_ALLOWED_TRACKING_ENDPOINTS"] == "http://mlflow.mlflow:5000"
 
 
-def test_a_proxy_with_a_password_is_refused_before_it_stands_in_a_pod(helm: str) -> None:
+def test_a_proxy_with_a_password_is_refused_before_it_is_in_a_pod(helm: str) -> None:
     done = template(helm, "--set", "proxy.http=http://user:secret@proxy:3128")
     assert done.returncode != 0
     assert "proxy" in done.stderr
@@ -209,7 +209,7 @@ def test_the_documented_policy_for_jobs_is_the_one_that_the_chart_makes(helm: st
         ("crds.keep=false", ["deletes every FineTuneJob"]),
     ],
 )
-def test_notes_tell_what_comes_next_and_what_the_values_leave_open(helm: str, given: str, said: list[str]) -> None:
+def test_notes_name_the_next_steps_and_what_the_values_leave_open(helm: str, given: str, said: list[str]) -> None:
     notes = install_notes(helm, given)
     assert [words for words in said if words not in notes] == []
 

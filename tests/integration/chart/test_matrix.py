@@ -182,7 +182,7 @@ def _paths(values: dict[str, Any], schema: dict[str, Any], path: str = "") -> It
             yield here
 
 
-def test_a_value_with_a_misspelt_part_is_refused_wherever_it_stands() -> None:
+def test_a_value_with_a_misspelt_part_is_refused_at_any_depth() -> None:
     """Everything that has parts says which; only Kubernetes' own affinity and a parent chart's values are left open."""
     schema = json.loads((CHART / "values.schema.json").read_text(encoding="utf-8"))
     assert sorted(_open(schema, "")) == [

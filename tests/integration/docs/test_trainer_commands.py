@@ -70,7 +70,7 @@ def test_the_checks_of_rows(folder: Path) -> None:
 
 
 @pytest.mark.nightly
-def test_the_run_of_the_guide_its_proof_and_the_words_with_the_model(folder: Path) -> None:
+def test_the_run_of_the_guide_its_verification_and_the_answer_of_the_model(folder: Path) -> None:
     guide, demo, *again = (command for command in TRAINER if " run " in command)
     call(folder, guide)
     assert (folder / TRAINER[guide]).exists()

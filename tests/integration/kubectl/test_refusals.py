@@ -40,7 +40,7 @@ def with_token(kubeconfig: Path, token: str, path: Path) -> Path:
     return path
 
 
-def test_a_user_without_rights_is_told_verb_and_resource(
+def test_a_user_without_rights_gets_verb_and_resource(
     control_plane: Path, finetune: Callable[..., str], tmp_path: Path
 ) -> None:
     with config.new_client_from_config(str(control_plane)) as api:
@@ -54,7 +54,9 @@ def test_a_user_without_rights_is_told_verb_and_resource(
     assert 'cannot get resource "finetunejobs"' in finetune(nobody, "suspend", "one", code=4)
 
 
-def test_a_stranger_is_told_to_log_in(control_plane: Path, finetune: Callable[..., str], tmp_path: Path) -> None:
+def test_a_user_without_credentials_gets_the_advice_to_log_in(
+    control_plane: Path, finetune: Callable[..., str], tmp_path: Path
+) -> None:
     stranger = with_token(control_plane, "forged", tmp_path / "stranger.yaml")
     assert "the cluster does not accept your credentials (401)" in finetune(stranger, "list", code=4)
 
@@ -71,7 +73,7 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         subprocess.run([*CLUSTER, "down", "--dir", folder], check=True, capture_output=True)
 
 
-def test_a_cluster_without_the_crd_is_told_apart_from_a_job_that_is_not_there(
+def test_a_missing_crd_is_distinguished_from_a_missing_job(
     control_plane: Path, bare: Path, finetune: Callable[..., str]
 ) -> None:
     for command in (("list",), ("list", "-A"), ("describe", "one"), ("cancel", "one", "--yes")):

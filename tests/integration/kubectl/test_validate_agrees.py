@@ -108,7 +108,7 @@ WORDS = """
 """
 
 
-def test_every_plain_word_is_read_as_by_the_real_kubectl(kubectl_program: str, tmp_path: Path) -> None:
+def test_every_unquoted_scalar_is_read_as_by_the_real_kubectl(kubectl_program: str, tmp_path: Path) -> None:
     path = tmp_path / "object.yaml"
     named = {f"word{number}": word for number, word in enumerate(WORDS.split())}
     words = "".join(f"  {name}: {word}\n" for name, word in named.items())

@@ -128,7 +128,7 @@ def test_the_rules_are_well_formed() -> None:
 
 
 @pytest.mark.parametrize(("alert", "at", "series", "labels"), FIRING, ids=[one[0] for one in FIRING])
-def test_an_alert_fires_and_says_of_what(
+def test_an_alert_fires_and_names_its_object(
     tmp_path: Path, alert: str, at: str, series: Series, labels: dict[str, str]
 ) -> None:
     assert check(tmp_path, [case(alert, at, series, [sentences(alert, labels)])]) == ""

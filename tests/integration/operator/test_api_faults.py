@@ -107,7 +107,7 @@ def test_a_slow_api_server_makes_jobs_slow_and_nothing_else(world: Any, behind: 
     require_undisturbed(world, world.wait_phase("Succeeded", seconds=60))
 
 
-def test_an_api_server_that_is_away_for_a_while_is_waited_for(world: Any, behind: Any, gateway: Gateway) -> None:
+def test_the_operator_waits_for_an_unavailable_api_server(world: Any, behind: Any, gateway: Gateway) -> None:
     world.create()
     trainer = world.pass_preflight()
     world.run(trainer)
@@ -119,7 +119,7 @@ def test_an_api_server_that_is_away_for_a_while_is_waited_for(world: Any, behind
     require_undisturbed(world, world.wait_phase("Succeeded", seconds=60))
 
 
-def test_watches_that_break_are_taken_up_again(world: Any, behind: Any, gateway: Gateway, wait: Any) -> None:
+def test_watches_that_break_are_restarted(world: Any, behind: Any, gateway: Gateway, wait: Any) -> None:
     """Broken at every step, so that what happened meanwhile is learned from the next watch alone."""
     wait(lambda: len({path for _, path in gateway.asked if is_watch(path)}) >= 3, "three watches")
     world.create()
@@ -134,9 +134,7 @@ def test_watches_that_break_are_taken_up_again(world: Any, behind: Any, gateway:
     require_undisturbed(world, world.wait_phase("Succeeded", seconds=30))
 
 
-def test_what_a_silent_watch_does_not_tell_is_found_all_the_same(
-    world: Any, behind: Any, gateway: Gateway, wait: Any
-) -> None:
+def test_changes_that_a_silent_watch_misses_are_found(world: Any, behind: Any, gateway: Gateway, wait: Any) -> None:
     """The connections stay open and nothing comes any more: only the look at every job notices."""
     behind.kill()
     behind.env["FINETUNE_RESYNC_SECONDS"] = "1"
@@ -154,7 +152,7 @@ def test_what_a_silent_watch_does_not_tell_is_found_all_the_same(
 EXPIRED = {"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": 410, "reason": "Expired"}
 
 
-def test_what_was_deleted_in_a_gap_of_the_watch_is_noticed_and_leaves_no_ghost(
+def test_deletions_in_a_gap_of_the_watch_are_detected_and_leave_no_series(
     world: Any, behind: Any, gateway: Gateway, wait: Any
 ) -> None:
     """The history that a watch asks for is gone: the deletions in it are told by nobody."""
@@ -188,7 +186,7 @@ def test_what_was_deleted_in_a_gap_of_the_watch_is_noticed_and_leaves_no_ghost(
     wait(lambda: world.status().get("attempts") == 2, "the second attempt in the status")
 
 
-def test_an_api_server_that_dies_and_is_started_again_is_waited_for(
+def test_the_operator_waits_for_an_api_server_that_is_killed_and_restarted(
     world: Any, operator: Any, control_plane: Path
 ) -> None:
     world.create()
@@ -236,7 +234,7 @@ def test_two_operators_at_once_make_one_job_per_attempt(
         other.kill()
 
 
-def test_an_operator_that_is_told_to_end_amid_its_work_ends_in_order(world: Any, operator: Any, wait: Any) -> None:
+def test_an_operator_that_is_terminated_in_mid_work_ends_in_order(world: Any, operator: Any, wait: Any) -> None:
     """Also while a worker waits for the next look at a job, which is when kopf's own end used to look like a crash."""
     for name in ("one", "two"):
         world.create(name, startDeadlineSeconds=600)
@@ -246,7 +244,7 @@ def test_an_operator_that_is_told_to_end_amid_its_work_ends_in_order(world: Any,
     assert "Traceback" not in operator.log.read_text()
 
 
-def test_watches_that_are_not_let_in_for_a_while_are_taken_up_again(
+def test_watches_that_are_refused_for_a_while_are_restarted(
     world: Any, behind: Any, gateway: Gateway, wait: Any
 ) -> None:
     """The token was renewed a moment too late, or the API server could not judge it."""

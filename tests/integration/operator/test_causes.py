@@ -3,7 +3,7 @@
 from typing import Any
 
 
-def test_a_limit_range_that_refuses_the_pod_is_said_with_what_to_change(world: Any, operator: Any, wait: Any) -> None:
+def test_a_limit_range_that_refuses_the_pod_is_shown_with_what_to_change(world: Any, operator: Any, wait: Any) -> None:
     limits = {"limits": [{"type": "Container", "max": {"memory": "64Mi"}, "default": {"memory": "64Mi"}}]}
     world.core.create_namespaced_limit_range(world.namespace, {"metadata": {"name": "small"}, "spec": limits})
     world.create(preflight={"resources": {"limits": {"memory": "1Gi"}}})
@@ -15,7 +15,7 @@ def test_a_limit_range_that_refuses_the_pod_is_said_with_what_to_change(world: A
     world.pod_of("one-preflight")
 
 
-def test_a_missing_service_account_is_said_with_what_to_change(world: Any, operator: Any, wait: Any) -> None:
+def test_a_missing_service_account_is_shown_with_what_to_change(world: Any, operator: Any, wait: Any) -> None:
     operator.kill()
     operator.env["FINETUNE_ALLOWED_SERVICE_ACCOUNTS"] = "train"
     operator.start()
@@ -50,7 +50,7 @@ def test_a_pod_on_a_lost_node_is_named_and_never_doubled(world: Any, operator: A
     assert status["history"][0]["reason"] == "DeletionByPodGC"
 
 
-def test_what_is_the_matter_stands_in_kubectl_describe(world: Any, operator: Any, wait: Any, kubectl: Any) -> None:
+def test_the_cause_is_in_kubectl_describe(world: Any, operator: Any, wait: Any, kubectl: Any) -> None:
     world.create()
     trainer = world.pass_preflight()
     world.cannot_schedule(trainer, "0/4 nodes are available: 4 Insufficient nvidia.com/mig-3g.40gb.")

@@ -34,7 +34,7 @@ def _config(world: Any, pod: Any) -> dict[str, Any]:
     return config
 
 
-def test_a_chain_applied_in_the_wrong_order_goes_on_by_itself(world: Any, operator: Any) -> None:
+def test_a_chain_applied_in_the_wrong_order_completes(world: Any, operator: Any) -> None:
     world.create("rlhf", **RLHF)
     waits = world.wait_condition("Accepted", "WaitingForParent", "rlhf")
     assert waits["status"] == "Unknown"
@@ -80,7 +80,7 @@ def test_what_a_job_was_accepted_with_outlives_its_parent_and_the_operator(world
     assert told["uid"] != world.get("sft")["metadata"]["uid"]
 
 
-def test_a_failed_parent_can_be_corrected_and_its_child_goes_on(world: Any, operator: Any) -> None:
+def test_a_failed_parent_can_be_corrected_and_its_child_continues(world: Any, operator: Any) -> None:
     world.create("dpo", **CHILD)
     world.create("sft")
     world.end(

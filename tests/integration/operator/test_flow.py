@@ -65,7 +65,7 @@ def test_training_runs_the_image_of_preflight_by_its_digest(world: Any, operator
         (77, "StorageDenied"),
     ],
 )
-def test_a_terminal_exit_of_preflight_fails_the_job_with_the_reports_words(
+def test_a_terminal_exit_of_preflight_fails_the_job_with_the_reports_message(
     world: Any, operator: Any, code: int, reason: str
 ) -> None:
     world.create()
@@ -127,7 +127,7 @@ def test_results_missing_too_often_fail_the_job(world: Any, operator: Any) -> No
     assert "ResultMissing" in status["message"]
 
 
-def test_a_forged_report_is_no_result(world: Any, operator: Any, wait: Any) -> None:
+def test_a_forged_report_is_not_a_result(world: Any, operator: Any, wait: Any) -> None:
     world.create(backoffLimit=0)
     trainer = world.pass_preflight()
     owner = trainer.metadata.owner_references[0]
@@ -172,7 +172,7 @@ def test_a_preempted_run_costs_nothing_and_is_replaced_within_its_job(world: Any
     assert status["history"][1]["reason"] == "EvictionByEvictionAPI"
 
 
-def test_an_evicted_pod_that_is_gone_was_still_seen_to_end(world: Any, operator: Any, wait: Any) -> None:
+def test_the_end_of_an_evicted_pod_that_is_gone_is_observed(world: Any, operator: Any, wait: Any) -> None:
     world.create()
     first = world.pass_preflight()
     world.run(first)

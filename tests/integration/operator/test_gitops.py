@@ -65,7 +65,7 @@ def reconciles(operator: Any) -> float:
     return sum(map(float, counts))
 
 
-def test_applying_twice_changes_nothing_and_nobody_owns_what_is_anothers(
+def test_applying_twice_changes_nothing_and_each_field_has_one_owner(
     world: Any, operator: Any, apply: Callable[..., str], kubectl: Kubectl, manifest: Path
 ) -> None:
     apply()
@@ -106,7 +106,7 @@ def test_labels_and_annotations_change_nothing_for_the_operator(
     assert world.pod_of("one-1").metadata.uid == trainer.metadata.uid
 
 
-def test_a_change_of_what_is_fixed_is_refused_in_words_and_leaves_the_job_alone(
+def test_a_change_of_a_fixed_field_is_refused_with_a_message_and_does_not_affect_the_job(
     world: Any, operator: Any, apply: Callable[..., str], manifest: Path
 ) -> None:
     apply()
@@ -119,7 +119,7 @@ def test_a_change_of_what_is_fixed_is_refused_in_words_and_leaves_the_job_alone(
 
 
 @pytest.mark.usefixtures("operator")
-def test_an_edit_of_a_finished_job_is_acknowledged_so_that_nobody_waits_for_it(
+def test_an_edit_of_a_finished_job_is_acknowledged_so_that_no_client_waits_for_it(
     world: Any, apply: Callable[..., str], kubectl: Kubectl, manifest: Path, wait: Any
 ) -> None:
     apply()

@@ -110,14 +110,14 @@ def expressions() -> dict[str, str]:
     return {name: entry[name] for name in ("inProgress", "failed", "current")}
 
 
-def test_kstatus_says_of_each_state_what_the_table_says(health: Judge) -> None:
+def test_kstatus_agrees_with_the_table_for_each_state(health: Judge) -> None:
     said = health([story() for story in job_statuses.STORIES])
     assert dict(zip([one.__name__ for one in job_statuses.STORIES], said, strict=True)) == {
         story.__name__: expected for story, expected in job_statuses.STORIES.items()
     }
 
 
-def test_fluxs_expressions_say_the_same(health: Judge) -> None:
+def test_fluxs_expressions_agree(health: Judge) -> None:
     said = health([story() for story in job_statuses.STORIES], expressions())
     assert dict(zip([one.__name__ for one in job_statuses.STORIES], said, strict=True)) == {
         story.__name__: expected.replace("Terminating", job_statuses.IN_PROGRESS)
@@ -125,7 +125,7 @@ def test_fluxs_expressions_say_the_same(health: Judge) -> None:
     }
 
 
-def test_whatever_happens_to_a_job_kstatus_and_flux_say_what_is_designed(health: Judge) -> None:
+def test_whatever_happens_to_a_job_kstatus_and_flux_agree_with_the_design(health: Judge) -> None:
     jobs = [*explored(), *(story() for story in job_statuses.STORIES if story is not job_statuses.deleted)]
     phases = {job["status"].get("phase") for job in jobs}
     assert phases >= {"Preflight", "Queued", "Starting", "Training", "Suspended", "Succeeded", "Failed"}

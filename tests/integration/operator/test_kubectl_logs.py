@@ -105,7 +105,7 @@ def test_logs_are_those_of_the_newest_pod_or_of_preflight(
     assert logs("--preflight")[0] == "checked 100 rows\n"
 
 
-def test_following_goes_on_with_the_next_run_until_the_job_ends(
+def test_following_continues_with_the_next_run_until_the_job_ends(
     world: Any, operator: Any, kubelet: Kubelet, logs: Callable[..., tuple[str, str]]
 ) -> None:
     world.create()

@@ -66,7 +66,7 @@ def complete(world: Any, name: str = "one", **blocks: Any) -> dict[str, Any]:
     return status
 
 
-def test_kubectl_finds_the_plugin_runs_it_and_completes_its_words(shell: Callable[..., Run], world: Any) -> None:
+def test_kubectl_finds_the_plugin_runs_it_and_completes_its_arguments(shell: Callable[..., Run], world: Any) -> None:
     world.create("support-bot")
     assert str(BIN / "kubectl-finetune") in shell("kubectl", "plugin", "list").stdout
     listed = shell("kubectl", "finetune", "list", "-n", world.namespace)
@@ -121,7 +121,7 @@ def test_progress_prints_each_change_and_ends_with_the_job(control_plane: Path, 
     assert "eval 1.2" in last
 
 
-def test_progress_of_a_job_that_fails_exits_one_and_says_why(
+def test_progress_of_a_job_that_fails_exits_one_and_shows_why(
     world: Any, operator: Any, finetune: Callable[..., str]
 ) -> None:
     world.create()
@@ -175,7 +175,7 @@ def test_a_chain_is_a_tree_down_to_its_base_and_two_jobs_are_compared(
     assert "(no longer in the cluster)" in finetune("lineage", "dpo")
 
 
-def test_a_name_that_is_not_there_is_told_with_those_that_are_like_it(world: Any, finetune: Callable[..., str]) -> None:
+def test_a_missing_name_is_reported_with_similar_ones(world: Any, finetune: Callable[..., str]) -> None:
     world.create("support-bot")
     error = finetune("describe", "suport-bot", code=3)
     assert f"no FineTuneJob suport-bot in namespace {world.namespace}" in error
@@ -183,7 +183,9 @@ def test_a_name_that_is_not_there_is_told_with_those_that_are_like_it(world: Any
     assert "no operator has observed it yet" in finetune("describe", "support-bot")
 
 
-def test_a_job_without_pods_has_no_log_and_says_why(world: Any, operator: Any, finetune: Callable[..., str]) -> None:
+def test_a_job_without_pods_has_no_log_and_the_error_names_the_reason(
+    world: Any, operator: Any, finetune: Callable[..., str]
+) -> None:
     world.create()
     world.wait_phase("Preflight")
     assert "no trainer pod exists yet" in finetune("logs", "one", code=3)

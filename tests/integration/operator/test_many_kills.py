@@ -60,7 +60,7 @@ class Kubelet:
         self.seen[name] = status
 
 
-def test_jobs_live_through_an_operator_that_is_killed_at_random_moments(world: Any, operator: Any) -> None:
+def test_jobs_survive_an_operator_that_is_killed_at_random_moments(world: Any, operator: Any) -> None:
     chance = random.Random(1)
     for name in LIVES:
         world.create(name)

@@ -64,7 +64,7 @@ def test_pods_of_one_attempt_have_names_that_a_service_resolves(training: Any, w
     assert len(world.core.list_namespaced_service(world.namespace).items) == 1
 
 
-def test_the_condition_says_which_pod_is_missing_and_why(world: Any, operator: Any, pair: Any) -> None:
+def test_the_condition_shows_which_pod_is_missing_and_why(world: Any, operator: Any, pair: Any) -> None:
     world.create(resources=NODES)
     world.pass_preflight()
     first, second = pair("one-1")
@@ -152,7 +152,7 @@ def test_an_eviction_of_another_rank_is_one_preemption_in_the_same_attempt(
     assert world.wait_phase("Succeeded")["preemptions"] == 1
 
 
-def test_what_no_other_try_would_mend_fails_the_job_on_any_rank(training: Any, world: Any, wait: Any) -> None:
+def test_a_terminal_failure_fails_the_job_on_any_rank(training: Any, world: Any, wait: Any) -> None:
     first, second = training
     world.end(second, 79, world.report("Failed", reason="GpuOutOfMemory", message="step 1 does not fit"))
     wait(lambda: world.is_told_to_end(first), "the first pod to be told to end")
@@ -163,7 +163,7 @@ def test_what_no_other_try_would_mend_fails_the_job_on_any_rank(training: Any, w
     assert (status["attempts"], status["runs"], status["failures"]) == (1, 1, 1)
 
 
-def test_many_pods_are_suspended_and_go_on_together(training: Any, world: Any, pair: Any, wait: Any) -> None:
+def test_many_pods_are_suspended_and_resume_together(training: Any, world: Any, pair: Any, wait: Any) -> None:
     world.patch_spec("one", {"suspend": True})
     for pod in training:
         wait(lambda pod=pod: world.is_told_to_end(pod), "a pod that is told to end")
@@ -182,7 +182,7 @@ def test_many_pods_are_suspended_and_go_on_together(training: Any, world: Any, p
     assert world.wait_phase("Succeeded")["attempts"] == 1
 
 
-def test_a_service_of_somebody_else_is_a_name_conflict_that_goes_away(world: Any, operator: Any, wait: Any) -> None:
+def test_a_foreign_service_is_a_name_conflict_until_it_is_deleted(world: Any, operator: Any, wait: Any) -> None:
     ports = [{"port": 80}]
     world.core.create_namespaced_service(world.namespace, {"metadata": {"name": "one-1"}, "spec": {"ports": ports}})
     world.create(resources=NODES)

@@ -49,7 +49,7 @@ def test_a_job_that_finished_while_the_operator_was_down_becomes_complete(world:
     assert status["completionTime"] == ended.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def test_failures_that_nobody_saw_are_counted_from_the_job(world: Any, operator: Any, wait: Any) -> None:
+def test_unobserved_failures_are_counted_from_the_job(world: Any, operator: Any, wait: Any) -> None:
     world.create()
     trainer = world.pass_preflight()
     world.run(trainer)
@@ -63,7 +63,7 @@ def test_failures_that_nobody_saw_are_counted_from_the_job(world: Any, operator:
     assert world.status()["runs"] == 1
 
 
-def test_a_preemption_that_nobody_saw_is_counted(world: Any, operator: Any, wait: Any) -> None:
+def test_an_unobserved_preemption_is_counted(world: Any, operator: Any, wait: Any) -> None:
     world.create()
     first = world.pass_preflight()
     world.run(first)
@@ -142,7 +142,7 @@ def test_nothing_is_written_while_nothing_changes(world: Any, operator: Any, acc
     assert writes == []
 
 
-def test_a_missing_right_is_named_and_the_job_goes_on_when_it_is_granted(
+def test_a_missing_right_is_named_and_the_job_continues_when_it_is_granted(
     world: Any, operator: Any, access: Any, wait: Any
 ) -> None:
     full = rules_of(access)
@@ -195,7 +195,7 @@ def rules_of(access: Any) -> list[dict[str, Any]]:
     ]
 
 
-def test_a_strangers_job_of_our_name_is_left_alone_and_waited_out(world: Any, operator: Any, wait: Any) -> None:
+def test_a_foreign_job_of_the_same_name_is_not_changed_and_the_job_waits(world: Any, operator: Any, wait: Any) -> None:
     template = {"spec": {"restartPolicy": "Never", "containers": [{"name": "x", "image": "x"}]}}
     stranger = {"metadata": {"name": "one-preflight"}, "spec": {"template": template}}
     uid = world.batch.create_namespaced_job(world.namespace, stranger).metadata.uid
@@ -232,14 +232,14 @@ def test_what_is_not_on_an_allow_list_is_refused_without_a_job(world: Any, opera
     assert world.status()["phase"] == "Pending"
 
 
-def test_a_refused_job_goes_on_once_its_spec_is_mended(world: Any, operator: Any, wait: Any) -> None:
+def test_a_refused_job_continues_once_its_spec_is_fixed(world: Any, operator: Any, wait: Any) -> None:
     world.create(trainer={"image": "registry.example/other:1"})
     world.wait_condition("Accepted", "Forbidden")
     world.patch_spec("one", {"trainer": {"image": "registry.example/finetune-trainer:2"}})
     wait(lambda: world.jobs() == ["one-preflight"], "the preflight Job")
 
 
-def test_the_schedulers_and_the_kubelets_words_are_shown(world: Any, operator: Any) -> None:
+def test_the_schedulers_and_the_kubelets_messages_are_shown(world: Any, operator: Any) -> None:
     world.create()
     trainer = world.pass_preflight()
     world.cannot_schedule(trainer, "0/4 nodes are available: 4 Insufficient nvidia.com/gpu.")
@@ -248,7 +248,7 @@ def test_the_schedulers_and_the_kubelets_words_are_shown(world: Any, operator: A
     assert world.status()["reason"] == "Unschedulable"
 
 
-def test_an_image_that_cannot_be_pulled_is_said_while_preflight_waits_for_it(world: Any, operator: Any) -> None:
+def test_an_image_that_cannot_be_pulled_is_shown_while_preflight_waits_for_it(world: Any, operator: Any) -> None:
     world.create()
     pod = world.pod_of("one-preflight")
     world.wait_for_image(pod, "ErrImagePull", "manifest unknown")
@@ -256,7 +256,7 @@ def test_an_image_that_cannot_be_pulled_is_said_while_preflight_waits_for_it(wor
     assert world.status()["reason"] == "ImagePullFailed"
 
 
-def test_a_refused_pod_is_shown_in_the_api_servers_words(world: Any, operator: Any) -> None:
+def test_a_refused_pod_is_shown_with_the_api_servers_message(world: Any, operator: Any) -> None:
     quota = {"metadata": {"name": "none"}, "spec": {"hard": {"pods": "0"}}}
     world.core.create_namespaced_resource_quota(world.namespace, quota)
     world.create()
@@ -310,11 +310,11 @@ def test_a_deleted_job_takes_its_series_along(world: Any, operator: Any, wait: A
     wait(lambda: operator.get("/metrics") and 'name="one"' not in operator.text, "no series")
 
 
-def test_the_operator_is_small_and_ends_when_told(world: Any, operator: Any) -> None:
+def test_the_operator_is_small_and_ends_on_sigterm(world: Any, operator: Any) -> None:
     assert operator.resident_mib() < 150
     print(f"ready after {operator.seconds_to_ready:.1f} s, {operator.resident_mib():.0f} MiB")
     assert operator.stop() == 0
 
 
-def test_a_job_the_operator_knows_nothing_of_has_a_status_that_says_so(world: Any) -> None:
+def test_a_job_that_was_not_observed_has_a_status_that_shows_it(world: Any) -> None:
     assert world.create()["status"] == {"observedGeneration": -1}

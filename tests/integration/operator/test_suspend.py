@@ -29,7 +29,7 @@ def test_preflight_gives_way_to_a_suspension_and_is_asked_again(world: Any, oper
     assert world.wait_phase("Succeeded")["attempts"] == 1
 
 
-def test_a_suspended_trainer_ends_costs_nothing_and_goes_on_in_the_same_job(
+def test_a_suspended_trainer_ends_counts_nothing_and_resumes_in_the_same_job(
     world: Any, operator: Any, wait: Any
 ) -> None:
     world.create()
@@ -99,7 +99,9 @@ def test_an_operator_killed_in_a_suspension_still_counts_nothing(world: Any, ope
     assert (status.get("failures", 0), status.get("preemptions", 0)) == (0, 0)
 
 
-def test_a_job_suspended_by_somebody_else_is_not_resumed_by_the_operator(world: Any, operator: Any, wait: Any) -> None:
+def test_a_job_suspended_by_another_controller_is_not_resumed_by_the_operator(
+    world: Any, operator: Any, wait: Any
+) -> None:
     world.create()
     world.pass_preflight()
     world.batch.patch_namespaced_job("one-1", world.namespace, {"spec": {"suspend": True}})

@@ -107,7 +107,7 @@ def test_every_picture_is_shown(shown: Shown) -> None:
     assert shown.page.evaluate(UNLOADED) == []
 
 
-def test_dark_pictures_stand_on_a_dark_page(shown: Shown) -> None:
+def test_dark_pictures_are_on_a_dark_page(shown: Shown) -> None:
     sources = set(shown.page.evaluate("[...document.images].map(image => image.currentSrc)"))
     light = set(shown.page.evaluate("[...document.images].map(image => image.src)"))
     assert sources.isdisjoint(light) is shown.name.endswith("dark")
@@ -117,7 +117,7 @@ def test_nothing_is_loaded_run_or_complained_of(shown: Shown) -> None:
     assert shown.complaints == []
 
 
-def test_every_text_can_be_told_from_its_ground(shown: Shown) -> None:
+def test_every_text_contrasts_with_its_background(shown: Shown) -> None:
     assert shown.page.evaluate(FAINT, LEAST_CONTRAST) == []
 
 

@@ -99,7 +99,7 @@ def test_a_new_commit_is_a_new_entry_beside_the_old_one(hub: Hub, cache: Path, t
     assert digests(old) == before
 
 
-def test_when_a_run_is_killed_in_mid_file_the_next_one_goes_on_at_that_byte(
+def test_when_a_run_is_killed_in_mid_file_the_next_one_resumes_at_that_byte(
     hub: Hub, cache: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "config.json").write_text(job(hub).model_dump_json(by_alias=True))
@@ -136,7 +136,7 @@ def wait_for_part(cache: Path, process: "subprocess.Popen[bytes]") -> Path:
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
-def test_a_file_that_somebody_else_put_there_is_found_out(hub: Hub, cache: Path, tmp_path: Path, name: str) -> None:
+def test_a_file_from_another_writer_is_detected(hub: Hub, cache: Path, tmp_path: Path, name: str) -> None:
     """Also where the entry's own record was changed with it: the hub tells what the file is."""
     found = fetch(hub, cache, tmp_path / "workspace")
     record = found.parent / "complete.json"
@@ -146,7 +146,7 @@ def test_a_file_that_somebody_else_put_there_is_found_out(hub: Hub, cache: Path,
     assert digests(fetch(hub, cache, tmp_path / "workspace")) == digests(hub.root / "models" / "acme" / "tiny")
 
 
-def test_a_claim_that_holds_something_else_is_said_and_is_no_failure(
+def test_a_claim_with_other_files_is_reported_and_does_not_fail_the_run(
     hub: Hub, cache: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (cache / "v1").write_text("in the way of the folder")
@@ -156,7 +156,7 @@ def test_a_claim_that_holds_something_else_is_said_and_is_no_failure(
     assert f"the model cache is not used: File exists: {cache / 'v1'}" in caplog.text
 
 
-def test_a_full_volume_is_said_and_the_workspace_takes_the_model(
+def test_a_full_volume_is_reported_and_the_model_goes_into_the_workspace(
     hub: Hub, cache: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("finetune_trainer.models.cache.SPARE_BYTES", 2**62)

@@ -107,7 +107,7 @@ def test_an_authority_that_is_none_is_an_invalid_config(tls_hub: Hub, tmp_path: 
     assert caught.value.code is ExitCode.INVALID_CONFIG
 
 
-def test_http_at_an_https_port_and_the_other_way_round_is_told(hub: Hub, tls_hub: Hub, tmp_path: Path) -> None:
+def test_http_at_an_https_port_and_the_other_way_round_is_reported(hub: Hub, tls_hub: Hub, tmp_path: Path) -> None:
     for one in (hub, tls_hub):
         scheme, _, rest = one.endpoint.partition("://")
         one.endpoint = f"{'http' if scheme == 'https' else 'https'}://{rest}"
@@ -156,7 +156,7 @@ def test_a_proxy_that_is_none_is_an_invalid_config(
     assert caught.value.code is ExitCode.INVALID_CONFIG
 
 
-def test_a_password_of_a_proxy_is_never_told(
+def test_a_password_of_a_proxy_is_never_shown(
     hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     for address in ("http://me:s3cr3t@127.0.0.1:1", "ftp://me:s3cr3t@proxy:21", "http://me:s3cr3t/@127.0.0.1:1"):

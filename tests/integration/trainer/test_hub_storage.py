@@ -119,7 +119,7 @@ def test_files_are_listed_over_pages_and_known_by_size_and_digest(hub: Hub, page
     assert len(entries["config.json"].etag) == 40
 
 
-def test_a_download_goes_on_where_the_connection_broke(hub: Hub, tmp_path: Path) -> None:
+def test_a_download_resumes_where_the_connection_broke(hub: Hub, tmp_path: Path) -> None:
     hub.break_after = 150_000
     counted: list[int] = []
     connect(hub).download(f"{TINY}/model.safetensors", tmp_path / "model", counted.append)
@@ -260,7 +260,7 @@ def test_a_name_of_any_letters_is_found(hub: Hub, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("status", [429, 500, 502, 503, 504])
-def test_a_busy_hub_is_asked_again_as_it_wishes(hub: Hub, status: int) -> None:
+def test_a_busy_hub_is_retried_after_the_time_that_it_requests(hub: Hub, status: int) -> None:
     hub.failures = [(status, {"Retry-After": "0"})] * 2
     assert connect(hub).pin(TINY)
     assert len(hub.requests) == 3
@@ -283,7 +283,9 @@ def test_a_stop_ends_a_download_and_keeps_no_file(hub: Hub, tmp_path: Path) -> N
     assert not (tmp_path / "model").exists()
 
 
-def test_nobody_at_the_endpoint_is_unavailable_and_says_where_to_look(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_endpoint_without_a_server_is_unavailable_and_the_message_names_what_to_check(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("finetune_trainer.storage.hub.client.MIN_RETRY_SECONDS", 0.1)
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
@@ -292,7 +294,7 @@ def test_nobody_at_the_endpoint_is_unavailable_and_says_where_to_look(monkeypatc
         storage.pin(TINY)
 
 
-def test_something_else_at_the_endpoint_is_told_from_a_hub(
+def test_another_server_at_the_endpoint_is_distinguished_from_a_hub(
     hub: Hub, s3_server: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("finetune_trainer.storage.hub.client.MIN_RETRY_SECONDS", 0.1)

@@ -40,20 +40,20 @@ def test_both_forms_of_the_report_are_saved(s3_server: Any, published: Artifacts
     assert {path.name: path.read_bytes() for path in paths} == FILES
 
 
-def test_a_report_that_somebody_replaced_is_refused(s3_server: Any, bucket: str, published: Artifacts) -> None:
+def test_a_replaced_report_is_refused(s3_server: Any, bucket: str, published: Artifacts) -> None:
     s3_server.client().put_object(Bucket=bucket, Key=f"jobs/one/{Artifact.REPORT}", Body=b"# All is well\n")
     with pytest.raises(PluginError, match="is not the file that this job published"):
         report.text(report.Storage(published, s3_server.endpoint))
 
 
-def test_a_manifest_that_somebody_replaced_is_refused(s3_server: Any, bucket: str, published: Artifacts) -> None:
+def test_a_replaced_manifest_is_refused(s3_server: Any, bucket: str, published: Artifacts) -> None:
     body = json.dumps({"files": []}).encode()
     s3_server.client().put_object(Bucket=bucket, Key=f"jobs/one/{Artifact.MANIFEST}", Body=body)
     with pytest.raises(PluginError, match="its SHA-256 differs"):
         report.Storage(published, s3_server.endpoint)
 
 
-def test_wrong_keys_and_an_endpoint_that_is_away_say_whose_keys_are_used(
+def test_errors_for_wrong_keys_and_an_unreachable_endpoint_name_whose_keys_are_used(
     s3_server: Any, published: Artifacts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")

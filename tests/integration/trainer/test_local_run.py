@@ -70,7 +70,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_the_result_lies_in_the_output_folder_and_is_whole(folder: Path) -> None:
+def test_the_result_is_in_the_output_folder_and_is_complete(folder: Path) -> None:
     storage = LocalStore({"s3://bucket/out": folder / "out"}, elsewhere=no_store)
     assert find_result_faults("s3://bucket/out", storage) == []
     names = {path.name for path in (folder / "out").rglob("*")}
@@ -153,7 +153,9 @@ def test_a_child_alone_finds_its_parents_result(folder: Path, tmp_path: Path) ->
         ("hf_old", "the token is invalid or has expired: put a new one into HF_TOKEN"),
     ],
 )
-def test_a_gated_model_of_the_hub_in_hf_endpoint_says_what_to_set(tmp_path: Path, token: str | None, fix: str) -> None:
+def test_a_gated_model_of_the_hub_in_hf_endpoint_is_refused_with_what_to_set(
+    tmp_path: Path, token: str | None, fix: str
+) -> None:
     make_tiny_model(tmp_path / "hub" / "models" / "acme" / "tiny")
     (tmp_path / "job.yaml").write_text(JOB.replace("s3://bucket/model", "hf://acme/tiny"))
     with Hub(tmp_path / "hub", gated={"acme/tiny"}).serving() as hub:
@@ -164,7 +166,7 @@ def test_a_gated_model_of_the_hub_in_hf_endpoint_says_what_to_set(tmp_path: Path
     assert not (tmp_path / "out").exists()
 
 
-def test_an_hf_endpoint_that_is_no_url_is_named(tmp_path: Path) -> None:
+def test_an_hf_endpoint_that_is_not_a_url_is_named(tmp_path: Path) -> None:
     (tmp_path / "job.yaml").write_text(JOB.replace("s3://bucket/model", "hf://acme/tiny"))
     done = run(tmp_path, environment={"HF_ENDPOINT": "http://mirror:99999"})
     assert done.returncode == 64

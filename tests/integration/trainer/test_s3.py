@@ -147,7 +147,7 @@ def test_a_stop_ends_a_transfer_and_comes_out_as_itself(
     ("access", "secret", "expected"),
     [("unknown-key", "s3cr3t", "the access key is unknown"), (None, "s3cr3t", "the secret key does not match")],
 )
-def test_wrong_keys_are_denied_and_no_secret_is_told(
+def test_wrong_keys_are_denied_and_no_secret_is_shown(
     s3_server: Any, bucket: str, tmp_path: Path, *, access: str | None, secret: str, expected: str
 ) -> None:
     storage = S3Store(S3Connection(s3_server.spec(), keys(access or s3_server.access_key, secret)))
@@ -306,7 +306,7 @@ def test_credentials_come_from_a_mounted_secret(s3_server: Any, bucket: str, tmp
 
 
 @pytest.mark.parametrize("content", [{}, {"AWS_ACCESS_KEY_ID": "a"}, {"credentials": "s3cr3t without section"}])
-def test_a_secret_without_the_keys_is_denied_and_not_told(
+def test_a_secret_without_the_keys_is_denied_and_not_shown(
     s3_server: Any, tmp_path: Path, content: dict[str, str]
 ) -> None:
     for name, text in content.items():

@@ -87,7 +87,7 @@ def test_mlflow_has_figures_settings_and_where_it_all_is(
 
 
 @pytest.mark.nightly
-def test_a_later_attempt_goes_on_with_the_run_and_tells_no_step_twice(
+def test_a_later_attempt_resumes_the_run_and_sends_no_step_twice(
     server: Mlflow, mlflow: Callable[[str], MlflowRun], tmp_path: Path
 ) -> None:
     (tmp_path / "m").write_text(lines(range(1, 4)))
@@ -101,7 +101,7 @@ def test_a_later_attempt_goes_on_with_the_run_and_tells_no_step_twice(
 
 
 @pytest.mark.nightly
-def test_what_was_trained_while_mlflow_was_down_is_told_when_it_is_back(
+def test_what_was_trained_while_mlflow_was_down_is_sent_when_it_is_back(
     server: Mlflow, mlflow: Callable[[str], MlflowRun], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("finetune_trainer.monitoring.tracking.follower.PAUSE", 0.1)
@@ -132,7 +132,7 @@ def records_of(data: bytes) -> Iterator[bytes]:
         at += 7 + length
 
 
-def test_an_offline_run_of_wandb_is_a_file_that_its_reader_knows(tmp_path: Path) -> None:
+def test_an_offline_run_of_wandb_is_a_file_that_its_reader_reads(tmp_path: Path) -> None:
     from wandb.proto.wandb_internal_pb2 import Record
 
     (tmp_path / "m").write_text(lines(range(1, 4)))
@@ -172,7 +172,7 @@ def test_wandb_without_a_key_or_an_answer_fails_nothing(tmp_path: Path, key: str
     assert (key or "WANDB_API_KEY") not in note or key is None
 
 
-def test_a_key_that_wandb_refuses_is_told_with_what_to_check(tmp_path: Path) -> None:
+def test_a_key_that_wandb_refuses_is_reported_with_what_to_check(tmp_path: Path) -> None:
     (tmp_path / "m").write_text(lines(range(1, 4)))
     (tmp_path / "WANDB_API_KEY").write_text("k" * 40)
     with refusing_server(401) as (uri, asked):

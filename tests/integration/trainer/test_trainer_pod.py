@@ -42,7 +42,7 @@ def steps(storage: S3Store, prefix: str) -> list[int]:
     return [line["step"] for line in found if line["kind"] == "train"]
 
 
-def test_a_stopped_trainer_publishes_nothing_and_the_next_one_goes_on(pod: Pod, s3_server: Any) -> None:
+def test_a_stopped_trainer_publishes_nothing_and_the_next_one_resumes(pod: Pod, s3_server: Any) -> None:
     """Stop at any step; the next pod finds an incomplete checkpoint next to the complete one."""
     storage, prefix = S3Store(connect_s3(s3_server.spec())), pod.config.output_key()
 

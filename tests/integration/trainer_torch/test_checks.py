@@ -62,7 +62,7 @@ def test_a_saved_adapter_without_one_of_its_tensors_is_refused(adapter: Path) ->
     assert "holds 3 tensors instead of 4" in refusal(adapter)
 
 
-def test_a_saved_adapter_with_a_value_that_is_no_number_is_refused(adapter: Path) -> None:
+def test_a_saved_adapter_with_a_value_that_is_not_finite_is_refused(adapter: Path) -> None:
     rewrite(adapter, lambda tensors: next(iter(tensors.values())).view(-1)[0].fill_(float("nan")))
     assert "not finite" in refusal(adapter)
 
@@ -116,7 +116,7 @@ def test_only_the_compared_positions_are_projected_on_the_vocabulary(tiny_model:
     torch.testing.assert_close(seen.log_probs, everything[299 : 299 + LOSS_TOKENS], atol=1e-4, rtol=1e-4)
 
 
-def test_the_comparison_tells_of_every_row_and_ends_with_a_stop(tiny_model: Path) -> None:
+def test_the_comparison_reports_every_row_and_ends_with_a_stop(tiny_model: Path) -> None:
     told: list[int] = []
 
     def on_rows() -> None:

@@ -72,7 +72,7 @@ def poison(bench: Bench) -> None:
 @pytest.mark.parametrize(
     ("baseline", "told"), [(True, "evaluation loss is not finite at step 0"), (False, "loss is not finite at step 1")]
 )
-def test_a_loss_that_is_no_number_is_diverged_and_nothing_is_published(
+def test_a_loss_that_is_not_finite_is_diverged_and_nothing_is_published(
     make_bench: MakeBench, baseline: bool, told: str
 ) -> None:
     bench = make_bench(evaluation={"baseline": baseline})

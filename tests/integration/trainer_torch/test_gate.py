@@ -115,7 +115,7 @@ def test_one_corrupted_weight_is_caught(plan: GatePlan, tmp_path: Path) -> None:
     assert found(plan) == [f"tensor {name} has 1 values that base and training do not produce"]
 
 
-def test_a_value_that_is_no_number_is_caught(plan: GatePlan, tmp_path: Path) -> None:
+def test_a_value_that_is_not_finite_is_detected(plan: GatePlan, tmp_path: Path) -> None:
     name = "model.norm.weight"
     change(plan.candidates[0].directory, lambda tensors: tensors[name].view(-1)[5].fill_(float("nan")))
     assert found(plan) == ["tensor model.norm.weight has values that are not finite"]
@@ -176,7 +176,7 @@ def test_a_stop_ends_the_gate_before_its_libraries_are_loaded(
         run_gate(plan, tmp_path, Reporter("u-1"), stop)
 
 
-def test_where_one_model_does_not_fit_the_gate_is_not_run_and_says_how_much_it_takes(
+def test_if_one_model_does_not_fit_the_gate_is_not_run_and_reports_how_much_it_needs(
     plan: GatePlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("finetune_trainer.merging.gate.available_bytes", lambda: needed_bytes(plan) - 1)
@@ -203,7 +203,7 @@ def test_tensor_by_tensor_is_what_the_library_merges(
 
 
 @pytest.mark.parametrize("width", [32, 16], ids=["square", "not square"])
-def test_a_conv1d_is_merged_the_way_it_is_stored_whatever_the_adapter_says_of_it(tmp_path: Path, width: int) -> None:
+def test_a_conv1d_is_merged_as_it_is_stored_whatever_the_adapter_declares(tmp_path: Path, width: int) -> None:
     """QLoRA saves GPT-2's adapter as that of ordinary layers."""
     config = GPT2Config(n_layer=1, n_embd=32, n_head=2, n_inner=width, vocab_size=512, n_positions=64)
     torch.manual_seed(3)

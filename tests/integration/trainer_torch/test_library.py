@@ -162,7 +162,7 @@ def test_a_stop_ends_the_training_before_the_next_micro_batch(tiny_model: Path, 
     assert trainer.state.global_step == 0
 
 
-def test_a_stop_ends_an_answer_at_the_next_token_and_every_token_is_told(tiny_model: Path) -> None:
+def test_a_stop_ends_an_answer_at_the_next_token_and_every_token_is_reported(tiny_model: Path) -> None:
     model = load_plain(tiny_model, torch.float32, CPU)
     stop, reporter, passes = StopFlag(), Reporter("u", out=io.StringIO()), []
 
@@ -191,7 +191,7 @@ def test_the_rate_warms_up_and_falls_along_the_cosine(tiny_model: Path, tmp_path
 
 
 @pytest.mark.parametrize(("warmup", "expected"), [(0.03, 0.03), (10.0, 10)])
-def test_every_argument_has_the_name_that_the_library_knows(tmp_path: Path, warmup: float, expected: float) -> None:
+def test_every_argument_has_the_name_that_the_library_uses(tmp_path: Path, warmup: float, expected: float) -> None:
     arguments = build_arguments(make_settings(warmup_steps=warmup), tmp_path, evaluates=True, on_cpu=True)
     assert arguments.warmup_steps == expected
     assert (arguments.bf16, arguments.fp16) == (False, False)

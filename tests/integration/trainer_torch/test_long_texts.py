@@ -45,7 +45,7 @@ def report_of(bench: Bench) -> str:
         ("Instruction", ROWS - LONG, 0, "rows whose prompt alone fills it are skipped"),
     ],
 )
-def test_what_the_limit_costs_is_told_and_the_advised_length_keeps_every_row_whole(
+def test_truncation_is_reported_and_the_advised_length_keeps_every_row_whole(
     make_bench: MakeBench, objective: str, accepted: int, truncated: int, message: str
 ) -> None:
     """Where only the last answer is trained, a row that is cut before it has nothing to teach."""

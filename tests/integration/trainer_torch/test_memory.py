@@ -287,7 +287,7 @@ def losses_of(bench: Bench) -> list[tuple[int, float]]:
     return [(point["step"], point["loss"]) for point in points if point["kind"] == "train"]
 
 
-def test_a_training_that_runs_out_of_memory_goes_on_with_half_the_rows_as_if_it_had_begun_with_them(
+def test_a_training_that_runs_out_of_memory_continues_as_if_started_with_half_the_rows(
     make_bench: Callable[..., Bench],
 ) -> None:
     """Batches of four fail in the second step, batches of two at once; rows, order and rate of a step stay."""
@@ -321,7 +321,7 @@ def test_a_training_without_memory_for_one_row_ends_with_79_and_what_to_do(make_
 
 
 @pytest.mark.parametrize(("budget", "method"), [("2Gi", "Full"), (None, "QLoRA")])
-def test_auto_trains_what_the_budget_permits_and_its_estimate_stands_beside_the_peak(
+def test_auto_trains_what_the_budget_permits_and_its_estimate_is_next_to_the_peak(
     make_bench: Callable[..., Bench], budget: str | None, method: str
 ) -> None:
     tuning = {"method": "Auto"} | ({"vramBudget": budget} if budget else {})

@@ -120,7 +120,7 @@ def load_chosen_base(bench: Bench) -> PreTrainedModel:
         ),
     ],
 )
-def test_the_merged_model_says_what_base_and_adapter_say(
+def test_the_merged_model_answers_like_base_and_adapter(
     run: Callable[..., tuple[Bench, Report]], change: Change, method: str
 ) -> None:
     bench, report = run(change, method)

@@ -93,7 +93,7 @@ def test_a_job_learns_to_prefer_and_publishes_what_it_learnt(
     assert '"stage":"Reference"' in capsys.readouterr().out
 
 
-def test_the_published_adapter_gives_the_margin_that_is_told(make_bench: MakeBench) -> None:
+def test_the_published_adapter_has_the_reported_margin(make_bench: MakeBench) -> None:
     bench = make_job(make_bench, "DPO")
     config = bench.prepare()
     report = bench.train(config)

@@ -212,7 +212,7 @@ def test_the_saved_adapter_is_one_adapter_that_plain_peft_loads(
 @pytest.mark.parametrize(
     ("loss_type", "beta", "start"), [("sigmoid", 0.5, math.log(2)), ("hinge", 0.1, 1.0), ("ipo", 0.1, 25.0)]
 )
-def test_each_loss_of_dpo_starts_where_its_formula_says(
+def test_each_loss_of_dpo_starts_at_the_value_of_its_formula(
     tiny_model: Path, tmp_path: Path, loss_type: str, beta: float, start: float
 ) -> None:
     settings = make_settings(loss_type=loss_type, beta=beta, total_steps=2)
@@ -309,7 +309,7 @@ def test_smaller_batches_of_pairs_train_the_same(tiny_model: Path, tmp_path: Pat
 
 
 @pytest.mark.parametrize("objective", ["DPO", "KTO"])
-def test_a_model_whose_output_is_no_number_is_diverged_before_the_first_step(
+def test_a_model_whose_output_is_not_finite_is_diverged_before_the_first_step(
     tiny_model: Path, tmp_path: Path, objective: str
 ) -> None:
     poisoned = tmp_path / "poisoned"
@@ -328,7 +328,7 @@ def test_smaller_batches_of_kto_end_at_two_rows() -> None:
 
 
 @pytest.mark.parametrize("objective", ["DPO", "KTO"])
-def test_a_stop_is_heard_while_the_reference_is_taken(
+def test_a_stop_takes_effect_during_the_reference_pass(
     tiny_model: Path, tmp_path: Path, objective: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     measured: list[int] = []

@@ -245,7 +245,7 @@ def test_no_code_in_a_checkpoint_is_run(make_bench: MakeBench, tmp_path: Path, n
 
 
 @pytest.mark.parametrize("is_due_anywhere", [True, False])
-def test_of_several_processes_the_clock_of_the_first_says_when_to_save(is_due_anywhere: bool) -> None:
+def test_of_several_processes_the_clock_of_the_first_decides_when_to_save(is_due_anywhere: bool) -> None:
     class Second(World):
         rank, size = 1, 2
 

@@ -151,7 +151,7 @@ def test_a_model_with_a_weight_missing_is_refused_and_not_completed_at_random(
     assert caught.value.code is ExitCode.MODEL_UNAVAILABLE
 
 
-def test_the_missing_head_of_a_language_model_is_no_news(tiny_model: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_missing_head_of_a_language_model_is_not_logged(tiny_model: Path, caplog: pytest.LogCaptureFixture) -> None:
     load_plain(tiny_model, torch.float32, CPU, writes_text=False)
     assert not caplog.records
 

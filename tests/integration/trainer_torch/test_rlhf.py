@@ -165,7 +165,9 @@ def test_the_policy_is_asked_as_at_inference(taught: Path, tmp_path: Path) -> No
     }
 
 
-def test_answers_are_judged_without_what_ends_them_and_a_cut_one_is_told_apart(taught: Path, tmp_path: Path) -> None:
+def test_answers_are_scored_without_their_end_and_a_truncated_one_is_distinguished(
+    taught: Path, tmp_path: Path
+) -> None:
     listener = Listener()
     trainer = make_trainer(taught, tmp_path, scorer=listener)
     trainer.show(prompts_of(taught))
@@ -188,7 +190,7 @@ def test_a_reward_model_rewards_as_it_scores(taught: Path, tiny_model: Path, tmp
     assert trainer._loop.history.train[0].reward == pytest.approx(sum(in_training) / 32, abs=1e-3)
 
 
-def test_the_most_rewarded_weights_come_back_and_are_measured_anew(taught: Path, tmp_path: Path) -> None:
+def test_the_most_rewarded_weights_are_restored_and_measured_again(taught: Path, tmp_path: Path) -> None:
     """The learning rate ruins the model: the first evaluation is better than the later ones."""
     trainer = make_trainer(taught, tmp_path, total_steps=4, eval_steps=1, learning_rate=0.3)
     trainer.train()
@@ -207,7 +209,7 @@ def test_rewards_that_never_differ_are_refused_for_nothing_is_learnt(taught: Pat
     assert caught.value.code is ExitCode.INVALID_CONFIG
 
 
-def test_a_reward_that_is_no_number_ends_the_run(taught: Path, tmp_path: Path) -> None:
+def test_a_reward_that_is_not_finite_ends_the_run(taught: Path, tmp_path: Path) -> None:
     trainer = make_trainer(taught, tmp_path, scorer=lambda answers: [math.nan] * len(answers), total_steps=1)
     with pytest.raises(TrainerError, match="reward is not finite") as caught:
         trainer.train()

@@ -130,7 +130,7 @@ def test_the_resolved_settings_are_what_ran_on_this_device(published: Published)
         )
 
 
-def test_the_report_tells_the_figures_of_the_run(published: Published) -> None:
+def test_the_report_shows_the_figures_of_the_run(published: Published) -> None:
     bench, report = published
     text = (bench.output / "finetune_report.md").read_text(encoding="utf-8")
     metrics = metrics_of(report)

@@ -41,7 +41,7 @@ def test_every_list_map_and_string_has_a_bound(block: str) -> None:
 
 
 @pytest.mark.parametrize("block", ["spec", "status"])
-def test_every_object_says_what_is_in_it(block: str) -> None:
+def test_every_object_has_a_description(block: str) -> None:
     opaque = [
         path
         for path, node in parts(block)
@@ -77,7 +77,7 @@ def test_every_optional_field_of_the_spec_names_its_default() -> None:
     assert silent == []
 
 
-def test_the_generated_files_are_what_the_types_say() -> None:
+def test_the_generated_files_match_the_types() -> None:
     stale = [str(path) for path, text in generated_files(ROOT).items() if path.read_text(encoding="utf-8") != text]
     assert stale == [], "run `make generate`"
 

@@ -54,7 +54,7 @@ def test_a_report_with_everything_at_its_longest_still_fits_the_termination_mess
     assert Report.model_validate_json(text).job_uid == "u" * 36
 
 
-def test_with_long_places_and_much_else_to_tell_the_digests_of_manifest_and_lineage_stay() -> None:
+def test_with_long_uris_and_many_blocks_the_digests_of_manifest_and_lineage_stay() -> None:
     places = ("uri", "adapterUri", "mergedUri", "configUri", "reportUri", "lineageUri", "manifestUri")
     artifacts = {name: f"s3://bucket/{'x' * 300}/{name}" for name in places}
     report = Report(

@@ -24,6 +24,6 @@ def test_a_quantity_is_what_kubernetes_takes_it_for(written: int | str, bytes_: 
 
 
 @pytest.mark.parametrize("written", ["", "Gi", "-1Gi", "1gi", "1 Gi", "1e3", "1.Gi", ".5", "1mi", "1Ei"])
-def test_anything_else_is_no_quantity(written: str) -> None:
+def test_anything_else_is_not_a_quantity(written: str) -> None:
     with pytest.raises(ValueError, match="is not a quantity"):
         parse_quantity(written)

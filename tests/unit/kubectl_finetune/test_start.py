@@ -67,7 +67,7 @@ def test_every_command_has_help_with_an_example(finetune: Callable[..., Any]) ->
         assert f"kubectl finetune {command}" in finetune(command, "--help").out
 
 
-def test_no_cluster_is_told_with_its_own_exit_code(
+def test_no_cluster_has_its_own_exit_code(
     finetune: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))

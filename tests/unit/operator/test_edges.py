@@ -125,7 +125,7 @@ async def test_a_trainers_progress_is_read() -> None:
         lambda: web.Response(text='{"jobUid":"job","heartbeat":1,"progress":{},"metrics":{"trainLoss":NaN}}'),
     ],
 )
-async def test_an_answer_that_is_no_progress_report_of_this_pod_is_refused(answer: Any) -> None:
+async def test_an_answer_that_is_not_a_progress_report_of_this_pod_is_refused(answer: Any) -> None:
     with pytest.raises(ProgressError):
         await _fetch_progress(answer)
 
@@ -160,7 +160,7 @@ def test_the_cache_is_bounded(scene: Any) -> None:
     assert len(cache.ended_pods[key]) == MAX_ENDED_PODS_PER_JOB
 
 
-def test_a_pod_deleted_before_it_started_is_no_run(scene: Any) -> None:
+def test_a_pod_deleted_before_it_started_is_not_a_run(scene: Any) -> None:
     one = scene().to_training()
     cache, key = WatchCache(), Key("team", "one")
     cache.keep_ended_pod(key, one.pod("one-1"), gone=True)

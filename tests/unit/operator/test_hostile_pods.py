@@ -159,12 +159,12 @@ async def test_a_progress_answer_is_refused_or_is_a_status_that_can_be_stored(do
     "message",
     ["[" * 4000, '{"a":' * 700, "9" * 4000, "\x00", '"\\ud800"', "[" * 2000 + "]" * 2000, "{}", "null", "é" * 2100],
 )
-def test_a_message_that_is_no_report_is_none(message: str) -> None:
+def test_a_message_that_is_not_a_report_is_none(message: str) -> None:
     assert read_report(ended(message), job()) is None
 
 
 @pytest.mark.parametrize("index", ["²", "9" * 5000, "-1", "\uff11", "0x1", " 1", ""])
-def test_a_rank_that_is_no_number_is_the_first(index: str) -> None:
+def test_a_rank_that_is_not_a_number_is_the_first(index: str) -> None:
     assert Pod.from_object({"metadata": {"name": "a", "uid": "b", "annotations": {ANNOTATION_INDEX: index}}}).rank == 0
 
 
@@ -195,7 +195,7 @@ def test_a_pod_on_its_nodes_network_has_no_address_to_poll() -> None:
     "digest", ["", "abc", "ab" * 31 + "\x1b[", "\u202e" * 64, "AB" * 32, "ab" * 32 + "\n", "ab" * 33]
 )
 @pytest.mark.parametrize("block", ["artifacts", "checkpoint", "lineage"])
-def test_a_report_whose_digest_is_no_sha_256_is_refused(block: str, digest: str) -> None:
+def test_a_report_whose_digest_is_not_a_sha_256_is_refused(block: str, digest: str) -> None:
     name = {"artifacts": "manifestSha256", "checkpoint": "sha256", "lineage": "datasetSha256"}[block]
     known = REPORT | {"jobUid": job().uid, "configSha256": config_sha256(SPEC)}
     assert read_report(ended(json.dumps(known)), job()) is not None

@@ -91,7 +91,7 @@ def test_every_command_explains_itself(command: str) -> None:
     assert "Usage" in done.stdout
 
 
-def test_the_handler_stands_before_anything_heavy_is_loaded() -> None:
+def test_the_handler_is_set_before_anything_heavy_is_loaded() -> None:
     code = (
         "import signal, sys, finetune_trainer.__main__\n"
         "assert callable(signal.getsignal(signal.SIGTERM))\n"

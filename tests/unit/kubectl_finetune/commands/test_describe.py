@@ -159,7 +159,7 @@ def test_a_failed_job_leads_to_the_log_of_the_pod_that_failed(
     assert page.rstrip().endswith(f"kubectl finetune {command}")
 
 
-def test_foreign_texts_control_no_terminal_and_are_no_markup(job: Make, printed: Printed) -> None:
+def test_foreign_texts_neither_control_a_terminal_nor_are_markup(job: Make, printed: Printed) -> None:
     hostile = "\x1b[2J[red]gone[/red]\x07\nnext"
     page = printed(describe.page(job(message=hostile), [], NOW), force_terminal=True)
     assert "\x1b[2J" not in page

@@ -79,7 +79,7 @@ def test_a_pod_that_is_removed_between_the_look_and_its_log_does_not_end_the_fol
     assert (done.code, done.out) == (0, "second run\n")
 
 
-def test_a_job_that_preflight_refused_has_no_log_of_a_trainer_and_says_which_it_has(
+def test_a_job_that_failed_preflight_has_no_trainer_log_and_the_error_names_the_other(
     front: Any, finetune: Callable[..., Any], job: Callable[..., Any]
 ) -> None:
     refused = [

@@ -39,7 +39,7 @@ def test_a_report_without_a_known_endpoint_names_the_operators_default(
     assert report.NO_ENDPOINT not in finetune("report", "one", "--context", "lab").out
 
 
-def test_fetching_without_a_known_endpoint_goes_on_to_aws_and_says_what_may_be_missing(
+def test_fetching_without_a_known_endpoint_uses_aws_and_reports_what_may_be_missing(
     front: Any, finetune: Callable[..., Any], job: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
@@ -129,7 +129,7 @@ def test_both_forms_of_the_report_are_saved_once_their_digests_match(bucket: Buc
     assert bucket.options["config"].s3 == {"addressing_style": "path"}
 
 
-def test_the_bucket_is_part_of_the_host_on_aws_and_where_the_job_says_so(bucket: Bucket) -> None:
+def test_the_bucket_is_part_of_the_host_on_aws_and_if_the_job_sets_it(bucket: Bucket) -> None:
     for endpoint, in_path in (("", True), ("http://minio:9000", False)):
         report.Storage(artifacts_of(bucket), endpoint, in_path=in_path)
         assert bucket.options["config"].s3 == {"addressing_style": "auto"}

@@ -83,7 +83,9 @@ def test_every_example_is_valid(finetune: Callable[..., Any], path: Path) -> Non
         ("  resources: {requests: {memory: lots}}\n", "job.yaml:9: spec.resources.requests.memory does not match"),
     ],
 )
-def test_a_fault_is_told_with_line_field_value_and_fix(validate: Callable[[str], Any], extra: str, told: str) -> None:
+def test_a_problem_is_reported_with_line_field_value_and_fix(
+    validate: Callable[[str], Any], extra: str, told: str
+) -> None:
     done = validate(JOB + extra)
     assert done.code == 1
     assert told in done.out
@@ -122,7 +124,7 @@ def test_a_fault_is_told_with_line_field_value_and_fix(validate: Callable[[str],
         ("spec:\n", "spec:\n\t", "is not YAML: line 5"),
     ],
 )
-def test_a_wrong_head_or_value_is_told(validate: Callable[[str], Any], old: str, new: str, told: str) -> None:
+def test_a_wrong_head_or_value_is_reported(validate: Callable[[str], Any], old: str, new: str, told: str) -> None:
     done = validate(JOB.replace(old, new))
     assert done.code == 1
     assert told in done.out
@@ -163,7 +165,7 @@ def test_every_object_of_the_own_api_group_is_checked(validate: Callable[[str], 
     assert "spec.suspend must be true or false" in out
 
 
-def test_a_folder_stands_for_its_manifests_and_what_cannot_be_read_is_an_error(
+def test_a_folder_means_its_manifests_and_an_unreadable_path_is_an_error(
     finetune: Callable[..., Any], tmp_path: Path
 ) -> None:
     done = finetune("validate", str(tmp_path))
@@ -196,7 +198,7 @@ def test_the_manifests_dataset_becomes_the_options_of_the_check() -> None:
     assert options({"objective": "Chat", "dataset": {}}) == ["--objective", "Chat"]
 
 
-def test_every_fault_is_told_at_once_in_the_order_of_the_file(validate: Callable[[str], Any]) -> None:
+def test_every_problem_is_reported_at_once_in_the_order_of_the_file(validate: Callable[[str], Any]) -> None:
     text = JOB.replace("Chat", "chat") + "  nodes: 2\n  suspend: 1\n"
     lines = [line for line in validate(text).out.splitlines() if line.startswith("job.yaml")]
     assert [line.split(":")[1] for line in lines] == ["5", "9", "10"]

@@ -161,7 +161,7 @@ def test_a_job_whose_trainer_cannot_be_removed_is_not_failed_and_tried_again(sce
     assert decision.requeue_after is not None
 
 
-def test_a_removal_that_was_not_written_is_no_deleted_job_and_no_second_attempt(scene: Any) -> None:
+def test_an_unwritten_removal_is_neither_a_deleted_job_nor_a_second_attempt(scene: Any) -> None:
     one = scene(maxPreemptions=1).to_training()
     preempt(one, 2)
     killed = one.pod("one-1")
@@ -195,7 +195,7 @@ def ended(scene: Build, **evaluation: str) -> Any:
     ("merged", "reason"),
     [("NotMet", "MergedModelWithheld"), ("NotRun", "GateNotRun"), ("Passed", "ManifestReported")],
 )
-def test_a_gate_that_is_not_met_fails_the_job_and_says_what_is_published(
+def test_a_gate_that_is_not_met_fails_the_job_and_the_condition_shows_what_is_published(
     scene: Build, merged: str, reason: str
 ) -> None:
     one = ended(scene, gate="NotMet", merged=merged)
@@ -211,7 +211,7 @@ def test_a_gate_that_is_not_met_fails_the_job_and_says_what_is_published(
     assert one.condition("Stalled")["status"] == "True"
 
 
-def test_a_job_that_stopped_early_and_met_no_gate_says_both(scene: Build) -> None:
+def test_a_job_that_stopped_early_and_met_no_gate_shows_both(scene: Build) -> None:
     one = scene().to_training()
     pod = one.pod("one-1")
     one.run(pod)

@@ -46,7 +46,7 @@ def test_a_save_may_take_four_fifths_of_the_grace_period(scene: Build, seconds: 
     assert one.condition("SavesInTime")["status"] == status
 
 
-def test_a_slow_save_is_one_event_that_says_what_to_raise(scene: Build) -> None:
+def test_a_slow_save_is_one_event_that_names_what_to_raise(scene: Build) -> None:
     one = trained(scene, 95.0, checkpoint={"gracePeriodSeconds": 60})
     before = one.job.status
     one.settle()

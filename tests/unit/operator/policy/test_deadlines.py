@@ -134,7 +134,7 @@ def test_a_deadline_that_is_raised_in_time_counts_at_once(scene: Any) -> None:
     assert one.status["phase"] == "Training"
 
 
-def test_a_deadline_whose_removal_was_not_written_is_no_deleted_job(scene: Any) -> None:
+def test_an_unwritten_removal_at_a_deadline_does_not_count_as_a_deleted_job(scene: Any) -> None:
     one, pod = running(scene, activeDeadlineSeconds=100)
     later(one, 101)
     assert one.look().delete is not None
@@ -145,7 +145,7 @@ def test_a_deadline_whose_removal_was_not_written_is_no_deleted_job(scene: Any) 
     assert one.status.get("failures", 0) == 0
 
 
-def test_a_job_that_cannot_be_removed_goes_on_and_is_tried_again(scene: Any) -> None:
+def test_a_job_that_cannot_be_removed_continues_and_the_removal_is_retried(scene: Any) -> None:
     one, _ = running(scene, activeDeadlineSeconds=100)
     later(one, 101)
     decision = one.look(obstacle=Denied("delete", "jobs", "team"))
@@ -234,7 +234,7 @@ def test_a_preflight_that_starts_too_late_is_not_failed_while_its_job_cannot_be_
     assert not one.look(obstacle=Denied("delete", "jobs", "team")).status.is_true("Failed")
 
 
-def test_a_heartbeat_that_moves_is_no_stall(scene: Any) -> None:
+def test_a_heartbeat_that_changes_is_not_a_stall(scene: Any) -> None:
     one, pod = running(scene, stallTimeoutSeconds=60)
     for beat in range(10):
         answer(one, pod, beat, stage="Evaluating", step=40)

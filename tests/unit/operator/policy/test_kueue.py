@@ -126,7 +126,7 @@ def test_topology_is_asked_for_the_trainer_pods_alone(
         ),
     ],
 )
-def test_kueues_words_get_a_reason_and_what_to_change(scene: Build, words: str, reason: str, helps: str) -> None:
+def test_kueues_message_gets_a_reason_and_what_to_change(scene: Build, words: str, reason: str, helps: str) -> None:
     one = waiting(scene, words)
     quota = one.condition("QuotaReserved")
     assert (quota["status"], quota["reason"]) == ("False", reason)
@@ -137,7 +137,7 @@ def test_kueues_words_get_a_reason_and_what_to_change(scene: Build, words: str, 
     assert one.status["workloadRef"] == {"name": "job-one-preflight"}
 
 
-def test_a_cluster_without_kueue_is_said_to_have_none_and_the_job_runs_once_it_names_no_queue(scene: Build) -> None:
+def test_a_cluster_without_kueue_is_reported_and_the_job_runs_once_it_names_no_queue(scene: Build) -> None:
     one = scene(**QUEUE)
     one.settle()
     quota = one.condition("QuotaReserved")
@@ -176,7 +176,7 @@ def test_the_look_that_makes_a_job_does_not_take_kueue_for_missing() -> None:
     assert quota.reason == "WaitingForQuota"
 
 
-def test_what_was_said_of_the_quota_is_taken_back_with_the_queue(scene: Build) -> None:
+def test_the_quota_condition_is_removed_with_the_queue(scene: Build) -> None:
     one = waiting(scene, "insufficient unused quota")
     one.suspend("one-preflight", is_suspended=False)
     one.children["one-preflight"]["metadata"]["labels"].pop(names.LABEL_QUEUE)
@@ -208,7 +208,7 @@ def test_a_waiting_job_moves_when_its_queue_is_changed(scene: Build) -> None:
     assert one.look().move_to_queue is None
 
 
-def test_a_job_that_has_to_name_a_queue_is_told_so(scene: Build) -> None:
+def test_a_job_that_must_name_a_queue_shows_that(scene: Build) -> None:
     one = scene()
     one.settle()
     one.suspend("one-preflight")
@@ -218,7 +218,7 @@ def test_a_job_that_has_to_name_a_queue_is_told_so(scene: Build) -> None:
     assert "set scheduling.queueName" in one.status["message"]
 
 
-def test_an_admitted_job_says_where_its_quota_comes_from(scene: Build) -> None:
+def test_an_admitted_job_shows_where_its_quota_comes_from(scene: Build) -> None:
     one = waiting(scene, "insufficient unused quota")
     one.suspend("one-preflight", is_suspended=False)
     one.extra["workloads"] = (workload("one-preflight", has_quota=True, is_admitted=True, cluster_queue="all"),)
@@ -229,7 +229,7 @@ def test_an_admitted_job_says_where_its_quota_comes_from(scene: Build) -> None:
     assert one.status["phase"] == "Preflight"
 
 
-def test_a_job_that_somebody_holds_without_a_queue_is_looked_at_again_for_kueues_workload(scene: Build) -> None:
+def test_a_foreign_suspended_job_without_a_queue_is_requeued_for_kueues_workload(scene: Build) -> None:
     """Kueue may have been installed after the operator began to watch, and its Workload come later than the Job."""
     one = scene()
     one.settle()
@@ -280,7 +280,7 @@ def test_a_resumed_workload_is_not_activated_while_its_pod_still_runs(scene: Bui
     assert one.settle().activate == off
 
 
-def test_a_workload_that_somebody_else_took_out_of_queueing_is_left_to_them(scene: Build) -> None:
+def test_a_workload_deactivated_by_another_controller_is_not_activated(scene: Build) -> None:
     one = waiting(scene, "")
     one.extra["workloads"] = (workload("one-preflight", is_active=False, eviction_message="too many retries"),)
     decision = one.settle()
@@ -318,7 +318,7 @@ def admit(one: Any) -> None:
     one.extra["workloads"] = (workload("one-1", has_quota=True, is_admitted=True, cluster_queue="all"),)
 
 
-def test_a_trainer_that_kueue_preempts_counts_as_a_preemption_with_kueues_words(scene: Build) -> None:
+def test_a_trainer_that_kueue_preempts_counts_as_a_preemption_with_kueues_message(scene: Build) -> None:
     one, pod = training(scene)
     preempt(one)
     one.delete_pod(pod)
@@ -350,7 +350,7 @@ def test_a_trainer_that_ends_after_its_job_has_quota_again_was_preempted_however
     assert (one.status["preemptions"], one.status.get("failures", 0)) == (1, 0)
 
 
-def test_a_preempted_trainer_that_is_gone_before_anybody_saw_its_end_keeps_kueues_words(scene: Build) -> None:
+def test_a_preempted_trainer_whose_end_was_not_observed_keeps_kueues_message(scene: Build) -> None:
     one, pod = training(scene)
     preempt(one)
     one.delete_pod(pod)
@@ -365,7 +365,7 @@ def test_a_preempted_trainer_that_is_gone_before_anybody_saw_its_end_keeps_kueue
     assert one.status["preemptions"] == 1
 
 
-def test_quota_that_is_given_back_before_the_pod_was_told_to_end_leaves_nothing_behind(scene: Build) -> None:
+def test_quota_that_is_returned_before_the_pod_is_stopped_leaves_nothing_behind(scene: Build) -> None:
     one, pod = training(scene)
     preempt(one)
     one.settle()

@@ -88,7 +88,7 @@ def test_a_status_that_cannot_be_read_is_left_alone(scene: Any) -> None:
     assert decision.status == one.job.status
 
 
-def test_a_spec_of_another_version_is_said_and_not_guessed(scene: Any) -> None:
+def test_a_spec_of_another_version_is_reported_as_unreadable(scene: Any) -> None:
     one = scene(objective="Telepathy")
     one.settle()
     assert one.children == {}

@@ -149,7 +149,7 @@ def test_a_first_pod_that_waits_for_another_one_does_not_stall(pair: Any) -> Non
 
 
 @pytest.mark.parametrize("culprit_first", [True, False])
-def test_a_failure_of_another_rank_is_one_failure_of_the_run_with_its_words(pair: Any, culprit_first: bool) -> None:
+def test_a_failure_of_another_rank_is_one_failure_of_the_run_with_its_message(pair: Any, culprit_first: bool) -> None:
     one = pair()
     first, second = one.set_of("one-1")
     one.settle()
@@ -197,7 +197,7 @@ def test_failures_end_the_job_once_the_limit_is_used_up_and_name_the_rank(pair: 
     assert (one.status["attempts"], *counts(one)) == (2, 2, 2, 0)
 
 
-def test_what_no_other_try_would_mend_ends_the_job_whichever_rank_says_so(pair: Any) -> None:
+def test_a_terminal_failure_ends_the_job_whichever_rank_reports_it(pair: Any) -> None:
     one = pair()
     first, second = one.set_of("one-1")
     one.settle()
@@ -229,7 +229,7 @@ def test_a_pod_that_was_taken_away_is_one_preemption(pair: Any, code: int, disru
     assert list(one.children) == ["one-preflight", "one-1"]
 
 
-def test_a_peer_that_nobody_knows_of_is_a_preemption_by_its_own_name(pair: Any) -> None:
+def test_an_unknown_lost_peer_is_a_preemption_with_its_own_reason(pair: Any) -> None:
     one = pair()
     first, _ = one.set_of("one-1")
     one.settle()
@@ -317,7 +317,7 @@ def test_a_pod_that_was_made_before_the_job_ended_for_a_failure_counts_nothing_m
     assert "one-2" in one.children
 
 
-def test_a_failure_that_nobody_saw_counts_once_however_many_pods_failed_with_it(pair: Any) -> None:
+def test_an_unobserved_failure_counts_once_however_many_pods_failed_with_it(pair: Any) -> None:
     one = pair()
     one.set_of("one-1")
     one.settle()
@@ -331,7 +331,7 @@ def test_a_failure_that_nobody_saw_counts_once_however_many_pods_failed_with_it(
     assert list(one.children) == ["one-preflight", "one-1", "one-2"]
 
 
-def test_the_end_of_a_first_pod_says_nothing_while_its_job_counts_what_nobody_saw(pair: Any) -> None:
+def test_the_end_of_a_first_pod_decides_nothing_while_its_job_counts_an_unobserved_failure(pair: Any) -> None:
     one = pair()
     first, second = one.set_of("one-1")
     one.settle()
@@ -343,7 +343,7 @@ def test_the_end_of_a_first_pod_says_nothing_while_its_job_counts_what_nobody_sa
     assert one.status["history"][0]["message"] == "the pod that failed was not observed"
 
 
-def test_the_result_of_the_first_pod_is_enough_and_the_others_are_told_to_end(pair: Any) -> None:
+def test_the_result_of_the_first_pod_is_enough_and_the_others_are_stopped(pair: Any) -> None:
     one = pair()
     first, second = one.set_of("one-1")
     assert one.children["one-1"]["spec"]["successPolicy"] == {"rules": [{"succeededIndexes": "0"}]}

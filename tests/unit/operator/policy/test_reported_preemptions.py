@@ -38,7 +38,7 @@ def answer(one: Any, pod: Any, *runs: dict[str, Any]) -> None:
     one.reading = Reading(pod["metadata"]["uid"], one.now, report)
 
 
-def test_a_pod_that_came_and_went_unseen_is_a_preemption_once_the_next_one_tells_of_it(scene: Any) -> None:
+def test_an_unobserved_pod_is_a_preemption_once_the_next_one_reports_it(scene: Any) -> None:
     one = scene().to_training()
     pod = one.pod("one-1")
     one.run(pod)
@@ -79,7 +79,7 @@ def test_the_run_that_was_going_on_when_the_operator_went_away_counts_once(scene
     assert {run["podName"] for run in one.status["history"]} == {first["metadata"]["name"], "unseen-2"}
 
 
-def test_the_last_report_tells_too(scene: Any) -> None:
+def test_the_last_report_counts_too(scene: Any) -> None:
     one = scene().to_training()
     artifacts = {"uri": "s3://bucket/out", "manifestSha256": "ab" * 32}
     one.end(one.pod("one-1"), 0, one.report("Published", artifacts=artifacts, stoppedRuns=[stopped(1), stopped(2)]))
@@ -99,7 +99,7 @@ def test_more_than_the_history_holds_are_counted_once_each(scene: Any) -> None:
     assert (one.status["preemptions"], one.status["runs"], len(one.status["history"])) == (25, 25, 10)
 
 
-def test_runs_that_are_told_late_stand_in_their_place_and_none_counts_twice(scene: Any) -> None:
+def test_runs_that_are_reported_late_are_in_order_and_none_counts_twice(scene: Any) -> None:
     one = scene(maxPreemptions=0).to_training()
     pod = one.pod("one-1")
     one.run(pod)
@@ -116,7 +116,7 @@ def test_runs_that_are_told_late_stand_in_their_place_and_none_counts_twice(scen
     assert (one.status["preemptions"], one.status["runs"]) == (15, 15)
 
 
-def test_what_a_trainer_tells_of_an_attempt_that_never_was_counts_nothing(scene: Any) -> None:
+def test_a_report_of_an_attempt_that_does_not_exist_counts_nothing(scene: Any) -> None:
     one = scene().to_training()
     pod = one.pod("one-1")
     one.run(pod)
@@ -125,7 +125,7 @@ def test_what_a_trainer_tells_of_an_attempt_that_never_was_counts_nothing(scene:
     assert (one.status.get("preemptions", 0), one.status.get("history", [])) == (0, [])
 
 
-def test_the_limit_on_preemptions_holds_for_those_that_nobody_saw(scene: Any) -> None:
+def test_the_limit_on_preemptions_includes_unobserved_ones(scene: Any) -> None:
     one = scene(maxPreemptions=2).to_training()
     pod = one.pod("one-1")
     one.run(pod)
@@ -134,7 +134,7 @@ def test_the_limit_on_preemptions_holds_for_those_that_nobody_saw(scene: Any) ->
     assert one.condition("Failed")["reason"] == "TooManyPreemptions"
 
 
-def test_of_several_pods_the_runs_of_the_first_are_told(scene: Any) -> None:
+def test_of_several_pods_the_runs_of_the_first_are_reported(scene: Any) -> None:
     one = scene(resources={"nodes": 2, "gpusPerNode": 0}).to_training()
     first, _ = one.set_of("one-1")
     one.settle()

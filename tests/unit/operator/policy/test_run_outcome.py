@@ -17,7 +17,7 @@ import pytest
         '{"a":' * 900,
     ],
 )
-def test_a_completed_job_without_a_valid_report_is_no_success(scene: Any, message: str) -> None:
+def test_a_completed_job_without_a_valid_report_is_not_a_success(scene: Any, message: str) -> None:
     one = scene(backoffLimit=0).to_training()
     one.end(one.pod("one-1"), 0, message)
     one.complete("one-1")
@@ -37,7 +37,7 @@ def test_a_completed_job_without_a_valid_report_is_no_success(scene: Any, messag
         {"outcome": "Validated"},
     ],
 )
-def test_a_report_that_does_not_prove_this_jobs_result_is_no_success(scene: Any, forged: Any) -> None:
+def test_a_report_that_does_not_prove_this_jobs_result_is_not_a_success(scene: Any, forged: Any) -> None:
     one = scene(backoffLimit=0).to_training()
     artifacts = {"uri": "s3://bucket/out", "manifestSha256": "ab" * 32}
     one.end(one.pod("one-1"), 0, one.report("Published", **{"artifacts": artifacts} | forged))

@@ -101,7 +101,7 @@ def test_a_rejected_pod_keeps_its_time_when_it_is_deleted(scene: Any) -> None:
 
 
 @pytest.mark.parametrize("has_container", [True, False])
-def test_an_eviction_that_the_job_counts_as_a_failure_is_one_failure_with_the_kubelets_words(
+def test_an_eviction_that_the_job_counts_as_a_failure_is_one_failure_with_the_kubelets_message(
     scene: Any, has_container: bool
 ) -> None:
     one = scene().to_training()
@@ -127,7 +127,7 @@ def test_an_evicted_trainers_own_report_is_not_lost(scene: Any) -> None:
 
 
 @pytest.mark.parametrize(("failed", "result"), [(0, "Preempted"), (1, "Failed")])
-def test_a_run_that_went_while_nobody_looked_counts_as_what_its_job_says(scene: Any, failed: int, result: str) -> None:
+def test_an_unobserved_run_counts_by_the_status_of_its_job(scene: Any, failed: int, result: str) -> None:
     one = scene().to_training()
     pod = one.pod("one-1")
     one.run(pod)
@@ -145,7 +145,7 @@ def test_a_run_that_went_while_nobody_looked_counts_as_what_its_job_says(scene: 
     assert "currentRun" not in one.status
 
 
-def test_the_next_pod_settles_a_run_that_nobody_saw_end(scene: Any) -> None:
+def test_the_next_pod_ends_a_run_whose_end_was_not_observed(scene: Any) -> None:
     one = scene().to_training()
     one.run(one.pod("one-1"))
     one.settle()
@@ -156,7 +156,7 @@ def test_the_next_pod_settles_a_run_that_nobody_saw_end(scene: Any) -> None:
     assert (one.status["preemptions"], one.status["currentRun"]["podName"]) == (1, "second")
 
 
-def test_the_hours_that_the_operator_was_away_are_no_time_of_a_run_that_ended_meanwhile(scene: Any) -> None:
+def test_hours_without_an_operator_do_not_count_for_a_run_that_ended_in_the_meantime(scene: Any) -> None:
     one = scene().to_training()
     one.run(one.pod("one-1"))
     one.settle()

@@ -45,7 +45,7 @@ def test_what_preflight_reports_is_in_the_status(scene: Any) -> None:
     assert one.status["lineage"].items() >= LINEAGE.items()
 
 
-def test_what_a_running_trainer_says_is_in_the_status(scene: Any) -> None:
+def test_what_a_running_trainer_reports_is_in_the_status(scene: Any) -> None:
     one = scene(objective="DPO").to_training()
     pod = one.pod("one-1")
     one.run(pod)
@@ -56,7 +56,7 @@ def test_what_a_running_trainer_says_is_in_the_status(scene: Any) -> None:
     assert one.status["resolved"] == RESOLVED
 
 
-def test_what_the_last_report_says_replaces_what_was_pulled_and_loses_nothing(scene: Any) -> None:
+def test_the_last_report_replaces_the_polled_progress_and_loses_nothing(scene: Any) -> None:
     one = scene(objective="RLHF", rlhf={"rewards": [{"type": "Length", "targetTokens": 20}]}).to_training()
     pod = one.pod("one-1")
     one.run(pod)
@@ -75,7 +75,7 @@ def checkpoint(step: int) -> dict[str, Any]:
     return {"uri": uri, "step": step, "savedTime": "2026-01-01T00:00:00Z", "sha256": "cd" * 32}
 
 
-def test_the_last_checkpoint_and_what_a_run_went_on_from_are_in_the_status(scene: Any) -> None:
+def test_the_last_checkpoint_and_the_step_that_a_run_resumed_from_are_in_the_status(scene: Any) -> None:
     one = scene().to_training()
     one.run(one.pod("one-1"))
     progress = {"step": 12, "resumedFromStep": 10, "note": "skipped broken checkpoints: step-000011: torn"}
@@ -103,7 +103,7 @@ def test_a_stopped_run_leaves_its_checkpoint_and_one_that_saved_none_that_before
     assert one.status["checkpoint"] == checkpoint(40)
 
 
-def test_a_run_whose_end_nobody_saw_is_known_to_have_gone_on_from_a_checkpoint(scene: Any) -> None:
+def test_an_unobserved_run_keeps_the_step_that_it_resumed_from(scene: Any) -> None:
     one = scene().to_training()
     pod = one.pod("one-1")
     one.run(pod)
@@ -131,7 +131,7 @@ def test_a_published_job_points_at_no_checkpoint(scene: Any) -> None:
     assert "checkpoint" not in one.status
 
 
-def test_a_job_that_stopped_early_is_a_success_and_says_at_which_step(scene: Callable[..., Any]) -> None:
+def test_a_job_that_stopped_early_is_a_success_and_shows_the_step(scene: Callable[..., Any]) -> None:
     one = scene(
         earlyStopping={"patience": 2},
         dataset={"train": {"uri": "s3://bucket/rows.jsonl"}, "validationSplitPercent": 10},

@@ -37,7 +37,7 @@ def test_a_job_created_suspended_creates_nothing_until_it_may(scene: Any) -> Non
     assert (one.status["phase"], one.condition("Suspended")["status"]) == ("Preflight", "False")
 
 
-def test_the_wish_is_written_before_the_job_is_suspended(scene: Any) -> None:
+def test_the_request_is_written_before_the_job_is_suspended(scene: Any) -> None:
     one, pod = running(scene)
     one.object["spec"]["suspend"] = True
     first = one.look()
@@ -87,7 +87,7 @@ def test_a_run_that_started_in_the_moment_of_the_suspension_counts_as_nothing(sc
     assert one.status["history"][0]["result"] == "Suspended"
 
 
-def test_a_suspended_run_whose_end_nobody_saw_counts_as_nothing(scene: Any) -> None:
+def test_a_suspended_run_whose_end_was_not_observed_counts_as_nothing(scene: Any) -> None:
     one, pod = running(scene)
     one.object["spec"]["suspend"] = True
     one.settle()
@@ -99,7 +99,7 @@ def test_a_suspended_run_whose_end_nobody_saw_counts_as_nothing(scene: Any) -> N
     assert (one.status["runs"], one.status.get("preemptions", 0)) == (1, 0)
 
 
-def test_a_suspended_run_that_nobody_saw_end_costs_nothing_after_the_resumption_either(scene: Any) -> None:
+def test_an_unobserved_suspended_run_counts_nothing_after_the_resumption_either(scene: Any) -> None:
     one, pod = running(scene)
     one.object["spec"]["suspend"] = True
     one.settle()
@@ -115,7 +115,7 @@ def test_a_suspended_run_that_nobody_saw_end_costs_nothing_after_the_resumption_
     assert one.status.get("preemptions", 0) == 0
 
 
-def test_a_resumed_job_goes_on_in_the_same_job_once_the_old_pod_is_gone(scene: Any) -> None:
+def test_a_resumed_job_continues_in_the_same_job_once_the_old_pod_is_gone(scene: Any) -> None:
     one, pod = running(scene)
     one.object["spec"]["suspend"] = True
     one.settle()
@@ -147,7 +147,7 @@ def test_the_resumption_is_written_before_the_job_runs(scene: Any) -> None:
     assert one.look().resume is not None
 
 
-def test_a_wish_that_is_taken_back_at_once_leaves_nothing_behind(scene: Any) -> None:
+def test_a_suspension_that_is_withdrawn_at_once_leaves_nothing_behind(scene: Any) -> None:
     one, pod = running(scene)
     one.object["spec"]["suspend"] = True
     one.object["status"] = one.look().status.to_wire()
@@ -178,7 +178,7 @@ def test_thirty_suspensions_move_no_counter_and_leave_the_history_bounded(scene:
     assert (one.status.get("failures", 0), one.status.get("preemptions", 0)) == (0, 0)
 
 
-def test_preflight_is_suspended_and_goes_on(scene: Any) -> None:
+def test_preflight_is_suspended_and_resumes(scene: Any) -> None:
     one = scene()
     one.settle()
     pod = one.pod("one-preflight")
@@ -211,7 +211,7 @@ def test_a_preflight_that_passed_while_it_was_stopped_has_passed(scene: Any) -> 
     assert list(one.children) == ["one-preflight", "one-1"]
 
 
-def test_a_job_that_somebody_else_suspended_is_left_to_them(scene: Any) -> None:
+def test_a_job_suspended_by_another_controller_is_not_resumed(scene: Any) -> None:
     one, pod = running(scene)
     one.suspend("one-1")
     one.delete_pod(pod)
@@ -250,9 +250,7 @@ def test_a_suspended_pod_on_a_lost_node_is_named_with_what_frees_it(scene: Any) 
         (Refused("a webhook says no"), "Running", "PodCreationRefused"),
     ],
 )
-def test_a_job_that_cannot_be_suspended_says_why_and_is_tried_again(
-    scene: Any, obstacle: Any, kind: str, reason: str
-) -> None:
+def test_a_failed_suspension_is_reported_and_retried(scene: Any, obstacle: Any, kind: str, reason: str) -> None:
     one, _ = running(scene)
     one.object["spec"]["suspend"] = True
     one.object["status"] = one.look().status.to_wire()

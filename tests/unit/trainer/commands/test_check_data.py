@@ -120,7 +120,7 @@ def test_half_a_pair_of_columns_is_refused_with_an_example(option: str) -> None:
     assert refused.value.code is ExitCode.INVALID_CONFIG
 
 
-def test_a_column_that_no_format_knows_is_refused_by_its_option(tmp_path: Path, out: Path) -> None:
+def test_a_column_of_no_format_is_refused_with_its_option(tmp_path: Path, out: Path) -> None:
     with pytest.raises(TrainerError, match="--columns maps frage, which is in no format"):
         check_local_rows([str(tmp_path)], out, Request(columns={"frage": "prompt"}))
 
@@ -161,7 +161,7 @@ def test_an_input_is_never_written_over(tmp_path: Path) -> None:
     assert lines(rows) == [ALPACA]
 
 
-def test_with_a_model_the_lengths_are_told(
+def test_with_a_model_the_lengths_are_shown(
     tmp_path: Path, out: Path, model_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = write(
@@ -197,7 +197,7 @@ def test_a_terminal_gets_tables_and_a_pipe_gets_lines(tmp_path: Path, out: Path)
     assert "checking:" in shown.decode()
 
 
-def test_with_several_files_what_became_of_each_is_told(
+def test_with_several_files_what_became_of_each_is_shown(
     tmp_path: Path, out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "rows"

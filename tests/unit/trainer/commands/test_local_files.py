@@ -53,7 +53,7 @@ def test_a_file_by_its_name_is_read_whatever_it_is_called(folder: Path) -> None:
         ("s*b/c.*", ["sub/c.parquet"]),
     ],
 )  # fmt: skip
-def test_a_pattern_means_what_it_says(folder: Path, pattern: str, expected: list[str]) -> None:
+def test_a_pattern_selects_the_files_that_match_it(folder: Path, pattern: str, expected: list[str]) -> None:
     assert below(folder, read(f"{folder}/{pattern}")) == expected
 
 
@@ -88,7 +88,7 @@ def test_what_is_about_to_be_written_is_never_read(folder: Path) -> None:
     ("name", "message"),
     [("sub/.d*", "nothing in .* matches"), ("empty", "it is empty"), ("notes", r"it contains .*notes/README\.md")],
 )
-def test_nothing_to_read_is_an_error_that_says_what_is_there(folder: Path, name: str, message: str) -> None:
+def test_nothing_to_read_is_an_error_that_lists_what_is_there(folder: Path, name: str, message: str) -> None:
     (folder / "empty").mkdir()
     (folder / "notes").mkdir()
     (folder / "notes" / "README.md").touch()

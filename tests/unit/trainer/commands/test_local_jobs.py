@@ -59,12 +59,12 @@ def leave_result(folder: Path, job: JobConfig) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def test_a_job_runs_after_those_that_it_builds_on_wherever_they_stand() -> None:
+def test_a_job_runs_after_its_parents_in_any_order_of_the_file() -> None:
     policy, judge, sft = make_policy("policy", "sft", "judge"), make_job("judge", "sft"), make_job("sft")
     assert order(policy, judge, sft) == order(sft, judge, policy) == ["sft", "judge", "policy"]
 
 
-def test_jobs_that_build_on_nothing_run_as_they_stand() -> None:
+def test_jobs_without_parents_run_in_the_order_of_the_file() -> None:
     assert order(make_job("b"), make_job("a"), make_job("c")) == ["b", "a", "c"]
 
 
@@ -72,14 +72,14 @@ def test_a_finished_job_need_not_be_run() -> None:
     assert order(make_job("dpo", "sft"), finished=("sft",)) == ["dpo"]
 
 
-def test_a_parent_that_nobody_can_find_is_refused_with_both_ways_to_name_it() -> None:
+def test_a_missing_parent_is_refused_with_both_ways_to_name_it() -> None:
     told = refusal(make_job("dpo", "sft"))
     assert "dpo: lineage.parentRef names sft" in told
     assert "into the same file" in told
     assert "--job sft=DIR" in told
 
 
-def test_a_reward_job_that_nobody_can_find_is_refused_by_its_field() -> None:
+def test_a_missing_reward_job_is_refused_by_its_field() -> None:
     told = refusal(make_policy("policy", "sft", "judge"), make_job("sft"))
     assert "rlhf.rewardModel.jobRef names judge" in told
 

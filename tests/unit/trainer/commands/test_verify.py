@@ -112,7 +112,7 @@ def test_a_chain_is_followed_back_to_the_base(world: Any, tmp_path: Path) -> Non
     assert verdict.chain[-1].role == "base"
 
 
-def test_a_grandparent_that_was_replaced_breaks_the_chain_and_both_digests_are_told(world: Any, tmp_path: Path) -> None:
+def test_a_replaced_grandparent_breaks_the_chain_and_both_digests_are_reported(world: Any, tmp_path: Path) -> None:
     first = put(world, tmp_path, "first")
     put(world, tmp_path, "third", put(world, tmp_path, "second", first))
     (world.bucket / "first" / "adapter" / "adapter_config.json").write_text("{}")
@@ -123,7 +123,7 @@ def test_a_grandparent_that_was_replaced_breaks_the_chain_and_both_digests_are_t
     assert faults[0].endswith(f"instead of the recorded {first.manifest_sha256}")
 
 
-def test_a_parent_that_was_removed_and_one_that_is_its_own_are_told(world: Any, tmp_path: Path) -> None:
+def test_a_removed_parent_and_one_that_is_its_own_ancestor_are_reported(world: Any, tmp_path: Path) -> None:
     parent = put(world, tmp_path, "first")
     put(world, tmp_path, "second", parent)
     (world.bucket / "first" / Artifact.MANIFEST).unlink()

@@ -139,7 +139,7 @@ def test_every_rule_of_the_api_has_its_condition() -> None:
         ("apiVersion: finetune.dev/v1alpha1\nkind: FineTuneJob\nmetadata: {name: a}\n", "spec: "),
     ],
 )
-def test_what_is_no_job_is_refused(tmp_path: Path, text: str, expected: str) -> None:
+def test_a_file_that_is_not_a_job_is_refused(tmp_path: Path, text: str, expected: str) -> None:
     assert expected in refusal(tmp_path, text)
 
 

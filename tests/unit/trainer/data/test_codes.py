@@ -162,7 +162,7 @@ def test_a_bad_row_is_rejected_with_its_code_and_line_between_good_ones(
 
 
 @pytest.mark.parametrize(("code", "objective", "row"), WITH_A_MODEL, ids=name_case)
-def test_what_only_the_model_can_tell_is_rejected_in_the_same_way(
+def test_what_only_the_model_can_reject_is_rejected_in_the_same_way(
     check: Any, model_folder: Path, code: RejectCode, objective: str, row: object
 ) -> None:
     assert_refused(check, code, objective, row, labeler=Labeler(model_folder), max_length=64)

@@ -34,22 +34,22 @@ def test_every_format_is_shown() -> None:
     assert {name for name, _ in ROWS} == set(DataFormat)
 
 
-def test_every_code_is_told_with_the_sentence_that_reports_use() -> None:
+def test_every_code_is_documented_with_the_sentence_that_reports_use() -> None:
     told = {words(cells[0])[0]: cells[1] for cells in CELLS if re.fullmatch(r"`[A-Z0-9_]+`", cells[0])}
     assert told == {code.value: said for said_of in (SENTENCES, LOSSES) for code, said in said_of.items()}
 
 
-def test_every_word_for_a_role_is_told() -> None:
+def test_every_word_for_a_role_is_documented() -> None:
     told = {cells[0].strip("`"): words(cells[1]) for cells in CELLS if cells[0].strip("`") in set(ROLES.values())}
     assert told == {role: tuple(word for word in ROLES if ROLES[word] == role) for role in ROLES.values()}
     assert any(set(words(cells[-1])) == CALL_ROLES for cells in CELLS)
 
 
 @pytest.mark.parametrize("names", ALIASES)
-def test_every_name_of_a_column_is_told(names: tuple[str, ...]) -> None:
+def test_every_name_of_a_column_is_documented(names: tuple[str, ...]) -> None:
     assert any(words(cells[-1]) == names for cells in CELLS)
 
 
-def test_every_kind_of_file_and_every_format_to_convert_to_is_told() -> None:
+def test_every_kind_of_file_and_every_format_to_convert_to_is_documented() -> None:
     told = set(words(re.sub("```.*?```", "", GUIDE, flags=re.DOTALL)))
     assert {*PLAIN_SUFFIXES, ".gz", *ExportFormat} <= told

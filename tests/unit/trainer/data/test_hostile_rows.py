@@ -100,7 +100,7 @@ def test_keys_of_python_in_a_good_row_are_columns_that_no_one_asked_for(check: A
     assert kept.content() == turns("q")
 
 
-def test_two_hundred_thousand_names_and_the_last_one_twice_are_told_in_one_pass(check: Any) -> None:
+def test_two_hundred_thousand_names_and_a_duplicate_are_checked_in_one_pass(check: Any) -> None:
     """Looking each of them up in a list of all would take minutes."""
     keys = ", ".join(f'"k{number}": 1' for number in range(200_000))
     (bad,), _ = check(f'{{{keys}, "k0": 1}}'.encode())

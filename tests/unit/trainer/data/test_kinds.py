@@ -92,7 +92,7 @@ def test_an_answer_whose_label_is_null_is_not_judged(check: Any) -> None:
     assert check(row, objective="KTO", format="Unpaired")[0][0].code is RejectCode.BAD_LABEL
 
 
-def test_rows_of_a_table_are_told_by_the_columns_that_hold_something(check: Any) -> None:
+def test_rows_of_a_table_are_detected_by_the_columns_with_values(check: Any) -> None:
     columns = ["messages", "prompt", "completion", "chosen", "rejected", "label", "text", "system", "tools"]
     table = [
         {"messages": [Q, A]},
@@ -135,7 +135,7 @@ def test_a_text_keeps_its_spaces_and_line_ends(check: Any) -> None:
         (["a", "b"], RejectCode.WRONG_TYPE),
     ],
 )
-def test_what_is_no_text_is_refused(check: Any, text: object, code: RejectCode) -> None:
+def test_a_row_that_is_not_a_text_is_refused(check: Any, text: object, code: RejectCode) -> None:
     (refused,), _ = check({"text": text}, objective="DomainAdaptation")
     assert refused.code is code
 
@@ -160,7 +160,7 @@ def test_a_prompt_alone_is_a_row(check: Any, row: dict[str, Any]) -> None:
         ({"prompt": None}, RejectCode.NULL_FIELD),
     ],
 )
-def test_what_is_no_prompt_is_refused(check: Any, row: dict[str, Any], code: RejectCode) -> None:
+def test_a_row_that_is_not_a_prompt_is_refused(check: Any, row: dict[str, Any], code: RejectCode) -> None:
     (refused,), _ = check(row, objective="RLHF")
     assert refused.code is code
 

@@ -76,7 +76,7 @@ def test_a_prefix_means_its_data_files_in_the_order_of_their_keys(bucket: Bucket
         ("**/d.jsonl", ["data/x/y/d.jsonl"]),
     ],
 )
-def test_a_pattern_means_what_it_says(bucket: Bucket, pattern: str, wanted: list[str]) -> None:
+def test_a_pattern_selects_the_files_that_match_it(bucket: Bucket, pattern: str, wanted: list[str]) -> None:
     storage = bucket(
         "data/b.jsonl", "data/a.jsonl", "data/x/c.jsonl", "data/x/y/d.jsonl", "data/part-01-x.txt", "data/.hidden.jsonl"
     )
@@ -133,11 +133,11 @@ def test_more_objects_than_can_be_read_are_refused_with_their_number(
         ("evaluation.csv", "test"),
     ],
 )
-def test_a_split_is_told_by_whole_words_of_the_last_part_that_has_one(key: str, split: str) -> None:
+def test_a_split_is_detected_by_whole_words_of_the_last_part_that_has_one(key: str, split: str) -> None:
     assert detect_split(key) == split
 
 
-def test_a_repository_gives_its_training_files_and_says_what_it_leaves_out(
+def test_a_repository_gives_its_training_files_and_logs_what_it_leaves_out(
     bucket: Bucket, caplog: pytest.LogCaptureFixture
 ) -> None:
     storage = bucket("data/train-0.parquet", "data/train-1.parquet", "data/test-0.parquet", "extra.jsonl")

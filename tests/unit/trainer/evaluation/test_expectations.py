@@ -12,7 +12,7 @@ from finetune_trainer.evaluation.run_record import Answer
 PROMPTS = [Prompt(prompt="a?", expected="(?i)paris"), Prompt(prompt="b?")]
 
 
-def test_a_pattern_is_searched_in_the_answer_and_an_absent_one_says_nothing() -> None:
+def test_a_pattern_is_searched_in_the_answer_and_an_absent_one_has_no_result() -> None:
     expected = Expectations(PROMPTS)
     assert [expected.is_met(0, "It is Paris."), expected.is_met(0, "Rome"), expected.is_met(1, "Rome")] == [
         True, False, None,
@@ -43,7 +43,7 @@ def test_without_a_gate_everything_is_met() -> None:
         (Gate(must_match_expected=True), "the answer to prompt 2 does not match its pattern"),
     ],
 )
-def test_what_is_not_reached_is_told_with_the_figures(gate: Gate, message: str) -> None:
+def test_what_is_not_reached_is_reported_with_the_figures(gate: Gate, message: str) -> None:
     answers = [Answer("a?", "", "", is_expected=True), Answer("b?", "", "", is_expected=False)]
     assert find_unmet(gate, Measured(1.5, 10), Measured(1.5, 10), answers) == [message]
 
@@ -53,7 +53,7 @@ def test_what_is_reached_is_met() -> None:
     assert find_unmet(gate, Measured(1.6, 10), Measured(1.5, 10), [Answer("a?", "", "", is_expected=True)]) == []
 
 
-def test_a_loss_that_nobody_measured_meets_nothing() -> None:
+def test_an_unmeasured_loss_meets_no_gate() -> None:
     assert find_unmet(Gate(max_eval_loss=9.0, must_improve=True), None, None, []) == [
         "the evaluation loss is unknown, above maxEvalLoss 9",
         "the evaluation loss did not fall (unknown before, unknown after)",

@@ -38,7 +38,7 @@ def test_each_rule_names_figure_and_limit(changes: dict[str, float], message: st
     assert fault.startswith(message)
 
 
-def test_figures_that_are_no_numbers_are_faults_also_after_json() -> None:
+def test_figures_that_are_not_finite_are_faults_also_after_json() -> None:
     seen = GateReply(results=[replace(GOOD, mean_kl=math.nan, loss=math.inf)])
     (read,) = GateReply.model_validate_json(seen.model_dump_json()).results
     assert [fault.split(" is ")[1].split(",")[0] for fault in faults(read)] == ["not a number"] * 2
@@ -48,7 +48,7 @@ def test_without_the_trained_models_loss_that_of_the_source_counts() -> None:
     assert faults(replace(GOOD, loss=2.5), None) == faults(replace(GOOD, loss=2.5), 2.0)
 
 
-def test_faults_of_the_files_are_all_that_is_told() -> None:
+def test_faults_of_the_files_are_the_only_ones_reported() -> None:
     assert faults(ValidationResult("unquantised base", ["tensor w is missing"])) == ["tensor w is missing"]
 
 
@@ -73,7 +73,7 @@ def test_each_candidate_is_judged_by_its_own_answer() -> None:
 
 
 @pytest.mark.parametrize("answer", ["", "yes", "no no no", "aaaaaa", "| a | b |\n|---|---|", "1, 2, 3, 4, 5, 6, 7"])
-def test_ordinary_answers_are_no_loops(answer: str) -> None:
+def test_ordinary_answers_are_not_loops(answer: str) -> None:
     assert not is_loop(answer)
 
 

@@ -17,11 +17,11 @@ def test_the_standard_error_is_that_of_a_mean_over_batches() -> None:
     assert token_mean([(1.0, 10), (2.0, 10), (3.0, 10)]).standard_error == pytest.approx(1 / math.sqrt(3))
 
 
-def test_one_batch_tells_nothing_of_its_error() -> None:
+def test_one_batch_has_no_standard_error() -> None:
     assert token_mean([(2.0, 10)]).standard_error is None
 
 
-def test_no_tokens_are_no_division_by_zero() -> None:
+def test_no_tokens_do_not_divide_by_zero() -> None:
     assert token_mean([]) == Measured(0.0, 0)
 
 

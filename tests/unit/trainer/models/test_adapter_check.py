@@ -24,7 +24,7 @@ def write(path: Path, values: list[int], *, end: int = 32) -> Path:
 
 
 @pytest.mark.parametrize("value", [0x3F80, 0xBF80, 0x0001, 0x7F7F])
-def test_finite_values_in_bf16_are_no_fault(tmp_path: Path, value: int) -> None:
+def test_finite_values_in_bf16_are_not_a_fault(tmp_path: Path, value: int) -> None:
     assert find_adapter_faults(write(tmp_path / "a", [value] * 16), CONFIG, "") == []
 
 

@@ -239,7 +239,9 @@ def test_an_adapter_that_would_be_continued_as_another_is_refused(
 
 
 @pytest.mark.parametrize("objective", ["Instruction", "Chat", "DPO", "KTO"])
-def test_a_reward_models_adapter_is_no_start_for_a_model_that_writes(world: Any, adapter: Path, objective: str) -> None:
+def test_a_reward_models_adapter_cannot_be_continued_by_a_language_model(
+    world: Any, adapter: Path, objective: str
+) -> None:
     score = {"base_model.model.score.weight": np.ones((1, 8), np.float32)}
     write_adapter(adapter, FITTING | score, task_type="SEQ_CLS", modules_to_save=["score"])
     assert "is for task SEQ_CLS" in refusal(world, ExitCode.INVALID_CONFIG, FROM_URI | {"objective": objective})
@@ -272,7 +274,7 @@ def test_a_pickled_adapter_is_refused_unopened(
         (lambda folder: (folder / "adapter_model.safetensors").write_bytes(b"{}"), "adapter_model.safetensors"),
     ],
 )
-def test_a_folder_that_is_no_adapter_is_refused(
+def test_a_folder_that_is_not_an_adapter_is_refused(
     world: Any, adapter: Path, spoil: Callable[[Path], object], sentence: str
 ) -> None:
     spoil(adapter)

@@ -109,7 +109,7 @@ def test_a_damaged_entry_is_downloaded_again(setting: Setting, how: str) -> None
     assert len(list((setting.cache / "v1").glob("*.old"))) == 0
 
 
-def test_a_marker_that_lies_is_found_out_where_storage_tells_the_digest(setting: Setting) -> None:
+def test_a_wrong_marker_is_detected_if_storage_lists_digests(setting: Setting) -> None:
     listed = [Entry("config.json", 2, "oid", sha256="44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a")]
     found = cached_model(URI, listed, setting.storage, setting.cache, lambda _count: None)
     assert found is not None
@@ -121,7 +121,7 @@ def test_a_marker_that_lies_is_found_out_where_storage_tells_the_digest(setting:
     assert (again / "config.json").read_bytes() == b"{}"
 
 
-def test_a_stopped_download_is_no_entry_and_the_next_run_goes_on_with_it(setting: Setting) -> None:
+def test_a_stopped_download_is_not_an_entry_and_the_next_run_resumes_it(setting: Setting) -> None:
     def stop_at_weights(uri: str) -> None:
         if uri.endswith(".safetensors"):
             raise Stopped
@@ -136,7 +136,7 @@ def test_a_stopped_download_is_no_entry_and_the_next_run_goes_on_with_it(setting
     assert setting.storage.downloaded == ["model.safetensors"]
 
 
-def test_what_storage_says_passes_through_the_cache(setting: Setting) -> None:
+def test_an_error_of_storage_passes_through_the_cache(setting: Setting) -> None:
     def gone(_uri: str) -> None:
         raise StorageUnavailable("no answer")
 
@@ -163,7 +163,7 @@ def test_a_partial_download_counts_as_room(setting: Setting, monkeypatch: pytest
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
-def test_a_volume_that_fills_up_is_said_and_the_run_goes_on_without_it(
+def test_a_volume_that_fills_up_is_reported_and_the_run_continues_without_it(
     setting: Setting, caplog: pytest.LogCaptureFixture, code: int
 ) -> None:
     def full(_uri: str) -> None:
@@ -186,7 +186,7 @@ def test_a_model_that_cannot_fit_is_not_begun(
     assert setting.storage.downloaded == []
 
 
-def test_a_cache_that_cannot_be_written_is_said_and_still_read(
+def test_a_read_only_cache_is_reported_and_still_read(
     setting: Setting, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = setting.fetch()
@@ -308,7 +308,7 @@ def test_of_two_runs_at_once_one_downloads_and_both_have_the_model(
     assert contents(files) == CONTENT
 
 
-def test_when_the_run_that_downloads_is_killed_one_that_waits_goes_on(
+def test_when_the_run_that_downloads_is_killed_one_that_waits_resumes(
     setting: Setting, cache_users: tuple[CacheUser, CacheUser]
 ) -> None:
     first, second = cache_users

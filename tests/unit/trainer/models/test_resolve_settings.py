@@ -159,7 +159,7 @@ def test_a_model_of_unknown_sizes_is_neither_estimated_nor_refused() -> None:
     assert settings.estimated_gpu_memory_bytes is None
 
 
-def test_a_budget_that_is_no_quantity_is_an_invalid_config() -> None:
+def test_a_budget_that_is_not_a_quantity_is_an_invalid_config() -> None:
     with pytest.raises(TrainerError, match=r"tuning\.vramBudget: 'lots' is not a quantity") as caught:
         choose(vramBudget="lots")
     assert caught.value.code is ExitCode.INVALID_CONFIG

@@ -93,7 +93,7 @@ def test_health_is_answered_and_other_paths_are_not_found(reporter: Reporter) ->
     caught.value.close()
 
 
-def test_every_sign_of_life_moves_the_heartbeat_also_from_many_threads(reporter: Reporter) -> None:
+def test_every_sign_of_progress_moves_the_heartbeat_also_from_many_threads(reporter: Reporter) -> None:
     def work() -> None:
         for step in range(200):
             reporter.beat(1)

@@ -72,7 +72,7 @@ def end(follower: Follower, ending: RunEnd = RunEnd.FINISHED) -> None:
     assert follower.wait(20)
 
 
-def test_figures_are_told_by_kind_and_step_and_then_the_end(world: Any, metrics: Path) -> None:
+def test_figures_are_sent_by_kind_and_step_and_then_the_end(world: Any, metrics: Path) -> None:
     run = Recorder()
     follower = Follower(run, metrics, world.reporter)
     follower.start()
@@ -94,7 +94,7 @@ def test_half_a_line_waits_for_its_other_half(world: Any, metrics: Path) -> None
     assert run.points == [Point(1, {"train/loss": 1.5})]
 
 
-def test_a_file_that_is_begun_again_is_told_again(world: Any, metrics: Path) -> None:
+def test_a_file_that_is_restarted_is_sent_again(world: Any, metrics: Path) -> None:
     run = Recorder()
     follower = Follower(run, metrics, world.reporter)
     follower.start()
@@ -105,7 +105,7 @@ def test_a_file_that_is_begun_again_is_told_again(world: Any, metrics: Path) -> 
     assert run.points[3].values == {"train/loss": 9.0}
 
 
-def test_what_a_tracker_missed_is_told_later_and_it_is_warned_of_once(
+def test_what_a_tracker_missed_is_sent_later_with_one_warning(
     world: Any, metrics: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -145,7 +145,7 @@ def test_a_server_that_never_answers_holds_up_an_end_no_longer_than_asked(
         (200, "is not an MLflow tracking server"),
     ],
 )
-def test_a_refusal_is_told_with_what_to_check(
+def test_a_refusal_is_reported_with_what_to_check(
     world: Any, metrics: Path, tmp_path: Path, status: int, told: str
 ) -> None:
     with refusing_server(status) as (uri, _):
@@ -164,7 +164,7 @@ def test_a_redirect_is_not_followed(world: Any, metrics: Path, tmp_path: Path) -
     assert "returned 307" in (world.reporter.snapshot().progress.note or "")
 
 
-def test_a_password_stands_in_no_log_and_no_note(
+def test_a_password_is_in_no_log_and_no_note(
     world: Any, metrics: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
@@ -188,7 +188,7 @@ def test_a_stopped_run_leaves_its_trackers_within_seconds(world: Any, metrics: P
         assert time.monotonic() - began < DrainTimeout.ENDED
 
 
-def test_only_the_first_of_several_processes_tells(world: Any, metrics: Path) -> None:
+def test_only_the_first_of_several_processes_reports(world: Any, metrics: Path) -> None:
     with refusing_server(500) as (uri, requests):
         world.with_config({"tracking": {"mlflow": {"uri": uri, "experiment": "e"}, "tensorboard": True}})
         places = {"result": metrics.parent, "workspace": world.workspace}

@@ -107,7 +107,7 @@ def test_the_same_name_with_another_spec_is_a_conflict(world: Any) -> None:
     assert "another spec" in error.message
 
 
-def test_a_folder_with_someones_files_and_no_claim_is_a_conflict(world: Any) -> None:
+def test_a_folder_with_other_files_and_no_claim_is_a_conflict(world: Any) -> None:
     world.out.mkdir()
     (world.out / "thesis.txt").write_text("mine")
     error = failure(world)
@@ -165,7 +165,7 @@ def test_rows_with_the_pinned_digest_pass(world: Any) -> None:
     assert check(world).outcome is Outcome.VALIDATED
 
 
-def test_training_rows_that_stand_in_the_validation_file_are_dropped_and_counted(world: Any) -> None:
+def test_training_rows_that_are_in_the_validation_file_are_dropped_and_counted(world: Any) -> None:
     first = (world.bucket / "rows.jsonl").read_text().splitlines()[:30]
     (world.bucket / "held.jsonl").write_text("\n".join(first) + "\n")
     world.with_config(

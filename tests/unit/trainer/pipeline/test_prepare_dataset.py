@@ -173,7 +173,7 @@ def test_mapped_columns_of_a_pair_are_read(world: Any) -> None:
     assert prepared.status.accepted == 50
 
 
-def test_a_mapping_to_a_name_that_no_format_knows_is_a_wrong_spec(world: Any) -> None:
+def test_a_mapping_to_a_name_of_no_format_is_an_invalid_spec(world: Any) -> None:
     error = failure(world, pairs(), "DPO", {"columns": {"promt": "prompt"}})
     assert error.code is ExitCode.INVALID_CONFIG
     assert "promt" in error.message
@@ -198,7 +198,7 @@ def test_a_given_format_decides_what_the_rows_are(world: Any) -> None:
         (texts, "DomainAdaptation", 30),
     ],
 )
-def test_the_summary_tells_for_every_objective_what_became_of_each_source_by_code(
+def test_the_summary_shows_for_every_objective_what_became_of_each_source_by_code(
     world: Any, rows: Any, objective: str, accepted: int
 ) -> None:
     (world.bucket / "held").mkdir()

@@ -50,7 +50,7 @@ def test_of_two_claims_at_once_the_overwritten_one_notices(world: Any, job_confi
     assert "belongs to the FineTuneJob team/other" in refusal(world.config, Overtaken(world.storage))
 
 
-def test_the_claim_of_a_job_is_its_own_again_after_it_was_created_anew(world: Any, job_config: Any) -> None:
+def test_the_claim_of_a_job_is_its_own_again_after_it_was_recreated(world: Any, job_config: Any) -> None:
     assert not check_claim(world.config, world.storage)
     claim_prefix(world.config, world.storage)
     assert check_claim(job_config(uid="uid-2"), world.storage)

@@ -38,7 +38,7 @@ def test_the_combined_digest_can_be_repeated_with_sha256sum() -> None:
     )
 
 
-def test_versions_are_told_without_importing_the_libraries() -> None:
+def test_versions_are_read_without_importing_the_libraries() -> None:
     import sys
 
     before = set(sys.modules)

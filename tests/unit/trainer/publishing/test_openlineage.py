@@ -181,7 +181,7 @@ def test_a_dataset_names_where_its_bytes_are(events: list[Event]) -> None:
     assert base["facets"]["dataSource"]["name"] == "acme"
 
 
-def test_a_step_that_is_unknown_is_no_tag_and_a_seed_of_zero_is_one() -> None:
+def test_an_unknown_step_has_no_tag_and_a_seed_of_zero_has_one() -> None:
     tags = build_events(LINEAGE, Path("/nonexistent"))[0]["run"]["facets"]["tags"]["tags"]
     assert {tag["key"]: tag["value"] for tag in tags} == {"jobUid": "u", "configSha256": "c", "seed": "0"}
 

@@ -111,7 +111,7 @@ def test_a_file_that_is_removed_between_listing_and_reading_is_missing(
     assert "lineage.json is missing" in find_result_faults("s3://bucket/out", world.storage)
 
 
-def test_a_prefix_without_a_manifest_is_no_result(world: Any) -> None:
+def test_a_prefix_without_a_manifest_is_not_a_result(world: Any) -> None:
     assert find_result_faults("s3://bucket/out", world.storage) == ["manifest.json is missing"]
 
 
@@ -159,7 +159,7 @@ def test_a_file_that_arrives_damaged_fails_and_leaves_no_manifest_to_adopt(world
     assert adopt_result(world.config, sound, Outcome.PUBLISHED) is None
 
 
-def test_a_manifest_that_does_not_read_back_is_no_success(world: Any, result: Path) -> None:
+def test_a_manifest_that_does_not_read_back_is_not_a_success(world: Any, result: Path) -> None:
     class Forgetting(Flipping):
         def put_if_absent(self, uri: str, data: bytes) -> bool:
             return self._storage.put_if_absent(uri, b"{}" if uri.endswith(Artifact.MANIFEST) else data)

@@ -83,7 +83,7 @@ def test_the_summary_compares_base_and_tuned_model(tmp_path: Path) -> None:
     assert "step 40 of 40" in report
 
 
-def test_every_figure_of_the_data_is_told(tmp_path: Path) -> None:
+def test_every_figure_of_the_data_is_shown(tmp_path: Path) -> None:
     report = written(make_record(tmp_path), tmp_path)
     assert "110 rows read, 100 accepted, 10 skipped" in report
     assert "3.1 % of the training rows were truncated at 128 tokens" in report
@@ -110,13 +110,13 @@ SUMMARY = {
 }
 
 
-def test_every_file_is_told_with_what_became_of_its_rows(tmp_path: Path) -> None:
+def test_every_file_is_listed_with_what_became_of_its_rows(tmp_path: Path) -> None:
     lines = written(make_record(tmp_path, summary=SUMMARY), tmp_path).splitlines()
     assert "| training | `s3://bucket/a¦b.jsonl` | 70   | 60       | 10      | `BAD_JSON` 7, `TOO_LONG` 3 |" in lines
     assert "| training | `s3://bucket/c.csv`     | 40   | 40       | 0       | -                          |" in lines
 
 
-def test_of_many_files_the_first_are_told_and_the_rest_is_summed_up(tmp_path: Path) -> None:
+def test_of_many_files_the_first_are_listed_and_the_rest_is_summed_up(tmp_path: Path) -> None:
     files = [{"file": f"s3://bucket/{n}", "rows": 3, "accepted": 2, "rejectedByCode": {}} for n in range(25)]
     report = written(make_record(tmp_path, summary={"train": {"files": files, "lengths": {}}}), tmp_path)
     (rest,) = [line for line in report.splitlines() if "5 more, in `dataset/summary.json`" in line]
@@ -124,27 +124,27 @@ def test_of_many_files_the_first_are_told_and_the_rest_is_summed_up(tmp_path: Pa
     assert "s3://bucket/20" not in report
 
 
-def test_lengths_stand_beside_the_limit_that_cuts_them(tmp_path: Path) -> None:
+def test_lengths_are_shown_with_the_limit_that_truncates_them(tmp_path: Path) -> None:
     report = written(make_record(tmp_path, summary=SUMMARY), tmp_path)
     (line,) = [line for line in report.splitlines() if line.startswith("| training rows")]
     assert [cell.strip() for cell in line.split("|")[2:8]] == ["60", "110", "180", "400", "192", "128"]
 
 
-def test_a_packed_run_tells_sequences_and_the_rows_they_hold(tmp_path: Path) -> None:
+def test_a_packed_run_reports_sequences_and_their_rows(tmp_path: Path) -> None:
     changes = {"packing": True, "num_train_epochs": 2.0, "total_steps": 40, "per_device_train_batch_size": 1}
     settings = make_record(tmp_path).settings.model_copy(update=changes | {"global_batch_size": 8})
     report = written(make_record(tmp_path, settings=settings), tmp_path)
     assert "1 sequences × 8 accumulated = **8 sequences a step**, which hold 4.5 rows on average" in report  # noqa: RUF001
 
 
-def test_the_estimate_stands_beside_the_peak(tmp_path: Path) -> None:
+def test_the_estimate_is_next_to_the_peak(tmp_path: Path) -> None:
     settings = make_record(tmp_path).settings.model_copy(update={"estimated_gpu_memory_bytes": 10 * 2**30})
     machine = Machine("GPU", 9 * 2**30, 80 * 2**30, 61.5, {})
     report = written(make_record(tmp_path, settings=settings, machine=machine), tmp_path)
     assert "peak memory 9.0 GiB of the GPU's 80.0 GiB; preflight's estimate for a GPU was 10.0 GiB" in report
 
 
-def test_settings_answers_and_cost_are_told(tmp_path: Path) -> None:
+def test_settings_answers_and_cost_are_shown(tmp_path: Path) -> None:
     report = written(make_record(tmp_path), tmp_path)
     assert "8 accumulated = **16 rows a step**" in report
     assert "    no idea" in report
@@ -154,7 +154,7 @@ def test_settings_answers_and_cost_are_told(tmp_path: Path) -> None:
     assert "--max-lora-rank 16" in report
 
 
-def test_a_run_without_held_out_rows_says_so(tmp_path: Path) -> None:
+def test_a_run_without_held_out_rows_is_reported_as_such(tmp_path: Path) -> None:
     record = make_record(tmp_path, baseline=None, final=None, best_step=None, early_stopping=None)
     assert "Nothing was evaluated, because no rows were held out" in written(record, tmp_path)
 
@@ -177,7 +177,7 @@ def test_the_full_model_comes_with_its_comparison(tmp_path: Path) -> None:
     assert "vllm serve merged" in report
 
 
-def test_a_withheld_full_model_is_said_and_not_served(tmp_path: Path) -> None:
+def test_a_withheld_full_model_is_reported_and_not_served(tmp_path: Path) -> None:
     merge = MergeCheck("FP16", 2.4, [ValidationResult("unquantised base", ["x"])], [["tensor w is not finite"]], None)
     report = written(make_record(tmp_path, merge=merge), tmp_path)
     assert "**There is no `merged/`**: the full model in FP16 is withheld: tensor w is not finite. " in report
@@ -185,13 +185,13 @@ def test_a_withheld_full_model_is_said_and_not_served(tmp_path: Path) -> None:
     assert "vllm serve merged" not in report
 
 
-def test_a_gate_that_could_not_be_run_says_what_to_change(tmp_path: Path) -> None:
+def test_the_report_names_what_to_change_if_the_gate_could_not_run(tmp_path: Path) -> None:
     merge = MergeCheck("BF16", 2.4, [], [], None, "it takes 9 GiB of memory: raise resources.limits.memory")
     report = written(make_record(tmp_path, merge=merge), tmp_path)
     assert "its gate could not run: it takes 9 GiB of memory: raise resources.limits.memory" in report
 
 
-def test_answers_tell_whether_they_hold_what_is_expected_and_what_the_full_model_says(tmp_path: Path) -> None:
+def test_answers_show_whether_they_match_and_what_the_full_model_answers(tmp_path: Path) -> None:
     answers = [
         Answer("a?", "no", "yes", "yes", "^yes$", is_expected=True),
         Answer("b?", "no", "maybe", "perhaps", "^yes$", is_expected=False),

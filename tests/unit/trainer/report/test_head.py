@@ -26,7 +26,7 @@ def test_what_was_not_measured_is_not_judged(tmp_path: Path) -> None:
     assert not {"Evaluation loss", "Perplexity"} & {tile.label for tile in unknown.tiles}
 
 
-def test_the_figures_that_people_look_for_first_stand_in_the_tiles(tmp_path: Path) -> None:
+def test_the_most_important_figures_are_in_the_tiles(tmp_path: Path) -> None:
     tiles = {tile.label: (tile.value, tile.note) for tile in build_head(make_run(tmp_path)).tiles}
     assert tiles["Evaluation loss"] == ("1.528", "base model 3.212")
     assert tiles["Published step"] == ("1000", "stopped early")
@@ -34,7 +34,7 @@ def test_the_figures_that_people_look_for_first_stand_in_the_tiles(tmp_path: Pat
     assert tiles["Peak memory"] == ("31.0 GiB", "of 80.0 GiB")
 
 
-def test_a_gate_that_is_not_met_has_the_word_before_the_losses(tmp_path: Path) -> None:
+def test_a_gate_that_is_not_met_takes_precedence_over_the_losses(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     failed = build_head(replace(run, evaluation=EvaluationStatus(gate="NotMet", merged="Passed")))
     assert (failed.verdict, failed.mood) == ("The gate is not met: do not publish it", "bad")

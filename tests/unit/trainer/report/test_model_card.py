@@ -45,7 +45,7 @@ def test_a_hub_reads_relation_library_and_results(tmp_path: Path) -> None:
     assert results["perplexity"] == pytest.approx(4.6, abs=0.1)
 
 
-def test_what_is_not_on_a_hub_is_told_in_the_text_alone(tmp_path: Path) -> None:
+def test_what_is_not_on_a_hub_is_only_in_the_text(tmp_path: Path) -> None:
     run = with_spec(make_run(tmp_path), model={"uri": "s3://models/base", "revision": None})
     run = replace(run, base=BaseFacts())
     matter = front(run)
@@ -65,7 +65,7 @@ def test_datasets_of_a_hub_are_named(tmp_path: Path) -> None:
     assert data.eval_results[0].dataset_type == "owner/rows"
 
 
-def test_figures_that_are_no_numbers_are_left_out(tmp_path: Path) -> None:
+def test_figures_that_are_not_finite_are_left_out(tmp_path: Path) -> None:
     (index,) = front(replace(make_run(tmp_path), final=Measured(1e4, 10)))["model-index"]
     assert [metric["type"] for metric in index["results"][0]["metrics"]] == ["loss"]
 

@@ -99,7 +99,7 @@ def card(tmp_path: Path, folder: str) -> tuple[dict[str, Any], str]:
     return yaml.safe_load(front), body
 
 
-def test_a_policys_report_tells_rewards_and_no_loss(tmp_path: Path) -> None:
+def test_a_policys_report_shows_rewards_and_no_loss(tmp_path: Path) -> None:
     report = write(tmp_path, "RLHF", rewarded(tmp_path))
     assert "held-out prompts went from **0.35** (base model) to **0.75** (tuned model)" in report
     assert "| tuned model      | 0.75        | 0" in report
@@ -118,7 +118,7 @@ def test_a_policys_curve_has_reward_divergence_and_length(tmp_path: Path) -> Non
     assert [cell.strip() for cell in rows[-1].split("|")[1:6]] == ["4", "0.5", "-", "0.01", "8"]
 
 
-def test_sampled_answers_stand_with_what_they_earn(tmp_path: Path) -> None:
+def test_sampled_answers_are_shown_with_their_rewards(tmp_path: Path) -> None:
     answers = [RewardedAnswer(HOSTILE, "before", 0.125, HOSTILE, 1.0)]
     report = write(tmp_path, "RLHF", rewarded(tmp_path), rewarded_answers=answers)
     assert "Base model, reward 0.125:\n\n    before" in report
@@ -128,7 +128,7 @@ def test_sampled_answers_stand_with_what_they_earn(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("objective", ["DPO", "RewardModel"])
-def test_pairs_are_told_by_margin_and_accuracy(tmp_path: Path, objective: str) -> None:
+def test_pairs_are_reported_with_margin_and_accuracy(tmp_path: Path, objective: str) -> None:
     report = write(tmp_path, objective, measured(tmp_path))
     assert "loss per pair went from **0.693** (before) to **0.4**" in report
     assert "higher reward in **90.0 %** of them (50.0 % before)" in report
@@ -147,7 +147,7 @@ def test_judged_answers_have_a_margin_and_no_accuracy(tmp_path: Path) -> None:
     assert "accuracy" not in report.partition("## Curves")[0]
 
 
-def test_a_reward_models_report_says_how_it_scores_and_how_to_use_it(tmp_path: Path) -> None:
+def test_a_reward_models_report_shows_how_it_scores_and_how_to_use_it(tmp_path: Path) -> None:
     pairs = [ScoredPair(HOSTILE, "good", "bad", 1.5, -0.5)]
     report = write(tmp_path, "RewardModel", measured(tmp_path), scored_pairs=pairs)
     assert "Chosen, score 1.5:\n\n    good" in report
@@ -169,6 +169,6 @@ def test_a_complete_reward_model_comes_with_its_check(tmp_path: Path) -> None:
     assert "A complete model (BF16)" in card(tmp_path, "merged")[1]
 
 
-def test_the_estimate_stands_beside_the_measured_peak(tmp_path: Path) -> None:
+def test_the_estimate_is_next_to_the_measured_peak(tmp_path: Path) -> None:
     report = write(tmp_path, "DPO", measured(tmp_path))
     assert "peak memory 1.0 GiB; preflight's estimate for a GPU was 5.0 GiB" in report

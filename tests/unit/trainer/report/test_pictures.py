@@ -77,7 +77,7 @@ def luminance(colour: str) -> float:
     return sum(part * weight for part, weight in zip(linear, (0.2126, 0.7152, 0.0722), strict=True))
 
 
-def test_texts_and_lines_can_be_told_from_their_ground_by_day_and_by_night() -> None:
+def test_texts_and_lines_contrast_with_their_background_in_light_and_dark() -> None:
     """4.5 for texts and 3 for lines, as WCAG asks."""
     for colours in ({one: one for one in DARK}, DARK):
         paper = luminance(colours[PAPER])

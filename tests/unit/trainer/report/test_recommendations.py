@@ -120,11 +120,11 @@ def test_a_run_without_one_finite_gradient_is_reported(tmp_path: Path) -> None:
     assert advice(run).endswith("; 20 steps without a finite gradient")
 
 
-def test_gradients_that_shrink_as_training_settles_are_no_spikes(tmp_path: Path) -> None:
+def test_gradients_that_shrink_during_training_are_not_spikes(tmp_path: Path) -> None:
     assert "spikes" not in advice(good_run(tmp_path, norms=[100.0] * 5 + [1.0] * 15))
 
 
-def test_steps_without_a_finite_gradient_are_told(tmp_path: Path) -> None:
+def test_steps_without_a_finite_gradient_are_reported(tmp_path: Path) -> None:
     assert "2 steps without a finite gradient" in advice(good_run(tmp_path, norms=[None, None, *[1.0] * 18]))
 
 
@@ -172,7 +172,7 @@ def test_a_gpu_that_is_half_empty_asks_for_larger_micro_batches(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("margin", "is_flat"), [(0.004, True), (-1.0, True), (0.05, False), (2.0, False), (None, False)]
 )
-def test_a_margin_that_does_not_grow_is_told(tmp_path: Path, margin: float | None, is_flat: bool) -> None:
+def test_a_margin_that_does_not_grow_is_reported(tmp_path: Path, margin: float | None, is_flat: bool) -> None:
     message = advice(good_run(tmp_path, final=Measured(0.69, 100, reward_margin=margin)))
     assert ("the margin is flat" in message) == is_flat
     assert (f"mean margin {margin:.3g} after training" in message) if is_flat else message == ""
@@ -189,7 +189,7 @@ def test_a_margin_that_does_not_grow_is_told(tmp_path: Path, margin: float | Non
         (0, (1.0, 1.0), "0 desirable and 100 undesirable answers"),
     ],
 )
-def test_judged_answers_of_one_kind_that_outweigh_the_other_are_told_with_the_weight_to_set(
+def test_labelled_answers_of_one_kind_that_outweigh_the_other_are_reported_with_the_weight_to_set(
     tmp_path: Path, liked: int, weights: tuple[float, float], message: str
 ) -> None:
     run = good_run(tmp_path, samples=replace(SAMPLES, samples=100, desirable=liked))

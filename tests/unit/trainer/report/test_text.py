@@ -54,7 +54,7 @@ def test_versions_and_names_stay_readable() -> None:
     ]
 
 
-def test_bare_links_are_no_links_on_a_git_host() -> None:
+def test_bare_links_are_not_links_on_a_git_host() -> None:
     assert text.inline("https://evil.example www.evil.example") == "https\\://evil.example www\\.evil.example"
 
 

@@ -54,7 +54,7 @@ def test_a_deeply_nested_pattern_is_read() -> None:
     assert rewards({"type": "Regex", "pattern": "(" * 80 + "a" + ")" * 80})([answer("ba")]) == [1.0]
 
 
-def test_a_pattern_that_backtracks_without_end_counts_as_not_found_and_is_told(
+def test_a_pattern_that_backtracks_without_end_counts_as_not_found_and_is_reported(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     score = rewards({"type": "Regex", "pattern": r"^(a|aa)+$"})

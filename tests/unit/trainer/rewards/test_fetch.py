@@ -165,7 +165,7 @@ def test_a_prefix_without_files_names_the_field(world: Any) -> None:
     assert error.code is ExitCode.MODEL_UNAVAILABLE
 
 
-def test_a_config_that_is_no_json_is_refused(world: Any, reward: Path) -> None:
+def test_a_config_that_is_not_json_is_refused(world: Any, reward: Path) -> None:
     write_whole(reward, world.bucket / "model")
     (reward / "config.json").write_text("{")
     assert "config.json" in refusal(world).message

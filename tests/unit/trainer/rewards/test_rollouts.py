@@ -66,7 +66,7 @@ def test_groups_whose_answers_differ_in_reward_are_counted() -> None:
 
 
 @pytest.mark.parametrize("reward", [math.nan, math.inf, -math.inf])
-def test_a_reward_that_is_no_number_ends_the_run(reward: float) -> None:
+def test_a_reward_that_is_not_finite_ends_the_run(reward: float) -> None:
     with pytest.raises(TrainerError, match="reward is not finite") as caught:
         rollouts(lambda completions: [reward] * len(completions)).score_answers(SAMPLES[:1], [[97]])
     assert caught.value.code is ExitCode.DIVERGED

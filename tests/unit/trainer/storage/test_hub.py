@@ -89,7 +89,7 @@ def test_one_token_opens_a_repository_for_both_of_its_sources(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("content", ["hf_secret\nhf_more", "hf_sécret", "hf secret"])
-def test_a_token_that_no_header_can_carry_is_refused_and_not_told(tmp_path: Path, content: str) -> None:
+def test_a_token_that_no_header_can_carry_is_refused_and_not_shown(tmp_path: Path, content: str) -> None:
     token(tmp_path, "model", content)
     with pytest.raises(TrainerError, match=r"key HF_TOKEN of the Secret .* contains no valid token") as caught:
         connect_hub(spec(), tokens_dir=tmp_path)
@@ -120,7 +120,7 @@ def test_a_run_on_this_machine_uses_its_own_token_and_endpoint(monkeypatch: pyte
 
 
 @pytest.mark.parametrize("value", ["mirror.example.com", "ftp://mirror", "https://", "http://mirror:99999"])
-def test_an_endpoint_that_is_no_url_is_named(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+def test_an_endpoint_that_is_not_a_url_is_named(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     monkeypatch.setenv("HF_ENDPOINT", value)
     with pytest.raises(TrainerError) as caught:
         connect_hub_here(spec())
@@ -142,7 +142,7 @@ def test_on_this_machine_its_token_opens_adapters_too(monkeypatch: pytest.Monkey
     assert {connection.access(Repo(Kind.MODEL, f"acme/{name}")).token for name in ("adapter", "base")} == {"hf_mine"}
 
 
-def test_no_token_stands_in_what_is_printed(tmp_path: Path) -> None:
+def test_no_token_is_in_what_is_printed(tmp_path: Path) -> None:
     token(tmp_path, "model", "hf_model")
     assert "hf_model" not in repr(connect_hub(spec(), tokens_dir=tmp_path))
 

@@ -42,7 +42,7 @@ def test_a_folder_is_copied_as_far_as_accepted(storage: LocalStore, tmp_path: Pa
     assert seen == [10]
 
 
-def test_a_file_can_stand_for_an_object(storage: LocalStore) -> None:
+def test_a_file_can_replace_an_object(storage: LocalStore) -> None:
     assert storage.read("s3://bucket/rows.jsonl") == b"rows"
 
 

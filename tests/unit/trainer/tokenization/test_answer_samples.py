@@ -87,12 +87,12 @@ def test_a_prompt_alone_ends_where_the_model_shall_write(labeler: Labeler) -> No
     assert text(labeler, sample.prompt_ids).endswith("<|im_start|>assistant\n")
 
 
-def test_answers_that_differ_only_in_what_the_template_drops_are_no_pair(build_model: Any) -> None:
+def test_answers_that_differ_only_in_what_the_template_drops_are_not_a_pair(build_model: Any) -> None:
     trimming = Labeler(build_model(CHATML.replace("message['content'] +", "message['content'] | trim +")))
     assert refused(trimming, pair(PROMPT, "Same.", " Same.\n")).code is RejectCode.SAME_PAIR
 
 
-def test_answers_that_differ_only_beyond_the_limit_are_no_pair(labeler: Labeler) -> None:
+def test_answers_that_differ_only_beyond_the_limit_are_not_a_pair(labeler: Labeler) -> None:
     bad = refused(labeler, pair(PROMPT, "x" * 200 + "a", "x" * 200 + "b"), max_length=128)
     assert bad.code is RejectCode.SAME_PAIR
     assert "within maxLength" in bad.detail
@@ -210,7 +210,7 @@ def test_a_prompt_that_loses_a_single_token_counts_as_truncated(labeler: Labeler
     assert (cut.truncated, cut.left_out) == (True, 1)
 
 
-def test_a_limit_that_leaves_nothing_is_said(labeler: Labeler) -> None:
+def test_a_limit_that_leaves_nothing_is_reported(labeler: Labeler) -> None:
     assert refused(labeler, pair(PROMPT, "a" * 50), max_length=3).code is RejectCode.PROMPT_FILLS_CONTEXT
     prompt = PromptRow(PROMPT, SOURCE, DataFormat.OPENAI)
     assert refused(labeler, prompt, max_length=0).code is RejectCode.PROMPT_FILLS_CONTEXT

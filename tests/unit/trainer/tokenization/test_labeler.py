@@ -221,7 +221,7 @@ def test_the_fallback_template_renders_the_same_once_saved(build_model: Any) -> 
 @pytest.mark.parametrize(
     "form", [CHATML, [{"name": "tool_use", "template": "x"}, {"name": "default", "template": CHATML}]]
 )
-def test_the_template_may_stand_in_the_config(build_model: Any, form: object) -> None:
+def test_the_template_may_be_in_the_config(build_model: Any, form: object) -> None:
     labeler = Labeler(build_model(None, tokens=("<|im_start|>", "<|im_end|>"), chat_template=form))
     assert labeler.template_text == CHATML
 
@@ -231,7 +231,7 @@ def test_named_tokens_may_be_objects(build_model: Any) -> None:
     assert labeler.render_prompt(TWO[:1])[0].startswith("<bos><|im_start|>")
 
 
-def test_a_directory_without_tokenizer_json_says_so(tmp_path: Path) -> None:
+def test_a_directory_without_tokenizer_json_is_reported(tmp_path: Path) -> None:
     with pytest.raises(TokenizerUnavailable, match=r"no tokenizer\.json"):
         Labeler(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{}")

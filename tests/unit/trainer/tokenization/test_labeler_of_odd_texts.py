@@ -62,7 +62,7 @@ def runs(labeler: Labeler, sample: Encoded) -> list[str]:
 
 @pytest.mark.parametrize("name", CONTENTS)
 @pytest.mark.parametrize("template", [CHATML, TRIMMING, OPENING])
-def test_answers_are_trained_as_written_whatever_they_say(name: str, template: str, build_model: Any) -> None:
+def test_answers_are_trained_as_written_whatever_their_text(name: str, template: str, build_model: Any) -> None:
     labeler = Labeler(build_model(template))
     texts = CONTENTS[name]
     written = [text.strip() if template == TRIMMING else text for text in texts]

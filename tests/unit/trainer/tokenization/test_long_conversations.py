@@ -53,7 +53,7 @@ def answers(sample: Encoded) -> list[tuple[int, int]]:
 
 
 @pytest.mark.parametrize("row", [plain(40), with_calls(9)], ids=["plain", "calls"])
-def test_what_lies_within_the_limit_is_kept_and_every_answer_beyond_it_is_counted(
+def test_tokens_within_the_limit_are_kept_and_every_answer_beyond_it_is_counted(
     row: ChatRow, shipped_labeler: Any
 ) -> None:
     labeler = shipped_labeler("qwen3")
@@ -73,7 +73,7 @@ def test_what_lies_within_the_limit_is_kept_and_every_answer_beyond_it_is_counte
             assert any(RepairCode.ANSWER_CUT in sample.repairs for sample in cut)
 
 
-def test_a_row_without_an_answer_in_the_limit_tells_how_long_it_is(shipped_labeler: Any) -> None:
+def test_a_row_without_an_answer_in_the_limit_is_rejected_with_its_length(shipped_labeler: Any) -> None:
     labeler = shipped_labeler("qwen3")
     row = plain(40)
     result = labeler.encode(row, "Chat", 4)

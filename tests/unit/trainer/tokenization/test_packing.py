@@ -49,7 +49,7 @@ def test_nothing_is_packed_from_nothing() -> None:
     assert group_lengths([], 16) == []
 
 
-def test_the_first_token_of_each_row_is_not_trained_for_it_would_be_told_by_the_row_before() -> None:
+def test_the_first_token_of_each_row_is_not_trained_because_the_row_before_would_predict_it() -> None:
     samples = [Encoded([1, 2, 3], [1, 2, 3], 3), Encoded([4, 5], [-100, 5], 1)]
     (packed,) = pack(samples, 8)
     assert packed.input_ids == [1, 2, 3, 4, 5]

@@ -86,7 +86,7 @@ def test_a_document_in_pieces_is_shown_as_a_whole_for_nothing_of_it_is_lost(buil
     assert labeler.preview(row, "DomainAdaptation", 16) == [(row.text, True)]
 
 
-def test_answers_in_samples_of_their_own_are_told_apart(shipped_labeler: Any) -> None:
+def test_answers_in_samples_of_their_own_are_distinguished(shipped_labeler: Any) -> None:
     messages = [*ASKED, *said("First."), *ASKED, *said("Second.")]
     shown = "".join(text for text, _ in shipped_labeler("qwen3").preview(ChatRow(messages, SOURCE, DataFormat.OPENAI)))
     assert shown.count("[the next answer, in a sample of its own]") == 1

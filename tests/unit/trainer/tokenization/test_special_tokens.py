@@ -8,7 +8,7 @@ from finetune_trainer.tokenization.tokenizer import special_token_pattern
 
 
 @given(st.lists(st.text("<|ab>.*", max_size=6), max_size=12), st.text("<|ab>.*", max_size=40))
-def test_the_longest_of_the_tokens_is_found_where_it_stands(tokens: list[str], text: str) -> None:
+def test_the_longest_of_the_tokens_is_found_at_its_position(tokens: list[str], text: str) -> None:
     one_by_one = "|".join(map(re.escape, sorted(filter(None, tokens), key=len, reverse=True))) or "(?!)"
     assert special_token_pattern(tokens).findall(text) == re.findall(one_by_one, text)
 

@@ -31,7 +31,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_tokens_that_stand_beside_the_tokenizer_alone_are_those_of_transformers(name: str, build_model: Any) -> None:
+def test_tokens_that_are_only_next_to_the_tokenizer_are_those_of_transformers(name: str, build_model: Any) -> None:
     from transformers import PreTrainedTokenizerFast
 
     directory = build_model(**CONFIGS[name])
@@ -93,7 +93,7 @@ def test_a_template_whose_tokens_the_model_has_no_embeddings_for_is_refused(buil
         Labeler(directory)
 
 
-def test_a_template_that_is_no_text_is_said(build_model: Any) -> None:
+def test_a_template_that_is_not_text_is_reported(build_model: Any) -> None:
     directory: Path = build_model(CHATML)
     (directory / "chat_template.jinja").write_bytes(b"\xff\xfe")
     with pytest.raises(TokenizerUnavailable, match=r"chat_template\.jinja cannot be read"):

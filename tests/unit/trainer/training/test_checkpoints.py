@@ -208,7 +208,7 @@ def test_a_broken_checkpoint_is_named_and_removed_and_the_one_before_it_taken(
     assert pod.save(20).there() == [10, 20]
 
 
-def test_where_none_is_whole_the_training_begins_anew(bucket: Path) -> None:
+def test_without_a_complete_checkpoint_the_training_starts_again(bucket: Path) -> None:
     Pod(bucket).save(10, 20)
     for step in (10, 20):
         flip(file(bucket, step, "weights.safetensors"))
@@ -239,7 +239,7 @@ def test_a_checkpoint_of_something_else_is_refused_by_what_differs(
     assert pod.there() == [10]
 
 
-def test_a_job_created_again_unchanged_goes_on(bucket: Path) -> None:
+def test_a_job_created_again_unchanged_resumes(bucket: Path) -> None:
     Pod(bucket).save(10)
     assert Pod(bucket, uid="u-2").checkpoints.restore()
 
@@ -288,7 +288,7 @@ def test_a_store_that_is_away_costs_a_checkpoint_and_not_the_training(
     assert b"finetune_trainer_checkpoint_failures_total 1.0" in pod.reporter._prometheus.exposition()
 
 
-def test_after_a_stop_a_store_that_is_away_is_told(bucket: Path) -> None:
+def test_an_unavailable_store_after_a_stop_is_reported(bucket: Path) -> None:
     pod = Pod(bucket)
     pod.storage.fails = fail("put", StorageUnavailable("no answer"))
     pod.stop.set()
@@ -355,7 +355,7 @@ def test_all_are_removed_when_the_result_is_published(bucket: Path) -> None:
     assert not (bucket / "out" / "checkpoints").exists()
 
 
-def test_files_of_nobody_are_left_alone() -> None:
+def test_unclaimed_files_are_left_alone() -> None:
     keys = ["step-000010/a", "step-000010/manifest.json", "step-7/a", "notes.txt", "step-000020", "mine/a"]
     assert group_by_step(Entry(key, 3) for key in keys) == {10: {"a": 3, "manifest.json": 3}}
 
@@ -379,7 +379,7 @@ def test_torn_checkpoints_do_not_count_among_those_kept(
         ({}, {"total_steps": 3}, Schedule(1, 1800.0)),
     ],
 )
-def test_checkpoints_are_as_frequent_as_evaluations_unless_the_job_says(
+def test_checkpoints_are_as_frequent_as_evaluations_unless_the_job_sets_steps(
     asked: dict[str, Any], settings: dict[str, Any], expected: Schedule
 ) -> None:
     assert build_schedule(Checkpoint.model_validate(asked), Resolved(**settings)) == expected

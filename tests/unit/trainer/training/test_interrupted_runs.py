@@ -43,7 +43,7 @@ def stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, config: JobConfig, nam
     interrupted_runs.record(config, Folder(tmp_path), BEGAN, step, None)
 
 
-def test_runs_are_told_oldest_first_and_those_of_an_earlier_job_of_the_name_are_not(
+def test_runs_are_reported_oldest_first_without_those_of_an_earlier_job_of_the_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config, earlier = make_config(), make_config("uid-0")
@@ -70,7 +70,7 @@ def test_a_file_that_is_broken_is_passed_over(tmp_path: Path, monkeypatch: pytes
     assert [run.pod_name for run in interrupted_runs.read(config, Folder(tmp_path))] == ["pod"]
 
 
-def test_a_process_that_is_no_pod_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_outside_a_pod_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(ENV_POD_NAME, raising=False)
     interrupted_runs.record(make_config(), Folder(tmp_path), BEGAN, 1, None)
     assert list(tmp_path.iterdir()) == []

@@ -86,7 +86,7 @@ def test_progress_counts_rows_and_bytes_over_all_files(check: Any) -> None:
     assert sorted(seen) == seen
 
 
-def test_no_files_are_no_rows() -> None:
+def test_no_files_give_no_rows() -> None:
     summary = Summary()
     assert list(check_rows([], summary=summary)) == []
     assert summary.malformed_percent == 0

@@ -49,20 +49,20 @@ def test_the_share_is_kept_within_20_and_512_rows(rows: int, percent: int, expec
     assert split([row(f"p{n}") for n in range(rows)], percent).validation_rows == expected
 
 
-def test_under_40_rows_nothing_is_held_out_and_it_is_said() -> None:
+def test_under_40_rows_nothing_is_held_out_and_a_warning_is_logged() -> None:
     result = split([row(f"p{n}") for n in range(39)])
     assert result.validation_rows == 0
     assert result.warning is not None
     assert "39 rows are too few" in result.warning
 
 
-def test_rows_of_one_prompt_cannot_be_split_and_it_is_said() -> None:
+def test_rows_of_one_prompt_cannot_be_split_and_a_warning_is_logged() -> None:
     result = split([row("p", f"a{n}") for n in range(100)])
     assert (result.train_rows, result.validation_rows) == (100, 0)
     assert result.warning is not None
 
 
-def test_no_percent_is_no_split_and_no_warning() -> None:
+def test_without_a_percentage_there_is_no_split_and_no_warning() -> None:
     assert split([row(f"p{n}") for n in range(100)], percent=0) == Split(frozenset(), 100, 0)
 
 

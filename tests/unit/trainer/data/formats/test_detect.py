@@ -40,7 +40,7 @@ TURN = {"role": "user", "content": "hi"}
         ({"instruction": "a"}, DataFormat.ALPACA),
     ],
 )
-def test_a_format_is_told_by_its_columns(row: dict[str, object], expected: DataFormat) -> None:
+def test_a_format_is_detected_by_its_columns(row: dict[str, object], expected: DataFormat) -> None:
     assert detect_format(row) is expected
 
 

@@ -211,7 +211,7 @@ def test_openai_rows_have_arguments_as_text_and_weights_as_its_uploads_do() -> N
     ]
 
 
-def test_sharegpt_rows_have_the_words_that_its_readers_know() -> None:
+def test_sharegpt_rows_have_the_names_that_its_readers_use() -> None:
     row = chat(Message(role="system", content="be brief"), *CALLING.messages, tools=TOOLS)
     exported = export_row(row, SHAREGPT)
     assert [turn["from"] for turn in exported["conversations"]] == [

@@ -181,7 +181,7 @@ REFUSED: dict[RejectCode, list[dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize(("code", "row"), [(code, row) for code, rows in REFUSED.items() for row in rows])
-def test_what_is_no_pair_is_refused_with_its_code(check: Any, code: RejectCode, row: dict[str, Any]) -> None:
+def test_a_row_that_is_not_a_pair_is_refused_with_its_code(check: Any, code: RejectCode, row: dict[str, Any]) -> None:
     (refused,), _ = check(row, objective="DPO")
     assert isinstance(refused, Rejected)
     assert refused.code is code, refused.detail

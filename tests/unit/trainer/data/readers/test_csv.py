@@ -22,7 +22,7 @@ def test_cells_stay_strings_and_may_span_lines() -> None:
     assert [row.line for row in rows] == [2, 4]
 
 
-def test_blank_lines_are_no_records() -> None:
+def test_blank_lines_are_not_records() -> None:
     assert results(read(b"a\n\n1\n\n")) == [{"a": "1"}]
 
 
@@ -48,7 +48,7 @@ def test_bytes_that_are_not_utf8_are_rejected_with_their_line() -> None:
     assert rows[0].line == 2
 
 
-def test_text_after_a_closing_quote_is_no_csv() -> None:
+def test_text_after_a_closing_quote_is_not_csv() -> None:
     rows = read(b'a,b\n"x"y,1\n2,3\n')
     assert results(rows) == [RejectCode.BAD_JSON, {"a": "2", "b": "3"}]
     assert rows[0].problem is not None

@@ -12,7 +12,7 @@ Check = Callable[..., tuple[list[Any], Any]]
 
 
 @pytest.mark.parametrize("header", [b"instr\xe9,output", b"\x80", b"\xff\xc3\x28,\x81"])
-def test_a_header_that_is_not_utf8_is_reported_in_readable_words(check: Check, tmp_path: Path, header: bytes) -> None:
+def test_a_header_that_is_not_utf8_is_reported_readably(check: Check, tmp_path: Path, header: bytes) -> None:
     results, summary = check(header, b"a,b" if b"," in header else b"a", name="rows.csv")
     assert [row.code for row in results] == [RejectCode.UNKNOWN_FORMAT]
     assert "\ufffd" in results[0].detail

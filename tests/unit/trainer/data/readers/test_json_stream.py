@@ -23,7 +23,7 @@ def test_rows_of_an_array_keep_their_lines_however_the_bytes_arrive(
     ]
 
 
-def test_rows_under_data_are_found_behind_other_keys_and_the_rest_is_no_row() -> None:
+def test_rows_under_data_are_found_behind_other_keys_and_the_rest_is_not_a_row() -> None:
     text = b'{"version": {"data": [0]}, "n": [1], "data": [{"a": 1}, {"a": 2}], "end": {"a": 3}}'
     assert [raw for _, raw, _ in elements(text)] == [b'{"a": 1}', b'{"a": 2}']
 
@@ -43,7 +43,7 @@ def test_a_string_that_never_ends_costs_its_line_only() -> None:
     assert elements(b'[\n{"a": "x},\n{"b": 1},\n{"c": 1}]')[-1][1] == b'{"c": 1}'
 
 
-def test_what_stands_between_the_rows_is_a_row_of_its_own() -> None:
+def test_text_between_the_rows_is_a_row_of_its_own() -> None:
     assert [raw for _, raw, _ in elements(b'[{"a": 1}, 7, "x", {"b": 1}] tail')] == [
         b'{"a": 1}',
         b"7",
@@ -75,5 +75,5 @@ def test_an_element_above_the_limit_is_cut_and_the_next_one_read(monkeypatch: py
         (b"garbage", True, False),
     ],
 )
-def test_one_value_is_told_from_one_row_a_line(start: bytes, is_json: bool, expected: bool) -> None:
+def test_one_value_is_distinguished_from_one_row_a_line(start: bytes, is_json: bool, expected: bool) -> None:
     assert looks_like_rows_in_one_value(start, is_json_file=is_json) is expected

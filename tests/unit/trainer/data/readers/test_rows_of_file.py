@@ -21,7 +21,7 @@ def values(records: list[Record]) -> list[object]:
     return [record.value if record.problem is None else record.problem.code for record in records]
 
 
-def test_a_byte_order_mark_crlf_and_blank_lines_are_no_trouble(tmp_path: Path) -> None:
+def test_a_byte_order_mark_crlf_and_blank_lines_are_accepted(tmp_path: Path) -> None:
     records = read(tmp_path / "a.jsonl", b'\xef\xbb\xbf{"a": 1}\r\n\r\n  \n{"a": 2}\r\n')
     assert values(records) == [{"a": 1}, {"a": 2}]
     assert [record.line for record in records] == [1, 4]
@@ -91,7 +91,7 @@ def test_bytes_read_reaches_the_size_of_the_file(tmp_path: Path) -> None:
         (b'"text"', RejectCode.NOT_OBJECT),
     ],
 )
-def test_what_is_wrong_with_a_line_is_said_exactly(tmp_path: Path, raw: bytes, code: RejectCode) -> None:
+def test_a_fault_of_a_line_is_reported_exactly(tmp_path: Path, raw: bytes, code: RejectCode) -> None:
     assert values(read(tmp_path / "a.jsonl", b'{"a": 1}\n' + raw)) == [{"a": 1}, code]
 
 
