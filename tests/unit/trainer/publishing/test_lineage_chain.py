@@ -79,7 +79,7 @@ def test_results_that_name_each_other_as_parent_end_the_chain(world: Any, tmp_pa
         name="second", uid="u", objective="Chat", output_uri="s3://bucket/second", manifest_sha256="0" * 64
     )
     put(world, tmp_path, "second", put(world, tmp_path, "first", second))
-    assert follow(world, "s3://bucket/second")[2] == ["parent s3://bucket/second comes from itself"]
+    assert follow(world, "s3://bucket/second")[2] == ["parent s3://bucket/second is its own ancestor"]
 
 
 @pytest.mark.parametrize("folder", ["adapter", "elsewhere"])

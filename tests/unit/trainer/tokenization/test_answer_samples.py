@@ -249,3 +249,52 @@ def test_the_preview_names_both_answers_and_marks_them_as_trained(labeler: Label
 
 def test_the_stop_of_an_answer_is_known_without_any_row(labeler: Labeler) -> None:
     assert labeler.stop_ids() == [labeler.tokenizer.token_to_id("<|im_end|>")]
+
+
+def test_a_prompt_of_just_a_quarter_is_not_cut(labeler: Labeler) -> None:
+    prompt = [Message(role="user", content="q" * 50)]
+    whole = encode(labeler, pair(prompt, "a" * 500), EncodedPair)
+    cut = encode(labeler, pair(prompt, "a" * 500), EncodedPair, max_length=4 * len(whole.prompt_ids))
+    assert cut.prompt_ids == whole.prompt_ids
+    assert cut.repairs == (RepairCode.TRUNCATED, RepairCode.ANSWER_CUT)
+
+
+def test_an_answer_that_just_fits_does_not_count_as_cut(labeler: Labeler) -> None:
+    prompt = [Message(role="user", content="q" * 500)]
+    whole = encode(labeler, pair(prompt, "a" * 500, "b" * 50), EncodedPair)
+    max_length = 4 * len(whole.rejected_ids) // 3
+    cut = encode(labeler, pair(prompt, "a" * 500, "b" * 50), EncodedPair, max_length=max_length)
+    assert cut.rejected_ids == whole.rejected_ids
+    assert len(cut.chosen_ids) == len(cut.rejected_ids)
+    assert cut.answer_cut == 1
+
+
+def test_a_prompt_of_as_many_tokens_as_the_limit_is_whole(labeler: Labeler) -> None:
+    row = PromptRow(PROMPT, SOURCE, DataFormat.OPENAI)
+    whole = encode(labeler, row, EncodedPrompt)
+    assert encode(labeler, row, EncodedPrompt, max_length=whole.length) == whole
+    assert (whole.truncated, whole.left_out, whole.repairs) == (False, 0, ())
+
+
+def test_a_pair_of_as_many_tokens_as_the_limit_is_whole(labeler: Labeler) -> None:
+    whole = encode(labeler, pair(PROMPT), EncodedPair)
+    assert encode(labeler, pair(PROMPT), EncodedPair, max_length=whole.length) == whole
+
+
+def test_a_prompt_keeps_a_single_token_and_bos_if_it_has_one(build_model: Any, labeler: Labeler) -> None:
+    judged = UnpairedRow(PROMPT, said("a" * 50), True, SOURCE, DataFormat.UNPAIRED)
+    kept = encode(labeler, judged, EncodedLabelled, max_length=8)
+    assert (len(kept.prompt_ids), len(kept.completion_ids)) == (2, 6)
+    assert kept.prompt_ids[0] == labeler.tokenizer.token_to_id("<bos>")
+    assert refused(labeler, judged, max_length=7).tokens == encode(labeler, judged, EncodedLabelled).length
+    without = encode(Labeler(build_model(CHATML)), judged, EncodedLabelled, max_length=4)
+    assert (len(without.prompt_ids), len(without.completion_ids)) == (1, 3)
+
+
+def test_reasoning_that_the_template_drops_is_counted_for_each_answer(labeler: Labeler) -> None:
+    thinking: list[Message] = [{"role": "assistant", "content": "Good.", "reasoning_content": "hm"}]
+    row = PreferenceRow(PROMPT, thinking, [{**thinking[0], "content": "Bad."}], SOURCE, DataFormat.PREFERENCE)
+    both = encode(labeler, row, EncodedPair)
+    assert (both.reasoning_lost, both.repairs) == (2, (RepairCode.REASONING_LOST,))
+    judged = encode(labeler, UnpairedRow(PROMPT, thinking, True, SOURCE, DataFormat.UNPAIRED), EncodedLabelled)
+    assert (judged.reasoning_lost, judged.repairs) == (1, (RepairCode.REASONING_LOST,))

@@ -70,3 +70,18 @@ def test_the_marks_of_the_fallback_template_are_plain_text_in_a_document(labeler
 
 def test_the_preview_of_a_document_is_all_trained(labeler: Labeler) -> None:
     assert labeler.preview(document("the fox")) == [("the fox", True)]
+
+
+@pytest.mark.parametrize(
+    ("max_length", "lengths"),
+    [(67, [67, 67, 67]), (100, [100, 99, 2]), (200, [199, 2]), (199, [199, 2]), (201, [201]), (202, [201])],
+)
+def test_pieces_are_as_long_as_can_be_and_none_is_a_single_token(
+    labeler: Labeler, max_length: int, lengths: list[int]
+) -> None:
+    text = "".join(chr(97 + number % 26) + "#" for number in range(100))
+    assert [piece.length for piece in encode(labeler, text, max_length)] == lengths
+
+
+def test_a_document_of_one_token_is_one_piece(build_model: Any) -> None:
+    assert [piece.length for piece in encode(Labeler(build_model(eos_token=None)), "z", 1)] == [1]

@@ -1,12 +1,16 @@
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import Encoding
 
 from finetune_trainer.data.codes import RejectCode, RepairCode
 from finetune_trainer.data.rows import BadRow, ChatRow, DataFormat, Message, Source
+from finetune_trainer.tokenization import labeler as labels
 from finetune_trainer.tokenization.labeler import UNTRAINED, Encoded, Labeler
+from finetune_trainer.tokenization.token_spans import Tokens
 from finetune_trainer.tokenization.tokenizer import TokenizerUnavailable
 
 CHATML = (
@@ -248,3 +252,22 @@ def test_a_tokenizer_that_panics_at_its_first_text_is_unavailable(build_model: A
     (directory / "tokenizer.json").write_text(json.dumps(content | {"post_processor": template}))
     with pytest.raises(TokenizerUnavailable, match="no entry found"):
         Labeler(directory)
+
+
+def test_rows_are_tokenised_in_portions_that_end_with_the_row_that_exceeds_the_limit(
+    labeler: Labeler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    real = Tokens.encode_batch
+
+    def counted(self: Tokens, texts: Sequence[str]) -> list[Encoding]:
+        sizes.append(len(texts))
+        return real(self, texts)
+
+    monkeypatch.setattr(Tokens, "encode_batch", counted)
+    good, bad = row(TWO[:2]), row([TWO[0], {**TWO[1], "content": "<eos>"}])
+    length = sum(len(text) for text, _ in labeler.preview(good))
+    monkeypatch.setattr(labels, "CHARACTERS_AT_ONCE", 2 * length)
+    results = labeler.encode_batch([good, bad, *[good] * 6], "Chat", 4096)
+    assert sizes == [3, 3, 1]
+    assert [isinstance(result, BadRow) for result in results] == [False, True, *[False] * 6]

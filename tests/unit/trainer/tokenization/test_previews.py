@@ -55,6 +55,7 @@ def test_a_pair_that_is_cut_is_shown_with_both_answers_as_they_are_trained(build
     row = PreferenceRow(asked, said("Good."), said("y" * 60), SOURCE, DataFormat.PREFERENCE)
     prompt, chosen_name, chosen, rejected_name, rejected, note = labeler.preview(row, "DPO", 60)
     assert prompt[0].endswith("xx<|im_end|>\n<|im_start|>assistant\n")
+    assert not prompt[1]
     assert not prompt[0].startswith("<|im_start|>user")
     assert (chosen_name, chosen) == (("\n[chosen] ", False), ("Good.<|im_end|>", True))
     assert rejected_name == ("\n[rejected] ", False)
@@ -68,10 +69,12 @@ def test_a_judged_answer_and_a_prompt_that_are_cut_show_the_end_of_the_prompt(bu
     asked = [Message(role="user", content="x" * 100)]
     judged = UnpairedRow(asked, said("Good."), False, SOURCE, DataFormat.UNPAIRED)
     pieces = labeler.preview(judged, "KTO", 50)
+    assert [is_trained for _, is_trained in pieces] == [False, False, True, False]
     assert pieces[1:3] == [("\n[undesirable] ", False), ("Good.<|im_end|>", True)]
     alone = labeler.preview(PromptRow(asked, SOURCE, DataFormat.OPENAI), "RLHF", 50)
     assert alone[0][0].endswith("x<|im_end|>\n<|im_start|>assistant\n")
     assert "tokens do not fit" in alone[1][0]
+    assert [is_trained for _, is_trained in alone] == [False, False]
 
 
 @pytest.mark.parametrize(("label", "name"), [(True, "[desirable]"), (False, "[undesirable]")])

@@ -2,7 +2,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from finetune_trainer.data.rows import Message
+from finetune_trainer.data.rows import Message, ToolCall
+from finetune_trainer.tokenization import template
 from finetune_trainer.tokenization.template import ChatTemplate, TemplateFailure
 
 MESSAGES: list[Message] = [{"role": "user", "content": "q"}]
@@ -67,3 +68,73 @@ def test_no_template_raises_anything_else(source: list[str]) -> None:
         render(" ".join(source))
     except TemplateFailure:
         return
+
+
+@pytest.mark.parametrize(
+    ("limit", "size", "largest", "larger"),
+    [
+        ("MAX_TEXT_CHARACTERS", 4, "{{ 'ab' }}{{ 'cd' }}", "{{ 'ab' }}{{ 'cde' }}"),
+        ("MAX_TEMPLATE_CHARACTERS", 4, "abcd", "abcde"),
+        ("MAX_REPEATED_CHARACTERS", 6, "{{ 'ab' * 3 }}", "{{ 'ab' * 4 }}"),
+        ("MAX_REPEATED_CHARACTERS", 6, "{{ 3 * 'ab' }}", "{{ 4 * 'ab' }}"),
+        ("MAX_RANGE_ITEMS", 6, "{{ range(3) | list }}{{ range(3) | list }}", "{{ range(3) }}{{ range(4) }}"),
+    ],
+)
+def test_a_template_may_reach_a_limit_and_not_exceed_it(
+    limit: str, size: int, largest: str, larger: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(template, limit, size)
+    render(largest)
+    with pytest.raises(TemplateFailure):
+        render(larger)
+
+
+def test_each_rendering_may_count_as_far_as_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(template, "MAX_RANGE_ITEMS", 3)
+    counting = ChatTemplate("{% for n in range(3) %}{{ n }}{% endfor %}", {})
+    assert [counting.render(MESSAGES) for _ in range(2)] == ["012", "012"]
+
+
+@pytest.mark.parametrize(
+    ("source", "text"),
+    [
+        ("{{ '%3d' % 7 }}", "  7"),
+        ("{{ '%3d' | format(7) }}", "  7"),
+        ("{{ '%(a)s' | format(a=1) }}", "1"),
+        ("{{ '{:3d}'.format(7) }}", "  7"),
+        ("{{ {'a': [1, 'é']} | tojson(indent=1) }}", '{\n "a": [\n  1,\n  "é"\n ]\n}'),
+        ("{{ {'b': 1, 'a': 'é'} | tojson(ensure_ascii=true, sort_keys=true) }}", '{"a": "\\u00e9", "b": 1}'),
+        ("{{ {'b': 1, 'a': 2} | tojson(separators=(',', ':')) }}", '{"b":1,"a":2}'),
+    ],
+)
+def test_texts_are_formatted_as_in_transformers(source: str, text: str) -> None:
+    assert render(source) == text
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["{{ '%9999d' | format(1) }}", "{{ '%*d' % (9, 1) }}", "{{ '{:{}}'.format(1, 9) }}", "{{ 'x'.center(3) }}"],
+)
+def test_a_template_may_not_pad_a_text_to_any_width(source: str) -> None:
+    with pytest.raises(TemplateFailure):
+        render(source)
+
+
+def test_turns_are_given_to_the_template_without_the_mark_of_training() -> None:
+    message: Message = {"role": "assistant", "content": "a", "train": False, "reasoning_content": "hm"}
+    shown = ChatTemplate("{% for key in messages[0] | sort %}{{ key }}={{ messages[0][key] }} {% endfor %}", {})
+    assert shown.render([message]) == "content=a reasoning_content=hm role=assistant thinking=hm "
+    shown.as_parts = True
+    assert "content=[{'type': 'text', 'text': 'a'}]" in shown.render([message])
+
+
+def test_arguments_of_calls_are_objects_or_text_as_the_template_wants_them() -> None:
+    call: ToolCall = {"id": "c", "type": "function", "function": {"name": "f", "arguments": {"a": "é"}}}
+    shown = ChatTemplate("{{ messages[0].tool_calls[0] | tojson }}", {})
+    turn: Message = {"role": "assistant", "content": "", "tool_calls": [call]}
+    assert shown.render([turn]) == '{"id": "c", "type": "function", "function": {"name": "f", "arguments": {"a": "é"}}}'
+    shown.arguments_as_text = True
+    assert shown.render([turn]).endswith('"function": {"name": "f", "arguments": "{\\"a\\": \\"é\\"}"}}')
+    plain = ChatTemplate("{{ messages[0] | tojson }}", {})
+    plain.arguments_as_text = True
+    assert plain.render(MESSAGES) == '{"role": "user", "content": "q"}'

@@ -6,7 +6,7 @@ strips reasoning, say) is searched for itself.
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from finetune_trainer.data.rows import Message, Role
@@ -43,7 +43,8 @@ class Outline:
         if not text.startswith(self.literals[0]):
             return None
         for literal, turn in zip(self.literals[1:], self.order, strict=True):
-            for said in _as_written(messages[turn]["content"]):
+            content = messages[turn]["content"]
+            for said in (content, content.strip(), content.lstrip(), content.rstrip()):  # as templates write it
                 if text.startswith(said, at) and text.startswith(literal, at + len(said)):
                     at += len(said)
                     break
@@ -119,11 +120,3 @@ def _cut(sample: Rendering) -> Outline:
 def _locate(position: int, ends: Sequence[int]) -> tuple[int, int]:
     literal = max(index for index, end in enumerate(ends) if end <= position)
     return literal, position - ends[literal]
-
-
-def _as_written(text: str) -> Iterator[str]:
-    yield text
-    if text[:1].isspace() or text[-1:].isspace():
-        yield text.strip()
-        yield text.lstrip()
-        yield text.rstrip()

@@ -1,14 +1,17 @@
 """Conversations longer than `max_length`, where the template writes earlier answers otherwise than the last."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
+from tokenizers import Encoding
 
 from finetune_trainer.data.codes import RejectCode, RepairCode
 from finetune_trainer.data.rows import BadRow, ChatRow, DataFormat, Message, Source
 from finetune_trainer.tokenization import labeler as labels
 from finetune_trainer.tokenization.labeler import UNTRAINED, Labeler
 from finetune_trainer.tokenization.samples import Encoded
+from finetune_trainer.tokenization.token_spans import Tokens
 
 SOURCE = Source("rows.jsonl", 1)
 LOOK_UP: Any = {"type": "function", "id": "call00001", "function": {"name": "look_up", "arguments": {"what": "fox"}}}
@@ -105,3 +108,27 @@ def test_an_answer_marked_not_to_be_trained_gets_no_sample_of_its_own(shipped_la
     assert [sample.input_ids for sample in encode(labeler, row, 4096)] == [
         sample.input_ids for sample in encode(labeler, plain(6), 4096)[1:]
     ]
+
+
+def test_a_sample_that_fits_tells_of_the_answers_that_are_in_none(shipped_labeler: Any) -> None:
+    labeler = shipped_labeler("qwen3")
+    whole = encode(labeler, plain(6), 100_000)
+    (only,) = encode(labeler, plain(6), whole[0].length)
+    assert only.input_ids == whole[0].input_ids
+    assert (only.truncated, only.answer_cut, only.left_out) == (True, 2, whole[-1].length - only.length)
+    assert only.repairs == (RepairCode.TRUNCATED, RepairCode.ANSWER_CUT)
+
+
+def test_renderings_far_beyond_the_limit_are_not_tokenised(
+    shipped_labeler: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts: list[int] = []
+    real = Tokens.encode_batch
+
+    def counted(self: Tokens, texts: Sequence[str]) -> list[Encoding]:
+        counts.append(len(texts))
+        return real(self, texts)
+
+    monkeypatch.setattr(Tokens, "encode_batch", counted)
+    encode(shipped_labeler("qwen3"), plain(200), 100)
+    assert sum(counts) < 15

@@ -1,0 +1,138 @@
+from typing import Any
+
+import pytest
+
+from finetune_trainer.data.codes import RejectCode, RepairCode
+from finetune_trainer.data.rows import BadRow, Message
+from finetune_trainer.tokenization import renderer
+from finetune_trainer.tokenization.renderer import Renderer
+from finetune_trainer.tokenization.tokenizer import load_tokenizer_files
+
+CHATML = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+WITH_CALLS = CHATML.replace(
+    "message['content'] +", "message['content'] + (message.tool_calls | tojson if message.tool_calls else '') +"
+)
+SYSTEM: Message = {"role": "system", "content": "Be brief."}
+TWO: list[Message] = [
+    {"role": "user", "content": "One?"},
+    {"role": "assistant", "content": "First."},
+    {"role": "user", "content": "Two?"},
+    {"role": "assistant", "content": "Second."},
+]
+TOOL: dict[str, Any] = {"type": "function", "function": {"name": "look_up"}}
+CALL: Any = {"type": "function", "function": {"name": "look_up", "arguments": {}}}
+
+
+def make(build_model: Any, template: str = CHATML, **config: Any) -> Renderer:
+    return Renderer(template, load_tokenizer_files(build_model(template, **config)))
+
+
+def refusal(found: Renderer, messages: list[Message], turns: list[int], tools: Any = None) -> str:
+    with pytest.raises(BadRow) as bad:
+        found.find(messages, tools, turns)
+    assert bad.value.code is RejectCode.TEMPLATE_ERROR
+    return bad.value.detail
+
+
+@pytest.mark.parametrize("name", ["MAX_TURNS", "MAX_RENDERED_CHARACTERS"])
+def test_a_conversation_may_have_as_much_as_the_limit(
+    build_model: Any, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = make(build_model)
+    size = {"MAX_TURNS": 4, "MAX_RENDERED_CHARACTERS": 4 * sum(len(message["content"]) for message in TWO)}[name]
+    monkeypatch.setattr(renderer, name, size)
+    assert found.find(TWO, None, [3]).renderings
+    assert found.render_prompt(TWO, None)
+    monkeypatch.setattr(renderer, name, size - 1)
+    for render in (lambda: found.find(TWO, None, [3]), lambda: found.render_prompt(TWO, None)):
+        with pytest.raises(BadRow, match="4 turns of this length") as bad:
+            render()
+        assert bad.value.code is RejectCode.TOO_LONG
+
+
+def test_an_answer_that_is_shown_only_in_the_words_of_the_user_is_misplaced(build_model: Any) -> None:
+    dropping = CHATML.replace("message['content'] +", "(message['content'] if message['role'] == 'user' else '') +")
+    echo: list[Message] = [{"role": "user", "content": "Say First."}, {"role": "assistant", "content": "First."}]
+    detail = refusal(make(build_model, dropping), echo, [1])
+    assert detail == "the chat template does not show the answer of turn 2 where it belongs"
+
+
+def test_a_call_that_is_shown_only_in_the_words_of_the_user_is_misplaced(build_model: Any) -> None:
+    once = WITH_CALLS.replace("if message.tool_calls", "if message.tool_calls and loop.length < 3")
+    turns: list[Message] = [
+        {"role": "user", "content": "look_up?"},
+        {"role": "assistant", "content": "a"},
+        {"role": "user", "content": "and?"},
+        {"role": "assistant", "content": "b", "tool_calls": [CALL]},
+    ]
+    found = make(build_model, once)
+    assert "the answer of turn 4 where it belongs" in refusal(found, turns, [3])
+    assert found.find([turns[0], turns[3]], None, [1]).renderings
+
+
+def test_a_turn_that_is_left_out_is_named_with_its_role(build_model: Any) -> None:
+    found = make(build_model, CHATML.replace("in messages", "in messages[1:]"))
+    assert refusal(found, TWO, [3]) == "the chat template leaves out or alters turn 1 (user)"
+
+
+def test_a_prompt_without_its_tools_is_refused(build_model: Any) -> None:
+    found = make(build_model)
+    with pytest.raises(BadRow, match="leaves out the tools"):
+        found.render_whole_prompt(TWO[:1], [TOOL])
+    shown = make(build_model, "{% if tools %}{{ tools | string }}{% endif %}" + CHATML)
+    assert "look_up" in shown.render_whole_prompt(TWO[:1], [TOOL])
+    assert shown.find(TWO, [TOOL], [3]).renderings[0].text.startswith("[{")
+
+
+def test_a_template_that_drops_tool_calls_is_refused_only_for_rows_with_calls(build_model: Any) -> None:
+    call: list[Message] = [TWO[0], {"role": "assistant", "content": "", "tool_calls": [CALL]}]
+    assert refusal(make(build_model), call, [1]) == "the chat template leaves out tool calls"
+    assert make(build_model).find(TWO, None, [1, 3]).renderings
+    assert make(build_model, WITH_CALLS).find(call, None, [1]).renderings
+
+
+def test_a_failure_is_quoted_up_to_two_hundred_characters(build_model: Any) -> None:
+    failing = "{% if messages | length > 3 %}{{ raise_exception('x' * 500) }}{% endif %}" + CHATML
+    found = make(build_model, failing)
+    assert len(refusal(found, TWO, [3])) == 200
+    with pytest.raises(BadRow) as bad:
+        found.render_prompt(TWO, None)
+    assert len(bad.value.detail) == 200
+
+
+def test_the_system_text_joins_the_first_prompt_only_where_it_must(build_model: Any) -> None:
+    refusing = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}" + CHATML
+    found = make(build_model, refusing)
+    assert found.fit_system([SYSTEM, *TWO]) == (
+        [{"role": "user", "content": "Be brief.\n\nOne?"}, *TWO[1:]],
+        (RepairCode.SYSTEM_MERGED,),
+    )
+    assert found.fit_system(TWO) == (TWO, ())
+    assert found.fit_system([SYSTEM, *TWO[1:]]) == ([SYSTEM, *TWO[1:]], ())
+    assert make(build_model).fit_system([SYSTEM, *TWO]) == ([SYSTEM, *TWO], ())
+
+
+def test_contents_are_text_where_a_template_takes_both_and_parts_where_it_takes_no_text(build_model: Any) -> None:
+    parts = CHATML.replace("message['content']", "message['content'][0]['text']")
+    assert not make(build_model).takes_parts
+    assert make(build_model, parts).takes_parts
+    assert not make(build_model, "{{ raise_exception('never') }}").takes_parts
+
+
+def test_the_end_of_an_answer_is_its_stop_token_or_the_end_of_the_text(build_model: Any) -> None:
+    assert make(build_model).end_of_answer() == "<|im_end|>"
+    assert make(build_model, CHATML.replace("<|im_end|>", "")).end_of_answer() == "<eos>"
+
+
+def test_reasoning_is_lost_where_the_span_of_its_answer_does_not_show_it(build_model: Any) -> None:
+    found = make(build_model)
+    asked: Message = {"role": "user", "content": "hm"}
+    thinking: Message = {"role": "assistant", "content": "First.", "reasoning_content": "hm"}
+    assert found.find([asked, thinking], None, [1]).reasoning_lost == 1
+    inline: Message = {"role": "assistant", "content": "<think> hm </think>First."}
+    assert found.find([asked, inline], None, [1]).reasoning_lost == 0
+    trimming = CHATML.replace("message['content'] +", "message['content'].split('</think>')[-1] +")
+    assert make(build_model, trimming).find([asked, inline], None, [1]).reasoning_lost == 1
