@@ -217,3 +217,13 @@ def test_preflight_reads_every_file_of_a_prefix_and_names_each_as_a_source(world
     ]
     rejected = (world.out / "rejected_rows.jsonl").read_text().splitlines()
     assert {json.loads(line)["file"] for line in rejected} == {"s3://bucket/parts/1.jsonl"}
+
+
+def test_two_stars_reach_over_whole_folders() -> None:
+    pattern = re.compile(pattern_to_regex("**/d.jsonl"))
+    assert [key for key in ("d.jsonl", "x/d.jsonl", "x/y/d.jsonl", "xd.jsonl") if pattern.fullmatch(key)] == [
+        "d.jsonl",
+        "x/d.jsonl",
+        "x/y/d.jsonl",
+    ]
+    assert re.fullmatch(pattern_to_regex("x/**"), "x/y/z")

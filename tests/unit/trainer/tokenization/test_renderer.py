@@ -57,7 +57,7 @@ def test_an_answer_that_is_shown_only_in_the_words_of_the_user_is_misplaced(buil
     dropping = CHATML.replace("message['content'] +", "(message['content'] if message['role'] == 'user' else '') +")
     echo: list[Message] = [{"role": "user", "content": "Say First."}, {"role": "assistant", "content": "First."}]
     detail = refusal(make(build_model, dropping), echo, [1])
-    assert detail == "the chat template does not show the answer of turn 2 where it belongs"
+    assert detail == "the chat template does not render the answer of turn 2 in its place"
 
 
 def test_a_call_that_is_shown_only_in_the_words_of_the_user_is_misplaced(build_model: Any) -> None:
@@ -69,18 +69,18 @@ def test_a_call_that_is_shown_only_in_the_words_of_the_user_is_misplaced(build_m
         {"role": "assistant", "content": "b", "tool_calls": [CALL]},
     ]
     found = make(build_model, once)
-    assert "the answer of turn 4 where it belongs" in refusal(found, turns, [3])
+    assert "the answer of turn 4 in its place" in refusal(found, turns, [3])
     assert found.find([turns[0], turns[3]], None, [1]).renderings
 
 
 def test_a_turn_that_is_left_out_is_named_with_its_role(build_model: Any) -> None:
     found = make(build_model, CHATML.replace("in messages", "in messages[1:]"))
-    assert refusal(found, TWO, [3]) == "the chat template leaves out or alters turn 1 (user)"
+    assert refusal(found, TWO, [3]) == "the chat template omits or alters turn 1 (user)"
 
 
 def test_a_prompt_without_its_tools_is_refused(build_model: Any) -> None:
     found = make(build_model)
-    with pytest.raises(BadRow, match="leaves out the tools"):
+    with pytest.raises(BadRow, match="omits the tools"):
         found.render_whole_prompt(TWO[:1], [TOOL])
     shown = make(build_model, "{% if tools %}{{ tools | string }}{% endif %}" + CHATML)
     assert "look_up" in shown.render_whole_prompt(TWO[:1], [TOOL])
@@ -89,7 +89,7 @@ def test_a_prompt_without_its_tools_is_refused(build_model: Any) -> None:
 
 def test_a_template_that_drops_tool_calls_is_refused_only_for_rows_with_calls(build_model: Any) -> None:
     call: list[Message] = [TWO[0], {"role": "assistant", "content": "", "tool_calls": [CALL]}]
-    assert refusal(make(build_model), call, [1]) == "the chat template leaves out tool calls"
+    assert refusal(make(build_model), call, [1]) == "the chat template omits tool calls"
     assert make(build_model).find(TWO, None, [1, 3]).renderings
     assert make(build_model, WITH_CALLS).find(call, None, [1]).renderings
 

@@ -115,6 +115,20 @@ def test_the_texts_that_polars_writes_are_read(values: Any) -> None:
     ]
 
 
+@pytest.mark.parametrize("write", [arrow_file, arrow_stream])
+@pytest.mark.parametrize("type_", [pa.string(), pa.large_string(), pa.string_view(), pa.large_binary()], ids=str)
+def test_a_dictionary_of_more_text_than_a_row_may_have_is_read(
+    write: Write, type_: pa.DataType, values: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Polars and pandas write categories so, with any type of text."""
+    monkeypatch.setattr(columnar, "MAX_ROW_BYTES", 200)
+    texts = pa.array([letter * 50 for letter in "abcdefgh"]).cast(type_)
+    column = pa.DictionaryArray.from_arrays(pa.array([7, None, *range(7)], pa.uint32()), texts)
+    assert values(write(pa.table({"t": column}))) == [
+        {"t": "h" * 50}, {"t": None}, *({"t": letter * 50} for letter in "abcdefg")
+    ]  # fmt: skip
+
+
 @each_kind
 def test_an_extension_type_is_read_as_what_it_is_stored_as(write: Write, values: Any) -> None:
     identity = pa.ExtensionArray.from_storage(pa.uuid(), pa.array([b"0123456789abcdef"], pa.binary(16)))

@@ -77,3 +77,8 @@ def test_an_element_above_the_limit_is_cut_and_the_next_one_read(monkeypatch: py
 )
 def test_one_value_is_distinguished_from_one_row_a_line(start: bytes, is_json: bool, expected: bool) -> None:
     assert looks_like_rows_in_one_value(start, is_json_file=is_json) is expected
+
+
+def test_the_last_element_is_read_to_its_end_though_it_has_no_bracket() -> None:
+    assert [raw for _, raw, _ in elements(b'[{"a": 1}, 71]')] == [b'{"a": 1}', b"71"]
+    assert [raw for _, raw, _ in elements(b'[{"a": 1}, 71, 82]')] == [b'{"a": 1}', b"71", b"82"]

@@ -132,8 +132,7 @@ class _RowChecker:
         data_format = self.format or self._detect(columns)
         row = convert_row(columns, data_format, Source(file, record.line), repairs)
         row = check_structure(row, repairs, prompts_wanted=self.objective == "RLHF")
-        if repairs:
-            row.repairs = tuple(sorted(repairs))
+        row.repairs = tuple(sorted(repairs))
         if self.objective is None:
             return (row,)
         try:

@@ -39,7 +39,7 @@ def check_structure(row: Row, repairs: Repairs, *, prompts_wanted: bool = False)
 
 
 def _check_chat(row: ChatRow, repairs: Repairs, prompts_wanted: bool) -> ChatRow | PromptRow:
-    if row.tools is None and _is_plain(row.messages) and row.messages[-1]["role"] == "assistant":
+    if _is_plain(row.messages) and row.messages[-1]["role"] == "assistant":
         return row
     messages = _merge_system(row.messages, repairs)
     last = messages[-1]["role"] if messages else "system"
@@ -82,12 +82,11 @@ def _check_side(row: PreferenceRow, answer: list[Message], side: str, repairs: R
 
 
 def _check_turns(messages: list[Message], tools: Tools) -> None:
-    if tools is None and _is_plain(messages):
+    if _is_plain(messages):
         return
     _check_order(messages)
     _check_texts(messages)
-    if tools is not None or any("tool_calls" in message or message["role"] == "tool" for message in messages):
-        _check_tools(messages, tools)
+    _check_tools(messages, tools)
 
 
 def _is_plain(messages: list[Message]) -> bool:

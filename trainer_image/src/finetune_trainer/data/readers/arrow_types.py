@@ -16,6 +16,7 @@ OBJECT_BYTES = 48
 _BINARY = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary)
 _LISTS = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
 _BYTES_OF = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary()}
+_TEXTS = (*_BYTES_OF, *_BYTES_OF.values())
 _VIEWS = {pa.string_view(): pa.large_string(), pa.binary_view(): pa.large_binary()}
 
 
@@ -36,7 +37,7 @@ class ColumnTypes:
             return [{} for _ in range(rows.num_rows)]
         columns = []
         for column, target, needs_care in zip(rows.columns, self._targets, self._needs_care, strict=True):
-            plain = column if column.type == target else column.cast(target)
+            plain = column if column.type == target else _cast(column, target)
             values = plain.to_pylist(maps_as_pydicts="strict")
             columns.append([_clean(value) for value in values] if needs_care else values)
         return [dict(zip(self._names, cells, strict=True)) for cells in zip(*columns, strict=True)]
@@ -77,6 +78,12 @@ class ColumnTypes:
         plain = [(field.name, self._plain(field.type, column, depth)) for field in fields]
         unchanged = all(field.type == target for field, (_, target) in zip(fields, plain, strict=True))
         return type_ if unchanged else pa.struct(plain)
+
+
+def _cast(column: pa.Array, target: pa.DataType) -> pa.Array:
+    if pa.types.is_dictionary(column.type) and column.type.value_type in _VIEWS:  # Arrow does not decode these
+        column = pa.DictionaryArray.from_arrays(column.indices, column.dictionary.cast(target))
+    return column.cast(target)
 
 
 def decoded_bytes(array: pa.Array) -> int:
@@ -126,7 +133,8 @@ def _dictionary_bytes(array: pa.DictionaryArray) -> int:
     if not len(array.dictionary):
         return 0
     values = array.dictionary
-    if pa.types.is_string(values.type) or any(is_binary(values.type) for is_binary in _BINARY[:2]):
+    values = values.cast(_VIEWS.get(values.type, values.type))
+    if values.type in _TEXTS:
         return int(pc.sum(pc.take(pc.binary_length(values), array.indices)).as_py() or 0)
     return len(array) * int(decoded_bytes(values))
 

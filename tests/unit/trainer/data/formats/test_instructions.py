@@ -1,0 +1,62 @@
+from typing import Any
+
+import pytest
+
+from finetune_trainer.data.codes import RejectCode
+from finetune_trainer.data.formats.instructions import mark_untrained, read_prompt
+from finetune_trainer.data.rows import BadRow, Message
+
+
+def contents(row: dict[str, Any]) -> list[str]:
+    return [message["content"] for message in read_prompt(row, set())]
+
+
+@pytest.mark.parametrize(
+    ("row", "text"),
+    [
+        ({"instruction": "i"}, "i"),
+        ({"query": "q"}, "q"),
+        ({"problem": "p", "question": "q"}, "q"),
+        ({"input": "x"}, "x"),
+        ({"instruction": "i", "input": "x"}, "i\nx"),
+        ({"instruction": "i", "input": " "}, "i"),
+        ({"instruction": "i", "input": None}, "i"),
+        ({"instruction": "i", "question": "q"}, "i\nq"),
+        ({"instruction": "i", "input": "x", "question": "q"}, "i\nx"),
+        ({"question": "q", "context": "c"}, "q\nc"),
+        ({"prompt": "p", "input": "x"}, "p\nx"),
+        ({"prompt": "p"}, "p"),
+        ({"instruction": "", "input": "x"}, "x"),
+    ],
+)
+def test_a_question_is_its_instruction_and_its_input(row: dict[str, Any], text: str) -> None:
+    assert contents(row) == [text]
+
+
+def test_system_text_and_history_come_before_the_question() -> None:
+    row = {"system": "s", "history": [["q", "a"], ("r", "b")], "instruction": "i"}
+    assert contents(row) == ["s", "q", "a", "r", "b", "i"]
+    for nothing in (None, "", []):
+        assert contents({"history": nothing, "instruction": "i"}) == ["i"]
+
+
+@pytest.mark.parametrize("pair", ["q", ["q"], ["q", "a", "x"], {"q": "a"}])
+def test_a_history_is_of_pairs(pair: object) -> None:
+    with pytest.raises(BadRow, match="history contains") as bad:
+        read_prompt({"history": [pair], "instruction": "i"}, set())
+    assert bad.value.code is RejectCode.WRONG_TYPE
+
+
+def test_a_row_without_a_question_lacks_a_column() -> None:
+    with pytest.raises(BadRow) as bad:
+        read_prompt({"output": "a"}, set())
+    assert bad.value.code is RejectCode.MISSING_COLUMN
+
+
+def test_an_answer_that_says_whether_it_is_trained_keeps_that() -> None:
+    turns: list[Message] = [
+        {"role": "user", "content": "q"},
+        {"role": "assistant", "content": "a", "train": True},
+        {"role": "assistant", "content": "b"},
+    ]
+    assert mark_untrained(turns) == [*turns[:2], {"role": "assistant", "content": "b", "train": False}]
