@@ -76,6 +76,7 @@ class ExitCode(IntEnum):
     STORAGE_UNAVAILABLE = 69
     INTERNAL_ERROR = 70
     WONT_FIT = 71
+    GPU_UNUSABLE = 72
     OUTPUT_CONFLICT = 73
     PREEMPTED = 75
     DIVERGED = 76
@@ -95,6 +96,7 @@ TERMINAL_EXIT_CODES = frozenset(
         ExitCode.DATASET_UNUSABLE,
         ExitCode.MODEL_UNAVAILABLE,
         ExitCode.WONT_FIT,
+        ExitCode.GPU_UNUSABLE,
         ExitCode.OUTPUT_CONFLICT,
         ExitCode.DIVERGED,
         ExitCode.STORAGE_DENIED,
@@ -172,6 +174,8 @@ class JobConfig(HandoffBlock):
     """The complete job that `lineage.parentRef` names."""
     reward_job: PublishedJob | None = None
     """The complete job that `rlhf.rewardModel.jobRef` names."""
+    simulated_gpus: bool = False
+    """Whether the requested GPUs may be missing, as in the demo, where only the scheduler counts them."""
 
     def output_key(self) -> str:
         """Return `output.uri` without a trailing slash."""

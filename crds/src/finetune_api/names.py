@@ -145,6 +145,7 @@ class Reason(StrEnum):
     STORAGE_UNAVAILABLE = "StorageUnavailable"
     INTERNAL_ERROR = "InternalError"
     WONT_FIT = "WontFit"
+    GPU_UNUSABLE = "GpuUnusable"
     OUTPUT_CONFLICT = "OutputConflict"
     PREEMPTED = "Preempted"
     PEER_LOST = "PeerLost"

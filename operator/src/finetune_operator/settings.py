@@ -87,6 +87,8 @@ class Settings(BaseSettings):
     """Hosts that the pods reach without a proxy, separated by commas; add the host of in-cluster storage."""
     trainer_run_as_user: Annotated[int | None, BeforeValidator(_empty_is_none)] = DEFAULT_UID
     """User, group and fsGroup of the pods; if empty, the platform chooses them."""
+    simulated_gpus: bool = False
+    """Whether jobs whose GPUs are missing train on the CPU: only for clusters where the GPU resource is simulated."""
     progress_interval_seconds: PositiveFloat = 10
     """Shortest time between two polls of a running trainer's progress."""
     resync_seconds: PositiveFloat = 300

@@ -7,7 +7,6 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from finetune_trainer.errors import TrainerError
 from finetune_trainer.evaluation.gate_rules import ValidationResult
 from finetune_trainer.merging import gate
 from finetune_trainer.merging.gate_messages import Candidate, GatePlan, GateReply
@@ -66,27 +65,29 @@ def test_a_process_that_is_short_of_memory_does_not_fail_the_job(
 @pytest.mark.parametrize(
     ("script", "reason"),
     [
-        ("echo Traceback >&2; echo ValueError: bad >&2; exit 1", "the gate's process failed: ValueError: bad"),
-        ("exit 3", "the gate's process failed: exit code 3"),
-        ("exit 0", "the gate's process failed: exit code 0"),
+        ("echo Traceback >&2; echo ValueError: bad >&2; exit 1", "its process failed: ValueError: bad"),
+        ("exit 3", "its process failed: exit code 3"),
+        ("kill -SEGV $$", "its process failed: killed by signal SIGSEGV"),
+        ("exit 0", "its process failed: no reply"),
     ],
-    ids=["error", "no log", "no reply"],
+    ids=["error", "no log", "crash", "no reply"],
 )
-def test_a_process_that_fails_is_an_error_with_the_last_line_of_its_log(
+def test_a_process_that_fails_does_not_fail_the_job_and_the_reason_is_the_last_line_of_its_log(
     plan: GatePlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, reason: str
 ) -> None:
     (tmp_path / "gate-reply.json").write_text("of an earlier run", encoding="utf-8")
-    with pytest.raises(TrainerError) as caught:
+    with pytest.raises(gate.GateNotRun) as caught:
         run_with(script, plan, tmp_path, monkeypatch)
-    assert caught.value.message == reason
+    assert str(caught.value) == reason
 
 
-def test_on_a_gpu_that_is_too_small_the_cpu_is_tried(
-    plan: GatePlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("crash", ["exit 12", "exit 1", "kill -SEGV $$"], ids=["out of memory", "error", "crash"])
+def test_a_gate_that_fails_on_the_gpu_is_run_on_the_cpu(
+    plan: GatePlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, crash: str
 ) -> None:
     (tmp_path / "made.json").write_text(GateReply(results=[RESULT]).model_dump_json(), encoding="utf-8")
     monkeypatch.setattr(gate, "_has_room_on_gpu", lambda _needed: True)
-    script = f"""grep -q '"device":"cuda"' $3 && exit 12; cp {tmp_path}/made.json $4"""
+    script = f"""if grep -q '"device":"cuda"' $3; then {crash}; fi; cp {tmp_path}/made.json $4"""
     assert run_with(script, plan, tmp_path, monkeypatch) == [RESULT]
 
 

@@ -14,8 +14,8 @@ from finetune_trainer.errors import Stopped, TrainerError
 from finetune_trainer.evaluation.early_stopping import Plateau
 from finetune_trainer.evaluation.generate import answer_all
 from finetune_trainer.evaluation.history import History
+from finetune_trainer.models.device import complete_settings
 from finetune_trainer.models.loading import (
-    complete_settings,
     load_for_training,
     load_plain,
     load_tokenizer,

@@ -16,7 +16,8 @@ from finetune_api.status import Resolved
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.evaluation.early_stopping import Plateau
 from finetune_trainer.evaluation.history import History
-from finetune_trainer.models.loading import complete_settings, load_for_training, load_tokenizer, trained_tensors
+from finetune_trainer.models.device import complete_settings
+from finetune_trainer.models.loading import load_for_training, load_tokenizer, trained_tensors
 from finetune_trainer.monitoring.reporter import Reporter
 from finetune_trainer.sigterm import StopFlag
 from finetune_trainer.tokenization.packing import EXACT_MODELS

@@ -19,7 +19,8 @@ from finetune_trainer.errors import Stopped, TrainerError
 from finetune_trainer.evaluation.early_stopping import Plateau
 from finetune_trainer.evaluation.history import History
 from finetune_trainer.models.adapter_output import continue_adapter, save_adapter
-from finetune_trainer.models.loading import complete_settings, load_for_training, load_tokenizer, trained_tensors
+from finetune_trainer.models.device import complete_settings
+from finetune_trainer.models.loading import load_for_training, load_tokenizer, trained_tensors
 from finetune_trainer.models.memory_estimate import micro_batches
 from finetune_trainer.monitoring.reporter import Reporter
 from finetune_trainer.pipeline.inputs import as_text

@@ -67,6 +67,7 @@ def build_config(job: FineTuneJob, settings: Settings, attempt: int) -> handoff.
         spec=build_effective_spec(spec, settings),
         parent=pinned.parent,
         reward_job=pinned.reward_job,
+        simulated_gpus=settings.simulated_gpus,
         resolved=job.status.resolved if attempt else None,
         dataset=job.status.dataset if attempt else None,
     )
@@ -295,6 +296,7 @@ def _environment(image: str, settings: Settings) -> list[Object]:
         "HOME": workspace,
         "TMPDIR": workspace,
         **{name: f"{workspace}/.cache/{name.lower()}" for name in CACHES},
+        "PYTHONSAFEPATH": "1",  # the working directory, which holds downloaded files, is not searched for modules
         "AWS_EC2_METADATA_DISABLED": "true",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         **_proxies(settings),

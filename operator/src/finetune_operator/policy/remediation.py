@@ -56,6 +56,7 @@ FIXES_BY_MESSAGE: dict[str, tuple[tuple[str, str], ...]] = {
         (r"ClusterQueue", "have it created, or change scheduling.queueName"),
     ),
     R.CONTAINER_ERROR: (
+        (r"unsatisfied condition: cuda", "update the node's NVIDIA driver to 580 or later, which CUDA 13 needs"),
         (r"(?i)run as non-?root|will run as root", "use a trainer image with a numeric non-root user"),
         (r"(?i)executable file not found|no such file", "use a trainer image in trainer.image"),
         (r'secret "[^"]+" not found', "create this Secret in the job's namespace"),
@@ -81,6 +82,7 @@ FIXES_BY_REASON: dict[str, str] = {
     R.STORAGE_UNAVAILABLE: "make the storage endpoint reachable from the pods",
     R.INTERNAL_ERROR: "see kubectl logs; report it if it happens again",
     R.WONT_FIT: "use QLoRA, a shorter maxLength, or a larger vramBudget",
+    R.GPU_UNUSABLE: "check the driver and container runtime of the node, or choose other GPUs by nodeSelector",
     R.OUTPUT_CONFLICT: "give each job its own output.uri",
     R.DIVERGED: "lower hyperparameters.learningRate, or look for broken rows",
     R.STORAGE_DENIED: "check bucket and keys in storage.credentialsSecretRef",

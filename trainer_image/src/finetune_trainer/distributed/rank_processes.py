@@ -41,7 +41,7 @@ class RankProcesses:
                 sys.executable, "-m", "finetune_trainer", "rank", *self._options,
                 "--workspace", str(folder), "--termination-log", str(folder / "report.json"),
             ]  # fmt: skip
-            environment = self._layout.environment(local_rank, os.environ)
+            environment = self._layout.environment(local_rank, os.environ) | {"PYTHONSAFEPATH": "1"}
             self._processes[rank] = subprocess.Popen(command, env=environment)  # noqa: S603 - our own program
         logger.info("started rank %s of %d", ", ".join(map(str, self._processes)), self._layout.size)
 

@@ -187,9 +187,6 @@ def join(rank: int, size: int, local: tuple[int, int], address: tuple[str, int],
         time.sleep(POLL_SECONDS)
     backend = "gloo"
     if torch.cuda.is_available():
-        if torch.cuda.device_count() < local_size:
-            found = f"resources.gpusPerNode is {local_size}, but the pod has {torch.cuda.device_count()} GPUs"
-            raise TrainerError(ExitCode.INVALID_CONFIG, f"{found}: check resources.gpuResourceName")
         torch.cuda.set_device(local_rank)
         backend = "cuda:nccl,cpu:gloo"
     groups = PrefixStore("groups", store)

@@ -49,6 +49,9 @@ def train_rank(state: RunState, config_path: Path, workspace: Path, port: int) -
 
 def _train(run: RunContext, place: tuple[int, int, tuple[int, int], tuple[str, int]]) -> Report | None:
     from finetune_trainer.distributed.world import join
+    from finetune_trainer.models.device import require_gpus
+
+    require_gpus(run.config)
 
     world = join(*place, run.on_work)
     logger.info("rank %d of %d is connected", world.rank, world.size)

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -12,8 +13,6 @@ from typing import IO
 
 import torch
 
-from finetune_api.handoff import ExitCode
-from finetune_trainer.errors import TrainerError
 from finetune_trainer.evaluation.gate_rules import ValidationResult
 from finetune_trainer.evaluation.logprobs import COMPARED_TOKENS
 from finetune_trainer.merging.gate_messages import OUT_OF_MEMORY, GatePlan, GateReply
@@ -39,20 +38,23 @@ class GateNotRun(Exception):  # noqa: N818 - an outcome for the report, not an e
 
 
 def run_gate(plan: GatePlan, workspace: Path, reporter: Reporter, stop: StopFlag) -> list[ValidationResult]:
-    """Return the results of the gate's process; raises GateNotRun. If GPU memory is short, the CPU is tried."""
+    """Return the results of the gate's process; raises GateNotRun. If it fails on the GPU, the CPU is tried."""
     needed = require_memory(plan)
     code, reply, log = KILLED, workspace / "gate-reply.json", ""
     for device in ("cuda", "cpu") if _has_room_on_gpu(needed) else ("cpu",):
         code, log = _run_worker(plan.model_copy(update={"device": device}), workspace, reply, reporter, stop=stop)
-        if code not in SHORT:
-            break
+        if code == 0 and reply.is_file():
+            return GateReply.model_validate_json(reply.read_bytes()).results
+        logger.error("the gate's process exited with %s on device %s:\n%s", code, device, log)
     if code in SHORT:
         raise GateNotRun("its process ran out of memory: raise resources.limits.memory")
-    if code or not reply.is_file():
-        logger.error("the gate's process exited with %s:\n%s", code, log)
-        last = log.splitlines()[-1] if log else f"exit code {code}"
-        raise TrainerError(ExitCode.INTERNAL_ERROR, f"the gate's process failed: {last[:400]}")
-    return GateReply.model_validate_json(reply.read_bytes()).results
+    raise GateNotRun(f"its process failed: {(log.splitlines() or [_describe_exit(code)])[-1][:400]}")
+
+
+def _describe_exit(code: int) -> str:
+    if code < 0:
+        return f"killed by signal {signal.Signals(-code).name}"
+    return f"exit code {code}" if code else "no reply"
 
 
 def _run_worker(plan: GatePlan, workspace: Path, reply: Path, reporter: Reporter, *, stop: StopFlag) -> tuple[int, str]:
@@ -69,7 +71,7 @@ def _run_worker(plan: GatePlan, workspace: Path, reply: Path, reporter: Reporter
 
 def _wait_for(command: list[str], errors: int, reporter: Reporter, stop: StopFlag) -> int:
     """Return the exit code; each line of the process's output is a heartbeat, and a stop kills it."""
-    environment = os.environ | {"PYTHONUNBUFFERED": "1"}
+    environment = os.environ | {"PYTHONUNBUFFERED": "1", "PYTHONSAFEPATH": "1"}
     progress = threading.Event()
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, env=environment) as process:  # noqa: S603 - its own module
         listener = threading.Thread(target=_listen, args=(process.stdout, progress), daemon=True)

@@ -1,7 +1,6 @@
-"""The base model on its device: number format, optimiser, quantisation, and where the adapter goes."""
+"""The base model on its device: quantisation, and where the adapter goes."""
 
 import logging
-import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,7 +23,7 @@ from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging as transformers_logging
 
 from finetune_api.handoff import ExitCode
-from finetune_api.spec import Method, Precision
+from finetune_api.spec import Method
 from finetune_api.status import Resolved
 from finetune_trainer.distributed.sharding import shard
 from finetune_trainer.distributed.world import ALONE, World
@@ -39,58 +38,6 @@ HEAD = "score.weight"
 LOADING = logging.getLogger("transformers")
 
 transformers_logging.disable_progress_bar()
-
-
-def find_device(world: World = ALONE) -> torch.device:
-    """Return the GPU (with several, the process's own), else the CPU."""
-    if world.size > 1 and torch.cuda.is_available():
-        return torch.device("cuda", world.local_rank)
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def describe_device(device: torch.device) -> tuple[str, int | None]:
-    """Return the device's name and, for a GPU, its memory in bytes."""
-    if device.type == "cpu":
-        return f"CPU, {torch.get_num_threads()} threads", None
-    properties = torch.cuda.get_device_properties(device)
-    return properties.name, properties.total_memory
-
-
-def peak_memory_bytes(device: torch.device) -> int:
-    """Return the peak of allocated GPU memory; without a GPU, of the process's resident memory."""
-    if device.type == "cpu":
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return torch.cuda.max_memory_allocated(device)
-
-
-def complete_settings(resolved: Resolved, device: torch.device) -> Resolved:
-    """Return the settings with those that depend on the device: number format and optimiser."""
-    optim = resolved.optim or _default_optim(resolved, device)
-    if device.type == "cpu" and optim.endswith("_8bit"):
-        raise TrainerError(
-            ExitCode.INVALID_CONFIG, f"optim {optim} needs a GPU: set adamw_torch_fused, or request a GPU"
-        )
-    return resolved.model_copy(update={"precision": _precision(resolved.precision, device), "optim": optim})
-
-
-def _default_optim(resolved: Resolved, device: torch.device) -> str:
-    wants_paging = resolved.method == Method.QLORA and device.type == "cuda"
-    return "paged_adamw_8bit" if wants_paging else "adamw_torch_fused"
-
-
-def _precision(asked: str | None, device: torch.device) -> str:
-    """Return the number format: FP32 on a CPU, because only some have BF16 and results must not depend on the node."""
-    if device.type == "cpu":
-        if asked == Precision.FP16:
-            raise TrainerError(ExitCode.INVALID_CONFIG, "precision FP16 needs a GPU: set Auto, BF16 or FP32")
-        return Precision.FP32 if asked in (None, Precision.AUTO) else str(asked)
-    has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
-    if asked in (None, Precision.AUTO):
-        return Precision.BF16 if has_bf16 else Precision.FP16
-    if asked == Precision.BF16 and not has_bf16:
-        name = torch.cuda.get_device_name(device)
-        raise TrainerError(ExitCode.INVALID_CONFIG, f"{name} has no BF16: set precision to Auto, FP16 or FP32")
-    return str(asked)
 
 
 def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:

@@ -27,7 +27,7 @@ from finetune_trainer.evaluation.gate_rules import (
 from finetune_trainer.evaluation.history import History
 from finetune_trainer.evaluation.measurements import Measured
 from finetune_trainer.evaluation.run_record import Answer, Machine, RewardedAnswer, RunRecord, ScoreCheck, ScoredPair
-from finetune_trainer.models.loading import describe_device, peak_memory_bytes
+from finetune_trainer.models.device import describe_device, peak_memory_bytes
 from finetune_trainer.models.model_card import describe_base
 from finetune_trainer.models.quantised import Quantised
 from finetune_trainer.pipeline.dataset import compute_sample_stats, preview_rows

@@ -34,11 +34,10 @@ from finetune_trainer.evaluation.logprobs import HeldOut, mean_loss
 from finetune_trainer.evaluation.measurements import Measured
 from finetune_trainer.evaluation.run_record import Answer
 from finetune_trainer.models.adapter_output import continue_adapter, save_adapter, save_tokenizer
+from finetune_trainer.models.device import complete_settings, find_device, require_gpus
 from finetune_trainer.models.loading import (
     DTYPES,
     adapted_modules,
-    complete_settings,
-    find_device,
     load_for_training,
     load_tokenizer,
     quantised_layers,
@@ -81,6 +80,7 @@ LARGEST_RECHECK_DIFFERENCE = 0.005
 def train(run: RunContext) -> Report:
     """Train, verify and publish; return the report with the proof of publishing."""
     run.reporter.set_stage("Loading")
+    require_gpus(run.config)
     inputs = load_inputs(run)
     device = find_device()
     checkpoints = Checkpoints(inputs.run, inputs.base_sha256, inputs.rows.digests)
