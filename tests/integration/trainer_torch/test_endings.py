@@ -150,15 +150,23 @@ def test_without_held_out_rows_the_last_weights_are_published(make_bench: MakeBe
     assert "no rows were held out" in (bench.output / "finetune_report.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    ],
+    ids=["allocator", "cuBLAS"],
+)
 def test_out_of_gpu_memory_halves_the_micro_batch_and_keeps_the_effective_batch(
-    make_bench: MakeBench, monkeypatch: pytest.MonkeyPatch
+    make_bench: MakeBench, monkeypatch: pytest.MonkeyPatch, error: RuntimeError
 ) -> None:
-    """Without a GPU: raise the allocator's error for batches of more than one row."""
+    """Without a GPU: raise the library's error for batches of more than one row."""
     train_once = story.train_once
 
     def short_of_memory(inputs: Any, settings: Resolved, *rest: Any, **options: Any) -> Any:
         if (settings.per_device_train_batch_size or 0) > 1:
-            raise torch.OutOfMemoryError("CUDA out of memory")
+            raise error
         return train_once(inputs, settings, *rest, **options)
 
     monkeypatch.setattr(story, "train_once", short_of_memory)

@@ -1,6 +1,7 @@
 """The gate: a right merge passes, and whatever is wrong with a full model keeps it from being published."""
 
 import json
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from published_result import find_result_faults
 from safetensors.torch import load_file, save_file
 from tiny_model import make_tiny_model
 from training_bench import Bench, make_spec
-from transformers import AutoModelForCausalLM, GPT2Config
+from transformers import AutoModelForCausalLM, GPT2Config, Qwen3_5Config, Qwen3_5ForConditionalGeneration
 
 from finetune_api.handoff import ExitCode, Outcome, Report
 from finetune_api.status import Resolved
@@ -24,7 +25,14 @@ from finetune_trainer.evaluation.logprobs import HeldOut
 from finetune_trainer.merging import gate
 from finetune_trainer.merging.gate import GateNotRun, needed_bytes, run_gate
 from finetune_trainer.merging.gate_messages import Candidate, GatePlan
-from finetune_trainer.merging.gate_worker import compare_logprobs, examine, find_nf4, keep_logprobs, load_source
+from finetune_trainer.merging.gate_worker import (
+    compare_logprobs,
+    examine,
+    find_lost_parts,
+    find_nf4,
+    keep_logprobs,
+    load_source,
+)
 from finetune_trainer.merging.merge import copy_settings, open_adapter_merge
 from finetune_trainer.models.adapter_output import save_adapter, save_tokenizer
 from finetune_trainer.models.loading import (
@@ -34,6 +42,7 @@ from finetune_trainer.models.loading import (
     quantised_layers,
     trained_tensors,
 )
+from finetune_trainer.models.tensor_files import TensorFiles
 from finetune_trainer.monitoring.reporter import Reporter
 from finetune_trainer.pipeline.full_model import make_candidate
 from finetune_trainer.publishing.lineage import digest_folder
@@ -152,6 +161,26 @@ def test_a_merge_that_forgot_the_adapter_is_caught(tiny_model: Path, plan: GateP
     assert [fault.split()[1].rpartition(".layers.")[2] for fault in found(plan)] == [
         f"{layer}.{module}.weight" for layer in (0, 1) for module in ("mlp.down_proj", "self_attn.q_proj")
     ]
+
+
+def test_a_model_that_lost_a_part_of_its_base_is_caught(tmp_path: Path) -> None:
+    """The library loads a model with a vision tower as its text decoder, and would save that alone."""
+    base = tmp_path / "base"
+    vision = {"hidden_size": 32, "intermediate_size": 64, "depth": 1, "num_heads": 2, "out_hidden_size": 64}
+    heads = {"linear_num_key_heads": 2, "linear_num_value_heads": 2, "linear_key_head_dim": 16}
+    text = {
+        "vocab_size": 512, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "head_dim": 16,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "linear_value_head_dim": 16, **heads,
+        "layer_types": ["linear_attention", "full_attention"],
+    }  # fmt: skip
+    config = Qwen3_5Config(text_config=text, vision_config=vision)
+    Qwen3_5ForConditionalGeneration(config).save_pretrained(base)
+    AutoModelForCausalLM.from_pretrained(base).save_pretrained(tmp_path / "text-only")
+    with TensorFiles.of_folder(base) as before, TensorFiles.of_folder(tmp_path / "text-only") as own:
+        faults = " and ".join(find_lost_parts(base, tmp_path / "text-only", before, own))
+        assert find_lost_parts(base, base, before, before) == []
+    assert "architecture is Qwen3_5ForCausalLM instead of Qwen3_5ForConditionalGeneration" in faults
+    assert re.search(r"\d+ of the base's tensors are missing, for example model\.visual\.", faults)
 
 
 def test_what_the_library_alone_can_merge_is_judged_by_what_it_answers(plan: GatePlan) -> None:

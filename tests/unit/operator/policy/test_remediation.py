@@ -59,7 +59,11 @@ MOUNTS = [
 ]
 STARTS = [
     ("CreateContainerConfigError", "container has runAsNonRoot and image will run as root", "non-root"),
-    ("RunContainerError", "nvidia-container-cli: requirement error: unsatisfied condition: cuda>=13.0", "driver to 580"),
+    (
+        "RunContainerError",
+        "nvidia-container-cli: unsatisfied condition: cuda>=13.0",
+        "driver to 580",
+    ),
     ("RunContainerError", 'exec: "train": executable file not found in $PATH', "use a trainer image"),
     ("CreateContainerError", "something new", "kubectl logs"),
 ]

@@ -4,10 +4,13 @@
 """
 
 import gc
+import json
+import re
 import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -26,6 +29,8 @@ from finetune_trainer.storage.protocol import sha256_file
 from finetune_trainer.tokenization.labeler import load_labeler
 from finetune_trainer.tokenization.samples import Encoded
 
+COMPUTED = re.compile(r"(rotary_emb\.inv_freq|attn\.(masked_)?bias)$")
+"""Buffers in the files of older models, which the model computes itself."""
 STORED = {"FP32": "F32", "BF16": "BF16", "FP16": "F16"}
 
 
@@ -59,9 +64,46 @@ def find_candidate_faults(plan: GatePlan, candidate: Candidate) -> list[str]:
         with open_merge(plan, candidate) as merge, TensorFiles.of_folder(directory) as own:
             faults += find_tensor_faults(merge, own)
     except Unmapped:
-        with TensorFiles.of_folder(directory) as own:
+        with TensorFiles.of_folder(plan.base) as base, TensorFiles.of_folder(directory) as own:
+            faults += find_lost_parts(plan.base, directory, base, own)
             faults += find_value_faults(own, STORED[plan.precision])
     return faults[:8]
+
+
+def find_lost_parts(base: Path, directory: Path, before: TensorFiles, own: TensorFiles) -> list[str]:
+    """Return what a candidate that the library wrote lacks of its base: the architecture, or tensors.
+
+    The library may add or remove a prefix of names, and leaves out a tied head and buffers that the model computes.
+    """
+    was, config = _read_config(base), _read_config(directory)
+    faults = []
+    if was.get("architectures") and config.get("architectures") != was["architectures"]:
+        faults.append(f"the architecture is {_names(config)} instead of {_names(was)}")
+    found = own.headers.keys() | {_without_prefix(name) for name in own.headers}
+    lost = [
+        name
+        for name, header in before.headers.items()
+        if header.is_floating and not COMPUTED.search(name)
+        if name not in found and _without_prefix(name) not in own.headers
+    ]
+    if config.get("tie_word_embeddings", True):
+        lost = [name for name in lost if not name.endswith("lm_head.weight")]
+    if lost:
+        faults.append(f"{len(lost)} of the base's tensors are missing, for example {min(lost)}")
+    return faults
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return content
+
+
+def _names(config: dict[str, Any]) -> str:
+    return ", ".join(config.get("architectures") or ["unknown"])
+
+
+def _without_prefix(name: str) -> str:
+    return name.partition(".")[2]
 
 
 def find_tensor_faults(merge: Merge, own: TensorFiles) -> list[str]:

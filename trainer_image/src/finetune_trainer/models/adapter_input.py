@@ -21,11 +21,14 @@ from finetune_trainer.storage.protocol import Entry, OnBytes, ReadableStore, joi
 
 FACTOR = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<factor>A\.weight|B\.weight|embedding_A|embedding_B)")
 BEYOND_LORA = (
-    "use_dora", "use_qalora", "use_bdlora", "alpha_pattern", "layers_to_transform", "exclude_modules",
-    "layer_replication", "target_parameters", "trainable_token_indices", "alora_invocation_tokens", "arrow_config",
+    "use_dora", "use_qalora", "use_bdlora", "alpha_pattern", "layers_to_transform", "layer_replication",
+    "target_parameters", "trainable_token_indices", "alora_invocation_tokens", "arrow_config",
     "kasa_config", "monteclora_config", "velora_config",
 )  # fmt: skip
-"""Settings of PEFT that change an adapter's meaning and that a job cannot express."""
+"""Settings of PEFT that change an adapter's meaning and that a job cannot express.
+
+`exclude_modules` is none of them: which modules have factors is compared tensor by tensor.
+"""
 PLAIN_STARTS = (True, False, "gaussian", "eva", "orthogonal")
 """Initialisations that leave the base unchanged; the others train against altered base weights."""
 FIELDS = {"rank": "rank", "alpha": "alpha", "use_rslora": "useRslora"}

@@ -1,6 +1,7 @@
 """The base model on its device: quantisation, and where the adapter goes."""
 
 import logging
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +13,6 @@ from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_t
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError
 from transformers import (
-    AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     BitsAndBytesConfig,
@@ -28,6 +28,7 @@ from finetune_api.status import Resolved
 from finetune_trainer.distributed.sharding import shard
 from finetune_trainer.distributed.world import ALONE, World
 from finetune_trainer.errors import TrainerError
+from finetune_trainer.models.architectures import find_class, text_modules, text_prefix
 from finetune_trainer.models.quantised import Quantised
 from finetune_trainer.models.shape import UNADAPTED_LAYERS
 
@@ -99,10 +100,10 @@ def load_quantised(
 def _load(directory: Path, writes_text: bool, **options: Any) -> PreTrainedModel:
     """Load the model from its folder alone: safetensors only, no remote code, and no random weight instead of a missing
     one, except for the head that a language model does not have."""
-    kind = AutoModelForCausalLM if writes_text else AutoModelForSequenceClassification
     if not writes_text:
         options["num_labels"] = 1
     with _model_errors(directory), _quiet():
+        kind = find_class(directory) if writes_text else AutoModelForSequenceClassification
         model, found = kind.from_pretrained(
             directory,
             local_files_only=True,
@@ -142,12 +143,14 @@ def _keep_gradients_on_cpu(model: PreTrainedModel) -> None:
 
 def attach_adapter(model: PreTrainedModel, settings: Resolved) -> PeftModel:
     """Put a fresh LoRA adapter on the model, its weights in FP32; untrained, it changes nothing."""
+    prefix = text_prefix(model)
     config = LoraConfig(
         r=settings.lora_rank or 16,
         lora_alpha=settings.lora_alpha or 32,
         lora_dropout=settings.lora_dropout or 0.0,
         use_rslora=bool(settings.use_rslora),
         target_modules=settings.target_modules or linear_targets(model),
+        exclude_modules=f"(?!{re.escape(prefix)}).*" if prefix else None,
         bias="none",
         task_type="SEQ_CLS" if scores_text(model) else "CAUSAL_LM",
     )
@@ -176,14 +179,15 @@ def refuse_tied_merge(model: PeftModel) -> None:
 
 
 def linear_targets(model: PreTrainedModel) -> list[str]:
-    """Return the names of the linear layers that get an adapter: all except the output head and expert routers.
+    """Return the names of the text decoder's linear layers that get an adapter: all except the output head and expert
+    routers.
 
     GPT-2 and its relatives implement a linear layer as Conv1D.
     """
     head = model.get_output_embeddings()
     names = {
         name.rpartition(".")[2]
-        for name, module in model.named_modules()
+        for name, module in text_modules(model)
         if isinstance(module, (torch.nn.Linear, Conv1D)) and module is not head
     }
     return sorted(names - UNADAPTED_LAYERS)
@@ -195,11 +199,12 @@ def adapted_modules(model: PeftModel) -> list[str]:
 
 
 def quantised_layers(model: PreTrainedModel | PeftModel, settings: Resolved) -> Quantised | None:
-    """Return the linear layers that compute in NF4, by their names in the base; None if there are none."""
+    """Return the text decoder's linear layers that compute in NF4, by their names in the base; None if there are none.
+
+    Those of a tower are not part of it: a merged model keeps the base's.
+    """
     base = model.get_base_model() if isinstance(model, PeftModel) else model
-    names = [
-        name.removesuffix(".base_layer") for name, module in base.named_modules() if isinstance(module, Linear4bit)
-    ]
+    names = [name.removesuffix(".base_layer") for name, module in text_modules(base) if isinstance(module, Linear4bit)]
     if not names:
         return None
     return Quantised(

@@ -11,6 +11,13 @@ EMBEDDINGS = frozenset({"embed_tokens", "embed_positions", "wte", "wpe", "embed_
 UNADAPTED_LAYERS = frozenset({"router", "gate"})
 """Linear layers that choose experts: an adapter there destabilises the routing."""
 EXPERTS = "experts"
+TOWERS = frozenset(
+    {
+        "visual", "vision_tower", "vision_model", "vision_encoder", "vision_embed_tokens", "multi_modal_projector",
+        "audio_tower", "audio_encoder", "embed_vision", "embed_audio",
+    }
+)  # fmt: skip
+"""Parts for images and sound, as transformers names them: training leaves them unchanged."""
 
 Tensors = Mapping[str, tuple[int, ...]]
 
@@ -58,8 +65,16 @@ class ModelShape:
     def adapted(self, targets: list[str] | None) -> Tensors:
         """Return the linear layers that get an adapter: those with these last names, or all except routers."""
         if targets is None:
-            return {name: shape for name, shape in self.linear.items() if _last(name) not in UNADAPTED_LAYERS}
-        modules = {name.removesuffix(".weight"): shape for name, shape in self.tensors.items() if len(shape) == 2}
+            return {
+                name: shape
+                for name, shape in self.linear.items()
+                if _last(name) not in UNADAPTED_LAYERS and _is_of_text(name)
+            }
+        modules = {
+            name.removesuffix(".weight"): shape
+            for name, shape in self.tensors.items()
+            if len(shape) == 2 and _is_of_text(name)
+        }
         return {
             name: shape
             for name, shape in modules.items()
@@ -94,6 +109,10 @@ def read_shape(config: Mapping[str, Any], tensors: Tensors) -> ModelShape | None
 def _size(values: Mapping[str, Any], *names: str) -> int | None:
     found = (values[name] for name in names if isinstance(values.get(name), int) and values[name] > 0)
     return next(found, None)
+
+
+def _is_of_text(name: str) -> bool:
+    return TOWERS.isdisjoint(name.split("."))
 
 
 def _last(name: str) -> str:

@@ -71,6 +71,7 @@ from finetune_trainer.training.checkpoint_files import (
 from finetune_trainer.training.checkpoints import Checkpoints, remove_checkpoints
 from finetune_trainer.training.methods import Traits, build_trainer, traits_of
 from finetune_trainer.training.methods.loop import LoopContext, LoopTrainer
+from finetune_trainer.training.out_of_memory import is_out_of_memory
 
 logger = logging.getLogger(__name__)
 
@@ -111,7 +112,9 @@ def train_distributed(run: RunContext, world: World) -> Report | None:
     with _track(inputs, is_first=world.is_first) as trackers:
         try:
             trained = train_once(inputs, settings, device, checkpoints, world)
-        except torch.OutOfMemoryError as error:  # no retry: the other processes wait in the middle of a step
+        except RuntimeError as error:  # no retry: the other processes wait in the middle of a step
+            if not is_out_of_memory(error):
+                raise
             problem = (
                 f"rank {world.rank} is out of GPU memory: lower hyperparameters.perDeviceTrainBatchSize or maxLength"
             )
@@ -143,7 +146,9 @@ def train_within_memory(inputs: Inputs, device: torch.device, checkpoints: Check
     for settings in micro_batches(share_batch(complete_settings(inputs.run.config.resolved or Resolved(), device), 1)):
         try:
             return train_once(inputs, settings, device, checkpoints)
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
             logger.warning("out of GPU memory with %s rows per batch", settings.per_device_train_batch_size)
         gc.collect()  # outside the handler: its traceback keeps the tensors alive
         torch.cuda.empty_cache()

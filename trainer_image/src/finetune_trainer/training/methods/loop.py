@@ -6,7 +6,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -191,8 +191,8 @@ class LoopTrainer(Trainer):  # type: ignore[misc]  # the library has no types
 
     @override
     def _defer_fsdp_gradient_reduction(self) -> AbstractContextManager[None]:
-        """Use our own: the library reads a configuration that only its own sharding has."""
-        return deferred_reduction(self.model)
+        """Reduce the gradients of every micro-batch: deferred, each process would hold those of the whole model."""
+        return nullcontext()
 
     @override
     def _clip_grad_norm(self, model: torch.nn.Module) -> torch.Tensor:
@@ -313,16 +313,6 @@ def local_metrics(accelerator: Any) -> Iterator[None]:
         yield
     finally:
         del accelerator.gather, accelerator.gather_for_metrics
-
-
-@contextmanager
-def deferred_reduction(model: torch.nn.Module) -> Iterator[None]:
-    """Accumulate gradients locally until the last micro-batch of a step."""
-    model.set_requires_gradient_sync(False)  # type: ignore[operator]  # FSDPModule has it
-    try:
-        yield
-    finally:
-        model.set_requires_gradient_sync(True)  # type: ignore[operator]
 
 
 def mean_figures(parts: Sequence[MeasuredBatch]) -> dict[str, float]:

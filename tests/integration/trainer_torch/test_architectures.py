@@ -1,0 +1,123 @@
+"""Models with towers for images and experts, each trained and merged on a random small copy."""
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file
+from training_bench import HYPERPARAMETERS, Bench, make_spec
+from transformers import AutoConfig, PreTrainedModel
+
+from finetune_api.handoff import ExitCode
+from finetune_trainer.errors import TrainerError
+from finetune_trainer.models.architectures import find_class
+
+TEXT = {
+    "vocab_size": 512, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 16, "pad_token_id": 2, "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+VISION = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+QWEN_VISION = {"hidden_size": 32, "intermediate_size": 64, "depth": 2, "num_heads": 2, "out_hidden_size": 64}
+
+
+def with_tower(name: str, vision: dict[str, Any], **text: Any) -> Callable[[], PreTrainedModel]:
+    def make() -> PreTrainedModel:
+        kind = getattr(transformers, name)
+        defaults = kind.config_class()
+        parts = {
+            "text_config": type(defaults.text_config)(**(TEXT | text)).to_dict(),
+            "vision_config": defaults.vision_config.to_dict() | vision,
+        }
+        if getattr(defaults, "audio_config", None) is not None:
+            parts["audio_config"] = None
+        return kind(kind.config_class(**parts))
+
+    return make
+
+
+def text_only(name: str, **changes: Any) -> Callable[[], PreTrainedModel]:
+    def make() -> PreTrainedModel:
+        kind = getattr(transformers, name)
+        return kind(kind.config_class(**(TEXT | changes)))
+
+    return make
+
+
+MODELS: dict[str, Callable[[], PreTrainedModel]] = {
+    "Gemma3ForConditionalGeneration": with_tower(
+        "Gemma3ForConditionalGeneration",
+        VISION | {"image_size": 28, "patch_size": 14, "vision_use_head": False},
+        layer_types=["sliding_attention", "full_attention"],
+    ),
+    "Mistral3ForConditionalGeneration": with_tower("Mistral3ForConditionalGeneration", VISION | {"head_dim": 16}),
+    "Qwen2_5_VLForConditionalGeneration": with_tower(
+        "Qwen2_5_VLForConditionalGeneration",
+        QWEN_VISION | {"fullatt_block_indexes": [1]},
+        rope_scaling={"type": "mrope", "mrope_section": [2, 3, 3], "rope_type": "default"},
+    ),
+    "Qwen3_5ForConditionalGeneration": with_tower(
+        "Qwen3_5ForConditionalGeneration",
+        QWEN_VISION,
+        layer_types=["linear_attention", "full_attention"],
+        linear_num_key_heads=2,
+        linear_num_value_heads=2,
+        linear_key_head_dim=16,
+        linear_value_head_dim=16,
+    ),
+    "Qwen3MoeForCausalLM": text_only(
+        "Qwen3MoeForCausalLM", num_experts=4, moe_intermediate_size=64, num_experts_per_tok=2
+    ),
+}
+
+
+@pytest.fixture
+def base(request: pytest.FixtureRequest, tiny_model: Path, tmp_path: Path) -> Path:
+    """A folder with the random model and the tiny model's tokenizer."""
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model, folder, ignore=shutil.ignore_patterns("*.safetensors", "config.json"))
+    torch.manual_seed(1)
+    MODELS[request.param]().save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("base", MODELS, indirect=True)
+def test_a_model_is_trained_by_its_text_part_and_published_whole(base: Path, tmp_path: Path) -> None:
+    hyper = HYPERPARAMETERS | {"maxSteps": 4}
+    output = {"uri": "s3://bucket/output", "merge": "FP32"}
+    (tmp_path / "job").mkdir()
+    bench = Bench(tmp_path / "job", base, make_spec("LoRA", hyperparameters=hyper, output=output))
+    report = bench.run()
+    assert report.metrics
+    assert report.metrics.eval_loss is not None
+    adapted = load_file(bench.output / "adapter" / "adapter_model.safetensors")
+    assert adapted
+    assert [name for name in adapted if re.search(r"vis|audio|projector", name)] == []
+    assert json.loads((bench.output / "validation.json").read_text(encoding="utf-8"))["chosen"] == "unquantised base"
+    before, after = tensors(base), tensors(bench.output / "merged")
+    assert after.keys() == before.keys()
+    assert architectures(bench.output / "merged") == architectures(base)
+    unchanged = {name for name in before if torch.equal(before[name], after[name].to(before[name].dtype))}
+    assert {name for name in before if re.search(r"vis", name)} <= unchanged
+    assert unchanged < before.keys()
+
+
+def test_a_model_that_does_not_write_text_is_refused_by_name(tmp_path: Path) -> None:
+    AutoConfig.for_model("vit").save_pretrained(tmp_path)
+    with pytest.raises(TrainerError, match=r"a model of type vit .* does not write text") as caught:
+        find_class(tmp_path)
+    assert caught.value.code is ExitCode.INVALID_CONFIG
+
+
+def tensors(folder: Path) -> dict[str, torch.Tensor]:
+    return {name: tensor for path in folder.glob("*.safetensors") for name, tensor in load_file(path).items()}
+
+
+def architectures(folder: Path) -> list[str]:
+    found: list[str] = json.loads((folder / "config.json").read_text(encoding="utf-8"))["architectures"]
+    return found
