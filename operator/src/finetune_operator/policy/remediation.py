@@ -82,7 +82,7 @@ FIXES_BY_REASON: dict[str, str] = {
     R.STORAGE_UNAVAILABLE: "make the storage endpoint reachable from the pods",
     R.INTERNAL_ERROR: "see kubectl logs; report it if it happens again",
     R.WONT_FIT: "use QLoRA, a shorter maxLength, or a larger vramBudget",
-    R.GPU_UNUSABLE: "check the driver and container runtime of the node, or choose other GPUs by nodeSelector",
+    R.GPU_UNUSABLE: "check the node's driver and container runtime, or choose other GPUs by scheduling.nodeSelector",
     R.OUTPUT_CONFLICT: "give each job its own output.uri",
     R.DIVERGED: "lower hyperparameters.learningRate, or look for broken rows",
     R.STORAGE_DENIED: "check bucket and keys in storage.credentialsSecretRef",

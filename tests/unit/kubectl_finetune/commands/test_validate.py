@@ -71,7 +71,7 @@ def test_every_example_is_valid(finetune: Callable[..., Any], path: Path) -> Non
         ("  hyperparameters: {learningRate: 0}\n", "must be more than 0"),
         (
             "  tuning: {vramBudget: [8Gi]}\n",
-            'spec.tuning.vramBudget must be a number or a text, not a list\n    value: ["8Gi"]\n    fix: GPU memory',
+            'spec.tuning.vramBudget must be a number or a text, not a list\n    value: ["8Gi"]\n    fix: Maximum GPU',
         ),
         ("  resources: {shmSize: true}\n", "spec.resources.shmSize must be a number or a text, not true or false\n"),
         ("  tuning: {vramBudget: a lot}\n", "for example `80Gi`"),
