@@ -9,7 +9,6 @@ Left out are functions of at most three lines, `__init__` and its kind, and call
 
 import argparse
 import ast
-import copy
 import os
 import random
 import re
@@ -19,8 +18,10 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -35,6 +36,7 @@ COMPARISONS = {
     ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.In: ast.NotIn, ast.NotIn: ast.In,
 }  # fmt: skip
 OPERATORS = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.FloorDiv, ast.Div: ast.Mult, ast.FloorDiv: ast.Mult}
+Function = ast.FunctionDef | ast.AsyncFunctionDef
 TRIVIAL_LINES = 3
 """Functions of at most so many lines are left out."""
 TIME_OUT = "time-out"
@@ -42,13 +44,20 @@ TIME_OUT = "time-out"
 
 @dataclass(frozen=True)
 class Mutant:
-    """One change: the file as it becomes, and what to print of it."""
+    """One change: which one of its file, and what to print of it."""
 
     path: Path
+    number: int
     line: int
     function: str
     change: str
-    text: str
+
+    def text(self) -> str:
+        """Return the file as it becomes."""
+        tree = _parse(self.path)
+        _, _, change, _ = next(islice(_changes(tree), self.number, None))
+        change()
+        return ast.unparse(ast.fix_missing_locations(tree))
 
     @property
     def package(self) -> str:
@@ -66,10 +75,19 @@ class Mutant:
 
 def all_mutants(path: Path) -> Iterator[Mutant]:
     """Yield every mutant of a file."""
-    tree = ast.parse((ROOT / path).read_text(encoding="utf-8"))
+    for number, (function, node, _, words) in enumerate(_changes(_parse(path))):
+        yield Mutant(path, number, getattr(node, "lineno", function.lineno), function.name, words)
+
+
+def _parse(path: Path) -> ast.Module:
+    return ast.parse((ROOT / path).read_text(encoding="utf-8"))
+
+
+def _changes(tree: ast.Module) -> Iterator[tuple[Function, ast.AST, Callable[[], None], str]]:
+    """Yield each change of the functions of a file as a function that makes it, with its place and description."""
     seen: set[ast.AST] = set()  # a function inside another is a part of both
     for function in ast.walk(tree):
-        if not isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
+        if not isinstance(function, Function):
             continue
         if (function.end_lineno or 0) - function.lineno < TRIVIAL_LINES or function.name.startswith("__"):
             continue
@@ -77,40 +95,32 @@ def all_mutants(path: Path) -> Iterator[Mutant]:
             if node in seen:
                 continue
             seen.add(node)
-            for change, restore, words in _changes(node):
-                change()
-                text = ast.unparse(ast.fix_missing_locations(copy.deepcopy(tree)))
-                restore()
-                yield Mutant(path, getattr(node, "lineno", function.lineno), function.name, words, text)
+            for name, value, words in _replacements(node):
+                yield function, node, partial(setattr, node, name, value), words
 
 
-def _changes(node: ast.AST) -> Iterator[tuple]:  # type: ignore[type-arg]
-    """Yield pairs of functions that make and undo a change, with its description."""
+def _replacements(node: ast.AST) -> Iterator[tuple[str, object, str]]:
+    """Yield the attributes of a node to replace, each with its new value and a description."""
     if isinstance(node, ast.Compare) and len(node.ops) == 1 and (other := COMPARISONS.get(type(node.ops[0]))):
-        yield _set(node, "ops", [other()], f"{type(node.ops[0]).__name__} → {other.__name__}")
+        yield ("ops", [other()], f"{type(node.ops[0]).__name__} → {other.__name__}")
     elif isinstance(node, ast.BoolOp):
         other = ast.And if isinstance(node.op, ast.Or) else ast.Or
-        yield _set(node, "op", other(), f"{type(node.op).__name__} → {other.__name__}")
+        yield ("op", other(), f"{type(node.op).__name__} → {other.__name__}")
     elif isinstance(node, ast.BinOp) and (other := OPERATORS.get(type(node.op))):
-        yield _set(node, "op", other(), f"{type(node.op).__name__} → {other.__name__}")
+        yield ("op", other(), f"{type(node.op).__name__} → {other.__name__}")
     elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
-        yield _set(node, "operand", ast.UnaryOp(op=ast.Not(), operand=node.operand), "not x → x")
+        yield ("operand", ast.UnaryOp(op=ast.Not(), operand=node.operand), "not x → x")
     elif isinstance(node, ast.Constant) and type(node.value) is bool:
-        yield _set(node, "value", not node.value, f"{node.value} → {not node.value}")
+        yield ("value", not node.value, f"{node.value} → {not node.value}")
     elif isinstance(node, ast.Constant) and type(node.value) is int:
-        yield _set(node, "value", node.value + 1, f"{node.value} → {node.value + 1}")
+        yield ("value", node.value + 1, f"{node.value} → {node.value + 1}")
     elif isinstance(node, ast.If | ast.IfExp):
-        yield _set(node, "test", ast.Constant(value=True), "condition → True")
-        yield _set(node, "test", ast.Constant(value=False), "condition → False")
+        yield ("test", ast.Constant(value=True), "condition → True")
+        yield ("test", ast.Constant(value=False), "condition → False")
     elif isinstance(node, ast.Return) and node.value is not None and not _is_none(node.value):
-        yield _set(node, "value", ast.Constant(value=None), "return → return None")
+        yield ("value", ast.Constant(value=None), "return → return None")
     elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Call) and not _is_output(node.value):
-        yield _set(node, "value", ast.Constant(value=None), "call → nothing")
-
-
-def _set(node: ast.AST, name: str, value: object, words: str) -> tuple:  # type: ignore[type-arg]
-    before = getattr(node, name)
-    return lambda: setattr(node, name, value), lambda: setattr(node, name, before), words
+        yield ("value", ast.Constant(value=None), "call → nothing")
 
 
 def _is_none(node: ast.expr) -> bool:
@@ -153,7 +163,7 @@ class Copy:
         """Write the mutant into the copy, run its tests, and put the file back; return what killed it."""
         target = self.folder / mutant.path
         before = target.read_bytes()
-        target.write_text(mutant.text, encoding="utf-8")
+        target.write_text(mutant.text(), encoding="utf-8")
         try:
             return next((killer for tests in mutant.tests() if (killer := self.run(tests, seconds[tests]))), "")
         finally:
