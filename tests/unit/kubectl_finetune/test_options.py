@@ -1,0 +1,50 @@
+"""Options before and after the command, and output for programs."""
+
+import io
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kubectl_finetune.options import pour
+
+Finetune = Callable[..., Any]
+LIST = (200, {"items": [], "metadata": {}})
+
+
+def test_options_before_the_command_count_unless_it_has_its_own(
+    front: Any, finetune: Finetune, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    front.answers["finetunejobs"] = [LIST]
+    path = tmp_path / "kubeconfig"
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
+    before = ("--kubeconfig", str(path), "--context", "lab", "-n", "early")
+    assert finetune(*before, "list").err == "no jobs in namespace early\n"
+    assert finetune(*before, "list", "-n", "late").err == "no jobs in namespace late\n"
+    assert "no context other" in finetune(*before, "list", "--context", "other").err
+    assert "no cluster is configured" in finetune(*before, "list", "--kubeconfig", str(tmp_path / "none")).err
+
+
+def test_json_is_indented_and_keeps_every_letter(front: Any, finetune: Finetune, job: Any) -> None:
+    raw = job(message="Größe").raw
+    front.answers["one"] = [(200, raw)]
+    out = finetune("describe", "one", "-o", "json", "--context", "lab").out
+    assert out == json.dumps(raw, indent=2, ensure_ascii=False) + "\n"
+    assert "Größe" in out
+    assert finetune("describe", "one", "-o", "JSON", "--context", "lab").out == out
+
+
+def test_a_log_is_written_as_it_arrives(monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BufferedWriter(raw)))  # type: ignore[arg-type, type-var]
+
+    def chunks() -> Iterator[bytes]:
+        yield b"step 1\n"
+        assert raw.getvalue() == b"step 1\n"
+        yield b"step 2\n"
+        assert raw.getvalue() == b"step 1\nstep 2\n"
+
+    pour(chunks())
