@@ -9,7 +9,7 @@ import pytest
 from finetune_api.handoff import TERMINAL_EXIT_CODES
 from finetune_api.names import ConditionType, Phase, Reason
 from finetune_api.status import FineTuneJobStatus, Progress
-from finetune_operator.policy.conditions import MESSAGES, Conditions, phase_of
+from finetune_operator.policy.conditions import MESSAGES, Conditions, acknowledge_generation, phase_of
 
 C = ConditionType
 R = Reason
@@ -28,6 +28,8 @@ def conditions(*facts: tuple[C, Any, str]) -> Conditions:
 ACCEPTED = (C.ACCEPTED, "True", R.ACCEPTED)
 PREFLIGHT = (C.VALIDATED, "Unknown", R.PREFLIGHT_RUNNING)
 VALIDATED = (C.VALIDATED, "True", R.DATASET_VALID)
+SUSPENDED = (C.SUSPENDED, "True", R.USER_REQUESTED)
+QUEUED = (C.SUSPENDED, "True", R.QUEUED_BY_KUEUE)
 
 
 @pytest.mark.parametrize(("kind", "reason"), list(MESSAGES))
@@ -99,6 +101,11 @@ def test_every_terminal_exit_has_a_reason_in_the_table_of_names() -> None:
         ([ACCEPTED, VALIDATED, (C.RUNNING, "False", R.FINISHED)], None, Phase.PUBLISHING),
         ([ACCEPTED, VALIDATED, (C.COMPLETE, "True", R.SUCCEEDED)], None, Phase.SUCCEEDED),
         ([(C.FAILED, "True", R.DIVERGED)], "Training", Phase.FAILED),
+        ([ACCEPTED, SUSPENDED], None, Phase.SUSPENDED),
+        ([ACCEPTED, VALIDATED, (C.SUSPENDED, "True", R.JOB_SUSPENDED)], "Training", Phase.SUSPENDED),
+        ([ACCEPTED, VALIDATED, QUEUED], "Training", Phase.QUEUED),
+        ([SUSPENDED], None, Phase.PENDING),
+        ([ACCEPTED, SUSPENDED, (C.FAILED, "True", R.DIVERGED)], None, Phase.FAILED),
     ],
 )
 def test_the_phase_follows_from_the_conditions(facts: Any, stage: str | None, phase: Phase) -> None:
@@ -117,6 +124,14 @@ def test_the_phase_follows_from_the_conditions(facts: Any, stage: str | None, ph
         ([ACCEPTED, VALIDATED, (C.RUNNING, "True", R.PODS_RUNNING)], R.PODS_RUNNING),
         ([ACCEPTED, VALIDATED, (C.RUNNING, "False", R.API_DENIED)], R.API_DENIED),
         ([ACCEPTED, VALIDATED, (C.FAILED, "True", R.DIVERGED)], R.DIVERGED),
+        ([ACCEPTED, VALIDATED, SUSPENDED], R.USER_REQUESTED),
+        ([ACCEPTED, VALIDATED, SUSPENDED, (C.QUOTA_RESERVED, "False", R.QUEUE_STOPPED)], R.USER_REQUESTED),
+        ([ACCEPTED, VALIDATED, QUEUED], R.QUEUED_BY_KUEUE),
+        ([ACCEPTED, VALIDATED, QUEUED, (C.QUOTA_RESERVED, "False", R.QUEUE_STOPPED)], R.QUEUE_STOPPED),
+        ([ACCEPTED, VALIDATED, SUSPENDED, (C.RUNNING, "Unknown", R.NODE_LOST)], R.NODE_LOST),
+        ([(C.ACCEPTED, "False", R.FORBIDDEN), SUSPENDED], R.FORBIDDEN),
+        ([ACCEPTED, VALIDATED, (C.COMPLETE, "True", R.SUCCEEDED), (C.RUNNING, "False", R.FINISHED)], R.SUCCEEDED),
+        ([ACCEPTED, PREFLIGHT, (C.RUNNING, "False", R.PODS_STARTING)], R.PREFLIGHT_RUNNING),
     ],
 )
 def test_the_summary_is_of_the_first_step_that_is_not_done(facts: Any, reason: R) -> None:
@@ -126,6 +141,64 @@ def test_the_summary_is_of_the_first_step_that_is_not_done(facts: Any, reason: R
     ready = found.status.condition(C.READY)
     assert ready is not None
     assert (ready.reason, ready.message) == (found.status.reason, found.status.message)
+
+
+@pytest.mark.parametrize("early_stopping", [True, False])
+def test_a_new_job_has_every_condition(early_stopping: bool) -> None:
+    found = Conditions(FineTuneJobStatus(), 3, NOW)
+    found.set_initial(early_stopping=early_stopping)
+    assert [(one.type, one.status, one.reason) for one in found.status.conditions or []] == [
+        ("Accepted", "Unknown", "Pending"),
+        ("Suspended", "False", "NotSuspended"),
+        ("Validated", "Unknown", "Pending"),
+        ("Running", "False", "NotStarted"),
+        ("SavesInTime", "Unknown", "NoCheckpoint"),
+        ("EarlyStopped", "False", "NotTriggered" if early_stopping else "NotConfigured"),
+        ("Published", "False", "NotPublished"),
+        ("Complete", "False", "Progressing"),
+        ("Failed", "False", "Progressing"),
+    ]
+
+
+def test_a_condition_keeps_its_place_and_what_is_set_already_is_not_set_again() -> None:
+    found = conditions(ACCEPTED)
+    kinds = [one.type for one in found.status.conditions or []]
+    found.set(C.RUNNING, "True", R.PODS_RUNNING, "one", prefix="1 of 2 pods: ")
+    found.set_initial(early_stopping=True)
+    assert [one.type for one in found.status.conditions or []] == kinds
+    accepted, running = found.status.condition(C.ACCEPTED), found.status.condition(C.RUNNING)
+    assert accepted is not None
+    assert running is not None
+    assert (accepted.status, running.message, running.observed_generation) == ("True", "1 of 2 pods: one.", 3)
+    found.remove(C.VALIDATED)
+    assert [one.type for one in found.status.conditions or []] == [kind for kind in kinds if kind != "Validated"]
+
+
+@pytest.mark.parametrize(
+    ("facts", "is_settled"),
+    [
+        ([ACCEPTED, SUSPENDED], True),
+        ([ACCEPTED, VALIDATED, SUSPENDED], True),
+        ([SUSPENDED], False),
+        ([ACCEPTED, QUEUED], False),
+        ([ACCEPTED, SUSPENDED, (C.RUNNING, "True", R.PODS_RUNNING)], False),
+        ([ACCEPTED, SUSPENDED, (C.RUNNING, "Unknown", R.NODE_LOST)], False),
+        ([ACCEPTED, SUSPENDED, (C.RUNNING, "False", R.STOPPING)], False),
+    ],
+)
+def test_a_suspended_job_is_ready_once_it_has_no_pods(facts: Any, is_settled: bool) -> None:
+    found = conditions(*facts)
+    found.summarise()
+    truths = {one.type: one.status for one in found.status.conditions or []}
+    assert (truths[C.READY], truths[C.RECONCILING]) == (("True", "False") if is_settled else ("Unknown", "True"))
+
+
+def test_a_newer_generation_of_a_finished_job_changes_nothing_else() -> None:
+    before = conditions((C.COMPLETE, "True", R.SUCCEEDED)).status
+    after = acknowledge_generation(before, 4)
+    assert (after.observed_generation, {one.observed_generation for one in after.conditions or []}) == (4, {4})
+    kept = [one.model_copy(update={"observed_generation": 3}) for one in after.conditions or []]
+    assert kept == before.conditions
 
 
 @pytest.mark.parametrize(

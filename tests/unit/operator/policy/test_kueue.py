@@ -260,6 +260,7 @@ def test_user_suspension_goes_through_kueue_and_never_touches_the_job(scene: Bui
     assert one.status["phase"] == "Suspended"
     off = workload("one-preflight", is_active=False, is_ours_to_activate=True)
     one.extra["workloads"] = (off,)
+    assert one.settle().deactivate is None
     one.object["spec"]["suspend"] = False
     last = one.settle()
     assert last.resume is None
