@@ -117,14 +117,15 @@ def _replacements(node: ast.AST) -> Iterator[tuple[str, object, str]]:
     elif isinstance(node, ast.If | ast.IfExp):
         yield ("test", ast.Constant(value=True), "condition → True")
         yield ("test", ast.Constant(value=False), "condition → False")
-    elif isinstance(node, ast.Return) and node.value is not None and not _is_none(node.value):
+    elif isinstance(node, ast.Return) and node.value is not None and not _is_falsy(node.value):
         yield ("value", ast.Constant(value=None), "return → return None")
     elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Call) and not _is_output(node.value):
         yield ("value", ast.Constant(value=None), "call → nothing")
 
 
-def _is_none(node: ast.expr) -> bool:
-    return isinstance(node, ast.Constant) and node.value is None
+def _is_falsy(node: ast.expr) -> bool:
+    """Return whether it is None, or False, which None equals for nearly every caller."""
+    return isinstance(node, ast.Constant) and (node.value is None or node.value is False)
 
 
 def _is_output(call: ast.Call) -> bool:

@@ -162,6 +162,7 @@ class ApiServer(ThreadingHTTPServer):
     def __init__(self) -> None:
         self.answers: dict[str, list[tuple[int, Any]]] = {}
         self.requests: list[tuple[str, str, Any]] = []
+        self.headers: list[dict[str, str]] = []
         super().__init__(("127.0.0.1", 0), Handler)
 
 
@@ -171,6 +172,7 @@ class Handler(BaseHTTPRequestHandler):
     def answer(self) -> None:
         sent = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         self.server.requests.append((self.command, self.path, json.loads(sent) if sent else None))
+        self.server.headers.append({name.lower(): value for name, value in self.headers.items()})
         if self.command != "GET":
             code, body = 200, {}
         else:

@@ -1,7 +1,15 @@
+import os
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
 from typing import Any
 
+import kubernetes
 import pytest
+
+from kubectl_finetune.cluster import connection
+from kubectl_finetune.cluster.connection import RETRIES, retry_unreachable
+from kubectl_finetune.errors import NotFound, Unreachable
 
 
 def test_an_unknown_context_is_refused_with_the_known_ones(front: Any, finetune: Callable[..., Any]) -> None:
@@ -41,3 +49,105 @@ def test_the_namespace_is_the_options_before_the_contexts(front: Any, finetune: 
         f"{prefix}/namespaces/other/finetunejobs",
         f"{prefix}/finetunejobs",
     ]
+
+
+def test_a_request_has_the_users_token_and_a_change_is_a_merge_patch(
+    front: Any, finetune: Callable[..., Any], job: Any
+) -> None:
+    front.answers["one"] = [(200, job().raw)]
+    assert finetune("suspend", "one", "--context", "lab").code == 0
+    read, changed = front.headers
+    assert read["authorization"] == changed["authorization"] == "Bearer t"
+    assert read["user-agent"] == "kubectl-finetune"
+    assert (read["content-type"], changed["content-type"]) == ("application/json", "application/merge-patch+json")
+
+
+@pytest.mark.parametrize("answers_after", [0, RETRIES, RETRIES + 1])
+def test_an_api_server_that_is_away_is_asked_thirty_times_more(answers_after: int) -> None:
+    looks: list[int] = []
+
+    def look() -> int:
+        looks.append(len(looks))
+        if len(looks) <= answers_after:
+            raise Unreachable("away")
+        return len(looks)
+
+    if answers_after > RETRIES:
+        with pytest.raises(Unreachable):
+            retry_unreachable(look, 0)
+        assert len(looks) == RETRIES + 1 == 31
+    else:
+        assert retry_unreachable(look, 0) == len(looks) == answers_after + 1
+
+
+def test_an_error_other_than_an_absent_api_server_is_not_retried() -> None:
+    looks: list[int] = []
+
+    def look() -> None:
+        looks.append(1)
+        raise NotFound("gone")
+
+    with pytest.raises(NotFound):
+        retry_unreachable(look, 0)
+    assert len(looks) == 1
+
+
+def test_a_kubeconfig_without_contexts_or_without_content_is_no_cluster(
+    finetune: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "config"
+    monkeypatch.setenv("KUBECONFIG", str(path))
+    done = finetune("list", "--context", "lab")
+    assert (done.code, "the kubeconfig is missing or empty\n  set KUBECONFIG" in done.err) == (5, True)
+    path.write_text("apiVersion: v1\nkind: Config\ncontexts: []\nclusters: []\nusers: []\n")
+    done = finetune("list", "--context", "lab")
+    assert (done.code, done.err) == (2, "error: the kubeconfig has no context lab\n  it has none\n")
+
+
+def test_a_context_without_a_namespace_is_the_default_one(front: Any, finetune: Callable[..., Any]) -> None:
+    front.answers["finetunejobs"] = [(200, {"items": [], "metadata": {}})]
+    path = Path(os.environ["KUBECONFIG"])
+    text = path.read_text().replace(", namespace: team-a", "")
+    path.write_text(text.replace("current-context: ''", "current-context: lab"))
+    assert finetune("list").err == "no jobs in namespace default\n"
+
+
+def test_in_a_pod_without_a_kubeconfig_its_service_account_is_used(
+    front: Any, finetune: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    front.answers["finetunejobs"] = [(200, {"items": [], "metadata": {}})]
+    (tmp_path / "namespace").write_text("of-the-pod\n")
+    monkeypatch.setattr(connection, "IN_POD", tmp_path / "namespace")
+
+    def load(client_configuration: Any) -> None:
+        client_configuration.host = f"http://127.0.0.1:{front.server_address[1]}"
+        client_configuration.api_key["authorization"] = "Bearer of-the-pod"
+
+    monkeypatch.setattr(kubernetes.config, "load_incluster_config", load)
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
+    assert finetune("list").err == "no jobs in namespace of-the-pod\n"
+    assert front.headers[-1]["authorization"] == "Bearer of-the-pod"
+    for option in (("--context", "lab"), ("--kubeconfig", str(tmp_path / "none"))):
+        assert finetune("list", *option).code == 5
+
+
+def test_a_log_whose_connection_breaks_is_an_unreachable_cluster(
+    front: Any, finetune: Callable[..., Any], job: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    meta = {
+        "name": "p",
+        "namespace": "team-a",
+        "creationTimestamp": "",
+        "annotations": {"finetune.dev/job-name": "one"},
+    }
+    pod = {"metadata": meta, "status": {"containerStatuses": [{"state": {"running": {}}}]}}
+    front.answers = {"one": [(200, job().raw)], "pods": [(200, {"items": [pod]})], "log": [(200, b"step 1\n")]}
+    monkeypatch.setattr(front.RequestHandlerClass, "end_headers", _promise_more)
+    done = finetune("logs", "one", "--context", "lab")
+    assert (done.code, done.out, "does not answer" in done.err) == (5, "step 1\n", True)
+
+
+def _promise_more(handler: Any) -> None:
+    if "/log" in handler.path:
+        handler.send_header("Content-Length", "99")
+    BaseHTTPRequestHandler.end_headers(handler)

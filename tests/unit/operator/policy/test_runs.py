@@ -192,3 +192,17 @@ def test_failures_of_a_job_are_counted_beyond_the_length_of_the_history(scene: A
     one.children["one-1"]["status"] = {"failed": 2}
     one.settle()
     assert (one.status["failures"], one.status["jobRef"]["failures"]) == (2, 2)
+
+
+def test_a_pod_that_failed_before_the_first_one_began_is_the_cause_if_its_job_counts_the_failure(scene: Any) -> None:
+    one = scene(resources={"nodes": 2}).to_training()
+    first, second = one.set_of("one-1")
+    one.end(second, 70, "CUDA error: device lost")
+    ended = second["status"]["containerStatuses"][0]["state"]["terminated"]
+    ended |= {"startedAt": "2026-03-01T12:00:01Z", "finishedAt": "2026-03-01T12:00:05Z"}
+    one.end(first, 75, one.report("Preempted", reason="PeerLost"))
+    one.fail("one-1", "BackoffLimitExceeded")
+    one.settle()
+    run = one.status["history"][0]
+    assert (run["result"], run["reason"], run["exitCode"]) == ("Failed", "InternalError", 70)
+    assert run["message"].startswith("pod 1 (one-1-2): CUDA error: device lost")

@@ -48,3 +48,29 @@ def test_the_image_sentence_stays_while_the_kubelet_backs_off(scene: Any) -> Non
         said.append(one.condition("Running"))
     assert said[0] == said[1]
     assert said[0]["reason"] == "ImagePullFailed"
+
+
+def test_between_two_runs_the_end_of_the_last_one_is_shown_until_the_next_pod_exists(scene: Any) -> None:
+    one = scene().to_training()
+    one.settle()
+    assert one.condition("Running")["reason"] == "PodsStarting"
+    one.end(one.pod("one-1"), 70, "CUDA error: device lost")
+    one.children["one-1"]["status"] = {"failed": 1}
+    one.settle()
+    found = one.condition("Running")
+    assert (found["status"], found["reason"]) == ("False", "BackingOff")
+    assert "InternalError: CUDA error: device lost" in found["message"]
+    one.pod("one-1")
+    one.settle()
+    assert one.condition("Running")["reason"] == "PodsStarting"
+
+
+def test_preflight_that_starts_or_starts_again_is_no_trainer_that_starts(scene: Any) -> None:
+    one = scene()
+    one.settle()
+    assert one.condition("Running")["reason"] == "NotStarted"
+    one.end(one.pod("one-preflight"), 75)
+    one.settle()
+    one.run(one.pod("one-preflight"))
+    one.settle()
+    assert one.condition("Running")["reason"] == "NotStarted"
