@@ -14,6 +14,8 @@ def test_refused_pods_are_asked_for_only_after_ten_seconds(scene: Any) -> None:
     asked = one.look().fetch_events_for
     assert asked is not None
     assert (asked.kind, asked.uid) == ("Job", "one-1-uid")
+    one.settle()
+    assert one.condition("Running")["reason"] == "PodsStarting"
     one.warnings = Warnings("one-1-uid", (("FailedCreate", 'pods "x" is forbidden: exceeded quota'),))
     one.settle()
     assert one.condition("Running")["reason"] == "PodCreationRefused"
@@ -22,6 +24,9 @@ def test_refused_pods_are_asked_for_only_after_ten_seconds(scene: Any) -> None:
 
 def test_events_that_may_not_be_read_hide_a_cause_and_stop_nothing(scene: Any) -> None:
     one = scene().to_training()
+    early = one.look(obstacle=Denied("list", "events", "team")).status.condition("Running")
+    assert early is not None
+    assert early.reason == "PodsStarting"
     one.now += timedelta(seconds=11)
     assert one.look().fetch_events_for is not None
     status = one.look(obstacle=Denied("list", "events", "team")).status

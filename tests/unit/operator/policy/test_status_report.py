@@ -1,11 +1,14 @@
 """What a trainer reports is found in the status, field for field."""
 
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from finetune_api.handoff import ProgressReport
+from finetune_api.handoff import ProgressReport, Report
+from finetune_api.spec import FineTuneJobSpec
+from finetune_api.status import FineTuneJobStatus
 from finetune_operator.kube.observed import Reading
+from finetune_operator.policy import status_report
 
 METRICS = {
     "trainLoss": 0.61,
@@ -147,3 +150,55 @@ def test_a_job_that_stopped_early_is_a_success_and_shows_the_step(scene: Callabl
     early = one.condition("EarlyStopped")
     assert (early["status"], early["reason"], one.status["phase"]) == ("True", "PatienceExhausted", "Succeeded")
     assert "stopped falling: stopped at step 60, best at step 40; the best weights" in early["message"]
+
+
+def test_progress_has_the_time_in_whole_seconds_as_it_is_stored(scene: Any) -> None:
+    status = FineTuneJobStatus()
+    early = {"stopped": True, "step": 60, "bestStep": 40, "patience": 2}
+    report = {"jobUid": "job-uid", "heartbeat": 7, "progress": {"step": 3}, "earlyStopping": early}
+    at = datetime(2026, 3, 1, 12, 0, 1, 999, tzinfo=UTC)
+    status_report.record_progress(status, ProgressReport.model_validate(report), at)
+    assert status.progress is not None
+    assert status.progress.last_updated_time == datetime(2026, 3, 1, 12, 0, 1, tzinfo=UTC)
+    assert status.early_stopping is not None
+    assert status.early_stopping.step == 60
+    del report["earlyStopping"]
+    status_report.record_progress(status, ProgressReport.model_validate(report), at)
+    assert status.early_stopping is not None
+
+
+def test_the_progress_of_a_finished_job_is_whole_and_has_no_time_left(scene: Any) -> None:
+    one = scene().to_training()
+    pod = one.pod("one-1")
+    one.run(pod)
+    progress = {"display": "97%", "percent": 97, "step": 97, "totalSteps": 100, "epoch": 2.9, "stage": "Training"}
+    report = {"jobUid": "job-uid", "heartbeat": 7, "progress": progress | {"estimatedRemainingSeconds": 30}}
+    one.reading = Reading("one-1-1-uid", one.now, ProgressReport.model_validate(report))
+    one.settle()
+    artifacts = {"uri": "s3://bucket/out", "manifestSha256": "ab" * 32}
+    one.end(pod, 0, one.report("Published", artifacts=artifacts, lastStep=100))
+    one.complete("one-1")
+    one.settle()
+    shown = {"display": "100%", "percent": 100, "step": 100, "totalSteps": 100, "stage": "Done"}
+    assert {name: value for name, value in one.status["progress"].items() if name != "lastUpdatedTime"} == shown
+
+
+def test_a_report_changes_neither_the_pinned_image_nor_the_pinned_parent(scene: Any) -> None:
+    spec = FineTuneJobSpec.model_validate(scene().object["spec"])
+    parent = {"name": "sft", "uid": "u", "objective": "Chat", "outputUri": "s3://b/sft", "manifestSha256": "cd" * 32}
+    foreign = {
+        "parent": parent | {"name": "other"},
+        "rewardJob": parent,
+        "trainerImage": "other:1",
+        "datasetSha256": "ef" * 32,
+    }
+    echo = {"reason": "Published", "message": "", "jobUid": "job-uid", "configSha256": "ab" * 32}
+    report = Report.model_validate({"outcome": "Published", "lineage": foreign} | echo)
+    status = FineTuneJobStatus.model_validate({"lineage": {"trainerImage": "pinned:1", "parent": parent}})
+    status_report.record_lineage(status, report, spec)
+    found = status.to_wire()["lineage"]
+    assert (found["trainerImage"], found["parent"]["name"], "rewardJob" in found) == ("pinned:1", "sft", False)
+    assert (found["datasetSha256"], found["baseModel"]) == ("ef" * 32, "s3://bucket/model")
+    status = FineTuneJobStatus()
+    status_report.record_lineage(status, report, spec)
+    assert status.to_wire()["lineage"]["trainerImage"] == "other:1"
