@@ -251,3 +251,16 @@ def test_a_report_of_another_outcome_with_that_code_publishes_nothing(scene: Bui
     one.settle()
     assert one.condition("Failed")["reason"] == "GateNotMet"
     assert one.condition("Published")["status"] == "False"
+
+
+@pytest.mark.parametrize(("code", "outcome"), [(76, "Failed"), (78, "GateNotMet")])
+def test_a_failure_for_good_keeps_the_figures_and_only_a_published_result_gets_a_lineage(
+    scene: Build, code: int, outcome: str
+) -> None:
+    one = scene().to_training()
+    lineage = {"datasetSha256": "12" * 32}
+    one.end(one.pod("one-1"), code, one.report(outcome, metrics={"trainLoss": 9.5}, lineage=lineage))
+    one.fail("one-1")
+    one.settle()
+    assert (one.status["phase"], one.status["metrics"]) == ("Failed", {"trainLoss": 9.5})
+    assert ("datasetSha256" in one.status["lineage"]) == (outcome == "GateNotMet")

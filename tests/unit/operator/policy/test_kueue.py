@@ -291,6 +291,16 @@ def test_a_workload_deactivated_by_another_controller_is_not_activated(scene: Bu
     assert "(too many retries): set spec.active of Workload job-one-preflight to true" in quota["message"]
 
 
+def test_a_job_without_a_job_that_is_to_run_has_no_workload(scene: Build) -> None:
+    one = waiting(scene, "insufficient unused quota")
+    assert one.status["workloadRef"]["name"] == "job-one-preflight"
+    one.fail("one-preflight")
+    one.look()
+    one.object["status"]["conditions"] = [one.condition("Accepted")]
+    status = one.look().status
+    assert (status.workload_ref, status.condition("QuotaReserved")) == (None, None)
+
+
 PREEMPTED = {"eviction_reason": "Preempted", "eviction_message": "Preempted to accommodate a workload"}
 
 

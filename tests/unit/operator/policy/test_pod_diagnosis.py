@@ -1,8 +1,23 @@
-"""Claims that keep a pod from a node: the scheduler's message, and the fix."""
+"""Why no pod runs: after which time, by whose message, and with which fix."""
 
+from datetime import timedelta
 from typing import Any
 
 import pytest
+
+from finetune_operator.kube.objects import Job, Pod
+from finetune_operator.kube.observed import Reading, Warnings
+from finetune_operator.policy import pod_diagnosis
+from finetune_operator.policy.pod_diagnosis import Diagnosis, EventQuery
+
+
+def diagnose(one: Any, seconds: float, *warnings: tuple[str, str], about: str = "") -> Diagnosis:
+    """Diagnose the first trainer Job some seconds after its creation, with these events of the named object."""
+    pods = [Pod.from_object(pod) for pod in list(one.pods.values())[1:]]
+    found = Warnings(about, warnings) if about else None
+    return pod_diagnosis.diagnose(
+        Job.from_object(one.children["one-1"]), pods, found, one.now + timedelta(seconds=seconds)
+    )
 
 
 @pytest.mark.parametrize(
@@ -44,3 +59,58 @@ def test_the_cause_of_a_pending_pod_is_shown_with_its_fix(scene: Any, stage: str
     running = one.condition("Running")
     assert (running["status"], running["reason"], running["message"]) == ("False", "Unschedulable", shown)
     assert one.status["message"] == shown
+
+
+def test_a_job_without_a_pod_has_ten_seconds_before_its_events_are_read(scene: Any) -> None:
+    one = scene().to_training()
+    query = EventQuery("Job", "one-1-uid", "one-1")
+    assert diagnose(one, 4) == Diagnosis("PodsStarting", check_after=6.5)
+    assert diagnose(one, 9.9).query is None
+    assert diagnose(one, 10) == Diagnosis("PodsStarting", query=query)
+    assert diagnose(one, 60, ("FailedCreate", "no"), about="another-uid").query == query
+    assert diagnose(one, 60, ("BackoffLimit", "no"), about="one-1-uid") == Diagnosis("PodsStarting", check_after=10.0)
+    refused = diagnose(one, 60, ("FailedCreate", "exceeded quota"), about="one-1-uid")
+    assert (refused.reason, refused.check_after, "exceeded quota" in refused.detail) == (
+        "PodCreationRefused",
+        10.0,
+        True,
+    )
+    one.end(one.pod("one-1"), 1)
+    assert diagnose(one, 24) == Diagnosis("PodsStarting", check_after=1.5)
+    assert diagnose(one, 25).query == query
+
+
+def test_a_pending_pod_has_fifteen_seconds_before_its_events_are_read(scene: Any) -> None:
+    one = scene().to_training()
+    one.pod("one-1")
+    query = EventQuery("Pod", "one-1-1-uid", "one-1-1")
+    assert diagnose(one, 1 + 9) == Diagnosis("PodsStarting", check_after=6.5)
+    assert diagnose(one, 1 + 14.9).query is None
+    assert diagnose(one, 1 + 15) == Diagnosis("PodsStarting", query=query)
+    assert diagnose(one, 60, ("FailedMount", "no"), about="another-uid").query == query
+    assert diagnose(one, 60, ("BackOff", "no"), about="one-1-1-uid") == Diagnosis("PodsStarting", check_after=15.0)
+    for kind in ("FailedMount", "FailedAttachVolume"):
+        failed = diagnose(one, 60, ("BackOff", "no"), (kind, 'secret "s3" not found'), about="one-1-1-uid")
+        assert (failed.reason, failed.check_after, "s3" in failed.detail) == ("MountFailed", 15.0, True)
+
+
+def test_a_deleted_pod_is_lost_once_its_end_is_thirty_seconds_late(scene: Any) -> None:
+    one = scene().to_training()
+    pod = one.pod("one-1")
+    one.run(pod)
+    assert not pod_diagnosis.is_lost(Pod.from_object(pod), one.now + timedelta(hours=1))
+    one.delete_pod(pod, grace=0)
+    running = Pod.from_object(pod)
+    assert not pod_diagnosis.is_lost(running, one.now + timedelta(seconds=30))
+    assert pod_diagnosis.is_lost(running, one.now + timedelta(seconds=31))
+    assert diagnose(one, 31).reason == "NodeLost"
+    one.end(pod, 75)
+    assert not pod_diagnosis.is_lost(Pod.from_object(pod), one.now + timedelta(seconds=31))
+
+
+def test_a_trainer_is_unreachable_after_forty_five_seconds(scene: Any) -> None:
+    now = scene().now
+    for seconds, expected in ((44, False), (45, True), (46, True)):
+        reading = Reading("uid", now, None, now - timedelta(seconds=seconds), "TimeoutError")
+        assert pod_diagnosis.is_unreachable(reading, now) is expected
+    assert not pod_diagnosis.is_unreachable(Reading("uid", now, None), now)
