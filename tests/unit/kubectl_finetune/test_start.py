@@ -41,7 +41,7 @@ def test_a_manifest_is_checked_without_the_client(tmp_path: Path) -> None:
 def test_a_command_that_is_ended_from_outside_has_no_traceback_and_does_not_exit_with_0(
     front: Any, job: Callable[..., Any], ended: str
 ) -> None:
-    seen = [job().raw | {"metadata": job().raw["metadata"] | {"resourceVersion": str(one)}} for one in range(9)]
+    seen = [job().raw | {"metadata": job().raw["metadata"] | {"resourceVersion": str(one)}} for one in range(600)]
     front.answers["one"] = [(200, one) for one in seen]
     command = [sys.executable, "-m", "kubectl_finetune", "progress", "one", "--context", "lab", "--interval", "0.1"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
