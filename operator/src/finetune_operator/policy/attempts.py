@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from finetune_api.handoff import Outcome
 from finetune_api.names import Component, ConditionType, Reason
-from finetune_api.status import JobRef
+from finetune_api.status import JobRef, Progress
 from finetune_operator.kube.objects import Job, Pod
 from finetune_operator.kube.observed import Reading, Target
 from finetune_operator.manifests.jobs import build_attempt
@@ -285,9 +285,9 @@ def _record_stall(context: Context) -> None:
 def _restart(context: Context, current: Job) -> Effect:
     """Delete a stalled Job once the cause is written; the end of its pod then counts as a failure with any exit
     code."""
-    progress, stored = context.status.progress, context.stored.current_run
+    progress, stored = context.status.progress or Progress(), context.stored.current_run
     _record_stall(context)
-    where = f"{progress.stage or 'an unknown stage'}, step {progress.step or 0}" if progress else "an unknown stage"
+    where = f"{progress.stage or 'an unknown stage'}, step {progress.step or 0}"
     detail = f"{context.spec.stall_timeout_seconds} s ({where})"
     effect = set_condition(C.RUNNING, "False", R.NO_PROGRESS, detail)
     if stored is None or stored.stopping != R.NO_PROGRESS:

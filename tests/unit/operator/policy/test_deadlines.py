@@ -190,6 +190,16 @@ def test_a_trainer_that_answers_but_does_not_move_is_started_again_as_a_failure(
     assert (run["result"], run["reason"], run["lastStep"]) == ("Failed", "NoProgress", 40)
 
 
+def test_a_stall_before_the_first_stage_is_shown_too(scene: Any) -> None:
+    one, pod = running(scene, stallTimeoutSeconds=60)
+    for _ in range(2):
+        answer(one, pod, 7)
+        one.object["status"] = one.look().status.to_wire()
+        later(one, 60)
+    assert "No progress for 60 s (an unknown stage, step 0)" in one.status["message"]
+    assert one.status["currentRun"]["stopping"] == "NoProgress"
+
+
 def test_a_stall_is_noticed_across_a_restart_of_the_operator(scene: Any) -> None:
     one, pod = running(scene, stallTimeoutSeconds=60)
     answer(one, pod, 7)
