@@ -1,6 +1,5 @@
 """The process as it starts: quick, and with an exit code for each kind of failure."""
 
-import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -37,9 +36,8 @@ def test_a_manifest_is_checked_without_the_client(tmp_path: Path) -> None:
     assert done.stdout.splitlines()[-1] == "loaded:"
 
 
-@pytest.mark.parametrize("ended", ["by Ctrl-C", "by its reader"])
-def test_a_command_that_is_ended_from_outside_has_no_traceback_and_does_not_exit_with_0(
-    front: Any, job: Callable[..., Any], ended: str
+def test_a_command_whose_output_nothing_reads_any_more_ends_without_a_traceback(
+    front: Any, job: Callable[..., Any]
 ) -> None:
     seen = [job().raw | {"metadata": job().raw["metadata"] | {"resourceVersion": str(one)}} for one in range(600)]
     front.answers["one"] = [(200, one) for one in seen]
@@ -48,12 +46,21 @@ def test_a_command_that_is_ended_from_outside_has_no_traceback_and_does_not_exit
         assert process.stdout is not None
         assert process.stderr is not None
         assert "Training 42%" in process.stdout.readline()
-        if ended == "by Ctrl-C":
-            process.send_signal(signal.SIGINT)
-        else:
-            process.stdout.close()
+        process.stdout.close()
         assert process.stderr.read() == ""
-    assert process.returncode == (130 if ended == "by Ctrl-C" else 1)
+    assert process.returncode == 1
+
+
+def test_a_command_that_is_interrupted_ends_with_130(
+    front: Any, finetune: Callable[..., Any], job: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(_: float) -> None:
+        raise KeyboardInterrupt
+
+    front.answers["one"] = [(200, job().raw)]
+    monkeypatch.setattr("time.sleep", interrupt)
+    done = finetune("progress", "one", "--context", "lab")
+    assert (done.code, done.err) == (130, "")
 
 
 def test_every_command_has_help_with_an_example(finetune: Callable[..., Any]) -> None:
