@@ -1,0 +1,38 @@
+import pytest
+
+from finetune_trainer.data.formats.columns import ColumnMap, find_column, name_columns, replace_unprintable
+
+
+def test_at_most_twelve_columns_are_named_each_with_at_most_forty_characters() -> None:
+    names = [f"c{number}" for number in range(13)]
+    assert name_columns([]) == "none"
+    assert name_columns(names[:12]) == ", ".join(names[:12])
+    assert name_columns(names) == ", ".join(names[:12]) + " and 1 more"
+    assert name_columns(["x" * 50, 7]) == f"{'x' * 40}, 7"
+
+
+def test_a_name_cannot_control_a_terminal() -> None:
+    assert replace_unprintable("a\x1b[2Jé") == "a\ufffd[2Jé"
+    assert name_columns(["\x1b"]) == "\ufffd"
+
+
+@pytest.mark.parametrize(
+    ("row", "found"), [({}, None), ({"a": 1, "b": 2}, "a"), ({"a": None, "b": 2}, "b"), ({"b": None, "a": None}, "a")]
+)
+def test_the_first_column_with_a_value_is_found_before_one_that_is_null(
+    row: dict[str, object], found: str | None
+) -> None:
+    assert find_column(row, ("a", "b")) == found
+
+
+def test_columns_are_recorded_while_a_mapped_one_is_missing() -> None:
+    columns = ColumnMap({"prompt": "q", "completion": "a"})
+    columns.rename({"x": 1, "q": 2})
+    assert (columns.missing, list(columns.seen)) == ({"a"}, ["x", "q"])
+    columns.rename({f"c{number}": 1 for number in range(20)})
+    columns.rename({"y": 1})
+    assert "c19" in columns.seen
+    assert "y" not in columns.seen
+    columns.rename({"a": 1})
+    assert columns.missing == set()
+    assert ColumnMap({}).rename({"x": 1}) == {"x": 1}
