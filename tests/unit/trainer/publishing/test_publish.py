@@ -131,6 +131,22 @@ def test_a_stop_leaves_the_prefix_without_a_manifest(world: Any, result: Path) -
     assert not (world.out / Artifact.MANIFEST).exists()
 
 
+def test_a_stop_after_the_last_file_was_verified_leaves_the_prefix_without_a_manifest(
+    world: Any, result: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def last(uri: str, on_bytes: OnBytes | None = None) -> str:
+        found = sha256(uri, on_bytes)
+        if uri.endswith("lineage.json"):
+            world.stop.set()
+        return found
+
+    sha256 = world.storage.sha256
+    monkeypatch.setattr(world.storage, "sha256", last)
+    with pytest.raises(Stopped):
+        put(world, result)
+    assert not (world.out / Artifact.MANIFEST).exists()
+
+
 class Flipping:
     """The storage with one fault: of an uploaded file of this name a bit arrives wrong."""
 
