@@ -59,7 +59,7 @@ def test_garbage_is_dataset_unusable_with_counts_and_first_lines(bench: Bench) -
     assert "garbage.jsonl" in job.logs()
 
 
-def test_a_prefix_of_another_job_is_a_conflict_and_stays_untouched(bench: Bench) -> None:
+def test_a_prefix_of_another_job_is_a_conflict_and_is_not_changed(bench: Bench) -> None:
     owner = bench.put("taken/owner.json", '{"namespace":"other","name":"other","uid":"1","configSha256":"x"}')
     before = bench.read(owner)
     job = bench.apply("conflict", output={"uri": bench.uri("taken")})

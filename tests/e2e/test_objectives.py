@@ -85,12 +85,12 @@ def test_the_model_learns_to_prefer_the_chosen_answers(results: Results, objecti
 
 
 @pytest.mark.parametrize("method", ["QLoRA", "Full"])
-def test_a_dpo_of_an_untouched_model_starts_at_the_loss_of_a_coin(results: Results, method: str) -> None:
+def test_dpo_of_the_base_model_starts_at_ln_2(results: Results, method: str) -> None:
     assert results["DPO", method]["metrics"]["baselineEvalLoss"] == pytest.approx(0.693, abs=0.01)
 
 
 @pytest.mark.parametrize(("objective", "method"), POLICIES)
-def test_a_policy_earns_more_than_the_untouched_model(results: Results, objective: str, method: str) -> None:
+def test_a_policy_has_a_higher_reward_than_before_training(results: Results, objective: str, method: str) -> None:
     status = results[objective, method]
     assert status["resolved"]["algorithm"] == ALGORITHMS[method]
     assert status["metrics"]["evalReward"] > status["metrics"]["baselineEvalReward"]

@@ -88,7 +88,7 @@ def test_jobs_that_share_a_claim_download_a_model_once(hub: Hub, cache: Path, tm
     assert not (tmp_path / "workspace").exists()
 
 
-def test_a_new_commit_is_a_new_entry_beside_the_old_one(hub: Hub, cache: Path, tmp_path: Path) -> None:
+def test_a_new_commit_is_a_new_entry_next_to_the_old_one(hub: Hub, cache: Path, tmp_path: Path) -> None:
     model = hub.root / "models" / "acme" / "tiny"
     old = fetch(hub, cache, tmp_path / "workspace")
     before = digests(old)

@@ -60,7 +60,7 @@ def connect(hub: Hub, token: str | None = None, **more: Any) -> HubStore:
     return HubStore(HubConnection(hub.endpoint, accesses=accesses), **more)
 
 
-def test_the_hub_of_the_tests_speaks_what_the_library_expects(hub: Hub, tmp_path: Path) -> None:
+def test_the_hub_of_the_tests_implements_what_the_library_expects(hub: Hub, tmp_path: Path) -> None:
     code = (
         "from huggingface_hub import snapshot_download as get; "
         "a = get('acme/tiny', cache_dir='.'); b = get('acme/qa', repo_type='dataset', cache_dir='.'); "
@@ -130,7 +130,7 @@ def test_a_download_resumes_where_the_connection_broke(hub: Hub, tmp_path: Path)
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
-def test_a_server_without_ranges_is_read_from_the_start_again_but_not_for_ever(hub: Hub, tmp_path: Path) -> None:
+def test_a_server_without_ranges_is_read_from_the_start_again_but_not_forever(hub: Hub, tmp_path: Path) -> None:
     hub.knows_ranges, hub.break_after = False, 150_000
     with pytest.raises(StorageUnavailable, match="does not support resume"):
         connect(hub).download(f"{TINY}/model.safetensors", tmp_path / "model")

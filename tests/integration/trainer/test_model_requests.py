@@ -147,7 +147,7 @@ def test_a_refused_model_ends_in_66_and_nothing_of_it_is_read_but_texts(
     assert not list(tmp_path.rglob("sprung"))
 
 
-def test_of_a_model_with_other_files_beside_it_only_what_loads_it_is_ever_asked_for(
+def test_of_a_model_with_other_files_only_those_that_load_it_are_requested(
     serve: Callable[[Change], StoredModel], tmp_path: Path
 ) -> None:
     """The check of preflight, and then the download of the training."""

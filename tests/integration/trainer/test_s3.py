@@ -246,7 +246,9 @@ def test_a_connection_that_breaks_again_and_again_is_unavailable(
     assert not (tmp_path / "copy").exists()
 
 
-def test_trouble_on_this_machine_is_not_blamed_on_the_store(storage: S3Store, bucket: str, tmp_path: Path) -> None:
+def test_an_error_of_this_machine_is_not_reported_as_one_of_storage(
+    storage: S3Store, bucket: str, tmp_path: Path
+) -> None:
     storage.put(f"s3://{bucket}/x", b"x")
     with pytest.raises(IsADirectoryError):
         storage.download(f"s3://{bucket}/x", tmp_path)

@@ -97,7 +97,7 @@ def test_a_merge_into_tied_embeddings_is_refused_before_training(make_bench: Mak
     assert bench.reporter.snapshot().progress.step is None
 
 
-def test_a_merge_beside_tied_embeddings_is_not_refused(tiny_model: Path) -> None:
+def test_a_merge_with_tied_embeddings_that_are_not_trained_is_accepted(tiny_model: Path) -> None:
     refuse_tied_merge(adapted(tiny_model, "q_proj"))
 
 

@@ -173,7 +173,7 @@ class Trap:
         return Path.touch, (self._path,)
 
 
-def test_files_beside_the_weights_are_neither_fetched_nor_run(
+def test_files_next_to_the_weights_are_neither_fetched_nor_run(
     run: Callable[..., tuple[Bench, Report]], tmp_path: Path
 ) -> None:
     """A pickle, code, a GGUF, and an adapter that transformers would put onto the model by itself."""

@@ -131,7 +131,7 @@ def test_a_complete_reward_model_is_loaded_by_plain_transformers_and_scores_alik
     assert [score(ids) for ids in TEXTS] == pytest.approx(score_texts(trainer.model, TEXTS, nothing), abs=1e-4)
 
 
-def test_a_score_does_not_depend_on_the_texts_beside_it(tiny_model: Path) -> None:
+def test_a_score_does_not_depend_on_the_other_texts_of_the_batch(tiny_model: Path) -> None:
     model = load_plain(tiny_model, torch.float32, CPU, writes_text=False)
     texts = [[1, 40, 50], [1, 40, 50, 60, 70, 80, 2], [1]]
     alone = [score_texts(model, [ids], nothing)[0] for ids in texts]

@@ -149,7 +149,7 @@ def test_supervised_tuning_then_a_reward_model_then_a_policy_that_continues_the_
         pytest.param("Full", "GRPO", marks=pytest.mark.nightly),
     ],
 )
-def test_a_policy_earns_computed_rewards_and_its_best_step_is_published(
+def test_a_policy_gets_computed_rewards_and_its_best_step_is_published(
     make_bench: MakeBench, taught: Path, method: str, algorithm: str
 ) -> None:
     rate = {"learningRate": 2e-3 if method == "Full" else 5e-3}

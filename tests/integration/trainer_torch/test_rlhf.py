@@ -104,7 +104,7 @@ def listen(trainer: PolicyTrainer) -> list[torch.Tensor]:
         ),
     ],
 )
-def test_more_is_earned(taught: Path, tmp_path: Path, method: str, algorithm: str) -> None:
+def test_the_reward_increases(taught: Path, tmp_path: Path, method: str, algorithm: str) -> None:
     rate = 2e-3 if method == "Full" else 6e-3
     trainer = make_trainer(taught, tmp_path, method, algorithm=algorithm, total_steps=10, learning_rate=rate)
     trainer.train()

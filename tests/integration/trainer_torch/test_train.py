@@ -59,7 +59,7 @@ def test_training_lowers_the_loss_on_held_out_rows(published: Published) -> None
     assert metrics.eval_loss == metrics.best_eval_loss
 
 
-def test_the_baseline_is_the_loss_of_the_untouched_model(published: Published) -> None:
+def test_the_baseline_is_the_loss_of_the_base_model(published: Published) -> None:
     bench, report = published
     loss = loss_of(base_of(bench, report), held_out(bench))
     assert loss == pytest.approx(metrics_of(report).baseline_eval_loss, abs=2e-4)

@@ -1,5 +1,6 @@
 """No text that a user or a contributor reads has a word that CONTRIBUTING.md replaces."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,13 @@ def glossary() -> list[str]:
     table = (ROOT / GLOSSARY).read_text(encoding="utf-8").partition("| not | but |\n| --- | --- |\n")[2]
     rows = [line.split("|")[1] for line in table.partition("\n\n")[0].split("\n")]
     return [word.strip() for row in rows for word in row.replace(";", ",").split(",")]
+
+
+def test_no_name_of_a_test_has_a_word_that_the_glossary_replaces() -> None:
+    paths = sorted((ROOT / "tests").rglob("*.py"))
+    names = {name for path in paths for name in re.findall(r"def (test_\w+)", path.read_text(encoding="utf-8"))}
+    assert names
+    assert sorted(name for name in names if in_text(name.replace("_", " "))) == []
 
 
 @pytest.mark.parametrize("word", glossary())

@@ -19,7 +19,7 @@ IMAGE_PROBLEMS = frozenset(
     {"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "RegistryUnavailable"}
 )
 OVER = frozenset({"Succeeded", "Failed"})
-"""Phases of a pod whose containers have ended for good."""
+"""Phases of a pod whose containers have ended and will not be restarted."""
 START_PROBLEMS = frozenset({"CreateContainerConfigError", "CreateContainerError", "RunContainerError"})
 
 Object = dict[str, Any]
@@ -343,7 +343,7 @@ class Pod:
 
     @property
     def is_over(self) -> bool:
-        """Whether its container has ended for good."""
+        """Whether its containers have ended and will not be restarted."""
         return self.exit_code is not None or self.phase in OVER or self.is_gone
 
     @property

@@ -65,7 +65,7 @@ def test_a_run_whose_end_was_seen_is_not_counted_again(scene: Any) -> None:
     assert (one.status["preemptions"], one.status["history"]) == (1, [seen])
 
 
-def test_the_run_that_was_going_on_when_the_operator_went_away_counts_once(scene: Any) -> None:
+def test_the_run_during_which_the_operator_stopped_counts_once(scene: Any) -> None:
     one = scene().to_training()
     first = one.pod("one-1")
     one.run(first)

@@ -168,7 +168,7 @@ def test_what_only_the_model_can_reject_is_rejected_in_the_same_way(
     assert_refused(check, code, objective, row, labeler=Labeler(model_folder), max_length=64)
 
 
-def test_no_reject_code_is_without_a_row_that_earns_it() -> None:
+def test_every_reject_code_has_a_row_that_gets_it() -> None:
     assert {code for code, _, _ in BESIDE + WITH_A_MODEL} == set(RejectCode)
 
 
@@ -214,7 +214,7 @@ def test_a_repair_for_want_of_room_is_counted(
     assert summary.to_dict()["repairedByCode"][code.value] == 1
 
 
-def test_no_repair_code_is_without_a_row_that_earns_it() -> None:
+def test_every_repair_code_has_a_row_that_gets_it() -> None:
     assert {code for code, _, _ in MENDED + MENDED_WITH_A_MODEL} == set(RepairCode)
 
 

@@ -118,7 +118,7 @@ def test_pickle_weights_are_refused_without_being_opened(
     assert not list(world.workspace.rglob(name))
 
 
-def test_a_pickle_beside_safetensors_is_left_alone(
+def test_a_pickle_next_to_safetensors_is_ignored(
     world: Any, model_folder: Path, tmp_path: Path, opened: list[str]
 ) -> None:
     (model_folder / "pytorch_model.bin").write_bytes(pickle.dumps(Trap(tmp_path / "sprung")))
@@ -171,7 +171,7 @@ def test_the_uri_of_a_gguf_file_is_refused_with_the_same_reason(world: Any) -> N
     assert caught.value.code is ExitCode.MODEL_UNAVAILABLE
 
 
-def test_safetensors_beside_a_gguf_are_taken(world: Any, model_folder: Path) -> None:
+def test_safetensors_next_to_a_gguf_are_used(world: Any, model_folder: Path) -> None:
     (model_folder / "model.gguf").write_bytes(b"GGUF")
     assert check(world).parameters == 22
 

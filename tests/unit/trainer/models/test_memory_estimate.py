@@ -181,7 +181,7 @@ def test_the_reference_is_a_second_model_only_where_no_adapter_can_be_switched_o
     assert part(llama, "reference", Objective.RLHF, method="Full", beta=0.0) == 0
 
 
-def test_a_reference_that_is_asked_once_before_training_takes_nothing_beside_it(llama: ModelShape) -> None:
+def test_a_reference_that_is_used_once_before_training_takes_no_memory_during_it(llama: ModelShape) -> None:
     for objective in (Objective.DPO, Objective.KTO):
         assert part(llama, "reference", objective, method="Full", beta=0.1) == 0
 

@@ -72,7 +72,7 @@ def test_auto_is_qlora_where_full_is_above_the_budget() -> None:
 
 
 @pytest.mark.parametrize("asked", [{"lora": {"rank": 8}}, {"quantization": {"doubleQuant": False}}])
-def test_auto_is_qlora_where_the_job_speaks_of_an_adapter(asked: dict[str, Any]) -> None:
+def test_auto_is_qlora_if_the_job_sets_an_adapter(asked: dict[str, Any]) -> None:
     settings = choose(SMALL, vramBudget="80Gi", **asked)
     assert settings.method == "QLoRA"
     assert settings.method_reason == f"Auto is QLoRA with tuning.{next(iter(asked))}"

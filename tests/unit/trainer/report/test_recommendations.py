@@ -100,7 +100,7 @@ def test_losses_that_still_fall_at_the_end_ask_for_longer_training(tmp_path: Pat
     assert "fell by 8.0 % between the last two evaluations" in message
 
 
-def test_early_stopping_speaks_against_longer_training(tmp_path: Path) -> None:
+def test_early_stopping_prevents_the_advice_to_train_longer(tmp_path: Path) -> None:
     falling = [3.0 - 0.05 * step for step in range(20)]
     stopped = EarlyStoppingStatus(stopped=True, patience=3)
     run = good_run(tmp_path, train=falling, evaluations=[2.9, 2.7, 2.5, 2.3], early_stopping=stopped)

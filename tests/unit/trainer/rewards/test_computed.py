@@ -18,7 +18,7 @@ def rewards(*blocks: dict[str, object]) -> ComputedRewards:
 
 
 @pytest.mark.parametrize(("tokens", "reward"), [(0, 0.0), (5, 0.5), (10, 1.0), (15, 0.5), (20, 0.0), (1000, 0.0)])
-def test_length_earns_most_at_its_target_and_falls_to_nothing_on_both_sides(tokens: int, reward: float) -> None:
+def test_the_length_reward_is_highest_at_its_target_and_falls_to_zero_on_both_sides(tokens: int, reward: float) -> None:
     assert length_reward(tokens, target=10) == pytest.approx(reward)
 
 

@@ -107,7 +107,7 @@ def test_a_control_token_in_text_is_refused(labeler: Labeler, message: Message) 
 
 
 @pytest.mark.parametrize("messages", [TWO * 200, [{**m, "content": m["content"] * 5_000_000} for m in TWO]])
-def test_a_conversation_that_would_take_for_ever_is_refused_at_once(labeler: Labeler, messages: list[Message]) -> None:
+def test_a_conversation_that_would_take_forever_is_refused_at_once(labeler: Labeler, messages: list[Message]) -> None:
     result = labeler.encode(row(messages), "Chat", 4096)
     assert isinstance(result, BadRow)
     assert result.code is RejectCode.TOO_LONG

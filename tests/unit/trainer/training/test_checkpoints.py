@@ -244,7 +244,7 @@ def test_a_job_created_again_unchanged_resumes(bucket: Path) -> None:
     assert Pod(bucket, uid="u-2").checkpoints.restore()
 
 
-def test_changed_checkpoint_settings_do_not_keep_a_run_from_going_on(bucket: Path) -> None:
+def test_a_run_resumes_with_changed_checkpoint_settings(bucket: Path) -> None:
     Pod(bucket).save(10)
     assert Pod(bucket, {"checkpoint": {"steps": 3, "saveTotalLimit": 5}}).checkpoints.restore()
 

@@ -168,7 +168,7 @@ def train_once(
 ) -> TrainingResult:
     """Load the base, measure it, train, restore the best weights, measure them and save.
 
-    The trainer is built on the untouched base even if the training resumes from a checkpoint, because the reference
+    The trainer is built on the unchanged base even if the training resumes from a checkpoint, because the reference
     is computed then; `train` loads the checkpoint's weights.
     """
     spec = inputs.run.config.spec

@@ -43,7 +43,7 @@ def recommend(run: RunRecord) -> list[Recommendation]:
 
 
 def no_reward_gain(run: RunRecord) -> Recommendation | None:
-    """Detect a policy that does not earn more than the base."""
+    """Detect a policy without a higher reward than the base."""
     before, after = run.history.baseline_reward(), run.history.final_reward
     if before is None or after is None or after.reward > before.reward:
         return None

@@ -96,7 +96,7 @@ def test_rlhf_answers_the_question_that_a_conversation_ends_with(check: Any) -> 
 
 
 @pytest.mark.parametrize("objective", ["DPO", "KTO"])
-def test_answers_in_which_users_speak_are_left_to_reward_models(check: Any, objective: str) -> None:
+def test_answers_with_user_turns_are_only_for_reward_models(check: Any, objective: str) -> None:
     row = {"prompt": "q", "chosen": [A, Q, A], "rejected": [B, Q, A]}
     (refused,), _ = check(row, objective=objective)
     assert refused.code is RejectCode.NOT_FOR_OBJECTIVE

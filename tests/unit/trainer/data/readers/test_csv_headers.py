@@ -21,7 +21,7 @@ def test_a_header_that_is_not_utf8_is_reported_readably(check: Check, tmp_path: 
     assert "\ufffd" in (tmp_path / "out" / "rejected.jsonl").read_text("utf-8")
 
 
-def test_an_undecodable_column_beside_the_needed_ones_costs_no_row(check: Check) -> None:
+def test_an_undecodable_column_next_to_the_needed_ones_rejects_no_row(check: Check) -> None:
     results, _ = check(b"instruction,output,caf\xe9", b"a,b,c", name="rows.csv")
     assert isinstance(results[0], ChatRow)
     assert not any(isinstance(row, Rejected) for row in results)
