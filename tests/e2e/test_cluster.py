@@ -97,7 +97,7 @@ def test_a_service_and_each_pod_behind_it_answer_by_name(namespace: str, image: 
         assert fetch_from_pod(namespace, image, url) == "200", url
 
 
-def test_a_pod_reaches_the_object_store_and_is_asked_for_keys(namespace: str, image: str) -> None:
+def test_a_pod_reaches_the_object_store_which_requires_keys(namespace: str, image: str) -> None:
     url = os.environ.get("FINETUNE_S3_ENDPOINT_IN_CLUSTER", os.environ["AWS_ENDPOINT_URL"])
 
     assert "403" in fetch_from_pod(namespace, image, url)
@@ -126,7 +126,7 @@ def test_memory_beyond_the_limit_is_an_oom_kill_with_exit_code_137(namespace: st
     assert (ended.reason, ended.exit_code) == ("OOMKilled", 137)
 
 
-def test_an_evicted_run_gets_sigterm_is_replaced_and_costs_no_retry(namespace: str, image: str) -> None:
+def test_an_evicted_run_gets_sigterm_is_replaced_and_uses_no_retry(namespace: str, image: str) -> None:
     policy = {"rules": [{"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget"}]}]}
     apply(job(namespace, "evicted", image, ["sh", "-c", STOPPABLE], backoffLimit=0, podFailurePolicy=policy))
     first = until("the first run", lambda: running(namespace, "evicted"))

@@ -164,7 +164,7 @@ def test_a_stopped_queue_and_then_the_user_stop_a_trainer_which_resumes_each_tim
 
 
 @pytest.mark.nightly
-def test_a_trainer_that_dies_only_after_quota_is_there_again_was_preempted_and_has_not_failed(teams: Teams) -> None:
+def test_a_trainer_that_ends_after_quota_is_back_was_preempted_and_has_not_failed(teams: Teams) -> None:
     brief = {"checkpoint": {"steps": 30, "gracePeriodSeconds": 10}, "evaluation": {"steps": 60}}
     job = teams.apply(teams.a, "hung", "nightly", hyperparameters=LONG | {"maxSteps": 120}, **brief)
     trainer = job.saved_pod()

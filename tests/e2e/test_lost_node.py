@@ -65,7 +65,9 @@ def test_a_drained_trainer_waits_for_a_node_and_resumes_from_its_checkpoint(benc
     assert (status["attempts"], status["runs"], status["preemptions"], status.get("failures", 0)) == (1, 2, 1, 0)
 
 
-def test_a_trainer_on_a_silent_node_is_named_never_doubled_and_replaced_once_the_node_answers(bench: Bench) -> None:
+def test_a_trainer_on_an_unreachable_node_is_named_never_duplicated_and_replaced_once_the_node_is_back(
+    bench: Bench,
+) -> None:
     spec: dict[str, Any] = {"checkpoint": {"steps": 200, "gracePeriodSeconds": 5}, "evaluation": {"steps": 400}}
     job = bench.apply("silent", hyperparameters=SHAPE | {"maxSteps": 1600}, **spec)
     trainer = job.running_pod()

@@ -103,7 +103,7 @@ def test_the_published_model_loads_without_peft_and_gets_the_trained_loss(
 
 
 @pytest.mark.parametrize(("name", "dtype"), [("qlora", "bfloat16"), ("lora", "float32"), ("full", "float32")])
-def test_a_stranger_loads_the_full_model_and_gets_the_answers_of_the_trained_one(
+def test_the_full_model_loaded_elsewhere_answers_like_the_trained_one(
     bench: Bench, results: dict[str, dict[str, Any]], tmp_path: Path, name: str, dtype: str
 ) -> None:
     assert results[name]["evaluation"] == {"gate": "Passed", "merged": "Passed"}

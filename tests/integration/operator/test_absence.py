@@ -103,7 +103,7 @@ def test_labels_and_the_same_manifest_again_write_nothing(world: Any, operator: 
     assert world.get()["metadata"]["resourceVersion"] == version
 
 
-def test_finished_jobs_cost_no_look_and_no_write(world: Any, operator: Any, wait: Any) -> None:
+def test_finished_jobs_cause_no_read_and_no_write(world: Any, operator: Any, wait: Any) -> None:
     operator.kill()
     world.create()
     operator.start()

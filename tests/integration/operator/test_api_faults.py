@@ -98,7 +98,7 @@ def test_what_was_done_without_an_answer_is_not_done_twice(world: Any, behind: A
     assert {method for method, _ in lost} >= {"POST", "PATCH"}
 
 
-def test_a_slow_api_server_makes_jobs_slow_and_nothing_else(world: Any, behind: Any, gateway: Gateway) -> None:
+def test_a_slow_api_server_only_delays_jobs(world: Any, behind: Any, gateway: Gateway) -> None:
     gateway.delay = 0.5
     world.create()
     trainer = world.pass_preflight()

@@ -24,7 +24,7 @@ def test_a_missing_service_account_is_shown_with_what_to_change(world: Any, oper
     assert "create the service account, or change trainer.serviceAccountName" in shown["message"]
 
 
-def test_a_pod_on_a_lost_node_is_named_and_never_doubled(world: Any, operator: Any, wait: Any) -> None:
+def test_a_pod_on_a_lost_node_is_named_and_never_duplicated(world: Any, operator: Any, wait: Any) -> None:
     world.core.create_node({"metadata": {"name": "node-1"}})
     try:
         world.create(checkpoint={"gracePeriodSeconds": 5})

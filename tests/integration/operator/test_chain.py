@@ -60,7 +60,7 @@ def test_a_chain_applied_in_the_wrong_order_completes(world: Any, operator: Any)
     assert world.events().count("WaitingForParent") == 1
 
 
-def test_what_a_job_was_accepted_with_outlives_its_parent_and_the_operator(world: Any, operator: Any) -> None:
+def test_pinned_parents_outlive_the_parent_and_the_operator(world: Any, operator: Any) -> None:
     world.create("sft", tuning=TUNED)
     _complete(world, "sft")
     world.create("dpo", **CONTINUING)

@@ -50,7 +50,7 @@ def test_an_uninstalled_chart_leaves_every_job_and_is_installed_again_over_them(
     release("uninstall", "first")
 
 
-def test_jobs_go_with_the_chart_where_that_is_asked_for(
+def test_jobs_are_deleted_with_the_chart_if_requested(
     world: Any, release: Any, wait: Any, kubectl: Callable[..., str]
 ) -> None:
     release("install", "first", str(CHART), "--take-ownership", "--set", "crds.keep=false")

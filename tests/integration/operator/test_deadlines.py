@@ -44,7 +44,7 @@ def test_active_time_is_counted_across_runs_suspensions_and_a_restart(world: Any
     wait(lambda: "one-1" not in world.jobs(), "the Job is removed")
 
 
-def test_a_trainer_that_answers_but_does_not_move_gets_a_new_attempt(
+def test_a_reachable_trainer_without_progress_gets_a_new_attempt(
     world: Any, operator: Any, wait: Any, trainer_at: Any
 ) -> None:
     operator.kill()

@@ -152,7 +152,7 @@ def test_a_forged_report_is_not_a_result(world: Any, operator: Any, wait: Any) -
     assert world.condition("Published")["status"] == "False"
 
 
-def test_a_preempted_run_costs_nothing_and_is_replaced_within_its_job(world: Any, operator: Any, wait: Any) -> None:
+def test_a_preempted_run_is_not_a_failure_and_is_replaced_within_its_job(world: Any, operator: Any, wait: Any) -> None:
     world.create()
     first = world.pass_preflight()
     world.run(first)

@@ -15,7 +15,7 @@ def test_liveness_gets_no_answer_while_the_loop_hangs_and_one_again_after_it(ope
     assert operator.get("/healthz") == 200
 
 
-def test_an_operator_without_an_api_server_lives_and_is_not_ready(
+def test_an_operator_without_an_api_server_is_live_and_not_ready(
     control_plane: Path, operator_with: Any, tmp_path: Path, wait: Any
 ) -> None:
     away = yaml.safe_load(control_plane.read_text())

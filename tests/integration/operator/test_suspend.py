@@ -14,7 +14,7 @@ def test_a_job_created_suspended_starts_when_it_may(world: Any, operator: Any, w
     wait(lambda: world.events("Resumed"), "an event")
 
 
-def test_preflight_gives_way_to_a_suspension_and_is_asked_again(world: Any, operator: Any, wait: Any) -> None:
+def test_preflight_is_stopped_by_a_suspension_and_runs_again(world: Any, operator: Any, wait: Any) -> None:
     world.create()
     pod = world.pod_of("one-preflight")
     world.bind(pod)

@@ -200,7 +200,7 @@ def test_every_argument_has_the_name_that_the_library_uses(tmp_path: Path, warmu
     assert arguments.logging_nan_inf_filter is False
 
 
-def test_bf16_on_a_cpu_trains_when_asked_for(tiny_model: Path, tmp_path: Path) -> None:
+def test_bf16_on_a_cpu_trains_if_requested(tiny_model: Path, tmp_path: Path) -> None:
     trainer = make_trainer(tiny_model, tmp_path, make_settings(precision="BF16", total_steps=6, learning_rate=0.02))
     before = trainer.measure().loss
     trainer.train()

@@ -205,7 +205,7 @@ def test_a_policy_without_held_out_rows_publishes_its_last_step(make_bench: Make
     assert "no rows were held out" in report.message
 
 
-def test_a_prompt_of_the_rows_is_asked_without_its_answer(make_bench: MakeBench, taught: Path) -> None:
+def test_a_prompt_of_the_rows_is_used_without_its_answer(make_bench: MakeBench, taught: Path) -> None:
     """Any row has a prompt: chats, pairs and judged answers."""
     bench = make_policy_job(make_bench, taught, RED)
     ask = [Message(role="user", content="What is the colour of sky?")]

@@ -153,7 +153,7 @@ def test_a_step_costs_one_position_a_token_and_a_reference_only_where_it_counts(
     assert len(whole) + len(reference) == 1 + reference_passes
 
 
-def test_the_policy_is_asked_as_at_inference(taught: Path, tmp_path: Path) -> None:
+def test_the_policy_gets_prompts_as_at_inference(taught: Path, tmp_path: Path) -> None:
     trainer = make_trainer(taught, tmp_path)
     passes = listen(trainer)
     prompts = prompts_of(taught)

@@ -28,7 +28,7 @@ def test_suspend_and_resume_set_the_field_and_name_the_step(front: Any, finetune
     assert changes(front) == [("PATCH", JOB, {"spec": {"suspend": value}}) for value in (True, False, False)]
 
 
-def test_a_job_that_is_already_as_asked_is_not_changed(front: Any, finetune: Finetune, job: Any) -> None:
+def test_a_job_in_the_requested_state_is_not_changed(front: Any, finetune: Finetune, job: Any) -> None:
     front.answers["one"] = [(200, job().raw)]
     front.answers["two"] = [(200, job("two", {"suspend": True}).raw)]
     assert finetune("resume", "one", "--context", "lab").out == "one is not suspended\n"

@@ -44,7 +44,7 @@ def complete(job: Callable[..., Any]) -> Answer:
     return 200, done | {"metadata": done["metadata"] | {"resourceVersion": "2"}}
 
 
-def test_a_log_that_cannot_be_had_at_first_is_asked_for_again_and_nothing_of_it_is_lost(
+def test_a_log_that_is_unavailable_at_first_is_requested_again_and_nothing_of_it_is_lost(
     front: Any, finetune: Callable[..., Any], running: Answer, complete: Answer
 ) -> None:
     ended = POD | {"status": {"containerStatuses": [{"state": {"terminated": {"exitCode": 0}}}]}}

@@ -142,7 +142,7 @@ def _away() -> Job:
 
 
 @pytest.mark.parametrize("failure", [(502, b"<html>Bad Gateway</html>"), (429, {"message": "too many requests"})])
-def test_progress_outlives_a_gateway_that_fails_and_ends_as_the_job_does(
+def test_progress_survives_a_failing_gateway_and_ends_with_the_job(
     front: Any, finetune: Callable[..., Any], job: Make, failure: Any
 ) -> None:
     done = job(phase="Succeeded", conditions=ENDED).raw

@@ -258,7 +258,7 @@ def test_rows_are_checked_by_the_trainers_own_check(validate: Callable[..., Any]
     assert validate(JOB, "--rows", str(rows)).code == 65
 
 
-def test_a_check_of_rows_leaves_no_file_that_was_not_asked_for(
+def test_a_check_of_rows_leaves_no_file_that_was_not_requested(
     validate: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows, scratch, here = tmp_path / "rows.jsonl", tmp_path / "scratch", tmp_path / "here"

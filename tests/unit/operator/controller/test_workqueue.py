@@ -70,7 +70,7 @@ async def test_a_due_key_that_no_worker_takes_is_a_stall() -> None:
     assert queue.stalled_for() == 60
 
 
-async def test_a_long_queue_that_moves_is_not_stalled_and_one_that_stops_moving_is() -> None:
+async def test_a_long_queue_with_progress_is_not_stalled_and_one_without_is() -> None:
     now = 0.0
     queue: WorkQueue[int] = WorkQueue(lambda: now)
     for key in range(100):

@@ -37,7 +37,7 @@ def test_a_tracker_without_a_secret_mounts_none(built: Any) -> None:
     assert not {"mlflow", "wandb"} & mounts(built(tracking=offline)).keys()
 
 
-def test_tracking_may_change_while_the_job_lives(scene: Any) -> None:
+def test_tracking_may_change_at_any_time(scene: Any) -> None:
     assert config_sha256(scene(tracking=BOTH).job.spec) == config_sha256(scene().job.spec)
 
 

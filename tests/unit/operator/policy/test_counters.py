@@ -17,7 +17,7 @@ def test_failures_and_preemptions_are_counted_in_all_and_by_reason() -> None:
     assert (status.preemptions, status.preemptions_by_reason) == (2, {"PreemptionByScheduler": 2})
 
 
-def test_time_is_added_and_a_clock_that_is_set_back_takes_nothing_away() -> None:
+def test_time_is_added_and_a_clock_that_is_set_back_decreases_nothing() -> None:
     status = FineTuneJobStatus()
     for seconds in (10, 1, 0, -5):
         counters.add_time(status, seconds, 4)

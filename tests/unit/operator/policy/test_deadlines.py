@@ -211,7 +211,7 @@ def test_a_stall_is_noticed_across_a_restart_of_the_operator(scene: Any) -> None
     assert one.look().status.reason == "NoProgress"
 
 
-def test_a_stalled_job_that_may_not_be_removed_is_left_alone_until_the_obstacle_is_looked_at_again(scene: Any) -> None:
+def test_a_stalled_job_that_may_not_be_removed_is_not_changed_until_the_next_check_of_the_obstacle(scene: Any) -> None:
     one, pod = running(scene, stallTimeoutSeconds=60)
     answer(one, pod, 7)
     one.settle()
@@ -253,7 +253,7 @@ def test_a_heartbeat_that_changes_is_not_a_stall(scene: Any) -> None:
     assert one.status["phase"] == "Training"
 
 
-def test_a_silent_trainer_is_never_restarted(scene: Any) -> None:
+def test_an_unreachable_trainer_is_never_restarted(scene: Any) -> None:
     one, pod = running(scene, stallTimeoutSeconds=60)
     answer(one, pod, 7)
     one.settle()
@@ -320,7 +320,7 @@ def test_what_is_left_of_a_finished_job_is_removed_in_its_time(scene: Any, ttl: 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.integers(-900, 90), min_size=1, max_size=40))
-def test_a_clock_that_is_set_back_ends_nothing_early_and_takes_nothing_away(scene: Any, moves: list[int]) -> None:
+def test_a_clock_that_is_set_back_ends_nothing_early_and_decreases_no_counter(scene: Any, moves: list[int]) -> None:
     one, pod = running(scene, activeDeadlineSeconds=1000, stallTimeoutSeconds=1000)
     latest = one.now
     answer(one, pod, 1)

@@ -81,7 +81,7 @@ def test_the_label_on_the_job_is_the_queue_where_the_spec_names_none(scene: Buil
         ({"mode": "Unconstrained"}, {"kueue.x-k8s.io/podset-unconstrained-topology": "true"}),
     ],
 )
-def test_topology_is_asked_for_the_trainer_pods_alone(
+def test_topology_is_requested_only_for_the_trainer_pods(
     built: Callable[..., Any], topology: dict[str, str], annotation: dict[str, str]
 ) -> None:
     spec = {"scheduling": {"queueName": "team-a", "topology": topology}}

@@ -17,7 +17,7 @@ def test_a_new_job_gets_its_preflight_and_every_condition(scene: Any) -> None:
     assert one.condition("Reconciling")["status"] == "True"
 
 
-def test_a_finished_job_is_left_alone(scene: Any) -> None:
+def test_a_finished_job_is_not_changed(scene: Any) -> None:
     one = scene().to_training()
     one.end(one.pod("one-1"), 0, one.published())
     one.complete("one-1")
@@ -79,7 +79,7 @@ def test_a_job_that_is_no_longer_allowed_gets_no_further_attempt(scene: Any) -> 
     assert one.status["failures"] == 1
 
 
-def test_a_status_that_cannot_be_read_is_left_alone(scene: Any) -> None:
+def test_a_status_that_cannot_be_read_is_not_changed(scene: Any) -> None:
     one = scene()
     one.object["status"] = {"phase": "Succeeded", "runs": "many", "conditions": "none"}
     decision = one.look()

@@ -11,7 +11,7 @@ Build = Callable[..., Any]
 ARTIFACTS = {"uri": "s3://bucket/out", "adapterUri": "s3://bucket/out/adapter", "manifestSha256": "ab" * 32}
 
 
-def test_preflight_that_was_not_seen_to_pass_is_asked_again(scene: Any) -> None:
+def test_preflight_whose_success_was_not_observed_runs_again(scene: Any) -> None:
     one = scene()
     one.settle()
     one.complete("one-preflight")

@@ -96,7 +96,7 @@ def test_a_pod_that_was_never_made_is_missed_too(pair: Any) -> None:
     assert shown["message"].startswith("1 of 2 pods are running; pod 1 (does not exist): ")
 
 
-def test_pods_that_are_asked_about_one_after_the_other_end_in_one_answer(scene: Any) -> None:
+def test_pods_that_are_queried_one_after_the_other_give_one_message(scene: Any) -> None:
     one = scene(resources={"nodes": 3}).to_training()
     one.set_of("one-1", 3, runs=False)
     one.now += timedelta(seconds=60)
@@ -441,7 +441,7 @@ def test_a_suspension_of_many_pods_moves_no_counter(pair: Any) -> None:
     assert (one.status["history"][0]["result"], one.status["phase"]) == ("Suspended", "Training")
 
 
-def test_no_attempt_begins_while_a_pod_of_any_rank_lives(pair: Any) -> None:
+def test_no_attempt_starts_while_a_pod_of_any_rank_exists(pair: Any) -> None:
     one = pair()
     first, second = one.set_of("one-1")
     one.settle()

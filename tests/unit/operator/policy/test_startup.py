@@ -7,7 +7,7 @@ from finetune_operator.kube.errors import Denied
 from finetune_operator.kube.observed import Warnings
 
 
-def test_refused_pods_are_asked_for_only_after_ten_seconds(scene: Any) -> None:
+def test_events_of_refused_pods_are_read_only_after_ten_seconds(scene: Any) -> None:
     one = scene().to_training()
     assert one.look().fetch_events_for is None
     one.now += timedelta(seconds=11)

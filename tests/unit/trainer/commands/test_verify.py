@@ -75,7 +75,7 @@ def test_the_head_of_a_reward_model_is_saved_whole_and_may_be_named_as_a_target(
         (TENSORS, {"peft_type": "IA3"}, "does not describe a LoRA adapter"),
     ],
 )
-def test_an_adapter_that_is_none_is_found_out(
+def test_an_invalid_adapter_is_detected(
     world: Any, tmp_path: Path, tensors: dict[str, Any], adapter: dict[str, Any], told: str
 ) -> None:
     put(world, tmp_path, tensors=tensors, adapter=adapter)
@@ -93,7 +93,7 @@ def test_an_adapter_that_is_none_is_found_out(
         ({"baseModel": None}, "lineage.json cannot be read: baseModel is missing or invalid"),
     ],
 )
-def test_a_lineage_that_does_not_fit_its_manifest_is_found_out(
+def test_a_lineage_that_does_not_match_its_manifest_is_detected(
     world: Any, tmp_path: Path, lineage: dict[str, Any], told: str
 ) -> None:
     put(world, tmp_path, lineage=lineage)

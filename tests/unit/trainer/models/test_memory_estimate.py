@@ -117,7 +117,7 @@ def test_the_8_bit_optimiser_takes_a_quarter(llama: ModelShape) -> None:
     assert eight_bit / whole == pytest.approx(0.25, abs=0.01)
 
 
-def test_only_the_modules_that_were_asked_for_carry_an_adapter(llama: ModelShape) -> None:
+def test_only_the_requested_modules_have_an_adapter(llama: ModelShape) -> None:
     assert part(llama, "adapter", target_modules=["q_proj"]) == 32 * 16 * (4096 + 4096) * 4
 
 

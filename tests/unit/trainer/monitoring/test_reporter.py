@@ -180,7 +180,7 @@ def test_the_remaining_time_follows_the_pace_so_far(monkeypatch: pytest.MonkeyPa
     assert pace.remaining(10, 10) == 0
 
 
-def test_a_transfer_ends_once_a_stop_was_asked_for(reporter: Reporter) -> None:
+def test_a_transfer_ends_once_a_stop_is_requested(reporter: Reporter) -> None:
     stop = StopFlag()
     on_bytes = transfer_beat(reporter, stop)
     on_bytes(10)

@@ -89,7 +89,7 @@ def test_a_claim_that_vanishes_while_it_is_made_is_a_conflict(world: Any) -> Non
     assert "has an owner.json that cannot be read" in refusal(world.config, Forgetful(world.storage))
 
 
-def test_the_claim_is_indented_for_the_person_who_opens_it(world: Any) -> None:
+def test_the_claim_is_indented_for_readers(world: Any) -> None:
     claim_prefix(world.config, world.storage)
     text = (world.out / Artifact.OWNER).read_text()
     assert text.startswith('{\n  "')

@@ -82,7 +82,7 @@ def test_the_policy_forbids_everything_but_its_own_style_and_embedded_pictures(s
     assert not seen.of("p", "style")
 
 
-def test_people_who_cannot_see_it_find_their_way(page: str, seen: Seen) -> None:
+def test_the_page_is_accessible_to_screen_readers(page: str, seen: Seen) -> None:
     assert seen.of("html", "lang") == ["en"]
     assert seen.elements["h1"] == 1
     assert all(seen.of("img", "alt"))

@@ -18,7 +18,7 @@ def storage(tmp_path: Path) -> HardlinkedStore:
     return HardlinkedStore(store, tmp_path / "rank-1", tmp_path / "rank-0")
 
 
-def test_what_the_neighbour_has_is_linked(storage: HardlinkedStore, tmp_path: Path) -> None:
+def test_files_that_the_other_folder_has_are_linked(storage: HardlinkedStore, tmp_path: Path) -> None:
     theirs = tmp_path / "rank-0" / "model" / "config.json"
     theirs.parent.mkdir(parents=True)
     theirs.write_text("theirs")
@@ -29,13 +29,13 @@ def test_what_the_neighbour_has_is_linked(storage: HardlinkedStore, tmp_path: Pa
     assert found[0].samefile(theirs)
 
 
-def test_what_the_neighbour_lacks_is_downloaded(storage: HardlinkedStore, tmp_path: Path) -> None:
+def test_files_that_the_other_folder_lacks_are_downloaded(storage: HardlinkedStore, tmp_path: Path) -> None:
     (found,) = storage.download_folder("s3://bucket/model", tmp_path / "rank-1" / "model")
     assert found.read_text() == "stored"
     storage.download("s3://bucket/model/config.json", tmp_path / "rank-1" / "config.json")
     assert (tmp_path / "rank-1" / "config.json").read_text() == "stored"
 
 
-def test_everything_else_is_asked_of_the_store(storage: HardlinkedStore) -> None:
+def test_everything_else_is_requested_from_the_store(storage: HardlinkedStore) -> None:
     assert [entry.key for entry in storage.list("s3://bucket/model")] == ["config.json"]
     assert storage.read("s3://bucket/model/config.json") == b"stored"

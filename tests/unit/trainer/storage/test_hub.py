@@ -58,7 +58,7 @@ def test_an_address_is_read_and_written_alike(uri: str, repo: Repo, commit: str 
     assert parse_commit(uri) == commit
 
 
-def test_an_s3_uri_with_an_at_sign_is_left_alone() -> None:
+def test_an_s3_uri_with_an_at_sign_is_not_changed() -> None:
     assert strip_commit("s3://bucket/a@b/c") == "s3://bucket/a@b/c"
     assert parse_commit(f"s3://bucket/a@{COMMIT}") is None
     assert repo_name("s3://bucket/model") == "s3://bucket/model"

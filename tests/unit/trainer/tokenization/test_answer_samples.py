@@ -122,7 +122,7 @@ def test_a_control_token_in_prompt_or_answer_is_refused(labeler: Labeler, row: R
     assert refused(labeler, row).code is RejectCode.CONTROL_TOKEN_IN_TEXT
 
 
-def test_a_template_that_drops_a_turn_of_the_prompt_is_found_out(build_model: Any) -> None:
+def test_a_template_that_drops_a_turn_of_the_prompt_is_detected(build_model: Any) -> None:
     labeler = Labeler(build_model(CHATML.replace("in messages", "in messages[-2:]")))
     for row in (pair(PROMPT), PromptRow([*PROMPT, *said("x"), PROMPT[0]], SOURCE, DataFormat.OPENAI)):
         assert refused(labeler, row).code is RejectCode.TEMPLATE_ERROR

@@ -137,7 +137,7 @@ def test_a_template_that_refuses_the_row_is_quoted(build_model: Any) -> None:
     assert "one turn only" in result.detail
 
 
-def test_a_template_that_leaves_out_a_turn_is_found_out(build_model: Any) -> None:
+def test_a_template_that_omits_a_turn_is_detected(build_model: Any) -> None:
     template = CHATML.replace("in messages", "in messages[1:]")
     result = Labeler(build_model(template)).encode(row(TWO), "Instruction", 4096)
     assert isinstance(result, BadRow)
@@ -145,7 +145,7 @@ def test_a_template_that_leaves_out_a_turn_is_found_out(build_model: Any) -> Non
     assert "omits or alters turn 1" in result.detail
 
 
-def test_where_history_looks_otherwise_each_answer_is_a_sample_as_at_inference(build_model: Any) -> None:
+def test_if_history_renders_differently_each_answer_is_a_sample_as_at_inference(build_model: Any) -> None:
     template = CHATML.replace(
         "message['content'] + '<|im_end|>\n'",
         "(message['content'] if loop.last or message['role'] != 'assistant' else '(earlier)') + '<|im_end|>\n'",

@@ -355,7 +355,7 @@ def test_all_are_removed_when_the_result_is_published(bucket: Path) -> None:
     assert not (bucket / "out" / "checkpoints").exists()
 
 
-def test_unclaimed_files_are_left_alone() -> None:
+def test_unclaimed_files_are_not_changed() -> None:
     keys = ["step-000010/a", "step-000010/manifest.json", "step-7/a", "notes.txt", "step-000020", "mine/a"]
     assert group_by_step(Entry(key, 3) for key in keys) == {10: {"a": 3, "manifest.json": 3}}
 

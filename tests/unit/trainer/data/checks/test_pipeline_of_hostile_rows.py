@@ -95,7 +95,7 @@ def test_a_hostile_row_is_rejected_and_the_rows_around_it_are_read(check: Any, r
     assert isinstance(after, ChatRow)
 
 
-def test_keys_of_python_in_a_good_row_are_columns_that_no_one_asked_for(check: Any) -> None:
+def test_keys_of_python_in_a_good_row_are_extra_columns(check: Any) -> None:
     (kept,), _ = check({**GOOD, "__class__": "a", "__dict__": {"x": 1}, "\u2028": 0})
     assert kept.content() == turns("q")
 
