@@ -1,4 +1,4 @@
-"""docs/datasets.md says what is true: its example rows are read as what it calls them, its tables are those in use."""
+"""docs/datasets.md is correct: its example rows are read in the named format, and its tables match the code."""
 
 import json
 import re

@@ -254,7 +254,7 @@ def test_a_report_of_another_outcome_with_that_code_publishes_nothing(scene: Bui
 
 
 @pytest.mark.parametrize(("code", "outcome"), [(76, "Failed"), (78, "GateNotMet")])
-def test_a_failure_for_good_keeps_the_figures_and_only_a_published_result_gets_a_lineage(
+def test_a_final_failure_keeps_the_figures_and_only_a_published_result_gets_a_lineage(
     scene: Build, code: int, outcome: str
 ) -> None:
     one = scene().to_training()

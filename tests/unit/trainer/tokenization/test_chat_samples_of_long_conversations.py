@@ -110,7 +110,7 @@ def test_an_answer_marked_not_to_be_trained_gets_no_sample_of_its_own(shipped_la
     ]
 
 
-def test_a_sample_that_fits_tells_of_the_answers_that_are_in_none(shipped_labeler: Any) -> None:
+def test_a_sample_that_fits_reports_the_answers_that_are_in_none(shipped_labeler: Any) -> None:
     labeler = shipped_labeler("qwen3")
     whole = encode(labeler, plain(6), 100_000)
     (only,) = encode(labeler, plain(6), whole[0].length)

@@ -53,7 +53,7 @@ def test_a_row_without_a_question_lacks_a_column() -> None:
     assert bad.value.code is RejectCode.MISSING_COLUMN
 
 
-def test_an_answer_that_says_whether_it_is_trained_keeps_that() -> None:
+def test_an_answer_with_a_train_flag_keeps_it() -> None:
     turns: list[Message] = [
         {"role": "user", "content": "q"},
         {"role": "assistant", "content": "a", "train": True},
