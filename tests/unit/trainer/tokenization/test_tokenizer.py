@@ -3,6 +3,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer, processors
 
 from finetune_trainer.tokenization.labeler import Labeler
 from finetune_trainer.tokenization.tokenizer import TokenizerUnavailable, load_tokenizer_files
@@ -98,3 +99,63 @@ def test_a_template_that_is_not_text_is_reported(build_model: Any) -> None:
     (directory / "chat_template.jinja").write_bytes(b"\xff\xfe")
     with pytest.raises(TokenizerUnavailable, match=r"chat_template\.jinja cannot be read"):
         Labeler(directory)
+
+
+def test_a_tokenizer_that_was_saved_with_truncation_and_padding_encodes_whole_texts(build_model: Any) -> None:
+    directory: Path = build_model()
+    saved = Tokenizer.from_file(str(directory / "tokenizer.json"))
+    whole = saved.encode("the quick brown fox").ids
+    saved.enable_truncation(2)
+    saved.enable_padding(length=50)
+    saved.save(str(directory / "tokenizer.json"))
+    assert load_tokenizer_files(directory).tokenizer.encode("the quick brown fox").ids == whole
+
+
+def test_special_tokens_come_longest_first_and_reasoning_marks_are_none(build_model: Any) -> None:
+    marks = ("<think>", "</think>", "<thinking>", "<|longest|>")
+    found = load_tokenizer_files(build_model(tokens=marks, pad_token="<p>")).special_tokens
+    assert set(found) == {"<bos>", "<eos>", "<|longest|>", "<p>"}
+    assert [len(token) for token in found] == sorted(map(len, found), reverse=True)
+
+
+def test_tokens_by_id_are_added_in_the_order_of_their_numbers(build_model: Any) -> None:
+    by_id = {"1000": {"content": "<late>"}, "900": {"content": "<early>"}, "x": {"content": "<first>"}, "7": 5}
+    tokenizer = load_tokenizer_files(build_model(added_tokens_decoder=by_id)).tokenizer
+    ids = [tokenizer.token_to_id(token) for token in ("<first>", "<early>", "<late>")]
+    assert ids == sorted(ids)
+    assert ids[2] - ids[0] == 2
+
+
+@pytest.mark.parametrize(
+    ("config", "size"),
+    [
+        ({"vocab_size": 5}, 5),
+        ({"text_config": {"vocab_size": 6}}, 6),
+        ({"vocab_size": 5, "text_config": {"vocab_size": 6}}, 5),
+        ({"vocab_size": "5", "text_config": []}, None),
+        ([], None),
+    ],
+)
+def test_the_vocabulary_is_the_configs_or_that_of_its_text_model(build_model: Any, config: Any, size: int) -> None:
+    directory: Path = build_model()
+    assert load_tokenizer_files(directory).vocabulary is None
+    (directory / "config.json").write_text(json.dumps(config))
+    assert load_tokenizer_files(directory).vocabulary == size
+
+
+def test_a_config_that_is_no_json_is_named(build_model: Any) -> None:
+    directory: Path = build_model()
+    (directory / "special_tokens_map.json").write_text("{")
+    with pytest.raises(TokenizerUnavailable, match=r"special_tokens_map\.json cannot be read"):
+        load_tokenizer_files(directory)
+
+
+def test_bos_is_told_by_an_encoded_text_if_the_config_is_silent(build_model: Any) -> None:
+    directory: Path = build_model()
+    assert not load_tokenizer_files(directory).adds_bos
+    saved = Tokenizer.from_file(str(directory / "tokenizer.json"))
+    bos = saved.token_to_id("<bos>")
+    saved.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", bos)])
+    saved.save(str(directory / "tokenizer.json"))
+    files = load_tokenizer_files(directory)
+    assert (files.adds_bos, files.bos_id) == (True, bos)

@@ -1,0 +1,44 @@
+from typing import Any
+
+import pytest
+
+from finetune_trainer.data.codes import RejectCode
+from finetune_trainer.data.readers.json_row import first_repeated, name_type, parse_object
+from finetune_trainer.data.rows import BadRow
+
+
+@pytest.mark.parametrize(
+    ("raw", "code", "detail"),
+    [
+        (b"[1]", RejectCode.NOT_OBJECT, "expected a JSON object, found an array"),
+        (b"null", RejectCode.NOT_OBJECT, "expected a JSON object, found null"),
+        (b'{"a": "\xff"}', RejectCode.BAD_UTF8, "byte 8 of the row is not UTF-8"),
+        (b'{"a": "\\ud800"}', RejectCode.LONE_SURROGATE, "a \\u escape is half of a surrogate pair"),
+        (b" ", RejectCode.BAD_JSON, "the row is empty"),
+        (b'{"a": {"b": 1, "b": 2}}', RejectCode.DUP_KEY, "the object contains the key 'b' twice"),
+        (b'{"\\u0022": 1, "\\u0022": 2}', RejectCode.DUP_KEY, "the object contains the key '\"' twice"),
+    ],
+)
+def test_a_fault_is_named_exactly(raw: bytes, code: RejectCode, detail: str) -> None:
+    with pytest.raises(BadRow) as bad:
+        parse_object(raw)
+    assert (bad.value.code, bad.value.detail) == (code, detail)
+
+
+@pytest.mark.parametrize("raw", [b'{"a": "\\ud83d\\ude00"}', b'{"\\u0022": "\\u0022"}', b'{"a\\"": {"a\\"": ""}}'])
+def test_escapes_are_no_fault(raw: bytes) -> None:
+    assert parse_object(raw)
+
+
+@pytest.mark.parametrize(
+    ("value", "name"),
+    [(None, "null"), (True, "a boolean"), (1, "a number"), (1.5, "a number"), ("", "a string"), ({}, "an object")],
+)
+def test_a_type_has_its_name_in_json(value: Any, name: str) -> None:
+    assert name_type(value) == name
+    assert name_type(b"") == "bytes"
+
+
+@pytest.mark.parametrize(("names", "twice"), [("", None), ("abc", None), ("abcbc", "b"), ("aa", "a")])
+def test_the_first_name_that_repeats_an_earlier_one_is_found(names: str, twice: str | None) -> None:
+    assert first_repeated(names) == twice
