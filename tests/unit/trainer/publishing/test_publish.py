@@ -236,6 +236,13 @@ def test_a_complete_result_is_adopted_by_the_job_created_again(world: Any, resul
     assert again.metrics == published.metrics
 
 
+def test_a_prefix_without_a_manifest_has_nothing_to_adopt_and_nothing_to_warn_of(
+    world: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert adopt_result(world.config, world.storage, Outcome.ADOPTED) is None
+    assert caplog.text == ""
+
+
 def test_a_result_with_a_lost_file_is_not_adopted(world: Any, result: Path) -> None:
     put(world, result)
     (world.out / "adapter" / "adapter_model.safetensors").unlink()

@@ -150,7 +150,7 @@ def test_a_config_that_is_no_json_is_named(build_model: Any) -> None:
         load_tokenizer_files(directory)
 
 
-def test_bos_is_told_by_an_encoded_text_if_the_config_is_silent(build_model: Any) -> None:
+def test_without_a_setting_an_encoded_text_shows_whether_bos_is_added(build_model: Any) -> None:
     directory: Path = build_model()
     assert not load_tokenizer_files(directory).adds_bos
     saved = Tokenizer.from_file(str(directory / "tokenizer.json"))
