@@ -116,8 +116,17 @@ class Scheduling(Block):
     """RuntimeClass of the trainer pods. Default: the node's."""
 
 
+class EnvironmentVariable(Block):
+    """An environment variable, as in a pod's spec."""
+
+    name: Annotated[str, StringConstraints(min_length=1, max_length=128, pattern=r"^[A-Z][A-Z0-9_]*$")]
+    """Name, for example `NCCL_SOCKET_IFNAME`."""
+    value: Annotated[str, StringConstraints(max_length=1024, pattern=r"^[ -~]*$")]
+    """Value, in printable ASCII characters."""
+
+
 class Trainer(Block):
-    """Image and identity of the job's pods; each must be on the operator's allow-list."""
+    """Image, identity and environment of the job's pods; each must be on the operator's allow-list."""
 
     image: (
         Annotated[str, StringConstraints(min_length=1, max_length=512, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@-]*$")]
@@ -135,6 +144,22 @@ class Trainer(Block):
     service_account_name: SecretName | None = None
     """ServiceAccount of the job's pods, for storage access by workload identity.
     Default: `default`, without a token."""
+    env: (
+        Annotated[
+            list[EnvironmentVariable],
+            Field(
+                max_length=32,
+                json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
+            ),
+        ]
+        | None
+    ) = None
+    """Environment variables of the trainer pods, for the network of several GPUs or nodes, for example
+    `[{name: NCCL_SOCKET_IFNAME, value: eth1}]`. Default: none."""
+    pod_annotations: (
+        Annotated[dict[QualifiedName, Annotated[str, StringConstraints(max_length=1024)]], Field(max_length=16)] | None
+    ) = None
+    """Annotations of the trainer pods, for example `{k8s.v1.cni.cncf.io/networks: rdma}`. Default: none."""
 
 
 class PodResources(Block):

@@ -53,6 +53,10 @@ class Settings(BaseSettings):
     """Service accounts that `spec.trainer.serviceAccountName` may name, as `name` or `namespace/name`."""
     allowed_priority_classes: CommaSeparated = []
     """Priority classes that `spec.scheduling.priorityClassName` may name."""
+    allowed_env: CommaSeparated = ["NCCL_*", "FI_*", "GLOO_*", "UCX_*", "TORCH_*"]
+    """Environment variables that `spec.trainer.env` may set; a `*` at the end matches any rest."""
+    allowed_pod_annotations: CommaSeparated = []
+    """Annotations that `spec.trainer.podAnnotations` may set, written in the same way."""
     allowed_storage_endpoints: CommaSeparated = []
     """URLs of storage that jobs may use; `*` matches any text within the host or one path segment. Empty = all
     except link-local and metadata addresses. The default storage is always allowed; without one, a job that names no
@@ -87,6 +91,8 @@ class Settings(BaseSettings):
     """Hosts that the pods reach without a proxy, separated by commas; add the host of in-cluster storage."""
     trainer_run_as_user: Annotated[int | None, BeforeValidator(_empty_is_none)] = DEFAULT_UID
     """User, group and fsGroup of the pods; if empty, the platform chooses them."""
+    trainer_ipc_lock: bool = False
+    """Whether trainers get the capability IPC_LOCK, which RDMA needs; Pod Security level `restricted` refuses it."""
     simulated_gpus: bool = False
     """Whether jobs whose GPUs are missing train on the CPU: only for clusters where the GPU resource is simulated."""
     progress_interval_seconds: PositiveFloat = 10

@@ -1,11 +1,12 @@
 """Builders of everything that the operator creates. Pure: typed input in, the whole object out."""
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from finetune_api import handoff, names
 from finetune_api.blocks import Quantity
-from finetune_api.pods import PodResources
+from finetune_api.pods import EnvironmentVariable, PodResources
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import Lineage
 from finetune_operator.kube.objects import FineTuneJob, Object, selector_value, slug
@@ -137,7 +138,10 @@ def _build_child(job: FineTuneJob, settings: Settings, attempt: int, image: str,
     config_map = _build_config_map(meta, build_config(job, settings, attempt))
     pod = _pod_spec(job, settings, component, image, config_map["metadata"]["name"])
     template = {
-        "metadata": {"labels": meta["labels"], "annotations": meta["annotations"] | _topology(job, component)},
+        "metadata": {
+            "labels": meta["labels"],
+            "annotations": _annotations(job, component) | meta["annotations"] | _topology(job, component),
+        },
         "spec": pod | ({"subdomain": name} if nodes > 1 else {}),
     }
     queued = _queue_labels(job, component)
@@ -207,6 +211,10 @@ def _queue_labels(job: FineTuneJob, component: names.Component) -> dict[str, str
     return {names.LABEL_QUEUE: queue} | ({names.LABEL_QUEUE_PRIORITY: priority} if priority else {})
 
 
+def _annotations(job: FineTuneJob, component: names.Component) -> dict[str, str]:
+    return dict(_spec(job).trainer.pod_annotations or {}) if component is names.Component.TRAINER else {}
+
+
 def _topology(job: FineTuneJob, component: names.Component) -> dict[str, str]:
     """Return Kueue's annotation for pods that should be placed close together."""
     scheduling = _spec(job).scheduling
@@ -221,7 +229,8 @@ def _pod_spec(job: FineTuneJob, settings: Settings, component: names.Component, 
     is_trainer = component is names.Component.TRAINER
     effective, tokens = build_effective_spec(spec, settings), hub_tokens(spec, settings)
     mounted = build_volumes(effective, tokens, config_name, is_trainer=is_trainer)
-    container = _container(spec, component, image, _environment(image, settings))
+    environment = _environment(image, settings, spec.trainer.env or () if is_trainer else ())
+    container = _container(spec, component, image, environment, _capabilities(settings, is_trainer=is_trainer))
     pod: Object = {
         "restartPolicy": "Never",
         "automountServiceAccountToken": False,
@@ -269,7 +278,14 @@ def _pod_security(settings: Settings) -> Object:
     return context if user is None else context | {"runAsUser": user, "runAsGroup": user, "fsGroup": user}
 
 
-def _container(spec: FineTuneJobSpec, component: names.Component, image: str, environment: list[Object]) -> Object:
+def _capabilities(settings: Settings, *, is_trainer: bool) -> Object:
+    added = {"add": ["IPC_LOCK"]} if is_trainer and settings.trainer_ipc_lock else {}
+    return {"drop": ["ALL"], **added}
+
+
+def _container(
+    spec: FineTuneJobSpec, component: names.Component, image: str, environment: list[Object], capabilities: Object
+) -> Object:
     is_trainer = component is names.Component.TRAINER
     return {
         "name": names.TRAINER_CONTAINER,
@@ -283,16 +299,17 @@ def _container(spec: FineTuneJobSpec, component: names.Component, image: str, en
         "securityContext": {
             "allowPrivilegeEscalation": False,
             "readOnlyRootFilesystem": True,
-            "capabilities": {"drop": ["ALL"]},
+            "capabilities": capabilities,
         },
         "terminationMessagePath": handoff.TERMINATION_LOG,
         "terminationMessagePolicy": "FallbackToLogsOnError",
     }
 
 
-def _environment(image: str, settings: Settings) -> list[Object]:
+def _environment(image: str, settings: Settings, asked: Iterable[EnvironmentVariable]) -> list[Object]:
+    """Return the variables of a pod; those that the job asks for cannot replace the operator's."""
     workspace = handoff.WORKSPACE_DIR
-    plain = {
+    plain = {one.name: escape_variables(one.value) for one in asked} | {
         "HOME": workspace,
         "TMPDIR": workspace,
         **{name: f"{workspace}/.cache/{name.lower()}" for name in CACHES},

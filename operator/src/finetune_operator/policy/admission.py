@@ -39,6 +39,8 @@ def find_refusal(job: FineTuneJob, settings: Settings) -> str | None:
         _check_image(spec, settings)
         or _check_service_account(spec, job.key.namespace, settings)
         or _check_priority_class(spec, settings)
+        or _check_environment(spec, settings)
+        or _check_annotations(spec, settings)
         or _check_storage(spec, settings)
         or _check_hub(spec, settings)
         or _check_tracking(spec, settings)
@@ -65,6 +67,24 @@ def _check_priority_class(spec: FineTuneJobSpec, settings: Settings) -> str | No
     if name is None or name in settings.allowed_priority_classes:
         return None
     return f"priority class {name} is not allowed: add it to FINETUNE_ALLOWED_PRIORITY_CLASSES"
+
+
+def _check_environment(spec: FineTuneJobSpec, settings: Settings) -> str | None:
+    given = [one.name for one in spec.trainer.env or ()]
+    return _check_names("environment variable", given, settings.allowed_env, "FINETUNE_ALLOWED_ENV")
+
+
+def _check_annotations(spec: FineTuneJobSpec, settings: Settings) -> str | None:
+    given, allowed = list(spec.trainer.pod_annotations or ()), settings.allowed_pod_annotations
+    return _check_names("pod annotation", given, allowed, "FINETUNE_ALLOWED_POD_ANNOTATIONS")
+
+
+def _check_names(kind: str, given: list[str], allowed: list[str], setting: str) -> str | None:
+    """Refuse the first name that no entry matches; a `*` at the end of an entry matches any rest."""
+    for name in given:
+        if not any(name.startswith(one[:-1]) if one.endswith("*") else name == one for one in allowed):
+            return f"{kind} {name} is not allowed: add it to {setting} (allowed: {', '.join(allowed) or 'none'})"
+    return None
 
 
 def _check_storage(spec: FineTuneJobSpec, settings: Settings) -> str | None:

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from finetune_api import names
 from finetune_api.spec import FineTuneJobSpec
 from finetune_operator.kube.objects import repository, selector_value, slug
 from finetune_operator.manifests.effective_spec import effective_storage
@@ -70,6 +71,31 @@ def test_every_cache_is_in_the_workspace(built: Any) -> None:
     for name in ("HOME", "TMPDIR", "HF_HOME", "TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "MPLCONFIGDIR"):
         assert environment[name].startswith("/workspace")
     assert environment["AWS_EC2_METADATA_DISABLED"] == "true"
+
+
+def test_the_job_chooses_variables_and_annotations_of_its_trainer_but_none_that_the_operator_sets(built: Any) -> None:
+    trainer = {
+        "env": [{"name": "NCCL_DEBUG", "value": "$(INFO)"}, {"name": "PYTHONSAFEPATH", "value": "0"}],
+        "podAnnotations": {"cni.io/networks": "rdma", names.ANNOTATION_JOB_NAME: "another"},
+    }
+    job, preflight = built(trainer=trainer), built("preflight", trainer=trainer)
+    environment = [(one["name"], one.get("value")) for one in _container(job)["env"]]
+    assert ("NCCL_DEBUG", "$$(INFO)") in environment
+    assert [value for name, value in environment if name == "PYTHONSAFEPATH"] == ["1"]
+    annotations = job["spec"]["template"]["metadata"]["annotations"]
+    assert annotations["cni.io/networks"] == "rdma"
+    assert (
+        annotations[names.ANNOTATION_JOB_NAME] == job["metadata"]["annotations"][names.ANNOTATION_JOB_NAME] != "another"
+    )
+    assert "NCCL_DEBUG" not in {one["name"] for one in _container(preflight)["env"]}
+    assert "cni.io/networks" not in preflight["spec"]["template"]["metadata"]["annotations"]
+
+
+def test_only_a_setting_of_the_operator_gives_trainers_ipc_lock(built: Any) -> None:
+    allowed = Settings(trainer_image="x/y:1", trainer_ipc_lock=True)
+    capabilities = {"drop": ["ALL"], "add": ["IPC_LOCK"]}
+    assert _container(built(using=allowed))["securityContext"]["capabilities"] == capabilities
+    assert "add" not in _container(built("preflight", using=allowed))["securityContext"]["capabilities"]
 
 
 def test_secrets_are_mounted_as_files_and_named_nowhere_else(built: Any) -> None:

@@ -56,12 +56,34 @@ def test_other_addresses_are_not(host: str) -> None:
         ({"trainer": {"image": "other.example/x:1"}}, {"allowed_images": ["other.example/x"]}),
         ({"trainer": {"serviceAccountName": "ml"}}, {"allowed_service_accounts": ["team/ml"]}),
         ({"scheduling": {"priorityClassName": "high"}}, {"allowed_priority_classes": ["high"]}),
+        ({"trainer": {"env": [{"name": "OFI_X", "value": "1"}]}}, {"allowed_env": ["NCCL_*", "OFI_X"]}),
+        ({"trainer": {"env": [{"name": "OFI_X", "value": "1"}]}}, {"allowed_env": ["OFI_*"]}),
+        ({"trainer": {"podAnnotations": {"cni.io/net": "a"}}}, {"allowed_pod_annotations": ["cni.io/*"]}),
     ],
 )
 def test_what_is_refused_by_default_is_allowed_by_its_setting(scene: Any, spec: Any, allowed: Any) -> None:
     job = scene(**spec).job
     assert "not allowed" in (find_refusal(job, Settings(trainer_image="registry.example/trainer:1")) or "")
     assert find_refusal(job, Settings(trainer_image="registry.example/trainer:1", **allowed)) is None
+
+
+@pytest.mark.parametrize(
+    "name", ["NCCL_DEBUG", "FI_PROVIDER", "GLOO_SOCKET_IFNAME", "UCX_TLS", "TORCH_NCCL_BLOCKING_WAIT"]
+)
+def test_variables_of_the_network_libraries_are_allowed_by_default(scene: Any, name: str) -> None:
+    job = scene(trainer={"env": [{"name": name, "value": "1"}]}).job
+    assert find_refusal(job, Settings(trainer_image="registry.example/trainer:1")) is None
+
+
+@pytest.mark.parametrize(
+    "name", ["LD_PRELOAD", "PYTHONPATH", "TORCHELASTIC_X", "HOME", "XNCCL_DEBUG", "NCCL", "AWS_PROFILE"]
+)
+def test_other_variables_are_refused_with_the_setting_and_what_is_allowed(scene: Any, name: str) -> None:
+    job = scene(trainer={"env": [{"name": "NCCL_DEBUG", "value": "INFO"}, {"name": name, "value": "1"}]}).job
+    refusal = find_refusal(job, Settings(trainer_image="registry.example/trainer:1")) or ""
+    assert refusal.startswith(
+        f"environment variable {name} is not allowed: add it to FINETUNE_ALLOWED_ENV (allowed: NCCL_*"
+    )
 
 
 def test_a_service_account_of_another_namespace_is_not_allowed(scene: Any) -> None:
