@@ -133,8 +133,8 @@ class Job:
                 storage.upload(path, f"s3://{bucket}/output/{path.relative_to(bench.output)}")
         return cls(storage, bench, config, root, python)
 
-    def start(self, name: str, nodes: int = 1, gpus: int = 1, **changes: Any) -> Attempt:
-        place = {"nodes": nodes, "gpus_per_node": gpus}
+    def start(self, name: str, nodes: int = 1, gpus: int = 1, timeout: int = 600, **changes: Any) -> Attempt:
+        place = {"nodes": nodes, "gpus_per_node": gpus, "collective_timeout_seconds": timeout}
         resources = self.config.spec.resources.model_copy(update=place)
         spec = self.config.spec.model_copy(update={"resources": resources} | changes)
         first = "127.0.0.1" if nodes > 1 else None
@@ -312,6 +312,22 @@ def test_a_stop_within_a_second_of_the_start_is_a_stop(s3_server: Any, tmp_path:
     attempt.processes[0].send_signal(signal.SIGTERM)
     assert attempt.codes() == [75], attempt.errors()
     assert attempt.report().reason == "Preempted"
+
+
+def test_a_process_that_hangs_ends_the_attempt_with_the_stacks_of_all(
+    s3_server: Any, tmp_path: Path, aws_environment: None, trainer_python: str
+) -> None:
+    job = make_job(s3_server, "ranks-hang", tmp_path, "LoRA", trainer_python)
+    attempt = job.start("hangs", gpus=2, timeout=10)
+    attempt.wait_for_step(1)
+    first, hanging = (fork_of(trainer_python, rank) for rank in attempt.ranks(0))
+    os.kill(hanging, signal.SIGSTOP)
+    wait_until(lambda: not Path(f"/proc/{first}").exists(), attempt.errors)
+    os.kill(hanging, signal.SIGCONT)  # a stopped process cannot write its stacks
+    assert attempt.codes() == [70], attempt.errors()
+    message = attempt.report().message
+    assert "rank 0 waited for the other processes for resources.collectiveTimeoutSeconds (10)" in message
+    assert "Current thread" in attempt.errors()
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7])

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -17,6 +18,8 @@ POLL_SECONDS = 0.05
 SIGNALLED = 128
 KILLED = SIGNALLED + 9
 TERMINATED = SIGNALLED + 15
+DUMP_STACKS = signal.SIGUSR1
+"""Signal on which a training process writes its stacks."""
 SPECIFICITY: tuple[int, ...] = (*sorted(TERMINAL_EXIT_CODES), ExitCode.STORAGE_UNAVAILABLE, KILLED)
 """Most specific first; then every other code, 70 among them, then 75, and 0 last."""
 
@@ -30,6 +33,7 @@ class RankProcesses:
         self._codes: dict[int, int] = {}
         self._terminated: set[int] = set()
         self._killed: set[int] = set()
+        self._dumped: set[int] = set()
 
     def start(self) -> None:
         """Start every process of this pod; the first one serves the pod's port."""
@@ -69,6 +73,8 @@ class RankProcesses:
         for rank, process in self._processes.items():
             if rank not in self._codes and process.poll() is not None:
                 code = to_exit_code(process.returncode)
+                if code == SIGNALLED + DUMP_STACKS and rank in self._dumped:  # before its handler was installed
+                    self._killed.add(rank)
                 is_stop = code == TERMINATED and rank in self._terminated  # before its handler was installed
                 self._codes[rank] = ExitCode.PREEMPTED if is_stop else code
         return {rank: code for rank, code in self._codes.items() if rank not in self._killed}
@@ -77,6 +83,15 @@ class RankProcesses:
         """Return whether any process runs."""
         self.codes()
         return len(self._codes) < len(self._processes)
+
+    def dump_stacks(self) -> None:
+        """Let the running processes write the stacks of their threads to the pod's log."""
+        self.codes()
+        for rank, process in self._processes.items():
+            if rank not in self._codes:
+                logger.warning("the stacks of rank %d follow", rank)
+                self._dumped.add(rank)
+                process.send_signal(DUMP_STACKS)
 
     def terminate(self) -> None:
         """Send SIGTERM to the running processes."""

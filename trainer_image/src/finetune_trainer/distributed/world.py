@@ -20,8 +20,7 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-COLLECTIVE_TIMEOUT = timedelta(minutes=30)
-"""A step in which a process is silent for so long hangs; work that can take longer polls a key instead."""
+DEFAULT_TIMEOUT = timedelta(minutes=10)
 JOIN_SECONDS = 900.0
 """How long a process may take to start once its pod is there."""
 POLL_SECONDS = 0.1
@@ -93,11 +92,13 @@ ALONE = World()
 class ManyRanks(World):
     """One of several processes, with a Gloo group of its own for tensors on the CPU."""
 
-    def __init__(self, rank: int, size: int, local_rank: int, local_size: int, store: Store) -> None:
+    def __init__(
+        self, rank: int, size: int, local_rank: int, local_size: int, store: Store, *, timeout: timedelta
+    ) -> None:
         self.rank, self.size, self.local_rank = rank, size, local_rank
         self.node = rank // local_size
         self._store = store
-        self._control = dist.new_group(backend="gloo", timeout=COLLECTIVE_TIMEOUT)
+        self._control = dist.new_group(backend="gloo", timeout=timeout)
 
     @override
     def any_rank(self, flag: bool) -> bool:
@@ -164,10 +165,19 @@ class AgreedStop(StopFlag):
             raise Stopped if is_asked else Stopped("stopped together with a pod that received SIGTERM")
 
 
-def join(rank: int, size: int, local: tuple[int, int], address: tuple[str, int], on_poll: OnPoll) -> World:
+def join(
+    rank: int,
+    size: int,
+    local: tuple[int, int],
+    address: tuple[str, int],
+    on_poll: OnPoll,
+    *,
+    timeout: timedelta = DEFAULT_TIMEOUT,
+) -> World:
     """Join the other processes; until all have arrived, `on_poll` is called and may raise.
 
-    `local` is the local rank and the number of processes in this pod. Calls that cannot be interrupted come last.
+    `local` is the local rank and the number of processes in this pod. A process that is silent for `timeout` in a
+    collective hangs; work that can take longer polls a key instead. Calls that cannot be interrupted come last.
     """
     local_rank, local_size = local
     is_first = rank == 0
@@ -178,7 +188,7 @@ def join(rank: int, size: int, local: tuple[int, int], address: tuple[str, int],
         _require_in_time(deadline, "rank 0")
         time.sleep(POLL_SECONDS)
     store = dist.TCPStore(  # type: ignore[attr-defined]
-        host, port, None, is_first, timeout=COLLECTIVE_TIMEOUT, wait_for_workers=False
+        host, port, None, is_first, timeout=timeout, wait_for_workers=False
     )
     store.set(f"here/{rank}", "")
     while not store.check([f"here/{one}" for one in range(size)]):
@@ -190,8 +200,8 @@ def join(rank: int, size: int, local: tuple[int, int], address: tuple[str, int],
         torch.cuda.set_device(local_rank)
         backend = "cuda:nccl,cpu:gloo"
     groups = PrefixStore("groups", store)
-    dist.init_process_group(backend, store=groups, rank=rank, world_size=size, timeout=COLLECTIVE_TIMEOUT)
-    return ManyRanks(rank, size, local_rank, local_size, PrefixStore("keys", store))
+    dist.init_process_group(backend, store=groups, rank=rank, world_size=size, timeout=timeout)
+    return ManyRanks(rank, size, local_rank, local_size, PrefixStore("keys", store), timeout=timeout)
 
 
 def _require_in_time(deadline: float, missing: str) -> None:

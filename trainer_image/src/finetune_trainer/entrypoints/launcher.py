@@ -29,6 +29,8 @@ GATHER_SECONDS = 600.0
 CAUSE_SECONDS = 5.0
 """How long a failure that may be an echo waits for the report of its cause."""
 SHORT_DRAIN_SECONDS = 15.0
+UNEXPLAINED = frozenset({ExitCode.INTERNAL_ERROR, 134})
+"""Codes after which the other processes' stacks are logged, because they may hang: an error, and NCCL's SIGABRT."""
 STOP_DRAIN_SECONDS = 300.0
 """After SIGTERM in any pod: the checkpoint is uploaded in this time."""
 
@@ -156,6 +158,8 @@ class Pod:
                     break
         if self._is_done:
             return self._end_after_done()
+        if any(code in UNEXPLAINED for code in failed.values()):
+            self._ranks.dump_stacks()
         causes = [code for code in self._ranks.codes().values() if _is_cause(code)]
         if self._lost and not causes:
             return self._end_after_loss(self._lost)
@@ -173,6 +177,8 @@ class Pod:
         """End after another pod did. After its SIGTERM all processes stop together, and rank 0 may still upload."""
         was_stopped = self._state.stop.is_set()
         is_orderly = lost.code == ExitCode.PREEMPTED or self._ranks.is_saving()
+        if lost.code in UNEXPLAINED:
+            self._ranks.dump_stacks()
         self._stop_ranks(STOP_DRAIN_SECONDS if is_orderly else SHORT_DRAIN_SECONDS)
         if was_stopped:
             return self._end_as_stopped(f"stopped by SIGTERM; {lost}")

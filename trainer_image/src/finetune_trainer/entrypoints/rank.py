@@ -2,15 +2,19 @@
 
 # ruff: noqa: PLC0415 - what is heavy is imported when it is needed
 
+import faulthandler
 import logging
 import os
+import re
 import threading
 import time
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 from finetune_api.handoff import ExitCode, Report
 from finetune_trainer.config.run_context import RunContext
+from finetune_trainer.distributed.rank_processes import DUMP_STACKS
 from finetune_trainer.entrypoints import pod
 from finetune_trainer.entrypoints.termination import RunState
 from finetune_trainer.errors import Stopped, TrainerError
@@ -20,12 +24,16 @@ from finetune_trainer.storage.hardlinked import HardlinkedStore
 logger = logging.getLogger(__name__)
 
 PARENT_SECONDS = 1.0
+TIMED_OUT = re.compile(r"(?i)timed out|timeout")
+"""What gloo, NCCL and the store write when a collective takes too long."""
 
 
 def train_rank(state: RunState, config_path: Path, workspace: Path, port: int) -> Report | None:
     """Train with the other processes; rank 0 returns the report of the published result."""
     rank, size = _number("RANK"), _number("WORLD_SIZE")
     local = _number("LOCAL_RANK"), _number("LOCAL_WORLD_SIZE")
+    faulthandler.enable()  # NCCL's watchdog aborts the process
+    faulthandler.register(DUMP_STACKS)
     threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
     config = pod.read_config(config_path, state)
     pod.require_checked(config)
@@ -44,6 +52,13 @@ def train_rank(state: RunState, config_path: Path, workspace: Path, port: int) -
     except RuntimeError as error:
         if state.stop.is_set():  # the others are stopped too, and may have ended already
             raise Stopped(f"stopped by SIGTERM while waiting for the other processes: {error}") from error
+        if TIMED_OUT.search(str(error)):
+            raise TrainerError(
+                ExitCode.INTERNAL_ERROR,
+                f"rank {rank} waited for the other processes for resources.collectiveTimeoutSeconds "
+                f"({config.spec.resources.collective_timeout_seconds}): the logs have the stacks of all processes; "
+                "check the network between the pods, or raise the time-out",
+            ) from error
         raise
 
 
@@ -53,7 +68,8 @@ def _train(run: RunContext, place: tuple[int, int, tuple[int, int], tuple[str, i
 
     require_gpus(run.config)
 
-    world = join(*place, run.on_work)
+    timeout = timedelta(seconds=run.config.spec.resources.collective_timeout_seconds)
+    world = join(*place, run.on_work, timeout=timeout)
     logger.info("rank %d of %d is connected", world.rank, world.size)
     if world.local_rank:
         neighbour = run.workspace.parent / f"rank-{world.rank - world.local_rank}"
