@@ -47,7 +47,8 @@ from finetune_trainer.data.rows import ChatRow, DataFormat, Message, Source
 from finetune_trainer.models.loading import load_for_training, load_tokenizer
 from finetune_trainer.tokenization.labeler import Labeler
 from finetune_trainer.tokenization.samples import Encoded
-from finetune_trainer.training.methods.sft import build_trainer
+from finetune_trainer.training.methods.loop import TrainerParts
+from finetune_trainer.training.methods.sft import build_sft_trainer
 
 LEAST_OF_PLAIN = 0.97
 LEAST_OF_PADDED = 2.0
@@ -172,15 +173,16 @@ def our_trainer(
     model: Path, pairs: Sequence[Pair], held_out: Sequence[Pair], settings: Resolved, scratch: Path
 ) -> Trainer:
     """The loop of a training pod."""
-    return build_trainer(
+    parts = TrainerParts(
         load_for_training(model, settings, CPU),
         load_tokenizer(model),
         settings,
         make_loop(scratch),
-        train=to_samples(model, pairs, settings.max_length or 0),
-        validation=to_samples(model, held_out, settings.max_length or 0),
-        scratch=scratch,
+        to_samples(model, pairs, settings.max_length or 0),
+        to_samples(model, held_out, settings.max_length or 0),
+        scratch,
     )
+    return build_sft_trainer(parts)
 
 
 def to_columns(pairs: Sequence[Pair]) -> Dataset:

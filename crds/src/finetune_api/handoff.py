@@ -149,8 +149,8 @@ class HandoffBlock(StatusBlock):
     """Version of the document."""
 
 
-class JobConfig(HandoffBlock):
-    """The configuration of a pod: one JSON file from an immutable ConfigMap."""
+class JobDocument(HandoffBlock):
+    """A document of one job."""
 
     namespace: str
     """Namespace of the FineTuneJob."""
@@ -160,6 +160,20 @@ class JobConfig(HandoffBlock):
     """UID of the FineTuneJob."""
     config_sha256: str
     """SHA-256 of the immutable part of the spec."""
+
+    def is_of(self, job: "JobDocument") -> bool:
+        """Return whether the document is the job's, even if it was deleted and recreated unchanged since."""
+        ours, theirs = self.identity(), job.identity()
+        return ours | {"uid": None} == theirs | {"uid": None}
+
+    def identity(self) -> dict[str, Any]:
+        """Return the fields that name the job."""
+        return {name: getattr(self, name) for name in ("namespace", "name", "uid", "config_sha256")}
+
+
+class JobConfig(JobDocument):
+    """The configuration of a pod: one JSON file from an immutable ConfigMap."""
+
     attempt: int = 0
     """Number of the trainer Job, from 1; 0 in preflight."""
     first_pod: str | None = None
@@ -299,34 +313,18 @@ class ManifestFile(StatusBlock):
     """SHA-256 of the content."""
 
 
-class Manifest(HandoffBlock):
+class Manifest(JobDocument):
     """`manifest.json`, written last: a prefix without it has no result."""
 
-    namespace: str
-    """Namespace of the job that published."""
-    name: str
-    """Name of the job that published."""
-    uid: str
-    """UID of the job that published."""
-    config_sha256: str
-    """SHA-256 of the immutable part of its spec."""
     files: list[ManifestFile]
     """Every other file of the result."""
     result: Report
     """The report without `artifacts.manifestSha256`, from which an adopting job fills its status."""
 
 
-class CheckpointManifest(HandoffBlock):
+class CheckpointManifest(JobDocument):
     """`manifest.json` of a checkpoint, written last: a checkpoint without it is incomplete."""
 
-    namespace: str
-    """Namespace of the job that is trained."""
-    name: str
-    """Name of the job that is trained."""
-    uid: str
-    """UID of the job that is trained."""
-    config_sha256: str
-    """SHA-256 of the immutable part of its spec."""
     base_model: Uri
     """The base model, with its commit where it has one."""
     base_sha256: str | None = None
@@ -341,22 +339,8 @@ class CheckpointManifest(HandoffBlock):
     """Files of the checkpoint, with paths relative to it."""
 
 
-class Owner(HandoffBlock):
+class Owner(JobDocument):
     """`owner.json`: the claim on a prefix, written before any other file with a conditional write."""
-
-    namespace: str
-    """Namespace of the claiming job."""
-    name: str
-    """Name of the claiming job."""
-    uid: str
-    """UID of the claiming job."""
-    config_sha256: str
-    """SHA-256 of the immutable part of its spec."""
-
-    def is_held_by(self, config: JobConfig) -> bool:
-        """Return whether this job made the claim, even if it was deleted and recreated unchanged since."""
-        mine = (config.namespace, config.name, config.config_sha256)
-        return (self.namespace, self.name, self.config_sha256) == mine
 
 
 def config_sha256(spec: FineTuneJobSpec) -> str:

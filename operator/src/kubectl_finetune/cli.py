@@ -47,7 +47,7 @@ def _print_version(wanted: bool) -> None:
 
 
 @app.callback()
-def main(
+def set_shared_options(
     context: typer.Context,
     namespace: Namespace = None,
     kube_context: KubeContext = None,
@@ -102,7 +102,7 @@ def describe(
     if output:
         dump(job.raw, output)
     else:
-        show(description.page(job, cluster.list_events(job), datetime.now(UTC)))
+        show(description.job_page(job, cluster.list_events(job), datetime.now(UTC)))
 
 
 @app.command(epilog=_examples("progress support-bot", "progress support-bot > progress.log"))
@@ -191,9 +191,9 @@ def report(
         if fetch:
             pour([reporting.text(storage)])
     elif output:
-        dump(reporting.record(job), output)
+        dump(reporting.result_record(job), output)
     else:
-        show(reporting.page(job, where))
+        show(reporting.result_page(job, where))
 
 
 @app.command(epilog=_examples("lineage support-bot", "lineage support-bot -o json"))
@@ -209,7 +209,7 @@ def lineage(
     from kubectl_finetune.commands import lineage as tracing
 
     cluster = connect(context, namespace, kube_context, kubeconfig)
-    found = tracing.record(cluster.get_job(name), cluster.find_job)
+    found = tracing.origin_record(cluster.get_job(name), cluster.find_job)
     if output:
         dump(found, output)
     else:
@@ -234,7 +234,7 @@ def diff(
     if output:
         dump(comparing.differences(left, right), output)
     else:
-        show(comparing.page(left, right))
+        show(comparing.difference_page(left, right))
 
 
 @app.command(epilog=_examples("suspend support-bot", "suspend support-bot other-bot"))
@@ -277,12 +277,12 @@ def cancel(
     """Delete jobs with their pods, logs and history. Files in storage stay, checkpoints too. To keep a job and continue
     it later, suspend it. A job that has ended is a record and is not deleted.
     """
-    from kubectl_finetune.commands.lifecycle import cancel as end
+    from kubectl_finetune.commands.lifecycle import delete_jobs
 
     def is_sure(question: str) -> bool:
         return yes or typer.confirm(question, err=True)
 
-    end(connect(context, namespace, kube_context, kubeconfig), jobs, is_sure, typer.echo)
+    delete_jobs(connect(context, namespace, kube_context, kubeconfig), jobs, is_sure, typer.echo)
 
 
 @app.command(
@@ -363,11 +363,10 @@ def new(
     force: Annotated[bool, typer.Option("--force", help="Overwrite the file.")] = False,
 ) -> None:
     """Write a starter manifest with comments. At a terminal, prompt for the options that are missing."""
-    from kubectl_finetune.commands import new as prompts
     from kubectl_finetune.commands import new as writing
 
     shared = context.find_object(Shared)
-    asked = prompts.ask({"objective": objective, "model": model, "data": data, "result": result})
+    asked = writing.ask({"objective": objective, "model": model, "data": data, "result": result})
     text = writing.write(
         writing.Answers(
             name=name,
@@ -381,4 +380,4 @@ def new(
             queue=queue,
         )
     )
-    prompts.deliver(text, file or Path(f"{name}.yaml"), force=force)
+    writing.deliver(text, file or Path(f"{name}.yaml"), force=force)

@@ -26,8 +26,8 @@ from finetune_trainer.pipeline.train import restore_best
 from finetune_trainer.sigterm import StopFlag
 from finetune_trainer.tokenization.labeler import Encoded, Labeler
 from finetune_trainer.training.callbacks import save_trained
-from finetune_trainer.training.methods.loop import LoopContext
-from finetune_trainer.training.methods.sft import RowTrainer, build_arguments, build_trainer
+from finetune_trainer.training.methods.loop import LoopContext, TrainerParts
+from finetune_trainer.training.methods.sft import RowTrainer, build_sft_trainer
 
 CPU = torch.device("cpu")
 SAMPLES = [
@@ -72,9 +72,7 @@ def make_trainer(tiny_model: Path, tmp_path: Path, settings: Resolved, samples: 
     )
     model = load_for_training(tiny_model, settings, CPU)
     tokenizer = load_tokenizer(tiny_model)
-    return build_trainer(
-        model, tokenizer, settings, loop, train=samples, validation=samples, scratch=tmp_path / "scratch"
-    )
+    return build_sft_trainer(TrainerParts(model, tokenizer, settings, loop, samples, samples, tmp_path / "scratch"))
 
 
 def test_trl_leaves_ids_and_labels_as_they_are(tiny_model: Path, tmp_path: Path) -> None:
@@ -191,8 +189,10 @@ def test_the_rate_warms_up_and_falls_along_the_cosine(tiny_model: Path, tmp_path
 
 
 @pytest.mark.parametrize(("warmup", "expected"), [(0.03, 0.03), (10.0, 10)])
-def test_every_argument_has_the_name_that_the_library_uses(tmp_path: Path, warmup: float, expected: float) -> None:
-    arguments = build_arguments(make_settings(warmup_steps=warmup), tmp_path, evaluates=True, on_cpu=True)
+def test_every_argument_has_the_name_that_the_library_uses(
+    tiny_model: Path, tmp_path: Path, warmup: float, expected: float
+) -> None:
+    arguments = make_trainer(tiny_model, tmp_path, make_settings(warmup_steps=warmup)).args
     assert arguments.warmup_steps == expected
     assert (arguments.bf16, arguments.fp16) == (False, False)
     assert arguments.max_length is None

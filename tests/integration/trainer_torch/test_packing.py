@@ -22,9 +22,9 @@ from finetune_trainer.monitoring.reporter import Reporter
 from finetune_trainer.sigterm import StopFlag
 from finetune_trainer.tokenization.packing import EXACT_MODELS
 from finetune_trainer.tokenization.samples import Encoded
-from finetune_trainer.training.methods.loop import LoopContext
+from finetune_trainer.training.methods.loop import LoopContext, TrainerParts
 from finetune_trainer.training.methods.packed import require_isolated_rows
-from finetune_trainer.training.methods.sft import RowTrainer, build_trainer
+from finetune_trainer.training.methods.sft import RowTrainer, build_sft_trainer
 
 CPU = torch.device("cpu")
 SIZES: dict[str, Any] = {
@@ -183,7 +183,7 @@ def make_trainer(tiny_model: Path, tmp_path: Path, settings: Resolved) -> RowTra
     )
     model = load_for_training(tiny_model, settings, CPU)
     samples, tokenizer = make_samples(), load_tokenizer(tiny_model)
-    return build_trainer(model, tokenizer, settings, loop, train=samples, validation=samples, scratch=tmp_path / "s")
+    return build_sft_trainer(TrainerParts(model, tokenizer, settings, loop, samples, samples, tmp_path / "s"))
 
 
 @pytest.mark.parametrize(("sequences", "max_length"), [(2, 40), (1, 80)])

@@ -28,7 +28,7 @@ from finetune_trainer.pipeline.train import restore_best
 from finetune_trainer.sigterm import StopFlag
 from finetune_trainer.tokenization.samples import EncodedLabelled, EncodedPair
 from finetune_trainer.training.methods import build_trainer, kto, reference
-from finetune_trainer.training.methods.loop import LoopContext, LoopTrainer
+from finetune_trainer.training.methods.loop import LoopContext, LoopTrainer, TrainerParts
 
 CPU = torch.device("cpu")
 METHODS = ["LoRA", "QLoRA", "Full"]
@@ -88,15 +88,9 @@ def make_trainer(
     if adapter:
         continue_adapter(model, adapter)
     samples = SAMPLES[objective]
+    loop, scratch = make_loop(tmp_path), tmp_path / "scratch"
     return build_trainer(
-        objective,
-        model,
-        load_tokenizer(base),
-        settings,
-        make_loop(tmp_path),
-        train=samples,
-        validation=samples,
-        scratch=tmp_path / "scratch",
+        objective, TrainerParts(model, load_tokenizer(base), settings, loop, samples, samples, scratch)
     )
 
 
@@ -108,16 +102,8 @@ def taught(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     texts = [as_text(pair) for pair in PAIRS]
     model = load_for_training(tiny_model, settings, CPU)
     loop = make_loop(folder)
-    build_trainer(
-        "Chat",
-        model,
-        load_tokenizer(tiny_model),
-        settings,
-        loop,
-        train=texts,
-        validation=[],
-        scratch=folder / "scratch",
-    ).train()
+    parts = TrainerParts(model, load_tokenizer(tiny_model), settings, loop, texts, [], folder / "scratch")
+    build_trainer("Chat", parts).train()
     assert loop.history.train[-1].loss < loop.history.train[0].loss - 0.5
     save_adapter(model, folder / "adapter", "s3://bucket/model")
     return folder / "adapter"

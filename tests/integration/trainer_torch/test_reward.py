@@ -23,7 +23,8 @@ from finetune_trainer.rewards.scorer import RewardModel, choose_pad, load_reward
 from finetune_trainer.tokenization.labeler import Labeler
 from finetune_trainer.tokenization.samples import EncodedPair
 from finetune_trainer.training.callbacks import save_trained
-from finetune_trainer.training.methods.reward import RewardModelTrainer, build_trainer
+from finetune_trainer.training.methods.loop import TrainerParts
+from finetune_trainer.training.methods.reward import RewardModelTrainer, build_reward_trainer
 
 PROMPT = [1, 332, 201, 40, 2, 201, 1, 260]
 PAIRS = [EncodedPair(PROMPT, [50, 60 + n, 61, 2], [70, 80 + n, 2]) for n in range(12)]
@@ -38,15 +39,9 @@ def nothing() -> None:
 
 def make_trainer(base: Path, folder: Path, method: str, **changes: Any) -> RewardModelTrainer:
     settings = make_settings(method, **changes)
-    return build_trainer(
-        load_for_training(base, settings, CPU, writes_text=False),
-        load_tokenizer(base),
-        settings,
-        make_loop(folder),
-        train=PAIRS,
-        validation=PAIRS[:5],
-        scratch=folder / "scratch",
-    )
+    model = load_for_training(base, settings, CPU, writes_text=False)
+    loop, scratch = make_loop(folder), folder / "scratch"
+    return build_reward_trainer(TrainerParts(model, load_tokenizer(base), settings, loop, PAIRS, PAIRS[:5], scratch))
 
 
 @pytest.fixture(scope="module", params=METHODS)

@@ -19,7 +19,7 @@ from finetune_trainer.rewards.scorer import RewardModel
 from finetune_trainer.tokenization.labeler import Labeler
 from finetune_trainer.tokenization.samples import EncodedPrompt
 from finetune_trainer.training.methods import build_trainer
-from finetune_trainer.training.methods.loop import LoopContext
+from finetune_trainer.training.methods.loop import LoopContext, TrainerParts
 from finetune_trainer.training.methods.rlhf import PolicyTrainer
 
 METHODS = ["LoRA", "QLoRA", "Full"]
@@ -55,17 +55,16 @@ def make_trainer(
     policy = load_for_training(model, settings, CPU)
     if adapter:
         continue_adapter(policy, adapter)
-    trainer = build_trainer(
-        "RLHF",
+    parts = TrainerParts(
         policy,
         load_tokenizer(model),
         settings,
         loop or make_loop(tmp_path),
-        train=prompts_of(model),
-        validation=prompts_of(model) if evaluates else [],
-        scratch=tmp_path / "scratch",
-        judge=Judge(scorer or ComputedRewards([RED]), Labeler(model).stop_ids()[0]),
+        prompts_of(model),
+        prompts_of(model) if evaluates else [],
+        tmp_path / "scratch",
     )
+    trainer = build_trainer("RLHF", parts, Judge(scorer or ComputedRewards([RED]), Labeler(model).stop_ids()[0]))
     assert isinstance(trainer, PolicyTrainer)
     return trainer
 

@@ -1,5 +1,7 @@
 """The trainer's named failures, each with its exit code and one line with the fix."""
 
+from collections.abc import Sequence
+
 from finetune_api.handoff import ExitCode
 from finetune_api.status import DatasetStatus
 
@@ -45,6 +47,12 @@ class ObjectMissing(TrainerError):  # noqa: N818 - named after the event
 
     def __init__(self, message: str) -> None:
         super().__init__(ExitCode.STORAGE_UNAVAILABLE, message)
+
+
+def name_some(names: Sequence[str], limit: int = 5) -> str:
+    """Return the first names, and how many follow."""
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
 
 
 def one_line(text: str, limit: int = MESSAGE_CHARACTERS) -> str:

@@ -7,7 +7,7 @@ from typing import TypeVar
 from finetune_api.blocks import Block
 from finetune_api.handoff import HubRole
 from finetune_api.names import Component
-from finetune_api.spec import DataSource, FineTuneJobSpec, Hub, Model, Storage
+from finetune_api.spec import DataSource, FineTuneJobSpec, Hub, Model
 from finetune_operator.kube.objects import FineTuneJob
 from finetune_operator.settings import Settings
 
@@ -31,13 +31,8 @@ class Token:
 
 def build_effective_spec(spec: FineTuneJobSpec, settings: Settings) -> FineTuneJobSpec:
     """Return the spec with the operator's default storage and hub, as the pods read it; tokens are only mounted."""
-    filled = {"storage": effective_storage(spec, settings), "hub": effective_hub(spec, settings)}
+    filled = {"storage": _fill_defaults(spec.storage, settings.default_storage()), "hub": effective_hub(spec, settings)}
     return spec.model_copy(update=filled)
-
-
-def effective_storage(spec: FineTuneJobSpec, settings: Settings) -> Storage | None:
-    """Return the job's storage; without an endpoint, it is completed from the operator's default, field by field."""
-    return _fill_defaults(spec.storage, settings.default_storage())
 
 
 def effective_hub(spec: FineTuneJobSpec, settings: Settings) -> Hub | None:

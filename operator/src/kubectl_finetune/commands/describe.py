@@ -15,7 +15,7 @@ from kubectl_finetune.display.table import NONE, between, clean, columns, durati
 EVENTS = 10
 
 
-def page(job: Job, events: Sequence[Object], now: datetime) -> Group:
+def job_page(job: Job, events: Sequence[Object], now: datetime) -> Group:
     """Return the page."""
     parts: list[tuple[str, Text]] = [
         ("", _head(job)),
@@ -47,7 +47,7 @@ def _head(job: Job) -> Text:
     revision = status.lineage and status.lineage.base_model_revision
     method = str((resolved and resolved.method) or job.field("tuning.method") or "")
     reason = resolved and resolved.method_reason
-    counts = (("attempts", status.attempts), ("runs", status.runs), ("failures", status.failures))
+    counted = ("attempts", "runs", "failures", "preemptions")
     done = progress.display if progress and progress.display else ""
     if progress and progress.step is not None and progress.total_steps:
         done += f", step {progress.step} of {progress.total_steps}"
@@ -68,14 +68,10 @@ def _head(job: Job) -> Text:
             ("Output", str(job.field("output.uri") or "")),
             ("Queue", str(job.field("scheduling.queueName") or "")),
             ("Parent", str(job.field("lineage.parentRef.name") or "")),
-            ("Counted", ", ".join(f"{name} {count}" for name, count in (*counts, _preempted(job)) if count)),
+            ("Counted", ", ".join(f"{name} {count}" for name in counted if (count := getattr(status, name)))),
             ("Ran", duration(status.active_seconds) if status.active_seconds else ""),
         ]
     )
-
-
-def _preempted(job: Job) -> tuple[str, int | None]:
-    return "preemptions", job.status.preemptions
 
 
 def _dataset(job: Job) -> list[tuple[str, str]]:

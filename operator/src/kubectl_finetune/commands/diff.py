@@ -42,7 +42,7 @@ def _flat(value: Any, path: str = "") -> dict[str, Any]:
     return found
 
 
-def page(left: Job, right: Job) -> Group:
+def difference_page(left: Job, right: Job) -> Group:
     """Return both parts as tables."""
     found = differences(left, right)
     parts: list[Text] = []

@@ -22,7 +22,7 @@ def set_suspended(cluster: Cluster, names: list[str], *, wanted: bool, report: R
         report(f"{job.name} {word}{place}")
 
 
-def cancel(cluster: Cluster, names: list[str], is_sure: Callable[[str], bool], report: Report) -> None:
+def delete_jobs(cluster: Cluster, names: list[str], is_sure: Callable[[str], bool], report: Report) -> None:
     """Delete each job that the user confirms; all of them are read first."""
     for job in _running(cluster, names, "cancel"):
         done = job.status.progress.display if job.status.progress and job.status.progress.display else "nothing"

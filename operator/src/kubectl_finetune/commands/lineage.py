@@ -14,7 +14,7 @@ Find = Callable[[str], Job | None]
 MAX_DEPTH = 50
 
 
-def record(job: Job, find: Find, depth: int = 0) -> dict[str, Any]:
+def origin_record(job: Job, find: Find, depth: int = 0) -> dict[str, Any]:
     """Return the job and its ancestors, as far as they are still in the cluster."""
     lineage, artifacts = job.status.lineage, job.status.artifacts
     found: dict[str, Any] = {
@@ -47,7 +47,7 @@ def _ancestor(name: str, published: PublishedJob | None, find: Find, depth: int)
         return recorded | {"note": "no longer in the cluster" if published else "not in the cluster"}
     if published and found.uid != published.uid:
         return recorded | {"note": "another job of this name is in the cluster now"}
-    return record(found, find, depth + 1)
+    return origin_record(found, find, depth + 1)
 
 
 def tree(found: dict[str, Any]) -> Tree:

@@ -22,7 +22,7 @@ INSTALL = "pip install boto3"
 NO_ENDPOINT = "the operator's default storage may have an endpoint: add --endpoint URL"
 
 
-def page(job: Job, endpoint: str) -> Group:
+def result_page(job: Job, endpoint: str) -> Group:
     """Return the summary in the status, and the commands that fetch the report."""
     artifacts = published(job)
     parts = [
@@ -41,7 +41,7 @@ def page(job: Job, endpoint: str) -> Group:
     return Group(*parts)
 
 
-def record(job: Job) -> dict[str, Any]:
+def result_record(job: Job) -> dict[str, Any]:
     """Return the summary for programs, under the names of the status."""
     status = job.status.to_wire()
     blocks = ("phase", "reason", "message", "metrics", "evaluation", "dataset", "artifacts")

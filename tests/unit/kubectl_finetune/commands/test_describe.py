@@ -30,15 +30,15 @@ def values_of(page: str) -> dict[str, str]:
 
 def test_a_page_has_the_reason_the_figures_and_the_next_command(job: Make, printed: Printed) -> None:
     waiting = job(phase="Queued", reason="WaitingForQuota", message="insufficient quota: ask for fewer GPUs")
-    assert "insufficient quota: ask for fewer GPUs" in printed(describe.page(waiting, [], NOW))
-    page = printed(describe.page(job(), [], NOW))
+    assert "insufficient quota: ask for fewer GPUs" in printed(describe.job_page(waiting, [], NOW))
+    page = printed(describe.job_page(job(), [], NOW))
     assert "1.5 (-25.0 % against the model before training)" in page
     assert "1.498 at step 40" in page
     assert page.rstrip().endswith("kubectl finetune progress one -n team-a")
 
 
 def test_the_head_of_a_page_leaves_out_what_a_job_does_not_have(job: Make, printed: Printed) -> None:
-    page = printed(describe.page(job(), [], NOW)).partition("Figures")[0]
+    page = printed(describe.job_page(job(), [], NOW)).partition("Figures")[0]
     assert values_of(page) == {
         "Name": "team-a/one",
         "Phase": "Training",
@@ -64,26 +64,26 @@ def test_the_head_of_a_page_has_the_revision_the_queue_and_the_parent(job: Make,
     lineage = {"baseModel": "hf://owner/model", "baseModelRevision": "abc"}
     progress = {"display": "1%", "note": "The disk is nearly full.", "estimatedRemainingSeconds": 30}
     ended = job("one", spec, lineage=lineage, progress=progress, resolved={}, conditions=ENDED)
-    found = values_of(printed(describe.page(ended, [], NOW)))
+    found = values_of(printed(describe.job_page(ended, [], NOW)))
     assert (found["Model"], found["Queue"], found["Parent"]) == ("hf://owner/model@abc", "team", "sft")
     assert (found["Method"], found["Note"], found["Progress"]) == ("Auto", "The disk is nearly full.", "1%")
 
 
 def test_a_job_that_no_operator_has_seen_names_what_to_check(job: Make, printed: Printed) -> None:
     unseen = Job.from_object(job().raw | {"status": {"observedGeneration": -1}})
-    found = values_of(printed(describe.page(unseen, [], NOW)))
+    found = values_of(printed(describe.job_page(unseen, [], NOW)))
     assert found["Phase"] == "Pending"
     assert "check that finetune-operator is running and watches this namespace" in found["Why"]
     accepted = Job.from_object(job().raw | {"status": {"observedGeneration": 1, "message": "Accepted."}})
-    assert values_of(printed(describe.page(accepted, [], NOW)))["Why"] == "Accepted."
+    assert values_of(printed(describe.job_page(accepted, [], NOW)))["Why"] == "Accepted."
 
 
 def test_a_page_counts_the_rows(job: Make, printed: Printed) -> None:
     rows = {"rows": 1000, "accepted": 990, "rejected": 10, "rejectedByCode": {"BAD_JSON": 10}, "truncated": 3}
-    found = values_of(printed(describe.page(job(dataset=rows), [], NOW)))
+    found = values_of(printed(describe.job_page(job(dataset=rows), [], NOW)))
     assert (found["Rows"], found["Accepted"], found["Rejected"]) == ("1,000", "990", "10 (BAD_JSON 10)")
     assert found["Cut to maxLength"] == "3"
-    found = values_of(printed(describe.page(job(dataset={"rows": 5, "truncated": 0}), [], NOW)))
+    found = values_of(printed(describe.job_page(job(dataset={"rows": 5, "truncated": 0}), [], NOW)))
     assert found["Rejected"] == "0"
     assert "Cut to maxLength" not in found
 
@@ -97,7 +97,7 @@ def test_a_page_has_the_gates_and_the_published_files(job: Make, printed: Printe
         "sizeBytes": 2048,
     }
     verdict = {"gate": "Passed", "merged": "NotAsked", "message": "The loss fell."}
-    found = values_of(printed(describe.page(job(artifacts=artifacts, evaluation=verdict), [], NOW)))
+    found = values_of(printed(describe.job_page(job(artifacts=artifacts, evaluation=verdict), [], NOW)))
     assert (found["Gate"], found["Verdict"], "Full model" in found) == ("Passed", "The loss fell.", False)
     assert (found["Adapter"], found["Report"]) == ("s3://b/out/adapter", "s3://b/out/finetune_report.md")
     assert (found["Size"], found["Everything under"]) == ("2.0 KiB", "s3://b/out")
@@ -109,7 +109,7 @@ def test_a_page_has_the_conditions_and_the_last_ten_events_with_their_ages(job: 
         for minute in range(10, 20)
     ]
     events += [{"eventTime": "2026-03-01T12:29:00Z", "type": "Warning", "reason": "Late"}, {"reason": "Undated"}]
-    lines = [line.split() for line in printed(describe.page(job(), events, NOW)).splitlines()]
+    lines = [line.split() for line in printed(describe.job_page(job(), events, NOW)).splitlines()]
     assert [
         "Validated",
         "True",
@@ -140,12 +140,12 @@ def test_a_page_has_the_conditions_and_the_last_ten_events_with_their_ages(job: 
 def test_a_page_ends_with_the_command_for_the_phase(
     job: Make, printed: Printed, status: dict[str, Any], suspend: bool | None, command: str
 ) -> None:
-    page = printed(describe.page(job("one", {"suspend": suspend}, **status), [], NOW))
+    page = printed(describe.job_page(job("one", {"suspend": suspend}, **status), [], NOW))
     assert page.rstrip().endswith(f"Next\n  kubectl finetune {command}")
 
 
 def test_a_job_that_a_queue_suspends_is_not_to_be_resumed_by_hand(job: Make, printed: Printed) -> None:
-    assert "Next" not in printed(describe.page(job(phase="Suspended"), [], NOW))
+    assert "Next" not in printed(describe.job_page(job(phase="Suspended"), [], NOW))
 
 
 @pytest.mark.parametrize(
@@ -155,13 +155,13 @@ def test_a_failed_job_leads_to_the_log_of_the_pod_that_failed(
     job: Make, printed: Printed, validated: str, command: str
 ) -> None:
     conditions = [ENDED[0] | {"type": "Validated", "status": validated}, ENDED[0] | {"type": "Failed"}]
-    page = printed(describe.page(job(phase="Failed", conditions=conditions), [], NOW))
+    page = printed(describe.job_page(job(phase="Failed", conditions=conditions), [], NOW))
     assert page.rstrip().endswith(f"kubectl finetune {command}")
 
 
 def test_foreign_texts_neither_control_a_terminal_nor_are_markup(job: Make, printed: Printed) -> None:
     hostile = "\x1b[2J[red]gone[/red]\x07\nnext"
-    page = printed(describe.page(job(message=hostile), [], NOW), force_terminal=True)
+    page = printed(describe.job_page(job(message=hostile), [], NOW), force_terminal=True)
     assert "\x1b[2J" not in page
     assert "[2J[red]gone[/red] next" in page
     assert clean(hostile) == "[2J[red]gone[/red] next"

@@ -12,7 +12,7 @@ def test_a_difference_has_both_values_and_the_change_in_percent(job: Make, print
     other = job("two", spec, metrics={"evalLoss": 1.2}, runs=3)
     page = [
         line.split()
-        for line in printed(diff.page(job("one", {"hyperparameters": {"maxSteps": 0}}), other)).splitlines()
+        for line in printed(diff.difference_page(job("one", {"hyperparameters": {"maxSteps": 0}}), other)).splitlines()
     ]
     assert page[:2] == [["Spec"], ["FIELD", "one", "two", "CHANGE"]]
     assert page[page.index(["Result"]) - 1] == []
@@ -26,7 +26,7 @@ def test_a_difference_has_both_values_and_the_change_in_percent(job: Make, print
 
 
 def test_jobs_without_a_difference_have_two_empty_parts(job: Make, printed: Printed) -> None:
-    assert printed(diff.page(job(), job())) == "Spec\n  no difference\n\nResult\n  no difference\n"
+    assert printed(diff.difference_page(job(), job())) == "Spec\n  no difference\n\nResult\n  no difference\n"
     assert diff.differences(job(), job()) == {"spec": {}, "result": {}}
 
 

@@ -21,7 +21,7 @@ def test_a_tree_names_output_rows_manifest_and_trainer_of_each_job(job: Make, pr
         lineage={"parent": PARENT, "datasetSha256": "12" * 32, "trainerImage": "trainer:1", "baseModel": "hf://o/m"},
     )
     there = {"sft": job("sft", lineage={"baseModel": "hf://owner/model", "baseModelRevision": "abc"})}
-    lines = printed(lineage.tree(lineage.record(child, there.get))).splitlines()
+    lines = printed(lineage.tree(lineage.origin_record(child, there.get))).splitlines()
     assert [line.strip("│├└─ ") for line in lines] == [
         "one Chat Training  s3://b/published",
         f"rows {'12' * 32}",
@@ -34,17 +34,17 @@ def test_a_tree_names_output_rows_manifest_and_trainer_of_each_job(job: Make, pr
 
 def test_an_ancestor_that_is_gone_or_replaced_is_what_the_status_recorded(job: Make, printed: Printed) -> None:
     child = job(spec={"lineage": {"parentRef": {"name": "sft"}}}, lineage={"parent": PARENT})
-    gone = printed(lineage.tree(lineage.record(child, lambda _: None)))
+    gone = printed(lineage.tree(lineage.origin_record(child, lambda _: None)))
     assert "parent: sft Chat   s3://b/sft  (no longer in the cluster)" in gone
     replaced = job("sft")
     replaced.raw["metadata"]["uid"] = "another"
-    tree = printed(lineage.tree(lineage.record(child, {"sft": replaced}.get)))
+    tree = printed(lineage.tree(lineage.origin_record(child, {"sft": replaced}.get)))
     assert "s3://b/sft  (another job of this name is in the cluster now)" in tree
 
 
 def test_an_ancestor_that_never_ran_has_its_name_alone(job: Make) -> None:
     child = job(spec={"rlhf": {"rewardModel": {"jobRef": {"name": "judge"}}}})
-    found = lineage.record(child, lambda _: None)
+    found = lineage.origin_record(child, lambda _: None)
     assert found["rewardJob"] == {"name": "judge", "note": "not in the cluster"}
     assert found["outputUri"] == "s3://b/out"
     assert "parent" not in found
@@ -53,7 +53,7 @@ def test_an_ancestor_that_never_ran_has_its_name_alone(job: Make) -> None:
 
 def test_jobs_that_are_each_others_parents_end(job: Make) -> None:
     loop = job("sft", spec={"lineage": {"parentRef": {"name": "sft"}}})
-    found, depth = lineage.record(loop, lambda _: loop), 0
+    found, depth = lineage.origin_record(loop, lambda _: loop), 0
     while "parent" in found:
         found, depth = found["parent"], depth + 1
     assert (depth, found["note"]) == (51, "not in the cluster")

@@ -68,7 +68,7 @@ def test_a_report_is_refused_with_the_reason_until_it_is_published(
 
 def test_a_report_page_has_the_commands_that_fetch_it(job: Callable[..., Any], printed: Callable[..., str]) -> None:
     done = job(phase="Succeeded", conditions=COMPLETE, artifacts=ARTIFACTS | {"uri": "s3://b/my out/"})
-    page = printed(report.page(done, "http://minio:9000"))
+    page = printed(report.result_page(done, "http://minio:9000"))
     assert page.partition("Fetch\n")[2].splitlines() == [
         "  kubectl finetune report one -n team-a --save .",
         "  aws s3 cp --endpoint-url http://minio:9000 's3://b/my out/report.html' .",
@@ -78,7 +78,7 @@ def test_a_report_page_has_the_commands_that_fetch_it(job: Callable[..., Any], p
 
 
 def test_programs_get_the_result_under_the_names_of_the_status(job: Callable[..., Any]) -> None:
-    found = report.record(job(artifacts=ARTIFACTS))
+    found = report.result_record(job(artifacts=ARTIFACTS))
     assert list(found) == ["name", "namespace", "phase", "reason", "message", "metrics", "dataset", "artifacts"]
     assert (found["name"], found["namespace"], found["artifacts"]) == ("one", "team-a", ARTIFACTS)
 

@@ -8,7 +8,7 @@ import pytest
 from finetune_api import names
 from finetune_api.spec import FineTuneJobSpec
 from finetune_operator.kube.objects import repository, selector_value, slug
-from finetune_operator.manifests.effective_spec import effective_storage
+from finetune_operator.manifests.effective_spec import build_effective_spec
 from finetune_operator.manifests.jobs import build_config, build_preflight, escape_variables
 from finetune_operator.settings import Settings
 
@@ -181,7 +181,7 @@ def test_default_storage_completes_a_storage_without_an_endpoint(scene: Any, own
         trainer_image="x/y:1", default_storage_endpoint="http://default", default_storage_credentials_secret="keys"
     )
     spec = FineTuneJobSpec.model_validate(scene(**({"storage": own} if own else {})).object["spec"])
-    storage = effective_storage(spec, settings)
+    storage = build_effective_spec(spec, settings).storage
     assert storage is not None
     secret = storage.credentials_secret_ref
     assert (storage.endpoint, secret.name if secret else None) == expected

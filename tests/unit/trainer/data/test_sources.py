@@ -20,10 +20,6 @@ Bucket = Callable[..., LocalStore]
 QA = "hf://datasets/acme/qa"
 
 
-def nobody() -> Store:
-    raise AssertionError("asked elsewhere")
-
-
 @pytest.fixture
 def bucket(tmp_path: Path) -> Bucket:
     def make(*keys: str) -> LocalStore:
@@ -31,7 +27,7 @@ def bucket(tmp_path: Path) -> Bucket:
             path = tmp_path / "bucket" / key
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text('{"a": 1}\n')
-        return LocalStore({"s3://bucket": tmp_path / "bucket", QA: tmp_path / "bucket"}, nobody)
+        return LocalStore({"s3://bucket": tmp_path / "bucket", QA: tmp_path / "bucket"})
 
     return make
 

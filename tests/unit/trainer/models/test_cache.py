@@ -15,21 +15,17 @@ import pytest
 from finetune_trainer.errors import Stopped, StorageUnavailable
 from finetune_trainer.models.cache import SPARE_BYTES, CachedModel, cached_model
 from finetune_trainer.storage.local import LocalStore
-from finetune_trainer.storage.protocol import Entry, OnBytes, Store
+from finetune_trainer.storage.protocol import Entry, OnBytes
 
 URI = "s3://bucket/model"
 CONTENT = {"config.json": b"{}", "model.safetensors": b"weights" * 1000, "additional/one.jinja": b"template"}
-
-
-def unused_storage() -> Store:
-    raise AssertionError("asked elsewhere")
 
 
 class Counting(LocalStore):
     """Remembers what was downloaded; `trouble` may raise before it is."""
 
     def __init__(self, folder: Path) -> None:
-        super().__init__({URI: folder}, unused_storage)
+        super().__init__({URI: folder})
         self.folder = folder
         self.downloaded: list[str] = []
         self.trouble: Callable[[str], None] = lambda _uri: None
@@ -254,7 +250,7 @@ def on_bytes(_count):
         print("waits", flush=True)
 
 
-storage = Held({uri: folder}, None)
+storage = Held({uri: folder})
 print("has", cached_model(uri, storage.list(uri), storage, cache, on_bytes), flush=True)
 """
 """A run that downloads on a line of standard input, and reports its first heartbeat without a download."""

@@ -10,7 +10,7 @@ from finetune_api.handoff import ProgressReport
 from finetune_api.status import CheckpointStatus, Resolved
 from finetune_trainer.errors import Stopped
 from finetune_trainer.monitoring import reporter as progress
-from finetune_trainer.monitoring.reporter import Reporter, TimeEstimate, transfer_beat
+from finetune_trainer.monitoring.reporter import Reporter, TimeEstimate, work_beat
 from finetune_trainer.sigterm import StopFlag
 
 
@@ -182,7 +182,7 @@ def test_the_remaining_time_follows_the_pace_so_far(monkeypatch: pytest.MonkeyPa
 
 def test_a_transfer_ends_once_a_stop_is_requested(reporter: Reporter) -> None:
     stop = StopFlag()
-    on_bytes = transfer_beat(reporter, stop)
+    on_bytes = work_beat(reporter, stop)
     on_bytes(10)
     stop.set()
     with pytest.raises(Stopped):

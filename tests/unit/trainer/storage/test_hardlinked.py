@@ -6,15 +6,11 @@ from finetune_trainer.storage.hardlinked import HardlinkedStore
 from finetune_trainer.storage.local import LocalStore
 
 
-def no_store() -> LocalStore:
-    raise AssertionError("a test reached for a real store")
-
-
 @pytest.fixture
 def storage(tmp_path: Path) -> HardlinkedStore:
     (tmp_path / "bucket" / "model").mkdir(parents=True)
     (tmp_path / "bucket" / "model" / "config.json").write_text("stored")
-    store = LocalStore({"s3://bucket": tmp_path / "bucket"}, elsewhere=no_store)
+    store = LocalStore({"s3://bucket": tmp_path / "bucket"})
     return HardlinkedStore(store, tmp_path / "rank-1", tmp_path / "rank-0")
 
 

@@ -16,7 +16,7 @@ def no_store() -> Any:
 
 @pytest.fixture
 def storage(tmp_path: Path) -> RoutedStore:
-    return RoutedStore(lambda: LocalStore({"s3://bucket": tmp_path}, elsewhere=no_store), no_store)
+    return RoutedStore(lambda: LocalStore({"s3://bucket": tmp_path}), no_store)
 
 
 def test_s3_uris_are_written_and_read_without_a_hub(storage: RoutedStore, tmp_path: Path) -> None:
@@ -49,3 +49,14 @@ def test_nothing_is_uploaded_to_a_hub(storage: RoutedStore, tmp_path: Path) -> N
 def test_a_hub_uri_is_read_from_the_hub(storage: RoutedStore) -> None:
     with pytest.raises(AssertionError, match="a store was connected to"):
         storage.pin(HUB)
+
+
+def test_a_mapped_uri_is_local_whatever_its_scheme_and_any_other_is_routed(tmp_path: Path) -> None:
+    storage = RoutedStore(no_store, no_store, LocalStore({HUB: tmp_path, "s3://bucket/out": tmp_path / "out"}))
+    storage.put(f"{HUB}/x", b"abc")
+    storage.put("s3://bucket/out/y", b"y")
+    assert (storage.read(f"{HUB}/x"), storage.pin(HUB, "main")) == (b"abc", HUB)
+    assert [entry.key for entry in storage.list(HUB)] == ["out/y", "x"]
+    assert storage.download_folder("s3://bucket/out", tmp_path / "copy") == [tmp_path / "copy" / "y"]
+    with pytest.raises(AssertionError, match="a store was connected to"):
+        storage.read("s3://bucket/other")

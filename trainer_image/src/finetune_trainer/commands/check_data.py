@@ -4,7 +4,7 @@
 
 import logging
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,15 +27,14 @@ from finetune_trainer.data.checks.output import (
 from finetune_trainer.data.checks.pipeline import Progress, check_rows
 from finetune_trainer.data.checks.summary import Summary, explain_unusable, name_unknown_columns
 from finetune_trainer.data.formats.export import ExportFormat
-from finetune_trainer.data.rows import Rejected, UnreadableFile
-from finetune_trainer.errors import TrainerError
+from finetune_trainer.data.rows import UnreadableFile
+from finetune_trainer.errors import TrainerError, name_some
 
 if TYPE_CHECKING:
     from finetune_trainer.tokenization.labeler import Labeler
 
 logger = logging.getLogger(__name__)
 
-NAMED_FILES = 5
 _OPTIONS = {
     "spec.dataset.columns": "--columns",
     "dataset.columns": "--columns",
@@ -65,9 +64,9 @@ def check_local_rows(files: list[str], out: Path, request: Request) -> None:
     found = find_files(files, [out / name for name in (*OUTPUT_FILES, CONVERTED, UNCONVERTED)])
     summary.ignored_files = found.ignored
     if found.ignored:
-        logger.warning("skipped, not data files: %s", _name_some(found.ignored))
+        logger.warning("skipped, not data files: %s", name_some(found.ignored))
     try:
-        _write(found, out, request, summary, conversion)
+        _write(found, request, summary, CheckOutput(out, summary, conversion))
     except UnreadableFile as error:
         raise TrainerError(ExitCode.DATASET_UNUSABLE, str(error)) from None
     print_summary(summary)
@@ -88,11 +87,8 @@ def parse_columns(options: list[str]) -> dict[str, str]:
     return columns
 
 
-def _write(found: LocalFiles, out: Path, request: Request, summary: Summary, conversion: Conversion | None) -> None:
-    with ExitStack() as stack:
-        output = stack.enter_context(CheckOutput(out, summary, conversion))
-        if conversion is not None:
-            stack.enter_context(conversion)
+def _write(found: LocalFiles, request: Request, summary: Summary, output: CheckOutput) -> None:
+    with output, _progress_bar(found.size) as show:
         rows = check_rows(
             found.read,
             summary=summary,
@@ -101,12 +97,10 @@ def _write(found: LocalFiles, out: Path, request: Request, summary: Summary, con
             objective=request.objective.value if request.objective else None,
             labeler=_load_labeler(request.model) if request.model else None,
             max_length=request.max_length,
-            on_progress=stack.enter_context(_progress_bar(found.size)),
+            on_progress=show,
         )
         for row in rows:
             output.write(row)
-            if conversion is not None and not isinstance(row, Rejected):
-                conversion.write(row)
 
 
 def _load_labeler(model: Path) -> "Labeler":
@@ -141,8 +135,3 @@ def _as_options(why: str) -> str:
     for field, option in _OPTIONS.items():
         why = why.replace(field, option)
     return why
-
-
-def _name_some(names: list[str]) -> str:
-    more = f" and {len(names) - NAMED_FILES} more" if len(names) > NAMED_FILES else ""
-    return ", ".join(names[:NAMED_FILES]) + more

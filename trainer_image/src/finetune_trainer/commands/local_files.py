@@ -1,14 +1,13 @@
 """Find the files for `FILE…` of a command: single files, the data files of a folder, or the matches of a pattern."""
 
 import os
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from finetune_api.handoff import ExitCode
 from finetune_trainer.data.rows import NamedPath
-from finetune_trainer.data.sources import WILDCARD, is_data_file, pattern_to_regex
+from finetune_trainer.data.sources import WILDCARD, is_data_file, split_pattern
 from finetune_trainer.errors import TrainerError
 
 SHOWN = 5
@@ -75,11 +74,10 @@ class _Finder:
 
     def _matching(self, pattern: str) -> LocalFiles:
         """Return the files that match, whatever their extension, except hidden ones."""
-        start = WILDCARD.search(pattern)
-        depth = pattern.rfind("/", 0, start.start() if start else None) + 1
-        folder = Path(pattern[:depth] or ".")
-        matches = re.compile(pattern_to_regex(pattern[depth:])).fullmatch
-        keys = [key for key in self._walk(folder) if matches(key) and not key.rpartition("/")[2].startswith(".")]
+        above, wanted = split_pattern(pattern)
+        folder = Path(above or ".")
+        found = filter(wanted.fullmatch, self._walk(folder))
+        keys = [key for key in found if not key.rpartition("/")[2].startswith(".")]
         if not keys:
             raise TrainerError(ExitCode.DATASET_UNUSABLE, f"{pattern}: nothing in {folder} matches")
         return LocalFiles([_named(folder, key) for key in keys])

@@ -9,7 +9,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from finetune_api import names
-from finetune_api.handoff import Artifact, ExitCode, JobConfig, Manifest, Report
+from finetune_api.handoff import Artifact, ExitCode, JobConfig, Manifest
 from finetune_api.status import PublishedJob
 from finetune_trainer.config.manifest import read_manifest
 from finetune_trainer.errors import TrainerError
@@ -67,14 +67,14 @@ def add_references(config: JobConfig, finished: Mapping[str, PublishedJob]) -> J
     return config.model_copy(update={one.holder: finished[one.name] for one in list_references(config)})
 
 
-def to_published_job(config: JobConfig, report: Report) -> PublishedJob:
-    """Return a job that has just run as a parent for others."""
+def to_published_job(config: JobConfig, manifest_sha256: str | None) -> PublishedJob:
+    """Return a job with a result as a parent for others."""
     return PublishedJob(
         name=config.name,
         uid=config.uid,
         objective=config.spec.objective.value,
         output_uri=config.output_key(),
-        manifest_sha256=(report.artifacts and report.artifacts.manifest_sha256) or "",
+        manifest_sha256=manifest_sha256 or "",
     )
 
 
@@ -98,14 +98,7 @@ def _finished(option: str, name: str, folder: Path) -> FinishedJob:
     if manifest.name != name:
         raise _invalid(f"--job {option}: the result in {folder} belongs to {manifest.name}")
     config = read_manifest(folder / Artifact.CONFIG, manifest.uid)
-    job = PublishedJob(
-        name=name,
-        uid=manifest.uid,
-        objective=config.spec.objective.value,
-        output_uri=config.output_key(),
-        manifest_sha256=hashlib.sha256(data).hexdigest(),
-    )
-    return FinishedJob(job, folder)
+    return FinishedJob(to_published_job(config, hashlib.sha256(data).hexdigest()), folder)
 
 
 def _invalid(message: str) -> TrainerError:

@@ -5,7 +5,6 @@
 import logging
 import os
 import uuid
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -43,11 +42,11 @@ def run_jobs(
     ordered = sort_jobs(jobs, done)
     for job in ordered:
         config = state.config = add_references(job, done)
-        storage = LocalStore(folders, elsewhere=_connect(config.spec, state.stop))
+        storage = _connect(config.spec, state.stop, LocalStore(folders))
         report = _run_one(state, config, storage, workspace / job.name)
         if report.outcome is Outcome.GATE_NOT_MET:  # its children cannot build on it
             return report
-        done[job.name] = to_published_job(config, report)
+        done[job.name] = to_published_job(config, report.artifacts.manifest_sha256 if report.artifacts else None)
         if job is not ordered[-1]:
             logger.info("%s: %s: %s", job.name, report.reason, report.message)
     return report
@@ -71,7 +70,7 @@ def _run_one(state: RunState, config: JobConfig, storage: Store, workspace: Path
     return train(replace(context, config=ready))
 
 
-def _connect(spec: FineTuneJobSpec, stop: StopFlag) -> Callable[[], Store]:
+def _connect(spec: FineTuneJobSpec, stop: StopFlag, local: LocalStore) -> Store:
     """Return the job's stores with this machine's credentials: the manifest's Secrets exist only in a cluster."""
 
     def open_s3() -> Store:
@@ -93,4 +92,4 @@ def _connect(spec: FineTuneJobSpec, stop: StopFlag) -> Callable[[], Store]:
 
         return HubStore(connection, stop=stop)
 
-    return lambda: RoutedStore(open_s3, open_hub)
+    return RoutedStore(open_s3, open_hub, local)

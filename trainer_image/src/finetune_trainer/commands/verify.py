@@ -14,6 +14,7 @@ from finetune_trainer.publishing.lineage_chain import Link, follow_chain, read_r
 from finetune_trainer.publishing.publish import find_file_faults
 from finetune_trainer.storage.local import LocalStore, parse_maps
 from finetune_trainer.storage.protocol import ReadableStore, join_uri
+from finetune_trainer.storage.routed import RoutedStore
 from finetune_trainer.storage.s3 import S3Store
 from finetune_trainer.storage.s3_client import S3Connection
 
@@ -78,4 +79,4 @@ def _storage(uri: str, endpoint: str | None, maps: list[str]) -> ReadableStore:
     logging.getLogger("finetune_trainer").setLevel(logging.WARNING)
     store = S3Store(S3Connection(StorageSpec(endpoint=endpoint)))
     own = {} if uri.startswith("s3://") else {uri: Path(uri)}
-    return LocalStore(parse_maps(maps) | own, elsewhere=lambda: store)
+    return RoutedStore(lambda: store, lambda: store, LocalStore(parse_maps(maps) | own))

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from finetune_api.handoff import JobConfig
-from finetune_trainer.monitoring.reporter import Reporter, transfer_beat, work_beat
+from finetune_trainer.monitoring.reporter import Reporter, work_beat
 from finetune_trainer.sigterm import StopFlag
 from finetune_trainer.storage.protocol import Store
 
@@ -28,4 +28,4 @@ class RunContext:
     @property
     def on_bytes(self) -> Callable[[int], None]:
         """A callback for each transferred block; it counts a heartbeat and raises `Stopped` after SIGTERM."""
-        return transfer_beat(self.reporter, self.stop)
+        return work_beat(self.reporter, self.stop)

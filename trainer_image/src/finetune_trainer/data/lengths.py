@@ -27,13 +27,8 @@ class Lengths:
         """The length of the longest row; 0 without rows."""
         return max(self.seen, default=0)
 
-    @property
-    def advised_max_length(self) -> int:
-        """The `maxLength` that truncates at most 1 % of the rows: the 99th percentile, rounded up by 64s."""
-        return round_up(self.percentile(99))
-
     def to_dict(self) -> dict[str, int]:
-        """Return the figures in the form of `summary.json`."""
+        """Return the figures in the form of `summary.json`; the advised `maxLength` cuts at most 1 % of the rows."""
         median, most, nearly_all = self._ranked((50, 90, 99))
         return {
             "p50": median,

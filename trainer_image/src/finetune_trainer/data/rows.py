@@ -117,7 +117,6 @@ class _Sourced(ABC):
 
     __slots__ = ()
     source: Source
-    written: bytes
 
     @abstractmethod
     def content(self) -> dict[str, Any]:
@@ -133,6 +132,15 @@ class _Sourced(ABC):
         row["_source"] = {"file": self.source.file, "line": self.source.line}
         return row
 
+
+@dataclass(slots=True, kw_only=True)
+class _Row(_Sourced):
+    """What happened to a row of any kind; `written` is its line of an earlier file."""
+
+    repairs: tuple[RepairCode, ...] = ()
+    encodings: "tuple[EncodedSample, ...]" = ()
+    written: bytes = field(default=b"", compare=False, repr=False)
+
     def to_line(self) -> bytes:
         """Return the line of `accepted.jsonl`."""
         source = _dump_file(self.source.file) + b"%d}}\n" % self.source.line
@@ -140,16 +148,13 @@ class _Sourced(ABC):
 
 
 @dataclass(slots=True)
-class ChatRow(_Sourced):
+class ChatRow(_Row):
     """A conversation that ends with an answer."""
 
     messages: list[Message]
     source: Source
     format: DataFormat
     tools: Tools = None
-    repairs: tuple[RepairCode, ...] = ()
-    encodings: "tuple[EncodedSample, ...]" = ()
-    written: bytes = field(default=b"", compare=False, repr=False)
 
     def content(self) -> dict[str, Any]:
         """Return the row without its source."""
@@ -161,7 +166,7 @@ class ChatRow(_Sourced):
 
 
 @dataclass(slots=True)
-class PreferenceRow(_Sourced):
+class PreferenceRow(_Row):
     """Two answers to one prompt; each consists of the turns after the prompt, usually one."""
 
     prompt: list[Message]
@@ -170,9 +175,6 @@ class PreferenceRow(_Sourced):
     source: Source
     format: DataFormat
     tools: Tools = None
-    repairs: tuple[RepairCode, ...] = ()
-    encodings: "tuple[EncodedSample, ...]" = ()
-    written: bytes = field(default=b"", compare=False, repr=False)
 
     def content(self) -> dict[str, Any]:
         """Return the row without its source."""
@@ -185,7 +187,7 @@ class PreferenceRow(_Sourced):
 
 
 @dataclass(slots=True)
-class UnpairedRow(_Sourced):
+class UnpairedRow(_Row):
     """One answer to a prompt and whether it is desirable."""
 
     prompt: list[Message]
@@ -194,9 +196,6 @@ class UnpairedRow(_Sourced):
     source: Source
     format: DataFormat
     tools: Tools = None
-    repairs: tuple[RepairCode, ...] = ()
-    encodings: "tuple[EncodedSample, ...]" = ()
-    written: bytes = field(default=b"", compare=False, repr=False)
 
     def content(self) -> dict[str, Any]:
         """Return the row without its source."""
@@ -209,16 +208,13 @@ class UnpairedRow(_Sourced):
 
 
 @dataclass(slots=True)
-class PromptRow(_Sourced):
+class PromptRow(_Row):
     """A prompt for the model to answer."""
 
     prompt: list[Message]
     source: Source
     format: DataFormat
     tools: Tools = None
-    repairs: tuple[RepairCode, ...] = ()
-    encodings: "tuple[EncodedSample, ...]" = ()
-    written: bytes = field(default=b"", compare=False, repr=False)
 
     def content(self) -> dict[str, Any]:
         """Return the row without its source."""
@@ -230,15 +226,12 @@ class PromptRow(_Sourced):
 
 
 @dataclass(slots=True)
-class TextRow(_Sourced):
+class TextRow(_Row):
     """A text without roles; every token is trained on."""
 
     text: str
     source: Source
     format: DataFormat
-    repairs: tuple[RepairCode, ...] = ()
-    encodings: "tuple[EncodedSample, ...]" = ()
-    written: bytes = field(default=b"", compare=False, repr=False)
 
     def content(self) -> dict[str, Any]:
         """Return the row without its source."""

@@ -112,12 +112,17 @@ def _below(root: str, folder: str) -> str:
 
 def _matching(storage: ReadableStore, root: str, pattern: str) -> tuple[list[SourceObject], str]:
     """Return the objects that match the pattern, except hidden ones, and the folder that was listed."""
+    above, keys = split_pattern(pattern)
+    folder = _below(root, above.rstrip("/"))
+    entries = [entry for entry in storage.list(folder) if keys.fullmatch(entry.key) and not _is_hidden(entry.key)]
+    return _objects(folder, entries), folder
+
+
+def split_pattern(pattern: str) -> tuple[str, re.Pattern[str]]:
+    """Return the folder before the first wildcard, and the expression for paths below it."""
     start = WILDCARD.search(pattern)
     depth = pattern.rfind("/", 0, start.start() if start else None) + 1
-    folder = _below(root, pattern[:depth].rstrip("/"))
-    matches = re.compile(pattern_to_regex(pattern[depth:])).fullmatch
-    entries = [entry for entry in storage.list(folder) if matches(entry.key) and not _is_hidden(entry.key)]
-    return _objects(folder, entries), folder
+    return pattern[:depth], re.compile(pattern_to_regex(pattern[depth:]))
 
 
 def _data_files(storage: ReadableStore, folder: str) -> list[SourceObject]:

@@ -6,7 +6,7 @@ from collections import defaultdict
 from typing import Protocol, TypeVar
 
 from finetune_api.handoff import ExitCode
-from finetune_trainer.errors import TrainerError
+from finetune_trainer.errors import TrainerError, name_some
 
 logger = logging.getLogger(__name__)
 
@@ -17,7 +17,6 @@ WORDS = {
 }
 WANTED = {"train": ("train", ""), "validation": ("validation", "test", "")}
 """The splits that a source takes, in order of preference; the empty name is for files without a split in their name."""
-SHOWN = 5
 
 
 class HasUri(Protocol):
@@ -52,16 +51,16 @@ def choose_split(found: list[T], uri: str, place: str) -> list[T]:
     folders = list(dict.fromkeys(names[one.uri].rpartition("/")[0] or "." for one in chosen))
     if len(folders) > 1:
         logger.warning("%s: reading files of %d folders together: %s. To read only one, name it in the uri.",
-                       uri, len(folders), _few(folders))  # fmt: skip
+                       uri, len(folders), name_some(folders))  # fmt: skip
     left_out = [names[one.uri] for one in found if one not in chosen]
     if not left_out:
         return chosen
     if not chosen:
-        message = f"its files seem to belong to a different split than {place} ({_few(left_out)})"
+        message = f"its files seem to belong to a different split than {place} ({name_some(left_out)})"
         raise TrainerError(ExitCode.DATASET_UNUSABLE, f"{uri}: {message}: name the files to read in the uri")
     taken = [names[one.uri] for one in chosen]
-    logger.warning("%s: reading %s; leaving out %s. To choose other files, name them in the uri.", uri, _few(taken),
-                   _few(left_out))  # fmt: skip
+    logger.warning("%s: reading %s; leaving out %s. To choose other files, name them in the uri.",
+                   uri, name_some(taken), name_some(left_out))  # fmt: skip
     return chosen
 
 
@@ -69,8 +68,3 @@ def _below(uri: str, asked: str) -> str:
     """Return the path below the requested folder, whose own name is ignored because the user chose it."""
     depth = len(asked.rstrip("/").split("/"))
     return "/".join(uri.split("/")[depth:]) or uri.rpartition("/")[2]
-
-
-def _few(names: list[str]) -> str:
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more

@@ -1,6 +1,5 @@
 """The gate before publishing: runs its process if the memory suffices, and reads the results."""
 
-import json
 import logging
 import os
 import signal
@@ -17,6 +16,7 @@ from finetune_trainer.evaluation.gate_rules import ValidationResult
 from finetune_trainer.evaluation.logprobs import COMPARED_TOKENS
 from finetune_trainer.merging.gate_messages import OUT_OF_MEMORY, GatePlan, GateReply
 from finetune_trainer.merging.host_memory import available_bytes
+from finetune_trainer.models.base_model import read_config
 from finetune_trainer.models.loading import DTYPES
 from finetune_trainer.models.tensor_files import total_bytes
 from finetune_trainer.monitoring.reporter import Reporter
@@ -117,7 +117,7 @@ def needed_bytes(plan: GatePlan) -> int:
 
 
 def _vocabulary(base: Path) -> int:
-    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    config = read_config(base)
     text = config.get("text_config") or {}
     return int(config.get("vocab_size") or text.get("vocab_size") or LARGE_VOCABULARY)
 

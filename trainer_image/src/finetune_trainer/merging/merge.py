@@ -16,7 +16,7 @@ from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 from safetensors.torch import load_file, save_file
 
 from finetune_api.handoff import ADAPTER_WEIGHTS
-from finetune_trainer.models.base_model import ADAPTER_CONFIG
+from finetune_trainer.models.base_model import ADAPTER_CONFIG, CONFIG, read_config
 from finetune_trainer.models.loading import DTYPES
 from finetune_trainer.models.tensor_files import INDEX, Header, TensorFiles
 from finetune_trainer.models.tensor_files import WEIGHTS as MODEL_WEIGHTS
@@ -144,7 +144,7 @@ def open_full_merge(base: Path, weights: Path, precision: str) -> Iterator[Merge
 
 def stored_precision(base: Path) -> str:
     """Return the number format in which the base model is stored, by its config; FP32 if that names none."""
-    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    config = read_config(base)
     names = {name: precision for precision, name in NAMES.items()}
     return names.get(str(config.get("dtype") or config.get("torch_dtype")), "FP32")
 
@@ -186,8 +186,7 @@ def _scale(config: Mapping[str, Any], rank: int) -> float:
 
 def is_conv1d(base: Path) -> bool:
     """Return whether the architecture stores its linear layers as Conv1D, with the inputs first."""
-    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
-    return config.get("model_type") in CONV1D
+    return read_config(base).get("model_type") in CONV1D
 
 
 def _find_tensor(module: str, headers: Mapping[str, Header], name: str | None = None) -> str:
@@ -201,8 +200,7 @@ def _find_tensor(module: str, headers: Mapping[str, Header], name: str | None = 
 
 def _is_tied_copy(name: str, base: Path) -> bool:
     """Return whether it is the base's copy of its embeddings, which would differ from the trained ones."""
-    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
-    return name == "lm_head.weight" and bool(config.get("tie_word_embeddings"))
+    return name == "lm_head.weight" and bool(read_config(base).get("tie_word_embeddings"))
 
 
 def _in_shards(files: TensorFiles, names: list[str], limit: int, width: int) -> Iterator[list[str]]:
@@ -220,10 +218,10 @@ def _in_shards(files: TensorFiles, names: list[str], limit: int, width: int) -> 
 
 def copy_settings(base: Path, output: Path, precision: str) -> None:
     """Write the base's configuration with the number format of the merge."""
-    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    config = read_config(base)
     _set_dtype(config, NAMES[precision])
     config.pop("_name_or_path", None)
-    (output / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    (output / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     for name in COPIED:
         if (base / name).is_file():
             (output / name).write_bytes((base / name).read_bytes())
@@ -235,13 +233,9 @@ def _set_dtype(config: dict[str, Any], dtype: str) -> None:
     config |= dict.fromkeys(keys, dtype)
     for part in config.values():
         if isinstance(part, dict):
-            _set_dtype_of_part(part, dtype)
+            part |= {key: dtype for key in DTYPE_KEYS if key in part}
     if not keys:
         config["dtype"] = dtype
-
-
-def _set_dtype_of_part(part: dict[str, Any], dtype: str) -> None:
-    part |= {key: dtype for key in DTYPE_KEYS if key in part}
 
 
 class Unmapped(Exception):  # noqa: N818 - a state of the base's files, not an error

@@ -13,7 +13,14 @@ from pydantic import ValidationError
 from finetune_api.handoff import ADAPTER_WEIGHTS, Artifact, ExitCode, JobConfig
 from finetune_api.spec import FineTuneJobSpec, Lora
 from finetune_trainer.errors import ObjectMissing, TrainerError
-from finetune_trainer.models.base_model import ADAPTER_CONFIG, PICKLE_SUFFIXES, is_weight_file, read_header
+from finetune_trainer.models.base_model import (
+    ADAPTER_CONFIG,
+    PICKLE_SUFFIXES,
+    is_weight_file,
+    parse_json_file,
+    read_header,
+    refuse,
+)
 from finetune_trainer.models.shape import ModelShape, Tensors
 from finetune_trainer.publishing.parent_result import read_parent_result
 from finetune_trainer.storage.hub.uris import SCHEME, pinned_model_uri
@@ -120,26 +127,20 @@ def _read_config(
 ) -> dict[str, Any]:
     data = storage.read(join_uri(uri, ADAPTER_CONFIG)) if ADAPTER_CONFIG in entries else None
     if data is None:
-        _refuse(
+        refuse(
             uri,
             f"there is no {ADAPTER_CONFIG}: tuning.initialAdapter must name the folder of an adapter as PEFT saves it",
         )
     _require_digest(uri, ADAPTER_CONFIG, hashlib.sha256(data).hexdigest(), expected)
-    try:
-        raw = json.loads(data)
-    except ValueError:
-        raw = None
-    if not isinstance(raw, dict):
-        _refuse(uri, f"{ADAPTER_CONFIG} is not a JSON object")
-    return raw
+    return parse_json_file(uri, ADAPTER_CONFIG, data)
 
 
 def _weights(uri: str, entries: Mapping[str, Entry]) -> Entry:
     if ADAPTER_WEIGHTS not in entries:
         if any(key.endswith(PICKLE_SUFFIXES) for key in entries):
-            _refuse(uri, "the adapter exists only as a pickle file, which can run code when loaded: save it again "
-                         "with save_pretrained(…)")  # fmt: skip
-        _refuse(uri, f"there is no {ADAPTER_WEIGHTS}")
+            refuse(uri, "the adapter exists only as a pickle file, which can run code when loaded: save it again "
+                        "with save_pretrained(…)")  # fmt: skip
+        refuse(uri, f"there is no {ADAPTER_WEIGHTS}")
     return entries[ADAPTER_WEIGHTS]
 
 
@@ -283,11 +284,7 @@ def _require_digest(uri: str, name: str, found: str, expected: Mapping[str, str]
     """Refuse a file of a parent's adapter whose digest is not the one in its manifest."""
     if expected and found != expected.get(name):
         digests = f"{found} instead of {expected.get(name)}"
-        _refuse(uri, f"{name} does not match its SHA-256 in the manifest ({digests})")
-
-
-def _refuse(uri: str, why: str) -> NoReturn:
-    raise TrainerError(ExitCode.MODEL_UNAVAILABLE, f"{uri}: {why}")
+        refuse(uri, f"{name} does not match its SHA-256 in the manifest ({digests})")
 
 
 def _invalid(message: str) -> NoReturn:

@@ -77,10 +77,10 @@ def check_model(uri: str, storage: ReadableStore, directory: Path, on_bytes: OnB
     config = _read_json(uri, directory / CONFIG)
     for name, content in ((CONFIG, config), (TOKENIZER_CONFIG, _read_json(uri, directory / TOKENIZER_CONFIG))):
         if content.get("auto_map"):
-            _refuse(uri, f"{name} requires remote code (auto_map), which is never run: use an architecture that "
-                         "is built into transformers")  # fmt: skip
+            refuse(uri, f"{name} requires remote code (auto_map), which is never run: use an architecture that "
+                        "is built into transformers")  # fmt: skip
     if config.get("quantization_config"):
-        _refuse(uri, "the weights are already quantised: use the 16-bit weights, which QLoRA quantises itself")
+        refuse(uri, "the weights are already quantised: use the 16-bit weights, which QLoRA quantises itself")
     shards = _shards(uri, directory, entries)
     tensors: dict[str, tuple[int, ...]] = {}
     for shard in shards:
@@ -97,18 +97,18 @@ def check_model(uri: str, storage: ReadableStore, directory: Path, on_bytes: OnB
 def _check_names(uri: str, entries: Mapping[str, Entry]) -> None:
     has_weights = WEIGHTS in entries or INDEX in entries
     if not has_weights and any(name.endswith(GGUF_SUFFIX) for name in (uri.rstrip("/"), *entries)):
-        _refuse(uri, "the weights exist only as GGUF, which is quantised for inference: use the original safetensors")
+        refuse(uri, "the weights exist only as GGUF, which is quantised for inference: use the original safetensors")
     if not entries:
-        _refuse(uri, "there is no object under this prefix: correct spec.model.uri, or upload the model's folder")
+        refuse(uri, "there is no object under this prefix: correct spec.model.uri, or upload the model's folder")
     if CONFIG not in entries:
-        _refuse(uri, f"there is no {CONFIG}: spec.model.uri must name the folder of a model as transformers saves it")
+        refuse(uri, f"there is no {CONFIG}: spec.model.uri must name the folder of a model as transformers saves it")
     if not has_weights:
         if any(key.endswith(PICKLE_SUFFIXES) for key in entries):
-            _refuse(uri, "the weights exist only as pickle files, which can run code when loaded: "
-                         "save them again with save_pretrained(…, safe_serialization=True)")  # fmt: skip
-        _refuse(uri, f"there are no weights: neither {WEIGHTS} nor {INDEX}")
+            refuse(uri, "the weights exist only as pickle files, which can run code when loaded: "
+                        "save them again with save_pretrained(…, safe_serialization=True)")  # fmt: skip
+        refuse(uri, f"there are no weights: neither {WEIGHTS} nor {INDEX}")
     if TOKENIZER not in entries:
-        _refuse(
+        refuse(
             uri, f"there is no {TOKENIZER}: save it with AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
         )
 
@@ -121,9 +121,9 @@ def _shards(uri: str, directory: Path, entries: Mapping[str, Entry]) -> list[Ent
     missing = [name for name in names if name not in entries]
     others = [name for name in names if not is_weight_file(name)]
     if others:
-        _refuse(uri, f"{INDEX} names weights that are not model*.safetensors: {', '.join(others[:5])}")
+        refuse(uri, f"{INDEX} names weights that are not model*.safetensors: {', '.join(others[:5])}")
     if missing or not names:
-        _refuse(uri, f"weights that {INDEX} names are missing: {', '.join(missing[:5]) or 'it names none'}")
+        refuse(uri, f"weights that {INDEX} names are missing: {', '.join(missing[:5]) or 'it names none'}")
     return [entries[name] for name in names]
 
 
@@ -133,17 +133,17 @@ def read_header(uri: str, shard: Entry, storage: ReadableStore, on_bytes: OnByte
     try:
         length = int.from_bytes(storage.read_range(where, 0, 8), "little")
         if not 2 <= length <= min(HEADER_LIMIT, shard.size - 8):
-            _refuse(uri, f"{shard.key} is not a safetensors file")
+            refuse(uri, f"{shard.key} is not a safetensors file")
         header = json.loads(storage.read_range(where, 8, length))
         header.pop("__metadata__", None)
         end = max((int(tensor["data_offsets"][1]) for tensor in header.values()), default=0)
         tensors = {str(name): tuple(int(size) for size in tensor["shape"]) for name, tensor in header.items()}
     except ObjectMissing:
-        _refuse(uri, f"{shard.key} was deleted while it was read")
+        refuse(uri, f"{shard.key} was deleted while it was read")
     except (ValueError, KeyError, TypeError, IndexError, AttributeError):
-        _refuse(uri, f"the header of {shard.key} cannot be read: it is not a safetensors file")
+        refuse(uri, f"the header of {shard.key} cannot be read: it is not a safetensors file")
     if 8 + length + end != shard.size:
-        _refuse(
+        refuse(
             uri, f"{shard.key} has {shard.size} bytes instead of the {8 + length + end} of its header: upload it again"
         )
     if on_bytes:
@@ -151,17 +151,26 @@ def read_header(uri: str, shard: Entry, storage: ReadableStore, on_bytes: OnByte
     return tensors
 
 
+def read_config(folder: Path) -> dict[str, Any]:
+    """Return the configuration of a model in a local folder."""
+    return dict(json.loads((folder / CONFIG).read_text(encoding="utf-8")))
+
+
 def _read_json(uri: str, path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
+    return parse_json_file(uri, path.name, path.read_bytes()) if path.is_file() else {}
+
+
+def parse_json_file(uri: str, name: str, data: bytes) -> dict[str, Any]:
+    """Return the JSON object in one of the folder's files; anything else is refused."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(data.decode())
     except ValueError:
         content = None
     if not isinstance(content, dict):
-        _refuse(uri, f"{path.name} is not a JSON object")
+        refuse(uri, f"{name} is not a JSON object")
     return content
 
 
-def _refuse(uri: str, why: str) -> NoReturn:
+def refuse(uri: str, why: str) -> NoReturn:
+    """Raise the error of a model or adapter that cannot be used."""
     raise TrainerError(ExitCode.MODEL_UNAVAILABLE, f"{uri}: {why}")

@@ -193,11 +193,6 @@ def linear_targets(model: PreTrainedModel) -> list[str]:
     return sorted(names - UNADAPTED_LAYERS)
 
 
-def adapted_modules(model: PeftModel) -> list[str]:
-    """Return the names of the modules that have an adapter."""
-    return sorted(model.peft_config["default"].target_modules)
-
-
 def quantised_layers(model: PreTrainedModel | PeftModel, settings: Resolved) -> Quantised | None:
     """Return the text decoder's linear layers that compute in NF4, by their names in the base; None if there are none.
 

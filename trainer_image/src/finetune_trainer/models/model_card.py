@@ -1,6 +1,5 @@
 """Facts about the base model for the report: licence, chat template, context."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -9,6 +8,7 @@ import yaml
 
 from finetune_trainer.data.rows import Message
 from finetune_trainer.evaluation.run_record import BaseFacts, Licence
+from finetune_trainer.models.base_model import read_config
 from finetune_trainer.storage.protocol import ReadableStore, join_uri
 from finetune_trainer.tokenization.labeler import Labeler
 
@@ -60,7 +60,7 @@ def _licence_lines(card: str) -> str:
 
 def describe_base(model: Path, labeler: Labeler, licence: Licence | None, prompts: Sequence[str]) -> BaseFacts:
     """Return the facts about a model's folder; `prompts` are the job's prompts."""
-    config = json.loads((model / "config.json").read_text(encoding="utf-8"))
+    config = read_config(model)
     rendered = [labeler.render_prompt([Message(role="user", content=prompt)])[1] for prompt in prompts]
     return BaseFacts(
         licence=licence,

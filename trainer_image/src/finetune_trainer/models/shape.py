@@ -68,7 +68,7 @@ class ModelShape:
             return {
                 name: shape
                 for name, shape in self.linear.items()
-                if _last(name) not in UNADAPTED_LAYERS and _is_of_text(name)
+                if name.rpartition(".")[2] not in UNADAPTED_LAYERS and _is_of_text(name)
             }
         modules = {
             name.removesuffix(".weight"): shape
@@ -113,7 +113,3 @@ def _size(values: Mapping[str, Any], *names: str) -> int | None:
 
 def _is_of_text(name: str) -> bool:
     return TOWERS.isdisjoint(name.split("."))
-
-
-def _last(name: str) -> str:
-    return name.rpartition(".")[2]

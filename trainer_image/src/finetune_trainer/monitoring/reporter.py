@@ -205,32 +205,21 @@ def _merged(block: B, fields: Fields | None) -> B:
     if not fields:
         return block
     known = {name: getattr(block, name) for name in type(block).model_fields}
-    finite = {name: value for name, value in fields.items() if _is_finite(value)}
+    finite = {name: value for name, value in fields.items() if not isinstance(value, float) or math.isfinite(value)}
     unknown = finite.keys() - known.keys()
     if unknown:
         raise KeyError(f"{type(block).__name__} has no field {', '.join(sorted(unknown))}")
     return type(block).model_validate(known | finite)
 
 
-def _is_finite(value: object) -> bool:
-    return not isinstance(value, float) or math.isfinite(value)
+def work_beat(reporter: Reporter, stop: StopFlag) -> Callable[..., None]:
+    """Return a callback for each piece of work, or with the size of each transferred block.
 
+    It counts a heartbeat and raises `Stopped` after SIGTERM.
+    """
 
-def work_beat(reporter: Reporter, stop: StopFlag) -> Callable[[], None]:
-    """Return a callback for each piece of work; it counts a heartbeat and raises `Stopped` after SIGTERM."""
-
-    def on_work() -> None:
+    def on_work(transferred: int = 0) -> None:
         stop.raise_if_set()
-        reporter.beat()
+        reporter.beat(transferred)
 
     return on_work
-
-
-def transfer_beat(reporter: Reporter, stop: StopFlag) -> Callable[[int], None]:
-    """Return an `on_bytes` that counts a heartbeat and raises `Stopped` after SIGTERM."""
-
-    def on_bytes(count: int) -> None:
-        stop.raise_if_set()
-        reporter.beat(count)
-
-    return on_bytes

@@ -36,9 +36,6 @@ from finetune_trainer.publishing.lineage import build_lineage, library_versions,
 from finetune_trainer.publishing.openlineage import write_lineage
 from finetune_trainer.tokenization.samples import EncodedPrompt, Sample
 
-SHOWN_SAMPLES = 3
-"""Number of samples that the report shows with the model's output."""
-
 
 @dataclass(frozen=True)
 class TrainingResult:

@@ -27,6 +27,8 @@ from finetune_trainer.tokenization.samples import (
     Sample,
 )
 
+SHOWN_SAMPLES = 3
+
 
 @dataclass(frozen=True)
 class Inputs:
@@ -70,6 +72,11 @@ class Inputs:
     def held_out(self) -> list[Encoded]:
         """The texts on which a saved model is compared."""
         return [as_text(sample) for sample in self.validation or self.train]
+
+    @property
+    def shown(self) -> Sequence[Sample]:
+        """The samples that the report shows with the model's output."""
+        return (self.validation or self.train)[:SHOWN_SAMPLES]
 
     @property
     def answers(self) -> list[Encoded]:

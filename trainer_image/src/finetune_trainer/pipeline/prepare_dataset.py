@@ -23,7 +23,7 @@ from finetune_trainer.data.codes import RepairCode
 from finetune_trainer.data.rows import NamedPath, Rejected, UnreadableFile
 from finetune_trainer.data.sources import FetchedObject, fetch_source
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.storage.protocol import OnBytes, ReadableStore, sha256_file
+from finetune_trainer.storage.protocol import OnBytes, ReadableStore, describe_files
 from finetune_trainer.tokenization.labeler import Labeler
 
 logger = logging.getLogger(__name__)
@@ -89,7 +89,7 @@ def prepare_dataset(
     train_lengths, held_out_samples = _write_rows(out, train, validation, split)
     _concatenate(out / Artifact.REJECTED, [one.directory / REJECTED for one in (train, validation) if one])
     status = _status(train, validation, split)
-    files = _describe(out)
+    files = describe_files(out)
     _write_summary(
         out,
         train,
@@ -230,14 +230,6 @@ def _counts(summaries: list[Summary]) -> DatasetStatus:
         format=dict(formats.most_common()),
         truncated=repaired[RepairCode.TRUNCATED.value],
     )
-
-
-def _describe(out: Path) -> list[ManifestFile]:
-    paths = sorted(path for path in out.rglob("*") if path.is_file())
-    return [
-        ManifestFile(path=path.relative_to(out).as_posix(), size=path.stat().st_size, sha256=sha256_file(path))
-        for path in paths
-    ]
 
 
 def _write_summary(

@@ -37,7 +37,6 @@ from finetune_trainer.models.adapter_output import continue_adapter, save_adapte
 from finetune_trainer.models.device import complete_settings, find_device, require_gpus
 from finetune_trainer.models.loading import (
     DTYPES,
-    adapted_modules,
     load_for_training,
     load_tokenizer,
     quantised_layers,
@@ -47,7 +46,6 @@ from finetune_trainer.models.loading import (
 from finetune_trainer.models.memory_estimate import micro_batches, share_batch
 from finetune_trainer.monitoring.tracking import Trackers, track
 from finetune_trainer.pipeline.finalize import (
-    SHOWN_SAMPLES,
     TrainingResult,
     build_record,
     build_result,
@@ -69,8 +67,8 @@ from finetune_trainer.training.checkpoint_files import (
     restore_best_weights,
 )
 from finetune_trainer.training.checkpoints import Checkpoints, remove_checkpoints
-from finetune_trainer.training.methods import Traits, build_trainer, traits_of
-from finetune_trainer.training.methods.loop import LoopContext, LoopTrainer
+from finetune_trainer.training.methods import build_trainer, traits_of
+from finetune_trainer.training.methods.loop import LoopContext, LoopTrainer, TrainerParts
 from finetune_trainer.training.out_of_memory import is_out_of_memory
 
 logger = logging.getLogger(__name__)
@@ -86,11 +84,7 @@ def train(run: RunContext) -> Report:
     device = find_device()
     checkpoints = Checkpoints(inputs.run, inputs.base_sha256, inputs.rows.digests)
     with _track(inputs) as trackers:
-        trained = train_within_memory(inputs, device, checkpoints)
-        trackers.write_files()
-        report = finish(inputs, trained, device)
-        trackers.record_result(report)
-    return report
+        return finish(inputs, train_within_memory(inputs, device, checkpoints), device, trackers)
 
 
 def _track(inputs: Inputs, *, is_first: bool = True) -> AbstractContextManager[Trackers]:
@@ -123,14 +117,12 @@ def train_distributed(run: RunContext, world: World) -> Report | None:
         (run.workspace / LEFT_GROUP).touch()
         if not world.is_first:
             return None
-        trackers.write_files()
-        report = finish(inputs, trained, device)
-        trackers.record_result(report)
-        return report
+        return finish(inputs, trained, device, trackers)
 
 
-def finish(inputs: Inputs, trained: TrainingResult, device: torch.device) -> Report:
+def finish(inputs: Inputs, trained: TrainingResult, device: torch.device, trackers: Trackers) -> Report:
     """Merge, validate, write the report and publish."""
+    trackers.write_files()
     inputs.run.stop.raise_if_set()
     full = make_full_model(inputs, trained)
     inputs.run.stop.raise_if_set()
@@ -138,6 +130,7 @@ def finish(inputs: Inputs, trained: TrainingResult, device: torch.device) -> Rep
     write_report(record, inputs.result)
     report = publish(inputs.run, inputs.result, build_result(inputs, record))
     remove_checkpoints(inputs.run.config, inputs.run.storage)
+    trackers.record_result(report)
     return report
 
 
@@ -160,86 +153,93 @@ def train_within_memory(inputs: Inputs, device: torch.device, checkpoints: Check
 
 
 def train_once(
-    inputs: Inputs,
-    settings: Resolved,
-    device: torch.device,
-    checkpoints: Checkpoints,
-    world: World = ALONE,
+    inputs: Inputs, settings: Resolved, device: torch.device, checkpoints: Checkpoints, world: World = ALONE
 ) -> TrainingResult:
-    """Load the base, measure it, train, restore the best weights, measure them and save.
+    """Load the base, measure it, train, and save and measure the best weights.
 
     The trainer is built on the unchanged base even if the training resumes from a checkpoint, because the reference
     is computed then; `train` loads the checkpoint's weights.
     """
-    spec = inputs.run.config.spec
-    traits = traits_of(spec.objective)
+    spec, reporter = inputs.run.config.spec, inputs.run.reporter
     resumed = restore_checkpoint(inputs.run, checkpoints, world)
     loop = start_loop(inputs, checkpoints, resumed, world)
-    model = load_for_training(inputs.model, settings, device, writes_text=traits.writes_text, world=world)
-    if inputs.initial_adapter:
-        continue_adapter(model, inputs.initial_weights)
-    if settings.method != Method.FULL and spec.output.merge is not Merge.NONE:
-        refuse_tied_merge(model)
-    settings = with_targets(settings, model)
-    tokenizer = load_tokenizer(inputs.model)
-    trainer = build_trainer(
-        spec.objective,
-        model,
-        tokenizer,
-        settings,
-        loop,
-        train=inputs.train,
-        validation=inputs.validation,
-        scratch=inputs.run.workspace / "trainer",
-        judge=build_judge(inputs, settings, device),
-    )
+    model, settings = load_model(inputs, settings, device, world)
+    tokenizer, scratch = load_tokenizer(inputs.model), inputs.run.workspace / "trainer"
+    parts = TrainerParts(model, tokenizer, settings, loop, inputs.train, inputs.validation, scratch)
+    trainer = build_trainer(spec.objective, parts, build_judge(inputs, settings, device))
     parameters = sum(tensor.numel() for tensor in trained_tensors(model).values())
-    inputs.run.reporter.update(resolved=settings, metrics={"trainable_parameters": parameters})
-    shown = (inputs.validation or inputs.train)[:SHOWN_SAMPLES]
+    reporter.update(resolved=settings, metrics={"trainable_parameters": parameters})
     if not resumed:
-        if inputs.validation and spec.evaluation.baseline:
-            trainer.evaluate()
-        loop.before.shown = trainer.show(shown)
-        loop.before.answers = answer_on_first_rank(inputs, trainer, loop, traits)
+        measure_baseline(inputs, trainer, loop)
     trainer.train(str(resumed) if resumed else None)
     loop.stop.raise_if_set()
-    final = restore_best(trainer, loop) if inputs.validation and traits.has_loss else None
-    save_trained(model, inputs.best_weights)
-    after = trainer.show(shown)
-    stop_ids = stop_token_ids(trainer.model, inputs.answers) if traits.writes_text else []
-    full_loss = measure_gate_loss(inputs, trainer) if world.is_first else None
-    is_needed = world.is_first or is_sharded(model)
-    tuned_answers = answer_prompts(inputs, trainer, loop, traits) if is_needed else loop.before.answers
-    if not world.is_first:
-        return TrainingResult(
-            settings, loop.history, loop.plateau, final, parameters, [], loop.began, stop_ids=stop_ids
-        )
-    if settings.method != Method.FULL:
+    result = measure_result(inputs, trainer, parts, parameters)
+    if world.is_first and settings.method != Method.FULL:
         save_adapter(model, inputs.result / Artifact.ADAPTER, repo_name(spec.model.uri), pinned_commit(spec.model))
         save_tokenizer(inputs.model, inputs.result / Artifact.ADAPTER, inputs.labeler)
-    before = loop.before
+    return result
+
+
+def load_model(
+    inputs: Inputs, settings: Resolved, device: torch.device, world: World
+) -> tuple[PreTrainedModel | PeftModel, Resolved]:
+    """Load the model to train; return it and the settings with the modules that have an adapter."""
+    spec = inputs.run.config.spec
+    writes_text = traits_of(spec.objective).writes_text
+    model = load_for_training(inputs.model, settings, device, writes_text=writes_text, world=world)
+    if inputs.initial_adapter:
+        continue_adapter(model, inputs.initial_weights)
+    if settings.method == Method.FULL:
+        return model, settings
+    if spec.output.merge is not Merge.NONE:
+        refuse_tied_merge(model)
+    modules = sorted(model.peft_config["default"].target_modules)
+    return model, settings.model_copy(update={"target_modules": modules})
+
+
+def measure_baseline(inputs: Inputs, trainer: LoopTrainer, loop: LoopContext) -> None:
+    """Record the untrained model's loss and its outputs, those of prompts from the first process unless sharded."""
+    if inputs.validation and inputs.run.config.spec.evaluation.baseline:
+        trainer.evaluate()
+    loop.before.shown = trainer.show(inputs.shown)
+    if loop.world.is_first or is_sharded(trainer.model):
+        loop.before.answers = answer_prompts(inputs, trainer, loop)
+        loop.world.set_key("answered")
+    else:
+        loop.world.wait_key("answered", inputs.run.on_work)
+
+
+def measure_result(inputs: Inputs, trainer: LoopTrainer, parts: TrainerParts, parameters: int) -> TrainingResult:
+    """Restore, save and measure the best weights; of several processes, only the first one measures everything."""
+    traits, loop, world = traits_of(inputs.run.config.spec.objective), parts.loop, parts.loop.world
+    final = restore_best(trainer, loop) if inputs.validation and traits.has_loss else None
+    save_trained(parts.model, inputs.best_weights)
+    after = trainer.show(inputs.shown)
+    stop_ids = stop_token_ids(trainer.model, inputs.answers) if traits.writes_text else []
+    full_loss = measure_gate_loss(inputs, trainer) if world.is_first else None
+    answers = answer_prompts(inputs, trainer, loop) if world.is_first or is_sharded(parts.model) else []
     return TrainingResult(
-        settings,
+        parts.settings,
         loop.history,
         loop.plateau,
         final,
         parameters,
-        pair_answers(inputs, traits, before.answers, tuned_answers),
+        pair_answers(inputs, loop.before.answers, answers) if world.is_first else [],
         loop.began,
-        collect_examples(shown, before.shown, after),
+        collect_examples(inputs.shown, loop.before.shown, after),
         stop_ids=stop_ids,
-        quantised=quantised_layers(model, settings),
+        quantised=quantised_layers(parts.model, parts.settings),
         full_loss=full_loss,
     )
 
 
-def pair_answers(inputs: Inputs, traits: Traits, before: Sequence[str], tuned: Sequence[str]) -> list[Answer]:
+def pair_answers(inputs: Inputs, before: Sequence[str], tuned: Sequence[str]) -> list[Answer]:
     """Return each prompt with both answers, and whether the second one meets the expectation."""
     prompts = inputs.run.config.spec.evaluation.prompts or []
     expected = Expectations(prompts)
     return [
         Answer(prompt, base, own, expected=prompts[at].expected, is_expected=expected.is_met(at, own))
-        for at, (prompt, base, own) in enumerate(zip(list_prompts(inputs, traits), before, tuned, strict=True))
+        for at, (prompt, base, own) in enumerate(zip(list_prompts(inputs), before, tuned, strict=True))
     ]
 
 
@@ -323,13 +323,6 @@ def start_loop(inputs: Inputs, checkpoints: Checkpoints, resumed: Path | None, w
     )
 
 
-def with_targets(settings: Resolved, model: PreTrainedModel | PeftModel) -> Resolved:
-    """Return the settings with the modules that the adapter was applied to."""
-    if settings.method == Method.FULL:
-        return settings
-    return settings.model_copy(update={"target_modules": adapted_modules(model)})
-
-
 def restore_best(trainer: LoopTrainer, loop: LoopContext) -> Measured:
     """Restore the best weights; raise if their loss differs from the one measured in training."""
     restore_trained(trainer.model, loop.best_weights)
@@ -342,25 +335,15 @@ def restore_best(trainer: LoopTrainer, loop: LoopContext) -> Measured:
     return final
 
 
-def list_prompts(inputs: Inputs, traits: Traits) -> list[str]:
+def list_prompts(inputs: Inputs) -> list[str]:
     """Return the prompts to answer before and after the training; none for a model that writes no text."""
-    prompts = inputs.run.config.spec.evaluation.prompts or []
-    return [prompt.prompt for prompt in prompts] if traits.writes_text else []
+    spec = inputs.run.config.spec
+    return [prompt.prompt for prompt in spec.evaluation.prompts or []] if traits_of(spec.objective).writes_text else []
 
 
-def answer_on_first_rank(inputs: Inputs, trainer: LoopTrainer, loop: LoopContext, traits: Traits) -> list[str]:
-    """Return the answers before the training: from the first process, or from all if the model is sharded."""
-    if loop.world.is_first or is_sharded(trainer.model):
-        answers = answer_prompts(inputs, trainer, loop, traits)
-        loop.world.set_key("answered")
-        return answers
-    loop.world.wait_key("answered", inputs.run.on_work)
-    return []
-
-
-def answer_prompts(inputs: Inputs, trainer: LoopTrainer, loop: LoopContext, traits: Traits) -> list[str]:
+def answer_prompts(inputs: Inputs, trainer: LoopTrainer, loop: LoopContext) -> list[str]:
     """Return the current model's answers to the job's prompts."""
-    prompts = list_prompts(inputs, traits)
+    prompts = list_prompts(inputs)
     if not prompts:
         return []
     loop.reporter.set_stage("Answering")

@@ -26,7 +26,7 @@ def claim_prefix(config: JobConfig, storage: Store) -> None:
     """
     data = storage.read(owner_uri(config))
     if data is None:
-        owner = Owner(namespace=config.namespace, name=config.name, uid=config.uid, config_sha256=config.config_sha256)
+        owner = Owner(**config.identity())
         storage.put_if_absent(owner_uri(config), owner.model_dump_json(by_alias=True, indent=2).encode())
         data = storage.read(owner_uri(config)) or b""
     _check_owner(config, data)
@@ -42,7 +42,7 @@ def _check_owner(config: JobConfig, data: bytes) -> None:
         owner = Owner.model_validate_json(data)
     except ValueError:
         raise _conflict(config, f"has an {Artifact.OWNER} that cannot be read") from None
-    if owner.is_held_by(config):
+    if owner.is_of(config):
         return
     if (owner.namespace, owner.name) == (config.namespace, config.name):
         raise _conflict(config, f"belongs to an earlier FineTuneJob {owner.namespace}/{owner.name} with another spec")

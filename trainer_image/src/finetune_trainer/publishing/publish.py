@@ -14,7 +14,7 @@ from finetune_trainer.config.resolved_manifest import config_yaml
 from finetune_trainer.config.run_context import RunContext
 from finetune_trainer.errors import ObjectMissing, StorageUnavailable
 from finetune_trainer.publishing.claim import claim_prefix
-from finetune_trainer.storage.protocol import OnBytes, ReadableStore, Store, join_uri, sha256_file
+from finetune_trainer.storage.protocol import OnBytes, ReadableStore, Store, describe_files, join_uri
 
 logger = logging.getLogger(__name__)
 
@@ -35,14 +35,14 @@ def publish(run: RunContext, directory: Path, result: Report) -> Report:
         return done
     if result.resolved and not (directory / Artifact.CONFIG).exists():
         (directory / Artifact.CONFIG).write_text(config_yaml(config, result.resolved), encoding="utf-8")
-    files = [_describe(path, directory, on_bytes) for path in sorted(directory.rglob("*")) if path.is_file()]
+    files = describe_files(directory, on_bytes)
     for file in files:
         storage.upload(directory / file.path, join_uri(config.output_key(), file.path), on_bytes)
     files = sorted([*files, *_preflight_files(config, storage)], key=lambda file: file.path)
     report = result.model_copy(update={"artifacts": build_artifacts(config.output_key(), files)})
     _prove(config, files, storage, on_bytes)
     run.stop.raise_if_set()
-    return _put_manifest(_manifest(config, files, report), config, storage, on_bytes)
+    return _put_manifest(Manifest(**config.identity(), files=files, result=report), config, storage, on_bytes)
 
 
 def adopt_result(
@@ -53,8 +53,7 @@ def adopt_result(
     if data is None:
         return None
     manifest = _parse(data)
-    owner = (config.namespace, config.name, config.config_sha256)
-    if manifest is None or (manifest.namespace, manifest.name, manifest.config_sha256) != owner:
+    if manifest is None or not manifest.is_of(config):
         logger.warning("%s: the manifest is not this job's; the result is published again", config.output_key())
         return None
     problems = find_file_faults(config.output_key(), manifest.files, storage, on_bytes=on_bytes)
@@ -117,11 +116,6 @@ def add_manifest_digest(report: Report, manifest: bytes) -> Report:
     return report.model_copy(update={"artifacts": artifacts.model_copy(update={"manifest_sha256": digest})})
 
 
-def _describe(path: Path, directory: Path, on_bytes: OnBytes) -> ManifestFile:
-    relative = path.relative_to(directory).as_posix()
-    return ManifestFile(path=relative, size=path.stat().st_size, sha256=sha256_file(path, on_bytes))
-
-
 def _preflight_files(config: JobConfig, storage: ReadableStore) -> list[ManifestFile]:
     """Return the files that preflight uploaded; their digests are in its summary."""
     data = storage.read(join_uri(config.output_key(), Artifact.DATASET_SUMMARY))
@@ -129,17 +123,6 @@ def _preflight_files(config: JobConfig, storage: ReadableStore) -> list[Manifest
         return []
     own = ManifestFile(path=Artifact.DATASET_SUMMARY, size=len(data), sha256=hashlib.sha256(data).hexdigest())
     return [own, *(ManifestFile.model_validate(file) for file in json.loads(data).get("files", []))]
-
-
-def _manifest(config: JobConfig, files: list[ManifestFile], report: Report) -> Manifest:
-    return Manifest(
-        namespace=config.namespace,
-        name=config.name,
-        uid=config.uid,
-        config_sha256=config.config_sha256,
-        files=files,
-        result=report,
-    )
 
 
 def _prove(config: JobConfig, files: Sequence[ManifestFile], storage: ReadableStore, on_bytes: OnBytes) -> None:

@@ -5,8 +5,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
 from finetune_api.handoff import Artifact, JobConfig
 from finetune_api.objectives import Objective
 from finetune_api.spec import Method
@@ -20,12 +18,11 @@ from finetune_trainer.report.head import build_head
 from finetune_trainer.report.held_out import find_terms, loss_table, reward_table
 from finetune_trainer.report.model_card import front_matter
 from finetune_trainer.report.notes import build_notes, licence_note
-from finetune_trainer.report.page import Pictures, render_page
+from finetune_trainer.report.page import Pictures, open_templates, render_page
 from finetune_trainer.report.pictures import bucket_size, curves_svg, draw_curves, draw_lengths, lengths_svg
 from finetune_trainer.report.recommendations import recommend
 from finetune_trainer.report.serving import adapter_obstacles, servability_table
 
-TEMPLATES = Path(__file__).parent / "templates"
 PREVIEW_CHARACTERS = 1200
 BRACKETS = str.maketrans("⟦⟧", "[]")
 """A row's own brackets are replaced, so that they do not look like the marks of trained text."""
@@ -58,14 +55,7 @@ def _draw(record: RunRecord, directory: Path) -> Pictures:
 
 
 def _render(name: str, context: dict[str, Any]) -> str:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        autoescape=False,  # noqa: S701 - Markdown, not HTML: the filters below escape it
-    )
+    environment = open_templates(is_html=False)  # the filters escape Markdown
     environment.filters |= {
         "inline": text.inline,
         "code": text.code,
@@ -113,7 +103,7 @@ def _context(record: RunRecord, directory: Path) -> dict[str, Any]:
         "file_table": file_table(record.summary),
         "length_table": length_table(record.summary, record.settings.max_length),
         "histogram_table": histogram_table(record.samples.histogram),
-        "format_table": _count_table(record.dataset.format, ("format", "rows")),
+        "format_table": _format_table(record.dataset.format),
         "reject_table": _code_table(record.dataset.rejected_by_code),
         "repair_table": _code_table(record.dataset.repaired_by_code),
         "settings_table": _settings_table(record.settings),
@@ -152,8 +142,8 @@ def _name_batch(record: RunRecord) -> str:
     return "sequences" if record.settings.packing else "rows"
 
 
-def _count_table(counts: dict[str, int] | None, header: tuple[str, str]) -> str:
-    return text.table(header, [[text.inline(name), str(count)] for name, count in (counts or {}).items()])
+def _format_table(counts: dict[str, int] | None) -> str:
+    return text.table(("format", "rows"), [[text.inline(name), str(count)] for name, count in (counts or {}).items()])
 
 
 def _code_table(counts: dict[str, int] | None) -> str:

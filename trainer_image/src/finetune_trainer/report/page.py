@@ -57,20 +57,28 @@ def render_page(markdown: str, head: Head, pictures: Pictures) -> str:
     sections = _prepare(tokens)
     body = parser.renderer.render(tokens, parser.options, {"pictures": pictures})
     style = (TEMPLATES / "report.css").read_text(encoding="utf-8")
-    environment = jinja2.Environment(
+    return (
+        open_templates(is_html=True)
+        .get_template("report.html.j2")
+        .render(
+            head=head,
+            sections=sections,
+            body=body,
+            style=style,
+            style_digest=base64.b64encode(hashlib.sha256(style.encode()).digest()).decode(),
+        )
+    )
+
+
+def open_templates(*, is_html: bool) -> jinja2.Environment:
+    """Return the templates of the report; those of HTML escape every value."""
+    return jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         undefined=jinja2.StrictUndefined,
-        autoescape=True,
+        autoescape=is_html,  # noqa: S701
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
-    )
-    return environment.get_template("report.html.j2").render(
-        head=head,
-        sections=sections,
-        body=body,
-        style=style,
-        style_digest=base64.b64encode(hashlib.sha256(style.encode()).digest()).decode(),
     )
 
 

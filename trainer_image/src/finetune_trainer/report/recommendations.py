@@ -8,6 +8,7 @@ from finetune_trainer.data.codes import RejectCode
 from finetune_trainer.data.lengths import round_up
 from finetune_trainer.evaluation.measurements import EvalPoint, TrainPoint
 from finetune_trainer.evaluation.run_record import RunRecord
+from finetune_trainer.report.held_out import NORMAL_95
 
 OVERFIT_RISE = 0.02
 STILL_FALLING = 0.01
@@ -26,7 +27,6 @@ FLAT_GROUPS = 0.5
 CUT_ANSWERS = 0.2
 LARGE_DIVERGENCE = 0.5
 """Nats per token from the reference: above it, a higher reward often does not mean a better answer."""
-NORMAL_95 = 1.96
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,43 +53,38 @@ def no_reward_gain(run: RunRecord) -> Recommendation | None:
     )
 
 
-def flat_groups(run: RunRecord) -> Recommendation | None:
-    """Detect that in most groups of answers all rewards are equal."""
-    share = _mean_of_last_quarter(run, lambda point: point.flat_share)
-    if share is None or share <= FLAT_GROUPS:
-        return None
-    return Recommendation(
-        "Raise rlhf.temperature or rlhf.numGenerations, or choose a finer reward: most groups have equal rewards.",
-        f"in {100 * share:.0f} % of the last quarter's groups all answers had the same reward",
-    )
+def _if_above(
+    limit: float, figure: Callable[[TrainPoint], float | None], advice: str, evidence: Callable[[float], str]
+) -> Callable[[RunRecord], Recommendation | None]:
+    """Return a rule for a figure whose mean over the last quarter of the steps is above the limit."""
+
+    def rule(run: RunRecord) -> Recommendation | None:
+        steps = run.history.train
+        found = [value for value in map(figure, steps[-max(1, len(steps) // 4) :]) if value is not None]
+        mean = statistics.fmean(found) if found else None
+        return Recommendation(advice, evidence(mean)) if mean is not None and mean > limit else None
+
+    return rule
 
 
-def cut_answers(run: RunRecord) -> Recommendation | None:
-    """Detect that many answers reach the length limit."""
-    share = _mean_of_last_quarter(run, lambda point: point.clipped_share)
-    if share is None or share <= CUT_ANSWERS:
-        return None
-    return Recommendation(
-        "Raise rlhf.maxCompletionLength, or reward shorter answers: many are truncated.",
-        f"{100 * share:.0f} % of the last quarter's answers reached the limit",
-    )
-
-
-def far_from_reference(run: RunRecord) -> Recommendation | None:
-    """Detect a policy that has diverged from the reference."""
-    divergence = _mean_of_last_quarter(run, lambda point: point.kl)
-    if divergence is None or divergence <= LARGE_DIVERGENCE:
-        return None
-    return Recommendation(
-        "Read the sampled answers. If they have high rewards but are not good, raise rlhf.beta or train fewer steps.",
-        f"{divergence:.3g} nats per token from the reference in the last quarter, above {LARGE_DIVERGENCE:g}",
-    )
-
-
-def _mean_of_last_quarter(run: RunRecord, figure: Callable[[TrainPoint], float | None]) -> float | None:
-    steps = run.history.train
-    found = [value for value in map(figure, steps[-max(1, len(steps) // 4) :]) if value is not None]
-    return statistics.fmean(found) if found else None
+flat_groups = _if_above(
+    FLAT_GROUPS,
+    lambda point: point.flat_share,
+    "Raise rlhf.temperature or rlhf.numGenerations, or choose a finer reward: most groups have equal rewards.",
+    lambda share: f"in {100 * share:.0f} % of the last quarter's groups all answers had the same reward",
+)
+cut_answers = _if_above(
+    CUT_ANSWERS,
+    lambda point: point.clipped_share,
+    "Raise rlhf.maxCompletionLength, or reward shorter answers: many are truncated.",
+    lambda share: f"{100 * share:.0f} % of the last quarter's answers reached the limit",
+)
+far_from_reference = _if_above(
+    LARGE_DIVERGENCE,
+    lambda point: point.kl,
+    "Read the sampled answers. If they have high rewards but are not good, raise rlhf.beta or train fewer steps.",
+    lambda nats: f"{nats:.3g} nats per token from the reference in the last quarter, above {LARGE_DIVERGENCE:g}",
+)
 
 
 def no_improvement(run: RunRecord) -> Recommendation | None:

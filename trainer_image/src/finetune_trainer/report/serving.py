@@ -2,7 +2,7 @@
 
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,7 +62,8 @@ def adapter_obstacles(adapter: Mapping[str, Any]) -> list[Obstacle]:
     if adapter.get("bias", "none") != "none":
         found.append(Obstacle(f"biases are trained ({inline(adapter['bias'])})", MERGE_INSTEAD))
     targets = adapter.get("target_modules") or []
-    unserved = [name for name in targets if name.rpartition(".")[2] in UNSERVED_MODULES] if _is_list(targets) else []
+    names = targets if isinstance(targets, list | tuple) else []  # a text is a pattern of names
+    unserved = [name for name in names if name.rpartition(".")[2] in UNSERVED_MODULES]
     if unserved:
         found.append(Obstacle(f"the adapter changes embeddings or output head: {_names(unserved)}", MERGE_INSTEAD))
     return found
@@ -187,7 +188,3 @@ def _endpoint(place: Place) -> str:
 
 def _names(values: object) -> str:
     return inline(", ".join(map(str, values)) if isinstance(values, list | tuple) else values)
-
-
-def _is_list(values: object) -> bool:
-    return isinstance(values, Sequence) and not isinstance(values, str)

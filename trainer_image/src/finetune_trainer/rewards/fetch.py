@@ -23,6 +23,7 @@ from finetune_trainer.models.base_model import (
     is_text_file,
     is_weight_file,
     read_header,
+    refuse,
 )
 from finetune_trainer.publishing.parent_result import ParentResult, find_result_at, read_parent_result
 from finetune_trainer.storage.hub.uris import SCHEME, parse_commit, strip_commit
@@ -62,7 +63,7 @@ def check_reward_model(
     shutil.rmtree(directory, ignore_errors=True)
     entries = {entry.key: entry for entry in storage.list(uri)}
     if not entries:
-        _refuse(uri, NO_FILE)
+        refuse(uri, NO_FILE)
     if ADAPTER_CONFIG in entries:
         storage.download_folder(uri, directory, on_bytes, accept=is_text_file)
         _check_adapter(uri, entries, directory, storage, on_bytes)
@@ -95,7 +96,7 @@ def fetch_reward_model(
     if wanted == _policy_base(config):
         return RewardFolders(uri, base, folder)
     if not storage.download_folder(wanted, other, on_bytes, accept=is_model_file):
-        _refuse(uri, f"its base model {wanted} does not exist")
+        refuse(uri, f"its base model {wanted} does not exist")
     return RewardFolders(uri, other, folder)
 
 
@@ -146,9 +147,9 @@ def _check_head(uri: str, tensors: Mapping[str, tuple[int, ...]]) -> None:
     """Refuse a model without its head, which would be replaced by a random one."""
     heads = [size for name, size in tensors.items() if name.removesuffix(".weight").rpartition(".")[2] == SCORE]
     if not heads:
-        _refuse(uri, f"its weights have no {SCORE}.weight, the scoring head")
+        refuse(uri, f"its weights have no {SCORE}.weight, the scoring head")
     if heads[0][0] != 1:
-        _refuse(uri, f"its head has {heads[0][0]} outputs, but a reward model has one")
+        refuse(uri, f"its head has {heads[0][0]} outputs, but a reward model has one")
 
 
 def _find_job_result(config: JobConfig, storage: ReadableStore) -> ParentResult:
@@ -168,7 +169,7 @@ def _published_folder(published: ParentResult) -> tuple[str, dict[str, str]]:
     """Return the folder with the model (the adapter if there is one) and its digests."""
     folders = [folder for folder in (Artifact.ADAPTER, Artifact.MERGED) if published.folder_digests(folder)]
     if not folders:
-        _refuse(published.uri, "the result contains no model")
+        refuse(published.uri, "the result contains no model")
     return join_uri(published.uri, folders[0]), published.folder_digests(folders[0])
 
 
@@ -179,30 +180,30 @@ def _download(
         uri, folder, on_bytes, accept=lambda key: is_model_file(key) or key in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)
     )
     if not paths:
-        _refuse(uri, NO_FILE)
+        refuse(uri, NO_FILE)
     names = {path.name for path in paths}
     if not any(name.endswith(".safetensors") for name in names):
         _refuse_weights(uri, {entry.key: entry for entry in storage.list(uri)})
     for name in sorted(names & digests.keys()):
         if sha256_file(folder / name) != digests[name]:
-            _refuse(uri, f"{name} does not match its SHA-256 in the manifest")
+            refuse(uri, f"{name} does not match its SHA-256 in the manifest")
 
 
 def _refuse_weights(uri: str, keys: Iterable[str]) -> NoReturn:
     if any(key.endswith(PICKLE_SUFFIXES) for key in keys):
-        _refuse(
+        refuse(
             uri,
             "the weights exist only as pickle files, which can run code when loaded: save them again with "
             "save_pretrained(…)",
         )
-    _refuse(uri, "there are no weights in safetensors files")
+    refuse(uri, "there are no weights in safetensors files")
 
 
 def _check_kind(uri: str, config: Mapping[str, Any]) -> None:
     kind = str((config.get("architectures") or ["unknown"])[0])
     labels = len(config.get("id2label") or {0: "", 1: ""})  # two is the default of transformers
     if not kind.endswith("ForSequenceClassification") or labels != 1:
-        _refuse(
+        refuse(
             uri,
             f"it is a {kind} with {labels} labels, but a reward model is one for sequence classification with one "
             "label: train one with objective RewardModel",
@@ -212,14 +213,14 @@ def _check_kind(uri: str, config: Mapping[str, Any]) -> None:
 def _find_base(uri: str, config: Mapping[str, Any]) -> str:
     """Return the URI of the adapter's base; an adapter that gives no score is refused."""
     if config.get("peft_type") != "LORA" or config.get("task_type") != "SEQ_CLS":
-        _refuse(
+        refuse(
             uri,
             f"the adapter is of type {config.get('peft_type')} for task {config.get('task_type')}, but a reward model "
             "is a LORA adapter for SEQ_CLS: train one with objective RewardModel",
         )
     named = str(config.get("base_model_name_or_path") or "").rstrip("/")
     if not named:
-        _refuse(uri, f"its {ADAPTER_CONFIG} names no base model")
+        refuse(uri, f"its {ADAPTER_CONFIG} names no base model")
     return _with_revision(named if "://" in named else f"{SCHEME}{named}", config.get("revision"))
 
 
@@ -240,9 +241,5 @@ def _read(uri: str, path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         content = None
     if not isinstance(content, dict):
-        _refuse(uri, f"there is no {path.name}, or it is not a JSON object")
+        refuse(uri, f"there is no {path.name}, or it is not a JSON object")
     return content
-
-
-def _refuse(uri: str, why: str) -> NoReturn:
-    raise TrainerError(ExitCode.MODEL_UNAVAILABLE, f"{uri}: {why}")

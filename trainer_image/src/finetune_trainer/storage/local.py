@@ -1,10 +1,9 @@
-"""Local folders mapped to URIs, for `finetune-trainer run`; an unmapped URI goes to the real store."""
+"""Local folders and files in place of URIs, for `finetune-trainer run`."""
 
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Mapping
-from functools import cached_property
+from collections.abc import Mapping
 from pathlib import Path
 
 from finetune_api.handoff import ExitCode
@@ -17,7 +16,6 @@ from finetune_trainer.storage.protocol import (
     OnBytes,
     Store,
     confine_path,
-    join_uri,
     sha256_file,
     size_error,
 )
@@ -25,72 +23,38 @@ from finetune_trainer.storage.protocol import (
 PART = ".part"
 
 
-class LocalStore:
-    """A store over `maps` from URI to folder or file; `elsewhere` connects to the store for all other URIs."""
+class LocalStore(Store):
+    """A store over `maps` from URI to folder or file; raises LookupError for any other URI."""
 
-    def __init__(self, maps: Mapping[str, Path], elsewhere: Callable[[], Store]) -> None:
+    def __init__(self, maps: Mapping[str, Path]) -> None:
         self._maps = {uri.rstrip("/"): path for uri, path in maps.items()}
-        self._connect = elsewhere
-
-    @cached_property
-    def _elsewhere(self) -> Store:
-        return self._connect()
 
     def pin(self, uri: str, revision: str | None = None) -> str:
-        """Return a mapped URI unchanged; local folders have no revisions."""
-        return self._elsewhere.pin(uri, revision) if self._local(uri) is None else uri
+        """Return the URI unchanged; local folders have no revisions."""
+        del revision
+        return uri
 
     def probe(self, uri: str) -> None:
-        """Probe the real store of an unmapped URI; a local folder may be new."""
-        if self._local(uri) is None:
-            self._elsewhere.probe(uri)
+        """Accept any folder: it may be new."""
 
     def download(self, uri: str, path: Path, on_bytes: OnBytes | None = None) -> None:
         """Copy one object to a local file."""
-        source = self._local(uri)
-        if source is None:
-            self._elsewhere.download(uri, path, on_bytes)
-            return
-        self._copy(self._existing(source, uri), path, on_bytes)
-
-    def download_folder(
-        self,
-        uri: str,
-        directory: Path,
-        on_bytes: OnBytes | None = None,
-        accept: Callable[[str], bool] = lambda _key: True,
-    ) -> list[Path]:
-        """Copy the accepted objects under a prefix into a local folder."""
-        if self._local(uri) is None:
-            return self._elsewhere.download_folder(uri, directory, on_bytes, accept)
-        keys = [entry.key for entry in self.list(uri) if accept(entry.key)]
-        for key in keys:
-            self.download(join_uri(uri, key), confine_path(directory, key), on_bytes)
-        return [directory / key for key in keys]
+        self._copy(self._existing(uri), path, on_bytes)
 
     def upload(self, path: Path, uri: str, on_bytes: OnBytes | None = None) -> None:
         """Copy one local file to an object."""
-        target = self._local(uri)
-        if target is None:
-            self._elsewhere.upload(path, uri, on_bytes)
-            return
-        self._copy(path, target, on_bytes)
+        self._copy(path, self._path(uri), on_bytes)
 
     def put(self, uri: str, data: bytes) -> None:
         """Write a small object; it appears only when complete."""
-        target = self._local(uri)
-        if target is None:
-            self._elsewhere.put(uri, data)
-            return
+        target = self._path(uri)
         part = self._part(target)
         part.write_bytes(data)
         part.replace(target)
 
     def put_if_absent(self, uri: str, data: bytes) -> bool:
         """Write a small object unless one exists; a link is atomic between writers and never exposes a partial file."""
-        target = self._local(uri)
-        if target is None:
-            return self._elsewhere.put_if_absent(uri, data)
+        target = self._path(uri)
         part = self._part(target)
         part.write_bytes(data)
         try:
@@ -103,10 +67,7 @@ class LocalStore:
 
     def remove(self, uri: str) -> None:
         """Remove one object and the folders that are empty then, because a store has no folders."""
-        target = self._local(uri)
-        if target is None:
-            self._elsewhere.remove(uri)
-            return
+        target = self._path(uri)
         target.unlink(missing_ok=True)
         roots = {path.resolve() for path in self._maps.values()}
         for folder in target.resolve().parents:
@@ -116,9 +77,7 @@ class LocalStore:
 
     def read(self, uri: str, limit: int = MAX_READ_BYTES) -> bytes | None:
         """Return a small object's content, or None."""
-        source = self._local(uri)
-        if source is None:
-            return self._elsewhere.read(uri, limit)
+        source = self._path(uri)
         if not source.is_file():
             return None
         if source.stat().st_size > limit:
@@ -127,41 +86,27 @@ class LocalStore:
 
     def read_range(self, uri: str, start: int, length: int) -> bytes:
         """Return `length` bytes from `start`."""
-        source = self._local(uri)
-        if source is None:
-            return self._elsewhere.read_range(uri, start, length)
-        with self._existing(source, uri).open("rb") as file:
+        with self._existing(uri).open("rb") as file:
             file.seek(start)
             return file.read(length)
 
     def list(self, uri: str, limit: int = MAX_OBJECTS) -> list[Entry]:
         """Return every file below the folder."""
-        folder = self._local(uri)
-        if folder is None:
-            return self._elsewhere.list(uri, limit)
+        folder = self._path(uri)
         paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix != PART)
         return [Entry(path.relative_to(folder).as_posix(), path.stat().st_size) for path in paths]
 
-    def first(self, uri: str) -> Entry | None:
-        """Return one file below the folder, or None."""
-        return self._elsewhere.first(uri) if self._local(uri) is None else next(iter(self.list(uri)), None)
-
     def size(self, uri: str) -> int | None:
         """Return the size of one object, or None if it does not exist."""
-        source = self._local(uri)
-        if source is None:
-            return self._elsewhere.size(uri)
+        source = self._path(uri)
         return source.stat().st_size if source.is_file() else None
 
     def sha256(self, uri: str, on_bytes: OnBytes | None = None) -> str:
         """Return the SHA-256 (hex) of one object's content."""
-        source = self._local(uri)
-        if source is None:
-            return self._elsewhere.sha256(uri, on_bytes)
-        return sha256_file(self._existing(source, uri), on_bytes)
+        return sha256_file(self._existing(uri), on_bytes)
 
-    def _local(self, uri: str) -> Path | None:
-        """Return the local path of a URI, by the longest mapped prefix."""
+    def find(self, uri: str) -> Path | None:
+        """Return the local path of a URI, by the longest mapped prefix; None if no prefix is mapped."""
         uri = strip_commit(uri).rstrip("/")
         for prefix in sorted(self._maps, key=len, reverse=True):
             if uri == prefix:
@@ -170,7 +115,14 @@ class LocalStore:
                 return confine_path(self._maps[prefix], uri[len(prefix) + 1 :])
         return None
 
-    def _existing(self, path: Path, uri: str) -> Path:
+    def _path(self, uri: str) -> Path:
+        path = self.find(uri)
+        if path is None:
+            raise LookupError(f"{uri} is not mapped to a local folder")
+        return path
+
+    def _existing(self, uri: str) -> Path:
+        path = self._path(uri)
         if not path.is_file():
             raise ObjectMissing(f"{uri} does not exist at {path}")
         return path

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from finetune_api.handoff import ExitCode
+from finetune_api.handoff import ExitCode, ManifestFile
 from finetune_trainer.errors import TrainerError
 
 MAX_READ_BYTES = 64 * 1024 * 1024
@@ -33,7 +33,8 @@ class Entry:
 class ReadableStore(Protocol):
     """A store to read from.
 
-    Raises StorageDenied, StorageUnavailable, or ObjectMissing if a requested object does not exist.
+    Raises StorageDenied, StorageUnavailable, or ObjectMissing if a requested object does not exist. Methods with a body
+    are the same for most stores.
     """
 
     def pin(self, uri: str, revision: str | None = None) -> str:
@@ -53,6 +54,11 @@ class ReadableStore(Protocol):
         accept: Callable[[str], bool] = lambda _key: True,
     ) -> list[Path]:
         """Copy the accepted objects under a prefix into a local folder; return their local paths."""
+        keys = [entry.key for entry in self.list(uri) if accept(entry.key)]
+        paths = [confine_path(directory, key) for key in keys]
+        for key, path in zip(keys, paths, strict=True):
+            self.download(join_uri(uri, key), path, on_bytes)
+        return paths
 
     def read(self, uri: str, limit: int = MAX_READ_BYTES) -> bytes | None:
         """Return a small object's content, or None if it does not exist; more than `limit` bytes are an error."""
@@ -65,6 +71,7 @@ class ReadableStore(Protocol):
 
     def first(self, uri: str) -> Entry | None:
         """Return one object under a prefix, or None if there is none."""
+        return next(iter(self.list(uri)), None)
 
     def size(self, uri: str) -> int | None:
         """Return the size of one object, or None if it does not exist."""
@@ -103,6 +110,17 @@ def sha256_file(path: Path, on_bytes: OnBytes | None = None) -> str:
             if on_bytes:
                 on_bytes(len(block))
     return digest.hexdigest()
+
+
+def describe_files(folder: Path, on_bytes: OnBytes | None = None) -> list[ManifestFile]:
+    """Return path, size and digest of every file below a local folder, in order."""
+    return [
+        ManifestFile(
+            path=path.relative_to(folder).as_posix(), size=path.stat().st_size, sha256=sha256_file(path, on_bytes)
+        )
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    ]
 
 
 def confine_path(directory: Path, key: str) -> Path:

@@ -1,4 +1,4 @@
-"""One store over two: `hf://` URIs are read from the hub, all others belong to the job's S3 store."""
+"""One store over several: mapped URIs are local, `hf://` is read from the hub, the rest is the job's S3 store."""
 
 # ruff: noqa: D102 - the protocol documents the methods
 
@@ -9,15 +9,19 @@ from pathlib import Path
 from finetune_api.handoff import ExitCode
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.storage.hub.uris import is_hub_uri
+from finetune_trainer.storage.local import LocalStore
 from finetune_trainer.storage.protocol import MAX_OBJECTS, MAX_READ_BYTES, Entry, OnBytes, ReadableStore, Store
 
 
-class RoutedStore:
+class RoutedStore(Store):
     """Connects to each store at its first URI: most jobs need no hub, and pay nothing for it."""
 
-    def __init__(self, s3: Callable[[], Store], hub: Callable[[], ReadableStore]) -> None:
+    def __init__(
+        self, s3: Callable[[], Store], hub: Callable[[], ReadableStore], local: LocalStore | None = None
+    ) -> None:
         self._connect_s3 = s3
         self._connect_hub = hub
+        self._local = local or LocalStore({})
 
     @cached_property
     def _s3(self) -> Store:
@@ -28,9 +32,13 @@ class RoutedStore:
         return self._connect_hub()
 
     def _route(self, uri: str) -> ReadableStore:
+        if self._local.find(uri):
+            return self._local
         return self._hub if is_hub_uri(uri) else self._s3
 
-    def _require_s3(self, uri: str) -> Store:
+    def _route_write(self, uri: str) -> Store:
+        if self._local.find(uri):
+            return self._local
         if is_hub_uri(uri):
             raise TrainerError(ExitCode.INVALID_CONFIG, f"{uri}: a hub is read-only; write results to s3://")
         return self._s3
@@ -44,26 +52,17 @@ class RoutedStore:
     def download(self, uri: str, path: Path, on_bytes: OnBytes | None = None) -> None:
         self._route(uri).download(uri, path, on_bytes)
 
-    def download_folder(
-        self,
-        uri: str,
-        directory: Path,
-        on_bytes: OnBytes | None = None,
-        accept: Callable[[str], bool] = lambda _key: True,
-    ) -> list[Path]:
-        return self._route(uri).download_folder(uri, directory, on_bytes, accept)
-
     def upload(self, path: Path, uri: str, on_bytes: OnBytes | None = None) -> None:
-        self._require_s3(uri).upload(path, uri, on_bytes)
+        self._route_write(uri).upload(path, uri, on_bytes)
 
     def put(self, uri: str, data: bytes) -> None:
-        self._require_s3(uri).put(uri, data)
+        self._route_write(uri).put(uri, data)
 
     def put_if_absent(self, uri: str, data: bytes) -> bool:
-        return self._require_s3(uri).put_if_absent(uri, data)
+        return self._route_write(uri).put_if_absent(uri, data)
 
     def remove(self, uri: str) -> None:
-        self._require_s3(uri).remove(uri)
+        self._route_write(uri).remove(uri)
 
     def read(self, uri: str, limit: int = MAX_READ_BYTES) -> bytes | None:
         return self._route(uri).read(uri, limit)

@@ -20,9 +20,8 @@ from finetune_trainer.storage.protocol import (
     MAX_READ_BYTES,
     Entry,
     OnBytes,
-    confine_path,
+    Store,
     count_error,
-    join_uri,
     size_error,
 )
 from finetune_trainer.storage.retries import retry
@@ -42,7 +41,7 @@ def split_uri(uri: str) -> tuple[str, str]:
     return bucket, key
 
 
-class S3Store:
+class S3Store(Store):
     """Objects in one S3-compatible store.
 
     `retry_seconds` limits the retries of an unreachable store, on top of botocore's own;
@@ -74,20 +73,6 @@ class S3Store:
             uri,
             lambda: self._client.download_file(bucket, key, str(path), Callback=on_bytes, Config=TRANSFER),
         )
-
-    def download_folder(
-        self,
-        uri: str,
-        directory: Path,
-        on_bytes: OnBytes | None = None,
-        accept: Callable[[str], bool] = lambda _key: True,
-    ) -> list[Path]:
-        """Copy the accepted objects under a prefix into a local folder."""
-        entries = [entry for entry in self.list(uri) if accept(entry.key)]
-        paths = [confine_path(directory, entry.key) for entry in entries]
-        for entry, path in zip(entries, paths, strict=True):
-            self.download(join_uri(uri, entry.key), path, on_bytes)
-        return paths
 
     def upload(self, path: Path, uri: str, on_bytes: OnBytes | None = None) -> None:
         """Copy one local file to an object, large files in parts."""

@@ -11,11 +11,13 @@ rules, and counted:
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from tokenizers import Encoding
 
 from finetune_trainer.data.codes import RejectCode, RepairCode
 from finetune_trainer.data.rows import BadRow, Message
+from finetune_trainer.tokenization.chat_samples import PendingRow
 from finetune_trainer.tokenization.renderer import Renderer
 from finetune_trainer.tokenization.samples import EncodedLabelled, EncodedPair, EncodedPrompt, truncation_codes
 from finetune_trainer.tokenization.token_spans import Tokens, token_spans
@@ -61,7 +63,7 @@ class Prompt:
 
 
 @dataclass(frozen=True, slots=True)
-class PendingPrompt:
+class PendingPrompt(PendingRow):
     """A prompt alone; one that exceeds `max_length` loses its beginning."""
 
     prompt: Prompt
@@ -72,11 +74,6 @@ class PendingPrompt:
     def texts(self) -> list[str]:
         """The prompt, up to where an answer would begin."""
         return [self.text]
-
-    @property
-    def characters(self) -> int:
-        """Those of the prompt."""
-        return len(self.text)
 
     def finish(self, encodings: Sequence[Encoding], max_length: int) -> list[EncodedPrompt]:
         """Return the prompt; raises BadRow when `max_length` leaves nothing of it."""
@@ -105,7 +102,7 @@ class _Fitted:
 
 
 @dataclass(frozen=True, slots=True)
-class PendingAnswers:
+class PendingAnswers(PendingRow):
     """A prompt and the answers to it: the chosen and the rejected one, or a single one that is `desirable` or not.
 
     Each answer is rendered as the last turn of the conversation.
@@ -122,11 +119,6 @@ class PendingAnswers:
         """The whole conversation with each answer."""
         return [rendering.text for rendering in self.renderings]
 
-    @property
-    def characters(self) -> int:
-        """Those of the conversation, with each answer."""
-        return sum(map(len, self.texts))
-
     def shared_text(self) -> str:
         """Return the text before the answers, which all share; raises BadRow."""
         start = min(rendering.spans[0][0] for rendering in self.renderings)
@@ -140,35 +132,20 @@ class PendingAnswers:
         """Return the pair or the judged answer; raises BadRow, also when both answers have the same tokens."""
         fitted = self._fit(encodings, max_length)
         repairs = fitted.repairs + ((RepairCode.REASONING_LOST,) if self.reasoning_lost else ())
+        counts: dict[str, Any] = {
+            "truncated": fitted.left_out > 0,
+            "answer_cut": fitted.answer_cut,
+            "reasoning_lost": self.reasoning_lost,
+            "left_out": fitted.left_out,
+            "repairs": repairs,
+        }
         if len(fitted.answers) == 1:
-            return [
-                EncodedLabelled(
-                    fitted.prompt_ids,
-                    fitted.answers[0],
-                    self.desirable,
-                    truncated=fitted.left_out > 0,
-                    answer_cut=fitted.answer_cut,
-                    reasoning_lost=self.reasoning_lost,
-                    left_out=fitted.left_out,
-                    repairs=repairs,
-                )
-            ]
+            return [EncodedLabelled(fitted.prompt_ids, fitted.answers[0], self.desirable, **counts)]
         chosen, rejected = fitted.answers
         if chosen == rejected:
             where = "within maxLength" if fitted.answer_cut else "once rendered and tokenised"
             raise BadRow(RejectCode.SAME_PAIR, f"the chosen and the rejected answer are the same {where}")
-        return [
-            EncodedPair(
-                fitted.prompt_ids,
-                chosen,
-                rejected,
-                truncated=fitted.left_out > 0,
-                answer_cut=fitted.answer_cut,
-                reasoning_lost=self.reasoning_lost,
-                left_out=fitted.left_out,
-                repairs=repairs,
-            )
-        ]
+        return [EncodedPair(fitted.prompt_ids, chosen, rejected, **counts)]
 
     def _fit(self, encodings: Sequence[Encoding], max_length: int) -> _Fitted:
         text = self.shared_text()

@@ -21,6 +21,8 @@ RENDERINGS_AT_ONCE = 16
 class PendingRow(Protocol):
     """A row made ready: its texts are tokenised together with those of other rows, then it is finished."""
 
+    __slots__ = ()
+
     @property
     def texts(self) -> list[str]:
         """What must be tokenised, special tokens spelled out."""
@@ -28,13 +30,14 @@ class PendingRow(Protocol):
     @property
     def characters(self) -> int:
         """How many characters the texts have."""
+        return sum(map(len, self.texts))
 
     def finish(self, encodings: Sequence[Encoding], max_length: int) -> Sequence[Sample]:
         """Return the samples, of at most `max_length` tokens each; raises BadRow."""
 
 
 @dataclass(frozen=True, slots=True)
-class PendingChat:
+class PendingChat(PendingRow):
     """A conversation; what exceeds `max_length` is cut off at its end, and counted where that is part of an answer."""
 
     found: FoundAnswers
@@ -118,7 +121,7 @@ def _with_lost(encoded: Encoded, answers: int, longest: int) -> Encoded:
 
 
 @dataclass(frozen=True, slots=True)
-class PendingText:
+class PendingText(PendingRow):
     """A document, trained in full: BOS where the tokenizer writes it, the text, and EOS.
 
     One that exceeds `max_length` becomes several samples, in order and without overlap, so that nothing is lost.
@@ -131,11 +134,6 @@ class PendingText:
     def texts(self) -> list[str]:
         """The document."""
         return [self.text]
-
-    @property
-    def characters(self) -> int:
-        """Those of the document."""
-        return len(self.text)
 
     def finish(self, encodings: Sequence[Encoding], max_length: int) -> list[Encoded]:
         """Return the pieces; a document's last piece ends with EOS."""

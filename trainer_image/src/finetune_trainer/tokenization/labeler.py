@@ -60,7 +60,8 @@ class Labeler:
         self.tokenizer = files.tokenizer
         self.special_tokens = files.special_tokens
         self.is_fallback_template = files.template is None
-        self.templates = files.templates or {DEFAULT: _fallback_template(files)}
+        begin = "{{ bos_token }}" if files.adds_bos else ""
+        self.templates = files.templates or {DEFAULT: begin + FALLBACK_TEMPLATE}
         self._tokens = Tokens(files)
         self._special_pattern = special_token_pattern(files.special_tokens)
         self._special_pattern_of_turns = special_token_pattern(
@@ -246,7 +247,3 @@ def _trained_turns(messages: Sequence[Message], objective: Objective) -> list[in
     if not turns:
         raise BadRow(RejectCode.NO_TRAINABLE_TURN, "every answer to train is marked train: false or weight: 0")
     return turns
-
-
-def _fallback_template(files: TokenizerFiles) -> str:
-    return ("{{ bos_token }}" if files.adds_bos else "") + FALLBACK_TEMPLATE

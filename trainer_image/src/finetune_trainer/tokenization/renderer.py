@@ -34,7 +34,7 @@ class Renderer:
         self._finder = TurnFinder(self._template, special_token_pattern(files.special_tokens), files.eos_token)
         self._cache = TemplateCache(self._template, self._finder)
         _detect_content_form(self._template)
-        self._has_system_role = _detect_system_role(self._template)
+        self._has_system_role = _shows(self._template, [_SYSTEM, _USER, _ASSISTANT], (2, 0, 1))
         self._has_tool_calls = _detect_arguments_form(self._template)
         self._ends_answers = self._detect_answer_end()
 
@@ -147,11 +147,6 @@ def _detect_content_form(template: ChatTemplate) -> None:
         if _shows(template, [_USER, _ASSISTANT], (0, 1)):
             return
     template.as_parts = False
-
-
-def _detect_system_role(template: ChatTemplate) -> bool:
-    """Whether the template shows a system turn."""
-    return _shows(template, [_SYSTEM, _USER, _ASSISTANT], (2, 0, 1))
 
 
 def _detect_arguments_form(template: ChatTemplate) -> bool:

@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from finetune_api.handoff import Artifact
 from finetune_api.status import Metrics
 from finetune_trainer.evaluation.early_stopping import Plateau
 from finetune_trainer.evaluation.history import History
@@ -66,11 +65,6 @@ def restore_best_weights(folder: Path, best: Path, plateau: Plateau) -> None:
         return
     source = folder / BEST_WEIGHTS
     shutil.copyfile(source if source.exists() else folder / WEIGHTS, best)
-
-
-def add_history(folder: Path, history: History) -> None:
-    """Copy metrics.jsonl into a checkpoint."""
-    shutil.copyfile(history.path, folder / Artifact.METRICS)
 
 
 def replay_evaluations(history: History, plateau: Plateau) -> None:

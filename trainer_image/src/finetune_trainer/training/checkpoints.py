@@ -11,13 +11,13 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from finetune_api.handoff import Artifact, CheckpointManifest, ExitCode, JobConfig, ManifestFile
+from finetune_api.handoff import Artifact, CheckpointManifest, ExitCode, JobConfig
 from finetune_api.spec import Checkpoint, ResumePolicy
 from finetune_api.status import CheckpointStatus, Resolved
 from finetune_trainer.config.run_context import RunContext
 from finetune_trainer.errors import ObjectMissing, StorageUnavailable, TrainerError
 from finetune_trainer.storage.hub.uris import pinned_model_uri
-from finetune_trainer.storage.protocol import Entry, Store, confine_path, join_uri, sha256_file
+from finetune_trainer.storage.protocol import Entry, Store, confine_path, describe_files, join_uri, sha256_file
 from finetune_trainer.training import interrupted_runs
 
 logger = logging.getLogger(__name__)
@@ -34,29 +34,23 @@ class Origin:
     As with the claim on the prefix, the uid may differ: the job may have been recreated unchanged.
     """
 
-    namespace: str
-    name: str
-    uid: str
-    config_sha256: str
-    base_model: str
+    config: JobConfig
     base_sha256: str
     rows: Mapping[str, str]
+    """Digest of each file of rows."""
 
-    @classmethod
-    def of(cls, config: JobConfig, base_sha256: str, rows: Mapping[str, str]) -> "Origin":
-        """Return the job's origin; `rows` has the digest of each file of rows."""
-        model = pinned_model_uri(config.spec.model)
-        return cls(config.namespace, config.name, config.uid, config.config_sha256, model, base_sha256, rows)
+    @property
+    def base_model(self) -> str:
+        """The URI of the base model, with its commit where it has one."""
+        return pinned_model_uri(self.config.spec.model)
 
     def differences(self, manifest: CheckpointManifest) -> list[str]:
         """Return a sentence for each difference between the checkpoint's origin and this one."""
-        found = []
-        if (manifest.namespace, manifest.name) != (self.namespace, self.name):
+        found, digest = [], self.config.config_sha256
+        if (manifest.namespace, manifest.name) != (self.config.namespace, self.config.name):
             found.append(f"it belongs to the FineTuneJob {manifest.namespace}/{manifest.name}")
-        if manifest.config_sha256 != self.config_sha256:
-            found.append(
-                f"its spec differs (configSha256 {manifest.config_sha256[:12]}, not {self.config_sha256[:12]})"
-            )
+        if manifest.config_sha256 != digest:
+            found.append(f"its spec differs (configSha256 {manifest.config_sha256[:12]}, not {digest[:12]})")
         if manifest.base_model != self.base_model:
             found.append(f"its base model is {manifest.base_model}, not {self.base_model}")
         if manifest.base_sha256 not in {None, self.base_sha256}:
@@ -99,7 +93,7 @@ class Checkpoints:
         """Step of the checkpoint that was last saved or resumed from; 0 = none."""
         self._is_off = config.spec.checkpoint.resume_policy is ResumePolicy.NEVER
         self._kept = config.spec.checkpoint.save_total_limit
-        self._origin = Origin.of(config, base_sha256, rows)
+        self._origin = Origin(config, base_sha256, rows)
         self._run = run
         self._last_time = time.monotonic()
 
@@ -195,10 +189,7 @@ class Checkpoints:
 
     def _upload(self, step: int, folder: Path, began: float) -> None:
         uri, on_bytes = self._folder(step), self._run.reporter.beat
-        files = [
-            ManifestFile(path=path.name, size=path.stat().st_size, sha256=sha256_file(path, on_bytes))
-            for path in sorted(folder.iterdir())
-        ]
+        files = describe_files(folder, on_bytes)
         for file in files:
             self._run.storage.upload(folder / file.path, join_uri(uri, file.path), on_bytes)
         arrived = {entry.key: entry.size for entry in self._run.storage.list(uri)}
@@ -207,10 +198,7 @@ class Checkpoints:
             raise StorageUnavailable(f"{join_uri(uri, torn[0])} is missing or differs in size after its upload")
         origin = self._origin
         manifest = CheckpointManifest(
-            namespace=origin.namespace,
-            name=origin.name,
-            uid=origin.uid,
-            config_sha256=origin.config_sha256,
+            **origin.config.identity(),
             base_model=origin.base_model,
             base_sha256=origin.base_sha256,
             rows=dict(origin.rows),

@@ -76,7 +76,7 @@ def _fit_labels(row: Row, objective: Objective) -> tuple[Row, ...]:
     _refuse_exchanges(row, objective)
     repairs = _add(row, RepairCode.PAIR_SPLIT)
     return tuple(
-        UnpairedRow(row.prompt, answer, label, row.source, row.format, row.tools, repairs)
+        UnpairedRow(row.prompt, answer, label, row.source, row.format, row.tools, repairs=repairs)
         for answer, label in ((row.chosen, True), (row.rejected, False))
     )
 
@@ -91,7 +91,7 @@ def _fit_prompts(row: Row, objective: Objective) -> tuple[Row, ...]:
             prompt = row.prompt
         case TextRow():
             raise _unfit(row, objective)
-    return (PromptRow(prompt, row.source, row.format, row.tools, _add(row, RepairCode.ANSWER_UNUSED)),)
+    return (PromptRow(prompt, row.source, row.format, row.tools, repairs=_add(row, RepairCode.ANSWER_UNUSED)),)
 
 
 def _fit_texts(row: Row, objective: Objective) -> tuple[Row, ...]:
@@ -102,7 +102,7 @@ def _fit_texts(row: Row, objective: Objective) -> tuple[Row, ...]:
 
 def _as_chat(row: PreferenceRow | UnpairedRow, answer: list[Message], repairs: tuple[RepairCode, ...]) -> ChatRow:
     messages = mark_untrained(row.prompt) + answer
-    return ChatRow(messages, row.source, row.format, row.tools, _add(row, *repairs))
+    return ChatRow(messages, row.source, row.format, row.tools, repairs=_add(row, *repairs))
 
 
 def _add(row: Row, *repairs: RepairCode) -> tuple[RepairCode, ...]:

@@ -5,8 +5,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from enum import StrEnum
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Any, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import orjson
 from rich.console import Console
@@ -34,26 +33,21 @@ _SENTENCES: dict[StrEnum, str] = {
 }
 
 
-class Conversion:
+class Conversion(ExitStack):
     """Convert rows one by one and count the ones that would lose something, by loss code."""
 
     def __init__(self, directory: Path, target: ExportFormat) -> None:
+        super().__init__()
         self.target = target
         self.converted = 0
         self.unconverted_by_code: Counter[LossCode] = Counter()
         self._directory = directory
-        self._files = ExitStack()
 
     def __enter__(self) -> Self:
         self._directory.mkdir(parents=True, exist_ok=True)
-        self._converted = self._files.enter_context((self._directory / CONVERTED).open("wb"))
-        self._unconverted = self._files.enter_context((self._directory / UNCONVERTED).open("wb"))
+        self._converted = self.enter_context((self._directory / CONVERTED).open("wb"))
+        self._unconverted = self.enter_context((self._directory / UNCONVERTED).open("wb"))
         return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._files.close()
 
     def write(self, row: Row) -> None:
         """Convert one accepted row; the converted file keeps the order of the input and has no `_source`."""
@@ -91,40 +85,35 @@ def _dump(row: dict[str, Any]) -> bytes:
     return orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE)
 
 
-class CheckOutput:
-    """Write rows one by one; on exit, also after an error, close the files and write the summary."""
+class CheckOutput(ExitStack):
+    """Write and convert rows one by one; on exit, also after an error, close the files and write the summary."""
 
     def __init__(self, directory: Path, summary: Summary, conversion: Conversion | None = None) -> None:
+        super().__init__()
         self._directory = directory
         self._summary = summary
         self._conversion = conversion
-        self._files = ExitStack()
 
     def __enter__(self) -> Self:
         self._directory.mkdir(parents=True, exist_ok=True)
-        self._accepted = self._open(ACCEPTED)
-        self._rejected = self._open(REJECTED)
+        self.callback(_write_summary, self._directory, self._summary, self._conversion)
+        self._accepted = self.enter_context((self._directory / ACCEPTED).open("wb", BUFFER_BYTES))
+        self._rejected = self.enter_context((self._directory / REJECTED).open("wb", BUFFER_BYTES))
+        if self._conversion is not None:
+            self.enter_context(self._conversion)
         return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._files.close()
-        write_summary(self._directory, self._summary, self._conversion)
 
     def write(self, row: Row | Rejected) -> None:
         """Append one row to its file."""
         if isinstance(row, Rejected):
-            self._rejected.write(orjson.dumps(row.to_dict(), option=orjson.OPT_APPEND_NEWLINE))
-        else:
-            self._accepted.write(row.to_line())
+            self._rejected.write(_dump(row.to_dict()))
+            return
+        self._accepted.write(row.to_line())
+        if self._conversion is not None:
+            self._conversion.write(row)
 
-    def _open(self, name: str) -> IO[bytes]:
-        return self._files.enter_context((self._directory / name).open("wb", BUFFER_BYTES))
 
-
-def write_summary(directory: Path, summary: Summary, conversion: Conversion | None = None) -> None:
-    """Write `summary.json`."""
+def _write_summary(directory: Path, summary: Summary, conversion: Conversion | None) -> None:
     content = summary.to_dict() | ({"conversion": conversion.to_dict()} if conversion else {})
     options = orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE
     (directory / SUMMARY).write_bytes(orjson.dumps(content, option=options))
@@ -181,10 +170,10 @@ def _print_lines(console: Console, lines: Iterable[str]) -> None:
 
 
 def _print_files(console: Console, files: list[dict[str, Any]]) -> None:
-    rows = [
-        (replace_unprintable(one["file"]), one["rows"], one["accepted"], _name_codes(one["rejectedByCode"]))
-        for one in files
-    ]
+    rows = []
+    for one in files:
+        codes = ", ".join(f"{code} {count}" for code, count in one["rejectedByCode"].items())
+        rows.append((replace_unprintable(one["file"]), one["rows"], one["accepted"], codes))
     shown = rows[:FILES_SHOWN]
     if console.is_terminal:
         _print_table(console, ("file", "rows", "accepted", "rejected"), shown)
@@ -198,10 +187,6 @@ def _print_files(console: Console, files: list[dict[str, Any]]) -> None:
         )
     if len(rows) > len(shown):
         _print_lines(console, [f"and {len(rows) - len(shown)} more files, in {SUMMARY}"])
-
-
-def _name_codes(counts: dict[str, int]) -> str:
-    return ", ".join(f"{code} {count}" for code, count in counts.items())
 
 
 def _print_codes(console: Console, title: str, counts: Counter[Code]) -> None:

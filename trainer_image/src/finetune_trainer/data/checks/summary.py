@@ -1,6 +1,6 @@
 """Count accepted, repaired and rejected rows, and explain an unusable dataset."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,7 +34,7 @@ class Summary:
     unfit: Counter[str] = field(default_factory=Counter)
     columns: ColumnMap = field(default_factory=lambda: ColumnMap({}))
     ignored_files: list[str] = field(default_factory=list)
-    files: dict[str, Counter[str]] = field(default_factory=dict)
+    files: defaultdict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
 
     @property
     def rows(self) -> int:
@@ -59,7 +59,7 @@ class Summary:
     def count(self, row: Row | Rejected) -> None:
         """Count one row."""
         if isinstance(row, Rejected):
-            self._file(row.file)[row.code] += 1
+            self.files[row.file][row.code] += 1
             self.rejected_by_code[row.code] += 1
             if row.tokens:
                 self.lengths.add(row.tokens)
@@ -67,7 +67,7 @@ class Summary:
                 self.unfit[row.detail] += 1
             return
         self.accepted += 1
-        self._file(row.source.file)[ACCEPTED] += 1
+        self.files[row.source.file][ACCEPTED] += 1
         self.formats[row.format] += 1
         if row.repairs:
             self.repaired += 1
@@ -104,13 +104,7 @@ class Summary:
 
     def start_file(self, name: str) -> None:
         """Add a file to the summary, even if it contains no row."""
-        self._file(name)
-
-    def _file(self, name: str) -> Counter[str]:
-        counts = self.files.get(name)
-        if counts is None:
-            counts = self.files[name] = Counter()
-        return counts
+        self.files.setdefault(name, Counter())
 
 
 def _describe(name: str, counts: Counter[str]) -> dict[str, Any]:

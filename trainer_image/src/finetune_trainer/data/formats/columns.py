@@ -5,6 +5,7 @@ from typing import Any
 
 from finetune_trainer.data.codes import RejectCode
 from finetune_trainer.data.rows import BadRow
+from finetune_trainer.errors import name_some
 
 Columns = Mapping[str, Any]
 
@@ -65,8 +66,7 @@ def missing_column(names: tuple[str, ...]) -> BadRow:
 def name_columns(columns: Iterable[object]) -> str:
     """Return column names for a message: at most a dozen, long names truncated."""
     names = [replace_unprintable(str(column)[:40]) for column in columns]
-    more = f" and {len(names) - MAX_COLUMNS_NAMED} more" if len(names) > MAX_COLUMNS_NAMED else ""
-    return f"{', '.join(names[:MAX_COLUMNS_NAMED])}{more}" if names else "none"
+    return name_some(names, MAX_COLUMNS_NAMED) if names else "none"
 
 
 def replace_unprintable(name: str) -> str:

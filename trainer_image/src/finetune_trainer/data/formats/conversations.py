@@ -56,7 +56,7 @@ def read_messages(value: object, where: str, role: Role, repairs: Repairs) -> li
     if isinstance(value, str):
         if _TURNS.match(value) and (nested := _nested_turns(value, where)) is not None:
             return read_turns(nested, where, repairs)
-        if _is_transcript(value):
+        if value.lstrip().startswith("Human:") and "\n\nAssistant:" in value:
             return _read_transcript(value, role)
     elif isinstance(value, dict):
         return [read_turn(value, 1, repairs)]
@@ -77,10 +77,6 @@ def _holds_turns(value: object) -> bool:
     return isinstance(value, list) and all(
         isinstance(turn, dict) and any(key in turn for key in ROLE_KEYS) for turn in value
     )
-
-
-def _is_transcript(text: str) -> bool:
-    return text.lstrip().startswith("Human:") and "\n\nAssistant:" in text
 
 
 def _read_transcript(transcript: str, role: Role) -> list[Message]:

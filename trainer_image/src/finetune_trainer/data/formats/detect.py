@@ -72,22 +72,6 @@ def _has(row: Columns, names: frozenset[str]) -> bool:
     return not names.isdisjoint(row)
 
 
-def _is_preference(row: Columns) -> bool:
-    return _has(row, _ANSWERS_OF_PAIRS)
-
-
-def _is_unpaired(row: Columns) -> bool:
-    return _has(row, _LABELS) and (_has(row, _ANSWERS) or _has(row, _CONVERSATIONS))
-
-
-def _is_openai(row: Columns) -> bool:
-    return _has(row, _CONVERSATIONS) and uses_role_and_content(row)
-
-
-def _is_sharegpt(row: Columns) -> bool:
-    return _has(row, _CONVERSATIONS)
-
-
 def _is_prompt_completion(row: Columns) -> bool:
     if "prompt" not in row or not _has(row, _ANSWERS):
         return False
@@ -96,35 +80,19 @@ def _is_prompt_completion(row: Columns) -> bool:
     return "completion" in row and not _has(row, _BESIDE_PROMPTS)
 
 
-def _is_alpaca(row: Columns) -> bool:
-    return _has(row, _ANSWERS) and _has(row, _QUESTIONS)
-
-
-def _is_text(row: Columns) -> bool:
-    return _has(row, _TEXTS)
-
-
-def _is_prompt(row: Columns) -> bool:
-    return "prompt" in row
-
-
-def _is_instruction(row: Columns) -> bool:
-    return _has(row, _INSTRUCTIONS)
-
-
 _Tests = tuple[tuple[DataFormat, Callable[[Columns], bool]], ...]
 
 _JUDGED_TESTS: _Tests = (
-    (DataFormat.PREFERENCE, _is_preference),
-    (DataFormat.UNPAIRED, _is_unpaired),
+    (DataFormat.PREFERENCE, lambda row: _has(row, _ANSWERS_OF_PAIRS)),
+    (DataFormat.UNPAIRED, lambda row: _has(row, _LABELS) and (_has(row, _ANSWERS) or _has(row, _CONVERSATIONS))),
 )
 _TESTS: _Tests = (
-    (DataFormat.OPENAI, _is_openai),
-    (DataFormat.SHAREGPT, _is_sharegpt),
+    (DataFormat.OPENAI, lambda row: _has(row, _CONVERSATIONS) and uses_role_and_content(row)),
+    (DataFormat.SHAREGPT, lambda row: _has(row, _CONVERSATIONS)),
     (DataFormat.PREFERENCE, is_ranked_output),
     (DataFormat.PROMPT_COMPLETION, _is_prompt_completion),
-    (DataFormat.ALPACA, _is_alpaca),
-    (DataFormat.TEXT, _is_text),
-    (DataFormat.PROMPT_COMPLETION, _is_prompt),
-    (DataFormat.ALPACA, _is_instruction),
+    (DataFormat.ALPACA, lambda row: _has(row, _ANSWERS) and _has(row, _QUESTIONS)),
+    (DataFormat.TEXT, lambda row: _has(row, _TEXTS)),
+    (DataFormat.PROMPT_COMPLETION, lambda row: "prompt" in row),
+    (DataFormat.ALPACA, lambda row: _has(row, _INSTRUCTIONS)),
 )

@@ -110,7 +110,7 @@ def _to_openai(row: Row) -> dict[str, Any]:
 def _to_sharegpt(row: Row) -> dict[str, Any]:
     answered = _answered(row)
     exported: dict[str, Any] = {"conversations": [_sharegpt_turn(message) for message in answered.turns()]}
-    return exported | {"tools": _sharegpt_tools(answered.tools)} if answered.tools else exported
+    return exported | {"tools": orjson.dumps(answered.tools).decode()} if answered.tools else exported
 
 
 def _to_alpaca(row: Row) -> dict[str, Any]:
@@ -191,11 +191,6 @@ def _sharegpt_turn(message: Message) -> dict[str, Any]:
     if "tool_calls" in message:
         turn["tool_calls"] = [_openai_call(call) for call in message["tool_calls"]]
     return turn | _properties(message)
-
-
-def _sharegpt_tools(tools: list[dict[str, Any]]) -> str:
-    """Return the tools as text for ShareGPT's `tools` column."""
-    return orjson.dumps(tools).decode()
 
 
 def _properties(message: Message) -> dict[str, Any]:

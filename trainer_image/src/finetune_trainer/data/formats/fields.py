@@ -42,7 +42,8 @@ def read_cell(value: object, where: str, repairs: Repairs) -> str:
 
 def read_label(value: object, where: str) -> bool:
     """Return a label given as a boolean, as 0 or 1, or as text; raises BadRow with BAD_LABEL."""
-    known = LABELS.get(value.strip().lower() if isinstance(value, str) else value) if _is_scalar(value) else None
+    key = value.strip().lower() if isinstance(value, str) else value
+    known = LABELS.get(key) if isinstance(key, str | bool | int | float) else None
     if known is None:
         shown = str(value)[:40]
         hint = "if the column is not a label, set format"
@@ -69,10 +70,6 @@ def read_list(value: object, where: str, code: RejectCode) -> list[Any]:
     if not isinstance(value, list):
         raise BadRow(code, f"{where} is {name_type(value)} instead of an array")
     return value
-
-
-def _is_scalar(value: object) -> bool:
-    return isinstance(value, str | bool | int | float)
 
 
 def _read_part(part: object, where: str) -> str:

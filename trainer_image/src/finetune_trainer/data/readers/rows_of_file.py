@@ -6,6 +6,7 @@ import gzip
 import io
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import starmap
 from pathlib import PurePath
 from typing import Any, NamedTuple, cast
 
@@ -114,7 +115,7 @@ def _text_records(file: io.BufferedReader, name: str) -> Iterator[Record]:
     skip_mark(stream)
     kind = suffixes[-1] if suffixes else ""
     if kind in (".csv", ".tsv"):
-        return _csv_records(stream, "\t" if kind == ".tsv" else ",")
+        return starmap(Record, read_csv(stream, "\t" if kind == ".tsv" else ","))
     if looks_like_rows_in_one_value(stream.peek(BUFFER_BYTES), is_json_file=kind == ".json"):
         return _json_records(read_elements(stream))
     return _json_records(read_lines(stream))
@@ -137,11 +138,6 @@ def _json_records(elements: Iterable[tuple[int, bytes, bool]]) -> Iterator[Recor
                 yield Record(line, parse_object(raw), None, raw)
             except BadRow as problem:
                 yield Record(line, None, problem, raw)
-
-
-def _csv_records(stream: io.BufferedReader, delimiter: str) -> Iterator[Record]:
-    for line, value, problem, text in read_csv(stream, delimiter):
-        yield Record(line, value, problem, text)
 
 
 def _dump(row: Mapping[str, Any]) -> str:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from typing import Any, TypeVar
-from urllib.parse import quote
 
 # The library reads these once, at import. Only this client sends requests to a hub; transformers loads from folders.
 # Offline mode also closes the library's own session, which has no time-outs and cannot be stopped.
@@ -132,13 +131,3 @@ class HubClient:
             raise TrainerError(ExitCode.INVALID_CONFIG, f"{self.connection.endpoint_setting}: {error}") from None
         except httpx2.HTTPError as error:
             raise connection_error(error, address, self.connection) from None
-
-
-def revision_path(address: HubUri, revision: str) -> str:
-    """Return the API path for the commit of a revision."""
-    return f"{address.repo.kind}s/{address.repo.name}/revision/{quote(revision, safe='')}"
-
-
-def tree_path(address: HubUri, query: str) -> str:
-    """Return the API path for the files of a commit."""
-    return f"{address.repo.kind}s/{address.repo.name}/tree/{address.commit}?{query}"

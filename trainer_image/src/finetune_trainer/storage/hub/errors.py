@@ -107,7 +107,7 @@ def _holder(access: Access, connection: HubConnection) -> str:
 def connection_error(error: httpx2.HTTPError, address: HubUri, connection: HubConnection) -> StorageUnavailable:
     """Return the error for a missing or incomplete response."""
     where, setting = f"{address} at {connection.endpoint}", connection.endpoint_setting
-    if _is_distrust(error):
+    if any(isinstance(one, ssl.SSLError) or "CERTIFICATE_VERIFY_FAILED" in str(one) for one in _chain(error)):
         trust = "name its authority's file in SSL_CERT_FILE" if connection.is_here else "set spec.hub.caSecretRef"
         return HubUntrusted(
             f"{where}: the certificate is not trusted or TLS fails: {trust}, or correct http/https in {setting}"
@@ -131,10 +131,6 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
-
-
-def _is_distrust(error: BaseException) -> bool:
-    return any(isinstance(one, ssl.SSLError) or "CERTIFICATE_VERIFY_FAILED" in str(one) for one in _chain(error))
 
 
 def _reason(error: BaseException) -> str:

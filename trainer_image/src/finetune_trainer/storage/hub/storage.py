@@ -1,14 +1,15 @@
 """Models and datasets of a hub as a readable store: by commit, with resume and verification."""
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
+from urllib.parse import quote
 
 from finetune_trainer.errors import ObjectMissing, StorageUnavailable
 from finetune_trainer.sigterm import StopFlag
-from finetune_trainer.storage.hub.client import HubClient, revision_path, tree_path
+from finetune_trainer.storage.hub.client import HubClient
 from finetune_trainer.storage.hub.uris import COMMIT, HubConnection, HubUri, Repo, matches_entry, parse_hub_uri
 from finetune_trainer.storage.protocol import (
     CHUNK_BYTES,
@@ -16,9 +17,8 @@ from finetune_trainer.storage.protocol import (
     MAX_READ_BYTES,
     Entry,
     OnBytes,
-    confine_path,
+    ReadableStore,
     count_error,
-    join_uri,
     size_error,
 )
 
@@ -27,7 +27,7 @@ MAX_RESTARTS = 3
 FIRST_PAGE = "recursive=true&expand=false"
 
 
-class HubStore:
+class HubStore(ReadableStore):
     """The repositories of a hub under `hf://` URIs; an unpinned URI means the newest commit of `main`."""
 
     def __init__(self, connection: HubConnection, retry_seconds: float = 0.0, stop: StopFlag | None = None) -> None:
@@ -37,8 +37,7 @@ class HubStore:
 
     def pin(self, uri: str, revision: str | None = None) -> str:
         """Return the URI with its commit; raise if the hub refuses the repository or revision."""
-        address = parse_hub_uri(uri)
-        return str(HubUri(address.repo, self._commit(address, revision), address.path))
+        return str(self._address(uri, revision))
 
     def probe(self, uri: str) -> None:
         """Request the commit."""
@@ -60,20 +59,6 @@ class HubStore:
             f"{address} at {self._client.endpoint}: the downloaded file differs from the hub's listing: a mirror or a "
             "proxy changes it"
         )
-
-    def download_folder(
-        self,
-        uri: str,
-        directory: Path,
-        on_bytes: OnBytes | None = None,
-        accept: Callable[[str], bool] = lambda _key: True,
-    ) -> list[Path]:
-        """Copy the accepted files of a folder."""
-        pinned = self.pin(uri)
-        keys = [entry.key for entry in self.list(pinned) if accept(entry.key)]
-        for key in keys:
-            self.download(join_uri(pinned, key), confine_path(directory, key), on_bytes)
-        return [directory / key for key in keys]
 
     def read(self, uri: str, limit: int = MAX_READ_BYTES) -> bytes | None:
         """Return a small file's content, or None."""
@@ -101,10 +86,6 @@ class HubStore:
         if len(found) > limit:
             raise count_error(uri, limit)
         return found
-
-    def first(self, uri: str) -> Entry | None:
-        """Return one file under the path, or None."""
-        return next(iter(self.list(uri)), None)
 
     def size(self, uri: str) -> int | None:
         """Return the size of one file, or None if it does not exist."""
@@ -174,9 +155,9 @@ class HubStore:
         with self._client.stream(address) as response:
             yield from response.iter_bytes(CHUNK_BYTES)
 
-    def _address(self, uri: str) -> HubUri:
+    def _address(self, uri: str, revision: str | None = None) -> HubUri:
         address = parse_hub_uri(uri)
-        return HubUri(address.repo, self._commit(address, None), address.path)
+        return HubUri(address.repo, self._commit(address, revision), address.path)
 
     def _commit(self, address: HubUri, revision: str | None) -> str:
         if address.commit and not revision:
@@ -185,7 +166,8 @@ class HubStore:
         revision = revision or DEFAULT_REVISION
         key = (address.repo, revision)
         if key not in self._commits:
-            content, _ = self._client.get_json(asked, revision_path(address, revision))
+            path = f"{address.repo.kind}s/{address.repo.name}/revision/{quote(revision, safe='')}"
+            content, _ = self._client.get_json(asked, path)
             commit = content.get("sha") if isinstance(content, dict) else None
             if not isinstance(commit, str) or not COMMIT.fullmatch(commit):
                 self._not_a_hub(address, "returns no commit")
@@ -210,7 +192,8 @@ class HubStore:
         query: str | None = FIRST_PAGE
         count = 0
         while query:
-            page, query = self._client.get_json(address, tree_path(address, query))
+            path = f"{address.repo.kind}s/{address.repo.name}/tree/{address.commit}?{query}"
+            page, query = self._client.get_json(address, path)
             try:
                 entries = [_entry(item) for item in page if item["type"] == "file"]
             except (KeyError, TypeError, ValueError):

@@ -2,20 +2,14 @@
 
 # ruff: noqa: PLC0415 - a job imports only its own trainer: each takes seconds
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from finetune_api.status import Resolved
 from finetune_trainer.tokenization.packing import max_rows_for
 
 if TYPE_CHECKING:
-    from peft import PeftModel
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
     from finetune_trainer.rewards.computed import Judge
-    from finetune_trainer.training.methods.loop import LoopContext, LoopTrainer
+    from finetune_trainer.training.methods.loop import LoopTrainer, TrainerParts
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,41 +30,28 @@ def traits_of(objective: str) -> Traits:
     return TRAITS.get(objective, Traits())
 
 
-def build_trainer(
-    objective: str,
-    model: "PreTrainedModel | PeftModel",
-    tokenizer: "PreTrainedTokenizerBase",
-    settings: Resolved,
-    loop: "LoopContext",
-    *,
-    train: Sequence[Any],
-    validation: Sequence[Any],
-    scratch: Path,
-    judge: "Judge | None" = None,
-) -> "LoopTrainer":
+def build_trainer(objective: str, parts: "TrainerParts", judge: "Judge | None" = None) -> "LoopTrainer":
     """Return the objective's trainer, ready for `evaluate()` and `train()`. RLHF needs a judge."""
-    samples = {"train": train, "validation": validation}
     match objective:
         case "Instruction" | "Chat" | "DomainAdaptation":
-            from finetune_trainer.training.methods import sft
+            from finetune_trainer.training.methods.sft import build_sft_trainer
 
-            max_rows = max_rows_for(objective)
-            return sft.build_trainer(model, tokenizer, settings, loop, **samples, scratch=scratch, max_rows=max_rows)
+            return build_sft_trainer(parts, max_rows_for(objective))
         case "DPO":
-            from finetune_trainer.training.methods import dpo
+            from finetune_trainer.training.methods.dpo import build_dpo_trainer
 
-            return dpo.build_trainer(model, tokenizer, settings, loop, **samples, scratch=scratch)
+            return build_dpo_trainer(parts)
         case "KTO":
-            from finetune_trainer.training.methods import kto
+            from finetune_trainer.training.methods.kto import build_kto_trainer
 
-            return kto.build_trainer(model, tokenizer, settings, loop, **samples, scratch=scratch)
+            return build_kto_trainer(parts)
         case "RewardModel":
-            from finetune_trainer.training.methods import reward
+            from finetune_trainer.training.methods.reward import build_reward_trainer
 
-            return reward.build_trainer(model, tokenizer, settings, loop, **samples, scratch=scratch)
+            return build_reward_trainer(parts)
         case "RLHF" if judge:
-            from finetune_trainer.training.methods import rlhf
+            from finetune_trainer.training.methods.rlhf import build_rlhf_trainer
 
-            return rlhf.build_trainer(model, tokenizer, settings, loop, **samples, scratch=scratch, judge=judge)
+            return build_rlhf_trainer(parts, judge)
         case _:
             raise NotImplementedError(f"objective {objective}")

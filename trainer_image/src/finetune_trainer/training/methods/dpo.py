@@ -1,19 +1,15 @@
 """Direct preference optimisation on tokenised pairs."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
 from datasets import Dataset
-from peft import PeftModel
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import DPOConfig, DPOTrainer
 
 from finetune_api.spec import Method
-from finetune_api.status import Resolved
 from finetune_trainer.tokenization.samples import EncodedPair
-from finetune_trainer.training.methods.loop import LoopContext, build_callbacks, common_arguments
+from finetune_trainer.training.methods.loop import TrainerParts
 from finetune_trainer.training.methods.reference import ReferencedTrainer
 
 
@@ -33,45 +29,22 @@ class PreferenceTrainer(ReferencedTrainer, DPOTrainer):  # type: ignore[misc]  #
         return margin | {"reward_accuracy": (self._last_figure("rewards/accuracies"), pairs)}
 
 
-def build_trainer(
-    model: PreTrainedModel | PeftModel,
-    tokenizer: PreTrainedTokenizerBase,
-    settings: Resolved,
-    loop: LoopContext,
-    *,
-    train: Sequence[EncodedPair],
-    validation: Sequence[EncodedPair],
-    scratch: Path,
-) -> PreferenceTrainer:
+def build_dpo_trainer(parts: TrainerParts) -> PreferenceTrainer:
     """Return the trainer, ready for `evaluate()`, `train()` and `measure()`."""
-    evaluates = bool(validation)
-    return PreferenceTrainer(
-        loop,
-        model=model,
-        args=build_arguments(settings, scratch, evaluates=evaluates, on_cpu=model.device.type == "cpu"),
-        train_dataset=to_dataset(train),
-        eval_dataset=to_dataset(validation) if evaluates else None,
-        processing_class=tokenizer,
-        callbacks=build_callbacks(loop),
-    )
-
-
-def build_arguments(settings: Resolved, scratch: Path, *, evaluates: bool, on_cpu: bool) -> DPOConfig:
-    """Return the library's settings.
-
-    With method Full, `precompute_ref_log_probs` prevents a second model; with an adapter it would only hash the base.
-    """
-    return DPOConfig(
-        **common_arguments(settings, scratch, evaluates=evaluates, on_cpu=on_cpu),
+    settings = parts.settings
+    arguments = DPOConfig(
+        **parts.library_settings(),
         beta=settings.beta,
         loss_type=[settings.loss_type],
+        # With method Full this prevents a second model; with an adapter it would only hash the base.
         precompute_ref_log_probs=settings.method == Method.FULL,
         disable_dropout=True,
         max_length=None,
     )
+    return PreferenceTrainer(**parts.trainer_arguments(to_pair_dataset(parts.train), to_pair_dataset), args=arguments)
 
 
-def to_dataset(samples: Sequence[EncodedPair]) -> Dataset:
+def to_pair_dataset(samples: Sequence[EncodedPair]) -> Dataset:
     """Return the pairs as the three columns that TRL's collator joins and pads."""
     return Dataset.from_dict(
         {

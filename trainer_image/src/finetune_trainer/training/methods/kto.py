@@ -3,29 +3,19 @@
 import random
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import torch
 from datasets import Dataset
-from peft import PeftModel
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import KTOConfig, KTOTrainer
 from typing_extensions import override
 
 from finetune_api.handoff import ExitCode
 from finetune_api.spec import Method
-from finetune_api.status import Resolved
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.evaluation.measurements import Measured, token_mean
 from finetune_trainer.tokenization.samples import EncodedLabelled
-from finetune_trainer.training.methods.loop import (
-    LoopContext,
-    MeasuredBatch,
-    build_callbacks,
-    common_arguments,
-    mean_figures,
-)
+from finetune_trainer.training.methods.loop import MeasuredBatch, TrainerParts, mean_figures
 from finetune_trainer.training.methods.reference import ReferencedTrainer
 
 SMALLEST_BATCH = 2
@@ -58,50 +48,30 @@ class LabelledTrainer(ReferencedTrainer, KTOTrainer):  # type: ignore[misc]  # t
         super().log(logs, start_time)
 
 
-def build_trainer(
-    model: PreTrainedModel | PeftModel,
-    tokenizer: PreTrainedTokenizerBase,
-    settings: Resolved,
-    loop: LoopContext,
-    *,
-    train: Sequence[EncodedLabelled],
-    validation: Sequence[EncodedLabelled],
-    scratch: Path,
-) -> LabelledTrainer:
+def build_kto_trainer(parts: TrainerParts) -> LabelledTrainer:
     """Return the trainer, ready for `evaluate()`, `train()` and `measure()`."""
+    settings = parts.settings
     if (settings.per_device_train_batch_size or 1) < SMALLEST_BATCH:
         raise TrainerError(
             ExitCode.INVALID_CONFIG,
             "KTO measures its divergence over each batch, which needs at least two rows: set "
             "hyperparameters.perDeviceTrainBatchSize to 2 or more",
         )
-    evaluates = bool(validation)
-    return LabelledTrainer(
-        loop,
-        model=model,
-        args=build_arguments(settings, scratch, evaluates=evaluates, on_cpu=model.device.type == "cpu"),
-        train_dataset=to_dataset(shuffled(train, settings.seed or 0)),
-        eval_dataset=to_dataset(shuffled(validation, settings.seed or 0)) if evaluates else None,
-        processing_class=tokenizer,
-        callbacks=build_callbacks(loop),
-    )
-
-
-def build_arguments(settings: Resolved, scratch: Path, *, evaluates: bool, on_cpu: bool) -> KTOConfig:
-    """Return the library's settings; see `dpo.build_arguments` for the reference.
-
-    Rows stay in order, so that each keeps its answer to another prompt.
-    """
-    return KTOConfig(
-        **common_arguments(settings, scratch, evaluates=evaluates, on_cpu=on_cpu),
+    arguments = KTOConfig(
+        **parts.library_settings(),
         beta=settings.beta,
         desirable_weight=settings.desirable_weight,
         undesirable_weight=settings.undesirable_weight,
-        precompute_ref_log_probs=settings.method == Method.FULL,
-        train_sampling_strategy="sequential",
+        precompute_ref_log_probs=settings.method == Method.FULL,  # as in `build_dpo_trainer`
+        train_sampling_strategy="sequential",  # so that each row keeps its answer to another prompt
         disable_dropout=True,
         max_length=None,
     )
+
+    def to_dataset(samples: Sequence[EncodedLabelled]) -> Dataset:
+        return to_answer_dataset(shuffled(samples, settings.seed or 0))
+
+    return LabelledTrainer(**parts.trainer_arguments(to_dataset(parts.train), to_dataset), args=arguments)
 
 
 def shuffled(samples: Sequence[EncodedLabelled], seed: int) -> list[EncodedLabelled]:
@@ -109,7 +79,7 @@ def shuffled(samples: Sequence[EncodedLabelled], seed: int) -> list[EncodedLabel
     return random.Random(seed).sample(samples, len(samples))  # noqa: S311 - no secret
 
 
-def to_dataset(samples: Sequence[EncodedLabelled]) -> Dataset:
+def to_answer_dataset(samples: Sequence[EncodedLabelled]) -> Dataset:
     """Return the columns that TRL's collator joins and pads, with an answer to another prompt for each prompt."""
     columns = {
         "prompt_ids": [sample.prompt_ids for sample in samples],

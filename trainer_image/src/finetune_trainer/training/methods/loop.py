@@ -12,10 +12,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState
+from datasets import Dataset
+from peft import PeftModel
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    Trainer,
+    TrainerControl,
+    TrainerState,
+)
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 from typing_extensions import override
 
+from finetune_api.handoff import Artifact
 from finetune_api.status import Resolved
 from finetune_trainer.distributed.sharding import full_state, full_tensor, is_sharded, load_state
 from finetune_trainer.distributed.world import ALONE, World, unshard
@@ -41,7 +51,6 @@ from finetune_trainer.training.checkpoint_files import (
     BaselineOutputs,
     SavedRun,
     add_best_weights,
-    add_history,
 )
 from finetune_trainer.training.checkpoints import Checkpoints
 from finetune_trainer.training.random_state import RandomState, keep_random_state
@@ -68,6 +77,68 @@ class LoopContext:
     def on_work(self) -> Callable[[], None]:
         """A callback for each piece of work; it counts a heartbeat and raises `Stopped` in all processes together."""
         return work_beat(self.reporter, self.stop)
+
+
+@dataclass(frozen=True)
+class TrainerParts:
+    """What the trainer of every objective is built from."""
+
+    model: PreTrainedModel | PeftModel
+    tokenizer: PreTrainedTokenizerBase
+    settings: Resolved
+    loop: LoopContext
+    train: Sequence[Any]
+    validation: Sequence[Any]
+    scratch: Path
+
+    def trainer_arguments(self, train_dataset: Dataset, to_dataset: Callable[[Any], Dataset]) -> dict[str, Any]:
+        """Return the arguments of a trainer except its `args`; `to_dataset` converts the held-out rows, if any."""
+        return {
+            "loop": self.loop,
+            "model": self.model,
+            "train_dataset": train_dataset,
+            "eval_dataset": to_dataset(self.validation) if self.validation else None,
+            "processing_class": self.tokenizer,
+            "callbacks": [
+                ReportProgress(self.loop.reporter, self.loop.history, self.loop.world),
+                KeepBest(self.loop.plateau, self.loop.best_weights, self.loop.reporter),
+                RequireGradient(self.loop.world),
+            ],
+        }
+
+    def library_settings(self) -> dict[str, Any]:
+        """Return our settings under the library's names, with its own saving and reporting off."""
+        settings = self.settings
+        warmup = settings.warmup_steps or 0.0
+        return {
+            "output_dir": str(self.scratch),
+            "max_steps": settings.total_steps,
+            "learning_rate": settings.learning_rate,
+            "lr_scheduler_type": settings.lr_scheduler_type,
+            "warmup_steps": warmup if warmup < 1 else int(warmup),
+            "weight_decay": settings.weight_decay,
+            "max_grad_norm": settings.max_grad_norm,
+            "optim": settings.optim,
+            "per_device_train_batch_size": settings.per_device_train_batch_size,
+            "per_device_eval_batch_size": settings.per_device_train_batch_size,
+            "gradient_accumulation_steps": settings.gradient_accumulation_steps,
+            "activation_checkpointing": bool(settings.gradient_checkpointing),
+            "activation_checkpointing_kwargs": dict(NON_REENTRANT),
+            "bf16": settings.precision == "BF16",
+            "fp16": settings.precision == "FP16",
+            "use_cpu": self.model.device.type == "cpu",
+            "seed": settings.seed,
+            "data_seed": settings.seed,
+            "eval_strategy": "steps" if self.validation else "no",
+            "eval_steps": settings.eval_steps,
+            "prediction_loss_only": True,
+            "logging_steps": 1,
+            "logging_nan_inf_filter": False,
+            "save_strategy": "no",
+            "report_to": "none",
+            "ddp_find_unused_parameters": False,
+            "disable_tqdm": True,
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +240,7 @@ class LoopTrainer(Trainer):  # type: ignore[misc]  # the library has no types
         self._save_optimizer_and_scheduler(str(folder))
         self._save_scaler(str(folder))
         self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
-        add_history(folder, loop.history)
+        shutil.copyfile(loop.history.path, folder / Artifact.METRICS)
         add_best_weights(folder, loop.best_weights, loop.plateau, self.state.global_step)
         known = loop.reporter.snapshot().metrics
         SavedRun(loop.before, known, time.monotonic() - loop.began).write(folder / SAVED_RUN)
@@ -336,46 +407,3 @@ def keep_in_fp32(model: torch.nn.Module) -> Iterator[None]:
     for name, parameter in model.named_parameters():
         if name in before:
             parameter.data = before[name].float()
-
-
-def build_callbacks(loop: LoopContext) -> list[TrainerCallback]:
-    """Return the callbacks of an objective with a loss: reporting, the best weights and the gradient check."""
-    return [
-        ReportProgress(loop.reporter, loop.history, loop.world),
-        KeepBest(loop.plateau, loop.best_weights, loop.reporter),
-        RequireGradient(loop.world),
-    ]
-
-
-def common_arguments(settings: Resolved, scratch: Path, *, evaluates: bool, on_cpu: bool) -> dict[str, Any]:
-    """Return our settings under the library's names, with its own saving and reporting off."""
-    warmup = settings.warmup_steps or 0.0
-    return {
-        "output_dir": str(scratch),
-        "max_steps": settings.total_steps,
-        "learning_rate": settings.learning_rate,
-        "lr_scheduler_type": settings.lr_scheduler_type,
-        "warmup_steps": warmup if warmup < 1 else int(warmup),
-        "weight_decay": settings.weight_decay,
-        "max_grad_norm": settings.max_grad_norm,
-        "optim": settings.optim,
-        "per_device_train_batch_size": settings.per_device_train_batch_size,
-        "per_device_eval_batch_size": settings.per_device_train_batch_size,
-        "gradient_accumulation_steps": settings.gradient_accumulation_steps,
-        "activation_checkpointing": bool(settings.gradient_checkpointing),
-        "activation_checkpointing_kwargs": dict(NON_REENTRANT),
-        "bf16": settings.precision == "BF16",
-        "fp16": settings.precision == "FP16",
-        "use_cpu": on_cpu,
-        "seed": settings.seed,
-        "data_seed": settings.seed,
-        "eval_strategy": "steps" if evaluates else "no",
-        "eval_steps": settings.eval_steps,
-        "prediction_loss_only": True,
-        "logging_steps": 1,
-        "logging_nan_inf_filter": False,
-        "save_strategy": "no",
-        "report_to": "none",
-        "ddp_find_unused_parameters": False,
-        "disable_tqdm": True,
-    }

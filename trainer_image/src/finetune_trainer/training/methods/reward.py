@@ -1,20 +1,16 @@
 """Reward models from pairs of answers: the preferred answer learns the higher score."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
 from datasets import Dataset
-from peft import PeftModel
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import RewardConfig, RewardTrainer
 
-from finetune_api.status import Resolved
 from finetune_trainer.evaluation.run_record import ScoredPair
 from finetune_trainer.rewards.scorer import keep_score_in_fp32, pad_token, pair_texts, score_texts
 from finetune_trainer.tokenization.samples import EncodedPair
-from finetune_trainer.training.methods.loop import LoopContext, LoopTrainer, build_callbacks, common_arguments
+from finetune_trainer.training.methods.loop import LoopTrainer, TrainerParts
 
 
 class RewardModelTrainer(LoopTrainer, RewardTrainer):  # type: ignore[misc]  # the library has no types
@@ -48,37 +44,16 @@ class RewardModelTrainer(LoopTrainer, RewardTrainer):  # type: ignore[misc]  # t
         return str(self.processing_class.decode(ids, skip_special_tokens=True)).strip()
 
 
-def build_trainer(
-    model: PreTrainedModel | PeftModel,
-    tokenizer: PreTrainedTokenizerBase,
-    settings: Resolved,
-    loop: LoopContext,
-    *,
-    train: Sequence[EncodedPair],
-    validation: Sequence[EncodedPair],
-    scratch: Path,
-) -> RewardModelTrainer:
+def build_reward_trainer(parts: TrainerParts) -> RewardModelTrainer:
     """Return the trainer, ready for `evaluate()`, `train()` and `measure()`."""
-    evaluates = bool(validation)
-    keep_score_in_fp32(model)
-    ends = {answer[-1] for pair in train for answer in (pair.chosen_ids, pair.rejected_ids)}
-    tokenizer.pad_token = pad_token(model, tokenizer, ends)
-    return RewardModelTrainer(
-        loop,
-        model=model,
-        args=RewardConfig(
-            **common_arguments(settings, scratch, evaluates=evaluates, on_cpu=model.device.type == "cpu"),
-            disable_dropout=False,
-            max_length=None,
-        ),
-        train_dataset=to_dataset(train),
-        eval_dataset=to_dataset(validation) if evaluates else None,
-        processing_class=tokenizer,
-        callbacks=build_callbacks(loop),
-    )
+    keep_score_in_fp32(parts.model)
+    ends = {answer[-1] for pair in parts.train for answer in (pair.chosen_ids, pair.rejected_ids)}
+    parts.tokenizer.pad_token = pad_token(parts.model, parts.tokenizer, ends)
+    arguments = RewardConfig(**parts.library_settings(), disable_dropout=False, max_length=None)
+    return RewardModelTrainer(**parts.trainer_arguments(to_text_dataset(parts.train), to_text_dataset), args=arguments)
 
 
-def to_dataset(samples: Sequence[EncodedPair]) -> Dataset:
+def to_text_dataset(samples: Sequence[EncodedPair]) -> Dataset:
     """Return the pairs as TRL's two columns of tokenised texts, each with its prompt."""
     return Dataset.from_dict(
         {

@@ -4,7 +4,6 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,7 +31,7 @@ from finetune_trainer.rewards.computed import Judge
 from finetune_trainer.rewards.rollouts import Rollouts, ScoredAnswer
 from finetune_trainer.tokenization.samples import EncodedPrompt
 from finetune_trainer.training.callbacks import ReportProgress, require_gradient, restore_trained, save_trained
-from finetune_trainer.training.methods.loop import LoopContext, LoopTrainer, common_arguments
+from finetune_trainer.training.methods.loop import LoopContext, LoopTrainer, TrainerParts
 from finetune_trainer.training.methods.reference import FROZEN_COPY
 
 EVALUATED_PROMPTS = 128
@@ -179,38 +178,27 @@ class RequireGradientFromSpread(TrainerCallback):  # type: ignore[misc]  # the l
         require_gradient(kwargs["model"])
 
 
-def build_trainer(
-    model: PreTrainedModel | PeftModel,
-    tokenizer: PreTrainedTokenizerBase,
-    settings: Resolved,
-    loop: LoopContext,
-    *,
-    train: Sequence[EncodedPrompt],
-    validation: Sequence[EncodedPrompt],
-    scratch: Path,
-    judge: Judge,
-) -> PolicyTrainer:
+def build_rlhf_trainer(parts: TrainerParts, judge: Judge) -> PolicyTrainer:
     """Return the trainer, ready for `evaluate()`, `train()` and `show()`."""
-    require_fit(model, settings, [*train, *validation])
-    evaluates = bool(validation)
-    stop_ids = _set_end_tokens(model, tokenizer, judge.stop_id)
-    rollouts = Rollouts(train, judge.scorer, tokenizer, stop_ids, settings.num_generations or 1)
-    common = common_arguments(settings, scratch, evaluates=evaluates, on_cpu=model.device.type == "cpu")
-    kind, arguments = _trainer_class(settings)
+    model, settings, loop = parts.model, parts.settings, parts.loop
+    require_fit(model, settings, [*parts.train, *parts.validation])
+    stop_ids = _set_end_tokens(model, parts.tokenizer, judge.stop_id)
+    group = settings.num_generations or 1
+    rollouts = Rollouts(parts.train, judge.scorer, parts.tokenizer, stop_ids, group)
+    parts = replace(parts, validation=choose_prompts(parts.validation, settings.seed or 0))
+    train_dataset = to_prompt_dataset(parts.train, at_least=(settings.global_batch_size or 1) // group)
+    callbacks = [
+        ReportProgress(loop.reporter, loop.history),
+        KeepMostRewarded(loop),
+        RequireGradientFromSpread(rollouts),
+    ]
+    is_rloo = settings.algorithm == Algorithm.RLOO
+    kind, config = (LeaveOneOutTrainer, RLOOConfig) if is_rloo else (GroupTrainer, GRPOConfig)
     return kind(
-        loop,
-        rollouts,
-        held_out := choose_prompts(validation, settings.seed or 0),
-        model=model,
-        args=arguments(**common, **_sampling_arguments(settings)),
-        train_dataset=to_dataset(train, at_least=(settings.global_batch_size or 1) // (settings.num_generations or 1)),
-        eval_dataset=to_dataset(held_out) if evaluates else None,
-        processing_class=tokenizer,
-        callbacks=[
-            ReportProgress(loop.reporter, loop.history),
-            KeepMostRewarded(loop),
-            RequireGradientFromSpread(rollouts),
-        ],
+        rollouts=rollouts,
+        held_out=parts.validation,
+        args=config(**parts.library_settings(), **_sampling_arguments(settings)),
+        **parts.trainer_arguments(train_dataset, to_prompt_dataset) | {"callbacks": callbacks},
     )
 
 
@@ -222,12 +210,6 @@ def _set_end_tokens(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTok
     if tokenizer.eos_token is None:
         tokenizer.eos_token = tokenizer.convert_ids_to_tokens(stop_id)
     return ends | {tokenizer.eos_token_id}
-
-
-def _trainer_class(settings: Resolved) -> tuple[Callable[..., PolicyTrainer], Callable[..., Any]]:
-    if settings.algorithm == Algorithm.RLOO:
-        return LeaveOneOutTrainer, RLOOConfig
-    return GroupTrainer, GRPOConfig
 
 
 def _sampling_arguments(settings: Resolved) -> dict[str, Any]:
@@ -270,7 +252,7 @@ def choose_prompts(samples: Sequence[EncodedPrompt], seed: int) -> list[EncodedP
     return [samples[index] for index in chosen]
 
 
-def to_dataset(samples: Sequence[EncodedPrompt], at_least: int = 0) -> Dataset:
+def to_prompt_dataset(samples: Sequence[EncodedPrompt], at_least: int = 0) -> Dataset:
     """Return the prompts' ids and row numbers, repeated until a step is full: TRL drops an incomplete batch."""
     rows = list(range(len(samples))) * max(1, -(-at_least // len(samples)))
     return Dataset.from_dict({"prompt": [list(samples[row].prompt_ids) for row in rows], "row": rows})

@@ -1,21 +1,17 @@
 """Supervised fine-tuning (Instruction, Chat, DomainAdaptation) on tokenised and labelled rows."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from datasets import Dataset
-from peft import PeftModel
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import SFTConfig, SFTTrainer
 from typing_extensions import override
 
-from finetune_api.status import Resolved
 from finetune_trainer.tokenization.labeler import UNTRAINED, Encoded
 from finetune_trainer.tokenization.packing import MAX_ROWS, pack
-from finetune_trainer.training.methods.loop import LoopContext, LoopTrainer, build_callbacks, common_arguments
+from finetune_trainer.training.methods.loop import LoopTrainer, TrainerParts
 from finetune_trainer.training.methods.packed import (
     ROW_TOKENS,
     PackedCollator,
@@ -42,31 +38,24 @@ class RowTrainer(LoopTrainer, SFTTrainer):  # type: ignore[misc]  # the library 
         return int((inputs["labels"][:, 1:] != UNTRAINED).sum())
 
 
-def build_trainer(
-    model: PreTrainedModel | PeftModel,
-    tokenizer: PreTrainedTokenizerBase,
-    settings: Resolved,
-    loop: LoopContext,
-    *,
-    train: Sequence[Encoded],
-    validation: Sequence[Encoded],
-    scratch: Path,
-    max_rows: int | None = MAX_ROWS,
-) -> RowTrainer:
+def build_sft_trainer(parts: TrainerParts, max_rows: int | None = MAX_ROWS) -> RowTrainer:
     """Return the trainer, ready for `evaluate()`, `train()` and `measure()`.
 
     With packing, at most `max_rows` rows share a sequence; held-out rows are not packed.
     """
-    evaluates = bool(validation)
-    trainer = RowTrainer(
-        loop,
-        model=model,
-        args=build_arguments(settings, scratch, evaluates=evaluates, on_cpu=model.device.type == "cpu"),
-        train_dataset=_training_set(train, settings, max_rows),
-        eval_dataset=to_dataset(validation) if evaluates else None,
-        processing_class=tokenizer,
-        callbacks=build_callbacks(loop),
+    settings = parts.settings
+    arguments = SFTConfig(  # no tokenising, masking, truncating or packing by the library
+        **parts.library_settings(),
+        dataset_kwargs={"skip_prepare_dataset": True},
+        completion_only_loss=False,
+        max_length=None,
+        packing=False,
     )
+    if settings.packing:
+        train_dataset = to_packed_dataset(pack(parts.train, settings.max_length or 0, max_rows))
+    else:
+        train_dataset = to_row_dataset(parts.train)
+    trainer = RowTrainer(**parts.trainer_arguments(train_dataset, to_row_dataset), args=arguments)
     if settings.packing:
         padding = trainer.data_collator.pad_token_id
         trainer.data_collator = PackedCollator(pad_token_id=padding, max_length=settings.max_length or 0)
@@ -74,24 +63,7 @@ def build_trainer(
     return trainer
 
 
-def build_arguments(settings: Resolved, scratch: Path, *, evaluates: bool, on_cpu: bool) -> SFTConfig:
-    """Return the library's settings, without tokenising, masking, truncating or packing again."""
-    return SFTConfig(
-        **common_arguments(settings, scratch, evaluates=evaluates, on_cpu=on_cpu),
-        dataset_kwargs={"skip_prepare_dataset": True},
-        completion_only_loss=False,
-        max_length=None,
-        packing=False,
-    )
-
-
-def _training_set(samples: Sequence[Encoded], settings: Resolved, max_rows: int | None) -> Dataset:
-    if not settings.packing:
-        return to_dataset(samples)
-    return to_packed_dataset(pack(samples, settings.max_length or 0, max_rows))
-
-
-def to_dataset(samples: Sequence[Encoded]) -> Dataset:
+def to_row_dataset(samples: Sequence[Encoded]) -> Dataset:
     """Return the samples as the two columns that TRL's collator pads."""
     return Dataset.from_dict(
         {
