@@ -224,9 +224,20 @@ def test_an_admitted_job_shows_where_its_quota_comes_from(scene: Build) -> None:
     one.extra["workloads"] = (workload("one-preflight", has_quota=True, is_admitted=True, cluster_queue="all"),)
     one.settle()
     quota = one.condition("QuotaReserved")
-    assert (quota["status"], quota["message"]) == ("True", "Job one-preflight has quota in ClusterQueue all.")
+    assert (quota["status"], quota["reason"]) == ("True", "Admitted")
+    assert quota["message"] == "Job one-preflight has quota in ClusterQueue all."
     assert one.condition("Suspended")["status"] == "False"
     assert one.status["phase"] == "Preflight"
+
+
+def test_a_job_with_quota_that_waits_for_admission_checks_is_not_admitted(scene: Build) -> None:
+    one = waiting(scene, "insufficient unused quota")
+    one.extra["workloads"] = (workload("one-preflight", has_quota=True, cluster_queue="all"),)
+    decision = one.settle()
+    quota = one.condition("QuotaReserved")
+    assert (quota["status"], quota["reason"], decision.requeue_after) == ("True", "QuotaReserved", 30.0)
+    words = "Job one-preflight has quota in ClusterQueue all, and waits for its admission checks."
+    assert (quota["message"], one.status["phase"]) == (words, "Queued")
 
 
 def test_a_foreign_suspended_job_without_a_queue_is_requeued_for_kueues_workload(scene: Build) -> None:

@@ -79,3 +79,19 @@ def test_preflight_that_starts_or_starts_again_is_no_trainer_that_starts(scene: 
     one.run(one.pod("one-preflight"))
     one.settle()
     assert one.condition("Running")["reason"] == "NotStarted"
+
+
+def test_of_several_pods_the_failed_one_is_shown_and_not_that_it_is_missing(scene: Any) -> None:
+    one = scene(resources={"nodes": 2}).to_training()
+    first, second = one.set_of("one-1")
+    one.settle()
+    one.end(second, 70, "CUDA error: device lost")
+    one.children["one-1"]["status"] = {"failed": 1}
+    one.delete_pod(first)
+    one.settle()
+    shown = one.condition("Running")
+    assert (shown["status"], shown["reason"]) == ("False", "BackingOff")
+    assert "a pod has failed, and the others are being stopped" in shown["message"]
+    one.now += timedelta(seconds=200)
+    one.settle()
+    assert (one.condition("Running")["status"], one.condition("Running")["reason"]) == ("Unknown", "NodeLost")
