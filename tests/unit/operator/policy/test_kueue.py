@@ -278,6 +278,19 @@ def test_user_suspension_goes_through_kueue_and_never_touches_the_job(scene: Bui
     assert last.activate == off
 
 
+def test_a_suspended_job_is_looked_at_again_until_kueue_has_its_workload(scene: Build) -> None:
+    one = scene(**QUEUE)
+    one.settle()
+    one.extra["workloads"] = ()
+    one.object["spec"]["suspend"] = True
+    decision = one.settle()
+    assert (decision.requeue_after, decision.suspend, decision.fetch_events_for) == (30.0, None, None)
+    assert one.condition("Running")["reason"] == "NotStarted"
+    one.suspend("one-preflight", is_suspended=False)
+    decision = one.settle()
+    assert (decision.requeue_after, decision.suspend, one.condition("Running")["reason"]) == (2.0, None, "NotStarted")
+
+
 def test_a_resumed_workload_is_not_activated_while_its_pod_still_runs(scene: Build) -> None:
     one = scene(**QUEUE).to_training()
     one.suspend("one-1", is_suspended=False)

@@ -5,8 +5,10 @@ from typing import Any
 
 import pytest
 
+from finetune_api.status import DatasetStatus
 from finetune_operator.controller.watch_cache import WatchCache
 from finetune_operator.kube.objects import Pod
+from finetune_operator.policy.runs import dataset_sentence
 
 
 def test_each_pod_is_counted_once_however_often_it_is_seen(scene: Any) -> None:
@@ -206,3 +208,55 @@ def test_a_pod_that_failed_before_the_first_one_began_is_the_cause_if_its_job_co
     run = one.status["history"][0]
     assert (run["result"], run["reason"], run["exitCode"]) == ("Failed", "InternalError", 70)
     assert run["message"].startswith("pod 1 (one-1-2): CUDA error: device lost")
+
+
+def test_the_end_of_a_pod_that_is_gone_is_waited_for_to_the_last_moment(scene: Any) -> None:
+    one = scene().to_training()
+    one.run(one.pod("one-1"))
+    one.settle()
+    one.pods.clear()
+    one.settle()
+    one.now += timedelta(seconds=4.5)
+    decision = one.settle()
+    assert (decision.requeue_after, one.status.get("runs", 0)) == (0.5, 0)
+    one.now += timedelta(seconds=0.5)
+    one.settle()
+    assert one.status["runs"] == 1
+
+
+def test_a_pod_that_failed_as_the_first_one_started_is_the_cause_of_an_end_that_was_not_observed(scene: Any) -> None:
+    one = scene(resources={"nodes": 2}).to_training()
+    first, second = one.set_of("one-1")
+    one.settle()
+    one.end(second, 70, "CUDA error: device lost")
+    ended = second["status"]["containerStatuses"][0]["state"]["terminated"]
+    ended |= {"startedAt": "2026-03-01T11:59:00Z", "finishedAt": one.status["currentRun"]["startTime"]}
+    del one.pods[first["metadata"]["name"]]
+    one.fail("one-1", "BackoffLimitExceeded")
+    one.settle()
+    one.now += timedelta(seconds=5)
+    one.settle()
+    run = one.status["history"][0]
+    assert (run["result"], run["reason"]) == ("Failed", "InternalError")
+
+
+@pytest.mark.parametrize(
+    ("dataset", "sentence"),
+    [
+        (None, "Dataset, model and storage are usable."),
+        ({"accepted": 5}, "Dataset, model and storage are usable."),
+        ({"rows": 5, "accepted": 5}, "5 of 5 rows can be trained on."),
+        (
+            {"rows": 5, "accepted": 5, "rejected": 0, "rejectedByCode": {"BAD_JSON": 0}},
+            "5 of 5 rows can be trained on.",
+        ),
+        ({"rows": 5, "rejected": 5}, "0 of 5 rows can be trained on; 5 rejected."),
+        (
+            {"rows": 9, "accepted": 6, "rejected": 3, "rejectedByCode": {"TOO_LONG": 1, "BAD_JSON": 2}},
+            "6 of 9 rows can be trained on; 3 rejected (BAD_JSON 2, TOO_LONG 1).",
+        ),
+    ],
+)
+def test_a_dataset_is_a_sentence_with_its_counts(dataset: dict[str, Any] | None, sentence: str) -> None:
+    found = DatasetStatus.model_validate(dataset) if dataset else None
+    assert dataset_sentence(found) == sentence
