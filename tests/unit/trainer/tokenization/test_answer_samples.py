@@ -298,3 +298,14 @@ def test_reasoning_that_the_template_drops_is_counted_for_each_answer(labeler: L
     assert (both.reasoning_lost, both.repairs) == (2, (RepairCode.REASONING_LOST,))
     judged = encode(labeler, UnpairedRow(PROMPT, thinking, True, SOURCE, DataFormat.UNPAIRED), EncodedLabelled)
     assert (judged.reasoning_lost, judged.repairs) == (1, (RepairCode.REASONING_LOST,))
+
+
+def test_a_prompt_that_ends_with_line_ends_is_tokenised_as_at_inference(build_model: Any) -> None:
+    """A tokenizer takes both line ends for one token only if no text follows."""
+    template = CHATML.replace("message['role'] + '\n'", "message['role'] + '\n\n'").replace(
+        "assistant\n", "assistant\n\n"
+    )
+    labeler = Labeler(build_model(template, words=["\n\n"] * 50))
+    sample = encode(labeler, pair(PROMPT), EncodedPair)
+    assert sample.prompt_ids == labeler.render_prompt(PROMPT)[1]
+    assert text(labeler, sample.chosen_ids) == "Good one.<|im_end|>"

@@ -12,8 +12,13 @@ from finetune_trainer.data.rows import (
     TextRow,
     UnpairedRow,
 )
+from finetune_trainer.tokenization.chat_samples import PendingChat
 from finetune_trainer.tokenization.labeler import Labeler
-from finetune_trainer.tokenization.previews import abridge
+from finetune_trainer.tokenization.previews import abridge, preview_pending
+from finetune_trainer.tokenization.renderer import FoundAnswers
+from finetune_trainer.tokenization.token_spans import Tokens
+from finetune_trainer.tokenization.tokenizer import load_tokenizer_files
+from finetune_trainer.tokenization.turn_spans import Rendering
 
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
@@ -93,3 +98,11 @@ def test_answers_in_samples_of_their_own_are_distinguished(shipped_labeler: Any)
     messages = [*ASKED, *said("First."), *ASKED, *said("Second.")]
     shown = "".join(text for text, _ in shipped_labeler("qwen3").preview(ChatRow(messages, SOURCE, DataFormat.OPENAI)))
     assert shown.count("[the next answer, in a sample of its own]") == 1
+
+
+def test_an_answer_without_a_token_of_its_own_is_shown_as_context(build_model: Any) -> None:
+    labeler = Labeler(build_model(CHATML, words=["abcdef"] * 50))
+    assert len(labeler.tokenizer.encode("abcdef", add_special_tokens=False).ids) == 1
+    found = FoundAnswers([Rendering("abcdef", ((1, 2),), (1,))])
+    tokens = Tokens(load_tokenizer_files(build_model(CHATML)))
+    assert preview_pending(PendingChat(found, (), tokens), labeler.tokenizer) == [("abcdef", False)]

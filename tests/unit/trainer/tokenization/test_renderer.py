@@ -136,3 +136,20 @@ def test_reasoning_is_lost_where_the_span_of_its_answer_does_not_show_it(build_m
     assert found.find([asked, inline], None, [1]).reasoning_lost == 0
     trimming = CHATML.replace("message['content'] +", "message['content'].split('</think>')[-1] +")
     assert make(build_model, trimming).find([asked, inline], None, [1]).reasoning_lost == 1
+
+
+def test_arguments_are_objects_for_a_template_that_takes_both_and_text_for_one_that_joins_them(
+    build_model: Any,
+) -> None:
+    call: Any = {"type": "function", "function": {"name": "look_up", "arguments": {"what": "fox"}}}
+    turns: list[Message] = [TWO[0], {"role": "assistant", "content": "", "tool_calls": [call]}]
+    (both,) = make(build_model, WITH_CALLS).find(turns, None, [1]).renderings
+    assert '"arguments": {"what": "fox"}' in both.text
+    shown = (
+        "(message.tool_calls[0].function.name + message.tool_calls[0].function.arguments if message.tool_calls else '')"
+    )
+    joining = CHATML.replace("message['content'] +", f"message['content'] + {shown} +")
+    (joined,) = make(build_model, joining).find(turns, None, [1]).renderings
+    assert 'look_up{"what": "fox"}<|im_end|>' in joined.text
+    nameless = make(build_model, joining.replace("message.tool_calls[0].function.name + ", ""))
+    assert refusal(nameless, turns, [1]) == "the chat template omits tool calls"

@@ -169,16 +169,12 @@ class PendingAnswers(PendingRow):
         return _Fitted(prompt_ids, [answer[:space] for answer in answers], left_out, cut, repairs)
 
     def _divide(self, encodings: Sequence[Encoding], text: str) -> tuple[list[int], list[list[int]]]:
-        """Return the tokens of the prompt, which all answers share, and those of each answer."""
+        """Return the tokens of the prompt, tokenised by itself as at inference, and those of each answer."""
         tokens = self.prompt.tokens
-        prompts, answers, shared = [], [], []
+        answers = []
         for rendering, encoding in zip(self.renderings, encodings, strict=True):
             ((first, last),) = token_spans(encoding, rendering.text, [(len(text), rendering.spans[0][1])])
-            ids = tokens.shared(encoding.ids)
-            prompts.append(ids[tokens.has_second_bos(ids) : first])
-            answers.append(ids[first:last])
-            shared.append(rendering.text[len(text) : encoding.offsets[first - 1][1]] if first else "")
-        if not any(shared) and all(prompt == prompts[0] for prompt in prompts):
-            return prompts[0], answers
-        # A token reaches from the prompt into an answer: as at inference, the prompt is tokenised by itself.
-        return tokens.encode(text), [tokens.encode(head) + answer for head, answer in zip(shared, answers, strict=True)]
+            # Where a token reaches from the prompt into the answer, the answer's part of it is tokenised by itself.
+            head = rendering.text[len(text) : encoding.offsets[first - 1][1]] if first else ""
+            answers.append(tokens.encode(head) + tokens.shared(encoding.ids[first:last]))
+        return tokens.encode(text), answers
