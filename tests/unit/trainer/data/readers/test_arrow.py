@@ -15,6 +15,7 @@ import pytest
 from finetune_trainer.data.codes import RejectCode
 from finetune_trainer.data.readers import arrow as columnar
 from finetune_trainer.data.readers import lines
+from finetune_trainer.data.readers.arrow_types import OBJECT_BYTES
 from finetune_trainer.data.readers.rows_of_file import Record, RowFile
 from finetune_trainer.data.rows import NamedPath, UnreadableFile
 
@@ -186,6 +187,14 @@ def test_a_type_nested_without_end_is_refused(tmp_path: Path) -> None:
 def test_a_row_above_the_limit_is_one_bad_row(write: Write, values: Any) -> None:
     texts = pa.array(["a", "b" * (17 << 20), "c"])
     assert values(write(pa.table({"t": texts}))) == [{"t": "a"}, RejectCode.TOO_LONG, {"t": "c"}]
+
+
+def test_a_row_may_be_as_large_as_the_limit(values: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = arrow_file(pa.table({"n": [1]}))
+    monkeypatch.setattr(columnar, "MAX_ROW_BYTES", 8 + OBJECT_BYTES)
+    assert values(content) == [{"n": 1}]
+    monkeypatch.setattr(columnar, "MAX_ROW_BYTES", 7 + OBJECT_BYTES)
+    assert values(content) == [RejectCode.TOO_LONG]
 
 
 def test_a_row_of_a_million_numbers_is_too_long_whatever_it_takes_in_the_file(values: Any) -> None:
