@@ -1,3 +1,4 @@
+import hashlib
 import json
 import logging
 import re
@@ -188,6 +189,18 @@ def test_fetched_objects_have_their_digests_and_replace_what_was_there(bucket: B
     assert [file.uri for file in files] == ["s3://bucket/data/a.jsonl", "s3://bucket/data/b.jsonl"]
     assert {path.name for path in (tmp_path / "source").iterdir()} == {file.path.name for file in files}
     assert all(file.to_dict().keys() == {"uri", "sha256", "size"} for file in files)
+
+
+def test_an_object_has_the_digest_that_the_job_names(bucket: Bucket, tmp_path: Path) -> None:
+    storage = bucket("a.jsonl")
+    digest = hashlib.sha256(b'{"a": 1}\n').hexdigest()
+    source = DataSource(uri="s3://bucket/a.jsonl", sha256=digest)
+    (file,) = fetch_source(source, storage, tmp_path / "source", "train", lambda _count: None)
+    assert file.sha256 == digest
+    with pytest.raises(TrainerError, match=f"has the SHA-256 {digest}, which differs from"):
+        fetch_source(
+            source.model_copy(update={"sha256": "0" * 64}), storage, tmp_path / "source", "train", lambda _count: None
+        )
 
 
 def test_a_digest_is_that_of_one_object(bucket: Bucket, tmp_path: Path) -> None:

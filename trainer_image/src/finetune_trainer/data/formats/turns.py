@@ -97,10 +97,10 @@ def _read_names(turn: dict[str, Any], role: Role, message: Message, repairs: Rep
 
 
 def _is_not_trained(turn: Mapping[str, Any], number: int) -> bool:
-    for key, allowed in (("train", (True, False, 1, 0)), ("weight", (0, 1))):
+    for key in ("train", "weight"):
         value = turn.get(key)
         if value is not None:
-            if not isinstance(value, bool | int | float) or value not in allowed:
+            if not isinstance(value, bool | int | float) or value not in (0, 1):
                 raise BadRow(
                     RejectCode.WRONG_TYPE, f"turn {number} has {key} {str(value)[:20]!r}; only 0 and 1 are valid"
                 )
