@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from loop_bench import CPU, make_settings
 from safetensors.torch import load_file
 from training_bench import HYPERPARAMETERS, Bench, make_spec
 from transformers import AutoConfig, PreTrainedModel
@@ -17,6 +18,9 @@ from transformers import AutoConfig, PreTrainedModel
 from finetune_api.handoff import ExitCode
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.models.architectures import find_class
+from finetune_trainer.models.loading import load_for_training
+from finetune_trainer.models.memory_estimate import weight_bytes
+from finetune_trainer.models.shape import read_shape
 
 TEXT = {
     "vocab_size": 512, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -105,6 +109,21 @@ def test_a_model_is_trained_by_its_text_part_and_published_whole(base: Path, tmp
     unchanged = {name for name in before if torch.equal(before[name], after[name].to(before[name].dtype))}
     assert {name for name in before if re.search(r"vis", name)} <= unchanged
     assert unchanged < before.keys()
+
+
+def test_layers_that_are_not_quantised_are_logged_and_counted_as_they_are_held(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    sizes = {"vocab_size": 512, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    transformers.FalconForCausalLM(transformers.FalconConfig(**sizes)).save_pretrained(tmp_path)
+    settings = make_settings("QLoRA", precision="BF16")
+    model = load_for_training(tmp_path, settings, CPU)
+    assert "8 linear layers of FalconForCausalLM are not quantised, for example transformer.h.0." in caplog.text
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors(tmp_path).items()}
+    shape = read_shape(json.loads((tmp_path / "config.json").read_text(encoding="utf-8")), shapes)
+    assert shape
+    held = [one for name, one in model.named_parameters() if "lora_" not in name]
+    assert weight_bytes(shape, settings) == sum(one.numel() * one.element_size() for one in held)
 
 
 def test_a_model_that_does_not_write_text_is_refused_by_name(tmp_path: Path) -> None:

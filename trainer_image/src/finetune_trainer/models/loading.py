@@ -32,6 +32,8 @@ from finetune_trainer.models.architectures import find_class, text_modules, text
 from finetune_trainer.models.quantised import Quantised
 from finetune_trainer.models.shape import UNADAPTED_LAYERS
 
+logger = logging.getLogger(__name__)
+
 DTYPES = {"BF16": torch.bfloat16, "FP16": torch.float16, "FP32": torch.float32}
 NON_REENTRANT = {"use_reentrant": False}
 HEAD = "score.weight"
@@ -94,7 +96,22 @@ def load_quantised(
     device_map = {"": device.index or 0 if device.type == "cuda" else "cpu"}
     model = _load(directory, writes_text, dtype=compute, quantization_config=quantisation, device_map=device_map)
     _keep_gradients_on_cpu(model)
+    _log_unquantised_layers(model)
     return model
+
+
+def _log_unquantised_layers(model: PreTrainedModel) -> None:
+    targets = set(linear_targets(model))
+    left = [
+        name
+        for name, module in text_modules(model)
+        if isinstance(module, torch.nn.Linear) and not isinstance(module, Linear4bit) and _last(name) in targets
+    ]
+    if left:
+        logger.warning(
+            "%d linear layers of %s are not quantised, for example %s: QLoRA saves no memory on them",
+            len(left), type(model).__name__, left[0],
+        )  # fmt: skip
 
 
 def _load(directory: Path, writes_text: bool, **options: Any) -> PreTrainedModel:
@@ -186,11 +203,15 @@ def linear_targets(model: PreTrainedModel) -> list[str]:
     """
     head = model.get_output_embeddings()
     names = {
-        name.rpartition(".")[2]
+        _last(name)
         for name, module in text_modules(model)
         if isinstance(module, (torch.nn.Linear, Conv1D)) and module is not head
     }
     return sorted(names - UNADAPTED_LAYERS)
+
+
+def _last(name: str) -> str:
+    return name.rpartition(".")[2]
 
 
 def quantised_layers(model: PreTrainedModel | PeftModel, settings: Resolved) -> Quantised | None:

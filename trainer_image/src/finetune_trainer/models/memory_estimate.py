@@ -26,6 +26,8 @@ ADAM_MOMENTS = 2
 EIGHT_BIT_BLOCK, EIGHT_BIT_SMALLEST = 256, 4096
 LOSS_TOKENS, LOSS_WORDS = 4096, 32768
 """The loss is computed in tiles of this many tokens and words: the logits of a whole batch are never stored."""
+UNQUANTISED = frozenset({"falcon"})
+"""Model types whose linear layers are of a class of their own, which transformers does not replace by 4-bit ones."""
 PAIRED = frozenset({Objective.DPO, Objective.REWARD_MODEL})
 
 
@@ -95,6 +97,8 @@ def weight_bytes(shape: ModelShape, settings: Resolved) -> int:
         return shape.parameters * FULL_WIDTH
     if settings.method == Method.LORA:
         return shape.parameters * _compute(settings)
+    if shape.model_type in UNQUANTISED:
+        return shape.parameters * FULL_WIDTH
     quantised = sum(_nf4(prod(size), settings.double_quant is not False) for size in shape.linear.values())
     return quantised + shape.other * FULL_WIDTH
 
