@@ -86,7 +86,9 @@ def resolve(spec: FineTuneJobSpec, facts: Facts) -> Resolved:
         global_batch_size=batch * accumulation * spec.resources.ranks,
         max_length=hyper.max_length,
         precision=hyper.precision.value,
-        gradient_checkpointing=_given(hyper.gradient_checkpointing, method is Method.QLORA),
+        gradient_checkpointing=_given(
+            hyper.gradient_checkpointing, method is not Method.LORA or spec.resources.ranks > 1
+        ),
         seed=hyper.seed,
         eval_steps=(spec.evaluation.steps or max(1, steps // 10)) if facts.validation_rows else None,
         packing=facts.packing,

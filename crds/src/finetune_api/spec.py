@@ -125,7 +125,8 @@ class Hyperparameters(Block):
     """Number format of the computation. `Auto`: BF16 if the GPU supports it, else FP16; FP32 on a CPU. Default:
     `Auto`."""
     gradient_checkpointing: bool | None = None
-    """Recompute activations in the backward pass to save memory. Default: true with QLoRA, else false."""
+    """Recompute activations in the backward pass to save memory. Default: true with QLoRA, with Full, and with several
+    training processes, else false."""
     seed: Annotated[int, Field(ge=0, le=4_294_967_295)] = 42
     """Seed of the split, the shuffling and the initial adapter. Default: 42."""
 

@@ -327,7 +327,10 @@ def test_a_process_that_hangs_ends_the_attempt_with_the_stacks_of_all(
     assert attempt.codes() == [70], attempt.errors()
     message = attempt.report().message
     assert "rank 0 waited for the other processes for resources.collectiveTimeoutSeconds (10)" in message
-    assert "Current thread" in attempt.errors()
+    log = (attempt.root / "stderr-0").read_text()
+    assert "the stacks of rank 1 follow" in log
+    assert re.search(r"Thread 0x\w+ \(most recent call first\):\n  File .*\n", log), log
+    assert re.search(r"entrypoints/rank\.py\", line \d+ in train_rank", log), log
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7])

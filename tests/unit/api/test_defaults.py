@@ -44,6 +44,26 @@ def test_full_tuning_has_no_adapter_settings() -> None:
     assert (it.lora_rank, it.global_batch_size, it.num_train_epochs) == (None, 32, 2.0)
 
 
+@pytest.mark.parametrize(
+    ("method", "resources", "expected"),
+    [
+        ("QLoRA", {}, True),
+        ("Full", {}, True),
+        ("LoRA", {}, False),
+        ("LoRA", {"gpusPerNode": 2}, True),
+        ("LoRA", {"nodes": 2}, True),
+    ],
+)
+def test_activations_are_recomputed_except_by_lora_in_one_process(
+    method: str, resources: dict[str, int], expected: bool
+) -> None:
+    assert resolved(tuning={"method": method}, resources=resources).gradient_checkpointing is expected
+    asked = resolved(
+        tuning={"method": method}, resources=resources, hyperparameters={"gradientCheckpointing": not expected}
+    )
+    assert asked.gradient_checkpointing is not expected
+
+
 def test_given_values_win() -> None:
     it = resolved(
         hyperparameters={"maxSteps": 24, "perDeviceTrainBatchSize": 4, "gradientAccumulationSteps": 1, "warmupSteps": 0}

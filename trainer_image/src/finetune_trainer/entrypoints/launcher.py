@@ -149,6 +149,8 @@ class Pod:
 
     def _end_after_failure(self, failed: dict[int, int]) -> Ending:
         """End after a process of this pod failed. If that may be an echo, wait for its cause in any pod."""
+        if any(code in UNEXPLAINED for code in failed.values()):
+            self._ranks.dump_stacks()  # before the others end by themselves
         drain_timeout = STOP_DRAIN_SECONDS if ExitCode.PREEMPTED in failed.values() else SHORT_DRAIN_SECONDS
         if not any(_is_cause(code) for code in failed.values()) and not self._is_stopped:
             deadline = time.monotonic() + CAUSE_SECONDS
@@ -158,8 +160,6 @@ class Pod:
                     break
         if self._is_done:
             return self._end_after_done()
-        if any(code in UNEXPLAINED for code in failed.values()):
-            self._ranks.dump_stacks()
         causes = [code for code in self._ranks.codes().values() if _is_cause(code)]
         if self._lost and not causes:
             return self._end_after_loss(self._lost)

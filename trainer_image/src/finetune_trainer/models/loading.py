@@ -70,10 +70,18 @@ def load_for_training(
     quantised = load_quantised(directory, compute, bool(settings.double_quant), device, writes_text=writes_text)
     prepared = prepare_model_for_kbit_training(
         quantised,
-        use_gradient_checkpointing=bool(settings.gradient_checkpointing),
+        use_gradient_checkpointing=can_checkpoint(settings, quantised),
         gradient_checkpointing_kwargs=NON_REENTRANT,
     )
     return attach_adapter(prepared, settings)
+
+
+def can_checkpoint(settings: Resolved, model: PreTrainedModel | PeftModel) -> bool:
+    """Return whether activations are recomputed: only if the architecture supports it."""
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    if settings.gradient_checkpointing and not base.supports_gradient_checkpointing:
+        logger.warning("%s does not support gradient checkpointing: its activations are kept", type(base).__name__)
+    return bool(settings.gradient_checkpointing) and base.supports_gradient_checkpointing
 
 
 def load_plain(

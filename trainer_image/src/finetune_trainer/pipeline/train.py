@@ -37,6 +37,7 @@ from finetune_trainer.models.adapter_output import continue_adapter, save_adapte
 from finetune_trainer.models.device import complete_settings, find_device, require_gpus
 from finetune_trainer.models.loading import (
     DTYPES,
+    can_checkpoint,
     load_for_training,
     load_tokenizer,
     quantised_layers,
@@ -183,10 +184,11 @@ def train_once(
 def load_model(
     inputs: Inputs, settings: Resolved, device: torch.device, world: World
 ) -> tuple[PreTrainedModel | PeftModel, Resolved]:
-    """Load the model to train; return it and the settings with the modules that have an adapter."""
+    """Load the model to train; return it and the settings as they apply to it: checkpointing, adapted modules."""
     spec = inputs.run.config.spec
     writes_text = traits_of(spec.objective).writes_text
     model = load_for_training(inputs.model, settings, device, writes_text=writes_text, world=world)
+    settings = settings.model_copy(update={"gradient_checkpointing": can_checkpoint(settings, model)})
     if inputs.initial_adapter:
         continue_adapter(model, inputs.initial_weights)
     if settings.method == Method.FULL:
