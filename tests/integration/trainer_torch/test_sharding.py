@@ -20,8 +20,8 @@ from finetune_trainer.models.loading import load_for_training, load_tokenizer
 from finetune_trainer.monitoring.reporter import Reporter
 from finetune_trainer.sigterm import StopFlag
 from finetune_trainer.tokenization.labeler import Encoded
-from finetune_trainer.training.methods.loop import LoopContext
-from finetune_trainer.training.methods.sft import build_trainer
+from finetune_trainer.training.methods.loop import LoopContext, TrainerParts
+from finetune_trainer.training.methods.sft import build_sft_trainer
 
 RANKS = 2
 SAMPLES = [Encoded([1, 20 + n, 21, 22, 2], [-100, -100, 21, 22, 2], 3) for n in range(8)]
@@ -56,7 +56,7 @@ def _train(rank: int, tiny_model: Path, tmp_path: Path, port: int) -> None:
         world=world,
     )
     tokenizer = load_tokenizer(tiny_model)
-    trainer = build_trainer(model, tokenizer, settings, loop, train=SAMPLES, validation=[], scratch=folder / "scratch")
+    trainer = build_sft_trainer(TrainerParts(model, tokenizer, settings, loop, SAMPLES, [], folder / "scratch"))
     held: list[int] = []
 
     class Measure(TrainerCallback):
