@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 from training_bench import HYPERPARAMETERS, Bench, make_rows, preference_rows
 from transformers import TrainerControl, TrainerState, TrainingArguments
+from trl import DPOTrainer, KTOTrainer
 
 from finetune_api.handoff import Report, Stage
 from finetune_trainer.distributed.world import World
@@ -173,6 +174,29 @@ def test_a_resumed_training_ends_as_an_uninterrupted_one(make_bench: MakeBench, 
     report = stopped(bench, config, case.step, case.beats).train(config)
     assert bench.reporter.snapshot().progress.resumed_from_step == case.step
     require_same(bench, report, other, expected)
+
+
+@pytest.mark.parametrize(("blocks", "trainer"), [(DPO, DPOTrainer), (KTO, KTOTrainer)], ids=["DPO", "KTO"])
+def test_a_resumed_training_does_not_run_its_reference_again(
+    make_bench: MakeBench, monkeypatch: pytest.MonkeyPatch, blocks: dict[str, Any], trainer: Any
+) -> None:
+    measured: list[int] = []
+    compute = trainer.compute_ref_log_probs
+
+    def count(self: Any, model: Any, inputs: Any) -> Any:
+        measured.append(len(inputs["input_ids"]))
+        return compute(self, model, inputs)
+
+    monkeypatch.setattr(trainer, "compute_ref_log_probs", count)
+    bench = make_bench("LoRA", **blocks)
+    bench.rows = preference_rows(120)
+    config = bench.prepare()
+    stopped(bench, config, 3)
+    assert measured
+    measured.clear()
+    report = bench.train(config)
+    assert report.resumed_from_step == 3
+    assert measured == []
 
 
 def test_patience_and_the_best_weights_outlive_two_stops(make_bench: MakeBench, tmp_path: Path) -> None:

@@ -61,11 +61,13 @@ from finetune_trainer.rewards.scorer import load_reward_model
 from finetune_trainer.storage.hub.uris import pinned_commit, repo_name
 from finetune_trainer.training.callbacks import early_stopping_status, restore_trained, save_trained
 from finetune_trainer.training.checkpoint_files import (
+    REFERENCE,
     SAVED_RUN,
     BaselineOutputs,
     SavedRun,
     replay_evaluations,
     restore_best_weights,
+    restore_reference,
 )
 from finetune_trainer.training.checkpoints import Checkpoints, remove_checkpoints
 from finetune_trainer.training.methods import build_trainer, traits_of
@@ -303,7 +305,8 @@ def start_loop(inputs: Inputs, checkpoints: Checkpoints, resumed: Path | None, w
     run, early = inputs.run, inputs.run.config.spec.early_stopping
     history = History(inputs.result / Artifact.METRICS)
     plateau = Plateau(early.patience, early.min_delta, early.warmup_evaluations) if early else Plateau(None)
-    saved = SavedRun(BaselineOutputs(), Metrics(), 0.0)
+    saved, reference = SavedRun(BaselineOutputs(), Metrics(), 0.0), run.workspace / REFERENCE
+    restore_reference(resumed, reference)
     if resumed:
         history.load(resumed / Artifact.METRICS)
         replay_evaluations(history, plateau)
@@ -319,6 +322,7 @@ def start_loop(inputs: Inputs, checkpoints: Checkpoints, resumed: Path | None, w
         plateau=plateau,
         best_weights=inputs.best_weights,
         checkpoints=checkpoints,
+        reference=reference,
         before=saved.before,
         world=world,
         began=time.monotonic() - saved.seconds,

@@ -14,6 +14,8 @@ from finetune_trainer.rewards.rollouts import ScoredAnswer
 
 WEIGHTS = "weights.safetensors"
 BEST_WEIGHTS = "best.safetensors"
+REFERENCE = "reference.safetensors"
+"""The reference's log-probabilities of every row, which only DPO and KTO have."""
 SAVED_RUN = "run.json"
 
 
@@ -65,6 +67,19 @@ def restore_best_weights(folder: Path, best: Path, plateau: Plateau) -> None:
         return
     source = folder / BEST_WEIGHTS
     shutil.copyfile(source if source.exists() else folder / WEIGHTS, best)
+
+
+def add_reference(folder: Path, reference: Path | None) -> None:
+    """Link the reference's log-probabilities into a checkpoint, if the objective has any."""
+    if reference and reference.exists():
+        os.link(reference, folder / REFERENCE)
+
+
+def restore_reference(folder: Path | None, reference: Path) -> None:
+    """Copy the reference's log-probabilities of a checkpoint to the run's file, or remove those of an earlier try."""
+    reference.unlink(missing_ok=True)
+    if folder and (folder / REFERENCE).exists():
+        shutil.copyfile(folder / REFERENCE, reference)
 
 
 def replay_evaluations(history: History, plateau: Plateau) -> None:

@@ -51,6 +51,7 @@ from finetune_trainer.training.checkpoint_files import (
     BaselineOutputs,
     SavedRun,
     add_best_weights,
+    add_reference,
 )
 from finetune_trainer.training.checkpoints import Checkpoints
 from finetune_trainer.training.random_state import RandomState, keep_random_state
@@ -67,6 +68,8 @@ class LoopContext:
     best_weights: Path
     checkpoints: Checkpoints | None = None
     """None if the run is not saved."""
+    reference: Path | None = None
+    """File of the reference's log-probabilities; it exists if the run resumed, and is written otherwise."""
     before: BaselineOutputs = field(default_factory=BaselineOutputs)
     world: World = ALONE
     """The processes that train together."""
@@ -242,6 +245,7 @@ class LoopTrainer(Trainer):  # type: ignore[misc]  # the library has no types
         self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
         shutil.copyfile(loop.history.path, folder / Artifact.METRICS)
         add_best_weights(folder, loop.best_weights, loop.plateau, self.state.global_step)
+        add_reference(folder, loop.reference)
         known = loop.reporter.snapshot().metrics
         SavedRun(loop.before, known, time.monotonic() - loop.began).write(folder / SAVED_RUN)
 

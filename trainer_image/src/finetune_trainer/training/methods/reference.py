@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 import torch
 from datasets import Dataset
 from peft import PeftModel
+from safetensors.torch import load_file, save_file
 from typing_extensions import override
 
 from finetune_api.handoff import ExitCode
@@ -34,9 +35,13 @@ class ReferencedTrainer(LoopTrainer):
     def __init__(self, loop: LoopContext, **arguments: Any) -> None:
         super().__init__(loop, **arguments)
         loop.reporter.set_stage("Reference")
-        self.train_dataset = self._with_reference(self.train_dataset)
+        self.model.eval()
+        known = load_file(loop.reference) if loop.reference and loop.reference.exists() else {}
+        self.train_dataset = self._with_reference(self.train_dataset, "train", known)
         if self.eval_dataset is not None:
-            self.eval_dataset = self._with_reference(self.eval_dataset)
+            self.eval_dataset = self._with_reference(self.eval_dataset, "validation", known)
+        if loop.reference:
+            save_file(known, loop.reference)
         self.precompute_ref_logps = True
         if isinstance(self.model, PeftModel):
             self.model.delete_adapter(FROZEN_COPY)
@@ -52,9 +57,19 @@ class ReferencedTrainer(LoopTrainer):
         """Return the dataset; `_with_reference` runs later, when the model has its initial weights."""
         return dataset
 
-    def _with_reference(self, dataset: Dataset) -> Dataset:
-        """Add the reference's columns; with several processes each computes a shard, and all gather the whole."""
-        self.model.eval()
+    def _with_reference(self, dataset: Dataset, split: str, known: dict[str, torch.Tensor]) -> Dataset:
+        """Add the reference's columns, from `known` or computed and added to it."""
+        names = {name: f"{split}/{name}" for name in self.REFERENCE_COLUMNS}
+        if any(name not in known for name in names.values()):
+            columns = self._measure_reference(dataset).unbind(1)
+            known |= {name: column.contiguous() for name, column in zip(names.values(), columns, strict=True)}
+        for name, key in names.items():
+            dataset = dataset.add_column(name, known[key].numpy())
+        return dataset
+
+    def _measure_reference(self, dataset: Dataset) -> torch.Tensor:
+        """Return a line for each row and a column for each of `REFERENCE_COLUMNS`; with several processes each computes
+        a shard, and all gather the whole."""
         size, world = self.args.per_device_eval_batch_size, self._loop.world
         batches = [range(at, min(at + size, len(dataset))) for at in range(0, len(dataset), size)]
         shares = torch.zeros(-(-len(batches) // world.size), size, len(self.REFERENCE_COLUMNS))
@@ -64,10 +79,7 @@ class ReferencedTrainer(LoopTrainer):
             inputs = self._prepare_inputs(self.data_collator([dataset[at] for at in batch]))
             found = self.compute_ref_log_probs(self.model, inputs)
             share[: len(batch)] = torch.stack([values.float().cpu() for values in found], dim=1)
-        columns = unshard(world.gather(shares), len(batches)).flatten(0, 1)[: len(dataset)]
-        for at, name in enumerate(self.REFERENCE_COLUMNS):
-            dataset = dataset.add_column(name, columns[:, at].numpy())
-        return dataset
+        return unshard(world.gather(shares), len(batches)).flatten(0, 1)[: len(dataset)]
 
     def _require_start_at_reference(self) -> None:
         """Raise unless the first rows' rewards are near zero, as they are if the reference is the initial model."""
