@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 from finetune_trainer.merging.gate import GateNotRun, run_gate
-from finetune_trainer.merging.gate_messages import Candidate, Plan
+from finetune_trainer.merging.gate_messages import Candidate, GatePlan
 from finetune_trainer.pipeline.full_model import make_candidate
 from finetune_trainer.monitoring.reporter import Reporter
 from finetune_trainer.sigterm import StopFlag
@@ -45,7 +45,7 @@ for layer in range(layers):
 save_file(factors, adapter / "adapter_model.safetensors")
 (adapter / "adapter_config.json").write_text(json.dumps({"lora_alpha": 8}))
 candidate = Candidate(name="unquantised base", directory=merged)
-plan = Plan(base=base, adapter=adapter, precision="BF16", candidates=[candidate], samples=[], prompts=[], stop_ids=[2],
+plan = GatePlan(base=base, adapter=adapter, precision="BF16", candidates=[candidate], samples=[], prompts=[], stop_ids=[2],
             max_new_tokens=8, tokenizer_sha256={}, device="cpu")
 make_candidate(plan, candidate, lambda: None)
 with TensorFiles.of_folder(base) as old, TensorFiles.of_folder(merged) as new:
@@ -53,10 +53,10 @@ with TensorFiles.of_folder(base) as old, TensorFiles.of_folder(merged) as new:
     right = torch.equal(new.read(name), (old.read(name).float() + 8).to(torch.bfloat16))
 try:
     run_gate(plan, Path("/workspace"), Reporter("u-1"), StopFlag())
-    told = ""
+    reason = ""
 except GateNotRun as why:
-    told = str(why)
-print(json.dumps({"bytes": total_bytes(merged), "right": right, "gate": told}))
+    reason = str(why)
+print(json.dumps({"bytes": total_bytes(merged), "right": right, "gate": reason}))
 """
 
 
@@ -103,8 +103,8 @@ def test_a_model_of_twice_the_pods_memory_is_merged_and_its_gate_reports_what_it
     phase = wait_for("the merge", ended)
     logs = kubectl("logs", "merge", "-n", bench.namespace).stdout
     assert phase == "Succeeded", logs
-    told = json.loads(logs.splitlines()[-1])
-    assert told["bytes"] >= 2 * LIMIT_MIB * 1024**2
-    assert told["right"]
-    assert "loading one model at a time takes" in told["gate"]
-    assert "raise resources.limits.memory" in told["gate"]
+    found = json.loads(logs.splitlines()[-1])
+    assert found["bytes"] >= 2 * LIMIT_MIB * 1024**2
+    assert found["right"]
+    assert "loading one model at a time takes" in found["gate"]
+    assert "raise resources.limits.memory" in found["gate"]
