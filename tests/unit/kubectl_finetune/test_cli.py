@@ -1,5 +1,6 @@
 """What the options of the commands accept."""
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -46,3 +47,22 @@ def test_a_question_and_a_note_go_to_stderr_so_that_a_pipe_gets_the_result_alone
     front.answers["one"] = [(200, job().raw)]
     done = finetune("cancel", "one", "--context", "lab", stdin="n\n")
     assert (done.out.strip(), "Cancel one" in done.err) == ("one not cancelled", True)
+
+
+@pytest.mark.parametrize(
+    ("command", "page"),
+    [
+        ("list", "Training"),
+        ("describe one", "Phase:"),
+        ("lineage one", "base model: hf://owner/model\n"),
+        ("diff one two", "no difference"),
+    ],
+)
+def test_a_command_prints_a_page_for_people_and_an_object_for_programs(
+    finetune: Finetune, front: Any, job: Any, command: str, page: str
+) -> None:
+    one, two = job().raw, job("two").raw
+    front.answers = {"one": [(200, one)], "two": [(200, two)], "events": [(200, {"items": []})]}
+    front.answers["finetunejobs"] = [(200, {"items": [one], "metadata": {}})]
+    assert page in finetune(*command.split(), "--context", "lab").out
+    assert isinstance(json.loads(finetune(*command.split(), "-o", "json", "--context", "lab").out), dict)

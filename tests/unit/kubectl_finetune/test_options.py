@@ -37,6 +37,15 @@ def test_json_is_indented_and_keeps_every_letter(front: Any, finetune: Finetune,
     assert finetune("describe", "one", "-o", "JSON", "--context", "lab").out == out
 
 
+def test_a_pipe_gets_long_lines_whole_and_texts_as_they_are(front: Any, finetune: Finetune, job: Any) -> None:
+    message = "[red]a long[/red] :smile: message " * 9
+    complete = {"type": "Complete", "status": "True", "reason": "R", "lastTransitionTime": "2026-03-01T12:25:00Z"}
+    raw = job(message=message, conditions=[complete | {"message": ""}]).raw
+    front.answers = {"one": [(200, raw)], "events": [(200, {"items": []})]}
+    for command in ("describe", "progress"):
+        assert message.strip() in finetune(command, "one", "--context", "lab").out
+
+
 def test_a_log_is_written_as_it_arrives(monkeypatch: pytest.MonkeyPatch) -> None:
     raw = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BufferedWriter(raw)))  # type: ignore[arg-type, type-var]

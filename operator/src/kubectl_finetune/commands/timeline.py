@@ -1,6 +1,6 @@
 """The history of a job in chronological order: created, accepted, checked, each run, and its end."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from finetune_api.names import ConditionType
@@ -69,6 +69,6 @@ def _current(run: CurrentRun, job: Job, now: datetime) -> Moment:
 
 
 def _end(job: Job, kind: ConditionType) -> Moment:
-    found = job.status.condition(kind)
-    time = job.status.completion_time or (found.last_transition_time if found else None)
-    return Moment(time, between(job.created, time), kind.value.lower(), found.message if found else "")
+    found = _condition(job, kind)
+    time = job.status.completion_time or found.time
+    return replace(found, time=time, took=between(job.created, time))

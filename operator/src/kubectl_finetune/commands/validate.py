@@ -178,7 +178,11 @@ def _metadata(meta: Any) -> Iterator[Fault]:
             near = nearest(key, META)
             yield Fault(("metadata", key), "is not a field", f"did you mean {near}?" if near else "remove it")
     for block in ("labels", "annotations"):
-        for key, one in (meta.get(block) or {}).items() if isinstance(meta.get(block) or {}, dict) else ():
+        values = meta.get(block) or {}
+        if not isinstance(values, dict):
+            yield Fault(("metadata", block), "must be a block of fields")
+            continue
+        for key, one in values.items():
             if not isinstance(one, str):
                 yield Fault(("metadata", block, key), "must be a text", "put it in quotes")
 

@@ -55,7 +55,7 @@ def _broken(spec: Any) -> Iterator[Fault]:
     try:
         parsed = FineTuneJobSpec.model_validate(spec)
     except ValidationError as error:
-        for one in error.errors(include_url=False):
+        for one in error.errors():
             yield Fault(("spec", *one["loc"]), one["msg"].removeprefix("Value error, "))
         return
     for line in broken_rules(parsed):
@@ -82,7 +82,6 @@ def _closed(node: dict[str, Any]) -> dict[str, Any]:
     for key in ("items", "additionalProperties"):
         if isinstance(node.get(key), dict):
             closed[key] = _closed(node[key])
-    closed.pop("format", None)
     if node.get("x-kubernetes-list-type") == "set":
         closed["uniqueItems"] = True
     return closed

@@ -39,6 +39,7 @@ def test_a_page_has_the_reason_the_figures_and_the_next_command(job: Make, print
 
 def test_the_head_of_a_page_leaves_out_what_a_job_does_not_have(job: Make, printed: Printed) -> None:
     page = printed(describe.job_page(job(), [], NOW)).partition("Figures")[0]
+    assert page.startswith("Name: ")
     assert values_of(page) == {
         "Name": "team-a/one",
         "Phase": "Training",
@@ -71,7 +72,9 @@ def test_the_head_of_a_page_has_the_revision_the_queue_and_the_parent(job: Make,
 
 def test_a_job_that_no_operator_has_seen_names_what_to_check(job: Make, printed: Printed) -> None:
     unseen = Job.from_object(job().raw | {"status": {"observedGeneration": -1}})
-    found = values_of(printed(describe.job_page(unseen, [], NOW)))
+    page = printed(describe.job_page(unseen, [], NOW))
+    assert not any(title in page for title in ("Figures", "Dataset", "Result", "Conditions", "Events", "Next"))
+    found = values_of(page)
     assert found["Phase"] == "Pending"
     assert "check that finetune-operator is running and watches this namespace" in found["Why"]
     accepted = Job.from_object(job().raw | {"status": {"observedGeneration": 1, "message": "Accepted."}})

@@ -25,6 +25,11 @@ def test_a_difference_has_both_values_and_the_change_in_percent(job: Make, print
     assert ["metrics.trainLoss", "1.4231", "-"] in page
 
 
+def test_true_and_false_have_no_change_in_percent(job: Make, printed: Printed) -> None:
+    page = printed(diff.difference_page(job("one", {"suspend": True}), job("two", {"suspend": False})))
+    assert ["suspend", "true", "false"] in [line.split() for line in page.splitlines()]
+
+
 def test_jobs_without_a_difference_have_two_empty_parts(job: Make, printed: Printed) -> None:
     assert printed(diff.difference_page(job(), job())) == "Spec\n  no difference\n\nResult\n  no difference\n"
     assert diff.differences(job(), job()) == {"spec": {}, "result": {}}

@@ -3,6 +3,7 @@ from typing import Any
 
 import pytest
 
+from kubectl_finetune.cluster.connection import RETRIES
 from kubectl_finetune.commands import logs
 
 Answer = tuple[int, Any]
@@ -65,6 +66,18 @@ def test_a_log_that_can_never_be_had_ends_with_the_reason(
     front.answers["log"] = [(500, {"message": "dial tcp 10.0.0.9:10250: connection refused"})]
     done = finetune("logs", "one", "-f", "--context", "lab")
     assert (done.code, "connection refused" in done.err) == (5, True)
+    assert len([path for _, path, _ in front.requests if "/log?" in path]) == RETRIES + 1
+
+
+@pytest.mark.parametrize("answer", [(404, {"message": "gone", "details": {"name": "one-1-abc"}}), (200, b"")])
+def test_a_log_that_is_empty_or_gone_after_a_refusal_is_not_requested_again(
+    front: Any, finetune: Callable[..., Any], complete: Answer, answer: Answer
+) -> None:
+    ended = POD | {"status": {"containerStatuses": [{"state": {"terminated": {"exitCode": 0}}}]}}
+    front.answers = {"one": [complete], "pods": [(200, {"items": [ended]})]}
+    front.answers["log"] = [(502, b""), answer, (200, b"of another pod\n")]
+    done = finetune("logs", "one", "-f", "--context", "lab")
+    assert (done.code, done.out) == (0, "")
 
 
 def test_a_pod_that_is_removed_between_the_look_and_its_log_does_not_end_the_following(
@@ -151,12 +164,15 @@ def test_options_reach_the_api_server_and_the_rank_chooses_the_pod(
 
 
 def test_a_followed_log_reports_each_thing_it_waits_for_once(
-    front: Any, finetune: Callable[..., Any], running: Answer, complete: Answer
+    front: Any, finetune: Callable[..., Any], running: Answer, complete: Answer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     front.answers = {"one": [running, running, complete], "pods": [(200, {"items": []})]}
+    waits: list[float] = []
+    monkeypatch.setattr("time.sleep", waits.append)
     done = finetune("logs", "one", "-f", "--context", "lab")
     assert (done.code, done.out) == (0, "")
     assert done.err == "waiting: Training: 1 of 1 pods are running.\n"
+    assert waits == [logs.WAIT_SECONDS] * 2
 
 
 def test_a_followed_preflight_ends_when_the_job_is_validated(
@@ -169,8 +185,10 @@ def test_a_followed_preflight_ends_when_the_job_is_validated(
 
 
 def test_a_connection_that_ends_while_the_pod_runs_is_opened_again_for_new_lines_only(
-    front: Any, finetune: Callable[..., Any], running: Answer, complete: Answer
+    front: Any, finetune: Callable[..., Any], running: Answer, complete: Answer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr("time.sleep", waits.append)
     ended = pod({"containerStatuses": [{"state": {"terminated": {"exitCode": 0}}}]})
     front.answers = {
         "one": [running, running, complete],
@@ -183,3 +201,4 @@ def test_a_connection_that_ends_while_the_pod_runs_is_opened_again_for_new_lines
     queries = [one[1] for one in front.requests if "/log?" in one[1]]
     assert all("follow=true" in query for query in queries)
     assert ["tailLines=9" in queries[0], "tailLines=0" in queries[1], len(queries)] == [True, True, 2]
+    assert waits == [logs.WAIT_SECONDS] * 2

@@ -71,7 +71,8 @@ def test_a_file_is_written_once_and_again_only_by_force(finetune: Callable[..., 
     assert path.read_text() == "mine"
     assert finetune("new", "first", *GIVEN, "-f", str(path), "--force").code == 0
     assert "kind: FineTuneJob" in path.read_text()
-    assert f"check it: kubectl finetune validate {path}" in finetune("new", "first", *GIVEN, "-f", f"{path}2").err
+    done = finetune("new", "first", *GIVEN, "-f", f"{path}2")
+    assert (done.out, done.err) == ("", f"wrote {path}2\ncheck it: kubectl finetune validate {path}2\n")
 
 
 def test_without_a_terminal_the_missing_options_are_named(finetune: Callable[..., Any]) -> None:
@@ -95,6 +96,11 @@ def test_a_wrong_answer_is_refused_with_the_right_one(
     done = finetune("new", "first", *GIVEN, *options, "-f", "-")
     assert done.code == 2
     assert told in done.err
+
+
+def test_a_wrong_answer_that_resembles_none_has_no_suggestion(finetune: Callable[..., Any]) -> None:
+    done = finetune("new", "first", *GIVEN, "--method", "zzz", "-f", "-")
+    assert done.err == "error: --method zzz: must be one of Auto, QLoRA, LoRA, Full\n"
 
 
 @pytest.mark.parametrize("name", ["123", "1e3", "on", "null", "a.b"])

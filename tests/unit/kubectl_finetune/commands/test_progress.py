@@ -111,15 +111,25 @@ def test_a_terminal_gets_one_picture_over_the_last_and_a_pipe_gets_lines(job: Ma
             draw(job())
             draw(job(progress={"display": "50%", "percent": 50, "step": 50, "totalSteps": 100}))
     assert "\x1b[1A" in terminal.getvalue()
+    assert "train loss:   1.4231  ▁\n" in terminal.getvalue().replace("\x1b[1m", "").replace("\x1b[0m", "")
     assert "step 50/100" in terminal.getvalue().rpartition("\x1b[1A")[2]
     assert [line.split()[1:3] for line in pipe.getvalue().splitlines()] == [["Training", "42%"], ["Training", "50%"]]
 
 
-def test_a_job_is_followed_until_it_has_ended(job: Make) -> None:
+def test_a_change_is_one_line_of_a_pipe_however_long(job: Make) -> None:
+    pipe = io.StringIO()
+    with progress.screen(Console(file=pipe, width=20)) as draw:
+        draw(job(message="a long message " * 9))
+    assert pipe.getvalue().count("\n") == 1
+
+
+def test_a_job_is_followed_until_it_has_ended(job: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = [job(), job(), job(phase="Succeeded", conditions=ENDED)]
     seen[2].raw["metadata"]["resourceVersion"] = "2"
-    left = iter(seen)
-    assert list(progress.changes(lambda: next(left), 0)) == [seen[0], seen[2]]
+    left, waits = iter(seen), list[float]()
+    monkeypatch.setattr("time.sleep", waits.append)
+    assert list(progress.changes(lambda: next(left), 7.5)) == [seen[0], seen[2]]
+    assert waits == [7.5, 7.5]
 
 
 def test_an_api_server_that_is_away_for_a_while_does_not_end_the_following(job: Make) -> None:

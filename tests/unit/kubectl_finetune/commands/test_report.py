@@ -53,6 +53,10 @@ def test_fetching_without_a_known_endpoint_uses_aws_and_reports_what_may_be_miss
     assert (done.code, note) == (1, f"note: {report.NO_ENDPOINT}")
     assert "cannot be read at AWS" in error
     assert fix.strip().startswith(report.NO_ENDPOINT)
+    known = "http://127.0.0.1:9"
+    error, fix = finetune("report", "one", "--show", "--context", "lab", "--endpoint", known).err.splitlines()
+    assert f"cannot be read at {known}" in error
+    assert fix.strip().startswith("the credentials are those of your environment")
 
 
 def test_a_report_is_refused_with_the_reason_until_it_is_published(
@@ -127,6 +131,26 @@ def test_both_forms_of_the_report_are_saved_once_their_digests_match(bucket: Buc
     assert report.text(storage) == b"# Report"
     assert bucket.options["endpoint_url"] == "http://minio:9000"
     assert bucket.options["config"].s3 == {"addressing_style": "path"}
+
+
+def test_a_report_is_saved_shown_or_both_by_its_options(
+    bucket: Bucket, front: Any, finetune: Callable[..., Any], job: Callable[..., Any], tmp_path: Path
+) -> None:
+    known = artifacts_of(bucket, reportUri="s3://b/out/finetune_report.md").model_dump(by_alias=True, exclude_none=True)
+    spec = {"storage": {"endpoint": "http://minio:9000", "forcePathStyle": False}}
+    front.answers["one"] = [(200, job(spec=spec, artifacts=known).raw)]
+    done = finetune("report", "one", "--show", "--context", "lab")
+    assert (done.code, done.out, done.err) == (0, "# Report", "")
+    assert bucket.options["config"].s3 == {"addressing_style": "auto"}
+    done = finetune("report", "one", "--save", str(tmp_path), "--context", "lab")
+    saved = [tmp_path / name for name in ("finetune_report.md", "report.html")]
+    assert (done.code, done.out, done.err) == (0, "", "".join(f"saved {path}\n" for path in saved))
+    assert all(path.exists() for path in saved)
+    front.answers["one"] = [(200, job(spec={"storage": {"endpoint": "http://minio:9000"}}, artifacts=known).raw)]
+    assert finetune("report", "one", "--save", str(tmp_path), "--show", "--context", "lab").out == "# Report"
+    assert bucket.options["config"].s3 == {"addressing_style": "path"}
+    record = finetune("report", "one", "-o", "json", "--context", "lab").out
+    assert json.loads(record)["artifacts"]["uri"] == "s3://b/out/"
 
 
 def test_the_bucket_is_part_of_the_host_on_aws_and_if_the_job_sets_it(bucket: Bucket) -> None:

@@ -27,6 +27,7 @@ def test_a_timeline_has_the_runs_in_order_with_what_ended_them(job: Make) -> Non
     assert moments[3].row()[0] == "2026-03-01 12:03:00Z"
     assert moments[4].detail == "step 40"
     assert moments[5].took == "10m00s"
+    assert moments[5].detail == "pod one-2-def; on node-b; resumed from step 40"
 
 
 def test_a_reason_that_repeats_the_result_is_left_out(job: Make) -> None:
@@ -43,6 +44,9 @@ def test_the_current_run_has_its_pod_its_node_and_why_it_is_being_stopped(job: M
     moments = timeline.moments(job(currentRun=run | {"stopping": "Suspended"}, runs=None, progress={}), NOW)
     (found,) = [one for one in moments if one.what == "run 1 (attempt 1) runs"]
     assert found.detail == "pod p; on n; stopping: Suspended"
+    new = {"attempt": 1, "podName": "p", "podUid": "u"}
+    (found,) = [one for one in timeline.moments(job(currentRun=new, progress=None), NOW) if "runs" in one.what]
+    assert (found.took, found.detail) == ("-", "pod p")
 
 
 def test_an_ended_job_has_its_end_last_and_how_long_it_took(job: Make) -> None:

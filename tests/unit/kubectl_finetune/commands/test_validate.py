@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
-from kubectl_finetune.commands.validate import options
+from kubectl_finetune.commands.validate import find_program, options
 
 EXAMPLES = sorted((Path(__file__).parents[4] / "crds" / "examples").rglob("*.yaml"))
 JOB = """\
@@ -87,7 +87,7 @@ def test_a_problem_is_reported_with_line_field_value_and_fix(
     validate: Callable[[str], Any], extra: str, told: str
 ) -> None:
     done = validate(JOB + extra)
-    assert done.code == 1
+    assert (done.code, "is valid" in done.out) == (1, False)
     assert told in done.out
 
 
@@ -121,7 +121,8 @@ def test_a_problem_is_reported_with_line_field_value_and_fix(
         ("  objective: Chat\n", "", "spec.objective is missing"),
         ("s3://bucket/out", "s3://bucket/../out", "spec.output.uri a path segment '.' or '..' is not allowed"),
         ("spec:", "specs:", "did you mean spec?"),
-        ("spec:\n", "spec:\n\t", "is not YAML: line 5"),
+        ("spec:\n", "spec:\n\t", "job.yaml:5: is not YAML: line 5"),
+        ("{name: job}", "{name: job, labels: [a]}", 'metadata.labels must be a block of fields\n    value: ["a"]'),
     ],
 )
 def test_a_wrong_head_or_value_is_reported(validate: Callable[[str], Any], old: str, new: str, told: str) -> None:
@@ -206,8 +207,27 @@ def test_every_problem_is_reported_at_once_in_the_order_of_the_file(validate: Ca
 
 def test_two_jobs_cannot_share_a_name_or_an_output(validate: Callable[[str], Any]) -> None:
     done = validate(JOB + "---\n" + JOB)
-    assert "metadata.name is also that of job" in done.out
-    assert "spec.output.uri is also that of job" in done.out
+    assert "job:1: metadata.name is also that of job\n    value: job\n" in done.out
+    assert "job:1: spec.output.uri is also that of job\n    value: s3://bucket/out\n" in done.out
+
+
+def test_jobs_with_generated_names_or_a_parent_in_the_same_file_have_no_problem_and_no_note(
+    validate: Callable[[str], Any],
+) -> None:
+    nightly = JOB.replace("{name: job}", "{generateName: nightly-}")
+    child = JOB.replace("{name: job}", "{name: child, labels: null}").replace("/out", "/child")
+    parts = [
+        JOB,
+        child + "  lineage: {parentRef: {name: job}}\n",
+        nightly.replace("/out", "/1"),
+        nightly.replace("/out", "/2"),
+    ]
+    done = validate("---\n".join(parts))
+    assert (done.code, done.out.count("is valid\n"), done.err) == (0, 4, "")
+
+
+def test_a_name_has_at_most_253_characters(validate: Callable[[str], Any]) -> None:
+    assert validate(JOB.replace("{name: job}", f"{{name: {'j' * 253}}}")).code == 0
 
 
 def test_other_kinds_are_passed_over_and_a_parent_elsewhere_is_remarked(validate: Callable[[str], Any]) -> None:
@@ -246,6 +266,20 @@ def test_rows_that_cannot_be_checked_here_name_the_install_that_there_is(
     monkeypatch.setenv("PATH", str(tmp_path))
     done = validate(JOB, "--rows", "rows.jsonl")
     assert (done.code, "clone of the operator's repository: pip install '.[trainer]'" in done.err) == (1, True)
+
+
+def test_a_trainer_that_does_not_start_is_passed_over_without_a_word(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: Any
+) -> None:
+    for folder, code in (("beside", 1), ("path", 0)):
+        program = tmp_path / folder / "finetune-trainer"
+        program.parent.mkdir()
+        program.write_text(f"#!/bin/sh\necho Usage\nexit {code}\n")
+        program.chmod(0o755)
+    monkeypatch.setattr("sys.executable", str(tmp_path / "beside" / "python"))
+    monkeypatch.setenv("PATH", f"{tmp_path / 'path'}")
+    assert find_program() == str(tmp_path / "path" / "finetune-trainer")
+    assert capfd.readouterr() == ("", "")
 
 
 def test_rows_are_checked_by_the_trainers_own_check(validate: Callable[..., Any], tmp_path: Path) -> None:

@@ -23,13 +23,14 @@ def test_pairs_without_a_value_are_left_out_and_names_have_the_same_width() -> N
     [
         (duration(59.6), "1m00s"), (duration(42), "42s"), (duration(3725), "1h02m"), (duration(None), "-"),
         (duration(200_000), "2d7h"), (duration(60), "1m00s"), (duration(3600), "1h00m"), (duration(86400), "1d0h"),
-        (duration(-5), "0s"), (size(1536), "1.5 KiB"), (size(12), "12 B"), (size(3 * 1024**4), "3.0 TiB"),
+        (duration(-5), "0s"), (size(1536), "1.5 KiB"), (size(12), "12 B"), (size(1000 * 1024**4), "1000.0 TiB"),
         (size(1024), "1.0 KiB"), (size(None), "-"), (number(None), "-"), (number(12345), "12,345"),
         (number(1.234567), "1.2346"), (between(None, datetime(2026, 1, 1, tzinfo=UTC)), "-"), (moment(None), "-"),
         (moment(datetime(2026, 3, 1, 2, 3, 4, tzinfo=UTC)), "2026-03-01 02:03:04Z"),
         (sparkline([]), ""), (sparkline([1, 1]), "▁▁"), (sparkline([9, 2, 0, 1], 3), "█▁▅"),
         (sparkline(list(range(50))), sparkline(list(range(10, 50)))),
-        (bar(150, 4), "████"), (bar(0, 4), "░░░░"), (bar(-9, 4), "░░░░"), (bar(50, 4), "██░░"),
+        (bar(150, 200), "█" * 200), (bar(-9, 200), "░" * 200), (bar(99, 200), "█" * 198 + "░" * 2),
+        (bar(50), "█" * 15 + "░" * 15),
     ],
 )  # fmt: skip
 def test_figures_are_short(shown: str, expected: str) -> None:

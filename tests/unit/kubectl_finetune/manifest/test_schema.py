@@ -1,0 +1,75 @@
+from typing import Any
+
+import pytest
+
+from kubectl_finetune.manifest.schema import Fault, find_faults
+
+SPEC: dict[str, Any] = {
+    "objective": "Chat",
+    "model": {"uri": "hf://owner/model"},
+    "dataset": {"train": {"uri": "s3://bucket/rows.jsonl"}},
+    "output": {"uri": "s3://bucket/out"},
+}
+RLHF = {"objective": "RLHF", "rlhf": {"rewards": [{"type": "Length"}]}}
+
+
+@pytest.mark.parametrize(
+    ("extra", "field", "message", "fix"),
+    [
+        ({"suspend": 1}, "suspend", "must be true or false, not a number", ""),
+        ({"suspend": []}, "suspend", "must be true or false, not a list", ""),
+        ({"backoffLimit": True}, "backoffLimit", "must be a whole number, not true or false", ""),
+        ({"backoffLimit": "ten"}, "backoffLimit", "must be a whole number, not a text", ""),
+        (
+            {"hyperparameters": {"packing": 10}},
+            "hyperparameters.packing",
+            "must be a text, not a number",
+            'put it in quotes: "10"',
+        ),
+        (
+            {"hyperparameters": {"packing": True}},
+            "hyperparameters.packing",
+            "must be a text, not true or false",
+            'YAML reads true as true or false: put it in quotes, "true"',
+        ),
+        (
+            {"hyperparameters": {"warmupSteps": 1.5}},
+            "hyperparameters.warmupSteps",
+            "warmupSteps must be a fraction of the training below 1, or a whole number of steps",
+            "",
+        ),
+        (
+            RLHF,
+            "rlhf.rewards.0.targetTokens",
+            "targetTokens is required with type Length and refused with any other",
+            "set or remove it",
+        ),
+        ({"beta": 0.1}, "beta", "is not a field", "remove it; see kubectl explain finetunejob.spec"),
+    ],
+)
+def test_a_fault_has_the_field_and_a_fix_only_if_there_is_one(
+    extra: dict[str, Any], field: str, message: str, fix: str
+) -> None:
+    path = tuple(int(part) if part.isdigit() else part for part in field.split("."))
+    assert find_faults(SPEC | extra, {}) == [Fault(("spec", *path), message, fix)]
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        ({"tuning": {"lora": {"dropout": 1}}}, "must be less than 1"),
+        ({"backoffLimit": -1}, "must be at least 0"),
+        ({"tuning": {"lora": {"targetModules": [None]}}}, "must be a text, not nothing"),
+        ({"tuning": {"lora": {"targetModules": ["q", "q"]}}}, "['q', 'q'] has non-unique elements"),
+        ({"tuning": {"initialAdapter": {"fromParent": False}}}, "must be one of true"),
+        ({"model": SPEC["model"] | {"revision": "r" * 185}}, f"'{'r' * 185}' is too long"),
+        ({"model": SPEC["model"] | {"revision": "r" * 186}}, "breaks maxLength"),
+    ],
+)
+def test_a_limit_of_the_schema_is_named(extra: dict[str, Any], message: str) -> None:
+    assert [fault.message for fault in find_faults(SPEC | extra, {})] == [message]
+
+
+def test_a_list_that_is_not_a_set_may_repeat_a_value() -> None:
+    prompts = [{"prompt": "Hi"}, {"prompt": "Hi"}]
+    assert find_faults(SPEC | {"evaluation": {"prompts": prompts}}, {}) == []
