@@ -78,6 +78,7 @@ def test_a_pattern_selects_the_files_that_match_it(bucket: Bucket, pattern: str,
         "data/b.jsonl", "data/a.jsonl", "data/x/c.jsonl", "data/x/y/d.jsonl", "data/part-01-x.txt", "data/.hidden.jsonl"
     )
     assert found(storage, f"s3://bucket/{pattern}") == wanted
+    assert found(storage, f"{QA}/{pattern}") == wanted
 
 
 @pytest.mark.parametrize("key", ["a.jsonl", "a+b(1).jsonl", "[x].jsonl", "ab.jsonl", "a\nb.jsonl"])
@@ -96,6 +97,7 @@ def test_nothing_found_names_the_pattern_and_keys_nearby(bucket: Bucket) -> None
     assert message.startswith("s3://bucket/data/trian.jsonl: no such object")
     assert "s3://bucket/data contains train.jsonl, README.md, other.csv" in message
     assert "correct spec.dataset.train.uri" in message
+    assert f"{QA}/data contains train.jsonl" in refused(storage, f"{QA}/data/trian.jsonl")
     message = refused(storage, "s3://bucket/data/*.parquet", "validation")
     assert "nothing matches data/*.parquet; s3://bucket/data contains" in message
     assert "correct spec.dataset.validation.uri" in message

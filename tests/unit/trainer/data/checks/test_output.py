@@ -8,8 +8,9 @@ from rich.console import Console
 
 from finetune_trainer.data.checks.output import CheckOutput, Conversion, print_conversion, print_summary, read_accepted
 from finetune_trainer.data.checks.summary import Summary
+from finetune_trainer.data.codes import RejectCode
 from finetune_trainer.data.formats.export import ExportFormat
-from finetune_trainer.data.rows import ChatRow, DataFormat, Source
+from finetune_trainer.data.rows import ChatRow, DataFormat, Rejected, Source
 
 
 def test_accepted_rows_come_back_as_they_were(check: Any, tmp_path: Path) -> None:
@@ -69,7 +70,36 @@ def test_rows_that_a_format_cannot_hold_are_counted_by_code(check: Any, tmp_path
 def test_an_empty_summary_prints() -> None:
     text = io.StringIO()
     print_summary(Summary(), Console(file=text))
-    assert "rows      0" in text.getvalue()
+    assert text.getvalue() == "rows      0\naccepted  0 (0 repaired)\nrejected  0 (0 malformed, 0.0 %)\n"
+
+
+def printed(summary: Summary, terminal: bool = False) -> str:
+    text = io.StringIO()
+    print_summary(summary, Console(file=text, force_terminal=terminal, width=160, color_system=None))
+    return text.getvalue()
+
+
+@pytest.mark.parametrize(("files", "more"), [(1, []), (2, []), (40, []), (41, ["and 1 more files, in summary.json"])])
+def test_at_most_forty_files_are_listed_if_there_are_several(files: int, more: list[str]) -> None:
+    summary = Summary()
+    for number in range(files):
+        summary.count(ChatRow([], Source(f"f{number}", 1), DataFormat.OPENAI))
+    lines = [f"       1  rows, 1 accepted: f{number}" for number in range(min(files, 40))] if files > 1 else []
+    assert printed(summary).splitlines()[3:] == lines + more
+
+
+def test_a_file_is_listed_with_its_codes_and_a_terminal_gets_tables() -> None:
+    summary = Summary()
+    summary.start_file("a")
+    summary.count(Rejected("b", 1, RejectCode.BAD_JSON, "", ""))
+    assert "       0  rows, 0 accepted: a\n       1  rows, 0 accepted: b (BAD_JSON 1)\n" in printed(summary)
+    summary.formats.update({DataFormat.OPENAI: 1234, DataFormat.ALPACA: 5})
+    table = printed(summary, terminal=True)
+    for line in ("│ OpenAI │ 1,234 │", "│ Alpaca │     5 │", "│ b    │    1 │        0 │ BAD_JSON 1 │"):
+        assert f"{line}\n" in table
+    assert "rows, 0 accepted" not in table
+    assert "│" not in printed(summary)
+    assert "│" not in printed(Summary(), terminal=True)
 
 
 def test_every_kind_of_row_comes_back_as_it_was(check: Any, tmp_path: Path) -> None:
@@ -87,3 +117,4 @@ def test_every_kind_of_row_comes_back_as_it_was(check: Any, tmp_path: Path) -> N
             output.write(row)
     again = list(read_accepted(tmp_path / "out" / "accepted.jsonl"))
     assert [(type(row), row.to_dict()) for row in again] == [(type(row), row.to_dict()) for row in rows]
+    assert [row.to_dict()["_source"]["line"] for row in again] == [1, 2, 3, 4, 5]

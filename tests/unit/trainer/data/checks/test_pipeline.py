@@ -1,4 +1,5 @@
 import logging
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -7,7 +8,7 @@ from finetune_trainer.data.checks.pipeline import check_rows
 from finetune_trainer.data.checks.split import collect_prompts
 from finetune_trainer.data.checks.summary import Summary
 from finetune_trainer.data.codes import RejectCode
-from finetune_trainer.data.rows import ChatRow, Rejected
+from finetune_trainer.data.rows import ChatRow, NamedPath, Rejected
 
 GOOD = {"instruction": "q", "output": "a"}
 USER = {"role": "user", "content": "q"}
@@ -84,6 +85,47 @@ def test_progress_counts_rows_and_bytes_over_all_files(check: Any) -> None:
     check(*rows, on_progress=lambda *progress: seen.append(progress))
     assert [count for count, _ in seen] == [500, 1000, 1200]
     assert sorted(seen) == seen
+
+
+def test_progress_goes_on_in_the_next_file(tmp_path: Path) -> None:
+    paths = [NamedPath(tmp_path / name, name) for name in ("a", "b")]
+    for path in paths:
+        path.path.write_bytes(b"".join(b'{"text": "%s %d"}\n' % (path.name.encode(), n) for n in range(400)))
+    seen: list[tuple[int, int]] = []
+    list(check_rows(paths, summary=Summary(), objective=None, on_progress=lambda *progress: seen.append(progress)))
+    sizes = [path.path.stat().st_size for path in paths]
+    assert [count for count, _ in seen] == [500, 800]
+    assert sizes[0] < seen[0][1] <= seen[1][1] == sum(sizes)
+
+
+@pytest.mark.parametrize(
+    ("row", "columns", "code", "detail"),
+    [
+        (
+            {"a": 1, "b": 2},
+            None,
+            RejectCode.UNKNOWN_FORMAT,
+            "the columns match no known format; columns found: a, b; map them with columns",
+        ),
+        (
+            {"prompt": "q", "reply": "a"},
+            None,
+            RejectCode.NO_ASSISTANT,
+            "the row has a prompt but no answer; columns found: prompt, reply",
+        ),
+        (
+            {"q": "x"},
+            {"prompt": "q", "completion": "a", "system": "s"},
+            RejectCode.MISSING_COLUMN,
+            "columns names completion as 'a', system as 's', which the row does not have; columns found: prompt",
+        ),
+    ],
+)
+def test_a_row_whose_columns_do_not_suffice_names_those_that_it_has(
+    check: Any, row: dict[str, Any], columns: dict[str, str] | None, code: RejectCode, detail: str
+) -> None:
+    (refused,), _ = check(row, columns=columns)
+    assert (refused.code, refused.detail) == (code, detail)
 
 
 def test_no_files_give_no_rows() -> None:

@@ -33,6 +33,10 @@ def test_columns_are_recorded_while_a_mapped_one_is_missing() -> None:
     columns.rename({"y": 1})
     assert "c19" in columns.seen
     assert "y" not in columns.seen
+    full = ColumnMap({"prompt": "q"})
+    for names in (range(12), range(13)):
+        full.rename({f"c{number}": 1 for number in names})
+    assert name_columns(full.seen).endswith("c11 and 1 more")
     columns.rename({"a": 1})
     assert columns.missing == set()
     assert ColumnMap({}).rename({"x": 1}) == {"x": 1}

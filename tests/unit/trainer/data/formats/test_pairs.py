@@ -153,6 +153,7 @@ REFUSED: dict[RejectCode, list[dict[str, Any]]] = {
         {"chosen": [SYSTEM, Q, GOOD], "rejected": [SYSTEM, {"role": "user", "content": "another"}, BAD]},
         {"chosen": [*FIRST, Q, GOOD], "rejected": [*FIRST, {"role": "user", "content": "another"}, BAD]},
         {"chosen": [GOOD], "rejected": [BAD]},
+        {"messages": [GOOD], "rejected": "b"},
         {"system": "s", "chosen": "a", "rejected": "b"},
     ],
     RejectCode.MISSING_COLUMN: [

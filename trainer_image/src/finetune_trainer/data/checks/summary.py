@@ -124,7 +124,7 @@ def explain_unusable(summary: Summary, max_rejected_percent: int) -> str | None:
         if summary.rejected_by_code[RejectCode.NOT_FOR_OBJECTIVE] == summary.rows:
             return f"none of the {summary.rows} rows fits the objective: {_most_frequent(summary)}"
         return f"none of the {summary.rows} rows can be used"
-    if max_rejected_percent >= 100 or summary.malformed_percent <= max_rejected_percent:
+    if summary.malformed_percent <= max_rejected_percent:
         return None
     unfit = summary.rejected_by_code[RejectCode.NOT_FOR_OBJECTIVE]
     detail = f"{unfit} of them do not fit the objective, " if unfit else ""

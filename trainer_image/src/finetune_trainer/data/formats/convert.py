@@ -23,15 +23,10 @@ MEDIA_COLUMNS = frozenset(("image", "images", "audio", "audios", "video", "video
 
 def convert_row(row: Columns, data_format: DataFormat, source: Source, repairs: Repairs) -> Row:
     """Return the row in canonical shape, before the structure checks; raises BadRow."""
-    if not MEDIA_COLUMNS.isdisjoint(row):
-        _refuse_media(row)
-    return _CONVERTERS[data_format](row, source, data_format, repairs)
-
-
-def _refuse_media(row: Columns) -> None:
-    for name in row:
-        if name in MEDIA_COLUMNS and row[name]:
+    for name in sorted(MEDIA_COLUMNS.intersection(row)):
+        if row[name]:
             raise BadRow(RejectCode.UNSUPPORTED_MODALITY, f"the row has the column {name!r}; only text is trained")
+    return _CONVERTERS[data_format](row, source, data_format, repairs)
 
 
 def _convert_conversation(row: Columns, source: Source, data_format: DataFormat, repairs: Repairs) -> ChatRow:

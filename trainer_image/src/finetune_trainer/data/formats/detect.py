@@ -34,10 +34,8 @@ _TEXTS = frozenset(TEXT_COLUMNS)
 
 def detect_format(row: Columns) -> DataFormat:
     """Return the row's format; raises BadRow with UNKNOWN_FORMAT."""
-    found = None
-    if None in row.values():  # a table has every column in every row, so null columns are ignored
-        found = _find_format({name: value for name, value in row.items() if value is not None})
-    found = found or _find_format(row)
+    # A table has every column in every row, so null columns are ignored.
+    found = _find_format({name: value for name, value in row.items() if value is not None}) or _find_format(row)
     if found is None:
         raise BadRow(RejectCode.UNKNOWN_FORMAT, "the columns match no known format")
     return found
