@@ -45,8 +45,8 @@ for layer in range(layers):
 save_file(factors, adapter / "adapter_model.safetensors")
 (adapter / "adapter_config.json").write_text(json.dumps({"lora_alpha": 8}))
 candidate = Candidate(name="unquantised base", directory=merged)
-plan = GatePlan(base=base, adapter=adapter, precision="BF16", candidates=[candidate], samples=[], prompts=[], stop_ids=[2],
-            max_new_tokens=8, tokenizer_sha256={}, device="cpu")
+plan = GatePlan(base=base, adapter=adapter, precision="BF16", candidates=[candidate], samples=[], prompts=[],
+            stop_ids=[2], max_new_tokens=8, tokenizer_sha256={}, device="cpu")
 make_candidate(plan, candidate, lambda: None)
 with TensorFiles.of_folder(base) as old, TensorFiles.of_folder(merged) as new:
     name = f"model.layers.{layers - 1}.mlp.up_proj.weight"
