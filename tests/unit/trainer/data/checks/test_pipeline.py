@@ -87,7 +87,7 @@ def test_progress_counts_rows_and_bytes_over_all_files(check: Any) -> None:
     assert sorted(seen) == seen
 
 
-def test_progress_goes_on_in_the_next_file(tmp_path: Path) -> None:
+def test_progress_counts_the_next_file_from_the_end_of_the_first(tmp_path: Path) -> None:
     paths = [NamedPath(tmp_path / name, name) for name in ("a", "b")]
     for path in paths:
         path.path.write_bytes(b"".join(b'{"text": "%s %d"}\n' % (path.name.encode(), n) for n in range(400)))
