@@ -92,7 +92,7 @@ def _next_step(context: Context, job: Job | None) -> Effect:
     if job:
         return _end(context, job) if job.is_over else _continue(context, job)
     if context.status.job_ref:
-        return _replace_deleted(context)
+        return _replace_deleted(context, context.status.job_ref)
     if _has_too_many_failures(context):
         return fail(context, R.BACKOFF_LIMIT_EXCEEDED, runs.last_sentence(context.status))
     return requeue_in(0) if _has_counted(context) else _start_attempt(context)
@@ -132,10 +132,10 @@ def _continue(context: Context, current: Job) -> Effect:
     return Effect(delete=current) + _end_by_count(context)
 
 
-def _replace_deleted(context: Context) -> Effect:
+def _replace_deleted(context: Context, job_ref: JobRef) -> Effect:
     """Count a Job that was deleted before it succeeded as a failure, and start again once its pods are gone."""
     status = context.status
-    alive = [pod for pod in context.observed.pods_of(status.job_ref.uid if status.job_ref else "") if not pod.is_over]
+    alive = [pod for pod in context.observed.pods_of(job_ref.uid) if not pod.is_over]
     detail = "the trainer Job was deleted"
     if lost := check_lost_node(context, alive):
         return lost + requeue_in(SOON_SECONDS)
@@ -148,7 +148,7 @@ def _replace_deleted(context: Context) -> Effect:
         return _end_by_count(context)  # the operator removed it, and stopped before it wrote the end
     if runs.has_stalled(status):
         return _close(context, R.NO_PROGRESS, runs.history(status)[-1].message or "", add_failure=True)
-    is_counted = context.spec.resources.nodes > 1 and bool(status.job_ref and status.job_ref.failures)
+    is_counted = context.spec.resources.nodes > 1 and bool(job_ref.failures)
     return _close(context, R.JOB_DELETED, detail, add_failure=not is_counted)  # it was failing already
 
 

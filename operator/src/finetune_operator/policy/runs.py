@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from finetune_api.names import Reason
-from finetune_api.status import CurrentRun, DatasetStatus, FineTuneJobStatus, PreflightRuns, Run
+from finetune_api.status import CurrentRun, DatasetStatus, FineTuneJobStatus, JobRef, PreflightRuns, Run
 from finetune_operator.kube.objects import Job, Pod
 from finetune_operator.policy import counters, kueue, rank_outcomes
 from finetune_operator.policy.conditions import suspended_since
@@ -310,14 +310,14 @@ def _record_unseen_failures(context: Context, attempts: Sequence[Job]) -> None:
         return
     missing = current.failed_pods - _failed_of(status, current)
     if missing > 0 and current.nodes > 1:
-        _record_without_run(context, current)
+        _record_without_run(context, current, status.job_ref)
     elif missing > 0:
         counters.add_failures(status, Reason.UNOBSERVED, missing)
         status.runs = (status.runs or 0) + missing
         status.job_ref.failures = current.failed_pods
 
 
-def _record_without_run(context: Context, child: Job) -> None:
+def _record_without_run(context: Context, child: Job, job_ref: JobRef) -> None:
     """Record a failure of another rank while the first pod did not run, once all pods have ended.
 
     After the first pod has published, the ends of the others count only if they failed the Job.
@@ -334,8 +334,7 @@ def _record_without_run(context: Context, child: Job) -> None:
         entry = _end_run(context, run, End(cause.named(), cause.pod), cause.pod.ended, {})
         status.history = [*history(status), entry][-HISTORY:]
     status.runs = (status.runs or 0) + 1
-    if status.job_ref:
-        status.job_ref.failures = 1
+    job_ref.failures = 1
 
 
 def has_succeeded(status: FineTuneJobStatus, child: Job) -> bool:

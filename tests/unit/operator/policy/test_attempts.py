@@ -81,6 +81,9 @@ def test_a_deleted_attempt_counts_once_and_waits_for_its_pod(scene: Any) -> None
 
 def test_a_failed_job_without_pods_still_gives_the_exit_tables_reason(scene: Any) -> None:
     one = scene().to_training()
+    one.run(one.pod("one-1"))
+    one.settle()
+    one.pods.clear()
     one.fail("one-1", message="Container trainer for pod team/x failed with exit code 76 matching FailJob rule")
     one.settle()
     assert (one.status["phase"], one.status["reason"]) == ("Failed", "Diverged")
@@ -115,6 +118,24 @@ def test_a_running_pod_is_followed_and_its_figures_shown(scene: Any) -> None:
     assert one.status["phase"] == "Publishing"
     assert one.status["metrics"] == {"trainLoss": 1.5}
     assert one.status["progress"]["lastUpdatedTime"] == "2026-03-01T12:00:00Z"
+
+
+def test_figures_of_another_pod_are_not_shown(scene: Any) -> None:
+    one = scene().to_training()
+    one.run(one.pod("one-1"))
+    report = {"jobUid": "job-uid", "heartbeat": 1, "progress": {"step": 7}, "metrics": {"trainLoss": 1.5}}
+    one.reading = Reading("another-uid", one.now, ProgressReport.model_validate(report))
+    one.settle()
+    assert (one.status.get("metrics"), one.status.get("progress")) == (None, None)
+
+
+def test_a_job_is_looked_at_again_when_a_pod_that_is_stopped_may_be_lost(scene: Any) -> None:
+    one = scene().to_training()
+    pod = one.pod("one-1")
+    one.run(pod)
+    assert one.settle().requeue_after is None
+    one.delete_pod(pod)
+    assert one.settle().requeue_after == 30.0
 
 
 def test_a_silent_trainer_is_a_message_and_still_runs(scene: Any) -> None:
@@ -264,3 +285,41 @@ def test_a_final_failure_keeps_the_figures_and_only_a_published_result_gets_a_li
     one.settle()
     assert (one.status["phase"], one.status["metrics"]) == ("Failed", {"trainLoss": 9.5})
     assert ("datasetSha256" in one.status["lineage"]) == (outcome == "GateNotMet")
+
+
+def test_a_deleted_job_counts_beside_the_failures_of_its_single_pods(scene: Build) -> None:
+    one = scene().to_training()
+    one.end(one.pod("one-1"), 1)
+    one.children["one-1"]["status"] = {"failed": 1}
+    one.settle()
+    del one.children["one-1"]
+    one.settle()
+    assert (one.status["failures"], list(one.children)) == (2, ["one-preflight", "one-2"])
+
+
+def test_the_next_attempt_of_several_pods_says_why_the_last_one_failed(scene: Build) -> None:
+    one = scene(resources={"nodes": 2}).to_training()
+    first, second = one.set_of("one-1")
+    one.settle()
+    one.end(second, 70, "CUDA error: device lost")
+    one.end(first, 75, one.report("Preempted", reason="PeerLost"))
+    one.fail("one-1", "BackoffLimitExceeded")
+    one.object["status"] = one.look().status.to_wire()
+    created = one.look()
+    assert created.create is not None
+    running = next(one for one in created.status.conditions or [] if one.type == "Running")
+    assert (running.status, running.reason) == ("False", "BackingOff")
+    assert "InternalError: pod 1 (one-1-2): CUDA error: device lost" in running.message
+
+
+def test_a_job_that_is_suspended_in_preflight_starts_no_trainer_and_does_not_say_so(scene: Build) -> None:
+    one = scene()
+    one.settle()
+    one.end(one.pod("one-preflight"), 0, one.report("Validated", dataset={"rows": 5, "accepted": 5}))
+    one.complete("one-preflight")
+    one.object["spec"]["suspend"] = True
+    one.settle()
+    assert list(one.children) == ["one-preflight"]
+    assert one.condition("Running")["reason"] != "PodsStarting"
+    one.object["spec"]["suspend"] = False
+    assert one.look().status.condition("Running").reason == "PodsStarting"

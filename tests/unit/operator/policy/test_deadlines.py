@@ -265,6 +265,22 @@ def test_an_unreachable_trainer_is_never_restarted(scene: Any) -> None:
     assert (one.status["phase"], one.status["reason"]) == ("Training", "Unreachable")
 
 
+def test_a_stalled_trainer_whose_end_was_not_observed_is_a_failure_without_progress(scene: Any) -> None:
+    one, pod = running(scene, stallTimeoutSeconds=10)
+    answer(one, pod, 1)
+    one.settle()
+    later(one, 10)
+    answer(one, pod, 1)
+    one.settle()
+    assert list(one.children) == ["one-preflight"]
+    one.pods.clear()
+    one.settle()
+    later(one, 5)
+    one.settle()
+    run = one.status["history"][0]
+    assert (run["result"], run["reason"], one.status["failures"]) == ("Failed", "NoProgress", 1)
+
+
 def test_stalls_end_the_job_by_the_backoff_limit(scene: Any) -> None:
     one = scene(stallTimeoutSeconds=10, backoffLimit=1).to_training()
     for number in (1, 2):
@@ -287,10 +303,20 @@ def test_a_backoff_limit_that_is_raised_while_the_job_fails_gets_another_attempt
     one.end(one.pod("one-1"), 70)
     one.fail("one-1", "BackoffLimitExceeded")
     one.object["spec"]["backoffLimit"] = 2
+    one.object["status"] = one.look().status.to_wire()
+    assert one.condition("Running")["reason"] == "BackingOff"
+    assert "backoffLimit was raised in the meantime" in one.condition("Running")["message"]
     one.settle()
     assert list(one.children) == ["one-preflight", "one-1", "one-2"]
     assert one.status["failures"] == 1
     assert one.children["one-2"]["spec"]["backoffLimit"] == 1
+
+
+def test_a_job_that_used_up_its_backoff_limit_without_a_failed_pod_is_not_tried_again(scene: Any) -> None:
+    one = scene(backoffLimit=0).to_training()
+    one.fail("one-1", "BackoffLimitExceeded", failed=0)
+    one.settle()
+    assert (one.status["phase"], one.status["reason"]) == ("Failed", "BackoffLimitExceeded")
 
 
 def test_a_backoff_limit_that_is_lowered_ends_a_running_job(scene: Any) -> None:

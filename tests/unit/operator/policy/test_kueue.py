@@ -385,6 +385,17 @@ def test_a_trainer_that_ends_after_its_job_has_quota_again_was_preempted_however
     assert (one.status["preemptions"], one.status.get("failures", 0)) == (1, 0)
 
 
+def test_a_trainer_that_ends_while_the_operator_holds_its_workload_counts_as_nothing(scene: Build) -> None:
+    one, pod = training(scene)
+    one.suspend("one-1")
+    one.extra["workloads"] = (workload("one-1", is_active=False, is_ours_to_activate=True),)
+    one.delete_pod(pod)
+    one.end(pod, 143)
+    one.settle()
+    (run,) = one.status["history"]
+    assert (run["result"], run["reason"]) == ("Suspended", "UserRequested")
+
+
 def test_a_preempted_trainer_whose_end_was_not_observed_keeps_kueues_message(scene: Build) -> None:
     one, pod = training(scene)
     preempt(one)

@@ -471,6 +471,22 @@ def test_a_job_that_is_deleted_while_it_fails_has_failed_once(pair: Any) -> None
     assert "one-2" in one.children
 
 
+@pytest.mark.parametrize("is_stopped", [False, True])
+def test_only_a_first_pod_that_was_stopped_waits_for_the_failure_of_another_one(pair: Any, is_stopped: bool) -> None:
+    one = pair()
+    first, second = one.set_of("one-1")
+    one.settle()
+    if is_stopped:
+        one.delete_pod(first)
+    one.end(first, 1)
+    one.now += timedelta(seconds=16)
+    one.settle()
+    assert counts(one) == ((0, 0, 0) if is_stopped else (1, 1, 0))
+    one.end(second, 70)
+    one.settle()
+    assert one.status["history"][0]["reason"] == ("InternalError" if is_stopped else "ContainerError")
+
+
 def test_a_lost_node_is_named_also_after_the_failure_of_another_pod(pair: Any) -> None:
     one = pair()
     first, second = one.set_of("one-1")

@@ -1,14 +1,16 @@
 """Counting: each ended pod once, as what it was."""
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
-from finetune_api.status import DatasetStatus
+from finetune_api.handoff import ProgressReport
+from finetune_api.status import DatasetStatus, FineTuneJobStatus, Run
 from finetune_operator.controller.watch_cache import WatchCache
 from finetune_operator.kube.objects import Pod
-from finetune_operator.policy.runs import dataset_sentence
+from finetune_operator.kube.observed import Reading
+from finetune_operator.policy.runs import dataset_sentence, is_counted
 
 
 def test_each_pod_is_counted_once_however_often_it_is_seen(scene: Any) -> None:
@@ -260,3 +262,106 @@ def test_a_pod_that_failed_as_the_first_one_started_is_the_cause_of_an_end_that_
 def test_a_dataset_is_a_sentence_with_its_counts(dataset: dict[str, Any] | None, sentence: str) -> None:
     found = DatasetStatus.model_validate(dataset) if dataset else None
     assert dataset_sentence(found) == sentence
+
+
+def test_a_run_whose_job_and_pod_are_gone_is_a_failure_by_the_deletion(scene: Any) -> None:
+    one = scene(resources={"nodes": 2, "gpusPerNode": 4}).to_training()
+    one.set_of("one-1")
+    one.settle()
+    one.pods.clear()
+    del one.children["one-1"]
+    for seconds in (10, 5):
+        one.now += timedelta(seconds=seconds)
+        one.settle()
+    assert (one.status["failures"], one.status["history"][0]["reason"]) == (1, "JobDeleted")
+    assert (one.status["activeSeconds"], one.status["gpuSeconds"]) == (10, 80)
+    assert "one-2" in one.children
+
+
+@pytest.mark.parametrize(("code", "result"), [(75, "Preempted"), (1, "Failed")])
+def test_a_pod_that_someone_deletes_counts_by_its_exit_code(scene: Any, code: int, result: str) -> None:
+    one = scene().to_training()
+    pod = one.pod("one-1")
+    one.run(pod)
+    one.settle()
+    one.delete_pod(pod)
+    one.end(pod, code)
+    one.settle()
+    run = one.status["history"][0]
+    assert (run["result"], run["reason"]) == (result, "Preempted" if code == 75 else "ContainerError")
+
+
+def test_a_failure_before_the_first_run_whose_pods_are_gone_counts_without_an_entry(scene: Any) -> None:
+    one = scene(resources={"nodes": 2}).to_training()
+    one.children["one-1"]["status"] = {"failed": 2}
+    one.settle()
+    assert (one.status["failures"], one.status["runs"], one.status.get("history")) == (1, 1, None)
+
+
+@pytest.mark.parametrize(
+    ("length", "seconds", "is_known"),
+    [(10, -1, True), (10, 0, True), (10, 1, False), (9, -1, False), (10, None, False)],
+)
+def test_only_a_full_history_covers_the_ends_before_it(length: int, seconds: int | None, is_known: bool) -> None:
+    first = datetime(2026, 3, 1, tzinfo=UTC)
+    ends = [first + timedelta(minutes=number) for number in range(length)]
+    runs = [
+        Run(run=1, attempt=1, pod_name="pod", pod_uid=str(end), end_time=end, result="Failed", reason="x")
+        for end in ends
+    ]
+    ended = None if seconds is None else first + timedelta(seconds=seconds)
+    assert is_counted(FineTuneJobStatus(history=runs), "another", ended) == is_known
+    assert is_counted(FineTuneJobStatus(history=runs), runs[-1].pod_uid, None)
+
+
+def test_a_late_end_of_an_earlier_attempt_is_a_run_of_that_attempt(scene: Any) -> None:
+    one = scene().to_training()
+    one.end(one.pod("one-1"), 0)
+    one.complete("one-1")
+    one.settle()
+    assert one.status["attempts"] == 2
+    one.end(one.pod("one-1"), 75)
+    one.settle()
+    assert [run["attempt"] for run in one.status["history"]] == [1, 1]
+
+
+def test_a_late_failure_of_an_earlier_attempt_of_several_pods_is_its_only_one(scene: Any) -> None:
+    one = scene(resources={"nodes": 2}).to_training()
+    first, second = one.set_of("one-1")
+    one.settle()
+    one.end(second, 1)
+    one.end(first, 75, one.report("Preempted", reason="PeerLost"))
+    one.fail("one-1", "BackoffLimitExceeded")
+    one.settle()
+    assert one.status["attempts"] == 2
+    one.end(one.pod("one-1"), 1)
+    one.settle()
+    assert (one.status["runs"], one.status["failures"]) == (2, 1)
+
+
+def test_progress_from_the_first_moment_of_a_run_is_that_of_its_unobserved_end(scene: Any) -> None:
+    one = scene().to_training()
+    pod = one.pod("one-1")
+    one.run(pod)
+    report = {"jobUid": "job-uid", "heartbeat": 1, "progress": {"step": 7, "resumedFromStep": 4}}
+    one.reading = Reading(pod["metadata"]["uid"], one.now, ProgressReport.model_validate(report))
+    one.settle()
+    one.pods.clear()
+    one.reading = None
+    one.settle()
+    one.now += timedelta(seconds=5)
+    one.settle()
+    run = one.status["history"][0]
+    assert (run["lastStep"], run["resumedFromStep"]) == (7, 4)
+
+
+@pytest.mark.parametrize(("nodes", "report", "is_start"), [(1, {}, True), (2, {}, False), (2, {"lastStep": 3}, True)])
+def test_a_run_that_was_first_seen_ended_is_the_start_of_the_job_unless_it_may_have_waited(
+    scene: Any, nodes: int, report: dict[str, int], is_start: bool
+) -> None:
+    one = scene(resources={"nodes": nodes}).to_training()
+    first, *_ = one.set_of("one-1", nodes, runs=False)
+    one.end(first, 75, one.report("Preempted", **report))
+    one.settle()
+    assert one.status["runs"] == 1
+    assert one.status.get("startTime") == ("2026-03-01T12:00:10Z" if is_start else None)

@@ -228,6 +228,15 @@ def test_a_job_suspended_by_another_controller_is_not_resumed(scene: Any) -> Non
     assert one.condition("Suspended")["status"] == "False"
 
 
+def test_a_run_that_ends_before_a_foreign_suspension_is_seen_is_a_preemption(scene: Any) -> None:
+    one, pod = running(scene)
+    one.suspend("one-1")
+    stop(one, pod, 143)
+    one.settle()
+    run = one.status["history"][0]
+    assert (run["result"], run["reason"], one.status["preemptions"]) == ("Preempted", "JobSuspended", 1)
+
+
 def test_a_suspended_pod_on_a_lost_node_is_named_with_what_frees_it(scene: Any) -> None:
     one, pod = running(scene)
     pod["spec"] = pod["spec"] | {"nodeName": "node-7"}
@@ -256,7 +265,7 @@ def test_a_failed_suspension_is_reported_and_retried(scene: Any, obstacle: Any, 
     one.object["status"] = one.look().status.to_wire()
     decision = one.look(obstacle=obstacle)
     found = next(one for one in decision.status.conditions or [] if one.type == kind)
-    assert (found.reason, decision.requeue_after) == (reason, 20.0)
+    assert (found.reason, decision.requeue_after, decision.follow) == (reason, 20.0, None)
 
 
 def test_a_job_that_is_no_longer_allowed_is_not_resumed(scene: Any) -> None:
