@@ -120,6 +120,13 @@ def test_a_running_pod_is_followed_and_its_figures_shown(scene: Any) -> None:
     assert one.status["progress"]["lastUpdatedTime"] == "2026-03-01T12:00:00Z"
 
 
+def test_a_pod_without_an_address_is_not_followed(scene: Any) -> None:
+    one = scene().to_training()
+    one.run(one.pod("one-1"), ip="")
+    assert one.settle().follow is None
+    assert one.condition("Running")["reason"] == "PodsRunning"
+
+
 def test_figures_of_another_pod_are_not_shown(scene: Any) -> None:
     one = scene().to_training()
     one.run(one.pod("one-1"))

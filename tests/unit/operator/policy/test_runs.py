@@ -19,6 +19,7 @@ def test_each_pod_is_counted_once_however_often_it_is_seen(scene: Any) -> None:
     for _ in range(3):
         one.settle()
     assert (one.status["failures"], one.status["runs"], len(one.status["history"])) == (1, 1, 1)
+    assert one.status["jobRef"]["failures"] == 1
 
 
 def test_a_pod_that_dropped_out_of_the_history_is_not_counted_again(scene: Any) -> None:
