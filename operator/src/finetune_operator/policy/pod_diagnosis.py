@@ -63,7 +63,7 @@ def _diagnose_missing_pod(child: Job, pods: Sequence[Pod], warnings: Warnings | 
         return Diagnosis(Reason.PODS_STARTING, query=EventQuery("Job", child.uid, child.name))
     refused = _first_message(warnings, {"FailedCreate"})
     reason = Reason.POD_CREATION_REFUSED if refused else Reason.PODS_STARTING
-    return Diagnosis(reason, remediation.append_fix(reason, refused) if refused else "", check_after=NO_POD_SECONDS)
+    return Diagnosis(reason, remediation.append_fix(reason, refused), check_after=NO_POD_SECONDS)
 
 
 def _diagnose_pending_pod(pod: Pod, warnings: Warnings | None, now: datetime) -> Diagnosis:
@@ -81,7 +81,7 @@ def _diagnose_pending_pod(pod: Pod, warnings: Warnings | None, now: datetime) ->
         return Diagnosis(Reason.PODS_STARTING, query=EventQuery("Pod", pod.uid, pod.name))
     failed = _first_message(warnings, {"FailedMount", "FailedAttachVolume"})
     reason = Reason.MOUNT_FAILED if failed else Reason.PODS_STARTING
-    return Diagnosis(reason, remediation.append_fix(reason, failed) if failed else "", check_after=PENDING_SECONDS)
+    return Diagnosis(reason, remediation.append_fix(reason, failed), check_after=PENDING_SECONDS)
 
 
 def is_lost(pod: Pod, now: datetime) -> bool:

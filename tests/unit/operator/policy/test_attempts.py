@@ -25,6 +25,7 @@ def test_success_waits_for_the_jobs_own_end(scene: Any) -> None:
     one.settle()
     assert one.condition("Complete")["status"] == "True"
     assert one.status["completionTime"] == "2026-03-01T12:01:00Z"
+    assert one.status["dataset"] == {"rows": 5, "accepted": 5}
 
 
 def test_counters_are_written_before_the_next_attempt_is_created(scene: Any) -> None:

@@ -291,6 +291,15 @@ def test_a_suspended_job_is_looked_at_again_until_kueue_has_its_workload(scene: 
     assert (decision.requeue_after, decision.suspend, one.condition("Running")["reason"]) == (2.0, None, "NotStarted")
 
 
+def test_a_job_without_a_queue_is_suspended_itself_where_kueue_is_installed(scene: Build) -> None:
+    one = scene().to_training()
+    one.run(one.pod("one-1"))
+    one.extra["workloads"] = ()
+    one.object["spec"]["suspend"] = True
+    one.settle()
+    assert one.children["one-1"]["spec"]["suspend"] is True
+
+
 def test_a_resumed_workload_is_not_activated_while_its_pod_still_runs(scene: Build) -> None:
     one = scene(**QUEUE).to_training()
     one.suspend("one-1", is_suspended=False)

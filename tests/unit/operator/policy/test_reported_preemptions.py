@@ -53,6 +53,17 @@ def test_an_unobserved_pod_is_a_preemption_once_the_next_one_reports_it(scene: A
     assert one.status["currentRun"]["podName"] == pod["metadata"]["name"]
 
 
+def test_a_run_that_is_reported_late_takes_its_place_in_the_history(scene: Any) -> None:
+    one = scene().to_training()
+    pod = one.pod("one-1")
+    one.run(pod)
+    answer(one, pod, stopped(3))
+    one.settle()
+    answer(one, pod, stopped(1), stopped(3))
+    one.settle()
+    assert [run["podName"] for run in one.status["history"]] == ["unseen-1", "unseen-3"]
+
+
 def test_a_run_whose_end_was_seen_is_not_counted_again(scene: Any) -> None:
     one = scene().to_training()
     one.end(one.pod("one-1"), 75)
