@@ -9,8 +9,9 @@ from rich.console import Console
 from finetune_trainer.data.checks.output import CheckOutput, Conversion, print_conversion, print_summary, read_accepted
 from finetune_trainer.data.checks.summary import Summary
 from finetune_trainer.data.codes import RejectCode
-from finetune_trainer.data.formats.export import ExportFormat
+from finetune_trainer.data.formats.export import LOSSES, ExportFormat, LossCode
 from finetune_trainer.data.rows import ChatRow, DataFormat, Rejected, Source
+from finetune_trainer.tokenization.samples import Encoded
 
 
 def test_accepted_rows_come_back_as_they_were(check: Any, tmp_path: Path) -> None:
@@ -71,6 +72,46 @@ def test_an_empty_summary_prints() -> None:
     text = io.StringIO()
     print_summary(Summary(), Console(file=text))
     assert text.getvalue() == "rows      0\naccepted  0 (0 repaired)\nrejected  0 (0 malformed, 0.0 %)\n"
+
+
+def test_converted_rows_and_those_that_would_lose_something_are_written_apart_and_counted(
+    check: Any, tmp_path: Path
+) -> None:
+    rows, summary = check({"instruction": "q", "output": "a"}, {"text": "t"}, {"text": "u"}, objective=None)
+    with CheckOutput(tmp_path, summary, Conversion(tmp_path, ExportFormat.OPENAI)) as output:
+        for row in rows:
+            output.write(row)
+    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    assert json.loads((tmp_path / "converted.jsonl").read_text()) == {"messages": turns}
+    first, second = map(json.loads, (tmp_path / "unconverted.jsonl").read_text().splitlines())
+    assert first == {
+        "file": "s3://data/rows.jsonl",
+        "line": 2,
+        "code": "NO_PROMPT",
+        "detail": LOSSES[LossCode.NO_PROMPT],
+        "excerpt": '{"text":"t"}',
+    }
+    assert (second["line"], second["excerpt"]) == (3, '{"text":"u"}')
+    conversion = json.loads((tmp_path / "summary.json").read_text())["conversion"]
+    assert conversion == {
+        "format": "openai",
+        "converted": 1,
+        "unconverted": 2,
+        "unconvertedByCode": {"NO_PROMPT": 2},
+    }
+
+
+def test_the_counts_name_the_formats_and_the_lengths_of_the_samples() -> None:
+    summary = Summary()
+    encoded = (Encoded([1] * 8, [1] * 8, 5, left_out=2),)
+    summary.count(ChatRow([], Source("f", 1), DataFormat.OPENAI, encodings=encoded))
+    assert printed(summary).splitlines() == [
+        "rows      1",
+        "accepted  1 (0 repaired): OpenAI 1",
+        "rejected  0 (0 malformed, 0.0 %)",
+        "tokens    8 (5 trained); per row: median 10, p90 10, p99 10, maximum 10; "
+        "maxLength 64 truncates at most 1 % of the rows",
+    ]
 
 
 def printed(summary: Summary, terminal: bool = False) -> str:
