@@ -20,6 +20,15 @@ def test_preflight_whose_success_was_not_observed_runs_again(scene: Any) -> None
     assert decision.delete.name == "one-preflight"
 
 
+def test_the_trainer_is_created_as_soon_as_preflight_has_passed(scene: Any) -> None:
+    one = scene()
+    one.settle()
+    one.end(one.pod("one-preflight"), 0, one.report("Validated"))
+    decision = one.look()
+    assert decision.create is not None
+    assert decision.create.name == "one-1"
+
+
 def test_an_earlier_pod_of_a_passed_preflight_is_not_its_verdict(scene: Any) -> None:
     one = scene()
     one.settle()
