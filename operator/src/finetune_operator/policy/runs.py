@@ -36,8 +36,8 @@ def record_ended(context: Context, attempts: Sequence[Job]) -> Effect:
     """Record the ended pods of this job's attempts that are not in the history yet; requeue for those not decided."""
     status, effect = context.status, Effect()
     number = {child.uid: child for child in attempts}
-    deleted = status.job_ref.uid if status.job_ref and status.job_ref.uid not in number else None
-    for pod in _ended(context, [*number, *([deleted] if deleted else [])]):
+    deleted = {status.job_ref.uid} - number.keys() if status.job_ref else set()
+    for pod in _ended(context, [*number, *deleted]):
         if not is_counted(status, pod.uid, pod.ended):
             child = number.get(pod.job_uid)
             end, seconds_to_wait = _end_of(context, pod, child)

@@ -90,6 +90,12 @@ def test_a_failed_job_without_pods_still_gives_the_exit_tables_reason(scene: Any
     assert (one.status["phase"], one.status["reason"]) == ("Failed", "Diverged")
 
 
+def test_an_image_that_the_spec_names_from_the_start_is_pinned_too(scene: Any) -> None:
+    one = scene(trainer={"image": "registry.example/trainer:2"}).to_training()
+    images = [job["spec"]["template"]["spec"]["containers"][0]["image"] for job in one.children.values()]
+    assert images == ["registry.example/trainer:2", "registry.example/trainer@sha256:" + "1" * 64]
+
+
 def test_a_users_new_image_is_used_by_the_next_attempt_and_an_upgrade_is_not(scene: Any) -> None:
     one = scene().to_training()
     one.end(one.pod("one-1"), 0)
@@ -116,6 +122,7 @@ def test_a_running_pod_is_followed_and_its_figures_shown(scene: Any) -> None:
     decision = one.settle()
     assert decision.follow is not None
     assert decision.follow.ip == "10.0.0.7"
+    assert one.condition("Running")["message"].startswith("The trainer pod is running")
     assert one.status["phase"] == "Publishing"
     assert one.status["metrics"] == {"trainLoss": 1.5}
     assert one.status["progress"]["lastUpdatedTime"] == "2026-03-01T12:00:00Z"
