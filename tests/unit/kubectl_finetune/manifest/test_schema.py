@@ -73,3 +73,8 @@ def test_a_limit_of_the_schema_is_named(extra: dict[str, Any], message: str) -> 
 def test_a_list_that_is_not_a_set_may_repeat_a_value() -> None:
     prompts = [{"prompt": "Hi"}, {"prompt": "Hi"}]
     assert find_faults(SPEC | {"evaluation": {"prompts": prompts}}, {}) == []
+
+
+def test_only_the_field_that_is_missing_is_named() -> None:
+    faults = find_faults({name: value for name, value in SPEC.items() if name != "objective"}, {})
+    assert [(fault.path, fault.message) for fault in faults] == [(("spec", "objective"), "is missing")]

@@ -28,6 +28,13 @@ def test_rows_under_data_are_found_behind_other_keys_and_the_rest_is_not_a_row()
     assert [raw for _, raw, _ in elements(text)] == [b'{"a": 1}', b'{"a": 2}']
 
 
+def test_a_data_key_of_a_later_object_is_a_column_of_a_row() -> None:
+    assert [raw for _, raw, _ in elements(b'{\n"a": 1}\n{"data": [{"b": 2}]}')] == [
+        b'{\n"a": 1}',
+        b'{"data": [{"b": 2}]}',
+    ]
+
+
 def test_objects_written_over_many_lines_are_rows() -> None:
     assert [(line, raw) for line, raw, _ in elements(b'{\n"a": 1\n}\n{\n"a": 2\n}')] == [
         (1, b'{\n"a": 1\n}'),
