@@ -80,6 +80,16 @@ def test_a_job_that_may_not_be_created_ends_by_its_start_deadline_too(scene: Any
     assert "may not create jobs" in (decision.status.message or "")
 
 
+def test_a_job_whose_preflight_job_is_being_deleted_ends_by_its_start_deadline_too(scene: Any) -> None:
+    one = scene(startDeadlineSeconds=60)
+    one.settle()
+    one.children["one-preflight"]["metadata"]["deletionTimestamp"] = "2026-03-01T12:00:00Z"
+    assert one.settle().requeue_after == 2.0
+    later(one, 61)
+    one.settle()
+    assert (one.status["phase"], one.status["reason"]) == ("Failed", "StartDeadlineExceeded")
+
+
 def test_a_job_that_has_started_once_has_no_start_deadline(scene: Any) -> None:
     one, pod = running(scene, startDeadlineSeconds=60)
     one.end(pod, 75)
@@ -295,7 +305,7 @@ def test_stalls_end_the_job_by_the_backoff_limit(scene: Any) -> None:
         one.end(pod, 137)
         one.settle()
     assert (one.status["phase"], one.status["reason"], one.status["failures"]) == ("Failed", "BackoffLimitExceeded", 2)
-    assert "NoProgress" in one.status["message"]
+    assert "NoProgress: no progress for stallTimeoutSeconds" in one.status["message"]
 
 
 def test_a_backoff_limit_that_is_raised_while_the_job_fails_gets_another_attempt(scene: Any) -> None:
