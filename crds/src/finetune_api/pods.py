@@ -36,7 +36,7 @@ class Resources(Block):
     """Size of `/dev/shm`, which counts as memory. Default: `1Gi`."""
     workspace: Workspace | None = None
     """Scratch space for model, rows and result. Default: unbounded."""
-    collective_timeout_seconds: Annotated[int, Field(ge=10, le=7200)] = 600
+    collective_timeout_seconds: Annotated[int, Field(ge=10, le=7200)] | None = None
     """Seconds that a training process waits for the others in one exchange (NCCL or gloo). After it, all end, with the
     stacks of every process in their logs. Default: 600."""
 

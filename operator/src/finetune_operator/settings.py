@@ -91,8 +91,6 @@ class Settings(BaseSettings):
     """Hosts that the pods reach without a proxy, separated by commas; add the host of in-cluster storage."""
     trainer_run_as_user: Annotated[int | None, BeforeValidator(_empty_is_none)] = DEFAULT_UID
     """User, group and fsGroup of the pods; if empty, the platform chooses them."""
-    trainer_ipc_lock: bool = False
-    """Whether trainers get the capability IPC_LOCK, which RDMA needs; Pod Security level `restricted` refuses it."""
     simulated_gpus: bool = False
     """Whether jobs whose GPUs are missing train on the CPU: only for clusters where the GPU resource is simulated."""
     progress_interval_seconds: PositiveFloat = 10

@@ -58,6 +58,8 @@ MATRIX: dict[str, dict[str, Any]] = {
         "defaultHub": {"endpoint": "https://hub.example.com", "caSecret": "ca", "tokenSecret": "hf"},
         "proxy": {"http": "http://proxy.example:3128", "https": "http://proxy.example:3128", "noProxy": ".example"},
         "allowed": {
+            "env": ["NCCL_*"],
+            "podAnnotations": ["k8s.v1.cni.cncf.io/*"],
             "images": ["registry.example/trainer"],
             "serviceAccounts": ["team/trainer"],
             "priorityClasses": ["high"],
@@ -77,7 +79,11 @@ MATRIX: dict[str, dict[str, Any]] = {
     "all-on": {
         "image": {"repository": "registry.example/operator", "digest": DIGEST, "pullPolicy": "Always"},
         "imagePullSecrets": [{"name": "pull"}],
-        "trainer": {"image": {"repository": "registry.example/trainer", "tag": "1"}, "runAsUser": "1000"},
+        "trainer": {
+            "image": {"repository": "registry.example/trainer", "tag": "1"},
+            "runAsUser": "1000",
+            "simulatedGpus": True,
+        },
         "watchNamespaces": ["a", "b"],
         "serviceAccount": {"annotations": {"eks.amazonaws.com/role-arn": "arn:aws:iam::1:role/x"}},
         "networkPolicy": {"enabled": True},

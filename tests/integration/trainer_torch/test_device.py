@@ -35,7 +35,7 @@ needs_no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="this machin
         ((13, 0), ["sm_120", "compute_120"], True),
         ((9, 0), ["sm_90a"], True),
         ((9, 1), ["sm_90a"], False),
-        ((10, 3), ["sm_100f"], False),
+        ((10, 3), ["sm_100f"], True),
         ((8, 0), ["sm_86", "gfx90a"], False),
     ],
 )

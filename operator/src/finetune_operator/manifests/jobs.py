@@ -230,7 +230,7 @@ def _pod_spec(job: FineTuneJob, settings: Settings, component: names.Component, 
     effective, tokens = build_effective_spec(spec, settings), hub_tokens(spec, settings)
     mounted = build_volumes(effective, tokens, config_name, is_trainer=is_trainer)
     environment = _environment(image, settings, spec.trainer.env or () if is_trainer else ())
-    container = _container(spec, component, image, environment, _capabilities(settings, is_trainer=is_trainer))
+    container = _container(spec, component, image, environment)
     pod: Object = {
         "restartPolicy": "Never",
         "automountServiceAccountToken": False,
@@ -278,14 +278,7 @@ def _pod_security(settings: Settings) -> Object:
     return context if user is None else context | {"runAsUser": user, "runAsGroup": user, "fsGroup": user}
 
 
-def _capabilities(settings: Settings, *, is_trainer: bool) -> Object:
-    added = {"add": ["IPC_LOCK"]} if is_trainer and settings.trainer_ipc_lock else {}
-    return {"drop": ["ALL"], **added}
-
-
-def _container(
-    spec: FineTuneJobSpec, component: names.Component, image: str, environment: list[Object], capabilities: Object
-) -> Object:
+def _container(spec: FineTuneJobSpec, component: names.Component, image: str, environment: list[Object]) -> Object:
     is_trainer = component is names.Component.TRAINER
     return {
         "name": names.TRAINER_CONTAINER,
@@ -299,7 +292,7 @@ def _container(
         "securityContext": {
             "allowPrivilegeEscalation": False,
             "readOnlyRootFilesystem": True,
-            "capabilities": capabilities,
+            "capabilities": {"drop": ["ALL"]},
         },
         "terminationMessagePath": handoff.TERMINATION_LOG,
         "terminationMessagePolicy": "FallbackToLogsOnError",

@@ -27,6 +27,8 @@ METADATA_NETWORKS = tuple(
         *("fe80::/10", "fd00:ec2::/32", "fd20:ce::/32"),
     )
 )
+LOADS_CODE = re.compile(r"PLUGIN|FI_PROVIDER_PATH|UCX_MODULE|_PATH$|_DIR$|_FILE$")
+"""Variables of the network libraries that name a library or a file; no pattern of the allow-list covers them."""
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 
 
@@ -70,8 +72,14 @@ def _check_priority_class(spec: FineTuneJobSpec, settings: Settings) -> str | No
 
 
 def _check_environment(spec: FineTuneJobSpec, settings: Settings) -> str | None:
-    given = [one.name for one in spec.trainer.env or ()]
-    return _check_names("environment variable", given, settings.allowed_env, "FINETUNE_ALLOWED_ENV")
+    given, allowed = [one.name for one in spec.trainer.env or ()], settings.allowed_env
+    for name in given:
+        if LOADS_CODE.search(name) and name not in allowed:
+            return (
+                f"environment variable {name} is not allowed: it loads a library or file, which a job could bring "
+                "along; if all users are trusted, name it in FINETUNE_ALLOWED_ENV without a *"
+            )
+    return _check_names("environment variable", given, allowed, "FINETUNE_ALLOWED_ENV")
 
 
 def _check_annotations(spec: FineTuneJobSpec, settings: Settings) -> str | None:

@@ -91,13 +91,6 @@ def test_the_job_chooses_variables_and_annotations_of_its_trainer_but_none_that_
     assert "cni.io/networks" not in preflight["spec"]["template"]["metadata"]["annotations"]
 
 
-def test_only_a_setting_of_the_operator_gives_trainers_ipc_lock(built: Any) -> None:
-    allowed = Settings(trainer_image="x/y:1", trainer_ipc_lock=True)
-    capabilities = {"drop": ["ALL"], "add": ["IPC_LOCK"]}
-    assert _container(built(using=allowed))["securityContext"]["capabilities"] == capabilities
-    assert "add" not in _container(built("preflight", using=allowed))["securityContext"]["capabilities"]
-
-
 def test_secrets_are_mounted_as_files_and_named_nowhere_else(built: Any) -> None:
     storage = {
         "endpoint": "https://s3.example",

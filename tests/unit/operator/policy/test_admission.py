@@ -86,6 +86,20 @@ def test_other_variables_are_refused_with_the_setting_and_what_is_allowed(scene:
     )
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["NCCL_NET_PLUGIN", "NCCL_TUNER_PLUGIN", "FI_PROVIDER_PATH", "UCX_MODULE_DIR", "NCCL_TOPO_FILE", "NCCL_CONF_FILE"],
+)
+def test_a_variable_that_loads_a_file_is_allowed_by_its_own_name_alone(scene: Any, name: str) -> None:
+    job = scene(trainer={"env": [{"name": name, "value": "/workspace/model/x.txt"}]}).job
+    for allowed in (["NCCL_*", "FI_*", "UCX_*"], ["*"]):
+        settings = Settings(trainer_image="registry.example/trainer:1", allowed_env=allowed)
+        assert f"environment variable {name} is not allowed: it loads a library or file" in (
+            find_refusal(job, settings) or ""
+        )
+    assert find_refusal(job, Settings(trainer_image="registry.example/trainer:1", allowed_env=[name])) is None
+
+
 def test_a_service_account_of_another_namespace_is_not_allowed(scene: Any) -> None:
     settings = Settings(trainer_image="x/y:1", allowed_service_accounts=["other/ml"])
     assert find_refusal(scene(trainer={"serviceAccountName": "ml"}).job, settings)

@@ -302,7 +302,7 @@ def test_a_final_failure_keeps_the_figures_and_only_a_published_result_gets_a_li
     assert ("datasetSha256" in one.status["lineage"]) == (outcome == "GateNotMet")
 
 
-def test_a_deleted_job_counts_beside_the_failures_of_its_single_pods(scene: Build) -> None:
+def test_a_deleted_job_counts_in_addition_to_the_failures_of_its_single_pods(scene: Build) -> None:
     one = scene().to_training()
     one.end(one.pod("one-1"), 1)
     one.children["one-1"]["status"] = {"failed": 1}
@@ -312,7 +312,7 @@ def test_a_deleted_job_counts_beside_the_failures_of_its_single_pods(scene: Buil
     assert (one.status["failures"], list(one.children)) == (2, ["one-preflight", "one-2"])
 
 
-def test_the_next_attempt_of_several_pods_says_why_the_last_one_failed(scene: Build) -> None:
+def test_the_next_attempt_of_several_pods_names_the_failure_of_the_last_one(scene: Build) -> None:
     one = scene(resources={"nodes": 2}).to_training()
     first, second = one.set_of("one-1")
     one.settle()

@@ -280,7 +280,7 @@ def test_a_run_whose_job_and_pod_are_gone_is_a_failure_by_the_deletion(scene: An
 
 
 @pytest.mark.parametrize(("code", "result"), [(75, "Preempted"), (1, "Failed")])
-def test_a_pod_that_someone_deletes_counts_by_its_exit_code(scene: Any, code: int, result: str) -> None:
+def test_a_pod_that_is_deleted_counts_by_its_exit_code(scene: Any, code: int, result: str) -> None:
     one = scene().to_training()
     pod = one.pod("one-1")
     one.run(pod)

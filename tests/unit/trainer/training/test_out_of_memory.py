@@ -16,10 +16,9 @@ class OutOfMemoryError(RuntimeError):
         RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
         RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
         RuntimeError("NCCL error in: x.cpp:3, unhandled cuda error. Last error: Cuda failure 2 'out of memory'"),
-        RuntimeError("Error out of memory at line 380 in file /src/csrc/ops.cu"),
         RuntimeError("Triton Error [CUDA]: out of memory"),
     ],
-    ids=["allocator", "cuBLAS", "cuDNN", "NCCL", "bitsandbytes", "Triton"],
+    ids=["allocator", "cuBLAS", "cuDNN", "NCCL", "Triton"],
 )
 def test_a_failed_allocation_of_every_library_is_out_of_memory(error: Exception) -> None:
     assert is_out_of_memory(error)

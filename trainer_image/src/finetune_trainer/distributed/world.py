@@ -20,7 +20,6 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-DEFAULT_TIMEOUT = timedelta(minutes=10)
 JOIN_SECONDS = 900.0
 """How long a process may take to start once its pod is there."""
 POLL_SECONDS = 0.1
@@ -172,7 +171,7 @@ def join(
     address: tuple[str, int],
     on_poll: OnPoll,
     *,
-    timeout: timedelta = DEFAULT_TIMEOUT,
+    timeout: timedelta,
 ) -> World:
     """Join the other processes; until all have arrived, `on_poll` is called and may raise.
 

@@ -29,7 +29,8 @@ GATHER_SECONDS = 600.0
 CAUSE_SECONDS = 5.0
 """How long a failure that may be an echo waits for the report of its cause."""
 SHORT_DRAIN_SECONDS = 15.0
-UNEXPLAINED = frozenset({ExitCode.INTERNAL_ERROR, 134})
+ABORTED = 134
+UNEXPLAINED = frozenset({ExitCode.INTERNAL_ERROR, ABORTED})
 """Codes after which the other processes' stacks are logged, because they may hang: an error, and NCCL's SIGABRT."""
 STOP_DRAIN_SECONDS = 300.0
 """After SIGTERM in any pod: the checkpoint is uploaded in this time."""
@@ -220,6 +221,8 @@ class Pod:
         if code == ExitCode.PREEMPTED:
             return self._report(Outcome.PREEMPTED, ExitCode.PREEMPTED.reason, "stopped by SIGTERM during start-up")
         how = "was killed: the node's memory may be too small" if code == KILLED else f"ended with exit code {code}"
+        if code == ABORTED:
+            how = "was aborted, as NCCL does after resources.collectiveTimeoutSeconds (see the stacks in the logs),"
         return self._report(Outcome.FAILED, Reason.CONTAINER_ERROR, f"rank {rank} {how} without writing a report")
 
     def _report(self, outcome: Outcome, reason: str, message: str) -> Report:

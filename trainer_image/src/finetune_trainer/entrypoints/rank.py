@@ -12,7 +12,7 @@ from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
-from finetune_api.handoff import ExitCode, Report
+from finetune_api.handoff import ExitCode, JobConfig, Report
 from finetune_trainer.config.run_context import RunContext
 from finetune_trainer.distributed.rank_processes import DUMP_STACKS
 from finetune_trainer.entrypoints import pod
@@ -24,6 +24,7 @@ from finetune_trainer.storage.hardlinked import HardlinkedStore
 logger = logging.getLogger(__name__)
 
 PARENT_SECONDS = 1.0
+DEFAULT_TIMEOUT_SECONDS = 600
 TIMED_OUT = re.compile(r"(?i)timed out|timeout")
 """What gloo, NCCL and the store write when a collective takes too long."""
 
@@ -56,8 +57,8 @@ def train_rank(state: RunState, config_path: Path, workspace: Path, port: int) -
             raise TrainerError(
                 ExitCode.INTERNAL_ERROR,
                 f"rank {rank} waited for the other processes for resources.collectiveTimeoutSeconds "
-                f"({config.spec.resources.collective_timeout_seconds}): the logs have the stacks of all processes; "
-                "check the network between the pods, or raise the time-out",
+                f"({_timeout(config).total_seconds():.0f}): the logs have the stacks of all processes; check the "
+                "network between the pods, or raise the time-out",
             ) from error
         raise
 
@@ -67,9 +68,7 @@ def _train(run: RunContext, place: tuple[int, int, tuple[int, int], tuple[str, i
     from finetune_trainer.models.device import require_gpus
 
     require_gpus(run.config)
-
-    timeout = timedelta(seconds=run.config.spec.resources.collective_timeout_seconds)
-    world = join(*place, run.on_work, timeout=timeout)
+    world = join(*place, run.on_work, timeout=_timeout(run.config))
     logger.info("rank %d of %d is connected", world.rank, world.size)
     if world.local_rank:
         neighbour = run.workspace.parent / f"rank-{world.rank - world.local_rank}"
@@ -84,6 +83,10 @@ def _train(run: RunContext, place: tuple[int, int, tuple[int, int], tuple[str, i
     if not world.is_first:
         world.leave()
     return report
+
+
+def _timeout(config: JobConfig) -> timedelta:
+    return timedelta(seconds=config.spec.resources.collective_timeout_seconds or DEFAULT_TIMEOUT_SECONDS)
 
 
 def _number(name: str) -> int:

@@ -58,7 +58,12 @@ def text_prefix(model: PreTrainedModel) -> str:
         return ""
     decoder = model.get_decoder()
     found = [name for name, module in model.named_modules() if module is decoder]
-    return f"{found[0]}." if found and found[0] else ""
+    if not found or not found[0]:
+        raise TrainerError(
+            ExitCode.INVALID_CONFIG,
+            f"the text decoder of {type(model).__name__} was not found among its other parts: choose a model of text",
+        )
+    return f"{found[0]}."
 
 
 def _has_towers(config: PreTrainedConfig) -> bool:

@@ -47,11 +47,12 @@ def require_gpus(config: JobConfig) -> None:
         return
     if not torch.cuda.is_available():
         raise _unusable(requested, explain_missing_gpus(_read_facts()))
-    if torch.cuda.device_count() < requested:
-        found = f"the pod has {torch.cuda.device_count()} GPUs"
+    present = torch.cuda.device_count()
+    if present < requested and not config.simulated_gpus:
+        found = f"the pod has {present} GPUs"
         raise _unusable(requested, f"{found}: check resources.gpuResourceName and CUDA_VISIBLE_DEVICES")
     kernels = torch.cuda.get_arch_list()
-    for index in range(requested):
+    for index in range(min(requested, present)):
         capability = torch.cuda.get_device_capability(index)
         if not has_kernels(capability, kernels):
             raise _unusable(requested, explain_missing_kernels(torch.cuda.get_device_name(index), capability, kernels))
@@ -92,7 +93,7 @@ def has_kernels(capability: tuple[int, int], kernels: Iterable[str]) -> bool:
     A kernel runs on later minor versions of its major version, PTX on every later version (CUDA's programming guide).
     """
     for kernel in kernels:
-        found = re.fullmatch(r"(sm|compute)_(\d+)(\d)([af]?)", kernel)
+        found = re.fullmatch(r"(sm|compute)_(\d+)(\d)(a?)f?", kernel)
         if not found or (found[4] and (int(found[2]), int(found[3])) != capability):
             continue
         built = int(found[2]), int(found[3])

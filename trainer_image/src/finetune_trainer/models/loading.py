@@ -175,7 +175,7 @@ def attach_adapter(model: PreTrainedModel, settings: Resolved) -> PeftModel:
         lora_dropout=settings.lora_dropout or 0.0,
         use_rslora=bool(settings.use_rslora),
         target_modules=settings.target_modules or linear_targets(model),
-        exclude_modules=f"(?!{re.escape(prefix)}).*" if prefix else None,
+        exclude_modules=f"(?!{re.escape(prefix)}|{_head_name(model)}$).*" if prefix else None,
         bias="none",
         task_type="SEQ_CLS" if scores_text(model) else "CAUSAL_LM",
     )
@@ -216,6 +216,11 @@ def linear_targets(model: PreTrainedModel) -> list[str]:
         if isinstance(module, (torch.nn.Linear, Conv1D)) and module is not head
     }
     return sorted(names - UNADAPTED_LAYERS)
+
+
+def _head_name(model: PreTrainedModel) -> str:
+    head = model.get_output_embeddings()
+    return next((re.escape(name) for name, module in model.named_modules() if module is head), "lm_head")
 
 
 def _last(name: str) -> str:

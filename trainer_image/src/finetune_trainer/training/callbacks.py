@@ -236,12 +236,19 @@ def save_trained(model: torch.nn.Module, path: Path) -> None:
 
 
 def restore_trained(model: torch.nn.Module, path: Path) -> None:
-    """Load the weights that `save_trained` wrote into the model."""
+    """Load the weights that `save_trained` wrote into the model; those of other modules are an OutputConflict."""
     reshard(model)
-    saved = load_file(path) if not is_sharded(model) or dist.get_rank() == 0 else {}
+    saved = load_file(path) if not is_sharded(model) or dist.get_rank() == 0 else None
+    trained = trained_tensors(model)
+    if saved is not None and (other := saved.keys() ^ trained.keys()):
+        raise TrainerError(
+            ExitCode.OUTPUT_CONFLICT,
+            f"the checkpoint was saved by a trainer that trains other weights of this model, for example {min(other)}: "
+            "use the trainer image that saved it, or set checkpoint.resumePolicy Never",
+        )
     with torch.no_grad():
-        for name, parameter in trained_tensors(model).items():
-            load_parameter(parameter, saved.get(name))
+        for name, parameter in trained.items():
+            load_parameter(parameter, None if saved is None else saved[name])
 
 
 def build_divergence_error(step: int, what: str) -> TrainerError:

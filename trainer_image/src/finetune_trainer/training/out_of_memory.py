@@ -1,6 +1,6 @@
 """Recognise the errors by which the libraries report that the GPU's memory is exhausted."""
 
-# What cuBLAS, cuDNN, and CUDA (also below NCCL, bitsandbytes and Triton) write; PyTorch's own allocator has a class.
+# What cuBLAS, cuDNN, and CUDA (also below NCCL and Triton) write. bitsandbytes raises nothing: it ends the process.
 PHRASES = ("CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED", "out of memory", "cudaErrorMemoryAllocation")
 
 

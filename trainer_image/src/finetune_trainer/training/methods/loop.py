@@ -69,7 +69,7 @@ class LoopContext:
     checkpoints: Checkpoints | None = None
     """None if the run is not saved."""
     reference: Path | None = None
-    """File of the reference's log-probabilities; it exists if the run resumed, and is written otherwise."""
+    """File of the reference's log-probabilities, which DPO and KTO read if it exists, and write."""
     before: BaselineOutputs = field(default_factory=BaselineOutputs)
     world: World = ALONE
     """The processes that train together."""
