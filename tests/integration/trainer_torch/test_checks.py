@@ -59,7 +59,7 @@ def refusal(adapter: Path) -> str:
 
 def test_a_saved_adapter_without_one_of_its_tensors_is_refused(adapter: Path) -> None:
     rewrite(adapter, lambda tensors: tensors.pop(next(iter(tensors))))
-    assert "holds 3 tensors instead of 4" in refusal(adapter)
+    assert "has 3 tensors instead of 4" in refusal(adapter)
 
 
 def test_a_saved_adapter_with_a_value_that_is_not_finite_is_refused(adapter: Path) -> None:

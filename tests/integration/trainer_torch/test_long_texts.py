@@ -58,7 +58,7 @@ def test_truncation_is_reported_and_the_advised_length_keeps_every_row_whole(
     text = report_of(bench)
     assert f"Raise hyperparameters.maxLength to {advised}" in text
     assert message in text
-    assert ("0 % of the training rows were cut" in text) is (truncated == 0)
+    assert ("0 % of the training rows were truncated" in text) is (truncated == 0)
     bench, report = trained(make_bench, objective, long_conversations(), advised)
     assert report.dataset
     assert (report.dataset.accepted, report.dataset.truncated) == (ROWS, 0)

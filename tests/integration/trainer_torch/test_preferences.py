@@ -149,14 +149,14 @@ def test_a_continued_adapter_is_its_own_reference(
 def test_the_base_as_reference_of_a_continued_adapter_is_refused(
     tiny_model: Path, tmp_path: Path, taught: Path, objective: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    take = reference.ReferencedTrainer._with_reference
+    take = reference.ReferencedTrainer._measure_reference
 
     def take_from_the_base(trainer: Any, dataset: Any) -> Any:
         with trainer.model.disable_adapter():
             trainer.model.peft_config.pop(reference.FROZEN_COPY, None)  # TRL then measures with the adapter off
             return take(trainer, dataset)
 
-    monkeypatch.setattr(reference.ReferencedTrainer, "_with_reference", take_from_the_base)
+    monkeypatch.setattr(reference.ReferencedTrainer, "_measure_reference", take_from_the_base)
     monkeypatch.setattr(PeftModel, "delete_adapter", lambda *_: None)
     with pytest.raises(TrainerError, match="the reference differs from the initial model") as caught:
         make_trainer(objective, tiny_model, tmp_path, make_settings(), taught)

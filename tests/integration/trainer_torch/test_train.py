@@ -139,7 +139,7 @@ def test_the_report_shows_the_figures_of_the_run(published: Published) -> None:
         assert f"**{loss:.4g}**" in text
     assert "120 rows read, 120 accepted, 0 skipped" in text
     assert "## Answers before and after" in text
-    assert "read it back and compared it with what it was made from" in text
+    assert "loaded it from its files and compared it with its source" in text
 
 
 def test_every_step_and_evaluation_is_recorded(published: Published) -> None:
