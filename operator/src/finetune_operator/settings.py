@@ -53,7 +53,7 @@ class Settings(BaseSettings):
     """Service accounts that `spec.trainer.serviceAccountName` may name, as `name` or `namespace/name`."""
     allowed_priority_classes: CommaSeparated = []
     """Priority classes that `spec.scheduling.priorityClassName` may name."""
-    allowed_env: CommaSeparated = ["NCCL_*", "FI_*", "GLOO_*", "UCX_*", "TORCH_*"]
+    allowed_env: CommaSeparated = ["NCCL_*", "FI_*", "GLOO_*", "UCX_*", "TORCH_NCCL_*", "TORCH_DISTRIBUTED_*"]
     """Environment variables that `spec.trainer.env` may set; a `*` at the end matches any rest."""
     allowed_pod_annotations: CommaSeparated = []
     """Annotations that `spec.trainer.podAnnotations` may set, written in the same way."""

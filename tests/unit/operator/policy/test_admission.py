@@ -76,7 +76,7 @@ def test_variables_of_the_network_libraries_are_allowed_by_default(scene: Any, n
 
 
 @pytest.mark.parametrize(
-    "name", ["LD_PRELOAD", "PYTHONPATH", "TORCHELASTIC_X", "HOME", "XNCCL_DEBUG", "NCCL", "AWS_PROFILE"]
+    "name", ["LD_PRELOAD", "TORCHELASTIC_X", "TORCH_HOME", "HOME", "XNCCL_DEBUG", "NCCL", "AWS_PROFILE"]
 )
 def test_other_variables_are_refused_with_the_setting_and_what_is_allowed(scene: Any, name: str) -> None:
     job = scene(trainer={"env": [{"name": "NCCL_DEBUG", "value": "INFO"}, {"name": name, "value": "1"}]}).job
@@ -88,11 +88,20 @@ def test_other_variables_are_refused_with_the_setting_and_what_is_allowed(scene:
 
 @pytest.mark.parametrize(
     "name",
-    ["NCCL_NET_PLUGIN", "NCCL_TUNER_PLUGIN", "FI_PROVIDER_PATH", "UCX_MODULE_DIR", "NCCL_TOPO_FILE", "NCCL_CONF_FILE"],
+    [
+        "NCCL_NET_PLUGIN",
+        "NCCL_TUNER_PLUGIN",
+        "FI_PROVIDER_PATH",
+        "UCX_MODULE_DIR",
+        "NCCL_TOPO_FILE",
+        "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD",
+        "TORCH_CUSTOM_PYTHONPATH",
+        "PYTHONPATH",
+    ],
 )
 def test_a_variable_that_loads_a_file_is_allowed_by_its_own_name_alone(scene: Any, name: str) -> None:
     job = scene(trainer={"env": [{"name": name, "value": "/workspace/model/x.txt"}]}).job
-    for allowed in (["NCCL_*", "FI_*", "UCX_*"], ["*"]):
+    for allowed in (["NCCL_*", "FI_*", "UCX_*", "TORCH_*"], ["*"]):
         settings = Settings(trainer_image="registry.example/trainer:1", allowed_env=allowed)
         assert f"environment variable {name} is not allowed: it loads a library or file" in (
             find_refusal(job, settings) or ""

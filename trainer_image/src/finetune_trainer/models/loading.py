@@ -79,8 +79,6 @@ def load_for_training(
 def can_checkpoint(settings: Resolved, model: PreTrainedModel | PeftModel) -> bool:
     """Return whether activations are recomputed: only if the architecture supports it."""
     base = model.get_base_model() if isinstance(model, PeftModel) else model
-    if settings.gradient_checkpointing and not base.supports_gradient_checkpointing:
-        logger.warning("%s does not support gradient checkpointing: its activations are kept", type(base).__name__)
     return bool(settings.gradient_checkpointing) and base.supports_gradient_checkpointing
 
 

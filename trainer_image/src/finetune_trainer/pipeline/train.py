@@ -160,8 +160,8 @@ def train_once(
 ) -> TrainingResult:
     """Load the base, measure it, train, and save and measure the best weights.
 
-    The trainer is built on the unchanged base even if the training resumes from a checkpoint, because the reference
-    is computed then; `train` loads the checkpoint's weights.
+    The trainer is built on the unchanged base even if the training resumes from a checkpoint, because DPO and KTO
+    compare it with their reference then; `train` loads the checkpoint's weights.
     """
     spec, reporter = inputs.run.config.spec, inputs.run.reporter
     resumed = restore_checkpoint(inputs.run, checkpoints, world)
@@ -190,7 +190,9 @@ def load_model(
     spec = inputs.run.config.spec
     writes_text = traits_of(spec.objective).writes_text
     model = load_for_training(inputs.model, settings, device, writes_text=writes_text, world=world)
-    settings = settings.model_copy(update={"gradient_checkpointing": can_checkpoint(settings, model)})
+    if settings.gradient_checkpointing and not can_checkpoint(settings, model):
+        logger.warning("the architecture does not support gradient checkpointing: activations are kept")
+        settings = settings.model_copy(update={"gradient_checkpointing": False})
     if inputs.initial_adapter:
         continue_adapter(model, inputs.initial_weights)
     if settings.method == Method.FULL:

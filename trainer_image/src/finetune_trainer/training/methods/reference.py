@@ -40,7 +40,7 @@ class ReferencedTrainer(LoopTrainer):
         self.train_dataset = self._with_reference(self.train_dataset, "train", known)
         if self.eval_dataset is not None:
             self.eval_dataset = self._with_reference(self.eval_dataset, "validation", known)
-        if loop.reference:
+        if loop.reference and not loop.reference.exists():
             save_file(known, loop.reference)
         self.precompute_ref_logps = True
         if isinstance(self.model, PeftModel):
