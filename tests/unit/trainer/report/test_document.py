@@ -14,7 +14,7 @@ from finetune_trainer.evaluation.measurements import Measured, TrainPoint
 from finetune_trainer.evaluation.run_record import Answer, Machine, RunRecord, SampleStats
 from finetune_trainer.report import text
 from finetune_trainer.report.curves import curve_table
-from finetune_trainer.report.document import write_report
+from finetune_trainer.report.document import render_report, write_report
 
 HOSTILE = "a|b](http://evil) <script>x</script> `code` \x1b[31mred\x1b[0m\n# heading"
 
@@ -70,13 +70,8 @@ def make_record(tmp_path: Path, **changes: object) -> RunRecord:
     return replace(record, **changes)
 
 
-def written(record: RunRecord, tmp_path: Path) -> str:
-    write_report(record, tmp_path)
-    return (tmp_path / "finetune_report.md").read_text(encoding="utf-8")
-
-
 def test_the_summary_compares_base_and_tuned_model(tmp_path: Path) -> None:
-    report = written(make_record(tmp_path), tmp_path)
+    report = render_report(make_record(tmp_path), tmp_path)
     assert "from **3.5** (base model) to **2.4** (tuned model)" in report
     assert "| base model    | 3.5  | 33.12      | 200    |" in report
     assert "| tuned model   | 2.4  | 11.02      | 200    |" in report
@@ -84,7 +79,7 @@ def test_the_summary_compares_base_and_tuned_model(tmp_path: Path) -> None:
 
 
 def test_every_figure_of_the_data_is_shown(tmp_path: Path) -> None:
-    report = written(make_record(tmp_path), tmp_path)
+    report = render_report(make_record(tmp_path), tmp_path)
     assert "110 rows read, 100 accepted, 10 skipped" in report
     assert "3.1 % of the training rows were truncated at 128 tokens" in report
     assert "42.0 % of the tokens are trained" in report
@@ -111,21 +106,21 @@ SUMMARY = {
 
 
 def test_every_file_is_listed_with_what_became_of_its_rows(tmp_path: Path) -> None:
-    lines = written(make_record(tmp_path, summary=SUMMARY), tmp_path).splitlines()
+    lines = render_report(make_record(tmp_path, summary=SUMMARY), tmp_path).splitlines()
     assert "| training | `s3://bucket/a¦b.jsonl` | 70   | 60       | 10      | `BAD_JSON` 7, `TOO_LONG` 3 |" in lines
     assert "| training | `s3://bucket/c.csv`     | 40   | 40       | 0       | -                          |" in lines
 
 
 def test_of_many_files_the_first_are_listed_and_the_rest_is_summed_up(tmp_path: Path) -> None:
     files = [{"file": f"s3://bucket/{n}", "rows": 3, "accepted": 2, "rejectedByCode": {}} for n in range(25)]
-    report = written(make_record(tmp_path, summary={"train": {"files": files, "lengths": {}}}), tmp_path)
+    report = render_report(make_record(tmp_path, summary={"train": {"files": files, "lengths": {}}}), tmp_path)
     (rest,) = [line for line in report.splitlines() if "5 more, in `dataset/summary.json`" in line]
     assert [cell.strip() for cell in rest.split("|")[3:6]] == ["15", "10", "5"]
     assert "s3://bucket/20" not in report
 
 
 def test_lengths_are_shown_with_the_limit_that_truncates_them(tmp_path: Path) -> None:
-    report = written(make_record(tmp_path, summary=SUMMARY), tmp_path)
+    report = render_report(make_record(tmp_path, summary=SUMMARY), tmp_path)
     (line,) = [line for line in report.splitlines() if line.startswith("| training rows")]
     assert [cell.strip() for cell in line.split("|")[2:8]] == ["60", "110", "180", "400", "192", "128"]
 
@@ -133,19 +128,19 @@ def test_lengths_are_shown_with_the_limit_that_truncates_them(tmp_path: Path) ->
 def test_a_packed_run_reports_sequences_and_their_rows(tmp_path: Path) -> None:
     changes = {"packing": True, "num_train_epochs": 2.0, "total_steps": 40, "per_device_train_batch_size": 1}
     settings = make_record(tmp_path).settings.model_copy(update=changes | {"global_batch_size": 8})
-    report = written(make_record(tmp_path, settings=settings), tmp_path)
+    report = render_report(make_record(tmp_path, settings=settings), tmp_path)
     assert "1 sequences × 8 accumulated = **8 sequences a step**, which hold 4.5 rows on average" in report  # noqa: RUF001
 
 
 def test_the_estimate_is_next_to_the_peak(tmp_path: Path) -> None:
     settings = make_record(tmp_path).settings.model_copy(update={"estimated_gpu_memory_bytes": 10 * 2**30})
     machine = Machine("GPU", 9 * 2**30, 80 * 2**30, 61.5, {})
-    report = written(make_record(tmp_path, settings=settings, machine=machine), tmp_path)
+    report = render_report(make_record(tmp_path, settings=settings, machine=machine), tmp_path)
     assert "peak memory 9.0 GiB of the GPU's 80.0 GiB; preflight's estimate for a GPU was 10.0 GiB" in report
 
 
 def test_settings_answers_and_cost_are_shown(tmp_path: Path) -> None:
-    report = written(make_record(tmp_path), tmp_path)
+    report = render_report(make_record(tmp_path), tmp_path)
     assert "8 accumulated = **16 rows a step**" in report
     assert "    no idea" in report
     assert "    because" in report
@@ -156,12 +151,12 @@ def test_settings_answers_and_cost_are_shown(tmp_path: Path) -> None:
 
 def test_a_run_without_held_out_rows_is_reported_as_such(tmp_path: Path) -> None:
     record = make_record(tmp_path, baseline=None, final=None, best_step=None, early_stopping=None)
-    assert "Nothing was evaluated, because no rows were held out" in written(record, tmp_path)
+    assert "Nothing was evaluated, because no rows were held out" in render_report(record, tmp_path)
 
 
 def test_early_stopping_gives_its_reason(tmp_path: Path) -> None:
     stopped = EarlyStoppingStatus(stopped=True, step=30, patience=3, evaluations_without_improvement=3)
-    report = written(make_record(tmp_path, early_stopping=stopped), tmp_path)
+    report = render_report(make_record(tmp_path, early_stopping=stopped), tmp_path)
     assert "**Stopped early** at step 30: 3 evaluations in a row did not lower the evaluation loss by 0.001" in report
 
 
@@ -169,7 +164,7 @@ def test_the_full_model_comes_with_its_comparison(tmp_path: Path) -> None:
     good = ValidationResult("dequantised base", [], 2.41, 2.4, 0.0012, 0.991, 0.998, 0.2, 512)
     bad = ValidationResult("unquantised base", [], 2.93, 2.9, 0.0013, 0.99, 0.997, 0.2, 512)
     merge = MergeCheck("BF16", 2.4, [bad, good], [["its held-out loss is 2.93"], []], good)
-    report = written(make_record(tmp_path, merge=merge), tmp_path)
+    report = render_report(make_record(tmp_path, merge=merge), tmp_path)
     table = [[cell.strip() for cell in line.split("|")[1:-1]] for line in report.splitlines() if " base " in line]
     assert ["dequantised base", "2.41", "0.0012", "99.1 %", "99.8 %", "published"] in table
     assert ["unquantised base", "2.93", "0.0013", "99.0 %", "99.7 %", "withheld"] in table
@@ -179,7 +174,7 @@ def test_the_full_model_comes_with_its_comparison(tmp_path: Path) -> None:
 
 def test_a_withheld_full_model_is_reported_and_not_served(tmp_path: Path) -> None:
     merge = MergeCheck("FP16", 2.4, [ValidationResult("unquantised base", ["x"])], [["tensor w is not finite"]], None)
-    report = written(make_record(tmp_path, merge=merge), tmp_path)
+    report = render_report(make_record(tmp_path, merge=merge), tmp_path)
     assert "**There is no `merged/`**: the full model in FP16 is withheld: tensor w is not finite. " in report
     assert "Set output.merge to BF16 or FP32" in report
     assert "vllm serve merged" not in report
@@ -187,7 +182,7 @@ def test_a_withheld_full_model_is_reported_and_not_served(tmp_path: Path) -> Non
 
 def test_the_report_names_what_to_change_if_the_gate_could_not_run(tmp_path: Path) -> None:
     merge = MergeCheck("BF16", 2.4, [], [], None, "it takes 9 GiB of memory: raise resources.limits.memory")
-    report = written(make_record(tmp_path, merge=merge), tmp_path)
+    report = render_report(make_record(tmp_path, merge=merge), tmp_path)
     assert "its gate could not run: it takes 9 GiB of memory: raise resources.limits.memory" in report
 
 
@@ -196,7 +191,7 @@ def test_answers_show_whether_they_match_and_what_the_full_model_answers(tmp_pat
         Answer("a?", "no", "yes", "yes", "^yes$", is_expected=True),
         Answer("b?", "no", "maybe", "perhaps", "^yes$", is_expected=False),
     ]
-    report = written(make_record(tmp_path, answers=answers), tmp_path)
+    report = render_report(make_record(tmp_path, answers=answers), tmp_path)
     assert "Tuned model, which matches `^yes$`" in report
     assert "Tuned model, which **does not match** `^yes$`" in report
     assert "The full model answers the same." in report
@@ -206,7 +201,7 @@ def test_answers_show_whether_they_match_and_what_the_full_model_answers(tmp_pat
 def test_hostile_text_stays_text(tmp_path: Path) -> None:
     answers = [Answer(HOSTILE, HOSTILE, HOSTILE)]
     dataset = DatasetStatus(rows=1, accepted=1, format={HOSTILE[:40]: 1})
-    report = written(make_record(tmp_path, answers=answers, dataset=dataset), tmp_path)
+    report = render_report(make_record(tmp_path, answers=answers, dataset=dataset), tmp_path)
     assert "\x1b" not in report
     lines = report.splitlines()
     assert not [line for line in lines if line.startswith(("# heading", "<script"))]
@@ -216,7 +211,7 @@ def test_hostile_text_stays_text(tmp_path: Path) -> None:
 def test_the_whole_report_holds_no_html_no_link_and_no_picture_but_its_own(tmp_path: Path) -> None:
     """By a parser that lets HTML through; what a terminal obeys is not there either."""
     run = make_run(tmp_path)
-    report = written(replace(run, machine=replace(run.machine, device=ALL_HOSTILE)), tmp_path)
+    report = render_report(replace(run, machine=replace(run.machine, device=ALL_HOSTILE)), tmp_path)
     tokens = MarkdownIt("commonmark", {"html": True}).enable("table").parse(report)
     found = [one for token in tokens for one in [token, *(token.children or [])]]
     assert not {"html_block", "html_inline", "link_open", "fence", "blockquote_open", "hr"} & {
@@ -229,11 +224,11 @@ def test_the_whole_report_holds_no_html_no_link_and_no_picture_but_its_own(tmp_p
 
 
 def test_a_uri_in_a_command_is_one_word_of_the_shell(tmp_path: Path) -> None:
-    assert "cp --recursive 's3://bucket/base; rm -rf ~' base" in written(make_record(tmp_path), tmp_path)
+    assert "cp --recursive 's3://bucket/base; rm -rf ~' base" in render_report(make_record(tmp_path), tmp_path)
 
 
 def test_the_picture_is_a_png(tmp_path: Path) -> None:
-    written(make_record(tmp_path), tmp_path)
+    write_report(make_record(tmp_path), tmp_path)
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 

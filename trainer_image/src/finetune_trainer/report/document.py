@@ -23,6 +23,7 @@ from finetune_trainer.report.pictures import bucket_size, curves_svg, draw_curve
 from finetune_trainer.report.recommendations import recommend
 from finetune_trainer.report.serving import adapter_obstacles, servability_table
 
+REPORT_TEMPLATE = "finetune_report.md.j2"
 PREVIEW_CHARACTERS = 1200
 BRACKETS = str.maketrans("⟦⟧", "[]")
 """A row's own brackets are replaced, so that they do not look like the marks of trained text."""
@@ -33,7 +34,7 @@ def write_report(record: RunRecord, directory: Path) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     pictures = _draw(record, directory)
     context = _context(record, directory)
-    markdown = _render("finetune_report.md.j2", context)
+    markdown = _render(REPORT_TEMPLATE, context)
     (directory / Artifact.REPORT).write_text(markdown, encoding="utf-8")
     page = render_page(markdown, build_head(record), pictures)
     (directory / Artifact.REPORT_PAGE).write_text(page, encoding="utf-8")
@@ -41,6 +42,11 @@ def write_report(record: RunRecord, directory: Path) -> None:
         if (directory / folder).is_dir():
             card = _render("model_card.md.j2", context | {"folder": folder.value})
             (directory / folder / "README.md").write_text(front_matter(record, folder) + card, encoding="utf-8")
+
+
+def render_report(record: RunRecord, directory: Path) -> str:
+    """Return the report's Markdown; of the result folder, only the adapter's configuration is read."""
+    return _render(REPORT_TEMPLATE, _context(record, directory))
 
 
 def _draw(record: RunRecord, directory: Path) -> Pictures:
