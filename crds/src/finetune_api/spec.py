@@ -47,6 +47,13 @@ class Packing(StrEnum):
     OFF = "Off"
 
 
+class FusedKernels(StrEnum):
+    """Use of fused GPU kernels."""
+
+    AUTO = "Auto"
+    OFF = "Off"
+
+
 class ResumePolicy(StrEnum):
     """Whether a run resumes from a checkpoint."""
 
@@ -127,6 +134,9 @@ class Hyperparameters(Block):
     gradient_checkpointing: bool | None = None
     """Recompute activations in the backward pass to save memory. Default: true with QLoRA, with Full, and with several
     training processes, else false."""
+    fused_kernels: FusedKernels | None = None
+    """Compute RMSNorm, rotary positions and the gated MLP each in one GPU kernel, which saves memory traffic. `Auto`:
+    for model types whose fused kernels are exact; `resolved.fusedKernels` has the outcome. Default: `Off`."""
     seed: Annotated[int, Field(ge=0, le=4_294_967_295)] = 42
     """Seed of the split, the shuffling and the initial adapter. Default: 42."""
 

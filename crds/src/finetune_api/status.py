@@ -222,6 +222,8 @@ class Resolved(StatusBlock):
     """Number format of the computation; `Auto` until a trainer has detected its device."""
     gradient_checkpointing: bool | None = None
     """Whether activations are recomputed in the backward pass."""
+    fused_kernels: bool | None = None
+    """Whether the model uses fused GPU kernels; absent with `fusedKernels: Off`."""
     seed: Count | None = None
     """Seed of split, shuffling and initial adapter."""
     eval_steps: Count | None = None

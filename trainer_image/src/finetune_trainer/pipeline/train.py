@@ -19,7 +19,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 from finetune_api.handoff import Artifact, ExitCode, Report
-from finetune_api.spec import Merge, Method
+from finetune_api.spec import FusedKernels, Merge, Method
 from finetune_api.status import Metrics, Resolved
 from finetune_trainer.config.run_context import RunContext
 from finetune_trainer.distributed.rank_layout import LEFT_GROUP
@@ -35,6 +35,7 @@ from finetune_trainer.evaluation.measurements import Measured
 from finetune_trainer.evaluation.run_record import Answer
 from finetune_trainer.models.adapter_output import continue_adapter, save_adapter, save_tokenizer
 from finetune_trainer.models.device import complete_settings, find_device, require_gpus
+from finetune_trainer.models.fused_kernels import fuse_kernels
 from finetune_trainer.models.loading import (
     DTYPES,
     can_checkpoint,
@@ -193,6 +194,9 @@ def load_model(
     if settings.gradient_checkpointing and not can_checkpoint(settings, model):
         logger.warning("the architecture does not support gradient checkpointing: activations are kept")
         settings = settings.model_copy(update={"gradient_checkpointing": False})
+    if spec.hyperparameters.fused_kernels is FusedKernels.AUTO:
+        is_fused = device.type == "cuda" and fuse_kernels(model, device)
+        settings = settings.model_copy(update={"fused_kernels": is_fused})
     if inputs.initial_adapter:
         continue_adapter(model, inputs.initial_weights)
     if settings.method == Method.FULL:
