@@ -18,9 +18,10 @@ from transformers import AutoConfig, PreTrainedModel
 from finetune_api.handoff import ExitCode
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.models.architectures import find_class
-from finetune_trainer.models.loading import load_for_training
+from finetune_trainer.models.loading import load_for_training, quantised_layers, trained_tensors
 from finetune_trainer.models.memory_estimate import weight_bytes
 from finetune_trainer.models.shape import read_shape
+from finetune_trainer.training.callbacks import restore_trained, save_trained
 
 TEXT = {
     "vocab_size": 512, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -78,6 +79,10 @@ MODELS: dict[str, Callable[[], PreTrainedModel]] = {
         "Qwen3MoeForCausalLM", num_experts=4, moe_intermediate_size=64, num_experts_per_tok=2
     ),
 }
+MIXTURES: dict[str, Callable[[], PreTrainedModel]] = {
+    "Qwen3MoeForCausalLM": MODELS["Qwen3MoeForCausalLM"],
+    "MixtralForCausalLM": text_only("MixtralForCausalLM", num_local_experts=4, num_experts_per_tok=2),
+}
 
 
 @pytest.fixture
@@ -86,7 +91,7 @@ def base(request: pytest.FixtureRequest, tiny_model: Path, tmp_path: Path) -> Pa
     folder = tmp_path / "model"
     shutil.copytree(tiny_model, folder, ignore=shutil.ignore_patterns("*.safetensors", "config.json"))
     torch.manual_seed(1)
-    MODELS[request.param]().save_pretrained(folder)
+    (MODELS | MIXTURES)[request.param]().save_pretrained(folder)
     return folder
 
 
@@ -111,6 +116,54 @@ def test_a_model_is_trained_by_its_text_part_and_published_whole(base: Path, tmp
     assert unchanged < before.keys()
 
 
+@pytest.mark.parametrize("base", MIXTURES, indirect=True)
+def test_experts_are_in_4_bits_under_qlora_and_the_merged_models_have_them_all(base: Path, tmp_path: Path) -> None:
+    """The gate compares each merged model with base and adapter, one of them in the experts that were trained on."""
+    hyper = HYPERPARAMETERS | {"maxSteps": 4, "precision": "BF16"}
+    output = {"uri": "s3://bucket/output", "merge": "FP32"}
+    (tmp_path / "job").mkdir()
+    bench = Bench(tmp_path / "job", base, make_spec("QLoRA", hyperparameters=hyper, output=output))
+    report = bench.run()
+    assert report.resolved
+    assert report.resolved.method_reason == "set in tuning.method"
+    validation = json.loads((bench.output / "validation.json").read_text(encoding="utf-8"))
+    assert [one["faults"] for one in validation["candidates"]] == [[], []]
+    before, after = tensors(base), tensors(bench.output / "merged")
+    assert after.keys() == before.keys()
+    assert architectures(bench.output / "merged") == architectures(base)
+
+
+@pytest.mark.parametrize("base", MIXTURES, indirect=True)
+def test_no_expert_is_in_16_or_32_bits_under_qlora(base: Path) -> None:
+    settings = make_settings("QLoRA", precision="BF16")
+    model = load_for_training(base, settings, CPU)
+    experts = {name: one for name, one in model.named_parameters() if ".experts." in name}
+    assert len(experts) == 4
+    assert {one.dtype for one in experts.values()} == {torch.uint8}
+    quantised = quantised_layers(model, settings)
+    assert quantised
+    assert "model.layers.1.mlp.experts.down_proj" in quantised.modules
+
+
+@pytest.mark.parametrize("base", MIXTURES, indirect=True)
+def test_an_adapter_over_quantised_experts_is_trained_and_restored_exactly(base: Path, tmp_path: Path) -> None:
+    settings = make_settings("QLoRA", precision="FP32")
+    model, again = (load_for_training(base, settings, CPU).train() for _ in range(2))
+    ids = torch.arange(3, 35)[None]
+    optimiser = torch.optim.Adam(trained_tensors(model).values(), lr=0.01)
+    before = float(model(input_ids=ids, labels=ids).loss)
+    for _ in range(2):
+        optimiser.zero_grad()
+        model(input_ids=ids, labels=ids).loss.backward()
+        optimiser.step()
+    assert all(one.grad is not None and one.grad.any() for one in trained_tensors(model).values())
+    assert float(model(input_ids=ids, labels=ids).loss) < before
+    save_trained(model, tmp_path / "trained.safetensors")
+    restore_trained(again, tmp_path / "trained.safetensors")
+    with torch.no_grad():
+        torch.testing.assert_close(again(input_ids=ids).logits, model(input_ids=ids).logits, rtol=0, atol=0)
+
+
 def test_layers_that_are_not_quantised_are_logged_and_counted_as_they_are_held(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -118,7 +171,9 @@ def test_layers_that_are_not_quantised_are_logged_and_counted_as_they_are_held(
     transformers.FalconForCausalLM(transformers.FalconConfig(**sizes)).save_pretrained(tmp_path)
     settings = make_settings("QLoRA", precision="BF16")
     model = load_for_training(tmp_path, settings, CPU)
-    assert "8 linear layers of FalconForCausalLM are not quantised, for example transformer.h.0." in caplog.text
+    assert re.search(
+        r"8 layers of FalconForCausalLM, for example transformer\.h\.0\.\S+, are not quantised", caplog.text
+    )
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors(tmp_path).items()}
     shape = read_shape(json.loads((tmp_path / "config.json").read_text(encoding="utf-8")), shapes)
     assert shape

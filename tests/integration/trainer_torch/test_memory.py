@@ -110,15 +110,11 @@ def count_bytes(tensors: list[torch.Tensor | None]) -> int:
 
 def base_tensors(model: AnyModel) -> list[torch.Tensor | None]:
     """The weights of the base model, with the constants of those that are quantised."""
-    found: list[torch.Tensor | None] = []
-    for name, parameter in model.named_parameters():
-        if "lora_" in name:
-            continue
-        found.append(parameter)
-        state = getattr(parameter, "quant_state", None)
-        if state is not None:
-            found += [state.absmax, state.code, state.offset]
-            found += [state.state2.absmax, state.state2.code] if state.nested else []
+    found: list[torch.Tensor | None] = [one for name, one in model.named_parameters() if "lora_" not in name]
+    states = [getattr(one, "quant_state", None) for one in [*found, *model.modules()]]
+    for state in (one for one in states if one is not None):
+        found += [state.absmax, state.code, state.offset]
+        found += [state.state2.absmax, state.state2.code] if state.nested else []
     return found
 
 
@@ -146,6 +142,17 @@ def test_weights_without_double_quantisation_take_the_bytes_that_were_counted(fo
     wanted = settings("QLoRA", double_quant=False)
     expected = estimate(read(folders["llama"]), wanted, Objective.CHAT).weights
     assert count_bytes(base_tensors(load(folders["llama"], wanted))) == pytest.approx(expected, rel=COUNTED)
+
+
+@pytest.mark.parametrize("kind", ["llama", "mixtral"])
+def test_under_qlora_the_adapter_alone_is_in_fp32(folders: dict[str, Path], kind: str) -> None:
+    """Embeddings, norms, experts and head stay in 16 bits, and so do the values between layers."""
+    model = load(folders[kind], settings("QLoRA"))
+    in_fp32 = {name for name, parameter in model.named_parameters() if parameter.dtype == torch.float32}
+    assert in_fp32 == set(trained_tensors(model))
+    with autocast(settings("QLoRA")):
+        hidden = model(**batch_of(read(folders[kind])), output_hidden_states=True).hidden_states
+    assert {one.dtype for one in hidden} == {torch.bfloat16}
 
 
 @pytest.mark.parametrize("method", METHODS)

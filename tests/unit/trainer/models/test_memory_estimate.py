@@ -53,8 +53,8 @@ def test_the_shape_of_an_8b_model_gives_its_8_030_261_248_weights(llama: ModelSh
 
 def test_double_quantisation_costs_4_127_bits_a_weight_and_plain_4_5(llama: ModelShape) -> None:
     linear = llama.parameters - llama.other
-    double = weight_bytes(llama, settings()) - 4 * llama.other
-    plain = weight_bytes(llama, settings(double_quant=False)) - 4 * llama.other
+    double = weight_bytes(llama, settings()) - 2 * llama.other
+    plain = weight_bytes(llama, settings(double_quant=False)) - 2 * llama.other
     assert 8 * double / linear == pytest.approx(4.127, abs=0.001)
     assert 8 * plain / linear == pytest.approx(4.5, abs=0.001)
 
@@ -172,7 +172,7 @@ def test_a_pair_costs_two_sequences_and_a_reward_model_has_no_logits(llama: Mode
     one = part(llama, "activations", per_device_train_batch_size=4)
     assert part(llama, "activations", Objective.DPO) == pytest.approx(one, rel=0.02)
     assert part(llama, "logits", Objective.REWARD_MODEL) == 0
-    assert part(llama, "weights", Objective.REWARD_MODEL) == part(llama, "weights") - 4 * 128256 * 4096
+    assert part(llama, "weights", Objective.REWARD_MODEL) == part(llama, "weights") - 2 * 128256 * 4096
 
 
 def test_the_reference_is_a_second_model_only_where_no_adapter_can_be_switched_off(llama: ModelShape) -> None:
@@ -198,12 +198,32 @@ def test_a_tied_model_has_no_head_of_its_own() -> None:
     assert tied.parameters == 8_030_261_248 - 128256 * 4096
 
 
-def test_routers_are_quantised_but_carry_no_adapter_and_experts_are_neither(llama: ModelShape) -> None:
-    experts = {"model.layers.0.mlp.gate.weight": (8, 4096), "model.layers.0.mlp.experts.0.w1.weight": (14336, 4096)}
-    shape = replace(llama, tensors={**llama.tensors, **experts})
-    assert "model.layers.0.mlp.gate" in shape.linear
-    assert "model.layers.0.mlp.gate" not in shape.adapted(None)
-    assert not any("experts" in name for name in shape.linear)
+def test_routers_are_neither_quantised_nor_adapted_and_experts_are_quantised_as_stacks(llama: ModelShape) -> None:
+    router = {"model.layers.0.mlp.gate.weight": (8, 4096)}
+    single = {
+        f"model.layers.0.mlp.experts.{at}.{name}.weight": (1024, 4096) for at in range(8) for name in ("w1", "w2")
+    }
+    stacked = {f"model.layers.0.mlp.experts.{name}": (8, 1024, 4096) for name in ("gate_up_proj", "down_proj")}
+    biases = {"model.layers.0.mlp.experts.down_proj_bias": (8, 4096)}
+    for experts in (single, stacked):
+        shape = replace(llama, tensors={**llama.tensors, **router, **experts, **biases})
+        assert shape.linear.keys() == llama.linear.keys()
+        assert shape.adapted(None) == llama.adapted(None)
+        assert list(shape.experts.values()) == [16 * 1024 * 4096]
+        assert shape.other == llama.other + 9 * 4096 + 7 * 4096
+        added = weight_bytes(shape, settings()) - weight_bytes(llama, settings()) - 2 * 16 * 4096
+        assert 8 * added / (16 * 1024 * 4096) == pytest.approx(4.127, abs=0.001)
+
+
+@pytest.mark.parametrize(("checkpointing", "layers"), [(True, 1), (False, 3)])
+def test_qlora_unpacks_the_experts_of_one_layer_at_a_time_with_checkpointing(
+    llama: ModelShape, checkpointing: bool, layers: int
+) -> None:
+    stacks = {f"model.layers.{at}.mlp.experts.gate_up_proj": (8, 1024, 4096) for at in range(3)}
+    mixture = replace(llama, tensors={**llama.tensors, **stacks})
+    changes = {"max_length": 0, "gradient_checkpointing": checkpointing}
+    added = part(mixture, "activations", **changes) - part(llama, "activations", **changes)
+    assert added == layers * 2 * 8 * 1024 * 4096
 
 
 def test_the_sizes_of_gpt_2_have_names_of_their_own_and_those_of_a_composite_model_lie_deeper() -> None:

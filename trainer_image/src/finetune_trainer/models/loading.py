@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from bitsandbytes.nn import Linear4bit
-from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
+from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError
 from transformers import (
@@ -29,6 +29,7 @@ from finetune_trainer.distributed.sharding import shard
 from finetune_trainer.distributed.world import ALONE, World
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.models.architectures import find_class, text_modules, text_prefix
+from finetune_trainer.models.experts import has_experts, plain_stacks, quantise_experts, quantised_stacks
 from finetune_trainer.models.quantised import Quantised
 from finetune_trainer.models.shape import UNADAPTED_LAYERS
 
@@ -68,12 +69,18 @@ def load_for_training(
     if settings.method == Method.LORA:
         return attach_adapter(load_plain(directory, compute, device, writes_text=writes_text), settings)
     quantised = load_quantised(directory, compute, bool(settings.double_quant), device, writes_text=writes_text)
-    prepared = prepare_model_for_kbit_training(
-        quantised,
-        use_gradient_checkpointing=can_checkpoint(settings, quantised),
-        gradient_checkpointing_kwargs=NON_REENTRANT,
-    )
-    return attach_adapter(prepared, settings)
+    return attach_adapter(prepare_quantised(quantised, checkpoints=can_checkpoint(settings, quantised)), settings)
+
+
+def prepare_quantised(model: PreTrainedModel, *, checkpoints: bool) -> PreTrainedModel:
+    """Freeze the base and switch on checkpointing; what is not in 4 bits stays in the number format it was loaded in.
+
+    PEFT's function for this casts embeddings, norms, experts and head to FP32, and with them what is between layers.
+    """
+    model.requires_grad_(False)
+    if checkpoints:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=NON_REENTRANT)
+    return model
 
 
 def can_checkpoint(settings: Resolved, model: PreTrainedModel | PeftModel) -> bool:
@@ -92,32 +99,47 @@ def load_plain(
 def load_quantised(
     directory: Path, compute: torch.dtype, double_quant: bool, device: torch.device, *, writes_text: bool = True
 ) -> PreTrainedModel:
-    """Load the model with its linear layers in NF4, except for the head."""
+    """Load the model with its linear layers and its experts in NF4, except for the head.
+
+    A model with experts is loaded into the host's memory: the library quantises linear layers alone while it loads, and
+    a GPU may not hold the experts in 16 bits.
+    """
     quantisation = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=double_quant,
         bnb_4bit_compute_dtype=compute,
     )
-    device_map = {"": device.index or 0 if device.type == "cuda" else "cpu"}
+    is_mixture = has_experts(directory)
+    device_map = {"": device.index or 0 if device.type == "cuda" and not is_mixture else "cpu"}
     model = _load(directory, writes_text, dtype=compute, quantization_config=quantisation, device_map=device_map)
+    if is_mixture:
+        quantise_experts(model, double_quant, device)
+        model.to(device)
     _keep_gradients_on_cpu(model)
-    _log_unquantised_layers(model)
+    if left := unquantised_layers(model):
+        logger.warning("%s are not quantised: QLoRA saves no memory on them", describe_layers(model, left))
     return model
 
 
-def _log_unquantised_layers(model: PreTrainedModel) -> None:
-    targets = set(linear_targets(model))
-    left = [
-        name
-        for name, module in text_modules(model)
-        if isinstance(module, torch.nn.Linear) and not isinstance(module, Linear4bit) and _last(name) in targets
+def unquantised_layers(model: PreTrainedModel | PeftModel) -> list[str]:
+    """Return the text decoder's linear layers and stacks of experts that are not in 4 bits, except for the head."""
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    head = base.get_output_embeddings()
+    layers = [
+        name.removesuffix(".base_layer")
+        for name, module in text_modules(base)
+        if isinstance(module, torch.nn.Linear) and not isinstance(module, Linear4bit) and module is not head
     ]
-    if left:
-        logger.warning(
-            "%d linear layers of %s are not quantised, for example %s: QLoRA saves no memory on them",
-            len(left), type(model).__name__, left[0],
-        )  # fmt: skip
+    unadapted = UNADAPTED_LAYERS | {HEAD.partition(".")[0]}
+    linear = [name for name in layers if ".lora_" not in name and _last(name) not in unadapted]
+    return [*linear, *(name for name, _, _ in plain_stacks(base))]
+
+
+def describe_layers(model: PreTrainedModel | PeftModel, names: list[str]) -> str:
+    """Return the number of layers, with one of them as an example."""
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    return f"{len(names)} layers of {type(base).__name__}, for example {names[0]},"
 
 
 def _load(directory: Path, writes_text: bool, **options: Any) -> PreTrainedModel:
@@ -226,12 +248,13 @@ def _last(name: str) -> str:
 
 
 def quantised_layers(model: PreTrainedModel | PeftModel, settings: Resolved) -> Quantised | None:
-    """Return the text decoder's linear layers that compute in NF4, by their names in the base; None if there are none.
+    """Return the text decoder's weights that compute in NF4, by their names in the base; None if there are none.
 
     Those of a tower are not part of it: a merged model keeps the base's.
     """
     base = model.get_base_model() if isinstance(model, PeftModel) else model
-    names = [name.removesuffix(".base_layer") for name, module in text_modules(base) if isinstance(module, Linear4bit)]
+    names = [name for name, module in text_modules(base) if isinstance(module, Linear4bit)]
+    names = [name.removesuffix(".base_layer") for name in [*names, *quantised_stacks(base)]]
     if not names:
         return None
     return Quantised(

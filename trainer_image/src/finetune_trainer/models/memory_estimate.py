@@ -16,7 +16,7 @@ from finetune_trainer.models.shape import ModelShape
 
 GIB = 1 << 30
 FULL_WIDTH = 4
-"""Bytes of a number in FP32: trained weights, gradients, optimiser, and QLoRA's unquantised weights."""
+"""Bytes of a number in FP32: trained weights, gradients and optimiser."""
 RESERVE = GIB
 """CUDA's context, the libraries' workspaces, and fragmentation of the allocator."""
 NF4_BLOCK, NF4_CONSTANTS_BLOCK = 64, 256
@@ -26,6 +26,8 @@ ADAM_MOMENTS = 2
 EIGHT_BIT_BLOCK, EIGHT_BIT_SMALLEST = 256, 4096
 LOSS_TOKENS, LOSS_WORDS = 4096, 32768
 """The loss is computed in tiles of this many tokens and words: the logits of a whole batch are never stored."""
+EXPERT_STACKS = 2
+"""Parameters of a module of experts: the projections up and down."""
 UNQUANTISED = frozenset({"falcon"})
 """Model types whose linear layers are of a class of their own, which transformers does not replace by 4-bit ones."""
 PAIRED = frozenset({Objective.DPO, Objective.REWARD_MODEL})
@@ -74,7 +76,7 @@ def estimate(
     parameters = sum(sizes)
     is_full = settings.method == Method.FULL
     if objective is Objective.REWARD_MODEL:
-        weights -= shape.head * (_compute(settings) if settings.method == Method.LORA else FULL_WIDTH)
+        weights -= shape.head * _stored(settings)
     shares = ranks if is_full else 1
     gathered = _gathered(shape) if shares > 1 else 0
     copies = 2 if ranks > shares else 1
@@ -92,15 +94,13 @@ def estimate(
 
 
 def weight_bytes(shape: ModelShape, settings: Resolved) -> int:
-    """Return the size of the base as the method loads it: FP32 for Full, 16 bits for LoRA, NF4 and FP32 for QLoRA."""
-    if settings.method == Method.FULL:
-        return shape.parameters * FULL_WIDTH
-    if settings.method == Method.LORA:
-        return shape.parameters * _compute(settings)
-    if shape.model_type in UNQUANTISED:
-        return shape.parameters * FULL_WIDTH
-    quantised = sum(_nf4(prod(size), settings.double_quant is not False) for size in shape.linear.values())
-    return quantised + shape.other * FULL_WIDTH
+    """Return the size of the base as the method loads it: Full in FP32, LoRA in 16 bits, QLoRA in NF4 and 16 bits."""
+    if settings.method != Method.QLORA or shape.model_type in UNQUANTISED:
+        return shape.parameters * _stored(settings)
+    double_quant = settings.double_quant is not False
+    quantised = sum(_nf4(prod(size), double_quant) for size in shape.linear.values())
+    stacks = sum(EXPERT_STACKS * _nf4(size // EXPERT_STACKS, double_quant) for size in shape.experts.values())
+    return quantised + stacks + shape.other * _stored(settings)
 
 
 def micro_batches(settings: Resolved) -> Iterator[Resolved]:
@@ -144,12 +144,17 @@ def format_bytes(size: int) -> str:
 
 def _gathered(shape: ModelShape) -> int:
     """Return the largest part that is gathered at once: a layer, or the weights outside the layers."""
-    layer = sum(prod(size) for size in shape.linear.values()) // shape.layers
+    layer = (sum(prod(size) for size in shape.linear.values()) + sum(shape.experts.values())) // shape.layers
     return FULL_WIDTH * max(layer, shape.other)
 
 
 def _compute(settings: Resolved) -> int:
     return FULL_WIDTH if settings.precision == "FP32" else 2
+
+
+def _stored(settings: Resolved) -> int:
+    """Return the bytes of a weight that is not quantised; what is between layers has the same format."""
+    return FULL_WIDTH if settings.method == Method.FULL else _compute(settings)
 
 
 def _trained(shape: ModelShape, settings: Resolved) -> list[tuple[int, ...]]:
@@ -194,14 +199,8 @@ def _activations(shape: ModelShape, settings: Resolved, objective: Objective) ->
     last_norm = tokens * FULL_WIDTH * shape.hidden * (2 if settings.method == Method.FULL else 1)
     kept = shape.layers * layer
     if settings.gradient_checkpointing:
-        kept = layer + tokens * shape.layers * shape.hidden * _residual(settings)
-    unpacked = _largest_linear(shape) * _compute(settings) if settings.method == Method.QLORA else 0
-    return kept + last_norm + unpacked + tokens * _gradient_bytes_per_token(shape, settings)
-
-
-def _residual(settings: Resolved) -> int:
-    """Return the bytes of a number between layers, and in QLoRA's outputs: those of the norms' weights."""
-    return _compute(settings) if settings.method == Method.LORA else FULL_WIDTH
+        kept = layer + tokens * shape.layers * shape.hidden * _stored(settings)
+    return kept + last_norm + _dequantised(shape, settings) + tokens * _gradient_bytes_per_token(shape, settings)
 
 
 def _layer_bytes_per_token(shape: ModelShape, settings: Resolved) -> int:
@@ -211,7 +210,7 @@ def _layer_bytes_per_token(shape: ModelShape, settings: Resolved) -> int:
     attention = width * (3 if is_full else 4) * shape.heads * shape.head_size
     has_mask = settings.packing or (settings.per_device_train_batch_size or 1) > 1
     mask = width * (settings.max_length or 0) if has_mask else 0
-    gated = (_residual(settings) if settings.method == Method.QLORA else width) * 3 * shape.intermediate
+    gated = width * 3 * shape.intermediate
     return norms + attention + mask + gated + _linear_inputs(shape, settings)
 
 
@@ -245,8 +244,14 @@ def _casts(shape: ModelShape, settings: Resolved) -> int:
     return width * sum(prod(size) for size in _trained(shape, settings))
 
 
-def _largest_linear(shape: ModelShape) -> int:
-    return max((prod(size) for size in shape.linear.values()), default=0)
+def _dequantised(shape: ModelShape, settings: Resolved) -> int:
+    """Return what is dequantised at once: a linear layer and a layer's experts; without checkpointing all experts,
+    because the backward pass of their layers needs them."""
+    if settings.method != Method.QLORA or shape.model_type in UNQUANTISED:
+        return 0
+    linear = max((prod(size) for size in shape.linear.values()), default=0)
+    experts = max(shape.experts.values(), default=0) if settings.gradient_checkpointing else sum(shape.experts.values())
+    return (linear + experts) * _compute(settings)
 
 
 def _logits(shape: ModelShape, settings: Resolved, objective: Objective) -> int:

@@ -9,8 +9,10 @@ from typing import Any
 HEAD = "lm_head"
 EMBEDDINGS = frozenset({"embed_tokens", "embed_positions", "wte", "wpe", "embed_in", "embed_out", HEAD})
 UNADAPTED_LAYERS = frozenset({"router", "gate"})
-"""Linear layers that choose experts: an adapter there destabilises the routing."""
+"""Layers that choose experts: an adapter there destabilises the routing, and QLoRA does not quantise them."""
 EXPERTS = "experts"
+STACK = 3
+"""Dimensions of a stack of experts; the weights of some convolutions have as many, so the name decides."""
 TOWERS = frozenset(
     {
         "visual", "vision_tower", "vision_model", "vision_encoder", "vision_embed_tokens", "multi_modal_projector",
@@ -49,13 +51,27 @@ class ModelShape:
             name.removesuffix(".weight"): shape
             for name, shape in self.tensors.items()
             if len(shape) == 2 and name.endswith(".weight") and not EMBEDDINGS & {*name.split(".")[-2:-1]}
-            and EXPERTS not in name.split(".")
+            and EXPERTS not in name.split(".") and not UNADAPTED_LAYERS & {*name.split(".")[-2:-1]}
         }  # fmt: skip
 
-    @property
+    @cached_property
+    def experts(self) -> Mapping[str, int]:
+        """The number of weights of each module of experts, by its name: QLoRA quantises them as stacks.
+
+        Files have a matrix per expert or a stack of three dimensions; biases are neither.
+        """
+        found: dict[str, int] = {}
+        for name, shape in self.tensors.items():
+            module, is_expert, _ = name.partition(f".{EXPERTS}.")
+            if is_expert and (len(shape) == STACK or (len(shape) == STACK - 1 and name.endswith(".weight"))):
+                found[module] = found.get(module, 0) + prod(shape)
+        return found
+
+    @cached_property
     def other(self) -> int:
-        """The number of weights outside the linear layers: embeddings, output head, norms and experts."""
-        return self.parameters - sum(prod(shape) for shape in self.linear.values())
+        """The number of weights outside linear layers and experts: embeddings, output head, norms and routers."""
+        linear = sum(prod(shape) for shape in self.linear.values())
+        return self.parameters - linear - sum(self.experts.values())
 
     @property
     def head(self) -> int:
@@ -65,11 +81,7 @@ class ModelShape:
     def adapted(self, targets: list[str] | None) -> Tensors:
         """Return the linear layers that get an adapter: those with these last names, or all except routers."""
         if targets is None:
-            return {
-                name: shape
-                for name, shape in self.linear.items()
-                if name.rpartition(".")[2] not in UNADAPTED_LAYERS and _is_of_text(name)
-            }
+            return {name: shape for name, shape in self.linear.items() if _is_of_text(name)}
         modules = {
             name.removesuffix(".weight"): shape
             for name, shape in self.tensors.items()

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any
 
 # The libraries below read these when they are imported: models come from storage alone, and no telemetry is sent.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -39,11 +40,13 @@ from finetune_trainer.models.fused_kernels import fuse_kernels
 from finetune_trainer.models.loading import (
     DTYPES,
     can_checkpoint,
+    describe_layers,
     load_for_training,
     load_tokenizer,
     quantised_layers,
     refuse_tied_merge,
     trained_tensors,
+    unquantised_layers,
 )
 from finetune_trainer.models.memory_estimate import micro_batches, share_batch
 from finetune_trainer.monitoring.tracking import Trackers, track
@@ -203,8 +206,11 @@ def load_model(
         return model, settings
     if spec.output.merge is not Merge.NONE:
         refuse_tied_merge(model)
-    modules = sorted(model.peft_config["default"].target_modules)
-    return model, settings.model_copy(update={"target_modules": modules})
+    changes: dict[str, Any] = {"target_modules": sorted(model.peft_config["default"].target_modules)}
+    if settings.method == Method.QLORA and (left := unquantised_layers(model)):
+        reason = str(settings.method_reason).partition(";")[0]
+        changes["method_reason"] = f"{reason}; {describe_layers(model, left)} are not in 4 bits"
+    return model, settings.model_copy(update=changes)
 
 
 def measure_baseline(inputs: Inputs, trainer: LoopTrainer, loop: LoopContext) -> None:
