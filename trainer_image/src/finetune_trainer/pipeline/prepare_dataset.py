@@ -1,4 +1,4 @@
-"""Preflight's look at the rows: fetch, check, split, and write the canonical rows that training reads."""
+"""Fetch, check and split the rows in preflight, and write the canonical rows that training reads."""
 
 import json
 import logging
@@ -33,7 +33,7 @@ FIRST_LINES = 5
 
 @dataclass(slots=True)
 class CheckedFile:
-    """One source after the check: its accepted rows lie in `directory`, with the samples that each gives and the
+    """One source after the check: its accepted rows are in `directory`, with the samples that each gives and the
     lengths of these."""
 
     source: DataSource

@@ -1,6 +1,6 @@
-"""Rows that are a prompt and answers to it: preference pairs, judged answers, and prompts alone.
+"""Samples of a prompt with answers: preference pairs, labelled answers, and prompts alone.
 
-Every token of an answer is trained, its stop token with it, and no other. What exceeds `max_length` is cut by these
+Exactly the tokens of an answer are trained, including its stop token. What exceeds `max_length` is cut by these
 rules, and counted:
 
 1. The prompt loses its beginning: its oldest exchanges, the system text staying; where the last exchange alone is too
@@ -28,7 +28,7 @@ PROMPT_SHARE = 4
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """The turns before an answer, as the row has them, and how they are rendered when they must be fewer."""
+    """The turns before an answer, rendered whole or without the oldest ones."""
 
     messages: list[Message]
     tools: Tools
@@ -72,7 +72,7 @@ class PendingPrompt(PendingRow):
 
     @property
     def texts(self) -> list[str]:
-        """The prompt, up to where an answer would begin."""
+        """The prompt with the generation prompt."""
         return [self.text]
 
     def finish(self, encodings: Sequence[Encoding], max_length: int) -> list[EncodedPrompt]:
@@ -92,7 +92,7 @@ class PendingPrompt(PendingRow):
 
 @dataclass(frozen=True, slots=True)
 class _Fitted:
-    """Prompt and answers within `max_length`, and what that cost."""
+    """Prompt and answers within `max_length`, and the losses."""
 
     prompt_ids: list[int]
     answers: list[list[int]]

@@ -1,4 +1,4 @@
-"""Rows that are rendered and wait for their tokens: conversations, and documents."""
+"""Rendered rows before tokenisation: conversations and documents."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -19,17 +19,17 @@ RENDERINGS_AT_ONCE = 16
 
 
 class PendingRow(Protocol):
-    """A row made ready: its texts are tokenised together with those of other rows, then it is finished."""
+    """A prepared row: its texts are tokenised together with those of other rows, then its samples are built."""
 
     __slots__ = ()
 
     @property
     def texts(self) -> list[str]:
-        """What must be tokenised, special tokens spelled out."""
+        """The texts to tokenise, with special tokens as text."""
 
     @property
     def characters(self) -> int:
-        """How many characters the texts have."""
+        """The number of characters of the texts."""
         return sum(map(len, self.texts))
 
     def finish(self, encodings: Sequence[Encoding], max_length: int) -> Sequence[Sample]:
@@ -51,7 +51,7 @@ class PendingChat(PendingRow):
 
     @property
     def characters(self) -> int:
-        """The conversation, more than once where the template alters earlier answers."""
+        """The conversation; several texts if the template alters earlier answers."""
         return sum(len(rendering.text) for rendering in self.found.renderings)
 
     def finish(self, encodings: Sequence[Encoding], max_length: int) -> list[Encoded]:
@@ -146,7 +146,8 @@ class PendingText(PendingRow):
 
 
 def _pieces(ids: list[int], longest: int) -> list[list[int]]:
-    """As long as can be; a last piece of one token, which could teach nothing, takes another from the one before."""
+    """Return the longest possible pieces; a last piece of one token, which has no label, takes another from the one
+    before."""
     starts = list(range(0, len(ids), longest))
     if len(starts) > 1 and len(ids) - starts[-1] == 1:
         starts[-1] -= 1

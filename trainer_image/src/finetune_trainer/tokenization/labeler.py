@@ -1,4 +1,4 @@
-"""Turns canonical rows into token ids and labels: what the model reads, and the part of it that it must learn.
+"""Convert canonical rows to token ids and labels.
 
     labeler = Labeler(model_directory)
     result = labeler.encode(row, "Chat", max_length=2048)   # a list of samples, or BadRow with a code and a detail
@@ -91,8 +91,8 @@ class Labeler:
         return self._with_tools if tools else self._plain
 
     def encode(self, row: Row, objective: Objective, max_length: int) -> Sequence[Sample] | BadRow:
-        """Return the row's samples, or why not; more than one only of a text that is too long for one, or where the
-        template alters earlier answers."""
+        """Return the row's samples or its error; several only of a text that is too long for one, or if the template
+        alters earlier answers."""
         return self.encode_batch([row], objective, max_length)[0]
 
     def encode_batch(

@@ -27,7 +27,7 @@ EXACT_MODELS = frozenset(
 MAX_ROWS = 16
 """Rows in one sequence: no more than an optimiser step is meant to hold, so that packing does not enlarge it."""
 PADDED = 1.05
-"""How much a batch may grow when its rows are laid into shorter lines."""
+"""Factor by which a batch may grow when its rows are put into shorter lines."""
 WORTH = 2.0
 """Rows that must share a sequence on average before `Auto` packs; below that, padding costs little."""
 

@@ -1,6 +1,6 @@
-"""What a reader of the report is shown of a row: its text as the model reads it, with what is trained set apart.
+"""The preview of a row in the report: its text as the model reads it, with the trained parts marked.
 
-A row that fits is shown as it is rendered, one that does not as its tokens say, with how many were left out.
+A row that fits is shown as rendered; a truncated one is decoded from its tokens, with the number of those left out.
 """
 
 from collections.abc import Iterator, Sequence

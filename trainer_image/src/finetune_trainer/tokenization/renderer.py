@@ -1,4 +1,4 @@
-"""One chat template, tried out once: renders conversations, finds their answers, and refuses what it would lose."""
+"""One chat template, probed once: render conversations, find their answers, and reject what it would lose."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,14 +20,14 @@ _SYSTEM = Message(role="system", content=sentinel(2))
 
 @dataclass(frozen=True, slots=True)
 class FoundAnswers:
-    """A conversation's renderings; more than one only where the template alters earlier answers."""
+    """A conversation's renderings; several only if the template alters earlier answers."""
 
     renderings: list[Rendering]
     reasoning_lost: int = 0
 
 
 class Renderer:
-    """Renders with one template; what the template refuses or loses is a BadRow with TEMPLATE_ERROR."""
+    """Renders with one template; raises BadRow with TEMPLATE_ERROR for what the template rejects or loses."""
 
     def __init__(self, source: str, files: TokenizerFiles) -> None:
         self._template = ChatTemplate(source, files.named_tokens)
@@ -40,7 +40,7 @@ class Renderer:
 
     @property
     def takes_parts(self) -> bool:
-        """Whether the template wants contents as lists of parts."""
+        """Whether the template expects contents as lists of parts."""
         return self._template.as_parts
 
     def fit_system(self, messages: list[Message]) -> tuple[list[Message], tuple[RepairCode, ...]]:

@@ -1,4 +1,4 @@
-"""What a row becomes for training: token ids, which of them are trained, and what was lost on the way."""
+"""Training samples of rows: token ids, labels, and the losses of truncation."""
 
 from dataclasses import dataclass, field
 
@@ -15,7 +15,7 @@ def truncation_codes(left_out: int, answer_cut: int) -> tuple[RepairCode, ...]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SampleCounts:
-    """The losses of a row that became a sample.
+    """The losses of a row that was turned into a sample.
 
     `truncated`: tokens were left out because of `max_length`; `left_out` counts those of the conversation or document
     that are not in this sample; `answer_cut` the trained answers that lost tokens, wholly or in part;
@@ -31,7 +31,7 @@ class SampleCounts:
 
 @dataclass(frozen=True, slots=True)
 class Encoded(SampleCounts):
-    """A text to learn from; `labels` equals `input_ids` where a token is trained and is -100 elsewhere."""
+    """A text to train on; `labels` equals `input_ids` where a token is trained and is -100 elsewhere."""
 
     input_ids: list[int]
     labels: list[int]
@@ -74,7 +74,7 @@ class EncodedPair(SampleCounts):
 
 @dataclass(frozen=True, slots=True)
 class EncodedLabelled(SampleCounts):
-    """A prompt and one answer to it, with whether such answers are wanted."""
+    """A prompt and one answer to it, with its label: desirable or not."""
 
     prompt_ids: list[int]
     completion_ids: list[int]
@@ -98,7 +98,7 @@ class EncodedLabelled(SampleCounts):
 
 @dataclass(frozen=True, slots=True)
 class EncodedPrompt(SampleCounts):
-    """A prompt that the model is to answer itself; its messages are there for who judges the answer."""
+    """A prompt for the model to answer; its messages are for the reward functions."""
 
     prompt_ids: list[int]
     messages: list[Message] = field(default_factory=list)
@@ -116,7 +116,7 @@ class EncodedPrompt(SampleCounts):
 
     @property
     def trained(self) -> int:
-        """None: the answers are yet to be written."""
+        """Zero: the answers are sampled during the training."""
         return 0
 
 

@@ -1,4 +1,4 @@
-"""Renders chat templates as transformers does, without transformers, and with limits: a template is foreign code."""
+"""Render chat templates as transformers does, without transformers, and with limits: a template is untrusted code."""
 
 import json
 import re
@@ -26,7 +26,7 @@ _WIDE_BRACES = re.compile(r"\{[^{}]*(?:\{|[0-9]{4})")
 REASONING_ALIAS = "thinking"
 
 # For a base model without a template: ChatML in form, but its markers are plain text, so that no embedding is added,
-# and an answer ends with the model's own end token, so that generation stops where it always did.
+# and an answer ends with the model's own end token, so that generation stops as before the training.
 FALLBACK_TEMPLATE = (
     "{% for message in messages %}"
     "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] }}"
@@ -37,13 +37,13 @@ FALLBACK_TEMPLATE = (
 
 
 class TemplateFailure(Exception):  # noqa: N818 - the row's failure, turned into TEMPLATE_ERROR
-    """Raised when a template refuses a conversation, breaks on it, or exceeds a limit."""
+    """Raised if a template rejects a conversation, fails on it, or exceeds a limit."""
 
 
 class ChatTemplate:
-    """A compiled chat template; `as_parts` gives it contents as lists of parts.
+    """A compiled chat template; with `as_parts` it gets contents as lists of parts.
 
-    `arguments_as_text` gives it the arguments of tool calls as JSON, for templates that expect them so.
+    With `arguments_as_text` it gets the arguments of tool calls as JSON, for templates that expect them so.
     """
 
     def __init__(self, source: str, variables: Mapping[str, Any]) -> None:
@@ -147,7 +147,7 @@ class _Environment(ImmutableSandboxedEnvironment):
         return items
 
     def call_binop(self, context: jinja2.runtime.Context, operator: str, left: Any, right: Any) -> Any:
-        """Refuse operators that make much out of little."""
+        """Refuse operators whose result is far larger than their operands."""
         if operator == "**":
             raise SecurityError("a template may not use ** here")
         if operator == "%" and isinstance(left, str):
@@ -160,7 +160,7 @@ class _Environment(ImmutableSandboxedEnvironment):
 
 
 class _Generation(Extension):
-    """Lets `{% generation %}` pass; which text is trained is found without it."""
+    """Accept `{% generation %}` and ignore it: the trained text is found without it."""
 
     tags = {"generation"}  # noqa: RUF012 - the library declares it so
 

@@ -1,8 +1,8 @@
-"""Finds the answers of plain conversations fast: once for each order of roles, then by filling in the texts.
+"""Find the answers of plain conversations fast: once for each order of roles, then by filling in the texts.
 
 The answers are searched in a conversation whose every text is a sentinel. A row with the same roles is rendered once,
-compared with the outline filled with its texts, and takes its spans from there. A row that differs (a template that
-strips reasoning, say) is searched for itself.
+compared with the outline filled with its texts, and takes its spans from there. A row that differs, for example because
+the template strips reasoning, is searched on its own.
 """
 
 import re
@@ -59,7 +59,7 @@ class Outline:
 
 
 class TemplateCache:
-    """Finds answers by outlines where it can; None means that the row must be searched for itself."""
+    """Finds answers by outlines where it can; None means that the row must be searched on its own."""
 
     def __init__(self, template: ChatTemplate, finder: TurnFinder) -> None:
         self._template = template

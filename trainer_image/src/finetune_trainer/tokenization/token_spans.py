@@ -1,4 +1,4 @@
-"""Where a rendered text's tokens lie, and which of them belong to its answers."""
+"""Find the tokens of a rendered text that belong to its answers."""
 
 from bisect import bisect_left
 from collections.abc import Sequence

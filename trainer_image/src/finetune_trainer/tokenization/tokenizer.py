@@ -1,4 +1,4 @@
-"""Loads a tokenizer and its chat templates from a model's directory, as transformers would, without transformers."""
+"""Load a tokenizer and its chat templates from a model's directory, as transformers would, without transformers."""
 
 import json
 import re

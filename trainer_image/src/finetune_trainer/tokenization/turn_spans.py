@@ -1,8 +1,8 @@
-"""Finds, in a rendered conversation, the characters that the model must learn to write: each answer and its stop token.
+"""Find the trained characters of a rendered conversation: each answer and its stop token.
 
 Nothing is assumed about the template. The prompt of an answer is the conversation before it, rendered with the
-generation prompt; the answer is what follows that prompt once its turn is rendered too, as at inference. Where later
-turns change how an earlier answer looks, that answer becomes a sample of its own.
+generation prompt; the answer is what follows that prompt once its turn is rendered too, as at inference. If later turns
+change how an earlier answer is rendered, that answer becomes a sample of its own.
 """
 
 import re
