@@ -28,15 +28,12 @@ from finetune_api.handoff import (
     ENV_POD_NAME,
     ENV_POD_UID,
     Artifact,
-    ExitCode,
     JobConfig,
     Outcome,
     ProgressReport,
     Report,
 )
-from finetune_trainer.distributed.sharding import require_sharded
 from finetune_trainer.distributed.world import World, unshard
-from finetune_trainer.errors import TrainerError
 from finetune_trainer.storage.s3 import S3Store
 from finetune_trainer.storage.s3_client import connect_s3
 
@@ -344,10 +341,3 @@ def test_what_is_dealt_out_is_put_together_in_its_order(count: int, size: int) -
         shares.append(torch.tensor([[one] for one, _ in dealt]))
     assert len({len(share) for share in shares}) == 1
     assert unshard(shares, count).flatten().tolist() == list(range(count))
-
-
-def test_a_model_that_is_not_shared_out_is_refused() -> None:
-    """As if the wrapper had done nothing."""
-    with pytest.raises(TrainerError, match="0 modules are wrapped") as caught:
-        require_sharded(torch.nn.Linear(512, 512), 2)
-    assert caught.value.code is ExitCode.INTERNAL_ERROR

@@ -69,6 +69,14 @@ def test_several_gpus_share_out_what_full_holds_and_borrow_the_largest_part(llam
     alone = estimate(llama, settings("Full"), Objective.CHAT)
     shared = estimate(llama, settings("Full"), Objective.CHAT, ranks=8)
     assert shared.optimiser == alone.optimiser // 8
+    assert shared.weights == alone.weights // 8 + 2 * llama.other
+    assert shared.gradients == alone.gradients // 8 + 4 * llama.other
+    assert shared.activations == alone.activations - 2 * (llama.parameters - llama.other)
+
+
+def test_in_fp16_several_gpus_gather_the_weights_of_full_in_fp32(llama: ModelShape) -> None:
+    alone = estimate(llama, settings("Full", precision="FP16"), Objective.CHAT)
+    shared = estimate(llama, settings("Full", precision="FP16"), Objective.CHAT, ranks=8)
     assert shared.weights == alone.weights // 8 + 4 * llama.other
     assert shared.activations == alone.activations
 

@@ -1,16 +1,14 @@
-"""Method Full on several processes: each holds a shard of every weight, gradient and moment, and gathers the rest.
-
-It uses torch's `fully_shard`, because the switch in transformers trains without sharding on CPUs, without an error.
-"""
+"""Method Full on several processes: each holds a shard of every weight, gradient and moment, and gathers the rest."""
 
 import logging
+import re
 from typing import Any
 
 import torch
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedModel
+from transformers.distributed import DistributedConfig
 
 from finetune_api.handoff import ExitCode
 from finetune_trainer.distributed.world import World
@@ -24,26 +22,31 @@ SMALL = 1 << 16
 """Bytes of parameters that are allowed on top: the shares of small tensors are uneven."""
 
 
-def shard(model: PreTrainedModel, world: World, device: torch.device) -> None:
-    """Shard the model, layer by layer; raise if it is not really sharded."""
-    mesh = init_device_mesh(device.type, (world.size,))
-    for layer in _layers(model):
-        fully_shard(layer, mesh=mesh)
-    fully_shard(model, mesh=mesh, reshard_after_forward=True)
-    # With these attributes the library neither wraps nor moves the model.
-    model._is_distributed_loading_by_transformers = True
-    model._is_fsdp_managed_module = True
-    require_sharded(model, world.size)
+def sharding_options(skeleton: PreTrainedModel, world: World, compute: torch.dtype) -> dict[str, Any]:
+    """Return the arguments of `from_pretrained` with which this process reads its shard of every weight alone.
+
+    `skeleton` is the model on the meta device. With BF16, layers are gathered in BF16 and gradients are reduced in
+    FP32; the shards are in the format that is loaded. FP16 has no such switch: autocast casts what was gathered.
+    """
+    plan = {re.sub(r"\.\d+(?=\.|$)", ".*", name): "free_full_weight" for name, _ in decoder_layers(skeleton)}
+    return {
+        "distributed_config": DistributedConfig(
+            fsdp_size=world.size, fsdp_plan=plan, fsdp_mixed_precision=compute is torch.bfloat16
+        )
+    }
 
 
 def require_sharded(model: torch.nn.Module, size: int) -> None:
-    """Raise unless layers are wrapped and this process holds about one part in `size` of the weights."""
-    wrapped = sum(isinstance(module, FSDPModule) for module in model.modules())
+    """Raise unless every layer is wrapped and this process holds about one part in `size` of the weights."""
+    layers = [module for _, module in decoder_layers(model)]
+    wrapped = sum(isinstance(module, FSDPModule) for module in layers)
     whole = sum(one.numel() * one.element_size() for one in model.parameters())
     held = sum(local_shard(one).numel() * one.element_size() for one in model.parameters())
-    found = f"{wrapped} modules are wrapped, and this process holds {held:,} of {whole:,} bytes of weights"
+    found = (
+        f"{wrapped} of {len(layers)} layers are wrapped, and this process holds {held:,} of {whole:,} bytes of weights"
+    )
     logger.info("method Full on %d processes: %s", size, found)
-    if wrapped < 2 or held > whole / size * LARGEST_SHARE + SMALL:
+    if not is_sharded(model) or wrapped < len(layers) or held > whole / size * LARGEST_SHARE + SMALL:
         raise TrainerError(ExitCode.INTERNAL_ERROR, f"the model is not sharded over {size} processes: {found}")
 
 
@@ -108,10 +111,10 @@ def _shard_value(value: Any, parameter: torch.Tensor) -> Any:
     return distribute_tensor(on_device, parameter.device_mesh, parameter.placements, src_data_rank=None)
 
 
-def _layers(model: PreTrainedModel) -> list[torch.nn.Module]:
-    """Return the decoder's layers: the modules that the library must not split."""
-    names = set(model._no_split_modules or ())
-    layers = [module for module in model.modules() if type(module).__name__ in names]
+def decoder_layers(model: torch.nn.Module) -> list[tuple[str, torch.nn.Module]]:
+    """Return the layers, by name: the modules that the library must not split."""
+    kinds = set(getattr(model, "_no_split_modules", None) or ())
+    layers = [(name, one) for name, one in model.named_modules() if kinds & {kind.__name__ for kind in type(one).mro()}]
     if not layers:
         problem = f"{type(model).__name__} does not declare its layers: use tuning.method LoRA, or one GPU"
         raise TrainerError(ExitCode.INVALID_CONFIG, f"the model cannot be sharded over processes: {problem}")

@@ -13,6 +13,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError
 from transformers import (
+    AutoConfig,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     BitsAndBytesConfig,
@@ -25,7 +26,7 @@ from transformers.utils import logging as transformers_logging
 from finetune_api.handoff import ExitCode
 from finetune_api.spec import Method
 from finetune_api.status import Resolved
-from finetune_trainer.distributed.sharding import shard
+from finetune_trainer.distributed.sharding import require_sharded, sharding_options
 from finetune_trainer.distributed.world import ALONE, World
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.models.architectures import find_class, text_modules, text_prefix
@@ -61,9 +62,7 @@ def load_for_training(
     compute = DTYPES[str(settings.precision)]
     torch.manual_seed(settings.seed or 0)  # loading draws the first weights of a score
     if settings.method == Method.FULL and world.size > 1:
-        model = load_plain(directory, torch.float32, torch.device("cpu"), writes_text=writes_text)
-        shard(model, world, device)
-        return model
+        return load_sharded(directory, compute, world, writes_text=writes_text)
     if settings.method == Method.FULL:
         return load_plain(directory, torch.float32, device, writes_text=writes_text)
     if settings.method == Method.LORA:
@@ -94,6 +93,18 @@ def load_plain(
 ) -> PreTrainedModel:
     """Load the unquantised model in one number format."""
     return _load(directory, writes_text, dtype=dtype).to(device)
+
+
+def load_sharded(directory: Path, compute: torch.dtype, world: World, *, writes_text: bool = True) -> PreTrainedModel:
+    """Load this process's shard of the model in FP32, on its device; no process reads the whole model."""
+    with _model_errors(directory), torch.device("meta"):
+        kind = _find_class(directory, writes_text)
+        config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+        skeleton = getattr(kind, "from_config", None) or kind._from_config
+        options = sharding_options(skeleton(config), world, compute)
+    model = _load(directory, writes_text, dtype=torch.float32, **options)
+    require_sharded(model, world.size)
+    return model
 
 
 def load_quantised(
@@ -148,8 +159,7 @@ def _load(directory: Path, writes_text: bool, **options: Any) -> PreTrainedModel
     if not writes_text:
         options["num_labels"] = 1
     with _model_errors(directory), _quiet():
-        kind = find_class(directory) if writes_text else AutoModelForSequenceClassification
-        model, found = kind.from_pretrained(
+        model, found = _find_class(directory, writes_text).from_pretrained(
             directory,
             local_files_only=True,
             use_safetensors=True,
@@ -165,6 +175,10 @@ def _load(directory: Path, writes_text: bool, **options: Any) -> PreTrainedModel
             f"{missing[0]}",
         )
     return model
+
+
+def _find_class(directory: Path, writes_text: bool) -> Any:
+    return find_class(directory) if writes_text else AutoModelForSequenceClassification
 
 
 @contextmanager

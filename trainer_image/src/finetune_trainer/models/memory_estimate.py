@@ -78,14 +78,15 @@ def estimate(
     if objective is Objective.REWARD_MODEL:
         weights -= shape.head * _stored(settings)
     shares = ranks if is_full else 1
+    is_cast = shares > 1 and settings.precision not in {"FP16", "FP32"}  # layers are gathered in BF16
     gathered = _gathered(shape) if shares > 1 else 0
     copies = 2 if ranks > shares else 1
     return MemoryEstimate(
-        weights=ceil(weights / shares) + gathered,
+        weights=ceil(weights / shares) + (gathered // 2 if is_cast else gathered),
         adapter=0 if is_full else parameters * FULL_WIDTH,
         gradients=ceil(parameters * FULL_WIDTH * copies / shares) + gathered,
         optimiser=ceil(_optimiser(sizes, settings) / shares),
-        activations=_activations(shape, settings, objective),
+        activations=_activations(shape, settings, objective, is_cast=is_cast),
         logits=0 if objective is Objective.REWARD_MODEL else _logits(shape, settings, objective),
         reference=_reference(shape, settings, objective),
         reward_model=shape.parameters * _compute(settings) if has_reward_model else 0,
@@ -192,10 +193,14 @@ def _tokens(settings: Resolved, objective: Objective) -> int:
     return (settings.per_device_train_batch_size or 1) * length * (2 if objective in PAIRED else 1)
 
 
-def _activations(shape: ModelShape, settings: Resolved, objective: Objective) -> int:
-    """Return what is kept for the backward pass: all layers, or with checkpointing one layer and all inputs."""
+def _activations(shape: ModelShape, settings: Resolved, objective: Objective, *, is_cast: bool = False) -> int:
+    """Return what is kept for the backward pass: all layers, or with checkpointing one layer and all inputs.
+
+    With `is_cast` the weights are gathered in the number format of the computation, and autocast keeps no copies.
+    """
     tokens = _tokens(settings, objective)
-    layer = tokens * _layer_bytes_per_token(shape, settings) + _casts(shape, settings) // shape.layers
+    casts = 0 if is_cast else _casts(shape, settings)
+    layer = tokens * _layer_bytes_per_token(shape, settings) + casts // shape.layers
     last_norm = tokens * FULL_WIDTH * shape.hidden * (2 if settings.method == Method.FULL else 1)
     kept = shape.layers * layer
     if settings.gradient_checkpointing:
