@@ -189,7 +189,7 @@ mutants: setup ## Sample random mutants, and print which of them the unit tests 
 
 .PHONY: bench
 bench: setup ## Speed of the data front door and of training, as ratios to other ways (apart from `make test`)
-	for script in check_data training_speed report_speed; do $(BIN)/python tests/bench/$$script.py; done
+	for script in check_data load_samples training_speed report_speed; do $(BIN)/python tests/bench/$$script.py; done
 
 KILLS ?= 200
 TRAINER_KILLS ?= 20

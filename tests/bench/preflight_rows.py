@@ -13,6 +13,7 @@ from tiny_model import make_tiny_model
 
 from finetune_api.handoff import JobConfig, Outcome, config_sha256
 from finetune_api.spec import FineTuneJobSpec
+from finetune_trainer.config.run_context import RunContext
 from finetune_trainer.monitoring.reporter import Reporter
 from finetune_trainer.pipeline.preflight import preflight
 from finetune_trainer.sigterm import StopFlag
@@ -33,7 +34,8 @@ def run(folder: Path) -> str:
     )
     config = JobConfig(namespace="bench", name="job", uid="uid", config_sha256=config_sha256(spec), spec=spec)
     storage = LocalStore({"s3://bucket": folder})
-    report = preflight(config, storage, folder / "workspace", Reporter("uid", out=io.StringIO()), StopFlag())
+    reporter = Reporter("uid", out=io.StringIO())
+    report = preflight(RunContext(config, storage, folder / "workspace", reporter, StopFlag()))
     if report.outcome is not Outcome.VALIDATED:
         raise SystemExit(report.message)
     return report.message

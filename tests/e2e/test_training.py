@@ -157,7 +157,7 @@ def test_the_deliverables_are_there_and_the_manifest_proves_them(
     assert keys >= {
         "owner.json", "manifest.json", "lineage.json", "finetune_config.yaml", "finetune_report.md", "report.html",
         "curves.png", "metrics.jsonl", "adapter/adapter_config.json", "adapter/adapter_model.safetensors",
-        "dataset/train.jsonl",
+        "dataset/train.arrow", "dataset/train.jsonl",
     }  # fmt: skip
     config = yaml.safe_load(bench.read(results["qlora"]["artifacts"]["configUri"]))
     assert "QLoRA" in json.dumps(config)

@@ -128,6 +128,8 @@ class Artifact(StrEnum):
     REJECTED = "rejected_rows.jsonl"
     TRAIN_ROWS = "dataset/train.jsonl"
     VALIDATION_ROWS = "dataset/validation.jsonl"
+    TRAIN_TOKENS = "dataset/train.arrow"
+    VALIDATION_TOKENS = "dataset/validation.arrow"
     DATASET_SUMMARY = "dataset/summary.json"
     CHECKPOINTS = "checkpoints"
     STOPPED_RUNS = "checkpoints/stopped-runs"

@@ -140,7 +140,9 @@ def test_a_good_job_passes_and_its_rows_lie_in_the_bucket(job: Job) -> None:
         "owner.json",
         "rejected_rows.jsonl",
         "dataset/summary.json",
+        "dataset/train.arrow",
         "dataset/train.jsonl",
+        "dataset/validation.arrow",
         "dataset/validation.jsonl",
     }
 

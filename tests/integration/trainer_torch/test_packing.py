@@ -23,7 +23,7 @@ from finetune_trainer.sigterm import StopFlag
 from finetune_trainer.tokenization.packing import EXACT_MODELS
 from finetune_trainer.tokenization.samples import Encoded
 from finetune_trainer.training.methods.loop import LoopContext, TrainerParts
-from finetune_trainer.training.methods.packed import require_isolated_rows
+from finetune_trainer.training.methods.packed import require_isolated_rows, to_packed_dataset
 from finetune_trainer.training.methods.sft import RowTrainer, build_sft_trainer
 
 CPU = torch.device("cpu")
@@ -135,6 +135,13 @@ def test_a_model_that_lets_rows_see_each_other_is_refused_before_training(model_
     with pytest.raises(TrainerError, match="lets packed rows attend to each other: set hyperparameters") as caught:
         require_isolated_rows(model)
     assert caught.value.code is ExitCode.INVALID_CONFIG
+
+
+def test_the_first_token_of_each_row_is_not_trained_because_the_row_before_would_predict_it() -> None:
+    samples = [Encoded([4, 5], [-100, 5], 1), Encoded([1, 2, 3], [1, 2, 3], 3), Encoded([6, 7], [6, 7], 2)]
+    first, second = to_packed_dataset(samples, 5, None)
+    assert first == {"input_ids": [1, 2, 3, 4, 5], "labels": [-100, 2, 3, -100, 5], "seq_lengths": [3, 2]}
+    assert second == {"input_ids": [6, 7], "labels": [-100, 7], "seq_lengths": [2]}
 
 
 def settings_for(method: str, *, packing: bool, batch: int = 2, **changes: Any) -> Resolved:

@@ -1,13 +1,15 @@
+import json
 from typing import Any
 
 import pytest
 
-from finetune_trainer.data.rows import ChatRow
-from finetune_trainer.errors import Stopped
+from finetune_api.handoff import Artifact, ExitCode
+from finetune_trainer.errors import Stopped, TrainerError
 from finetune_trainer.pipeline.dataset import ENCODED_AT_ONCE, encode_rows, fetch_rows
 from finetune_trainer.pipeline.inputs import load_inputs
 from finetune_trainer.pipeline.preflight import preflight
 from finetune_trainer.tokenization.labeler import Labeler
+from finetune_trainer.tokenization.token_file import TokenOrigin
 
 
 def test_the_model_that_an_earlier_run_left_in_the_workspace_is_removed(world: Any) -> None:
@@ -24,7 +26,8 @@ def test_the_model_that_an_earlier_run_left_in_the_workspace_is_removed(world: A
 
 def test_a_stop_ends_the_making_of_samples_after_some_rows(world: Any, model_folder: Any) -> None:
     preflight(world.run)
-    rows: list[ChatRow] = fetch_rows(world.config, world.storage, world.workspace, lambda _count: None).train
+    rows = list(fetch_rows(world.config, world.storage, world.workspace, lambda _count: None).train)
+    labeler = Labeler(model_folder)
     told: list[int] = []
 
     def on_rows() -> None:
@@ -33,5 +36,101 @@ def test_a_stop_ends_the_making_of_samples_after_some_rows(world: Any, model_fol
             raise Stopped
 
     with pytest.raises(Stopped):
-        encode_rows(rows * (5 * ENCODED_AT_ONCE // len(rows)), Labeler(model_folder), "Chat", 128, on_rows)
+        encode_rows(rows * (5 * ENCODED_AT_ONCE // len(rows)), labeler, TokenOrigin.of(labeler, "Chat", 128), on_rows)
     assert len(told) == 3
+
+
+@pytest.fixture
+def encoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The number of rows in each call of the tokenizer."""
+    calls: list[int] = []
+    encode_batch = Labeler.encode_batch
+
+    def count(self: Labeler, rows: Any, *arguments: Any) -> Any:
+        calls.append(len(rows))
+        return encode_batch(self, rows, *arguments)
+
+    monkeypatch.setattr(Labeler, "encode_batch", count)
+    return calls
+
+
+def forget_tokens(world: Any) -> None:
+    """Leave what a preflight without token files has left."""
+    path = world.out / Artifact.DATASET_SUMMARY
+    summary = json.loads(path.read_text())
+    summary["files"] = [file for file in summary["files"] if not file["path"].endswith(".arrow")]
+    path.write_text(json.dumps(summary))
+    for name in ("train.arrow", "validation.arrow"):
+        (world.out / "dataset" / name).unlink()
+
+
+@pytest.mark.parametrize(
+    ("objective", "row"),
+    [
+        ("Chat", {"instruction": "what is {}", "output": "one plus {}"}),
+        ("DomainAdaptation", {"text": "what is one plus {} " * 20}),
+        ("DPO", {"prompt": "what is {}", "chosen": "one plus {}", "rejected": "two plus {}"}),
+        ("KTO", {"prompt": "what is {}", "completion": "one plus {}", "label": False}),
+        ("RLHF", {"prompt": "what is {}"}),
+    ],
+)
+def test_training_reads_the_tokens_that_preflight_made(
+    world: Any, encoded: list[int], objective: str, row: dict[str, Any]
+) -> None:
+    rlhf = {"rlhf": {"rewards": [{"type": "Length", "targetTokens": 8}]}} if objective == "RLHF" else {}
+    lines = [json.dumps(row).replace("{}", str(number)) for number in range(400)]
+    (world.bucket / "rows.jsonl").write_text("\n".join(lines))
+    world.with_config(
+        {
+            "objective": objective,
+            "dataset": {"train": {"uri": "s3://bucket/rows.jsonl"}, "validationSplitPercent": 40},
+            **rlhf,
+        }
+    )
+    preflight(world.run)
+    encoded.clear()
+    read = load_inputs(world.run)
+    assert encoded == []
+    forget_tokens(world)
+    made = load_inputs(world.run)
+    assert sum(encoded) == 400
+    assert list(read.train) == list(made.train)
+    assert list(read.validation) == list(made.validation)
+    assert [read.train[at] for at in (0, 100, -1)] == [list(read.train)[at] for at in (0, 100, -1)]
+
+
+def test_of_many_held_out_rows_the_same_512_are_evaluated_with_and_without_token_files(world: Any) -> None:
+    rows = ({"instruction": f"what is {number}", "output": "one"} for number in range(600))
+    (world.bucket / "held.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    sources = {"train": {"uri": "s3://bucket/rows.jsonl"}, "validation": {"uri": "s3://bucket/held.jsonl"}}
+    world.with_config({"dataset": sources})
+    preflight(world.run)
+    read = list(load_inputs(world.run).validation)
+    forget_tokens(world)
+    assert len(read) == 512
+    assert read == list(load_inputs(world.run).validation)
+
+
+def test_tokens_that_changed_after_preflight_are_refused(world: Any) -> None:
+    preflight(world.run)
+    path = world.out / "dataset" / "train.arrow"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(TrainerError, match=r"dataset/train\.arrow was changed after preflight") as error:
+        load_inputs(world.run)
+    assert error.value.code is ExitCode.DATASET_UNUSABLE
+
+
+def test_tokens_of_another_tokenizer_are_not_trained_on(
+    world: Any, encoded: list[int], caplog: pytest.LogCaptureFixture
+) -> None:
+    preflight(world.run)
+    before = load_inputs(world.run).train[0]
+    encoded.clear()
+    config = world.bucket / "model" / "tokenizer_config.json"
+    config.write_text(config.read_text().replace("message['role']", "message['role'] | upper"))
+    after = load_inputs(world.run).train[0]
+    assert sum(encoded) == 100
+    assert after != before
+    assert "the tokenizer or its template changed after preflight" in caplog.text

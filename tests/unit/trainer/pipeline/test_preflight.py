@@ -41,14 +41,16 @@ def test_the_canonical_rows_lie_under_the_output_with_their_digests(world: Any) 
     report = check(world)
     summary = json.loads((world.out / Artifact.DATASET_SUMMARY).read_text())
     assert [file["path"] for file in summary["files"]] == [
+        "dataset/train.arrow",
         "dataset/train.jsonl",
+        "dataset/validation.arrow",
         "dataset/validation.jsonl",
         "rejected_rows.jsonl",
     ]
     for file in summary["files"]:
         assert sha256_file(world.out / file["path"]) == file["sha256"]
     assert report.lineage is not None
-    assert report.lineage.dataset_sha256 == summary["files"][0]["sha256"]
+    assert report.lineage.dataset_sha256 == summary["files"][1]["sha256"]
     assert len((world.out / Artifact.REJECTED).read_text().splitlines()) == 10
     assert summary["sources"][0]["uri"] == "s3://bucket/rows.jsonl"
 

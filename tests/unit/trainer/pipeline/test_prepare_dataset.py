@@ -13,6 +13,7 @@ from finetune_trainer.errors import TrainerError
 from finetune_trainer.pipeline.dataset import encode_rows
 from finetune_trainer.pipeline.prepare_dataset import PreparedDataset, prepare_dataset
 from finetune_trainer.tokenization.labeler import load_labeler
+from finetune_trainer.tokenization.token_file import TokenOrigin
 
 RLHF = {"rlhf": {"rewards": [{"type": "Length", "targetTokens": 8}]}}
 
@@ -82,7 +83,7 @@ def test_rows_of_every_objective_are_split_and_written_as_training_reads_them(
     assert (prepared.status.train_rows, prepared.status.validation_rows) == (len(train), len(held_out))
     assert (prepared.train_samples, prepared.validation_samples) == (len(train), len(held_out))
     labeler = load_labeler(world.bucket / "model", "the model")
-    samples = encode_rows(train, labeler, objective, 128, lambda: None)
+    samples = encode_rows(train, labeler, TokenOrigin.of(labeler, objective, 128), lambda: None)
     assert len(samples) == len(train)
     assert prepared.status.length_p99 == max(sample.length for sample in samples)
 

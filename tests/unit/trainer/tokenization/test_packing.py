@@ -7,8 +7,7 @@ from finetune_api.handoff import ExitCode
 from finetune_api.objectives import Objective
 from finetune_api.spec import Packing
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.tokenization.packing import MAX_ROWS, PADDED, count_packed, fold_rows, group_lengths, pack
-from finetune_trainer.tokenization.samples import Encoded
+from finetune_trainer.tokenization.packing import MAX_ROWS, PADDED, count_packed, fold_rows, group_lengths
 
 
 def lengths_of(groups: list[list[int]], lengths: list[int]) -> list[int]:
@@ -47,14 +46,6 @@ def test_a_hundred_thousand_rows_take_as_many_sequences_as_their_tokens_need() -
 
 def test_nothing_is_packed_from_nothing() -> None:
     assert group_lengths([], 16) == []
-
-
-def test_the_first_token_of_each_row_is_not_trained_because_the_row_before_would_predict_it() -> None:
-    samples = [Encoded([1, 2, 3], [1, 2, 3], 3), Encoded([4, 5], [-100, 5], 1)]
-    (packed,) = pack(samples, 8)
-    assert packed.input_ids == [1, 2, 3, 4, 5]
-    assert packed.labels == [-100, 2, 3, -100, 5]
-    assert packed.lengths == [3, 2]
 
 
 def padded(lines: list[list[int]], lengths: list[int]) -> int:

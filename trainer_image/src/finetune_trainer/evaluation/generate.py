@@ -1,7 +1,7 @@
 """Greedy answers of a model to the job's prompts, for the report and the gate."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -68,7 +68,7 @@ def _answer(
     return labeler.tokenizer.decode(output[0, len(ids) :].tolist(), skip_special_tokens=True).strip()
 
 
-def stop_token_ids(model: PreTrainedModel, samples: Sequence[Encoded]) -> list[int]:
+def stop_token_ids(model: PreTrainedModel, samples: Iterable[Encoded]) -> list[int]:
     """Return the tokens that end an answer: the model's own and the one that ends most training answers."""
     known = model.generation_config.eos_token_id
     ids = [] if known is None else [known] if isinstance(known, int) else list(known)

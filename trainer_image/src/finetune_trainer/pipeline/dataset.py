@@ -1,12 +1,15 @@
 """The rows that preflight wrote, verified, as training samples; torch is not needed here."""
 
 import json
+import logging
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
+
+import pyarrow as pa
 
 from finetune_api.handoff import Artifact, ExitCode, JobConfig
 from finetune_trainer.data.checks.output import read_accepted
@@ -17,7 +20,11 @@ from finetune_trainer.evaluation.run_record import SampleStats
 from finetune_trainer.storage.protocol import OnBytes, ReadableStore, join_uri, sha256_file
 from finetune_trainer.tokenization.labeler import Labeler
 from finetune_trainer.tokenization.previews import Piece, abridge
-from finetune_trainer.tokenization.samples import EncodedLabelled, Sample
+from finetune_trainer.tokenization.sample_table import SampleBatches, Samples, as_samples
+from finetune_trainer.tokenization.samples import Sample
+from finetune_trainer.tokenization.token_file import TokenOrigin, read_tokens
+
+logger = logging.getLogger(__name__)
 
 EVALUATED_ROWS = 512
 PREVIEWED_ROWS = 3
@@ -27,11 +34,27 @@ OnRows = Callable[[], None]
 
 
 @dataclass(frozen=True)
+class RowFile:
+    """A file of canonical rows; they are read when they are iterated."""
+
+    path: Path
+    count: int
+    tokens: Path | None = None
+    """The file of their tokens, if preflight has written one."""
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[Row]:
+        return read_accepted(self.path)
+
+
+@dataclass(frozen=True)
 class Rows:
     """The canonical rows of both sides, and what preflight wrote about them."""
 
-    train: list[Row]
-    validation: list[Row]
+    train: RowFile
+    validation: RowFile | None
     summary: dict[str, Any]
 
     @property
@@ -47,7 +70,7 @@ class Rows:
 
 
 def fetch_rows(config: JobConfig, storage: ReadableStore, directory: Path, on_bytes: OnBytes) -> Rows:
-    """Download both files and check them against preflight's summary."""
+    """Download the files of both sides and check them against preflight's summary."""
     uri = join_uri(config.output_key(), Artifact.DATASET_SUMMARY)
     data = storage.read(uri)
     if data is None:
@@ -55,21 +78,30 @@ def fetch_rows(config: JobConfig, storage: ReadableStore, directory: Path, on_by
     summary = json.loads(data)
     digests = {file["path"]: file["sha256"] for file in summary["files"]}
 
-    def fetch(artifact: Artifact) -> list[Row]:
+    def fetch(artifact: Artifact) -> Path | None:
         if artifact not in digests:
-            return []
+            return None
         path = directory / artifact
         _download(join_uri(config.output_key(), artifact), path, storage, on_bytes)
         if sha256_file(path) != digests[artifact]:
             message = f"{artifact} was changed after preflight: its SHA-256 differs"
             raise TrainerError(ExitCode.DATASET_UNUSABLE, message)
-        return list(read_accepted(path))
+        return path
 
-    train = fetch(Artifact.TRAIN_ROWS)
-    validation = fetch(Artifact.VALIDATION_ROWS)
+    def fetch_side(rows: Artifact, tokens: Artifact) -> RowFile | None:
+        path = fetch(rows)
+        return RowFile(path, _count_lines(path), fetch(tokens)) if path else None
+
+    train = fetch_side(Artifact.TRAIN_ROWS, Artifact.TRAIN_TOKENS)
+    validation = fetch_side(Artifact.VALIDATION_ROWS, Artifact.VALIDATION_TOKENS)
     if not train:
         raise TrainerError(ExitCode.DATASET_UNUSABLE, f"{Artifact.TRAIN_ROWS} contains no row")
     return Rows(train, validation, summary)
+
+
+def _count_lines(path: Path) -> int:
+    with path.open("rb") as file:
+        return sum(1 for _ in file)
 
 
 def _download(uri: str, path: Path, storage: ReadableStore, on_bytes: OnBytes) -> None:
@@ -80,52 +112,69 @@ def _download(uri: str, path: Path, storage: ReadableStore, on_bytes: OnBytes) -
         raise TrainerError(ExitCode.DATASET_UNUSABLE, f"{uri} was removed after preflight") from missing
 
 
-def select_evaluation_rows(rows: list[Row], seed: int) -> list[Row]:
-    """Return the validation rows for evaluations: all, or a seeded sample of 512, in file order."""
-    if len(rows) <= EVALUATED_ROWS:
-        return rows
-    chosen = sorted(random.Random(seed).sample(range(len(rows)), EVALUATED_ROWS))  # noqa: S311 - no secret
-    return [rows[index] for index in chosen]
+def choose_evaluation_rows(count: int, seed: int) -> Sequence[int]:
+    """Return which of `count` validation rows are evaluated: all, or a seeded choice of 512, in file order."""
+    if count <= EVALUATED_ROWS:
+        return range(count)
+    return sorted(random.Random(seed).sample(range(count), EVALUATED_ROWS))  # noqa: S311 - no secret
 
 
-def encode_rows(
-    rows: Iterable[Row], labeler: Labeler, objective: str, max_length: int, on_rows: OnRows
-) -> list[Sample]:
-    """Every sample of the rows; a row that the tokenizer refuses, which preflight has counted already, gives none."""
-    samples: list[Sample] = []
-    remaining = iter(rows)
+def load_samples(
+    rows: RowFile, labeler: Labeler, origin: TokenOrigin, on_rows: OnRows, chosen: Sequence[int] | None = None
+) -> Sequence[Sample]:
+    """Return the samples of all or of the chosen rows: mapped from the file of tokens, or encoded if there is none or
+    the tokenizer is another one now."""
+    if rows.tokens:
+        samples = read_tokens(rows.tokens, origin)
+        if samples is not None:
+            return samples if chosen is None or len(chosen) == len(rows) else samples.of_rows(chosen)
+        logger.warning("the tokenizer or its template changed after preflight: the rows are tokenised again")
+    wanted = None if chosen is None else frozenset(chosen)
+    read = (row for number, row in enumerate(rows) if wanted is None or number in wanted)
+    return encode_rows(read, labeler, origin, on_rows)
+
+
+def encode_rows(rows: Iterable[Row], labeler: Labeler, origin: TokenOrigin, on_rows: OnRows) -> Sequence[Sample]:
+    """Return every sample of the rows; one that the tokenizer refuses, which preflight has counted, has none."""
+    found: list[pa.RecordBatch] = []
+    batches = SampleBatches(origin.kind, found.append)
+    remaining = iter(enumerate(rows))
     while batch := list(islice(remaining, ENCODED_AT_ONCE)):
         on_rows()
-        for encoded in labeler.encode_batch(batch, objective, max_length):  # type: ignore[arg-type]
-            samples += [] if isinstance(encoded, BadRow) else encoded
-    return samples
+        results = labeler.encode_batch([row for _, row in batch], origin.objective, origin.max_length)  # type: ignore[arg-type]
+        for (number, _), encoded in zip(batch, results, strict=True):
+            for sample in [] if isinstance(encoded, BadRow) else encoded:
+                batches.add(number, sample)
+    batches.close()
+    return Samples(pa.Table.from_batches(found, batches.schema))
 
 
 def compute_sample_stats(rows: Rows, samples: Sequence[Sample]) -> SampleStats:
     """Return the statistics of the samples."""
+    table = as_samples(samples)
+    held, left_out = table.numbers("length"), table.numbers("left_out")
     lengths, full_lengths = Lengths(), Lengths()
-    for sample in samples:
-        lengths.add(sample.length)
-        full_lengths.add(sample.length + sample.left_out)
-    judged = [sample for sample in samples if isinstance(sample, EncodedLabelled)]
+    for length, full_length in zip(held.tolist(), (held + left_out).tolist(), strict=True):
+        lengths.add(length)
+        full_lengths.add(full_length)
     return SampleStats(
         train_rows=len(rows.train),
-        validation_rows=len(rows.validation),
-        samples=len(samples),
-        truncated_share=sum(sample.truncated for sample in samples) / len(samples),
-        labelled_share=sum(sample.trained for sample in samples) / sum(sample.tokens for sample in samples),
+        validation_rows=len(rows.validation or ()),
+        samples=len(table),
+        truncated_share=float(table.numbers("truncated").mean()),
+        labelled_share=int(table.numbers("trained").sum()) / int(table.numbers("tokens").sum()),
         median_length=lengths.percentile(50),
         longest=lengths.longest,
         full_length_p99=full_lengths.percentile(99),
-        desirable=sum(sample.desirable for sample in judged) if judged else None,
+        desirable=int(table.numbers("desirable").sum()) if table.has("desirable") else None,
         histogram=full_lengths.histogram(),
     )
 
 
-def preview_rows(rows: Sequence[Row], labeler: Labeler, objective: str, max_length: int | None) -> list[list[Piece]]:
+def preview_rows(rows: Iterable[Row], labeler: Labeler, objective: str, max_length: int | None) -> list[list[Piece]]:
     """Return the first rows as the model reads them, in spans, each with whether it is trained."""
     shown = []
-    for row in rows[:PREVIEWED_ROWS]:
+    for row in islice(rows, PREVIEWED_ROWS):
         try:
             shown.append(abridge(labeler.preview(row, objective, max_length)))  # type: ignore[arg-type]
         except BadRow:

@@ -27,7 +27,7 @@ from finetune_trainer.merging.gate import GateNotRun, require_memory, run_gate
 from finetune_trainer.merging.gate_messages import Candidate, GatePlan
 from finetune_trainer.merging.gate_worker import load_source, open_merge
 from finetune_trainer.merging.merge import Unmapped, copy_settings, is_conv1d, stored_precision
-from finetune_trainer.merging.score_export import save_scoring_model
+from finetune_trainer.merging.score_export import COMPARED_PAIRS, save_scoring_model
 from finetune_trainer.models.adapter_output import save_tokenizer
 from finetune_trainer.models.loading import DTYPES
 from finetune_trainer.pipeline.finalize import TrainingResult
@@ -59,7 +59,8 @@ def make_full_model(inputs: Inputs, trained: TrainingResult) -> MergeCheck | Sco
     output, on_work = inputs.result / Artifact.MERGED, run.on_work
     _require_unchanged_base(inputs, on_work)
     if not traits_of(inputs.run.config.spec.objective).writes_text:
-        pairs = [sample for sample in inputs.validation or inputs.train if isinstance(sample, EncodedPair)]
+        samples = (inputs.validation or inputs.train)[:COMPARED_PAIRS]
+        pairs = [sample for sample in samples if isinstance(sample, EncodedPair)]
         score = save_scoring_model(inputs.model, inputs.best_weights, output, pairs, on_work)
         save_tokenizer(inputs.model, output, inputs.labeler)
         return score
@@ -101,7 +102,7 @@ def build_plan(inputs: Inputs, trained: TrainingResult) -> GatePlan:
         quantised=trained.quantised,
         precision=precision,
         candidates=candidates,
-        samples=[(list(one.input_ids), list(one.labels)) for one in inputs.held_out[:JUDGED_ROWS]],
+        samples=[(list(one.input_ids), list(one.labels)) for one in inputs.held_out(JUDGED_ROWS)],
         prompts=[answer.prompt for answer in trained.answers],
         stop_ids=trained.stop_ids,
         max_new_tokens=spec.evaluation.max_new_tokens,

@@ -1,7 +1,7 @@
 """The inputs of a training run: the model's folder, the verified rows, and their samples."""
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from finetune_trainer.evaluation.run_record import Licence
 from finetune_trainer.models.adapter_input import InitialAdapter, fetch_initial_adapter
 from finetune_trainer.models.cache import fetch_model, pin_as_checked
 from finetune_trainer.models.model_card import read_licence
-from finetune_trainer.pipeline.dataset import Rows, encode_rows, fetch_rows, select_evaluation_rows
+from finetune_trainer.pipeline.dataset import Rows, choose_evaluation_rows, fetch_rows, load_samples
 from finetune_trainer.publishing.lineage import combined_sha256, digest_folder
 from finetune_trainer.publishing.parent_result import check_parents
 from finetune_trainer.rewards.fetch import RewardFolders, fetch_reward_model
@@ -26,6 +26,7 @@ from finetune_trainer.tokenization.samples import (
     EncodedPrompt,
     Sample,
 )
+from finetune_trainer.tokenization.token_file import TokenOrigin
 
 SHOWN_SAMPLES = 3
 
@@ -68,10 +69,9 @@ class Inputs:
         """The folder of the adapter to continue from."""
         return self.run.workspace / "initial-adapter"
 
-    @property
-    def held_out(self) -> list[Encoded]:
-        """The texts on which a saved model is compared."""
-        return [as_text(sample) for sample in self.validation or self.train]
+    def held_out(self, count: int) -> list[Encoded]:
+        """Return the texts on which a saved model is compared, at most `count`."""
+        return [as_text(sample) for sample in (self.validation or self.train)[:count]]
 
     @property
     def shown(self) -> Sequence[Sample]:
@@ -79,13 +79,13 @@ class Inputs:
         return (self.validation or self.train)[:SHOWN_SAMPLES]
 
     @property
-    def answers(self) -> list[Encoded]:
+    def answers(self) -> Iterator[Encoded]:
         """The training rows with an answer to imitate."""
-        return [as_text(sample) for sample in self.train if not isinstance(sample, EncodedPrompt)]
+        return (as_text(sample) for sample in self.train if not isinstance(sample, EncodedPrompt))
 
 
 def load_inputs(run: RunContext) -> Inputs:
-    """Download model and rows, verify the rows against preflight's digests and encode them."""
+    """Download model and rows, verify rows and tokens against preflight's digests."""
     config, storage, workspace, on_bytes = run.config, run.storage, run.workspace, run.on_bytes
     shutil.rmtree(workspace / "result", ignore_errors=True)
     check_parents(config, storage)
@@ -96,10 +96,13 @@ def load_inputs(run: RunContext) -> Inputs:
     reward = fetch_reward_model(config, storage, workspace, model, on_bytes)
     licence = read_licence(pinned_model_uri(config.spec.model), storage)
     labeler = load_labeler(model, config.spec.model.uri)
-    objective, longest = config.spec.objective.value, config.spec.hyperparameters.max_length
-    held_out = select_evaluation_rows(rows.validation, config.spec.hyperparameters.seed)
-    samples = encode_rows(rows.train, labeler, objective, longest, run.on_work)
-    validation = encode_rows(held_out, labeler, objective, longest, run.on_work)
+    hyper = config.spec.hyperparameters
+    origin = TokenOrigin.of(labeler, config.spec.objective.value, hyper.max_length)
+    samples = load_samples(rows.train, labeler, origin, run.on_work)
+    validation: Sequence[Sample] = ()
+    if rows.validation:
+        chosen = choose_evaluation_rows(len(rows.validation), hyper.seed)
+        validation = load_samples(rows.validation, labeler, origin, run.on_work, chosen)
     if not samples:
         raise TrainerError(ExitCode.DATASET_UNUSABLE, "no row has a token to train on: see status.dataset")
     files = digest_folder(model, on_bytes)

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import orjson
 
@@ -25,16 +25,19 @@ from finetune_trainer.data.sources import FetchedObject, fetch_source
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.storage.protocol import OnBytes, ReadableStore, describe_files
 from finetune_trainer.tokenization.labeler import Labeler
+from finetune_trainer.tokenization.samples import Sample
+from finetune_trainer.tokenization.token_file import TokenOrigin, split_tokens, write_tokens
 
 logger = logging.getLogger(__name__)
 
 FIRST_LINES = 5
+TOKENS = "tokens.arrow"
 
 
 @dataclass(slots=True)
 class CheckedFile:
-    """One source after the check: its accepted rows are in `directory`, with the samples that each gives and the
-    lengths of these."""
+    """One source after the check: its accepted rows and their tokens are in `directory`; `samples` has the number of
+    samples of each row, `lengths` the tokens of each sample."""
 
     source: DataSource
     files: list[FetchedObject]
@@ -43,6 +46,11 @@ class CheckedFile:
     samples: "array[int]" = field(default_factory=lambda: array("I"))
     lengths: "array[int]" = field(default_factory=lambda: array("I"))
     first_rejects: list[Rejected] = field(default_factory=list)
+
+    @property
+    def tokens(self) -> Path:
+        """The file of the samples of the accepted rows."""
+        return self.directory / TOKENS
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,10 +144,13 @@ class _Check:
             validation_prompts=prompts,
             on_progress=lambda _rows, _bytes: self.on_rows(),
         )
-        with CheckOutput(checked.directory, checked.summary) as out:
+        spec = self.config.spec
+        origin = TokenOrigin.of(self.labeler, spec.objective.value, spec.hyperparameters.max_length)
+        with CheckOutput(checked.directory, checked.summary) as out, write_tokens(checked.tokens, origin) as tokens:
             for row in rows:
                 out.write(row)
                 if not isinstance(row, Rejected):
+                    tokens.write(cast("tuple[Sample, ...]", row.encodings))
                     checked.samples.append(len(row.encodings))
                     checked.lengths.extend(sample.length for sample in row.encodings)
                 elif len(checked.first_rejects) < FIRST_LINES:
@@ -176,12 +187,13 @@ def _write_rows(
     out: Path, train: CheckedFile, validation: CheckedFile | None, split: Split
 ) -> "tuple[array[int], int]":
     """Return the lengths of the samples to train on, and the number of samples for evaluation."""
-    lengths, held_out_samples, at = array("I"), 0, 0
+    lengths, held_out_samples, at, sides = array("I"), 0, 0, bytearray()
     held_out = out / Artifact.VALIDATION_ROWS
     with (out / Artifact.TRAIN_ROWS).open("wb") as train_file, held_out.open("wb") as validation_file:
         rows = read_accepted(train.directory / ACCEPTED)
         for row, count in zip(rows, train.samples, strict=True):
             is_held_out = split.is_validation(row)
+            sides.append(is_held_out)
             if is_held_out:
                 held_out_samples += count
             else:
@@ -189,8 +201,10 @@ def _write_rows(
             at += count
             line = orjson.dumps(row.to_dict(), option=orjson.OPT_APPEND_NEWLINE)
             (validation_file if is_held_out else train_file).write(line)
+    split_tokens(train.tokens, sides, out / Artifact.TRAIN_TOKENS, out / Artifact.VALIDATION_TOKENS)
     if validation:
         (validation.directory / ACCEPTED).replace(held_out)
+        validation.tokens.replace(out / Artifact.VALIDATION_TOKENS)
         return lengths, sum(validation.samples)
     if not split.validation_rows:
         held_out.unlink()

@@ -267,7 +267,7 @@ def measure_gate_loss(inputs: Inputs, trainer: LoopTrainer) -> float | None:
     writes_text = traits_of(inputs.run.config.spec.objective).writes_text
     if not is_full_model_requested(inputs) or is_sharded(trainer.model) or not writes_text:
         return None
-    return mean_loss(trainer.model, HeldOut(inputs.held_out[:JUDGED_ROWS], inputs.run.on_work))
+    return mean_loss(trainer.model, HeldOut(inputs.held_out(JUDGED_ROWS), inputs.run.on_work))
 
 
 @contextmanager

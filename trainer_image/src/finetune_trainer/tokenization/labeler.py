@@ -43,6 +43,7 @@ from finetune_trainer.tokenization.tokenizer import (
     TokenizerUnavailable,
     load_tokenizer_files,
     special_token_pattern,
+    tokenizer_sha256,
 )
 from finetune_trainer.tokenization.turn_spans import Tools
 
@@ -57,6 +58,7 @@ class Labeler:
 
     def __init__(self, directory: Path) -> None:
         files = load_tokenizer_files(directory)
+        self.tokenizer_sha256 = tokenizer_sha256(directory)
         self.tokenizer = files.tokenizer
         self.special_tokens = files.special_tokens
         self.is_fallback_template = files.template is None

@@ -7,13 +7,11 @@ their attention masks from the positions. A test for each model compares the log
 from bisect import bisect_left, insort
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from finetune_api.handoff import ExitCode
 from finetune_api.objectives import Objective
 from finetune_api.spec import Packing
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.tokenization.samples import UNTRAINED, Encoded
 
 EXACT_MODELS = frozenset(
     {
@@ -30,21 +28,6 @@ PADDED = 1.05
 """Factor by which a batch may grow when its rows are put into shorter lines."""
 WORTH = 2.0
 """Rows that must share a sequence on average before `Auto` packs; below that, padding costs little."""
-
-
-@dataclass(frozen=True, slots=True)
-class Packed:
-    """One sequence of several samples; `lengths` are theirs, in order. The first token of each carries no label."""
-
-    input_ids: list[int]
-    labels: list[int]
-    lengths: list[int]
-
-
-def pack(samples: Sequence[Encoded], max_length: int, max_rows: int | None = MAX_ROWS) -> list[Packed]:
-    """Pack the samples into sequences of at most `max_length` tokens, by best fit; deterministic."""
-    groups = group_lengths([len(sample.input_ids) for sample in samples], max_length, max_rows)
-    return [_join([samples[at] for at in group]) for group in groups]
 
 
 def group_lengths(lengths: Sequence[int], max_length: int, max_rows: int | None = MAX_ROWS) -> list[list[int]]:
@@ -118,12 +101,3 @@ def count_packed(
 def max_rows_for(objective: str) -> int | None:
     """Return the maximum of rows in one sequence; plain text may be cut anywhere and has no maximum."""
     return None if objective == Objective.DOMAIN_ADAPTATION else MAX_ROWS
-
-
-def _join(samples: Sequence[Encoded]) -> Packed:
-    ids: list[int] = []
-    labels: list[int] = []
-    for sample in samples:
-        ids += sample.input_ids
-        labels += [UNTRAINED, *sample.labels[1:]]
-    return Packed(ids, labels, [len(sample.input_ids) for sample in samples])

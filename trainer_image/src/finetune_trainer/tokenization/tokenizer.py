@@ -1,5 +1,6 @@
 """Load a tokenizer and its chat templates from a model's directory, as transformers would, without transformers."""
 
+import hashlib
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -13,6 +14,10 @@ TOKEN_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", 
 DEFAULT, TOOL_USE = "default", "tool_use"
 TEMPLATE_FILE = "chat_template.jinja"
 TEMPLATE_FOLDER = "additional_chat_templates"
+TOKEN_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", TEMPLATE_FILE,
+    "chat_template.json",
+)  # fmt: skip
 # Reasoning marks belong to answers even where a tokenizer lists them among its special tokens.
 _REASONING_MARK = re.compile(r"</?think(ing)?>")
 _END = ""  # the key of a node at which a token ends
@@ -85,6 +90,16 @@ def load_tokenizer_files(directory: Path) -> TokenizerFiles:
         adds_bos,
         _vocabulary(_read_json(directory / "config.json")),
     )
+
+
+def tokenizer_sha256(directory: Path) -> str:
+    """Return one digest over the files that decide about tokens and templates."""
+    digest = hashlib.sha256()
+    paths = [directory / name for name in TOKEN_FILES]
+    for path in [*paths, *sorted((directory / TEMPLATE_FOLDER).glob("*.jinja"))]:
+        if path.is_file():
+            digest.update(f"{path.relative_to(directory)} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    return digest.hexdigest()
 
 
 def _load(path: Path) -> Tokenizer:

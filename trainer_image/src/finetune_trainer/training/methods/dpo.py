@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from datasets import Dataset
 from trl import DPOConfig, DPOTrainer
 
 from finetune_api.spec import Method
+from finetune_trainer.tokenization.sample_table import as_samples
 from finetune_trainer.tokenization.samples import EncodedPair
+from finetune_trainer.training.methods.columns import to_dataset
 from finetune_trainer.training.methods.loop import TrainerParts
 from finetune_trainer.training.methods.reference import ReferencedTrainer
 
@@ -46,9 +47,4 @@ def build_dpo_trainer(parts: TrainerParts) -> PreferenceTrainer:
 
 def to_pair_dataset(samples: Sequence[EncodedPair]) -> Dataset:
     """Return the pairs as the three columns that TRL's collator joins and pads."""
-    return Dataset.from_dict(
-        {
-            name: [np.asarray(getattr(sample, name), dtype=np.int32) for sample in samples]
-            for name in ("prompt_ids", "chosen_ids", "rejected_ids")
-        }
-    )
+    return to_dataset(as_samples(samples).table.select(["prompt_ids", "chosen_ids", "rejected_ids"]))

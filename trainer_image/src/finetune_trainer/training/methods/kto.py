@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
 import torch
 from datasets import Dataset
 from trl import KTOConfig, KTOTrainer
@@ -14,7 +15,9 @@ from finetune_api.handoff import ExitCode
 from finetune_api.spec import Method
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.evaluation.measurements import Measured, token_mean
+from finetune_trainer.tokenization.sample_table import Samples, as_samples
 from finetune_trainer.tokenization.samples import EncodedLabelled
+from finetune_trainer.training.methods.columns import to_dataset
 from finetune_trainer.training.methods.loop import MeasuredBatch, TrainerParts, mean_figures
 from finetune_trainer.training.methods.reference import ReferencedTrainer
 
@@ -68,38 +71,39 @@ def build_kto_trainer(parts: TrainerParts) -> LabelledTrainer:
         max_length=None,
     )
 
-    def to_dataset(samples: Sequence[EncodedLabelled]) -> Dataset:
+    def prepare(samples: Sequence[EncodedLabelled]) -> Dataset:
         return to_answer_dataset(shuffled(samples, settings.seed or 0))
 
-    return LabelledTrainer(**parts.trainer_arguments(to_dataset(parts.train), to_dataset), args=arguments)
+    return LabelledTrainer(**parts.trainer_arguments(prepare(parts.train), prepare), args=arguments)
 
 
-def shuffled(samples: Sequence[EncodedLabelled], seed: int) -> list[EncodedLabelled]:
+def shuffled(samples: Sequence[EncodedLabelled], seed: int) -> Samples[EncodedLabelled]:
     """Return the samples in a seeded order, so that those of one pair or source do not share every batch."""
-    return random.Random(seed).sample(samples, len(samples))  # noqa: S311 - no secret
+    return as_samples(samples).take(random.Random(seed).sample(range(len(samples)), len(samples)))  # noqa: S311
 
 
-def to_answer_dataset(samples: Sequence[EncodedLabelled]) -> Dataset:
+def to_answer_dataset(samples: Samples[EncodedLabelled]) -> Dataset:
     """Return the columns that TRL's collator joins and pads, with an answer to another prompt for each prompt."""
+    others = samples.take(pair_with_other_prompts(samples))
     columns = {
-        "prompt_ids": [sample.prompt_ids for sample in samples],
-        "completion_ids": [sample.completion_ids for sample in samples],
-        "KL_completion_ids": [samples[at].completion_ids for at in pair_with_other_prompts(samples)],
+        "prompt_ids": samples.table["prompt_ids"],
+        "completion_ids": samples.table["completion_ids"],
+        "KL_completion_ids": others.table["completion_ids"],
+        "label": samples.table["desirable"],
     }
-    arrays = {name: [np.asarray(ids, dtype=np.int32) for ids in rows] for name, rows in columns.items()}
-    return Dataset.from_dict(arrays | {"label": [sample.desirable for sample in samples]})
+    return to_dataset(pa.table(columns))
 
 
-def pair_with_other_prompts(samples: Sequence[EncodedLabelled]) -> list[int]:
+def pair_with_other_prompts(samples: Samples[EncodedLabelled]) -> list[int]:
     """Return for each sample the nearest earlier one (cyclic) with another prompt; any sample if there is none.
 
     The divergence is estimated on answers to other prompts. TRL pairs neighbours within a batch, which pairs two
     answers to one prompt with each other, and a single last row with itself.
     """
-    last = len(samples) - 1
-    first = samples[0].prompt_ids
-    found = [next((at for at in range(last, 0, -1) if samples[at].prompt_ids != first), last)]
-    for at in range(1, len(samples)):
-        is_new = samples[at].prompt_ids != samples[at - 1].prompt_ids
+    prompts = samples.ids("prompt_ids")
+    last = len(prompts) - 1
+    found = [next((at for at in range(last, 0, -1) if not np.array_equal(prompts[at], prompts[0])), last)]
+    for at in range(1, len(prompts)):
+        is_new = not np.array_equal(prompts[at], prompts[at - 1])
         found.append(at - 1 if is_new else found[at - 1])
     return found

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
 import torch
 from datasets import Dataset
 from peft import PeftModel
@@ -15,14 +17,18 @@ from typing_extensions import override
 
 from finetune_api.handoff import ExitCode
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.tokenization.packing import Packed, fold_rows
-from finetune_trainer.tokenization.samples import UNTRAINED
+from finetune_trainer.tokenization.packing import fold_rows, group_lengths
+from finetune_trainer.tokenization.sample_table import as_samples
+from finetune_trainer.tokenization.samples import UNTRAINED, Encoded
+from finetune_trainer.training.methods.columns import to_dataset
 
 LENGTHS = "seq_lengths"
 """TRL's name of the column; TRL keeps it together with ids and labels."""
 ROW_TOKENS = "row_tokens"
+JOINED_AT_ONCE = 1024
 PROBE_TOKENS = 8
 LARGEST_LEAK = 1e-3
+Row = npt.NDArray[np.int32]
 
 
 @dataclass
@@ -60,15 +66,29 @@ def _pad_lines(rows: Sequence[torch.Tensor], lines: Sequence[Sequence[int]], pad
     return pad_sequence([torch.cat([rows[at] for at in line]) for line in lines], True, padding)
 
 
-def to_packed_dataset(sequences: Sequence[Packed]) -> Dataset:
-    """Return the sequences as the three columns that the collator reads."""
-    return Dataset.from_dict(
-        {
-            "input_ids": [np.asarray(sequence.input_ids, dtype=np.int32) for sequence in sequences],
-            "labels": [np.asarray(sequence.labels, dtype=np.int32) for sequence in sequences],
-            LENGTHS: [sequence.lengths for sequence in sequences],
-        }
-    )
+def to_packed_dataset(samples: Sequence[Encoded], max_length: int, max_rows: int | None) -> Dataset:
+    """Return the samples packed into sequences, as the three columns that the collator reads."""
+    table = as_samples(samples)
+    groups = group_lengths(table.numbers("length").tolist(), max_length, max_rows)
+    ids, labels = table.ids("input_ids"), table.ids("labels")
+    parts = [groups[at : at + JOINED_AT_ONCE] for at in range(0, len(groups), JOINED_AT_ONCE)]
+    return to_dataset(pa.Table.from_batches([_join(part, ids, labels) for part in parts]))
+
+
+def _join(groups: Sequence[Sequence[int]], ids: Sequence[Row], labels: Sequence[Row]) -> pa.RecordBatch:
+    """Return one line for each group; the first token of a row carries no label."""
+    rows = [at for group in groups for at in group]
+    lengths = [len(ids[at]) for at in rows]
+    joined = np.concatenate([labels[at] for at in rows])
+    joined[np.cumsum([0, *lengths[:-1]])] = UNTRAINED
+    in_rows = np.cumsum([0, *map(len, groups)], dtype=np.int32)
+    in_tokens = np.cumsum([0, *lengths], dtype=np.int32)[in_rows]
+    columns = {
+        "input_ids": pa.ListArray.from_arrays(in_tokens, np.concatenate([ids[at] for at in rows])),
+        "labels": pa.ListArray.from_arrays(in_tokens, joined),
+        LENGTHS: pa.ListArray.from_arrays(in_rows, pa.array(lengths, pa.int64())),
+    }
+    return pa.RecordBatch.from_pydict(columns)
 
 
 def require_isolated_rows(model: PreTrainedModel | PeftModel) -> None:

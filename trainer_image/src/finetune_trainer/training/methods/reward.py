@@ -9,6 +9,7 @@ from trl import RewardConfig, RewardTrainer
 
 from finetune_trainer.evaluation.run_record import ScoredPair
 from finetune_trainer.rewards.scorer import keep_score_in_fp32, pad_token, pair_texts, score_texts
+from finetune_trainer.tokenization.sample_table import as_samples
 from finetune_trainer.tokenization.samples import EncodedPair
 from finetune_trainer.training.methods.loop import LoopTrainer, TrainerParts
 
@@ -47,7 +48,8 @@ class RewardModelTrainer(LoopTrainer, RewardTrainer):  # type: ignore[misc]  # t
 def build_reward_trainer(parts: TrainerParts) -> RewardModelTrainer:
     """Return the trainer, ready for `evaluate()`, `train()` and `measure()`."""
     keep_score_in_fp32(parts.model)
-    ends = {answer[-1] for pair in parts.train for answer in (pair.chosen_ids, pair.rejected_ids)}
+    answers = as_samples(parts.train)
+    ends = {int(ids[-1]) for name in ("chosen_ids", "rejected_ids") for ids in answers.ids(name)}
     parts.tokenizer.pad_token = pad_token(parts.model, parts.tokenizer, ends)
     arguments = RewardConfig(**parts.library_settings(), disable_dropout=False, max_length=None)
     return RewardModelTrainer(**parts.trainer_arguments(to_text_dataset(parts.train), to_text_dataset), args=arguments)
@@ -55,9 +57,11 @@ def build_reward_trainer(parts: TrainerParts) -> RewardModelTrainer:
 
 def to_text_dataset(samples: Sequence[EncodedPair]) -> Dataset:
     """Return the pairs as TRL's two columns of tokenised texts, each with its prompt."""
+    table = as_samples(samples)
+    prompts = table.ids("prompt_ids")
     return Dataset.from_dict(
         {
-            "chosen_ids": [np.asarray(pair.prompt_ids + pair.chosen_ids, dtype=np.int32) for pair in samples],
-            "rejected_ids": [np.asarray(pair.prompt_ids + pair.rejected_ids, dtype=np.int32) for pair in samples],
+            name: [np.concatenate(pair) for pair in zip(prompts, table.ids(name), strict=True)]
+            for name in ("chosen_ids", "rejected_ids")
         }
     )

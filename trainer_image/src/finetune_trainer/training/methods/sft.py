@@ -3,14 +3,15 @@
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from datasets import Dataset
 from trl import SFTConfig, SFTTrainer
 from typing_extensions import override
 
 from finetune_trainer.tokenization.labeler import UNTRAINED, Encoded
-from finetune_trainer.tokenization.packing import MAX_ROWS, pack
+from finetune_trainer.tokenization.packing import MAX_ROWS
+from finetune_trainer.tokenization.sample_table import as_samples
+from finetune_trainer.training.methods.columns import to_dataset
 from finetune_trainer.training.methods.loop import LoopTrainer, TrainerParts
 from finetune_trainer.training.methods.packed import (
     ROW_TOKENS,
@@ -52,7 +53,7 @@ def build_sft_trainer(parts: TrainerParts, max_rows: int | None = MAX_ROWS) -> R
         packing=False,
     )
     if settings.packing:
-        train_dataset = to_packed_dataset(pack(parts.train, settings.max_length or 0, max_rows))
+        train_dataset = to_packed_dataset(parts.train, settings.max_length or 0, max_rows)
     else:
         train_dataset = to_row_dataset(parts.train)
     trainer = RowTrainer(**parts.trainer_arguments(train_dataset, to_row_dataset), args=arguments)
@@ -65,9 +66,4 @@ def build_sft_trainer(parts: TrainerParts, max_rows: int | None = MAX_ROWS) -> R
 
 def to_row_dataset(samples: Sequence[Encoded]) -> Dataset:
     """Return the samples as the two columns that TRL's collator pads."""
-    return Dataset.from_dict(
-        {
-            "input_ids": [np.asarray(sample.input_ids, dtype=np.int32) for sample in samples],
-            "labels": [np.asarray(sample.labels, dtype=np.int32) for sample in samples],
-        }
-    )
+    return to_dataset(as_samples(samples).table.select(["input_ids", "labels"]))

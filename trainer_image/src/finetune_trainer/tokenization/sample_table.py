@@ -1,0 +1,147 @@
+"""Samples as an Arrow table, one line a sample: token ids take four bytes and are read without a copy."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Generic, TypeVar, cast, overload
+
+import numpy as np
+import numpy.typing as npt
+import orjson
+import pyarrow as pa
+import pyarrow.compute as pc
+from typing_extensions import override
+
+from finetune_trainer.data.codes import RepairCode
+from finetune_trainer.tokenization.samples import Encoded, EncodedLabelled, EncodedPair, EncodedPrompt, Sample
+
+ROW = "row"
+"""Column with the number of the sample's row in its file, from 0."""
+IDS, NUMBER = pa.list_(pa.int32()), pa.int32()
+SAMPLE_FIELDS: dict[type[Sample], dict[str, pa.DataType]] = {
+    Encoded: {"input_ids": IDS, "labels": IDS, "trained": NUMBER},
+    EncodedPair: {"prompt_ids": IDS, "chosen_ids": IDS, "rejected_ids": IDS},
+    EncodedLabelled: {"prompt_ids": IDS, "completion_ids": IDS, "desirable": pa.bool_()},
+    EncodedPrompt: {"prompt_ids": IDS, "messages": pa.binary(), "tools": pa.binary()},
+}
+COUNT_FIELDS = {
+    "truncated": pa.bool_(), "answer_cut": NUMBER, "reasoning_lost": NUMBER, "left_out": NUMBER,
+    "repairs": pa.list_(pa.string()),
+}  # fmt: skip
+DERIVED_FIELDS = {"tokens": NUMBER, "length": NUMBER, "trained": NUMBER}
+"""Properties of a sample that are columns too, so that statistics need no token ids."""
+JSON_FIELDS = frozenset({"messages", "tools"})
+BATCH_SAMPLES, BATCH_TOKENS = 1024, 1 << 19
+
+SampleT = TypeVar("SampleT", bound=Sample)
+
+
+class Samples(Sequence[SampleT], Generic[SampleT]):
+    """The samples of a table; each is built when it is asked for."""
+
+    def __init__(self, table: pa.Table) -> None:
+        self.table = table
+        kind = kind_of(table.schema)
+        self._kind: Callable[..., Any] = kind
+        self._names = [*SAMPLE_FIELDS[kind], *COUNT_FIELDS]
+
+    @override
+    def __len__(self) -> int:
+        return int(self.table.num_rows)
+
+    @overload
+    def __getitem__(self, at: int) -> SampleT: ...
+    @overload
+    def __getitem__(self, at: slice) -> "Samples[SampleT]": ...
+    @override
+    def __getitem__(self, at: int | slice) -> "SampleT | Samples[SampleT]":
+        if isinstance(at, slice):
+            return self.take(range(*at.indices(len(self))))
+        place = range(len(self))[at]
+        return next(self._build(self.table.slice(place, 1)))
+
+    @override
+    def __iter__(self) -> Iterator[SampleT]:
+        for batch in self.table.to_batches(BATCH_SAMPLES):
+            yield from self._build(batch)
+
+    def take(self, places: Sequence[int]) -> "Samples[SampleT]":
+        """Return the samples at these places, in this order."""
+        return Samples(self.table.take(pa.array(places, pa.int64())))
+
+    def of_rows(self, rows: Sequence[int]) -> "Samples[SampleT]":
+        """Return the samples of these rows of the file."""
+        return Samples(self.table.filter(pc.is_in(self.table[ROW], pa.array(rows, NUMBER))))
+
+    def numbers(self, name: str) -> npt.NDArray[Any]:
+        """Return a column of numbers or of truth values."""
+        return cast("npt.NDArray[Any]", self.table[name].to_numpy())
+
+    def ids(self, name: str) -> list[npt.NDArray[np.int32]]:
+        """Return each sample's token ids of one column, as views of the table."""
+        return [line.values.to_numpy() for line in self.table[name]]
+
+    def has(self, name: str) -> bool:
+        """Return whether samples of this kind have the column."""
+        return name in self.table.schema.names
+
+    def _build(self, part: "pa.Table | pa.RecordBatch") -> Iterator[SampleT]:
+        columns = [part.column(name).to_pylist() for name in self._names]
+        for values in zip(*columns, strict=True):
+            found = dict(zip(self._names, values, strict=True))
+            found["repairs"] = tuple(map(RepairCode, found["repairs"]))
+            found |= {name: orjson.loads(found[name]) for name in JSON_FIELDS & found.keys()}
+            yield self._kind(**found)
+
+
+class SampleBatches:
+    """Collect samples and pass them on in record batches of a limited size; `close` passes the rest on."""
+
+    def __init__(self, kind: type[Sample], sink: Callable[[pa.RecordBatch], None]) -> None:
+        self.schema = schema_of(kind)
+        self._sink = sink
+        self._lines: list[dict[str, Any]] = []
+        self._tokens = 0
+
+    def add(self, row: int, sample: Sample) -> None:
+        """Add a sample of the row with this number."""
+        self._lines.append({ROW: row} | {name: _value(sample, name) for name in self.schema.names if name != ROW})
+        self._tokens += sample.tokens
+        if len(self._lines) == BATCH_SAMPLES or self._tokens >= BATCH_TOKENS:
+            self.close()
+
+    def close(self) -> None:
+        """Pass on what is left."""
+        if self._lines:
+            self._sink(pa.RecordBatch.from_pylist(self._lines, self.schema))
+        self._lines, self._tokens = [], 0
+
+
+def schema_of(kind: type[Sample]) -> pa.Schema:
+    """Return the columns of samples of this kind."""
+    fields = {ROW: NUMBER} | SAMPLE_FIELDS[kind] | COUNT_FIELDS | DERIVED_FIELDS
+    return pa.schema(list(fields.items()))
+
+
+def kind_of(schema: pa.Schema) -> type[Sample]:
+    """Return the class of the samples in a table with this schema."""
+    return next(kind for kind, fields in SAMPLE_FIELDS.items() if fields.keys() <= set(schema.names))
+
+
+def as_samples(samples: Sequence[SampleT]) -> Samples[SampleT]:
+    """Return the samples as a table; at least one is needed."""
+    if isinstance(samples, Samples):
+        return samples
+    found: list[pa.RecordBatch] = []
+    batches = SampleBatches(cast("type[Sample]", type(samples[0])), found.append)
+    for number, sample in enumerate(samples):
+        batches.add(number, sample)
+    batches.close()
+    return Samples(pa.Table.from_batches(found, batches.schema))
+
+
+def _value(sample: Sample, name: str) -> Any:
+    value = getattr(sample, name)
+    if name in JSON_FIELDS:
+        return orjson.dumps(value)
+    if isinstance(value, list):
+        return np.asarray(value, dtype=np.int32)
+    return [code.value for code in value] if name == "repairs" else value
