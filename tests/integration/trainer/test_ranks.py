@@ -254,6 +254,32 @@ def test_pods_stop_together_lose_each_other_and_end_as_one_pod_and_as_one_proces
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
+def require_shared_out_moments(job: Job) -> None:
+    """Each process uploaded its half of the optimiser's two moments of every weight."""
+    folder = f"{job.config.output_key()}/{Artifact.CHECKPOINTS}/step-{checkpoint_step(job):06d}"
+    sizes = {entry.key: entry.size for entry in job.storage.list(folder)}
+    shards = [size for name, size in sizes.items() if name.startswith("optimizer/")]
+    assert len(shards) == 2, sizes
+    assert max(shards) < 1.1 * sizes["weights.safetensors"]
+    assert "optimizer.pt" not in sizes
+
+
+def test_a_checkpoint_of_one_process_is_resumed_by_two(
+    s3_server: Any, tmp_path: Path, aws_environment: None, trainer_python: str
+) -> None:
+    job = make_job(s3_server, "ranks-one-two", tmp_path, "Full", trainer_python)
+    attempt = job.start("one")
+    attempt.wait_for_step(2)
+    attempt.processes[0].send_signal(signal.SIGTERM)
+    assert attempt.codes() == [75], attempt.errors()
+    stopped = attempt.report()
+
+    attempt = job.start("two", gpus=2)
+    assert attempt.codes() == [0], attempt.errors()
+    assert attempt.report().resumed_from_step == stopped.last_step
+    require_as_alone(job, attempt.report())
+
+
 def test_shared_out_weights_are_stopped_resumed_and_put_together_again(
     s3_server: Any, tmp_path: Path, aws_environment: None, trainer_python: str
 ) -> None:
@@ -265,6 +291,7 @@ def test_shared_out_weights_are_stopped_resumed_and_put_together_again(
     stopped = attempt.report()
     assert stopped.reason == "Preempted"
     assert stopped.last_step == checkpoint_step(job)
+    require_shared_out_moments(job)
     alone = alone_from_checkpoint(job)
 
     attempt = job.start("last", gpus=2)

@@ -19,7 +19,16 @@ from torch import multiprocessing
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, TrainerCallback
 
-from finetune_trainer.distributed.sharding import decoder_layers, local_shard, require_sharded
+from finetune_api.handoff import ExitCode
+from finetune_trainer.distributed.sharding import (
+    decoder_layers,
+    full_tensor,
+    load_shards,
+    load_state,
+    local_shard,
+    require_sharded,
+    save_shards,
+)
 from finetune_trainer.distributed.world import ALONE, World, join
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.models.loading import load_for_training, load_tokenizer
@@ -66,6 +75,25 @@ def test_with_bf16_layers_are_gathered_in_bf16_and_gradients_reduced_in_fp32(
         assert found["weights"] <= 0.6 * found["whole"]
 
 
+def test_each_process_writes_its_share_of_the_optimiser_and_any_number_of_processes_reads_it(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    alone = _train_model(tiny_model, tmp_path / "alone", accumulation=4)
+    expected = _moments(alone.model, alone.optimizer.optimizer)
+    torch.save(alone.optimizer.optimizer.state_dict(), tmp_path / "alone.pt")
+    whole = sum(one.numel() * one.element_size() for one in expected.values())
+    _start(_save_and_load, tiny_model, tmp_path)
+    sizes = [path.stat().st_size for path in sorted((tmp_path / "shards").iterdir())]
+    assert len(sizes) == RANKS
+    assert max(sizes) < 0.55 * whole
+
+    fresh = _build(tiny_model, tmp_path / "fresh", ALONE, accumulation=4)
+    load_shards(fresh.model, fresh.create_optimizer(), tmp_path / "shards")
+    for found in (_moments(fresh.model, fresh.optimizer), torch.load(tmp_path / "two.pt")):
+        assert found.keys() == expected.keys()
+        assert all(torch.allclose(found[name], expected[name], rtol=1e-3, atol=1e-7) for name in expected)
+
+
 def test_no_process_holds_the_whole_model_while_it_is_loaded(tmp_path: Path) -> None:
     config = LlamaConfig(
         hidden_size=512, intermediate_size=1024, num_hidden_layers=8, num_attention_heads=8, vocab_size=8192
@@ -84,6 +112,16 @@ def test_a_model_of_which_one_layer_is_not_sharded_is_refused(tmp_path: Path) ->
     """As if the library had left a layer out; the shares are near enough to even ones."""
     _start(_leave_one_layer_out, tmp_path, tmp_path)
     assert "1 of 2 layers are wrapped" in (tmp_path / "found-0.json").read_text()
+
+
+def test_an_8_bit_optimiser_is_refused(tiny_model: Path) -> None:
+    """Its kernels raise for sharded tensors, in the first step."""
+    world = World()
+    world.size = RANKS
+    settings = make_settings("Full").model_copy(update={"optim": "adamw_8bit"})
+    with pytest.raises(TrainerError, match="use adamw_torch_fused") as caught:
+        load_for_training(tiny_model, settings, CPU, world=world)
+    assert caught.value.code is ExitCode.INVALID_CONFIG
 
 
 def _start(work: Callable[..., None], model: Path, folder: Path, *rest: Any) -> None:
@@ -153,6 +191,28 @@ def _build(model: Path, folder: Path, world: World, accumulation: int, **changes
 
 def _losses(trainer: LoopTrainer) -> list[float]:
     return [line["loss"] for line in trainer.state.log_history if "loss" in line]
+
+
+def _moments(model: torch.nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    return {
+        f"{name}/{key}": full_tensor(value)
+        for name, parameter in model.named_parameters()
+        for key, value in optimiser.state[parameter].items()
+    }
+
+
+def _save_and_load(rank: int, model: Path, folder: Path, port: int) -> None:
+    """Train, write this process's shards to a folder of all, and load what one process alone has saved."""
+    world = _join(rank, port)
+    trainer = _build(model, folder / f"rank-{rank}", world, accumulation=2)
+    trainer.train()
+    save_shards(trainer.model, trainer.optimizer.optimizer, folder / "shards")
+    fresh = _build(model, folder / f"fresh-{rank}", world, accumulation=2)
+    load_state(fresh.create_optimizer(), torch.load(folder / "alone.pt"))
+    found = _moments(fresh.model, fresh.optimizer)
+    if world.is_first:
+        torch.save(found, folder / "two.pt")
+    torch.distributed.barrier()
 
 
 def _load(rank: int, model: Path, folder: Path, port: int) -> None:

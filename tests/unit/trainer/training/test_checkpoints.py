@@ -204,6 +204,61 @@ def test_a_broken_checkpoint_is_named_and_removed_and_the_one_before_it_taken(
     assert pod.save(20).there() == [10, 20]
 
 
+@pytest.fixture
+def shards(tmp_path: Path) -> Path:
+    """The folder of a second process, of which only `optimizer` goes to storage."""
+    (tmp_path / "rank-1" / "optimizer").mkdir(parents=True)
+    (tmp_path / "rank-1" / "optimizer" / "shard-2").write_bytes(b"half")
+    (tmp_path / "rank-1" / "weights.safetensors").write_bytes(b"all")
+    return tmp_path / "rank-1"
+
+
+def test_the_shards_of_another_process_are_part_of_the_checkpoint(bucket: Path, shards: Path) -> None:
+    uploaded = Pod(bucket).checkpoints.upload_shards(10, shards, "optimizer")
+    pod = Pod(bucket)
+    pod.checkpoints.save(10, lambda folder: write(folder, 10), [uploaded])
+    assert pod.storage.changes[-1] == ("put", "step-000010/manifest.json")
+    folder = Pod(bucket).checkpoints.restore()
+    assert folder
+    assert (folder / "optimizer" / "shard-2").read_bytes() == b"half"
+    assert (folder / "weights.safetensors").read_bytes() == b"weights of 10"
+    flip(file(bucket, 10, "optimizer/shard-2"))
+    assert Pod(bucket).checkpoints.restore() is None
+
+
+def test_shards_whose_manifest_was_not_written_are_no_checkpoint(bucket: Path, shards: Path) -> None:
+    """As if all processes were killed between the upload of a shard and the manifest."""
+    Pod(bucket).save(10)
+    Pod(bucket).checkpoints.upload_shards(20, shards, "optimizer")
+    pod = Pod(bucket)
+    assert pod.there() == [10, 20]
+    folder = pod.checkpoints.restore()
+    assert folder
+    assert (folder / "weights.safetensors").read_bytes() == b"weights of 10"
+    assert pod.there() == [10]
+
+
+def test_without_the_shards_of_every_process_nothing_is_saved(bucket: Path, shards: Path) -> None:
+    other, pod = Pod(bucket), Pod(bucket)
+
+    def fail(verb: str, uri: str) -> None:
+        raise StorageUnavailable("no server")
+
+    other.storage.fails = fail
+    uploaded = other.checkpoints.upload_shards(10, shards, "optimizer")
+    pod.checkpoints.save(10, lambda folder: write(folder, 10), [uploaded])
+    assert pod.there() == []
+    assert pod.checkpoints.last_step == 0
+    assert pod.checkpoints.is_needed(10)
+
+
+def test_a_process_that_noted_a_saved_step_does_not_save_it_again(bucket: Path) -> None:
+    checkpoints = Pod(bucket).checkpoints
+    checkpoints.note_saved(10)
+    assert not checkpoints.is_needed(10)
+    assert checkpoints.is_needed(20)
+
+
 def test_without_a_complete_checkpoint_the_training_starts_again(bucket: Path) -> None:
     Pod(bucket).save(10, 20)
     for step in (10, 20):

@@ -2,9 +2,14 @@
 
 import logging
 import re
+from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedModel
@@ -34,6 +39,16 @@ def sharding_options(skeleton: PreTrainedModel, world: World, compute: torch.dty
             fsdp_size=world.size, fsdp_plan=plan, fsdp_mixed_precision=compute is torch.bfloat16
         )
     }
+
+
+def refuse_8bit(optim: str | None) -> None:
+    """Refuse the 8-bit optimisers, whose kernels do not take sharded tensors."""
+    if optim and optim.endswith("_8bit"):
+        raise TrainerError(
+            ExitCode.INVALID_CONFIG,
+            f"hyperparameters.optim {optim} does not work with weights that are sharded over several GPUs: use "
+            "adamw_torch_fused, tuning.method LoRA or QLoRA, or one GPU",
+        )
 
 
 def require_sharded(model: torch.nn.Module, size: int) -> None:
@@ -84,18 +99,40 @@ def load_parameter(parameter: torch.Tensor, saved: torch.Tensor | None) -> None:
     parameter.to_local().copy_(sharded.to_local())
 
 
-def full_state(optimiser: torch.optim.Optimizer) -> dict[str, Any]:
-    """Return the optimiser's unsharded state on the CPU; a collective."""
-    state = optimiser.state_dict()
-    moments = {
-        at: {name: full_tensor(value) if isinstance(value, DTensor) else value for name, value in one.items()}
-        for at, one in state["state"].items()
+def save_shards(model: torch.nn.Module, optimiser: torch.optim.Optimizer, folder: Path) -> None:
+    """Write this process's shards of the optimiser's state to the folder as safetensors; a collective."""
+    writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
+    save(_named_state(model, optimiser), storage_writer=writer)
+
+
+def load_shards(model: torch.nn.Module, optimiser: torch.optim.Optimizer, folder: Path) -> None:
+    """Load this process's part of a state that any number of processes wrote with `save_shards`; a collective."""
+    reader = HuggingFaceStorageReader(str(folder))
+    parameters = dict(model.named_parameters())
+    for path, saved in reader.read_metadata().state_dict_metadata.items():
+        if isinstance(saved, TensorStorageMetadata):  # safetensors have nothing else
+            name, _, key = path.rpartition("/")
+            parameter, dtype = parameters[name], saved.properties.dtype
+            is_number = saved.size != parameter.shape
+            optimiser.state[parameter][key] = (
+                torch.zeros((), dtype=dtype) if is_number else torch.zeros_like(parameter, dtype=dtype)
+            )
+    with torch.no_grad():
+        load(_named_state(model, optimiser), storage_reader=reader, no_dist=not is_sharded(model))
+    optimiser.load_state_dict(optimiser.state_dict())  # puts the numbers of steps on the device that it needs
+
+
+def _named_state(model: torch.nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """Return the optimiser's tensors by the name of their weight; numbers get a dimension, which the format needs."""
+    return {
+        f"{name}/{key}": value if value.dim() else value.view(1)
+        for name, parameter in model.named_parameters()
+        for key, value in optimiser.state[parameter].items()
     }
-    return {"state": moments, "param_groups": state["param_groups"]}
 
 
 def load_state(optimiser: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
-    """Load this process's shards of an unsharded state, as `full_state` returns it."""
+    """Load this process's shards of an unsharded state, as one process saves it."""
     parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
     moments = {
         at: {name: _shard_value(value, parameters[at]) for name, value in one.items()}

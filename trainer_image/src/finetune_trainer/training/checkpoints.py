@@ -4,14 +4,14 @@ import hashlib
 import logging
 import shutil
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
-from finetune_api.handoff import Artifact, CheckpointManifest, ExitCode, JobConfig
+from finetune_api.handoff import Artifact, CheckpointManifest, ExitCode, JobConfig, ManifestFile
 from finetune_api.spec import Checkpoint, ResumePolicy
 from finetune_api.status import CheckpointStatus, Resolved
 from finetune_trainer.config.run_context import RunContext
@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 LONGEST_GAP_SECONDS = 1800.0
 """Longest time between two checkpoints by default: the work that a killed run may lose."""
 FOLDER = "step-{:06d}"
+UPLOADED = TypeAdapter(list[ManifestFile])
 
 
 @dataclass(frozen=True)
@@ -129,13 +130,36 @@ class Checkpoints:
             self._run.reporter.update(progress={"note": f"skipped broken checkpoints: {skipped}"[:1024]})
         return found
 
-    def save(self, step: int, write: Callable[[Path], None]) -> None:
+    def is_needed(self, step: int) -> bool:
+        """Return whether checkpoints are saved and the last one is not of this step."""
+        return not self._is_off and step != self.last_step
+
+    def upload_shards(self, step: int, folder: Path, name: str) -> str:
+        """Upload the folder of files that only this process has; return them as JSON for `save`.
+
+        Return an empty text if the store is unavailable. A stop does not interrupt the upload.
+        """
+        found = describe_files(folder / name, self._run.reporter.beat)
+        files = [file.model_copy(update={"path": f"{name}/{file.path}"}) for file in found]
+        try:
+            self._upload_files(step, folder, files)
+        except StorageUnavailable as error:
+            logger.warning("cannot save the shards of step %d: %s", step, error.message)
+            return ""
+        return UPLOADED.dump_json(files).decode()
+
+    def note_saved(self, step: int) -> None:
+        """Record the step of the checkpoint that the first process saved last, in another process."""
+        self.last_step = step
+
+    def save(self, step: int, write: Callable[[Path], None], uploaded: Sequence[str] = ()) -> None:
         """Write the files to a folder, upload them and then their manifest; remove the oldest checkpoints.
 
-        A stop does not interrupt it: the grace period after SIGTERM is for saving. If the store is unavailable, only
-        this checkpoint is lost; after SIGTERM the error is raised, because no other checkpoint follows.
+        `uploaded` is what `upload_shards` returned in each of the other processes. A stop does not interrupt it: the
+        grace period after SIGTERM is for saving. If the store is unavailable, only this checkpoint is lost; after
+        SIGTERM the error is raised, because no other checkpoint follows.
         """
-        if self._is_off or step == self.last_step:
+        if not self.is_needed(step):
             return
         self._run.reporter.set_stage("Saving")
         began = time.monotonic()
@@ -143,8 +167,10 @@ class Checkpoints:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         try:
+            if "" in uploaded:
+                raise StorageUnavailable("another process could not upload its shards")
             write(folder)
-            self._upload(step, folder, began)
+            self._upload(step, folder, began, [file for text in uploaded for file in UPLOADED.validate_json(text)])
         except StorageUnavailable as error:
             if self._run.stop.is_set():
                 raise
@@ -187,11 +213,16 @@ class Checkpoints:
         logger.info("resuming from %s", uri)
         return directory
 
-    def _upload(self, step: int, folder: Path, began: float) -> None:
-        uri, on_bytes = self._folder(step), self._run.reporter.beat
-        files = describe_files(folder, on_bytes)
+    def _upload_files(self, step: int, folder: Path, files: Iterable[ManifestFile]) -> None:
         for file in files:
-            self._run.storage.upload(folder / file.path, join_uri(uri, file.path), on_bytes)
+            uri = join_uri(self._folder(step), file.path)
+            self._run.storage.upload(folder / file.path, uri, self._run.reporter.beat)
+
+    def _upload(self, step: int, folder: Path, began: float, uploaded: Sequence[ManifestFile]) -> None:
+        uri = self._folder(step)
+        own = describe_files(folder, self._run.reporter.beat)
+        self._upload_files(step, folder, own)
+        files = sorted([*own, *uploaded], key=lambda file: file.path)
         arrived = {entry.key: entry.size for entry in self._run.storage.list(uri)}
         torn = [file.path for file in files if arrived.get(file.path) != file.size]
         if torn:

@@ -27,7 +27,7 @@ from typing_extensions import override
 
 from finetune_api.handoff import Artifact
 from finetune_api.status import Resolved
-from finetune_trainer.distributed.sharding import full_state, full_tensor, is_sharded, load_state
+from finetune_trainer.distributed.sharding import full_tensor, is_sharded, load_shards, load_state, save_shards
 from finetune_trainer.distributed.world import ALONE, World, unshard
 from finetune_trainer.errors import Stopped
 from finetune_trainer.evaluation.early_stopping import Plateau
@@ -46,6 +46,7 @@ from finetune_trainer.training.callbacks import (
     save_trained,
 )
 from finetune_trainer.training.checkpoint_files import (
+    OPTIMISER_SHARDS,
     SAVED_RUN,
     WEIGHTS,
     BaselineOutputs,
@@ -208,30 +209,39 @@ class LoopTrainer(Trainer):  # type: ignore[misc]  # the library has no types
         loop.reporter.set_stage("Training")
 
     def _save_from_all_ranks(self, checkpoints: Checkpoints) -> None:
-        """Gather shards in all processes; the first one writes and uploads while the others wait without limit."""
-        world, scratch = self._loop.world, Path(self.args.output_dir) / "shards"
+        """Save from all processes: each uploads its shards of the optimiser's state, then the first one all the rest.
+
+        The others wait without limit, because an upload may take longer than a collective.
+        """
+        world, step, on_poll = self._loop.world, self.state.global_step, self._loop.reporter.beat
+        if not checkpoints.is_needed(step):
+            return
+        scratch = Path(self.args.output_dir) / "shards"
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir(parents=True)
         save_trained(self.model, scratch / WEIGHTS)
-        optimiser = full_state(self.optimizer) if is_sharded(self.model) else None
         self._save_rng_state(str(scratch))
         states = world.gather_bytes((scratch / f"rng_state_{world.rank}.pth").read_bytes())
+        if is_sharded(self.model):
+            save_shards(self.model, self.optimizer.optimizer, scratch / OPTIMISER_SHARDS)
         self._saves += 1
         name = f"saved/{self._saves}"
         if not world.is_first:
-            world.wait_key(name, self._loop.reporter.beat)
+            world.set_key(f"{name}/{world.rank}", checkpoints.upload_shards(step, scratch, OPTIMISER_SHARDS))
+            checkpoints.note_saved(int(world.wait_key(name, on_poll)))
             return
 
         def write(folder: Path) -> None:
             for rank, state in enumerate(states):
                 (folder / f"rng_state_{rank}.pth").write_bytes(state)
             os.link(scratch / WEIGHTS, folder / WEIGHTS)
+            if is_sharded(self.model):
+                (scratch / OPTIMISER_SHARDS).rename(folder / OPTIMISER_SHARDS)
             self._write_state(folder)
-            if optimiser:
-                torch.save(optimiser, folder / OPTIMIZER_NAME)
 
-        checkpoints.save(self.state.global_step, write)
-        world.set_key(name)
+        uploaded = [world.wait_key(f"{name}/{rank}", on_poll) for rank in range(1, world.size)]
+        checkpoints.save(step, write, uploaded)
+        world.set_key(name, str(checkpoints.last_step))
 
     def _write_checkpoint(self, folder: Path) -> None:
         save_trained(self.model, folder / WEIGHTS)
@@ -240,7 +250,10 @@ class LoopTrainer(Trainer):  # type: ignore[misc]  # the library has no types
 
     def _write_state(self, folder: Path) -> None:
         loop = self._loop
-        self._save_optimizer_and_scheduler(str(folder))
+        if is_sharded(self.model):
+            torch.save(self.lr_scheduler.state_dict(), folder / SCHEDULER_NAME)
+        else:
+            self._save_optimizer_and_scheduler(str(folder))
         self._save_scaler(str(folder))
         self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
         shutil.copyfile(loop.history.path, folder / Artifact.METRICS)
@@ -256,13 +269,19 @@ class LoopTrainer(Trainer):  # type: ignore[misc]  # the library has no types
 
     @override
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        """Load this process's shards of the saved state if the model is sharded."""
-        if not checkpoint or not is_sharded(self.model):
+        """Load this process's part of the saved state, whatever number of processes saved it."""
+        shards = Path(checkpoint or "") / OPTIMISER_SHARDS
+        if not checkpoint or not (is_sharded(self.model) or shards.is_dir()):
             super()._load_optimizer_and_scheduler(checkpoint)
             return
         load = functools.partial(torch.load, map_location="cpu", weights_only=True, mmap=True)
-        load_state(self.optimizer.optimizer, load(Path(checkpoint) / OPTIMIZER_NAME))
+        if shards.is_dir():
+            load_shards(self.model, self.optimizer.optimizer, shards)
+        else:
+            load_state(self.optimizer.optimizer, load(Path(checkpoint) / OPTIMIZER_NAME))
         self.lr_scheduler.load_state_dict(load(Path(checkpoint) / SCHEDULER_NAME))
+        for group, rate in zip(self.optimizer.param_groups, self.lr_scheduler.get_last_lr(), strict=True):
+            group["lr"] = rate
 
     @override
     def _defer_fsdp_gradient_reduction(self) -> AbstractContextManager[None]:
