@@ -1,9 +1,11 @@
 """The memory estimate against counted bytes: tensors of models as they are loaded, and what autograd allocates."""
 
+import gc
 import json
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -11,17 +13,20 @@ from typing import Any
 import bitsandbytes as bnb
 import pytest
 import torch
+import transformers
 from peft import PeftModel
 from safetensors import safe_open
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.profiler import ProfilerActivity, profile
 from training_bench import HYPERPARAMETERS, Bench
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from trl.trainer.utils import add_fused_lm_head
 
 from finetune_api.objectives import Objective
 from finetune_api.status import Resolved
 from finetune_trainer.errors import TrainerError
+from finetune_trainer.models.activations import EAGER
 from finetune_trainer.models.loading import load_for_training, trained_tensors
 from finetune_trainer.models.memory_estimate import LOSS_TOKENS, LOSS_WORDS, MemoryEstimate, estimate, format_bytes
 from finetune_trainer.models.shape import ModelShape, read_shape
@@ -46,6 +51,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "gpt2": {"n_embd": 256, "n_layer": 2, "n_head": 4, "n_positions": 512},
     "phi3": {"tie_word_embeddings": False, "pad_token_id": 0},
     "mixtral": {"tie_word_embeddings": False, "num_local_experts": 4},
+    "qwen3_moe": {"num_experts": 8, "moe_intermediate_size": 192, "num_experts_per_tok": 2, "head_dim": 32},
 }
 METHODS = ["QLoRA", "LoRA", "Full"]
 AnyModel = PreTrainedModel | PeftModel
@@ -118,9 +124,9 @@ def base_tensors(model: AnyModel) -> list[torch.Tensor | None]:
     return found
 
 
-def batch_of(shape: ModelShape) -> dict[str, torch.Tensor]:
+def batch_of(shape: ModelShape, length: int = LENGTH) -> dict[str, torch.Tensor]:
     """Two rows, one of them padded, so that attention needs its mask."""
-    ids = torch.randint(3, shape.vocabulary, (BATCH, LENGTH), generator=torch.Generator().manual_seed(1))
+    ids = torch.randint(3, shape.vocabulary, (BATCH, length), generator=torch.Generator().manual_seed(1))
     mask = torch.ones_like(ids)
     mask[0, -8:] = 0
     return {"input_ids": ids, "attention_mask": mask}
@@ -195,13 +201,15 @@ def test_the_8_bit_optimiser_takes_the_bytes_that_were_counted(folders: dict[str
 def measure_peak(model: AnyModel, shape: ModelShape, wanted: Resolved) -> int:
     """The most bytes that a forward and a backward pass through the layers hold, gradients of weights aside."""
     base = model.get_base_model() if isinstance(model, PeftModel) else model
+    batch = batch_of(shape, wanted.max_length or LENGTH)
 
     def both_passes() -> None:
         with autocast(wanted):
-            hidden = base.base_model(**batch_of(shape), use_cache=False).last_hidden_state
+            hidden = base.base_model(**batch, use_cache=False).last_hidden_state
         hidden.backward(torch.full_like(hidden, 1e-3))
 
     both_passes()  # makes the gradients, which stay
+    gc.collect()  # a model of an earlier test that is freed in between would be subtracted
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as watched:
         both_passes()
     held = peak = 0
@@ -223,6 +231,40 @@ def test_activations_take_what_both_passes_allocate(
     expected = estimate(shape, wanted, Objective.CHAT).activations
     measured = measure_peak(load(folders["llama"], wanted), shape, wanted)
     assert expected == pytest.approx(measured, rel=ALLOCATED)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("kind", ["mixtral", "qwen3_moe"])
+@pytest.mark.parametrize("method", METHODS)
+def test_activations_of_experts_take_what_both_passes_allocate(
+    folders: dict[str, Path], method: str, kind: str, checkpointing: bool
+) -> None:
+    wanted = settings(method, gradient_checkpointing=checkpointing)
+    shape = read(folders[kind])
+    expected = estimate(shape, wanted, Objective.CHAT).activations
+    measured = measure_peak(load(folders[kind], wanted), shape, wanted)
+    assert expected == pytest.approx(measured, rel=ALLOCATED)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("precision", ["BF16", "FP32"])
+def test_eager_attention_takes_what_both_passes_allocate(
+    folders: dict[str, Path], precision: str, checkpointing: bool
+) -> None:
+    """With rows of which the scores take most of the memory."""
+    wanted = settings("LoRA", precision=precision, gradient_checkpointing=checkpointing, max_length=4 * LENGTH)
+    shape, model = read(folders["llama"]), load(folders["llama"], wanted)
+    model.get_base_model().set_attn_implementation("eager")
+    expected = estimate(replace(shape, model_type="gemma2"), wanted, Objective.CHAT).activations
+    measured = measure_peak(model, shape, wanted)
+    assert expected == pytest.approx(measured, rel=ALLOCATED)
+    assert expected > 1.5 * estimate(shape, wanted, Objective.CHAT).activations
+
+
+@pytest.mark.parametrize("kind", sorted(EAGER))
+def test_models_that_count_as_eager_have_no_fused_attention(kind: str) -> None:
+    model = getattr(transformers, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[kind])
+    assert not model._supports_sdpa
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -86,6 +86,7 @@ def test_several_gpus_each_hold_the_base_under_an_adapter(llama: ModelShape) -> 
     together = estimate(llama, settings("LoRA"), Objective.CHAT, ranks=8)
     assert (together.weights, together.optimiser) == (alone.weights, alone.optimiser)
     assert together.gradients == 2 * alone.gradients
+    assert together.reserve == alone.reserve + GIB // 2
 
 
 @pytest.mark.parametrize(
@@ -137,6 +138,17 @@ def test_activations_grow_with_length_and_micro_batch_and_shrink_with_checkpoint
     assert part(llama, "activations", method="LoRA", max_length=1024) == pytest.approx(2 * single, rel=0.1)
     checkpointed = part(llama, "activations", method="LoRA", gradient_checkpointing=True)
     assert checkpointed < part(llama, "activations", method="LoRA") / 10
+
+
+@pytest.mark.parametrize(("precision", "width"), [("BF16", 4 + 2), ("FP32", 4)])
+def test_attention_that_is_not_fused_keeps_a_score_for_each_pair_of_tokens_and_head(
+    llama: ModelShape, precision: str, width: int
+) -> None:
+    settings = {"method": "LoRA", "precision": precision, "per_device_train_batch_size": 3}
+    eager = replace(llama, model_type="gemma2")
+    scores = 3 * 32 * 2048 * 2048
+    kept = part(eager, "activations", **settings) - part(llama, "activations", **settings)
+    assert 32 * width * scores <= kept <= (32 * width + 12) * scores
 
 
 @pytest.mark.parametrize(("precision", "copies"), [("FP32", 0), ("BF16", 4)])

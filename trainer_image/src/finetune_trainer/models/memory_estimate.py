@@ -1,7 +1,7 @@
 """Estimate of a training's GPU memory, part by part, from the model's shape and the settings; without torch.
 
 The parts that are counted tensors (weights, adapter, gradients, optimiser) are exact to a per mille; activations are
-those of a Llama-like layer with fused attention, within 15 % of the allocated peak.
+those of a Llama-like layer or one with experts, within 15 % of the allocated peak.
 """
 
 from collections.abc import Iterable, Iterator
@@ -12,13 +12,22 @@ from finetune_api.handoff import ExitCode
 from finetune_api.spec import Method, Objective
 from finetune_api.status import Resolved
 from finetune_trainer.errors import TrainerError
+from finetune_trainer.models.activations import (
+    FULL_WIDTH,
+    UNQUANTISED,
+    activation_bytes,
+    compute_width,
+    count_tokens,
+    stored_width,
+    trained_shapes,
+)
 from finetune_trainer.models.shape import ModelShape
 
 GIB = 1 << 30
-FULL_WIDTH = 4
-"""Bytes of a number in FP32: trained weights, gradients and optimiser."""
 RESERVE = GIB
 """CUDA's context, the libraries' workspaces, and fragmentation of the allocator."""
+COMMUNICATION = GIB // 2
+"""NCCL's buffers with several ranks: an assumption, until `make gpu` has measured them."""
 NF4_BLOCK, NF4_CONSTANTS_BLOCK = 64, 256
 NF4_TABLES = 16 * FULL_WIDTH
 NF4_CONSTANTS_TABLES = 256 * FULL_WIDTH + FULL_WIDTH
@@ -28,9 +37,6 @@ LOSS_TOKENS, LOSS_WORDS = 4096, 32768
 """The loss is computed in tiles of this many tokens and words: the logits of a whole batch are never stored."""
 EXPERT_STACKS = 2
 """Parameters of a module of experts: the projections up and down."""
-UNQUANTISED = frozenset({"falcon"})
-"""Model types whose linear layers are of a class of their own, which transformers does not replace by 4-bit ones."""
-PAIRED = frozenset({Objective.DPO, Objective.REWARD_MODEL})
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,13 +76,13 @@ def estimate(
     A reward model is assumed to be as large as the model itself. With method Full, several GPUs hold one shard each
     and gather one layer at a time; with an adapter, each holds a second copy of its gradients to send.
     """
-    trained = _trained(shape, settings)
+    trained = trained_shapes(shape, settings)
     weights = weight_bytes(shape, settings)
     sizes = [prod(size) for size in trained]
     parameters = sum(sizes)
     is_full = settings.method == Method.FULL
     if objective is Objective.REWARD_MODEL:
-        weights -= shape.head * _stored(settings)
+        weights -= shape.head * stored_width(settings)
     shares = ranks if is_full else 1
     is_cast = shares > 1 and settings.precision not in {"FP16", "FP32"}  # layers are gathered in BF16
     gathered = _gathered(shape) if shares > 1 else 0
@@ -86,22 +92,23 @@ def estimate(
         adapter=0 if is_full else parameters * FULL_WIDTH,
         gradients=ceil(parameters * FULL_WIDTH * copies / shares) + gathered,
         optimiser=ceil(_optimiser(sizes, settings) / shares),
-        activations=_activations(shape, settings, objective, is_cast=is_cast),
+        activations=activation_bytes(shape, settings, objective, is_cast=is_cast),
         logits=0 if objective is Objective.REWARD_MODEL else _logits(shape, settings, objective),
         reference=_reference(shape, settings, objective),
-        reward_model=shape.parameters * _compute(settings) if has_reward_model else 0,
+        reward_model=shape.parameters * compute_width(settings) if has_reward_model else 0,
         generation=_generation(shape, settings) if objective is Objective.RLHF else 0,
+        reserve=RESERVE + (COMMUNICATION if ranks > 1 else 0),
     )
 
 
 def weight_bytes(shape: ModelShape, settings: Resolved) -> int:
     """Return the size of the base as the method loads it: Full in FP32, LoRA in 16 bits, QLoRA in NF4 and 16 bits."""
     if settings.method != Method.QLORA or shape.model_type in UNQUANTISED:
-        return shape.parameters * _stored(settings)
+        return shape.parameters * stored_width(settings)
     double_quant = settings.double_quant is not False
     quantised = sum(_nf4(prod(size), double_quant) for size in shape.linear.values())
     stacks = sum(EXPERT_STACKS * _nf4(size // EXPERT_STACKS, double_quant) for size in shape.experts.values())
-    return quantised + stacks + shape.other * _stored(settings)
+    return quantised + stacks + shape.other * stored_width(settings)
 
 
 def micro_batches(settings: Resolved) -> Iterator[Resolved]:
@@ -149,24 +156,6 @@ def _gathered(shape: ModelShape) -> int:
     return FULL_WIDTH * max(layer, shape.other)
 
 
-def _compute(settings: Resolved) -> int:
-    return FULL_WIDTH if settings.precision == "FP32" else 2
-
-
-def _stored(settings: Resolved) -> int:
-    """Return the bytes of a weight that is not quantised; what is between layers has the same format."""
-    return FULL_WIDTH if settings.method == Method.FULL else _compute(settings)
-
-
-def _trained(shape: ModelShape, settings: Resolved) -> list[tuple[int, ...]]:
-    """Return the shapes of the trained tensors."""
-    if settings.method == Method.FULL:
-        return list(shape.tensors.values())
-    rank = settings.lora_rank or 16
-    adapted = shape.adapted(settings.target_modules).values()
-    return [half for size in adapted for half in ((rank, size[1]), (size[0], rank))]
-
-
 def _nf4(elements: int, double_quant: bool) -> int:
     blocks = ceil(elements / NF4_BLOCK)
     packed = ceil(elements / 2) + NF4_TABLES
@@ -187,83 +176,11 @@ def _eight_bit(size: int) -> int:
     return size + ceil(size / EIGHT_BIT_BLOCK) * FULL_WIDTH
 
 
-def _tokens(settings: Resolved, objective: Objective) -> int:
-    """Return the tokens of the longest micro-batch; a pair is two sequences."""
-    length = (settings.max_length or 0) + (settings.max_completion_length or 0)
-    return (settings.per_device_train_batch_size or 1) * length * (2 if objective in PAIRED else 1)
-
-
-def _activations(shape: ModelShape, settings: Resolved, objective: Objective, *, is_cast: bool = False) -> int:
-    """Return what is kept for the backward pass: all layers, or with checkpointing one layer and all inputs.
-
-    With `is_cast` the weights are gathered in the number format of the computation, and autocast keeps no copies.
-    """
-    tokens = _tokens(settings, objective)
-    casts = 0 if is_cast else _casts(shape, settings)
-    layer = tokens * _layer_bytes_per_token(shape, settings) + casts // shape.layers
-    last_norm = tokens * FULL_WIDTH * shape.hidden * (2 if settings.method == Method.FULL else 1)
-    kept = shape.layers * layer
-    if settings.gradient_checkpointing:
-        kept = layer + tokens * shape.layers * shape.hidden * _stored(settings)
-    return kept + last_norm + _dequantised(shape, settings) + tokens * _gradient_bytes_per_token(shape, settings)
-
-
-def _layer_bytes_per_token(shape: ModelShape, settings: Resolved) -> int:
-    """Return one layer's bytes per token: norms compute in FP32, the rest in the number format of the computation."""
-    width, is_full = _compute(settings), settings.method == Method.FULL
-    norms = FULL_WIDTH * 2 * shape.hidden * (2 if is_full else 1)
-    attention = width * (3 if is_full else 4) * shape.heads * shape.head_size
-    has_mask = settings.packing or (settings.per_device_train_batch_size or 1) > 1
-    mask = width * (settings.max_length or 0) if has_mask else 0
-    gated = width * 3 * shape.intermediate
-    return norms + attention + mask + gated + _linear_inputs(shape, settings)
-
-
-def _linear_inputs(shape: ModelShape, settings: Resolved) -> int:
-    """Return the inputs that a layer's linear modules keep: each a cast copy of its own and the mask of its dropout; in
-    FP32 without dropout, modules with the same input share one."""
-    width, is_full = _compute(settings), settings.method == Method.FULL
-    adapted = {} if is_full else shape.adapted(settings.target_modules)
-    dropout = 0 if is_full or not settings.lora_dropout else 1
-    inputs = sum(size for _, size in (shape.linear if is_full else adapted).values()) // shape.layers
-    if width == FULL_WIDTH and not dropout:
-        attended = shape.heads * shape.head_size if is_full else 0
-        inputs = min(inputs, 2 * shape.hidden + attended + shape.intermediate)
-    between = len(adapted) * (settings.lora_rank or 16) * width // shape.layers
-    return inputs * (width + dropout) + between
-
-
-def _gradient_bytes_per_token(shape: ModelShape, settings: Resolved) -> int:
-    """Return the gradients inside one layer; the inputs and outputs of adapters are in FP32."""
-    width = _compute(settings) if settings.method == Method.FULL else FULL_WIDTH
-    return 2 * (FULL_WIDTH * shape.hidden + width * shape.intermediate)
-
-
-def _casts(shape: ModelShape, settings: Resolved) -> int:
-    """Return the 16-bit copies that autocast keeps of trained FP32 weights."""
-    width = _compute(settings)
-    if width == FULL_WIDTH:
-        return 0
-    if settings.method == Method.FULL:
-        return width * sum(prod(size) for size in shape.linear.values())
-    return width * sum(prod(size) for size in _trained(shape, settings))
-
-
-def _dequantised(shape: ModelShape, settings: Resolved) -> int:
-    """Return what is dequantised at once: a linear layer and a layer's experts; without checkpointing all experts,
-    because the backward pass of their layers needs them."""
-    if settings.method != Method.QLORA or shape.model_type in UNQUANTISED:
-        return 0
-    linear = max((prod(size) for size in shape.linear.values()), default=0)
-    experts = max(shape.experts.values(), default=0) if settings.gradient_checkpointing else sum(shape.experts.values())
-    return (linear + experts) * _compute(settings)
-
-
 def _logits(shape: ModelShape, settings: Resolved, objective: Objective) -> int:
     """Return one tile of the loss, and for Full the gradient of the output head, which is accumulated separately."""
-    tile = min(_tokens(settings, objective), LOSS_TOKENS) * LOSS_WORDS
+    tile = min(count_tokens(settings, objective), LOSS_TOKENS) * LOSS_WORDS
     head = shape.vocabulary * shape.hidden * FULL_WIDTH if settings.method == Method.FULL else 0
-    return tile * _compute(settings) + head
+    return tile * compute_width(settings) + head
 
 
 def _reference(shape: ModelShape, settings: Resolved, objective: Objective) -> int:
@@ -272,11 +189,11 @@ def _reference(shape: ModelShape, settings: Resolved, objective: Objective) -> i
     DPO and KTO use it once, before the first step, and keep the log-probabilities.
     """
     is_held = objective is Objective.RLHF and settings.method == Method.FULL and settings.beta
-    return shape.parameters * _compute(settings) if is_held else 0
+    return shape.parameters * compute_width(settings) if is_held else 0
 
 
 def _generation(shape: ModelShape, settings: Resolved) -> int:
     """Return the keys and values of all answers of one step, which are sampled together."""
     length = (settings.max_length or 0) + (settings.max_completion_length or 0)
-    per_token = 2 * shape.layers * shape.key_value_heads * shape.head_size * _compute(settings)
+    per_token = 2 * shape.layers * shape.key_value_heads * shape.head_size * compute_width(settings)
     return (settings.global_batch_size or 1) * length * per_token

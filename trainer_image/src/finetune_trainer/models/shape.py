@@ -38,6 +38,8 @@ class ModelShape:
     head_size: int
     tied: bool
     tensors: Tensors
+    experts_per_token: int = 0
+    expert_intermediate: int = 0
 
     @cached_property
     def parameters(self) -> int:
@@ -104,17 +106,20 @@ def read_shape(config: Mapping[str, Any], tensors: Tensors) -> ModelShape | None
     vocabulary = _size(values, "vocab_size")
     if not (hidden and layers and heads and vocabulary):
         return None
+    intermediate = _size(values, "intermediate_size", "n_inner", "ffn_dim") or 4 * hidden
     return ModelShape(
         model_type=str(config.get("model_type") or ""),
         vocabulary=vocabulary,
         hidden=hidden,
-        intermediate=_size(values, "intermediate_size", "n_inner", "ffn_dim") or 4 * hidden,
+        intermediate=intermediate,
         layers=layers,
         heads=heads,
         key_value_heads=_size(values, "num_key_value_heads") or heads,
         head_size=_size(values, "head_dim") or hidden // heads,
         tied=not any(HEAD in name.split(".") for name in tensors),
         tensors=tensors,
+        experts_per_token=_size(values, "num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k") or 1,
+        expert_intermediate=_size(values, "moe_intermediate_size", "expert_ffn_hidden_size") or intermediate,
     )
 
 
