@@ -55,6 +55,7 @@ class Attempt:
     python: str
     ports: list[int] = field(default_factory=list)
     processes: list["subprocess.Popen[bytes]"] = field(default_factory=list)
+    environment: dict[str, str] = field(default_factory=dict)
 
     def start(self) -> "Attempt":
         self.root.mkdir(parents=True)
@@ -73,7 +74,9 @@ class Attempt:
             place |= {ENV_POD_NAME: f"{self.root.name}-{pod}", ENV_POD_UID: f"uid-{self.root.name}-{pod}"}
             with (self.root / f"stderr-{pod}").open("wb") as errors:
                 self.processes.append(
-                    subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=errors, env=os.environ | place)
+                    subprocess.Popen(
+                        command, stdout=subprocess.DEVNULL, stderr=errors, env=os.environ | place | self.environment
+                    )
                 )
         return self
 
@@ -130,13 +133,21 @@ class Job:
                 storage.upload(path, f"s3://{bucket}/output/{path.relative_to(bench.output)}")
         return cls(storage, bench, config, root, python)
 
-    def start(self, name: str, nodes: int = 1, gpus: int = 1, timeout: int = 600, **changes: Any) -> Attempt:
+    def start(
+        self,
+        name: str,
+        nodes: int = 1,
+        gpus: int = 1,
+        timeout: int = 600,
+        environment: dict[str, str] | None = None,
+        **changes: Any,
+    ) -> Attempt:
         place = {"nodes": nodes, "gpus_per_node": gpus, "collective_timeout_seconds": timeout}
         resources = self.config.spec.resources.model_copy(update=place)
         spec = self.config.spec.model_copy(update={"resources": resources} | changes)
         first = "127.0.0.1" if nodes > 1 else None
         config = self.config.model_copy(update={"spec": spec, "first_pod": first})
-        return Attempt(config, self.root / name, nodes, self.python).start()
+        return Attempt(config, self.root / name, nodes, self.python, environment=environment or {}).start()
 
 
 def make_job(server: Any, bucket: str, root: Path, method: str, python: str, **blocks: Any) -> Job:
@@ -326,6 +337,42 @@ def test_other_ways_to_train_end_as_one_process(
     report = attempt.report()
     assert report.evaluation
     assert report.evaluation.merged == "Passed"
+    require_as_alone(job, report)
+
+
+OUT_OF_MEMORY_ON_RANK_1 = """
+import os
+
+if os.environ.get("RANK") == "1":
+    import torch
+
+    plain = torch.nn.functional.embedding
+
+    def embedding(rows, *arguments, **options):
+        if torch.is_grad_enabled() and len(rows) > LIMIT:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return plain(rows, *arguments, **options)
+
+    torch.nn.functional.embedding = embedding
+"""
+
+
+@pytest.mark.parametrize("pods", [1, 2])
+def test_if_one_process_runs_out_of_memory_all_train_with_half_the_micro_batch(
+    s3_server: Any, tmp_path: Path, aws_environment: None, trainer_python: str, pods: int
+) -> None:
+    job = make_job(s3_server, f"ranks-memory-{pods}", tmp_path, "LoRA", trainer_python)
+    (tmp_path / "fault").mkdir()
+    (tmp_path / "fault" / "sitecustomize.py").write_text(OUT_OF_MEMORY_ON_RANK_1.replace("LIMIT", "2"))
+    path = os.pathsep.join([str(tmp_path / "fault"), *filter(None, [os.environ.get("PYTHONPATH")])])
+    attempt = job.start("starved", nodes=pods, gpus=2 // pods, environment={"PYTHONPATH": path})
+    assert attempt.codes() == [0] * pods, attempt.errors()
+    logs = [(attempt.root / f"stderr-{pod}").read_text() for pod in range(pods)]
+    assert "rank 1 is out of GPU memory with 4 rows per batch" in logs[-1]
+    assert [log.count("all 2 processes start again with 2 rows per batch") for log in logs] == [1] * pods
+    report = attempt.report()
+    assert report.resolved
+    assert (report.resolved.per_device_train_batch_size, report.resolved.gradient_accumulation_steps) == (2, 2)
     require_as_alone(job, report)
 
 

@@ -84,12 +84,13 @@ def train_command(  # noqa: PLR0917 - the options of a command
 
 
 @app.command(hidden=True)
-def rank(
+def rank(  # noqa: PLR0917 - the options of a command
     context: typer.Context,
     config: Config = Path(CONFIG_DIR) / CONFIG_FILE,
     workspace: WorkspaceDir = Path(WORKSPACE_DIR),
     port: Port = PROGRESS_PORT,
     termination_log: TerminationLog = Path(TERMINATION_LOG),
+    micro_batch: Annotated[int | None, typer.Option(help="Rows of a micro-batch, after one did not fit.")] = None,
 ) -> None:
     """Run one of several training processes of a pod; started by `train`."""
     from finetune_trainer.entrypoints import rank as rank_pod
@@ -97,7 +98,7 @@ def rank(
     state: RunState = context.obj
     state.termination_log = termination_log
     state.exits_immediately = True
-    report = rank_pod.train_rank(state, config, workspace, port)
+    report = rank_pod.train_rank(state, config, workspace, port, micro_batch)
     if report:
         raise typer.Exit(state.finish(report))
 

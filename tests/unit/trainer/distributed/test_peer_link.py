@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from finetune_trainer.distributed import peer_link
-from finetune_trainer.distributed.peer_link import Coordinator, Done, Event, Lost, Member
+from finetune_trainer.distributed.peer_link import Coordinator, Done, Event, Lost, Member, Restart, Smaller
 
 ATTEMPT = "uid-1/3"
 OPENED: list[Member] = []
@@ -120,6 +120,16 @@ def test_a_published_result_is_reported_to_the_others(first: Coordinator) -> Non
     first.send_done()
     first.close()
     assert next_event(one) == Done()
+
+
+def test_a_smaller_micro_batch_is_requested_by_any_pod_and_released_by_the_first(first: Coordinator) -> None:
+    one, two = full_tensor(first)
+    one.send_smaller(2)
+    assert next_event(first, two) == Smaller(2)
+    first.send_smaller(2)
+    assert (next_event(one), next_event(two)) == (Smaller(2), Smaller(2))
+    first.send_restart(2)
+    assert (next_event(one), next_event(two)) == (Restart(2), Restart(2))
 
 
 def test_a_silent_pod_is_lost(first: Coordinator, monkeypatch: pytest.MonkeyPatch) -> None:

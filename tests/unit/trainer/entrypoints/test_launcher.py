@@ -10,7 +10,8 @@ import pytest
 
 from finetune_api.handoff import ExitCode, JobConfig, Outcome, Report
 from finetune_api.spec import FineTuneJobSpec
-from finetune_trainer.distributed.peer_link import Done, Event, Lost, PeerLink
+from finetune_api.status import Resolved
+from finetune_trainer.distributed.peer_link import Done, Event, Lost, PeerLink, Restart, Smaller
 from finetune_trainer.distributed.rank_layout import LEFT_GROUP, Layout, build_layout
 from finetune_trainer.distributed.rank_processes import RankProcesses
 from finetune_trainer.entrypoints import launcher
@@ -49,7 +50,7 @@ class Ranks(RankProcesses):
         self._ends, self._reports = codes, reports
         self.has_started = self.has_ended = False
 
-    def start(self) -> None:
+    def start(self, micro_batch: int | None = None) -> None:
         self.has_started = True
 
     def report(self, rank: int) -> str:
@@ -89,11 +90,18 @@ class Others(PeerLink):
     def send_done(self) -> None:
         self.sent.append("done")
 
+    def send_smaller(self, rows: int) -> None:
+        self.sent.append(f"smaller {rows}")
+
+    def send_restart(self, rows: int) -> None:
+        self.sent.append(f"restart {rows}")
+
 
 def make_report(outcome: Outcome, reason: str) -> Report:
     return Report(outcome=outcome, reason=reason, message="m", job_uid="uid-1", config_sha256="c" * 64, last_step=7)
 
 
+BATCH_OF_EIGHT = Resolved(per_device_train_batch_size=4, gradient_accumulation_steps=1, global_batch_size=8)
 PUBLISHED = make_report(Outcome.PUBLISHED, "Published")
 PREEMPTED = make_report(Outcome.PREEMPTED, "Preempted")
 
@@ -215,6 +223,92 @@ def test_the_first_pod_records_an_interruption_of_any_pod(
     ranks = Ranks(layout, tmp_path, {}, {})
     pod = Pod(RunState(stop), make_config(), layout, ranks=ranks, peers=Others([event]), port=0)
     assert pod.must_record_interruption(pod.run()) is is_written
+
+
+class Exhausted(Ranks):
+    """Processes that end with these codes at each start; records the micro-batch of each."""
+
+    def __init__(self, layout: Layout, root: Path, ends: list[dict[int, int]]) -> None:
+        super().__init__(layout, root, {}, dict.fromkeys(layout.ranks, PUBLISHED))
+        self._all = ends
+        self.micro_batches: list[int | None] = []
+
+    def start(self, micro_batch: int | None = None) -> None:
+        self.micro_batches.append(micro_batch)
+        self._ends = self._all.pop(0)
+        self.has_started, self.has_ended = True, False
+
+
+@pytest.mark.parametrize(
+    ("ends", "micro_batches", "code"),
+    [
+        ([{1: 79}, {0: 0, 1: 0}], [None, 2], 0),
+        ([{0: 70, 1: 79}, {0: 79, 1: 70}, {0: 0}], [None, 2, 1], 0),
+        ([{1: 79}, {1: 79}, {0: 79}], [None, 2, 1], 79),
+        ([{0: 79, 1: ExitCode.DIVERGED}], [None], ExitCode.DIVERGED),
+    ],
+)
+def test_processes_start_again_with_half_the_micro_batch_until_it_is_one_row(
+    tmp_path: Path, ends: list[dict[int, int]], micro_batches: list[int | None], code: int
+) -> None:
+    layout = Layout(1, 2)
+    config = make_config(nodes=1).model_copy(update={"resolved": BATCH_OF_EIGHT})
+    ranks = Exhausted(layout, tmp_path, ends)
+    ending = Pod(RunState(StopFlag()), config, layout, ranks=ranks, peers=PeerLink(), port=0).run()
+    assert (ending.code, ranks.micro_batches) == (code, micro_batches)
+
+
+BATCH_OF_SIXTEEN = BATCH_OF_EIGHT.model_copy(update={"global_batch_size": 16})
+OUT = ExitCode.GPU_OUT_OF_MEMORY
+
+
+@pytest.mark.parametrize(
+    ("node", "ends", "events", "micro_batches", "sent"),
+    [
+        (0, [{0: OUT}, {0: 0}], [], [None, 2], ["smaller 2", "restart 2", "done"]),
+        (0, [{}, {0: 0}], [Smaller(2), Smaller(2)], [None, 2], ["smaller 2", "restart 2", "done"]),
+        (
+            0,
+            [{0: 70}, {0: OUT}, {0: 0}],
+            [Smaller(2)],
+            [None, 2, 1],
+            ["smaller 2", "restart 2", "smaller 1", "restart 1", "done"],
+        ),
+        (1, [{3: OUT}, {2: 0, 3: 0}], [Smaller(2), Restart(2), Done()], [None, 2], ["smaller 2"]),
+        (1, [{2: 70}, {2: 0, 3: 0}], [Smaller(2), Restart(2), Done()], [None, 2], ["smaller 2"]),
+    ],
+)
+def test_all_pods_start_again_after_the_first_has_stopped_rank_0(
+    tmp_path: Path,
+    node: int,
+    *,
+    ends: list[dict[int, int]],
+    events: list[Event],
+    micro_batches: list[int],
+    sent: list[str],
+) -> None:
+    layout, others = Layout(2, 2, node, "x-1-0.x-1"), Others(events)
+    ranks = Exhausted(layout, tmp_path, ends)
+    config = make_config().model_copy(update={"resolved": BATCH_OF_SIXTEEN})
+    ending = Pod(RunState(StopFlag()), config, layout, ranks=ranks, peers=others, port=0).run()
+    assert (ending.code, ranks.micro_batches, others.sent) == (0, micro_batches, sent)
+
+
+def test_a_pod_that_is_lost_before_all_start_again_ends_the_attempt(tmp_path: Path) -> None:
+    layout, others = Layout(2, 2, 1, "x-1-0.x-1"), Others([Smaller(2), Lost(0)])
+    ranks = Exhausted(layout, tmp_path, [{2: 70}])
+    config = make_config().model_copy(update={"resolved": BATCH_OF_SIXTEEN})
+    ending = Pod(RunState(StopFlag()), config, layout, ranks=ranks, peers=others, port=0).run()
+    assert (ending.code, ending.report.reason) == (75, "PeerLost")
+
+
+def test_after_sigterm_no_process_starts_again(tmp_path: Path) -> None:
+    layout, stop = Layout(1, 2), StopFlag()
+    stop.set()
+    config = make_config(nodes=1).model_copy(update={"resolved": BATCH_OF_EIGHT})
+    ranks = Exhausted(layout, tmp_path, [{0: 75, 1: 79}])
+    assert Pod(RunState(stop), config, layout, ranks=ranks, peers=PeerLink(), port=0).run().code == 75
+    assert ranks.micro_batches == [None]
 
 
 def environments(layout: Layout) -> Sequence[tuple[str, str, str]]:

@@ -26,6 +26,7 @@ HELLO_SECONDS = 10.0
 CONNECT_SECONDS = 2.0
 RETRY_SECONDS = 1.0
 MAX_PENDING = 64
+SMALLER = re.compile(r"(smaller|restart) (\d{1,4})")
 FAILED = re.compile(r"failed (\d{1,3}) (\d{1,3}|lost)")
 HELLO = re.compile(r"hello (\S{1,120}) (\d{1,3})")
 
@@ -48,7 +49,21 @@ class Done:
     """The first pod has published."""
 
 
-Event = Lost | Done
+@dataclass(frozen=True, slots=True)
+class Smaller:
+    """A process ran out of GPU memory: every pod stops its processes; the next micro-batch has this many rows."""
+
+    rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class Restart:
+    """The first pod has stopped its processes, and with them the old rendezvous: the other pods start theirs."""
+
+    rows: int
+
+
+Event = Lost | Done | Smaller | Restart
 
 
 class PeerLink:
@@ -71,6 +86,12 @@ class PeerLink:
 
     def send_done(self) -> None:
         """Report that the result is published; only the first pod publishes."""
+
+    def send_smaller(self, rows: int) -> None:
+        """Request that every pod stops its processes, to start them again with this micro-batch."""
+
+    def send_restart(self, rows: int) -> None:
+        """Report that the first pod starts its processes with this micro-batch; only the first pod sends it."""
 
     def close(self) -> None:
         """Close the connections and refuse new ones."""
@@ -137,7 +158,7 @@ class Coordinator(PeerLink):
         self._admit()
         events: list[Event] = []
         for node, peer in self._peers.items():
-            reported = [event for text in peer.read() if (event := _parse_failed(text))]
+            reported = [event for text in peer.read() if (event := _parse_event(text))]
             events += reported or ([Lost(node)] if peer.is_closed else [])
         return events
 
@@ -153,8 +174,19 @@ class Coordinator(PeerLink):
 
     @override
     def send_done(self) -> None:
+        self._send_all("done")
+
+    @override
+    def send_smaller(self, rows: int) -> None:
+        self._send_all(f"smaller {rows}")
+
+    @override
+    def send_restart(self, rows: int) -> None:
+        self._send_all(f"restart {rows}")
+
+    def _send_all(self, line: str) -> None:
         for peer in self._peers.values():
-            peer.send("done")
+            peer.send(line)
 
     @override
     def close(self) -> None:
@@ -229,13 +261,18 @@ class Member(PeerLink):
             self._connection.send(_failed_line(node, code))
 
     @override
+    def send_smaller(self, rows: int) -> None:
+        if self._connection:
+            self._connection.send(f"smaller {rows}")
+
+    @override
     def close(self) -> None:
         if self._connection:
             self._connection.socket.close()
 
     def _parse(self, text: str) -> Event | None:
         self._is_accepted = self._is_accepted or text == "ok"
-        return Done() if text == "done" else _parse_failed(text)
+        return Done() if text == "done" else _parse_event(text)
 
     def _connect(self) -> None:
         if time.monotonic() < self._next_try:
@@ -255,6 +292,8 @@ def _failed_line(node: int, code: int | None) -> str:
     return f"failed {node} {'lost' if code is None else code}"
 
 
-def _parse_failed(text: str) -> Lost | None:
+def _parse_event(text: str) -> Event | None:
+    if match := SMALLER.fullmatch(text):
+        return (Smaller if match[1] == "smaller" else Restart)(int(match[2]))
     match = FAILED.fullmatch(text)
     return Lost(int(match[1]), None if match[2] == "lost" else int(match[2])) if match else None

@@ -35,14 +35,20 @@ class RankProcesses:
         self._killed: set[int] = set()
         self._dumped: set[int] = set()
 
-    def start(self) -> None:
-        """Start every process of this pod; the first one serves the pod's port."""
+    def start(self, micro_batch: int | None = None) -> None:
+        """Start every process of this pod, also after `stop`; the first one serves the pod's port.
+
+        `micro_batch` is the number of rows of a micro-batch, if it is not that of the configuration.
+        """
+        for known in (self._processes, self._codes, self._terminated, self._killed, self._dumped):
+            known.clear()
+        options = [*self._options, *(["--micro-batch", str(micro_batch)] if micro_batch else [])]
         for local_rank, rank in enumerate(self._layout.ranks):
             folder = self.folder(rank)
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "report.json").write_text("")
             command = [
-                sys.executable, "-m", "finetune_trainer", "rank", *self._options,
+                sys.executable, "-m", "finetune_trainer", "rank", *options,
                 "--workspace", str(folder), "--termination-log", str(folder / "report.json"),
             ]  # fmt: skip
             environment = self._layout.environment(local_rank, os.environ) | {"PYTHONSAFEPATH": "1"}

@@ -13,12 +13,14 @@ from pydantic import ValidationError
 
 from finetune_api.handoff import ExitCode, JobConfig, Outcome, Report
 from finetune_api.names import Reason
-from finetune_trainer.distributed.peer_link import Coordinator, Done, Lost, Member, PeerLink
+from finetune_api.status import Resolved
+from finetune_trainer.distributed.peer_link import Coordinator, Done, Lost, Member, PeerLink, Restart, Smaller
 from finetune_trainer.distributed.rank_layout import Layout
 from finetune_trainer.distributed.rank_processes import KILLED, RankProcesses, most_specific, specificity
 from finetune_trainer.entrypoints.pod import read_config, record_interruption, serve
 from finetune_trainer.entrypoints.termination import RunState
 from finetune_trainer.errors import TrainerError, one_line
+from finetune_trainer.models.memory_estimate import micro_batches, share_batch
 from finetune_trainer.monitoring.reporter import Reporter
 
 logger = logging.getLogger(__name__)
@@ -56,6 +58,12 @@ class Pod:
         self._is_done = False
         self._is_stopped = False
         self._is_failure_sent = False
+        self._micro_batch: int | None = None
+        """Rows of a micro-batch since a process ran out of GPU memory."""
+        self._announced: int | None = None
+        """Rows of the micro-batch with which all pods start again, or have started."""
+        self._released: int | None = None
+        """Rows of the micro-batch for which the first pod has stopped its processes."""
 
     def run(self) -> Ending:
         """Connect the pods, train, and report the ending to the other pods."""
@@ -95,10 +103,20 @@ class Pod:
         for event in self._peers.poll():
             if isinstance(event, Done):
                 self._is_done = True
+            elif isinstance(event, Smaller):
+                self._announce(event.rows)
+            elif isinstance(event, Restart):
+                self._announced = self._released = event.rows
             elif self._lost is None and not self._ranks.has_left_group():
                 self._lost = event
                 if self._layout.is_first:
                     self._peers.send_failed(event.node, event.code)
+
+    def _announce(self, rows: int) -> None:
+        """Let all pods start again with this micro-batch, unless it is known or a smaller one is."""
+        if (self._announced is None or rows < self._announced) and not self._ranks.has_left_group():
+            self._announced = rows
+            self._peers.send_smaller(rows)
 
     def _check_gathered(self, began: float) -> Ending | None:
         """Return the ending if a pod did not connect in time."""
@@ -119,7 +137,7 @@ class Pod:
             return self._end_after_done()
         if self._lost and not any(_is_cause(code) for code in failed.values()):
             return self._end_after_loss(self._lost)
-        if failed:
+        if failed or self._is_restart_due():
             return self._end_after_failure(failed)
         if not self._ranks.are_running():
             return self._wait_for_publisher()
@@ -148,20 +166,28 @@ class Pod:
         reporter.beat()
         return None
 
-    def _end_after_failure(self, failed: dict[int, int]) -> Ending:
-        """End after a process of this pod failed. If that may be an echo, wait for its cause in any pod."""
+    def _end_after_failure(self, failed: dict[int, int]) -> Ending | None:
+        """End after a process of this pod failed. If that may be an echo, wait for its cause in any pod.
+
+        Return None if the processes were started again, because one of any pod ran out of GPU memory.
+        """
         if any(code in UNEXPLAINED for code in failed.values()):
             self._ranks.dump_stacks()  # before the others end by themselves
         drain_timeout = STOP_DRAIN_SECONDS if ExitCode.PREEMPTED in failed.values() else SHORT_DRAIN_SECONDS
         if not any(_is_cause(code) for code in failed.values()) and not self._is_stopped:
             deadline = time.monotonic() + CAUSE_SECONDS
-            while time.monotonic() < deadline and not self._lost and not self._is_done:
+            while time.monotonic() < deadline and not (self._lost or self._is_done or self._is_restart_due()):
                 self._poll()
                 if any(_is_cause(code) for code in self._ranks.codes().values()):
                     break
         if self._is_done:
             return self._end_after_done()
         causes = [code for code in self._ranks.codes().values() if _is_cause(code)]
+        if causes and most_specific(causes) == ExitCode.GPU_OUT_OF_MEMORY and (smaller := self._find_smaller_batch()):
+            self._announce(smaller)
+            causes = []
+        if self._is_restart_due() and not causes:
+            return self._restart()
         if self._lost and not causes:
             return self._end_after_loss(self._lost)
         if causes:
@@ -173,6 +199,40 @@ class Pod:
         if code == ExitCode.PREEMPTED and self._layout.nodes > 1 and not self._state.stop.is_set():
             return self._end_as_peer_lost("another pod of this attempt was stopped")
         return Ending(code, self._read_report(rank) or self._report_missing(rank, code))
+
+    def _find_smaller_batch(self) -> int | None:
+        """Return the rows of the next smaller micro-batch of the same effective batch; None if there is none."""
+        settings = share_batch(self._config.resolved or Resolved(), self._layout.size)
+        sizes = [one.per_device_train_batch_size for one in micro_batches(settings)]
+        present = sizes.index(self._micro_batch) if self._micro_batch else 0
+        return next(iter(sizes[present + 1 :]), None)
+
+    def _is_restart_due(self) -> bool:
+        return self._announced != self._micro_batch and self._lost is None
+
+    def _restart(self) -> Ending | None:
+        """Start all processes again, because the one without memory cannot reach the others, which wait for it.
+
+        The other pods wait until the first one has ended rank 0, to which their processes would connect. Return the
+        ending if SIGTERM arrived or a pod was lost in the meantime.
+        """
+        logger.warning(
+            "out of GPU memory: all %d processes start again with %s rows per batch", self._layout.size, self._announced
+        )
+        self._stop_ranks(SHORT_DRAIN_SECONDS)
+        is_released = self._layout.is_first
+        while not (is_released or self._lost or self._state.stop.is_set()):
+            self._poll()
+            is_released = self._released == self._announced
+        if self._state.stop.is_set():
+            return self._end_as_stopped("stopped by SIGTERM after a process ran out of GPU memory")
+        if self._lost:
+            return self._end_after_loss(self._lost)
+        self._micro_batch = self._announced
+        if self._layout.is_first and self._micro_batch:
+            self._peers.send_restart(self._micro_batch)
+        self._ranks.start(self._micro_batch)
+        return None
 
     def _end_after_loss(self, lost: Lost) -> Ending:
         """End after another pod did. After its SIGTERM all processes stop together, and rank 0 may still upload."""

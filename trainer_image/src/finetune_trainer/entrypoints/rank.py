@@ -29,7 +29,9 @@ TIMED_OUT = re.compile(r"(?i)timed out|timeout")
 """What gloo, NCCL and the store write when a collective takes too long."""
 
 
-def train_rank(state: RunState, config_path: Path, workspace: Path, port: int) -> Report | None:
+def train_rank(
+    state: RunState, config_path: Path, workspace: Path, port: int, micro_batch: int | None = None
+) -> Report | None:
     """Train with the other processes; rank 0 returns the report of the published result."""
     rank, size = _number("RANK"), _number("WORLD_SIZE")
     local = _number("LOCAL_RANK"), _number("LOCAL_WORLD_SIZE")
@@ -49,7 +51,7 @@ def train_rank(state: RunState, config_path: Path, workspace: Path, port: int) -
         return found
     address = os.environ["MASTER_ADDR"], _number("MASTER_PORT")
     try:
-        return _train(run, (rank, size, local, address))
+        return _train(run, (rank, size, local, address), micro_batch)
     except RuntimeError as error:
         if state.stop.is_set():  # the others are stopped too, and may have ended already
             raise Stopped(f"stopped by SIGTERM while waiting for the other processes: {error}") from error
@@ -63,7 +65,9 @@ def train_rank(state: RunState, config_path: Path, workspace: Path, port: int) -
         raise
 
 
-def _train(run: RunContext, place: tuple[int, int, tuple[int, int], tuple[str, int]]) -> Report | None:
+def _train(
+    run: RunContext, place: tuple[int, int, tuple[int, int], tuple[str, int]], micro_batch: int | None
+) -> Report | None:
     from finetune_trainer.distributed.world import join
     from finetune_trainer.models.device import require_gpus
 
@@ -76,7 +80,7 @@ def _train(run: RunContext, place: tuple[int, int, tuple[int, int], tuple[str, i
     from finetune_trainer.pipeline.train import train_distributed
 
     try:
-        report = train_distributed(run, world)
+        report = train_distributed(run, world, micro_batch)
     except Stopped:
         world.leave()
         raise

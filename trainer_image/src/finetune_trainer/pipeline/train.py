@@ -81,6 +81,9 @@ from finetune_trainer.training.out_of_memory import is_out_of_memory
 logger = logging.getLogger(__name__)
 
 LARGEST_RECHECK_DIFFERENCE = 0.005
+SAVE_MEMORY = (
+    "lower hyperparameters.maxLength, set tuning.method QLoRA or gradientCheckpointing true, or use a larger GPU"
+)
 
 
 def train(run: RunContext) -> Report:
@@ -101,25 +104,29 @@ def _track(inputs: Inputs, *, is_first: bool = True) -> AbstractContextManager[T
     )
 
 
-def train_distributed(run: RunContext, world: World) -> Report | None:
-    """Train together with other processes; the first one publishes and returns the report."""
+def train_distributed(run: RunContext, world: World, micro_batch: int | None = None) -> Report | None:
+    """Train together with other processes; the first one publishes and returns the report.
+
+    `micro_batch` is the number of rows of a micro-batch after a larger one did not fit; a step keeps its rows.
+    """
     run.reporter.set_stage("Loading")
     with local_rank_zero_first("inputs", world, run.on_work):
         inputs = load_inputs(run)
     world.barrier("loaded", run.on_work)
     device = find_device(world)
     checkpoints = Checkpoints(inputs.run, inputs.base_sha256, inputs.rows.digests)
-    settings = share_batch(complete_settings(run.config.resolved or Resolved(), device), world.size)
+    batches = list(micro_batches(share_batch(complete_settings(run.config.resolved or Resolved(), device), world.size)))
+    settings = next((one for one in batches if one.per_device_train_batch_size == micro_batch), batches[0])
     with _track(inputs, is_first=world.is_first) as trackers:
         try:
             trained = train_once(inputs, settings, device, checkpoints, world)
-        except RuntimeError as error:  # no retry: the other processes wait in the middle of a step
+        except RuntimeError as error:  # PID 1 starts all again: the other processes wait in the middle of a step
             if not is_out_of_memory(error):
                 raise
             problem = (
-                f"rank {world.rank} is out of GPU memory: lower hyperparameters.perDeviceTrainBatchSize or maxLength"
+                f"rank {world.rank} is out of GPU memory with {settings.per_device_train_batch_size} rows per batch"
             )
-            raise TrainerError(ExitCode.GPU_OUT_OF_MEMORY, f"{problem}, or set gradientCheckpointing true") from error
+            raise TrainerError(ExitCode.GPU_OUT_OF_MEMORY, f"{problem}: {SAVE_MEMORY}") from error
         world.destroy_group(run.on_work)
         (run.workspace / LEFT_GROUP).touch()
         if not world.is_first:
@@ -154,8 +161,7 @@ def train_within_memory(inputs: Inputs, device: torch.device, checkpoints: Check
         torch.cuda.empty_cache()
     raise TrainerError(
         ExitCode.GPU_OUT_OF_MEMORY,
-        "the GPU's memory is too small for one row per batch: lower hyperparameters.maxLength, set tuning.method "
-        "QLoRA or gradientCheckpointing true, or use a larger GPU",
+        f"the GPU's memory is too small for one row per batch: {SAVE_MEMORY}",
     )
 
 
