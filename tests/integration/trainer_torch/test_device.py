@@ -11,7 +11,13 @@ from finetune_api.handoff import ExitCode, JobConfig, config_sha256
 from finetune_api.spec import FineTuneJobSpec
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.models import device
-from finetune_trainer.models.device import GpuFacts, explain_missing_gpus, explain_missing_kernels, has_kernels
+from finetune_trainer.models.device import (
+    GpuFacts,
+    choose_tf32,
+    explain_missing_gpus,
+    explain_missing_kernels,
+    has_kernels,
+)
 
 WHEEL = torch._C._cuda_getArchFlags().split()
 """The kernels of the pinned PyTorch, which it names without a GPU too."""
@@ -101,3 +107,20 @@ def _config(*, simulated_gpus: bool = False, **blocks: object) -> JobConfig:
         spec=spec,
         simulated_gpus=simulated_gpus,
     )
+
+
+@pytest.mark.parametrize(
+    ("precision", "capability", "is_used"),
+    [
+        ("BF16", (8, 0), True),
+        ("FP16", (9, 0), True),
+        ("BF16", (12, 0), True),
+        ("FP16", (7, 5), False),
+        ("FP32", (9, 0), False),
+        ("BF16", None, False),
+    ],
+)
+def test_what_stays_in_fp32_is_computed_in_tf32_where_the_gpu_has_it_unless_the_job_requests_fp32(
+    precision: str, capability: tuple[int, int] | None, is_used: bool
+) -> None:
+    assert choose_tf32(precision, capability) is is_used

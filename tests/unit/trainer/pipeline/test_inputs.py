@@ -6,7 +6,7 @@ import pytest
 from finetune_api.handoff import Artifact, ExitCode
 from finetune_trainer.errors import Stopped, TrainerError
 from finetune_trainer.pipeline.dataset import ENCODED_AT_ONCE, encode_rows, fetch_rows
-from finetune_trainer.pipeline.inputs import load_inputs
+from finetune_trainer.pipeline.inputs import load_inputs, share_digests
 from finetune_trainer.pipeline.preflight import preflight
 from finetune_trainer.tokenization.labeler import Labeler
 from finetune_trainer.tokenization.token_file import TokenOrigin
@@ -22,6 +22,18 @@ def test_the_model_that_an_earlier_run_left_in_the_workspace_is_removed(world: A
     assert [path for path in left_over if path.exists()] == []
     assert (inputs.model / "model.safetensors").exists()
     assert len(inputs.train) == 80
+
+
+def test_one_process_of_a_pod_digests_the_base_and_all_get_the_digests(world: Any) -> None:
+    preflight(world.run)
+    first, second = load_inputs(world.run), load_inputs(world.run, digests_base=False)
+    assert second.model_files == {}
+    ranks = [json.dumps(dict(one.model_files)).encode() for one in (first, second)]
+    assert share_digests(second, lambda _: ranks * 2).base_sha256 == first.base_sha256
+
+    changed = dict(first.model_files) | {"model.safetensors": "0" * 64}
+    with pytest.raises(TrainerError, match=r"rank 2 loaded other files .* for example model\.safetensors"):
+        share_digests(first, lambda _: [*ranks, json.dumps(changed).encode(), b"{}"])
 
 
 def test_a_stop_ends_the_making_of_samples_after_some_rows(world: Any, model_folder: Any) -> None:

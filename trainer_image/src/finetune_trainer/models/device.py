@@ -148,6 +148,17 @@ def complete_settings(resolved: Resolved, device: torch.device) -> Resolved:
     return resolved.model_copy(update={"precision": _precision(resolved.precision, device), "optim": optim})
 
 
+def allows_tf32(precision: str | None, device: torch.device) -> bool:
+    """Return whether the GPU may compute what stays in FP32 in TF32; a job that sets precision FP32 gets FP32."""
+    capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
+    return choose_tf32(precision, capability)
+
+
+def choose_tf32(precision: str | None, capability: tuple[int, int] | None) -> bool:
+    """Return whether TF32 is used, by the job's number format and the GPU's compute capability (None: no GPU)."""
+    return capability is not None and capability >= (8, 0) and precision != Precision.FP32
+
+
 def _default_optim(resolved: Resolved, device: torch.device) -> str:
     wants_paging = resolved.method == Method.QLORA and device.type == "cuda"
     return "paged_adamw_8bit" if wants_paging else "adamw_torch_fused"

@@ -1,7 +1,8 @@
 """The inputs of a training run: the model's folder, the verified rows, and their samples."""
 
+import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -84,8 +85,11 @@ class Inputs:
         return (as_text(sample) for sample in self.train if not isinstance(sample, EncodedPrompt))
 
 
-def load_inputs(run: RunContext) -> Inputs:
-    """Download model and rows, verify rows and tokens against preflight's digests."""
+def load_inputs(run: RunContext, *, digests_base: bool = True) -> Inputs:
+    """Download model and rows, verify rows and tokens against preflight's digests.
+
+    Without `digests_base` the digests of the base model are left to another process of the pod, see `share_digests`.
+    """
     config, storage, workspace, on_bytes = run.config, run.storage, run.workspace, run.on_bytes
     shutil.rmtree(workspace / "result", ignore_errors=True)
     check_parents(config, storage)
@@ -105,9 +109,24 @@ def load_inputs(run: RunContext) -> Inputs:
         validation = load_samples(rows.validation, labeler, origin, run.on_work, chosen)
     if not samples:
         raise TrainerError(ExitCode.DATASET_UNUSABLE, "no row has a token to train on: see status.dataset")
-    files = digest_folder(model, on_bytes)
+    files = digest_folder(model, on_bytes) if digests_base else {}
     run = replace(run, config=config)
     return Inputs(run, model, rows, labeler, samples, validation, adapter, reward, files, licence)
+
+
+def share_digests(inputs: Inputs, gather: Callable[[bytes], list[bytes]]) -> Inputs:
+    """Return the inputs with the digests of the base model that one process of each pod took.
+
+    `gather` returns every process's bytes. Raise if the pods loaded different files.
+    """
+    found = [json.loads(one) for one in gather(json.dumps(dict(inputs.model_files)).encode())]
+    first = found[0]
+    for rank, files in enumerate(found):
+        other = sorted(name for name in files.keys() | first.keys() if files.get(name) != first.get(name))
+        if files and other:
+            problem = f"rank {rank} loaded other files of the base model than rank 0, for example {other[0]}"
+            raise TrainerError(ExitCode.INTERNAL_ERROR, f"{problem}: check whether the model is being changed")
+    return replace(inputs, model_files=first)
 
 
 def as_text(sample: Sample) -> Encoded:

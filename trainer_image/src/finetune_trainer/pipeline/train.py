@@ -57,7 +57,7 @@ from finetune_trainer.pipeline.finalize import (
     collect_examples,
 )
 from finetune_trainer.pipeline.full_model import JUDGED_ROWS, is_full_model_requested, make_full_model
-from finetune_trainer.pipeline.inputs import Inputs, load_inputs
+from finetune_trainer.pipeline.inputs import Inputs, load_inputs, share_digests
 from finetune_trainer.publishing.publish import publish
 from finetune_trainer.report.document import write_report
 from finetune_trainer.rewards.computed import ComputedRewards, Judge, Scorer
@@ -111,8 +111,9 @@ def train_distributed(run: RunContext, world: World, micro_batch: int | None = N
     """
     run.reporter.set_stage("Loading")
     with local_rank_zero_first("inputs", world, run.on_work):
-        inputs = load_inputs(run)
+        inputs = load_inputs(run, digests_base=world.local_rank == 0)
     world.barrier("loaded", run.on_work)
+    inputs = share_digests(inputs, world.gather_bytes)
     device = find_device(world)
     checkpoints = Checkpoints(inputs.run, inputs.base_sha256, inputs.rows.digests)
     batches = list(micro_batches(share_batch(complete_settings(run.config.resolved or Resolved(), device), world.size)))

@@ -33,6 +33,7 @@ from finetune_trainer.errors import Stopped
 from finetune_trainer.evaluation.early_stopping import Plateau
 from finetune_trainer.evaluation.history import History
 from finetune_trainer.evaluation.measurements import Measured, token_mean
+from finetune_trainer.models.device import allows_tf32
 from finetune_trainer.models.loading import NON_REENTRANT, trained_tensors
 from finetune_trainer.monitoring.reporter import Reporter, work_beat
 from finetune_trainer.sigterm import StopFlag
@@ -130,6 +131,7 @@ class TrainerParts:
             "activation_checkpointing_kwargs": dict(NON_REENTRANT),
             "bf16": settings.precision == "BF16",
             "fp16": settings.precision == "FP16",
+            "tf32": allows_tf32(settings.precision, self.model.device) or None,  # None: unchanged
             "use_cpu": self.model.device.type == "cpu",
             "seed": settings.seed,
             "data_seed": settings.seed,
