@@ -114,6 +114,14 @@ def test_a_model_of_which_one_layer_is_not_sharded_is_refused(tmp_path: Path) ->
     assert "1 of 2 layers are wrapped" in (tmp_path / "found-0.json").read_text()
 
 
+def test_in_fp16_a_step_that_overflows_in_one_process_is_skipped_in_both(tiny_model: Path, tmp_path: Path) -> None:
+    """As FP16 has it on a GPU, with the scaler of torch."""
+    _start(_overflow, tiny_model, tmp_path)
+    for rank in range(RANKS):
+        found = json.loads((tmp_path / f"found-{rank}.json").read_text())
+        assert found == {"changed": False, "scale": 2.0**15}
+
+
 def test_an_8_bit_optimiser_is_refused(tiny_model: Path) -> None:
     """Its kernels raise for sharded tensors, in the first step."""
     world = World()
@@ -239,6 +247,24 @@ def _anonymous_bytes() -> int:
     found = re.search(r"RssAnon:\s+(\d+) kB", Path("/proc/self/status").read_text())
     assert found
     return int(found[1]) << 10
+
+
+def _overflow(rank: int, model: Path, folder: Path, port: int) -> None:
+    """Take a step in which one gradient of the second process alone is infinite."""
+    world = _join(rank, port)
+    loaded = load_for_training(model, make_settings("Full"), CPU, world=world)
+    optimiser, scaler = torch.optim.SGD(loaded.parameters(), lr=0.1), torch.amp.GradScaler("cpu")
+    batch = torch.tensor([SAMPLES[rank].input_ids])
+    scaler.scale(loaded(input_ids=batch, labels=batch).loss).backward()
+    parameter = next(loaded.parameters())
+    before = local_shard(parameter).clone()
+    if rank:
+        local_shard(parameter.grad)[0, 0] = float("inf")
+    scaler.step(optimiser)
+    scaler.update()
+    found = {"changed": not torch.equal(before, local_shard(parameter)), "scale": scaler.get_scale()}
+    (folder / f"found-{rank}.json").write_text(json.dumps(found))
+    torch.distributed.barrier()
 
 
 def _leave_one_layer_out(rank: int, _: Path, folder: Path, port: int) -> None:

@@ -173,3 +173,16 @@ def test_a_learnt_reward_takes_the_memory_of_one_more_model_and_computed_ones_no
     computed = estimated({"rewards": [{"type": "Regex", "pattern": "[aeiou]"}]})
     learnt = estimated({"rewardModel": {"uri": "s3://bucket/reward"}})
     assert learnt - computed == 2 * LLAMA.parameters
+
+
+@pytest.mark.parametrize(("gpus", "method", "is_refused"), [(2, "Full", True), (1, "Full", False), (2, "QLoRA", False)])
+def test_an_8_bit_optimiser_of_sharded_weights_is_refused_before_a_gpu_is_held(
+    gpus: int, method: str, is_refused: bool
+) -> None:
+    spec = make_spec({"method": method}, {"optim": "adamw_8bit"}, resources={"gpusPerNode": gpus})
+    if not is_refused:
+        assert choose_settings(spec, LLAMA, FACTS).optim == "adamw_8bit"
+        return
+    with pytest.raises(TrainerError, match=r"adamw_8bit does not work with .* Full on several GPUs") as caught:
+        choose_settings(spec, LLAMA, FACTS)
+    assert caught.value.code is ExitCode.INVALID_CONFIG

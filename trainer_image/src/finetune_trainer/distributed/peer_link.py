@@ -1,4 +1,4 @@
-"""The connection between the PID 1 of every pod and the first pod's: it reports failed and lost pods, and the end.
+"""The connection between the PID 1 of every pod and the first pod's: failed and lost pods, restarts, and the end.
 
 The protocol is lines of ASCII, at most 200 bytes each; a line that is longer, unknown or late ends the connection.
 Nothing is authenticated, as in the traffic between the training processes: the coordinator accepts every peer that

@@ -41,16 +41,6 @@ def sharding_options(skeleton: PreTrainedModel, world: World, compute: torch.dty
     }
 
 
-def refuse_8bit(optim: str | None) -> None:
-    """Refuse the 8-bit optimisers, whose kernels do not take sharded tensors."""
-    if optim and optim.endswith("_8bit"):
-        raise TrainerError(
-            ExitCode.INVALID_CONFIG,
-            f"hyperparameters.optim {optim} does not work with weights that are sharded over several GPUs: use "
-            "adamw_torch_fused, tuning.method LoRA or QLoRA, or one GPU",
-        )
-
-
 def require_sharded(model: torch.nn.Module, size: int) -> None:
     """Raise unless every layer is wrapped and this process holds about one part in `size` of the weights."""
     layers = [module for _, module in decoder_layers(model)]

@@ -26,12 +26,13 @@ from transformers.utils import logging as transformers_logging
 from finetune_api.handoff import ExitCode
 from finetune_api.spec import Method
 from finetune_api.status import Resolved
-from finetune_trainer.distributed.sharding import refuse_8bit, require_sharded, sharding_options
+from finetune_trainer.distributed.sharding import require_sharded, sharding_options
 from finetune_trainer.distributed.world import ALONE, World
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.models.architectures import find_class, text_modules, text_prefix
 from finetune_trainer.models.experts import has_experts, plain_stacks, quantise_experts, quantised_stacks
 from finetune_trainer.models.quantised import Quantised
+from finetune_trainer.models.resolve_settings import refuse_sharded_8bit
 from finetune_trainer.models.shape import UNADAPTED_LAYERS
 
 logger = logging.getLogger(__name__)
@@ -62,7 +63,7 @@ def load_for_training(
     compute = DTYPES[str(settings.precision)]
     torch.manual_seed(settings.seed or 0)  # loading draws the first weights of a score
     if settings.method == Method.FULL and world.size > 1:
-        refuse_8bit(settings.optim)
+        refuse_sharded_8bit(settings, world.size)
         return load_sharded(directory, compute, world, writes_text=writes_text)
     if settings.method == Method.FULL:
         return load_plain(directory, torch.float32, device, writes_text=writes_text)

@@ -35,6 +35,7 @@ def choose_settings(
     facts = replace(facts, method=method, method_reason=reason)
     spec, facts = _pack(spec, shape, facts, lengths)
     settings = resolve(spec, facts)
+    refuse_sharded_8bit(settings, spec.resources.ranks)
     if shape is None:
         logger.warning("the model's configuration lacks its dimensions: GPU memory is not estimated")
         return settings
@@ -42,6 +43,16 @@ def choose_settings(
         settings = _fit(spec, shape, settings, budget) or _refuse(spec, shape, settings, budget)
     total = _estimate(spec, shape, settings).total
     return settings.model_copy(update={"estimated_gpu_memory_bytes": total})
+
+
+def refuse_sharded_8bit(settings: Resolved, ranks: int) -> None:
+    """Refuse an 8-bit optimiser for weights that are sharded: its kernels raise for them in the first step."""
+    if settings.method == Method.FULL and ranks > 1 and (settings.optim or "").endswith("_8bit"):
+        raise TrainerError(
+            ExitCode.INVALID_CONFIG,
+            f"hyperparameters.optim {settings.optim} does not work with tuning.method Full on several GPUs: use "
+            "adamw_torch_fused, tuning.method LoRA or QLoRA, or one GPU",
+        )
 
 
 def _pack(
