@@ -94,6 +94,18 @@ def test_each_process_writes_its_share_of_the_optimiser_and_any_number_of_proces
         assert all(torch.allclose(found[name], expected[name], rtol=1e-3, atol=1e-7) for name in expected)
 
 
+def test_a_weight_of_one_number_keeps_its_moments_and_its_count_of_steps(tmp_path: Path) -> None:
+    saved, fresh = torch.nn.Linear(1, 1), torch.nn.Linear(1, 1)
+    optimisers = [torch.optim.AdamW(one.parameters()) for one in (saved, fresh)]
+    saved(torch.ones(1, 1)).sum().backward()
+    optimisers[0].step()
+    save_shards(saved, optimisers[0], tmp_path)
+    load_shards(fresh, optimisers[1], tmp_path)
+    expected, found = _moments(saved, optimisers[0]), _moments(fresh, optimisers[1])
+    assert found == expected
+    assert {name: value.shape for name, value in found.items()} == {name: one.shape for name, one in expected.items()}
+
+
 def test_no_process_holds_the_whole_model_while_it_is_loaded(tmp_path: Path) -> None:
     config = LlamaConfig(
         hidden_size=512, intermediate_size=1024, num_hidden_layers=8, num_attention_heads=8, vocab_size=8192

@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 
 LARGEST_SHARE = 1.25
 """A process may hold this multiple of its even share, because not all tensors divide evenly."""
+STEPS = "step"
+"""The only entry of an optimiser's state of a weight that is a number; the others have the weight's shape."""
 SMALL = 1 << 16
 """Bytes of parameters that are allowed on top: the shares of small tensors are uneven."""
 
@@ -102,10 +104,9 @@ def load_shards(model: torch.nn.Module, optimiser: torch.optim.Optimizer, folder
     for path, saved in reader.read_metadata().state_dict_metadata.items():
         if isinstance(saved, TensorStorageMetadata):  # safetensors have nothing else
             name, _, key = path.rpartition("/")
-            parameter, dtype = parameters[name], saved.properties.dtype
-            is_number = saved.size != parameter.shape
-            optimiser.state[parameter][key] = (
-                torch.zeros((), dtype=dtype) if is_number else torch.zeros_like(parameter, dtype=dtype)
+            dtype = saved.properties.dtype
+            optimiser.state[parameters[name]][key] = (
+                torch.zeros((), dtype=dtype) if key == STEPS else torch.zeros_like(parameters[name], dtype=dtype)
             )
     with torch.no_grad():
         load(_named_state(model, optimiser), storage_reader=reader, no_dist=not is_sharded(model))
