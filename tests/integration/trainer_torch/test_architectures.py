@@ -11,6 +11,7 @@ import pytest
 import torch
 import transformers
 from loop_bench import CPU, make_settings
+from peft import PeftModel
 from safetensors.torch import load_file
 from training_bench import HYPERPARAMETERS, Bench, make_spec
 from transformers import AutoConfig, PreTrainedModel
@@ -18,7 +19,7 @@ from transformers import AutoConfig, PreTrainedModel
 from finetune_api.handoff import ExitCode
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.models.architectures import find_class
-from finetune_trainer.models.loading import load_for_training, quantised_layers, trained_tensors
+from finetune_trainer.models.loading import load_for_training, load_plain, quantised_layers, trained_tensors
 from finetune_trainer.models.memory_estimate import weight_bytes
 from finetune_trainer.models.shape import read_shape
 from finetune_trainer.training.callbacks import restore_trained, save_trained
@@ -83,6 +84,25 @@ MIXTURES: dict[str, Callable[[], PreTrainedModel]] = {
     "Qwen3MoeForCausalLM": MODELS["Qwen3MoeForCausalLM"],
     "MixtralForCausalLM": text_only("MixtralForCausalLM", num_local_experts=4, num_experts_per_tok=2),
 }
+SHARED: dict[str, Callable[[], PreTrainedModel]] = {
+    "Qwen2MoeForCausalLM": text_only(
+        "Qwen2MoeForCausalLM",
+        num_experts=4,
+        moe_intermediate_size=64,
+        num_experts_per_tok=2,
+        shared_expert_intermediate_size=64,
+    ),
+    "Glm4MoeForCausalLM": text_only(
+        "Glm4MoeForCausalLM",
+        n_routed_experts=4,
+        moe_intermediate_size=64,
+        num_experts_per_tok=2,
+        n_group=1,
+        topk_group=1,
+        first_k_dense_replace=1,
+    ),
+}
+"""Mixtures with linear layers of the same names as the parameters of their experts."""
 
 
 @pytest.fixture
@@ -91,7 +111,7 @@ def base(request: pytest.FixtureRequest, tiny_model: Path, tmp_path: Path) -> Pa
     folder = tmp_path / "model"
     shutil.copytree(tiny_model, folder, ignore=shutil.ignore_patterns("*.safetensors", "config.json"))
     torch.manual_seed(1)
-    (MODELS | MIXTURES)[request.param]().save_pretrained(folder)
+    (MODELS | MIXTURES | SHARED)[request.param]().save_pretrained(folder)
     return folder
 
 
@@ -162,6 +182,31 @@ def test_an_adapter_over_quantised_experts_is_trained_and_restored_exactly(base:
     restore_trained(again, tmp_path / "trained.safetensors")
     with torch.no_grad():
         torch.testing.assert_close(again(input_ids=ids).logits, model(input_ids=ids).logits, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("method", ["LoRA", "QLoRA"])
+@pytest.mark.parametrize("base", SHARED, indirect=True)
+def test_an_adapter_is_never_on_experts_and_plain_peft_loads_it(base: Path, method: str, tmp_path: Path) -> None:
+    model = load_for_training(base, make_settings(method, lora_dropout=0.05), CPU)
+    trained = trained_tensors(model)
+    assert any("q_proj" in name for name in trained)
+    assert [name for name in trained if ".experts." in name] == []
+    model.save_pretrained(tmp_path / "adapter")
+    again = PeftModel.from_pretrained(
+        load_plain(base, torch.float32, CPU), str(tmp_path / "adapter"), is_trainable=True
+    )
+    assert trained_tensors(again).keys() == trained.keys()
+
+
+@pytest.mark.parametrize("method", ["LoRA", "QLoRA"])
+@pytest.mark.parametrize("base", ["Qwen3MoeForCausalLM"], indirect=True)
+def test_a_target_that_exists_only_in_experts_is_refused_by_name(base: Path, method: str) -> None:
+    settings = make_settings(method, target_modules=["q_proj", "down_proj"])
+    with pytest.raises(
+        TrainerError, match="targetModules names down_proj, which PEFT applies to the experts"
+    ) as caught:
+        load_for_training(base, settings, CPU)
+    assert caught.value.code is ExitCode.INVALID_CONFIG
 
 
 def test_layers_that_are_not_quantised_are_logged_and_counted_as_they_are_held(

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import torch
 from bitsandbytes.nn.parametrize import Bnb4bitParametrization, replace_parameter_4bit
+from peft import LoraConfig
+from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
 from transformers import PreTrainedModel
 
 from finetune_trainer.models.architectures import text_modules
@@ -39,6 +41,18 @@ def quantise_experts(model: PreTrainedModel, double_quant: bool, device: torch.d
         parameter = getattr(module, name)
         parameter.data = parameter.data.to(device).contiguous()
         replace_parameter_4bit(module, name, compress_statistics=double_quant, quant_type="nf4")
+
+
+def expert_targets(model: PreTrainedModel, names: list[str]) -> list[str]:
+    """Return the names that PEFT applies to parameters of experts, also in a later load, whatever layers have them.
+
+    In some architectures transformers has made one parameter of the layers of all experts: for these PEFT takes the
+    layers' former names as the parameters', so that adapters of that time can be loaded. Raises ValueError if PEFT
+    needs another name as well.
+    """
+    config = LoraConfig(target_modules=list(names))
+    convert_peft_config_for_transformers(config, model, None)
+    return sorted(set(names) - set(config.target_modules))
 
 
 def quantised_stacks(model: PreTrainedModel) -> list[str]:

@@ -30,7 +30,13 @@ from finetune_trainer.distributed.sharding import require_sharded, sharding_opti
 from finetune_trainer.distributed.world import ALONE, World
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.models.architectures import find_class, text_modules, text_prefix
-from finetune_trainer.models.experts import has_experts, plain_stacks, quantise_experts, quantised_stacks
+from finetune_trainer.models.experts import (
+    expert_targets,
+    has_experts,
+    plain_stacks,
+    quantise_experts,
+    quantised_stacks,
+)
 from finetune_trainer.models.quantised import Quantised
 from finetune_trainer.models.resolve_settings import refuse_sharded_8bit
 from finetune_trainer.models.shape import UNADAPTED_LAYERS
@@ -69,8 +75,13 @@ def load_for_training(
         return load_plain(directory, torch.float32, device, writes_text=writes_text)
     if settings.method == Method.LORA:
         return attach_adapter(load_plain(directory, compute, device, writes_text=writes_text), settings)
-    quantised = load_quantised(directory, compute, bool(settings.double_quant), device, writes_text=writes_text)
-    return attach_adapter(prepare_quantised(quantised, checkpoints=can_checkpoint(settings, quantised)), settings)
+    model = load_quantised(directory, compute, bool(settings.double_quant), device, writes_text=writes_text)
+    adapted = attach_adapter(prepare_quantised(model, checkpoints=can_checkpoint(settings, model)), settings)
+    # After the adapter: PEFT takes the modules that hold quantised experts for layers of the same name.
+    quantise_experts(model, bool(settings.double_quant), device)
+    if left := unquantised_layers(model):
+        logger.warning("%s are not quantised: QLoRA saves no memory on them", describe_layers(model, left))
+    return adapted.to(device)
 
 
 def prepare_quantised(model: PreTrainedModel, *, checkpoints: bool) -> PreTrainedModel:
@@ -112,10 +123,9 @@ def load_sharded(directory: Path, compute: torch.dtype, world: World, *, writes_
 def load_quantised(
     directory: Path, compute: torch.dtype, double_quant: bool, device: torch.device, *, writes_text: bool = True
 ) -> PreTrainedModel:
-    """Load the model with its linear layers and its experts in NF4, except for the head.
+    """Load the model with its linear layers in NF4, except for the head; `quantise_experts` does the rest.
 
-    A model with experts is loaded into the host's memory: the library quantises linear layers alone while it loads, and
-    a GPU may not hold the experts in 16 bits.
+    A model with experts is loaded into the host's memory: a GPU may not hold them in 16 bits.
     """
     quantisation = BitsAndBytesConfig(
         load_in_4bit=True,
@@ -123,15 +133,10 @@ def load_quantised(
         bnb_4bit_use_double_quant=double_quant,
         bnb_4bit_compute_dtype=compute,
     )
-    is_mixture = has_experts(directory)
-    device_map = {"": device.index or 0 if device.type == "cuda" and not is_mixture else "cpu"}
+    is_on_gpu = device.type == "cuda" and not has_experts(directory)
+    device_map = {"": device.index or 0 if is_on_gpu else "cpu"}
     model = _load(directory, writes_text, dtype=compute, quantization_config=quantisation, device_map=device_map)
-    if is_mixture:
-        quantise_experts(model, double_quant, device)
-        model.to(device)
     _keep_gradients_on_cpu(model)
-    if left := unquantised_layers(model):
-        logger.warning("%s are not quantised: QLoRA saves no memory on them", describe_layers(model, left))
     return model
 
 
@@ -210,7 +215,7 @@ def attach_adapter(model: PreTrainedModel, settings: Resolved) -> PeftModel:
         lora_alpha=settings.lora_alpha or 32,
         lora_dropout=settings.lora_dropout or 0.0,
         use_rslora=bool(settings.use_rslora),
-        target_modules=settings.target_modules or linear_targets(model),
+        target_modules=_choose_targets(model, settings.target_modules),
         exclude_modules=f"(?!{re.escape(prefix)}|{_head_name(model)}$).*" if prefix else None,
         bias="none",
         task_type="SEQ_CLS" if scores_text(model) else "CAUSAL_LM",
@@ -220,6 +225,19 @@ def attach_adapter(model: PreTrainedModel, settings: Resolved) -> PeftModel:
         return get_peft_model(model, config)
     except ValueError as error:
         raise TrainerError(ExitCode.INVALID_CONFIG, f"tuning.lora does not fit the model: {error}") from error
+
+
+def _choose_targets(model: PreTrainedModel, named: list[str] | None) -> list[str]:
+    """Return the names of the modules to adapt: of all linear layers without those that PEFT applies to experts."""
+    names = named or linear_targets(model)
+    of_experts = expert_targets(model, names)
+    if named and of_experts:
+        raise TrainerError(
+            ExitCode.INVALID_CONFIG,
+            f"tuning.lora.targetModules names {', '.join(of_experts)}, which PEFT applies to the experts or the router "
+            f"of a {model.config.model_type}: an adapter on them is not supported, remove these names",
+        )
+    return [name for name in names if name not in of_experts]
 
 
 def scores_text(model: PreTrainedModel) -> bool:
