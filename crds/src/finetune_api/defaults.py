@@ -86,6 +86,7 @@ def resolve(spec: FineTuneJobSpec, facts: Facts) -> Resolved:
         global_batch_size=batch * accumulation * spec.resources.ranks,
         max_length=hyper.max_length,
         precision=hyper.precision.value,
+        attention=hyper.attention.value if hyper.attention else None,
         gradient_checkpointing=_given(
             hyper.gradient_checkpointing, method is not Method.LORA or spec.resources.ranks > 1
         ),

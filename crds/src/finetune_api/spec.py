@@ -39,6 +39,14 @@ class Precision(StrEnum):
     FP32 = "FP32"
 
 
+class Attention(StrEnum):
+    """Implementation of attention in the training of supervised objectives."""
+
+    AUTO = "Auto"
+    SDPA = "SDPA"
+    FLASH = "FlashAttention"
+
+
 class Packing(StrEnum):
     """Packing of short rows into shared sequences."""
 
@@ -131,6 +139,11 @@ class Hyperparameters(Block):
     precision: Precision = Precision.AUTO
     """Number format of the computation. `Auto`: BF16 if the GPU supports it, else FP16; FP32 on a CPU. Default:
     `Auto`."""
+    attention: Attention | None = None
+    """Attention kernel. `SDPA`: PyTorch's scaled dot product attention. `FlashAttention`: a kernel for rows of
+    different lengths without padding; needs objective Instruction, Chat or DomainAdaptation, a GPU of compute
+    capability 8.0 or later, and BF16 or FP16. `Auto`: FlashAttention if GPU, image and model support it, else SDPA,
+    else the model's own. Default: `Auto`."""
     gradient_checkpointing: bool | None = None
     """Recompute activations in the backward pass to save memory. Default: true with QLoRA, with Full, and with several
     training processes, else false."""
@@ -264,6 +277,13 @@ class FineTuneJobSpec(Block):
                 "self.hyperparameters.packing != 'On' || self.objective in ['Instruction', 'Chat', 'DomainAdaptation']",
                 "packing works with objectives Instruction, Chat and DomainAdaptation: set it to Auto or Off",
                 ".hyperparameters.packing",
+            ),
+            cel(
+                "!has(self.hyperparameters.attention) || self.hyperparameters.attention != 'FlashAttention' || "
+                "self.objective in ['Instruction', 'Chat', 'DomainAdaptation']",
+                "FlashAttention works with objectives Instruction, Chat and DomainAdaptation: set attention to Auto or "
+                "SDPA",
+                ".hyperparameters.attention",
             ),
             cel(
                 "!has(self.rlhf) || !has(self.hyperparameters.perDeviceTrainBatchSize) || "

@@ -119,6 +119,13 @@ CONDITIONS: dict[str, Condition] = {
             spec.hyperparameters.packing != "On" or spec.objective in {"Instruction", "Chat", "DomainAdaptation"}
         )
     ),
+    "!has(self.hyperparameters.attention) || self.hyperparameters.attention != 'FlashAttention' || "
+    "self.objective in ['Instruction', 'Chat', 'DomainAdaptation']": (
+        lambda spec: (
+            spec.hyperparameters.attention != "FlashAttention"
+            or spec.objective in {"Instruction", "Chat", "DomainAdaptation"}
+        )
+    ),
     "!has(self.rlhf) || !has(self.hyperparameters.perDeviceTrainBatchSize) || "
     "!has(self.hyperparameters.gradientAccumulationSteps) || "
     "self.hyperparameters.perDeviceTrainBatchSize * self.hyperparameters.gradientAccumulationSteps % "

@@ -220,6 +220,9 @@ class Resolved(StatusBlock):
     """Maximum sequence length in tokens."""
     precision: Word | None = None
     """Number format of the computation; `Auto` until a trainer has detected its device."""
+    attention: Word | None = None
+    """Attention in use: `SDPA`, `FlashAttention` or `Eager`, the model's own. Until a trainer has loaded the model: the
+    requested one, if any."""
     gradient_checkpointing: bool | None = None
     """Whether activations are recomputed in the backward pass."""
     fused_kernels: bool | None = None

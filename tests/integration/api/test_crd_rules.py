@@ -42,6 +42,7 @@ NO_LOSS = "RLHF has no held-out loss"
 NO_MERGE = "objective RewardModel publishes no merged model"
 NO_ANSWERS = "a reward model generates no answers"
 PACKING = "packing works with objectives"
+FLASH = "FlashAttention works with objectives"
 ONE_PROCESS = "objectives KTO, RewardModel and RLHF train in one process"
 WITH_ADAPTER = "objective DPO trains on several GPUs or nodes with an adapter only"
 WANDB_KEY = "secretRef is required with mode Online"
@@ -187,6 +188,12 @@ AT_CREATION = [
         {"objective": "DomainAdaptation", "hyperparameters": {"packing": "On"}},
         {"objective": "DPO", "hyperparameters": {"packing": "On"}},
         "spec.hyperparameters.packing",
+    ),
+    (
+        FLASH,
+        {"objective": "Chat", "hyperparameters": {"attention": "FlashAttention"}},
+        {"objective": "DPO", "hyperparameters": {"attention": "FlashAttention"}},
+        "spec.hyperparameters.attention",
     ),
     (
         GROUPS,

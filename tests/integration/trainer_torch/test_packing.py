@@ -1,6 +1,5 @@
 """Rows that share a sequence are trained as if each had a sequence of its own."""
 
-import io
 import itertools
 from pathlib import Path
 from shutil import copytree
@@ -8,59 +7,19 @@ from typing import Any
 
 import pytest
 import torch
+from packed_rows import LENGTHS, SIZES, make_documents, make_model, make_samples, make_trainer, settings_for
+from torch.nn.functional import scaled_dot_product_attention
 from training_bench import Bench, make_spec
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from finetune_api.handoff import ExitCode
-from finetune_api.status import Resolved
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.evaluation.early_stopping import Plateau
-from finetune_trainer.evaluation.history import History
-from finetune_trainer.models.device import complete_settings
-from finetune_trainer.models.loading import load_for_training, load_tokenizer, trained_tensors
-from finetune_trainer.monitoring.reporter import Reporter
-from finetune_trainer.sigterm import StopFlag
+from finetune_trainer.models.loading import trained_tensors
 from finetune_trainer.tokenization.packing import EXACT_MODELS
 from finetune_trainer.tokenization.samples import Encoded
-from finetune_trainer.training.methods.loop import LoopContext, TrainerParts
-from finetune_trainer.training.methods.packed import require_isolated_rows, to_packed_dataset
-from finetune_trainer.training.methods.sft import RowTrainer, build_sft_trainer
+from finetune_trainer.training.methods.packed import PackedCollator, require_isolated_rows, to_packed_dataset
 
 CPU = torch.device("cpu")
-SIZES: dict[str, Any] = {
-    "vocab_size": 128,
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 128,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
-EIGHT_WIDE_HEADS = {"head_dim": 8}
-NARROW_WINDOW = {"sliding_window": 6}
-EXPERTS = {"moe_intermediate_size": 16, "shared_expert_intermediate_size": 16, "num_experts": 4}
-OWN: dict[str, dict[str, Any]] = {
-    "mistral": NARROW_WINDOW,
-    "ministral": EIGHT_WIDE_HEADS | NARROW_WINDOW,
-    "mixtral": NARROW_WINDOW | {"num_local_experts": 4},
-    "qwen2": NARROW_WINDOW | {"use_sliding_window": True, "max_window_layers": 1},
-    "qwen2_moe": EXPERTS,
-    "qwen3": EIGHT_WIDE_HEADS,
-    "qwen3_moe": EIGHT_WIDE_HEADS | EXPERTS | {"num_experts_per_tok": 2},
-    "gemma": EIGHT_WIDE_HEADS,
-    "gemma2": EIGHT_WIDE_HEADS | NARROW_WINDOW,
-    "gemma3_text": EIGHT_WIDE_HEADS | NARROW_WINDOW,
-    "phi3": NARROW_WINDOW,
-    "olmo3": NARROW_WINDOW,
-    "starcoder2": NARROW_WINDOW,
-    "cohere2": EIGHT_WIDE_HEADS | NARROW_WINDOW,
-    "exaone4": EIGHT_WIDE_HEADS | NARROW_WINDOW,
-    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128},
-    **dict.fromkeys(("glm", "glm4", "helium"), EIGHT_WIDE_HEADS),
-}
 PLAIN_ONLY = frozenset({"gemma2"})
 """Models without a fused attention in transformers."""
 PAIRS = [
@@ -69,23 +28,7 @@ PAIRS = [
     for attention in ("eager", "sdpa")
     if attention == "eager" or model_type not in PLAIN_ONLY
 ]
-LENGTHS = [[9, 17, 12], [20, 9]]
-
-
-def make_model(model_type: str, attention: str) -> PreTrainedModel:
-    """A random model whose logits are far apart, so that a leak between rows shows."""
-    torch.manual_seed(0)
-    config = AutoConfig.for_model(model_type, **SIZES | OWN.get(model_type, {}))
-    model = AutoModelForCausalLM.from_config(config, attn_implementation=attention).float().eval()
-    for parameter in model.parameters():
-        if parameter.dim() > 1:
-            torch.nn.init.normal_(parameter, std=0.3)
-    return model
-
-
-def make_documents() -> list[list[torch.Tensor]]:
-    generator = torch.Generator().manual_seed(1)
-    return [[torch.randint(3, 128, (length,), generator=generator) for length in row] for row in LENGTHS]
+COLLATOR = PackedCollator(0, max_length=16)
 
 
 def differences(model: PreTrainedModel, *, begins_anew: bool) -> tuple[float, float]:
@@ -120,7 +63,7 @@ def test_packed_rows_have_the_logits_of_single_rows(model_type: str, attention: 
     assert furthest <= 1e-4 * largest
     naive, _ = differences(model, begins_anew=False)
     assert naive > 0.1 * largest
-    require_isolated_rows(model)
+    require_isolated_rows(model, COLLATOR)
 
 
 @pytest.mark.parametrize("model_type", ["opt", "mpt", "mamba"])
@@ -133,8 +76,30 @@ def test_a_model_that_lets_rows_see_each_other_is_refused_before_training(model_
         if parameter.dim() > 1:
             torch.nn.init.normal_(parameter, std=0.3)
     with pytest.raises(TrainerError, match="lets packed rows attend to each other: set hyperparameters") as caught:
-        require_isolated_rows(model)
+        require_isolated_rows(model, COLLATOR)
     assert caught.value.code is ExitCode.INVALID_CONFIG
+
+
+def attend_rows_of_one_line(
+    module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, _mask: Any, *,
+    scaling: float | None = None, position_ids: torch.Tensor | None = None, **_: Any,
+) -> tuple[torch.Tensor, None]:  # fmt: skip
+    """Attend as transformers' flash attention does without cumulative lengths: it reads the positions of one line."""
+    width = query.shape[2]
+    allowed = torch.ones(width, width, dtype=torch.bool).tril()
+    if len(query) == 1 and position_ids is not None:
+        rows = (position_ids[0] == 0).cumsum(0)
+        allowed &= rows[:, None] == rows[None]
+    attended = scaled_dot_product_attention(query, key, value, allowed, scale=scaling, enable_gqa=True)
+    return attended.transpose(1, 2), None
+
+
+def test_rows_are_proven_apart_in_a_batch_of_several_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(AttentionInterface._global_mapping, "rows_of_one_line", attend_rows_of_one_line)
+    model = make_model("llama", "sdpa")
+    model.config._attn_implementation = "rows_of_one_line"
+    with pytest.raises(TrainerError, match=r"attention \(rows_of_one_line\) lets packed rows attend to each other"):
+        require_isolated_rows(model, COLLATOR)
 
 
 def test_the_first_token_of_each_row_is_not_trained_because_the_row_before_would_predict_it() -> None:
@@ -142,55 +107,6 @@ def test_the_first_token_of_each_row_is_not_trained_because_the_row_before_would
     first, second = to_packed_dataset(samples, 5, None)
     assert first == {"input_ids": [1, 2, 3, 4, 5], "labels": [-100, 2, 3, -100, 5], "seq_lengths": [3, 2]}
     assert second == {"input_ids": [6, 7], "labels": [-100, 7], "seq_lengths": [2]}
-
-
-def settings_for(method: str, *, packing: bool, batch: int = 2, **changes: Any) -> Resolved:
-    settings = Resolved(
-        method=method,
-        total_steps=1,
-        learning_rate=0.01,
-        lr_scheduler_type="constant",
-        warmup_steps=0.0,
-        weight_decay=0.0,
-        max_grad_norm=0.0,
-        per_device_train_batch_size=batch,
-        gradient_accumulation_steps=1,
-        global_batch_size=batch,
-        max_length=40,
-        precision="FP32",
-        optim="adamw_torch",
-        gradient_checkpointing=method == "QLoRA",
-        seed=42,
-        eval_steps=1,
-        lora_rank=4,
-        lora_alpha=8,
-        lora_dropout=0.0,
-        double_quant=True,
-        packing=packing,
-    )
-    return complete_settings(settings.model_copy(update=changes), CPU)
-
-
-def make_samples() -> list[Encoded]:
-    """Six rows of uneven length that fill two sequences; prompts are not trained."""
-    samples = []
-    for number, length in enumerate([9, 17, 12, 20, 9, 6]):
-        ids = [3 + (7 * number + 5 * place) % 500 for place in range(length)]
-        samples.append(Encoded(ids, [-100] * 3 + ids[3:], length - 3))
-    return samples
-
-
-def make_trainer(tiny_model: Path, tmp_path: Path, settings: Resolved) -> RowTrainer:
-    loop = LoopContext(
-        reporter=Reporter("u", out=io.StringIO()),
-        stop=StopFlag(),
-        history=History(tmp_path / "metrics.jsonl"),
-        plateau=Plateau(None),
-        best_weights=tmp_path / "best.safetensors",
-    )
-    model = load_for_training(tiny_model, settings, CPU)
-    samples, tokenizer = make_samples(), load_tokenizer(tiny_model)
-    return build_sft_trainer(TrainerParts(model, tokenizer, settings, loop, samples, samples, tmp_path / "s"))
 
 
 @pytest.mark.parametrize(("sequences", "max_length"), [(2, 40), (1, 80)])

@@ -1,5 +1,6 @@
 """The method for `Auto`, and the message for a job over its budget; on the shape of an 8B model, without its files."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -186,3 +187,29 @@ def test_an_8_bit_optimiser_of_sharded_weights_is_refused_before_a_gpu_is_held(
     with pytest.raises(TrainerError, match=r"adamw_8bit does not work with .* Full on several GPUs") as caught:
         choose_settings(spec, LLAMA, FACTS)
     assert caught.value.code is ExitCode.INVALID_CONFIG
+
+
+GEMMA_2 = replace(LLAMA, model_type="gemma2")
+
+
+@pytest.mark.parametrize(
+    ("hyper", "resources", "shape", "why"),
+    [
+        ({}, {"gpusPerNode": 0}, LLAMA, "it needs a GPU, and resources.gpusPerNode is 0: set it to Auto"),
+        ({"precision": "FP32"}, {}, LLAMA, "the kernel computes in BF16 and FP16, not in FP32: set it to Auto"),
+        ({}, {}, GEMMA_2, "the kernel is not known to be exact for gemma2: set it to Auto"),
+    ],
+)
+def test_flash_attention_that_cannot_work_is_refused_before_a_gpu_is_held(
+    hyper: dict[str, Any], resources: dict[str, Any], shape: ModelShape, why: str
+) -> None:
+    spec = make_spec({}, hyper | {"attention": "FlashAttention"}, resources=resources)
+    with pytest.raises(TrainerError) as caught:
+        choose_settings(spec, shape, FACTS)
+    assert caught.value.code is ExitCode.INVALID_CONFIG
+    assert caught.value.message == f"hyperparameters.attention FlashAttention: {why}"
+
+
+def test_the_requested_attention_is_resolved_and_none_stays_open() -> None:
+    assert choose(hyper={"attention": "FlashAttention"}).attention == "FlashAttention"
+    assert choose().attention is None

@@ -7,12 +7,12 @@ from dataclasses import replace
 from finetune_api.defaults import Facts, resolve
 from finetune_api.handoff import ExitCode
 from finetune_api.scalars import parse_quantity
-from finetune_api.spec import FineTuneJobSpec, Method
+from finetune_api.spec import Attention, FineTuneJobSpec, Method, Precision
 from finetune_api.status import Resolved
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.models.memory_estimate import MemoryEstimate, estimate, format_bytes, micro_batches
 from finetune_trainer.models.shape import ModelShape
-from finetune_trainer.tokenization.packing import count_packed
+from finetune_trainer.tokenization.packing import FLASH_MODELS, count_packed
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +30,7 @@ def choose_settings(
     To fit the budget, smaller micro-batches and gradient checkpointing are tried if the job does not set them: both
     change the memory and not the result.
     """
+    _check_attention(spec, shape)
     budget = _budget(spec)
     method, reason = choose_method(spec, shape, facts)
     facts = replace(facts, method=method, method_reason=reason)
@@ -53,6 +54,22 @@ def refuse_sharded_8bit(settings: Resolved, ranks: int) -> None:
             f"hyperparameters.optim {settings.optim} does not work with tuning.method Full on several GPUs: use "
             "adamw_torch_fused, tuning.method LoRA or QLoRA, or one GPU",
         )
+
+
+def _check_attention(spec: FineTuneJobSpec, shape: ModelShape | None) -> None:
+    """Refuse FlashAttention where it is known not to work; the trainer checks the GPU and the loaded model."""
+    hyper = spec.hyperparameters
+    if hyper.attention is not Attention.FLASH:
+        return
+    why = None
+    if not spec.resources.gpus_per_node:
+        why = "it needs a GPU, and resources.gpusPerNode is 0"
+    elif hyper.precision is Precision.FP32:
+        why = "the kernel computes in BF16 and FP16, not in FP32"
+    elif shape and shape.model_type not in FLASH_MODELS:
+        why = f"the kernel is not known to be exact for {shape.model_type}"
+    if why:
+        raise TrainerError(ExitCode.INVALID_CONFIG, f"hyperparameters.attention FlashAttention: {why}: set it to Auto")
 
 
 def _pack(

@@ -35,6 +35,7 @@ from finetune_trainer.evaluation.logprobs import HeldOut, mean_loss
 from finetune_trainer.evaluation.measurements import Measured
 from finetune_trainer.evaluation.run_record import Answer
 from finetune_trainer.models.adapter_output import continue_adapter, save_adapter, save_tokenizer
+from finetune_trainer.models.attention import choose_attention
 from finetune_trainer.models.device import complete_settings, find_device, require_gpus
 from finetune_trainer.models.fused_kernels import fuse_kernels
 from finetune_trainer.models.loading import (
@@ -197,7 +198,8 @@ def train_once(
 def load_model(
     inputs: Inputs, settings: Resolved, device: torch.device, world: World
 ) -> tuple[PreTrainedModel | PeftModel, Resolved]:
-    """Load the model to train; return it and the settings as they apply to it: checkpointing, adapted modules."""
+    """Load the model to train; return it and the settings as they apply to it: checkpointing, attention, adapted
+    modules."""
     spec = inputs.run.config.spec
     writes_text = traits_of(spec.objective).writes_text
     model = load_for_training(inputs.model, settings, device, writes_text=writes_text, world=world)
@@ -207,6 +209,8 @@ def load_model(
     if spec.hyperparameters.fused_kernels is FusedKernels.AUTO:
         is_fused = device.type == "cuda" and fuse_kernels(model, device)
         settings = settings.model_copy(update={"fused_kernels": is_fused})
+    attention = choose_attention(model, settings, device, is_flattened=traits_of(spec.objective).is_flattened)
+    settings = settings.model_copy(update={"attention": attention})
     if inputs.initial_adapter:
         continue_adapter(model, inputs.initial_weights)
     if settings.method == Method.FULL:

@@ -22,6 +22,9 @@ EXACT_MODELS = frozenset(
     }
 )
 """Values of `model_type` whose attention, fused and plain, keeps packed rows apart."""
+FLASH_MODELS = EXACT_MODELS - {"gemma2", "nemotron", "stablelm"}
+"""Those of them whose attention a flash kernel computes: Gemma 2 caps its scores, and in transformers the other two do
+not pass on where rows begin."""
 MAX_ROWS = 16
 """Rows in one sequence: no more than an optimiser step is meant to hold, so that packing does not enlarge it."""
 PADDED = 1.05

@@ -20,9 +20,18 @@ class Traits:
     """Whether the model answers prompts; otherwise it has a single score instead of the language head."""
     has_loss: bool = True
     """Whether held-out rows have a loss, which selects the best weights."""
+    is_flattened: bool = False
+    """Whether the rows of a batch can be joined without padding, for flash kernels."""
 
 
-TRAITS = {"RewardModel": Traits(writes_text=False), "RLHF": Traits(has_loss=False)}
+_SUPERVISED = Traits(is_flattened=True)
+TRAITS = {
+    "Instruction": _SUPERVISED,
+    "Chat": _SUPERVISED,
+    "DomainAdaptation": _SUPERVISED,
+    "RewardModel": Traits(writes_text=False),
+    "RLHF": Traits(has_loss=False),
+}
 
 
 def traits_of(objective: str) -> Traits:

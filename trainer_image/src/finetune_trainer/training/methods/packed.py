@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import torch
+from accelerate.utils import send_to_device
 from datasets import Dataset
 from peft import PeftModel
 from torch.nn.utils.rnn import pad_sequence
@@ -26,7 +28,8 @@ LENGTHS = "seq_lengths"
 """TRL's name of the column; TRL keeps it together with ids and labels."""
 ROW_TOKENS = "row_tokens"
 JOINED_AT_ONCE = 1024
-PROBE_TOKENS = 8
+PROBE_LENGTHS = (8, 3, 5, 8)
+"""Rows of the probe: two sequences of two rows, which make three lines, one with two rows."""
 LARGEST_LEAK = 1e-3
 Row = npt.NDArray[np.int32]
 
@@ -36,7 +39,8 @@ class PackedCollator(DataCollatorForLanguageModeling):  # type: ignore[misc]  # 
     """Join the rows of packed sequences into lines with positions that restart at each row; pad single rows like TRL.
 
     There is no attention mask, because the model derives a block-diagonal one from the positions. Each padding token
-    has position 0, so it is a row of its own.
+    has position 0, so it is a row of its own. With `padding_free`, for flash kernels, all rows of a batch are one line
+    without padding, `[1, tokens]`, with cumulative lengths.
     """
 
     max_length: int = 0
@@ -44,7 +48,7 @@ class PackedCollator(DataCollatorForLanguageModeling):  # type: ignore[misc]  # 
     @override
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         """Return one batch; `row_tokens` counts the tokens of each line without its padding."""
-        if LENGTHS not in examples[0]:
+        if self.padding_free or LENGTHS not in examples[0]:
             batch: dict[str, Any] = super().torch_call(examples)
             return batch
         lines = fold_rows([example[LENGTHS] for example in examples], len(examples) * self.max_length)
@@ -91,31 +95,51 @@ def _join(groups: Sequence[Sequence[int]], ids: Sequence[Row], labels: Sequence[
     return pa.RecordBatch.from_pydict(columns)
 
 
-def require_isolated_rows(model: PreTrainedModel | PeftModel) -> None:
-    """Raise if a row changes the logits of the next row in its sequence, with the attention that the model uses.
+def require_isolated_rows(
+    model: PreTrainedModel | PeftModel, collator: PackedCollator, *, is_packed: bool = True
+) -> None:
+    """Raise if other rows change a row's logits in a batch of the trainer's collator, with the attention in use.
 
     A model with non-finite logits passes: its loss is reported later.
     """
     was_training = model.training
     model.eval()
-    leak = _leak(model)
+    leaks = [_leak(model, collator, row, is_packed=is_packed) for row in range(len(PROBE_LENGTHS))]
     model.train(was_training)
-    if leak > LARGEST_LEAK:
+    if any(leak > LARGEST_LEAK for leak in leaks):
         raise TrainerError(
             ExitCode.INVALID_CONFIG,
             f"this model's attention ({model.config._attn_implementation}) lets packed rows attend to each other: set "
-            "hyperparameters.packing Off",
+            f"{'hyperparameters.packing Off' if is_packed else 'hyperparameters.attention SDPA'}",
         )
 
 
 @torch.no_grad()
-def _leak(model: PreTrainedModel | PeftModel) -> float:
-    """Return how far other tokens in the first row change the second row's logits, relative to the largest logit."""
-    positions = torch.arange(PROBE_TOKENS, device=model.device).repeat(2)[None]
-    second = torch.arange(PROBE_TOKENS, 2 * PROBE_TOKENS, device=model.device)
+def _leak(model: PreTrainedModel | PeftModel, collator: PackedCollator, row: int, *, is_packed: bool) -> float:
+    """Return how far other tokens in the other rows change this row's logits, relative to the largest logit."""
     found = []
-    for shift in (0, PROBE_TOKENS // 2):
-        ids = torch.cat([second.flip(0) - shift, second])[None]
-        logits = model(input_ids=ids, position_ids=positions, use_cache=False).logits
-        found.append(logits[0, PROBE_TOKENS:].float())
+    for shift in (0, sum(PROBE_LENGTHS) // 2):
+        batch = collator.torch_call(_probe_examples(row, shift, is_packed=is_packed))
+        is_watched = batch["labels"] == row
+        inputs = {name: value for name, value in batch.items() if name not in ("labels", ROW_TOKENS)}
+        logits = model(**send_to_device(inputs, model.device), use_cache=False).logits
+        found.append(logits[is_watched.to(logits.device)].float())
     return float((found[0] - found[1]).abs().max() / found[0].abs().max())
+
+
+def _probe_examples(row: int, shift: int, *, is_packed: bool) -> list[dict[str, Any]]:
+    """Return rows whose labels are the row's number, and whose tokens are shifted except in one row."""
+    total, places = sum(PROBE_LENGTHS), iter(range(sum(PROBE_LENGTHS)))
+    rows = [list(islice(places, length)) for length in PROBE_LENGTHS]
+    tokens = [one if at == row else [(token + shift) % total for token in one] for at, one in enumerate(rows)]
+    labels = [[at] * len(one) for at, one in enumerate(tokens)]
+    if not is_packed:
+        return [{"input_ids": one, "labels": two} for one, two in zip(tokens, labels, strict=True)]
+    return [
+        {"input_ids": _flat(tokens[half]), "labels": _flat(labels[half]), LENGTHS: list(map(len, tokens[half]))}
+        for half in (slice(2), slice(2, None))
+    ]
+
+
+def _flat(rows: Sequence[Sequence[int]]) -> list[int]:
+    return [token for row in rows for token in row]
