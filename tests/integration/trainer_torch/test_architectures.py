@@ -80,6 +80,14 @@ MODELS: dict[str, Callable[[], PreTrainedModel]] = {
         "Qwen3MoeForCausalLM", num_experts=4, moe_intermediate_size=64, num_experts_per_tok=2
     ),
 }
+
+
+def make_falcon() -> PreTrainedModel:
+    names = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "pad_token_id", "eos_token_id")
+    return transformers.FalconForCausalLM(transformers.FalconConfig(**{name: TEXT[name] for name in names}))
+
+
+FALCON: dict[str, Callable[[], PreTrainedModel]] = {"FalconForCausalLM": make_falcon}
 MIXTURES: dict[str, Callable[[], PreTrainedModel]] = {
     "Qwen3MoeForCausalLM": MODELS["Qwen3MoeForCausalLM"],
     "MixtralForCausalLM": text_only("MixtralForCausalLM", num_local_experts=4, num_experts_per_tok=2),
@@ -111,7 +119,7 @@ def base(request: pytest.FixtureRequest, tiny_model: Path, tmp_path: Path) -> Pa
     folder = tmp_path / "model"
     shutil.copytree(tiny_model, folder, ignore=shutil.ignore_patterns("*.safetensors", "config.json"))
     torch.manual_seed(1)
-    (MODELS | MIXTURES | SHARED)[request.param]().save_pretrained(folder)
+    (MODELS | MIXTURES | SHARED | FALCON)[request.param]().save_pretrained(folder)
     return folder
 
 
@@ -212,8 +220,7 @@ def test_a_target_that_exists_only_in_experts_is_refused_by_name(base: Path, met
 def test_layers_that_are_not_quantised_are_logged_and_counted_as_they_are_held(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    sizes = {"vocab_size": 512, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
-    transformers.FalconForCausalLM(transformers.FalconConfig(**sizes)).save_pretrained(tmp_path)
+    make_falcon().save_pretrained(tmp_path)
     settings = make_settings("QLoRA", precision="BF16")
     model = load_for_training(tmp_path, settings, CPU)
     assert re.search(
@@ -224,6 +231,18 @@ def test_layers_that_are_not_quantised_are_logged_and_counted_as_they_are_held(
     assert shape
     held = [one for name, one in model.named_parameters() if "lora_" not in name]
     assert weight_bytes(shape, settings) == sum(one.numel() * one.element_size() for one in held)
+
+
+@pytest.mark.parametrize("base", ["FalconForCausalLM"], indirect=True)
+def test_layers_that_are_not_quantised_are_named_in_the_status(base: Path, tmp_path: Path) -> None:
+    (tmp_path / "job").mkdir()
+    bench = Bench(tmp_path / "job", base, make_spec("QLoRA", hyperparameters=HYPERPARAMETERS | {"maxSteps": 4}))
+    report = bench.run()
+    assert report.resolved
+    assert re.fullmatch(
+        r"set in tuning\.method; 8 layers of FalconForCausalLM, for example transformer\.h\.0\.\S+, are not in 4 bits",
+        str(report.resolved.method_reason),
+    )
 
 
 def test_a_model_that_does_not_write_text_is_refused_by_name(tmp_path: Path) -> None:
