@@ -179,6 +179,12 @@ nightly: setup binaries mlflow browser prometheus checkov $(VENV)/audit/installe
 	eval "$$($(MAKE) -s env CLUSTER=$(CLUSTER))"; \
 	  $(PYTEST) -n 2 -m 'nightly and not alone' tests/e2e && $(BIN)/pytest -m 'nightly and alone' tests/e2e
 
+GPU_ARGS ?=
+
+.PHONY: gpu
+gpu: setup ## Measure on a GPU what no CPU can show, at most ten minutes (apart from `make test`; GPU_ARGS=--require fails without one)
+	$(BIN)/python tests/gpu/suite.py $(GPU_ARGS)
+
 COUNT ?= 50
 PACKAGES ?=
 MUTANTS_ARGS ?=

@@ -170,11 +170,18 @@ def to_samples(model: Path, pairs: Sequence[Pair], longest: int) -> list[Encoded
 
 
 def our_trainer(
-    model: Path, pairs: Sequence[Pair], held_out: Sequence[Pair], settings: Resolved, scratch: Path
+    model: Path,
+    pairs: Sequence[Pair],
+    held_out: Sequence[Pair],
+    settings: Resolved,
+    scratch: Path,
+    *,
+    device: torch.device = CPU,
 ) -> Trainer:
     """The loop of a training pod."""
+    scratch.mkdir(parents=True, exist_ok=True)
     parts = TrainerParts(
-        load_for_training(model, settings, CPU),
+        load_for_training(model, settings, device),
         load_tokenizer(model),
         settings,
         make_loop(scratch),
@@ -199,9 +206,16 @@ def to_columns(pairs: Sequence[Pair]) -> Dataset:
 
 
 def plain_trainer(
-    model: Path, pairs: Sequence[Pair], held_out: Sequence[Pair], settings: Resolved, scratch: Path
+    model: Path,
+    pairs: Sequence[Pair],
+    held_out: Sequence[Pair],
+    settings: Resolved,
+    scratch: Path,
+    *,
+    device: torch.device = CPU,
 ) -> Trainer:
     """What people write with TRL for the same training."""
+    is_16_bit = settings.precision == "BF16"
     adapter = LoraConfig(
         r=settings.lora_rank,
         lora_alpha=settings.lora_alpha,
@@ -225,14 +239,14 @@ def plain_trainer(
         seed=settings.seed,
         data_seed=settings.seed,
         max_length=settings.max_length,
-        bf16=False,
-        use_cpu=True,
+        bf16=is_16_bit,
+        use_cpu=device.type == "cpu",
         save_strategy="no",
         report_to="none",
         disable_tqdm=True,
     )
     trainer = SFTTrainer(
-        model=AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32),
+        model=AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16 if is_16_bit else torch.float32),
         args=arguments,
         train_dataset=to_columns(pairs),
         eval_dataset=to_columns(held_out),

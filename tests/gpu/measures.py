@@ -1,0 +1,413 @@
+"""What the GPU suite measures: one function a section, each of which yields its figures.
+
+Every function runs on the CPU too, with a tiny model and without the figures that only a GPU has; a test runs them so.
+"""
+
+import json
+import os
+import shutil
+import socket
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import training_speed
+from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+from loop_bench import make_loop
+from machine import Machine, make_checkpoints, write_random_model
+from results import Figure
+from safetensors.torch import load_file
+from training_bench import Bench, make_rows, make_spec, preference_rows
+from transformers import TrainerCallback
+
+from finetune_api.handoff import Outcome
+from finetune_api.spec import Objective
+from finetune_api.status import Resolved
+from finetune_trainer.distributed.world import join
+from finetune_trainer.models.base_model import read_config
+from finetune_trainer.models.device import DRIVER_FILE, find_device
+from finetune_trainer.models.loading import load_for_training, load_tokenizer
+from finetune_trainer.models.memory_estimate import RESERVE, estimate, format_bytes
+from finetune_trainer.models.shape import read_shape
+from finetune_trainer.models.tensor_files import TensorFiles
+from finetune_trainer.training.callbacks import save_trained
+from finetune_trainer.training.methods.loop import LoopTrainer, TrainerParts
+from finetune_trainer.training.methods.packed import ROW_TOKENS
+from finetune_trainer.training.methods.sft import build_sft_trainer
+
+METHODS = ("QLoRA", "LoRA", "Full")
+NO_GPU = "not measured: no GPU"
+WITHIN = 0.15
+LEAST_OF_PLAIN = 0.97
+LARGEST_LOSS_DIFFERENCE = 0.01
+"""Relative difference of the loss of packed rows from that of single ones: rounding of 16-bit numbers."""
+WARM_UP = 2
+RANKS_TIMEOUT = timedelta(minutes=3)
+
+
+def measure_image(machine: Machine) -> Iterator[Figure]:
+    """Driver, compiler and a compiled kernel: the facts that the image must bring."""
+    driver = (
+        DRIVER_FILE.read_text(encoding="utf-8").split("\n")[0] if DRIVER_FILE.exists() else "not measured: no driver"
+    )
+    yield Figure("driver", driver)
+    yield Figure("CUDA of PyTorch", str(torch.version.cuda))
+    if not machine.is_gpu:
+        yield Figure("compute capability", NO_GPU)
+    else:
+        yield Figure("compute capability", ".".join(map(str, torch.cuda.get_device_capability(machine.device))))
+    compiler = shutil.which("cc")
+    yield Figure("C compiler", compiler or "none", "one", compiler is not None)
+    if not machine.is_gpu:
+        yield Figure("a Triton kernel", NO_GPU, "compiled, and right")
+        return
+    from triton_kernel import doubled
+
+    given = torch.arange(1000, dtype=torch.float32, device=machine.device)
+    is_right = bool(torch.equal(doubled(given), given * 2))
+    yield Figure("a Triton kernel", "right" if is_right else "wrong", "compiled, and right", is_right)
+
+
+# --- objectives ---------------------------------------------------------------
+
+FEW = {"perDeviceTrainBatchSize": 4, "gradientAccumulationSteps": 1, "maxLength": 128, "lrSchedulerType": "constant"}
+SHORT: dict[str, Any] = {"evaluation": {"steps": 100}}
+REWARDS = {
+    "rewards": [{"type": "Regex", "pattern": letter} for letter in "aeot"],
+    "maxCompletionLength": 10,
+    "numGenerations": 4,
+}
+"""Rewards that differ between the answers of a random model too."""
+
+
+def prompt_rows(count: int) -> list[dict[str, object]]:
+    """Prompts only."""
+    return [{"prompt": row["prompt"]} for row in preference_rows(count)]
+
+
+def text_rows(count: int) -> list[dict[str, object]]:
+    """Plain texts."""
+    return [{"text": f"{row['prompt']} {row['chosen']}"} for row in preference_rows(count)]
+
+
+Rows = Callable[[int], list[dict[str, object]]]
+OBJECTIVES: Mapping[str, tuple[Rows, dict[str, Any]]] = {
+    "Instruction": (make_rows, {}),
+    "DomainAdaptation": (text_rows, {}),
+    "DPO": (preference_rows, {}),
+    "KTO": (preference_rows, {}),
+    "RewardModel": (preference_rows, {}),
+    "RLHF": (prompt_rows, {"rlhf": REWARDS}),
+}
+
+
+def measure_objectives(
+    machine: Machine, methods: Sequence[str] = METHODS, objectives: Sequence[str] = tuple(OBJECTIVES)
+) -> Iterator[Figure]:
+    """Whole jobs, from rows to a verified result, one for each objective and method."""
+    for objective in objectives:
+        rows, blocks = OBJECTIVES[objective]
+        for method in methods:
+            name = f"{objective}, {method}"
+            hyper = FEW | {"maxSteps": machine.steps}
+            spec = make_spec(method, **SHORT | blocks, objective=objective, hyperparameters=hyper)
+            bench = Bench(machine.scratch / f"job-{objective}-{method}", machine.model, spec, rows=rows(60))
+            machine.reset_peak()
+            yield _try(name, "published", lambda bench=bench: _run_job(bench, machine))
+            shutil.rmtree(bench.root, ignore_errors=True)
+
+
+def _run_job(bench: Bench, machine: Machine) -> tuple[str, bool]:
+    bench.root.mkdir(parents=True)
+    report = bench.run()
+    speed = report.metrics.tokens_per_second if report.metrics else None
+    words = f"{report.outcome.value}, {speed or 0:.0f} tokens/s, {_peak(machine)}"
+    return words, report.outcome is Outcome.PUBLISHED
+
+
+def _peak(machine: Machine) -> str:
+    return f"peak {format_bytes(machine.peak())}" if machine.is_gpu else "peak not measured"
+
+
+def _try(name: str, required: str, run: Callable[[], tuple[str, bool | None]]) -> Figure:
+    """Return the figure of one measurement; an error is a missed one, and the suite continues."""
+    try:
+        measured, is_met = run()
+    except Exception as error:  # noqa: BLE001 - whatever a library raises is the result
+        return Figure(name, f"{type(error).__name__}: {error}"[:300], required, False)
+    return Figure(name, measured, required, is_met)
+
+
+# --- packed rows --------------------------------------------------------------
+
+
+def measure_packing(machine: Machine) -> Iterator[Figure]:
+    """Packed rows against single ones, with this device's kernels; building the trainer checks the first figure."""
+    samples = training_speed.to_samples(machine.model, training_speed.short_pairs(32), machine.length)
+    trainer: LoopTrainer | None = None
+
+    def build() -> tuple[str, bool]:
+        nonlocal trainer
+        settings = machine.settings("LoRA", packing=True)
+        trainer = machine.trainer(machine.model, settings, samples, machine.scratch / "packed")
+        return f"none, with attention {trainer.model.config._attn_implementation}", True
+
+    yield _try("effect of a row on the next one", "none", build)
+    if trainer is None:
+        return
+    batch = next(iter(trainer.get_train_dataloader()))
+    packed = _token_losses(trainer.model, {name: value for name, value in batch.items() if name != ROW_TOKENS})
+    count = int((batch["labels"] != -100).sum())
+    rows = [one for one in samples if _is_in(one.input_ids, batch["input_ids"])]
+    single = sum(
+        _token_losses(
+            trainer.model,
+            {name: torch.tensor([getattr(one, name)], device=machine.device) for name in ("input_ids", "labels")},
+        )
+        for one in rows
+    )
+    difference = abs(packed / single - 1)
+    yield Figure(
+        "loss of one packed batch against its rows alone",
+        f"{packed:.5g} and {single:.5g} over {count} tokens of {len(rows)} rows: {difference:.2%}",
+        f"at most {LARGEST_LOSS_DIFFERENCE:.0%}",
+        difference <= LARGEST_LOSS_DIFFERENCE,
+    )
+
+
+def _is_in(row: Any, lines: torch.Tensor) -> bool:
+    wanted = ",".join(map(str, row))
+    return any(f",{wanted}," in f",{','.join(map(str, line))}," for line in lines.tolist())
+
+
+@torch.no_grad()
+def _token_losses(model: Any, batch: dict[str, Any]) -> float:
+    """Return the summed loss of the trained tokens."""
+    labels = batch.pop("labels")
+    model.eval()
+    logits = model(**batch, use_cache=False).logits[:, :-1].float()
+    return float(
+        torch.nn.functional.cross_entropy(
+            logits.flatten(0, 1), labels[:, 1:].flatten().to(logits.device), ignore_index=-100, reduction="sum"
+        )
+    )
+
+
+# --- resume -------------------------------------------------------------------
+
+
+def measure_resume(machine: Machine) -> Iterator[Figure]:
+    """A resumed training against one that was not interrupted, with the optimiser whose state is paged and in 8 bits.
+
+    A GPU's kernels may add in another order each time: two uninterrupted trainings show by how much.
+    """
+    optim = "paged_adamw_8bit" if machine.is_gpu else "adamw_torch"
+    settings = machine.settings("QLoRA", optim=optim, total_steps=4)
+    samples = training_speed.to_samples(machine.model, training_speed.short_pairs(8), machine.length)
+    folder = machine.scratch / "resume"
+
+    def train(name: str, resumed_from: str | None = None) -> dict[str, torch.Tensor]:
+        bench = Bench(folder / "job", machine.model, make_spec("QLoRA", checkpoint={"steps": 1, "saveTotalLimit": 9}))
+        checkpoints = make_checkpoints(bench)
+        restored = checkpoints.restore(only=2) if resumed_from else None
+        trainer = machine.trainer(machine.model, settings, samples, folder / name, checkpoints)
+        if restored:
+            shutil.copyfile(folder / str(resumed_from) / "metrics.jsonl", folder / name / "metrics.jsonl")
+        trainer.train(str(restored) if restored else None)
+        save_trained(trainer.model, folder / f"{name}.safetensors")
+        return dict(load_file(folder / f"{name}.safetensors"))
+
+    def compare() -> tuple[str, bool]:
+        whole, again = train("whole"), train("again")
+        resumed = train("resumed", "again")
+        noise, found = _largest_difference(whole, again), _largest_difference(again, resumed)
+        return f"{found:.3g} (two uninterrupted ones: {noise:.3g})", found <= max(2 * noise, 1e-7)
+
+    yield _try(f"largest difference of a weight after a resume, {optim}", "at most twice the noise", compare)
+
+
+def _largest_difference(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> float:
+    return max(float((one[name].float() - other[name].float()).abs().max()) for name in one)
+
+
+# --- NF4 ----------------------------------------------------------------------
+
+
+def measure_nf4(machine: Machine, sizes: tuple[tuple[int, int], ...] = ((576, 576), (4096, 11008))) -> Iterator[Figure]:
+    """4-bit weights made on the device against those made on the CPU, on which merge and gate quantise again."""
+    for size in sizes:
+        for dtype in (torch.bfloat16, torch.float16, torch.float32):
+            torch.manual_seed(0)
+            weight = torch.randn(size).mul_(0.02).to(dtype)
+            (ours, state), (cpu, cpu_state) = (
+                quantize_4bit(weight.to(device), compress_statistics=True, quant_type="nf4")
+                for device in (machine.device, torch.device("cpu"))
+            )
+            values, cpu_values = dequantize_4bit(ours, state).cpu(), dequantize_4bit(cpu, cpu_state)
+            different = int((ours.cpu() != cpu).sum()), int((values != cpu_values).sum())
+            name = f"{size[0]} by {size[1]}, {str(dtype).removeprefix('torch.')}"
+            measured = f"{different[0]} of {cpu.numel()} bytes and {different[1]} of {cpu_values.numel()} values differ"
+            yield Figure(name, measured, "none", different == (0, 0))
+
+
+# --- estimate -----------------------------------------------------------------
+
+
+def measure_estimates(machine: Machine) -> Iterator[Figure]:
+    """The estimate of preflight against the measured peak, on random models."""
+    for at, name in enumerate(machine.shapes):
+        model = write_random_model(machine, name, machine.model)
+        for method in METHODS if at == 0 else METHODS[:2]:
+            yield _try(f"{name}, {method}", f"within {WITHIN:.0%}", lambda m=method, f=model: _estimate(machine, f, m))
+        shutil.rmtree(model)
+
+
+def _estimate(machine: Machine, model: Path, method: str) -> tuple[str, bool | None]:
+    settings = machine.settings(method, total_steps=2, gradient_checkpointing=True)
+    config = read_config(model)
+    with TensorFiles.of_folder(model) as files:
+        shape = read_shape(config, {name: tuple(header.shape) for name, header in files.headers.items()})
+    assert shape
+    expected = estimate(shape, settings, Objective.INSTRUCTION).total - RESERVE
+    machine.reset_peak()
+    folder = machine.scratch / f"estimate-{model.name}-{method}"
+    machine.trainer(model, settings, machine.samples(4, int(config["vocab_size"])), folder).train()
+    shutil.rmtree(folder)
+    if not machine.is_gpu:
+        return f"{NO_GPU} (estimated: {format_bytes(expected)})", None
+    peak = machine.peak()
+    return f"estimated {format_bytes(expected)}, peak {format_bytes(peak)}: {expected / peak - 1:+.1%}", (
+        abs(expected / peak - 1) <= WITHIN
+    )
+
+
+# --- speed --------------------------------------------------------------------
+
+
+class StepTimes(TrainerCallback):  # type: ignore[misc]  # the library has no types
+    """Measure the seconds of each step, with the device's work in them."""
+
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
+        self._began = 0.0
+        self.seconds: list[float] = []
+
+    def on_step_begin(self, *_: Any, **__: Any) -> None:
+        self._machine.synchronise()
+        self._began = time.perf_counter()
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        self._machine.synchronise()
+        self.seconds.append(time.perf_counter() - self._began)
+
+
+def measure_speed(machine: Machine) -> Iterator[Figure]:
+    """Tokens a second and peak memory of the trainer's loop and of a plain TRL script, on the same rows."""
+    steps = WARM_UP + 2 * machine.steps
+    settings = machine.settings(
+        "LoRA",
+        total_steps=steps,
+        per_device_train_batch_size=4,
+        global_batch_size=4,
+        eval_steps=1000,
+        max_length=512,
+    )
+    pairs = training_speed.demo_pairs(training_speed.HELD_OUT + 4 * steps)
+    found: dict[str, tuple[float, str]] = {}
+    for make in (training_speed.our_trainer, training_speed.plain_trainer):
+        machine.reset_peak()
+        held_out, trained = pairs[: training_speed.HELD_OUT], pairs[training_speed.HELD_OUT :]
+        trainer = make(
+            machine.model, trained, held_out, settings, machine.scratch / make.__name__, device=machine.device
+        )
+        times = StepTimes(machine)
+        trainer.callback_handler.callbacks.insert(0, times)
+        trainer.train()
+        tokens = sum(map(len, trainer.train_dataset["input_ids"])) / len(trainer.train_dataset) * 4
+        found[make.__name__] = tokens / statistics.median(times.seconds[WARM_UP:]), _peak(machine)
+        del trainer
+    ours, plain = found["our_trainer"], found["plain_trainer"]
+    ratio = ours[0] / plain[0]
+    yield Figure("the trainer's loop", f"{ours[0]:.0f} tokens/s, {ours[1]}")
+    yield Figure("a plain TRL script", f"{plain[0]:.0f} tokens/s, {plain[1]}")
+    yield Figure(
+        "ratio", f"{ratio:.3f}", f"at least {LEAST_OF_PLAIN}", ratio >= LEAST_OF_PLAIN if machine.is_gpu else None
+    )
+
+
+# --- several GPUs ---------------------------------------------------------------
+
+
+def measure_ranks(machine: Machine) -> Iterator[Figure]:
+    """Two processes, LoRA with DDP and method Full with shards, against one process with the same effective batch."""
+    if machine.ranks < 2:
+        yield Figure("two GPUs", "not measured: one GPU", "the losses of one process")
+        return
+    for method in ("LoRA", "Full"):
+        yield _try(f"{method} on two processes", "the losses of one process", lambda m=method: _compare(machine, m))
+
+
+def _compare(machine: Machine, method: str) -> tuple[str, bool]:
+    folder = machine.scratch / f"ranks-{method}"
+    folder.mkdir()
+    alone = _losses(
+        machine, machine.settings(method, gradient_accumulation_steps=2, global_batch_size=4), folder / "one"
+    )
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    arguments = (replace(machine, shapes={}), method, folder, port)
+    torch.multiprocessing.start_processes(
+        _train_rank, arguments, machine.ranks, start_method="spawn" if machine.is_gpu else "fork"
+    )
+    ranks = [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(machine.ranks)]
+    difference = max(abs(one - other) / other for one, other in zip(ranks[0]["losses"], alone, strict=True))
+    peaks = ", ".join(format_bytes(one["peak"]) for one in ranks) if machine.is_gpu else "not measured"
+    return f"largest difference {difference:.2%}, peak of each {peaks}", difference <= LARGEST_LOSS_DIFFERENCE
+
+
+def _losses(machine: Machine, settings: Resolved, folder: Path) -> list[float]:
+    samples = training_speed.to_samples(machine.model, training_speed.short_pairs(64), machine.length)
+    trainer = machine.trainer(machine.model, settings, samples, folder)
+    trainer.train()
+    return [float(one["loss"]) for one in trainer.state.log_history if "loss" in one]
+
+
+def _train_rank(rank: int, machine: Machine, method: str, folder: Path, port: int) -> None:
+    """Train in one of several processes, and write its losses and peak."""
+    size = machine.ranks
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(size)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.set_num_threads(1)
+    world = join(rank, size, (rank, size), ("127.0.0.1", port), lambda: None, timeout=RANKS_TIMEOUT)
+    device = find_device(world)
+    own = replace(machine, device=device, scratch=folder / f"scratch-{rank}")
+    settings = own.settings(method, gradient_accumulation_steps=1, global_batch_size=4)
+    samples = training_speed.to_samples(machine.model, training_speed.short_pairs(64), machine.length)
+    own.scratch.mkdir()
+    loop = replace(make_loop(own.scratch), world=world)
+    model = load_for_training(machine.model, settings, device, world=world)
+    parts = TrainerParts(model, load_tokenizer(machine.model), settings, loop, samples, [], own.scratch / "scratch")
+    own.reset_peak()
+    trainer = build_sft_trainer(parts)
+    trainer.train()
+    losses = [float(one["loss"]) for one in trainer.state.log_history if "loss" in one]
+    (folder / f"rank-{rank}.json").write_text(json.dumps({"losses": losses, "peak": own.peak()}))
+    torch.distributed.barrier()  # the first process holds the others' store
+
+
+SECTIONS: Mapping[str, Callable[[Machine], Iterator[Figure]]] = {
+    "Image": measure_image,
+    "NF4 on the GPU and on the CPU": measure_nf4,
+    "Packed rows": measure_packing,
+    "Resume": measure_resume,
+    "Objectives and methods": measure_objectives,
+    "Speed against a plain TRL script": measure_speed,
+    "Two GPUs": measure_ranks,
+    "Estimate and measured peak": measure_estimates,
+}
+"""In this order; the longest one comes last, so that a time limit cuts it."""

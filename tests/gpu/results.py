@@ -1,0 +1,57 @@
+"""Figures of the GPU suite, and the page that shows them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+Verdict = Literal["met", "MISSED", "not judged", "not measured"]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One line of the results; `is_met` is None for a figure that nothing is required of, or that was not measured."""
+
+    name: str
+    measured: str
+    required: str = "-"
+    is_met: bool | None = None
+
+    @property
+    def verdict(self) -> Verdict:
+        """The result in words."""
+        if self.measured.startswith("not measured"):
+            return "not measured"
+        if self.is_met is None:
+            return "not judged"
+        return "met" if self.is_met else "MISSED"
+
+
+@dataclass(frozen=True)
+class Section:
+    """A group of figures and the seconds that it took."""
+
+    title: str
+    figures: Sequence[Figure] = field(default_factory=tuple)
+    seconds: float = 0.0
+
+
+def is_missed(sections: Sequence[Section]) -> bool:
+    """Return whether a requirement is missed."""
+    return any(figure.verdict == "MISSED" for section in sections for figure in section.figures)
+
+
+def render(facts: Sequence[tuple[str, str]], sections: Sequence[Section]) -> str:
+    """Return the page: the card and the versions, then one table a section."""
+    lines = ["# Results of the GPU suite", "", "Written by `make gpu`.", "", "| | |", "| --- | --- |"]
+    lines += [f"| {name} | {_cell(value)} |" for name, value in facts]
+    for section in sections:
+        lines += ["", f"## {section.title}", "", f"{section.seconds:.0f} s.", ""]
+        lines += ["| | measured | required | |", "| --- | --- | --- | --- |"]
+        lines += [
+            f"| {one.name} | {_cell(one.measured)} | {_cell(one.required)} | {one.verdict} |" for one in section.figures
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
