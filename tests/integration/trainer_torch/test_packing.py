@@ -136,7 +136,7 @@ def test_packed_batches_carry_every_token_once_and_count_no_padding(tiny_model: 
     samples = make_samples()
     assert batch["input_ids"].numel() <= 2 * 40
     assert "attention_mask" not in batch
-    assert int(batch["row_tokens"].sum()) == sum(len(sample.input_ids) for sample in samples)
+    assert sum(batch["row_tokens"]) == sum(len(sample.input_ids) for sample in samples)
     assert int((batch["labels"] != -100).sum()) == sum(sample.trained for sample in samples)
     trainer.train()
     assert trainer.state.log_history[0]["num_tokens"] == sum(len(sample.input_ids) for sample in samples)
@@ -148,7 +148,7 @@ def test_one_sequence_is_laid_into_several_lines_each_row_whole(tiny_model: Path
     assert len(batch["input_ids"]) == 2
     found = []
     for ids, positions, tokens in zip(batch["input_ids"], batch["position_ids"], batch["row_tokens"], strict=True):
-        starts = [at for at in range(int(tokens)) if positions[at] == 0]
+        starts = [at for at in range(tokens) if positions[at] == 0]
         found += [ids[start:end].tolist() for start, end in itertools.pairwise([*starts, int(tokens)])]
     assert sorted(found) == sorted(sample.input_ids for sample in make_samples())
 

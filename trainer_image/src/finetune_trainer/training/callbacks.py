@@ -123,6 +123,25 @@ def _step_metrics(point: TrainPoint) -> dict[str, object]:
     return metrics
 
 
+class RequireFiniteLoss(TrainerCallback):  # type: ignore[misc]
+    """Raise before the weights change if a loss of the step is not finite; the device is read once per step."""
+
+    def __init__(self) -> None:
+        self._sum: torch.Tensor | None = None
+
+    def add(self, loss: torch.Tensor) -> None:
+        """Add the loss of a micro-batch."""
+        self._sum = loss if self._sum is None else self._sum + loss
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Check the sum, which is finite only if every loss is."""
+        total, self._sum = self._sum, None
+        if total is not None and not torch.isfinite(total).all():
+            raise build_divergence_error(state.global_step + 1, "the training loss")
+
+
 class RequireGradient(TrainerCallback):  # type: ignore[misc]
     """Raise if no gradient reaches the trained weights, or if the processes have not averaged their gradients.
 

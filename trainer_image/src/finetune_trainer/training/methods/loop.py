@@ -40,6 +40,7 @@ from finetune_trainer.sigterm import StopFlag
 from finetune_trainer.training.callbacks import (
     KeepBest,
     ReportProgress,
+    RequireFiniteLoss,
     RequireGradient,
     SaveCheckpoints,
     build_divergence_error,
@@ -171,6 +172,8 @@ class LoopTrainer(Trainer):  # type: ignore[misc]  # the library has no types
         self._saves = 0
         self.remove_callback(PrinterCallback)  # standard output belongs to the reporter
         self._random_state = RandomState.take()
+        self._finite = RequireFiniteLoss()
+        self.callback_handler.callbacks.insert(0, self._finite)  # before others judge the gradients of such a loss
         if loop.checkpoints:
             self.add_callback(SaveCheckpoints(loop.checkpoints, loop.world))
 
@@ -308,12 +311,11 @@ class LoopTrainer(Trainer):  # type: ignore[misc]  # the library has no types
 
     @override
     def training_step(self, *arguments: Any, **options: Any) -> torch.Tensor:
-        """Train one micro-batch; raise after SIGTERM, or if the loss is not finite, before the weights change."""
+        """Train one micro-batch; raise after SIGTERM."""
         self._loop.stop.raise_if_set()
         loss: torch.Tensor = super().training_step(*arguments, **options)
         self._loop.reporter.beat()
-        if not torch.isfinite(loss).all():
-            raise build_divergence_error(self.state.global_step + 1, "the training loss")
+        self._finite.add(loss)
         return loss
 
     @override

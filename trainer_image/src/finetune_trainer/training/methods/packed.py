@@ -1,6 +1,7 @@
 """Packed sequences for TRL's loop: the dataset, the batches, and the check that rows do not attend to each other."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -13,7 +14,7 @@ from accelerate.utils import send_to_device
 from datasets import Dataset
 from peft import PeftModel
 from torch.nn.utils.rnn import pad_sequence
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, masking_utils
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 from typing_extensions import override
 
@@ -27,6 +28,7 @@ from finetune_trainer.training.methods.columns import to_dataset
 LENGTHS = "seq_lengths"
 """TRL's name of the column; TRL keeps it together with ids and labels."""
 ROW_TOKENS = "row_tokens"
+"""Tokens of each line without its padding: numbers, which need not be read from the device."""
 JOINED_AT_ONCE = 1024
 PROBE_LENGTHS = (8, 3, 5, 8)
 """Rows of the probe: two sequences of two rows, which make three lines, one with two rows."""
@@ -47,10 +49,10 @@ class PackedCollator(DataCollatorForLanguageModeling):  # type: ignore[misc]  # 
 
     @override
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
-        """Return one batch; `row_tokens` counts the tokens of each line without its padding."""
+        """Return one batch with `row_tokens`."""
         if self.padding_free or LENGTHS not in examples[0]:
             batch: dict[str, Any] = super().torch_call(examples)
-            return batch
+            return batch | {ROW_TOKENS: [len(example["input_ids"]) for example in examples]}
         lines = fold_rows([example[LENGTHS] for example in examples], len(examples) * self.max_length)
         ids, labels = (_split_rows(examples, name) for name in ("input_ids", "labels"))
         positions = [torch.arange(len(row)) for row in ids]
@@ -58,7 +60,7 @@ class PackedCollator(DataCollatorForLanguageModeling):  # type: ignore[misc]  # 
             "input_ids": _pad_lines(ids, lines, self.pad_token_id),
             "labels": _pad_lines(labels, lines, UNTRAINED),
             "position_ids": _pad_lines(positions, lines, 0),
-            ROW_TOKENS: torch.tensor([sum(len(ids[at]) for at in line) for line in lines]),
+            ROW_TOKENS: [sum(len(ids[at]) for at in line) for line in lines],
         }
 
 
@@ -93,6 +95,24 @@ def _join(groups: Sequence[Sequence[int]], ids: Sequence[Row], labels: Sequence[
         LENGTHS: pa.ListArray.from_arrays(in_rows, pa.array(lengths, pa.int64())),
     }
     return pa.RecordBatch.from_pydict(columns)
+
+
+@contextmanager
+def mask_rows(*, is_packed: bool) -> Iterator[None]:
+    """Let transformers make the masks of packed rows, or of one row in each line, without looking at the positions:
+    that reads from the device at every forward pass."""
+    find = masking_utils.find_packed_sequence_indices
+    masking_utils.find_packed_sequence_indices = _number_rows if is_packed else lambda _positions: None
+    try:
+        yield
+    finally:
+        masking_utils.find_packed_sequence_indices = find
+
+
+def _number_rows(position_ids: torch.Tensor) -> torch.Tensor:
+    """Return the number of each token's row in its line: a row begins where the positions do not go up by one."""
+    steps = torch.diff(position_ids, prepend=position_ids[:, :1] - 1, dim=-1)
+    return (steps != 1).cumsum(-1)
 
 
 def require_isolated_rows(

@@ -11,13 +11,14 @@ from typing_extensions import override
 from finetune_api.spec import Attention
 from finetune_trainer.models.attention import flash_kernel, use_attention
 from finetune_trainer.tokenization.labeler import UNTRAINED, Encoded
-from finetune_trainer.tokenization.packing import MAX_ROWS
+from finetune_trainer.tokenization.packing import EXACT_MODELS, MAX_ROWS
 from finetune_trainer.tokenization.sample_table import as_samples
 from finetune_trainer.training.methods.columns import to_dataset
 from finetune_trainer.training.methods.loop import LoopTrainer, MeasuredBatch, TrainerParts
 from finetune_trainer.training.methods.packed import (
     ROW_TOKENS,
     PackedCollator,
+    mask_rows,
     require_isolated_rows,
     to_packed_dataset,
 )
@@ -28,6 +29,9 @@ class RowTrainer(LoopTrainer, SFTTrainer):  # type: ignore[misc]  # the library 
 
     kernel: str | None = None
     """transformers' name of a flash kernel, for batches that are one line without padding; None: the model's own."""
+    is_causal = False
+    """Whether no token sees a later one: padding, which is at the end, then needs no mask."""
+    _step_tokens = 0
 
     @override
     def training_step(self, *arguments: Any, **options: Any) -> torch.Tensor:
@@ -35,21 +39,49 @@ class RowTrainer(LoopTrainer, SFTTrainer):  # type: ignore[misc]  # the library 
         with use_attention(self.model, self.kernel):
             return super().training_step(*arguments, **options)
 
-    @override
     def _measure_batch(self, inputs: dict[str, torch.Tensor]) -> MeasuredBatch:
         with use_attention(self.model, self.kernel):
             return super()._measure_batch(inputs)
 
     @override
-    def compute_loss(self, model: Any, inputs: dict[str, Any], *arguments: Any, **options: Any) -> Any:
-        """Return the loss of a batch and correct TRL's token count, which is wrong without an attention mask."""
-        tokens = inputs.pop(ROW_TOKENS, None)
-        loss = super().compute_loss(model, inputs, *arguments, **options)
-        if tokens is not None and self.model.training:
-            missed = tokens.sum() - inputs["position_ids"].shape[1]
-            self._total_train_tokens += int(self.accelerator.gather(missed).sum())
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        """Return the mean loss of the trained tokens: of the step's if their number is given, else of the batch's.
+
+        TRL's own method also reads entropy, accuracy and token counts from the device at every micro-batch.
+        """
+        tokens = sum(inputs.pop(ROW_TOKENS))
+        if self.model.training:
+            self._step_tokens += tokens
+        if self.is_causal:
+            inputs.pop("attention_mask", None)
+        routing = {"output_router_logits": True} if self.aux_loss_enabled else {}
+        with mask_rows(is_packed="position_ids" in inputs):
+            outputs = model(**inputs, **routing, use_cache=False, fused_lm_head=True)
+        is_of_step = num_items_in_batch is not None
+        trained = torch.as_tensor(num_items_in_batch if is_of_step else outputs.label_mask.sum())
+        loss = -outputs.log_probs.sum() / trained.clamp(min=1)
+        if is_of_step and self.args.average_tokens_across_devices:
+            loss = loss * self.accelerator.num_processes  # DDP averages, and the number is that of all processes
+        if self.aux_loss_enabled:
+            parts = self.current_gradient_accumulation_steps if is_of_step else 1
+            loss = loss + self.router_aux_loss_coef * outputs.aux_loss / parts
+        return (loss, outputs) if return_outputs else loss
+
+    @override
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log, with the tokens that all processes have read so far after each step."""
+        if "loss" in logs:
+            tokens = torch.tensor(self._step_tokens, device=self.args.device)
+            self._total_train_tokens += int(self.accelerator.gather(tokens).sum())
+            self._step_tokens = 0
             self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
-        return loss
+        super().log(logs, start_time)
 
     def _weight(self, inputs: dict[str, torch.Tensor]) -> int:
         return int((inputs["labels"][:, 1:] != UNTRAINED).sum())
@@ -74,10 +106,12 @@ def build_sft_trainer(parts: TrainerParts, max_rows: int | None = MAX_ROWS) -> R
         train_dataset = to_row_dataset(parts.train)
     trainer = RowTrainer(**parts.trainer_arguments(train_dataset, to_row_dataset), args=arguments)
     is_flat = settings.attention == Attention.FLASH
+    trainer.kernel = flash_kernel() if is_flat else None
+    is_known = trainer.model.config.get_text_config().model_type in EXACT_MODELS
+    trainer.is_causal = is_known and not trainer.aux_loss_enabled  # its mean over tokens must leave padding out
+    padding = trainer.data_collator.pad_token_id
+    trainer.data_collator = PackedCollator(padding, padding_free=is_flat, max_length=settings.max_length or 0)
     if settings.packing or is_flat:
-        trainer.kernel = flash_kernel() if is_flat else None
-        padding = trainer.data_collator.pad_token_id
-        trainer.data_collator = PackedCollator(padding, padding_free=is_flat, max_length=settings.max_length or 0)
         with use_attention(trainer.model, trainer.kernel), trainer.compute_loss_context_manager():
             require_isolated_rows(trainer.model, trainer.data_collator, is_packed=bool(settings.packing))
     return trainer
