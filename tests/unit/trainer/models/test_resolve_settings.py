@@ -12,7 +12,7 @@ from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import Resolved
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.models.memory_estimate import GIB
-from finetune_trainer.models.resolve_settings import choose_settings
+from finetune_trainer.models.resolve_settings import choose_settings, grow_micro_batch
 from finetune_trainer.models.shape import ModelShape
 
 LLAMA = shape_of(LLAMA_8B)
@@ -213,3 +213,53 @@ def test_flash_attention_that_cannot_work_is_refused_before_a_gpu_is_held(
 def test_the_requested_attention_is_resolved_and_none_stays_open() -> None:
     assert choose(hyper={"attention": "FlashAttention"}).attention == "FlashAttention"
     assert choose().attention is None
+
+
+def grow(
+    free: int, hyper: dict[str, Any] | None = None, tuning: dict[str, Any] | None = None, **blocks: Any
+) -> Resolved:
+    spec = make_spec(tuning or {"method": "QLoRA"}, hyper or {}, **blocks)
+    return grow_micro_batch(spec, choose_settings(spec, LLAMA, FACTS), LLAMA, free)
+
+
+def batches(settings: Resolved) -> tuple[int | None, int | None]:
+    return settings.per_device_train_batch_size, settings.gradient_accumulation_steps
+
+
+def test_a_micro_batch_grows_until_the_estimate_fills_the_free_memory_and_a_step_keeps_its_rows() -> None:
+    sizes = [batches(grow(gib * GIB)) for gib in (12, 24, 40, 80)]
+    assert sizes == sorted(sizes)
+    assert sizes[0] == (2, 8)
+    assert sizes[-1] == (16, 1)
+    assert all((micro or 0) * (steps or 0) == 16 for micro, steps in sizes)
+
+
+def test_the_largest_micro_batch_takes_no_more_than_90_percent_of_the_free_memory() -> None:
+    needed = grow(80 * GIB).estimated_gpu_memory_bytes or 0
+    assert batches(grow(int(needed / 0.9) + 16)) == (16, 1)
+    assert batches(grow(int(needed / 0.9) - 16)) == (8, 2)
+
+
+def test_a_micro_batch_stays_within_the_budget() -> None:
+    needed = grow(80 * GIB).estimated_gpu_memory_bytes or 0
+    assert batches(grow(80 * GIB, tuning={"method": "QLoRA", "vramBudget": needed - 1})) == (8, 2)
+
+
+@pytest.mark.parametrize(
+    ("hyper", "expected"),
+    [({"perDeviceTrainBatchSize": 2}, (2, 8)), ({"gradientAccumulationSteps": 4}, (2, 4))],
+)
+def test_a_micro_batch_that_the_job_sets_does_not_grow(hyper: dict[str, int], expected: tuple[int, int]) -> None:
+    assert batches(grow(80 * GIB, hyper)) == expected
+
+
+def test_the_micro_batch_of_kto_does_not_grow_because_the_divergence_is_measured_over_it() -> None:
+    assert batches(grow(80 * GIB, objective="KTO")) == (2, 8)
+
+
+def test_a_micro_batch_of_rlhf_grows_by_whole_groups() -> None:
+    rlhf = {"rewards": [{"type": "Length", "targetTokens": 8}], "numGenerations": 8}
+    small = {"maxLength": 64}
+    micro, steps = batches(grow(80 * GIB, small, objective="RLHF", rlhf=rlhf | {"maxCompletionLength": 64}))
+    assert (micro or 0) % 8 == 0
+    assert (micro or 0) * (steps or 0) == 16

@@ -7,7 +7,7 @@ from dataclasses import replace
 from finetune_api.defaults import Facts, resolve
 from finetune_api.handoff import ExitCode
 from finetune_api.scalars import parse_quantity
-from finetune_api.spec import Attention, FineTuneJobSpec, Method, Precision
+from finetune_api.spec import Attention, FineTuneJobSpec, Method, Objective, Precision
 from finetune_api.status import Resolved
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.models.memory_estimate import MemoryEstimate, estimate, format_bytes, micro_batches
@@ -16,6 +16,8 @@ from finetune_trainer.tokenization.packing import FLASH_MODELS, count_packed
 
 logger = logging.getLogger(__name__)
 
+FILLED = 0.9
+"""Share of a GPU's free memory that the estimate may take."""
 SHORTEST = 64
 """Advised lengths are multiples of this, and not below it."""
 
@@ -93,6 +95,30 @@ def _pack(
         changes["num_train_epochs"] = single.num_train_epochs
     packed = spec.model_copy(update={"hyperparameters": hyper.model_copy(update=changes)})
     return packed, replace(facts, train_rows=sequences, packing=True)
+
+
+def grow_micro_batch(spec: FineTuneJobSpec, settings: Resolved, shape: ModelShape, free: int) -> Resolved:
+    """Return the settings with the largest micro-batch of the same effective batch whose estimate is within 90 % of
+    `free` bytes and within the budget, if the job sets neither batch size nor accumulation.
+
+    KTO keeps its micro-batch, over which it measures the divergence; of RLHF a micro-batch holds whole groups.
+    """
+    hyper = spec.hyperparameters
+    is_open = hyper.per_device_train_batch_size is None and hyper.gradient_accumulation_steps is None
+    if not is_open or spec.objective is Objective.KTO:
+        return settings
+    limit = min(int(FILLED * free), _budget(spec) or free)
+    micro = settings.per_device_train_batch_size or 1
+    whole = micro * (settings.gradient_accumulation_steps or 1)
+    for larger in range(whole, micro, -1):
+        if whole % larger or larger % (settings.num_generations or 1):
+            continue
+        changes = {"per_device_train_batch_size": larger, "gradient_accumulation_steps": whole // larger}
+        grown = settings.model_copy(update=changes)
+        total = _estimate(spec, shape, grown).total
+        if total <= limit:
+            return grown.model_copy(update={"estimated_gpu_memory_bytes": total})
+    return settings
 
 
 def choose_method(spec: FineTuneJobSpec, shape: ModelShape | None, facts: Facts) -> tuple[Method, str]:

@@ -13,6 +13,8 @@ from typing import Any, Self
 import torch
 from safetensors import safe_open
 
+from finetune_trainer.models.shape import ModelShape, read_shape
+
 WEIGHTS = "model.safetensors"
 INDEX = f"{WEIGHTS}.index.json"
 FLOATING = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2}
@@ -89,3 +91,10 @@ def total_bytes(directory: Path, width: int | None = None) -> int:
     """Return the bytes of a model's tensors, with another width of the weights if one is given."""
     with TensorFiles.of_folder(directory) as files:
         return sum(header.size(width) for header in files.headers.values())
+
+
+def read_local_shape(directory: Path) -> ModelShape | None:
+    """Return the sizes of the model in a folder; None if its configuration does not name them in a usual way."""
+    config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    with TensorFiles.of_folder(directory) as files:
+        return read_shape(config, {name: header.shape for name, header in files.headers.items()})

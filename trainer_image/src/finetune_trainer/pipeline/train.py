@@ -50,6 +50,8 @@ from finetune_trainer.models.loading import (
     unquantised_layers,
 )
 from finetune_trainer.models.memory_estimate import micro_batches, share_batch
+from finetune_trainer.models.resolve_settings import grow_micro_batch
+from finetune_trainer.models.tensor_files import read_local_shape
 from finetune_trainer.monitoring.tracking import Trackers, track
 from finetune_trainer.pipeline.finalize import (
     TrainingResult,
@@ -117,8 +119,9 @@ def train_distributed(run: RunContext, world: World, micro_batch: int | None = N
     inputs = share_digests(inputs, world.gather_bytes)
     device = find_device(world)
     checkpoints = Checkpoints(inputs.run, inputs.base_sha256, inputs.rows.digests)
-    batches = list(micro_batches(share_batch(complete_settings(run.config.resolved or Resolved(), device), world.size)))
-    settings = next((one for one in batches if one.per_device_train_batch_size == micro_batch), batches[0])
+    batches = micro_batches(share_batch(complete_settings(run.config.resolved or Resolved(), device), world.size))
+    smaller = next((one for one in batches if one.per_device_train_batch_size == micro_batch), None)
+    settings = smaller or fill_gpu(inputs, device, world)
     with _track(inputs, is_first=world.is_first) as trackers:
         try:
             trained = train_once(inputs, settings, device, checkpoints, world)
@@ -152,7 +155,7 @@ def finish(inputs: Inputs, trained: TrainingResult, device: torch.device, tracke
 
 def train_within_memory(inputs: Inputs, device: torch.device, checkpoints: Checkpoints) -> TrainingResult:
     """Train; if the GPU runs out of memory, retry with half the micro-batch and the same effective batch."""
-    for settings in micro_batches(share_batch(complete_settings(inputs.run.config.resolved or Resolved(), device), 1)):
+    for settings in micro_batches(fill_gpu(inputs, device)):
         try:
             return train_once(inputs, settings, device, checkpoints)
         except RuntimeError as error:
@@ -165,6 +168,16 @@ def train_within_memory(inputs: Inputs, device: torch.device, checkpoints: Check
         ExitCode.GPU_OUT_OF_MEMORY,
         f"the GPU's memory is too small for one row per batch: {SAVE_MEMORY}",
     )
+
+
+def fill_gpu(inputs: Inputs, device: torch.device, world: World = ALONE) -> Resolved:
+    """Return the settings on this device; an open micro-batch fills the memory that is free on every GPU."""
+    settings = share_batch(complete_settings(inputs.run.config.resolved or Resolved(), device), world.size)
+    shape = read_local_shape(inputs.model)
+    if device.type != "cuda" or shape is None:
+        return settings
+    free = min(int(one) for one in world.gather(torch.tensor(torch.cuda.mem_get_info(device)[0])))
+    return grow_micro_batch(inputs.run.config.spec, settings, shape, free)
 
 
 def train_once(
