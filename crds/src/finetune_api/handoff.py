@@ -133,6 +133,7 @@ class Artifact(StrEnum):
     DATASET_SUMMARY = "dataset/summary.json"
     CHECKPOINTS = "checkpoints"
     STOPPED_RUNS = "checkpoints/stopped-runs"
+    TRAINED = "checkpoints/trained"
     MANIFEST = "manifest.json"
 
 
@@ -192,6 +193,8 @@ class JobConfig(JobDocument):
     """The complete job that `rlhf.rewardModel.jobRef` names."""
     simulated_gpus: bool = False
     """Whether the requested GPUs may be missing, as in the demo, where only the scheduler counts them."""
+    separate_merge: bool = False
+    """Whether the trainer stores the trained weights and ends, because another pod merges and publishes them."""
 
     def output_key(self) -> str:
         """Return `output.uri` without a trailing slash."""
@@ -202,6 +205,7 @@ class Outcome(StrEnum):
     """How a pod ended."""
 
     VALIDATED = "Validated"
+    TRAINED = "Trained"
     ADOPTED = "Adopted"
     PUBLISHED = "Published"
     GATE_NOT_MET = "GateNotMet"
@@ -225,7 +229,7 @@ class Report(HandoffBlock):
     last_step: Count | None = None
     """Last optimiser step."""
     checkpoint: CheckpointStatus | None = None
-    """The last complete checkpoint."""
+    """The last complete checkpoint; with outcome `Trained`, what was stored for the merge."""
     resumed_from_step: Count | None = None
     """Step of the checkpoint that the run resumed from."""
     dataset: DatasetStatus | None = None

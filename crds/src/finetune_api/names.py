@@ -44,6 +44,7 @@ class Component(StrEnum):
 
     PREFLIGHT = "preflight"
     TRAINER = "trainer"
+    MERGE = "merge"
 
 
 class Phase(StrEnum):
@@ -54,6 +55,7 @@ class Phase(StrEnum):
     QUEUED = "Queued"
     STARTING = "Starting"
     TRAINING = "Training"
+    MERGING = "Merging"
     PUBLISHING = "Publishing"
     SUSPENDED = "Suspended"
     SUCCEEDED = "Succeeded"
@@ -124,6 +126,7 @@ class Reason(StrEnum):
     STOPPING = "Stopping"
     NODE_LOST = "NodeLost"
     NO_PROGRESS = "NoProgress"
+    TRAINED = "Trained"
     # SavesInTime
     NO_CHECKPOINT = "NoCheckpoint"
     CHECKPOINT_SAVED = "CheckpointSaved"
@@ -181,6 +184,7 @@ class EventReason(StrEnum):
     ROWS_REJECTED = "RowsRejected"
     TRAINING_STARTED = "TrainingStarted"
     TRAINING_RETRIED = "TrainingRetried"
+    MERGE_STARTED = "MergeStarted"
     SUSPENDED = "Suspended"
     RESUMED = "Resumed"
     QUEUED = "Queued"

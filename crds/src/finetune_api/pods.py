@@ -18,6 +18,15 @@ class Workspace(Block):
 ResourceList = Annotated[dict[QualifiedName, Quantity], Field(max_length=16)]
 
 
+class PodResources(Block):
+    """Requests and limits of a container."""
+
+    requests: ResourceList | None = None
+    """Resource requests. Default: none."""
+    limits: ResourceList | None = None
+    """Resource limits. Default: none."""
+
+
 class Resources(Block):
     """Resources of the trainer's pods."""
 
@@ -39,6 +48,9 @@ class Resources(Block):
     collective_timeout_seconds: Annotated[int, Field(ge=10, le=7200)] | None = None
     """Seconds that a training process waits for the others in one exchange (NCCL or gloo). After it, all end, with the
     stacks of every process in their logs. Default: 600."""
+    merge: PodResources | None = None
+    """Resources of the pod that merges and validates a full model. It is separate and holds no GPU if the job has more
+    than one GPU or this is set. Default: CPU, memory and ephemeral storage of the trainer's pod."""
 
     @property
     def ranks(self) -> int:
@@ -114,7 +126,7 @@ class Scheduling(Block):
     ) = None
     """Taints that the trainer pods tolerate. Default: none."""
     priority_class_name: SecretName | None = None
-    """PriorityClass of the trainer pods; must be on the operator's allow-list. Default: the cluster's."""
+    """PriorityClass of the trainer and merge pods; must be on the operator's allow-list. Default: the cluster's."""
     runtime_class_name: SecretName | None = None
     """RuntimeClass of the trainer pods. Default: the node's."""
 
@@ -163,15 +175,6 @@ class Trainer(Block):
         Annotated[dict[QualifiedName, Annotated[str, StringConstraints(max_length=1024)]], Field(max_length=16)] | None
     ) = None
     """Annotations of the trainer pods, for example `{k8s.v1.cni.cncf.io/networks: rdma}`. Default: none."""
-
-
-class PodResources(Block):
-    """Requests and limits of a container."""
-
-    requests: ResourceList | None = None
-    """Resource requests. Default: none."""
-    limits: ResourceList | None = None
-    """Resource limits. Default: none."""
 
 
 class Preflight(Block):

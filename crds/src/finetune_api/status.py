@@ -82,6 +82,21 @@ class CheckpointStatus(StatusBlock):
     for it."""
 
 
+class TrainedStatus(StatusBlock):
+    """The stored weights of a completed training, which a Job without GPUs merges and publishes."""
+
+    uri: Uri
+    """Folder of the weights, removed once the result is published."""
+    step: Count
+    """Optimiser steps done."""
+    saved_time: Time
+    """When they were stored."""
+    sha256: Digest
+    """SHA-256 of their manifest, which contains the digest of every file."""
+    failures: Count | None = None
+    """Failed runs until then; those of the merge have a `backoffLimit` of their own."""
+
+
 class Metrics(StatusBlock):
     """Metrics of the training, to five significant digits; losses are nats per trained token, with DPO, KTO and
     RewardModel per row."""
@@ -344,9 +359,9 @@ class FineTuneJobStatus(StatusBlock):
     completion_time: Time | None = None
     """When the last trainer Job ended."""
     attempts: Count | None = None
-    """Trainer Jobs created so far."""
+    """Trainer and merge Jobs created so far."""
     runs: Count | None = None
-    """Trainer pods that ended so far."""
+    """Trainer and merge pods that ended so far."""
     failures: Count | None = None
     """Failed runs; limited by `backoffLimit`."""
     failures_by_reason: CountByName | None = None
@@ -369,6 +384,8 @@ class FineTuneJobStatus(StatusBlock):
     """Metrics of the training."""
     checkpoint: CheckpointStatus | None = None
     """The last complete checkpoint; absent once the result is published, because checkpoints are deleted then."""
+    trained: TrainedStatus | None = None
+    """What the training stored for a separate merge; absent if the trainer merges by itself, or is not done."""
     early_stopping: EarlyStoppingStatus | None = None
     """State of early stopping."""
     evaluation: EvaluationStatus | None = None

@@ -57,7 +57,8 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
   podSelector:
     matchLabels:
       app.kubernetes.io/managed-by: finetune-operator
-      app.kubernetes.io/component: trainer
+    matchExpressions:
+    - {key: app.kubernetes.io/component, operator: In, values: [trainer, merge]}
 {{- end }}
 
 {{/* Digits. A number in a values file is a float, which prints as 1.00065e+09; "" stays empty. */}}

@@ -42,14 +42,24 @@ class Simulator(RuleBasedStateMachine):
         start=st.sampled_from([None, 900]),
         steps=st.integers(0, 8),
         queued=st.booleans(),
+        merged=st.booleans(),
     )
     def create(  # noqa: PLR0917
-        self, backoff: int, preemptions: int, suspended: bool, deadline: Any, start: Any, steps: int, queued: bool
+        self,
+        backoff: int,
+        preemptions: int,
+        suspended: bool,
+        deadline: Any,
+        start: Any,
+        steps: int,
+        queued: bool,
+        merged: bool,
     ) -> None:
         spec = {"backoffLimit": backoff, "maxPreemptions": preemptions, "suspend": suspended, "stallTimeoutSeconds": 60}
         spec |= {"activeDeadlineSeconds": deadline} if deadline else {}
         spec |= {"startDeadlineSeconds": start} if start else {}
-        spec["resources"] = {"nodes": self.nodes}
+        spec["resources"] = {"nodes": self.nodes} | ({"merge": {}} if merged else {})
+        spec |= {"output": {"uri": "s3://bucket/out", "merge": "BF16"}} if merged else {}
         self.loop = asyncio.new_event_loop()
         self.queued = kueue_world.QueuedWorld(**spec, scheduling={"queueName": "team"}) if queued else None
         self.world = self.queued or job_world.World(**spec)
@@ -218,6 +228,19 @@ class Simulator(RuleBasedStateMachine):
         assert not (status.is_true(names.ConditionType.COMPLETE) and status.is_true(names.ConditionType.FAILED))
 
     @invariant()
+    def a_merge_follows_a_training_and_holds_no_gpu(self) -> None:
+        merges = [pod for pod in self.world.pods.values() if self.world.component(pod) == names.Component.MERGE]
+        assert self.world.is_stored or not merges
+        assert all(self.world.gpus_of(pod) == 0 for pod in merges)
+        if self.world.status().trained:
+            names_of_trainers = [
+                pod["metadata"]["name"]
+                for pod in self.world.pods.values()
+                if self.world.component(pod) == names.Component.TRAINER and pod["status"]["phase"] not in job_world.OVER
+            ]
+            assert names_of_trainers == []
+
+    @invariant()
     def what_is_known_only_grows(self) -> None:
         status, before = self.world.status(), self.before
         for name in COUNTERS:
@@ -296,6 +319,7 @@ class Simulator(RuleBasedStateMachine):
         self.one.deliver_events()
         self.one.look()
         self.world.now += timedelta(seconds=3)
+        self.a_merge_follows_a_training_and_holds_no_gpu()
         for check in (self.there_are_never_two_trainers, self.complete_has_a_manifest, self.what_is_known_only_grows):
             check()
 

@@ -83,6 +83,25 @@ def train_command(  # noqa: PLR0917 - the options of a command
     raise typer.Exit(launch(state, layout, config_path=config, port=port, workspace=workspace))
 
 
+@app.command("finish")
+def finish_command(
+    context: typer.Context,
+    config: Config = Path(CONFIG_DIR) / CONFIG_FILE,
+    workspace: WorkspaceDir = Path(WORKSPACE_DIR),
+    port: Port = PROGRESS_PORT,
+    termination_log: TerminationLog = Path(TERMINATION_LOG),
+) -> None:
+    """Merge, validate and publish a training that `train` has stored; needs no GPU. Runs in the merge pod."""
+    from finetune_trainer.distributed.rank_layout import ENV_THREADS, count_cores
+    from finetune_trainer.entrypoints import pod
+
+    state: RunState = context.obj
+    state.termination_log = termination_log
+    resources = pod.read_config(config, state).spec.resources
+    os.environ.setdefault(ENV_THREADS, str(count_cores(resources.merge or resources)))
+    raise typer.Exit(state.finish(pod.run_finish(state, config, workspace, port)))
+
+
 @app.command(hidden=True)
 def rank(  # noqa: PLR0917 - the options of a command
     context: typer.Context,

@@ -14,7 +14,7 @@ from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import FineTuneJobStatus
 
 MAX_SLUG = 51
-"""63 minus the longest suffix of a child's name or its pod's host name (`-preflight-0`)."""
+"""63 minus the longest suffix of a child's name or its pod's host name (`-preflight-0`, `-999-merge-0`)."""
 IMAGE_PROBLEMS = frozenset(
     {"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "RegistryUnavailable"}
 )
@@ -139,7 +139,7 @@ def _sentence(problem: ValidationError, whole: str) -> str:
 
 @dataclass(frozen=True)
 class Job:
-    """A preflight or trainer Job."""
+    """A preflight, trainer or merge Job."""
 
     name: str
     uid: str
@@ -210,6 +210,11 @@ class Job:
         return self.nodes * int(count) if count.isdigit() else 0
 
     @property
+    def is_attempt(self) -> bool:
+        """Whether it is a trainer Job or a merge Job; both are numbered, and their pods are runs."""
+        return self.component in {names.Component.TRAINER, names.Component.MERGE} and self.attempt > 0
+
+    @property
     def is_over(self) -> bool:
         """Whether it is Complete or Failed."""
         return self.completed is not None or self.failed is not None
@@ -259,7 +264,7 @@ class Workload:
 
 @dataclass(frozen=True)
 class Pod:
-    """A pod of a preflight or trainer Job."""
+    """A pod of a preflight, trainer or merge Job."""
 
     namespace: str
     name: str

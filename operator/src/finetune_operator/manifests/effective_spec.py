@@ -7,7 +7,7 @@ from typing import TypeVar
 from finetune_api.blocks import Block
 from finetune_api.handoff import HubRole
 from finetune_api.names import Component
-from finetune_api.spec import DataSource, FineTuneJobSpec, Hub, Model
+from finetune_api.spec import DataSource, FineTuneJobSpec, Hub, Merge, Method, Model
 from finetune_operator.kube.objects import FineTuneJob
 from finetune_operator.settings import Settings
 
@@ -65,6 +65,19 @@ def queue_name(job: FineTuneJob, component: Component) -> str | None:
     spec = job.spec
     own = spec.preflight.queue_name if spec and spec.preflight and component is Component.PREFLIGHT else None
     return own or (spec.scheduling.queue_name if spec and spec.scheduling else None) or job.queue_label or None
+
+
+def needs_separate_merge(job: FineTuneJob) -> bool:
+    """Return whether a full model is merged in a Job without GPUs: several GPUs would wait for it, or it is requested.
+
+    With one GPU, the trainer merges by itself unless the job names resources for the merge.
+    """
+    if job.spec is None:
+        return False
+    resources, resolved = job.spec.resources, job.status.resolved
+    method = (resolved and resolved.method) or job.spec.tuning.method
+    has_full_model = method == Method.FULL or job.spec.output.merge is not Merge.NONE
+    return has_full_model and (resources.merge is not None or resources.nodes * resources.gpus_per_node > 1)
 
 
 def uses_hub(spec: FineTuneJobSpec) -> bool:

@@ -8,13 +8,31 @@ from finetune_api import handoff, names
 from finetune_api.blocks import Quantity
 from finetune_api.pods import EnvironmentVariable, PodResources
 from finetune_api.spec import FineTuneJobSpec
-from finetune_api.status import Lineage
+from finetune_api.status import FineTuneJobStatus, Lineage
 from finetune_operator.kube.objects import FineTuneJob, Object, selector_value, slug
-from finetune_operator.manifests.effective_spec import build_effective_spec, hub_tokens, queue_name
+from finetune_operator.manifests.effective_spec import (
+    build_effective_spec,
+    hub_tokens,
+    needs_separate_merge,
+    queue_name,
+)
 from finetune_operator.manifests.volumes import build_volumes
 from finetune_operator.settings import Settings
 
 PREFLIGHT_BACKOFF_LIMIT = 3
+COMMANDS = {
+    names.Component.PREFLIGHT: "preflight",
+    names.Component.TRAINER: "train",
+    names.Component.MERGE: "finish",
+}
+PLACEMENT: dict[names.Component, set[str]] = {
+    names.Component.PREFLIGHT: set(),
+    names.Component.TRAINER: {"node_selector", "priority_class_name", "runtime_class_name"},
+    names.Component.MERGE: {"priority_class_name"},
+}
+"""The fields of `spec.scheduling` that each pod gets, in addition to the tolerations."""
+MERGED_WITH = ("cpu", "memory", "ephemeral-storage")
+"""The trainer's resources that a merge gets by default."""
 PREFLIGHT_REQUESTS: dict[str, Quantity] = {"cpu": "250m", "memory": "512Mi"}
 CACHES = ("HF_HOME", "TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "MPLCONFIGDIR")
 PROXIES = ("http_proxy", "https_proxy", "no_proxy")
@@ -36,8 +54,9 @@ class Child:
 
 
 def build_job_name(job: FineTuneJob, attempt: int) -> str:
-    """Return the deterministic name of a Job: `<slug>-preflight` or `<slug>-<attempt>`."""
-    return f"{slug(job.key.name)}-{attempt or 'preflight'}"
+    """Return the deterministic name of a Job: `<slug>-preflight`, `<slug>-<attempt>` or `<slug>-<attempt>-merge`."""
+    merge = "-merge" if attempt and job.status.trained else ""
+    return f"{slug(job.key.name)}-{attempt or 'preflight'}{merge}"
 
 
 def build_preflight(job: FineTuneJob, settings: Settings, image: str) -> Child:
@@ -46,13 +65,24 @@ def build_preflight(job: FineTuneJob, settings: Settings, image: str) -> Child:
 
 
 def build_attempt(job: FineTuneJob, settings: Settings, image: str, attempt: int) -> Child:
-    """Build the trainer Job of an attempt; failures of earlier attempts reduce its backoff limit.
+    """Build the Job of an attempt: a trainer, or the merge once the training is stored.
 
-    With many pods the first failure ends the Job, because all pods can only restart together.
+    Failures of earlier attempts reduce its backoff limit. With many pods the first failure ends the Job, because all
+    pods can only restart together.
     """
-    spec = _spec(job)
-    left = max(0, spec.backoff_limit - (job.status.failures or 0)) if spec.resources.nodes == 1 else 0
+    left = max(0, _spec(job).backoff_limit - count_failures(job.status)) if count_nodes(job, attempt) == 1 else 0
     return _build_child(job, settings, attempt, image, left)
+
+
+def count_failures(status: FineTuneJobStatus) -> int:
+    """Return the failed runs that count against `backoffLimit` now: those of the training, or those of the merge."""
+    earlier = (status.trained.failures or 0) if status.trained else 0
+    return (status.failures or 0) - earlier
+
+
+def count_nodes(job: FineTuneJob, attempt: int) -> int:
+    """Return the number of pods of the next Job; preflight and merge have one."""
+    return 1 if not attempt or job.status.trained else _spec(job).resources.nodes
 
 
 def build_config(job: FineTuneJob, settings: Settings, attempt: int) -> handoff.JobConfig:
@@ -64,11 +94,12 @@ def build_config(job: FineTuneJob, settings: Settings, attempt: int) -> handoff.
         uid=job.uid,
         config_sha256=handoff.config_sha256(spec),
         attempt=attempt,
-        first_pod=_first_pod(job, attempt) if attempt and spec.resources.nodes > 1 else None,
+        first_pod=_first_pod(job, attempt) if count_nodes(job, attempt) > 1 else None,
         spec=build_effective_spec(spec, settings),
         parent=pinned.parent,
         reward_job=pinned.reward_job,
         simulated_gpus=settings.simulated_gpus,
+        separate_merge=attempt > 0 and needs_separate_merge(job),
         resolved=job.status.resolved if attempt else None,
         dataset=job.status.dataset if attempt else None,
     )
@@ -126,8 +157,8 @@ def build_pod_failure_policy() -> Object:
 
 
 def _build_child(job: FineTuneJob, settings: Settings, attempt: int, image: str, backoff_limit: int) -> Child:
-    component = names.Component.TRAINER if attempt else names.Component.PREFLIGHT
-    name, nodes = build_job_name(job, attempt), _spec(job).resources.nodes if attempt else 1
+    component, nodes = _component(job, attempt), count_nodes(job, attempt)
+    name = build_job_name(job, attempt)
     meta: Object = {
         "namespace": job.key.namespace,
         "name": name,
@@ -152,6 +183,12 @@ def _build_child(job: FineTuneJob, settings: Settings, attempt: int, image: str,
             meta | {"labels": meta["labels"] | queued}, template, nodes, backoff_limit, suspend=bool(queued)
         ),
     )
+
+
+def _component(job: FineTuneJob, attempt: int) -> names.Component:
+    if attempt == 0:
+        return names.Component.PREFLIGHT
+    return names.Component.MERGE if job.status.trained else names.Component.TRAINER
 
 
 def _build_config_map(meta: Object, config: handoff.JobConfig) -> Object:
@@ -228,7 +265,7 @@ def _pod_spec(job: FineTuneJob, settings: Settings, component: names.Component, 
     spec = _spec(job)
     is_trainer = component is names.Component.TRAINER
     effective, tokens = build_effective_spec(spec, settings), hub_tokens(spec, settings)
-    mounted = build_volumes(effective, tokens, config_name, is_trainer=is_trainer)
+    mounted = build_volumes(effective, tokens, config_name, is_trainer=component is not names.Component.PREFLIGHT)
     environment = _environment(image, settings, spec.trainer.env or () if is_trainer else ())
     container = _container(spec, component, image, environment)
     pod: Object = {
@@ -244,11 +281,11 @@ def _pod_spec(job: FineTuneJob, settings: Settings, component: names.Component, 
         pod["serviceAccountName"] = spec.trainer.service_account_name
     if spec.trainer.image_pull_secrets:
         pod["imagePullSecrets"] = [{"name": secret.name} for secret in spec.trainer.image_pull_secrets]
-    return pod | _scheduling(spec, is_trainer=is_trainer)
+    return pod | _scheduling(spec, component)
 
 
-def _scheduling(spec: FineTuneJobSpec, *, is_trainer: bool) -> Object:
-    """Return the scheduling fields; preflight gets only the tolerations, because it needs no GPU node."""
+def _scheduling(spec: FineTuneJobSpec, component: names.Component) -> Object:
+    """Return the scheduling fields; preflight and merge need no GPU node, so that only the trainer gets its labels."""
     scheduling = spec.scheduling
     if scheduling is None:
         return {}
@@ -257,15 +294,8 @@ def _scheduling(spec: FineTuneJobSpec, *, is_trainer: bool) -> Object:
         given["tolerations"] = [
             one.model_dump(mode="json", by_alias=True, exclude_none=True) for one in scheduling.tolerations
         ]
-    if is_trainer:
-        chosen = scheduling.model_dump(
-            mode="json",
-            by_alias=True,
-            exclude_none=True,
-            include={"node_selector", "priority_class_name", "runtime_class_name"},
-        )
-        given |= {key: value for key, value in chosen.items() if value}
-    return given
+    chosen = scheduling.model_dump(mode="json", by_alias=True, exclude_none=True, include=PLACEMENT[component])
+    return given | {key: value for key, value in chosen.items() if value}
 
 
 def _pod_security(settings: Settings) -> Object:
@@ -279,16 +309,15 @@ def _pod_security(settings: Settings) -> Object:
 
 
 def _container(spec: FineTuneJobSpec, component: names.Component, image: str, environment: list[Object]) -> Object:
-    is_trainer = component is names.Component.TRAINER
     return {
         "name": names.TRAINER_CONTAINER,
         "image": image,
         "imagePullPolicy": spec.trainer.image_pull_policy,
-        "args": ["train" if is_trainer else "preflight"],
+        "args": [COMMANDS[component]],
         "workingDir": handoff.WORKSPACE_DIR,
         "env": environment,
         "ports": [{"name": "progress", "containerPort": handoff.PROGRESS_PORT}],
-        "resources": _trainer_resources(spec) if is_trainer else _preflight_resources(spec),
+        "resources": _resources(spec, component),
         "securityContext": {
             "allowPrivilegeEscalation": False,
             "readOnlyRootFilesystem": True,
@@ -329,6 +358,32 @@ def _proxies(settings: Settings) -> dict[str, str]:
 def escape_variables(text: str) -> str:
     """Escape `$(NAME)`, which the kubelet would replace by a variable."""
     return text.replace("$(", "$$(")
+
+
+def _resources(spec: FineTuneJobSpec, component: names.Component) -> Object:
+    match component:
+        case names.Component.TRAINER:
+            return _trainer_resources(spec)
+        case names.Component.MERGE:
+            return _merge_resources(spec)
+        case _:
+            return _preflight_resources(spec)
+
+
+def _merge_resources(spec: FineTuneJobSpec) -> Object:
+    """Return the resources of a merge, without GPUs; the allow-list of names keeps other devices out of the default."""
+    own, gpu = spec.resources.merge, spec.resources.gpu_resource_name
+    if own is not None:
+        return _without_empty(
+            {
+                kind: _without_empty({name: value for name, value in (given or {}).items() if name != gpu})
+                for kind, given in (("requests", own.requests), ("limits", own.limits))
+            }
+        )
+    kinds = (("requests", spec.resources.requests), ("limits", spec.resources.limits))
+    return _without_empty(
+        {kind: {name: value for name, value in (given or {}).items() if name in MERGED_WITH} for kind, given in kinds}
+    )
 
 
 def _trainer_resources(spec: FineTuneJobSpec) -> Object:

@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 
-from finetune_api.handoff import Outcome
+from finetune_api.handoff import Outcome, Report
 from finetune_api.names import Component, ConditionType, Reason
-from finetune_api.status import JobRef, Progress
+from finetune_api.status import FineTuneJobStatus, JobRef, Progress, TrainedStatus
 from finetune_operator.kube.objects import Job, Pod
 from finetune_operator.kube.observed import Reading, Target
-from finetune_operator.manifests.jobs import build_attempt
+from finetune_operator.manifests.jobs import build_attempt, count_failures, count_nodes
 from finetune_operator.policy import (
     counters,
     deadlines,
@@ -39,7 +39,7 @@ C, R = ConditionType, Reason
 def train(context: Context) -> Effect:
     """Return the next step of training, after recording what was observed."""
     status = context.status
-    attempts = [one for one in context.observed.own if one.component == Component.TRAINER and one.attempt]
+    attempts = [one for one in context.observed.own if one.is_attempt]
     current = max(attempts, key=lambda one: one.attempt, default=None)
     if current and current.attempt > (status.attempts or 0):
         _record_attempt(context, current)
@@ -105,7 +105,7 @@ def _has_counted(context: Context) -> bool:
 
 
 def _has_too_many_failures(context: Context) -> bool:
-    return (context.status.failures or 0) > context.spec.backoff_limit
+    return count_failures(context.status) > context.spec.backoff_limit
 
 
 def _has_too_many_preemptions(context: Context) -> bool:
@@ -136,7 +136,7 @@ def _replace_deleted(context: Context, job_ref: JobRef) -> Effect:
     """Count a Job that was deleted before it succeeded as a failure, and start again once its pods are gone."""
     status = context.status
     alive = [pod for pod in context.observed.pods_of(job_ref.uid) if not pod.is_over]
-    detail = "the trainer Job was deleted"
+    detail = f"the {_kind(context)} Job was deleted"
     if lost := check_lost_node(context, alive):
         return lost + requeue_in(SOON_SECONDS)
     if alive:
@@ -148,7 +148,7 @@ def _replace_deleted(context: Context, job_ref: JobRef) -> Effect:
         return _end_by_count(context)  # the operator removed it, and stopped before it wrote the end
     if runs.has_stalled(status):
         return _close(context, R.NO_PROGRESS, runs.history(status)[-1].message or "", add_failure=True)
-    is_counted = context.spec.resources.nodes > 1 and bool(job_ref.failures)
+    is_counted = count_nodes(context.job, 1) > 1 and bool(job_ref.failures)
     return _close(context, R.JOB_DELETED, detail, add_failure=not is_counted)  # it was failing already
 
 
@@ -175,14 +175,33 @@ def _end_completed(context: Context, current: Job, outcomes: Sequence[run_outcom
     """Complete the job if its first pod has proved the result, else count a failure."""
     status = context.status
     success = next((one.report for one in outcomes if one.result == run_outcome.RESULT_SUCCEEDED), None)
-    if success:
+    if success and success.outcome is Outcome.TRAINED and status.trained is None:
+        return _hand_over(context, success)
+    if success and success.outcome is not Outcome.TRAINED:
         record_report(status, success)
         record_lineage(status, success, context.spec)
         return succeed(context, current, success, R.SUCCEEDED)
     known = [one for one in runs.history(status) if one.attempt == current.attempt]
     is_counted = any(one.reason == R.RESULT_MISSING for one in known)
-    detail = "the trainer Job completed without a reported result"
+    detail = f"the {_kind(context)} Job completed without a reported result"
     return _close(context, R.RESULT_MISSING, detail, add_failure=not is_counted)
+
+
+def _hand_over(context: Context, report: Report) -> Effect:
+    """Record that the training is stored; the next attempt is a merge, which holds no GPU."""
+    record_report(context.status, report)
+    _record_trained(context.status, report)
+    _record_closed(context, None)
+    return set_condition(C.RUNNING, "False", R.TRAINED) + requeue_in(0)
+
+
+def _record_trained(status: FineTuneJobStatus, report: Report) -> None:
+    if report.checkpoint:
+        status.trained = TrainedStatus(**report.checkpoint.model_dump(), failures=status.failures)
+
+
+def _kind(context: Context) -> str:
+    return "merge" if context.status.trained else "trainer"
 
 
 def _end_terminal(context: Context, current: Job, outcome: run_outcome.PodOutcome) -> Effect:
@@ -273,7 +292,8 @@ def _watch(context: Context, current: Job) -> Effect:
 def _show_running(context: Context, current: Job, reading: Reading | None) -> Effect:
     if reading and pod_diagnosis.is_unreachable(reading, context.observed.now):
         return set_condition(C.RUNNING, "True", R.UNREACHABLE, reading.problem)
-    pods = "The trainer pod is running" if current.nodes == 1 else f"All {current.nodes} trainer pods are running"
+    one = f"The {current.component} pod is running"
+    pods = one if current.nodes == 1 else f"All {current.nodes} trainer pods are running"
     return set_condition(C.RUNNING, "True", R.PODS_RUNNING, pods)
 
 

@@ -34,6 +34,7 @@ MESSAGES: dict[tuple[ConditionType, str], str] = {
     (C.VALIDATED, R.ADOPTED): "A complete result of this job is already published.",
     (C.RUNNING, R.NOT_STARTED): "No trainer has started yet.",
     (C.RUNNING, R.PODS_STARTING): "The trainer pod is starting.",
+    (C.RUNNING, R.TRAINED): "The training is complete and holds no GPU: the pod that merges and publishes is starting.",
     (C.RUNNING, R.PODS_RUNNING): "{detail}.",
     (C.RUNNING, R.FINISHED): "The trainer has ended.",
     (C.RUNNING, R.STOPPING): "Pod {detail} received SIGTERM and is saving a checkpoint.",
@@ -200,14 +201,22 @@ def phase_of(status: FineTuneJobStatus) -> Phase:
     for kind, phase in ((C.FAILED, Phase.FAILED), (C.COMPLETE, Phase.SUCCEEDED)):
         if status.is_true(kind):
             return phase
-    validated, suspended, running = map(status.condition, (C.VALIDATED, C.SUSPENDED, C.RUNNING))
+    validated, suspended = map(status.condition, (C.VALIDATED, C.SUSPENDED))
     if suspended and suspended.status == "True" and status.is_true(C.ACCEPTED):
         return Phase.QUEUED if suspended.reason == R.QUEUED_BY_KUEUE else Phase.SUSPENDED
     if not status.is_true(C.VALIDATED):
         return Phase.PENDING if validated is None or validated.reason == R.PENDING else Phase.PREFLIGHT
-    if running is not None and running.reason == R.FINISHED:
+    return _phase_of_attempt(status)
+
+
+def _phase_of_attempt(status: FineTuneJobStatus) -> Phase:
+    """Return the phase of a trainer, or of a merge in a Job of its own."""
+    running, stage = status.condition(C.RUNNING), status.progress.stage if status.progress else None
+    is_running = status.is_true(C.RUNNING)
+    if (running and running.reason == R.FINISHED) or (is_running and stage in {"Publishing", "Done"}):
         return Phase.PUBLISHING
-    if not status.is_true(C.RUNNING):
+    if status.trained:
+        return Phase.MERGING
+    if not is_running:
         return Phase.STARTING
-    stage = status.progress.stage if status.progress else None
-    return Phase.PUBLISHING if stage in {"Merging", "Publishing", "Done"} else Phase.TRAINING
+    return Phase.PUBLISHING if stage == "Merging" else Phase.TRAINING

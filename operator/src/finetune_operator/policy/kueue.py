@@ -73,8 +73,8 @@ def eviction(context: Context, child: Job) -> tuple[str, str] | None:
 
 def _current(context: Context) -> Job | None:
     own = [one for one in context.observed.own if may_hold(one) and not one.is_deleting]
-    trainers = [one for one in own if one.component == Component.TRAINER]
-    return max(trainers or own, key=lambda one: one.attempt, default=None)
+    attempts = [one for one in own if one.is_attempt]
+    return max(attempts or own, key=lambda one: one.attempt, default=None)
 
 
 def _reserved(child: Job, workload: Workload) -> str:

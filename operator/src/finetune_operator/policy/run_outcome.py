@@ -94,6 +94,8 @@ def _eviction(pod: Pod) -> Reason | None:
 def _judge_success(report: Report | None) -> PodOutcome:
     if report and report.outcome is Outcome.PUBLISHED and report.artifacts and report.artifacts.manifest_sha256:
         return PodOutcome(RESULT_SUCCEEDED, Reason.SUCCEEDED, report.message, report=report)
+    if report and report.outcome is Outcome.TRAINED and report.checkpoint:
+        return PodOutcome(RESULT_SUCCEEDED, Reason.TRAINED, report.message, report=report)
     return PodOutcome(
         RESULT_FAILED, Reason.RESULT_MISSING, "the trainer exited with 0 without reporting a published result"
     )

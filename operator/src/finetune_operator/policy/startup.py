@@ -1,4 +1,4 @@
-"""Set condition Running of an open Job without a running pod, for preflight and training."""
+"""Set condition Running of an open Job without a running pod, for preflight, training and merge."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -36,8 +36,7 @@ def watch_start(context: Context, child: Job, pods: Sequence[Pod]) -> Effect:
 
 
 def _show(context: Context, child: Job, worst: Finding) -> Effect:
-    found, last = worst.diagnosis, runs.last_sentence(context.status)
-    is_starting = found.reason is R.PODS_STARTING
+    found = worst.diagnosis
     if runs.has_succeeded(context.status, child):
         return set_condition(C.RUNNING, "False", R.FINISHED)
     if context.acceptance.events_forbidden and found.query:
@@ -45,12 +44,22 @@ def _show(context: Context, child: Job, worst: Finding) -> Effect:
     if found.reason is not R.NODE_LOST and child.nodes > 1 and child.failed_pods:
         detail = "a pod has failed, and the others are being stopped"
         return set_condition(C.RUNNING, "False", R.BACKING_OFF, detail)
-    if is_starting and child.component == Component.PREFLIGHT:
-        return set_condition(C.RUNNING, "False", R.NOT_STARTED)
-    if is_starting and last and all(pod.is_over for pod in worst.pods):
-        return set_condition(C.RUNNING, "False", R.BACKING_OFF, last, prefix=worst.prefix)
+    if found.reason is R.PODS_STARTING:
+        return _show_starting(context, child, worst)
     truth: Truth = "Unknown" if found.reason is R.NODE_LOST else "False"
     return set_condition(C.RUNNING, truth, found.reason, found.detail, prefix=worst.prefix)
+
+
+def _show_starting(context: Context, child: Job, worst: Finding) -> Effect:
+    """Show why a pod is being started: it is the first one, or the one before has ended."""
+    if child.component == Component.PREFLIGHT:
+        return set_condition(C.RUNNING, "False", R.NOT_STARTED)
+    last, is_merge = runs.last_sentence(context.status), child.component == Component.MERGE
+    is_first = is_merge and not worst.pods  # the last run was then the trainer's
+    if last and not is_first and all(pod.is_over for pod in worst.pods):
+        return set_condition(C.RUNNING, "False", R.BACKING_OFF, last, prefix=worst.prefix)
+    reason = R.TRAINED if is_merge else R.PODS_STARTING
+    return set_condition(C.RUNNING, "False", reason, worst.diagnosis.detail, prefix=worst.prefix)
 
 
 def _find(context: Context, child: Job, pods: Sequence[Pod]) -> Iterator[Finding]:

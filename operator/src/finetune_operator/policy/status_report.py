@@ -31,7 +31,7 @@ def record_report(status: FineTuneJobStatus, report: Report) -> None:
         status.evaluation = report.evaluation
     if report.artifacts:
         status.artifacts = report.artifacts
-        status.checkpoint = None  # they are removed once the result is published
+        status.checkpoint = status.trained = None  # they are removed once the result is published
         _record_done(status, report)
 
 

@@ -104,7 +104,7 @@ def _release(context: Context, alive: Sequence[Pod], resume: Effect) -> Effect:
     if alive:
         detail = f"waiting until {alive[0].name} from before the suspension is gone"
         return set_condition(C.RUNNING, "False", R.BACKING_OFF, detail) + requeue_in(SOON_SECONDS)
-    effect = set_condition(C.RUNNING, "False", R.PODS_STARTING)
+    effect = set_condition(C.RUNNING, "False", R.TRAINED if context.status.trained else R.PODS_STARTING)
     if suspended_since(context.stored):
         return effect + requeue_in(0)
     return effect if context.is_blocked else effect + resume

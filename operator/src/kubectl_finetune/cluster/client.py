@@ -59,8 +59,9 @@ class Cluster:
         self._connection.call("DELETE", self._path(job.name), body)
 
     def list_pods(self, job: Job, component: names.Component) -> list[Object]:
-        """Return the job's pods of that component, oldest first."""
-        selector = f"{names.LABEL_JOB_NAME},{names.LABEL_COMPONENT}={component.value}"
+        """Return the job's pods of that component, oldest first; a merge pod is one of the trainer's."""
+        wanted = f"{component},{names.Component.MERGE}" if component is names.Component.TRAINER else component.value
+        selector = f"{names.LABEL_JOB_NAME},{names.LABEL_COMPONENT} in ({wanted})"
         page = self._connection.call(
             "GET", f"/api/v1/namespaces/{job.namespace}/pods", query={"labelSelector": selector}
         )

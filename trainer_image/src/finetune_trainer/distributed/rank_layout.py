@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from finetune_api.handoff import PEER_LINK_PORT, RENDEZVOUS_PORT, ExitCode, JobConfig
-from finetune_api.pods import Resources
+from finetune_api.pods import PodResources, Resources
 from finetune_api.scalars import parse_quantity
 from finetune_trainer.errors import TrainerError
 
@@ -80,7 +80,7 @@ def build_layout(
     return Layout(nodes, per_node, int(node), config.first_pod, rendezvous_port, peer_link_port, count_cores(resources))
 
 
-def count_cores(resources: Resources) -> int:
+def count_cores(resources: Resources | PodResources) -> int:
     """Return the cores of a pod: its CPU limit, else its request, else all cores of the node.
 
     By default torch starts a thread for each core of the node; with a CPU limit they compete for time.

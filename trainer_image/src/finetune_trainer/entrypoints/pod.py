@@ -1,15 +1,19 @@
-"""The two pods of a job: configuration from a mounted file, storage from mounted credentials."""
+"""The pods of a job: configuration from a mounted file, storage from mounted credentials."""
 
 # ruff: noqa: PLC0415 - what is heavy is imported when it is needed
 
 import json
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from finetune_api.handoff import HANDOFF_VERSION, ExitCode, JobConfig, Outcome, Report
+from finetune_api.spec import ResumePolicy
+from finetune_api.status import CheckpointStatus
 from finetune_trainer.config.manifest import field_errors
 from finetune_trainer.config.run_context import RunContext
 from finetune_trainer.entrypoints.termination import RunState
@@ -41,16 +45,36 @@ def run_training(state: RunState, config_path: Path, workspace: Path, port: int)
     require_checked(config)
     storage = connect_stores(config, state.stop, TRAINER_RETRY_SECONDS)
     run = RunContext(config, storage, workspace, reporter, state.stop)
-    try:
-        state.stop.raise_if_set()
+    with recorded_interruption(run):
         if found := find_result(run):
             return found
         from finetune_trainer.pipeline.train import train
 
         return train(run)
+
+
+def run_finish(state: RunState, config_path: Path, workspace: Path, port: int) -> Report:
+    """Merge and publish what a trainer has stored, or return the report of an existing result."""
+    config, reporter = _begin(state, config_path, port)
+    require_checked(config)
+    run = RunContext(config, connect_stores(config, state.stop, TRAINER_RETRY_SECONDS), workspace, reporter, state.stop)
+    with recorded_interruption(run):
+        if found := find_published(run):
+            return found
+        from finetune_trainer.pipeline.train import finish_training
+
+        return finish_training(run)
+
+
+@contextmanager
+def recorded_interruption(run: RunContext) -> Iterator[None]:
+    """Record in storage that SIGTERM ended the block."""
+    try:
+        run.stop.raise_if_set()
+        yield
     except Stopped:
-        progress = reporter.snapshot().progress
-        record_interruption(config, state.stop, progress.step, progress.resumed_from_step)
+        progress = run.reporter.snapshot().progress
+        record_interruption(run.config, run.stop, progress.step, progress.resumed_from_step)
         raise
 
 
@@ -70,6 +94,32 @@ def require_checked(config: JobConfig) -> None:
 
 
 def find_result(run: RunContext) -> Report | None:
+    """Return the report of an existing result, or of a completed training whose merge another pod does."""
+    if found := find_published(run):
+        return found
+    if run.config.separate_merge and run.config.spec.checkpoint.resume_policy is ResumePolicy.AUTO:
+        from finetune_trainer.training.checkpoints import find_trained
+
+        stored = find_trained(run.config, run.storage)
+        return report_trained(run.config, stored) if stored else None
+    return None
+
+
+def report_trained(config: JobConfig, stored: CheckpointStatus) -> Report:
+    """Return the report of a training that an earlier run completed, whose own report was lost."""
+    return Report(
+        outcome=Outcome.TRAINED,
+        reason=Outcome.TRAINED.value,
+        message=f"an earlier run trained {stored.step} steps; another pod, without GPUs, merges and publishes",
+        job_uid=config.uid,
+        config_sha256=config.config_sha256,
+        last_step=stored.step,
+        checkpoint=stored,
+        resumed_from_step=stored.step,
+    )
+
+
+def find_published(run: RunContext) -> Report | None:
     """Return the report of an existing result; raise if the output prefix belongs to another job."""
     from finetune_trainer.publishing.claim import check_claim
     from finetune_trainer.publishing.publish import adopt_result

@@ -26,6 +26,13 @@ class History:
 
     def load(self, path: Path) -> None:
         """Load the lines of an earlier run, from which the training is resumed."""
+        self.read(path)
+        step = self.train[-1].step if self.train else 0
+        self.resumed_from.append(step)
+        self._append("resume", {"step": step})
+
+    def read(self, path: Path) -> None:
+        """Read the lines of a completed training."""
         text = path.read_text(encoding="utf-8")
         self.path.write_text(text, encoding="utf-8")
         for line in text.splitlines():
@@ -35,13 +42,12 @@ class History:
                 self.resumed_from.append(values["step"])
             elif kind == "train":
                 self.train.append(TrainPoint(**({"grad_norm": None} | values)))
+            elif kind == "final":
+                self.final_reward = RewardPoint(**values)
             elif "reward" in values:
                 self.rewards.append(RewardPoint(**values))
             else:
                 self.evaluations.append(EvalPoint(values.pop("step"), Measured(**values)))
-        step = self.train[-1].step if self.train else 0
-        self.resumed_from.append(step)
-        self._append("resume", {"step": step})
 
     def has_evaluated(self, step: int) -> bool:
         """Return whether the weights of that step were evaluated."""

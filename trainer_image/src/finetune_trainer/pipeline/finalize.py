@@ -48,6 +48,7 @@ class TrainingResult:
     parameters: int
     answers: list[Answer]
     began: float
+    machine: Machine
     examples: Sequence[ScoredPair | RewardedAnswer] = ()
     stop_ids: list[int] = field(default_factory=list)
     """The tokens that end an answer."""
@@ -69,16 +70,15 @@ def collect_examples(
     return shown
 
 
-def build_record(
-    inputs: Inputs,
-    trained: TrainingResult,
-    merge: MergeCheck | ScoreCheck | None,
-    device: torch.device,
-) -> RunRecord:
+def describe_machine(device: torch.device) -> Machine:
+    """Return the device that trained, with the peak of its memory so far."""
+    name, memory = describe_device(device)
+    return Machine(name, peak_memory_bytes(device), memory, 0.0, library_versions())
+
+
+def build_record(inputs: Inputs, trained: TrainingResult, merge: MergeCheck | ScoreCheck | None) -> RunRecord:
     """Collect everything that goes into report and result."""
     objective = inputs.run.config.spec.objective.value
-    name, memory = describe_device(device)
-    machine = Machine(name, peak_memory_bytes(device), memory, time.monotonic() - trained.began, library_versions())
     record = RunRecord(
         config=inputs.run.config,
         settings=trained.settings,
@@ -96,7 +96,7 @@ def build_record(
         score_check=merge if isinstance(merge, ScoreCheck) else None,
         scored_pairs=[one for one in trained.examples if isinstance(one, ScoredPair)],
         rewarded_answers=[one for one in trained.examples if isinstance(one, RewardedAnswer)],
-        machine=machine,
+        machine=replace(trained.machine, seconds=time.monotonic() - trained.began),
         summary=inputs.rows.summary,
         base=describe_base(inputs.model, inputs.labeler, inputs.licence, [answer.prompt for answer in trained.answers]),
     )

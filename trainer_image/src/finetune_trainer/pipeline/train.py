@@ -58,9 +58,11 @@ from finetune_trainer.pipeline.finalize import (
     build_record,
     build_result,
     collect_examples,
+    describe_machine,
 )
 from finetune_trainer.pipeline.full_model import JUDGED_ROWS, is_full_model_requested, make_full_model
 from finetune_trainer.pipeline.inputs import Inputs, load_inputs, share_digests
+from finetune_trainer.pipeline.stored_training import restore_training, store_training
 from finetune_trainer.publishing.publish import publish
 from finetune_trainer.report.document import write_report
 from finetune_trainer.rewards.computed import ComputedRewards, Judge, Scorer
@@ -97,7 +99,18 @@ def train(run: RunContext) -> Report:
     device = find_device()
     checkpoints = Checkpoints(inputs.run, inputs.base_sha256, inputs.rows.digests)
     with _track(inputs) as trackers:
-        return finish(inputs, train_within_memory(inputs, device, checkpoints), device, trackers)
+        return conclude(inputs, train_within_memory(inputs, device, checkpoints), checkpoints, trackers)
+
+
+def finish_training(run: RunContext) -> Report:
+    """Merge, validate and publish a training that another pod has stored; it can be interrupted and run again."""
+    run.reporter.set_stage("Loading")
+    inputs = load_inputs(run)
+    trained = restore_training(inputs, Checkpoints(inputs.run, inputs.base_sha256, inputs.rows.digests))
+    with _track(inputs) as trackers:
+        report = merge_and_publish(inputs, trained)
+        trackers.record_result(report)
+    return report
 
 
 def _track(inputs: Inputs, *, is_first: bool = True) -> AbstractContextManager[Trackers]:
@@ -136,20 +149,29 @@ def train_distributed(run: RunContext, world: World, micro_batch: int | None = N
         (run.workspace / LEFT_GROUP).touch()
         if not world.is_first:
             return None
-        return finish(inputs, trained, device, trackers)
+        return conclude(inputs, trained, checkpoints, trackers)
 
 
-def finish(inputs: Inputs, trained: TrainingResult, device: torch.device, trackers: Trackers) -> Report:
-    """Merge, validate, write the report and publish."""
+def conclude(inputs: Inputs, trained: TrainingResult, checkpoints: Checkpoints, trackers: Trackers) -> Report:
+    """Publish the result, or store the trained weights if another pod merges them."""
     trackers.write_files()
     inputs.run.stop.raise_if_set()
+    if inputs.run.config.separate_merge and is_full_model_requested(inputs):
+        report = store_training(inputs, trained, checkpoints)
+    else:
+        report = merge_and_publish(inputs, trained)
+    trackers.record_result(report)
+    return report
+
+
+def merge_and_publish(inputs: Inputs, trained: TrainingResult) -> Report:
+    """Merge and validate if a full model is requested, write the report and publish."""
     full = make_full_model(inputs, trained)
     inputs.run.stop.raise_if_set()
-    record = build_record(inputs, trained, full, device)
+    record = build_record(inputs, trained, full)
     write_report(record, inputs.result)
     report = publish(inputs.run, inputs.result, build_result(inputs, record))
     remove_checkpoints(inputs.run.config, inputs.run.storage)
-    trackers.record_result(report)
     return report
 
 
@@ -201,7 +223,7 @@ def train_once(
         measure_baseline(inputs, trainer, loop)
     trainer.train(str(resumed) if resumed else None)
     loop.stop.raise_if_set()
-    result = measure_result(inputs, trainer, parts, parameters)
+    result = measure_result(inputs, trainer, parts, parameters, device)
     if world.is_first and settings.method != Method.FULL:
         save_adapter(model, inputs.result / Artifact.ADAPTER, repo_name(spec.model.uri), pinned_commit(spec.model))
         save_tokenizer(inputs.model, inputs.result / Artifact.ADAPTER, inputs.labeler)
@@ -249,7 +271,9 @@ def measure_baseline(inputs: Inputs, trainer: LoopTrainer, loop: LoopContext) ->
         loop.world.wait_key("answered", inputs.run.on_work)
 
 
-def measure_result(inputs: Inputs, trainer: LoopTrainer, parts: TrainerParts, parameters: int) -> TrainingResult:
+def measure_result(
+    inputs: Inputs, trainer: LoopTrainer, parts: TrainerParts, parameters: int, device: torch.device
+) -> TrainingResult:
     """Restore, save and measure the best weights; of several processes, only the first one measures everything."""
     traits, loop, world = traits_of(inputs.run.config.spec.objective), parts.loop, parts.loop.world
     final = restore_best(trainer, loop) if inputs.validation and traits.has_loss else None
@@ -266,6 +290,7 @@ def measure_result(inputs: Inputs, trainer: LoopTrainer, parts: TrainerParts, pa
         parameters,
         pair_answers(inputs, loop.before.answers, answers) if world.is_first else [],
         loop.began,
+        describe_machine(device),
         collect_examples(inputs.shown, loop.before.shown, after),
         stop_ids=stop_ids,
         quantised=quantised_layers(parts.model, parts.settings),

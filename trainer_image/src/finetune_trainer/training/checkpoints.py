@@ -26,6 +26,8 @@ LONGEST_GAP_SECONDS = 1800.0
 """Longest time between two checkpoints by default: the work that a killed run may lose."""
 FOLDER = "step-{:06d}"
 UPLOADED = TypeAdapter(list[ManifestFile])
+Stored = tuple[str, CheckpointManifest, bytes]
+"""The folder of a checkpoint, its manifest, and the manifest's bytes."""
 
 
 @dataclass(frozen=True)
@@ -142,7 +144,7 @@ class Checkpoints:
         found = describe_files(folder / name, self._run.reporter.beat)
         files = [file.model_copy(update={"path": f"{name}/{file.path}"}) for file in found]
         try:
-            self._upload_files(step, folder, files)
+            self._upload_files(self._folder(step), folder, files)
         except StorageUnavailable as error:
             logger.warning("cannot save the shards of step %d: %s", step, error.message)
             return ""
@@ -170,7 +172,10 @@ class Checkpoints:
             if "" in uploaded:
                 raise StorageUnavailable("another process could not upload its shards")
             write(folder)
-            self._upload(step, folder, began, [file for text in uploaded for file in UPLOADED.validate_json(text)])
+            others = [file for text in uploaded for file in UPLOADED.validate_json(text)]
+            stored = self._upload(self._folder(step), step, folder, others)
+            self.last_step = step
+            self._run.reporter.set_checkpoint(self._describe(stored, time.monotonic() - began))
         except StorageUnavailable as error:
             if self._run.stop.is_set():
                 raise
@@ -182,8 +187,36 @@ class Checkpoints:
             shutil.rmtree(folder, ignore_errors=True)
             self._last_time = time.monotonic()
 
+    def save_trained(self, step: int, folder: Path) -> CheckpointStatus:
+        """Store what the merge needs of a completed training, and return where; a stop does not interrupt it."""
+        self._run.reporter.set_stage("Saving")
+        remove_checkpoint(self._trained, [Artifact.MANIFEST], self._run.storage)
+        return self._describe(self._upload(self._trained, step, folder))
+
+    def restore_trained(self) -> tuple[int, Path]:
+        """Download what `save_trained` stored; return its step and folder. Raise StorageUnavailable if it is broken."""
+        sizes = {entry.key: entry.size for entry in self._run.storage.list(self._trained)}
+        try:
+            manifest, _ = self._download(self._trained, None, sizes, self._run.workspace / "trained")
+        except BrokenCheckpoint as why:
+            raise StorageUnavailable(
+                f"{self._trained} cannot be used: {why}. Recreate the job: it trains from its last checkpoint"
+            ) from None
+        return manifest.step, self._run.workspace / "trained"
+
     def _fetch(self, step: int, sizes: Mapping[str, int]) -> Path:
-        uri = self._folder(step)
+        uri, directory = self._folder(step), self._run.workspace / "resumed"
+        manifest, data = self._download(uri, step, sizes, directory)
+        self.last_step = step
+        self._last_time = time.monotonic()
+        self._run.reporter.set_checkpoint(self._describe((uri, manifest, data)))
+        self._run.reporter.update(progress={"resumed_from_step": step, "step": step})
+        logger.info("resuming from %s", uri)
+        return directory
+
+    def _download(
+        self, uri: str, step: int | None, sizes: Mapping[str, int], directory: Path
+    ) -> tuple[CheckpointManifest, bytes]:
         data = self._run.storage.read(join_uri(uri, Artifact.MANIFEST)) if Artifact.MANIFEST in sizes else None
         manifest = parse_manifest(data, step)
         differences = self._origin.differences(manifest)
@@ -193,7 +226,6 @@ class Checkpoints:
                 f"{uri} is not a checkpoint of this job: {'; '.join(differences)}. Remove {self.uri}, choose another "
                 "output.uri, or set checkpoint.resumePolicy Never",
             )
-        directory = self._run.workspace / "resumed"
         shutil.rmtree(directory, ignore_errors=True)
         on_bytes = self._run.on_bytes
         for file in manifest.files:
@@ -206,22 +238,15 @@ class Checkpoints:
                 raise BrokenCheckpoint(f"{file.path} is missing") from None
             if sha256_file(path, on_bytes) != file.sha256:
                 raise BrokenCheckpoint(f"{file.path} differs from its SHA-256 in the manifest")
-        self.last_step = step
-        self._last_time = time.monotonic()
-        self._report(manifest, data or b"")
-        self._run.reporter.update(progress={"resumed_from_step": step, "step": step})
-        logger.info("resuming from %s", uri)
-        return directory
+        return manifest, data or b""
 
-    def _upload_files(self, step: int, folder: Path, files: Iterable[ManifestFile]) -> None:
+    def _upload_files(self, uri: str, folder: Path, files: Iterable[ManifestFile]) -> None:
         for file in files:
-            uri = join_uri(self._folder(step), file.path)
-            self._run.storage.upload(folder / file.path, uri, self._run.reporter.beat)
+            self._run.storage.upload(folder / file.path, join_uri(uri, file.path), self._run.reporter.beat)
 
-    def _upload(self, step: int, folder: Path, began: float, uploaded: Sequence[ManifestFile]) -> None:
-        uri = self._folder(step)
+    def _upload(self, uri: str, step: int, folder: Path, uploaded: Sequence[ManifestFile] = ()) -> Stored:
         own = describe_files(folder, self._run.reporter.beat)
-        self._upload_files(step, folder, own)
+        self._upload_files(uri, folder, own)
         files = sorted([*own, *uploaded], key=lambda file: file.path)
         arrived = {entry.key: entry.size for entry in self._run.storage.list(uri)}
         torn = [file.path for file in files if arrived.get(file.path) != file.size]
@@ -239,8 +264,7 @@ class Checkpoints:
         )
         data = manifest.model_dump_json(by_alias=True, indent=2).encode()
         self._run.storage.put(join_uri(uri, Artifact.MANIFEST), data)
-        self.last_step = step
-        self._report(manifest, data, time.monotonic() - began)
+        return uri, manifest, data
 
     def _prune(self) -> None:
         folders = list_checkpoints(self.uri, self._run.storage)
@@ -248,15 +272,19 @@ class Checkpoints:
         for step in superseded(folders, whole, self._kept):
             remove_checkpoint(self._folder(step), folders[step], self._run.storage)
 
-    def _report(self, manifest: CheckpointManifest, data: bytes, seconds: float | None = None) -> None:
-        status = CheckpointStatus(
-            uri=self._folder(manifest.step),
+    def _describe(self, stored: Stored, seconds: float | None = None) -> CheckpointStatus:
+        uri, manifest, data = stored
+        return CheckpointStatus(
+            uri=uri,
             step=manifest.step,
             saved_time=manifest.saved_time,
             sha256=hashlib.sha256(data).hexdigest(),
             save_seconds=seconds,
         )
-        self._run.reporter.set_checkpoint(status)
+
+    @property
+    def _trained(self) -> str:
+        return _trained_uri(self._run.config)
 
     def _folder(self, step: int) -> str:
         return join_uri(self.uri, FOLDER.format(step))
@@ -266,15 +294,15 @@ class BrokenCheckpoint(Exception):  # noqa: N818 - it names the state of the che
     """The checkpoint is incomplete."""
 
 
-def parse_manifest(data: bytes | None, step: int) -> CheckpointManifest:
-    """Return the manifest of that step's checkpoint; raise if it is missing or invalid."""
+def parse_manifest(data: bytes | None, step: int | None) -> CheckpointManifest:
+    """Return the manifest of that step's checkpoint, or of any step; raise if it is missing or invalid."""
     if data is None:
         raise BrokenCheckpoint("it has no manifest, so it was not saved completely")
     try:
         manifest = CheckpointManifest.model_validate_json(data)
     except ValidationError:
         raise BrokenCheckpoint("its manifest is invalid") from None
-    if manifest.step != step:
+    if manifest.step != (manifest.step if step is None else step):
         raise BrokenCheckpoint(f"its manifest is of step {manifest.step}")
     return manifest
 
@@ -295,21 +323,46 @@ def superseded(steps: Iterable[int], whole: Iterable[int], kept: int) -> list[in
     return sorted(set(steps) - set(sorted(whole)[-kept:]))
 
 
+def find_trained(config: JobConfig, storage: Store) -> CheckpointStatus | None:
+    """Return what this job's training stored for its merge, if every file of it has the size in its manifest."""
+    uri = _trained_uri(config)
+    sizes = {entry.key: entry.size for entry in storage.list(uri)}
+    data = storage.read(join_uri(uri, Artifact.MANIFEST)) if Artifact.MANIFEST in sizes else None
+    try:
+        manifest = parse_manifest(data, None)
+    except BrokenCheckpoint:
+        return None
+    if not manifest.is_of(config) or any(sizes.get(file.path) != file.size for file in manifest.files):
+        return None
+    digest = hashlib.sha256(data or b"").hexdigest()
+    return CheckpointStatus(uri=uri, step=manifest.step, saved_time=manifest.saved_time, sha256=digest)
+
+
+def _trained_uri(config: JobConfig) -> str:
+    return join_uri(config.output_key(), Artifact.TRAINED)
+
+
 def remove_checkpoints(config: JobConfig, storage: Store) -> None:
     """Remove every checkpoint of a job whose result is published, and the records of its interrupted runs."""
     uri = join_uri(config.output_key(), Artifact.CHECKPOINTS)
     for step, sizes in list_checkpoints(uri, storage).items():
         remove_checkpoint(join_uri(uri, FOLDER.format(step)), sizes, storage)
+    trained = _trained_uri(config)
+    remove_checkpoint(trained, [entry.key for entry in _list_quietly(trained, storage)], storage)
     interrupted_runs.remove(config, storage)
 
 
 def list_checkpoints(uri: str, storage: Store) -> dict[int, dict[str, int]]:
     """Return the checkpoints in storage; if the store cannot list them, log a warning and return none."""
+    return group_by_step(_list_quietly(uri, storage))
+
+
+def _list_quietly(uri: str, storage: Store) -> list[Entry]:
     try:
-        return group_by_step(storage.list(uri))
+        return list(storage.list(uri))
     except TrainerError as error:
         logger.warning("cannot remove old checkpoints: %s", error.message)
-        return {}
+        return []
 
 
 def remove_checkpoint(uri: str, names: Iterable[str], storage: Store) -> None:

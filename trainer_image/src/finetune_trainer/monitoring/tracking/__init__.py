@@ -23,6 +23,9 @@ from finetune_trainer.sigterm import StopFlag
 logger = logging.getLogger(__name__)
 
 
+ENDINGS = {Outcome.GATE_NOT_MET: RunEnd.FAILED, Outcome.TRAINED: RunEnd.STOPPED}
+
+
 class DrainTimeout(float, Enum):
     """Seconds that all trackers together have for the last values."""
 
@@ -42,7 +45,7 @@ class Trackers:
         self._live: list[Follower] = []
         self._offline: list[Follower] = []
         self._wandb: WandbRun | None = None
-        self.is_met = True
+        self.ending = RunEnd.FINISHED
         if asked.mlflow:
             self._live.append(Follower(MlflowRun(config, asked.mlflow), metrics, reporter))
         if asked.wandb:
@@ -74,8 +77,8 @@ class Trackers:
             self._wandb.collect(self._result / Artifact.WANDB)
 
     def record_result(self, report: Report) -> None:
-        """Record the manifest for the trackers; a result that misses its gate is a failed run."""
-        self.is_met = report.outcome is not Outcome.GATE_NOT_MET
+        """Record the manifest for the trackers; a missed gate is a failed run, a separate merge resumes it."""
+        self.ending = ENDINGS.get(report.outcome, RunEnd.FINISHED)
         artifacts = report.artifacts
         if artifacts and artifacts.manifest_uri and artifacts.manifest_sha256:
             known = {"manifest_uri": artifacts.manifest_uri, "manifest_sha256": artifacts.manifest_sha256}
@@ -112,7 +115,7 @@ def track(
     ending = RunEnd.FAILED
     try:
         yield trackers
-        ending = RunEnd.FINISHED if trackers.is_met else RunEnd.FAILED
+        ending = trackers.ending
     except Stopped:
         ending = RunEnd.STOPPED
         raise
