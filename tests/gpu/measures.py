@@ -29,6 +29,7 @@ from finetune_api.handoff import Outcome
 from finetune_api.spec import Objective
 from finetune_api.status import Resolved
 from finetune_trainer.distributed.world import join
+from finetune_trainer.models.attention import find_flash_fault
 from finetune_trainer.models.base_model import read_config
 from finetune_trainer.models.device import DRIVER_FILE, find_device
 from finetune_trainer.models.loading import load_for_training, load_tokenizer
@@ -141,6 +142,25 @@ def _try(name: str, required: str, run: Callable[[], tuple[str, bool | None]]) -
     except Exception as error:  # noqa: BLE001 - whatever a library raises is the result
         return Figure(name, f"{type(error).__name__}: {error}"[:300], required, False)
     return Figure(name, measured, required, is_met)
+
+
+# --- flash attention ----------------------------------------------------------
+
+
+def measure_attention(machine: Machine) -> Iterator[Figure]:
+    """PyTorch's flash kernel against plain attention, values and gradients, as at the start of a training."""
+    name = "what keeps the flash kernel from training"
+    if not machine.is_gpu:
+        yield Figure(name, NO_GPU, "nothing")
+        return
+
+    def compare() -> tuple[str, bool]:
+        settings = machine.settings("LoRA")
+        model = load_for_training(machine.model, settings, machine.device)
+        found = find_flash_fault(model, str(settings.precision), machine.device)
+        return found or "nothing", found is None
+
+    yield _try(name, "nothing", compare)
 
 
 # --- packed rows --------------------------------------------------------------
@@ -403,6 +423,7 @@ def _train_rank(rank: int, machine: Machine, method: str, folder: Path, port: in
 SECTIONS: Mapping[str, Callable[[Machine], Iterator[Figure]]] = {
     "Image": measure_image,
     "NF4 on the GPU and on the CPU": measure_nf4,
+    "Flash attention": measure_attention,
     "Packed rows": measure_packing,
     "Resume": measure_resume,
     "Objectives and methods": measure_objectives,

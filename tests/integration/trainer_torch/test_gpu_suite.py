@@ -19,6 +19,7 @@ from machine import Machine, write_random_model
 from measures import (
     OBJECTIVES,
     SECTIONS,
+    measure_attention,
     measure_estimates,
     measure_image,
     measure_nf4,
@@ -80,6 +81,11 @@ def test_nf4_of_one_device_is_equal_to_itself(machine: Machine) -> None:
     assert [one.verdict for one in found.values()] == ["met"] * 3
 
 
+def test_the_flash_kernel_is_not_measured_without_a_gpu(machine: Machine) -> None:
+    (found,) = measure_attention(machine)
+    assert found.measured == "not measured: no GPU"
+
+
 def test_packed_rows_have_the_loss_of_single_rows(machine: Machine) -> None:
     found = figures(measure_packing(machine))
     assert [one.verdict for one in found.values()] == ["met", "met"], found
@@ -126,4 +132,4 @@ def test_a_random_model_has_the_shape_and_the_number_format(machine: Machine) ->
 
 
 def test_every_section_has_a_measure() -> None:
-    assert len(SECTIONS) == 8
+    assert len(SECTIONS) == 9
