@@ -76,7 +76,7 @@ SBOM_DIR ?= dist/sbom
 .PHONY: sbom
 sbom: $(VENV)/audit/installed ## Write what the images hold of Python packages to SBOM_DIR, as CycloneDX JSON
 	mkdir -p $(SBOM_DIR)
-	for part in operator trainer; do \
+	for part in operator preflight trainer; do \
 	  $(VENV)/audit/bin/cyclonedx-py requirements --pyproject pyproject.toml --output-reproducible --validate \
 	    --output-format JSON --output-file $(SBOM_DIR)/$$part.cdx.json requirements/$$part.txt; \
 	done
@@ -95,7 +95,7 @@ audit: $(VENV)/audit/installed ## Ask PyPI, or whom AUDIT_ARGS names, for known 
 requirements: setup ## Resolve and hash the pinned requirements again
 	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
 	  pyproject.toml --all-extras --group dev -o requirements/dev.txt
-	for extra in operator trainer kubectl; do \
+	for extra in operator preflight trainer kubectl; do \
 	  $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
 	    pyproject.toml --extra $$extra -c requirements/dev.txt -o requirements/$$extra.txt; \
 	done

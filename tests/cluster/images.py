@@ -44,6 +44,8 @@ class Image:
     name: str
     dockerfile: str
     sources: tuple[str, ...]
+    target: str = ""
+    """The stage of the Dockerfile; the last one by default."""
 
 
 IMAGES = {
@@ -52,10 +54,19 @@ IMAGES = {
         "operator/Dockerfile",
         ("requirements/uv.txt", "requirements/operator.txt", "crds/src", "operator/src"),
     ),
+    "preflight": Image(
+        "finetune-preflight",
+        "trainer_image/Dockerfile",
+        ("requirements/uv.txt", "requirements/preflight.txt", "crds/src", "trainer_image/src"),
+        target="preflight",
+    ),
     "trainer": Image(
         "finetune-trainer",
         "trainer_image/Dockerfile",
-        ("requirements/uv.txt", "requirements/trainer.txt", "crds/src", "trainer_image/src"),
+        (
+            *("requirements/uv.txt", "requirements/preflight.txt", "requirements/trainer.txt"),
+            *("crds/src", "trainer_image/src"),
+        ),
     ),
 }
 
@@ -116,6 +127,7 @@ def _build(layout: Layout, image: Image, reference: str, base: str) -> None:
             f"--local=dockerfile={CHECKOUT}",
             f"--opt=filename={image.dockerfile}",
             f"--opt=build-arg:BASE_IMAGE={base}",
+            *([f"--opt=target={image.target}"] if image.target else []),
             "--opt=image-resolve-mode=local",
             f"--output=type=image,name={LIBRARY}{reference},unpack=true,compression=uncompressed",
         ],
@@ -139,7 +151,7 @@ def _buildctl(layout: Layout) -> list[str]:
 
 
 def _content_hash(image: Image, base: str) -> str:
-    digest = hashlib.sha256(base.encode())
+    digest = hashlib.sha256(f"{base}\n{image.target}".encode())
     for path in _files(image):
         digest.update(f"\n{path.relative_to(CHECKOUT)}\n".encode())
         digest.update(path.read_bytes())

@@ -73,6 +73,7 @@ def start_native() -> Environment:
         secret_key=values["AWS_SECRET_ACCESS_KEY"],
         operator_image=values["FINETUNE_OPERATOR_IMAGE"],
         trainer_image=values["FINETUNE_TRAINER_IMAGE"],
+        preflight_image=values.get("FINETUNE_PREFLIGHT_IMAGE", ""),
         programs=values["PATH"].removesuffix(os.environ["PATH"]).rstrip(":"),
         directory=values["FINETUNE_CLUSTER_DIR"],
     )
@@ -108,4 +109,5 @@ def start_current() -> Environment:
         secret_key=os.environ["AWS_SECRET_ACCESS_KEY"],
         operator_image=os.environ["FINETUNE_OPERATOR_IMAGE"],
         trainer_image=os.environ["FINETUNE_TRAINER_IMAGE"],
+        preflight_image=os.environ.get("FINETUNE_PREFLIGHT_IMAGE", ""),
     )

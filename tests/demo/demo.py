@@ -52,12 +52,15 @@ def deploy(asked: str) -> None:
 def install_chart(deployed: Environment) -> None:
     """Installs or upgrades the release and waits until the operator is ready."""
     operator, trainer = (image.rpartition(":") for image in (deployed.operator_image, deployed.trainer_image))
-    values = {
+    values: dict[str, Any] = {
         "image": {"repository": operator[0], "tag": operator[2]},
         "trainer": {"image": {"repository": trainer[0], "tag": trainer[2]}, "simulatedGpus": True},
         "defaultStorage": {"endpoint": deployed.s3_endpoint_in_cluster, "region": "us-east-1"},
         "progressIntervalSeconds": 1,  # the jobs of the demo and of the tests take a minute
     }
+    if deployed.preflight_image:
+        preflight = deployed.preflight_image.rpartition(":")
+        values["preflight"] = {"image": {"repository": preflight[0], "tag": preflight[2]}}
     file = STATE / "demo-values.yaml"
     file.write_text(yaml.safe_dump(values), encoding="utf-8")
     labels = {"pod-security.kubernetes.io/enforce": "restricted"}

@@ -22,6 +22,8 @@ class Environment:
     secret_key: str
     operator_image: str
     trainer_image: str
+    preflight_image: str = ""
+    """Empty: the trainer's."""
     programs: str = ""
     directory: str = ""
     """State folder of the cluster of tests/cluster, for what only its owner can do to it."""
@@ -39,6 +41,7 @@ class Environment:
             "FINETUNE_S3_ENDPOINT_IN_CLUSTER": self.s3_endpoint_in_cluster,
             "FINETUNE_OPERATOR_IMAGE": self.operator_image,
             "FINETUNE_TRAINER_IMAGE": self.trainer_image,
+            **({"FINETUNE_PREFLIGHT_IMAGE": self.preflight_image} if self.preflight_image else {}),
             **({"FINETUNE_CLUSTER_DIR": self.directory} if self.directory else {}),
         }
 

@@ -147,7 +147,7 @@ class Trainer(Block):
         Annotated[str, StringConstraints(min_length=1, max_length=512, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@-]*$")]
         | None
     ) = None
-    """Image of preflight and training. Default: the operator's trainer image."""
+    """Image of preflight, training and merge. Default: the operator's images."""
     image_pull_policy: Annotated[str, StringConstraints(pattern=r"^(Always|IfNotPresent|Never)$", max_length=16)] = (
         "IfNotPresent"
     )

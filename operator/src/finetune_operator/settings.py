@@ -44,7 +44,9 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="FINETUNE_", use_attribute_docstrings=True)
 
     trainer_image: Annotated[str, Field(min_length=1)]
-    """Image for preflight and training; its repository is always allowed."""
+    """Image for training, merge and, by default, preflight; its repository is always allowed."""
+    preflight_image: OptionalText = None
+    """Image for preflight alone, without PyTorch; not used for a job with `spec.trainer.image`."""
     watch_namespaces: CommaSeparated = []
     """Namespaces to serve; empty = all."""
     allowed_images: CommaSeparated = []

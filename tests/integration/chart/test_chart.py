@@ -124,6 +124,16 @@ def test_images_are_named_by_digest_where_one_is_given(helm: str) -> None:
     given = {entry["name"]: entry.get("value") for entry in container["env"]}
     assert container["image"] == f"finetune-operator@{first}"
     assert given["FINETUNE_TRAINER_IMAGE"] == f"finetune-trainer@{second}"
+    assert "FINETUNE_PREFLIGHT_IMAGE" not in given
+
+
+def test_preflight_has_an_image_of_its_own_if_one_is_named(helm: str) -> None:
+    documents = render(
+        helm, "--set-string", "preflight.image.repository=registry.example/preflight,preflight.image.tag=2"
+    )
+    (container,) = pod_spec(documents)["containers"]
+    given = {entry["name"]: entry.get("value") for entry in container["env"]}
+    assert given["FINETUNE_PREFLIGHT_IMAGE"] == "registry.example/preflight:2"
 
 
 def test_the_probes_ask_for_what_the_operator_serves(helm: str) -> None:

@@ -26,7 +26,11 @@ MATRIX: dict[str, dict[str, Any]] = {
     },
     "openshift": {"runAsUser": "", "trainer": {"runAsUser": ""}},
     "user-of-the-platform": {"runAsUser": 1000650000, "trainer": {"runAsUser": 1000650000}},
-    "digests": {"image": {"digest": DIGEST}, "trainer": {"image": {"digest": DIGEST}}},
+    "digests": {
+        "image": {"digest": DIGEST},
+        "trainer": {"image": {"digest": DIGEST}},
+        "preflight": {"image": {"repository": "registry.example/preflight", "digest": DIGEST}},
+    },
     "policies": {"networkPolicy": {"enabled": True}},
     "policies-narrow": {
         "watchNamespaces": ["a"],
@@ -79,6 +83,7 @@ MATRIX: dict[str, dict[str, Any]] = {
     "all-on": {
         "image": {"repository": "registry.example/operator", "digest": DIGEST, "pullPolicy": "Always"},
         "imagePullSecrets": [{"name": "pull"}],
+        "preflight": {"image": {"repository": "registry.example/preflight", "tag": "1"}},
         "trainer": {
             "image": {"repository": "registry.example/trainer", "tag": "1"},
             "runAsUser": "1000",

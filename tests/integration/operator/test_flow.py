@@ -55,6 +55,22 @@ def test_training_runs_the_image_of_preflight_by_its_digest(world: Any, operator
     assert world.status()["lineage"]["trainerImage"] == digest
 
 
+def test_preflight_can_have_an_image_of_its_own_and_the_trainers_is_pinned_from_its_pod(
+    world: Any, operator: Any, wait: Any
+) -> None:
+    slim, digest = "registry.example/finetune-preflight:1", "registry.example/finetune-trainer@sha256:" + "1" * 64
+    operator.kill()
+    operator.env["FINETUNE_PREFLIGHT_IMAGE"] = slim
+    operator.start()
+    world.create()
+    assert world.pod_of("one-preflight").spec.containers[0].image == slim
+    trainer = world.pass_preflight()
+    assert trainer.spec.containers[0].image == "registry.example/finetune-trainer:1"
+    assert "trainerImage" not in world.status()["lineage"]
+    world.run(trainer)
+    wait(lambda: world.status()["lineage"].get("trainerImage") == digest, lambda: str(world.status()["lineage"]))
+
+
 @pytest.mark.parametrize(
     ("code", "reason"),
     [

@@ -26,7 +26,7 @@ def pins(part: str) -> set[tuple[str, str]]:
     return set(PIN.findall((ROOT / "requirements" / f"{part}.txt").read_text(encoding="utf-8")))
 
 
-@pytest.mark.parametrize("part", ["operator", "trainer"])
+@pytest.mark.parametrize("part", ["operator", "preflight", "trainer"])
 def test_a_bill_names_each_pinned_package_with_its_hashes(boms: dict[str, Any], part: str) -> None:
     bom = boms[part]
     assert (bom["bomFormat"], bom["metadata"]["component"]["name"]) == ("CycloneDX", "finetune-operator")

@@ -31,7 +31,7 @@ from finetune_operator.policy.decision import (
     succeed,
 )
 from finetune_operator.policy.startup import watch_start
-from finetune_operator.policy.status_report import record_lineage, record_progress, record_report
+from finetune_operator.policy.status_report import record_image, record_lineage, record_progress, record_report
 
 C, R = ConditionType, Reason
 
@@ -43,6 +43,7 @@ def train(context: Context) -> Effect:
     current = max(attempts, key=lambda one: one.attempt, default=None)
     if current and current.attempt > (status.attempts or 0):
         _record_attempt(context, current)
+    _pin_image(context, attempts)
     reported_preemptions.record_preemptions(context, attempts)
     effect = runs.record_ended(context, attempts)
     if current:
@@ -58,6 +59,15 @@ def train(context: Context) -> Effect:
 def _record_attempt(context: Context, current: Job) -> None:
     context.status.attempts = current.attempt
     context.status.job_ref = JobRef(name=current.name, uid=current.uid)
+
+
+def _pin_image(context: Context, attempts: Sequence[Job]) -> None:
+    """Pin the image of the first trainer that has started, unless preflight's was pinned."""
+    if context.status.lineage and context.status.lineage.trainer_image:
+        return
+    pods = [pod for job in attempts for pod in context.observed.pods_of(job.uid)]
+    if started := next((pod for pod in pods if pod.image_id), None):
+        record_image(context.status, started.pinned_image)
 
 
 def _record_start(context: Context, current: Job) -> None:

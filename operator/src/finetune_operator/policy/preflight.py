@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from finetune_api.handoff import Outcome, Report
 from finetune_api.names import Component, ConditionType, Reason
-from finetune_operator.kube.objects import Job, Pod
+from finetune_operator.kube.objects import Job, Pod, repository
 from finetune_operator.manifests.jobs import build_preflight
 from finetune_operator.policy import deadlines, run_outcome, runs, suspension
 from finetune_operator.policy.decision import (
@@ -35,7 +35,7 @@ def check(context: Context) -> tuple[bool, Effect]:
     if child is None and deadline and deadline.is_exceeded:
         return False, effect + deadlines.end_job(context, deadline)
     if child is None:
-        image = context.spec.trainer.image or context.settings.trainer_image
+        image = context.spec.trainer.image or context.settings.preflight_image or context.settings.trainer_image
         return False, effect + create_job(context, build_preflight(context.observed.job, context.settings, image))
     pods = context.observed.pods_of(child.uid)
     runs.record_preflight(context, pods)
@@ -83,15 +83,28 @@ def _passing_report(context: Context, pod: Pod) -> Report | None:
 
 def _pass(context: Context, child: Job, pod: Pod, report: Report) -> tuple[bool, Effect]:
     record_report(context.status, report)
-    record_lineage(context.status, report, context.spec)
     if report.outcome is Outcome.VALIDATED:
-        record_image(context.status, pod.pinned_image)
+        _record_lineage(context, report, pod)
         return True, set_condition(C.VALIDATED, "True", R.DATASET_VALID, runs.dataset_sentence(report.dataset))
+    record_lineage(context.status, report, context.spec)
     if report.artifacts and report.artifacts.manifest_sha256:
         return False, set_condition(C.VALIDATED, "True", R.ADOPTED) + succeed(context, child, report, R.ADOPTED)
     effect = set_condition(C.VALIDATED, "False", R.RESULT_MISSING, "the adopted result has no manifest digest")
     message = "preflight adopted a result without a manifest digest"
     return False, effect + fail(context, R.RESULT_MISSING, message, child)
+
+
+def _record_lineage(context: Context, report: Report, pod: Pod) -> None:
+    """Record the lineage, and pin preflight's image unless it cannot train; then the first trainer's is pinned."""
+    asked, settings = context.spec.trainer.image, context.settings
+    is_trainers = repository(pod.image) == repository(asked or settings.trainer_image)
+    can_train = is_trainers and (asked is not None or settings.preflight_image is None)
+    if report.lineage:
+        lineage = report.lineage.model_copy(update={"trainer_image": None})
+        report = report.model_copy(update={"lineage": lineage})
+    record_lineage(context.status, report, context.spec)
+    if can_train:
+        record_image(context.status, pod.pinned_image)
 
 
 def _fail(context: Context, child: Job, pods: Sequence[Pod]) -> Effect:
