@@ -110,7 +110,7 @@ def status() -> None:
 
 @app.command("images")
 def build_images() -> None:
-    """Build the base, operator, preflight and trainer images into the running node; older ones that nothing names go."""
+    """Build every image (base, operator, preflight, trainer) into the running node; remove unused older ones."""
     layout = full_cluster()
     _require_running(layout)
     with _alone(layout):
