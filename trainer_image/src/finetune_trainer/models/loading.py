@@ -48,6 +48,11 @@ NON_REENTRANT = {"use_reentrant": False}
 HEAD = "score.weight"
 """The head of a reward model, which a language model does not have."""
 LOADING = logging.getLogger("transformers")
+EXPERT_COUNTS = ("num_local_experts", "n_routed_experts")
+"""The names of configurations that have no `num_experts`."""
+MAMBA_TYPES = frozenset({"falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h"})
+MAMBA_OUTPUT = frozenset({"out_proj"})
+"""PEFT refuses it in the types above, whose kernels read its weight without the adapter."""
 
 transformers_logging.disable_progress_bar()
 
@@ -181,11 +186,20 @@ def _load(directory: Path, writes_text: bool, **options: Any) -> PreTrainedModel
             f"the model cannot be loaded: its files lack {len(missing)} weights of the architecture, for example "
             f"{missing[0]}",
         )
+    _name_experts(model)
     return model
 
 
 def _find_class(directory: Path, writes_text: bool) -> Any:
     return find_class(directory) if writes_text else AutoModelForSequenceClassification
+
+
+def _name_experts(model: PreTrainedModel) -> None:
+    """Add the number of experts under the one name that TRL reads for the load-balancing loss."""
+    config = model.config.get_text_config()
+    names = [name for name in EXPERT_COUNTS if hasattr(config, name)]
+    if names and not hasattr(config, "num_experts"):
+        config.num_experts = getattr(config, names[0])
 
 
 @contextmanager
@@ -269,7 +283,9 @@ def linear_targets(model: PreTrainedModel) -> list[str]:
         for name, module in text_modules(model)
         if isinstance(module, (torch.nn.Linear, Conv1D)) and module is not head
     }
-    return sorted(names - UNADAPTED_LAYERS)
+    unmatched = MAMBA_OUTPUT if model.config.model_type in MAMBA_TYPES else frozenset()
+    # The last name of a layer in a list is a number, which would match each block of the model as well.
+    return sorted(name for name in names - UNADAPTED_LAYERS - unmatched if not name.isdigit())
 
 
 def _head_name(model: PreTrainedModel) -> str:
