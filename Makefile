@@ -185,6 +185,12 @@ GPU_ARGS ?=
 gpu: setup ## Measure on a GPU what no CPU can show, at most ten minutes (apart from `make test`; GPU_ARGS=--require fails without one)
 	$(BIN)/python tests/gpu/suite.py $(GPU_ARGS)
 
+ARCHITECTURES_ARGS ?=
+
+.PHONY: architectures
+architectures: setup ## Try every architecture of transformers, and write the table that preflight reads (ARCHITECTURES_ARGS=--help)
+	$(BIN)/python tests/architectures/matrix.py $(ARCHITECTURES_ARGS)
+
 COUNT ?= 50
 PACKAGES ?=
 MUTANTS_ARGS ?=

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from architecture_table import automatic_classes, named_architectures, other_architectures, read_table
 from loop_bench import CPU, make_settings
 from peft import PeftModel
 from safetensors.torch import load_file
@@ -19,7 +20,14 @@ from transformers import AutoConfig, PreTrainedModel
 from finetune_api.handoff import ExitCode
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.models.architectures import find_class
-from finetune_trainer.models.loading import load_for_training, load_plain, quantised_layers, trained_tensors
+from finetune_trainer.models.loading import (
+    attach_adapter,
+    linear_targets,
+    load_for_training,
+    load_plain,
+    quantised_layers,
+    trained_tensors,
+)
 from finetune_trainer.models.memory_estimate import weight_bytes
 from finetune_trainer.models.shape import read_shape
 from finetune_trainer.training.callbacks import restore_trained, save_trained
@@ -76,6 +84,8 @@ MODELS: dict[str, Callable[[], PreTrainedModel]] = {
         linear_key_head_dim=16,
         linear_value_head_dim=16,
     ),
+    "FalconForCausalLM": text_only("FalconForCausalLM", num_kv_heads=2),
+    "GPT2LMHeadModel": text_only("GPT2LMHeadModel", n_embd=64, n_layer=2, n_head=4),
     "Qwen3MoeForCausalLM": text_only(
         "Qwen3MoeForCausalLM", num_experts=4, moe_intermediate_size=64, num_experts_per_tok=2
     ),
@@ -250,6 +260,41 @@ def test_a_model_that_does_not_write_text_is_refused_by_name(tmp_path: Path) -> 
     with pytest.raises(TrainerError, match=r"a model of type vit .* does not write text") as caught:
         find_class(tmp_path)
     assert caught.value.code is ExitCode.INVALID_CONFIG
+
+
+def test_the_table_is_that_of_the_installed_library() -> None:
+    table = read_table()
+    assert table["transformers"] == transformers.__version__, "run make architectures"
+    assert {name: one["modelTypes"] for name, one in table["architectures"].items()} == named_architectures()
+    assert table["automatic"] == automatic_classes()
+    assert table["others"] == other_architectures()
+
+
+SMALL: dict[str, Any] = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2}
+
+
+@pytest.mark.parametrize(
+    ("config", "left_out"),
+    [
+        (transformers.CTRLConfig(vocab_size=64, n_positions=64, n_embd=32, dff=64, n_layer=2, n_head=2), {"0", "2"}),
+        (transformers.FalconMambaConfig(**SMALL, state_size=4, time_step_rank=4), {"out_proj"}),
+    ],
+    ids=["layers named by numbers", "the output of Mamba layers"],
+)
+def test_adapters_leave_out_layers_that_cannot_be_named_or_adapted(config: Any, left_out: set[str]) -> None:
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    last = {name.rpartition(".")[2] for name, one in model.named_modules() if isinstance(one, torch.nn.Linear)}
+    assert left_out <= last
+    assert left_out.isdisjoint(linear_targets(model))
+    assert attach_adapter(model, make_settings("LoRA")).get_nb_trainable_parameters()[0] > 0
+
+
+def test_the_number_of_experts_has_the_name_that_the_loss_reads(tmp_path: Path) -> None:
+    sizes = {**SMALL, "intermediate_size": 32, "num_attention_heads": 2, "num_key_value_heads": 2}
+    config = transformers.GraniteMoeConfig(**sizes, num_local_experts=4, num_experts_per_tok=2)
+    assert not hasattr(config, "num_experts")
+    transformers.GraniteMoeForCausalLM(config).save_pretrained(tmp_path)
+    assert load_for_training(tmp_path, make_settings("LoRA"), CPU).config.num_experts == 4
 
 
 def tensors(folder: Path) -> dict[str, torch.Tensor]:

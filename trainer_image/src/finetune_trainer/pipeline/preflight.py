@@ -11,8 +11,9 @@ from finetune_trainer.config.run_context import RunContext
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.evaluation.expectations import Expectations
 from finetune_trainer.models.adapter_input import InitialAdapter, check_initial_adapter, with_adapter
-from finetune_trainer.models.base_model import ModelFacts, check_model, pin_model
+from finetune_trainer.models.base_model import ModelFacts, check_model, pin_model, read_config
 from finetune_trainer.models.resolve_settings import choose_settings
+from finetune_trainer.models.trainable import require_method, require_trainable
 from finetune_trainer.pipeline.prepare_dataset import PreparedDataset, prepare_dataset
 from finetune_trainer.publishing.claim import check_claim, claim_prefix
 from finetune_trainer.publishing.lineage import status_lineage
@@ -45,6 +46,8 @@ def preflight(run: RunContext) -> Report:
     check_parents(config, storage)
     config = pin_model(config, storage)
     model = check_model(pinned_model_uri(config.spec.model), storage, workspace / "tokenizer", on_bytes)
+    architecture = read_config(workspace / "tokenizer")
+    require_trainable(architecture, config.spec.objective)
     adapter = check_initial_adapter(config, model.shape, storage, on_bytes)
     Expectations(config.spec.evaluation.prompts or [])
     _check_rewards(config, storage, workspace, on_bytes)
@@ -52,6 +55,7 @@ def preflight(run: RunContext) -> Report:
     dataset = prepare_dataset(config, storage, workspace, labeler, on_bytes=on_bytes, on_rows=run.on_work)
     _check_gate(config, dataset)
     resolved = _choose(config, model, dataset, adapter)
+    require_method(architecture, resolved.method)
     claim_prefix(config, storage)
     _upload(config, dataset, storage, on_bytes)
     return _report(config, model, dataset, resolved, adapter)
