@@ -39,7 +39,7 @@ def explored() -> list[Object]:
         one = machine()
         one.create(
             draw.randint(0, 2), draw.choice([0, 1, 20]), draw.random() < 0.2, draw.choice([None, 500]),
-            draw.choice([None, 900]), draw.randint(0, 8), draw.random() < 0.4,
+            draw.choice([None, 900]), draw.randint(0, 8), draw.random() < 0.4, draw.random() < 0.3,
         )  # fmt: skip
         for _ in range(40):
             step(one, draw)
@@ -128,7 +128,7 @@ def test_fluxs_expressions_agree(health: Judge) -> None:
 def test_whatever_happens_to_a_job_kstatus_and_flux_agree_with_the_design(health: Judge) -> None:
     jobs = [*explored(), *(story() for story in job_statuses.STORIES if story is not job_statuses.deleted)]
     phases = {job["status"].get("phase") for job in jobs}
-    assert phases >= {"Preflight", "Queued", "Starting", "Training", "Suspended", "Succeeded", "Failed"}
+    assert phases >= {"Preflight", "Queued", "Starting", "Training", "Merging", "Suspended", "Succeeded", "Failed"}
     assert len(jobs) > 60
     expected = [designed(job) for job in jobs]
     for said in (health(jobs), health(jobs, expressions())):
