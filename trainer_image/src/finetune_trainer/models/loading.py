@@ -59,7 +59,7 @@ transformers_logging.disable_progress_bar()
 
 def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
     """Load the model's tokenizer; TRL requires the object, although it does not tokenise here."""
-    with _model_errors(directory):
+    with model_errors(directory):
         return AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
 
 
@@ -115,7 +115,7 @@ def load_plain(
 
 def load_sharded(directory: Path, compute: torch.dtype, world: World, *, writes_text: bool = True) -> PreTrainedModel:
     """Load this process's shard of the model in FP32, on its device; no process reads the whole model."""
-    with _model_errors(directory), torch.device("meta"):
+    with model_errors(directory), torch.device("meta"):
         kind = _find_class(directory, writes_text)
         config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
         skeleton = getattr(kind, "from_config", None) or kind._from_config
@@ -138,7 +138,8 @@ def load_quantised(
         bnb_4bit_use_double_quant=double_quant,
         bnb_4bit_compute_dtype=compute,
     )
-    is_on_gpu = device.type == "cuda" and not has_experts(directory)
+    with model_errors(directory):
+        is_on_gpu = device.type == "cuda" and not has_experts(directory)
     device_map = {"": device.index or 0 if is_on_gpu else "cpu"}
     model = _load(directory, writes_text, dtype=compute, quantization_config=quantisation, device_map=device_map)
     _keep_gradients_on_cpu(model)
@@ -170,7 +171,7 @@ def _load(directory: Path, writes_text: bool, **options: Any) -> PreTrainedModel
     one, except for the head that a language model does not have."""
     if not writes_text:
         options["num_labels"] = 1
-    with _model_errors(directory), _quiet():
+    with model_errors(directory), _quiet():
         model, found = _find_class(directory, writes_text).from_pretrained(
             directory,
             local_files_only=True,
@@ -318,7 +319,7 @@ def trained_tensors(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
 
 
 @contextmanager
-def _model_errors(directory: Path) -> Iterator[None]:
+def model_errors(directory: Path) -> Iterator[None]:
     """Turn errors of loading into a terminal one, without this machine's path."""
     try:
         yield

@@ -44,6 +44,7 @@ from finetune_trainer.models.loading import (
     describe_layers,
     load_for_training,
     load_tokenizer,
+    model_errors,
     quantised_layers,
     refuse_tied_merge,
     trained_tensors,
@@ -195,8 +196,11 @@ def train_within_memory(inputs: Inputs, device: torch.device, checkpoints: Check
 def fill_gpu(inputs: Inputs, device: torch.device, world: World = ALONE) -> Resolved:
     """Return the settings on this device; an open micro-batch fills the memory that is free on every GPU."""
     settings = share_batch(complete_settings(inputs.run.config.resolved or Resolved(), device), world.size)
-    shape = read_local_shape(inputs.model)
-    if device.type != "cuda" or shape is None:
+    if device.type != "cuda":
+        return settings
+    with model_errors(inputs.model):
+        shape = read_local_shape(inputs.model)
+    if shape is None:
         return settings
     free = min(int(one) for one in world.gather(torch.tensor(torch.cuda.mem_get_info(device)[0])))
     return grow_micro_batch(inputs.run.config.spec, settings, shape, free)
