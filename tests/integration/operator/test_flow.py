@@ -66,6 +66,7 @@ def test_preflight_can_have_an_image_of_its_own_and_the_trainers_is_pinned_from_
     assert world.pod_of("one-preflight").spec.containers[0].image == slim
     trainer = world.pass_preflight()
     assert trainer.spec.containers[0].image == "registry.example/finetune-trainer:1"
+    world.wait_condition("Validated", "DatasetValid")
     assert "trainerImage" not in world.status()["lineage"]
     world.run(trainer)
     wait(lambda: world.status()["lineage"].get("trainerImage") == digest, lambda: str(world.status()["lineage"]))
