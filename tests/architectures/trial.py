@@ -41,7 +41,8 @@ from finetune_trainer.tokenization.labeler import Labeler
 from finetune_trainer.tokenization.samples import Encoded, EncodedPair
 from finetune_trainer.training.callbacks import save_trained
 from finetune_trainer.training.checkpoints import Checkpoints
-from finetune_trainer.training.methods.loop import LoopTrainer, TrainerParts
+from finetune_trainer.training.methods.loop import LoopTrainer
+from finetune_trainer.training.methods.parts import TrainerParts
 from finetune_trainer.training.methods.reward import build_reward_trainer
 from finetune_trainer.training.methods.sft import build_sft_trainer
 

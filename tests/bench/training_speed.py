@@ -47,7 +47,7 @@ from finetune_trainer.data.rows import ChatRow, DataFormat, Message, Source
 from finetune_trainer.models.loading import load_for_training, load_tokenizer
 from finetune_trainer.tokenization.labeler import Labeler
 from finetune_trainer.tokenization.samples import Encoded
-from finetune_trainer.training.methods.loop import TrainerParts
+from finetune_trainer.training.methods.parts import TrainerParts
 from finetune_trainer.training.methods.sft import build_sft_trainer
 
 LEAST_OF_PLAIN = 0.97

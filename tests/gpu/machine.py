@@ -20,7 +20,8 @@ from finetune_trainer.monitoring.reporter import Reporter
 from finetune_trainer.sigterm import StopFlag
 from finetune_trainer.tokenization.samples import Encoded
 from finetune_trainer.training.checkpoints import Checkpoints
-from finetune_trainer.training.methods.loop import LoopTrainer, TrainerParts
+from finetune_trainer.training.methods.loop import LoopTrainer
+from finetune_trainer.training.methods.parts import TrainerParts
 from finetune_trainer.training.methods.sft import build_sft_trainer
 
 SHAPES: Mapping[str, Mapping[str, int]] = {

@@ -37,8 +37,9 @@ from finetune_trainer.models.memory_estimate import RESERVE, estimate, format_by
 from finetune_trainer.models.shape import read_shape
 from finetune_trainer.models.tensor_files import TensorFiles
 from finetune_trainer.training.callbacks import save_trained
-from finetune_trainer.training.methods.loop import LoopTrainer, TrainerParts
+from finetune_trainer.training.methods.loop import LoopTrainer
 from finetune_trainer.training.methods.packed import ROW_TOKENS
+from finetune_trainer.training.methods.parts import TrainerParts
 from finetune_trainer.training.methods.sft import build_sft_trainer
 
 METHODS = ("QLoRA", "LoRA", "Full")

@@ -30,6 +30,7 @@ from finetune_operator.kube.objects import slug
 
 ROOT = Path(__file__).parents[3]
 IMAGE = "registry.example/finetune-trainer:1"
+WIRE_TIME = "%Y-%m-%dT%H:%M:%SZ"
 SPEC: dict[str, Any] = {
     "objective": "Chat",
     "storage": {"endpoint": "http://storage.example:9000", "credentialsSecretRef": {"name": "s3"}},
@@ -239,11 +240,11 @@ class World:
     def end(
         self, pod: Any, code: int, message: str = "", reason: str = "", disruption: str = "", *, ran: float = 0
     ) -> None:
-        """What the kubelet says when the container has ended, after so many seconds."""
+        """What the kubelet says when the container has ended, `ran` seconds or the real time after its start."""
         terminated = {
             "exitCode": code,
             "reason": reason or ("Completed" if code == 0 else "Error"),
-            "startedAt": _now(-ran),
+            "startedAt": _now(-ran) if ran else self._started(pod) or _now(),
             "finishedAt": _now(),
             "message": message,
         }
@@ -287,6 +288,11 @@ class World:
     def cannot_schedule(self, pod: Any, message: str) -> None:
         condition = _condition("PodScheduled", "False", "Unschedulable") | {"message": message}
         self._patch(pod, {"conditions": [condition]})
+
+    def _started(self, pod: Any) -> str | None:
+        found = self.core.read_namespaced_pod(pod.metadata.name, self.namespace).status.container_statuses
+        running = found[0].state.running if found else None
+        return running.started_at.strftime(WIRE_TIME) if running else None
 
     def _patch(self, pod: Any, status: Object) -> None:
         self.core.patch_namespaced_pod_status(pod.metadata.name, self.namespace, {"status": status})
@@ -353,7 +359,7 @@ def _condition(kind: str, status: str, reason: str) -> Object:
 
 
 def _now(later: float = 0) -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + later))
+    return time.strftime(WIRE_TIME, time.gmtime(time.time() + later))
 
 
 def until(probe: Callable[[], Any], what: str | Callable[[], str], seconds: float = 20) -> Any:

@@ -16,7 +16,7 @@ def test_a_trainer_that_cannot_start_in_time_ends_the_job_and_its_pod(world: Any
     assert status["reason"] == "StartDeadlineExceeded"
     assert "Insufficient nvidia.com/gpu" in status["message"]
     wait(lambda: not [name for name in world.pods() if name.startswith("one-1")], "no trainer pod")
-    assert "Failed" in world.events()
+    wait(lambda: "Failed" in world.events(), "the event of the end")
 
 
 def test_active_time_is_counted_across_runs_suspensions_and_a_restart(world: Any, operator: Any, wait: Any) -> None:

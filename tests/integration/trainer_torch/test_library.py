@@ -22,11 +22,11 @@ from finetune_trainer.models.loading import (
     trained_tensors,
 )
 from finetune_trainer.monitoring.reporter import Reporter, work_beat
-from finetune_trainer.pipeline.train import restore_best
+from finetune_trainer.pipeline.measure import restore_best
 from finetune_trainer.sigterm import StopFlag
 from finetune_trainer.tokenization.labeler import Encoded, Labeler
 from finetune_trainer.training.callbacks import save_trained
-from finetune_trainer.training.methods.loop import LoopContext, TrainerParts
+from finetune_trainer.training.methods.parts import LoopContext, TrainerParts
 from finetune_trainer.training.methods.sft import RowTrainer, build_sft_trainer
 
 CPU = torch.device("cpu")

@@ -24,12 +24,13 @@ from finetune_trainer.models.loading import load_for_training, load_tokenizer, t
 from finetune_trainer.models.memory_estimate import micro_batches
 from finetune_trainer.monitoring.reporter import Reporter
 from finetune_trainer.pipeline.inputs import as_text
-from finetune_trainer.pipeline.train import restore_best
+from finetune_trainer.pipeline.measure import restore_best
 from finetune_trainer.sigterm import StopFlag
 from finetune_trainer.tokenization.sample_table import as_samples
 from finetune_trainer.tokenization.samples import EncodedLabelled, EncodedPair
 from finetune_trainer.training.methods import build_trainer, kto, reference
-from finetune_trainer.training.methods.loop import LoopContext, LoopTrainer, TrainerParts
+from finetune_trainer.training.methods.loop import LoopTrainer
+from finetune_trainer.training.methods.parts import LoopContext, TrainerParts
 
 CPU = torch.device("cpu")
 METHODS = ["LoRA", "QLoRA", "Full"]

@@ -23,7 +23,7 @@ from finetune_trainer.rewards.scorer import RewardModel, choose_pad, load_reward
 from finetune_trainer.tokenization.labeler import Labeler
 from finetune_trainer.tokenization.samples import EncodedPair
 from finetune_trainer.training.callbacks import save_trained
-from finetune_trainer.training.methods.loop import TrainerParts
+from finetune_trainer.training.methods.parts import TrainerParts
 from finetune_trainer.training.methods.reward import RewardModelTrainer, build_reward_trainer
 
 PROMPT = [1, 332, 201, 40, 2, 201, 1, 260]

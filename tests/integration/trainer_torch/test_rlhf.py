@@ -19,7 +19,7 @@ from finetune_trainer.rewards.scorer import RewardModel
 from finetune_trainer.tokenization.labeler import Labeler
 from finetune_trainer.tokenization.samples import EncodedPrompt
 from finetune_trainer.training.methods import build_trainer
-from finetune_trainer.training.methods.loop import LoopContext, TrainerParts
+from finetune_trainer.training.methods.parts import LoopContext, TrainerParts
 from finetune_trainer.training.methods.rlhf import PolicyTrainer
 
 METHODS = ["LoRA", "QLoRA", "Full"]

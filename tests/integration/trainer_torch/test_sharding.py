@@ -33,7 +33,8 @@ from finetune_trainer.distributed.world import ALONE, World, join
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.models.loading import load_for_training, load_tokenizer
 from finetune_trainer.tokenization.labeler import Encoded
-from finetune_trainer.training.methods.loop import LoopTrainer, TrainerParts
+from finetune_trainer.training.methods.loop import LoopTrainer
+from finetune_trainer.training.methods.parts import TrainerParts
 from finetune_trainer.training.methods.sft import build_sft_trainer
 
 RANKS = 2

@@ -5,8 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from finetune_api import handoff, names
-from finetune_api.blocks import Quantity
-from finetune_api.pods import EnvironmentVariable, PodResources
+from finetune_api.pods import EnvironmentVariable
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import FineTuneJobStatus, Lineage
 from finetune_operator.kube.objects import FineTuneJob, Object, selector_value, slug
@@ -16,6 +15,7 @@ from finetune_operator.manifests.effective_spec import (
     needs_separate_merge,
     queue_name,
 )
+from finetune_operator.manifests.pod_resources import build_resources
 from finetune_operator.manifests.volumes import build_volumes
 from finetune_operator.settings import Settings
 
@@ -31,9 +31,6 @@ PLACEMENT: dict[names.Component, set[str]] = {
     names.Component.MERGE: {"priority_class_name"},
 }
 """The fields of `spec.scheduling` that each pod gets, in addition to the tolerations."""
-MERGED_WITH = ("cpu", "memory", "ephemeral-storage")
-"""The trainer's resources that a merge gets by default."""
-PREFLIGHT_REQUESTS: dict[str, Quantity] = {"cpu": "250m", "memory": "512Mi"}
 CACHES = ("HF_HOME", "TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "MPLCONFIGDIR")
 PROXIES = ("http_proxy", "https_proxy", "no_proxy")
 
@@ -317,7 +314,7 @@ def _container(spec: FineTuneJobSpec, component: names.Component, image: str, en
         "workingDir": handoff.WORKSPACE_DIR,
         "env": environment,
         "ports": [{"name": "progress", "containerPort": handoff.PROGRESS_PORT}],
-        "resources": _resources(spec, component),
+        "resources": build_resources(spec, component),
         "securityContext": {
             "allowPrivilegeEscalation": False,
             "readOnlyRootFilesystem": True,
@@ -358,54 +355,6 @@ def _proxies(settings: Settings) -> dict[str, str]:
 def escape_variables(text: str) -> str:
     """Escape `$(NAME)`, which the kubelet would replace by a variable."""
     return text.replace("$(", "$$(")
-
-
-def _resources(spec: FineTuneJobSpec, component: names.Component) -> Object:
-    match component:
-        case names.Component.TRAINER:
-            return _trainer_resources(spec)
-        case names.Component.MERGE:
-            return _merge_resources(spec)
-        case _:
-            return _preflight_resources(spec)
-
-
-def _merge_resources(spec: FineTuneJobSpec) -> Object:
-    """Return the resources of a merge, without GPUs; the allow-list of names keeps other devices out of the default."""
-    own, gpu = spec.resources.merge, spec.resources.gpu_resource_name
-    if own is not None:
-        return _without_empty(
-            {
-                kind: _without_empty({name: value for name, value in (given or {}).items() if name != gpu})
-                for kind, given in (("requests", own.requests), ("limits", own.limits))
-            }
-        )
-    kinds = (("requests", spec.resources.requests), ("limits", spec.resources.limits))
-    return _without_empty(
-        {kind: {name: value for name, value in (given or {}).items() if name in MERGED_WITH} for kind, given in kinds}
-    )
-
-
-def _trainer_resources(spec: FineTuneJobSpec) -> Object:
-    resources = spec.resources
-    gpus = {resources.gpu_resource_name: resources.gpus_per_node} if resources.gpus_per_node else {}
-    other = {**(resources.requests or {})}, {**(resources.limits or {})}
-    for given in other:
-        given.pop(resources.gpu_resource_name, None)
-    return _without_empty({"requests": other[0] | gpus, "limits": other[1] | gpus})
-
-
-def _preflight_resources(spec: FineTuneJobSpec) -> Object:
-    given = (spec.preflight and spec.preflight.resources) or PodResources()
-    requests = given.requests
-    if requests is None:
-        # A default request above the user's own limit would be refused.
-        requests = {name: (given.limits or {}).get(name, value) for name, value in PREFLIGHT_REQUESTS.items()}
-    return _without_empty({"requests": requests, "limits": given.limits})
-
-
-def _without_empty(fields: Object) -> Object:
-    return {name: value for name, value in fields.items() if value}
 
 
 def _spec(job: FineTuneJob) -> FineTuneJobSpec:

@@ -4,7 +4,7 @@ import gc
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,16 +24,10 @@ from finetune_api.spec import FusedKernels, Merge, Method
 from finetune_api.status import Metrics, Resolved
 from finetune_trainer.config.run_context import RunContext
 from finetune_trainer.distributed.rank_layout import LEFT_GROUP
-from finetune_trainer.distributed.sharding import is_sharded
 from finetune_trainer.distributed.world import ALONE, AgreedStop, World
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.evaluation.early_stopping import Plateau
-from finetune_trainer.evaluation.expectations import Expectations
-from finetune_trainer.evaluation.generate import answer_all, stop_token_ids
 from finetune_trainer.evaluation.history import History
-from finetune_trainer.evaluation.logprobs import HeldOut, mean_loss
-from finetune_trainer.evaluation.measurements import Measured
-from finetune_trainer.evaluation.run_record import Answer
 from finetune_trainer.models.adapter_output import continue_adapter, save_adapter, save_tokenizer
 from finetune_trainer.models.attention import choose_attention
 from finetune_trainer.models.device import complete_settings, find_device, require_gpus
@@ -45,7 +39,6 @@ from finetune_trainer.models.loading import (
     load_for_training,
     load_tokenizer,
     model_errors,
-    quantised_layers,
     refuse_tied_merge,
     trained_tensors,
     unquantised_layers,
@@ -58,18 +51,17 @@ from finetune_trainer.pipeline.finalize import (
     TrainingResult,
     build_record,
     build_result,
-    collect_examples,
-    describe_machine,
 )
-from finetune_trainer.pipeline.full_model import JUDGED_ROWS, is_full_model_requested, make_full_model
+from finetune_trainer.pipeline.full_model import is_full_model_requested, make_full_model
 from finetune_trainer.pipeline.inputs import Inputs, load_inputs, share_digests
+from finetune_trainer.pipeline.measure import measure_baseline, measure_result
 from finetune_trainer.pipeline.stored_training import restore_training, store_training
 from finetune_trainer.publishing.publish import publish
 from finetune_trainer.report.document import write_report
 from finetune_trainer.rewards.computed import ComputedRewards, Judge, Scorer
 from finetune_trainer.rewards.scorer import load_reward_model
 from finetune_trainer.storage.hub.uris import pinned_commit, repo_name
-from finetune_trainer.training.callbacks import early_stopping_status, restore_trained, save_trained
+from finetune_trainer.training.callbacks import early_stopping_status
 from finetune_trainer.training.checkpoint_files import (
     REFERENCE,
     SAVED_RUN,
@@ -81,12 +73,11 @@ from finetune_trainer.training.checkpoint_files import (
 )
 from finetune_trainer.training.checkpoints import Checkpoints, remove_checkpoints
 from finetune_trainer.training.methods import build_trainer, traits_of
-from finetune_trainer.training.methods.loop import LoopContext, LoopTrainer, TrainerParts
+from finetune_trainer.training.methods.parts import LoopContext, TrainerParts
 from finetune_trainer.training.out_of_memory import is_out_of_memory
 
 logger = logging.getLogger(__name__)
 
-LARGEST_RECHECK_DIFFERENCE = 0.005
 SAVE_MEMORY = (
     "lower hyperparameters.maxLength, set tuning.method QLoRA or gradientCheckpointing true, or use a larger GPU"
 )
@@ -263,66 +254,6 @@ def load_model(
     return model, settings.model_copy(update=changes)
 
 
-def measure_baseline(inputs: Inputs, trainer: LoopTrainer, loop: LoopContext) -> None:
-    """Record the untrained model's loss and its outputs, those of prompts from the first process unless sharded."""
-    if inputs.validation and inputs.run.config.spec.evaluation.baseline:
-        trainer.evaluate()
-    loop.before.shown = trainer.show(inputs.shown)
-    if loop.world.is_first or is_sharded(trainer.model):
-        loop.before.answers = answer_prompts(inputs, trainer, loop)
-        loop.world.set_key("answered")
-    else:
-        loop.world.wait_key("answered", inputs.run.on_work)
-
-
-def measure_result(
-    inputs: Inputs, trainer: LoopTrainer, parts: TrainerParts, parameters: int, device: torch.device
-) -> TrainingResult:
-    """Restore, save and measure the best weights; of several processes, only the first one measures everything."""
-    traits, loop, world = traits_of(inputs.run.config.spec.objective), parts.loop, parts.loop.world
-    final = restore_best(trainer, loop) if inputs.validation and traits.has_loss else None
-    save_trained(parts.model, inputs.best_weights)
-    after = trainer.show(inputs.shown)
-    stop_ids = stop_token_ids(trainer.model, inputs.answers) if traits.writes_text else []
-    full_loss = measure_gate_loss(inputs, trainer) if world.is_first else None
-    answers = answer_prompts(inputs, trainer, loop) if world.is_first or is_sharded(parts.model) else []
-    return TrainingResult(
-        parts.settings,
-        loop.history,
-        loop.plateau,
-        final,
-        parameters,
-        pair_answers(inputs, loop.before.answers, answers) if world.is_first else [],
-        loop.began,
-        describe_machine(device),
-        collect_examples(inputs.shown, loop.before.shown, after),
-        stop_ids=stop_ids,
-        quantised=quantised_layers(parts.model, parts.settings),
-        full_loss=full_loss,
-    )
-
-
-def pair_answers(inputs: Inputs, before: Sequence[str], tuned: Sequence[str]) -> list[Answer]:
-    """Return each prompt with both answers, and whether the second one meets the expectation."""
-    prompts = inputs.run.config.spec.evaluation.prompts or []
-    expected = Expectations(prompts)
-    return [
-        Answer(prompt, base, own, expected=prompts[at].expected, is_expected=expected.is_met(at, own))
-        for at, (prompt, base, own) in enumerate(zip(list_prompts(inputs), before, tuned, strict=True))
-    ]
-
-
-def measure_gate_loss(inputs: Inputs, trainer: LoopTrainer) -> float | None:
-    """Return the trained model's loss on the tokens that the gate compares a full model on.
-
-    The first process measures it alone; the loss of a sharded model is measured by the gate.
-    """
-    writes_text = traits_of(inputs.run.config.spec.objective).writes_text
-    if not is_full_model_requested(inputs) or is_sharded(trainer.model) or not writes_text:
-        return None
-    return mean_loss(trainer.model, HeldOut(inputs.held_out(JUDGED_ROWS), inputs.run.on_work))
-
-
 @contextmanager
 def local_rank_zero_first(name: str, world: World, on_work: Callable[[], None]) -> Iterator[None]:
     """Run the block in each pod's first process, which downloads; then in the others, which find its files."""
@@ -391,38 +322,4 @@ def start_loop(inputs: Inputs, checkpoints: Checkpoints, resumed: Path | None, w
         before=saved.before,
         world=world,
         began=time.monotonic() - saved.seconds,
-    )
-
-
-def restore_best(trainer: LoopTrainer, loop: LoopContext) -> Measured:
-    """Restore the best weights; raise if their loss differs from the one measured in training."""
-    restore_trained(trainer.model, loop.best_weights)
-    final = trainer.measure()
-    difference = abs(final.loss - loop.plateau.best_loss)
-    if difference > LARGEST_RECHECK_DIFFERENCE * max(1.0, loop.plateau.best_loss):
-        found = f"{final.loss:.5g} instead of {loop.plateau.best_loss:.5g}"
-        raise TrainerError(ExitCode.INTERNAL_ERROR, f"the restored best weights have an evaluation loss of {found}")
-    loop.reporter.update(metrics={"eval_loss": final.loss} | final.figures())
-    return final
-
-
-def list_prompts(inputs: Inputs) -> list[str]:
-    """Return the prompts to answer before and after the training; none for a model that writes no text."""
-    spec = inputs.run.config.spec
-    return [prompt.prompt for prompt in spec.evaluation.prompts or []] if traits_of(spec.objective).writes_text else []
-
-
-def answer_prompts(inputs: Inputs, trainer: LoopTrainer, loop: LoopContext) -> list[str]:
-    """Return the current model's answers to the job's prompts."""
-    prompts = list_prompts(inputs)
-    if not prompts:
-        return []
-    loop.reporter.set_stage("Answering")
-    return answer_all(
-        trainer.model,
-        inputs.labeler,
-        prompts,
-        stop_ids=stop_token_ids(trainer.model, inputs.answers),
-        max_new_tokens=inputs.run.config.spec.evaluation.max_new_tokens,
-        on_token=loop.on_work if is_sharded(trainer.model) else inputs.run.on_work,
     )

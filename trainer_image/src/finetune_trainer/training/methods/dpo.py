@@ -10,7 +10,7 @@ from finetune_api.spec import Method
 from finetune_trainer.tokenization.sample_table import as_samples
 from finetune_trainer.tokenization.samples import EncodedPair
 from finetune_trainer.training.methods.columns import to_dataset
-from finetune_trainer.training.methods.loop import TrainerParts
+from finetune_trainer.training.methods.parts import TrainerParts
 from finetune_trainer.training.methods.reference import ReferencedTrainer
 
 

@@ -18,7 +18,8 @@ from finetune_trainer.evaluation.measurements import Measured, token_mean
 from finetune_trainer.tokenization.sample_table import Samples, as_samples
 from finetune_trainer.tokenization.samples import EncodedLabelled
 from finetune_trainer.training.methods.columns import to_dataset
-from finetune_trainer.training.methods.loop import MeasuredBatch, TrainerParts, mean_figures
+from finetune_trainer.training.methods.loop import MeasuredBatch, mean_figures
+from finetune_trainer.training.methods.parts import TrainerParts
 from finetune_trainer.training.methods.reference import ReferencedTrainer
 
 SMALLEST_BATCH = 2

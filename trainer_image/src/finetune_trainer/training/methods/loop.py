@@ -5,18 +5,14 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset
-from peft import PeftModel
 from transformers import (
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
     PrinterCallback,
     Trainer,
     TrainerControl,
@@ -26,22 +22,13 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_N
 from typing_extensions import override
 
 from finetune_api.handoff import Artifact
-from finetune_api.status import Resolved
 from finetune_trainer.distributed.sharding import full_tensor, is_sharded, load_shards, load_state, save_shards
-from finetune_trainer.distributed.world import ALONE, World, unshard
+from finetune_trainer.distributed.world import World, unshard
 from finetune_trainer.errors import Stopped
-from finetune_trainer.evaluation.early_stopping import Plateau
-from finetune_trainer.evaluation.history import History
 from finetune_trainer.evaluation.measurements import Measured, token_mean
-from finetune_trainer.models.device import allows_tf32
-from finetune_trainer.models.loading import NON_REENTRANT, trained_tensors
-from finetune_trainer.monitoring.reporter import Reporter, work_beat
-from finetune_trainer.sigterm import StopFlag
+from finetune_trainer.models.loading import trained_tensors
 from finetune_trainer.training.callbacks import (
-    KeepBest,
-    ReportProgress,
     RequireFiniteLoss,
-    RequireGradient,
     SaveCheckpoints,
     build_divergence_error,
     restore_trained,
@@ -51,101 +38,13 @@ from finetune_trainer.training.checkpoint_files import (
     OPTIMISER_SHARDS,
     SAVED_RUN,
     WEIGHTS,
-    BaselineOutputs,
     SavedRun,
     add_best_weights,
     add_reference,
 )
 from finetune_trainer.training.checkpoints import Checkpoints
+from finetune_trainer.training.methods.parts import LoopContext
 from finetune_trainer.training.random_state import RandomState, keep_random_state
-
-
-@dataclass(frozen=True)
-class LoopContext:
-    """The objects that a training loop works with."""
-
-    reporter: Reporter
-    stop: StopFlag
-    history: History
-    plateau: Plateau
-    best_weights: Path
-    checkpoints: Checkpoints | None = None
-    """None if the run is not saved."""
-    reference: Path | None = None
-    """File of the reference's log-probabilities, which DPO and KTO read if it exists, and write."""
-    before: BaselineOutputs = field(default_factory=BaselineOutputs)
-    world: World = ALONE
-    """The processes that train together."""
-    began: float = field(default_factory=time.monotonic)
-    """Start of the run on the clock of `time.monotonic`, minus the duration of the runs that it resumes."""
-
-    @property
-    def on_work(self) -> Callable[[], None]:
-        """A callback for each piece of work; it counts a heartbeat and raises `Stopped` in all processes together."""
-        return work_beat(self.reporter, self.stop)
-
-
-@dataclass(frozen=True)
-class TrainerParts:
-    """What the trainer of every objective is built from."""
-
-    model: PreTrainedModel | PeftModel
-    tokenizer: PreTrainedTokenizerBase
-    settings: Resolved
-    loop: LoopContext
-    train: Sequence[Any]
-    validation: Sequence[Any]
-    scratch: Path
-
-    def trainer_arguments(self, train_dataset: Dataset, to_dataset: Callable[[Any], Dataset]) -> dict[str, Any]:
-        """Return the arguments of a trainer except its `args`; `to_dataset` converts the held-out rows, if any."""
-        return {
-            "loop": self.loop,
-            "model": self.model,
-            "train_dataset": train_dataset,
-            "eval_dataset": to_dataset(self.validation) if self.validation else None,
-            "processing_class": self.tokenizer,
-            "callbacks": [
-                ReportProgress(self.loop.reporter, self.loop.history, self.loop.world),
-                KeepBest(self.loop.plateau, self.loop.best_weights, self.loop.reporter),
-                RequireGradient(self.loop.world),
-            ],
-        }
-
-    def library_settings(self) -> dict[str, Any]:
-        """Return our settings under the library's names, with its own saving and reporting off."""
-        settings = self.settings
-        warmup = settings.warmup_steps or 0.0
-        return {
-            "output_dir": str(self.scratch),
-            "max_steps": settings.total_steps,
-            "learning_rate": settings.learning_rate,
-            "lr_scheduler_type": settings.lr_scheduler_type,
-            "warmup_steps": warmup if warmup < 1 else int(warmup),
-            "weight_decay": settings.weight_decay,
-            "max_grad_norm": settings.max_grad_norm,
-            "optim": settings.optim,
-            "per_device_train_batch_size": settings.per_device_train_batch_size,
-            "per_device_eval_batch_size": settings.per_device_train_batch_size,
-            "gradient_accumulation_steps": settings.gradient_accumulation_steps,
-            "activation_checkpointing": bool(settings.gradient_checkpointing),
-            "activation_checkpointing_kwargs": dict(NON_REENTRANT),
-            "bf16": settings.precision == "BF16",
-            "fp16": settings.precision == "FP16",
-            "tf32": allows_tf32(settings.precision, self.model.device) or None,  # None: unchanged
-            "use_cpu": self.model.device.type == "cpu",
-            "seed": settings.seed,
-            "data_seed": settings.seed,
-            "eval_strategy": "steps" if self.validation else "no",
-            "eval_steps": settings.eval_steps,
-            "prediction_loss_only": True,
-            "logging_steps": 1,
-            "logging_nan_inf_filter": False,
-            "save_strategy": "no",
-            "report_to": "none",
-            "ddp_find_unused_parameters": False,
-            "disable_tqdm": True,
-        }
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,8 @@ from typing_extensions import override
 from finetune_api.handoff import ExitCode
 from finetune_trainer.distributed.world import unshard
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.training.methods.loop import LoopContext, LoopTrainer
+from finetune_trainer.training.methods.loop import LoopTrainer
+from finetune_trainer.training.methods.parts import LoopContext
 
 FROZEN_COPY = "ref"
 """TRL's name for the frozen copy of the initial adapter."""

@@ -11,7 +11,8 @@ from finetune_trainer.evaluation.run_record import ScoredPair
 from finetune_trainer.rewards.scorer import keep_score_in_fp32, pad_token, pair_texts, score_texts
 from finetune_trainer.tokenization.sample_table import as_samples
 from finetune_trainer.tokenization.samples import EncodedPair
-from finetune_trainer.training.methods.loop import LoopTrainer, TrainerParts
+from finetune_trainer.training.methods.loop import LoopTrainer
+from finetune_trainer.training.methods.parts import TrainerParts
 
 
 class RewardModelTrainer(LoopTrainer, RewardTrainer):  # type: ignore[misc]  # the library has no types

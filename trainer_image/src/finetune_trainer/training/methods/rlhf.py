@@ -31,7 +31,8 @@ from finetune_trainer.rewards.computed import Judge
 from finetune_trainer.rewards.rollouts import Rollouts, ScoredAnswer
 from finetune_trainer.tokenization.samples import EncodedPrompt
 from finetune_trainer.training.callbacks import ReportProgress, require_gradient, restore_trained, save_trained
-from finetune_trainer.training.methods.loop import LoopContext, LoopTrainer, TrainerParts
+from finetune_trainer.training.methods.loop import LoopTrainer
+from finetune_trainer.training.methods.parts import LoopContext, TrainerParts
 from finetune_trainer.training.methods.reference import FROZEN_COPY
 
 EVALUATED_PROMPTS = 128

@@ -14,7 +14,7 @@ from finetune_trainer.tokenization.labeler import UNTRAINED, Encoded
 from finetune_trainer.tokenization.packing import EXACT_MODELS, MAX_ROWS
 from finetune_trainer.tokenization.sample_table import as_samples
 from finetune_trainer.training.methods.columns import to_dataset
-from finetune_trainer.training.methods.loop import LoopTrainer, MeasuredBatch, TrainerParts
+from finetune_trainer.training.methods.loop import LoopTrainer, MeasuredBatch
 from finetune_trainer.training.methods.packed import (
     ROW_TOKENS,
     PackedCollator,
@@ -22,6 +22,7 @@ from finetune_trainer.training.methods.packed import (
     require_isolated_rows,
     to_packed_dataset,
 )
+from finetune_trainer.training.methods.parts import TrainerParts
 
 
 class RowTrainer(LoopTrainer, SFTTrainer):  # type: ignore[misc]  # the library has no types

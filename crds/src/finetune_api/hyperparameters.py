@@ -1,0 +1,117 @@
+"""`spec.hyperparameters`: training arguments."""
+
+from enum import StrEnum
+from typing import Annotated
+
+from pydantic import ConfigDict, Field, StringConstraints
+
+from finetune_api.blocks import Block, cel, rules
+
+
+class Precision(StrEnum):
+    """Number format of the computation."""
+
+    AUTO = "Auto"
+    BF16 = "BF16"
+    FP16 = "FP16"
+    FP32 = "FP32"
+
+
+class Attention(StrEnum):
+    """Implementation of attention in the training of supervised objectives."""
+
+    AUTO = "Auto"
+    SDPA = "SDPA"
+    FLASH = "FlashAttention"
+
+
+class Packing(StrEnum):
+    """Packing of short rows into shared sequences."""
+
+    AUTO = "Auto"
+    ON = "On"
+    OFF = "Off"
+
+
+class FusedKernels(StrEnum):
+    """Use of fused GPU kernels."""
+
+    AUTO = "Auto"
+    OFF = "Off"
+
+
+class Hyperparameters(Block):
+    """Training arguments under the names of `transformers.TrainingArguments`; every field is optional."""
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            cel(
+                "!(has(self.numTrainEpochs) && has(self.maxSteps))",
+                "give at most one of numTrainEpochs and maxSteps: remove one",
+                ".maxSteps",
+            ),
+            cel(
+                "!has(self.warmupSteps) || self.warmupSteps < 1.0 || double(int(self.warmupSteps)) == self.warmupSteps",
+                "warmupSteps must be a fraction of the training below 1, or a whole number of steps",
+                ".warmupSteps",
+            ),
+        )
+    )
+
+    num_train_epochs: Annotated[float, Field(gt=0, le=1000)] | None = None
+    """Passes over the training rows; exclusive with `maxSteps`.
+    Default: 3 (1 above 50,000 rows) with an adapter, 2 with `Full`."""
+    max_steps: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
+    """Total optimiser steps; exclusive with `numTrainEpochs`. Default: derived from `numTrainEpochs`."""
+    learning_rate: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Peak learning rate. Default: 2e-4 (QLoRA: 1e-4 above 13 billion weights); `Full`: 2e-5 (1e-5 above 7 billion)."""
+    lr_scheduler_type: (
+        Annotated[
+            str, StringConstraints(pattern=r"^(linear|cosine|constant|constant_with_warmup|polynomial)$", max_length=32)
+        ]
+        | None
+    ) = None
+    """Learning-rate schedule: `linear`, `cosine`, `constant`, `constant_with_warmup` or `polynomial`.
+    Default: `cosine`."""
+    warmup_steps: Annotated[float, Field(ge=0, le=10_000_000)] | None = None
+    """Warm-up: a value below 1 is a fraction of all steps, any other a number of steps. Default: 0.03."""
+    weight_decay: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Decoupled weight decay. Default: 0."""
+    max_grad_norm: Annotated[float, Field(ge=0, le=1000)] | None = None
+    """Gradient-norm clip; 0 = none. Default: 0.3 with QLoRA, else 1.0."""
+    optim: (
+        Annotated[
+            str,
+            StringConstraints(pattern=r"^(adamw_torch|adamw_torch_fused|adamw_8bit|paged_adamw_8bit)$", max_length=32),
+        ]
+        | None
+    ) = None
+    """Optimiser: `adamw_torch`, `adamw_torch_fused`, `adamw_8bit` or `paged_adamw_8bit`.
+    Default: `paged_adamw_8bit` with QLoRA on a GPU, else `adamw_torch_fused`."""
+    per_device_train_batch_size: Annotated[int, Field(ge=1, le=4096)] | None = None
+    """Rows per step and GPU. Default: 2; with neither this nor `gradientAccumulationSteps`, the trainer takes as many
+    as fit its GPU, with the same effective batch (not with KTO)."""
+    gradient_accumulation_steps: Annotated[int, Field(ge=1, le=65536)] | None = None
+    """Batches accumulated before a step. Default: the number that makes the effective batch 16 (`Full`: 32)."""
+    max_length: Annotated[int, Field(ge=16, le=1_048_576)] = 2048
+    """Maximum sequence length in tokens; longer rows are truncated and counted. Default: 2048."""
+    packing: Packing = Packing.AUTO
+    """Put several short rows into one sequence, without attention between them; with objectives Instruction, Chat and
+    DomainAdaptation. `Auto`: pack if it is exact for the attention implementation in use and saves work. Default:
+    `Auto`."""
+    precision: Precision = Precision.AUTO
+    """Number format of the computation. `Auto`: BF16 if the GPU supports it, else FP16; FP32 on a CPU. Default:
+    `Auto`."""
+    attention: Attention | None = None
+    """Attention kernel. `SDPA`: PyTorch's scaled dot product attention. `FlashAttention`: a kernel for rows of
+    different lengths without padding; needs objective Instruction, Chat or DomainAdaptation, a GPU of compute
+    capability 8.0 or later, and BF16 or FP16. `Auto`: FlashAttention if GPU, image and model support it, else SDPA,
+    else the model's own. Default: `Auto`."""
+    gradient_checkpointing: bool | None = None
+    """Recompute activations in the backward pass to save memory. Default: true with QLoRA, with Full, and with several
+    training processes, else false."""
+    fused_kernels: FusedKernels | None = None
+    """Compute RMSNorm, rotary positions and the gated MLP each in one GPU kernel, which saves memory traffic. `Auto`:
+    for model types whose fused kernels are exact; `resolved.fusedKernels` has the outcome. Default: `Off`."""
+    seed: Annotated[int, Field(ge=0, le=4_294_967_295)] = 42
+    """Seed of the split, the shuffling and the initial adapter. Default: 42."""

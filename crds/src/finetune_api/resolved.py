@@ -1,0 +1,92 @@
+"""`status.resolved`: the settings in use."""
+
+from typing import Annotated
+
+from pydantic import AfterValidator, Field
+
+from finetune_api.scalars import Count, Line, Measure, StatusBlock, Word
+
+
+class Resolved(StatusBlock):
+    """Settings in use, with every default filled in; fixed once preflight has passed."""
+
+    method: Word | None = None
+    """Tuning method in use."""
+    method_reason: Line | None = None
+    """Why this method was chosen."""
+    num_train_epochs: Measure | None = None
+    """Passes over the training rows."""
+    total_steps: Count | None = None
+    """Optimiser steps planned."""
+    learning_rate: Measure | None = None
+    """Peak learning rate."""
+    lr_scheduler_type: Word | None = None
+    """Learning-rate schedule in use."""
+    warmup_steps: Measure | None = None
+    """Warm-up: a value below 1 is a fraction of all steps, any other a number of steps."""
+    weight_decay: Measure | None = None
+    """Decoupled weight decay."""
+    max_grad_norm: Measure | None = None
+    """Gradient-norm clip; 0 = none."""
+    optim: Word | None = None
+    """Optimiser in use."""
+    per_device_train_batch_size: Count | None = None
+    """Rows per step and device."""
+    gradient_accumulation_steps: Count | None = None
+    """Batches accumulated before a step."""
+    global_batch_size: Count | None = None
+    """Rows per optimiser step."""
+    max_length: Count | None = None
+    """Maximum sequence length in tokens."""
+    precision: Word | None = None
+    """Number format of the computation; `Auto` until a trainer has detected its device."""
+    attention: Word | None = None
+    """Attention in use: `SDPA`, `FlashAttention` or `Eager`, the model's own. Until a trainer has loaded the model: the
+    requested one, if any."""
+    gradient_checkpointing: bool | None = None
+    """Whether activations are recomputed in the backward pass."""
+    fused_kernels: bool | None = None
+    """Whether the model uses fused GPU kernels; absent with `fusedKernels: Off`."""
+    seed: Count | None = None
+    """Seed of split, shuffling and initial adapter."""
+    eval_steps: Count | None = None
+    """Optimiser steps between evaluations."""
+    packing: bool | None = None
+    """Whether short rows share a sequence."""
+    estimated_gpu_memory_bytes: Count | None = None
+    """Estimated GPU memory for training, per GPU, in bytes."""
+    beta: Measure | None = None
+    """Weight of the penalty for deviating from the reference model (DPO, KTO, RLHF)."""
+    loss_type: Word | None = None
+    """Loss of DPO."""
+    desirable_weight: Measure | None = None
+    """Weight of the answers labelled good (KTO)."""
+    undesirable_weight: Measure | None = None
+    """Weight of the answers labelled bad (KTO)."""
+    algorithm: Word | None = None
+    """Reinforcement learning algorithm (RLHF)."""
+    num_generations: Count | None = None
+    """Answers sampled for each prompt (RLHF)."""
+    max_completion_length: Count | None = None
+    """Maximum length of a sampled answer, in tokens (RLHF)."""
+    temperature: Measure | None = None
+    """Sampling temperature (RLHF)."""
+    lora_rank: Count | None = None
+    """Rank of the adapter."""
+    lora_alpha: Count | None = None
+    """Scaling of the adapter."""
+    lora_dropout: Measure | None = None
+    """Dropout on the adapter's input."""
+    use_rslora: bool | None = None
+    """Whether the scaling is divided by the square root of the rank."""
+    double_quant: bool | None = None
+    """Whether the quantisation constants are quantised too."""
+    target_modules: (
+        Annotated[
+            list[Word],
+            AfterValidator(lambda modules: list(dict.fromkeys(modules))),
+            Field(max_length=64, json_schema_extra={"x-kubernetes-list-type": "set"}),
+        ]
+        | None
+    ) = None
+    """Modules with an adapter; absent until a trainer has loaded the model, unless set in `tuning.lora`."""

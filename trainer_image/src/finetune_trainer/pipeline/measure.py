@@ -1,0 +1,124 @@
+"""What a run measures before and after the training: losses, answers to the job's prompts, and samples."""
+
+from collections.abc import Sequence
+
+import torch
+
+from finetune_api.handoff import ExitCode
+from finetune_trainer.distributed.sharding import is_sharded
+from finetune_trainer.errors import TrainerError
+from finetune_trainer.evaluation.expectations import Expectations
+from finetune_trainer.evaluation.generate import answer_all, stop_token_ids
+from finetune_trainer.evaluation.logprobs import HeldOut, mean_loss
+from finetune_trainer.evaluation.measurements import Measured
+from finetune_trainer.evaluation.run_record import Answer
+from finetune_trainer.models.loading import (
+    quantised_layers,
+)
+from finetune_trainer.pipeline.finalize import (
+    TrainingResult,
+    collect_examples,
+    describe_machine,
+)
+from finetune_trainer.pipeline.full_model import JUDGED_ROWS, is_full_model_requested
+from finetune_trainer.pipeline.inputs import Inputs
+from finetune_trainer.training.callbacks import restore_trained, save_trained
+from finetune_trainer.training.methods import traits_of
+from finetune_trainer.training.methods.loop import LoopTrainer
+from finetune_trainer.training.methods.parts import LoopContext, TrainerParts
+
+LARGEST_RECHECK_DIFFERENCE = 0.005
+
+
+def measure_baseline(inputs: Inputs, trainer: LoopTrainer, loop: LoopContext) -> None:
+    """Record the untrained model's loss and its outputs, those of prompts from the first process unless sharded."""
+    if inputs.validation and inputs.run.config.spec.evaluation.baseline:
+        trainer.evaluate()
+    loop.before.shown = trainer.show(inputs.shown)
+    if loop.world.is_first or is_sharded(trainer.model):
+        loop.before.answers = answer_prompts(inputs, trainer, loop)
+        loop.world.set_key("answered")
+    else:
+        loop.world.wait_key("answered", inputs.run.on_work)
+
+
+def measure_result(
+    inputs: Inputs, trainer: LoopTrainer, parts: TrainerParts, parameters: int, device: torch.device
+) -> TrainingResult:
+    """Restore, save and measure the best weights; of several processes, only the first one measures everything."""
+    traits, loop, world = traits_of(inputs.run.config.spec.objective), parts.loop, parts.loop.world
+    final = restore_best(trainer, loop) if inputs.validation and traits.has_loss else None
+    save_trained(parts.model, inputs.best_weights)
+    after = trainer.show(inputs.shown)
+    stop_ids = stop_token_ids(trainer.model, inputs.answers) if traits.writes_text else []
+    full_loss = measure_gate_loss(inputs, trainer) if world.is_first else None
+    answers = answer_prompts(inputs, trainer, loop) if world.is_first or is_sharded(parts.model) else []
+    return TrainingResult(
+        parts.settings,
+        loop.history,
+        loop.plateau,
+        final,
+        parameters,
+        pair_answers(inputs, loop.before.answers, answers) if world.is_first else [],
+        loop.began,
+        describe_machine(device),
+        collect_examples(inputs.shown, loop.before.shown, after),
+        stop_ids=stop_ids,
+        quantised=quantised_layers(parts.model, parts.settings),
+        full_loss=full_loss,
+    )
+
+
+def pair_answers(inputs: Inputs, before: Sequence[str], tuned: Sequence[str]) -> list[Answer]:
+    """Return each prompt with both answers, and whether the second one meets the expectation."""
+    prompts = inputs.run.config.spec.evaluation.prompts or []
+    expected = Expectations(prompts)
+    return [
+        Answer(prompt, base, own, expected=prompts[at].expected, is_expected=expected.is_met(at, own))
+        for at, (prompt, base, own) in enumerate(zip(list_prompts(inputs), before, tuned, strict=True))
+    ]
+
+
+def measure_gate_loss(inputs: Inputs, trainer: LoopTrainer) -> float | None:
+    """Return the trained model's loss on the tokens that the gate compares a full model on.
+
+    The first process measures it alone; the loss of a sharded model is measured by the gate.
+    """
+    writes_text = traits_of(inputs.run.config.spec.objective).writes_text
+    if not is_full_model_requested(inputs) or is_sharded(trainer.model) or not writes_text:
+        return None
+    return mean_loss(trainer.model, HeldOut(inputs.held_out(JUDGED_ROWS), inputs.run.on_work))
+
+
+def restore_best(trainer: LoopTrainer, loop: LoopContext) -> Measured:
+    """Restore the best weights; raise if their loss differs from the one measured in training."""
+    restore_trained(trainer.model, loop.best_weights)
+    final = trainer.measure()
+    difference = abs(final.loss - loop.plateau.best_loss)
+    if difference > LARGEST_RECHECK_DIFFERENCE * max(1.0, loop.plateau.best_loss):
+        found = f"{final.loss:.5g} instead of {loop.plateau.best_loss:.5g}"
+        raise TrainerError(ExitCode.INTERNAL_ERROR, f"the restored best weights have an evaluation loss of {found}")
+    loop.reporter.update(metrics={"eval_loss": final.loss} | final.figures())
+    return final
+
+
+def list_prompts(inputs: Inputs) -> list[str]:
+    """Return the prompts to answer before and after the training; none for a model that writes no text."""
+    spec = inputs.run.config.spec
+    return [prompt.prompt for prompt in spec.evaluation.prompts or []] if traits_of(spec.objective).writes_text else []
+
+
+def answer_prompts(inputs: Inputs, trainer: LoopTrainer, loop: LoopContext) -> list[str]:
+    """Return the current model's answers to the job's prompts."""
+    prompts = list_prompts(inputs)
+    if not prompts:
+        return []
+    loop.reporter.set_stage("Answering")
+    return answer_all(
+        trainer.model,
+        inputs.labeler,
+        prompts,
+        stop_ids=stop_token_ids(trainer.model, inputs.answers),
+        max_new_tokens=inputs.run.config.spec.evaluation.max_new_tokens,
+        on_token=loop.on_work if is_sharded(trainer.model) else inputs.run.on_work,
+    )
