@@ -10,7 +10,7 @@ from finetune_api.handoff import ProgressReport
 from finetune_api.status import CheckpointStatus, Resolved
 from finetune_trainer.errors import Stopped
 from finetune_trainer.monitoring import reporter as progress
-from finetune_trainer.monitoring.reporter import Reporter, TimeEstimate, work_beat
+from finetune_trainer.monitoring.reporter import Reporter, work_beat
 from finetune_trainer.sigterm import StopFlag
 
 
@@ -152,32 +152,6 @@ def test_a_long_time_without_metrics_still_prints(
     monkeypatch.setattr(progress, "QUIET_SECONDS", 0.0)
     reporter.update(progress={"step": 1, "total_steps": 50})
     assert len(out.getvalue().splitlines()) == 2
-
-
-def test_a_terminal_gets_a_bar_instead_of_json() -> None:
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
-
-    terminal = Terminal()
-    reporter = Reporter("uid-1", out=terminal)
-    reporter.set_stage("Training")
-    reporter.update(progress={"step": 5, "total_steps": 10}, metrics={"train_loss": 1.25})
-    reporter.close()
-    assert "Training" in terminal.getvalue()
-    assert "5/10" in terminal.getvalue()
-    assert "train=1.25" in terminal.getvalue()
-    assert "{" not in terminal.getvalue()
-
-
-def test_the_remaining_time_follows_the_pace_so_far(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = 100.0
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now)
-    pace = TimeEstimate()
-    assert pace.remaining(0, 10) is None
-    now = 108.0
-    assert pace.remaining(4, 10) == 12
-    assert pace.remaining(10, 10) == 0
 
 
 def test_a_transfer_ends_once_a_stop_is_requested(reporter: Reporter) -> None:

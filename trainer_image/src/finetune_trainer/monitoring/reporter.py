@@ -11,22 +11,21 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from typing import Any, TextIO, TypeVar
-
-from tqdm import tqdm
+from typing import TextIO, TypeVar
 
 from finetune_api.handoff import ENV_POD_UID, PROGRESS_PORT, ProgressReport, Stage
 from finetune_api.runs import StoppedRun
 from finetune_api.status import CheckpointStatus, EarlyStoppingStatus, Progress, Resolved, StatusBlock
+from finetune_trainer.monitoring.bar import Bar
 from finetune_trainer.monitoring.http_server import start_server
 from finetune_trainer.monitoring.metrics import TrainerMetrics
+from finetune_trainer.monitoring.time_estimate import TimeEstimate
 from finetune_trainer.sigterm import StopFlag
 
 B = TypeVar("B", bound=StatusBlock)
 Fields = Mapping[str, object]
 
 QUIET_SECONDS = 10.0
-LOSSES = {"train_loss": "train", "eval_loss": "eval", "baseline_eval_loss": "baseline"}
 
 
 class Reporter:
@@ -137,17 +136,19 @@ class Reporter:
         self._report.progress.last_updated_time = datetime.now(UTC).replace(microsecond=0)
 
     def _add_derived(self, progress: Progress) -> Progress:
+        self._pace.observe(progress.stage, progress.step, time.monotonic())
         if progress.step is None or not progress.total_steps:
             progress.display = f"{progress.stage}{self._share}" if progress.stage else None
             return progress
         progress.percent = min(100, 100 * progress.step // progress.total_steps)
         progress.display = f"{progress.percent}%"
-        progress.estimated_remaining_seconds = self._pace.remaining(progress.step, progress.total_steps)
+        eval_steps = self._report.resolved.eval_steps if self._report.resolved else None
+        progress.estimated_remaining_seconds = self._pace.remaining(progress.total_steps, eval_steps)
         return progress
 
     def _show(self, *, is_new: bool) -> None:
         if self._bar:
-            self._bar.show(self._report)
+            self._bar.show(self._report, self._share)
             return
         if not is_new and time.monotonic() - self._last_line < QUIET_SECONDS:
             return
@@ -157,47 +158,6 @@ class Reporter:
         line |= self._report.metrics.model_dump(mode="json", by_alias=True, exclude_none=True)
         self._out.write(json.dumps(line, separators=(",", ":")) + "\n")
         self._out.flush()
-
-
-class Bar:
-    """A tqdm bar over the optimiser steps, with stage and losses."""
-
-    def __init__(self, out: TextIO) -> None:
-        self._bar: tqdm[Any] = tqdm(file=out, unit="step", dynamic_ncols=True, leave=True, disable=False, total=None)
-
-    def show(self, report: ProgressReport) -> None:
-        """Draw the state."""
-        progress, metrics = report.progress, report.metrics
-        self._bar.set_description_str(progress.stage or "Starting", refresh=False)
-        if progress.total_steps:
-            self._bar.total = progress.total_steps
-            self._bar.n = progress.step or 0
-        losses = {word: getattr(metrics, name) for name, word in LOSSES.items()}
-        self._bar.set_postfix({word: f"{loss:.4g}" for word, loss in losses.items() if loss is not None}, refresh=False)
-        self._bar.refresh()
-
-    def close(self) -> None:
-        """Close the bar; the last state remains visible."""
-        self._bar.close()
-
-
-class TimeEstimate:
-    """Estimate of the seconds to the last step, from the mean pace since the first observed step."""
-
-    def __init__(self) -> None:
-        self._first: tuple[int, float] | None = None
-
-    def remaining(self, step: int, total: int) -> int | None:
-        """Return the estimated seconds from `step` to `total`; None before the second observed step."""
-        now = time.monotonic()
-        if self._first is None:
-            self._first = (step, now)
-        first_step, first_time = self._first
-        if step >= total:
-            return 0
-        if step <= first_step:
-            return None
-        return math.ceil((now - first_time) / (step - first_step) * (total - step))
 
 
 def _merged(block: B, fields: Fields | None) -> B:
