@@ -95,7 +95,7 @@ audit: $(VENV)/audit/installed ## Ask PyPI, or whom AUDIT_ARGS names, for known 
 requirements: setup ## Resolve and hash the pinned requirements again
 	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
 	  pyproject.toml --all-extras --group dev -o requirements/dev.txt
-	for extra in operator preflight trainer kubectl; do \
+	for extra in operator preflight trainer kubectl check; do \
 	  $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
 	    pyproject.toml --extra $$extra -c requirements/dev.txt -o requirements/$$extra.txt; \
 	done
@@ -107,9 +107,10 @@ requirements: setup ## Resolve and hash the pinned requirements again
 	  --python-version 3.11 --generate-hashes --no-annotate --no-header - -o requirements/audit.txt
 
 .PHONY: generate
-generate: setup ## Write the generated files: CRD, chart copy, field reference, test data of the health checks, the chart's README
+generate: setup ## Write the generated files: CRD, chart copy, field reference, test data of the health checks, the chart's README, docs/gpus.md
 	$(BIN)/python -m finetune_api.crd
 	$(BIN)/python tests/fixtures/job_statuses.py helm/argocd/finetune.dev_FineTuneJob/testdata
+	$(BIN)/python tests/fixtures/gpu_table.py
 
 .PHONY: report-picture
 report-picture: setup browser ## Take the picture of a report that the documentation shows

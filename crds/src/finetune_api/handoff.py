@@ -195,6 +195,8 @@ class JobConfig(JobDocument):
     """Whether the requested GPUs may be missing, as in the demo, where only the scheduler counts them."""
     separate_merge: bool = False
     """Whether the trainer stores the trained weights and ends, because another pod merges and publishes them."""
+    is_local: Annotated[bool, Field(exclude=True)] = False
+    """Whether the job runs without a cluster, and its result is in a local folder. Never part of a pod's file."""
 
     def output_key(self) -> str:
         """Return `output.uri` without a trailing slash."""

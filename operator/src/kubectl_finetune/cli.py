@@ -309,7 +309,7 @@ def validate(
     """Check manifests without a cluster: fields, values and the rules between fields, as the API server would.
 
     With --rows also check the dataset, as preflight would. This needs finetune-trainer on this machine:
-    pip install '.[trainer]' in a clone of the operator's repository.
+    pip install '.[check]' in a clone of the operator's repository.
     """
     from kubectl_finetune.commands import validate as checking
 

@@ -18,7 +18,7 @@ from hub import Hub
 
 pytestmark = pytest.mark.nightly
 
-HOOKS, INSTALL, SEND, UPLOAD = IN_A_CLONE
+HOOKS, INSTALL, SEND, UPLOAD, TOOL = IN_A_CLONE
 CATALOGUE = "http://marquez:5000"
 EVENTS = [{"run": {"runId": "one's own"}, "eventType": kind} for kind in ("START", "COMPLETE")]
 
@@ -76,6 +76,17 @@ def test_the_plugin_is_installed_into_an_environment_where_kubectl_finds_it(clon
     assert re.search(IN_A_CLONE[INSTALL], call(clone, INSTALL, programs), re.DOTALL)
     assert "lineage" in call(clone, f"{programs}/kubectl-finetune --help")
     heavy = call(clone, f"{programs}/python -c 'import importlib.util as u; print(u.find_spec(\"torch\"))'")
+    assert heavy.strip() == "None"
+
+
+def test_the_tool_that_checks_and_estimates_is_installed_in_one_line(clone: Path, tmp_path: Path) -> None:
+    places = {"UV_TOOL_DIR": str(tmp_path / "tools"), "UV_TOOL_BIN_DIR": str(tmp_path / "bin")}
+    call(clone, TOOL, Path(sys.executable).parent, **places)
+    assert "estimate" in call(clone, f"{tmp_path}/bin/finetune-trainer --help")
+    heavy = call(
+        clone,
+        f"{tmp_path}/tools/finetune-operator/bin/python -c 'import importlib.util as u; print(u.find_spec(\"torch\"))'",
+    )
     assert heavy.strip() == "None"
 
 

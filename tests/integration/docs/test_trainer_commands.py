@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from documented import TRAINER
+from documented import PRINTED, TRAINER
 from documents import ROOT, blocks, jobs
 from tiny_model import make_tiny_model
 
@@ -69,6 +70,13 @@ def test_the_checks_of_rows(folder: Path) -> None:
             assert (folder / file).stat().st_size, command
 
 
+def test_the_estimates_of_memory(folder: Path) -> None:
+    for command, seen in PRINTED.items():
+        if " estimate " in command:
+            shown = call(folder, command.replace("hf://", "").replace("MODEL", "model"))
+            assert re.search(seen, shown, re.MULTILINE), command
+
+
 @pytest.mark.nightly
 def test_the_run_of_the_guide_its_verification_and_the_answer_of_the_model(folder: Path) -> None:
     guide, demo, *again = (command for command in TRAINER if " run " in command)
@@ -81,6 +89,10 @@ def test_the_run_of_the_guide_its_verification_and_the_answer_of_the_model(folde
     for command in TRAINER:
         if " verify " in command:
             call(folder, command.replace(command.split()[-1], "support-bot"))
+    for command, seen in PRINTED.items():
+        if " chat " in command:
+            asked = command.replace(" DIR", " support-bot --prompt Hello")
+            assert re.search(seen, call(folder, f"{asked} --base model"), re.MULTILINE), command
     (script,) = (block.text for block in blocks("python") if block.document == "docs/first-job.md")
     (folder / "talk.py").write_text(script)
     call(folder, f"{sys.executable} talk.py")

@@ -18,6 +18,7 @@ def main() -> NoReturn:
     _set_up_logging()
     from finetune_api.handoff import ExitCode
     from finetune_trainer.cli import app
+    from finetune_trainer.commands.extras import explain_missing
     from finetune_trainer.entrypoints.termination import RunState
     from finetune_trainer.errors import TrainerError
 
@@ -32,8 +33,10 @@ def main() -> NoReturn:
             raise
         code = exit_code_of(error)
     except BaseException as error:  # a panic in a Rust library is not an Exception
-        logging.getLogger("finetune_trainer").exception("internal error")
-        code = state.fail(TrainerError(ExitCode.INTERNAL_ERROR, f"{type(error).__name__}: {error}"))
+        missing = explain_missing(error) if isinstance(error, ModuleNotFoundError) else None
+        if missing is None:
+            logging.getLogger("finetune_trainer").exception("internal error")
+        code = state.fail(missing or TrainerError(ExitCode.INTERNAL_ERROR, f"{type(error).__name__}: {error}"))
     if state.exits_immediately:
         sys.stdout.flush()
         os._exit(code)

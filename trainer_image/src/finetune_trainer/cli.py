@@ -18,7 +18,7 @@ from finetune_api.handoff import (
     TERMINATION_LOG,
     WORKSPACE_DIR,
 )
-from finetune_api.spec import DatasetFormat, Objective
+from finetune_api.spec import DatasetFormat, Method, Objective, Precision
 from finetune_trainer.data.formats.export import ExportFormat
 from finetune_trainer.entrypoints.termination import RunState
 
@@ -164,7 +164,11 @@ def run_command(  # noqa: PLR0917 - the options of a command
     state: RunState = context.obj
     with tempfile.TemporaryDirectory(prefix="finetune-") as scratch:
         folder = workspace or Path(scratch)
-        raise typer.Exit(state.finish(run_jobs(state, manifest, output, maps or [], jobs or [], workspace=folder)))
+        done = run_jobs(state, manifest, output, maps or [], jobs or [], workspace=folder)
+        code = state.finish(done.report)
+        for line in done.lines:
+            typer.echo(line, err=True)
+        raise typer.Exit(code)
 
 
 @app.command("check-data")
@@ -243,3 +247,68 @@ def verify_command(
     from finetune_trainer.commands.verify import verify_published
 
     raise typer.Exit(verify_published(uri, endpoint, maps or [], as_json=as_json))
+
+
+@app.command("chat")
+def chat_command(  # noqa: PLR0917 - the options of a command
+    context: typer.Context,
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="The --output folder of a run, a copy of a result, or an adapter.")
+    ],
+    base: Annotated[
+        str | None,
+        typer.Option(help="Base model: a folder, s3://… or hf://owner/name. Default: what the adapter names."),
+    ] = None,
+    prompt: Annotated[
+        str | None, typer.Option("--prompt", "-p", help="Answer this one prompt, and exit.", show_default=False)
+    ] = None,
+    system: Annotated[str | None, typer.Option(help="System prompt of the conversation.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Maximum length of an answer, in tokens.", min=1)] = 256,
+    temperature: Annotated[
+        float, typer.Option(help="Temperature of sampling; 0 is greedy, as in the report.", min=0.0, max=10.0)
+    ] = 0.0,
+    precision: Annotated[
+        Precision,
+        typer.Option(
+            help="Number format. Auto: BF16 if the GPU supports it, else FP16; FP32 on a CPU.", case_sensitive=False
+        ),
+    ] = Precision.AUTO,
+) -> None:
+    """Talk to the base and the tuned model side by side; works without a GPU.
+
+    Without --prompt, each line of the terminal or of standard input is a turn of one conversation. The chat template
+    and the stop tokens are the published ones. A base that is not on this machine is downloaded into
+    ~/.cache/finetune-trainer. Pickle files and models with code of their own are refused.
+    """
+    from finetune_trainer.commands.chat import ChatOptions, chat
+
+    state: RunState = context.obj
+    chat(folder, ChatOptions(base, prompt, system, max_new_tokens, temperature, precision), state.stop)
+
+
+@app.command("estimate")
+def estimate_command(  # noqa: PLR0917 - the options of a command
+    context: typer.Context,
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="Folder of a model, s3://bucket/prefix or hf://owner/name.")
+    ],
+    max_length: Annotated[int, typer.Option(help="Maximum sequence length in tokens.", min=16, max=1_048_576)] = 2048,
+    gpus: Annotated[int, typer.Option(help="GPUs that train together.", min=1, max=16)] = 1,
+    gpu_memory: Annotated[
+        str | None, typer.Option(help="Memory of one GPU, for example 24Gi or 80G: shows what fits.")
+    ] = None,
+    method: Annotated[
+        Method, typer.Option(help="One method; Auto shows all three.", case_sensitive=False)
+    ] = Method.AUTO,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Estimate the GPU memory of a training by part, for QLoRA, LoRA and Full. Needs no GPU and loads no weights.
+
+    The objective is Chat, with the defaults of a job. With --gpu-memory the batch is made smaller and activations are
+    recomputed if that makes it fit. Exits with 71 if no method fits.
+    """
+    from finetune_trainer.commands.estimate import Request, parse_memory, print_estimate
+
+    state: RunState = context.obj
+    request = Request(max_length, gpus, parse_memory(gpu_memory) if gpu_memory else None, method)
+    raise typer.Exit(print_estimate(model, request, state.stop, as_json=as_json))

@@ -220,7 +220,7 @@ def _shown(value: Any) -> str:
 
 
 PROGRAM = "finetune-trainer"
-INSTALL = "in a clone of the operator's repository: pip install '.[trainer]'"
+INSTALL = "in a clone of the operator's repository: pip install '.[check]'"
 
 
 def check_rows(jobs: list[dict[str, Any]], files: list[str], out: Path | None) -> int:

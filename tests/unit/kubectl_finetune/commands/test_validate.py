@@ -265,7 +265,7 @@ def test_rows_that_cannot_be_checked_here_name_the_install_that_there_is(
     monkeypatch.setattr("sys.executable", str(tmp_path / "python"))
     monkeypatch.setenv("PATH", str(tmp_path))
     done = validate(JOB, "--rows", "rows.jsonl")
-    assert (done.code, "clone of the operator's repository: pip install '.[trainer]'" in done.err) == (1, True)
+    assert (done.code, "clone of the operator's repository: pip install '.[check]'" in done.err) == (1, True)
 
 
 def test_a_trainer_that_does_not_start_is_passed_over_without_a_word(

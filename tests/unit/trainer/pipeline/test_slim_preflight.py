@@ -1,30 +1,14 @@
 """Preflight needs no package beyond requirements/preflight.txt, which is all that its own image has."""
 
 import json
-import re
-import subprocess
-import sys
-from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
+from slim import REQUIREMENTS, refused_modules, run_slim
 from tiny_model import make_tiny_model
 
-ROOT = Path(__file__).parents[4]
-LOCKED = (ROOT / "requirements" / "preflight.txt").read_text(encoding="utf-8")
-PINNED = {found.lower() for found in re.findall(r"^([A-Za-z0-9_.-]+)==", LOCKED, re.MULTILINE)}
-OWN = {"finetune_api", "finetune_trainer"}
 RUN = """
-import importlib.abc, json, sys
 from pathlib import Path
-
-class Refusal(importlib.abc.MetaPathFinder):
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in REFUSED:
-            raise ModuleNotFoundError(f"the preflight image has no {name}")
-
-REFUSED, folder, rows, document = json.loads(sys.argv[1])
-sys.meta_path.insert(0, Refusal())
 from finetune_api.handoff import JobConfig
 from finetune_trainer import cli
 from finetune_trainer.entrypoints import pod
@@ -36,22 +20,13 @@ from finetune_trainer.storage import s3, s3_client
 from finetune_trainer.storage.hub import storage as hub_storage
 from finetune_trainer.storage.local import LocalStore
 
+folder, document = ARGUMENTS
 root = Path(folder)
 store = LocalStore({f"s3://bucket/{name}": root / name for name in ("model", "data", "out")})
-config = JobConfig.model_validate(document)
+config = JobConfig.model_validate_json(document)
 report = preflight(RunContext(config, store, root / "workspace", Reporter(config.uid), StopFlag()))
 print(json.dumps([report.outcome, report.dataset.accepted]))
 """
-
-
-def refused() -> list[str]:
-    """The top-level modules of every installed distribution that the preflight image lacks."""
-    found = packages_distributions()
-    return sorted(
-        name
-        for name, owners in found.items()
-        if name not in OWN and not any(re.sub(r"[-_.]+", "-", owner).lower() in PINNED for owner in owners)
-    )
 
 
 def write_rows(folder: Path, kind: str) -> str:
@@ -85,14 +60,15 @@ def test_preflight_passes_without_any_package_that_its_image_lacks(tmp_path: Pat
         }
     )
     config = JobConfig(namespace="team", name="job", uid="uid-1", config_sha256=config_sha256(spec), spec=spec)
-    names = refused()
-    assert {"torch", "transformers", "datasets", "safetensors"} <= set(names)
-    asked = json.dumps([names, str(tmp_path), kind, config.model_dump(mode="json", by_alias=True)])
-    done = subprocess.run([sys.executable, "-c", RUN, asked], capture_output=True, text=True, check=False)
+    assert {"torch", "transformers", "datasets", "safetensors"} <= set(refused_modules("preflight"))
+    done = run_slim("preflight", RUN, str(tmp_path), config.model_dump_json(by_alias=True))
     assert done.returncode == 0, done.stderr[-3000:]
     assert json.loads(done.stdout.splitlines()[-1]) == ["Validated", 20]
 
 
-def test_the_trainer_has_every_package_of_preflight_in_the_same_version() -> None:
-    trainer = (ROOT / "requirements" / "trainer.txt").read_text(encoding="utf-8").splitlines()
-    assert [line for line in LOCKED.splitlines() if "==" in line and line not in trainer] == []
+@pytest.mark.parametrize("part", ["preflight", "check"])
+def test_a_larger_part_has_every_package_of_a_smaller_one_in_the_same_version(part: str) -> None:
+    larger = {"preflight": "trainer", "check": "dev"}[part]
+    known = (REQUIREMENTS / f"{larger}.txt").read_text(encoding="utf-8").splitlines()
+    own = (REQUIREMENTS / f"{part}.txt").read_text(encoding="utf-8").splitlines()
+    assert [line for line in own if "==" in line and line not in known] == []

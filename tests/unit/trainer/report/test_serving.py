@@ -1,4 +1,5 @@
 import shlex
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -61,6 +62,13 @@ def test_the_table_answers_for_every_folder_and_server() -> None:
     assert "start it with `--max-lora-rank 32`" in table
     assert "it was not requested" in table
     assert "no server for text generation" in servability_table(GOOD, has_merged=True, is_reward_model=True)
+
+
+def test_a_local_result_is_not_fetched_from_a_store_that_does_not_have_it() -> None:
+    local = replace(PLACE, base="s3://bucket/base", is_local=True)
+    assert fetch_result(local, "adapter") == "# adapter: in the folder of this report"
+    assert fetch_base(local).startswith("# base: the folder that --map names for s3://bucket/base")
+    assert fetch_base(replace(PLACE, is_local=True)).startswith("hf download owner/base")
 
 
 def test_kserve_manifests_are_yaml_that_names_the_folders() -> None:

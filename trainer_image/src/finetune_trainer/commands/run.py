@@ -3,32 +3,43 @@
 # ruff: noqa: PLC0415 - heavy modules are imported when they are needed
 
 import logging
-import os
+import shlex
+import sys
 import uuid
-from dataclasses import replace
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from finetune_api.handoff import JobConfig, Outcome, Report
-from finetune_api.spec import FineTuneJobSpec
-from finetune_api.spec import Storage as StorageSpec
+from finetune_api.handoff import Artifact, JobConfig, Outcome, Report
+from finetune_api.objectives import Objective
 from finetune_trainer.commands.local_jobs import add_references, parse_finished, sort_jobs, to_published_job
+from finetune_trainer.commands.local_stores import connect_here
 from finetune_trainer.config.manifest import read_manifests
 from finetune_trainer.config.run_context import RunContext
 from finetune_trainer.entrypoints.termination import RunState
+from finetune_trainer.monitoring.bar import logs_above_bar
 from finetune_trainer.monitoring.reporter import Reporter
 from finetune_trainer.pipeline.preflight import preflight
-from finetune_trainer.sigterm import StopFlag
 from finetune_trainer.storage.local import LocalStore, parse_maps
-from finetune_trainer.storage.protocol import ReadableStore, Store
-from finetune_trainer.storage.routed import RoutedStore
+from finetune_trainer.storage.protocol import Store
 
 logger = logging.getLogger(__name__)
+
+SHOWN = {"report": Artifact.REPORT_PAGE, "adapter": Artifact.ADAPTER, "full model": Artifact.MERGED}
+
+
+@dataclass
+class LocalRun:
+    """The report of the last job, and what to print at the end: files and commands of every job."""
+
+    report: Report
+    lines: list[str] = field(default_factory=list)
 
 
 def run_jobs(
     state: RunState, manifest: Path, output: Path, maps: list[str], finished: list[str], *, workspace: Path
-) -> Report:
-    """Check, train and publish the jobs of a manifest, parents first; return the report of the last one.
+) -> LocalRun:
+    """Check, train and publish the jobs of a manifest, parents first.
 
     A single job's result is written to `output`, several each to a subfolder with their name, unless `--map` covers
     `output.uri`.
@@ -39,17 +50,34 @@ def run_jobs(
     folders = {one.job.output_uri: one.folder for one in earlier.values()}
     folders |= {job.output_key(): output / job.name if len(jobs) > 1 else output for job in jobs}
     folders |= parse_maps(maps)
+    local, lines = LocalStore(folders), list[str]()
     ordered = sort_jobs(jobs, done)
-    for job in ordered:
-        config = state.config = add_references(job, done)
-        storage = _connect(config.spec, state.stop, LocalStore(folders))
-        report = _run_one(state, config, storage, workspace / job.name)
-        if report.outcome is Outcome.GATE_NOT_MET:  # its children cannot build on it
-            return report
-        done[job.name] = to_published_job(config, report.artifacts.manifest_sha256 if report.artifacts else None)
-        if job is not ordered[-1]:
-            logger.info("%s: %s: %s", job.name, report.reason, report.message)
-    return report
+    with logs_above_bar() if sys.stdout.isatty() else nullcontext():
+        for job in ordered:
+            config = state.config = add_references(job, done)
+            report = _run_one(state, config, connect_here(config.spec, state.stop, local), workspace / job.name)
+            lines += list_next_steps(config, local)
+            if report.outcome is Outcome.GATE_NOT_MET:  # its children cannot build on it
+                break
+            done[job.name] = to_published_job(config, report.artifacts.manifest_sha256 if report.artifacts else None)
+            if job is not ordered[-1]:
+                logger.info("%s: %s: %s", job.name, report.reason, report.message)
+    return LocalRun(report, lines)
+
+
+def list_next_steps(config: JobConfig, local: LocalStore) -> list[str]:
+    """Return where the published files are, and the command to try the model; only what exists is named."""
+    folder = local.find(config.output_key())
+    if folder is None:
+        return []
+    found = {name: folder / artifact for name, artifact in SHOWN.items() if (folder / artifact).exists()}
+    lines = [f"{config.name}: {name} {path}" for name, path in found.items()]
+    has_model = "adapter" in found or "full model" in found
+    if has_model and config.spec.objective is not Objective.REWARD_MODEL:
+        base = local.find(config.spec.model.uri)
+        command = ["finetune-trainer", "chat", str(folder), *(["--base", str(base)] if base else [])]
+        lines.append(f"{config.name}: try it with {shlex.join(command)}")
+    return lines
 
 
 def _run_one(state: RunState, config: JobConfig, storage: Store, workspace: Path) -> Report:
@@ -68,28 +96,3 @@ def _run_one(state: RunState, config: JobConfig, storage: Store, workspace: Path
     ready = config.model_copy(update={"resolved": checked.resolved, "dataset": checked.dataset, "attempt": 1})
     state.config = ready
     return train(replace(context, config=ready))
-
-
-def _connect(spec: FineTuneJobSpec, stop: StopFlag, local: LocalStore) -> Store:
-    """Return the job's stores with this machine's credentials: the manifest's Secrets exist only in a cluster."""
-
-    def open_s3() -> Store:
-        from finetune_trainer.storage.s3 import S3Store
-        from finetune_trainer.storage.s3_client import S3Connection
-
-        storage = (spec.storage or StorageSpec()).model_copy(
-            update={"credentials_secret_ref": None, "ca_secret_ref": None}
-        )
-        if storage.endpoint is None and os.environ.get("AWS_ENDPOINT_URL"):
-            storage = storage.model_copy(update={"endpoint": os.environ["AWS_ENDPOINT_URL"]})
-        return S3Store(S3Connection(storage))
-
-    def open_hub() -> ReadableStore:
-        from finetune_trainer.storage.hub.uris import connect_hub_here
-
-        connection = connect_hub_here(spec)
-        from finetune_trainer.storage.hub.storage import HubStore
-
-        return HubStore(connection, stop=stop)
-
-    return RoutedStore(open_s3, open_hub, local)

@@ -49,6 +49,7 @@ def _job(document: dict[str, Any], path: Path, uid: str) -> JobConfig:
         config_sha256=config_sha256(spec),
         spec=spec,
         simulated_gpus=True,  # a local run uses what the machine has
+        is_local=True,
     )
 
 

@@ -48,6 +48,16 @@ def choose_settings(
     return settings.model_copy(update={"estimated_gpu_memory_bytes": total})
 
 
+def estimate_settings(
+    spec: FineTuneJobSpec, shape: ModelShape, facts: Facts, memory: int | None
+) -> tuple[Resolved, MemoryEstimate]:
+    """Return the settings of a job and their estimate; of a job that does not fit `memory`, those that need least."""
+    settings = resolve(spec, facts)
+    if memory is not None:
+        settings = _fit(spec, shape, settings, memory) or _smallest(spec, settings)
+    return settings, _estimate(spec, shape, settings)
+
+
 def refuse_sharded_8bit(settings: Resolved, ranks: int) -> None:
     """Refuse an 8-bit optimiser for weights that are sharded: its kernels raise for them in the first step."""
     if settings.method == Method.FULL and ranks > 1 and (settings.optim or "").endswith("_8bit"):

@@ -128,6 +128,7 @@ def _place(config: JobConfig) -> serving.Place:
         base=model.uri,
         revision=model.revision,
         endpoint=storage.endpoint if storage else None,
+        is_local=config.is_local,
     )
 
 

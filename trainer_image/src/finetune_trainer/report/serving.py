@@ -30,13 +30,14 @@ class Obstacle:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """The locations of base and result, and the result's name."""
+    """The locations of base and result, and the result's name; a local result is in the folder of its report."""
 
     name: str
     output: str
     base: str
     revision: str | None = None
     endpoint: str | None = None
+    is_local: bool = False
 
 
 def max_lora_rank(rank: int) -> int | None:
@@ -99,11 +100,15 @@ def fetch_base(place: Place) -> str:
     if is_hub_uri(place.base):
         revision = f" --revision {shlex.quote(place.revision)}" if place.revision else ""
         return f"hf download {shlex.quote(repo_name(place.base))}{revision} \\\n  --local-dir base"
+    if place.is_local:
+        return f"# base: the folder that --map names for {shlex.quote(place.base)}, or a copy of it"
     return f"aws{_endpoint(place)} s3 cp --recursive {shlex.quote(place.base)} base"
 
 
 def fetch_result(place: Place, folder: str) -> str:
     """Return the command that copies a folder of the result to one of the same name."""
+    if place.is_local:
+        return f"# {folder}: in the folder of this report"
     return f"aws{_endpoint(place)} s3 cp --recursive {shlex.quote(f'{place.output}/{folder}')} {folder}"
 
 

@@ -1,0 +1,36 @@
+"""Answers on a terminal and in a pipe."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from finetune_trainer.commands.chat_screen import arrange, clean, show_answers
+
+
+def drawn(width: int) -> list[str]:
+    console = Console(file=io.StringIO(), width=width, force_terminal=False)
+    console.print(arrange({"base": "one", "tuned": "two"}, width))
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue().splitlines()
+
+
+def test_a_wide_terminal_has_the_answers_next_to_each_other() -> None:
+    assert any("one" in line and "two" in line for line in drawn(100))
+
+
+def test_a_narrow_terminal_has_them_one_below_the_other() -> None:
+    lines = drawn(40)
+    assert not any("one" in line and "two" in line for line in lines)
+    assert [line for line in lines if "one" in line or "two" in line]
+
+
+def test_a_pipe_gets_each_answer_once_with_its_name(capsys: pytest.CaptureFixture[str]) -> None:
+    with show_answers(Console(force_terminal=False), ["base", "tuned"]) as show:
+        for name, text in (("base", "o"), ("base", "one\nmore"), ("tuned", "two")):
+            show(name, text)
+    assert capsys.readouterr().out == "base:\none\nmore\n\ntuned:\ntwo\n\n"
+
+
+def test_an_answer_cannot_write_to_the_terminal() -> None:
+    assert clean("a\x1b[2Jb\nc\r") == "a [2Jb\nc "

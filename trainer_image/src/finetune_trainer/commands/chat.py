@@ -1,0 +1,201 @@
+"""`finetune-trainer chat`: a conversation with the base and the tuned model, on this machine."""
+
+# ruff: noqa: PLC0415 - torch and transformers are imported once the folder is known to be good
+
+import logging
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from tqdm import tqdm
+
+from finetune_api.handoff import Artifact, ExitCode
+from finetune_api.spec import FineTuneJobSpec, Precision
+from finetune_api.status import Resolved
+from finetune_trainer.commands.chat_screen import show_answers
+from finetune_trainer.commands.model_place import ModelPlace, find_model
+from finetune_trainer.config.manifest import read_manifest
+from finetune_trainer.data.rows import Message
+from finetune_trainer.errors import TrainerError
+from finetune_trainer.models.base_model import ADAPTER_CONFIG, TOKENIZER, is_model_file, refuse
+from finetune_trainer.models.cache import cached_model
+from finetune_trainer.models.tuned_folder import TunedFolder, read_tuned
+from finetune_trainer.sigterm import StopFlag
+from finetune_trainer.storage.local import LocalStore
+from finetune_trainer.tokenization.labeler import Labeler, load_labeler
+
+if TYPE_CHECKING:
+    from finetune_trainer.models.tuned_model import Answerer
+
+logger = logging.getLogger(__name__)
+
+HELP = "/new starts a new conversation, /exit ends. Ctrl-C ends an answer."
+
+
+@dataclass(frozen=True, slots=True)
+class ChatOptions:
+    """The options of the command; without a temperature answers are greedy, as in the report."""
+
+    base: str | None = None
+    prompt: str | None = None
+    system: str | None = None
+    max_new_tokens: int = 256
+    temperature: float = 0.0
+    precision: Precision = Precision.AUTO
+
+
+def chat(folder: Path, options: ChatOptions, stop: StopFlag) -> None:
+    """Load base and tuned model, and answer one prompt, or every line of standard input."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # nothing has to be saved, and a prompt waits without a check
+    tuned = read_tuned(folder)
+    with tempfile.TemporaryDirectory(prefix="finetune-chat-") as scratch:
+        base = find_base(folder, tuned, options.base, stop, Path(scratch))
+        if not tuned.is_adapter:
+            name = str(tuned.weights)
+            ModelPlace(name, LocalStore({name: tuned.weights})).check(Path(scratch) / "tuned", "DIR")
+        has_tokenizer = (tuned.weights / TOKENIZER).is_file()
+        source = tuned.weights if has_tokenizer or base is None else base
+        labeler = load_labeler(source, str(source))
+        conversation = Conversation(_load(tuned, base, options.precision), labeler, options)
+        if options.prompt is not None:
+            conversation.ask(options.prompt)
+        else:
+            converse(conversation, is_interactive=sys.stdin.isatty())
+
+
+class Conversation:
+    """What was asked so far, with each model's own answers."""
+
+    def __init__(self, answerers: Sequence["Answerer"], labeler: Labeler, options: ChatOptions) -> None:
+        self._answerers, self._labeler, self._options = answerers, labeler, options
+        self._console = Console()
+        self.start()
+
+    def start(self) -> None:
+        """Start a new conversation."""
+        system = [Message(role="system", content=self._options.system)] if self._options.system else []
+        self._turns: dict[str, list[Message]] = {one.name: list(system) for one in self._answerers}
+
+    def ask(self, question: str) -> None:
+        """Show every model's answer; the question counts only once all have answered."""
+        from finetune_trainer.evaluation.stream import stream_answer
+
+        turn = Message(role="user", content=question)
+        answers: dict[str, str] = {}
+        with show_answers(self._console, list(self._turns)) as show:
+            for one in self._answerers:
+                with one.in_use():
+                    answers[one.name] = stream_answer(
+                        one.model,
+                        self._labeler,
+                        [*self._turns[one.name], turn],
+                        max_new_tokens=self._options.max_new_tokens,
+                        temperature=self._options.temperature,
+                        on_text=partial(show, one.name),
+                    )
+                show(one.name, answers[one.name])
+        for name, answer in answers.items():
+            self._turns[name] += [turn, Message(role="assistant", content=answer)]
+
+
+def converse(conversation: Conversation, *, is_interactive: bool) -> None:
+    """Answer each line until the input ends; on a terminal an error or Ctrl-C ends only the answer."""
+    if is_interactive:
+        sys.stderr.write(f"{HELP}\n")
+    for line in _read_lines("> " if is_interactive else ""):
+        if line == "/exit":
+            return
+        if line == "/new":
+            conversation.start()
+            continue
+        try:
+            conversation.ask(line)
+        except KeyboardInterrupt:
+            if not is_interactive:
+                raise
+        except TrainerError as error:
+            if not is_interactive:
+                raise
+            sys.stderr.write(f"{error.message}\n")
+
+
+def _read_lines(prompt: str) -> Iterator[str]:
+    if prompt:
+        import readline  # noqa: F401 - arrow keys and the history of lines
+    while True:
+        try:
+            line = input(prompt).strip()
+        except (EOFError, KeyboardInterrupt):
+            return
+        if line:
+            yield line
+
+
+def find_base(folder: Path, tuned: TunedFolder, given: str | None, stop: StopFlag, scratch: Path) -> Path | None:
+    """Return the base's folder, after the checks of preflight: `--base`, else what the adapter names.
+
+    A full model needs no base: it is compared with its own if that can be read.
+    """
+    config = folder / Artifact.CONFIG
+    spec = read_manifest(config, "local").spec if config.is_file() else None
+    name = given or tuned.base or (spec.model.uri if spec and not tuned.is_adapter else None)
+    if name is None:
+        if not tuned.is_adapter:
+            return None
+        raise TrainerError(ExitCode.INVALID_CONFIG, f"{folder} names no base with a URI: name its folder with --base")
+    try:
+        return _open_base(name, None if given else tuned.revision, spec, stop, scratch)
+    except TrainerError as error:
+        if given:
+            raise
+        if not tuned.is_adapter:
+            logger.warning("only the tuned model is shown: %s", error.message)
+            return None
+        raise TrainerError(error.code, f"{error.message}; or name the folder of the base with --base") from error
+
+
+def _open_base(name: str, revision: str | None, spec: FineTuneJobSpec | None, stop: StopFlag, scratch: Path) -> Path:
+    place = find_model(name, "--base", stop, revision=revision, spec=spec)
+    place.check(scratch / "checked", "--base")
+    if place.folder is None:
+        return _fetch(place, scratch / "base")
+    if (place.folder / ADAPTER_CONFIG).exists():  # the library would apply it unasked
+        refuse(name, f"it has an {ADAPTER_CONFIG} next to the weights: name a folder with the base alone")
+    return place.folder
+
+
+def _fetch(place: ModelPlace, directory: Path) -> Path:
+    """Return the model's folder in the cache of this user, else downloaded."""
+    entries = [entry for entry in place.storage.list(place.uri) if is_model_file(entry.key)]
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "finetune-trainer"
+    total = sum(entry.size for entry in entries)
+    with tqdm(total=total, unit="B", unit_scale=True, leave=False, disable=None, desc="fetching the base") as bar:
+
+        def on_bytes(count: int) -> None:
+            bar.update(count)
+
+        found = cached_model(place.uri, entries, place.storage, cache, on_bytes)
+        if found is None:
+            place.storage.download_folder(place.uri, directory, on_bytes, accept=is_model_file)
+    return found or directory
+
+
+def _load(tuned: TunedFolder, base: Path | None, precision: Precision) -> list["Answerer"]:
+    # As in the training: the libraries read these when they are imported.
+    os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+
+    from finetune_trainer.models.device import complete_settings, find_device
+    from finetune_trainer.models.loading import DTYPES
+    from finetune_trainer.models.tuned_model import load_answerers
+
+    device = find_device()
+    chosen = complete_settings(Resolved(precision=precision.value), device).precision
+    return load_answerers(tuned, base, DTYPES[str(chosen)], device)

@@ -1,0 +1,159 @@
+"""`finetune-trainer estimate`: the GPU memory of each method for a model, without a job, a GPU or torch."""
+
+import json
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from finetune_api.defaults import Facts
+from finetune_api.handoff import ExitCode
+from finetune_api.scalars import parse_quantity
+from finetune_api.spec import Method, Objective
+from finetune_api.status import Resolved
+from finetune_trainer.commands.model_place import find_model, minimal_spec
+from finetune_trainer.errors import TrainerError
+from finetune_trainer.models.base_model import ModelFacts, read_config
+from finetune_trainer.models.memory_estimate import GIB, MemoryEstimate, format_bytes
+from finetune_trainer.models.resolve_settings import estimate_settings
+from finetune_trainer.models.shape import ModelShape
+from finetune_trainer.models.trainable import require_method, require_trainable
+from finetune_trainer.sigterm import StopFlag
+
+METHODS = (Method.QLORA, Method.LORA, Method.FULL)
+ENOUGH_ROWS = 1000
+"""Rows of the assumed dataset: with fewer rows than a batch has, the batch would be smaller."""
+SMALLEST_GPU = GIB
+NOTE = "Computed from the model's configuration and the headers of its weights; not measured on a GPU."
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """The options of the estimate; `gpu_memory` is in bytes and for each GPU."""
+
+    max_length: int = 2048
+    gpus: int = 1
+    gpu_memory: int | None = None
+    method: Method = Method.AUTO
+
+    @property
+    def methods(self) -> Sequence[Method]:
+        """The methods to estimate."""
+        return METHODS if self.method is Method.AUTO else (self.method,)
+
+
+@dataclass(frozen=True, slots=True)
+class MethodEstimate:
+    """One method with the settings that a job gets; `obstacle` is why the architecture cannot be trained with it."""
+
+    method: Method
+    settings: Resolved
+    memory: MemoryEstimate
+    fits: bool | None
+    obstacle: str | None = None
+
+
+def print_estimate(model: str, request: Request, stop: StopFlag, *, as_json: bool = False) -> ExitCode:
+    """Print the memory by part; return WONT_FIT if a GPU's memory is given and no method fits it."""
+    place = find_model(model, "MODEL", stop)
+    with tempfile.TemporaryDirectory(prefix="finetune-estimate-") as scratch:
+        facts = place.check(Path(scratch), "MODEL")
+        config = read_config(Path(scratch))
+    require_trainable(config, Objective.CHAT)
+    if facts.shape is None:
+        raise TrainerError(
+            ExitCode.MODEL_UNAVAILABLE,
+            f"{model}: config.json lacks the sizes of the model: its memory is not estimated",
+        )
+    found = []
+    for method in request.methods:
+        one = estimate_method(facts.shape, method, request)
+        try:
+            require_method(config, method)
+        except TrainerError as error:
+            one = MethodEstimate(method, one.settings, one.memory, None if one.fits is None else False, error.message)
+        found.append(one)
+    text = _to_json(model, facts, request, found) if as_json else "\n".join(_to_text(model, facts, request, found))
+    sys.stdout.write(f"{text}\n")
+    return ExitCode.WONT_FIT if all(one.fits is False for one in found) else ExitCode.OK
+
+
+def estimate_method(shape: ModelShape, method: Method, request: Request) -> MethodEstimate:
+    """Return what a job with this method and its defaults takes on each GPU.
+
+    For a given memory the micro-batch and checkpointing are those of a job with it as `tuning.vramBudget`.
+    """
+    spec = minimal_spec("", "MODEL", method=method, max_length=request.max_length, gpus=request.gpus)
+    facts = Facts(shape.parameters, ENOUGH_ROWS, 0, method)
+    settings, memory = estimate_settings(spec, shape, facts, request.gpu_memory)
+    fits = None if request.gpu_memory is None else memory.total <= request.gpu_memory
+    return MethodEstimate(method, settings, memory, fits)
+
+
+def parse_memory(text: str) -> int:
+    """Return the bytes of `--gpu-memory`; raise InvalidConfig for what is not the memory of a GPU."""
+    try:
+        found = parse_quantity(text)
+    except ValueError:
+        found = 0
+    if found < SMALLEST_GPU:
+        raise TrainerError(ExitCode.INVALID_CONFIG, f"--gpu-memory {text}: write a quantity such as 24Gi or 80G")
+    return found
+
+
+def _to_text(model: str, facts: ModelFacts, request: Request, found: Sequence[MethodEstimate]) -> Iterator[str]:
+    gpus = "one GPU" if request.gpus == 1 else f"each of {request.gpus} GPUs"
+    memory = "" if request.gpu_memory is None else f" with {format_bytes(request.gpu_memory)}"
+    yield f"{model}: {facts.architecture}, {facts.parameters:,} weights"
+    yield f"Memory of {gpus}{memory} at a maximum length of {request.max_length} tokens"
+    yield ""
+    rows = [["", *(one.method.value for one in found)]]
+    for name, _ in found[0].memory.parts():
+        sizes = [dict(one.memory.parts())[name] for one in found]
+        if any(sizes):
+            rows.append([name.replace("_", " "), *(format_bytes(size) if size else "-" for size in sizes)])
+    rows.append(["total", *(format_bytes(one.memory.total) for one in found)])
+    if request.gpu_memory is not None:
+        rows.append(["fits", *("yes" if one.fits else "no" for one in found)])
+    rows.append(["rows per batch", *(str(one.settings.per_device_train_batch_size) for one in found)])
+    rows.append(["checkpointing", *("yes" if one.settings.gradient_checkpointing else "no" for one in found)])
+    widths = [max(len(row[at]) for row in rows) for at in range(len(rows[0]))]
+    for first, *rest in rows:
+        cells = [first.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True))]
+        yield "  ".join(cells).rstrip()
+    yield ""
+    yield from (f"{one.method.value}: {one.obstacle}" for one in found if one.obstacle)
+    if request.gpu_memory is not None:
+        yield "A job gets these settings with tuning.vramBudget set to the memory of the GPU."
+    yield NOTE
+
+
+def _to_json(model: str, facts: ModelFacts, request: Request, found: Sequence[MethodEstimate]) -> str:
+    content = {
+        "model": model,
+        "architecture": facts.architecture,
+        "parameters": facts.parameters,
+        "maxLength": request.max_length,
+        "gpus": request.gpus,
+        "gpuMemoryBytes": request.gpu_memory,
+        "methods": [
+            {
+                "method": one.method.value,
+                "fits": one.fits,
+                "obstacle": one.obstacle,
+                "totalBytes": one.memory.total,
+                "partBytes": {_camel(name): size for name, size in one.memory.parts()},
+                "perDeviceTrainBatchSize": one.settings.per_device_train_batch_size,
+                "gradientAccumulationSteps": one.settings.gradient_accumulation_steps,
+                "gradientCheckpointing": one.settings.gradient_checkpointing,
+            }
+            for one in found
+        ],
+    }
+    return json.dumps(content, indent=2)
+
+
+def _camel(name: str) -> str:
+    first, *rest = name.split("_")
+    return first + "".join(word.title() for word in rest)
