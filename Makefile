@@ -12,13 +12,15 @@ BIN := $(VENV)/bin
 PYTHON ?= python3
 DIR ?= data
 CLUSTER ?= auto
+# The demo ends with an error if the job's status does not change for so long. It has no other time-out.
+STILL_MINUTES ?= 10
 # Processes for the unit tests, for the integration tests that mostly wait for servers, and for those that train.
 WORKERS ?= 3
 TRAIN_WORKERS ?= 2
 PYTEST := $(BIN)/pytest --dist loadfile --no-loadscope-reorder
 # What the integration tests of `make test` need of the cluster's programs; the others are for the full cluster.
 CONTROL_PLANE := etcd kube-apiserver kubectl kube-controller-manager helm health
-WAITING := $(addprefix tests/integration/,api chart docs kubectl monitoring operator report supply_chain)
+WAITING := $(addprefix tests/integration/,api chart demo docs kubectl monitoring operator report supply_chain)
 TRAINING := $(addprefix tests/integration/,trainer trainer_torch)
 CLUSTER_PY := $(BIN)/python tests/cluster/cluster.py
 DEMO_PY := $(BIN)/python tests/demo/demo.py
@@ -103,6 +105,8 @@ requirements: setup ## Resolve and hash the pinned requirements again
 	  --no-annotate --no-header - -o requirements/mlflow.txt
 	echo 'checkov>=3.3,<4' | $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
 	  --no-annotate --no-header - -o requirements/checkov.txt
+	printf 'mkdocs-material>=9.8,<10\nmarkdown-callouts>=0.4,<0.5\n' | $(BIN)/uv pip compile --quiet --upgrade --universal \
+	  --python-version 3.11 --generate-hashes --no-annotate --no-header - -o requirements/docs.txt
 	printf 'cyclonedx-bom>=7.5,<8\npip-audit>=2.10,<3\n' | $(BIN)/uv pip compile --quiet --upgrade --universal \
 	  --python-version 3.11 --generate-hashes --no-annotate --no-header - -o requirements/audit.txt
 
@@ -119,6 +123,18 @@ report-picture: setup browser ## Take the picture of a report that the documenta
 .PHONY: dashboard-pictures
 dashboard-pictures: setup binaries prometheus ## Take the pictures of the dashboards that the documentation shows (four minutes)
 	DASHBOARD_PICTURES=$(CURDIR)/docs DASHBOARD_SECONDS=200 $(BIN)/pytest tests/integration/operator/test_dashboards.py
+
+# The site's generator, in an environment of its own.
+$(VENV)/docs/installed: requirements/docs.txt requirements/docs-assets.txt | $(BIN)/uv
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(VENV)/docs
+	$(BIN)/uv pip install --quiet --python $(VENV)/docs/bin/python --require-hashes -r requirements/docs.txt
+	$(BIN)/uv pip install --quiet --python $(VENV)/docs/bin/python --require-hashes --no-deps \
+	  -r requirements/docs-assets.txt
+	touch $@
+
+.PHONY: docs
+docs: $(VENV)/docs/installed ## Build the documentation as a site in dist/docs; a broken link or anchor is an error
+	NO_MKDOCS_2_WARNING=1 $(VENV)/docs/bin/mkdocs build --quiet
 
 # --- checks -----------------------------------------------------------------
 
@@ -173,7 +189,7 @@ test: ## Everything that is asked of a change: lint, types, unit, integration, e
 	$(MAKE) e2e
 
 .PHONY: nightly
-nightly: setup binaries mlflow browser prometheus checkov $(VENV)/audit/installed ## What is slow and rarely breaks, and unit tests with random examples (an hour)
+nightly: setup binaries mlflow browser prometheus checkov $(VENV)/audit/installed $(VENV)/docs/installed ## What is slow and rarely breaks, and unit tests with random examples (an hour)
 	HYPOTHESIS_PROFILE=random $(BIN)/pytest -n $(WORKERS) --dist worksteal tests/unit
 	OMP_NUM_THREADS=1 $(PYTEST) -n $(WORKERS) -m nightly tests/integration
 	$(MAKE) deploy CLUSTER=$(CLUSTER)
@@ -237,7 +253,7 @@ deploy: setup ## Cluster, images, storage and the operator's chart (CLUSTER=auto
 .PHONY: demo
 demo: setup ## Fine-tune a real model on a real cluster, and show it (CLUSTER=auto|kind|native|current)
 	$(DEMO_PY) deploy --cluster $(CLUSTER)
-	$(DEMO_PY) run --cluster $(CLUSTER)
+	$(DEMO_PY) run --cluster $(CLUSTER) --still-minutes $(STILL_MINUTES)
 
 .PHONY: demo-data
 demo-data: setup ## Write the demo's model and rows to DIR, for `finetune-trainer run` without a cluster

@@ -4,7 +4,6 @@ Each gives the same `Environment`; nothing after this file knows which it was.
 """
 
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,16 +15,22 @@ from environment import Environment
 import kind
 
 CLUSTER_PY = str(ROOT / "tests" / "cluster" / "cluster.py")
+ABOUT = {
+    "native": "the cluster of tests/cluster, on which the tests run",
+    "kind": "with Docker; no test has run on it yet",
+    "current": "the one of the current kubeconfig",
+}
 
 
 def choose(asked: str) -> str:
-    """`kind` where Docker runs and holds the node image, else `native`; what was asked for wins."""
+    """Return the cluster to use; `auto` is the tested one, and never another because of what is installed."""
     if asked != "auto":
         return asked
-    if shutil.which("kind") and shutil.which("docker"):
-        images = subprocess.run(["docker", "images", "-q", "kindest/node"], capture_output=True, text=True, check=False)
-        if images.returncode == 0 and images.stdout.strip():
-            return "kind"
+    if sys.platform != "linux" or os.geteuid() != 0:
+        sys.exit(
+            "CLUSTER=auto is the tested cluster of tests/cluster, which needs Linux and root; here use CLUSTER=kind "
+            f"({ABOUT['kind']}) or CLUSTER=current ({ABOUT['current']})"
+        )
     return "native"
 
 

@@ -11,15 +11,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import boto3
 import environment
 import yaml
-from clusters import choose, start, stop
+from clusters import ABOUT, choose, start, stop
 from commands import ROOT, run, say
 from data import write_model, write_rows
 from environment import STATE, Environment
+from job_wait import ENDED, JobIsStill, conditions, summary, wait_for_end
 from tqdm import tqdm
 
 from finetune_api.names import LABEL_JOB_NAME
@@ -28,7 +29,8 @@ MANIFEST = ROOT / "crds" / "examples" / "demo.yaml"
 SYSTEM_NAMESPACE = "finetune-system"
 RELEASE = "finetune-operator"
 BUCKET = "finetune-demo"
-TIMEOUT_SECONDS = 900
+STILL_MINUTES = 10
+"""How long the job's status may stay the same before the demo gives up."""
 
 
 def heading(text: str) -> None:
@@ -40,7 +42,7 @@ def deploy(asked: str) -> None:
     """Cluster, images, storage and the operator's chart; safe to run again."""
     began = time.monotonic()
     cluster = choose(asked)
-    heading(f"Cluster: {cluster}")
+    heading(f"Cluster: {cluster}, {ABOUT[cluster]}")
     deployed = start(cluster)
     deployed.save()
     os.environ.update(deployed.variables())
@@ -69,11 +71,11 @@ def install_chart(deployed: Environment) -> None:
     chart = ROOT / "helm" / "finetune-operator"
     run(
         *("helm", "upgrade", "--install", RELEASE, str(chart), "--namespace", SYSTEM_NAMESPACE),
-        *("--values", str(file), "--wait", "--timeout", "180s"),
+        *("--values", str(file), "--wait", "--timeout", "900s"),
     )
 
 
-def demo(cluster: str) -> int:
+def demo(cluster: str, still_seconds: float) -> int:
     """Trains, shows, verifies; 0 only when the job is Complete and every digest was checked again from outside."""
     began = time.monotonic()
     deployed = environment.load(cluster)
@@ -86,7 +88,11 @@ def demo(cluster: str) -> int:
     heading("Training")
     if command("kubectl", "apply", "-f", str(MANIFEST)) != 0:
         return 1
-    status = watch(job["metadata"])
+    try:
+        status = watch(job["metadata"], still_seconds)
+    except JobIsStill as failure:
+        explain(job["metadata"], failure)
+        return 1
     heading("Result")
     name, namespace = job["metadata"]["name"], job["metadata"]["namespace"]
     command("kubectl", "get", "finetunejob", name, "-n", namespace, "-o", "wide")
@@ -161,27 +167,51 @@ def prepare_namespace(job: dict[str, Any], deployed: Environment) -> None:
         client.delete_object(Bucket=BUCKET, Key=item["Key"])
 
 
-def watch(metadata: dict[str, str]) -> dict[str, Any]:
-    """Follows the job to its end and returns its status: one line for each change of phase, a bar while it trains."""
-    deadline = time.monotonic() + TIMEOUT_SECONDS
-    bar, seen = None, ""
-    while time.monotonic() < deadline:
-        status = read_status(metadata)
-        line = f"{status.get('phase', 'Pending')}: {status.get('message', 'not seen by the operator yet')}"
-        if line != seen and bar is None:
+def watch(metadata: dict[str, str], still_seconds: float) -> dict[str, Any]:
+    """Follow the job to its end and return its status; raise JobIsStill if it stops to change."""
+    with Display() as display:
+        return wait_for_end(lambda: read_status(metadata), display.show, still_seconds)
+
+
+class Display:
+    """One line for each change of phase or message, and a bar while the job trains."""
+
+    def __init__(self) -> None:
+        self._bar: tqdm[Any] | None = None
+        self._line = ""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def show(self, status: dict[str, Any]) -> None:
+        """Show a status."""
+        progress, line = status.get("progress", {}), summary(status)
+        has_ended = status.get("phase") in ENDED
+        if has_ended and self._bar is not None:
+            self._bar.close()
+        if has_ended or (line != self._line and self._bar is None):
             say(f"  {time.strftime('%H:%M:%S')} {line}")
-        seen = line
-        progress = status.get("progress", {})
+        self._line = line
         if progress.get("totalSteps") and status.get("phase") in {"Training", "Publishing"}:
-            bar = bar or tqdm(total=progress["totalSteps"], unit="step", file=sys.stdout, dynamic_ncols=True)
-            update(bar, progress, status.get("metrics", {}))
-        if status.get("phase") in {"Succeeded", "Failed"}:
-            if bar is not None:
-                bar.close()
-            say(f"  {time.strftime('%H:%M:%S')} {line}")
-            return status
-        time.sleep(2)
-    sys.exit(f"the job did not end within {TIMEOUT_SECONDS} s; it is now {seen}")
+            self._bar = self._bar or tqdm(
+                total=progress["totalSteps"], unit="step", file=sys.stdout, dynamic_ncols=True
+            )
+            update(self._bar, progress, status.get("metrics", {}))
+
+
+def explain(metadata: dict[str, str], failure: JobIsStill) -> None:
+    """Show why the demo gave up: what it waited for, the job's conditions, its last events and its pods."""
+    name, namespace = metadata["name"], metadata["namespace"]
+    say(f"\n{failure}")
+    heading("Conditions")
+    say("\n".join(conditions(failure.status)) or "none")
+    heading("Last events and pods")
+    command("kubectl", "events", "--for", f"finetunejob/{name}", "-n", namespace)
+    command("kubectl", "get", "pods,jobs", "-n", namespace)
 
 
 def update(bar: "tqdm[Any]", progress: dict[str, Any], metrics: dict[str, Any]) -> None:
@@ -192,13 +222,12 @@ def update(bar: "tqdm[Any]", progress: dict[str, Any], metrics: dict[str, Any]) 
 
 
 def read_status(metadata: dict[str, str]) -> dict[str, Any]:
-    """The job's status as the API server has it."""
-    got = subprocess.run(
-        ["kubectl", "get", "finetunejob", metadata["name"], "-n", metadata["namespace"], "-o", "json"],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    """Return the job's status from the API server; raise OSError while it cannot be read."""
+    name, namespace = metadata["name"], metadata["namespace"]
+    words = ["kubectl", "get", "finetunejob", name, "-n", namespace, "-o", "json", "--request-timeout=30s"]
+    got = subprocess.run(words, capture_output=True, text=True, check=False)
+    if got.returncode:
+        raise OSError(got.stderr.strip())
     status: dict[str, Any] = json.loads(got.stdout).get("status", {})
     return status
 
@@ -236,11 +265,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("command", choices=["deploy", "run", "env", "down"])
     parser.add_argument("--cluster", choices=["auto", "kind", "native", "current"], default="auto")
+    parser.add_argument("--still-minutes", type=float, default=STILL_MINUTES, help="how long nothing may change")
     arguments = parser.parse_args()
     if arguments.command == "deploy":
         deploy(arguments.cluster)
     elif arguments.command == "run":
-        return demo(arguments.cluster)
+        return demo(arguments.cluster, arguments.still_minutes * 60)
     elif arguments.command == "env":
         print_env(arguments.cluster)
     else:

@@ -193,7 +193,7 @@ def test_a_proxy_with_a_password_is_refused_before_it_is_in_a_pod(helm: str) -> 
 
 
 def test_the_documented_policy_for_jobs_is_the_one_that_the_chart_makes(helm: str) -> None:
-    text = (ROOT / "docs" / "platform.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "network.md").read_text(encoding="utf-8")
     (block,) = re.findall(r"```yaml\n(apiVersion: networking.*?)```", text, flags=re.DOTALL)
     documented = yaml.safe_load(block)["spec"]
     given = ("networkPolicy.enabled=true,watchNamespaces={a}", "networkPolicy.scrapers=null")

@@ -22,7 +22,7 @@ from finetune_trainer.models.device import (
 WHEEL = torch._C._cuda_getArchFlags().split()
 """The kernels of the pinned PyTorch, which it names without a GPU too."""
 
-DOCUMENT = Path(__file__).parents[3] / "docs" / "platform.md"
+DOCUMENT = Path(__file__).parents[3] / "docs" / "gpu-drivers.md"
 
 needs_no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 
