@@ -25,18 +25,22 @@ KEPT = {
 }  # fmt: skip
 COLUMNS = [
     ("Phase", "string", ".status.phase", 0),
-    ("Objective", "string", ".spec.objective", 0),
-    ("Method", "string", ".status.resolved.method", 0),
-    ("Progress", "string", ".status.progress.display", 0),
-    ("Train-Loss", "number", ".status.metrics.trainLoss", 0),
-    ("Eval-Loss", "number", ".status.metrics.evalLoss", 0),
+    ("Done", "integer", ".status.progress.percent", 0),
+    ("Change", "string", ".status.evaluation.change", 0),
+    ("Age", "date", ".metadata.creationTimestamp", 0),
+    ("Reason", "string", ".status.reason", 1),
+    ("Progress", "string", ".status.progress.display", 1),
+    ("Objective", "string", ".spec.objective", 1),
+    ("Method", "string", ".status.resolved.method", 1),
+    ("Train-Loss", "number", ".status.metrics.trainLoss", 1),
+    ("Eval-Loss", "number", ".status.metrics.evalLoss", 1),
     ("Best", "number", ".status.metrics.bestEvalLoss", 1),
     ("Baseline", "number", ".status.metrics.baselineEvalLoss", 1),
     ("Queue", "string", ".spec.scheduling.queueName", 1),
     ("Preempted", "integer", ".status.preemptions", 1),
-    ("Reason", "string", ".status.reason", 0),
-    ("Age", "date", ".metadata.creationTimestamp", 0),
 ]
+"""Name, type, path and priority of each column: with priority 0, `kubectl get -A` fits 100 columns for namespaces and
+names of 30 characters; the others are shown by `-o wide`."""
 
 
 def structural_schema(model: type[FineTuneJobSpec] | type[FineTuneJobStatus]) -> dict[str, Any]:

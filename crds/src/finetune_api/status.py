@@ -267,8 +267,9 @@ class FineTuneJobStatus(StatusBlock):
         ]
         | None
     ) = None
-    """The state as `metav1.Condition`s: Accepted, Suspended, Validated, QuotaReserved (only with Kueue), Running,
-    SavesInTime, EarlyStopped, Published, Complete, Failed, and Ready, Reconciling, Stalled for GitOps tools."""
+    """The state as `metav1.Condition`s: Ready, which has reason and message of the job, then Accepted, Suspended,
+    Validated, QuotaReserved (only with Kueue), Running, SavesInTime, EarlyStopped, Published, Complete, Failed, and
+    Reconciling and Stalled for GitOps tools."""
     queued_time: Time | None = None
     """When the job was accepted and not suspended; `startDeadlineSeconds` counts from here."""
     start_time: Time | None = None

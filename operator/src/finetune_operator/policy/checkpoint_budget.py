@@ -18,7 +18,7 @@ def check_save_time(context: Context, child: Job) -> Effect:
     if saved.save_seconds <= SHARE * grace:
         return set_condition(C.SAVES_IN_TIME, "True", R.CHECKPOINT_SAVED, took)
     advice = (
-        f"raise checkpoint.gracePeriodSeconds to {round(2 * saved.save_seconds)} for the next attempt, "
+        f"raise checkpoint.gracePeriodSeconds to {round(2 * saved.save_seconds)} for later pods, "
         "or lower checkpoint.steps, because a preemption may lose the steps since the last checkpoint"
     )
     return set_condition(C.SAVES_IN_TIME, "False", R.SAVE_TOO_SLOW, f"{took}: {advice}")

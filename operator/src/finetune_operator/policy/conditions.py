@@ -59,7 +59,7 @@ MESSAGES: dict[tuple[ConditionType, str], str] = {
     (
         C.EARLY_STOPPED,
         R.PATIENCE_EXHAUSTED,
-    ): "The evaluation loss stopped falling{detail}; the best weights are published.",
+    ): "The evaluation loss stopped falling{detail}; the best weights are used.",
     (C.PUBLISHED, R.NOT_PUBLISHED): "Nothing is published yet.",
     (C.PUBLISHED, R.MANIFEST_REPORTED): "The manifest and every file it names were read back from {detail}.",
     (
@@ -87,6 +87,25 @@ MESSAGES: dict[tuple[ConditionType, str], str] = {
 }
 """Message by condition and reason. For a reason that is not listed, the message is the detail, for example the
 trainer's own."""
+
+MESSAGES_AT_END: dict[tuple[str, str], str] = {
+    (C.ACCEPTED, R.ACCEPTED): "The job was allowed to run here.",
+    (C.ACCEPTED, R.WAITING_FOR_PARENT): "The job ended before the jobs that it builds on were complete.",
+    (C.ACCEPTED, R.PARENT_FAILED): "The job ended, and a job that it builds on had failed.",
+    (C.ACCEPTED, R.NAME_CONFLICT): "The job ended while another owner used a name that it needs.",
+    (C.ACCEPTED, R.API_DENIED): "The job ended while the operator lacked a right.",
+    (C.SUSPENDED, R.NOT_SUSPENDED): "The job was not suspended when it ended.",
+    (C.SUSPENDED, R.USER_REQUESTED): "The job was suspended when it ended; spec.suspend has no effect any more.",
+    (C.SUSPENDED, R.JOB_SUSPENDED): "Another controller or user had suspended the Job when the job ended.",
+    (C.SUSPENDED, R.QUEUED_BY_KUEUE): "The job was in its queue when it ended.",
+    (C.VALIDATED, R.PENDING): "Preflight did not run.",
+    (C.VALIDATED, R.PREFLIGHT_RUNNING): "The job ended before preflight had passed.",
+    (C.RUNNING, R.NOT_STARTED): "No trainer ran.",
+    (C.SAVES_IN_TIME, R.NO_CHECKPOINT): "No checkpoint was saved.",
+    (C.EARLY_STOPPED, R.NOT_TRIGGERED): "Early stopping did not end the training.",
+    (C.PUBLISHED, R.NOT_PUBLISHED): "Nothing was published.",
+}
+"""Messages that replace those that are no longer true when the job has ended; status and reason stay."""
 
 
 class Conditions:
@@ -124,8 +143,16 @@ class Conditions:
         self.set_if_absent(C.COMPLETE, "False", R.PROGRESSING)
         self.set_if_absent(C.FAILED, "False", R.PROGRESSING)
 
+    def close(self) -> None:
+        """Replace the messages that are no longer true once the job has ended; an ended job is in no queue."""
+        self.remove(C.QUOTA_RESERVED)
+        self.status.conditions = [
+            one.model_copy(update={"message": MESSAGES_AT_END.get((one.type, one.reason), one.message)})
+            for one in self.status.conditions or []
+        ]
+
     def summarise(self) -> None:
-        """Set phase, reason and message, and Ready, Reconciling and Stalled for kstatus."""
+        """Set phase, reason and message, and Ready, Reconciling and Stalled for kstatus; Ready comes first."""
         leading = _leading_condition(self.status)
         self.status.phase = phase_of(self.status).value
         self.status.reason, self.status.message = leading.reason, leading.message
@@ -136,6 +163,7 @@ class Conditions:
         self._put(C.READY, ready, leading.reason, leading.message)
         self._put(C.RECONCILING, _truth(not (is_settled or is_failed)), leading.reason, leading.message)
         self._put(C.STALLED, _truth(is_failed), leading.reason, leading.message)
+        self.status.conditions = sorted(self.status.conditions or [], key=lambda one: one.type != C.READY)
 
     def _put(self, kind: ConditionType, truth: Truth, reason: str, message: str) -> None:
         old = self.status.condition(kind)
@@ -207,6 +235,15 @@ def phase_of(status: FineTuneJobStatus) -> Phase:
     if not status.is_true(C.VALIDATED):
         return Phase.PENDING if validated is None or validated.reason == R.PENDING else Phase.PREFLIGHT
     return _phase_of_attempt(status)
+
+
+_WAITING_PHASES = frozenset({Phase.PENDING, Phase.PREFLIGHT, Phase.QUEUED, Phase.STARTING, Phase.SUSPENDED})
+
+
+def waiting_reason(status: FineTuneJobStatus) -> str | None:
+    """Return why the job waits; None if a trainer runs, or the job has ended or was not observed yet."""
+    waits_for_merge = status.phase == Phase.MERGING and not status.is_true(C.RUNNING)
+    return status.reason if status.phase in _WAITING_PHASES or waits_for_merge else None
 
 
 def _phase_of_attempt(status: FineTuneJobStatus) -> Phase:

@@ -1,5 +1,6 @@
 """Deadlines of jobs and runs, and the TTL of ended jobs, from the status, the objects and the clock."""
 
+import re
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -11,6 +12,8 @@ from finetune_operator.policy.decision import Context, Effect, fail
 SLACK_SECONDS = 0.5
 _WAITING = frozenset({Reason.ACCEPTED, Reason.API_DENIED, Reason.NAME_CONFLICT})
 """Waiting for a right or for a name counts as waiting; being refused or waiting for a parent does not."""
+_OUTLOOK = re.compile(r"; the (?:job|pod) then (?:continues|starts)")
+"""The part of a message that is no longer true when the deadline has passed."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,8 @@ def next_deadline(context: Context) -> Deadline | None:
     if limit is None or status.queued_time is None:
         return None
     left = limit - (context.observed.now - status.queued_time).total_seconds()
-    detail = f"{limit} s: {context.stored.message or 'it was not reconciled'}"
+    waited_for = _OUTLOOK.sub("", context.stored.message or "it was not reconciled")
+    detail = f"{limit} s; the last state: {waited_for.rstrip('.')}."
     return Deadline(left, Reason.START_DEADLINE_EXCEEDED, detail)
 
 

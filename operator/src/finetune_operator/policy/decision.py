@@ -157,8 +157,7 @@ def succeed(context: Context, child: Job, report: Report, reason: Reason) -> Eff
     """Complete the job: its result is published."""
     uri = (report.artifacts and report.artifacts.uri) or context.spec.output.uri
     return (
-        _show_early_stop(context)
-        + set_condition(C.RUNNING, "False", R.FINISHED)
+        _show_stopped(context)
         + set_condition(C.PUBLISHED, "True", R.MANIFEST_REPORTED, uri)
         + set_condition(C.COMPLETE, "True", reason, uri)
         + set_condition(C.FAILED, "False", R.SUCCEEDED)
@@ -170,7 +169,7 @@ def fail(context: Context, reason: str, message: str, child: Job | None = None, 
     """Fail the job permanently, at the end of its Job or now; a result that did not meet its gate is still
     published."""
     effect = (
-        set_condition(C.RUNNING, "False", R.FINISHED)
+        _show_stopped(context)
         + set_condition(C.FAILED, "True", reason, message)
         + set_condition(C.COMPLETE, "False", reason, "The job failed.")
         + Effect(completion_time=(child and (child.failed or child.completed)) or context.observed.now)
@@ -180,13 +179,15 @@ def fail(context: Context, reason: str, message: str, child: Job | None = None, 
         merged = report.evaluation.merged if report.evaluation else None
         published = WITHHELD.get(merged or "", R.MANIFEST_REPORTED)
         uri = artifacts.uri or context.spec.output.uri
-        effect += _show_early_stop(context) + set_condition(C.PUBLISHED, "True", published, uri)
+        effect += set_condition(C.PUBLISHED, "True", published, uri)
     return effect
 
 
-def _show_early_stop(context: Context) -> Effect:
+def _show_stopped(context: Context) -> Effect:
+    """Set condition Running of an ended job, and EarlyStopped if early stopping ended the training."""
+    effect = set_condition(C.RUNNING, "False", R.FINISHED if context.status.runs else R.NOT_STARTED)
     early = context.status.early_stopping
     if early is None or not early.stopped:
-        return Effect()
+        return effect
     steps = f": stopped at step {early.step}, best at step {early.best_step}" if early.step else ""
-    return set_condition(C.EARLY_STOPPED, "True", R.PATIENCE_EXHAUSTED, steps)
+    return effect + set_condition(C.EARLY_STOPPED, "True", R.PATIENCE_EXHAUSTED, steps)

@@ -8,6 +8,7 @@ from finetune_operator.kube.observed import Observed
 from finetune_operator.policy import admission, attempts, deadlines, dependencies, kueue, preflight, suspension
 from finetune_operator.policy.conditions import Conditions
 from finetune_operator.policy.decision import Acceptance, Context, Decision, Effect, requeue_in, set_condition
+from finetune_operator.policy.status_report import record_end
 from finetune_operator.settings import Settings
 
 C, R = ConditionType, Reason
@@ -32,6 +33,9 @@ def plan(observed: Observed, settings: Settings) -> Decision:
             conditions.remove(kind)
         else:
             conditions.set(kind, truth, *words, prefix=prefix)
+    if status.is_true(C.FAILED) or status.is_true(C.COMPLETE):
+        conditions.close()
+        record_end(status)
     conditions.summarise()
     status.completion_time = effect.completion_time or status.completion_time
     return Decision.of(effect, status)

@@ -71,3 +71,9 @@ def record_progress(status: FineTuneJobStatus, report: ProgressReport, at: datet
         status.early_stopping = report.early_stopping
     if report.resolved:
         status.resolved = merged(status.resolved, report.resolved)
+
+
+def record_end(status: FineTuneJobStatus) -> None:
+    """Remove the estimate of the remaining time, which an ended job does not have."""
+    if status.progress:
+        status.progress = status.progress.model_copy(update={"estimated_remaining_seconds": None})
