@@ -17,7 +17,7 @@ from finetune_operator.controller.watch_cache import WatchCache
 from finetune_operator.controller.workqueue import WorkQueue, work
 from finetune_operator.kube.errors import ClusterError
 from finetune_operator.kube.objects import Key
-from finetune_operator.metrics import Metrics
+from finetune_operator.metrics.registry import Metrics
 from finetune_operator.settings import Settings
 
 log = logging.getLogger("finetune_operator")

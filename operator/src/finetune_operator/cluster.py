@@ -30,7 +30,7 @@ from finetune_operator.kube.objects import FineTuneJob, Job, Key, Object, Pod, W
 from finetune_operator.kube.observed import Warnings
 from finetune_operator.manifests import jobs as manifests
 from finetune_operator.manifests.jobs import Child
-from finetune_operator.metrics import Metrics
+from finetune_operator.metrics.registry import Metrics
 from finetune_operator.settings import Settings
 
 PAGE = 500

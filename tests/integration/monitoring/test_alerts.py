@@ -34,6 +34,13 @@ QUEUED, STARTED, HEARD, MOVED = (
 UP = "finetune_operator_build_info"
 SAVED, ENDED, SAVES = job("checkpoint_timestamp_seconds"), job("completion_timestamp_seconds"), job("saves_checkpoints")
 TRAINING, WAITING = phase("Training"), phase("Queued")
+QUOTA, FORBIDDEN, FOR_PARENT = (
+    job("waiting", f', reason="{reason}"') for reason in ("WaitingForQuota", "Forbidden", "WaitingForParent")
+)
+IN_QUEUE = WHERE | {"reason": "WaitingForQuota"}
+MUST, BETTER, WORSE = job("must_improve"), job("verdict", ', verdict="Better"'), job("verdict", ', verdict="Worse"')
+NOT_MET, KILLED = (job("failed", f', reason="{reason}"') for reason in ("GateNotMet", "OutOfMemory"))
+DONE, FAILED = phase("Succeeded"), phase("Failed")
 DIVERGED, REFUSED = (job("failed", f', reason="{reason}"') for reason in ("Diverged", "StorageDenied"))
 FAILED_SAVES = 'finetune_trainer_checkpoint_failures_total{namespace="team", name="one", pod="one-1-0-x"}'
 DENIED = job("failures_total", ', reason="StorageUnavailable"')
@@ -43,9 +50,28 @@ FIRING: list[tuple[str, str, Series, dict[str, str]]] = [
     # The watch was last heard at minute 1, and a status is written every ten seconds.
     ("FineTuneWatchStale", "12m", {WATCH: "60x60", PATCHES: "0+6x60"}, {"instance": "a", "resource": "finetunejobs"}),
     ("FineTuneReconcileErrors", "30m", {ERRORS: "0+1x60"}, {"instance": "a", "result": "error"}),
-    ("FineTuneJobPendingLong", "70m", {QUEUED: "0x90", WAITING: "1x90"}, WHERE),
+    ("FineTuneJobPendingLong", "70m", {QUEUED: "0x90", WAITING: "1x90", QUOTA: "1x90"}, IN_QUEUE),
     # It trained, was preempted, and has not been heard for longer than an hour.
-    ("FineTuneJobPendingLong", "90m", {QUEUED: "0x90", STARTED: "60x90", WAITING: "0x10 1x90"}, WHERE),
+    (
+        "FineTuneJobPendingLong", "90m",
+        {QUEUED: "0x90", STARTED: "60x90", WAITING: "0x10 1x90", QUOTA: "_x10 1x90"}, IN_QUEUE,
+    ),
+    # The reason has changed in the meantime.
+    (
+        "FineTuneJobPendingLong", "90m",
+        {QUEUED: "0x120", WAITING: "1x120", FORBIDDEN: "1x80 _x40", QUOTA: "_x80 1x40"}, IN_QUEUE,
+    ),
+    # It is refused, so that it does not count as queued.
+    ("FineTuneJobPendingLong", "70m", {phase("Pending"): "1x90", FORBIDDEN: "1x90"}, WHERE | {"reason": "Forbidden"}),
+    ("FineTuneJobFailed", "10m", {KILLED: "1x60", ENDED: "300x60"}, WHERE | {"reason": "OutOfMemory"}),
+    # The result is worse, whether its gate has failed the job or not.
+    ("FineTuneJobNotImproved", "10m", {MUST: "1x60", DONE: "1x60", ENDED: "300x60", WORSE: "1x60"}, WHERE),
+    (
+        "FineTuneJobNotImproved", "10m",
+        {MUST: "1x60", FAILED: "1x60", NOT_MET: "1x60", ENDED: "300x60", WORSE: "1x60"}, WHERE,
+    ),
+    # It has no verdict at all.
+    ("FineTuneJobNotImproved", "10m", {MUST: "1x60", DONE: "1x60", ENDED: "300x60"}, WHERE),
     ("FineTuneJobNoProgress", "30m", {HEARD: "60x60", TRAINING: "1x60"}, WHERE),
     # It answers, and does not move.
     ("FineTuneJobNoProgress", "30m", {HEARD: "0+60x60", MOVED: "60x60", TRAINING: "1x60"}, WHERE),
@@ -65,10 +91,24 @@ SILENT: list[tuple[str, str, Series]] = [
     ("FineTuneWatchStale", "30m", {WATCH: "60x60", PATCHES: "5x60"}),
     ("FineTuneWatchStale", "30m", {WATCH: "0+60x60", PATCHES: "0+6x60"}),
     ("FineTuneReconcileErrors", "30m", {ERRORS: "0x10 4x60"}),
-    ("FineTuneJobPendingLong", "50m", {QUEUED: "0x90", WAITING: "1x90"}),
+    ("FineTuneJobPendingLong", "50m", {QUEUED: "0x90", WAITING: "1x90", QUOTA: "1x90"}),
     ("FineTuneJobPendingLong", "90m", {QUEUED: "0x90", STARTED: "3600x90", HEARD: "0+60x90", TRAINING: "1x90"}),
-    # It was suspended for long, and may go on for ten minutes.
-    ("FineTuneJobPendingLong", "90m", {QUEUED: "0x90", STARTED: "60x90", HEARD: "60x90", WAITING: "0x80 1x90"}),
+    # It was suspended for long, and has been waiting for ten minutes.
+    (
+        "FineTuneJobPendingLong", "90m",
+        {QUEUED: "0x90", STARTED: "60x90", HEARD: "60x90", WAITING: "0x80 1x90", QUOTA: "_x80 1x90"},
+    ),
+    # It waits for another job, or has just been refused.
+    ("FineTuneJobPendingLong", "90m", {phase("Pending"): "1x90", FOR_PARENT: "1x90"}),
+    ("FineTuneJobPendingLong", "50m", {phase("Pending"): "1x90", FORBIDDEN: "1x90"}),
+    ("FineTuneJobFailed", "70m", {KILLED: "1x90", ENDED: "300x90"}),
+    ("FineTuneJobFailed", "10m", {DONE: "1x60", ENDED: "300x60"}),
+    ("FineTuneJobNotImproved", "10m", {MUST: "1x60", DONE: "1x60", ENDED: "300x60", BETTER: "1x60"}),
+    ("FineTuneJobNotImproved", "10m", {MUST: "0x60", DONE: "1x60", ENDED: "300x60", WORSE: "1x60"}),
+    ("FineTuneJobNotImproved", "10m", {MUST: "1x60", TRAINING: "1x60", DONE: "0x60"}),
+    # It failed before there was a result, which another alert reports.
+    ("FineTuneJobNotImproved", "10m", {MUST: "1x60", FAILED: "1x60", KILLED: "1x60", ENDED: "300x60"}),
+    ("FineTuneJobNotImproved", "70m", {MUST: "1x90", DONE: "1x90", ENDED: "300x90", WORSE: "1x90"}),
     ("FineTuneJobPendingLong", "90m", {QUEUED: "0x90", phase("Failed"): "1x90", WAITING: "0x90"}),
     ("FineTuneJobNoProgress", "30m", {HEARD: "0+60x60", TRAINING: "1x60"}),
     ("FineTuneJobNoProgress", "30m", {HEARD: "60x60", MOVED: "0+60x60", TRAINING: "1x60"}),

@@ -8,16 +8,46 @@ import dashboards
 import pytest
 from prometheus_client.core import Metric
 
-from finetune_operator.metrics import Metrics
+from finetune_api.names import Phase
+from finetune_operator.metrics.registry import Metrics
 from finetune_trainer.monitoring.metrics import GAUGES, TrainerMetrics
 
 ROOT = Path(__file__).parents[3]
 MONITORING = (ROOT / "docs" / "monitoring.md").read_text(encoding="utf-8")
 RUNBOOKS = (ROOT / "docs" / "runbooks.md").read_text(encoding="utf-8")
 SUFFIX = {"counter": "_total", "info": "_info"}
+MEANINGS: dict[str, dict[str, str]] = {
+    "phase": {
+        "Failed": "red",
+        "Succeeded": "green",
+        "Training": "blue",
+        "Merging": "light-blue",
+        "Publishing": "super-light-blue",
+        "Queued": "yellow",
+        "Pending": "super-light-yellow",
+        "Preflight": "light-yellow",
+        "Starting": "dark-yellow",
+        "Suspended": "purple",
+    },
+    "verdict": {"Worse": "red", "NoMeasurableDifference": "yellow", "NotEvaluated": "orange", "Better": "green"},
+    "result": {
+        "bug": "red",
+        "failed": "red",
+        "error": "orange",
+        "conflict": "yellow",
+        "done": "green",
+        "answered": "green",
+    },
+}
+"""The colour of each state, by label: red is failed or worse, yellow waits, blue runs, green has succeeded."""
+FIGURES = {
+    "Failed": "red", "Worse or gated": "red", "Waiting": "yellow", "Longest wait": "red", "Training": "blue",
+    "GPUs held": "blue", "GPU time": "blue", "Succeeded": "green",
+}  # fmt: skip
+"""The colour of each figure once it is not 0."""
 FROM_STATUS = re.compile(r"finetune_job_\w+_total")
 """Counters from the status: they do not restart with the process, and may be shown without `rate`."""
-UNITS = {"short", "percentunit", "percent", "s", "bytes", "mbytes", "Bps", "ops", "reqps", "sci", "watt"}
+UNITS = {"short", "h", "percentunit", "percent", "s", "bytes", "mbytes", "Bps", "ops", "reqps", "sci", "watt"}
 
 
 def exposed() -> dict[str, str]:
@@ -82,12 +112,45 @@ def faults_of(panel: dict[str, Any]) -> list[str]:
         found.append("no unit")
     if not panel["targets"]:
         found.append("no query")
+    found += faults_of_colours(panel)
     templated = {"type": "prometheus", "uid": "${datasource}"}
     if any(one["datasource"] != templated for one in (panel, *panel["targets"])):
         found.append("a data source that is not templated")
     for target in panel["targets"]:
         found += faults_of_query(target["expr"])
     return found
+
+
+def faults_of_colours(panel: dict[str, Any]) -> list[str]:
+    defaults = panel["fieldConfig"]["defaults"]
+    steps = defaults.get("thresholds", {}).get("steps", [])
+    if not steps or steps[0]["value"] is not None:
+        return ["no thresholds"]
+    mode = defaults.get("color", {}).get("mode")
+    if mode not in {"fixed", "thresholds", "shades"}:
+        return ["colours that have no meaning"]
+    legends = [target["legendFormat"] for target in panel["targets"]]
+    labels = ("phase", "verdict", *(["result"] if "{{result}}" in legends else []))
+    known = {name: colour for label in labels for name, colour in MEANINGS[label].items()}
+    found = [
+        f"{name} is {colour}, not {known[name]}"
+        for name, colour in overrides(panel).items()
+        if known.get(name, colour) != colour
+    ]
+    for label in ("phase", "verdict"):
+        if any(legend.endswith(f"{{{{{label}}}}}") for legend in legends):
+            found += [f"{name} has no colour of its own" for name in MEANINGS[label].keys() - overrides(panel).keys()]
+    return found
+
+
+def overrides(panel: dict[str, Any]) -> dict[str, str]:
+    """Return the fixed colours by the name of the series, or by the end of it."""
+    return {
+        override["matcher"]["options"].strip("/$").removeprefix(": "): one["value"]["fixedColor"]
+        for override in panel["fieldConfig"]["overrides"]
+        for one in override["properties"]
+        if one["id"] == "color" and "fixedColor" in one["value"]
+    }
 
 
 def faults_of_query(expression: str) -> list[str]:
@@ -104,6 +167,23 @@ def faults_of_query(expression: str) -> list[str]:
     if re.search(r"(finetune|process)_\w+(?![\w{])", re.sub(r"\{[^}]*\}", "{}", expression)):
         found.append(f"a metric without any matcher: {expression}")
     return found
+
+
+def test_every_phase_has_a_meaning_and_the_first_figures_have_it_too() -> None:
+    assert MEANINGS["phase"].keys() == set(Phase)
+    shown = {panel["title"]: panel["fieldConfig"]["defaults"] for panel in dashboards.panels(dashboards.load("fleet"))}
+    colours = {title: shown[title]["thresholds"]["steps"][-1]["color"] for title in FIGURES}
+    assert colours == FIGURES
+
+
+def test_the_fleet_begins_with_what_needs_attention() -> None:
+    titles = [panel["title"] for panel in dashboards.panels(dashboards.load("fleet"))]
+    assert titles[:2] == ["Failed", "Worse or gated"]
+    assert titles.index("Failed jobs") < titles.index("Waiting jobs") < titles.index("Jobs by phase")
+    for panel, expression in dashboards.queries(dashboards.load("fleet")):
+        if panel["type"] == "table" or "worst" in panel["title"]:
+            assert panel["targets"][0]["instant"], f"{panel['title']}: Prometheus sorts only instant queries"
+        assert "worst" not in panel["title"] or expression.startswith("sort_desc(")
 
 
 def test_dashboards_link_to_each_other() -> None:

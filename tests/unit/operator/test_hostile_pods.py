@@ -25,7 +25,7 @@ from finetune_operator.controller.watch_cache import WatchCache
 from finetune_operator.controller.workqueue import WorkQueue
 from finetune_operator.kube.objects import FineTuneJob, Key, Pod
 from finetune_operator.kube.observed import Target
-from finetune_operator.metrics import Metrics
+from finetune_operator.metrics.registry import Metrics
 from finetune_operator.policy.conditions import Conditions
 from finetune_operator.policy.run_outcome import read_report
 from finetune_operator.policy.status_report import record_lineage, record_progress, record_report

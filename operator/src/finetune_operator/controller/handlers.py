@@ -13,7 +13,7 @@ from finetune_api import names
 from finetune_operator.controller.watch_cache import WatchCache
 from finetune_operator.controller.workqueue import WorkQueue
 from finetune_operator.kube.objects import FineTuneJob, Key, key_of_child
-from finetune_operator.metrics import Metrics
+from finetune_operator.metrics.registry import Metrics
 from finetune_operator.policy import deadlines
 from finetune_operator.settings import Settings
 

@@ -8,7 +8,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from finetune_operator.controller.watch_cache import WatchCache
 from finetune_operator.controller.workqueue import WorkQueue
 from finetune_operator.kube.objects import Key
-from finetune_operator.metrics import Metrics
+from finetune_operator.metrics.registry import Metrics
 
 STUCK_SECONDS = 120.0
 

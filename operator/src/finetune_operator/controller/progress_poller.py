@@ -13,7 +13,7 @@ from finetune_operator.controller.watch_cache import WatchCache
 from finetune_operator.controller.workqueue import WorkQueue
 from finetune_operator.kube.objects import Key
 from finetune_operator.kube.observed import Reading, Target
-from finetune_operator.metrics import Metrics
+from finetune_operator.metrics.registry import Metrics
 from finetune_operator.settings import Settings
 
 log = logging.getLogger(__name__)

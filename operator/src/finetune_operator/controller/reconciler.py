@@ -13,7 +13,7 @@ from finetune_operator.controller.workqueue import WorkQueue
 from finetune_operator.kube.errors import ClusterError, Denied, Gone, NameTaken, Outdated, Refused, RetryLater
 from finetune_operator.kube.objects import FineTuneJob, Job, Key, Object, Workload
 from finetune_operator.kube.observed import Observed
-from finetune_operator.metrics import Metrics
+from finetune_operator.metrics.registry import Metrics
 from finetune_operator.policy import deadlines, dependencies, kueue
 from finetune_operator.policy.conditions import acknowledge_generation
 from finetune_operator.policy.decision import Decision

@@ -8,7 +8,7 @@ from finetune_operator.controller.health import STUCK_SECONDS, Health
 from finetune_operator.controller.watch_cache import WatchCache
 from finetune_operator.controller.workqueue import WorkQueue
 from finetune_operator.kube.objects import Key
-from finetune_operator.metrics import Metrics
+from finetune_operator.metrics.registry import Metrics
 
 KEY = Key("team", "one")
 

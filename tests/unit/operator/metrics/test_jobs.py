@@ -5,10 +5,13 @@ from typing import Any
 
 import pytest
 
-from finetune_operator.metrics import JobCollector, Metrics
+from finetune_operator.metrics.jobs import JobCollector
+from finetune_operator.metrics.registry import Metrics
+from finetune_operator.policy.counters import KNOWN
 
 Build = Callable[..., Any]
 TIMES = {"queuedTime": "2026-01-02T10:00:00Z", "startTime": "2026-01-02T10:05:30Z"}
+DATASET = {"train": {"uri": "s3://bucket/rows.jsonl"}}
 
 
 def series(one: Any, **status: Any) -> dict[str, float]:
@@ -75,7 +78,8 @@ def test_a_job_that_saves_no_checkpoints_has_the_value_zero(scene: Build) -> Non
 
 def test_an_unknown_value_has_no_series(scene: Build) -> None:
     found = series(scene())
-    assert {name.split()[0] for name in found} == {"info", "status_phase", "gpus", "saves_checkpoints"}
+    known = {"info", "status_phase", "gpus", "saves_checkpoints", "must_improve"}
+    assert {name.split()[0] for name in found} == known | {"finetune_namespace_gpu_seconds_total"}
 
 
 def test_a_removed_job_has_no_series(scene: Build) -> None:
@@ -83,7 +87,8 @@ def test_a_removed_job_has_no_series(scene: Build) -> None:
     collector = JobCollector()
     collector.update(one.job)
     collector.remove(one.job.key)
-    assert [sample for family in collector.collect() for sample in family.samples] == []
+    names = {sample.name for family in collector.collect() for sample in family.samples}
+    assert names == {"finetune_namespace_gpu_seconds_total"}
 
 
 def test_a_watch_without_events_counts_from_the_start() -> None:
@@ -120,3 +125,61 @@ def test_an_ended_run_adds_its_time_once_for_each_gpu_of_its_job(scene: Build) -
     one.end(pod, 1)
     one.settle()
     assert one.status["gpuSeconds"] == 3 * one.status["activeSeconds"] > 0
+
+
+def waits(phase: str, reason: str, running: str = "False") -> dict[str, Any]:
+    condition = {"type": "Running", "status": running, "reason": reason, "message": "m"}
+    return {
+        "phase": phase,
+        "reason": reason,
+        "conditions": [condition | {"lastTransitionTime": TIMES["startTime"]}],
+    }
+
+
+@pytest.mark.parametrize(
+    ("phase", "reason"),
+    [
+        ("Pending", "WaitingForParent"),
+        ("Pending", "Forbidden"),
+        ("Preflight", "PreflightRunning"),
+        ("Preflight", "ImagePullFailed"),
+        ("Queued", "WaitingForQuota"),
+        ("Queued", "QueueStopped"),
+        ("Starting", "Unschedulable"),
+        ("Starting", "BackingOff"),
+        ("Suspended", "UserRequested"),
+        ("Merging", "Unschedulable"),
+    ],
+)
+def test_a_waiting_job_has_a_series_with_the_reason(scene: Build, phase: str, reason: str) -> None:
+    found = series(scene(), **waits(phase, reason))
+    assert {name: value for name, value in found.items() if name.startswith("waiting")} == {f"waiting {reason}": 1}
+
+
+@pytest.mark.parametrize("phase", ["Training", "Merging", "Publishing", "Succeeded", "Failed"])
+def test_a_job_that_runs_or_has_ended_does_not_wait(scene: Build, phase: str) -> None:
+    found = series(scene(), **waits(phase, "PodsRunning", running="True"))
+    assert [name for name in found if name.startswith("waiting")] == []
+
+
+def test_the_reasons_of_waiting_are_a_closed_set(scene: Build) -> None:
+    assert "waiting Other" in series(scene(), **waits("Queued", "SomeControllersOwnReason"))
+    assert {"WaitingForParent", "WaitingForQuota", "Unschedulable", "UserRequested"} <= KNOWN
+
+
+def test_each_state_on_the_way_to_training_is_waiting_with_its_reason(scene: Build) -> None:
+    one = scene()
+    met = []
+    for step in (one.settle, one.to_training):
+        step()
+        collector = JobCollector()
+        collector.update(one.job)
+        samples = [sample for family in collector.collect() for sample in family.samples]
+        met += [sample.labels["reason"] for sample in samples if sample.name == "finetune_job_waiting"]
+    assert met == ["PreflightRunning", "PodsStarting"]
+
+
+def test_whether_a_job_must_improve_is_known_from_its_spec(scene: Build) -> None:
+    gate = {"evaluation": {"gate": {"mustImprove": True}}, "dataset": {**DATASET, "validationSplitPercent": 10}}
+    assert series(scene(**gate))["must_improve"] == 1
+    assert series(scene())["must_improve"] == 0

@@ -1,31 +1,25 @@
-"""Prometheus metrics: the operator's own, and each job's, read from its status and removed with the job.
-
-Times are timestamps, not ages; an unknown value has no series.
-"""
+"""The series of the jobs, read from their status. Times are timestamps, not ages; an unknown value has no series."""
 
 import re
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, disable_created_metrics
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
-from prometheus_client.gc_collector import GCCollector
-from prometheus_client.process_collector import ProcessCollector
 
-from finetune_api import __version__
-from finetune_api.names import PLURAL, ConditionType, Phase
+from finetune_api.names import ConditionType, Phase
 from finetune_api.spec import FineTuneJobSpec, Method, ResumePolicy
 from finetune_api.status import FineTuneJobStatus
 from finetune_operator.kube.objects import FineTuneJob, Key
+from finetune_operator.metrics.gpu_time import GpuTime, count_gpus
 from finetune_operator.policy import counters
+from finetune_operator.policy.conditions import waiting_reason
 
-disable_created_metrics()  # type: ignore[no-untyped-call]
 JOB_LABELS = ["namespace", "name"]
 UNKNOWN = "Unknown"
-RESULTS = ("done", "conflict", "error", "bug")
-"""Results of a reconcile: `error` is an error of the API server, `bug` an unexpected exception."""
-WATCHED = (PLURAL, "jobs", "pods")
-SpecAndStatus = tuple[FineTuneJobSpec | None, FineTuneJobStatus]
+VERDICTS = frozenset({"Better", "Worse", "NoMeasurableDifference", "NotEvaluated"})
+GATE_RESULTS = frozenset({"Passed", "NotMet", "NotRun"})
+"""Results of a gate that is configured."""
+EVALUATION_METRICS = frozenset({"Loss", "Reward"})
+Jobs = list[FineTuneJob]
 _METHODS = frozenset(Method)
 _LABEL = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,39}")
 """Pattern of codes and format names; a job has at most 64 of each."""
@@ -34,56 +28,57 @@ _LABEL = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,39}")
 class JobCollector:
     """Builds the series of every known FineTuneJob from its latest status at each scrape."""
 
-    def __init__(self) -> None:
-        self._jobs: dict[Key, SpecAndStatus] = {}
+    def __init__(self, gpu_time: GpuTime | None = None) -> None:
+        self._jobs: dict[Key, FineTuneJob] = {}
+        self._gpu_time = gpu_time or GpuTime()
 
     def __len__(self) -> int:
         return len(self._jobs)
 
     def update(self, job: FineTuneJob) -> None:
         """Replace the stored status of the job."""
-        self._jobs[job.key] = (job.spec, job.status)
+        self._jobs[job.key] = job
+        self._gpu_time.update(job)
 
     def remove(self, key: Key) -> None:
-        """Remove every series of a job."""
+        """Remove every series of a job; its GPU time stays in that of its namespace."""
         self._jobs.pop(key, None)
+        self._gpu_time.remove(key)
 
     def retain(self, keys: Iterable[Key]) -> list[Key]:
         """Remove the jobs that are not among the keys, and return their keys."""
         known = set(keys)
         gone = [key for key in self._jobs if key not in known]
         for key in gone:
-            del self._jobs[key]
+            self.remove(key)
         return gone
 
     def collect(self) -> Iterator[Metric]:
         """Return all series; the registry calls this at each scrape."""
-        jobs = list(self._jobs.items())
+        jobs = list(self._jobs.values())
         info = InfoMetricFamily("finetune_job", "Objective and method of the job.", labels=JOB_LABELS)
         phase = GaugeMetricFamily("finetune_job_status_phase", "1 for the job's phase.", labels=[*JOB_LABELS, "phase"])
-        gpus = GaugeMetricFamily("finetune_job_gpus", "GPUs that the job requests, in all its pods.", labels=JOB_LABELS)
-        saves = GaugeMetricFamily(
-            "finetune_job_saves_checkpoints",
-            "1 if the job saves checkpoints, 0 with resumePolicy Never.",
-            labels=JOB_LABELS,
-        )
-        for key, (spec, status) in jobs:
-            where = [key.namespace, key.name]
-            info.add_metric(where, {"objective": spec.objective.value if spec else "", "method": _method(spec, status)})
+        for job in jobs:
+            objective = job.spec.objective.value if job.spec else ""
+            info.add_metric(_labels(job), {"objective": objective, "method": _method(job.spec, job.status)})
             for one in Phase:
-                phase.add_metric([*where, one.value], float(status.phase == one))
-            if spec:
-                gpus.add_metric(where, spec.resources.nodes * spec.resources.gpus_per_node)
-                saves.add_metric(where, spec.checkpoint.resume_policy is ResumePolicy.AUTO)
-        yield from (info, phase, gpus, saves)
+                phase.add_metric([*_labels(job), one.value], float(job.status.phase == one))
+        yield from (info, phase)
+        yield from _spec_series(jobs)
         yield from _reason_series(jobs)
+        yield from _result_series(jobs)
         yield from _row_series(jobs)
-        for family, values in _status_series():
-            for key, (_, status) in jobs:
-                value = values(status)
+        for family, read in _status_series():
+            for job in jobs:
+                value = read(job.status)
                 if value is not None:
-                    family.add_metric([key.namespace, key.name], value)
+                    family.add_metric(_labels(job), value)
             yield family
+        yield self._gpu_time.collect()
+
+
+def _labels(job: FineTuneJob) -> list[str]:
+    return [job.key.namespace, job.key.name]
 
 
 def _method(spec: FineTuneJobSpec | None, status: FineTuneJobStatus) -> str:
@@ -93,23 +88,50 @@ def _method(spec: FineTuneJobSpec | None, status: FineTuneJobStatus) -> str:
     return resolved if resolved in _METHODS else requested
 
 
-def _reason_series(jobs: "list[tuple[Key, SpecAndStatus]]") -> Iterator[Metric]:
+def _spec_series(jobs: Jobs) -> Iterator[Metric]:
+    for name, text, read in _FROM_SPEC:
+        family = GaugeMetricFamily(f"finetune_job_{name}", text, labels=JOB_LABELS)
+        for job in jobs:
+            if job.spec:
+                family.add_metric(_labels(job), read(job.spec))
+        yield family
+
+
+def _must_improve(spec: FineTuneJobSpec) -> bool:
+    return bool(spec.evaluation.gate and spec.evaluation.gate.must_improve)
+
+
+_FROM_SPEC: list[tuple[str, str, Callable[[FineTuneJobSpec], float]]] = [
+    ("gpus", "GPUs that the job requests, in all its pods.", count_gpus),
+    (
+        "saves_checkpoints",
+        "1 if the job saves checkpoints, 0 with resumePolicy Never.",
+        lambda spec: spec.checkpoint.resume_policy is ResumePolicy.AUTO,
+    ),
+    ("must_improve", "1 if evaluation.gate.mustImprove is set, else 0.", _must_improve),
+]
+
+
+def _reason_series(jobs: Jobs) -> Iterator[Metric]:
     labels = [*JOB_LABELS, "reason"]
+    waiting = GaugeMetricFamily("finetune_job_waiting", "1 for a job that waits, by reason.", labels=labels)
     failed = GaugeMetricFamily("finetune_job_failed", "1 for a failed job, by reason.", labels=labels)
     failures = CounterMetricFamily("finetune_job_failures", "Failed runs, by reason.", labels=labels)
     preemptions = CounterMetricFamily("finetune_job_preemptions", "Preempted runs, by reason.", labels=labels)
-    for key, (_, status) in jobs:
-        where = [key.namespace, key.name]
+    for job in jobs:
+        status = job.status
+        if reason := waiting_reason(status):
+            waiting.add_metric([*_labels(job), counters.known(reason)], 1)
         found = status.condition(ConditionType.FAILED)
         if found and found.status == "True":
-            failed.add_metric([*where, counters.known(found.reason)], 1)
+            failed.add_metric([*_labels(job), counters.known(found.reason)], 1)
         for family, total, counts in (
             (failures, status.failures, status.failures_by_reason),
             (preemptions, status.preemptions, status.preemptions_by_reason),
         ):
             for reason, count in _by_reason(total, counts).items():
-                family.add_metric([*where, reason], count)
-    yield from (failed, failures, preemptions)
+                family.add_metric([*_labels(job), reason], count)
+    yield from (waiting, failed, failures, preemptions)
 
 
 def _by_reason(total: int | None, counts: dict[str, int] | None) -> dict[str, int]:
@@ -121,14 +143,49 @@ def _by_reason(total: int | None, counts: dict[str, int] | None) -> dict[str, in
     return found | ({UNKNOWN: unknown} if unknown > 0 else {})
 
 
-def _row_series(jobs: "list[tuple[Key, SpecAndStatus]]") -> Iterator[Metric]:
+def _result_series(jobs: Jobs) -> Iterator[Metric]:
+    """Yield verdicts, differences and gate results; a word outside its closed set has no series."""
+    verdict = GaugeMetricFamily(
+        "finetune_job_verdict", "1 for the verdict on the result of the job.", labels=[*JOB_LABELS, "verdict"]
+    )
+    gates = GaugeMetricFamily(
+        "finetune_job_gate_result",
+        "1 for the result of a configured gate; gate FullModel compares the full model with the trained one.",
+        labels=[*JOB_LABELS, "gate", "result"],
+    )
+    for job in jobs:
+        found = job.status.evaluation
+        if (word := getattr(found, "verdict", None)) in VERDICTS:
+            verdict.add_metric([*_labels(job), word], 1)
+        for gate, result in (("Evaluation", found.gate), ("FullModel", found.merged)) if found else ():
+            if result in GATE_RESULTS:
+                gates.add_metric([*_labels(job), gate, result], 1)
+    yield from (verdict, gates)
+    for name, text, field in _DIFFERENCES:
+        family = GaugeMetricFamily(f"finetune_job_{name}", text, labels=[*JOB_LABELS, "metric"])
+        for job in jobs:
+            found = job.status.evaluation
+            value, metric = getattr(found, field, None), getattr(found, "metric", None)
+            if value is not None and metric in EVALUATION_METRICS:
+                family.add_metric([*_labels(job), metric], value)
+        yield family
+
+
+_DIFFERENCES = [
+    ("difference", "Held-out loss or reward after training, minus that before.", "difference"),
+    ("difference_low", "Lower end of the 95 % interval of the difference.", "difference_low"),
+    ("difference_high", "Upper end of the 95 % interval of the difference.", "difference_high"),
+]
+
+
+def _row_series(jobs: Jobs) -> Iterator[Metric]:
     for name, text, label, field in _ROWS:
         family = GaugeMetricFamily(f"finetune_job_{name}", text, labels=[*JOB_LABELS, label])
-        for key, (_, status) in jobs:
-            counts: dict[str, int] = (status.dataset and getattr(status.dataset, field)) or {}
+        for job in jobs:
+            counts: dict[str, int] = (job.status.dataset and getattr(job.status.dataset, field)) or {}
             for word, count in counts.items():
                 if _LABEL.fullmatch(word):
-                    family.add_metric([key.namespace, key.name, word], count)
+                    family.add_metric([*_labels(job), word], count)
         yield family
 
 
@@ -217,53 +274,3 @@ _COUNTERS = [
     ("active_seconds", "Total duration of ended runs.", _reader("active_seconds")),
     ("gpu_seconds", "Total duration of ended runs, multiplied by their GPUs.", _reader("gpu_seconds")),
 ]
-
-
-class Metrics:
-    """All metrics of the operator process."""
-
-    def __init__(self) -> None:
-        self.registry = CollectorRegistry()
-        self.jobs = JobCollector()
-        self.registry.register(self.jobs)
-        ProcessCollector(registry=self.registry)
-        GCCollector(registry=self.registry)
-        Info("finetune_operator_build", "Version of the operator.", registry=self.registry).info(
-            {"version": __version__}
-        )
-        self.reconciles = Counter(
-            "finetune_operator_reconcile", "Reconciles of a job, by result.", ["result"], registry=self.registry
-        )
-        self.seconds = Histogram(
-            "finetune_operator_reconcile_seconds", "Duration of a reconcile of a job.", registry=self.registry
-        )
-        self.requests = Counter(
-            "finetune_operator_api_requests",
-            "Requests to the API server, except for watches.",
-            ["verb", "code"],
-            registry=self.registry,
-        )
-        self.queue_depth = Gauge(
-            "finetune_operator_queue_depth", "Jobs waiting to be reconciled.", registry=self.registry
-        )
-        self.last_event = Gauge(
-            "finetune_operator_last_event_timestamp_seconds",
-            "Last watch event, or the start of the operator before the first, by resource.",
-            ["resource"],
-            registry=self.registry,
-        )
-        self.pulls = Counter(
-            "finetune_operator_progress_pulls", "Polls of a trainer's progress, by result.", ["result"],
-            registry=self.registry,
-        )  # fmt: skip
-        self._started = time.time()
-        for result in RESULTS:
-            self.reconciles.labels(result)
-        for result in ("answered", "failed"):
-            self.pulls.labels(result)
-
-    def update_gauges(self, queue_depth: int, last_event: Mapping[str, float]) -> None:
-        """Set the gauges whose values are kept elsewhere, before a scrape."""
-        self.queue_depth.set(queue_depth)
-        for resource in {*WATCHED, *last_event}:
-            self.last_event.labels(resource).set(last_event.get(resource, self._started))
