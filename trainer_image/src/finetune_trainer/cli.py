@@ -24,9 +24,10 @@ from finetune_trainer.entrypoints.termination import RunState
 
 app = typer.Typer(
     name="finetune-trainer",
-    help="Check data, fine-tune a language model and publish the result. Exit codes: 0 success, 64 invalid config, "
-    "65 dataset unusable, 66 model unavailable, 69 storage unavailable, 70 internal error, 71 does not fit, "
-    "73 output conflict, 75 stopped, 76 diverged, 77 storage denied, 78 gate not met, 79 GPU out of memory.",
+    help="Check data, estimate memory, fine-tune a language model, publish the result and talk to it. Exit codes: "
+    "0 success, 64 invalid config, 65 dataset unusable, 66 model unavailable, 69 storage unavailable, "
+    "70 internal error, 71 does not fit, 73 output conflict, 75 stopped, 76 diverged, 77 storage denied, "
+    "78 gate not met, 79 GPU out of memory.",
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
