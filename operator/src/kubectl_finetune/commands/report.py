@@ -85,7 +85,7 @@ class Storage:
             from botocore.config import Config  # noqa: PLC0415 - as boto3
         except ImportError:
             raise PluginError("boto3, which reads from storage, is not installed here", INSTALL) from None
-        style = {"addressing_style": "path" if endpoint and in_path else "auto"}
+        style = {"addressing_style": "auto" if not endpoint else "path" if in_path else "virtual"}
         options = Config(s3=style, connect_timeout=5, read_timeout=60)
         self._s3: Any = boto3.Session().client("s3", endpoint_url=endpoint or None, config=options)
         self._bucket, _, self._prefix = (artifacts.uri or "").removeprefix("s3://").partition("/")

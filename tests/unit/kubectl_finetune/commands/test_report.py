@@ -141,7 +141,7 @@ def test_a_report_is_saved_shown_or_both_by_its_options(
     front.answers["one"] = [(200, job(spec=spec, artifacts=known).raw)]
     done = finetune("report", "one", "--show", "--context", "lab")
     assert (done.code, done.out, done.err) == (0, "# Report", "")
-    assert bucket.options["config"].s3 == {"addressing_style": "auto"}
+    assert bucket.options["config"].s3 == {"addressing_style": "virtual"}
     done = finetune("report", "one", "--save", str(tmp_path), "--context", "lab")
     saved = [tmp_path / name for name in ("finetune_report.md", "report.html")]
     assert (done.code, done.out, done.err) == (0, "", "".join(f"saved {path}\n" for path in saved))
@@ -154,9 +154,9 @@ def test_a_report_is_saved_shown_or_both_by_its_options(
 
 
 def test_the_bucket_is_part_of_the_host_on_aws_and_if_the_job_sets_it(bucket: Bucket) -> None:
-    for endpoint, in_path in (("", True), ("http://minio:9000", False)):
+    for endpoint, in_path, style in (("", True, "auto"), ("http://minio:9000", False, "virtual")):
         report.Storage(artifacts_of(bucket), endpoint, in_path=in_path)
-        assert bucket.options["config"].s3 == {"addressing_style": "auto"}
+        assert bucket.options["config"].s3 == {"addressing_style": style}
         assert bucket.options["endpoint_url"] == (endpoint or None)
 
 

@@ -73,16 +73,20 @@ class S3Connection:
         """Return the client for the probe, which detects a dead endpoint within 30 seconds."""
         return self._build(connect_timeout=4, read_timeout=6, attempts=3)
 
+    def _addressing_style(self) -> str:
+        """Return `path` for a custom endpoint, unless the job sets otherwise; `auto` would ignore that it does."""
+        is_custom = self.spec.endpoint is not None
+        if is_custom if self.spec.force_path_style is None else self.spec.force_path_style:
+            return "path"
+        return "virtual" if is_custom else "auto"
+
     def _build(self, *, connect_timeout: float, read_timeout: float, attempts: int) -> Any:
         session = Session(**(self.credentials or {}), region_name=self.spec.region or DEFAULT_REGION)
-        path_style = (
-            self.spec.endpoint is not None if self.spec.force_path_style is None else self.spec.force_path_style
-        )
         config = Config(
             connect_timeout=connect_timeout,
             read_timeout=read_timeout,
             retries={"mode": "standard", "total_max_attempts": attempts},
-            s3={"addressing_style": "path" if path_style else "auto"},
+            s3={"addressing_style": self._addressing_style()},
             max_pool_connections=16,
             # Some stores other than AWS refuse the checksums that boto3 adds by default.
             request_checksum_calculation="when_required",
