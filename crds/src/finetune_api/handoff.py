@@ -89,6 +89,12 @@ class ExitCode(IntEnum):
         """The code as the CamelCase reason that status and events show, for example `DatasetUnusable`."""
         return self.name.title().replace("_", "")
 
+    @property
+    def meaning(self) -> str:
+        """The code in a few words, for `--help`."""
+        special = {ExitCode.OK: "success", ExitCode.WONT_FIT: "does not fit", ExitCode.PREEMPTED: "stopped by SIGTERM"}
+        return special.get(self, self.name.lower().replace("_", " ").replace("gpu", "GPU"))
+
 
 TERMINAL_EXIT_CODES = frozenset(
     {

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from finetune_api import __version__
+from kubectl_finetune.errors import ExitCode
 from kubectl_finetune.options import (
     Kubeconfig,
     KubeContext,
@@ -25,10 +26,11 @@ from kubectl_finetune.options import (
     show,
 )
 
+EXIT_CODES = ", ".join(f"{code.value} {code.meaning}" for code in ExitCode)
 app = typer.Typer(
     name="kubectl finetune",
     help="Inspect and control FineTuneJobs: status, progress, queueing, results.",
-    epilog="Exit codes: 0 success, 1 failed or invalid, 2 invalid usage, 3 not found, 4 forbidden, 5 no cluster.",
+    epilog=f"Exit codes: {EXIT_CODES}.",
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,

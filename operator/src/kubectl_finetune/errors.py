@@ -1,6 +1,8 @@
 """Errors with a message and an exit code; any other exception is a bug and keeps its traceback."""
 
+from collections.abc import Mapping
 from enum import IntEnum
+from types import MappingProxyType
 
 
 class ExitCode(IntEnum):
@@ -12,6 +14,23 @@ class ExitCode(IntEnum):
     NOT_FOUND = 3
     FORBIDDEN = 4
     UNREACHABLE = 5
+
+    @property
+    def meaning(self) -> str:
+        """The code in a few words, for `--help`."""
+        return MEANINGS[self]
+
+
+MEANINGS: Mapping[ExitCode, str] = MappingProxyType(
+    {
+        ExitCode.DONE: "success",
+        ExitCode.FAILED: "failed or invalid",
+        ExitCode.USAGE: "invalid usage",
+        ExitCode.NOT_FOUND: "not found",
+        ExitCode.FORBIDDEN: "forbidden",
+        ExitCode.UNREACHABLE: "no cluster",
+    }
+)
 
 
 class PluginError(Exception):

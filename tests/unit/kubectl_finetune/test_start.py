@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from kubectl_finetune.errors import ExitCode
+
 HEAVY = ("kubernetes", "torch", "rich", "yaml", "jsonschema", "boto3")
 LOOK = """
 import sys
@@ -92,3 +94,9 @@ def test_no_cluster_has_its_own_exit_code(
     assert "is unreachable at https://127.0.0.1:9" in done.err
     done = finetune("list", "--kubeconfig", str(path), "--context", "other")
     assert (done.code, "it has away" in done.err) == (2, True)
+
+
+def test_help_names_every_exit_code_of_the_plugin(finetune: Callable[..., Any]) -> None:
+    text = " ".join(finetune("--help").out.split())
+    for code in ExitCode:
+        assert f"{code.value} {code.meaning}" in text

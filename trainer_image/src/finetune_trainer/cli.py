@@ -17,17 +17,17 @@ from finetune_api.handoff import (
     RENDEZVOUS_PORT,
     TERMINATION_LOG,
     WORKSPACE_DIR,
+    ExitCode,
 )
 from finetune_api.spec import DatasetFormat, Method, Objective, Precision
 from finetune_trainer.data.formats.export import ExportFormat
 from finetune_trainer.entrypoints.termination import RunState
 
+EXIT_CODES = ", ".join(f"{code.value} {code.meaning}" for code in ExitCode)
 app = typer.Typer(
     name="finetune-trainer",
-    help="Check data, estimate memory, fine-tune a language model, publish the result and talk to it. Exit codes: "
-    "0 success, 64 invalid config, 65 dataset unusable, 66 model unavailable, 69 storage unavailable, "
-    "70 internal error, 71 does not fit, 73 output conflict, 75 stopped, 76 diverged, 77 storage denied, "
-    "78 gate not met, 79 GPU out of memory.",
+    help="Check data, estimate memory, fine-tune a language model, publish the result and talk to it.",
+    epilog=f"Exit codes: {EXIT_CODES}; 1 `verify` found a fault, 2 invalid usage.",
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
