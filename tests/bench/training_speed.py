@@ -311,7 +311,7 @@ def require_equal_tokens(ours: Trainer, plain: Trainer) -> None:
 def against_padding(
     name: str, model: Path, settings: Resolved, scratch: Path, *, rounds: int, least: float | None
 ) -> Result:
-    """Tokens a second of one job with packing On and Off: the same 16 rows or so make a step.
+    """Tokens a second of one job with packing Always and Never: the same 16 rows or so make a step.
 
     How the padded side takes them, in micro-batches or all at once, is for the settings to say.
     """

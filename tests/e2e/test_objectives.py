@@ -32,7 +32,7 @@ REWARD = {"rewards": [{"type": "Regex", "pattern": "[aeiou]"}], "maxCompletionLe
 """An untrained model never ends an answer, but one in three of its answers has a vowel: that it can learn to earn."""
 BLOCKS: dict[str, dict[str, Any]] = {
     "Instruction": {},
-    "DomainAdaptation": {"hyperparameters": {"packing": "On"}},
+    "DomainAdaptation": {"hyperparameters": {"packing": "Always"}},
     "DPO": {"dpo": {"beta": 0.1}},
     "KTO": {"kto": {"beta": 0.1}},
     "RewardModel": {},

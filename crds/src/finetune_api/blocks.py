@@ -7,11 +7,18 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 from pydantic.alias_generators import to_camel
 
+AT_CREATION = "oldSelf.hasValue() || "
+"""What makes a rule hold for every object that exists already."""
 
-def cel(rule: str, message: str, field_path: str | None = None) -> dict[str, Any]:
-    """Return one `x-kubernetes-validations` entry; the message names the fix."""
-    entry = {"rule": rule, "message": message}
-    return entry | ({"fieldPath": field_path} if field_path else {})
+
+def cel(rule: str, message: str, field_path: str | None = None, *, at_creation: bool = False) -> dict[str, Any]:
+    """Return one `x-kubernetes-validations` entry; the message names the fix.
+
+    With `at_creation`, objects that exist already may break the rule: for a rule on fields that are fixed anyway.
+    """
+    entry = {"rule": f"{AT_CREATION}{rule}" if at_creation else rule, "message": message}
+    entry |= {"fieldPath": field_path} if field_path else {}
+    return entry | ({"optionalOldSelf": True} if at_creation else {})
 
 
 def rules(*entries: dict[str, Any]) -> dict[str, Any]:
@@ -46,7 +53,7 @@ def _uri_rules(pattern: re.Pattern[str], message: str) -> dict[str, Any]:
         cel(f"self.matches({json.dumps(pattern.pattern)})", message),
         cel(
             r"!self.matches('(^|/)[.][.]?(/|$)')",
-            "a path segment '.' or '..' is not allowed; write the full object key",
+            "a path segment '.' or '..' is not allowed: write the full object key",
         ),
     )
 

@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from finetune_api import chart, names
+from finetune_api.recipes import fill_in_defaults
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import FineTuneJobStatus
 
@@ -61,7 +62,7 @@ def _structural(node: dict[str, Any], defs: dict[str, Any]) -> dict[str, Any]:
     if "const" in node:
         out["enum"] = [node["const"]]
     if "description" in out:
-        out["description"] = " ".join(str(out["description"]).split())
+        out["description"] = fill_in_defaults(" ".join(str(out["description"]).split()))
     if "properties" in out:
         out["properties"] = {key: _structural(value, defs) for key, value in out["properties"].items()}
     for key in ("items", "additionalProperties"):

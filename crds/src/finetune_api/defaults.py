@@ -1,18 +1,15 @@
-"""Defaults of the training settings, by objective, method, model size and number of rows."""
+"""Resolve the training settings: a job's own, else the defaults of its objective, method, model size and rows."""
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any, TypeVar
 
 from finetune_api.objectives import Dpo, Kto, Objective, Rlhf
+from finetune_api.recipes import RECIPES
 from finetune_api.spec import FineTuneJobSpec, Lora, Method
 from finetune_api.status import Resolved
 
 _T = TypeVar("_T")
-BILLION = 1_000_000_000
-MANY_ROWS = 50_000
 
 
 @dataclass(frozen=True)
@@ -29,40 +26,6 @@ class Facts:
     packing: bool = False
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """The defaults that an objective sets; `rate` and `full_rate` are peak learning rates."""
-
-    rate: float
-    full_rate: float
-    epochs: float
-    full_epochs: float
-    warmup: float = 0.03
-    schedule: str = "cosine"
-    dropout: float = 0.05
-    full_batch: int = 16
-    quantised_clip: float = 1.0
-
-
-_SUPERVISED = Recipe(rate=2e-4, full_rate=2e-5, epochs=3, full_epochs=2, full_batch=32, quantised_clip=0.3)
-_PREFERENCE = Recipe(rate=5e-6, full_rate=1e-6, epochs=1, full_epochs=1, warmup=0.1, dropout=0)
-RECIPES: Mapping[Objective, Recipe] = MappingProxyType(
-    {
-        Objective.INSTRUCTION: _SUPERVISED,
-        Objective.CHAT: _SUPERVISED,
-        Objective.DOMAIN_ADAPTATION: _SUPERVISED,
-        Objective.DPO: _PREFERENCE,
-        Objective.KTO: _PREFERENCE,
-        Objective.REWARD_MODEL: Recipe(rate=1e-4, full_rate=1e-5, epochs=1, full_epochs=1),
-        Objective.RLHF: Recipe(
-            rate=5e-6, full_rate=1e-6, epochs=1, full_epochs=1, warmup=0, schedule="constant", dropout=0
-        ),
-    }
-)
-"""Adapters need ten to twenty times the learning rate of full tuning; preferences and rewards need far smaller steps
-than supervised tuning, and one epoch."""
-
-
 def resolve(spec: FineTuneJobSpec, facts: Facts) -> Resolved:
     """Return every training setting with its default filled in; precision, optimiser and target modules stay open if
     only the trainer can determine them on its device."""
@@ -75,11 +38,11 @@ def resolve(spec: FineTuneJobSpec, facts: Facts) -> Resolved:
         method_reason=reason,
         num_train_epochs=epochs,
         total_steps=steps,
-        learning_rate=_given(hyper.learning_rate, _learning_rate(recipe, method, facts.parameters)),
+        learning_rate=_given(hyper.learning_rate, recipe.learning_rate(method, facts.parameters)),
         lr_scheduler_type=hyper.lr_scheduler_type or recipe.schedule,
         warmup_steps=_given(hyper.warmup_steps, recipe.warmup),
         weight_decay=_given(hyper.weight_decay, 0.0),
-        max_grad_norm=_given(hyper.max_grad_norm, recipe.quantised_clip if method is Method.QLORA else 1.0),
+        max_grad_norm=_given(hyper.max_grad_norm, recipe.max_grad_norm(method)),
         optim=hyper.optim,
         per_device_train_batch_size=batch,
         gradient_accumulation_steps=accumulation,
@@ -105,18 +68,11 @@ def _method(asked: Method) -> tuple[Method, str]:
     return asked, "set in tuning.method"
 
 
-def _learning_rate(recipe: Recipe, method: Method, parameters: int) -> float:
-    """Return the peak learning rate, halved for large models as in the recipes of QLoRA and of full tuning."""
-    if method is Method.FULL:
-        return recipe.full_rate / 2 if parameters > 7 * BILLION else recipe.full_rate
-    return recipe.rate / 2 if method is Method.QLORA and parameters > 13 * BILLION else recipe.rate
-
-
 def _batch(spec: FineTuneJobSpec, method: Method, rows: int) -> tuple[int, int]:
     """Return batch size and accumulation steps of a process; under RLHF rows are sampled answers, and a step contains
     whole groups."""
     hyper = spec.hyperparameters
-    wanted = RECIPES[spec.objective].full_batch if method is Method.FULL else 16
+    wanted = RECIPES[spec.objective].effective_batch(method)
     if spec.rlhf is None:
         wanted = max(1, wanted // spec.resources.ranks)
         batch = hyper.per_device_train_batch_size or min(2, wanted, max(rows, 1))
@@ -136,15 +92,9 @@ def _length(spec: FineTuneJobSpec, method: Method, facts: Facts, global_batch: i
     steps_per_epoch = max(1, math.ceil(rows / global_batch))
     if spec.hyperparameters.max_steps:
         return spec.hyperparameters.max_steps / steps_per_epoch, spec.hyperparameters.max_steps
-    epochs = spec.hyperparameters.num_train_epochs or _default_epochs(spec.objective, method, facts.train_rows)
+    usual = RECIPES[spec.objective].num_epochs(method, facts.train_rows)
+    epochs = spec.hyperparameters.num_train_epochs or usual
     return epochs, max(1, math.ceil(epochs * steps_per_epoch))
-
-
-def _default_epochs(objective: Objective, method: Method, rows: int) -> float:
-    recipe = RECIPES[objective]
-    if method is Method.FULL:
-        return recipe.full_epochs
-    return 1.0 if rows > MANY_ROWS else recipe.epochs
 
 
 def _objective(spec: FineTuneJobSpec) -> dict[str, Any]:
@@ -164,11 +114,11 @@ def _objective(spec: FineTuneJobSpec) -> dict[str, Any]:
 
 
 def _adapter(spec: FineTuneJobSpec, method: Method) -> dict[str, Any]:
-    lora = spec.tuning.lora or Lora()
+    lora, usual = spec.tuning.lora or Lora(), RECIPES[spec.objective].dropout
     settings: dict[str, Any] = {
         "lora_rank": lora.rank or 16,
         "lora_alpha": lora.alpha or 32,
-        "lora_dropout": _given(lora.dropout, RECIPES[spec.objective].dropout),
+        "lora_dropout": 0.0 if usual is None else _given(lora.dropout, usual),
         "use_rslora": bool(lora.use_rslora),
         "target_modules": lora.target_modules,
     }

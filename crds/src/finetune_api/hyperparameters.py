@@ -1,6 +1,8 @@
 """`spec.hyperparameters`: training arguments."""
 
+from collections.abc import Mapping
 from enum import StrEnum
+from types import MappingProxyType
 from typing import Annotated
 
 from pydantic import ConfigDict, Field, StringConstraints
@@ -29,15 +31,38 @@ class Packing(StrEnum):
     """Packing of short rows into shared sequences."""
 
     AUTO = "Auto"
+    ALWAYS = "Always"
+    NEVER = "Never"
     ON = "On"
+    """Former word for `Always`."""
     OFF = "Off"
+    """Former word for `Never`."""
+
+    @property
+    def is_always(self) -> bool:
+        """Whether rows must be packed."""
+        return self in (Packing.ALWAYS, Packing.ON)
+
+    @property
+    def is_never(self) -> bool:
+        """Whether rows must not be packed."""
+        return self in (Packing.NEVER, Packing.OFF)
 
 
 class FusedKernels(StrEnum):
     """Use of fused GPU kernels."""
 
     AUTO = "Auto"
+    NEVER = "Never"
     OFF = "Off"
+    """Former word for `Never`."""
+
+
+FORMER_WORDS: Mapping[str, str] = MappingProxyType({"On": "Always", "Off": "Never"})
+"""Words that are still accepted, with those to write instead: YAML reads them as true and false without quotes.
+
+A job keeps the word that it has, because its digest depends on it.
+"""
 
 
 class Hyperparameters(Block):
@@ -52,7 +77,8 @@ class Hyperparameters(Block):
             ),
             cel(
                 "!has(self.warmupSteps) || self.warmupSteps < 1.0 || double(int(self.warmupSteps)) == self.warmupSteps",
-                "warmupSteps must be a fraction of the training below 1, or a whole number of steps",
+                "warmupSteps must be a fraction of the training below 1, or a whole number of steps: set 0.03 or 100, "
+                "for example",
                 ".warmupSteps",
             ),
         )
@@ -60,11 +86,11 @@ class Hyperparameters(Block):
 
     num_train_epochs: Annotated[float, Field(gt=0, le=1000)] | None = None
     """Passes over the training rows; exclusive with `maxSteps`.
-    Default: 3 (1 above 50,000 rows) with an adapter, 2 with `Full`."""
+    Default: {epochs}."""
     max_steps: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
     """Total optimiser steps; exclusive with `numTrainEpochs`. Default: derived from `numTrainEpochs`."""
     learning_rate: Annotated[float, Field(gt=0, le=1)] | None = None
-    """Peak learning rate. Default: 2e-4 (QLoRA: 1e-4 above 13 billion weights); `Full`: 2e-5 (1e-5 above 7 billion)."""
+    """Peak learning rate. Default: {learning_rate}."""
     lr_scheduler_type: (
         Annotated[
             str, StringConstraints(pattern=r"^(linear|cosine|constant|constant_with_warmup|polynomial)$", max_length=32)
@@ -72,13 +98,14 @@ class Hyperparameters(Block):
         | None
     ) = None
     """Learning-rate schedule: `linear`, `cosine`, `constant`, `constant_with_warmup` or `polynomial`.
-    Default: `cosine`."""
+    Default: {schedule}."""
     warmup_steps: Annotated[float, Field(ge=0, le=10_000_000)] | None = None
-    """Warm-up: a value below 1 is a fraction of all steps, any other a number of steps. Default: 0.03."""
+    """Warm-up: a value below 1 is a fraction of all steps, any other a number of steps. Default:
+    {warmup}."""
     weight_decay: Annotated[float, Field(ge=0, le=1)] | None = None
     """Decoupled weight decay. Default: 0."""
     max_grad_norm: Annotated[float, Field(ge=0, le=1000)] | None = None
-    """Gradient-norm clip; 0 = none. Default: 0.3 with QLoRA, else 1.0."""
+    """Gradient-norm clip; 0 = none. Default: {clip}."""
     optim: (
         Annotated[
             str,
@@ -92,13 +119,14 @@ class Hyperparameters(Block):
     """Rows per step and GPU. Default: 2; with neither this nor `gradientAccumulationSteps`, the trainer takes as many
     as fit its GPU, with the same effective batch (not with KTO)."""
     gradient_accumulation_steps: Annotated[int, Field(ge=1, le=65536)] | None = None
-    """Batches accumulated before a step. Default: the number that makes the effective batch 16 (`Full`: 32)."""
+    """Batches accumulated before a step. Default: the number that makes the effective batch
+    {batch}."""
     max_length: Annotated[int, Field(ge=16, le=1_048_576)] = 2048
     """Maximum sequence length in tokens; longer rows are truncated and counted. Default: 2048."""
     packing: Packing = Packing.AUTO
     """Put several short rows into one sequence, without attention between them; with objectives Instruction, Chat and
-    DomainAdaptation. `Auto`: pack if it is exact for the attention implementation in use and saves work. Default:
-    `Auto`."""
+    DomainAdaptation. `Auto`: pack if it is exact for the attention implementation in use and saves work. `Always`: fail
+    if that is not exact. `On` and `Off` are the former words for `Always` and `Never`. Default: `Auto`."""
     precision: Precision = Precision.AUTO
     """Number format of the computation. `Auto`: BF16 if the GPU supports it, else FP16; FP32 on a CPU. Default:
     `Auto`."""
@@ -112,6 +140,7 @@ class Hyperparameters(Block):
     training processes, else false."""
     fused_kernels: FusedKernels | None = None
     """Compute RMSNorm, rotary positions and the gated MLP each in one GPU kernel, which saves memory traffic. `Auto`:
-    for model types whose fused kernels are exact; `resolved.fusedKernels` has the outcome. Default: `Off`."""
+    for model types whose fused kernels are exact; `resolved.fusedKernels` has the outcome. `Off` is the former word for
+    `Never`. Default: `Never`."""
     seed: Annotated[int, Field(ge=0, le=4_294_967_295)] = 42
     """Seed of the split, the shuffling and the initial adapter. Default: 42."""

@@ -46,7 +46,7 @@ class Resolved(StatusBlock):
     gradient_checkpointing: bool | None = None
     """Whether activations are recomputed in the backward pass."""
     fused_kernels: bool | None = None
-    """Whether the model uses fused GPU kernels; absent with `fusedKernels: Off`."""
+    """Whether the model uses fused GPU kernels; absent with `fusedKernels: Never`."""
     seed: Count | None = None
     """Seed of split, shuffling and initial adapter."""
     eval_steps: Count | None = None

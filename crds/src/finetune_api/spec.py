@@ -10,6 +10,7 @@ from finetune_api.evaluation import EarlyStopping, Evaluation
 from finetune_api.hyperparameters import Attention, FusedKernels, Hyperparameters, Packing, Precision
 from finetune_api.objectives import Dpo, JobReference, Kto, Objective, Rlhf
 from finetune_api.pods import Preflight, Resources, Scheduling, Trainer
+from finetune_api.recipes import WITHOUT_DROPOUT, join_words
 from finetune_api.sources import Dataset, DatasetFormat, DataSource, Hub, Model, ModelCache, Storage
 from finetune_api.tracking import Tracking
 from finetune_api.tuning import InitialAdapter, Lora, Method, Quantization, Tuning
@@ -171,9 +172,17 @@ class FineTuneJobSpec(Block):
                 ".evaluation.prompts",
             ),
             cel(
-                "self.hyperparameters.packing != 'On' || self.objective in ['Instruction', 'Chat', 'DomainAdaptation']",
-                "packing works with objectives Instruction, Chat and DomainAdaptation: set it to Auto or Off",
+                "!(self.hyperparameters.packing in ['Always', 'On']) || "
+                "self.objective in ['Instruction', 'Chat', 'DomainAdaptation']",
+                "packing works with objectives Instruction, Chat and DomainAdaptation: set it to Auto or Never",
                 ".hyperparameters.packing",
+            ),
+            cel(
+                "!has(self.tuning.lora) || !has(self.tuning.lora.dropout) || self.tuning.lora.dropout == 0.0 || "
+                f"!(self.objective in {list(WITHOUT_DROPOUT)})",
+                f"objectives {join_words(list(WITHOUT_DROPOUT))} train without dropout: remove tuning.lora.dropout",
+                ".tuning.lora.dropout",
+                at_creation=True,
             ),
             cel(
                 "!has(self.hyperparameters.attention) || self.hyperparameters.attention != 'FlashAttention' || "

@@ -6,11 +6,12 @@ Path and message of a rule come from the types; only its condition is repeated i
 import json
 import re
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import BaseModel
 
-from finetune_api.blocks import DATA_URI, MODEL_URI, S3_URI
+from finetune_api.blocks import AT_CREATION, DATA_URI, MODEL_URI, S3_URI
+from finetune_api.recipes import WITHOUT_DROPOUT
 from finetune_api.spec import FORMATS
 
 Condition = Callable[[Any], bool]
@@ -114,9 +115,14 @@ CONDITIONS: dict[str, Condition] = {
     "self.objective != 'RewardModel' || !has(self.evaluation.prompts)": lambda spec: (
         spec.objective != "RewardModel" or spec.evaluation.prompts is None
     ),
-    "self.hyperparameters.packing != 'On' || self.objective in ['Instruction', 'Chat', 'DomainAdaptation']": (
+    "!has(self.tuning.lora) || !has(self.tuning.lora.dropout) || self.tuning.lora.dropout == 0.0 || "
+    f"!(self.objective in {list(WITHOUT_DROPOUT)})": lambda spec: (
+        spec.tuning.lora is None or not spec.tuning.lora.dropout or spec.objective not in WITHOUT_DROPOUT
+    ),
+    "!(self.hyperparameters.packing in ['Always', 'On']) || "
+    "self.objective in ['Instruction', 'Chat', 'DomainAdaptation']": (
         lambda spec: (
-            spec.hyperparameters.packing != "On" or spec.objective in {"Instruction", "Chat", "DomainAdaptation"}
+            not spec.hyperparameters.packing.is_always or spec.objective in {"Instruction", "Chat", "DomainAdaptation"}
         )
     ),
     "!has(self.hyperparameters.attention) || self.hyperparameters.attention != 'FlashAttention' || "
@@ -164,12 +170,29 @@ def _holds_whole_groups(spec: Any) -> bool:
     return batch is None or accumulation is None or batch * accumulation % spec.rlhf.num_generations == 0
 
 
-def broken_rules(spec: BaseModel) -> list[str]:
-    """Return one line for each rule that the spec breaks: the field's path and the message that names the fix."""
-    return [f"{path}: {rule['message']}" for path, rule, value in find_rules(spec, "spec") if not _holds(rule, value)]
+class BrokenRule(NamedTuple):
+    """A rule that a spec breaks."""
+
+    path: str
+    message: str
+    rule: str
+    """The CEL text."""
+
+    def text(self) -> str:
+        """Return the field's path and the message, which names the fix."""
+        return f"{self.path}: {self.message}"
 
 
-def find_rules(block: BaseModel, path: str) -> Iterator[tuple[str, dict[str, str], Any]]:
+def broken_rules(spec: BaseModel) -> list[BrokenRule]:
+    """Return every rule that the spec breaks."""
+    return [
+        BrokenRule(path, rule["message"], rule["rule"])
+        for path, rule, value in find_rules(spec, "spec")
+        if not _holds(rule, value)
+    ]
+
+
+def find_rules(block: BaseModel, path: str) -> Iterator[tuple[str, dict[str, Any], Any]]:
     """Yield every rule on a block, its fields and the blocks below, with the path to report and its value."""
     for rule in _rules(block.model_config.get("json_schema_extra")):
         yield path + rule.get("fieldPath", ""), rule, block
@@ -186,14 +209,15 @@ def find_rules(block: BaseModel, path: str) -> Iterator[tuple[str, dict[str, str
                     yield from find_rules(item, f"{here}[{index}]")
 
 
-def _holds(rule: dict[str, str], value: Any) -> bool:
-    """Return whether the rule holds; rules about a change (`oldSelf`) do, because there is no older object."""
-    return "oldSelf" in rule["rule"] or CONDITIONS[rule["rule"]](value)
+def _holds(rule: dict[str, Any], value: Any) -> bool:
+    """Return whether the rule holds at creation; rules about a change do, because there is no older object."""
+    text = str(rule["rule"]).removeprefix(AT_CREATION)
+    return "oldSelf" in text or CONDITIONS[text](value)
 
 
 def _extras(field: Any) -> list[Any]:
     return [field.json_schema_extra, *(getattr(one, "json_schema_extra", None) for one in field.metadata)]
 
 
-def _rules(extra: object) -> list[dict[str, str]]:
+def _rules(extra: object) -> list[dict[str, Any]]:
     return extra.get("x-kubernetes-validations", []) if isinstance(extra, dict) else []

@@ -25,7 +25,8 @@ class Lora(Block):
     alpha: Annotated[int, Field(ge=1, le=512)] | None = None
     """Scaling of the adapter (PEFT's `lora_alpha`). Default: 32."""
     dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
-    """Dropout on the adapter's input (PEFT's `lora_dropout`). Default: 0.05."""
+    """Dropout on the adapter's input (PEFT's `lora_dropout`). Objectives DPO, KTO and RLHF train without dropout,
+    and refuse any other value than 0. Default: {dropout}."""
     target_modules: (
         Annotated[
             list[ModuleName], Field(min_length=1, max_length=64, json_schema_extra={"x-kubernetes-list-type": "set"})

@@ -43,6 +43,7 @@ NO_MERGE = "objective RewardModel publishes no merged model"
 NO_ANSWERS = "a reward model generates no answers"
 PACKING = "packing works with objectives"
 FLASH = "FlashAttention works with objectives"
+DROPOUT = "objectives DPO, KTO and RLHF train without dropout"
 ONE_PROCESS = "objectives KTO, RewardModel and RLHF train in one process"
 WITH_ADAPTER = "objective DPO trains on several GPUs or nodes with an adapter only"
 WANDB_KEY = "secretRef is required with mode Online"
@@ -188,6 +189,21 @@ AT_CREATION = [
         {"objective": "DomainAdaptation", "hyperparameters": {"packing": "On"}},
         {"objective": "DPO", "hyperparameters": {"packing": "On"}},
         "spec.hyperparameters.packing",
+    ),
+    (
+        PACKING,
+        {"objective": "DomainAdaptation", "hyperparameters": {"packing": "Always"}},
+        {"objective": "DPO", "hyperparameters": {"packing": "Always"}},
+        "spec.hyperparameters.packing",
+    ),
+    *(
+        (
+            DROPOUT,
+            base(objective, "Auto") | {"tuning": {"lora": {"dropout": 0}}},
+            base(objective, "Auto") | {"tuning": {"lora": {"dropout": 0.1}}},
+            "spec.tuning.lora.dropout",
+        )
+        for objective in ("DPO", "KTO", "RLHF")
     ),
     (
         FLASH,

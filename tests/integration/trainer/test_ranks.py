@@ -159,7 +159,7 @@ def make_job(server: Any, bucket: str, root: Path, method: str, python: str, **b
         storage={"endpoint": server.endpoint},
         model={"uri": f"s3://{bucket}/model"},
         output={"uri": f"s3://{bucket}/output"},
-        hyperparameters=HYPERPARAMETERS | {"packing": "Off", "maxSteps": 12},
+        hyperparameters=HYPERPARAMETERS | {"packing": "Never", "maxSteps": 12},
     )
     rows = preference_rows(60) if blocks.get("objective") == "DPO" else make_rows(60)
     return Job.make(server, bucket, root / bucket, spec | blocks, rows, python=python)
@@ -329,7 +329,7 @@ def test_other_ways_to_train_end_as_one_process(
     if objective == "DPO":
         blocks["objective"] = objective
     else:
-        packed = {"packing": "On", "perDeviceTrainBatchSize": 2, "maxSteps": 12}
+        packed = {"packing": "Always", "perDeviceTrainBatchSize": 2, "maxSteps": 12}
         blocks["hyperparameters"] = HYPERPARAMETERS | packed
     job = make_job(s3_server, bucket, tmp_path, method, trainer_python, **blocks)
     attempt = job.start("one-pod", gpus=2)

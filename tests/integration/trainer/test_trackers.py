@@ -136,19 +136,22 @@ def test_an_offline_run_of_wandb_is_a_file_that_its_reader_reads(tmp_path: Path)
     from wandb.proto.wandb_internal_pb2 import Record
 
     (tmp_path / "m").write_text(lines(range(1, 4)))
-    run = WandbRun(job("uid-1"), WandbTracking(project="p", mode="Offline"), tmp_path / "wandb", tmp_path)
+    asked = WandbTracking(project="p", entity="team", mode="Offline")
+    run = WandbRun(job("uid-1"), asked, tmp_path / "wandb", tmp_path)
     assert follow(run, tmp_path / "m", RunEnd.FINISHED).snapshot().progress.note is None
     run.collect(tmp_path / "published")
     (file,) = (tmp_path / "published").rglob("*.wandb")
     assert file.parent.name.startswith("offline-run-")
-    losses = {}
+    losses, owners = {}, set()
     for data in records_of(file.read_bytes()):
         record = Record()
         record.ParseFromString(data)
         values = {item.key or item.nested_key[0]: item.value_json for item in record.history.item}
         if "train/loss" in values:
             losses[record.history.step.num] = float(values["train/loss"])
+        owners |= {(record.run.entity, record.run.project)} if record.HasField("run") else set()
     assert losses == {1: 9.0, 2: 8.0, 3: 7.0}
+    assert owners == {("team", "p")}
 
 
 @pytest.mark.parametrize("key", [None, "k" * 40])

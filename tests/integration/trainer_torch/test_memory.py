@@ -340,7 +340,7 @@ def test_a_training_that_runs_out_of_memory_continues_as_if_started_with_half_th
     make_bench: Callable[..., Bench],
 ) -> None:
     """Batches of four fail in the second step, batches of two at once; rows, order and rate of a step stay."""
-    hyper = HYPERPARAMETERS | {"maxSteps": 6, "packing": "Off"}
+    hyper = HYPERPARAMETERS | {"maxSteps": 6, "packing": "Never"}
     bench = make_bench(hyperparameters=hyper)
     with memory_for(1, from_forward=3) as batches:
         report = bench.run()
@@ -360,7 +360,7 @@ def test_a_training_that_runs_out_of_memory_continues_as_if_started_with_half_th
 
 
 def test_a_training_without_memory_for_one_row_ends_with_79_and_what_to_do(make_bench: Callable[..., Bench]) -> None:
-    bench = make_bench(hyperparameters=HYPERPARAMETERS | {"packing": "Off"})
+    bench = make_bench(hyperparameters=HYPERPARAMETERS | {"packing": "Never"})
     with memory_for(0) as batches, pytest.raises(TrainerError) as caught:
         bench.run()
     assert batches == [4, 2, 1]

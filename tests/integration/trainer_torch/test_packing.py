@@ -162,7 +162,7 @@ def test_held_out_rows_are_measured_unpacked(tiny_model: Path, tmp_path: Path) -
 
 
 def test_a_job_that_packs_trains_as_many_steps_as_its_sequences_make(tmp_path: Path, tiny_model: Path) -> None:
-    hyper = {"numTrainEpochs": 2, "learningRate": 0.01, "maxLength": 256, "packing": "On"}
+    hyper = {"numTrainEpochs": 2, "learningRate": 0.01, "maxLength": 256, "packing": "Always"}
     bench = Bench(tmp_path, tiny_model, make_spec("LoRA", hyperparameters=hyper))
     config = bench.prepare()
     assert config.resolved
@@ -183,7 +183,7 @@ def test_a_job_that_cannot_pack_is_refused_before_it_claims_its_output(tmp_path:
     model = copytree(tiny_model, tmp_path / "model")
     config = (model / "config.json").read_text(encoding="utf-8")
     (model / "config.json").write_text(config.replace('"llama"', '"unheard_of"'), encoding="utf-8")
-    bench = Bench(tmp_path / "job", model, make_spec("LoRA", hyperparameters={"packing": "On"}))
+    bench = Bench(tmp_path / "job", model, make_spec("LoRA", hyperparameters={"packing": "Always"}))
     (tmp_path / "job").mkdir()
     with pytest.raises(TrainerError, match="attention of unheard_of") as caught:
         bench.prepare()

@@ -139,3 +139,13 @@ def test_the_method_that_the_memory_estimate_chose_is_taken_with_its_reason() ->
     facts = Facts(1_000, 10, 0, method=Method.FULL, method_reason="fits 80Gi", estimated_gpu_memory_bytes=5)
     it = resolved(facts)
     assert (it.method, it.method_reason, it.estimated_gpu_memory_bytes) == ("Full", "fits 80Gi", 5)
+
+
+@pytest.mark.parametrize("objective", ["DPO", "KTO", "RLHF"])
+def test_a_stored_job_with_a_dropout_that_its_objective_does_not_use_is_recorded_without(objective: str) -> None:
+    settings = resolved(
+        objective=objective,
+        rlhf=REWARDED if objective == "RLHF" else None,
+        tuning={"method": "LoRA", "lora": {"dropout": 0.1}},
+    )
+    assert settings.lora_dropout == 0

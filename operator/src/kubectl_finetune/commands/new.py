@@ -10,7 +10,8 @@ from typing import TypeVar
 import typer
 
 from finetune_api import names
-from finetune_api.objectives import Objective
+from finetune_api.objectives import Dpo, Kto, Objective, Rlhf
+from finetune_api.recipes import LARGE, MANY_ROWS, RECIPES, number_text
 from finetune_api.spec import FORMATS
 from finetune_api.tuning import Method
 from finetune_api.yaml_document import read_scalar
@@ -28,16 +29,16 @@ ROWS: Mapping[Objective, str] = {
     Objective.DOMAIN_ADAPTATION: '{"text": "A page of plain text about the domain."}',
 }
 BLOCKS: Mapping[Objective, str] = {
-    Objective.DPO: """  dpo:
-    beta: 0.1                   # penalty for deviating from the base model
+    Objective.DPO: f"""  dpo:
+    beta: {number_text(Dpo().beta):<22}# penalty for deviating from the base model
 """,
-    Objective.KTO: """  kto:
-    beta: 0.1                   # penalty for deviating from the base model
+    Objective.KTO: f"""  kto:
+    beta: {number_text(Kto().beta):<22}# penalty for deviating from the base model
 """,
-    Objective.RLHF: """  rlhf:
-    rewards:                    # or rewardModel: {jobRef: {name: …}}, a finished job with objective RewardModel
-    - {type: Length, targetTokens: 64}
-    numGenerations: 4           # answers sampled for each prompt
+    Objective.RLHF: f"""  rlhf:
+    rewards:                    # or rewardModel: {{jobRef: {{name: …}}}}, a finished job with objective RewardModel
+    - {{type: Length, targetTokens: 64}}
+    numGenerations: {Rlhf().num_generations:<12}# answers sampled for each prompt
 """,
 }
 Word = TypeVar("Word", Objective, Method)
@@ -123,14 +124,25 @@ spec:
     train: {{uri: {_quote(answers.data)}}}{split}
 {BLOCKS.get(objective, "")}  hyperparameters:
     maxLength: 2048             # tokens; longer rows are truncated and counted
-    # numTrainEpochs: 3         # defaults of absent fields are in status.resolved
-    # learningRate: 2e-4
-{stop}  output:
+{_defaults(objective, method)}{stop}  output:
     uri: {_quote(answers.result)}  # only for this job
   resources:
     gpusPerNode: {answers.gpus}
     # requests: {{cpu: "4", memory: 24Gi}}
 {queue}"""
+
+
+def _defaults(objective: Objective, method: Method) -> str:
+    """Return the settings that users change first, as comments with their defaults."""
+    used = Method.QLORA if method is Method.AUTO else method
+    recipe = RECIPES[objective]
+    epochs, rate = (number_text(one) for one in (recipe.num_epochs(used, 0), recipe.learning_rate(used, 0)))
+    fewer = "" if used is Method.FULL or recipe.epochs == 1 else f"; 1 above {MANY_ROWS:,} rows"
+    half = f"; half of it above {LARGE[used]} billion weights" if used in LARGE else ""
+    return (
+        f"    # numTrainEpochs: {epochs:<10}# the default of this objective and method{fewer}\n"
+        f"    # learningRate: {rate:<12}# the default of this objective and method{half}\n"
+    )
 
 
 def _quote(text: str) -> str:

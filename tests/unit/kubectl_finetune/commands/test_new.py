@@ -1,4 +1,5 @@
 import io
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -7,8 +8,10 @@ from typing import Any
 import pytest
 import yaml
 
+from finetune_api.defaults import Facts, resolve
 from finetune_api.objectives import Objective
-from finetune_api.spec import FORMATS
+from finetune_api.spec import FORMATS, FineTuneJobSpec
+from finetune_api.yaml_document import read_documents
 from kubectl_finetune.commands import new as prompts
 
 GIVEN = ("--model", "hf://owner/model", "--data", "s3://data/rows/", "--result", "s3://models/out")
@@ -119,3 +122,22 @@ def test_at_a_terminal_what_is_missing_is_asked(monkeypatch: pytest.MonkeyPatch,
     answers = prompts.ask(given)
     assert (answers["objective"], answers["data"]) == ("KTO", "s3://data/rows/")
     assert "Rows to train on" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("objective", [one.value for one in Objective])
+@pytest.mark.parametrize("method", ["Auto", "QLoRA", "LoRA", "Full"])
+def test_a_setting_that_is_uncommented_has_the_value_that_the_job_has_without_it(
+    finetune: Callable[..., Any], objective: str, method: str
+) -> None:
+    options = ("--objective", objective, "--method", method, "-f", "-")
+    commented = finetune("new", "first", *GIVEN, *options).out
+    plain = re.sub(r"^    # (\w+: [\d.e-]+ )", r"    \1", commented, flags=re.MULTILINE)
+    hyper = yaml.safe_load(plain)["spec"]["hyperparameters"]
+    assert set(hyper) == {"maxLength", "numTrainEpochs", "learningRate"}
+    assert finetune("validate", "-", stdin=plain).out == "first is valid\n"
+    facts = Facts(parameters=1_000_000_000, train_rows=1000, validation_rows=0)
+    left, right = (
+        resolve(FineTuneJobSpec.model_validate(read_documents(text)[0].value["spec"]), facts)
+        for text in (plain, commented)
+    )
+    assert left == right

@@ -1,10 +1,15 @@
 from typing import Any
 
+import pytest
 import yaml
 
+from finetune_api.defaults import Facts, resolve
 from finetune_api.handoff import JobConfig, config_sha256
+from finetune_api.objectives import Objective
 from finetune_api.spec import FineTuneJobSpec
+from finetune_api.spec_rules import broken_rules
 from finetune_api.status import Resolved
+from finetune_api.yaml_document import read_documents
 from finetune_trainer.config.resolved_manifest import config_yaml
 
 OLD, NEW = "a" * 40, "b" * 40
@@ -42,3 +47,53 @@ def test_rows_of_a_bucket_stay_as_they_are() -> None:
     spec = published(dataset, ["s3://bucket/rows/1.jsonl"])
     assert spec["dataset"]["train"] == dataset["train"]
     assert spec["dataset"]["validation"] == dataset["validation"]
+
+
+FACTS = Facts(parameters=1_000_000_000, train_rows=1000, validation_rows=50)
+REWARDED = {"rlhf": {"rewards": [{"type": "Length", "targetTokens": 8}]}}
+STATED = {
+    **{name: f"hyperparameters.{alias}" for name, alias in (
+        ("num_train_epochs", "numTrainEpochs"), ("learning_rate", "learningRate"), ("warmup_steps", "warmupSteps"),
+        ("lr_scheduler_type", "lrSchedulerType"), ("weight_decay", "weightDecay"), ("max_grad_norm", "maxGradNorm"),
+        ("per_device_train_batch_size", "perDeviceTrainBatchSize"), ("max_length", "maxLength"), ("seed", "seed"),
+        ("gradient_accumulation_steps", "gradientAccumulationSteps"), ("precision", "precision"),
+        ("gradient_checkpointing", "gradientCheckpointing"),
+    )},
+    **{f"lora_{name}": f"tuning.lora.{name}" for name in ("rank", "alpha", "dropout")},
+    "use_rslora": "tuning.lora.useRslora", "double_quant": "tuning.quantization.doubleQuant",
+    "method": "tuning.method", "eval_steps": "evaluation.steps",
+}  # fmt: skip
+OF_OBJECTIVE = {
+    "DPO": {"beta": "dpo.beta", "loss_type": "dpo.lossType"},
+    "KTO": {
+        "beta": "kto.beta", "desirable_weight": "kto.desirableWeight", "undesirable_weight": "kto.undesirableWeight",
+    },
+    "RLHF": {
+        "beta": "rlhf.beta", "algorithm": "rlhf.algorithm", "num_generations": "rlhf.numGenerations",
+        "max_completion_length": "rlhf.maxCompletionLength", "temperature": "rlhf.temperature",
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("objective", [one.value for one in Objective])
+def test_the_published_configuration_states_every_default_of_its_objective(objective: str) -> None:
+    spec = FineTuneJobSpec.model_validate(
+        {
+            "objective": objective,
+            "model": {"uri": "s3://models/base"},
+            "dataset": {"train": {"uri": "s3://data/train.jsonl"}},
+            "output": {"uri": "s3://bucket/out"},
+        }
+        | (REWARDED if objective == "RLHF" else {})
+    )
+    settings = resolve(spec, FACTS)
+    config = JobConfig(namespace="team", name="job", uid="u", config_sha256=config_sha256(spec), spec=spec)
+    (document,) = read_documents(config_yaml(config, settings))
+    for name, path in (STATED | OF_OBJECTIVE.get(objective, {})).items():
+        found = document.value["spec"]
+        for part in path.split("."):
+            found = found[part]
+        assert found == getattr(settings, name), path
+    again = FineTuneJobSpec.model_validate(document.value["spec"])
+    assert broken_rules(again) == []
+    assert resolve(again, FACTS).model_dump(exclude={"method_reason"}) == settings.model_dump(exclude={"method_reason"})

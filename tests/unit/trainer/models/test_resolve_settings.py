@@ -96,7 +96,7 @@ def test_with_packing_a_step_has_as_many_sequences_as_hold_its_rows(
     hyper: dict[str, Any], batch: tuple[int, int]
 ) -> None:
     """Four rows of 512 tokens fill a sequence of 2048: the 16 rows of a step are in four sequences."""
-    spec = make_spec({"method": "LoRA"}, {"maxLength": 2048, "packing": "On"} | hyper)
+    spec = make_spec({"method": "LoRA"}, {"maxLength": 2048, "packing": "Always"} | hyper)
     settings = choose_settings(spec, LLAMA, FACTS, [512] * 1000)
     assert settings.packing is True
     assert (settings.per_device_train_batch_size, settings.gradient_accumulation_steps) == batch

@@ -96,9 +96,10 @@ def test_sixteen_rows_share_a_sequence_and_plain_text_any_number() -> None:
     assert count([1] * 100, objective="DomainAdaptation") == 1
 
 
-def test_off_is_off_and_on_is_on() -> None:
-    assert count([10] * 10, "Off") is None
-    assert count([60] * 10, "On") == 10
+@pytest.mark.parametrize(("always", "never"), [("Always", "Never"), ("On", "Off")])
+def test_rows_are_packed_always_or_never_if_the_job_sets_it(always: str, never: str) -> None:
+    assert count([10] * 10, never) is None
+    assert count([60] * 10, always) == 10
 
 
 @pytest.mark.parametrize("objective", ["DPO", "KTO", "RewardModel", "RLHF"])
@@ -109,11 +110,11 @@ def test_pairs_and_prompts_are_never_packed(objective: str) -> None:
 @pytest.mark.parametrize("model_type", ["mamba", "opt", "bloom", "qwen3_next", ""])
 def test_a_model_whose_attention_is_not_known_to_keep_rows_apart_is_not_packed(model_type: str) -> None:
     assert count([10] * 10, model_type=model_type) is None
-    with pytest.raises(TrainerError, match=r"packing On: rows .* set packing Off or Auto") as caught:
-        count([10] * 10, "On", model_type=model_type)
+    with pytest.raises(TrainerError, match=r"packing Always: rows .* set packing Never or Auto") as caught:
+        count([10] * 10, "Always", model_type=model_type)
     assert caught.value.code is ExitCode.INVALID_CONFIG
 
 
 def test_samples_may_not_be_counted_before_there_are_any() -> None:
     nothing: list[Any] = []
-    assert count(nothing, "On") is None
+    assert count(nothing, "Always") is None

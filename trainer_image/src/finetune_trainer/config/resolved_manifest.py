@@ -5,8 +5,9 @@ from typing import Any
 
 from finetune_api import names
 from finetune_api.handoff import JobConfig
+from finetune_api.objectives import Dpo, Kto, Objective
 from finetune_api.sources import Dataset, DataSource
-from finetune_api.spec import Lora, Method, Precision, Quantization
+from finetune_api.spec import FineTuneJobSpec, Lora, Method, Precision, Quantization
 from finetune_api.status import Resolved
 from finetune_api.yaml_document import write_document
 from finetune_trainer.storage.hub.uris import is_hub_uri, parse_hub_uri
@@ -37,6 +38,7 @@ def config_yaml(config: JobConfig, resolved: Resolved, read: Sequence[str] = ())
             "hyperparameters": config.spec.hyperparameters.model_copy(update=_hyperparameters(config, resolved)),
             "evaluation": config.spec.evaluation.model_copy(update=_given({"steps": resolved.eval_steps})),
             "dataset": config.spec.dataset.model_copy(update=_sources(config.spec.dataset, read)),
+            **_objective(config.spec),
         }
     )
     manifest = {
@@ -46,6 +48,17 @@ def config_yaml(config: JobConfig, resolved: Resolved, read: Sequence[str] = ())
         "spec": spec.model_dump(mode="json", by_alias=True, exclude_none=True, warnings="error"),
     }
     return HEADER + write_document(manifest)
+
+
+def _objective(spec: FineTuneJobSpec) -> dict[str, Any]:
+    """Return the block of the objective, which holds its defaults; RLHF always has one."""
+    match spec.objective:
+        case Objective.DPO:
+            return {"dpo": spec.dpo or Dpo()}
+        case Objective.KTO:
+            return {"kto": spec.kto or Kto()}
+        case _:
+            return {}
 
 
 def _hyperparameters(config: JobConfig, resolved: Resolved) -> dict[str, Any]:

@@ -78,26 +78,26 @@ def fold_rows(lines: Sequence[Sequence[int]], most_tokens: int) -> list[list[int
 def count_packed(
     lengths: Sequence[int], max_length: int, objective: Objective, asked: Packing, model_type: str
 ) -> int | None:
-    """Return the packed sequences, or None if the samples are not packed; an `On` that is impossible is refused.
+    """Return the packed sequences, or None if the samples are not packed; an `Always` that is impossible is refused.
 
     `Auto` packs plain text wherever that is exact, and conversations where at least two share a sequence on average.
     """
-    if asked is Packing.OFF or objective not in (
+    if asked.is_never or objective not in (
         Objective.INSTRUCTION,
         Objective.CHAT,
         Objective.DOMAIN_ADAPTATION,
     ):
         return None
     if model_type not in EXACT_MODELS:
-        if asked is Packing.ON:
+        if asked.is_always:
             raise TrainerError(
                 ExitCode.INVALID_CONFIG,
-                f"hyperparameters.packing On: rows of one sequence are not known to stay apart in the attention of "
-                f"{model_type or 'this model'}: set packing Off or Auto",
+                f"hyperparameters.packing {asked}: rows of one sequence are not known to stay apart in the attention "
+                f"of {model_type or 'this model'}: set packing Never or Auto",
             )
         return None
     packed = len(group_lengths(lengths, max_length, max_rows_for(objective)))
-    is_worth = asked is Packing.ON or objective is Objective.DOMAIN_ADAPTATION or len(lengths) >= WORTH * packed
+    is_worth = asked.is_always or objective is Objective.DOMAIN_ADAPTATION or len(lengths) >= WORTH * packed
     return packed if packed and is_worth else None
 
 

@@ -130,7 +130,7 @@ def require_isolated_rows(
         raise TrainerError(
             ExitCode.INVALID_CONFIG,
             f"this model's attention ({model.config._attn_implementation}) lets packed rows attend to each other: set "
-            f"{'hyperparameters.packing Off' if is_packed else 'hyperparameters.attention SDPA'}",
+            f"{'hyperparameters.packing Never' if is_packed else 'hyperparameters.attention SDPA'}",
         )
 
 

@@ -1,0 +1,171 @@
+"""Every resolved setting changes the trainer, its model or its adapter, with every objective that has the setting."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from bitsandbytes.nn import Linear4bit
+from loop_bench import CPU, THINGS, make_loop, make_settings, question
+from peft.tuners.lora import LoraLayer
+from training_bench import Bench
+
+from finetune_api.defaults import Facts, resolve
+from finetune_api.objectives import Objective, Reward
+from finetune_api.recipes import WITHOUT_DROPOUT
+from finetune_api.spec import FineTuneJobSpec
+from finetune_api.status import Resolved
+from finetune_trainer.models.loading import load_for_training, load_tokenizer
+from finetune_trainer.rewards.computed import ComputedRewards, Judge
+from finetune_trainer.tokenization.labeler import Encoded, Labeler
+from finetune_trainer.tokenization.samples import EncodedLabelled, EncodedPair, EncodedPrompt
+from finetune_trainer.training.methods import build_trainer, traits_of
+from finetune_trainer.training.methods.loop import LoopTrainer
+from finetune_trainer.training.methods.parts import TrainerParts
+
+MakeBench = Callable[..., Bench]
+OBJECTIVES = [one.value for one in Objective]
+PAIRS = [EncodedPair([1, 20 + at, 21], [30, 31, 2], [40, 41 + at % 3, 42, 2]) for at in range(10)]
+SAMPLES: dict[str, Sequence[Any]] = {
+    "DPO": PAIRS,
+    "RewardModel": PAIRS,
+    "KTO": [
+        EncodedLabelled(pair.prompt_ids, ids, good)
+        for pair in PAIRS
+        for ids, good in ((pair.chosen_ids, True), (pair.rejected_ids, False))
+    ],
+}
+TEXTS = [Encoded([1, 20 + at, 30, 31, 2], [-100, -100, 30, 31, 2], 3) for at in range(10)]
+OWN = {
+    "DPO": {"beta": 0.1, "loss_type": "sigmoid"},
+    "KTO": {"beta": 0.1, "desirable_weight": 1.0, "undesirable_weight": 1.0},
+    "RLHF": {
+        "algorithm": "GRPO", "num_generations": 4, "max_completion_length": 4, "temperature": 1.0, "beta": 0.04,
+    },
+}  # fmt: skip
+CHANGES: dict[str, Any] = {
+    "total_steps": 9,
+    "learning_rate": 0.02,
+    "lr_scheduler_type": "linear",
+    "warmup_steps": 0.5,
+    "weight_decay": 0.1,
+    "max_grad_norm": 0.5,
+    "optim": "adamw_torch",
+    "per_device_train_batch_size": 8,
+    "gradient_accumulation_steps": 4,
+    "gradient_checkpointing": True,
+    "seed": 7,
+    "eval_steps": 2,
+    "precision": "BF16",
+    "lora_rank": 4,
+    "lora_alpha": 32,
+    "lora_dropout": 0.5,
+    "use_rslora": True,
+    "target_modules": ["q_proj"],
+}
+OWN_CHANGES: dict[str, dict[str, Any]] = {
+    "DPO": {"beta": 0.2, "loss_type": "ipo"},
+    "KTO": {"beta": 0.2, "desirable_weight": 2.0, "undesirable_weight": 2.0},
+    "RLHF": {
+        "algorithm": "RLOO", "num_generations": 8, "max_completion_length": 8, "temperature": 0.5, "beta": 0.2,
+    },
+}  # fmt: skip
+NOT_ARGUMENTS = {
+    "method": "test_models.py",
+    "method_reason": "describes `method`",
+    "num_train_epochs": "`total_steps` is derived from it",
+    "global_batch_size": "the product of batch, accumulation and processes",
+    "max_length": "the tokenizer and the packing apply it",
+    "attention": "test_attention.py",
+    "fused_kernels": "test_fused_kernels.py",
+    "packing": "test_packing.py",
+    "estimated_gpu_memory_bytes": "a result",
+    "double_quant": "test_the_constants_of_a_quantised_base_are_quantised_as_set",
+}
+
+
+def make_trainer(objective: str, model: Path, folder: Path, **changes: Any) -> LoopTrainer:
+    settings = make_settings("LoRA", **(OWN.get(objective, {}) | changes))
+    policy = load_for_training(model, settings, CPU, writes_text=traits_of(objective).writes_text)
+    labeler = Labeler(model)
+    prompts = [EncodedPrompt(labeler.render_prompt(row)[1], row) for row in map(question, THINGS)]
+    samples = SAMPLES.get(objective, prompts if objective == "RLHF" else TEXTS)
+    parts = TrainerParts(
+        policy, load_tokenizer(model), settings, make_loop(folder), samples, samples, folder / "scratch"
+    )
+    reward = Reward.model_validate({"type": "Length", "targetTokens": 4})
+    return build_trainer(objective, parts, Judge(ComputedRewards([reward]), labeler.stop_ids()[0]))
+
+
+def fingerprint(trainer: LoopTrainer) -> dict[str, Any]:
+    """Return what a training depends on: the library's arguments, and the layers of the adapter as they compute."""
+    layers = {
+        name: (layer.scaling["default"], layer.r["default"], [one.p for one in dropouts(layer)])
+        for name, layer in trainer.model.named_modules()
+        if isinstance(layer, LoraLayer)
+    }
+    checkpointed = any(getattr(layer, "gradient_checkpointing", False) for layer in trainer.model.modules())
+    return {
+        "arguments": trainer.args.to_dict(),
+        "trainer": type(trainer).__name__,
+        "layers": layers,
+        "checkpointed": checkpointed,
+    }
+
+
+def dropouts(model: torch.nn.Module) -> list[torch.nn.Dropout]:
+    return [module for module in model.modules() if isinstance(module, torch.nn.Dropout)]
+
+
+def test_every_resolved_setting_is_tried_or_has_its_reason() -> None:
+    own = {name for changes in OWN_CHANGES.values() for name in changes}
+    assert set(Resolved.model_fields) == set(CHANGES) | own | set(NOT_ARGUMENTS)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_a_resolved_setting_changes_the_training(tiny_model: Path, tmp_path: Path, objective: str) -> None:
+    usual = fingerprint(make_trainer(objective, tiny_model, tmp_path))
+    without_effect = []
+    for name, value in (CHANGES | OWN_CHANGES.get(objective, {})).items():
+        if fingerprint(make_trainer(objective, tiny_model, tmp_path, **{name: value})) == usual:
+            without_effect.append(name)
+    assert without_effect == (["lora_dropout"] if objective in WITHOUT_DROPOUT else [])
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_the_recorded_dropout_is_the_one_in_training(tiny_model: Path, tmp_path: Path, objective: str) -> None:
+    """A job that was stored before its dropout was refused is recorded as it is trained: without."""
+    spec = FineTuneJobSpec.model_validate(
+        {
+            "objective": objective,
+            "model": {"uri": "s3://models/base"},
+            "tuning": {"method": "LoRA", "lora": {"dropout": 0.3}},
+            "dataset": {"train": {"uri": "s3://data/train.jsonl"}},
+            "output": {"uri": "s3://models/out"},
+        }
+    )
+    recorded = resolve(spec, Facts(parameters=1, train_rows=10, validation_rows=0)).lora_dropout
+    trainer = make_trainer(objective, tiny_model, tmp_path, lora_dropout=recorded)
+    trainer.model.train()
+    used = {
+        one.p for layer in trainer.model.modules() if isinstance(layer, LoraLayer) for one in dropouts(layer) if one.p
+    }
+    assert used == ({recorded} if recorded else set())
+    assert recorded == (0 if objective in WITHOUT_DROPOUT else 0.3)
+
+
+@pytest.mark.parametrize("double", [True, False])
+def test_the_constants_of_a_quantised_base_are_quantised_as_set(tiny_model: Path, double: bool) -> None:
+    model = load_for_training(tiny_model, make_settings("QLoRA", double_quant=double), CPU)
+    layers = [layer for layer in model.modules() if isinstance(layer, Linear4bit)]
+    assert {layer.weight.quant_state.nested for layer in layers} == {double}
+
+
+@pytest.mark.parametrize(("asked", "reported"), [({"fusedKernels": "Auto"}, False), ({}, None)])
+def test_fused_kernels_are_reported_if_set(make_bench: MakeBench, asked: dict[str, str], reported: bool | None) -> None:
+    hyper = {"maxSteps": 1, "perDeviceTrainBatchSize": 1, "maxLength": 128}
+    bench = make_bench(hyperparameters=hyper | asked, evaluation={"baseline": False})
+    report = bench.run()
+    assert report.resolved
+    assert report.resolved.fused_kernels is reported, "there is no GPU here"

@@ -1,0 +1,369 @@
+"""Every field of the spec has an effect with every objective that accepts it.
+
+A field changes the resolved settings, from which the trainer's arguments are made (`test_settings_reach_trainer.py`),
+or a pod; for the others, a table names the test that shows the effect.
+"""
+
+import ast
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from finetune_api.crd import structural_schema
+from finetune_api.defaults import Facts, resolve
+from finetune_api.objectives import Objective
+from finetune_api.spec import FineTuneJobSpec
+from finetune_api.spec_rules import broken_rules
+
+ROOT = Path(__file__).parents[4]
+OBJECTIVES = [one.value for one in Objective]
+FACTS = Facts(parameters=1_000_000_000, train_rows=1000, validation_rows=50)
+Spec = dict[str, Any]
+
+RESOLVED: dict[str, Any] = {
+    "tuning.method": "LoRA",
+    "tuning.lora.rank": 8,
+    "tuning.lora.alpha": 8,
+    "tuning.lora.dropout": 0.3,
+    "tuning.lora.targetModules": ["q_proj"],
+    "tuning.lora.useRslora": True,
+    "tuning.quantization.doubleQuant": False,
+    "hyperparameters.numTrainEpochs": 2.5,
+    "hyperparameters.maxSteps": 7,
+    "hyperparameters.learningRate": 0.123,
+    "hyperparameters.lrSchedulerType": "linear",
+    "hyperparameters.warmupSteps": 0.2,
+    "hyperparameters.weightDecay": 0.1,
+    "hyperparameters.maxGradNorm": 0.7,
+    "hyperparameters.optim": "adamw_8bit",
+    "hyperparameters.perDeviceTrainBatchSize": 8,
+    "hyperparameters.gradientAccumulationSteps": 12,
+    "hyperparameters.maxLength": 512,
+    "hyperparameters.precision": "FP32",
+    "hyperparameters.attention": "SDPA",
+    "hyperparameters.gradientCheckpointing": False,
+    "hyperparameters.seed": 7,
+    "dpo.beta": 0.2,
+    "dpo.lossType": "ipo",
+    "kto.beta": 0.2,
+    "kto.desirableWeight": 2,
+    "kto.undesirableWeight": 2,
+    "rlhf.algorithm": "RLOO",
+    "rlhf.numGenerations": 8,
+    "rlhf.maxCompletionLength": 64,
+    "rlhf.temperature": 0.5,
+    "rlhf.beta": 0.2,
+    "evaluation.steps": 3,
+}
+"""Fields that change the resolved settings, each with a value that is no objective's default."""
+
+PODS: dict[str, Any] = {
+    "storage.caSecretRef.name": "authority",
+    "storage.credentialsSecretRef.name": "keys",
+    "hub.caSecretRef.name": "authority",
+    "modelCache.claimName": "models",
+    "model.credentialsSecretRef.name": "token",
+    "dataset.train.credentialsSecretRef.name": "token",
+    "dataset.validation.credentialsSecretRef.name": "token",
+    "checkpoint.gracePeriodSeconds": 30,
+    "resources.nodes": 2,
+    "resources.gpusPerNode": 4,
+    "resources.gpuResourceName": "amd.com/gpu",
+    "resources.requests": {"cpu": 2},
+    "resources.limits": {"memory": "8Gi"},
+    "resources.shmSize": "2Gi",
+    "resources.workspace.sizeLimit": "5Gi",
+    "scheduling.queueName": "team-a",
+    "scheduling.workloadPriorityClass": "high",
+    "scheduling.topology.mode": "Preferred",
+    "scheduling.topology.level": "rack",
+    "scheduling.nodeSelector": {"disk": "ssd"},
+    "scheduling.tolerations[].key": "gpu",
+    "scheduling.tolerations[].operator": "Exists",
+    "scheduling.tolerations[].value": "true",
+    "scheduling.tolerations[].effect": "NoSchedule",
+    "scheduling.tolerations[].tolerationSeconds": 60,
+    "scheduling.priorityClassName": "high",
+    "scheduling.runtimeClassName": "nvidia",
+    "trainer.imagePullPolicy": "Always",
+    "trainer.imagePullSecrets[].name": "registry",
+    "trainer.serviceAccountName": "trainer",
+    "trainer.env[].name": "NCCL_DEBUG",
+    "trainer.env[].value": "INFO",
+    "trainer.podAnnotations": {"example.com/network": "rdma"},
+    "preflight.queueName": "checks",
+    "preflight.resources.requests": {"cpu": 1},
+    "preflight.resources.limits": {"memory": "2Gi"},
+    "tracking.mlflow.credentialsSecretRef.name": "mlflow",
+    "tracking.wandb.secretRef.name": "wandb",
+    "backoffLimit": 5,
+}
+"""Fields that change the Job of preflight or of the trainer."""
+
+DATA, MODELS, TRAINING = "tests/unit/trainer/data", "tests/unit/trainer/models", "tests/integration/trainer_torch"
+POLICY, TRACKERS = "tests/unit/operator/policy", "tests/integration/trainer/test_trackers.py"
+PARENTS = f"{POLICY}/test_dependencies.py::test_parents_are_pinned_in_a_separate_write_before_anything_is_created"
+GATE = f"{TRAINING}/test_gate.py::test_a_gate_that_is_not_met_fails_with_everything_published"
+EXPECTATIONS = "tests/unit/trainer/evaluation/test_expectations.py"
+ELSEWHERE = {
+    "objective": f"{DATA}/checks/test_objectives.py::test_an_objective_takes_what_it_can_learn_from",
+    "storage.endpoint": "tests/integration/trainer/test_s3.py::test_an_endpoint_that_never_answers_is_unavailable",
+    "storage.region": (
+        "tests/unit/trainer/storage/test_s3_client.py::test_requests_are_signed_for_the_region_of_the_job"
+    ),
+    "storage.forcePathStyle": (
+        "tests/unit/trainer/storage/test_s3_client.py::test_a_bucket_is_in_the_path_or_in_the_host_as_the_job_sets_it"
+    ),
+    "hub.endpoint": (
+        "tests/unit/operator/manifests/test_effective_spec.py::test_the_default_hub_completes_a_hub_without_an_endpoint"
+    ),
+    "model.uri": "tests/unit/trainer/storage/test_hub.py::test_a_model_is_read_at_its_commit_once_it_is_known",
+    "model.revision": "tests/unit/trainer/storage/test_hub.py::test_a_model_is_read_at_its_commit_once_it_is_known",
+    "tuning.vramBudget": (
+        f"{MODELS}/test_resolve_settings.py::test_auto_is_full_where_the_budget_permits_and_the_reason_has_both_numbers"
+    ),
+    "tuning.initialAdapter.uri": (
+        f"{MODELS}/test_adapter_input.py::test_an_adapter_of_the_same_base_passes_and_fixes_rank_and_modules"
+    ),
+    "tuning.initialAdapter.fromParent": (
+        f"{MODELS}/test_adapter_input.py::test_a_parents_adapter_passes_with_the_parent_in_the_lineage"
+    ),
+    "dataset.train.uri": f"{DATA}/test_sources.py::test_one_object_is_itself_whatever_its_name",
+    "dataset.train.sha256": f"{DATA}/test_sources.py::test_an_object_has_the_digest_that_the_job_names",
+    "dataset.train.revision": (
+        "tests/unit/trainer/config/test_resolved_manifest.py::test_rows_of_a_hub_are_named_by_the_commit_that_was_read"
+    ),
+    "dataset.validation.uri": (
+        "tests/unit/trainer/pipeline/test_prepare_dataset.py::test_what_the_validation_file_holds_is_not_trained_on"
+    ),
+    "dataset.validation.sha256": f"{DATA}/test_sources.py::test_an_object_has_the_digest_that_the_job_names",
+    "dataset.validation.revision": (
+        "tests/unit/trainer/config/test_resolved_manifest.py::test_rows_of_a_hub_are_named_by_the_commit_that_was_read"
+    ),
+    "dataset.validationSplitPercent": (
+        f"{DATA}/checks/test_split.py::test_without_a_percentage_there_is_no_split_and_no_warning"
+    ),
+    "dataset.format": (
+        "tests/unit/trainer/pipeline/test_prepare_dataset.py::test_a_given_format_decides_what_the_rows_are"
+    ),
+    "dataset.columns": "tests/unit/trainer/pipeline/test_prepare_dataset.py::test_mapped_columns_of_a_pair_are_read",
+    "dataset.maxRejectedPercent": f"{DATA}/checks/test_summary.py::test_malformed_rows_are_unusable_above_the_limit",
+    "dataset.maxSamples": (
+        "tests/unit/trainer/pipeline/test_preflight.py::test_max_samples_counts_accepted_training_rows"
+    ),
+    "hyperparameters.packing": (
+        f"{MODELS}/test_resolve_settings.py::test_with_packing_a_step_has_as_many_sequences_as_hold_its_rows"
+    ),
+    "hyperparameters.fusedKernels": (
+        f"{TRAINING}/test_settings_reach_trainer.py::test_fused_kernels_are_reported_if_set"
+    ),
+    "rlhf.rewardModel.uri": f"{TRAINING}/test_reward_jobs.py::test_the_chain_of_a_reward_model_and_a_policy",
+    "rlhf.rewardModel.jobRef.name": PARENTS,
+    "rlhf.rewards[].type": (
+        "tests/unit/trainer/rewards/test_computed.py::test_a_pattern_is_found_anywhere_in_the_answer"
+    ),
+    "rlhf.rewards[].targetTokens": (
+        "tests/unit/trainer/rewards/test_computed.py::"
+        "test_the_length_reward_is_highest_at_its_target_and_falls_to_zero_on_both_sides"
+    ),
+    "rlhf.rewards[].pattern": (
+        "tests/unit/trainer/rewards/test_computed.py::test_a_pattern_is_found_anywhere_in_the_answer"
+    ),
+    "rlhf.rewards[].weight": "tests/unit/trainer/rewards/test_computed.py::test_rewards_are_added_up_by_weight",
+    "lineage.parentRef.name": PARENTS,
+    "lineage.annotations": (
+        "tests/unit/trainer/publishing/test_lineage.py::"
+        "test_lineage_names_the_jobs_and_the_adapter_that_a_result_builds_on"
+    ),
+    "evaluation.baseline": (
+        f"{TRAINING}/test_endings.py::test_a_loss_that_is_not_finite_is_diverged_and_nothing_is_published"
+    ),
+    "evaluation.prompts[].prompt": GATE,
+    "evaluation.prompts[].expected": (
+        f"{EXPECTATIONS}::test_a_pattern_is_searched_in_the_answer_and_an_absent_one_has_no_result"
+    ),
+    "evaluation.maxNewTokens": GATE,
+    "evaluation.gate.maxEvalLoss": GATE,
+    "evaluation.gate.mustImprove": f"{EXPECTATIONS}::test_what_is_not_reached_is_reported_with_the_figures",
+    "evaluation.gate.mustMatchExpected": f"{EXPECTATIONS}::test_what_is_not_reached_is_reported_with_the_figures",
+    "earlyStopping.patience": (
+        "tests/unit/trainer/evaluation/test_early_stopping.py::"
+        "test_patience_counts_evaluations_without_a_fall_of_the_least_delta"
+    ),
+    "earlyStopping.minDelta": (
+        "tests/unit/trainer/evaluation/test_early_stopping.py::test_small_falls_add_up_to_an_improvement"
+    ),
+    "earlyStopping.warmupEvaluations": (
+        "tests/unit/trainer/evaluation/test_early_stopping.py::test_the_first_evaluations_do_not_wear_patience_out"
+    ),
+    "checkpoint.steps": (
+        "tests/unit/trainer/training/test_checkpoints.py::"
+        "test_checkpoints_are_as_frequent_as_evaluations_unless_the_job_sets_steps"
+    ),
+    "checkpoint.saveTotalLimit": "tests/unit/trainer/training/test_checkpoints.py::test_the_newest_are_kept",
+    "checkpoint.resumePolicy": (
+        "tests/unit/trainer/training/test_checkpoints.py::test_with_never_nothing_is_gone_on_from_and_nothing_saved"
+    ),
+    "output.uri": (
+        "tests/unit/trainer/pipeline/test_preflight.py::test_the_canonical_rows_lie_under_the_output_with_their_digests"
+    ),
+    "output.merge": f"{TRAINING}/test_train.py::test_the_merged_model_answers_as_base_and_adapter",
+    "resources.collectiveTimeoutSeconds": (
+        "tests/integration/trainer/test_ranks.py::test_a_process_that_hangs_ends_the_attempt_with_the_stacks_of_all"
+    ),
+    "resources.merge.requests": f"{POLICY}/test_merge.py::test_a_merge_has_its_own_resources_if_the_job_names_them",
+    "resources.merge.limits": f"{POLICY}/test_merge.py::test_a_merge_has_its_own_resources_if_the_job_names_them",
+    "trainer.image": f"{POLICY}/test_admission.py::test_what_is_refused_by_default_is_allowed_by_its_setting",
+    "tracking.mlflow.uri": f"{TRACKERS}::test_mlflow_has_figures_settings_and_where_it_all_is",
+    "tracking.mlflow.experiment": f"{TRACKERS}::test_mlflow_has_figures_settings_and_where_it_all_is",
+    "tracking.mlflow.runName": f"{TRACKERS}::test_mlflow_has_figures_settings_and_where_it_all_is",
+    "tracking.wandb.project": f"{TRACKERS}::test_an_offline_run_of_wandb_is_a_file_that_its_reader_reads",
+    "tracking.wandb.entity": f"{TRACKERS}::test_an_offline_run_of_wandb_is_a_file_that_its_reader_reads",
+    "tracking.wandb.mode": f"{TRACKERS}::test_an_offline_run_of_wandb_is_a_file_that_its_reader_reads",
+    "tracking.wandb.baseUrl": f"{TRACKERS}::test_wandb_without_a_key_or_an_answer_fails_nothing",
+    "tracking.tensorboard": f"{TRAINING}/test_tracking.py::test_tensorboard_itself_reads_every_figure",
+    "suspend": f"{POLICY}/test_suspension.py::test_a_job_created_suspended_creates_nothing_until_it_may",
+    "maxPreemptions": f"{POLICY}/test_runs.py::test_preemptions_of_preflight_outlive_the_operators_memory",
+    "startDeadlineSeconds": (
+        f"{POLICY}/test_deadlines.py::test_a_job_whose_trainer_does_not_start_in_time_fails_with_what_it_waited_for"
+    ),
+    "activeDeadlineSeconds": (
+        f"{POLICY}/test_deadlines.py::test_active_time_is_summed_over_runs_and_leaves_waiting_out"
+    ),
+    "stallTimeoutSeconds": (
+        f"{POLICY}/test_deadlines.py::test_a_trainer_that_answers_but_does_not_move_is_started_again_as_a_failure"
+    ),
+    "ttlSecondsAfterFinished": (
+        f"{POLICY}/test_deadlines.py::test_what_is_left_of_a_finished_job_is_removed_in_its_time"
+    ),
+}
+"""Fields whose effect another test shows."""
+
+AROUND: dict[str, Spec] = {
+    "hub.caSecretRef.name": {"model": {"uri": "hf://owner/model"}},
+    "model.credentialsSecretRef.name": {"model": {"uri": "hf://owner/model"}},
+    "dataset.train.credentialsSecretRef.name": {"dataset": {"train": {"uri": "hf://datasets/owner/rows"}}},
+    "dataset.validation.credentialsSecretRef.name": {
+        "dataset": {"train": {"uri": "s3://bucket/rows"}, "validation": {"uri": "hf://datasets/owner/rows"}}
+    },
+    "resources.nodes": {"tuning": {"method": "LoRA"}},
+    "resources.gpusPerNode": {"tuning": {"method": "LoRA"}},
+    "scheduling.workloadPriorityClass": {"scheduling": {"queueName": "team-a"}},
+    "scheduling.topology.mode": {"scheduling": {"topology": {"mode": "Required", "level": "block"}}},
+    "scheduling.topology.level": {"scheduling": {"topology": {"mode": "Required", "level": "block"}}},
+    "scheduling.tolerations[].operator": {"scheduling": {"tolerations": [{"key": "gpu"}]}},
+    "scheduling.tolerations[].value": {"scheduling": {"tolerations": [{"key": "gpu"}]}},
+    "scheduling.tolerations[].effect": {"scheduling": {"tolerations": [{"key": "gpu"}]}},
+    "scheduling.tolerations[].tolerationSeconds": {"scheduling": {"tolerations": [{"key": "gpu"}]}},
+    "trainer.env[].name": {"trainer": {"env": [{"name": "A", "value": "1"}]}},
+    "trainer.env[].value": {"trainer": {"env": [{"name": "A", "value": "1"}]}},
+    "tracking.mlflow.credentialsSecretRef.name": {
+        "tracking": {"mlflow": {"uri": "http://mlflow:5000", "experiment": "one"}}
+    },
+    "tracking.wandb.secretRef.name": {"tracking": {"wandb": {"project": "p", "secretRef": {"name": "other"}}}},
+    "preflight.queueName": {"scheduling": {"queueName": "team-a"}},
+}
+"""What a field needs around it."""
+
+
+def leaves(node: Spec, path: str = "") -> Iterator[str]:
+    for name, child in node.get("properties", {}).items():
+        here = f"{path}.{name}" if path else name
+        items = child.get("items", {})
+        if "properties" in child:
+            yield from leaves(child, here)
+        elif "properties" in items:
+            yield from leaves(items, f"{here}[]")
+        else:
+            yield here
+
+
+def base(objective: str, path: str) -> Spec:
+    spec: Spec = {
+        "objective": objective,
+        "model": {"uri": "s3://models/base"},
+        "dataset": {"train": {"uri": "s3://data/train.jsonl"}, "validationSplitPercent": 10},
+        "output": {"uri": "s3://models/out"},
+    }
+    if objective == "RLHF":
+        spec["rlhf"] = {"rewards": [{"type": "Length", "targetTokens": 8}]}
+    return spec | copy.deepcopy(AROUND.get(path, {}))
+
+
+def with_field(spec: Spec, path: str, value: Any) -> Spec:
+    """Return the spec with the field set; `[]` is the first entry of a list."""
+    changed = copy.deepcopy(spec)
+    node: Any = changed
+    *blocks, last = path.split(".")
+    for block in blocks:
+        name = block.removesuffix("[]")
+        node = node.setdefault(name, [{}] if block.endswith("[]") else {})
+        node = node[0] if isinstance(node, list) else node
+    node[last] = value
+    return changed
+
+
+def is_refused(spec: Spec) -> bool:
+    try:
+        return bool(broken_rules(FineTuneJobSpec.model_validate(spec)))
+    except ValidationError:
+        return True
+
+
+def test_every_field_is_in_one_of_the_three_tables() -> None:
+    tables = [*RESOLVED, *PODS, *ELSEWHERE]
+    assert len(tables) == len(set(tables))
+    assert set(tables) == set(leaves(structural_schema(FineTuneJobSpec)))
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("path", RESOLVED)
+def test_a_training_setting_changes_the_resolved_settings_or_is_refused(objective: str, path: str) -> None:
+    before = base(objective, path)
+    assert not is_refused(before)
+    after = with_field(before, path, RESOLVED[path])
+    if is_refused(after):
+        return
+    left, right = (resolve(FineTuneJobSpec.model_validate(one), FACTS) for one in (before, after))
+    assert left.model_dump(exclude={"method_reason"}) != right.model_dump(exclude={"method_reason"})
+
+
+@pytest.mark.parametrize("path", RESOLVED)
+def test_a_training_setting_is_accepted_with_one_objective_at_least(path: str) -> None:
+    accepted = [one for one in OBJECTIVES if not is_refused(with_field(base(one, path), path, RESOLVED[path]))]
+    only = {"dpo": ["DPO"], "kto": ["KTO"], "rlhf": ["RLHF"]}.get(path.partition(".")[0])
+    dropout = [one for one in OBJECTIVES if one not in {"DPO", "KTO", "RLHF"}]
+    assert accepted == (only or (dropout if path == "tuning.lora.dropout" else OBJECTIVES))
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("path", PODS)
+def test_a_setting_of_the_pods_changes_a_pod_or_is_refused(built: Any, objective: str, path: str) -> None:
+    before = base(objective, path)
+    after = with_field(before, path, PODS[path])
+    assert not is_refused(before)
+    if is_refused(after):
+        assert objective in {"KTO", "RewardModel", "RLHF"}, "only those train in one process"
+        assert path in {"resources.nodes", "resources.gpusPerNode"}
+        return
+    pairs = [(built(kind, **before), built(kind, **after)) for kind in ("preflight", "trainer")]
+    assert any(without_config(left) != without_config(right) for left, right in pairs)
+
+
+def without_config(job: Spec) -> Spec:
+    """Return the Job without the name of its ConfigMap, which changes with every field of the spec."""
+    plain = copy.deepcopy(job)
+    for volume in plain["spec"]["template"]["spec"]["volumes"]:
+        volume.pop("configMap", None)
+    return plain
+
+
+@pytest.mark.parametrize("path", ELSEWHERE)
+def test_the_test_that_shows_the_effect_of_a_field_exists(path: str) -> None:
+    file, _, name = ELSEWHERE[path].partition("::")
+    tree = ast.parse((ROOT / file).read_text(encoding="utf-8"))
+    assert name in {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
