@@ -1,4 +1,4 @@
-"""Read YAML as kubectl does, with the line of every field and the keys that are given twice.
+"""Read YAML as kubectl does, with the place of every field and the keys that are given twice.
 
 kubectl's reader is neither YAML 1.1 nor 1.2: `1e-4` is a number, `On` and `y` are true, `0o10` and `010` are eight.
 """
@@ -12,6 +12,8 @@ from typing import Any
 
 import yaml
 
+from finetune_api.yaml_faults import YamlError, explain_fault, split_documents, tab_faults, without_tabs
+
 FieldPath = tuple[str | int, ...]
 TRUE = {"y", "yes", "on", "true"}
 FALSE = {"n", "no", "off", "false"}
@@ -23,10 +25,8 @@ TAGS = {f"tag:yaml.org,2002:{kind}" for kind in ("bool", "int", "float", "null",
 MAX_BYTES = 4 * 1024 * 1024
 MAX_NODES = 100_000
 MAX_DEPTH = 100
-
-
-class YamlError(Exception):
-    """A text is not YAML, or exceeds a limit; the message begins with the line where one is known."""
+TAB = repr("\t")
+"""A tab in the messages of the parser."""
 
 
 class FileError(Exception):
@@ -35,19 +35,40 @@ class FileError(Exception):
 
 @dataclass
 class YamlDocument:
-    """One document: its value, the line (from 1) of each field, and the fields that are given twice."""
+    """One document: its value, the place of each field, and the fields that are given twice."""
 
     value: Any
-    lines: dict[FieldPath, int] = field(default_factory=dict)
-    duplicates: list[FieldPath] = field(default_factory=list)
+    places: dict[FieldPath, tuple[int, int]] = field(default_factory=dict)
+    """Line and column of each field, from 1."""
+    duplicates: dict[FieldPath, int] = field(default_factory=dict)
+    """Fields that are given twice, with the line of the first."""
     written: dict[FieldPath, str] = field(default_factory=dict)
     """Unquoted scalars as the file has them; kubectl may read them as something else."""
+    path: FieldPath = ()
+    """Place in the document that contains it, for an item of a List."""
+
+    def place(self, path: FieldPath) -> tuple[int, int]:
+        """Return line and column of a field, or of the nearest field around it that the document has."""
+        while path and path not in self.places:
+            path = path[:-1]
+        return self.places.get(path, (1, 1))
 
     def line(self, path: FieldPath) -> int:
         """Return the line of a field, or of the nearest field around it that the document has."""
-        while path and path not in self.lines:
-            path = path[:-1]
-        return self.lines.get(path, 1)
+        return self.place(path)[0]
+
+    def objects(self) -> "list[YamlDocument]":
+        """Return the items of a List, or the document itself."""
+        kind, items = (self.value.get("kind"), self.value.get("items")) if isinstance(self.value, dict) else ("", None)
+        if not (isinstance(kind, str) and kind.endswith("List") and isinstance(items, list)):
+            return [self]
+        parts = [YamlDocument(item, path=(*self.path, "items", index)) for index, item in enumerate(items)]
+        for name in ("places", "duplicates", "written"):
+            for path, found in getattr(self, name).items():
+                index = path[1] if len(path) > 1 and path[0] == "items" else None
+                if isinstance(index, int) and index < len(parts):
+                    getattr(parts[index], name)[path[2:]] = found
+        return [one for part in parts for one in part.objects()]
 
 
 def read_text(path: Path) -> str:
@@ -65,31 +86,71 @@ def read_text(path: Path) -> str:
 
 
 def read_documents(text: str) -> list[YamlDocument]:
-    """Return every document that is not empty; raise YamlError if the text is not YAML."""
-    loader = yaml.SafeLoader(text)
-    found = []
+    """Return every document that is not empty; raise YamlError with the first fault if the text is not YAML."""
+    documents, faults = read_stream(text)
+    if faults:
+        raise faults[0]
+    return documents
+
+
+def read_stream(text: str) -> tuple[list[YamlDocument], list[YamlError]]:
+    """Return every document that is not empty, and every fault; after a fault, the next document is read."""
     try:
+        return list(_read(text)), []
+    except YamlError as error:
+        parts = list(split_documents(text))
+        if len(parts) < 2:
+            return _recover(text, 0, error)
+    documents: list[YamlDocument] = []
+    faults: list[YamlError] = []
+    for lines, part in parts:
+        found, wrong = _read_part(part, lines)
+        documents += found
+        faults += [fault.below(lines) for fault in wrong]
+    return documents, faults
+
+
+def _read_part(text: str, lines: int) -> tuple[list[YamlDocument], list[YamlError]]:
+    try:
+        return list(_read(text, lines)), []
+    except YamlError as error:
+        return _recover(text, lines, error)
+
+
+def _recover(text: str, lines: int, error: YamlError) -> tuple[list[YamlDocument], list[YamlError]]:
+    """Return the fault, or those of all lines with tabs and what the text is with spaces in their place."""
+    tabs = list(tab_faults(text)) if TAB in error.problem else []
+    if not tabs:
+        return [], [error]
+    documents, _ = _read_part(without_tabs(text), lines)  # what is wrong then may follow from the replacement
+    return documents, tabs
+
+
+def _read(text: str, lines: int = 0) -> Iterator[YamlDocument]:
+    """Yield the documents of a text that begins after that number of lines."""
+    loader = None
+    try:
+        loader = yaml.SafeLoader(text)
         while loader.check_node():
             node = loader.get_node()
-            document = _Reader(loader).read(node) if node else None
+            document = _Reader(loader, lines).read(node) if node else None
             if document and document.value is not None:
-                found.append(document)
+                yield document
     except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-        raise YamlError(f"{place}{getattr(error, 'problem', None) or error}") from None
+        raise explain_fault(error, text) from None
     except RecursionError:
-        raise YamlError(f"nested more than {MAX_DEPTH} deep") from None
+        raise YamlError(f"nested more than {MAX_DEPTH} deep", "remove the nesting") from None
     finally:
-        loader.dispose()
-    return found
+        if loader:
+            loader.dispose()
 
 
 class _Reader:
     """Turns the nodes of one document into values."""
 
-    def __init__(self, loader: yaml.SafeLoader) -> None:
+    def __init__(self, loader: yaml.SafeLoader, lines: int) -> None:
         self._loader = loader
+        self._lines = lines
         self._document = YamlDocument(None)
         self._nodes = 0
 
@@ -100,11 +161,12 @@ class _Reader:
     def _value(self, node: yaml.Node, path: FieldPath) -> Any:
         self._nodes += 1
         if self._nodes > MAX_NODES:
-            raise YamlError("too many aliases: the document has no end")
-        line = node.start_mark.line + 1
+            raise YamlError("too many aliases: the document has no end", "write the values out")
+        line, column = node.start_mark.line + 1, node.start_mark.column + 1
         if len(path) > MAX_DEPTH:
-            raise YamlError(f"line {line}: nested more than {MAX_DEPTH} deep: is an alias inside its own anchor?")
-        self._document.lines.setdefault(path, line)
+            problem = f"nested more than {MAX_DEPTH} deep: is an alias inside its own anchor?"
+            raise YamlError(problem, "remove the alias", line=line, column=column)
+        self._document.places.setdefault(path, (self._lines + line, column))
         if isinstance(node, yaml.MappingNode):
             return dict(self._pairs(node, path))
         if isinstance(node, yaml.SequenceNode):
@@ -115,18 +177,19 @@ class _Reader:
         return node.value
 
     def _pairs(self, node: yaml.MappingNode, path: FieldPath) -> Iterator[tuple[str, Any]]:
-        seen: set[str] = set()
+        seen: dict[str, int] = {}
         for key, _ in node.value:
             name = str(key.value)
             if name in seen and name != "<<":
-                self._document.duplicates.append((*path, name))
-            seen.add(name)
+                self._document.duplicates[(*path, name)] = seen[name]
+            seen.setdefault(name, self._lines + key.start_mark.line + 1)
         self._loader.flatten_mapping(node)
         for key, child in node.value:
             if not isinstance(key, yaml.ScalarNode):
-                raise YamlError(f"line {key.start_mark.line + 1}: a key must be a word")
+                line, column = key.start_mark.line + 1, key.start_mark.column + 1
+                raise YamlError("a key must be a word", "put it in quotes", line=line, column=column)
             here = (*path, str(key.value))
-            self._document.lines[here] = key.start_mark.line + 1
+            self._document.places[here] = (self._lines + key.start_mark.line + 1, key.start_mark.column + 1)
             yield str(key.value), self._value(child, here)
 
 

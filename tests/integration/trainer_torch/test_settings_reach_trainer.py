@@ -9,7 +9,7 @@ import torch
 from bitsandbytes.nn import Linear4bit
 from loop_bench import CPU, THINGS, make_loop, make_settings, question
 from peft.tuners.lora import LoraLayer
-from training_bench import Bench
+from training_bench import HYPERPARAMETERS, Bench
 
 from finetune_api.defaults import Facts, resolve
 from finetune_api.objectives import Objective, Reward
@@ -26,7 +26,7 @@ from finetune_trainer.training.methods.parts import TrainerParts
 
 MakeBench = Callable[..., Bench]
 OBJECTIVES = [one.value for one in Objective]
-PAIRS = [EncodedPair([1, 20 + at, 21], [30, 31, 2], [40, 41 + at % 3, 42, 2]) for at in range(10)]
+PAIRS = [EncodedPair([1, 20 + at, 21], [30, 31, 2], [40, 41 + at % 3, 42, 2]) for at in range(4)]
 SAMPLES: dict[str, Sequence[Any]] = {
     "DPO": PAIRS,
     "RewardModel": PAIRS,
@@ -36,7 +36,7 @@ SAMPLES: dict[str, Sequence[Any]] = {
         for ids, good in ((pair.chosen_ids, True), (pair.rejected_ids, False))
     ],
 }
-TEXTS = [Encoded([1, 20 + at, 30, 31, 2], [-100, -100, 30, 31, 2], 3) for at in range(10)]
+TEXTS = [Encoded([1, 20 + at, 30, 31, 2], [-100, -100, 30, 31, 2], 3) for at in range(4)]
 OWN = {
     "DPO": {"beta": 0.1, "loss_type": "sigmoid"},
     "KTO": {"beta": 0.1, "desirable_weight": 1.0, "undesirable_weight": 1.0},
@@ -101,7 +101,7 @@ def make_trainer(objective: str, model: Path, folder: Path, **changes: Any) -> L
 def fingerprint(trainer: LoopTrainer) -> dict[str, Any]:
     """Return what a training depends on: the library's arguments, and the layers of the adapter as they compute."""
     layers = {
-        name: (layer.scaling["default"], layer.r["default"], [one.p for one in dropouts(layer)])
+        name: (layer.scaling["default"], layer.r["default"], [one.p for one in dropouts(layer) if one.p])
         for name, layer in trainer.model.named_modules()
         if isinstance(layer, LoraLayer)
     }
@@ -164,7 +164,7 @@ def test_the_constants_of_a_quantised_base_are_quantised_as_set(tiny_model: Path
 
 @pytest.mark.parametrize(("asked", "reported"), [({"fusedKernels": "Auto"}, False), ({}, None)])
 def test_fused_kernels_are_reported_if_set(make_bench: MakeBench, asked: dict[str, str], reported: bool | None) -> None:
-    hyper = {"maxSteps": 1, "perDeviceTrainBatchSize": 1, "maxLength": 128}
+    hyper = HYPERPARAMETERS | {"maxSteps": 2, "warmupSteps": 0, "gradientAccumulationSteps": 1}
     bench = make_bench(hyperparameters=hyper | asked, evaluation={"baseline": False})
     report = bench.run()
     assert report.resolved

@@ -1,6 +1,7 @@
 import pytest
 
-from finetune_api.yaml_document import YamlError, drop_nulls, read_documents, read_scalar, write_document
+from finetune_api.yaml_document import drop_nulls, read_documents, read_scalar, write_document
+from finetune_api.yaml_faults import YamlError
 
 
 @pytest.mark.parametrize(
@@ -21,7 +22,7 @@ def test_quoted_words_are_texts_and_anchors_and_merges_are_followed() -> None:
     text = 'base: &base {a: "1e-4", b: 2}\nmore: {<<: *base, b: 3}\n'
     (document,) = read_documents(text)
     assert document.value == {"base": {"a": "1e-4", "b": 2}, "more": {"a": "1e-4", "b": 3}}
-    assert document.duplicates == []
+    assert document.duplicates == {}
     assert document.line(("more", "b")) == 2
 
 

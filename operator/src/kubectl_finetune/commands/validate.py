@@ -1,5 +1,6 @@
 """`validate`: check manifests without a cluster; each problem has file, line, field, value and fix."""
 
+import itertools
 import json
 import re
 import shutil
@@ -7,12 +8,14 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from finetune_api import names
-from finetune_api.yaml_document import FileError, YamlDocument, YamlError, join_path, read_documents, read_text
+from finetune_api.hyperparameters import FORMER_WORDS, FusedKernels, Packing
+from finetune_api.yaml_document import FieldPath, FileError, YamlDocument, join_path, read_stream, read_text
+from finetune_api.yaml_faults import YamlError
 from kubectl_finetune.display.table import clean
 from kubectl_finetune.errors import PluginError, WrongUse
 from kubectl_finetune.manifest.schema import Fault, find_faults
@@ -37,10 +40,13 @@ class Problem:
     message: str
     value: str = ""
     fix: str = ""
+    column: int = 0
+    """Column of a fault of YAML itself; 0 for a fault of a field, which its line shows."""
 
     def text(self) -> str:
         """Return the problem in the format of a compiler message."""
-        lines = [f"{self.file}:{self.line}: {self.field + ' ' if self.field else ''}{self.message}"]
+        place = f"{self.line}:{self.column}" if self.column else str(self.line)
+        lines = [f"{self.file}:{place}: {self.field + ' ' if self.field else ''}{self.message}"]
         lines += [f"    value: {self.value}"] if self.value else []
         return "\n".join(lines + ([f"    fix: {self.fix}"] if self.fix else []))
 
@@ -68,22 +74,23 @@ def name_of(job: dict[str, Any]) -> str:
 def check_files(sources: Iterable[tuple[str, str]]) -> ValidationResult:
     """Check every FineTuneJob in the files, which are given as names and texts."""
     result = ValidationResult()
+    found: list[tuple[str, YamlDocument]] = []
     first = ""
     for name, text in sources:
         first = first or name
-        try:
-            documents = read_documents(text)
-        except YamlError as error:
-            result.problems.append(Problem(name, _line_in(str(error)), "", f"is not YAML: {error}"))
-            continue
-        found = [document for document in documents if _is_job(document, name, result)]
-        for document in found:
-            result.problems += _check(document, name)
-            result.jobs.append(document.value)
-    if not result.jobs and not result.problems:
+        documents, faults = read_stream(text)
+        problems = [_of_yaml(name, fault) for fault in faults]
+        for document in itertools.chain.from_iterable(one.objects() for one in documents):
+            if _is_job(document, name, result):
+                problems += _check(document, name)
+                result.notes += _former_words(document, name)
+                found.append((name, document))
+        result.problems += sorted(problems, key=lambda one: one.line)
+    result.jobs = [document.value for _, document in found]
+    if not found and not result.problems:
         result.problems.append(Problem(first, 1, "", f"no {names.KIND} found", fix=f"kind: {names.KIND}"))
+    result.problems += _clashes(found)
     if not result.problems:
-        result.problems += _clashes(result.jobs)
         result.notes += _parents_elsewhere(result.jobs)
     return result
 
@@ -108,22 +115,25 @@ def read_files(paths: Iterable[Path]) -> Iterator[tuple[str, str]]:
                 raise PluginError(str(error)) from None
 
 
-def _line_in(message: str) -> int:
-    found = re.match(r"line (\d+)", message)
-    return int(found[1]) if found else 1
+def _of_yaml(file: str, fault: YamlError) -> Problem:
+    message = f"is not YAML: {fault.problem}"
+    return Problem(file, fault.line or 1, "", message, fix=fault.fix, column=fault.column)
 
 
 def _is_job(document: YamlDocument, file: str, result: ValidationResult) -> bool:
     """Return whether it is a FineTuneJob; other kinds are allowed, but a misspelt FineTuneJob is a problem."""
     value = document.value
     if not isinstance(value, dict):
-        result.problems.append(Problem(file, document.line(()), "", "is not an object", _shown(value)))
+        fix = f"write a {names.KIND}: kubectl finetune new"
+        line, place = document.line(()), _field(document, ())
+        result.problems.append(Problem(file, line, place, "is not an object", _shown(value), fix))
         return False
     kind, group = str(value.get("kind", "")), str(value.get("apiVersion", "")).partition("/")[0]
     if kind == names.KIND or group == names.GROUP or not kind:
         return True
     if nearest(kind, [names.KIND]):
-        problem = Problem(file, document.line(("kind",)), "kind", "is not known", kind, f"did you mean {names.KIND}?")
+        fix, line = f"did you mean {names.KIND}?", document.line(("kind",))
+        problem = Problem(file, line, _field(document, ("kind",)), "is not known", kind, fix)
         result.problems.append(problem)
         return False
     result.notes.append(f"{file}: a {clean(kind)} was not checked")
@@ -132,12 +142,11 @@ def _is_job(document: YamlDocument, file: str, result: ValidationResult) -> bool
 
 def _check(document: YamlDocument, file: str) -> list[Problem]:
     faults = [*_head(document.value), *_metadata(document.value.get("metadata"))]
-    faults += [Fault(path, "is given twice, and kubectl uses the last", "remove one") for path in document.duplicates]
     if "spec" in document.value and document.value["spec"] is not None:
         faults += find_faults(document.value["spec"], document.written)
     else:
         faults.append(Fault(("spec",), "is missing", "kubectl finetune new writes a starter manifest"))
-    return sorted((_problem(document, file, fault) for fault in faults), key=lambda one: one.line)
+    return [*_twice(document, file), *(_problem(document, file, fault) for fault in faults)]
 
 
 def _problem(document: YamlDocument, file: str, fault: Fault) -> Problem:
@@ -150,7 +159,27 @@ def _problem(document: YamlDocument, file: str, fault: Fault) -> Problem:
             break
     written = document.written.get(fault.path)
     shown = clean(written) if written is not None else _shown(value)
-    return Problem(file, document.line(fault.path), join_path(fault.path), fault.message, shown, fault.fix)
+    return Problem(file, document.line(fault.path), _field(document, fault.path), fault.message, shown, fault.fix)
+
+
+def _field(document: YamlDocument, path: FieldPath) -> str:
+    return join_path((*document.path, *path))
+
+
+def _twice(document: YamlDocument, file: str) -> Iterator[Problem]:
+    for path, first in document.duplicates.items():
+        message = f"is given twice, first in line {first}; kubectl uses the last"
+        fault = Fault(path, message, "remove one of the two")
+        yield replace(_problem(document, file, fault), column=document.place(path)[1])
+
+
+def _former_words(document: YamlDocument, file: str) -> Iterator[str]:
+    """Yield a note for each word that has been replaced."""
+    for name, kind in (("packing", Packing), ("fusedKernels", FusedKernels)):
+        word = _at(document.value, "spec", "hyperparameters", name)
+        if isinstance(word, str) and word in FORMER_WORDS and word in [one.value for one in kind]:
+            line = document.line(("spec", "hyperparameters", name))
+            yield f"{file}:{line}: {name}: {word} is the former word for {FORMER_WORDS[word]}: write that in new jobs"
 
 
 def _head(value: dict[str, Any]) -> Iterator[Fault]:
@@ -180,28 +209,33 @@ def _metadata(meta: Any) -> Iterator[Fault]:
     for block in ("labels", "annotations"):
         values = meta.get(block) or {}
         if not isinstance(values, dict):
-            yield Fault(("metadata", block), "must be a block of fields")
+            yield Fault(("metadata", block), "must be a block of fields", f"write `name: value` pairs below {block}")
             continue
         for key, one in values.items():
             if not isinstance(one, str):
                 yield Fault(("metadata", block, key), "must be a text", "put it in quotes")
 
 
-def _clashes(jobs: list[dict[str, Any]]) -> Iterator[Problem]:
+def _clashes(found: Iterable[tuple[str, YamlDocument]]) -> Iterator[Problem]:
     """Yield conflicts between jobs: two that share a name or an output prefix."""
-    named: dict[tuple[Any, ...], str] = {}
-    for job in jobs:
-        meta = job["metadata"]
-        keys = (
-            ("metadata.name", meta.get("namespace"), meta.get("name")),
-            ("spec.output.uri", str(job["spec"]["output"]["uri"]).rstrip("/")),
-        )
-        for key in keys:
-            name = name_of(job)
-            if key in named and key[-1]:
-                fix = "give each job its own"
-                yield Problem(name, 1, str(key[0]), f"is also that of {named[key]}", str(key[-1]), fix)
-            named[key] = name
+    owners: dict[tuple[str, ...], str] = {}
+    for file, document in found:
+        name = str(_at(document.value, "metadata", "name") or "")
+        space = str(_at(document.value, "metadata", "namespace"))
+        uri = str(_at(document.value, "spec", "output", "uri") or "").rstrip("/")
+        for path, scope, value in ((("metadata", "name"), space, name), (("spec", "output", "uri"), "", uri)):
+            key = (*path, scope, value)
+            if value and key in owners:
+                fault = Fault(path, f"is also that of {owners[key]}", "give each job its own")
+                yield _problem(document, file, fault)
+            owners.setdefault(key, name or str(_at(document.value, "metadata", "generateName")))
+
+
+def _at(value: Any, *path: str) -> Any:
+    """Return the value of a field of a manifest that may be faulty; None if it is not there."""
+    for part in path:
+        value = value.get(part) if isinstance(value, dict) else None
+    return value
 
 
 def _parents_elsewhere(jobs: list[dict[str, Any]]) -> Iterator[str]:

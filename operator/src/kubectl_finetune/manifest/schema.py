@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -11,9 +11,12 @@ import jsonschema
 from pydantic import ValidationError
 
 from finetune_api.crd import structural_schema
+from finetune_api.foreign_names import explain_foreign, plain_name
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.spec_rules import broken_rules
 from finetune_api.yaml_document import FieldPath, drop_nulls
+from kubectl_finetune.manifest import fixes
+from kubectl_finetune.manifest.repair import KEY, repair
 from kubectl_finetune.manifest.suggestions import elsewhere, nearest
 
 KINDS = {
@@ -23,7 +26,17 @@ KINDS = {
     "integer": "a whole number",
     "number": "a number",
     "boolean": "true or false",
+    "quantity": "a number or a text",
 }
+LIMITS = {
+    "minLength": ("has fewer than {} characters", "write at least {} characters"),
+    "maxLength": ("has more than {} characters", "shorten it to at most {} characters"),
+    "minItems": ("has fewer than {} entries", "add entries, or remove the field"),
+    "maxItems": ("has more than {} entries", "keep at most {} entries"),
+    "minProperties": ("has fewer than {} entries", "add entries, or remove the field"),
+    "maxProperties": ("has more than {} entries", "keep at most {} entries"),
+}
+"""Message and fix of a limit."""
 _STEP = re.compile(r"[^.\[\]]+|\[\d+\]")
 
 
@@ -37,13 +50,31 @@ class Fault:
 
 
 def find_faults(spec: Any, written: dict[FieldPath, str]) -> list[Fault]:
-    """Return every fault of the spec as kubectl sends it; rules are checked if the schema is satisfied."""
-    spec = drop_nulls(spec)
-    validator = jsonschema.Draft4Validator(_closed_schema())
-    faults = [fault for error in validator.iter_errors(spec) for fault in _explain(error, written)]
-    if faults:
-        return list({fault.path: fault for fault in sorted(faults, key=_is_of_type)}.values())
-    return list(dict.fromkeys(_broken(spec)))
+    """Return every fault of the spec as kubectl sends it.
+
+    The rules between fields are checked as well if the schema finds faults, except those on a field whose value is not
+    known because of one.
+    """
+    spec, schema = drop_nulls(spec), _closed_schema()
+    found = [
+        fault for error in jsonschema.Draft4Validator(schema).iter_errors(spec) for fault in _explain(error, written)
+    ]
+    faults = {fault.path: fault for fault in sorted(found, key=_is_of_type)}
+    spec, unknown = repair(spec, faults, schema)
+    for _ in range(2):
+        broken, is_parsed = _broken(spec)
+        if is_parsed:
+            new = (fault for fault, rule in broken if not unknown & set(re.findall(r"\w+", rule)))
+            return list(dict.fromkeys([*faults.values(), *new]))
+        plain = [replace(fault, path=_without_key(fault.path)) for fault, _ in broken]
+        faults = {fault.path: fault for fault in plain} | faults
+        spec, more = repair(spec, (fault.path for fault, _ in broken), schema)
+        unknown |= more
+    return list(faults.values())
+
+
+def _without_key(path: FieldPath) -> FieldPath:
+    return path[:-1] if path[-1] == KEY else path
 
 
 def _is_of_type(fault: Fault) -> bool:
@@ -51,21 +82,30 @@ def _is_of_type(fault: Fault) -> bool:
     return fault.message.startswith("must be a")
 
 
-def _broken(spec: Any) -> Iterator[Fault]:
+def _broken(spec: Any) -> tuple[list[tuple[Fault, str]], bool]:
+    """Return the faults that the types find, else those of the rules, each with the rule's text; and which it was."""
     try:
         parsed = FineTuneJobSpec.model_validate(spec)
     except ValidationError as error:
-        for one in error.errors():
-            yield Fault(("spec", *one["loc"]), one["msg"].removeprefix("Value error, "))
-        return
-    for line in broken_rules(parsed):
-        place, _, message = line.partition(": ")
-        what, _, fix = message.rpartition(": ")
-        yield Fault(_as_path(place), what or message, fix if what else "")
+        return [(_of_type(one), "") for one in error.errors(include_url=False)], False
+    return [(_of_rule(place, message), rule) for place, message, rule in broken_rules(parsed)], True
 
 
-def _as_path(place: str) -> FieldPath:
-    return tuple(int(part[1:-1]) if part.startswith("[") else part for part in _STEP.findall(place))
+def _of_type(error: Any) -> Fault:
+    path: FieldPath = ("spec", *error["loc"])
+    if path[-1] == KEY:
+        pattern = error.get("ctx", {}).get("pattern", "")
+        return Fault(path, "is not a valid name", fixes.fix_format(pattern, error["input"]))
+    if error["type"] == "too_short":
+        return Fault(path, "is empty", "add an entry, or remove the field")
+    what, _, fix = error["msg"].removeprefix("Value error, ").rpartition(": ")
+    return Fault(path, what or fix, fixes.fix_uri(error["input"], what) or (fix if what else "correct it"))
+
+
+def _of_rule(place: str, message: str) -> Fault:
+    path = tuple(int(part[1:-1]) if part.startswith("[") else part for part in _STEP.findall(place))
+    what, _, fix = message.rpartition(": ")
+    return Fault(path, what or message, fix if what else "")
 
 
 @cache
@@ -89,41 +129,47 @@ def _closed(node: dict[str, Any]) -> dict[str, Any]:
 
 def _explain(error: Any, written: dict[FieldPath, str]) -> Iterator[Fault]:
     path: FieldPath = ("spec", *error.absolute_path)
-    wanted, value = error.validator_value, error.instance
+    wanted, value, schema = error.validator_value, error.instance, error.schema
     match error.validator:
         case "additionalProperties":
             for key in value:
-                if key not in error.schema.get("properties", {}):
-                    yield Fault((*path, key), "is not a field", _suggest_field(key, error.schema["properties"], path))
+                if key not in schema.get("properties", {}):
+                    yield Fault((*path, key), "is not a field", _suggest_field(key, schema["properties"], path))
         case "required":
             for key in wanted:
                 if key not in value:
-                    yield Fault((*path, key), "is missing", _description(error.schema["properties"][key]))
-        case "type":
-            fix = _other_type(wanted, value, written.get(path), error.schema.get("enum", ()))
-            yield Fault(path, f"must be {KINDS[wanted]}, not {_kind(value)}", fix)
-        case "anyOf":
-            yield Fault(path, f"must be a number or a text, not {_kind(value)}", _description(error.schema))
+                    here = (*path, key)
+                    yield Fault(here, "is missing", fixes.fix_missing(schema["properties"][key], here))
+        case "type" | "anyOf":
+            wanted = wanted if error.validator == "type" else "quantity"
+            fix = _other_type(wanted, value, written.get(path), schema.get("enum", ()))
+            message = f"must be {KINDS[wanted]}, not {_kind(value)}"
+            yield Fault(path, message, fix or fixes.fix_type(wanted, schema, path))
         case "enum":
             allowed = [one if isinstance(one, str) else json.dumps(one) for one in wanted]
-            near = nearest(str(value), allowed)
-            yield Fault(path, f"must be one of {', '.join(allowed)}", f"did you mean {near}?" if near else "")
+            message = f"must be one of {', '.join(fixes.current_words(allowed))}"
+            yield Fault(path, message, fixes.fix_word(str(value), allowed))
         case "pattern":
-            yield Fault(path, "does not match the format of this field", _description(error.schema))
+            yield Fault(path, "does not match the format of this field", fixes.fix_format(wanted, value))
         case "minimum" | "maximum":
-            yield Fault(path, _bound(error), _description(error.schema))
-        case _:
-            yield Fault(
-                path,
-                error.message if len(error.message) < 200 else f"breaks {error.validator}",
-                _description(error.schema),
-            )
+            yield Fault(path, _bound(error), fixes.fix_bound(schema))
+        case "uniqueItems":
+            twice = [one for index, one in enumerate(value) if one in value[:index]]
+            yield Fault(path, "has an entry twice", f"remove the second {fixes.inline(twice[0])}")
+        case validator:
+            message, fix = LIMITS[validator]
+            yield Fault(path, message.format(wanted), fix.format(wanted))
 
 
 def _suggest_field(key: str, properties: dict[str, Any], path: FieldPath) -> str:
+    """Return the field that was meant: the same words in another spelling, a name of another project, a similar one."""
+    if same := next((name for name in properties if plain_name(name) == plain_name(key)), None):
+        return f"did you mean {same}?"
+    if foreign := explain_foreign(key):
+        return foreign
     if near := nearest(key, properties):
         return f"did you mean {near}?"
-    if place := elsewhere(key, structural_schema(FineTuneJobSpec), "spec"):
+    if place := elsewhere(key, _closed_schema(), "spec"):
         return f"did you mean {place}?"
     where = ".".join(map(str, path))
     return (
@@ -137,13 +183,14 @@ def _other_type(wanted: str, value: Any, written: str | None, allowed: Iterable[
     """Return how to write the value; YAML reads unquoted words such as `On` as true or false."""
     if isinstance(value, bool) and wanted == "string":
         word = written or str(value).lower()
-        return f'YAML reads {word} as true or false: put it in quotes, "{nearest(word, allowed) or word}"'
+        if allowed:
+            meant = fixes.fix_word("On" if value else "Off", allowed).removeprefix("did you mean ").rstrip("?")
+            return f"YAML reads {word} as {str(value).lower()}: {meant if ' or ' in meant else f'write {meant}'}"
+        return f'YAML reads {word} as {str(value).lower()}: put it in quotes, "{word}"'
     if isinstance(value, int | float) and wanted == "string":
         return f'put it in quotes: "{value if written is None else written}"'
     if isinstance(value, str) and wanted in {"integer", "number"} and re.fullmatch(r"[-+0-9.eE]+", value):
         return f"remove the quotes: {value}"
-    if isinstance(value, str) and wanted == "boolean":
-        return "write true or false, without quotes"
     return ""
 
 
@@ -159,8 +206,3 @@ def _kind(value: Any) -> str:
         if isinstance(value, kind):
             return name
     return "a number" if value is not None else "nothing"
-
-
-def _description(schema: dict[str, Any]) -> str:
-    """Return the field's description."""
-    return str(schema.get("description", ""))

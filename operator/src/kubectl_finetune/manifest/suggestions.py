@@ -1,32 +1,28 @@
 """Suggest the field, value or flag that a user may have meant."""
 
 import difflib
-import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-OTHER_NAMES = {
-    "r": "rank",
-    "loraalpha": "alpha",
-    "loradropout": "dropout",
+from finetune_api.foreign_names import plain_name
+
+SHORT_NAMES = {
     "epochs": "numTrainEpochs",
     "numepochs": "numTrainEpochs",
     "lr": "learningRate",
-    "batchsize": "perDeviceTrainBatchSize",
-    "maxseqlength": "maxLength",
-    "warmupratio": "warmupSteps",
+    "warmup": "warmupSteps",
     "gpus": "gpusPerNode",
     "testsize": "validationSplitPercent",
     "queue": "queueName",
 }
-"""Names for the same field in libraries, in lowercase."""
+"""Short names of fields, in lowercase."""
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:
-    """Return the known word in another case, under another name, or similarly spelt; None if none is similar."""
-    by_plain = {_plain(one): one for one in known}
-    plain = _plain(word)
-    other = _plain(OTHER_NAMES.get(plain, ""))
+    """Return the known word in another case, under a short name, or similarly spelt; None if none is similar."""
+    by_plain = {plain_name(one): one for one in known}
+    plain = plain_name(word)
+    other = plain_name(SHORT_NAMES.get(plain, ""))
     for candidate in (plain, other):
         if candidate in by_plain:
             return by_plain[candidate]
@@ -36,8 +32,8 @@ def nearest(word: str, known: Iterable[str]) -> str | None:
 
 def elsewhere(word: str, schema: dict[str, Any], root: str) -> str | None:
     """Return the path of the field with exactly that name, if the schema has only one."""
-    meant = {_plain(word), _plain(OTHER_NAMES.get(_plain(word), word))}
-    places = [path for path in _paths(schema, root) if _plain(path.rpartition(".")[2]) in meant]
+    meant = {plain_name(word), plain_name(SHORT_NAMES.get(plain_name(word), word))}
+    places = [path for path in _paths(schema, root) if plain_name(path.rpartition(".")[2]) in meant]
     return places[0] if len(places) == 1 else None
 
 
@@ -45,7 +41,3 @@ def _paths(schema: dict[str, Any], path: str) -> Iterator[str]:
     for name, child in schema.get("properties", {}).items():
         yield f"{path}.{name}"
         yield from _paths(child, f"{path}.{name}")
-
-
-def _plain(word: str) -> str:
-    return re.sub(r"[^a-z0-9]", "", word.lower())

@@ -27,7 +27,7 @@ def validate(finetune: Callable[..., Any], tmp_path: Path) -> Callable[[str], An
         path = tmp_path / "job.yaml"
         path.write_text(text)
         done = finetune("validate", str(path), *options)
-        done.out = done.out.replace(f"{tmp_path}/", "")
+        done.out, done.err = (text.replace(f"{tmp_path}/", "") for text in (done.out, done.err))
         return done
 
     return call
@@ -48,20 +48,28 @@ def test_every_example_is_valid(finetune: Callable[..., Any], path: Path) -> Non
             "    fix: did you mean learningRate?",
         ),
         ("  learningRate: 1e-4\n", "did you mean spec.hyperparameters.learningRate?"),
-        ("  tuning: {lora: {r: 8}}\n", "did you mean rank?"),
+        ("  tuning: {lora: {r: 8}}\n", "fix: PEFT's r is tuning.lora.rank\n"),
+        (
+            "  hyperparameters: {micro_batch_size: 4}\n",
+            "fix: axolotl's micro_batch_size is hyperparameters.perDeviceTrainBatchSize\n",
+        ),
+        ("  n_epochs: 3\n", "fix: OpenAI's n_epochs is hyperparameters.numTrainEpochs\n"),
         (
             "  hyperparameters: {packing: On}\n",
             "spec.hyperparameters.packing must be a text, not true or false\n    value: On\n    fix: YAML reads On as "
-            'true or false: put it in quotes, "On"',
+            "true: write Always\n",
         ),
-        ("  hyperparameters: {packing: off}\n", 'YAML reads off as true or false: put it in quotes, "Off"'),
+        ("  hyperparameters: {packing: off}\n", "YAML reads off as false: write Never\n"),
+        ("  hyperparameters: {fusedKernels: Off}\n", "YAML reads Off as false: write Never\n"),
+        ("  hyperparameters: {fusedKernels: yes}\n", "YAML reads yes as true: write Auto or Never\n"),
         (
             "  hyperparameters: {packing: 1_0}\n",
             'must be a text, not a number\n    value: 1_0\n    fix: put it in quotes: "1_0"',
         ),
         (
             "  hyperparameters: {packing: onn}\n",
-            "spec.hyperparameters.packing must be one of Auto, On, Off\n    value: onn\n    fix: did you mean On?",
+            "spec.hyperparameters.packing must be one of Auto, Always, Never\n    value: onn\n"
+            "    fix: write Auto or Always or Never\n",
         ),
         ("  tuning: []\n", "spec.tuning must be a block of fields, not a list"),
         ("  unknownThing: 1\n", "fix: remove it; see kubectl explain finetunejob.spec"),
@@ -71,15 +79,25 @@ def test_every_example_is_valid(finetune: Callable[..., Any], path: Path) -> Non
         ("  hyperparameters: {learningRate: 0}\n", "must be more than 0"),
         (
             "  tuning: {vramBudget: [8Gi]}\n",
-            'spec.tuning.vramBudget must be a number or a text, not a list\n    value: ["8Gi"]\n    fix: Maximum GPU',
+            'spec.tuning.vramBudget must be a number or a text, not a list\n    value: ["8Gi"]\n'
+            "    fix: write 24Gi, for example\n",
         ),
         ("  resources: {shmSize: true}\n", "spec.resources.shmSize must be a number or a text, not true or false\n"),
-        ("  tuning: {vramBudget: a lot}\n", "for example `80Gi`"),
+        ("  tuning: {vramBudget: a lot}\n", "fix: write a number with a unit, for example 24Gi"),
+        (
+            "  resources: {requests: {memory: 24GB}}\n",
+            "spec.resources.requests.memory does not match the format of this field\n    value: 24GB\n"
+            "    fix: did you mean 24Gi?",
+        ),
         ("  tuning: {method: full}\n", "did you mean Full?"),
         ('  suspend: "yes"\n', "write true or false, without quotes"),
         ("  earlyStopping: {}\n", "set dataset.validation or dataset.validationSplitPercent"),
         ("  tuning: {method: Full, lora: {rank: 8}}\n", "fix: remove tuning.lora, or set method to QLoRA or LoRA"),
-        ("  backoffLimit: 1\n  backoffLimit: 2\n", "spec.backoffLimit is given twice"),
+        (
+            "  backoffLimit: 1\n  backoffLimit: 2\n",
+            "job.yaml:10:3: spec.backoffLimit is given twice, first in line 9; kubectl uses the last\n"
+            "    value: 2\n    fix: remove one of the two\n",
+        ),
         ("  resources: {requests: {memory: lots}}\n", "job.yaml:9: spec.resources.requests.memory does not match"),
     ],
 )
@@ -121,7 +139,7 @@ def test_a_problem_is_reported_with_line_field_value_and_fix(
         ("  objective: Chat\n", "", "spec.objective is missing"),
         ("s3://bucket/out", "s3://bucket/../out", "spec.output.uri a path segment '.' or '..' is not allowed"),
         ("spec:", "specs:", "did you mean spec?"),
-        ("spec:\n", "spec:\n\t", "job.yaml:5: is not YAML: line 5"),
+        ("spec:\n", "spec:\n\t", "job.yaml:5:1: is not YAML: a tab indents this line\n    fix: indent with spaces\n"),
         ("{name: job}", "{name: job, labels: [a]}", 'metadata.labels must be a block of fields\n    value: ["a"]'),
     ],
 )
@@ -140,7 +158,8 @@ def test_a_long_value_is_cut_to_eighty_characters(validate: Callable[[str], Any]
 
 def test_a_file_without_a_job_is_invalid_at_its_first_line(validate: Callable[[str], Any]) -> None:
     assert validate("kind: Secret\n").out == "job.yaml:1: no FineTuneJob found\n    fix: kind: FineTuneJob\n"
-    assert validate("- 1\n").out == "job.yaml:1: is not an object\n    value: [1]\n"
+    fix = "write a FineTuneJob: kubectl finetune new"
+    assert validate("- 1\n").out == f"job.yaml:1: is not an object\n    value: [1]\n    fix: {fix}\n"
 
 
 @pytest.mark.parametrize(
@@ -207,8 +226,8 @@ def test_every_problem_is_reported_at_once_in_the_order_of_the_file(validate: Ca
 
 def test_two_jobs_cannot_share_a_name_or_an_output(validate: Callable[[str], Any]) -> None:
     done = validate(JOB + "---\n" + JOB)
-    assert "job:1: metadata.name is also that of job\n    value: job\n" in done.out
-    assert "job:1: spec.output.uri is also that of job\n    value: s3://bucket/out\n" in done.out
+    assert "job.yaml:12: metadata.name is also that of job\n    value: job\n" in done.out
+    assert "job.yaml:17: spec.output.uri is also that of job\n    value: s3://bucket/out\n" in done.out
 
 
 def test_jobs_with_generated_names_or_a_parent_in_the_same_file_have_no_problem_and_no_note(
@@ -255,7 +274,8 @@ def test_a_job_whose_name_the_api_server_makes_is_called_by_its_beginning(valida
 def test_what_is_nested_without_end_is_a_fault_of_the_file(validate: Callable[..., Any], text: str) -> None:
     done = validate(text)
     assert done.code == 1
-    assert "job.yaml:1: is not YAML: " in done.out
+    assert done.out.startswith("job.yaml:1")
+    assert ": is not YAML: " in done.out
     assert "nested more than 100 deep" in done.out
 
 
@@ -303,3 +323,67 @@ def test_a_check_of_rows_leaves_no_file_that_was_not_requested(
     monkeypatch.setattr("tempfile.tempdir", str(scratch))
     done = validate(JOB.replace("Chat", "DPO"), "--rows", str(rows))
     assert (done.code, list(here.iterdir()), list(scratch.iterdir())) == (0, [], []), done.err
+
+
+def test_the_faults_of_every_document_and_of_yaml_itself_are_one_answer(validate: Callable[[str], Any]) -> None:
+    broken = JOB.replace("objective: Chat", 'objective: "Chat')
+    second = JOB.replace("name: job", "name: two").replace("/out", "/two") + "  dpo: {}\n  suspend: 1\n"
+    done = validate(f"{JOB}  backoffLimit: -1\n---\n{broken}---\n{second}")
+    assert done.code == 1
+    assert [line for line in done.out.splitlines() if line.startswith("job.yaml")] == [
+        "job.yaml:9: spec.backoffLimit must be at least 0",
+        "job.yaml:15:14: is not YAML: the quote that opens here is not closed",
+        "job.yaml:28: spec.dpo dpo is only for objective DPO",
+        "job.yaml:29: spec.suspend must be true or false, not a number",
+    ]
+
+
+def test_the_fields_of_a_manifest_with_tabs_are_checked_as_well(validate: Callable[[str], Any]) -> None:
+    out = validate(JOB + "  hyperparameters:\n\t\tlearning_rate: 1e-4\n").out
+    assert "job.yaml:10:1: is not YAML: a tab indents this line\n    fix: indent with spaces\n" in out
+    assert "job.yaml:10: spec.hyperparameters.learning_rate is not a field\n" in out
+
+
+def test_every_item_of_a_list_is_checked(validate: Callable[[str], Any]) -> None:
+    first, second = (yaml.safe_load(JOB.replace("name: job", f"name: {n}").replace("/out", f"/{n}")) for n in "ab")
+    for kind in ("List", "FineTuneJobList"):
+        listed = {"apiVersion": "v1", "kind": kind, "items": [first, second]}
+        assert validate(yaml.safe_dump(listed)).out == "a is valid\nb is valid\n"
+    wrong = {"apiVersion": "v1", "kind": "List", "items": [first, second | {"spec": second["spec"] | {"suspend": 1}}]}
+    text = yaml.safe_dump(wrong)
+    line = text.splitlines().index("    suspend: 1") + 1
+    done = validate(text)
+    assert done.code == 1
+    assert done.out.startswith(f"job.yaml:{line}: items[1].spec.suspend must be true or false, not a number\n")
+
+
+def test_a_list_may_hold_other_kinds(validate: Callable[[str], Any]) -> None:
+    listed = {"apiVersion": "v1", "kind": "List", "items": [yaml.safe_load(JOB), {"kind": "Secret"}]}
+    done = validate(yaml.safe_dump(listed))
+    assert (done.code, done.out) == (0, "job is valid\n")
+    assert "a Secret was not checked" in done.err
+
+
+def test_a_former_word_is_valid_with_a_note(validate: Callable[[str], Any]) -> None:
+    done = validate(JOB + '  hyperparameters: {packing: "On", fusedKernels: "Off"}\n')
+    assert (done.code, done.out) == (0, "job is valid\n")
+    assert done.err == (
+        "note: job.yaml:9: packing: On is the former word for Always: write that in new jobs\n"
+        "note: job.yaml:9: fusedKernels: Off is the former word for Never: write that in new jobs\n"
+    )
+
+
+def test_the_new_words_need_no_quotes(validate: Callable[[str], Any]) -> None:
+    for words in ("packing: Always, fusedKernels: Never", "packing: Never, fusedKernels: Auto", "packing: Auto"):
+        assert validate(JOB + f"  hyperparameters: {{{words}}}\n").out == "job is valid\n"
+
+
+def test_a_dropout_that_the_objective_would_ignore_is_refused(validate: Callable[[str], Any]) -> None:
+    text = JOB.replace("Chat", "DPO") + "  tuning: {lora: {dropout: 0.1}}\n"
+    done = validate(text)
+    assert done.out == (
+        "job.yaml:9: spec.tuning.lora.dropout objectives DPO, KTO and RLHF train without dropout\n    value: 0.1\n"
+        "    fix: remove tuning.lora.dropout\n"
+    )
+    assert validate(text.replace("0.1", "0")).code == 0
+    assert validate(text.replace("DPO", "RewardModel")).code == 0

@@ -78,8 +78,8 @@ BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
         (JOB + "  tuning: " + "[" * 3000 + "]" * 3000 + "\n", "nested more than 100 deep"),
         (JOB + BOMB, "too many aliases"),
         (JOB + "# " + "x" * 4 * 1024 * 1024 + "\n", "larger than 4 MiB"),
-        (JOB + "? [a, b]\n: c\n", "line 9: "),
-        (JOB.replace("spec:\n", "spec:\n\t"), "is not YAML: line 5"),
+        (JOB + "? [a, b]\n: c\n", "a key must be a word"),
+        (JOB.replace("spec:\n", "spec:\n\t"), "a tab indents this line"),
     ],
     ids=lambda text: text[-40:],
 )

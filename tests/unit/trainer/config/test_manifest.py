@@ -6,11 +6,12 @@ from typing import Any
 import pytest
 import yaml
 
+from finetune_api.blocks import AT_CREATION
 from finetune_api.crd import build_crd
 from finetune_api.defaults import Facts, resolve
 from finetune_api.handoff import ExitCode, JobConfig
 from finetune_api.spec_rules import CONDITIONS
-from finetune_trainer.config.manifest import read_manifest
+from finetune_trainer.config.manifest import read_manifest, read_manifests
 from finetune_trainer.config.resolved_manifest import config_yaml
 from finetune_trainer.errors import TrainerError
 
@@ -122,7 +123,8 @@ def test_every_rule_of_the_api_has_its_condition() -> None:
                 yield from rules(value)
 
     # Rules over the keys of a map are generated from patterns that the types check themselves.
-    stated = {rule for rule in rules(build_crd()) if "oldSelf" not in rule and not rule.startswith("self.all(key")}
+    texts = (rule.removeprefix(AT_CREATION) for rule in rules(build_crd()))
+    stated = {rule for rule in texts if "oldSelf" not in rule and not rule.startswith("self.all(key")}
     assert stated == set(CONDITIONS)
 
 
@@ -166,3 +168,28 @@ def test_a_tiny_learning_rate_survives_the_published_configuration(tmp_path: Pat
     config = read(tmp_path, with_spec("hyperparameters: {learningRate: 3e-7}\n"))
     text = config_yaml(config, resolve(config.spec, Facts(parameters=1, train_rows=1, validation_rows=0)))
     assert yaml.safe_load(text)["spec"]["hyperparameters"]["learningRate"] == 3e-7
+
+
+def test_all_faults_of_a_file_are_one_message(tmp_path: Path) -> None:
+    wrong = with_spec("micro_batch_size: 4\nbackoffLimit: -1\nbackoffLimit: -2\n").replace("v1alpha1", "v2")
+    broken = with_spec("dpo: {beta: 0.2}\n").replace("name: job", "name: two")
+    message = refusal(tmp_path, f"{wrong}---{broken}---\na: [\n")
+    for part in (
+        "is not YAML: line 25, column 1: expected the node content",
+        "apiVersion must be finetune.dev/v1alpha1, not 'finetune.dev/v2'",
+        "line 12: spec.backoffLimit is given twice",
+        "spec.micro_batch_size: unknown field: axolotl's micro_batch_size is hyperparameters.perDeviceTrainBatchSize",
+        "spec.backoffLimit: Input should be greater than or equal to 0",
+        "spec.dpo: dpo is only for objective DPO: remove dpo",
+    ):
+        assert part in message
+
+
+def test_the_jobs_of_a_list_are_read_and_faults_have_their_place_in_it(tmp_path: Path) -> None:
+    items = [yaml.safe_load(JOB), yaml.safe_load(JOB.replace("name: job", "name: two"))]
+    path = tmp_path / "job.yaml"
+    path.write_text(yaml.safe_dump({"apiVersion": "v1", "kind": "List", "items": items}))
+    assert [job.name for job in read_manifests(path, lambda: "u")] == ["job", "two"]
+    items[1]["spec"]["suspend"] = 3
+    message = refusal(tmp_path, yaml.safe_dump({"apiVersion": "v1", "kind": "List", "items": items}))
+    assert "items[1].spec.suspend: Input should be a valid boolean" in message

@@ -3,15 +3,15 @@
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from pydantic import ValidationError
 
 from finetune_api import names
+from finetune_api.foreign_names import explain_foreign
 from finetune_api.handoff import ExitCode, JobConfig, config_sha256
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.spec_rules import broken_rules
-from finetune_api.yaml_document import FileError, YamlError, drop_nulls, join_path, read_documents, read_text
+from finetune_api.yaml_document import FileError, YamlDocument, drop_nulls, join_path, read_stream, read_text
 from finetune_trainer.errors import TrainerError
 
 MAX_ERRORS = 10
@@ -26,23 +26,39 @@ def read_manifest(path: Path, uid: str) -> JobConfig:
 
 
 def read_manifests(path: Path, make_uid: Callable[[], str]) -> list[JobConfig]:
-    """Return every job in a manifest, in their order."""
-    jobs = [_job(document, path, make_uid()) for document in _read(path)]
+    """Return every job in a manifest, in their order; raises InvalidConfig that names every fault."""
+    documents, faults = _read(path)
+    jobs: list[JobConfig] = []
+    for document in documents:
+        job, wrong = _job(document, make_uid())
+        jobs += [job] if job else []
+        faults += wrong
     twice = [name for name, count in Counter(job.name for job in jobs).items() if count > 1]
-    if twice:
-        raise _invalid(path, f"contains more than one {names.KIND} named {twice[0]}")
+    faults += [f"contains more than one {names.KIND} named {name}" for name in twice]
+    if faults:
+        raise _invalid(path, "; ".join(faults[:MAX_ERRORS]))
     return jobs
 
 
-def _job(document: dict[str, Any], path: Path, uid: str) -> JobConfig:
-    for key, wanted in (("apiVersion", names.API_VERSION), ("kind", names.KIND)):
-        if document.get(key) != wanted:
-            raise _invalid(path, f"{key} must be {wanted}, not {document.get(key)!r}")
-    metadata = document.get("metadata")
+def _job(document: YamlDocument, uid: str) -> tuple[JobConfig | None, list[str]]:
+    """Return the job of a document, or its faults."""
+    job, metadata = document.value, document.value.get("metadata")
+    faults = [
+        f"{key} must be {wanted}, not {job.get(key)!r}"
+        for key, wanted in (("apiVersion", names.API_VERSION), ("kind", names.KIND))
+        if job.get(key) != wanted
+    ]
+    faults += [
+        f"line {document.line(field)}: {join_path((*document.path, *field))} is given twice"
+        for field in document.duplicates
+    ]
     if not isinstance(metadata, dict) or not isinstance(metadata.get("name"), str):
-        raise _invalid(path, "metadata.name is missing")
-    spec = parse_spec(drop_nulls(document.get("spec")), path)
-    return JobConfig(
+        faults.append("metadata.name is missing")
+    root = join_path((*document.path, "spec"))
+    spec, wrong = _parse(drop_nulls(job.get("spec")), root)
+    if spec is None or faults or wrong:
+        return None, faults + wrong
+    config = JobConfig(
         namespace=str(metadata.get("namespace") or "default"),
         name=metadata["name"],
         uid=uid,
@@ -51,43 +67,39 @@ def _job(document: dict[str, Any], path: Path, uid: str) -> JobConfig:
         simulated_gpus=True,  # a local run uses what the machine has
         is_local=True,
     )
+    return config, []
 
 
-def parse_spec(content: object, path: Path) -> FineTuneJobSpec:
-    """Return the spec, validated like in the API server."""
+def _parse(content: object, root: str) -> tuple[FineTuneJobSpec | None, list[str]]:
+    """Return the spec, and its faults; the rules between fields are checked if every field is valid."""
     try:
         spec = FineTuneJobSpec.model_validate(content)
     except ValidationError as error:
-        raise _invalid(path, "; ".join(field_errors(error, "spec"))) from None
-    broken = broken_rules(spec)
-    if broken:
-        raise _invalid(path, "; ".join(broken[:MAX_ERRORS]))
-    return spec
+        return None, field_errors(error, root)
+    return spec, [one.text().replace("spec", root, 1) for one in broken_rules(spec)]
 
 
 def field_errors(error: ValidationError, root: str) -> list[str]:
     """One line per wrong field, with its path; the value is left out where it could be long."""
     lines = []
     for one in error.errors(include_url=False)[:MAX_ERRORS]:
-        what = "unknown field" if one["type"] == "extra_forbidden" else one["msg"].removeprefix("Value error, ")
+        what = one["msg"].removeprefix("Value error, ")
+        if one["type"] == "extra_forbidden":
+            what = ": ".join(["unknown field", *filter(None, [explain_foreign(str(one["loc"][-1]))])])
         lines.append(f"{join_path((root, *one['loc']))}: {what}")
     return lines
 
 
-def _read(path: Path) -> list[dict[str, Any]]:
+def _read(path: Path) -> tuple[list[YamlDocument], list[str]]:
+    """Return the objects of a file, and the faults of its YAML."""
     try:
-        documents = read_documents(read_text(path))
+        documents, faults = read_stream(read_text(path))
     except FileError as error:
         raise TrainerError(ExitCode.INVALID_CONFIG, str(error)) from None
-    except YamlError as error:
-        raise _invalid(path, f"is not YAML: {error}") from None
-    for document in documents:
-        for field in document.duplicates:
-            raise _invalid(path, f"line {document.line(field)}: {join_path(field)} is given twice")
-    found = [document.value for document in documents if isinstance(document.value, dict)]
-    if not found:
+    found = [one for document in documents for one in document.objects() if isinstance(one.value, dict)]
+    if not found and not faults:
         raise _invalid(path, f"contains no {names.KIND}")
-    return found
+    return found, [f"is not YAML: {fault}" for fault in faults]
 
 
 def _invalid(path: Path, why: str) -> TrainerError:

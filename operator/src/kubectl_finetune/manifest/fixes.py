@@ -1,0 +1,192 @@
+"""What to write instead of a value that the schema refuses."""
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
+from typing import Any
+
+from finetune_api.hyperparameters import FORMER_WORDS
+from finetune_api.yaml_document import FieldPath
+from kubectl_finetune.manifest.suggestions import nearest
+
+_NAME = "use lowercase letters, digits, - and ., with a letter or digit at both ends"
+FORMATS: Mapping[str, str] = MappingProxyType(
+    {
+        r"^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$": (
+            "use letters, digits, -, _ and ., with a letter or digit at both ends"
+        ),
+        r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$": (
+            "use a name such as example.com/gpu: letters, digits, -, _ and ., with a letter or digit at both ends"
+        ),
+        r"^[ -~]*$": "use printable ASCII characters",
+        r"^[0-9]+([.][0-9]+)?(m|k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?$": "write a number with a unit, for example 24Gi",
+        r"^[0-9a-f]{64}$": "write the 64 lowercase hexadecimal digits that sha256sum prints",
+        r"^[A-Z][A-Z0-9_]*$": "use uppercase letters, digits and _, for example NCCL_DEBUG",
+        r"^[A-Za-z0-9][A-Za-z0-9._:/@-]*$": "write an image such as registry.example.com/trainer:1.0",
+        r"^[A-Za-z0-9][A-Za-z0-9_-]*([./][A-Za-z0-9_-]+)*$": "write a branch, a tag or a commit, for example main",
+        r"^[A-Za-z0-9_.-]+$": "use letters, digits, _, . and -",
+        r"^[A-Za-z0-9_]+([.][A-Za-z0-9_]+)*$": "write the name of a module, for example q_proj",
+        r"^[^\x00-\x1f\x7f]+$": "remove the control characters",
+        r"^[a-z0-9-]+$": "use lowercase letters, digits and -, for example eu-west-1",
+        r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$": _NAME,
+        r"^[a-z_]+$": "use lowercase letters and _, for example prompt",
+        r"^https?://[^\s/@?#]+(/[^\s@?#]*)?$": (
+            "write a URL such as http://minio.minio:9000, without user, password and query"
+        ),
+    }
+)
+"""By the pattern of the field. Patterns that list words are not here: the words are suggested."""
+
+QUANTITY = r"^[0-9]+([.][0-9]+)?(m|k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?$"
+_SIZE = re.compile(r"([0-9]+(?:[.,][0-9]+)?)\s*([A-Za-z]*)")
+_UNITS = re.compile(r"([kmgtp])i?(?:b|bytes?)?")
+_WORDS = re.compile(r"\^\(([\w|]+)\)\$")
+EXAMPLES: Mapping[str, Any] = MappingProxyType(
+    {
+        "objective": "Chat",
+        "learningRate": 1e-5,
+        "model.uri": "hf://owner/name",
+        "train.uri": "s3://bucket/rows.jsonl",
+        "validation.uri": "s3://bucket/held-out.jsonl",
+        "output.uri": "s3://bucket/path",
+        "mlflow.uri": "http://mlflow.mlflow:5000",
+        "initialAdapter.uri": "s3://bucket/path/adapter",
+        "uri": "s3://bucket/path",
+        "claimName": "models",
+        "experiment": "support-bot",
+        "project": "support-bot",
+        "prompt": "What is your return policy?",
+        "env.name": "NCCL_DEBUG",
+        "env.value": "INFO",
+        "targetModules": "q_proj",
+        "name": "my-secret",
+        "parentRef.name": "my-job",
+        "jobRef.name": "my-job",
+    }
+)
+"""Values of fields without a default, by the end of their path."""
+
+
+def suggest_quantity(text: str) -> str:
+    """Return the quantity that was meant, `24Gi` for `24GB`; "" if that is not known."""
+    found = _SIZE.fullmatch(text.strip())
+    if not found:
+        return ""
+    number, unit = found[1].replace(",", "."), found[2].lower()
+    if unit in {"", "core", "cores", "cpu", "cpus"}:
+        return number
+    size = _UNITS.fullmatch(unit)
+    return f"{number}{size[1].upper()}i" if size else ""
+
+
+def fix_format(pattern: str, value: Any) -> str:
+    """Return the fix for a value that does not match the pattern of its field."""
+    if pattern == QUANTITY and (quantity := suggest_quantity(str(value))):
+        return f"did you mean {quantity}?"
+    if listed := _WORDS.fullmatch(pattern):
+        return fix_word(str(value), listed[1].split("|"))
+    return FORMATS.get(pattern, "write it in the format that kubectl explain shows")
+
+
+def fix_word(value: str, allowed: Iterable[str]) -> str:
+    """Return the word that was meant; without one, all."""
+    words = current_words(allowed)
+    near = nearest(FORMER_WORDS.get(value.capitalize(), value), words)
+    return f"did you mean {near}?" if near else f"write {' or '.join(words)}"
+
+
+def current_words(allowed: Iterable[str]) -> list[str]:
+    """Return the words without those that another one has replaced."""
+    words = list(allowed)
+    return [word for word in words if FORMER_WORDS.get(word) not in words]
+
+
+def fix_bound(schema: Mapping[str, Any]) -> str:
+    """Return the fix for a number that is too small or too large."""
+    least, most = schema.get("minimum"), schema.get("maximum")
+    low = f"{'more than' if schema.get('exclusiveMinimum') else 'at least'} {least}"
+    high = f"{'less than' if schema.get('exclusiveMaximum') else 'at most'} {most}"
+    return f"set it to {' and '.join([low] * (least is not None) + [high] * (most is not None))}"
+
+
+def fix_type(wanted: str, schema: Mapping[str, Any], path: FieldPath) -> str:
+    """Return how to write a value of the wanted type."""
+    match wanted:
+        case "object" if "properties" in schema:
+            return f"write its fields below it: {', '.join(list(schema['properties'])[:6])}"
+        case "object":
+            return f"write `name: value` pairs below {path[-1]}"
+        case "array":
+            return f"write a list, for example [{inline(sample(schema.get('items', {}), path))}]"
+        case "boolean":
+            return "write true or false, without quotes"
+        case _:
+            return f"write {inline(sample(schema, path))}, for example"
+
+
+def fix_missing(schema: Mapping[str, Any], path: FieldPath) -> str:
+    """Return the line to add."""
+    return f"add {path[-1]}: {inline(sample(schema, path))}" + (
+        f" ({' or '.join(current_words(schema['enum']))})" if "enum" in schema else ""
+    )
+
+
+def sample(schema: Mapping[str, Any], path: FieldPath) -> Any:
+    """Return a valid value of a field: its default, or an example."""
+    names = [str(part) for part in path if isinstance(part, str)]
+    for length in (2, 1):
+        if (known := ".".join(names[-length:])) in EXAMPLES and "properties" not in schema:
+            found = EXAMPLES[known]
+            return [found] if schema.get("type") == "array" else found
+    if "default" in schema:
+        return schema["default"]
+    if "enum" in schema:
+        return schema["enum"][0]
+    if schema.get("x-kubernetes-int-or-string"):
+        return "24Gi"
+    return _sample_of_type(schema, path)
+
+
+def _sample_of_type(schema: Mapping[str, Any], path: FieldPath) -> Any:
+    match schema.get("type"):
+        case "object":
+            required = schema.get("required", [])
+            return {name: sample(schema["properties"][name], (*path, name)) for name in required}
+        case "array":
+            return [sample(schema["items"], path)] if schema.get("minItems") else []
+        case "integer" | "number":
+            least = schema.get("minimum", 0)
+            most = schema.get("maximum", least + 2)
+            return min(least + 1, (least + most) / 2) if schema.get("exclusiveMinimum") else least
+        case "boolean":
+            return False
+    listed = _WORDS.fullmatch(str(schema.get("pattern", "")))
+    return listed[1].split("|")[0] if listed else "a" * max(1, int(schema.get("minLength", 1)))
+
+
+def inline(value: Any) -> str:
+    """Return a value on one line, as in a manifest."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{name}: {inline(one)}" for name, one in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(inline(one) for one in value) + "]"
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def fix_uri(value: Any, wanted: str) -> str:
+    """Return the URI that was meant, for example `hf://owner/name` for a page of the hub; "" if that is not known."""
+    text = str(value).strip()
+    kind = "hf://datasets/" if "hf://datasets/" in wanted else "hf://" if "hf://" in wanted else ""
+    if kind and (page := re.fullmatch(r"https?://(?:www\.)?huggingface\.co/(datasets/)?([\w.-]+/[\w.-]+)/?.*", text)):
+        return f"did you mean {kind}{page[2]}?"
+    if kind and re.fullmatch(r"[\w.-]+/[\w.-]+", text):
+        return f"did you mean {kind}{text}?"
+    if kind == "hf://datasets/" and (model := re.fullmatch(r"hf://([\w.-]+/[\w.-]+.*)", text)):
+        return f"did you mean {kind}{model[1]}?"
+    if kind == "hf://" and (data := re.fullmatch(r"hf://datasets/([\w.-]+/[\w.-]+)", text)):
+        return f"did you mean {kind}{data[1]}?"
+    if bucket := re.fullmatch(r"(?i:s3a?n?):/{1,3}([A-Za-z0-9.-]+)(/.*)", text):
+        meant = f"s3://{bucket[1].lower()}{re.sub('/+', '/', bucket[2])}"
+        return f"did you mean {meant}?" if meant != text else ""
+    return ""
