@@ -70,6 +70,14 @@ def _job(document: YamlDocument, uid: str) -> tuple[JobConfig | None, list[str]]
     return config, []
 
 
+def parse_spec(content: object, path: Path) -> FineTuneJobSpec:
+    """Return the spec, validated like in the API server."""
+    spec, faults = _parse(content, "spec")
+    if spec is None or faults:
+        raise _invalid(path, "; ".join(faults[:MAX_ERRORS]))
+    return spec
+
+
 def _parse(content: object, root: str) -> tuple[FineTuneJobSpec | None, list[str]]:
     """Return the spec, and its faults; the rules between fields are checked if every field is valid."""
     try:
