@@ -8,9 +8,9 @@ import re
 import shutil
 import subprocess
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 from layout import CACHE, ClusterError
 
@@ -43,7 +43,7 @@ PROGRAMS = {
         _kubernetes("kube-scheduler"),
         _kubernetes("kubelet"),
         _kubernetes("kube-proxy"),
-        Program("coredns", "coredns", "github.com/coredns/coredns", "github.com/coredns/coredns"),
+        Program("coredns", "coredns", "github.com/coredns/coredns", "."),
         Program("helm", "helm", "helm.sh/helm/v4", "helm.sh/helm/v4/cmd/helm"),
         Program("buildkitd", "buildkit", "github.com/moby/buildkit", "github.com/moby/buildkit/cmd/buildkitd"),
         Program("buildctl", "buildkit", "github.com/moby/buildkit", "github.com/moby/buildkit/cmd/buildctl"),
@@ -82,11 +82,14 @@ def build(names: tuple[str, ...] | None = None) -> None:
     if not todo:
         return
     _require_go()
-    for number, program in enumerate(todo, start=1):
-        print(f"[{number}/{len(todo)}] building {program.name} {_version(program)} … ", end="", flush=True)
-        begin = time.monotonic()
-        _build(program)
-        print(f"{time.monotonic() - begin:.0f} s", flush=True)
+    with ThreadPoolExecutor(1) as network:  # the processors build while the next modules are fetched
+        fetched = [network.submit(_download, program) for program in todo]
+        for number, (program, modules) in enumerate(zip(todo, fetched, strict=True), start=1):
+            print(f"[{number}/{len(todo)}] building {program.name} {_version(program)} … ", end="", flush=True)
+            begin = time.monotonic()
+            modules.result()
+            _build(program)
+            print(f"{time.monotonic() - begin:.0f} s", flush=True)
 
 
 def module_folder(name: str) -> Path:
@@ -105,18 +108,19 @@ def module_folder(name: str) -> Path:
     return Path(found.stdout.strip())
 
 
-def _download(program: Program, log: IO[bytes]) -> None:
-    """Fetch the program's modules; the Go tool itself gives up at the first failed request."""
+def _download(program: Program) -> None:
+    """Fetch the modules that the program is built from; the Go tool itself gives up at the first failed request."""
     for attempt in range(DOWNLOAD_ATTEMPTS):
-        done = subprocess.run(
-            ["go", "mod", "download"],
-            cwd=MODULES / program.folder,
-            env={**os.environ, "GOFLAGS": "-mod=readonly", "GOWORK": "off"},
-            check=False,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-        )
+        with _log(f"download-{program.name}").open("wb") as log:
+            done = subprocess.run(
+                ["go", "list", "-deps", program.package],
+                cwd=MODULES / program.folder,
+                env=_environment(),
+                check=False,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=log,
+            )
         if done.returncode == 0:
             return
         time.sleep(2**attempt)
@@ -125,15 +129,13 @@ def _download(program: Program, log: IO[bytes]) -> None:
 def _build(program: Program) -> None:
     target = _path(program)
     target.parent.mkdir(parents=True, exist_ok=True)
-    log = CACHE / "logs" / f"build-{program.name}.log"
-    log.parent.mkdir(parents=True, exist_ok=True)
+    log = _log(f"build-{program.name}")
     partial = target.with_suffix(f".{os.getpid()}")
     with log.open("wb") as output:
-        _download(program, output)
         result = subprocess.run(
             ["go", "build", "-trimpath", "-ldflags", _linker_flags(program), "-o", str(partial), program.package],
             cwd=MODULES / program.folder,
-            env={**os.environ, "CGO_ENABLED": "0", "GOFLAGS": "-mod=readonly", "GOWORK": "off"},
+            env=_environment(),
             check=False,
             stdin=subprocess.DEVNULL,
             stdout=output,
@@ -142,6 +144,16 @@ def _build(program: Program) -> None:
     if result.returncode:
         raise ClusterError(f"building {program.name} failed", log)
     partial.rename(target)  # a build that was cut off never looks finished
+
+
+def _environment() -> dict[str, str]:
+    return {**os.environ, "CGO_ENABLED": "0", "GOFLAGS": "-mod=readonly", "GOWORK": "off"}
+
+
+def _log(name: str) -> Path:
+    path = CACHE / "logs" / f"{name}.log"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
 
 
 def _linker_flags(program: Program) -> str:
@@ -164,7 +176,7 @@ def _version(program: Program) -> str:
     text = (MODULES / program.folder / "go.mod").read_text()
     found = re.search(rf"^(?:require )?\s*{re.escape(program.module)} (v\S+)", text, re.MULTILINE)
     version = found.group(1) if found else "v1"
-    return f"{version}-{_source_digest(program)}" if program.name == "health" else version
+    return f"{version}-{_source_digest(program)}" if program.package == "." else version
 
 
 def _source_digest(program: Program) -> str:

@@ -90,6 +90,24 @@ def test_peft_loads_the_adapter_from_the_bucket_and_gets_the_trained_loss(
     assert math.isclose(loss, results[name]["metrics"]["evalLoss"], rel_tol=2e-3)
 
 
+@pytest.mark.parametrize("name", ["qlora", "lora"])
+def test_the_verdict_is_that_of_the_adapter_on_the_16_bit_base(
+    bench: Bench, results: dict[str, dict[str, Any]], tmp_path: Path, name: str
+) -> None:
+    from peft import PeftModel
+
+    status = results[name]
+    adapter = bench.download(status["artifacts"]["adapterUri"], tmp_path / "adapter")
+    base = load(bench, tmp_path, quantised=False)
+    found = status["evaluation"]
+    assert math.isclose(held_out_loss(bench, status, base, adapter), found["before"], rel_tol=2e-3)
+    model = PeftModel.from_pretrained(base, str(adapter))
+    assert math.isclose(held_out_loss(bench, status, model, adapter), found["after"], rel_tol=2e-3)
+    complete = next(one for one in status["conditions"] if one["type"] == "Complete")
+    assert found["detail"] in complete["message"]
+    assert found["differenceLow"] <= found["difference"] <= found["differenceHigh"] < 0
+
+
 @pytest.mark.parametrize("name", ["lora", "full"])
 def test_the_published_model_loads_without_peft_and_gets_the_trained_loss(
     bench: Bench, results: dict[str, dict[str, Any]], tmp_path: Path, name: str
@@ -106,7 +124,8 @@ def test_the_published_model_loads_without_peft_and_gets_the_trained_loss(
 def test_the_full_model_loaded_elsewhere_answers_like_the_trained_one(
     bench: Bench, results: dict[str, dict[str, Any]], tmp_path: Path, name: str, dtype: str
 ) -> None:
-    assert results[name]["evaluation"] == {"gate": "Passed", "merged": "Passed"}
+    found = results[name]["evaluation"]
+    assert (found["gate"], found["merged"], found["verdict"]) == ("Passed", "Passed", "Better")
     merged = bench.download(results[name]["artifacts"]["mergedUri"], tmp_path / "merged")
     command = [sys.executable, "-c", ALONE, str(merged), QUESTION, "12"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -1,16 +1,35 @@
-"""Evaluation during training, and the gates of the result."""
+"""Evaluation during training, the verdict on the result, and its gates."""
 
+from enum import StrEnum
 from typing import Annotated
 
 from pydantic import ConfigDict, Field, StringConstraints
 
 from finetune_api.blocks import Block, Text, cel, rules
-from finetune_api.scalars import Line, StatusBlock, Word
+from finetune_api.scalars import Count, Line, Measure, StatusBlock, Word
+
+
+class Verdict(StrEnum):
+    """Whether the tuned model is better than the model before the training, on the held-out rows."""
+
+    BETTER = "Better"
+    WORSE = "Worse"
+    NO_MEASURABLE_DIFFERENCE = "NoMeasurableDifference"
+    NOT_EVALUATED = "NotEvaluated"
+
+
+class EvaluationMetric(StrEnum):
+    """The figure that is compared."""
+
+    LOSS = "Loss"
+    REWARD = "Reward"
 
 
 class Prompt(Block):
     """A prompt whose answers by the base and the tuned model are in the report."""
 
+    system: Text | None = None
+    """System turn before the prompt (at most 4,096 characters). Default: none."""
     prompt: Text
     """The prompt, as a user would write it (at most 4,096 characters)."""
     expected: Annotated[str, StringConstraints(min_length=1, max_length=512)] | None = None
@@ -35,7 +54,8 @@ class Gate(Block):
     """Maximum held-out loss (nats per token; with DPO, KTO and RewardModel, the loss of the objective). Default: no
     limit."""
     must_improve: bool = False
-    """Require a held-out loss lower than before training. Default: false."""
+    """Require verdict `Better`: on the held-out rows the model is better than before training by more than the 95 %
+    interval of the difference. Default: false."""
     must_match_expected: bool = False
     """Require each answer to match its prompt's `expected`. Default: false."""
 
@@ -50,7 +70,8 @@ class Evaluation(Block):
     prompts: (
         Annotated[list[Prompt], Field(max_length=16, json_schema_extra={"x-kubernetes-list-type": "atomic"})] | None
     ) = None
-    """Prompts that the base and the tuned model answer in the report (at most 16). Default: none."""
+    """Prompts that the base and the tuned model answer in the report (at most 16). Default: the prompts of three
+    held-out rows; an empty list means none."""
     max_new_tokens: Annotated[int, Field(ge=1, le=2048)] = 128
     """Maximum length of an answer to `prompts`, in tokens. Default: 128."""
     gate: Gate | None = None
@@ -71,8 +92,32 @@ class EarlyStopping(Block):
 
 
 class EvaluationStatus(StatusBlock):
-    """Results of the gates."""
+    """The verdict on the result, and the results of the gates."""
 
+    verdict: Word | None = None
+    """Whether the model that will be served is better than before training, on the held-out rows: `Better` or `Worse`
+    if the 95 % interval of the difference excludes zero, `NoMeasurableDifference` if it does not, or `NotEvaluated`."""
+    change: Word | None = None
+    """Human-readable difference: of a loss in percent, of a reward in its own unit, for example `-31 %`."""
+    metric: Word | None = None
+    """Figure that is compared: `Loss` (nats per trained token; with DPO, KTO and RewardModel, per row) or `Reward`."""
+    before: Measure | None = None
+    """The figure before training."""
+    after: Measure | None = None
+    """The figure of the tuned model."""
+    difference: Measure | None = None
+    """`after` minus `before`, from the same rows."""
+    difference_low: Measure | None = None
+    """Lower end of the 95 % interval of `difference`."""
+    difference_high: Measure | None = None
+    """Upper end of the 95 % interval of `difference`."""
+    rows: Count | None = None
+    """Held-out rows that were compared."""
+    served_as: Word | None = None
+    """Model that was measured: `Adapter` (on the base in 16 bits, as serving software loads it) or `Model` (all
+    weights)."""
+    detail: Line | None = None
+    """The verdict in one sentence, with what would tell more."""
     gate: Word | None = None
     """Whether the tuned model meets `evaluation.gate`: `Passed`, `NotMet` or `NotConfigured`."""
     merged: Word | None = None

@@ -132,6 +132,7 @@ class Artifact(StrEnum):
     TENSORBOARD = "tensorboard"
     WANDB = "wandb"
     REJECTED = "rejected_rows.jsonl"
+    REFUSED = "refused"
     TRAIN_ROWS = "dataset/train.jsonl"
     VALIDATION_ROWS = "dataset/validation.jsonl"
     TRAIN_TOKENS = "dataset/train.arrow"

@@ -203,4 +203,5 @@ class EventReason(StrEnum):
     EARLY_STOPPED = "EarlyStopped"
     ADOPTED = "Adopted"
     COMPLETED = "Completed"
+    NOT_BETTER = "NotBetter"
     FAILED = "Failed"

@@ -133,14 +133,13 @@ class FineTuneJobSpec(Block):
                 ".evaluation.gate.mustMatchExpected",
             ),
             cel(
-                "!has(self.evaluation.gate) || self.objective != 'RLHF' || "
-                "(!has(self.evaluation.gate.maxEvalLoss) && !self.evaluation.gate.mustImprove)",
-                "RLHF has no held-out loss: remove maxEvalLoss and mustImprove from evaluation.gate",
-                ".evaluation.gate",
+                "!has(self.evaluation.gate) || self.objective != 'RLHF' || !has(self.evaluation.gate.maxEvalLoss)",
+                "RLHF has no held-out loss: remove evaluation.gate.maxEvalLoss; mustImprove compares the rewards",
+                ".evaluation.gate.maxEvalLoss",
             ),
             cel(
                 "!has(self.evaluation.gate) || !self.evaluation.gate.mustImprove || self.evaluation.baseline",
-                "mustImprove compares with the loss before training: set evaluation.baseline true",
+                "mustImprove compares with the model before training: set evaluation.baseline true",
                 ".evaluation.gate.mustImprove",
             ),
             *(

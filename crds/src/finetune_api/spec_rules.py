@@ -67,11 +67,8 @@ CONDITIONS: dict[str, Condition] = {
         or not spec.evaluation.gate.must_match_expected
         or any(one.expected for one in spec.evaluation.prompts or [])
     ),
-    "!has(self.evaluation.gate) || self.objective != 'RLHF' || "
-    "(!has(self.evaluation.gate.maxEvalLoss) && !self.evaluation.gate.mustImprove)": lambda spec: (
-        spec.evaluation.gate is None
-        or spec.objective != "RLHF"
-        or (spec.evaluation.gate.max_eval_loss is None and not spec.evaluation.gate.must_improve)
+    "!has(self.evaluation.gate) || self.objective != 'RLHF' || !has(self.evaluation.gate.maxEvalLoss)": lambda spec: (
+        spec.evaluation.gate is None or spec.objective != "RLHF" or spec.evaluation.gate.max_eval_loss is None
     ),
     "!has(self.evaluation.gate) || !self.evaluation.gate.mustImprove || self.evaluation.baseline": lambda spec: (
         spec.evaluation.gate is None or not spec.evaluation.gate.must_improve or spec.evaluation.baseline

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from finetune_api import names
+from finetune_api.evaluation import Verdict
 from finetune_api.names import ConditionType, EventReason
 from finetune_api.status import FineTuneJobStatus
 from finetune_operator.kube.objects import FineTuneJob, Object
@@ -138,11 +139,17 @@ def _end(old: FineTuneJobStatus, new: FineTuneJobStatus) -> list[Event]:
         found.append(Event(E.EARLY_STOPPED, _message(new, C.EARLY_STOPPED)))
     if _became(old, new, C.COMPLETE, "True"):
         found.append(Event(E.COMPLETED, _message(new, C.COMPLETE)))
+        if new.evaluation and new.evaluation.verdict not in {None, Verdict.BETTER.value}:
+            found.append(Event(E.NOT_BETTER, _as_sentence(new.evaluation.detail or ""), is_warning=True))
     if _became(old, new, C.FAILED, "True"):
         failed = new.condition(C.FAILED)
         text = f"{failed.reason}: {failed.message}" if failed else ""
         found.append(Event(E.FAILED, text, is_warning=True))
     return found
+
+
+def _as_sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}."
 
 
 def build_event(job: FineTuneJob, event: Event, instance: str, now: datetime) -> Object:

@@ -71,7 +71,7 @@ MESSAGES: dict[tuple[ConditionType, str], str] = {
         R.GATE_NOT_RUN,
     ): "Everything except the full model, whose gate could not run, was read back from {detail}.",
     (C.COMPLETE, R.PROGRESSING): "The job is not finished.",
-    (C.COMPLETE, R.SUCCEEDED): "The result is published at {detail}.",
+    (C.COMPLETE, R.SUCCEEDED): "Published at {detail}.",
     (C.COMPLETE, R.ADOPTED): "The result of this job was already published at {detail}; nothing was trained.",
     (C.FAILED, R.PROGRESSING): "The job has not failed.",
     (C.FAILED, R.SUCCEEDED): "The job succeeded.",

@@ -159,10 +159,15 @@ def succeed(context: Context, child: Job, report: Report, reason: Reason) -> Eff
     return (
         _show_stopped(context)
         + set_condition(C.PUBLISHED, "True", R.MANIFEST_REPORTED, uri)
-        + set_condition(C.COMPLETE, "True", reason, uri)
+        + set_condition(C.COMPLETE, "True", reason, _published(uri, report))
         + set_condition(C.FAILED, "False", R.SUCCEEDED)
         + Effect(completion_time=child.completed)
     )
+
+
+def _published(uri: str, report: Report) -> str:
+    """Return where the result is, and whether it is better than before the training."""
+    return f"{uri}; {report.evaluation.detail}" if report.evaluation and report.evaluation.detail else uri
 
 
 def fail(context: Context, reason: str, message: str, child: Job | None = None, report: Report | None = None) -> Effect:

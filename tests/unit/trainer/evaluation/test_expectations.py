@@ -2,11 +2,10 @@
 
 import pytest
 
-from finetune_api.evaluation import Gate, Prompt
+from finetune_api.evaluation import Gate, Prompt, Verdict
 from finetune_api.handoff import ExitCode
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.evaluation.expectations import Expectations, find_unmet
-from finetune_trainer.evaluation.measurements import Measured
 from finetune_trainer.evaluation.run_record import Answer
 
 PROMPTS = [Prompt(prompt="a?", expected="(?i)paris"), Prompt(prompt="b?")]
@@ -32,29 +31,35 @@ def test_a_pattern_without_end_counts_as_not_found() -> None:
 
 
 def test_without_a_gate_everything_is_met() -> None:
-    assert find_unmet(None, None, None, []) == []
+    assert find_unmet(None, Verdict.NOT_EVALUATED, "not evaluated", None, []) == []
 
 
 @pytest.mark.parametrize(
     ("gate", "message"),
     [
         (Gate(max_eval_loss=1.4), "the evaluation loss is 1.5, above maxEvalLoss 1.4"),
-        (Gate(must_improve=True), "the evaluation loss did not fall (1.5 before, 1.5 after)"),
+        (Gate(must_improve=True), "mustImprove needs verdict Better, and the result is no better"),
         (Gate(must_match_expected=True), "the answer to prompt 2 does not match its pattern"),
     ],
 )
 def test_what_is_not_reached_is_reported_with_the_figures(gate: Gate, message: str) -> None:
     answers = [Answer("a?", "", "", is_expected=True), Answer("b?", "", "", is_expected=False)]
-    assert find_unmet(gate, Measured(1.5, 10), Measured(1.5, 10), answers) == [message]
+    assert find_unmet(gate, Verdict.NO_MEASURABLE_DIFFERENCE, "no better", 1.5, answers) == [message]
 
 
 def test_what_is_reached_is_met() -> None:
     gate = Gate(max_eval_loss=1.5, must_improve=True, must_match_expected=True)
-    assert find_unmet(gate, Measured(1.6, 10), Measured(1.5, 10), [Answer("a?", "", "", is_expected=True)]) == []
+    assert find_unmet(gate, Verdict.BETTER, "better", 1.5, [Answer("a?", "", "", is_expected=True)]) == []
+
+
+@pytest.mark.parametrize("verdict", [Verdict.WORSE, Verdict.NO_MEASURABLE_DIFFERENCE, Verdict.NOT_EVALUATED])
+def test_only_a_better_model_meets_must_improve(verdict: Verdict) -> None:
+    assert len(find_unmet(Gate(must_improve=True), verdict, "so", 1.5, [])) == 1
 
 
 def test_an_unmeasured_loss_meets_no_gate() -> None:
-    assert find_unmet(Gate(max_eval_loss=9.0, must_improve=True), None, None, []) == [
-        "the evaluation loss is unknown, above maxEvalLoss 9",
-        "the evaluation loss did not fall (unknown before, unknown after)",
+    gate = Gate(max_eval_loss=9.0, must_improve=True)
+    assert find_unmet(gate, Verdict.NOT_EVALUATED, "not evaluated: it needs 16 GiB", None, []) == [
+        "there is no evaluation loss to compare with maxEvalLoss 9 (not evaluated: it needs 16 GiB)",
+        "mustImprove needs verdict Better, and the result is not evaluated: it needs 16 GiB",
     ]

@@ -127,11 +127,31 @@ def test_more_malformed_rows_than_allowed_fail_with_counts_and_first_lines(world
     assert "line 101: BAD_JSON" in error.message
 
 
-def test_a_file_of_garbage_fails_and_leaves_nothing_behind(world: Any) -> None:
+def test_a_refused_dataset_leaves_its_rejected_rows_and_nothing_else(world: Any) -> None:
     (world.bucket / "rows.jsonl").write_text("lorem\nipsum\n")
     error = failure(world)
     assert error.code is ExitCode.DATASET_UNUSABLE
     assert "none of the 2 rows can be used (BAD_JSON 2)" in error.message
+    (kept,) = [path for path in world.out.rglob("*") if path.is_file()]
+    assert kept.relative_to(world.out).as_posix() == "refused/uid-1/rejected_rows.jsonl"
+    assert error.message.endswith("Every rejected row: s3://bucket/out/refused/uid-1/rejected_rows.jsonl")
+    assert [json.loads(line)["line"] for line in kept.read_text().splitlines()] == [1, 2]
+
+
+def test_the_corrected_job_takes_the_prefix_of_the_refused_one(world: Any) -> None:
+    good = (world.bucket / "rows.jsonl").read_text()
+    (world.bucket / "rows.jsonl").write_text("lorem\nipsum\n")
+    failure(world)
+    (world.bucket / "rows.jsonl").write_text(good)
+    assert check(world.with_config(uid="uid-2", name="corrected")).outcome is Outcome.VALIDATED
+    assert (world.out / "refused" / "uid-1" / Artifact.REJECTED).is_file()
+
+
+def test_a_gate_on_a_base_that_does_not_fit_in_16_bits_is_refused_before_a_gpu_is_held(world: Any) -> None:
+    tuning = {"method": "QLoRA", "vramBudget": "40"}  # the model has 22 weights
+    error = failure(world.with_config({"evaluation": {"gate": {"mustImprove": True}}, "tuning": tuning}))
+    assert error.code is ExitCode.INVALID_CONFIG
+    assert "judges the adapter on the base in 16 bits, as it is served" in error.message
     assert not world.out.exists()
 
 

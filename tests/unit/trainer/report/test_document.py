@@ -1,6 +1,8 @@
+import re
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 import yaml
 from markdown_it import MarkdownIt
 from report_record import ALL_HOSTILE, make_run
@@ -11,7 +13,7 @@ from finetune_api.status import DatasetStatus, EarlyStoppingStatus, Resolved
 from finetune_trainer.evaluation.gate_rules import MergeCheck, ValidationResult
 from finetune_trainer.evaluation.history import History
 from finetune_trainer.evaluation.measurements import Measured, TrainPoint
-from finetune_trainer.evaluation.run_record import Answer, Machine, RunRecord, SampleStats
+from finetune_trainer.evaluation.run_record import Answer, Machine, RunRecord, SampleStats, Served
 from finetune_trainer.report import text
 from finetune_trainer.report.curves import curve_table
 from finetune_trainer.report.document import render_report, write_report
@@ -58,8 +60,9 @@ def make_record(tmp_path: Path, **changes: object) -> RunRecord:
         samples=SampleStats(90, 10, 90, 0.031, 0.42, 60, 128, 128),
         previews=[[("<|user|>", False), ("the answer", True), ("\n", False)]],
         history=history,
-        baseline=Measured(3.5, 200, 0.1),
-        final=Measured(2.4, 200, 0.1),
+        baseline=Measured(3.5, 200, 0.1, batches=((3.4, 20),) * 5 + ((3.6, 20),) * 5),
+        final=Measured(2.4, 200, 0.1, batches=((2.2, 20),) * 5 + ((2.6, 20),) * 5),
+        compared_rows=10,
         best_step=40,
         early_stopping=EarlyStoppingStatus(stopped=False, patience=3),
         trainable_parameters=1234,
@@ -70,12 +73,43 @@ def make_record(tmp_path: Path, **changes: object) -> RunRecord:
     return replace(record, **changes)
 
 
-def test_the_summary_compares_base_and_tuned_model(tmp_path: Path) -> None:
+def test_the_result_compares_base_and_tuned_model_with_an_interval(tmp_path: Path) -> None:
     report = render_report(make_record(tmp_path), tmp_path)
-    assert "from **3.5** (base model) to **2.4** (tuned model)" in report
+    assert "**Better than the base model: held-out loss 3.5 → 2.4, -31 % ± " in report
     assert "| base model    | 3.5  | 33.12      | 200    |" in report
     assert "| tuned model   | 2.4  | 11.02      | 200    |" in report
-    assert "step 40 of 40" in report
+    assert "step 40 of 40, the best of 4 evaluations" in report
+    assert "Student's t over 10 groups of the same held-out rows" in report
+    assert "widened because the model was chosen from 4 evaluations" in report
+
+
+def test_the_report_begins_with_what_was_trained_where_and_when(tmp_path: Path) -> None:
+    _, _, about = render_report(make_record(tmp_path), tmp_path).splitlines()[:3]
+    assert re.search(r"`s3://bucket/base.*` on `.*` · `default/support-bot` · \d{4}-\d\d-\d\d$", about)
+
+
+def test_a_qlora_result_shows_the_served_model_before_the_one_in_training(tmp_path: Path) -> None:
+    served = Served(Measured(3.2, 200), Measured(2.6, 200))
+    lines = render_report(make_record(tmp_path, served=served), tmp_path).splitlines()
+    names = [line.split("|")[1].strip() for line in lines if "4-bit base)" in line or "16-bit base)" in line]
+    assert names == [
+        "base model, as served (16-bit base)", "tuned model, as served (16-bit base)",
+        "base model, in training (4-bit base)", "tuned model, in training (4-bit base)",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("epoch", "sentence"),
+    [
+        (0.05, "The training read about 4 of 90 rows (0.05 epochs)."),
+        (1.0, "The training read each of them once."),
+        (2.5, "The training read them 2.5 times."),
+    ],
+)
+def test_the_report_says_how_often_the_rows_were_read(tmp_path: Path, epoch: float, sentence: str) -> None:
+    record = make_record(tmp_path)
+    record.history.train[-1] = replace(record.history.train[-1], epoch=epoch)
+    assert sentence in render_report(record, tmp_path)
 
 
 def test_every_figure_of_the_data_is_shown(tmp_path: Path) -> None:
@@ -151,7 +185,7 @@ def test_settings_answers_and_cost_are_shown(tmp_path: Path) -> None:
 
 def test_a_run_without_held_out_rows_is_reported_as_such(tmp_path: Path) -> None:
     record = make_record(tmp_path, baseline=None, final=None, best_step=None, early_stopping=None)
-    assert "Nothing was evaluated, because no rows were held out" in render_report(record, tmp_path)
+    assert "**Not evaluated: no rows were held out.**" in render_report(record, tmp_path)
 
 
 def test_early_stopping_gives_its_reason(tmp_path: Path) -> None:

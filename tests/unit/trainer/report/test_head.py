@@ -1,29 +1,47 @@
 from dataclasses import replace
 from pathlib import Path
 
-from report_record import make_run
+import pytest
+from report_record import make_run, measure
 
 from finetune_api.evaluation import EvaluationStatus
-from finetune_trainer.evaluation.measurements import Measured
+from finetune_trainer.evaluation.run_record import Served
 from finetune_trainer.report.head import build_head
 
 
-def test_a_lower_loss_is_good_news_with_its_share(tmp_path: Path) -> None:
+def test_a_lower_loss_is_good_news_with_its_interval(tmp_path: Path) -> None:
     head = build_head(make_run(tmp_path))
-    assert (head.verdict, head.mood) == ("Better than the base model on held-out rows: loss 52.4 % lower", "good")
+    assert head.mood == "good"
+    assert head.verdict.startswith("Better than the base model: held-out loss 3.21 → 1.53, -52 % ± ")
 
 
-def test_a_loss_that_is_not_lower_is_bad_news(tmp_path: Path) -> None:
-    head = build_head(replace(make_run(tmp_path), final=Measured(3.212, 10)))
-    assert (head.verdict, head.mood) == ("No better than the base model on held-out rows: do not publish it", "bad")
+@pytest.mark.parametrize(
+    ("loss", "mood", "start"),
+    [(3.6, "bad", "Worse than the base model"), (3.211, "plain", "No measurable difference from the base model")],
+)
+def test_a_loss_that_is_not_measurably_lower_is_not_good(tmp_path: Path, loss: float, mood: str, start: str) -> None:
+    head = build_head(replace(make_run(tmp_path), final=measure(loss, 0.03)))
+    assert head.mood == mood
+    assert head.verdict.startswith(start)
 
 
 def test_what_was_not_measured_is_not_judged(tmp_path: Path) -> None:
     run = make_run(tmp_path)
-    assert build_head(replace(run, baseline=None)).verdict == "Evaluated, but not compared with the base model"
+    assert build_head(replace(run, baseline=None)).verdict == (
+        "Not evaluated: the base model was not measured (evaluation.baseline is false)"
+    )
     unknown = build_head(replace(run, baseline=None, final=None, best_step=None))
     assert (unknown.verdict, unknown.mood) == ("Not evaluated: no rows were held out", "plain")
-    assert not {"Evaluation loss", "Perplexity"} & {tile.label for tile in unknown.tiles}
+    assert not {"Evaluation loss", "Perplexity", "Change"} & {tile.label for tile in unknown.tiles}
+
+
+def test_figures_of_the_4_bit_base_give_no_verdict_on_what_is_served(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    head = build_head(replace(run, served=Served(obstacle="the base in 16 bits needs 140.0 GiB")))
+    assert (head.verdict, head.mood) == ("Not evaluated: the base in 16 bits needs 140.0 GiB", "plain")
+    served = build_head(replace(run, served=Served(measure(3.0, 0.03), measure(3.2, 0.03))))
+    assert served.mood == "bad"
+    assert served.verdict.startswith("Worse than the base model: held-out loss 3 → 3.2")
 
 
 def test_the_most_important_figures_are_in_the_tiles(tmp_path: Path) -> None:

@@ -29,21 +29,22 @@ HOSTILE = "<script>x</script>\n# heading \x1b[31m"
 def rewarded(tmp_path: Path, *, first: float = 0.25, last: float = 0.75, **figures: float) -> History:
     """A policy's history of four steps, evaluated at the start, in the middle and at the end."""
     history = History(tmp_path / "metrics.jsonl")
-    history.add_reward(reward_mean(0, [first] * 3 + [first + 0.4], completion_length=9.0, clipped_share=0.25))
+    history.add_reward(reward_mean(0, [first] * 6 + [first + 0.4] * 2, completion_length=9.0, clipped_share=0.25))
     plain = {"reward": 0.5, "kl": 0.01, "completion_length": 8.0, "clipped_share": 0.0, "flat_share": 0.0}
     for step in range(1, 5):
         history.add_step(TrainPoint(step, step / 4, 0.1, 1e-4, 1.0, 50.0, 0.1, **(plain | figures)))
-    history.add_reward(reward_mean(2, [0.5] * 4, completion_length=8.0, clipped_share=0.0))
-    history.set_final_reward(reward_mean(4, [last] * 4, completion_length=5.0, clipped_share=0.0))
+    history.add_reward(reward_mean(2, [0.5] * 8, completion_length=8.0, clipped_share=0.0))
+    history.set_final_reward(reward_mean(4, [last] * 8, completion_length=5.0, clipped_share=0.0))
     return history
 
 
 def measured(tmp_path: Path) -> History:
     history = History(tmp_path / "metrics.jsonl")
-    history.add_evaluation(0, Measured(0.693, 20, None, 0.0, 0.5))
+    history.add_evaluation(0, Measured(0.693, 20, None, 0.0, 0.5, batches=((0.693, 2),) * 10))
     history.add_step(TrainPoint(1, 0.5, 0.7, 1e-4, 1.0, 50.0, 0.1, reward_margin=0.1, reward_accuracy=0.5))
     history.add_step(TrainPoint(2, 1.0, 0.5, 1e-4, 1.0, 50.0, 0.1, reward_margin=0.9, reward_accuracy=1.0))
-    history.add_evaluation(2, Measured(0.4, 20, 0.01, 1.25, 0.9))
+    spread = ((0.35, 2), (0.45, 2)) * 5
+    history.add_evaluation(2, Measured(0.4, 20, 0.01, 1.25, 0.9, batches=spread))
     return history
 
 
@@ -82,6 +83,7 @@ def write(tmp_path: Path, objective: str, history: History, method: str = "LoRA"
         "history": history,
         "baseline": history.baseline(),
         "final": history.evaluations[-1].measured if history.evaluations else None,
+        "compared_rows": 20,
         "best_step": 4,
         "early_stopping": None,
         "trainable_parameters": 10,
@@ -101,7 +103,7 @@ def card(tmp_path: Path, folder: str) -> tuple[dict[str, Any], str]:
 
 def test_a_policys_report_shows_rewards_and_no_loss(tmp_path: Path) -> None:
     report = write(tmp_path, "RLHF", rewarded(tmp_path))
-    assert "held-out prompts went from **0.35** (base model) to **0.75** (tuned model)" in report
+    assert "**Better than the base model: held-out reward 0.35 → 0.75, +0.4 ± " in report
     assert "| tuned model      | 0.75        | 0" in report
     assert "perplexity" not in report
     assert "only the prompts are used" in report
@@ -130,8 +132,8 @@ def test_sampled_answers_are_shown_with_their_rewards(tmp_path: Path) -> None:
 @pytest.mark.parametrize("objective", ["DPO", "RewardModel"])
 def test_pairs_are_reported_with_margin_and_accuracy(tmp_path: Path, objective: str) -> None:
     report = write(tmp_path, objective, measured(tmp_path))
-    assert "loss per pair went from **0.693** (before) to **0.4**" in report
-    assert "higher reward in **90.0 %** of them (50.0 % before)" in report
+    assert "**Better than the base model: held-out loss 0.693 → 0.4, -42 % ± " in report
+    assert "| base model     | 0.693 | 0      | 50.0 %   | 20    |" in report
     assert "| tuned model    | 0.4   | 1.25   | 90.0 %   | 20    |" in report
     assert "perplexity" not in report
     assert "evaluation accuracy" in report
@@ -139,11 +141,11 @@ def test_pairs_are_reported_with_margin_and_accuracy(tmp_path: Path, objective: 
 
 def test_judged_answers_have_a_margin_and_no_accuracy(tmp_path: Path) -> None:
     history = History(tmp_path / "metrics.jsonl")
-    history.add_evaluation(0, Measured(0.5, 20, None, 0.0))
+    history.add_evaluation(0, Measured(0.5, 20, None, 0.0, batches=((0.5, 10),) * 2))
     history.add_step(TrainPoint(1, 0.5, 0.5, 1e-4, 1.0, 50.0, 0.1, reward_margin=0.1))
-    history.add_evaluation(1, Measured(0.4, 20, None, 1.25))
+    history.add_evaluation(1, Measured(0.4, 20, None, 1.25, batches=((0.4, 10),) * 2))
     report = write(tmp_path, "KTO", history)
-    assert "loss per answer went from **0.5** (before) to **0.4**" in report
+    assert "Not evaluated: 20 held-out rows are too few for an interval (held-out loss 0.5 → 0.4, -20 %)" in report
     assert "accuracy" not in report.partition("## Curves")[0]
 
 

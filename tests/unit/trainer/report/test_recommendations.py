@@ -8,7 +8,7 @@ from report_record import make_run
 from finetune_api.status import DatasetStatus, EarlyStoppingStatus, Resolved
 from finetune_trainer.evaluation.history import History
 from finetune_trainer.evaluation.measurements import Measured, TrainPoint, reward_mean
-from finetune_trainer.evaluation.run_record import Machine, RunRecord, SampleStats
+from finetune_trainer.evaluation.run_record import Answer, Machine, RunRecord, SampleStats, Served
 from finetune_trainer.report.recommendations import recommend
 
 SAMPLES = SampleStats(
@@ -22,7 +22,15 @@ SAMPLES = SampleStats(
     full_length_p99=190,
 )
 MACHINE = Machine("GPU", peak_memory_bytes=70, gpu_memory_bytes=100, seconds=1.0, versions={})
-BASELINE, FINAL = Measured(3.0, 100), Measured(2.0, 100)
+
+
+def measured(loss: float, *, groups: int = 40, **figures: float | None) -> Measured:
+    """A held-out loss; two of them differ by the same in every group of rows, but for a little."""
+    sway = [0.02 * (-1) ** at * loss for at in range(groups)]
+    return Measured(loss, 100, batches=tuple((loss + one, 10) for one in sway), **figures)
+
+
+BASELINE, FINAL = measured(3.0), measured(2.0)
 
 
 def good_run(
@@ -50,6 +58,8 @@ def good_run(
         history=history,
         baseline=BASELINE,
         final=FINAL,
+        compared_rows=100,
+        answers=[],
         early_stopping=None,
         machine=MACHINE,
     )
@@ -59,12 +69,12 @@ def good_run(
 def policy_history(tmp_path: Path, *, last: float = 0.75, **figures: float) -> History:
     """Eight steps, of which the figures are those of the last quarter alone."""
     history = History(tmp_path / "policy.jsonl")
-    history.add_reward(reward_mean(0, [0.25] * 3 + [0.65], completion_length=9.0, clipped_share=0.25))
+    history.add_reward(reward_mean(0, [0.25] * 6 + [0.65] * 2, completion_length=9.0, clipped_share=0.25))
     plain = {"reward": 0.5, "kl": 0.01, "completion_length": 8.0, "clipped_share": 0.0, "flat_share": 0.0}
     for step in range(1, 9):
         own = plain | (figures if step > 6 else {})
         history.add_step(TrainPoint(step, step / 8, 0.1, 1e-4, 1.0, 50.0, 0.1, **own))
-    history.set_final_reward(reward_mean(8, [last] * 4, completion_length=5.0, clipped_share=0.0))
+    history.set_final_reward(reward_mean(8, [last] * 8, completion_length=5.0, clipped_share=0.0))
     return history
 
 
@@ -76,10 +86,44 @@ def test_a_good_run_gets_no_recommendation(tmp_path: Path) -> None:
     assert recommend(good_run(tmp_path)) == []
 
 
-def test_a_tuned_model_no_better_than_the_base_is_not_to_be_used(tmp_path: Path) -> None:
-    message = advice(good_run(tmp_path, final=Measured(3.0, 100)))
-    assert message.startswith("Do not use or publish this result")
-    assert "3 after training, 3 before" in message
+def test_a_tuned_model_that_is_worse_than_the_base_is_not_to_be_used(tmp_path: Path) -> None:
+    message = advice(good_run(tmp_path, final=measured(3.3)))
+    assert message.startswith("Do not use or publish this result: it is worse")
+    assert "+10 % ± " in message
+    assert message.endswith("on 100 held-out rows")
+
+
+def test_a_difference_within_its_interval_is_not_called_better(tmp_path: Path) -> None:
+    near = tuple((loss + (0.5 if at % 2 else -0.52), weight) for at, (loss, weight) in enumerate(BASELINE.batches))
+    message = advice(good_run(tmp_path, final=Measured(2.99, 100, batches=near)))
+    assert message.startswith(
+        "Do not call this result better: train longer or with a higher learning rate, and hold out"
+    )
+
+
+def test_figures_of_the_4_bit_base_alone_ask_for_a_measurement_as_served(tmp_path: Path) -> None:
+    message = advice(good_run(tmp_path, served=Served(obstacle="the base in 16 bits needs 140.0 GiB")))
+    assert message.startswith("Measure the adapter on the base that you will serve")
+    assert message.endswith("the base in 16 bits needs 140.0 GiB")
+
+
+def test_an_answer_that_misses_its_pattern_is_reported(tmp_path: Path) -> None:
+    answers = [Answer("a?", "", "", is_expected=True), Answer("b?", "", "", is_expected=False)]
+    assert "the tuned model's answer to prompt 2 does not match" in advice(good_run(tmp_path, answers=answers))
+
+
+def test_less_than_one_epoch_is_reported_with_the_rows_that_were_read(tmp_path: Path) -> None:
+    run = good_run(tmp_path, norms=[1.0] * 5, train=[2.0] * 5)
+    assert "0.5 epochs: the training read about 500 of 1000 rows" in advice(run)
+
+
+def test_the_recommendation_that_concerns_most_comes_first(tmp_path: Path) -> None:
+    samples = replace(SAMPLES, truncated_share=0.9, train_rows=190)
+    first, second = recommend(good_run(tmp_path, samples=samples))
+    assert (first.advice[:32], second.advice[:8]) == ("Raise hyperparameters.maxLength ", "Add rows")
+    samples = replace(SAMPLES, truncated_share=0.06, train_rows=20)
+    first, second = recommend(good_run(tmp_path, samples=samples))
+    assert (first.advice[:8], second.advice[:32]) == ("Add rows", "Raise hyperparameters.maxLength ")
 
 
 def test_an_early_minimum_and_a_later_rise_is_overfitting(tmp_path: Path) -> None:
@@ -112,6 +156,11 @@ def test_a_gradient_far_above_those_before_it_is_a_spike(tmp_path: Path) -> None
     assert "the gradient spikes" in message
     assert "1 of 20 steps" in message
     assert "highest norm 11" in message
+
+
+def test_one_spike_in_a_long_training_is_none(tmp_path: Path) -> None:
+    norms = [*[1.0] * 700, 11.0, *[1.0] * 499]
+    assert "spikes" not in advice(good_run(tmp_path, train=[2.0] * 1200, norms=norms))
 
 
 def test_a_run_without_one_finite_gradient_is_reported(tmp_path: Path) -> None:
@@ -156,10 +205,10 @@ def test_rows_that_were_skipped_for_their_length_ask_for_a_longer_one(
     assert ("5.1 % of the rows have no token of an answer within 128 tokens" in message) is is_told
 
 
-def test_few_validation_rows_come_with_an_interval(tmp_path: Path) -> None:
-    values = {name: getattr(SAMPLES, name) for name in SampleStats.__slots__} | {"validation_rows": 20}
-    final = Measured(2.0, 100, standard_error=0.1)
-    assert "loss 2 ± 0.2 (95 %)" in advice(good_run(tmp_path, samples=SampleStats(**values), final=final))
+def test_too_few_held_out_rows_for_a_verdict_are_reported(tmp_path: Path) -> None:
+    samples = replace(SAMPLES, validation_rows=4)
+    few = {"baseline": measured(3.0, groups=4), "final": measured(2.0, groups=4), "compared_rows": 4}
+    assert "Hold out 20 rows or more" in advice(good_run(tmp_path, samples=samples, **few))
 
 
 def test_a_gpu_that_is_half_empty_asks_for_larger_micro_batches(tmp_path: Path) -> None:
@@ -173,7 +222,7 @@ def test_a_gpu_that_is_half_empty_asks_for_larger_micro_batches(tmp_path: Path) 
     ("margin", "is_flat"), [(0.004, True), (-1.0, True), (0.05, False), (2.0, False), (None, False)]
 )
 def test_a_margin_that_does_not_grow_is_reported(tmp_path: Path, margin: float | None, is_flat: bool) -> None:
-    message = advice(good_run(tmp_path, final=Measured(0.69, 100, reward_margin=margin)))
+    message = advice(good_run(tmp_path, final=measured(0.69, reward_margin=margin)))
     assert ("the margin is flat" in message) == is_flat
     assert (f"mean margin {margin:.3g} after training" in message) if is_flat else message == ""
 
@@ -202,7 +251,8 @@ def test_labelled_answers_of_one_kind_that_outweigh_the_other_are_reported_with_
 @pytest.mark.parametrize(
     ("figures", "sentence"),
     [
-        ({"last": 0.35}, "Do not use or publish this result"),
+        ({"last": 0.35}, "Do not call this result better"),
+        ({"last": -0.35}, "Do not use or publish this result"),
         ({"flat_share": 0.75}, "in 75 % of the last quarter's groups all answers had the same reward"),
         ({"clipped_share": 0.5}, "Raise rlhf.maxCompletionLength"),
         ({"kl": 1.5}, "1.5 nats per token from the reference in the last quarter, above 0.5"),

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, NotRequired, Protocol, TypedDict
+from typing import Any, Literal, NamedTuple, NotRequired, Protocol
 
 import orjson
+from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
 from finetune_trainer.data.codes import RejectCode, RepairCode
 

@@ -1,14 +1,17 @@
 """The training processes from the view of one of them; a process that trains alone communicates with no other."""
 
 import logging
+import os
 import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
+from accelerate.state import AcceleratorState, GradientState
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from typing_extensions import override
 
@@ -201,6 +204,27 @@ def join(
     groups = PrefixStore("groups", store)
     dist.init_process_group(backend, store=groups, rank=rank, world_size=size, timeout=timeout)
     return ManyRanks(rank, size, local_rank, local_size, PrefixStore("keys", store), timeout=timeout)
+
+
+@contextmanager
+def as_only_process() -> Iterator[None]:
+    """Make the libraries take this process, which has left its group, for the only one of it, on the GPU that it has.
+
+    They would wait for the others and compute a share of the rows, or use every visible GPU.
+    """
+    if "WORLD_SIZE" not in os.environ:
+        yield
+        return
+    os.environ |= {"WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+    if torch.cuda.is_available():
+        dist.init_process_group("cuda:nccl,cpu:gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        yield
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
 
 
 def _require_in_time(deadline: float, missing: str) -> None:

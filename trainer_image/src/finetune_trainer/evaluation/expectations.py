@@ -7,10 +7,9 @@ from collections.abc import Sequence
 
 import regex
 
-from finetune_api.evaluation import Gate, Prompt
+from finetune_api.evaluation import Gate, Prompt, Verdict
 from finetune_api.handoff import ExitCode
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.evaluation.measurements import Measured
 from finetune_trainer.evaluation.run_record import Answer
 
 logger = logging.getLogger(__name__)
@@ -68,18 +67,21 @@ class Expectations:
 
 
 def find_unmet(
-    gate: Gate | None, baseline: Measured | None, final: Measured | None, answers: Sequence[Answer]
+    gate: Gate | None, verdict: Verdict, detail: str, loss: float | None, answers: Sequence[Answer]
 ) -> list[str]:
-    """Return the rules of `evaluation.gate` that the tuned model does not meet, each with its figures."""
+    """Return the rules of `evaluation.gate` that the tuned model does not meet, each with its figures.
+
+    `detail` is the verdict in one sentence, `loss` the held-out loss of the model that will be served.
+    """
     if gate is None:
         return []
     found = []
-    if gate.max_eval_loss is not None and (final is None or not final.loss <= gate.max_eval_loss):
-        loss = f"{final.loss:.5g}" if final else "unknown"
-        found.append(f"the evaluation loss is {loss}, above maxEvalLoss {gate.max_eval_loss:g}")
-    if gate.must_improve and (final is None or baseline is None or not final.loss < baseline.loss):
-        before, after = (f"{one.loss:.5g}" if one else "unknown" for one in (baseline, final))
-        found.append(f"the evaluation loss did not fall ({before} before, {after} after)")
+    if gate.max_eval_loss is not None and loss is None:
+        found.append(f"there is no evaluation loss to compare with maxEvalLoss {gate.max_eval_loss:g} ({detail})")
+    elif gate.max_eval_loss is not None and loss is not None and not loss <= gate.max_eval_loss:
+        found.append(f"the evaluation loss is {loss:.5g}, above maxEvalLoss {gate.max_eval_loss:g}")
+    if gate.must_improve and verdict is not Verdict.BETTER:
+        found.append(f"mustImprove needs verdict Better, and the result is {detail}")
     if gate.must_match_expected:
         missed = [str(number) for number, answer in enumerate(answers, 1) if answer.is_expected is False]
         if missed:

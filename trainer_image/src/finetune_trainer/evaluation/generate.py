@@ -17,13 +17,13 @@ from finetune_trainer.tokenization.samples import Encoded
 def answer_all(
     model: PreTrainedModel,
     labeler: Labeler,
-    prompts: Sequence[str],
+    prompts: Sequence[Sequence[Message]],
     *,
     stop_ids: Sequence[int],
     max_new_tokens: int,
     on_token: Callable[[], None],
 ) -> list[str]:
-    """Return one greedy answer per prompt."""
+    """Return one greedy answer per prompt, which is a list of turns."""
     model.eval()
     settings = GenerationConfig(
         do_sample=False,
@@ -52,10 +52,14 @@ class EachToken(StoppingCriteria):  # type: ignore[misc]  # the library has no t
 
 
 def _answer(
-    model: PreTrainedModel, labeler: Labeler, prompt: str, settings: GenerationConfig, each_token: EachToken
+    model: PreTrainedModel,
+    labeler: Labeler,
+    prompt: Sequence[Message],
+    settings: GenerationConfig,
+    each_token: EachToken,
 ) -> str:
     try:
-        _, ids = labeler.render_prompt([Message(role="user", content=prompt)])
+        _, ids = labeler.render_prompt(prompt)
     except BadRow as bad:
         raise TrainerError(ExitCode.INVALID_CONFIG, f"evaluation.prompts: {bad.detail}") from bad
     inputs = torch.tensor([ids], device=model.device)

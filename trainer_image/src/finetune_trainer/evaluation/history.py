@@ -2,8 +2,9 @@
 
 import json
 import statistics
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from finetune_trainer.evaluation.measurements import EvalPoint, Measured, RewardPoint, TrainPoint
 
@@ -43,11 +44,11 @@ class History:
             elif kind == "train":
                 self.train.append(TrainPoint(**({"grad_norm": None} | values)))
             elif kind == "final":
-                self.final_reward = RewardPoint(**values)
+                self.final_reward = RewardPoint(**_as_tuples(values, "rewards"))
             elif "reward" in values:
-                self.rewards.append(RewardPoint(**values))
+                self.rewards.append(RewardPoint(**_as_tuples(values, "rewards")))
             else:
-                self.evaluations.append(EvalPoint(values.pop("step"), Measured(**values)))
+                self.evaluations.append(EvalPoint(values.pop("step"), Measured(**_as_tuples(values, "batches"))))
 
     def has_evaluated(self, step: int) -> bool:
         """Return whether the weights of that step were evaluated."""
@@ -62,12 +63,13 @@ class History:
     def add_evaluation(self, step: int, measured: Measured) -> None:
         """Add an evaluation."""
         self.evaluations.append(EvalPoint(step, measured))
-        self._append("eval", {"step": step} | asdict(measured))
+        written = asdict(measured if step == 0 else replace(measured, batches=()))  # with which the result is compared
+        self._append("eval", {"step": step} | written)
 
     def add_reward(self, point: RewardPoint) -> None:
         """Add a held-out reward."""
         self.rewards.append(point)
-        self._append("eval", asdict(point))
+        self._append("eval", asdict(point if point.step == 0 else replace(point, rewards=())))
 
     def set_final_reward(self, point: RewardPoint) -> None:
         """Set the reward of the published model, measured apart from those by which it was chosen."""
@@ -92,6 +94,12 @@ class History:
         return statistics.median(rates) if rates else None
 
     def _append(self, kind: str, values: dict[str, object]) -> None:
-        known = {key: value for key, value in values.items() if value is not None}
+        known = {key: value for key, value in values.items() if value is not None and value != ()}
         with self.path.open("a", encoding="utf-8") as lines:
             lines.write(json.dumps({"kind": kind} | known, allow_nan=False) + "\n")
+
+
+def _as_tuples(values: dict[str, Any], name: str) -> dict[str, Any]:
+    """Return the values with that list as tuples, which JSON does not have."""
+    found = [tuple(one) if isinstance(one, list) else one for one in values.get(name, ())]
+    return values | {name: tuple(found)}

@@ -19,6 +19,8 @@ class Measured:
     standard_error: float | None = None
     reward_margin: float | None = None
     reward_accuracy: float | None = None
+    batches: tuple[tuple[float, int], ...] = ()
+    """The mean loss and the weight of each batch, in the order of the rows."""
 
     def figures(self) -> dict[str, float]:
         """Return the measurements other than the loss, by their names in the status."""
@@ -34,11 +36,12 @@ def token_mean(batches: Sequence[tuple[float, int]]) -> Measured:
     """Return the mean over all tokens, from each batch's mean loss and number of trained tokens."""
     tokens = sum(count for _, count in batches)
     loss = sum(mean * count for mean, count in batches) / max(tokens, 1)
+    kept = tuple(batches)
     if len(batches) < 2 or not tokens:
-        return Measured(loss, tokens)
+        return Measured(loss, tokens, batches=kept)
     squares = sum(((mean - loss) * count) ** 2 for mean, count in batches)
     error = math.sqrt(squares * len(batches) / (len(batches) - 1)) / tokens
-    return Measured(loss, tokens, error)
+    return Measured(loss, tokens, error, batches=kept)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,9 +97,12 @@ class RewardPoint:
     completion_length: float
     clipped_share: float
     standard_error: float | None = None
+    rewards: tuple[float, ...] = ()
+    """The reward of each prompt's answer, in the order of the prompts."""
 
 
 def reward_mean(step: int, rewards: Sequence[float], *, completion_length: float, clipped_share: float) -> RewardPoint:
     """Return the point of these rewards; lengths are in tokens, a clipped answer reached the length limit."""
     error = statistics.stdev(rewards) / math.sqrt(len(rewards)) if len(rewards) > 1 else None
-    return RewardPoint(step, statistics.fmean(rewards), len(rewards), completion_length, clipped_share, error)
+    mean = statistics.fmean(rewards)
+    return RewardPoint(step, mean, len(rewards), completion_length, clipped_share, error, tuple(rewards))

@@ -2,14 +2,17 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
-from finetune_api.evaluation import EvaluationStatus
+from finetune_api.evaluation import EvaluationMetric, EvaluationStatus, Verdict
 from finetune_api.handoff import JobConfig
 from finetune_api.status import DatasetStatus, EarlyStoppingStatus, Resolved
+from finetune_trainer.data.rows import Message
 from finetune_trainer.evaluation.gate_rules import MergeCheck
 from finetune_trainer.evaluation.history import History
-from finetune_trainer.evaluation.measurements import Measured
+from finetune_trainer.evaluation.measurements import Measured, RewardPoint
+from finetune_trainer.evaluation.verdict import Comparison, Parts, compare, describe
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +35,7 @@ class SampleStats:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The greedy answers of base, tuned model and full model to one question."""
+    """The greedy answers of base, tuned model and full model to one question; `turns` are its prompt's."""
 
     prompt: str
     base: str
@@ -41,6 +44,9 @@ class Answer:
     expected: str | None = None
     is_expected: bool | None = None
     """Whether the tuned model's answer matches `expected`."""
+    reference: str | None = None
+    """The answer in the held-out row from which the prompt is."""
+    turns: list[Message] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +78,15 @@ class ScoreCheck:
     precision: str
     texts: int
     largest_difference: float
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """The base in 16 bits on the held-out rows, without and with the trained adapter, or why it was not measured."""
+
+    before: Measured | RewardPoint | None = None
+    after: Measured | RewardPoint | None = None
+    obstacle: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +124,7 @@ class BaseFacts:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """All data of the report."""
+    """All data of the report; `baseline`, `final` and the history are figures of the model in training."""
 
     config: JobConfig
     settings: Resolved
@@ -125,19 +140,87 @@ class RunRecord:
     answers: list[Answer]
     merge: MergeCheck | None
     machine: Machine
+    served: Served | None = None
+    """The model as it will be served, if that is not the one in training."""
+    compared_rows: int = 0
+    """Number of held-out rows that were measured."""
     score_check: ScoreCheck | None = None
     scored_pairs: list[ScoredPair] = field(default_factory=list)
     rewarded_answers: list[RewardedAnswer] = field(default_factory=list)
     summary: Mapping[str, Any] = field(default_factory=dict)
     """Preflight's summary of the rows: `dataset/summary.json`."""
     evaluation: EvaluationStatus = field(default_factory=EvaluationStatus)
-    """The results of the gates."""
+    """The verdict and the results of the gates."""
     base: BaseFacts = field(default_factory=BaseFacts)
 
     @property
     def last_step(self) -> int:
         """The last optimiser step."""
         return self.history.train[-1].step if self.history.train else 0
+
+    @property
+    def is_rewarded(self) -> bool:
+        """Whether the result is judged by a reward and not by a loss."""
+        return bool(self.history.rewards or self.history.final_reward)
+
+    @property
+    def judged(self) -> tuple[Measured | RewardPoint | None, Measured | RewardPoint | None]:
+        """The figures before and after the training of the model that will be served."""
+        if self.served:
+            return self.served.before, self.served.after
+        if self.is_rewarded:
+            return self.history.baseline_reward(), self.history.final_reward
+        return self.baseline, self.final
+
+    @property
+    def judged_loss(self) -> float | None:
+        """The held-out loss of the tuned model as it will be served."""
+        after = self.judged[1]
+        return after.loss if isinstance(after, Measured) else None
+
+    @cached_property
+    def comparison(self) -> Comparison | None:
+        """The paired comparison of the served model before and after; None if one of them was not measured."""
+        before, after = self.judged
+        if before is None or after is None:
+            return None
+        metric = EvaluationMetric.REWARD if self.is_rewarded else EvaluationMetric.LOSS
+        return compare(metric, _parts(before), _parts(after), self.choices)
+
+    @property
+    def verdict(self) -> Verdict:
+        """Whether the model that will be served is better than before the training."""
+        return self.comparison.verdict if self.comparison else Verdict.NOT_EVALUATED
+
+    @cached_property
+    def detail(self) -> str:
+        """The verdict in one sentence, with answers that do not match their pattern."""
+        sentence = describe(self.comparison, start=self.start, rows=self.compared_rows, obstacle=self.obstacle)
+        missed = [str(at) for at, one in enumerate(self.answers, 1) if one.is_expected is False]
+        return f"{sentence}; the answer to prompt {', '.join(missed)} misses its pattern" if missed else sentence
+
+    @property
+    def choices(self) -> int:
+        """The number of evaluations from which the published weights were chosen."""
+        points = self.history.rewards if self.is_rewarded else self.history.evaluations
+        return sum(point.step > 0 for point in points)
+
+    @property
+    def obstacle(self) -> str:
+        """Why there is no comparison; empty if there is one."""
+        before, after = self.judged
+        if self.served and self.served.obstacle:
+            return self.served.obstacle
+        if after is None:
+            return "no rows were held out"
+        if before is None:
+            return f"the {self.start} was not measured (evaluation.baseline is false)"
+        return "" if self.comparison else "the figures before and after are not of the same rows"
+
+    @property
+    def epochs_seen(self) -> float:
+        """The passes over the training rows that the last step completed."""
+        return self.history.train[-1].epoch if self.history.train else 0.0
 
     @property
     def start(self) -> str:
@@ -148,3 +231,10 @@ class RunRecord:
     def rows_per_step(self) -> float:
         """The average number of rows in a step; with packing it differs from the number of sequences."""
         return self.samples.samples * (self.settings.num_train_epochs or 0.0) / max(self.settings.total_steps or 0, 1)
+
+
+def _parts(measured: Measured | RewardPoint) -> Parts:
+    """Return the values whose mean the figure is, with their weights."""
+    if isinstance(measured, RewardPoint):
+        return [(reward, 1) for reward in measured.rewards]
+    return measured.batches

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
+from finetune_trainer.data.rows import Message
 from finetune_trainer.evaluation.gate_rules import ValidationResult
 from finetune_trainer.models.quantised import Quantised
 
@@ -30,7 +31,7 @@ class GatePlan(BaseModel):
     candidates: list[Candidate]
     samples: list[tuple[list[int], list[int]]]
     """Token ids and labels of held-out rows."""
-    prompts: list[str]
+    prompts: list[list[Message]]
     stop_ids: list[int]
     max_new_tokens: int
     tokenizer_sha256: dict[str, str]

@@ -58,10 +58,12 @@ def _licence_lines(card: str) -> str:
     return text if len(text) <= LICENCE_LIMIT else ""
 
 
-def describe_base(model: Path, labeler: Labeler, licence: Licence | None, prompts: Sequence[str]) -> BaseFacts:
-    """Return the facts about a model's folder; `prompts` are the job's prompts."""
+def describe_base(
+    model: Path, labeler: Labeler, licence: Licence | None, prompts: Sequence[Sequence[Message]]
+) -> BaseFacts:
+    """Return the facts about a model's folder; `prompts` are the turns of each question."""
     config = read_config(model)
-    rendered = [labeler.render_prompt([Message(role="user", content=prompt)])[1] for prompt in prompts]
+    rendered = [labeler.render_prompt(prompt)[1] for prompt in prompts]
     return BaseFacts(
         licence=licence,
         is_template_made=labeler.is_fallback_template,

@@ -10,6 +10,7 @@ import torch
 
 from finetune_api.evaluation import EvaluationStatus
 from finetune_api.handoff import Artifact, Outcome, Report
+from finetune_api.spec import Method
 from finetune_api.status import DatasetStatus, Resolved
 from finetune_trainer.config.resolved_manifest import config_yaml
 from finetune_trainer.errors import one_line
@@ -26,7 +27,16 @@ from finetune_trainer.evaluation.gate_rules import (
 )
 from finetune_trainer.evaluation.history import History
 from finetune_trainer.evaluation.measurements import Measured
-from finetune_trainer.evaluation.run_record import Answer, Machine, RewardedAnswer, RunRecord, ScoreCheck, ScoredPair
+from finetune_trainer.evaluation.run_record import (
+    Answer,
+    Machine,
+    RewardedAnswer,
+    RunRecord,
+    ScoreCheck,
+    ScoredPair,
+    Served,
+)
+from finetune_trainer.evaluation.verdict import to_status
 from finetune_trainer.models.device import describe_device, peak_memory_bytes
 from finetune_trainer.models.model_card import describe_base
 from finetune_trainer.models.quantised import Quantised
@@ -56,6 +66,8 @@ class TrainingResult:
     """The layers that were NF4 while the adapter was trained."""
     full_loss: float | None = None
     """Mean loss on the tokens that the gate compares a full model on."""
+    served: Served | None = None
+    """The figures of the model as it will be served, if they are not those of the training: only of QLoRA."""
 
 
 def collect_examples(
@@ -89,6 +101,8 @@ def build_record(inputs: Inputs, trained: TrainingResult, merge: MergeCheck | Sc
         baseline=trained.history.baseline(),
         final=trained.final,
         best_step=trained.plateau.best_step,
+        served=trained.served,
+        compared_rows=len(inputs.validation),
         early_stopping=inputs.run.reporter.snapshot().early_stopping,
         trainable_parameters=trained.parameters,
         answers=with_merged(trained.answers, merge),
@@ -98,7 +112,7 @@ def build_record(inputs: Inputs, trained: TrainingResult, merge: MergeCheck | Sc
         rewarded_answers=[one for one in trained.examples if isinstance(one, RewardedAnswer)],
         machine=replace(trained.machine, seconds=time.monotonic() - trained.began),
         summary=inputs.rows.summary,
-        base=describe_base(inputs.model, inputs.labeler, inputs.licence, [answer.prompt for answer in trained.answers]),
+        base=describe_base(inputs.model, inputs.labeler, inputs.licence, [answer.turns for answer in trained.answers]),
     )
     return replace(record, evaluation=evaluate_gates(record))
 
@@ -112,13 +126,16 @@ def with_merged(answers: list[Answer], merge: MergeCheck | ScoreCheck | None) ->
 
 
 def evaluate_gates(record: RunRecord) -> EvaluationStatus:
-    """Return the gates' results with one message; the files hold the figures."""
+    """Return the verdict and the gates' results; the files hold all figures."""
     requested = record.config.spec.evaluation.gate
-    missed = find_unmet(requested, record.baseline, record.final, record.answers)
+    missed = find_unmet(requested, record.verdict, record.detail, record.judged_loss, record.answers)
     gate = GateResult.NOT_CONFIGURED if requested is None else GateResult.NOT_MET if missed else GateResult.PASSED
     merged = record.merge.result if record.merge else GateResult.NOT_ASKED
     problems = [*missed, *([record.merge.sentence] if record.merge and record.merge.sentence else [])]
-    return EvaluationStatus(gate=gate.value, merged=merged.value, message=one_line("; ".join(problems)) or None)
+    gates = {"gate": gate.value, "merged": merged.value, "message": one_line("; ".join(problems)) or None}
+    served_as = "Model" if record.settings.method == Method.FULL else "Adapter"
+    status = to_status(record.comparison, one_line(record.detail), record.compared_rows, served_as)
+    return status.model_copy(update=gates)
 
 
 def build_result(inputs: Inputs, record: RunRecord) -> Report:
@@ -169,21 +186,13 @@ def build_result(inputs: Inputs, record: RunRecord) -> Report:
 
 def summarize(record: RunRecord) -> str:
     """Return the message of a published result."""
-    steps = f"trained {record.last_step} steps"
-    reward = record.history.final_reward
-    if reward is not None:
-        earlier = record.history.baseline_reward()
-        before = f" ({record.start} {earlier.reward:.4g})" if earlier else ""
-        return f"{steps}; held-out reward {reward.reward:.4g}{before}"
-    if record.final is None:
-        return f"{steps}; no rows were held out"
-    before = f" ({record.start} {record.baseline.loss:.4g})" if record.baseline else ""
-    return f"{steps}; evaluation loss {record.final.loss:.4g}{before}"
+    return f"trained {record.last_step} steps; {record.detail}"
 
 
 def validation_json(evaluation: EvaluationStatus, check: MergeCheck | None) -> str:
     """Return the content of validation.json."""
     content: dict[str, Any] = {"evaluationGate": evaluation.gate, "mergeGate": evaluation.merged}
+    content["verdict"] = evaluation.model_dump(by_alias=True, exclude_none=True, exclude={"gate", "merged", "message"})
     if evaluation.message:
         content["message"] = evaluation.message
     if check:

@@ -22,7 +22,7 @@ from finetune_trainer.evaluation.gate_rules import (
     choose_candidate,
     find_faults,
 )
-from finetune_trainer.evaluation.run_record import ScoreCheck
+from finetune_trainer.evaluation.run_record import Answer, ScoreCheck
 from finetune_trainer.merging.gate import GateNotRun, require_memory, run_gate
 from finetune_trainer.merging.gate_messages import Candidate, GatePlan
 from finetune_trainer.merging.gate_worker import load_source, open_merge
@@ -103,12 +103,17 @@ def build_plan(inputs: Inputs, trained: TrainingResult) -> GatePlan:
         precision=precision,
         candidates=candidates,
         samples=[(list(one.input_ids), list(one.labels)) for one in inputs.held_out(JUDGED_ROWS)],
-        prompts=[answer.prompt for answer in trained.answers],
+        prompts=[answer.turns for answer in asked_answers(inputs, trained)],
         stop_ids=trained.stop_ids,
         max_new_tokens=spec.evaluation.max_new_tokens,
         tokenizer_sha256=tokenizer_digests(inputs),
         device="cpu",
     )
+
+
+def asked_answers(inputs: Inputs, trained: TrainingResult) -> list[Answer]:
+    """Return the answers to the job's own prompts: those to held-out rows are for reading, and slow on a CPU."""
+    return trained.answers if inputs.run.config.spec.evaluation.prompts else []
 
 
 def tokenizer_digests(inputs: Inputs) -> dict[str, str]:
@@ -145,7 +150,7 @@ def judge_candidates(
             answer.tuned,
             expected.are_met(at, [answer.tuned, *(_nth(one.answers, at) for one in results)]),
         )
-        for at, answer in enumerate(trained.answers)
+        for at, answer in enumerate(asked_answers(inputs, trained))
     ]
     faults = [find_faults(one, trained.full_loss, asked, at) for at, one in enumerate(results)]
     return MergeCheck(plan.precision, trained.full_loss, list(results), faults, choose_candidate(results, faults))

@@ -4,11 +4,14 @@ import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 from finetune_api.handoff import ExitCode
+from finetune_api.objectives import Objective
 from finetune_trainer.config.run_context import RunContext
 from finetune_trainer.errors import TrainerError
+from finetune_trainer.evaluation.questions import Question, list_questions
 from finetune_trainer.evaluation.run_record import Licence
 from finetune_trainer.models.adapter_input import InitialAdapter, fetch_initial_adapter
 from finetune_trainer.models.cache import fetch_model, pin_as_checked
@@ -78,6 +81,14 @@ class Inputs:
     def shown(self) -> Sequence[Sample]:
         """The samples that the report shows with the model's output."""
         return (self.validation or self.train)[:SHOWN_SAMPLES]
+
+    @cached_property
+    def questions(self) -> list[Question]:
+        """The prompts to answer before and after the training; none for a model that writes no text."""
+        spec = self.run.config.spec
+        if spec.objective == Objective.REWARD_MODEL:
+            return []
+        return list_questions(spec.evaluation.prompts, self.rows.validation or ())
 
     @property
     def answers(self) -> Iterator[Encoded]:

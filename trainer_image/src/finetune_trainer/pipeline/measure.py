@@ -70,12 +70,20 @@ def measure_result(
 
 
 def pair_answers(inputs: Inputs, before: Sequence[str], tuned: Sequence[str]) -> list[Answer]:
-    """Return each prompt with both answers, and whether the second one meets the expectation."""
+    """Return each question with both answers, and whether the second one meets the expectation."""
     prompts = inputs.run.config.spec.evaluation.prompts or []
     expected = Expectations(prompts)
     return [
-        Answer(prompt, base, own, expected=prompts[at].expected, is_expected=expected.is_met(at, own))
-        for at, (prompt, base, own) in enumerate(zip(list_prompts(inputs), before, tuned, strict=True))
+        Answer(
+            question.text,
+            base,
+            own,
+            expected=prompts[at].expected if prompts else None,
+            is_expected=expected.is_met(at, own),
+            reference=question.reference,
+            turns=question.turns,
+        )
+        for at, (question, base, own) in enumerate(zip(inputs.questions, before, tuned, strict=True))
     ]
 
 
@@ -102,22 +110,15 @@ def restore_best(trainer: LoopTrainer, loop: LoopContext) -> Measured:
     return final
 
 
-def list_prompts(inputs: Inputs) -> list[str]:
-    """Return the prompts to answer before and after the training; none for a model that writes no text."""
-    spec = inputs.run.config.spec
-    return [prompt.prompt for prompt in spec.evaluation.prompts or []] if traits_of(spec.objective).writes_text else []
-
-
 def answer_prompts(inputs: Inputs, trainer: LoopTrainer, loop: LoopContext) -> list[str]:
-    """Return the current model's answers to the job's prompts."""
-    prompts = list_prompts(inputs)
-    if not prompts:
+    """Return the current model's answers to the questions."""
+    if not inputs.questions:
         return []
     loop.reporter.set_stage("Answering")
     return answer_all(
         trainer.model,
         inputs.labeler,
-        prompts,
+        [question.turns for question in inputs.questions],
         stop_ids=stop_token_ids(trainer.model, inputs.answers),
         max_new_tokens=inputs.run.config.spec.evaluation.max_new_tokens,
         on_token=loop.on_work if is_sharded(trainer.model) else inputs.run.on_work,

@@ -6,16 +6,19 @@ from pathlib import Path
 
 from finetune_api.defaults import Facts
 from finetune_api.handoff import Artifact, ExitCode, JobConfig, Outcome, Report
+from finetune_api.scalars import parse_quantity
+from finetune_api.spec import Method
 from finetune_api.status import Resolved
 from finetune_trainer.config.run_context import RunContext
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.evaluation.expectations import Expectations
 from finetune_trainer.models.adapter_input import InitialAdapter, check_initial_adapter, with_adapter
 from finetune_trainer.models.base_model import ModelFacts, check_model, pin_model, read_config
+from finetune_trainer.models.memory_estimate import format_bytes
 from finetune_trainer.models.resolve_settings import choose_settings
 from finetune_trainer.models.trainable import require_method, require_trainable
-from finetune_trainer.pipeline.prepare_dataset import PreparedDataset, prepare_dataset
-from finetune_trainer.publishing.claim import check_claim, claim_prefix
+from finetune_trainer.pipeline.prepare_dataset import PreparedDataset, collect_rejected, prepare_dataset
+from finetune_trainer.publishing.claim import check_claim, claim_prefix, refused_uri
 from finetune_trainer.publishing.lineage import status_lineage
 from finetune_trainer.publishing.parent_result import check_parents
 from finetune_trainer.publishing.publish import adopt_result
@@ -27,11 +30,15 @@ from finetune_trainer.tokenization.labeler import load_labeler
 
 logger = logging.getLogger(__name__)
 
+SERVED_BYTES = 2
+"""Bytes of a weight in 16 bits."""
+
 
 def preflight(run: RunContext) -> Report:
     """Check everything that can be checked without a GPU, and leave the canonical rows under `output.uri`.
 
-    The prefix is claimed once model and rows are good: a job that could never train leaves nothing behind.
+    The prefix is claimed once model and rows are good: a job that could never train leaves nothing behind but the rows
+    that it rejected.
     """
     config, storage, workspace, on_bytes = run.config, run.storage, run.workspace, run.on_bytes
     run.reporter.set_stage("Loading")
@@ -52,10 +59,14 @@ def preflight(run: RunContext) -> Report:
     Expectations(config.spec.evaluation.prompts or [])
     _check_rewards(config, storage, workspace, on_bytes)
     labeler = load_labeler(workspace / "tokenizer", config.spec.model.uri)
-    dataset = prepare_dataset(config, storage, workspace, labeler, on_bytes=on_bytes, on_rows=run.on_work)
+    try:
+        dataset = prepare_dataset(config, storage, workspace, labeler, on_bytes=on_bytes, on_rows=run.on_work)
+    except TrainerError as refused:
+        raise _with_rejected_rows(refused, config, storage, workspace) from refused
     _check_gate(config, dataset)
     resolved = _choose(config, model, dataset, adapter)
     require_method(architecture, resolved.method)
+    _check_served(config, model, resolved)
     claim_prefix(config, storage)
     _upload(config, dataset, storage, on_bytes)
     return _report(config, model, dataset, resolved, adapter)
@@ -88,6 +99,21 @@ def _check_rewards(config: JobConfig, storage: ReadableStore, workspace: Path, o
     check_reward_model(config, storage, workspace / "reward", workspace / "tokenizer", on_bytes)
 
 
+def _with_rejected_rows(refused: TrainerError, config: JobConfig, storage: Store, workspace: Path) -> TrainerError:
+    """Return the error with where every rejected row is: they are uploaded, because somebody must correct them."""
+    if refused.code is not ExitCode.DATASET_UNUSABLE:
+        return refused
+    rows, uri = collect_rejected(workspace), refused_uri(config)
+    if rows is None:
+        return refused
+    try:
+        storage.upload(rows, uri)
+    except TrainerError as problem:
+        logger.warning("the rejected rows are not uploaded: %s", problem.message)
+        return refused
+    return TrainerError(refused.code, f"{refused.message}. Every rejected row: {uri}", refused.dataset)
+
+
 def _check_gate(config: JobConfig, dataset: PreparedDataset) -> None:
     """Too few rows may leave none to hold out, and then no loss can meet a gate."""
     gate = config.spec.evaluation.gate
@@ -96,6 +122,21 @@ def _check_gate(config: JobConfig, dataset: PreparedDataset) -> None:
             ExitCode.DATASET_UNUSABLE,
             "evaluation.gate needs a held-out loss, but no row is held out: add rows, raise "
             "dataset.validationSplitPercent, or name dataset.validation",
+        )
+
+
+def _check_served(config: JobConfig, model: ModelFacts, resolved: Resolved) -> None:
+    """After QLoRA a gate judges the adapter on the base in 16 bits, which must then fit beside nothing else."""
+    gate, budget = config.spec.evaluation.gate, config.spec.tuning.vram_budget
+    if gate is None or budget is None or resolved.method != Method.QLORA:
+        return
+    needed, available = SERVED_BYTES * model.parameters, parse_quantity(budget)
+    if (gate.max_eval_loss is not None or gate.must_improve) and needed >= available:
+        raise TrainerError(
+            ExitCode.INVALID_CONFIG,
+            f"evaluation.gate judges the adapter on the base in 16 bits, as it is served, which needs "
+            f"{format_bytes(needed)}, and tuning.vramBudget is {format_bytes(available)}: use a larger GPU, or remove "
+            "mustImprove and maxEvalLoss",
         )
 
 

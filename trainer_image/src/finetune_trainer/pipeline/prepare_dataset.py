@@ -218,6 +218,14 @@ def _concatenate(target: Path, parts: list[Path]) -> None:
                 shutil.copyfileobj(source, file)
 
 
+def collect_rejected(workspace: Path) -> Path | None:
+    """Return a file of all rows rejected so far, for a dataset that is refused; None if there are none."""
+    parts = sorted(workspace.glob(f"checked-*/{REJECTED}"))
+    target = workspace / Artifact.REJECTED
+    _concatenate(target, parts)
+    return target if target.stat().st_size else None
+
+
 def _status(train: CheckedFile, validation: CheckedFile | None, split: Split) -> DatasetStatus:
     status = _counts([one.summary for one in (train, validation) if one])
     status.train_rows = split.train_rows

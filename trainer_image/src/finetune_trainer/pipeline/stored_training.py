@@ -13,7 +13,7 @@ from finetune_api.status import EarlyStoppingStatus, Metrics, Resolved
 from finetune_trainer.evaluation.early_stopping import Plateau
 from finetune_trainer.evaluation.history import History
 from finetune_trainer.evaluation.measurements import Measured
-from finetune_trainer.evaluation.run_record import Answer, Machine, RewardedAnswer, ScoredPair
+from finetune_trainer.evaluation.run_record import Answer, Machine, RewardedAnswer, ScoredPair, Served
 from finetune_trainer.models.quantised import Quantised
 from finetune_trainer.pipeline.finalize import TrainingResult
 from finetune_trainer.pipeline.inputs import Inputs
@@ -41,6 +41,7 @@ class StoredTraining(BaseModel):
     stop_ids: list[int]
     quantised: Quantised | None
     full_loss: float | None
+    served: Served | None = None
     metrics: Metrics
     early_stopping: EarlyStoppingStatus | None
     total_steps: int | None
@@ -64,6 +65,7 @@ def store_training(inputs: Inputs, trained: TrainingResult, checkpoints: Checkpo
         stop_ids=trained.stop_ids,
         quantised=trained.quantised,
         full_loss=trained.full_loss,
+        served=trained.served,
         metrics=known.metrics,
         early_stopping=known.early_stopping,
         total_steps=known.progress.total_steps,
@@ -113,6 +115,7 @@ def restore_training(inputs: Inputs, checkpoints: Checkpoints) -> TrainingResult
         stop_ids=figures.stop_ids,
         quantised=figures.quantised,
         full_loss=figures.full_loss,
+        served=figures.served,
     )
 
 

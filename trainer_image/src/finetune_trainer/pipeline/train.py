@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
 
 # The libraries below read these when they are imported: models come from storage alone, and no telemetry is sent.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -16,11 +15,9 @@ os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 
 import torch
-from peft import PeftModel
-from transformers import PreTrainedModel
 
 from finetune_api.handoff import Artifact, ExitCode, Report
-from finetune_api.spec import FusedKernels, Merge, Method
+from finetune_api.spec import Method
 from finetune_api.status import Metrics, Resolved
 from finetune_trainer.config.run_context import RunContext
 from finetune_trainer.distributed.rank_layout import LEFT_GROUP
@@ -28,20 +25,12 @@ from finetune_trainer.distributed.world import ALONE, AgreedStop, World
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.evaluation.early_stopping import Plateau
 from finetune_trainer.evaluation.history import History
-from finetune_trainer.models.adapter_output import continue_adapter, save_adapter, save_tokenizer
-from finetune_trainer.models.attention import choose_attention
+from finetune_trainer.models.adapter_output import save_adapter, save_tokenizer
 from finetune_trainer.models.device import complete_settings, find_device, require_gpus
-from finetune_trainer.models.fused_kernels import fuse_kernels
 from finetune_trainer.models.loading import (
-    DTYPES,
-    can_checkpoint,
-    describe_layers,
-    load_for_training,
     load_tokenizer,
     model_errors,
-    refuse_tied_merge,
     trained_tensors,
-    unquantised_layers,
 )
 from finetune_trainer.models.memory_estimate import micro_batches, share_batch
 from finetune_trainer.models.resolve_settings import grow_micro_batch
@@ -54,12 +43,12 @@ from finetune_trainer.pipeline.finalize import (
 )
 from finetune_trainer.pipeline.full_model import is_full_model_requested, make_full_model
 from finetune_trainer.pipeline.inputs import Inputs, load_inputs, share_digests
+from finetune_trainer.pipeline.load import build_judge, load_model
 from finetune_trainer.pipeline.measure import measure_baseline, measure_result
+from finetune_trainer.pipeline.served import measure_as_served
 from finetune_trainer.pipeline.stored_training import restore_training, store_training
 from finetune_trainer.publishing.publish import publish
 from finetune_trainer.report.document import write_report
-from finetune_trainer.rewards.computed import ComputedRewards, Judge, Scorer
-from finetune_trainer.rewards.scorer import load_reward_model
 from finetune_trainer.storage.hub.uris import pinned_commit, repo_name
 from finetune_trainer.training.callbacks import early_stopping_status
 from finetune_trainer.training.checkpoint_files import (
@@ -72,7 +61,7 @@ from finetune_trainer.training.checkpoint_files import (
     restore_reference,
 )
 from finetune_trainer.training.checkpoints import Checkpoints, remove_checkpoints
-from finetune_trainer.training.methods import build_trainer, traits_of
+from finetune_trainer.training.methods import build_trainer
 from finetune_trainer.training.methods.parts import LoopContext, TrainerParts
 from finetune_trainer.training.out_of_memory import is_out_of_memory
 
@@ -91,7 +80,8 @@ def train(run: RunContext) -> Report:
     device = find_device()
     checkpoints = Checkpoints(inputs.run, inputs.base_sha256, inputs.rows.digests)
     with _track(inputs) as trackers:
-        return conclude(inputs, train_within_memory(inputs, device, checkpoints), checkpoints, trackers)
+        trained = train_within_memory(inputs, device, checkpoints)
+        return conclude(inputs, measure_as_served(inputs, trained, device), checkpoints, trackers)
 
 
 def finish_training(run: RunContext) -> Report:
@@ -141,7 +131,7 @@ def train_distributed(run: RunContext, world: World, micro_batch: int | None = N
         (run.workspace / LEFT_GROUP).touch()
         if not world.is_first:
             return None
-        return conclude(inputs, trained, checkpoints, trackers)
+        return conclude(inputs, measure_as_served(inputs, trained, device), checkpoints, trackers)
 
 
 def conclude(inputs: Inputs, trained: TrainingResult, checkpoints: Checkpoints, trackers: Trackers) -> Report:
@@ -225,35 +215,6 @@ def train_once(
     return result
 
 
-def load_model(
-    inputs: Inputs, settings: Resolved, device: torch.device, world: World
-) -> tuple[PreTrainedModel | PeftModel, Resolved]:
-    """Load the model to train; return it and the settings as they apply to it: checkpointing, attention, adapted
-    modules."""
-    spec = inputs.run.config.spec
-    writes_text = traits_of(spec.objective).writes_text
-    model = load_for_training(inputs.model, settings, device, writes_text=writes_text, world=world)
-    if settings.gradient_checkpointing and not can_checkpoint(settings, model):
-        logger.warning("the architecture does not support gradient checkpointing: activations are kept")
-        settings = settings.model_copy(update={"gradient_checkpointing": False})
-    if spec.hyperparameters.fused_kernels is FusedKernels.AUTO:
-        is_fused = device.type == "cuda" and fuse_kernels(model, device)
-        settings = settings.model_copy(update={"fused_kernels": is_fused})
-    attention = choose_attention(model, settings, device, is_flattened=traits_of(spec.objective).is_flattened)
-    settings = settings.model_copy(update={"attention": attention})
-    if inputs.initial_adapter:
-        continue_adapter(model, inputs.initial_weights)
-    if settings.method == Method.FULL:
-        return model, settings
-    if spec.output.merge is not Merge.NONE:
-        refuse_tied_merge(model)
-    changes: dict[str, Any] = {"target_modules": sorted(model.peft_config["default"].target_modules)}
-    if settings.method == Method.QLORA and (left := unquantised_layers(model)):
-        reason = str(settings.method_reason).partition(";")[0]
-        changes["method_reason"] = f"{reason}; {describe_layers(model, left)} are not in 4 bits"
-    return model, settings.model_copy(update=changes)
-
-
 @contextmanager
 def local_rank_zero_first(name: str, world: World, on_work: Callable[[], None]) -> Iterator[None]:
     """Run the block in each pod's first process, which downloads; then in the others, which find its files."""
@@ -283,17 +244,6 @@ def restore_checkpoint(run: RunContext, checkpoints: Checkpoints, world: World) 
 def count_ranks(checkpoint: Path) -> int:
     """Return the number of processes that saved the checkpoint: each wrote its random state."""
     return len(list(checkpoint.glob("rng_state*.pth")))
-
-
-def build_judge(inputs: Inputs, settings: Resolved, device: torch.device) -> Judge | None:
-    """Return the judge that rewards a policy's answers, with the reward model if the job has one."""
-    rlhf = inputs.run.config.spec.rlhf
-    if rlhf is None:
-        return None
-    scorer: Scorer = ComputedRewards(rlhf.rewards or [])
-    if inputs.reward:
-        scorer = load_reward_model(inputs.reward, DTYPES[str(settings.precision)], device, inputs.run.on_work)
-    return Judge(scorer, inputs.labeler.stop_ids()[0])
 
 
 def start_loop(inputs: Inputs, checkpoints: Checkpoints, resumed: Path | None, world: World = ALONE) -> LoopContext:

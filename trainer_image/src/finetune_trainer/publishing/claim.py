@@ -8,12 +8,15 @@ FIX = "choose another output.uri, or remove the existing objects"
 
 
 def check_claim(config: JobConfig, storage: ReadableStore) -> bool:
-    """Return whether the job owns the prefix, False if it is free; raise OutputConflict for another owner's."""
+    """Return whether the job owns the prefix, False if it is free; raise OutputConflict for another owner's.
+
+    A prefix is free although jobs whose datasets were refused have left their rejected rows in it.
+    """
     data = storage.read(owner_uri(config))
     if data is not None:
         _check_owner(config, data)
         return True
-    found = storage.first(config.output_key())
+    found = storage.first(config.output_key(), besides=(f"{Artifact.REFUSED}/",))
     if found:
         raise _conflict(config, f"contains {found.key} but no {Artifact.OWNER}; nothing was changed")
     return False
@@ -30,6 +33,11 @@ def claim_prefix(config: JobConfig, storage: Store) -> None:
         storage.put_if_absent(owner_uri(config), owner.model_dump_json(by_alias=True, indent=2).encode())
         data = storage.read(owner_uri(config)) or b""
     _check_owner(config, data)
+
+
+def refused_uri(config: JobConfig) -> str:
+    """Return where the rejected rows of a job are kept whose dataset is refused: no other job writes there."""
+    return join_uri(config.output_key(), f"{Artifact.REFUSED}/{config.uid}/{Artifact.REJECTED}")
 
 
 def owner_uri(config: JobConfig) -> str:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,12 @@ from finetune_api.spec import Method
 from finetune_api.status import Resolved
 from finetune_trainer.data.codes import SENTENCES
 from finetune_trainer.evaluation.run_record import RunRecord
+from finetune_trainer.evaluation.verdict import LEVEL
 from finetune_trainer.report import serving, text
 from finetune_trainer.report.curves import curve_table
 from finetune_trainer.report.data_tables import file_table, histogram_table, length_table, merge_context
 from finetune_trainer.report.head import build_head
-from finetune_trainer.report.held_out import find_terms, loss_table, reward_table
+from finetune_trainer.report.held_out import find_terms, held_out_table
 from finetune_trainer.report.model_card import front_matter
 from finetune_trainer.report.notes import build_notes, licence_note
 from finetune_trainer.report.page import Pictures, open_templates, render_page
@@ -104,8 +106,14 @@ def _context(record: RunRecord, directory: Path) -> dict[str, Any]:
         "is_reward_model": is_reward_model,
         "terms": find_terms(objective),
         "unit": find_terms(objective).unit.value,
-        "held_out_table": loss_table(objective, record.start, record.baseline, record.final)
-        or reward_table(record.start, record.history),
+        "held_out_table": held_out_table(record),
+        "about": _about(record),
+        "verdict": record.detail[:1].upper() + record.detail[1:],
+        "comparison": record.comparison,
+        "choices": record.choices,
+        "reward": record.history.final_reward,
+        "seen": _describe_rows_seen(record),
+        "level": f"{LEVEL:.0%}".replace("%", " %"),
         "file_table": file_table(record.summary),
         "length_table": length_table(record.summary, record.settings.max_length),
         "histogram_table": histogram_table(record.samples.histogram),
@@ -118,6 +126,22 @@ def _context(record: RunRecord, directory: Path) -> dict[str, Any]:
         "steps_a_point": bucket_size(record.history),
         "previews": [_marked(pieces) for pieces in record.previews],
     }
+
+
+def _about(record: RunRecord) -> str:
+    """Return what was trained on what, when and where, in one line."""
+    config, spec = record.config, record.config.spec
+    where = f"`{config.namespace}/{config.name}`" if config.namespace else f"`{config.name}`"
+    when = f"{datetime.now(UTC):%Y-%m-%d}"
+    return f"{text.code(spec.model.uri)} on {text.code(spec.dataset.train.uri)} · {where} · {when}"
+
+
+def _describe_rows_seen(record: RunRecord) -> str:
+    """Return how often the training read its rows, in one sentence."""
+    epochs, rows = record.epochs_seen, record.samples.train_rows
+    if epochs < 1:
+        return f"The training read about {round(epochs * rows)} of {rows} rows ({epochs:.2g} epochs)."
+    return f"The training read them {epochs:.3g} times." if epochs > 1 else "The training read each of them once."
 
 
 def _place(config: JobConfig) -> serving.Place:

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from enum import Enum
 
 from finetune_api.objectives import Objective
-from finetune_trainer.evaluation.history import History
 from finetune_trainer.evaluation.measurements import Measured, RewardPoint
+from finetune_trainer.evaluation.run_record import RunRecord
 from finetune_trainer.report.text import number, percent, table
 
 NORMAL_95 = 1.96
@@ -75,12 +75,31 @@ def find_terms(objective: Objective) -> Terms:
     return TERMS.get(objective, _TOKENS)
 
 
-def loss_table(objective: Objective, start: str, baseline: Measured | None, final: Measured | None) -> str:
-    """Return a table of the model before the training, called `start`, and after it; empty if nothing was measured."""
-    found = [(name, one) for name, one in ((start, baseline), ("tuned model", final)) if one is not None]
-    if not found:
-        return ""
-    unit = find_terms(objective).unit
+def held_out_table(record: RunRecord) -> str:
+    """Return a table of the model before and after the training, as served first; empty if nothing was measured."""
+    named = _named(record)
+    points = [(name, one) for name, one in named if isinstance(one, RewardPoint)]
+    if points:
+        header = ["held-out prompts", "mean reward", "±", "tokens per answer", "cut off", "prompts"]
+        return table(header, [_reward_row(name, point) for name, point in points])
+    found = [(name, one) for name, one in named if isinstance(one, Measured)]
+    return _loss_table(find_terms(record.config.spec.objective).unit, found) if found else ""
+
+
+def _named(record: RunRecord) -> list[tuple[str, Measured | RewardPoint | None]]:
+    """Return each measured model by its name."""
+    in_training: tuple[Measured | RewardPoint | None, ...] = (record.baseline, record.final)
+    if record.is_rewarded:
+        in_training = (record.history.baseline_reward(), record.history.final_reward)
+    names = (record.start, "tuned model")
+    if record.served is None:
+        return list(zip(names, in_training, strict=True))
+    served = [(f"{name}, as served (16-bit base)", one) for name, one in zip(names, record.judged, strict=True)]
+    own = [(f"{name}, in training (4-bit base)", one) for name, one in zip(names, in_training, strict=True)]
+    return [*served, *own]
+
+
+def _loss_table(unit: Unit, found: Sequence[tuple[str, Measured]]) -> str:
     if unit is Unit.TOKENS:
         rows = [[name, number(one.loss), number(one.perplexity), str(one.tokens)] for name, one in found]
         return table(["held-out rows", "loss", "perplexity", "tokens"], rows)
@@ -92,14 +111,6 @@ def loss_table(objective: Objective, start: str, baseline: Measured | None, fina
         return table(["held-out pairs", "loss", "margin", "accuracy", "pairs"], rows)
     rows = [[name, number(one.loss), number(one.reward_margin), str(one.tokens)] for name, one in found]
     return table(["held-out answers", "loss", "margin", "answers"], rows)
-
-
-def reward_table(start: str, history: History) -> str:
-    """Return a table of the policy before and after; empty if nothing was measured."""
-    points = ((start, history.baseline_reward()), ("tuned model", history.final_reward))
-    rows = [_reward_row(name, point) for name, point in points if point is not None]
-    header = ["held-out prompts", "mean reward", "±", "tokens per answer", "cut off", "prompts"]
-    return table(header, rows) if rows else ""
 
 
 def _reward_row(name: str, point: RewardPoint) -> Sequence[str]:

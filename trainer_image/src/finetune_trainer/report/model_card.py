@@ -8,6 +8,7 @@ import yaml
 
 from finetune_api.handoff import Artifact
 from finetune_api.objectives import Objective
+from finetune_trainer.evaluation.measurements import RewardPoint
 from finetune_trainer.evaluation.run_record import Licence, RunRecord
 from finetune_trainer.report.held_out import Unit, find_terms
 from finetune_trainer.storage.hub.uris import is_hub_uri, parse_hub_uri, repo_name
@@ -61,9 +62,10 @@ def hub_datasets(record: RunRecord) -> list[str]:
 def measured(record: RunRecord) -> list[dict[str, Any]]:
     """Return the published model's figures on the held-out rows, without infinite ones."""
     values: dict[tuple[str, str], float | None] = {}
-    if reward := record.history.final_reward:
-        values["reward", "Mean reward"] = reward.reward
-    if final := record.final:
+    final = record.judged[1]
+    if isinstance(final, RewardPoint):
+        values["reward", "Mean reward"] = final.reward
+    elif final:
         unit = find_terms(record.config.spec.objective).unit
         values["loss", "Evaluation loss"] = final.loss
         values["perplexity", "Perplexity"] = final.perplexity if unit is Unit.TOKENS else None

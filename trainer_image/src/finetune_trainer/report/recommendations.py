@@ -4,21 +4,26 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from finetune_api.evaluation import Verdict
 from finetune_trainer.data.codes import RejectCode
 from finetune_trainer.data.lengths import round_up
 from finetune_trainer.evaluation.measurements import EvalPoint, TrainPoint
 from finetune_trainer.evaluation.run_record import RunRecord
-from finetune_trainer.report.held_out import NORMAL_95
 
+UNUSABLE = 2.0
+"""The effect of what makes the result itself doubtful; shares are at most 1."""
+ALL_ROWS = 0.995
+HALF = 0.5
 OVERFIT_RISE = 0.02
 STILL_FALLING = 0.01
 SPIKE = 10.0
 SPIKE_WINDOW = (5, 20)
 """Fewest and most steps before a step whose median gradient norm is the usual one."""
+SPIKED = 0.005
+"""Share of steps: single spikes in a long training are usual."""
 TRUNCATED = 0.05
 LABELLED = 0.05
 FEW_ROWS = 200
-FEW_VALIDATION_ROWS = 50
 IDLE_GPU_MEMORY = 0.60
 FLAT_MARGIN = 0.05
 """The loss of a pair falls by half of its margin, from 0.693."""
@@ -35,22 +40,15 @@ class Recommendation:
 
     advice: str
     evidence: str
+    effect: float = 0.0
+    """How much it concerns, by which recommendations are ranked: the share of rows, steps, loss or memory, or
+    `UNUSABLE`."""
 
 
 def recommend(run: RunRecord) -> list[Recommendation]:
-    """Return the recommendations that apply, the most serious first."""
-    return [found for rule in RULES if (found := rule(run)) is not None]
-
-
-def no_reward_gain(run: RunRecord) -> Recommendation | None:
-    """Detect a policy without a higher reward than the base."""
-    before, after = run.history.baseline_reward(), run.history.final_reward
-    if before is None or after is None or after.reward > before.reward:
-        return None
-    return Recommendation(
-        "Do not use or publish this result: its reward on held-out prompts was at least as high before training.",
-        f"mean reward {after.reward:.4g} after training, {before.reward:.4g} before it",
-    )
+    """Return the recommendations that apply, the one with the largest effect first."""
+    found = [one for rule in RULES if (one := rule(run)) is not None]
+    return sorted(found, key=lambda one: -one.effect)
 
 
 def _if_above(
@@ -62,7 +60,7 @@ def _if_above(
         steps = run.history.train
         found = [value for value in map(figure, steps[-max(1, len(steps) // 4) :]) if value is not None]
         mean = statistics.fmean(found) if found else None
-        return Recommendation(advice, evidence(mean)) if mean is not None and mean > limit else None
+        return Recommendation(advice, evidence(mean), min(mean, 1.0)) if mean is not None and mean > limit else None
 
     return rule
 
@@ -88,13 +86,56 @@ far_from_reference = _if_above(
 
 
 def no_improvement(run: RunRecord) -> Recommendation | None:
-    """Detect a model that is no better than the base on the held-out rows."""
-    baseline, final = run.baseline, run.final
-    if baseline is None or final is None or final.loss < baseline.loss:
+    """Detect a model that is worse than before the training, or not measurably better."""
+    comparison = run.comparison
+    if comparison is None or comparison.verdict in {Verdict.BETTER, Verdict.NOT_EVALUATED}:
+        return None
+    figures = f"{comparison.change_with_interval} on {run.compared_rows} held-out rows"
+    if comparison.verdict is Verdict.WORSE:
+        advice = "Do not use or publish this result: it is worse on the held-out rows than before the training."
+        return Recommendation(advice, figures, UNUSABLE)
+    needed = comparison.advise_rows(run.compared_rows)
+    more = f", and hold out about {needed} rows to see a difference of this size" if needed else ""
+    advice = f"Do not call this result better: train longer or with a higher learning rate{more}."
+    return Recommendation(advice, figures, UNUSABLE)
+
+
+def not_as_served(run: RunRecord) -> Recommendation | None:
+    """Detect a result that was measured on the 4-bit base alone."""
+    if run.served is None or not run.served.obstacle:
         return None
     return Recommendation(
-        "Do not use or publish this result: the model was at least as good on the held-out rows before training.",
-        f"evaluation loss {final.loss:.4g} after training, {baseline.loss:.4g} before it",
+        "Measure the adapter on the base that you will serve before you use it: the figures are those of the 4-bit "
+        "base, and the verdict needs the 16-bit one. Use a larger GPU or tuning.method LoRA to have it here.",
+        run.served.obstacle,
+        UNUSABLE,
+    )
+
+
+def missed_expectation(run: RunRecord) -> Recommendation | None:
+    """Detect answers that do not match their pattern."""
+    missed = [str(at) for at, answer in enumerate(run.answers, 1) if answer.is_expected is False]
+    if not missed:
+        return None
+    return Recommendation(
+        "Read the answers below: some do not match `expected`. Add rows like them, or correct the pattern.",
+        f"the tuned model's answer to prompt {', '.join(missed)} does not match",
+        len(missed) / len(run.answers),
+    )
+
+
+def less_than_an_epoch(run: RunRecord) -> Recommendation | None:
+    """Detect a training that did not read every row once."""
+    epochs = run.epochs_seen
+    if epochs >= ALL_ROWS or not epochs or (run.early_stopping and run.early_stopping.stopped):
+        return None
+    return Recommendation(
+        "Raise hyperparameters.maxSteps, or set numTrainEpochs 1 or more in its place: most rows were never read."
+        if epochs < HALF
+        else "Raise hyperparameters.maxSteps, or set numTrainEpochs 1 in its place: not every row was read.",
+        f"{epochs:.2g} epochs: the training read about {round(epochs * run.samples.train_rows)} of "
+        f"{run.samples.train_rows} rows",
+        1 - epochs,
     )
 
 
@@ -107,6 +148,7 @@ def flat_margin(run: RunRecord) -> Recommendation | None:
         "Raise the learning rate or train longer, and check that the preferred answers are really better: the "
         "margin is flat.",
         f"mean margin {final.reward_margin:.3g} after training, below {FLAT_MARGIN:g}",
+        1.0,
     )
 
 
@@ -120,6 +162,7 @@ def outweighed(run: RunRecord) -> Recommendation | None:
         return Recommendation(
             "Add answers of the other kind: KTO learns from the difference between desirable and undesirable ones.",
             f"{desirable} desirable and {undesirable} undesirable answers",
+            UNUSABLE,
         )
     ratio = desirable * settings.desirable_weight / (undesirable * settings.undesirable_weight)
     if 1 / OUTWEIGHED <= ratio <= OUTWEIGHED:
@@ -131,6 +174,7 @@ def outweighed(run: RunRecord) -> Recommendation | None:
         f"Set kto.{rarer} to {weight:.2g}: one kind of answers outweighs the other.",
         f"{desirable} desirable answers of weight {settings.desirable_weight:g}, {undesirable} undesirable ones of "
         f"weight {settings.undesirable_weight:g}",
+        1 - min(ratio, 1 / ratio),
     )
 
 
@@ -144,7 +188,8 @@ def gradient_spikes(run: RunRecord) -> Recommendation | None:
         if at >= fewest and norm > SPIKE * statistics.median(norms[max(0, at - most) : at])
     ]
     skipped = len(run.history.train) - len(norms)
-    if not spikes and not skipped:
+    share = (len(spikes) + skipped) / max(len(run.history.train), 1)
+    if share <= SPIKED:
         return None
     highest = f", highest norm {max(norms):.3g}" if norms else ""
     overflow = f"; {skipped} steps without a finite gradient" if skipped else ""
@@ -152,6 +197,7 @@ def gradient_spikes(run: RunRecord) -> Recommendation | None:
         "Lower the learning rate or lengthen the warm-up: the gradient spikes.",
         f"{len(spikes)} of {len(norms)} steps above {SPIKE:g} times the median norm of the {most} steps before"
         f"{highest}{overflow}",
+        share,
     )
 
 
@@ -168,6 +214,7 @@ def overfit(run: RunRecord) -> Recommendation | None:
     return Recommendation(
         "Train fewer steps, or on more rows: the model overfits.",
         f"evaluation loss was lowest at step {best.step} of {total} ({best.loss:.4g}) and rose by {100 * rise:.1f} %",
+        min(rise, 1.0),
     )
 
 
@@ -188,6 +235,7 @@ def still_falling(run: RunRecord) -> Recommendation | None:
         "Train longer: both losses were still falling at the end.",
         f"evaluation loss fell by {100 * fall:.1f} % between the last two evaluations; "
         f"training loss {before:.4g} → {last:.4g} over the last two quarters",
+        fall,
     )
 
 
@@ -203,6 +251,7 @@ def truncation(run: RunRecord) -> Recommendation | None:
     return Recommendation(
         f"Raise hyperparameters.maxLength to {_advise_length(run)}, which leaves 99 % of the rows whole.",
         f"{100 * share:.1f} % of the rows are truncated at {run.settings.max_length} tokens",
+        share,
     )
 
 
@@ -215,6 +264,7 @@ def skipped_for_length(run: RunRecord) -> Recommendation | None:
     return Recommendation(
         f"Raise hyperparameters.maxLength to {_advise_length(run)}: rows whose prompt alone fills it are skipped.",
         f"{100 * skipped / rows:.1f} % of the rows have no token of an answer within {run.settings.max_length} tokens",
+        skipped / rows,
     )
 
 
@@ -231,6 +281,7 @@ def few_labels(run: RunRecord) -> Recommendation | None:
     return Recommendation(
         "Check which tokens are trained (between ⟦ and ⟧ below): hardly any are.",
         f"{100 * share:.2f} % of the tokens carry a label",
+        1 - share,
     )
 
 
@@ -239,23 +290,20 @@ def few_rows(run: RunRecord) -> Recommendation | None:
     rows = run.samples.train_rows
     if rows >= FEW_ROWS:
         return None
-    return Recommendation("Add rows: the dataset is small.", f"{rows} training rows, fewer than {FEW_ROWS}")
+    evidence = f"{rows} training rows, fewer than {FEW_ROWS}"
+    return Recommendation("Add rows: the dataset is small.", evidence, 1 - rows / FEW_ROWS)
 
 
-def noisy_evaluation(run: RunRecord) -> Recommendation | None:
-    """Detect an evaluation loss that is a mean over few rows."""
-    rows, final = run.samples.validation_rows, run.final
+def few_held_out(run: RunRecord) -> Recommendation | None:
+    """Detect that too few rows are held out for a verdict."""
+    rows = run.samples.validation_rows
     if rows == 0:
         advice = "Hold rows out (dataset.validation or validationSplitPercent): nothing was evaluated."
-        return Recommendation(advice, "0 validation rows")
-    if rows >= FEW_VALIDATION_ROWS or final is None:
+        return Recommendation(advice, "0 validation rows", UNUSABLE)
+    if run.comparison is None or run.comparison.half_width is not None:
         return None
-    margin = final.standard_error
-    interval = "" if margin is None else f"; loss {final.loss:.4g} ± {NORMAL_95 * margin:.2g} (95 %)"
-    return Recommendation(
-        "Treat the evaluation loss as an estimate, or hold out more rows: it is noisy.",
-        f"{rows} validation rows, fewer than {FEW_VALIDATION_ROWS}{interval}",
-    )
+    advice = "Hold out 20 rows or more (dataset.validation or validationSplitPercent): they are too few for a verdict."
+    return Recommendation(advice, f"{rows} validation rows", UNUSABLE)
 
 
 def idle_memory(run: RunRecord) -> Recommendation | None:
@@ -267,15 +315,17 @@ def idle_memory(run: RunRecord) -> Recommendation | None:
         "Raise perDeviceTrainBatchSize and lower gradientAccumulationSteps by the same factor: the GPU has free "
         "memory, and training becomes faster.",
         f"peak memory {100 * peak / total:.0f} % of the GPU's",
-    )
+    )  # no effect on the result
 
 
 RULES: Sequence[Callable[[RunRecord], Recommendation | None]] = (
-    no_reward_gain,
+    no_improvement,
+    not_as_served,
+    missed_expectation,
+    less_than_an_epoch,
     flat_groups,
     cut_answers,
     far_from_reference,
-    no_improvement,
     flat_margin,
     outweighed,
     gradient_spikes,
@@ -285,6 +335,6 @@ RULES: Sequence[Callable[[RunRecord], Recommendation | None]] = (
     skipped_for_length,
     few_labels,
     few_rows,
-    noisy_evaluation,
+    few_held_out,
     idle_memory,
 )

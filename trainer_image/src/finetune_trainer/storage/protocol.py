@@ -69,9 +69,9 @@ class ReadableStore(Protocol):
     def list(self, uri: str, limit: int = MAX_OBJECTS) -> list[Entry]:
         """Return every object under a prefix, sorted by key; more than `limit` are an error."""
 
-    def first(self, uri: str) -> Entry | None:
-        """Return one object under a prefix, or None if there is none."""
-        return next(iter(self.list(uri)), None)
+    def first(self, uri: str, besides: tuple[str, ...] = ()) -> Entry | None:
+        """Return one object under a prefix whose key starts with none of `besides`, or None if there is none."""
+        return next((entry for entry in self.list(uri) if not entry.key.startswith(besides)), None)
 
     def size(self, uri: str) -> int | None:
         """Return the size of one object, or None if it does not exist."""

@@ -73,8 +73,8 @@ class RoutedStore(Store):
     def list(self, uri: str, limit: int = MAX_OBJECTS) -> list[Entry]:
         return self._route(uri).list(uri, limit)
 
-    def first(self, uri: str) -> Entry | None:
-        return self._route(uri).first(uri)
+    def first(self, uri: str, besides: tuple[str, ...] = ()) -> Entry | None:
+        return self._route(uri).first(uri, besides)
 
     def size(self, uri: str) -> int | None:
         return self._route(uri).size(uri)

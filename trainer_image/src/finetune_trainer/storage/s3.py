@@ -147,9 +147,11 @@ class S3Store(Store):
             raise count_error(uri, limit)
         return found
 
-    def first(self, uri: str) -> Entry | None:
+    def first(self, uri: str, besides: tuple[str, ...] = ()) -> Entry | None:
         """Return one object under a prefix; reads as few pages as necessary."""
-        return self._retry(uri, lambda: next(self._entries(uri), None))
+        return self._retry(
+            uri, lambda: next((entry for entry in self._entries(uri) if not entry.key.startswith(besides)), None)
+        )
 
     def _entries(self, uri: str) -> Iterator[Entry]:
         bucket, key = split_uri(uri)

@@ -25,7 +25,7 @@ from finetune_api.handoff import Artifact
 from finetune_trainer.distributed.sharding import full_tensor, is_sharded, load_shards, load_state, save_shards
 from finetune_trainer.distributed.world import World, unshard
 from finetune_trainer.errors import Stopped
-from finetune_trainer.evaluation.measurements import Measured, token_mean
+from finetune_trainer.evaluation.measurements import Measured, RewardPoint, token_mean
 from finetune_trainer.models.loading import trained_tensors
 from finetune_trainer.training.callbacks import (
     RequireFiniteLoss,
@@ -250,6 +250,10 @@ class LoopTrainer(Trainer):  # type: ignore[misc]  # the library has no types
             self._loop.reporter.set_share(len(parts), len(batches))
             parts.append(self._measure_batch(self._prepare_inputs(batch)))
         return self._summarize(parts)
+
+    def measure_again(self, sampled: RewardPoint | None) -> Measured | RewardPoint | None:
+        """Return the held-out figures of the current weights; an objective with rewards repeats that measurement."""
+        return self.measure()
 
     def _measure_shards(self, world: World) -> list[MeasuredBatch]:
         """Measure the batches that one process alone would measure, in shards; every process gets all results."""

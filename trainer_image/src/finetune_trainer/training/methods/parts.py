@@ -31,6 +31,8 @@ from finetune_trainer.training.checkpoint_files import (
 )
 from finetune_trainer.training.checkpoints import Checkpoints
 
+COMPARED_GROUPS = 30
+
 
 @dataclass(frozen=True)
 class LoopContext:
@@ -98,7 +100,7 @@ class TrainerParts:
             "max_grad_norm": settings.max_grad_norm,
             "optim": settings.optim,
             "per_device_train_batch_size": settings.per_device_train_batch_size,
-            "per_device_eval_batch_size": settings.per_device_train_batch_size,
+            "per_device_eval_batch_size": eval_batch_size(len(self.validation), settings),
             "gradient_accumulation_steps": settings.gradient_accumulation_steps,
             "activation_checkpointing": bool(settings.gradient_checkpointing),
             "activation_checkpointing_kwargs": dict(NON_REENTRANT),
@@ -118,3 +120,10 @@ class TrainerParts:
             "ddp_find_unused_parameters": False,
             "disable_tqdm": True,
         }
+
+
+def eval_batch_size(rows: int, settings: Resolved) -> int:
+    """Return the number of held-out rows that are measured together: `COMPARED_GROUPS` batches or more, where there are
+    rows enough, from whose differences the verdict takes its interval."""
+    smallest = 2 if settings.desirable_weight is not None else 1  # KTO measures its divergence over each batch
+    return max(smallest, min(settings.per_device_train_batch_size or 1, rows // COMPARED_GROUPS))

@@ -71,7 +71,7 @@ class ReferencedTrainer(LoopTrainer):
     def _measure_reference(self, dataset: Dataset) -> torch.Tensor:
         """Return a line for each row and a column for each of `REFERENCE_COLUMNS`; with several processes each computes
         a shard, and all gather the whole."""
-        size, world = self.args.per_device_eval_batch_size, self._loop.world
+        size, world = self.args.per_device_train_batch_size, self._loop.world
         batches = [range(at, min(at + size, len(dataset))) for at in range(0, len(dataset), size)]
         shares = torch.zeros(-(-len(batches) // world.size), size, len(self.REFERENCE_COLUMNS))
         for number, (share, (batch, _)) in enumerate(zip(shares, world.shard(batches), strict=True)):

@@ -115,6 +115,13 @@ class PolicyTrainer(LoopTrainer):
             clipped_share=sum(not one.ended for one in written) / len(written),
         )
 
+    @override
+    def measure_again(self, sampled: RewardPoint | None) -> RewardPoint | None:
+        """Sample answers with the seed that the point was sampled with: the baseline's or that of the result."""
+        if sampled is None:
+            return None
+        return replace(self.measure_reward(self.args.seed + bool(sampled.step)), step=sampled.step)
+
     def show(self, samples: Sequence[EncodedPrompt], seed: int | None = None) -> list[ScoredAnswer]:
         """Return one sampled answer to each prompt with its reward; the training's random state does not change."""
         self.model.eval()

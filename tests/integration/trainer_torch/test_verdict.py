@@ -1,0 +1,140 @@
+"""The verdict of real trainings: a better, a worse and an unchanged model, each as it will be served."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from training_bench import HYPERPARAMETERS, Bench, make_rows, preference_rows
+
+from finetune_api.handoff import Outcome, Report
+from finetune_trainer.data.rows import ChatRow, DataFormat, Source
+from finetune_trainer.evaluation.logprobs import HeldOut, mean_loss
+from finetune_trainer.models.loading import load_plain
+from finetune_trainer.pipeline import served
+from finetune_trainer.tokenization.labeler import Labeler
+
+MakeBench = Callable[..., Bench]
+CPU = torch.device("cpu")
+SHORT = HYPERPARAMETERS | {"maxSteps": 8}
+NOISE = [
+    {"messages": [{"role": "user", "content": f"What is {n}?"}, {"role": "assistant", "content": "zq " * (5 + n % 9)}]}
+    for n in range(60)
+]
+"""Rows from which a model unlearns the held-out ones."""
+
+
+def run(make_bench: MakeBench, rows: list[dict[str, Any]] | None = None, **blocks: Any) -> tuple[Bench, Report]:
+    """A job whose held-out rows are a file of their own."""
+    blocks["dataset"] = {
+        "train": {"uri": "s3://bucket/data/train.jsonl"},
+        "validation": {"uri": "s3://held/rows.jsonl"},
+    }
+    bench = make_bench(blocks.pop("method", "LoRA"), **blocks)
+    held = bench.root / "held"
+    held.mkdir(parents=True)
+    questions = preference_rows(140) if blocks.get("objective") in {"DPO", "RewardModel"} else make_rows(140)
+    lines = "".join(json.dumps(row) + "\n" for row in questions[100:])
+    (held / "rows.jsonl").write_text(lines, encoding="utf-8")
+    bench.elsewhere["s3://held"] = held
+    bench.rows = rows or questions[:100]
+    return bench, bench.run()
+
+
+@pytest.mark.parametrize(
+    ("rows", "rate", "verdict"),
+    [(None, 0.01, "Better"), (NOISE, 0.05, "Worse"), (None, 1e-9, "NoMeasurableDifference")],
+    ids=["better", "worse", "unchanged"],
+)
+@pytest.mark.parametrize("method", ["LoRA", "Full", "QLoRA"])
+def test_a_model_is_judged_by_what_training_did_to_it(
+    make_bench: MakeBench, method: str, rows: list[dict[str, Any]] | None, rate: float, verdict: str
+) -> None:
+    hyper = SHORT | {"learningRate": rate / 10 if method == "Full" else rate}
+    gate = {"steps": 4, "prompts": [], "gate": {"mustImprove": True}}
+    bench, report = run(make_bench, rows, method=method, hyperparameters=hyper, evaluation=gate)
+    found = report.evaluation
+    assert found is not None
+    assert found.verdict == verdict, found
+    assert (found.rows, found.metric) == (40, "Loss")
+    assert found.difference_low <= found.difference <= found.difference_high  # type: ignore[operator]
+    assert (found.gate, report.outcome) == (
+        ("Passed", Outcome.PUBLISHED) if verdict == "Better" else ("NotMet", Outcome.GATE_NOT_MET)
+    )
+    page = (bench.output / "finetune_report.md").read_text(encoding="utf-8")
+    assert found.detail is not None
+    assert found.detail.partition(":")[0].capitalize() in page
+    if method != "Full":
+        card = (bench.output / "adapter" / "README.md").read_text(encoding="utf-8")
+        assert found.detail.partition(":")[0].capitalize() in card
+
+
+def test_qlora_is_judged_on_the_base_in_16_bits(make_bench: MakeBench) -> None:
+    evaluation = {"steps": 4, "maxNewTokens": 4}
+    bench, report = run(make_bench, method="QLoRA", hyperparameters=SHORT, evaluation=evaluation)
+    labeler = Labeler(bench.model)
+    rows = [
+        sample
+        for line in (bench.root / "held" / "rows.jsonl").read_text().splitlines()
+        for sample in labeler.encode(_row(json.loads(line)), "Instruction", 128)  # type: ignore[union-attr]
+    ]
+    model = load_plain(bench.model, torch.float32, CPU)
+    plain = mean_loss(model, HeldOut(rows, lambda: None))  # type: ignore[arg-type]
+    tuned = mean_loss(PeftModel.from_pretrained(model, bench.output / "adapter"), HeldOut(rows, lambda: None))  # type: ignore[arg-type]
+    found = report.evaluation
+    assert found is not None
+    assert (found.before, found.after) == (pytest.approx(plain, rel=1e-3), pytest.approx(tuned, rel=1e-3))
+    assert report.metrics is not None
+    assert report.metrics.baseline_eval_loss != pytest.approx(plain, rel=1e-3)  # that of the 4-bit base
+    page = (bench.output / "finetune_report.md").read_text(encoding="utf-8")
+    assert "base model, as served (16-bit base)" in page
+    assert "tuned model, in training (4-bit base)" in page
+
+
+def _row(line: dict[str, Any]) -> ChatRow:
+    return ChatRow(line["messages"], Source("rows.jsonl", 1), DataFormat.OPENAI)
+
+
+def test_a_base_that_does_not_fit_in_16_bits_gives_no_verdict(
+    make_bench: MakeBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(served, "available_bytes", lambda: 4096)
+    gate = {"steps": 4, "prompts": [], "gate": {"mustImprove": True, "maxEvalLoss": 100}}
+    bench, report = run(make_bench, method="QLoRA", hyperparameters=SHORT, evaluation=gate)
+    assert report.evaluation is not None
+    assert (report.evaluation.verdict, report.evaluation.before) == ("NotEvaluated", None)
+    assert "the base in 16 bits, as serving software loads it, needs" in str(report.evaluation.detail)
+    assert (report.outcome, report.evaluation.gate) == (Outcome.GATE_NOT_MET, "NotMet")
+    page = (bench.output / "finetune_report.md").read_text(encoding="utf-8")
+    assert "These are figures of the 4-bit base of the training." in page
+    assert "Measure the adapter on the base that you will serve" in page
+
+
+@pytest.mark.parametrize("objective", ["DPO", "RewardModel"])
+def test_preferences_under_qlora_are_judged_as_served_too(make_bench: MakeBench, objective: str) -> None:
+    hyper = SHORT | {"maxSteps": 12, "learningRate": 0.005}
+    blocks = {"hyperparameters": hyper, "evaluation": {"steps": 6, "maxNewTokens": 4}}
+    _, report = run(make_bench, method="QLoRA", objective=objective, **blocks)
+    found = report.evaluation
+    assert found is not None
+    assert found.verdict == "Better", found
+    if objective == "DPO":
+        assert found.before == pytest.approx(0.6931, abs=1e-4)
+
+
+def test_three_held_out_rows_are_answered_without_asking(make_bench: MakeBench) -> None:
+    bench, _ = run(make_bench, hyperparameters=SHORT, evaluation={"steps": 4, "maxNewTokens": 4})
+    page = (bench.output / "finetune_report.md").read_text(encoding="utf-8")
+    assert page.count("### Question") == 3
+    assert "The prompts of held-out rows (`evaluation.prompts` is not set)." in page
+    assert page.count("The answer in the row:") == 3
+    assert page.index("## Answers before and after") < page.index("## Recommendations")
+
+
+def test_what_was_read_is_in_the_report_and_less_than_an_epoch_is_advised_against(make_bench: MakeBench) -> None:
+    bench, _ = run(make_bench, hyperparameters=HYPERPARAMETERS | {"maxSteps": 3}, evaluation={"prompts": []})
+    page = (bench.output / "finetune_report.md").read_text(encoding="utf-8")
+    assert "The training read about 24 of 100 rows (0.24 epochs)." in page
+    assert "most rows were never read" in page

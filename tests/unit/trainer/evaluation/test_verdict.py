@@ -1,0 +1,185 @@
+"""The verdict: a paired difference with its interval, over simulated measurements."""
+
+import random
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from finetune_api.evaluation import EvaluationMetric, Verdict
+from finetune_trainer.evaluation.verdict import Comparison, Parts, compare, describe, student_quantile, to_status
+
+LOSS, REWARD = EvaluationMetric.LOSS, EvaluationMetric.REWARD
+
+
+def simulate(rows: int, shift: float, noise: float, seed: int = 1) -> tuple[Parts, Parts]:
+    """Rows whose losses differ far more from each other than before from after."""
+    rng = random.Random(seed)
+    before = [(rng.uniform(0.5, 6.0), rng.randint(5, 400)) for _ in range(rows)]
+    after = [(loss + shift + rng.gauss(0, noise), tokens) for loss, tokens in before]
+    return before, after
+
+
+def judge(rows: int, shift: float, noise: float, metric: EvaluationMetric = LOSS) -> Comparison:
+    found = compare(metric, *simulate(rows, shift, noise))
+    assert found
+    return found
+
+
+@pytest.mark.parametrize(
+    ("rows", "shift", "noise", "metric", "verdict"),
+    [
+        (40, -0.3, 0.2, LOSS, Verdict.BETTER),
+        (40, 0.3, 0.2, LOSS, Verdict.WORSE),
+        (40, 0.0, 0.2, LOSS, Verdict.NO_MEASURABLE_DIFFERENCE),
+        (40, -0.0001, 0.03, LOSS, Verdict.NO_MEASURABLE_DIFFERENCE),
+        (40, 0.3, 0.2, REWARD, Verdict.BETTER),
+        (40, -0.3, 0.2, REWARD, Verdict.WORSE),
+        (5, -0.3, 0.1, LOSS, Verdict.BETTER),
+        (5, -0.3, 0.6, LOSS, Verdict.NO_MEASURABLE_DIFFERENCE),
+        (4, -3.0, 0.0, LOSS, Verdict.NOT_EVALUATED),
+        (512, -0.02, 0.1, LOSS, Verdict.BETTER),
+    ],
+)
+def test_only_an_interval_without_zero_is_better_or_worse(
+    rows: int, shift: float, noise: float, metric: EvaluationMetric, verdict: Verdict
+) -> None:
+    assert judge(rows, shift, noise, metric).verdict == verdict
+
+
+def test_a_difference_that_rounding_can_make_is_none_however_narrow_its_interval() -> None:
+    found = judge(512, -0.0005, 0.0)
+    assert found.high is not None
+    assert found.high < 0
+    assert found.verdict is Verdict.NO_MEASURABLE_DIFFERENCE
+
+
+def test_pairing_shows_a_difference_far_below_the_spread_of_the_rows() -> None:
+    found = judge(60, -0.05, 0.05)
+    assert found.verdict is Verdict.BETTER
+    assert found.half_width is not None
+    assert found.half_width < 0.03
+
+
+@pytest.mark.parametrize("rows", [5, 30, 200])
+def test_a_model_that_is_unchanged_is_called_better_or_worse_in_one_run_of_twenty(rows: int) -> None:
+    draws = 2000
+    wrong = 0
+    for seed in range(draws):
+        rng = random.Random(seed)
+        before = [(rng.uniform(1, 5), 100) for _ in range(rows)]
+        after = [(loss + rng.gauss(0, 0.5), count) for loss, count in before]
+        found = compare(LOSS, before, after)
+        wrong += bool(found and not found.low <= 0 <= found.high)  # type: ignore[operator]
+    assert 0.035 < wrong / draws < 0.065
+
+
+def test_the_best_of_many_equal_models_is_called_better_in_at_most_one_run_of_twenty() -> None:
+    draws, choices, wrong = 400, 10, 0
+    for seed in range(draws):
+        rng = random.Random(seed)
+        before = [(rng.uniform(1, 5), 100) for _ in range(40)]
+        tries = [[(loss + rng.gauss(0, 0.5), count) for loss, count in before] for _ in range(choices)]
+        best = min(tries, key=lambda parts: sum(loss for loss, _ in parts))
+        found = compare(LOSS, before, best, choices)
+        wrong += bool(found and found.high is not None and found.high < 0)
+    assert wrong / draws <= 0.05
+
+
+@given(
+    st.lists(st.tuples(st.floats(0, 10), st.integers(1, 500)), min_size=10, max_size=60), st.integers(1, 4), st.data()
+)
+def test_batches_of_another_size_give_the_same_difference(
+    rows: list[tuple[float, int]], size: int, data: st.DataObject
+) -> None:
+    after = [(loss * data.draw(st.floats(0.5, 1.5)), tokens) for loss, tokens in rows]
+    whole, joined = compare(LOSS, rows, after), compare(LOSS, rows, _join(after, size))
+    assert whole
+    assert joined
+    assert joined.difference == pytest.approx(whole.difference, abs=1e-9)
+    assert joined.groups == -(-len(rows) // size)
+
+
+def _join(parts: Parts, size: int) -> Parts:
+    """What a measurement in batches of so many rows notes."""
+    joined = []
+    for some in (parts[at : at + size] for at in range(0, len(parts), size)):
+        weight = sum(count for _, count in some)
+        joined.append((sum(mean * count for mean, count in some) / weight, weight))
+    return joined
+
+
+def test_other_rows_are_not_compared() -> None:
+    assert compare(LOSS, [(1.0, 10)] * 8, [(1.0, 10)] * 9) is None
+    assert compare(LOSS, [], [(1.0, 10)]) is None
+    assert compare(LOSS, [(1.0, 0)], [(2.0, 0)]) is None
+
+
+@pytest.mark.parametrize(
+    ("probability", "freedom", "value"),
+    [  # tables of Student's t
+        (0.975, 4, 2.776), (0.975, 9, 2.262), (0.975, 29, 2.045), (0.975, 511, 1.965),
+        (0.9975, 4, 5.598), (0.9975, 9, 3.690), (0.9975, 29, 3.038),
+    ],
+)  # fmt: skip
+def test_the_quantile_is_that_of_the_tables(probability: float, freedom: int, value: float) -> None:
+    assert student_quantile(probability, freedom) == pytest.approx(value, rel=0.005)
+
+
+@pytest.mark.parametrize(
+    ("comparison", "sentence"),
+    [
+        (
+            Comparison(LOSS, 4.19, 2.88, -1.39, -1.23, 40),
+            "better than the base model: held-out loss 4.19 → 2.88, -31 % ± 1.9",
+        ),
+        (Comparison(LOSS, 3.0, 3.3, 0.2, 0.4, 40), "worse than the base model: held-out loss 3 → 3.3, +10 % ± 3.3"),
+        (
+            Comparison(REWARD, 0.1, 0.4, 0.25, 0.35, 40),
+            "better than the base model: held-out reward 0.1 → 0.4, +0.3 ± 0.05",
+        ),
+        (
+            Comparison(LOSS, 3.212, 3.18, -0.064, 0.0, 40),
+            "no measurable difference from the base model: held-out loss 3.21 → 3.18, -1 % ± 1",
+        ),
+        (
+            Comparison(LOSS, 2.0, 1.99, -0.05, 0.03, 40),
+            "no measurable difference from the base model: held-out loss 2 → 1.99, -0.5 % ± 2; about 640 held-out rows "
+            "would show a difference of this size",
+        ),
+        (
+            Comparison(LOSS, 3.2, 3.2, -0.031, 0.031, 40),
+            "no measurable difference from the base model: held-out loss 3.2 → 3.2, 0 % ± 0.97",
+        ),
+        (
+            Comparison(LOSS, 3.0, 1.5, groups=3),
+            "not evaluated: 40 held-out rows are too few for an interval (held-out loss 3 → 1.5, -50 %); hold out 20 "
+            "or more",
+        ),
+    ],
+)  # fmt: skip
+def test_the_verdict_is_one_sentence_with_its_interval(comparison: Comparison, sentence: str) -> None:
+    assert describe(comparison, start="base model", rows=40) == sentence
+
+
+def test_without_figures_the_sentence_says_why() -> None:
+    assert describe(None, start="base model", rows=0) == "not evaluated: no rows were held out"
+    judged = Comparison(LOSS, 3.0, 1.5, -1.6, -1.4, 40)
+    assert describe(judged, start="base model", rows=40, obstacle="it needs 16 GiB") == "not evaluated: it needs 16 GiB"
+
+
+def test_the_status_has_every_figure_of_the_verdict() -> None:
+    status = to_status(Comparison(LOSS, 4.0, 3.0, -1.2, -0.8, 40), "detail", 40, "Adapter")
+    assert status.model_dump(exclude_none=True) == {
+        "verdict": "Better", "change": "-25 %", "metric": "Loss", "before": 4.0, "after": 3.0, "difference": -1.0,
+        "difference_low": -1.2, "difference_high": -0.8, "rows": 40, "served_as": "Adapter", "detail": "detail",
+    }  # fmt: skip
+    assert to_status(None, "why", 0, "Adapter").model_dump(exclude_none=True) == {
+        "verdict": "NotEvaluated", "detail": "why",
+    }  # fmt: skip
+
+
+def test_more_rows_narrow_the_interval() -> None:
+    widths = [judge(rows, -0.3, 0.3).half_width or 0 for rows in (10, 50, 250)]
+    assert all(narrow < wide for wide, narrow in pairwise(widths))

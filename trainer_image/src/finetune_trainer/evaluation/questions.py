@@ -1,0 +1,54 @@
+"""The prompts that the model answers before and after the training: those of the job, or of held-out rows."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+from finetune_api.evaluation import Prompt
+from finetune_trainer.data.rows import ChatRow, Message, PreferenceRow, Row, UnpairedRow
+
+DEFAULT_QUESTIONS = 3
+LONGEST_QUESTION = 4096
+"""Characters of all turns of a held-out row's prompt; longer ones are not shown."""
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """The turns that the model answers; `reference` is the held-out row's own answer."""
+
+    turns: list[Message]
+    reference: str | None = None
+
+    @property
+    def text(self) -> str:
+        """The turns as people read them: one alone as it is, several with their roles."""
+        if len(self.turns) == 1:
+            return self.turns[0]["content"]
+        return "\n\n".join(f"{turn['role']}: {turn['content']}" for turn in self.turns)
+
+
+def list_questions(asked: Sequence[Prompt] | None, held_out: Iterable[Row]) -> list[Question]:
+    """Return `evaluation.prompts`, or the prompts of the first held-out rows if the job does not set them."""
+    if asked is None:
+        return list(islice(_of_rows(held_out), DEFAULT_QUESTIONS))
+    return [Question([*_system(one), Message(role="user", content=one.prompt)]) for one in asked]
+
+
+def _system(prompt: Prompt) -> list[Message]:
+    return [Message(role="system", content=prompt.system)] if prompt.system else []
+
+
+def _of_rows(rows: Iterable[Row]) -> Iterator[Question]:
+    """Yield each row's prompt with its answer; rows with tools are left out, whose answers are calls."""
+    for row in rows:
+        match row:
+            case ChatRow(messages=turns) if not row.tools and turns[-1]["role"] == "assistant":
+                prompt, answer = turns[:-1], turns[-1:]
+            case PreferenceRow(prompt=prompt, chosen=answer) if not row.tools:
+                pass
+            case UnpairedRow(prompt=prompt, completion=answer, label=True) if not row.tools:
+                pass
+            case _:
+                continue
+        if prompt and sum(len(turn["content"]) for turn in prompt) <= LONGEST_QUESTION:
+            yield Question(prompt, "\n\n".join(turn["content"] for turn in answer))

@@ -1,0 +1,187 @@
+"""The verdict on a result: the paired difference of the held-out rows before and after, with its 95 % interval."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from statistics import NormalDist
+
+from finetune_api.evaluation import EvaluationMetric, EvaluationStatus, Verdict
+
+LEVEL = 0.95
+FEWEST_GROUPS = 5
+"""Groups of rows below which no interval is computed: their spread would be a guess."""
+MOST_ROWS_ADVISED = 100_000
+ROUNDING = 0.001
+"""Relative difference of a loss that 16-bit arithmetic alone can make, by other kernels or batches."""
+
+Parts = Sequence[tuple[float, int]]
+"""The mean of each group of held-out rows, in order, with its weight: trained tokens, pairs, rows or prompts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """The model before and after the training, on the same held-out rows."""
+
+    metric: EvaluationMetric
+    before: float
+    after: float
+    low: float | None = None
+    """Lower end of the interval of the difference; None with fewer than `FEWEST_GROUPS` groups of rows."""
+    high: float | None = None
+    groups: int = 0
+
+    @property
+    def difference(self) -> float:
+        """`after` minus `before`."""
+        return self.after - self.before
+
+    @property
+    def verdict(self) -> Verdict:
+        """Return better or worse only if the interval excludes zero, and the difference is not one of rounding."""
+        if self.low is None or self.high is None:
+            return Verdict.NOT_EVALUATED
+        if self.low <= 0 <= self.high or abs(self.difference) < ROUNDING * abs(self.before):
+            return Verdict.NO_MEASURABLE_DIFFERENCE
+        is_lower = self.high < 0
+        return Verdict.BETTER if is_lower == (self.metric is EvaluationMetric.LOSS) else Verdict.WORSE
+
+    @property
+    def half_width(self) -> float | None:
+        """Half of the interval's width."""
+        return None if self.low is None or self.high is None else (self.high - self.low) / 2
+
+    @property
+    def change(self) -> str:
+        """The difference as people read it: of a loss in percent, of a reward in its own unit."""
+        return _signed(self.difference, self._scale)
+
+    @property
+    def change_with_interval(self) -> str:
+        """The same, with half the width of the interval."""
+        if self.half_width is None:
+            return self.change
+        return f"{self.change} ± {_figure(self.half_width * self._scale[0])}"
+
+    @property
+    def _scale(self) -> tuple[float, str]:
+        if self.metric is EvaluationMetric.LOSS and self.before > 0:
+            return 100 / self.before, " %"
+        return 1.0, ""
+
+    def advise_rows(self, rows: int) -> int | None:
+        """Return how many held-out rows would show a difference of this size; None if it is practically zero."""
+        half = self.half_width
+        if half is None or not self.difference:
+            return None
+        needed = math.ceil(rows * (half / self.difference) ** 2)
+        return needed if rows < needed <= MOST_ROWS_ADVISED else None
+
+
+def compare(metric: EvaluationMetric, before: Parts, after: Parts, choices: int = 1) -> Comparison | None:
+    """Compare the means of two measurements of the same rows; None if they are not of the same rows, or of none.
+
+    The interval is that of a ratio of sums over paired groups (linearised residuals, Student's t). The tuned model is
+    the best of `choices` evaluations on these rows, so its level is that of simultaneous intervals (Bonferroni).
+    """
+    pairs = list(_pair(before, after))
+    weight = sum(count for _, _, count in pairs)
+    if not weight:
+        return None
+    first, last = (sum(part[at] for part in pairs) / weight for at in (0, 1))
+    groups = len(pairs)
+    if groups < FEWEST_GROUPS:
+        return Comparison(metric, first, last, groups=groups)
+    difference = last - first
+    squares = sum((new - old - difference * count) ** 2 for old, new, count in pairs)
+    error = math.sqrt(squares * groups / (groups - 1)) / weight
+    half = error * student_quantile(1 - (1 - LEVEL) / (2 * max(choices, 1)), groups - 1)
+    return Comparison(metric, first, last, difference - half, difference + half, groups)
+
+
+def _pair(before: Parts, after: Parts) -> Iterator[tuple[float, float, int]]:
+    """Yield the sums before and after, and the weight, of each group that both measurements have in common.
+
+    A micro-batch may have been halved in between: groups are joined at the boundaries that both have.
+    """
+    sums = [_cumulate(parts) for parts in (before, after)]
+    if sums[0].keys() and sums[1].keys() and max(sums[0]) == max(sums[1]):
+        common = sorted(sums[0].keys() & sums[1].keys())
+        for begin, end in pairwise([0, *common]):
+            if end > begin:
+                old, new = (one[end] - one.get(begin, 0.0) for one in sums)
+                yield old, new, end - begin
+
+
+def _cumulate(parts: Parts) -> dict[int, float]:
+    """Return the sum of all values up to each boundary, by the weight up to it."""
+    total, weight, found = 0.0, 0, {}
+    for mean, count in parts:
+        total += mean * count
+        weight += count
+        found[weight] = total
+    return found
+
+
+def student_quantile(probability: float, freedom: int) -> float:
+    """Return the quantile of Student's t distribution, by its expansion around the normal one.
+
+    Abramowitz and Stegun, 26.7.5; within 0.5 % at four degrees of freedom for the levels in use.
+    """
+    z = NormalDist().inv_cdf(probability)
+    terms = (
+        (z**3 + z) / 4,
+        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
+        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
+        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
+    )
+    return z + sum(term / freedom**power for power, term in enumerate(terms, 1))
+
+
+def describe(comparison: Comparison | None, *, start: str, rows: int, obstacle: str = "") -> str:
+    """Return the verdict in one sentence, with the interval, or why there is none and what would tell more."""
+    if comparison is None or obstacle:
+        return f"not evaluated: {obstacle or 'no rows were held out'}"
+    noun = "loss" if comparison.metric is EvaluationMetric.LOSS else "reward"
+    figures = f"held-out {noun} {comparison.before:.3g} → {comparison.after:.3g}, {comparison.change_with_interval}"
+    match comparison.verdict:
+        case Verdict.BETTER:
+            return f"better than the {start}: {figures}"
+        case Verdict.WORSE:
+            return f"worse than the {start}: {figures}"
+        case Verdict.NOT_EVALUATED:
+            return f"not evaluated: {rows} held-out rows are too few for an interval ({figures}); hold out 20 or more"
+    needed = comparison.advise_rows(rows)
+    hint = f"; about {needed} held-out rows would show a difference of this size" if needed else ""
+    return f"no measurable difference from the {start}: {figures}{hint}"
+
+
+def to_status(comparison: Comparison | None, detail: str, rows: int, served_as: str) -> EvaluationStatus:
+    """Return the status fields of the verdict."""
+    if comparison is None:
+        return EvaluationStatus(verdict=Verdict.NOT_EVALUATED.value, detail=detail)
+    return EvaluationStatus(
+        verdict=comparison.verdict.value,
+        change=comparison.change,
+        metric=comparison.metric.value,
+        before=comparison.before,
+        after=comparison.after,
+        difference=comparison.difference,
+        difference_low=comparison.low,
+        difference_high=comparison.high,
+        rows=rows,
+        served_as=served_as,
+        detail=detail,
+    )
+
+
+def _signed(value: float, scale: tuple[float, str]) -> str:
+    factor, unit = scale
+    figure = _figure(abs(value * factor))
+    sign = "" if float(figure) == 0 else "-" if value < 0 else "+"
+    return f"{sign}{figure}{unit}"
+
+
+def _figure(value: float) -> str:
+    """Return a figure with two significant digits, whole from ten on."""
+    return f"{value:.0f}" if value >= 9.95 else f"{value:.1f}" if value >= 0.995 else f"{value:.2g}"

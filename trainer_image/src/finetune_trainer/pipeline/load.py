@@ -1,0 +1,69 @@
+"""The model that a job trains, and the judge that rewards its answers."""
+
+import logging
+from typing import Any
+
+import torch
+from peft import PeftModel
+from transformers import PreTrainedModel
+
+from finetune_api.spec import FusedKernels, Merge, Method
+from finetune_api.status import Resolved
+from finetune_trainer.distributed.world import ALONE, World
+from finetune_trainer.models.adapter_output import continue_adapter
+from finetune_trainer.models.attention import choose_attention
+from finetune_trainer.models.fused_kernels import fuse_kernels
+from finetune_trainer.models.loading import (
+    DTYPES,
+    can_checkpoint,
+    describe_layers,
+    load_for_training,
+    refuse_tied_merge,
+    unquantised_layers,
+)
+from finetune_trainer.pipeline.inputs import Inputs
+from finetune_trainer.rewards.computed import ComputedRewards, Judge, Scorer
+from finetune_trainer.rewards.scorer import load_reward_model
+from finetune_trainer.training.methods import traits_of
+
+logger = logging.getLogger(__name__)
+
+
+def load_model(
+    inputs: Inputs, settings: Resolved, device: torch.device, world: World = ALONE
+) -> tuple[PreTrainedModel | PeftModel, Resolved]:
+    """Load the model to train; return it and the settings as they apply to it: checkpointing, attention, adapted
+    modules."""
+    spec = inputs.run.config.spec
+    writes_text = traits_of(spec.objective).writes_text
+    model = load_for_training(inputs.model, settings, device, writes_text=writes_text, world=world)
+    if settings.gradient_checkpointing and not can_checkpoint(settings, model):
+        logger.warning("the architecture does not support gradient checkpointing: activations are kept")
+        settings = settings.model_copy(update={"gradient_checkpointing": False})
+    if spec.hyperparameters.fused_kernels is FusedKernels.AUTO:
+        is_fused = device.type == "cuda" and fuse_kernels(model, device)
+        settings = settings.model_copy(update={"fused_kernels": is_fused})
+    attention = choose_attention(model, settings, device, is_flattened=traits_of(spec.objective).is_flattened)
+    settings = settings.model_copy(update={"attention": attention})
+    if inputs.initial_adapter:
+        continue_adapter(model, inputs.initial_weights)
+    if settings.method == Method.FULL:
+        return model, settings
+    if spec.output.merge is not Merge.NONE:
+        refuse_tied_merge(model)
+    changes: dict[str, Any] = {"target_modules": sorted(model.peft_config["default"].target_modules)}
+    if settings.method == Method.QLORA and (left := unquantised_layers(model)):
+        reason = str(settings.method_reason).partition(";")[0]
+        changes["method_reason"] = f"{reason}; {describe_layers(model, left)} are not in 4 bits"
+    return model, settings.model_copy(update=changes)
+
+
+def build_judge(inputs: Inputs, settings: Resolved, device: torch.device) -> Judge | None:
+    """Return the judge that rewards a policy's answers, with the reward model if the job has one."""
+    rlhf = inputs.run.config.spec.rlhf
+    if rlhf is None:
+        return None
+    scorer: Scorer = ComputedRewards(rlhf.rewards or [])
+    if inputs.reward:
+        scorer = load_reward_model(inputs.reward, DTYPES[str(settings.precision)], device, inputs.run.on_work)
+    return Judge(scorer, inputs.labeler.stop_ids()[0])
