@@ -117,7 +117,7 @@ class EvaluationStatus(StatusBlock):
     """Model that was measured: `Adapter` (on the base in 16 bits, as serving software loads it) or `Model` (all
     weights)."""
     detail: Line | None = None
-    """The verdict in one sentence, with what would tell more."""
+    """The verdict in one sentence, and how many rows would show more."""
     gate: Word | None = None
     """Whether the tuned model meets `evaluation.gate`: `Passed`, `NotMet` or `NotConfigured`."""
     merged: Word | None = None

@@ -12,7 +12,7 @@ import urllib.error
 import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 import yaml
 from kubernetes import client, config
-from kubernetes.client.exceptions import ApiException
+from kubernetes.client.exceptions import ApiException, NotFoundException
 from waiting import wait_until
 
 from finetune_api import handoff, names
@@ -277,7 +277,8 @@ class World:
     def terminate(self, pod: Any, code: int, message: str = "") -> None:
         """What the kubelet does with a pod that is told to end: it says how it ended, and removes it."""
         self.end(pod, code, message)
-        self.core.delete_namespaced_pod(pod.metadata.name, self.namespace, grace_period_seconds=0)
+        with suppress(NotFoundException):  # the garbage collector was faster: the pod's node does not exist
+            self.core.delete_namespaced_pod(pod.metadata.name, self.namespace, grace_period_seconds=0)
 
     def pods(self) -> list[str]:
         return [pod.metadata.name for pod in self.core.list_namespaced_pod(self.namespace).items]

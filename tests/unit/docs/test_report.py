@@ -15,7 +15,7 @@ def test_the_guide_names_the_thresholds_of_the_rules() -> None:
         f"more than {rules.TRUNCATED * 100:.0f} % of the rows are truncated",
         f"fewer than {rules.LABELLED * 100:.0f} % of the tokens are trained",
         f"fewer than {rules.FEW_ROWS} rows",
-        f"fewer than {rules.FEW_VALIDATION_ROWS} held-out rows",
+        f"more than {rules.SPIKED * 100:.1f} % of the steps",
         f"less than {rules.IDLE_GPU_MEMORY * 100:.0f} % of the GPU's memory",
     ):
         assert phrase in GUIDE

@@ -62,9 +62,9 @@ def test_pairing_shows_a_difference_far_below_the_spread_of_the_rows() -> None:
     assert found.half_width < 0.03
 
 
-@pytest.mark.parametrize("rows", [5, 30, 200])
+@pytest.mark.parametrize("rows", [5, 30])
 def test_a_model_that_is_unchanged_is_called_better_or_worse_in_one_run_of_twenty(rows: int) -> None:
-    draws = 2000
+    draws = 1500
     wrong = 0
     for seed in range(draws):
         rng = random.Random(seed)
@@ -141,12 +141,12 @@ def test_the_quantile_is_that_of_the_tables(probability: float, freedom: int, va
         ),
         (
             Comparison(LOSS, 3.212, 3.18, -0.064, 0.0, 40),
-            "no measurable difference from the base model: held-out loss 3.21 → 3.18, -1 % ± 1",
+            "no measurable difference from the base model: held-out loss 3.21 → 3.18, -1.0 % ± 1.0",
         ),
         (
             Comparison(LOSS, 2.0, 1.99, -0.05, 0.03, 40),
-            "no measurable difference from the base model: held-out loss 2 → 1.99, -0.5 % ± 2; about 640 held-out rows "
-            "would show a difference of this size",
+            "no measurable difference from the base model: held-out loss 2 → 1.99, -0.5 % ± 2.0; about 640 held-out "
+            "rows would show a difference of this size",
         ),
         (
             Comparison(LOSS, 3.2, 3.2, -0.031, 0.031, 40),
@@ -163,7 +163,7 @@ def test_the_verdict_is_one_sentence_with_its_interval(comparison: Comparison, s
     assert describe(comparison, start="base model", rows=40) == sentence
 
 
-def test_without_figures_the_sentence_says_why() -> None:
+def test_without_figures_the_sentence_has_the_reason() -> None:
     assert describe(None, start="base model", rows=0) == "not evaluated: no rows were held out"
     judged = Comparison(LOSS, 3.0, 1.5, -1.6, -1.4, 40)
     assert describe(judged, start="base model", rows=40, obstacle="it needs 16 GiB") == "not evaluated: it needs 16 GiB"

@@ -3,6 +3,7 @@ from typing import Any
 
 import pytest
 
+from finetune_trainer.data.rows import Message
 from finetune_trainer.evaluation.run_record import Licence
 from finetune_trainer.models.model_card import describe_base, parse_licence, read_licence
 from finetune_trainer.tokenization.labeler import Labeler
@@ -45,7 +46,7 @@ def test_only_what_a_card_plainly_states_is_believed(card: str, licence: Licence
 
 
 def test_template_context_and_prompts_are_described(model_folder: Path) -> None:
-    facts = describe_base(model_folder, Labeler(model_folder), None, ["hello"])
+    facts = describe_base(model_folder, Labeler(model_folder), None, [[Message(role="user", content="hello")]])
     assert (facts.is_template_made, facts.context_length) == (False, None)
     assert len(facts.prompt_tokens) == 1
     (model_folder / "config.json").write_text('{"text_config": {"max_position_embeddings": 512}}')

@@ -106,7 +106,7 @@ def test_a_qlora_result_shows_the_served_model_before_the_one_in_training(tmp_pa
         (2.5, "The training read them 2.5 times."),
     ],
 )
-def test_the_report_says_how_often_the_rows_were_read(tmp_path: Path, epoch: float, sentence: str) -> None:
+def test_the_report_has_how_often_the_rows_were_read(tmp_path: Path, epoch: float, sentence: str) -> None:
     record = make_record(tmp_path)
     record.history.train[-1] = replace(record.history.train[-1], epoch=epoch)
     assert sentence in render_report(record, tmp_path)

@@ -103,7 +103,7 @@ def card(tmp_path: Path, folder: str) -> tuple[dict[str, Any], str]:
 
 def test_a_policys_report_shows_rewards_and_no_loss(tmp_path: Path) -> None:
     report = write(tmp_path, "RLHF", rewarded(tmp_path))
-    assert "**Better than the base model: held-out reward 0.35 → 0.75, +0.4 ± " in report
+    assert "**Better than the base model: held-out reward 0.35 → 0.75, \\+0.4 ± " in report
     assert "| tuned model      | 0.75        | 0" in report
     assert "perplexity" not in report
     assert "only the prompts are used" in report
@@ -145,7 +145,7 @@ def test_judged_answers_have_a_margin_and_no_accuracy(tmp_path: Path) -> None:
     history.add_step(TrainPoint(1, 0.5, 0.5, 1e-4, 1.0, 50.0, 0.1, reward_margin=0.1))
     history.add_evaluation(1, Measured(0.4, 20, None, 1.25, batches=((0.4, 10),) * 2))
     report = write(tmp_path, "KTO", history)
-    assert "Not evaluated: 20 held-out rows are too few for an interval (held-out loss 0.5 → 0.4, -20 %)" in report
+    assert "Not evaluated: 20 held-out rows are too few for an interval" in report
     assert "accuracy" not in report.partition("## Curves")[0]
 
 

@@ -12,6 +12,7 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 from accelerate.state import AcceleratorState, GradientState
+from torch.distributed import HashStore  # type: ignore[attr-defined]
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from typing_extensions import override
 
@@ -219,7 +220,7 @@ def as_only_process() -> Iterator[None]:
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
     if torch.cuda.is_available():
-        dist.init_process_group("cuda:nccl,cpu:gloo", store=dist.HashStore(), rank=0, world_size=1)
+        dist.init_process_group("cuda:nccl,cpu:gloo", store=HashStore(), rank=0, world_size=1)
     try:
         yield
     finally:

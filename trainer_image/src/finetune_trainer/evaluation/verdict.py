@@ -135,11 +135,11 @@ def student_quantile(probability: float, freedom: int) -> float:
         (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
         (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
     )
-    return z + sum(term / freedom**power for power, term in enumerate(terms, 1))
+    return float(z + sum(term / freedom**power for power, term in enumerate(terms, 1)))
 
 
 def describe(comparison: Comparison | None, *, start: str, rows: int, obstacle: str = "") -> str:
-    """Return the verdict in one sentence, with the interval, or why there is none and what would tell more."""
+    """Return the verdict in one sentence, with the interval, or why there is none and how many rows would show more."""
     if comparison is None or obstacle:
         return f"not evaluated: {obstacle or 'no rows were held out'}"
     noun = "loss" if comparison.metric is EvaluationMetric.LOSS else "reward"

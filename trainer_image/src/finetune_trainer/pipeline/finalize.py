@@ -90,7 +90,7 @@ def describe_machine(device: torch.device) -> Machine:
 
 def build_record(inputs: Inputs, trained: TrainingResult, merge: MergeCheck | ScoreCheck | None) -> RunRecord:
     """Collect everything that goes into report and result."""
-    objective = inputs.run.config.spec.objective.value
+    objective, sampled = inputs.run.config.spec.objective.value, trained.history.final_reward
     record = RunRecord(
         config=inputs.run.config,
         settings=trained.settings,
@@ -102,7 +102,7 @@ def build_record(inputs: Inputs, trained: TrainingResult, merge: MergeCheck | Sc
         final=trained.final,
         best_step=trained.plateau.best_step,
         served=trained.served,
-        compared_rows=len(inputs.validation),
+        compared_rows=sampled.prompts if sampled else len(inputs.validation),
         early_stopping=inputs.run.reporter.snapshot().early_stopping,
         trainable_parameters=trained.parameters,
         answers=with_merged(trained.answers, merge),

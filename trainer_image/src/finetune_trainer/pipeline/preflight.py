@@ -100,7 +100,7 @@ def _check_rewards(config: JobConfig, storage: ReadableStore, workspace: Path, o
 
 
 def _with_rejected_rows(refused: TrainerError, config: JobConfig, storage: Store, workspace: Path) -> TrainerError:
-    """Return the error with where every rejected row is: they are uploaded, because somebody must correct them."""
+    """Return the error with where every rejected row is: they are uploaded, because they must be corrected."""
     if refused.code is not ExitCode.DATASET_UNUSABLE:
         return refused
     rows, uri = collect_rejected(workspace), refused_uri(config)
@@ -126,7 +126,7 @@ def _check_gate(config: JobConfig, dataset: PreparedDataset) -> None:
 
 
 def _check_served(config: JobConfig, model: ModelFacts, resolved: Resolved) -> None:
-    """After QLoRA a gate judges the adapter on the base in 16 bits, which must then fit beside nothing else."""
+    """After QLoRA a gate judges the adapter on the base in 16 bits, which must then fit alone."""
     gate, budget = config.spec.evaluation.gate, config.spec.tuning.vram_budget
     if gate is None or budget is None or resolved.method != Method.QLORA:
         return
