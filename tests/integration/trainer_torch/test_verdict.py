@@ -52,7 +52,7 @@ def run(make_bench: MakeBench, rows: list[dict[str, Any]] | None = None, **block
 def test_a_model_is_judged_by_what_training_did_to_it(
     make_bench: MakeBench, method: str, rows: list[dict[str, Any]] | None, rate: float, verdict: str
 ) -> None:
-    hyper = SHORT | {"learningRate": rate / 10 if method == "Full" else rate}
+    hyper = SHORT | {"learningRate": rate / 10 if method == "Full" and verdict == "Better" else rate}
     gate = {"steps": 4, "prompts": [], "gate": {"mustImprove": True}}
     bench, report = run(make_bench, rows, method=method, hyperparameters=hyper, evaluation=gate)
     found = report.evaluation
@@ -85,9 +85,9 @@ def test_qlora_is_judged_on_the_base_in_16_bits(make_bench: MakeBench) -> None:
     tuned = mean_loss(PeftModel.from_pretrained(model, bench.output / "adapter"), HeldOut(rows, lambda: None))  # type: ignore[arg-type]
     found = report.evaluation
     assert found is not None
-    assert (found.before, found.after) == (pytest.approx(plain, rel=1e-3), pytest.approx(tuned, rel=1e-3))
+    assert (found.before, found.after) == (pytest.approx(plain, rel=2e-5), pytest.approx(tuned, rel=2e-5))
     assert report.metrics is not None
-    assert report.metrics.baseline_eval_loss != pytest.approx(plain, rel=1e-3)  # that of the 4-bit base
+    assert report.metrics.baseline_eval_loss != pytest.approx(plain, rel=5e-5)  # that of the 4-bit base
     page = (bench.output / "finetune_report.md").read_text(encoding="utf-8")
     assert "base model, as served (16-bit base)" in page
     assert "tuned model, in training (4-bit base)" in page
@@ -134,7 +134,7 @@ def test_three_held_out_rows_are_answered_without_asking(make_bench: MakeBench) 
 
 
 def test_what_was_read_is_in_the_report_and_less_than_an_epoch_is_advised_against(make_bench: MakeBench) -> None:
-    bench, _ = run(make_bench, hyperparameters=HYPERPARAMETERS | {"maxSteps": 3}, evaluation={"prompts": []})
+    bench, _ = run(make_bench, hyperparameters=HYPERPARAMETERS | {"maxSteps": 3, "packing": "Never"}, evaluation={"prompts": []})
     page = (bench.output / "finetune_report.md").read_text(encoding="utf-8")
     assert "The training read about 24 of 100 rows (0.24 epochs)." in page
     assert "most rows were never read" in page
