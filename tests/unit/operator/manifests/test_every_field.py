@@ -183,6 +183,9 @@ ELSEWHERE = {
         f"{TRAINING}/test_endings.py::test_a_loss_that_is_not_finite_is_diverged_and_nothing_is_published"
     ),
     "evaluation.prompts[].prompt": GATE,
+    "evaluation.prompts[].system": (
+        "tests/unit/trainer/evaluation/test_questions.py::test_the_jobs_own_prompts_are_asked_with_their_system_turn"
+    ),
     "evaluation.prompts[].expected": (
         f"{EXPECTATIONS}::test_a_pattern_is_searched_in_the_answer_and_an_absent_one_has_no_result"
     ),
