@@ -122,8 +122,10 @@ def _recover(text: str, lines: int, error: YamlError) -> tuple[list[YamlDocument
     tabs = list(tab_faults(text)) if TAB in error.problem else []
     if not tabs:
         return [], [error]
-    documents, _ = _read_part(without_tabs(text), lines)  # what is wrong then may follow from the replacement
-    return documents, tabs
+    documents, more = _read_part(without_tabs(text), lines)
+    if text.lstrip().startswith("{"):  # JSON, in which tabs are allowed
+        return documents, more
+    return documents, tabs  # what is wrong now may follow from the replacement
 
 
 def _read(text: str, lines: int = 0) -> Iterator[YamlDocument]:

@@ -73,3 +73,10 @@ def test_what_is_called_a_list_without_entries_is_a_document() -> None:
     for text in ("kind: List\n", "kind: List\nitems: {a: 1}\n", "items: [1]\n", "- 1\n"):
         (document,) = read_documents(text)
         assert document.objects() == [document]
+
+
+def test_json_may_be_indented_with_tabs_as_kubectl_reads_it() -> None:
+    documents, faults = read_stream('{\n\t"kind": "A",\n\t"x": {\n\t\t"y": "1\\t2"\n\t}\n}\n')
+    assert faults == []
+    assert documents[0].value == {"kind": "A", "x": {"y": "1\t2"}}
+    assert documents[0].line(("x", "y")) == 4

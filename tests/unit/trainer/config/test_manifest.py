@@ -193,3 +193,9 @@ def test_the_jobs_of_a_list_are_read_and_faults_have_their_place_in_it(tmp_path:
     items[1]["spec"]["suspend"] = 3
     message = refusal(tmp_path, yaml.safe_dump({"apiVersion": "v1", "kind": "List", "items": items}))
     assert "items[1].spec.suspend: Input should be a valid boolean" in message
+
+
+def test_of_many_faults_the_first_ten_are_named_and_the_rest_counted(tmp_path: Path) -> None:
+    message = refusal(tmp_path, with_spec("".join(f"wrong{number}: 1\n" for number in range(13))))
+    assert message.count("unknown field") == 10
+    assert message.endswith("; and 3 more")

@@ -36,7 +36,7 @@ def read_manifests(path: Path, make_uid: Callable[[], str]) -> list[JobConfig]:
     twice = [name for name, count in Counter(job.name for job in jobs).items() if count > 1]
     faults += [f"contains more than one {names.KIND} named {name}" for name in twice]
     if faults:
-        raise _invalid(path, "; ".join(faults[:MAX_ERRORS]))
+        raise _invalid(path, join_faults(faults))
     return jobs
 
 
@@ -74,8 +74,14 @@ def parse_spec(content: object, path: Path) -> FineTuneJobSpec:
     """Return the spec, validated like in the API server."""
     spec, faults = _parse(content, "spec")
     if spec is None or faults:
-        raise _invalid(path, "; ".join(faults[:MAX_ERRORS]))
+        raise _invalid(path, join_faults(faults))
     return spec
+
+
+def join_faults(faults: list[str]) -> str:
+    """Return the first faults on one line, and how many follow."""
+    more = [f"and {len(faults) - MAX_ERRORS} more"] if len(faults) > MAX_ERRORS else []
+    return "; ".join([*faults[:MAX_ERRORS], *more])
 
 
 def _parse(content: object, root: str) -> tuple[FineTuneJobSpec | None, list[str]]:
@@ -90,7 +96,7 @@ def _parse(content: object, root: str) -> tuple[FineTuneJobSpec | None, list[str
 def field_errors(error: ValidationError, root: str) -> list[str]:
     """One line per wrong field, with its path; the value is left out where it could be long."""
     lines = []
-    for one in error.errors(include_url=False)[:MAX_ERRORS]:
+    for one in error.errors(include_url=False):
         what = one["msg"].removeprefix("Value error, ")
         if one["type"] == "extra_forbidden":
             what = ": ".join(["unknown field", *filter(None, [explain_foreign(str(one["loc"][-1]))])])

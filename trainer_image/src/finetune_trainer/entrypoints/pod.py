@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from finetune_api.handoff import HANDOFF_VERSION, ExitCode, JobConfig, Outcome, Report
 from finetune_api.spec import ResumePolicy
 from finetune_api.status import CheckpointStatus
-from finetune_trainer.config.manifest import field_errors
+from finetune_trainer.config.manifest import field_errors, join_faults
 from finetune_trainer.config.run_context import RunContext
 from finetune_trainer.entrypoints.termination import RunState
 from finetune_trainer.errors import Stopped, TrainerError
@@ -148,7 +148,7 @@ def read_config(path: Path, state: RunState) -> JobConfig:
     except OSError as error:
         raise TrainerError(ExitCode.INVALID_CONFIG, f"{path} cannot be read: {error.strerror}") from None
     except ValidationError as error:
-        raise TrainerError(ExitCode.INVALID_CONFIG, f"{path}: {'; '.join(field_errors(error, 'config'))}") from None
+        raise TrainerError(ExitCode.INVALID_CONFIG, f"{path}: {join_faults(field_errors(error, 'config'))}") from None
     except (ValueError, AttributeError):
         raise TrainerError(ExitCode.INVALID_CONFIG, f"{path} is not a JSON object") from None
     return state.config
