@@ -59,6 +59,16 @@ REINFORCED = {
 }
 
 
+BETTER = {
+    "verdict": "Better", "metric": "Loss", "before": 2.5, "after": 1.2, "difference": -1.3, "differenceLow": -1.5,
+    "differenceHigh": -1.1, "rows": 40, "change": "-52 %",
+}  # fmt: skip
+WORSE = {
+    "verdict": "Worse", "metric": "Loss", "before": 1.2, "after": 1.5, "difference": 0.3, "differenceLow": 0.1,
+    "differenceHigh": 0.5, "rows": 40, "change": "+25 %",
+}  # fmt: skip
+
+
 def test_every_query_returns_data_and_becomes_a_picture(
     world: Any, operator: Any, wait: Any, trainer_at: Any, tmp_path: Path
 ) -> None:
@@ -74,6 +84,7 @@ def test_every_query_returns_data_and_becomes_a_picture(
         require_well_formed(port)
         time.sleep(GATHER_SECONDS)
         draw_all(server, world, Path(os.environ.get("DASHBOARD_PICTURES", tmp_path)))
+        require_gpu_time_over_a_restart(wait, server, world, operator)
 
 
 @contextmanager
@@ -155,6 +166,9 @@ def others(world: Any, trainer_at: Any, stack: ExitStack) -> None:
     world.create("too-large", resources={"gpusPerNode": 8})
     world.cannot_schedule(world.pass_preflight("too-large"), "0/3 nodes are available: 3 Insufficient nvidia.com/gpu.")
     world.create("waiting", lineage={"parentRef": {"name": "support-bot"}})
+    world.create("refused", trainer={"image": "registry.example/another:1"})
+    world.create("in-queue", scheduling={"queueName": "team"})
+    world.wait_phase("Queued", "in-queue")
 
     world.create("restarted", backoffLimit=6)
     pod = world.pass_preflight("restarted")
@@ -170,11 +184,19 @@ def others(world: Any, trainer_at: Any, stack: ExitStack) -> None:
         pod = world.pass_preflight(name)
         world.run(pod)
         world.end(pod, code)
-    world.create("summaries")
-    pod = world.pass_preflight("summaries")
+    for name, evaluation in (("summaries", BETTER), ("regressed", WORSE)):
+        world.create(name)
+        pod = world.pass_preflight(name)
+        world.run(pod)
+        world.end(pod, 0, world.published(name, evaluation=evaluation), ran=900)
+        world.wait_phase("Succeeded", name)
+    world.create("gated", evaluation={"gate": {"mustImprove": True}})
+    pod = world.pass_preflight("gated")
     world.run(pod)
-    world.end(pod, 0, world.published("summaries"), ran=900)
-    world.wait_phase("Succeeded", "summaries")
+    artifacts = {"uri": "s3://bucket/jobs/gated", "manifestSha256": "ab" * 32}
+    not_met = WORSE | {"gate": "NotMet", "message": "the loss rose from 1.2 to 1.5"}
+    world.end(pod, 78, world.report("GateNotMet", "gated", artifacts=artifacts, evaluation=not_met), ran=600)
+    world.wait_phase("Failed", "gated")
     world.wait_phase("Failed", "no-rights")
 
 
@@ -205,11 +227,12 @@ def config(operator: Any, port: int, pod: Any, stack: ExitStack) -> str:
 def values(world: Any, name: str) -> dict[str, str]:
     """Grafana's variables; the longer name comes first."""
     return {
-        "__rate_interval": "15s", "namespace": world.namespace, "name": name, "job": ".+", "instance": ".+",
+        "__rate_interval": "15s", "__range": "10m", "namespace": world.namespace, "name": name, "job": ".+",
+        "instance": ".+",
     }  # fmt: skip
 
 
-JOBS = ("support-bot", "code-review", "restarted", "summaries")
+JOBS = ("support-bot", "code-review", "restarted", "summaries", "gated", "in-queue")
 
 
 def require_data(wait: Any, server: Prometheus, world: Any) -> None:
@@ -235,16 +258,20 @@ def is_data(samples: list[dict[str, Any]]) -> bool:
 
 
 def require_rules(wait: Any, server: Prometheus) -> None:
-    """What the alerts look at is there, they are evaluated, and two of them fire, for here is why."""
+    """What the alerts look at is there, they are evaluated, and those fire for which there is a reason here."""
     for rule in dashboards.rules():
         for selector in dashboards.selectors(rule["expr"]):
             assert server.query(selector), f"{rule['alert']}: no data of {selector}"
-    firing = {"FineTuneLossNotFinite": "unstable", "FineTuneStorageErrors": "no-rights"}
+    firing = {
+        ("FineTuneLossNotFinite", "unstable"), ("FineTuneStorageErrors", "no-rights"),
+        ("FineTuneJobNotImproved", "gated"),
+        *(("FineTuneJobFailed", name) for name in ("unstable", "no-rights", "gated")),
+    }  # fmt: skip
 
-    def found() -> dict[str, str]:
+    def found() -> set[tuple[str, str]]:
         alerts = [alert for rule in server.rules() for alert in rule["alerts"] if alert["state"] == "firing"]
         assert not [alert for alert in alerts if "<no value>" in str(alert["annotations"])]
-        return {alert["labels"]["alertname"]: alert["labels"].get("name", "") for alert in alerts}
+        return {(alert["labels"]["alertname"], alert["labels"].get("name", "")) for alert in alerts}
 
     wait(lambda: found() == firing, lambda: str(found()), 20)
     assert [rule["name"] for rule in server.rules() if rule["health"] != "ok" or rule.get("lastError")] == []
@@ -252,7 +279,7 @@ def require_rules(wait: Any, server: Prometheus) -> None:
 
 LABELS = {
     "namespace", "name", "phase", "reason", "objective", "method", "code", "format", "result", "verb", "resource",
-    "version", "le", "generation", "implementation", "major", "minor", "patchlevel",
+    "version", "le", "verdict", "gate", "metric", "generation", "implementation", "major", "minor", "patchlevel",
 }  # fmt: skip
 """All labels there are: none of a step, an epoch, a run or a figure."""
 
@@ -279,3 +306,27 @@ def draw_all(server: Prometheus, world: Any, folder: Path) -> None:
         path = folder / f"dashboard-{name}.png"
         draw(name, source, path)
         assert 20_000 < path.stat().st_size < 150_000
+
+
+def require_gpu_time_over_a_restart(wait: Any, server: Prometheus, world: Any, operator: Any) -> None:
+    """The GPU time of the namespace grows with the two trainers that run, keeps that of deleted jobs, and begins again
+    at 0 with the operator."""
+    series = f'finetune_namespace_gpu_seconds_total{{namespace="{world.namespace}"}}'
+
+    def value() -> float:
+        samples = server.query(series)
+        return float(samples[0]["value"][1]) if samples else 0.0
+
+    before = value()
+    world.delete("summaries")
+    wait(
+        lambda: "summaries" not in str(server.query("finetune_job_info")), "the series of the deleted job are gone", 60
+    )
+    assert value() >= before > 0
+    last, killed = value(), time.time()
+    operator.kill()
+    operator.start()
+    running = len({"support-bot", "code-review"})
+    wait(lambda: 0 < value() < last, lambda: f"a counter that began again: {last}, {value()}", 60)
+    assert value() <= running * (time.time() - killed)
+    wait(lambda: int(server.query(f"resets({series}[5m])")[0]["value"][1]) == 1, "one restart", 60)

@@ -8,6 +8,7 @@ import dashboards
 import pytest
 from prometheus_client.core import Metric
 
+from finetune_api.evaluation import Verdict
 from finetune_api.names import Phase
 from finetune_operator.metrics.registry import Metrics
 from finetune_trainer.monitoring.metrics import GAUGES, TrainerMetrics
@@ -171,6 +172,7 @@ def faults_of_query(expression: str) -> list[str]:
 
 def test_every_phase_has_a_meaning_and_the_first_figures_have_it_too() -> None:
     assert MEANINGS["phase"].keys() == set(Phase)
+    assert MEANINGS["verdict"].keys() == set(Verdict)
     shown = {panel["title"]: panel["fieldConfig"]["defaults"] for panel in dashboards.panels(dashboards.load("fleet"))}
     colours = {title: shown[title]["thresholds"]["steps"][-1]["color"] for title in FIGURES}
     assert colours == FIGURES

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
 
+from finetune_api.evaluation import EvaluationMetric, Verdict
 from finetune_api.names import ConditionType, Phase
 from finetune_api.spec import FineTuneJobSpec, Method, ResumePolicy
 from finetune_api.status import FineTuneJobStatus
@@ -15,10 +16,10 @@ from finetune_operator.policy.conditions import waiting_reason
 
 JOB_LABELS = ["namespace", "name"]
 UNKNOWN = "Unknown"
-VERDICTS = frozenset({"Better", "Worse", "NoMeasurableDifference", "NotEvaluated"})
+VERDICTS = frozenset(Verdict)
 GATE_RESULTS = frozenset({"Passed", "NotMet", "NotRun"})
 """Results of a gate that is configured."""
-EVALUATION_METRICS = frozenset({"Loss", "Reward"})
+EVALUATION_METRICS = frozenset(EvaluationMetric)
 Jobs = list[FineTuneJob]
 _METHODS = frozenset(Method)
 _LABEL = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,39}")
@@ -155,8 +156,8 @@ def _result_series(jobs: Jobs) -> Iterator[Metric]:
     )
     for job in jobs:
         found = job.status.evaluation
-        if (word := getattr(found, "verdict", None)) in VERDICTS:
-            verdict.add_metric([*_labels(job), word], 1)
+        if found and found.verdict in VERDICTS:
+            verdict.add_metric([*_labels(job), found.verdict], 1)
         for gate, result in (("Evaluation", found.gate), ("FullModel", found.merged)) if found else ():
             if result in GATE_RESULTS:
                 gates.add_metric([*_labels(job), gate, result], 1)
@@ -165,9 +166,9 @@ def _result_series(jobs: Jobs) -> Iterator[Metric]:
         family = GaugeMetricFamily(f"finetune_job_{name}", text, labels=[*JOB_LABELS, "metric"])
         for job in jobs:
             found = job.status.evaluation
-            value, metric = getattr(found, field, None), getattr(found, "metric", None)
-            if value is not None and metric in EVALUATION_METRICS:
-                family.add_metric([*_labels(job), metric], value)
+            value = getattr(found, field, None)
+            if found and value is not None and found.metric in EVALUATION_METRICS:
+                family.add_metric([*_labels(job), found.metric], value)
         yield family
 
 

@@ -6,6 +6,7 @@ from datetime import datetime
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from finetune_api.evaluation import EvaluationStatus, Verdict
 from finetune_api.names import ConditionType, Phase
 from kubectl_finetune.cluster.job import Job, Object
 from kubectl_finetune.commands.progress import loss_pairs
@@ -13,6 +14,7 @@ from kubectl_finetune.commands.timeline import moments
 from kubectl_finetune.display.table import NONE, between, clean, columns, duration, fields, heading, number, size
 
 EVENTS = 10
+_WITHOUT_GAIN = {Verdict.WORSE, Verdict.NO_MEASURABLE_DIFFERENCE}
 
 
 def job_page(job: Job, events: Sequence[Object], now: datetime) -> Group:
@@ -41,7 +43,39 @@ def why(job: Job) -> str:
     return clean(job.status.message or "")
 
 
+def verdict_pairs(job: Job) -> list[tuple[str, str]]:
+    """Return the verdict on the result, and what was measured for it."""
+    return [("Verdict", _verdict(job)), ("Change", _change(job.status.evaluation))]
+
+
+def _verdict(job: Job) -> str:
+    """Return the verdict on the result; an ended job without one was not evaluated."""
+    found = job.status.evaluation
+    return (found and found.verdict) or (Verdict.NOT_EVALUATED.value if job.has_ended else "")
+
+
+def _change(found: EvaluationStatus | None) -> str:
+    """Return what was measured before and after training."""
+    if found is None or found.before is None or found.after is None:
+        return ""
+    text = f"{(found.metric or '').lower()} {number(found.before)} → {number(found.after)}".strip()
+    text = f"{found.change}: {text}" if found.change else text
+    if found.difference_low is not None and found.difference_high is not None:
+        low, high = number(found.difference_low), number(found.difference_high)
+        text += f", 95 % interval of the difference {low} to {high}"
+    text += f", {number(found.rows)} held-out rows" if found.rows else ""
+    return f"{text}, measured on the {found.served_as.lower()}" if found.served_as else text
+
+
+def _fix(job: Job) -> str:
+    """Return where to find what to change for a result that is not better; a failed job's reason has it already."""
+    if job.phase != Phase.SUCCEEDED or _verdict(job) not in _WITHOUT_GAIN:
+        return ""
+    return f"see the recommendations of the report: kubectl finetune report {job.name} -n {job.namespace}"
+
+
 def _head(job: Job) -> Text:
+    """Return the summary: verdict, reason and fix first."""
     status, model = job.status, job.field("model.uri")
     progress, resolved = status.progress, status.resolved
     revision = status.lineage and status.lineage.base_model_revision
@@ -55,9 +89,12 @@ def _head(job: Job) -> Text:
         done += f", {duration(progress.estimated_remaining_seconds)} left"
     return fields(
         [
-            ("Name", f"{job.namespace}/{job.name}"),
+            *verdict_pairs(job),
             ("Phase", job.phase),
+            ("Reason", status.reason or ""),
             ("Why", why(job)),
+            ("Fix", _fix(job)),
+            ("Name", f"{job.namespace}/{job.name}"),
             ("Progress", done),
             ("Stage", (progress and progress.stage) or ""),
             ("Note", (progress and progress.note) or ""),
@@ -91,9 +128,9 @@ def _dataset(job: Job) -> list[tuple[str, str]]:
 
 
 def result_pairs(job: Job) -> list[tuple[str, str]]:
-    """Return the published files and the verdict of the gates."""
+    """Return the published files and the results of the gates."""
     found, verdict = job.status.artifacts, job.status.evaluation
-    gates = [("Gate", verdict.gate), ("Full model", verdict.merged), ("Verdict", verdict.message)] if verdict else []
+    gates = [("Gate", verdict.gate), ("Full model", verdict.merged), ("Not met", verdict.message)] if verdict else []
     pairs = [(name, value or "") for name, value in gates if value not in {"NotConfigured", "NotAsked"}]
     if found is None:
         return pairs

@@ -13,7 +13,7 @@ from rich.text import Text
 from finetune_api.handoff import Artifact, Manifest
 from finetune_api.status import Artifacts
 from kubectl_finetune.cluster.job import Job
-from kubectl_finetune.commands.describe import result_pairs, why
+from kubectl_finetune.commands.describe import result_pairs, verdict_pairs, why
 from kubectl_finetune.commands.progress import loss_pairs
 from kubectl_finetune.display.table import fields, heading
 from kubectl_finetune.errors import PluginError
@@ -26,7 +26,7 @@ def result_page(job: Job, endpoint: str) -> Group:
     """Return the summary in the status, and the commands that fetch the report."""
     artifacts = published(job)
     parts = [
-        fields([("Job", f"{job.namespace}/{job.name}"), ("Phase", job.phase), ("Why", why(job))]),
+        fields([("Job", f"{job.namespace}/{job.name}"), *verdict_pairs(job), ("Phase", job.phase), ("Why", why(job))]),
         Text(""),
         heading("Figures"),
         fields(loss_pairs(job), 2),

@@ -17,6 +17,10 @@ STYLES = {
     Phase.QUEUED.value: "yellow",
     Phase.SUSPENDED.value: "yellow",
     "NotMet": "red",
+    "Worse": "red",
+    "Better": "green",
+    "NoMeasurableDifference": "yellow",
+    "NotEvaluated": "yellow",
     "Passed": "green",
     "Preempted": "yellow",
 }

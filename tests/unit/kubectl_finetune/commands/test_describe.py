@@ -39,10 +39,11 @@ def test_a_page_has_the_reason_the_figures_and_the_next_command(job: Make, print
 
 def test_the_head_of_a_page_leaves_out_what_a_job_does_not_have(job: Make, printed: Printed) -> None:
     page = printed(describe.job_page(job(), [], NOW)).partition("Figures")[0]
-    assert page.startswith("Name: ")
+    assert page.startswith("Phase: ")
     assert values_of(page) == {
         "Name": "team-a/one",
         "Phase": "Training",
+        "Reason": "PodsRunning",
         "Why": "1 of 1 pods are running.",
         "Progress": "42%, step 42 of 100, 56m40s left",
         "Stage": "Training",
@@ -68,6 +69,52 @@ def test_the_head_of_a_page_has_the_revision_the_queue_and_the_parent(job: Make,
     found = values_of(printed(describe.job_page(ended, [], NOW)))
     assert (found["Model"], found["Queue"], found["Parent"]) == ("hf://owner/model@abc", "team", "sft")
     assert (found["Method"], found["Note"], found["Progress"]) == ("Auto", "The disk is nearly full.", "1%")
+
+
+def test_the_page_of_an_ended_job_begins_with_verdict_reason_and_fix(job: Make, printed: Printed) -> None:
+    worse = {
+        "verdict": "Worse",
+        "metric": "Loss",
+        "before": 2.0,
+        "after": 2.5,
+        "difference": 0.5,
+        "differenceLow": 0.3,
+        "differenceHigh": 0.7,
+        "rows": 40,
+        "change": "+25 %",
+        "servedAs": "Adapter",
+    }
+    ended = job(phase="Succeeded", reason="Succeeded", message="Published.", conditions=ENDED, evaluation=worse)
+    page = printed(describe.job_page(ended, [], NOW))
+    assert [line.partition(":")[0] for line in page.splitlines()[:7]] == [
+        "Verdict", "Change", "Phase", "Reason", "Why", "Fix", "Name",
+    ]  # fmt: skip
+    found = values_of(page)
+    assert found["Verdict"] == "Worse"
+    expected = (
+        "+25 %: loss 2 → 2.5, 95 % interval of the difference 0.3 to 0.7, 40 held-out rows, measured on the adapter"
+    )
+    assert found["Change"] == expected
+    assert found["Fix"] == "see the recommendations of the report: kubectl finetune report one -n team-a"
+
+
+def test_a_failed_job_has_no_verdict_and_its_reason_has_the_fix(job: Make, printed: Printed) -> None:
+    failed = [ENDED[0] | {"type": "Failed", "reason": "OutOfMemory"}]
+    message = "The container was killed: raise resources.limits.memory"
+    page = printed(
+        describe.job_page(job(phase="Failed", reason="OutOfMemory", message=message, conditions=failed), [], NOW)
+    )
+    found = values_of(page)
+    assert page.startswith("Verdict: ")
+    assert (found["Verdict"], found["Reason"], found["Why"]) == ("NotEvaluated", "OutOfMemory", message)
+    assert "Fix" not in found
+
+
+def test_a_better_result_needs_no_fix(job: Make, printed: Printed) -> None:
+    better = {"verdict": "Better", "metric": "Reward", "before": 0.5, "after": 0.75}
+    ended = job(phase="Succeeded", conditions=ENDED, evaluation=better)
+    found = values_of(printed(describe.job_page(ended, [], NOW)))
+    assert (found["Verdict"], found["Change"], "Fix" in found) == ("Better", "reward 0.5 → 0.75", False)
 
 
 def test_a_job_that_no_operator_has_seen_names_what_to_check(job: Make, printed: Printed) -> None:
@@ -101,7 +148,7 @@ def test_a_page_has_the_gates_and_the_published_files(job: Make, printed: Printe
     }
     verdict = {"gate": "Passed", "merged": "NotAsked", "message": "The loss fell."}
     found = values_of(printed(describe.job_page(job(artifacts=artifacts, evaluation=verdict), [], NOW)))
-    assert (found["Gate"], found["Verdict"], "Full model" in found) == ("Passed", "The loss fell.", False)
+    assert (found["Gate"], found["Not met"], "Full model" in found) == ("Passed", "The loss fell.", False)
     assert (found["Adapter"], found["Report"]) == ("s3://b/out/adapter", "s3://b/out/finetune_report.md")
     assert (found["Size"], found["Everything under"]) == ("2.0 KiB", "s3://b/out")
 

@@ -79,6 +79,7 @@ def test_a_report_page_has_the_commands_that_fetch_it(job: Callable[..., Any], p
         "  finetune-trainer verify --endpoint http://minio:9000 's3://b/my out'",
     ]
     assert page.index("Figures") < page.index("Evaluation loss") < page.index("Result") < page.index("Everything under")
+    assert page.splitlines()[1].split() == ["Verdict:", "NotEvaluated"]
 
 
 def test_programs_get_the_result_under_the_names_of_the_status(job: Callable[..., Any]) -> None:

@@ -179,6 +179,32 @@ def test_each_state_on_the_way_to_training_is_waiting_with_its_reason(scene: Bui
     assert met == ["PreflightRunning", "PodsStarting"]
 
 
+EVALUATED = {
+    "verdict": "Worse", "metric": "Loss", "before": 2.0, "after": 2.5, "difference": 0.5, "differenceLow": 0.3,
+    "differenceHigh": 0.7, "rows": 40, "change": "+25 %", "gate": "NotMet", "merged": "NotRun",
+}  # fmt: skip
+
+
+def test_a_result_has_its_verdict_the_difference_with_its_interval_and_the_gates(scene: Build) -> None:
+    found = series(scene(), evaluation=EVALUATED)
+    results = ("verdict", "difference", "gate_")
+    assert {name: value for name, value in found.items() if name.startswith(results)} == {
+        "verdict Worse": 1,
+        "difference Loss": 0.5,
+        "difference_low Loss": 0.3,
+        "difference_high Loss": 0.7,
+        "gate_result Evaluation NotMet": 1,
+        "gate_result FullModel NotRun": 1,
+        "gate_passed": 0,
+    }
+
+
+def test_a_gate_that_is_not_configured_and_words_outside_the_closed_sets_have_no_series(scene: Build) -> None:
+    strange = {"verdict": "Superb", "metric": "Charm", "difference": 1.0, "gate": "NotConfigured", "merged": "Shrug"}
+    found = series(scene(), evaluation=strange)
+    assert [name for name in found if name.startswith(("verdict", "difference", "gate_result"))] == []
+
+
 def test_whether_a_job_must_improve_is_known_from_its_spec(scene: Build) -> None:
     gate = {"evaluation": {"gate": {"mustImprove": True}}, "dataset": {**DATASET, "validationSplitPercent": 10}}
     assert series(scene(**gate))["must_improve"] == 1
