@@ -115,12 +115,15 @@ def _objective(spec: FineTuneJobSpec) -> dict[str, Any]:
 
 def _adapter(spec: FineTuneJobSpec, method: Method) -> dict[str, Any]:
     lora, usual = spec.tuning.lora or Lora(), RECIPES[spec.objective].dropout
+    if lora.target_experts:  # PEFT has no dropout for them
+        usual = None
     settings: dict[str, Any] = {
         "lora_rank": lora.rank or 16,
         "lora_alpha": lora.alpha or 32,
         "lora_dropout": 0.0 if usual is None else _given(lora.dropout, usual),
         "use_rslora": bool(lora.use_rslora),
         "target_modules": lora.target_modules,
+        "target_experts": bool(lora.target_experts),
     }
     if method is Method.QLORA:
         quantization = spec.tuning.quantization

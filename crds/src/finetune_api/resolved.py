@@ -90,3 +90,15 @@ class Resolved(StatusBlock):
         | None
     ) = None
     """Modules with an adapter; absent until a trainer has loaded the model, unless set in `tuning.lora`."""
+    target_experts: bool | None = None
+    """Whether the experts of a mixture have an adapter."""
+    target_parameters: (
+        Annotated[
+            list[Word],
+            AfterValidator(lambda names: list(dict.fromkeys(names))),
+            Field(max_length=16, json_schema_extra={"x-kubernetes-list-type": "set"}),
+        ]
+        | None
+    ) = None
+    """Parameters of experts with an adapter; absent until a trainer has loaded the model, and without
+    `targetExperts`."""

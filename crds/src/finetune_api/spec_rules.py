@@ -30,6 +30,9 @@ def _takes(objective: str, formats: list[str]) -> Condition:
 
 
 CONDITIONS: dict[str, Condition] = {
+    "!has(self.targetExperts) || !self.targetExperts || !has(self.dropout) || self.dropout == 0.0": lambda lora: (
+        not lora.target_experts or not lora.dropout
+    ),
     "self.method != 'Full' || !has(self.lora)": lambda tuning: tuning.method != "Full" or tuning.lora is None,
     "self.method in ['QLoRA', 'Auto'] || !has(self.quantization)": lambda tuning: (
         tuning.method in {"QLoRA", "Auto"} or tuning.quantization is None

@@ -3,7 +3,7 @@
 from enum import StrEnum
 from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import AfterValidator, ConfigDict, Field
 
 from finetune_api.blocks import Block, ModelUri, ModuleName, Quantity, cel, rules
 
@@ -20,13 +20,23 @@ class Method(StrEnum):
 class Lora(Block):
     """Low-rank adapter settings, under PEFT's names."""
 
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            cel(
+                "!has(self.targetExperts) || !self.targetExperts || !has(self.dropout) || self.dropout == 0.0",
+                "an adapter on experts has no dropout: remove tuning.lora.dropout, or set targetExperts false",
+                ".dropout",
+            )
+        )
+    )
+
     rank: Annotated[int, Field(ge=1, le=256)] | None = None
     """Rank of the adapter matrices (PEFT's `r`). Default: 16, the highest that inference servers accept by default."""
     alpha: Annotated[int, Field(ge=1, le=512)] | None = None
     """Scaling of the adapter (PEFT's `lora_alpha`). Default: 32."""
     dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
-    """Dropout on the adapter's input (PEFT's `lora_dropout`). Objectives DPO, KTO and RLHF train without dropout,
-    and refuse any other value than 0. Default: {dropout}."""
+    """Dropout on the adapter's input (PEFT's `lora_dropout`). Objectives DPO, KTO and RLHF, and an adapter on experts,
+    train without dropout, and refuse any other value than 0. Default: {dropout}."""
     target_modules: (
         Annotated[
             list[ModuleName], Field(min_length=1, max_length=64, json_schema_extra={"x-kubernetes-list-type": "set"})
@@ -35,6 +45,9 @@ class Lora(Block):
     ) = None
     """Modules that get an adapter, by the end of their name, for example `[q_proj, v_proj]`.
     Default: every linear layer but the output head."""
+    target_experts: Annotated[bool | None, AfterValidator(lambda value: value or None)] = None
+    """Also put an adapter on the experts of a mixture, a pair of matrices for each expert; `dropout` is 0 then. Refused
+    for a model without experts. Default: false."""
     use_rslora: bool | None = None
     """Scale by `alpha / sqrt(rank)` instead of `alpha / rank`. Default: false."""
 

@@ -17,6 +17,7 @@ Spec = dict[str, Any]
 S3 = "must be s3://bucket/path"
 URI = "a path segment"
 LORA = "lora has no effect with method Full"
+EXPERTS = "an adapter on experts has no dropout"
 QUANTIZATION = "quantization needs method QLoRA or Auto"
 VALIDATION = "give either validation or validationSplitPercent"
 LENGTH = "give at most one of numTrainEpochs and maxSteps"
@@ -252,6 +253,13 @@ AT_CREATION = [
         {"tuning": {"method": "LoRA", "lora": {"rank": 8}}},
         {"tuning": {"method": "Full", "lora": {}}},
         "spec.tuning.lora",
+    ),
+    *(
+        (EXPERTS, {"tuning": {"lora": accepted}}, {"tuning": {"lora": refused}}, "spec.tuning.lora.dropout")
+        for accepted, refused in (
+            ({"targetExperts": True, "dropout": 0}, {"targetExperts": True, "dropout": 0.05}),
+            ({"targetExperts": False, "dropout": 0.05}, {"targetExperts": True, "dropout": 0.5}),
+        )
     ),
     (
         QUANTIZATION,

@@ -54,6 +54,9 @@ KINDS: dict[str, dict[str, Any]] = {
     "qwen3_moe": {"num_experts": 8, "moe_intermediate_size": 192, "num_experts_per_tok": 2, "head_dim": 32},
 }
 METHODS = ["QLoRA", "LoRA", "Full"]
+MIXTURES = ["mixtral", "qwen3_moe"]
+ON_EXPERTS = [(kind, method) for kind in MIXTURES for method in ("QLoRA", "LoRA")]
+"""Mixtures whose experts have an adapter too."""
 AnyModel = PreTrainedModel | PeftModel
 
 
@@ -161,12 +164,12 @@ def test_under_qlora_the_adapter_alone_is_in_fp32(folders: dict[str, Path], kind
     assert {one.dtype for one in hidden} == {torch.bfloat16}
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("kind", "method"), [*(("llama", method) for method in METHODS), *ON_EXPERTS])
 def test_adapter_gradients_and_optimiser_take_the_bytes_that_were_counted(
-    folders: dict[str, Path], method: str
+    folders: dict[str, Path], kind: str, method: str
 ) -> None:
-    shape, wanted = read(folders["llama"]), settings(method)
-    expected, model = estimate(shape, wanted, Objective.CHAT), load(folders["llama"], wanted)
+    shape, wanted = read(folders[kind]), settings(method, target_experts=kind != "llama")
+    expected, model = estimate(shape, wanted, Objective.CHAT), load(folders[kind], wanted)
     trained = list(trained_tensors(model).values())
     with autocast(wanted):
         loss = model(**batch_of(shape), labels=batch_of(shape)["input_ids"], fused_lm_head=True).loss
@@ -234,12 +237,17 @@ def test_activations_take_what_both_passes_allocate(
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("kind", ["mixtral", "qwen3_moe"])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    ("kind", "method", "on_experts"),
+    [
+        *((kind, method, False) for kind in MIXTURES for method in METHODS),
+        *((kind, method, True) for kind, method in ON_EXPERTS),
+    ],
+)
 def test_activations_of_experts_take_what_both_passes_allocate(
-    folders: dict[str, Path], method: str, kind: str, checkpointing: bool
+    folders: dict[str, Path], kind: str, method: str, on_experts: bool, checkpointing: bool
 ) -> None:
-    wanted = settings(method, gradient_checkpointing=checkpointing)
+    wanted = settings(method, gradient_checkpointing=checkpointing, target_experts=on_experts)
     shape = read(folders[kind])
     expected = estimate(shape, wanted, Objective.CHAT).activations
     measured = measure_peak(load(folders[kind], wanted), shape, wanted)

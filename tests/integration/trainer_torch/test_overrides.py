@@ -1,4 +1,4 @@
-"""What our trainers override exists in the installed transformers and TRL: a renamed method would never be called."""
+"""What we override exists in the installed transformers, TRL and PEFT: a renamed method would never be called."""
 
 import inspect
 from inspect import Parameter
@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
+from finetune_trainer.models import experts
 from finetune_trainer.training.methods import dpo, kto, packed, reward, rlhf, sft
 
 CLASSES = [
@@ -17,6 +18,8 @@ CLASSES = [
     rlhf.GroupTrainer,
     rlhf.LeaveOneOutTrainer,
     packed.PackedCollator,
+    experts.QuantisedParamWrapper,
+    experts.QuantisedLoraModel,
 ]
 
 

@@ -113,6 +113,12 @@ def test_each_objective_has_its_own_recipe(  # noqa: PLR0917 - the columns of a 
     assert (it.lr_scheduler_type, it.lora_dropout) == (schedule, dropout)
 
 
+@pytest.mark.parametrize(("lora", "dropout"), [({"targetExperts": True}, 0.0), ({"targetExperts": False}, 0.05)])
+def test_an_adapter_that_is_also_on_experts_has_no_dropout(lora: dict[str, object], dropout: float) -> None:
+    it = resolved(tuning={"lora": lora})
+    assert (it.target_experts, it.lora_dropout) == (lora["targetExperts"], dropout)
+
+
 def test_the_settings_of_an_objective_are_shown_with_their_defaults() -> None:
     dpo, kto, rlhf = (resolved(objective="DPO"), resolved(objective="KTO"), resolved(objective="RLHF", rlhf=REWARDED))
     assert (dpo.beta, dpo.loss_type) == (0.1, "sigmoid")

@@ -30,12 +30,22 @@ def test_the_digest_is_the_same_whether_a_default_is_written_or_not() -> None:
     assert config_sha256(spec()) == config_sha256(spec(tuning={"method": "Auto"}, hyperparameters={"seed": 42}))
 
 
+def test_only_an_adapter_on_experts_changes_the_digest_of_a_job_that_never_asked_for_one() -> None:
+    def digest(**lora: object) -> str:
+        return config_sha256(spec(tuning={"lora": {"rank": 8} | lora}))
+
+    assert digest() == digest(targetExperts=False) == digest(targetExperts=None)
+    assert digest() != digest(targetExperts=True)
+
+
 def test_a_job_that_sets_no_new_field_is_understood_by_an_older_trainer() -> None:
     """A trainer refuses fields of the spec that it does not know, and a job keeps its first image."""
     resources = spec().model_dump(mode="json", by_alias=True, exclude_none=True)["resources"]
     assert resources.keys() == {"nodes", "gpusPerNode", "gpuResourceName"}
     trainer = spec(trainer={}).model_dump(mode="json", by_alias=True, exclude_none=True)["trainer"]
     assert trainer.keys() == {"imagePullPolicy"}
+    tuning = spec(tuning={"lora": {"rank": 8}}).model_dump(mode="json", by_alias=True, exclude_none=True)["tuning"]
+    assert tuning["lora"] == {"rank": 8}
 
 
 def test_exit_codes_read_as_reasons() -> None:

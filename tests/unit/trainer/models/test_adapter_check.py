@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from finetune_trainer.models.adapter_check import find_adapter_faults
 
@@ -44,3 +45,42 @@ def test_an_adapter_whose_second_factor_is_zero_changes_nothing(tmp_path: Path, 
 def test_offsets_outside_the_file_or_between_two_values_are_refused(tmp_path: Path, end: int) -> None:
     (fault,) = find_adapter_faults(write(tmp_path / "a", [0x3F80] * 16, end=end), CONFIG, "")
     assert fault.endswith("the header of adapter_model.safetensors cannot be read")
+
+
+EXPERTS = "base_model.model.model.layers.0.mlp.experts"
+PARAMETERS = {"target_parameters": ["experts.gate_up_proj", "experts.down_proj"]}
+
+
+def pair(module: str, rank: int = 2, sizes: tuple[int, int] = (4, 6)) -> dict[str, np.ndarray]:
+    return {
+        f"{module}.lora_A.weight": np.ones((rank, sizes[0]), np.float32),
+        f"{module}.lora_B.weight": np.ones((sizes[1], rank), np.float32),
+    }
+
+
+ON_EXPERTS = pair(MODULE) | pair(f"{EXPERTS}.base_layer", 3 * 2, (4, 12)) | pair(EXPERTS, 3 * 2, (6, 4))
+"""Three experts of rank 2."""
+
+
+@pytest.mark.parametrize(
+    ("tensors", "config", "fault"),
+    [
+        (ON_EXPERTS, PARAMETERS, None),
+        (ON_EXPERTS, {}, "1 modules of experts do not have a pair of factors for each of 0 target_parameters"),
+        (ON_EXPERTS, {"target_parameters": ["experts.down_proj"]}, "mlp.experts (2)"),
+        (pair(MODULE), PARAMETERS, "target_parameters without a tensor: experts.gate_up_proj, experts.down_proj"),
+        (ON_EXPERTS | pair(EXPERTS, 7), PARAMETERS, "2 tensors do not have the rank 2 of the config"),
+        (
+            ON_EXPERTS | {f"{EXPERTS}.lora_B.weight": np.ones((4, 4), np.float32)},
+            PARAMETERS,
+            f"1 tensors do not have the rank 2 of the config: {EXPERTS.removeprefix('base_model.model.')} (4 and 6)",
+        ),
+    ],
+)
+def test_factors_on_experts_have_the_rank_for_each_expert(
+    tmp_path: Path, tensors: dict[str, np.ndarray], config: dict[str, list[str]], fault: str | None
+) -> None:
+    save_file(tensors, tmp_path / "a")
+    found = find_adapter_faults(tmp_path / "a", json.dumps(json.loads(CONFIG) | config).encode(), "")
+    assert len(found) == (1 if fault else 0), found
+    assert not fault or fault in found[0]

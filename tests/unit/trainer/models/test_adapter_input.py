@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from finetune_api.handoff import ExitCode, Manifest, ManifestFile, Outcome, Report
 from finetune_api.status import PublishedJob
@@ -95,6 +95,38 @@ def check(world: Any, changes: dict[str, Any], parent: PublishedJob | None = Non
     world.with_config(changes)
     world.config = world.config.model_copy(update={"parent": parent})
     return preflight(world.run)
+
+
+EXPERTS = "1.mlp.experts"
+PARAMETERS = ["experts.down_proj", "experts.gate_up_proj"]
+
+
+def expert_factors(module: str, inputs: int, outputs: int, experts: int = 3, rank: int = 2) -> dict[str, np.ndarray]:
+    name = f"base_model.model.model.layers.{module}"
+    return {
+        f"{name}.lora_A.weight": np.ones((experts * rank, inputs), np.float32),
+        f"{name}.lora_B.weight": np.ones((outputs, experts * rank), np.float32),
+    }
+
+
+ON_EXPERTS = (
+    FITTING
+    | expert_factors(f"{EXPERTS}.base_layer", inputs=8, outputs=12)
+    | expert_factors(EXPERTS, inputs=6, outputs=8)
+)
+
+
+@pytest.fixture
+def mixture(world: Any, adapter: Path) -> Path:
+    """An adapter on a model whose second layer has three experts, stored one by one and under another name."""
+    weights = load_file(world.bucket / "model" / "model.safetensors")
+    for expert in range(3):
+        name = f"model.layers.1.block_sparse_moe.experts.{expert}"
+        weights |= {f"{name}.{kind}.weight": np.zeros((6, 8), np.float32) for kind in ("w1", "w3")}
+        weights[f"{name}.w2.weight"] = np.zeros((8, 6), np.float32)
+    save_file(weights, world.bucket / "model" / "model.safetensors")
+    write_adapter(adapter, ON_EXPERTS, target_parameters=PARAMETERS)
+    return adapter
 
 
 def refusal(world: Any, code: ExitCode, changes: dict[str, Any] = FROM_URI, parent: PublishedJob | None = None) -> str:
@@ -302,3 +334,52 @@ def test_what_the_job_sets_as_the_adapter_has_it_passes_and_dropout_stays_its_ow
     report = check(world, {"tuning": FROM_URI["tuning"] | {"lora": lora}})
     assert report.resolved
     assert report.resolved.lora_dropout == 0.25
+
+
+def test_an_adapter_that_is_also_on_experts_is_continued_on_them(world: Any, mixture: Path) -> None:
+    report = check(world, FROM_URI)
+    assert report.resolved
+    assert (report.resolved.target_experts, report.resolved.target_modules) == (True, ["q_proj"])
+    assert (report.resolved.lora_rank, report.resolved.lora_dropout) == (2, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "changes", "sentence"),
+    [
+        (ON_EXPERTS, {"target_parameters": None}, "more than plain LoRA (target_parameters)"),
+        (ON_EXPERTS, {"target_parameters": ["mlp.weight"]}, "more than plain LoRA (target_parameters)"),
+        (FITTING, {"target_parameters": PARAMETERS}, "more than plain LoRA (target_parameters)"),
+        (ON_EXPERTS, {"rank_pattern": {"gate_up_proj": 4}}, "more than plain LoRA (rank_pattern)"),
+        (ON_EXPERTS | expert_factors(EXPERTS, 6, 8, rank=3), {"r": 2}, "more than plain LoRA (rank_pattern)"),
+        (
+            ON_EXPERTS | expert_factors(EXPERTS, 6, 8, experts=4),
+            {},
+            "model.layers.1.mlp.experts are 3 of 8 by 6 and 3 of 12 by 8 in the model and 3 of 12 by 8 and 4 of 8 by 6",
+        ),
+        (ON_EXPERTS | expert_factors("0.mlp.experts", 6, 8), {}, "has no experts in model.layers.0.mlp.experts"),
+    ],
+)
+def test_an_adapter_on_other_experts_than_the_models_is_refused(
+    world: Any, mixture: Path, tensors: dict[str, np.ndarray], changes: dict[str, Any], sentence: str
+) -> None:
+    write_adapter(mixture, tensors, **{"target_parameters": PARAMETERS} | changes)
+    assert sentence in refusal(world, ExitCode.INVALID_CONFIG)
+
+
+def test_dropout_is_refused_for_an_adapter_that_is_also_on_experts(world: Any, mixture: Path) -> None:
+    changes = {"tuning": FROM_URI["tuning"] | {"lora": {"dropout": 0.25}}}
+    assert "which have none: remove tuning.lora.dropout" in refusal(world, ExitCode.INVALID_CONFIG, changes)
+
+
+def test_an_adapter_is_not_put_on_experts_by_the_job_that_continues_it(world: Any, mixture: Path) -> None:
+    write_adapter(mixture)
+    changes = {"tuning": FROM_URI["tuning"] | {"lora": {"targetExperts": True}}}
+    sentence = refusal(world, ExitCode.INVALID_CONFIG, changes)
+    assert "tuning.lora.targetExperts is true, but the adapter s3://bucket/parent/adapter has false" in sentence
+
+
+@pytest.mark.parametrize("method", ["LoRA", "QLoRA"])
+def test_an_adapter_on_experts_that_the_model_does_not_have_is_refused(world: Any, adapter: Path, method: str) -> None:
+    changes = {"tuning": {"method": method, "lora": {"targetExperts": True}}}
+    sentence = refusal(world, ExitCode.INVALID_CONFIG, changes)
+    assert sentence == "the model s3://bucket/model has no experts; remove tuning.lora.targetExperts"

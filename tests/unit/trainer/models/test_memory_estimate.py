@@ -266,3 +266,23 @@ def test_the_parts_are_named_largest_first() -> None:
     assert str(memory) == "activations 7.0 GiB, weights 5.0 GiB, reserve 1.0 GiB, gradients 0.2 GiB"
     assert memory.total == 13 * GIB + GIB // 4
     assert format_bytes(3 << 20) == "3 MiB"
+
+
+@pytest.mark.parametrize("stored", ["one by one", "stacked"])
+def test_an_adapter_on_experts_has_two_matrices_for_each_expert_and_projection(llama: ModelShape, stored: str) -> None:
+    module, experts, inner = "model.layers.3.mlp.experts", 8, 1024
+    if stored == "stacked":
+        stacks = {f"{module}.gate_up_proj": (experts, 4096, 2 * inner), f"{module}.down_proj": (experts, inner, 4096)}
+    else:
+        stacks = {
+            f"{module}.{at}.{name}.weight": (inner, 4096) for at in range(experts) for name in ("gate", "up_proj")
+        }
+        stacks |= {f"{module}.{at}.down_proj.weight": (4096, inner) for at in range(experts)}
+    mixture = replace(llama, tensors={**llama.tensors, **stacks})
+    changes = {"target_modules": ["q_proj"], "target_experts": True}
+    added = experts * 16 * ((4096 + 2 * inner) + (inner + 4096))
+    for name, width in (("adapter", 4), ("gradients", 4)):
+        assert part(mixture, name, **changes) - part(llama, name, **changes) == width * added
+    moments = part(mixture, "optimiser", **changes) - part(llama, "optimiser", **changes)
+    assert moments == pytest.approx(2 * added, rel=0.02)
+    assert part(mixture, "adapter", target_modules=["q_proj"]) == part(llama, "adapter", target_modules=["q_proj"])

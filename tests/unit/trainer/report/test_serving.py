@@ -47,6 +47,7 @@ def test_the_least_value_that_the_server_takes_is_named(rank: int, flag: int | N
         ({"bias": "lora_only"}, "biases are trained (lora\\_only)", True),
         ({"target_modules": ["q_proj", "model.embed_tokens"]}, "embeddings or output head: model.embed\\_tokens", True),
         ({"target_modules": ["lm_head"]}, "embeddings or output head", True),
+        ({"target_parameters": ["experts.down_proj"]}, "not tried with an adapter on experts", True),
     ],
 )
 def test_each_obstacle_comes_with_its_reason_and_a_fix(change: dict[str, Any], reason: str, is_final: bool) -> None:

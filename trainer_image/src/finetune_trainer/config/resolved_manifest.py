@@ -23,6 +23,7 @@ LORA = {
     "dropout": "lora_dropout",
     "target_modules": "target_modules",
     "use_rslora": "use_rslora",
+    "target_experts": "target_experts",
 }
 HEADER = """\
 # The settings of this training, with every default resolved.

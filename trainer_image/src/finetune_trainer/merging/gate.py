@@ -12,6 +12,7 @@ from typing import IO
 
 import torch
 
+from finetune_api.handoff import ADAPTER_WEIGHTS
 from finetune_trainer.evaluation.gate_rules import ValidationResult
 from finetune_trainer.evaluation.logprobs import COMPARED_TOKENS
 from finetune_trainer.merging.gate_messages import OUT_OF_MEMORY, GatePlan, GateReply
@@ -111,6 +112,8 @@ def needed_bytes(plan: GatePlan) -> int:
     source = total_bytes(plan.base, DTYPES["FP32"].itemsize if plan.adapter is None else width)
     if plan.weights:
         source += plan.weights.stat().st_size
+    if plan.adapter:  # read from its file, and held by the model
+        source += 2 * (plan.adapter / ADAPTER_WEIGHTS).stat().st_size
     candidates = [total_bytes(one.directory) for one in plan.candidates if one.directory.is_dir()]
     kept = 2 * COMPARED_TOKENS * _vocabulary(plan.base) * DTYPES["FP32"].itemsize
     return int(max([source, *candidates]) * HEADROOM) + kept + OWN_BYTES

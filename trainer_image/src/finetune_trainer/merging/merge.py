@@ -16,6 +16,7 @@ from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 from safetensors.torch import load_file, save_file
 
 from finetune_api.handoff import ADAPTER_WEIGHTS
+from finetune_trainer.models.adapter_factors import parse_factor
 from finetune_trainer.models.base_model import ADAPTER_CONFIG, CONFIG, read_config
 from finetune_trainer.models.loading import DTYPES
 from finetune_trainer.models.tensor_files import INDEX, Header, TensorFiles
@@ -24,8 +25,6 @@ from finetune_trainer.models.tensor_files import WEIGHTS as MODEL_WEIGHTS
 SHARD_BYTES = 2 * 1024**3
 BLOCK_VALUES = 16 * 1024**2
 """Number of values of a tensor that are merged at a time, in FP32."""
-PREFIX = "base_model.model."
-FACTORS = {".lora_A.weight": "A", ".lora_B.weight": "B", ".lora_embedding_A": "A", ".lora_embedding_B": "B"}
 COPIED = ("generation_config.json",)
 DTYPE_KEYS = ("dtype", "torch_dtype")
 CONV1D = frozenset({"gpt2", "openai-gpt", "imagegpt"})
@@ -173,10 +172,12 @@ def read_factors(adapter: Path) -> dict[str, Factors]:
         raise Unmapped("some of its modules have settings of their own")
     found: dict[str, dict[str, torch.Tensor]] = {}
     for key, tensor in load_file(adapter / ADAPTER_WEIGHTS).items():
-        suffix = next((one for one in FACTORS if key.endswith(one)), None)
-        if suffix is None or not key.startswith(PREFIX):
+        factor = parse_factor(key)
+        if factor is None:
             raise Unmapped(f"its tensor {key} is not a factor of a low-rank update")
-        found.setdefault(key.removeprefix(PREFIX).removesuffix(suffix), {})[FACTORS[suffix]] = tensor.float()
+        if factor.is_of_experts:
+            raise Unmapped("it is also on experts, of which the base's files have one matrix each")
+        found.setdefault(factor.module, {})["A" if factor.is_first else "B"] = tensor.float()
     return {module: Factors(one["A"], one["B"] * _scale(config, one["A"].shape[0])) for module, one in found.items()}
 
 

@@ -65,7 +65,15 @@ def trained_shapes(shape: ModelShape, settings: Resolved) -> list[tuple[int, ...
         return list(shape.tensors.values())
     rank = settings.lora_rank or 16
     adapted = shape.adapted(settings.target_modules).values()
-    return [half for size in adapted for half in ((rank, size[1]), (size[0], rank))]
+    linear: list[tuple[int, ...]] = [half for size in adapted for half in ((rank, size[1]), (size[0], rank))]
+    if not settings.target_experts:
+        return linear
+    stacks = [stack for stacks in shape.stacks.values() for stack in stacks]
+    return [*linear, *(half for n, out, ins in stacks for half in ((n * rank, ins), (out, n * rank)))]
+
+
+def _trains_experts(settings: Resolved) -> bool:
+    return settings.method == Method.FULL or bool(settings.target_experts)
 
 
 def _length(settings: Resolved) -> int:
@@ -99,7 +107,7 @@ def _mlp_bytes_per_token(shape: ModelShape, settings: Resolved) -> int:
     if not shape.experts:
         return compute_width(settings) * 3 * shape.intermediate
     kept = 3 * shape.expert_intermediate + shape.hidden
-    if settings.method == Method.FULL:
+    if _trains_experts(settings):
         kept += shape.expert_intermediate + shape.hidden
     return shape.experts_per_token * stored_width(settings) * kept
 
@@ -127,10 +135,10 @@ def _gradients(shape: ModelShape, settings: Resolved, tokens: int, scores: int) 
 
 def _gradient_bytes_per_token(shape: ModelShape, settings: Resolved) -> int:
     """Return the gradients of an MLP; the inputs and outputs of adapters are in FP32, those of experts as stored."""
-    is_full = settings.method == Method.FULL
+    is_full, is_trained = settings.method == Method.FULL, _trains_experts(settings)
     if shape.experts:
         # With trained experts the peak is earlier: in the projection down, while what the others keep is still held.
-        inside = 2 * shape.hidden + (1 if is_full else 2) * shape.expert_intermediate
+        inside = 2 * shape.hidden + (1 if is_trained else 2) * shape.expert_intermediate
         return 2 * FULL_WIDTH * shape.hidden + shape.experts_per_token * stored_width(settings) * inside
     width = compute_width(settings) if is_full else FULL_WIDTH
     return 2 * (FULL_WIDTH * shape.hidden + width * shape.intermediate)
@@ -150,13 +158,18 @@ def _whole_weights(shape: ModelShape, settings: Resolved) -> int:
     """Return the copies of whole weights that exist at once.
 
     QLoRA dequantises a linear layer and a layer's experts; without checkpointing all experts, because the backward pass
-    of their layers needs them. In Full the gradient of experts is complete before it is accumulated, for one of their
-    three projections at a time.
+    of their layers needs them. With an adapter on experts, LoRA has such a copy of them too, with the update added, and
+    the backward pass the gradient of one stack. In Full the gradient of experts is complete before it is accumulated,
+    for one of their three projections at a time.
     """
     if settings.method == Method.FULL:
         return max(shape.experts.values(), default=0) // 3 * FULL_WIDTH
-    if settings.method == Method.LORA or shape.model_type in UNQUANTISED:
-        return 0
-    linear = max((prod(size) for size in shape.linear.values()), default=0)
-    experts = max(shape.experts.values(), default=0) if settings.gradient_checkpointing else sum(shape.experts.values())
-    return (linear + experts) * compute_width(settings)
+    is_plain = settings.method == Method.LORA or shape.model_type in UNQUANTISED
+    linear = 0 if is_plain else max((prod(size) for size in shape.linear.values()), default=0)
+    experts = gradient = 0
+    if settings.target_experts or not is_plain:
+        sizes = shape.experts.values()
+        experts = max(sizes, default=0) if settings.gradient_checkpointing else sum(sizes)
+    if settings.target_experts:
+        gradient = max((prod(stack) for stacks in shape.stacks.values() for stack in stacks), default=0)
+    return (linear + experts + gradient) * compute_width(settings)

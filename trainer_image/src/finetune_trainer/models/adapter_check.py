@@ -2,20 +2,19 @@
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from finetune_trainer.models.adapter_input import FACTOR
+from finetune_trainer.models.adapter_factors import Factor, experts_module, parse_factor
 from finetune_trainer.storage.hub.uris import SCHEME
 
 DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 BF16_EXPONENT = 0x7F80
 VALUES_AT_ONCE = 16 * 1024 * 1024
-ZERO_AT_START = {"B.weight": "lora_B", "embedding_A": "lora_embedding_A"}
-"""The factors that PEFT starts at zero; after training they are not."""
 MOST_LISTED = 5
 
 
@@ -42,18 +41,20 @@ def _name_faults(asked: Mapping[str, Any], tensors: Mapping[str, Any]) -> Iterat
     unknown: list[str] = []
     wrong: list[str] = []
     whole: list[str] = []
-    pairs: dict[str, set[str]] = {}
+    pairs: dict[str, list[Factor]] = {}
+    sides: dict[str, set[int]] = {}
     for name, tensor in tensors.items():
-        match = FACTOR.fullmatch(name)
-        if match is None:
+        factor = parse_factor(name)
+        if factor is None:
             known = whole if _is_saved_whole(name, asked) else unknown
             known.append(name)
             continue
-        factor = match["factor"]
-        pairs.setdefault(match["module"], set()).add(factor)
-        side = 0 if factor in {"A.weight", "embedding_A"} else 1
-        if tensor["shape"][side : side + 1] != [rank]:
+        pairs.setdefault(factor.module, []).append(factor)
+        if not factor.has_rank(tensor["shape"], rank):
             wrong.append(f"{name} {tensor['shape']}")
+        elif factor.is_of_experts:
+            sides.setdefault(factor.module, set()).add(tensor["shape"][0 if factor.is_first else 1])
+    wrong += [f"{module} ({min(found)} and {max(found)})" for module, found in sides.items() if len(found) > 1]
     if unknown:
         yield f"{len(unknown)} tensors are not factors of an adapter: {', '.join(unknown[:MOST_LISTED])}"
     if wrong:
@@ -63,7 +64,23 @@ def _name_faults(asked: Mapping[str, Any], tensors: Mapping[str, Any]) -> Iterat
     single = [module for module, factors in pairs.items() if len(factors) != 2]
     if single:
         yield f"{len(single)} modules lack one of their two factors: {', '.join(single[:MOST_LISTED])}"
-    yield from _target_faults(asked.get("target_modules"), list(pairs), [_module(name) for name in whole])
+    linear = [module for module, factors in pairs.items() if not factors[0].is_of_experts]
+    yield from _target_faults(asked.get("target_modules"), linear, [_module(name) for name in whole])
+    yield from _expert_faults(asked.get("target_parameters"), [module for module in pairs if module not in linear])
+
+
+def _expert_faults(targets: Any, adapted: list[str]) -> Iterator[str]:
+    """Yield modules of experts that have more or fewer pairs of factors than the config targets parameters."""
+    parameters = [str(name) for name in targets] if isinstance(targets, list) else []
+    counts = Counter(map(experts_module, adapted))
+    other = [f"{module} ({count})" for module, count in counts.items() if count != len(parameters)]
+    if other:
+        yield (
+            f"{len(other)} modules of experts do not have a pair of factors for each of {len(parameters)} "
+            f"target_parameters: {', '.join(other[:MOST_LISTED])}"
+        )
+    if parameters and not counts:
+        yield f"target_parameters without a tensor: {', '.join(parameters)}"
 
 
 def _target_faults(targets: Any, modules: list[str], whole: list[str]) -> Iterator[str]:
@@ -94,8 +111,8 @@ def _module(name: str) -> str:
 def _value_faults(tensors: Mapping[str, Any], data: np.memmap[Any, Any]) -> Iterator[str]:
     infinite, moved, starts = [], False, False
     for name, tensor in tensors.items():
-        match = FACTOR.fullmatch(name)
-        is_start = match is not None and match["factor"] in ZERO_AT_START
+        factor = parse_factor(name)
+        is_start = factor is not None and factor.is_zero_at_start
         starts = starts or is_start
         for values in _values(tensor, data):
             if tensor["dtype"] == "BF16":

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from finetune_api.handoff import ADAPTER_WEIGHTS, Artifact, ExitCode, JobConfig
 from finetune_api.spec import FineTuneJobSpec, Lora
 from finetune_trainer.errors import ObjectMissing, TrainerError
+from finetune_trainer.models.adapter_factors import are_of_experts, experts_module, parse_factor
 from finetune_trainer.models.base_model import (
     ADAPTER_CONFIG,
     PICKLE_SUFFIXES,
@@ -21,24 +22,25 @@ from finetune_trainer.models.base_model import (
     read_header,
     refuse,
 )
-from finetune_trainer.models.shape import ModelShape, Tensors
+from finetune_trainer.models.shape import ModelShape, Stack, Tensors
 from finetune_trainer.publishing.parent_result import read_parent_result
 from finetune_trainer.storage.hub.uris import SCHEME, pinned_model_uri
 from finetune_trainer.storage.protocol import Entry, OnBytes, ReadableStore, join_uri, sha256_file
 
-FACTOR = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<factor>A\.weight|B\.weight|embedding_A|embedding_B)")
 BEYOND_LORA = (
     "use_dora", "use_qalora", "use_bdlora", "alpha_pattern", "layers_to_transform", "layer_replication",
-    "target_parameters", "trainable_token_indices", "alora_invocation_tokens", "arrow_config",
+    "trainable_token_indices", "alora_invocation_tokens", "arrow_config",
     "kasa_config", "monteclora_config", "velora_config",
 )  # fmt: skip
 """Settings of PEFT that change an adapter's meaning and that a job cannot express.
 
+So do `target_parameters` other than those of experts, and a `rank_pattern` of these; for linear layers the shapes
+show it.
 `exclude_modules` is none of them: which modules have factors is compared tensor by tensor.
 """
 PLAIN_STARTS = (True, False, "gaussian", "eva", "orthogonal")
 """Initialisations that leave the base unchanged; the others train against altered base weights."""
-FIELDS = {"rank": "rank", "alpha": "alpha", "use_rslora": "useRslora"}
+FIELDS = {"rank": "rank", "alpha": "alpha", "use_rslora": "useRslora", "target_experts": "targetExperts"}
 """Settings that an adapter determines, by field and by name in the spec; target modules are compared as a set."""
 
 
@@ -62,6 +64,7 @@ def check_initial_adapter(
     adapter, expected = found
     if shape is not None:
         _check_shapes(adapter, shape)
+        _check_experts(adapter, shape)
     return _with_digest(adapter, storage.sha256(join_uri(adapter.uri, ADAPTER_WEIGHTS), on_bytes), expected)
 
 
@@ -190,16 +193,28 @@ def _check_kind(uri: str, raw: Mapping[str, Any], tensors: Tensors) -> Lora:
     beyond = [name for name in BEYOND_LORA if raw.get(name)]
     if raw.get("init_lora_weights", True) not in PLAIN_STARTS:
         beyond.append(f"init_lora_weights {raw['init_lora_weights']}")
-    beyond += [name for name in tensors if not FACTOR.fullmatch(name)][:1]
+    factors = {name: parse_factor(name) for name in tensors}
+    beyond += [name for name, factor in factors.items() if factor is None][:1]
+    has_experts = any(factor.is_of_experts for factor in factors.values() if factor)
+    named = raw.get("target_parameters") or []
+    if not are_of_experts(named) or has_experts != bool(named):
+        beyond.append("target_parameters")
     rank = raw.get("r")
-    if any(size[0 if _is_first(name) else -1] != rank for name, size in tensors.items()):
+    ranks = (factor.has_rank(tensors[name], rank) for name, factor in factors.items() if factor)
+    if not all(ranks) or (has_experts and raw.get("rank_pattern")):
         beyond.append("rank_pattern")
     if beyond:
         _invalid(f"the adapter {uri} uses more than plain LoRA ({beyond[0]}) and cannot be continued")
-    targets = sorted({module.rpartition(".")[2] for module in modules(tensors)})
-    values = {"rank": rank, "alpha": raw.get("lora_alpha"), "useRslora": bool(raw.get("use_rslora"))}
+    linear = {factor.module for factor in factors.values() if factor and not factor.is_of_experts}
+    values = {
+        "rank": rank,
+        "alpha": raw.get("lora_alpha"),
+        "useRslora": bool(raw.get("use_rslora")),
+        "targetModules": sorted({module.rpartition(".")[2] for module in linear}),
+        "targetExperts": has_experts,
+    }
     try:
-        return Lora.model_validate(values | {"targetModules": targets})
+        return Lora.model_validate(values)
     except ValidationError as error:
         fault = error.errors(include_url=False)[0]
         _invalid(f"the adapter {uri} cannot be continued: its {fault['loc'][0]} is invalid ({fault['msg']})")
@@ -215,9 +230,16 @@ def _check_agreement(uri: str, asked: Lora, adapter: Lora) -> None:
                 f"tuning.lora.{name} is {_shown(requested)}, but the adapter {uri} has {_shown(actual)}: "
                 f"remove tuning.lora.{name}"
             )
+    if adapter.target_experts and asked.dropout:
+        _invalid(
+            f"tuning.lora.dropout is {_shown(asked.dropout)}, but the adapter {uri} is also on experts, which have "
+            "none: remove tuning.lora.dropout"
+        )
 
 
 def _shown(value: object) -> str:
+    if value is None:  # a switch that is off
+        return "false"
     return ", ".join(value) if isinstance(value, list) else json.dumps(value)
 
 
@@ -231,7 +253,7 @@ def _check_shapes(adapter: InitialAdapter, shape: ModelShape) -> None:
     for name, size in shape.tensors.items():
         stored.setdefault(_tail(name.removesuffix(".weight")), []).append(size)
     layers = {_of_any_layer(module) for module in stored}
-    adapted = modules(adapter.tensors)
+    adapted = {module: (first[-1], second[0]) for module, (first, second) in _pairs(adapter, of_experts=False).items()}
     if not layers & {_of_any_layer(_tail(module)) for module in adapted}:
         names = ", ".join(adapter.lora.target_modules or [])
         _invalid(f"the adapter {adapter.uri} does not fit the model, which has none of its modules ({names})")
@@ -251,19 +273,43 @@ def _of_any_layer(module: str) -> str:
     return re.sub(r"\d+", "#", module)
 
 
-def modules(tensors: Tensors) -> dict[str, tuple[int, ...]]:
-    """Return the adapted modules with their input and output size."""
-    sizes: dict[str, dict[str, int]] = {}
-    for name, size in tensors.items():
-        if match := FACTOR.fullmatch(name):
-            pair = sizes.setdefault(match["module"], {})
-            pair["in" if _is_first(name) else "out"] = size[-1 if _is_first(name) else 0]
-    return {module: tuple(pair.values()) for module, pair in sizes.items()}
+def _check_experts(adapter: InitialAdapter, shape: ModelShape) -> None:
+    """Refuse an adapter on experts whose number or sizes differ from the model's, in either orientation.
+
+    Files and modules may name the experts differently, so that the number of the layer is compared alone.
+    """
+    stored = {_layer(module): stacks for module, stacks in shape.stacks.items()}
+    rank = adapter.lora.rank or 1
+    found: dict[str, list[Stack]] = {}
+    for module, (first, second) in _pairs(adapter, of_experts=True).items():
+        found.setdefault(experts_module(module), []).append((first[0] // rank, second[0], first[-1]))
+    for module, sizes in found.items():
+        wanted = stored.get(_layer(module))
+        if wanted is None:
+            _invalid(f"the adapter {adapter.uri} does not fit the model, which has no experts in {module}")
+        if sorted(map(sorted, wanted)) != sorted(map(sorted, sizes)):
+            _invalid(
+                f"the adapter {adapter.uri} does not fit the model: {module} are {_stacks(wanted)} in the model and "
+                f"{_stacks(sizes)} in the adapter"
+            )
 
 
-def _is_first(name: str) -> bool:
-    """Return whether it is the factor that is applied to the input."""
-    return name.endswith(("A.weight", "_A"))
+def _pairs(adapter: InitialAdapter, *, of_experts: bool) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Return the sizes of both factors of each adapted module; a missing one has none."""
+    sizes: dict[str, dict[bool, tuple[int, ...]]] = {}
+    for name, size in adapter.tensors.items():
+        factor = parse_factor(name)
+        if factor and factor.is_of_experts is of_experts:
+            sizes.setdefault(factor.module, {})[factor.is_first] = size
+    return {module: (pair.get(True, (0, 0)), pair.get(False, (0, 0))) for module, pair in sizes.items()}
+
+
+def _layer(module: str) -> str:
+    return _tail(module).partition(".")[0]
+
+
+def _stacks(stacks: list[Stack]) -> str:
+    return " and ".join(f"{experts} of {outputs} by {inputs}" for experts, outputs, inputs in sorted(stacks))
 
 
 def _tail(module: str) -> str:

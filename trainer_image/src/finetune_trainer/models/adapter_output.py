@@ -52,6 +52,8 @@ def save_adapter(model: PeftModel, directory: Path, base_model: str, revision: s
     for config in model.peft_config.values():
         config.base_model_name_or_path = base_model
         config.revision = revision
+        config.target_modules = sorted(config.target_modules)  # sets, whose order differs between processes
+        config.target_parameters = sorted(config.target_parameters or []) or None
     model.save_pretrained(directory, save_embedding_layers=False)
     verify_adapter(directory, expected=len(trained_tensors(model)))
 

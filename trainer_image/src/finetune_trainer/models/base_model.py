@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 from finetune_api.handoff import ExitCode, JobConfig
 from finetune_trainer.errors import ObjectMissing, TrainerError
-from finetune_trainer.models.shape import ModelShape, Tensors, read_shape
+from finetune_trainer.models.shape import ModelShape, Tensors, names_experts, read_shape
 from finetune_trainer.storage.hub.uris import parse_commit
 from finetune_trainer.storage.protocol import Entry, OnBytes, ReadableStore, join_uri
 from finetune_trainer.tokenization.tokenizer import TEMPLATE_FOLDER
@@ -35,6 +35,7 @@ class ModelFacts:
     architecture: str
     weights_bytes: int
     shape: ModelShape | None = None
+    has_experts: bool = False
 
 
 def is_model_file(key: str) -> bool:
@@ -91,6 +92,7 @@ def check_model(uri: str, storage: ReadableStore, directory: Path, on_bytes: OnB
         architecture=str(architectures[0]),
         weights_bytes=sum(shard.size for shard in shards),
         shape=read_shape(config, tensors),
+        has_experts=names_experts(tensors),
     )
 
 

@@ -29,13 +29,16 @@ from finetune_api.status import Resolved
 from finetune_trainer.distributed.sharding import require_sharded, sharding_options
 from finetune_trainer.distributed.world import ALONE, World
 from finetune_trainer.errors import TrainerError
+from finetune_trainer.models.adapter_factors import WRAPPED
 from finetune_trainer.models.architectures import find_class, text_modules, text_prefix
 from finetune_trainer.models.experts import (
+    expert_parameters,
     expert_targets,
     has_experts,
     plain_stacks,
     quantise_experts,
     quantised_stacks,
+    require_every_stack,
 )
 from finetune_trainer.models.quantised import Quantised
 from finetune_trainer.models.resolve_settings import refuse_sharded_8bit
@@ -83,7 +86,7 @@ def load_for_training(
     model = load_quantised(directory, compute, bool(settings.double_quant), device, writes_text=writes_text)
     adapted = attach_adapter(prepare_quantised(model, checkpoints=can_checkpoint(settings, model)), settings)
     # After the adapter: PEFT takes the modules that hold quantised experts for layers of the same name.
-    quantise_experts(model, bool(settings.double_quant), device)
+    quantise_experts(adapted, bool(settings.double_quant), device)
     if left := unquantised_layers(model):
         logger.warning("%s are not quantised: QLoRA saves no memory on them", describe_layers(model, left))
     return adapted.to(device)
@@ -151,7 +154,7 @@ def unquantised_layers(model: PreTrainedModel | PeftModel) -> list[str]:
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     head = base.get_output_embeddings()
     layers = [
-        name.removesuffix(".base_layer")
+        name.removesuffix(WRAPPED)
         for name, module in text_modules(base)
         if isinstance(module, torch.nn.Linear) and not isinstance(module, Linear4bit) and module is not head
     ]
@@ -223,23 +226,31 @@ def _keep_gradients_on_cpu(model: PreTrainedModel) -> None:
 
 
 def attach_adapter(model: PreTrainedModel, settings: Resolved) -> PeftModel:
-    """Put a fresh LoRA adapter on the model, its weights in FP32; untrained, it changes nothing."""
+    """Put a fresh LoRA adapter on the model, its weights in FP32; untrained, it changes nothing.
+
+    The names of experts' parameters are those of PEFT's documentation, so that plain PEFT loads what is published.
+    """
     prefix = text_prefix(model)
+    parameters = expert_parameters(model) if settings.target_experts else None
     config = LoraConfig(
         r=settings.lora_rank or 16,
         lora_alpha=settings.lora_alpha or 32,
         lora_dropout=settings.lora_dropout or 0.0,
         use_rslora=bool(settings.use_rslora),
         target_modules=_choose_targets(model, settings.target_modules),
+        target_parameters=parameters,
         exclude_modules=f"(?!{re.escape(prefix)}|{_head_name(model)}$).*" if prefix else None,
         bias="none",
         task_type="SEQ_CLS" if scores_text(model) else "CAUSAL_LM",
     )
     torch.manual_seed(settings.seed or 0)
     try:
-        return get_peft_model(model, config)
+        adapted = get_peft_model(model, config)
     except ValueError as error:
         raise TrainerError(ExitCode.INVALID_CONFIG, f"tuning.lora does not fit the model: {error}") from error
+    if parameters:
+        require_every_stack(adapted)
+    return adapted
 
 
 def _choose_targets(model: PreTrainedModel, named: list[str] | None) -> list[str]:
@@ -250,7 +261,8 @@ def _choose_targets(model: PreTrainedModel, named: list[str] | None) -> list[str
         raise TrainerError(
             ExitCode.INVALID_CONFIG,
             f"tuning.lora.targetModules names {', '.join(of_experts)}, which PEFT applies to the experts or the router "
-            f"of a {model.config.model_type}: an adapter on them is not supported, remove these names",
+            f"of a {model.config.model_type}: remove these names, and set tuning.lora.targetExperts for an adapter on "
+            "the experts",
         )
     return [name for name in names if name not in of_experts]
 
@@ -305,7 +317,7 @@ def quantised_layers(model: PreTrainedModel | PeftModel, settings: Resolved) -> 
     """
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     names = [name for name, module in text_modules(base) if isinstance(module, Linear4bit)]
-    names = [name.removesuffix(".base_layer") for name in [*names, *quantised_stacks(base)]]
+    names = [name.removesuffix(WRAPPED) for name in [*names, *quantised_stacks(base)]]
     if not names:
         return None
     return Quantised(

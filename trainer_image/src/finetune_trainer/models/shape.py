@@ -1,6 +1,6 @@
 """The sizes of a model, from its configuration and the headers of its weights; nothing is loaded."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -13,6 +13,8 @@ UNADAPTED_LAYERS = frozenset({"router", "gate"})
 EXPERTS = "experts"
 STACK = 3
 """Dimensions of a stack of experts; the weights of some convolutions have as many, so the name decides."""
+PROJECTIONS_DOWN = frozenset({"down_proj", "w2", "fc2"})
+"""Matrices of an expert that transformers makes a stack of their own; it joins the others by their outputs."""
 TOWERS = frozenset(
     {
         "visual", "vision_tower", "vision_model", "vision_encoder", "vision_embed_tokens", "multi_modal_projector",
@@ -22,6 +24,8 @@ TOWERS = frozenset(
 """Parts for images and sound, as transformers names them: training leaves them unchanged."""
 
 Tensors = Mapping[str, tuple[int, ...]]
+Stack = tuple[int, int, int]
+"""The numbers of experts, outputs and inputs; in some architectures inputs come before outputs."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,26 @@ class ModelShape:
         return found
 
     @cached_property
+    def stacks(self) -> Mapping[str, list[Stack]]:
+        """The text decoder's stacks of experts as they are in memory, by the name of the module with the experts."""
+        found: dict[str, list[Stack]] = {}
+        single: dict[tuple[str, bool], dict[tuple[str, str], tuple[int, ...]]] = {}
+        for name, shape in self.tensors.items():
+            module, is_expert, rest = name.partition(f".{EXPERTS}.")
+            if not is_expert or not _is_of_text(name):
+                continue
+            parts = rest.removesuffix(".weight").split(".")
+            if len(shape) == STACK:
+                found.setdefault(module, []).append((shape[0], shape[1], shape[2]))
+            elif len(shape) == STACK - 1 and parts[0].isdigit() and rest.endswith(".weight"):
+                single.setdefault((module, parts[-1] in PROJECTIONS_DOWN), {})[parts[-1], parts[0]] = shape
+        for (module, _), matrices in single.items():
+            experts = {expert for _, expert in matrices}
+            outputs, inputs = sum(out for out, _ in matrices.values()), {size[1] for size in matrices.values()}
+            found.setdefault(module, []).append((len(experts), outputs // len(experts), max(inputs)))
+        return found
+
+    @cached_property
     def other(self) -> int:
         """The number of weights outside linear layers and experts: embeddings, output head, norms and routers."""
         linear = sum(prod(shape) for shape in self.linear.values())
@@ -94,6 +118,11 @@ class ModelShape:
             for name, shape in modules.items()
             if any(name == target or name.endswith(f".{target}") for target in targets)
         }
+
+
+def names_experts(tensors: Iterable[str]) -> bool:
+    """Return whether one of these tensors belongs to the experts of a mixture."""
+    return any(EXPERTS in name.split(".") for name in tensors)
 
 
 def read_shape(config: Mapping[str, Any], tensors: Tensors) -> ModelShape | None:

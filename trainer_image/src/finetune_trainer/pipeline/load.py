@@ -51,7 +51,10 @@ def load_model(
         return model, settings
     if spec.output.merge is not Merge.NONE:
         refuse_tied_merge(model)
-    changes: dict[str, Any] = {"target_modules": sorted(model.peft_config["default"].target_modules)}
+    targets = model.peft_config["default"]
+    changes: dict[str, Any] = {"target_modules": sorted(targets.target_modules)}
+    if settings.target_experts:
+        changes["target_parameters"] = sorted(targets.target_parameters)
     if settings.method == Method.QLORA and (left := unquantised_layers(model)):
         reason = str(settings.method_reason).partition(";")[0]
         changes["method_reason"] = f"{reason}; {describe_layers(model, left)} are not in 4 bits"

@@ -7,11 +7,12 @@ from pathlib import Path
 from finetune_api.defaults import Facts
 from finetune_api.handoff import Artifact, ExitCode, JobConfig, Outcome, Report
 from finetune_api.scalars import parse_quantity
-from finetune_api.spec import Method
+from finetune_api.spec import FineTuneJobSpec, Method
 from finetune_api.status import Resolved
 from finetune_trainer.config.run_context import RunContext
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.evaluation.expectations import Expectations
+from finetune_trainer.models.adapter_factors import no_experts_error
 from finetune_trainer.models.adapter_input import InitialAdapter, check_initial_adapter, with_adapter
 from finetune_trainer.models.base_model import ModelFacts, check_model, pin_model, read_config
 from finetune_trainer.models.memory_estimate import format_bytes
@@ -56,6 +57,7 @@ def preflight(run: RunContext) -> Report:
     architecture = read_config(workspace / "tokenizer")
     require_trainable(architecture, config.spec.objective)
     adapter = check_initial_adapter(config, model.shape, storage, on_bytes)
+    _check_experts(with_adapter(config.spec, adapter), model)
     Expectations(config.spec.evaluation.prompts or [])
     _check_rewards(config, storage, workspace, on_bytes)
     labeler = load_labeler(workspace / "tokenizer", config.spec.model.uri)
@@ -91,6 +93,12 @@ def _probe(config: JobConfig, storage: ReadableStore) -> None:
         if bucket not in seen:
             storage.probe(uri)
             seen.add(bucket)
+
+
+def _check_experts(spec: FineTuneJobSpec, model: ModelFacts) -> None:
+    """Refuse an adapter on experts if the model has none."""
+    if spec.tuning.lora and spec.tuning.lora.target_experts and not model.has_experts:
+        raise no_experts_error(spec.model.uri)
 
 
 def _check_rewards(config: JobConfig, storage: ReadableStore, workspace: Path, on_bytes: OnBytes) -> None:

@@ -62,6 +62,8 @@ def adapter_obstacles(adapter: Mapping[str, Any]) -> list[Obstacle]:
         found.append(Obstacle("DoRA's magnitudes are not supported", MERGE_INSTEAD))
     if adapter.get("bias", "none") != "none":
         found.append(Obstacle(f"biases are trained ({inline(adapter['bias'])})", MERGE_INSTEAD))
+    if parameters := adapter.get("target_parameters"):
+        found.append(Obstacle(f"it was not tried with an adapter on experts ({_names(parameters)})", MERGE_INSTEAD))
     targets = adapter.get("target_modules") or []
     names = targets if isinstance(targets, list | tuple) else []  # a text is a pattern of names
     unserved = [name for name in names if name.rpartition(".")[2] in UNSERVED_MODULES]

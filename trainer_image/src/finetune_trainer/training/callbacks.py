@@ -25,6 +25,7 @@ from finetune_trainer.errors import TrainerError
 from finetune_trainer.evaluation.early_stopping import Plateau
 from finetune_trainer.evaluation.history import History
 from finetune_trainer.evaluation.measurements import TrainPoint
+from finetune_trainer.models.adapter_factors import is_of_experts
 from finetune_trainer.models.loading import trained_tensors
 from finetune_trainer.monitoring.reporter import Reporter
 from finetune_trainer.training.checkpoints import Checkpoints
@@ -162,11 +163,25 @@ class RequireGradient(TrainerCallback):  # type: ignore[misc]
 
 
 def require_gradient(model: torch.nn.Module, world: World = ALONE) -> None:
-    """Raise if every trained weight has no gradient or a zero gradient."""
-    gradients = [parameter.grad for parameter in trained_tensors(model).values()]
-    found = any(gradient is not None and bool(local_shard(gradient).count_nonzero()) for gradient in gradients)
+    """Raise if every trained weight has no gradient or a zero gradient, or if an adapter on experts has none.
+
+    These adapters are put on by another mechanism than the others, module by module.
+    """
+    trained = trained_tensors(model)
+    found = any(_has_gradient(parameter) for parameter in trained.values())
     if not world.any_rank(found):
         raise TrainerError(ExitCode.INTERNAL_ERROR, "no gradient reaches the trained weights at the first step")
+    # The first factor's gradient is zero while the second one is: only the second one's is always there.
+    seconds = [name for name in trained if ".lora_B." in name and is_of_experts(name.partition(".lora_B.")[0])]
+    missing = [name for name in seconds if not _has_gradient(trained[name])]
+    if world.any_rank(bool(missing)):
+        example = missing[0] if missing else "one of another process"
+        problem = "no gradient reaches an adapter on experts at the first step"
+        raise TrainerError(ExitCode.INTERNAL_ERROR, f"{problem}: {example}")
+
+
+def _has_gradient(parameter: torch.nn.Parameter) -> bool:
+    return parameter.grad is not None and bool(local_shard(parameter.grad).count_nonzero())
 
 
 class KeepBest(TrainerCallback):  # type: ignore[misc]
