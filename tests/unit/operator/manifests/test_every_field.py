@@ -30,6 +30,7 @@ RESOLVED: dict[str, Any] = {
     "tuning.lora.alpha": 8,
     "tuning.lora.dropout": 0.3,
     "tuning.lora.targetModules": ["q_proj"],
+    "tuning.lora.targetExperts": True,
     "tuning.lora.useRslora": True,
     "tuning.quantization.doubleQuant": False,
     "hyperparameters.numTrainEpochs": 2.5,
