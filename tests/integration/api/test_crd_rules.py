@@ -311,10 +311,10 @@ AT_CREATION = [
         "spec.evaluation.gate",
     ),
     (
-        "RLHF has no held-out loss: remove maxEvalLoss and mustImprove from evaluation.gate",
-        rlhf(rewards=LENGTHS) | {"evaluation": {"gate": {"mustMatchExpected": True}} | EXPECTING},
+        "RLHF has no held-out loss: remove evaluation.gate.maxEvalLoss",
         rlhf(rewards=LENGTHS) | SPLIT | {"evaluation": {"gate": {"mustImprove": True}}},
-        "spec.evaluation.gate",
+        rlhf(rewards=LENGTHS) | SPLIT | {"evaluation": {"gate": {"maxEvalLoss": 2}}},
+        "spec.evaluation.gate.maxEvalLoss",
     ),
     (
         "evaluation.gate has no condition",
@@ -329,7 +329,7 @@ AT_CREATION = [
         "spec.evaluation.gate.mustMatchExpected",
     ),
     (
-        "mustImprove compares with the loss before training",
+        "mustImprove compares with the model before training",
         SPLIT | {"evaluation": {"gate": {"mustImprove": True}}},
         SPLIT | {"evaluation": {"gate": {"mustImprove": True}, "baseline": False}},
         "spec.evaluation.gate.mustImprove",
