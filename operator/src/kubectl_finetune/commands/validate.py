@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune_api import names
+from finetune_api.foreign_names import explain_foreign
 from finetune_api.hyperparameters import FORMER_WORDS, FusedKernels, Packing
 from finetune_api.yaml_document import FieldPath, FileError, YamlDocument, join_path, read_stream, read_text
 from finetune_api.yaml_faults import YamlError
@@ -189,7 +190,8 @@ def _head(value: dict[str, Any]) -> Iterator[Fault]:
     for key in value:
         if key not in ROOT:
             near = nearest(key, ROOT)
-            yield Fault((key,), "is not a field", f"did you mean {near or 'spec.' + key}?")
+            fix = explain_foreign(key) or f"did you mean {near or 'spec.' + key}?"
+            yield Fault((key,), "is not a field", fix)
 
 
 def _metadata(meta: Any) -> Iterator[Fault]:

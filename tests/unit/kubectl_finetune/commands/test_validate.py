@@ -131,6 +131,11 @@ def test_a_problem_is_reported_with_line_field_value_and_fix(
             "{name: job, colour: red}",
             "metadata.colour is not a field\n    value: red\n    fix: remove it",
         ),
+        (
+            "spec:",
+            "base_model: x\nspec:",
+            "value: x\n    fix: axolotl's base_model is model.uri (write hf://owner/name)\n",
+        ),
         ("spec:", "modell: 1\nspec:", "modell is not a field\n    value: 1\n    fix: did you mean spec.modell?"),
         (JOB[JOB.index("spec:") :], "spec:\n", "job.yaml:4: spec is missing\n    fix: kubectl finetune new"),
         ("v1alpha1", "v1", "fix: apiVersion: finetune.dev/v1alpha1"),
