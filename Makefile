@@ -14,6 +14,8 @@ DIR ?= data
 CLUSTER ?= auto
 # The demo ends with an error if the job's status does not change for so long. It has no other time-out.
 STILL_MINUTES ?= 10
+# What `make pictures` trains: the model of the demo, or a tiny random one.
+MODEL ?= demo
 # Processes for the unit tests, for the integration tests that mostly wait for servers, and for those that train.
 WORKERS ?= 3
 TRAIN_WORKERS ?= 2
@@ -116,13 +118,10 @@ generate: setup ## Write the generated files: CRD, chart copy, field reference, 
 	$(BIN)/python tests/fixtures/job_statuses.py helm/argocd/finetune.dev_FineTuneJob/testdata
 	$(BIN)/python tests/fixtures/gpu_table.py
 
-.PHONY: report-picture
-report-picture: setup browser ## Take the picture of a report that the documentation shows
-	$(BIN)/python tests/fixtures/report_picture.py docs/report.png
-
-.PHONY: dashboard-pictures
-dashboard-pictures: setup binaries prometheus ## Take the pictures of the dashboards that the documentation shows (four minutes)
-	DASHBOARD_PICTURES=$(CURDIR)/docs DASHBOARD_SECONDS=200 $(BIN)/pytest tests/integration/operator/test_dashboards.py
+.PHONY: pictures
+pictures: setup browser prometheus ## Take the pictures of the documentation from a real training (MODEL=demo|tiny)
+	$(CLUSTER_PY) build $(CONTROL_PLANE)
+	OMP_NUM_THREADS=1 PICTURES=$(CURDIR)/docs PICTURES_MODEL=$(MODEL) $(BIN)/pytest tests/integration/operator/test_pictures.py
 
 # The site's generator, in an environment of its own.
 $(VENV)/docs/installed: requirements/docs.txt requirements/docs-assets.txt | $(BIN)/uv

@@ -19,7 +19,7 @@ PAGES = (
     *("operator/README.md", "operator/decisions/*.md", "trainer_image/README.md", "helm/*/README.md"),
     *("tests/README.md", "tests/cluster/cluster.md", "tests/*/RESULTS.md"),
 )
-PICTURES = ("docs/*.png", "docs/*.svg")
+ASSETS = ("docs/*.png", "docs/*.svg", "docs/pictures.json")
 EXAMPLES = "crds/examples"
 DIAGRAMS = "assets/mermaid.min.js"
 CODE_OR_LINK = re.compile(r"(^```.*?^```$|`[^`\n]*`)|(?<!!)\[((?:`[^`\n]*`|[^\[\]`])*)\]\(([^)\s]+)\)", re.M | re.S)
@@ -28,7 +28,7 @@ CODE_OR_LINK = re.compile(r"(^```.*?^```$|`[^`\n]*`)|(?<!!)\[((?:`[^`\n]*`|[^\[\
 def on_files(files: Files, config: Any) -> Files:
     """Take the documents of the repository in place of those of the folder docs."""
     found = [file for file in files if file.src_dir != config.docs_dir]
-    for pattern in (*PAGES, *PICTURES):
+    for pattern in (*PAGES, *ASSETS):
         for path in sorted(ROOT.glob(pattern)):
             name = path.relative_to(ROOT).as_posix()
             found.append(File.generated(config, name, abs_src_path=str(path)))

@@ -374,10 +374,11 @@ def access(control_plane: Path, tmp_path_factory: pytest.TempPathFactory) -> Acc
 
 
 @pytest.fixture
-def world(control_plane: Path) -> Iterator[World]:
+def world(control_plane: Path, request: pytest.FixtureRequest) -> Iterator[World]:
+    """A namespace of its own, with the name that a test gives, or a random one."""
     api = config.new_client_from_config(str(control_plane))
     core = client.CoreV1Api(api)
-    namespace = f"t-{uuid.uuid4().hex[:8]}"
+    namespace = getattr(request, "param", f"t-{uuid.uuid4().hex[:8]}")
     core.create_namespace({"metadata": {"name": namespace}})
     until(lambda: _has_default_account(core, namespace), "the default service account")
     yield World(api, namespace)

@@ -1,8 +1,5 @@
 """Every query of every dashboard and alert against a real Prometheus, which scrapes the real operator and a real
-trainer; the pictures of the documentation are drawn from the same data.
-
-DASHBOARD_PICTURES names the folder of the pictures, DASHBOARD_SECONDS how long the data are gathered.
-"""
+trainer. `test_pictures.py` takes the pictures of the documentation."""
 
 import json
 import os
@@ -32,7 +29,6 @@ from finetune_api.handoff import ENV_POD_UID
 pytestmark = pytest.mark.nightly
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
-GATHER_SECONDS = float(os.environ.get("DASHBOARD_SECONDS", "0"))
 ONLY_ON_A_GPU = {"finetune_trainer_gpu_memory_peak_bytes"}
 """What no trainer on a CPU tells."""
 DCGM = """DCGM_FI_DEV_GPU_UTIL{{namespace="{namespace}",pod="{pod}",gpu="0"}} 87
@@ -82,8 +78,7 @@ def test_every_query_returns_data_and_becomes_a_picture(
         require_rules(wait, server)
         require_well_formed(operator.port)
         require_well_formed(port)
-        time.sleep(GATHER_SECONDS)
-        draw_all(server, world, Path(os.environ.get("DASHBOARD_PICTURES", tmp_path)))
+        draw_all(server, world, tmp_path)
         require_gpu_time_over_a_restart(wait, server, world, operator)
 
 
@@ -300,8 +295,8 @@ def require_well_formed(port: int) -> None:
 
 
 def draw_all(server: Prometheus, world: Any, folder: Path) -> None:
-    """Pictures small enough for the documentation."""
-    source = Source(server, values(world, "support-bot"), world.namespace)
+    """Draw each dashboard."""
+    source = Source(server, values(world, "support-bot"))
     for name in dashboards.NAMES:
         path = folder / f"dashboard-{name}.png"
         draw(name, source, path)

@@ -25,8 +25,3 @@ def test_the_guide_names_the_ranks_that_a_server_accepts() -> None:
     *most, last = map(str, VLLM_RANKS)
     assert f"one of {', '.join(most)} and {last};" in GUIDE
     assert f"its rank is at most {VLLM_DEFAULT_RANK}," in GUIDE
-
-
-def test_the_picture_of_the_guide_exists_and_is_small() -> None:
-    assert "(report.png)" in GUIDE
-    assert (DOCS / "report.png").stat().st_size < 150_000
