@@ -150,7 +150,7 @@ def test_the_quantile_is_that_of_the_tables(probability: float, freedom: int, va
         ),
         (
             Comparison(LOSS, 3.2, 3.2, -0.031, 0.031, 40),
-            "no measurable difference from the base model: held-out loss 3.2 → 3.2, 0 % ± 0.97",
+            "no measurable difference from the base model: held-out loss 3.2 → 3.2, 0.0 % ± 1.0",
         ),
         (
             Comparison(LOSS, 3.0, 1.5, groups=3),

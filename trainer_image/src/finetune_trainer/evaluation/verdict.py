@@ -61,7 +61,8 @@ class Comparison:
         """The same, with half the width of the interval."""
         if self.half_width is None:
             return self.change
-        return f"{self.change} ± {_figure(self.half_width * self._scale[0])}"
+        factor, unit = self._scale
+        return f"{self.change} ± {_figure(self.half_width * factor, unit)}"
 
     @property
     def _scale(self) -> tuple[float, str]:
@@ -177,11 +178,13 @@ def to_status(comparison: Comparison | None, detail: str, rows: int, served_as: 
 
 def _signed(value: float, scale: tuple[float, str]) -> str:
     factor, unit = scale
-    figure = _figure(abs(value * factor))
+    figure = _figure(abs(value * factor), unit)
     sign = "" if float(figure) == 0 else "-" if value < 0 else "+"
     return f"{sign}{figure}{unit}"
 
 
-def _figure(value: float) -> str:
-    """Return a figure with two significant digits, whole from ten on."""
-    return f"{value:.0f}" if value >= 9.95 else f"{value:.1f}" if value >= 0.995 else f"{value:.2g}"
+def _figure(value: float, unit: str) -> str:
+    """Return a figure, whole from ten on; below, percent with one decimal and others with two significant digits."""
+    if value >= 9.95:
+        return f"{value:.0f}"
+    return f"{value:.1f}" if unit or value >= 0.995 else f"{value:.2g}"
