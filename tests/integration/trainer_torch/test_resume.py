@@ -200,7 +200,7 @@ def test_a_resumed_training_does_not_run_its_reference_again(
 
 
 def test_patience_and_the_best_weights_outlive_two_stops(make_bench: MakeBench, tmp_path: Path) -> None:
-    """The learning rate rises until it ruins the model: the best weights are those of an early step."""
+    """The learning rate rises until the model hardly learns: on some processors a little, on others no more."""
     rate = {"learningRate": 1.0, "lrSchedulerType": "linear", "warmupSteps": 19}
     bench = make_bench(
         hyperparameters=HYPERPARAMETERS | rate,
@@ -213,8 +213,9 @@ def test_patience_and_the_best_weights_outlive_two_stops(make_bench: MakeBench, 
     expected = other.train(config)
     assert expected.early_stopping
     best, last = expected.early_stopping.best_step or 0, expected.early_stopping.step or 0
-    assert 0 < best < last - 1
-    stopped(bench, config, best, 3)
+    assert 0 < best <= last
+    assert last > 4
+    stopped(bench, config, min(best, last - 3), 3)  # within the evaluations that patience counts
     report = stopped(bench, config, last - 1, 1).train(config)
     assert bench.reporter.snapshot().progress.resumed_from_step == last - 1
     require_same(bench, report, other, expected)
