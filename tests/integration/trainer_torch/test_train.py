@@ -136,7 +136,7 @@ def test_the_report_shows_the_figures_of_the_run(published: Published) -> None:
     metrics = metrics_of(report)
     for loss in (metrics.baseline_eval_loss, metrics.eval_loss):
         assert loss is not None
-        assert f"**{loss:.4g}**" in text
+        assert f"| {loss:.4g}" in text
     assert "120 rows read, 120 accepted, 0 skipped" in text
     assert "## Answers before and after" in text
     assert "loaded it from its files and compared it with its source" in text
