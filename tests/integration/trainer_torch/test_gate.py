@@ -86,7 +86,7 @@ def plan(tiny_model: Path, tmp_path: Path) -> GatePlan:
         precision="FP32",
         candidates=[candidate],
         samples=SAMPLES,
-        prompts=["What is the sky?"],
+        prompts=[[{"role": "user", "content": "What is the sky?"}]],
         stop_ids=[2],
         max_new_tokens=8,
         tokenizer_sha256=digest_folder(tmp_path / "tokenizer"),

@@ -172,7 +172,12 @@ def test_a_stop_ends_an_answer_at_the_next_token_and_every_token_is_reported(tin
     model.register_forward_hook(stop_at_the_third)
     with pytest.raises(Stopped):
         answer_all(
-            model, Labeler(tiny_model), ["Why?"], stop_ids=[0], max_new_tokens=50, on_token=work_beat(reporter, stop)
+            model,
+            Labeler(tiny_model),
+            [[{"role": "user", "content": "Why?"}]],
+            stop_ids=[0],
+            max_new_tokens=50,
+            on_token=work_beat(reporter, stop),
         )
     assert len(passes) == 3
     assert reporter.snapshot().heartbeat == 2
