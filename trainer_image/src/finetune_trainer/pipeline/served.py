@@ -36,7 +36,8 @@ def measure_as_served(inputs: Inputs, trained: TrainingResult, device: torch.dev
 
     The trained model must be freed before. If the base does not fit in memory, only the reason is added.
     """
-    if trained.settings.method != Method.QLORA:
+    is_measured = inputs.validation or inputs.questions
+    if trained.settings.method != Method.QLORA or not is_measured:
         return trained
     gc.collect()
     torch.cuda.empty_cache()
