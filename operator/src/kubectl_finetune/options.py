@@ -92,7 +92,7 @@ def dump(value: Any, form: Format) -> None:
     if form is Format.JSON:
         typer.echo(json.dumps(value, indent=2, ensure_ascii=False, default=str))
         return
-    from finetune_api.yaml_document import write_document
+    from finetune_api.manifest.yaml_document import write_document
 
     typer.echo(write_document(value).rstrip("\n"))
 

@@ -12,7 +12,7 @@ from kubernetes import client, config
 
 import demo
 from finetune_api import names
-from finetune_api.yaml_document import read_documents
+from finetune_api.manifest.yaml_document import read_documents
 
 STILL_SECONDS, CHANGE_SECONDS, STEPS = 10.0, 2.0, 6
 """The changes take longer than the time after which a job that is still is given up."""

@@ -12,7 +12,7 @@ import pytest
 from kubernetes import client, config
 
 from finetune_api import names
-from finetune_api.yaml_document import read_documents
+from finetune_api.manifest.yaml_document import read_documents
 from kubectl_finetune.commands.validate import check_files
 
 ROOT = Path(__file__).parents[3]

@@ -32,7 +32,7 @@ from prometheus import Prometheus, running
 from tiny_model import make_tiny_model
 from waiting import wait_until
 
-from finetune_api.yaml_document import read_documents
+from finetune_api.manifest.yaml_document import read_documents
 
 pytestmark = pytest.mark.nightly
 

@@ -9,8 +9,8 @@ import pytest
 from finetune_api.crd import structural_schema
 from finetune_api.handoff import config_sha256
 from finetune_api.hyperparameters import FORMER_WORDS
+from finetune_api.manifest.yaml_document import read_scalar
 from finetune_api.spec import FineTuneJobSpec
-from finetune_api.yaml_document import read_scalar
 
 JOB: dict[str, Any] = {
     "objective": "Chat",

@@ -10,11 +10,11 @@ from typing import TypeVar
 import typer
 
 from finetune_api import names
+from finetune_api.manifest.yaml_document import read_scalar
 from finetune_api.objectives import Dpo, Kto, Objective, Rlhf
 from finetune_api.recipes import LARGE, MANY_ROWS, RECIPES, number_text
 from finetune_api.spec import FORMATS
 from finetune_api.tuning import Method
-from finetune_api.yaml_document import read_scalar
 from kubectl_finetune.commands.validate import check_files
 from kubectl_finetune.errors import PluginError, WrongUse
 from kubectl_finetune.manifest.suggestions import nearest

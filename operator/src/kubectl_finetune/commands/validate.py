@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from finetune_api import names
-from finetune_api.foreign_names import explain_foreign
 from finetune_api.hyperparameters import FORMER_WORDS, FusedKernels, Packing
-from finetune_api.yaml_document import FieldPath, FileError, YamlDocument, join_path, read_stream, read_text
-from finetune_api.yaml_faults import YamlError
+from finetune_api.manifest.foreign_names import explain_foreign
+from finetune_api.manifest.yaml_document import FieldPath, FileError, YamlDocument, join_path, read_stream, read_text
+from finetune_api.manifest.yaml_faults import YamlError
 from kubectl_finetune.display.table import clean
 from kubectl_finetune.errors import PluginError, WrongUse
 from kubectl_finetune.manifest.schema import Fault, find_faults

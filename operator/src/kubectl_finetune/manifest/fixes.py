@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import Any
 
 from finetune_api.hyperparameters import FORMER_WORDS
-from finetune_api.yaml_document import FieldPath
+from finetune_api.manifest.yaml_document import FieldPath
 from kubectl_finetune.manifest.suggestions import nearest
 
 _NAME = "use lowercase letters, digits, - and ., with a letter or digit at both ends"

@@ -4,8 +4,8 @@ import copy
 from collections.abc import Iterable
 from typing import Any
 
-from finetune_api.foreign_names import foreign_field
-from finetune_api.yaml_document import FieldPath
+from finetune_api.manifest.foreign_names import foreign_field
+from finetune_api.manifest.yaml_document import FieldPath
 from kubectl_finetune.manifest.fixes import sample
 from kubectl_finetune.manifest.suggestions import nearest
 

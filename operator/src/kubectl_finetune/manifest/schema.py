@@ -11,10 +11,10 @@ import jsonschema
 from pydantic import ValidationError
 
 from finetune_api.crd import structural_schema
-from finetune_api.foreign_names import explain_foreign, plain_name
+from finetune_api.manifest.foreign_names import explain_foreign, plain_name
+from finetune_api.manifest.yaml_document import FieldPath, drop_nulls
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.spec_rules import broken_rules
-from finetune_api.yaml_document import FieldPath, drop_nulls
 from kubectl_finetune.manifest import fixes
 from kubectl_finetune.manifest.repair import KEY, repair
 from kubectl_finetune.manifest.suggestions import elsewhere, nearest

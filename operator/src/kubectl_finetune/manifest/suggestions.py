@@ -4,7 +4,7 @@ import difflib
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from finetune_api.foreign_names import plain_name
+from finetune_api.manifest.foreign_names import plain_name
 
 SHORT_NAMES = {
     "epochs": "numTrainEpochs",

@@ -9,9 +9,9 @@ import pytest
 import yaml
 
 from finetune_api.defaults import Facts, resolve
+from finetune_api.manifest.yaml_document import read_documents
 from finetune_api.objectives import Objective
 from finetune_api.spec import FORMATS, FineTuneJobSpec
-from finetune_api.yaml_document import read_documents
 from kubectl_finetune.commands import new as prompts
 
 GIVEN = ("--model", "hf://owner/model", "--data", "s3://data/rows/", "--result", "s3://models/out")

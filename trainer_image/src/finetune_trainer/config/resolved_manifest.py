@@ -5,11 +5,11 @@ from typing import Any
 
 from finetune_api import names
 from finetune_api.handoff import JobConfig
+from finetune_api.manifest.yaml_document import write_document
 from finetune_api.objectives import Dpo, Kto, Objective
 from finetune_api.sources import Dataset, DataSource
 from finetune_api.spec import FineTuneJobSpec, Lora, Method, Precision, Quantization
 from finetune_api.status import Resolved
-from finetune_api.yaml_document import write_document
 from finetune_trainer.storage.hub.uris import is_hub_uri, parse_hub_uri
 
 HYPERPARAMETERS = (

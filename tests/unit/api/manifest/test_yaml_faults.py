@@ -2,8 +2,8 @@
 
 import pytest
 
-from finetune_api.yaml_document import read_documents, read_stream
-from finetune_api.yaml_faults import YamlError
+from finetune_api.manifest.yaml_document import read_documents, read_stream
+from finetune_api.manifest.yaml_faults import YamlError
 
 
 @pytest.mark.parametrize(

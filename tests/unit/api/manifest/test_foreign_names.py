@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from finetune_api.crd import structural_schema
-from finetune_api.foreign_names import (
+from finetune_api.manifest.foreign_names import (
     AXOLOTL,
     FOREIGN_NAMES,
     LLAMA_FACTORY,

@@ -1,7 +1,7 @@
 import pytest
 
-from finetune_api.yaml_document import drop_nulls, read_documents, read_scalar, write_document
-from finetune_api.yaml_faults import YamlError
+from finetune_api.manifest.yaml_document import drop_nulls, read_documents, read_scalar, write_document
+from finetune_api.manifest.yaml_faults import YamlError
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from finetune_api.yaml_faults import YamlError, explain_fault, split_documents, tab_faults, without_tabs
+from finetune_api.manifest.yaml_faults import YamlError, explain_fault, split_documents, tab_faults, without_tabs
 
 FieldPath = tuple[str | int, ...]
 TRUE = {"y", "yes", "on", "true"}
