@@ -216,7 +216,8 @@ def test_a_file_of_garbage_ends_in_65_with_counts_and_first_lines(job: Job) -> N
     assert (code, report.reason) == (65, "DatasetUnusable")
     assert "rows can be used (" in report.message
     assert "First: line 1: " in report.message
-    assert job.storage.list(job.config.output_key()) == []
+    (rejected,) = job.storage.list(job.config.output_key())
+    assert rejected.key == f"refused/{job.config.uid}/rejected_rows.jsonl"
 
 
 def test_a_prefix_of_another_job_ends_in_73_and_nothing_is_touched(job: Job) -> None:

@@ -19,9 +19,10 @@ RESULT = ValidationResult("unquantised base", [], loss=2.0)
 
 @pytest.fixture
 def plan(tmp_path: Path) -> GatePlan:
-    """A base of 1 MiB in FP32, with a vocabulary of 1024 words."""
+    """A base of 1 MiB in FP32 with a vocabulary of 1024 words, and an adapter of 1 MiB."""
     base = tmp_path / "base"
     base.mkdir()
+    save_file({"w": torch.zeros(MIB // 4)}, tmp_path / "adapter_model.safetensors")
     save_file({"w": torch.zeros(MIB // 4)}, base / "model.safetensors")
     (base / "config.json").write_text(json.dumps({"vocab_size": 1024}), encoding="utf-8")
     return GatePlan(
@@ -93,8 +94,10 @@ def test_a_gate_that_fails_on_the_gpu_is_run_on_the_cpu(
 
 def test_the_memory_is_that_of_the_largest_model_and_of_two_distributions(plan: GatePlan, tmp_path: Path) -> None:
     kept = 2 * 512 * 1024 * 4
-    assert gate.needed_bytes(plan) == int(1.1 * MIB) + kept + 700 * MIB
-    assert gate.needed_bytes(plan.model_copy(update={"precision": "BF16"})) == int(1.1 * MIB / 2) + kept + 700 * MIB
+    adapter = 2 * (tmp_path / "adapter_model.safetensors").stat().st_size
+    assert gate.needed_bytes(plan) == int(1.1 * (MIB + adapter)) + kept + 700 * MIB
+    half = plan.model_copy(update={"precision": "BF16"})
+    assert gate.needed_bytes(half) == int(1.1 * (MIB / 2 + adapter)) + kept + 700 * MIB
     save_file({"w": torch.zeros(MIB)}, tmp_path / "trained.safetensors")
     full = plan.model_copy(update={"adapter": None, "weights": tmp_path / "trained.safetensors", "precision": "BF16"})
     size = (tmp_path / "trained.safetensors").stat().st_size

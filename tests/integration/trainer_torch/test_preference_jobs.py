@@ -153,7 +153,7 @@ def test_a_job_continues_its_parents_adapter(
     moved = max(float((after[name] - before[name]).abs().max()) for name in before)
     assert 0 < moved < 0.2, "the training starts from the parent's weights, not from new ones"
     text = (bench.output / "finetune_report.md").read_text(encoding="utf-8")
-    assert "| initial adapter " in text
+    assert "| initial adapter" in text
     assert "base model " not in text.partition("## Recommendations")[0]
     first = metrics_lines(bench, "eval")[0]
     if objective != "Chat":

@@ -90,8 +90,9 @@ def test_a_reward_model_learns_the_pairs_and_is_published(reward_job: tuple[Benc
     published = {path.partition("/")[0] for path in digest_folder(bench.output)}
     assert ("merged" in published) == (bench.spec["tuning"]["method"] == "Full")
     text = report_text(bench)
-    assert "the loss per pair went from" in text
-    assert "preferred answer has the higher reward in **100.0 %**" in text
+    assert "**Better than the base model: held-out loss " in text
+    assert "| tuned model | " in text
+    assert "| 100.0 % | " in text
     assert "perplexity" not in text
     assert text.count("Chosen, score ") == 3
     assert "AutoModelForSequenceClassification" in text
@@ -168,8 +169,9 @@ def test_a_policy_gets_computed_rewards_and_its_best_step_is_published(
     (final,) = metrics_lines(bench, "final")
     assert final["step"] == best
     assert final["reward"] == pytest.approx(metrics.eval_reward)
-    assert f"held-out reward {final['reward']:.4g}" in report.message
-    assert f"to **{final['reward']:.4g}** (tuned model)" in report_text(bench)
+    change = f" → {final['reward']:.4g}, "
+    assert change in report.message.partition("held-out reward ")[2]
+    assert change in report_text(bench).partition("held-out reward ")[2]
     assert find_result_faults("s3://bucket/output", bench.storage) == []
 
 

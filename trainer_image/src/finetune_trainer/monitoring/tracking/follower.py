@@ -171,7 +171,8 @@ class Follower:
 
 
 def parse_point(line: bytes) -> Point:
-    """Parse a line of metrics.jsonl."""
+    """Parse a line of metrics.jsonl; a list (the values of each group of rows) is no figure of a tracker."""
     values = json.loads(line)
     kind, step = values.pop("kind"), values.pop("step")
-    return Point(step, {f"{kind}/{name}": float(value) for name, value in values.items()})
+    figures = {f"{kind}/{name}": float(value) for name, value in values.items() if not isinstance(value, list)}
+    return Point(step, figures)
