@@ -144,7 +144,7 @@ def test_a_job_whose_gate_is_not_met_fails_with_its_adapter_published_and_shows_
     status = job.wait("Failed")
     words = "above maxEvalLoss 0.5"
     assert (status["phase"], status["reason"], status["evaluation"]["gate"]) == ("Failed", "GateNotMet", "NotMet")
-    assert "GateNotMet" in kubectl("get", "ftj", "strict", "-n", bench.namespace).stdout
+    assert "GateNotMet" in kubectl("get", "ftj", "strict", "-n", bench.namespace, "-o", "wide").stdout
     assert words in kubectl("describe", "ftj", "strict", "-n", bench.namespace).stdout
     assert words in bench.read(status["artifacts"]["reportUri"]).decode()
     assert job.condition("Published")["status"] == "True"
@@ -202,8 +202,9 @@ def test_conditions_columns_and_events_show_what_happened(bench: Bench, results:
     # Whether anybody asked while there was a checkpoint is a matter of seconds in so short a job.
     assert true - {"SavesInTime"} == {"Accepted", "Validated", "Published", "Complete", "Ready"}
     table = kubectl("get", "ftj", "qlora", "-n", bench.namespace).stdout
-    assert "Succeeded" in table
-    assert "100%" in table
+    assert table.split() == ["NAME", "PHASE", "DONE", "CHANGE", "AGE", "qlora", "Succeeded", "100", *table.split()[8:]]
+    assert results["qlora"]["evaluation"]["change"] in table
+    assert "100%" in kubectl("get", "ftj", "qlora", "-n", bench.namespace, "-o", "wide").stdout
     events = kubectl("get", "events", "-n", bench.namespace, "--field-selector", "involvedObject.name=qlora").stdout
     assert all(reason in events for reason in ("DatasetValidated", "TrainingStarted", "Completed"))
     assert "backoffLimit" in kubectl("explain", "finetunejob.spec").stdout

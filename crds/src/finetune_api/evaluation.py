@@ -5,7 +5,7 @@ from typing import Annotated
 
 from pydantic import ConfigDict, Field, StringConstraints
 
-from finetune_api.blocks import Block, Text, cel, rules
+from finetune_api.blocks import Block, S3Uri, Text, cel, rules
 from finetune_api.scalars import Count, Line, Measure, StatusBlock, Word
 
 
@@ -38,14 +38,39 @@ class Prompt(Block):
     none."""
 
 
+class Ability(Block):
+    """Multiple-choice questions on general knowledge and skills, which the model answers before and after training."""
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            cel(
+                "!self.uri.endsWith('/') && !self.uri.matches('[*?]')",
+                "uri must be one object, s3://bucket/path/questions.jsonl: give its full key",
+                ".uri",
+            )
+        )
+    )
+
+    uri: S3Uri
+    """The questions, one object as `s3://bucket/key`: rows with `question`, `choices` (2 to 26 texts) and `answer` (the
+    index of the correct choice, from 0, or its letter), as MMLU has them; or with `answerKey` and `choices` as ARC and
+    OpenBookQA have them. JSON lines, JSON, CSV, Parquet or Arrow."""
+    sha256: Annotated[str, StringConstraints(min_length=64, max_length=64, pattern=r"^[0-9a-f]{64}$")] | None = None
+    """Expected SHA-256 of the object (64 hexadecimal digits); the job fails if the content differs. Default: not
+    checked."""
+    max_questions: Annotated[int, Field(ge=20, le=10_000)] = 400
+    """Maximum number of questions to ask, chosen by the seed. Default: 400, with which the 95 % interval is ± 5
+    percentage points if a quarter of the answers change."""
+
+
 class Gate(Block):
     """Conditions that the tuned model must meet; otherwise the job fails with GateNotMet, and its files are kept."""
 
     model_config = ConfigDict(
         json_schema_extra=rules(
             cel(
-                "has(self.maxEvalLoss) || self.mustImprove || self.mustMatchExpected",
-                "evaluation.gate has no condition: set maxEvalLoss, mustImprove or mustMatchExpected",
+                "has(self.maxEvalLoss) || self.mustImprove || self.mustMatchExpected || has(self.maxForgotten)",
+                "evaluation.gate has no condition: set maxEvalLoss, mustImprove, mustMatchExpected or maxForgotten",
             )
         )
     )
@@ -58,10 +83,23 @@ class Gate(Block):
     interval of the difference. Default: false."""
     must_match_expected: bool = False
     """Require each answer to match its prompt's `expected`. Default: false."""
+    max_forgotten: Annotated[float, Field(ge=0, le=100)] | None = None
+    """Maximum loss of general ability: by how many percentage points fewer questions of `evaluation.ability` the tuned
+    model may answer correctly than the model before training. Default: no limit."""
 
 
 class Evaluation(Block):
     """Evaluation on the held-out rows during training."""
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            cel(
+                "!has(self.gate) || !has(self.gate.maxForgotten) || has(self.ability)",
+                "maxForgotten needs questions: set evaluation.ability.uri",
+                ".gate.maxForgotten",
+            )
+        )
+    )
 
     steps: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
     """Optimiser steps between evaluations. Default: a tenth of the training, at least 1."""
@@ -74,6 +112,8 @@ class Evaluation(Block):
     held-out rows; an empty list means none."""
     max_new_tokens: Annotated[int, Field(ge=1, le=2048)] = 128
     """Maximum length of an answer to `prompts`, in tokens. Default: 128."""
+    ability: Ability | None = None
+    """Questions on general ability before and after training, to find what the model has forgotten. Default: none."""
     gate: Gate | None = None
     """Conditions that the tuned model must meet for the job to succeed. Default: none; the figures are only
     reported."""
@@ -89,6 +129,28 @@ class EarlyStopping(Block):
     warmup_evaluations: Annotated[int, Field(ge=0, le=1000)] = 0
     """Number of first evaluations that do not count against `patience`, for a learning rate that still rises. Default:
     0."""
+
+
+class AbilityStatus(StatusBlock):
+    """General ability before and after training, on the questions of `evaluation.ability`."""
+
+    questions: Count | None = None
+    """Questions that were asked."""
+    before: Measure | None = None
+    """Correct answers before training (percent)."""
+    after: Measure | None = None
+    """Correct answers of the tuned model (percent)."""
+    difference: Measure | None = None
+    """`after` minus `before` (percentage points), on the same questions."""
+    difference_low: Measure | None = None
+    """Lower end of the 95 % interval of `difference`."""
+    difference_high: Measure | None = None
+    """Upper end of the 95 % interval of `difference`: below zero, the model has forgotten."""
+
+    @property
+    def has_forgotten(self) -> bool | None:
+        """Whether the interval of the difference is below zero; None without an interval."""
+        return None if self.difference_high is None else self.difference_high < 0
 
 
 class EvaluationStatus(StatusBlock):
@@ -118,6 +180,8 @@ class EvaluationStatus(StatusBlock):
     weights)."""
     detail: Line | None = None
     """The verdict in one sentence, and how many rows would show more."""
+    ability: AbilityStatus | None = None
+    """General ability before and after training, if `evaluation.ability` is set."""
     gate: Word | None = None
     """Whether the tuned model meets `evaluation.gate`: `Passed`, `NotMet` or `NotConfigured`."""
     merged: Word | None = None

@@ -135,6 +135,7 @@ class Artifact(StrEnum):
     REFUSED = "refused"
     TRAIN_ROWS = "dataset/train.jsonl"
     VALIDATION_ROWS = "dataset/validation.jsonl"
+    ABILITY_ROWS = "dataset/ability.jsonl"
     TRAIN_TOKENS = "dataset/train.arrow"
     VALIDATION_TOKENS = "dataset/validation.arrow"
     DATASET_SUMMARY = "dataset/summary.json"

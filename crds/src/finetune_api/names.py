@@ -204,4 +204,5 @@ class EventReason(StrEnum):
     ADOPTED = "Adopted"
     COMPLETED = "Completed"
     NOT_BETTER = "NotBetter"
+    FORGOTTEN = "Forgotten"
     FAILED = "Failed"

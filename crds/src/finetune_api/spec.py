@@ -171,6 +171,11 @@ class FineTuneJobSpec(Block):
                 ".evaluation.prompts",
             ),
             cel(
+                "self.objective != 'RewardModel' || !has(self.evaluation.ability)",
+                "a reward model answers no questions: remove evaluation.ability",
+                ".evaluation.ability",
+            ),
+            cel(
                 "!(self.hyperparameters.packing in ['Always', 'On']) || "
                 "self.objective in ['Instruction', 'Chat', 'DomainAdaptation']",
                 "packing works with objectives Instruction, Chat and DomainAdaptation: set it to Auto or Never",

@@ -53,8 +53,17 @@ CONDITIONS: dict[str, Condition] = {
             or spec.dataset.validation_split_percent is not None
         )
     ),
-    "has(self.maxEvalLoss) || self.mustImprove || self.mustMatchExpected": lambda gate: (
-        gate.max_eval_loss is not None or gate.must_improve or gate.must_match_expected
+    "has(self.maxEvalLoss) || self.mustImprove || self.mustMatchExpected || has(self.maxForgotten)": lambda gate: (
+        gate.max_eval_loss is not None
+        or gate.must_improve
+        or gate.must_match_expected
+        or gate.max_forgotten is not None
+    ),
+    "!has(self.gate) || !has(self.gate.maxForgotten) || has(self.ability)": lambda evaluation: (
+        evaluation.gate is None or evaluation.gate.max_forgotten is None or evaluation.ability is not None
+    ),
+    "!self.uri.endsWith('/') && !self.uri.matches('[*?]')": lambda ability: (
+        not ability.uri.endswith("/") and not re.search("[*?]", ability.uri)
     ),
     "!has(self.evaluation.gate) || (!has(self.evaluation.gate.maxEvalLoss) && "
     "!self.evaluation.gate.mustImprove) || has(self.dataset.validation) || "
@@ -114,6 +123,9 @@ CONDITIONS: dict[str, Condition] = {
     ),
     "self.objective != 'RewardModel' || !has(self.evaluation.prompts)": lambda spec: (
         spec.objective != "RewardModel" or spec.evaluation.prompts is None
+    ),
+    "self.objective != 'RewardModel' || !has(self.evaluation.ability)": lambda spec: (
+        spec.objective != "RewardModel" or spec.evaluation.ability is None
     ),
     "!has(self.tuning.lora) || !has(self.tuning.lora.dropout) || self.tuning.lora.dropout == 0.0 || "
     f"!(self.objective in {list(WITHOUT_DROPOUT)})": lambda spec: (

@@ -25,6 +25,7 @@ WARMUP = "warmupSteps must be a fraction"
 KEYS = "each key must match"
 TOPOLOGY = "modes Required and Preferred need a level"
 EARLY = "earlyStopping needs held-out rows"
+ABILITY = {"ability": {"uri": "s3://data/questions.jsonl"}}
 EXPECTING = {"prompts": [{"prompt": "Why?", "expected": "because"}]}
 MODEL = "must be hf://owner/name, or s3://bucket/path"
 DATA = "must be hf://datasets/owner/name[/path], or s3://bucket/path"
@@ -184,6 +185,27 @@ AT_CREATION = [
         {"objective": "DPO", "evaluation": {"prompts": [{"prompt": "Why?"}]}},
         {"objective": "RewardModel", "evaluation": {"prompts": [{"prompt": "Why?"}]}},
         "spec.evaluation.prompts",
+    ),
+    (
+        "a reward model answers no questions: remove evaluation.ability",
+        {"objective": "DPO", "evaluation": ABILITY},
+        {"objective": "RewardModel", "evaluation": ABILITY},
+        "spec.evaluation.ability",
+    ),
+    (
+        "maxForgotten needs questions: set evaluation.ability.uri",
+        {"evaluation": ABILITY | {"gate": {"maxForgotten": 2}}},
+        {"evaluation": {"gate": {"maxForgotten": 2}}},
+        "spec.evaluation.gate.maxForgotten",
+    ),
+    *(
+        (
+            "uri must be one object",
+            {"evaluation": ABILITY},
+            {"evaluation": {"ability": {"uri": uri}}},
+            "spec.evaluation.ability.uri",
+        )
+        for uri in ("s3://data/questions/", "s3://data/*.jsonl")
     ),
     (
         PACKING,

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from finetune_api import names
-from finetune_api.evaluation import Verdict
+from finetune_api.evaluation import AbilityStatus, Verdict
 from finetune_api.names import ConditionType, EventReason
 from finetune_api.status import FineTuneJobStatus
 from finetune_operator.kube.objects import FineTuneJob, Object
@@ -141,11 +141,22 @@ def _end(old: FineTuneJobStatus, new: FineTuneJobStatus) -> list[Event]:
         found.append(Event(E.COMPLETED, _message(new, C.COMPLETE)))
         if new.evaluation and new.evaluation.verdict not in {None, Verdict.BETTER.value}:
             found.append(Event(E.NOT_BETTER, _as_sentence(new.evaluation.detail or ""), is_warning=True))
+        ability = new.evaluation.ability if new.evaluation else None
+        if ability and ability.has_forgotten:
+            found.append(Event(E.FORGOTTEN, _forgotten(ability), is_warning=True))
     if _became(old, new, C.FAILED, "True"):
         failed = new.condition(C.FAILED)
         text = f"{failed.reason}: {failed.message}" if failed else ""
         found.append(Event(E.FAILED, text, is_warning=True))
     return found
+
+
+def _forgotten(found: AbilityStatus) -> str:
+    questions = f"of {found.questions} questions on general ability" if found.questions else "of the questions"
+    return (
+        f"The tuned model answers {found.after or 0:.1f} % {questions} correctly, {found.before or 0:.1f} % before "
+        "training: see the recommendations of the report."
+    )
 
 
 def _as_sentence(text: str) -> str:

@@ -243,6 +243,21 @@ _GAUGES: list[tuple[str, str, Read]] = [
     ("gpu_memory_peak_bytes", "Peak of allocated GPU memory.", _reader("metrics", "gpu_memory_peak_bytes")),
     ("learning_rate", "Learning rate of the last step.", _reader("metrics", "learning_rate")),
     ("early_stopped", "1 if early stopping ended the training.", _reader("early_stopping", "stopped")),
+    (
+        "general_ability_ratio",
+        "Share of the questions on general ability answered correctly after training.",
+        _reader("evaluation", "ability", "after", scale=0.01),
+    ),
+    (
+        "baseline_general_ability_ratio",
+        "Share of the questions on general ability answered correctly before training.",
+        _reader("evaluation", "ability", "before", scale=0.01),
+    ),
+    (
+        "forgotten",
+        "1 if the 95 % interval of the difference in general ability is below zero, else 0.",
+        _reader("evaluation", "ability", "has_forgotten"),
+    ),
     ("gate_passed", "1 if every gate was met, 0 if one was not.", _reader("evaluation", "is_met")),
     (
         "queued_timestamp_seconds",

@@ -6,7 +6,7 @@ from datetime import datetime
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from finetune_api.evaluation import EvaluationStatus, Verdict
+from finetune_api.evaluation import AbilityStatus, EvaluationStatus, Verdict
 from finetune_api.names import ConditionType, Phase
 from kubectl_finetune.cluster.job import Job, Object
 from kubectl_finetune.commands.progress import loss_pairs
@@ -45,7 +45,12 @@ def why(job: Job) -> str:
 
 def verdict_pairs(job: Job) -> list[tuple[str, str]]:
     """Return the verdict on the result, and what was measured for it."""
-    return [("Verdict", _verdict(job)), ("Change", _change(job.status.evaluation))]
+    found = job.status.evaluation
+    return [
+        ("Verdict", _verdict(job)),
+        ("Change", _change(found)),
+        ("Ability", _ability(found.ability if found else None)),
+    ]
 
 
 def _verdict(job: Job) -> str:
@@ -65,6 +70,16 @@ def _change(found: EvaluationStatus | None) -> str:
         text += f", 95 % interval of the difference {low} to {high}"
     text += f", {number(found.rows)} held-out rows" if found.rows else ""
     return f"{text}, measured on the {found.served_as.lower()}" if found.served_as else text
+
+
+def _ability(found: AbilityStatus | None) -> str:
+    """Return the general ability before and after training."""
+    if found is None or found.before is None or found.after is None:
+        return ""
+    text = f"{found.before:.1f} % → {found.after:.1f} % of {number(found.questions)} questions"
+    if found.difference_low is None or found.difference_high is None:
+        return text
+    return f"{text}, 95 % interval {found.difference_low:+.1f} to {found.difference_high:+.1f} percentage points"
 
 
 def _fix(job: Job) -> str:

@@ -109,6 +109,7 @@ DATA, MODELS, TRAINING = "tests/unit/trainer/data", "tests/unit/trainer/models",
 POLICY, TRACKERS = "tests/unit/operator/policy", "tests/integration/trainer/test_trackers.py"
 PARENTS = f"{POLICY}/test_dependencies.py::test_parents_are_pinned_in_a_separate_write_before_anything_is_created"
 GATE = f"{TRAINING}/test_gate.py::test_a_gate_that_is_not_met_fails_with_everything_published"
+ABILITY = f"{TRAINING}/test_ability.py"
 EXPECTATIONS = "tests/unit/trainer/evaluation/test_expectations.py"
 ELSEWHERE = {
     "objective": f"{DATA}/checks/test_objectives.py::test_an_objective_takes_what_it_can_learn_from",
@@ -191,6 +192,14 @@ ELSEWHERE = {
         f"{EXPECTATIONS}::test_a_pattern_is_searched_in_the_answer_and_an_absent_one_has_no_result"
     ),
     "evaluation.maxNewTokens": GATE,
+    "evaluation.ability.uri": (
+        f"{ABILITY}::test_a_model_that_forgot_fails_its_gate_and_the_report_advises_what_to_change"
+    ),
+    "evaluation.ability.sha256": f"{ABILITY}::test_a_bad_or_changed_file_of_questions_is_refused_before_training",
+    "evaluation.ability.maxQuestions": (
+        f"{DATA}/test_ability.py::test_the_seed_chooses_the_questions_and_they_keep_their_order"
+    ),
+    "evaluation.gate.maxForgotten": f"{ABILITY}::test_a_model_that_kept_its_ability_meets_the_gate",
     "evaluation.gate.maxEvalLoss": GATE,
     "evaluation.gate.mustImprove": f"{EXPECTATIONS}::test_what_is_not_reached_is_reported_with_the_figures",
     "evaluation.gate.mustMatchExpected": f"{EXPECTATIONS}::test_what_is_not_reached_is_reported_with_the_figures",

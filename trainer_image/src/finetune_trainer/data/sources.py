@@ -87,6 +87,21 @@ def fetch_source(
     return fetched
 
 
+def fetch_object(uri: str, sha256: str | None, storage: ReadableStore, path: Path, on_bytes: OnBytes) -> FetchedObject:
+    """Download the one object of `spec.evaluation.ability` and check its digest."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        storage.download(uri, path, on_bytes)
+    except ObjectMissing as error:
+        message = f"{error.message}: correct spec.evaluation.ability.uri, or upload the questions"
+        raise TrainerError(ExitCode.DATASET_UNUSABLE, message) from None
+    found = sha256_file(path, lambda _count: on_bytes(0))
+    if sha256 and found != sha256:
+        message = f"{uri} has the SHA-256 {found}, which differs from spec.evaluation.ability.sha256"
+        raise TrainerError(ExitCode.DATASET_UNUSABLE, f"{message}: the questions changed")
+    return FetchedObject(uri, path, path.stat().st_size, found)
+
+
 def _check_digest(source: DataSource, fetched: list[FetchedObject], place: str) -> None:
     if not source.sha256:
         return

@@ -51,9 +51,8 @@ def iterate_logprobs(
         positions = (targets >= 0).nonzero()[:remaining, 0]
         if len(positions):
             remaining -= len(positions)
-            yield RowLogprobs(
-                _logits(model, sample.input_ids, positions).float().log_softmax(-1).cpu(), targets[positions]
-            )
+            ids = torch.tensor([sample.input_ids[: int(positions[-1]) + 1]])
+            yield RowLogprobs(logits_at(model, ids, positions)[0].float().log_softmax(-1).cpu(), targets[positions])
 
 
 def mean_loss(model: PreTrainedModel | PeftModel, held_out: HeldOut) -> float:
@@ -65,14 +64,18 @@ def mean_loss(model: PreTrainedModel | PeftModel, held_out: HeldOut) -> float:
     return nats / max(tokens, 1)
 
 
-def _logits(model: PreTrainedModel | PeftModel, ids: Sequence[int], positions: torch.Tensor) -> torch.Tensor:
-    """Return the logits at these positions alone: those of a long row over a large vocabulary fill the memory."""
-    inputs = torch.tensor([ids[: int(positions[-1]) + 1]], device=model.device)
-    positions = positions.to(model.device)
+def logits_at(
+    model: PreTrainedModel | PeftModel, ids: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Return the logits at these positions alone (rows by positions by vocabulary): those of a long row over a large
+    vocabulary fill the memory. `mask` is 0 where a row is padded."""
+    positions, inputs = positions.to(model.device), {"input_ids": ids.to(model.device)}
+    if mask is not None:
+        inputs["attention_mask"] = mask.to(model.device)
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     with torch.no_grad():
         if "logits_to_keep" in inspect.signature(base.forward).parameters:
-            logits: torch.Tensor = model(input_ids=inputs, use_cache=False, logits_to_keep=positions).logits[0]
+            logits: torch.Tensor = model(**inputs, use_cache=False, logits_to_keep=positions).logits
         else:
-            logits = model(input_ids=inputs, use_cache=False).logits[0, positions]
+            logits = model(**inputs, use_cache=False).logits[:, positions]
     return logits

@@ -9,6 +9,7 @@ from finetune_api.evaluation import EvaluationMetric, EvaluationStatus, Verdict
 from finetune_api.handoff import JobConfig
 from finetune_api.status import DatasetStatus, EarlyStoppingStatus, Resolved
 from finetune_trainer.data.rows import Message
+from finetune_trainer.evaluation.ability import Ability, describe_ability
 from finetune_trainer.evaluation.gate_rules import MergeCheck
 from finetune_trainer.evaluation.history import History
 from finetune_trainer.evaluation.measurements import Measured, RewardPoint
@@ -142,6 +143,8 @@ class RunRecord:
     machine: Machine
     served: Served | None = None
     """The model as it will be served, if that is not the one in training."""
+    ability: Ability | None = None
+    """Its answers to the questions on general ability."""
     compared_rows: int = 0
     """Number of held-out rows that were measured."""
     score_check: ScoreCheck | None = None
@@ -197,7 +200,9 @@ class RunRecord:
         """The verdict in one sentence, with answers that do not match their pattern."""
         sentence = describe(self.comparison, start=self.start, rows=self.compared_rows, obstacle=self.obstacle)
         missed = [str(at) for at, one in enumerate(self.answers, 1) if one.is_expected is False]
-        return f"{sentence}; the answer to prompt {', '.join(missed)} misses its pattern" if missed else sentence
+        parts = [sentence, f"the answer to prompt {', '.join(missed)} misses its pattern" if missed else ""]
+        parts += [describe_ability(self.ability)] if self.ability else []
+        return "; ".join(part for part in parts if part)
 
     @property
     def choices(self) -> int:

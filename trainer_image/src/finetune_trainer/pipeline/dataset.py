@@ -56,6 +56,8 @@ class Rows:
     train: RowFile
     validation: RowFile | None
     summary: dict[str, Any]
+    ability: Path | None = None
+    """The questions of `evaluation.ability`."""
 
     @property
     def digests(self) -> dict[str, str]:
@@ -96,7 +98,7 @@ def fetch_rows(config: JobConfig, storage: ReadableStore, directory: Path, on_by
     validation = fetch_side(Artifact.VALIDATION_ROWS, Artifact.VALIDATION_TOKENS)
     if not train:
         raise TrainerError(ExitCode.DATASET_UNUSABLE, f"{Artifact.TRAIN_ROWS} contains no row")
-    return Rows(train, validation, summary)
+    return Rows(train, validation, summary, fetch(Artifact.ABILITY_ROWS))
 
 
 def _count_lines(path: Path) -> int:

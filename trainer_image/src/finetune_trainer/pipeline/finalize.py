@@ -14,6 +14,7 @@ from finetune_api.spec import Method
 from finetune_api.status import DatasetStatus, Resolved
 from finetune_trainer.config.resolved_manifest import config_yaml
 from finetune_trainer.errors import one_line
+from finetune_trainer.evaluation.ability import Ability, ability_status, find_forgotten
 from finetune_trainer.evaluation.early_stopping import Plateau
 from finetune_trainer.evaluation.expectations import find_unmet
 from finetune_trainer.evaluation.gate_rules import (
@@ -68,6 +69,8 @@ class TrainingResult:
     """Mean loss on the tokens that the gate compares a full model on."""
     served: Served | None = None
     """The figures of the model as it will be served, if they are not those of the training: only of QLoRA."""
+    ability: Ability | None = None
+    """The answers to the questions on general ability of the model that will be served."""
 
 
 def collect_examples(
@@ -102,6 +105,7 @@ def build_record(inputs: Inputs, trained: TrainingResult, merge: MergeCheck | Sc
         final=trained.final,
         best_step=trained.plateau.best_step,
         served=trained.served,
+        ability=trained.ability,
         compared_rows=sampled.prompts if sampled else len(inputs.validation),
         early_stopping=inputs.run.reporter.snapshot().early_stopping,
         trainable_parameters=trained.parameters,
@@ -129,13 +133,14 @@ def evaluate_gates(record: RunRecord) -> EvaluationStatus:
     """Return the verdict and the gates' results; the files hold all figures."""
     requested = record.config.spec.evaluation.gate
     missed = find_unmet(requested, record.verdict, record.detail, record.judged_loss, record.answers)
+    missed += find_forgotten(requested, record.ability, record.served.obstacle if record.served else "")
     gate = GateResult.NOT_CONFIGURED if requested is None else GateResult.NOT_MET if missed else GateResult.PASSED
     merged = record.merge.result if record.merge else GateResult.NOT_ASKED
     problems = [*missed, *([record.merge.sentence] if record.merge and record.merge.sentence else [])]
     gates = {"gate": gate.value, "merged": merged.value, "message": one_line("; ".join(problems)) or None}
     served_as = "Model" if record.settings.method == Method.FULL else "Adapter"
     status = to_status(record.comparison, one_line(record.detail), record.compared_rows, served_as)
-    return status.model_copy(update=gates)
+    return status.model_copy(update=gates | {"ability": ability_status(record.ability)})
 
 
 def build_result(inputs: Inputs, record: RunRecord) -> Report:

@@ -10,6 +10,8 @@ from pathlib import Path
 from finetune_api.handoff import ExitCode
 from finetune_api.objectives import Objective
 from finetune_trainer.config.run_context import RunContext
+from finetune_trainer.data.ability import Question as AbilityQuestion
+from finetune_trainer.data.ability import read_questions
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.evaluation.questions import Question, list_questions
 from finetune_trainer.evaluation.run_record import Licence
@@ -89,6 +91,11 @@ class Inputs:
         if spec.objective == Objective.REWARD_MODEL:
             return []
         return list_questions(spec.evaluation.prompts, self.rows.validation or ())
+
+    @cached_property
+    def ability_questions(self) -> list[AbilityQuestion]:
+        """The questions on general ability to answer before and after the training."""
+        return list(read_questions(self.rows.ability)) if self.rows.ability else []
 
     @property
     def answers(self) -> Iterator[Encoded]:

@@ -5,8 +5,11 @@ from collections.abc import Sequence
 import torch
 
 from finetune_api.handoff import ExitCode
+from finetune_api.spec import Method
 from finetune_trainer.distributed.sharding import is_sharded
 from finetune_trainer.errors import TrainerError
+from finetune_trainer.evaluation.ability import Ability
+from finetune_trainer.evaluation.choices import answer_questions
 from finetune_trainer.evaluation.expectations import Expectations
 from finetune_trainer.evaluation.generate import answer_all, stop_token_ids
 from finetune_trainer.evaluation.logprobs import HeldOut, mean_loss
@@ -30,13 +33,17 @@ from finetune_trainer.training.methods.parts import LoopContext, TrainerParts
 LARGEST_RECHECK_DIFFERENCE = 0.005
 
 
-def measure_baseline(inputs: Inputs, trainer: LoopTrainer, loop: LoopContext) -> None:
-    """Record the untrained model's loss and its outputs, those of prompts from the first process unless sharded."""
+def measure_baseline(inputs: Inputs, trainer: LoopTrainer, loop: LoopContext, *, is_quantised: bool) -> None:
+    """Record the untrained model's loss and its outputs, those of prompts from the first process unless sharded.
+
+    The ability of a quantised base is not measured here: that of the base in 16 bits is, after the training.
+    """
     if inputs.validation and inputs.run.config.spec.evaluation.baseline:
         trainer.evaluate()
     loop.before.shown = trainer.show(inputs.shown)
     if loop.world.is_first or is_sharded(trainer.model):
         loop.before.answers = answer_prompts(inputs, trainer, loop)
+        loop.before.ability = [] if is_quantised else measure_ability(inputs, trainer, loop)
         loop.world.set_key("answered")
     else:
         loop.world.wait_key("answered", inputs.run.on_work)
@@ -52,7 +59,10 @@ def measure_result(
     after = trainer.show(inputs.shown)
     stop_ids = stop_token_ids(trainer.model, inputs.answers) if traits.writes_text else []
     full_loss = measure_gate_loss(inputs, trainer) if world.is_first else None
-    answers = answer_prompts(inputs, trainer, loop) if world.is_first or is_sharded(parts.model) else []
+    is_answering = world.is_first or is_sharded(parts.model)
+    answers = answer_prompts(inputs, trainer, loop) if is_answering else []
+    is_asked = is_answering and parts.settings.method != Method.QLORA
+    after_ability = measure_ability(inputs, trainer, loop) if is_asked else []
     return TrainingResult(
         parts.settings,
         loop.history,
@@ -66,6 +76,7 @@ def measure_result(
         stop_ids=stop_ids,
         quantised=quantised_layers(parts.model, parts.settings),
         full_loss=full_loss,
+        ability=Ability(loop.before.ability, after_ability) if after_ability else None,
     )
 
 
@@ -108,6 +119,21 @@ def restore_best(trainer: LoopTrainer, loop: LoopContext) -> Measured:
         raise TrainerError(ExitCode.INTERNAL_ERROR, f"the restored best weights have an evaluation loss of {found}")
     loop.reporter.update(metrics={"eval_loss": final.loss} | final.figures())
     return final
+
+
+def measure_ability(inputs: Inputs, trainer: LoopTrainer, loop: LoopContext) -> list[bool]:
+    """Return whether the current model answers each question on general ability correctly."""
+    questions = inputs.ability_questions
+    if not questions:
+        return []
+    loop.reporter.set_stage("Answering")
+    on_work = loop.on_work if is_sharded(trainer.model) else inputs.run.on_work
+
+    def on_question(number: int) -> None:
+        on_work()
+        loop.reporter.set_share(number, len(questions))
+
+    return answer_questions(trainer.model, inputs.labeler.tokenizer, questions, on_question)
 
 
 def answer_prompts(inputs: Inputs, trainer: LoopTrainer, loop: LoopContext) -> list[str]:

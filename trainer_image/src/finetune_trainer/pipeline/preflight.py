@@ -83,6 +83,8 @@ def _probe(config: JobConfig, storage: ReadableStore) -> None:
     uris = [config.output_key(), config.spec.model.uri, dataset.train.uri]
     if dataset.validation:
         uris.append(dataset.validation.uri)
+    if config.spec.evaluation.ability:
+        uris.append(config.spec.evaluation.ability.uri)
     if config.spec.tuning.initial_adapter and config.spec.tuning.initial_adapter.uri:
         uris.append(config.spec.tuning.initial_adapter.uri)
     if config.spec.rlhf and config.spec.rlhf.reward_model and config.spec.rlhf.reward_model.uri:
@@ -139,12 +141,13 @@ def _check_served(config: JobConfig, model: ModelFacts, resolved: Resolved) -> N
     if gate is None or budget is None or resolved.method != Method.QLORA:
         return
     needed, available = SERVED_BYTES * model.parameters, parse_quantity(budget)
-    if (gate.max_eval_loss is not None or gate.must_improve) and needed >= available:
+    judged = gate.max_eval_loss is not None or gate.must_improve or gate.max_forgotten is not None
+    if judged and needed >= available:
         raise TrainerError(
             ExitCode.INVALID_CONFIG,
             f"evaluation.gate judges the adapter on the base in 16 bits, as it is served, which needs "
             f"{format_bytes(needed)}, and tuning.vramBudget is {format_bytes(available)}: use a larger GPU, or remove "
-            "mustImprove and maxEvalLoss",
+            "mustImprove, maxEvalLoss and maxForgotten",
         )
 
 

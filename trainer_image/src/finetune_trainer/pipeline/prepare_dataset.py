@@ -15,13 +15,14 @@ import orjson
 from finetune_api.handoff import Artifact, ExitCode, JobConfig, ManifestFile
 from finetune_api.spec import DataSource
 from finetune_api.status import DatasetStatus
+from finetune_trainer.data.ability import choose_questions, write_questions
 from finetune_trainer.data.checks.output import ACCEPTED, REJECTED, CheckOutput, read_accepted
 from finetune_trainer.data.checks.pipeline import check_rows
 from finetune_trainer.data.checks.split import PromptSplit, Split, collect_prompts
 from finetune_trainer.data.checks.summary import Summary, explain_unusable, name_unknown_columns
 from finetune_trainer.data.codes import RepairCode
 from finetune_trainer.data.rows import NamedPath, Rejected, UnreadableFile
-from finetune_trainer.data.sources import FetchedObject, fetch_source
+from finetune_trainer.data.sources import FetchedObject, fetch_object, fetch_source
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.storage.protocol import OnBytes, ReadableStore, describe_files
 from finetune_trainer.tokenization.labeler import Labeler
@@ -96,6 +97,7 @@ def prepare_dataset(
     (out / "dataset").mkdir(parents=True)
     train_lengths, held_out_samples = _write_rows(out, train, validation, split)
     _concatenate(out / Artifact.REJECTED, [one.directory / REJECTED for one in (train, validation) if one])
+    ability = _write_questions(config, storage, workspace, out, on_bytes)
     status = _status(train, validation, split)
     files = describe_files(out)
     _write_summary(
@@ -106,6 +108,7 @@ def prepare_dataset(
         files=files,
         labeler=labeler,
         model=config.spec.model.model_dump(include={"uri", "revision"}, exclude_none=True),
+        ability=ability,
     )
     return PreparedDataset(out, files, status, train_lengths, held_out_samples)
 
@@ -211,6 +214,21 @@ def _write_rows(
     return lengths, held_out_samples
 
 
+def _write_questions(
+    config: JobConfig, storage: ReadableStore, workspace: Path, out: Path, on_bytes: OnBytes
+) -> FetchedObject | None:
+    """Fetch and check the questions of `evaluation.ability`, if the job has any, and write those that are asked."""
+    asked = config.spec.evaluation.ability
+    if asked is None:
+        return None
+    fetched = fetch_object(asked.uri, asked.sha256, storage, workspace / "source-ability", on_bytes)
+    questions = choose_questions(
+        NamedPath(fetched.path, fetched.uri), asked.max_questions, config.spec.hyperparameters.seed
+    )
+    write_questions(out / Artifact.ABILITY_ROWS, questions)
+    return fetched
+
+
 def _concatenate(target: Path, parts: list[Path]) -> None:
     with target.open("wb") as file:
         for part in parts:
@@ -263,6 +281,7 @@ def _write_summary(
     files: list[ManifestFile],
     labeler: Labeler,
     model: dict[str, Any],
+    ability: FetchedObject | None,
 ) -> None:
     content: dict[str, Any] = {
         "status": status.model_dump(mode="json", by_alias=True, exclude_none=True),
@@ -272,5 +291,6 @@ def _write_summary(
         "model": model,
         "files": [file.model_dump(by_alias=True) for file in files],
         "chatTemplateSha256": labeler.template_sha256,
+        **({"ability": ability.to_dict()} if ability else {}),
     }
     (out / Artifact.DATASET_SUMMARY).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

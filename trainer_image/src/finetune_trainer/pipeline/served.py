@@ -9,6 +9,7 @@ import torch
 from finetune_api.spec import Method
 from finetune_api.status import Resolved
 from finetune_trainer.distributed.world import as_only_process
+from finetune_trainer.evaluation.ability import Ability
 from finetune_trainer.evaluation.early_stopping import Plateau
 from finetune_trainer.evaluation.history import History
 from finetune_trainer.evaluation.run_record import Served
@@ -19,7 +20,7 @@ from finetune_trainer.models.tensor_files import read_local_shape
 from finetune_trainer.pipeline.finalize import TrainingResult
 from finetune_trainer.pipeline.inputs import Inputs
 from finetune_trainer.pipeline.load import build_judge, load_model
-from finetune_trainer.pipeline.measure import answer_prompts, pair_answers
+from finetune_trainer.pipeline.measure import answer_prompts, measure_ability, pair_answers
 from finetune_trainer.training.callbacks import restore_trained
 from finetune_trainer.training.methods import build_trainer
 from finetune_trainer.training.methods.parts import LoopContext, TrainerParts
@@ -36,7 +37,7 @@ def measure_as_served(inputs: Inputs, trained: TrainingResult, device: torch.dev
 
     The trained model must be freed before. If the base does not fit in memory, only the reason is added.
     """
-    is_measured = inputs.validation or inputs.questions
+    is_measured = inputs.validation or inputs.questions or inputs.ability_questions
     if trained.settings.method != Method.QLORA or not is_measured:
         return trained
     gc.collect()
@@ -86,8 +87,9 @@ def _measure(inputs: Inputs, trained: TrainingResult, device: torch.device) -> T
     trainer = build_trainer(spec.objective, parts, build_judge(inputs, settings, device))
     is_compared = spec.evaluation.baseline and inputs.validation
     before = trainer.measure_again(trained.history.baseline_reward()) if is_compared else None
-    base = answer_prompts(inputs, trainer, loop)
+    base, known = answer_prompts(inputs, trainer, loop), measure_ability(inputs, trainer, loop)
     restore_trained(trainer.model, inputs.best_weights)
     after = trainer.measure_again(trained.history.final_reward) if inputs.validation else None
     answers = pair_answers(inputs, base, answer_prompts(inputs, trainer, loop))
-    return replace(trained, served=Served(before, after), answers=answers)
+    ability = Ability(known, measure_ability(inputs, trainer, loop)) if known else None
+    return replace(trained, served=Served(before, after), answers=answers, ability=ability)

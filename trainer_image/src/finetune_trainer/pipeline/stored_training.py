@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict
 
 from finetune_api.handoff import Artifact, Outcome, Report
 from finetune_api.status import EarlyStoppingStatus, Metrics, Resolved
+from finetune_trainer.evaluation.ability import Ability
 from finetune_trainer.evaluation.early_stopping import Plateau
 from finetune_trainer.evaluation.history import History
 from finetune_trainer.evaluation.measurements import Measured
@@ -42,6 +43,7 @@ class StoredTraining(BaseModel):
     quantised: Quantised | None
     full_loss: float | None
     served: Served | None = None
+    ability: Ability | None = None
     metrics: Metrics
     early_stopping: EarlyStoppingStatus | None
     total_steps: int | None
@@ -66,6 +68,7 @@ def store_training(inputs: Inputs, trained: TrainingResult, checkpoints: Checkpo
         quantised=trained.quantised,
         full_loss=trained.full_loss,
         served=trained.served,
+        ability=trained.ability,
         metrics=known.metrics,
         early_stopping=known.early_stopping,
         total_steps=known.progress.total_steps,
@@ -116,6 +119,7 @@ def restore_training(inputs: Inputs, checkpoints: Checkpoints) -> TrainingResult
         quantised=figures.quantised,
         full_loss=figures.full_loss,
         served=figures.served,
+        ability=figures.ability,
     )
 
 

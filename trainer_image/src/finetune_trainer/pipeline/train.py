@@ -205,7 +205,7 @@ def train_once(
     parameters = sum(tensor.numel() for tensor in trained_tensors(model).values())
     reporter.update(resolved=settings, metrics={"trainable_parameters": parameters})
     if not resumed:
-        measure_baseline(inputs, trainer, loop)
+        measure_baseline(inputs, trainer, loop, is_quantised=settings.method == Method.QLORA)
     trainer.train(str(resumed) if resumed else None)
     loop.stop.raise_if_set()
     result = measure_result(inputs, trainer, parts, parameters, device)

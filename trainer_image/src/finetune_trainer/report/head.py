@@ -52,6 +52,10 @@ def _evaluation_tiles(record: RunRecord) -> list[Tile]:
             share = earlier.reward_accuracy if earlier else None
             was = f"{record.start} {percent(share)}" if share is not None else ""
             found.append(Tile("Preferred answer wins", percent(after.reward_accuracy), was))
+    known = record.ability.comparison if record.ability else None
+    if known:
+        was = f"{record.start} {percent(known.before)}"
+        found.append(Tile("General ability", percent(known.after), was))
     stopped = record.early_stopping is not None and record.early_stopping.stopped
     note = "stopped early" if stopped else f"of {record.settings.total_steps} steps"
     best = record.best_step if record.best_step is not None else record.last_step

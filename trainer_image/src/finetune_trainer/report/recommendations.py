@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from finetune_api.evaluation import Verdict
 from finetune_trainer.data.codes import RejectCode
 from finetune_trainer.data.lengths import round_up
+from finetune_trainer.evaluation.ability import describe_ability
 from finetune_trainer.evaluation.measurements import EvalPoint, TrainPoint
 from finetune_trainer.evaluation.run_record import RunRecord
 
@@ -121,6 +122,19 @@ def missed_expectation(run: RunRecord) -> Recommendation | None:
         "Read the answers below: some do not match `expected`. Add rows like them, or correct the pattern.",
         f"the tuned model's answer to prompt {', '.join(missed)} does not match",
         len(missed) / len(run.answers),
+    )
+
+
+def forgotten(run: RunRecord) -> Recommendation | None:
+    """Detect a model that answers measurably fewer questions on general ability than before the training."""
+    if run.ability is None or not run.ability.has_forgotten:
+        return None
+    change = "tuning.method LoRA, " if run.settings.method == "Full" else ""
+    return Recommendation(
+        f"Check whether you need what the model has forgotten. To keep more of it, use {change}a lower "
+        "hyperparameters.learningRate or fewer steps, or mix general rows into dataset.train.",
+        f"{describe_ability(run.ability)}; {run.ability.lost} answers became wrong, {run.ability.gained} right",
+        UNUSABLE,
     )
 
 
@@ -321,6 +335,7 @@ def idle_memory(run: RunRecord) -> Recommendation | None:
 RULES: Sequence[Callable[[RunRecord], Recommendation | None]] = (
     no_improvement,
     not_as_served,
+    forgotten,
     missed_expectation,
     less_than_an_epoch,
     flat_groups,

@@ -28,6 +28,8 @@ class BaselineOutputs:
     answers: list[str] = field(default_factory=list)
     shown: list[Any] = field(default_factory=list)
     """A policy's `ScoredAnswer`s; other objectives do not use theirs after the training."""
+    ability: list[bool] = field(default_factory=list)
+    """Whether each question on general ability was answered correctly."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ class SavedRun:
         content = {
             "answers": self.before.answers,
             "written": written,
+            "ability": self.before.ability,
             "metrics": self.metrics.model_dump(mode="json", by_alias=True, exclude_none=True),
             "seconds": self.seconds,
         }
@@ -53,7 +56,8 @@ class SavedRun:
     def read(cls, path: Path) -> "SavedRun":
         """Read a file that `write` wrote."""
         content = json.loads(path.read_text(encoding="utf-8"))
-        before = BaselineOutputs(content["answers"], [ScoredAnswer(**one) for one in content["written"]])
+        written = [ScoredAnswer(**one) for one in content["written"]]
+        before = BaselineOutputs(content["answers"], written, content.get("ability", []))
         return cls(before, Metrics.model_validate(content["metrics"]), content["seconds"])
 
 
