@@ -93,6 +93,10 @@ def test_the_run_of_the_guide_its_verification_and_the_answer_of_the_model(folde
         if " chat " in command:
             asked = command.replace(" DIR", " support-bot --prompt Hello")
             assert re.search(seen, call(folder, f"{asked} --base model"), re.MULTILINE), command
+        if " merge " in command:
+            words = {"hf://" + HUB_NAME: HUB_NAME, "BASE": "model", "ADAPTER": "support-bot", "OUTPUT": "again"}
+            asked = " ".join(words.get(word, word) for word in command.split())
+            assert re.search(seen, call(folder, asked), re.MULTILINE), command
     (script,) = (block.text for block in blocks("python") if block.document == "docs/first-job.md")
     (folder / "talk.py").write_text(script)
     call(folder, f"{sys.executable} talk.py")

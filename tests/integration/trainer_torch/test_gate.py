@@ -43,7 +43,6 @@ from finetune_trainer.models.loading import (
     trained_tensors,
 )
 from finetune_trainer.models.tensor_files import TensorFiles
-from finetune_trainer.monitoring.reporter import Reporter
 from finetune_trainer.pipeline.full_model import make_candidate
 from finetune_trainer.publishing.lineage import digest_folder
 from finetune_trainer.publishing.publish import adopt_result
@@ -109,7 +108,7 @@ def change(directory: Path, edit: Callable[[dict[str, torch.Tensor]], object]) -
 
 
 def test_a_right_merge_is_its_source_to_rounding(plan: GatePlan, tmp_path: Path) -> None:
-    (seen,) = run_gate(plan, tmp_path, Reporter("u-1"), StopFlag())
+    (seen,) = run_gate(plan, tmp_path, lambda: None, StopFlag())
     assert find_faults(seen, seen.reference_loss, [], 0) == []
     assert seen.tokens == sum(len([label for label in labels[1:] if label >= 0]) for _, labels in SAMPLES)
     assert seen.mean_kl is not None
@@ -202,7 +201,7 @@ def test_a_stop_ends_the_gate_before_its_libraries_are_loaded(
     stop = StopFlag()
     stop.set()
     with pytest.raises(Stopped):
-        run_gate(plan, tmp_path, Reporter("u-1"), stop)
+        run_gate(plan, tmp_path, lambda: None, stop)
 
 
 def test_if_one_model_does_not_fit_the_gate_is_not_run_and_reports_how_much_it_needs(
@@ -210,7 +209,7 @@ def test_if_one_model_does_not_fit_the_gate_is_not_run_and_reports_how_much_it_n
 ) -> None:
     monkeypatch.setattr("finetune_trainer.merging.gate.available_bytes", lambda: needed_bytes(plan) - 1)
     with pytest.raises(GateNotRun, match=r"takes 0\.7 GiB of memory, and .* free: raise resources\.limits\.memory"):
-        run_gate(plan, tmp_path, Reporter("u-1"), StopFlag())
+        run_gate(plan, tmp_path, lambda: None, StopFlag())
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,6 @@ from safetensors.torch import save_file
 from finetune_trainer.evaluation.gate_rules import ValidationResult
 from finetune_trainer.merging import gate
 from finetune_trainer.merging.gate_messages import Candidate, GatePlan, GateReply
-from finetune_trainer.monitoring.reporter import Reporter
 from finetune_trainer.sigterm import StopFlag
 
 MIB = 1024**2
@@ -45,7 +44,7 @@ def run_with(script: str, plan: GatePlan, tmp_path: Path, monkeypatch: pytest.Mo
     interpreter.write_text(f"#!/bin/sh\n{script}\n", encoding="utf-8")
     interpreter.chmod(0o755)
     monkeypatch.setattr(gate.sys, "executable", str(interpreter))
-    return gate.run_gate(plan, tmp_path, Reporter("u-1"), StopFlag())
+    return gate.run_gate(plan, tmp_path, lambda: None, StopFlag())
 
 
 def test_the_results_are_those_that_the_process_wrote(

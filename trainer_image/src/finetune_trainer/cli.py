@@ -26,7 +26,7 @@ from finetune_trainer.entrypoints.termination import RunState
 EXIT_CODES = ", ".join(f"{code.value} {code.meaning}" for code in ExitCode)
 app = typer.Typer(
     name="finetune-trainer",
-    help="Check data, estimate memory, fine-tune a language model, publish the result and talk to it.",
+    help="Check data, estimate memory, fine-tune a language model, publish, merge and talk to it.",
     epilog=f"Exit codes: {EXIT_CODES}; 1 `verify` found a fault, 2 invalid usage.",
     add_completion=False,
     no_args_is_help=True,
@@ -285,6 +285,59 @@ def chat_command(  # noqa: PLR0917 - the options of a command
 
     state: RunState = context.obj
     chat(folder, ChatOptions(base, prompt, system, max_new_tokens, temperature, precision), state.stop)
+
+
+@app.command("merge")
+def merge_command(  # noqa: PLR0917 - the options of a command
+    context: typer.Context,
+    base: Annotated[
+        str,
+        typer.Argument(metavar="BASE", help="The model that the adapter was trained on: a folder, s3://… or hf://…"),
+    ],
+    adapter: Annotated[
+        str,
+        typer.Argument(
+            metavar="ADAPTER", help="An adapter as PEFT saves it, or the result of a job; also s3://… or hf://…"
+        ),
+    ],
+    output: Annotated[str, typer.Argument(metavar="OUTPUT", help="Folder for the merged model; new or empty.")],
+    precision: Annotated[
+        Precision, typer.Option(help="Number format of the model. Auto: the base's own.", case_sensitive=False)
+    ] = Precision.AUTO,
+    rows: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Rows to compare on, in any format of check-data; the first 512. Default: the held-out rows of the "
+            "adapter's own result, else built-in texts.",
+            show_default=False,
+        ),
+    ] = None,
+    validate: Annotated[
+        bool,
+        typer.Option(
+            "--validate/--no-validate",
+            help="Read the model back and compare it with base and adapter; takes the memory of one model.",
+        ),
+    ] = True,
+) -> None:
+    """Merge an adapter into its base, and validate the model as a job does. Works without a GPU.
+
+    A separate process reads the written files back: every tensor is what base and adapter produce, the
+    log-probabilities are those of base and adapter, and tokenizer and chat template are unchanged. OUTPUT is written
+    only if that holds.
+
+    Exits with 64 if the adapter belongs to another base, 65 if no row can be compared, 66 if a model or adapter is
+    damaged or a pickle, 69 if the disk is too small, 73 if OUTPUT is not empty, 78 if the model may not be used.
+    """
+    from finetune_trainer.commands.merge import MergeOptions, merge_adapter
+
+    if rows is not None and not validate:
+        raise typer.BadParameter(
+            "--rows are compared by the validation, which --no-validate turns off: remove one of them"
+        )
+    state: RunState = context.obj
+    merge_adapter(base, adapter, output, MergeOptions(precision, rows, validate), state.stop)
 
 
 @app.command("estimate")

@@ -82,11 +82,21 @@ def termination_log(tmp_path: Path) -> Path:
 
 def test_the_help_names_every_command_and_exit_code() -> None:
     text = trainer("--help").stdout
-    for word in ("preflight", "check-data", "estimate", "run", "chat", "verify", "75 stopped", "77 storage denied"):
+    for word in (
+        "preflight",
+        "check-data",
+        "estimate",
+        "run",
+        "chat",
+        "merge",
+        "verify",
+        "75 stopped",
+        "77 storage denied",
+    ):
         assert word in text
 
 
-@pytest.mark.parametrize("command", ["preflight", "train", "check-data", "estimate", "run", "chat", "verify"])
+@pytest.mark.parametrize("command", ["preflight", "train", "check-data", "estimate", "run", "chat", "merge", "verify"])
 def test_every_command_explains_itself(command: str) -> None:
     done = CliRunner().invoke(app, [command, "--help"])
     assert done.exit_code == 0
@@ -108,7 +118,7 @@ def test_preflight_and_the_command_line_load_neither_torch_nor_transformers() ->
         "import sys, finetune_trainer.cli, finetune_trainer.entrypoints.pod\n"
         "import finetune_trainer.pipeline.preflight, finetune_trainer.storage.s3\n"
         "import finetune_trainer.commands.check_data, finetune_trainer.commands.run, finetune_trainer.commands.verify\n"
-        "import finetune_trainer.commands.estimate, finetune_trainer.commands.chat\n"
+        "import finetune_trainer.commands.estimate, finetune_trainer.commands.chat, finetune_trainer.commands.merge\n"
         "print([m for m in ('torch', 'transformers', 'peft', 'trl', 'datasets', 'matplotlib') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)

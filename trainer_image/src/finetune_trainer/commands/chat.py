@@ -14,18 +14,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from tqdm import tqdm
 
 from finetune_api.handoff import Artifact, ExitCode
-from finetune_api.spec import FineTuneJobSpec, Precision
+from finetune_api.spec import Precision
 from finetune_api.status import Resolved
 from finetune_trainer.commands.chat_screen import show_answers
-from finetune_trainer.commands.model_place import ModelPlace, find_model
+from finetune_trainer.commands.model_place import ModelPlace, open_base
 from finetune_trainer.config.manifest import read_manifest
 from finetune_trainer.data.rows import Message
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.models.base_model import ADAPTER_CONFIG, TOKENIZER, is_model_file, refuse
-from finetune_trainer.models.cache import cached_model
+from finetune_trainer.models.base_model import TOKENIZER
 from finetune_trainer.models.tuned_folder import TunedFolder, read_tuned
 from finetune_trainer.sigterm import StopFlag
 from finetune_trainer.storage.local import LocalStore
@@ -151,7 +149,8 @@ def find_base(folder: Path, tuned: TunedFolder, given: str | None, stop: StopFla
             return None
         raise TrainerError(ExitCode.INVALID_CONFIG, f"{folder} names no base with a URI: name its folder with --base")
     try:
-        return _open_base(name, None if given else tuned.revision, spec, stop, scratch)
+        revision = None if given else tuned.revision
+        return open_base(name, "--base", stop, scratch, revision=revision, spec=spec).folder
     except TrainerError as error:
         if given:
             raise
@@ -159,32 +158,6 @@ def find_base(folder: Path, tuned: TunedFolder, given: str | None, stop: StopFla
             logger.warning("only the tuned model is shown: %s", error.message)
             return None
         raise TrainerError(error.code, f"{error.message}; or name the folder of the base with --base") from error
-
-
-def _open_base(name: str, revision: str | None, spec: FineTuneJobSpec | None, stop: StopFlag, scratch: Path) -> Path:
-    place = find_model(name, "--base", stop, revision=revision, spec=spec)
-    place.check(scratch / "checked", "--base")
-    if place.folder is None:
-        return _fetch(place, scratch / "base")
-    if (place.folder / ADAPTER_CONFIG).exists():  # the library would apply it unasked
-        refuse(name, f"it has an {ADAPTER_CONFIG} next to the weights: name a folder with the base alone")
-    return place.folder
-
-
-def _fetch(place: ModelPlace, directory: Path) -> Path:
-    """Return the model's folder in the cache of this user, else downloaded."""
-    entries = [entry for entry in place.storage.list(place.uri) if is_model_file(entry.key)]
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "finetune-trainer"
-    total = sum(entry.size for entry in entries)
-    with tqdm(total=total, unit="B", unit_scale=True, leave=False, disable=None, desc="fetching the base") as bar:
-
-        def on_bytes(count: int) -> None:
-            bar.update(count)
-
-        found = cached_model(place.uri, entries, place.storage, cache, on_bytes)
-        if found is None:
-            place.storage.download_folder(place.uri, directory, on_bytes, accept=is_model_file)
-    return found or directory
 
 
 def _load(tuned: TunedFolder, base: Path | None, precision: Precision) -> list["Answerer"]:

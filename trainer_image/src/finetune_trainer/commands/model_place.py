@@ -1,14 +1,20 @@
 """A model that a command names: a local folder, or a URI of S3 or a hub."""
 
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+from tqdm import tqdm
 
 from finetune_api.handoff import ExitCode
 from finetune_api.spec import FineTuneJobSpec, Method
 from finetune_trainer.commands.local_stores import connect_here
 from finetune_trainer.config.manifest import parse_spec
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.models.base_model import ModelFacts, check_model
+from finetune_trainer.models.base_model import ADAPTER_CONFIG, ModelFacts, check_model, is_model_file, refuse
+from finetune_trainer.models.cache import cached_model
 from finetune_trainer.sigterm import StopFlag
 from finetune_trainer.storage.local import LocalStore
 from finetune_trainer.storage.protocol import ReadableStore
@@ -63,3 +69,55 @@ def minimal_spec(
         "resources": {"gpusPerNode": gpus},
     }
     return parse_spec(content, Path(option))
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedBase:
+    """A base model on this machine, and the facts of its check."""
+
+    folder: Path
+    facts: ModelFacts
+
+
+def open_base(
+    name: str,
+    option: str,
+    stop: StopFlag,
+    scratch: Path,
+    *,
+    revision: str | None = None,
+    spec: FineTuneJobSpec | None = None,
+) -> OpenedBase:
+    """Check a base as preflight does; one that is not on this machine is downloaded into the cache of this user."""
+    place = find_model(name, option, stop, revision=revision, spec=spec)
+    facts = place.check(scratch / "checked", option)
+    if place.folder is None:
+        return OpenedBase(_fetch_base(place, scratch / "base", stop), facts)
+    if (place.folder / ADAPTER_CONFIG).exists():  # the library would apply it unasked
+        refuse(name, f"it has an {ADAPTER_CONFIG} next to the weights: name a folder with the base alone")
+    return OpenedBase(place.folder, facts)
+
+
+def _fetch_base(place: ModelPlace, directory: Path, stop: StopFlag) -> Path:
+    """Return the model's folder in the cache of this user, else downloaded."""
+    entries = [entry for entry in place.storage.list(place.uri) if is_model_file(entry.key)]
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "finetune-trainer"
+    with progress_bar("fetching the base", stop, total=sum(entry.size for entry in entries), unit="B") as on_bytes:
+        found = cached_model(place.uri, entries, place.storage, cache, on_bytes)
+        if found is None:
+            place.storage.download_folder(place.uri, directory, on_bytes, accept=is_model_file)
+    return found or directory
+
+
+@contextmanager
+def progress_bar(
+    title: str, stop: StopFlag, *, total: int | None = None, unit: str = "it"
+) -> Iterator[Callable[..., None]]:
+    """Show a bar on a terminal, and yield the callback for a piece of work, which SIGTERM ends."""
+    with tqdm(total=total, unit=unit, unit_scale=unit == "B", leave=False, disable=None, desc=title) as bar:
+
+        def on_work(done: int = 1) -> None:
+            stop.raise_if_set()
+            bar.update(done)
+
+        yield on_work

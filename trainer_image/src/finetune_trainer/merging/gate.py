@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
@@ -20,7 +21,6 @@ from finetune_trainer.merging.host_memory import available_bytes
 from finetune_trainer.models.base_model import read_config
 from finetune_trainer.models.loading import DTYPES
 from finetune_trainer.models.tensor_files import total_bytes
-from finetune_trainer.monitoring.reporter import Reporter
 from finetune_trainer.sigterm import StopFlag
 
 logger = logging.getLogger(__name__)
@@ -38,12 +38,12 @@ class GateNotRun(Exception):  # noqa: N818 - an outcome for the report, not an e
     """The gate cannot run on this machine; the message gives the reason."""
 
 
-def run_gate(plan: GatePlan, workspace: Path, reporter: Reporter, stop: StopFlag) -> list[ValidationResult]:
+def run_gate(plan: GatePlan, workspace: Path, on_work: Callable[[], None], stop: StopFlag) -> list[ValidationResult]:
     """Return the results of the gate's process; raises GateNotRun. If it fails on the GPU, the CPU is tried."""
     needed = require_memory(plan)
     code, reply, log = KILLED, workspace / "gate-reply.json", ""
     for device in ("cuda", "cpu") if _has_room_on_gpu(needed) else ("cpu",):
-        code, log = _run_worker(plan.model_copy(update={"device": device}), workspace, reply, reporter, stop=stop)
+        code, log = _run_worker(plan.model_copy(update={"device": device}), workspace, reply, on_work, stop=stop)
         if code == 0 and reply.is_file():
             return GateReply.model_validate_json(reply.read_bytes()).results
         logger.error("the gate's process exited with %s on device %s:\n%s", code, device, log)
@@ -58,20 +58,22 @@ def _describe_exit(code: int) -> str:
     return f"exit code {code}" if code else "no reply"
 
 
-def _run_worker(plan: GatePlan, workspace: Path, reply: Path, reporter: Reporter, *, stop: StopFlag) -> tuple[int, str]:
+def _run_worker(
+    plan: GatePlan, workspace: Path, reply: Path, on_work: Callable[[], None], *, stop: StopFlag
+) -> tuple[int, str]:
     """Run the process; return its exit code and the end of its log."""
     plan_file = workspace / "gate.json"
     plan_file.write_text(plan.model_dump_json(), encoding="utf-8")
     reply.unlink(missing_ok=True)
     command = [sys.executable, "-m", "finetune_trainer.merging.gate_worker", str(plan_file), str(reply)]
     with (workspace / "gate.log").open("w+b") as errors:
-        code = _wait_for(command, errors.fileno(), reporter, stop)
+        code = _wait_for(command, errors.fileno(), on_work, stop)
         errors.seek(0)
         return code, errors.read()[-4000:].decode("utf-8", "replace").strip()
 
 
-def _wait_for(command: list[str], errors: int, reporter: Reporter, stop: StopFlag) -> int:
-    """Return the exit code; each line of the process's output is a heartbeat, and a stop kills it."""
+def _wait_for(command: list[str], errors: int, on_work: Callable[[], None], stop: StopFlag) -> int:
+    """Return the exit code; `on_work` is called when the process has written lines, and a stop kills it."""
     environment = os.environ | {"PYTHONUNBUFFERED": "1", "PYTHONSAFEPATH": "1"}
     progress = threading.Event()
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, env=environment) as process:  # noqa: S603 - its own module
@@ -82,7 +84,7 @@ def _wait_for(command: list[str], errors: int, reporter: Reporter, stop: StopFla
                 stop.raise_if_set()
                 if progress.is_set():
                     progress.clear()
-                    reporter.beat()
+                    on_work()
                 time.sleep(POLL_SECONDS)
         finally:
             process.kill()

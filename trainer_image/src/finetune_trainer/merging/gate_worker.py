@@ -25,6 +25,7 @@ from finetune_trainer.merging.gate_messages import OUT_OF_MEMORY, Candidate, Gat
 from finetune_trainer.merging.merge import Merge, Nf4, Unmapped, open_adapter_merge, open_full_merge
 from finetune_trainer.models.loading import DTYPES, load_plain
 from finetune_trainer.models.tensor_files import TensorFiles
+from finetune_trainer.models.tuned_model import load_adapter
 from finetune_trainer.storage.protocol import sha256_file
 from finetune_trainer.tokenization.labeler import load_labeler
 from finetune_trainer.tokenization.samples import Encoded
@@ -155,17 +156,17 @@ def load_source(plan: GatePlan, candidate: Candidate, device: torch.device) -> P
         model = load_plain(plan.base, torch.float32, device)
         model.load_state_dict(load_file(plan.weights or plan.base), strict=False)
         return model
-    return _load_adapted(plan, candidate, device)
+    return _load_adapted(plan, plan.adapter, candidate, device)
 
 
-def _load_adapted(plan: GatePlan, candidate: Candidate, device: torch.device) -> PeftModel:
+def _load_adapted(plan: GatePlan, adapter: Path, candidate: Candidate, device: torch.device) -> PeftModel:
     """Load the base with the adapter; its weights are dequantised from NF4 if the candidate was merged into those."""
     model = load_plain(plan.base, DTYPES[plan.precision], device)
     if nf4 := find_nf4(plan, candidate):
         for name, parameter in model.named_parameters():
             signal_progress()
             parameter.data = nf4.through(name, parameter.data).to(parameter.dtype)
-    return PeftModel.from_pretrained(model, str(plan.adapter))
+    return load_adapter(model, adapter)
 
 
 def keep_logprobs(model: PreTrainedModel | PeftModel, held_out: HeldOut) -> list[RowLogprobs]:

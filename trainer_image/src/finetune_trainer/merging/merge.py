@@ -178,6 +178,9 @@ def read_factors(adapter: Path) -> dict[str, Factors]:
         if factor.is_of_experts:
             raise Unmapped("it is also on experts, of which the base's files have one matrix each")
         found.setdefault(factor.module, {})["A" if factor.is_first else "B"] = tensor.float()
+    single = [module for module, one in found.items() if len(one) != 2]
+    if single:
+        raise Unmapped(f"{single[0]} lacks one of its two factors")
     return {module: Factors(one["A"], one["B"] * _scale(config, one["A"].shape[0])) for module, one in found.items()}
 
 

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -63,8 +63,7 @@ def check_initial_adapter(
         return None
     adapter, expected = found
     if shape is not None:
-        _check_shapes(adapter, shape)
-        _check_experts(adapter, shape)
+        require_fit(adapter.uri, adapter.tensors, adapter.lora.rank or 1, shape)
     return _with_digest(adapter, storage.sha256(join_uri(adapter.uri, ADAPTER_WEIGHTS), on_bytes), expected)
 
 
@@ -104,7 +103,8 @@ def _find(
         uri, expected = _find_at_parent(config, storage)
     entries = {entry.key: entry for entry in storage.list(uri)}
     raw = _read_config(uri, entries, storage, expected)
-    tensors = read_header(uri, _weights(uri, entries), storage, on_bytes)
+    require_weights(uri, entries)
+    tensors = read_header(uri, entries[ADAPTER_WEIGHTS], storage, on_bytes)
     _check_base(uri, raw, config.spec, storage, on_bytes)
     lora = _check_kind(uri, raw, tensors)
     _check_agreement(uri, config.spec.tuning.lora or Lora(), lora)
@@ -138,13 +138,14 @@ def _read_config(
     return parse_json_file(uri, ADAPTER_CONFIG, data)
 
 
-def _weights(uri: str, entries: Mapping[str, Entry]) -> Entry:
-    if ADAPTER_WEIGHTS not in entries:
-        if any(key.endswith(PICKLE_SUFFIXES) for key in entries):
-            refuse(uri, "the adapter exists only as a pickle file, which can run code when loaded: save it again "
-                        "with save_pretrained(…)")  # fmt: skip
-        refuse(uri, f"there is no {ADAPTER_WEIGHTS}")
-    return entries[ADAPTER_WEIGHTS]
+def require_weights(uri: str, keys: Collection[str]) -> None:
+    """Refuse a folder of an adapter without weights that are safe to load."""
+    if ADAPTER_WEIGHTS in keys:
+        return
+    if any(key.endswith(PICKLE_SUFFIXES) for key in keys):
+        refuse(uri, "the adapter exists only as a pickle file, which can run code when loaded: save it again "
+                    "with save_pretrained(…)")  # fmt: skip
+    refuse(uri, f"there is no {ADAPTER_WEIGHTS}")
 
 
 def _check_base(
@@ -169,12 +170,7 @@ def _is_made_on(uri: str, spec: FineTuneJobSpec, storage: ReadableStore, on_byte
     """Return whether the adapter's published lineage has the digests of this model's weights: a copy of the base."""
     if uri.startswith(SCHEME):
         return False
-    data = storage.read(join_uri(uri.removesuffix(f"/{Artifact.ADAPTER}"), Artifact.LINEAGE))
-    try:
-        files = json.loads(data or "{}")["baseModel"]["files"]
-        digests = {str(name): str(digest) for name, digest in files.items() if is_weight_file(str(name))}
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return False
+    digests = read_base_digests(storage.read(join_uri(uri.removesuffix(f"/{Artifact.ADAPTER}"), Artifact.LINEAGE)))
     base = pinned_model_uri(spec.model)
     try:
         return bool(digests) and all(
@@ -182,6 +178,15 @@ def _is_made_on(uri: str, spec: FineTuneJobSpec, storage: ReadableStore, on_byte
         )
     except ObjectMissing:
         return False
+
+
+def read_base_digests(lineage: bytes | None) -> dict[str, str]:
+    """Return the SHA-256 of each file of the base's weights that a `lineage.json` records; none if it has none."""
+    try:
+        files = json.loads(lineage or "{}")["baseModel"]["files"]
+        return {str(name): str(digest) for name, digest in files.items() if is_weight_file(str(name))}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return {}
 
 
 def _check_kind(uri: str, raw: Mapping[str, Any], tensors: Tensors) -> Lora:
@@ -243,7 +248,13 @@ def _shown(value: object) -> str:
     return ", ".join(value) if isinstance(value, list) else json.dumps(value)
 
 
-def _check_shapes(adapter: InitialAdapter, shape: ModelShape) -> None:
+def require_fit(uri: str, tensors: Tensors, rank: int, shape: ModelShape) -> None:
+    """Refuse an adapter of another model, by the names and sizes of the modules that it has factors of."""
+    _check_linear(uri, tensors, shape)
+    _check_experts(uri, tensors, rank, shape)
+
+
+def _check_linear(uri: str, tensors: Tensors, shape: ModelShape) -> None:
     """Refuse an adapter with a module whose sizes differ from the model's, in either orientation.
 
     Some architectures name their modules differently from their files: PEFT checks modules that are not found here,
@@ -253,18 +264,18 @@ def _check_shapes(adapter: InitialAdapter, shape: ModelShape) -> None:
     for name, size in shape.tensors.items():
         stored.setdefault(_tail(name.removesuffix(".weight")), []).append(size)
     layers = {_of_any_layer(module) for module in stored}
-    adapted = {module: (first[-1], second[0]) for module, (first, second) in _pairs(adapter, of_experts=False).items()}
-    if not layers & {_of_any_layer(_tail(module)) for module in adapted}:
-        names = ", ".join(adapter.lora.target_modules or [])
-        _invalid(f"the adapter {adapter.uri} does not fit the model, which has none of its modules ({names})")
+    adapted = {module: (first[-1], second[0]) for module, (first, second) in _pairs(tensors, of_experts=False).items()}
+    if adapted and not layers & {_of_any_layer(_tail(module)) for module in adapted}:
+        names = ", ".join(sorted({module.rpartition(".")[2] for module in adapted}))
+        _invalid(f"the adapter {uri} does not fit the model, which has none of its modules ({names})")
     for module, sizes in adapted.items():
         tail = _tail(module)
         if tail not in stored and _of_any_layer(tail) in layers:
-            _invalid(f"the adapter {adapter.uri} does not fit the model, which has no layer {module}")
+            _invalid(f"the adapter {uri} does not fit the model, which has no layer {module}")
         found = stored.get(tail, [sizes])
         if sorted(sizes) not in map(sorted, found):
             _invalid(
-                f"the adapter {adapter.uri} does not fit the model: {module} is {_by(found[0])} in the model and "
+                f"the adapter {uri} does not fit the model: {module} is {_by(found[0])} in the model and "
                 f"{_by(sizes)} in the adapter"
             )
 
@@ -273,31 +284,30 @@ def _of_any_layer(module: str) -> str:
     return re.sub(r"\d+", "#", module)
 
 
-def _check_experts(adapter: InitialAdapter, shape: ModelShape) -> None:
+def _check_experts(uri: str, tensors: Tensors, rank: int, shape: ModelShape) -> None:
     """Refuse an adapter on experts whose number or sizes differ from the model's, in either orientation.
 
     Files and modules may name the experts differently, so that the number of the layer is compared alone.
     """
     stored = {_layer(module): stacks for module, stacks in shape.stacks.items()}
-    rank = adapter.lora.rank or 1
     found: dict[str, list[Stack]] = {}
-    for module, (first, second) in _pairs(adapter, of_experts=True).items():
+    for module, (first, second) in _pairs(tensors, of_experts=True).items():
         found.setdefault(experts_module(module), []).append((first[0] // rank, second[0], first[-1]))
     for module, sizes in found.items():
         wanted = stored.get(_layer(module))
         if wanted is None:
-            _invalid(f"the adapter {adapter.uri} does not fit the model, which has no experts in {module}")
+            _invalid(f"the adapter {uri} does not fit the model, which has no experts in {module}")
         if sorted(map(sorted, wanted)) != sorted(map(sorted, sizes)):
             _invalid(
-                f"the adapter {adapter.uri} does not fit the model: {module} are {_stacks(wanted)} in the model and "
+                f"the adapter {uri} does not fit the model: {module} are {_stacks(wanted)} in the model and "
                 f"{_stacks(sizes)} in the adapter"
             )
 
 
-def _pairs(adapter: InitialAdapter, *, of_experts: bool) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
+def _pairs(tensors: Tensors, *, of_experts: bool) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
     """Return the sizes of both factors of each adapted module; a missing one has none."""
     sizes: dict[str, dict[bool, tuple[int, ...]]] = {}
-    for name, size in adapter.tensors.items():
+    for name, size in tensors.items():
         factor = parse_factor(name)
         if factor and factor.is_of_experts is of_experts:
             sizes.setdefault(factor.module, {})[factor.is_first] = size

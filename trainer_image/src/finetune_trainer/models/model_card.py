@@ -67,12 +67,12 @@ def describe_base(
     return BaseFacts(
         licence=licence,
         is_template_made=labeler.is_fallback_template,
-        context_length=_context_length(config),
+        context_length=context_length(config),
         prompt_tokens=tuple(len(ids) for ids in rendered),
     )
 
 
-def _context_length(config: dict[str, Any]) -> int | None:
+def context_length(config: dict[str, Any]) -> int | None:
     """Return the context length, from the text part of the configuration if there is one."""
     inner = config.get("text_config")
     found = (inner if isinstance(inner, dict) else config).get("max_position_embeddings")

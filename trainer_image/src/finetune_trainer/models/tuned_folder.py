@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from finetune_api.handoff import ADAPTER_WEIGHTS, Artifact, ExitCode
+from finetune_api.handoff import Artifact, ExitCode
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.models.adapter_input import PLAIN_STARTS
-from finetune_trainer.models.base_model import ADAPTER_CONFIG, CONFIG, PICKLE_SUFFIXES, parse_json_file, refuse
+from finetune_trainer.models.adapter_input import PLAIN_STARTS, require_weights
+from finetune_trainer.models.base_model import ADAPTER_CONFIG, CONFIG, parse_json_file, refuse
 from finetune_trainer.storage.hub.uris import SCHEME
 
 REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -46,11 +46,7 @@ def read_tuned(folder: Path) -> TunedFolder:
 def _read_adapter(folder: Path) -> TunedFolder:
     named = str(folder)
     raw = parse_json_file(named, ADAPTER_CONFIG, (folder / ADAPTER_CONFIG).read_bytes())
-    if not (folder / ADAPTER_WEIGHTS).is_file():
-        if any(path.suffix in PICKLE_SUFFIXES for path in folder.iterdir()):
-            refuse(named, "the adapter exists only as a pickle file, which can run code when loaded: save it again "
-                          "with save_pretrained(…)")  # fmt: skip
-        refuse(named, f"there is no {ADAPTER_WEIGHTS}")
+    require_weights(named, [path.name for path in folder.iterdir()])
     if raw.get("peft_type") != "LORA":
         refuse(named, f"the adapter is of type {raw.get('peft_type')}, but only LORA is loaded")
     if raw.get("task_type") == SCORES:

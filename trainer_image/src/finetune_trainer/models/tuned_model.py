@@ -52,5 +52,5 @@ def load_adapter(base: PreTrainedModel, folder: Path) -> PeftModel:
 
 def _unfit(why: str) -> TrainerError:
     return TrainerError(
-        ExitCode.MODEL_UNAVAILABLE, f"the adapter does not fit the base: {why}: name its own base with --base"
+        ExitCode.MODEL_UNAVAILABLE, f"the adapter does not fit the base: {why}: name the base that it was trained on"
     )

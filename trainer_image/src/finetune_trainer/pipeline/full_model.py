@@ -6,6 +6,7 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from peft import PeftModel
@@ -33,6 +34,7 @@ from finetune_trainer.models.loading import DTYPES
 from finetune_trainer.pipeline.finalize import TrainingResult
 from finetune_trainer.pipeline.inputs import Inputs
 from finetune_trainer.publishing.lineage import combined_sha256, digest_folder
+from finetune_trainer.tokenization.labeler import Labeler
 from finetune_trainer.tokenization.samples import EncodedPair
 from finetune_trainer.training.methods import traits_of
 
@@ -70,7 +72,7 @@ def make_full_model(inputs: Inputs, trained: TrainingResult) -> MergeCheck | Sco
         for candidate in plan.candidates:
             make_candidate(plan, candidate, on_work)
             save_tokenizer(inputs.model, candidate.directory, inputs.labeler)
-        check = judge_candidates(inputs, trained, plan, run_gate(plan, run.workspace, run.reporter, run.stop))
+        check = judge_candidates(inputs, trained, plan, run_gate(plan, run.workspace, run.reporter.beat, run.stop))
     except GateNotRun as why:
         check = MergeCheck(plan.precision, trained.full_loss, [], [], None, str(why))
     check = replace(check, seconds=time.monotonic() - began)
@@ -106,7 +108,7 @@ def build_plan(inputs: Inputs, trained: TrainingResult) -> GatePlan:
         prompts=[answer.turns for answer in asked_answers(inputs, trained)],
         stop_ids=trained.stop_ids,
         max_new_tokens=spec.evaluation.max_new_tokens,
-        tokenizer_sha256=tokenizer_digests(inputs),
+        tokenizer_sha256=digest_tokenizer(inputs.model, inputs.labeler, inputs.run.workspace / "tokenizer-used"),
         device="cpu",
     )
 
@@ -116,11 +118,10 @@ def asked_answers(inputs: Inputs, trained: TrainingResult) -> list[Answer]:
     return trained.answers if inputs.run.config.spec.evaluation.prompts else []
 
 
-def tokenizer_digests(inputs: Inputs) -> dict[str, str]:
-    """Return the digest of each tokenizer file and template that the training used."""
-    scratch = inputs.run.workspace / "tokenizer-used"
+def digest_tokenizer(model: Path, labeler: Labeler, scratch: Path) -> dict[str, str]:
+    """Return the digest of each tokenizer file and template that a full model must have."""
     shutil.rmtree(scratch, ignore_errors=True)
-    save_tokenizer(inputs.model, scratch, inputs.labeler)
+    save_tokenizer(model, scratch, labeler)
     return digest_folder(scratch)
 
 
