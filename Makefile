@@ -18,6 +18,7 @@ STILL_MINUTES ?= 10
 MODEL ?= demo
 # Processes for the unit tests, for the integration tests that mostly wait for servers, and for those that train.
 WORKERS ?= 3
+UNIT_WORKERS ?= 2
 TRAIN_WORKERS ?= 2
 PYTEST := $(BIN)/pytest --dist loadfile --no-loadscope-reorder
 # What the integration tests of `make test` need of the cluster's programs; the others are for the full cluster.
@@ -155,12 +156,12 @@ types: setup ## mypy, strict
 
 .PHONY: unit
 unit: setup ## Unit tests: seconds, no network
-	$(BIN)/pytest -n $(WORKERS) --dist worksteal tests/unit
+	$(BIN)/pytest -n $(UNIT_WORKERS) --dist worksteal -m 'not nightly' tests/unit
 
 .PHONY: check
 check: setup ## The inner loop: lint, types, and the unit tests of what changed since HEAD
 	$(MAKE) lint types
-	$(BIN)/pytest -n $(WORKERS) --dist worksteal $$($(BIN)/python tests/changed.py)
+	$(BIN)/pytest -n $(UNIT_WORKERS) --dist worksteal -m 'not nightly' $$($(BIN)/python tests/changed.py)
 
 .PHONY: integration
 integration: setup ## Integration tests: a real API server, a real S3 server, real training of a tiny model
@@ -189,7 +190,7 @@ test: ## Everything that is asked of a change: lint, types, unit, integration, e
 
 .PHONY: nightly
 nightly: setup binaries mlflow browser prometheus checkov $(VENV)/audit/installed $(VENV)/docs/installed ## What is slow and rarely breaks, and unit tests with random examples (an hour)
-	HYPOTHESIS_PROFILE=random $(BIN)/pytest -n $(WORKERS) --dist worksteal tests/unit
+	HYPOTHESIS_PROFILE=random $(BIN)/pytest -n $(UNIT_WORKERS) --dist worksteal tests/unit
 	OMP_NUM_THREADS=1 $(PYTEST) -n $(WORKERS) -m nightly tests/integration
 	$(MAKE) deploy CLUSTER=$(CLUSTER)
 	eval "$$($(MAKE) -s env CLUSTER=$(CLUSTER))"; \

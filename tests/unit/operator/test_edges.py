@@ -179,14 +179,14 @@ def test_series_are_removed_with_their_job(scene: Any) -> None:
     assert {one["name"] for one in labels if "name" in one} == {"one"}
 
 
-def test_ten_thousand_jobs_that_come_and_go_leave_no_series(scene: Any) -> None:
+def test_a_thousand_jobs_that_come_and_go_leave_no_series(scene: Any) -> None:
     metrics = Metrics()
     before = len(generate_latest(metrics.registry).splitlines())
     running = scene().to_training().job
-    for number in range(10_000):
+    for number in range(1_000):
         metrics.jobs.update(replace(running, key=Key("team", f"job-{number}")))
-    assert len(generate_latest(metrics.registry).splitlines()) > before + 10_000
-    for number in range(10_000):
+    assert len(generate_latest(metrics.registry).splitlines()) > before + 1_000
+    for number in range(1_000):
         metrics.jobs.remove(Key("team", f"job-{number}"))
     left = generate_latest(metrics.registry).decode().splitlines()
     assert len(left) == before + 1

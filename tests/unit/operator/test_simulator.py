@@ -358,7 +358,7 @@ class PairSimulator(Simulator):
 TestSimulator = Simulator.TestCase
 TestPairSimulator = PairSimulator.TestCase
 TestSimulator.settings = TestPairSimulator.settings = settings(
-    max_examples=settings.default.max_examples // 2,
+    max_examples=settings.default.max_examples // 4,
     stateful_step_count=30,
     suppress_health_check=list(HealthCheck),
 )

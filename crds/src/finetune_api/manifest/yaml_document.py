@@ -132,7 +132,7 @@ def _read(text: str, lines: int = 0) -> Iterator[YamlDocument]:
     """Yield the documents of a text that begins after that number of lines."""
     loader = None
     try:
-        loader = yaml.SafeLoader(text)
+        loader = _Loader(text)
         while loader.check_node():
             node = loader.get_node()
             document = _Reader(loader, lines).read(node) if node else None
@@ -140,11 +140,26 @@ def _read(text: str, lines: int = 0) -> Iterator[YamlDocument]:
                 yield document
     except yaml.YAMLError as error:
         raise explain_fault(error, text) from None
-    except RecursionError:
-        raise YamlError(f"nested more than {MAX_DEPTH} deep", "remove the nesting") from None
     finally:
         if loader:
             loader.dispose()
+
+
+class _Loader(yaml.SafeLoader):
+    """A loader that stops at nesting beyond the limit: its scanner takes quadratic time in the depth."""
+
+    depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """Return the next node with what it contains."""
+        if self.depth > MAX_DEPTH:
+            mark = self.peek_event().start_mark
+            problem = f"nested more than {MAX_DEPTH} deep"
+            raise YamlError(problem, "remove the nesting", line=mark.line + 1, column=mark.column + 1)
+        self.depth += 1
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
 
 
 class _Reader:

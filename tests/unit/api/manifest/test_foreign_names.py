@@ -50,12 +50,17 @@ def test_a_name_of_another_project_is_explained(word: str, sentence: str) -> Non
     assert explain_foreign(word) == sentence
 
 
+@pytest.fixture(scope="module")
+def schema() -> Any:
+    return structural_schema(FineTuneJobSpec)
+
+
 @pytest.mark.parametrize("name", FOREIGN_NAMES)
-def test_a_foreign_name_is_a_field_of_the_spec_or_has_an_advice(name: str) -> None:
+def test_a_foreign_name_is_a_field_of_the_spec_or_has_an_advice(name: str, schema: Any) -> None:
     foreign = FOREIGN_NAMES[name]
     assert foreign.projects
     assert foreign.field or foreign.advice
-    node: Any = structural_schema(FineTuneJobSpec)
+    node = schema
     for part in foreign.field.split(".") if foreign.field else ():
         node = node["properties"][part]
         assert plain_name(part) != plain_name(name), "found by its spelling: not needed here"

@@ -67,8 +67,13 @@ def test_a_manifest_is_validated(folder: Path) -> None:
     ("arguments", "missing", "extra"),
     [
         (("check-data", "rows.parquet", "--out", "checked"), "pyarrow", "preflight"),
-        (("estimate", "s3://bucket/model"), "boto3", "preflight"),
-        (("verify", "s3://bucket/out"), "numpy", "preflight"),
+        *(
+            pytest.param(*case, marks=pytest.mark.nightly)
+            for case in (
+                (("estimate", "s3://bucket/model"), "boto3", "preflight"),
+                (("verify", "s3://bucket/out"), "numpy", "preflight"),
+            )
+        ),
     ],
 )
 def test_what_needs_more_names_the_extra_that_has_it(

@@ -42,7 +42,7 @@ def write_rows(folder: Path, kind: str) -> str:
     return path.name
 
 
-@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+@pytest.mark.parametrize("kind", ["jsonl", pytest.param("parquet", marks=pytest.mark.nightly)])
 def test_preflight_passes_without_any_package_that_its_image_lacks(tmp_path: Path, kind: str) -> None:
     from finetune_api.handoff import JobConfig, config_sha256
     from finetune_api.spec import FineTuneJobSpec

@@ -12,7 +12,7 @@ from report_record import HOSTILE, make_run
 from finetune_api.handoff import Artifact
 from finetune_trainer.evaluation.measurements import Measured
 from finetune_trainer.evaluation.run_record import BaseFacts, Licence, RunRecord
-from finetune_trainer.report.document import write_report
+from finetune_trainer.report.document import write_documents
 from finetune_trainer.report.model_card import front_matter
 
 
@@ -33,7 +33,7 @@ def data_of(run: RunRecord) -> ModelCardData:
 
 
 def test_a_hub_reads_relation_library_and_results(tmp_path: Path) -> None:
-    write_report(make_run(tmp_path), tmp_path)
+    write_documents(make_run(tmp_path), tmp_path, {})
     adapter, merged = (ModelCard.load(tmp_path / name / "README.md").data for name in ("adapter", "merged"))
     assert adapter.base_model == merged.base_model == "HuggingFaceTB/SmolLM2-1.7B-Instruct"
     assert [one.to_dict()["base_model_relation"] for one in (adapter, merged)] == ["adapter", "finetune"]
@@ -50,7 +50,7 @@ def test_what_is_not_on_a_hub_is_only_in_the_text(tmp_path: Path) -> None:
     run = replace(run, base=BaseFacts())
     matter = front(run)
     assert not {"base_model", "base_model_relation", "datasets", "license"} & matter.keys()
-    write_report(run, tmp_path)
+    write_documents(run, tmp_path, {})
     text = (tmp_path / "adapter" / "README.md").read_text(encoding="utf-8")
     assert "`s3://models/base`" in text
     assert "licence of the base model is unknown" in text

@@ -21,7 +21,7 @@ from finetune_trainer.evaluation.run_record import (
     ScoredPair,
 )
 from finetune_trainer.report.curves import curve_table
-from finetune_trainer.report.document import write_report
+from finetune_trainer.report.document import write_documents
 
 HOSTILE = "<script>x</script>\n# heading \x1b[31m"
 
@@ -92,7 +92,7 @@ def write(tmp_path: Path, objective: str, history: History, method: str = "LoRA"
         "machine": Machine("CPU", 2**30, None, 1.0, {}),
     }
     (tmp_path / ("adapter" if method == "LoRA" else "merged")).mkdir()
-    write_report(RunRecord(**(values | changes)), tmp_path)
+    write_documents(RunRecord(**(values | changes)), tmp_path, {})
     return (tmp_path / "finetune_report.md").read_text(encoding="utf-8")
 
 

@@ -4,7 +4,7 @@ import re
 from typing import Any
 
 import pytest
-from trl_templates import TEMPLATES, shows_no_tool_calls
+from trl_templates import EACH_TEMPLATE, shows_no_tool_calls
 
 from finetune_trainer.data.rows import BadRow, DataFormat, Message, PreferenceRow, PromptRow, Source, UnpairedRow
 from finetune_trainer.tokenization.labeler import Labeler
@@ -32,7 +32,7 @@ def as_transformers_takes_it(labeler: Labeler, messages: list[Message]) -> list[
     return [{**message, "content": [{"type": "text", "text": message["content"]}]} for message in fitted]
 
 
-@pytest.mark.parametrize("name", TEMPLATES)
+@pytest.mark.parametrize("name", EACH_TEMPLATE)
 def test_prompt_and_answer_are_the_ids_of_apply_chat_template(
     name: str, shipped_labeler: Any, shipped_tokenizer: Any
 ) -> None:
@@ -67,7 +67,7 @@ def test_prompt_and_answer_are_the_ids_of_apply_chat_template(
             assert tokenizer.decode(pair.prompt_ids + pair.chosen_ids).count("<bos>") <= 1
 
 
-@pytest.mark.parametrize("name", TEMPLATES)
+@pytest.mark.parametrize("name", EACH_TEMPLATE)
 def test_a_judged_answer_and_a_prompt_are_divided_like_a_pair(name: str, shipped_labeler: Any) -> None:
     labeler = shipped_labeler(name)
     pair_row = PreferenceRow(THREE, said("A fox."), said("A dog."), SOURCE, DataFormat.PREFERENCE)
@@ -82,7 +82,7 @@ def test_a_judged_answer_and_a_prompt_are_divided_like_a_pair(name: str, shipped
     assert prompt.prompt_ids == labeler.render_prompt(THREE)[1]
 
 
-@pytest.mark.parametrize("name", TEMPLATES)
+@pytest.mark.parametrize("name", EACH_TEMPLATE)
 def test_a_prompt_that_is_too_long_is_cut_by_whole_exchanges(name: str, shipped_labeler: Any) -> None:
     labeler = shipped_labeler(name)
     long = [*THREE[:3], *THREE[1:3] * 3, THREE[3]]
@@ -105,7 +105,7 @@ def test_a_prompt_that_is_too_long_is_cut_by_whole_exchanges(name: str, shipped_
     )
 
 
-@pytest.mark.parametrize("name", TEMPLATES)
+@pytest.mark.parametrize("name", EACH_TEMPLATE)
 def test_the_stop_of_an_answer_is_what_its_answers_end_with(name: str, shipped_labeler: Any) -> None:
     labeler = shipped_labeler(name)
     row = UnpairedRow(ONE, said("A fox."), True, SOURCE, DataFormat.UNPAIRED)
@@ -115,7 +115,7 @@ def test_the_stop_of_an_answer_is_what_its_answers_end_with(name: str, shipped_l
     assert sample.completion_ids[-len(stops) :] == stops
 
 
-@pytest.mark.parametrize("name", TEMPLATES)
+@pytest.mark.parametrize("name", EACH_TEMPLATE)
 def test_a_call_of_a_tool_may_be_the_better_answer(name: str, shipped_labeler: Any) -> None:
     labeler = shipped_labeler(name)
     call: Any = {"type": "function", "id": "call00001", "function": {"name": "look_up", "arguments": {"what": "fox"}}}

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from trl_templates import TEMPLATES, TWINS, shows_no_tool_calls
+from trl_templates import EACH_TEMPLATE, TEMPLATES, TWINS, shows_no_tool_calls
 
 from finetune_trainer.data.checks.pipeline import check_rows
 from finetune_trainer.data.checks.summary import Summary
@@ -71,7 +71,7 @@ def test_the_templates_are_there() -> None:
     assert len(TWINS) > 25
 
 
-@pytest.mark.parametrize("name", TEMPLATES)
+@pytest.mark.parametrize("name", EACH_TEMPLATE)
 def test_text_and_ids_are_those_of_apply_chat_template(name: str, shipped_labeler: Any, shipped_tokenizer: Any) -> None:
     labeler, tokenizer = shipped_labeler(name), shipped_tokenizer(name)
     for messages in CONVERSATIONS.values():
@@ -88,7 +88,7 @@ def test_text_and_ids_are_those_of_apply_chat_template(name: str, shipped_labele
         assert last == whole
 
 
-@pytest.mark.parametrize("name", TEMPLATES)
+@pytest.mark.parametrize("name", EACH_TEMPLATE)
 def test_every_answer_and_its_stop_is_trained_and_nothing_else(name: str, shipped_labeler: Any) -> None:
     labeler = shipped_labeler(name)
     stops = re.compile(f"(?:{'|'.join(map(re.escape, labeler.special_tokens))})+$")
@@ -144,7 +144,7 @@ def _runs(bits: list[bool]) -> list[tuple[int, int]]:
     return list(zip(starts, ends, strict=True))
 
 
-@pytest.mark.parametrize("name", TEMPLATES)
+@pytest.mark.parametrize("name", EACH_TEMPLATE)
 def test_a_tool_call_is_trained_or_the_row_is_refused(name: str, shipped_labeler: Any) -> None:
     labeler = shipped_labeler(name)
     messages: list[Message] = [
@@ -189,7 +189,7 @@ SHAREGPT = {
 ALPACA = {"instruction": "Translate?", "input": "a fox", "output": "ein Fuchs"}
 
 
-@pytest.mark.parametrize("name", TEMPLATES)
+@pytest.mark.parametrize("name", EACH_TEMPLATE)
 def test_sharegpt_and_alpaca_rows_are_trained_on_their_answers(name: str, shipped_labeler: Any, tmp_path: Path) -> None:
     labeler = shipped_labeler(name)
     path = tmp_path / "rows.jsonl"

@@ -34,7 +34,11 @@ BRACKETS = str.maketrans("⟦⟧", "[]")
 def write_report(record: RunRecord, directory: Path) -> None:
     """Write the report and its pictures into the result folder, and the model card next to the weights."""
     directory.mkdir(parents=True, exist_ok=True)
-    pictures = _draw(record, directory)
+    write_documents(record, directory, _draw(record, directory))
+
+
+def write_documents(record: RunRecord, directory: Path, pictures: Pictures) -> None:
+    """Write the report with these pictures, which are drawn already, and the model cards."""
     context = _context(record, directory)
     markdown = _render(REPORT_TEMPLATE, context)
     (directory / Artifact.REPORT).write_text(markdown, encoding="utf-8")
