@@ -46,6 +46,7 @@ MIXTURES: dict[str, dict[str, Any]] = {
     "gpt_oss": {"num_local_experts": 4, "layer_types": ["sliding_attention", "full_attention"]},
 }
 """Experts stored one by one, under other names than in memory, and as stacks whose inputs come first."""
+EACH_MIXTURE = [pytest.param(kind, marks=() if kind == "qwen3_moe" else pytest.mark.nightly) for kind in MIXTURES]
 METHODS = ["LoRA", "QLoRA"]
 IDS = torch.randint(3, 512, (2, 48), generator=torch.Generator().manual_seed(1))
 MakeJob = Callable[..., Bench]
@@ -89,9 +90,9 @@ def logits(model: torch.nn.Module) -> torch.Tensor:
     return found
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("checkpointing", [False, pytest.param(True, marks=pytest.mark.nightly)])
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("kind", MIXTURES)
+@pytest.mark.parametrize("kind", EACH_MIXTURE)
 def test_every_factor_on_experts_has_a_gradient_and_moves(
     bases: dict[str, Path], kind: str, method: str, checkpointing: bool
 ) -> None:
@@ -111,7 +112,7 @@ def test_every_factor_on_experts_has_a_gradient_and_moves(
     assert parametrize._cache == {}
 
 
-@pytest.mark.parametrize("kind", MIXTURES)
+@pytest.mark.parametrize("kind", EACH_MIXTURE)
 def test_over_4_bits_the_model_is_the_dequantised_base_with_the_adapter_as_plain_peft_loads_it(
     bases: dict[str, Path], kind: str, tmp_path: Path
 ) -> None:
@@ -228,7 +229,13 @@ def tensors(folder: Path) -> dict[str, torch.Tensor]:
     return {name: tensor for path in folder.glob("*.safetensors") for name, tensor in load_file(path).items()}
 
 
-@pytest.mark.parametrize(("kind", "method"), [("mixtral", "QLoRA"), ("qwen3_moe", "LoRA"), ("gpt_oss", "QLoRA")])
+@pytest.mark.parametrize(
+    ("kind", "method"),
+    [
+        ("mixtral", "QLoRA"),
+        *(pytest.param(*pair, marks=pytest.mark.nightly) for pair in (("qwen3_moe", "LoRA"), ("gpt_oss", "QLoRA"))),
+    ],
+)
 def test_a_job_trains_experts_and_its_merged_model_passes_the_gate(make_job: MakeJob, kind: str, method: str) -> None:
     bench = make_job("job", kind, method, output={"uri": "s3://bucket/output", "merge": "FP32"})
     report = bench.run()
@@ -295,7 +302,7 @@ class StopAfter(Reporter):
             self._stop.set()
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ["QLoRA", pytest.param("LoRA", marks=pytest.mark.nightly)])
 def test_a_stopped_training_resumes_with_its_adapter_on_experts(make_job: MakeJob, method: str) -> None:
     whole, other = make_job("whole", method=method), make_job("other", method=method)
     whole.run()
@@ -313,7 +320,13 @@ def test_a_stopped_training_resumes_with_its_adapter_on_experts(make_job: MakeJo
     assert [name for name, one in expected.items() if not torch.equal(one, found[name])] == []
 
 
-@pytest.mark.parametrize(("objective", "method"), [("DPO", "QLoRA"), ("KTO", "LoRA"), ("RLHF", "QLoRA")])
+@pytest.mark.parametrize(
+    ("objective", "method"),
+    [
+        ("DPO", "QLoRA"),
+        *(pytest.param(*pair, marks=pytest.mark.nightly) for pair in (("KTO", "LoRA"), ("RLHF", "QLoRA"))),
+    ],
+)
 def test_a_preference_job_continues_an_adapter_on_experts(make_job: MakeJob, objective: str, method: str) -> None:
     parent = make_job("parent", method="LoRA")
     published = as_parent(parent, parent.run())
@@ -341,6 +354,7 @@ def test_a_preference_job_continues_an_adapter_on_experts(make_job: MakeJob, obj
     assert find_result_faults("s3://bucket/output", bench.storage) == []
 
 
+@pytest.mark.nightly
 def test_a_reward_model_has_an_adapter_on_its_experts(make_job: MakeJob) -> None:
     bench = make_job("job", "mixtral", objective="RewardModel")
     bench.rows = preference_rows(40)

@@ -26,6 +26,9 @@ from finetune_trainer.training.methods.parts import TrainerParts
 
 MakeBench = Callable[..., Bench]
 OBJECTIVES = [one.value for one in Objective]
+EACH_OBJECTIVE = [
+    pytest.param(name, marks=() if name in {"Instruction", "DPO"} else pytest.mark.nightly) for name in OBJECTIVES
+]
 PAIRS = [EncodedPair([1, 20 + at, 21], [30, 31, 2], [40, 41 + at % 3, 42, 2]) for at in range(4)]
 SAMPLES: dict[str, Sequence[Any]] = {
     "DPO": PAIRS,
@@ -125,7 +128,7 @@ def test_every_resolved_setting_is_tried_or_has_its_reason() -> None:
     assert set(Resolved.model_fields) == set(CHANGES) | own | set(NOT_ARGUMENTS)
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("objective", EACH_OBJECTIVE)
 def test_a_resolved_setting_changes_the_training(tiny_model: Path, tmp_path: Path, objective: str) -> None:
     usual = fingerprint(make_trainer(objective, tiny_model, tmp_path))
     without_effect = []
@@ -135,7 +138,7 @@ def test_a_resolved_setting_changes_the_training(tiny_model: Path, tmp_path: Pat
     assert without_effect == (["lora_dropout"] if objective in WITHOUT_DROPOUT else [])
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("objective", EACH_OBJECTIVE)
 def test_the_recorded_dropout_is_the_one_in_training(tiny_model: Path, tmp_path: Path, objective: str) -> None:
     """A job that was stored before its dropout was refused is recorded as it is trained: without."""
     spec = FineTuneJobSpec.model_validate(

@@ -48,7 +48,9 @@ def run(make_bench: MakeBench, rows: list[dict[str, Any]] | None = None, **block
     [(None, 0.01, "Better"), (NOISE, 0.05, "Worse"), (None, 1e-9, "NoMeasurableDifference")],
     ids=["better", "worse", "unchanged"],
 )
-@pytest.mark.parametrize("method", ["LoRA", "Full", "QLoRA"])
+@pytest.mark.parametrize(
+    "method", ["LoRA", *(pytest.param(name, marks=pytest.mark.nightly) for name in ("Full", "QLoRA"))]
+)
 def test_a_model_is_judged_by_what_training_did_to_it(
     make_bench: MakeBench, method: str, rows: list[dict[str, Any]] | None, rate: float, verdict: str
 ) -> None:
@@ -112,7 +114,7 @@ def test_a_base_that_does_not_fit_in_16_bits_gives_no_verdict(
     assert "Measure the adapter on the base that you will serve" in page
 
 
-@pytest.mark.parametrize("objective", ["DPO", "RewardModel"])
+@pytest.mark.parametrize("objective", ["DPO", pytest.param("RewardModel", marks=pytest.mark.nightly)])
 def test_preferences_under_qlora_are_judged_as_served_too(make_bench: MakeBench, objective: str) -> None:
     hyper = SHORT | {"maxSteps": 12, "learningRate": 0.005}
     blocks = {"hyperparameters": hyper, "evaluation": {"steps": 6, "maxNewTokens": 4}}
