@@ -219,8 +219,9 @@ def as_only_process() -> Iterator[None]:
     os.environ |= {"WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
-    if torch.cuda.is_available():
-        dist.init_process_group("cuda:nccl,cpu:gloo", store=HashStore(), rank=0, world_size=1)
+    # Without a group the libraries make one, at the address whose port the processes' own store holds.
+    backend = "cuda:nccl,cpu:gloo" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
     try:
         yield
     finally:
