@@ -31,6 +31,7 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 QUESTION = "What is the colour of sky 7?"
 EVALUATION = {"steps": 10, "prompts": [{"prompt": QUESTION}], "maxNewTokens": 12, "gate": {"mustImprove": True}}
+QUESTIONS = [{"question": f"{n} and one are", "choices": [str(n), str(n + 1)], "answer": 1} for n in range(30)]
 ALONE = """
 import json, sys
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -49,12 +50,12 @@ print(json.dumps([str(model.dtype), answer]))
 def results(bench: Bench) -> dict[str, dict[str, Any]]:
     """The final status of a job for each method, trained on rows of which a tenth are malformed."""
     rows = jsonl(colour_rows(270)) + "".join(f"{line}\n" for line in MALFORMED)
-    train = bench.put("malformed.jsonl", rows)
+    train, questions = bench.put("malformed.jsonl", rows), bench.put("questions.jsonl", jsonl(QUESTIONS))
     jobs = {}
     for name, changes in METHODS.items():
         spec = {
             "hyperparameters": LEARN,
-            "evaluation": EVALUATION,
+            "evaluation": EVALUATION | {"ability": {"uri": questions}},
             "dataset": {"train": {"uri": train}, "validationSplitPercent": 10},
         } | changes
         spec["output"] = {"uri": bench.uri(f"out/{name}")} | changes.get("output", {})
@@ -71,6 +72,19 @@ def test_training_lowers_the_loss_and_shows_its_method(
     assert status["metrics"]["evalLoss"] < status["metrics"]["baselineEvalLoss"]
     assert status["progress"]["percent"] == 100
     assert (status["attempts"], status["runs"], status.get("failures", 0), status.get("preemptions", 0)) == (1, 1, 0, 0)
+
+
+@pytest.mark.parametrize("name", ["qlora", "lora", "full"])
+def test_the_questions_on_general_ability_are_answered_before_and_after(
+    bench: Bench, results: dict[str, dict[str, Any]], name: str
+) -> None:
+    found = results[name]["evaluation"]["ability"]
+    assert found["questions"] == 30
+    assert found["difference"] == pytest.approx(found["after"] - found["before"])
+    assert found["differenceLow"] <= found["difference"] <= found["differenceHigh"]
+    assert "of 30 questions" in bench.read(results[name]["artifacts"]["reportUri"]).decode()
+    asked = bench.read(bench.uri(f"out/{name}/dataset/ability.jsonl")).decode().splitlines()
+    assert [json.loads(line)["question"] for line in asked] == [row["question"] for row in QUESTIONS]
 
 
 @pytest.mark.parametrize("name", ["qlora", "lora"])
