@@ -15,6 +15,7 @@ EXPECTED = {
     "Queued": "quota of its queue",
     "Starting": "a running pod of the trainer",
     "Training": "the next report of the trainer",
+    "Evaluating": "the next report of the trainer",
     "Merging": "the merged model",
     "Publishing": "the published result",
     "Suspended": "its resumption",

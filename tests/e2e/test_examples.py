@@ -19,7 +19,7 @@ from user import Bench, Job, kubectl, secret
 EXAMPLES = Path(__file__).resolve().parents[2] / "crds" / "examples"
 BUCKET = "finetune-examples"
 MODELS = ("models/HuggingFaceTB/SmolLM2-135M-Instruct", "models/HuggingFaceTB/SmolLM2-135M")
-FILES = ("instruction", "chat", "domain-adaptation", "kto", "sft-then-dpo", "sft-reward-rlhf")
+FILES = ("instruction", "chat", "domain-adaptation", "kto", "sft-then-dpo", "sft-then-evaluate", "sft-reward-rlhf")
 RATE = 5e-3
 """A tiny random model needs larger steps than a real one."""
 
@@ -71,10 +71,12 @@ def adapt(document: dict[str, Any], namespace: str, endpoint: str) -> dict[str, 
     spec = job["spec"]
     spec["hub"] = {"endpoint": endpoint}
     spec["hyperparameters"].pop("numTrainEpochs", None)
-    spec["hyperparameters"] |= {"learningRate": RATE, "maxLength": 128, "maxSteps": 20}
-    if "rlhf" not in spec:  # a policy's batch is made of groups of answers
-        spec["hyperparameters"] |= {"perDeviceTrainBatchSize": 4, "gradientAccumulationSteps": 1}
-    spec["evaluation"] = spec.get("evaluation", {}) | {"steps": 10}
+    spec["hyperparameters"]["maxLength"] = 128
+    if spec.get("mode") != "Evaluate":
+        spec["hyperparameters"] |= {"learningRate": RATE, "maxSteps": 20}
+        if "rlhf" not in spec:  # a policy's batch is made of groups of answers
+            spec["hyperparameters"] |= {"perDeviceTrainBatchSize": 4, "gradientAccumulationSteps": 1}
+        spec["evaluation"] = spec.get("evaluation", {}) | {"steps": 10}
     spec["resources"] = {"gpusPerNode": 1, "requests": {"cpu": "500m", "memory": "1Gi"}}
     return job
 

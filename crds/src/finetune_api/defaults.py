@@ -6,10 +6,18 @@ from typing import Any, TypeVar
 
 from finetune_api.objectives import Dpo, Kto, Objective, Rlhf
 from finetune_api.recipes import RECIPES
-from finetune_api.spec import FineTuneJobSpec, Lora, Method
+from finetune_api.spec import FineTuneJobSpec, Lora, Method, Mode
 from finetune_api.status import Resolved
 
 _T = TypeVar("_T")
+
+AS_SERVED = "mode Evaluate measures the adapter on the base in 16 bits"
+OF_A_TRAINING = (
+    "num_train_epochs", "total_steps", "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay",
+    "max_grad_norm", "optim", "gradient_accumulation_steps", "global_batch_size", "gradient_checkpointing",
+    "eval_steps", "lora_dropout",
+)  # fmt: skip
+"""Settings that are absent if nothing is trained."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +37,7 @@ class Facts:
 def resolve(spec: FineTuneJobSpec, facts: Facts) -> Resolved:
     """Return every training setting with its default filled in; precision, optimiser and target modules stay open if
     only the trainer can determine them on its device."""
-    method, reason = (facts.method, facts.method_reason) if facts.method else _method(spec.tuning.method)
+    method, reason = (facts.method, facts.method_reason) if facts.method else _method(spec)
     hyper, recipe = spec.hyperparameters, RECIPES[spec.objective]
     batch, accumulation = _batch(spec, method, facts.train_rows)
     epochs, steps = _length(spec, method, facts, batch * accumulation * spec.resources.ranks)
@@ -59,10 +67,15 @@ def resolve(spec: FineTuneJobSpec, facts: Facts) -> Resolved:
         estimated_gpu_memory_bytes=facts.estimated_gpu_memory_bytes,
     )
     settings = _objective(spec) if method is Method.FULL else _objective(spec) | _adapter(spec, method)
+    if spec.mode is Mode.EVALUATE:
+        settings |= {"mode": spec.mode.value} | dict.fromkeys(OF_A_TRAINING)
     return resolved.model_copy(update=settings)
 
 
-def _method(asked: Method) -> tuple[Method, str]:
+def _method(spec: FineTuneJobSpec) -> tuple[Method, str]:
+    asked = spec.tuning.method
+    if spec.mode is Mode.EVALUATE:
+        return Method.LORA, AS_SERVED
     if asked is Method.AUTO:
         return Method.QLORA, "Auto is QLoRA"
     return asked, "set in tuning.method"

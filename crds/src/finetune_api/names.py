@@ -55,6 +55,7 @@ class Phase(StrEnum):
     QUEUED = "Queued"
     STARTING = "Starting"
     TRAINING = "Training"
+    EVALUATING = "Evaluating"
     MERGING = "Merging"
     PUBLISHING = "Publishing"
     SUSPENDED = "Suspended"

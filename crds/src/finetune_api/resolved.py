@@ -10,6 +10,8 @@ from finetune_api.scalars import Count, Line, Measure, StatusBlock, Word
 class Resolved(StatusBlock):
     """Settings in use, with every default filled in; fixed once preflight has passed."""
 
+    mode: Word | None = None
+    """`Evaluate` if nothing is trained; absent in a training."""
     method: Word | None = None
     """Tuning method in use."""
     method_reason: Line | None = None

@@ -6,6 +6,7 @@ from typing import Annotated, ClassVar
 from pydantic import ConfigDict, Field, StringConstraints
 
 from finetune_api.blocks import Block, QualifiedName, S3Uri, cel, rules
+from finetune_api.evaluate_mode import EVALUATE_RULES, Mode
 from finetune_api.evaluation import EarlyStopping, Evaluation
 from finetune_api.hyperparameters import Attention, FusedKernels, Hyperparameters, Packing, Precision
 from finetune_api.objectives import Dpo, JobReference, Kto, Objective, Rlhf
@@ -25,6 +26,7 @@ __all__ = [
     "InitialAdapter",
     "Lora",
     "Method",
+    "Mode",
     "Model",
     "ModelCache",
     "Objective",
@@ -87,7 +89,7 @@ class Output(Block):
     """Also publish the base with the adapter merged in, in this number format. Default: `None`."""
 
 
-IMMUTABLE_REQUIRED = ("objective", "model", "tuning", "dataset", "hyperparameters", "evaluation", "output")
+IMMUTABLE_REQUIRED = ("mode", "objective", "model", "tuning", "dataset", "hyperparameters", "evaluation", "output")
 IMMUTABLE_OPTIONAL = ("earlyStopping", "dpo", "kto", "rlhf", "lineage")
 _CHATS = ("Alpaca", "ShareGPT", "OpenAI", "PromptCompletion")
 FORMATS = {
@@ -231,6 +233,7 @@ class FineTuneJobSpec(Block):
                 )
                 for objective, formats in FORMATS.items()
             ),
+            *EVALUATE_RULES,
             *(cel(f"self.{name} == oldSelf.{name}", f"{name} {_FROZEN}", f".{name}") for name in IMMUTABLE_REQUIRED),
             *(
                 cel(
@@ -243,6 +246,13 @@ class FineTuneJobSpec(Block):
         )
     )
 
+    mode: Mode = Mode.TRAIN
+    """`Train`, or `Evaluate`: train nothing, and measure the adapter in `tuning.initialAdapter`. The base in 16 bits
+    answers the prompts and is measured on the held-out rows, without and with the adapter; verdict, `evaluation.gate`,
+    `output.merge`, report and lineage are those of a training, and the adapter is published with them. With
+    objectives Instruction, Chat and DomainAdaptation. `dataset.train` is required too: `validationSplitPercent` holds
+    out the same rows as in the training, and of a job with `dataset.validation` its rows are checked and not used.
+    Fixed at creation. Default: `Train`."""
     objective: Objective
     """What to train for. `Instruction`: the last answer of each row. `Chat`: every assistant turn. `DPO`: preference
     for chosen over rejected answers. `KTO`: the same, from answers labelled good or bad. `RewardModel`: scoring of

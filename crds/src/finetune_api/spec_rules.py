@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel
 
 from finetune_api.blocks import AT_CREATION, DATA_URI, MODEL_URI, S3_URI
+from finetune_api.evaluate_mode import EVALUATE_CONDITIONS
 from finetune_api.recipes import WITHOUT_DROPOUT
 from finetune_api.spec import FORMATS
 
@@ -30,6 +31,7 @@ def _takes(objective: str, formats: list[str]) -> Condition:
 
 
 CONDITIONS: dict[str, Condition] = {
+    **EVALUATE_CONDITIONS,
     "!has(self.targetExperts) || !self.targetExperts || !has(self.dropout) || self.dropout == 0.0": lambda lora: (
         not lora.target_experts or not lora.dropout
     ),

@@ -32,7 +32,7 @@ end
 if is_true("Ready") and is_true("Suspended") then
   return health("Suspended", message)
 end
-if status.progress ~= nil and status.progress.display ~= nil and status.phase == "Training" then
+if status.progress ~= nil and status.progress.display ~= nil and (status.phase == "Training" or status.phase == "Evaluating") then
   message = status.progress.display .. ", " .. message
 end
 return health("Progressing", message)

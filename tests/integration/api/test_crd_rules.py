@@ -84,6 +84,54 @@ def wandb(**fields: Any) -> Spec:
     return {"tracking": {"wandb": {"project": "p"} | fields}}
 
 
+EVALUATING: Spec = SPLIT | {"mode": "Evaluate", "tuning": {"initialAdapter": {"uri": "s3://models/adapter"}}}
+_NOTHING = "mode Evaluate trains nothing: remove "
+EVALUATE_REFUSES: list[tuple[str, str, Any, str | None]] = [
+    ("mode Evaluate measures a loss per token", "objective", "DPO", None),
+    ("mode Evaluate loads the base in 16 bits", "tuning.method", "QLoRA", None),
+    ("mode Evaluate compares with the base", "evaluation.baseline", False, None),
+    ("mode Evaluate packs no rows", "hyperparameters.packing", "Always", None),
+    ("mode Evaluate runs in one process", "resources.nodes", 2, "spec.resources"),
+    *(
+        (f"{_NOTHING}{path}", path, value, None)
+        for path, value in {
+            "hyperparameters.numTrainEpochs": 1,
+            "hyperparameters.maxSteps": 1,
+            "hyperparameters.learningRate": 0.1,
+            "hyperparameters.lrSchedulerType": "linear",
+            "hyperparameters.warmupSteps": 1,
+            "hyperparameters.weightDecay": 0.1,
+            "hyperparameters.maxGradNorm": 1,
+            "hyperparameters.optim": "adamw_torch",
+            "hyperparameters.gradientAccumulationSteps": 1,
+            "hyperparameters.gradientCheckpointing": True,
+            "tuning.lora": {"rank": 8},
+            "tuning.vramBudget": "24Gi",
+            "evaluation.steps": 1,
+            "earlyStopping": {},
+            "checkpoint.steps": 1,
+            "resources.merge": {},
+        }.items()
+    ),
+]
+
+
+def merged(spec: Spec, path: str, value: Any) -> Spec:
+    """Return the spec with one more field."""
+    changed = copy.deepcopy(spec)
+    *folders, name = path.split(".")
+    block = changed
+    for folder in folders:
+        block = block.setdefault(folder, {})
+    block[name] = value
+    return changed
+
+
+def without(spec: Spec, name: str) -> Spec:
+    """Return the spec without one block."""
+    return {key: value for key, value in spec.items() if key != name}
+
+
 AT_CREATION = [
     (WANDB_KEY, wandb(secretRef={"name": "key"}), wandb(), "spec.tracking.wandb.secretRef"),
     (
@@ -325,6 +373,12 @@ AT_CREATION = [
         {"scheduling": {"topology": {"mode": "Unconstrained", "level": "rack"}}},
         "spec.scheduling.topology.level",
     ),
+    *(
+        (message, EVALUATING, merged(EVALUATING, path, value), f"spec.{path}" if at is None else at)
+        for message, path, value, at in EVALUATE_REFUSES
+    ),
+    ("mode Evaluate evaluates an existing", EVALUATING, without(EVALUATING, "tuning"), "spec.tuning.initialAdapter"),
+    ("mode Evaluate needs held-out rows", EVALUATING, EVALUATING | {"dataset": BASE["dataset"]}, "spec.dataset"),
     (EARLY, SPLIT | {"earlyStopping": {"patience": 2}}, {"earlyStopping": {"patience": 2}}, "spec.earlyStopping"),
     (
         "maxEvalLoss and mustImprove need held-out rows",
@@ -358,6 +412,7 @@ AT_CREATION = [
     ),
 ]
 CHANGES = {
+    "mode": "Evaluate",
     "objective": "Instruction",
     "model": {"uri": "s3://models/other"},
     "tuning": {"method": "LoRA"},

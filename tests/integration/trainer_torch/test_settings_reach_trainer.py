@@ -83,6 +83,7 @@ NOT_ARGUMENTS = {
     "attention": "test_attention.py",
     "fused_kernels": "test_fused_kernels.py",
     "packing": "test_packing.py",
+    "mode": "test_evaluate.py",
     "estimated_gpu_memory_bytes": "a result",
     "double_quant": "test_the_constants_of_a_quantised_base_are_quantised_as_set",
     "target_experts": "test_experts.py",

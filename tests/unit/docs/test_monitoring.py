@@ -22,6 +22,7 @@ MEANINGS: dict[str, dict[str, str]] = {
         "Failed": "red",
         "Succeeded": "green",
         "Training": "blue",
+        "Evaluating": "dark-blue",
         "Merging": "light-blue",
         "Publishing": "super-light-blue",
         "Queued": "yellow",

@@ -5,6 +5,7 @@ from typing import Literal
 
 from finetune_api.names import ConditionType, Phase, Reason
 from finetune_api.scalars import printable
+from finetune_api.spec import Mode
 from finetune_api.status import Condition, FineTuneJobStatus
 
 Truth = Literal["True", "False", "Unknown"]
@@ -256,4 +257,7 @@ def _phase_of_attempt(status: FineTuneJobStatus) -> Phase:
         return Phase.MERGING
     if not is_running:
         return Phase.STARTING
-    return Phase.PUBLISHING if stage == "Merging" else Phase.TRAINING
+    if stage == "Merging":
+        return Phase.PUBLISHING
+    is_evaluation = status.resolved is not None and status.resolved.mode == Mode.EVALUATE
+    return Phase.EVALUATING if is_evaluation else Phase.TRAINING

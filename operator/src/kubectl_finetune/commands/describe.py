@@ -188,6 +188,7 @@ def _next(job: Job) -> Text:
         Phase.FAILED.value: f"kubectl finetune logs {own}" + ("" if is_checked else " --preflight"),
         Phase.SUSPENDED.value: f"kubectl finetune resume {own}" if job.field("suspend") else "",
         Phase.TRAINING.value: f"kubectl finetune progress {own}",
+        Phase.EVALUATING.value: f"kubectl finetune progress {own}",
         Phase.MERGING.value: f"kubectl finetune logs {own} -f",
         Phase.PREFLIGHT.value: f"kubectl finetune logs {own} --preflight -f",
     }

@@ -12,6 +12,7 @@ STYLES = {
     Phase.SUCCEEDED.value: "green",
     Phase.FAILED.value: "red",
     Phase.TRAINING.value: "cyan",
+    Phase.EVALUATING.value: "cyan",
     Phase.MERGING.value: "cyan",
     Phase.PUBLISHING.value: "cyan",
     Phase.QUEUED.value: "yellow",

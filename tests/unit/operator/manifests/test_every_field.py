@@ -112,6 +112,7 @@ GATE = f"{TRAINING}/test_gate.py::test_a_gate_that_is_not_met_fails_with_everyth
 ABILITY = f"{TRAINING}/test_ability.py"
 EXPECTATIONS = "tests/unit/trainer/evaluation/test_expectations.py"
 ELSEWHERE = {
+    "mode": f"{TRAINING}/test_evaluate.py::test_nothing_is_trained_and_everything_is_published_and_verified",
     "objective": f"{DATA}/checks/test_objectives.py::test_an_objective_takes_what_it_can_learn_from",
     "storage.endpoint": "tests/integration/trainer/test_s3.py::test_an_endpoint_that_never_answers_is_unavailable",
     "storage.region": (

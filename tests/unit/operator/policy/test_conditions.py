@@ -8,7 +8,7 @@ import pytest
 
 from finetune_api.handoff import TERMINAL_EXIT_CODES
 from finetune_api.names import ConditionType, Phase, Reason
-from finetune_api.status import FineTuneJobStatus, Progress
+from finetune_api.status import FineTuneJobStatus, Progress, Resolved
 from finetune_operator.policy.conditions import MESSAGES, Conditions, acknowledge_generation, phase_of
 
 C = ConditionType
@@ -112,6 +112,14 @@ def test_the_phase_follows_from_the_conditions(facts: Any, stage: str | None, ph
     status = conditions(*facts).status
     status.progress = Progress(stage=stage)
     assert phase_of(status) is phase
+
+
+def test_a_job_that_trains_nothing_is_never_in_phase_training() -> None:
+    status = conditions(ACCEPTED, VALIDATED, (C.RUNNING, "True", R.PODS_RUNNING)).status
+    status.resolved = Resolved(mode="Evaluate")
+    for stage in ("Loading", "Baseline", "Evaluating", "Answering"):
+        status.progress = Progress(stage=stage)
+        assert phase_of(status) is Phase.EVALUATING
 
 
 @pytest.mark.parametrize(

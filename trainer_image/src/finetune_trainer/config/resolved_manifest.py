@@ -8,7 +8,7 @@ from finetune_api.handoff import JobConfig
 from finetune_api.manifest.yaml_document import write_document
 from finetune_api.objectives import Dpo, Kto, Objective
 from finetune_api.sources import Dataset, DataSource
-from finetune_api.spec import FineTuneJobSpec, Lora, Method, Precision, Quantization
+from finetune_api.spec import FineTuneJobSpec, Lora, Method, Mode, Precision, Quantization
 from finetune_api.status import Resolved
 from finetune_trainer.storage.hub.uris import is_hub_uri, parse_hub_uri
 
@@ -73,7 +73,7 @@ def _hyperparameters(config: JobConfig, resolved: Resolved) -> dict[str, Any]:
 def _tuning(config: JobConfig, resolved: Resolved) -> dict[str, Any]:
     tuning = config.spec.tuning
     method = Method(resolved.method or tuning.method)
-    if resolved.lora_rank is None:
+    if resolved.lora_rank is None or config.spec.mode is Mode.EVALUATE:  # the adapter has its own settings
         return {"method": method}
     changes: dict[str, Any] = {
         "method": method,

@@ -7,6 +7,7 @@ from typing import Any
 
 from finetune_api.evaluation import EvaluationMetric, EvaluationStatus, Verdict
 from finetune_api.handoff import JobConfig
+from finetune_api.spec import Mode
 from finetune_api.status import DatasetStatus, EarlyStoppingStatus, Resolved
 from finetune_trainer.data.rows import Message
 from finetune_trainer.evaluation.ability import Ability, describe_ability
@@ -228,9 +229,15 @@ class RunRecord:
         return self.history.train[-1].epoch if self.history.train else 0.0
 
     @property
+    def is_evaluation(self) -> bool:
+        """Whether an existing adapter was evaluated, and nothing was trained."""
+        return self.config.spec.mode is Mode.EVALUATE
+
+    @property
     def start(self) -> str:
-        """The name of the model before the training."""
-        return "initial adapter" if self.config.spec.tuning.initial_adapter else "base model"
+        """The name of the model that the result is compared with."""
+        is_continued = self.config.spec.tuning.initial_adapter and not self.is_evaluation
+        return "initial adapter" if is_continued else "base model"
 
     @property
     def rows_per_step(self) -> float:

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from finetune_api.handoff import ExitCode, JobConfig
-from finetune_api.spec import Method, Precision
+from finetune_api.spec import Method, Mode, Precision
 from finetune_api.status import Resolved
 from finetune_trainer.distributed.world import ALONE, World
 from finetune_trainer.errors import TrainerError
@@ -140,6 +140,8 @@ def peak_memory_bytes(device: torch.device) -> int:
 
 def complete_settings(resolved: Resolved, device: torch.device) -> Resolved:
     """Return the settings with those that depend on the device: number format and optimiser."""
+    if resolved.mode == Mode.EVALUATE:
+        return resolved.model_copy(update={"precision": _precision(resolved.precision, device)})
     optim = resolved.optim or _default_optim(resolved, device)
     if device.type == "cpu" and optim.endswith("_8bit"):
         raise TrainerError(

@@ -7,7 +7,7 @@ from dataclasses import replace
 from finetune_api.defaults import Facts, resolve
 from finetune_api.handoff import ExitCode
 from finetune_api.scalars import parse_quantity
-from finetune_api.spec import Attention, FineTuneJobSpec, Method, Objective, Precision
+from finetune_api.spec import Attention, FineTuneJobSpec, Method, Mode, Objective, Precision
 from finetune_api.status import Resolved
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.models.memory_estimate import MemoryEstimate, estimate, format_bytes, micro_batches
@@ -33,6 +33,8 @@ def choose_settings(
     change the memory and not the result.
     """
     _check_attention(spec, shape)
+    if spec.mode is Mode.EVALUATE:
+        return resolve(spec, facts)
     budget = _budget(spec)
     method, reason = choose_method(spec, shape, facts)
     facts = replace(facts, method=method, method_reason=reason)
@@ -115,7 +117,7 @@ def grow_micro_batch(spec: FineTuneJobSpec, settings: Resolved, shape: ModelShap
     """
     hyper = spec.hyperparameters
     is_open = hyper.per_device_train_batch_size is None and hyper.gradient_accumulation_steps is None
-    if not is_open or spec.objective is Objective.KTO:
+    if not is_open or spec.objective is Objective.KTO or spec.mode is Mode.EVALUATE:
         return settings
     limit = min(int(FILLED * free), _budget(spec) or free)
     micro = settings.per_device_train_batch_size or 1

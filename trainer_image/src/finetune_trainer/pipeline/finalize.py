@@ -191,7 +191,9 @@ def build_result(inputs: Inputs, record: RunRecord) -> Report:
 
 def summarize(record: RunRecord) -> str:
     """Return the message of a published result."""
-    return f"trained {record.last_step} steps; {record.detail}"
+    return (
+        f"{'evaluated the adapter' if record.is_evaluation else f'trained {record.last_step} steps'}; {record.detail}"
+    )
 
 
 def validation_json(evaluation: EvaluationStatus, check: MergeCheck | None) -> str:

@@ -7,7 +7,7 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from finetune_api.spec import FusedKernels, Merge, Method
+from finetune_api.spec import FusedKernels, Merge, Method, Mode
 from finetune_api.status import Resolved
 from finetune_trainer.distributed.world import ALONE, World
 from finetune_trainer.models.adapter_output import continue_adapter
@@ -33,7 +33,7 @@ def load_model(
     inputs: Inputs, settings: Resolved, device: torch.device, world: World = ALONE
 ) -> tuple[PreTrainedModel | PeftModel, Resolved]:
     """Load the model to train; return it and the settings as they apply to it: checkpointing, attention, adapted
-    modules."""
+    modules. The adapter is fresh if the base is measured first."""
     spec = inputs.run.config.spec
     writes_text = traits_of(spec.objective).writes_text
     model = load_for_training(inputs.model, settings, device, writes_text=writes_text, world=world)
@@ -45,7 +45,7 @@ def load_model(
         settings = settings.model_copy(update={"fused_kernels": is_fused})
     attention = choose_attention(model, settings, device, is_flattened=traits_of(spec.objective).is_flattened)
     settings = settings.model_copy(update={"attention": attention})
-    if inputs.initial_adapter:
+    if inputs.initial_adapter and spec.mode is Mode.TRAIN:
         continue_adapter(model, inputs.initial_weights)
     if settings.method == Method.FULL:
         return model, settings

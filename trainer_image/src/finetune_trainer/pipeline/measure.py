@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from finetune_api.handoff import ExitCode
-from finetune_api.spec import Method
+from finetune_api.spec import Method, Mode
 from finetune_trainer.distributed.sharding import is_sharded
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.evaluation.ability import Ability
@@ -54,7 +54,10 @@ def measure_result(
 ) -> TrainingResult:
     """Restore, save and measure the best weights; of several processes, only the first one measures everything."""
     traits, loop, world = traits_of(inputs.run.config.spec.objective), parts.loop, parts.loop.world
-    final = restore_best(trainer, loop) if inputs.validation and traits.has_loss else None
+    final = None
+    if inputs.validation and traits.has_loss:
+        is_trained = inputs.run.config.spec.mode is Mode.TRAIN
+        final = restore_best(trainer, loop) if is_trained else measure_adapter(trainer, loop)
     save_trained(parts.model, inputs.best_weights)
     after = trainer.show(inputs.shown)
     stop_ids = stop_token_ids(trainer.model, inputs.answers) if traits.writes_text else []
@@ -117,6 +120,14 @@ def restore_best(trainer: LoopTrainer, loop: LoopContext) -> Measured:
     if difference > LARGEST_RECHECK_DIFFERENCE * max(1.0, loop.plateau.best_loss):
         found = f"{final.loss:.5g} instead of {loop.plateau.best_loss:.5g}"
         raise TrainerError(ExitCode.INTERNAL_ERROR, f"the restored best weights have an evaluation loss of {found}")
+    loop.reporter.update(metrics={"eval_loss": final.loss} | final.figures())
+    return final
+
+
+def measure_adapter(trainer: LoopTrainer, loop: LoopContext) -> Measured:
+    """Measure an adapter that was not trained here."""
+    loop.reporter.set_stage("Evaluating")
+    final = trainer.measure()
     loop.reporter.update(metrics={"eval_loss": final.loss} | final.figures())
     return final
 

@@ -17,7 +17,7 @@ os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 import torch
 
 from finetune_api.handoff import Artifact, ExitCode, Report
-from finetune_api.spec import Method
+from finetune_api.spec import Method, Mode
 from finetune_api.status import Metrics, Resolved
 from finetune_trainer.config.run_context import RunContext
 from finetune_trainer.distributed.rank_layout import LEFT_GROUP
@@ -25,7 +25,7 @@ from finetune_trainer.distributed.world import ALONE, AgreedStop, World
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.evaluation.early_stopping import Plateau
 from finetune_trainer.evaluation.history import History
-from finetune_trainer.models.adapter_output import save_adapter, save_tokenizer
+from finetune_trainer.models.adapter_output import continue_adapter, save_adapter, save_tokenizer
 from finetune_trainer.models.device import complete_settings, find_device, require_gpus
 from finetune_trainer.models.loading import (
     load_tokenizer,
@@ -190,7 +190,8 @@ def fill_gpu(inputs: Inputs, device: torch.device, world: World = ALONE) -> Reso
 def train_once(
     inputs: Inputs, settings: Resolved, device: torch.device, checkpoints: Checkpoints, world: World = ALONE
 ) -> TrainingResult:
-    """Load the base, measure it, train, and save and measure the best weights.
+    """Load the base, measure it, train, and save and measure the best weights; with mode Evaluate, those of the initial
+    adapter in place of a training.
 
     The trainer is built on the unchanged base even if the training resumes from a checkpoint, because DPO and KTO
     compare it with their reference then; `train` loads the checkpoint's weights.
@@ -206,7 +207,10 @@ def train_once(
     reporter.update(resolved=settings, metrics={"trainable_parameters": parameters})
     if not resumed:
         measure_baseline(inputs, trainer, loop, is_quantised=settings.method == Method.QLORA)
-    trainer.train(str(resumed) if resumed else None)
+    if spec.mode is Mode.EVALUATE:
+        continue_adapter(model, inputs.initial_weights)
+    else:
+        trainer.train(str(resumed) if resumed else None)
     loop.stop.raise_if_set()
     result = measure_result(inputs, trainer, parts, parameters, device)
     if world.is_first and settings.method != Method.FULL:

@@ -58,8 +58,10 @@ def render_report(record: RunRecord, directory: Path) -> str:
 def _draw(record: RunRecord, directory: Path) -> Pictures:
     """Write the pictures, and return them for the page."""
     history, best, objective = record.history, record.best_step, record.config.spec.objective
-    draw_curves(history, best, directory / Artifact.CURVES, objective)
-    drawn = {Artifact.CURVES.value: curves_svg(history, best, objective)}
+    drawn = {}
+    if not record.is_evaluation:
+        draw_curves(history, best, directory / Artifact.CURVES, objective)
+        drawn[Artifact.CURVES.value] = curves_svg(history, best, objective)
     if lengths := record.samples.histogram:
         draw_lengths(lengths, record.settings.max_length, directory / Artifact.LENGTHS)
         drawn[Artifact.LENGTHS.value] = lengths_svg(lengths, record.settings.max_length)
@@ -102,7 +104,7 @@ def _context(record: RunRecord, directory: Path) -> dict[str, Any]:
         "recommendations": recommend(record),
         "notes": build_notes(
             record.base,
-            record.history.resumed_from,
+            None if record.is_evaluation else record.history.resumed_from,
             record.config.attempt,
             uses_template=objective is not Objective.DOMAIN_ADAPTATION,
         ),

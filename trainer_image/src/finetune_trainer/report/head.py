@@ -15,9 +15,10 @@ def build_head(record: RunRecord) -> Head:
     """Return name, result and figures."""
     spec = record.config.spec
     verdict, mood = _judge(record)
+    how = "evaluation" if record.is_evaluation else record.settings.method
     return Head(
         name=clean(record.config.name),
-        kind=clean(f"FineTuneJob · {spec.objective.value} · {record.settings.method}"),
+        kind=clean(f"FineTuneJob · {spec.objective.value} · {how}"),
         verdict=verdict,
         mood=mood,
         tiles=[*_evaluation_tiles(record), *_cost_tiles(record)],
@@ -56,6 +57,8 @@ def _evaluation_tiles(record: RunRecord) -> list[Tile]:
     if known:
         was = f"{record.start} {percent(known.before)}"
         found.append(Tile("General ability", percent(known.after), was))
+    if record.is_evaluation:
+        return found
     stopped = record.early_stopping is not None and record.early_stopping.stopped
     note = "stopped early" if stopped else f"of {record.settings.total_steps} steps"
     best = record.best_step if record.best_step is not None else record.last_step
@@ -66,10 +69,14 @@ def _evaluation_tiles(record: RunRecord) -> list[Tile]:
 def _cost_tiles(record: RunRecord) -> list[Tile]:
     samples, machine = record.samples, record.machine
     memory = f"of {size(machine.gpu_memory_bytes)}" if machine.gpu_memory_bytes else ""
+    time = Tile("Time", duration(machine.seconds), "all runs together" if record.history.resumed_from else "")
+    used = Tile("Peak memory", size(machine.peak_memory_bytes), memory)
+    if record.is_evaluation:
+        return [Tile("Held-out rows", str(record.compared_rows), ""), used, time]
     return [
         Tile("Training rows", str(samples.train_rows), f"seen {record.epochs_seen:.3g} times"),
         Tile("Trained weights", count(record.trainable_parameters), f"by {clean(record.settings.method)}"),
         Tile("Throughput", number(record.history.tokens_per_second(), 3), "tokens per second"),
-        Tile("Peak memory", size(machine.peak_memory_bytes), memory),
-        Tile("Time", duration(machine.seconds), "all runs together" if record.history.resumed_from else ""),
+        used,
+        time,
     ]

@@ -6,8 +6,8 @@ from finetune_trainer.evaluation.run_record import BaseFacts, Licence
 from finetune_trainer.report.text import code, inline
 
 
-def build_notes(base: BaseFacts, resumed_from: Sequence[int], attempt: int, *, uses_template: bool) -> list[str]:
-    """Return sentences in Markdown, those about use first."""
+def build_notes(base: BaseFacts, resumed_from: Sequence[int] | None, attempt: int, *, uses_template: bool) -> list[str]:
+    """Return sentences in Markdown, those about use first; `resumed_from` is None if nothing was trained."""
     found = [licence_note(base.licence)]
     if base.is_template_made and uses_template:
         found.append(
@@ -15,7 +15,7 @@ def build_notes(base: BaseFacts, resumed_from: Sequence[int], attempt: int, *, u
             "ordinary text) was used for training. Serve with the `chat_template.jinja` next to the weights."
         )
     found += _long_prompts(base)
-    return [*found, describe_resumes(resumed_from, attempt)]
+    return found if resumed_from is None else [*found, describe_resumes(resumed_from, attempt)]
 
 
 def licence_note(licence: Licence | None) -> str:

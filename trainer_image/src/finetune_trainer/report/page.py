@@ -18,7 +18,7 @@ from markdown_it.token import Token
 from finetune_trainer.report.pictures import darkened
 
 TEMPLATES = Path(__file__).parent / "templates"
-PREVIEWS = "What the model is trained on"
+PREVIEWS = {f"What the model is {what} on" for what in ("trained", "measured")}
 TRAINED = re.compile("⟦([^⟦⟧]*)⟧")
 COMMANDS = "How to"
 FIGURE = re.compile(r"(-|∞|-?[\d.]+(e[-+]?\d+)?( %)?)(, best)?")
@@ -104,7 +104,7 @@ def _mark_texts(tokens: Sequence[Token]) -> None:
             title = tokens[at + 1].content
             section = title if token.tag == "h2" else section
         elif token.type == "code_block":
-            token.meta |= {"marks": title == PREVIEWS, "prose": not section.startswith(COMMANDS)}
+            token.meta |= {"marks": title in PREVIEWS, "prose": not section.startswith(COMMANDS)}
 
 
 def _mark_figures(tokens: Sequence[Token]) -> None:

@@ -48,7 +48,8 @@ class Recommendation:
 
 def recommend(run: RunRecord) -> list[Recommendation]:
     """Return the recommendations that apply, the one with the largest effect first."""
-    found = [one for rule in RULES if (one := rule(run)) is not None]
+    rules = EVALUATION_RULES if run.is_evaluation else RULES
+    found = [one for rule in rules if (one := rule(run)) is not None]
     return sorted(found, key=lambda one: -one.effect)
 
 
@@ -93,11 +94,13 @@ def no_improvement(run: RunRecord) -> Recommendation | None:
         return None
     figures = f"{comparison.change_with_interval} on {run.compared_rows} held-out rows"
     if comparison.verdict is Verdict.WORSE:
-        advice = "Do not use or publish this result: it is worse on the held-out rows than before the training."
+        than = "the base model" if run.is_evaluation else "before the training"
+        advice = f"Do not use or publish this result: it is worse on the held-out rows than {than}."
         return Recommendation(advice, figures, UNUSABLE)
     needed = comparison.advise_rows(run.compared_rows)
     more = f", and hold out about {needed} rows to see a difference of this size" if needed else ""
-    advice = f"Do not call this result better: train longer or with a higher learning rate{more}."
+    how = "" if run.is_evaluation else ": train longer or with a higher learning rate"
+    advice = f"Do not call this result better{how}{more}."
     return Recommendation(advice, figures, UNUSABLE)
 
 
@@ -353,3 +356,5 @@ RULES: Sequence[Callable[[RunRecord], Recommendation | None]] = (
     few_held_out,
     idle_memory,
 )
+EVALUATION_RULES = (no_improvement, forgotten, missed_expectation, truncation, skipped_for_length, few_held_out)
+"""The rules that need no training."""

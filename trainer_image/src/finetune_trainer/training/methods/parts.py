@@ -90,7 +90,7 @@ class TrainerParts:
         """Return our settings under the library's names, with its own saving and reporting off."""
         settings = self.settings
         warmup = settings.warmup_steps or 0.0
-        return {
+        known = {
             "output_dir": str(self.scratch),
             "max_steps": settings.total_steps,
             "learning_rate": settings.learning_rate,
@@ -106,7 +106,7 @@ class TrainerParts:
             "activation_checkpointing_kwargs": dict(NON_REENTRANT),
             "bf16": settings.precision == "BF16",
             "fp16": settings.precision == "FP16",
-            "tf32": allows_tf32(settings.precision, self.model.device) or None,  # None: unchanged
+            "tf32": allows_tf32(settings.precision, self.model.device) or None,
             "use_cpu": self.model.device.type == "cpu",
             "seed": settings.seed,
             "data_seed": settings.seed,
@@ -120,6 +120,7 @@ class TrainerParts:
             "ddp_find_unused_parameters": False,
             "disable_tqdm": True,
         }
+        return {name: value for name, value in known.items() if value is not None}  # without steps most are open
 
 
 def eval_batch_size(rows: int, settings: Resolved) -> int:

@@ -1,0 +1,110 @@
+"""`spec.mode: Evaluate`: which fields it needs, and which have no effect with it; each rule as CEL and in Python."""
+
+from collections.abc import Callable
+from enum import StrEnum
+from typing import Any
+
+from pydantic.alias_generators import to_snake
+
+from finetune_api.blocks import cel
+
+
+class Mode(StrEnum):
+    """Whether the job trains."""
+
+    TRAIN = "Train"
+    EVALUATE = "Evaluate"
+
+
+OBJECTIVES = ("Instruction", "Chat", "DomainAdaptation")
+WITHOUT_EFFECT = (
+    *(
+        f"hyperparameters.{name}"
+        for name in (
+            "numTrainEpochs", "maxSteps", "learningRate", "lrSchedulerType", "warmupSteps", "weightDecay",
+            "maxGradNorm", "optim", "gradientAccumulationSteps", "gradientCheckpointing",
+        )
+    ),
+    "tuning.lora",
+    "tuning.vramBudget",
+    "evaluation.steps",
+    "earlyStopping",
+    "checkpoint.steps",
+    "resources.merge",
+)  # fmt: skip
+"""Optional fields that only a training reads."""
+_TRAINS = "self.mode != 'Evaluate' || "
+Condition = Callable[[Any], bool]
+
+
+def _is_absent(path: str) -> Condition:
+    def check(spec: Any) -> bool:
+        value = spec
+        for name in path.split("."):
+            value = getattr(value, to_snake(name))
+        return value is None
+
+    return check
+
+
+_RULES: list[tuple[str, str, str, Condition]] = [
+    (
+        "has(self.tuning.initialAdapter)",
+        "mode Evaluate evaluates an existing adapter: set tuning.initialAdapter",
+        ".tuning.initialAdapter",
+        lambda spec: spec.tuning.initial_adapter is not None,
+    ),
+    (
+        "has(self.dataset.validation) || has(self.dataset.validationSplitPercent)",
+        "mode Evaluate needs held-out rows: set dataset.validation or dataset.validationSplitPercent",
+        ".dataset",
+        lambda spec: spec.dataset.validation is not None or spec.dataset.validation_split_percent is not None,
+    ),
+    (
+        f"self.objective in {list(OBJECTIVES)}",
+        f"mode Evaluate measures a loss per token: set objective to {', '.join(OBJECTIVES[:-1])} or {OBJECTIVES[-1]}",
+        ".objective",
+        lambda spec: spec.objective in OBJECTIVES,
+    ),
+    (
+        "self.tuning.method in ['Auto', 'LoRA']",
+        "mode Evaluate loads the base in 16 bits, as it is served: set tuning.method to Auto or LoRA",
+        ".tuning.method",
+        lambda spec: spec.tuning.method in {"Auto", "LoRA"},
+    ),
+    (
+        "self.evaluation.baseline",
+        "mode Evaluate compares with the base: set evaluation.baseline true",
+        ".evaluation.baseline",
+        lambda spec: spec.evaluation.baseline,
+    ),
+    (
+        "self.hyperparameters.packing in ['Auto', 'Never', 'Off']",
+        "mode Evaluate packs no rows: remove hyperparameters.packing",
+        ".hyperparameters.packing",
+        lambda spec: spec.hyperparameters.packing in {"Auto", "Never", "Off"},
+    ),
+    (
+        "(self.resources.nodes == 1 && self.resources.gpusPerNode <= 1)",
+        "mode Evaluate runs in one process: set resources.nodes 1 and resources.gpusPerNode 1",
+        ".resources",
+        lambda spec: spec.resources.nodes == 1 and spec.resources.gpus_per_node <= 1,
+    ),
+    *(
+        (
+            f"!has(self.{path})",
+            f"mode Evaluate trains nothing: remove {path}",
+            f".{path}",
+            _is_absent(path),
+        )
+        for path in WITHOUT_EFFECT
+    ),
+]
+
+
+def _or_trains(condition: Condition) -> Condition:
+    return lambda spec: spec.mode != Mode.EVALUATE or condition(spec)
+
+
+EVALUATE_RULES = [cel(_TRAINS + rule, message, path) for rule, message, path, _ in _RULES]
+EVALUATE_CONDITIONS = {_TRAINS + rule: _or_trains(condition) for rule, _, _, condition in _RULES}
