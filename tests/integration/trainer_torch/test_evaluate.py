@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from training_bench import Bench, as_parent, make_rows
 
 from finetune_api.handoff import Outcome, Report
+from finetune_trainer.commands.verify import verify_result
 from finetune_trainer.errors import TrainerError
 
 MakeBench = Callable[..., Bench]
@@ -82,7 +83,9 @@ def test_nothing_is_trained_and_everything_is_published_and_verified(
     assert report.message is not None
     assert report.message.startswith("evaluated the adapter; better than the base model: ")
     assert report.last_step == 0
-    assert find_result_faults("s3://bucket/output", bench.storage) == []
+    verified = verify_result("s3://bucket/output", bench.storage)
+    assert verified.faults == []
+    assert {link.role for link in verified.chain} == {"base", "parent"}
     theirs, own = load_file(trained[0].output / WEIGHTS), load_file(bench.output / WEIGHTS)
     assert theirs.keys() == own.keys()
     assert all(theirs[name].equal(own[name]) for name in own)

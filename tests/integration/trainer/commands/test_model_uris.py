@@ -57,3 +57,31 @@ def test_a_base_on_a_hub_is_fetched_and_kept(hub: Hub, tmp_path: Path) -> None:
         assert "tuned:" in done.stdout
     fetched = list((tmp_path / "cache").rglob("model.safetensors"))
     assert len(fetched) == 1
+
+
+def test_an_adapter_on_a_hub_is_merged_into_the_base_that_it_names_and_into_no_other(hub: Hub, tmp_path: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    models = tmp_path / "hub" / "models" / "acme"
+    model = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(models / "tiny"), LoraConfig(r=2, init_lora_weights=False)
+    )
+    model.peft_config["default"].base_model_name_or_path = "acme/tiny"
+    model.save_pretrained(models / "own", save_embedding_layers=False)
+    done = trainer(hub, tmp_path, "merge", "hf://acme/tiny", "hf://acme/own", "merged")
+    assert done.returncode == 0, done.stderr
+    assert "base: it is the one that the adapter names" in done.stdout
+    assert "tokens of built-in texts: mean KL divergence" in done.stdout
+    assert sorted(path.name for path in (tmp_path / "merged").iterdir()) == [
+        "chat_template.jinja", "config.json", "generation_config.json", "model.safetensors", "tokenizer.json",
+        "tokenizer_config.json",
+    ]  # fmt: skip
+    make_tiny_model(models / "other", seed=8)
+    other = trainer(hub, tmp_path, "merge", "hf://acme/other", "hf://acme/own", "again")
+    assert other.returncode == 64
+    assert "was trained on hf://acme/tiny, but BASE is hf://acme/other" in other.stderr
+    (models / "own" / "adapter_model.safetensors").rename(models / "own" / "adapter_model.bin")
+    pickled = trainer(hub, tmp_path, "merge", "hf://acme/tiny", "hf://acme/own", "again")
+    assert (pickled.returncode, "pickle" in pickled.stderr) == (66, True)
+    assert not (tmp_path / "again").exists()
