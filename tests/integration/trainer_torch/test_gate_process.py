@@ -1,6 +1,8 @@
 """The gate's process, with a script in place of the interpreter that would load models."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -104,3 +106,12 @@ def test_the_memory_is_that_of_the_largest_model_and_of_two_distributions(plan: 
     plan.candidates[0].directory.mkdir()
     save_file({"w": torch.zeros(4 * MIB)}, plan.candidates[0].directory / "model.safetensors")
     assert gate.needed_bytes(plan) == int(1.1 * 16 * MIB) + kept + 700 * MIB
+
+
+def test_a_pod_that_merges_loads_no_library_of_the_training() -> None:
+    """They take a tenth of the memory in which a model is merged."""
+    script = (
+        "import sys, finetune_trainer.pipeline.full_model; print({'datasets', 'pandas', 'trl'} & sys.modules.keys())"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"

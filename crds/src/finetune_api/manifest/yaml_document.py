@@ -153,7 +153,7 @@ class _Loader(yaml.SafeLoader):
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         """Return the next node with what it contains."""
         if self.depth > MAX_DEPTH:
-            mark = self.peek_event().start_mark
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
             problem = f"nested more than {MAX_DEPTH} deep"
             raise YamlError(problem, "remove the nesting", line=mark.line + 1, column=mark.column + 1)
         self.depth += 1

@@ -10,7 +10,7 @@ from finetune_trainer.tokenization.packing import max_rows_for
 if TYPE_CHECKING:
     from finetune_trainer.rewards.computed import Judge
     from finetune_trainer.training.methods.loop import LoopTrainer
-from finetune_trainer.training.methods.parts import TrainerParts
+    from finetune_trainer.training.methods.parts import TrainerParts
 
 
 @dataclass(frozen=True, slots=True)
