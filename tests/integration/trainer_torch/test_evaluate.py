@@ -93,6 +93,7 @@ def test_nothing_is_trained_and_everything_is_published_and_verified(
     assert report.resolved is not None
     resolved = report.resolved.model_dump(exclude_none=True)
     assert (resolved["mode"], resolved["method"]) == ("Evaluate", "LoRA")
+    assert not resolved.keys() & {"gradient_accumulation_steps", "global_batch_size"}
     assert not resolved.keys() & {"total_steps", "learning_rate", "optim", "eval_steps", "num_train_epochs"}
     lineage = json.loads((bench.output / "lineage.json").read_text())
     assert lineage["parent"]["name"] == "parent"
@@ -104,7 +105,15 @@ def test_the_report_names_no_training(evaluated: tuple[Bench, Report]) -> None:
     page = (evaluated[0].output / "report.html").read_text()
     assert text.startswith("# job: evaluation of an adapter, objective Instruction")
     assert "Nothing was trained" in text
-    for word in ("## Curves", "Published step", "Effective batch", "The training", "tokens per second", "steps,"):
+    for word in (
+        "## Curves",
+        "Published step",
+        "Effective batch",
+        "The training",
+        "tokens per second",
+        "steps,",
+        "are trained",
+    ):
         assert word not in text
         assert word not in page
     card = (evaluated[0].output / "adapter" / "README.md").read_text()

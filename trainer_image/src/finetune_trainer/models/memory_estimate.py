@@ -129,7 +129,9 @@ def micro_batches(settings: Resolved) -> Iterator[Resolved]:
 
 def share_batch(settings: Resolved, ranks: int) -> Resolved:
     """Return the settings for each of so many processes, possibly other than in preflight: a step keeps its rows."""
-    whole = settings.global_batch_size or 1
+    if settings.global_batch_size is None:  # nothing is trained
+        return settings
+    whole = settings.global_batch_size
     micro, accumulation = settings.per_device_train_batch_size or 1, settings.gradient_accumulation_steps or 1
     if micro * accumulation * ranks == whole:
         return settings

@@ -7,7 +7,7 @@ from pathlib import Path
 from finetune_api.defaults import Facts
 from finetune_api.handoff import Artifact, ExitCode, JobConfig, Outcome, Report
 from finetune_api.scalars import parse_quantity
-from finetune_api.spec import FineTuneJobSpec, Method
+from finetune_api.spec import FineTuneJobSpec, Method, Mode
 from finetune_api.status import Resolved
 from finetune_trainer.config.run_context import RunContext
 from finetune_trainer.errors import TrainerError
@@ -174,12 +174,15 @@ def _report(
     adapter: InitialAdapter | None,
 ) -> Report:
     counts = dataset.status
+    used = f"{counts.train_rows} to train on, {counts.validation_rows} to evaluate with"
+    if config.spec.mode is Mode.EVALUATE:
+        used = f"{counts.validation_rows} of them to evaluate with"
     return Report(
         outcome=Outcome.VALIDATED,
         reason=Outcome.VALIDATED.value,
         message=(
-            f"{counts.accepted} of {counts.rows} rows can be used: {counts.train_rows} to train on, "
-            f"{counts.validation_rows} to evaluate with; {model.architecture} with {model.parameters:,} weights"
+            f"{counts.accepted} of {counts.rows} rows can be used: {used}; {model.architecture} with "
+            f"{model.parameters:,} weights"
         ),
         job_uid=config.uid,
         config_sha256=config.config_sha256,
