@@ -28,8 +28,11 @@ def resolved(objective: str, method: str, facts: Facts = FACTS) -> Any:
     return resolve(FineTuneJobSpec.model_validate(spec), facts)
 
 
+SCHEMA = structural_schema(FineTuneJobSpec)
+
+
 def description(path: str) -> str:
-    node = structural_schema(FineTuneJobSpec)
+    node = SCHEMA
     for part in path.split("."):
         node = node["properties"][part]
     return str(node["description"])
