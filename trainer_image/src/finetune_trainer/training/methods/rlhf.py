@@ -115,7 +115,6 @@ class PolicyTrainer(LoopTrainer):
             clipped_share=sum(not one.ended for one in written) / len(written),
         )
 
-    @override
     def measure_again(self, sampled: RewardPoint | None) -> RewardPoint | None:
         """Sample answers with the seed that the point was sampled with: the baseline's or that of the result."""
         if sampled is None:
