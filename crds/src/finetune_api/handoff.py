@@ -195,6 +195,9 @@ class JobConfig(JobDocument):
     """The settings that preflight resolved; absent in preflight."""
     dataset: DatasetStatus | None = None
     """What preflight found; absent in preflight."""
+    preflight_sha256: Annotated[str, StringConstraints(max_length=64)] | None = None
+    """SHA-256 of preflight's summary, which the pod must find in storage; absent in preflight, and for jobs that an
+    older operator checked."""
     parent: PublishedJob | None = None
     """The complete job that `lineage.parentRef` names."""
     reward_job: PublishedJob | None = None

@@ -236,6 +236,9 @@ class Lineage(StatusBlock):
     """SHA-256 over the names and digests of the base model's files."""
     dataset_sha256: Digest | None = None
     """SHA-256 of the canonical training rows."""
+    preflight_sha256: Digest | None = None
+    """SHA-256 of preflight's summary (`dataset/summary.json`), which has the digests of all rows and of the base
+    model's text files. The trainer reads nothing else."""
     config_sha256: Digest | None = None
     """SHA-256 of the fields of the spec that are fixed at creation."""
     trainer_image: Line | None = None

@@ -99,6 +99,7 @@ def build_config(job: FineTuneJob, settings: Settings, attempt: int) -> handoff.
         separate_merge=attempt > 0 and needs_separate_merge(job),
         resolved=job.status.resolved if attempt else None,
         dataset=job.status.dataset if attempt else None,
+        preflight_sha256=pinned.preflight_sha256 if attempt else None,
     )
 
 

@@ -31,7 +31,13 @@ from finetune_operator.policy.decision import (
     succeed,
 )
 from finetune_operator.policy.startup import watch_start
-from finetune_operator.policy.status_report import record_image, record_lineage, record_progress, record_report
+from finetune_operator.policy.status_report import (
+    find_difference,
+    record_image,
+    record_lineage,
+    record_progress,
+    record_report,
+)
 
 C, R = ConditionType, Reason
 
@@ -188,6 +194,8 @@ def _end_completed(context: Context, current: Job, outcomes: Sequence[run_outcom
     if success and success.outcome is Outcome.TRAINED and status.trained is None:
         return _hand_over(context, success)
     if success and success.outcome is not Outcome.TRAINED:
+        if difference := find_difference(status, success):
+            return fail(context, R.DATASET_UNUSABLE, f"the result is not accepted: {difference}", current)
         record_report(status, success)
         record_lineage(status, success, context.spec)
         return succeed(context, current, success, R.SUCCEEDED)

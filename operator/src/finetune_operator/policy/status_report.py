@@ -8,6 +8,14 @@ from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import FineTuneJobStatus, Lineage, Progress, StatusBlock
 
 B = TypeVar("B", bound=StatusBlock)
+CHECKED = {
+    "preflight_sha256": "rows or model files with the summary",
+    "dataset_sha256": "training rows",
+    "base_model_revision": "commit",
+}
+"""Fields of the lineage that preflight reports and the trainer repeats, with what they identify."""
+PINNED = ("trainer_image", *CHECKED)
+"""Fields of the lineage whose first value stays."""
 
 
 def merged(old: B | None, new: B) -> B:
@@ -54,12 +62,23 @@ def _record_done(status: FineTuneJobStatus, report: Report) -> None:
 
 
 def record_lineage(status: FineTuneJobStatus, report: Report, spec: FineTuneJobSpec) -> None:
-    """Record the lineage; image and parents are the operator's own observations and stay as pinned."""
+    """Record the lineage; image and parents are the operator's own observations and stay as pinned, as do the digests
+    of what preflight checked."""
     known = Lineage(base_model=spec.model.uri, config_sha256=config_sha256(spec), seed=spec.hyperparameters.seed)
     pinned = status.lineage or Lineage()
     lineage = merged(merged(status.lineage, known), report.lineage or Lineage())
-    own = {"trainer_image": pinned.trainer_image or lineage.trainer_image}
+    own = {name: getattr(pinned, name) or getattr(lineage, name) for name in PINNED}
     status.lineage = lineage.model_copy(update={**own, "parent": pinned.parent, "reward_job": pinned.reward_job})
+
+
+def find_difference(status: FineTuneJobStatus, report: Report) -> str:
+    """Return how what was trained differs from what preflight checked; empty if it does not, or if that is unknown."""
+    pinned, reported = status.lineage or Lineage(), report.lineage or Lineage()
+    for name, words in CHECKED.items():
+        checked, used = getattr(pinned, name), getattr(reported, name)
+        if checked and used and checked != used:
+            return f"the trainer used {words} {used}, and preflight had checked {checked}"
+    return ""
 
 
 def record_progress(status: FineTuneJobStatus, report: ProgressReport, at: datetime) -> None:

@@ -289,6 +289,43 @@ def test_a_report_of_another_outcome_with_that_code_publishes_nothing(scene: Bui
     assert one.condition("Published")["status"] == "False"
 
 
+CHECKED = {"preflightSha256": "aa" * 32, "datasetSha256": "bb" * 32, "baseModelRevision": "c0ffee"}
+
+
+def checked(scene: Build, **lineage: str) -> Any:
+    """A job whose preflight reported these digests, with its first trainer Job."""
+    one = scene()
+    one.settle()
+    report = one.report("Validated", dataset={"rows": 5, "accepted": 5}, lineage=CHECKED | lineage)
+    one.end(one.pod("one-preflight"), 0, report)
+    one.complete("one-preflight")
+    one.settle()
+    return one
+
+
+@pytest.mark.parametrize("field", CHECKED)
+def test_a_result_of_other_inputs_than_preflight_checked_is_not_complete(scene: Build, field: str) -> None:
+    one = checked(scene)
+    other = CHECKED | {field: "cc" * 32}
+    one.end(one.pod("one-1"), 0, one.report("Published", artifacts=ARTIFACTS, lineage=other))
+    one.complete("one-1")
+    one.settle()
+    assert (one.condition("Complete")["status"], one.condition("Failed")["reason"]) == ("False", "DatasetUnusable")
+    assert "cc" * 32 in one.condition("Failed")["message"]
+    assert f"preflight had checked {CHECKED[field]}" in one.condition("Failed")["message"]
+    assert one.status["lineage"][field] == CHECKED[field], "the pinned value stays"
+
+
+def test_a_result_of_what_preflight_checked_or_of_an_older_trainer_is_complete(scene: Build) -> None:
+    for lineage in (CHECKED, {}):
+        one = checked(scene)
+        one.end(one.pod("one-1"), 0, one.report("Published", artifacts=ARTIFACTS, lineage=lineage))
+        one.complete("one-1")
+        one.settle()
+        assert one.condition("Complete")["status"] == "True"
+        assert one.status["lineage"].items() >= CHECKED.items()
+
+
 @pytest.mark.parametrize(("code", "outcome"), [(76, "Failed"), (78, "GateNotMet")])
 def test_a_final_failure_keeps_the_figures_and_only_a_published_result_gets_a_lineage(
     scene: Build, code: int, outcome: str

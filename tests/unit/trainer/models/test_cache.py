@@ -1,5 +1,6 @@
 import errno
 import fcntl
+import hashlib
 import json
 import logging
 import os
@@ -7,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,13 +24,19 @@ CONTENT = {"config.json": b"{}", "model.safetensors": b"weights" * 1000, "additi
 
 
 class Counting(LocalStore):
-    """Remembers what was downloaded; `trouble` may raise before it is."""
+    """Lists ETags as S3 does, and remembers what was downloaded; `trouble` may raise before it is."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__({URI: folder})
         self.folder = folder
         self.downloaded: list[str] = []
         self.trouble: Callable[[str], None] = lambda _uri: None
+
+    def list(self, uri: str) -> list[Entry]:
+        return [
+            replace(entry, etag=hashlib.md5((self.folder / entry.key).read_bytes()).hexdigest())
+            for entry in super().list(uri)
+        ]
 
     def download(self, uri: str, path: Path, on_bytes: OnBytes | None = None) -> None:
         self.trouble(uri)
@@ -103,6 +111,25 @@ def test_a_damaged_entry_is_downloaded_again(setting: Setting, how: str) -> None
             marker.write_text('{"sha256": {"model.safetensors": "0"}}')
     assert contents(setting.fetch()) == CONTENT
     assert len(list((setting.cache / "v1").glob("*.old"))) == 0
+
+
+def test_weights_that_another_pod_put_into_the_cache_with_a_marker_are_not_used(setting: Setting) -> None:
+    """The neighbour may write to the shared folder; the size and the marker are right."""
+    folder = setting.fetch()
+    assert folder is not None
+    forged = b"WEIGHTS" * 1000
+    (folder / "model.safetensors").write_bytes(forged)
+    marker = folder.parent / "complete.json"
+    content = json.loads(marker.read_text())
+    content["sha256"]["model.safetensors"] = hashlib.sha256(forged).hexdigest()
+    marker.write_text(json.dumps(content))
+    assert contents(setting.fetch()) == CONTENT
+
+
+def test_a_store_whose_etags_are_no_digests_is_not_cached(setting: Setting, caplog: pytest.LogCaptureFixture) -> None:
+    listed = [replace(entry, etag="opaque") for entry in setting.storage.list(URI)]
+    assert cached_model(URI, listed, setting.storage, setting.cache, lambda _count: None) is None
+    assert "is no digest, so that a cached copy cannot be verified" in caplog.text
 
 
 def test_a_wrong_marker_is_detected_if_storage_lists_digests(setting: Setting) -> None:
@@ -226,7 +253,9 @@ def test_without_locks_the_slower_of_two_runs_uses_what_the_faster_made(
 
 
 CACHE_USER = """
+import hashlib
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from finetune_trainer.storage.local import LocalStore
@@ -237,6 +266,12 @@ beats = 0
 
 
 class Held(LocalStore):
+    def list(self, uri):
+        return [
+            replace(entry, etag=hashlib.md5((folder / entry.key).read_bytes()).hexdigest())
+            for entry in super().list(uri)
+        ]
+
     def download(self, uri, path, on_bytes=None):
         print("downloads", flush=True)
         sys.stdin.readline()

@@ -93,6 +93,8 @@ def _run_one(state: RunState, config: JobConfig, storage: Store, workspace: Path
     state.stop.raise_if_set()
     from finetune_trainer.pipeline.train import train
 
-    ready = config.model_copy(update={"resolved": checked.resolved, "dataset": checked.dataset, "attempt": 1})
+    bound = checked.lineage.preflight_sha256 if checked.lineage else None
+    found = {"resolved": checked.resolved, "dataset": checked.dataset, "preflight_sha256": bound}
+    ready = config.model_copy(update=found | {"attempt": 1})
     state.config = ready
     return train(replace(context, config=ready))

@@ -75,14 +75,7 @@ def check_model(uri: str, storage: ReadableStore, directory: Path, on_bytes: OnB
     storage.download_folder(
         uri, directory, on_bytes, accept=lambda key: is_text_file(key) and entries[key].size <= TEXT_LIMIT
     )
-    config = _read_json(uri, directory / CONFIG)
-    for name, content in ((CONFIG, config), (TOKENIZER_CONFIG, _read_json(uri, directory / TOKENIZER_CONFIG))):
-        if content.get("auto_map"):
-            refuse(uri, f"{name} requires remote code (auto_map), which is never run: use an architecture that "
-                        "is built into transformers")  # fmt: skip
-    if config.get("quantization_config"):
-        refuse(uri, "the weights are already quantised: use the 16-bit weights, which QLoRA quantises itself")
-    shards = _shards(uri, directory, entries)
+    config, shards = check_text_files(uri, directory, entries)
     tensors: dict[str, tuple[int, ...]] = {}
     for shard in shards:
         tensors |= read_header(uri, shard, storage, on_bytes)
@@ -94,6 +87,18 @@ def check_model(uri: str, storage: ReadableStore, directory: Path, on_bytes: OnB
         shape=read_shape(config, tensors),
         has_experts=names_experts(tensors),
     )
+
+
+def check_text_files(uri: str, directory: Path, entries: Mapping[str, Entry]) -> tuple[dict[str, Any], list[Entry]]:
+    """Refuse remote code, quantised weights and an index that names other files; return config.json and the shards."""
+    config = _read_json(uri, directory / CONFIG)
+    for name, content in ((CONFIG, config), (TOKENIZER_CONFIG, _read_json(uri, directory / TOKENIZER_CONFIG))):
+        if content.get("auto_map"):
+            refuse(uri, f"{name} requires remote code (auto_map), which is never run: use an architecture that "
+                        "is built into transformers")  # fmt: skip
+    if config.get("quantization_config"):
+        refuse(uri, "the weights are already quantised: use the 16-bit weights, which QLoRA quantises itself")
+    return config, _shards(uri, directory, entries)
 
 
 def _check_names(uri: str, entries: Mapping[str, Entry]) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 
 from finetune_api.handoff import MODEL_CACHE_DIR, JobConfig
 from finetune_trainer.models.base_model import is_model_file, pin_model
+from finetune_trainer.storage.etag import is_digest, matches_etag
 from finetune_trainer.storage.hub.uris import COMMIT, is_hub_uri, matches_entry, pinned_model_uri, strip_commit
 from finetune_trainer.storage.protocol import Entry, OnBytes, ReadableStore, confine_path, join_uri, sha256_file
 
@@ -63,6 +64,7 @@ def cached_model(uri: str, entries: list[Entry], storage: ReadableStore, root: P
     """Return the model's folder in the cache, after filling it if needed; None, with a warning, if that fails."""
     model = CachedModel(uri, tuple(entries), root)
     try:
+        model.require_digests()
         found = model.find(on_bytes)
         if found:
             logger.info("%s is in the model cache: nothing is downloaded", strip_commit(uri))
@@ -128,9 +130,19 @@ class CachedModel:
         except OSError:
             return False
 
+    def require_digests(self) -> None:
+        """Raise CacheUnusable if storage lists nothing that binds a file's content: others may write to the cache."""
+        if is_hub_uri(self.uri):
+            return
+        unbound = [entry.key for entry in self.entries if not entry.sha256 and not is_digest(entry.etag)]
+        if unbound:
+            raise CacheUnusable(f"the ETag of {unbound[0]} is no digest, so that a cached copy cannot be verified")
+
     def _is_as_listed(self, path: Path, entry: Entry) -> bool:
-        """Compare a file with its listing: a hub lists digests, S3 may list only the size."""
-        return matches_entry(path, entry) if is_hub_uri(self.uri) else path.stat().st_size == entry.size
+        """Compare a file with its listing: a hub lists digests, S3 an ETag made of MD5s."""
+        if is_hub_uri(self.uri):
+            return matches_entry(path, entry)
+        return path.stat().st_size == entry.size and matches_etag(path, entry.etag)
 
     def fill(self, storage: ReadableStore, on_bytes: OnBytes) -> Path:
         """Download into the cache and mark the entry complete, unless another run was faster."""

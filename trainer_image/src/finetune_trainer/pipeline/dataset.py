@@ -1,5 +1,6 @@
 """The rows that preflight wrote, verified, as training samples; torch is not needed here."""
 
+import hashlib
 import json
 import logging
 import random
@@ -58,6 +59,7 @@ class Rows:
     summary: dict[str, Any]
     ability: Path | None = None
     """The questions of `evaluation.ability`."""
+    summary_sha256: str = ""
 
     @property
     def digests(self) -> dict[str, str]:
@@ -77,6 +79,14 @@ def fetch_rows(config: JobConfig, storage: ReadableStore, directory: Path, on_by
     data = storage.read(uri)
     if data is None:
         raise TrainerError(ExitCode.DATASET_UNUSABLE, f"{uri} is missing: preflight did not finish, or it was removed")
+    found = hashlib.sha256(data).hexdigest()
+    if config.preflight_sha256 and found != config.preflight_sha256:
+        problem = f"{uri} was changed after preflight: its SHA-256 is {found}, and preflight wrote"
+        raise TrainerError(
+            ExitCode.DATASET_UNUSABLE,
+            f"{problem} {config.preflight_sha256}: find out who writes to {config.output_key()}, then create the job "
+            "again under another name",
+        )
     summary = json.loads(data)
     digests = {file["path"]: file["sha256"] for file in summary["files"]}
 
@@ -85,9 +95,9 @@ def fetch_rows(config: JobConfig, storage: ReadableStore, directory: Path, on_by
             return None
         path = directory / artifact
         _download(join_uri(config.output_key(), artifact), path, storage, on_bytes)
-        if sha256_file(path) != digests[artifact]:
-            message = f"{artifact} was changed after preflight: its SHA-256 differs"
-            raise TrainerError(ExitCode.DATASET_UNUSABLE, message)
+        if (actual := sha256_file(path)) != digests[artifact]:
+            message = f"{artifact} was changed after preflight: its SHA-256 is {actual}, and preflight wrote"
+            raise TrainerError(ExitCode.DATASET_UNUSABLE, f"{message} {digests[artifact]}")
         return path
 
     def fetch_side(rows: Artifact, tokens: Artifact) -> RowFile | None:
@@ -98,7 +108,7 @@ def fetch_rows(config: JobConfig, storage: ReadableStore, directory: Path, on_by
     validation = fetch_side(Artifact.VALIDATION_ROWS, Artifact.VALIDATION_TOKENS)
     if not train:
         raise TrainerError(ExitCode.DATASET_UNUSABLE, f"{Artifact.TRAIN_ROWS} contains no row")
-    return Rows(train, validation, summary, fetch(Artifact.ABILITY_ROWS))
+    return Rows(train, validation, summary, fetch(Artifact.ABILITY_ROWS), found)
 
 
 def _count_lines(path: Path) -> int:

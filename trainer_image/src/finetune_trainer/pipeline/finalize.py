@@ -167,6 +167,7 @@ def build_result(inputs: Inputs, record: RunRecord) -> Report:
         lineage=status_lineage(
             config,
             dataset_sha256=inputs.rows.train_sha256,
+            preflight_sha256=inputs.rows.summary_sha256,
             model_files=model_files,
             initial_adapter_sha256=inputs.initial_adapter.sha256 if inputs.initial_adapter else None,
         ),

@@ -16,6 +16,7 @@ from finetune_trainer.errors import TrainerError
 from finetune_trainer.evaluation.questions import Question, list_questions
 from finetune_trainer.evaluation.run_record import Licence
 from finetune_trainer.models.adapter_input import InitialAdapter, fetch_initial_adapter
+from finetune_trainer.models.bound_model import require_as_checked
 from finetune_trainer.models.cache import fetch_model, pin_as_checked
 from finetune_trainer.models.model_card import read_licence
 from finetune_trainer.pipeline.dataset import Rows, choose_evaluation_rows, fetch_rows, load_samples
@@ -114,6 +115,7 @@ def load_inputs(run: RunContext, *, digests_base: bool = True) -> Inputs:
     rows = fetch_rows(config, storage, workspace, on_bytes)
     config = pin_as_checked(config, rows.summary.get("model") or {}, storage)
     model = fetch_model(config, storage, workspace / "model", on_bytes)
+    require_as_checked(config.spec.model, rows.summary.get("model") or {}, model, storage)
     adapter = fetch_initial_adapter(config, storage, workspace / "initial-adapter", on_bytes)
     reward = fetch_reward_model(config, storage, workspace, model, on_bytes)
     licence = read_licence(pinned_model_uri(config.spec.model), storage)

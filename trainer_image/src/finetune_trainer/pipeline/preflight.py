@@ -15,6 +15,7 @@ from finetune_trainer.evaluation.expectations import Expectations
 from finetune_trainer.models.adapter_factors import no_experts_error
 from finetune_trainer.models.adapter_input import InitialAdapter, check_initial_adapter, with_adapter
 from finetune_trainer.models.base_model import ModelFacts, check_model, pin_model, read_config
+from finetune_trainer.models.bound_model import describe_model
 from finetune_trainer.models.memory_estimate import format_bytes
 from finetune_trainer.models.resolve_settings import choose_settings
 from finetune_trainer.models.trainable import require_method, require_trainable
@@ -62,7 +63,10 @@ def preflight(run: RunContext) -> Report:
     _check_rewards(config, storage, workspace, on_bytes)
     labeler = load_labeler(workspace / "tokenizer", config.spec.model.uri)
     try:
-        dataset = prepare_dataset(config, storage, workspace, labeler, on_bytes=on_bytes, on_rows=run.on_work)
+        bound = describe_model(config.spec.model, workspace / "tokenizer", storage)
+        dataset = prepare_dataset(
+            config, storage, workspace, labeler, model=bound, on_bytes=on_bytes, on_rows=run.on_work
+        )
     except TrainerError as refused:
         raise _with_rejected_rows(refused, config, storage, workspace) from refused
     _check_gate(config, dataset)
@@ -191,6 +195,7 @@ def _report(
         lineage=status_lineage(
             config,
             dataset_sha256=dataset.digest(Artifact.TRAIN_ROWS),
+            preflight_sha256=dataset.summary_sha256,
             initial_adapter_sha256=adapter.sha256 if adapter else None,
             trained=False,
         ),

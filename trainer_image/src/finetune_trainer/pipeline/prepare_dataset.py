@@ -5,7 +5,7 @@ import logging
 import shutil
 from array import array
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -24,7 +24,7 @@ from finetune_trainer.data.codes import RepairCode
 from finetune_trainer.data.rows import NamedPath, Rejected, UnreadableFile
 from finetune_trainer.data.sources import FetchedObject, fetch_object, fetch_source
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.storage.protocol import OnBytes, ReadableStore, describe_files
+from finetune_trainer.storage.protocol import OnBytes, ReadableStore, describe_files, sha256_file
 from finetune_trainer.tokenization.labeler import Labeler
 from finetune_trainer.tokenization.samples import Sample
 from finetune_trainer.tokenization.token_file import TokenOrigin, split_tokens, write_tokens
@@ -69,6 +69,11 @@ class PreparedDataset:
         """The samples of one pass."""
         return len(self.train_lengths)
 
+    @property
+    def summary_sha256(self) -> str:
+        """SHA-256 of the summary, which has the digests of all files."""
+        return sha256_file(self.directory / Artifact.DATASET_SUMMARY)
+
     def digest(self, name: Artifact) -> str:
         """SHA-256 of one of the files."""
         return next(file.sha256 for file in self.files if file.path == name)
@@ -80,10 +85,14 @@ def prepare_dataset(
     workspace: Path,
     labeler: Labeler,
     *,
+    model: Mapping[str, Any],
     on_bytes: OnBytes,
     on_rows: Callable[[], None],
 ) -> PreparedDataset:
-    """Check every source against the model's own tokenizer; raises DatasetUnusable with counts and first lines."""
+    """Check every source against the model's own tokenizer; raises DatasetUnusable with counts and first lines.
+
+    `model` names the model and the digests of its files in the summary.
+    """
     dataset = config.spec.dataset
     if unknown := name_unknown_columns(frozenset(dataset.columns or ())):
         raise TrainerError(ExitCode.INVALID_CONFIG, unknown)
@@ -107,7 +116,7 @@ def prepare_dataset(
         status=status,
         files=files,
         labeler=labeler,
-        model=config.spec.model.model_dump(include={"uri", "revision"}, exclude_none=True),
+        model=model,
         ability=ability,
     )
     return PreparedDataset(out, files, status, train_lengths, held_out_samples)
@@ -280,7 +289,7 @@ def _write_summary(
     status: DatasetStatus,
     files: list[ManifestFile],
     labeler: Labeler,
-    model: dict[str, Any],
+    model: Mapping[str, Any],
     ability: FetchedObject | None,
 ) -> None:
     content: dict[str, Any] = {
@@ -288,7 +297,7 @@ def _write_summary(
         "train": train.summary.to_dict(),
         "validation": validation.summary.to_dict() if validation else None,
         "sources": [file.to_dict() for one in (train, validation) if one for file in one.files],
-        "model": model,
+        "model": dict(model),
         "files": [file.model_dump(by_alias=True) for file in files],
         "chatTemplateSha256": labeler.template_sha256,
         **({"ability": ability.to_dict()} if ability else {}),

@@ -1,0 +1,58 @@
+"""The base model that preflight checked, and whether the one that is loaded is the same."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from finetune_api.handoff import ExitCode
+from finetune_api.spec import Model
+from finetune_trainer.errors import TrainerError
+from finetune_trainer.models.base_model import check_text_files, is_model_file, is_text_file, is_weight_file
+from finetune_trainer.storage.hub.uris import pinned_model_uri
+from finetune_trainer.storage.protocol import Entry, ReadableStore, sha256_file
+
+
+def describe_model(model: Model, directory: Path, storage: ReadableStore) -> dict[str, Any]:
+    """Return the entry for preflight's summary: the digests of the text files in `directory`, and for each file of
+    weights what storage lists (SHA-256, or the ETag)."""
+    weights = {
+        entry.key: entry.sha256 or entry.etag
+        for entry in storage.list(pinned_model_uri(model))
+        if is_weight_file(entry.key)
+    }
+    named = model.model_dump(include={"uri", "revision"}, exclude_none=True)
+    return named | {"files": _digest_text_files(directory), "weights": weights}
+
+
+def require_as_checked(model: Model, checked: Mapping[str, Any], directory: Path, storage: ReadableStore) -> None:
+    """Raise ModelUnavailable if the loaded folder differs from what preflight checked, or if its checks fail now.
+
+    A summary that an older version wrote has no digests; then only the checks are repeated.
+    """
+    uri = pinned_model_uri(model)
+    if "files" in checked:
+        _compare(uri, checked["files"], _digest_text_files(directory), "SHA-256")
+    if any(checked.get("weights", {}).values()):
+        listed = {entry.key: entry.sha256 or entry.etag for entry in storage.list(uri) if is_weight_file(entry.key)}
+        _compare(uri, checked["weights"], listed, "ETag")
+    entries = {path.name: Entry(path.name, path.stat().st_size) for path in directory.iterdir() if path.is_file()}
+    check_text_files(uri, directory, entries)
+
+
+def _digest_text_files(directory: Path) -> dict[str, str]:
+    """Return the SHA-256 of every text file that is loaded, by its path in the folder."""
+    paths = {path.relative_to(directory).as_posix(): path for path in sorted(directory.rglob("*")) if path.is_file()}
+    return {key: sha256_file(path) for key, path in paths.items() if is_text_file(key) and is_model_file(key)}
+
+
+def _compare(uri: str, checked: Mapping[str, str], found: Mapping[str, str], kind: str) -> None:
+    names = sorted(name for name in checked.keys() | found.keys() if checked.get(name) != found.get(name))
+    if not names:
+        return
+    name = names[0]
+    now, then = found.get(name, "absent"), checked.get(name, "absent")
+    problem = f"{uri}: {name} was changed after preflight: its {kind} is {now}, and preflight checked {then}"
+    more = f" ({len(names) - 1} more files differ)" if len(names) > 1 else ""
+    raise TrainerError(
+        ExitCode.MODEL_UNAVAILABLE, f"{problem}{more}: find out who writes there, then create the job again"
+    )
