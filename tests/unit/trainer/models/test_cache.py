@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -130,6 +131,20 @@ def test_a_store_whose_etags_are_no_digests_is_not_cached(setting: Setting, capl
     listed = [replace(entry, etag="opaque") for entry in setting.storage.list(URI)]
     assert cached_model(URI, listed, setting.storage, setting.cache, lambda _count: None) is None
     assert "is no digest, so that a cached copy cannot be verified" in caplog.text
+
+
+def test_an_encrypted_stores_etags_look_like_digests_and_cost_one_download(
+    setting: Setting, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With SSE-KMS an ETag has the form of an MD5."""
+    listed = [replace(entry, etag=hashlib.md5(entry.key.encode()).hexdigest()) for entry in setting.storage.list(URI)]
+    fetch = partial(cached_model, URI, listed, setting.storage, setting.cache, lambda _count: None)
+    assert fetch() is None
+    assert "is no digest of its content" in caplog.text
+    assert len(setting.storage.downloaded) == 1
+    assert fetch() is None
+    assert len(setting.storage.downloaded) == 1, "the cache is not tried again"
+    assert [path.suffix for path in (setting.cache / "v1").iterdir() if path.is_dir()] == []
 
 
 def test_a_wrong_marker_is_detected_if_storage_lists_digests(setting: Setting) -> None:

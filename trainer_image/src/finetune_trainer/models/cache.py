@@ -135,8 +135,14 @@ class CachedModel:
         if is_hub_uri(self.uri):
             return
         unbound = [entry.key for entry in self.entries if not entry.sha256 and not is_digest(entry.etag)]
-        if unbound:
-            raise CacheUnusable(f"the ETag of {unbound[0]} is no digest, so that a cached copy cannot be verified")
+        if unbound or self._unverifiable.exists():
+            named = unbound[0] if unbound else "a file"
+            raise CacheUnusable(f"the ETag of {named} is no digest, so that a cached copy cannot be verified")
+
+    @property
+    def _unverifiable(self) -> Path:
+        """A mark that this model was downloaded once and has ETags that are not of its content, as with SSE-KMS."""
+        return self.folder.with_suffix(".unverifiable")
 
     def _is_as_listed(self, path: Path, entry: Entry) -> bool:
         """Compare a file with its listing: a hub lists digests, S3 an ETag made of MD5s."""
@@ -193,6 +199,10 @@ class CachedModel:
             if not (path.is_file() and self._is_as_listed(path, entry)):
                 storage.download(join_uri(self.uri, entry.key), path, on_bytes)
             digests[entry.key] = sha256_file(path, lambda _count: on_bytes(0))
+            if not entry.sha256 and not self._is_as_listed(path, entry):
+                self._unverifiable.touch()
+                shutil.rmtree(part, ignore_errors=True)
+                raise CacheUnusable(f"the ETag of {entry.key} is no digest of its content")
         marker = {"uri": self.uri, "sha256": digests}
         (part / MARKER).write_text(json.dumps(marker, indent=2) + "\n", encoding="utf-8")
 
