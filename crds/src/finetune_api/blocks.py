@@ -7,6 +7,8 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 from pydantic.alias_generators import to_camel
 
+from finetune_api.endpoints import ADDRESS_RULE, ENDPOINT, ENDPOINT_MESSAGE, is_endpoint
+
 AT_CREATION = "oldSelf.hasValue() || "
 """What makes a rule hold for every object that exists already."""
 
@@ -40,11 +42,17 @@ class Block(BaseModel):
 
 def _matching(pattern: re.Pattern[str], message: str) -> AfterValidator:
     def check(value: str) -> str:
-        if not pattern.match(value):
+        if not pattern.fullmatch(value):  # `$` would accept a line feed
             raise ValueError(message)
         return value
 
     return AfterValidator(check)
+
+
+def _require_endpoint(value: str) -> str:
+    if not is_endpoint(value):
+        raise ValueError(ENDPOINT_MESSAGE)
+    return value
 
 
 def _uri_rules(pattern: re.Pattern[str], message: str) -> dict[str, Any]:
@@ -91,7 +99,17 @@ Revision = Annotated[
     str,
     StringConstraints(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*([./][A-Za-z0-9_-]+)*$"),
 ]
-Endpoint = Annotated[str, StringConstraints(max_length=512, pattern=r"^https?://[^\s/@?#]+(/[^\s@?#]*)?$")]
+Endpoint = Annotated[
+    str,
+    StringConstraints(max_length=512),
+    AfterValidator(_require_endpoint),
+    Field(
+        json_schema_extra=rules(
+            cel(f"self.matches({json.dumps(ENDPOINT.pattern)})", ENDPOINT_MESSAGE),
+            cel(ADDRESS_RULE, ENDPOINT_MESSAGE),
+        )
+    ),
+]
 ObjectName = Annotated[
     str, StringConstraints(min_length=1, max_length=253, pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")
 ]

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel
 
 from finetune_api.blocks import AT_CREATION, DATA_URI, MODEL_URI, S3_URI
+from finetune_api.endpoints import ADDRESS_RULE, ENDPOINT, is_endpoint
 from finetune_api.evaluate_mode import EVALUATE_CONDITIONS
 from finetune_api.recipes import WITHOUT_DROPOUT
 from finetune_api.spec import FORMATS
@@ -19,7 +20,7 @@ Condition = Callable[[Any], bool]
 
 
 def _matches(pattern: re.Pattern[str]) -> Condition:
-    return lambda uri: pattern.match(uri) is not None
+    return lambda uri: pattern.fullmatch(uri) is not None
 
 
 def _belongs_to(block: str, objective: str) -> Condition:
@@ -87,7 +88,11 @@ CONDITIONS: dict[str, Condition] = {
     "!has(self.evaluation.gate) || !self.evaluation.gate.mustImprove || self.evaluation.baseline": lambda spec: (
         spec.evaluation.gate is None or not spec.evaluation.gate.must_improve or spec.evaluation.baseline
     ),
-    **{f"self.matches({json.dumps(pattern.pattern)})": _matches(pattern) for pattern in (S3_URI, MODEL_URI, DATA_URI)},
+    **{
+        f"self.matches({json.dumps(pattern.pattern)})": _matches(pattern)
+        for pattern in (S3_URI, MODEL_URI, DATA_URI, ENDPOINT)
+    },
+    ADDRESS_RULE: lambda endpoint: not ENDPOINT.fullmatch(endpoint) or is_endpoint(endpoint),
     "self.method != 'Full' || !has(self.initialAdapter)": lambda tuning: (
         tuning.method != "Full" or tuning.initial_adapter is None
     ),

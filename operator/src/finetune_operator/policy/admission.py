@@ -3,8 +3,8 @@
 import ipaddress
 import re
 import socket
-from urllib.parse import urlsplit
 
+from finetune_api.endpoints import parse_host
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.tracking import WandbMode
 from finetune_operator.kube.objects import FineTuneJob, repository
@@ -19,17 +19,30 @@ _PLAIN_HOST = re.compile(r"[A-Za-z0-9._-]+(:[0-9]+)?|\[[0-9A-Fa-f:.]+\](:[0-9]+)
 _PLAIN_PATH = re.compile(r"((?!\.{1,2}(/|$))[A-Za-z0-9._~-]*(/|$))*")
 """A path without dot segments, escapes and backslashes, which clients may resolve to another path."""
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
-METADATA_NAMES = frozenset({"metadata", "metadata.google.internal", "instance-data", "instance-data.ec2.internal"})
+METADATA_NAMES = frozenset(
+    {
+        *("metadata", "metadata.google.internal", "metadata.goog", "instance-data", "instance-data.ec2.internal"),
+        *("metadata.tencentyun.com", "metadata.platformequinix.com", "metadata.packet.net"),
+        *("api.metadata.cloud.ibm.com", "metadata.nic.lan", "rancher-metadata"),
+    }
+)
+"""Names of Google, AWS, Tencent, Equinix, IBM and Rancher; the others are reached by their link-local address."""
 METADATA_NETWORKS = tuple(
     ipaddress.ip_network(text)
     for text in (
         *("169.254.0.0/16", "100.100.100.200/32", "168.63.129.16/32", "192.0.0.192/32"),
-        *("fe80::/10", "fd00:ec2::/32", "fd20:ce::/32"),
+        *("fe80::/10", "fd00:ec2::/32", "fd20:ce::/32", "fd00:42::42/128"),
     )
 )
 LOADS_CODE = re.compile(r"PLUGIN|UCX_MODULE|WEIGHTS_ONLY|PATH$|_DIR$|_FILE$")
 """Variables that name a library or a file, or let torch unpickle one; no pattern of the allow-list covers them."""
-_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+_EMBEDDED = tuple(
+    ipaddress.IPv6Network(text)
+    for text in ("::/96", "::ffff:0:0/96", "::ffff:0:0:0/96", "64:ff9b::/96", "64:ff9b:1::/48")
+)
+"""Networks whose addresses end with one of IPv4: compatible, mapped, translated, and the two of NAT64."""
+_ISATAP = frozenset({0x00005EFE, 0x02005EFE})
+"""The third quarter of an address that ends with one of IPv4."""
 
 
 def find_refusal(job: FineTuneJob, settings: Settings) -> str | None:
@@ -126,7 +139,11 @@ def _check_tracking(spec: FineTuneJobSpec, settings: Settings) -> str | None:
 def _check_endpoint(kind: str, endpoint: str, default: str | None, allowed: list[str]) -> str | None:
     if endpoint == default:
         return None
-    if is_metadata_address(urlsplit(endpoint).hostname or ""):
+    try:
+        host = parse_host(endpoint)
+    except ValueError as error:  # a job that was stored before the CRD refused it
+        return f"{kind} endpoint {endpoint} is not a URL: {error}"
+    if is_metadata_address(host):
         return f"{kind} endpoint {endpoint} is a link-local or metadata address, which is never allowed"
     if not allowed or any(matches_pattern(endpoint, pattern) for pattern in allowed):
         return None
@@ -169,8 +186,11 @@ def is_metadata_address(host: str) -> bool:
 
 
 def _equivalent_addresses(address: Address) -> list[Address]:
-    """Return the address, and the IPv4 address that a network may translate it to."""
+    """Return the address, and the IPv4 addresses that a network may translate it to."""
     if isinstance(address, ipaddress.IPv4Address):
         return [address]
-    translated = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF) if address in _NAT64 else None
-    return [address, *(one for one in (address.ipv4_mapped, address.sixtofour, translated) if one)]
+    found: list[Address | None] = [address, address.sixtofour, *(address.teredo or ())]
+    bits = int(address)
+    if any(address in network for network in _EMBEDDED) or bits >> 32 & 0xFFFFFFFF in _ISATAP:
+        found.append(ipaddress.IPv4Address(bits & 0xFFFFFFFF))
+    return [one for one in found if one is not None]

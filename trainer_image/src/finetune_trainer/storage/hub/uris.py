@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from urllib.parse import urlsplit
 
+from finetune_api.endpoints import is_endpoint
 from finetune_api.handoff import CA_FILE, HUB_CA_DIR, HUB_TOKEN_FILE, HUB_TOKENS_DIR, ExitCode, HubRole
 from finetune_api.sources import DataSource, Hub, Model
 from finetune_api.spec import FineTuneJobSpec
@@ -238,12 +238,7 @@ def _checked(token: str, where: str) -> str:
 
 
 def _checked_url(endpoint: str, setting: str) -> str:
-    parts = urlsplit(endpoint)
-    try:
-        is_good = parts.scheme in {"https", "http"} and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # the port is no number or out of range
-        is_good = False
-    if not is_good:
+    if not is_endpoint(endpoint):
         message = f"{setting} is {endpoint!r}: write https://host, http://host or http://host:port"
         raise TrainerError(ExitCode.INVALID_CONFIG, message)
     return endpoint.rstrip("/")

@@ -1,0 +1,30 @@
+"""URLs of servers that a job names: one pattern for the CRD, and one parser for every program."""
+
+import ipaddress
+import re
+from urllib.parse import urlsplit
+
+_PORT = "6553[0-5]|655[0-2][0-9]|65[0-4][0-9]{2}|6[0-4][0-9]{3}|[1-5][0-9]{4}|[1-9][0-9]{0,3}"
+ENDPOINT = re.compile(rf'^https?://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:({_PORT}))?(/[!-"$->A-~]*)?$')
+"""ASCII alone: clients turn other digits and full stops into those of another address. No user, query or fragment."""
+ENDPOINT_MESSAGE = "must be https://host, http://host or http://host:port in ASCII; an address of IPv6 is in brackets"
+ADDRESS_RULE = "!self.contains('[') || isIP(url(self).getHostname())"
+"""The pattern cannot decide which text in brackets is an address."""
+
+
+def parse_host(endpoint: str) -> str:
+    """Return the host of an endpoint, without brackets; raises ValueError if it is not one."""
+    if not ENDPOINT.fullmatch(endpoint):
+        raise ValueError(ENDPOINT_MESSAGE)
+    if "[" in endpoint:
+        ipaddress.IPv6Address(endpoint.partition("[")[2].partition("]")[0])
+    return urlsplit(endpoint).hostname or ""
+
+
+def is_endpoint(endpoint: str) -> bool:
+    """Return whether `parse_host` accepts the endpoint."""
+    try:
+        parse_host(endpoint)
+    except ValueError:
+        return False
+    return True
