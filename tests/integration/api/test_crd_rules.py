@@ -439,6 +439,10 @@ REFUSED_BY_SCHEMA = [
     ({"storage": {"endpoint": "file:///etc/passwd"}}, "spec.storage.endpoint"),
     ({"storage": {"endpoint": "http://user:secret@minio:9000"}}, "spec.storage.endpoint"),
     ({"hub": {"endpoint": "hub.example"}}, "spec.hub.endpoint"),
+    ({"storage": {"endpoint": "http://169。254。169。254"}}, "spec.storage.endpoint"),
+    ({"storage": {"endpoint": "http://[x]"}}, "spec.storage.endpoint"),
+    ({"hub": {"endpoint": "http://[1:2]:80"}}, "spec.hub.endpoint"),
+    ({"storage": {"endpoint": "http://minio:65536"}}, "spec.storage.endpoint"),
     ({"tuning": {"vramBudget": "a lot"}}, "spec.tuning.vramBudget"),
     (
         {"tuning": {"initialAdapter": {"fromParent": False}}, "lineage": {"parentRef": {"name": "sft"}}},

@@ -203,6 +203,56 @@ def test_a_config_that_is_not_an_object_is_refused(world: Any, model_folder: Any
     assert "config.json is not a JSON object" in refusal(world)
 
 
+NESTED = "[" * 100_000 + "]" * 100_000
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json", "model.safetensors.index.json"])
+def test_a_file_that_is_nested_without_end_is_refused(world: Any, model_folder: Path, name: str) -> None:
+    (model_folder / name).write_text(f'{{"a": {NESTED}}}', encoding="utf-8")
+    assert f"{name} is not a JSON object" in refusal(world)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        f'{{"w": {NESTED}}}',
+        '{"w": {"dtype": "F32", "shape": [1e999], "data_offsets": [0, 4]}}',
+        '{"w": {"dtype": "F32", "shape": [NaN], "data_offsets": [0, 4]}}',
+        '{"w": {"dtype": "F32", "shape": [1], "data_offsets": [0, Infinity]}}',
+        '{"w": {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]}}',
+        '{"w": {"dtype": "F32", "shape": [99999999999999999999], "data_offsets": [0, 4]}}',
+        '{"w": {"dtype": "F32", "shape": [1, 1, 1, 1, 1, 1, 1, 1, 1], "data_offsets": [0, 4]}}',
+        '{"w": {"dtype": "F32", "shape": [1.5], "data_offsets": [0, 4]}}',
+        f'{{"w": {{"dtype": "F32", "shape": [{"9" * 5000}], "data_offsets": [0, 4]}}}}',
+    ],
+    ids=["nested", "infinite", "not a number", "infinite end", "negative", "huge", "dimensions", "fraction", "digits"],
+)
+def test_a_header_that_no_writer_makes_is_refused(world: Any, model_folder: Path, header: str) -> None:
+    data = header.encode()
+    (model_folder / "model.safetensors").write_bytes(len(data).to_bytes(8, "little") + data + b"\0" * 4)
+    assert "the header of model.safetensors cannot be read: it is not a safetensors file" in refusal(world)
+
+
+SIZES = (
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "vocab_size",
+    "head_dim",
+    "architectures",
+    "model_type",
+)
+ODD = (None, -1, 0, True, 1.5, float("inf"), float("nan"), 10**400, "many", [], [[]], {}, {"a": {}})
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_an_odd_value_in_the_configuration_does_not_end_the_check(world: Any, model_folder: Path, name: str) -> None:
+    usual = json.loads((model_folder / "config.json").read_text(encoding="utf-8"))
+    for value in ODD:
+        (model_folder / "config.json").write_text(json.dumps(usual | {name: value}), encoding="utf-8")
+        assert check(world).parameters == 22, value
+
+
 def test_only_what_loads_the_model_is_copied() -> None:
     keys = ["config.json", "model-00001-of-00002.safetensors", "chat_template.jinja", "tokenizer.model", "merges.txt"]
     keys += ["additional_chat_templates/tool_use.jinja"]

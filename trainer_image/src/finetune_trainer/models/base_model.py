@@ -25,6 +25,11 @@ PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 GGUF_SUFFIX = ".gguf"
 HEADER_LIMIT = 100 * 1024 * 1024
 TEXT_LIMIT = 256 * 1024 * 1024
+MOST_DIMENSIONS = 8
+LARGEST_SIZE = 2**48
+"""Bytes of a file and elements of a dimension are fewer."""
+NOT_JSON = (ValueError, RecursionError)
+"""Raised for a text that is not JSON, or that is nested deeper than it can be read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,14 +84,19 @@ def check_model(uri: str, storage: ReadableStore, directory: Path, on_bytes: OnB
     tensors: dict[str, tuple[int, ...]] = {}
     for shard in shards:
         tensors |= read_header(uri, shard, storage, on_bytes)
-    architectures = config.get("architectures") or ["unknown"]
     return ModelFacts(
         parameters=sum(prod(shape) for shape in tensors.values()),
-        architecture=str(architectures[0]),
+        architecture=name_architecture(config),
         weights_bytes=sum(shard.size for shard in shards),
         shape=read_shape(config, tensors),
         has_experts=names_experts(tensors),
     )
+
+
+def name_architecture(config: Mapping[str, Any]) -> str:
+    """Return the first architecture in a model's configuration."""
+    found = config.get("architectures")
+    return str(found[0]) if isinstance(found, list) and found else "unknown"
 
 
 def check_text_files(uri: str, directory: Path, entries: Mapping[str, Entry]) -> tuple[dict[str, Any], list[Entry]]:
@@ -143,11 +153,11 @@ def read_header(uri: str, shard: Entry, storage: ReadableStore, on_bytes: OnByte
             refuse(uri, f"{shard.key} is not a safetensors file")
         header = json.loads(storage.read_range(where, 8, length))
         header.pop("__metadata__", None)
-        end = max((int(tensor["data_offsets"][1]) for tensor in header.values()), default=0)
-        tensors = {str(name): tuple(int(size) for size in tensor["shape"]) for name, tensor in header.items()}
+        end = max((_count(tensor["data_offsets"][1]) for tensor in header.values()), default=0)
+        tensors = {str(name): _shape(tensor["shape"]) for name, tensor in header.items()}
     except ObjectMissing:
         refuse(uri, f"{shard.key} was deleted while it was read")
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError):
+    except (*NOT_JSON, KeyError, TypeError, IndexError, AttributeError):
         refuse(uri, f"the header of {shard.key} cannot be read: it is not a safetensors file")
     if 8 + length + end != shard.size:
         refuse(
@@ -156,6 +166,19 @@ def read_header(uri: str, shard: Entry, storage: ReadableStore, on_bytes: OnByte
     if on_bytes:
         on_bytes(length)
     return tensors
+
+
+def _shape(sizes: list[Any]) -> tuple[int, ...]:
+    if len(sizes) > MOST_DIMENSIONS:
+        raise ValueError(sizes)
+    return tuple(_count(size) for size in sizes)
+
+
+def _count(value: Any) -> int:
+    """Return a number of bytes or of elements; JSON also has infinity, fractions and numbers of any length."""
+    if type(value) is not int or not 0 <= value < LARGEST_SIZE:
+        raise ValueError(value)
+    return int(value)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -171,7 +194,7 @@ def parse_json_file(uri: str, name: str, data: bytes) -> dict[str, Any]:
     """Return the JSON object in one of the folder's files; anything else is refused."""
     try:
         content = json.loads(data.decode())
-    except ValueError:
+    except NOT_JSON:
         content = None
     if not isinstance(content, dict):
         refuse(uri, f"{name} is not a JSON object")

@@ -22,6 +22,7 @@ from finetune_trainer.models.base_model import (
     is_model_file,
     is_text_file,
     is_weight_file,
+    name_architecture,
     read_header,
     refuse,
 )
@@ -200,7 +201,7 @@ def _refuse_weights(uri: str, keys: Iterable[str]) -> NoReturn:
 
 
 def _check_kind(uri: str, config: Mapping[str, Any]) -> None:
-    kind = str((config.get("architectures") or ["unknown"])[0])
+    kind = name_architecture(config)
     labels = len(config.get("id2label") or {0: "", 1: ""})  # two is the default of transformers
     if not kind.endswith("ForSequenceClassification") or labels != 1:
         refuse(
