@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import logging
 import os
 import re
 import time
@@ -30,8 +31,11 @@ from finetune_operator.kube.objects import FineTuneJob, Job, Key, Object, Pod, W
 from finetune_operator.kube.observed import Warnings
 from finetune_operator.manifests import jobs as manifests
 from finetune_operator.manifests.jobs import Child
+from finetune_operator.manifests.planted import find_foreign_content
 from finetune_operator.metrics.registry import Metrics
 from finetune_operator.settings import Settings
+
+logger = logging.getLogger(__name__)
 
 PAGE = 500
 RIGHTS = (
@@ -108,7 +112,10 @@ class Cluster:
         return tuple(Workload.from_object(item) for item in page["items"])
 
     async def create_child(self, job: FineTuneJob, child: Child) -> Job:
-        """Create ConfigMap, Service and Job; an existing one is a success if this job owns it."""
+        """Create ConfigMap, Service and Job; an existing one is a success if this job owns it and it has the content.
+
+        One that somebody else made in the job's name is deleted, and `Outdated` raised, so that it is created again.
+        """
         namespace = job.key.namespace
         await self._create_owned(job, f"/api/v1/namespaces/{namespace}/configmaps", child.config_map)
         if child.service:
@@ -121,9 +128,13 @@ class Cluster:
         except AlreadyExists:
             name = body["metadata"]["name"]
             found = await self._call("GET", f"{path}/{name}")
-            if controller_of(found).get("uid") == job.uid:
-                return found
-            raise NameTaken(body["kind"], name) from None
+            if controller_of(found).get("uid") != job.uid:
+                raise NameTaken(body["kind"], name) from None
+            if field := find_foreign_content(body["kind"], body, found):
+                await self._delete(f"{path}/{name}", found["metadata"]["uid"])
+                logger.warning("%s: deleted %s %s, whose %s is not the operator's", job.key, body["kind"], name, field)
+                raise Outdated(f"{body['kind']} {name} was made by somebody else") from None
+            return found
 
     async def delete_child(self, job: FineTuneJob, child: Job) -> None:
         """Delete exactly that Job (by UID), and its pods."""

@@ -165,7 +165,7 @@ def _build_child(job: FineTuneJob, settings: Settings, attempt: int, image: str,
         "ownerReferences": [build_owner_reference(job)],
     }
     config_map = _build_config_map(meta, build_config(job, settings, attempt))
-    pod = _pod_spec(job, settings, component, image, config_map["metadata"]["name"])
+    pod = _pod_spec(job, settings, component, image, config_map)
     template = {
         "metadata": {
             "labels": meta["labels"],
@@ -194,10 +194,15 @@ def _build_config_map(meta: Object, config: handoff.JobConfig) -> Object:
     return {
         "apiVersion": "v1",
         "kind": "ConfigMap",
-        "metadata": meta | {"name": f"{meta['name']}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"},
+        "metadata": meta | {"name": f"{meta['name']}-{digest_of(text)}"},
         "immutable": True,
         "data": {handoff.CONFIG_FILE: text},
     }
+
+
+def digest_of(text: str) -> str:
+    """Return the SHA-256 of a configuration, which its pod compares."""
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _build_job(meta: Object, template: Object, nodes: int, backoff_limit: int, *, suspend: bool) -> Object:
@@ -259,12 +264,13 @@ def _topology(job: FineTuneJob, component: names.Component) -> dict[str, str]:
     return {names.ANNOTATION_TOPOLOGY.format(mode=wanted.mode.lower()): wanted.level or "true"}
 
 
-def _pod_spec(job: FineTuneJob, settings: Settings, component: names.Component, image: str, config_name: str) -> Object:
+def _pod_spec(job: FineTuneJob, settings: Settings, component: names.Component, image: str, config: Object) -> Object:
     spec = _spec(job)
     is_trainer = component is names.Component.TRAINER
     effective, tokens = build_effective_spec(spec, settings), hub_tokens(spec, settings)
+    config_name, digest = config["metadata"]["name"], digest_of(config["data"][handoff.CONFIG_FILE])
     mounted = build_volumes(effective, tokens, config_name, is_trainer=component is not names.Component.PREFLIGHT)
-    environment = _environment(image, settings, spec.trainer.env or () if is_trainer else ())
+    environment = _environment(image, digest, settings, spec.trainer.env or () if is_trainer else ())
     container = _container(spec, component, image, environment)
     pod: Object = {
         "restartPolicy": "Never",
@@ -326,7 +332,9 @@ def _container(spec: FineTuneJobSpec, component: names.Component, image: str, en
     }
 
 
-def _environment(image: str, settings: Settings, asked: Iterable[EnvironmentVariable]) -> list[Object]:
+def _environment(
+    image: str, config_sha256: str, settings: Settings, asked: Iterable[EnvironmentVariable]
+) -> list[Object]:
     """Return the variables of a pod; those that the job asks for cannot replace the operator's."""
     workspace = handoff.WORKSPACE_DIR
     plain = {one.name: escape_variables(one.value) for one in asked} | {
@@ -338,6 +346,7 @@ def _environment(image: str, settings: Settings, asked: Iterable[EnvironmentVari
         "HF_HUB_DISABLE_TELEMETRY": "1",
         **_proxies(settings),
         handoff.ENV_IMAGE: escape_variables(image),
+        handoff.ENV_CONFIG_SHA256: config_sha256,
     }
     fields = {handoff.ENV_POD_UID: "metadata.uid", handoff.ENV_POD_NAME: "metadata.name"}
     return [{"name": name, "value": value} for name, value in plain.items()] + [

@@ -2,8 +2,10 @@
 
 # ruff: noqa: PLC0415 - what is heavy is imported when it is needed
 
+import hashlib
 import json
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -11,7 +13,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from finetune_api.handoff import HANDOFF_VERSION, ExitCode, JobConfig, Outcome, Report
+from finetune_api.handoff import ENV_CONFIG_SHA256, HANDOFF_VERSION, ExitCode, JobConfig, Outcome, Report
 from finetune_api.spec import ResumePolicy
 from finetune_api.status import CheckpointStatus
 from finetune_trainer.config.manifest import field_errors, join_faults
@@ -141,8 +143,10 @@ def find_published(run: RunContext) -> Report | None:
 def read_config(path: Path, state: RunState) -> JobConfig:
     """Read the mounted configuration; keep the uid and digest of an invalid one, to report them to the operator."""
     try:
-        content = json.loads(path.read_bytes())
+        data = path.read_bytes()
+        content = json.loads(data)
         state.echo = {"uid": str(content.get("uid", "")), "config_sha256": str(content.get("configSha256", ""))}
+        _require_digest(path, data)
         _require_known_version(content.get("handoffVersion"))
         state.config = JobConfig.model_validate(content)
     except OSError as error:
@@ -152,6 +156,14 @@ def read_config(path: Path, state: RunState) -> JobConfig:
     except (ValueError, AttributeError):
         raise TrainerError(ExitCode.INVALID_CONFIG, f"{path} is not a JSON object") from None
     return state.config
+
+
+def _require_digest(path: Path, data: bytes) -> None:
+    """Raise if the file is not the one that the operator wrote; an older operator names no digest."""
+    written, found = os.environ.get(ENV_CONFIG_SHA256), hashlib.sha256(data).hexdigest()
+    if written and written != found:
+        problem = f"{path} is not the configuration that the operator wrote: its SHA-256 is {found}, and {written} was"
+        raise TrainerError(ExitCode.INVALID_CONFIG, f"{problem} written: find out who makes ConfigMaps here")
 
 
 def _require_known_version(version: object) -> None:

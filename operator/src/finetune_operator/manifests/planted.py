@@ -1,0 +1,65 @@
+"""Whether a child of a job was built by the operator: anyone in the namespace can set an owner reference."""
+
+from collections.abc import Sequence
+from typing import Any
+
+Object = dict[str, Any]
+ADDED_BY_NOBODY = (
+    "initContainers",
+    "ephemeralContainers",
+    "hostNetwork",
+    "hostPID",
+    "hostIPC",
+    "shareProcessNamespace",
+)
+"""Fields of a pod that the operator never sets; an admission controller of the cluster acts on pods, not on Jobs."""
+OF_A_CONTAINER = ("command", "args", "image", "env", "envFrom", "lifecycle", "securityContext", "volumeMounts")
+OF_A_POD = ("automountServiceAccountToken", "serviceAccountName", "securityContext", "volumes")
+
+
+def find_foreign_content(kind: str, built: Object, found: Object) -> str:
+    """Return the field in which an existing object differs from the one that the operator builds; empty if it has its
+    content. Fields that Kueue or an administrator may change, such as node selectors and labels, are not compared."""
+    match kind:
+        case "ConfigMap":
+            return "" if _same(built, found, ("data", "binaryData")) else "data"
+        case "Service":
+            return "" if _contains(found["spec"], built["spec"], ("selector", "ports", "clusterIP")) else "spec"
+        case _:
+            return _find_in_pod(built["spec"]["template"]["spec"], found["spec"]["template"]["spec"])
+
+
+def _find_in_pod(built: Object, found: Object) -> str:
+    added = next((name for name in ADDED_BY_NOBODY if found.get(name) and not built.get(name)), "")
+    if added:
+        return added
+    if len(found["containers"]) != 1:
+        return "containers"
+    ours, theirs = built["containers"][0], found["containers"][0]
+    for name in OF_A_CONTAINER:
+        if not _is_subset(ours.get(name), theirs.get(name)):
+            return f"containers[0].{name}"
+    return next((name for name in OF_A_POD if not _is_subset(built.get(name), found.get(name))), "")
+
+
+def _same(built: Object, found: Object, names: Sequence[str]) -> bool:
+    return all((built.get(name) or {}) == (found.get(name) or {}) for name in names)
+
+
+def _contains(found: Object, built: Object, names: Sequence[str]) -> bool:
+    return all(_is_subset(built.get(name), found.get(name)) for name in names)
+
+
+def _is_subset(built: Any, found: Any) -> bool:
+    """Return whether everything that was built is there, in lists of the same length; the API server adds defaults."""
+    if isinstance(built, dict) and isinstance(found, dict):
+        return all(_is_subset(value, found.get(name)) for name, value in built.items()) and not (
+            found.keys() - built.keys() - DEFAULTED
+        )
+    if isinstance(built, list) and isinstance(found, list):
+        return len(built) == len(found) and all(map(_is_subset, built, found))
+    return bool(built == found) or (not built and not found)
+
+
+DEFAULTED = frozenset({"apiVersion", "defaultMode", "optional", "protocol", "targetPort", "readOnly", "divisor"})
+"""Fields that the API server adds to what the operator writes."""

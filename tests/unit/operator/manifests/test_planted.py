@@ -1,0 +1,92 @@
+"""Children that somebody else made in a job's name are recognised by their content."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from finetune_operator.manifests.jobs import Child, build_attempt
+from finetune_operator.manifests.planted import find_foreign_content
+from finetune_operator.settings import Settings
+
+Object = dict[str, Any]
+
+
+@pytest.fixture
+def child(scene: Any, settings: Settings) -> Child:
+    one = scene(resources={"nodes": 2, "gpusPerNode": 1}).to_training()
+    return build_attempt(one.job, settings, "x/y:1", 1)
+
+
+def stored(built: Object) -> Object:
+    """The object as the API server and Kueue leave it."""
+    found = copy.deepcopy(built)
+    found["metadata"] |= {"uid": "u", "labels": {"a": "b"}}
+    if built["kind"] == "Job":
+        pod = found["spec"]["template"]["spec"]
+        pod |= {"dnsPolicy": "ClusterFirst", "schedulerName": "default-scheduler", "nodeSelector": {"flavor": "a100"}}
+        pod["tolerations"] = [{"key": "gpu", "operator": "Exists"}]
+        pod["containers"][0]["ports"][0]["protocol"] = "TCP"
+        for one in pod["containers"][0]["env"]:
+            if "valueFrom" in one:
+                one["valueFrom"]["fieldRef"]["apiVersion"] = "v1"
+        for volume in pod["volumes"]:
+            for kind in ("configMap", "secret"):
+                if kind in volume:
+                    volume[kind].setdefault("defaultMode", 420)
+    if built["kind"] == "Service":
+        found["spec"] |= {"type": "ClusterIP", "sessionAffinity": "None", "clusterIPs": ["None"]}
+        for port in found["spec"]["ports"]:
+            port |= {"protocol": "TCP", "targetPort": port["port"]}
+    return found
+
+
+def test_what_the_operator_built_is_its_own_with_the_defaults_of_the_api_server(child: Child) -> None:
+    assert child.service
+    for built in (child.config_map, child.service, child.job):
+        assert find_foreign_content(built["kind"], built, stored(built)) == ""
+
+
+def pod_of(job: Object) -> Object:
+    return dict.__getitem__(job["spec"]["template"], "spec")
+
+
+def container_of(job: Object) -> Object:
+    return dict.__getitem__(pod_of(job), "containers")[0]
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        (lambda job: container_of(job).update(image="evil/x:1"), "containers[0].image"),
+        (lambda job: container_of(job).update(command=["sh"]), "containers[0].command"),
+        (lambda job: container_of(job)["args"].append("--x"), "containers[0].args"),
+        (lambda job: container_of(job)["env"].append({"name": "LD_PRELOAD", "value": "/x.so"}), "containers[0].env"),
+        (lambda job: container_of(job)["env"][0].update(value="/elsewhere"), "containers[0].env"),
+        (lambda job: container_of(job).update(envFrom=[{"secretRef": {"name": "s"}}]), "containers[0].envFrom"),
+        (lambda job: container_of(job).update(lifecycle={"postStart": {}}), "containers[0].lifecycle"),
+        (lambda job: container_of(job)["securityContext"].update(privileged=True), "containers[0].securityContext"),
+        (lambda job: pod_of(job)["containers"].append({"name": "two"}), "containers"),
+        (lambda job: pod_of(job).update(initContainers=[{"name": "first"}]), "initContainers"),
+        (lambda job: pod_of(job).update(hostNetwork=True), "hostNetwork"),
+        (lambda job: pod_of(job).update(automountServiceAccountToken=True), "automountServiceAccountToken"),
+        (lambda job: pod_of(job).update(serviceAccountName="admin"), "serviceAccountName"),
+        (lambda job: pod_of(job)["volumes"].append({"name": "h", "hostPath": {"path": "/"}}), "volumes"),
+        (lambda job: pod_of(job)["volumes"][0].update(hostPath={"path": "/"}), "volumes"),
+    ],
+)
+def test_a_job_with_another_pod_is_somebody_elses(child: Child, change: Callable[[Object], None], field: str) -> None:
+    found = stored(child.job)
+    change(found)
+    assert find_foreign_content("Job", child.job, found) == field
+
+
+def test_a_config_map_and_a_service_with_another_content_are_somebody_elses(child: Child) -> None:
+    config = stored(child.config_map)
+    config["data"]["config.json"] = config["data"]["config.json"].replace("s3://", "s3://evil-")
+    assert find_foreign_content("ConfigMap", child.config_map, config) == "data"
+    assert child.service
+    service = stored(child.service)
+    service["spec"]["selector"] = {"app": "evil"}
+    assert find_foreign_content("Service", child.service, service) == "spec"
