@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 from pydantic.alias_generators import to_camel
 
-from finetune_api.endpoints import ADDRESS_RULE, ENDPOINT, ENDPOINT_MESSAGE, is_endpoint
+from finetune_api.endpoints import ENDPOINT, ENDPOINT_MESSAGE, is_endpoint
 
 AT_CREATION = "oldSelf.hasValue() || "
 """What makes a rule hold for every object that exists already."""
@@ -103,12 +103,7 @@ Endpoint = Annotated[
     str,
     StringConstraints(max_length=512),
     AfterValidator(_require_endpoint),
-    Field(
-        json_schema_extra=rules(
-            cel(f"self.matches({json.dumps(ENDPOINT.pattern)})", ENDPOINT_MESSAGE),
-            cel(ADDRESS_RULE, ENDPOINT_MESSAGE),
-        )
-    ),
+    Field(json_schema_extra=rules(cel(f"self.matches({json.dumps(ENDPOINT.pattern)})", ENDPOINT_MESSAGE))),
 ]
 ObjectName = Annotated[
     str, StringConstraints(min_length=1, max_length=253, pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")

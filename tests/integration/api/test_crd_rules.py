@@ -240,6 +240,23 @@ AT_CREATION = [
         {"objective": "RewardModel", "evaluation": ABILITY},
         "spec.evaluation.ability",
     ),
+    *(
+        (
+            "must be https://host, http://host or http://host:port in ASCII",
+            {block: {"endpoint": "http://[2001:db8::1]:9000/path"}},
+            {block: {"endpoint": endpoint}},
+            f"spec.{block}.endpoint",
+        )
+        for block, endpoint in [
+            ("storage", "file:///etc/passwd"),
+            ("storage", "http://user:secret@minio:9000"),
+            ("hub", "hub.example"),
+            ("storage", "http://169。254。169。254"),
+            ("storage", "http://[x]"),
+            ("hub", "http://[1:2]:80"),
+            ("storage", "http://minio:65536"),
+        ]
+    ),
     (
         "maxForgotten needs questions: set evaluation.ability.uri",
         {"evaluation": ABILITY | {"gate": {"maxForgotten": 2}}},
@@ -436,13 +453,6 @@ REFUSED_BY_SCHEMA = [
     ({"tuning": {"lora": {"rank": 0}}}, "spec.tuning.lora.rank"),
     ({"hyperparameters": {"learningRate": 0}}, "spec.hyperparameters.learningRate"),
     ({"hyperparameters": {"learningRate": "fast"}}, "spec.hyperparameters.learningRate"),
-    ({"storage": {"endpoint": "file:///etc/passwd"}}, "spec.storage.endpoint"),
-    ({"storage": {"endpoint": "http://user:secret@minio:9000"}}, "spec.storage.endpoint"),
-    ({"hub": {"endpoint": "hub.example"}}, "spec.hub.endpoint"),
-    ({"storage": {"endpoint": "http://169。254。169。254"}}, "spec.storage.endpoint"),
-    ({"storage": {"endpoint": "http://[x]"}}, "spec.storage.endpoint"),
-    ({"hub": {"endpoint": "http://[1:2]:80"}}, "spec.hub.endpoint"),
-    ({"storage": {"endpoint": "http://minio:65536"}}, "spec.storage.endpoint"),
     ({"tuning": {"vramBudget": "a lot"}}, "spec.tuning.vramBudget"),
     (
         {"tuning": {"initialAdapter": {"fromParent": False}}, "lineage": {"parentRef": {"name": "sft"}}},
