@@ -9,7 +9,10 @@ _IPV6 = r"([0-9A-Fa-f]{0,4}:){2,7}([0-9A-Fa-f]{0,4}|[0-9]{1,3}([.][0-9]{1,3}){3}
 ENDPOINT = re.compile(rf'^https?://(\[{_IPV6}\]|[A-Za-z0-9._-]+)(:({_PORT}))?(/[!-"$->A-~]*)?$')
 """ASCII alone: clients turn other digits and full stops into those of another address. No user, query or fragment. The
 pattern accepts more in brackets than addresses, which `parse_host` refuses."""
-ENDPOINT_MESSAGE = "must be https://host, http://host or http://host:port in ASCII; an address of IPv6 is in brackets"
+ENDPOINT_MESSAGE = (
+    "must be https://host, http://host or http://host:port in ASCII: without user, password and query, and an address "
+    "of IPv6 in brackets, for example http://minio.minio:9000"
+)
 
 
 def parse_host(endpoint: str) -> str:

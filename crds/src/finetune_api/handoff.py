@@ -57,7 +57,7 @@ ENV_POD_UID = "FINETUNE_POD_UID"
 ENV_POD_NAME = "FINETUNE_POD_NAME"
 ENV_IMAGE = "FINETUNE_TRAINER_IMAGE"
 ENV_CONFIG_SHA256 = "FINETUNE_CONFIG_SHA256"
-"""SHA-256 of the configuration's file: somebody else may have made the ConfigMap of that name."""
+"""SHA-256 of the configuration's file: another client may have made the ConfigMap of that name."""
 
 
 class HubRole(StrEnum):

@@ -114,7 +114,7 @@ class Cluster:
     async def create_child(self, job: FineTuneJob, child: Child) -> Job:
         """Create ConfigMap, Service and Job; an existing one is a success if this job owns it and it has the content.
 
-        One that somebody else made in the job's name is deleted, and `Outdated` raised, so that it is created again.
+        One that another client made in the job's name is deleted, and `Outdated` raised, so that it is created again.
         """
         namespace = job.key.namespace
         await self._create_owned(job, f"/api/v1/namespaces/{namespace}/configmaps", child.config_map)
@@ -133,7 +133,7 @@ class Cluster:
             if field := find_foreign_content(body["kind"], body, found):
                 await self._delete(f"{path}/{name}", found["metadata"]["uid"])
                 logger.warning("%s: deleted %s %s, whose %s is not the operator's", job.key, body["kind"], name, field)
-                raise Outdated(f"{body['kind']} {name} was made by somebody else") from None
+                raise Outdated(f"{body['kind']} {name} was made by another client") from None
             return found
 
     async def delete_child(self, job: FineTuneJob, child: Job) -> None:

@@ -1,4 +1,4 @@
-"""Somebody who may write to the bucket, or to a shared cache, changes what preflight checked before the training."""
+"""A user who may write to the bucket, or to a shared cache, changes what preflight checked before the training."""
 
 import hashlib
 import json

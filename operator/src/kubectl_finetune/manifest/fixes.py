@@ -31,9 +31,6 @@ FORMATS: Mapping[str, str] = MappingProxyType(
         r"^[a-z0-9-]+$": "use lowercase letters, digits and -, for example eu-west-1",
         r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$": _NAME,
         r"^[a-z_]+$": "use lowercase letters and _, for example prompt",
-        r"^https?://[^\s/@?#]+(/[^\s@?#]*)?$": (
-            "write a URL such as http://minio.minio:9000, without user, password and query"
-        ),
     }
 )
 """By the pattern of the field. Patterns that list words are not here: the words are suggested."""

@@ -118,7 +118,7 @@ def test_every_pattern_has_its_fix() -> None:
         ("tuning.lora.dropout", 1, "set it to at least 0 and less than 1"),
         ("tuning.lora.rank", 0, "set it to at least 1 and at most 256"),
         ("tuning.lora.targetModules", ["q", "q"], "remove the second q"),
-        ("storage.endpoint", "minio:9000", "write a URL such as http://minio.minio:9000"),
+        ("storage.endpoint", "minio:9000", "for example http://minio.minio:9000"),
         ("dataset.train.sha256", "abc", "write the 64 lowercase hexadecimal digits that sha256sum prints"),
         ("dataset.columns", {"Prompt!": "x"}, "use lowercase letters and _, for example prompt"),
         ("dataset.columns", {}, "add an entry, or remove the field"),

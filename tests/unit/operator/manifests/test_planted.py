@@ -1,4 +1,4 @@
-"""Children that somebody else made in a job's name are recognised by their content."""
+"""Children that another client made in a job's name are recognised by their content."""
 
 import copy
 from collections.abc import Callable
@@ -76,13 +76,13 @@ def container_of(job: Object) -> Object:
         (lambda job: pod_of(job)["volumes"][0].update(hostPath={"path": "/"}), "volumes"),
     ],
 )
-def test_a_job_with_another_pod_is_somebody_elses(child: Child, change: Callable[[Object], None], field: str) -> None:
+def test_a_job_with_another_pod_is_recognised(child: Child, change: Callable[[Object], None], field: str) -> None:
     found = stored(child.job)
     change(found)
     assert find_foreign_content("Job", child.job, found) == field
 
 
-def test_a_config_map_and_a_service_with_another_content_are_somebody_elses(child: Child) -> None:
+def test_a_config_map_and_a_service_with_another_content_are_not_the_operators(child: Child) -> None:
     config = stored(child.config_map)
     config["data"]["config.json"] = config["data"]["config.json"].replace("s3://", "s3://evil-")
     assert find_foreign_content("ConfigMap", child.config_map, config) == "data"

@@ -26,7 +26,7 @@ def test_the_operators_configuration_is_read(written: Path) -> None:
     assert read_config(written, RunState(StopFlag())).name
 
 
-def test_a_configuration_that_somebody_else_wrote_is_refused_with_both_digests(written: Path) -> None:
+def test_a_configuration_of_another_client_is_refused_with_both_digests(written: Path) -> None:
     expected = hashlib.sha256(written.read_bytes()).hexdigest()
     written.write_text(written.read_text(encoding="utf-8").replace("s3://bucket", "s3://other"), encoding="utf-8")
     with pytest.raises(TrainerError) as refused:

@@ -134,14 +134,30 @@ def test_tokens_that_changed_after_preflight_are_refused(world: Any) -> None:
     assert error.value.code is ExitCode.DATASET_UNUSABLE
 
 
+def change_template(world: Any) -> None:
+    config = world.bucket / "model" / "tokenizer_config.json"
+    config.write_text(config.read_text().replace("message['role']", "message['role'] | upper"))
+
+
+def test_a_template_that_was_changed_after_preflight_is_refused(world: Any) -> None:
+    preflight(world.run)
+    change_template(world)
+    with pytest.raises(TrainerError, match=r"tokenizer_config\.json was changed after preflight"):
+        load_inputs(world.run)
+
+
 def test_tokens_of_another_tokenizer_are_not_trained_on(
     world: Any, encoded: list[int], caplog: pytest.LogCaptureFixture
 ) -> None:
+    """The summary of an older version has no digests of the model's files."""
     preflight(world.run)
     before = load_inputs(world.run).train[0]
     encoded.clear()
-    config = world.bucket / "model" / "tokenizer_config.json"
-    config.write_text(config.read_text().replace("message['role']", "message['role'] | upper"))
+    (summary,) = world.bucket.rglob("summary.json")
+    content = json.loads(summary.read_text(encoding="utf-8"))
+    del content["model"]["files"], content["model"]["weights"]
+    summary.write_text(json.dumps(content), encoding="utf-8")
+    change_template(world)
     after = load_inputs(world.run).train[0]
     assert sum(encoded) == 100
     assert after != before
