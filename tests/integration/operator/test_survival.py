@@ -207,6 +207,33 @@ def test_a_foreign_job_of_the_same_name_is_not_changed_and_the_job_waits(world: 
     wait(lambda: world.jobs() == ["one-preflight"], "our preflight Job")
 
 
+def test_a_job_that_another_client_planted_in_the_jobs_name_is_deleted_and_made_again(
+    world: Any, operator: Any, wait: Any
+) -> None:
+    operator.kill()
+    created = world.create()
+    owner = {
+        "apiVersion": created["apiVersion"],
+        "kind": created["kind"],
+        "name": "one",
+        "uid": created["metadata"]["uid"],
+        "controller": True,
+        "blockOwnerDeletion": False,
+    }
+    pod = {"restartPolicy": "Never", "containers": [{"name": "trainer", "image": "evil"}]}
+    planted = {"metadata": {"name": "one-preflight", "ownerReferences": [owner]}, "spec": {"template": {"spec": pod}}}
+    evil = world.batch.create_namespaced_job(world.namespace, planted).metadata.uid
+    operator.start()
+
+    def found() -> list[Any]:
+        items = world.batch.list_namespaced_job(world.namespace).items
+        return [one for one in items if one.metadata.uid != evil]
+
+    wait(found, "a Job of the operator", 40)
+    (own,) = found()
+    assert (own.metadata.name, own.spec.template.spec.containers[0].image != "evil") == ("one-preflight", True)
+
+
 @pytest.mark.parametrize("name", ["dots.in.a-name", "1st", "n" * 52, "a" * 30 + "." + "b" * 200])
 def test_unusual_names_get_valid_children(world: Any, operator: Any, name: str) -> None:
     world.create(name)
