@@ -23,14 +23,14 @@ from finetune_trainer.commands.model_place import ModelPlace, open_base
 from finetune_trainer.config.manifest import read_manifest
 from finetune_trainer.data.rows import Message
 from finetune_trainer.errors import TrainerError
+from finetune_trainer.merging.tuned_folder import TunedFolder, read_tuned
 from finetune_trainer.models.base_model import TOKENIZER
-from finetune_trainer.models.tuned_folder import TunedFolder, read_tuned
 from finetune_trainer.sigterm import StopFlag
 from finetune_trainer.storage.local import LocalStore
 from finetune_trainer.tokenization.labeler import Labeler, load_labeler
 
 if TYPE_CHECKING:
-    from finetune_trainer.models.tuned_model import Answerer
+    from finetune_trainer.merging.tuned_model import Answerer
 
 logger = logging.getLogger(__name__)
 
@@ -165,9 +165,9 @@ def _load(tuned: TunedFolder, base: Path | None, precision: Precision) -> list["
     os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
     os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 
+    from finetune_trainer.merging.tuned_model import load_answerers
     from finetune_trainer.models.device import complete_settings, find_device
     from finetune_trainer.models.loading import DTYPES
-    from finetune_trainer.models.tuned_model import load_answerers
 
     device = find_device()
     chosen = complete_settings(Resolved(precision=precision.value), device).precision

@@ -14,6 +14,7 @@ from finetune_trainer.data.checks.pipeline import check_rows
 from finetune_trainer.data.checks.summary import Summary, explain_unusable
 from finetune_trainer.data.rows import BadRow, DataFormat, Rejected, Row, Source, TextRow, UnreadableFile
 from finetune_trainer.errors import TrainerError
+from finetune_trainer.merging.tuned_folder import read_tuned
 from finetune_trainer.models.adapter_factors import parse_factor
 from finetune_trainer.models.adapter_input import BEYOND_LORA, read_base_digests, require_fit, require_weights
 from finetune_trainer.models.base_model import (
@@ -27,7 +28,6 @@ from finetune_trainer.models.base_model import (
 )
 from finetune_trainer.models.model_card import context_length
 from finetune_trainer.models.shape import EMBEDDINGS, ModelShape, Tensors
-from finetune_trainer.models.tuned_folder import read_tuned
 from finetune_trainer.pipeline.inputs import as_text
 from finetune_trainer.sigterm import StopFlag
 from finetune_trainer.storage.hub.uris import strip_commit

@@ -16,9 +16,9 @@ from finetune_trainer.errors import TrainerError
 from finetune_trainer.evaluation.questions import Question, list_questions
 from finetune_trainer.evaluation.run_record import Licence
 from finetune_trainer.models.adapter_input import InitialAdapter, fetch_initial_adapter
-from finetune_trainer.models.bound_model import require_as_checked
 from finetune_trainer.models.cache import fetch_model, pin_as_checked
 from finetune_trainer.models.model_card import read_licence
+from finetune_trainer.pipeline.bound_model import require_as_checked
 from finetune_trainer.pipeline.dataset import Rows, choose_evaluation_rows, fetch_rows, load_samples
 from finetune_trainer.publishing.lineage import combined_sha256, digest_folder
 from finetune_trainer.publishing.parent_result import check_parents

@@ -15,10 +15,10 @@ from finetune_trainer.evaluation.expectations import Expectations
 from finetune_trainer.models.adapter_factors import no_experts_error
 from finetune_trainer.models.adapter_input import InitialAdapter, check_initial_adapter, with_adapter
 from finetune_trainer.models.base_model import ModelFacts, check_model, pin_model, read_config
-from finetune_trainer.models.bound_model import describe_model
 from finetune_trainer.models.memory_estimate import format_bytes
 from finetune_trainer.models.resolve_settings import choose_settings
 from finetune_trainer.models.trainable import require_method, require_trainable
+from finetune_trainer.pipeline.bound_model import describe_model
 from finetune_trainer.pipeline.prepare_dataset import PreparedDataset, collect_rejected, prepare_dataset
 from finetune_trainer.publishing.claim import check_claim, claim_prefix, refused_uri
 from finetune_trainer.publishing.lineage import status_lineage

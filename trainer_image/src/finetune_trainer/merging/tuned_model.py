@@ -11,9 +11,9 @@ from transformers import PreTrainedModel
 
 from finetune_api.handoff import ADAPTER_WEIGHTS, ExitCode
 from finetune_trainer.errors import TrainerError, one_line
+from finetune_trainer.merging.tuned_folder import TunedFolder
 from finetune_trainer.models.loading import load_plain
 from finetune_trainer.models.tensor_files import TensorFiles
-from finetune_trainer.models.tuned_folder import TunedFolder
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import pytest
 
 from finetune_api.handoff import ExitCode
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.models.tuned_folder import TunedFolder, read_tuned
+from finetune_trainer.merging.tuned_folder import TunedFolder, read_tuned
 
 CONFIG: dict[str, Any] = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": "acme/base"}
 
