@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -41,10 +42,8 @@ def replace_rows(bench: Bench) -> None:
 
 
 def test_rows_that_were_replaced_together_with_their_summary_are_refused(bench: Bench) -> None:
-    (bench.root / "data").mkdir(parents=True)
     lines = "".join(json.dumps(row) + "\n" for row in bench.rows)
     digest = hashlib.sha256(lines.encode()).hexdigest()
-    (bench.root / "data").rmdir()
     bench.spec["dataset"]["train"]["sha256"] = digest  # a pinned source does not help against this
     config = bench.prepare()
     replace_rows(bench)
@@ -63,8 +62,6 @@ def test_a_job_of_an_older_operator_is_still_trained(bench: Bench) -> None:
 def test_a_chat_template_that_was_replaced_in_the_models_folder_is_refused(
     make_bench: MakeBench, tiny_model: Path, tmp_path: Path
 ) -> None:
-    import shutil
-
     bench = make_bench(hyperparameters=HYPERPARAMETERS | {"maxSteps": 2}, evaluation={"prompts": []})
     bench.model = Path(shutil.copytree(tiny_model, tmp_path / "model"))
     config = bench.prepare()

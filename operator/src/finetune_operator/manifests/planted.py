@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 Object = dict[str, Any]
-ADDED_BY_NOBODY = (
+NEVER_SET = (
     "initContainers",
     "ephemeralContainers",
     "hostNetwork",
@@ -12,8 +12,10 @@ ADDED_BY_NOBODY = (
     "hostIPC",
     "shareProcessNamespace",
 )
-"""Fields of a pod that the operator never sets; an admission controller of the cluster acts on pods, not on Jobs."""
+"""Fields of a pod that the operator never sets, and that Kueue does not add to a Job."""
 OF_A_CONTAINER = ("command", "args", "image", "env", "envFrom", "lifecycle", "securityContext", "volumeMounts")
+DEFAULTED = frozenset({"apiVersion", "defaultMode", "optional", "protocol", "targetPort", "readOnly", "divisor"})
+"""Fields that the API server adds to what the operator writes."""
 OF_A_POD = ("automountServiceAccountToken", "serviceAccountName", "securityContext", "volumes")
 
 
@@ -30,7 +32,7 @@ def find_foreign_content(kind: str, built: Object, found: Object) -> str:
 
 
 def _find_in_pod(built: Object, found: Object) -> str:
-    added = next((name for name in ADDED_BY_NOBODY if found.get(name) and not built.get(name)), "")
+    added = next((name for name in NEVER_SET if found.get(name) and not built.get(name)), "")
     if added:
         return added
     if len(found["containers"]) != 1:
@@ -59,7 +61,3 @@ def _is_subset(built: Any, found: Any) -> bool:
     if isinstance(built, list) and isinstance(found, list):
         return len(built) == len(found) and all(map(_is_subset, built, found))
     return bool(built == found) or (not built and not found)
-
-
-DEFAULTED = frozenset({"apiVersion", "defaultMode", "optional", "protocol", "targetPort", "readOnly", "divisor"})
-"""Fields that the API server adds to what the operator writes."""

@@ -49,11 +49,13 @@ def test_what_the_operator_built_is_its_own_with_the_defaults_of_the_api_server(
 
 
 def pod_of(job: Object) -> Object:
-    return dict.__getitem__(job["spec"]["template"], "spec")
+    pod: Object = job["spec"]["template"]["spec"]
+    return pod
 
 
 def container_of(job: Object) -> Object:
-    return dict.__getitem__(pod_of(job), "containers")[0]
+    container: Object = pod_of(job)["containers"][0]
+    return container
 
 
 @pytest.mark.parametrize(
