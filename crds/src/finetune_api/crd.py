@@ -5,6 +5,7 @@
 
 import argparse
 import copy
+import functools
 import json
 import re
 import sys
@@ -46,8 +47,13 @@ names of 30 characters; the others are shown by `-o wide`."""
 
 def structural_schema(model: type[FineTuneJobSpec] | type[FineTuneJobStatus]) -> dict[str, Any]:
     """Return the JSON schema that Kubernetes requires: no `$ref`, null types, titles; exclusive bounds as booleans."""
-    schema = model.model_json_schema(by_alias=True, mode="validation")
+    schema = _json_schema(model)
     return _structural(schema, schema.get("$defs", {}))
+
+
+@functools.cache
+def _json_schema(model: type[FineTuneJobSpec] | type[FineTuneJobStatus]) -> dict[str, Any]:
+    return model.model_json_schema(by_alias=True, mode="validation")
 
 
 def _structural(node: dict[str, Any], defs: dict[str, Any]) -> dict[str, Any]:

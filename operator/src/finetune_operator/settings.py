@@ -41,7 +41,7 @@ Secret = Annotated[SecretName | None, BeforeValidator(_empty_is_none)]
 class Settings(BaseSettings):
     """The operator's settings; every field is the environment variable `FINETUNE_<FIELD>`."""
 
-    model_config = SettingsConfigDict(env_prefix="FINETUNE_", use_attribute_docstrings=True)
+    model_config = SettingsConfigDict(env_prefix="FINETUNE_", use_attribute_docstrings=True, frozen=True)
 
     trainer_image: Annotated[str, Field(min_length=1)]
     """Image for training, merge and, by default, preflight; its repository is always allowed."""

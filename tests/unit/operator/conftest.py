@@ -191,7 +191,7 @@ class Scene:
         return self.object["status"]
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def settings() -> Settings:
     return Settings(trainer_image=IMAGE)
 

@@ -69,17 +69,7 @@ def _draw(record: RunRecord, directory: Path) -> Pictures:
 
 
 def _render(name: str, context: dict[str, Any]) -> str:
-    environment = open_templates(is_html=False)  # the filters escape Markdown
-    environment.filters |= {
-        "inline": text.inline,
-        "code": text.code,
-        "block": text.block,
-        "number": text.number,
-        "percent": text.percent,
-        "size": text.size,
-        "duration": text.duration,
-    }
-    return environment.get_template(name).render(context)
+    return open_templates(is_html=False).get_template(name).render(context)  # the filters escape Markdown
 
 
 def _context(record: RunRecord, directory: Path) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """report.html: the Markdown report as one self-contained page, without scripts, network or links to anywhere."""
 
 import base64
+import functools
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,7 @@ from markdown_it.common.utils import escapeHtml
 from markdown_it.renderer import RendererHTML
 from markdown_it.token import Token
 
+from finetune_trainer.report import text
 from finetune_trainer.report.pictures import darkened
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -70,9 +72,10 @@ def render_page(markdown: str, head: Head, pictures: Pictures) -> str:
     )
 
 
+@functools.cache
 def open_templates(*, is_html: bool) -> jinja2.Environment:
-    """Return the templates of the report; those of HTML escape every value."""
-    return jinja2.Environment(
+    """Return the templates of the report, each compiled once; those of HTML escape every value."""
+    environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         undefined=jinja2.StrictUndefined,
         autoescape=is_html,  # noqa: S701
@@ -80,6 +83,16 @@ def open_templates(*, is_html: bool) -> jinja2.Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+    environment.filters |= {
+        "inline": text.inline,
+        "code": text.code,
+        "block": text.block,
+        "number": text.number,
+        "percent": text.percent,
+        "size": text.size,
+        "duration": text.duration,
+    }
+    return environment
 
 
 def _prepare(tokens: Sequence[Token]) -> Sequence[tuple[str, str]]:
