@@ -115,7 +115,7 @@ requirements: setup ## Resolve and hash the pinned requirements again
 
 .PHONY: generate
 generate: setup ## Write the generated files: CRD, chart copy, field reference, test data of the health checks, the chart's README, docs/gpus.md
-	$(BIN)/python -m finetune_api.crd
+	$(BIN)/python -m finetune_api.schema.crd
 	$(BIN)/python tests/fixtures/job_statuses.py helm/argocd/finetune.dev_FineTuneJob/testdata
 	$(BIN)/python tests/fixtures/gpu_table.py
 
@@ -143,7 +143,7 @@ lint: setup ## Ruff, import contracts, drift of generated files, safety of the w
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-cache
-	$(BIN)/python -m finetune_api.crd --check
+	$(BIN)/python -m finetune_api.schema.crd --check
 	$(BIN)/zizmor --offline --quiet .github/workflows
 
 .PHONY: types
@@ -154,9 +154,20 @@ types: setup ## mypy, strict
 	done
 	cd tests/chaos && MYPYPATH=.:../e2e:../fixtures ../../$(BIN)/mypy --config-file ../../pyproject.toml *.py
 
-.PHONY: unit
+# Three pytests side by side: each worker of one with xdist would collect all tests, and send the result of each.
+UNIT_DATA := $(addprefix tests/unit/trainer/,data tokenization report models)
+UNIT_TRAINER := $(filter-out $(UNIT_DATA) %__pycache__ %.py,$(wildcard tests/unit/trainer/*))
+UNIT_REST := $(filter-out %trainer %__pycache__,$(wildcard tests/unit/*))
+
+.PHONY: unit unit-data unit-trainer unit-rest
 unit: setup ## Unit tests: seconds, no network
-	$(BIN)/pytest -n $(UNIT_WORKERS) --dist worksteal -m 'not nightly' tests/unit
+	$(MAKE) -j3 --output-sync=target unit-data unit-trainer unit-rest
+unit-data:
+	$(BIN)/pytest -m 'not nightly' $(UNIT_DATA)
+unit-trainer:
+	$(BIN)/pytest -m 'not nightly' $(UNIT_TRAINER)
+unit-rest:
+	$(BIN)/pytest -m 'not nightly' $(UNIT_REST)
 
 .PHONY: check
 check: setup ## The inner loop: lint, types, and the unit tests of what changed since HEAD

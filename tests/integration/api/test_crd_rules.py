@@ -10,7 +10,7 @@ import pytest
 from kubernetes import client, config
 
 from finetune_api import names
-from finetune_api.crd import build_crd
+from finetune_api.schema.crd import build_crd
 
 Spec = dict[str, Any]
 

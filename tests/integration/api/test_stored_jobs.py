@@ -11,8 +11,8 @@ from waiting import wait_until
 
 from finetune_api import names
 from finetune_api.blocks import AT_CREATION
-from finetune_api.crd import build_crd
 from finetune_api.hyperparameters import FORMER_WORDS
+from finetune_api.schema.crd import build_crd
 
 GROUP = "stored.example"
 SPEC: dict[str, Any] = {

@@ -440,7 +440,7 @@ class _Trainer(ThreadingHTTPServer):
 @contextmanager
 def _answering(address: str, answer: bytes) -> Iterator[None]:
     server = _Trainer(address, answer)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     try:
         yield
     finally:

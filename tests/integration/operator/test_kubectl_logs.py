@@ -58,7 +58,7 @@ def kubelet(control_plane: Path, tmp_path: Path) -> Iterator[Kubelet]:
     command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=node-1"]
     subprocess.run([*command, "-keyout", str(key), "-out", str(certificate)], check=True, capture_output=True)
     server = Kubelet(certificate, key)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     core = client.CoreV1Api(config.new_client_from_config(str(control_plane)))
     core.create_node({"metadata": {"name": NODE}})
     status = {

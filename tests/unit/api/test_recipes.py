@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from finetune_api.crd import structural_schema
 from finetune_api.defaults import Facts, resolve
 from finetune_api.objectives import Objective
 from finetune_api.recipes import fill_in_defaults, number_text
+from finetune_api.schema.crd import structural_schema
 from finetune_api.spec import FineTuneJobSpec
 
 OBJECTIVES = [one.value for one in Objective]

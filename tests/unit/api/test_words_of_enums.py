@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from finetune_api.crd import structural_schema
 from finetune_api.handoff import config_sha256
 from finetune_api.hyperparameters import FORMER_WORDS
 from finetune_api.manifest.yaml_document import read_scalar
+from finetune_api.schema.crd import structural_schema
 from finetune_api.spec import FineTuneJobSpec
 
 JOB: dict[str, Any] = {

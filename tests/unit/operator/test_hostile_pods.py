@@ -15,9 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
-from finetune_api.crd import structural_schema
 from finetune_api.handoff import PROGRESS_LIMIT_BYTES, ProgressReport, Report, config_sha256
 from finetune_api.names import ANNOTATION_INDEX, ConditionType, Reason
+from finetune_api.schema.crd import structural_schema
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import FineTuneJobStatus
 from finetune_operator.controller.progress_poller import ProgressError, ProgressPoller, fetch_progress, open_session

@@ -10,9 +10,9 @@ from typing import Any
 import jsonschema
 from pydantic import ValidationError
 
-from finetune_api.crd import structural_schema
 from finetune_api.manifest.foreign_names import explain_foreign, plain_name
 from finetune_api.manifest.yaml_document import FieldPath, drop_nulls
+from finetune_api.schema.crd import structural_schema
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.spec_rules import broken_rules
 from kubectl_finetune.manifest import fixes

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from finetune_api.crd import structural_schema
 from finetune_api.manifest.foreign_names import (
     AXOLOTL,
     FOREIGN_NAMES,
@@ -19,6 +18,7 @@ from finetune_api.manifest.foreign_names import (
     explain_foreign,
     plain_name,
 )
+from finetune_api.schema.crd import structural_schema
 from finetune_api.spec import FineTuneJobSpec
 
 SOURCES = {

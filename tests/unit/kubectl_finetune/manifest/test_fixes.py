@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from finetune_api.crd import structural_schema
 from finetune_api.manifest.yaml_document import FieldPath
+from finetune_api.schema.crd import structural_schema
 from finetune_api.spec import FineTuneJobSpec
 from kubectl_finetune.manifest.fixes import FORMATS, fix_format, suggest_quantity
 from kubectl_finetune.manifest.schema import find_faults

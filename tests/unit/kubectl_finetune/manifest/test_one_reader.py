@@ -75,7 +75,7 @@ BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
         (JOB + "  hyperparameters: {packing: On}\n", "spec.hyperparameters.packing"),
         (JOB + "  hyperparameters: {seed: 09_a}\n", "spec.hyperparameters.seed"),
         (JOB + LOOP, "nested more than 100 deep"),
-        (JOB + "  tuning: " + "[" * 3000 + "]" * 3000 + "\n", "nested more than 100 deep"),
+        (JOB + "  tuning: " + "[" * 300 + "]" * 300 + "\n", "nested more than 100 deep"),
         (JOB + BOMB, "too many aliases"),
         (JOB + "# " + "x" * 4 * 1024 * 1024 + "\n", "larger than 4 MiB"),
         (JOB + "? [a, b]\n: c\n", "a key must be a word"),

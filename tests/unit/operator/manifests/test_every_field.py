@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from finetune_api.crd import structural_schema
 from finetune_api.defaults import Facts, resolve
 from finetune_api.objectives import Objective
+from finetune_api.schema.crd import structural_schema
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.spec_rules import broken_rules
 

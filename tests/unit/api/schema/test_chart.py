@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from finetune_api.chart import readme
+from finetune_api.schema.chart import readme
 
 
 def chart(folder: Path, values: str, **properties: Any) -> Path:

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import yaml
 
-from finetune_api.crd import build_crd, crd_yaml, generated_files
+from finetune_api.schema.crd import build_crd, crd_yaml, generated_files
 from finetune_api.spec import FineTuneJobSpec
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 EXAMPLES = sorted((ROOT / "crds" / "examples").rglob("*.yaml"))
 
 

@@ -1,6 +1,7 @@
 """Types → structural schema → CRD YAML, its copy in the chart, and the field reference.
 
-`python -m finetune_api.crd [ROOT]` writes these and the chart's README; `--check` only compares and exits 1 on drift.
+`python -m finetune_api.schema.crd [ROOT]` writes these and the chart's README; `--check` only compares and exits 1 on
+drift.
 """
 
 import argparse
@@ -15,8 +16,9 @@ from typing import Any
 
 import yaml
 
-from finetune_api import chart, names
+from finetune_api import names
 from finetune_api.recipes import fill_in_defaults
+from finetune_api.schema import chart
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import FineTuneJobStatus
 
