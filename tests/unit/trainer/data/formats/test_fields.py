@@ -105,4 +105,6 @@ def test_a_list_may_be_text(value: object) -> None:
 def test_a_text_is_parsed_as_python_up_to_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fields, "MAX_LITERAL_CHARACTERS", 4)
     assert parse_nested("'ab'", "x", RejectCode.WRONG_TYPE) == "ab"
-    assert refusal(parse_nested, "'abc'", "x", RejectCode.WRONG_TYPE)[1] == "x is a string that is not JSON"
+    assert refusal(parse_nested, "'abc'", "x", RejectCode.WRONG_TYPE)[1] == (
+        "x is a string that is not JSON; a Python literal may have at most 0 KiB"
+    )

@@ -10,7 +10,8 @@ from finetune_trainer.data.codes import RejectCode, RepairCode
 from finetune_trainer.data.readers.json_row import name_type
 from finetune_trainer.data.rows import BadRow
 
-MAX_LITERAL_CHARACTERS = 1 << 20
+MAX_LITERAL_CHARACTERS = 1 << 16
+"""Python's parser takes about 500 bytes of memory for each character of a literal."""
 TEXT_PARTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
 
 # These keys include 1 and 0, which equal the booleans in Python.
@@ -95,7 +96,8 @@ def parse_nested(text: str, where: str, code: RejectCode) -> object:
     except orjson.JSONDecodeError:
         pass
     if len(text) > MAX_LITERAL_CHARACTERS:
-        raise BadRow(code, f"{where} is a string that is not JSON")
+        limit = f"{MAX_LITERAL_CHARACTERS >> 10} KiB"
+        raise BadRow(code, f"{where} is a string that is not JSON; a Python literal may have at most {limit}")
     try:
         return ast.literal_eval(text.strip())
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):

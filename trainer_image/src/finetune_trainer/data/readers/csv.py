@@ -27,7 +27,13 @@ class _Lines:
         self._lines = read_lines(stream, limit)
         self._limit = limit
         self.first = 0
-        self.text = ""
+        self._texts: list[str] = []
+        self._length = 0
+
+    @property
+    def text(self) -> str:
+        """The record so far, joined once: a record may have millions of lines."""
+        return "".join(self._texts)
 
     def __iter__(self) -> Iterator[str]:
         return self
@@ -37,13 +43,14 @@ class _Lines:
         self.first = self.first or number
         # Undecodable bytes become lone surrogates here, by which a bad row is recognized below.
         line = raw.decode("utf-8", "surrogateescape") + "\n"
-        self.text += line
-        if not whole or len(self.text) > self._limit:
+        self._texts.append(line)
+        self._length += len(line)
+        if not whole or self._length > self._limit:
             raise too_long(self._limit)
         return line
 
     def start_record(self) -> None:
-        self.first, self.text = 0, ""
+        self.first, self._texts, self._length = 0, [], 0
 
     def refuse(self, problem: BadRow) -> Iterator[CsvRow]:
         """Yield the lines of a broken record, each as a row, because a stray quote may have joined rows."""
@@ -81,10 +88,11 @@ def read_csv(stream: BufferedReader, delimiter: str, limit: int = MAX_ROW_BYTES)
         if header is None:
             header = _Header(cells)
             continue
+        text = lines.text
         try:
-            yield CsvRow(lines.first, header.to_object(cells, lines.text), None, lines.text)
+            yield CsvRow(lines.first, header.to_object(cells, text), None, text)
         except BadRow as problem:
-            yield CsvRow(lines.first, None, problem, lines.text)
+            yield CsvRow(lines.first, None, problem, text)
 
 
 class _Header:

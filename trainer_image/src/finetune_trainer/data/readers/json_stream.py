@@ -12,6 +12,8 @@ from finetune_trainer.data.readers.lines import MAX_ROW_BYTES
 
 CHUNK_BYTES = 1 << 18
 CLIPPED_BYTES = 512
+MAX_OPEN = 1 << 14
+"""Open brackets that are kept, many times what the JSON parser accepts: a row that is nested deeper is malformed."""
 _ARRAY_OF_ROWS = re.compile(rb"\s*\[\s*(?:[{\]]|$)")
 _ROWS_UNDER_KEY = re.compile(rb'\s*\{\s*"data"\s*:\s*(?:\[|$)')
 _ONE_LINE_OBJECT = re.compile(rb"\s*\{[^\n]*\}[ \t\r]*(?:,[ \t\r]*)?(?:\n|$)")
@@ -47,6 +49,7 @@ class _Splitter:
         self._start_line = self._line = 1
         self._clipped: bytes | None = None
         self._open: list[bytes] = []
+        self._count_open = {b"{": 0, b"[": 0}
         self._in_array = self._under_key = self._finished = self._ended_in_string = False
 
     def split(self) -> Iterator[tuple[int, bytes, bool]]:
@@ -92,7 +95,7 @@ class _Splitter:
             elif (line_end := self._data.find(b"\n", match.end())) >= 0:
                 self._at = line_end
                 if _NEXT_ROW.match(self._data, line_end):
-                    self._open.clear()  # the brackets that close the element are in the broken string
+                    self._close_all()  # the brackets that close the element are in the broken string
                     self._ended_in_string = True
                 continue
             else:
@@ -103,7 +106,8 @@ class _Splitter:
     def _read_more(self) -> bool:
         if len(self._data) - self._start > self._limit:
             self._clip()
-        chunk = self._stream.read(CHUNK_BYTES)
+        # At least as much as is held: a string without an end is scanned again from its start each time.
+        chunk = self._stream.read(max(CHUNK_BYTES, min(len(self._data) - self._start, self._limit)))
         self._data = self._data[self._start :] + chunk
         self._at -= self._start
         self._start = 0
@@ -123,7 +127,9 @@ class _Splitter:
             ended, self._ended_in_string = self._ended_in_string, False
             return None if self._open or (self._in_array and not ended) else self._at
         if token in (b"{", b"["):
-            self._open.append(token)
+            if len(self._open) < MAX_OPEN:
+                self._open.append(token)
+                self._count_open[token] += 1
         elif token == b",":
             return None if self._open else self._at - 1
         elif token in _OPENER:
@@ -132,16 +138,21 @@ class _Splitter:
 
     def _close(self, token: bytes) -> int | None:
         opener = _OPENER[token]
-        if opener in self._open:
-            while self._open.pop() != opener:
-                pass
+        if self._count_open[opener]:
+            while (popped := self._open.pop()) != opener:
+                self._count_open[popped] -= 1
+            self._count_open[opener] -= 1
             return None if self._open else self._at
         if token == b"]" and self._in_array:
-            self._open.clear()
+            self._close_all()
             self._in_array = False
             self._finished = self._under_key
             return self._at - 1
         return None
+
+    def _close_all(self) -> None:
+        self._open.clear()
+        self._count_open = dict.fromkeys(self._count_open, 0)
 
     def _take(self, end: int) -> Iterator[tuple[int, bytes, bool]]:
         raw = self._data[self._start : end]
