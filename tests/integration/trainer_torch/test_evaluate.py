@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from published_result import find_result_faults
 from safetensors.torch import load_file
 from training_bench import Bench, as_parent, make_rows
 
-from finetune_api.handoff import Outcome, Report
+from finetune_api.handoff import ExitCode, Outcome, Report
 from finetune_trainer.commands.verify import verify_result
 from finetune_trainer.errors import TrainerError
 
@@ -161,3 +162,17 @@ def test_an_adapter_of_another_base_is_refused_before_anything_is_loaded(
     bench.elsewhere["s3://other"] = other.parent
     with pytest.raises(TrainerError, match=r"was trained on acme/other, but spec\.model\.uri is s3://bucket/model"):
         bench.prepare()
+
+
+def test_an_adapter_that_was_replaced_after_preflight_is_refused(
+    make_bench: MakeBench, trained: tuple[Bench, Report]
+) -> None:
+    bench = evaluating(make_bench, trained, lineage=None, tuning={"initialAdapter": {"uri": "s3://other/adapter"}})
+    other = Path(shutil.copytree(trained[0].output / "adapter", bench.root / "other" / "adapter"))
+    bench.elsewhere["s3://other"] = other.parent
+    prepared = bench.prepare()
+    config = json.loads((other / "adapter_config.json").read_text())
+    (other / "adapter_config.json").write_text(json.dumps(config | {"lora_alpha": 1}))
+    with pytest.raises(TrainerError, match=r"adapter_config\.json was changed after preflight") as refused:
+        bench.train(prepared)
+    assert refused.value.code is ExitCode.MODEL_UNAVAILABLE

@@ -8,7 +8,7 @@ from finetune_operator.settings import Settings
 
 TESTS = Path(__file__).parents[2]
 TEXT = (TESTS.parent / "SECURITY.md").read_text(encoding="utf-8")
-FOLDERS = {"u": "unit", "i": "integration", "e": "e2e"}
+FOLDERS = {"u": "unit", "i": "integration", "h": "hostile", "e": "e2e"}
 
 
 def defined(path: Path) -> set[str]:
@@ -18,7 +18,7 @@ def defined(path: Path) -> set[str]:
 
 
 def test_every_test_that_a_guarantee_names_exists() -> None:
-    found = re.findall(r"`([uie])/([\w/]+\.py)::(\w+)`", TEXT)
+    found = re.findall(r"`([uihe])/([\w/]+\.py)::(\w+)`", TEXT)
     assert len(found) > 40
     missing = [f"{path}::{name}" for folder, path, name in found if name not in defined(TESTS / FOLDERS[folder] / path)]
     assert missing == []

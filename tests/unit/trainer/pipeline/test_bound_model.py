@@ -11,7 +11,13 @@ import pytest
 from finetune_api.handoff import ExitCode
 from finetune_api.spec import Model
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.pipeline.bound_model import describe_model, require_as_checked
+from finetune_trainer.pipeline.bound_model import (
+    describe_model,
+    describe_reward_model,
+    require_as_checked,
+    require_reward_model_as_checked,
+)
+from finetune_trainer.rewards.fetch import RewardFolders
 from finetune_trainer.storage.local import LocalStore
 from finetune_trainer.storage.protocol import Entry
 
@@ -97,3 +103,21 @@ def test_the_checks_of_preflight_hold_for_what_is_loaded_also_without_its_digest
     """The summary of an older version has no digests, and the files may come from a cache."""
     (folder / name).write_text(json.dumps(content), encoding="utf-8")
     assert words in refusal({"uri": URI}, folder, store)
+
+
+def test_a_reward_model_that_changed_after_preflight_is_refused_with_both_digests(folder: Path, store: Listing) -> None:
+    reward = RewardFolders(URI, folder)
+    checked = describe_reward_model(reward, store)
+    require_reward_model_as_checked(reward, checked, store)
+    (folder / "model.safetensors").write_bytes(b"other weights")
+    with pytest.raises(TrainerError, match="its ETag is 13, and preflight checked 7"):
+        require_reward_model_as_checked(reward, checked, store)
+
+
+def test_a_base_that_the_reward_model_did_not_have_in_preflight_is_refused(folder: Path) -> None:
+    adapter = folder / "adapter"
+    adapter.mkdir()
+    store = Listing({"s3://bucket/reward": adapter, URI: folder})
+    checked = describe_reward_model(RewardFolders("s3://bucket/reward", folder, adapter), store)
+    with pytest.raises(TrainerError, match="and preflight checked absent"):
+        require_reward_model_as_checked(RewardFolders("s3://bucket/reward", folder, adapter, URI), checked, store)

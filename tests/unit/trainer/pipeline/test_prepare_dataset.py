@@ -48,7 +48,7 @@ def prepare(world: Any, rows: Any, objective: str, dataset: dict[str, Any] | Non
     world.with_config(spec)
     labeler = load_labeler(world.bucket / "model", "the model")
     return prepare_dataset(
-        world.config, world.storage, world.workspace, labeler, model={}, on_bytes=lambda _: None, on_rows=lambda: None
+        world.config, world.storage, world.workspace, labeler, bound={}, on_bytes=lambda _: None, on_rows=lambda: None
     )
 
 

@@ -268,6 +268,15 @@ class Rejected:
         }
 
 
+class TableRow(NamedTuple):
+    """One row of a table: its number, its cells or its problem, and the share of the file before it."""
+
+    number: int
+    value: dict[str, Any] | None
+    problem: "BadRow | None"
+    share: float
+
+
 class BadRow(Exception):  # noqa: N818 - a property of the row; readers catch it
     """Raised for a bad row and turned into a `Rejected`; `tokens` is the length if that is the reason."""
 

@@ -17,10 +17,10 @@ from finetune_api.handoff import ADAPTER_WEIGHTS
 from finetune_trainer.evaluation.gate_rules import ValidationResult
 from finetune_trainer.evaluation.logprobs import COMPARED_TOKENS
 from finetune_trainer.merging.gate_messages import OUT_OF_MEMORY, GatePlan, GateReply
-from finetune_trainer.merging.host_memory import available_bytes
 from finetune_trainer.models.base_model import read_config
 from finetune_trainer.models.loading import DTYPES
 from finetune_trainer.models.tensor_files import total_bytes
+from finetune_trainer.monitoring.host_memory import available_bytes
 from finetune_trainer.sigterm import StopFlag
 
 logger = logging.getLogger(__name__)

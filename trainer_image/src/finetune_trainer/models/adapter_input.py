@@ -46,12 +46,18 @@ FIELDS = {"rank": "rank", "alpha": "alpha", "use_rslora": "useRslora", "target_e
 
 @dataclass(frozen=True, slots=True)
 class InitialAdapter:
-    """An adapter to continue from; `sha256` is that of its weights."""
+    """An adapter to continue from; `sha256` is that of its weights, `config_sha256` that of its configuration."""
 
     uri: str
     lora: Lora
     tensors: Tensors
+    config_sha256: str
     sha256: str = ""
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """The SHA-256 of each of its files."""
+        return {ADAPTER_CONFIG: self.config_sha256, ADAPTER_WEIGHTS: self.sha256}
 
 
 def check_initial_adapter(
@@ -102,13 +108,13 @@ def _find(
     else:
         uri, expected = _find_at_parent(config, storage)
     entries = {entry.key: entry for entry in storage.list(uri)}
-    raw = _read_config(uri, entries, storage, expected)
+    raw, config_sha256 = _read_config(uri, entries, storage, expected)
     require_weights(uri, entries)
     tensors = read_header(uri, entries[ADAPTER_WEIGHTS], storage, on_bytes)
     _check_base(uri, raw, config.spec, storage, on_bytes)
     lora = _check_kind(uri, raw, tensors)
     _check_agreement(uri, config.spec.tuning.lora or Lora(), lora)
-    return InitialAdapter(uri, lora, tensors), expected
+    return InitialAdapter(uri, lora, tensors, config_sha256), expected
 
 
 def _find_at_parent(config: JobConfig, storage: ReadableStore) -> tuple[str, Mapping[str, str]]:
@@ -127,15 +133,16 @@ def _find_at_parent(config: JobConfig, storage: ReadableStore) -> tuple[str, Map
 
 def _read_config(
     uri: str, entries: Mapping[str, Entry], storage: ReadableStore, expected: Mapping[str, str]
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], str]:
     data = storage.read(join_uri(uri, ADAPTER_CONFIG)) if ADAPTER_CONFIG in entries else None
     if data is None:
         refuse(
             uri,
             f"there is no {ADAPTER_CONFIG}: tuning.initialAdapter must name the folder of an adapter as PEFT saves it",
         )
-    _require_digest(uri, ADAPTER_CONFIG, hashlib.sha256(data).hexdigest(), expected)
-    return parse_json_file(uri, ADAPTER_CONFIG, data)
+    digest = hashlib.sha256(data).hexdigest()
+    _require_digest(uri, ADAPTER_CONFIG, digest, expected)
+    return parse_json_file(uri, ADAPTER_CONFIG, data), digest
 
 
 def require_weights(uri: str, keys: Collection[str]) -> None:

@@ -1,4 +1,4 @@
-"""The base model that preflight checked, and whether the one that is loaded is the same."""
+"""The models that preflight checked, and whether those that are loaded are the same."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,7 +7,9 @@ from typing import Any
 from finetune_api.handoff import ExitCode
 from finetune_api.spec import Model
 from finetune_trainer.errors import TrainerError
+from finetune_trainer.models.adapter_input import InitialAdapter
 from finetune_trainer.models.base_model import check_text_files, is_model_file, is_text_file, is_weight_file
+from finetune_trainer.rewards.fetch import RewardFolders
 from finetune_trainer.storage.hub.uris import pinned_model_uri
 from finetune_trainer.storage.protocol import Entry, ReadableStore, sha256_file
 
@@ -37,6 +39,36 @@ def require_as_checked(model: Model, checked: Mapping[str, Any], directory: Path
         _compare(uri, checked["weights"], listed, "ETag")
     entries = {path.name: Entry(path.name, path.stat().st_size) for path in directory.iterdir() if path.is_file()}
     check_text_files(uri, directory, entries)
+
+
+def describe_adapter(adapter: InitialAdapter) -> dict[str, Any]:
+    """Return the entry for preflight's summary: where the adapter to continue from is, and its digests."""
+    return {"uri": adapter.uri, "files": adapter.digests}
+
+
+def require_adapter_as_checked(adapter: InitialAdapter, checked: Mapping[str, Any]) -> None:
+    """Raise ModelUnavailable if the adapter that was fetched differs from what preflight checked."""
+    if checked:
+        _compare(adapter.uri, checked["files"], adapter.digests, "SHA-256")
+
+
+def describe_reward_model(reward: RewardFolders, storage: ReadableStore) -> dict[str, Any]:
+    """Return the entry for preflight's summary: for each folder what storage lists (SHA-256, or the ETag)."""
+    return {uri: _list_files(uri, storage) for uri in reward.uris}
+
+
+def require_reward_model_as_checked(
+    reward: RewardFolders, checked: Mapping[str, Mapping[str, str]], storage: ReadableStore
+) -> None:
+    """Raise ModelUnavailable if a folder of the reward model is not one, or not as, preflight checked."""
+    for uri in reward.uris:
+        if checked:
+            _compare(uri, checked.get(uri, {}), _list_files(uri, storage), "ETag")
+
+
+def _list_files(uri: str, storage: ReadableStore) -> dict[str, str]:
+    listed = {entry.key: entry.sha256 or entry.etag for entry in storage.list(uri) if is_model_file(entry.key)}
+    return {key: digest for key, digest in listed.items() if digest}
 
 
 def _digest_text_files(directory: Path) -> dict[str, str]:

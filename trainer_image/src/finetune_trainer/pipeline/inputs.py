@@ -18,7 +18,11 @@ from finetune_trainer.evaluation.run_record import Licence
 from finetune_trainer.models.adapter_input import InitialAdapter, fetch_initial_adapter
 from finetune_trainer.models.cache import fetch_model, pin_as_checked
 from finetune_trainer.models.model_card import read_licence
-from finetune_trainer.pipeline.bound_model import require_as_checked
+from finetune_trainer.pipeline.bound_model import (
+    require_adapter_as_checked,
+    require_as_checked,
+    require_reward_model_as_checked,
+)
 from finetune_trainer.pipeline.dataset import Rows, choose_evaluation_rows, fetch_rows, load_samples
 from finetune_trainer.publishing.lineage import combined_sha256, digest_folder
 from finetune_trainer.publishing.parent_result import check_parents
@@ -117,7 +121,11 @@ def load_inputs(run: RunContext, *, digests_base: bool = True) -> Inputs:
     model = fetch_model(config, storage, workspace / "model", on_bytes)
     require_as_checked(config.spec.model, rows.summary.get("model") or {}, model, storage)
     adapter = fetch_initial_adapter(config, storage, workspace / "initial-adapter", on_bytes)
+    if adapter:
+        require_adapter_as_checked(adapter, rows.summary.get("initialAdapter") or {})
     reward = fetch_reward_model(config, storage, workspace, model, on_bytes)
+    if reward:
+        require_reward_model_as_checked(reward, rows.summary.get("rewardModel") or {}, storage)
     licence = read_licence(pinned_model_uri(config.spec.model), storage)
     labeler = load_labeler(model, config.spec.model.uri)
     hyper = config.spec.hyperparameters

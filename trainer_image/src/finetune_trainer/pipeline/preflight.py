@@ -18,14 +18,14 @@ from finetune_trainer.models.base_model import ModelFacts, check_model, pin_mode
 from finetune_trainer.models.memory_estimate import format_bytes
 from finetune_trainer.models.resolve_settings import choose_settings
 from finetune_trainer.models.trainable import require_method, require_trainable
-from finetune_trainer.pipeline.bound_model import describe_model
+from finetune_trainer.pipeline.bound_model import describe_adapter, describe_model, describe_reward_model
 from finetune_trainer.pipeline.prepare_dataset import PreparedDataset, collect_rejected, prepare_dataset
 from finetune_trainer.publishing.claim import check_claim, claim_prefix, refused_uri
 from finetune_trainer.publishing.lineage import status_lineage
 from finetune_trainer.publishing.parent_result import check_parents
 from finetune_trainer.publishing.publish import adopt_result
 from finetune_trainer.rewards.computed import ComputedRewards
-from finetune_trainer.rewards.fetch import check_reward_model
+from finetune_trainer.rewards.fetch import RewardFolders, check_reward_model
 from finetune_trainer.storage.hub.uris import is_hub_uri, pinned_model_uri
 from finetune_trainer.storage.protocol import OnBytes, ReadableStore, Store, join_uri
 from finetune_trainer.tokenization.labeler import load_labeler
@@ -60,12 +60,16 @@ def preflight(run: RunContext) -> Report:
     adapter = check_initial_adapter(config, model.shape, storage, on_bytes)
     _check_experts(with_adapter(config.spec, adapter), model)
     Expectations(config.spec.evaluation.prompts or [])
-    _check_rewards(config, storage, workspace, on_bytes)
+    reward = _check_rewards(config, storage, workspace, on_bytes)
     labeler = load_labeler(workspace / "tokenizer", config.spec.model.uri)
     try:
-        bound = describe_model(config.spec.model, workspace / "tokenizer", storage)
+        bound = {"model": describe_model(config.spec.model, workspace / "tokenizer", storage)}
+        if adapter:
+            bound["initialAdapter"] = describe_adapter(adapter)
+        if reward:
+            bound["rewardModel"] = describe_reward_model(reward, storage)
         dataset = prepare_dataset(
-            config, storage, workspace, labeler, model=bound, on_bytes=on_bytes, on_rows=run.on_work
+            config, storage, workspace, labeler, bound=bound, on_bytes=on_bytes, on_rows=run.on_work
         )
     except TrainerError as refused:
         raise _with_rejected_rows(refused, config, storage, workspace) from refused
@@ -107,10 +111,12 @@ def _check_experts(spec: FineTuneJobSpec, model: ModelFacts) -> None:
         raise no_experts_error(spec.model.uri)
 
 
-def _check_rewards(config: JobConfig, storage: ReadableStore, workspace: Path, on_bytes: OnBytes) -> None:
+def _check_rewards(
+    config: JobConfig, storage: ReadableStore, workspace: Path, on_bytes: OnBytes
+) -> RewardFolders | None:
     if config.spec.rlhf and config.spec.rlhf.rewards:
         ComputedRewards(config.spec.rlhf.rewards)
-    check_reward_model(config, storage, workspace / "reward", workspace / "tokenizer", on_bytes)
+    return check_reward_model(config, storage, workspace / "reward", workspace / "tokenizer", on_bytes)
 
 
 def _with_rejected_rows(refused: TrainerError, config: JobConfig, storage: Store, workspace: Path) -> TrainerError:

@@ -85,13 +85,13 @@ def prepare_dataset(
     workspace: Path,
     labeler: Labeler,
     *,
-    model: Mapping[str, Any],
+    bound: Mapping[str, Any],
     on_bytes: OnBytes,
     on_rows: Callable[[], None],
 ) -> PreparedDataset:
     """Check every source against the model's own tokenizer; raises DatasetUnusable with counts and first lines.
 
-    `model` names the model and the digests of its files in the summary.
+    `bound` is added to the summary: the models that preflight checked, with the digests of their files.
     """
     dataset = config.spec.dataset
     if unknown := name_unknown_columns(frozenset(dataset.columns or ())):
@@ -116,7 +116,7 @@ def prepare_dataset(
         status=status,
         files=files,
         labeler=labeler,
-        model=model,
+        bound=bound,
         ability=ability,
     )
     return PreparedDataset(out, files, status, train_lengths, held_out_samples)
@@ -289,7 +289,7 @@ def _write_summary(
     status: DatasetStatus,
     files: list[ManifestFile],
     labeler: Labeler,
-    model: Mapping[str, Any],
+    bound: Mapping[str, Any],
     ability: FetchedObject | None,
 ) -> None:
     content: dict[str, Any] = {
@@ -297,7 +297,7 @@ def _write_summary(
         "train": train.summary.to_dict(),
         "validation": validation.summary.to_dict() if validation else None,
         "sources": [file.to_dict() for one in (train, validation) if one for file in one.files],
-        "model": dict(model),
+        **bound,
         "files": [file.model_dump(by_alias=True) for file in files],
         "chatTemplateSha256": labeler.template_sha256,
         **({"ability": ability.to_dict()} if ability else {}),

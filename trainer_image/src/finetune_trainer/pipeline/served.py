@@ -13,10 +13,10 @@ from finetune_trainer.evaluation.ability import Ability
 from finetune_trainer.evaluation.early_stopping import Plateau
 from finetune_trainer.evaluation.history import History
 from finetune_trainer.evaluation.run_record import Served
-from finetune_trainer.merging.host_memory import available_bytes
 from finetune_trainer.models.loading import DTYPES, load_tokenizer, model_errors
 from finetune_trainer.models.memory_estimate import format_bytes
 from finetune_trainer.models.tensor_files import read_local_shape
+from finetune_trainer.monitoring.host_memory import available_bytes
 from finetune_trainer.pipeline.finalize import TrainingResult
 from finetune_trainer.pipeline.inputs import Inputs
 from finetune_trainer.pipeline.load import build_judge, load_model

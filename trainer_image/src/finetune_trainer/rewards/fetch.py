@@ -38,11 +38,20 @@ NO_FILE = "there is no file under this prefix: correct rlhf.rewardModel.uri"
 
 @dataclass(frozen=True, slots=True)
 class RewardFolders:
-    """The downloaded reward model: the folder of the model and, if that is an adapter's base, of the adapter."""
+    """The downloaded reward model: the folder of the model and, if that is an adapter's base, of the adapter.
+
+    `base_uri` is that of the adapter's base if it is not the policy's.
+    """
 
     uri: str
     model: Path
     adapter: Path | None = None
+    base_uri: str | None = None
+
+    @property
+    def uris(self) -> list[str]:
+        """The folders in storage that are its own."""
+        return [self.uri, *([self.base_uri] if self.base_uri else [])]
 
     @property
     def tokenizer(self) -> Path:
@@ -52,14 +61,14 @@ class RewardFolders:
 
 def check_reward_model(
     config: JobConfig, storage: ReadableStore, directory: Path, base: Path, on_bytes: OnBytes | None = None
-) -> None:
+) -> RewardFolders | None:
     """Refuse a reward model that cannot be loaded or gives no score; only the headers of its weights are read.
 
     `base` is the folder with the text files of the policy's base.
     """
     found = _locate(config, storage)
     if found is None:
-        return
+        return None
     uri, _ = found
     shutil.rmtree(directory, ignore_errors=True)
     entries = {entry.key: entry for entry in storage.list(uri)}
@@ -69,13 +78,15 @@ def check_reward_model(
         storage.download_folder(uri, directory, on_bytes, accept=is_text_file)
         _check_adapter(uri, entries, directory, storage, on_bytes)
         wanted = _find_base(uri, _read(uri, directory / ADAPTER_CONFIG))
-        if wanted != _policy_base(config):
+        own = None if wanted == _policy_base(config) else wanted
+        if own:
             base = directory / "base"
-            _check_base(uri, wanted, base, storage, on_bytes)
-        folders = RewardFolders(uri, base, directory)
+            _check_base(uri, own, base, storage, on_bytes)
+        folders = RewardFolders(uri, base, directory, own)
     else:
         folders = _check_whole(uri, entries, storage, directory, on_bytes)
     load_labeler(folders.tokenizer, uri)
+    return folders
 
 
 def fetch_reward_model(
@@ -98,7 +109,7 @@ def fetch_reward_model(
         return RewardFolders(uri, base, folder)
     if not storage.download_folder(wanted, other, on_bytes, accept=is_model_file):
         refuse(uri, f"its base model {wanted} does not exist")
-    return RewardFolders(uri, other, folder)
+    return RewardFolders(uri, other, folder, wanted)
 
 
 def _locate(config: JobConfig, storage: ReadableStore) -> tuple[str, dict[str, str]] | None:

@@ -1,5 +1,4 @@
 import io
-import tracemalloc
 
 import pytest
 
@@ -90,21 +89,3 @@ def test_one_value_is_distinguished_from_one_row_a_line(start: bytes, is_json: b
 def test_the_last_element_is_read_to_its_end_though_it_has_no_bracket() -> None:
     assert [raw for _, raw, _ in elements(b'[{"a": 1}, 71]')] == [b'{"a": 1}', b"71"]
     assert [raw for _, raw, _ in elements(b'[{"a": 1}, 71, 82]')] == [b'{"a": 1}', b"71", b"82"]
-
-
-@pytest.mark.timeout(60)
-def test_brackets_that_never_match_cost_time_in_proportion() -> None:
-    """A million brackets: a search through the open ones for each of them would take hours."""
-    count = 1 << 19
-    assert [whole for _, _, whole in elements(b"[" * count + b"}" * count, limit=4 * count)] == [True]
-
-
-def test_brackets_that_are_opened_without_end_take_no_memory_for_each() -> None:
-    text = b"[" * (1 << 19)
-    tracemalloc.start()
-    try:
-        assert [whole for _, _, whole in elements(text, limit=1 << 16)] == [False]
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-    assert peak < 6 * len(text)

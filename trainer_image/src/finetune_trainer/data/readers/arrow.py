@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from finetune_trainer.data.codes import RejectCode
 from finetune_trainer.data.readers.arrow_types import ColumnTypes, decoded_bytes, without_dictionaries
 from finetune_trainer.data.readers.lines import MAX_ROW_BYTES, too_long
-from finetune_trainer.data.rows import BadRow, NamedPath, UnreadableFile
+from finetune_trainer.data.rows import BadRow, NamedPath, TableRow, UnreadableFile
 
 PARQUET_MAGIC = b"PAR1"
 ARROW_FILE_MAGIC = b"ARROW1"
@@ -28,15 +28,6 @@ EXPANSION_MATTERS_BYTES = 1 << 30
 _TEXTS = (pa.string(), pa.large_string(), pa.binary(), pa.large_binary())
 
 
-class TableRow(NamedTuple):
-    """One row: its number, its cells or its problem, and the share of the file before it."""
-
-    number: int
-    value: dict[str, Any] | None
-    problem: BadRow | None
-    share: float
-
-
 class _Batch(NamedTuple):
     data: pa.RecordBatch
     share: float
@@ -47,6 +38,8 @@ def read_table(path: NamedPath, start: bytes) -> Iterator[TableRow]:
     kind, batches = _KINDS[start[:4]]
     try:
         yield from _rows(batches(path.path), path.name)
+    except MemoryError:
+        raise
     except (pa.ArrowException, OSError, ValueError, RecursionError) as error:
         reason = str(error).split("\n", 1)[0][:200] or type(error).__name__
         raise UnreadableFile(f"{path.name} is a damaged {kind} file, write or upload it again: {reason}") from error

@@ -1,7 +1,5 @@
 """Read files of rows in bounded memory: JSONL, JSON, CSV, TSV, gzip of those, Parquet and Arrow."""
 
-# ruff: noqa: PLC0415 - pyarrow is imported only for Parquet and Arrow files
-
 import gzip
 import io
 import zlib
@@ -16,6 +14,7 @@ from finetune_trainer.data.readers.csv import read_csv
 from finetune_trainer.data.readers.json_row import parse_object
 from finetune_trainer.data.readers.json_stream import looks_like_rows_in_one_value, read_elements
 from finetune_trainer.data.readers.lines import read_lines, skip_mark, too_long
+from finetune_trainer.data.readers.table_process import read_table_apart
 from finetune_trainer.data.rows import EXCERPT_CHARACTERS, BadRow, NamedPath, UnreadableFile
 
 BUFFER_BYTES = 1 << 18
@@ -96,10 +95,8 @@ class RowFile:
             self._file = None
 
     def _table_records(self, start: bytes) -> Iterator[Record]:
-        from finetune_trainer.data.readers.arrow import read_table
-
         size = self._path.path.stat().st_size
-        for number, value, problem, share in read_table(self._path, start):
+        for number, value, problem, share in read_table_apart(self._path, start):
             self._finished = int(share * size)
             yield Record(number, value, problem, value or {})
 

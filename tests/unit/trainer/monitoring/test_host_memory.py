@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from finetune_trainer.merging.host_memory import available_bytes
+from finetune_trainer.monitoring.host_memory import available_bytes
 
 GIB = 1024**3
 

@@ -1,0 +1,69 @@
+"""Tables are read in a child process, which changes no row; its limits are in tests/hostile."""
+
+import datetime
+import decimal
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from finetune_trainer.data.readers.arrow import read_table
+from finetune_trainer.data.readers.table_process import read_table_apart
+from finetune_trainer.data.rows import NamedPath, TableRow, UnreadableFile
+
+
+def write_arrow(path: Path, table: pa.Table) -> NamedPath:
+    with pa.OSFile(str(path), "wb") as out, pa.ipc.new_file(out, table.schema) as writer:
+        writer.write_table(table)
+    return NamedPath(path, path.name)
+
+
+def write_parquet(path: Path, table: pa.Table) -> NamedPath:
+    pq.write_table(table, path)
+    return NamedPath(path, path.name)
+
+
+def read(path: NamedPath) -> list[TableRow]:
+    return list(read_table_apart(path, path.path.read_bytes()[:8]))
+
+
+def as_tuples(rows: list[TableRow]) -> list[Any]:
+    return [(row.number, row.value, row.problem and (row.problem.code, row.problem.detail), row.share) for row in rows]
+
+
+def test_every_row_arrives_as_it_was_read(tmp_path: Path) -> None:
+    rows = [
+        {
+            "at": datetime.datetime(2026, 1, n),
+            "n": 2**63 - n,
+            "x": float("nan"),
+            "d": decimal.Decimal("1.50"),
+            "t": "é🦊",
+        }
+        for n in (1, 2)
+    ]
+    table = pa.Table.from_pylist(rows).append_column("b", [[b"fine", b"\xff"]])
+    for path in (write_parquet(tmp_path / "a.parquet", table), write_arrow(tmp_path / "a.arrow", table)):
+        expected = as_tuples(list(read_table(path, path.path.read_bytes()[:8])))
+        assert as_tuples(read(path)) == expected
+        assert len(expected) == 2
+
+
+def test_a_damaged_file_has_the_message_of_its_reader(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    path.write_bytes(b"PAR1" + bytes(64) + b"PAR1")
+    with pytest.raises(UnreadableFile, match=r"a\.parquet is a damaged Parquet file"):
+        read(NamedPath(path, path.name))
+
+
+def test_the_child_has_no_keys_and_ends_with_its_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    path = write_parquet(tmp_path / "a.parquet", pa.table({"t": ["x" * 1000 + str(n) for n in range(20000)]}))
+    rows = read_table_apart(path, b"PAR1")
+    assert next(rows).number == 1
+    (child,) = Path("/proc/thread-self/children").read_text().split()
+    assert b"secret" not in Path(f"/proc/{child}/environ").read_bytes()
+    rows.close()  # type: ignore[attr-defined]
+    assert not Path(f"/proc/{child}").exists()
