@@ -25,7 +25,7 @@ LENGTH_BYTES = 4
 MAX_MESSAGE_BYTES = 8 * MAX_ROW_BYTES
 """A row of at most `MAX_ROW_BYTES`, as JSON with each character escaped."""
 BYTES_KEY = "\0"
-"""Key of an object that stands for bytes which are not text."""
+"""Key of an object that represents bytes which are not text."""
 _BYTES_MARK = orjson.dumps({BYTES_KEY: 0})[:-2]
 # The child parses what a stranger wrote: it gets no keys.
 PASSED_ON = ("PATH", "PYTHONPATH", "HOME", "TMPDIR", "LANG")
