@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import StringConstraints
 
-from finetune_api.scalars import Count, Line, StatusBlock, Time, Word
+from finetune_api.scalars import Count, Line, Name, StatusBlock, Time, Word
 
 
 class Run(StatusBlock):
@@ -43,9 +43,9 @@ class StoppedRun(StatusBlock):
 
     attempt: Count
     """Number of the Job that it belonged to, from 1."""
-    pod_name: Annotated[str, StringConstraints(max_length=253)]
+    pod_name: Name
     """Name of the pod."""
-    pod_uid: Word
+    pod_uid: Annotated[Name, StringConstraints(max_length=64)]
     """UID of the pod."""
     start_time: Time
     """When the trainer started."""
@@ -95,7 +95,7 @@ class CurrentRun(StatusBlock):
     stopping: Word | None = None
     """Why it is being stopped: `UserRequested` or `NoProgress`, written before the operator stops it; else why another
     controller suspended its Job: Kueue's reason, such as `Preempted`, or `JobSuspended`."""
-    stopping_message: Annotated[str, StringConstraints(max_length=1024)] | None = None
+    stopping_message: Line | None = None
     """Kueue's message on why it reclaimed the quota."""
     missing_since: Time | None = None
     """When the pod was first found missing although its end had not been observed."""

@@ -8,20 +8,12 @@ from typing import Annotated
 from pydantic import AfterValidator, ConfigDict, Field, PlainSerializer, StringConstraints, WithJsonSchema
 
 from finetune_api.blocks import Block
+from finetune_api.text.printable import printable
 
 _EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)
 _LATEST = datetime(9999, 12, 30, tzinfo=UTC)
 _MOST = 2**53 - 1
 """The largest integer that every JSON reader represents exactly; the API server might not store a larger one."""
-_UNPRINTABLE = dict.fromkeys(
-    [*range(0x20), *range(0x7F, 0xA0), 0x061C, 0x200E, 0x200F, *range(0x2028, 0x202F), *range(0x2066, 0x206A)], " "
-)
-"""Control characters, line ends and bidirectional marks, which a terminal would interpret."""
-
-
-def printable(text: str) -> str:
-    """Replace each character that a terminal would interpret by a space."""
-    return text.translate(_UNPRINTABLE)
 
 
 def _whole_seconds(value: datetime) -> datetime:
@@ -37,6 +29,17 @@ def _storable(value: int) -> int:
     return value
 
 
+def _shown_within(limit: int) -> AfterValidator:
+    """Escape what a terminal interprets; escapes are longer, so the text is cut to the limit again."""
+    return AfterValidator(lambda text: printable(text)[:limit])
+
+
+def _require_printable(text: str) -> str:
+    if printable(text) != text:
+        raise ValueError("control characters and bidirectional marks are not allowed")
+    return text
+
+
 def _five_significant(value: float) -> float:
     return float(f"{value:.5g}")
 
@@ -49,9 +52,11 @@ Time = Annotated[
 ]
 Count = Annotated[int, Field(ge=0), AfterValidator(_storable)]
 Measure = Annotated[float, AfterValidator(_five_significant)]
-Word = Annotated[str, StringConstraints(max_length=64), AfterValidator(printable)]
-Line = Annotated[str, StringConstraints(max_length=1024), AfterValidator(printable)]
-Uri = Annotated[str, StringConstraints(max_length=1152), AfterValidator(printable)]
+Word = Annotated[str, StringConstraints(max_length=64), _shown_within(64)]
+Line = Annotated[str, StringConstraints(max_length=1024), _shown_within(1024)]
+Name = Annotated[str, StringConstraints(max_length=253), AfterValidator(_require_printable)]
+"""A name or an ID, which an escape would change to another one."""
+Uri = Annotated[str, StringConstraints(max_length=1152), AfterValidator(_require_printable)]
 Digest = Annotated[str, StringConstraints(min_length=64, max_length=64, pattern=r"^[0-9a-f]{64}$")]
 """A SHA-256 in lowercase hexadecimal."""
 CountByName = Annotated[dict[Word, Count], Field(max_length=64)]

@@ -8,7 +8,7 @@ from finetune_api.evaluation import EvaluationStatus
 from finetune_api.names import ConditionType
 from finetune_api.resolved import Resolved
 from finetune_api.runs import CurrentRun, JobRef, PreflightRuns, Run, WorkloadRef
-from finetune_api.scalars import Count, CountByName, Digest, Line, Measure, StatusBlock, Time, Uri, Word
+from finetune_api.scalars import Count, CountByName, Digest, Line, Measure, Name, StatusBlock, Time, Uri, Word
 
 __all__ = [
     "Count",
@@ -230,7 +230,7 @@ class Lineage(StatusBlock):
     """SHA-256 of the weights of the initial adapter."""
     base_model: Uri | None = None
     """URI of the base model."""
-    base_model_revision: Word | None = None
+    base_model_revision: Annotated[Name, StringConstraints(max_length=64)] | None = None
     """Commit of the base model on its hub."""
     base_model_sha256: Digest | None = None
     """SHA-256 over the names and digests of the base model's files."""

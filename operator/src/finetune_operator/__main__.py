@@ -8,6 +8,7 @@ import sys
 from pydantic import ValidationError
 
 from finetune_api.names import KUEUE_API_VERSION
+from finetune_api.text.printable import PrintableFormatter, printable
 from finetune_operator.cluster import Cluster
 from finetune_operator.controller.handlers import watch
 from finetune_operator.controller.health import Health
@@ -25,8 +26,8 @@ WAIT_SECONDS = 2.0
 SHUTDOWN_SECONDS = 15.0
 
 
-class JsonFormatter(logging.Formatter):
-    """Formats each record as one line of JSON."""
+class JsonFormatter(PrintableFormatter):
+    """Formats each record as one line of JSON, whose texts have no effect on the terminal of a reader either."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the record as JSON."""
@@ -34,7 +35,7 @@ class JsonFormatter(logging.Formatter):
             "time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S%z"),
             "level": record.levelname.lower(),
             "logger": record.name,
-            "message": record.getMessage(),
+            "message": printable(record.getMessage()),
         }
         return json.dumps(line | ({"error": self.formatException(record.exc_info)} if record.exc_info else {}))
 
@@ -42,7 +43,7 @@ class JsonFormatter(logging.Formatter):
 def set_up_logging(settings: Settings) -> None:
     """Log to standard error, in the format and from the level of the settings."""
     handler = logging.StreamHandler(sys.stderr)
-    text = logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s")
+    text = PrintableFormatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s")
     handler.setFormatter(JsonFormatter() if settings.log_format == "json" else text)
     logging.basicConfig(level=settings.log_level, handlers=[handler], force=True)
     logging.getLogger("kopf").setLevel(max(logging.WARNING, logging.getLevelName(settings.log_level)))

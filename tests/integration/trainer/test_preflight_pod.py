@@ -1,5 +1,6 @@
 """The preflight pod as a process: a mounted configuration, a real S3 server, a termination log."""
 
+import gzip
 import io
 import json
 import os
@@ -256,3 +257,16 @@ def test_a_published_result_is_adopted_by_the_job_created_again(job: Job, tmp_pa
     assert report.artifacts == published.artifacts
     assert report.metrics is not None
     assert report.metrics.eval_loss == 1.25
+
+
+def test_the_key_of_an_object_forges_no_line_of_the_log_and_controls_no_terminal(job: Job) -> None:
+    job.put("rows/a.jsonl", "\n".join(rows(50, malformed_every=100)))
+    job.put("rows/b\n2026-01-01T00:00:00Z ERROR forged\x1b[2J\x9b\u202e.jsonl.gz", gzip.compress(b"{}" * 99)[:-9])
+    job.make_config(dataset={"train": {"uri": f"s3://{job.bucket}/rows/"}, "validationSplitPercent": 15})
+    code, report, _ = job.preflight()
+    log = (job.directory / "output").read_text()
+    assert code == 65
+    assert "b\\n2026-01-01T00:00:00Z ERROR forged\\u001b[2J\\u009b\\u202e.jsonl.gz" in log
+    assert "ERROR forged\\u001b[2J\\u009b\\u202e.jsonl.gz" in report.message
+    assert [line for line in log.splitlines() if line.startswith("2026-01-01")] == []
+    assert not {"\x1b", "\x9b", "\u202e"} & set(log + report.message)

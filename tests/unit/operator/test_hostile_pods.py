@@ -11,7 +11,7 @@ from typing import Any
 import aiohttp
 import orjson
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
@@ -27,7 +27,7 @@ from finetune_operator.kube.objects import FineTuneJob, Key, Pod
 from finetune_operator.kube.observed import Target
 from finetune_operator.metrics.registry import Metrics
 from finetune_operator.policy.conditions import Conditions
-from finetune_operator.policy.run_outcome import read_report
+from finetune_operator.policy.run_outcome import judge, read_report
 from finetune_operator.policy.status_report import record_lineage, record_progress, record_report
 from finetune_operator.settings import Settings
 
@@ -71,6 +71,7 @@ ODD: list[Any] = [
     *("2026-03-01", "2026-03-01T12:00:00", -62135596800, 253402300800, 10**18),
     *(["a", "a"], ["a"] * 65, {"\x1b[31m": 1}, {str(number): 1 for number in range(65)}, {"a": {"a": {"a": 1}}}),
 ]
+BIDIRECTIONAL = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 
 
 def paths(value: Any, at: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
@@ -109,8 +110,8 @@ def job() -> FineTuneJob:
     )
 
 
-def ended(message: str) -> Pod:
-    state = {"terminated": {"exitCode": 0, "message": message}}
+def ended(message: str, code: int = 0) -> Pod:
+    state = {"terminated": {"exitCode": code, "message": message}}
     return Pod.from_object(
         {
             "metadata": {"name": "pod", "uid": "pod"},
@@ -127,10 +128,12 @@ def check(status: FineTuneJobStatus) -> None:
     modules = wire.get("resolved", {}).get("targetModules", [])
     assert len(modules) == len(set(modules))
     text = json.dumps(wire, ensure_ascii=False)
-    assert [one for one in text if unicodedata.category(one) in {"Cc", "Zl", "Zp"} or one in "\u202e\u2066"] == []
+    assert [one for one in text if unicodedata.category(one) in {"Cc", "Zl", "Zp", "Cs"} or one in BIDIRECTIONAL] == []
 
 
 @given(spoiled(REPORT))
+@example(replaced(REPORT, [(("artifacts", "manifestSha256"), "\u202egnp.exe")]))
+@example(replaced(REPORT, [(("message",), "\x1b[2J" * 250)]))
 def test_a_report_is_refused_or_is_a_status_that_can_be_stored(document: dict[str, Any]) -> None:
     one = job()
     text = json.dumps(document | {"jobUid": one.uid, "configSha256": config_sha256(SPEC)})
@@ -144,6 +147,8 @@ def test_a_report_is_refused_or_is_a_status_that_can_be_stored(document: dict[st
 
 
 @given(spoiled(PROGRESS))
+@example(replaced(PROGRESS, [(("checkpoint", "uri"), "s3://bucket/\u202egnp.exe")]))
+@example(replaced(PROGRESS, [(("progress", "note"), "\x9b" * 1024), (("progress", "display"), "\x1b" * 64)]))
 async def test_a_progress_answer_is_refused_or_is_a_status_that_can_be_stored(document: dict[str, Any]) -> None:
     try:
         body = orjson.loads(json.dumps(document))
@@ -202,11 +207,54 @@ def test_a_report_whose_digest_is_not_a_sha_256_is_refused(block: str, digest: s
     assert read_report(ended(json.dumps(known | {block: known[block] | {name: digest}})), job()) is None
 
 
+HOSTILE = ["\u202egnp.exe", "a\x1b[2J", "a\x9b2J", "a\nb", "a\u2066b", "a\u061cb", "a\u2028b", "a\x7f", "a\tb"]
+STOPPED = {"attempt": 1, "podName": "one-1-abc", "podUid": "u", "startTime": WHEN, "endTime": WHEN}
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *(("artifacts", name) for name in ("uri", "adapterUri", "reportUri", "manifestUri", "manifestSha256")),
+        *(("lineage", name) for name in ("baseModel", "datasetSha256", "preflightSha256")),
+        *(("checkpoint", name) for name in ("uri", "sha256")),
+        ("stoppedRuns", "podName"),
+        ("stoppedRuns", "podUid"),
+        ("lineage", "baseModelRevision"),
+    ],
+)
+def test_a_report_with_a_digest_a_name_or_a_uri_that_a_terminal_obeys_is_refused(path: tuple[str, str]) -> None:
+    block, name = path
+    known = REPORT | {"stoppedRuns": [STOPPED], "jobUid": job().uid, "configSha256": config_sha256(SPEC)}
+    assert read_report(ended(json.dumps(known)), job()) is not None
+    for text in HOSTILE:
+        old = known[block]
+        new = [old[0] | {name: text}] if isinstance(old, list) else old | {name: text}
+        assert read_report(ended(json.dumps(known | {block: new})), job()) is None, text
+
+
 def test_every_text_of_the_status_is_free_of_what_a_terminal_obeys() -> None:
     report = Report.model_validate(
         {"outcome": "Failed", "reason": "a\x1bb", "message": "\x1b[31mred\nline", "jobUid": "u", "configSha256": "c"}
     )
-    assert (report.reason, report.message) == ("a b", " [31mred line")
+    assert (report.reason, report.message) == ("a\\u001bb", "\\u001b[31mred\\nline")
+
+
+def test_the_kubelets_last_lines_reach_a_condition_without_what_a_terminal_obeys() -> None:
+    outcome = judge(ended("\x1b[2Jnext\x9b2J \u202egnp.exe", code=1), None)
+    status = FineTuneJobStatus()
+    Conditions(status, 1, NOW).set(ConditionType.FAILED, "True", outcome.reason, outcome.message)
+    check(status)
+    (found,) = status.conditions or []
+    assert found.message.startswith("\\u001b[2Jnext\\u009b2J \\u202egnp.exe")
+
+
+def test_what_an_older_operator_stored_is_still_read() -> None:
+    stored = {
+        "artifacts": {"uri": "s3://bucket/a b/é", "manifestSha256": DIGEST},
+        "history": [{"run": 1, "attempt": 1, "podName": "\u202e", "podUid": "u", "result": " ", "reason": "a b"}],
+        "lineage": {"baseModelRevision": "main", "baseModel": "hf://owner/model"},
+    }
+    assert FineTuneJobStatus.model_validate(stored).to_wire() == stored
 
 
 # /progress

@@ -50,7 +50,10 @@ def exit_code_of(error: BaseException) -> int:
 
 
 def _set_up_logging() -> None:
-    formatter = logging.Formatter("%(asctime)sZ %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%S")
+    from finetune_api.text.printable import PrintableFormatter, PrintableRecord
+
+    logging.setLogRecordFactory(PrintableRecord)  # transformers, datasets and torch have handlers of their own
+    formatter = PrintableFormatter("%(asctime)sZ %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%S")
     formatter.converter = time.gmtime
     handler = logging.StreamHandler()
     handler.setFormatter(formatter)

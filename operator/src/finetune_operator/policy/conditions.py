@@ -4,9 +4,9 @@ from datetime import datetime
 from typing import Literal
 
 from finetune_api.names import ConditionType, Phase, Reason
-from finetune_api.scalars import printable
 from finetune_api.spec import Mode
 from finetune_api.status import Condition, FineTuneJobStatus
+from finetune_api.text.printable import printable
 
 Truth = Literal["True", "False", "Unknown"]
 C, R = ConditionType, Reason

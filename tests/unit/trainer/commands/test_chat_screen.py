@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from finetune_trainer.commands.chat_screen import arrange, clean, show_answers
+from finetune_trainer.commands.chat_screen import arrange, show_answers
 
 
 def drawn(width: int) -> list[str]:
@@ -32,5 +32,11 @@ def test_a_pipe_gets_each_answer_once_with_its_name(capsys: pytest.CaptureFixtur
     assert capsys.readouterr().out == "base:\none\nmore\n\ntuned:\ntwo\n\n"
 
 
-def test_an_answer_cannot_write_to_the_terminal() -> None:
-    assert clean("a\x1b[2Jb\nc\r") == "a [2Jb\nc "
+@pytest.mark.parametrize("is_terminal", [False, True])
+def test_an_answer_cannot_write_to_the_terminal(is_terminal: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    with show_answers(Console(force_terminal=is_terminal, width=100), ["base"]) as show:
+        show("base", "a\x1b[2Jb\nc\r\u202e")
+    out = capsys.readouterr().out
+    assert "a\\u001b[2Jb" in out
+    assert "c\\r\\u202e" in out
+    assert "\x1b[2J" not in out

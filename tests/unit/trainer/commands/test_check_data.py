@@ -222,3 +222,29 @@ def test_a_model_that_cannot_be_used_ends_in_66_with_every_file_written(tmp_path
         check_local_rows([str(rows)], out, Request(Objective.CHAT, model=tmp_path / "absent"))
     assert refused.value.code is ExitCode.MODEL_UNAVAILABLE
     assert {"accepted.jsonl", "rejected.jsonl", "summary.json"} == {path.name for path in out.iterdir()}
+
+
+def test_the_name_of_a_file_forges_no_line_of_the_log(tmp_path: Path, out: Path) -> None:
+    folder = tmp_path / "rows"
+    write(folder / "a.jsonl", ALPACA)
+    write(folder / "b\n2026-01-01T00:00:00Z ERROR forged\x1b[2J\x9b\u202e.txt")
+    command = [sys.executable, "-m", "finetune_trainer", "check-data", str(folder), "--out", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "b\\n2026-01-01T00:00:00Z ERROR forged\\u001b[2J\\u009b\\u202e.txt" in done.stderr
+    assert [line for line in done.stderr.splitlines() if line.startswith("2026-01-01")] == []
+    assert not {"\x1b", "\x9b", "\u202e"} & set(done.stderr + done.stdout)
+
+
+@pytest.mark.parametrize("is_terminal", [False, True])
+def test_the_name_of_a_file_is_text_in_the_table_of_files(
+    tmp_path: Path, out: Path, is_terminal: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path / "rows" / "a.jsonl", ALPACA)
+    write(tmp_path / "rows" / "b\n\x1b[2J.jsonl", ALPACA)
+    monkeypatch.setenv("COLUMNS", "200")
+    if is_terminal:
+        monkeypatch.setenv("FORCE_COLOR", "1")
+    check_local_rows([str(tmp_path / "rows")], out, Request())
+    printed = capsys.readouterr().out
+    assert "b\\n\\u001b[2J.jsonl" in printed
+    assert "\x1b[2J" not in printed

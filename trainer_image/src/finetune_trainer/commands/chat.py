@@ -18,6 +18,7 @@ from rich.console import Console
 from finetune_api.handoff import Artifact, ExitCode
 from finetune_api.spec import Precision
 from finetune_api.status import Resolved
+from finetune_api.text.printable import printable
 from finetune_trainer.commands.chat_screen import show_answers
 from finetune_trainer.commands.model_place import ModelPlace, open_base
 from finetune_trainer.config.manifest import read_manifest
@@ -121,7 +122,7 @@ def converse(conversation: Conversation, *, is_interactive: bool) -> None:
         except TrainerError as error:
             if not is_interactive:
                 raise
-            sys.stderr.write(f"{error.message}\n")
+            sys.stderr.write(f"{printable(error.message)}\n")
 
 
 def _read_lines(prompt: str) -> Iterator[str]:

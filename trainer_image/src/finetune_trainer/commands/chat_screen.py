@@ -10,7 +10,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from finetune_api.scalars import printable
+from finetune_api.text.printable import printable
 
 WIDE = 80
 """Columns of a terminal from which two answers are next to each other."""
@@ -27,7 +27,7 @@ def show_answers(console: Console, names: Sequence[str]) -> Iterator[Show]:
 
     if not console.is_terminal:
         yield texts.__setitem__
-        sys.stdout.write("".join(f"{name}:\n{clean(text)}\n\n" for name, text in texts.items()))
+        sys.stdout.write("".join(f"{name}:\n{printable(text, lines=True)}\n\n" for name, text in texts.items()))
         sys.stdout.flush()
         return
     with Live(arrange(texts, console.width), console=console, refresh_per_second=FRAMES_A_SECOND) as live:
@@ -41,7 +41,7 @@ def show_answers(console: Console, names: Sequence[str]) -> Iterator[Show]:
 
 def arrange(texts: Mapping[str, str], width: int) -> RenderableType:
     """Return the texts in boxes, in columns if the terminal is wide."""
-    boxes = [Panel(Text(clean(text)), title=name, title_align="left") for name, text in texts.items()]
+    boxes = [Panel(Text(printable(text, lines=True)), title=name, title_align="left") for name, text in texts.items()]
     if width < WIDE:
         return Group(*boxes)
     grid = Table.grid(expand=True)
@@ -49,8 +49,3 @@ def arrange(texts: Mapping[str, str], width: int) -> RenderableType:
         grid.add_column(ratio=1)
     grid.add_row(*boxes)
     return grid
-
-
-def clean(text: str) -> str:
-    """Return a model's text without what a terminal would interpret, except for line ends."""
-    return "\n".join(printable(line) for line in text.split("\n"))

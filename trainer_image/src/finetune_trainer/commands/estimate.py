@@ -12,6 +12,7 @@ from finetune_api.handoff import ExitCode
 from finetune_api.scalars import parse_quantity
 from finetune_api.spec import Method, Objective
 from finetune_api.status import Resolved
+from finetune_api.text.printable import printable
 from finetune_trainer.commands.model_place import find_model, minimal_spec
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.models.base_model import ModelFacts, read_config
@@ -75,7 +76,7 @@ def print_estimate(model: str, request: Request, stop: StopFlag, *, as_json: boo
             one = MethodEstimate(method, one.settings, one.memory, None if one.fits is None else False, error.message)
         found.append(one)
     text = _to_json(model, facts, request, found) if as_json else "\n".join(_to_text(model, facts, request, found))
-    sys.stdout.write(f"{text}\n")
+    sys.stdout.write(f"{printable(text, lines=True)}\n")
     return ExitCode.WONT_FIT if all(one.fits is False for one in found) else ExitCode.OK
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from finetune_api.handoff import ExitCode
 from finetune_api.spec import Precision
+from finetune_api.text.printable import printable
 from finetune_trainer.commands.merge_inputs import check_base, open_adapter, read_compared
 from finetune_trainer.commands.model_place import SCHEMES, open_base
 from finetune_trainer.errors import TrainerError
@@ -54,7 +55,7 @@ def merge_adapter(base_name: str, adapter_name: str, output_name: str, options: 
         f"load it with AutoModelForCausalLM.from_pretrained({str(output)!r})",
         f"try it with {shlex.join(['finetune-trainer', 'chat', str(output), '--base', base_name])}",
     ]
-    sys.stdout.write("".join(f"{line}\n" for line in lines))
+    sys.stdout.write("".join(f"{printable(line)}\n" for line in lines))
 
 
 def require_free(name: str) -> Path:

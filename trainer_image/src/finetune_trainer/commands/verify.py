@@ -9,6 +9,7 @@ from pathlib import Path
 
 from finetune_api.handoff import ADAPTER_WEIGHTS, Artifact, ManifestFile
 from finetune_api.spec import Storage as StorageSpec
+from finetune_api.text.printable import printable
 from finetune_trainer.models.adapter_check import find_adapter_faults
 from finetune_trainer.publishing.lineage_chain import Link, follow_chain, read_result
 from finetune_trainer.publishing.publish import find_file_faults
@@ -37,8 +38,8 @@ class VerifyResult:
 
     def to_text(self) -> str:
         """Return the text output: a line for each good file, then the lineage chain, then the conclusion."""
-        lines = [f"ok  {file.sha256}  {file.path}" for file in self.files]
-        lines += [f"{'  ' * link.depth}{link}" for link in self.chain]
+        lines = [f"ok  {file.sha256}  {printable(file.path)}" for file in self.files]
+        lines += [f"{'  ' * link.depth}{printable(str(link))}" for link in self.chain]
         if not self.faults:
             lines.append(f"{self.uri}: {len(self.files)} files match the manifest")
         return "".join(f"{line}\n" for line in lines)
@@ -47,9 +48,9 @@ class VerifyResult:
 def verify_published(uri: str, endpoint: str | None, maps: list[str], *, as_json: bool = False) -> int:
     """Print the result; return 0 without faults, else 1. Raises if storage cannot be read."""
     verdict = verify_result(uri.rstrip("/"), _storage(uri.rstrip("/"), endpoint, maps))
-    sys.stdout.write(verdict.to_json() if as_json else verdict.to_text())
+    sys.stdout.write(printable(verdict.to_json() if as_json else verdict.to_text(), lines=True))
     for fault in verdict.faults:
-        sys.stderr.write(f"BAD {fault}\n")
+        sys.stderr.write(f"BAD {printable(fault)}\n")
     return 1 if verdict.faults else 0
 
 

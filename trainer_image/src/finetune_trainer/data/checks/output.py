@@ -12,9 +12,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from finetune_api.text.printable import printable
 from finetune_trainer.data.checks.summary import Summary
 from finetune_trainer.data.codes import SENTENCES
-from finetune_trainer.data.formats.columns import replace_unprintable
 from finetune_trainer.data.formats.export import LOSSES, ExportFormat, LossCode, Unexpressed, export_row
 from finetune_trainer.data.rows import EXCERPT_CHARACTERS, Rejected, Row, read_canonical
 
@@ -173,7 +173,7 @@ def _print_files(console: Console, files: list[dict[str, Any]]) -> None:
     rows = []
     for one in files:
         codes = ", ".join(f"{code} {count}" for code, count in one["rejectedByCode"].items())
-        rows.append((replace_unprintable(one["file"]), one["rows"], one["accepted"], codes))
+        rows.append((printable(one["file"]), one["rows"], one["accepted"], codes))
     shown = rows[:FILES_SHOWN]
     if console.is_terminal:
         _print_table(console, ("file", "rows", "accepted", "rejected"), shown)

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from finetune_api.text.printable import printable
 from finetune_trainer.data.codes import RejectCode
 from finetune_trainer.data.rows import BadRow
 from finetune_trainer.errors import name_some
@@ -65,13 +66,8 @@ def missing_column(names: tuple[str, ...]) -> BadRow:
 
 def name_columns(columns: Iterable[object]) -> str:
     """Return column names for a message: at most a dozen, long names truncated."""
-    names = [replace_unprintable(str(column)[:40]) for column in columns]
+    names = [printable(str(column)[:40]) for column in columns]
     return name_some(names, MAX_COLUMNS_NAMED) if names else "none"
-
-
-def replace_unprintable(name: str) -> str:
-    """Return a name from a file without characters that control a terminal."""
-    return "".join(character if character.isprintable() else "\ufffd" for character in name)
 
 
 class ColumnMap:

@@ -1,0 +1,1 @@
+"""Foreign text, such as object keys, messages and logs, as people see it."""
