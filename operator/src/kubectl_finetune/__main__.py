@@ -6,6 +6,7 @@ import os
 import shlex
 import sys
 
+from finetune_api.text.printable import printable
 from kubectl_finetune.cli import app
 from kubectl_finetune.errors import PluginError
 
@@ -21,9 +22,9 @@ def main() -> None:
     try:
         app(prog_name=PROGRAM)
     except PluginError as error:
-        sys.stderr.write(f"error: {error.message}\n")
+        sys.stderr.write(f"error: {printable(error.message)}\n")
         if error.fix:
-            sys.stderr.write(f"  {error.fix}\n")
+            sys.stderr.write(f"  {printable(error.fix)}\n")
         sys.exit(error.code)
 
 

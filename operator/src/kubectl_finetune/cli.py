@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from finetune_api import __version__
+from finetune_api.text.printable import printable
 from kubectl_finetune.errors import ExitCode
 from kubectl_finetune.options import (
     Kubeconfig,
@@ -24,6 +25,7 @@ from kubectl_finetune.options import (
     pour,
     say,
     show,
+    tell,
 )
 
 EXIT_CODES = ", ".join(f"{code.value} {code.meaning}" for code in ExitCode)
@@ -144,17 +146,24 @@ def logs(
     rank: Annotated[int, typer.Option(help="Index of the pod, if the job has several.", min=0)] = 0,
     tail: Annotated[int | None, typer.Option(help="Number of last lines to print.", min=0)] = None,
     timestamps: Annotated[bool, typer.Option("--timestamps", help="Start each line with its timestamp.")] = False,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Print the bytes of the log unchanged, with escape codes.")
+    ] = False,
     kube_context: KubeContext = None,
     kubeconfig: Kubeconfig = None,
 ) -> None:
-    """Print the log of the current run's pod, and with -f of the runs after it."""
+    """Print the log of the current run's pod, and with -f of the runs after it.
+
+    Characters that a terminal would interpret are printed as escapes, for example \\u001b, also into a file or a pipe.
+    """
     from finetune_api.names import Component
     from kubectl_finetune.commands import logs as reading
 
     cluster = connect(context, namespace, kube_context, kubeconfig)
     component = Component.PREFLIGHT if preflight else Component.TRAINER
     wanted = reading.Wanted(component, rank, tail, timestamps)
-    pour(reading.follow(cluster, name, wanted, say) if follow else reading.read(cluster, name, wanted))
+    chunks = reading.follow(cluster, name, wanted, say) if follow else reading.read(cluster, name, wanted)
+    pour(chunks, raw=raw)
 
 
 @app.command(epilog=_examples("report support-bot", "report support-bot --show", "report support-bot --save reports/"))
@@ -250,7 +259,7 @@ def suspend(
     """Stop jobs and free their GPUs; a running trainer saves a checkpoint first. Nothing is lost."""
     from kubectl_finetune.commands.lifecycle import set_suspended
 
-    set_suspended(connect(context, namespace, kube_context, kubeconfig), jobs, wanted=True, report=typer.echo)
+    set_suspended(connect(context, namespace, kube_context, kubeconfig), jobs, wanted=True, report=tell)
 
 
 @app.command(epilog=_examples("resume support-bot"))
@@ -264,7 +273,7 @@ def resume(
     """Resume suspended jobs from their last checkpoint."""
     from kubectl_finetune.commands.lifecycle import set_suspended
 
-    set_suspended(connect(context, namespace, kube_context, kubeconfig), jobs, wanted=False, report=typer.echo)
+    set_suspended(connect(context, namespace, kube_context, kubeconfig), jobs, wanted=False, report=tell)
 
 
 @app.command(epilog=_examples("cancel support-bot", "cancel support-bot --yes"))
@@ -282,9 +291,9 @@ def cancel(
     from kubectl_finetune.commands.lifecycle import delete_jobs
 
     def is_sure(question: str) -> bool:
-        return yes or typer.confirm(question, err=True)
+        return yes or typer.confirm(printable(question), err=True)
 
-    delete_jobs(connect(context, namespace, kube_context, kubeconfig), jobs, is_sure, typer.echo)
+    delete_jobs(connect(context, namespace, kube_context, kubeconfig), jobs, is_sure, tell)
 
 
 @app.command(
@@ -324,7 +333,7 @@ def validate(
         for problem in verdict.problems:
             typer.echo(problem.text())
         for job in verdict.jobs if not verdict.problems else []:
-            typer.echo(f"{checking.name_of(job)} is valid")
+            tell(f"{checking.name_of(job)} is valid")
     if verdict.problems:
         raise typer.Exit(1)
     if rows:

@@ -2,6 +2,8 @@
 
 # ruff: noqa: PLC0415 - the client and rich take half a second to load, which --help must not wait for
 
+import codecs
+import itertools
 import json
 import sys
 from collections.abc import Iterable
@@ -11,6 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from finetune_api.text.printable import printable
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -72,7 +76,9 @@ def connect(
 
 def show(*parts: "RenderableType") -> None:
     """Print as kubectl does: the terminal wraps long lines, and a pipe gets them whole."""
-    console().print(*parts, sep="\n", soft_wrap=True)
+    from kubectl_finetune.display.page import Page
+
+    console().print(Page(*parts), soft_wrap=True)
 
 
 def console() -> "Console":
@@ -83,22 +89,30 @@ def console() -> "Console":
 
 
 def say(text: str) -> None:
-    """Print a remark to stderr."""
-    typer.echo(text, err=True)
+    """Print a remark to stderr, in one line."""
+    typer.echo(printable(text), err=True)
+
+
+def tell(text: str) -> None:
+    """Print a line to stdout."""
+    typer.echo(printable(text))
 
 
 def dump(value: Any, form: Format) -> None:
-    """Print a value as JSON or YAML."""
+    """Print a value as JSON or YAML; what a terminal would interpret is escaped, as both formats allow."""
     if form is Format.JSON:
-        typer.echo(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+        typer.echo(printable(json.dumps(value, indent=2, ensure_ascii=False, default=str), lines=True))
         return
     from finetune_api.manifest.yaml_document import write_document
 
     typer.echo(write_document(value).rstrip("\n"))
 
 
-def pour(chunks: Iterable[bytes]) -> None:
-    """Write bytes as they arrive."""
-    for chunk in chunks:
-        sys.stdout.buffer.write(chunk)
+def pour(chunks: Iterable[bytes], *, raw: bool = False) -> None:
+    """Write text as it arrives, with escapes for what a terminal would interpret and for bytes that are not UTF-8;
+    `raw` writes the bytes unchanged."""
+    decoder = codecs.getincrementaldecoder("utf-8")("backslashreplace")
+    for chunk in itertools.chain(chunks, [b""]):
+        text = decoder.decode(chunk, final=not chunk)
+        sys.stdout.buffer.write(chunk if raw else printable(text, lines=True).encode())
         sys.stdout.buffer.flush()

@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from finetune_api.manifest.yaml_faults import YamlError, explain_fault, split_documents, tab_faults, without_tabs
+from finetune_api.text.printable import printable
 
 FieldPath = tuple[str | int, ...]
 TRUE = {"y", "yes", "on", "true"}
@@ -256,6 +257,8 @@ class _Dumper(yaml.SafeDumper):
 
 
 def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
+    if printable(text, lines=True) != text:
+        return dumper.represent_scalar(TEXT, text, '"')  # the only style with escapes
     return dumper.represent_scalar(TEXT, text, None if read_scalar(text) == text else "'")
 
 
@@ -263,5 +266,6 @@ _Dumper.add_representer(str, _represent_text)
 
 
 def write_document(value: Any) -> str:
-    """Return the value as YAML that `read_documents` and kubectl read as the same value."""
-    return str(yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120))
+    """Return the value as YAML that `read_documents` and kubectl read as the same value, and a terminal can show."""
+    written = yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+    return printable(written, lines=True)

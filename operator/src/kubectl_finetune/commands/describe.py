@@ -8,10 +8,11 @@ from rich.text import Text
 
 from finetune_api.evaluation import AbilityStatus, EvaluationStatus, Verdict
 from finetune_api.names import ConditionType, Phase
+from finetune_api.text.printable import printable
 from kubectl_finetune.cluster.job import Job, Object
 from kubectl_finetune.commands.progress import loss_pairs
 from kubectl_finetune.commands.timeline import moments
-from kubectl_finetune.display.table import NONE, between, clean, columns, duration, fields, heading, number, size
+from kubectl_finetune.display.table import NONE, between, columns, duration, fields, heading, number, size
 
 EVENTS = 10
 _WITHOUT_GAIN = {Verdict.WORSE, Verdict.NO_MEASURABLE_DIFFERENCE}
@@ -40,7 +41,7 @@ def why(job: Job) -> str:
     """Return the reason for the job's state, with the fix if the operator has one."""
     if not job.is_observed:
         return "no operator has observed it yet: check that finetune-operator is running and watches this namespace"
-    return clean(job.status.message or "")
+    return printable(job.status.message or "")
 
 
 def verdict_pairs(job: Job) -> list[tuple[str, str]]:

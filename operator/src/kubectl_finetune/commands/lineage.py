@@ -7,8 +7,9 @@ from rich.text import Text
 from rich.tree import Tree
 
 from finetune_api.status import PublishedJob
+from finetune_api.text.printable import printable
 from kubectl_finetune.cluster.job import Job
-from kubectl_finetune.display.table import STYLES, clean
+from kubectl_finetune.display.table import STYLES
 
 Find = Callable[[str], Job | None]
 MAX_DEPTH = 50
@@ -60,7 +61,7 @@ def tree(found: dict[str, Any]) -> Tree:
 def _grow(branch: Tree, found: dict[str, Any]) -> None:
     for key, name in (("datasetSha256", "rows"), ("manifestSha256", "manifest"), ("trainerImage", "trainer")):
         if found.get(key):
-            branch.add(Text(f"{name} {clean(str(found[key]))}", "dim"))
+            branch.add(Text(f"{name} {printable(str(found[key]))}", "dim"))
     for key, role in (("rewardJob", "reward model"), ("parent", "parent")):
         if key in found:
             below = branch.add(Text.assemble((f"{role}: ", "dim"), _job_line(found[key])))
@@ -68,16 +69,18 @@ def _grow(branch: Tree, found: dict[str, Any]) -> None:
     if "parent" not in found and found.get("baseModel"):
         revision = found.get("baseModelRevision")
         at = f"@{revision}" if revision else ""
-        branch.add(Text.assemble(("base model: ", "dim"), clean(f"{found['baseModel']}{at}")))
+        branch.add(Text.assemble(("base model: ", "dim"), printable(f"{found['baseModel']}{at}")))
 
 
 def _job_line(found: dict[str, Any]) -> Text:
     phase = str(found.get("phase", ""))
     text = Text.assemble(
-        (clean(found["name"]), "bold"), f" {found.get('objective') or ''} ", (phase, STYLES.get(phase, ""))
+        (printable(found["name"]), "bold"),
+        printable(f" {found.get('objective') or ''} "),
+        (phase, STYLES.get(phase, "")),
     )
     if found.get("outputUri"):
-        text.append(f"  {clean(found['outputUri'])}")
+        text.append(f"  {printable(found['outputUri'])}")
     if found.get("note"):
         text.append(f"  ({found['note']})", "yellow")
     return text

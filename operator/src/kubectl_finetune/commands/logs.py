@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from functools import partial
 
 from finetune_api.names import ANNOTATION_INDEX, Component, ConditionType
+from finetune_api.text.printable import printable
 from kubectl_finetune.cluster.client import Cluster
 from kubectl_finetune.cluster.connection import RETRIES, retry_unreachable
 from kubectl_finetune.cluster.job import Job, Object
 from kubectl_finetune.commands.describe import why
-from kubectl_finetune.display.table import clean
 from kubectl_finetune.errors import NotFound, Unreachable
 
 WAIT_SECONDS = 2.0
@@ -126,9 +126,9 @@ def waits_for(pod: Object) -> str:
         return ""
     for state in states:
         waiting = state.get("waiting") or {}
-        return clean(f"{waiting.get('reason', 'waiting')} {waiting.get('message', '')}".strip())
+        return printable(f"{waiting.get('reason', 'waiting')} {waiting.get('message', '')}".strip())
     unscheduled = [one for one in status.get("conditions") or [] if one.get("message")]
-    return clean(unscheduled[0]["message"]) if unscheduled else str(status.get("phase", "Pending"))
+    return printable(unscheduled[0]["message"]) if unscheduled else str(status.get("phase", "Pending"))
 
 
 def _runs(pod: Object | None, uid: str) -> bool:

@@ -10,9 +10,11 @@ from rich.live import Live
 from rich.text import Text
 
 from finetune_api.status import Metrics
+from finetune_api.text.printable import printable
 from kubectl_finetune.cluster.connection import retry_unreachable
 from kubectl_finetune.cluster.job import Job
-from kubectl_finetune.display.table import STYLES, bar, clean, duration, fields, number, sparkline
+from kubectl_finetune.display.page import Page
+from kubectl_finetune.display.table import STYLES, bar, duration, fields, number, sparkline
 
 
 class LossHistory:
@@ -61,7 +63,7 @@ def screen(console: Console) -> Iterator[Callable[[Job], None]]:
 
     def draw(job: Job) -> None:
         losses.add(job)
-        live.update(picture(job, losses), refresh=True)
+        live.update(Page(picture(job, losses)), refresh=True)
 
     with Live(console=console, auto_refresh=False) as live:
         yield draw
@@ -115,7 +117,7 @@ def line(job: Job) -> str:
         parts.append(f"left {duration(progress.estimated_remaining_seconds)}")
     parts.append(status.reason or "")
     words = " ".join(filter(None, parts))
-    return f"{words}: {clean(status.message)}" if status.message else words
+    return printable(f"{words}: {status.message}" if status.message else words)
 
 
 def loss_pairs(job: Job) -> list[tuple[str, str]]:

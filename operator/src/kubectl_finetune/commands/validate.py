@@ -17,7 +17,7 @@ from finetune_api.hyperparameters import FORMER_WORDS, FusedKernels, Packing
 from finetune_api.manifest.foreign_names import explain_foreign
 from finetune_api.manifest.yaml_document import FieldPath, FileError, YamlDocument, join_path, read_stream, read_text
 from finetune_api.manifest.yaml_faults import YamlError
-from kubectl_finetune.display.table import clean
+from finetune_api.text.printable import printable
 from kubectl_finetune.errors import PluginError, WrongUse
 from kubectl_finetune.manifest.schema import Fault, find_faults
 from kubectl_finetune.manifest.suggestions import nearest
@@ -49,7 +49,8 @@ class Problem:
         place = f"{self.line}:{self.column}" if self.column else str(self.line)
         lines = [f"{self.file}:{place}: {self.field + ' ' if self.field else ''}{self.message}"]
         lines += [f"    value: {self.value}"] if self.value else []
-        return "\n".join(lines + ([f"    fix: {self.fix}"] if self.fix else []))
+        lines += [f"    fix: {self.fix}"] if self.fix else []
+        return "\n".join(map(printable, lines))
 
 
 @dataclass
@@ -137,7 +138,7 @@ def _is_job(document: YamlDocument, file: str, result: ValidationResult) -> bool
         problem = Problem(file, line, _field(document, ("kind",)), "is not known", kind, fix)
         result.problems.append(problem)
         return False
-    result.notes.append(f"{file}: a {clean(kind)} was not checked")
+    result.notes.append(f"{file}: a {printable(kind)} was not checked")
     return False
 
 
@@ -159,7 +160,7 @@ def _problem(document: YamlDocument, file: str, fault: Fault) -> Problem:
             value = None
             break
     written = document.written.get(fault.path)
-    shown = clean(written) if written is not None else _shown(value)
+    shown = printable(written) if written is not None else _shown(value)
     return Problem(file, document.line(fault.path), _field(document, fault.path), fault.message, shown, fault.fix)
 
 
@@ -251,7 +252,7 @@ def _parents_elsewhere(jobs: list[dict[str, Any]]) -> Iterator[str]:
 def _shown(value: Any) -> str:
     if value is None:
         return ""
-    text = clean(json.dumps(value, ensure_ascii=False, default=str))
+    text = printable(json.dumps(value, ensure_ascii=False, default=str))
     return text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
 
 

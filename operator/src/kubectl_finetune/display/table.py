@@ -1,12 +1,12 @@
 """Columns as kubectl prints them: padded, never cut, the same in a pipe; colours only on a terminal."""
 
-import unicodedata
 from collections.abc import Sequence
 from datetime import datetime
 
 from rich.text import Text
 
 from finetune_api.names import Phase
+from finetune_api.text.printable import printable
 
 STYLES = {
     Phase.SUCCEEDED.value: "green",
@@ -30,7 +30,7 @@ GAP = 3
 
 def columns(header: Sequence[str], rows: Sequence[Sequence[str]], indent: int = 0) -> Text:
     """Return a table; names of states are coloured."""
-    cells = [[clean(cell) for cell in row] for row in rows]
+    cells = [[printable(cell) for cell in row] for row in rows]
     widths = [max(len(row[index]) for row in [list(header), *cells]) for index in range(len(header))]
     text = Text()
     for row in [list(header), *cells]:
@@ -45,7 +45,7 @@ def columns(header: Sequence[str], rows: Sequence[Sequence[str]], indent: int = 
 
 def fields(pairs: Sequence[tuple[str, str]], indent: int = 0) -> Text:
     """Return names and values as lines; omit pairs without a value."""
-    shown = [(name, clean(value)) for name, value in pairs if value and value != "-"]
+    shown = [(name, printable(value)) for name, value in pairs if value and value != "-"]
     width = max((len(name) for name, _ in shown), default=0) + 1
     text = Text()
     for name, value in shown:
@@ -64,11 +64,6 @@ def heading(title: str) -> Text:
 BLOCKS = "▁▂▃▄▅▆▇█"
 NONE = "-"
 MINUTE, HOUR, DAY = 60, 3600, 86400
-
-
-def clean(text: str) -> str:
-    """Return foreign text as one line, without control characters that a terminal would obey."""
-    return "".join(" " if one in "\n\t" else one for one in text if one in "\n\t" or unicodedata.category(one) != "Cc")
 
 
 def duration(seconds: float | None) -> str:

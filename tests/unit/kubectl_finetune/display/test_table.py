@@ -15,7 +15,7 @@ def test_columns_are_padded_to_the_widest_cell_and_states_have_a_colour() -> Non
 
 def test_pairs_without_a_value_are_left_out_and_names_have_the_same_width() -> None:
     text = fields([("Name", "one"), ("Empty", ""), ("Unknown", "-"), ("Objective", "Chat\nnow")], 2)
-    assert text.plain == "  Name:        one\n  Objective:   Chat now"
+    assert text.plain == "  Name:        one\n  Objective:   Chat\\nnow"
 
 
 @pytest.mark.parametrize(
