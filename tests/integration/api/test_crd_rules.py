@@ -333,6 +333,13 @@ AT_CREATION = [
         )
     ),
     (S3, {"output": {"uri": "s3://abc/x"}}, {"output": {"uri": "s3://ab/x"}}, "spec.output.uri"),
+    (
+        S3,
+        {"output": {"uri": "s3://abc/é/日本\u200d"}},
+        {"output": {"uri": "s3://abc/\u202egnp.exe"}},
+        "spec.output.uri",
+    ),
+    (S3, {"output": {"uri": "s3://abc/a b"}}, {"output": {"uri": "s3://abc/a\x9b2J"}}, "spec.output.uri"),
     (URI, {"model": {"uri": "s3://models/a..b"}}, {"model": {"uri": "s3://models/../b"}}, "spec.model.uri"),
     (URI, {"output": {"uri": "s3://models/x/"}}, {"output": {"uri": "s3://models/x/.."}}, "spec.output.uri"),
     (
