@@ -10,6 +10,7 @@ import logging  # noqa: E402 - the handler is installed before slow imports
 import os  # noqa: E402
 import sys  # noqa: E402
 import time  # noqa: E402
+import warnings  # noqa: E402
 from typing import NoReturn  # noqa: E402
 
 
@@ -53,12 +54,22 @@ def _set_up_logging() -> None:
     from finetune_api.text.printable import PrintableFormatter, PrintableRecord
 
     logging.setLogRecordFactory(PrintableRecord)  # transformers, datasets and torch have handlers of their own
+    warnings.formatwarning = _format_warning
     formatter = PrintableFormatter("%(asctime)sZ %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%S")
     formatter.converter = time.gmtime
     handler = logging.StreamHandler()
     handler.setFormatter(formatter)
     logging.getLogger().addHandler(handler)
     logging.getLogger("finetune_trainer").setLevel(logging.INFO)
+
+
+def _format_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """Return a library's warning in one line, without the line of code."""
+    from finetune_api.text.printable import printable
+
+    return f"{printable(f'{filename}:{lineno}: {category.__name__}: {message}')}\n"
 
 
 if __name__ == "__main__":

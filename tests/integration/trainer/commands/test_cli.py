@@ -278,3 +278,28 @@ def test_run_names_the_wrong_field_of_a_manifest(tmp_path: Path) -> None:
     assert done.returncode == 64
     assert "spec.objective" in done.stderr
     assert "spec.model" in done.stderr
+
+
+def test_no_text_of_a_library_or_of_an_error_forges_a_line_or_controls_a_terminal() -> None:
+    program = r"""
+import logging, warnings, finetune_trainer.cli as cli, finetune_trainer.__main__ as process
+text = "of\n2026-01-01T00:00:00Z ERROR forged\x1b[2J\x9b\u202e"
+def app(obj):
+    library = logging.getLogger("transformers")
+    library.addHandler(logging.StreamHandler())
+    library.propagate = False
+    library.warning("unknown key %s", text)
+    warnings.warn(f"unknown module {text}")
+    raise ValueError(f"unknown value {text}")
+cli.app = app
+process.main()
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
+    shown = r"of\n2026-01-01T00:00:00Z ERROR forged\u001b[2J\u009b\u202e"
+    assert done.returncode == 70
+    assert f"unknown key {shown}\n" in done.stderr
+    assert f"UserWarning: unknown module {shown}\n" in done.stderr
+    assert f"InternalError: ValueError: unknown value {shown}\n" in done.stderr
+    assert "    Traceback (most recent call last):\n" in done.stderr
+    assert [line for line in done.stderr.splitlines() if line.startswith("2026-01-01")] == []
+    assert not {"\x1b", "\x9b", "\u202e"} & set(done.stderr)

@@ -46,7 +46,9 @@ def run_gate(plan: GatePlan, workspace: Path, on_work: Callable[[], None], stop:
         code, log = _run_worker(plan.model_copy(update={"device": device}), workspace, reply, on_work, stop=stop)
         if code == 0 and reply.is_file():
             return GateReply.model_validate_json(reply.read_bytes()).results
-        logger.error("the gate's process exited with %s on device %s:\n%s", code, device, log)
+        logger.error("the gate's process exited with %s on device %s; the end of its log:", code, device)
+        for line in log.splitlines():
+            logger.error("    %s", line)
     if code in SHORT:
         raise GateNotRun("its process ran out of memory: raise resources.limits.memory")
     raise GateNotRun(f"its process failed: {(log.splitlines() or [_describe_exit(code)])[-1][:400]}")
