@@ -4,6 +4,7 @@ import re
 
 from finetune_api.names import Component, ConditionType, Reason
 from finetune_api.status import WorkloadRef
+from finetune_api.text.printable import printable
 from finetune_operator.kube.objects import Job, Workload
 from finetune_operator.manifests.effective_spec import queue_name
 from finetune_operator.policy import remediation
@@ -68,7 +69,7 @@ def eviction(context: Context, child: Job) -> tuple[str, str] | None:
         return None
     if workload.eviction_reason == DEACTIVATED and workload.is_ours_to_activate:
         return None
-    return workload.eviction_reason[:64], f"Kueue: {workload.eviction_message}"[:1024]
+    return workload.eviction_reason[:64], printable(f"Kueue: {workload.eviction_message}")[:1024]
 
 
 def _current(context: Context) -> Job | None:

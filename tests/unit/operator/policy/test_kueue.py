@@ -1,6 +1,7 @@
 """Kueue: Jobs wait in the queue that the job names, and the job says why in words that help."""
 
 import asyncio
+import json
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -10,6 +11,7 @@ from job_operator import Operator
 from kueue_world import QueuedWorld
 
 from finetune_api import names
+from finetune_api.text.printable import printable
 from finetune_operator.controller import events
 from finetune_operator.kube.errors import Denied
 from finetune_operator.kube.objects import Workload
@@ -374,6 +376,19 @@ def test_a_trainer_that_kueue_preempts_counts_as_a_preemption_with_kueues_messag
     assert (run["result"], run["reason"]) == ("Preempted", "Preempted")
     assert run["message"] == "Kueue: Preempted to accommodate a workload"
     assert (one.status["preemptions"], one.status["phase"]) == (1, "Queued")
+
+
+def test_a_message_of_the_queue_is_stored_as_text(scene: Build) -> None:
+    one, _ = training(scene)
+    hostile = PREEMPTED | {"eviction_message": "for\n\x1b[2J\x9b2J\u202egnp.exe" * 60}
+    one.suspend("one-1")
+    one.extra["workloads"] = (workload("one-1", hostile["eviction_message"], **hostile),)
+    one.settle()
+    stored = one.status["currentRun"]["stoppingMessage"]
+    assert stored.startswith("Kueue: for\\n\\u001b[2J\\u009b2J\\u202egnp.exe")
+    assert len(stored) == 1024
+    text = json.dumps(one.status, ensure_ascii=False)
+    assert text == printable(text)
 
 
 @pytest.mark.parametrize("code", [75, 137])
