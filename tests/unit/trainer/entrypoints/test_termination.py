@@ -8,13 +8,14 @@ from hypothesis import strategies as st
 
 from finetune_api.handoff import TERMINATION_LIMIT_BYTES, ExitCode, Outcome, Report
 from finetune_api.status import Artifacts, DatasetStatus, Lineage, Metrics
+from finetune_api.text.printable import printable
 from finetune_trainer.entrypoints.termination import RunState, termination_message
 from finetune_trainer.errors import Stopped, StorageUnavailable, TrainerError, one_line
 from finetune_trainer.monitoring.reporter import Reporter
 from finetune_trainer.sigterm import StopFlag
 
 TEXT = st.text(st.characters(blacklist_categories=["Cs"]))
-URI = st.text(st.characters(blacklist_categories=["Cs"]), max_size=1100)
+URI = st.text(st.characters(blacklist_categories=["Cs"]), max_size=1100).map(printable).map(lambda text: text[:1100])
 REPORTS = st.builds(
     Report,
     outcome=st.sampled_from(Outcome),
