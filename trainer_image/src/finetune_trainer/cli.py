@@ -20,6 +20,7 @@ from finetune_api.handoff import (
     ExitCode,
 )
 from finetune_api.spec import DatasetFormat, Method, Objective, Precision
+from finetune_api.text.printable import printable
 from finetune_trainer.data.formats.export import ExportFormat
 from finetune_trainer.entrypoints.termination import RunState
 
@@ -168,7 +169,7 @@ def run_command(  # noqa: PLR0917 - the options of a command
         done = run_jobs(state, manifest, output, maps or [], jobs or [], workspace=folder)
         code = state.finish(done.report)
         for line in done.lines:
-            typer.echo(line, err=True)
+            typer.echo(printable(line), err=True)
         raise typer.Exit(code)
 
 
