@@ -1,5 +1,6 @@
 """`finetune-trainer verify`: what it proves, and a sentence for each fault."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from safetensors.numpy import save_file
 
 from finetune_api.handoff import Artifact
 from finetune_api.status import PublishedJob
-from finetune_trainer.commands.verify import VerifyResult, verify_result
+from finetune_trainer.commands.verify import VerifyResult, verify_published, verify_result
 
 JOB = {"namespace": "team", "name": "job", "uid": "uid-job", "configSha256": "c"}
 A, B = f"{MODULE}.lora_A.weight", f"{MODULE}.lora_B.weight"
@@ -134,3 +135,20 @@ def test_a_removed_parent_and_one_that_is_its_own_ancestor_are_reported(world: A
 
 def test_a_prefix_without_a_manifest_has_one_fault(world: Any) -> None:
     assert verdict_on(world, "nothing").faults == ["manifest.json is missing"]
+
+
+def test_the_name_of_a_file_in_a_manifest_is_text_on_a_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hostile = "a\nok  0  forged\x1b[2J\x9b\u202e"
+    (tmp_path / hostile).write_bytes(b"x")
+    digest = hashlib.sha256(b"x").hexdigest()
+    files = [{"path": path, "size": 1, "sha256": digest} for path in (hostile, f"{hostile}-absent")]
+    result = {"outcome": "Published", "reason": "Published", "message": "", "jobUid": "u", "configSha256": "c"}
+    (tmp_path / Artifact.MANIFEST).write_text(json.dumps(JOB | {"files": files, "result": result}))
+    assert verify_published(str(tmp_path), None, []) == 1
+    out, err = capsys.readouterr()
+    shown = "a\\nok  0  forged\\u001b[2J\\u009b\\u202e"
+    assert out.splitlines()[0] == f"ok  {digest}  {shown}"
+    assert f"BAD {shown}-absent" in err
+    assert not {"\x1b", "\x9b", "\u202e"} & set(out + err)
