@@ -135,7 +135,7 @@ async def run(settings: Settings) -> None:
 
 
 def main() -> None:
-    """Read the settings and run; exit with 2 if a setting is invalid."""
+    """Read the settings and run; exit with 2 if a setting is invalid, and with 1 after an error."""
     try:
         settings = Settings()
     except ValidationError as problem:
@@ -143,7 +143,11 @@ def main() -> None:
             sys.stderr.write(f"FINETUNE_{str(item['loc'][0]).upper()}: {item['msg']}\n")
         sys.exit(2)
     set_up_logging(settings)
-    asyncio.run(run(settings))
+    try:
+        asyncio.run(run(settings))
+    except Exception:
+        log.exception("the operator ends because a part of it failed")
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from finetune_operator import __main__ as process
 from finetune_operator.__main__ import set_up_logging
 from finetune_operator.settings import Settings
 
@@ -48,3 +49,24 @@ def test_a_reader_of_the_json_gets_text_that_a_terminal_can_show(capsys: pytest.
     assert second["error"].splitlines()[-1].endswith("forged\\u001b[2J\\u009b2J\\u202egnp.exe\\u007f")
     assert second["error"].isprintable() is False
     assert "\x1b" not in second["error"]
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_an_error_that_ends_the_operator_is_logged_like_any_other(
+    form: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def fail(_: Settings) -> None:
+        raise ValueError(HOSTILE)
+
+    monkeypatch.setattr(process, "run", fail)
+    monkeypatch.setenv("FINETUNE_TRAINER_IMAGE", "x")
+    monkeypatch.setenv("FINETUNE_LOG_FORMAT", form)
+    with pytest.raises(SystemExit) as ended:
+        process.main()
+    err = capsys.readouterr().err
+    assert ended.value.code == 1
+    assert "ValueError: pods is forbidden" in err
+    assert [line for line in err.splitlines() if line.startswith("2026-01-01")] == []
+    assert not {"\x1b", "\x9b", "\u202e", "\x7f"} & set(err)
+    if form == "json":
+        assert json.loads(err)["level"] == "error"
