@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -138,8 +139,9 @@ def test_a_prefix_without_a_manifest_has_one_fault(world: Any) -> None:
 
 
 def test_the_name_of_a_file_in_a_manifest_is_text_on_a_terminal(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.INFO, "finetune_trainer")  # the command sets the level: it is restored after the test
     hostile = "a\nok  0  forged\x1b[2J\x9b\u202e"
     (tmp_path / hostile).write_bytes(b"x")
     digest = hashlib.sha256(b"x").hexdigest()
