@@ -3,14 +3,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from finetune_trainer.data.rows import Message, ToolCall
-from finetune_trainer.tokenization import template
+from finetune_trainer.tokenization import template, template_sandbox
 from finetune_trainer.tokenization.template import ChatTemplate, TemplateFailure
+from finetune_trainer.tokenization.template_sandbox import SandboxedTemplate
 
 MESSAGES: list[Message] = [{"role": "user", "content": "q"}]
 
 
 def render(source: str) -> str:
     return ChatTemplate(source, {"bos_token": "<s>"}).render(MESSAGES)
+
+
+def render_here(source: str) -> str:
+    """In this process, where a test may change a limit of the sandbox."""
+    return SandboxedTemplate(source, {}).render(MESSAGES, None, add_generation_prompt=False)
 
 
 @pytest.mark.parametrize(
@@ -74,7 +80,6 @@ def test_no_template_raises_anything_else(source: list[str]) -> None:
     ("limit", "size", "largest", "larger"),
     [
         ("MAX_TEXT_CHARACTERS", 4, "{{ 'ab' }}{{ 'cd' }}", "{{ 'ab' }}{{ 'cde' }}"),
-        ("MAX_TEMPLATE_CHARACTERS", 4, "abcd", "abcde"),
         ("MAX_REPEATED_CHARACTERS", 6, "{{ 'ab' * 3 }}", "{{ 'ab' * 4 }}"),
         ("MAX_REPEATED_CHARACTERS", 6, "{{ 3 * 'ab' }}", "{{ 4 * 'ab' }}"),
         ("MAX_RANGE_ITEMS", 6, "{{ range(3) | list }}{{ range(3) | list }}", "{{ range(3) }}{{ range(4) }}"),
@@ -83,16 +88,23 @@ def test_no_template_raises_anything_else(source: list[str]) -> None:
 def test_a_template_may_reach_a_limit_and_not_exceed_it(
     limit: str, size: int, largest: str, larger: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(template, limit, size)
-    render(largest)
+    monkeypatch.setattr(template_sandbox, limit, size)
+    render_here(largest)
     with pytest.raises(TemplateFailure):
-        render(larger)
+        render_here(larger)
+
+
+def test_a_template_has_a_largest_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(template, "MAX_TEMPLATE_CHARACTERS", 4)
+    assert render("abcd") == "abcd"
+    with pytest.raises(TemplateFailure):
+        render("abcde")
 
 
 def test_each_rendering_may_count_as_far_as_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(template, "MAX_RANGE_ITEMS", 3)
-    counting = ChatTemplate("{% for n in range(3) %}{{ n }}{% endfor %}", {})
-    assert [counting.render(MESSAGES) for _ in range(2)] == ["012", "012"]
+    monkeypatch.setattr(template_sandbox, "MAX_RANGE_ITEMS", 3)
+    counting = SandboxedTemplate("{% for n in range(3) %}{{ n }}{% endfor %}", {})
+    assert [counting.render([], None, add_generation_prompt=False) for _ in range(2)] == ["012", "012"]
 
 
 @pytest.mark.parametrize(

@@ -1,28 +1,31 @@
-"""Render chat templates as transformers does, without transformers, and with limits: a template is untrusted code."""
+"""A chat template, rendered in a child process with limits: a template is code of the model's author."""
 
-import json
-import re
-from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime
-from typing import Any, NoReturn
-
-import jinja2
-from jinja2 import nodes
-from jinja2.exceptions import SecurityError
-from jinja2.ext import Extension, loopcontrols
-from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+import atexit
+import marshal
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from finetune_trainer.data.rows import Message, ToolCall
+from finetune_trainer.tokenization.template_sandbox import MAX_TEXT_CHARACTERS, TemplateFailure, to_json
+
+__all__ = ["FALLBACK_TEMPLATE", "ChatTemplate", "TemplateFailure"]
 
 MAX_TEMPLATE_CHARACTERS = 1 << 20
-MAX_TEXT_CHARACTERS = 64 << 20
-MAX_REPEATED_CHARACTERS = 1 << 20
-MAX_RANGE_ITEMS = 100_000
-_PADDING = frozenset({"center", "ljust", "rjust", "zfill", "expandtabs"})
-# A width of a thousand or more, or one that is a variable, in a %-format; nested or wide fields in a {}-format.
-_WIDE_PERCENT = re.compile(r"%(?:\([^)]*\))?[^%a-zA-Z]*(?:\*|[0-9]{4})")
-_WIDE_BRACES = re.compile(r"\{[^{}]*(?:\{|[0-9]{4})")
+MAX_MEMORY_BYTES = 512 << 20
+"""Memory of the child beyond what it takes at its start."""
+MAX_SECONDS = 10.0
+"""CPU time for one conversation; a long one takes some milliseconds."""
+MAX_ANSWER_BYTES = 4 * MAX_TEXT_CHARACTERS
+MAX_ENDED = 3
+"""Conversations by which a template may end its child before it counts as broken."""
+HEAD_BYTES = 4
+# The child runs a stranger's template: it gets no keys.
+PASSED_ON = ("PATH", "PYTHONPATH", "HOME", "TMPDIR", "TZ", "LANG", "LC_ALL", "LC_TIME")
 REASONING_ALIAS = "thinking"
 
 # For a base model without a template: ChatML in form, but its markers are plain text, so that no embedding is added,
@@ -36,10 +39,6 @@ FALLBACK_TEMPLATE = (
 )
 
 
-class TemplateFailure(Exception):  # noqa: N818 - the row's failure, turned into TEMPLATE_ERROR
-    """Raised if a template rejects a conversation, fails on it, or exceeds a limit."""
-
-
 class ChatTemplate:
     """A compiled chat template; with `as_parts` it gets contents as lists of parts.
 
@@ -51,13 +50,10 @@ class ChatTemplate:
         self.as_parts = False
         self.arguments_as_text = False
         self._variables = dict(variables)
+        self._ended = 0
         if len(source) > MAX_TEMPLATE_CHARACTERS:
             raise TemplateFailure(f"the chat template is longer than {MAX_TEMPLATE_CHARACTERS} characters")
-        self._environment = _Environment()
-        try:
-            self._template = self._environment.from_string(source)
-        except jinja2.TemplateError as error:
-            raise TemplateFailure(f"the chat template does not compile: {error}") from error
+        self._ask(())
 
     def render(
         self,
@@ -67,35 +63,16 @@ class ChatTemplate:
         add_generation_prompt: bool = False,
     ) -> str:
         """Return the conversation as text; raises TemplateFailure."""
-        self._environment.range_items_left = MAX_RANGE_ITEMS
-        pieces: list[str] = []
-        size = 0
+        return self._ask(([self._prepare(message) for message in messages], tools, add_generation_prompt))
+
+    def _ask(self, request: tuple[object, ...]) -> str:
+        if self._ended >= MAX_ENDED:
+            raise TemplateFailure("the chat template exceeds its limits for one conversation after another")
         try:
-            for piece in self._template.generate(
-                messages=[self._prepare(message) for message in messages],
-                tools=tools,
-                documents=None,
-                add_generation_prompt=add_generation_prompt,
-                **self._variables,
-            ):
-                pieces.append(piece)
-                size += len(piece)
-                if size > MAX_TEXT_CHARACTERS:
-                    raise TemplateFailure("the output of the chat template has no end")
-        except jinja2.TemplateError as error:
-            raise TemplateFailure(f"the chat template fails: {error}") from error
-        except (
-            TypeError,
-            ValueError,
-            KeyError,
-            AttributeError,
-            IndexError,
-            ArithmeticError,
-            RecursionError,
-            MemoryError,
-        ) as error:
-            raise TemplateFailure(f"the chat template fails: {type(error).__name__}: {error}") from error
-        return "".join(pieces)
+            return _WORKER.ask(self.source, self._variables, request)
+        except _Ended as ended:
+            self._ended += 1
+            raise TemplateFailure(str(ended)) from ended
 
     def _prepare(self, message: Message) -> dict[str, Any]:
         prepared: dict[str, Any] = {key: value for key, value in message.items() if key != "train"}
@@ -108,96 +85,80 @@ class ChatTemplate:
         return prepared
 
 
-class _Environment(ImmutableSandboxedEnvironment):
-    """The environment that transformers gives to chat templates, with bounds on loops and on repeated text."""
+class _Ended(Exception):  # noqa: N818 - what happened to the child
+    """Raised if the child exceeded a limit."""
 
-    intercepted_binops = frozenset({"*", "**", "%"})
+
+class _Worker:
+    """The child process of this process; it is started for the first template, and again after a limit ended it."""
 
     def __init__(self) -> None:
-        super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
-        self.range_items_left = MAX_RANGE_ITEMS
-        del self.filters["center"]
-        self.filters["format"] = _format
-        self.filters["tojson"] = _to_json
-        self.globals["range"] = self._range
-        self.globals["raise_exception"] = _raise_exception
-        self.globals["strftime_now"] = _strftime_now
+        self._lock = threading.Lock()
+        self._child: subprocess.Popen[bytes] | None = None
+        self._owner = 0
+        self._known: dict[tuple[str, bytes], int] = {}
 
-    def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
-        """Refuse attributes that pad a text to any width, in addition to those that every sandbox refuses."""
-        return attr not in _PADDING and super().is_safe_attribute(obj, attr, value)
+    def ask(self, source: str, variables: dict[str, Any], request: tuple[object, ...]) -> str:
+        """Return what the template renders; an empty request only compiles it. Raises TemplateFailure and _Ended."""
+        with self._lock:
+            child = self._running()
+            key = (source, marshal.dumps(variables))
+            known = self._known.get(key)
+            number = len(self._known) if known is None else known
+            self._known[key] = number
+            new = (source, variables) if known is None else None
+            message = marshal.dumps((number, new, request))  # type: ignore[arg-type]  # JSON in a tuple
+            try:
+                failed, text = self._exchange(child, message)
+            except BaseException:
+                self.close()
+                raise
+        if failed:
+            raise TemplateFailure(text)
+        return text
 
-    def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
-        """Refuse `str.format` with fields that pad to any width."""
-        wrapped = super().wrap_str_format(value)
-        if wrapped is None:
-            return None
+    def close(self) -> None:
+        """End the child, if this process has one."""
+        child, self._child = self._child, None
+        if child is not None and self._owner == os.getpid():
+            child.kill()
+            child.communicate()
 
-        def format_narrow(*arguments: Any, **named: Any) -> str:
-            _refuse_wide(_WIDE_BRACES, value.__self__)
-            return wrapped(*arguments, **named)
+    def _running(self) -> subprocess.Popen[bytes]:
+        if self._child is None or self._owner != os.getpid():
+            self._known = {}
+            self._owner = os.getpid()
+            limits = (str(MAX_MEMORY_BYTES), str(MAX_SECONDS))
+            self._child = subprocess.Popen(  # noqa: S603
+                [sys.executable, "-P", "-m", "finetune_trainer.tokenization.template_worker", *limits],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                env={name: os.environ[name] for name in PASSED_ON if name in os.environ},
+            )
+        return self._child
 
-        return format_narrow
-
-    def _range(self, *arguments: int) -> range:
-        items = range(*arguments)
-        self.range_items_left -= len(items)
-        if self.range_items_left < 0:
-            raise SecurityError(f"a template may use range() for at most {MAX_RANGE_ITEMS} items")
-        return items
-
-    def call_binop(self, context: jinja2.runtime.Context, operator: str, left: Any, right: Any) -> Any:
-        """Refuse operators whose result is far larger than their operands."""
-        if operator == "**":
-            raise SecurityError("a template may not use ** here")
-        if operator == "%" and isinstance(left, str):
-            _refuse_wide(_WIDE_PERCENT, left)
-        if operator == "*":
-            for text, times in ((left, right), (right, left)):
-                if hasattr(text, "__len__") and len(text) * int(times) > MAX_REPEATED_CHARACTERS:
-                    raise SecurityError("a template may not repeat so much")
-        return super().call_binop(context, operator, left, right)
-
-
-class _Generation(Extension):
-    """Accept `{% generation %}` and ignore it: the trained text is found without it."""
-
-    tags = {"generation"}  # noqa: RUF012 - the library declares it so
-
-    def parse(self, parser: Parser) -> list[nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+    def _exchange(self, child: subprocess.Popen[bytes], message: bytes) -> tuple[bool, str]:
+        assert child.stdin is not None  # noqa: S101 - for the type checker
+        assert child.stdout is not None  # noqa: S101
+        try:
+            child.stdin.write(len(message).to_bytes(HEAD_BYTES) + message)
+            child.stdin.flush()
+            size = int.from_bytes(child.stdout.read(HEAD_BYTES))
+            answer = child.stdout.read(size) if size <= MAX_ANSWER_BYTES else b""
+        except BrokenPipeError:
+            size, answer = 1, b""
+        if not answer or len(answer) < size:
+            child.kill()
+            slow = child.wait() == -signal.SIGPROF
+            limit = f"{MAX_SECONDS:g} s" if slow else f"{MAX_MEMORY_BYTES >> 20} MiB"
+            raise _Ended(f"the chat template takes more than {limit} for this conversation")
+        return answer[:1] == b"-", answer[1:].decode("utf-8", "surrogatepass")
 
 
 def _with_text_arguments(call: ToolCall) -> dict[str, Any]:
     function = call["function"]
-    return {**call, "function": {"name": function["name"], "arguments": _to_json(function["arguments"])}}
+    return {**call, "function": {"name": function["name"], "arguments": to_json(function["arguments"])}}
 
 
-def _raise_exception(message: str) -> NoReturn:
-    raise jinja2.TemplateError(message)
-
-
-def _refuse_wide(wide: re.Pattern[str], text: str) -> None:
-    if wide.search(text):
-        raise SecurityError("a template may not pad a text so much")
-
-
-def _format(value: Any, *arguments: Any, **named: Any) -> str:
-    text = str(value)
-    _refuse_wide(_WIDE_PERCENT, text)
-    return text % (named or arguments)
-
-
-def _strftime_now(format: str) -> str:  # noqa: A002 - the name that templates may use
-    return datetime.now().strftime(format)
-
-
-def _to_json(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+_WORKER = _Worker()
+atexit.register(_WORKER.close)

@@ -1,7 +1,6 @@
 """The child process that reads a table: PATH NAME MAGIC MEMORY SECONDS, and rows to standard output."""
 
 import os
-import resource
 import sys
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import orjson
 
 from finetune_trainer.data.readers.table_process import BYTES_KEY, LENGTH_BYTES
 from finetune_trainer.data.rows import NamedPath, UnreadableFile
+from finetune_trainer.limits import limit_process
 
 OUT_OF_LIMITS = 1
 
@@ -20,7 +20,7 @@ def main() -> int:
     os.environ["ARROW_DEFAULT_MEMORY_POOL"] = "system"
     from finetune_trainer.data.readers.arrow import read_table  # noqa: PLC0415 - it loads pyarrow
 
-    _limit(int(memory), int(seconds))
+    limit_process(int(memory), int(seconds))
     try:
         for row in read_table(NamedPath(Path(path), name), bytes.fromhex(magic)):
             problem = [row.problem.code, row.problem.detail] if row.problem else None
@@ -30,16 +30,6 @@ def main() -> int:
     except (MemoryError, BrokenPipeError):
         return OUT_OF_LIMITS
     return 0
-
-
-def _limit(memory: int, seconds: int) -> None:
-    """Limit private memory and CPU time; mapped files and what is loaded already do not count."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        loaded = next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmData:"))
-        resource.setrlimit(resource.RLIMIT_DATA, (loaded * 1024 + memory,) * 2)
-    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
 def _write(message: list[object]) -> None:
