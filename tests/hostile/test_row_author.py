@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from finetune_trainer.data.codes import RejectCode
+from finetune_api.dataset.codes import RejectCode
 from finetune_trainer.data.formats.fields import parse_nested
 from finetune_trainer.data.readers import table_process
 from finetune_trainer.data.readers.csv import read_csv

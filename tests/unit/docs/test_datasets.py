@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from finetune_api.dataset.codes import SENTENCES
 from finetune_trainer.data.checks.structure import check_structure
-from finetune_trainer.data.codes import SENTENCES
 from finetune_trainer.data.formats.columns import ALIASES
 from finetune_trainer.data.formats.convert import convert_row
 from finetune_trainer.data.formats.detect import detect_format

@@ -243,7 +243,7 @@ def test_labels_of_metrics_are_closed_whatever_a_trainer_reports(scene: Any) -> 
     one.object["status"] = {
         "resolved": {"method": "Sneaky"},
         "metrics": {"rewardMargin": 0.5, "kl": 0.01},
-        "dataset": {"rejectedByCode": {"BAD_JSON": 3, 'x" y': 1}, "format": {"Unpaired": 7}},
+        "dataset": {"rejectedByCode": {"BAD_JSON": 3, 'x" y': 1, "WORD": 1}, "format": {"Unpaired": 7}},
     }
     collector = JobCollector()
     collector.update(one.job)
@@ -253,5 +253,5 @@ def test_labels_of_metrics_are_closed_whatever_a_trainer_reports(scene: Any) -> 
     values = {sample.name: sample.value for sample in samples}
     assert (values["finetune_job_reward_margin"], values["finetune_job_kl"]) == (0.5, 0.01)
     codes = {sample.labels["code"]: sample.value for sample in samples if "code" in sample.labels}
-    assert codes == {"BAD_JSON": 3}
+    assert codes == {"BAD_JSON": 3, "Unknown": 2}
     assert values["finetune_job_dataset_rows_by_format"] == 7

@@ -11,6 +11,8 @@ from finetune_operator.kube.objects import Key
 from finetune_operator.metrics.registry import Metrics
 
 STUCK_SECONDS = 120.0
+SCRAPE_SECONDS = 1.0
+"""Scrapes within this time get the same text, which is made once, in a thread: any pod may ask."""
 
 
 class Health:
@@ -21,6 +23,8 @@ class Health:
         self._queue = queue
         self._cache = cache
         self._metrics = metrics
+        self._scrape: asyncio.Task[bytes] | None = None
+        self._scraped_at = -SCRAPE_SECONDS
 
     async def serve(self, port: int) -> web.AppRunner:
         """Start to listen on every address."""
@@ -50,6 +54,10 @@ class Health:
 
     async def on_metrics(self, _: web.Request) -> web.Response:
         """Return every metric in Prometheus' text format."""
-        self._metrics.update_gauges(len(self._queue), self._cache.last_event)
-        body = generate_latest(self._metrics.registry)
+        now = asyncio.get_running_loop().time()
+        if self._scrape is None or (self._scrape.done() and now - self._scraped_at >= SCRAPE_SECONDS):
+            self._scraped_at = now
+            self._metrics.update_gauges(len(self._queue), self._cache.last_event)
+            self._scrape = asyncio.create_task(asyncio.to_thread(generate_latest, self._metrics.registry))
+        body = await asyncio.shield(self._scrape)
         return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE_LATEST})

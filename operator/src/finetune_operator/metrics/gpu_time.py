@@ -54,7 +54,7 @@ class GpuTime:
             labels=["namespace"],
         )
         totals = dict(self._ended)
-        for job in self._jobs.values():
+        for job in list(self._jobs.values()):  # a scrape runs in a thread
             totals[job.key.namespace] += self._seconds_of_current_run(job)
         for namespace, seconds in totals.items():
             self._shown[namespace] = max(seconds, self._shown.get(namespace, 0.0))

@@ -1,12 +1,13 @@
 """The series of the jobs, read from their status. Times are timestamps, not ages; an unknown value has no series."""
 
-import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
 
+from finetune_api.dataset.codes import RejectCode, RepairCode
 from finetune_api.evaluation import EvaluationMetric, Verdict
 from finetune_api.names import ConditionType, Phase
+from finetune_api.sources import DatasetFormat
 from finetune_api.spec import FineTuneJobSpec, Method, ResumePolicy
 from finetune_api.status import FineTuneJobStatus
 from finetune_operator.kube.objects import FineTuneJob, Key
@@ -22,8 +23,6 @@ GATE_RESULTS = frozenset({"Passed", "NotMet", "NotRun"})
 EVALUATION_METRICS = frozenset(EvaluationMetric)
 Jobs = list[FineTuneJob]
 _METHODS = frozenset(Method)
-_LABEL = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,39}")
-"""Pattern of codes and format names; a job has at most 64 of each."""
 
 
 class JobCollector:
@@ -180,14 +179,20 @@ _DIFFERENCES = [
 
 
 def _row_series(jobs: Jobs) -> Iterator[Metric]:
-    for name, text, label, field in _ROWS:
+    for name, text, label, field, words in _ROWS:
         family = GaugeMetricFamily(f"finetune_job_{name}", text, labels=[*JOB_LABELS, label])
         for job in jobs:
             counts: dict[str, int] = (job.status.dataset and getattr(job.status.dataset, field)) or {}
-            for word, count in counts.items():
-                if _LABEL.fullmatch(word):
-                    family.add_metric([*_labels(job), word], count)
+            for word, count in _by_word(counts, words).items():
+                family.add_metric([*_labels(job), word], count)
         yield family
+
+
+def _by_word(counts: Mapping[str, int], words: Collection[str]) -> dict[str, int]:
+    """Return the counts by word; those of other words, as of a newer trainer, are together `Unknown`."""
+    found = {word: count for word, count in counts.items() if word in words}
+    unknown = sum(counts.values()) - sum(found.values())
+    return found | ({UNKNOWN: unknown} if unknown > 0 else {})
 
 
 def _status_series() -> Iterator[tuple[GaugeMetricFamily | CounterMetricFamily, "Read"]]:
@@ -281,9 +286,21 @@ _GAUGES: list[tuple[str, str, Read]] = [
     ),
 ]
 _ROWS = [
-    ("dataset_rows_by_format", "Accepted rows, by format.", "format", "format"),
-    ("dataset_rejected_rows_by_code", "Skipped rows, by reject code.", "code", "rejected_by_code"),
-    ("dataset_repaired_rows_by_code", "Repaired rows, by repair code.", "code", "repaired_by_code"),
+    ("dataset_rows_by_format", "Accepted rows, by format.", "format", "format", frozenset(DatasetFormat)),
+    (
+        "dataset_rejected_rows_by_code",
+        "Skipped rows, by reject code.",
+        "code",
+        "rejected_by_code",
+        frozenset(RejectCode),
+    ),
+    (
+        "dataset_repaired_rows_by_code",
+        "Repaired rows, by repair code.",
+        "code",
+        "repaired_by_code",
+        frozenset(RepairCode),
+    ),
 ]
 _COUNTERS = [
     ("runs", "Ended trainer pods.", _reader("runs")),

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
+from finetune_api.dataset.codes import SENTENCES, RejectCode, RepairCode
 from finetune_trainer.data.checks.split import collect_prompts
-from finetune_trainer.data.codes import SENTENCES, RejectCode, RepairCode
 from finetune_trainer.data.rows import EXCERPT_CHARACTERS, Rejected
 from finetune_trainer.tokenization.labeler import Labeler
 

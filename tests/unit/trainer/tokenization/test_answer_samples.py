@@ -2,7 +2,7 @@ from typing import Any, TypeVar
 
 import pytest
 
-from finetune_trainer.data.codes import RejectCode, RepairCode
+from finetune_api.dataset.codes import RejectCode, RepairCode
 from finetune_trainer.data.rows import BadRow, DataFormat, Message, PreferenceRow, PromptRow, Row, Source, UnpairedRow
 from finetune_trainer.tokenization.labeler import Labeler
 from finetune_trainer.tokenization.samples import EncodedLabelled, EncodedPair, EncodedPrompt

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from tokenizers import Encoding
 
-from finetune_trainer.data.codes import RejectCode, RepairCode
+from finetune_api.dataset.codes import RejectCode, RepairCode
 from finetune_trainer.data.rows import BadRow, ChatRow, DataFormat, Message, Source
 from finetune_trainer.tokenization import labeler as labels
 from finetune_trainer.tokenization.labeler import UNTRAINED, Encoded, Labeler

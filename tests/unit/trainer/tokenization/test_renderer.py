@@ -2,7 +2,7 @@ from typing import Any
 
 import pytest
 
-from finetune_trainer.data.codes import RejectCode, RepairCode
+from finetune_api.dataset.codes import RejectCode, RepairCode
 from finetune_trainer.data.rows import BadRow, Message
 from finetune_trainer.tokenization import renderer
 from finetune_trainer.tokenization.renderer import Renderer

@@ -1,6 +1,6 @@
 import pytest
 
-from finetune_trainer.data.codes import RepairCode
+from finetune_api.dataset.codes import RepairCode
 from finetune_trainer.tokenization.samples import (
     Encoded,
     EncodedLabelled,

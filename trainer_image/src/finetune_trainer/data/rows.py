@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple, NotRequired, Protocol
 import orjson
 from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
-from finetune_trainer.data.codes import RejectCode, RepairCode
+from finetune_api.dataset.codes import RejectCode, RepairCode
 
 EXCERPT_CHARACTERS = 120
 

@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import orjson
 
+from finetune_api.dataset.codes import RepairCode
 from finetune_api.handoff import Artifact, ExitCode, JobConfig, ManifestFile
 from finetune_api.spec import DataSource
 from finetune_api.status import DatasetStatus
@@ -20,7 +21,6 @@ from finetune_trainer.data.checks.output import ACCEPTED, REJECTED, CheckOutput,
 from finetune_trainer.data.checks.pipeline import check_rows
 from finetune_trainer.data.checks.split import PromptSplit, Split, collect_prompts
 from finetune_trainer.data.checks.summary import Summary, explain_unusable, name_unknown_columns
-from finetune_trainer.data.codes import RepairCode
 from finetune_trainer.data.rows import NamedPath, Rejected, UnreadableFile
 from finetune_trainer.data.sources import FetchedObject, fetch_object, fetch_source
 from finetune_trainer.errors import TrainerError

@@ -6,11 +6,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from finetune_api.dataset.codes import SENTENCES
 from finetune_api.handoff import Artifact, JobConfig
 from finetune_api.objectives import Objective
 from finetune_api.spec import Method
 from finetune_api.status import Resolved
-from finetune_trainer.data.codes import SENTENCES
 from finetune_trainer.evaluation.run_record import RunRecord
 from finetune_trainer.evaluation.verdict import LEVEL
 from finetune_trainer.report import serving, text

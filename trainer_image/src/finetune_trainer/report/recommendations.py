@@ -4,8 +4,8 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from finetune_api.dataset.codes import RejectCode
 from finetune_api.evaluation import Verdict
-from finetune_trainer.data.codes import RejectCode
 from finetune_trainer.data.lengths import round_up
 from finetune_trainer.evaluation.ability import describe_ability
 from finetune_trainer.evaluation.measurements import EvalPoint, TrainPoint

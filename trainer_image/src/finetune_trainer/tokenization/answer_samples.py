@@ -15,7 +15,7 @@ from typing import Any
 
 from tokenizers import Encoding
 
-from finetune_trainer.data.codes import RejectCode, RepairCode
+from finetune_api.dataset.codes import RejectCode, RepairCode
 from finetune_trainer.data.rows import BadRow, Message
 from finetune_trainer.tokenization.chat_samples import PendingRow
 from finetune_trainer.tokenization.renderer import Renderer

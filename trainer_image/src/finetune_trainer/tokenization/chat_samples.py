@@ -6,7 +6,7 @@ from typing import Protocol
 
 from tokenizers import Encoding
 
-from finetune_trainer.data.codes import RejectCode, RepairCode
+from finetune_api.dataset.codes import RejectCode, RepairCode
 from finetune_trainer.data.rows import BadRow
 from finetune_trainer.tokenization.renderer import FoundAnswers
 from finetune_trainer.tokenization.samples import UNTRAINED, Encoded, Sample, truncation_codes

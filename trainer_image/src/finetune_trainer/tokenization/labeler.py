@@ -15,8 +15,8 @@ from pathlib import Path
 
 import orjson
 
+from finetune_api.dataset.codes import RejectCode
 from finetune_api.handoff import ExitCode
-from finetune_trainer.data.codes import RejectCode
 from finetune_trainer.data.rows import (
     BadRow,
     ChatRow,

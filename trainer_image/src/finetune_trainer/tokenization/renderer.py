@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from finetune_trainer.data.codes import RejectCode, RepairCode
+from finetune_api.dataset.codes import RejectCode, RepairCode
 from finetune_trainer.data.rows import BadRow, Function, Message, ToolCall
 from finetune_trainer.tokenization.template import ChatTemplate, TemplateFailure
 from finetune_trainer.tokenization.template_cache import TemplateCache, sentinel

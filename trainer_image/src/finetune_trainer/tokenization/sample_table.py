@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from typing_extensions import override
 
-from finetune_trainer.data.codes import RepairCode
+from finetune_api.dataset.codes import RepairCode
 from finetune_trainer.tokenization.samples import Encoded, EncodedLabelled, EncodedPair, EncodedPrompt, Sample
 
 ROW = "row"

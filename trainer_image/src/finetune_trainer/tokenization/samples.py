@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from finetune_trainer.data.codes import RepairCode
+from finetune_api.dataset.codes import RepairCode
 from finetune_trainer.data.rows import Message, Tools
 
 UNTRAINED = -100

@@ -4,8 +4,8 @@ from typing import Any, get_args
 
 import pytest
 
+from finetune_api.dataset.codes import RejectCode, RepairCode
 from finetune_api.spec import Objective as ApiObjective
-from finetune_trainer.data.codes import RejectCode, RepairCode
 from finetune_trainer.data.rows import ChatRow, Objective, PreferenceRow, PromptRow, Rejected, TextRow, UnpairedRow
 
 Q = {"role": "user", "content": "q"}

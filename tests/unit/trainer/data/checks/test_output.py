@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from finetune_api.dataset.codes import RejectCode
 from finetune_trainer.data.checks.output import CheckOutput, Conversion, print_conversion, print_summary, read_accepted
 from finetune_trainer.data.checks.summary import Summary
-from finetune_trainer.data.codes import RejectCode
 from finetune_trainer.data.formats.export import LOSSES, ExportFormat, LossCode
 from finetune_trainer.data.rows import ChatRow, DataFormat, Rejected, Source
 from finetune_trainer.tokenization.samples import Encoded

@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 
+from finetune_api.dataset.codes import RejectCode
 from finetune_trainer.data.checks.pipeline import check_rows
 from finetune_trainer.data.checks.split import collect_prompts
 from finetune_trainer.data.checks.summary import Summary
-from finetune_trainer.data.codes import RejectCode
 from finetune_trainer.data.rows import ChatRow, NamedPath, Rejected
 
 GOOD = {"instruction": "q", "output": "a"}

@@ -6,7 +6,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from row_rules import assert_rules, line_of
 
-from finetune_trainer.data.codes import RejectCode
+from finetune_api.dataset.codes import RejectCode
 from finetune_trainer.data.formats.columns import KNOWN_COLUMNS
 from finetune_trainer.data.rows import DataFormat, Message, Objective, Rejected
 

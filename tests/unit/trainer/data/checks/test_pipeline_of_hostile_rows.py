@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from row_rules import line_of
 
+from finetune_api.dataset.codes import RejectCode
 from finetune_trainer.data.checks import pipeline as label_rows
-from finetune_trainer.data.codes import RejectCode
 from finetune_trainer.data.rows import EXCERPT_CHARACTERS, ChatRow, Rejected
 from finetune_trainer.tokenization.labeler import Labeler
 

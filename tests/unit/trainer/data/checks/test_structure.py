@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from finetune_trainer.data.codes import RejectCode, RepairCode
+from finetune_api.dataset.codes import RejectCode, RepairCode
 
 Q = {"role": "user", "content": "q"}
 A = {"role": "assistant", "content": "a"}

@@ -1,7 +1,7 @@
 from typing import Any
 
+from finetune_api.dataset.codes import RejectCode, RepairCode
 from finetune_trainer.data.checks.summary import Summary, explain_unusable, name_unknown_columns
-from finetune_trainer.data.codes import RejectCode, RepairCode
 from finetune_trainer.data.formats.columns import ColumnMap
 from finetune_trainer.data.rows import DataFormat, Rejected, Source, TextRow
 from finetune_trainer.tokenization.samples import Encoded

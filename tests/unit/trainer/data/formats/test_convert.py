@@ -2,7 +2,7 @@ from typing import Any
 
 import pytest
 
-from finetune_trainer.data.codes import RepairCode
+from finetune_api.dataset.codes import RepairCode
 from finetune_trainer.data.formats.convert import convert_row
 from finetune_trainer.data.rows import ChatRow, DataFormat, Message, Source
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from finetune_trainer.data.codes import RejectCode
+from finetune_api.dataset.codes import RejectCode
 from finetune_trainer.data.rows import ChatRow, DataFormat, PromptRow, Rejected, TextRow, UnpairedRow
 
 Q = {"role": "user", "content": "q"}

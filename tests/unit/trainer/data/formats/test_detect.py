@@ -1,6 +1,6 @@
 import pytest
 
-from finetune_trainer.data.codes import RejectCode
+from finetune_api.dataset.codes import RejectCode
 from finetune_trainer.data.formats.columns import ColumnMap, name_columns
 from finetune_trainer.data.formats.detect import detect_format
 from finetune_trainer.data.rows import BadRow, DataFormat

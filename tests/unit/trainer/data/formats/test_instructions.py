@@ -2,7 +2,7 @@ from typing import Any
 
 import pytest
 
-from finetune_trainer.data.codes import RejectCode
+from finetune_api.dataset.codes import RejectCode
 from finetune_trainer.data.formats.instructions import mark_untrained, read_prompt
 from finetune_trainer.data.rows import BadRow, Message
 

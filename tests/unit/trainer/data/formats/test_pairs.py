@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from finetune_trainer.data.codes import RejectCode, RepairCode
+from finetune_api.dataset.codes import RejectCode, RepairCode
 from finetune_trainer.data.rows import DataFormat, PreferenceRow, Rejected
 
 Q = {"role": "user", "content": "q"}

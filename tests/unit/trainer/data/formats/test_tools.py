@@ -2,7 +2,7 @@ from typing import Any
 
 import pytest
 
-from finetune_trainer.data.codes import RejectCode, RepairCode
+from finetune_api.dataset.codes import RejectCode, RepairCode
 from finetune_trainer.data.formats.tools import parse_tool_call_text, read_tool_call, read_tool_calls, read_tools
 from finetune_trainer.data.rows import BadRow
 

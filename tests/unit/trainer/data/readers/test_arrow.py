@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from finetune_trainer.data.codes import RejectCode
+from finetune_api.dataset.codes import RejectCode
 from finetune_trainer.data.readers import arrow as columnar
 from finetune_trainer.data.readers import lines
 from finetune_trainer.data.readers.arrow import read_table

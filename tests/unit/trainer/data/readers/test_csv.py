@@ -4,7 +4,7 @@ import io
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from finetune_trainer.data.codes import RejectCode
+from finetune_api.dataset.codes import RejectCode
 from finetune_trainer.data.readers.csv import CsvRow, read_csv
 
 

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
+from finetune_api.dataset.codes import RejectCode
 from finetune_trainer.data.checks.output import CheckOutput
-from finetune_trainer.data.codes import RejectCode
 from finetune_trainer.data.rows import ChatRow, Rejected
 
 Check = Callable[..., tuple[list[Any], Any]]

@@ -2,7 +2,7 @@ from typing import Any
 
 import pytest
 
-from finetune_trainer.data.codes import RejectCode
+from finetune_api.dataset.codes import RejectCode
 from finetune_trainer.data.readers.json_row import first_repeated, name_type, parse_object
 from finetune_trainer.data.rows import BadRow
 

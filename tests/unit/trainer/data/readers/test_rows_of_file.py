@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from finetune_trainer.data.codes import RejectCode
+from finetune_api.dataset.codes import RejectCode
 from finetune_trainer.data.readers import lines
 from finetune_trainer.data.readers.rows_of_file import Record, RowFile
 from finetune_trainer.data.rows import NamedPath, UnreadableFile

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 
-from finetune_trainer.data.codes import RejectCode, RepairCode
+from finetune_api.dataset.codes import RejectCode, RepairCode
 from finetune_trainer.data.formats.instructions import mark_untrained
 from finetune_trainer.data.rows import (
     BadRow,

@@ -12,9 +12,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from finetune_api.dataset.codes import SENTENCES
 from finetune_api.text.printable import printable
 from finetune_trainer.data.checks.summary import Summary
-from finetune_trainer.data.codes import SENTENCES
 from finetune_trainer.data.formats.export import LOSSES, ExportFormat, LossCode, Unexpressed, export_row
 from finetune_trainer.data.rows import EXCERPT_CHARACTERS, Rejected, Row, read_canonical
 

@@ -19,11 +19,11 @@ from typing import Protocol
 
 import orjson
 
+from finetune_api.dataset.codes import RejectCode, RepairCode
 from finetune_trainer.data.checks.objectives import fit_objective
 from finetune_trainer.data.checks.row_keys import prompt_key, row_key
 from finetune_trainer.data.checks.structure import check_structure
 from finetune_trainer.data.checks.summary import Summary
-from finetune_trainer.data.codes import RejectCode, RepairCode
 from finetune_trainer.data.formats.columns import ColumnMap, Columns, name_columns
 from finetune_trainer.data.formats.convert import convert_row
 from finetune_trainer.data.formats.detect import detect_format

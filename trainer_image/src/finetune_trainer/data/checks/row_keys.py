@@ -5,7 +5,7 @@ import sys
 
 import orjson
 
-from finetune_trainer.data.codes import RejectCode
+from finetune_api.dataset.codes import RejectCode
 from finetune_trainer.data.rows import BadRow, Message, Row, TextRow
 
 KEY_BITS = 60

@@ -1,6 +1,6 @@
 """Check a row's structure: roles in order, no empty turn, tool results only after tool calls."""
 
-from finetune_trainer.data.codes import RejectCode, RepairCode
+from finetune_api.dataset.codes import RejectCode, RepairCode
 from finetune_trainer.data.formats.fields import Repairs
 from finetune_trainer.data.rows import (
     BadRow,

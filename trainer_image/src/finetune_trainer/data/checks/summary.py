@@ -4,7 +4,7 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from typing import Any
 
-from finetune_trainer.data.codes import WELL_FORMED_REJECTS, RejectCode, RepairCode
+from finetune_api.dataset.codes import WELL_FORMED_REJECTS, RejectCode, RepairCode
 from finetune_trainer.data.formats.columns import KNOWN_COLUMNS, ColumnMap, name_columns
 from finetune_trainer.data.lengths import Lengths
 from finetune_trainer.data.rows import DataFormat, Rejected, Row

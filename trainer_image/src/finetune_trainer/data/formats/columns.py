@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from finetune_api.dataset.codes import RejectCode
 from finetune_api.text.printable import printable
-from finetune_trainer.data.codes import RejectCode
 from finetune_trainer.data.rows import BadRow
 from finetune_trainer.errors import name_some
 

@@ -2,7 +2,7 @@
 
 import re
 
-from finetune_trainer.data.codes import RejectCode
+from finetune_api.dataset.codes import RejectCode
 from finetune_trainer.data.formats.columns import (
     CONVERSATION_COLUMNS,
     ROLE_KEYS,

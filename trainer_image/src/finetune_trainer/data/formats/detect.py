@@ -5,7 +5,7 @@ A new format is a `DataFormat`, a test in `_TESTS` at its place in the order, an
 
 from collections.abc import Callable
 
-from finetune_trainer.data.codes import RejectCode
+from finetune_api.dataset.codes import RejectCode
 from finetune_trainer.data.formats.columns import (
     CHOSEN_COLUMNS,
     CONVERSATION_COLUMNS,

@@ -6,7 +6,7 @@ from typing import Any
 
 import orjson
 
-from finetune_trainer.data.codes import RejectCode, RepairCode
+from finetune_api.dataset.codes import RejectCode, RepairCode
 from finetune_trainer.data.readers.json_row import name_type
 from finetune_trainer.data.rows import BadRow
 

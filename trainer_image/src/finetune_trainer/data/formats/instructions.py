@@ -1,6 +1,6 @@
 """Convert rows with a prompt column and an answer column: Alpaca, and prompt with completion."""
 
-from finetune_trainer.data.codes import RejectCode
+from finetune_api.dataset.codes import RejectCode
 from finetune_trainer.data.formats.columns import (
     INPUT_COLUMNS,
     INSTRUCTION_COLUMNS,

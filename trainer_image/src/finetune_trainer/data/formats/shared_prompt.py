@@ -1,6 +1,6 @@
 """Find the prompt that two answers share: the longest common prefix of their conversations."""
 
-from finetune_trainer.data.codes import RejectCode
+from finetune_api.dataset.codes import RejectCode
 from finetune_trainer.data.rows import BadRow, Message
 
 Turns = list[Message]

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from finetune_trainer.data.codes import RejectCode, RepairCode
+from finetune_api.dataset.codes import RejectCode, RepairCode
 from finetune_trainer.data.formats.columns import CONTENT_KEYS, ROLE_KEYS
 from finetune_trainer.data.formats.fields import Repairs, read_optional_text, read_text
 from finetune_trainer.data.formats.tools import parse_tool_call_text, read_tool_call, read_tool_calls

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from finetune_trainer.data.codes import RejectCode
+from finetune_api.dataset.codes import RejectCode
 from finetune_trainer.data.readers.arrow_types import ColumnTypes, decoded_bytes, without_dictionaries
 from finetune_trainer.data.readers.lines import MAX_ROW_BYTES, too_long
 from finetune_trainer.data.rows import BadRow, NamedPath, TableRow, UnreadableFile

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from io import BufferedReader
 from typing import Any, NamedTuple
 
-from finetune_trainer.data.codes import RejectCode
+from finetune_api.dataset.codes import RejectCode
 from finetune_trainer.data.readers.json_row import first_repeated
 from finetune_trainer.data.readers.lines import MAX_ROW_BYTES, read_lines, too_long
 from finetune_trainer.data.rows import BadRow

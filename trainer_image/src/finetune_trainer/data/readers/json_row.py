@@ -6,7 +6,7 @@ from typing import Any, NoReturn
 
 import orjson
 
-from finetune_trainer.data.codes import RejectCode
+from finetune_api.dataset.codes import RejectCode
 from finetune_trainer.data.rows import BadRow
 
 MAX_DETAIL_CHARACTERS = 200

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from io import BufferedReader
 
-from finetune_trainer.data.codes import RejectCode
+from finetune_api.dataset.codes import RejectCode
 from finetune_trainer.data.rows import BadRow
 
 MAX_ROW_BYTES = 16 << 20

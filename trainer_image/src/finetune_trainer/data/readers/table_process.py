@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 
 import orjson
 
-from finetune_trainer.data.codes import RejectCode
+from finetune_api.dataset.codes import RejectCode
 from finetune_trainer.data.readers.lines import MAX_ROW_BYTES
 from finetune_trainer.data.rows import BadRow, NamedPath, TableRow, UnreadableFile
 from finetune_trainer.monitoring.host_memory import available_bytes

@@ -1,0 +1,1 @@
+"""What preflight reports about rows, for all programs."""
