@@ -133,6 +133,7 @@ class _Worker:
                 [sys.executable, "-P", "-m", "finetune_trainer.tokenization.template_worker", *limits],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
                 env={name: os.environ[name] for name in PASSED_ON if name in os.environ},
             )
         return self._child

@@ -7,6 +7,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
@@ -21,6 +22,7 @@ MAX_MEMORY_BYTES = 1 << 30
 """Memory of the child beyond what it takes at its start, or half of what this container has left if that is less."""
 SECONDS, SECONDS_PER_MIB = 60, 20
 """CPU time of the child; a MiB of text takes about a tenth of a second."""
+OUT_OF_LIMITS = 3
 LENGTH_BYTES = 4
 MAX_MESSAGE_BYTES = 8 * MAX_ROW_BYTES
 """A row of at most `MAX_ROW_BYTES`, as JSON with each character escaped."""
@@ -38,17 +40,26 @@ def read_table_apart(path: NamedPath, start: bytes) -> Iterator[TableRow]:
     memory = min(MAX_MEMORY_BYTES, available_bytes() // 2)
     seconds = SECONDS + SECONDS_PER_MIB * (path.path.stat().st_size >> 20)
     options = [str(path.path), path.name, start[:4].hex(), str(memory), str(seconds)]
-    with subprocess.Popen(  # noqa: S603
-        [sys.executable, "-P", "-m", "finetune_trainer.data.readers.table_worker", *options],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        env={name: os.environ[name] for name in PASSED_ON if name in os.environ},
-    ) as child:
+    with (
+        tempfile.TemporaryFile() as errors,
+        subprocess.Popen(  # noqa: S603
+            [sys.executable, "-P", "-m", "finetune_trainer.data.readers.table_worker", *options],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            env={name: os.environ[name] for name in PASSED_ON if name in os.environ},
+        ) as child,
+    ):
+        assert child.stdout is not None  # noqa: S101 - for the type checker
         try:
-            yield from _read_rows(child.stdout)  # type: ignore[arg-type]
+            yield from _read_rows(child.stdout)
         except BaseException:
             child.kill()
             raise
+        child.stdout.close()  # a child that still writes ends
+        if child.wait() > 0 and child.returncode != OUT_OF_LIMITS:
+            errors.seek(0)
+            raise RuntimeError(f"{path.name}: {errors.read()[-2000:].decode(errors='replace')}")
     if child.returncode:
         raise UnreadableFile(
             f"{path.name} takes more than {memory >> 20} MiB of memory or {seconds} s to read: "

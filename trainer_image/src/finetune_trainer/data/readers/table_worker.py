@@ -6,15 +6,13 @@ from pathlib import Path
 
 import orjson
 
-from finetune_trainer.data.readers.table_process import BYTES_KEY, LENGTH_BYTES
+from finetune_trainer.data.readers.table_process import BYTES_KEY, LENGTH_BYTES, OUT_OF_LIMITS
 from finetune_trainer.data.rows import NamedPath, UnreadableFile
 from finetune_trainer.limits import limit_process
 
-OUT_OF_LIMITS = 1
-
 
 def main() -> int:
-    """Read the table that the arguments name; return 1 if it does not fit the limits."""
+    """Read the table that the arguments name; return OUT_OF_LIMITS if it does not fit."""
     path, name, magic, memory, seconds = sys.argv[1:]
     # The allocators that pyarrow prefers reserve memory ahead, which would count against the limit.
     os.environ["ARROW_DEFAULT_MEMORY_POOL"] = "system"
