@@ -5,6 +5,9 @@ import re
 from urllib.parse import urlsplit
 
 _PORT = "6553[0-5]|655[0-2][0-9]|65[0-4][0-9]{2}|6[0-4][0-9]{3}|[1-5][0-9]{4}|[1-9][0-9]{0,3}"
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+_AWS = re.compile(r"s3(-fips)?(\.dualstack)?(\.[a-z0-9-]+)?\.amazonaws\.com(\.cn)?")
+"""Names of S3 itself. Other names below `amazonaws.com` are those of load balancers and machines of any customer."""
 _IPV6 = r"([0-9A-Fa-f]{0,4}:){2,7}([0-9A-Fa-f]{0,4}|[0-9]{1,3}([.][0-9]{1,3}){3})"
 ENDPOINT = re.compile(rf'^https?://(\[{_IPV6}\]|[A-Za-z0-9._-]+)(:({_PORT}))?(/[!-"$->A-~]*)?$')
 """ASCII alone: clients turn other digits and full stops into those of another address. No user, query or fragment. The
@@ -31,3 +34,29 @@ def is_endpoint(endpoint: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def is_same_server(one: str, other: str) -> bool:
+    """Return whether two endpoints are one server: scheme, host, port and path are equal, or both are AWS S3."""
+    if not (is_endpoint(one) and is_endpoint(other)):
+        return False
+    return _parts(one) == _parts(other) or (is_aws_s3(one) and is_aws_s3(other))
+
+
+def is_aws_s3(endpoint: str) -> bool:
+    """Return whether an endpoint is S3 of AWS itself, in any region."""
+    return is_endpoint(endpoint) and bool(_AWS.fullmatch(parse_host(endpoint))) and endpoint.startswith("https://")
+
+
+def is_loopback(endpoint: str) -> bool:
+    """Return whether the host of an endpoint is this machine: `localhost`, or a loopback address."""
+    host = parse_host(endpoint)
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _parts(endpoint: str) -> tuple[str, str | None, int | None, str]:
+    url = urlsplit(endpoint)
+    return url.scheme, url.hostname, url.port or _DEFAULT_PORTS[url.scheme], url.path.rstrip("/")

@@ -178,8 +178,8 @@ def report(
     endpoint: Annotated[
         str | None,
         typer.Option(
-            help="URL of the S3 endpoint. Default: AWS_ENDPOINT_URL, else the job's, else AWS: "
-            "give it if it is only the operator's default."
+            help="URL of the S3 endpoint. Default: AWS_ENDPOINT_URL or that of the AWS profile, else AWS. Needed for "
+            "one that only the job or the operator's default names, because your keys belong to another."
         ),
     ] = None,
     output: Output = None,
@@ -192,8 +192,9 @@ def report(
     from kubectl_finetune.commands import report as reporting
 
     job = connect(context, namespace, kube_context, kubeconfig).get_job(name)
-    artifacts, where = reporting.published(job), reporting.endpoint_of(job, endpoint)
+    artifacts = reporting.published(job)
     if fetch or save:
+        where = reporting.require_endpoint(job, endpoint)
         if not where:
             say(f"note: {reporting.NO_ENDPOINT}")
         storage = reporting.Storage(artifacts, where, in_path=job.field("storage.forcePathStyle") is not False)
@@ -204,7 +205,7 @@ def report(
     elif output:
         dump(reporting.result_record(job), output)
     else:
-        show(reporting.result_page(job, where))
+        show(reporting.result_page(job, endpoint))
 
 
 @app.command(epilog=_examples("lineage support-bot", "lineage support-bot -o json"))

@@ -186,5 +186,19 @@ def test_a_key_that_wandb_refuses_is_reported_with_what_to_check(tmp_path: Path)
         wait_until(lambda: "check tracking.wandb and its Secret" in (told.snapshot().progress.note or ""))
         follower.ask_to_end(RunEnd.STOPPED)
         follower.abandon()
-    assert "/graphql" in asked
+    assert "/graphql" in {one.path for one in asked}
     assert "k" * 40 not in told.snapshot().model_dump_json()
+
+
+def test_wandb_follows_a_redirect_to_another_server_without_its_key(tmp_path: Path) -> None:
+    (tmp_path / "m").write_text(lines(range(1, 4)))
+    (tmp_path / "WANDB_API_KEY").write_text("k" * 40)
+    with refusing_server(401) as (other, sent), refusing_server(307, {"Location": other}) as (own, asked):
+        server = WandbTracking(project="p", base_url=own, secret_ref={"name": "w"})
+        follower = Follower(WandbRun(job("uid-4"), server, tmp_path / "wandb", tmp_path), tmp_path / "m", reporter())
+        follower.start()
+        wait_until(lambda: bool(sent))
+        follower.ask_to_end(RunEnd.STOPPED)
+        follower.abandon()
+    assert {one.authorization is None for one in asked} == {False}
+    assert {one.authorization for one in sent} == {None}

@@ -10,21 +10,29 @@ from pydantic import ValidationError
 from rich.console import Group
 from rich.text import Text
 
+from finetune_api.endpoints import is_aws_s3, is_endpoint
 from finetune_api.handoff import Artifact, Manifest
 from finetune_api.status import Artifacts
 from kubectl_finetune.cluster.job import Job
 from kubectl_finetune.commands.describe import result_pairs, verdict_pairs, why
 from kubectl_finetune.commands.progress import loss_pairs
 from kubectl_finetune.display.table import fields, heading
-from kubectl_finetune.errors import PluginError
+from kubectl_finetune.errors import PluginError, WrongUse
 
 INSTALL = "pip install boto3"
 NO_ENDPOINT = "the operator's default storage may have an endpoint: add --endpoint URL"
+OF_THE_JOB = "the job names this endpoint: the commands send it requests that are signed with your keys"
+SETTINGS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
+NO_KEYS = {"aws_access_key_id": "none", "aws_secret_access_key": "none"}
+URL = "https://host, http://host or http://host:port"
 
 
-def result_page(job: Job, endpoint: str) -> Group:
+def result_page(job: Job, asked: str | None) -> Group:
     """Return the summary in the status, and the commands that fetch the report."""
     artifacts = published(job)
+    own = asked or next(filter(None, map(os.environ.get, SETTINGS)), "")
+    endpoint = own or _named_by(job)
+    remark = NO_ENDPOINT if not endpoint else OF_THE_JOB if not own and not is_aws_s3(endpoint) else ""
     parts = [
         fields([("Job", f"{job.namespace}/{job.name}"), *verdict_pairs(job), ("Phase", job.phase), ("Why", why(job))]),
         Text(""),
@@ -36,7 +44,7 @@ def result_page(job: Job, endpoint: str) -> Group:
         Text(""),
         heading("Fetch"),
         *(Text("  " + line) for line in commands(job, artifacts, endpoint)),
-        *([] if endpoint else [Text(f"  # {NO_ENDPOINT}")]),
+        *([Text(f"  # {remark}")] if remark else []),
     ]
     return Group(*parts)
 
@@ -50,12 +58,12 @@ def result_record(job: Job) -> dict[str, Any]:
 
 def commands(job: Job, artifacts: Artifacts, endpoint: str) -> list[str]:
     """Return the commands that fetch the result with storage credentials, with or without this plugin."""
-    where = f" --endpoint-url {shlex.quote(endpoint)}" if endpoint else ""
+    where, aws = (f" {name} {shlex.quote(endpoint)}" if endpoint else "" for name in ("--endpoint", "--endpoint-url"))
     prefix = (artifacts.uri or "").rstrip("/")
     return [
-        f"kubectl finetune report {job.name} -n {job.namespace} --save .",
-        f"aws s3 cp{where} {shlex.quote(f'{prefix}/{Artifact.REPORT_PAGE}')} .",
-        f"finetune-trainer verify{where.replace('-url', '')} {shlex.quote(prefix)}",
+        f"kubectl finetune report {job.name} -n {job.namespace} --save .{where}",
+        f"aws s3 cp{aws} {shlex.quote(f'{prefix}/{Artifact.REPORT_PAGE}')} .",
+        f"finetune-trainer verify{where} {shlex.quote(prefix)}",
     ]
 
 
@@ -68,23 +76,57 @@ def published(job: Job) -> Artifacts:
     return found
 
 
-def endpoint_of(job: Job, asked: str | None) -> str:
-    """Return the option, else AWS_ENDPOINT_URL, else the endpoint of the job, which may be a name inside the cluster.
+def require_endpoint(job: Job, asked: str | None) -> str:
+    """Return the endpoint that may get requests signed with the viewer's keys; empty is AWS.
 
-    It is empty if none is set: then the endpoint is AWS or the default of the operator, which jobs do not show.
+    It is the option, else the endpoint of the viewer's environment or profile. The author of the job names another one
+    only if it is AWS too.
     """
-    return asked or os.environ.get("AWS_ENDPOINT_URL") or str(job.field("storage.endpoint") or "")
+    if asked:
+        if not is_endpoint(asked):
+            raise WrongUse(f"--endpoint {asked} is not a URL", f"write {URL}")
+        return asked
+    own, named = _own_endpoint(), _named_by(job)
+    if not is_aws_s3(own):
+        return own
+    if named and not is_aws_s3(named):
+        raise WrongUse(
+            f"spec.storage.endpoint of the job is {named}, but your AWS key belongs to {own} (see AWS_ENDPOINT_URL)",
+            f"to send requests there that are signed with it, add --endpoint {named}",
+        )
+    return named
+
+
+def _named_by(job: Job) -> str:
+    return str(job.field("storage.endpoint") or "")
+
+
+def _own_endpoint() -> str:
+    """Return the endpoint of the environment or of the AWS profile, else that of AWS, as boto3 finds it."""
+    try:
+        # No request is sent; the keys only keep boto3 from looking for the real ones.
+        session = _boto3().Session()
+        return str(session.client("s3", "us-east-1", **NO_KEYS).meta.endpoint_url)
+    except ValueError as error:
+        where = f"{' or '.join(SETTINGS)}, or the endpoint_url of the AWS profile"
+        raise WrongUse(f"{where}: {error}", f"write {URL}") from None
+
+
+def _boto3() -> Any:
+    try:
+        import boto3  # noqa: PLC0415 - needed only for --show and --save
+    except ImportError:
+        raise PluginError("boto3, which reads from storage, is not installed here", INSTALL) from None
+    return boto3
 
 
 class Storage:
     """The published files of one job, each verified by its manifest, and that by the job's status."""
 
     def __init__(self, artifacts: Artifacts, endpoint: str, *, in_path: bool = True) -> None:
-        try:
-            import boto3  # noqa: PLC0415 - needed only for --show and --save
-            from botocore.config import Config  # noqa: PLC0415 - as boto3
-        except ImportError:
-            raise PluginError("boto3, which reads from storage, is not installed here", INSTALL) from None
+        boto3 = _boto3()
+        from botocore.config import Config  # noqa: PLC0415 - as boto3
+
         style = {"addressing_style": "auto" if not endpoint else "path" if in_path else "virtual"}
         options = Config(s3=style, connect_timeout=5, read_timeout=60)
         self._s3: Any = boto3.Session().client("s3", endpoint_url=endpoint or None, config=options)

@@ -1,11 +1,13 @@
 import hashlib
 import io
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from trackers import refusing_server
 
 from finetune_api.handoff import Artifact
 from finetune_api.status import Artifacts
@@ -39,14 +41,57 @@ def test_a_report_without_a_known_endpoint_names_the_operators_default(
     assert report.NO_ENDPOINT not in finetune("report", "one", "--context", "lab").out
 
 
-def test_fetching_without_a_known_endpoint_uses_aws_and_reports_what_may_be_missing(
+@pytest.fixture
+def own_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keys of the viewer, which belong to AWS, and a proxy that AWS cannot be reached through."""
+    for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_PROFILE", "AWS_SESSION_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in (("AWS_ACCESS_KEY_ID", "AKIDMINE"), ("AWS_SECRET_ACCESS_KEY", "s"), ("AWS_MAX_ATTEMPTS", "1")):
+        monkeypatch.setenv(name, value)
+    for name, value in (("HTTPS_PROXY", "http://127.0.0.1:9"), ("NO_PROXY", "127.0.0.1"), ("AWS_CONFIG_FILE", "none")):
+        monkeypatch.setenv(name, value)
+
+
+@pytest.mark.usefixtures("own_keys")
+def test_no_request_is_signed_for_an_endpoint_that_the_job_alone_names(
     front: Any, finetune: Callable[..., Any], job: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
-    for name, value in (("AWS_ACCESS_KEY_ID", "k"), ("AWS_SECRET_ACCESS_KEY", "s"), ("AWS_MAX_ATTEMPTS", "1")):
-        monkeypatch.setenv(name, value)
-    # AWS itself is not asked: its place is taken by a port where nobody listens.
-    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9")
+    with refusing_server(403) as (uri, asked), refusing_server(403) as (own, mine):
+        spec = {"storage": {"endpoint": uri}}
+        front.answers["one"] = [(200, job(spec=spec, phase="Succeeded", conditions=COMPLETE, artifacts=ARTIFACTS).raw)]
+        for option in (["--show"], ["--save", "reports"]):
+            done = finetune("report", "one", *option, "--context", "lab")
+            error, fix = done.err.splitlines()
+            assert (done.code, asked) == (2, [])
+            assert f"spec.storage.endpoint of the job is {uri}, but your AWS key belongs to https://s3." in error
+            assert fix.strip() == f"to send requests there that are signed with it, add --endpoint {uri}"
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", own)
+        assert f"cannot be read at {own}" in finetune("report", "one", "--show", "--context", "lab").err
+        assert (asked, len(mine)) == ([], 1)
+        assert (
+            f"cannot be read at {uri}" in finetune("report", "one", "--show", "--context", "lab", "--endpoint", uri).err
+        )
+        assert [(one.authorization or "").partition("/")[0] for one in asked] == [
+            "AWS4-HMAC-SHA256 Credential=AKIDMINE"
+        ]
+
+
+@pytest.mark.usefixtures("own_keys")
+def test_an_endpoint_that_is_not_a_url_is_invalid_usage(
+    front: Any, finetune: Callable[..., Any], job: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    front.answers["one"] = [(200, job(phase="Succeeded", conditions=COMPLETE, artifacts=ARTIFACTS).raw)]
+    done = finetune("report", "one", "--show", "--context", "lab", "--endpoint", "minio:9000")
+    assert (done.code, "--endpoint minio:9000" in done.err) == (2, True)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "minio:9000")
+    done = finetune("report", "one", "--show", "--context", "lab")
+    assert (done.code, "AWS_ENDPOINT_URL" in done.err) == (2, True)
+
+
+@pytest.mark.usefixtures("own_keys")
+def test_fetching_without_a_known_endpoint_uses_aws_and_reports_what_may_be_missing(
+    front: Any, finetune: Callable[..., Any], job: Callable[..., Any]
+) -> None:
     front.answers["one"] = [(200, job(phase="Succeeded", conditions=COMPLETE, artifacts=ARTIFACTS).raw)]
     done = finetune("report", "one", "--show", "--context", "lab")
     note, error, fix = done.err.splitlines()
@@ -70,11 +115,18 @@ def test_a_report_is_refused_with_the_reason_until_it_is_published(
     assert "one published nothing" in finetune("report", "one", "--context", "lab").err
 
 
-def test_a_report_page_has_the_commands_that_fetch_it(job: Callable[..., Any], printed: Callable[..., str]) -> None:
-    done = job(phase="Succeeded", conditions=COMPLETE, artifacts=ARTIFACTS | {"uri": "s3://b/my out/"})
+def test_a_report_page_has_the_commands_that_fetch_it(
+    job: Callable[..., Any], printed: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
+    spec = {"storage": {"endpoint": "http://minio:9000"}}
+    done = job(spec=spec, phase="Succeeded", conditions=COMPLETE, artifacts=ARTIFACTS | {"uri": "s3://b/my out/"})
     page = printed(report.result_page(done, "http://minio:9000"))
+    remark = f"  # {report.OF_THE_JOB}"
+    assert printed(report.result_page(done, None)).splitlines() == [*page.splitlines(), remark]
+    assert remark not in page
     assert page.partition("Fetch\n")[2].splitlines() == [
-        "  kubectl finetune report one -n team-a --save .",
+        "  kubectl finetune report one -n team-a --save . --endpoint http://minio:9000",
         "  aws s3 cp --endpoint-url http://minio:9000 's3://b/my out/report.html' .",
         "  finetune-trainer verify --endpoint http://minio:9000 's3://b/my out'",
     ]
@@ -102,6 +154,14 @@ class Bucket:
         self.options = options
         return self
 
+    @property
+    def meta(self) -> "Bucket":
+        return self
+
+    @property
+    def endpoint_url(self) -> str:
+        return os.environ["AWS_ENDPOINT_URL"]
+
     def get_object(self, *, Bucket: str, Key: str) -> dict[str, Any]:  # noqa: N803 - names of boto3
         assert Bucket == "b"
         return {"Body": io.BytesIO(self.objects[Key])}
@@ -117,6 +177,7 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Bucket:
     manifest = json.dumps(MANIFEST | {"files": entries}).encode()
     bucket = Bucket({f"out/{name}": data for name, data in {**files, Artifact.MANIFEST: manifest}.items()})
     monkeypatch.setattr(boto3, "Session", lambda: bucket)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://minio:9000")
     return bucket
 
 
