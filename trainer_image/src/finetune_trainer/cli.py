@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from finetune_api.endpoints import is_endpoint
 from finetune_api.handoff import (
     CONFIG_DIR,
     CONFIG_FILE,
@@ -35,11 +36,33 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+
+def _require_urls(given: list[str] | None) -> list[str]:
+    for one in given or []:
+        if not is_endpoint(one):
+            raise typer.BadParameter(f"{one}: write https://host, http://host or http://host:port")
+    return given or []
+
+
+def _require_url(given: str | None) -> str | None:
+    return _require_urls([given])[0] if given else None
+
+
 Config = Annotated[Path, typer.Option("--config", help="The job's configuration (JSON), as the operator mounts it.")]
 WorkspaceDir = Annotated[Path, typer.Option("--workspace", help="Scratch space for model, rows and result.")]
 Port = Annotated[int, typer.Option(help="Port of /progress, /metrics and /healthz; 0 = any.", min=0, max=65535)]
 RendezvousPort = Annotated[int, typer.Option(hidden=True, help="Port of the first pod for the rendezvous.")]
 PeerLinkPort = Annotated[int, typer.Option(hidden=True, help="Port of the first pod that the other pods connect to.")]
+SendKeysTo = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--send-keys-to",
+        metavar="URL",
+        help="A server that gets this machine's keys if the job names it, although they belong to another one; "
+        "repeatable.",
+        callback=_require_urls,
+    ),
+]
 TerminationLog = Annotated[Path, typer.Option(help="File for the report (JSON), if it exists.")]
 
 
@@ -154,19 +177,25 @@ def run_command(  # noqa: PLR0917 - the options of a command
     workspace: Annotated[
         Path | None, typer.Option("--workspace", help="Scratch space. Default: a temporary folder.")
     ] = None,
+    send_keys_to: SendKeysTo = None,
 ) -> None:
     """Check, train and publish on this machine from a job's manifest, without a cluster or an operator.
 
     URIs without a --map are read from the store in the manifest or AWS_ENDPOINT_URL, with the credentials of the
     standard AWS variables or profile; hf:// URIs from the hub in the manifest or HF_ENDPOINT, with the token in
     HF_TOKEN.
+
+    A key goes only to its own server: AWS_ENDPOINT_URL or AWS, HF_ENDPOINT or huggingface.co, MLFLOW_TRACKING_URI,
+    WANDB_BASE_URL or api.wandb.ai. If the manifest names another one, --send-keys-to must name it too. No token is
+    sent over http, except to this machine.
     """
-    from finetune_trainer.commands.run import run_jobs
+    from finetune_trainer.commands.run import RunOptions, run_jobs
 
     state: RunState = context.obj
     with tempfile.TemporaryDirectory(prefix="finetune-") as scratch:
         folder = workspace or Path(scratch)
-        done = run_jobs(state, manifest, output, maps or [], jobs or [], workspace=folder)
+        options = RunOptions(maps or [], jobs or [], send_keys_to or [])
+        done = run_jobs(state, manifest, output, options, workspace=folder)
         code = state.finish(done.report)
         for line in done.lines:
             typer.echo(printable(line), err=True)
@@ -235,7 +264,11 @@ def check_data_command(  # noqa: PLR0917 - the options of a command
 def verify_command(
     uri: Annotated[str, typer.Argument(help="output.uri of a job: s3://bucket/prefix, or a local folder.")],
     endpoint: Annotated[
-        str | None, typer.Option(help="URL of the S3 endpoint.", envvar="AWS_ENDPOINT_URL", show_envvar=True)
+        str | None,
+        typer.Option(
+            help="URL of the S3 endpoint. Default: AWS_ENDPOINT_URL or that of the AWS profile, else AWS.",
+            callback=_require_url,
+        ),
     ] = None,
     maps: Annotated[
         list[str] | None,
@@ -275,17 +308,20 @@ def chat_command(  # noqa: PLR0917 - the options of a command
             help="Number format. Auto: BF16 if the GPU supports it, else FP16; FP32 on a CPU.", case_sensitive=False
         ),
     ] = Precision.AUTO,
+    send_keys_to: SendKeysTo = None,
 ) -> None:
     """Talk to the base and the tuned model side by side; works without a GPU.
 
     Without --prompt, each line of the terminal or of standard input is a turn of one conversation. The chat template
     and the stop tokens are the published ones. A base that is not on this machine is downloaded into
-    ~/.cache/finetune-trainer. Pickle files and models with code of their own are refused.
+    ~/.cache/finetune-trainer, from the store or hub that its job names; keys go there as those of `run`. Pickle files
+    and models with code of their own are refused.
     """
     from finetune_trainer.commands.chat import ChatOptions, chat
 
     state: RunState = context.obj
-    chat(folder, ChatOptions(base, prompt, system, max_new_tokens, temperature, precision), state.stop)
+    options = ChatOptions(base, prompt, system, max_new_tokens, temperature, precision, send_keys_to or [])
+    chat(folder, options, state.stop)
 
 
 @app.command("merge")

@@ -10,13 +10,15 @@ import pytest
 from trackers import refusing_server, silent_server
 from waiting import wait_until
 
+from finetune_api.blocks import SecretRef
 from finetune_api.handoff import Outcome, Report
 from finetune_api.status import Artifacts
-from finetune_api.tracking import MlflowTracking
+from finetune_api.tracking import MlflowTracking, WandbTracking
 from finetune_trainer.errors import Stopped
 from finetune_trainer.monitoring.tracking import DrainTimeout, track
 from finetune_trainer.monitoring.tracking.follower import Follower, Point, RunEnd, TrackerFault
 from finetune_trainer.monitoring.tracking.mlflow import MlflowRun
+from finetune_trainer.monitoring.tracking.wandb import read_access
 
 LINES = [
     {"kind": "train", "step": 1, "loss": 2.5, "seconds": 0.5},
@@ -162,6 +164,27 @@ def test_a_redirect_is_not_followed(world: Any, metrics: Path, tmp_path: Path) -
         end(follower)
     assert asked == []
     assert "returned 307" in (world.reporter.snapshot().progress.note or "")
+
+
+@pytest.mark.parametrize(
+    ("named", "is_mounted", "server"),
+    [
+        (None, True, "https://api.wandb.ai"),
+        (None, False, "https://own.example"),
+        ("https://job.example", True, "https://job.example"),
+        ("https://job.example", False, "https://job.example"),
+    ],
+)
+def test_a_key_of_wandb_goes_to_the_jobs_server_or_to_that_of_its_own_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: str | None, is_mounted: bool, server: str
+) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "of-the-environment")
+    monkeypatch.setenv("WANDB_BASE_URL", "https://own.example")
+    if is_mounted:
+        (tmp_path / "WANDB_API_KEY").write_text("of-the-secret\n")
+    key = "of-the-secret" if is_mounted else "of-the-environment"
+    asked = WandbTracking(project="p", base_url=named, secret_ref=SecretRef(name="w"))
+    assert read_access(asked, tmp_path) == {"WANDB_API_KEY": key, "WANDB_BASE_URL": server}
 
 
 def test_a_password_is_in_no_log_and_no_note(

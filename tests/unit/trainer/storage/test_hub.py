@@ -119,6 +119,51 @@ def test_a_run_on_this_machine_uses_its_own_token_and_endpoint(monkeypatch: pyte
     assert connect_hub_here(spec(hub={"endpoint": "https://hub.example"})).endpoint == "https://hub.example"
 
 
+@pytest.mark.parametrize(
+    ("own", "asked", "named", "sent"),
+    [
+        (None, "https://hub.example", [], False),
+        (None, "https://hub.example", ["https://other.example"], False),
+        (None, "https://hub.example", ["https://hub.example/"], True),
+        (None, "https://huggingface.co", [], True),
+        ("https://hub.example", "https://hub.example/", [], True),
+        ("https://hub.example", "https://huggingface.co", [], False),
+        ("http://hub.example", None, ["http://hub.example"], False),
+        ("http://localhost:8080", None, [], True),
+        (None, "http://localhost:8080", [], False),
+        (None, "http://localhost:8080", ["http://localhost:8080"], True),
+    ],
+)
+def test_the_token_of_this_machine_goes_to_its_own_hub_or_one_that_the_user_names(
+    monkeypatch: pytest.MonkeyPatch, own: str | None, asked: str | None, named: list[str], sent: bool
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_mine")
+    monkeypatch.setenv("NO_PROXY", "localhost")
+    monkeypatch.setenv("HF_ENDPOINT", own or "")
+    connection = connect_hub_here(spec(hub={"endpoint": asked}) if asked else spec(), named)
+    assert (connection.access(TINY).token, connection.withheld is None) == ("hf_mine" if sent else None, sent)
+    assert "hf_mine" not in (connection.withheld or "")
+
+
+def test_a_hub_without_a_token_of_this_machine_is_read_without_a_remark(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "")
+    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "none"))
+    assert connect_hub_here(spec(hub={"endpoint": "https://hub.example"})).withheld is None
+
+
+def test_the_token_does_not_go_through_a_proxy_to_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_mine")
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:8080")
+    monkeypatch.setenv("http_proxy", "http://proxy.example:3128")
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    connection = connect_hub_here(spec())
+    assert connection.access(TINY).token is None
+    assert (connection.withheld or "").endswith("add 127.0.0.1 to NO_PROXY")
+
+
 @pytest.mark.parametrize("value", ["mirror.example.com", "ftp://mirror", "https://", "http://mirror:99999"])
 def test_an_endpoint_that_is_not_a_url_is_named(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     monkeypatch.setenv("HF_ENDPOINT", value)

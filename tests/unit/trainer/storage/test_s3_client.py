@@ -3,7 +3,8 @@
 import pytest
 
 from finetune_api.spec import Storage
-from finetune_trainer.storage.s3_client import S3Connection
+from finetune_trainer.errors import TrainerError
+from finetune_trainer.storage.s3_client import S3Connection, connect_s3_here
 
 KEYS = {"aws_access_key_id": "key", "aws_secret_access_key": "secret"}
 
@@ -31,3 +32,48 @@ def test_requests_are_signed_for_the_region_of_the_job(settings: dict[str, str],
 )
 def test_a_bucket_is_in_the_path_or_in_the_host_as_the_job_sets_it(settings: dict[str, object], start: str) -> None:
     assert signed_url(**settings).startswith(start)
+
+
+@pytest.fixture
+def no_aws(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_CONFIG_FILE", "none")
+
+
+MINIO, EU = "http://minio:9000", "https://s3.eu-central-1.amazonaws.com"
+
+
+@pytest.mark.usefixtures("no_aws")
+@pytest.mark.parametrize(
+    ("own", "asked", "named", "endpoint"),
+    [
+        (None, None, [], None),
+        (None, EU, [], EU),
+        (None, MINIO, [MINIO], MINIO),
+        (MINIO, None, [], MINIO),
+        (MINIO, f"{MINIO}/", [], f"{MINIO}/"),
+        (MINIO, EU, [EU], EU),
+        (None, MINIO, [], "refused"),
+        (MINIO, EU, [], "refused"),
+        (MINIO, "http://minio:9001", ["http://minio"], "refused"),
+    ],
+)
+def test_requests_are_signed_for_the_store_of_the_keys_or_one_that_the_user_names(
+    monkeypatch: pytest.MonkeyPatch, own: str | None, asked: str | None, named: list[str], endpoint: str | None
+) -> None:
+    if own:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", own)
+    if endpoint != "refused":
+        assert connect_s3_here(Storage(endpoint=asked), named).spec.endpoint == endpoint
+        return
+    with pytest.raises(TrainerError, match=r"spec\.storage\.endpoint is .* add --send-keys-to"):
+        connect_s3_here(Storage(endpoint=asked), named)
+
+
+@pytest.mark.usefixtures("no_aws")
+@pytest.mark.parametrize(("name", "value"), [("AWS_ENDPOINT_URL_S3", "minio:9000"), ("AWS_PROFILE", "nobodys")])
+def test_a_wrong_setting_of_aws_is_named(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(TrainerError, match=rf"AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL or the AWS profile: .*{value}"):
+        connect_s3_here(None)

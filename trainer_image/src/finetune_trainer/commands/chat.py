@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,7 @@ from finetune_api.spec import Precision
 from finetune_api.status import Resolved
 from finetune_api.text.printable import printable
 from finetune_trainer.commands.chat_screen import show_answers
-from finetune_trainer.commands.model_place import ModelPlace, open_base
+from finetune_trainer.commands.model_place import ModelPlace, Origin, open_base
 from finetune_trainer.config.manifest import read_manifest
 from finetune_trainer.data.rows import Message
 from finetune_trainer.errors import TrainerError
@@ -48,6 +48,7 @@ class ChatOptions:
     max_new_tokens: int = 256
     temperature: float = 0.0
     precision: Precision = Precision.AUTO
+    send_keys_to: Collection[str] = ()
 
 
 def chat(folder: Path, options: ChatOptions, stop: StopFlag) -> None:
@@ -55,7 +56,7 @@ def chat(folder: Path, options: ChatOptions, stop: StopFlag) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # nothing has to be saved, and a prompt waits without a check
     tuned = read_tuned(folder)
     with tempfile.TemporaryDirectory(prefix="finetune-chat-") as scratch:
-        base = find_base(folder, tuned, options.base, stop, Path(scratch))
+        base = find_base(folder, tuned, options, stop, Path(scratch))
         if not tuned.is_adapter:
             name = str(tuned.weights)
             ModelPlace(name, LocalStore({name: tuned.weights})).check(Path(scratch) / "tuned", "DIR")
@@ -137,12 +138,12 @@ def _read_lines(prompt: str) -> Iterator[str]:
             yield line
 
 
-def find_base(folder: Path, tuned: TunedFolder, given: str | None, stop: StopFlag, scratch: Path) -> Path | None:
+def find_base(folder: Path, tuned: TunedFolder, options: ChatOptions, stop: StopFlag, scratch: Path) -> Path | None:
     """Return the base's folder, after the checks of preflight: `--base`, else what the adapter names.
 
     A full model needs no base: it is compared with its own if that can be read.
     """
-    config = folder / Artifact.CONFIG
+    config, given = folder / Artifact.CONFIG, options.base
     spec = read_manifest(config, "local").spec if config.is_file() else None
     name = given or tuned.base or (spec.model.uri if spec and not tuned.is_adapter else None)
     if name is None:
@@ -151,7 +152,8 @@ def find_base(folder: Path, tuned: TunedFolder, given: str | None, stop: StopFla
         raise TrainerError(ExitCode.INVALID_CONFIG, f"{folder} names no base with a URI: name its folder with --base")
     try:
         revision = None if given else tuned.revision
-        return open_base(name, "--base", stop, scratch, revision=revision, spec=spec).folder
+        origin = Origin(spec, revision, options.send_keys_to)
+        return open_base(name, "--base", stop, scratch, origin).folder
     except TrainerError as error:
         if given:
             raise

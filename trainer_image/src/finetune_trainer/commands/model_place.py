@@ -1,7 +1,7 @@
 """A model that a command names: a local folder, or a URI of S3 or a hub."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,10 +40,18 @@ class ModelPlace:
             raise TrainerError(error.code, error.message.replace("spec.model.uri", named)) from None
 
 
-def find_model(
-    name: str, option: str, stop: StopFlag, *, revision: str | None = None, spec: FineTuneJobSpec | None = None
-) -> ModelPlace:
-    """Return the place of a model; a URI of a hub is pinned to its commit. `spec` names endpoints, if it is given."""
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a model is from: the job that names its endpoints, its revision, and the servers of `--send-keys-to`."""
+
+    spec: FineTuneJobSpec | None = None
+    revision: str | None = None
+    send_keys_to: Collection[str] = ()
+
+
+def find_model(name: str, option: str, stop: StopFlag, origin: Origin | None = None) -> ModelPlace:
+    """Return the place of a model; a URI of a hub is pinned to its commit."""
+    origin = origin or Origin()
     folder = Path(name)
     if folder.is_dir():
         return ModelPlace(name, LocalStore({name: folder}), folder)
@@ -51,8 +59,9 @@ def find_model(
         raise TrainerError(
             ExitCode.INVALID_CONFIG, f"{option} {name}: there is no such folder; write a folder, s3://… or hf://…"
         )
-    storage = connect_here(spec or minimal_spec(name, option), stop, LocalStore({}))
-    return ModelPlace(storage.pin(name.rstrip("/"), revision), storage)
+    spec = origin.spec or minimal_spec(name, option)
+    storage = connect_here(spec, stop, LocalStore({}), origin.send_keys_to)
+    return ModelPlace(storage.pin(name.rstrip("/"), origin.revision), storage)
 
 
 def minimal_spec(
@@ -79,17 +88,9 @@ class OpenedBase:
     facts: ModelFacts
 
 
-def open_base(
-    name: str,
-    option: str,
-    stop: StopFlag,
-    scratch: Path,
-    *,
-    revision: str | None = None,
-    spec: FineTuneJobSpec | None = None,
-) -> OpenedBase:
+def open_base(name: str, option: str, stop: StopFlag, scratch: Path, origin: Origin | None = None) -> OpenedBase:
     """Check a base as preflight does; one that is not on this machine is downloaded into the cache of this user."""
-    place = find_model(name, option, stop, revision=revision, spec=spec)
+    place = find_model(name, option, stop, origin)
     facts = place.check(scratch / "checked", option)
     if place.folder is None:
         return OpenedBase(_fetch_base(place, scratch / "base", stop), facts)

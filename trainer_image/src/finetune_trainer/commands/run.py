@@ -6,6 +6,7 @@ import logging
 import shlex
 import sys
 import uuid
+from collections.abc import Collection, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from finetune_api.handoff import Artifact, JobConfig, Outcome, Report
 from finetune_api.objectives import Objective
 from finetune_trainer.commands.local_jobs import add_references, parse_finished, sort_jobs, to_published_job
 from finetune_trainer.commands.local_stores import connect_here
+from finetune_trainer.commands.local_trackers import require_own_trackers
 from finetune_trainer.config.manifest import read_manifests
 from finetune_trainer.config.run_context import RunContext
 from finetune_trainer.entrypoints.termination import RunState
@@ -21,6 +23,7 @@ from finetune_trainer.monitoring.bar import logs_above_bar
 from finetune_trainer.monitoring.reporter import Reporter
 from finetune_trainer.pipeline.preflight import preflight
 from finetune_trainer.storage.local import LocalStore, parse_maps
+from finetune_trainer.storage.own_servers import FLAG
 from finetune_trainer.storage.protocol import Store
 
 logger = logging.getLogger(__name__)
@@ -36,27 +39,37 @@ class LocalRun:
     lines: list[str] = field(default_factory=list)
 
 
-def run_jobs(
-    state: RunState, manifest: Path, output: Path, maps: list[str], finished: list[str], *, workspace: Path
-) -> LocalRun:
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """The options of the command: `NAME=DIR` of finished jobs, and the servers that get this machine's keys."""
+
+    maps: Sequence[str] = ()
+    finished: Sequence[str] = ()
+    send_keys_to: Collection[str] = ()
+
+
+def run_jobs(state: RunState, manifest: Path, output: Path, options: RunOptions, *, workspace: Path) -> LocalRun:
     """Check, train and publish the jobs of a manifest, parents first.
 
     A single job's result is written to `output`, several each to a subfolder with their name, unless `--map` covers
     `output.uri`.
     """
     jobs = read_manifests(manifest, lambda: str(uuid.uuid4()))
-    earlier = parse_finished(finished)
+    for job in jobs:
+        require_own_trackers(job, options.send_keys_to)
+    earlier = parse_finished(options.finished)
     done = {name: one.job for name, one in earlier.items()}
     folders = {one.job.output_uri: one.folder for one in earlier.values()}
     folders |= {job.output_key(): output / job.name if len(jobs) > 1 else output for job in jobs}
-    folders |= parse_maps(maps)
+    folders |= parse_maps(options.maps)
     local, lines = LocalStore(folders), list[str]()
     ordered = sort_jobs(jobs, done)
     with logs_above_bar() if sys.stdout.isatty() else nullcontext():
         for job in ordered:
             config = state.config = add_references(job, done)
-            report = _run_one(state, config, connect_here(config.spec, state.stop, local), workspace / job.name)
-            lines += list_next_steps(config, local)
+            stores = connect_here(config.spec, state.stop, local, options.send_keys_to)
+            report = _run_one(state, config, stores, workspace / job.name)
+            lines += list_next_steps(config, local, options.send_keys_to)
             if report.outcome is Outcome.GATE_NOT_MET:  # its children cannot build on it
                 break
             done[job.name] = to_published_job(config, report.artifacts.manifest_sha256 if report.artifacts else None)
@@ -65,7 +78,7 @@ def run_jobs(
     return LocalRun(report, lines)
 
 
-def list_next_steps(config: JobConfig, local: LocalStore) -> list[str]:
+def list_next_steps(config: JobConfig, local: LocalStore, send_keys_to: Collection[str] = ()) -> list[str]:
     """Return where the published files are, and the command to try the model; only what exists is named."""
     folder = local.find(config.output_key())
     if folder is None:
@@ -75,7 +88,8 @@ def list_next_steps(config: JobConfig, local: LocalStore) -> list[str]:
     has_model = "adapter" in found or "full model" in found
     if has_model and config.spec.objective is not Objective.REWARD_MODEL:
         base = local.find(config.spec.model.uri)
-        command = ["finetune-trainer", "chat", str(folder), *(["--base", str(base)] if base else [])]
+        servers = [word for one in send_keys_to for word in (FLAG, one)]
+        command = ["finetune-trainer", "chat", str(folder), *(["--base", str(base)] if base else servers)]
         lines.append(f"{config.name}: try it with {shlex.join(command)}")
     return lines
 

@@ -14,10 +14,10 @@ from finetune_trainer.models.adapter_check import find_adapter_faults
 from finetune_trainer.publishing.lineage_chain import Link, follow_chain, read_result
 from finetune_trainer.publishing.publish import find_file_faults
 from finetune_trainer.storage.local import LocalStore, parse_maps
-from finetune_trainer.storage.protocol import ReadableStore, join_uri
+from finetune_trainer.storage.protocol import ReadableStore, Store, join_uri
 from finetune_trainer.storage.routed import RoutedStore
 from finetune_trainer.storage.s3 import S3Store
-from finetune_trainer.storage.s3_client import S3Connection
+from finetune_trainer.storage.s3_client import connect_s3_here
 
 
 @dataclass
@@ -78,6 +78,9 @@ def verify_result(uri: str, storage: ReadableStore) -> VerifyResult:
 
 def _storage(uri: str, endpoint: str | None, maps: list[str]) -> ReadableStore:
     logging.getLogger("finetune_trainer").setLevel(logging.WARNING)
-    store = S3Store(S3Connection(StorageSpec(endpoint=endpoint)))
+
+    def open_s3() -> Store:
+        return S3Store(connect_s3_here(StorageSpec(endpoint=endpoint), [endpoint] if endpoint else []))
+
     own = {} if uri.startswith("s3://") else {uri: Path(uri)}
-    return RoutedStore(lambda: store, lambda: store, LocalStore(parse_maps(maps) | own))
+    return RoutedStore(open_s3, open_s3, LocalStore(parse_maps(maps) | own))

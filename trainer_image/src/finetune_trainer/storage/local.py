@@ -3,7 +3,7 @@
 import os
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from finetune_api.handoff import ExitCode
@@ -139,7 +139,7 @@ class LocalStore(Store):
         return target.with_name(f".{target.name}.{uuid.uuid4().hex}{PART}")
 
 
-def parse_maps(options: list[str]) -> dict[str, Path]:
+def parse_maps(options: Iterable[str]) -> dict[str, Path]:
     """Parse `s3://bucket/prefix=DIR` and `hf://owner/name=DIR` options."""
     maps: dict[str, Path] = {}
     for option in options:

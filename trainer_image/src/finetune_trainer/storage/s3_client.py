@@ -1,6 +1,7 @@
 """A boto3 client for one job's storage: endpoint, region, addressing, CA and credentials."""
 
 import configparser
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,9 +20,11 @@ from botocore.exceptions import (
     SSLError,
 )
 
+from finetune_api.endpoints import is_aws_s3
 from finetune_api.handoff import CA_DIR, CA_FILE, CREDENTIALS_DIR, ExitCode
 from finetune_api.spec import Storage as StorageSpec
 from finetune_trainer.errors import StorageDenied, StorageUnavailable, TrainerError
+from finetune_trainer.storage.own_servers import OwnKey, explain_other_server
 
 DEFAULT_REGION = "us-east-1"
 INI_KEY = "credentials"
@@ -113,6 +116,31 @@ def connect_s3(
         credentials=read_credentials(credentials_dir) if spec.credentials_secret_ref else None,
         ca_file=_ca_file(ca_dir / CA_FILE) if spec.ca_secret_ref else None,
     )
+
+
+def find_own_endpoint() -> str:
+    """Return the endpoint that this machine's AWS keys belong to: that of the environment or profile, else AWS S3."""
+    try:
+        # boto3 finds it without a request; the keys only keep it from looking for the real ones.
+        client = Session().client("s3", DEFAULT_REGION, **dict.fromkeys(KEYS.values(), "none"))
+    except (ValueError, BotoCoreError) as error:
+        message = f"AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL or the AWS profile: {error}"
+        raise TrainerError(ExitCode.INVALID_CONFIG, message) from None
+    return str(client.meta.endpoint_url)
+
+
+def connect_s3_here(spec: StorageSpec | None, named: Collection[str] = ()) -> S3Connection:
+    """Return the connection outside a pod, with boto3's chain of credentials: the manifest's store, else their own.
+
+    Requests are signed only for the store that the credentials belong to, or one that the user `named`.
+    """
+    own, asked = find_own_endpoint(), spec.endpoint if spec else None
+    key = OwnKey("the AWS key of this machine", own, "AWS_ENDPOINT_URL")
+    if asked and (problem := explain_other_server(key, "spec.storage.endpoint", asked, named)):
+        raise TrainerError(ExitCode.INVALID_CONFIG, problem)
+    endpoint = asked or (None if is_aws_s3(own) else own)
+    changes = {"endpoint": endpoint, "credentials_secret_ref": None, "ca_secret_ref": None}
+    return S3Connection((spec or StorageSpec()).model_copy(update=changes))
 
 
 def read_credentials(directory: Path) -> dict[str, str]:

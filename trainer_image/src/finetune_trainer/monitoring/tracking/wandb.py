@@ -18,6 +18,8 @@ from finetune_api.tracking import WandbMode, WandbTracking
 from finetune_trainer.monitoring.tracking.follower import Point, RunEnd, TrackerFault
 
 KEY = "WANDB_API_KEY"
+SERVER = "https://api.wandb.ai"
+SERVER_SETTING = "WANDB_BASE_URL"
 INHERITED = (
     "PATH", "PYTHONPATH", "HOME", "TMPDIR", "LANG", "SSL_CERT_FILE", "SSL_CERT_DIR",
     "http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY",
@@ -134,8 +136,7 @@ class WandbRun:
         environment |= dict.fromkeys(FOLDERS, str(self._directory))
         if self._asked.mode is WandbMode.OFFLINE:
             return environment
-        url = {"WANDB_BASE_URL": self._asked.base_url} if self._asked.base_url else {}
-        return environment | {KEY: self._key()} | url
+        return environment | read_access(self._asked, self._secrets)
 
     def _first_line(self) -> dict[str, Any]:
         config, asked = self._config, self._asked
@@ -157,9 +158,14 @@ class WandbRun:
             },
         }
 
-    def _key(self) -> str:
-        path = self._secrets / KEY
-        key = path.read_text(encoding="utf-8").strip() if path.is_file() else os.environ.get(KEY, "")
-        if not key:
-            raise TrackerFault(f"there is no {KEY}: check the Secret that tracking.wandb.secretRef names")
-        return key
+
+def read_access(asked: WandbTracking, secrets: Path) -> dict[str, str]:
+    """Return the key and its server as variables of the client; a key of the environment has the server named there."""
+    path = secrets / KEY
+    if path.is_file():
+        key, own = path.read_text(encoding="utf-8").strip(), SERVER
+    else:
+        key, own = os.environ.get(KEY, ""), os.environ.get(SERVER_SETTING) or SERVER
+    if not key:
+        raise TrackerFault(f"there is no {KEY}: check the Secret that tracking.wandb.secretRef names")
+    return {KEY: key, SERVER_SETTING: asked.base_url or own}

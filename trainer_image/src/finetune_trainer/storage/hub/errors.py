@@ -52,6 +52,8 @@ def refusal_error(error: HfHubHTTPError, address: HubUri, connection: HubConnect
 
 def _why(error: HfHubHTTPError, address: HubUri, connection: HubConnection) -> str:
     response, what, access = error.response, address.repo.kind.value, connection.access(address.repo)
+    if connection.withheld and response.status_code in {401, 403, 404} and not isinstance(error, RevisionNotFoundError):
+        return f"there is no such {what}, or it needs a token: {connection.withheld}"
     if isinstance(error, GatedRepoError):
         return _gated(address, access, connection)
     if response.status_code == 401 and response.headers.get("X-Error-Message") == BAD_TOKEN:

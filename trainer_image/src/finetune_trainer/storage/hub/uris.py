@@ -1,9 +1,10 @@
 """Hub URIs and the access to them: `hf://owner/name`, `hf://datasets/owner/name/path`."""
 
 import hashlib
+import logging
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -13,7 +14,10 @@ from finetune_api.handoff import CA_FILE, HUB_CA_DIR, HUB_TOKEN_FILE, HUB_TOKENS
 from finetune_api.sources import DataSource, Hub, Model
 from finetune_api.spec import FineTuneJobSpec
 from finetune_trainer.errors import TrainerError
+from finetune_trainer.storage.own_servers import OwnKey, explain_withheld
 from finetune_trainer.storage.protocol import CHUNK_BYTES, Entry, sha256_file
+
+logger = logging.getLogger(__name__)
 
 SCHEME = "hf://"
 DATASETS = "datasets/"
@@ -138,6 +142,8 @@ class HubConnection:
     """For repositories that the spec does not name, such as the base of a reward model."""
     is_here: bool = False
     """True outside a pod: endpoint, token and authority are then set in the environment."""
+    withheld: str | None = None
+    """Outside a pod, why the token of this machine is not sent to this hub."""
 
     def access(self, repo: Repo) -> Access:
         """Return the access to a repository."""
@@ -167,27 +173,31 @@ def connect_hub(
     return HubConnection(_checked_url(hub.endpoint or ENDPOINT, "spec.hub.endpoint"), ca_file, accesses, fallback)
 
 
-def connect_hub_here(spec: FineTuneJobSpec) -> HubConnection:
-    """Return the connection of `finetune-trainer run`: the manifest's hub or `HF_ENDPOINT`, with the local token."""
+def connect_hub_here(spec: FineTuneJobSpec, named: Collection[str] = ()) -> HubConnection:
+    """Return the connection outside a pod: the manifest's hub or `HF_ENDPOINT`.
+
+    The token of this machine belongs to `HF_ENDPOINT`; another hub gets it only if the user `named` it.
+    """
     own = os.environ.get("HF_ENDPOINT") or ENDPOINT
     _checked_url(own, "HF_ENDPOINT")  # before the import of the library, which fails on an invalid one
 
     from huggingface_hub import get_token  # noqa: PLC0415 - a quarter of a second that only hub URIs need
 
-    endpoint = (spec.hub.endpoint if spec.hub else None) or own
+    asked = spec.hub.endpoint if spec.hub else None
+    endpoint = _checked_url(asked or own, "spec.hub.endpoint")
     token = get_token()
     token = _checked(token, "HF_TOKEN") if token else None
+    key = OwnKey("the token in HF_TOKEN", own, "HF_ENDPOINT")
+    field = "spec.hub.endpoint" if asked else "HF_ENDPOINT"
+    withheld = explain_withheld(key, field, endpoint, named) if token else None
+    if withheld:
+        logger.warning("%s; public repositories are read without it", withheld)
+        token = None
     accesses: dict[Repo, Access] = {}
-    named = [(source.uri, place) for _, place, source in _sources(spec)]
-    for uri, place in [*named, *((uri, access.place) for uri, access in _public_accesses(spec))]:
+    sources = [(source.uri, place) for _, place, source in _sources(spec)]
+    for uri, place in [*sources, *((uri, access.place) for uri, access in _public_accesses(spec))]:
         _add(accesses, uri, Access(place, token))
-    return HubConnection(
-        _checked_url(endpoint, "spec.hub.endpoint"),
-        None,
-        accesses,
-        Access("spec.model", token),
-        is_here=True,
-    )
+    return HubConnection(endpoint, None, accesses, Access("spec.model", token), is_here=True, withheld=withheld)
 
 
 def _sources(spec: FineTuneJobSpec) -> list[tuple[HubRole, str, Model | DataSource]]:
