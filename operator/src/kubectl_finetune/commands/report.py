@@ -103,13 +103,15 @@ def _named_by(job: Job) -> str:
 
 def _own_endpoint() -> str:
     """Return the endpoint of the environment or of the AWS profile, else that of AWS, as boto3 finds it."""
+    boto3 = _boto3()
+    from botocore.exceptions import BotoCoreError  # noqa: PLC0415 - as boto3
+
     try:
         # No request is sent; the keys only keep boto3 from looking for the real ones.
-        session = _boto3().Session()
-        return str(session.client("s3", "us-east-1", **NO_KEYS).meta.endpoint_url)
-    except ValueError as error:
-        where = f"{' or '.join(SETTINGS)}, or the endpoint_url of the AWS profile"
-        raise WrongUse(f"{where}: {error}", f"write {URL}") from None
+        return str(boto3.Session().client("s3", "us-east-1", **NO_KEYS).meta.endpoint_url)
+    except (ValueError, BotoCoreError) as error:
+        fix = f"an endpoint is {URL}, and a profile one of your AWS configuration"
+        raise WrongUse(f"{', '.join(SETTINGS)} or AWS_PROFILE: {error}", fix) from None
 
 
 def _boto3() -> Any:

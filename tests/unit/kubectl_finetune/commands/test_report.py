@@ -77,15 +77,17 @@ def test_no_request_is_signed_for_an_endpoint_that_the_job_alone_names(
 
 
 @pytest.mark.usefixtures("own_keys")
-def test_an_endpoint_that_is_not_a_url_is_invalid_usage(
+def test_a_wrong_endpoint_or_profile_is_invalid_usage(
     front: Any, finetune: Callable[..., Any], job: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     front.answers["one"] = [(200, job(phase="Succeeded", conditions=COMPLETE, artifacts=ARTIFACTS).raw)]
     done = finetune("report", "one", "--show", "--context", "lab", "--endpoint", "minio:9000")
     assert (done.code, "--endpoint minio:9000" in done.err) == (2, True)
-    monkeypatch.setenv("AWS_ENDPOINT_URL", "minio:9000")
-    done = finetune("report", "one", "--show", "--context", "lab")
-    assert (done.code, "AWS_ENDPOINT_URL" in done.err) == (2, True)
+    for name, value in (("AWS_ENDPOINT_URL", "minio:9000"), ("AWS_PROFILE", "not-there")):
+        with monkeypatch.context() as one:
+            one.setenv(name, value)
+            done = finetune("report", "one", "--show", "--context", "lab")
+        assert (done.code, name in done.err, value in done.err) == (2, True, True)
 
 
 @pytest.mark.usefixtures("own_keys")

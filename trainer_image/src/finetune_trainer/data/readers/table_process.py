@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 import orjson
 
@@ -67,7 +67,7 @@ def read_table_apart(path: NamedPath, start: bytes) -> Iterator[TableRow]:
         )
 
 
-def _read_rows(stream: BinaryIO) -> Iterator[TableRow]:
+def _read_rows(stream: IO[bytes]) -> Iterator[TableRow]:
     while len(head := stream.read(LENGTH_BYTES)) == LENGTH_BYTES:
         length = int.from_bytes(head)
         if length > MAX_MESSAGE_BYTES or len(message := stream.read(length)) < length:
