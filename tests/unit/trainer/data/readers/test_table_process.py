@@ -29,6 +29,10 @@ def read(path: NamedPath) -> list[TableRow]:
     return list(read_table_apart(path, path.path.read_bytes()[:8]))
 
 
+def children() -> set[str]:
+    return set(Path("/proc/thread-self/children").read_text().split())
+
+
 def as_tuples(rows: list[TableRow]) -> list[Any]:
     return [(row.number, row.value, row.problem and (row.problem.code, row.problem.detail), row.share) for row in rows]
 
@@ -61,9 +65,10 @@ def test_a_damaged_file_has_the_message_of_its_reader(tmp_path: Path) -> None:
 def test_the_child_has_no_keys_and_ends_with_its_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
     path = write_parquet(tmp_path / "a.parquet", pa.table({"t": ["x" * 1000 + str(n) for n in range(20000)]}))
+    before = children()
     rows = read_table_apart(path, b"PAR1")
     assert next(rows).number == 1
-    (child,) = Path("/proc/thread-self/children").read_text().split()
+    (child,) = children() - before
     assert b"secret" not in Path(f"/proc/{child}/environ").read_bytes()
     rows.close()  # type: ignore[attr-defined]
     assert not Path(f"/proc/{child}").exists()
