@@ -3,15 +3,20 @@
 import asyncio
 import socket
 import threading
+import urllib.request
 from collections.abc import Iterator
+from contextlib import ExitStack
 
 import aiohttp
 from prometheus_client.core import GaugeMetricFamily, Metric
+from waiting import wait_until
 
 from finetune_operator.controller.health import Health
 from finetune_operator.controller.watch_cache import WatchCache
 from finetune_operator.controller.workqueue import WorkQueue
 from finetune_operator.metrics.registry import Metrics
+from finetune_trainer.monitoring.http_server import MAX_CONNECTIONS
+from finetune_trainer.monitoring.reporter import Reporter
 
 
 class SlowCollector:
@@ -56,3 +61,16 @@ async def test_a_hundred_scrapes_at_once_are_one_and_the_probes_answer_meanwhile
         slow.may_end.set()
         await runner.cleanup()
     assert slow.scrapes == 1
+
+
+def test_connections_that_say_nothing_take_few_threads_and_no_answer_from_others() -> None:
+    reporter = Reporter("uid")
+    port = reporter.serve(0)
+    before = threading.active_count()
+    with ExitStack() as stack:
+        for _ in range(10 * MAX_CONNECTIONS):
+            stack.enter_context(socket.create_connection(("127.0.0.1", port)))
+        for _ in range(3):
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/progress", timeout=10) as answer:
+                assert b'"jobUid":"uid"' in answer.read()
+        wait_until(lambda: threading.active_count() - before <= MAX_CONNECTIONS + 2, "the end of the other threads")

@@ -313,8 +313,9 @@ class FineTuneJobSpec(Block):
     """Maximum running time of trainer pods in seconds, summed over all runs; waiting and suspended time does not count.
     Takes effect at once. Default: none."""
     stall_timeout_seconds: Annotated[int, Field(ge=10, le=2_592_000)] = 1800
-    """Seconds without progress after which a reachable trainer is restarted, which counts as a failed run; set it
-    longer than the longest step, row or transfer. Takes effect at once. Default: 1800."""
+    """Seconds without progress after which a reachable trainer is restarted, which counts as a failed run, and after
+    which a preflight ends, which is tried again; set it longer than the longest step, row or transfer. Takes effect at
+    once for trainers. Default: 1800."""
     ttl_seconds_after_finished: Annotated[int, Field(ge=0, le=315_360_000)] | None = None
     """Seconds after the end of the job until its Jobs, pods and ConfigMaps are deleted; the FineTuneJob stays as the
     record. Takes effect at once. Default: they are deleted with the FineTuneJob."""

@@ -133,6 +133,12 @@ def test_a_model_that_gives_no_score_is_refused(
         (ADAPTER, {"task_type": "CAUSAL_LM"}, "for task CAUSAL_LM"),
         (ADAPTER, {"peft_type": "IA3"}, "of type IA3"),
         (ADAPTER, {"base_model_name_or_path": None}, "names no base model"),
+        (
+            ADAPTER,
+            {"base_model_name_or_path": "http://169.254.169.254/model"},
+            "which must be hf://owner/name, or s3://",
+        ),
+        (ADAPTER, {"base_model_name_or_path": "/tmp/model"}, "'/tmp/model', which must be hf://owner/name"),
         (ADAPTER, {"base_model_name_or_path": "s3://bucket/nowhere"}, "the base of the reward model"),
     ],
 )

@@ -18,6 +18,7 @@ from finetune_api.spec import ResumePolicy
 from finetune_api.status import CheckpointStatus
 from finetune_trainer.config.manifest import field_errors, join_faults
 from finetune_trainer.config.run_context import RunContext
+from finetune_trainer.entrypoints.stall import end_when_stalled
 from finetune_trainer.entrypoints.termination import RunState
 from finetune_trainer.errors import Stopped, TrainerError
 from finetune_trainer.monitoring.reporter import Reporter
@@ -35,6 +36,7 @@ TRAINER_RETRY_SECONDS = 180.0
 def run_preflight(state: RunState, config_path: Path, workspace: Path, port: int) -> Report:
     """Check everything that needs no GPU."""
     config, reporter = _begin(state, config_path, port)
+    end_when_stalled(state, reporter, config.spec.stall_timeout_seconds)
     state.stop.raise_if_set()
     from finetune_trainer.pipeline.preflight import preflight
 

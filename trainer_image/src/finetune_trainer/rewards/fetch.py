@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from finetune_api.blocks import MODEL_URI, MODEL_URI_MESSAGE
 from finetune_api.handoff import ADAPTER_WEIGHTS, Artifact, ExitCode, JobConfig
 from finetune_api.objectives import Objective
 from finetune_trainer.errors import TrainerError
@@ -233,7 +234,10 @@ def _find_base(uri: str, config: Mapping[str, Any]) -> str:
     named = str(config.get("base_model_name_or_path") or "").rstrip("/")
     if not named:
         refuse(uri, f"its {ADAPTER_CONFIG} names no base model")
-    return _with_revision(named if "://" in named else f"{SCHEME}{named}", config.get("revision"))
+    base = named if "://" in named else f"{SCHEME}{named}"
+    if not MODEL_URI.fullmatch(base.partition("@")[0]):
+        refuse(uri, f"its {ADAPTER_CONFIG} names the base model {named[:200]!r}, which {MODEL_URI_MESSAGE}")
+    return _with_revision(base, config.get("revision"))
 
 
 def _policy_base(config: JobConfig) -> str:
