@@ -21,7 +21,8 @@ def pair(world: Any, wait: Any) -> Callable[[str], list[Any]]:
             alive.sort(key=lambda pod: int(pod.metadata.annotations["batch.kubernetes.io/job-completion-index"]))
             return alive if len(alive) == 2 else []
 
-        found: list[Any] = wait(look, f"two pods of {job}")
+        # The Job controller waits for 10 s after a pod's failure, and for 20 s after the second one.
+        found: list[Any] = wait(look, f"two pods of {job}", 60)
         return found
 
     return find
