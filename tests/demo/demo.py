@@ -234,8 +234,9 @@ def read_status(metadata: dict[str, str]) -> dict[str, Any]:
 
 def show(uri: str, status: dict[str, Any]) -> None:
     """The losses, the report (with the answers before and after) and the objects in the bucket."""
-    metrics = status["metrics"]
-    say(f"\n  evaluation loss before: {metrics['baselineEvalLoss']}   after: {metrics['evalLoss']} nats per token")
+    found, metrics = status["evaluation"], status["metrics"]
+    say(f"\n  held-out loss as it is served: {found['before']} → {found['after']} nats per token ({found['change']})")
+    say(f"  in training, on the quantised base: {metrics['baselineEvalLoss']} → {metrics['evalLoss']}")
     heading(f"Report: {uri}/finetune_report.md")
     body = s3().get_object(Bucket=BUCKET, Key=f"{key_of(uri)}/finetune_report.md")["Body"].read()
     say(body.decode())
