@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from finetune_trainer.data.rows import Message, ToolCall
-from finetune_trainer.tokenization.template_sandbox import MAX_TEXT_CHARACTERS, TemplateFailure, to_json
+from finetune_trainer.tokenization.template_sandbox import HEAD_BYTES, MAX_TEXT_CHARACTERS, TemplateFailure, to_json
 
 __all__ = ["FALLBACK_TEMPLATE", "ChatTemplate", "TemplateFailure"]
 
@@ -23,7 +23,6 @@ MAX_SECONDS = 10.0
 MAX_ANSWER_BYTES = 4 * MAX_TEXT_CHARACTERS
 MAX_ENDED = 3
 """Conversations by which a template may end its child before it counts as broken."""
-HEAD_BYTES = 4
 # The child runs a stranger's template: it gets no keys.
 PASSED_ON = ("PATH", "PYTHONPATH", "HOME", "TMPDIR", "TZ", "LANG", "LC_ALL", "LC_TIME")
 REASONING_ALIAS = "thinking"

@@ -16,6 +16,8 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+HEAD_BYTES = 4
+"""Length of a message between a process and the child that renders for it, before the message."""
 MAX_TEXT_CHARACTERS = 64 << 20
 MAX_REPEATED_CHARACTERS = 1 << 20
 MAX_RANGE_ITEMS = 100_000

@@ -5,9 +5,7 @@ import signal
 import sys
 
 from finetune_trainer.limits import limit_process
-from finetune_trainer.tokenization.template_sandbox import SandboxedTemplate, TemplateFailure
-
-HEAD_BYTES = 4
+from finetune_trainer.tokenization.template_sandbox import HEAD_BYTES, SandboxedTemplate, TemplateFailure
 
 
 def main() -> None:
