@@ -114,9 +114,10 @@ class WandbRun:
             raise TrackerFault("its process has ended") from None
 
     def _kill(self) -> None:
-        if self._process and self._process.poll() is None:
+        process = self._process  # read once: the follower's thread may clear it meanwhile
+        if process and process.poll() is None:
             with suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
+                os.killpg(process.pid, signal.SIGKILL)
 
     def _clear(self) -> None:
         """End an earlier process; only on the follower's thread, which reads and writes the pipes."""
