@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, PositiveFloat, PositiveInt
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from finetune_api.blocks import Endpoint, SecretName, SecretRef
+from finetune_api.blocks import Endpoint, Quantity, SecretName, SecretRef
 from finetune_api.spec import Hub, Storage
 
 DEFAULT_UID = 65532
@@ -35,6 +35,7 @@ def _check_proxy(value: str | None) -> str | None:
 _PROXY = re.compile(r"https?://[^\s/?#]+/?")
 Proxy = Annotated[str | None, AfterValidator(_check_proxy), BeforeValidator(_empty_is_none)]
 Url = Annotated[Endpoint | None, BeforeValidator(_empty_is_none)]
+OptionalQuantity = Annotated[Quantity | None, BeforeValidator(_empty_is_none)]
 Secret = Annotated[SecretName | None, BeforeValidator(_empty_is_none)]
 
 
@@ -47,6 +48,10 @@ class Settings(BaseSettings):
     """Image for training, merge and, by default, preflight; its repository is always allowed."""
     preflight_image: OptionalText = None
     """Image for preflight alone, without PyTorch; not used for a job with `spec.trainer.image`."""
+    preflight_memory_limit: OptionalQuantity = "4Gi"
+    """Memory limit of preflight pods whose job sets none; empty = none."""
+    preflight_workspace_limit: OptionalQuantity = "50Gi"
+    """Size limit of the workspace of preflight pods whose job sets none; empty = none."""
     watch_namespaces: CommaSeparated = []
     """Namespaces to serve; empty = all."""
     allowed_images: CommaSeparated = []
@@ -55,6 +60,22 @@ class Settings(BaseSettings):
     """Service accounts that `spec.trainer.serviceAccountName` may name, as `name` or `namespace/name`."""
     allowed_priority_classes: CommaSeparated = []
     """Priority classes that `spec.scheduling.priorityClassName` may name."""
+    allowed_workload_priority_classes: CommaSeparated = []
+    """Kueue WorkloadPriorityClasses that `spec.scheduling.workloadPriorityClass` may name."""
+    allowed_runtime_classes: CommaSeparated = ["nvidia", "nvidia-cdi", "nvidia-legacy"]
+    """Runtime classes that `spec.scheduling.runtimeClassName` may name; by default those of NVIDIA's GPU Operator."""
+    allowed_tolerations: CommaSeparated = ["*", "node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"]
+    """Keys that `spec.scheduling.tolerations` may name; a `*` at the end matches any rest, but keys that begin with
+    `node-role.kubernetes.io/` or `node.kubernetes.io/` only in an entry that begins so too. A toleration without a key
+    is never allowed."""
+    allowed_node_selectors: CommaSeparated = ["*"]
+    """Labels that `spec.scheduling.nodeSelector` may name, written in the same way; those that begin with
+    `node-role.kubernetes.io/` need an entry that begins so too."""
+    allowed_model_cache_claims: CommaSeparated = ["*"]
+    """Claims that `spec.modelCache.claimName` may name, as `name` or `namespace/name`; a `*` at the end matches any
+    rest."""
+    max_grace_period_seconds: PositiveInt = 3600
+    """Largest `spec.checkpoint.gracePeriodSeconds`: so long may a pod delay the drain of its node."""
     allowed_env: CommaSeparated = ["NCCL_*", "FI_*", "GLOO_*", "UCX_*", "TORCH_NCCL_*", "TORCH_DISTRIBUTED_*"]
     """Environment variables that `spec.trainer.env` may set; a `*` at the end matches any rest."""
     allowed_pod_annotations: CommaSeparated = []

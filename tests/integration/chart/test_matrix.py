@@ -32,6 +32,8 @@ MATRIX: dict[str, dict[str, Any]] = {
         "preflight": {"image": {"repository": "registry.example/preflight", "digest": DIGEST}},
     },
     "policies": {"networkPolicy": {"enabled": True}},
+    "admission-policy": {"admissionPolicy": {"enabled": True}, "allowed": {"serviceAccounts": ["team/trainer"]}},
+    "no-limits": {"preflight": {"memoryLimit": "", "workspaceLimit": ""}},
     "policies-narrow": {
         "watchNamespaces": ["a"],
         "networkPolicy": {
@@ -67,6 +69,12 @@ MATRIX: dict[str, dict[str, Any]] = {
             "images": ["registry.example/trainer"],
             "serviceAccounts": ["team/trainer"],
             "priorityClasses": ["high"],
+            "workloadPriorityClasses": ["urgent"],
+            "runtimeClasses": [],
+            "tolerations": ["nvidia.com/*"],
+            "nodeSelectors": ["node-role.kubernetes.io/gpu"],
+            "modelCacheClaims": ["team/models"],
+            "maxGracePeriodSeconds": 600,
             "storageEndpoints": ["https://*.example.com"],
             "hubEndpoints": ["https://hub.example.com"],
             "trackingEndpoints": ["http://mlflow.mlflow:5000"],

@@ -269,9 +269,11 @@ def _pod_spec(job: FineTuneJob, settings: Settings, component: names.Component, 
     is_trainer = component is names.Component.TRAINER
     effective, tokens = build_effective_spec(spec, settings), hub_tokens(spec, settings)
     config_name, digest = config["metadata"]["name"], digest_of(config["data"][handoff.CONFIG_FILE])
-    mounted = build_volumes(effective, tokens, config_name, is_trainer=component is not names.Component.PREFLIGHT)
+    is_preflight = component is names.Component.PREFLIGHT
+    limit = settings.preflight_workspace_limit if is_preflight else None
+    mounted = build_volumes(effective, tokens, config_name, is_trainer=not is_preflight, workspace_limit=limit)
     environment = _environment(image, digest, settings, spec.trainer.env or () if is_trainer else ())
-    container = _container(spec, component, image, environment)
+    container = _container(spec, component, image, environment, build_resources(spec, component, settings))
     pod: Object = {
         "restartPolicy": "Never",
         "automountServiceAccountToken": False,
@@ -312,7 +314,9 @@ def _pod_security(settings: Settings) -> Object:
     return context if user is None else context | {"runAsUser": user, "runAsGroup": user, "fsGroup": user}
 
 
-def _container(spec: FineTuneJobSpec, component: names.Component, image: str, environment: list[Object]) -> Object:
+def _container(
+    spec: FineTuneJobSpec, component: names.Component, image: str, environment: list[Object], resources: Object
+) -> Object:
     return {
         "name": names.TRAINER_CONTAINER,
         "image": image,
@@ -321,7 +325,7 @@ def _container(spec: FineTuneJobSpec, component: names.Component, image: str, en
         "workingDir": handoff.WORKSPACE_DIR,
         "env": environment,
         "ports": [{"name": "progress", "containerPort": handoff.PROGRESS_PORT}],
-        "resources": build_resources(spec, component),
+        "resources": resources,
         "securityContext": {
             "allowPrivilegeEscalation": False,
             "readOnlyRootFilesystem": True,

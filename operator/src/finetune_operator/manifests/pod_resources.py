@@ -5,16 +5,17 @@ from finetune_api.names import Component
 from finetune_api.pods import PodResources
 from finetune_api.spec import FineTuneJobSpec
 from finetune_operator.kube.objects import Object
+from finetune_operator.settings import Settings
 
 MERGED_WITH = frozenset({"cpu", "memory", "ephemeral-storage"})
 """The trainer's resources that a merge gets by default."""
 PREFLIGHT_REQUESTS: dict[str, Quantity] = {"cpu": "250m", "memory": "512Mi"}
 
 
-def build_resources(spec: FineTuneJobSpec, component: Component) -> Object:
+def build_resources(spec: FineTuneJobSpec, component: Component, settings: Settings) -> Object:
     """Return requests and limits of a pod; only the trainer has GPUs."""
     if component is Component.PREFLIGHT:
-        found = _preflight(spec)
+        found = _preflight(spec, settings.preflight_memory_limit)
     else:
         found = _trainer(spec) if component is Component.TRAINER else _merge(spec)
     return {kind: values for kind, values in found.items() if values}
@@ -41,10 +42,16 @@ def _without_gpus(
     return {kind: {name: value for name, value in values.items() if name != gpu} for kind, values in given.items()}
 
 
-def _preflight(spec: FineTuneJobSpec) -> Object:
+def _preflight(spec: FineTuneJobSpec, memory: Quantity | None) -> Object:
+    """Return the job's own, with the operator's requests if it has none, and with the operator's memory limit if it
+    has neither a limit nor a request of memory, which could be larger."""
     given = (spec.preflight and spec.preflight.resources) or PodResources()
-    requests = given.requests
-    if requests is None:
+    requests, limits = dict(given.requests or {}), dict(given.limits or {})
+    if memory is not None and "memory" not in requests | limits:
+        limits["memory"] = memory
+        # Without a request, Kubernetes would make the limit one.
+        requests["memory"] = PREFLIGHT_REQUESTS["memory"]
+    if given.requests is None:
         # A default request above the user's own limit would be refused.
         requests = {name: (given.limits or {}).get(name, value) for name, value in PREFLIGHT_REQUESTS.items()}
-    return {"requests": requests, "limits": given.limits}
+    return {"requests": requests, "limits": limits}

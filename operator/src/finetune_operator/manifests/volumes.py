@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 
 from finetune_api import handoff
-from finetune_api.blocks import SecretRef
+from finetune_api.blocks import Quantity, SecretRef
 from finetune_api.spec import FineTuneJobSpec
 from finetune_operator.kube.objects import Object
 from finetune_operator.manifests.effective_spec import Token, uses_hub
@@ -32,15 +32,25 @@ class Mounted:
         return mount | {"readOnly": True} if self.read_only else mount
 
 
-def build_volumes(spec: FineTuneJobSpec, tokens: list[Token], config_name: str, *, is_trainer: bool) -> list[Mounted]:
+def build_volumes(
+    spec: FineTuneJobSpec, tokens: list[Token], config_name: str, *, is_trainer: bool, workspace_limit: Quantity | None
+) -> list[Mounted]:
     """Build every volume of a pod, from a spec that includes the operator's defaults."""
     config = Mounted("config", handoff.CONFIG_DIR, {"configMap": {"name": config_name}}, read_only=True)
     own = [_shared_memory(spec), *_tracking_secrets(spec)] if is_trainer else []
-    return [config, _workspace(spec), *own, *_storage_secrets(spec), *_hub_secrets(spec, tokens), *_cache(spec)]
+    return [
+        config,
+        _workspace(spec, workspace_limit),
+        *own,
+        *_storage_secrets(spec),
+        *_hub_secrets(spec, tokens),
+        *_cache(spec),
+    ]
 
 
-def _workspace(spec: FineTuneJobSpec) -> Mounted:
-    limit = spec.resources.workspace.size_limit if spec.resources.workspace else None
+def _workspace(spec: FineTuneJobSpec, default: Quantity | None) -> Mounted:
+    own = spec.resources.workspace.size_limit if spec.resources.workspace else None
+    limit = default if own is None else own
     return Mounted("workspace", handoff.WORKSPACE_DIR, {"emptyDir": {"sizeLimit": limit} if limit is not None else {}})
 
 

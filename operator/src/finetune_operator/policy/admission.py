@@ -36,6 +36,9 @@ METADATA_NETWORKS = tuple(
 )
 LOADS_CODE = re.compile(r"PLUGIN|UCX_MODULE|WEIGHTS_ONLY|PATH$|_DIR$|_FILE$")
 """Variables that name a library or a file, or let torch unpickle one; no pattern of the allow-list covers them."""
+CONTROL_PLANE = "node-role.kubernetes.io/"
+NODE_CONDITIONS = "node.kubernetes.io/"
+"""Keys of nodes that are not for jobs, and of taints of nodes in trouble; a `*` alone does not match them."""
 _EMBEDDED = tuple(
     ipaddress.IPv6Network(text)
     for text in ("::/96", "::ffff:0:0/96", "::ffff:0:0:0/96", "64:ff9b::/96", "64:ff9b:1::/48")
@@ -53,7 +56,10 @@ def find_refusal(job: FineTuneJob, settings: Settings) -> str | None:
     return (
         _check_image(spec, settings)
         or _check_service_account(spec, job.key.namespace, settings)
-        or _check_priority_class(spec, settings)
+        or _check_priority_classes(spec, settings)
+        or _check_placement(spec, settings)
+        or _check_cache(spec, job.key.namespace, settings)
+        or _check_grace_period(spec, settings)
         or _check_environment(spec, settings)
         or _check_annotations(spec, settings)
         or _check_storage(spec, settings)
@@ -77,11 +83,64 @@ def _check_service_account(spec: FineTuneJobSpec, namespace: str, settings: Sett
     return f"service account {name} is not allowed: add it to FINETUNE_ALLOWED_SERVICE_ACCOUNTS"
 
 
-def _check_priority_class(spec: FineTuneJobSpec, settings: Settings) -> str | None:
-    name = spec.scheduling.priority_class_name if spec.scheduling else None
-    if name is None or name in settings.allowed_priority_classes:
+def _check_priority_classes(spec: FineTuneJobSpec, settings: Settings) -> str | None:
+    scheduling = spec.scheduling
+    pods, workload = (
+        (scheduling.priority_class_name, scheduling.workload_priority_class) if scheduling else (None, None)
+    )
+    if pods is not None and pods not in settings.allowed_priority_classes:
+        return f"priority class {pods} is not allowed: add it to FINETUNE_ALLOWED_PRIORITY_CLASSES"
+    if workload is not None and workload not in settings.allowed_workload_priority_classes:
+        return (
+            f"workload priority class {workload} is not allowed: add it to FINETUNE_ALLOWED_WORKLOAD_PRIORITY_CLASSES"
+        )
+    return None
+
+
+def _check_placement(spec: FineTuneJobSpec, settings: Settings) -> str | None:
+    """Check what chooses the nodes and the runtime of the pods."""
+    if (scheduling := spec.scheduling) is None:
         return None
-    return f"priority class {name} is not allowed: add it to FINETUNE_ALLOWED_PRIORITY_CLASSES"
+    tolerations = scheduling.tolerations or []
+    if any(one.key is None for one in tolerations):
+        return (
+            "a toleration without a key is not allowed, because it tolerates every taint: "
+            "name the key of each taint in scheduling.tolerations"
+        )
+    runtimes = [scheduling.runtime_class_name] if scheduling.runtime_class_name else []
+    return (
+        _check_names(
+            "toleration",
+            [one.key for one in tolerations if one.key],
+            settings.allowed_tolerations,
+            "FINETUNE_ALLOWED_TOLERATIONS",
+            (CONTROL_PLANE, NODE_CONDITIONS),
+        )
+        or _check_names(
+            "node selector",
+            list(scheduling.node_selector or ()),
+            settings.allowed_node_selectors,
+            "FINETUNE_ALLOWED_NODE_SELECTORS",
+            (CONTROL_PLANE,),
+        )
+        or _check_names("runtime class", runtimes, settings.allowed_runtime_classes, "FINETUNE_ALLOWED_RUNTIME_CLASSES")
+    )
+
+
+def _check_cache(spec: FineTuneJobSpec, namespace: str, settings: Settings) -> str | None:
+    claims = [f"{namespace}/{spec.model_cache.claim_name}"] if spec.model_cache else []
+    allowed = [one if "/" in one else f"{namespace}/{one}" for one in settings.allowed_model_cache_claims]
+    return _check_names("model cache claim", claims, allowed, "FINETUNE_ALLOWED_MODEL_CACHE_CLAIMS")
+
+
+def _check_grace_period(spec: FineTuneJobSpec, settings: Settings) -> str | None:
+    given, longest = spec.checkpoint.grace_period_seconds, settings.max_grace_period_seconds
+    if given <= longest:
+        return None
+    return (
+        f"checkpoint.gracePeriodSeconds {given} is not allowed: a drained node would wait for the pod so long; "
+        f"use at most {longest}, or raise FINETUNE_MAX_GRACE_PERIOD_SECONDS"
+    )
 
 
 def _check_environment(spec: FineTuneJobSpec, settings: Settings) -> str | None:
@@ -100,12 +159,22 @@ def _check_annotations(spec: FineTuneJobSpec, settings: Settings) -> str | None:
     return _check_names("pod annotation", given, allowed, "FINETUNE_ALLOWED_POD_ANNOTATIONS")
 
 
-def _check_names(kind: str, given: list[str], allowed: list[str], setting: str) -> str | None:
-    """Refuse the first name that no entry matches; a `*` at the end of an entry matches any rest."""
+def _check_names(
+    kind: str, given: list[str], allowed: list[str], setting: str, reserved: tuple[str, ...] = ()
+) -> str | None:
+    """Refuse the first name that no entry matches; a `*` at the end of an entry matches any rest, but nothing that
+    begins with a reserved prefix, unless the entry begins with it too."""
     for name in given:
-        if not any(name.startswith(one[:-1]) if one.endswith("*") else name == one for one in allowed):
+        if not any(_names(one, name, reserved) for one in allowed):
             return f"{kind} {name} is not allowed: add it to {setting} (allowed: {', '.join(allowed) or 'none'})"
     return None
+
+
+def _names(entry: str, name: str, reserved: tuple[str, ...]) -> bool:
+    if not entry.endswith("*"):
+        return name == entry
+    start = entry[:-1]
+    return name.startswith(start) and all(start.startswith(one) or not name.startswith(one) for one in reserved)
 
 
 def _check_storage(spec: FineTuneJobSpec, settings: Settings) -> str | None:

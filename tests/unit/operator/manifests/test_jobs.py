@@ -21,10 +21,43 @@ def _container(job: Any) -> Any:
     return _pod(job)["containers"][0]
 
 
+def _workspace(job: Any) -> Any:
+    return next(one["emptyDir"] for one in _pod(job)["volumes"] if one["name"] == "workspace")
+
+
 def test_preflight_requests_no_gpu_and_few_resources(built: Any) -> None:
     container = _container(built("preflight"))
     assert container["args"] == ["preflight"]
-    assert container["resources"] == {"requests": {"cpu": "250m", "memory": "512Mi"}}
+    assert container["resources"] == {
+        "requests": {"cpu": "250m", "memory": "512Mi"},
+        "limits": {"memory": "4Gi"},
+    }
+
+
+@pytest.mark.parametrize(
+    ("given", "made"),
+    [
+        ({"requests": {"cpu": 2}}, {"requests": {"cpu": 2, "memory": "512Mi"}, "limits": {"memory": "4Gi"}}),
+        ({"requests": {"memory": "8Gi"}}, {"requests": {"memory": "8Gi"}}),
+        ({"limits": {"memory": "1Gi"}}, {"requests": {"cpu": "250m", "memory": "1Gi"}, "limits": {"memory": "1Gi"}}),
+        (
+            {"limits": {"cpu": 1}},
+            {"requests": {"cpu": 1, "memory": "512Mi"}, "limits": {"cpu": 1, "memory": "4Gi"}},
+        ),
+    ],
+)
+def test_preflight_has_a_memory_limit_unless_its_job_sets_memory(built: Any, given: Any, made: Any) -> None:
+    assert _container(built("preflight", preflight={"resources": given}))["resources"] == made
+
+
+def test_the_platform_sets_the_limits_of_preflight_or_none(built: Any) -> None:
+    none = Settings(trainer_image="x/y:1", preflight_memory_limit="", preflight_workspace_limit="")
+    job = built("preflight", using=none)
+    assert "limits" not in _container(job)["resources"]
+    assert _workspace(job) == {}
+    assert _workspace(built("preflight")) == {"sizeLimit": "50Gi"}
+    assert _workspace(built("preflight", resources={"workspace": {"sizeLimit": "1Gi"}})) == {"sizeLimit": "1Gi"}
+    assert _workspace(built()) == {}
 
 
 def test_gpu_requests_equal_limits_and_cannot_be_overruled(built: Any) -> None:

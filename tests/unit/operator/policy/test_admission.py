@@ -66,6 +66,21 @@ def test_other_addresses_are_not(host: str) -> None:
         ({"trainer": {"image": "other.example/x:1"}}, {"allowed_images": ["other.example/x"]}),
         ({"trainer": {"serviceAccountName": "ml"}}, {"allowed_service_accounts": ["team/ml"]}),
         ({"scheduling": {"priorityClassName": "high"}}, {"allowed_priority_classes": ["high"]}),
+        ({"scheduling": {"workloadPriorityClass": "urgent"}}, {"allowed_workload_priority_classes": ["urgent"]}),
+        ({"scheduling": {"runtimeClassName": "kata"}}, {"allowed_runtime_classes": ["kata"]}),
+        (
+            {"scheduling": {"tolerations": [{"key": "node-role.kubernetes.io/control-plane"}]}},
+            {"allowed_tolerations": ["node-role.kubernetes.io/*"]},
+        ),
+        (
+            {"scheduling": {"tolerations": [{"key": "node.kubernetes.io/unschedulable", "operator": "Exists"}]}},
+            {"allowed_tolerations": ["*", "node.kubernetes.io/unschedulable"]},
+        ),
+        (
+            {"scheduling": {"nodeSelector": {"node-role.kubernetes.io/control-plane": ""}}},
+            {"allowed_node_selectors": ["node-role.kubernetes.io/control-plane"]},
+        ),
+        ({"checkpoint": {"gracePeriodSeconds": 7200}}, {"max_grace_period_seconds": 7200}),
         ({"trainer": {"env": [{"name": "OFI_X", "value": "1"}]}}, {"allowed_env": ["NCCL_*", "OFI_X"]}),
         ({"trainer": {"env": [{"name": "OFI_X", "value": "1"}]}}, {"allowed_env": ["OFI_*"]}),
         ({"trainer": {"podAnnotations": {"cni.io/net": "a"}}}, {"allowed_pod_annotations": ["cni.io/*"]}),
@@ -75,6 +90,40 @@ def test_what_is_refused_by_default_is_allowed_by_its_setting(scene: Any, spec: 
     job = scene(**spec).job
     assert "not allowed" in (find_refusal(job, Settings(trainer_image="registry.example/trainer:1")) or "")
     assert find_refusal(job, Settings(trainer_image="registry.example/trainer:1", **allowed)) is None
+
+
+@pytest.mark.parametrize(
+    "scheduling",
+    [
+        {"tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists"}, {"key": "dedicated", "value": "ml"}]},
+        {"tolerations": [{"key": "node.kubernetes.io/unreachable", "operator": "Exists", "tolerationSeconds": 5}]},
+        {"nodeSelector": {"node.kubernetes.io/instance-type": "p5", "nvidia.com/gpu.product": "H100"}},
+        {"runtimeClassName": "nvidia"},
+    ],
+)
+def test_what_gpu_nodes_usually_need_is_allowed_by_default(scene: Any, scheduling: Any) -> None:
+    job = scene(scheduling=scheduling).job
+    assert find_refusal(job, Settings(trainer_image="registry.example/trainer:1")) is None
+
+
+def test_no_setting_allows_a_toleration_of_every_taint(scene: Any) -> None:
+    job = scene(scheduling={"tolerations": [{"operator": "Exists", "effect": "NoSchedule"}]}).job
+    settings = Settings(trainer_image="registry.example/trainer:1", allowed_tolerations=["*"])
+    assert "without a key" in (find_refusal(job, settings) or "")
+
+
+@pytest.mark.parametrize(
+    ("allowed", "accepted"),
+    [("*", True), ("models", True), ("default/mod*", True), ("other/models", False), ("x", False)],
+)
+def test_claims_are_listed_by_name_or_with_their_namespace(scene: Any, allowed: str, accepted: bool) -> None:
+    job = scene(modelCache={"claimName": "models"}).job
+    settings = Settings(
+        trainer_image="registry.example/trainer:1",
+        allowed_model_cache_claims=[allowed.replace("default", job.key.namespace)],
+    )
+    refusal = find_refusal(job, settings)
+    assert (refusal is None) is accepted, refusal
 
 
 @pytest.mark.parametrize(

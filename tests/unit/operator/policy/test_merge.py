@@ -82,7 +82,7 @@ def test_a_merge_takes_no_labels_of_gpu_nodes_and_no_devices(scene: Build) -> No
         "nodeSelector": {"gpu": "h100"},
         "runtimeClassName": "nvidia",
         "priorityClassName": "research",
-        "tolerations": [{"operator": "Exists"}],
+        "tolerations": [{"key": "gpu", "operator": "Exists"}],
         "topology": {"mode": "Required", "level": "rack"},
     }
     trainer = {"env": [{"name": "NCCL_DEBUG", "value": "INFO"}]}
@@ -91,7 +91,7 @@ def test_a_merge_takes_no_labels_of_gpu_nodes_and_no_devices(scene: Build) -> No
     pod = pod_spec(to_merge(one), "one-2-merge")
     assert "nodeSelector" not in pod
     assert "runtimeClassName" not in pod
-    assert (pod["priorityClassName"], pod["tolerations"]) == ("research", [{"operator": "Exists"}])
+    assert (pod["priorityClassName"], pod["tolerations"]) == ("research", [{"key": "gpu", "operator": "Exists"}])
     assert "NCCL_DEBUG" not in [one["name"] for one in pod["containers"][0]["env"]]
     annotations = one.children["one-2-merge"]["spec"]["template"]["metadata"]["annotations"]
     assert [name for name in annotations if "topology" in name] == []

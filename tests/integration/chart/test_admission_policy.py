@@ -1,0 +1,171 @@
+"""The ValidatingAdmissionPolicy on a real API server: the operator's account creates the operator's Jobs alone."""
+
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from chart import of_kind, render
+from kubernetes import client, config
+from waiting import wait_until
+
+from finetune_operator.kube.objects import FineTuneJob
+from finetune_operator.manifests.jobs import build_attempt, build_preflight
+from finetune_operator.settings import Settings
+
+IMAGE = "registry.example/trainer:1"
+SETTINGS = Settings(trainer_image=IMAGE, default_hub_token_secret="hub", default_storage_credentials_secret="keys")
+SPEC: dict[str, Any] = {
+    "objective": "Chat",
+    "model": {"uri": "hf://org/model", "revision": "main"},
+    "dataset": {"train": {"uri": "s3://bucket/rows.jsonl"}},
+    "output": {"uri": "s3://bucket/out", "merge": "BF16"},
+    "modelCache": {"claimName": "models"},
+    "storage": {"caSecretRef": {"name": "ca"}},
+    "resources": {"gpusPerNode": 2, "nodes": 2},
+    "scheduling": {
+        "queueName": "team",
+        "priorityClassName": "system-node-critical",
+        "runtimeClassName": "nvidia",
+        "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists"}],
+    },
+    "trainer": {"serviceAccountName": "ml", "imagePullSecrets": [{"name": "pull"}]},
+}
+VALUES = (
+    "admissionPolicy.enabled=true,trainer.image.repository=registry.example/trainer,"
+    "allowed.serviceAccounts={default/ml},allowed.priorityClasses={system-node-critical}"
+)
+
+
+def operators_jobs() -> dict[str, Any]:
+    """What the operator makes of a job that asks for as much as it may."""
+    plain = {
+        "apiVersion": "finetune.dev/v1alpha1",
+        "kind": "FineTuneJob",
+        "metadata": {"namespace": "default", "name": "one", "uid": "6f1c", "generation": 1, "resourceVersion": "5"},
+        "spec": SPEC,
+    }
+    merging = FineTuneJob.from_object(plain | {"status": {"trained": {"manifestSha256": "1" * 64, "failures": 0}}})
+    job = FineTuneJob.from_object(plain)
+    return {
+        "preflight": build_preflight(job, SETTINGS, IMAGE).job,
+        "trainer": build_attempt(job, SETTINGS, IMAGE, 1).job,
+        "merge": build_attempt(merging, SETTINGS, IMAGE, 1).job,
+    }
+
+
+@pytest.fixture(scope="module")
+def create(helm: str, kubectl: Callable[..., str], control_plane: Path) -> Iterator[Callable[..., str]]:
+    """Create a Job as the operator's account or another user, without keeping it; return the refusal, or ""."""
+    policy = [one for one in render(helm, "--set", VALUES) if one["kind"].startswith("ValidatingAdmissionPolicy")]
+    roles = of_kind(render(helm), "ClusterRole") + of_kind(render(helm), "ClusterRoleBinding")
+    made = yaml.safe_dump_all(
+        [*policy, *(one for one in roles if not one["metadata"]["name"].endswith(("view", "edit")))]
+    )
+    kubectl("apply", "-f", "-", stdin=made)
+
+    def ask(job: dict[str, Any], user: str = "system:serviceaccount:system:release-finetune-operator") -> str:
+        with config.new_client_from_config(str(control_plane)) as api:
+            api.set_default_header("Impersonate-User", user)
+            if user == "an-administrator":
+                api.set_default_header("Impersonate-Group", "system:masters")
+            try:
+                client.CustomObjectsApi(api).create_namespaced_custom_object(
+                    "batch", "v1", "default", "jobs", job, dry_run="All"
+                )
+            except client.ApiException as refusal:
+                return str(refusal.body)
+            return ""
+
+    # A policy takes effect a moment after it was created.
+    wait_until(lambda: "the controller of the Job" in ask(changed(lambda job: job["metadata"].pop("ownerReferences"))))
+    yield ask
+    kubectl("delete", "-f", "-", stdin=made)
+
+
+def changed(change: Callable[[dict[str, Any]], Any]) -> dict[str, Any]:
+    job: dict[str, Any] = deepcopy(operators_jobs()["trainer"])
+    change(job)
+    return job
+
+
+def pod(job: dict[str, Any]) -> Any:
+    return job["spec"]["template"]["spec"]
+
+
+def main(job: dict[str, Any]) -> Any:
+    return pod(job)["containers"][0]
+
+
+@pytest.mark.parametrize("kind", ["preflight", "trainer", "merge"])
+def test_the_operators_own_jobs_pass(create: Callable[..., str], kind: str) -> None:
+    assert create(operators_jobs()[kind]) == ""
+
+
+HOST_PATH = {"name": "host", "hostPath": {"path": "/"}}
+API_TOKEN = {"name": "api", "projected": {"sources": [{"serviceAccountToken": {"path": "token"}}]}}
+REFUSED: dict[str, tuple[Callable[[Any], Any], str]] = {
+    "no owner": (lambda job: job["metadata"].pop("ownerReferences"), "the controller of the Job"),
+    "another owner": (
+        lambda job: job["metadata"]["ownerReferences"][0].update(kind="Pod"),
+        "the controller of the Job",
+    ),
+    "a command": (lambda job: main(job).update(command=["sh"]), "one container"),
+    "arguments": (lambda job: main(job).update(args=["run", "x"]), "one container"),
+    "a hook": (lambda job: main(job).update(lifecycle={"preStop": {"sleep": {"seconds": 1}}}), "one container"),
+    "two containers": (lambda job: pod(job)["containers"].append({**main(job), "name": "b"}), "one container"),
+    "an init container": (lambda job: pod(job).update(initContainers=[{"name": "i", "image": IMAGE}]), "one container"),
+    "an image": (
+        lambda job: main(job).update(image="registry.example/trainer2:1"),
+        "image registry.example/trainer2:1",
+    ),
+    "a token": (lambda job: pod(job).update(automountServiceAccountToken=True), "no service-account token"),
+    "an account": (lambda job: pod(job).update(serviceAccountName="admin"), "allowed.serviceAccounts"),
+    "the host's network": (lambda job: pod(job).update(hostNetwork=True), "node's network"),
+    "the host's processes": (lambda job: pod(job).update(hostPID=True), "node's network"),
+    "a node": (lambda job: pod(job).update(nodeName="control-plane"), "node's network"),
+    "a host port": (lambda job: main(job)["ports"][0].update(hostPort=8080), "node's network"),
+    "a host path": (lambda job: pod(job)["volumes"].append(HOST_PATH), "a volume must be"),
+    "a projected token": (lambda job: pod(job)["volumes"].append(API_TOKEN), "a volume must be"),
+    "an environment of a Secret": (
+        lambda job: main(job).update(envFrom=[{"secretRef": {"name": "other"}}]),
+        "a variable must be",
+    ),
+    "a variable of a Secret": (
+        lambda job: main(job)["env"].append({"name": "A", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}}),
+        "a variable must be",
+    ),
+    "root": (lambda job: pod(job)["securityContext"].update(runAsUser=0), "another user than root"),
+    "root by the container": (lambda job: main(job)["securityContext"].update(runAsUser=0), "read-only root"),
+    "no seccomp": (
+        lambda job: pod(job)["securityContext"]["seccompProfile"].update(type="Unconfined"),
+        "another user than root",
+    ),
+    "privilege": (lambda job: main(job)["securityContext"].update(privileged=True), ""),
+    "escalation": (lambda job: main(job)["securityContext"].pop("allowPrivilegeEscalation"), "read-only root"),
+    "a capability": (
+        lambda job: main(job)["securityContext"]["capabilities"].update(add=["NET_RAW"]),
+        "read-only root",
+    ),
+    "a writable root": (
+        lambda job: main(job)["securityContext"].update(readOnlyRootFilesystem=False),
+        "read-only root",
+    ),
+    "a priority": (lambda job: pod(job).update(priorityClassName="system-cluster-critical"), "allowed.priorityClasses"),
+    "a runtime": (lambda job: pod(job).update(runtimeClassName="other"), "allowed.runtimeClasses"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_the_operators_account_creates_no_other_pod(create: Callable[..., str], name: str) -> None:
+    change, said = REFUSED[name]
+    refusal = create(changed(change))
+    assert refusal
+    assert said in refusal
+
+
+def test_jobs_of_other_users_pass(create: Callable[..., str]) -> None:
+    job = changed(lambda job: job["metadata"].pop("ownerReferences"))
+    assert create(job, user="an-administrator") == ""
