@@ -32,21 +32,21 @@ SERVER_NAMES = ",".join(
 
 def ensure_certificates(layout: Layout) -> None:
     """Make what is missing; an existing authority and its certificates stay."""
-    done = layout.pki / "complete"
-    if done.exists():
-        return
     layout.pki.mkdir(parents=True, exist_ok=True)
     layout.pki.chmod(0o700)
-    _make_authority(layout.pki, "ca")
-    _make_authority(layout.pki, "front-proxy-ca")
+    for authority in ("ca", "front-proxy-ca", "etcd-ca"):
+        _make_authority(layout.pki, authority)
     accounts = layout.pki / "service-accounts"
-    _make_key(accounts.with_suffix(".key"))
-    _openssl("pkey", "-in", f"{accounts}.key", "-pubout", "-out", f"{accounts}.pub")
+    if not accounts.with_suffix(".pub").exists():
+        _make_key(accounts.with_suffix(".key"))
+        _openssl("pkey", "-in", f"{accounts}.key", "-pubout", "-out", f"{accounts}.pub")
     _sign(layout.pki, "apiserver", "/CN=kube-apiserver", "ca", f"serverAuth\nsubjectAltName={SERVER_NAMES}")
     _sign(layout.pki, "front-proxy-client", "/CN=front-proxy-client", "front-proxy-ca", "clientAuth")
+    # A client of the API server is none of etcd, so that its authority signs for these two alone.
+    _sign(layout.pki, "etcd", "/CN=etcd", "etcd-ca", f"serverAuth,clientAuth\nsubjectAltName=IP:{LOOPBACK}")
+    _sign(layout.pki, "apiserver-etcd-client", "/CN=kube-apiserver", "etcd-ca", "clientAuth")
     for name, subject in CLIENTS.items():
         _sign(layout.pki, name, subject, "ca", "clientAuth")
-    done.touch()
 
 
 def write_kubeconfig(layout: Layout, client: str, path: Path) -> Path:
@@ -82,6 +82,8 @@ def write_kubeconfig(layout: Layout, client: str, path: Path) -> Path:
 
 
 def _make_authority(pki: Path, name: str) -> None:
+    if (pki / f"{name}.crt").exists():
+        return
     _make_key(pki / f"{name}.key")
     _openssl(
         "req", "-x509", "-new", "-key", f"{pki}/{name}.key", "-subj", f"/CN=finetune-{name}",
@@ -94,6 +96,8 @@ def _make_key(path: Path) -> None:
 
 
 def _sign(pki: Path, name: str, subject: str, authority: str, usage: str) -> None:
+    if (pki / f"{name}.crt").exists():
+        return
     _make_key(pki / f"{name}.key")
     extensions = pki / f"{name}.ext"
     extensions.write_text(f"extendedKeyUsage={usage}\nkeyUsage=digitalSignature\n")

@@ -256,6 +256,7 @@ def _prove(layout: Layout, *, thoroughly: bool) -> None:
 def _storage(directory: Path | None) -> Layout:
     if directory is None:
         packages.require_linux_and_root()
+        packages.install_missing(full_cluster())  # the node's address has packet rules
         return full_cluster()
     return Layout(directory.resolve(), LOOPBACK, Ports())
 

@@ -43,8 +43,10 @@ def stop_control_plane_only(layout: Layout) -> None:
 
 
 def _etcd(layout: Layout) -> Daemon:
-    client = f"http://{LOOPBACK}:{layout.ports.etcd}"
-    peer = f"http://{LOOPBACK}:{layout.ports.etcd_peer}"
+    """Other users of this machine, and pages in its browsers, get nothing without a certificate of etcd's authority."""
+    pki = layout.pki
+    client = f"https://{LOOPBACK}:{layout.ports.etcd}"
+    peer = f"https://{LOOPBACK}:{layout.ports.etcd_peer}"
     return Daemon(
         "etcd",
         [
@@ -55,6 +57,13 @@ def _etcd(layout: Layout) -> Daemon:
             f"--listen-peer-urls={peer}",
             f"--initial-advertise-peer-urls={peer}",
             f"--initial-cluster=default={peer}",
+            *(f"--{role}cert-file={pki}/etcd.crt" for role in ("", "peer-")),
+            *(f"--{role}key-file={pki}/etcd.key" for role in ("", "peer-")),
+            *(f"--{role}trusted-ca-file={pki}/etcd-ca.crt" for role in ("", "peer-")),
+            *(f"--{role}client-cert-auth" for role in ("", "peer-")),
+            f"--host-whitelist={LOOPBACK}",
+            f"--cors={client}",
+            "--enable-grpc-gateway=false",
             "--unsafe-no-fsync",  # this state is thrown away with the cluster
             "--log-level=warn",
         ],
@@ -67,7 +76,10 @@ def _api_server(layout: Layout) -> Daemon:
         "kube-apiserver",
         [
             binary("kube-apiserver"),
-            f"--etcd-servers=http://{LOOPBACK}:{layout.ports.etcd}",
+            f"--etcd-servers=https://{LOOPBACK}:{layout.ports.etcd}",
+            f"--etcd-cafile={pki}/etcd-ca.crt",
+            f"--etcd-certfile={pki}/apiserver-etcd-client.crt",
+            f"--etcd-keyfile={pki}/apiserver-etcd-client.key",
             f"--bind-address={layout.address}",
             f"--advertise-address={layout.address}",
             f"--secure-port={layout.ports.apiserver}",

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import sysctls
-from layout import NODE_ADDRESS, POD_RANGE, SERVICE_RANGE, ClusterError, Layout
+from layout import NODE_ADDRESS, POD_RANGE, S3_GRPC_PORT, SERVICE_RANGE, ClusterError, Layout
 
 NETWORK_NAME = "finetune-cluster"
 POD_BRIDGE = "ftc-pods"
@@ -25,6 +25,19 @@ RULES = [
     ["filter", "FORWARD", "-i", POD_BRIDGE, *_COMMENT, "-j", "ACCEPT"],
     ["filter", "FORWARD", "-o", POD_BRIDGE, *_COMMENT, "-j", "ACCEPT"],
 ]
+# What arrives on another link never belongs to a pod, a Service or the node's address: a neighbour that routes these
+# ranges to this machine gets no answer. Replies have this machine's own address here, before they are translated.
+CLOSED_CHAIN = "FTC-CLOSED"
+_CLOSED = [
+    ["-i", "lo", "-j", "RETURN"],
+    # The S3 server listens beside its port for commands of its own, which ask for no key.
+    ["-i", POD_BRIDGE, "-p", "tcp", "-d", NODE_ADDRESS, "--dport", str(S3_GRPC_PORT), "-j", "DROP"],
+    ["-i", POD_BRIDGE, "-j", "RETURN"],
+    *(["-d", each, "-j", "DROP"] for each in (POD_RANGE, SERVICE_RANGE, NODE_ADDRESS)),
+]
+_JUMP = ["mangle", "PREROUTING", *_COMMENT, "-j", CLOSED_CHAIN]
+# Forwarding is one setting for all links of a machine; where it was off, it stays off between the others.
+_BETWEEN_OTHERS = ["mangle", "FORWARD", "!", "-i", POD_BRIDGE, "!", "-o", POD_BRIDGE, *_COMMENT, "-j", "DROP"]
 
 
 def ensure_node_address(layout: Layout) -> None:
@@ -35,6 +48,7 @@ def ensure_node_address(layout: Layout) -> None:
         _ip("link", "add", NODE_LINK, "type", "bridge")
         _ip("link", "set", NODE_LINK, "alias", str(layout.root))
     require_ours(layout)
+    _close()
     _ip("address", "replace", f"{NODE_ADDRESS}/32", "dev", NODE_LINK)
     _ip("link", "set", NODE_LINK, "up")
     _ip("route", "replace", SERVICE_RANGE, "dev", NODE_LINK)
@@ -55,21 +69,38 @@ def require_ours(layout: Layout) -> None:
 
 
 def ensure_pod_network(layout: Layout) -> None:
-    """Forwarding, masquerading and the CNI configuration of the pods' bridge."""
+    """Packet rules, forwarding and the CNI configuration of the pods' bridge."""
+    was_forwarding = sysctls.was_forwarding(layout)
+    for rule in [*RULES, *([] if was_forwarding else [_BETWEEN_OTHERS])]:
+        _insert(rule)
     sysctls.allow_forwarding()
-    for table, chain, *rule in RULES:
-        if _iptables(table, "--check", chain, *rule).returncode:
-            _require(_iptables(table, "--insert", chain, *rule))
     folder = layout.etc / "cni"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "10-finetune.conflist").write_text(json.dumps(_cni(layout), indent=2))
 
 
+def _close() -> None:
+    """Fill the chain of what is refused from other links, before the addresses behind it answer."""
+    _iptables("mangle", "--new-chain", CLOSED_CHAIN)
+    _require(_iptables("mangle", "--flush", CLOSED_CHAIN))
+    for rule in _CLOSED:
+        _require(_iptables("mangle", "--append", CLOSED_CHAIN, *rule))
+    _insert(_JUMP)
+
+
+def _insert(rule: Sequence[str]) -> None:
+    table, chain, *rest = rule
+    if _iptables(table, "--check", chain, *rest).returncode:
+        _require(_iptables(table, "--insert", chain, *rest))
+
+
 def remove(layout: Layout, sandboxes: Sequence[str]) -> None:
     """Take back every link, rule and lease of this cluster and its sandboxes."""
-    for table, chain, *rule in RULES:
+    for table, chain, *rule in [*RULES, _JUMP, _BETWEEN_OTHERS]:
         while _iptables(table, "--delete", chain, *rule).returncode == 0:
             pass
+    for command in ("--flush", "--delete-chain"):
+        _iptables("mangle", command, CLOSED_CHAIN)
     if has_node_link():
         # `up` began on a machine without any, so these are ours; without the link they are somebody else's.
         _remove_kubernetes_chains()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import network
 from daemons import Daemon, ensure, stop, wait_until
-from layout import NODE_ADDRESS, ClusterError, Layout, free_ports
+from layout import LOOPBACK, NODE_ADDRESS, S3_GRPC_PORT, ClusterError, Layout, free_ports
 
 DAEMON = "s3"
 ACCESS_KEY = "finetune-demo"
@@ -23,7 +23,7 @@ STOP_SECONDS = 2
 
 # Each part of the server listens on one port for HTTP and one for gRPC.
 PARTS = ("s3", "master", "volume", "filer")
-NODE_PORTS = (28333, 38333, 29333, 39333, 28080, 38080, 28888, 38888)
+NODE_PORTS = (28333, S3_GRPC_PORT, 29333, 39333, 28080, 38080, 28888, 38888)
 
 IDENTITIES = {
     "identities": [
@@ -66,7 +66,7 @@ def endpoint(layout: Layout) -> str:
 def answers(layout: Layout) -> bool:
     """Whether a request without keys is refused and an object would find a volume to lie on."""
     master = _ports(layout)[PARTS.index("master") * 2]
-    return _get(endpoint(layout))[0] == 403 and "fid" in _get(f"http://{layout.address}:{master}/dir/assign")[1]
+    return _get(endpoint(layout))[0] == 403 and "fid" in _get(f"http://{LOOPBACK}:{master}/dir/assign")[1]
 
 
 def environment(layout: Layout) -> dict[str, str]:
@@ -105,8 +105,10 @@ def _argv(layout: Layout, config: Path) -> list[str]:
         _program(),
         "server",
         f"-dir={layout.root / 's3-data'}",
-        f"-ip={layout.address}",
-        f"-ip.bind={layout.address}",
+        # Its other parts ask for no key: pods reach S3 alone.
+        f"-ip={LOOPBACK}",
+        f"-ip.bind={LOOPBACK}",
+        f"-s3.ip.bind={layout.address}",
         *(f"-{part}.port={port}" for part, port in zip(PARTS, ports[::2], strict=True)),
         *(f"-{part}.port.grpc={port}" for part, port in zip(PARTS, ports[1::2], strict=True)),
         "-s3",

@@ -41,6 +41,12 @@ def restore(layout: Layout) -> None:
     record.unlink()
 
 
+def was_forwarding(layout: Layout) -> bool:
+    """Whether this machine passed packets on between its links before the cluster was started."""
+    record = _record(layout)
+    return not record.exists() or json.loads(record.read_text()).get("net/ipv4/ip_forward") == "1"
+
+
 def allow_forwarding() -> None:
     """Pods talk to what is outside of their bridge."""
     (KERNEL / "net/ipv4/ip_forward").write_text("1")
