@@ -1,4 +1,4 @@
-"""The cluster of the tests is closed: another machine on a link reaches nothing of it, and a pod of storage S3 alone."""
+"""The cluster of the tests is closed: a machine on another link reaches nothing of it, and a pod of storage only S3."""
 
 import os
 import subprocess
