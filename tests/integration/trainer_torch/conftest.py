@@ -1,22 +1,16 @@
 """Real training of a tiny random Llama on the CPU, through the same preflight and train as in a pod."""
 
-import os
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 from types import SimpleNamespace
-from typing import Any
-
-# Before torch: on tiny tensors and a shared machine, threads that spin while they wait cost most of the time.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import pytest
-from tiny_model import make_tiny_model
-from training_bench import Bench, make_spec
+from training_bench import Bench
+from training_world import MakeBench, make_bench, tiny_model
 
 from finetune_api.handoff import Report
 from finetune_trainer.merging import gate
 
-MakeBench = Callable[..., Bench]
+__all__ = ["make_bench", "tiny_model"]
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -25,19 +19,6 @@ def _fast_gate(trainer_python: str) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(gate, "sys", SimpleNamespace(executable=trainer_python))
         yield
-
-
-@pytest.fixture(scope="session")
-def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_model(tmp_path_factory.mktemp("model") / "tiny")
-
-
-@pytest.fixture(scope="session")
-def make_bench(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> MakeBench:
-    def make(method: str = "LoRA", **blocks: Any) -> Bench:
-        return Bench(tmp_path_factory.mktemp("job"), tiny_model, make_spec(method, **blocks))
-
-    return make
 
 
 @pytest.fixture(scope="session", params=["LoRA", "QLoRA", "Full"])
