@@ -1,45 +1,19 @@
 """Runs in a real MLflow server and real W&B files, over several attempts of one job."""
 
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from trackers import Mlflow, refusing_server, silent_server
+from tracked_job import job, lines, reporter
+from trackers import Mlflow, silent_server
 from waiting import wait_until
 
-from finetune_api.handoff import JobConfig, config_sha256
-from finetune_api.spec import FineTuneJobSpec
-from finetune_api.status import Resolved
 from finetune_api.tracking import MlflowTracking, WandbTracking
 from finetune_trainer.monitoring.reporter import Reporter
 from finetune_trainer.monitoring.tracking.follower import Follower, RunEnd
 from finetune_trainer.monitoring.tracking.mlflow import MlflowRun
 from finetune_trainer.monitoring.tracking.wandb import WandbRun
-
-SPEC = FineTuneJobSpec.model_validate(
-    {
-        "objective": "Chat",
-        "model": {"uri": "s3://bucket/model"},
-        "dataset": {"train": {"uri": "s3://bucket/rows.jsonl"}},
-        "output": {"uri": "s3://bucket/out"},
-    }
-)
-
-
-def job(uid: str) -> JobConfig:
-    return JobConfig(namespace="team", name="job", uid=uid, config_sha256=config_sha256(SPEC), spec=SPEC)
-
-
-def lines(steps: range) -> str:
-    return "".join(json.dumps({"kind": "train", "step": step, "loss": 10.0 - step}) + "\n" for step in steps)
-
-
-def reporter() -> Reporter:
-    made = Reporter("uid")
-    made.update(resolved=Resolved(method="LoRA", learning_rate=1e-4, seed=7))
-    return made
 
 
 def follow(run: Any, path: Path, ending: RunEnd, known: dict[str, str] | None = None) -> Reporter:
@@ -173,32 +147,3 @@ def test_wandb_without_a_key_or_an_answer_fails_nothing(tmp_path: Path, key: str
     note = told.snapshot().progress.note or ""
     assert "W&B" in note
     assert (key or "WANDB_API_KEY") not in note or key is None
-
-
-def test_a_key_that_wandb_refuses_is_reported_with_what_to_check(tmp_path: Path) -> None:
-    (tmp_path / "m").write_text(lines(range(1, 4)))
-    (tmp_path / "WANDB_API_KEY").write_text("k" * 40)
-    with refusing_server(401) as (uri, asked):
-        server = WandbTracking(project="p", base_url=uri, secret_ref={"name": "w"})
-        told = reporter()
-        follower = Follower(WandbRun(job("uid-3"), server, tmp_path / "wandb", tmp_path), tmp_path / "m", told)
-        follower.start()
-        wait_until(lambda: "check tracking.wandb and its Secret" in (told.snapshot().progress.note or ""))
-        follower.ask_to_end(RunEnd.STOPPED)
-        follower.abandon()
-    assert "/graphql" in {one.path for one in asked}
-    assert "k" * 40 not in told.snapshot().model_dump_json()
-
-
-def test_wandb_follows_a_redirect_to_another_server_without_its_key(tmp_path: Path) -> None:
-    (tmp_path / "m").write_text(lines(range(1, 4)))
-    (tmp_path / "WANDB_API_KEY").write_text("k" * 40)
-    with refusing_server(401) as (other, sent), refusing_server(307, {"Location": other}) as (own, asked):
-        server = WandbTracking(project="p", base_url=own, secret_ref={"name": "w"})
-        follower = Follower(WandbRun(job("uid-4"), server, tmp_path / "wandb", tmp_path), tmp_path / "m", reporter())
-        follower.start()
-        wait_until(lambda: bool(sent))
-        follower.ask_to_end(RunEnd.STOPPED)
-        follower.abandon()
-    assert {one.authorization is None for one in asked} == {False}
-    assert {one.authorization for one in sent} == {None}

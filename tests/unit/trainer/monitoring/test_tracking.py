@@ -157,15 +157,6 @@ def test_a_refusal_is_reported_with_what_to_check(
     assert told in (world.reporter.snapshot().progress.note or "")
 
 
-def test_a_redirect_is_not_followed(world: Any, metrics: Path, tmp_path: Path) -> None:
-    with refusing_server(500) as (target, asked), refusing_server(307, {"Location": target}) as (uri, _):
-        follower = Follower(mlflow(world, uri, tmp_path), metrics, world.reporter)
-        follower.start()
-        end(follower)
-    assert asked == []
-    assert "returned 307" in (world.reporter.snapshot().progress.note or "")
-
-
 @pytest.mark.parametrize(
     ("named", "is_mounted", "server"),
     [
