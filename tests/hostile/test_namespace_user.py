@@ -1,0 +1,136 @@
+"""A user who may create FineTuneJobs in a namespace, and asks for all that a spec can express."""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from finetune_api import handoff, names
+from finetune_api.spec import FineTuneJobSpec
+from finetune_operator.kube.objects import FineTuneJob
+from finetune_operator.manifests.jobs import Child, build_attempt, build_preflight
+from finetune_operator.policy.admission import find_refusal
+from finetune_operator.settings import Settings
+
+IMAGE = "registry.example/trainer:1"
+SETTINGS = Settings(
+    trainer_image=IMAGE,
+    allowed_pod_annotations=["*"],
+    default_hub_token_secret="platform-hub",
+    default_hub_endpoint="https://hub.example",
+)
+OWN_VOLUMES = {"configMap", "emptyDir", "secret", "projected", "persistentVolumeClaim"}
+TEXTS = (
+    *("$(AWS_SECRET_ACCESS_KEY)", "../../etc", "/proc/self/environ", "a;id", "{{ .Values }}", "\u202egnp", "x" * 300),
+    *("root", "default", "kube-system/admin", "0", "-1", "", "host", "privileged", "nvidia", "kata", "*", "a/b:c@d"),
+    *("node-role.kubernetes.io/control-plane", "node.kubernetes.io/unschedulable", "kubernetes.io/hostname"),
+    *(names.LABEL_MANAGED_BY, names.ANNOTATION_JOB_NAME, "container.apparmor.security.beta.kubernetes.io/trainer"),
+    *("LD_PRELOAD", "PYTHONPATH", "NCCL_NET_PLUGIN", "NCCL_DEBUG", "HOME", handoff.ENV_POD_UID, "PYTHONSAFEPATH"),
+    *("registry.example/trainer:evil", "registry.example/trainer-evil:1", "registry.example/trainer:1/../evil:1"),
+    *("http://169.254.169.254", "http://[::ffff:a9fe:a9fe]", "https://s3.example", "https://hub.example.evil"),
+)
+NUMBERS = (-1, 0, 1, 5, 30, 3600, 3601, 86400, 10**12)
+FIELDS: dict[str, Callable[[Any], dict[str, Any]]] = {
+    "image": lambda text: {"trainer": {"image": text}},
+    "service account": lambda text: {"trainer": {"serviceAccountName": text}},
+    "pull secret": lambda text: {"trainer": {"imagePullSecrets": [{"name": text}]}},
+    "variable": lambda text: {"trainer": {"env": [{"name": text, "value": "1"}]}},
+    "value": lambda text: {"trainer": {"env": [{"name": "NCCL_DEBUG", "value": text}]}},
+    "annotation": lambda text: {"trainer": {"podAnnotations": {text: "other"}}},
+    "field of a pod": lambda text: {"trainer": {text: True}},
+    "priority": lambda text: {"scheduling": {"priorityClassName": text}},
+    "priority in the queue": lambda text: {"scheduling": {"queueName": "q", "workloadPriorityClass": text}},
+    "runtime": lambda text: {"scheduling": {"runtimeClassName": text}},
+    "toleration": lambda text: {"scheduling": {"tolerations": [{"key": text, "operator": "Exists"}]}},
+    "toleration of all": lambda text: {"scheduling": {"tolerations": [{"operator": "Exists", "value": text or None}]}},
+    "node label": lambda text: {"scheduling": {"nodeSelector": {text: ""}}},
+    "storage": lambda text: {"storage": {"endpoint": text}},
+    "storage's Secret": lambda text: {"storage": {"credentialsSecretRef": {"name": text}}},
+    "hub": lambda text: {"hub": {"endpoint": text}},
+    "cache": lambda text: {"modelCache": {"claimName": text}},
+    "tracker": lambda text: {"tracking": {"mlflow": {"uri": text, "experiment": "e"}}},
+    "grace period": lambda text: {"checkpoint": {"gracePeriodSeconds": text}},
+    "GPUs": lambda text: {"resources": {"gpusPerNode": text}},
+    "pods": lambda text: {"resources": {"nodes": text}},
+}
+CONTROL_PLANE = "node-role.kubernetes.io/"
+METADATA = re.compile(r'"(endpoint|uri)":"http://(169|\[)')
+SPEC: dict[str, Any] = {
+    "objective": "Chat",
+    "model": {"uri": "hf://owner/model"},
+    "dataset": {"train": {"uri": "s3://bucket/rows.jsonl"}},
+    "output": {"uri": "s3://bucket/out"},
+}
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_whatever_a_field_asks_for_is_refused_or_a_restricted_pod_of_an_allowed_image(name: str) -> None:
+    made = 0
+    for value in (*TEXTS, *NUMBERS):
+        spec = SPEC | FIELDS[name](value)
+        try:
+            FineTuneJobSpec.model_validate(spec)
+        except ValidationError:
+            continue
+        job = read(spec)
+        if find_refusal(job, SETTINGS) is None:
+            made += 1
+            for child in (build_preflight(job, SETTINGS, image(job)), build_attempt(job, SETTINGS, image(job), 1)):
+                assert_harmless(child)
+    assert made or name in {"field of a pod", "priority", "priority in the queue", "toleration of all"}
+
+
+def test_the_platforms_token_goes_to_no_other_hub() -> None:
+    job = read(SPEC | {"hub": {"endpoint": "https://hub.example.evil"}})
+    assert "platform-hub" not in str(build_attempt(job, SETTINGS, IMAGE, 1).job)
+    assert "platform-hub" in str(build_attempt(read(SPEC), SETTINGS, IMAGE, 1).job)
+
+
+def read(spec: dict[str, Any]) -> FineTuneJob:
+    meta = {"namespace": "team", "name": "one", "uid": "job-uid", "generation": 1, "resourceVersion": "5"}
+    job = FineTuneJob.from_object({"metadata": meta, "spec": spec})
+    assert job.spec is not None
+    return job
+
+
+def image(job: FineTuneJob) -> str:
+    return (job.spec and job.spec.trainer.image) or IMAGE
+
+
+def assert_harmless(child: Child) -> None:
+    """Check what SECURITY.md promises of a pod."""
+    job = child.job
+    pod, meta = job["spec"]["template"]["spec"], job["spec"]["template"]["metadata"]
+    (container,) = pod["containers"]
+    assert "initContainers" not in pod
+    assert "command" not in container
+    assert container["image"].rpartition(":")[0] == "registry.example/trainer"
+    assert container["args"] in (["preflight"], ["train"])
+    assert pod.keys().isdisjoint({"hostNetwork", "hostPID", "hostIPC", "nodeName", "priorityClassName"})
+    assert pod["automountServiceAccountToken"] is False
+    assert pod.get("serviceAccountName", "default") == "default"
+    assert pod.get("runtimeClassName", "nvidia") == "nvidia"
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    assert pod["securityContext"]["runAsUser"] == 65532
+    assert container["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+    assert {key for volume in pod["volumes"] for key in volume} - {"name"} <= OWN_VOLUMES
+    assert pod["terminationGracePeriodSeconds"] <= SETTINGS.max_grace_period_seconds
+    tolerated = [one["key"] for one in pod.get("tolerations", [])]
+    assert not any(one.startswith(CONTROL_PLANE) for one in [*pod.get("nodeSelector", ()), *tolerated])
+    assert "node.kubernetes.io/unschedulable" not in tolerated
+    assert not METADATA.search(child.config_map["data"][handoff.CONFIG_FILE])
+    given = [one["name"] for one in container["env"]]
+    assert len(given) == len(set(given))
+    assert {"LD_PRELOAD", "PYTHONPATH", "NCCL_NET_PLUGIN"}.isdisjoint(given)
+    values = {one["name"]: one.get("value", "") for one in container["env"]}
+    assert all("$(" not in value.replace("$$(", "") for value in values.values())
+    assert values["PYTHONSAFEPATH"] == "1"
+    assert values["HOME"] == handoff.WORKSPACE_DIR
+    assert meta["labels"][names.LABEL_MANAGED_BY] == names.MANAGED_BY
+    assert meta["annotations"][names.ANNOTATION_JOB_NAME] == "one"
