@@ -299,7 +299,7 @@ async def test_a_hostile_answer_is_refused(kind: str) -> None:
 
 
 async def test_an_unexpected_answer_does_not_end_the_polling() -> None:
-    cache, queue = WatchCache(), WorkQueue[Key]()
+    cache, queue = WatchCache(), WorkQueue(8)
     cache.targets = {
         Key("team", "odd"): Target("job-uid", "odd", "name", "fe80::1%\udcff"),
         Key("team", "good"): Target("job-uid", "pod", "name", "127.0.0.1"),

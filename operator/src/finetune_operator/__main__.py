@@ -12,12 +12,13 @@ from finetune_api.text.printable import PrintableFormatter, printable
 from finetune_operator.cluster import Cluster
 from finetune_operator.controller.handlers import watch
 from finetune_operator.controller.health import Health
+from finetune_operator.controller.http_server import serve
 from finetune_operator.controller.progress_poller import ProgressPoller
 from finetune_operator.controller.reconciler import Reconciler
+from finetune_operator.controller.scrape import Scrape
 from finetune_operator.controller.watch_cache import WatchCache
 from finetune_operator.controller.workqueue import WorkQueue, work
 from finetune_operator.kube.errors import ClusterError
-from finetune_operator.kube.objects import Key
 from finetune_operator.metrics.registry import Metrics
 from finetune_operator.settings import Settings
 
@@ -85,7 +86,7 @@ async def check_rights(cluster: Cluster) -> list[str]:
     return missing
 
 
-async def resync(cluster: Cluster, queue: WorkQueue[Key], metrics: Metrics, cache: WatchCache, seconds: float) -> None:
+async def resync(cluster: Cluster, queue: WorkQueue, metrics: Metrics, cache: WatchCache, seconds: float) -> None:
     """Enqueue every unsettled job periodically, because a watch may miss events."""
     while True:
         await asyncio.sleep(seconds)
@@ -104,10 +105,10 @@ async def resync(cluster: Cluster, queue: WorkQueue[Key], metrics: Metrics, cach
 
 async def run(settings: Settings) -> None:
     """Run until SIGTERM, or until a part fails."""
-    queue: WorkQueue[Key] = WorkQueue()
+    queue = WorkQueue(settings.workers)
     cache, metrics = WatchCache(), Metrics()
-    health = Health(queue, cache, metrics)
-    server = await health.serve(settings.http_port)
+    health, scrape = Health(queue), Scrape(queue, cache, metrics)
+    servers = [await serve(health.routes, settings.health_port), await serve(scrape.routes, settings.metrics_port)]
     cluster = Cluster(settings, metrics)
     try:
         await wait_until_served(cluster)
@@ -131,7 +132,8 @@ async def run(settings: Settings) -> None:
             part.result()
     finally:
         await cluster.close()
-        await server.cleanup()
+        for server in servers:
+            await server.cleanup()
 
 
 def main() -> None:

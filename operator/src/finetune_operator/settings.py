@@ -120,16 +120,18 @@ class Settings(BaseSettings):
     """Shortest time between two polls of a running trainer's progress."""
     resync_seconds: PositiveFloat = 300
     """Time after which every job is reconciled again, even without a watch event."""
-    workers: PositiveInt = 8
-    """Number of jobs that are reconciled concurrently."""
+    workers: PositiveInt = 16
+    """Number of jobs that are reconciled concurrently; one namespace gets at most half of them."""
     api_qps: PositiveFloat = 50
     """Requests per second to the API server."""
     api_burst: PositiveInt = 100
     """Burst of requests above `api_qps`."""
     api_timeout_seconds: PositiveFloat = 15
     """Timeout of one request to the API server."""
-    http_port: Annotated[int, Field(ge=0, le=65535)] = 8080
-    """Port of `/healthz`, `/readyz` and `/metrics`."""
+    metrics_port: Annotated[int, Field(ge=0, le=65535)] = 8080
+    """Port of `/metrics`."""
+    health_port: Annotated[int, Field(ge=0, le=65535)] = 8081
+    """Port of `/healthz` and `/readyz`."""
     log_format: Literal["json", "text"] = "json"
     """Format of the log."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"

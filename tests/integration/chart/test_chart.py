@@ -144,8 +144,10 @@ def test_the_probes_ask_for_what_the_operator_serves(helm: str) -> None:
         "livenessProbe": "/healthz",
         "readinessProbe": "/readyz",
     }
-    port = Settings.model_fields["http_port"].default
-    assert [port] == [one["containerPort"] for one in container["ports"] if one["name"] == "http"]
+    assert {probe["port"] for probe in asked.values()} == {"health"}
+    ports = {one["name"]: one["containerPort"] for one in container["ports"]}
+    served = {name: Settings.model_fields[f"{name}_port"].default for name in ("metrics", "health")}
+    assert ports == served == {"metrics": 8080, "health": 8081}
 
 
 def test_every_setting_that_the_chart_passes_is_one_that_the_operator_reads(helm: str) -> None:

@@ -115,14 +115,16 @@ class Operator:
     def __init__(self, access: Access | Account, namespace: str, folder: Path, **settings: str) -> None:
         self.access = access
         self.log = folder / "operator.log"
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        with socket.socket() as first, socket.socket() as second:
+            for one in (first, second):
+                one.bind(("127.0.0.1", 0))
+            self.port, self.health_port = (one.getsockname()[1] for one in (first, second))
         self.env = os.environ | {
             "KUBECONFIG": str(access.kubeconfig),
             "FINETUNE_TRAINER_IMAGE": IMAGE,
             "FINETUNE_WATCH_NAMESPACES": namespace,
-            "FINETUNE_HTTP_PORT": str(self.port),
+            "FINETUNE_METRICS_PORT": str(self.port),
+            "FINETUNE_HEALTH_PORT": str(self.health_port),
             "FINETUNE_LOG_FORMAT": "text",
             **settings,
         }
@@ -146,8 +148,9 @@ class Operator:
         raise TimeoutError(self.log.read_text()[-3000:])
 
     def get(self, path: str) -> int:
+        port = self.port if path == "/metrics" else self.health_port
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=5) as answer:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as answer:
                 self.text = answer.read().decode()
                 return int(answer.status)
         except urllib.error.HTTPError as refused:

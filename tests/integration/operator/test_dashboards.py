@@ -211,7 +211,7 @@ def config(operator: Any, port: int, pod: Any, stack: ExitStack) -> str:
     dcgm = stack.enter_context(serving("127.0.0.1", 0, lambda _: lines))
     found = dashboards.discovered
     jobs = [
-        dashboards.scrape_job("finetune-operator", f"127.0.0.1:{operator.port}", found(itself, "http")),
+        dashboards.scrape_job("finetune-operator", f"127.0.0.1:{operator.port}", found(itself, "metrics")),
         dashboards.scrape_job("finetune-trainers", f"127.0.0.1:{port}", found(trainer, "progress")),
         {"job_name": "dcgm", "honor_labels": True, "static_configs": [{"targets": [f"127.0.0.1:{dcgm}"]}]},
     ]

@@ -193,7 +193,7 @@ def scrapes(operator: Any, trainer: PodProcess, pod: Any) -> str:
     jobs = [
         dashboards.scrape_job(name, f"127.0.0.1:{port}", dashboards.discovered(one, kind))
         for name, port, one, kind in (
-            ("finetune-operator", operator.port, itself, "http"),
+            ("finetune-operator", operator.port, itself, "metrics"),
             ("finetune-trainers", trainer.port, found, "progress"),
         )
     ]

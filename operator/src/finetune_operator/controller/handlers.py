@@ -21,9 +21,7 @@ LOGIN_PAUSE_SECONDS = 2.0
 OWN_OBJECTS = f"{names.LABEL_MANAGED_BY}={names.MANAGED_BY}"
 
 
-def build_registry(
-    queue: WorkQueue[Key], cache: WatchCache, metrics: Metrics, *, has_kueue: bool
-) -> kopf.OperatorRegistry:
+def build_registry(queue: WorkQueue, cache: WatchCache, metrics: Metrics, *, has_kueue: bool) -> kopf.OperatorRegistry:
     """Return the handlers, which enqueue keys and keep ended pods; they decide nothing."""
     registry = kopf.OperatorRegistry()
 
@@ -67,12 +65,12 @@ def build_registry(
     return registry
 
 
-def _add(queue: WorkQueue[Key], key: Key | None) -> None:
+def _add(queue: WorkQueue, key: Key | None) -> None:
     if key is not None:
         queue.add(key)
 
 
-def _add_all(queue: WorkQueue[Key], keys: Iterable[Key]) -> None:
+def _add_all(queue: WorkQueue, keys: Iterable[Key]) -> None:
     for key in keys:
         queue.add(key)
 
@@ -116,7 +114,7 @@ def build_kopf_settings(settings: Settings) -> kopf.OperatorSettings:
 
 
 async def watch(
-    queue: WorkQueue[Key],
+    queue: WorkQueue,
     cache: WatchCache,
     metrics: Metrics,
     settings: Settings,

@@ -29,7 +29,7 @@ class ProgressPoller:
     """One task that polls every running trainer in turn."""
 
     def __init__(
-        self, cache: WatchCache, queue: WorkQueue[Key], settings: Settings, metrics: Metrics, port: int = PROGRESS_PORT
+        self, cache: WatchCache, queue: WorkQueue, settings: Settings, metrics: Metrics, port: int = PROGRESS_PORT
     ) -> None:
         self._cache = cache
         self._queue = queue

@@ -32,7 +32,7 @@ class Reconciler:
         self,
         cluster: Cluster,
         cache: WatchCache,
-        queue: WorkQueue[Key],
+        queue: WorkQueue,
         settings: Settings,
         metrics: Metrics,
         *,

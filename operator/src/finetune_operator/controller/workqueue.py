@@ -1,28 +1,41 @@
-"""A level-triggered work queue with the method names of client-go: one worker per key, repeated adds are merged."""
+"""A level-triggered work queue with the method names of client-go, shared fairly between namespaces."""
 
 import asyncio
 import heapq
 import itertools
 import random
 import time
-from collections.abc import Awaitable, Callable, Hashable
-from typing import Generic, TypeVar
+from collections import Counter, OrderedDict
+from collections.abc import Awaitable, Callable
 
-K = TypeVar("K", bound=Hashable)
+from finetune_operator.kube.objects import Key
+
 FIRST_DELAY = 0.5
 MAX_DELAY = 60.0
+MAX_STALE = 1000
+"""Superseded entries of the heap that are kept; more are removed when they outnumber the others."""
 
 
-class WorkQueue(Generic[K]):
-    """Keys to reconcile, now or later. Not thread-safe: for one event loop."""
+class WorkQueue:
+    """Keys to reconcile, now or later: one worker per key, repeated adds are merged. Not thread-safe.
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    Namespaces with due keys take turns, one key each. A namespace gets a further worker only while it holds fewer than
+    are free: one whose reconciles are slow gets at most half of them, and the next one half of the rest.
+    """
+
+    def __init__(self, workers: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._workers = workers
         self._clock = clock
-        self._due: dict[K, float] = {}
-        self._heap: list[tuple[float, int, K]] = []
+        self._due: dict[Key, float] = {}
+        self._later: list[tuple[float, int, Key]] = []
+        """A heap. An entry counts only while it has the key's time in `_due`."""
         self._order = itertools.count()
-        self._active: set[K] = set()
-        self._failures: dict[K, int] = {}
+        self._ready: OrderedDict[str, dict[Key, None]] = OrderedDict()
+        """Due keys by namespace, in the order of their time; the namespace whose turn is next comes first."""
+        self._active: set[Key] = set()
+        self._held: Counter[str] = Counter()
+        """Workers by namespace."""
+        self._failures: dict[Key, int] = {}
         self._changed = asyncio.Event()
         self._taken_at = clock()
 
@@ -34,20 +47,19 @@ class WorkQueue(Generic[K]):
         waiting = [due for key, due in self._due.items() if key not in self._active]
         return max(0.0, self._clock() - max(min(waiting), self._taken_at)) if waiting else 0.0
 
-    def add(self, key: K) -> None:
+    def add(self, key: Key) -> None:
         """Schedule the key for now."""
         self.add_after(key, 0.0)
 
-    def add_after(self, key: K, seconds: float) -> None:
+    def add_after(self, key: Key, seconds: float) -> None:
         """Schedule the key; the earliest due time wins."""
         due = self._clock() + seconds
         if key in self._due and self._due[key] <= due:
             return
         self._due[key] = due
-        heapq.heappush(self._heap, (due, next(self._order), key))
-        self._changed.set()
+        self._push(key)
 
-    def add_rate_limited(self, key: K, at_least: float = 0.0) -> float:
+    def add_rate_limited(self, key: Key, at_least: float = 0.0) -> float:
         """Schedule the key after a failure and return the delay: exponential, with jitter and a cap."""
         count = self._failures.get(key, 0)
         self._failures[key] = count + 1
@@ -56,17 +68,15 @@ class WorkQueue(Generic[K]):
         self.add_after(key, delay)
         return delay
 
-    def forget(self, key: K) -> None:
+    def forget(self, key: Key) -> None:
         """Reset the key's backoff."""
         self._failures.pop(key, None)
 
-    async def get(self) -> K:
+    async def get(self) -> Key:
         """Wait for the next due key that no worker holds; release it with `done`."""
         while True:
             key = self._pop_due()
             if key is not None:
-                self._active.add(key)
-                self._taken_at = self._clock()
                 return key
             self._changed.clear()
             try:
@@ -76,28 +86,53 @@ class WorkQueue(Generic[K]):
             except TimeoutError:
                 continue
 
-    def done(self, key: K) -> None:
+    def done(self, key: Key) -> None:
         """Release the key; if it was added in the meantime, `get` returns it again."""
         self._active.discard(key)
+        self._held[key.namespace] -= 1
+        if not self._held[key.namespace]:
+            del self._held[key.namespace]
         if key in self._due:
-            heapq.heappush(self._heap, (self._due[key], next(self._order), key))
+            self._push(key)
         self._changed.set()
 
-    def _pop_due(self) -> K | None:
-        now = self._clock()
-        while self._heap and self._heap[0][0] <= now:
-            due, _, key = heapq.heappop(self._heap)
-            # An earlier add replaced this entry, or a worker holds the key: `done` pushes it again.
-            if self._due.get(key) == due and key not in self._active:
-                del self._due[key]
+    def _push(self, key: Key) -> None:
+        heapq.heappush(self._later, (self._due[key], next(self._order), key))
+        if len(self._later) > 2 * len(self._due) + MAX_STALE:
+            self._later = [entry for entry in self._later if self._due.get(entry[2]) == entry[0]]
+            heapq.heapify(self._later)
+        self._changed.set()
+
+    def _pop_due(self) -> Key | None:
+        self._collect_due()
+        free = self._workers - len(self._active)
+        for namespace, keys in self._ready.items():
+            if self._held[namespace] < free:
+                key = next(iter(keys))
+                del keys[key], self._due[key]
+                if keys:
+                    self._ready.move_to_end(namespace)
+                else:
+                    del self._ready[namespace]
+                self._active.add(key)
+                self._held[namespace] += 1
+                self._taken_at = self._clock()
                 return key
         return None
 
+    def _collect_due(self) -> None:
+        now = self._clock()
+        while self._later and self._later[0][0] <= now:
+            due, _, key = heapq.heappop(self._later)
+            # An earlier add replaced this entry, or a worker holds the key: `done` pushes it again.
+            if self._due.get(key) == due and key not in self._active:
+                self._ready.setdefault(key.namespace, {})[key] = None
+
     def _seconds_to_next(self) -> float | None:
-        return max(0.0, self._heap[0][0] - self._clock()) if self._heap else None
+        return max(0.0, self._later[0][0] - self._clock()) if self._later else None
 
 
-async def work(queue: WorkQueue[K], handle: Callable[[K], Awaitable[None]]) -> None:
+async def work(queue: WorkQueue, handle: Callable[[Key], Awaitable[None]]) -> None:
     """Handle keys forever, as one worker."""
     while True:
         key = await queue.get()
