@@ -98,6 +98,7 @@ async def resync(cluster: Cluster, queue: WorkQueue, metrics: Metrics, cache: Wa
         for key in metrics.jobs.retain(job.key for job in jobs):
             cache.forget(key)
             cache.dependents.remove(key)
+        cache.dependents.forget_jobs()
         for job in jobs:
             if not job.is_settled:
                 queue.add(job.key)

@@ -133,15 +133,29 @@ class Reconciler:
         return await self._cluster.list_workloads(job.key, held)
 
     async def _read_relatives(self, job: FineTuneJob) -> dict[str, FineTuneJob | None]:
-        """Read the jobs that this one waits for, and those that they wait for in turn, to detect cycles."""
+        """Return the jobs that this one waits for, and those that they wait for in turn, to detect cycles.
+
+        They come from the watch, whose state may be old: what is pinned next is read from the API server.
+        """
         found: dict[str, FineTuneJob | None] = {}
-        names = [need.name for need in dependencies.open_needs(job)]
+        needed = [need.name for need in dependencies.open_needs(job)]
+        names = list(needed)
         while names and len(found) < dependencies.MAX_RELATIVES:
             name = names.pop(0)
             if name in found:
                 continue
-            found[name] = other = await self._get_job_or_none(Key(job.key.namespace, name))
+            found[name] = other = await self._find_relative(Key(job.key.namespace, name))
             names += [need.name for need in dependencies.open_needs(other)] if other else []
+        if needed and not dependencies.find_obstacle(job, found):
+            found |= {name: await self._get_job_or_none(Key(job.key.namespace, name)) for name in needed}
+        return found
+
+    async def _find_relative(self, key: Key) -> FineTuneJob | None:
+        dependents = self._cache.dependents
+        if key in dependents:
+            return dependents[key]
+        found = await self._get_job_or_none(key)
+        dependents.add_read(key, found)
         return found
 
     async def _get_job_or_none(self, key: Key) -> FineTuneJob | None:

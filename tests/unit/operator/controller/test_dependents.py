@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from finetune_operator.controller.dependents import Dependents
+from finetune_operator.controller.dependents import MAX_JOBS, Dependents
 from finetune_operator.kube.objects import Key
 
 ONE, SFT = Key("team", "one"), Key("team", "sft")
@@ -76,6 +76,16 @@ def test_nothing_is_kept_of_deleted_jobs(job: Any) -> None:
         dependents.update(job(f"parent-{number}", phase="Training"))
     assert len(dependents) == 100
     for number in range(100):
+        dependents.add_read(Key("team", f"stranger-{number}"), None)
         dependents.remove(Key("team", f"parent-{number}"))
         dependents.remove(Key("team", f"child-{number}"))
-    assert (len(dependents), dependents._waiting, dependents._states) == (0, {}, {})
+    assert (len(dependents), dependents._waiting, dependents._jobs) == (0, {}, {})
+
+
+def test_the_states_of_ever_more_parents_take_a_bounded_memory(job: Any) -> None:
+    dependents, parent = Dependents(), job("parent-0", phase="Training")
+    for number in range(MAX_JOBS + 100):
+        dependents.update(job(f"child-{number}", f"parent-{number}"))
+        dependents.add_read(Key("team", f"parent-{number}"), parent)
+    kept = [number for number in range(MAX_JOBS + 100) if Key("team", f"parent-{number}") in dependents]
+    assert kept == list(range(100, MAX_JOBS + 100))
