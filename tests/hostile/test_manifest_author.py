@@ -25,8 +25,9 @@ SERVERS = ("HF_ENDPOINT", "MLFLOW_TRACKING_URI", "WANDB_BASE_URL", "AWS_ENDPOINT
 
 
 def keys_in(requests: list[Request]) -> set[str | None]:
-    """The keys of the requests for a repository; the hub's library has one of its own, without a key."""
-    return {one.authorization for one in requests if one.path.startswith("/api/models/")}
+    """The keys of the requests, all of which are for the repository: the hub's library adds none of its own."""
+    assert {one.path.split("/revision/")[0] for one in requests} == {"/api/models/acme/tiny"}
+    return {one.authorization for one in requests}
 
 
 def write_job(folder: Path, **spec: object) -> None:
@@ -47,7 +48,9 @@ def write_job(folder: Path, **spec: object) -> None:
 
 
 def trainer(folder: Path, *arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
-    known = {name: value for name, value in os.environ.items() if name not in SERVERS and not name.startswith("AWS_")}
+    # A trainer that was imported here has set the variables of the hub's library.
+    others = ("AWS_", "HF_HUB_")
+    known = {name: value for name, value in os.environ.items() if name not in SERVERS and not name.startswith(others)}
     return subprocess.run(
         [sys.executable, "-m", "finetune_trainer", *arguments],
         cwd=folder,

@@ -160,9 +160,7 @@ def test_a_token_goes_to_the_hub_alone(hub: Hub, tmp_path: Path) -> None:
     assert tokens == {("hub", f"Bearer {hub.token}"), ("files", None)}
 
 
-def test_no_telemetry_is_sent(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As in a pod, where nothing imports the library before the client does: `unit/trainer/test_hub.py` has that."""
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_TELEMETRY", True)
+def test_no_telemetry_is_sent(hub: Hub) -> None:
     connect(hub).pin(TINY)
     assert len(hub.requests) == 1
     assert "torch" not in hub.requests[0].user_agent

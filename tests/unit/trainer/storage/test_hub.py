@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -201,10 +202,12 @@ def test_a_job_without_a_hub_does_not_load_its_library() -> None:
     assert done.stdout.strip() == "False"
 
 
-def test_the_hubs_client_loads_no_torch_and_keeps_the_library_itself_offline() -> None:
+@pytest.mark.parametrize("module", ["storage", "uris"])
+def test_the_hubs_client_loads_no_torch_and_keeps_the_library_itself_offline(module: str) -> None:
     code = (
-        "import sys, finetune_trainer.storage.hub.storage, huggingface_hub.constants as c; "
+        f"import sys, finetune_trainer.storage.hub.{module}, huggingface_hub.constants as c; "
         "print('torch' in sys.modules, 'transformers' in sys.modules, c.HF_HUB_OFFLINE, c.HF_HUB_DISABLE_TELEMETRY)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False", "True", "True"]

@@ -164,8 +164,7 @@ def find_base(folder: Path, tuned: TunedFolder, options: ChatOptions, stop: Stop
 
 
 def _load(tuned: TunedFolder, base: Path | None, precision: Precision) -> list["Answerer"]:
-    # As in the training: the libraries read these when they are imported.
-    os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    # As in the training: PyTorch reads it when it is imported.
     os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 
     from finetune_trainer.merging.tuned_model import load_answerers

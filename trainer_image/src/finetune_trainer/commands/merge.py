@@ -39,8 +39,7 @@ def merge_adapter(base_name: str, adapter_name: str, output_name: str, options: 
         base = open_base(base_name, "BASE", stop, Path(scratch))
         origin = check_base(adapter, base_name, base, stop)
         compared = read_compared(adapter, base.folder, options.rows, is_asked=options.validate)
-        # As in the training: the libraries read these when they are imported.
-        os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+        # As in the training: PyTorch reads it when it is imported.
         os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
         from finetune_trainer.commands.local_merge import merge_folders  # noqa: PLC0415 - imports torch
 

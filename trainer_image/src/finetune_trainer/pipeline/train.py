@@ -8,9 +8,6 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
-# The libraries below read these when they are imported: models come from storage alone, and no telemetry is sent.
-os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 # bitsandbytes prepares compilation, which is not used, and searches a C++ compiler, which the image does not have.
 os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 

@@ -1,17 +1,11 @@
 """Requests to one hub: tokens for its own address only, time-outs, retries that end with SIGTERM."""
 
-import os
 import ssl
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from typing import Any, TypeVar
-
-# The library reads these once, at import. Only this client sends requests to a hub; transformers loads from folders.
-# Offline mode also closes the library's own session, which has no time-outs and cannot be stopped.
-os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 
 import httpx2
 from huggingface_hub import hf_hub_url
