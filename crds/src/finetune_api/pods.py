@@ -37,10 +37,13 @@ class Resources(Block):
     gpu_resource_name: QualifiedName = "nvidia.com/gpu"
     """Name of the extended resource of a GPU. Default: `nvidia.com/gpu`."""
     requests: ResourceList | None = None
-    """Resource requests of the trainer container, for example `{cpu: 4, memory: 24Gi}`. Default: only the GPUs."""
+    """Resource requests of the trainer container, for example `{cpu: 4, memory: 24Gi}`. Default: 1 CPU and 2Gi memory
+    for each training process (the operator's setting), at most the limit; they win over the defaults of a LimitRange.
+    `{}`: only the GPUs and what a LimitRange adds."""
     limits: ResourceList | None = None
-    """Resource limits of the trainer container. The CPU limit, else the request, also sets the number of threads of its
-    processes (`OMP_NUM_THREADS`). Default: only the GPUs."""
+    """Resource limits of the trainer container. The CPU limit, else the CPU in `requests`, also sets the number of
+    threads of its processes (`OMP_NUM_THREADS`); without both, they use all cores of the node. Default: only the
+    GPUs."""
     shm_size: Quantity | None = None
     """Size of `/dev/shm`, which counts as memory. Default: `1Gi`."""
     workspace: Workspace | None = None
@@ -50,7 +53,8 @@ class Resources(Block):
     stacks of every process in their logs. Default: 600."""
     merge: PodResources | None = None
     """Resources of the pod that merges and validates a full model. It is separate and holds no GPU if the job has more
-    than one GPU or this is set. Default: CPU, memory and ephemeral storage of the trainer's pod."""
+    than one GPU or this is set. Default: CPU, memory and ephemeral storage of the trainer's pod; without requests,
+    those of one training process."""
 
     @property
     def ranks(self) -> int:

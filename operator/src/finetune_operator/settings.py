@@ -7,6 +7,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, PositiveFloat, Posi
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from finetune_api.blocks import Endpoint, Quantity, SecretName, SecretRef
+from finetune_api.scalars import parse_quantity
 from finetune_api.spec import Hub, Storage
 
 DEFAULT_UID = 65532
@@ -32,11 +33,17 @@ def _check_proxy(value: str | None) -> str | None:
     return value
 
 
+def _check_quantity(value: str | None) -> str | None:
+    if value is not None:
+        parse_quantity(value)
+    return value
+
+
 _PROXY = re.compile(r"https?://[^\s/?#]+/?")
 Proxy = Annotated[str | None, AfterValidator(_check_proxy), BeforeValidator(_empty_is_none)]
 Url = Annotated[Endpoint | None, BeforeValidator(_empty_is_none)]
-OptionalQuantity = Annotated[Quantity | None, BeforeValidator(_empty_is_none)]
 Secret = Annotated[SecretName | None, BeforeValidator(_empty_is_none)]
+OptionalQuantity = Annotated[str | None, AfterValidator(_check_quantity), BeforeValidator(_empty_is_none)]
 
 
 class Settings(BaseSettings):
@@ -114,6 +121,10 @@ class Settings(BaseSettings):
     """Hosts that the pods reach without a proxy, separated by commas; add the host of in-cluster storage."""
     trainer_run_as_user: Annotated[int | None, BeforeValidator(_empty_is_none)] = DEFAULT_UID
     """User, group and fsGroup of the pods; if empty, the platform chooses them."""
+    default_cpu_request: OptionalQuantity = "1"
+    """CPU request of each training process of a job without `spec.resources.requests`; empty = none."""
+    default_memory_request: OptionalQuantity = "2Gi"
+    """Memory request of each of these processes; empty = none."""
     simulated_gpus: bool = False
     """Whether jobs whose GPUs are missing train on the CPU: only for clusters where the GPU resource is simulated."""
     progress_interval_seconds: PositiveFloat = 10
@@ -138,6 +149,11 @@ class Settings(BaseSettings):
     """Lowest severity that is logged."""
     pod_name: str = ""
     """Name of the operator's own pod, for the events that it posts."""
+
+    def default_requests(self) -> dict[str, Quantity]:
+        """Return the requests of each training process of a job that names none."""
+        given: dict[str, Quantity | None] = {"cpu": self.default_cpu_request, "memory": self.default_memory_request}
+        return {name: quantity for name, quantity in given.items() if quantity is not None}
 
     def default_storage(self) -> Storage | None:
         """Return the storage of a job that names none, or None for AWS with the pod's own identity."""

@@ -96,6 +96,7 @@ MATRIX: dict[str, dict[str, Any]] = {
             "image": {"repository": "registry.example/trainer", "tag": "1"},
             "runAsUser": "1000",
             "simulatedGpus": True,
+            "defaultRequests": {"cpu": 2, "memory": ""},
         },
         "watchNamespaces": ["a", "b"],
         "serviceAccount": {"annotations": {"eks.amazonaws.com/role-arn": "arn:aws:iam::1:role/x"}},

@@ -1,8 +1,12 @@
 """The resources that each of a job's pods requests."""
 
+import re
+from collections.abc import Mapping
+from decimal import Decimal
+
 from finetune_api.blocks import Quantity
 from finetune_api.names import Component
-from finetune_api.pods import PodResources
+from finetune_api.pods import PodResources, ResourceList
 from finetune_api.spec import FineTuneJobSpec
 from finetune_operator.kube.objects import Object
 from finetune_operator.settings import Settings
@@ -17,41 +21,56 @@ def build_resources(spec: FineTuneJobSpec, component: Component, settings: Setti
     if component is Component.PREFLIGHT:
         found = _preflight(spec, settings.preflight_memory_limit)
     else:
-        found = _trainer(spec) if component is Component.TRAINER else _merge(spec)
+        found = _trainer(spec, settings) if component is Component.TRAINER else _merge(spec, settings)
     return {kind: values for kind, values in found.items() if values}
 
 
-def _trainer(spec: FineTuneJobSpec) -> Object:
+def _trainer(spec: FineTuneJobSpec, settings: Settings) -> Object:
     resources = spec.resources
     gpus = {resources.gpu_resource_name: resources.gpus_per_node} if resources.gpus_per_node else {}
-    return {kind: values | gpus for kind, values in _without_gpus(spec, resources.requests, resources.limits).items()}
+    processes = max(1, resources.gpus_per_node)
+    default = {name: _times(quantity, processes) for name, quantity in settings.default_requests().items()}
+    found = _without_gpus(spec, _filled(resources.requests, resources.limits, default))
+    return {kind: values | gpus for kind, values in found.items()}
 
 
-def _merge(spec: FineTuneJobSpec) -> Object:
+def _merge(spec: FineTuneJobSpec, settings: Settings) -> Object:
     """Return the job's own, else the trainer's: those on the list, because a merge uses no device."""
-    if (own := spec.resources.merge) is not None:
-        return _without_gpus(spec, own.requests, own.limits)
-    default = _without_gpus(spec, spec.resources.requests, spec.resources.limits)
-    return {kind: {name: values[name] for name in values if name in MERGED_WITH} for kind, values in default.items()}
+    own, default = spec.resources.merge, settings.default_requests()
+    if own is not None:
+        return _without_gpus(spec, _filled(own.requests, own.limits, default))
+    found = _filled(spec.resources.requests, spec.resources.limits, default)
+    return {kind: {name: values[name] for name in values if name in MERGED_WITH} for kind, values in found.items()}
 
 
-def _without_gpus(
-    spec: FineTuneJobSpec, requests: dict[str, Quantity] | None, limits: dict[str, Quantity] | None
+def _filled(
+    requests: ResourceList | None, limits: ResourceList | None, default: Mapping[str, Quantity]
 ) -> dict[str, Object]:
-    given, gpu = {"requests": requests or {}, "limits": limits or {}}, spec.resources.gpu_resource_name
+    """Return requests and limits; absent requests get the default, which a limit of the job bounds as in Kubernetes."""
+    limits = limits or {}
+    if requests is None:
+        requests = {name: limits.get(name, value) for name, value in default.items()}
+    return {"requests": requests, "limits": limits}
+
+
+def _without_gpus(spec: FineTuneJobSpec, given: dict[str, Object]) -> dict[str, Object]:
+    gpu = spec.resources.gpu_resource_name
     return {kind: {name: value for name, value in values.items() if name != gpu} for kind, values in given.items()}
 
 
-def _preflight(spec: FineTuneJobSpec, memory: Quantity | None) -> Object:
-    """Return the job's own, with the operator's requests if it has none, and with the operator's memory limit if it
-    has neither a limit nor a request of memory, which could be larger."""
+def _preflight(spec: FineTuneJobSpec, memory: Quantity | None) -> dict[str, Object]:
+    """Return the job's own, with the operator's memory limit if it has neither a limit nor a request of memory, which
+    could be larger."""
     given = (spec.preflight and spec.preflight.resources) or PodResources()
-    requests, limits = dict(given.requests or {}), dict(given.limits or {})
-    if memory is not None and "memory" not in requests | limits:
-        limits["memory"] = memory
-        # Without a request, Kubernetes would make the limit one.
-        requests["memory"] = PREFLIGHT_REQUESTS["memory"]
-    if given.requests is None:
-        # A default request above the user's own limit would be refused.
-        requests = {name: (given.limits or {}).get(name, value) for name, value in PREFLIGHT_REQUESTS.items()}
-    return {"requests": requests, "limits": limits}
+    found = _filled(given.requests, given.limits, PREFLIGHT_REQUESTS)
+    if memory is None or "memory" in {**(given.requests or {}), **(given.limits or {})}:
+        return found
+    # Without a request, Kubernetes would make the limit one.
+    least = {"memory": PREFLIGHT_REQUESTS["memory"]}
+    return {"requests": least | found["requests"], "limits": found["limits"] | {"memory": memory}}
+
+
+def _times(quantity: Quantity, count: int) -> Quantity:
+    """Multiply a quantity, in its own unit."""
+    number, unit = re.fullmatch(r"([0-9.]+)(.*)", str(quantity)).groups()  # type: ignore[union-attr]
+    return f"{Decimal(number) * count}{unit}"

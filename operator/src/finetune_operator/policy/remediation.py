@@ -30,6 +30,7 @@ FIXES_BY_MESSAGE: dict[str, tuple[tuple[str, str], ...]] = {
         (r"exceeded quota", "request less in resources, or have the quota raised"),
         (r"failed quota.*must specify", "set what the quota requires in resources.requests and resources.limits"),
         (r"(maximum|minimum) \S+ usage per|max limit to request ratio", "keep resources within the LimitRange"),
+        (r"must be less than or equal to \S+ limit", "set resources.requests, or to {{}} for those of the LimitRange"),
         (r"violates PodSecurity", "have the namespace enforce no more than Pod Security level restricted"),
         (r"(?i)service ?account", "create the service account, or change trainer.serviceAccountName"),
         (r"no PriorityClass", "create the priority class, or change scheduling.priorityClassName"),

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from finetune_api import names
+from finetune_api.handoff import config_sha256
 from finetune_api.spec import FineTuneJobSpec
 from finetune_operator.kube.objects import repository, selector_value, slug
 from finetune_operator.manifests.effective_spec import build_effective_spec
@@ -72,7 +73,45 @@ def test_gpu_requests_equal_limits_and_cannot_be_overruled(built: Any) -> None:
 
 
 def test_a_job_without_gpus_requests_none(built: Any) -> None:
-    assert _container(built(resources={"gpusPerNode": 0}))["resources"] == {}
+    resources = _container(built(resources={"gpusPerNode": 0}))["resources"]
+    assert resources == {"requests": {"cpu": "1", "memory": "2Gi"}}
+
+
+def test_a_trainer_whose_job_names_no_requests_gets_some_for_each_of_its_processes(built: Any) -> None:
+    requests = _container(built(resources={"gpusPerNode": 8}))["resources"]["requests"]
+    assert requests == {"cpu": "8", "memory": "16Gi", "nvidia.com/gpu": 8}
+
+
+def test_default_requests_of_a_trainer_do_not_exceed_its_limits(built: Any) -> None:
+    resources = _container(built(resources={"gpusPerNode": 0, "limits": {"memory": "1Gi"}}))["resources"]
+    assert resources == {"requests": {"cpu": "1", "memory": "1Gi"}, "limits": {"memory": "1Gi"}}
+
+
+def test_empty_requests_stay_empty_so_that_a_limit_range_can_fill_them(built: Any) -> None:
+    assert _container(built(resources={"gpusPerNode": 0, "requests": {}}))["resources"] == {}
+    assert _container(built("preflight", preflight={"resources": {"requests": {}}}))["resources"] == {}
+
+
+@pytest.mark.parametrize(
+    ("chosen", "requests"),
+    [
+        ({"default_cpu_request": "250m", "default_memory_request": "1.5Gi"}, {"cpu": "500m", "memory": "3.0Gi"}),
+        ({"default_cpu_request": "", "default_memory_request": "1Gi"}, {"memory": "2Gi"}),
+        ({"default_cpu_request": "", "default_memory_request": ""}, {}),
+    ],
+)
+def test_the_operators_settings_choose_the_default_requests(
+    built: Any, settings: Settings, chosen: dict[str, str], requests: dict[str, str]
+) -> None:
+    using = Settings(**settings.model_dump() | chosen)
+    found = _container(built(using=using, resources={"gpusPerNode": 2}))["resources"]["requests"]
+    assert found == requests | {"nvidia.com/gpu": 2}
+
+
+def test_a_pod_uses_as_many_threads_as_before_the_default_requests(scene: Any, settings: Settings) -> None:
+    config = build_config(scene().job, settings, 1)
+    assert config.spec.resources.requests is None  # else OMP_NUM_THREADS would follow the default
+    assert config.config_sha256 == config_sha256(scene().job.spec)
 
 
 def test_a_default_request_does_not_exceed_a_given_limit(built: Any) -> None:

@@ -116,6 +116,12 @@ def test_a_merge_has_its_own_resources_if_the_job_names_them(scene: Build) -> No
     assert found == {"requests": {"cpu": 8, "memory": "64Gi"}, "limits": {"memory": "80Gi"}}
 
 
+@pytest.mark.parametrize("resources", [{"gpusPerNode": 8}, {"gpusPerNode": 1, "merge": {}}])
+def test_a_merge_whose_job_names_no_requests_gets_those_of_one_process(scene: Build, resources: Any) -> None:
+    found = pod_spec(to_merge(scene(**SPEC | {"resources": resources})), "one-2-merge")["containers"][0]["resources"]
+    assert found == {"requests": {"cpu": "1", "memory": "2Gi"}}
+
+
 @pytest.mark.parametrize(
     ("changes", "separate"),
     [

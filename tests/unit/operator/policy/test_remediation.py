@@ -43,6 +43,7 @@ REFUSALS = [
     ('pods "x" is forbidden: exceeded quota: q, requested: limits.memory=9Gi', "have the quota raised"),
     ('pods "x" is forbidden: failed quota: q: must specify limits.cpu for: trainer', "resources.limits"),
     ('pods "x" is forbidden: maximum memory usage per Container is 1Gi, but limit is 9Gi', "LimitRange"),
+    ('Pod "x" is invalid: spec: Invalid value: "2Gi": must be less than or equal to memory limit of 1Gi', "or to {}"),
     ('pods "x" is forbidden: violates PodSecurity "restricted:latest": x', "Pod Security level restricted"),
     ('pods "x" is forbidden: error looking up service account team/train', "trainer.serviceAccountName"),
     ('pods "x" is forbidden: no PriorityClass with name high was found', "scheduling.priorityClassName"),
