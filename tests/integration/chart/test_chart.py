@@ -168,6 +168,18 @@ def test_a_user_id_in_a_values_file_reaches_the_operator_as_digits(
     assert environment(helm, "--values", str(values))["FINETUNE_TRAINER_RUN_AS_USER"] == passed
 
 
+@pytest.mark.parametrize(
+    ("given", "passed"), [("{}", ("1", "2Gi")), ('{cpu: 2, memory: ""}', ("2", "")), ("{cpu: 500m}", ("500m", "2Gi"))]
+)
+def test_the_default_requests_reach_the_operator(
+    helm: str, tmp_path: Path, given: str, passed: tuple[str, str]
+) -> None:
+    values = tmp_path / "values.yaml"
+    values.write_text(f"trainer: {{defaultRequests: {given}}}", encoding="utf-8")
+    found = environment(helm, "--values", str(values))
+    assert (found["FINETUNE_DEFAULT_CPU_REQUEST"], found["FINETUNE_DEFAULT_MEMORY_REQUEST"]) == passed
+
+
 def test_chart_and_code_have_one_version() -> None:
     chart = yaml.safe_load((CHART / "Chart.yaml").read_text(encoding="utf-8"))
     assert chart["appVersion"] == finetune_api.__version__
