@@ -293,6 +293,8 @@ class Pod:
     waiting_message: str
     unschedulable: str
     disruption: str
+    requests_cpu: bool
+    """Whether a container requests CPU; without, the pod gets what others of its node leave."""
     evicted: str
     """Why the kubelet evicted it, also if its container wrote a termination message."""
 
@@ -343,6 +345,10 @@ class Pod:
             waiting_message=waiting.get("message", ""),
             unschedulable=scheduled.get("message", "") if scheduled.get("reason") == "Unschedulable" else "",
             disruption=_word(disrupted.get("reason", "")) if disrupted.get("status") == "True" else "",
+            requests_cpu=any(
+                str(((one.get("resources") or {}).get("requests") or {}).get("cpu", "0")) != "0"
+                for one in spec.get("containers") or []
+            ),
             evicted=status.get("message", "") if status.get("reason") == names.Reason.EVICTED else "",
         )
 

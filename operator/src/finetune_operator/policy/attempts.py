@@ -6,7 +6,7 @@ from finetune_api.handoff import Outcome, Report
 from finetune_api.names import Component, ConditionType, Reason
 from finetune_api.status import FineTuneJobStatus, JobRef, Progress, TrainedStatus
 from finetune_operator.kube.objects import Job, Pod
-from finetune_operator.kube.observed import Reading, Target
+from finetune_operator.kube.observed import Target
 from finetune_operator.manifests.jobs import build_attempt, count_failures, count_nodes
 from finetune_operator.policy import (
     counters,
@@ -30,6 +30,7 @@ from finetune_operator.policy.decision import (
     set_condition,
     succeed,
 )
+from finetune_operator.policy.liveness import describe_place, show_running
 from finetune_operator.policy.startup import watch_start
 from finetune_operator.policy.status_report import (
     find_difference,
@@ -300,19 +301,11 @@ def _watch(context: Context, current: Job) -> Effect:
         deadlines.record_waiting(context)
         if not is_restarting:
             return effect + watch_start(context, current, pods)
-    effect += _show_running(context, current, reading)
     if reading and not is_restarting:
         deadlines.record_heartbeat(context, reading)
         is_restarting = deadlines.is_stalled(context, reading)
+    effect += show_running(context, current, pod, reading)
     return effect + (_restart(context, current) if is_restarting else Effect())
-
-
-def _show_running(context: Context, current: Job, reading: Reading | None) -> Effect:
-    if reading and pod_diagnosis.is_unreachable(reading, context.observed.now):
-        return set_condition(C.RUNNING, "True", R.UNREACHABLE, reading.problem)
-    one = f"The {current.component} pod is running"
-    pods = one if current.nodes == 1 else f"All {current.nodes} trainer pods are running"
-    return set_condition(C.RUNNING, "True", R.PODS_RUNNING, pods)
 
 
 def _record_stall(context: Context) -> None:
@@ -325,8 +318,7 @@ def _restart(context: Context, current: Job) -> Effect:
     code."""
     progress, stored = context.status.progress or Progress(), context.stored.current_run
     _record_stall(context)
-    where = f"{progress.stage or 'an unknown stage'}, step {progress.step or 0}"
-    detail = f"{context.spec.stall_timeout_seconds} s ({where})"
+    detail = f"{context.spec.stall_timeout_seconds} s ({describe_place(progress)})"
     effect = set_condition(C.RUNNING, "False", R.NO_PROGRESS, detail)
     if stored is None or stored.stopping != R.NO_PROGRESS:
         return effect + requeue_in(0)

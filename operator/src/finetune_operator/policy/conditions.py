@@ -42,7 +42,7 @@ MESSAGES: dict[tuple[ConditionType, str], str] = {
     (C.RUNNING, R.JOB_SUSPENDED): "{detail} is suspended.",
     (C.RUNNING, R.QUEUED_BY_KUEUE): "{detail} waits for Kueue to admit it.",
     (C.RUNNING, R.NODE_LOST): "A pod cannot be replaced: {detail}",
-    (C.RUNNING, R.UNREACHABLE): "The trainer pod is running, but its progress endpoint is unreachable: {detail}",
+    (C.RUNNING, R.UNREACHABLE): "The trainer pod is running, but its progress endpoint is unreachable since {detail}",
     (C.RUNNING, R.UNSCHEDULABLE): "No node can run the pod: {detail}",
     (C.RUNNING, R.IMAGE_PULL_FAILED): "The image cannot be pulled: {detail}",
     (C.RUNNING, R.POD_CREATION_REFUSED): "The API server refuses to create the pod: {detail}",

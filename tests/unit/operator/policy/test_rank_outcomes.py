@@ -80,7 +80,7 @@ def test_a_job_is_running_once_all_of_its_pods_are(pair: Any) -> None:
     one.run(second)
     one.settle()
     assert (one.condition("Running")["reason"], one.status["phase"]) == ("PodsRunning", "Training")
-    assert one.condition("Running")["message"] == "All 2 trainer pods are running."
+    assert one.condition("Running")["message"] == "All 2 trainer pods are running; no progress is reported yet."
     assert "startTime" in one.status
 
 
