@@ -28,6 +28,7 @@ from finetune_operator.policy.decision import (
     fail,
     requeue_in,
     set_condition,
+    show_early_stopping,
     succeed,
 )
 from finetune_operator.policy.liveness import describe_place, show_running
@@ -304,7 +305,7 @@ def _watch(context: Context, current: Job) -> Effect:
     if reading and not is_restarting:
         deadlines.record_heartbeat(context, reading)
         is_restarting = deadlines.is_stalled(context, reading)
-    effect += show_running(context, current, pod, reading)
+    effect += show_running(context, current, pod, reading) + show_early_stopping(context)
     return effect + (_restart(context, current) if is_restarting else Effect())
 
 

@@ -56,7 +56,7 @@ MESSAGES: dict[tuple[ConditionType, str], str] = {
     (C.SAVES_IN_TIME, R.CHECKPOINT_SAVED): "{detail}.",
     (C.SAVES_IN_TIME, R.SAVE_TOO_SLOW): "{detail}.",
     (C.EARLY_STOPPED, R.NOT_CONFIGURED): "Early stopping is off.",
-    (C.EARLY_STOPPED, R.NOT_TRIGGERED): "The evaluation loss is still falling, or patience is not exhausted.",
+    (C.EARLY_STOPPED, R.NOT_TRIGGERED): "{detail}.",
     (
         C.EARLY_STOPPED,
         R.PATIENCE_EXHAUSTED,
@@ -123,10 +123,10 @@ class Conditions:
         message = printable(prefix + template.format(detail=detail.strip()))
         self._put(kind, truth, reason, message[:2048] or reason)
 
-    def set_if_absent(self, kind: ConditionType, truth: Truth, reason: str) -> None:
+    def set_if_absent(self, kind: ConditionType, truth: Truth, reason: str, detail: str = "") -> None:
         """Set one condition unless it is set already."""
         if self.status.condition(kind) is None:
-            self.set(kind, truth, reason)
+            self.set(kind, truth, reason, detail)
 
     def remove(self, kind: ConditionType) -> None:
         """Remove a condition that no longer applies."""
@@ -139,7 +139,8 @@ class Conditions:
         self.set_if_absent(C.VALIDATED, "Unknown", R.PENDING)
         self.set_if_absent(C.RUNNING, "False", R.NOT_STARTED)
         self.set_if_absent(C.SAVES_IN_TIME, "Unknown", R.NO_CHECKPOINT)
-        self.set_if_absent(C.EARLY_STOPPED, "False", R.NOT_TRIGGERED if early_stopping else R.NOT_CONFIGURED)
+        stopping = R.NOT_TRIGGERED if early_stopping else R.NOT_CONFIGURED
+        self.set_if_absent(C.EARLY_STOPPED, "False", stopping, "The training is not evaluated yet")
         self.set_if_absent(C.PUBLISHED, "False", R.NOT_PUBLISHED)
         self.set_if_absent(C.COMPLETE, "False", R.PROGRESSING)
         self.set_if_absent(C.FAILED, "False", R.PROGRESSING)

@@ -188,6 +188,16 @@ def fail(context: Context, reason: str, message: str, child: Job | None = None, 
     return effect
 
 
+def show_early_stopping(context: Context) -> Effect:
+    """Set condition EarlyStopped of a running training once it was evaluated."""
+    early = context.status.early_stopping
+    if early is None or early.stopped or early.best_step is None:
+        return Effect()
+    counted = f"{early.evaluations_without_improvement or 0} of {early.patience} evaluations in a row"
+    detail = f"{counted} without improvement, the best at step {early.best_step}"
+    return set_condition(C.EARLY_STOPPED, "False", R.NOT_TRIGGERED, detail)
+
+
 def _show_stopped(context: Context) -> Effect:
     """Set condition Running of an ended job, and EarlyStopped if early stopping ended the training."""
     effect = set_condition(C.RUNNING, "False", R.FINISHED if context.status.runs else R.NOT_STARTED)

@@ -80,7 +80,7 @@ def require_closed(one: Any, phase: str) -> dict[str, str]:
 
 def test_the_loss_of_a_succeeded_job_is_not_still_falling(scene: Build) -> None:
     one = scene(earlyStopping={"patience": 3}).to_training()
-    assert messages(one)["EarlyStopped"] == "The evaluation loss is still falling, or patience is not exhausted."
+    assert messages(one)["EarlyStopped"] == "The training is not evaluated yet."
     pod = one.pod("one-1")
     one.run(pod)
     one.settle()

@@ -4,6 +4,8 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import pytest
+
 from finetune_api.handoff import ProgressReport, Report
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import FineTuneJobStatus
@@ -150,6 +152,31 @@ def test_a_job_that_stopped_early_is_a_success_and_shows_the_step(scene: Callabl
     early = one.condition("EarlyStopped")
     assert (early["status"], early["reason"], one.status["phase"]) == ("True", "PatienceExhausted", "Succeeded")
     assert "stopped falling: stopped at step 60, best at step 40; the best weights" in early["message"]
+
+
+@pytest.mark.parametrize(
+    ("early", "message"),
+    [
+        (None, "The training is not evaluated yet."),
+        ({"stopped": False, "bestStep": 20, "evaluationsWithoutImprovement": 0, "patience": 3},
+         "0 of 3 evaluations in a row without improvement, the best at step 20."),
+        ({"stopped": False, "bestStep": 20, "evaluationsWithoutImprovement": 2, "patience": 3},
+         "2 of 3 evaluations in a row without improvement, the best at step 20."),
+    ],
+)  # fmt: skip
+def test_early_stopping_shows_only_what_was_evaluated(scene: Callable[..., Any], early: Any, message: str) -> None:
+    one = scene(
+        earlyStopping={"patience": 3},
+        dataset={"train": {"uri": "s3://bucket/rows.jsonl"}, "validationSplitPercent": 10},
+    ).to_training()
+    one.run(one.pod("one-1"))
+    report = {"jobUid": "job-uid", "heartbeat": 7, "progress": {"step": 3}} | (
+        {"earlyStopping": early} if early else {}
+    )
+    one.reading = Reading("one-1-1-uid", one.now, ProgressReport.model_validate(report))
+    one.settle()
+    found = one.condition("EarlyStopped")
+    assert (found["status"], found["reason"], found["message"]) == ("False", "NotTriggered", message)
 
 
 def test_progress_has_the_time_in_whole_seconds_as_it_is_stored(scene: Any) -> None:
