@@ -65,7 +65,7 @@ class Progress(StatusBlock):
     note: Line | None = None
     """Anything unusual about the run, for example a broken checkpoint that was skipped."""
     last_updated_time: Time | None = None
-    """Time of the trainer's last progress report."""
+    """Time of the trainer's last progress report; up to a minute older if its reports have no news."""
 
 
 class CheckpointStatus(StatusBlock):

@@ -120,7 +120,8 @@ def progress(
 ) -> None:
     """Follow a job until it ends: bar, time left, losses. Exit with 0 if it completes and 1 if it fails.
 
-    If the output is not a terminal, each change is one line. The loss curves begin when the command starts.
+    If the output is not a terminal, each change is one line, and each minute without a change. The loss curves begin
+    when the command starts.
     """
     from finetune_api.names import ConditionType
     from kubectl_finetune.commands import progress as following

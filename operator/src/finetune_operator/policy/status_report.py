@@ -14,6 +14,8 @@ CHECKED = {
     "base_model_revision": "commit",
 }
 """Fields of the lineage that preflight reports and the trainer repeats, with what they identify."""
+QUIET = 60.0
+"""Seconds in which a report without news is not written."""
 PINNED = ("trainer_image", *CHECKED)
 """Fields of the lineage whose first value stays."""
 
@@ -83,13 +85,21 @@ def find_difference(status: FineTuneJobStatus, report: Report) -> str:
 
 def record_progress(status: FineTuneJobStatus, report: ProgressReport, at: datetime) -> None:
     """Record the running trainer's last progress."""
-    status.progress = report.progress.model_copy(update={"last_updated_time": at.replace(microsecond=0)})
+    status.progress = _dated(report.progress, status.progress, at.replace(microsecond=0))
     status.metrics = merged(status.metrics, report.metrics)
     status.checkpoint = report.checkpoint or status.checkpoint
     if report.early_stopping:
         status.early_stopping = report.early_stopping
     if report.resolved:
         status.resolved = merged(status.resolved, report.resolved)
+
+
+def _dated(new: Progress, old: Progress | None, at: datetime) -> Progress:
+    """Return the progress with its time; without news the old time stays for a minute, so that the status does."""
+    time = old.last_updated_time if old else None
+    if time and new.model_copy(update={"last_updated_time": time}) == old and 0 <= (at - time).total_seconds() < QUIET:
+        return new.model_copy(update={"last_updated_time": time})
+    return new.model_copy(update={"last_updated_time": at})
 
 
 def record_end(status: FineTuneJobStatus) -> None:

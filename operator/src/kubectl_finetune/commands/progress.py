@@ -16,6 +16,10 @@ from kubectl_finetune.cluster.job import Job
 from kubectl_finetune.display.page import Page
 from kubectl_finetune.display.table import STYLES, bar, duration, fields, number, sparkline
 
+QUIET_SECONDS = 60.0
+"""Time after which a line is printed although nothing has changed."""
+Clock = Callable[[], float]
+
 
 class LossHistory:
     """The losses since the command started; the status itself has only the last one."""
@@ -40,12 +44,13 @@ class LossHistory:
             self.train.append(metrics.train_loss)
 
 
-def changes(look: Callable[[], Job], interval: float) -> Iterator[Job]:
-    """Yield the job after each change, until it has ended."""
-    version, job = None, look()
+def changes(look: Callable[[], Job], interval: float, clock: Clock = time.monotonic) -> Iterator[Job]:
+    """Yield the job after each change, and once a minute without one, until it has ended."""
+    version, since, job = None, clock(), look()
     while True:
-        if job.raw["metadata"].get("resourceVersion") != version:
-            version = job.raw["metadata"].get("resourceVersion")
+        found = job.raw["metadata"].get("resourceVersion")
+        if found != version or clock() - since >= QUIET_SECONDS:
+            version, since = found, clock()
             yield job
         if job.has_ended:
             return
@@ -54,12 +59,12 @@ def changes(look: Callable[[], Job], interval: float) -> Iterator[Job]:
 
 
 @contextmanager
-def screen(console: Console) -> Iterator[Callable[[Job], None]]:
+def screen(console: Console, clock: Clock = time.monotonic) -> Iterator[Callable[[Job], None]]:
     """Redraw one picture on a terminal; otherwise print each change as a line."""
-    losses = LossHistory()
     if not console.is_terminal:
-        yield lambda job: console.print(f"{datetime.now(UTC):%H:%M:%S} {line(job)}", soft_wrap=True)
+        yield _Lines(console, clock).draw
         return
+    losses = LossHistory()
 
     def draw(job: Job) -> None:
         losses.add(job)
@@ -67,6 +72,22 @@ def screen(console: Console) -> Iterator[Callable[[Job], None]]:
 
     with Live(console=console, auto_refresh=False) as live:
         yield draw
+
+
+class _Lines:
+    """Lines in a pipe or a file: one for each change, and one a minute without."""
+
+    def __init__(self, console: Console, clock: Clock) -> None:
+        self._console, self._clock = console, clock
+        self._last, self._printed = "", 0.0
+
+    def draw(self, job: Job) -> None:
+        """Print the job unless only its time left has changed since the last line."""
+        found, now = _words(job, with_time=False), self._clock()
+        if found == self._last and now - self._printed < QUIET_SECONDS:
+            return
+        self._last, self._printed = found, now
+        self._console.print(f"{datetime.now(UTC):%H:%M:%S} {line(job)}", soft_wrap=True)
 
 
 def picture(job: Job, losses: LossHistory) -> Group:
@@ -102,21 +123,26 @@ def _evaluated(job: Job, losses: LossHistory) -> str:
 
 def line(job: Job) -> str:
     """Return a job as one line, with its values always in the same order."""
+    return _words(job, with_time=True)
+
+
+def _words(job: Job, *, with_time: bool) -> str:
     status = job.status
     progress, metrics = status.progress, status.metrics
-    parts = [job.phase, (progress and progress.display) or ""]
+    display = (progress and progress.display) or ""
+    parts = [job.phase, display]
     if progress and progress.step is not None:
         parts.append(f"step {progress.step}/{progress.total_steps or '?'}")
-    if progress and progress.stage:
+    if progress and progress.stage and not display.startswith(progress.stage):
         parts.append(progress.stage)
     if metrics and metrics.train_loss is not None:
         parts.append(f"loss {number(metrics.train_loss)}")
     if metrics and metrics.eval_loss is not None:
         parts.append(f"eval {number(metrics.eval_loss)}")
-    if progress and progress.estimated_remaining_seconds is not None and not job.has_ended:
+    if with_time and progress and progress.estimated_remaining_seconds is not None and not job.has_ended:
         parts.append(f"left {duration(progress.estimated_remaining_seconds)}")
     parts.append(status.reason or "")
-    words = " ".join(filter(None, parts))
+    words = " ".join(filter(None, dict.fromkeys(parts)))  # phase, stage and reason may be the same word
     return printable(f"{words}: {status.message}" if status.message else words)
 
 

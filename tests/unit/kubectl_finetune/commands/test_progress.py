@@ -25,7 +25,7 @@ Printed = Callable[..., str]
 
 def test_a_change_is_one_line_and_a_terminal_gets_a_bar_with_losses(job: Make, printed: Printed) -> None:
     assert progress.line(job()) == (
-        "Training 42% step 42/100 Training loss 1.4231 eval 1.5 left 56m40s PodsRunning: 1 of 1 pods are running."
+        "Training 42% step 42/100 loss 1.4231 eval 1.5 left 56m40s PodsRunning: 1 of 1 pods are running."
     )
     losses = progress.LossHistory()
     for step, loss in ((0, 3.0), (20, 2.0), (20, 2.0), (30, 1.0)):
@@ -116,6 +116,41 @@ def test_a_terminal_gets_one_picture_over_the_last_and_a_pipe_gets_lines(job: Ma
     assert [line.split()[1:3] for line in pipe.getvalue().splitlines()] == [["Training", "42%"], ["Training", "50%"]]
 
 
+@pytest.mark.parametrize(
+    ("shown", "words"),
+    [
+        ({"stage": "Loading", "display": "Loading"}, "Training Loading PodsRunning"),
+        ({"stage": "Baseline", "display": "Baseline 40%"}, "Training Baseline 40% PodsRunning"),
+        ({"stage": "Evaluating", "display": "50%", "step": 5}, "Training 50% step 5/? Evaluating PodsRunning"),
+    ],
+)
+def test_a_line_has_no_word_twice(job: Make, shown: dict[str, Any], words: str) -> None:
+    assert progress.line(job(progress=shown, metrics=None, message=None)) == words
+
+
+def piped(clock: list[float], *drawn: tuple[float, Job]) -> list[str]:
+    """Return the lines of a pipe, each without its time of day, for jobs drawn at these seconds."""
+    pipe = io.StringIO()
+    with progress.screen(Console(file=pipe), clock=lambda: clock[0]) as draw:
+        for seconds, one in drawn:
+            clock[0] = seconds
+            draw(one)
+    return [line.split(" ", 1)[1] for line in pipe.getvalue().splitlines()]
+
+
+def test_a_pipe_gets_a_line_only_when_more_than_the_time_left_has_changed(job: Make) -> None:
+    def at(step: int, left: int) -> Job:
+        return job(progress={"step": step, "totalSteps": 9, "estimatedRemainingSeconds": left}, message=None)
+
+    lines = piped([0.0], (0, at(1, 80)), (2, at(1, 80)), (4, at(1, 78)), (6, at(2, 70)), (8, at(2, 69)))
+    assert [line.split(" loss ")[0] for line in lines] == ["Training step 1/9", "Training step 2/9"]
+
+
+def test_a_pipe_gets_an_unchanged_line_once_a_minute_as_a_sign_of_life(job: Make) -> None:
+    drawn = [(float(second), job()) for second in range(0, 150, 2)]
+    assert piped([0.0], *drawn) == [progress.line(job())] * 3
+
+
 def test_a_change_is_one_line_of_a_pipe_however_long(job: Make) -> None:
     pipe = io.StringIO()
     with progress.screen(Console(file=pipe, width=20)) as draw:
@@ -130,6 +165,17 @@ def test_a_job_is_followed_until_it_has_ended(job: Make, monkeypatch: pytest.Mon
     monkeypatch.setattr("time.sleep", waits.append)
     assert list(progress.changes(lambda: next(left), 7.5)) == [seen[0], seen[2]]
     assert waits == [7.5, 7.5]
+
+
+def test_a_job_that_does_not_change_is_looked_at_and_passed_on_once_a_minute(
+    job: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr("time.sleep", lambda seconds: now.__setitem__(0, now[0] + seconds))
+    ended = job(phase="Succeeded", conditions=ENDED)
+    ended.raw["metadata"]["resourceVersion"] = "2"
+    found = list(progress.changes(lambda: job() if now[0] < 150 else ended, 2.0, clock=lambda: now[0]))
+    assert [one.phase for one in found] == ["Training", "Training", "Training", "Succeeded"]
 
 
 def test_an_api_server_that_is_away_for_a_while_does_not_end_the_following(job: Make) -> None:

@@ -194,6 +194,23 @@ def test_progress_has_the_time_in_whole_seconds_as_it_is_stored(scene: Any) -> N
     assert status.early_stopping is not None
 
 
+def test_a_report_without_news_is_written_once_a_minute_so_that_watchers_see_no_equal_rows(scene: Any) -> None:
+    one = scene().to_training()
+    one.run(one.pod("one-1"))
+    report = ProgressReport.model_validate({"jobUid": "job-uid", "heartbeat": 7, "progress": {"stage": "Loading"}})
+    found = []
+    for seconds in range(0, 80, 10):
+        at = one.now + timedelta(seconds=seconds)
+        one.reading = Reading("one-1-1-uid", at, report)
+        one.settle()
+        found.append(one.status["progress"]["lastUpdatedTime"][14:19])
+    assert found == ["00:00"] * 6 + ["01:00"] * 2
+    report = ProgressReport.model_validate({"jobUid": "job-uid", "heartbeat": 8, "progress": {"stage": "Baseline"}})
+    one.reading = Reading("one-1-1-uid", one.now + timedelta(seconds=80), report)
+    one.settle()
+    assert one.status["progress"]["lastUpdatedTime"].endswith(":01:20Z")
+
+
 def test_the_progress_of_a_finished_job_is_whole_and_has_no_time_left(scene: Any) -> None:
     one = scene().to_training()
     pod = one.pod("one-1")
