@@ -26,7 +26,7 @@ STATUS: dict[str, Any] = {
     "observedGeneration": 1,
     "reason": "StartDeadlineExceeded",
     "progress": {"percent": 100, "display": "100%"},
-    "evaluation": {"verdict": "Worse", "change": LONGEST_CHANGE},
+    "evaluation": {"verdict": "Worse", "change": LONGEST_CHANGE, "before": 1.9871, "after": 1.4409},
     "metrics": {"trainLoss": 1.4231, "evalLoss": 1.5112, "bestEvalLoss": 1.4982, "baselineEvalLoss": 2.0131},
     "resolved": {"method": "QLoRA"},
     "preemptions": 12,
@@ -66,15 +66,15 @@ def test_the_wide_table_has_the_rest(namespace: str, kubectl: Kubectl) -> None:
     header, *rows = kubectl("get", "ftj", "-n", namespace, "-o", "wide").splitlines()
     assert header.split()[:5] == ["NAME", "PHASE", "DONE", "CHANGE", "AGE"]
     assert header.split()[5:] == [
-        "REASON", "PROGRESS", "OBJECTIVE", "METHOD", "TRAIN-LOSS", "EVAL-LOSS", "BEST", "BASELINE", "QUEUE",
-        "PREEMPTED",
+        "REASON", "PROGRESS", "OBJECTIVE", "METHOD", "TRAIN-LOSS", "EVAL-LOSS", "BEST", "EVAL-START",
+        "BEFORE", "AFTER", "QUEUE", "PREEMPTED",
     ]  # fmt: skip
     for row in rows:
         cells = [
             "StartDeadlineExceeded", "100%", "DomainAdaptation", "QLoRA", "1.4231", "1.5112", "1.4982", "2.0131",
-            "research", "12",
+            "1.9871", "1.4409", "research", "12",
         ]  # fmt: skip
-        assert row.split()[-10:] == cells
+        assert row.split()[-12:] == cells
 
 
 def test_describe_begins_its_conditions_with_the_reason_of_the_job(world: Any, operator: Any, kubectl: Kubectl) -> None:

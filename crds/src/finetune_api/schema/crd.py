@@ -39,12 +39,15 @@ COLUMNS = [
     ("Train-Loss", "number", ".status.metrics.trainLoss", 1),
     ("Eval-Loss", "number", ".status.metrics.evalLoss", 1),
     ("Best", "number", ".status.metrics.bestEvalLoss", 1),
-    ("Baseline", "number", ".status.metrics.baselineEvalLoss", 1),
+    ("Eval-Start", "number", ".status.metrics.baselineEvalLoss", 1),
+    ("Before", "number", ".status.evaluation.before", 1),
+    ("After", "number", ".status.evaluation.after", 1),
     ("Queue", "string", ".spec.scheduling.queueName", 1),
     ("Preempted", "integer", ".status.preemptions", 1),
 ]
 """Name, type, path and priority of each column: with priority 0, `kubectl get -A` fits 100 columns for namespaces and
-names of 30 characters; the others are shown by `-o wide`."""
+names of 30 characters; the others are shown by `-o wide`. The losses from Train-Loss to Eval-Start are measured in the
+training, Before and After on the model as it is served."""
 
 
 def structural_schema(model: type[FineTuneJobSpec] | type[FineTuneJobStatus]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ def job_page(job: Job, events: Sequence[Object], now: datetime) -> Group:
     """Return the page."""
     parts: list[tuple[str, Text]] = [
         ("", _head(job)),
-        ("Figures", fields(loss_pairs(job), 2)),
+        ("In training", fields(loss_pairs(job), 2)),
         ("Dataset", fields(_dataset(job), 2)),
         ("Timeline", columns(("TIME", "TOOK", "WHAT", "DETAIL"), [one.row() for one in moments(job, now)], 2)),
         ("Result", fields(result_pairs(job), 2)),

@@ -156,7 +156,7 @@ def loss_pairs(job: Job) -> list[tuple[str, str]]:
         best += f" at step {metrics.best_step}"
     rate = metrics.learning_rate if metrics.learning_rate is not None else resolved and resolved.learning_rate
     return [
-        ("Before training", number(metrics.baseline_eval_loss)),
+        ("Before the first step", number(metrics.baseline_eval_loss)),
         ("Evaluation loss", number(metrics.eval_loss) + change(metrics)),
         ("Best", best),
         ("Training loss", number(metrics.train_loss)),

@@ -36,7 +36,7 @@ def result_page(job: Job, asked: str | None) -> Group:
     parts = [
         fields([("Job", f"{job.namespace}/{job.name}"), *verdict_pairs(job), ("Phase", job.phase), ("Why", why(job))]),
         Text(""),
-        heading("Figures"),
+        heading("In training"),
         fields(loss_pairs(job), 2),
         Text(""),
         heading("Result"),

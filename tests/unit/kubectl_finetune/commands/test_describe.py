@@ -37,7 +37,7 @@ def test_a_page_has_the_reason_the_figures_and_the_next_command(job: Make, print
 
 
 def test_the_head_of_a_page_leaves_out_what_a_job_does_not_have(job: Make, printed: Printed) -> None:
-    page = printed(describe.job_page(job(), [], NOW)).partition("Figures")[0]
+    page = printed(describe.job_page(job(), [], NOW)).partition("In training")[0]
     assert page.startswith("Phase: ")
     assert values_of(page) == {
         "Name": "team-a/one",
@@ -119,7 +119,7 @@ def test_a_better_result_needs_no_fix(job: Make, printed: Printed) -> None:
 def test_a_job_that_no_operator_has_seen_names_what_to_check(job: Make, printed: Printed) -> None:
     unseen = Job.from_object(job().raw | {"status": {"observedGeneration": -1}})
     page = printed(describe.job_page(unseen, [], NOW))
-    assert not any(title in page for title in ("Figures", "Dataset", "Result", "Conditions", "Events", "Next"))
+    assert not any(title in page for title in ("In training", "Dataset", "Result", "Conditions", "Events", "Next"))
     found = values_of(page)
     assert found["Phase"] == "Pending"
     assert "check that finetune-operator is running and watches this namespace" in found["Why"]

@@ -132,7 +132,12 @@ def test_a_report_page_has_the_commands_that_fetch_it(
         "  aws s3 cp --endpoint-url http://minio:9000 's3://b/my out/report.html' .",
         "  finetune-trainer verify --endpoint http://minio:9000 's3://b/my out'",
     ]
-    assert page.index("Figures") < page.index("Evaluation loss") < page.index("Result") < page.index("Everything under")
+    assert (
+        page.index("In training")
+        < page.index("Evaluation loss")
+        < page.index("Result")
+        < page.index("Everything under")
+    )
     assert page.splitlines()[1].split() == ["Verdict:", "NotEvaluated"]
 
 
