@@ -168,7 +168,7 @@ class DatasetStatus(StatusBlock):
     repaired_by_code: CountByName | None = None
     """Repaired rows by repair code."""
     format: CountByName | None = None
-    """Accepted rows by detected format."""
+    """Accepted rows by detected format; `Alpaca` are questions or instructions with their answer, each in a column."""
     train_rows: Count | None = None
     """Rows trained on."""
     validation_rows: Count | None = None

@@ -31,6 +31,18 @@ class DataFormat(StrEnum):
     TEXT = "Text"
 
 
+FORMAT_SENTENCES: Mapping[DataFormat, str] = {
+    DataFormat.ALPACA: "a question or instruction, and its answer, each in a column",
+    DataFormat.SHAREGPT: "turns with from and value",
+    DataFormat.OPENAI: "turns with role and content",
+    DataFormat.PREFERENCE: "a better and a worse answer to a prompt",
+    DataFormat.UNPAIRED: "an answer to a prompt, judged by a label",
+    DataFormat.PROMPT_COMPLETION: "a prompt, and the completion that is trained",
+    DataFormat.TEXT: "plain text",
+}
+"""What a row of each format looks like, as shown next to its name."""
+
+
 class Function(TypedDict):
     """The called function; its arguments are an object, never a string."""
 

@@ -11,6 +11,7 @@ from finetune_api.handoff import Artifact, JobConfig
 from finetune_api.objectives import Objective
 from finetune_api.spec import Method
 from finetune_api.status import Resolved
+from finetune_trainer.data.rows import FORMAT_SENTENCES
 from finetune_trainer.evaluation.run_record import RunRecord
 from finetune_trainer.evaluation.verdict import LEVEL
 from finetune_trainer.report import serving, text
@@ -170,7 +171,9 @@ def _name_batch(record: RunRecord) -> str:
 
 
 def _format_table(counts: dict[str, int] | None) -> str:
-    return text.table(("format", "rows"), [[text.inline(name), str(count)] for name, count in (counts or {}).items()])
+    sentences = {name.value: sentence for name, sentence in FORMAT_SENTENCES.items()}
+    rows = [[text.inline(name), str(count), sentences.get(name, "")] for name, count in (counts or {}).items()]
+    return text.table(("format", "rows", "what a row has"), rows)
 
 
 def _code_table(counts: dict[str, int] | None) -> str:

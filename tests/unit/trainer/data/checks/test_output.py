@@ -107,11 +107,18 @@ def test_the_counts_name_the_formats_and_the_lengths_of_the_samples() -> None:
     summary.count(ChatRow([], Source("f", 1), DataFormat.OPENAI, encodings=encoded))
     assert printed(summary).splitlines() == [
         "rows      1",
-        "accepted  1 (0 repaired): OpenAI 1",
+        "accepted  1 (0 repaired)",
         "rejected  0 (0 malformed, 0.0 %)",
         "tokens    8 (5 trained); per row: median 10, p90 10, p99 10, maximum 10; "
         "maxLength 64 truncates at most 1 % of the rows",
+        "       1  OpenAI                 turns with role and content",
     ]
+
+
+def test_rows_of_questions_and_answers_are_explained_where_their_format_is_named(check: Any) -> None:
+    _, summary = check({"question": "Which port?", "answer": "8443"})
+    line = "       1  Alpaca                 a question or instruction, and its answer, each in a column"
+    assert line in printed(summary).splitlines()
 
 
 def printed(summary: Summary, terminal: bool = False) -> str:
@@ -126,7 +133,7 @@ def test_at_most_forty_files_are_listed_if_there_are_several(files: int, more: l
     for number in range(files):
         summary.count(ChatRow([], Source(f"f{number}", 1), DataFormat.OPENAI))
     lines = [f"       1  rows, 1 accepted: f{number}" for number in range(min(files, 40))] if files > 1 else []
-    assert printed(summary).splitlines()[3:] == lines + more
+    assert [line for line in printed(summary).splitlines()[3:] if "OpenAI" not in line] == lines + more
 
 
 def test_a_file_is_listed_with_its_codes_and_a_terminal_gets_tables() -> None:
@@ -136,8 +143,12 @@ def test_a_file_is_listed_with_its_codes_and_a_terminal_gets_tables() -> None:
     assert "       0  rows, 0 accepted: a\n       1  rows, 0 accepted: b (BAD_JSON 1)\n" in printed(summary)
     summary.formats.update({DataFormat.OPENAI: 1234, DataFormat.ALPACA: 5})
     table = printed(summary, terminal=True)
-    for line in ("│ OpenAI │ 1,234 │", "│ Alpaca │     5 │", "│ b    │    1 │        0 │ BAD_JSON 1 │"):
-        assert f"{line}\n" in table
+    for line in (
+        "│ OpenAI │ 1,234 │ turns with role and content ",
+        "│ Alpaca │     5 │ a question or instruction,",
+        "│ b    │    1 │        0 │ BAD_JSON 1 │",
+    ):
+        assert line in table
     assert "rows, 0 accepted" not in table
     assert "│" not in printed(summary)
     assert "│" not in printed(Summary(), terminal=True)

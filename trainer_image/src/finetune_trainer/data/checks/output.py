@@ -16,7 +16,7 @@ from finetune_api.dataset.codes import SENTENCES
 from finetune_api.text.printable import printable
 from finetune_trainer.data.checks.summary import Summary
 from finetune_trainer.data.formats.export import LOSSES, ExportFormat, LossCode, Unexpressed, export_row
-from finetune_trainer.data.rows import EXCERPT_CHARACTERS, Rejected, Row, read_canonical
+from finetune_trainer.data.rows import EXCERPT_CHARACTERS, FORMAT_SENTENCES, Rejected, Row, read_canonical
 
 ACCEPTED = "accepted.jsonl"
 REJECTED = "rejected.jsonl"
@@ -29,7 +29,7 @@ OUTPUT_FILES = (ACCEPTED, REJECTED, SUMMARY)
 
 Code = TypeVar("Code", bound=StrEnum)
 _SENTENCES: dict[StrEnum, str] = {
-    code: sentence for sentences in (SENTENCES, LOSSES) for code, sentence in sentences.items()
+    code: sentence for sentences in (SENTENCES, LOSSES, FORMAT_SENTENCES) for code, sentence in sentences.items()
 }
 
 
@@ -130,10 +130,7 @@ def print_summary(summary: Summary, console: Console | None = None) -> None:
     """Print the counts as tables on a terminal, otherwise as aligned plain text."""
     console = console or Console()
     _print_lines(console, _count_lines(summary))
-    if console.is_terminal and summary.formats:
-        _print_table(
-            console, ("format", "rows"), [(name.value, count) for name, count in summary.formats.most_common()]
-        )
+    _print_codes(console, "format", summary.formats)
     if len(summary.files) > 1:
         _print_files(console, summary.to_dict()["files"])
     _print_codes(console, "rejected", summary.rejected_by_code)
@@ -151,9 +148,8 @@ def print_conversion(conversion: Conversion, console: Console | None = None) -> 
 
 
 def _count_lines(summary: Summary) -> Iterable[str]:
-    formats = ", ".join(f"{name} {count}" for name, count in summary.formats.most_common())
     yield f"rows      {summary.rows}"
-    yield f"accepted  {summary.accepted} ({summary.repaired} repaired){f': {formats}' if formats else ''}"
+    yield f"accepted  {summary.accepted} ({summary.repaired} repaired)"
     yield f"rejected  {summary.rejected} ({summary.malformed} malformed, {summary.malformed_percent:.1f} %)"
     if summary.samples:
         lengths = summary.lengths.to_dict()
