@@ -18,7 +18,7 @@ def etcd(control_plane: Path) -> int:
     return int(json.loads((control_plane.parent / "ports.json").read_text())["etcd"])
 
 
-def test_etcd_answers_nobody_without_a_certificate_of_its_own_authority(etcd: int, control_plane: Path) -> None:
+def test_etcd_answers_only_a_certificate_of_its_own_authority(etcd: int, control_plane: Path) -> None:
     with pytest.raises((http.client.HTTPException, OSError)):
         ask(http.client.HTTPConnection("127.0.0.1", etcd, timeout=10))
     with pytest.raises(OSError, match=r"certificate required|reset|EOF|alert"):

@@ -5,12 +5,12 @@ import re
 from pathlib import Path
 
 TESTS = Path(__file__).parents[2]
-FOLDERS = {"u": "unit", "i": "integration", "e": "e2e"}
+FOLDERS = {"u": "unit", "i": "integration", "h": "hostile", "e": "e2e"}
 
 
 def named() -> list[tuple[str, str]]:
     text = (TESTS.parent / "docs" / "survival.md").read_text(encoding="utf-8")
-    found = re.findall(r"`([uie])/([\w/]+\.py)::(\w+)`", text)
+    found = re.findall(r"`([uihe])/([\w/]+\.py)::(\w+)`", text)
     return [(f"{FOLDERS[folder]}/{path}", name) for folder, path, name in found]
 
 

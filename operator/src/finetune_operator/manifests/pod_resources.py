@@ -60,10 +60,10 @@ def _without_gpus(spec: FineTuneJobSpec, given: dict[str, Object]) -> dict[str, 
 
 def _preflight(spec: FineTuneJobSpec, memory: Quantity | None) -> dict[str, Object]:
     """Return the job's own, with the operator's memory limit if it has neither a limit nor a request of memory, which
-    could be larger."""
+    could be larger. Empty requests leave everything to a LimitRange."""
     given = (spec.preflight and spec.preflight.resources) or PodResources()
     found = _filled(given.requests, given.limits, PREFLIGHT_REQUESTS)
-    if memory is None or "memory" in {**(given.requests or {}), **(given.limits or {})}:
+    if memory is None or given.requests == {} or "memory" in {**(given.requests or {}), **(given.limits or {})}:
         return found
     # Without a request, Kubernetes would make the limit one.
     least = {"memory": PREFLIGHT_REQUESTS["memory"]}
