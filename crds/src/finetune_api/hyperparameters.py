@@ -5,7 +5,7 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Annotated
 
-from pydantic import ConfigDict, Field, StringConstraints
+from pydantic import ConfigDict, Field
 
 from finetune_api.blocks import Block, cel, rules
 
@@ -17,6 +17,25 @@ class Precision(StrEnum):
     BF16 = "BF16"
     FP16 = "FP16"
     FP32 = "FP32"
+
+
+class Schedule(StrEnum):
+    """Course of the learning rate, under transformers' names."""
+
+    LINEAR = "linear"
+    COSINE = "cosine"
+    CONSTANT = "constant"
+    CONSTANT_WITH_WARMUP = "constant_with_warmup"
+    POLYNOMIAL = "polynomial"
+
+
+class Optimiser(StrEnum):
+    """Optimiser, under transformers' names."""
+
+    ADAMW_TORCH = "adamw_torch"
+    ADAMW_TORCH_FUSED = "adamw_torch_fused"
+    ADAMW_8BIT = "adamw_8bit"
+    PAGED_ADAMW_8BIT = "paged_adamw_8bit"
 
 
 class Attention(StrEnum):
@@ -91,12 +110,7 @@ class Hyperparameters(Block):
     """Total optimiser steps; exclusive with `numTrainEpochs`. Default: derived from `numTrainEpochs`."""
     learning_rate: Annotated[float, Field(gt=0, le=1)] | None = None
     """Peak learning rate. Default: {learning_rate}."""
-    lr_scheduler_type: (
-        Annotated[
-            str, StringConstraints(pattern=r"^(linear|cosine|constant|constant_with_warmup|polynomial)$", max_length=32)
-        ]
-        | None
-    ) = None
+    lr_scheduler_type: Schedule | None = None
     """Learning-rate schedule: `linear`, `cosine`, `constant`, `constant_with_warmup` or `polynomial`.
     Default: {schedule}."""
     warmup_steps: Annotated[float, Field(ge=0, le=10_000_000)] | None = None
@@ -106,13 +120,7 @@ class Hyperparameters(Block):
     """Decoupled weight decay. Default: 0."""
     max_grad_norm: Annotated[float, Field(ge=0, le=1000)] | None = None
     """Gradient-norm clip; 0 = none. Default: {clip}."""
-    optim: (
-        Annotated[
-            str,
-            StringConstraints(pattern=r"^(adamw_torch|adamw_torch_fused|adamw_8bit|paged_adamw_8bit)$", max_length=32),
-        ]
-        | None
-    ) = None
+    optim: Optimiser | None = None
     """Optimiser: `adamw_torch`, `adamw_torch_fused`, `adamw_8bit` or `paged_adamw_8bit`.
     Default: `paged_adamw_8bit` with QLoRA on a GPU, else `adamw_torch_fused`."""
     per_device_train_batch_size: Annotated[int, Field(ge=1, le=4096)] | None = None

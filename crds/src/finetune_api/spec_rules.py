@@ -172,6 +172,9 @@ CONDITIONS: dict[str, Condition] = {
     "self.tuning.method in ['LoRA', 'QLoRA']": lambda spec: (
         spec.resources.ranks == 1 or spec.objective != "DPO" or spec.tuning.method in {"LoRA", "QLoRA"}
     ),
+    "has(self.resourceClaimName) != has(self.resourceClaimTemplateName)": lambda claim: (
+        (claim.resource_claim_name is None) != (claim.resource_claim_template_name is None)
+    ),
     "(self.mode == 'Offline') != has(self.secretRef)": lambda wandb: (
         (wandb.mode == "Offline") != (wandb.secret_ref is not None)
     ),

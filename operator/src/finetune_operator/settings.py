@@ -73,8 +73,7 @@ class Settings(BaseSettings):
     """Runtime classes that `spec.scheduling.runtimeClassName` may name; by default those of NVIDIA's GPU Operator."""
     allowed_tolerations: CommaSeparated = ["*", "node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"]
     """Keys that `spec.scheduling.tolerations` may name; a `*` at the end matches any rest, but keys that begin with
-    `node-role.kubernetes.io/` or `node.kubernetes.io/` only in an entry that begins so too. A toleration without a key
-    is never allowed."""
+    `node-role.kubernetes.io/` or `node.kubernetes.io/` only in an entry that begins so too."""
     allowed_node_selectors: CommaSeparated = ["*"]
     """Labels that `spec.scheduling.nodeSelector` may name, written in the same way; those that begin with
     `node-role.kubernetes.io/` need an entry that begins so too."""

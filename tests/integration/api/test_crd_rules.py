@@ -35,6 +35,7 @@ ONE_OBJECT = "sha256 is only for a single object"
 CONTINUED = "method Full trains no adapter"
 ADAPTER = "give the adapter either by uri or by fromParent"
 PARENT = "initialAdapter.fromParent needs a parent"
+CLAIM = "give the claim either by resourceClaimName or by resourceClaimTemplateName"
 REWARD_SOURCE = "give the reward model either by uri or by jobRef"
 REWARDS = "give either rewardModel or rewards"
 TARGET = "targetTokens is required with type Length"
@@ -186,6 +187,12 @@ AT_CREATION = [
         {"tuning": {"initialAdapter": {"fromParent": True}}, "lineage": {"parentRef": {"name": "sft"}}},
         {"tuning": {"initialAdapter": {"fromParent": True}}, "lineage": {}},
         "spec.tuning.initialAdapter.fromParent",
+    ),
+    (
+        CLAIM,
+        {"resources": {"claims": [{"name": "gpu", "resourceClaimName": "one"}]}},
+        {"resources": {"claims": [{"name": "gpu"}]}},
+        "spec.resources.claims[0].resourceClaimName",
     ),
     (
         REWARD_SOURCE,

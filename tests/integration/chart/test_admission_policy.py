@@ -24,12 +24,46 @@ SPEC: dict[str, Any] = {
     "output": {"uri": "s3://bucket/out", "merge": "BF16"},
     "modelCache": {"claimName": "models"},
     "storage": {"caSecretRef": {"name": "ca"}},
-    "resources": {"gpusPerNode": 2, "nodes": 2},
+    "resources": {
+        "gpusPerNode": 2,
+        "nodes": 2,
+        "claims": [{"name": "gpus", "resourceClaimTemplateName": "two-gpus", "request": "gpu"}],
+    },
     "scheduling": {
         "queueName": "team",
         "priorityClassName": "system-node-critical",
         "runtimeClassName": "nvidia",
         "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists"}],
+        "schedulerName": "volcano",
+        "affinity": {
+            "nodeAffinity": {
+                "requiredDuringSchedulingIgnoredDuringExecution": {
+                    "nodeSelectorTerms": [{"matchExpressions": [{"key": "gpu", "operator": "In", "values": ["h100"]}]}]
+                }
+            },
+            "podAntiAffinity": {
+                "preferredDuringSchedulingIgnoredDuringExecution": [
+                    {
+                        "weight": 10,
+                        "podAffinityTerm": {
+                            "topologyKey": "kubernetes.io/hostname",
+                            "labelSelector": {"matchLabels": {"app": "serving"}},
+                            "namespaces": ["serving"],
+                        },
+                    }
+                ]
+            },
+        },
+        "topologySpreadConstraints": [
+            {
+                "maxSkew": 1,
+                "topologyKey": "topology.kubernetes.io/zone",
+                "whenUnsatisfiable": "DoNotSchedule",
+                "labelSelector": {"matchLabels": {"app.kubernetes.io/managed-by": "finetune-operator"}},
+                "minDomains": 2,
+                "nodeTaintsPolicy": "Honor",
+            }
+        ],
     },
     "trainer": {"serviceAccountName": "ml", "imagePullSecrets": [{"name": "pull"}]},
 }

@@ -88,3 +88,18 @@ def test_describe_begins_its_conditions_with_the_reason_of_the_job(world: Any, o
     assert page.partition("Conditions:")[2].partition("Type:")[2].split()[0] == "Ready"
     events = [line for line in page.partition("Events:")[2].splitlines() if line.split()[:2] == ["Warning", "Failed"]]
     assert ["convert the file" in line for line in events] == [True]
+
+
+@pytest.mark.parametrize(
+    ("selector", "found"),
+    [
+        ("status.phase=Training", ["training"]),
+        ("status.phase!=Failed,status.evaluation.verdict=Worse,spec.objective=Chat", []),
+        ("status.evaluation.verdict=Worse,status.phase=Failed", ["failed"]),
+    ],
+)
+def test_jobs_are_selected_by_phase_verdict_and_objective(
+    namespace: str, kubectl: Kubectl, selector: str, found: list[str]
+) -> None:
+    names_of = kubectl("get", "ftj", "-n", namespace, f"--field-selector={selector}", "-o", "name").split()
+    assert [name.partition("/")[2].partition("-")[0] for name in names_of] == found

@@ -49,6 +49,9 @@ COLUMNS = [
 names of 30 characters; the others are shown by `-o wide`. The losses from Train-Loss to Eval-Start are measured in the
 training, Before and After on the model as it is served."""
 
+SELECTABLE = (".status.phase", ".status.evaluation.verdict", ".spec.objective")
+"""Fields that `kubectl get finetunejobs --field-selector` understands."""
+
 
 def structural_schema(model: type[FineTuneJobSpec] | type[FineTuneJobStatus]) -> dict[str, Any]:
     """Return the JSON schema that Kubernetes requires: no `$ref`, null types, titles; exclusive bounds as booleans."""
@@ -150,6 +153,7 @@ def build_crd() -> dict[str, Any]:
         "schema": {"openAPIV3Schema": root},
         "subresources": {"status": {}},
         "additionalPrinterColumns": columns,
+        "selectableFields": [{"jsonPath": path} for path in SELECTABLE],
     }
     return {
         "apiVersion": "apiextensions.k8s.io/v1",

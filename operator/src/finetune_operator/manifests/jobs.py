@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from finetune_api import handoff, names
-from finetune_api.pods import EnvironmentVariable
+from finetune_api.pods.containers import EnvironmentVariable
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import FineTuneJobStatus, Lineage
 from finetune_operator.kube.objects import FineTuneJob, Object, selector_value, slug
@@ -15,7 +15,7 @@ from finetune_operator.manifests.effective_spec import (
     needs_separate_merge,
     queue_name,
 )
-from finetune_operator.manifests.pod_resources import build_resources
+from finetune_operator.manifests.pod_resources import build_pod_claims, build_resources
 from finetune_operator.manifests.volumes import build_volumes
 from finetune_operator.settings import Settings
 
@@ -26,9 +26,12 @@ COMMANDS = {
     names.Component.MERGE: "finish",
 }
 PLACEMENT: dict[names.Component, set[str]] = {
-    names.Component.PREFLIGHT: set(),
-    names.Component.TRAINER: {"node_selector", "priority_class_name", "runtime_class_name"},
-    names.Component.MERGE: {"priority_class_name"},
+    names.Component.PREFLIGHT: {"scheduler_name"},
+    names.Component.TRAINER: {
+        *("node_selector", "affinity", "topology_spread_constraints"),
+        *("priority_class_name", "runtime_class_name", "scheduler_name"),
+    },
+    names.Component.MERGE: {"priority_class_name", "scheduler_name"},
 }
 """The fields of `spec.scheduling` that each pod gets, in addition to the tolerations."""
 CACHES = ("HF_HOME", "TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "MPLCONFIGDIR")
@@ -287,6 +290,8 @@ def _pod_spec(job: FineTuneJob, settings: Settings, component: names.Component, 
         pod["serviceAccountName"] = spec.trainer.service_account_name
     if spec.trainer.image_pull_secrets:
         pod["imagePullSecrets"] = [{"name": secret.name} for secret in spec.trainer.image_pull_secrets]
+    if is_trainer and spec.resources.claims:
+        pod["resourceClaims"] = build_pod_claims(spec.resources.claims)
     return pod | _scheduling(spec, component)
 
 

@@ -1,12 +1,12 @@
 """The resources that each of a job's pods requests."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from decimal import Decimal
 
 from finetune_api.blocks import Quantity
 from finetune_api.names import Component
-from finetune_api.pods import PodResources, ResourceList
+from finetune_api.pods.resources import DeviceClaim, PodResources, ResourceList
 from finetune_api.spec import FineTuneJobSpec
 from finetune_operator.kube.objects import Object
 from finetune_operator.settings import Settings
@@ -27,11 +27,18 @@ def build_resources(spec: FineTuneJobSpec, component: Component, settings: Setti
 
 def _trainer(spec: FineTuneJobSpec, settings: Settings) -> Object:
     resources = spec.resources
-    gpus = {resources.gpu_resource_name: resources.gpus_per_node} if resources.gpus_per_node else {}
+    claims = [{"name": one.name} | ({"request": one.request} if one.request else {}) for one in resources.claims or ()]
+    counted = 0 if claims else resources.gpus_per_node
+    gpus = {resources.gpu_resource_name: counted} if counted else {}
     processes = max(1, resources.gpus_per_node)
     default = {name: _times(quantity, processes) for name, quantity in settings.default_requests().items()}
     found = _without_gpus(spec, _filled(resources.requests, resources.limits, default))
-    return {kind: values | gpus for kind, values in found.items()}
+    return {kind: values | gpus for kind, values in found.items()} | {"claims": claims}
+
+
+def build_pod_claims(claims: Iterable[DeviceClaim]) -> list[Object]:
+    """Return the claims of a pod: a claim of the namespace, or a template of which the pod gets one."""
+    return [one.model_dump(mode="json", by_alias=True, exclude_none=True, exclude={"request"}) for one in claims]
 
 
 def _merge(spec: FineTuneJobSpec, settings: Settings) -> Object:

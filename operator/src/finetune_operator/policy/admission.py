@@ -5,6 +5,7 @@ import re
 import socket
 
 from finetune_api.endpoints import parse_host
+from finetune_api.pods.affinity import node_labels
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.tracking import WandbMode
 from finetune_operator.kube.objects import FineTuneJob, repository
@@ -101,24 +102,18 @@ def _check_placement(spec: FineTuneJobSpec, settings: Settings) -> str | None:
     """Check what chooses the nodes and the runtime of the pods."""
     if (scheduling := spec.scheduling) is None:
         return None
-    tolerations = scheduling.tolerations or []
-    if any(one.key is None for one in tolerations):
-        return (
-            "a toleration without a key is not allowed, because it tolerates every taint: "
-            "name the key of each taint in scheduling.tolerations"
-        )
     runtimes = [scheduling.runtime_class_name] if scheduling.runtime_class_name else []
     return (
         _check_names(
             "toleration",
-            [one.key for one in tolerations if one.key],
+            [one.key for one in scheduling.tolerations or ()],
             settings.allowed_tolerations,
             "FINETUNE_ALLOWED_TOLERATIONS",
             (CONTROL_PLANE, NODE_CONDITIONS),
         )
         or _check_names(
             "node selector",
-            list(scheduling.node_selector or ()),
+            [*(scheduling.node_selector or ()), *node_labels(scheduling.affinity)],
             settings.allowed_node_selectors,
             "FINETUNE_ALLOWED_NODE_SELECTORS",
             (CONTROL_PLANE,),

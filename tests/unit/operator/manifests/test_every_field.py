@@ -90,6 +90,18 @@ PODS: dict[str, Any] = {
     "scheduling.tolerations[].tolerationSeconds": 60,
     "scheduling.priorityClassName": "high",
     "scheduling.runtimeClassName": "nvidia",
+    "scheduling.schedulerName": "volcano",
+    "scheduling.topologySpreadConstraints[].maxSkew": 2,
+    "scheduling.topologySpreadConstraints[].topologyKey": "rack",
+    "scheduling.topologySpreadConstraints[].whenUnsatisfiable": "ScheduleAnyway",
+    "scheduling.topologySpreadConstraints[].minDomains": 2,
+    "scheduling.topologySpreadConstraints[].nodeAffinityPolicy": "Ignore",
+    "scheduling.topologySpreadConstraints[].nodeTaintsPolicy": "Honor",
+    "scheduling.topologySpreadConstraints[].matchLabelKeys": ["app"],
+    "resources.claims[].name": "other",
+    "resources.claims[].resourceClaimName": "other",
+    "resources.claims[].resourceClaimTemplateName": "other",
+    "resources.claims[].request": "gpu",
     "trainer.imagePullPolicy": "Always",
     "trainer.imagePullSecrets[].name": "registry",
     "trainer.serviceAccountName": "trainer",
@@ -104,6 +116,33 @@ PODS: dict[str, Any] = {
     "backoffLimit": 5,
 }
 """Fields that change the Job of preflight or of the trainer."""
+REQUIRED, PREFERRED = (f"{word}DuringSchedulingIgnoredDuringExecution" for word in ("required", "preferred"))
+POD_TERM = {"topologyKey": "zone", "labelSelector": {"matchExpressions": [{"key": "a", "operator": "Exists"}]}}
+POD_TERM |= {"namespaceSelector": {"matchExpressions": [{"key": "a", "operator": "Exists"}]}}
+NODE_TERM = {part: [{"key": "a", "operator": "Exists"}] for part in ("matchExpressions", "matchFields")}
+PODS_OF_AFFINITY = {REQUIRED: [POD_TERM], PREFERRED: [{"weight": 1, "podAffinityTerm": POD_TERM}]}
+AFFINITY: dict[str, Any] = {
+    "nodeAffinity": {
+        REQUIRED: {"nodeSelectorTerms": [NODE_TERM]},
+        PREFERRED: [{"weight": 1, "preference": NODE_TERM}],
+    },
+    "podAffinity": PODS_OF_AFFINITY,
+    "podAntiAffinity": PODS_OF_AFFINITY,
+}
+SPREAD = {"maxSkew": 1, "topologyKey": "zone", "whenUnsatisfiable": "DoNotSchedule"}
+SPREAD |= {"labelSelector": {"matchExpressions": [{"key": "a", "operator": "Exists"}]}}
+PLACED = {
+    "key": "b",
+    "operator": "DoesNotExist",
+    "values": ["x"],
+    "matchLabels": {"b": "c"},
+    "weight": 7,
+    "topologyKey": "rack",
+    "namespaces": ["other"],
+    "matchLabelKeys": ["app"],
+    "mismatchLabelKeys": ["app"],
+}
+"""The last part of a path below `scheduling.affinity` or a spread's selector, with a value."""
 
 DATA, MODELS, TRAINING = "tests/unit/trainer/data", "tests/unit/trainer/models", "tests/integration/trainer_torch"
 POLICY, TRACKERS = "tests/unit/operator/policy", "tests/integration/trainer/test_trackers.py"
@@ -273,6 +312,12 @@ AROUND: dict[str, Spec] = {
     "scheduling.tolerations[].value": {"scheduling": {"tolerations": [{"key": "gpu"}]}},
     "scheduling.tolerations[].effect": {"scheduling": {"tolerations": [{"key": "gpu"}]}},
     "scheduling.tolerations[].tolerationSeconds": {"scheduling": {"tolerations": [{"key": "gpu"}]}},
+    "resources.claims[].name": {"resources": {"claims": [{"name": "gpu", "resourceClaimName": "one"}]}},
+    "resources.claims[].request": {"resources": {"claims": [{"name": "gpu", "resourceClaimName": "one"}]}},
+    "resources.claims[].resourceClaimName": {"resources": {"claims": [{"name": "gpu", "resourceClaimName": "one"}]}},
+    "resources.claims[].resourceClaimTemplateName": {
+        "resources": {"claims": [{"name": "gpu", "resourceClaimTemplateName": "one"}]}
+    },
     "trainer.env[].name": {"trainer": {"env": [{"name": "A", "value": "1"}]}},
     "trainer.env[].value": {"trainer": {"env": [{"name": "A", "value": "1"}]}},
     "tracking.mlflow.credentialsSecretRef.name": {
@@ -296,6 +341,16 @@ def leaves(node: Spec, path: str = "") -> Iterator[str]:
             yield here
 
 
+def placed() -> dict[str, Any]:
+    """Return the fields of affinity, and of the pods that a spread counts, with a value for each."""
+    chosen = ("scheduling.affinity.", "scheduling.topologySpreadConstraints[].labelSelector.")
+    paths = [one for one in leaves(structural_schema(FineTuneJobSpec)) if one.startswith(chosen)]
+    return {path: PLACED[path.rpartition(".")[2]] for path in paths}
+
+
+PODS |= placed()
+
+
 def base(objective: str, path: str) -> Spec:
     spec: Spec = {
         "objective": objective,
@@ -305,6 +360,10 @@ def base(objective: str, path: str) -> Spec:
     }
     if objective == "RLHF":
         spec["rlhf"] = {"rewards": [{"type": "Length", "targetTokens": 8}]}
+    if path.startswith("scheduling.affinity."):
+        spec["scheduling"] = {"affinity": copy.deepcopy(AFFINITY)}
+    if path.startswith("scheduling.topologySpreadConstraints"):
+        spec["scheduling"] = {"topologySpreadConstraints": [copy.deepcopy(SPREAD)]}
     return spec | copy.deepcopy(AROUND.get(path, {}))
 
 

@@ -106,10 +106,14 @@ def test_what_gpu_nodes_usually_need_is_allowed_by_default(scene: Any, schedulin
     assert find_refusal(job, Settings(trainer_image="registry.example/trainer:1")) is None
 
 
-def test_no_setting_allows_a_toleration_of_every_taint(scene: Any) -> None:
-    job = scene(scheduling={"tolerations": [{"operator": "Exists", "effect": "NoSchedule"}]}).job
-    settings = Settings(trainer_image="registry.example/trainer:1", allowed_tolerations=["*"])
-    assert "without a key" in (find_refusal(job, settings) or "")
+@pytest.mark.parametrize("strength", ["required", "preferred"])
+def test_a_label_in_a_node_affinity_is_a_label_of_a_node_selector(scene: Any, strength: str) -> None:
+    term = {"matchExpressions": [{"key": "node-role.kubernetes.io/control-plane", "operator": "Exists"}]}
+    terms = {"required": {"nodeSelectorTerms": [term]}, "preferred": [{"weight": 1, "preference": term}]}
+    nodes = {f"{strength}DuringSchedulingIgnoredDuringExecution": terms[strength]}
+    job = scene(scheduling={"affinity": {"nodeAffinity": nodes}}).job
+    refusal = find_refusal(job, Settings(trainer_image="registry.example/trainer:1")) or ""
+    assert "FINETUNE_ALLOWED_NODE_SELECTORS" in refusal
 
 
 @pytest.mark.parametrize(

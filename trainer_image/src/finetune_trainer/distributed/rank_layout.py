@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from finetune_api.handoff import PEER_LINK_PORT, RENDEZVOUS_PORT, ExitCode, JobConfig
-from finetune_api.pods import PodResources, Resources
+from finetune_api.pods.resources import PodResources, Resources
 from finetune_api.scalars import parse_quantity
 from finetune_trainer.errors import TrainerError
 

@@ -1,0 +1,1 @@
+"""Pods of a job: resources, placement, image and environment."""

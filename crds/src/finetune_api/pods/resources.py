@@ -1,0 +1,99 @@
+"""Resources of a job's pods. The docstring under a field is its documentation."""
+
+from typing import Annotated
+
+from pydantic import ConfigDict, Field
+
+from finetune_api.blocks import Block, ObjectName, QualifiedName, Quantity, cel, rules
+from finetune_api.pods.affinity import DnsLabel
+
+
+class Workspace(Block):
+    """The trainer's scratch space."""
+
+    size_limit: Quantity | None = None
+    """Maximum scratch space of a pod, for example `100Gi`. Default: the node's."""
+
+
+ResourceList = Annotated[dict[QualifiedName, Quantity], Field(max_length=16)]
+
+
+class PodResources(Block):
+    """Requests and limits of a container."""
+
+    requests: ResourceList | None = None
+    """Resource requests. Default: none."""
+    limits: ResourceList | None = None
+    """Resource limits. Default: none."""
+
+
+class DeviceClaim(Block):
+    """Devices by Dynamic Resource Allocation, as in a pod's spec."""
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            cel(
+                "has(self.resourceClaimName) != has(self.resourceClaimTemplateName)",
+                "give the claim either by resourceClaimName or by resourceClaimTemplateName: set one of the two",
+                ".resourceClaimName",
+            )
+        )
+    )
+
+    name: DnsLabel
+    """Name of the claim within the pod."""
+    resource_claim_name: ObjectName | None = None
+    """ResourceClaim in the job's namespace, which all pods of the job share. Exclusive with
+    `resourceClaimTemplateName`. Default: none."""
+    resource_claim_template_name: ObjectName | None = None
+    """ResourceClaimTemplate in the job's namespace, of which each pod gets a claim. Exclusive with
+    `resourceClaimName`. Default: none."""
+    request: DnsLabel | None = None
+    """Request of the claim that the container uses. Default: all."""
+
+
+class Resources(Block):
+    """Resources of the trainer's pods."""
+
+    nodes: Annotated[int, Field(ge=1, le=64)] = 1
+    """Number of trainer pods; the scheduler may place several on one node. Default: 1."""
+    gpus_per_node: Annotated[int, Field(ge=0, le=16)] = 1
+    """GPUs per pod, with one training process for each; 0 trains on the CPU. Default: 1."""
+    gpu_resource_name: QualifiedName = "nvidia.com/gpu"
+    """Name of the extended resource of a GPU. Default: `nvidia.com/gpu`."""
+    claims: (
+        Annotated[
+            list[DeviceClaim],
+            Field(
+                max_length=8,
+                json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
+            ),
+        ]
+        | None
+    ) = None
+    """Claims of devices for the trainer's pods, in place of the extended resource; `gpusPerNode` is then the number of
+    their GPUs with which a pod trains. Default: none."""
+    requests: ResourceList | None = None
+    """Resource requests of the trainer container, for example `{cpu: 4, memory: 24Gi}`. Default: 1 CPU and 2Gi memory
+    for each training process (the operator's setting), at most the limit; they win over the defaults of a LimitRange.
+    `{}`: only the GPUs and what a LimitRange adds."""
+    limits: ResourceList | None = None
+    """Resource limits of the trainer container. The CPU limit, else the CPU in `requests`, also sets the number of
+    threads of its processes (`OMP_NUM_THREADS`); without both, they use all cores of the node. Default: only the
+    GPUs."""
+    shm_size: Quantity | None = None
+    """Size of `/dev/shm`, which counts as memory. Default: `1Gi`."""
+    workspace: Workspace | None = None
+    """Scratch space for model, rows and result. Default: unbounded."""
+    collective_timeout_seconds: Annotated[int, Field(ge=10, le=7200)] | None = None
+    """Seconds that a training process waits for the others in one exchange (NCCL or gloo). After it, all end, with the
+    stacks of every process in their logs. Default: 600."""
+    merge: PodResources | None = None
+    """Resources of the pod that merges and validates a full model. It is separate and holds no GPU if the job has more
+    than one GPU or this is set. Default: CPU, memory and ephemeral storage of the trainer's pod; without requests,
+    those of one training process."""
+
+    @property
+    def ranks(self) -> int:
+        """Number of training processes: one per GPU, or one per pod without GPUs."""
+        return self.nodes * max(1, self.gpus_per_node)
