@@ -1,11 +1,17 @@
 """A pod on the network of the operator and of trainers, which may open connections to their ports."""
 
 import asyncio
+import json
+import os
 import socket
+import subprocess
+import sys
 import threading
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import aiohttp
 import pytest
@@ -13,6 +19,9 @@ from aiohttp import web
 from prometheus_client.core import GaugeMetricFamily, Metric
 from waiting import wait_until
 
+from finetune_api.handoff import ENV_POD_IP, JobConfig
+from finetune_api.spec import FineTuneJobSpec
+from finetune_api.status import DatasetStatus, Resolved
 from finetune_operator.controller import http_server
 from finetune_operator.controller.health import Health
 from finetune_operator.controller.http_server import serve
@@ -22,6 +31,9 @@ from finetune_operator.controller.workqueue import WorkQueue
 from finetune_operator.metrics.registry import Metrics
 from finetune_trainer.monitoring.http_server import MAX_CONNECTIONS
 from finetune_trainer.monitoring.reporter import Reporter
+
+HERE = "127.0.0.1"
+FORGED = "0" * 64
 
 
 class SlowCollector:
@@ -153,3 +165,122 @@ def test_connections_that_say_nothing_take_few_threads_and_no_answer_from_others
             with urllib.request.urlopen(f"http://127.0.0.1:{port}/progress", timeout=10) as answer:
                 assert b'"jobUid":"uid"' in answer.read()
         wait_until(lambda: threading.active_count() - before <= MAX_CONNECTIONS + 2, "the end of the other threads")
+
+
+@dataclass
+class Attempt:
+    """Two pods of one attempt, whose processes wait for storage that does not respond."""
+
+    root: Path
+    rendezvous_port: int = field(default_factory=free_port)
+    peer_link_port: int = field(default_factory=free_port)
+    progress_ports: list[int] = field(default_factory=lambda: [free_port(), free_port()])
+    pods: list["subprocess.Popen[bytes]"] = field(default_factory=list)
+
+    def start(self, index: int) -> "subprocess.Popen[bytes]":
+        """Start PID 1 of a pod."""
+        spec = FineTuneJobSpec.model_validate(
+            {
+                "objective": "Chat",
+                "model": {"uri": "s3://bucket/model"},
+                "dataset": {"train": {"uri": "s3://bucket/rows.jsonl"}},
+                "output": {"uri": "s3://bucket/out"},
+                "storage": {"endpoint": f"http://{HERE}:{free_port()}"},
+                "resources": {"nodes": 2, "gpusPerNode": 1},
+            }
+        )
+        config = JobConfig(
+            namespace="team", name="job", uid="uid-1", config_sha256="c" * 64, spec=spec, attempt=1, first_pod=HERE,
+            resolved=Resolved(), dataset=DatasetStatus(),
+        )  # fmt: skip
+        (self.root / "config.json").write_text(config.model_dump_json(by_alias=True, exclude_none=True))
+        (self.root / "token").write_text("5" * 64)
+        command = [
+            sys.executable, "-m", "finetune_trainer", "train", "--config", str(self.root / "config.json"),
+            "--workspace", str(self.root / f"workspace-{index}"), "--port", str(self.progress_ports[index]),
+            "--termination-log", str(self.root / f"report-{index}"), "--peer-token", str(self.root / "token"),
+            "--rendezvous-port", str(self.rendezvous_port), "--peer-link-port", str(self.peer_link_port),
+        ]  # fmt: skip
+        own = {"JOB_COMPLETION_INDEX": str(index), ENV_POD_IP: HERE}
+        own |= {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret"}
+        with (self.root / f"log-{index}").open("wb") as log:
+            pod = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | own)
+        self.pods.append(pod)
+        return pod
+
+    def log(self, index: int) -> str:
+        """Return what the pod logged."""
+        return (self.root / f"log-{index}").read_text()
+
+    def connect(self) -> socket.socket:
+        """Connect to the first pod's PID 1 as soon as it listens."""
+
+        def attempt() -> socket.socket | None:
+            try:
+                return socket.create_connection((HERE, self.peer_link_port), 30)
+            except ConnectionRefusedError:
+                return None
+
+        return wait_until(attempt, lambda: self.log(0))
+
+    def uid(self) -> str:
+        """Return the job's UID, which `/progress` shows to every client."""
+
+        def ask() -> str:
+            try:
+                with urllib.request.urlopen(f"http://{HERE}:{self.progress_ports[0]}/progress", timeout=10) as answer:
+                    return str(json.load(answer)["jobUid"])
+            except OSError:
+                return ""
+
+        return wait_until(ask, lambda: self.log(0))
+
+
+@pytest.fixture
+def attempt(tmp_path: Path) -> Iterator[Attempt]:
+    one = Attempt(tmp_path)
+    yield one
+    for pod in one.pods:
+        pod.kill()
+        pod.wait(60)
+
+
+def read_to_the_end(connection: socket.socket) -> bytes:
+    found = b""
+    try:
+        while data := connection.recv(4096):
+            found += data
+    except ConnectionError:
+        pass
+    return found
+
+
+def test_the_uid_of_a_job_opens_no_connection_between_its_pods(attempt: Attempt) -> None:
+    """The neighbour has everything that `/progress` shows; it cannot take a pod's place, and not end the attempt."""
+    attempt.start(0)
+    uid = attempt.uid()
+    for proof in ("", f" {FORGED[:32]} {FORGED}"):
+        with attempt.connect() as neighbour:
+            neighbour.sendall(f"hello {uid}/1 1{proof}\nfailed 1 64\nsmaller 1\n".encode())
+            assert b"ok" not in read_to_the_end(neighbour)
+    attempt.start(1)
+    wait_until(lambda: "started rank 1 of 2" in attempt.log(1), lambda: attempt.log(0) + attempt.log(1))
+    with attempt.connect() as neighbour:
+        neighbour.sendall(f"hello {uid}/1 1 {FORGED[:32]} {FORGED}\nfailed 1 64\n".encode())
+        assert b"ok" not in read_to_the_end(neighbour)
+    assert [pod.poll() for pod in attempt.pods] == [None, None], attempt.log(0)
+
+
+def test_a_neighbour_in_the_first_pods_place_cannot_end_the_others(attempt: Attempt) -> None:
+    with socket.create_server((HERE, attempt.peer_link_port)) as server:
+        server.settimeout(60)
+        pod = attempt.start(1)
+        for text in ("ok\ndone\n", f"nonce {FORGED[:32]}\nok {FORGED}\ndone {FORGED}\nfailed 0 64\n"):
+            connection, _ = server.accept()
+            with connection:
+                connection.settimeout(60)
+                connection.sendall(text.encode())
+                read_to_the_end(connection)
+        server.accept()[0].close()
+        assert pod.poll() is None, attempt.log(1)
+        assert "started rank" not in attempt.log(1)

@@ -40,6 +40,10 @@ HUB_TOKEN_FILE = "HF_TOKEN"  # noqa: S105 - a file's name
 HUB_CA_DIR = "/etc/finetune/hub-ca"
 MLFLOW_DIR = "/etc/finetune/mlflow"
 WANDB_DIR = "/etc/finetune/wandb"
+PEER_TOKEN_DIR = "/etc/finetune/peers"  # noqa: S105 - a folder's name
+"""Only in an attempt of several pods."""
+PEER_TOKEN_FILE = "token"  # noqa: S105 - a file's name
+"""64 hexadecimal digits, with which the pods of one attempt recognise each other."""
 MODEL_CACHE_DIR = "/model-cache"
 WORKSPACE_DIR = "/workspace"
 TERMINATION_LOG = "/dev/termination-log"
@@ -55,6 +59,8 @@ PROGRESS_LIMIT_BYTES = 65_536
 
 ENV_POD_UID = "FINETUNE_POD_UID"
 ENV_POD_NAME = "FINETUNE_POD_NAME"
+ENV_POD_IP = "FINETUNE_POD_IP"
+"""The address at which the other pods of an attempt reach this one."""
 ENV_IMAGE = "FINETUNE_TRAINER_IMAGE"
 ENV_CONFIG_SHA256 = "FINETUNE_CONFIG_SHA256"
 """SHA-256 of the configuration's file: another client may have made the ConfigMap of that name."""

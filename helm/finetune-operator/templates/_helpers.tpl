@@ -61,6 +61,19 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
     - {key: app.kubernetes.io/component, operator: In, values: [trainer, merge]}
 {{- end }}
 
+{{/* NetworkPolicyPeers: the operator, and who may scrape metrics. */}}
+{{- define "finetune-operator.progressClients" -}}
+- namespaceSelector:
+    matchLabels:
+      kubernetes.io/metadata.name: {{ .Release.Namespace }}
+  podSelector:
+    matchLabels:
+      {{- include "finetune-operator.selectorLabels" . | nindent 6 }}
+{{- with .Values.networkPolicy.scrapers }}
+{{ toYaml . }}
+{{- end }}
+{{- end }}
+
 {{/* Digits. A number in a values file is a float, which prints as 1.00065e+09; "" stays empty. */}}
 {{- define "finetune-operator.integer" -}}
 {{- if kindIs "string" . }}{{ . }}{{ else }}{{ int64 . }}{{ end }}
@@ -89,4 +102,9 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 - apiGroups: [kueue.x-k8s.io]
   resources: [workloads]
   verbs: [list, watch, patch]
+{{- if or .Values.networkPolicy.trainingPods .Values.networkPolicy.egress.enabled }}
+- apiGroups: [networking.k8s.io]
+  resources: [networkpolicies]
+  verbs: [get, list, create, delete]
+{{- end }}
 {{- end }}

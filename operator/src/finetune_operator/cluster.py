@@ -5,6 +5,7 @@ import functools
 import logging
 import os
 import re
+import secrets
 import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -31,6 +32,7 @@ from finetune_operator.kube.objects import FineTuneJob, Job, Key, Object, Pod, W
 from finetune_operator.kube.observed import Warnings
 from finetune_operator.manifests import jobs as manifests
 from finetune_operator.manifests.jobs import Child
+from finetune_operator.manifests.network import fill_token
 from finetune_operator.manifests.planted import find_foreign_content
 from finetune_operator.metrics.registry import Metrics
 from finetune_operator.settings import Settings
@@ -38,6 +40,7 @@ from finetune_operator.settings import Settings
 logger = logging.getLogger(__name__)
 
 PAGE = 500
+NETWORKING = "networking.k8s.io"
 RIGHTS = (
     *((verb, names.GROUP, names.PLURAL, "") for verb in ("get", "list", "watch")),
     ("patch", names.GROUP, names.PLURAL, "status"),
@@ -46,7 +49,9 @@ RIGHTS = (
     *((verb, "", kind, "") for kind in ("configmaps", "services") for verb in ("get", "list", "create", "delete")),
     *((verb, "", "events", "") for verb in ("list", "create")),
     *((verb, names.KUEUE_GROUP, "workloads", "") for verb in ("list", "watch", "patch")),
+    *((verb, NETWORKING, "networkpolicies", "") for verb in ("get", "list", "create", "delete")),
 )
+"""Those of NetworkPolicies are needed only if the settings ask for some."""
 _RBAC = re.compile(r'cannot (\w+) resource "([^"]+)"')
 
 
@@ -112,14 +117,20 @@ class Cluster:
         return tuple(Workload.from_object(item) for item in page["items"])
 
     async def create_child(self, job: FineTuneJob, child: Child) -> Job:
-        """Create ConfigMap, Service and Job; an existing one is a success if this job owns it and it has the content.
+        """Create the Job after everything that its pods need; an existing object is a success if this job owns it and
+        it has the content.
 
         One that another client made in the job's name is deleted, and `Outdated` raised, so that it is created again.
         """
         namespace = job.key.namespace
-        await self._create_owned(job, f"/api/v1/namespaces/{namespace}/configmaps", child.config_map)
+        await self._create_owned(job, _core(namespace, "configmaps"), child.config_map)
+        if child.network_policy:
+            await self._create_owned(job, _policies(namespace), child.network_policy)
+        if child.peer_token:
+            token = fill_token(child.peer_token, secrets.token_hex(32))
+            await self._create_owned(job, _core(namespace, "configmaps"), token)
         if child.service:
-            await self._create_owned(job, f"/api/v1/namespaces/{namespace}/services", child.service)
+            await self._create_owned(job, _core(namespace, "services"), child.service)
         return Job.from_object(await self._create_owned(job, _jobs(namespace), child.job))
 
     async def _create_owned(self, job: FineTuneJob, path: str, body: Object) -> Object:
@@ -148,16 +159,22 @@ class Cluster:
             return
 
     async def remove_children(self, job: FineTuneJob) -> bool:
-        """Delete a job's ConfigMaps and Services, then its Jobs with their pods; return whether it had Jobs."""
-        for kind in ("configmaps", "services"):
-            path = f"/api/v1/namespaces/{job.key.namespace}/{kind}"
-            for item in await self._list_named(job.key, path):
-                if controller_of(item).get("uid") == job.uid:
-                    await self._delete(f"{path}/{item['metadata']['name']}", item["metadata"]["uid"])
+        """Delete a job's ConfigMaps, Services and Jobs with their pods, then its NetworkPolicies; return whether it
+        had Jobs."""
+        namespace = job.key.namespace
+        await self._remove_owned(job, _core(namespace, "configmaps"))
+        await self._remove_owned(job, _core(namespace, "services"))
         children = [one for one in await self.list_children(job.key) if one.owner_uid == job.uid]
         for child in children:
             await self.delete_child(job, child)
+        if self._settings.has_network_policies:
+            await self._remove_owned(job, _policies(namespace))
         return bool(children)
+
+    async def _remove_owned(self, job: FineTuneJob, path: str) -> None:
+        for item in await self._list_named(job.key, path):
+            if controller_of(item).get("uid") == job.uid:
+                await self._delete(f"{path}/{item['metadata']['name']}", item["metadata"]["uid"])
 
     async def set_suspended(self, job: FineTuneJob, child: Job, *, is_suspended: bool) -> Job:
         """Suspend exactly that Job (by UID), noted in an annotation as done by the operator, or resume it."""
@@ -218,8 +235,9 @@ class Cluster:
     async def list_missing_rights(self) -> list[str]:
         """Return the rights that the operator lacks, as `verb resource (namespace)`."""
         missing = []
+        needed = [right for right in RIGHTS if right[1] != NETWORKING or self._settings.has_network_policies]
         for namespace in self._settings.watch_namespaces or [""]:
-            for verb, group, resource, part in RIGHTS:
+            for verb, group, resource, part in needed:
                 asked = {"verb": verb, "group": group, "resource": resource, "subresource": part}
                 review = {
                     "apiVersion": "authorization.k8s.io/v1",
@@ -306,6 +324,14 @@ class TokenBucket:
 def _custom(namespace: str, name: str = "") -> str:
     base = f"/apis/{names.API_VERSION}/namespaces/{namespace}/{names.PLURAL}"
     return f"{base}/{name}" if name else base
+
+
+def _core(namespace: str, kind: str) -> str:
+    return f"/api/v1/namespaces/{namespace}/{kind}"
+
+
+def _policies(namespace: str) -> str:
+    return f"/apis/{NETWORKING}/v1/namespaces/{namespace}/networkpolicies"
 
 
 def _jobs(namespace: str) -> str:

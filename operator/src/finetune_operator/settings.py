@@ -1,5 +1,6 @@
 """The operator's settings, read from environment variables at start."""
 
+import json
 import re
 from typing import Annotated, Any, Literal
 
@@ -19,6 +20,17 @@ def _split_commas(value: Any) -> Any:
 
 def _empty_is_none(value: Any) -> Any:
     return None if value == "" else value
+
+
+def _parse_json(value: Any) -> Any:
+    return json.loads(value) if isinstance(value, str) and value else _empty_is_none(value)
+
+
+def _check_egress(rules: list[dict[str, Any]] | None) -> list[dict[str, Any]] | None:
+    for rule in rules or []:
+        if unknown := rule.keys() - {"to", "ports"}:
+            raise ValueError(f"{', '.join(sorted(unknown))} is not a field of an egress rule: use to and ports")
+    return rules
 
 
 CommaSeparated = Annotated[list[str], NoDecode, BeforeValidator(_split_commas)]
@@ -41,6 +53,10 @@ def _check_quantity(value: str | None) -> str | None:
 
 _PROXY = re.compile(r"https?://[^\s/?#]+/?")
 Proxy = Annotated[str | None, AfterValidator(_check_proxy), BeforeValidator(_empty_is_none)]
+Peers = Annotated[list[dict[str, Any]] | None, NoDecode, BeforeValidator(_parse_json)]
+EgressRules = Annotated[
+    list[dict[str, Any]] | None, NoDecode, AfterValidator(_check_egress), BeforeValidator(_parse_json)
+]
 Url = Annotated[Endpoint | None, BeforeValidator(_empty_is_none)]
 Secret = Annotated[SecretName | None, BeforeValidator(_empty_is_none)]
 OptionalQuantity = Annotated[str | None, AfterValidator(_check_quantity), BeforeValidator(_empty_is_none)]
@@ -118,6 +134,14 @@ class Settings(BaseSettings):
     """Proxy for `https://` addresses, set in the pods."""
     no_proxy: OptionalText = None
     """Hosts that the pods reach without a proxy, separated by commas; add the host of in-cluster storage."""
+    isolate_training_pods: bool = False
+    """Whether each attempt with several pods gets a NetworkPolicy: only its own pods reach them, and the clients of
+    their progress."""
+    progress_clients: Peers = None
+    """NetworkPolicyPeers (JSON) that reach port 8080 of these pods, the operator included; empty = all."""
+    pod_egress: EgressRules = None
+    """NetworkPolicyEgressRules (JSON) of all pods of jobs, in addition to DNS and the pods of the same attempt; empty =
+    egress is not limited."""
     trainer_run_as_user: Annotated[int | None, BeforeValidator(_empty_is_none)] = DEFAULT_UID
     """User, group and fsGroup of the pods; if empty, the platform chooses them."""
     default_cpu_request: OptionalQuantity = "1"
@@ -148,6 +172,11 @@ class Settings(BaseSettings):
     """Lowest severity that is logged."""
     pod_name: str = ""
     """Name of the operator's own pod, for the events that it posts."""
+
+    @property
+    def has_network_policies(self) -> bool:
+        """Return whether pods get NetworkPolicies."""
+        return self.isolate_training_pods or self.pod_egress is not None
 
     def default_requests(self) -> dict[str, Quantity]:
         """Return the requests of each training process of a job that names none."""

@@ -1,5 +1,6 @@
 """What the Helm chart installs: exact rights, closed values, nothing privileged. Rendered by the real helm."""
 
+import json
 import re
 import subprocess
 from pathlib import Path
@@ -22,6 +23,7 @@ RIGHTS = {
     ("", "services"): ["get", "list", "create", "delete"],
     ("", "events"): ["list", "create"],
     ("kueue.x-k8s.io", "workloads"): ["list", "watch", "patch"],
+    ("networking.k8s.io", "networkpolicies"): ["get", "list", "create", "delete"],
 }
 
 
@@ -62,6 +64,35 @@ def test_a_namespaced_operator_gets_roles_and_is_bound_to_no_cluster_role(helm: 
     assert {one["roleRef"]["kind"] for one in of_kind(documents, "RoleBinding")} == {"Role"}
     assert [role["metadata"]["namespace"] for role in of_kind(documents, "Role")] == ["a", "b"]
     assert all(rights(role) == RIGHTS for role in of_kind(documents, "Role"))
+
+
+@pytest.mark.parametrize("egress", ["false", "true"])
+def test_the_operator_gets_rights_on_network_policies_only_for_those_that_it_makes(helm: str, egress: str) -> None:
+    given = f"networkPolicy.trainingPods=false,networkPolicy.egress.enabled={egress},watchNamespaces={{a}}"
+    (role,) = of_kind(render(helm, "--set", given), "Role")
+    assert (("networking.k8s.io", "networkpolicies") in rights(role)) is (egress == "true")
+
+
+def test_the_operator_gets_the_policies_of_the_pods_as_settings_that_it_reads(helm: str) -> None:
+    found = _settings(helm)
+    assert (found.isolate_training_pods, found.progress_clients, found.pod_egress) == (True, None, None)
+    rule = {"to": [{"ipBlock": {"cidr": "10.0.0.0/8"}}], "ports": [{"port": 443}]}
+    egress = {"enabled": True, "trainingPods": False, "egress": {"enabled": True, "rules": [rule]}}
+    found = _settings(helm, "--set-json", f"networkPolicy={json.dumps(egress)}")
+    assert (found.isolate_training_pods, found.pod_egress) == (False, [rule])
+    operator, scraper = found.progress_clients or []
+    assert operator["podSelector"]["matchLabels"]["app.kubernetes.io/component"] == "operator"
+    assert operator["namespaceSelector"]["matchLabels"] == {"kubernetes.io/metadata.name": "system"}
+    assert scraper == {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}
+    assert _settings(helm, "--set", "networkPolicy.egress.enabled=true").pod_egress == []
+
+
+def _settings(helm: str, *arguments: str) -> Settings:
+    given = {name: value for name, value in environment(helm, *arguments).items() if value is not None}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in given.items():
+            patch.setenv(name, value)
+        return Settings()
 
 
 def test_a_misspelt_value_is_refused_by_name(helm: str) -> None:
@@ -220,6 +251,14 @@ def test_the_documented_policy_for_jobs_is_the_one_that_the_chart_makes(helm: st
     assert [port["port"] for port in documented["ingress"][0]["ports"]] == [handoff.PROGRESS_PORT]
     assert documented["ingress"][1:] == made["ingress"][1:]
     assert documented["podSelector"] == made["podSelector"]
+
+
+def test_the_documented_egress_rules_are_values_of_the_chart(helm: str, tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "network.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```yaml\n(networkPolicy:.*?)```", text, flags=re.DOTALL)
+    (tmp_path / "values.yaml").write_text(block)
+    storage, https = _settings(helm, "--values", str(tmp_path / "values.yaml")).pod_egress or []
+    assert (storage["ports"], https["ports"]) == ([{"port": 9000}], [{"port": 443}])
 
 
 @pytest.mark.parametrize(

@@ -50,6 +50,23 @@ MATRIX: dict[str, dict[str, Any]] = {
         },
     },
     "policies-without-scrapers": {"networkPolicy": {"enabled": True, "scrapers": []}},
+    "policies-of-the-chart-alone": {
+        "watchNamespaces": ["a"],
+        "networkPolicy": {"enabled": True, "trainingPods": False, "egress": {"enabled": False}},
+    },
+    "egress": {
+        "networkPolicy": {
+            "trainingPods": False,
+            "egress": {
+                "enabled": True,
+                "rules": [
+                    {"to": [{"ipBlock": {"cidr": "192.0.2.0/24"}}], "ports": [{"port": 443}, {"port": "https"}]},
+                    {"to": [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "minio"}}}]},
+                    {"ports": [{"protocol": "UDP", "port": 5000, "endPort": 5100}]},
+                ],
+            },
+        },
+    },
     "no-crd": {"crds": {"enabled": False}},
     "crd-goes": {"crds": {"keep": False}},
     "foreign-account": {"serviceAccount": {"create": False, "name": "ours"}, "rbac": {"create": False}},

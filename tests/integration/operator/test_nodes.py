@@ -1,9 +1,11 @@
 """Many pods of one attempt on a real API server with the real Job controller; the test plays the kubelets."""
 
+import re
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+from kubernetes import client
 
 NODES = {"nodes": 2, "gpusPerNode": 2}
 
@@ -63,6 +65,29 @@ def test_pods_of_one_attempt_have_names_that_a_service_resolves(training: Any, w
     config = world.core.read_namespaced_config_map(volume.config_map.name, world.namespace).data["config.json"]
     assert '"firstPod":"one-1-0.one-1"' in config
     assert len(world.core.list_namespaced_service(world.namespace).items) == 1
+
+
+def test_pods_of_one_attempt_have_a_token_and_a_policy_before_they_start(
+    world: Any, access: Any, operator_with: Any, wait: Any, pair: Any
+) -> None:
+    operator_with(access.kubeconfig, FINETUNE_ISOLATE_TRAINING_PODS="true", FINETUNE_POD_EGRESS="[]").start()
+    world.create(resources=NODES, ttlSecondsAfterFinished=1)
+    world.pass_preflight()
+    first, second = start(world, pair("one-1"))
+    token = world.core.read_namespaced_config_map("one-1-peers", world.namespace)
+    assert re.fullmatch("[0-9a-f]{64}", token.data["token"])
+    assert token.metadata.owner_references[0].uid == world.get()["metadata"]["uid"]
+    networking = client.NetworkingV1Api(world.core.api_client)
+    policy = networking.read_namespaced_network_policy("one-1", world.namespace)
+    assert policy.spec.policy_types == ["Ingress", "Egress"]
+    for pod in (first, second):
+        assert policy.spec.pod_selector.match_labels.items() <= pod.metadata.labels.items()
+        assert policy.metadata.creation_timestamp <= pod.metadata.creation_timestamp
+        assert token.metadata.creation_timestamp <= pod.metadata.creation_timestamp
+    world.end(first, 0, world.published())
+    world.end(second, 0)
+    world.wait_phase("Succeeded")
+    wait(lambda: networking.list_namespaced_network_policy(world.namespace).items == [], "no NetworkPolicies", 40)
 
 
 def test_the_condition_shows_which_pod_is_missing_and_why(world: Any, operator: Any, pair: Any) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import torch
+from listening import beyond_loopback, descendants, listening
 from preloaded import fork_of
 from published_result import find_result_faults
 from safetensors.torch import load_file
@@ -25,6 +26,7 @@ from training_bench import HYPERPARAMETERS, Bench, make_rows, make_spec, prefere
 from waiting import wait_until
 
 from finetune_api.handoff import (
+    ENV_POD_IP,
     ENV_POD_NAME,
     ENV_POD_UID,
     Artifact,
@@ -60,6 +62,7 @@ class Attempt:
     def start(self) -> "Attempt":
         self.root.mkdir(parents=True)
         (self.root / "config.json").write_text(self.config.model_dump_json(by_alias=True))
+        (self.root / "token").write_text("5" * 64)
         rendezvous, peer_link = free_port(), free_port()
         for pod in range(self.pods):
             (self.root / f"log-{pod}").write_text("")
@@ -69,9 +72,11 @@ class Attempt:
                 "--workspace", str(self.root / f"workspace-{pod}"), "--port", str(self.ports[pod]),
                 "--termination-log", str(self.root / f"log-{pod}"),
                 "--rendezvous-port", str(rendezvous), "--peer-link-port", str(peer_link),
+                "--peer-token", str(self.root / "token"),
             ]  # fmt: skip
             place = {"JOB_COMPLETION_INDEX": str(pod), "NO_PROXY": "127.0.0.1", "OMP_NUM_THREADS": "1"}
             place |= {ENV_POD_NAME: f"{self.root.name}-{pod}", ENV_POD_UID: f"uid-{self.root.name}-{pod}"}
+            place |= {ENV_POD_IP: "127.0.0.1"}
             with (self.root / f"stderr-{pod}").open("wb") as errors:
                 self.processes.append(
                     subprocess.Popen(
@@ -101,6 +106,11 @@ class Attempt:
                 pass
             time.sleep(0.05)
         raise AssertionError(f"step {step} was not seen:\n{self.errors()}")
+
+    def all_processes(self, pod: int) -> set[int]:
+        """Return the ids of a pod's PID 1, of its training processes, and of all that they started."""
+        ranks = [descendants(fork_of(self.python, rank)) for rank in self.ranks(pod)]
+        return descendants(fork_of(self.python, self.processes[pod].pid)).union(*ranks)
 
     def ranks(self, pod: int) -> list[int]:
         """Return the process ids of a pod's training processes."""
@@ -263,6 +273,23 @@ def test_pods_stop_together_lose_each_other_and_end_as_one_pod_and_as_one_proces
     assert [line.get("loss") for line in figures(job)] == [line.get("loss") for line in figures(whole)]
     found, expected = weights(job), weights(whole)
     assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize("place", [{"gpus": 2}, {"nodes": 2}], ids=["one-pod", "two-pods"])
+def test_only_the_progress_port_listens_beyond_the_address_of_the_pod(
+    s3_server: Any, tmp_path: Path, aws_environment: None, trainer_python: str, place: dict[str, int]
+) -> None:
+    """The pods' address is that of loopback, so that every socket beyond it is one that the pod should not have."""
+    bucket = f"ranks-ports-{'-'.join(place)}"
+    job = make_job(s3_server, bucket, tmp_path, "LoRA", trainer_python)
+    attempt = job.start("ports", **place)
+    attempt.wait_for_step(2)
+    for pod, port in enumerate(attempt.ports):
+        processes = attempt.all_processes(pod)
+        assert {found for _, found in beyond_loopback(processes)} == {port}
+        assert len(listening(processes)) > 1  # the processes have a store, or gloo
+    attempt.processes[0].send_signal(signal.SIGTERM)
+    assert set(attempt.codes()) == {75}, attempt.errors()
 
 
 def require_shared_out_moments(job: Job) -> None:

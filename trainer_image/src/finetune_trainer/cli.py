@@ -14,6 +14,8 @@ from finetune_api.handoff import (
     CONFIG_DIR,
     CONFIG_FILE,
     PEER_LINK_PORT,
+    PEER_TOKEN_DIR,
+    PEER_TOKEN_FILE,
     PROGRESS_PORT,
     RENDEZVOUS_PORT,
     TERMINATION_LOG,
@@ -53,6 +55,7 @@ WorkspaceDir = Annotated[Path, typer.Option("--workspace", help="Scratch space f
 Port = Annotated[int, typer.Option(help="Port of /progress, /metrics and /healthz; 0 = any.", min=0, max=65535)]
 RendezvousPort = Annotated[int, typer.Option(hidden=True, help="Port of the first pod for the rendezvous.")]
 PeerLinkPort = Annotated[int, typer.Option(hidden=True, help="Port of the first pod that the other pods connect to.")]
+PeerToken = Annotated[Path, typer.Option(hidden=True, help="File with the token of this attempt's pods.")]
 SendKeysTo = Annotated[
     list[str] | None,
     typer.Option(
@@ -91,6 +94,7 @@ def train_command(  # noqa: PLR0917 - the options of a command
     termination_log: TerminationLog = Path(TERMINATION_LOG),
     rendezvous_port: RendezvousPort = RENDEZVOUS_PORT,
     peer_link_port: PeerLinkPort = PEER_LINK_PORT,
+    peer_token: PeerToken = Path(PEER_TOKEN_DIR) / PEER_TOKEN_FILE,
 ) -> None:
     """Train and publish a job whose preflight has passed. Runs in the trainer pod; if the job has several
     processes, it starts those of its pod."""
@@ -105,7 +109,8 @@ def train_command(  # noqa: PLR0917 - the options of a command
         raise typer.Exit(state.finish(pod.run_training(state, config, workspace, port)))
     from finetune_trainer.entrypoints.launcher import launch
 
-    raise typer.Exit(launch(state, layout, config_path=config, port=port, workspace=workspace))
+    code = launch(state, layout, config_path=config, port=port, workspace=workspace, peer_token=peer_token)
+    raise typer.Exit(code)
 
 
 @app.command("finish")

@@ -15,8 +15,9 @@ from finetune_operator.manifests.effective_spec import (
     needs_separate_merge,
     queue_name,
 )
+from finetune_operator.manifests.network import build_network_policy, build_peer_token, build_service
 from finetune_operator.manifests.pod_resources import build_pod_claims, build_resources
-from finetune_operator.manifests.volumes import build_volumes
+from finetune_operator.manifests.volumes import build_volumes, mount_peer_token
 from finetune_operator.settings import Settings
 
 PREFLIGHT_BACKOFF_LIMIT = 3
@@ -40,11 +41,14 @@ PROXIES = ("http_proxy", "https_proxy", "no_proxy")
 
 @dataclass(frozen=True)
 class Child:
-    """A Job to create, with the ConfigMap that it reads and the Service by which its pods find each other."""
+    """A Job to create, with what its pods read, find each other by, and are protected by."""
 
     config_map: Object
+    peer_token: Object | None
+    """Without its token; like the Service, only for more than one pod."""
     service: Object | None
-    """Only for more than one pod."""
+    network_policy: Object | None
+    """Only if the settings ask for one."""
     job: Object
 
     @property
@@ -168,7 +172,8 @@ def _build_child(job: FineTuneJob, settings: Settings, attempt: int, image: str,
         "ownerReferences": [build_owner_reference(job)],
     }
     config_map = _build_config_map(meta, build_config(job, settings, attempt))
-    pod = _pod_spec(job, settings, component, image, config_map)
+    peer_token = build_peer_token(meta) if nodes > 1 else None
+    pod = _pod_spec(job, settings, component, image, config_map, peer_token)
     template = {
         "metadata": {
             "labels": meta["labels"],
@@ -179,7 +184,9 @@ def _build_child(job: FineTuneJob, settings: Settings, attempt: int, image: str,
     queued = _queue_labels(job, component)
     return Child(
         config_map=config_map,
-        service=_build_service(meta) if nodes > 1 else None,
+        peer_token=peer_token,
+        service=build_service(meta) if nodes > 1 else None,
+        network_policy=build_network_policy(meta, settings, nodes),
         job=_build_job(
             meta | {"labels": meta["labels"] | queued}, template, nodes, backoff_limit, suspend=bool(queued)
         ),
@@ -228,23 +235,6 @@ def _build_job(meta: Object, template: Object, nodes: int, backoff_limit: int, *
     }
 
 
-def _build_service(meta: Object) -> Object:
-    """Build the headless Service that resolves the pods of one attempt, even before they are ready."""
-    ports = {"rendezvous": handoff.RENDEZVOUS_PORT, "lifeline": handoff.PEER_LINK_PORT}
-    chosen = (names.LABEL_MANAGED_BY, names.LABEL_JOB_NAME, names.LABEL_COMPONENT, names.LABEL_ATTEMPT)
-    return {
-        "apiVersion": "v1",
-        "kind": "Service",
-        "metadata": meta,
-        "spec": {
-            "clusterIP": "None",
-            "publishNotReadyAddresses": True,
-            "selector": {label: meta["labels"][label] for label in chosen},
-            "ports": [{"name": name, "port": port} for name, port in ports.items()],
-        },
-    }
-
-
 def _queue_labels(job: FineTuneJob, component: names.Component) -> dict[str, str]:
     """Return the labels of a Job that Kueue reads."""
     queue, scheduling = queue_name(job, component), _spec(job).scheduling
@@ -267,7 +257,14 @@ def _topology(job: FineTuneJob, component: names.Component) -> dict[str, str]:
     return {names.ANNOTATION_TOPOLOGY.format(mode=wanted.mode.lower()): wanted.level or "true"}
 
 
-def _pod_spec(job: FineTuneJob, settings: Settings, component: names.Component, image: str, config: Object) -> Object:
+def _pod_spec(  # noqa: PLR0917 - what a pod is made of
+    job: FineTuneJob,
+    settings: Settings,
+    component: names.Component,
+    image: str,
+    config: Object,
+    peer_token: Object | None,
+) -> Object:
     spec = _spec(job)
     is_trainer = component is names.Component.TRAINER
     effective, tokens = build_effective_spec(spec, settings), hub_tokens(spec, settings)
@@ -275,6 +272,8 @@ def _pod_spec(job: FineTuneJob, settings: Settings, component: names.Component, 
     is_preflight = component is names.Component.PREFLIGHT
     limit = settings.preflight_workspace_limit if is_preflight else None
     mounted = build_volumes(effective, tokens, config_name, is_trainer=not is_preflight, workspace_limit=limit)
+    if peer_token:
+        mounted.append(mount_peer_token(peer_token["metadata"]["name"]))
     environment = _environment(image, digest, settings, spec.trainer.env or () if is_trainer else ())
     container = _container(spec, component, image, environment, build_resources(spec, component, settings))
     pod: Object = {
@@ -357,7 +356,11 @@ def _environment(
         handoff.ENV_IMAGE: escape_variables(image),
         handoff.ENV_CONFIG_SHA256: config_sha256,
     }
-    fields = {handoff.ENV_POD_UID: "metadata.uid", handoff.ENV_POD_NAME: "metadata.name"}
+    fields = {
+        handoff.ENV_POD_UID: "metadata.uid",
+        handoff.ENV_POD_NAME: "metadata.name",
+        handoff.ENV_POD_IP: "status.podIP",
+    }
     return [{"name": name, "value": value} for name, value in plain.items()] + [
         {"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}} for name, path in fields.items()
     ]

@@ -3,6 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
+from finetune_api import handoff
+from finetune_operator.manifests.network import is_token
+
 Object = dict[str, Any]
 NEVER_SET = (
     "initContainers",
@@ -23,10 +26,15 @@ def find_foreign_content(kind: str, built: Object, found: Object) -> str:
     """Return the field in which an existing object differs from the one that the operator builds; empty if it has its
     content. Fields that Kueue or an administrator may change, such as node selectors and labels, are not compared."""
     match kind:
+        case "ConfigMap" if handoff.PEER_TOKEN_FILE in built["data"]:  # random: the first one that was made counts
+            return "" if is_token(found.get("data") or {}) and not found.get("binaryData") else "data"
         case "ConfigMap":
             return "" if _same(built, found, ("data", "binaryData")) else "data"
         case "Service":
             return "" if _contains(found["spec"], built["spec"], ("selector", "ports", "clusterIP")) else "spec"
+        case "NetworkPolicy":
+            names = ("podSelector", "policyTypes", "ingress", "egress")
+            return "" if _contains(found["spec"], built["spec"], names) else "spec"
         case _:
             return _find_in_pod(built["spec"]["template"]["spec"], found["spec"]["template"]["spec"])
 

@@ -48,6 +48,12 @@ def build_volumes(
     ]
 
 
+def mount_peer_token(name: str) -> Mounted:
+    """Mount the token with which the pods of an attempt recognise each other."""
+    source = {"configMap": {"name": name, "defaultMode": SECRET_MODE}}
+    return Mounted("peers", handoff.PEER_TOKEN_DIR, source, read_only=True)
+
+
 def _workspace(spec: FineTuneJobSpec, default: Quantity | None) -> Mounted:
     own = spec.resources.workspace.size_limit if spec.resources.workspace else None
     limit = default if own is None else own

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from finetune_operator.manifests.jobs import Child, build_attempt
+from finetune_operator.manifests.network import fill_token
 from finetune_operator.manifests.planted import find_foreign_content
 from finetune_operator.settings import Settings
 
@@ -16,7 +17,8 @@ Object = dict[str, Any]
 @pytest.fixture
 def child(scene: Any, settings: Settings) -> Child:
     one = scene(resources={"nodes": 2, "gpusPerNode": 1}).to_training()
-    return build_attempt(one.job, settings, "x/y:1", 1)
+    policies = {"isolate_training_pods": True, "pod_egress": [{"to": [{"ipBlock": {"cidr": "192.0.2.0/24"}}]}]}
+    return build_attempt(one.job, settings.model_copy(update=policies), "x/y:1", 1)
 
 
 def stored(built: Object) -> Object:
@@ -35,6 +37,10 @@ def stored(built: Object) -> Object:
             for kind in ("configMap", "secret"):
                 if kind in volume:
                     volume[kind].setdefault("defaultMode", 420)
+    if built["kind"] == "NetworkPolicy":
+        for rule in (*found["spec"]["ingress"], *found["spec"]["egress"]):
+            for port in rule.get("ports", []):
+                port.setdefault("protocol", "TCP")
     if built["kind"] == "Service":
         found["spec"] |= {"type": "ClusterIP", "sessionAffinity": "None", "clusterIPs": ["None"]}
         for port in found["spec"]["ports"]:
@@ -44,7 +50,8 @@ def stored(built: Object) -> Object:
 
 def test_what_the_operator_built_is_its_own_with_the_defaults_of_the_api_server(child: Child) -> None:
     assert child.service
-    for built in (child.config_map, child.service, child.job):
+    assert child.network_policy
+    for built in (child.config_map, child.service, child.network_policy, child.job):
         assert find_foreign_content(built["kind"], built, stored(built)) == ""
 
 
@@ -92,3 +99,29 @@ def test_a_config_map_and_a_service_with_another_content_are_not_the_operators(c
     service = stored(child.service)
     service["spec"]["selector"] = {"app": "evil"}
     assert find_foreign_content("Service", child.service, service) == "spec"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda spec: spec["ingress"].append({}),
+        lambda spec: spec["ingress"][1].pop("ports"),
+        lambda spec: spec["egress"].append({"to": [{"ipBlock": {"cidr": "0.0.0.0/0"}}]}),
+        lambda spec: spec["podSelector"].update(matchLabels={"app": "other"}),
+        lambda spec: spec["policyTypes"].remove("Ingress"),
+    ],
+)
+def test_a_network_policy_that_allows_more_is_not_the_operators(child: Child, change: Callable[[Object], None]) -> None:
+    assert child.network_policy
+    found = stored(child.network_policy)
+    change(found["spec"])
+    assert find_foreign_content("NetworkPolicy", child.network_policy, found) == "spec"
+
+
+def test_the_first_token_that_was_made_counts_and_nothing_else_does(child: Child) -> None:
+    """Two operators, or one that was stopped between two calls, make one token."""
+    assert child.peer_token
+    ours, theirs = (fill_token(child.peer_token, digit * 64) for digit in "12")
+    assert find_foreign_content("ConfigMap", ours, stored(theirs)) == ""
+    for data in ({}, {"token": ""}, {"token": "1" * 63}, {"token": "1" * 64, "config.json": "{}"}):
+        assert find_foreign_content("ConfigMap", ours, stored(theirs) | {"data": data}) == "data"

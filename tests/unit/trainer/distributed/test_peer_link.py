@@ -1,29 +1,43 @@
 """Both ends of the connection between pods, on loopback."""
 
+import contextlib
+import re
 import socket
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
 from finetune_trainer.distributed import peer_link
-from finetune_trainer.distributed.peer_link import Coordinator, Done, Event, Lost, Member, Restart, Smaller
+from finetune_trainer.distributed.peer_link import (
+    MAX_PENDING,
+    Coordinator,
+    Done,
+    Event,
+    Lost,
+    Member,
+    Restart,
+    Smaller,
+)
+from finetune_trainer.distributed.peer_proof import Handshake
 
 ATTEMPT = "uid-1/3"
+TOKEN = b"t" * 32
 OPENED: list[Member] = []
 
 
 @pytest.fixture
 def first() -> Iterator[Coordinator]:
-    one = Coordinator(ATTEMPT, 3, 0)
+    one = Coordinator(ATTEMPT, 3, ("127.0.0.1", 0), TOKEN)
     yield one
     for end in (one, *OPENED):
         end.close()
     OPENED.clear()
 
 
-def other(first: Coordinator, node: int, attempt: str = ATTEMPT) -> Member:
-    OPENED.append(Member(attempt, node, ("127.0.0.1", first.port)))
+def other(first: Coordinator, node: int, attempt: str = ATTEMPT, token: bytes = TOKEN) -> Member:
+    OPENED.append(Member(attempt, node, ("127.0.0.1", first.port), token))
     return OPENED[-1]
 
 
@@ -56,11 +70,12 @@ def full_tensor(first: Coordinator) -> tuple[Member, Member]:
     return one, two
 
 
-def answer_to(first: Coordinator, data: bytes) -> bytes:
-    """The answer to a connection with this first data, before it is closed."""
+def answer_to(first: Coordinator, data: bytes, make: Callable[[str], bytes] = lambda _: b"") -> bytes:
+    """What follows the nonce on a connection with this first data, and then data for the nonce, before it is closed."""
     with socket.create_connection(("127.0.0.1", first.port)) as connection:
-        connection.sendall(data)
         connection.settimeout(0.01)
+        nonce = read_nonce(first, connection)
+        connection.sendall(data + make(nonce))
         deadline = time.monotonic() + 20
         answer = b""
         while time.monotonic() < deadline:
@@ -77,13 +92,31 @@ def answer_to(first: Coordinator, data: bytes) -> bytes:
     raise AssertionError("neither answered nor closed")
 
 
+def read_nonce(first: Coordinator, connection: socket.socket) -> str:
+    found = b""
+    deadline = time.monotonic() + 20
+    while not found.endswith(b"\n") and time.monotonic() < deadline:
+        first.poll()
+        with contextlib.suppress(TimeoutError):
+            found += connection.recv(100)
+    match = re.fullmatch(rb"nonce ([0-9a-f]{32})\n", found)
+    assert match, found
+    return match[1].decode()
+
+
+def hello(node: int, nonce: str, *, attempt: str = ATTEMPT, token: bytes = TOKEN) -> bytes:
+    """A hello with the proof of this token."""
+    proof = Handshake(token, attempt, node, nonce, "a" * 32).proof()
+    return f"hello {attempt} {node} {'a' * 32} {proof}\n".encode()
+
+
 def test_the_pods_connect_in_any_order() -> None:
     with socket.create_server(("127.0.0.1", 0)) as reserved:
         port = int(reserved.getsockname()[1])
-    early = Member(ATTEMPT, 1, ("127.0.0.1", port))
+    early = Member(ATTEMPT, 1, ("127.0.0.1", port), TOKEN)
     early.poll()
     assert early.missing() == [0]
-    first = Coordinator(ATTEMPT, 3, port)
+    first = Coordinator(ATTEMPT, 3, ("127.0.0.1", port), TOKEN)
     assert first.missing() == [1, 2]
     until(lambda: first.missing() == [2] and early.is_complete(), first, early)
     first.close()
@@ -141,9 +174,8 @@ def test_a_silent_pod_is_lost(first: Coordinator, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize(
     "greeting",
     [
-        b"hello uid-1/2 1\n",
-        b"hello uid-1/3 0\n",
-        b"hello uid-1/3 3\n",
+        b"hello uid-1/3 1\n",
+        b"hello uid-1/3 1 " + b"a" * 32 + b" " + b"0" * 64 + b"\n",
         b"GET / HTTP/1.1\r\n\r\n",
         b"hello uid-1/3 \xff\n",
         b"\n",
@@ -152,13 +184,78 @@ def test_a_silent_pod_is_lost(first: Coordinator, monkeypatch: pytest.MonkeyPatc
     ],
 )
 def test_an_invalid_hello_is_refused(first: Coordinator, greeting: bytes) -> None:
-    assert answer_to(first, greeting) in {b"no\n", b""}
+    assert answer_to(first, greeting) == b""
+    assert first.missing() == [1, 2]
+
+
+def test_a_hello_with_the_proof_is_answered(first: Coordinator) -> None:
+    with socket.create_connection(("127.0.0.1", first.port)) as connection:
+        connection.settimeout(0.01)
+        connection.sendall(hello(1, read_nonce(first, connection)))
+        until(lambda: first.missing() == [2], first)
+        connection.settimeout(20)
+        assert re.fullmatch(rb"ok [0-9a-f]{64}\n", connection.recv(100))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"node": 0}, {"node": 3}, {"attempt": "uid-1/2"}, {"token": b"u" * 32}, {"nonce": "b" * 32}],
+    ids=lambda wrong: next(iter(wrong)),
+)
+def test_a_proof_for_something_else_is_refused(first: Coordinator, wrong: dict[str, Any]) -> None:
+    """For another pod, another attempt, another token, or another connection, whose hello was recorded."""
+    assert answer_to(first, b"", lambda nonce: hello(**({"node": 1, "nonce": nonce} | wrong))) == b""
     assert first.missing() == [1, 2]
 
 
 def test_a_second_pod_with_the_same_index_is_refused(first: Coordinator) -> None:
     full_tensor(first)
-    assert answer_to(first, b"hello uid-1/3 1\n") == b"no\n"
+    assert answer_to(first, b"", lambda nonce: hello(1, nonce)) == b""
+
+
+@pytest.mark.parametrize("line", ["failed 1 64", f"failed 1 64 {'0' * 64}", "failed 1 64 \ufffd"])
+def test_a_line_without_its_proof_is_a_lost_pod_and_not_what_it_reports(first: Coordinator, line: str) -> None:
+    one, two = full_tensor(first)
+    assert one._connection
+    one._connection.socket.sendall(line.encode() + b"\n")
+    assert next_event(first, two) == Lost(1)
+
+
+def test_a_line_is_accepted_once_and_in_one_direction(first: Coordinator) -> None:
+    one, two = full_tensor(first)
+    recorded: list[bytes] = []
+
+    class Recorded:
+        def sendall(self, data: bytes) -> None:
+            recorded.append(data)
+
+    connection = one._connection
+    assert connection
+    genuine = connection.socket
+    connection.socket = Recorded()  # type: ignore[assignment]
+    one.send_smaller(2)
+    connection.socket = genuine
+    genuine.sendall(recorded[0] * 2)
+    assert next_event(first, two) == Smaller(2)
+    assert next_event(first, two) == Lost(1)
+    first._peers[2].socket.sendall(recorded[0])
+    assert next_event(two) == Lost(0)
+
+
+def test_a_pod_accepts_nothing_from_a_first_pod_without_the_token(first: Coordinator) -> None:
+    other_token = other(first, 1, token=b"u" * 32)
+    until(lambda: other_token._next_try > time.monotonic(), first, other_token)
+    assert not other_token.is_complete()
+    assert first.missing() == [1, 2]
+
+
+def test_connections_without_a_hello_do_not_keep_a_pod_out(first: Coordinator) -> None:
+    with contextlib.ExitStack() as stack:
+        for _ in range(MAX_PENDING):
+            stack.enter_context(socket.create_connection(("127.0.0.1", first.port)))
+            first.poll()
+        one = other(first, 1)
+        until(lambda: first.missing() == [2] and one.is_complete(), first, one)
 
 
 def test_a_refused_pod_connects_again(first: Coordinator) -> None:
@@ -171,7 +268,7 @@ def test_a_refused_pod_connects_again(first: Coordinator) -> None:
 
 def test_a_pending_connection_without_a_hello_is_closed(first: Coordinator, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(peer_link, "HELLO_SECONDS", 0.0)
-    assert answer_to(first, b"") == b"no\n"
+    assert answer_to(first, b"") == b""
 
 
 def test_unknown_lines_are_ignored(first: Coordinator) -> None:

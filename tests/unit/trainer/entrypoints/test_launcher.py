@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from finetune_api.handoff import ExitCode, JobConfig, Outcome, Report
+from finetune_api.handoff import ENV_POD_IP, ExitCode, JobConfig, Outcome, Report
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import Resolved
 from finetune_trainer.distributed.peer_link import Done, Event, Lost, PeerLink, Restart, Smaller
@@ -318,9 +318,12 @@ def environments(layout: Layout) -> Sequence[tuple[str, str, str]]:
 
 def test_each_process_gets_its_rank(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("JOB_COMPLETION_INDEX", "1")
+    monkeypatch.setenv(ENV_POD_IP, "192.0.2.7")
     layout = build_layout(make_config())
     assert environments(layout) == [("2", "0", "4"), ("3", "1", "4")]
     assert layout.environment(0, {})["MASTER_ADDR"] == "x-1-0.x-1"
+    monkeypatch.setenv("JOB_COMPLETION_INDEX", "0")
+    assert build_layout(make_config()).environment(0, {})["MASTER_ADDR"] == "192.0.2.7"
     alone = build_layout(make_config(nodes=1))
     assert environments(alone) == [("0", "0", "2"), ("1", "1", "2")]
     assert alone.environment(0, {})["MASTER_ADDR"] == "127.0.0.1"
@@ -353,9 +356,23 @@ def test_processes_share_the_cores_that_the_pod_may_use(
 @pytest.mark.parametrize("index", ["2", "-1", "one"])
 def test_a_pod_without_a_valid_index_is_refused(monkeypatch: pytest.MonkeyPatch, index: str) -> None:
     monkeypatch.setenv("JOB_COMPLETION_INDEX", index)
+    monkeypatch.setenv(ENV_POD_IP, "192.0.2.7")
     with pytest.raises(TrainerError, match="has no valid rank") as caught:
         build_layout(make_config())
     assert caught.value.code is ExitCode.INVALID_CONFIG
+
+
+def test_a_pod_of_several_without_its_address_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(ENV_POD_IP, raising=False)
+    with pytest.raises(TrainerError, match=f"{ENV_POD_IP} is ''") as caught:
+        build_layout(make_config())
+    assert caught.value.code is ExitCode.INVALID_CONFIG
+
+
+def test_gloo_and_nccl_stay_on_the_interface_of_the_pod_unless_the_job_names_another() -> None:
+    found = Layout(per_node=2).environment(0, {"GLOO_SOCKET_IFNAME": "eth1"})
+    assert (found["NCCL_SOCKET_IFNAME"], found["GLOO_SOCKET_IFNAME"]) == ("=lo", "eth1")
+    assert Layout(per_node=2).environment(0, {})["GLOO_SOCKET_IFNAME"] == "lo"
 
 
 def test_pid_1_carries_no_training_library() -> None:

@@ -4,9 +4,10 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from finetune_api.handoff import PEER_LINK_PORT, RENDEZVOUS_PORT, ExitCode, JobConfig
+from finetune_api.handoff import ENV_POD_IP, PEER_LINK_PORT, RENDEZVOUS_PORT, ExitCode, JobConfig
 from finetune_api.pods.resources import PodResources, Resources
 from finetune_api.scalars import parse_quantity
+from finetune_trainer.distributed.pod_network import name_interface
 from finetune_trainer.errors import TrainerError
 
 ENV_NODE = "JOB_COMPLETION_INDEX"
@@ -26,6 +27,8 @@ class Layout:
     per_node: int = 1
     node: int = 0
     first_pod: str = THIS_MACHINE
+    address: str = THIS_MACHINE
+    """The address of this pod, the only one on which its processes listen for each other."""
     rendezvous_port: int = RENDEZVOUS_PORT
     peer_link_port: int = PEER_LINK_PORT
     cores: int = 1
@@ -52,12 +55,12 @@ class Layout:
 
     def environment(self, local_rank: int, inherited: Mapping[str, str]) -> dict[str, str]:
         """Return the environment of one process, with torch's variables."""
-        return {ENV_THREADS: str(self.threads), **inherited} | {
+        return {ENV_THREADS: str(self.threads), **name_interface(self.address), **inherited} | {
             "RANK": str(self.ranks[local_rank]),
             "LOCAL_RANK": str(local_rank),
             "WORLD_SIZE": str(self.size),
             "LOCAL_WORLD_SIZE": str(self.per_node),
-            "MASTER_ADDR": self.first_pod,
+            "MASTER_ADDR": self.address if self.is_first else self.first_pod,
             "MASTER_PORT": str(self.rendezvous_port),
         }
 
@@ -69,15 +72,16 @@ def build_layout(
     resources = config.spec.resources
     nodes = resources.nodes
     per_node = resources.ranks // nodes
+    cores = count_cores(resources)
     if nodes == 1:
-        return Layout(1, per_node, 0, THIS_MACHINE, rendezvous_port, peer_link_port, count_cores(resources))
-    node = os.environ.get(ENV_NODE, "0")
-    if not config.first_pod or not node.isdecimal() or int(node) >= nodes:
-        found = f"firstPod is {config.first_pod!r} and {ENV_NODE} is {node!r}"
+        return Layout(1, per_node, 0, THIS_MACHINE, THIS_MACHINE, rendezvous_port, peer_link_port, cores)
+    node, address = os.environ.get(ENV_NODE, "0"), os.environ.get(ENV_POD_IP, "")
+    if not config.first_pod or not node.isdecimal() or int(node) >= nodes or not address:
+        found = f"firstPod is {config.first_pod!r}, {ENV_NODE} is {node!r} and {ENV_POD_IP} is {address!r}"
         raise TrainerError(
-            ExitCode.INVALID_CONFIG, f"resources.nodes is {nodes}, but the pod has no valid rank: {found}"
+            ExitCode.INVALID_CONFIG, f"resources.nodes is {nodes}, but the pod has no valid rank or address: {found}"
         )
-    return Layout(nodes, per_node, int(node), config.first_pod, rendezvous_port, peer_link_port, count_cores(resources))
+    return Layout(nodes, per_node, int(node), config.first_pod, address, rendezvous_port, peer_link_port, cores)
 
 
 def count_cores(resources: Resources | PodResources) -> int:

@@ -17,6 +17,7 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 from typing_extensions import override
 
 from finetune_api.handoff import ExitCode
+from finetune_trainer.distributed.pod_network import listen
 from finetune_trainer.errors import Stopped, TrainerError
 from finetune_trainer.sigterm import StopFlag
 
@@ -179,19 +180,21 @@ def join(
 ) -> World:
     """Join the other processes; until all have arrived, `on_poll` is called and may raise.
 
-    `local` is the local rank and the number of processes in this pod. A process that is silent for `timeout` in a
-    collective hangs; work that can take longer polls a key instead. Calls that cannot be interrupted come last.
+    `local` is the local rank and the number of processes in this pod; `address` is where rank 0 listens. A process that
+    is silent for `timeout` in a collective hangs; work that can take longer polls a key instead. Calls that cannot be
+    interrupted come last.
     """
     local_rank, local_size = local
     is_first = rank == 0
-    host, port = ("127.0.0.1" if is_first else address[0]), address[1]
     deadline = time.monotonic() + JOIN_SECONDS
-    while not is_first and not _is_open((host, port)):
+    while not is_first and not _is_open(address):
         on_poll()
         _require_in_time(deadline, "rank 0")
         time.sleep(POLL_SECONDS)
+    # Without a socket of ours torch listens on every address.
+    listening = listen(address, size).detach() if is_first else None
     store = dist.TCPStore(  # type: ignore[attr-defined]
-        host, port, None, is_first, timeout=timeout, wait_for_workers=False
+        *address, None, is_first, timeout=timeout, wait_for_workers=False, master_listen_fd=listening
     )
     store.set(f"here/{rank}", "")
     while not store.check([f"here/{one}" for one in range(size)]):

@@ -15,6 +15,7 @@ from finetune_api.handoff import ExitCode, JobConfig, Outcome, Report
 from finetune_api.names import Reason
 from finetune_api.status import Resolved
 from finetune_trainer.distributed.peer_link import Coordinator, Done, Lost, Member, PeerLink, Restart, Smaller
+from finetune_trainer.distributed.peer_proof import read_token
 from finetune_trainer.distributed.rank_layout import Layout
 from finetune_trainer.distributed.rank_processes import KILLED, RankProcesses, most_specific, specificity
 from finetune_trainer.entrypoints.pod import read_config, record_interruption, serve
@@ -295,10 +296,10 @@ class Pod:
         )
 
 
-def launch(state: RunState, layout: Layout, *, config_path: Path, port: int, workspace: Path) -> int:
+def launch(state: RunState, layout: Layout, *, config_path: Path, port: int, workspace: Path, peer_token: Path) -> int:
     """Run this pod's processes to their end, write the report and return the exit code."""
     config = read_config(config_path, state)
-    peers = _open_peer_link(config, layout)
+    peers = _open_peer_link(config, layout, peer_token)
     ranks = RankProcesses(layout, workspace, ["--config", str(config_path), "--port", str(port)])
     pod = Pod(state, config, layout, ranks=ranks, peers=peers, port=port)
     try:
@@ -312,14 +313,15 @@ def launch(state: RunState, layout: Layout, *, config_path: Path, port: int, wor
     return ending.code
 
 
-def _open_peer_link(config: JobConfig, layout: Layout) -> PeerLink:
+def _open_peer_link(config: JobConfig, layout: Layout, peer_token: Path) -> PeerLink:
     attempt = f"{config.uid}/{config.attempt}"
     if layout.nodes == 1:
         return PeerLink()
+    token = read_token(peer_token)
     if not layout.is_first:
-        return Member(attempt, layout.node, (layout.first_pod, layout.peer_link_port))
+        return Member(attempt, layout.node, (layout.first_pod, layout.peer_link_port), token)
     try:
-        return Coordinator(attempt, layout.nodes, layout.peer_link_port)
+        return Coordinator(attempt, layout.nodes, (layout.address, layout.peer_link_port), token)
     except OSError as error:
         problem = f"cannot open port {layout.peer_link_port} for the other pods: {error.strerror}"
         raise TrainerError(ExitCode.INTERNAL_ERROR, problem) from error
