@@ -34,6 +34,7 @@ from finetune_trainer.monitoring.reporter import Reporter
 
 HERE = "127.0.0.1"
 FORGED = "0" * 64
+TOKEN = "5" * 64
 
 
 class SlowCollector:
@@ -194,7 +195,7 @@ class Attempt:
             resolved=Resolved(), dataset=DatasetStatus(),
         )  # fmt: skip
         (self.root / "config.json").write_text(config.model_dump_json(by_alias=True, exclude_none=True))
-        (self.root / "token").write_text("5" * 64)
+        (self.root / "token").write_text(TOKEN)
         command = [
             sys.executable, "-m", "finetune_trainer", "train", "--config", str(self.root / "config.json"),
             "--workspace", str(self.root / f"workspace-{index}"), "--port", str(self.progress_ports[index]),
@@ -226,14 +227,15 @@ class Attempt:
     def uid(self) -> str:
         """Return the job's UID, which `/progress` shows to every client."""
 
-        def ask() -> str:
-            try:
-                with urllib.request.urlopen(f"http://{HERE}:{self.progress_ports[0]}/progress", timeout=10) as answer:
-                    return str(json.load(answer)["jobUid"])
-            except OSError:
-                return ""
+        return str(json.loads(wait_until(lambda: self.ask("progress"), lambda: self.log(0)))["jobUid"])
 
-        return wait_until(ask, lambda: self.log(0))
+    def ask(self, path: str) -> str:
+        """Return what the first pod answers; empty while it does not listen."""
+        try:
+            with urllib.request.urlopen(f"http://{HERE}:{self.progress_ports[0]}/{path}", timeout=10) as answer:
+                return str(answer.read(), "utf-8")
+        except OSError:
+            return ""
 
 
 @pytest.fixture
@@ -269,6 +271,9 @@ def test_the_uid_of_a_job_opens_no_connection_between_its_pods(attempt: Attempt)
         neighbour.sendall(f"hello {uid}/1 1 {FORGED[:32]} {FORGED}\nfailed 1 64\n".encode())
         assert b"ok" not in read_to_the_end(neighbour)
     assert [pod.poll() for pod in attempt.pods] == [None, None], attempt.log(0)
+    shown = [attempt.ask("progress"), attempt.ask("metrics"), attempt.log(0), attempt.log(1)]
+    assert all(shown)
+    assert not [text for text in shown if TOKEN in text]
 
 
 def test_a_neighbour_in_the_first_pods_place_cannot_end_the_others(attempt: Attempt) -> None:

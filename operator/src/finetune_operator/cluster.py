@@ -235,9 +235,8 @@ class Cluster:
     async def list_missing_rights(self) -> list[str]:
         """Return the rights that the operator lacks, as `verb resource (namespace)`."""
         missing = []
-        needed = [right for right in RIGHTS if right[1] != NETWORKING or self._settings.has_network_policies]
         for namespace in self._settings.watch_namespaces or [""]:
-            for verb, group, resource, part in needed:
+            for verb, group, resource, part in needed_rights(self._settings):
                 asked = {"verb": verb, "group": group, "resource": resource, "subresource": part}
                 review = {
                     "apiVersion": "authorization.k8s.io/v1",
@@ -319,6 +318,11 @@ class TokenBucket:
         self._at = now
         if self._free < 0:
             await asyncio.sleep(-self._free / self._rate)
+
+
+def needed_rights(settings: Settings) -> list[tuple[str, str, str, str]]:
+    """Return the rights that the operator uses with these settings."""
+    return [right for right in RIGHTS if right[1] != NETWORKING or settings.has_network_policies]
 
 
 def _custom(namespace: str, name: str = "") -> str:

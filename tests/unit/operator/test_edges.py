@@ -15,7 +15,7 @@ from prometheus_client import generate_latest
 
 from finetune_api.names import ConditionType, Reason
 from finetune_api.status import FineTuneJobStatus
-from finetune_operator.cluster import RIGHTS, TokenBucket, error_from
+from finetune_operator.cluster import RIGHTS, TokenBucket, error_from, needed_rights
 from finetune_operator.controller.events import build_event, derive_events
 from finetune_operator.controller.progress_poller import ProgressError, fetch_progress
 from finetune_operator.controller.reconciler import build_merge_patch
@@ -73,6 +73,15 @@ def test_every_documented_right_is_checked_at_start_and_no_other() -> None:
         for verb in rule["verbs"]
     }
     assert set(RIGHTS) == documented
+
+
+@pytest.mark.parametrize("change", [{"isolate_training_pods": True}, {"pod_egress": []}])
+def test_rights_on_network_policies_are_needed_only_if_some_are_made(settings: Settings, change: Any) -> None:
+    def policies(given: Settings) -> set[str]:
+        return {verb for verb, _, resource, _ in needed_rights(given) if resource == "networkpolicies"}
+
+    assert policies(settings) == set()
+    assert policies(settings.model_copy(update=change)) == {"get", "list", "create", "delete"}
 
 
 async def test_the_rate_limit_lets_a_burst_through_and_then_paces() -> None:
