@@ -159,16 +159,15 @@ class Cluster:
             return
 
     async def remove_children(self, job: FineTuneJob) -> bool:
-        """Delete a job's ConfigMaps, Services and Jobs with their pods, then its NetworkPolicies; return whether it
-        had Jobs."""
+        """Delete what belongs to a job's Jobs, then these with their pods; return whether it had Jobs."""
         namespace = job.key.namespace
         await self._remove_owned(job, _core(namespace, "configmaps"))
         await self._remove_owned(job, _core(namespace, "services"))
+        if self._settings.has_network_policies:
+            await self._remove_owned(job, _policies(namespace))
         children = [one for one in await self.list_children(job.key) if one.owner_uid == job.uid]
         for child in children:
             await self.delete_child(job, child)
-        if self._settings.has_network_policies:
-            await self._remove_owned(job, _policies(namespace))
         return bool(children)
 
     async def _remove_owned(self, job: FineTuneJob, path: str) -> None:
