@@ -5,10 +5,11 @@ import io
 import os
 import shlex
 import sys
+import traceback
 
 from finetune_api.text.printable import printable
 from kubectl_finetune.cli import app
-from kubectl_finetune.errors import PluginError
+from kubectl_finetune.errors import ExitCode, PluginError
 
 PROGRAM = "kubectl-finetune"
 NO_FILE_NAMES = 4
@@ -17,7 +18,8 @@ NO_FILE_NAMES = 4
 def main() -> None:
     """Run a command; exit with the code of the error if it is a PluginError.
 
-    In all other cases Typer exits: with 0, with 130 after Ctrl-C, and with 1 if nothing reads the output any more.
+    Typer exits with 0, with 130 after Ctrl-C, and with 1 if nothing reads the output any more. Any other exception is
+    a bug: it ends with 1 and a traceback.
     """
     try:
         app(prog_name=PROGRAM)
@@ -26,6 +28,9 @@ def main() -> None:
         if error.fix:
             sys.stderr.write(f"  {printable(error.fix)}\n")
         sys.exit(error.code)
+    except Exception:  # noqa: BLE001 - printed here, because its message may have text of the cluster
+        sys.stderr.write(printable(traceback.format_exc(), lines=True))
+        sys.exit(ExitCode.FAILED)
 
 
 def complete() -> None:

@@ -85,6 +85,9 @@ def list_jobs(
         dump({"apiVersion": "v1", "kind": "List", "items": [job.raw for job in jobs]}, output)
     elif jobs:
         show(listing.table(jobs, datetime.now(UTC), everywhere=everywhere))
+        for job in jobs:
+            if job.unreadable:
+                say(f"note: {job.unreadable}")
     else:
         say("no jobs in any namespace" if everywhere else f"no jobs in namespace {cluster.namespace}")
 

@@ -22,6 +22,17 @@ except SystemExit:
 print("loaded:", *(name for name in {heavy} if name in sys.modules))
 """
 
+BUG = """
+import sys
+from kubectl_finetune import __main__ as process
+from kubectl_finetune.cluster import client
+text = sys.argv.pop()
+def fail(*_):
+    raise ValueError(text)
+client.open_cluster = fail
+process.main()
+"""
+
 
 @pytest.mark.parametrize("arguments", [("--help",), ("list", "--help"), ("--version",)])
 def test_help_and_version_load_no_client_and_nothing_heavy(arguments: tuple[str, ...]) -> None:
@@ -100,3 +111,11 @@ def test_help_names_every_exit_code_of_the_plugin(finetune: Callable[..., Any]) 
     text = " ".join(finetune("--help").out.split())
     for code in ExitCode:
         assert f"{code.value} {code.meaning}" in text
+
+
+def test_an_unexpected_error_prints_its_traceback_without_what_a_terminal_interprets() -> None:
+    command = [sys.executable, "-c", BUG, "list", "\x1b[2J\u202eforged"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("Traceback (most recent call last):\n")
+    assert done.stderr.splitlines()[-1] == "ValueError: \\u001b[2J\\u202eforged"

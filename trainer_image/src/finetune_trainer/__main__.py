@@ -9,6 +9,7 @@ STOP = install()
 import logging  # noqa: E402 - the handler is installed before slow imports
 import os  # noqa: E402
 import sys  # noqa: E402
+import threading  # noqa: E402
 import time  # noqa: E402
 import warnings  # noqa: E402
 from typing import NoReturn  # noqa: E402
@@ -61,6 +62,18 @@ def _set_up_logging() -> None:
     handler.setFormatter(formatter)
     logging.getLogger().addHandler(handler)
     logging.getLogger("finetune_trainer").setLevel(logging.INFO)
+    threading.excepthook = _log_thread
+
+
+def _log_thread(failed: threading.ExceptHookArgs) -> None:
+    """Log the exception that ended a thread."""
+    if (
+        failed.exc_type is SystemExit or failed.exc_value is None
+    ):  # as in the default hook, and at the interpreter's end
+        return
+    name = failed.thread.name if failed.thread else "unknown"
+    cause = (failed.exc_type, failed.exc_value, failed.exc_traceback)
+    logging.getLogger("finetune_trainer").error("thread %s: internal error", name, exc_info=cause)
 
 
 def _format_warning(

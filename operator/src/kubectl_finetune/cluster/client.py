@@ -44,7 +44,7 @@ class Cluster:
             page = self._connection.call(
                 "GET", path, query={"labelSelector": selector, "limit": PAGE, "continue": token}
             )
-            found += [Job.from_object(item) for item in page["items"]]
+            found += [Job.from_list(item) for item in page["items"]]
             token = page["metadata"].get("continue", "")
             if not token:
                 return found

@@ -13,25 +13,41 @@ from kubectl_finetune.errors import PluginError
 Object = dict[str, Any]
 
 
+FIX = "install the kubectl-finetune of the operator's version, or read it with kubectl get -o yaml"
+
+
+def _explain(raw: Object, error: ValidationError) -> str:
+    place = ".".join(map(str, ("status", *error.errors()[0]["loc"])))
+    return f"the status of {raw['metadata']['name']} cannot be read ({place})"
+
+
 @dataclass(frozen=True)
 class Job:
     """One FineTuneJob; `raw` is the object itself."""
 
     raw: Object
     status: FineTuneJobStatus
+    unreadable: str = ""
+    """Why the status is not complete, for a job in a list; empty if it is."""
 
     @classmethod
     def from_object(cls, raw: Object) -> "Job":
         """Read the status; fields that only a newer operator knows are dropped."""
         try:
-            status = FineTuneJobStatus.model_validate(raw.get("status") or {})
+            return cls(raw, FineTuneJobStatus.model_validate(raw.get("status") or {}))
         except ValidationError as error:
-            place = ".".join(map(str, error.errors()[0]["loc"]))
-            raise PluginError(
-                f"the status of {raw['metadata']['name']} cannot be read (status.{place})",
-                "install the kubectl-finetune of the operator's version, or read it with kubectl get -o yaml",
-            ) from None
-        return cls(raw, status)
+            raise PluginError(_explain(raw, error), FIX) from None
+
+    @classmethod
+    def from_list(cls, raw: Object) -> "Job":
+        """Read one of several jobs, without the parts of its status that cannot be read."""
+        status = raw.get("status") or {}
+        try:
+            return cls(raw, FineTuneJobStatus.model_validate(status))
+        except ValidationError as error:
+            broken = {one["loc"][0] if one["loc"] else "" for one in error.errors()}
+            kept = {} if "" in broken else {name: value for name, value in status.items() if name not in broken}
+            return cls(raw, FineTuneJobStatus.model_validate(kept), f"{_explain(raw, error)}: {FIX}")
 
     @property
     def name(self) -> str:

@@ -1,5 +1,8 @@
 from collections.abc import Callable
 from datetime import UTC, datetime
+from typing import Any
+
+import pytest
 
 from kubectl_finetune.cluster.job import Job
 from kubectl_finetune.commands import list as listing
@@ -41,3 +44,29 @@ def test_a_list_of_one_namespace_shows_the_newest_first_and_dashes_for_what_is_n
 def test_a_list_has_the_queue(job: Make, printed: Printed) -> None:
     queued = job("one", {"scheduling": {"queueName": "team-queue"}})
     assert printed(listing.table([queued], NOW, everywhere=False)).split()[-3] == "team-queue"
+
+
+@pytest.mark.parametrize(
+    ("broken", "shown"),
+    [
+        ({"progress": {"step": "many\n"}}, ("status.progress.step", "one Training Chat QLoRA - -")),
+        ({"phase": ["x"]}, ("status.phase", "one Pending Chat QLoRA 42%")),
+        (["x"], ("status", "one Pending Chat - -")),
+    ],
+)
+def test_a_job_whose_status_is_unreadable_is_listed_with_the_rest_of_it_and_a_note(
+    front: Any, finetune: Callable[..., Any], job: Make, broken: Any, shown: tuple[str, str]
+) -> None:
+    raw = job().raw
+    status = raw["status"] | broken if isinstance(broken, dict) else broken
+    items = [raw | {"status": status}, job("two").raw]
+    front.answers["finetunejobs"] = [(200, {"metadata": {}, "items": items})]
+    done = finetune("list", "--context", "lab")
+    assert (done.code, done.out.count("\n")) == (0, 3)
+    rows = {row.split()[0]: row.split() for row in done.out.splitlines()}
+    named, row = shown
+    assert " ".join(rows["one"]).startswith(f"{row} ")
+    assert rows["two"][:5] == ["two", "Training", "Chat", "QLoRA", "42%"]
+    assert done.err.startswith(f"note: the status of one cannot be read ({named}): install the kubectl-finetune of")
+    front.answers["one"] = [(200, items[0])]
+    assert finetune("describe", "one", "--context", "lab").code == 1
