@@ -75,6 +75,7 @@ def reader(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Reader:
     job: dict[str, Any] = yaml.safe_load(one.filled(text))
     job["spec"]["hyperparameters"] = {"maxSteps": 4, "maxLength": 128, "gradientAccumulationSteps": 1}
     job["spec"]["output"]["merge"] = "BF16"
+    job["spec"]["resources"] = {"requests": {"cpu": "500m", "memory": "1Gi"}}  # other tests share the node's two cores
     (one.folder / "support-bot.yaml").write_text(yaml.safe_dump(job))
     return one
 

@@ -15,6 +15,30 @@ def test_a_limit_range_that_refuses_the_pod_is_shown_with_what_to_change(world: 
     world.pod_of("one-preflight")
 
 
+def test_default_requests_win_over_a_limit_range_and_empty_ones_leave_them_to_it(world: Any, operator: Any) -> None:
+    chosen = {"default": {"memory": "4Gi"}, "defaultRequest": {"cpu": "100m", "memory": "256Mi"}}
+    limits = {"limits": [{"type": "Container"} | chosen]}
+    world.core.create_namespaced_limit_range(world.namespace, {"metadata": {"name": "own"}, "spec": limits})
+    world.create("default")
+    world.create("empty", resources={"gpusPerNode": 1, "requests": {}})
+    found = {name: world.pass_preflight(name).spec.containers[0].resources for name in ("default", "empty")}
+    assert found["default"].requests == {"cpu": "1", "memory": "2Gi", "nvidia.com/gpu": "1"}
+    assert found["empty"].requests == {"cpu": "100m", "memory": "256Mi", "nvidia.com/gpu": "1"}
+    assert [one.limits["memory"] for one in found.values()] == ["4Gi", "4Gi"]
+
+
+def test_a_limit_of_the_namespace_below_the_default_requests_is_shown_with_what_to_change(
+    world: Any, operator: Any
+) -> None:
+    limits = {"limits": [{"type": "Container", "default": {"memory": "1Gi"}}]}
+    world.core.create_namespaced_limit_range(world.namespace, {"metadata": {"name": "small"}, "spec": limits})
+    world.create()
+    world.end(world.pod_of("one-preflight"), 0, world.validated())
+    shown = world.wait_condition("Running", "PodCreationRefused", seconds=30)
+    assert "must be less than or equal to memory limit" in shown["message"]
+    assert "set resources.requests, or to {} for those of the LimitRange" in shown["message"]
+
+
 def test_a_missing_service_account_is_shown_with_what_to_change(world: Any, operator: Any, wait: Any) -> None:
     operator.kill()
     operator.env["FINETUNE_ALLOWED_SERVICE_ACCOUNTS"] = "train"
