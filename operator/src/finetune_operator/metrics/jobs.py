@@ -281,7 +281,7 @@ _GAUGES: list[tuple[str, str, Read]] = [
     ),
     (
         "last_progress_timestamp_seconds",
-        "When the trainer last reported progress.",
+        "When the trainer last reported progress; up to a minute earlier if its reports have no news.",
         _reader("progress", "last_updated_time"),
     ),
 ]
