@@ -14,6 +14,7 @@ from urllib.parse import urlencode
 
 import kubernetes
 import urllib3
+import yaml
 from kubernetes.config.config_exception import ConfigException
 from kubernetes.config.kube_config import KUBE_CONFIG_DEFAULT_LOCATION, KubeConfigMerger
 
@@ -98,6 +99,11 @@ def open_connection(kubeconfig: Path | None, context: str | None) -> Connection:
         chosen = _named(path, context) if context else kubernetes.config.list_kube_config_contexts(path)[1]
         kubernetes.config.load_kube_config(path, context, client_configuration=configuration)
         namespace = str((chosen.get("context") or {}).get("namespace") or "default")
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise Unreachable(
+            f"the kubeconfig {path or KUBE_CONFIG_DEFAULT_LOCATION} cannot be read: {error}",
+            "repair the file, or give another one with --kubeconfig",
+        ) from None
     except ConfigException as error:
         if kubeconfig or context or not IN_POD.exists():
             raise Unreachable(

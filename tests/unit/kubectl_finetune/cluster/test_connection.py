@@ -151,3 +151,12 @@ def _promise_more(handler: Any) -> None:
     if "/log" in handler.path:
         handler.send_header("Content-Length", "99")
     BaseHTTPRequestHandler.end_headers(handler)
+
+
+@pytest.mark.parametrize("content", [b"contexts: [{", b"\xff\xfe"])
+def test_a_kubeconfig_that_is_no_yaml_is_named(finetune: Callable[..., Any], tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "kubeconfig"
+    path.write_bytes(content)
+    done = finetune("list", "--kubeconfig", str(path))
+    assert done.code == 5
+    assert done.err.startswith(f"error: the kubeconfig {path} cannot be read: ")
