@@ -30,15 +30,15 @@ FORMATS: Mapping[str, str] = MappingProxyType(
         r"^[^\x00-\x1f\x7f]+$": "remove the control characters",
         r"^[a-z0-9-]+$": "use lowercase letters, digits and -, for example eu-west-1",
         r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$": _NAME,
+        r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$": "use lowercase letters, digits and -, with a letter or digit at both ends",
         r"^[a-z_]+$": "use lowercase letters and _, for example prompt",
     }
 )
-"""By the pattern of the field. Patterns that list words are not here: the words are suggested."""
+"""By the pattern of the field."""
 
 QUANTITY = r"^[0-9]+([.][0-9]+)?(m|k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?$"
 _SIZE = re.compile(r"([0-9]+(?:[.,][0-9]+)?)\s*([A-Za-z]*)")
 _UNITS = re.compile(r"([kmgtp])i?(?:b|bytes?)?")
-_WORDS = re.compile(r"\^\(([\w|]+)\)\$")
 EXAMPLES: Mapping[str, Any] = MappingProxyType(
     {
         "objective": "Chat",
@@ -81,8 +81,6 @@ def fix_format(pattern: str, value: Any) -> str:
     """Return the fix for a value that does not match the pattern of its field."""
     if pattern == QUANTITY and (quantity := suggest_quantity(str(value))):
         return f"did you mean {quantity}?"
-    if listed := _WORDS.fullmatch(pattern):
-        return fix_word(str(value), listed[1].split("|"))
     return FORMATS.get(pattern, "write it in the format that kubectl explain shows")
 
 
@@ -158,8 +156,7 @@ def _sample_of_type(schema: Mapping[str, Any], path: FieldPath) -> Any:
             return min(least + 1, (least + most) / 2) if schema.get("exclusiveMinimum") else least
         case "boolean":
             return False
-    listed = _WORDS.fullmatch(str(schema.get("pattern", "")))
-    return listed[1].split("|")[0] if listed else "a" * max(1, int(schema.get("minLength", 1)))
+    return "a" * max(1, int(schema.get("minLength", 1)))
 
 
 def inline(value: Any) -> str:

@@ -5,10 +5,11 @@ from typing import Any
 
 from finetune_api import names
 from finetune_api.handoff import JobConfig
+from finetune_api.hyperparameters import Hyperparameters
 from finetune_api.manifest.yaml_document import write_document
 from finetune_api.objectives import Dpo, Kto, Objective
 from finetune_api.sources import Dataset, DataSource
-from finetune_api.spec import FineTuneJobSpec, Lora, Method, Mode, Precision, Quantization
+from finetune_api.spec import FineTuneJobSpec, Lora, Method, Mode, Quantization
 from finetune_api.status import Resolved
 from finetune_trainer.storage.hub.uris import is_hub_uri, parse_hub_uri
 
@@ -36,7 +37,7 @@ def config_yaml(config: JobConfig, resolved: Resolved, read: Sequence[str] = ())
     spec = config.spec.model_copy(
         update={
             "tuning": config.spec.tuning.model_copy(update=_tuning(config, resolved)),
-            "hyperparameters": config.spec.hyperparameters.model_copy(update=_hyperparameters(config, resolved)),
+            "hyperparameters": _hyperparameters(config, resolved),
             "evaluation": config.spec.evaluation.model_copy(update=_given({"steps": resolved.eval_steps})),
             "dataset": config.spec.dataset.model_copy(update=_sources(config.spec.dataset, read)),
             **_objective(config.spec),
@@ -62,12 +63,13 @@ def _objective(spec: FineTuneJobSpec) -> dict[str, Any]:
             return {}
 
 
-def _hyperparameters(config: JobConfig, resolved: Resolved) -> dict[str, Any]:
+def _hyperparameters(config: JobConfig, resolved: Resolved) -> Hyperparameters:
+    """Return the settings in use, with the words of `resolved` as values of their types."""
     values = {name: getattr(resolved, name) for name in HYPERPARAMETERS}
-    values["precision"] = Precision(resolved.precision or "Auto")
+    values["precision"] = resolved.precision or "Auto"
     if not config.spec.hyperparameters.max_steps:
         values["num_train_epochs"] = resolved.num_train_epochs
-    return _given(values)
+    return Hyperparameters.model_validate(config.spec.hyperparameters.model_dump() | _given(values))
 
 
 def _tuning(config: JobConfig, resolved: Resolved) -> dict[str, Any]:
