@@ -133,7 +133,7 @@ def confine_path(directory: Path, key: str) -> Path:
 
 def size_error(uri: str, limit: int) -> TrainerError:
     """Return the error for an object that is too large to read at once."""
-    return TrainerError(ExitCode.INTERNAL_ERROR, f"{uri} is larger than the limit of {limit} bytes")
+    return TrainerError(ExitCode.INVALID_CONFIG, f"{uri} is larger than the limit of {limit:,} bytes: name another one")
 
 
 def count_error(uri: str, limit: int) -> TrainerError:

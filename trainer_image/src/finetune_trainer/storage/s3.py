@@ -3,7 +3,7 @@
 import hashlib
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import TypeVar
@@ -11,6 +11,7 @@ from typing import TypeVar
 from boto3.exceptions import Boto3Error
 from boto3.s3.transfer import TransferConfig
 from botocore.exceptions import BotoCoreError, ClientError
+from botocore.parsers import ResponseParserError
 
 from finetune_trainer.errors import ObjectMissing, StorageUnavailable
 from finetune_trainer.sigterm import StopFlag
@@ -31,8 +32,12 @@ T = TypeVar("T")
 
 TRANSFER = TransferConfig(multipart_threshold=16 * 1024 * 1024, multipart_chunksize=16 * 1024 * 1024, max_concurrency=4)
 CONFLICT_TRIES = 5
+SHORTEST_PAGE = 100
+"""Objects that a page of a listing counts for at least, so that empty pages and those of folder markers end too."""
 # Any other OSError comes from this machine, for example a full disk.
 NETWORK_ERRORS = (BotoCoreError, Boto3Error, ConnectionError, TimeoutError)
+NOT_S3 = (ResponseParserError, KeyError, ValueError)
+"""Raised for a response without a field that every store sends, or with one that cannot be read."""
 
 
 def split_uri(uri: str) -> tuple[str, str]:
@@ -121,11 +126,11 @@ class S3Store(Store):
         bucket, key = split_uri(uri)
 
         def get() -> bytes:
-            response = self._client.get_object(Bucket=bucket, Key=key)
-            if response["ContentLength"] > limit:
-                response["Body"].close()
+            with closing(self._client.get_object(Bucket=bucket, Key=key)["Body"]) as body:
+                data = bytes(body.read(limit + 1))
+            if len(data) > limit:
                 raise size_error(uri, limit)
-            return bytes(response["Body"].read())
+            return data
 
         try:
             return self._retry(uri, get)
@@ -156,8 +161,13 @@ class S3Store(Store):
     def _entries(self, uri: str) -> Iterator[Entry]:
         bucket, key = split_uri(uri)
         prefix = f"{key.rstrip('/')}/" if key else ""
+        count = 0
         for page in self._client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
-            for item in page.get("Contents", []):
+            if count > MAX_OBJECTS:
+                raise count_error(uri, MAX_OBJECTS)
+            items = page.get("Contents", [])
+            count += max(len(items), SHORTEST_PAGE)
+            for item in items:
                 if not item["Key"].endswith("/"):
                     yield Entry(item["Key"][len(prefix) :], int(item["Size"]), str(item.get("ETag", "")).strip('"'))
 
@@ -207,6 +217,10 @@ class S3Store(Store):
             raise storage_error(error, uri, self._connection.endpoint) from None
         except NETWORK_ERRORS as error:
             raise storage_error(error, uri, self._connection.endpoint) from None
+        except NOT_S3 as error:
+            where, kind = f"{uri} at {self._connection.endpoint}", type(error).__name__
+            message = f"{where}: the response is not one of S3 ({kind}): check spec.storage.endpoint and any proxy"
+            raise StorageUnavailable(message) from None
 
     def _missing(self, uri: str) -> Exception:
         """Check the bucket, because a 404 to HEAD does not name what is missing."""

@@ -50,6 +50,7 @@ FIXES = {
 }
 TRANSIENT_CODES = frozenset({"RequestTimeout", "SlowDown", "Throttling", "ThrottlingException", "RequestLimitExceeded"})
 MISSING_CODES = frozenset({"404", "NoSuchKey", "NotFound"})
+REDIRECTS = frozenset({301, 302, 303, 307, 308})
 NO_CREDENTIALS = (NoCredentialsError, PartialCredentialsError, CredentialRetrievalError)
 
 
@@ -96,7 +97,7 @@ class S3Connection:
             response_checksum_validation="when_required",
         )
         try:
-            return session.client(
+            client = session.client(
                 "s3",
                 endpoint_url=self.spec.endpoint,
                 verify=str(self.ca_file) if self.ca_file else None,
@@ -104,6 +105,13 @@ class S3Connection:
             )
         except ValueError as error:
             raise TrainerError(ExitCode.INVALID_CONFIG, f"spec.storage.endpoint: {error}") from None
+        client.meta.events.register("before-call.s3.HeadBucket", _follow_no_redirect)
+        return client
+
+
+def _follow_no_redirect(context: dict[str, Any], **_: Any) -> None:
+    """Make botocore ask for a bucket's region once: it asks by HEAD, and again if HEAD is redirected too."""
+    context.setdefault("s3_redirect", {})["redirected"] = True
 
 
 def connect_s3(
@@ -218,7 +226,10 @@ def _response_error(error: ClientError, where: str, *, bucket_only: bool) -> Tra
         code = "NoSuchBucket"
     if code in FIXES:
         return StorageDenied(f"{where}: {FIXES[code]}")
-    if status in {301, 307, 400, 401, 403} and code not in TRANSIENT_CODES:
+    if status in REDIRECTS:
+        fix = "redirects the request elsewhere: correct spec.storage.endpoint or spec.storage.region"
+        return StorageDenied(f"{where}: the storage {fix} ({status})")
+    if status in {400, 401, 403} and code not in TRANSIENT_CODES:
         fix = FIXES["AccessDenied"] if status in {401, 403} else "the storage rejects the request: check spec.storage"
         return StorageDenied(f"{where}: {fix} ({code or status})")
     return StorageUnavailable(f"{where}: the storage failed with {status} {code} after retries")

@@ -1,9 +1,11 @@
-"""Requests to one hub: tokens for its own address only, time-outs, retries that end with SIGTERM."""
+"""Requests to one hub: tokens for its own address only, limits of size and time, retries that end with SIGTERM."""
 
+import json
 import ssl
+import time
 import weakref
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -16,13 +18,17 @@ from finetune_api import __version__
 from finetune_api.handoff import ExitCode
 from finetune_trainer.errors import StorageUnavailable, TrainerError
 from finetune_trainer.sigterm import StopFlag
-from finetune_trainer.storage.hub.errors import HubBusy, HubUntrusted, connection_error, refusal_error
+from finetune_trainer.storage.hub.errors import CODES, HubBusy, HubUntrusted, connection_error, refusal_error
 from finetune_trainer.storage.hub.uris import HubConnection, HubUri
 from finetune_trainer.storage.retries import MAX_WAIT, retry
 
 T = TypeVar("T")
 
 TIMEOUT = httpx2.Timeout(20.0, connect=5.0)
+MAX_ANSWER_BYTES = 16 * 1024 * 1024
+ANSWER_SECONDS = 120.0
+"""Limits of one response of the API; a page of 1,000 files has less than 1 MiB."""
+MAX_REDIRECTS = 10
 MIN_RETRY_SECONDS = 30.0
 
 
@@ -37,9 +43,9 @@ class HubClient:
 
     @cached_property
     def _http(self) -> httpx2.Client:
-        """Return the client: proxies from the environment; a redirect to another host drops the token."""
+        """Return the client: proxies from the environment; it follows no redirect, because it would read its body."""
         try:
-            client = httpx2.Client(verify=self._trust(), timeout=TIMEOUT, follow_redirects=True)
+            client = httpx2.Client(verify=self._trust(), timeout=TIMEOUT, follow_redirects=False)
         except (ValueError, ImportError, httpx2.InvalidURL):  # not quoted: a proxy's address may contain a password
             message = "HTTP_PROXY, HTTPS_PROXY or ALL_PROXY is not a proxy address: write http://host:port"
             raise TrainerError(ExitCode.INVALID_CONFIG, message) from None
@@ -66,20 +72,15 @@ class HubClient:
         """Return a response of the API, and the query of its next page, if any."""
 
         def ask() -> tuple[Any, str | None]:
-            with self._named(address):
-                response = self._http.get(f"{self.endpoint}/api/{path}", headers=self._headers(address))
-                hf_raise_for_status(response)
+            with self._named(address), self._open(f"{self.endpoint}/api/{path}", address, {}) as response:
                 following = response.links.get("next", {}).get("url")
-                return self._json(response, address), httpx2.URL(following).query.decode() if following else None
+                return self._read_json(response, address), httpx2.URL(following).query.decode() if following else None
 
         return self.retry(ask)
 
     @contextmanager
     def stream(self, address: HubUri, wanted: str | None = None) -> Iterator[httpx2.Response]:
         """Stream the file at a pinned address, or its `wanted` range if the server supports ranges (206)."""
-        headers = self._headers(address) | {"Accept-Encoding": "identity"}
-        if wanted:
-            headers["Range"] = wanted
         url = hf_hub_url(
             address.repo.name,
             address.path,
@@ -87,9 +88,26 @@ class HubClient:
             revision=address.commit,
             endpoint=self.endpoint,
         )
-        with self._named(address), self._http.stream("GET", url, headers=headers) as response:
-            hf_raise_for_status(response)
+        with self._named(address), self._open(url, address, {"Range": wanted} if wanted else {}) as response:
             yield response
+
+    @contextmanager
+    def _open(self, url: str, address: HubUri, headers: Mapping[str, str]) -> Iterator[httpx2.Response]:
+        """Open a successful response, after redirects. Of any other one no body is read: it may have no end."""
+        own = self._headers(address) | {"Accept-Encoding": "identity"}
+        request = self._http.build_request("GET", url, headers=own | dict(headers))
+        for _ in range(MAX_REDIRECTS):
+            with closing(self._http.send(request, stream=True)) as response:
+                if response.next_request:  # without the token if it is for another host
+                    request = response.next_request
+                    continue
+                if not response.is_success:
+                    hf_raise_for_status(_without_body(response))
+                if response.headers.get("Content-Encoding", "identity") != "identity":
+                    raise self._not_usable(address, "compressed, although it was requested without compression")
+                yield response
+                return
+        raise httpx2.TooManyRedirects("too many redirects", request=request)
 
     def retry(self, call: Callable[[], T]) -> T:
         """Return the call's result; retry while the hub is busy or unreachable."""
@@ -106,13 +124,27 @@ class HubClient:
         token = self.connection.access(address.repo).token
         return build_hf_headers(token=token or False, library_name="finetune-trainer", library_version=__version__)
 
-    def _json(self, response: httpx2.Response, address: HubUri) -> Any:
+    def _read_json(self, response: httpx2.Response, address: HubUri) -> Any:
+        deadline = time.monotonic() + ANSWER_SECONDS
+        body = bytearray()
+        for block in response.iter_raw():
+            body += block
+            if len(body) > MAX_ANSWER_BYTES:
+                raise self._not_usable(address, f"larger than the limit of {MAX_ANSWER_BYTES:,} bytes")
+            if time.monotonic() > deadline:
+                raise httpx2.ReadTimeout("the response is too slow", request=response.request)
         try:
-            return response.json()
-        except ValueError:
+            return json.loads(body)
+        except (ValueError, RecursionError):
             check = f"check {self.connection.endpoint_setting} and any proxy"
             message = f"{address}: the server at {response.url.host} is not a hub: {check}"
             raise StorageUnavailable(message) from None
+
+    def _not_usable(self, address: HubUri, why: str) -> TrainerError:
+        where = f"{address}: the response of {self.endpoint} is {why}"
+        return TrainerError(
+            CODES[address.repo.kind], f"{where}: check {self.connection.endpoint_setting} and any proxy"
+        )
 
     @contextmanager
     def _named(self, address: HubUri) -> Iterator[None]:
@@ -125,3 +157,11 @@ class HubClient:
             raise TrainerError(ExitCode.INVALID_CONFIG, f"{self.connection.endpoint_setting}: {error}") from None
         except httpx2.HTTPError as error:
             raise connection_error(error, address, self.connection) from None
+
+
+def _without_body(response: httpx2.Response) -> httpx2.Response:
+    """Return the response's status and headers, which have what our errors need."""
+    headers = {
+        name: value for name, value in response.headers.items() if name.startswith("x-") or name == "retry-after"
+    }
+    return httpx2.Response(response.status_code, headers=headers, content=b"", request=response.request)

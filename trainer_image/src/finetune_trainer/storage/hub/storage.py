@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 from urllib.parse import quote
 
-from finetune_trainer.errors import ObjectMissing, StorageUnavailable
+from finetune_api.handoff import ExitCode
+from finetune_trainer.errors import ObjectMissing, StorageUnavailable, TrainerError
 from finetune_trainer.sigterm import StopFlag
 from finetune_trainer.storage.hub.client import HubClient
 from finetune_trainer.storage.hub.uris import COMMIT, HubConnection, HubUri, Repo, matches_entry, parse_hub_uri
@@ -25,6 +26,9 @@ from finetune_trainer.storage.protocol import (
 DEFAULT_REVISION = "main"
 MAX_RESTARTS = 3
 FIRST_PAGE = "recursive=true&expand=false"
+SHORTEST_PAGE = 100
+"""Entries that a page counts for at least, so that empty pages end too."""
+LARGEST_FILE = 2**48
 
 
 class HubStore(ReadableStore):
@@ -67,7 +71,7 @@ class HubStore(ReadableStore):
             return None
         if size > limit:
             raise size_error(uri, limit)
-        return b"".join(self._client.retry(lambda: list(self._blocks(self._address(uri)))))
+        return self._client.retry(lambda: b"".join(self._blocks(self._address(uri))))
 
     def read_range(self, uri: str, start: int, length: int) -> bytes:
         """Return `length` bytes from `start`."""
@@ -151,9 +155,16 @@ class HubStore(ReadableStore):
         return bytes(found[skip : skip + length])
 
     def _blocks(self, address: HubUri) -> Iterator[bytes]:
-        self._existing(address)
+        left = size = self._existing(address).size
         with self._client.stream(address) as response:
-            yield from response.iter_bytes(CHUNK_BYTES)
+            for block in response.iter_bytes(CHUNK_BYTES):
+                left -= len(block)
+                if left < 0:
+                    where = f"{address} at {self._client.endpoint}"
+                    raise StorageUnavailable(
+                        f"{where}: the file is longer than the {size:,} bytes of the hub's listing"
+                    )
+                yield block
 
     def _address(self, uri: str, revision: str | None = None) -> HubUri:
         address = parse_hub_uri(uri)
@@ -196,11 +207,13 @@ class HubStore(ReadableStore):
             page, query = self._client.get_json(address, path)
             try:
                 entries = [_entry(item) for item in page if item["type"] == "file"]
-            except (KeyError, TypeError, ValueError):
+            except (KeyError, TypeError, ValueError, AttributeError):
                 self._not_a_hub(address, "lists its files in an unknown format")
-            count += len(entries)
+            count += max(len(page), SHORTEST_PAGE)
             if count > MAX_OBJECTS:
-                raise count_error(str(address), MAX_OBJECTS)
+                place = self._client.connection.access(address.repo).place
+                message = f"{place}.uri is {address}, which has more than {MAX_OBJECTS:,} files"
+                raise TrainerError(ExitCode.INVALID_CONFIG, f"{message}: name a smaller repository, or a copy in s3://")
             yield from entries
 
     def _not_a_hub(self, address: HubUri, why: str) -> NoReturn:
@@ -211,4 +224,7 @@ class HubStore(ReadableStore):
 def _entry(item: dict[str, Any]) -> Entry:
     large = item.get("lfs") or {}
     digest = large.get("oid")
-    return Entry(str(item["path"]), int(large.get("size") or item["size"]), str(digest or item["oid"]), digest)
+    path, size, etag = item["path"], large.get("size") or item["size"], digest or item["oid"]
+    if not (isinstance(path, str) and isinstance(etag, str) and type(size) is int and 0 <= size < LARGEST_FILE):
+        raise ValueError(item)
+    return Entry(path, size, etag, digest)
