@@ -1,12 +1,20 @@
-"""Who writes a base model, and wants its chat template to stop or exhaust the pod that renders it."""
+"""Who writes a base model, and wants its chat template or its files to stop or exhaust the pod that reads them."""
 
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from finetune_api.handoff import ExitCode, Outcome
 from finetune_trainer.data.rows import Message
+from finetune_trainer.errors import TrainerError
+from finetune_trainer.models import base_model
+from finetune_trainer.models.adapter_check import find_adapter_faults
+from finetune_trainer.models.adapter_input import read_base_digests
+from finetune_trainer.pipeline.preflight import preflight
 from finetune_trainer.tokenization import template
 from finetune_trainer.tokenization.template import ChatTemplate, TemplateFailure
 
@@ -63,3 +71,100 @@ def test_the_process_that_renders_has_no_keys(monkeypatch: pytest.MonkeyPatch, l
     assert children
     assert all(b"secret" not in Path(f"/proc/{child}/environ").read_bytes() for child in children)
     assert os.environ["HF_TOKEN"] == "secret"
+
+
+ODD = (
+    None,
+    -1,
+    True,
+    1.5,
+    float("inf"),
+    float("nan"),
+    10**400,
+    "many",
+    [],
+    [[]],
+    [None],
+    {},
+    {"a": {}},
+    {"9" * 5000: {}},
+)
+TOKEN = {"content": "<odd>"}
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        *(("tokenizer_config.json", {key: value}) for key in ("extra_special_tokens", "eos_token") for value in ODD),
+        *(("tokenizer_config.json", {"added_tokens_decoder": value}) for value in ODD),
+        *(("tokenizer_config.json", {"added_tokens_decoder": {"9": TOKEN | {"special": value}}}) for value in ODD),
+        ("tokenizer_config.json", {"added_tokens_decoder": {"9" * 5000: TOKEN}}),
+        ("special_tokens_map.json", {"additional_special_tokens": 1}),
+        *(("added_tokens.json", {"<odd>": value}) for value in ODD),
+    ],
+    ids=lambda value: str(value)[:60],
+)
+def test_an_odd_value_in_a_file_of_the_tokenizer_is_not_an_internal_error(
+    world: Any, model_folder: Path, name: str, content: dict[str, Any]
+) -> None:
+    path = model_folder / name
+    usual = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    path.write_text(json.dumps(usual | content), encoding="utf-8")
+    try:
+        outcome: object = preflight(world.run).outcome
+    except TrainerError as error:
+        outcome = error.code
+    assert outcome in {Outcome.VALIDATED, ExitCode.MODEL_UNAVAILABLE}
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json", "special_tokens_map.json", "tokenizer.json"])
+def test_a_file_that_is_too_large_to_parse_is_refused_by_name(
+    world: Any, model_folder: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(base_model, "JSON_LIMIT", 100_000)
+    monkeypatch.setattr(base_model, "TEXT_LIMIT", 100_000)
+    with (model_folder / name).open("a") as file:
+        file.write(" " * 100_001)
+    with pytest.raises(TrainerError, match=rf"{name} has 1\d\d,\d\d\d bytes, and the limit is 100,000") as refused:
+        preflight(world.run)
+    assert refused.value.code is ExitCode.MODEL_UNAVAILABLE
+
+
+def test_a_header_that_is_too_large_to_parse_is_refused_before_it_is_read(
+    world: Any, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(base_model, "HEADER_LIMIT", 1000)
+    (model_folder / "model.safetensors").write_bytes((2000).to_bytes(8, "little") + b"{" * 4000)
+    with pytest.raises(TrainerError, match=r"the header of model\.safetensors has 2,000 bytes, and the limit is 1,000"):
+        preflight(world.run)
+
+
+def test_a_model_of_ever_more_tensors_is_refused(
+    world: Any, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(base_model, "MAX_TENSORS", 1)
+    with pytest.raises(TrainerError, match="the weights have more than 1 tensors") as refused:
+        preflight(world.run)
+    assert refused.value.code is ExitCode.MODEL_UNAVAILABLE
+
+
+NESTED = b"[" * 100_000 + b"]" * 100_000
+
+
+def test_nested_json_next_to_an_adapter_is_read_as_what_is_not_there(tmp_path: Path) -> None:
+    weights = tmp_path / "adapter_model.safetensors"
+    weights.write_bytes(len(NESTED).to_bytes(8, "little") + NESTED)
+    unread = ["adapter_config.json or the header of adapter_model.safetensors cannot be read"]
+    assert find_adapter_faults(weights, b"{}", "") == unread
+    assert find_adapter_faults(weights, NESTED, "") == unread
+    assert read_base_digests(NESTED) == {}
+
+
+@pytest.mark.parametrize("offsets", [[0, 1e999], [0, 10**400], ["0", "1"], [None, 1]])
+def test_odd_offsets_of_an_adapters_tensor_are_a_fault_of_the_file(tmp_path: Path, offsets: list[object]) -> None:
+    header = json.dumps({"a": {"dtype": "F32", "shape": [1], "data_offsets": offsets}}).encode()
+    weights = tmp_path / "adapter_model.safetensors"
+    weights.write_bytes(len(header).to_bytes(8, "little") + header + b"\0" * 8)
+    assert find_adapter_faults(weights, b'{"peft_type": "LORA"}', "") == [
+        "adapter_config.json or the header of adapter_model.safetensors cannot be read"
+    ]

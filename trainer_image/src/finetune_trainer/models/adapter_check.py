@@ -23,7 +23,7 @@ def find_adapter_faults(weights: Path, config: bytes, base: str) -> list[str]:
     try:
         asked = json.loads(config)
         tensors, data = _open(weights)
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return ["adapter_config.json or the header of adapter_model.safetensors cannot be read"]
     if not isinstance(asked, dict) or asked.get("peft_type") != "LORA":
         return ["adapter_config.json does not describe a LoRA adapter"]

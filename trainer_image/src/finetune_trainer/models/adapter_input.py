@@ -192,7 +192,7 @@ def read_base_digests(lineage: bytes | None) -> dict[str, str]:
     try:
         files = json.loads(lineage or "{}")["baseModel"]["files"]
         return {str(name): str(digest) for name, digest in files.items() if is_weight_file(str(name))}
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return {}
 
 

@@ -23,8 +23,12 @@ ADAPTER_CONFIG = "adapter_config.json"
 TEXT_SUFFIXES = (".json", ".jinja", ".txt", ".model")
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 GGUF_SUFFIX = ".gguf"
-HEADER_LIMIT = 100 * 1024 * 1024
+HEADER_LIMIT = 32 * 1024 * 1024
+JSON_LIMIT = 32 * 1024 * 1024
+"""Bytes of a text that is parsed here, which takes about 20 times its length."""
 TEXT_LIMIT = 256 * 1024 * 1024
+MAX_TENSORS = 1_000_000
+PARSED = (CONFIG, TOKENIZER_CONFIG, INDEX, "special_tokens_map.json", "added_tokens.json", "chat_template.json")
 MOST_DIMENSIONS = 8
 LARGEST_SIZE = 2**48
 """Bytes of a file and elements of a dimension are fewer."""
@@ -77,6 +81,7 @@ def check_model(uri: str, storage: ReadableStore, directory: Path, on_bytes: OnB
     """Check the folder and leave its text files in `directory`; the weights stay in storage, only headers are read."""
     entries = {entry.key: entry for entry in storage.list(uri)}
     _check_names(uri, entries)
+    _check_sizes(uri, entries)
     storage.download_folder(
         uri, directory, on_bytes, accept=lambda key: is_text_file(key) and entries[key].size <= TEXT_LIMIT
     )
@@ -84,6 +89,8 @@ def check_model(uri: str, storage: ReadableStore, directory: Path, on_bytes: OnB
     tensors: dict[str, tuple[int, ...]] = {}
     for shard in shards:
         tensors |= read_header(uri, shard, storage, on_bytes)
+        if len(tensors) > MAX_TENSORS:
+            refuse(uri, f"the weights have more than {MAX_TENSORS:,} tensors: name a model that transformers can load")
     return ModelFacts(
         parameters=sum(prod(shape) for shape in tensors.values()),
         architecture=name_architecture(config),
@@ -130,6 +137,16 @@ def _check_names(uri: str, entries: Mapping[str, Entry]) -> None:
         )
 
 
+def _check_sizes(uri: str, entries: Mapping[str, Entry]) -> None:
+    limits = {**dict.fromkeys(PARSED, JSON_LIMIT), TOKENIZER: TEXT_LIMIT}
+    for name, limit in limits.items():
+        if name in entries and entries[name].size > limit:
+            refuse(
+                uri,
+                f"{name} has {entries[name].size:,} bytes, and the limit is {limit:,}: save it with save_pretrained",
+            )
+
+
 def _shards(uri: str, directory: Path, entries: Mapping[str, Entry]) -> list[Entry]:
     if INDEX not in entries:
         return [entries[WEIGHTS]]
@@ -149,7 +166,10 @@ def read_header(uri: str, shard: Entry, storage: ReadableStore, on_bytes: OnByte
     where = join_uri(uri, shard.key)
     try:
         length = int.from_bytes(storage.read_range(where, 0, 8), "little")
-        if not 2 <= length <= min(HEADER_LIMIT, shard.size - 8):
+        if HEADER_LIMIT < length <= shard.size - 8:
+            refuse(uri, f"the header of {shard.key} has {length:,} bytes, and the limit is {HEADER_LIMIT:,}: save the "
+                        "weights in several files")  # fmt: skip
+        if not 2 <= length <= shard.size - 8:
             refuse(uri, f"{shard.key} is not a safetensors file")
         header = json.loads(storage.read_range(where, 8, length))
         header.pop("__metadata__", None)

@@ -254,7 +254,7 @@ def _with_revision(uri: str, revision: object) -> str:
 def _read(uri: str, path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         content = None
     if not isinstance(content, dict):
         refuse(uri, f"there is no {path.name}, or it is not a JSON object")

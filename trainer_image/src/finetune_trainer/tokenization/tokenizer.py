@@ -21,6 +21,7 @@ TOKEN_FILES = (
 # Reasoning marks belong to answers even where a tokenizer lists them among its special tokens.
 _REASONING_MARK = re.compile(r"</?think(ing)?>")
 _END = ""  # the key of a node at which a token ends
+_ID_DIGITS = 18
 _TOKEN_FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
 
@@ -161,12 +162,19 @@ def _add_missing_tokens(
 
 def _listed_tokens(configs: list[dict[str, Any]], ids: dict[str, Any]) -> Iterator[AddedToken]:
     listed = configs[0].get("added_tokens_decoder")
-    by_id = listed if isinstance(listed, dict) else {number: text for text, number in ids.items()}
-    for _, token in sorted(by_id.items(), key=lambda item: int(item[0]) if str(item[0]).isdecimal() else -1):
+    by_id = listed.items() if isinstance(listed, dict) else [(number, text) for text, number in ids.items()]
+    for _, token in sorted(by_id, key=lambda item: _parse_id(item[0])):
         if isinstance(token, dict) and isinstance(token.get("content"), str):
-            yield AddedToken(token["content"], **{flag: token[flag] for flag in _TOKEN_FLAGS if flag in token})
+            flags = {flag: token[flag] for flag in _TOKEN_FLAGS if isinstance(token.get(flag), bool)}
+            yield AddedToken(token["content"], **flags)
         elif isinstance(token, str):
             yield AddedToken(token, normalized=True)
+
+
+def _parse_id(value: object) -> int:
+    """Return a token's id, or -1 for what is none."""
+    text = value if isinstance(value, str) else str(value) if type(value) is int else ""
+    return int(text) if text.isdecimal() and len(text) <= _ID_DIGITS else -1
 
 
 def _declared_special_tokens(configs: list[dict[str, Any]], named: dict[str, Any]) -> Iterator[AddedToken]:
@@ -175,8 +183,10 @@ def _declared_special_tokens(configs: list[dict[str, Any]], named: dict[str, Any
             yield AddedToken(named[name], special=True, normalized=False)
     for config in configs:
         for key in ("extra_special_tokens", "additional_special_tokens"):
-            listed = config.get(key) or ()
-            for token in listed.values() if isinstance(listed, dict) else listed:
+            listed = config.get(key)
+            if isinstance(listed, dict):
+                listed = list(listed.values())
+            for token in listed if isinstance(listed, list) else ():
                 text = token.get("content") if isinstance(token, dict) else token
                 if isinstance(text, str):
                     yield AddedToken(text, special=True, normalized=False)
