@@ -3,6 +3,7 @@
 import asyncio
 import copy
 import json
+import socket
 import unicodedata
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -20,7 +21,14 @@ from finetune_api.names import ANNOTATION_INDEX, ConditionType, Reason
 from finetune_api.schema.crd import structural_schema
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import FineTuneJobStatus
-from finetune_operator.controller.progress_poller import ProgressError, ProgressPoller, fetch_progress, open_session
+from finetune_operator.controller.progress_poller import (
+    POLLS_PER_SECOND,
+    ProgressError,
+    ProgressPoller,
+    fetch_progress,
+    open_session,
+    share_polls,
+)
 from finetune_operator.controller.watch_cache import WatchCache
 from finetune_operator.controller.workqueue import WorkQueue
 from finetune_operator.kube.objects import FineTuneJob, Key, Pod
@@ -313,3 +321,48 @@ async def test_an_unexpected_answer_does_not_end_the_polling() -> None:
     assert polled == set(cache.targets)
     assert cache.readings[Key("team", "odd")].problem
     assert cache.readings[Key("team", "good")].report
+
+
+OTHER = Key("other", "one")
+
+
+async def test_hundreds_of_silent_trainers_delay_no_progress_of_another_namespace() -> None:
+    """A first round of the silent ones takes fifty seconds: ten batches, each for the whole timeout."""
+    cache, queue = WatchCache(), WorkQueue(8)
+    settings = Settings(trainer_image="x", progress_interval_seconds=0.5)
+    polls = 0
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal polls
+        await reader.readuntil(b"\r\n\r\n")
+        polls += 1
+        body = orjson.dumps({"jobUid": "job", "heartbeat": polls, "progress": {"step": 1}})
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\nConnection: close\r\n\r\n" % len(body) + body)
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    with socket.create_server(("127.0.0.2", port), backlog=1024):
+        for number in range(200):
+            target = Target("job", f"silent-{number}", f"silent-{number}", "127.0.0.2")
+            cache.targets[Key("silent", str(number))] = target
+        cache.targets[OTHER] = Target("job", "pod", "pod", "127.0.0.1")
+        poller = asyncio.create_task(ProgressPoller(cache, queue, settings, Metrics(), port).run())
+        async with server, asyncio.timeout(20):
+            while polls < 3:
+                assert not poller.done()
+                queue.done(await queue.get())
+        poller.cancel()
+
+
+@pytest.mark.parametrize(
+    ("counts", "expected"),
+    [
+        ({"a": 1}, {"a": 10}),
+        ({"a": 5000, "b": 1}, {"a": 5000 / (POLLS_PER_SECOND - 0.1), "b": 10}),
+        ({"a": 2000, "b": 2000}, {"a": 200, "b": 200}),
+        ({}, {}),
+    ],
+)
+def test_the_polls_are_shared_between_namespaces(counts: dict[str, int], expected: dict[str, float]) -> None:
+    assert share_polls(counts, 10) == pytest.approx(expected)

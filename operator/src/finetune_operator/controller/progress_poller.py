@@ -2,6 +2,8 @@
 
 import asyncio
 import logging
+from collections import defaultdict
+from collections.abc import Mapping
 from datetime import UTC, datetime
 
 import aiohttp
@@ -18,6 +20,10 @@ from finetune_operator.settings import Settings
 
 log = logging.getLogger(__name__)
 POLLS_PER_SECOND = 20
+POLLS_AT_ONCE = 20
+"""Polls of one namespace at the same time; each may take the whole timeout."""
+MAX_CONNECTIONS = 100
+"""Those of all namespaces, which get them in the order of their requests: the default limit of an aiohttp session."""
 TIMEOUT = aiohttp.ClientTimeout(total=5)
 
 
@@ -26,7 +32,7 @@ class ProgressError(Exception):
 
 
 class ProgressPoller:
-    """One task that polls every running trainer in turn."""
+    """Polls every running trainer: a round at a time for each namespace, so that none waits for another's trainers."""
 
     def __init__(
         self, cache: WatchCache, queue: WorkQueue, settings: Settings, metrics: Metrics, port: int = PROGRESS_PORT
@@ -36,30 +42,44 @@ class ProgressPoller:
         self._interval = settings.progress_interval_seconds
         self._metrics = metrics
         self._port = port
+        self._connections = asyncio.Semaphore(MAX_CONNECTIONS)
 
     async def run(self) -> None:
-        """Poll forever; a round takes at least the interval, and longer with very many trainers."""
+        """Poll forever; a trainer is polled once in the interval, and less often with very many trainers."""
         loop = asyncio.get_running_loop()
-        async with open_session() as session:
-            polled: dict[str, float] = {}
+        polled: dict[str, float] = {}
+        rounds: dict[str, asyncio.Task[None]] = {}
+        async with open_session() as session, asyncio.TaskGroup() as group:
             while True:
+                targets: defaultdict[str, dict[Key, Target]] = defaultdict(dict)
+                for key, target in self._cache.targets.items():
+                    targets[key.namespace][key] = target
+                intervals = share_polls({namespace: len(found) for namespace, found in targets.items()}, self._interval)
                 now = loop.time()
-                interval = max(self._interval, len(self._cache.targets) / POLLS_PER_SECOND)
-                due = [
-                    (key, target)
-                    for key, target in self._cache.targets.items()
-                    if now - polled.get(target.pod_uid, -interval) >= interval
-                ]
-                polled = {uid: at for uid, at in polled.items() if now - at < 2 * interval}
-                polled |= {target.pod_uid: now for _, target in due}
-                for start in range(0, len(due), POLLS_PER_SECOND):
-                    batch = due[start : start + POLLS_PER_SECOND]
-                    await asyncio.gather(*(self._poll(session, key, target) for key, target in batch))
+                known = {target.pod_uid for target in self._cache.targets.values()}
+                polled = {uid: at for uid, at in polled.items() if uid in known}
+                rounds = {namespace: task for namespace, task in rounds.items() if not task.done()}
+                for namespace in targets.keys() - rounds.keys():
+                    due = {
+                        key: target
+                        for key, target in targets[namespace].items()
+                        if now - polled.get(target.pod_uid, -intervals[namespace]) >= intervals[namespace]
+                    }
+                    polled |= {target.pod_uid: now for target in due.values()}
+                    if due:
+                        rounds[namespace] = group.create_task(self._poll_all(session, due))
                 await asyncio.sleep(1)
+
+    async def _poll_all(self, session: aiohttp.ClientSession, targets: Mapping[Key, Target]) -> None:
+        due = list(targets.items())
+        for start in range(0, len(due), POLLS_AT_ONCE):
+            batch = due[start : start + POLLS_AT_ONCE]
+            await asyncio.gather(*(self._poll(session, key, target) for key, target in batch))
 
     async def _poll(self, session: aiohttp.ClientSession, key: Key, target: Target) -> None:
         try:
-            report = await fetch_progress(session, target, self._port)
+            async with self._connections:  # before the timeout begins
+                report = await fetch_progress(session, target, self._port)
         except (ProgressError, aiohttp.ClientError, TimeoutError, OSError) as problem:
             self._record_failure(key, target, f"{type(problem).__name__}: {problem}"[:300])
             return
@@ -80,6 +100,20 @@ class ProgressPoller:
         since = last.unreachable_since or now
         self._cache.readings[key] = Reading(target.pod_uid, last.at, last.report, since, last.problem or problem)
         self._queue.add(key)
+
+
+def share_polls(counts: Mapping[str, int], interval: float) -> dict[str, float]:
+    """Return the time between two polls of a trainer in each namespace, from its number of trainers.
+
+    Polls are limited in number; what namespaces with few trainers leave is shared by the others.
+    """
+    left = float(POLLS_PER_SECOND)
+    found = {}
+    for rank, (namespace, count) in enumerate(sorted(counts.items(), key=lambda item: item[1])):
+        rate = min(count / interval, left / (len(counts) - rank))
+        left -= rate
+        found[namespace] = count / rate
+    return found
 
 
 def open_session() -> aiohttp.ClientSession:
