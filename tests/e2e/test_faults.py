@@ -137,7 +137,7 @@ def test_a_trainer_job_deleted_by_hand_is_a_new_attempt_that_counts(bench: Bench
 
 
 def test_the_operator_serves_health_and_metrics(bench: Bench) -> None:
-    path = "/api/v1/namespaces/finetune-system/services/finetune-operator:http/proxy/metrics"
+    path = "/api/v1/namespaces/finetune-system/services/finetune-operator:metrics/proxy/metrics"
     metrics = kubectl("get", "--raw", path).stdout
     assert "finetune_job_status_phase" in metrics
     resident = float(

@@ -9,7 +9,7 @@ import yaml
 from user import Bench, Job, kubectl, secret, wait_for
 
 KINDS = "finetunejobs,jobs,pods,configmaps,events,services"
-METRICS = "/api/v1/namespaces/finetune-system/services/finetune-operator:http/proxy/metrics"
+METRICS = "/api/v1/namespaces/finetune-system/services/finetune-operator:metrics/proxy/metrics"
 CANARY = "canary-Canary-CANARY"
 EXPECTED = {
     *("objects", "descriptions", "the operator's log", "preflight's log", "the trainer's log"),

@@ -163,7 +163,7 @@ def test_a_job_whose_gate_is_not_met_fails_with_its_adapter_published_and_shows_
     assert words in bench.read(status["artifacts"]["reportUri"]).decode()
     assert job.condition("Published")["status"] == "True"
     assert "adapter/adapter_model.safetensors" in bench.keys(bench.uri("out/strict"))
-    path = "/api/v1/namespaces/finetune-system/services/finetune-operator:http/proxy/metrics"
+    path = "/api/v1/namespaces/finetune-system/services/finetune-operator:metrics/proxy/metrics"
     mine = f'name="strict",namespace="{bench.namespace}"'
     assert f"finetune_job_gate_passed{{{mine}}} 0.0" in kubectl("get", "--raw", path).stdout
 

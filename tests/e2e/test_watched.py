@@ -18,7 +18,7 @@ from user import Bench, Job, kubectl, wait_for
 pytestmark = [pytest.mark.alone, pytest.mark.nightly]
 
 CHART = Path(__file__).parents[2] / "helm" / "finetune-operator"
-OPERATOR = "/api/v1/namespaces/finetune-system/services/finetune-operator:http/proxy/metrics"
+OPERATOR = "/api/v1/namespaces/finetune-system/services/finetune-operator:metrics/proxy/metrics"
 TRAINER = "/api/v1/namespaces/{}/pods/{}:8080/proxy/metrics"
 LONG = {"maxSteps": 400, "perDeviceTrainBatchSize": 4, "gradientAccumulationSteps": 1, "maxLength": 128}
 
