@@ -13,7 +13,8 @@ HEAD = """\
 
 Generated from `values.yaml` and `values.schema.json` by `make generate`; do not edit. [For the platform
 engineer](../../docs/platform.md) describes how to install, upgrade and remove the chart. A value that is not here is
-refused.
+refused, except `global`, `enabled` and `tags`, which only [an umbrella
+chart](../../docs/install.md#in-an-umbrella-chart) uses.
 
 | value | type | default | meaning |
 | --- | --- | --- | --- |
