@@ -310,14 +310,14 @@ class FineTuneJobSpec(Block):
     """Preemptions before the job fails; 0 = any number. Takes effect at once. Default: 20."""
     start_deadline_seconds: Annotated[int, Field(ge=1, le=31_536_000)] | None = None
     """Maximum seconds until the first trainer pod runs, including preflight and queueing; counted from the acceptance
-    of the job, and again from each resume. Takes effect at once. Default: none."""
+    of the job, and again from each resume. Takes effect at once. Default: the operator's setting, else none."""
     active_deadline_seconds: Annotated[int, Field(ge=1, le=31_536_000)] | None = None
     """Maximum running time of trainer pods in seconds, summed over all runs; waiting and suspended time does not count.
-    Takes effect at once. Default: none."""
+    Takes effect at once. Default: the operator's setting, else none."""
     stall_timeout_seconds: Annotated[int, Field(ge=10, le=2_592_000)] = 1800
     """Seconds without progress after which a reachable trainer is restarted, which counts as a failed run, and after
     which a preflight ends, which is tried again; set it longer than the longest step, row or transfer. Takes effect at
     once for trainers. Default: 1800."""
     ttl_seconds_after_finished: Annotated[int, Field(ge=0, le=315_360_000)] | None = None
     """Seconds after the end of the job until its Jobs, pods and ConfigMaps are deleted; the FineTuneJob stays as the
-    record. Takes effect at once. Default: they are deleted with the FineTuneJob."""
+    record. Takes effect at once. Default: the operator's setting, else they are deleted with the FineTuneJob."""

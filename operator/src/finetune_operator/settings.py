@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, PositiveFloat, PositiveInt
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from finetune_api.blocks import Endpoint, Quantity, SecretName, SecretRef
+from finetune_api.blocks import Endpoint, LabelValue, QualifiedName, Quantity, SecretName, SecretRef
+from finetune_api.pods.scheduling import Toleration
 from finetune_api.scalars import parse_quantity
 from finetune_api.spec import Hub, Storage
 
@@ -23,7 +24,12 @@ def _empty_is_none(value: Any) -> Any:
 
 
 def _parse_json(value: Any) -> Any:
-    return json.loads(value) if isinstance(value, str) and value else _empty_is_none(value)
+    if not isinstance(value, str) or not value:
+        return _empty_is_none(value)
+    try:
+        return json.loads(value)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"must be JSON: {error}") from None
 
 
 def _check_egress(rules: list[dict[str, Any]] | None) -> list[dict[str, Any]] | None:
@@ -59,6 +65,7 @@ EgressRules = Annotated[
 ]
 Url = Annotated[Endpoint | None, BeforeValidator(_empty_is_none)]
 Secret = Annotated[SecretName | None, BeforeValidator(_empty_is_none)]
+Seconds = Annotated[int | None, Field(ge=1, le=31_536_000), BeforeValidator(_empty_is_none)]
 OptionalQuantity = Annotated[str | None, AfterValidator(_check_quantity), BeforeValidator(_empty_is_none)]
 
 
@@ -148,6 +155,24 @@ class Settings(BaseSettings):
     """CPU request of each training process of a job without `spec.resources.requests`; empty = none."""
     default_memory_request: OptionalQuantity = "2Gi"
     """Memory request of each of these processes; empty = none."""
+    default_image_pull_secrets: Annotated[list[SecretName], NoDecode, BeforeValidator(_split_commas)] = []
+    """Secrets to pull the image with, in each job's own namespace, for jobs without `spec.trainer.imagePullSecrets`."""
+    default_tolerations: Annotated[list[Toleration] | None, NoDecode, BeforeValidator(_parse_json)] = None
+    """Tolerations of the pods of jobs without `spec.scheduling.tolerations`, as a JSON list."""
+    default_node_selector: Annotated[dict[QualifiedName, LabelValue] | None, NoDecode, BeforeValidator(_parse_json)] = (
+        None
+    )
+    """Node labels of the trainer pods of jobs without `spec.scheduling.nodeSelector`, as a JSON object."""
+    default_runtime_class: Secret = None
+    """Runtime class of the trainer pods of jobs without `spec.scheduling.runtimeClassName`."""
+    default_start_deadline_seconds: Seconds = None
+    """`spec.startDeadlineSeconds` of jobs that set none; empty = none."""
+    default_active_deadline_seconds: Seconds = None
+    """`spec.activeDeadlineSeconds` of jobs that set none; empty = none."""
+    default_ttl_seconds_after_finished: Annotated[
+        int | None, Field(ge=0, le=315_360_000), BeforeValidator(_empty_is_none)
+    ] = None
+    """`spec.ttlSecondsAfterFinished` of jobs that set none; empty = none."""
     simulated_gpus: bool = False
     """Whether jobs whose GPUs are missing train on the CPU: only for clusters where the GPU resource is simulated."""
     progress_interval_seconds: PositiveFloat = 10

@@ -211,6 +211,49 @@ def test_the_default_requests_reach_the_operator(
     assert (found["FINETUNE_DEFAULT_CPU_REQUEST"], found["FINETUNE_DEFAULT_MEMORY_REQUEST"]) == passed
 
 
+def test_the_defaults_of_jobs_reach_the_operator_as_it_reads_them(helm: str, tmp_path: Path) -> None:
+    toleration = {"key": "gpu", "operator": "Exists", "tolerationSeconds": 31536000}
+    defaults = {
+        "imagePullSecrets": [{"name": "pull"}, {"name": "mirror"}],
+        "tolerations": [toleration],
+        "nodeSelector": {"node-role.kubernetes.io/gpu": ""},
+        "runtimeClassName": "sandboxed",
+        "startDeadlineSeconds": 31536000,
+        "activeDeadlineSeconds": "86400",
+        "ttlSecondsAfterFinished": 0,
+    }
+    values = tmp_path / "values.yaml"
+    values.write_text(yaml.safe_dump({"trainer": {"defaults": defaults}}), encoding="utf-8")
+    read = settings_of(environment(helm, "--values", str(values)))
+    assert read.default_image_pull_secrets == ["pull", "mirror"]
+    (found,) = read.default_tolerations or []
+    assert found.model_dump(by_alias=True, exclude_none=True) == toleration
+    assert read.default_node_selector == {"node-role.kubernetes.io/gpu": ""}
+    assert read.default_runtime_class == "sandboxed"
+    assert (read.default_start_deadline_seconds, read.default_active_deadline_seconds) == (31536000, 86400)
+    assert read.default_ttl_seconds_after_finished == 0
+
+
+def test_the_charts_defaults_are_those_of_the_operator(helm: str) -> None:
+    read = settings_of(environment(helm))
+    own = Settings(trainer_image=read.trainer_image, no_proxy=read.no_proxy)
+    differs = {name for name in Settings.model_fields if getattr(read, name) != getattr(own, name)}
+    assert differs == set()
+
+
+def settings_of(given: dict[str, Any]) -> Settings:
+    """Return what the operator reads from these variables."""
+    prefix = str(Settings.model_config["env_prefix"]).lower()
+    return Settings(**{name.lower().removeprefix(prefix): value for name, value in given.items() if value is not None})
+
+
+def test_a_runtime_class_that_is_a_default_passes_the_admission_policy(helm: str) -> None:
+    given = "admissionPolicy.enabled=true,trainer.defaults.runtimeClassName=sandboxed"
+    (policy,) = of_kind(render(helm, "--set", given), "ValidatingAdmissionPolicy")
+    (runtimes,) = [one["expression"] for one in policy["spec"]["variables"] if one["name"] == "runtimeClasses"]
+    assert json.loads(runtimes) == ["nvidia", "nvidia-cdi", "nvidia-legacy", "sandboxed"]
+
+
 def test_chart_and_code_have_one_version() -> None:
     chart = yaml.safe_load((CHART / "Chart.yaml").read_text(encoding="utf-8"))
     assert chart["appVersion"] == finetune_api.__version__

@@ -40,7 +40,7 @@ class Trainer(Block):
     image_pull_secrets: (
         Annotated[list[SecretRef], Field(max_length=8, json_schema_extra={"x-kubernetes-list-type": "atomic"})] | None
     ) = None
-    """Secrets to pull the image with. Default: the service account's."""
+    """Secrets to pull the image with. Default: the operator's setting, else the service account's."""
     service_account_name: SecretName | None = None
     """ServiceAccount of the job's pods, for storage access by workload identity.
     Default: `default`, without a token."""

@@ -84,15 +84,15 @@ class Scheduling(Block):
     topology: Topology | None = None
     """Placement of the trainer pods by Kueue's Topology. Default: none."""
     node_selector: Annotated[dict[QualifiedName, LabelValue], Field(max_length=32)] | None = None
-    """Labels that the trainer's nodes must have. Default: none."""
+    """Labels that the trainer's nodes must have. Default: the operator's setting, else none."""
     tolerations: (
         Annotated[list[Toleration], Field(max_length=32, json_schema_extra={"x-kubernetes-list-type": "atomic"})] | None
     ) = None
-    """Taints that the job's pods tolerate. Default: none."""
+    """Taints that the job's pods tolerate. Default: the operator's setting, else none."""
     priority_class_name: SecretName | None = None
     """PriorityClass of the trainer and merge pods; must be on the operator's allow-list. Default: the cluster's."""
     runtime_class_name: SecretName | None = None
-    """RuntimeClass of the trainer pods. Default: the node's."""
+    """RuntimeClass of the trainer pods. Default: the operator's setting, else the node's."""
     affinity: Affinity | None = None
     """Affinity of the trainer pods to nodes and to other pods. Default: none."""
     topology_spread_constraints: (

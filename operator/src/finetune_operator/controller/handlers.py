@@ -21,7 +21,9 @@ LOGIN_PAUSE_SECONDS = 2.0
 OWN_OBJECTS = f"{names.LABEL_MANAGED_BY}={names.MANAGED_BY}"
 
 
-def build_registry(queue: WorkQueue, cache: WatchCache, metrics: Metrics, *, has_kueue: bool) -> kopf.OperatorRegistry:
+def build_registry(
+    queue: WorkQueue, cache: WatchCache, metrics: Metrics, settings: Settings, *, has_kueue: bool
+) -> kopf.OperatorRegistry:
     """Return the handlers, which enqueue keys and keep ended pods; they decide nothing."""
     registry = kopf.OperatorRegistry()
 
@@ -36,7 +38,7 @@ def build_registry(queue: WorkQueue, cache: WatchCache, metrics: Metrics, *, has
         job = FineTuneJob.from_object(dict(body))
         metrics.jobs.update(job)
         _add_all(queue, cache.dependents.update(job))
-        if not job.is_settled or (event["type"] == "MODIFIED" and deadlines.has_ttl(job)):
+        if not job.is_settled or (event["type"] == "MODIFIED" and deadlines.find_ttl(job, settings) is not None):
             queue.add(key)
 
     async def on_child(body: kopf.Body, **_: Any) -> None:
@@ -124,7 +126,7 @@ async def watch(
 ) -> None:
     """Watch until the process receives SIGTERM or SIGINT."""
     await kopf.operator(
-        registry=build_registry(queue, cache, metrics, has_kueue=has_kueue),
+        registry=build_registry(queue, cache, metrics, settings, has_kueue=has_kueue),
         settings=build_kopf_settings(settings),
         # By default kopf looks up the user's name, which an arbitrary UID does not have.
         identity=cast("Any", settings.pod_name or names.MANAGED_BY),

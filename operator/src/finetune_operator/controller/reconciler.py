@@ -94,11 +94,11 @@ class Reconciler:
 
     async def _remove_expired_children(self, job: FineTuneJob) -> None:
         """Remove a finished job's children after its TTL; after a restart, its listed Jobs enqueue the job again."""
-        left = deadlines.seconds_to_tidy(job, self._clock())
+        left = deadlines.seconds_to_tidy(job, self._clock(), self._settings)
         if left:
             self._queue.add_after(job.key, left + deadlines.SLACK_SECONDS)
         elif left is not None and await self._cluster.remove_children(job):
-            log.info("%s: Jobs removed, %s s after the end", job.key, job.spec and job.spec.ttl_seconds_after_finished)
+            log.info("%s: Jobs removed, %s s after the end", job.key, deadlines.find_ttl(job, self._settings))
 
     async def _observe(self, job: FineTuneJob) -> Observed:
         """Read Jobs before pods: the pods are then never older than the counts of their Job."""

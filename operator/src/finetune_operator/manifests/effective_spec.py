@@ -1,12 +1,13 @@
-"""The spec with the operator's defaults for storage, hub and token."""
+"""The spec with the operator's defaults: storage, hub and token for the pods to read, placement for their manifests."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
-from finetune_api.blocks import Block
+from finetune_api.blocks import Block, SecretRef
 from finetune_api.handoff import HubRole
 from finetune_api.names import Component
+from finetune_api.pods.scheduling import Scheduling
 from finetune_api.spec import DataSource, FineTuneJobSpec, Hub, Merge, Method, Model
 from finetune_operator.kube.objects import FineTuneJob
 from finetune_operator.settings import Settings
@@ -38,6 +39,23 @@ def build_effective_spec(spec: FineTuneJobSpec, settings: Settings) -> FineTuneJ
 def effective_hub(spec: FineTuneJobSpec, settings: Settings) -> Hub | None:
     """Return the job's hub; without an endpoint, it is completed from the operator's default, field by field."""
     return _fill_defaults(spec.hub, settings.default_hub())
+
+
+def effective_scheduling(spec: FineTuneJobSpec, settings: Settings) -> Scheduling:
+    """Return the job's scheduling; a field that it does not set has the operator's default, and an empty one none."""
+    own = spec.scheduling or Scheduling()
+    defaults = {
+        "tolerations": settings.default_tolerations,
+        "node_selector": settings.default_node_selector,
+        "runtime_class_name": settings.default_runtime_class,
+    }
+    return own.model_copy(update={name: value for name, value in defaults.items() if getattr(own, name) is None})
+
+
+def effective_pull_secrets(spec: FineTuneJobSpec, settings: Settings) -> list[SecretRef]:
+    """Return the job's pull secrets, or the operator's default if it sets none."""
+    own = spec.trainer.image_pull_secrets
+    return [SecretRef(name=name) for name in settings.default_image_pull_secrets] if own is None else own
 
 
 def hub_endpoint(spec: FineTuneJobSpec, settings: Settings) -> str:

@@ -6,11 +6,14 @@ from dataclasses import dataclass
 
 from finetune_api import handoff, names
 from finetune_api.pods.containers import EnvironmentVariable
+from finetune_api.pods.scheduling import Scheduling
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import FineTuneJobStatus, Lineage
 from finetune_operator.kube.objects import FineTuneJob, Object, selector_value, slug
 from finetune_operator.manifests.effective_spec import (
     build_effective_spec,
+    effective_pull_secrets,
+    effective_scheduling,
     hub_tokens,
     needs_separate_merge,
     queue_name,
@@ -287,18 +290,15 @@ def _pod_spec(  # noqa: PLR0917 - what a pod is made of
     }
     if spec.trainer.service_account_name:
         pod["serviceAccountName"] = spec.trainer.service_account_name
-    if spec.trainer.image_pull_secrets:
-        pod["imagePullSecrets"] = [{"name": secret.name} for secret in spec.trainer.image_pull_secrets]
+    if secrets := effective_pull_secrets(spec, settings):
+        pod["imagePullSecrets"] = [{"name": secret.name} for secret in secrets]
     if is_trainer and spec.resources.claims:
         pod["resourceClaims"] = build_pod_claims(spec.resources.claims)
-    return pod | _scheduling(spec, component)
+    return pod | _scheduling(effective_scheduling(spec, settings), component)
 
 
-def _scheduling(spec: FineTuneJobSpec, component: names.Component) -> Object:
+def _scheduling(scheduling: Scheduling, component: names.Component) -> Object:
     """Return the scheduling fields; preflight and merge need no GPU node, so that only the trainer gets its labels."""
-    scheduling = spec.scheduling
-    if scheduling is None:
-        return {}
     given: Object = {}
     if scheduling.tolerations:
         given["tolerations"] = [

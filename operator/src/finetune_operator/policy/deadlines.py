@@ -8,6 +8,7 @@ from finetune_api.names import Reason
 from finetune_operator.kube.objects import FineTuneJob
 from finetune_operator.kube.observed import Reading
 from finetune_operator.policy.decision import Context, Effect, fail
+from finetune_operator.settings import Settings
 
 SLACK_SECONDS = 0.5
 _WAITING = frozenset({Reason.ACCEPTED, Reason.API_DENIED, Reason.NAME_CONFLICT})
@@ -47,7 +48,8 @@ def record_queued_time(context: Context) -> None:
 
 def next_deadline(context: Context) -> Deadline | None:
     """Return the deadline that applies now: before the start, or while a trainer runs."""
-    status, limit = context.status, context.spec.start_deadline_seconds
+    status = context.status
+    limit = context.spec.start_deadline_seconds or context.settings.default_start_deadline_seconds
     if status.start_time:
         return _active_deadline(context)
     if limit is None or status.queued_time is None:
@@ -59,7 +61,7 @@ def next_deadline(context: Context) -> Deadline | None:
 
 
 def _active_deadline(context: Context) -> Deadline | None:
-    limit = context.spec.active_deadline_seconds
+    limit = context.spec.active_deadline_seconds or context.settings.default_active_deadline_seconds
     if limit is None:
         return None
     run, used = context.status.current_run, context.status.active_seconds or 0
@@ -97,14 +99,15 @@ def is_stalled(context: Context, reading: Reading) -> bool:
     return (reading.at - run.last_moved_time).total_seconds() >= context.spec.stall_timeout_seconds
 
 
-def has_ttl(job: FineTuneJob) -> bool:
-    """Return whether the job's Jobs are removed some time after its end."""
-    return job.spec is not None and job.spec.ttl_seconds_after_finished is not None
+def find_ttl(job: FineTuneJob, settings: Settings) -> int | None:
+    """Return the seconds from the job's end until its Jobs are removed; None if they stay."""
+    own = job.spec.ttl_seconds_after_finished if job.spec else None
+    return settings.default_ttl_seconds_after_finished if own is None else own
 
 
-def seconds_to_tidy(job: FineTuneJob, now: datetime) -> float | None:
+def seconds_to_tidy(job: FineTuneJob, now: datetime, settings: Settings) -> float | None:
     """Return the seconds until the Jobs of a finished job are removed, at least 0; None if they stay."""
-    ttl = job.spec.ttl_seconds_after_finished if job.spec else None
+    ttl = find_ttl(job, settings)
     if ttl is None or not job.is_finished or job.status.completion_time is None:
         return None
     return max(0.0, ttl - (now - job.status.completion_time).total_seconds())

@@ -348,10 +348,10 @@ def test_what_is_left_of_a_finished_job_is_removed_in_its_time(scene: Any, ttl: 
     one = scene(**({} if ttl is None else {"ttlSecondsAfterFinished": ttl})).to_training()
     one.end(one.pod("one-1"), 0, one.published())
     one.complete("one-1")
-    assert seconds_to_tidy(one.job, one.now) is None
+    assert seconds_to_tidy(one.job, one.now, one.settings) is None
     one.settle()
     ended = one.job.status.completion_time
-    assert seconds_to_tidy(one.job, ended + timedelta(seconds=after)) == left
+    assert seconds_to_tidy(one.job, ended + timedelta(seconds=after), one.settings) == left
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
