@@ -1,7 +1,7 @@
 """A user who may create FineTuneJobs in a namespace, and asks for all that a spec can express."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -86,6 +86,88 @@ def test_the_platforms_token_goes_to_no_other_hub() -> None:
     job = read(SPEC | {"hub": {"endpoint": "https://hub.example.evil"}})
     assert "platform-hub" not in str(build_attempt(job, SETTINGS, IMAGE, 1).job)
     assert "platform-hub" in str(build_attempt(read(SPEC), SETTINGS, IMAGE, 1).job)
+
+
+PREFIXES = Settings(trainer_image=IMAGE, allowed_storage_prefixes="s3://bucket/{namespace}/,s3://shared/models")
+OWN = "s3://bucket/team/x"
+URIS: dict[str, Callable[[str], dict[str, Any]]] = {
+    "output.uri": lambda uri: {"output": {"uri": uri}},
+    "model.uri": lambda uri: {"model": {"uri": uri}},
+    "dataset.train.uri": lambda uri: {"dataset": {"train": {"uri": uri}}},
+    "dataset.validation.uri": lambda uri: {"dataset": {"train": {"uri": OWN}, "validation": {"uri": uri}}},
+    "tuning.initialAdapter.uri": lambda uri: {"tuning": {"initialAdapter": {"uri": uri}}},
+    "rlhf.rewardModel.uri": lambda uri: {"objective": "RLHF", "rlhf": {"rewardModel": {"uri": uri}}},
+    "evaluation.ability.uri": lambda uri: {"evaluation": {"ability": {"uri": uri}}},
+}
+
+
+@pytest.mark.parametrize("field", URIS)
+@pytest.mark.parametrize(
+    "uri",
+    [
+        *("s3://bucket/other/x", "s3://bucket/team-evil/x", "s3://bucket/tea", "s3://bucket/teams/x", "s3://bucket/x"),
+        *("s3://bucket/team/../other/x", "s3://bucket/team/./../other", "s3://bucket/team/a/..", "s3://bucket/Team/x"),
+        *("s3://bucket-evil/team/x", "s3://bucket.evil/team/x", "s3://other/bucket/team/x", "s3://team/x"),
+        *("s3://bucket/{namespace}/x", "s3://bucket/*/x", "s3://bucket/team*/x", "s3://bucket/**"),
+        *("s3://bucket/%74eam/x", "s3://bucket/team%2fx", "s3://bucket/team\\x", "s3://shared/models-evil/x"),
+    ],
+)
+def test_no_field_reaches_a_prefix_of_another_namespace(field: str, uri: str) -> None:
+    job = read(SPEC | {"output": {"uri": OWN}, "dataset": {"train": {"uri": OWN}}} | URIS[field](uri))
+    refusal = find_refusal(job, PREFIXES) or ""
+    assert refusal.startswith(f"{field} {uri} is not allowed: ")
+    assert "s3://bucket/team/" in refusal
+    assert "FINETUNE_ALLOWED_STORAGE_PREFIXES" in refusal
+
+
+@pytest.mark.parametrize("field", URIS)
+@pytest.mark.parametrize("uri", [OWN, "s3://bucket/team/a/b/", "s3://shared/models/base", "s3://bucket/team/a..b/*.x"])
+def test_every_field_may_name_what_is_under_a_prefix_of_its_namespace(field: str, uri: str) -> None:
+    job = read(SPEC | {"output": {"uri": OWN}, "dataset": {"train": {"uri": OWN}}} | URIS[field](uri))
+    assert find_refusal(job, PREFIXES) is None
+
+
+def test_a_folder_may_be_the_prefix_itself_and_an_object_may_not() -> None:
+    for field in ("output.uri", "model.uri"):
+        job = read(
+            SPEC | {"output": {"uri": OWN}, "dataset": {"train": {"uri": OWN}}} | URIS[field]("s3://bucket/team")
+        )
+        assert find_refusal(job, PREFIXES) is None
+    assert find_refusal(read(SPEC | {"output": {"uri": OWN}} | URIS["dataset.train.uri"]("s3://bucket/team")), PREFIXES)
+
+
+def test_prefixes_leave_hubs_and_without_a_list_everything_alone() -> None:
+    rows = {"train": {"uri": "hf://datasets/owner/rows"}}
+    assert find_refusal(read(SPEC | {"output": {"uri": OWN}, "dataset": rows}), PREFIXES) is None
+    assert find_refusal(read(SPEC | {"output": {"uri": "s3://any/where"}}), SETTINGS) is None
+
+
+def test_the_prefixes_are_checked_in_every_field_that_takes_a_uri_of_storage() -> None:
+    schema = FineTuneJobSpec.model_json_schema(by_alias=True)
+    assert set(_storage_fields(schema, schema, "")) == set(URIS)
+
+
+def _storage_fields(node: Any, schema: dict[str, Any], path: str) -> Iterator[str]:
+    """The paths of the fields whose rules speak of `s3://bucket/path` as their form."""
+    for part in [node, *node.get("anyOf", [])]:
+        rules = part.get("x-kubernetes-validations", [])
+        if any(one["message"].startswith("must be ") and "s3://bucket/path" in one["message"] for one in rules):
+            yield path
+        if reference := part.get("$ref"):
+            yield from _storage_fields(schema["$defs"][reference.rsplit("/", 1)[-1]], schema, path)
+        for name, child in part.get("properties", {}).items():
+            yield from _storage_fields(child, schema, f"{path}.{name}".lstrip("."))
+        if isinstance(part.get("items"), dict):
+            yield from _storage_fields(part["items"], schema, path)
+
+
+@pytest.mark.parametrize(
+    "entry",
+    ["bucket/team", "s3://bucket/*/", "s3://bucket/{name}/", "s3://bucket/../x", "https://s3.example/b", "s3://"],
+)
+def test_a_prefix_that_could_match_more_than_it_shows_is_refused_at_start(entry: str) -> None:
+    with pytest.raises(ValidationError, match=r"\{namespace\}"):
+        Settings(trainer_image=IMAGE, allowed_storage_prefixes=entry)
 
 
 def read(spec: dict[str, Any]) -> FineTuneJob:

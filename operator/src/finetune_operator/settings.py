@@ -58,6 +58,16 @@ def _check_quantity(value: str | None) -> str | None:
 
 
 _PROXY = re.compile(r"https?://[^\s/?#]+/?")
+_PREFIX = re.compile(r"s3://([a-z0-9.-]|\{namespace\})+(/(?!\.{1,2}(/|$))([^/{}*?\s]|\{namespace\})+)*/?")
+
+
+def _check_prefixes(value: list[str]) -> list[str]:
+    for one in value:
+        if not _PREFIX.fullmatch(one):
+            raise ValueError(f"{one} must be s3://bucket/path/, without patterns; {{namespace}} is the job's namespace")
+    return value
+
+
 Proxy = Annotated[str | None, AfterValidator(_check_proxy), BeforeValidator(_empty_is_none)]
 Peers = Annotated[list[dict[str, Any]] | None, NoDecode, BeforeValidator(_parse_json)]
 EgressRules = Annotated[
@@ -119,6 +129,9 @@ class Settings(BaseSettings):
     allowed_tracking_endpoints: CommaSeparated = []
     """URLs of MLflow and W&B servers that jobs may use, written as for storage. Empty = all except link-local and
     metadata addresses. A W&B run that names no server needs an entry for `https://api.wandb.ai`."""
+    allowed_storage_prefixes: Annotated[CommaSeparated, AfterValidator(_check_prefixes)] = []
+    """Prefixes in storage that jobs may read and write, such as `s3://bucket/{namespace}/`, in which `{namespace}` is
+    the job's own. They are for every `s3://` URI of a spec, whatever its endpoint. Empty = all."""
     default_storage_endpoint: Url = None
     """Endpoint of the default storage."""
     default_storage_region: OptionalText = None

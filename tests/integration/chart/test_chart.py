@@ -234,6 +234,13 @@ def test_the_defaults_of_jobs_reach_the_operator_as_it_reads_them(helm: str, tmp
     assert read.default_ttl_seconds_after_finished == 0
 
 
+def test_prefixes_with_the_namespace_reach_the_operator_and_patterns_do_not(helm: str) -> None:
+    given = ["s3://bucket/{namespace}/", "s3://shared/models"]
+    found = environment(helm, "--set-json", f"allowed.storagePrefixes={json.dumps(given)}")
+    assert settings_of(found).allowed_storage_prefixes == given
+    assert "storagePrefixes" in template(helm, "--set-json", 'allowed.storagePrefixes=["s3://bucket/*/"]').stderr
+
+
 def test_the_charts_defaults_are_those_of_the_operator(helm: str) -> None:
     read = settings_of(environment(helm))
     own = Settings(trainer_image=read.trainer_image, no_proxy=read.no_proxy)

@@ -93,6 +93,7 @@ MATRIX: dict[str, dict[str, Any]] = {
             "modelCacheClaims": ["team/models"],
             "maxGracePeriodSeconds": 600,
             "storageEndpoints": ["https://*.example.com"],
+            "storagePrefixes": ["s3://bucket/{namespace}/", "s3://shared/models/"],
             "hubEndpoints": ["https://hub.example.com"],
             "trackingEndpoints": ["http://mlflow.mlflow:5000"],
         },

@@ -3,6 +3,7 @@
 import ipaddress
 import re
 import socket
+from collections.abc import Iterator
 
 from finetune_api.endpoints import parse_host
 from finetune_api.pods.affinity import node_labels
@@ -12,6 +13,7 @@ from finetune_operator.kube.objects import FineTuneJob, repository
 from finetune_operator.manifests.effective_spec import hub_endpoint, uses_hub
 from finetune_operator.settings import Settings
 
+STORAGE_SCHEME = "s3://"
 AWS_ENDPOINT = "https://s3.amazonaws.com"
 """Endpoint of a job that names none, if the operator has no default storage."""
 WANDB_ENDPOINT = "https://api.wandb.ai"
@@ -64,6 +66,7 @@ def find_refusal(job: FineTuneJob, settings: Settings) -> str | None:
         or _check_environment(spec, settings)
         or _check_annotations(spec, settings)
         or _check_storage(spec, settings)
+        or _check_prefixes(spec, job.key.namespace, settings)
         or _check_hub(spec, settings)
         or _check_tracking(spec, settings)
     )
@@ -177,6 +180,37 @@ def _check_storage(spec: FineTuneJobSpec, settings: Settings) -> str | None:
     default = settings.default_storage_endpoint
     allowed = settings.allowed_storage_endpoints
     return _check_endpoint("storage", named or default or AWS_ENDPOINT, default, allowed)
+
+
+def _check_prefixes(spec: FineTuneJobSpec, namespace: str, settings: Settings) -> str | None:
+    """Check that every object that the spec names is under a prefix of the job's namespace."""
+    allowed = [one.replace("{namespace}", namespace).rstrip("/") + "/" for one in settings.allowed_storage_prefixes]
+    for field, uri, is_folder in _storage_uris(spec) if allowed else ():
+        named = f"{uri.rstrip('/')}/" if is_folder else uri
+        if not named.startswith(tuple(allowed)) or {".", ".."} & set(uri.split("/")):
+            return (
+                f"{field} {uri} is not allowed: use a path under {' or '.join(allowed)}, without '..', or add its "
+                "prefix to FINETUNE_ALLOWED_STORAGE_PREFIXES"
+            )
+    return None
+
+
+def _storage_uris(spec: FineTuneJobSpec) -> Iterator[tuple[str, str, bool]]:
+    """Yield every `s3://` URI of the spec with its field, and whether it names a folder."""
+    validation, ability = spec.dataset.validation, spec.evaluation.ability
+    adapter, reward = spec.tuning.initial_adapter, spec.rlhf.reward_model if spec.rlhf else None
+    given = (
+        ("output.uri", spec.output.uri, True),
+        ("model.uri", spec.model.uri, True),
+        ("dataset.train.uri", spec.dataset.train.uri, False),
+        ("dataset.validation.uri", validation and validation.uri, False),
+        ("tuning.initialAdapter.uri", adapter and adapter.uri, True),
+        ("rlhf.rewardModel.uri", reward and reward.uri, True),
+        ("evaluation.ability.uri", ability and ability.uri, False),
+    )
+    for field, uri, is_folder in given:
+        if uri and uri.startswith(STORAGE_SCHEME):
+            yield field, uri, is_folder
 
 
 def _check_hub(spec: FineTuneJobSpec, settings: Settings) -> str | None:
