@@ -261,6 +261,55 @@ def test_a_runtime_class_that_is_a_default_passes_the_admission_policy(helm: str
     assert json.loads(runtimes) == ["nvidia", "nvidia-cdi", "nvidia-legacy", "sandboxed"]
 
 
+def test_the_operators_limits_are_values(helm: str) -> None:
+    read = settings_of(environment(helm, "--set", "workers=32,apiQps=200,apiBurst=400,resyncSeconds=600"))
+    assert (read.workers, read.api_qps, read.api_burst, read.resync_seconds) == (32, 200, 400, 600)
+
+
+def test_the_operator_leaves_a_lost_node_after_a_minute(helm: str) -> None:
+    own = {"key": "infra", "operator": "Exists"}
+    for seconds, given in ((60, ""), (5, "unreachableTolerationSeconds=5")):
+        lost = [
+            {
+                "key": f"node.kubernetes.io/{key}",
+                "operator": "Exists",
+                "effect": "NoExecute",
+                "tolerationSeconds": seconds,
+            }
+            for key in ("not-ready", "unreachable")
+        ]
+        assert pod_spec(render(helm, "--set", given))["tolerations"] == lost
+        more = ("--set-json", f"tolerations=[{json.dumps(own)}]")
+        assert pod_spec(render(helm, "--set", given, *more))["tolerations"] == [own, *lost]
+    left_to_the_cluster = render(helm, "--set", "unreachableTolerationSeconds=")
+    assert "tolerations" not in pod_spec(left_to_the_cluster)
+
+
+def test_the_operator_gets_no_variables_of_services_and_the_volumes_that_are_named(helm: str) -> None:
+    volume, mount = (
+        {"name": "ca", "configMap": {"name": "ca"}},
+        {"name": "ca", "mountPath": "/etc/ca", "readOnly": True},
+    )
+    plain = pod_spec(render(helm))
+    assert plain["enableServiceLinks"] is False
+    assert "volumes" not in plain
+    more = (
+        "--set-json",
+        f"extraVolumes=[{json.dumps(volume)}]",
+        "--set-json",
+        f"extraVolumeMounts=[{json.dumps(mount)}]",
+    )
+    pod = pod_spec(render(helm, *more))
+    assert pod["volumes"] == [volume]
+    assert pod["containers"][0]["volumeMounts"] == [mount]
+
+
+def test_as_many_old_replica_sets_stay_as_the_value_says(helm: str) -> None:
+    for given, kept in (("", 10), ("revisionHistoryLimit=0", 0)):
+        (deployment,) = of_kind(render(helm, "--set", given), "Deployment")
+        assert deployment["spec"]["revisionHistoryLimit"] == kept
+
+
 def test_chart_and_code_have_one_version() -> None:
     chart = yaml.safe_load((CHART / "Chart.yaml").read_text(encoding="utf-8"))
     assert chart["appVersion"] == finetune_api.__version__

@@ -136,11 +136,20 @@ MATRIX: dict[str, dict[str, Any]] = {
             "labels": {"release": "stack"},
             "interval": "1m",
             "runbookUrl": "https://docs.example/runbooks.md",
+            "pendingFor": "3h",
             "scrapeAnnotations": True,
         },
         "logFormat": "text",
         "logLevel": "DEBUG",
         "progressIntervalSeconds": 30,
+        "resyncSeconds": 600,
+        "workers": 32,
+        "apiQps": 100,
+        "apiBurst": 200,
+        "extraVolumes": [{"name": "ca", "configMap": {"name": "ca"}}],
+        "extraVolumeMounts": [{"name": "ca", "mountPath": "/etc/ca", "readOnly": True}],
+        "revisionHistoryLimit": 3,
+        "unreachableTolerationSeconds": 30,
         "extraEnv": [
             {"name": "PLAIN", "value": "1"},
             {"name": "NODE", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}},
@@ -230,12 +239,13 @@ def _paths(values: dict[str, Any], schema: dict[str, Any], path: str = "") -> It
 
 
 def test_a_value_with_a_misspelt_part_is_refused_at_any_depth() -> None:
-    """Everything that has parts says which; only Kubernetes' own affinity and a parent chart's values are left open."""
+    """Everything that has parts says which, except affinity, volumes and the values of a parent chart."""
     schema = json.loads((CHART / "values.schema.json").read_text(encoding="utf-8"))
     assert sorted(_open(schema, "")) == [
         "affinity.nodeAffinity",
         "affinity.podAffinity",
         "affinity.podAntiAffinity",
+        "extraVolumes",
         "global",
     ]
 

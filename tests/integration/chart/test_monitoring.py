@@ -1,6 +1,7 @@
 """What the chart gives to a monitoring stack: by value, and only where the cluster knows the kinds."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -114,6 +115,42 @@ def test_the_rules_are_those_of_the_file_with_the_runbooks_address(helm: str) ->
     assert "RUNBOOK_URL" not in str(rule)
 
 
+def test_without_the_runbooks_address_an_alert_names_their_file_and_version_and_has_no_dead_link(helm: str) -> None:
+    version = yaml.safe_load((CHART / "Chart.yaml").read_text(encoding="utf-8"))["version"]
+    groups = one(render(helm, *HAS_OPERATOR), "PrometheusRule")["spec"]["groups"]
+    rules = [rule for group in groups for rule in group["rules"]]
+    assert rules
+    for rule in rules:
+        assert set(rule["annotations"]) == {"summary", "description", "runbook"}
+        named = rule["annotations"]["runbook"]
+        assert named == f"docs/runbooks.md#{rule['alert'].lower()} of finetune-operator {version}"
+        assert f"\n## {rule['alert']}\n" in (ROOT / "docs" / "runbooks.md").read_text(encoding="utf-8")
+
+
+def test_the_wait_of_queued_jobs_is_a_value(helm: str) -> None:
+    for given, wait in (("", "0s"), ("monitoring.pendingFor=3h", "3h")):
+        groups = one(render(helm, *HAS_OPERATOR, "--set", given), "PrometheusRule")["spec"]["groups"]
+        waits = {rule["alert"]: rule.get("for") for group in groups for rule in group["rules"]}
+        assert waits["FineTuneJobPendingLong"] == wait
+        assert waits["FineTuneJobNoProgress"] == "10m"
+
+
+def test_the_documented_inhibition_is_of_alerts_that_exist_by_labels_that_they_have() -> None:
+    text = (ROOT / "docs" / "monitoring.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```yaml\n(inhibit_rules:.*?)```", text, flags=re.DOTALL)
+    groups = yaml.safe_load((CHART / "alerts.yaml").read_text(encoding="utf-8"))["groups"]
+    alerts = {rule["alert"] for group in groups for rule in group["rules"]}
+    rules = yaml.safe_load(block)["inhibit_rules"]
+    named = {name for rule in rules for side in ("source", "target") for name in _alerts(rule[f"{side}_matchers"])}
+    assert named <= alerts
+    assert [rule.get("equal") for rule in rules] == [None, ["namespace", "name"], ["namespace", "name"]]
+
+
+def _alerts(matchers: list[str]) -> list[str]:
+    (names,) = [found for one in matchers for found in re.findall(r'^alertname=~?"?([\w|]+)"?$', one)]
+    return str(names).split("|")
+
+
 def test_dashboards_are_config_maps_that_grafanas_sidecar_loads(helm: str) -> None:
     documents = render(helm, "--set", "monitoring.dashboards=true")
     found = [document for document in documents if document["kind"] == "ConfigMap"]
@@ -132,7 +169,9 @@ def test_without_the_prometheus_operator_a_service_with_annotations_can_be_had(h
     assert found["metadata"]["annotations"]["prometheus.io/port"] == str(found["spec"]["ports"][0]["port"])
 
 
-@pytest.mark.parametrize("value", ["monitoring.dashbords=true", "monitoring.interval=soon", "monitoring.runbookUrl="])
+@pytest.mark.parametrize(
+    "value", ["monitoring.dashbords=true", "monitoring.interval=soon", "monitoring.runbookUrl=a b"]
+)
 def test_a_misspelt_value_of_the_monitoring_is_refused(helm: str, value: str) -> None:
     command = [helm, "template", "release", str(CHART), "--set", value]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
