@@ -616,6 +616,13 @@ def test_a_value_out_of_bounds_is_refused_with_its_path(jobs: Jobs, patch: Spec,
     assert path in jobs.refusal(BASE | patch)
 
 
+def test_a_number_that_a_client_sends_as_a_text_is_refused_with_its_path_and_type(jobs: Jobs) -> None:
+    """PyYAML reads `2e-4` as a text; docs/gitops.md quotes this answer."""
+    refusal = jobs.refusal(BASE | {"hyperparameters": {"learningRate": "2e-4"}})
+    assert "spec.hyperparameters.learningRate" in refusal
+    assert "must be of type number" in refusal
+
+
 @pytest.mark.parametrize(("patch", "path"), UNKNOWN_FIELDS)
 def test_a_misspelt_field_is_refused_by_its_path(jobs: Jobs, patch: Spec, path: str) -> None:
     refusal = jobs.refusal(BASE | patch)

@@ -304,7 +304,7 @@ def test_the_operator_gets_no_variables_of_services_and_the_volumes_that_are_nam
     assert pod["containers"][0]["volumeMounts"] == [mount]
 
 
-def test_as_many_old_replica_sets_stay_as_the_value_says(helm: str) -> None:
+def test_the_number_of_old_replica_sets_is_a_value(helm: str) -> None:
     for given, kept in (("", 10), ("revisionHistoryLimit=0", 0)):
         (deployment,) = of_kind(render(helm, "--set", given), "Deployment")
         assert deployment["spec"]["revisionHistoryLimit"] == kept

@@ -64,4 +64,7 @@ def test_the_guide_shows_this_script() -> None:
     guide = (FOLDER.parents[2] / "docs" / "gitops.md").read_text(encoding="utf-8")
     blocks = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", guide, re.DOTALL)]
     (config,) = [one for one in blocks if one["kind"] == "ConfigMap"]
-    assert config["data"] == {"resource.customizations.health.finetune.dev_FineTuneJob": LUA}
+    kind = "finetune.dev_FineTuneJob"
+    ignored = yaml.safe_load(config["data"].pop(f"resource.customizations.ignoreResourceUpdates.{kind}"))
+    assert config["data"] == {f"resource.customizations.health.{kind}": LUA}
+    assert ignored == {"jsonPointers": ["/status"]}

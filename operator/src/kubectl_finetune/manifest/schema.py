@@ -8,10 +8,11 @@ from functools import cache
 from typing import Any
 
 import jsonschema
+import yaml
 from pydantic import ValidationError
 
 from finetune_api.manifest.foreign_names import explain_foreign, plain_name
-from finetune_api.manifest.yaml_document import FieldPath, drop_nulls
+from finetune_api.manifest.yaml_document import FieldPath, drop_nulls, read_scalar, write_document
 from finetune_api.schema.crd import structural_schema
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.spec_rules import broken_rules
@@ -190,7 +191,9 @@ def _other_type(wanted: str, value: Any, written: str | None, allowed: Iterable[
     if isinstance(value, int | float) and wanted == "string":
         return f'put it in quotes: "{value if written is None else written}"'
     if isinstance(value, str) and wanted in {"integer", "number"} and re.fullmatch(r"[-+0-9.eE]+", value):
-        return f"remove the quotes: {value}"
+        # Readers of YAML 1.1 such as PyYAML take `2e-4` for a text, so it is written as all of them read it.
+        is_text = isinstance(yaml.safe_load(value), str)
+        return f"remove the quotes: {write_document(read_scalar(value)).splitlines()[0] if is_text else value}"
     return ""
 
 

@@ -1,7 +1,12 @@
+from pathlib import Path
+
 import pytest
+import yaml
 
 from finetune_api.manifest.yaml_document import drop_nulls, read_documents, read_scalar, write_document
 from finetune_api.manifest.yaml_faults import YamlError
+
+EXAMPLES = Path(__file__).parents[4] / "crds" / "examples"
 
 
 @pytest.mark.parametrize(
@@ -38,6 +43,20 @@ def test_a_written_document_is_read_as_the_same_value() -> None:
     value = {"texts": texts, "number": 3e-7, "whole": 10, "truth": True, "on": {"y": "no"}}
     (document,) = read_documents(write_document(value))
     assert document.value == value
+
+
+@pytest.mark.parametrize("value", [2e-4, 5e-6, 1e-5, 3e-7, 1e22, 0.1, 1.0])
+def test_a_written_number_is_one_for_readers_of_yaml_1_1_too(value: float) -> None:
+    assert yaml.safe_load(write_document({"learningRate": value})) == {"learningRate": value}
+
+
+def test_the_examples_are_the_same_for_kubectl_and_for_readers_of_yaml_1_1() -> None:
+    """`2e-4` is a number for kubectl and a text for PyYAML, with which Ansible and Python clients send it."""
+    paths = sorted(EXAMPLES.rglob("*.yaml"))
+    assert len(paths) > 5
+    for path in paths:
+        text = path.read_text(encoding="utf-8")
+        assert [one.value for one in read_documents(text)] == list(yaml.safe_load_all(text)), path
 
 
 def test_nulls_are_dropped_from_blocks_and_kept_out_of_lists_of_blocks() -> None:
