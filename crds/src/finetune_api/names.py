@@ -90,6 +90,7 @@ class Reason(StrEnum):
     INVALID_SPEC = "InvalidSpec"
     NAME_CONFLICT = "NameConflict"
     API_DENIED = "APIDenied"
+    API_UNAVAILABLE = "APIUnavailable"
     WAITING_FOR_PARENT = "WaitingForParent"
     PARENT_FAILED = "ParentFailed"
     # Suspended
@@ -179,6 +180,7 @@ class EventReason(StrEnum):
 
     ACCEPTED = "Accepted"
     REFUSED = "Refused"
+    API_UNAVAILABLE = "APIUnavailable"
     WAITING_FOR_PARENT = "WaitingForParent"
     PREFLIGHT_STARTED = "PreflightStarted"
     DATASET_VALIDATED = "DatasetValidated"

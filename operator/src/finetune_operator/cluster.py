@@ -52,6 +52,8 @@ RIGHTS = (
     *((verb, NETWORKING, "networkpolicies", "") for verb in ("get", "list", "create", "delete")),
 )
 """Those of NetworkPolicies are needed only if the settings ask for some."""
+_ADDRESS = re.compile(r"<\S+ object at 0x[0-9a-f]+>:? ?")
+"""What urllib3 adds to a message, and what would make it different each time."""
 _RBAC = re.compile(r'cannot (\w+) resource "([^"]+)"')
 
 
@@ -262,7 +264,7 @@ class Cluster:
             answer = self._connection.request(verb, path, orjson.dumps(body) if body else None, query)
             code = str(answer.status)
         except urllib3.exceptions.HTTPError as problem:
-            raise RetryLater(f"{verb} {path}: {problem}") from problem
+            raise RetryLater(f"{verb} {path}: {_ADDRESS.sub('', str(problem))}") from problem
         finally:
             self._metrics.requests.labels(verb, code).inc()
         if answer.status >= HTTPStatus.BAD_REQUEST:

@@ -144,6 +144,11 @@ class Simulator(RuleBasedStateMachine):
     def time_passes(self, seconds: int) -> None:
         self.world.now += timedelta(seconds=seconds)
 
+    @rule(is_webhook_down=st.booleans(), are_workloads_unreadable=st.booleans())
+    def webhooks_fail_or_work(self, is_webhook_down: bool, are_workloads_unreadable: bool) -> None:
+        self.world.is_webhook_down = is_webhook_down
+        self.world.are_workloads_unreadable = are_workloads_unreadable
+
     @rule(is_suspended=st.booleans())
     def the_user_suspends_or_resumes(self, is_suspended: bool) -> None:
         self.world.edit(suspend=is_suspended)
@@ -278,6 +283,7 @@ class Simulator(RuleBasedStateMachine):
         if not hasattr(self, "world"):
             return
         try:
+            self.world.is_webhook_down = self.world.are_workloads_unreadable = False
             self._settle_suspended()
             self._settle()
         finally:

@@ -60,6 +60,9 @@ def _accepted(old: FineTuneJobStatus, new: FineTuneJobStatus) -> list[Event]:
     if _became(old, new, C.ACCEPTED, "False"):
         found.append(Event(E.REFUSED, _message(new, C.ACCEPTED), is_warning=True))
     waits = new.condition(C.ACCEPTED)
+    unavailable = names.Reason.API_UNAVAILABLE
+    if waits and waits.reason == unavailable != _reason(old, C.ACCEPTED):
+        found.append(Event(E.API_UNAVAILABLE, waits.message, is_warning=True))
     if waits and waits.reason in _WAITING and waits.reason != _reason(old, C.ACCEPTED):
         is_warning = waits.reason == names.Reason.PARENT_FAILED
         found.append(Event(E.WAITING_FOR_PARENT, waits.message, is_warning=is_warning))

@@ -11,7 +11,7 @@ from finetune_operator.controller import events
 from finetune_operator.controller.watch_cache import WatchCache
 from finetune_operator.controller.workqueue import WorkQueue
 from finetune_operator.kube.errors import ClusterError, Denied, Gone, NameTaken, Outdated, Refused, RetryLater
-from finetune_operator.kube.objects import FineTuneJob, Job, Key, Object, Workload
+from finetune_operator.kube.objects import FineTuneJob, Key, Object
 from finetune_operator.kube.observed import Observed
 from finetune_operator.metrics.registry import Metrics
 from finetune_operator.policy import deadlines, dependencies, kueue
@@ -82,7 +82,7 @@ class Reconciler:
         if job.status_error:
             log.error("%s: ignored because its status cannot be read: %s", key, job.status_error)
             return
-        decision = await self._plan_and_act(await self._observe(job))
+        observed, decision = await self._plan_and_act(await self._observe(job))
         await self._write(job, decision.status)
         finished = replace(job, status=decision.status).is_finished
         if finished:
@@ -91,6 +91,9 @@ class Reconciler:
         self._cache.set_target(key, decision.follow)
         if decision.requeue_after is not None:
             self._queue.add_after(key, decision.requeue_after)
+        for problem in (observed.obstacle, observed.workloads_error):
+            if isinstance(problem, RetryLater):
+                raise problem  # it is written to the status, and retried with backoff
 
     async def _remove_expired_children(self, job: FineTuneJob) -> None:
         """Remove a finished job's children after its TTL; after a restart, its listed Jobs enqueue the job again."""
@@ -108,29 +111,33 @@ class Reconciler:
             pods = await self._cluster.list_pods(job.key)
         except Denied as problem:
             return Observed(job=job, now=self._clock(), relatives=relatives, obstacle=problem, children_unreadable=True)
-        workloads, obstacle = None, None
-        try:
-            workloads = await self._list_workloads(job, children)
-        except Denied as problem:
-            workloads, obstacle = (), problem
-        return Observed(
+        observed = Observed(
             job=job,
             now=self._clock(),
             children=children,
             pods=self._cache.merge_ended_pods(job.key, pods),
-            workloads=workloads,
             relatives=relatives,
             reading=self._cache.readings.get(job.key),
-            obstacle=obstacle,
         )
+        return await self._observe_workloads(observed)
 
-    async def _list_workloads(self, job: FineTuneJob, children: tuple[Job, ...]) -> tuple[Workload, ...] | None:
-        """Return the Workloads of the Jobs that Kueue may hold; None if there are no such Jobs or no Kueue."""
-        held = [one for one in children if one.owner_uid == job.uid and kueue.may_hold(one)]
-        self._cache.set_held_jobs(job.key, [one.uid for one in held])
+    async def _observe_workloads(self, observed: Observed) -> Observed:
+        """Add the Workloads of the Jobs that Kueue may hold; None if there are no such Jobs or no Kueue."""
+        key = observed.job.key
+        held = [one for one in observed.own if kueue.may_hold(one)]
+        self._cache.set_held_jobs(key, [one.uid for one in held])
         if not held:
-            return None
-        return await self._cluster.list_workloads(job.key, held)
+            return replace(observed, workloads=None)
+        try:
+            return replace(observed, workloads=await self._cluster.list_workloads(key, held))
+        except (Denied, Refused, RetryLater) as problem:
+            if self._is_first_failure(key, problem):
+                raise
+            return replace(observed, workloads=(), workloads_error=problem)
+
+    def _is_first_failure(self, key: Key, problem: ClusterError) -> bool:
+        """Return whether the request may succeed when it is repeated at once, so that nothing is reported yet."""
+        return isinstance(problem, RetryLater) and not self._queue.has_failed(key)
 
     async def _read_relatives(self, job: FineTuneJob) -> dict[str, FineTuneJob | None]:
         """Return the jobs that this one waits for, and those that they wait for in turn, to detect cycles.
@@ -164,19 +171,21 @@ class Reconciler:
         except Gone:
             return None
 
-    async def _plan_and_act(self, observed: Observed) -> Decision:
+    async def _plan_and_act(self, observed: Observed) -> tuple[Observed, Decision]:
         """Plan and act until no action is left; the result of an action is part of the next plan."""
         for _ in range(MAX_STEPS):
             decision = plan(observed, self._settings)
             if observed.obstacle is not None:
-                return decision
+                return observed, decision
             try:
                 changed = await self._act(observed, decision)
-            except (Denied, NameTaken, Refused) as problem:
+            except (Denied, NameTaken, Refused, RetryLater) as problem:
+                if self._is_first_failure(observed.job.key, problem):
+                    raise
                 log.warning("%s: %s", observed.job.key, problem)
                 changed = replace(observed, obstacle=problem)
             if changed is None:
-                return decision
+                return observed, decision
             observed = changed
         raise RuntimeError(f"{observed.job.key}: not settled after {MAX_STEPS} actions")
 
@@ -188,8 +197,7 @@ class Reconciler:
         elif decision.create:
             child = await self._cluster.create_child(job, decision.create)
             log.info("%s: created Job %s", job.key, child.name)
-            children = (*observed.children, child)
-            return replace(observed, children=children, workloads=await self._list_workloads(job, children))
+            return await self._observe_workloads(replace(observed, children=(*observed.children, child)))
         elif change := decision.suspend or decision.resume:
             is_suspended = decision.suspend is not None
             child = await self._cluster.set_suspended(job, change, is_suspended=is_suspended)

@@ -68,6 +68,10 @@ class WorkQueue:
         self.add_after(key, delay)
         return delay
 
+    def has_failed(self, key: Key) -> bool:
+        """Return whether the last reconcile of the key failed."""
+        return key in self._failures
+
     def forget(self, key: Key) -> None:
         """Reset the key's backoff."""
         self._failures.pop(key, None)

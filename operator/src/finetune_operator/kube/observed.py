@@ -51,6 +51,8 @@ class Observed:
     pods: tuple[Pod, ...] = ()
     workloads: tuple[Workload, ...] | None = None
     """Kueue's Workloads of the own Jobs; None if there is no Kueue, or no Job that it may hold."""
+    workloads_error: ClusterError | None = None
+    """Why Workloads could not be listed; `workloads` is then empty, which means nothing."""
     relatives: Relatives = field(default_factory=dict)
     reading: Reading | None = None
     warnings: Warnings | None = None

@@ -19,6 +19,8 @@ MESSAGES: dict[tuple[ConditionType, str], str] = {
     (C.ACCEPTED, R.PARENT_FAILED): "{detail}.",
     (C.ACCEPTED, R.NAME_CONFLICT): "{detail}: rename or remove it; the job then continues.",
     (C.ACCEPTED, R.API_DENIED): "{detail}: grant the right; the job then continues.",
+    (C.ACCEPTED, R.API_UNAVAILABLE): "The API server does not complete a request that the job needs: {detail}: restore "
+    "what the message names, for example the service of an admission webhook; the job then continues.",
     (C.SUSPENDED, R.NOT_SUSPENDED): "The job may run.",
     (C.SUSPENDED, R.USER_REQUESTED): "The job is suspended and holds no GPU: set spec.suspend to false to resume.",
     (C.SUSPENDED, R.JOB_SUSPENDED): "{detail} was suspended by another controller or user (for example a queue), who "
@@ -29,6 +31,7 @@ MESSAGES: dict[tuple[ConditionType, str], str] = {
     (C.QUOTA_RESERVED, R.WAITING_FOR_QUOTA): "{detail}.",
     (C.QUOTA_RESERVED, R.WORKLOAD_INACTIVE): "{detail}.",
     (C.QUOTA_RESERVED, R.KUEUE_MISSING): "{detail}.",
+    (C.QUOTA_RESERVED, R.API_UNAVAILABLE): "The Workloads cannot be read: {detail}.",
     (C.VALIDATED, R.PENDING): "Preflight has not started.",
     (C.VALIDATED, R.PREFLIGHT_RUNNING): "Preflight is checking dataset, model and storage.",
     (C.VALIDATED, R.DATASET_VALID): "{detail}",
@@ -95,6 +98,7 @@ MESSAGES_AT_END: dict[tuple[str, str], str] = {
     (C.ACCEPTED, R.PARENT_FAILED): "The job ended, and a job that it builds on had failed.",
     (C.ACCEPTED, R.NAME_CONFLICT): "The job ended while another owner used a name that it needs.",
     (C.ACCEPTED, R.API_DENIED): "The job ended while the operator lacked a right.",
+    (C.ACCEPTED, R.API_UNAVAILABLE): "The job ended while the API server did not complete a request of the operator.",
     (C.SUSPENDED, R.NOT_SUSPENDED): "The job was not suspended when it ended.",
     (C.SUSPENDED, R.USER_REQUESTED): "The job was suspended when it ended; spec.suspend has no effect any more.",
     (C.SUSPENDED, R.JOB_SUSPENDED): "Another controller or user had suspended the Job when the job ended.",

@@ -11,8 +11,8 @@ from finetune_operator.policy.decision import Context, Effect, fail
 from finetune_operator.settings import Settings
 
 SLACK_SECONDS = 0.5
-_WAITING = frozenset({Reason.ACCEPTED, Reason.API_DENIED, Reason.NAME_CONFLICT})
-"""Waiting for a right or for a name counts as waiting; being refused or waiting for a parent does not."""
+_WAITING = frozenset({Reason.ACCEPTED, Reason.API_DENIED, Reason.API_UNAVAILABLE, Reason.NAME_CONFLICT})
+"""Waiting for a right, a webhook or a name counts as waiting; being refused or waiting for a parent does not."""
 _OUTLOOK = re.compile(r"; the (?:job|pod) then (?:continues|starts)")
 """The part of a message that is no longer true when the deadline has passed."""
 

@@ -41,6 +41,8 @@ def is_queued(context: Context, child: Job) -> bool:
 
 def record_workload(context: Context) -> None:
     """Record the Workload of the current Job."""
+    if context.observed.workloads_error:
+        return
     child = _current(context)
     workload = context.observed.workload_of(child) if child else None
     context.status.workload_ref = WorkloadRef(name=workload.name) if workload else None
@@ -51,6 +53,8 @@ def check_quota(context: Context) -> Effect:
     child = _current(context)
     workload = context.observed.workload_of(child) if child else None
     poll = requeue_in(POLL_SECONDS) if child and child.is_suspended else Effect()
+    if child and (error := context.observed.workloads_error):
+        return poll + set_condition(C.QUOTA_RESERVED, "Unknown", R.API_UNAVAILABLE, str(error))
     if child is None or (workload is None and (child.queue is None or not child.is_suspended)):
         return poll + Effect(conditions=(ConditionChange(C.QUOTA_RESERVED, None),))
     if workload and workload.has_quota and not workload.eviction_reason:

@@ -3,7 +3,7 @@
 from finetune_api.names import ConditionType, Reason
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import FineTuneJobStatus
-from finetune_operator.kube.errors import Denied, NameTaken, Refused
+from finetune_operator.kube.errors import Denied, NameTaken, Refused, RetryLater
 from finetune_operator.kube.observed import Observed
 from finetune_operator.policy import admission, attempts, deadlines, dependencies, kueue, preflight, suspension
 from finetune_operator.policy.conditions import Conditions
@@ -60,11 +60,12 @@ def _decide(observed: Observed, settings: Settings, spec: FineTuneJobSpec, statu
 
 def _check_acceptance(observed: Observed, settings: Settings, status: FineTuneJobStatus) -> tuple[Acceptance, Effect]:
     """Accept or refuse the job; a refusal prevents new Jobs, but never stops a running one."""
-    obstacle = observed.obstacle
+    obstacle = observed.obstacle or (observed.workloads_error if isinstance(observed.workloads_error, Denied) else None)
     refusal = admission.find_refusal(observed.job, settings)
     waits = dependencies.find_obstacle(observed.job, observed.relatives)
     events_forbidden = isinstance(obstacle, Denied) and obstacle.resource == "events"
-    effect = requeue_in(OBSTACLE_SECONDS) if obstacle else Effect()
+    is_retried = isinstance(obstacle, RetryLater)  # with the queue's backoff
+    effect = requeue_in(OBSTACLE_SECONDS) if obstacle and not is_retried else Effect()
     is_refused = bool(refusal or waits or (obstacle and not events_forbidden))
     if refusal:
         reason = R.FORBIDDEN
@@ -75,6 +76,9 @@ def _check_acceptance(observed: Observed, settings: Settings, status: FineTuneJo
     elif isinstance(obstacle, Denied) and not events_forbidden:
         reason = R.API_DENIED
         effect += set_condition(C.ACCEPTED, "False", reason, str(obstacle))
+    elif is_retried:
+        reason = R.API_UNAVAILABLE
+        effect += set_condition(C.ACCEPTED, "Unknown", reason, str(obstacle))
     elif waits:
         reason = waits.reason
         effect += set_condition(C.ACCEPTED, "False" if reason is R.INVALID_SPEC else "Unknown", reason, waits.detail)

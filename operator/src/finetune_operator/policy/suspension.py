@@ -80,8 +80,8 @@ def _hold(context: Context, child: Job, alive: Sequence[Pod]) -> Effect:
         return effect + requeue_in(0)
     if workload:
         return effect + Effect(deactivate=workload if workload.is_active else None)
-    if child.is_suspended and kueue.may_hold(child):
-        return effect + requeue_in(kueue.POLL_SECONDS)  # Kueue has no Workload for it yet, and may create one
+    if kueue.may_hold(child) and (child.is_suspended or observed.workloads_error):
+        return effect + requeue_in(kueue.POLL_SECONDS)  # Kueue may create its Workload, or it is not readable yet
     if observed.workloads is not None and kueue.may_hold(child):
         return effect + requeue_in(SOON_SECONDS)  # Kueue stops it, once its Workload exists
     return effect if child.is_suspended or child.is_deleting else effect + Effect(suspend=child)

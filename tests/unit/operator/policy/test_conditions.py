@@ -47,6 +47,13 @@ def test_every_message_can_be_formatted_and_has_no_empty_field(kind: C, reason: 
     [
         (C.ACCEPTED, R.FORBIDDEN, "a detail."),
         (C.ACCEPTED, R.API_DENIED, "a detail: grant the right; the job then continues."),
+        (
+            C.ACCEPTED,
+            R.API_UNAVAILABLE,
+            "The API server does not complete a request that the job needs: a detail: restore what the message names, "
+            "for example the service of an admission webhook; the job then continues.",
+        ),
+        (C.QUOTA_RESERVED, R.API_UNAVAILABLE, "The Workloads cannot be read: a detail."),
         (C.VALIDATED, R.PREFLIGHT_RUNNING, "Preflight is checking dataset, model and storage."),
         (C.RUNNING, R.UNSCHEDULABLE, "No node can run the pod: a detail"),
         (C.RUNNING, R.BACKING_OFF, "Waiting for the next run: a detail"),

@@ -1,0 +1,138 @@
+"""Requests that the API server does not complete while it serves others: a failing webhook, Workloads not listed."""
+
+import asyncio
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from job_operator import Operator
+from job_world import KEY, WEBHOOK, World
+from kueue_world import QueuedWorld
+
+from finetune_api.names import ConditionType
+
+MakeOperator = Callable[[World], Operator]
+
+
+@pytest.fixture
+def operate() -> Iterator[MakeOperator]:
+    loop = asyncio.new_event_loop()
+    yield lambda world: Operator(world, loop)
+    loop.close()
+
+
+def reason(world: World, kind: str) -> tuple[str, str, str]:
+    found: Any = world.status().condition(ConditionType(kind))
+    return found.status, found.reason, found.message
+
+
+def test_a_failing_webhook_is_shown_from_the_second_failure_on(operate: MakeOperator) -> None:
+    world = World()
+    world.is_webhook_down = True
+    operator = operate(world)
+    operator.look()
+    assert world.status().conditions is None
+    operator.look()
+    truth, why, message = reason(world, "Accepted")
+    assert (truth, why) == ("Unknown", "APIUnavailable")
+    assert WEBHOOK in message
+    assert world.status().message == message
+    world.is_webhook_down = False
+    operator.look()
+    assert reason(world, "Accepted")[:2] == ("True", "Accepted")
+    assert list(world.jobs) == ["one-preflight"]
+
+
+def test_the_backoff_stays_while_a_webhook_fails_and_nothing_is_written_again(operate: MakeOperator) -> None:
+    world = World()
+    world.is_webhook_down = True
+    operator = operate(world)
+    for _ in range(2):
+        operator.look()
+    written = world.version
+    for _ in range(8):
+        world.now += timedelta(seconds=60)
+        operator.look()
+    assert world.version == written
+    assert operator.queue.add_rate_limited(KEY) >= 30.0
+
+
+def test_a_job_that_cannot_be_created_ends_at_its_start_deadline(operate: MakeOperator) -> None:
+    world = World(startDeadlineSeconds=300)
+    world.is_webhook_down = True
+    operator = operate(world)
+    for _ in range(12):
+        operator.look()
+        world.now += timedelta(seconds=30)
+    status, why, message = reason(world, "Failed")
+    assert (status, why) == ("True", "StartDeadlineExceeded")
+    assert WEBHOOK in message
+
+
+def test_a_trainer_that_cannot_be_created_ends_the_job_at_its_start_deadline(operate: MakeOperator) -> None:
+    world = World(startDeadlineSeconds=300)
+    operator = operate(world)
+    operator.look()
+    world.control()
+    world.start(world.pods_in("Pending")[0])
+    world.is_webhook_down = True
+    world.publish(world.pods_in("Running")[0])
+    world.control()
+    for _ in range(3):
+        operator.look()
+    assert reason(world, "Accepted")[1] == "APIUnavailable"
+    assert reason(world, "Validated")[1] == "DatasetValid"
+    for _ in range(12):
+        operator.look()
+        world.now += timedelta(seconds=30)
+    assert reason(world, "Failed")[:2] == ("True", "StartDeadlineExceeded")
+
+
+def test_workloads_that_cannot_be_listed_do_not_stop_the_status(operate: MakeOperator) -> None:
+    world = QueuedWorld(scheduling={"queueName": "team"})
+    operator = operate(world)
+    operator.look()
+    world.queue(has_room=True)
+    world.are_workloads_unreadable = True
+    for _ in range(3):
+        operator.look()
+    truth, why, message = reason(world, "QuotaReserved")
+    assert (truth, why) == ("Unknown", "APIUnavailable")
+    assert WEBHOOK in message
+    world.control()
+    world.start(world.pods_in("Pending")[0])
+    world.publish(world.pods_in("Running")[0])
+    world.control()
+    for _ in range(2):
+        operator.look()
+    assert reason(world, "Validated")[1] == "DatasetValid"
+    assert "one-1" in world.jobs
+
+
+def test_deadlines_run_while_workloads_cannot_be_listed(operate: MakeOperator) -> None:
+    world = QueuedWorld(scheduling={"queueName": "team"}, startDeadlineSeconds=300)
+    operator = operate(world)
+    operator.look()
+    world.are_workloads_unreadable = True
+    for _ in range(12):
+        operator.look()
+        world.now += timedelta(seconds=30)
+    assert reason(world, "Failed")[:2] == ("True", "StartDeadlineExceeded")
+    assert world.jobs == {}
+
+
+def test_a_suspension_is_written_while_workloads_cannot_be_listed_and_done_afterwards(operate: MakeOperator) -> None:
+    world = QueuedWorld(scheduling={"queueName": "team"})
+    operator = operate(world)
+    operator.look()
+    world.queue(has_room=True)
+    world.are_workloads_unreadable = True
+    world.edit(suspend=True)
+    for _ in range(3):
+        operator.look()
+    assert reason(world, "Suspended")[:2] == ("True", "UserRequested")
+    world.are_workloads_unreadable = False
+    operator.look()
+    operator.look()
+    assert [one["spec"]["active"] for one in world.workloads.values()] == [False]
