@@ -229,10 +229,34 @@ def test_a_deleted_trainer_job_is_replaced_by_a_counted_attempt(world: Any, oper
     world.run(trainer)
     world.wait_phase("Training")
     world.batch.delete_namespaced_job("one-1", world.namespace, propagation_policy="Background")
-    second = world.pod_of("one-2")
+    again = world.pod_of("one-preflight")
+    world.run(again)
     assert world.status()["failures"] == 1
+    world.end(again, 0, world.validated())
+    second = world.pod_of("one-2")
     world.end(second, 0, world.published())
     assert world.wait_phase("Succeeded")["attempts"] == 2
+
+
+def test_the_result_of_a_job_that_a_ttl_removed_while_the_operator_was_down_is_adopted(
+    world: Any, operator: Any, wait: Any
+) -> None:
+    world.create(backoffLimit=0)
+    trainer = world.pass_preflight()
+    world.run(trainer)
+    world.wait_phase("Training")
+    operator.kill()
+    world.end(trainer, 0, world.published())
+    wait(lambda: world.batch.read_namespaced_job("one-1", world.namespace).status.completion_time, "a complete Job")
+    world.batch.delete_namespaced_job("one-1", world.namespace, propagation_policy="Background")
+    wait(lambda: "one-1" not in world.jobs(), "the Job is removed")
+    operator.start()
+    again = world.pod_of("one-preflight")
+    world.run(again)
+    artifacts = {"uri": "s3://bucket/jobs/one", "manifestSha256": "ab" * 32}
+    world.end(again, 0, world.report("Adopted", artifacts=artifacts))
+    assert world.wait_phase("Succeeded")["reason"] == "Succeeded"
+    assert world.jobs() == ["one-preflight"]
 
 
 def test_a_job_removed_after_success_stays_complete(world: Any, operator: Any, wait: Any) -> None:

@@ -185,6 +185,13 @@ class Simulator(RuleBasedStateMachine):
     def somebody_deletes_a_job(self, data: Any) -> None:
         self.world.remove_job(data.draw(st.sampled_from(sorted(self.world.jobs))))
 
+    @rule(is_operator_down=st.booleans())
+    def a_ttl_removes_ended_jobs(self, is_operator_down: bool) -> None:
+        self.world.control()
+        self.world.remove_ended_jobs()
+        if is_operator_down:
+            self.one.restart()
+
     @precondition(lambda self: self.world.pods_in("Pending"))
     @rule(which=st.integers(0, 1))
     def a_pod_starts(self, which: int) -> None:
@@ -231,6 +238,10 @@ class Simulator(RuleBasedStateMachine):
         status = self.world.status()
         assert self.world.has_manifest or not status.is_true(names.ConditionType.COMPLETE)
         assert not (status.is_true(names.ConditionType.COMPLETE) and status.is_true(names.ConditionType.FAILED))
+
+    @invariant()
+    def what_is_published_is_not_trained_again(self) -> None:
+        assert not self.world.is_trained_again
 
     @invariant()
     def a_merge_follows_a_training_and_holds_no_gpu(self) -> None:

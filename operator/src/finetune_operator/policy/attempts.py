@@ -1,6 +1,7 @@
 """Create and watch the trainer Jobs, one after another, and count their ends."""
 
 from collections.abc import Sequence
+from datetime import datetime
 
 from finetune_api.handoff import Outcome, Report
 from finetune_api.names import Component, ConditionType, Reason
@@ -112,7 +113,8 @@ def _next_step(context: Context, job: Job | None) -> Effect:
     if context.status.job_ref:
         return _replace_deleted(context, context.status.job_ref)
     if _has_too_many_failures(context):
-        return fail(context, R.BACKOFF_LIMIT_EXCEEDED, runs.last_sentence(context.status))
+        last = runs.last_sentence(context.status) or f"{R.JOB_DELETED}: the {_kind(context)} Job was deleted"
+        return fail(context, R.BACKOFF_LIMIT_EXCEEDED, last)
     return requeue_in(0) if _has_counted(context) else _start_attempt(context)
 
 
@@ -151,8 +153,7 @@ def _continue(context: Context, current: Job) -> Effect:
 
 
 def _replace_deleted(context: Context, job_ref: JobRef) -> Effect:
-    """Count a Job that was deleted before it succeeded as a failure, and start again once its pods are gone."""
-    status = context.status
+    """Wait until the pods of a deleted Job are gone and the end of its run is recorded, then end the attempt."""
     alive = [pod for pod in context.observed.pods_of(job_ref.uid) if not pod.is_over]
     detail = f"the {_kind(context)} Job was deleted"
     if lost := check_lost_node(context, alive):
@@ -160,14 +161,52 @@ def _replace_deleted(context: Context, job_ref: JobRef) -> Effect:
     if alive:
         waiting = f"{detail}; waiting until {alive[0].name} is gone"
         return set_condition(C.RUNNING, "False", R.BACKING_OFF, waiting) + requeue_in(SOON_SECONDS)
-    if status.current_run:  # its end is not recorded yet
+    if context.status.current_run:  # its end is not recorded yet
         return set_condition(C.RUNNING, "False", R.BACKING_OFF, detail)
+    return _end_proven(context, job_ref) or _end_deleted(context, job_ref, detail)
+
+
+def _end_deleted(context: Context, job_ref: JobRef, detail: str) -> Effect:
+    """Count a Job that was deleted before it succeeded as a failure, and start again."""
+    status = context.status
     if _has_too_many_preemptions(context) or _has_too_many_failures(context):
         return _end_by_count(context)  # the operator removed it, and stopped before it wrote the end
     if runs.has_stalled(status):
         return _close(context, R.NO_PROGRESS, runs.history(status)[-1].message or "", add_failure=True)
-    is_counted = count_nodes(context.job, 1) > 1 and bool(job_ref.failures)
-    return _close(context, R.JOB_DELETED, detail, add_failure=not is_counted)  # it was failing already
+    is_counted = count_nodes(context.job, 1) > 1 and bool(job_ref.failures)  # it was failing already
+    if _has_ended_by_deletion(status):
+        return _close(context, R.JOB_DELETED, detail, add_failure=not is_counted)
+    return _check_again(context, R.JOB_DELETED, detail, add_failure=not is_counted)
+
+
+def _end_proven(context: Context, job_ref: JobRef) -> Effect | None:
+    """Return the end that the first pod of a deleted Job has reported, if that is final."""
+    pods = [pod for pod in context.observed.pods_of(job_ref.uid) if pod.is_over and pod.rank == 0]
+    for pod in pods:
+        outcome = context.outcome_of(pod)
+        if outcome.report and outcome.is_proven and outcome.is_terminal:
+            return _end_terminal(context, None, outcome)
+        if outcome.report and outcome.is_proven and _is_result(context, outcome.report):
+            return _finish(context, outcome.report, pod.ended)
+    return None
+
+
+def _has_ended_by_deletion(status: FineTuneJobStatus) -> bool:
+    """Return whether the deletion of the Job is observed to have ended its last pod, which then published nothing."""
+    known = runs.history(status)
+    return bool(known) and known[-1].reason == R.JOB_DELETED and bool(known[-1].exit_code)
+
+
+def _check_again(context: Context, reason: Reason, detail: str, *, add_failure: bool) -> Effect:
+    """Run preflight again, which holds no GPU: the last pod may have published, and preflight adopts its result."""
+    effect = set_condition(C.RUNNING, "False", R.BACKING_OFF, f"{reason}: {detail}")
+    if context.observed.obstacle:
+        return effect
+    own = context.observed.own
+    passed = next((one for one in own if one.component == Component.PREFLIGHT and not one.is_deleting), None)
+    _record_closed(context, reason if add_failure else None)
+    effect += set_condition(C.VALIDATED, "Unknown", R.PREFLIGHT_RUNNING)
+    return effect + Effect(delete=passed) + requeue_in(0)
 
 
 def _end(context: Context, current: Job) -> Effect:
@@ -193,18 +232,31 @@ def _end_completed(context: Context, current: Job, outcomes: Sequence[run_outcom
     """Complete the job if its first pod has proved the result, else count a failure."""
     status = context.status
     success = next((one.report for one in outcomes if one.result == run_outcome.RESULT_SUCCEEDED), None)
-    if success and success.outcome is Outcome.TRAINED and status.trained is None:
-        return _hand_over(context, success)
-    if success and success.outcome is not Outcome.TRAINED:
-        if difference := find_difference(status, success):
-            return fail(context, R.DATASET_UNUSABLE, f"the result is not accepted: {difference}", current)
-        record_report(status, success)
-        record_lineage(status, success, context.spec)
-        return succeed(context, current, success, R.SUCCEEDED)
+    if success and _is_result(context, success):
+        return _finish(context, success, current.completed)
     known = [one for one in runs.history(status) if one.attempt == current.attempt]
     is_counted = any(one.reason == R.RESULT_MISSING for one in known)
     detail = f"the {_kind(context)} Job completed without a reported result"
+    if not outcomes:  # its pod is gone
+        return _check_again(context, R.RESULT_MISSING, detail, add_failure=not is_counted)
     return _close(context, R.RESULT_MISSING, detail, add_failure=not is_counted)
+
+
+def _is_result(context: Context, report: Report) -> bool:
+    """Return whether a report ends the training or the job; a merge cannot end the training again."""
+    return report.outcome is not Outcome.TRAINED or context.status.trained is None
+
+
+def _finish(context: Context, report: Report, completed: datetime | None) -> Effect:
+    """Complete the job with what its first pod has reported, or continue with the merge."""
+    if report.outcome is Outcome.TRAINED:
+        return _hand_over(context, report)
+    if difference := find_difference(context.status, report):
+        refused = fail(context, R.DATASET_UNUSABLE, f"the result is not accepted: {difference}")
+        return refused + Effect(completion_time=completed)
+    record_report(context.status, report)
+    record_lineage(context.status, report, context.spec)
+    return succeed(context, completed, report, R.SUCCEEDED)
 
 
 def _hand_over(context: Context, report: Report) -> Effect:
@@ -224,7 +276,7 @@ def _kind(context: Context) -> str:
     return "merge" if context.status.trained else "trainer"
 
 
-def _end_terminal(context: Context, current: Job, outcome: run_outcome.PodOutcome) -> Effect:
+def _end_terminal(context: Context, current: Job | None, outcome: run_outcome.PodOutcome) -> Effect:
     """Fail the job for a reason that a retry would not change."""
     report = outcome.report
     if report:

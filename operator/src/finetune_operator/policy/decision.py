@@ -153,7 +153,7 @@ def create_job(context: Context, child: Child) -> Effect:
     return Effect(create=child)
 
 
-def succeed(context: Context, child: Job, report: Report, reason: Reason) -> Effect:
+def succeed(context: Context, completed: datetime | None, report: Report, reason: Reason) -> Effect:
     """Complete the job: its result is published."""
     uri = (report.artifacts and report.artifacts.uri) or context.spec.output.uri
     return (
@@ -161,7 +161,7 @@ def succeed(context: Context, child: Job, report: Report, reason: Reason) -> Eff
         + set_condition(C.PUBLISHED, "True", R.MANIFEST_REPORTED, uri)
         + set_condition(C.COMPLETE, "True", reason, _published(uri, report))
         + set_condition(C.FAILED, "False", R.SUCCEEDED)
-        + Effect(completion_time=child.completed)
+        + Effect(completion_time=completed or context.observed.now)
     )
 
 

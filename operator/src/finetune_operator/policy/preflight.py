@@ -88,7 +88,9 @@ def _pass(context: Context, child: Job, pod: Pod, report: Report) -> tuple[bool,
         return True, set_condition(C.VALIDATED, "True", R.DATASET_VALID, runs.dataset_sentence(report.dataset))
     record_lineage(context.status, report, context.spec)
     if report.artifacts and report.artifacts.manifest_sha256:
-        return False, set_condition(C.VALIDATED, "True", R.ADOPTED) + succeed(context, child, report, R.ADOPTED)
+        reason = R.SUCCEEDED if context.status.attempts else R.ADOPTED  # published by an attempt that was removed
+        ended = child.completed or pod.ended
+        return False, set_condition(C.VALIDATED, "True", R.ADOPTED) + succeed(context, ended, report, reason)
     effect = set_condition(C.VALIDATED, "False", R.RESULT_MISSING, "the adopted result has no manifest digest")
     message = "preflight adopted a result without a manifest digest"
     return False, effect + fail(context, R.RESULT_MISSING, message, child)

@@ -37,6 +37,11 @@ class PodOutcome:
     is_terminal: bool = False
     report: Report | None = None
 
+    @property
+    def is_proven(self) -> bool:
+        """Whether a trusted report makes it final, whatever has become of its Job."""
+        return self.report is not None and (self.result == RESULT_SUCCEEDED or self.is_terminal)
+
 
 def read_report(pod: Pod, job: FineTuneJob) -> Report | None:
     """Return the pod's report if it is small, well-formed, and echoes this job's UID and config digest, else None.

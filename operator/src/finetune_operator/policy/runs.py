@@ -129,6 +129,8 @@ def _outcome(context: Context, pod: Pod, child: Job | None) -> PodOutcome:
     run = _running(status, pod)
     if run and run.stopping == Reason.NO_PROGRESS:
         return PodOutcome(RESULT_FAILED, Reason.NO_PROGRESS, STALLED, report=outcome.report)
+    if child is None and outcome.is_proven:
+        return outcome
     if child is None:
         return PodOutcome(RESULT_FAILED, Reason.JOB_DELETED, "the Job was deleted while the pod ran")
     if outcome.result == RESULT_SUCCEEDED or not pod.deleting:

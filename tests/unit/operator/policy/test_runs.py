@@ -276,7 +276,7 @@ def test_a_run_whose_job_and_pod_are_gone_is_a_failure_by_the_deletion(scene: An
         one.settle()
     assert (one.status["failures"], one.status["history"][0]["reason"]) == (1, "JobDeleted")
     assert (one.status["activeSeconds"], one.status["gpuSeconds"]) == (10, 80)
-    assert "one-2" in one.children
+    assert list(one.children) == ["one-preflight"]
 
 
 @pytest.mark.parametrize(("code", "result"), [(75, "Preempted"), (1, "Failed")])
