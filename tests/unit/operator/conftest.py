@@ -98,7 +98,7 @@ class Scene:
                 "namespace": "team",
                 "name": name,
                 "uid": f"{name}-uid",
-                "creationTimestamp": stamp(len(self.pods)),
+                "creationTimestamp": stamp(max(len(self.pods), (self.now - NOW).total_seconds())),
                 "labels": template["metadata"]["labels"],
                 "annotations": {names.ANNOTATION_INDEX: str(rank)},
                 "ownerReferences": [{"kind": "Job", "uid": f"{job}-uid", "controller": True}],

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from finetune_api import names
+from finetune_operator.policy import clocks
 from finetune_operator.policy.conditions import acknowledge_generation
 
 COUNTERS = ("attempts", "runs", "failures", "preemptions", "active_seconds", "gpu_seconds")
@@ -149,6 +150,10 @@ class Simulator(RuleBasedStateMachine):
         self.world.is_webhook_down = is_webhook_down
         self.world.are_workloads_unreadable = are_workloads_unreadable
 
+    @rule(seconds=st.sampled_from([-3600, 0, 3600]))
+    def the_clock_of_the_nodes_jumps(self, seconds: int) -> None:
+        self.world.node_clock = timedelta(seconds=seconds)
+
     @rule(is_suspended=st.booleans())
     def the_user_suspends_or_resumes(self, is_suspended: bool) -> None:
         self.world.edit(suspend=is_suspended)
@@ -269,6 +274,11 @@ class Simulator(RuleBasedStateMachine):
         uids = [run.pod_uid for run in status.history or []]
         assert len(uids) == len(set(uids))
         self.before = status
+
+    @invariant()
+    def no_run_ends_after_now(self) -> None:
+        latest = self.world.now + clocks.SLACK
+        assert all(run.end_time is None or run.end_time <= latest for run in self.world.status().history or [])
 
     @invariant()
     def a_suspension_costs_nothing(self) -> None:

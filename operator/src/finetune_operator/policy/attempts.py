@@ -10,6 +10,7 @@ from finetune_operator.kube.objects import Job, Pod
 from finetune_operator.kube.observed import Target
 from finetune_operator.manifests.jobs import build_attempt, count_failures, count_nodes
 from finetune_operator.policy import (
+    clocks,
     counters,
     deadlines,
     pod_diagnosis,
@@ -84,7 +85,7 @@ def _record_start(context: Context, current: Job) -> None:
     pods = context.observed.pods_of(current.uid)
     pod = _first_running(pods)
     if pod and not rank_outcomes.missing_ranks(current, pods, context.observed.now):
-        times = [one.started for one in pods if one.started]
+        times = [time for one in pods if (time := clocks.run_times(one, pods, context.observed.now)[0])]
         context.status.start_time = context.status.start_time or max(times)
     if pod:
         runs.record_running(context, current, pod)
@@ -187,7 +188,7 @@ def _end_proven(context: Context, job_ref: JobRef) -> Effect | None:
         if outcome.report and outcome.is_proven and outcome.is_terminal:
             return _end_terminal(context, None, outcome)
         if outcome.report and outcome.is_proven and _is_result(context, outcome.report):
-            return _finish(context, outcome.report, pod.ended)
+            return _finish(context, outcome.report, clocks.run_times(pod, pods, context.observed.now)[1])
     return None
 
 

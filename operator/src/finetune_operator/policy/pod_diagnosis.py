@@ -55,7 +55,7 @@ def diagnose(child: Job, pods: Sequence[Pod], warnings: Warnings | None, now: da
 
 
 def _diagnose_missing_pod(child: Job, pods: Sequence[Pod], warnings: Warnings | None, now: datetime) -> Diagnosis:
-    times = [time for time in (child.created, *(pod.ended for pod in pods)) if time]
+    times = [time for time in (child.created, *(pod.ended for pod in pods)) if time and time <= now]
     idle = (now - max(times)).total_seconds() if times else NO_POD_SECONDS
     if idle < NO_POD_SECONDS:
         return Diagnosis(Reason.PODS_STARTING, check_after=NO_POD_SECONDS - idle + 0.5)

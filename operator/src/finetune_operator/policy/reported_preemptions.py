@@ -20,7 +20,7 @@ def record_preemptions(context: Context, attempts: Sequence[Job]) -> None:
     if status.current_run:
         known.add(status.current_run.pod_uid)
     for stopped in sorted(_reported(context, attempts), key=lambda one: one.end_time):
-        is_ours = 1 <= stopped.attempt <= (status.attempts or 0)
+        is_ours = 1 <= stopped.attempt <= (status.attempts or 0) and _is_within_life(context, stopped)
         if not is_ours or stopped.pod_uid in known or runs.is_counted(status, stopped.pod_uid, stopped.end_time):
             continue
         child = next((one for one in attempts if one.attempt == stopped.attempt), None)
@@ -41,6 +41,12 @@ def _reported(context: Context, attempts: Sequence[Job]) -> Iterator[StoppedRun]
             report = context.outcome_of(pod).report if pod.is_over else None
             if report:
                 yield from report.stopped_runs or []
+
+
+def _is_within_life(context: Context, stopped: StoppedRun) -> bool:
+    """Return whether a run ended between the job's creation and now; one of a clock that is ahead counts later."""
+    created = context.observed.job.created
+    return (created is None or created <= stopped.end_time) and stopped.end_time <= context.observed.now
 
 
 def _run(stopped: StoppedRun, number: int) -> Run:

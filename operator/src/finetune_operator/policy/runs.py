@@ -6,7 +6,7 @@ from datetime import datetime
 from finetune_api.names import Reason
 from finetune_api.status import CurrentRun, DatasetStatus, FineTuneJobStatus, JobRef, PreflightRuns, Run
 from finetune_operator.kube.objects import Job, Pod
-from finetune_operator.policy import counters, kueue, rank_outcomes
+from finetune_operator.policy import clocks, counters, kueue, rank_outcomes
 from finetune_operator.policy.conditions import suspended_since
 from finetune_operator.policy.decision import Context, Effect, requeue_in
 from finetune_operator.policy.rank_outcomes import End
@@ -38,7 +38,8 @@ def record_ended(context: Context, attempts: Sequence[Job]) -> Effect:
     number = {child.uid: child for child in attempts}
     deleted = {status.job_ref.uid} - number.keys() if status.job_ref else set()
     for pod in _ended(context, [*number, *deleted]):
-        if not is_counted(status, pod.uid, pod.ended):
+        ended = _times(context, pod)[1]
+        if not is_counted(status, pod.uid, ended, pod.created):
             child = number.get(pod.job_uid)
             end, seconds_to_wait = _end_of(context, pod, child)
             if seconds_to_wait:
@@ -46,8 +47,8 @@ def record_ended(context: Context, attempts: Sequence[Job]) -> Effect:
                 continue
             if child:
                 _record_counters(status, end.outcome, child)
-            began = _begin_run(pod, child.attempt if child else status.attempts or 1)
-            run = _end_run(context, began, end, pod.ended, _steps(context, began, end.outcome))
+            began = _begin_run(context, pod, child.attempt if child else status.attempts or 1)
+            run = _end_run(context, began, end, ended, _steps(context, began, end.outcome))
             run.exit_code = (end.pod or pod).exit_code
             record_run(context, run, child)
             if child is None or child.nodes == 1 or run.last_step:  # else it may have waited for the others
@@ -83,23 +84,32 @@ def record_running(context: Context, child: Job, pod: Pod) -> None:
         return
     if status.current_run:
         _record_unseen_end(context, status.current_run, child)
-    status.current_run = _begin_run(pod, child.attempt)
+    status.current_run = _begin_run(context, pod, child.attempt)
 
 
 def _ended(context: Context, job_uids: Sequence[str]) -> list[Pod]:
-    """Return the ended pods of rank 0, which are the runs, in the order of their ends."""
+    """Return the ended pods of rank 0, which are the runs, in the order of their creation."""
     observed = context.observed
     pods = [pod for uid in job_uids for pod in observed.pods_of(uid) if pod.counts_as_run and pod.rank == 0]
-    return sorted(pods, key=lambda pod: (pod.ended or observed.now, pod.name))
+    return sorted(pods, key=lambda pod: clocks.order(pod, observed.now))
 
 
-def is_counted(status: FineTuneJobStatus, pod_uid: str, ended: datetime | None) -> bool:
+def _times(context: Context, pod: Pod) -> clocks.Times:
+    return clocks.run_times(pod, context.observed.pods_of(pod.job_uid), context.observed.now)
+
+
+def is_counted(
+    status: FineTuneJobStatus, pod_uid: str, ended: datetime | None, created: datetime | None = None
+) -> bool:
     """Return whether a run is in the history, or older than all of a full history."""
     known = history(status)
     if any(run.pod_uid == pod_uid for run in known):
         return True
-    oldest = known[0].end_time if len(known) >= HISTORY else None
-    return oldest is not None and ended is not None and ended <= oldest
+    oldest = known[0] if len(known) >= HISTORY else None
+    if oldest is None:
+        return False
+    is_before = bool(oldest.start_time and created and created < oldest.start_time)
+    return is_before or bool(oldest.end_time and ended and ended <= oldest.end_time)
 
 
 def _end_of(context: Context, pod: Pod, child: Job | None) -> tuple[End, float]:
@@ -173,8 +183,9 @@ def _is_suspension(context: Context, pod: Pod) -> bool:
     return since is not None and pod.deletion_requested is not None and pod.deletion_requested >= since
 
 
-def _begin_run(pod: Pod, attempt: int) -> CurrentRun:
-    return CurrentRun(attempt=attempt, pod_name=pod.name, pod_uid=pod.uid, node=pod.node, start_time=pod.started)
+def _begin_run(context: Context, pod: Pod, attempt: int) -> CurrentRun:
+    started = _times(context, pod)[0]
+    return CurrentRun(attempt=attempt, pod_name=pod.name, pod_uid=pod.uid, node=pod.node, start_time=started)
 
 
 def _end_run(context: Context, run: CurrentRun, end: End, ended: datetime | None, steps: Steps) -> Run:
@@ -332,9 +343,9 @@ def _record_without_run(context: Context, child: Job, job_ref: JobRef) -> None:
     cause = rank_outcomes.first_cause(_ends_of_peers(context, pods, child))
     counters.add_failures(status, cause.named().reason if cause else Reason.UNOBSERVED)
     if cause and cause.pod:
-        run = _begin_run(cause.pod, child.attempt)
+        run = _begin_run(context, cause.pod, child.attempt)
         run.start_time = None  # its time is part of the first pod's runs
-        entry = _end_run(context, run, End(cause.named(), cause.pod), cause.pod.ended, {})
+        entry = _end_run(context, run, End(cause.named(), cause.pod), _times(context, cause.pod)[1], {})
         status.history = [*history(status), entry][-HISTORY:]
     status.runs = (status.runs or 0) + 1
     job_ref.failures = 1

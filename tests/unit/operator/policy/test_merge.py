@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -147,6 +148,7 @@ def test_several_gpus_do_not_wait_for_a_merge(scene: Build, changes: Any, separa
 def test_a_published_merge_completes_the_job_and_holds_no_gpu_time(scene: Build) -> None:
     one = to_merge(scene(**SPEC))
     assert (one.status["activeSeconds"], one.status["gpuSeconds"]) == (5, 40)
+    one.now += timedelta(seconds=30)
     one.end(one.pod("one-2-merge"), 0, one.published())
     one.settle()
     assert one.condition("Complete")["status"] == "False"

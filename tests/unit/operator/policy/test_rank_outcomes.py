@@ -273,6 +273,7 @@ def test_the_start_of_a_pod_that_has_ended_with_0_counts_for_the_start_of_the_jo
     one = pair()
     first, second = one.set_of("one-1")
     one.end(second, 0)
+    one.now += timedelta(seconds=30)
     started = second["status"]["containerStatuses"][0]["state"]["terminated"]["startedAt"]
     one.settle()
     assert one.status["startTime"] == started > first["status"]["containerStatuses"][0]["state"]["running"]["startedAt"]

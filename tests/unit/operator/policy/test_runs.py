@@ -26,6 +26,7 @@ def test_a_pod_that_dropped_out_of_the_history_is_not_counted_again(scene: Any) 
     one = scene(maxPreemptions=0).to_training()
     for _ in range(14):
         one.end(one.pod("one-1"), 75)
+        one.now += timedelta(seconds=10)
         one.settle()
     assert (one.status["preemptions"], one.status["runs"], len(one.status["history"])) == (14, 14, 10)
     one.settle()
