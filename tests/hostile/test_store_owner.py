@@ -8,6 +8,7 @@ import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -281,17 +282,20 @@ def test_an_odd_listing_of_a_store_is_not_an_internal_error(body: str) -> None:
         connect(uri).list("s3://bucket/key")
 
 
-@pytest.mark.parametrize("call", ["read", "size", "range", "sha256"])
-def test_an_object_without_a_length_is_not_an_internal_error(call: str) -> None:
+@pytest.mark.parametrize("call", ["read", "size", "range", "sha256", "download"])
+def test_an_object_without_a_length_is_refused(call: str, tmp_path: Path) -> None:
     calls: dict[str, Callable[[S3Store], object]] = {
+        "download": lambda store: store.download("s3://bucket/key", tmp_path / "x"),
         "range": lambda store: store.read_range("s3://bucket/key", 0, 5),
         "sha256": lambda store: store.sha256("s3://bucket/key"),
     }
-    with serving(lambda _: (200, {}, iter([b"hello"]))) as (uri, _), suppress(StorageUnavailable):
-        (CALLS | calls)[call](connect(uri))
+    with serving(lambda _: (200, {}, iter([b"hello"]))) as (uri, _):
+        error = refusal(lambda: (CALLS | calls)[call](connect(uri)))
+    assert error.code == ExitCode.STORAGE_UNAVAILABLE
+    assert "ength'): check spec.storage.endpoint and any proxy" in error.message
 
 
 def test_an_object_without_an_end_is_read_no_further_than_its_limit() -> None:
-    with serving(lambda _: (200, {}, endless())) as (uri, _):
+    with serving(lambda _: (200, {"Content-Length": str(1 << 40)}, endless())) as (uri, _):
         error = refusal(lambda: connect(uri).read("s3://bucket/key", MIB))
     assert "is larger than the limit of 1,048,576 bytes" in error.message

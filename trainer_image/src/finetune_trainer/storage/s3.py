@@ -218,9 +218,9 @@ class S3Store(Store):
         except NETWORK_ERRORS as error:
             raise storage_error(error, uri, self._connection.endpoint) from None
         except NOT_S3 as error:
-            where, kind = f"{uri} at {self._connection.endpoint}", type(error).__name__
-            message = f"{where}: the response is not one of S3 ({kind}): check spec.storage.endpoint and any proxy"
-            raise StorageUnavailable(message) from None
+            what = f"lacks {error}" if isinstance(error, KeyError) else type(error).__name__
+            message = f"the response is not one of S3 ({what}): check spec.storage.endpoint and any proxy"
+            raise StorageUnavailable(f"{uri} at {self._connection.endpoint}: {message}") from None
 
     def _missing(self, uri: str) -> Exception:
         """Check the bucket, because a 404 to HEAD does not name what is missing."""

@@ -106,12 +106,19 @@ class S3Connection:
         except ValueError as error:
             raise TrainerError(ExitCode.INVALID_CONFIG, f"spec.storage.endpoint: {error}") from None
         client.meta.events.register("before-call.s3.HeadBucket", _follow_no_redirect)
+        client.meta.events.register("after-call.s3.GetObject", _require_length)
         return client
 
 
 def _follow_no_redirect(context: dict[str, Any], **_: Any) -> None:
     """Make botocore ask for a bucket's region once: it asks by HEAD, and again if HEAD is redirected too."""
     context.setdefault("s3_redirect", {})["redirected"] = True
+
+
+def _require_length(parsed: dict[str, Any], **_: Any) -> None:
+    """Refuse an object of unknown length, for which the transfer manager waits forever; storage names the object."""
+    if "Body" in parsed and "ContentLength" not in parsed:
+        raise KeyError("Content-Length")
 
 
 def connect_s3(
