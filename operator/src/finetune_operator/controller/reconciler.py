@@ -73,6 +73,9 @@ class Reconciler:
 
     async def _reconcile(self, key: Key) -> None:
         job = await self._cluster.get_job(key)
+        if job.is_deleting:
+            await self._stop_deleted(job)
+            return
         if job.is_finished:
             self._cache.forget(key)
             if not job.is_settled:
@@ -94,6 +97,12 @@ class Reconciler:
         for problem in (observed.obstacle, observed.workloads_error):
             if isinstance(problem, RetryLater):
                 raise problem  # it is written to the status, and retried with backoff
+
+    async def _stop_deleted(self, job: FineTuneJob) -> None:
+        """Remove the children of a job that is being deleted; a finalizer may keep the job itself for a long time."""
+        self._cache.forget(job.key)
+        if not job.keeps_children and await self._cluster.remove_children(job):
+            log.info("%s: Jobs removed, because the job is being deleted", job.key)
 
     async def _remove_expired_children(self, job: FineTuneJob) -> None:
         """Remove a finished job's children after its TTL; after a restart, its listed Jobs enqueue the job again."""

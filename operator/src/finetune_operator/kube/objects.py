@@ -88,6 +88,9 @@ class FineTuneJob:
     uid: str
     generation: int
     created: datetime | None
+    is_deleting: bool
+    keeps_children: bool
+    """Whether its deletion leaves its children (`--cascade=orphan`)."""
     resource_version: str
     queue_label: str | None
     """Kueue's LocalQueue by the job's own label, which counts if the spec names none."""
@@ -114,6 +117,8 @@ class FineTuneJob:
             uid=meta["uid"],
             generation=meta.get("generation", 0),
             created=moment(meta.get("creationTimestamp")),
+            is_deleting=bool(meta.get("deletionTimestamp")),
+            keeps_children="orphan" in (meta.get("finalizers") or []),
             resource_version=meta.get("resourceVersion", ""),
             queue_label=(meta.get("labels") or {}).get(names.LABEL_QUEUE),
             spec=spec,

@@ -68,8 +68,13 @@ class Observed:
 
     @property
     def leftovers(self) -> tuple[str, ...]:
-        """Names of the remaining Jobs of an earlier FineTuneJob of the same name."""
-        return tuple(sorted(child.name for child in self.children if child.owner_uid != self.job.uid))
+        """Names of the remaining Jobs of an earlier FineTuneJob of the same name, which the API server removes."""
+        return tuple(sorted(one.name for one in self.children if one.owner_uid not in {"", self.job.uid}))
+
+    def find_orphan(self, name: str) -> Job | None:
+        """Return a Job without an owner that has this name or may still run; only a user can remove it."""
+        orphans = (one for one in self.children if not one.owner_uid)
+        return next((one for one in orphans if one.name == name or not one.is_over), None)
 
     def workload_of(self, child: Job) -> Workload | None:
         """Return the Workload of that Job."""

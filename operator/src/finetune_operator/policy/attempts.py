@@ -59,11 +59,20 @@ def train(context: Context) -> Effect:
     if current:
         effect += check_save_time(context, current)
     job = current if current and status.job_ref and current.uid == status.job_ref.uid else None
+    if surplus := _find_surplus(context, attempts, job):
+        return effect + Effect(delete=surplus) + requeue_in(SOON_SECONDS)
     if job and not job.is_over:
         _record_start(context, job)
     if job and (job.is_over or runs.has_succeeded(status, job)):
         return effect + _next_step(context, job)
     return effect + _before_deadline(context, job)
+
+
+def _find_surplus(context: Context, attempts: Sequence[Job], job: Job | None) -> Job | None:
+    """Return an attempt that is closed or not the current one, but open, so that its pods could still train."""
+    if context.observed.obstacle:
+        return None
+    return next((one for one in attempts if one is not job and not one.is_over and not one.is_deleting), None)
 
 
 def _record_attempt(context: Context, current: Job) -> None:

@@ -20,6 +20,7 @@ from finetune_operator.settings import Settings
 
 C, R = ConditionType, Reason
 SOON_SECONDS = 2.0
+OBSTACLE_SECONDS = 20.0
 WITHHELD = {"NotMet": R.MERGED_MODEL_WITHHELD, "NotRun": R.GATE_NOT_RUN}
 """Why the full model is not published, by the result of its gate."""
 
@@ -143,6 +144,9 @@ def create_job(context: Context, child: Child) -> Effect:
     if context.is_blocked:
         return Effect()
     observed = context.observed
+    if orphan := observed.find_orphan(child.name):
+        detail = f"Job {orphan.name} has no owner, because its FineTuneJob was deleted without it (--cascade=orphan)"
+        return set_condition(C.ACCEPTED, "False", R.NAME_CONFLICT, detail) + requeue_in(OBSTACLE_SECONDS)
     busy = [*observed.leftovers, *(pod.name for pod in observed.pods if not pod.is_over)]
     busy += [one.name for one in observed.own if one.is_deleting]
     if lost := check_lost_node(context, observed.pods):

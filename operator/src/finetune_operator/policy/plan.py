@@ -7,12 +7,19 @@ from finetune_operator.kube.errors import Denied, NameTaken, Refused, RetryLater
 from finetune_operator.kube.observed import Observed
 from finetune_operator.policy import admission, attempts, deadlines, dependencies, kueue, preflight, suspension
 from finetune_operator.policy.conditions import Conditions
-from finetune_operator.policy.decision import Acceptance, Context, Decision, Effect, requeue_in, set_condition
+from finetune_operator.policy.decision import (
+    OBSTACLE_SECONDS,
+    Acceptance,
+    Context,
+    Decision,
+    Effect,
+    requeue_in,
+    set_condition,
+)
 from finetune_operator.policy.status_report import record_end
 from finetune_operator.settings import Settings
 
 C, R = ConditionType, Reason
-OBSTACLE_SECONDS = 20.0
 
 
 def plan(observed: Observed, settings: Settings) -> Decision:

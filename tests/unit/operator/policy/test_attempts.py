@@ -375,3 +375,27 @@ def test_a_job_that_is_suspended_in_preflight_starts_no_trainer_and_does_not_say
     assert one.condition("Running")["reason"] != "PodsStarting"
     one.object["spec"]["suspend"] = False
     assert one.look().status.condition("Running").reason == "PodsStarting"
+
+
+def test_an_earlier_attempt_that_is_still_open_is_ended(scene: Any) -> None:
+    one = scene().to_training()
+    one.end(one.pod("one-1"), 0)
+    one.complete("one-1")
+    one.settle()
+    assert list(one.children) == ["one-preflight", "one-1", "one-2"]
+    one.children["one-1"]["status"] = {}
+    decision = one.look()
+    assert decision.delete is not None
+    assert decision.delete.name == "one-1"
+    one.settle()
+    assert list(one.children) == ["one-preflight", "one-2"]
+
+
+def test_an_attempt_that_is_closed_but_still_open_is_ended_before_the_next_one(scene: Any) -> None:
+    one = scene().to_training()
+    del one.object["status"]["jobRef"]
+    decision = one.look()
+    assert decision.delete is not None
+    assert (decision.delete.name, decision.create) == ("one-1", None)
+    one.settle()
+    assert list(one.children) == ["one-preflight", "one-2"]

@@ -1,0 +1,93 @@
+"""A FineTuneJob that is being deleted, and what an earlier one of its name has left behind."""
+
+import asyncio
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from job_operator import Operator
+from job_world import World
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+@pytest.fixture
+def operator(world: World) -> Iterator[Operator]:
+    loop = asyncio.new_event_loop()
+    yield Operator(world, loop)
+    loop.close()
+
+
+def start_training(world: World, operator: Operator) -> None:
+    for _ in range(2):
+        operator.look()
+        world.control()
+        world.start(world.pods_in("Pending")[0])
+        if world.jobs.keys() == {"one-preflight"}:
+            world.publish(world.pods_in("Running")[0])
+            world.control()
+    operator.look()
+
+
+def delete(world: World, *finalizers: str) -> None:
+    """Delete the job, which others keep with their finalizers."""
+    world.job["metadata"] |= {"deletionTimestamp": world.stamp(), "finalizers": list(finalizers)}
+    world.version += 1
+
+
+def test_nothing_is_created_for_a_job_that_is_being_deleted(world: World, operator: Operator) -> None:
+    delete(world, "example.com/backup")
+    operator.look()
+    assert world.jobs == {}
+    assert world.status().conditions is None
+
+
+def test_a_job_that_is_being_deleted_gives_its_gpus_back(world: World, operator: Operator) -> None:
+    start_training(world, operator)
+    assert "one-1" in world.jobs
+    delete(world, "example.com/backup")
+    operator.look()
+    assert world.jobs == {}
+    assert all("deletionTimestamp" in pod["metadata"] for pod in world.pods_in("Running"))
+
+
+def test_a_job_that_is_deleted_without_its_children_leaves_them_alone(world: World, operator: Operator) -> None:
+    start_training(world, operator)
+    delete(world, "orphan")
+    operator.look()
+    assert "one-1" in world.jobs
+
+
+def orphan(world: World, name: str) -> None:
+    """Keep a Job, but remove its owner, as a deletion with `--cascade=orphan` does."""
+    world.jobs[name]["metadata"]["ownerReferences"] = []
+
+
+@pytest.mark.parametrize("runs", [True, False])
+def test_a_job_without_an_owner_is_a_conflict_with_its_fix(world: World, operator: Operator, runs: bool) -> None:
+    start_training(world, operator)
+    for name in list(world.jobs):
+        orphan(world, name)
+    if runs:
+        del world.jobs["one-preflight"]
+    else:
+        del world.jobs["one-1"]
+        world.pods.clear()
+    kept = "one-1" if runs else "one-preflight"
+    world.job["metadata"]["uid"] = "uid-new"
+    world.job["status"] = {"observedGeneration": -1}
+    operator.restart()
+    for _ in range(3):
+        operator.look()
+    found: Any = world.status().condition("Accepted")
+    assert (found.status, found.reason) == ("False", "NameConflict")
+    assert f"Job {kept}" in found.message
+    assert "remove it; the job then continues" in found.message
+    assert world.status().queued_time is not None
+    world.remove_job(kept)
+    world.pods.clear()
+    operator.look()
+    assert list(world.jobs) == ["one-preflight"]
