@@ -90,14 +90,19 @@ async def resync(cluster: Cluster, queue: WorkQueue, metrics: Metrics, cache: Wa
     """Enqueue every unsettled job periodically, because a watch may miss events."""
     while True:
         await asyncio.sleep(seconds)
+        known = metrics.jobs.keys()  # a job created during the listing is not part of it
+        kept = set(cache.ended_pods)
         try:
             jobs = await cluster.list_jobs()
         except ClusterError as problem:
             log.warning("resync skipped: %s", problem)
             continue
-        for key in metrics.jobs.retain(job.key for job in jobs):
+        listed = {job.key for job in jobs}
+        for key in metrics.jobs.retain(listed, known):
             cache.forget(key)
             cache.dependents.remove(key)
+        for key in kept - listed:
+            cache.forget(key)
         cache.dependents.forget_jobs()
         for job in jobs:
             if not job.is_settled:

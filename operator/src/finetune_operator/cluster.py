@@ -25,6 +25,7 @@ from finetune_operator.kube.errors import (
     Gone,
     NameTaken,
     Outdated,
+    Overloaded,
     Refused,
     RetryLater,
 )
@@ -41,6 +42,7 @@ logger = logging.getLogger(__name__)
 
 PAGE = 500
 NETWORKING = "networking.k8s.io"
+MAX_PAUSE_SECONDS = 60.0
 RIGHTS = (
     *((verb, names.GROUP, names.PLURAL, "") for verb in ("get", "list", "watch")),
     ("patch", names.GROUP, names.PLURAL, "status"),
@@ -256,7 +258,11 @@ class Cluster:
     ) -> Object:
         await self._bucket.acquire()
         send = functools.partial(self._send, verb, path, body, query or {})
-        return await asyncio.get_running_loop().run_in_executor(self._threads, send)
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._threads, send)
+        except Overloaded as problem:
+            self._bucket.pause(problem.after_seconds or 0.0)
+            raise
 
     def _send(self, verb: str, path: str, body: Object | None, query: dict[str, Any]) -> Object:
         code = "failed"
@@ -311,6 +317,11 @@ class TokenBucket:
         self._burst = burst
         self._free = float(burst)
         self._at = time.monotonic()
+        self._paused_until = 0.0
+
+    def pause(self, seconds: float) -> None:
+        """Let no token be taken for some seconds, at most `MAX_PAUSE_SECONDS`."""
+        self._paused_until = max(self._paused_until, time.monotonic() + min(seconds, MAX_PAUSE_SECONDS))
 
     async def acquire(self) -> None:
         """Take one token; wait for it if there is none, in the order of the calls."""
@@ -319,6 +330,8 @@ class TokenBucket:
         self._at = now
         if self._free < 0:
             await asyncio.sleep(-self._free / self._rate)
+        if (left := self._paused_until - time.monotonic()) > 0:
+            await asyncio.sleep(left)
 
 
 def needed_rights(settings: Settings) -> list[tuple[str, str, str, str]]:
@@ -367,7 +380,8 @@ def error_from(code: int, body: bytes, retry_after: str | None, path: str) -> Cl
         return AlreadyExists(message) if reason == "AlreadyExists" else Outdated(message)
     if code in {HTTPStatus.BAD_REQUEST, HTTPStatus.UNPROCESSABLE_ENTITY, HTTPStatus.REQUEST_ENTITY_TOO_LARGE}:
         return Refused(message)
-    return RetryLater(message, float(retry_after) if retry_after and retry_after.isdigit() else None)
+    kind = Overloaded if code == HTTPStatus.TOO_MANY_REQUESTS else RetryLater
+    return kind(message, float(retry_after) if retry_after and retry_after.isdigit() else None)
 
 
 def _forbidden(message: str, path: str) -> ClusterError:

@@ -9,7 +9,7 @@ from finetune_api.status import FineTuneJobStatus
 from finetune_operator.cluster import Cluster
 from finetune_operator.controller import events
 from finetune_operator.controller.watch_cache import WatchCache
-from finetune_operator.controller.workqueue import WorkQueue
+from finetune_operator.controller.workqueue import CONFLICT_DELAY, WorkQueue
 from finetune_operator.kube.errors import ClusterError, Denied, Gone, NameTaken, Outdated, Refused, RetryLater
 from finetune_operator.kube.objects import FineTuneJob, Key, Object
 from finetune_operator.kube.observed import Observed
@@ -56,8 +56,10 @@ class Reconciler:
             await self._reconcile(key)
         except Gone:
             self._cache.forget(key)
-        except Outdated:
-            self._queue.add_after(key, 0.1)
+        except Outdated as problem:
+            delay = self._queue.add_conflicted(key)
+            if delay > CONFLICT_DELAY:
+                log.warning("%s: repeated conflicts: %s; retrying in %.1f s", key, problem, delay)
             return "conflict"
         except (RetryLater, Denied, Refused) as problem:
             after = getattr(problem, "after_seconds", None) or 0.0

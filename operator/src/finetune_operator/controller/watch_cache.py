@@ -10,6 +10,7 @@ from finetune_operator.kube.objects import Key, Object, Pod
 from finetune_operator.kube.observed import Reading, Target
 
 MAX_JOBS_WITH_ENDED_PODS = 4096
+MAX_ENDED_BYTES = 32 * 1024 * 1024
 MAX_ENDED_PODS_PER_JOB = 192
 """Three times the maximum number of pods that end together."""
 
@@ -25,6 +26,8 @@ class WatchCache:
     """By the UID of a Job that Kueue holds: the FineTuneJob to reconcile when its Workload changes."""
     last_event: dict[str, float] = field(default_factory=dict)
     dependents: Dependents = field(default_factory=Dependents)
+    ended_bytes: int = 0
+    """Size of the texts of all kept pods."""
 
     def record_event(self, resource: str) -> None:
         """Record the time of a resource's latest watch event."""
@@ -39,11 +42,15 @@ class WatchCache:
         self.ended_pods.move_to_end(key)
         known = pods.get(pod.uid)
         if known is None or known.exit_code is None or pod.exit_code is not None:
+            self.ended_bytes += pod.text_bytes - (known.text_bytes if known else 0)
             pods[pod.uid] = pod
         while len(pods) > MAX_ENDED_PODS_PER_JOB:
-            del pods[next(iter(pods))]
-        while len(self.ended_pods) > MAX_JOBS_WITH_ENDED_PODS:
-            self.ended_pods.popitem(last=False)
+            self.ended_bytes -= pods.pop(next(iter(pods))).text_bytes
+        while len(self.ended_pods) > MAX_JOBS_WITH_ENDED_PODS or self.ended_bytes > MAX_ENDED_BYTES:
+            self._drop_ended_pods(next(iter(self.ended_pods)))
+
+    def _drop_ended_pods(self, key: Key) -> None:
+        self.ended_bytes -= sum(pod.text_bytes for pod in self.ended_pods.pop(key, {}).values())
 
     def merge_ended_pods(self, key: Key, pods: Iterable[Pod]) -> tuple[Pod, ...]:
         """Return the listed pods, with the kept ones that are gone or that the list shows in an earlier state."""
@@ -67,7 +74,7 @@ class WatchCache:
 
     def forget(self, key: Key) -> None:
         """Drop the state of a finished or deleted job, except its dependents, which follow the watch."""
-        self.ended_pods.pop(key, None)
+        self._drop_ended_pods(key)
         self.targets.pop(key, None)
         self.readings.pop(key, None)
         self.set_held_jobs(key, ())

@@ -12,6 +12,9 @@ from finetune_operator.kube.objects import Key
 
 FIRST_DELAY = 0.5
 MAX_DELAY = 60.0
+CONFLICT_DELAY = 0.1
+CONFLICTS = 3
+"""From this conflict on, a second writer is likely, and each retry would only cause the next one."""
 MAX_STALE = 1000
 """Superseded entries of the heap that are kept; more are removed when they outnumber the others."""
 
@@ -36,6 +39,7 @@ class WorkQueue:
         self._held: Counter[str] = Counter()
         """Workers by namespace."""
         self._failures: dict[Key, int] = {}
+        self._conflicts: dict[Key, int] = {}
         self._changed = asyncio.Event()
         self._taken_at = clock()
 
@@ -68,6 +72,13 @@ class WorkQueue:
         self.add_after(key, delay)
         return delay
 
+    def add_conflicted(self, key: Key) -> float:
+        """Schedule the key after a conflicting write and return the delay: soon, but with backoff from the third on."""
+        count = self._conflicts[key] = self._conflicts.get(key, 0) + 1
+        delay = CONFLICT_DELAY if count < CONFLICTS else min(MAX_DELAY, FIRST_DELAY * 2.0 ** min(count - CONFLICTS, 16))
+        self.add_after(key, delay)
+        return delay
+
     def has_failed(self, key: Key) -> bool:
         """Return whether the last reconcile of the key failed."""
         return key in self._failures
@@ -75,6 +86,7 @@ class WorkQueue:
     def forget(self, key: Key) -> None:
         """Reset the key's backoff."""
         self._failures.pop(key, None)
+        self._conflicts.pop(key, None)
 
     async def get(self) -> Key:
         """Wait for the next due key that no worker holds; release it with `done`."""

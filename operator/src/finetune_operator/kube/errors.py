@@ -13,6 +13,10 @@ class RetryLater(ClusterError):  # noqa: N818 -- the name is the advice
         self.after_seconds = after_seconds
 
 
+class Overloaded(RetryLater):
+    """The API server refuses requests of this client for some time (429)."""
+
+
 class Denied(ClusterError):  # noqa: N818
     """The operator lacks a right."""
 

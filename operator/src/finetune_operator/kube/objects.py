@@ -10,6 +10,7 @@ from typing import Any, Self
 from pydantic import ValidationError
 
 from finetune_api import names
+from finetune_api.handoff import TERMINATION_LIMIT_BYTES
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import FineTuneJobStatus
 
@@ -22,6 +23,7 @@ OVER = frozenset({"Succeeded", "Failed"})
 """Phases of a pod whose containers have ended and will not be restarted."""
 START_PROBLEMS = frozenset({"CreateContainerConfigError", "CreateContainerError", "RunContainerError"})
 
+MAX_TEXT = 2 * TERMINATION_LIMIT_BYTES
 Object = dict[str, Any]
 
 
@@ -59,6 +61,11 @@ def selector_value(name: str) -> str:
 def _small(text: str) -> int:
     """Parse a number from a label or annotation; anything else is 0, because users can edit both."""
     return int(text) if text.isascii() and text.isdecimal() and len(text) <= 9 else 0
+
+
+def _text(text: str) -> str:
+    """Cut a text of others to twice what a report may have, so that one that is too long stays too long."""
+    return text[:MAX_TEXT]
 
 
 def _word(reason: str) -> str:
@@ -343,18 +350,18 @@ class Pod:
             deletion_requested=deleting - grace if deleting else None,
             exit_code=terminated.get("exitCode"),
             container_reason=terminated.get("reason") or status.get("reason") or "",
-            message=terminated.get("message") or status.get("message") or "",
+            message=_text(terminated.get("message") or status.get("message") or ""),
             image=next((one.get("image", "") for one in spec.get("containers") or []), ""),
             image_id=container.get("imageID", ""),
             waiting_reason=waiting.get("reason", ""),
-            waiting_message=waiting.get("message", ""),
-            unschedulable=scheduled.get("message", "") if scheduled.get("reason") == "Unschedulable" else "",
+            waiting_message=_text(waiting.get("message", "")),
+            unschedulable=_text(scheduled.get("message", "")) if scheduled.get("reason") == "Unschedulable" else "",
             disruption=_word(disrupted.get("reason", "")) if disrupted.get("status") == "True" else "",
             requests_cpu=any(
                 str(((one.get("resources") or {}).get("requests") or {}).get("cpu", "0")) != "0"
                 for one in spec.get("containers") or []
             ),
-            evicted=status.get("message", "") if status.get("reason") == names.Reason.EVICTED else "",
+            evicted=_text(status.get("message", "")) if status.get("reason") == names.Reason.EVICTED else "",
         )
 
     @property
@@ -366,6 +373,11 @@ class Pod:
     def is_running(self) -> bool:
         """Whether its container is running."""
         return not self.is_over and self.started is not None
+
+    @property
+    def text_bytes(self) -> int:
+        """The size of the texts that others have written."""
+        return sum(len(text) for text in (self.message, self.waiting_message, self.unschedulable, self.evicted))
 
     @property
     def counts_as_run(self) -> bool:

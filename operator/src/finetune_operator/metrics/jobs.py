@@ -45,10 +45,14 @@ class JobCollector:
         self._jobs.pop(key, None)
         self._gpu_time.remove(key)
 
-    def retain(self, keys: Iterable[Key]) -> list[Key]:
-        """Remove the jobs that are not among the keys, and return their keys."""
+    def keys(self) -> set[Key]:
+        """Return the keys of all jobs."""
+        return set(self._jobs)
+
+    def retain(self, keys: Iterable[Key], among: Iterable[Key] | None = None) -> list[Key]:
+        """Remove the jobs, or those among some, that are not among the keys, and return their keys."""
         known = set(keys)
-        gone = [key for key in self._jobs if key not in known]
+        gone = [key for key in (self._jobs if among is None else among) if key not in known and key in self._jobs]
         for key in gone:
             self.remove(key)
         return gone
