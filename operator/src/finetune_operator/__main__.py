@@ -113,7 +113,7 @@ async def run(settings: Settings) -> None:
     """Run until SIGTERM, or until a part fails."""
     queue = WorkQueue(settings.workers)
     cache, metrics = WatchCache(), Metrics()
-    health, scrape = Health(queue), Scrape(queue, cache, metrics)
+    health, scrape = Health(queue, cache.silent_for), Scrape(queue, cache, metrics)
     servers = [await serve(health.routes, settings.health_port), await serve(scrape.routes, settings.metrics_port)]
     cluster = Cluster(settings, metrics)
     try:

@@ -209,7 +209,8 @@ class Cluster:
         meta = {"uid": job.uid, "resourceVersion": job.resource_version}
         path = f"{_custom(job.key.namespace, job.key.name)}/status"
         body = {"metadata": meta, "status": change}
-        return FineTuneJob.from_object(await self._call("PATCH", path, body=body))
+        query = {"fieldManager": self._settings.identity}
+        return FineTuneJob.from_object(await self._call("PATCH", path, body=body, query=query))
 
     async def list_warnings(self, namespace: str, kind: str, uid: str) -> Warnings:
         """List the Warning events of one object, newest first."""

@@ -2,11 +2,14 @@
 
 import json
 import re
+import secrets
+from functools import cached_property
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, PositiveFloat, PositiveInt
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from finetune_api import names
 from finetune_api.blocks import Endpoint, LabelValue, QualifiedName, Quantity, SecretName, SecretRef
 from finetune_api.pods.scheduling import Toleration
 from finetune_api.scalars import parse_quantity
@@ -215,6 +218,11 @@ class Settings(BaseSettings):
     def has_network_policies(self) -> bool:
         """Return whether pods get NetworkPolicies."""
         return self.isolate_training_pods or self.pod_egress is not None
+
+    @cached_property
+    def identity(self) -> str:
+        """The field manager of this process, by which a second operator is noticed."""
+        return f"{names.MANAGED_BY}-{self.pod_name or secrets.token_hex(4)}"[:128]
 
     def default_requests(self) -> dict[str, Quantity]:
         """Return the requests of each training process of a job that names none."""

@@ -30,6 +30,7 @@ def build_registry(
     async def on_job(event: kopf.RawEvent, body: kopf.Body, **_: Any) -> None:
         cache.record_event(names.PLURAL)
         key = Key(body.metadata["namespace"], body.metadata["name"])
+        cache.confirm_event(key)
         if event["type"] == "DELETED":
             metrics.jobs.remove(key)
             cache.forget(key)

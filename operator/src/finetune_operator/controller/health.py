@@ -1,7 +1,7 @@
 """The answers to the kubelet's probes."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from aiohttp import web
 
@@ -9,13 +9,15 @@ from finetune_operator.controller.http_server import Respond
 from finetune_operator.controller.workqueue import WorkQueue
 
 STUCK_SECONDS = 120.0
+SILENT_SECONDS = 60.0
 
 
 class Health:
     """`/healthz` and `/readyz`. A blocked event loop serves neither, so the liveness probe fails."""
 
-    def __init__(self, queue: WorkQueue) -> None:
+    def __init__(self, queue: WorkQueue, silent_for: Callable[[], float] = lambda: 0.0) -> None:
         self.ready = asyncio.Event()
+        self._silent_for = silent_for
         self._queue = queue
 
     @property
@@ -31,5 +33,10 @@ class Health:
         return web.Response(text="ok\n")
 
     async def _on_readyz(self) -> web.Response:
-        """Return 503 until the watches have started."""
-        return web.Response(text="ok\n") if self.ready.is_set() else web.Response(status=503, text="starting\n")
+        """Return 503 until the watches have started, and while they do not deliver the operator's own writes."""
+        if not self.ready.is_set():
+            return web.Response(status=503, text="starting\n")
+        silent = self._silent_for()
+        if silent > SILENT_SECONDS:
+            return web.Response(status=503, text=f"the watch has not delivered a written job for {silent:.0f} s\n")
+        return web.Response(text="ok\n")

@@ -44,6 +44,7 @@ class Reconciler:
         self._settings = settings
         self._metrics = metrics
         self._clock = clock
+        self._others: set[str] = set()
 
     async def handle(self, key: Key) -> None:
         """Reconcile a job; every error requeues it, so no job is lost."""
@@ -75,6 +76,7 @@ class Reconciler:
 
     async def _reconcile(self, key: Key) -> None:
         job = await self._cluster.get_job(key)
+        self._check_writers(job)
         if job.is_deleting:
             await self._stop_deleted(job)
             return
@@ -99,6 +101,13 @@ class Reconciler:
         for problem in (observed.obstacle, observed.workloads_error):
             if isinstance(problem, RetryLater):
                 raise problem  # it is written to the status, and retried with backoff
+
+    def _check_writers(self, job: FineTuneJob) -> None:
+        other = self._cache.find_other_writer(job.key, job.writers, self._settings.identity)
+        if other and other not in self._others:
+            self._others.add(other)
+            self._metrics.other_operators.set(len(self._others))
+            log.warning("another operator (%s) writes the status of %s: stop one of the two", other, job.key)
 
     async def _stop_deleted(self, job: FineTuneJob) -> None:
         """Remove the children of a job that is being deleted; a finalizer may keep the job itself for a long time."""
@@ -230,7 +239,15 @@ class Reconciler:
         change = build_merge_patch(job.status.to_wire(), status.to_wire())
         if not change:
             return
-        written = await self._cluster.patch_status(job, change)
+        is_new = self._cache.expect_event(job.key)
+        try:
+            written = await self._cluster.patch_status(job, change)
+        except ClusterError:
+            if is_new:
+                self._cache.confirm_event(job.key)
+            raise
+        if written.resource_version == job.resource_version:  # nothing changed, so there is no event
+            self._cache.confirm_event(job.key)
         self._metrics.jobs.update(written)
         for event in events.derive_events(job.status, status):
             log.info("%s: %s: %s", job.key, event.reason, event.message)

@@ -2,7 +2,7 @@
 
 import time
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from finetune_operator.controller.dependents import Dependents
@@ -26,12 +26,39 @@ class WatchCache:
     """By the UID of a Job that Kueue holds: the FineTuneJob to reconcile when its Workload changes."""
     last_event: dict[str, float] = field(default_factory=dict)
     dependents: Dependents = field(default_factory=Dependents)
+    clock: Callable[[], float] = time.monotonic
+    expected: dict[Key, float] = field(default_factory=dict)
+    """Since when a job's watch event is expected, because the operator has written the job."""
+    writers: dict[Key, dict[str, str]] = field(default_factory=dict)
+    """When each operator has last written a job's status, as first seen."""
     ended_bytes: int = 0
     """Size of the texts of all kept pods."""
 
     def record_event(self, resource: str) -> None:
         """Record the time of a resource's latest watch event."""
         self.last_event[resource] = time.time()
+
+    def expect_event(self, key: Key) -> bool:
+        """Expect a watch event of a job that is being written; return whether none was expected yet."""
+        is_new = key not in self.expected
+        self.expected.setdefault(key, self.clock())
+        return is_new
+
+    def confirm_event(self, key: Key) -> None:
+        """Record that a job's watch event has arrived, or will not."""
+        self.expected.pop(key, None)
+
+    def silent_for(self) -> float:
+        """Return for how many seconds the watch has not delivered an event that it should have."""
+        return max(0.0, self.clock() - min(self.expected.values())) if self.expected else 0.0
+
+    def find_other_writer(self, key: Key, writers: Mapping[str, str], own: str) -> str | None:
+        """Return another operator that has written a job's status since this one has first read the job."""
+        known = self.writers.get(key)
+        self.writers[key] = dict(writers)
+        if known is None:
+            return None
+        return next((name for name, at in writers.items() if name != own and known.get(name) != at), None)
 
     def keep_ended_pod(self, key: Key, body: Object, *, gone: bool) -> None:
         """Keep a pod's terminal state, because no later event may show it."""
@@ -75,6 +102,8 @@ class WatchCache:
     def forget(self, key: Key) -> None:
         """Drop the state of a finished or deleted job, except its dependents, which follow the watch."""
         self._drop_ended_pods(key)
+        self.confirm_event(key)
+        self.writers.pop(key, None)
         self.targets.pop(key, None)
         self.readings.pop(key, None)
         self.set_held_jobs(key, ())

@@ -99,6 +99,8 @@ class FineTuneJob:
     keeps_children: bool
     """Whether its deletion leaves its children (`--cascade=orphan`)."""
     resource_version: str
+    writers: Mapping[str, str]
+    """When each operator has last written the status."""
     queue_label: str | None
     """Kueue's LocalQueue by the job's own label, which counts if the spec names none."""
     spec: FineTuneJobSpec | None
@@ -127,6 +129,11 @@ class FineTuneJob:
             is_deleting=bool(meta.get("deletionTimestamp")),
             keeps_children="orphan" in (meta.get("finalizers") or []),
             resource_version=meta.get("resourceVersion", ""),
+            writers={
+                one.get("manager", ""): one.get("time", "")
+                for one in meta.get("managedFields") or []
+                if one.get("subresource") == "status" and one.get("manager", "").startswith(names.MANAGED_BY)
+            },
             queue_label=(meta.get("labels") or {}).get(names.LABEL_QUEUE),
             spec=spec,
             spec_error=spec_error,

@@ -54,6 +54,11 @@ class Metrics:
             "finetune_operator_progress_pulls", "Polls of a trainer's progress, by result.", ["result"],
             registry=self.registry,
         )  # fmt: skip
+        self.other_operators = Gauge(
+            "finetune_operator_other_operators",
+            "Other operators that have written the status of a job of this one since its start.",
+            registry=self.registry,
+        )
         self._started = time.time()
         for result in RESULTS:
             self.reconciles.labels(result)

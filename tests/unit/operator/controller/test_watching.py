@@ -1,0 +1,93 @@
+"""What the operator notices of its own surroundings: watches that deliver nothing, and a second operator."""
+
+import asyncio
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from job_operator import Operator
+from job_world import KEY, World
+
+from finetune_operator.controller.health import SILENT_SECONDS, Health
+from finetune_operator.controller.watch_cache import WatchCache
+from finetune_operator.controller.workqueue import WorkQueue
+from finetune_operator.kube.errors import Outdated
+
+Operate = Callable[[World], Operator]
+
+
+@pytest.fixture
+def operate() -> Iterator[Operate]:
+    loop = asyncio.new_event_loop()
+    yield lambda world: Operator(world, loop)
+    loop.close()
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def readiness(cache: WatchCache) -> Any:
+    health = Health(WorkQueue(1), cache.silent_for)
+    health.ready.set()
+    return asyncio.run(health.routes["/readyz"]()).status  # type: ignore[call-arg, arg-type]
+
+
+def test_readiness_fails_while_the_watch_does_not_deliver_what_the_operator_has_written(operate: Operate) -> None:
+    operator, clock = operate(World()), Clock()
+    operator.cache.clock = clock
+    operator.look()
+    assert readiness(operator.cache) == 200
+    clock.now = SILENT_SECONDS + 1
+    assert readiness(operator.cache) == 503
+    operator.cache.confirm_event(KEY)
+    assert readiness(operator.cache) == 200
+
+
+class Refusing(World):
+    """An API server on which every write of a status conflicts."""
+
+    async def patch_status(self, job: Any, change: Any) -> Any:
+        raise Outdated("another client wrote it")
+
+
+@pytest.mark.parametrize("world", [Refusing(), World()], ids=["refused", "deleted"])
+def test_a_write_that_causes_no_event_does_not_count_against_the_watch(operate: Operate, world: World) -> None:
+    operator, clock = operate(world), Clock()
+    operator.cache.clock = clock
+    operator.look()
+    if type(world) is World:
+        operator.cache.forget(KEY)
+    clock.now = SILENT_SECONDS + 1
+    assert readiness(operator.cache) == 200
+
+
+def write_as(world: World, manager: str, time: str) -> None:
+    entry = {"manager": manager, "operation": "Update", "subresource": "status", "time": time}
+    fields = [one for one in world.job["metadata"].get("managedFields", []) if one["manager"] != manager]
+    world.job["metadata"]["managedFields"] = [*fields, entry]
+
+
+def others(operator: Operator) -> float | None:
+    return operator.metrics.registry.get_sample_value("finetune_operator_other_operators")
+
+
+def test_a_second_operator_that_writes_the_same_job_is_reported(operate: Operate, caplog: Any) -> None:
+    world = World()
+    write_as(world, "finetune-operator-old", "2026-03-01T10:00:00Z")
+    operator = operate(world)
+    operator.look()
+    write_as(world, "finetune-operator-test", "2026-03-01T12:00:00Z")
+    operator.look()
+    assert others(operator) == 0
+    write_as(world, "finetune-operator-second", "2026-03-01T12:00:01Z")
+    operator.look()
+    write_as(world, "finetune-operator-second", "2026-03-01T12:00:02Z")
+    operator.look()
+    assert others(operator) == 1
+    warned = [one.getMessage() for one in caplog.records if "another operator" in one.getMessage()]
+    assert len(warned) == 1
+    assert "finetune-operator-second" in warned[0]
