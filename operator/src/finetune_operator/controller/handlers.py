@@ -10,6 +10,7 @@ from typing import Any, cast
 import kopf
 
 from finetune_api import names
+from finetune_operator.controller.rotating_ca import RotatingConnection
 from finetune_operator.controller.watch_cache import WatchCache
 from finetune_operator.controller.workqueue import WorkQueue
 from finetune_operator.kube.objects import FineTuneJob, Key, key_of_child
@@ -100,7 +101,8 @@ def _login(**kwargs: Any) -> kopf.ConnectionInfo | None:
     """Log in as `cluster.Connection` does: `KUBECONFIG` wins over the pod's service account."""
     if os.environ.get("KUBECONFIG") or not os.environ.get("KUBERNETES_SERVICE_HOST"):
         return kopf.login_with_kubeconfig(**kwargs)
-    return kopf.login_with_service_account(**kwargs)
+    found = kopf.login_with_service_account(**kwargs)
+    return RotatingConnection.of(found) if found else None
 
 
 def build_kopf_settings(settings: Settings) -> kopf.OperatorSettings:
