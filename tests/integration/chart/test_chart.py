@@ -245,7 +245,7 @@ def test_the_charts_defaults_are_those_of_the_operator(helm: str) -> None:
     read = settings_of(environment(helm))
     own = Settings(trainer_image=read.trainer_image, no_proxy=read.no_proxy)
     differs = {name for name in Settings.model_fields if getattr(read, name) != getattr(own, name)}
-    assert differs == set()
+    assert differs <= {"isolate_training_pods"}  # off without the rights that the chart grants
 
 
 def settings_of(given: dict[str, Any]) -> Settings:
