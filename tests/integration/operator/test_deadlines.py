@@ -90,3 +90,23 @@ def test_a_time_to_live_that_is_set_after_the_end_counts_at_once(world: Any, ope
     world.wait_phase("Succeeded")
     world.patch_spec("one", {"ttlSecondsAfterFinished": 0})
     wait(lambda: world.jobs() == [], "no Job")
+
+
+def test_the_defaults_of_the_platform_count_for_a_job_that_sets_none(world: Any, operator: Any, wait: Any) -> None:
+    operator.kill()
+    operator.env |= {
+        "FINETUNE_DEFAULT_IMAGE_PULL_SECRETS": "pull",
+        "FINETUNE_DEFAULT_TOLERATIONS": '[{"key": "gpu", "operator": "Exists", "effect": "NoSchedule"}]',
+        "FINETUNE_DEFAULT_NODE_SELECTOR": '{"node-role.kubernetes.io/gpu": ""}',
+        "FINETUNE_DEFAULT_TTL_SECONDS_AFTER_FINISHED": "1",
+    }
+    operator.start()
+    world.create()
+    trainer = world.pass_preflight()
+    assert trainer.spec.node_selector == {"node-role.kubernetes.io/gpu": ""}
+    assert "gpu" in [one.key for one in trainer.spec.tolerations]
+    assert [one.name for one in trainer.spec.image_pull_secrets] == ["pull"]
+    world.end(trainer, 0, world.published())
+    world.wait_phase("Succeeded")
+    wait(lambda: world.jobs() == [], "no Job of the finished job", 30)
+    assert world.get()["spec"].keys().isdisjoint({"scheduling", "ttlSecondsAfterFinished"})
