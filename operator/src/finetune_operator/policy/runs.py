@@ -115,6 +115,8 @@ def is_counted(
 def _end_of(context: Context, pod: Pod, child: Job | None) -> tuple[End, float]:
     """Return how a run counts, and for how many seconds another pod's end may still change that."""
     own = End(_outcome(context, pod, child), pod)
+    if child and child.is_suspended and pod.deleting and context.observed.workloads_error:
+        return own, UNSEEN_SECONDS  # its Workload shows whether the user or Kueue has stopped it
     run = _running(context.status, pod)
     if child is None or child.nodes == 1 or (run and run.stopping):  # all were stopped: no pod caused another's end
         return own, 0.0

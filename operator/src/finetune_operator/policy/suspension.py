@@ -44,7 +44,8 @@ def hold_or_release(context: Context, child: Job, pods: Sequence[Pod]) -> Effect
     workload = context.observed.workload_of(child)
     if workload and not workload.is_active and workload.is_ours_to_activate:
         return _release(context, alive, Effect(activate=workload))
-    record_stopping(context, child, alive)
+    if not context.observed.workloads_error:  # else the operator may have suspended it through its Workload
+        record_stopping(context, child, alive)
     if not child.is_suspended:
         return None
     reason = R.QUEUED_BY_KUEUE if kueue.is_queued(context, child) else R.JOB_SUSPENDED

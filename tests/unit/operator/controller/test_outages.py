@@ -136,3 +136,35 @@ def test_a_suspension_is_written_while_workloads_cannot_be_listed_and_done_after
     operator.look()
     operator.look()
     assert [one["spec"]["active"] for one in world.workloads.values()] == [False]
+
+
+def test_a_run_that_ends_while_workloads_cannot_be_listed_is_judged_afterwards(operate: MakeOperator) -> None:
+    world = QueuedWorld(scheduling={"queueName": "team"})
+    operator = operate(world)
+    for _ in range(6):
+        operator.look()
+        world.queue(has_room=True)
+        world.control()
+        for pod in world.pods_in("Pending"):
+            world.start(pod)
+        for pod in world.pods_in("Running"):
+            if world.component(pod) == "preflight":
+                world.publish(pod)
+    (trainer,) = world.pods_in("Running")
+    for suspend in (True, False):
+        world.edit(suspend=suspend)
+        operator.look()
+        operator.look()
+        world.queue(has_room=True)
+        world.control()
+        world.are_workloads_unreadable = True
+    operator.look()
+    operator.look()
+    world.end(trainer, 75, world.report("Preempted"))
+    for _ in range(2):
+        operator.deliver_events()
+        operator.look()
+    assert world.status().history is None
+    world.are_workloads_unreadable = False
+    operator.look()
+    assert [run.result for run in world.status().history or []] == ["Suspended"]
