@@ -91,6 +91,7 @@ class ExitCode(IntEnum):
     STORAGE_DENIED = 77
     GATE_NOT_MET = 78
     GPU_OUT_OF_MEMORY = 79
+    GPU_FAULT = 80
 
     @property
     def reason(self) -> str:

@@ -158,6 +158,7 @@ class Reason(StrEnum):
     STORAGE_DENIED = "StorageDenied"
     GATE_NOT_MET = "GateNotMet"
     GPU_OUT_OF_MEMORY = "GpuOutOfMemory"
+    GPU_FAULT = "GpuFault"
     OUT_OF_MEMORY = "OutOfMemory"
     CONTAINER_ERROR = "ContainerError"
     RESULT_MISSING = "ResultMissing"

@@ -299,6 +299,14 @@ class FineTuneJobStatus(StatusBlock):
         Annotated[list[Run], Field(max_length=10, json_schema_extra={"x-kubernetes-list-type": "atomic"})] | None
     ) = None
     """The last ten ended runs."""
+    avoided_nodes: (
+        Annotated[
+            list[Annotated[str, StringConstraints(max_length=253)]],
+            Field(max_length=16, json_schema_extra={"x-kubernetes-list-type": "atomic"}),
+        ]
+        | None
+    ) = None
+    """Nodes whose GPU failed in a run (`GpuFault`): the next attempts run on others."""
     progress: Progress | None = None
     """Progress of the running trainer."""
     metrics: Metrics | None = None

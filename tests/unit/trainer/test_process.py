@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 THREAD = """
 import sys, threading
 from finetune_trainer import __main__ as process
@@ -17,6 +19,36 @@ check_data.check_local_rows = start
 sys.argv = ["finetune-trainer", "check-data", "rows.jsonl", "--out", "checked"]
 process.main()
 """
+
+
+BROKEN = """
+import sys
+from finetune_trainer import __main__ as process
+from finetune_trainer.commands import check_data
+def start(*_):
+    try:
+        raise RuntimeError("CUDA error: {text}\\nCUDA kernel errors might be asynchronously reported")
+    except RuntimeError as error:
+        raise ValueError("the step failed") from error
+check_data.check_local_rows = start
+sys.argv = ["finetune-trainer", "check-data", "rows.jsonl", "--out", "checked"]
+process.main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ("uncorrectable ECC error encountered", 80),
+        ("uncorrectable NVLink error detected during the execution", 80),
+        ("an illegal memory access was encountered", 70),
+    ],
+)
+def test_a_broken_gpu_has_an_exit_code_of_its_own(text: str, code: int) -> None:
+    program = BROKEN.replace("{text}", text)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == code
+    assert (f"a GPU of this node is broken: CUDA error: {text}" in done.stderr) == (code == 80)
 
 
 def test_an_error_in_a_thread_is_logged_without_what_a_terminal_interprets() -> None:

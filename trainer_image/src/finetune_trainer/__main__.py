@@ -22,7 +22,7 @@ def main() -> NoReturn:
     from finetune_trainer.cli import app
     from finetune_trainer.commands.extras import explain_missing
     from finetune_trainer.entrypoints.termination import RunState
-    from finetune_trainer.errors import TrainerError
+    from finetune_trainer.errors import TrainerError, find_gpu_fault
 
     state = RunState(STOP)
     code = 0
@@ -35,10 +35,10 @@ def main() -> NoReturn:
             raise
         code = exit_code_of(error)
     except BaseException as error:  # a panic in a Rust library is not an Exception
-        missing = explain_missing(error) if isinstance(error, ModuleNotFoundError) else None
-        if missing is None:
+        known = explain_missing(error) if isinstance(error, ModuleNotFoundError) else find_gpu_fault(error)
+        if known is None:
             logging.getLogger("finetune_trainer").exception("internal error")
-        code = state.fail(missing or TrainerError(ExitCode.INTERNAL_ERROR, f"{type(error).__name__}: {error}"))
+        code = state.fail(known or TrainerError(ExitCode.INTERNAL_ERROR, f"{type(error).__name__}: {error}"))
     if state.exits_immediately:
         sys.stdout.flush()
         os._exit(code)

@@ -49,6 +49,26 @@ class ObjectMissing(TrainerError):  # noqa: N818 - named after the event
         super().__init__(ExitCode.STORAGE_UNAVAILABLE, message)
 
 
+GPU_FAULTS = (
+    "uncorrectable ecc error",
+    "uncorrectable nvlink error",
+    "hardware stack error",
+    "gpu is lost",
+    "fallen off the bus",
+)
+"""Texts of the CUDA runtime and driver for a broken device, in lower case; other faults may be the program's."""
+
+
+def find_gpu_fault(error: BaseException) -> TrainerError | None:
+    """Return the failure if the error, or what caused it, reports a broken GPU, else None."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if any(words in str(cause).lower() for words in GPU_FAULTS):
+            return TrainerError(ExitCode.GPU_FAULT, f"a GPU of this node is broken: {one_line(str(cause), 300)}")
+        cause = cause.__cause__ or cause.__context__
+    return None
+
+
 def name_some(names: Sequence[str], limit: int = 5) -> str:
     """Return the first names, and how many follow."""
     more = f" and {len(names) - limit} more" if len(names) > limit else ""

@@ -10,6 +10,7 @@ from finetune_api.pods.scheduling import Scheduling
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import FineTuneJobStatus, Lineage
 from finetune_operator.kube.objects import FineTuneJob, Object, selector_value, slug
+from finetune_operator.manifests.avoidance import avoid_nodes
 from finetune_operator.manifests.effective_spec import (
     build_effective_spec,
     effective_pull_secrets,
@@ -157,7 +158,8 @@ def build_pod_failure_policy() -> Object:
 
     return {
         "rules": [
-            on_exit("FailJob", sorted(int(code) for code in handoff.TERMINAL_EXIT_CODES)),
+            # After a GPU's fault the Job ends too: the next attempt's has another node.
+            on_exit("FailJob", sorted(map(int, {*handoff.TERMINAL_EXIT_CODES, handoff.ExitCode.GPU_FAULT}))),
             on_exit("Ignore", [int(handoff.ExitCode.PREEMPTED)]),
             {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
         ]
@@ -294,7 +296,9 @@ def _pod_spec(  # noqa: PLR0917 - what a pod is made of
         pod["imagePullSecrets"] = [{"name": secret.name} for secret in secrets]
     if is_trainer and spec.resources.claims:
         pod["resourceClaims"] = build_pod_claims(spec.resources.claims)
-    return pod | _scheduling(effective_scheduling(spec, settings), component)
+    placed = pod | _scheduling(effective_scheduling(spec, settings), component)
+    avoided = job.status.avoided_nodes if is_trainer else None
+    return placed | {"affinity": avoid_nodes(placed.get("affinity"), avoided)} if avoided else placed
 
 
 def _scheduling(scheduling: Scheduling, component: names.Component) -> Object:

@@ -10,6 +10,7 @@ from finetune_operator.kube.objects import Job, Pod
 from finetune_operator.kube.observed import Target
 from finetune_operator.manifests.jobs import build_attempt, count_failures, count_nodes
 from finetune_operator.policy import (
+    broken_gpus,
     clocks,
     counters,
     deadlines,
@@ -230,12 +231,15 @@ def _end(context: Context, current: Job) -> Effect:
     terminal = next((end.named() for end in ends if end.outcome.is_terminal), None)
     if terminal:
         return _end_terminal(context, current, terminal)
-    if current.failed_reason != "BackoffLimitExceeded":
-        reason = run_outcome.reason_of_failed_job(current) or current.failed_reason or R.CONTAINER_ERROR
-        return fail(context, reason, current.failed_message, current)
+    if broken := broken_gpus.record_fault(context, current, ends):
+        return _close(context, R.GPU_FAULT, broken, add_failure=False)
     if _may_retry(context, current):
         return _close(context, *_why_again(context, current), add_failure=False)
-    return fail(context, R.BACKOFF_LIMIT_EXCEEDED, runs.last_sentence(context.status), current)
+    reason, detail = R.BACKOFF_LIMIT_EXCEEDED.value, runs.last_sentence(context.status)
+    if current.failed_reason != "BackoffLimitExceeded":
+        reason = run_outcome.reason_of_failed_job(current) or current.failed_reason or R.CONTAINER_ERROR
+        detail = current.failed_message
+    return fail(context, reason, detail, current)
 
 
 def _end_completed(context: Context, current: Job, outcomes: Sequence[run_outcome.PodOutcome]) -> Effect:
@@ -298,6 +302,8 @@ def _end_terminal(context: Context, current: Job | None, outcome: run_outcome.Po
 
 def _may_retry(context: Context, current: Job) -> bool:
     """Return whether the Job has used up the limit that it was created with, and the user allows more by now."""
+    if current.failed_reason != "BackoffLimitExceeded":
+        return False
     counted = (context.status.job_ref and context.status.job_ref.failures) or 0
     return counted > current.backoff_limit and not _has_too_many_failures(context)
 

@@ -89,6 +89,7 @@ FIXES_BY_REASON: dict[str, str] = {
     R.STORAGE_DENIED: "check bucket and keys in storage.credentialsSecretRef",
     R.GATE_NOT_MET: "read finetune_report.md and validation.json under output.uri",
     R.GPU_OUT_OF_MEMORY: "lower perDeviceTrainBatchSize or maxLength, or use QLoRA",
+    R.GPU_FAULT: "drain the node and have its GPU checked",
     R.OUT_OF_MEMORY: "raise resources.limits.memory, or lower the batch size or maxLength",
     R.WORKSPACE_FULL: "raise resources.workspace.sizeLimit, or keep the model in a modelCache",
     R.EVICTED: "set resources.requests to what the trainer uses",

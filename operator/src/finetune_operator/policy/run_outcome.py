@@ -132,8 +132,13 @@ def _message(pod: Pod, report: Report | None, reason: str) -> str:
     return f"{tail}: {by_code}" if by_code else remediation.append_fix(reason, tail)
 
 
+def exit_code_of_failed_job(child: Job) -> int:
+    """Return the exit code in the Job controller's message; -1 without one."""
+    found = _EXIT_IN_MESSAGE.search(child.failed_message)
+    return int(found.group(1)) if found else -1
+
+
 def reason_of_failed_job(child: Job) -> str | None:
     """Return the exit table's reason from the Job controller's message, for a Job whose pods are gone."""
-    found = _EXIT_IN_MESSAGE.search(child.failed_message)
-    code = int(found.group(1)) if found else -1
+    code = exit_code_of_failed_job(child)
     return ExitCode(code).reason if code in TERMINAL_EXIT_CODES else None

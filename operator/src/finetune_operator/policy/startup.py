@@ -30,6 +30,8 @@ def watch_start(context: Context, child: Job, pods: Sequence[Pod]) -> Effect:
         return set_condition(C.RUNNING, "False", R.NOT_STARTED)
     findings = list(_find(context, child, pods))
     worst = min(findings, key=_weight, default=Finding("", pods, Diagnosis(R.PODS_STARTING)))
+    if child.component == Component.TRAINER and (avoided := context.status.avoided_nodes):
+        worst = replace(worst, prefix=f"avoiding {', '.join(avoided)}, whose GPU failed: {worst.prefix}")
     times = [one.diagnosis.check_after for one in findings if one.diagnosis.check_after is not None]
     query = worst.diagnosis.query
     return _show(context, child, worst) + Effect(fetch_events_for=query, requeue_after=min(times, default=None))

@@ -182,7 +182,7 @@ def test_secrets_are_mounted_as_files_and_named_nowhere_else(built: Any) -> None
 def test_the_exit_table_is_the_pod_failure_policy(built: Any) -> None:
     rules = built()["spec"]["podFailurePolicy"]["rules"]
     assert [rule["action"] for rule in rules] == ["FailJob", "Ignore", "Ignore"]
-    assert rules[0]["onExitCodes"]["values"] == [64, 65, 66, 71, 72, 73, 76, 77, 78, 79]
+    assert rules[0]["onExitCodes"]["values"] == [64, 65, 66, 71, 72, 73, 76, 77, 78, 79, 80]
     assert rules[1]["onExitCodes"]["values"] == [75]
     assert rules[2]["onPodConditions"] == [{"type": "DisruptionTarget", "status": "True"}]
     assert built()["spec"]["podReplacementPolicy"] == "Failed"

@@ -131,6 +131,7 @@ def test_why_the_container_does_not_start(scene: Any, reason: str, words: str, f
     [
         ({"code": 137, "reason": "OOMKilled"}, "Failed", "OutOfMemory", "resources.limits.memory"),
         ({"code": 79}, "Failed", "GpuOutOfMemory", "perDeviceTrainBatchSize"),
+        ({"code": 80, "message": "ECC"}, "Failed", "GpuFault", "ECC: drain the node"),
         ({"code": 77}, "Failed", "StorageDenied", "storage.credentialsSecretRef"),
         ({"code": 69}, "Failed", "StorageUnavailable", "make the storage endpoint reachable"),
         ({"code": 76}, "Failed", "Diverged", "learningRate"),

@@ -15,6 +15,7 @@ from finetune_trainer.distributed.rank_processes import most_specific, to_exit_c
         ([137, 69, 70], 69),
         ([69, 137, 79], 79),
         ([76, 64], 64),
+        ([70, 139, 80, 75], 80),
         ([1, 75, 0], 1),
     ],
 )

@@ -1,0 +1,26 @@
+"""A GPU that reports that it is broken: the attempt ends, and the next one runs on other nodes."""
+
+from collections.abc import Sequence
+
+from finetune_api.handoff import ExitCode
+from finetune_api.names import Reason
+from finetune_operator.kube.objects import Job
+from finetune_operator.policy import rank_outcomes, run_outcome, runs
+from finetune_operator.policy.decision import Context
+
+MOST = 16
+"""Nodes that an attempt avoids, newest last; the bound of the status."""
+
+
+def record_fault(context: Context, current: Job, ends: Sequence[rank_outcomes.End]) -> str:
+    """Record the nodes whose GPU ended the attempt, and return the cause as a sentence; "" if it was another one."""
+    status = context.status
+    faults = [end for end in ends if end.outcome.reason == Reason.GPU_FAULT]
+    counted = [one for one in runs.history(status) if one.attempt == current.attempt and one.reason == Reason.GPU_FAULT]
+    if not faults and not counted and run_outcome.exit_code_of_failed_job(current) != ExitCode.GPU_FAULT:
+        return ""
+    nodes = {end.pod.node for end in faults if end.pod and end.pod.node} or {one.node for one in counted if one.node}
+    avoided = status.avoided_nodes or []
+    status.avoided_nodes = [*avoided, *sorted(nodes - {*avoided})][-MOST:] or None
+    detail = faults[0].named().message if faults else counted[-1].message if counted else current.failed_message
+    return detail or str(Reason.GPU_FAULT)
