@@ -1,5 +1,8 @@
 """`progress`: a bar, the time left and the losses, while the job runs."""
 
+import errno
+import select
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -44,6 +47,19 @@ class LossHistory:
             self.train.append(metrics.train_loss)
 
 
+def require_reader() -> None:
+    """Raise BrokenPipeError if nothing reads the output any more, which the next line would show a minute later."""
+    try:
+        output = sys.stdout.fileno()
+    except (OSError, ValueError):  # it is no file
+        return
+    if hasattr(select, "poll"):  # not on Windows
+        poll = select.poll()
+        poll.register(output, 0)
+        if any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0)):
+            raise BrokenPipeError(errno.EPIPE, "nothing reads the output any more")
+
+
 def changes(look: Callable[[], Job], interval: float, clock: Clock = time.monotonic) -> Iterator[Job]:
     """Yield the job after each change, and once a minute without one, until it has ended."""
     version, since, job = None, clock(), look()
@@ -55,6 +71,7 @@ def changes(look: Callable[[], Job], interval: float, clock: Clock = time.monoto
         if job.has_ended:
             return
         time.sleep(interval)
+        require_reader()
         job = retry_unreachable(look, interval)
 
 
