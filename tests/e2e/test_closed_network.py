@@ -28,8 +28,8 @@ class Neighbour:
     def __init__(self, number: int) -> None:
         self.name, self.gateway, self.address = (
             f"ftc-test-{number}",
-            f"192.0.2.{4 * number + 1}",
-            f"192.0.2.{4 * number + 2}",
+            f"198.51.100.{4 * number + 1}",
+            f"198.51.100.{4 * number + 2}",
         )
         link, peer = f"ftct{number}", f"ftcp{number}"
         self.link = link
@@ -37,6 +37,7 @@ class Neighbour:
         ip("link", "add", link, "type", "veth", "peer", "name", peer, "netns", self.name)
         ip("address", "add", f"{self.gateway}/30", "dev", link)
         ip("link", "set", link, "up")
+        ip("-n", self.name, "link", "set", "lo", "up")
         ip("-n", self.name, "address", "add", f"{self.address}/30", "dev", peer)
         ip("-n", self.name, "link", "set", peer, "up")
         ip("-n", self.name, "route", "add", "default", "via", self.gateway)
