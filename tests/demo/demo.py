@@ -59,6 +59,7 @@ def install_chart(deployed: Environment) -> None:
         "trainer": {"image": {"repository": trainer[0], "tag": trainer[2]}, "simulatedGpus": True},
         "defaultStorage": {"endpoint": deployed.s3_endpoint_in_cluster, "region": "us-east-1"},
         "admissionPolicy": {"enabled": True},
+        "allowed": {"workloadPriorityClasses": ["routine", "urgent"]},  # those of crds/examples/kueue
         "progressIntervalSeconds": 1,  # the jobs of the demo and of the tests take a minute
     }
     if deployed.preflight_image:
