@@ -1,5 +1,6 @@
 """The trainer's named failures, each with its exit code and one line with the fix."""
 
+import re
 from collections.abc import Sequence
 
 from finetune_api.handoff import ExitCode
@@ -49,6 +50,7 @@ class ObjectMissing(TrainerError):  # noqa: N818 - named after the event
         super().__init__(ExitCode.STORAGE_UNAVAILABLE, message)
 
 
+_OF_A_GPU = re.compile(r"\b(cuda|hip|nccl|rccl)\b", re.IGNORECASE)
 GPU_FAULTS = (
     "uncorrectable ecc error",
     "uncorrectable nvlink error",
@@ -60,11 +62,16 @@ GPU_FAULTS = (
 
 
 def find_gpu_fault(error: BaseException) -> TrainerError | None:
-    """Return the failure if the error, or what caused it, reports a broken GPU, else None."""
+    """Return the failure if the error, or what caused it, reports a broken GPU, else None.
+
+    Only a RuntimeError of a GPU's library counts: the message of another one may have text of rows.
+    """
     cause: BaseException | None = error
     while cause is not None:
-        if any(words in str(cause).lower() for words in GPU_FAULTS):
-            return TrainerError(ExitCode.GPU_FAULT, f"a GPU of this node is broken: {one_line(str(cause), 300)}")
+        text = str(cause)
+        is_of_a_gpu = isinstance(cause, RuntimeError) and _OF_A_GPU.search(text)
+        if is_of_a_gpu and any(words in text.lower() for words in GPU_FAULTS):
+            return TrainerError(ExitCode.GPU_FAULT, f"a GPU of this node is broken: {one_line(text, 300)}")
         cause = cause.__cause__ or cause.__context__
     return None
 
