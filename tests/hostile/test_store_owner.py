@@ -7,11 +7,12 @@ import threading
 import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
 import pytest
+from listening_server import listening
 from trackers import refusing_server
 
 from finetune_api.handoff import ExitCode
@@ -57,14 +58,11 @@ def serving(answer: Callable[[str], Answer]) -> Iterator[tuple[str, list[str]]]:
         def log_message(self, *_: Any) -> None:
             """The test has the paths."""
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_address[1]}", asked
-    finally:
-        ended.set()
-        server.shutdown()
-        server.server_close()
+    with listening(Handler) as uri:
+        try:
+            yield uri, asked
+        finally:
+            ended.set()
 
 
 @pytest.fixture(autouse=True)

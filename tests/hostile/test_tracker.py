@@ -2,14 +2,14 @@
 
 import gzip
 import itertools
-import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
 import pytest
+from listening_server import listening
 from tracked_job import job, lines, reporter
 from trackers import refusing_server
 from waiting import wait_until
@@ -65,13 +65,8 @@ def endless_server(parts: Iterable[bytes], encoding: str) -> Iterator[tuple[str,
         def log_message(self, *_: Any) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Endless)
-    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_address[1]}", sent
-    finally:
-        server.shutdown()
-        server.server_close()
+    with listening(Endless) as uri:
+        yield uri, sent
 
 
 def test_mlflow_does_not_follow_a_redirect(tmp_path: Path) -> None:

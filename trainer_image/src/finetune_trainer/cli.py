@@ -9,25 +9,14 @@ from typing import Annotated
 
 import typer
 
+from finetune_api import handoff
 from finetune_api.endpoints import is_endpoint
-from finetune_api.handoff import (
-    CONFIG_DIR,
-    CONFIG_FILE,
-    PEER_LINK_PORT,
-    PEER_TOKEN_DIR,
-    PEER_TOKEN_FILE,
-    PROGRESS_PORT,
-    RENDEZVOUS_PORT,
-    TERMINATION_LOG,
-    WORKSPACE_DIR,
-    ExitCode,
-)
 from finetune_api.spec import DatasetFormat, Method, Objective, Precision
 from finetune_api.text.printable import printable
 from finetune_trainer.data.formats.export import ExportFormat
 from finetune_trainer.entrypoints.termination import RunState
 
-EXIT_CODES = ", ".join(f"{code.value} {code.meaning}" for code in ExitCode)
+EXIT_CODES = ", ".join(f"{code.value} {code.meaning}" for code in handoff.ExitCode)
 app = typer.Typer(
     name="finetune-trainer",
     help="Check data, estimate memory, fine-tune a language model, publish, merge and talk to it.",
@@ -72,10 +61,10 @@ TerminationLog = Annotated[Path, typer.Option(help="File for the report (JSON), 
 @app.command("preflight")
 def preflight_command(
     context: typer.Context,
-    config: Config = Path(CONFIG_DIR) / CONFIG_FILE,
-    workspace: WorkspaceDir = Path(WORKSPACE_DIR),
-    port: Port = PROGRESS_PORT,
-    termination_log: TerminationLog = Path(TERMINATION_LOG),
+    config: Config = Path(handoff.CONFIG_DIR) / handoff.CONFIG_FILE,
+    workspace: WorkspaceDir = Path(handoff.WORKSPACE_DIR),
+    port: Port = handoff.PROGRESS_PORT,
+    termination_log: TerminationLog = Path(handoff.TERMINATION_LOG),
 ) -> None:
     """Check storage, model and rows of a job without a GPU. Runs in the preflight pod."""
     from finetune_trainer.entrypoints import pod
@@ -88,13 +77,13 @@ def preflight_command(
 @app.command("train")
 def train_command(  # noqa: PLR0917 - the options of a command
     context: typer.Context,
-    config: Config = Path(CONFIG_DIR) / CONFIG_FILE,
-    workspace: WorkspaceDir = Path(WORKSPACE_DIR),
-    port: Port = PROGRESS_PORT,
-    termination_log: TerminationLog = Path(TERMINATION_LOG),
-    rendezvous_port: RendezvousPort = RENDEZVOUS_PORT,
-    peer_link_port: PeerLinkPort = PEER_LINK_PORT,
-    peer_token: PeerToken = Path(PEER_TOKEN_DIR) / PEER_TOKEN_FILE,
+    config: Config = Path(handoff.CONFIG_DIR) / handoff.CONFIG_FILE,
+    workspace: WorkspaceDir = Path(handoff.WORKSPACE_DIR),
+    port: Port = handoff.PROGRESS_PORT,
+    termination_log: TerminationLog = Path(handoff.TERMINATION_LOG),
+    rendezvous_port: RendezvousPort = handoff.RENDEZVOUS_PORT,
+    peer_link_port: PeerLinkPort = handoff.PEER_LINK_PORT,
+    peer_token: PeerToken = Path(handoff.PEER_TOKEN_DIR) / handoff.PEER_TOKEN_FILE,
 ) -> None:
     """Train and publish a job whose preflight has passed. Runs in the trainer pod; if the job has several
     processes, it starts those of its pod."""
@@ -116,10 +105,10 @@ def train_command(  # noqa: PLR0917 - the options of a command
 @app.command("finish")
 def finish_command(
     context: typer.Context,
-    config: Config = Path(CONFIG_DIR) / CONFIG_FILE,
-    workspace: WorkspaceDir = Path(WORKSPACE_DIR),
-    port: Port = PROGRESS_PORT,
-    termination_log: TerminationLog = Path(TERMINATION_LOG),
+    config: Config = Path(handoff.CONFIG_DIR) / handoff.CONFIG_FILE,
+    workspace: WorkspaceDir = Path(handoff.WORKSPACE_DIR),
+    port: Port = handoff.PROGRESS_PORT,
+    termination_log: TerminationLog = Path(handoff.TERMINATION_LOG),
 ) -> None:
     """Merge, validate and publish a training that `train` has stored; needs no GPU. Runs in the merge pod."""
     from finetune_trainer.distributed.rank_layout import ENV_THREADS, count_cores
@@ -135,10 +124,10 @@ def finish_command(
 @app.command(hidden=True)
 def rank(  # noqa: PLR0917 - the options of a command
     context: typer.Context,
-    config: Config = Path(CONFIG_DIR) / CONFIG_FILE,
-    workspace: WorkspaceDir = Path(WORKSPACE_DIR),
-    port: Port = PROGRESS_PORT,
-    termination_log: TerminationLog = Path(TERMINATION_LOG),
+    config: Config = Path(handoff.CONFIG_DIR) / handoff.CONFIG_FILE,
+    workspace: WorkspaceDir = Path(handoff.WORKSPACE_DIR),
+    port: Port = handoff.PROGRESS_PORT,
+    termination_log: TerminationLog = Path(handoff.TERMINATION_LOG),
     micro_batch: Annotated[int | None, typer.Option(help="Rows of a micro-batch, after one did not fit.")] = None,
 ) -> None:
     """Run one of several training processes of a pod; started by `train`."""

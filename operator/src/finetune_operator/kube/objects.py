@@ -13,6 +13,7 @@ from finetune_api import names
 from finetune_api.handoff import TERMINATION_LIMIT_BYTES
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import FineTuneJobStatus
+from finetune_operator.kube.images import repository
 
 MAX_SLUG = 51
 """63 minus the longest suffix of a child's name or its pod's host name (`-preflight-0`, `-999-merge-0`)."""
@@ -397,14 +398,3 @@ class Pod:
         reference = re.sub(r"^[a-z-]+://", "", self.image_id)
         is_usable = "@sha256:" in reference and repository(reference) == repository(self.image)
         return reference if is_usable else self.image
-
-
-def repository(image: str) -> str:
-    """Return an image reference without tag and digest, with Docker Hub's short names expanded."""
-    name = image.partition("@")[0]
-    head, slash, tail = name.rpartition("/")
-    name = head + slash + tail.partition(":")[0]
-    first, slash, _ = name.partition("/")
-    if slash and ("." in first or ":" in first or first == "localhost"):
-        return name
-    return f"docker.io/{name}" if slash else f"docker.io/library/{name}"

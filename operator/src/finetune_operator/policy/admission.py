@@ -9,7 +9,8 @@ from finetune_api.endpoints import parse_host
 from finetune_api.pods.affinity import node_labels
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.tracking import WandbMode
-from finetune_operator.kube.objects import FineTuneJob, repository
+from finetune_operator.kube.images import repository
+from finetune_operator.kube.objects import FineTuneJob
 from finetune_operator.manifests.effective_spec import hub_endpoint, uses_hub
 from finetune_operator.settings import Settings
 
