@@ -35,7 +35,7 @@ from finetune_operator.kube.objects import FineTuneJob, Key, Pod
 from finetune_operator.kube.observed import Target
 from finetune_operator.metrics.registry import Metrics
 from finetune_operator.policy.conditions import Conditions
-from finetune_operator.policy.run_outcome import judge, read_report
+from finetune_operator.policy.pods.run_outcome import judge, read_report
 from finetune_operator.policy.status_report import record_lineage, record_progress, record_report
 from finetune_operator.settings import Settings
 

@@ -9,18 +9,7 @@ from finetune_api.status import FineTuneJobStatus, JobRef, Progress, TrainedStat
 from finetune_operator.kube.objects import Job, Pod
 from finetune_operator.kube.observed import Target
 from finetune_operator.manifests.jobs import build_attempt, count_failures, count_nodes
-from finetune_operator.policy import (
-    broken_gpus,
-    clocks,
-    counters,
-    deadlines,
-    pod_diagnosis,
-    rank_outcomes,
-    reported_preemptions,
-    run_outcome,
-    runs,
-    suspension,
-)
+from finetune_operator.policy import broken_gpus, clocks, counters, deadlines, reported_preemptions, runs, suspension
 from finetune_operator.policy.checkpoint_budget import check_save_time
 from finetune_operator.policy.decision import (
     SOON_SECONDS,
@@ -35,6 +24,7 @@ from finetune_operator.policy.decision import (
     succeed,
 )
 from finetune_operator.policy.liveness import describe_place, show_running
+from finetune_operator.policy.pods import pod_diagnosis, rank_outcomes, run_outcome
 from finetune_operator.policy.startup import watch_start
 from finetune_operator.policy.status_report import (
     find_difference,

@@ -12,10 +12,10 @@ from finetune_api.status import FineTuneJobStatus
 from finetune_operator.kube.objects import FineTuneJob, Job, Pod, Workload
 from finetune_operator.kube.observed import Observed, Target
 from finetune_operator.manifests.jobs import Child
-from finetune_operator.policy import pod_diagnosis
 from finetune_operator.policy.conditions import Truth
-from finetune_operator.policy.pod_diagnosis import EventQuery
-from finetune_operator.policy.run_outcome import PodOutcome, judge, read_report
+from finetune_operator.policy.pods import pod_diagnosis
+from finetune_operator.policy.pods.pod_diagnosis import EventQuery
+from finetune_operator.policy.pods.run_outcome import PodOutcome, judge, read_report
 from finetune_operator.settings import Settings
 
 C, R = ConditionType, Reason

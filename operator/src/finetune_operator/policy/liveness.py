@@ -9,8 +9,8 @@ from finetune_api.names import ConditionType, Reason
 from finetune_api.status import Progress
 from finetune_operator.kube.objects import Job, Pod
 from finetune_operator.kube.observed import Reading
-from finetune_operator.policy import pod_diagnosis
 from finetune_operator.policy.decision import Context, Effect, set_condition
+from finetune_operator.policy.pods import pod_diagnosis
 
 C, R = ConditionType, Reason
 QUIET_SECONDS = 120.0

@@ -8,7 +8,7 @@ from finetune_api.runs import Run, StoppedRun
 from finetune_operator.kube.objects import Job
 from finetune_operator.policy import counters, runs
 from finetune_operator.policy.decision import Context
-from finetune_operator.policy.run_outcome import RESULT_PREEMPTED
+from finetune_operator.policy.pods.run_outcome import RESULT_PREEMPTED
 
 MESSAGE = "terminated by SIGTERM while the operator was down; reported by the next run"
 

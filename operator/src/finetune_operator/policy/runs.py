@@ -6,11 +6,12 @@ from datetime import datetime
 from finetune_api.names import Reason
 from finetune_api.status import CurrentRun, DatasetStatus, FineTuneJobStatus, JobRef, PreflightRuns, Run
 from finetune_operator.kube.objects import Job, Pod
-from finetune_operator.policy import clocks, counters, kueue, rank_outcomes
+from finetune_operator.policy import clocks, counters, kueue
 from finetune_operator.policy.conditions import suspended_since
 from finetune_operator.policy.decision import Context, Effect, requeue_in
-from finetune_operator.policy.rank_outcomes import End
-from finetune_operator.policy.run_outcome import (
+from finetune_operator.policy.pods import rank_outcomes
+from finetune_operator.policy.pods.rank_outcomes import End
+from finetune_operator.policy.pods.run_outcome import (
     RESULT_FAILED,
     RESULT_PREEMPTED,
     RESULT_SUCCEEDED,

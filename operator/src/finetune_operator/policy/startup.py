@@ -5,10 +5,11 @@ from dataclasses import dataclass, replace
 
 from finetune_api.names import Component, ConditionType, Reason
 from finetune_operator.kube.objects import Job, Pod
-from finetune_operator.policy import pod_diagnosis, rank_outcomes, runs
+from finetune_operator.policy import runs
 from finetune_operator.policy.conditions import Truth
 from finetune_operator.policy.decision import Context, Effect, set_condition
-from finetune_operator.policy.pod_diagnosis import Diagnosis
+from finetune_operator.policy.pods import pod_diagnosis, rank_outcomes
+from finetune_operator.policy.pods.pod_diagnosis import Diagnosis
 
 C, R = ConditionType, Reason
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from finetune_api.names import ConditionType, Reason
 from finetune_operator.kube.errors import Refused
 from finetune_operator.kube.objects import Job, Pod
-from finetune_operator.policy import kueue, pod_diagnosis
+from finetune_operator.policy import kueue
 from finetune_operator.policy.conditions import suspended_since
 from finetune_operator.policy.decision import (
     SOON_SECONDS,
@@ -15,6 +15,7 @@ from finetune_operator.policy.decision import (
     requeue_in,
     set_condition,
 )
+from finetune_operator.policy.pods import pod_diagnosis
 
 C, R = ConditionType, Reason
 

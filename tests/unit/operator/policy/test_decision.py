@@ -10,7 +10,7 @@ import pytest
 from finetune_api.names import ConditionType, Reason
 from finetune_operator.policy import decision
 from finetune_operator.policy.decision import Effect, requeue_in, set_condition
-from finetune_operator.policy.run_outcome import read_report
+from finetune_operator.policy.pods.run_outcome import read_report
 
 Build = Callable[..., Any]
 

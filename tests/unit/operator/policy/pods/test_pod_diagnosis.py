@@ -7,8 +7,8 @@ import pytest
 
 from finetune_operator.kube.objects import Job, Pod
 from finetune_operator.kube.observed import Reading, Warnings
-from finetune_operator.policy import pod_diagnosis
-from finetune_operator.policy.pod_diagnosis import Diagnosis, EventQuery
+from finetune_operator.policy.pods import pod_diagnosis
+from finetune_operator.policy.pods.pod_diagnosis import Diagnosis, EventQuery
 
 
 def diagnose(one: Any, seconds: float, *warnings: tuple[str, str], about: str = "") -> Diagnosis:

@@ -6,8 +6,8 @@ from datetime import datetime
 
 from finetune_api.names import Reason
 from finetune_operator.kube.objects import Job, Pod
-from finetune_operator.policy import pod_diagnosis
-from finetune_operator.policy.run_outcome import (
+from finetune_operator.policy.pods import pod_diagnosis
+from finetune_operator.policy.pods.run_outcome import (
     RESULT_FAILED,
     RESULT_PREEMPTED,
     RESULT_SUCCEEDED,
