@@ -16,6 +16,8 @@ from layout import CACHE, ClusterError
 
 MODULES = Path(__file__).parent / "binaries"
 KUBERNETES = "k8s.io/kubernetes"
+MINOR = os.environ.get("KUBERNETES_MINOR", "")
+"""The older Kubernetes of a control plane without a node, for example 1.31; empty for the cluster's own."""
 DOWNLOAD_ATTEMPTS = 4
 
 
@@ -30,7 +32,8 @@ class Program:
 
 
 def _kubernetes(name: str) -> Program:
-    return Program(name, "kubernetes", KUBERNETES, f"{KUBERNETES}/cmd/{name}")
+    folder = f"kubernetes-{MINOR}" if MINOR else "kubernetes"
+    return Program(name, folder, KUBERNETES, f"{KUBERNETES}/cmd/{name}")
 
 
 PROGRAMS = {
@@ -173,7 +176,10 @@ def _path(program: Program) -> Path:
 
 
 def _version(program: Program) -> str:
-    text = (MODULES / program.folder / "go.mod").read_text()
+    file = MODULES / program.folder / "go.mod"
+    if not file.exists():
+        raise ClusterError(f"KUBERNETES_MINOR={MINOR}: there is no {file.parent.name} in {MODULES}")
+    text = file.read_text()
     found = re.search(rf"^(?:require )?\s*{re.escape(program.module)} (v\S+)", text, re.MULTILINE)
     version = found.group(1) if found else "v1"
     return f"{version}-{_source_digest(program)}" if program.package == "." else version

@@ -1,16 +1,48 @@
-"""Keep the pods of an attempt from nodes whose GPU failed before."""
+"""Keep the pods of an attempt from nodes whose GPU failed before, and from one that ended two runs in succession."""
 
 from collections.abc import Sequence
 
+from finetune_api.names import Reason
+from finetune_api.status import FineTuneJobStatus
 from finetune_operator.kube.objects import Object
 
 REQUIRED = "requiredDuringSchedulingIgnoredDuringExecution"
+PREFERRED = "preferredDuringSchedulingIgnoredDuringExecution"
+
+
+def place_elsewhere(affinity: Object | None, status: FineTuneJobStatus) -> Object | None:
+    """Return the job's affinity against the nodes on which its runs ended; None if there is none."""
+    placed = avoid_nodes(affinity, status.avoided_nodes) if status.avoided_nodes else affinity
+    node = find_doubtful_node(status)
+    return prefer_others(placed, node) if node else placed
+
+
+def find_doubtful_node(status: FineTuneJobStatus) -> str | None:
+    """Return the node on which the last two runs failed or were rejected; only the job's own runs are a reason.
+
+    Other nodes are preferred, not required: the cause may be in the job, and the cluster may have no other node.
+    """
+    last = (status.history or [])[-2:]
+    nodes = {one.node for one in last if one.result == "Failed" or one.reason == Reason.POD_REJECTED}
+    return next(iter(nodes)) if len(last) == 2 and len(nodes) == 1 and last[0].node == last[1].node else None
+
+
+def prefer_others(affinity: Object | None, node: str) -> Object:
+    """Return the affinity with a preference, of the greatest weight, for other nodes than this one."""
+    given = affinity or {}
+    of_nodes = given.get("nodeAffinity") or {}
+    term = {"weight": 100, "preference": {"matchFields": [_other_than(node)]}}
+    return given | {"nodeAffinity": of_nodes | {PREFERRED: [*of_nodes.get(PREFERRED, []), term]}}
+
+
+def _other_than(node: str) -> Object:
+    return {"key": "metadata.name", "operator": "NotIn", "values": [node]}
 
 
 def avoid_nodes(affinity: Object | None, nodes: Sequence[str]) -> Object:
     """Return the job's affinity with every term also excluding the nodes; Kubernetes takes one name for each
     requirement."""
-    others = [{"key": "metadata.name", "operator": "NotIn", "values": [node]} for node in nodes]
+    others = [_other_than(node) for node in nodes]
     given = affinity or {}
     of_nodes = given.get("nodeAffinity") or {}
     terms = (of_nodes.get(REQUIRED) or {}).get("nodeSelectorTerms") or [{}]

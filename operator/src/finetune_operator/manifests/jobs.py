@@ -10,7 +10,7 @@ from finetune_api.pods.scheduling import Scheduling
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import FineTuneJobStatus, Lineage
 from finetune_operator.kube.objects import FineTuneJob, Object, selector_value, slug
-from finetune_operator.manifests.avoidance import avoid_nodes
+from finetune_operator.manifests.avoidance import place_elsewhere
 from finetune_operator.manifests.effective_spec import (
     build_effective_spec,
     effective_pull_secrets,
@@ -297,8 +297,8 @@ def _pod_spec(  # noqa: PLR0917 - what a pod is made of
     if is_trainer and spec.resources.claims:
         pod["resourceClaims"] = build_pod_claims(spec.resources.claims)
     placed = pod | _scheduling(effective_scheduling(spec, settings), component)
-    avoided = job.status.avoided_nodes if is_trainer else None
-    return placed | {"affinity": avoid_nodes(placed.get("affinity"), avoided)} if avoided else placed
+    affinity = place_elsewhere(placed.get("affinity"), job.status) if is_trainer else None
+    return placed | ({"affinity": affinity} if affinity else {})
 
 
 def _scheduling(scheduling: Scheduling, component: names.Component) -> Object:

@@ -9,7 +9,16 @@ from finetune_api.status import FineTuneJobStatus, JobRef, Progress, TrainedStat
 from finetune_operator.kube.objects import Job, Pod
 from finetune_operator.kube.observed import Target
 from finetune_operator.manifests.jobs import build_attempt, count_failures, count_nodes
-from finetune_operator.policy import broken_gpus, clocks, counters, deadlines, reported_preemptions, runs, suspension
+from finetune_operator.policy import (
+    broken_gpus,
+    clocks,
+    counters,
+    deadlines,
+    rejections,
+    reported_preemptions,
+    runs,
+    suspension,
+)
 from finetune_operator.policy.checkpoint_budget import check_save_time
 from finetune_operator.policy.decision import (
     SOON_SECONDS,
@@ -116,7 +125,10 @@ def _next_step(context: Context, job: Job | None) -> Effect:
     if _has_too_many_failures(context):
         last = runs.last_sentence(context.status) or f"{R.JOB_DELETED}: the {_kind(context)} Job was deleted"
         return fail(context, R.BACKOFF_LIMIT_EXCEEDED, last)
-    return requeue_in(0) if _has_counted(context) else _start_attempt(context)
+    if _has_counted(context):
+        return requeue_in(0)
+    left = rejections.seconds_to_wait(context)
+    return requeue_in(left) if left > 0 else _start_attempt(context)
 
 
 def _has_counted(context: Context) -> bool:
@@ -175,7 +187,7 @@ def _end_deleted(context: Context, job_ref: JobRef, detail: str) -> Effect:
     if runs.has_stalled(status):
         return _close(context, R.NO_PROGRESS, runs.history(status)[-1].message or "", add_failure=True)
     is_counted = count_nodes(context.job, 1) > 1 and bool(job_ref.failures)  # it was failing already
-    if _has_ended_by_deletion(status):
+    if runs.has_ended_by_deletion(status):
         return _close(context, R.JOB_DELETED, detail, add_failure=not is_counted)
     return _check_again(context, R.JOB_DELETED, detail, add_failure=not is_counted)
 
@@ -190,12 +202,6 @@ def _end_proven(context: Context, job_ref: JobRef) -> Effect | None:
         if outcome.report and outcome.is_proven and _is_result(context, outcome.report):
             return _finish(context, outcome.report, clocks.run_times(pod, pods, context.observed.now)[1])
     return None
-
-
-def _has_ended_by_deletion(status: FineTuneJobStatus) -> bool:
-    """Return whether the deletion of the Job is observed to have ended its last pod, which then published nothing."""
-    known = runs.history(status)
-    return bool(known) and known[-1].reason == R.JOB_DELETED and bool(known[-1].exit_code)
 
 
 def _check_again(context: Context, reason: Reason, detail: str, *, add_failure: bool) -> Effect:
@@ -223,6 +229,13 @@ def _end(context: Context, current: Job) -> Effect:
         return _end_terminal(context, current, terminal)
     if broken := broken_gpus.record_fault(context, current, ends):
         return _close(context, R.GPU_FAULT, broken, add_failure=False)
+    return _end_used_up(context, current)
+
+
+def _end_used_up(context: Context, current: Job) -> Effect:
+    """End an attempt whose Job has failed, and the job unless its own limits allow another attempt."""
+    if _has_too_many_preemptions(context):
+        return _end_by_count(context)
     if _may_retry(context, current):
         return _close(context, *_why_again(context, current), add_failure=False)
     reason, detail = R.BACKOFF_LIMIT_EXCEEDED.value, runs.last_sentence(context.status)
@@ -291,7 +304,7 @@ def _end_terminal(context: Context, current: Job | None, outcome: run_outcome.Po
 
 
 def _may_retry(context: Context, current: Job) -> bool:
-    """Return whether the Job has used up the limit that it was created with, and the user allows more by now."""
+    """Return whether only the Job has used up its limit: by rejected pods, or because the user has raised the job's."""
     if current.failed_reason != "BackoffLimitExceeded":
         return False
     counted = (context.status.job_ref and context.status.job_ref.failures) or 0
@@ -301,6 +314,9 @@ def _may_retry(context: Context, current: Job) -> bool:
 def _why_again(context: Context, current: Job) -> tuple[str, str]:
     """Return the reason of the next attempt: one pod is replaced within its Job up to the limit, several fail with
     it."""
+    if rejections.count_last(context.status):
+        reason, _, message = runs.last_sentence(context.status).partition(": ")
+        return reason, message
     if current.nodes == 1:
         return R.BACKOFF_LIMIT_EXCEEDED, "backoffLimit was raised in the meantime"
     reason, _, message = runs.last_sentence(context.status, run_outcome.RESULT_FAILED).partition(": ")

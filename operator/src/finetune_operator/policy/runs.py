@@ -6,7 +6,7 @@ from datetime import datetime
 from finetune_api.names import Reason
 from finetune_api.status import CurrentRun, DatasetStatus, FineTuneJobStatus, JobRef, PreflightRuns, Run
 from finetune_operator.kube.objects import Job, Pod
-from finetune_operator.policy import clocks, counters, kueue
+from finetune_operator.policy import clocks, counters, kueue, rejections
 from finetune_operator.policy.conditions import suspended_since
 from finetune_operator.policy.decision import Context, Effect, requeue_in
 from finetune_operator.policy.pods import rank_outcomes
@@ -138,7 +138,7 @@ def _outcome(context: Context, pod: Pod, child: Job | None) -> PodOutcome:
     """Return how a pod counts; why it was stopped decides before its exit code does."""
     status = context.status
     failed_unseen = child is not None and child.failed_pods > _failed_of(status, child)
-    outcome = context.outcome_of(pod, failed_unseen=failed_unseen)
+    outcome = rejections.limit(status, context.outcome_of(pod, failed_unseen=failed_unseen))
     run = _running(status, pod)
     if run and run.stopping == Reason.NO_PROGRESS:
         return PodOutcome(RESULT_FAILED, Reason.NO_PROGRESS, STALLED, report=outcome.report)
@@ -243,8 +243,8 @@ def _record_counters(status: FineTuneJobStatus, outcome: PodOutcome, child: Job)
     is_the_jobs = outcome.reason != (Reason.RESULT_MISSING if is_single else Reason.NO_PROGRESS)
     if outcome.result == RESULT_FAILED:
         counters.add_failures(status, outcome.reason)
-        if status.job_ref and is_the_jobs:
-            status.job_ref.failures = (status.job_ref.failures or 0) + 1
+    if status.job_ref and is_the_jobs and (outcome.result == RESULT_FAILED or outcome.is_rejection):
+        status.job_ref.failures = (status.job_ref.failures or 0) + 1
     if outcome.result == RESULT_PREEMPTED:
         counters.add_preemption(status, outcome.reason)
 
@@ -344,7 +344,10 @@ def _record_without_run(context: Context, child: Job, job_ref: JobRef) -> None:
     if is_done or any(not pod.is_over for pod in pods):
         return
     cause = rank_outcomes.first_cause(_ends_of_peers(context, pods, child))
-    counters.add_failures(status, cause.named().reason if cause else Reason.UNOBSERVED)
+    if cause and cause.outcome.result == RESULT_PREEMPTED:
+        counters.add_preemption(status, cause.outcome.reason)
+    else:
+        counters.add_failures(status, cause.named().reason if cause else Reason.UNOBSERVED)
     if cause and cause.pod:
         run = _begin_run(context, cause.pod, child.attempt)
         run.start_time = None  # its time is part of the first pod's runs
@@ -363,6 +366,12 @@ def has_stalled(status: FineTuneJobStatus) -> bool:
     """Return whether the operator stopped the last run because it made no progress."""
     known = history(status)
     return bool(known) and known[-1].reason == Reason.NO_PROGRESS and known[-1].attempt == status.attempts
+
+
+def has_ended_by_deletion(status: FineTuneJobStatus) -> bool:
+    """Return whether the deletion of the Job is observed to have ended its last pod, which then published nothing."""
+    known = history(status)
+    return bool(known) and known[-1].reason == Reason.JOB_DELETED and bool(known[-1].exit_code)
 
 
 def last_sentence(status: FineTuneJobStatus, result: str | None = None) -> str:

@@ -4,7 +4,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from finetune_api.names import Component, ConditionType, Reason
+from finetune_api.status import FineTuneJobStatus
 from finetune_operator.kube.objects import Job, Pod
+from finetune_operator.manifests.avoidance import find_doubtful_node
 from finetune_operator.policy import runs
 from finetune_operator.policy.conditions import Truth
 from finetune_operator.policy.decision import Context, Effect, set_condition
@@ -31,11 +33,21 @@ def watch_start(context: Context, child: Job, pods: Sequence[Pod]) -> Effect:
         return set_condition(C.RUNNING, "False", R.NOT_STARTED)
     findings = list(_find(context, child, pods))
     worst = min(findings, key=_weight, default=Finding("", pods, Diagnosis(R.PODS_STARTING)))
-    if child.component == Component.TRAINER and (avoided := context.status.avoided_nodes):
-        worst = replace(worst, prefix=f"avoiding {', '.join(avoided)}, whose GPU failed: {worst.prefix}")
+    if child.component == Component.TRAINER:
+        worst = replace(worst, prefix=_where(context.status) + worst.prefix)
     times = [one.diagnosis.check_after for one in findings if one.diagnosis.check_after is not None]
     query = worst.diagnosis.query
     return _show(context, child, worst) + Effect(fetch_events_for=query, requeue_after=min(times, default=None))
+
+
+def _where(status: FineTuneJobStatus) -> str:
+    """Return which nodes the attempt leaves to others, as the beginning of a sentence."""
+    words = ""
+    if status.avoided_nodes:
+        words = f"avoiding {', '.join(status.avoided_nodes)}, whose GPU failed: "
+    if node := find_doubtful_node(status):
+        words += f"preferring other nodes than {node}, on which two runs in succession ended: "
+    return words
 
 
 def _show(context: Context, child: Job, worst: Finding) -> Effect:

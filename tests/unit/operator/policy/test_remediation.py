@@ -176,7 +176,7 @@ def test_a_pod_that_the_kubelet_rejected_is_reported(scene: Any) -> None:
     one.reject(one.pod("one-1"), "UnexpectedAdmissionError", "Allocate failed: no healthy devices")
     one.settle()
     run = one.status["history"][0]
-    assert (run["result"], run["reason"]) == ("Failed", "PodRejected")
+    assert (run["result"], run["reason"]) == ("Preempted", "PodRejected")
     assert run["message"].startswith("UnexpectedAdmissionError: Allocate failed: no healthy devices: check the node's")
 
 

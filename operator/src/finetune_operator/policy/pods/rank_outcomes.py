@@ -30,9 +30,9 @@ class End:
 
     @property
     def is_failure(self) -> bool:
-        """Whether it failed; a pod of another rank reports nothing when it exits with 0, and has not failed."""
+        """Whether its Job counts it as failed; a pod of another rank reports nothing when it exits with 0."""
         is_done = self.pod is not None and self.pod.rank > 0 and self.pod.exit_code == 0
-        return self.outcome.result == RESULT_FAILED and not is_done
+        return (self.outcome.result == RESULT_FAILED and not is_done) or self.outcome.is_rejection
 
     def named(self) -> PodOutcome:
         """Return the outcome, with the pod in its message unless it is the first one."""

@@ -24,6 +24,8 @@ RESULT_FAILED = "Failed"
 RESULT_PREEMPTED = "Preempted"
 RESULT_SUSPENDED = "Suspended"
 LOG_TAIL = 300
+_PASSING = re.compile(r"UnexpectedAdmissionError|TopologyAffinityError|OutOf\S+")
+"""Reasons of the kubelet that depend on what else the node holds, or on a device plugin that restarts."""
 _EXIT_IN_MESSAGE = re.compile(r"exit code (\d+)")
 
 
@@ -36,6 +38,8 @@ class PodOutcome:
     message: str
     is_terminal: bool = False
     report: Report | None = None
+    is_rejection: bool = False
+    """Whether the kubelet rejected the pod for a reason that passes; the Job controller counts it as failed."""
 
     @property
     def is_proven(self) -> bool:
@@ -84,8 +88,11 @@ def _judge_without_code(pod: Pod, *, failed_unseen: bool) -> PodOutcome:
     """Judge a pod that the kubelet rejected or evicted before its container ended, or whose end was not observed."""
     if pod.phase == "Failed":
         reason = _eviction(pod) or Reason.POD_REJECTED
-        words = f"{pod.container_reason}: {pod.message}" if reason is Reason.POD_REJECTED else pod.message
-        return PodOutcome(RESULT_FAILED, reason, remediation.append_fix(reason, words[:LOG_TAIL]))
+        is_rejected = reason is Reason.POD_REJECTED
+        words = f"{pod.container_reason}: {pod.message}" if is_rejected else pod.message
+        passes = is_rejected and bool(_PASSING.fullmatch(pod.container_reason))
+        result = RESULT_PREEMPTED if passes else RESULT_FAILED
+        return PodOutcome(result, reason, remediation.append_fix(reason, words[:LOG_TAIL]), is_rejection=passes)
     result = RESULT_FAILED if failed_unseen else RESULT_PREEMPTED
     return PodOutcome(result, Reason.UNOBSERVED, pod.message[:LOG_TAIL] or "the pod's exit status was not observed")
 
