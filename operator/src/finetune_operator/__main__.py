@@ -3,7 +3,9 @@
 import asyncio
 import json
 import logging
+import signal
 import sys
+from typing import cast
 
 from pydantic import ValidationError
 
@@ -13,6 +15,7 @@ from finetune_operator.cluster import Cluster
 from finetune_operator.controller.handlers import watch
 from finetune_operator.controller.health import Health
 from finetune_operator.controller.http_server import serve
+from finetune_operator.controller.leader import Leader
 from finetune_operator.controller.progress_poller import ProgressPoller
 from finetune_operator.controller.reconciler import Reconciler
 from finetune_operator.controller.scrape import Scrape
@@ -111,18 +114,27 @@ async def resync(cluster: Cluster, queue: WorkQueue, metrics: Metrics, cache: Wa
 
 async def run(settings: Settings) -> None:
     """Run until SIGTERM, or until a part fails."""
+    # The first process of a container ignores the signal without a handler; kopf replaces this one.
+    stop = cast("asyncio.Task[None]", asyncio.current_task()).cancel
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop)
     queue = WorkQueue(settings.workers)
     cache, metrics = WatchCache(), Metrics()
     health, scrape = Health(queue, cache.silent_for), Scrape(queue, cache, metrics)
     servers = [await serve(health.routes, settings.health_port), await serve(scrape.routes, settings.metrics_port)]
     cluster = Cluster(settings, metrics)
+    leader = Leader(settings, cluster)
+    cluster.may_write = leader.may_write
+    health.other_leader = lambda: leader.other_leader
+    metrics.leading.set_function(lambda: leader.is_leading)
     try:
         await wait_until_served(cluster)
         missing_rights = await check_rights(cluster)
+        await leader.acquire()
         reconciler = Reconciler(cluster, cache, queue, settings, metrics)
         parts = [
             *(asyncio.create_task(work(queue, reconciler.handle)) for _ in range(settings.workers)),
             asyncio.create_task(ProgressPoller(cache, queue, settings, metrics).run()),
+            asyncio.create_task(leader.hold()),
             asyncio.create_task(resync(cluster, queue, metrics, cache, settings.resync_seconds)),
         ]
         has_kueue = await detect_kueue(cluster, missing_rights)
@@ -137,6 +149,7 @@ async def run(settings: Settings) -> None:
         for part in done or {watching}:
             part.result()
     finally:
+        await leader.release()
         await cluster.close()
         for server in servers:
             await server.cleanup()
@@ -153,6 +166,8 @@ def main() -> None:
     set_up_logging(settings)
     try:
         asyncio.run(run(settings))
+    except asyncio.CancelledError:
+        log.info("stopped before this process led or watched")
     except Exception:
         log.exception("the operator ends because a part of it failed")
         sys.exit(1)

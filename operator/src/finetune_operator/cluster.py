@@ -7,7 +7,7 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from http import HTTPStatus
 from typing import Any, cast
@@ -68,6 +68,8 @@ class Cluster:
         self._threads = ThreadPoolExecutor(settings.workers, thread_name_prefix="api")
         self._bucket = TokenBucket(settings.api_qps, settings.api_burst)
         self._connection = Connection(settings)
+        self.may_write: Callable[[], bool] = lambda: True
+        """Whether this process may still change objects; the election of a leader replaces it."""
 
     async def close(self) -> None:
         """Close the threads and the connections."""
@@ -236,6 +238,21 @@ class Cluster:
             return False
         return True
 
+    async def read_lease(self, namespace: str, name: str) -> Object | None:
+        """Read a Lease; None if there is none."""
+        try:
+            return await self._call("GET", f"{_leases(namespace)}/{name}", is_urgent=True)
+        except Gone:
+            return None
+
+    async def write_lease(self, lease: Object) -> Object:
+        """Create a Lease, or replace the one that was read."""
+        meta = lease["metadata"]
+        path = _leases(meta["namespace"])
+        if "resourceVersion" in meta:
+            return await self._call("PUT", f"{path}/{meta['name']}", body=lease, is_urgent=True)
+        return await self._call("POST", path, body=lease, is_urgent=True)
+
     async def list_missing_rights(self) -> list[str]:
         """Return the rights that the operator lacks, as `verb resource (namespace)`."""
         missing = []
@@ -255,9 +272,20 @@ class Cluster:
         return missing
 
     async def _call(
-        self, verb: str, path: str, *, body: Object | None = None, query: dict[str, Any] | None = None
+        self,
+        verb: str,
+        path: str,
+        *,
+        body: Object | None = None,
+        query: dict[str, Any] | None = None,
+        is_urgent: bool = False,
     ) -> Object:
+        """Send a request; an urgent one waits neither for the rate limit nor for a thread that others use."""
+        if is_urgent:
+            return await asyncio.to_thread(self._send, verb, path, body, query or {})
         await self._bucket.acquire()
+        if verb != "GET" and not self.may_write():
+            raise RetryLater(f"{verb} {path}: not sent, because another operator may lead by now")
         send = functools.partial(self._send, verb, path, body, query or {})
         try:
             return await asyncio.get_running_loop().run_in_executor(self._threads, send)
@@ -355,6 +383,10 @@ def _policies(namespace: str) -> str:
 
 def _jobs(namespace: str) -> str:
     return f"/apis/batch/v1/namespaces/{namespace}/jobs"
+
+
+def _leases(namespace: str) -> str:
+    return f"/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases"
 
 
 def _workloads(namespace: str) -> str:

@@ -211,6 +211,10 @@ class Settings(BaseSettings):
     """Format of the log."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     """Lowest severity that is logged."""
+    lease_namespace: str = ""
+    """Namespace of the Lease by which one of several replicas leads; empty = this process is the only one."""
+    lease_name: Annotated[str, Field(min_length=1, max_length=253)] = names.MANAGED_BY
+    """Name of the Lease; operators that serve different namespaces have different ones."""
     pod_name: str = ""
     """Name of the operator's own pod, for the events that it posts."""
 

@@ -17,6 +17,8 @@ class Health:
 
     def __init__(self, queue: WorkQueue, silent_for: Callable[[], float] = lambda: 0.0) -> None:
         self.ready = asyncio.Event()
+        self.other_leader: Callable[[], str] = lambda: ""
+        """Which replica leads instead of this one, which is ready to take over."""
         self._silent_for = silent_for
         self._queue = queue
 
@@ -33,7 +35,10 @@ class Health:
         return web.Response(text="ok\n")
 
     async def _on_readyz(self) -> web.Response:
-        """Return 503 until the watches have started, and while they do not deliver the operator's own writes."""
+        """Return 503 until the watches have started, and while they do not deliver the operator's own writes; a standby
+        is ready."""
+        if other := self.other_leader():
+            return web.Response(text=f"standby: {other} leads\n")
         if not self.ready.is_set():
             return web.Response(status=503, text="starting\n")
         silent = self._silent_for()

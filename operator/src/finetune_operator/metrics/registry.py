@@ -54,6 +54,10 @@ class Metrics:
             "finetune_operator_progress_pulls", "Polls of a trainer's progress, by result.", ["result"],
             registry=self.registry,
         )  # fmt: skip
+        self.leading = Gauge(
+            "finetune_operator_leading", "Whether this replica reconciles (1) or waits to take over (0).",
+            registry=self.registry,
+        )  # fmt: skip
         self.other_operators = Gauge(
             "finetune_operator_other_operators",
             "Other operators that have written the status of a job of this one since its start.",
