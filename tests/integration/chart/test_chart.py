@@ -310,6 +310,21 @@ def test_the_number_of_old_replica_sets_is_a_value(helm: str) -> None:
         assert deployment["spec"]["revisionHistoryLimit"] == kept
 
 
+def test_replicas_elect_a_leader_and_a_drain_leaves_one(helm: str) -> None:
+    (alone,) = of_kind(render(helm), "Deployment")
+    assert (alone["spec"]["replicas"], of_kind(render(helm), "PodDisruptionBudget")) == (1, [])
+    several = render(helm, "--set", "replicas=2")
+    (deployment,) = of_kind(several, "Deployment")
+    (budget,) = of_kind(several, "PodDisruptionBudget")
+    assert deployment["spec"]["replicas"] == 2
+    assert budget["spec"]["minAvailable"] == 1
+    assert budget["spec"]["selector"] == deployment["spec"]["selector"]
+    (role,) = (one for one in of_kind(several, "Role") if one["metadata"]["name"].endswith("-lease"))
+    given = environment(helm)
+    assert role["metadata"]["namespace"] == given["FINETUNE_LEASE_NAMESPACE"]
+    assert role["rules"][1]["resourceNames"] == [given["FINETUNE_LEASE_NAME"]]
+
+
 def test_chart_and_code_have_one_version() -> None:
     chart = yaml.safe_load((CHART / "Chart.yaml").read_text(encoding="utf-8"))
     assert chart["appVersion"] == finetune_api.__version__

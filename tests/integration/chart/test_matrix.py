@@ -148,6 +148,7 @@ MATRIX: dict[str, dict[str, Any]] = {
         "apiBurst": 200,
         "extraVolumes": [{"name": "ca", "configMap": {"name": "ca"}}],
         "extraVolumeMounts": [{"name": "ca", "mountPath": "/etc/ca", "readOnly": True}],
+        "replicas": 3,
         "revisionHistoryLimit": 3,
         "unreachableTolerationSeconds": 30,
         "extraEnv": [

@@ -41,7 +41,7 @@ class Leader:
 
     @property
     def other_leader(self) -> str:
-        """Who leads instead of this process; empty if nobody does, or if that is not known."""
+        """Who leads instead of this process; empty if there is no leader, or if it could not be read."""
         return "" if self._is_leading or self._problem else self._election.holder
 
     async def acquire(self) -> None:

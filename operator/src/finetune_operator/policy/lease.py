@@ -40,7 +40,7 @@ class Election:
 
     @property
     def holder(self) -> str:
-        """Who held the Lease when it was last read; empty if nobody did."""
+        """Who held the Lease when it was last read; empty if it had no holder."""
         return str(self._seen.get("holderIdentity") or "")
 
     def claim(self, lease: Object | None, now: datetime) -> Object:
