@@ -10,7 +10,7 @@ import pytest
 from kubernetes import client
 from user import Bench, Job, kubectl, wait_for
 
-PAIR = {"nodes": 2, "gpusPerNode": 0, "requests": {"cpu": "250m", "memory": "1Gi"}}
+PAIR = {"numNodes": 2, "gpusPerNode": 0, "requests": {"cpu": "250m", "memory": "1Gi"}}
 LORA = {"method": "LoRA", "lora": {"rank": 8}}
 STEPS = {"maxSteps": 150, "perDeviceTrainBatchSize": 2, "gradientAccumulationSteps": 1, "maxLength": 128}
 KILL = """

@@ -122,15 +122,15 @@ def test_the_endpoint_of_s3_has_precedence_over_that_of_all_of_aws(tmp_path: Pat
 
 
 TRACKERS = {
-    "mlflow": ("spec.tracking.mlflow.uri", "MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_URI"),
-    "wandb": ("spec.tracking.wandb.baseUrl", "WANDB_API_KEY", "WANDB_BASE_URL"),
+    "mlflow": ("spec.tracking.mlflow.endpoint", "MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_URI"),
+    "wandb": ("spec.tracking.wandb.endpoint", "WANDB_API_KEY", "WANDB_BASE_URL"),
 }
 
 
 def tracking(kind: str, uri: str) -> dict[str, object]:
     if kind == "mlflow":
-        return {"mlflow": {"uri": uri, "experiment": "e"}}
-    return {"wandb": {"project": "p", "baseUrl": uri, "secretRef": {"name": "w"}}}
+        return {"mlflow": {"endpoint": uri, "experiment": "e"}}
+    return {"wandb": {"project": "p", "endpoint": uri, "credentialsSecretRef": {"name": "w"}}}
 
 
 @pytest.mark.parametrize("kind", TRACKERS)

@@ -41,7 +41,7 @@ FIELDS: dict[str, Callable[[Any], dict[str, Any]]] = {
     "annotation": lambda text: {"trainer": {"podAnnotations": {text: "other"}}},
     "field of a pod": lambda text: {"trainer": {text: True}},
     "priority": lambda text: {"scheduling": {"priorityClassName": text}},
-    "priority in the queue": lambda text: {"scheduling": {"queueName": "q", "workloadPriorityClass": text}},
+    "priority in the queue": lambda text: {"scheduling": {"queueName": "q", "workloadPriorityClassName": text}},
     "runtime": lambda text: {"scheduling": {"runtimeClassName": text}},
     "toleration": lambda text: {"scheduling": {"tolerations": [{"key": text, "operator": "Exists"}]}},
     "toleration of all": lambda text: {"scheduling": {"tolerations": [{"operator": "Exists", "value": text or None}]}},
@@ -50,10 +50,10 @@ FIELDS: dict[str, Callable[[Any], dict[str, Any]]] = {
     "storage's Secret": lambda text: {"storage": {"credentialsSecretRef": {"name": text}}},
     "hub": lambda text: {"hub": {"endpoint": text}},
     "cache": lambda text: {"modelCache": {"claimName": text}},
-    "tracker": lambda text: {"tracking": {"mlflow": {"uri": text, "experiment": "e"}}},
+    "tracker": lambda text: {"tracking": {"mlflow": {"endpoint": text, "experiment": "e"}}},
     "grace period": lambda text: {"checkpoint": {"gracePeriodSeconds": text}},
     "GPUs": lambda text: {"resources": {"gpusPerNode": text}},
-    "pods": lambda text: {"resources": {"nodes": text}},
+    "pods": lambda text: {"resources": {"numNodes": text}},
 }
 CONTROL_PLANE = "node-role.kubernetes.io/"
 METADATA = re.compile(r'"(endpoint|uri)":"http://(169|\[)')

@@ -187,7 +187,7 @@ class Attempt:
                 "dataset": {"train": {"uri": "s3://bucket/rows.jsonl"}},
                 "output": {"uri": "s3://bucket/out"},
                 "storage": {"endpoint": f"http://{HERE}:{free_port()}"},
-                "resources": {"nodes": 2, "gpusPerNode": 1},
+                "resources": {"numNodes": 2, "gpusPerNode": 1},
             }
         )
         config = JobConfig(

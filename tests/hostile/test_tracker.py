@@ -25,7 +25,7 @@ MEBIBYTE = b" " * 2**20
 
 def mlflow(uri: str, folder: Path) -> MlflowRun:
     (folder / "MLFLOW_TRACKING_TOKEN").write_text(KEY)
-    return MlflowRun(job("uid-1"), MlflowTracking(uri=uri, experiment="e"), folder)
+    return MlflowRun(job("uid-1"), MlflowTracking(endpoint=uri, experiment="e"), folder)
 
 
 def note_after(run: Any, folder: Path) -> str:
@@ -89,7 +89,7 @@ def test_a_key_that_wandb_refuses_is_reported_with_what_to_check(tmp_path: Path)
     (tmp_path / "m").write_text(lines(range(1, 4)))
     (tmp_path / "WANDB_API_KEY").write_text(KEY)
     with refusing_server(401) as (uri, asked):
-        server = WandbTracking(project="p", base_url=uri, secret_ref={"name": "w"})
+        server = WandbTracking(project="p", endpoint=uri, credentials_secret_ref={"name": "w"})
         told = reporter()
         follower = Follower(WandbRun(job("uid-3"), server, tmp_path / "wandb", tmp_path), tmp_path / "m", told)
         follower.start()
@@ -104,7 +104,7 @@ def test_wandb_follows_a_redirect_to_another_server_without_its_key(tmp_path: Pa
     (tmp_path / "m").write_text(lines(range(1, 4)))
     (tmp_path / "WANDB_API_KEY").write_text(KEY)
     with refusing_server(401) as (other, sent), refusing_server(307, {"Location": other}) as (own, asked):
-        server = WandbTracking(project="p", base_url=own, secret_ref={"name": "w"})
+        server = WandbTracking(project="p", endpoint=own, credentials_secret_ref={"name": "w"})
         follower = Follower(WandbRun(job("uid-4"), server, tmp_path / "wandb", tmp_path), tmp_path / "m", reporter())
         follower.start()
         wait_until(lambda: bool(sent))

@@ -79,16 +79,16 @@ _RULES: list[tuple[str, str, str, Condition]] = [
         lambda spec: spec.evaluation.baseline,
     ),
     (
-        "self.hyperparameters.packing in ['Auto', 'Never', 'Off']",
+        "self.hyperparameters.packing != 'Always'",
         "mode Evaluate packs no rows: remove hyperparameters.packing",
         ".hyperparameters.packing",
-        lambda spec: spec.hyperparameters.packing in {"Auto", "Never", "Off"},
+        lambda spec: spec.hyperparameters.packing != "Always",
     ),
     (
-        "(self.resources.nodes == 1 && self.resources.gpusPerNode <= 1)",
-        "mode Evaluate runs in one process: set resources.nodes 1 and resources.gpusPerNode 1",
+        "(self.resources.numNodes == 1 && self.resources.gpusPerNode <= 1)",
+        "mode Evaluate runs in one process: set resources.numNodes 1 and resources.gpusPerNode 1",
         ".resources",
-        lambda spec: spec.resources.nodes == 1 and spec.resources.gpus_per_node <= 1,
+        lambda spec: spec.resources.num_nodes == 1 and spec.resources.gpus_per_node <= 1,
     ),
     *(
         (

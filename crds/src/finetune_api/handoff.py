@@ -39,6 +39,7 @@ HUB_TOKENS_DIR = "/etc/finetune/hub"
 HUB_TOKEN_FILE = "HF_TOKEN"  # noqa: S105 - a file's name
 HUB_CA_DIR = "/etc/finetune/hub-ca"
 MLFLOW_DIR = "/etc/finetune/mlflow"
+MLFLOW_CA_DIR = "/etc/finetune/mlflow-ca"
 WANDB_DIR = "/etc/finetune/wandb"
 PEER_TOKEN_DIR = "/etc/finetune/peers"  # noqa: S105 - a folder's name
 """Only in an attempt of several pods."""

@@ -1,8 +1,6 @@
 """`spec.hyperparameters`: training arguments."""
 
-from collections.abc import Mapping
 from enum import StrEnum
-from types import MappingProxyType
 from typing import Annotated
 
 from pydantic import ConfigDict, Field
@@ -52,20 +50,6 @@ class Packing(StrEnum):
     AUTO = "Auto"
     ALWAYS = "Always"
     NEVER = "Never"
-    ON = "On"
-    """Former word for `Always`."""
-    OFF = "Off"
-    """Former word for `Never`."""
-
-    @property
-    def is_always(self) -> bool:
-        """Whether rows must be packed."""
-        return self in (Packing.ALWAYS, Packing.ON)
-
-    @property
-    def is_never(self) -> bool:
-        """Whether rows must not be packed."""
-        return self in (Packing.NEVER, Packing.OFF)
 
 
 class FusedKernels(StrEnum):
@@ -73,15 +57,6 @@ class FusedKernels(StrEnum):
 
     AUTO = "Auto"
     NEVER = "Never"
-    OFF = "Off"
-    """Former word for `Never`."""
-
-
-FORMER_WORDS: Mapping[str, str] = MappingProxyType({"On": "Always", "Off": "Never"})
-"""Words that are still accepted, with those to write instead: YAML reads them as true and false without quotes.
-
-A job keeps the word that it has, because its digest depends on it.
-"""
 
 
 class Hyperparameters(Block):
@@ -134,7 +109,7 @@ class Hyperparameters(Block):
     packing: Packing = Packing.AUTO
     """Put several short rows into one sequence, without attention between them; with objectives Instruction, Chat and
     DomainAdaptation. `Auto`: pack if it is exact for the attention implementation in use and saves work. `Always`: fail
-    if that is not exact. `On` and `Off` are the former words for `Always` and `Never`. Default: `Auto`."""
+    if that is not exact. Default: `Auto`."""
     precision: Precision = Precision.AUTO
     """Number format of the computation. `Auto`: BF16 if the GPU supports it, else FP16; FP32 on a CPU. Default:
     `Auto`."""
@@ -148,7 +123,6 @@ class Hyperparameters(Block):
     training processes, else false."""
     fused_kernels: FusedKernels | None = None
     """Compute RMSNorm, rotary positions and the gated MLP each in one GPU kernel, which saves memory traffic. `Auto`:
-    for model types whose fused kernels are exact; `resolved.fusedKernels` has the outcome. `Off` is the former word for
-    `Never`. Default: `Never`."""
+    for model types whose fused kernels are exact; `resolved.fusedKernels` has the outcome. Default: `Never`."""
     seed: Annotated[int, Field(ge=0, le=4_294_967_295)] = 42
     """Seed of the split, the shuffling and the initial adapter. Default: 42."""

@@ -107,7 +107,7 @@ FORMATS = {
 _FROZEN = "is fixed when the job is created: create a new FineTuneJob with another name and output.uri instead"
 
 
-_ONE_PROCESS = "self.resources.nodes == 1 && self.resources.gpusPerNode <= 1"
+_ONE_PROCESS = "self.resources.numNodes == 1 && self.resources.gpusPerNode <= 1"
 
 
 class FineTuneJobSpec(Block):
@@ -180,7 +180,7 @@ class FineTuneJobSpec(Block):
                 ".evaluation.ability",
             ),
             cel(
-                "!(self.hyperparameters.packing in ['Always', 'On']) || "
+                "self.hyperparameters.packing != 'Always' || "
                 "self.objective in ['Instruction', 'Chat', 'DomainAdaptation']",
                 "packing works with objectives Instruction, Chat and DomainAdaptation: set it to Auto or Never",
                 ".hyperparameters.packing",
@@ -216,14 +216,14 @@ class FineTuneJobSpec(Block):
             ),
             cel(
                 f"({_ONE_PROCESS}) || !(self.objective in ['KTO', 'RewardModel', 'RLHF'])",
-                "objectives KTO, RewardModel and RLHF train in one process: set resources.nodes 1 and "
+                "objectives KTO, RewardModel and RLHF train in one process: set resources.numNodes 1 and "
                 "resources.gpusPerNode 1",
                 ".resources",
             ),
             cel(
                 f"({_ONE_PROCESS}) || self.objective != 'DPO' || self.tuning.method in ['LoRA', 'QLoRA']",
                 "objective DPO trains on several GPUs or nodes with an adapter only: set tuning.method LoRA or QLoRA, "
-                "or resources.nodes 1 and resources.gpusPerNode 1",
+                "or resources.numNodes 1 and resources.gpusPerNode 1",
                 ".resources",
             ),
             *(
@@ -307,7 +307,8 @@ class FineTuneJobSpec(Block):
     backoff_limit: Annotated[int, Field(ge=0, le=100)] = 3
     """Failed runs before the job fails; preemptions do not count. Takes effect at once. Default: 3."""
     max_preemptions: Annotated[int, Field(ge=0, le=10_000)] = 20
-    """Preemptions before the job fails; 0 = any number. Takes effect at once. Default: 20."""
+    """Number of preemptions that the job may have; one more fails it, so that 0 allows none. Takes effect at once.
+    Default: 20."""
     start_deadline_seconds: Annotated[int, Field(ge=1, le=31_536_000)] | None = None
     """Maximum seconds until the first trainer pod runs, including preflight and queueing; counted from the acceptance
     of the job, and again from each resume. Takes effect at once. Default: the operator's setting, else none."""

@@ -137,10 +137,9 @@ CONDITIONS: dict[str, Condition] = {
     f"!(self.objective in {list(WITHOUT_DROPOUT)})": lambda spec: (
         spec.tuning.lora is None or not spec.tuning.lora.dropout or spec.objective not in WITHOUT_DROPOUT
     ),
-    "!(self.hyperparameters.packing in ['Always', 'On']) || "
-    "self.objective in ['Instruction', 'Chat', 'DomainAdaptation']": (
+    "self.hyperparameters.packing != 'Always' || self.objective in ['Instruction', 'Chat', 'DomainAdaptation']": (
         lambda spec: (
-            not spec.hyperparameters.packing.is_always or spec.objective in {"Instruction", "Chat", "DomainAdaptation"}
+            spec.hyperparameters.packing != "Always" or spec.objective in {"Instruction", "Chat", "DomainAdaptation"}
         )
     ),
     "!has(self.hyperparameters.attention) || self.hyperparameters.attention != 'FlashAttention' || "
@@ -164,21 +163,21 @@ CONDITIONS: dict[str, Condition] = {
         f"self.objective != '{objective}' || self.dataset.format in {formats}": _takes(objective, formats)
         for objective, formats in FORMATS.items()
     },
-    "(self.resources.nodes == 1 && self.resources.gpusPerNode <= 1) || "
+    "(self.resources.numNodes == 1 && self.resources.gpusPerNode <= 1) || "
     "!(self.objective in ['KTO', 'RewardModel', 'RLHF'])": lambda spec: (
         spec.resources.ranks == 1 or spec.objective not in {"KTO", "RewardModel", "RLHF"}
     ),
-    "(self.resources.nodes == 1 && self.resources.gpusPerNode <= 1) || self.objective != 'DPO' || "
+    "(self.resources.numNodes == 1 && self.resources.gpusPerNode <= 1) || self.objective != 'DPO' || "
     "self.tuning.method in ['LoRA', 'QLoRA']": lambda spec: (
         spec.resources.ranks == 1 or spec.objective != "DPO" or spec.tuning.method in {"LoRA", "QLoRA"}
     ),
     "has(self.resourceClaimName) != has(self.resourceClaimTemplateName)": lambda claim: (
         (claim.resource_claim_name is None) != (claim.resource_claim_template_name is None)
     ),
-    "(self.mode == 'Offline') != has(self.secretRef)": lambda wandb: (
-        (wandb.mode == "Offline") != (wandb.secret_ref is not None)
+    "(self.mode == 'Offline') != has(self.credentialsSecretRef)": lambda wandb: (
+        (wandb.mode == "Offline") != (wandb.credentials_secret_ref is not None)
     ),
-    "self.mode != 'Offline' || !has(self.baseUrl)": lambda wandb: wandb.mode != "Offline" or wandb.base_url is None,
+    "self.mode != 'Offline' || !has(self.endpoint)": lambda wandb: wandb.mode != "Offline" or wandb.endpoint is None,
     r"!self.matches('(^|/)[.][.]?(/|$)')": lambda uri: not {".", ".."} & set(uri.split("/")),
 }
 

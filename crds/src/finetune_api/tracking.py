@@ -21,16 +21,18 @@ class WandbMode(StrEnum):
 class MlflowTracking(Block):
     """A run of an MLflow tracking server."""
 
-    uri: Endpoint
+    endpoint: Endpoint
     """URL of the tracking server, for example `http://mlflow.mlflow:5000`."""
     experiment: Name
     """Name of the experiment; created if it does not exist (at most 250 characters)."""
     run_name: Name | None = None
     """Name of the run (at most 250 characters). Default: namespace and name of the job."""
     credentials_secret_ref: SecretRef | None = None
-    """Secret with the keys `MLFLOW_TRACKING_USERNAME` and `MLFLOW_TRACKING_PASSWORD`, or `MLFLOW_TRACKING_TOKEN`; and,
-    optionally, `ca.crt`, the certificate authority (PEM) of the server. Default: no credentials, the image's
-    authorities."""
+    """Secret with the keys `MLFLOW_TRACKING_USERNAME` and `MLFLOW_TRACKING_PASSWORD`, or `MLFLOW_TRACKING_TOKEN`.
+    Default: no credentials."""
+    ca_secret_ref: SecretRef | None = None
+    """Secret whose key `ca.crt` holds the certificate authority (PEM) of the endpoint.
+    Default: the image's authorities."""
 
 
 class WandbTracking(Block):
@@ -39,14 +41,14 @@ class WandbTracking(Block):
     model_config = ConfigDict(
         json_schema_extra=rules(
             cel(
-                "(self.mode == 'Offline') != has(self.secretRef)",
-                "secretRef is required with mode Online and refused with mode Offline: set or remove it",
-                ".secretRef",
+                "(self.mode == 'Offline') != has(self.credentialsSecretRef)",
+                "credentialsSecretRef is required with mode Online and refused with mode Offline: set or remove it",
+                ".credentialsSecretRef",
             ),
             cel(
-                "self.mode != 'Offline' || !has(self.baseUrl)",
-                "baseUrl has no effect with mode Offline: remove it, and give the server to `wandb sync`",
-                ".baseUrl",
+                "self.mode != 'Offline' || !has(self.endpoint)",
+                "endpoint has no effect with mode Offline: remove it, and give the server to `wandb sync`",
+                ".endpoint",
             ),
         )
     )
@@ -58,9 +60,9 @@ class WandbTracking(Block):
     mode: WandbMode = WandbMode.ONLINE
     """`Online` sends metrics during training. `Offline` sends nothing: the run is published under `wandb/`, for
     `wandb sync`. Default: `Online`."""
-    base_url: Endpoint | None = None
+    endpoint: Endpoint | None = None
     """URL of a self-hosted W&B server. Default: `https://api.wandb.ai`."""
-    secret_ref: SecretRef | None = None
+    credentials_secret_ref: SecretRef | None = None
     """Secret with the key `WANDB_API_KEY`; required with mode `Online`."""
 
 

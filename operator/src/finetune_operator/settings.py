@@ -104,7 +104,7 @@ class Settings(BaseSettings):
     allowed_priority_classes: CommaSeparated = []
     """Priority classes that `spec.scheduling.priorityClassName` may name."""
     allowed_workload_priority_classes: CommaSeparated = []
-    """Kueue WorkloadPriorityClasses that `spec.scheduling.workloadPriorityClass` may name."""
+    """Kueue WorkloadPriorityClasses that `spec.scheduling.workloadPriorityClassName` may name."""
     allowed_runtime_classes: CommaSeparated = ["nvidia", "nvidia-cdi", "nvidia-legacy"]
     """Runtime classes that `spec.scheduling.runtimeClassName` may name; by default those of NVIDIA's GPU Operator."""
     allowed_tolerations: CommaSeparated = ["*", "node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"]

@@ -49,8 +49,8 @@ FLASH = "FlashAttention works with objectives"
 DROPOUT = "objectives DPO, KTO and RLHF train without dropout"
 ONE_PROCESS = "objectives KTO, RewardModel and RLHF train in one process"
 WITH_ADAPTER = "objective DPO trains on several GPUs or nodes with an adapter only"
-WANDB_KEY = "secretRef is required with mode Online"
-WANDB_URL = "baseUrl has no effect with mode Offline"
+WANDB_KEY = "credentialsSecretRef is required with mode Online"
+WANDB_URL = "endpoint has no effect with mode Offline"
 GROUPS = "a step must contain whole groups of answers"
 
 BASE: Spec = {
@@ -92,7 +92,7 @@ EVALUATE_REFUSES: list[tuple[str, str, Any, str | None]] = [
     ("mode Evaluate loads the base in 16 bits", "tuning.method", "QLoRA", None),
     ("mode Evaluate compares with the base", "evaluation.baseline", False, None),
     ("mode Evaluate packs no rows", "hyperparameters.packing", "Always", None),
-    ("mode Evaluate runs in one process", "resources.nodes", 2, "spec.resources"),
+    ("mode Evaluate runs in one process", "resources.numNodes", 2, "spec.resources"),
     *(
         (f"{_NOTHING}{path}", path, value, None)
         for path, value in {
@@ -134,18 +134,18 @@ def without(spec: Spec, name: str) -> Spec:
 
 
 AT_CREATION = [
-    (WANDB_KEY, wandb(secretRef={"name": "key"}), wandb(), "spec.tracking.wandb.secretRef"),
+    (WANDB_KEY, wandb(credentialsSecretRef={"name": "key"}), wandb(), "spec.tracking.wandb.credentialsSecretRef"),
     (
         WANDB_KEY,
         wandb(mode="Offline"),
-        wandb(mode="Offline", secretRef={"name": "key"}),
-        "spec.tracking.wandb.secretRef",
+        wandb(mode="Offline", credentialsSecretRef={"name": "key"}),
+        "spec.tracking.wandb.credentialsSecretRef",
     ),
     (
         WANDB_URL,
-        wandb(baseUrl="https://wandb.example", secretRef={"name": "key"}),
-        wandb(mode="Offline", baseUrl="https://wandb.example"),
-        "spec.tracking.wandb.baseUrl",
+        wandb(endpoint="https://wandb.example", credentialsSecretRef={"name": "key"}),
+        wandb(mode="Offline", endpoint="https://wandb.example"),
+        "spec.tracking.wandb.endpoint",
     ),
     (MODEL, {"model": {"uri": "s3://models/a b/c"}}, {"model": {"uri": "https://example.com/model"}}, "spec.model.uri"),
     (MODEL, {"model": {"uri": "hf://org/name-1.5B"}}, {"model": {"uri": "hf://name"}}, "spec.model.uri"),
@@ -281,8 +281,8 @@ AT_CREATION = [
     ),
     (
         PACKING,
-        {"objective": "DomainAdaptation", "hyperparameters": {"packing": "On"}},
-        {"objective": "DPO", "hyperparameters": {"packing": "On"}},
+        {"objective": "DomainAdaptation", "hyperparameters": {"packing": "Always"}},
+        {"objective": "DPO", "hyperparameters": {"packing": "Always"}},
         "spec.hyperparameters.packing",
     ),
     (
@@ -314,12 +314,16 @@ AT_CREATION = [
     ),
     *(
         (ONE_PROCESS, base(objective, "Auto"), base(objective, "Auto") | {"resources": many}, "spec.resources")
-        for objective, many in (("KTO", {"nodes": 2}), ("RewardModel", {"gpusPerNode": 2}), ("RLHF", {"nodes": 3}))
+        for objective, many in (
+            ("KTO", {"numNodes": 2}),
+            ("RewardModel", {"gpusPerNode": 2}),
+            ("RLHF", {"numNodes": 3}),
+        )
     ),
     (
         WITH_ADAPTER,
-        {"objective": "DPO", "tuning": {"method": "LoRA"}, "resources": {"nodes": 2, "gpusPerNode": 0}},
-        {"objective": "DPO", "tuning": {"method": "Full"}, "resources": {"nodes": 2, "gpusPerNode": 0}},
+        {"objective": "DPO", "tuning": {"method": "LoRA"}, "resources": {"numNodes": 2, "gpusPerNode": 0}},
+        {"objective": "DPO", "tuning": {"method": "Full"}, "resources": {"numNodes": 2, "gpusPerNode": 0}},
         "spec.resources",
     ),
     *(

@@ -26,7 +26,7 @@ SPEC: dict[str, Any] = {
     "storage": {"caSecretRef": {"name": "ca"}},
     "resources": {
         "gpusPerNode": 2,
-        "nodes": 2,
+        "numNodes": 2,
         "claims": [{"name": "gpus", "resourceClaimTemplateName": "two-gpus", "request": "gpu"}],
     },
     "scheduling": {

@@ -70,7 +70,7 @@ CHANGES: list[dict[str, Any]] = [
     {"resources": {"requests": {"memory": "lots"}}},
     {"resources": {"requests": {"a b": "1"}}},
     {"resources": {"requests": {"cpu": 4}}},
-    {"objective": "KTO", "resources": {"nodes": 2}},
+    {"objective": "KTO", "resources": {"numNodes": 2}},
     {"storage": {"endpoint": "http://user:secret@minio:9000"}},
     {"lineage": {"annotations": {"ticket": 5}}},
     {"dpo": {"beta": 0.1}},

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from kubernetes import client
 
-NODES = {"nodes": 2, "gpusPerNode": 2}
+NODES = {"numNodes": 2, "gpusPerNode": 2}
 
 
 @pytest.fixture

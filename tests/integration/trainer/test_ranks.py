@@ -152,7 +152,7 @@ class Job:
         environment: dict[str, str] | None = None,
         **changes: Any,
     ) -> Attempt:
-        place = {"nodes": nodes, "gpus_per_node": gpus, "collective_timeout_seconds": timeout}
+        place = {"num_nodes": nodes, "gpus_per_node": gpus, "collective_timeout_seconds": timeout}
         resources = self.config.spec.resources.model_copy(update=place)
         spec = self.config.spec.model_copy(update={"resources": resources} | changes)
         first = "127.0.0.1" if nodes > 1 else None

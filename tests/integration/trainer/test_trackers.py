@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from tracked_job import job, lines, reporter
-from trackers import Mlflow, silent_server
+from trackers import Mlflow, refusing_server, silent_server
 from waiting import wait_until
 
 from finetune_api.tracking import MlflowTracking, WandbTracking
@@ -38,7 +38,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mlflow]:
 @pytest.fixture
 def mlflow(server: Mlflow, tmp_path: Path) -> Callable[[str], MlflowRun]:
     def make(uid: str) -> MlflowRun:
-        return MlflowRun(job(uid), MlflowTracking(uri=server.uri, experiment=uid, run_name="mine"), tmp_path)
+        return MlflowRun(job(uid), MlflowTracking(endpoint=server.uri, experiment=uid, run_name="mine"), tmp_path)
 
     return make
 
@@ -96,6 +96,29 @@ def test_what_was_trained_while_mlflow_was_down_is_sent_when_it_is_back(
     assert [step for step, _ in server.history(run, "train/loss")] == [1, 2, 3, 4, 5]
 
 
+def test_the_authority_of_mlflow_is_that_of_its_own_secret(
+    certificates: tuple[Path, Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("finetune_trainer.monitoring.tracking.follower.PAUSE", 0.1)
+    authority, certificate, key = certificates
+    (tmp_path / "m").write_text(lines(range(1, 2)))
+    secrets, authorities = tmp_path / "credentials", tmp_path / "authority"
+    secrets.mkdir()
+    authorities.mkdir()
+    (secrets / "ca.crt").write_bytes(authority.read_bytes())  # of another Secret
+    with refusing_server(403, tls=(certificate, key)) as (uri, asked):
+        run = MlflowRun(job("four"), MlflowTracking(endpoint=uri, experiment="e"), secrets, authorities)
+        told = reporter()
+        follower = Follower(run, tmp_path / "m", told)
+        follower.start()
+        wait_until(lambda: "is unreachable (ConnectError)" in (told.snapshot().progress.note or ""))
+        assert asked == []
+        (authorities / "ca.crt").write_bytes(authority.read_bytes())
+        wait_until(lambda: bool(asked))
+        follower.ask_to_end(RunEnd.STOPPED)
+        assert follower.wait(60)
+
+
 def records_of(data: bytes) -> Iterator[bytes]:
     """The records of a file of less than one block: after seven bytes each has checksum, length, type and content."""
     assert data[:4] == b":W&B"
@@ -134,7 +157,7 @@ def test_wandb_without_a_key_or_an_answer_fails_nothing(tmp_path: Path, key: str
     if key:
         (tmp_path / "WANDB_API_KEY").write_text(key)
     with silent_server() as uri:
-        asked = WandbTracking(project="p", base_url=uri, secret_ref={"name": "w"})
+        asked = WandbTracking(project="p", endpoint=uri, credentials_secret_ref={"name": "w"})
         run, told = WandbRun(job("uid-2"), asked, tmp_path / "wandb", tmp_path), reporter()
         follower = Follower(run, tmp_path / "m", told)
         follower.start()

@@ -24,7 +24,7 @@ def test_trackers_change_neither_the_weights_nor_the_end_of_a_job(make_bench: Ma
     plain.run()
     with silent_server() as uri:
         asked: dict[str, Any] = {
-            "mlflow": {"uri": uri, "experiment": "e"},
+            "mlflow": {"endpoint": uri, "experiment": "e"},
             "wandb": {"project": "p", "mode": "Offline"},
             "tensorboard": True,
         }

@@ -51,7 +51,7 @@ def test_full_tuning_has_no_adapter_settings() -> None:
         ("Full", {}, True),
         ("LoRA", {}, False),
         ("LoRA", {"gpusPerNode": 2}, True),
-        ("LoRA", {"nodes": 2}, True),
+        ("LoRA", {"numNodes": 2}, True),
     ],
 )
 def test_activations_are_recomputed_except_by_lora_in_one_process(
@@ -74,11 +74,11 @@ def test_given_values_win() -> None:
 @pytest.mark.parametrize(
     ("resources", "batch", "accumulation", "whole"),
     [
-        ({"nodes": 2, "gpusPerNode": 4}, 2, 1, 16),
+        ({"numNodes": 2, "gpusPerNode": 4}, 2, 1, 16),
         ({"gpusPerNode": 2}, 2, 4, 16),
-        ({"nodes": 16, "gpusPerNode": 0}, 1, 1, 16),
-        ({"nodes": 3}, 2, 2, 12),
-        ({"nodes": 8, "gpusPerNode": 8}, 1, 1, 64),
+        ({"numNodes": 16, "gpusPerNode": 0}, 1, 1, 16),
+        ({"numNodes": 3}, 2, 2, 12),
+        ({"numNodes": 8, "gpusPerNode": 8}, 1, 1, 64),
     ],
 )
 def test_the_rows_of_a_step_are_divided_among_all_processes(

@@ -41,7 +41,7 @@ def test_only_an_adapter_on_experts_changes_the_digest_of_a_job_that_never_asked
 def test_a_job_that_sets_no_new_field_is_understood_by_an_older_trainer() -> None:
     """A trainer refuses fields of the spec that it does not know, and a job keeps its first image."""
     resources = spec().model_dump(mode="json", by_alias=True, exclude_none=True)["resources"]
-    assert resources.keys() == {"nodes", "gpusPerNode", "gpuResourceName"}
+    assert resources.keys() == {"numNodes", "gpusPerNode", "gpuResourceName"}
     trainer = spec(trainer={}).model_dump(mode="json", by_alias=True, exclude_none=True)["trainer"]
     assert trainer.keys() == {"imagePullPolicy"}
     tuning = spec(tuning={"lora": {"rank": 8}}).model_dump(mode="json", by_alias=True, exclude_none=True)["tuning"]

@@ -59,7 +59,7 @@ class Simulator(RuleBasedStateMachine):
         spec = {"backoffLimit": backoff, "maxPreemptions": preemptions, "suspend": suspended, "stallTimeoutSeconds": 60}
         spec |= {"activeDeadlineSeconds": deadline} if deadline else {}
         spec |= {"startDeadlineSeconds": start} if start else {}
-        spec["resources"] = {"nodes": self.nodes} | ({"merge": {}} if merged else {})
+        spec["resources"] = {"numNodes": self.nodes} | ({"merge": {}} if merged else {})
         spec |= {"output": {"uri": "s3://bucket/out", "merge": "BF16"}} if merged else {}
         self.loop = asyncio.new_event_loop()
         self.queued = kueue_world.QueuedWorld(**spec, scheduling={"queueName": "team"}) if queued else None

@@ -9,7 +9,7 @@ AXOLOTL, LLAMA_FACTORY, OPENAI, PEFT = "axolotl", "LLaMA-Factory", "OpenAI", "PE
 TRANSFORMERS, TRL = "transformers", "TRL"
 FORMER_TRANSFORMERS, FORMER_TRL = "earlier transformers", "earlier TRL"
 
-GPUS = "several GPUs need no setting of their own: set resources.gpusPerNode and resources.nodes, and remove it"
+GPUS = "several GPUs need no setting of their own: set resources.gpusPerNode and resources.numNodes, and remove it"
 REMOVE = "it has no counterpart: remove it"
 ANSWERS = "only answers are trained, and with objective DomainAdaptation whole texts: remove it"
 TEMPLATE = "the chat template of the model is used: remove it"
@@ -152,7 +152,7 @@ def _table() -> dict[str, ForeignName]:
         "logging_steps": one((AXOLOTL, TRANSFORMERS), "", EVERY),
         "wandb_project": one((AXOLOTL,), "tracking.wandb.project"),
         "wandb_entity": one((AXOLOTL,), "tracking.wandb.entity"),
-        "mlflow_tracking_uri": one((AXOLOTL,), "tracking.mlflow.uri"),
+        "mlflow_tracking_uri": one((AXOLOTL,), "tracking.mlflow.endpoint"),
         "mlflow_experiment_name": one((AXOLOTL,), "tracking.mlflow.experiment"),
         "use_tensorboard": one((AXOLOTL,), "tracking.tensorboard"),
         "deepspeed": one((AXOLOTL, TRANSFORMERS), "", GPUS),

@@ -55,7 +55,7 @@ class DeviceClaim(Block):
 class Resources(Block):
     """Resources of the trainer's pods."""
 
-    nodes: Annotated[int, Field(ge=1, le=64)] = 1
+    num_nodes: Annotated[int, Field(ge=1, le=64)] = 1
     """Number of trainer pods; the scheduler may place several on one node. Default: 1."""
     gpus_per_node: Annotated[int, Field(ge=0, le=16)] = 1
     """GPUs per pod, with one training process for each; 0 trains on the CPU. Default: 1."""
@@ -96,4 +96,4 @@ class Resources(Block):
     @property
     def ranks(self) -> int:
         """Number of training processes: one per GPU, or one per pod without GPUs."""
-        return self.nodes * max(1, self.gpus_per_node)
+        return self.num_nodes * max(1, self.gpus_per_node)

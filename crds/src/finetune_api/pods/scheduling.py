@@ -79,7 +79,7 @@ class Scheduling(Block):
     queue_name: QueueName | None = None
     """Kueue LocalQueue, in the job's namespace, in which the job's Jobs wait for quota. Default: the job's label
     `kueue.x-k8s.io/queue-name`, else none."""
-    workload_priority_class: QueueName | None = None
+    workload_priority_class_name: QueueName | None = None
     """Kueue WorkloadPriorityClass; sets queueing order and preemption. Default: the pods' priority."""
     topology: Topology | None = None
     """Placement of the trainer pods by Kueue's Topology. Default: none."""

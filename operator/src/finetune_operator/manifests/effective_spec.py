@@ -95,7 +95,7 @@ def needs_separate_merge(job: FineTuneJob) -> bool:
     resources, resolved = job.spec.resources, job.status.resolved
     method = (resolved and resolved.method) or job.spec.tuning.method
     has_full_model = method == Method.FULL or job.spec.output.merge is not Merge.NONE
-    return has_full_model and (resources.merge is not None or resources.nodes * resources.gpus_per_node > 1)
+    return has_full_model and (resources.merge is not None or resources.num_nodes * resources.gpus_per_node > 1)
 
 
 def uses_hub(spec: FineTuneJobSpec) -> bool:

@@ -90,7 +90,7 @@ def count_failures(status: FineTuneJobStatus) -> int:
 
 def count_nodes(job: FineTuneJob, attempt: int) -> int:
     """Return the number of pods of the next Job; preflight and merge have one."""
-    return 1 if not attempt or job.status.trained else _spec(job).resources.nodes
+    return 1 if not attempt or job.status.trained else _spec(job).resources.num_nodes
 
 
 def build_config(job: FineTuneJob, settings: Settings, attempt: int) -> handoff.JobConfig:
@@ -245,7 +245,7 @@ def _queue_labels(job: FineTuneJob, component: names.Component) -> dict[str, str
     queue, scheduling = queue_name(job, component), _spec(job).scheduling
     if queue is None:
         return {}
-    priority = scheduling.workload_priority_class if scheduling else None
+    priority = scheduling.workload_priority_class_name if scheduling else None
     return {names.LABEL_QUEUE: queue} | ({names.LABEL_QUEUE_PRIORITY: priority} if priority else {})
 
 

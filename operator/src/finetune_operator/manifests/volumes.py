@@ -89,11 +89,13 @@ def _tracking_secrets(spec: FineTuneJobSpec) -> list[Mounted]:
     """Mount trackers' Secrets as optional, because a tracker must never keep a job from running."""
     mlflow = spec.tracking.mlflow if spec.tracking else None
     wandb = spec.tracking.wandb if spec.tracking else None
-    given = [
-        ("mlflow", handoff.MLFLOW_DIR, mlflow.credentials_secret_ref if mlflow else None),
-        ("wandb", handoff.WANDB_DIR, wandb.secret_ref if wandb else None),
-    ]
-    found = [_secret(name, path, ref) for name, path, ref in given if ref]
+    found = []
+    if mlflow and mlflow.credentials_secret_ref:
+        found.append(_secret("mlflow", handoff.MLFLOW_DIR, mlflow.credentials_secret_ref))
+    if mlflow and mlflow.ca_secret_ref:
+        found.append(_authority("mlflow-ca", handoff.MLFLOW_CA_DIR, mlflow.ca_secret_ref))
+    if wandb and wandb.credentials_secret_ref:
+        found.append(_secret("wandb", handoff.WANDB_DIR, wandb.credentials_secret_ref))
     return [replace(one, source={"secret": one.source["secret"] | {"optional": True}}) for one in found]
 
 

@@ -90,4 +90,4 @@ def _is_older(status: FineTuneJobStatus, known: FineTuneJobStatus) -> bool:
 
 def count_gpus(spec: FineTuneJobSpec | None) -> int:
     """Return the GPUs that a job requests, in all its pods; 0 if its spec cannot be read."""
-    return spec.resources.nodes * spec.resources.gpus_per_node if spec else 0
+    return spec.resources.num_nodes * spec.resources.gpus_per_node if spec else 0

@@ -91,7 +91,7 @@ def _check_service_account(spec: FineTuneJobSpec, namespace: str, settings: Sett
 def _check_priority_classes(spec: FineTuneJobSpec, settings: Settings) -> str | None:
     scheduling = spec.scheduling
     pods, workload = (
-        (scheduling.priority_class_name, scheduling.workload_priority_class) if scheduling else (None, None)
+        (scheduling.priority_class_name, scheduling.workload_priority_class_name) if scheduling else (None, None)
     )
     if pods is not None and pods not in settings.allowed_priority_classes:
         return f"priority class {pods} is not allowed: add it to FINETUNE_ALLOWED_PRIORITY_CLASSES"
@@ -228,9 +228,9 @@ def _check_tracking(spec: FineTuneJobSpec, settings: Settings) -> str | None:
     """Check the servers of the trackers; an offline run has none."""
     tracking, servers = spec.tracking, []
     if tracking and tracking.mlflow:
-        servers.append(tracking.mlflow.uri)
+        servers.append(tracking.mlflow.endpoint)
     if tracking and tracking.wandb and tracking.wandb.mode is WandbMode.ONLINE:
-        servers.append(tracking.wandb.base_url or WANDB_ENDPOINT)
+        servers.append(tracking.wandb.endpoint or WANDB_ENDPOINT)
     refusals = (_check_endpoint("tracking", one, None, settings.allowed_tracking_endpoints) for one in servers)
     return next((one for one in refusals if one), None)
 

@@ -142,8 +142,7 @@ def _has_too_many_failures(context: Context) -> bool:
 
 
 def _has_too_many_preemptions(context: Context) -> bool:
-    limit = context.spec.max_preemptions
-    return bool(limit) and (context.status.preemptions or 0) > limit
+    return (context.status.preemptions or 0) > context.spec.max_preemptions
 
 
 def _end_by_count(context: Context) -> Effect:

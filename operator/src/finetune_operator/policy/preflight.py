@@ -67,9 +67,8 @@ def _watch(context: Context, child: Job, pods: Sequence[Pod], deadline: deadline
 def _has_too_many_preemptions(context: Context) -> bool:
     """Return whether the stored count is above the limit; only written preemptions count, so that a lost write changes
     nothing."""
-    limit = context.spec.max_preemptions
     written = context.stored.preflight and context.stored.preflight.preemptions
-    return bool(limit and written and written > limit)
+    return (written or 0) > context.spec.max_preemptions
 
 
 def _last_preemption(context: Context, pods: Sequence[Pod]) -> str:

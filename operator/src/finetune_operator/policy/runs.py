@@ -216,7 +216,7 @@ def record_run(context: Context, run: Run, child: Job | None) -> None:
     status.history = [*history(status), run][-HISTORY:]
     if run.start_time and run.end_time:
         resources = context.spec.resources  # the limits of a deleted Job are gone
-        held = 0 if status.trained else resources.nodes * resources.gpus_per_node
+        held = 0 if status.trained else resources.num_nodes * resources.gpus_per_node
         gpus = child.gpus(resources.gpu_resource_name) if child else held
         counters.add_time(status, int((run.end_time - run.start_time).total_seconds()), gpus)
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from finetune_api import names
-from finetune_api.hyperparameters import FORMER_WORDS, FusedKernels, Packing
 from finetune_api.manifest.foreign_names import explain_foreign
 from finetune_api.manifest.yaml_document import FieldPath, FileError, YamlDocument, join_path, read_stream, read_text
 from finetune_api.manifest.yaml_faults import YamlError
@@ -85,7 +84,7 @@ def check_files(sources: Iterable[tuple[str, str]]) -> ValidationResult:
         for document in itertools.chain.from_iterable(one.objects() for one in documents):
             if _is_job(document, name, result):
                 problems += _check(document, name)
-                result.notes += _former_words(document, name)
+                result.notes += _no_preemption(document, name)
                 found.append((name, document))
         result.problems += sorted(problems, key=lambda one: one.line)
     result.jobs = [document.value for _, document in found]
@@ -175,13 +174,12 @@ def _twice(document: YamlDocument, file: str) -> Iterator[Problem]:
         yield replace(_problem(document, file, fault), column=document.place(path)[1])
 
 
-def _former_words(document: YamlDocument, file: str) -> Iterator[str]:
-    """Yield a note for each word that has been replaced."""
-    for name, kind in (("packing", Packing), ("fusedKernels", FusedKernels)):
-        word = _at(document.value, "spec", "hyperparameters", name)
-        if isinstance(word, str) and word in FORMER_WORDS and word in [one.value for one in kind]:
-            line = document.line(("spec", "hyperparameters", name))
-            yield f"{file}:{line}: {name}: {word} is the former word for {FORMER_WORDS[word]}: write that in new jobs"
+def _no_preemption(document: YamlDocument, file: str) -> Iterator[str]:
+    """Yield a note for a limit of 0, which once meant any number."""
+    limit = _at(document.value, "spec", "maxPreemptions")
+    if limit == 0 and not isinstance(limit, bool):
+        line = document.line(("spec", "maxPreemptions"))
+        yield f"{file}:{line}: maxPreemptions: 0 fails the job at its first preemption; it meant any number before"
 
 
 def _head(value: dict[str, Any]) -> Iterator[Fault]:

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from finetune_api.hyperparameters import FORMER_WORDS
 from finetune_api.manifest.yaml_document import FieldPath
 from kubectl_finetune.manifest.suggestions import nearest
 
@@ -47,7 +46,7 @@ EXAMPLES: Mapping[str, Any] = MappingProxyType(
         "train.uri": "s3://bucket/rows.jsonl",
         "validation.uri": "s3://bucket/held-out.jsonl",
         "output.uri": "s3://bucket/path",
-        "mlflow.uri": "http://mlflow.mlflow:5000",
+        "mlflow.endpoint": "http://mlflow.mlflow:5000",
         "initialAdapter.uri": "s3://bucket/path/adapter",
         "uri": "s3://bucket/path",
         "claimName": "models",
@@ -86,15 +85,9 @@ def fix_format(pattern: str, value: Any) -> str:
 
 def fix_word(value: str, allowed: Iterable[str]) -> str:
     """Return the word that was meant; without one, all."""
-    words = current_words(allowed)
-    near = nearest(FORMER_WORDS.get(value.capitalize(), value), words)
-    return f"did you mean {near}?" if near else f"write {' or '.join(words)}"
-
-
-def current_words(allowed: Iterable[str]) -> list[str]:
-    """Return the words without those that another one has replaced."""
     words = list(allowed)
-    return [word for word in words if FORMER_WORDS.get(word) not in words]
+    near = nearest(value, words)
+    return f"did you mean {near}?" if near else f"write {' or '.join(words)}"
 
 
 def fix_bound(schema: Mapping[str, Any]) -> str:
@@ -123,7 +116,7 @@ def fix_type(wanted: str, schema: Mapping[str, Any], path: FieldPath) -> str:
 def fix_missing(schema: Mapping[str, Any], path: FieldPath) -> str:
     """Return the line to add."""
     return f"add {path[-1]}: {inline(sample(schema, path))}" + (
-        f" ({' or '.join(current_words(schema['enum']))})" if "enum" in schema else ""
+        f" ({' or '.join(schema['enum'])})" if "enum" in schema else ""
     )
 
 

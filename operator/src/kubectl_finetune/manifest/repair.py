@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from finetune_api.manifest.foreign_names import foreign_field
+from finetune_api.manifest.former_names import current_word
 from finetune_api.manifest.yaml_document import FieldPath
 from kubectl_finetune.manifest.fixes import sample
 from kubectl_finetune.manifest.suggestions import nearest
@@ -47,7 +48,7 @@ def _meant(field: str, schema: dict[str, Any]) -> set[str]:
 
 def _valid(value: Any, schema: dict[str, Any], path: FieldPath) -> tuple[Any, bool]:
     words = [one for one in schema.get("enum", ()) if isinstance(one, str)]
-    near = nearest(value, words) if isinstance(value, str) else None
+    near = (current_word(path, value) or nearest(value, words)) if isinstance(value, str) else None
     return (sample(schema, path), False) if near is None else (near, True)
 
 

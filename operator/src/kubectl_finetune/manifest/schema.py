@@ -12,6 +12,7 @@ import yaml
 from pydantic import ValidationError
 
 from finetune_api.manifest.foreign_names import explain_foreign, plain_name
+from finetune_api.manifest.former_names import current_name, current_word, rename_former
 from finetune_api.manifest.yaml_document import FieldPath, drop_nulls, read_scalar, write_document
 from finetune_api.schema.crd import structural_schema
 from finetune_api.spec import FineTuneJobSpec
@@ -56,7 +57,9 @@ def find_faults(spec: Any, written: dict[FieldPath, str]) -> list[Fault]:
     The rules between fields are checked as well if the schema finds faults, except those on a field whose value is not
     known because of one.
     """
-    spec, schema = drop_nulls(spec), _closed_schema()
+    given, schema = drop_nulls(spec), _closed_schema()
+    spec, paths = rename_former(given)
+    former = [_of_former_name(path, given) for path in paths]
     found = [
         fault for error in jsonschema.Draft4Validator(schema).iter_errors(spec) for fault in _explain(error, written)
     ]
@@ -66,12 +69,20 @@ def find_faults(spec: Any, written: dict[FieldPath, str]) -> list[Fault]:
         broken, is_parsed = _broken(spec)
         if is_parsed:
             new = (fault for fault, rule in broken if not unknown & set(re.findall(r"\w+", rule)))
-            return list(dict.fromkeys([*faults.values(), *new]))
+            return list(dict.fromkeys([*former, *faults.values(), *new]))
         plain = [replace(fault, path=_without_key(fault.path)) for fault, _ in broken]
         faults = {fault.path: fault for fault in plain} | faults
         spec, more = repair(spec, (fault.path for fault, _ in broken), schema)
         unknown |= more
-    return list(faults.values())
+    return [*former, *faults.values()]
+
+
+def _of_former_name(path: FieldPath, spec: Any) -> Fault:
+    name, block = current_name(path), spec
+    for part in path[1:-1]:
+        block = block[part]
+    fix = f"remove it, {name} is there too" if name in block else f"write {name}: {fixes.inline(block[path[-1]])}"
+    return Fault(path, f"is called {'.'.join(map(str, path[:-1]))}.{name} now", fix)
 
 
 def _without_key(path: FieldPath) -> FieldPath:
@@ -143,13 +154,18 @@ def _explain(error: Any, written: dict[FieldPath, str]) -> Iterator[Fault]:
                     yield Fault(here, "is missing", fixes.fix_missing(schema["properties"][key], here))
         case "type" | "anyOf":
             wanted = wanted if error.validator == "type" else "quantity"
-            fix = _other_type(wanted, value, written.get(path), schema.get("enum", ()))
+            fix = _other_type(wanted, value, written.get(path), path, schema.get("enum", ()))
             message = f"must be {KINDS[wanted]}, not {_kind(value)}"
             yield Fault(path, message, fix or fixes.fix_type(wanted, schema, path))
         case "enum":
             allowed = [one if isinstance(one, str) else json.dumps(one) for one in wanted]
-            message = f"must be one of {', '.join(fixes.current_words(allowed))}"
-            yield Fault(path, message, fixes.fix_word(str(value), allowed))
+            word = current_word(path, value)
+            fix = (
+                f"{value} is called {word} now: write {path[-1]}: {word}"
+                if word
+                else fixes.fix_word(str(value), allowed)
+            )
+            yield Fault(path, f"must be one of {', '.join(allowed)}", fix)
         case "pattern":
             yield Fault(path, "does not match the format of this field", fixes.fix_format(wanted, value))
         case "minimum" | "maximum":
@@ -180,13 +196,13 @@ def _suggest_field(key: str, properties: dict[str, Any], path: FieldPath) -> str
     )
 
 
-def _other_type(wanted: str, value: Any, written: str | None, allowed: Iterable[str]) -> str:
+def _other_type(wanted: str, value: Any, written: str | None, path: FieldPath, allowed: Iterable[str]) -> str:
     """Return how to write the value; YAML reads unquoted words such as `On` as true or false."""
     if isinstance(value, bool) and wanted == "string":
         word = written or str(value).lower()
         if allowed:
-            meant = fixes.fix_word("On" if value else "Off", allowed).removeprefix("did you mean ").rstrip("?")
-            return f"YAML reads {word} as {str(value).lower()}: {meant if ' or ' in meant else f'write {meant}'}"
+            meant = current_word(path, "On" if value else "Off")
+            return f"YAML reads {word} as {str(value).lower()}: write {meant or ' or '.join(allowed)}"
         return f'YAML reads {word} as {str(value).lower()}: put it in quotes, "{word}"'
     if isinstance(value, int | float) and wanted == "string":
         return f'put it in quotes: "{value if written is None else written}"'

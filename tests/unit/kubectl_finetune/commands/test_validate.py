@@ -373,13 +373,80 @@ def test_a_list_may_hold_other_kinds(validate: Callable[[str], Any]) -> None:
     assert "a Secret was not checked" in done.err
 
 
-def test_a_former_word_is_valid_with_a_note(validate: Callable[[str], Any]) -> None:
-    done = validate(JOB + '  hyperparameters: {packing: "On", fusedKernels: "Off"}\n')
+@pytest.mark.parametrize(
+    ("extra", "problem"),
+    [
+        (
+            "  resources: {nodes: 2}\n",
+            "spec.resources.nodes is called spec.resources.numNodes now\n    value: 2\n    fix: write numNodes: 2\n",
+        ),
+        (
+            "  scheduling: {queueName: a, workloadPriorityClass: urgent}\n",
+            "spec.scheduling.workloadPriorityClass is called spec.scheduling.workloadPriorityClassName now\n"
+            "    value: urgent\n    fix: write workloadPriorityClassName: urgent\n",
+        ),
+        (
+            "  tracking: {mlflow: {uri: http://mlflow:5000, experiment: e}}\n",
+            "spec.tracking.mlflow.uri is called spec.tracking.mlflow.endpoint now\n    value: http://mlflow:5000\n"
+            "    fix: write endpoint: http://mlflow:5000\n",
+        ),
+        (
+            "  tracking: {wandb: {project: p, credentialsSecretRef: {name: w}, baseUrl: https://wandb.example}}\n",
+            "spec.tracking.wandb.baseUrl is called spec.tracking.wandb.endpoint now\n    value: https://wandb.example\n"
+            "    fix: write endpoint: https://wandb.example\n",
+        ),
+        (
+            "  tracking: {wandb: {project: p, secretRef: {name: w}}}\n",
+            "spec.tracking.wandb.secretRef is called spec.tracking.wandb.credentialsSecretRef now\n"
+            '    value: {"name": "w"}\n    fix: write credentialsSecretRef: {name: w}\n',
+        ),
+        (
+            "  resources: {numNodes: 2, nodes: 2}\n",
+            "spec.resources.nodes is called spec.resources.numNodes now\n    value: 2\n"
+            "    fix: remove it, numNodes is there too\n",
+        ),
+        (
+            '  hyperparameters: {packing: "On"}\n',
+            'spec.hyperparameters.packing must be one of Auto, Always, Never\n    value: "On"\n'
+            "    fix: On is called Always now: write packing: Always\n",
+        ),
+        (
+            '  hyperparameters: {packing: "Off"}\n',
+            'spec.hyperparameters.packing must be one of Auto, Always, Never\n    value: "Off"\n'
+            "    fix: Off is called Never now: write packing: Never\n",
+        ),
+        (
+            '  hyperparameters: {fusedKernels: "Off"}\n',
+            'spec.hyperparameters.fusedKernels must be one of Auto, Never\n    value: "Off"\n'
+            "    fix: Off is called Never now: write fusedKernels: Never\n",
+        ),
+    ],
+)
+def test_a_former_name_or_word_is_the_one_problem_and_the_current_one_its_fix(
+    validate: Callable[[str], Any], extra: str, problem: str
+) -> None:
+    done = validate(JOB + extra)
+    assert (done.code, done.out) == (1, f"job.yaml:9: {problem}")
+
+
+def test_rules_on_a_field_with_a_former_name_are_checked_too(validate: Callable[[str], Any]) -> None:
+    out = validate(JOB.replace("Chat", "KTO") + "  resources: {nodes: 2}\n").out
+    assert "fix: write numNodes: 2" in out
+    assert "objectives KTO, RewardModel and RLHF train in one process" in out
+    done = validate(JOB.replace("Chat", "DPO") + '  hyperparameters: {packing: "On"}\n')
+    assert "packing works with objectives Instruction, Chat and DomainAdaptation" in done.out
+    assert "spec.tracking.mlflow.endpoint must be https://host" in (
+        validate(JOB + "  tracking: {mlflow: {uri: mlflow, experiment: e}}\n").out
+    )
+
+
+def test_a_limit_that_meant_any_number_is_valid_with_a_note(validate: Callable[[str], Any]) -> None:
+    done = validate(JOB + "  maxPreemptions: 0\n")
     assert (done.code, done.out) == (0, "job is valid\n")
     assert done.err == (
-        "note: job.yaml:9: packing: On is the former word for Always: write that in new jobs\n"
-        "note: job.yaml:9: fusedKernels: Off is the former word for Never: write that in new jobs\n"
+        "note: job.yaml:9: maxPreemptions: 0 fails the job at its first preemption; it meant any number before\n"
     )
+    assert validate(JOB + "  maxPreemptions: 1\n").err == ""
 
 
 def test_the_new_words_need_no_quotes(validate: Callable[[str], Any]) -> None:

@@ -41,7 +41,7 @@ def read_with_trainer(path: Path) -> JobConfig | str:
         ("  suspend: y\n", "suspend", True),
         ("  suspend: null\n", "suspend", False),
         ("  backoffLimit: ~\n", "backoff_limit", 3),
-        ('  hyperparameters: {packing: "On"}\n', "hyperparameters.packing", "On"),
+        ('  hyperparameters: {packing: "Never"}\n', "hyperparameters.packing", "Never"),
         ("  lineage: {annotations: {day: 2026-03-01}}\n", "lineage.annotations", {"day": "2026-03-01"}),
         ("  lineage: {annotations: {at: 1:30}}\n", "lineage.annotations", {"at": "1:30"}),
     ],

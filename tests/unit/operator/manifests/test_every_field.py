@@ -71,7 +71,7 @@ PODS: dict[str, Any] = {
     "dataset.train.credentialsSecretRef.name": "token",
     "dataset.validation.credentialsSecretRef.name": "token",
     "checkpoint.gracePeriodSeconds": 30,
-    "resources.nodes": 2,
+    "resources.numNodes": 2,
     "resources.gpusPerNode": 4,
     "resources.gpuResourceName": "amd.com/gpu",
     "resources.requests": {"cpu": 2},
@@ -79,7 +79,7 @@ PODS: dict[str, Any] = {
     "resources.shmSize": "2Gi",
     "resources.workspace.sizeLimit": "5Gi",
     "scheduling.queueName": "team-a",
-    "scheduling.workloadPriorityClass": "high",
+    "scheduling.workloadPriorityClassName": "high",
     "scheduling.topology.mode": "Preferred",
     "scheduling.topology.level": "rack",
     "scheduling.nodeSelector": {"disk": "ssd"},
@@ -112,7 +112,8 @@ PODS: dict[str, Any] = {
     "preflight.resources.requests": {"cpu": 1},
     "preflight.resources.limits": {"memory": "2Gi"},
     "tracking.mlflow.credentialsSecretRef.name": "mlflow",
-    "tracking.wandb.secretRef.name": "wandb",
+    "tracking.mlflow.caSecretRef.name": "ca",
+    "tracking.wandb.credentialsSecretRef.name": "wandb",
     "backoffLimit": 5,
 }
 """Fields that change the Job of preflight or of the trainer."""
@@ -271,13 +272,13 @@ ELSEWHERE = {
     "resources.merge.requests": f"{POLICY}/test_merge.py::test_a_merge_has_its_own_resources_if_the_job_names_them",
     "resources.merge.limits": f"{POLICY}/test_merge.py::test_a_merge_has_its_own_resources_if_the_job_names_them",
     "trainer.image": f"{POLICY}/test_admission.py::test_what_is_refused_by_default_is_allowed_by_its_setting",
-    "tracking.mlflow.uri": f"{TRACKERS}::test_mlflow_has_figures_settings_and_where_it_all_is",
+    "tracking.mlflow.endpoint": f"{TRACKERS}::test_mlflow_has_figures_settings_and_where_it_all_is",
     "tracking.mlflow.experiment": f"{TRACKERS}::test_mlflow_has_figures_settings_and_where_it_all_is",
     "tracking.mlflow.runName": f"{TRACKERS}::test_mlflow_has_figures_settings_and_where_it_all_is",
     "tracking.wandb.project": f"{TRACKERS}::test_an_offline_run_of_wandb_is_a_file_that_its_reader_reads",
     "tracking.wandb.entity": f"{TRACKERS}::test_an_offline_run_of_wandb_is_a_file_that_its_reader_reads",
     "tracking.wandb.mode": f"{TRACKERS}::test_an_offline_run_of_wandb_is_a_file_that_its_reader_reads",
-    "tracking.wandb.baseUrl": f"{TRACKERS}::test_wandb_without_a_key_or_an_answer_fails_nothing",
+    "tracking.wandb.endpoint": f"{TRACKERS}::test_wandb_without_a_key_or_an_answer_fails_nothing",
     "tracking.tensorboard": f"{TRAINING}/test_tracking.py::test_tensorboard_itself_reads_every_figure",
     "suspend": f"{POLICY}/test_suspension.py::test_a_job_created_suspended_creates_nothing_until_it_may",
     "maxPreemptions": f"{POLICY}/test_runs.py::test_preemptions_of_preflight_outlive_the_operators_memory",
@@ -303,9 +304,9 @@ AROUND: dict[str, Spec] = {
     "dataset.validation.credentialsSecretRef.name": {
         "dataset": {"train": {"uri": "s3://bucket/rows"}, "validation": {"uri": "hf://datasets/owner/rows"}}
     },
-    "resources.nodes": {"tuning": {"method": "LoRA"}},
+    "resources.numNodes": {"tuning": {"method": "LoRA"}},
     "resources.gpusPerNode": {"tuning": {"method": "LoRA"}},
-    "scheduling.workloadPriorityClass": {"scheduling": {"queueName": "team-a"}},
+    "scheduling.workloadPriorityClassName": {"scheduling": {"queueName": "team-a"}},
     "scheduling.topology.mode": {"scheduling": {"topology": {"mode": "Required", "level": "block"}}},
     "scheduling.topology.level": {"scheduling": {"topology": {"mode": "Required", "level": "block"}}},
     "scheduling.tolerations[].operator": {"scheduling": {"tolerations": [{"key": "gpu"}]}},
@@ -320,10 +321,13 @@ AROUND: dict[str, Spec] = {
     },
     "trainer.env[].name": {"trainer": {"env": [{"name": "A", "value": "1"}]}},
     "trainer.env[].value": {"trainer": {"env": [{"name": "A", "value": "1"}]}},
-    "tracking.mlflow.credentialsSecretRef.name": {
-        "tracking": {"mlflow": {"uri": "http://mlflow:5000", "experiment": "one"}}
+    **{
+        f"tracking.mlflow.{ref}.name": {"tracking": {"mlflow": {"endpoint": "http://mlflow:5000", "experiment": "one"}}}
+        for ref in ("credentialsSecretRef", "caSecretRef")
     },
-    "tracking.wandb.secretRef.name": {"tracking": {"wandb": {"project": "p", "secretRef": {"name": "other"}}}},
+    "tracking.wandb.credentialsSecretRef.name": {
+        "tracking": {"wandb": {"project": "p", "credentialsSecretRef": {"name": "other"}}}
+    },
     "preflight.queueName": {"scheduling": {"queueName": "team-a"}},
 }
 """What a field needs around it."""
@@ -421,7 +425,7 @@ def test_a_setting_of_the_pods_changes_a_pod_or_is_refused(built: Any, objective
     assert not is_refused(before)
     if is_refused(after):
         assert objective in {"KTO", "RewardModel", "RLHF"}, "only those train in one process"
-        assert path in {"resources.nodes", "resources.gpusPerNode"}
+        assert path in {"resources.numNodes", "resources.gpusPerNode"}
         return
     pairs = [(built(kind, **before), built(kind, **after)) for kind in ("preflight", "trainer")]
     assert any(without_config(left) != without_config(right) for left, right in pairs)

@@ -14,7 +14,7 @@ DNS = {"ports": [{"protocol": "UDP", "port": 53}, {"protocol": "TCP", "port": 53
 
 
 def attempt(scene: Any, settings: Settings, nodes: int = 2, number: int = 1, **changes: Any) -> Child:
-    one = scene(resources={"nodes": nodes, "gpusPerNode": 1}).to_training()
+    one = scene(resources={"numNodes": nodes, "gpusPerNode": 1}).to_training()
     return build_attempt(one.job, settings.model_copy(update=changes), "x/y:1", number)
 
 

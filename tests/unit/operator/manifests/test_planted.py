@@ -16,7 +16,7 @@ Object = dict[str, Any]
 
 @pytest.fixture
 def child(scene: Any, settings: Settings) -> Child:
-    one = scene(resources={"nodes": 2, "gpusPerNode": 1}).to_training()
+    one = scene(resources={"numNodes": 2, "gpusPerNode": 1}).to_training()
     policies = {"isolate_training_pods": True, "pod_egress": [{"to": [{"ipBlock": {"cidr": "192.0.2.0/24"}}]}]}
     return build_attempt(one.job, settings.model_copy(update=policies), "x/y:1", 1)
 

@@ -38,7 +38,7 @@ def job(
     name: str = "one", namespace: str = "team", *, uid: str = "", gpus: int = 4, nodes: int = 1, **status: Any
 ) -> FineTuneJob:
     meta = {"namespace": namespace, "name": name, "uid": uid or f"{namespace}-{name}"}
-    spec = SPEC | {"resources": {"gpusPerNode": gpus, "nodes": nodes}}
+    spec = SPEC | {"resources": {"gpusPerNode": gpus, "numNodes": nodes}}
     return FineTuneJob.from_object({"metadata": meta, "spec": spec, "status": status})
 
 

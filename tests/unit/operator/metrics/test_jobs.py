@@ -59,7 +59,7 @@ def test_the_waiting_time_is_known_at_its_end_and_its_start_at_once(scene: Build
 
 
 def test_time_is_summed_over_ended_runs_and_over_the_gpus_of_all_pods(scene: Build) -> None:
-    found = series(scene(resources={"gpusPerNode": 4, "nodes": 2}), activeSeconds=60, gpuSeconds=480)
+    found = series(scene(resources={"gpusPerNode": 4, "numNodes": 2}), activeSeconds=60, gpuSeconds=480)
     assert (found["active_seconds_total"], found["gpu_seconds_total"], found["gpus"]) == (60, 480, 8)
 
 

@@ -66,7 +66,7 @@ def test_other_addresses_are_not(host: str) -> None:
         ({"trainer": {"image": "other.example/x:1"}}, {"allowed_images": ["other.example/x"]}),
         ({"trainer": {"serviceAccountName": "ml"}}, {"allowed_service_accounts": ["team/ml"]}),
         ({"scheduling": {"priorityClassName": "high"}}, {"allowed_priority_classes": ["high"]}),
-        ({"scheduling": {"workloadPriorityClass": "urgent"}}, {"allowed_workload_priority_classes": ["urgent"]}),
+        ({"scheduling": {"workloadPriorityClassName": "urgent"}}, {"allowed_workload_priority_classes": ["urgent"]}),
         ({"scheduling": {"runtimeClassName": "kata"}}, {"allowed_runtime_classes": ["kata"]}),
         (
             {"scheduling": {"tolerations": [{"key": "node-role.kubernetes.io/control-plane"}]}},

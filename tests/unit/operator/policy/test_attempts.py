@@ -186,6 +186,14 @@ def test_the_last_preemption_is_written_before_the_job_is_removed(scene: Any) ->
     assert second.status.reason == "TooManyPreemptions"
 
 
+def test_no_preemption_is_survived_with_a_limit_of_zero(scene: Any) -> None:
+    one = scene(maxPreemptions=0).to_training()
+    assert one.status["phase"] == "Starting"
+    preempt(one, 1)
+    one.settle()
+    assert (one.status["phase"], one.status["reason"]) == ("Failed", "TooManyPreemptions")
+
+
 @pytest.mark.parametrize("obstacle", [Denied("delete", "jobs", "team"), Refused("a webhook says no")])
 def test_a_job_whose_trainer_cannot_be_removed_is_not_failed_and_tried_again(scene: Any, obstacle: Any) -> None:
     one = scene(maxPreemptions=1).to_training()
@@ -350,7 +358,7 @@ def test_a_deleted_job_counts_in_addition_to_the_failures_of_its_single_pods(sce
 
 
 def test_the_next_attempt_of_several_pods_names_the_failure_of_the_last_one(scene: Build) -> None:
-    one = scene(resources={"nodes": 2}).to_training()
+    one = scene(resources={"numNodes": 2}).to_training()
     first, second = one.set_of("one-1")
     one.settle()
     one.end(second, 70, "CUDA error: device lost")

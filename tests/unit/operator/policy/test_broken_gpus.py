@@ -57,7 +57,7 @@ def test_too_many_faults_end_the_job(scene: Any) -> None:
 
 
 def test_the_node_of_the_pod_with_the_fault_is_avoided_and_not_that_of_the_first_one(scene: Any) -> None:
-    one = scene(tuning={"method": "LoRA"}, resources={"nodes": 2}).to_training()
+    one = scene(tuning={"method": "LoRA"}, resources={"numNodes": 2}).to_training()
     first, second = one.set_of("one-1")
     for pod, node in ((first, "gpu-a"), (second, "gpu-b")):
         pod["spec"] = pod["spec"] | {"nodeName": node}

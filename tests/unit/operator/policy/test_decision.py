@@ -45,7 +45,7 @@ def test_only_functions_that_record_change_the_status() -> None:
 
 
 def test_a_termination_message_is_parsed_once_in_one_plan(scene: Build, monkeypatch: pytest.MonkeyPatch) -> None:
-    one = scene(resources={"nodes": 2, "gpusPerNode": 1}).to_training()
+    one = scene(resources={"numNodes": 2, "gpusPerNode": 1}).to_training()
     first, second = one.set_of("one-1")
     one.settle()
     one.end(first, 0, one.published())

@@ -55,7 +55,7 @@ def test_a_job_without_a_queue_has_nothing_to_do_with_kueue(built: Callable[...,
 
 def test_both_jobs_are_made_suspended_in_the_queue_that_the_job_names(built: Callable[..., Any]) -> None:
     for kind in ("preflight", "trainer"):
-        job = built(kind, scheduling={"queueName": "team-a", "workloadPriorityClass": "high"})
+        job = built(kind, scheduling={"queueName": "team-a", "workloadPriorityClassName": "high"})
         assert job["metadata"]["labels"][names.LABEL_QUEUE] == "team-a"
         assert job["metadata"]["labels"][names.LABEL_QUEUE_PRIORITY] == "high"
         assert job["spec"]["suspend"] is True

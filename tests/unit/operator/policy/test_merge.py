@@ -127,9 +127,9 @@ def test_a_merge_whose_job_names_no_requests_gets_those_of_one_process(scene: Bu
     ("changes", "separate"),
     [
         ({}, True),
-        ({"resources": {"gpusPerNode": 1, "nodes": 2}}, True),
+        ({"resources": {"gpusPerNode": 1, "numNodes": 2}}, True),
         ({"resources": {"gpusPerNode": 1}}, False),
-        ({"resources": {"gpusPerNode": 0, "nodes": 4}}, False),
+        ({"resources": {"gpusPerNode": 0, "numNodes": 4}}, False),
         ({"resources": {"gpusPerNode": 0, "merge": {}}}, True),
         ({"output": {"uri": "s3://bucket/out"}}, False),
         ({"output": {"uri": "s3://bucket/out"}, "tuning": {"method": "Full"}}, True),

@@ -94,8 +94,17 @@ def test_the_last_preemption_of_preflight_is_written_before_its_job_is_removed(s
     assert not one.look(obstacle=Denied("delete", "jobs", "team")).status.is_true("Failed")
 
 
-def test_preflight_without_a_limit_is_preempted_any_number_of_times(scene: Any) -> None:
+def test_no_preemption_of_preflight_is_survived_with_a_limit_of_zero(scene: Any) -> None:
     one = scene(maxPreemptions=0)
+    one.settle()
+    assert one.status["phase"] == "Preflight"
+    one.end(one.pod("one-preflight"), 75)
+    one.settle()
+    assert (one.status["phase"], one.status["reason"]) == ("Failed", "TooManyPreemptions")
+
+
+def test_preflight_with_a_high_limit_is_preempted_many_times(scene: Any) -> None:
+    one = scene(maxPreemptions=1000)
     one.settle()
     for _ in range(30):
         one.end(one.pod("one-preflight"), 75)

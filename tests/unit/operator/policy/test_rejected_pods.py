@@ -124,7 +124,7 @@ def test_an_attempt_prefers_other_nodes_than_the_one_that_ended_two_runs_in_succ
 
 
 def test_one_refused_pod_of_several_does_not_count_as_a_failure_either(scene: Any) -> None:
-    one = scene(tuning={"method": "LoRA"}, resources={"nodes": 2}, backoffLimit=0).to_training()
+    one = scene(tuning={"method": "LoRA"}, resources={"numNodes": 2}, backoffLimit=0).to_training()
     first, second = one.set_of("one-1")
     one.run(first)
     one.settle()

@@ -101,7 +101,7 @@ def test_the_last_report_counts_too(scene: Any) -> None:
 
 
 def test_more_than_the_history_holds_are_counted_once_each(scene: Any) -> None:
-    one = scene(maxPreemptions=0).to_training()
+    one = scene(maxPreemptions=1000).to_training()
     pod = one.pod("one-1")
     one.run(pod)
     answer(one, pod, *[stopped(number) for number in range(1, 26)])
@@ -111,7 +111,7 @@ def test_more_than_the_history_holds_are_counted_once_each(scene: Any) -> None:
 
 
 def test_runs_that_are_reported_late_are_in_order_and_none_counts_twice(scene: Any) -> None:
-    one = scene(maxPreemptions=0).to_training()
+    one = scene(maxPreemptions=1000).to_training()
     pod = one.pod("one-1")
     one.run(pod)
     answer(one, pod, stopped(2))
@@ -146,7 +146,7 @@ def test_the_limit_on_preemptions_includes_unobserved_ones(scene: Any) -> None:
 
 
 def test_of_several_pods_the_runs_of_the_first_are_reported(scene: Any) -> None:
-    one = scene(resources={"nodes": 2, "gpusPerNode": 0}).to_training()
+    one = scene(resources={"numNodes": 2, "gpusPerNode": 0}).to_training()
     first, _ = one.set_of("one-1")
     one.settle()
     one.pods.clear()

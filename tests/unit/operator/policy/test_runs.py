@@ -23,7 +23,7 @@ def test_each_pod_is_counted_once_however_often_it_is_seen(scene: Any) -> None:
 
 
 def test_a_pod_that_dropped_out_of_the_history_is_not_counted_again(scene: Any) -> None:
-    one = scene(maxPreemptions=0).to_training()
+    one = scene(maxPreemptions=1000).to_training()
     for _ in range(14):
         one.end(one.pod("one-1"), 75)
         one.now += timedelta(seconds=10)
@@ -191,7 +191,7 @@ def test_preemptions_of_preflight_outlive_the_operators_memory(scene: Any) -> No
 
 
 def test_failures_of_a_job_are_counted_beyond_the_length_of_the_history(scene: Any) -> None:
-    one = scene(backoffLimit=100, maxPreemptions=0).to_training()
+    one = scene(backoffLimit=100, maxPreemptions=1000).to_training()
     for _ in range(12):
         one.end(one.pod("one-1"), 75)
         one.settle()
@@ -201,7 +201,7 @@ def test_failures_of_a_job_are_counted_beyond_the_length_of_the_history(scene: A
 
 
 def test_a_pod_that_failed_before_the_first_one_began_is_the_cause_if_its_job_counts_the_failure(scene: Any) -> None:
-    one = scene(resources={"nodes": 2}).to_training()
+    one = scene(resources={"numNodes": 2}).to_training()
     first, second = one.set_of("one-1")
     one.end(second, 70, "CUDA error: device lost")
     ended = second["status"]["containerStatuses"][0]["state"]["terminated"]
@@ -229,7 +229,7 @@ def test_the_end_of_a_pod_that_is_gone_is_waited_for_to_the_last_moment(scene: A
 
 
 def test_a_pod_that_failed_as_the_first_one_started_is_the_cause_of_an_end_that_was_not_observed(scene: Any) -> None:
-    one = scene(resources={"nodes": 2}).to_training()
+    one = scene(resources={"numNodes": 2}).to_training()
     first, second = one.set_of("one-1")
     one.settle()
     one.end(second, 70, "CUDA error: device lost")
@@ -267,7 +267,7 @@ def test_a_dataset_is_a_sentence_with_its_counts(dataset: dict[str, Any] | None,
 
 
 def test_a_run_whose_job_and_pod_are_gone_is_a_failure_by_the_deletion(scene: Any) -> None:
-    one = scene(resources={"nodes": 2, "gpusPerNode": 4}).to_training()
+    one = scene(resources={"numNodes": 2, "gpusPerNode": 4}).to_training()
     one.set_of("one-1")
     one.settle()
     one.pods.clear()
@@ -294,7 +294,7 @@ def test_a_pod_that_is_deleted_counts_by_its_exit_code(scene: Any, code: int, re
 
 
 def test_a_failure_before_the_first_run_whose_pods_are_gone_counts_without_an_entry(scene: Any) -> None:
-    one = scene(resources={"nodes": 2}).to_training()
+    one = scene(resources={"numNodes": 2}).to_training()
     one.children["one-1"]["status"] = {"failed": 2}
     one.settle()
     assert (one.status["failures"], one.status["runs"], one.status.get("history")) == (1, 1, None)
@@ -328,7 +328,7 @@ def test_a_late_end_of_an_earlier_attempt_is_a_run_of_that_attempt(scene: Any) -
 
 
 def test_a_late_failure_of_an_earlier_attempt_of_several_pods_is_its_only_one(scene: Any) -> None:
-    one = scene(resources={"nodes": 2}).to_training()
+    one = scene(resources={"numNodes": 2}).to_training()
     first, second = one.set_of("one-1")
     one.settle()
     one.end(second, 1)
@@ -361,7 +361,7 @@ def test_progress_from_the_first_moment_of_a_run_is_that_of_its_unobserved_end(s
 def test_a_run_that_was_first_seen_ended_is_the_start_of_the_job_unless_it_may_have_waited(
     scene: Any, nodes: int, report: dict[str, int], is_start: bool
 ) -> None:
-    one = scene(resources={"nodes": nodes}).to_training()
+    one = scene(resources={"numNodes": nodes}).to_training()
     first, *_ = one.set_of("one-1", nodes, runs=False)
     one.end(first, 75, one.report("Preempted", **report))
     one.settle()

@@ -82,7 +82,7 @@ def test_preflight_that_starts_or_starts_again_is_no_trainer_that_starts(scene: 
 
 
 def test_of_several_pods_the_failed_one_is_shown_and_not_that_it_is_missing(scene: Any) -> None:
-    one = scene(resources={"nodes": 2}).to_training()
+    one = scene(resources={"numNodes": 2}).to_training()
     first, second = one.set_of("one-1")
     one.settle()
     one.end(second, 70, "CUDA error: device lost")

@@ -7,8 +7,8 @@ import pytest
 from finetune_trainer.commands.local_trackers import require_own_trackers
 from finetune_trainer.errors import TrainerError
 
-MLFLOW = {"mlflow": {"uri": "https://mlflow.example", "experiment": "e"}}
-WANDB = {"wandb": {"project": "p", "secretRef": {"name": "w"}}}
+MLFLOW = {"mlflow": {"endpoint": "https://mlflow.example", "experiment": "e"}}
+WANDB = {"wandb": {"project": "p", "credentialsSecretRef": {"name": "w"}}}
 NAMES = ("MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_URI", "WANDB_API_KEY", "WANDB_BASE_URL")
 
 
@@ -53,11 +53,11 @@ def test_a_key_of_wandb_belongs_to_its_own_server_also_if_the_job_names_none(
 ) -> None:
     assert explain(world, monkeypatch, WANDB, WANDB_API_KEY="k") == ""
     assert explain(world, monkeypatch, WANDB, WANDB_API_KEY="k", WANDB_BASE_URL="https://wandb.example") == ""
-    public = {"wandb": WANDB["wandb"] | {"baseUrl": "https://api.wandb.ai"}}
+    public = {"wandb": WANDB["wandb"] | {"endpoint": "https://api.wandb.ai"}}
     assert explain(world, monkeypatch, public, WANDB_API_KEY="k") == ""
     why = explain(world, monkeypatch, public, WANDB_API_KEY="k", WANDB_BASE_URL="https://wandb.example")
     assert why.startswith(
-        "job: spec.tracking.wandb.baseUrl is https://api.wandb.ai, but WANDB_API_KEY belongs to https://wandb.example"
+        "job: spec.tracking.wandb.endpoint is https://api.wandb.ai, but WANDB_API_KEY belongs to https://wandb.example"
     )
     why = explain(world, monkeypatch, WANDB, WANDB_API_KEY="k", WANDB_BASE_URL="http://wandb.example")
     assert "WANDB_BASE_URL is http://wandb.example, but WANDB_API_KEY is not sent over http" in why

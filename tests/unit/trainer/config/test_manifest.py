@@ -171,14 +171,17 @@ def test_a_tiny_learning_rate_survives_the_published_configuration(tmp_path: Pat
 
 
 def test_all_faults_of_a_file_are_one_message(tmp_path: Path) -> None:
-    wrong = with_spec("micro_batch_size: 4\nbackoffLimit: -1\nbackoffLimit: -2\n").replace("v1alpha1", "v2")
+    wrong = with_spec("micro_batch_size: 4\nresources: {nodes: 2}\nbackoffLimit: -1\nbackoffLimit: -2\n").replace(
+        "v1alpha1", "v2"
+    )
     broken = with_spec("dpo: {beta: 0.2}\n").replace("name: job", "name: two")
     message = refusal(tmp_path, f"{wrong}---{broken}---\na: [\n")
     for part in (
-        "is not YAML: line 25, column 1: expected the node content",
+        "is not YAML: line 26, column 1: expected the node content",
         "apiVersion must be finetune.dev/v1alpha1, not 'finetune.dev/v2'",
-        "line 12: spec.backoffLimit is given twice",
+        "line 13: spec.backoffLimit is given twice",
         "spec.micro_batch_size: unknown field: axolotl's micro_batch_size is hyperparameters.perDeviceTrainBatchSize",
+        "spec.resources.nodes: unknown field: it is called numNodes now",
         "spec.backoffLimit: Input should be greater than or equal to 0",
         "spec.dpo: dpo is only for objective DPO: remove dpo",
     ):

@@ -34,7 +34,7 @@ def make_config(nodes: int = 2, gpus: int = 2, **resources: dict[str, str | int]
             "model": {"uri": "s3://bucket/model"},
             "dataset": {"train": {"uri": "s3://bucket/rows.jsonl"}},
             "output": {"uri": "s3://bucket/out"},
-            "resources": {"nodes": nodes, "gpusPerNode": gpus} | resources,
+            "resources": {"numNodes": nodes, "gpusPerNode": gpus} | resources,
         }
     )
     return JobConfig(

@@ -122,7 +122,7 @@ def test_what_a_tracker_missed_is_sent_later_with_one_warning(
 
 
 def mlflow(world: Any, uri: str, secrets: Path) -> MlflowRun:
-    return MlflowRun(world.config, MlflowTracking(uri=uri, experiment="e"), secrets)
+    return MlflowRun(world.config, MlflowTracking(endpoint=uri, experiment="e"), secrets)
 
 
 def test_a_server_that_never_answers_holds_up_an_end_no_longer_than_asked(
@@ -174,7 +174,7 @@ def test_a_key_of_wandb_goes_to_the_jobs_server_or_to_that_of_its_own_environmen
     if is_mounted:
         (tmp_path / "WANDB_API_KEY").write_text("of-the-secret\n")
     key = "of-the-secret" if is_mounted else "of-the-environment"
-    asked = WandbTracking(project="p", base_url=named, secret_ref=SecretRef(name="w"))
+    asked = WandbTracking(project="p", endpoint=named, credentials_secret_ref=SecretRef(name="w"))
     assert read_access(asked, tmp_path) == {"WANDB_API_KEY": key, "WANDB_BASE_URL": server}
 
 
@@ -193,7 +193,7 @@ def test_a_password_is_in_no_log_and_no_note(
 
 def test_a_stopped_run_leaves_its_trackers_within_seconds(world: Any, metrics: Path) -> None:
     with silent_server() as uri:
-        asked = {"mlflow": {"uri": uri, "experiment": "e"}, "wandb": {"project": "p", "mode": "Offline"}}
+        asked = {"mlflow": {"endpoint": uri, "experiment": "e"}, "wandb": {"project": "p", "mode": "Offline"}}
         world.with_config({"tracking": asked})
         places = {"result": metrics.parent, "workspace": world.workspace}
         began = time.monotonic()
@@ -204,7 +204,7 @@ def test_a_stopped_run_leaves_its_trackers_within_seconds(world: Any, metrics: P
 
 def test_only_the_first_of_several_processes_reports(world: Any, metrics: Path) -> None:
     with refusing_server(500) as (uri, requests):
-        world.with_config({"tracking": {"mlflow": {"uri": uri, "experiment": "e"}, "tensorboard": True}})
+        world.with_config({"tracking": {"mlflow": {"endpoint": uri, "experiment": "e"}, "tensorboard": True}})
         places = {"result": metrics.parent, "workspace": world.workspace}
         with track(world.config, **places, reporter=world.reporter, stop=world.stop, is_first=False) as trackers:
             trackers.write_files()
@@ -220,7 +220,7 @@ def test_a_result_that_meets_no_gate_is_a_failed_run_with_its_manifest(
 ) -> None:
     run = Recorder()
     monkeypatch.setattr("finetune_trainer.monitoring.tracking.MlflowRun", lambda *_: run)
-    world.with_config({"tracking": {"mlflow": {"uri": "http://mlflow:5000", "experiment": "e"}}})
+    world.with_config({"tracking": {"mlflow": {"endpoint": "http://mlflow:5000", "experiment": "e"}}})
     places = {"result": metrics.parent, "workspace": world.workspace}
     artifacts = Artifacts(manifest_uri="s3://b/manifest.json", manifest_sha256="ab" * 32)
     report = Report(

@@ -22,12 +22,12 @@ def require_own_trackers(config: JobConfig, named: Collection[str]) -> None:
     if tracking and tracking.mlflow and (key := next((one for one in MLFLOW_KEYS if os.environ.get(one)), None)):
         own = os.environ.get(MLFLOW_SETTING, "")  # may also be a folder, a database or have a password
         known = OwnKey(key, own if is_endpoint(own) else None, MLFLOW_SETTING)
-        problems.append(explain_withheld(known, "spec.tracking.mlflow.uri", tracking.mlflow.uri, named))
+        problems.append(explain_withheld(known, "spec.tracking.mlflow.endpoint", tracking.mlflow.endpoint, named))
     if tracking and tracking.wandb and tracking.wandb.mode is WandbMode.ONLINE and os.environ.get(WANDB_KEY):
-        own, asked = os.environ.get(WANDB_SETTING) or WANDB_SERVER, tracking.wandb.base_url
+        own, asked = os.environ.get(WANDB_SETTING) or WANDB_SERVER, tracking.wandb.endpoint
         if not is_endpoint(own):
             raise TrainerError(ExitCode.INVALID_CONFIG, f"{WANDB_SETTING} is not a URL: write https://host")
-        field = "spec.tracking.wandb.baseUrl" if asked else WANDB_SETTING
+        field = "spec.tracking.wandb.endpoint" if asked else WANDB_SETTING
         known = OwnKey(WANDB_KEY, own, WANDB_SETTING)
         problems.append(explain_withheld(known, field, asked or own, named))
     for problem in filter(None, problems):

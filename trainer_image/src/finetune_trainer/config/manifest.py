@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from finetune_api import names
 from finetune_api.handoff import ExitCode, JobConfig, config_sha256
 from finetune_api.manifest.foreign_names import explain_foreign
+from finetune_api.manifest.former_names import current_name
 from finetune_api.manifest.yaml_document import FileError, YamlDocument, drop_nulls, join_path, read_stream, read_text
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.spec_rules import broken_rules
@@ -99,9 +100,15 @@ def field_errors(error: ValidationError, root: str) -> list[str]:
     for one in error.errors(include_url=False):
         what = one["msg"].removeprefix("Value error, ")
         if one["type"] == "extra_forbidden":
-            what = ": ".join(["unknown field", *filter(None, [explain_foreign(str(one["loc"][-1]))])])
+            what = ": ".join(["unknown field", *filter(None, [_explain_name(one["loc"])])])
         lines.append(f"{join_path((root, *one['loc']))}: {what}")
     return lines
+
+
+def _explain_name(place: tuple[int | str, ...]) -> str:
+    """Return what a field that does not exist is called, if it has a former name or one of another project."""
+    name = current_name(("spec", *place))
+    return f"it is called {name} now" if name else explain_foreign(str(place[-1]))
 
 
 def _read(path: Path) -> tuple[list[YamlDocument], list[str]]:

@@ -70,7 +70,7 @@ def build_layout(
 ) -> Layout:
     """Return the layout that the job requests, from the view of this pod."""
     resources = config.spec.resources
-    nodes = resources.nodes
+    nodes = resources.num_nodes
     per_node = resources.ranks // nodes
     cores = count_cores(resources)
     if nodes == 1:
@@ -79,7 +79,7 @@ def build_layout(
     if not config.first_pod or not node.isdecimal() or int(node) >= nodes or not address:
         found = f"firstPod is {config.first_pod!r}, {ENV_NODE} is {node!r} and {ENV_POD_IP} is {address!r}"
         raise TrainerError(
-            ExitCode.INVALID_CONFIG, f"resources.nodes is {nodes}, but the pod has no valid rank or address: {found}"
+            ExitCode.INVALID_CONFIG, f"resources.numNodes is {nodes}, but the pod has no valid rank or address: {found}"
         )
     return Layout(nodes, per_node, int(node), config.first_pod, address, rendezvous_port, peer_link_port, cores)
 

@@ -138,7 +138,7 @@ def share_batch(settings: Resolved, ranks: int) -> Resolved:
     if whole % ranks:
         raise TrainerError(
             ExitCode.INVALID_CONFIG,
-            f"a step has {whole} rows, which {ranks} processes cannot share evenly: set resources.nodes and "
+            f"a step has {whole} rows, which {ranks} processes cannot share evenly: set resources.numNodes and "
             f"resources.gpusPerNode so that their product divides {whole}, or run the job again",
         )
     own = whole // ranks

@@ -82,14 +82,14 @@ def count_packed(
 
     `Auto` packs plain text wherever that is exact, and conversations where at least two share a sequence on average.
     """
-    if asked.is_never or objective not in (
+    if asked is Packing.NEVER or objective not in (
         Objective.INSTRUCTION,
         Objective.CHAT,
         Objective.DOMAIN_ADAPTATION,
     ):
         return None
     if model_type not in EXACT_MODELS:
-        if asked.is_always:
+        if asked is Packing.ALWAYS:
             raise TrainerError(
                 ExitCode.INVALID_CONFIG,
                 f"hyperparameters.packing {asked}: rows of one sequence are not known to stay apart in the attention "
@@ -97,7 +97,7 @@ def count_packed(
             )
         return None
     packed = len(group_lengths(lengths, max_length, max_rows_for(objective)))
-    is_worth = asked.is_always or objective is Objective.DOMAIN_ADAPTATION or len(lengths) >= WORTH * packed
+    is_worth = asked is Packing.ALWAYS or objective is Objective.DOMAIN_ADAPTATION or len(lengths) >= WORTH * packed
     return packed if packed and is_worth else None
 
 

@@ -11,7 +11,7 @@ from finetune_operator.kube.observed import Reading, Warnings
 from finetune_operator.manifests.jobs import build_attempt, build_config, build_preflight
 from finetune_operator.settings import Settings
 
-PAIR = {"nodes": 2, "gpusPerNode": 4}
+PAIR = {"numNodes": 2, "gpusPerNode": 4}
 
 
 @pytest.fixture
@@ -97,7 +97,7 @@ def test_a_pod_that_was_never_made_is_missed_too(pair: Any) -> None:
 
 
 def test_pods_that_are_queried_one_after_the_other_give_one_message(scene: Any) -> None:
-    one = scene(resources={"nodes": 3}).to_training()
+    one = scene(resources={"numNodes": 3}).to_training()
     one.set_of("one-1", 3, runs=False)
     one.now += timedelta(seconds=60)
     asked = one.look().fetch_events_for

@@ -12,13 +12,13 @@ from typing import Any
 
 import httpx2
 
-from finetune_api.handoff import CA_FILE, MLFLOW_DIR, JobConfig
+from finetune_api.handoff import CA_FILE, MLFLOW_CA_DIR, MLFLOW_DIR, JobConfig
 from finetune_api.status import Resolved
 from finetune_api.tracking import MlflowTracking
 from finetune_trainer.monitoring.tracking.follower import Point, RunEnd, TrackerFault
 
 TIMEOUT = httpx2.Timeout(10.0, connect=5.0)
-NO_SERVER = "the server is not an MLflow tracking server: check tracking.mlflow.uri"
+NO_SERVER = "the server is not an MLflow tracking server: check tracking.mlflow.endpoint"
 LARGEST_ANSWER = 4 * 1024 * 1024
 METRICS_AT_ONCE = 1000
 PARAMS_AT_ONCE = 100
@@ -33,8 +33,14 @@ class MlflowRun:
 
     name = "MLflow"
 
-    def __init__(self, config: JobConfig, asked: MlflowTracking, secrets: Path = Path(MLFLOW_DIR)) -> None:
-        self._config, self._asked, self._secrets = config, asked, secrets
+    def __init__(
+        self,
+        config: JobConfig,
+        asked: MlflowTracking,
+        secrets: Path = Path(MLFLOW_DIR),
+        authorities: Path = Path(MLFLOW_CA_DIR),
+    ) -> None:
+        self._config, self._asked, self._secrets, self._authorities = config, asked, secrets, authorities
         self._http: httpx2.Client | None = None
         self._run_id = self._experiment = ""
         self._last_steps: dict[str, int] = {}
@@ -145,12 +151,12 @@ class MlflowRun:
         """Return the response, or None if the server's error code is `may_be`."""
         if self._http is None:
             raise TrackerFault("not connected")
-        url = f"{self._asked.uri.rstrip('/')}/api/2.0/mlflow/{path}"
+        url = f"{self._asked.endpoint.rstrip('/')}/api/2.0/mlflow/{path}"
         try:
             with self._http.stream(method, url, **options) as response:
                 answer = _bounded_json(response)
         except httpx2.HTTPError as error:
-            raise TrackerFault(f"{self._asked.uri} is unreachable ({type(error).__name__})") from None
+            raise TrackerFault(f"{self._asked.endpoint} is unreachable ({type(error).__name__})") from None
         except RuntimeError:  # the client was closed by another thread
             raise TrackerFault("the connection was closed") from None
         word = str(answer.get("error_code", ""))
@@ -160,14 +166,14 @@ class MlflowRun:
             return None
         code = f" {word}" if re.fullmatch(r"[A-Z_]{1,64}", word) else ""
         fix = "; check tracking.mlflow.credentialsSecretRef" if response.status_code in {401, 403} else ""
-        raise TrackerFault(f"{self._asked.uri} returned {response.status_code}{code} for {path}{fix}")
+        raise TrackerFault(f"{self._asked.endpoint} returned {response.status_code}{code} for {path}{fix}")
 
     def _connect(self) -> httpx2.Client:
         """Return a client that follows no redirects: they could lead to an address that jobs may not use."""
         user, password, token = (self._secret(f"MLFLOW_TRACKING_{name}") for name in ("USERNAME", "PASSWORD", "TOKEN"))
         # Uncompressed, because the limit of an answer counts what arrives.
         headers = {"Accept-Encoding": "identity"} | ({"Authorization": f"Bearer {token}"} if token else {})
-        own = self._secrets / CA_FILE
+        own = self._authorities / CA_FILE
         try:
             context = httpx2.create_ssl_context()
             if own.is_file():

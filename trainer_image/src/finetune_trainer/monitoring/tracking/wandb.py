@@ -71,7 +71,7 @@ class WandbRun:
         if answer.strip() != b"ready":
             reply = answer.decode(errors="replace").strip()[:64] or "its process ended"
             raise TrackerFault(
-                f"{asked.base_url or 'W&B'} did not create the run ({reply}); check tracking.wandb and its Secret"
+                f"{asked.endpoint or 'W&B'} did not create the run ({reply}); check tracking.wandb and its Secret"
             )
 
     def settings(self, resolved: Resolved) -> None:
@@ -168,5 +168,5 @@ def read_access(asked: WandbTracking, secrets: Path) -> dict[str, str]:
     else:
         key, own = os.environ.get(KEY, ""), os.environ.get(SERVER_SETTING) or SERVER
     if not key:
-        raise TrackerFault(f"there is no {KEY}: check the Secret that tracking.wandb.secretRef names")
-    return {KEY: key, SERVER_SETTING: asked.base_url or own}
+        raise TrackerFault(f"there is no {KEY}: check the Secret that tracking.wandb.credentialsSecretRef names")
+    return {KEY: key, SERVER_SETTING: asked.endpoint or own}
