@@ -55,7 +55,7 @@ def test_garbage_is_dataset_unusable_with_counts_and_first_lines(bench: Bench) -
     status = failed(job, "DatasetUnusable")
     assert "BAD_JSON" in status["message"]
     assert "50" in status["message"]
-    assert status["dataset"]["rejectedByCode"] == {"BAD_JSON": 50}
+    assert status["dataset"]["rejectedRowsByCode"] == {"BAD_JSON": 50}
     assert "garbage.jsonl" in job.logs()
 
 

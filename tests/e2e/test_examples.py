@@ -122,7 +122,7 @@ def test_dpo_after_sft_is_held_to_what_sft_taught(jobs: dict[str, dict[str, Any]
 
 def test_all_files_of_a_prefix_are_read_and_columns_are_renamed(jobs: dict[str, dict[str, Any]]) -> None:
     assert jobs["chat"]["dataset"]["rows"] == 300
-    assert jobs["support-answers"]["dataset"]["accepted"] == 200
+    assert jobs["support-answers"]["dataset"]["acceptedRows"] == 200
 
 
 def test_what_tracking_asks_for_is_published_with_the_result(bench: Bench, jobs: dict[str, dict[str, Any]]) -> None:

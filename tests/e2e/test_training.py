@@ -80,8 +80,9 @@ def test_the_questions_on_general_ability_are_answered_before_and_after(
 ) -> None:
     found = results[name]["evaluation"]["ability"]
     assert found["questions"] == 30
-    assert found["difference"] == pytest.approx(found["after"] - found["before"], abs=0.01)
-    assert found["differenceLow"] <= found["difference"] <= found["differenceHigh"]
+    difference = found["differencePoints"]
+    assert difference == pytest.approx(found["afterPercent"] - found["beforePercent"], abs=0.01)
+    assert found["differenceLowPoints"] <= difference <= found["differenceHighPoints"]
     assert "of 30 questions" in bench.read(results[name]["artifacts"]["reportUri"]).decode()
     asked = bench.read(bench.uri(f"out/{name}/dataset/ability.jsonl")).decode().splitlines()
     assert [json.loads(line)["question"] for line in asked] == [row["question"] for row in QUESTIONS]
@@ -118,7 +119,7 @@ def test_the_verdict_is_that_of_the_adapter_on_the_16_bit_base(
     model = PeftModel.from_pretrained(base, str(adapter))
     assert math.isclose(held_out_loss(bench, status, model, adapter), found["after"], rel_tol=2e-3)
     complete = next(one for one in status["conditions"] if one["type"] == "Complete")
-    assert found["detail"] in complete["message"]
+    assert found["verdictMessage"] in complete["message"]
     assert found["differenceLow"] <= found["difference"] <= found["differenceHigh"] < 0
 
 
@@ -139,7 +140,7 @@ def test_the_full_model_loaded_elsewhere_answers_like_the_trained_one(
     bench: Bench, results: dict[str, dict[str, Any]], tmp_path: Path, name: str, dtype: str
 ) -> None:
     found = results[name]["evaluation"]
-    assert (found["gate"], found["merged"], found["verdict"]) == ("Passed", "Passed", "Better")
+    assert (found["gate"], found["mergeGate"], found["verdict"]) == ("Passed", "Passed", "Better")
     merged = bench.download(results[name]["artifacts"]["mergedUri"], tmp_path / "merged")
     command = [sys.executable, "-c", ALONE, str(merged), QUESTION, "12"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -172,10 +173,10 @@ def test_malformed_rows_are_counted_exactly_in_status_report_and_bucket(
     bench: Bench, results: dict[str, dict[str, Any]]
 ) -> None:
     dataset = results["qlora"]["dataset"]
-    assert (dataset["rows"], dataset["accepted"], dataset["rejected"]) == (300, 270, 30)
-    assert sum(dataset["rejectedByCode"].values()) == 30
-    assert dataset["rejectedByCode"]["BAD_JSON"] == 10
-    assert dataset["format"] == {"Alpaca": 90, "OpenAI": 90, "ShareGPT": 90}
+    assert (dataset["rows"], dataset["acceptedRows"], dataset["rejectedRows"]) == (300, 270, 30)
+    assert sum(dataset["rejectedRowsByCode"].values()) == 30
+    assert dataset["rejectedRowsByCode"]["BAD_JSON"] == 10
+    assert dataset["rowsByFormat"] == {"Alpaca": 90, "OpenAI": 90, "ShareGPT": 90}
     assert dataset["trainRows"] + dataset["validationRows"] == 270
     rejected = bench.read(bench.uri("out/qlora/rejected_rows.jsonl")).decode().splitlines()
     assert [json.loads(line)["line"] for line in rejected] == list(range(271, 301))

@@ -54,17 +54,17 @@ BLOCKS: dict[str, Any] = {
     "checkpoint": {"uri": "s3://bucket/out/checkpoints/step-1", "step": 1, "savedTime": WHEN, "sha256": DIGEST},
     "resolved": {"method": "LoRA", "totalSteps": 5, "learningRate": 0.1, "targetModules": ["q_proj", "v_proj"]},
     "metrics": {"trainLoss": 1.5, "bestStep": 3, "rewardAccuracy": 0.5},
-    "earlyStopping": {"stopped": True, "step": 3},
+    "earlyStopping": {"stopped": True, "stoppedAtStep": 3},
 }
 REPORT: dict[str, Any] = BLOCKS | {
     "outcome": "Published",
     "reason": "Published",
     "message": "done",
     "lastStep": 5,
-    "dataset": {"rows": 5, "rejectedByCode": {"BAD_JSON": 1}, "format": {"messages": 4}},
+    "dataset": {"rows": 5, "rejectedRowsByCode": {"BAD_JSON": 1}, "rowsByFormat": {"messages": 4}},
     "evaluation": {"gate": "Passed", "message": "met"},
     "artifacts": {"uri": "s3://bucket/out", "manifestSha256": DIGEST, "sizeBytes": 7},
-    "lineage": {"baseModel": "s3://bucket/model", "seed": 1, "versions": {"torch": "2"}},
+    "lineage": {"baseModelUri": "s3://bucket/model", "seed": 1, "versions": {"torch": "2"}},
 }
 PROGRESS: dict[str, Any] = BLOCKS | {
     "jobUid": "job-uid",
@@ -223,7 +223,7 @@ STOPPED = {"attempt": 1, "podName": "one-1-abc", "podUid": "u", "startTime": WHE
     "path",
     [
         *(("artifacts", name) for name in ("uri", "adapterUri", "reportUri", "manifestUri", "manifestSha256")),
-        *(("lineage", name) for name in ("baseModel", "datasetSha256", "preflightSha256")),
+        *(("lineage", name) for name in ("baseModelUri", "datasetSha256", "preflightSha256")),
         *(("checkpoint", name) for name in ("uri", "sha256")),
         ("stoppedRuns", "podName"),
         ("stoppedRuns", "podUid"),
@@ -260,7 +260,7 @@ def test_what_an_older_operator_stored_is_still_read() -> None:
     stored = {
         "artifacts": {"uri": "s3://bucket/a b/é", "manifestSha256": DIGEST},
         "history": [{"run": 1, "attempt": 1, "podName": "\u202e", "podUid": "u", "result": " ", "reason": "a b"}],
-        "lineage": {"baseModelRevision": "main", "baseModel": "hf://owner/model"},
+        "lineage": {"baseModelRevision": "main", "baseModelUri": "hf://owner/model"},
     }
     assert FineTuneJobStatus.model_validate(stored).to_wire() == stored
 

@@ -62,13 +62,13 @@ def raw(job: Any) -> dict[str, Any]:
     status["progress"] |= {"display": HOSTILE, "stage": HOSTILE, "note": HOSTILE}
     status["history"][0] |= {
         "message": HOSTILE,
-        "node": HOSTILE,
+        "nodeName": HOSTILE,
         "podName": HOSTILE,
         "reason": HOSTILE,
         "result": HOSTILE,
     }
-    status["currentRun"] |= {"podName": HOSTILE, "node": HOSTILE, "stopping": HOSTILE}
-    status["dataset"] |= {"rejectedByCode": {HOSTILE: 1}}
+    status["currentRun"] |= {"podName": HOSTILE, "nodeName": HOSTILE, "stopping": HOSTILE}
+    status["dataset"] |= {"rejectedRowsByCode": {HOSTILE: 1}}
     status["resolved"] |= {"method": HOSTILE, "methodReason": HOSTILE}
     status["evaluation"] = {
         "verdict": HOSTILE,
@@ -78,7 +78,7 @@ def raw(job: Any) -> dict[str, Any]:
         "message": HOSTILE,
     }
     status["artifacts"] = {"uri": "s3://b/out", "reportUri": "s3://b/out/r.md", "manifestSha256": DIGEST}
-    status["lineage"] = {"trainerImage": HOSTILE, "datasetSha256": DIGEST, "baseModel": "hf://owner/model"}
+    status["lineage"] = {"trainerImage": HOSTILE, "datasetSha256": DIGEST, "baseModelUri": "hf://owner/model"}
     parent = {"name": HOSTILE, "uid": "u", "objective": HOSTILE, "outputUri": "s3://b/out", "manifestSha256": DIGEST}
     status["lineage"]["parent"] = parent
     found["metadata"]["annotations"] = {"a": HOSTILE, f"key{HOSTILE}": "b"}

@@ -136,21 +136,21 @@ class AbilityStatus(StatusBlock):
 
     questions: Count | None = None
     """Questions that were asked."""
-    before: Measure | None = None
-    """Correct answers before training (percent)."""
-    after: Measure | None = None
-    """Correct answers of the tuned model (percent)."""
-    difference: Measure | None = None
-    """`after` minus `before` (percentage points), on the same questions."""
-    difference_low: Measure | None = None
-    """Lower end of the 95 % interval of `difference`."""
-    difference_high: Measure | None = None
-    """Upper end of the 95 % interval of `difference`: below zero, the model has forgotten."""
+    before_percent: Measure | None = None
+    """Correct answers before training, in percent."""
+    after_percent: Measure | None = None
+    """Correct answers of the tuned model, in percent."""
+    difference_points: Measure | None = None
+    """`afterPercent` minus `beforePercent` in percentage points, on the same questions."""
+    difference_low_points: Measure | None = None
+    """Lower end of the 95 % interval of `differencePoints`."""
+    difference_high_points: Measure | None = None
+    """Upper end of the 95 % interval of `differencePoints`: below zero, the model has forgotten."""
 
     @property
     def has_forgotten(self) -> bool | None:
         """Whether the interval of the difference is below zero; None without an interval."""
-        return None if self.difference_high is None else self.difference_high < 0
+        return None if self.difference_high_points is None else self.difference_high_points < 0
 
 
 class EvaluationStatus(StatusBlock):
@@ -178,20 +178,20 @@ class EvaluationStatus(StatusBlock):
     served_as: Word | None = None
     """Model that was measured: `Adapter` (on the base in 16 bits, as serving software loads it) or `Model` (all
     weights)."""
-    detail: Line | None = None
+    verdict_message: Line | None = None
     """The verdict in one sentence, and how many rows would show more."""
     ability: AbilityStatus | None = None
     """General ability before and after training, if `evaluation.ability` is set."""
     gate: Word | None = None
     """Whether the tuned model meets `evaluation.gate`: `Passed`, `NotMet` or `NotConfigured`."""
-    merged: Word | None = None
+    merge_gate: Word | None = None
     """Whether the full model, loaded from its files, answers like the trained one: `Passed`, `NotMet`, `NotRun` or
     `NotAsked`. A model that did not pass is not published."""
-    message: Line | None = None
-    """Conditions that were not met, and what to change."""
+    gate_message: Line | None = None
+    """Conditions of `gate` and `mergeGate` that were not met, and what to change."""
 
     @property
     def is_met(self) -> bool | None:
         """Whether every configured gate passed; None if none is configured."""
-        asked = {self.gate, self.merged} - {None, "NotConfigured", "NotAsked"}
+        asked = {self.gate, self.merge_gate} - {None, "NotConfigured", "NotAsked"}
         return asked == {"Passed"} if asked else None

@@ -284,8 +284,8 @@ class Report(HandoffBlock):
 
 
 _DROPPED = (
-    None, "evaluation.message", "lineage.versions", "resolved", "stoppedRuns", "dataset.format", "dataset", "lineage",
-    "message", "checkpoint",
+    None, "evaluation.gateMessage", "lineage.versions", "resolved", "stoppedRuns", "dataset.rowsByFormat", "dataset",
+    "lineage", "message", "checkpoint",
     *(
         f"artifacts.{name}"
         for name in ("configUri", "lineageUri", "reportUri", "mergedUri", "adapterUri", "lineageSha256")

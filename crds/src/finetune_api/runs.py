@@ -18,7 +18,7 @@ class Run(StatusBlock):
     """Name of the pod."""
     pod_uid: Word
     """UID of the pod."""
-    node: Annotated[str, StringConstraints(max_length=253)] | None = None
+    node_name: Annotated[str, StringConstraints(max_length=253)] | None = None
     """Node that it ran on."""
     start_time: Time | None = None
     """When the container started."""
@@ -84,7 +84,7 @@ class CurrentRun(StatusBlock):
     """Name of the pod."""
     pod_uid: Word
     """UID of the pod."""
-    node: Annotated[str, StringConstraints(max_length=253)] | None = None
+    node_name: Annotated[str, StringConstraints(max_length=253)] | None = None
     """Node that it runs on."""
     start_time: Time | None = None
     """When the container started."""

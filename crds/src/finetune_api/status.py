@@ -142,12 +142,12 @@ class EarlyStoppingStatus(StatusBlock):
 
     stopped: bool | None = None
     """Whether early stopping ended the training."""
-    step: Count | None = None
-    """Step at which training stopped."""
+    stopped_at_step: Count | None = None
+    """Step at which early stopping ended the training."""
     best_step: Count | None = None
     """Step of the best evaluation, whose weights are published."""
     evaluations_without_improvement: Count | None = None
-    """Number of evaluations since the last improvement."""
+    """Evaluations since the last improvement."""
     patience: Count | None = None
     """Evaluations without improvement after which training stops."""
 
@@ -157,26 +157,26 @@ class DatasetStatus(StatusBlock):
 
     rows: Count | None = None
     """Rows read from all files."""
-    accepted: Count | None = None
+    accepted_rows: Count | None = None
     """Rows that can be trained on."""
-    repaired: Count | None = None
+    repaired_rows: Count | None = None
     """Accepted rows that were repaired, for example by removing a trailing question."""
-    rejected: Count | None = None
+    rejected_rows: Count | None = None
     """Rows that were skipped."""
-    rejected_by_code: CountByName | None = None
+    rejected_rows_by_code: CountByName | None = None
     """Skipped rows by reject code."""
-    repaired_by_code: CountByName | None = None
+    repaired_rows_by_code: CountByName | None = None
     """Repaired rows by repair code."""
-    format: CountByName | None = None
+    rows_by_format: CountByName | None = None
     """Accepted rows by detected format; `Alpaca` are questions or instructions with their answer, each in a column."""
     train_rows: Count | None = None
     """Rows trained on."""
     validation_rows: Count | None = None
     """Rows evaluated with."""
-    truncated: Count | None = None
+    truncated_rows: Count | None = None
     """Accepted rows that are longer than `maxLength` and are truncated."""
-    length_p99: Count | None = None
-    """Length (tokens) that 99 % of the training samples do not exceed, before truncation."""
+    p99_length_tokens: Count | None = None
+    """Length in tokens that 99 % of the training samples do not exceed, before truncation."""
 
 
 class Artifacts(StatusBlock):
@@ -228,7 +228,7 @@ class Lineage(StatusBlock):
     """The job named by `rlhf.rewardModel.jobRef`."""
     initial_adapter_sha256: Digest | None = None
     """SHA-256 of the weights of the initial adapter."""
-    base_model: Uri | None = None
+    base_model_uri: Uri | None = None
     """URI of the base model."""
     base_model_revision: Annotated[Name, StringConstraints(max_length=64)] | None = None
     """Commit of the base model on its hub."""
@@ -273,12 +273,12 @@ class FineTuneJobStatus(StatusBlock):
     """The state as `metav1.Condition`s: Ready, which has reason and message of the job, then Accepted, Suspended,
     Validated, QuotaReserved (only with Kueue), Running, SavesInTime, EarlyStopped, Published, Complete, Failed, and
     Reconciling and Stalled for GitOps tools."""
-    queued_time: Time | None = None
-    """When the job was accepted and not suspended; `startDeadlineSeconds` counts from here."""
+    eligible_time: Time | None = None
+    """Since when the job could start: accepted, and not suspended; `startDeadlineSeconds` counts from here."""
     start_time: Time | None = None
     """Start of the first run; never reset."""
     completion_time: Time | None = None
-    """When the last trainer Job ended."""
+    """When the job ended, successfully or not: the end of its last Job, or the time of the deadline or limit."""
     attempts: Count | None = None
     """Trainer and merge Jobs created so far."""
     runs: Count | None = None

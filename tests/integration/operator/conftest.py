@@ -324,7 +324,13 @@ class World:
 
     def validated(self, name: str = "one") -> str:
         """The report of a passed preflight."""
-        dataset = {"rows": 100, "accepted": 90, "rejected": 10, "rejectedByCode": {"BAD_JSON": 10}, "trainRows": 81}
+        dataset = {
+            "rows": 100,
+            "acceptedRows": 90,
+            "rejectedRows": 10,
+            "rejectedRowsByCode": {"BAD_JSON": 10},
+            "trainRows": 81,
+        }
         resolved = {"method": "QLoRA", "totalSteps": 24, "learningRate": 2e-4}
         return self.report("Validated", name, dataset=dataset, resolved=resolved, lineage={"datasetSha256": "cd" * 32})
 

@@ -189,7 +189,7 @@ def others(world: Any, trainer_at: Any, stack: ExitStack) -> None:
     pod = world.pass_preflight("gated")
     world.run(pod)
     artifacts = {"uri": "s3://bucket/jobs/gated", "manifestSha256": "ab" * 32}
-    not_met = WORSE | {"gate": "NotMet", "message": "the loss rose from 1.2 to 1.5"}
+    not_met = WORSE | {"gate": "NotMet", "gateMessage": "the loss rose from 1.2 to 1.5"}
     world.end(pod, 78, world.report("GateNotMet", "gated", artifacts=artifacts, evaluation=not_met), ran=600)
     world.wait_phase("Failed", "gated")
     world.wait_phase("Failed", "no-rights")

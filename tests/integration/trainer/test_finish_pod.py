@@ -80,7 +80,7 @@ def test_a_merge_that_is_killed_is_repeated_and_nothing_is_trained_again(pod: Po
     published = pod.report()
     assert (published.outcome, published.last_step) == (Outcome.PUBLISHED, 2)
     assert published.evaluation
-    assert published.evaluation.merged == "Passed"
+    assert published.evaluation.merge_gate == "Passed"
     assert find_result_faults(prefix, storage) == []
     assert storage.list(f"{prefix}/{Artifact.CHECKPOINTS}") == []
 

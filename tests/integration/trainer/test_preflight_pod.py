@@ -134,8 +134,8 @@ def test_a_good_job_passes_and_its_rows_lie_in_the_bucket(job: Job) -> None:
     code, report, _ = job.preflight()
     assert (code, report.outcome) == (0, Outcome.VALIDATED)
     assert report.dataset is not None
-    assert (report.dataset.rows, report.dataset.accepted, report.dataset.rejected) == (200, 180, 20)
-    assert report.dataset.rejected_by_code == {"BAD_JSON": 20}
+    assert (report.dataset.rows, report.dataset.accepted_rows, report.dataset.rejected_rows) == (200, 180, 20)
+    assert report.dataset.rejected_rows_by_code == {"BAD_JSON": 20}
     assert (report.job_uid, report.config_sha256) == ("uid-1", job.config.config_sha256)
     assert {entry.key for entry in job.storage.list(job.config.output_key())} == {
         "owner.json",

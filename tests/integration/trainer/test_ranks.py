@@ -363,7 +363,7 @@ def test_other_ways_to_train_end_as_one_process(
     assert attempt.codes() == [0], attempt.errors()
     report = attempt.report()
     assert report.evaluation
-    assert report.evaluation.merged == "Passed"
+    assert report.evaluation.merge_gate == "Passed"
     require_as_alone(job, report)
 
 

@@ -25,7 +25,7 @@ root = Path(folder)
 store = LocalStore({f"s3://bucket/{name}": root / name for name in ("model", "data", "out")})
 config = JobConfig.model_validate_json(document)
 report = preflight(RunContext(config, store, root / "workspace", Reporter(config.uid), StopFlag()))
-print(json.dumps([report.outcome, report.dataset.accepted]))
+print(json.dumps([report.outcome, report.dataset.accepted_rows]))
 """
 
 

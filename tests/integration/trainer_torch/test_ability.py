@@ -114,11 +114,11 @@ def test_a_model_that_forgot_fails_its_gate_and_the_report_advises_what_to_chang
     found = report.evaluation
     assert found is not None
     assert found.ability is not None
-    assert found.ability.before == 100
+    assert found.ability.before_percent == 100
     assert found.ability.has_forgotten
     assert (report.outcome, found.gate) == (Outcome.GATE_NOT_MET, "NotMet")
-    assert f"{found.ability.after:.1f} % of 40 questions" in str(found.message)
-    assert "more than maxForgotten 10" in str(found.message)
+    assert f"{found.ability.after_percent:.1f} % of 40 questions" in str(found.gate_message)
+    assert "more than maxForgotten 10" in str(found.gate_message)
     page = (bench.output / "finetune_report.md").read_text(encoding="utf-8")
     assert "general ability lost: 100.0 % →" in page
     assert "Check whether you need what the model has forgotten." in page
@@ -133,9 +133,9 @@ def test_a_model_that_kept_its_ability_meets_the_gate(make_bench: MakeBench, tau
     found = report.evaluation
     assert found is not None
     assert found.ability is not None
-    assert (found.ability.before, found.ability.after, found.ability.difference) == (100, 100, 0)
+    assert (found.ability.before_percent, found.ability.after_percent, found.ability.difference_points) == (100, 100, 0)
     assert (report.outcome, found.gate) == (Outcome.PUBLISHED, "Passed")
-    assert "general ability 100.0 % → 100.0 % of 40 questions" in str(found.detail)
+    assert "general ability 100.0 % → 100.0 % of 40 questions" in str(found.verdict_message)
 
 
 def test_a_bad_or_changed_file_of_questions_is_refused_before_training(make_bench: MakeBench, taught: Path) -> None:

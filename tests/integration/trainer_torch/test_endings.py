@@ -29,7 +29,7 @@ def test_a_plateau_stops_early_and_the_best_weights_are_published(make_bench: Ma
     report = bench.run()
     assert report.early_stopping
     assert report.early_stopping.stopped
-    assert report.early_stopping.step == report.last_step == 6
+    assert report.early_stopping.stopped_at_step == report.last_step == 6
     assert report.metrics
     assert report.metrics.best_step == report.early_stopping.best_step
     assert "**Stopped early** at step 6" in (bench.output / "finetune_report.md").read_text(encoding="utf-8")

@@ -147,7 +147,7 @@ def test_a_gate_that_is_not_met_withholds_nothing_but_the_success(
     assert report.outcome is Outcome.GATE_NOT_MET
     assert report.evaluation is not None
     assert (report.evaluation.gate, report.evaluation.verdict) == ("NotMet", "Better")
-    assert "maxEvalLoss" in (report.evaluation.message or "")
+    assert "maxEvalLoss" in (report.evaluation.gate_message or "")
     assert find_result_faults("s3://bucket/output", bench.storage) == []
 
 

@@ -290,7 +290,7 @@ def test_qlora_is_judged_on_both_bases_each_against_its_own(make_bench: MakeBenc
     assert sentence["chosen"] == best["name"]
     assert all(one["mean_kl"] < 0.01 for one in sentence["candidates"])
     assert report.evaluation is not None
-    assert (report.outcome, report.evaluation.merged) == (Outcome.PUBLISHED, "Passed")
+    assert (report.outcome, report.evaluation.merge_gate) == (Outcome.PUBLISHED, "Passed")
     assert find_result_faults("s3://bucket/output", bench.storage) == []
 
 
@@ -330,7 +330,7 @@ def test_a_gate_that_is_not_met_fails_with_everything_published(
     assert (report.outcome, report.reason) == (Outcome.GATE_NOT_MET, ExitCode.GATE_NOT_MET.reason)
     assert sentence in report.message
     assert report.evaluation is not None
-    assert (report.evaluation.gate, report.evaluation.merged) == ("NotMet", "NotAsked")
+    assert (report.evaluation.gate, report.evaluation.merge_gate) == ("NotMet", "NotAsked")
     assert find_result_faults("s3://bucket/output", bench.storage) == []
     assert (bench.output / "adapter" / "adapter_model.safetensors").is_file()
     assert sentence in (bench.output / "finetune_report.md").read_text("utf-8")

@@ -51,25 +51,25 @@ def test_truncation_is_reported_and_the_advised_length_keeps_every_row_whole(
     """Where only the last answer is trained, a row that is cut before it has nothing to teach."""
     bench, report = trained(make_bench, objective, long_conversations(), LIMIT)
     assert report.dataset
-    assert (report.dataset.accepted, report.dataset.truncated) == (accepted, truncated)
-    assert (report.dataset.repaired_by_code or {}).get("TRUNCATED", 0) == truncated
-    assert report.dataset.length_p99 is not None
-    advised = -(-report.dataset.length_p99 // 64) * 64
+    assert (report.dataset.accepted_rows, report.dataset.truncated_rows) == (accepted, truncated)
+    assert (report.dataset.repaired_rows_by_code or {}).get("TRUNCATED", 0) == truncated
+    assert report.dataset.p99_length_tokens is not None
+    advised = -(-report.dataset.p99_length_tokens // 64) * 64
     text = report_of(bench)
     assert f"Raise hyperparameters.maxLength to {advised}" in text
     assert message in text
     assert ("0 % of the training rows were truncated" in text) is (truncated == 0)
     bench, report = trained(make_bench, objective, long_conversations(), advised)
     assert report.dataset
-    assert (report.dataset.accepted, report.dataset.truncated) == (ROWS, 0)
+    assert (report.dataset.accepted_rows, report.dataset.truncated_rows) == (ROWS, 0)
     assert "Raise hyperparameters.maxLength" not in report_of(bench)
 
 
 def test_long_documents_are_split_and_nothing_of_them_is_lost(make_bench: MakeBench) -> None:
     bench, report = trained(make_bench, "DomainAdaptation", long_documents(), LIMIT)
     assert report.dataset
-    assert (report.dataset.accepted, report.dataset.truncated) == (ROWS, 0)
-    assert (report.dataset.repaired_by_code or {})["DOCUMENT_SPLIT"] == LONG
+    assert (report.dataset.accepted_rows, report.dataset.truncated_rows) == (ROWS, 0)
+    assert (report.dataset.repaired_rows_by_code or {})["DOCUMENT_SPLIT"] == LONG
     assert "`DOCUMENT_SPLIT`" in report_of(bench)
 
 
@@ -79,5 +79,5 @@ def test_an_answer_that_reaches_beyond_the_limit_is_counted_apart(make_bench: Ma
         rows[number] = {"prompt": f"Why {number}?", "completion": "The sky is blue and so is the sea. " * 9}
     bench, report = trained(make_bench, "Instruction", rows, LIMIT)
     assert report.dataset
-    assert (report.dataset.repaired_by_code or {})["ANSWER_CUT"] == LONG
+    assert (report.dataset.repaired_rows_by_code or {})["ANSWER_CUT"] == LONG
     assert "`ANSWER_CUT`" in report_of(bench)

@@ -212,7 +212,7 @@ def test_patience_and_the_best_weights_outlive_two_stops(make_bench: MakeBench, 
     other = copied(bench, tmp_path / "whole")
     expected = other.train(config)
     assert expected.early_stopping
-    best, last = expected.early_stopping.best_step or 0, expected.early_stopping.step or 0
+    best, last = expected.early_stopping.best_step or 0, expected.early_stopping.stopped_at_step or 0
     assert 0 < best <= last
     assert last > 4
     stopped(bench, config, min(best, last - 3), 3)  # within the evaluations that patience counts

@@ -60,7 +60,7 @@ def test_a_merge_in_another_pod_publishes_what_the_trainer_would_have(make_bench
     report = finish(bench, config)
     assert (report.outcome, report.last_step, report.message) == (Outcome.PUBLISHED, 6, expected.message)
     assert report.evaluation
-    assert report.evaluation.merged == "Passed"
+    assert report.evaluation.merge_gate == "Passed"
     assert digests(bench.output / "merged") == digests(beside.output / "merged")
     assert names(bench.output) == names(beside.output)
     assert report.resolved == expected.resolved

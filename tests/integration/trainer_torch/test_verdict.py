@@ -66,11 +66,11 @@ def test_a_model_is_judged_by_what_training_did_to_it(
         ("Passed", Outcome.PUBLISHED) if verdict == "Better" else ("NotMet", Outcome.GATE_NOT_MET)
     )
     page = (bench.output / "finetune_report.md").read_text(encoding="utf-8")
-    assert found.detail is not None
-    assert found.detail.partition(":")[0].capitalize() in page
+    assert found.verdict_message is not None
+    assert found.verdict_message.partition(":")[0].capitalize() in page
     if method != "Full":
         card = (bench.output / "adapter" / "README.md").read_text(encoding="utf-8")
-        assert found.detail.partition(":")[0].capitalize() in card
+        assert found.verdict_message.partition(":")[0].capitalize() in card
 
 
 def test_qlora_is_judged_on_the_base_in_16_bits(make_bench: MakeBench) -> None:
@@ -107,7 +107,7 @@ def test_a_base_that_does_not_fit_in_16_bits_gives_no_verdict(
     bench, report = run(make_bench, method="QLoRA", hyperparameters=SHORT, evaluation=gate)
     assert report.evaluation is not None
     assert (report.evaluation.verdict, report.evaluation.before) == ("NotEvaluated", None)
-    assert "the base in 16 bits, as serving software loads it, needs" in str(report.evaluation.detail)
+    assert "the base in 16 bits, as serving software loads it, needs" in str(report.evaluation.verdict_message)
     assert (report.outcome, report.evaluation.gate) == (Outcome.GATE_NOT_MET, "NotMet")
     page = (bench.output / "finetune_report.md").read_text(encoding="utf-8")
     assert "These are figures of the 4-bit base of the training." in page

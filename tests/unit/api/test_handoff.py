@@ -62,7 +62,7 @@ def test_a_report_with_everything_at_its_longest_still_fits_the_termination_mess
         message="é" * 1024,
         job_uid="u" * 36,
         config_sha256="c" * 64,
-        dataset=DatasetStatus(rejected_by_code={f"CODE_{'X' * 40}_{n}": 10**9 for n in range(64)}),
+        dataset=DatasetStatus(rejected_rows_by_code={f"CODE_{'X' * 40}_{n}": 10**9 for n in range(64)}),
         resolved=Resolved(target_modules=[f"module_{'x' * 50}_{n}" for n in range(64)]),
         lineage=Lineage(versions={f"package-{n}": "1.2.3" for n in range(32)}),
         metrics=Metrics(eval_loss=1.0),

@@ -178,7 +178,7 @@ class Scene:
         """Pass preflight and create the first trainer Job."""
         self.settle()
         preflight = next(iter(self.children))
-        self.end(self.pod(preflight), 0, self.report("Validated", dataset={"rows": 5, "accepted": 5}))
+        self.end(self.pod(preflight), 0, self.report("Validated", dataset={"rows": 5, "acceptedRows": 5}))
         self.complete(preflight)
         self.settle()
         return self

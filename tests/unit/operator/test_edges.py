@@ -252,7 +252,7 @@ def test_labels_of_metrics_are_closed_whatever_a_trainer_reports(scene: Any) -> 
     one.object["status"] = {
         "resolved": {"method": "Sneaky"},
         "metrics": {"rewardMargin": 0.5, "kl": 0.01},
-        "dataset": {"rejectedByCode": {"BAD_JSON": 3, 'x" y': 1, "WORD": 1}, "format": {"Unpaired": 7}},
+        "dataset": {"rejectedRowsByCode": {"BAD_JSON": 3, 'x" y': 1, "WORD": 1}, "rowsByFormat": {"Unpaired": 7}},
     }
     collector = JobCollector()
     collector.update(one.job)

@@ -80,7 +80,7 @@ def _preflight(old: FineTuneJobStatus, new: FineTuneJobStatus) -> list[Event]:
             found.append(Event(E.ADOPTED, after.message))
         else:
             found.append(Event(E.DATASET_VALIDATED, after.message))
-        if new.dataset and new.dataset.rejected:
+        if new.dataset and new.dataset.rejected_rows:
             found.append(Event(E.ROWS_REJECTED, runs.dataset_sentence(new.dataset), is_warning=True))
     return found
 
@@ -143,7 +143,7 @@ def _end(old: FineTuneJobStatus, new: FineTuneJobStatus) -> list[Event]:
     if _became(old, new, C.COMPLETE, "True"):
         found.append(Event(E.COMPLETED, _message(new, C.COMPLETE)))
         if new.evaluation and new.evaluation.verdict not in {None, Verdict.BETTER.value}:
-            found.append(Event(E.NOT_BETTER, _as_sentence(new.evaluation.detail or ""), is_warning=True))
+            found.append(Event(E.NOT_BETTER, _as_sentence(new.evaluation.verdict_message or ""), is_warning=True))
         ability = new.evaluation.ability if new.evaluation else None
         if ability and ability.has_forgotten:
             found.append(Event(E.FORGOTTEN, _forgotten(ability), is_warning=True))
@@ -157,8 +157,8 @@ def _end(old: FineTuneJobStatus, new: FineTuneJobStatus) -> list[Event]:
 def _forgotten(found: AbilityStatus) -> str:
     questions = f"of {found.questions} questions on general ability" if found.questions else "of the questions"
     return (
-        f"The tuned model answers {found.after or 0:.1f} % {questions} correctly, {found.before or 0:.1f} % before "
-        "training: see the recommendations of the report."
+        f"The tuned model answers {found.after_percent or 0:.1f} % {questions} correctly, "
+        f"{found.before_percent or 0:.1f} % before training: see the recommendations of the report."
     )
 
 

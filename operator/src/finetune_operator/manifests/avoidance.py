@@ -23,8 +23,8 @@ def find_doubtful_node(status: FineTuneJobStatus) -> str | None:
     Other nodes are preferred, not required: the cause may be in the job, and the cluster may have no other node.
     """
     last = (status.history or [])[-2:]
-    nodes = {one.node for one in last if one.result == "Failed" or one.reason == Reason.POD_REJECTED}
-    return next(iter(nodes)) if len(last) == 2 and len(nodes) == 1 and last[0].node == last[1].node else None
+    nodes = {one.node_name for one in last if one.result == "Failed" or one.reason == Reason.POD_REJECTED}
+    return next(iter(nodes)) if len(last) == 2 and len(nodes) == 1 and last[0].node_name == last[1].node_name else None
 
 
 def prefer_others(affinity: Object | None, node: str) -> Object:

@@ -161,7 +161,7 @@ def _result_series(jobs: Jobs) -> Iterator[Metric]:
         found = job.status.evaluation
         if found and found.verdict in VERDICTS:
             verdict.add_metric([*_labels(job), found.verdict], 1)
-        for gate, result in (("Evaluation", found.gate), ("FullModel", found.merged)) if found else ():
+        for gate, result in (("Evaluation", found.gate), ("FullModel", found.merge_gate)) if found else ():
             if result in GATE_RESULTS:
                 gates.add_metric([*_labels(job), gate, result], 1)
     yield from (verdict, gates)
@@ -225,9 +225,9 @@ def _reader(*path: str, scale: float = 1.0) -> Read:
 
 
 def _queue_seconds(status: FineTuneJobStatus) -> float | None:
-    if status.queued_time is None or status.start_time is None:
+    if status.eligible_time is None or status.start_time is None:
         return None
-    return max(0.0, (status.start_time - status.queued_time).total_seconds())
+    return max(0.0, (status.start_time - status.eligible_time).total_seconds())
 
 
 _GAUGES: list[tuple[str, str, Read]] = [
@@ -246,8 +246,8 @@ _GAUGES: list[tuple[str, str, Read]] = [
     ("planned_steps", "Optimiser steps planned.", _reader("progress", "total_steps")),
     ("tokens_per_second", "Trained input tokens per second.", _reader("metrics", "tokens_per_second")),
     ("dataset_rows", "Rows read.", _reader("dataset", "rows")),
-    ("dataset_accepted_rows", "Rows that can be trained on.", _reader("dataset", "accepted")),
-    ("dataset_rejected_rows", "Rows that were skipped.", _reader("dataset", "rejected")),
+    ("dataset_accepted_rows", "Rows that can be trained on.", _reader("dataset", "accepted_rows")),
+    ("dataset_rejected_rows", "Rows that were skipped.", _reader("dataset", "rejected_rows")),
     ("estimated_gpu_memory_bytes", "Estimated GPU memory.", _reader("resolved", "estimated_gpu_memory_bytes")),
     ("gpu_memory_peak_bytes", "Peak of allocated GPU memory.", _reader("metrics", "gpu_memory_peak_bytes")),
     ("learning_rate", "Learning rate of the last step.", _reader("metrics", "learning_rate")),
@@ -255,12 +255,12 @@ _GAUGES: list[tuple[str, str, Read]] = [
     (
         "general_ability_ratio",
         "Share of the questions on general ability answered correctly after training.",
-        _reader("evaluation", "ability", "after", scale=0.01),
+        _reader("evaluation", "ability", "after_percent", scale=0.01),
     ),
     (
         "baseline_general_ability_ratio",
         "Share of the questions on general ability answered correctly before training.",
-        _reader("evaluation", "ability", "before", scale=0.01),
+        _reader("evaluation", "ability", "before_percent", scale=0.01),
     ),
     (
         "forgotten",
@@ -269,9 +269,9 @@ _GAUGES: list[tuple[str, str, Read]] = [
     ),
     ("gate_passed", "1 if every gate was met, 0 if one was not.", _reader("evaluation", "is_met")),
     (
-        "queued_timestamp_seconds",
-        "When the job was accepted and not suspended.",
-        _reader("queued_time"),
+        "eligible_timestamp_seconds",
+        "Since when the job could start: accepted, and not suspended.",
+        _reader("eligible_time"),
     ),
     ("queue_seconds", "Time between acceptance and the first run, including preflight.", _queue_seconds),
     ("start_timestamp_seconds", "Start of the first run.", _reader("start_time")),
@@ -290,19 +290,19 @@ _GAUGES: list[tuple[str, str, Read]] = [
     ),
 ]
 _ROWS = [
-    ("dataset_rows_by_format", "Accepted rows, by format.", "format", "format", frozenset(DatasetFormat)),
+    ("dataset_rows_by_format", "Accepted rows, by format.", "format", "rows_by_format", frozenset(DatasetFormat)),
     (
         "dataset_rejected_rows_by_code",
         "Skipped rows, by reject code.",
         "code",
-        "rejected_by_code",
+        "rejected_rows_by_code",
         frozenset(RejectCode),
     ),
     (
         "dataset_repaired_rows_by_code",
         "Repaired rows, by repair code.",
         "code",
-        "repaired_by_code",
+        "repaired_rows_by_code",
         frozenset(RepairCode),
     ),
 ]

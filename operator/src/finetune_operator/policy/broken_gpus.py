@@ -20,7 +20,9 @@ def record_fault(context: Context, current: Job, ends: Sequence[rank_outcomes.En
     counted = [one for one in runs.history(status) if one.attempt == current.attempt and one.reason == Reason.GPU_FAULT]
     if not faults and not counted and run_outcome.exit_code_of_failed_job(current) != ExitCode.GPU_FAULT:
         return ""
-    nodes = {end.pod.node for end in faults if end.pod and end.pod.node} or {one.node for one in counted if one.node}
+    nodes = {end.pod.node for end in faults if end.pod and end.pod.node} or {
+        one.node_name for one in counted if one.node_name
+    }
     avoided = status.avoided_nodes or []
     status.avoided_nodes = [*avoided, *sorted(nodes - {*avoided})][-MOST:] or None
     detail = faults[0].named().message if faults else counted[-1].message if counted else current.failed_message

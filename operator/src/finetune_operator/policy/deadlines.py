@@ -35,15 +35,15 @@ class Deadline:
         return Effect(requeue_after=None if self.is_exceeded else self.seconds_left + SLACK_SECONDS)
 
 
-def record_queued_time(context: Context) -> None:
+def record_eligible_time(context: Context) -> None:
     """Record since when the job could start: accepted, and not suspended by the user."""
     status = context.status
     if status.start_time:
         return
     if context.spec.suspend:
-        status.queued_time = None
-    elif status.queued_time is None and context.acceptance.reason in _WAITING:
-        status.queued_time = context.observed.now
+        status.eligible_time = None
+    elif status.eligible_time is None and context.acceptance.reason in _WAITING:
+        status.eligible_time = context.observed.now
 
 
 def next_deadline(context: Context) -> Deadline | None:
@@ -52,9 +52,9 @@ def next_deadline(context: Context) -> Deadline | None:
     limit = context.spec.start_deadline_seconds or context.settings.default_start_deadline_seconds
     if status.start_time:
         return _active_deadline(context)
-    if limit is None or status.queued_time is None:
+    if limit is None or status.eligible_time is None:
         return None
-    left = limit - (context.observed.now - status.queued_time).total_seconds()
+    left = limit - (context.observed.now - status.eligible_time).total_seconds()
     waited_for = _OUTLOOK.sub("", context.stored.message or "it was not reconciled")
     detail = f"{limit} s; the last state: {waited_for.rstrip('.')}."
     return Deadline(left, Reason.START_DEADLINE_EXCEEDED, detail)

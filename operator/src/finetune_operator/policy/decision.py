@@ -171,7 +171,11 @@ def succeed(context: Context, completed: datetime | None, report: Report, reason
 
 def _published(uri: str, report: Report) -> str:
     """Return where the result is, and whether it is better than before the training."""
-    return f"{uri}; {report.evaluation.detail}" if report.evaluation and report.evaluation.detail else uri
+    return (
+        f"{uri}; {report.evaluation.verdict_message}"
+        if report.evaluation and report.evaluation.verdict_message
+        else uri
+    )
 
 
 def fail(context: Context, reason: str, message: str, child: Job | None = None, report: Report | None = None) -> Effect:
@@ -185,7 +189,7 @@ def fail(context: Context, reason: str, message: str, child: Job | None = None, 
     )
     artifacts = report.artifacts if report and report.outcome is Outcome.GATE_NOT_MET else None
     if report and artifacts and artifacts.manifest_sha256:
-        merged = report.evaluation.merged if report.evaluation else None
+        merged = report.evaluation.merge_gate if report.evaluation else None
         published = WITHHELD.get(merged or "", R.MANIFEST_REPORTED)
         uri = artifacts.uri or context.spec.output.uri
         effect += set_condition(C.PUBLISHED, "True", published, uri)
@@ -208,5 +212,7 @@ def _show_stopped(context: Context) -> Effect:
     early = context.status.early_stopping
     if early is None or not early.stopped:
         return effect
-    steps = f": stopped at step {early.step}, best at step {early.best_step}" if early.step else ""
+    steps = (
+        f": stopped at step {early.stopped_at_step}, best at step {early.best_step}" if early.stopped_at_step else ""
+    )
     return effect + set_condition(C.EARLY_STOPPED, "True", R.PATIENCE_EXHAUSTED, steps)

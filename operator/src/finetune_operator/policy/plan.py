@@ -54,7 +54,7 @@ def _decide(observed: Observed, settings: Settings, spec: FineTuneJobSpec, statu
         return effect
     context = Context(observed, settings, spec, status, acceptance)
     kueue.record_workload(context)
-    deadlines.record_queued_time(context)
+    deadlines.record_eligible_time(context)
     effect += kueue.check_quota(context) + suspension.check_suspension(context)
     if context.is_blocked and not observed.own:
         deadline = deadlines.next_deadline(context)

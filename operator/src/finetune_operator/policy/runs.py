@@ -188,7 +188,7 @@ def _is_suspension(context: Context, pod: Pod) -> bool:
 
 def _begin_run(context: Context, pod: Pod, attempt: int) -> CurrentRun:
     started = _times(context, pod)[0]
-    return CurrentRun(attempt=attempt, pod_name=pod.name, pod_uid=pod.uid, node=pod.node, start_time=started)
+    return CurrentRun(attempt=attempt, pod_name=pod.name, pod_uid=pod.uid, node_name=pod.node, start_time=started)
 
 
 def _end_run(context: Context, run: CurrentRun, end: End, ended: datetime | None, steps: Steps) -> Run:
@@ -198,7 +198,7 @@ def _end_run(context: Context, run: CurrentRun, end: End, ended: datetime | None
         attempt=run.attempt,
         pod_name=run.pod_name,
         pod_uid=run.pod_uid,
-        node=run.node,
+        node_name=run.node_name,
         start_time=run.start_time,
         end_time=ended,
         result=end.outcome.result,
@@ -384,8 +384,8 @@ def dataset_sentence(dataset: DatasetStatus | None) -> str:
     """Return the counts of a valid dataset as a sentence."""
     if dataset is None or dataset.rows is None:
         return "Dataset, model and storage are usable."
-    sentence = f"{dataset.accepted or 0} of {dataset.rows} rows can be trained on"
-    if dataset.rejected:
-        codes = ", ".join(f"{code} {count}" for code, count in sorted((dataset.rejected_by_code or {}).items()))
-        sentence += f"; {dataset.rejected} rejected ({codes})" if codes else f"; {dataset.rejected} rejected"
+    sentence = f"{dataset.accepted_rows or 0} of {dataset.rows} rows can be trained on"
+    if dataset.rejected_rows:
+        codes = ", ".join(f"{code} {count}" for code, count in sorted((dataset.rejected_rows_by_code or {}).items()))
+        sentence += f"; {dataset.rejected_rows} rejected ({codes})" if codes else f"; {dataset.rejected_rows} rejected"
     return f"{sentence}."

@@ -66,7 +66,7 @@ def _record_done(status: FineTuneJobStatus, report: Report) -> None:
 def record_lineage(status: FineTuneJobStatus, report: Report, spec: FineTuneJobSpec) -> None:
     """Record the lineage; image and parents are the operator's own observations and stay as pinned, as do the digests
     of what preflight checked."""
-    known = Lineage(base_model=spec.model.uri, config_sha256=config_sha256(spec), seed=spec.hyperparameters.seed)
+    known = Lineage(base_model_uri=spec.model.uri, config_sha256=config_sha256(spec), seed=spec.hyperparameters.seed)
     pinned = status.lineage or Lineage()
     lineage = merged(merged(status.lineage, known), report.lineage or Lineage())
     own = {name: getattr(pinned, name) or getattr(lineage, name) for name in PINNED}

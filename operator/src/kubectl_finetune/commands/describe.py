@@ -75,12 +75,13 @@ def _change(found: EvaluationStatus | None) -> str:
 
 def _ability(found: AbilityStatus | None) -> str:
     """Return the general ability before and after training."""
-    if found is None or found.before is None or found.after is None:
+    if found is None or found.before_percent is None or found.after_percent is None:
         return ""
-    text = f"{found.before:.1f} % → {found.after:.1f} % of {number(found.questions)} questions"
-    if found.difference_low is None or found.difference_high is None:
+    text = f"{found.before_percent:.1f} % → {found.after_percent:.1f} % of {number(found.questions)} questions"
+    low, high = found.difference_low_points, found.difference_high_points
+    if low is None or high is None:
         return text
-    return f"{text}, 95 % interval {found.difference_low:+.1f} to {found.difference_high:+.1f} percentage points"
+    return f"{text}, 95 % interval {low:+.1f} to {high:+.1f} percentage points"
 
 
 def _fix(job: Job) -> str:
@@ -131,22 +132,26 @@ def _dataset(job: Job) -> list[tuple[str, str]]:
     found = job.status.dataset
     if found is None:
         return []
-    codes = ", ".join(f"{code} {count}" for code, count in (found.rejected_by_code or {}).items())
-    rejected = f"{found.rejected or 0}" + (f" ({codes})" if codes else "")
+    codes = ", ".join(f"{code} {count}" for code, count in (found.rejected_rows_by_code or {}).items())
+    rejected = f"{found.rejected_rows or 0}" + (f" ({codes})" if codes else "")
     return [
         ("Rows", number(found.rows)),
-        ("Accepted", number(found.accepted)),
+        ("Accepted", number(found.accepted_rows)),
         ("Rejected", rejected),
         ("Trained on", number(found.train_rows)),
         ("Held out", number(found.validation_rows)),
-        ("Cut to maxLength", number(found.truncated) if found.truncated else ""),
+        ("Cut to maxLength", number(found.truncated_rows) if found.truncated_rows else ""),
     ]
 
 
 def result_pairs(job: Job) -> list[tuple[str, str]]:
     """Return the published files and the results of the gates."""
     found, verdict = job.status.artifacts, job.status.evaluation
-    gates = [("Gate", verdict.gate), ("Full model", verdict.merged), ("Not met", verdict.message)] if verdict else []
+    gates = (
+        [("Gate", verdict.gate), ("Full model", verdict.merge_gate), ("Not met", verdict.gate_message)]
+        if verdict
+        else []
+    )
     pairs = [(name, value or "") for name, value in gates if value not in {"NotConfigured", "NotAsked"}]
     if found is None:
         return pairs

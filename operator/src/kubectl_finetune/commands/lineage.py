@@ -25,7 +25,7 @@ def origin_record(job: Job, find: Find, depth: int = 0) -> dict[str, Any]:
         "phase": job.phase,
         "outputUri": (artifacts and artifacts.uri) or job.field("output.uri"),
         "manifestSha256": artifacts and artifacts.manifest_sha256,
-        "baseModel": (lineage and lineage.base_model) or job.field("model.uri"),
+        "baseModel": (lineage and lineage.base_model_uri) or job.field("model.uri"),
     }
     if lineage:
         known = lineage.model_dump(by_alias=True, mode="json", exclude={"parent", "reward_job"})

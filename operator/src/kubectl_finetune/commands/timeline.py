@@ -53,14 +53,14 @@ def _run(run: Run) -> Moment:
     parts.append(f"exit code {run.exit_code}" if run.exit_code else "")
     if run.last_step is not None:
         parts.append(f"steps {run.resumed_from_step or 0} to {run.last_step}")
-    parts += [f"on {run.node}" if run.node else "", run.message or ""]
+    parts += [f"on {run.node_name}" if run.node_name else "", run.message or ""]
     what = f"run {run.run} (attempt {run.attempt}) {run.result}"
     return Moment(run.start_time, between(run.start_time, run.end_time), what, "; ".join(filter(None, parts)))
 
 
 def _current(run: CurrentRun, job: Job, now: datetime) -> Moment:
     progress = job.status.progress
-    parts = [f"pod {run.pod_name}", f"on {run.node}" if run.node else ""]
+    parts = [f"pod {run.pod_name}", f"on {run.node_name}" if run.node_name else ""]
     if progress and progress.resumed_from_step:
         parts.append(f"resumed from step {progress.resumed_from_step}")
     parts.append(f"stopping: {run.stopping}" if run.stopping else "")

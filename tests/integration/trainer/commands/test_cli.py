@@ -227,7 +227,7 @@ def test_checked_data_is_written_and_counted(tmp_path: Path, rows_file: Path) ->
     done = trainer("check-data", rows_file, "--out", tmp_path / "checked")
     assert done.returncode == 0, done.stderr
     assert len((tmp_path / "checked" / "accepted.jsonl").read_text().splitlines()) == 100
-    assert json.loads((tmp_path / "checked" / "summary.json").read_text())["rejected"] == 10
+    assert json.loads((tmp_path / "checked" / "summary.json").read_text())["rejectedRows"] == 10
     assert "BAD_JSON" in done.stdout
 
 
@@ -238,7 +238,7 @@ def test_checked_data_with_a_model_also_counts_what_is_too_long(
         "check-data", rows_file, "--out", tmp_path / "checked", "--model", model_folder, "--max-length", 16,
         "--max-rejected-percent", 100,
     )  # fmt: skip
-    codes = json.loads((tmp_path / "checked" / "summary.json").read_text())["rejectedByCode"]
+    codes = json.loads((tmp_path / "checked" / "summary.json").read_text())["rejectedRowsByCode"]
     assert codes.get("PROMPT_FILLS_CONTEXT", 0) > 0, done.stderr
 
 

@@ -62,7 +62,7 @@ def test_the_head_of_a_page_has_the_revision_the_queue_and_the_parent(job: Make,
         "lineage": {"parentRef": {"name": "sft"}},
         "tuning": {"method": "Auto"},
     }
-    lineage = {"baseModel": "hf://owner/model", "baseModelRevision": "abc"}
+    lineage = {"baseModelUri": "hf://owner/model", "baseModelRevision": "abc"}
     progress = {"display": "1%", "note": "The disk is nearly full.", "estimatedRemainingSeconds": 30}
     ended = job("one", spec, lineage=lineage, progress=progress, resolved={}, conditions=ENDED)
     found = values_of(printed(describe.job_page(ended, [], NOW)))
@@ -128,11 +128,17 @@ def test_a_job_that_no_operator_has_seen_names_what_to_check(job: Make, printed:
 
 
 def test_a_page_counts_the_rows(job: Make, printed: Printed) -> None:
-    rows = {"rows": 1000, "accepted": 990, "rejected": 10, "rejectedByCode": {"BAD_JSON": 10}, "truncated": 3}
+    rows = {
+        "rows": 1000,
+        "acceptedRows": 990,
+        "rejectedRows": 10,
+        "rejectedRowsByCode": {"BAD_JSON": 10},
+        "truncatedRows": 3,
+    }
     found = values_of(printed(describe.job_page(job(dataset=rows), [], NOW)))
     assert (found["Rows"], found["Accepted"], found["Rejected"]) == ("1,000", "990", "10 (BAD_JSON 10)")
     assert found["Cut to maxLength"] == "3"
-    found = values_of(printed(describe.job_page(job(dataset={"rows": 5, "truncated": 0}), [], NOW)))
+    found = values_of(printed(describe.job_page(job(dataset={"rows": 5, "truncatedRows": 0}), [], NOW)))
     assert found["Rejected"] == "0"
     assert "Cut to maxLength" not in found
 
@@ -145,7 +151,7 @@ def test_a_page_has_the_gates_and_the_published_files(job: Make, printed: Printe
         "manifestSha256": "ab" * 32,
         "sizeBytes": 2048,
     }
-    verdict = {"gate": "Passed", "merged": "NotAsked", "message": "The loss fell."}
+    verdict = {"gate": "Passed", "mergeGate": "NotAsked", "gateMessage": "The loss fell."}
     found = values_of(printed(describe.job_page(job(artifacts=artifacts, evaluation=verdict), [], NOW)))
     assert (found["Gate"], found["Not met"], "Full model" in found) == ("Passed", "The loss fell.", False)
     assert (found["Adapter"], found["Report"]) == ("s3://b/out/adapter", "s3://b/out/finetune_report.md")

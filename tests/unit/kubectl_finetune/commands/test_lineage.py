@@ -18,9 +18,9 @@ def test_a_tree_names_output_rows_manifest_and_trainer_of_each_job(job: Make, pr
     child = job(
         spec={"lineage": {"parentRef": {"name": "sft"}}},
         artifacts={"uri": "s3://b/published", "manifestSha256": "ef" * 32},
-        lineage={"parent": PARENT, "datasetSha256": "12" * 32, "trainerImage": "trainer:1", "baseModel": "hf://o/m"},
+        lineage={"parent": PARENT, "datasetSha256": "12" * 32, "trainerImage": "trainer:1", "baseModelUri": "hf://o/m"},
     )
-    there = {"sft": job("sft", lineage={"baseModel": "hf://owner/model", "baseModelRevision": "abc"})}
+    there = {"sft": job("sft", lineage={"baseModelUri": "hf://owner/model", "baseModelRevision": "abc"})}
     lines = printed(lineage.tree(lineage.origin_record(child, there.get))).splitlines()
     assert [line.strip("│├└─ ") for line in lines] == [
         "one Chat Training  s3://b/published",

@@ -86,7 +86,7 @@ def test_a_job_without_an_owner_is_a_conflict_with_its_fix(world: World, operato
     assert (found.status, found.reason) == ("False", "NameConflict")
     assert f"Job {kept}" in found.message
     assert "remove it; the job then continues" in found.message
-    assert world.status().queued_time is not None
+    assert world.status().eligible_time is not None
     world.remove_job(kept)
     world.pods.clear()
     operator.look()

@@ -10,7 +10,7 @@ from finetune_operator.metrics.registry import Metrics
 from finetune_operator.policy.counters import KNOWN
 
 Build = Callable[..., Any]
-TIMES = {"queuedTime": "2026-01-02T10:00:00Z", "startTime": "2026-01-02T10:05:30Z"}
+TIMES = {"eligibleTime": "2026-01-02T10:00:00Z", "startTime": "2026-01-02T10:05:30Z"}
 DATASET = {"train": {"uri": "s3://bucket/rows.jsonl"}}
 
 
@@ -52,9 +52,9 @@ def test_an_unknown_reason_is_counted_as_other(scene: Build) -> None:
 
 
 def test_the_waiting_time_is_known_at_its_end_and_its_start_at_once(scene: Build) -> None:
-    waiting = series(scene(), queuedTime=TIMES["queuedTime"])
+    waiting = series(scene(), eligibleTime=TIMES["eligibleTime"])
     assert "queue_seconds" not in waiting
-    assert waiting["queued_timestamp_seconds"] == 1767348000
+    assert waiting["eligible_timestamp_seconds"] == 1767348000
     assert series(scene(), **TIMES)["queue_seconds"] == 330
 
 
@@ -181,7 +181,7 @@ def test_each_state_on_the_way_to_training_is_waiting_with_its_reason(scene: Bui
 
 EVALUATED = {
     "verdict": "Worse", "metric": "Loss", "before": 2.0, "after": 2.5, "difference": 0.5, "differenceLow": 0.3,
-    "differenceHigh": 0.7, "rows": 40, "change": "+25 %", "gate": "NotMet", "merged": "NotRun",
+    "differenceHigh": 0.7, "rows": 40, "change": "+25 %", "gate": "NotMet", "mergeGate": "NotRun",
 }  # fmt: skip
 
 

@@ -25,7 +25,7 @@ def test_success_waits_for_the_jobs_own_end(scene: Any) -> None:
     one.settle()
     assert one.condition("Complete")["status"] == "True"
     assert one.status["completionTime"] == "2026-03-01T12:01:00Z"
-    assert one.status["dataset"] == {"rows": 5, "accepted": 5}
+    assert one.status["dataset"] == {"rows": 5, "acceptedRows": 5}
 
 
 def test_counters_are_written_before_the_next_attempt_is_created(scene: Any) -> None:
@@ -242,14 +242,14 @@ def ended(scene: Build, **evaluation: str) -> Any:
 def test_a_gate_that_is_not_met_fails_the_job_and_the_condition_shows_what_is_published(
     scene: Build, merged: str, reason: str
 ) -> None:
-    one = ended(scene, gate="NotMet", merged=merged)
+    one = ended(scene, gate="NotMet", mergeGate=merged)
     failed, published = one.condition("Failed"), one.condition("Published")
     assert (failed["status"], failed["reason"], failed["message"]) == ("True", "GateNotMet", "the loss is 3")
     assert (published["status"], published["reason"]) == ("True", reason)
     assert "s3://bucket/out" in published["message"]
     assert (one.status["phase"], one.status["reason"]) == ("Failed", "GateNotMet")
     assert one.status["artifacts"] == ARTIFACTS
-    assert one.status["evaluation"] == {"gate": "NotMet", "merged": merged}
+    assert one.status["evaluation"] == {"gate": "NotMet", "mergeGate": merged}
     assert one.status["failures"] == 1
     assert list(one.children) == ["one-preflight", "one-1"]
     assert one.condition("Stalled")["status"] == "True"
@@ -260,7 +260,7 @@ def test_a_job_that_stopped_early_and_met_no_gate_shows_both(scene: Build) -> No
     pod = one.pod("one-1")
     one.run(pod)
     one.settle()
-    early = {"stopped": True, "step": 60, "bestStep": 40, "patience": 2}
+    early = {"stopped": True, "stoppedAtStep": 60, "bestStep": 40, "patience": 2}
     one.end(pod, 78, one.report("GateNotMet", artifacts=ARTIFACTS, earlyStopping=early))
     one.fail("one-1")
     one.settle()
@@ -304,7 +304,7 @@ def checked(scene: Build, **lineage: str) -> Any:
     """A job whose preflight reported these digests, with its first trainer Job."""
     one = scene()
     one.settle()
-    report = one.report("Validated", dataset={"rows": 5, "accepted": 5}, lineage=CHECKED | lineage)
+    report = one.report("Validated", dataset={"rows": 5, "acceptedRows": 5}, lineage=CHECKED | lineage)
     one.end(one.pod("one-preflight"), 0, report)
     one.complete("one-preflight")
     one.settle()
@@ -375,7 +375,7 @@ def test_the_next_attempt_of_several_pods_names_the_failure_of_the_last_one(scen
 def test_a_job_that_is_suspended_in_preflight_starts_no_trainer_and_does_not_say_so(scene: Build) -> None:
     one = scene()
     one.settle()
-    one.end(one.pod("one-preflight"), 0, one.report("Validated", dataset={"rows": 5, "accepted": 5}))
+    one.end(one.pod("one-preflight"), 0, one.report("Validated", dataset={"rows": 5, "acceptedRows": 5}))
     one.complete("one-preflight")
     one.object["spec"]["suspend"] = True
     one.settle()

@@ -34,7 +34,7 @@ def test_the_next_attempt_avoids_the_node_and_the_failure_counts_once(scene: Any
     status = one.object["status"]
     assert (status["failures"], status["failuresByReason"], status["attempts"]) == (1, {"GpuFault": 1}, 2)
     assert status["avoidedNodes"] == ["gpu-a"]
-    assert status["history"][-1]["node"] == "gpu-a"
+    assert status["history"][-1]["nodeName"] == "gpu-a"
     assert avoided(one, "one-2") == [["gpu-a"]]
     broken(one, "one-2", "gpu-b")
     assert avoided(one, "one-3") == [["gpu-a", "gpu-b"]]

@@ -115,7 +115,7 @@ def test_an_early_stop_shows_although_the_training_then_failed(scene: Build) -> 
     pod = one.pod("one-1")
     one.run(pod)
     one.settle()
-    one.object["status"]["earlyStopping"] = {"stopped": True, "step": 40, "bestStep": 30}
+    one.object["status"]["earlyStopping"] = {"stopped": True, "stoppedAtStep": 40, "bestStep": 30}
     one.end(pod, 77, one.report("Failed"))
     one.fail("one-1")
     one.settle()

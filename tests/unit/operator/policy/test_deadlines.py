@@ -62,7 +62,7 @@ def test_the_wait_counts_from_when_the_job_could_start(scene: Any) -> None:
     assert one.status["phase"] == "Suspended"
     one.object["spec"]["suspend"] = False
     one.settle()
-    assert one.status["queuedTime"] == "2026-03-01T12:16:40Z"
+    assert one.status["eligibleTime"] == "2026-03-01T12:16:40Z"
     later(one, 59)
     one.settle()
     assert not one.job.is_finished

@@ -248,15 +248,15 @@ def test_a_pod_that_failed_as_the_first_one_started_is_the_cause_of_an_end_that_
     ("dataset", "sentence"),
     [
         (None, "Dataset, model and storage are usable."),
-        ({"accepted": 5}, "Dataset, model and storage are usable."),
-        ({"rows": 5, "accepted": 5}, "5 of 5 rows can be trained on."),
+        ({"acceptedRows": 5}, "Dataset, model and storage are usable."),
+        ({"rows": 5, "acceptedRows": 5}, "5 of 5 rows can be trained on."),
         (
-            {"rows": 5, "accepted": 5, "rejected": 0, "rejectedByCode": {"BAD_JSON": 0}},
+            {"rows": 5, "acceptedRows": 5, "rejectedRows": 0, "rejectedRowsByCode": {"BAD_JSON": 0}},
             "5 of 5 rows can be trained on.",
         ),
-        ({"rows": 5, "rejected": 5}, "0 of 5 rows can be trained on; 5 rejected."),
+        ({"rows": 5, "rejectedRows": 5}, "0 of 5 rows can be trained on; 5 rejected."),
         (
-            {"rows": 9, "accepted": 6, "rejected": 3, "rejectedByCode": {"TOO_LONG": 1, "BAD_JSON": 2}},
+            {"rows": 9, "acceptedRows": 6, "rejectedRows": 3, "rejectedRowsByCode": {"TOO_LONG": 1, "BAD_JSON": 2}},
             "6 of 9 rows can be trained on; 3 rejected (BAD_JSON 2, TOO_LONG 1).",
         ),
     ],

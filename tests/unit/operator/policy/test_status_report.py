@@ -35,7 +35,13 @@ RESOLVED = {
     "maxCompletionLength": 128,
     "temperature": 1.0,
 }
-DATASET = {"rows": 5, "accepted": 4, "rejected": 1, "rejectedByCode": {"NOT_FOR_OBJECTIVE": 1}, "lengthP99": 812}
+DATASET = {
+    "rows": 5,
+    "acceptedRows": 4,
+    "rejectedRows": 1,
+    "rejectedRowsByCode": {"NOT_FOR_OBJECTIVE": 1},
+    "p99LengthTokens": 812,
+}
 LINEAGE = {"baseModelRevision": "c0ffee" * 6 + "c0ff", "initialAdapterSha256": "ab" * 32}
 
 
@@ -144,7 +150,7 @@ def test_a_job_that_stopped_early_is_a_success_and_shows_the_step(scene: Callabl
     pod = one.pod("one-1")
     one.run(pod)
     one.settle()
-    early = {"stopped": True, "step": 60, "bestStep": 40, "patience": 2}
+    early = {"stopped": True, "stoppedAtStep": 60, "bestStep": 40, "patience": 2}
     artifacts = {"uri": "s3://bucket/out", "manifestSha256": "ab" * 32}
     one.end(pod, 0, one.report("Published", artifacts=artifacts, earlyStopping=early))
     one.complete("one-1")
@@ -181,14 +187,14 @@ def test_early_stopping_shows_only_what_was_evaluated(scene: Callable[..., Any],
 
 def test_progress_has_the_time_in_whole_seconds_as_it_is_stored(scene: Any) -> None:
     status = FineTuneJobStatus()
-    early = {"stopped": True, "step": 60, "bestStep": 40, "patience": 2}
+    early = {"stopped": True, "stoppedAtStep": 60, "bestStep": 40, "patience": 2}
     report = {"jobUid": "job-uid", "heartbeat": 7, "progress": {"step": 3}, "earlyStopping": early}
     at = datetime(2026, 3, 1, 12, 0, 1, 999, tzinfo=UTC)
     status_report.record_progress(status, ProgressReport.model_validate(report), at)
     assert status.progress is not None
     assert status.progress.last_updated_time == datetime(2026, 3, 1, 12, 0, 1, tzinfo=UTC)
     assert status.early_stopping is not None
-    assert status.early_stopping.step == 60
+    assert status.early_stopping.stopped_at_step == 60
     del report["earlyStopping"]
     status_report.record_progress(status, ProgressReport.model_validate(report), at)
     assert status.early_stopping is not None
@@ -242,7 +248,7 @@ def test_a_report_changes_neither_the_pinned_image_nor_the_pinned_parent(scene: 
     status_report.record_lineage(status, report, spec)
     found = status.to_wire()["lineage"]
     assert (found["trainerImage"], found["parent"]["name"], "rewardJob" in found) == ("pinned:1", "sft", False)
-    assert (found["datasetSha256"], found["baseModel"]) == ("ef" * 32, "s3://bucket/model")
+    assert (found["datasetSha256"], found["baseModelUri"]) == ("ef" * 32, "s3://bucket/model")
     status = FineTuneJobStatus()
     status_report.record_lineage(status, report, spec)
     assert status.to_wire()["lineage"]["trainerImage"] == "other:1"

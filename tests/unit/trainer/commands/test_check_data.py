@@ -207,9 +207,9 @@ def test_with_several_files_what_became_of_each_is_shown(
     write(empty, "")
     check_local_rows([str(folder)], out, Request(Objective.CHAT, max_rejected_percent=50))
     assert summary(out)["files"] == [
-        {"file": str(good), "rows": 2, "accepted": 2, "rejectedByCode": {}},
-        {"file": str(bad), "rows": 3, "accepted": 0, "rejectedByCode": {"BAD_JSON": 2, "DUPLICATE": 1}},
-        {"file": str(empty), "rows": 0, "accepted": 0, "rejectedByCode": {}},
+        {"file": str(good), "rows": 2, "acceptedRows": 2, "rejectedRowsByCode": {}},
+        {"file": str(bad), "rows": 3, "acceptedRows": 0, "rejectedRowsByCode": {"BAD_JSON": 2, "DUPLICATE": 1}},
+        {"file": str(empty), "rows": 0, "acceptedRows": 0, "rejectedRowsByCode": {}},
     ]
     printed = capsys.readouterr().out
     assert f"2  rows, 2 accepted: {good}\n" in printed

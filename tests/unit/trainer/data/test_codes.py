@@ -150,7 +150,7 @@ def assert_refused(check: Any, code: RejectCode, objective: str, row: object, **
     assert (bad.code, bad.file, bad.line) == (code, "s3://data/rows.jsonl", 2)
     assert bad.detail
     assert len(bad.excerpt) <= EXCERPT_CHARACTERS
-    assert summary.to_dict()["rejectedByCode"] == {code.value: 1}
+    assert summary.to_dict()["rejectedRowsByCode"] == {code.value: 1}
 
 
 @pytest.mark.parametrize(("code", "objective", "row"), BESIDE, ids=name_case)
@@ -202,7 +202,7 @@ def test_a_repair_is_counted(check: Any, code: RepairCode, objective: str, row: 
     kept, summary = check(row, objective=objective)
     assert {one.repairs for one in kept} == {(code,)}
     assert summary.repaired == summary.accepted == len(kept)
-    assert summary.to_dict()["repairedByCode"] == {code.value: len(kept)}
+    assert summary.to_dict()["repairedRowsByCode"] == {code.value: len(kept)}
 
 
 @pytest.mark.parametrize(("code", "objective", "row"), MENDED_WITH_A_MODEL, ids=name_case)
@@ -211,7 +211,7 @@ def test_a_repair_for_want_of_room_is_counted(
 ) -> None:
     (kept,), summary = check(row, objective=objective, labeler=Labeler(model_folder), max_length=64)
     assert code in kept.repairs
-    assert summary.to_dict()["repairedByCode"][code.value] == 1
+    assert summary.to_dict()["repairedRowsByCode"][code.value] == 1
 
 
 def test_every_repair_code_has_a_row_that_gets_it() -> None:

@@ -220,7 +220,7 @@ def test_preflight_reads_every_file_of_a_prefix_and_names_each_as_a_source(world
     world.with_config({"dataset": {"train": {"uri": "s3://bucket/parts/"}}})
     report = preflight(world.run)
     assert report.dataset is not None
-    assert (report.dataset.rows, report.dataset.rejected) == (110, 10)
+    assert (report.dataset.rows, report.dataset.rejected_rows) == (110, 10)
     summary = json.loads((world.out / "dataset/summary.json").read_text())
     assert [source["uri"] for source in summary["sources"]] == [
         "s3://bucket/parts/0.jsonl",

@@ -28,9 +28,11 @@ REPORTS = st.builds(
     | st.builds(
         DatasetStatus,
         rows=st.integers(0, 10**9),
-        rejected_by_code=st.dictionaries(st.text("ABC_", min_size=1, max_size=64), st.integers(0, 10**9), max_size=60),
+        rejected_rows_by_code=st.dictionaries(
+            st.text("ABC_", min_size=1, max_size=64), st.integers(0, 10**9), max_size=60
+        ),
     ),
-    lineage=st.none() | st.builds(Lineage, base_model=URI, trainer_image=st.text(max_size=1000)),
+    lineage=st.none() | st.builds(Lineage, base_model_uri=URI, trainer_image=st.text(max_size=1000)),
     artifacts=st.none()
     | st.builds(
         Artifacts, uri=URI, adapter_uri=URI, merged_uri=URI, manifest_uri=URI, manifest_sha256=st.just("b" * 64)

@@ -35,11 +35,11 @@ def test_a_gain_is_not_forgotten() -> None:
 def test_the_status_has_percentages_with_the_interval() -> None:
     found = ability_status(Ability(answers(80), answers(60)))
     assert found is not None
-    assert found.difference_low is not None
-    assert found.difference_high is not None
-    assert (found.questions, found.before, found.after) == (100, 80, 60)
-    assert found.difference == pytest.approx(-20)
-    assert found.difference_low < -20 < found.difference_high < 0
+    assert found.difference_low_points is not None
+    assert found.difference_high_points is not None
+    assert (found.questions, found.before_percent, found.after_percent) == (100, 80, 60)
+    assert found.difference_points == pytest.approx(-20)
+    assert found.difference_low_points < -20 < found.difference_high_points < 0
     assert found.has_forgotten
 
 
@@ -47,7 +47,7 @@ def test_few_questions_have_no_interval_and_are_not_called_forgotten() -> None:
     ability = Ability([True] * 4, [False] * 4)
     found = ability_status(ability)
     assert found is not None
-    assert (found.difference, found.difference_high, found.has_forgotten) == (-100, None, None)
+    assert (found.difference_points, found.difference_high_points, found.has_forgotten) == (-100, None, None)
     assert not ability.has_forgotten
 
 

@@ -173,10 +173,11 @@ def test_the_status_has_every_figure_of_the_verdict() -> None:
     status = to_status(Comparison(LOSS, 4.0, 3.0, -1.2, -0.8, 40), "detail", 40, "Adapter")
     assert status.model_dump(exclude_none=True) == {
         "verdict": "Better", "change": "-25 %", "metric": "Loss", "before": 4.0, "after": 3.0, "difference": -1.0,
-        "difference_low": -1.2, "difference_high": -0.8, "rows": 40, "served_as": "Adapter", "detail": "detail",
+        "difference_low": -1.2, "difference_high": -0.8, "rows": 40, "served_as": "Adapter",
+        "verdict_message": "detail",
     }  # fmt: skip
     assert to_status(None, "why", 0, "Adapter").model_dump(exclude_none=True) == {
-        "verdict": "NotEvaluated", "detail": "why",
+        "verdict": "NotEvaluated", "verdict_message": "why",
     }  # fmt: skip
 
 

@@ -25,8 +25,8 @@ def test_a_good_job_is_validated_with_counts_and_resolved_settings(world: Any) -
     assert report.outcome is Outcome.VALIDATED
     assert report.dataset is not None
     assert report.resolved is not None
-    assert (report.dataset.rows, report.dataset.accepted, report.dataset.rejected) == (110, 100, 10)
-    assert report.dataset.rejected_by_code == {
+    assert (report.dataset.rows, report.dataset.accepted_rows, report.dataset.rejected_rows) == (110, 100, 10)
+    assert report.dataset.rejected_rows_by_code == {
         "BAD_JSON": 4,
         "NOT_OBJECT": 2,
         "UNKNOWN_FORMAT": 2,
@@ -196,8 +196,8 @@ def test_training_rows_that_are_in_the_validation_file_are_dropped_and_counted(w
     counts = check(world).dataset
     assert counts is not None
     assert (counts.train_rows, counts.validation_rows) == (70, 30)
-    assert counts.rejected_by_code is not None
-    assert counts.rejected_by_code["EVAL_LEAK"] == 30
+    assert counts.rejected_rows_by_code is not None
+    assert counts.rejected_rows_by_code["EVAL_LEAK"] == 30
     assert len((world.out / Artifact.VALIDATION_ROWS).read_text().splitlines()) == 30
 
 

@@ -85,7 +85,7 @@ def test_rows_of_every_objective_are_split_and_written_as_training_reads_them(
     labeler = load_labeler(world.bucket / "model", "the model")
     samples = encode_rows(train, labeler, TokenOrigin.of(labeler, objective, 128), lambda: None)
     assert len(samples) == len(train)
-    assert prepared.status.length_p99 == max(sample.length for sample in samples)
+    assert prepared.status.p99_length_tokens == max(sample.length for sample in samples)
 
 
 def test_both_answers_of_a_pair_are_held_out_together(world: Any) -> None:
@@ -95,7 +95,7 @@ def test_both_answers_of_a_pair_are_held_out_together(world: Any) -> None:
         for name in (Artifact.TRAIN_ROWS, Artifact.VALIDATION_ROWS)
     ]
     assert not sides[0] & sides[1]
-    assert prepared.status.repaired_by_code == {"PAIR_SPLIT": 200}
+    assert prepared.status.repaired_rows_by_code == {"PAIR_SPLIT": 200}
 
 
 @pytest.mark.parametrize(("rows", "objective"), [(pairs, "DPO"), (texts, "DomainAdaptation"), (prompts, "RLHF")])
@@ -104,7 +104,7 @@ def test_what_the_validation_file_holds_is_not_trained_on(world: Any, rows: Any,
     dataset = {"validation": {"uri": "s3://bucket/held.jsonl"}, "validationSplitPercent": None}
     prepared = prepare(world, rows(), objective, dataset)
     assert (prepared.status.train_rows, prepared.status.validation_rows) == (70, 30)
-    assert prepared.status.rejected_by_code == {"EVAL_LEAK": 30}
+    assert prepared.status.rejected_rows_by_code == {"EVAL_LEAK": 30}
 
 
 def test_codes_and_formats_are_counted(world: Any) -> None:
@@ -118,14 +118,14 @@ def test_codes_and_formats_are_counted(world: Any) -> None:
         next(pairs()),
     ]
     status = prepare(world, rows, "DPO").status
-    assert (status.rows, status.accepted, status.rejected) == (66, 61, 5)
-    assert status.rejected_by_code == {
+    assert (status.rows, status.accepted_rows, status.rejected_rows) == (66, 61, 5)
+    assert status.rejected_rows_by_code == {
         "SAME_PAIR": 1,
         "NO_SHARED_PROMPT": 1,
         "NOT_FOR_OBJECTIVE": 2,
         "DUPLICATE": 1,
     }
-    assert status.format == {"Preference": 61}
+    assert status.rows_by_format == {"Preference": 61}
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ def test_a_file_for_another_objective_fails_with_what_it_holds_and_the_fix(
     assert all(words in error.message for words in said), error.message
     assert error.message.count("choose the objective") == 1
     assert error.dataset is not None
-    assert error.dataset.rejected_by_code == {"NOT_FOR_OBJECTIVE": 100}
+    assert error.dataset.rejected_rows_by_code == {"NOT_FOR_OBJECTIVE": 100}
 
 
 def test_rows_that_half_suit_the_objective_fail_with_their_number(world: Any) -> None:
@@ -171,7 +171,7 @@ def test_a_mapped_column_is_missed_even_where_rows_fit_without_it(world: Any) ->
 def test_mapped_columns_of_a_pair_are_read(world: Any) -> None:
     rows = [{"q": f"q{number}", "win": "a", "lose": "b"} for number in range(50)]
     prepared = prepare(world, rows, "DPO", {"columns": {"prompt": "q", "chosen": "win", "rejected": "lose"}})
-    assert prepared.status.accepted == 50
+    assert prepared.status.accepted_rows == 50
 
 
 def test_a_mapping_to_a_name_of_no_format_is_an_invalid_spec(world: Any) -> None:
@@ -184,7 +184,7 @@ def test_a_mapping_to_a_name_of_no_format_is_an_invalid_spec(world: Any) -> None
 def test_a_given_format_decides_what_the_rows_are(world: Any) -> None:
     rows = [{"instruction": f"q{number}", "output": "a", "text": f"### q{number} a"} for number in range(50)]
     prepared = prepare(world, rows, "DomainAdaptation", {"format": "Text"})
-    assert prepared.status.format == {"Text": 50}
+    assert prepared.status.rows_by_format == {"Text": 50}
 
 
 @pytest.mark.parametrize(
@@ -213,16 +213,16 @@ def test_the_summary_shows_for_every_objective_what_became_of_each_source_by_cod
     assert first == {
         "file": "s3://bucket/held/a.jsonl",
         "rows": accepted + 1,
-        "accepted": accepted,
-        "rejectedByCode": {"UNKNOWN_FORMAT": 1},
+        "acceptedRows": accepted,
+        "rejectedRowsByCode": {"UNKNOWN_FORMAT": 1},
     }
-    assert second["rejectedByCode"] == {"DUPLICATE": accepted, "UNKNOWN_FORMAT": 1}
+    assert second["rejectedRowsByCode"] == {"DUPLICATE": accepted, "UNKNOWN_FORMAT": 1}
     (train,) = summary["train"]["files"]
-    assert train["rejectedByCode"] == {"EVAL_LEAK": accepted}
-    assert train["accepted"] == prepared.status.train_rows == accepted // 3
-    assert prepared.status.format == summary_formats(summary)
+    assert train["rejectedRowsByCode"] == {"EVAL_LEAK": accepted}
+    assert train["acceptedRows"] == prepared.status.train_rows == accepted // 3
+    assert prepared.status.rows_by_format == summary_formats(summary)
 
 
 def summary_formats(summary: dict[str, Any]) -> dict[str, int]:
-    (name,) = summary["train"]["formats"]
-    return {name: summary["train"]["formats"][name] + summary["validation"]["formats"][name]}
+    (name,) = summary["train"]["rowsByFormat"]
+    return {name: summary["train"]["rowsByFormat"][name] + summary["validation"]["rowsByFormat"][name]}

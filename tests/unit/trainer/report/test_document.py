@@ -52,10 +52,10 @@ def make_record(tmp_path: Path, **changes: object) -> RunRecord:
         ),
         dataset=DatasetStatus(
             rows=110,
-            accepted=100,
-            rejected=10,
-            rejected_by_code={"BAD_JSON": 7, "NULL_FIELD": 3},
-            format={"Alpaca": 100},
+            accepted_rows=100,
+            rejected_rows=10,
+            rejected_rows_by_code={"BAD_JSON": 7, "NULL_FIELD": 3},
+            rows_by_format={"Alpaca": 100},
         ),
         samples=SampleStats(90, 10, 90, 0.031, 0.42, 60, 128, 128),
         previews=[[("<|user|>", False), ("the answer", True), ("\n", False)]],
@@ -128,10 +128,10 @@ SUMMARY = {
             {
                 "file": "s3://bucket/a|b.jsonl",
                 "rows": 70,
-                "accepted": 60,
-                "rejectedByCode": {"BAD_JSON": 7, "TOO_LONG": 3},
+                "acceptedRows": 60,
+                "rejectedRowsByCode": {"BAD_JSON": 7, "TOO_LONG": 3},
             },
-            {"file": "s3://bucket/c.csv", "rows": 40, "accepted": 40, "rejectedByCode": {}},
+            {"file": "s3://bucket/c.csv", "rows": 40, "acceptedRows": 40, "rejectedRowsByCode": {}},
         ],
         "lengths": {"p50": 60, "p90": 110, "p99": 180, "max": 400, "advisedMaxLength": 192},
     },
@@ -146,7 +146,7 @@ def test_every_file_is_listed_with_what_became_of_its_rows(tmp_path: Path) -> No
 
 
 def test_of_many_files_the_first_are_listed_and_the_rest_is_summed_up(tmp_path: Path) -> None:
-    files = [{"file": f"s3://bucket/{n}", "rows": 3, "accepted": 2, "rejectedByCode": {}} for n in range(25)]
+    files = [{"file": f"s3://bucket/{n}", "rows": 3, "acceptedRows": 2, "rejectedRowsByCode": {}} for n in range(25)]
     report = render_report(make_record(tmp_path, summary={"train": {"files": files, "lengths": {}}}), tmp_path)
     (rest,) = [line for line in report.splitlines() if "5 more, in `dataset/summary.json`" in line]
     assert [cell.strip() for cell in rest.split("|")[3:6]] == ["15", "10", "5"]
@@ -189,7 +189,7 @@ def test_a_run_without_held_out_rows_is_reported_as_such(tmp_path: Path) -> None
 
 
 def test_early_stopping_gives_its_reason(tmp_path: Path) -> None:
-    stopped = EarlyStoppingStatus(stopped=True, step=30, patience=3, evaluations_without_improvement=3)
+    stopped = EarlyStoppingStatus(stopped=True, stopped_at_step=30, patience=3, evaluations_without_improvement=3)
     report = render_report(make_record(tmp_path, early_stopping=stopped), tmp_path)
     assert "**Stopped early** at step 30: 3 evaluations in a row did not lower the evaluation loss by 0.001" in report
 
@@ -234,7 +234,7 @@ def test_answers_show_whether_they_match_and_what_the_full_model_answers(tmp_pat
 
 def test_hostile_text_stays_text(tmp_path: Path) -> None:
     answers = [Answer(HOSTILE, HOSTILE, HOSTILE)]
-    dataset = DatasetStatus(rows=1, accepted=1, format={HOSTILE[:40]: 1})
+    dataset = DatasetStatus(rows=1, accepted_rows=1, rows_by_format={HOSTILE[:40]: 1})
     report = render_report(make_record(tmp_path, answers=answers, dataset=dataset), tmp_path)
     assert "\x1b" not in report
     lines = report.splitlines()

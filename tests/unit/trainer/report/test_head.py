@@ -54,7 +54,7 @@ def test_the_most_important_figures_are_in_the_tiles(tmp_path: Path) -> None:
 
 def test_a_gate_that_is_not_met_takes_precedence_over_the_losses(tmp_path: Path) -> None:
     run = make_run(tmp_path)
-    failed = build_head(replace(run, evaluation=EvaluationStatus(gate="NotMet", merged="Passed")))
+    failed = build_head(replace(run, evaluation=EvaluationStatus(gate="NotMet", merge_gate="Passed")))
     assert (failed.verdict, failed.mood) == ("The gate is not met: do not publish it", "bad")
-    withheld = build_head(replace(run, evaluation=EvaluationStatus(gate="Passed", merged="NotRun")))
+    withheld = build_head(replace(run, evaluation=EvaluationStatus(gate="Passed", merge_gate="NotRun")))
     assert (withheld.verdict, withheld.mood) == ("The full model is withheld: see below", "bad")

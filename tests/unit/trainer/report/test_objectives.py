@@ -77,7 +77,7 @@ def write(tmp_path: Path, objective: str, history: History, method: str = "LoRA"
     values = {
         "config": config,
         "settings": settings,
-        "dataset": DatasetStatus(rows=300, accepted=300),
+        "dataset": DatasetStatus(rows=300, accepted_rows=300),
         "samples": SampleStats(280, 20, 280, 0.0, 0.0 if objective == "RLHF" else 0.4, 60, 128, 128),
         "previews": [],
         "history": history,

@@ -197,7 +197,7 @@ def test_rows_that_were_skipped_for_their_length_ask_for_a_longer_one(
 ) -> None:
     """The length that is advised covers the skipped rows too, which are no samples."""
     counts = {"PROMPT_FILLS_CONTEXT": skipped, "BAD_JSON": 400}
-    dataset = DatasetStatus(rows=1000, rejected_by_code=counts, length_p99=700)
+    dataset = DatasetStatus(rows=1000, rejected_rows_by_code=counts, p99_length_tokens=700)
     message = advice(replace(good_run(tmp_path), dataset=dataset))
     assert (
         "Raise hyperparameters.maxLength to 704: rows whose prompt alone fills it are skipped." in message

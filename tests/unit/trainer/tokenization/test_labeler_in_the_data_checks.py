@@ -38,8 +38,8 @@ def test_rows_are_checked_and_labelled_in_one_pass(build_model: Any, tmp_path: P
     assert isinstance(results[0], ChatRow)
     assert results[0].encodings[0].trained > 0
     counts = summary.to_dict()
-    assert counts["rejectedByCode"] == {"CONTROL_TOKEN_IN_TEXT": 1}
-    assert counts["repairedByCode"] == {"TRUNCATED": 1, "ANSWER_CUT": 1}
+    assert counts["rejectedRowsByCode"] == {"CONTROL_TOKEN_IN_TEXT": 1}
+    assert counts["repairedRowsByCode"] == {"TRUNCATED": 1, "ANSWER_CUT": 1}
     assert (counts["samples"], counts["answersCut"]) == (2, 1)
     assert 0 < counts["trainedTokens"] < counts["tokens"]
 

@@ -66,11 +66,11 @@ def ability_status(ability: Ability | None) -> AbilityStatus | None:
         return None
     return AbilityStatus(
         questions=len(ability.after),
-        before=100 * found.before,
-        after=100 * found.after,
-        difference=100 * found.difference,
-        difference_low=None if found.low is None else 100 * found.low,
-        difference_high=None if found.high is None else 100 * found.high,
+        before_percent=100 * found.before,
+        after_percent=100 * found.after,
+        difference_points=100 * found.difference,
+        difference_low_points=None if found.low is None else 100 * found.low,
+        difference_high_points=None if found.high is None else 100 * found.high,
     )
 
 

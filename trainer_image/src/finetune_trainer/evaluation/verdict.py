@@ -160,7 +160,7 @@ def describe(comparison: Comparison | None, *, start: str, rows: int, obstacle: 
 def to_status(comparison: Comparison | None, detail: str, rows: int, served_as: str) -> EvaluationStatus:
     """Return the status fields of the verdict."""
     if comparison is None:
-        return EvaluationStatus(verdict=Verdict.NOT_EVALUATED.value, detail=detail)
+        return EvaluationStatus(verdict=Verdict.NOT_EVALUATED.value, verdict_message=detail)
     return EvaluationStatus(
         verdict=comparison.verdict.value,
         change=comparison.change,
@@ -172,7 +172,7 @@ def to_status(comparison: Comparison | None, detail: str, rows: int, served_as: 
         difference_high=comparison.high,
         rows=rows,
         served_as=served_as,
-        detail=detail,
+        verdict_message=detail,
     )
 
 

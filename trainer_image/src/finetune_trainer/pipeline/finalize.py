@@ -137,7 +137,7 @@ def evaluate_gates(record: RunRecord) -> EvaluationStatus:
     gate = GateResult.NOT_CONFIGURED if requested is None else GateResult.NOT_MET if missed else GateResult.PASSED
     merged = record.merge.result if record.merge else GateResult.NOT_ASKED
     problems = [*missed, *([record.merge.sentence] if record.merge and record.merge.sentence else [])]
-    gates = {"gate": gate.value, "merged": merged.value, "message": one_line("; ".join(problems)) or None}
+    gates = {"gate": gate.value, "merge_gate": merged.value, "gate_message": one_line("; ".join(problems)) or None}
     served_as = "Model" if record.settings.method == Method.FULL else "Adapter"
     status = to_status(record.comparison, one_line(record.detail), record.compared_rows, served_as)
     return status.model_copy(update=gates | {"ability": ability_status(record.ability)})
@@ -154,7 +154,7 @@ def build_result(inputs: Inputs, record: RunRecord) -> Report:
     result = Report(
         outcome=outcome,
         reason=outcome.value,
-        message=evaluation.message or summarize(record),
+        message=evaluation.gate_message or summarize(record),
         job_uid=config.uid,
         config_sha256=config.config_sha256,
         last_step=record.last_step,
@@ -199,10 +199,12 @@ def summarize(record: RunRecord) -> str:
 
 def validation_json(evaluation: EvaluationStatus, check: MergeCheck | None) -> str:
     """Return the content of validation.json."""
-    content: dict[str, Any] = {"evaluationGate": evaluation.gate, "mergeGate": evaluation.merged}
-    content["verdict"] = evaluation.model_dump(by_alias=True, exclude_none=True, exclude={"gate", "merged", "message"})
-    if evaluation.message:
-        content["message"] = evaluation.message
+    content: dict[str, Any] = {"evaluationGate": evaluation.gate, "mergeGate": evaluation.merge_gate}
+    content["verdict"] = evaluation.model_dump(
+        by_alias=True, exclude_none=True, exclude={"gate", "merge_gate", "gate_message"}
+    )
+    if evaluation.gate_message:
+        content["message"] = evaluation.gate_message
     if check:
         content |= _merge_to_json(check)
     return json.dumps(content, indent=2) + "\n"

@@ -191,7 +191,7 @@ def _report(
         outcome=Outcome.VALIDATED,
         reason=Outcome.VALIDATED.value,
         message=(
-            f"{counts.accepted} of {counts.rows} rows can be used: {used}; {model.architecture} with "
+            f"{counts.accepted_rows} of {counts.rows} rows can be used: {used}; {model.architecture} with "
             f"{model.parameters:,} weights"
         ),
         job_uid=config.uid,

@@ -256,7 +256,7 @@ def collect_rejected(workspace: Path) -> Path | None:
 def _status(train: CheckedFile, validation: CheckedFile | None, split: Split) -> DatasetStatus:
     status = _counts([one.summary for one in (train, validation) if one])
     status.train_rows = split.train_rows
-    status.length_p99 = train.summary.lengths.percentile(99)
+    status.p99_length_tokens = train.summary.lengths.percentile(99)
     status.validation_rows = validation.summary.accepted if validation else split.validation_rows
     return status
 
@@ -271,13 +271,13 @@ def _counts(summaries: list[Summary]) -> DatasetStatus:
         formats.update({name.value: count for name, count in summary.formats.items()})
     return DatasetStatus(
         rows=sum(summary.rows for summary in summaries),
-        accepted=sum(summary.accepted for summary in summaries),
-        repaired=sum(summary.repaired for summary in summaries),
-        rejected=sum(summary.rejected for summary in summaries),
-        rejected_by_code=dict(rejected.most_common()),
-        repaired_by_code=dict(repaired.most_common()),
-        format=dict(formats.most_common()),
-        truncated=repaired[RepairCode.TRUNCATED.value],
+        accepted_rows=sum(summary.accepted for summary in summaries),
+        repaired_rows=sum(summary.repaired for summary in summaries),
+        rejected_rows=sum(summary.rejected for summary in summaries),
+        rejected_rows_by_code=dict(rejected.most_common()),
+        repaired_rows_by_code=dict(repaired.most_common()),
+        rows_by_format=dict(formats.most_common()),
+        truncated_rows=repaired[RepairCode.TRUNCATED.value],
     )
 
 

@@ -55,7 +55,7 @@ def status_lineage(
 ) -> Lineage:
     """Return the status block; preflight passes no digests of the weights and `trained=False`."""
     return Lineage(
-        base_model=config.spec.model.uri,
+        base_model_uri=config.spec.model.uri,
         base_model_revision=pinned_commit(config.spec.model),
         base_model_sha256=combined_sha256(model_files) if model_files else None,
         dataset_sha256=dataset_sha256,

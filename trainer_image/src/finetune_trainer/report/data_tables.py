@@ -26,7 +26,7 @@ def file_table(summary: Mapping[str, Any]) -> str:
 
 
 def _file_row(side: str, counts: Mapping[str, Any]) -> list[str]:
-    codes = ", ".join(f"{code(name)} {count}" for name, count in counts["rejectedByCode"].items())
+    codes = ", ".join(f"{code(name)} {count}" for name, count in counts["rejectedRowsByCode"].items())
     return [side, code(counts["file"]), *_counts([counts]), codes or NOTHING]
 
 
@@ -35,7 +35,7 @@ def _rest_row(rest: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _counts(files: Sequence[Mapping[str, Any]]) -> list[str]:
-    rows, accepted = (sum(int(one[name]) for one in files) for name in ("rows", "accepted"))
+    rows, accepted = (sum(int(one[name]) for one in files) for name in ("rows", "acceptedRows"))
     return [str(rows), str(accepted), str(rows - accepted)]
 
 

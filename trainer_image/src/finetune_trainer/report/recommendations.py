@@ -275,7 +275,7 @@ def truncation(run: RunRecord) -> Recommendation | None:
 def skipped_for_length(run: RunRecord) -> Recommendation | None:
     """Detect that many rows are skipped because their prompt fills the limit."""
     rows = run.dataset.rows or 0
-    skipped = (run.dataset.rejected_by_code or {}).get(RejectCode.PROMPT_FILLS_CONTEXT.value, 0)
+    skipped = (run.dataset.rejected_rows_by_code or {}).get(RejectCode.PROMPT_FILLS_CONTEXT.value, 0)
     if skipped <= TRUNCATED * rows:
         return None
     return Recommendation(
@@ -287,7 +287,7 @@ def skipped_for_length(run: RunRecord) -> Recommendation | None:
 
 def _advise_length(run: RunRecord) -> int:
     """Return the length that keeps 99 % of the rows whole; only preflight's figure includes the skipped rows."""
-    return round_up(max(run.dataset.length_p99 or 0, run.samples.full_length_p99))
+    return round_up(max(run.dataset.p99_length_tokens or 0, run.samples.full_length_p99))
 
 
 def few_labels(run: RunRecord) -> Recommendation | None:

@@ -247,7 +247,7 @@ def early_stopping_status(plateau: Plateau, stopped_at: int | None) -> dict[str,
         "evaluations_without_improvement": plateau.without_improvement,
         "patience": plateau.patience,
     }
-    return status | ({"step": stopped_at} if stopped_at is not None else {})
+    return status | ({"stopped_at_step": stopped_at} if stopped_at is not None else {})
 
 
 def save_trained(model: torch.nn.Module, path: Path) -> None:

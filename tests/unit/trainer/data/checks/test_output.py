@@ -35,7 +35,7 @@ def test_all_three_files_are_there_after_a_crash(check: Any, tmp_path: Path) -> 
     with pytest.raises(TypeError), CheckOutput(tmp_path, summary) as output:
         list(map(output.write, [rows[0], broken]))
     assert json.loads((tmp_path / "rejected.jsonl").read_text())["code"] == "BAD_JSON"
-    assert json.loads((tmp_path / "summary.json").read_text())["rejected"] == 1
+    assert json.loads((tmp_path / "summary.json").read_text())["rejectedRows"] == 1
     assert (tmp_path / "accepted.jsonl").read_text() == ""
 
 

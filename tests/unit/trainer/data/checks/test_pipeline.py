@@ -44,8 +44,8 @@ def test_counts_add_up_and_name_the_formats(check: Any) -> None:
     sharegpt = {"conversations": [{"from": "human", "value": "x"}, {"from": "gpt", "value": "y"}]}
     _, summary = check(GOOD, b"{", sharegpt, chat(USER, {**ANSWER, "content": "z"}), GOOD)
     counts = summary.to_dict()
-    assert (counts["rows"], counts["accepted"], counts["rejected"], counts["malformed"]) == (5, 3, 2, 1)
-    assert counts["formats"] == {"Alpaca": 1, "ShareGPT": 1, "OpenAI": 1}
+    assert (counts["rows"], counts["acceptedRows"], counts["rejectedRows"], counts["malformedRows"]) == (5, 3, 2, 1)
+    assert counts["rowsByFormat"] == {"Alpaca": 1, "ShareGPT": 1, "OpenAI": 1}
     assert summary.malformed_percent == 20
 
 

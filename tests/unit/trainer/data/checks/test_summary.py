@@ -38,13 +38,13 @@ def test_rows_are_counted_for_each_file_with_the_most_frequent_code_first() -> N
         summary.count(row)
     counts = summary.to_dict()
     assert counts["files"] == [
-        {"file": "empty", "rows": 0, "accepted": 0, "rejectedByCode": {}},
-        {"file": "a", "rows": 2, "accepted": 2, "rejectedByCode": {}},
-        {"file": "b", "rows": 3, "accepted": 0, "rejectedByCode": {"BAD_JSON": 2, "DUPLICATE": 1}},
+        {"file": "empty", "rows": 0, "acceptedRows": 0, "rejectedRowsByCode": {}},
+        {"file": "a", "rows": 2, "acceptedRows": 2, "rejectedRowsByCode": {}},
+        {"file": "b", "rows": 3, "acceptedRows": 0, "rejectedRowsByCode": {"BAD_JSON": 2, "DUPLICATE": 1}},
     ]
-    assert list(counts["files"][2]["rejectedByCode"]) == ["BAD_JSON", "DUPLICATE"]
-    assert (counts["rows"], counts["accepted"], counts["repaired"], counts["rejected"]) == (5, 2, 1, 3)
-    assert (counts["malformed"], counts["repairedByCode"]) == (2, {"COERCED_SCALAR": 1})
+    assert list(counts["files"][2]["rejectedRowsByCode"]) == ["BAD_JSON", "DUPLICATE"]
+    assert (counts["rows"], counts["acceptedRows"], counts["repairedRows"], counts["rejectedRows"]) == (5, 2, 1, 3)
+    assert (counts["malformedRows"], counts["repairedRowsByCode"]) == (2, {"COERCED_SCALAR": 1})
 
 
 def test_the_losses_of_every_sample_are_added_up() -> None:

@@ -168,8 +168,8 @@ def _print_lines(console: Console, lines: Iterable[str]) -> None:
 def _print_files(console: Console, files: list[dict[str, Any]]) -> None:
     rows = []
     for one in files:
-        codes = ", ".join(f"{code} {count}" for code, count in one["rejectedByCode"].items())
-        rows.append((printable(one["file"]), one["rows"], one["accepted"], codes))
+        codes = ", ".join(f"{code} {count}" for code, count in one["rejectedRowsByCode"].items())
+        rows.append((printable(one["file"]), one["rows"], one["acceptedRows"], codes))
     shown = rows[:FILES_SHOWN]
     if console.is_terminal:
         _print_table(console, ("file", "rows", "accepted", "rejected"), shown)

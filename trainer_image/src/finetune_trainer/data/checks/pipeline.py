@@ -6,9 +6,9 @@
 
 Every input row is returned exactly once, except that KTO splits a preference pair into its two answers. Without an
 objective rows keep their kind. Without a labeler the checks that need the model's tokenizer are skipped.
-UnreadableFile is raised for a file that contains no rows at all. `Summary.to_dict()` has the keys rows, accepted,
-repaired, rejected, malformed, rejectedByCode, repairedByCode, formats, samples, tokens, trainedTokens, answersCut,
-reasoningLost, lengths, files, ignoredFiles.
+UnreadableFile is raised for a file that contains no rows at all. `Summary.to_dict()` has the keys rows,
+acceptedRows, repairedRows, rejectedRows, malformedRows, rejectedRowsByCode, repairedRowsByCode, rowsByFormat, samples,
+tokens, trainedTokens, answersCut, reasoningLost, lengths, files, ignoredFiles.
 """
 
 import logging

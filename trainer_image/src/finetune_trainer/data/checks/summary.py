@@ -85,13 +85,13 @@ class Summary:
         """Return the counters in the form of `summary.json`, the most frequent code first."""
         return {
             "rows": self.rows,
-            "accepted": self.accepted,
-            "repaired": self.repaired,
-            "rejected": self.rejected,
-            "malformed": self.malformed,
-            "rejectedByCode": {code.value: count for code, count in self.rejected_by_code.most_common()},
-            "repairedByCode": {code.value: count for code, count in self.repaired_by_code.most_common()},
-            "formats": {name.value: count for name, count in self.formats.most_common()},
+            "acceptedRows": self.accepted,
+            "repairedRows": self.repaired,
+            "rejectedRows": self.rejected,
+            "malformedRows": self.malformed,
+            "rejectedRowsByCode": {code.value: count for code, count in self.rejected_by_code.most_common()},
+            "repairedRowsByCode": {code.value: count for code, count in self.repaired_by_code.most_common()},
+            "rowsByFormat": {name.value: count for name, count in self.formats.most_common()},
             "samples": self.samples,
             "tokens": self.tokens,
             "trainedTokens": self.trained_tokens,
@@ -109,7 +109,7 @@ class Summary:
 
 def _describe(name: str, counts: Counter[str]) -> dict[str, Any]:
     rejected = {str(code): count for code, count in counts.most_common() if code != ACCEPTED}
-    return {"file": name, "rows": counts.total(), "accepted": counts[ACCEPTED], "rejectedByCode": rejected}
+    return {"file": name, "rows": counts.total(), "acceptedRows": counts[ACCEPTED], "rejectedRowsByCode": rejected}
 
 
 def explain_unusable(summary: Summary, max_rejected_percent: int) -> str | None:
