@@ -68,6 +68,7 @@ class ConditionType(StrEnum):
 
     ACCEPTED = "Accepted"
     SUSPENDED = "Suspended"
+    QUEUED = "Queued"
     VALIDATED = "Validated"
     QUOTA_RESERVED = "QuotaReserved"
     RUNNING = "Running"
@@ -95,9 +96,11 @@ class Reason(StrEnum):
     PARENT_FAILED = "ParentFailed"
     # Suspended
     USER_REQUESTED = "UserRequested"
-    JOB_SUSPENDED = "JobSuspended"
     NOT_SUSPENDED = "NotSuspended"
+    # Queued
     QUEUED_BY_KUEUE = "QueuedByKueue"
+    JOB_SUSPENDED = "JobSuspended"
+    NOT_QUEUED = "NotQueued"
     # QuotaReserved
     QUOTA_RESERVED = "QuotaReserved"
     ADMITTED = "Admitted"

@@ -271,8 +271,8 @@ class FineTuneJobStatus(StatusBlock):
         | None
     ) = None
     """The state as `metav1.Condition`s: Ready, which has reason and message of the job, then Accepted, Suspended,
-    Validated, QuotaReserved (only with Kueue), Running, SavesInTime, EarlyStopped, Published, Complete, Failed, and
-    Reconciling and Stalled for GitOps tools."""
+    Queued, Validated, QuotaReserved (only with Kueue), Running, SavesInTime, EarlyStopped, Published, Complete, Failed,
+    and Reconciling and Stalled for GitOps tools."""
     eligible_time: Time | None = None
     """Since when the job could start: accepted, and not suspended; `startDeadlineSeconds` counts from here."""
     start_time: Time | None = None

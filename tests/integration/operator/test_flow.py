@@ -31,6 +31,7 @@ def test_a_job_goes_through_preflight_and_training_to_complete(world: Any, opera
     assert truths == {
         "Accepted": "True",
         "Suspended": "False",
+        "Queued": "False",
         "Validated": "True",
         "Running": "False",
         "SavesInTime": "Unknown",

@@ -105,7 +105,7 @@ def test_a_job_suspended_by_another_controller_is_not_resumed_by_the_operator(
     world.create()
     world.pass_preflight()
     world.batch.patch_namespaced_job("one-1", world.namespace, {"spec": {"suspend": True}})
-    assert world.wait_phase("Suspended")["reason"] == "JobSuspended"
+    assert world.wait_phase("Queued")["reason"] == "JobSuspended"
     operator.kill()
     operator.start()
     assert world.batch.read_namespaced_job("one-1", world.namespace).spec.suspend is True

@@ -218,6 +218,35 @@ def test_events_follow_from_what_changed(scene: Any) -> None:
     assert [(event.reason, event.is_warning) for event in derive_events(second, third)] == [("TrainerFailed", True)]
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "events"),
+    [
+        ({}, {"Suspended": "UserRequested"}, ["Suspended"]),
+        ({"Suspended": "UserRequested"}, {}, ["Resumed"]),
+        ({"Suspended": "UserRequested"}, {"Queued": "QueuedByKueue"}, ["Resumed"]),
+        ({}, {"Queued": "JobSuspended"}, ["Queued"]),
+        ({"Queued": "JobSuspended"}, {}, ["Resumed"]),
+        ({"Queued": "JobSuspended"}, {"Queued": "QueuedByKueue"}, []),
+        ({"Queued": "JobSuspended"}, {"Suspended": "UserRequested"}, ["Suspended"]),
+        ({}, {"Queued": "QueuedByKueue"}, []),  # QuotaReserved has the cause
+    ],
+)
+def test_being_suspended_and_being_queued_have_their_own_events(
+    before: dict[str, str], after: dict[str, str], events: list[str]
+) -> None:
+    def status(reasons: dict[str, str]) -> FineTuneJobStatus:
+        kinds = {kind: reasons.get(kind) for kind in ("Suspended", "Queued")}
+        time = "2026-03-01T12:00:00Z"
+        found = [
+            {"type": kind, "status": str(reason is not None), "reason": reason or f"Not{kind}", "message": "",
+             "lastTransitionTime": time}
+            for kind, reason in kinds.items()
+        ]  # fmt: skip
+        return FineTuneJobStatus.model_validate({"conditions": found})
+
+    assert [event.reason for event in derive_events(status(before), status(after))] == events
+
+
 def test_the_same_event_has_the_same_name(scene: Any) -> None:
     one = scene()
     event = derive_events(FineTuneJobStatus(), one.look().status)[0]

@@ -105,14 +105,18 @@ def _runs(old: FineTuneJobStatus, new: FineTuneJobStatus) -> list[Event]:
 
 
 def _suspension(old: FineTuneJobStatus, new: FineTuneJobStatus) -> list[Event]:
-    was, now = _is_stopped(old), _is_stopped(new)
-    if now and not was:
+    if _became(old, new, C.SUSPENDED, "True"):
         return [Event(E.SUSPENDED, _message(new, C.SUSPENDED))]
-    return [Event(E.RESUMED, "The job was resumed.")] if was and not now else []
+    if _is_held(new) and not _is_held(old):
+        return [Event(E.QUEUED, _message(new, C.QUEUED))]
+    is_released = _is_held(old) and not new.is_true(C.QUEUED)
+    is_resumed = (old.is_true(C.SUSPENDED) or is_released) and not new.is_true(C.SUSPENDED)
+    return [Event(E.RESUMED, "The job was resumed.")] if is_resumed else []
 
 
-def _is_stopped(status: FineTuneJobStatus) -> bool:
-    return status.is_true(C.SUSPENDED) and _reason(status, C.SUSPENDED) != names.Reason.QUEUED_BY_KUEUE
+def _is_held(status: FineTuneJobStatus) -> bool:
+    """Return whether another controller than Kueue, whose reasons have their own events, holds the Job."""
+    return status.is_true(C.QUEUED) and _reason(status, C.QUEUED) == names.Reason.JOB_SUSPENDED
 
 
 def _queue(old: FineTuneJobStatus, new: FineTuneJobStatus) -> list[Event]:

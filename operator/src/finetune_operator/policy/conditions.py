@@ -22,10 +22,14 @@ MESSAGES: dict[tuple[ConditionType, str], str] = {
     (C.ACCEPTED, R.API_UNAVAILABLE): "The API server does not complete a request that the job needs: {detail}: restore "
     "what the message names, for example the service of an admission webhook; the job then continues.",
     (C.SUSPENDED, R.NOT_SUSPENDED): "The job may run.",
-    (C.SUSPENDED, R.USER_REQUESTED): "The job is suspended and holds no GPU: set spec.suspend to false to resume.",
-    (C.SUSPENDED, R.JOB_SUSPENDED): "{detail} was suspended by another controller or user (for example a queue), who "
+    (
+        C.SUSPENDED,
+        R.USER_REQUESTED,
+    ): "Nothing is started, and running pods are stopped: set spec.suspend to false to resume.",
+    (C.QUEUED, R.NOT_QUEUED): "No queue and no other controller holds the job.",
+    (C.QUEUED, R.QUEUED_BY_KUEUE): "{detail} waits for Kueue to admit it, and holds no GPU.",
+    (C.QUEUED, R.JOB_SUSPENDED): "{detail} was suspended by another controller or user (for example a queue), who "
     "must resume it.",
-    (C.SUSPENDED, R.QUEUED_BY_KUEUE): "{detail} waits for Kueue to admit it, and holds no GPU.",
     (C.QUOTA_RESERVED, R.QUOTA_RESERVED): "{detail}.",
     (C.QUOTA_RESERVED, R.ADMITTED): "{detail}.",
     (C.QUOTA_RESERVED, R.WAITING_FOR_QUOTA): "{detail}.",
@@ -101,8 +105,6 @@ MESSAGES_AT_END: dict[tuple[str, str], str] = {
     (C.ACCEPTED, R.API_UNAVAILABLE): "The job ended while the API server did not complete a request of the operator.",
     (C.SUSPENDED, R.NOT_SUSPENDED): "The job was not suspended when it ended.",
     (C.SUSPENDED, R.USER_REQUESTED): "The job was suspended when it ended; spec.suspend has no effect any more.",
-    (C.SUSPENDED, R.JOB_SUSPENDED): "Another controller or user had suspended the Job when the job ended.",
-    (C.SUSPENDED, R.QUEUED_BY_KUEUE): "The job was in its queue when it ended.",
     (C.VALIDATED, R.PENDING): "Preflight did not run.",
     (C.VALIDATED, R.PREFLIGHT_RUNNING): "The job ended before preflight had passed.",
     (C.RUNNING, R.NOT_STARTED): "No trainer ran.",
@@ -140,6 +142,7 @@ class Conditions:
         """Set every condition that is missing, so that a new job shows all of them."""
         self.set_if_absent(C.ACCEPTED, "Unknown", R.PENDING)
         self.set_if_absent(C.SUSPENDED, "False", R.NOT_SUSPENDED)
+        self.set_if_absent(C.QUEUED, "False", R.NOT_QUEUED)
         self.set_if_absent(C.VALIDATED, "Unknown", R.PENDING)
         self.set_if_absent(C.RUNNING, "False", R.NOT_STARTED)
         self.set_if_absent(C.SAVES_IN_TIME, "Unknown", R.NO_CHECKPOINT)
@@ -152,6 +155,7 @@ class Conditions:
     def close(self) -> None:
         """Replace the messages that are no longer true once the job has ended; an ended job is in no queue."""
         self.remove(C.QUOTA_RESERVED)
+        self.set(C.QUEUED, "False", R.NOT_QUEUED)
         self.status.conditions = [
             one.model_copy(update={"message": MESSAGES_AT_END.get((one.type, one.reason), one.message)})
             for one in self.status.conditions or []
@@ -210,8 +214,7 @@ def _is_suspended_as_requested(status: FineTuneJobStatus) -> bool:
 def suspended_since(status: FineTuneJobStatus) -> datetime | None:
     """Return since when that status has the user's request to suspend, or None."""
     found = status.condition(C.SUSPENDED)
-    is_requested = found is not None and found.status == "True" and found.reason == R.USER_REQUESTED
-    return found.last_transition_time if found and is_requested else None
+    return found.last_transition_time if found and found.status == "True" else None
 
 
 def _leading_condition(status: FineTuneJobStatus) -> Condition:
@@ -224,8 +227,10 @@ def _leading_condition(status: FineTuneJobStatus) -> Condition:
     if not status.is_true(C.ACCEPTED):
         return found[C.ACCEPTED]
     if status.is_true(C.SUSPENDED) and running.reason != R.NODE_LOST:
-        is_queued = found[C.SUSPENDED].reason == R.QUEUED_BY_KUEUE
-        return found.get(C.QUOTA_RESERVED, found[C.SUSPENDED]) if is_queued else found[C.SUSPENDED]
+        return found[C.SUSPENDED]
+    if status.is_true(C.QUEUED) and running.reason != R.NODE_LOST:
+        is_of_kueue = found[C.QUEUED].reason == R.QUEUED_BY_KUEUE
+        return found.get(C.QUOTA_RESERVED, found[C.QUEUED]) if is_of_kueue else found[C.QUEUED]
     is_troubled = running.reason not in {R.NOT_STARTED, R.PODS_STARTING, R.PODS_RUNNING, R.FINISHED}
     return running if status.is_true(C.VALIDATED) or is_troubled else found[C.VALIDATED]
 
@@ -235,9 +240,10 @@ def phase_of(status: FineTuneJobStatus) -> Phase:
     for kind, phase in ((C.FAILED, Phase.FAILED), (C.COMPLETE, Phase.SUCCEEDED)):
         if status.is_true(kind):
             return phase
-    validated, suspended = map(status.condition, (C.VALIDATED, C.SUSPENDED))
-    if suspended and suspended.status == "True" and status.is_true(C.ACCEPTED):
-        return Phase.QUEUED if suspended.reason == R.QUEUED_BY_KUEUE else Phase.SUSPENDED
+    for kind, phase in ((C.SUSPENDED, Phase.SUSPENDED), (C.QUEUED, Phase.QUEUED)):
+        if status.is_true(kind) and status.is_true(C.ACCEPTED):
+            return phase
+    validated = status.condition(C.VALIDATED)
     if not status.is_true(C.VALIDATED):
         return Phase.PENDING if validated is None or validated.reason == R.PENDING else Phase.PREFLIGHT
     return _phase_of_attempt(status)

@@ -1,4 +1,7 @@
-"""Suspend and resume: write the request first, then apply it to the Job; no counter changes."""
+"""Suspend and resume: write the request first, then apply it to the Job; no counter changes.
+
+Suspended is what the user asked for; Queued is a Job that a queue or another controller holds.
+"""
 
 from collections.abc import Sequence
 
@@ -21,17 +24,18 @@ C, R = ConditionType, Reason
 
 
 def check_suspension(context: Context) -> Effect:
-    """Set condition Suspended, from spec.suspend and from the Job, which other controllers may suspend."""
+    """Set condition Suspended, from spec.suspend, and Queued, from the Job, which other controllers may suspend."""
     own = context.observed.own
+    not_queued = set_condition(C.QUEUED, "False", R.NOT_QUEUED)
     if context.spec.suspend:
-        effect = set_condition(C.SUSPENDED, "True", R.USER_REQUESTED)
+        effect = set_condition(C.SUSPENDED, "True", R.USER_REQUESTED) + not_queued
         return effect if own else effect + set_condition(C.RUNNING, "False", R.NOT_STARTED)
+    effect = set_condition(C.SUSPENDED, "False", R.NOT_SUSPENDED)
     foreign = next((one for one in own if one.is_suspended and not one.is_ours_to_resume), None)
-    if foreign and kueue.is_queued(context, foreign):
-        return set_condition(C.SUSPENDED, "True", R.QUEUED_BY_KUEUE, f"Job {foreign.name}")
-    if foreign and not foreign.is_over:
-        return set_condition(C.SUSPENDED, "True", R.JOB_SUSPENDED, f"Job {foreign.name}")
-    return set_condition(C.SUSPENDED, "False", R.NOT_SUSPENDED)
+    if foreign is None or foreign.is_over:
+        return effect + not_queued
+    reason = R.QUEUED_BY_KUEUE if kueue.is_queued(context, foreign) else R.JOB_SUSPENDED
+    return effect + set_condition(C.QUEUED, "True", reason, f"Job {foreign.name}")
 
 
 def hold_or_release(context: Context, child: Job, pods: Sequence[Pod]) -> Effect | None:

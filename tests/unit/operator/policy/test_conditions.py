@@ -29,7 +29,7 @@ ACCEPTED = (C.ACCEPTED, "True", R.ACCEPTED)
 PREFLIGHT = (C.VALIDATED, "Unknown", R.PREFLIGHT_RUNNING)
 VALIDATED = (C.VALIDATED, "True", R.DATASET_VALID)
 SUSPENDED = (C.SUSPENDED, "True", R.USER_REQUESTED)
-QUEUED = (C.SUSPENDED, "True", R.QUEUED_BY_KUEUE)
+QUEUED = (C.QUEUED, "True", R.QUEUED_BY_KUEUE)
 
 
 @pytest.mark.parametrize(("kind", "reason"), list(MESSAGES))
@@ -109,7 +109,8 @@ def test_every_terminal_exit_has_a_reason_in_the_table_of_names() -> None:
         ([ACCEPTED, VALIDATED, (C.COMPLETE, "True", R.SUCCEEDED)], None, Phase.SUCCEEDED),
         ([(C.FAILED, "True", R.DIVERGED)], "Training", Phase.FAILED),
         ([ACCEPTED, SUSPENDED], None, Phase.SUSPENDED),
-        ([ACCEPTED, VALIDATED, (C.SUSPENDED, "True", R.JOB_SUSPENDED)], "Training", Phase.SUSPENDED),
+        ([ACCEPTED, VALIDATED, (C.QUEUED, "True", R.JOB_SUSPENDED)], "Training", Phase.QUEUED),
+        ([ACCEPTED, VALIDATED, SUSPENDED, QUEUED], "Training", Phase.SUSPENDED),
         ([ACCEPTED, VALIDATED, QUEUED], "Training", Phase.QUEUED),
         ([SUSPENDED], None, Phase.PENDING),
         ([ACCEPTED, SUSPENDED, (C.FAILED, "True", R.DIVERGED)], None, Phase.FAILED),
@@ -142,6 +143,7 @@ def test_a_job_that_trains_nothing_is_never_in_phase_training() -> None:
         ([ACCEPTED, VALIDATED, SUSPENDED], R.USER_REQUESTED),
         ([ACCEPTED, VALIDATED, SUSPENDED, (C.QUOTA_RESERVED, "False", R.QUEUE_STOPPED)], R.USER_REQUESTED),
         ([ACCEPTED, VALIDATED, QUEUED], R.QUEUED_BY_KUEUE),
+        ([ACCEPTED, VALIDATED, (C.QUEUED, "True", R.JOB_SUSPENDED)], R.JOB_SUSPENDED),
         ([ACCEPTED, VALIDATED, QUEUED, (C.QUOTA_RESERVED, "False", R.QUEUE_STOPPED)], R.QUEUE_STOPPED),
         ([ACCEPTED, VALIDATED, SUSPENDED, (C.RUNNING, "Unknown", R.NODE_LOST)], R.NODE_LOST),
         ([(C.ACCEPTED, "False", R.FORBIDDEN), SUSPENDED], R.FORBIDDEN),
@@ -165,6 +167,7 @@ def test_a_new_job_has_every_condition(early_stopping: bool) -> None:
     assert [(one.type, one.status, one.reason) for one in found.status.conditions or []] == [
         ("Accepted", "Unknown", "Pending"),
         ("Suspended", "False", "NotSuspended"),
+        ("Queued", "False", "NotQueued"),
         ("Validated", "Unknown", "Pending"),
         ("Running", "False", "NotStarted"),
         ("SavesInTime", "Unknown", "NoCheckpoint"),

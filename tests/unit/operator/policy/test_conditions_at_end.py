@@ -27,10 +27,12 @@ NEVER_AT_END = {
         if kind is C.RUNNING and reason not in {R.FINISHED, R.NOT_STARTED}
     ),
     *((C.QUOTA_RESERVED, reason) for kind, reason in MESSAGES if kind is C.QUOTA_RESERVED),
+    *((C.QUEUED, reason) for kind, reason in MESSAGES if kind is C.QUEUED and reason != R.NOT_QUEUED),
     (C.COMPLETE, R.PROGRESSING),
     (C.FAILED, R.PROGRESSING),
 }
-"""Condition Running has one of two reasons at the end, QuotaReserved is removed, Complete and Failed are decided."""
+"""Condition Running has one of two reasons at the end, QuotaReserved is removed, Queued is False, and Complete and
+Failed are decided."""
 
 
 def closed(*facts: tuple[C, Any, str]) -> FineTuneJobStatus:
@@ -64,6 +66,13 @@ def test_status_reason_and_transition_time_stay_and_the_queue_is_left() -> None:
     one.close()
     after = {each.type: (each.status, each.reason, each.last_transition_time) for each in one.status.conditions or []}
     assert after == {kind: values for kind, values in before.items() if kind != C.QUOTA_RESERVED}
+
+
+@pytest.mark.parametrize("reason", [R.QUEUED_BY_KUEUE, R.JOB_SUSPENDED])
+def test_an_ended_job_is_in_no_queue(reason: R) -> None:
+    found = closed((C.QUEUED, "True", reason)).condition(C.QUEUED)
+    assert found is not None
+    assert (found.status, found.reason) == ("False", R.NOT_QUEUED)
 
 
 def messages(one: Any) -> dict[str, str]:

@@ -135,7 +135,8 @@ def test_kueues_message_gets_a_reason_and_what_to_change(scene: Build, words: st
     assert helps in quota["message"]
     assert "couldn't assign" not in quota["message"]
     assert (one.status["phase"], one.status["reason"], one.status["message"]) == ("Queued", reason, quota["message"])
-    assert one.condition("Suspended")["reason"] == one.condition("Running")["reason"] == "QueuedByKueue"
+    assert one.condition("Queued")["reason"] == one.condition("Running")["reason"] == "QueuedByKueue"
+    assert (one.condition("Queued")["status"], one.condition("Suspended")["status"]) == ("True", "False")
     assert one.status["workloadRef"] == {"name": "job-one-preflight"}
 
 
@@ -228,7 +229,7 @@ def test_an_admitted_job_shows_where_its_quota_comes_from(scene: Build) -> None:
     quota = one.condition("QuotaReserved")
     assert (quota["status"], quota["reason"]) == ("True", "Admitted")
     assert quota["message"] == "Job one-preflight has quota in ClusterQueue all."
-    assert one.condition("Suspended")["status"] == "False"
+    assert one.condition("Queued")["status"] == "False"
     assert one.status["phase"] == "Preflight"
 
 
@@ -248,7 +249,7 @@ def test_a_foreign_suspended_job_without_a_queue_is_requeued_for_kueues_workload
     one.settle()
     one.suspend("one-preflight")
     assert one.settle().requeue_after == 30.0
-    assert one.condition("Suspended")["reason"] == "JobSuspended"
+    assert one.condition("Queued")["reason"] == "JobSuspended"
     one.extra["workloads"] = (workload("one-preflight", ""),)
     one.settle()
     assert one.condition("QuotaReserved")["reason"] == "QueueMissing"
@@ -271,6 +272,7 @@ def test_user_suspension_goes_through_kueue_and_never_touches_the_job(scene: Bui
     assert first.suspend is None
     assert first.deactivate is not None
     assert one.status["phase"] == "Suspended"
+    assert (one.condition("Suspended")["status"], one.condition("Queued")["status"]) == ("True", "False")
     off = workload("one-preflight", is_active=False, is_ours_to_activate=True)
     one.extra["workloads"] = (off,)
     assert one.settle().deactivate is None

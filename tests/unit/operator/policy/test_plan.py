@@ -11,7 +11,7 @@ def test_a_new_job_gets_its_preflight_and_every_condition(scene: Any) -> None:
     one = scene()
     one.settle()
     assert list(one.children) == ["one-preflight"]
-    assert len(one.status["conditions"]) == 12
+    assert len(one.status["conditions"]) == 13
     assert (one.status["phase"], one.status["observedGeneration"]) == ("Preflight", 1)
     assert one.condition("Ready")["status"] == "Unknown"
     assert one.condition("Reconciling")["status"] == "True"

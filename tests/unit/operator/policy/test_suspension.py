@@ -217,15 +217,16 @@ def test_a_job_suspended_by_another_controller_is_not_resumed(scene: Any) -> Non
     one.delete_pod(pod)
     one.settle()
     assert one.children["one-1"]["spec"]["suspend"] is True
-    suspended = one.condition("Suspended")
-    assert (suspended["status"], suspended["reason"]) == ("True", "JobSuspended")
+    queued = one.condition("Queued")
+    assert (queued["status"], queued["reason"], one.status["phase"]) == ("True", "JobSuspended", "Queued")
+    assert one.condition("Suspended")["status"] == "False"  # spec.suspend is false
     assert "Job one-1 was suspended by another controller or user" in one.status["message"]
     one.end(pod, 137)
     one.settle()
     assert (one.status["preemptions"], one.status.get("failures", 0)) == (1, 0)
     one.suspend("one-1", is_suspended=False)
     one.settle()
-    assert one.condition("Suspended")["status"] == "False"
+    assert one.condition("Queued")["status"] == "False"
 
 
 def test_a_run_that_ends_before_a_foreign_suspension_is_seen_is_a_preemption(scene: Any) -> None:
