@@ -49,7 +49,13 @@ def test_the_operator_gets_exactly_these_rights(helm: str) -> None:
     ]
     assert rights(role) == RIGHTS
     assert [(one["name"], one["namespace"]) for one in binding["subjects"]] == [("release-finetune-operator", "system")]
-    assert of_kind(documents, "Role") == of_kind(documents, "RoleBinding") == []
+    (lease,) = of_kind(documents, "Role")
+    (binding,) = of_kind(documents, "RoleBinding")
+    assert [(rule["resources"], rule["verbs"]) for rule in lease["rules"]] == [
+        (["leases"], ["create"]),
+        (["leases"], ["get", "update"]),
+    ]
+    assert binding["roleRef"]["name"] == lease["metadata"]["name"]
 
 
 def test_the_documented_rights_are_the_granted_ones() -> None:
@@ -62,14 +68,15 @@ def test_a_namespaced_operator_gets_roles_and_is_bound_to_no_cluster_role(helm: 
     documents = render(helm, "--set", "watchNamespaces={a,b}")
     assert of_kind(documents, "ClusterRoleBinding") == []
     assert {one["roleRef"]["kind"] for one in of_kind(documents, "RoleBinding")} == {"Role"}
-    assert [role["metadata"]["namespace"] for role in of_kind(documents, "Role")] == ["a", "b"]
-    assert all(rights(role) == RIGHTS for role in of_kind(documents, "Role"))
+    *roles, _ = of_kind(documents, "Role")
+    assert [role["metadata"]["namespace"] for role in roles] == ["a", "b"]
+    assert all(rights(role) == RIGHTS for role in roles)
 
 
 @pytest.mark.parametrize("egress", ["false", "true"])
 def test_the_operator_gets_rights_on_network_policies_only_for_those_that_it_makes(helm: str, egress: str) -> None:
     given = f"networkPolicy.trainingPods=false,networkPolicy.egress.enabled={egress},watchNamespaces={{a}}"
-    (role,) = of_kind(render(helm, "--set", given), "Role")
+    role, _ = of_kind(render(helm, "--set", given), "Role")
     assert (("networking.k8s.io", "networkpolicies") in rights(role)) is (egress == "true")
 
 
@@ -245,7 +252,8 @@ def test_the_charts_defaults_are_those_of_the_operator(helm: str) -> None:
     read = settings_of(environment(helm))
     own = Settings(trainer_image=read.trainer_image, no_proxy=read.no_proxy)
     differs = {name for name in Settings.model_fields if getattr(read, name) != getattr(own, name)}
-    assert differs <= {"isolate_training_pods"}  # off without the rights that the chart grants
+    # Both are off without the rights that the chart grants.
+    assert differs <= {"isolate_training_pods", "lease_namespace", "lease_name"}
 
 
 def settings_of(given: dict[str, Any]) -> Settings:

@@ -72,7 +72,7 @@ def test_an_umbrella_chart_leaves_it_out_by_condition_and_by_tag(template: Umbre
 def test_an_umbrella_chart_may_rename_it(template: Umbrella) -> None:
     found = objects(template("aliased", {"tuner": {"watchNamespaces": ["a"]}}))
     assert pod_spec(found)["serviceAccountName"] == "release-tuner"
-    assert [role["metadata"]["namespace"] for role in of_kind(found, "Role")] == ["a"]
+    assert [role["metadata"]["namespace"] for role in of_kind(found, "Role")] == ["a", "system"]
 
 
 def test_a_misspelt_value_is_refused_by_name_in_an_umbrella_chart_too(template: Umbrella) -> None:
