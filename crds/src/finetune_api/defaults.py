@@ -48,7 +48,7 @@ def resolve(spec: FineTuneJobSpec, facts: Facts) -> Resolved:
         total_steps=steps,
         learning_rate=_given(hyper.learning_rate, recipe.learning_rate(method, facts.parameters)),
         lr_scheduler_type=hyper.lr_scheduler_type or recipe.schedule,
-        warmup_steps=_given(hyper.warmup_steps, recipe.warmup),
+        warmup_steps=_count_warmup(_given(hyper.warmup_steps, recipe.warmup), steps),
         weight_decay=_given(hyper.weight_decay, 0.0),
         max_grad_norm=_given(hyper.max_grad_norm, recipe.max_grad_norm(method)),
         optim=hyper.optim,
@@ -104,10 +104,22 @@ def _length(spec: FineTuneJobSpec, method: Method, facts: Facts, global_batch: i
     rows = facts.train_rows * (spec.rlhf.num_generations if spec.rlhf else 1)
     steps_per_epoch = max(1, math.ceil(rows / global_batch))
     if spec.hyperparameters.max_steps:
-        return spec.hyperparameters.max_steps / steps_per_epoch, spec.hyperparameters.max_steps
+        steps = spec.hyperparameters.max_steps
+        return count_epochs(steps, global_batch, rows), steps
     usual = RECIPES[spec.objective].num_epochs(method, facts.train_rows)
     epochs = spec.hyperparameters.num_train_epochs or usual
     return epochs, max(1, math.ceil(epochs * steps_per_epoch))
+
+
+def count_epochs(steps: int, batch: int, rows: int) -> float:
+    """Return the passes over the rows that the steps make; the last step of a pass takes the rows that are left."""
+    whole, rest = divmod(steps, max(1, math.ceil(rows / batch)))
+    return whole + rest * batch / max(rows, 1)
+
+
+def _count_warmup(value: float, steps: int) -> int:
+    """Return the steps of the warm-up, as transformers counts them: a value below 1 is a share of all steps."""
+    return math.ceil(value * steps) if value < 1 else int(value)
 
 
 def _objective(spec: FineTuneJobSpec) -> dict[str, Any]:

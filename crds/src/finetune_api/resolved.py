@@ -17,7 +17,7 @@ class Resolved(StatusBlock):
     method_reason: Line | None = None
     """Why this method was chosen."""
     num_train_epochs: Measure | None = None
-    """Passes over the training rows."""
+    """Passes over the training rows that are planned; `progress.epoch` counts those that are done."""
     total_steps: Count | None = None
     """Optimiser steps planned."""
     learning_rate: Measure | None = None
@@ -25,7 +25,7 @@ class Resolved(StatusBlock):
     lr_scheduler_type: Word | None = None
     """Learning-rate schedule in use."""
     warmup_steps: Measure | None = None
-    """Warm-up: a value below 1 is a fraction of all steps, any other a number of steps."""
+    """Optimiser steps of the warm-up."""
     weight_decay: Measure | None = None
     """Decoupled weight decay."""
     max_grad_norm: Measure | None = None
@@ -33,11 +33,11 @@ class Resolved(StatusBlock):
     optim: Word | None = None
     """Optimiser in use."""
     per_device_train_batch_size: Count | None = None
-    """Rows per step and device."""
+    """Rows per batch and device; with `packing` sequences of rows, with RLHF answers."""
     gradient_accumulation_steps: Count | None = None
     """Batches accumulated before a step."""
     global_batch_size: Count | None = None
-    """Rows per optimiser step."""
+    """Rows per optimiser step; with `packing` sequences of rows, with RLHF answers."""
     max_length: Count | None = None
     """Maximum sequence length in tokens."""
     precision: Word | None = None

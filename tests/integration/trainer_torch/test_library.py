@@ -101,6 +101,16 @@ def test_the_training_loss_is_the_mean_over_the_trained_tokens_of_the_whole_step
     assert trainer._loop.history.train[0].loss == pytest.approx(expected, abs=1e-4)
 
 
+def test_the_epoch_counts_rows_and_not_batches_of_which_the_last_is_short(tiny_model: Path, tmp_path: Path) -> None:
+    rows = [SAMPLES[0]] * 7
+    settings = make_settings(total_steps=3, per_device_train_batch_size=3, gradient_accumulation_steps=2)
+    trainer = make_trainer(tiny_model, tmp_path, settings, rows)
+    trainer.train()
+    epochs = [point.epoch for point in trainer._loop.history.train]
+    assert epochs == pytest.approx([6 / 7, 1, 1 + 6 / 7], abs=1e-4)
+    assert trainer._loop.reporter.snapshot().progress.epoch == pytest.approx(epochs[-1], rel=1e-4)
+
+
 def test_the_evaluation_loss_does_not_depend_on_the_batch_size(tiny_model: Path, tmp_path: Path) -> None:
     losses = [
         make_trainer(tiny_model, tmp_path, make_settings(per_device_train_batch_size=size)).measure().loss

@@ -140,5 +140,5 @@ def test_what_was_read_is_in_the_report_and_less_than_an_epoch_is_advised_agains
         make_bench, hyperparameters=HYPERPARAMETERS | {"maxSteps": 3, "packing": "Never"}, evaluation={"prompts": []}
     )
     page = (bench.output / "finetune_report.md").read_text(encoding="utf-8")
-    assert "The training read about 24 of 100 rows (0.24 epochs)." in page
+    assert "The training read 24 of 100 rows (0.24 epochs)." in page
     assert "most rows were never read" in page

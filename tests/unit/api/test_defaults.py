@@ -90,6 +90,21 @@ def test_the_rows_of_a_step_are_divided_among_all_processes(
     assert it.total_steps == 3 * -(-1000 // whole)
 
 
+@pytest.mark.parametrize(
+    ("rows", "steps", "epochs"),
+    [(49, 6, 48 / 49), (49, 7, 1.0), (49, 10, 1 + 24 / 49), (49, 14, 2.0), (48, 6, 1.0), (5, 3, 3.0)],
+)
+def test_the_epochs_of_given_steps_count_a_short_last_step_by_its_rows(rows: int, steps: int, epochs: float) -> None:
+    batch = {"perDeviceTrainBatchSize": 1, "gradientAccumulationSteps": 8}
+    it = resolved(Facts(parameters=1, train_rows=rows, validation_rows=0), hyperparameters=batch | {"maxSteps": steps})
+    assert it.num_train_epochs == pytest.approx(epochs, rel=1e-4)
+
+
+@pytest.mark.parametrize(("warmup", "steps"), [(0.03, 1), (0.5, 3), (0, 0), (1, 1), (4, 4)])
+def test_the_warm_up_is_resolved_to_steps(warmup: float, steps: int) -> None:
+    assert resolved(hyperparameters={"maxSteps": 6, "warmupSteps": warmup}).warmup_steps == steps
+
+
 def test_without_held_out_rows_nothing_is_evaluated() -> None:
     assert resolved(Facts(parameters=1, train_rows=10, validation_rows=0)).eval_steps is None
 
@@ -97,16 +112,16 @@ def test_without_held_out_rows_nothing_is_evaluated() -> None:
 @pytest.mark.parametrize(
     ("objective", "rate", "epochs", "warmup", "schedule", "dropout"),
     [
-        ("Instruction", 2e-4, 3, 0.03, "cosine", 0.05),
-        ("DomainAdaptation", 2e-4, 3, 0.03, "cosine", 0.05),
-        ("DPO", 5e-6, 1, 0.1, "cosine", 0.0),
-        ("KTO", 5e-6, 1, 0.1, "cosine", 0.0),
-        ("RewardModel", 1e-4, 1, 0.03, "cosine", 0.05),
-        ("RLHF", 5e-6, 1, 0.0, "constant", 0.0),
+        ("Instruction", 2e-4, 3, 6, "cosine", 0.05),
+        ("DomainAdaptation", 2e-4, 3, 6, "cosine", 0.05),
+        ("DPO", 5e-6, 1, 7, "cosine", 0.0),
+        ("KTO", 5e-6, 1, 7, "cosine", 0.0),
+        ("RewardModel", 1e-4, 1, 2, "cosine", 0.05),
+        ("RLHF", 5e-6, 1, 0, "constant", 0.0),
     ],
 )
 def test_each_objective_has_its_own_recipe(  # noqa: PLR0917 - the columns of a table
-    objective: str, rate: float, epochs: float, warmup: float, schedule: str, dropout: float
+    objective: str, rate: float, epochs: float, warmup: int, schedule: str, dropout: float
 ) -> None:
     it = resolved(objective=objective, rlhf=REWARDED if objective == "RLHF" else None)
     assert (it.learning_rate, it.num_train_epochs, it.warmup_steps) == (rate, epochs, warmup)

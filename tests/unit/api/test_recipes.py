@@ -1,5 +1,6 @@
 """The field descriptions state the defaults that a job gets, for every objective and method."""
 
+import math
 import re
 from typing import Any
 
@@ -74,7 +75,6 @@ def test_the_stated_clip_is_the_one_that_a_job_gets(objective: str) -> None:
 @pytest.mark.parametrize(
     ("path", "name"),
     [
-        ("hyperparameters.warmupSteps", "warmup_steps"),
         ("hyperparameters.lrSchedulerType", "lr_scheduler_type"),
         ("tuning.lora.dropout", "lora_dropout"),
     ],
@@ -83,6 +83,13 @@ def test_the_other_stated_defaults_are_those_that_a_job_gets(objective: str, pat
     value = getattr(resolved(objective, "LoRA"), name)
     text = description(path).partition("Default: ")[2].rstrip(".")
     assert stated(text, objective).strip("`") == (value if isinstance(value, str) else number_text(value))
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_the_stated_warm_up_is_the_share_of_the_steps_that_a_job_gets(objective: str) -> None:
+    share = float(stated(description("hyperparameters.warmupSteps").partition("Default: ")[2].rstrip("."), objective))
+    settings = resolved(objective, "LoRA")
+    assert settings.warmup_steps == math.ceil(share * settings.total_steps)
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)

@@ -101,7 +101,7 @@ def test_a_qlora_result_shows_the_served_model_before_the_one_in_training(tmp_pa
 @pytest.mark.parametrize(
     ("epoch", "sentence"),
     [
-        (0.05, "The training read about 4 of 90 rows (0.05 epochs)."),
+        (0.05, "The training read 4 of 90 rows (0.05 epochs)."),
         (1.0, "The training read each of them once."),
         (2.5, "The training read them 2.5 times."),
     ],
@@ -163,7 +163,16 @@ def test_a_packed_run_reports_sequences_and_their_rows(tmp_path: Path) -> None:
     changes = {"packing": True, "num_train_epochs": 2.0, "total_steps": 40, "per_device_train_batch_size": 1}
     settings = make_record(tmp_path).settings.model_copy(update=changes | {"global_batch_size": 8})
     report = render_report(make_record(tmp_path, settings=settings), tmp_path)
-    assert "1 sequences × 8 accumulated = **8 sequences a step**, which hold 4.5 rows on average" in report  # noqa: RUF001
+    assert "1 sequences × 8 accumulated = **8 sequences a step**, with 9 rows a step on average: short" in report  # noqa: RUF001
+
+
+def test_rows_of_a_step_are_those_that_were_read_in_its_steps(tmp_path: Path) -> None:
+    record = make_record(tmp_path, samples=SampleStats(100, 10, 100, 0, 0.42, 60, 128, 128))
+    record.settings.packing = True
+    record.history.train[:] = [replace(record.history.train[0], step=6, epoch=0.98)]
+    report = render_report(record, tmp_path)
+    assert "The training read about 98 of 100 rows (0.98 epochs)." in report
+    assert "with 16.3 rows a step on average" in report
 
 
 def test_the_estimate_is_next_to_the_peak(tmp_path: Path) -> None:

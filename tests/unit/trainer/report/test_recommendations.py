@@ -114,7 +114,7 @@ def test_an_answer_that_misses_its_pattern_is_reported(tmp_path: Path) -> None:
 
 def test_less_than_one_epoch_is_reported_with_the_rows_that_were_read(tmp_path: Path) -> None:
     run = good_run(tmp_path, norms=[1.0] * 5, train=[2.0] * 5)
-    assert "0.5 epochs: the training read about 500 of 1000 rows" in advice(run)
+    assert "0.5 epochs: the training read 500 of 1000 rows" in advice(run)
 
 
 def test_the_recommendation_that_concerns_most_comes_first(tmp_path: Path) -> None:

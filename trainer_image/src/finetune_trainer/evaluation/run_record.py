@@ -7,6 +7,7 @@ from typing import Any
 
 from finetune_api.evaluation import EvaluationMetric, EvaluationStatus, Verdict
 from finetune_api.handoff import JobConfig
+from finetune_api.objectives import Objective
 from finetune_api.spec import Mode
 from finetune_api.status import DatasetStatus, EarlyStoppingStatus, Resolved
 from finetune_trainer.data.rows import Message
@@ -229,6 +230,12 @@ class RunRecord:
         return self.history.train[-1].epoch if self.history.train else 0.0
 
     @property
+    def reads_single_rows(self) -> bool:
+        """Whether each row is one sample of the training loop, so that the epochs give the number of rows exactly."""
+        is_sampled = self.config.spec.objective is Objective.RLHF
+        return not is_sampled and not self.settings.packing and self.samples.samples == self.samples.train_rows
+
+    @property
     def is_evaluation(self) -> bool:
         """Whether an existing adapter was evaluated, and nothing was trained."""
         return self.config.spec.mode is Mode.EVALUATE
@@ -241,8 +248,8 @@ class RunRecord:
 
     @property
     def rows_per_step(self) -> float:
-        """The average number of rows in a step; with packing it differs from the number of sequences."""
-        return self.samples.samples * (self.settings.num_train_epochs or 0.0) / max(self.settings.total_steps or 0, 1)
+        """The average number of rows in the steps that were done; with packing it is not the number of sequences."""
+        return self.samples.samples * self.epochs_seen / max(self.last_step, 1)
 
 
 def _parts(measured: Measured | RewardPoint) -> Parts:

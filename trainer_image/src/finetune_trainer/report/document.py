@@ -137,7 +137,8 @@ def _describe_rows_seen(record: RunRecord) -> str:
     """Return how often the training read its rows, in one sentence."""
     epochs, rows = record.epochs_seen, record.samples.train_rows
     if epochs < 1:
-        return f"The training read about {round(epochs * rows)} of {rows} rows ({epochs:.2g} epochs)."
+        about = "" if record.reads_single_rows else "about "
+        return f"The training read {about}{round(epochs * rows)} of {rows} rows ({epochs:.2g} epochs)."
     return f"The training read them {epochs:.3g} times." if epochs > 1 else "The training read each of them once."
 
 

@@ -150,8 +150,8 @@ def less_than_an_epoch(run: RunRecord) -> Recommendation | None:
         "Raise hyperparameters.maxSteps, or set numTrainEpochs 1 or more in its place: most rows were never read."
         if epochs < HALF
         else "Raise hyperparameters.maxSteps, or set numTrainEpochs 1 in its place: not every row was read.",
-        f"{epochs:.2g} epochs: the training read about {round(epochs * run.samples.train_rows)} of "
-        f"{run.samples.train_rows} rows",
+        f"{epochs:.2g} epochs: the training read {'' if run.reads_single_rows else 'about '}"
+        f"{round(epochs * run.samples.train_rows)} of {run.samples.train_rows} rows",
         1 - epochs,
     )
 

@@ -11,6 +11,7 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from finetune_api.defaults import count_epochs
 from finetune_api.handoff import ExitCode
 from finetune_trainer.distributed.sharding import (
     full_tensor,
@@ -45,11 +46,15 @@ LOGGED_FIGURES = {
 
 
 class ReportProgress(TrainerCallback):  # type: ignore[misc]
-    """Report every step to the reporter and metrics.jsonl; the first process counts the tokens of all."""
+    """Report every step to the reporter and metrics.jsonl; the first process counts the tokens of all.
 
-    def __init__(self, reporter: Reporter, history: History, world: World = ALONE) -> None:
+    `rows` is the number of rows of an epoch; without it, the library's epoch is reported, which counts batches.
+    """
+
+    def __init__(self, reporter: Reporter, history: History, world: World = ALONE, *, rows: int | None = None) -> None:
         self._reporter, self._world = reporter, world
         self._history = history
+        self._rows = rows
         self._step_began = 0.0
         self._step_seconds = 0.0
         self._tokens_before = 0.0
@@ -58,7 +63,7 @@ class ReportProgress(TrainerCallback):  # type: ignore[misc]
         """Start the progress at zero, or at the step of the checkpoint."""
         self._tokens_before = float(state.num_input_tokens_seen)
         progress = {"stage": "Training", "step": state.global_step, "total_steps": state.max_steps}
-        self._reporter.update(progress=progress | {"epoch": state.epoch or 0.0})
+        self._reporter.update(progress=progress | {"epoch": self._count_epochs(args, state)})
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Start the step's clock, which excludes evaluations."""
@@ -68,7 +73,7 @@ class ReportProgress(TrainerCallback):  # type: ignore[misc]
         """Count the step before its losses are known; evaluate the last step."""
         self._step_seconds = time.monotonic() - self._step_began
         progress = {"stage": "Training", "step": state.global_step, "total_steps": state.max_steps}
-        self._reporter.update(progress=progress | {"epoch": state.epoch})
+        self._reporter.update(progress=progress | {"epoch": self._count_epochs(args, state)})
         if state.global_step >= state.max_steps and args.eval_strategy != "no":
             control.should_evaluate = True
 
@@ -92,7 +97,7 @@ class ReportProgress(TrainerCallback):  # type: ignore[misc]
             grad_norm = None
         point = TrainPoint(
             step=state.global_step,
-            epoch=round(state.epoch or 0.0, 4),
+            epoch=round(self._count_epochs(args, state), 6),
             loss=logs["loss"],
             learning_rate=logs["learning_rate"],
             grad_norm=grad_norm,
@@ -103,6 +108,12 @@ class ReportProgress(TrainerCallback):  # type: ignore[misc]
         self._history.add_step(point)
         self._reporter.count_tokens(int(tokens) if self._world.is_first else 0)
         self._reporter.update(metrics=_step_metrics(point))
+
+    def _count_epochs(self, args: TrainingArguments, state: TrainerState) -> float:
+        if self._rows is None:
+            return state.epoch or 0.0
+        batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * self._world.size
+        return count_epochs(state.global_step, batch, self._rows)
 
 
 def _logged_figures(logs: Mapping[str, float]) -> dict[str, float]:

@@ -80,7 +80,7 @@ class TrainerParts:
             "eval_dataset": to_dataset(self.validation) if self.validation else None,
             "processing_class": self.tokenizer,
             "callbacks": [
-                ReportProgress(self.loop.reporter, self.loop.history, self.loop.world),
+                ReportProgress(self.loop.reporter, self.loop.history, self.loop.world, rows=len(train_dataset)),
                 KeepBest(self.loop.plateau, self.loop.best_weights, self.loop.reporter),
                 RequireGradient(self.loop.world),
             ],
