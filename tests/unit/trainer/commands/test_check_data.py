@@ -109,6 +109,15 @@ def test_the_user_s_columns_are_known_by_the_names_that_are_given(tmp_path: Path
     assert [turn["content"] for turn in lines(out / "accepted.jsonl")[0]["messages"]] == ["q", "a"]
 
 
+def test_a_row_without_an_answer_is_reported_with_the_option_that_names_its_column(
+    tmp_path: Path, out: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = write(tmp_path / "rows.jsonl", {"question": "q", "the reply": "a"})
+    with pytest.raises(TrainerError, match="none of the 1 rows can be used"):
+        check_local_rows([str(rows)], out, Request(Objective.CHAT))
+    assert "name yours in --columns (in a job: dataset.columns), for example 'answer=the reply'" in caplog.text
+
+
 def test_columns_may_be_given_one_by_one() -> None:
     assert parse_columns(["prompt=a", "completion=b=c"]) == {"prompt": "a", "completion": "b=c"}
 

@@ -154,6 +154,21 @@ def test_rows_that_half_suit_the_objective_fail_with_their_number(world: Any) ->
     assert "50 of 100 rows are malformed (50.0 %, 50 of them do not fit the objective" in error.message
 
 
+def test_rows_of_one_cause_are_named_in_one_sentence(world: Any) -> None:
+    error = failure(world, [{"question": f"q{number}", "reply": "a"} for number in range(50)], "Chat")
+    assert error.message.count("the row has a prompt but no answer") == 1
+    assert "First: lines 1, 2, 3, 4, 5: NO_ASSISTANT: the row has a prompt but no answer" in error.message
+    assert "name yours in dataset.columns, for example {answer: reply}" in error.message
+
+
+def test_the_first_of_each_cause_is_named(world: Any) -> None:
+    rows = [{"question": f"q{number}"} for number in range(20)] + [{"a": "b"}, {"question": "", "answer": "a"}]
+    error = failure(world, rows, "Chat")
+    assert "lines 1, 2, 3, 4, 5: NO_ASSISTANT: " in error.message
+    assert "line 21: UNKNOWN_FORMAT: " in error.message
+    assert "line 22: EMPTY_PROMPT: " in error.message
+
+
 def test_a_mapped_column_that_no_row_has_fails_with_the_columns_seen(world: Any) -> None:
     rows = [{"question": f"q{number}", "reply": "a"} for number in range(50)]
     columns = {"prompt": "question", "completion": "answer"}

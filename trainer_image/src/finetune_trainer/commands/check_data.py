@@ -3,6 +3,7 @@
 # ruff: noqa: PLC0415 - templates and tokenizers are imported only for --model
 
 import logging
+import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -98,9 +99,17 @@ def _write(found: LocalFiles, request: Request, summary: Summary, output: CheckO
             labeler=_load_labeler(request.model) if request.model else None,
             max_length=request.max_length,
             on_progress=show,
+            advise=_advise_option,
         )
         for row in rows:
             output.write(row)
+
+
+def _advise_option(columns: Mapping[str, str]) -> tuple[str, str]:
+    """Return the option of this command that names columns, and its value in a shell."""
+    return "--columns (in a job: dataset.columns)", shlex.quote(
+        ",".join(f"{known}={own}" for known, own in columns.items())
+    )
 
 
 def _load_labeler(model: Path) -> "Labeler":

@@ -31,7 +31,7 @@ from finetune_trainer.tokenization.token_file import TokenOrigin, split_tokens, 
 
 logger = logging.getLogger(__name__)
 
-FIRST_LINES = 5
+FIRST_CAUSES = FIRST_LINES = 5
 TOKENS = "tokens.arrow"
 
 
@@ -46,7 +46,8 @@ class CheckedFile:
     summary: Summary = field(default_factory=Summary)
     samples: "array[int]" = field(default_factory=lambda: array("I"))
     lengths: "array[int]" = field(default_factory=lambda: array("I"))
-    first_rejects: list[Rejected] = field(default_factory=list)
+    first_rejects: dict[tuple[str, str], list[Rejected]] = field(default_factory=dict)
+    """The first rejected rows of the first causes, by file and by code with detail."""
 
     @property
     def tokens(self) -> Path:
@@ -165,8 +166,8 @@ class _Check:
                     tokens.write(cast("tuple[Sample, ...]", row.encodings))
                     checked.samples.append(len(row.encodings))
                     checked.lengths.extend(sample.length for sample in row.encodings)
-                elif len(checked.first_rejects) < FIRST_LINES:
-                    checked.first_rejects.append(row)
+                else:
+                    _keep_first(checked.first_rejects, row)
 
 
 def _refuse_unusable(checked: CheckedFile, max_percent: int) -> None:
@@ -176,12 +177,24 @@ def _refuse_unusable(checked: CheckedFile, max_percent: int) -> None:
         return
     codes = ", ".join(f"{code} {count}" for code, count in summary.rejected_by_code.most_common())
     lines = "; ".join(
-        f"{f'{row.file} ' if len(checked.files) > 1 else ''}line {row.line}: {row.code}: {row.detail}"
-        for row in checked.first_rejects
-        if row.detail not in why
+        f"{f'{file} ' if len(checked.files) > 1 else ''}{_name_lines(rows)}: {rows[0].code}: {rows[0].detail}"
+        for (file, _), rows in checked.first_rejects.items()
+        if rows[0].detail not in why
     )
     found = (f" ({codes})" if codes else "") + (f". First: {lines}" if lines else "")
     raise TrainerError(ExitCode.DATASET_UNUSABLE, f"{checked.source.uri}: {why}{found}", _counts([summary]))
+
+
+def _keep_first(found: dict[tuple[str, str], list[Rejected]], row: Rejected) -> None:
+    cause = (row.file, f"{row.code}: {row.detail}")
+    if cause in found or len(found) < FIRST_CAUSES:
+        rows = found.setdefault(cause, [])
+        if len(rows) < FIRST_LINES:
+            rows.append(row)
+
+
+def _name_lines(rows: list[Rejected]) -> str:
+    return f"line{'s' if len(rows) > 1 else ''} {', '.join(str(row.line) for row in rows)}"
 
 
 def _split(config: JobConfig, train: CheckedFile) -> Split:

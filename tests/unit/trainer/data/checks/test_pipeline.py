@@ -99,33 +99,88 @@ def test_progress_counts_the_next_file_from_the_end_of_the_first(tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    ("row", "columns", "code", "detail"),
+    ("row", "options", "code", "detail"),
     [
         (
             {"a": 1, "b": 2},
-            None,
+            {},
             RejectCode.UNKNOWN_FORMAT,
-            "the columns match no known format; columns found: a, b; map them with columns",
+            "the columns match no known format; columns found: a, b; name yours in dataset.columns, for example "
+            "{question: YOURS, answer: YOURS}",
+        ),
+        (
+            {"a": 1, "b": 2},
+            {"objective": "DPO"},
+            RejectCode.UNKNOWN_FORMAT,
+            "the columns match no known format; columns found: a, b; name yours in dataset.columns, for example "
+            "{prompt: YOURS, chosen: YOURS, rejected: YOURS}",
         ),
         (
             {"prompt": "q", "reply": "a"},
-            None,
+            {},
             RejectCode.NO_ASSISTANT,
-            "the row has a prompt but no answer; columns found: prompt, reply",
+            "the row has a prompt but no answer; columns found: prompt, reply; name yours in dataset.columns, "
+            "for example {answer: reply}",
+        ),
+        (
+            {"question": "q", "id": 7, "reply": "a"},
+            {},
+            RejectCode.NO_ASSISTANT,
+            "the row has a prompt but no answer; columns found: question, id, reply; name yours in "
+            "dataset.columns, for example {answer: YOURS}",
+        ),
+        (
+            {"question": "q"},
+            {},
+            RejectCode.NO_ASSISTANT,
+            "the row has a prompt but no answer; columns found: question",
+        ),
+        (
+            {"prompt": "q", "reply": "a", "label": True},
+            {"format": "Unpaired"},
+            RejectCode.NO_ASSISTANT,
+            "the row has label but no answer; columns found: prompt, reply, label; name yours in "
+            "dataset.columns, for example {answer: reply}",
+        ),
+        (
+            {"frage": "q", "answer": "a"},
+            {"format": "Alpaca"},
+            RejectCode.MISSING_COLUMN,
+            "the row has none of these columns: instruction, query, question, problem, prompt; columns found: frage, "
+            "answer; name yours in dataset.columns, for example {instruction: frage}",
+        ),
+        (
+            {"prompt": "q", "better": "a", "worse": "b"},
+            {"objective": "DPO"},
+            RejectCode.NOT_FOR_OBJECTIVE,
+            "the row is a prompt without an answer, but DPO trains on preference pairs (prompt, chosen, rejected): "
+            "choose the objective RLHF; columns found: prompt, better, worse; name yours in dataset.columns, for "
+            "example {chosen: YOURS, rejected: YOURS}",
         ),
         (
             {"q": "x"},
-            {"prompt": "q", "completion": "a", "system": "s"},
+            {"columns": {"prompt": "q", "completion": "a", "system": "s"}},
             RejectCode.MISSING_COLUMN,
-            "columns names completion as 'a', system as 's', which the row does not have; columns found: prompt",
+            "dataset.columns names completion as 'a', system as 's', which the row does not have; columns found: "
+            "prompt",
         ),
     ],
 )
-def test_a_row_whose_columns_do_not_suffice_names_those_that_it_has(
-    check: Any, row: dict[str, Any], columns: dict[str, str] | None, code: RejectCode, detail: str
+def test_a_row_whose_columns_do_not_suffice_names_those_that_it_has_and_the_field(
+    check: Any, row: dict[str, Any], options: dict[str, Any], code: RejectCode, detail: str
 ) -> None:
-    (refused,), _ = check(row, columns=columns)
+    (refused,), _ = check(row, **options)
     assert (refused.code, refused.detail) == (code, detail)
+
+
+def test_of_equal_rejects_the_log_has_the_sentence_once(check: Any, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        check({"prompt": "p"}, {"prompt": "q"}, {"question": "r"})
+    assert [record.message.partition("rows.jsonl:")[2] for record in caplog.records] == [
+        "1: NO_ASSISTANT: the row has a prompt but no answer; columns found: prompt (the row is skipped)",
+        "2: NO_ASSISTANT: as line 1 (the row is skipped)",
+        "3: NO_ASSISTANT: the row has a prompt but no answer; columns found: question (the row is skipped)",
+    ]
 
 
 def test_no_files_give_no_rows() -> None:

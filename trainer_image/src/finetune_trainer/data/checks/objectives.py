@@ -25,6 +25,16 @@ _NEEDS: Mapping[Objective, str] = {
     "RLHF": "prompts, with or without answers",
     "DomainAdaptation": "texts (text)",
 }
+COLUMNS: Mapping[Objective, tuple[str, ...]] = {
+    "Instruction": ("question", "answer"),
+    "Chat": ("question", "answer"),
+    "DPO": ("prompt", "chosen", "rejected"),
+    "KTO": ("prompt", "answer", "label"),
+    "RewardModel": ("prompt", "chosen", "rejected"),
+    "RLHF": ("prompt",),
+    "DomainAdaptation": ("text",),
+}
+"""Columns of a row for the objective, for advice on those with names of their own."""
 _KINDS: Mapping[type[Row], tuple[str, str]] = {
     ChatRow: ("a conversation", "choose the objective Chat or Instruction"),
     PreferenceRow: ("a preference pair", "choose the objective DPO, KTO or RewardModel"),

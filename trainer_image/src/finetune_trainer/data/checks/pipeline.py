@@ -20,11 +20,11 @@ from typing import Protocol
 import orjson
 
 from finetune_api.dataset.codes import RejectCode, RepairCode
-from finetune_trainer.data.checks.objectives import fit_objective
+from finetune_trainer.data.checks.objectives import COLUMNS, fit_objective
 from finetune_trainer.data.checks.row_keys import prompt_key, row_key
 from finetune_trainer.data.checks.structure import check_structure
 from finetune_trainer.data.checks.summary import Summary
-from finetune_trainer.data.formats.columns import ColumnMap, Columns, name_columns
+from finetune_trainer.data.formats.columns import Advise, ColumnMap, UnknownColumns, advise_field
 from finetune_trainer.data.formats.convert import convert_row
 from finetune_trainer.data.formats.detect import detect_format
 from finetune_trainer.data.readers.rows_of_file import Record, RowFile
@@ -75,14 +75,15 @@ def check_rows(
     max_length: int = 2048,
     validation_prompts: Container[int] = frozenset(),
     on_progress: Progress | None = None,
+    advise: Advise = advise_field,
 ) -> Iterator[Row | Rejected]:
     """Yield every row of the files as a Row or a Rejected, in order, until `max_samples` rows are accepted.
 
     `columns` maps known names to the user's; `validation_prompts` contains `prompt_key`s that must not be trained on;
-    `on_progress` receives the rows and file bytes read so far.
+    `on_progress` receives the rows and file bytes read so far; `advise` returns what names a column.
     """
     asked = None if format == AUTO else DataFormat(format)
-    summary.columns = ColumnMap(columns or {})
+    summary.columns = ColumnMap(columns or {}, advise)
     checker = _RowChecker(asked, summary.columns, objective, validation_prompts)
     rows = checker.check(_read_all(paths, on_progress))
     if labeler is not None and objective is not None:
@@ -90,10 +91,13 @@ def check_rows(
     for path in paths:
         summary.start_file(path.name)
     warned: Counter[RejectCode] = Counter()
+    first: dict[str, int] = {}
     for row in rows:
         summary.count(row)
         if isinstance(row, Rejected):
-            _warn(row, warned)
+            warned[row.code] += 1
+            if warned[row.code] <= WARNINGS_PER_CODE:
+                _warn(row, first)
         yield row
         if max_samples is not None and summary.accepted >= max_samples:
             return
@@ -129,8 +133,11 @@ class _RowChecker:
             raise record.problem or BadRow(RejectCode.BAD_JSON, "the row has no value")
         repairs: set[RepairCode] = set()
         columns = self.columns.rename(record.value)
-        data_format = self.format or self._detect(columns)
-        row = convert_row(columns, data_format, Source(file, record.line), repairs)
+        try:
+            data_format = self.format or detect_format(columns)
+            row = convert_row(columns, data_format, Source(file, record.line), repairs)
+        except UnknownColumns as bad:
+            raise self.columns.explain(bad, columns, bad.wanted or COLUMNS[self.objective or "Chat"]) from None
         row = check_structure(row, repairs, prompts_wanted=self.objective == "RLHF")
         row.repairs = tuple(sorted(repairs))
         if self.objective is None:
@@ -139,7 +146,7 @@ class _RowChecker:
             return fit_objective(row, self.objective)
         except BadRow as bad:
             if isinstance(row, PromptRow):  # the answer is probably in a column that no format knows
-                raise self._explain(bad, columns) from None
+                raise self.columns.explain(bad, columns, COLUMNS[self.objective]) from None
             raise
 
     def _reject_repeated(self, row: Row) -> None:
@@ -149,21 +156,6 @@ class _RowChecker:
         self.seen.add(key)
         if self.validation_prompts and prompt_key(row) in self.validation_prompts:
             raise BadRow(RejectCode.EVAL_LEAK, "the prompt is also in the validation file")
-
-    def _detect(self, row: Columns) -> DataFormat:
-        try:
-            return detect_format(row)
-        except BadRow as unknown:
-            raise self._explain(unknown, row) from None
-
-    def _explain(self, bad: BadRow, row: Columns) -> BadRow:
-        seen = f"columns found: {name_columns(row)}"
-        missing = [f"{known} as {own!r}" for known, own in self.columns.columns.items() if known not in row]
-        if not missing:
-            hint = "; map them with columns" if bad.code is RejectCode.UNKNOWN_FORMAT else ""
-            return BadRow(bad.code, f"{bad.detail}; {seen}{hint}")
-        detail = f"columns names {', '.join(missing)}, which the row does not have; {seen}"
-        return BadRow(RejectCode.MISSING_COLUMN, detail)
 
 
 def _read_all(paths: Sequence[NamedPath], on_progress: Progress | None) -> Iterator[tuple[str, Record]]:
@@ -180,10 +172,12 @@ def _read_all(paths: Sequence[NamedPath], on_progress: Progress | None) -> Itera
         on_progress(rows, finished)
 
 
-def _warn(row: Rejected, warned: Counter[RejectCode]) -> None:
-    warned[row.code] += 1
-    if warned[row.code] <= WARNINGS_PER_CODE:
-        logger.warning("%s:%d: %s: %s (the row is skipped)", row.file, row.line, row.code, row.detail)
+def _warn(row: Rejected, first: dict[str, int]) -> None:
+    """Log a rejected row; `first` has the line of each detail of this file that was logged already."""
+    key = f"{row.file}:{row.code}:{row.detail}"
+    detail = f"as line {first[key]}" if key in first else row.detail
+    first.setdefault(key, row.line)
+    logger.warning("%s:%d: %s: %s (the row is skipped)", row.file, row.line, row.code, detail)
 
 
 def label_rows(

@@ -1,6 +1,6 @@
 """The column names of the formats, and the mapping from the user's names to them."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from finetune_api.dataset.codes import RejectCode
@@ -9,6 +9,8 @@ from finetune_trainer.data.rows import BadRow
 from finetune_trainer.errors import name_some
 
 Columns = Mapping[str, Any]
+Advise = Callable[[Mapping[str, str]], tuple[str, str]]
+"""Returns what the user sets to name columns, and an example for these."""
 
 CONVERSATION_COLUMNS = ("messages", "conversations", "conversation", "dialogue", "chat", "turns")
 INSTRUCTION_COLUMNS = ("instruction", "query", "question", "problem", "prompt")
@@ -38,6 +40,7 @@ ALIASES = (
 )
 KNOWN_COLUMNS = frozenset(name for names in ALIASES for name in names)
 MAX_COLUMNS_NAMED = 12
+YOURS = "YOURS"
 
 
 def find_column(row: Columns, names: tuple[str, ...]) -> str | None:
@@ -59,9 +62,18 @@ def has_value(row: Columns, names: tuple[str, ...]) -> bool:
     return False
 
 
+class UnknownColumns(BadRow):
+    """Raised for a row that lacks what is `wanted`, perhaps because the column of it has a name of the user's own."""
+
+    def __init__(self, code: RejectCode, detail: str, wanted: tuple[str, ...] = ()) -> None:
+        super().__init__(code, detail)
+        self.wanted = wanted
+
+
 def missing_column(names: tuple[str, ...]) -> BadRow:
     """Return the error for a row that has none of these columns."""
-    return BadRow(RejectCode.MISSING_COLUMN, f"the row has none of these columns: {', '.join(names)}")
+    detail = f"the row has none of these columns: {', '.join(names)}"
+    return UnknownColumns(RejectCode.MISSING_COLUMN, detail, names[:1])
 
 
 def name_columns(columns: Iterable[object]) -> str:
@@ -70,11 +82,17 @@ def name_columns(columns: Iterable[object]) -> str:
     return name_some(names, MAX_COLUMNS_NAMED) if names else "none"
 
 
+def advise_field(columns: Mapping[str, str]) -> tuple[str, str]:
+    """Return the name of a job's field for these columns, and its value in YAML."""
+    return "dataset.columns", f"{{{', '.join(f'{known}: {own}' for known, own in columns.items())}}}"
+
+
 class ColumnMap:
     """Renames the user's columns to known names ({known: user's}), and records which never occur."""
 
-    def __init__(self, columns: Mapping[str, str]) -> None:
+    def __init__(self, columns: Mapping[str, str], advise: Advise = advise_field) -> None:
         self.columns = columns
+        self._advise = advise
         self.missing = set(columns.values())
         """Mapped columns that no row has had so far."""
         self.seen: dict[str, None] = {}
@@ -95,3 +113,24 @@ class ColumnMap:
         renamed = {name: value for name, value in row.items() if name not in taken}
         renamed.update({known: row[own] for known, own in self.columns.items() if own in row})
         return renamed
+
+    def explain(self, bad: BadRow, row: Columns, wanted: tuple[str, ...]) -> BadRow:
+        """Return the error of a row that lacks a column, with the columns that it has and what to set."""
+        seen = f"columns found: {name_columns(row)}"
+        field, _ = self._advise({})
+        missing = [f"{known} as {own!r}" for known, own in self.columns.items() if known not in row]
+        if missing:
+            detail = f"{field} names {', '.join(missing)}, which the row does not have; {seen}"
+            return BadRow(RejectCode.MISSING_COLUMN, detail)
+        return BadRow(bad.code, f"{bad.detail}; {seen}{self._advise_names(row, wanted)}")
+
+    def _advise_names(self, row: Columns, wanted: tuple[str, ...]) -> str:
+        own = [name for name in row if name not in KNOWN_COLUMNS]
+        absent = [
+            name for name in wanted if not any(name in names and not row.keys().isdisjoint(names) for names in ALIASES)
+        ]
+        if not own or not absent:
+            return ""
+        is_clear = len(own) == len(absent) == 1
+        field, example = self._advise({name: name_columns(own) if is_clear else YOURS for name in absent})
+        return f"; name yours in {field}, for example {example}"

@@ -8,6 +8,7 @@ from finetune_trainer.data.formats.columns import (
     LABEL_COLUMNS,
     TEXT_COLUMNS,
     Columns,
+    UnknownColumns,
     find_column,
     has_value,
     missing_column,
@@ -41,7 +42,7 @@ def _convert_unpaired(row: Columns, source: Source, data_format: DataFormat, rep
     convert = _convert_conversation if has_value(row, CONVERSATION_COLUMNS) else convert_alpaca
     judged = convert(row, source, data_format, repairs)
     if not isinstance(judged, ChatRow):
-        raise BadRow(RejectCode.NO_ASSISTANT, f"the row has {column} but no answer")
+        raise UnknownColumns(RejectCode.NO_ASSISTANT, f"the row has {column} but no answer", ("answer",))
     return UnpairedRow(judged.messages, [], label, source, data_format, judged.tools)
 
 

@@ -16,9 +16,10 @@ from finetune_trainer.data.formats.columns import (
     REJECTED_COLUMNS,
     TEXT_COLUMNS,
     Columns,
+    UnknownColumns,
     find_column,
 )
-from finetune_trainer.data.rows import BadRow, DataFormat
+from finetune_trainer.data.rows import DataFormat
 
 # Rows with one of these columns compare or rate answers; the other columns contain the prompt.
 _JUDGED = frozenset((*CHOSEN_COLUMNS, *REJECTED_COLUMNS, *LABEL_COLUMNS))
@@ -37,7 +38,7 @@ def detect_format(row: Columns) -> DataFormat:
     # A table has every column in every row, so null columns are ignored.
     found = _find_format({name: value for name, value in row.items() if value is not None}) or _find_format(row)
     if found is None:
-        raise BadRow(RejectCode.UNKNOWN_FORMAT, "the columns match no known format")
+        raise UnknownColumns(RejectCode.UNKNOWN_FORMAT, "the columns match no known format")
     return found
 
 
