@@ -6,7 +6,7 @@ import sys
 import pytest
 
 THREAD = """
-import sys, threading
+import sys, threading, warnings
 from finetune_trainer import __main__ as process
 from finetune_trainer.commands import check_data
 def fail():
@@ -15,6 +15,8 @@ def start(*_):
     thread = threading.Thread(target=fail, name="progress")
     thread.start()
     thread.join()
+    warnings.warn("this name goes away", FutureWarning)
+    warnings.warn("this row is odd", UserWarning)
 check_data.check_local_rows = start
 sys.argv = ["finetune-trainer", "check-data", "rows.jsonl", "--out", "checked"]
 process.main()
@@ -53,9 +55,20 @@ def test_a_broken_gpu_has_an_exit_code_of_its_own(error: str, code: int) -> None
     assert ("a GPU of this node is broken: CUDA error: uncorrectable" in done.stderr) == (code == 80)
 
 
-def test_an_error_in_a_thread_is_logged_without_what_a_terminal_interprets() -> None:
+@pytest.fixture(scope="module")
+def printed() -> list[str]:
+    """What a process with a failing thread and two warnings writes to its standard error."""
     done = subprocess.run([sys.executable, "-c", THREAD], capture_output=True, text=True, check=True)
-    first, *rest = done.stderr.splitlines()
+    return done.stderr.splitlines()
+
+
+def test_an_error_in_a_thread_is_logged_without_what_a_terminal_interprets(printed: list[str]) -> None:
+    first, *rest = printed
     assert first.endswith("ERROR thread progress: internal error")
     assert rest[0] == "    Traceback (most recent call last):"
-    assert rest[-2:] == ["    ValueError: \\u001b[2J\\u202eone", "    forged line"]
+    assert rest[-3:-1] == ["    ValueError: \\u001b[2J\\u202eone", "    forged line"]
+
+
+def test_warnings_are_shown_except_those_for_the_developers_of_a_library(printed: list[str]) -> None:
+    assert printed[-1].endswith("UserWarning: this row is odd")
+    assert not [line for line in printed if "this name goes away" in line]

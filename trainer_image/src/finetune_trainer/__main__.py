@@ -56,6 +56,7 @@ def _set_up_logging() -> None:
 
     logging.setLogRecordFactory(PrintableRecord)  # transformers, datasets and torch have handlers of their own
     warnings.formatwarning = _format_warning
+    warnings.filterwarnings("ignore", category=FutureWarning)  # names that TRL and PEFT use: no user can change them
     formatter = PrintableFormatter("%(asctime)sZ %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%S")
     formatter.converter = time.gmtime
     handler = logging.StreamHandler()

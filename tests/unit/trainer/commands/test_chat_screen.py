@@ -33,6 +33,16 @@ def test_a_pipe_gets_each_answer_once_with_its_name(capsys: pytest.CaptureFixtur
 
 
 @pytest.mark.parametrize("is_terminal", [False, True])
+def test_an_empty_answer_is_shown_as_such(is_terminal: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    with show_answers(Console(force_terminal=is_terminal, width=100), ["base", "tuned"]) as show:
+        show("base", "")
+        show("tuned", "two")
+    out = capsys.readouterr().out
+    assert "(nothing)" in out
+    assert "two" in out
+
+
+@pytest.mark.parametrize("is_terminal", [False, True])
 def test_an_answer_cannot_write_to_the_terminal(is_terminal: bool, capsys: pytest.CaptureFixture[str]) -> None:
     with show_answers(Console(force_terminal=is_terminal, width=100), ["base"]) as show:
         show("base", "a\x1b[2Jb\nc\r\u202e")

@@ -1,10 +1,11 @@
 """A job's storage settings decide how requests are addressed and signed."""
 
 import pytest
+from botocore.exceptions import ClientError, EndpointConnectionError, NoCredentialsError, SSLError
 
 from finetune_api.spec import Storage
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.storage.s3_client import S3Connection, connect_s3_here
+from finetune_trainer.storage.s3_client import S3Connection, connect_s3_here, storage_error
 
 KEYS = {"aws_access_key_id": "key", "aws_secret_access_key": "secret"}
 
@@ -36,7 +37,7 @@ def test_a_bucket_is_in_the_path_or_in_the_host_as_the_job_sets_it(settings: dic
 
 @pytest.fixture
 def no_aws(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_PROFILE"):
+    for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_PROFILE", "AWS_DEFAULT_REGION"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("AWS_CONFIG_FILE", "none")
 
@@ -77,3 +78,50 @@ def test_a_wrong_setting_of_aws_is_named(monkeypatch: pytest.MonkeyPatch, name: 
     monkeypatch.setenv(name, value)
     with pytest.raises(TrainerError, match=rf"AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL or the AWS profile: .*{value}"):
         connect_s3_here(None)
+
+
+def refused(code: str) -> ClientError:
+    return ClientError({"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": 403}}, "ListObjectsV2")
+
+
+FAILURES = [
+    (refused("InvalidAccessKeyId"), "spec.storage.credentialsSecretRef", "into the environment or the AWS profile"),
+    (refused("InvalidAccessKeyId"), "the access key is unknown", "for another store than AWS, set AWS_ENDPOINT_URL"),
+    (NoCredentialsError(), "spec.storage.credentialsSecretRef", "into the environment or the AWS profile"),
+    (refused("NoSuchBucket"), "or spec.storage.endpoint", "or AWS_ENDPOINT_URL"),
+    (refused("PermanentRedirect"), "set spec.storage.region", "set AWS_DEFAULT_REGION"),
+    (SSLError(endpoint_url="x", error="e"), "set spec.storage.caSecretRef", "set AWS_CA_BUNDLE"),
+    (EndpointConnectionError(endpoint_url="x"), "check spec.storage.endpoint and", "check AWS_ENDPOINT_URL and"),
+    (refused("Other"), "access is denied", "access is denied"),
+]
+
+
+@pytest.mark.usefixtures("no_aws")
+def test_a_failure_names_the_setting_of_a_job_or_of_this_machine() -> None:
+    pod, machine = S3Connection(Storage(), KEYS), connect_s3_here(Storage())
+    for error, field, variable in FAILURES:
+        assert field in storage_error(error, "s3://bucket/out", pod).message
+        message = storage_error(error, "s3://bucket/out", machine).message
+        assert variable in message
+        assert "spec." not in message
+
+
+@pytest.mark.usefixtures("no_aws")
+def test_the_endpoint_of_a_manifest_or_of_an_option_is_named_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", MINIO)
+    lost = EndpointConnectionError(endpoint_url="x")
+    manifest = connect_s3_here(Storage(endpoint=MINIO))
+    assert "check spec.storage.endpoint and" in storage_error(lost, "s3://b", manifest).message
+    option = connect_s3_here(Storage(endpoint=MINIO), option="--endpoint")
+    assert "check --endpoint and" in storage_error(lost, "s3://b", option).message
+    default = connect_s3_here(None, option="--endpoint")
+    assert "check AWS_ENDPOINT_URL or --endpoint and" in storage_error(lost, "s3://b", default).message
+
+
+@pytest.mark.usefixtures("no_aws")
+@pytest.mark.parametrize(("asked", "region"), [(None, "eu-west-3"), (Storage(region="eu-west-1"), "eu-west-1")])
+def test_the_region_of_this_machine_counts_if_the_manifest_names_none(
+    monkeypatch: pytest.MonkeyPatch, asked: Storage | None, region: str
+) -> None:
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-west-3")
+    assert connect_s3_here(asked).client.meta.region_name == region

@@ -15,6 +15,8 @@ from finetune_api.text.printable import printable
 WIDE = 80
 """Columns of a terminal from which two answers are next to each other."""
 FRAMES_A_SECOND = 8
+NOTHING = "(nothing)"
+"""An empty answer, as in the report."""
 
 Show = Callable[[str, str], None]
 """Takes a name and its text so far."""
@@ -27,7 +29,8 @@ def show_answers(console: Console, names: Sequence[str]) -> Iterator[Show]:
 
     if not console.is_terminal:
         yield texts.__setitem__
-        sys.stdout.write("".join(f"{name}:\n{printable(text, lines=True)}\n\n" for name, text in texts.items()))
+        done = {name: text or NOTHING for name, text in texts.items()}
+        sys.stdout.write("".join(f"{name}:\n{printable(text, lines=True)}\n\n" for name, text in done.items()))
         sys.stdout.flush()
         return
     with Live(arrange(texts, console.width), console=console, refresh_per_second=FRAMES_A_SECOND) as live:
@@ -37,6 +40,7 @@ def show_answers(console: Console, names: Sequence[str]) -> Iterator[Show]:
             live.update(arrange(texts, console.width))
 
         yield show
+        live.update(arrange({name: text or NOTHING for name, text in texts.items()}, console.width))
 
 
 def arrange(texts: Mapping[str, str], width: int) -> RenderableType:

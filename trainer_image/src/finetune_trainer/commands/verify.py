@@ -80,7 +80,7 @@ def _storage(uri: str, endpoint: str | None, maps: list[str]) -> ReadableStore:
     logging.getLogger("finetune_trainer").setLevel(logging.WARNING)
 
     def open_s3() -> Store:
-        return S3Store(connect_s3_here(StorageSpec(endpoint=endpoint), [endpoint] if endpoint else []))
+        return S3Store(connect_s3_here(StorageSpec(endpoint=endpoint), [endpoint] if endpoint else [], "--endpoint"))
 
     own = {} if uri.startswith("s3://") else {uri: Path(uri)}
     return RoutedStore(open_s3, open_s3, LocalStore(parse_maps(maps) | own))

@@ -110,7 +110,7 @@ class S3Store(Store):
                 if status == 412:
                     return self.read(uri) == data
                 if status != 409:
-                    raise storage_error(error, uri, self._connection.endpoint) from None
+                    raise storage_error(error, uri, self._connection) from None
                 time.sleep(0.2 * 2**pause)
                 continue
             return True
@@ -214,12 +214,12 @@ class S3Store(Store):
                 raise
             if is_missing(error):
                 raise self._missing(uri) from None
-            raise storage_error(error, uri, self._connection.endpoint) from None
+            raise storage_error(error, uri, self._connection) from None
         except NETWORK_ERRORS as error:
-            raise storage_error(error, uri, self._connection.endpoint) from None
+            raise storage_error(error, uri, self._connection) from None
         except NOT_S3 as error:
             what = f"lacks {error}" if isinstance(error, KeyError) else type(error).__name__
-            message = f"the response is not one of S3 ({what}): check spec.storage.endpoint and any proxy"
+            message = f"the response is not one of S3 ({what}): check {self._connection.names.endpoint} and any proxy"
             raise StorageUnavailable(f"{uri} at {self._connection.endpoint}: {message}") from None
 
     def _missing(self, uri: str) -> Exception:
@@ -228,7 +228,7 @@ class S3Store(Store):
         try:
             self._client.head_bucket(Bucket=bucket)
         except ClientError as error:
-            return storage_error(error, uri, self._connection.endpoint, bucket_only=True)
+            return storage_error(error, uri, self._connection, bucket_only=True)
         except BotoCoreError as error:
-            return storage_error(error, uri, self._connection.endpoint)
+            return storage_error(error, uri, self._connection)
         return ObjectMissing(f"{uri} does not exist at {self._connection.endpoint}")

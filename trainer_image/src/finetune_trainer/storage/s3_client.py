@@ -2,7 +2,7 @@
 
 import configparser
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -33,18 +33,14 @@ KEYS = {
     "AWS_SECRET_ACCESS_KEY": "aws_secret_access_key",
     "AWS_SESSION_TOKEN": "aws_session_token",
 }
-KEYS_FIX = (
-    "put valid AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY into the Secret named by spec.storage.credentialsSecretRef "
-    "(outside a cluster: into the environment)"
-)
 FIXES = {
-    "InvalidAccessKeyId": f"the access key is unknown: {KEYS_FIX}",
-    "SignatureDoesNotMatch": f"the secret key does not match the access key: {KEYS_FIX}",
-    "ExpiredToken": f"the session token has expired: {KEYS_FIX}, or use long-lived keys",
-    "InvalidToken": f"the session token is not valid: {KEYS_FIX}",
-    "NoSuchBucket": "the bucket does not exist: create it, or correct the URI or spec.storage.endpoint",
-    "PermanentRedirect": "the bucket is in another region: set spec.storage.region",
-    "AuthorizationHeaderMalformed": "requests are signed for the wrong region: set spec.storage.region",
+    "InvalidAccessKeyId": "the access key is unknown: {keys}",
+    "SignatureDoesNotMatch": "the secret key does not match the access key: {keys}",
+    "ExpiredToken": "the session token has expired: {keys}, or use long-lived keys",
+    "InvalidToken": "the session token is not valid: {keys}",
+    "NoSuchBucket": "the bucket does not exist: create it, or correct the URI or {endpoint}",
+    "PermanentRedirect": "the bucket is in another region: set {region}",
+    "AuthorizationHeaderMalformed": "requests are signed for the wrong region: set {region}",
     "RequestTimeTooSkewed": "the node's clock is wrong: correct it",
     "AccessDenied": "access is denied: allow these keys to list, read and write there",
 }
@@ -54,6 +50,25 @@ REDIRECTS = frozenset({301, 302, 303, 307, 308})
 NO_CREDENTIALS = (NoCredentialsError, PartialCredentialsError, CredentialRetrievalError)
 
 
+@dataclass(frozen=True, slots=True)
+class SettingNames:
+    """The names of the settings of a store, for messages: fields of the job, or variables of this machine."""
+
+    endpoint: str = "spec.storage.endpoint"
+    region: str = "spec.storage.region"
+    ca: str = "spec.storage.caSecretRef"
+    keys: str = (
+        "put valid AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY into the Secret named by "
+        "spec.storage.credentialsSecretRef"
+    )
+
+
+KEYS_OF_THIS_MACHINE = (
+    "put valid AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY into the environment or the AWS profile; for another store "
+    "than AWS, set AWS_ENDPOINT_URL"
+)
+
+
 @dataclass(frozen=True)
 class S3Connection:
     """How to reach a store; without explicit `credentials`, boto3's default chain applies."""
@@ -61,6 +76,7 @@ class S3Connection:
     spec: StorageSpec
     credentials: dict[str, str] | None = None
     ca_file: Path | None = None
+    names: SettingNames = SettingNames()
 
     @property
     def endpoint(self) -> str:
@@ -104,7 +120,7 @@ class S3Connection:
                 config=config,
             )
         except ValueError as error:
-            raise TrainerError(ExitCode.INVALID_CONFIG, f"spec.storage.endpoint: {error}") from None
+            raise TrainerError(ExitCode.INVALID_CONFIG, f"{self.names.endpoint}: {error}") from None
         client.meta.events.register("before-call.s3.HeadBucket", _follow_no_redirect)
         client.meta.events.register("after-call.s3.GetObject", _require_length)
         return client
@@ -144,18 +160,33 @@ def find_own_endpoint() -> str:
     return str(client.meta.endpoint_url)
 
 
-def connect_s3_here(spec: StorageSpec | None, named: Collection[str] = ()) -> S3Connection:
+def connect_s3_here(spec: StorageSpec | None, named: Collection[str] = (), option: str = "") -> S3Connection:
     """Return the connection outside a pod, with boto3's chain of credentials: the manifest's store, else their own.
 
-    Requests are signed only for the store that the credentials belong to, or one that the user `named`.
+    Requests are signed only for the store that the credentials belong to, or one that the user `named`. `option` is
+    that of the command which gives the endpoint in place of a manifest.
     """
-    own, asked = find_own_endpoint(), spec.endpoint if spec else None
+    spec = spec or StorageSpec()
+    own, names = find_own_endpoint(), _name_settings(spec, option)
     key = OwnKey("the AWS key of this machine", own, "AWS_ENDPOINT_URL")
-    if asked and (problem := explain_other_server(key, "spec.storage.endpoint", asked, named)):
+    if spec.endpoint and (problem := explain_other_server(key, names.endpoint, spec.endpoint, named)):
         raise TrainerError(ExitCode.INVALID_CONFIG, problem)
-    endpoint = asked or (None if is_aws_s3(own) else own)
-    changes = {"endpoint": endpoint, "credentials_secret_ref": None, "ca_secret_ref": None}
-    return S3Connection((spec or StorageSpec()).model_copy(update=changes))
+    changes = {
+        "endpoint": spec.endpoint or (None if is_aws_s3(own) else own),
+        "region": spec.region or Session().region_name,
+        "credentials_secret_ref": None,
+        "ca_secret_ref": None,
+    }
+    return S3Connection(spec.model_copy(update=changes), names=names)
+
+
+def _name_settings(spec: StorageSpec, option: str) -> SettingNames:
+    """Return the names outside a pod: the manifest's fields if it gives an endpoint, else those of this machine."""
+    known = {"ca": "AWS_CA_BUNDLE", "keys": KEYS_OF_THIS_MACHINE}
+    if spec.endpoint and not option:
+        return SettingNames(**known)
+    endpoint = option if spec.endpoint else " or ".join(filter(None, ("AWS_ENDPOINT_URL", option)))
+    return SettingNames(endpoint=endpoint, region="AWS_DEFAULT_REGION", **known)
 
 
 def read_credentials(directory: Path) -> dict[str, str]:
@@ -206,37 +237,42 @@ def is_missing(error: ClientError) -> bool:
 
 
 def storage_error(
-    error: ClientError | BotoCoreError | Boto3Error | OSError, uri: str, endpoint: str, *, bucket_only: bool = False
+    error: ClientError | BotoCoreError | Boto3Error | OSError,
+    uri: str,
+    connection: S3Connection,
+    *,
+    bucket_only: bool = False,
 ) -> TrainerError:
     """Return the trainer's error with URI, endpoint and fix, never with a request or a key."""
-    where = f"{uri} at {endpoint}"
+    where, names = f"{uri} at {connection.endpoint}", connection.names
     if isinstance(error, ClientError):
-        return _response_error(error, where, bucket_only=bucket_only)
+        return _response_error(error, where, names, bucket_only=bucket_only)
     if isinstance(error, NO_CREDENTIALS):
-        return StorageDenied(f"{where}: there are no storage credentials: {KEYS_FIX}")
+        return StorageDenied(f"{where}: there are no storage credentials: {names.keys}")
     if isinstance(error, InvalidRegionError):
-        return StorageDenied(f"{where}: spec.storage.region is not a region")
+        return StorageDenied(f"{where}: {names.region} is not a region")
     if isinstance(error, SSLError):
         return StorageUnavailable(
-            f"{where}: the endpoint's certificate is not trusted or TLS fails: set spec.storage.caSecretRef, "
-            "or correct http/https in spec.storage.endpoint"
+            f"{where}: the endpoint's certificate is not trusted or TLS fails: set {names.ca}, or correct http/https "
+            f"in {names.endpoint}"
         )
     return StorageUnavailable(
-        f"{where}: storage cannot be reached ({type(error).__name__}): check spec.storage.endpoint and the network"
+        f"{where}: storage cannot be reached ({type(error).__name__}): check {names.endpoint} and the network"
     )
 
 
-def _response_error(error: ClientError, where: str, *, bucket_only: bool) -> TrainerError:
+def _response_error(error: ClientError, where: str, names: SettingNames, *, bucket_only: bool) -> TrainerError:
     code = error_code(error)
     status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") or 0)
     if bucket_only and is_missing(error):
         code = "NoSuchBucket"
     if code in FIXES:
-        return StorageDenied(f"{where}: {FIXES[code]}")
+        return StorageDenied(f"{where}: {FIXES[code].format_map(asdict(names))}")
     if status in REDIRECTS:
-        fix = "redirects the request elsewhere: correct spec.storage.endpoint or spec.storage.region"
+        fix = f"redirects the request elsewhere: correct {names.endpoint} or {names.region}"
         return StorageDenied(f"{where}: the storage {fix} ({status})")
     if status in {400, 401, 403} and code not in TRANSIENT_CODES:
-        fix = FIXES["AccessDenied"] if status in {401, 403} else "the storage rejects the request: check spec.storage"
+        rejected = f"the storage rejects the request: check {names.endpoint} and the other settings of the storage"
+        fix = FIXES["AccessDenied"] if status in {401, 403} else rejected
         return StorageDenied(f"{where}: {fix} ({code or status})")
     return StorageUnavailable(f"{where}: the storage failed with {status} {code} after retries")
