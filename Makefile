@@ -204,9 +204,22 @@ test: ## Everything that is asked of a change: lint, types, unit, integration, e
 nightly: setup binaries mlflow browser prometheus checkov $(VENV)/audit/installed $(VENV)/docs/installed ## What is slow and rarely breaks, and unit tests with random examples (an hour)
 	HYPOTHESIS_PROFILE=random $(BIN)/pytest -n $(UNIT_WORKERS) --dist worksteal tests/unit
 	OMP_NUM_THREADS=1 $(PYTEST) -n $(WORKERS) -m nightly tests/integration
+	$(MAKE) kubernetes
 	$(MAKE) deploy CLUSTER=$(CLUSTER)
 	eval "$$($(MAKE) -s env CLUSTER=$(CLUSTER))"; \
 	  $(PYTEST) -n 2 -m 'nightly and not alone' tests/e2e && $(BIN)/pytest -m 'nightly and alone' tests/e2e
+
+# The oldest Kubernetes that the chart accepts, and one between it and the cluster's.
+MINORS := 1.31 1.34
+
+.PHONY: kubernetes
+kubernetes: setup ## CRD, chart and the course of jobs on the API servers of older Kubernetes (MINORS=)
+	for minor in $(MINORS); do \
+	  export KUBERNETES_MINOR=$$minor; \
+	  $(CLUSTER_PY) build $(CONTROL_PLANE); \
+	  $(PYTEST) -n $(WORKERS) -m 'not nightly' tests/integration/api tests/integration/chart/test_admission_policy.py \
+	    $(addprefix tests/integration/operator/test_,chart_account.py flow.py suspend.py gitops.py); \
+	done
 
 GPU_ARGS ?=
 

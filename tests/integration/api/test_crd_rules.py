@@ -2,6 +2,8 @@
 
 import copy
 import json
+import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from kubernetes import client, config
 from finetune_api import names
 from finetune_api.schema.crd import build_crd
 
+ROOT = Path(__file__).parents[3]
 Spec = dict[str, Any]
 
 S3 = "must be s3://bucket/path"
@@ -651,3 +654,12 @@ def test_applying_the_defaulted_job_again_changes_nothing(jobs: Jobs) -> None:
     again = jobs.replace(stored, BASE)
     assert again["metadata"]["generation"] == stored["metadata"]["generation"]
     assert again["spec"] == stored["spec"]
+
+
+def test_the_api_server_has_the_version_that_was_asked_for(control_plane: Path) -> None:
+    minor = os.environ.get("KUBERNETES_MINOR")
+    folder = f"kubernetes-{minor}" if minor else "kubernetes"
+    pinned = (ROOT / "tests/cluster/binaries" / folder / "go.mod").read_text()
+    with config.new_client_from_config(str(control_plane)) as api:
+        served = client.VersionApi(api).get_code().git_version
+    assert re.search(rf"k8s.io/kubernetes {re.escape(served)}\b", pinned)

@@ -74,3 +74,9 @@ def test_every_row_has_a_version_or_states_how_it_is_tested() -> None:
 def functions(path: Path) -> set[str]:
     nodes = ast.parse(path.read_text(encoding="utf-8")).body
     return {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)}
+
+
+def test_the_lowest_kubernetes_of_the_chart_is_one_that_the_nightly_tests_run() -> None:
+    chart = yaml.safe_load((ROOT / "helm" / "finetune-operator" / "Chart.yaml").read_text(encoding="utf-8"))
+    (minors,) = re.findall(r"^MINORS := (.+)$", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert chart["kubeVersion"] == f">={minors.split()[0]}.0-0"
