@@ -10,7 +10,7 @@ from pydantic import ConfigDict, Field, StringConstraints
 from finetune_api.evaluation import EvaluationStatus
 from finetune_api.runs import StoppedRun
 from finetune_api.scalars import Time, Uri
-from finetune_api.spec import FineTuneJobSpec
+from finetune_api.spec import FineTuneJobSpec, dump_fixed
 from finetune_api.status import (
     Artifacts,
     CheckpointStatus,
@@ -377,13 +377,8 @@ def config_sha256(spec: FineTuneJobSpec) -> str:
 
     Defaults are left out: a field added by a later version must not change the digest of an older job.
     """
-    fixed = spec.model_dump(mode="json", by_alias=True, exclude_defaults=True, include=_immutable_fields())
+    fixed = dump_fixed(spec)
     return hashlib.sha256(json.dumps(fixed, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-
-
-def _immutable_fields() -> set[str]:
-    aliases = {field.alias: name for name, field in FineTuneJobSpec.model_fields.items()}
-    return {aliases[alias] for alias in FineTuneJobSpec.IMMUTABLE}
 
 
 Stage = Literal[

@@ -20,6 +20,8 @@ LABEL_ATTEMPT = f"{GROUP}/attempt"
 ANNOTATION_JOB_NAME = f"{GROUP}/job-name"
 """On children: the FineTuneJob's full name, which may be longer than a label value."""
 
+ANNOTATION_SETTINGS_SHA256 = f"{GROUP}/settings-sha256"
+"""Digest of the spec that a Job was built from."""
 ANNOTATION_SUSPENDED_BY = f"{GROUP}/suspended-by"
 """On children: the component that suspended the Job; if absent, another controller did, and must resume it."""
 

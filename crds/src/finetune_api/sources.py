@@ -95,7 +95,8 @@ class Model(Block):
     revision: Revision | None = None
     """Branch, tag or commit on the hub; the commit in use is `status.lineage.baseModelRevision`. Default: `main`."""
     credentials_secret_ref: SecretRef | None = None
-    """Secret with the key `HF_TOKEN`, for gated and private models. Default: the operator's default token, if any."""
+    """Secret with the key `HF_TOKEN`, for gated and private models. Takes effect with the next attempt. Default: the
+    operator's default token, if any."""
 
 
 class DataSource(Block):
@@ -124,7 +125,8 @@ class DataSource(Block):
     revision: Revision | None = None
     """Branch, tag or commit on the hub. Default: `main`."""
     credentials_secret_ref: SecretRef | None = None
-    """Secret with the key `HF_TOKEN`, for gated and private datasets. Default: the operator's default token, if any."""
+    """Secret with the key `HF_TOKEN`, for gated and private datasets. Takes effect with the next attempt. Default: the
+    operator's default token, if any."""
 
 
 class Dataset(Block):

@@ -1,13 +1,14 @@
 """`FineTuneJob.spec`. The docstring under a field is its `kubectl explain` text and its row in the field reference."""
 
 from enum import StrEnum
-from typing import Annotated, ClassVar
+from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field, StringConstraints
 
 from finetune_api.blocks import Block, QualifiedName, S3Uri, cel, rules
 from finetune_api.evaluate_mode import EVALUATE_RULES, Mode
 from finetune_api.evaluation import EarlyStopping, Evaluation
+from finetune_api.fixed_fields import FixedField
 from finetune_api.hyperparameters import Attention, FusedKernels, Hyperparameters, Packing, Precision
 from finetune_api.objectives import Dpo, JobReference, Kto, Objective, Rlhf
 from finetune_api.pods.containers import Preflight, Trainer
@@ -79,7 +80,8 @@ class JobLineage(Block):
     annotations: (
         Annotated[dict[QualifiedName, Annotated[str, StringConstraints(max_length=256)]], Field(max_length=16)] | None
     ) = None
-    """Notes to copy into the lineage record, for example a ticket or a commit. Default: none."""
+    """Notes to copy into the lineage record, for example a ticket or a commit. Takes effect with the next attempt.
+    Default: none."""
 
 
 class Output(Block):
@@ -91,8 +93,6 @@ class Output(Block):
     """Also publish the base with the adapter merged in, in this number format. Default: `None`."""
 
 
-IMMUTABLE_REQUIRED = ("mode", "objective", "model", "tuning", "dataset", "hyperparameters", "evaluation", "output")
-IMMUTABLE_OPTIONAL = ("earlyStopping", "dpo", "kto", "rlhf", "lineage")
 _CHATS = ("Alpaca", "ShareGPT", "OpenAI", "PromptCompletion")
 FORMATS = {
     Objective.INSTRUCTION.value: ["Auto", *_CHATS, "Preference", "Unpaired"],
@@ -104,16 +104,30 @@ FORMATS = {
     Objective.DOMAIN_ADAPTATION.value: ["Auto", "Text"],
 }
 """Row formats that each objective accepts."""
-_FROZEN = "is fixed when the job is created: create a new FineTuneJob with another name and output.uri instead"
-
+FIXED = (
+    FixedField("mode"),
+    FixedField("objective"),
+    FixedField("model", block=Model, but=("credentialsSecretRef",)),
+    FixedField("tuning"),
+    FixedField("dataset", block=Dataset, but=("train.credentialsSecretRef", "validation.credentialsSecretRef")),
+    FixedField("hyperparameters"),
+    FixedField("evaluation"),
+    FixedField("output"),
+    *(FixedField(name, is_optional=True) for name in ("earlyStopping", "dpo", "kto", "rlhf")),
+    FixedField("lineage", is_optional=True, block=JobLineage, but=("annotations",)),
+)
+"""Fields that cannot change after creation, without the parts that decide nothing about the result."""
+AT_ONCE = (
+    *("suspend", "backoff_limit", "max_preemptions", "start_deadline_seconds", "active_deadline_seconds"),
+    *("stall_timeout_seconds", "ttl_seconds_after_finished"),
+)
+"""Fields whose change takes effect at once, also on pods that run; all others take effect with the next attempt."""
 
 _ONE_PROCESS = "self.resources.numNodes == 1 && self.resources.gpusPerNode <= 1"
 
 
 class FineTuneJobSpec(Block):
     """Model, data, tuning and destination of the result."""
-
-    IMMUTABLE: ClassVar[tuple[str, ...]] = IMMUTABLE_REQUIRED + IMMUTABLE_OPTIONAL
 
     model_config = ConfigDict(
         json_schema_extra=rules(
@@ -236,15 +250,7 @@ class FineTuneJobSpec(Block):
                 for objective, formats in FORMATS.items()
             ),
             *EVALUATE_RULES,
-            *(cel(f"self.{name} == oldSelf.{name}", f"{name} {_FROZEN}", f".{name}") for name in IMMUTABLE_REQUIRED),
-            *(
-                cel(
-                    f"has(self.{name}) == has(oldSelf.{name}) && (!has(self.{name}) || self.{name} == oldSelf.{name})",
-                    f"{name} {_FROZEN}",
-                    f".{name}",
-                )
-                for name in IMMUTABLE_OPTIONAL
-            ),
+            *(one.rule() for one in FIXED),
         )
     )
 
@@ -267,11 +273,11 @@ class FineTuneJobSpec(Block):
     """Folder of downloaded models that runs share. Takes effect with the next attempt. Default: none; every run
     downloads its model."""
     model: Model
-    """The pretrained model. Fixed at creation."""
+    """The pretrained model. Fixed at creation, except `credentialsSecretRef`."""
     tuning: Tuning = Tuning()
     """How the model is tuned. Fixed at creation. Default: QLoRA."""
     dataset: Dataset
-    """The rows to train on and to evaluate with. Fixed at creation."""
+    """The rows to train on and to evaluate with. Fixed at creation, except `credentialsSecretRef` of each source."""
     hyperparameters: Hyperparameters = Hyperparameters()
     """Training arguments. Fixed at creation. Default: by method and objective; `status.resolved` shows the values in
     use."""
@@ -282,7 +288,7 @@ class FineTuneJobSpec(Block):
     rlhf: Rlhf | None = None
     """Settings of objective RLHF; required with it, refused with any other. Fixed at creation. Default: none."""
     lineage: JobLineage | None = None
-    """Ancestors of this job. Fixed at creation. Default: none."""
+    """Ancestors of this job. Fixed at creation, except `annotations`. Default: none."""
     evaluation: Evaluation = Evaluation()
     """Evaluation during training. Fixed at creation. Default: every tenth of the training."""
     early_stopping: EarlyStopping | None = None
@@ -322,3 +328,8 @@ class FineTuneJobSpec(Block):
     ttl_seconds_after_finished: Annotated[int, Field(ge=0, le=315_360_000)] | None = None
     """Seconds after the end of the job until its Jobs, pods and ConfigMaps are deleted; the FineTuneJob stays as the
     record. Takes effect at once. Default: the operator's setting, else they are deleted with the FineTuneJob."""
+
+
+def dump_fixed(spec: FineTuneJobSpec) -> dict[str, Any]:
+    """Return what is fixed at creation, without default values."""
+    return {one.name: value for one in FIXED if (value := one.dump(spec)) is not None}

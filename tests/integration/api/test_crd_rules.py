@@ -618,6 +618,59 @@ def test_an_optional_block_can_be_neither_added_nor_removed(jobs: Jobs, before: 
     assert "earlyStopping is fixed when the job is created" in said(caught.value)
 
 
+HUB_SOURCE = {"uri": "hf://datasets/acme/rows"}
+TOKEN = {"credentialsSecretRef": {"name": "token"}}
+HUB_JOB = BASE | {
+    "model": {"uri": "hf://acme/tiny", "revision": "main"},
+    "dataset": {"train": HUB_SOURCE, "validation": HUB_SOURCE | {"revision": "v1"}},
+}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"model": HUB_JOB["model"] | TOKEN},
+        {"dataset": HUB_JOB["dataset"] | {"train": HUB_SOURCE | TOKEN}},
+        {"dataset": HUB_JOB["dataset"] | {"validation": HUB_JOB["dataset"]["validation"] | TOKEN}},
+        {"lineage": {"annotations": {"ticket": "5"}}},
+        {"lineage": {}},
+    ],
+)
+def test_a_part_that_decides_nothing_about_the_result_can_be_added_changed_and_removed(
+    jobs: Jobs, change: Spec
+) -> None:
+    without = jobs.create(HUB_JOB, dry_run=False)
+    jobs.replace(without, without["spec"] | change)
+    having = jobs.create(HUB_JOB | change, dry_run=False)
+    jobs.replace(having, without["spec"])
+    other = json.loads(json.dumps(having["spec"]).replace('"token"', '"other"').replace('"5"', '"6"'))
+    jobs.replace(having, other)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"model": {"uri": "hf://acme/tiny"}},
+        {"model": {"uri": "hf://acme/tiny", "revision": "v2"}},
+        {"model": {"uri": "hf://acme/other", "revision": "main"}},
+        {"dataset": {"train": HUB_SOURCE}},
+        {"dataset": HUB_JOB["dataset"] | {"train": HUB_SOURCE | {"revision": "v2"}}},
+        {"dataset": HUB_JOB["dataset"] | {"validation": HUB_SOURCE}},
+        {"dataset": HUB_JOB["dataset"] | {"validation": HUB_SOURCE | {"revision": "v2"}}},
+        {"dataset": HUB_JOB["dataset"] | {"columns": {"prompt": "question"}}},
+        {"dataset": HUB_JOB["dataset"] | {"maxRejectedPercent": 30}},
+        {"dataset": HUB_JOB["dataset"] | {"maxSamples": 3}},
+        {"dataset": HUB_JOB["dataset"] | {"format": "OpenAI"}},
+        {"lineage": {"parentRef": {"name": "sft"}}},
+    ],
+)
+def test_every_other_part_of_such_a_block_is_fixed(jobs: Jobs, change: Spec) -> None:
+    stored = jobs.create(HUB_JOB, dry_run=False)
+    with pytest.raises(client.ApiException) as caught:
+        jobs.replace(stored, stored["spec"] | change)
+    assert f"{next(iter(change))} is fixed when the job is created, except" in said(caught.value)
+
+
 @pytest.mark.parametrize(("patch", "path"), REFUSED_BY_SCHEMA)
 def test_a_value_out_of_bounds_is_refused_with_its_path(jobs: Jobs, patch: Spec, path: str) -> None:
     assert path in jobs.refusal(BASE | patch)

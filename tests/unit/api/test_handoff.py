@@ -96,3 +96,19 @@ def test_a_report_with_a_number_that_is_none_is_refused(number: str) -> None:
     body = json.dumps({"outcome": "Published", "reason": "x", "message": "", "jobUid": "u", "configSha256": "c"})
     with pytest.raises(ValidationError):
         Report.model_validate_json(body[:-1] + f', "metrics": {{"evalLoss": {number}}}}}')
+
+
+def test_secrets_and_notes_are_not_part_of_the_digest() -> None:
+    token = {"credentialsSecretRef": {"name": "token"}}
+    source = {"uri": "hf://datasets/acme/rows"}
+    plain = {"model": {"uri": "hf://acme/tiny"}, "dataset": {"train": source, "validation": source}}
+    corrected = {
+        "model": {"uri": "hf://acme/tiny"} | token,
+        "dataset": {"train": source | token, "validation": source | token},
+        "lineage": {"annotations": {"ticket": "5"}},
+    }
+    assert config_sha256(spec(**plain)) == config_sha256(spec(**corrected))
+    parent = {"parentRef": {"name": "sft"}}
+    assert config_sha256(spec(lineage=parent)) == config_sha256(spec(lineage=parent | corrected["lineage"]))
+    assert config_sha256(spec(lineage=parent)) != config_sha256(spec())
+    assert config_sha256(spec(**plain)) != config_sha256(spec(**plain | {"model": {"uri": "hf://acme/other"}}))

@@ -187,6 +187,8 @@ class Job:
     """The termination grace period of its pods."""
     limits: Mapping[str, str] = field(default_factory=dict)
     """The resource limits of one of its pods."""
+    settings_sha256: str = ""
+    """Digest of the spec that it was built from."""
 
     @classmethod
     def from_object(cls, obj: Object) -> Self:
@@ -222,6 +224,7 @@ class Job:
             queue=labels.get(names.LABEL_QUEUE),
             grace_seconds=pod.get("terminationGracePeriodSeconds"),
             limits={name: str(value) for name, value in limits.items()},
+            settings_sha256=(meta.get("annotations") or {}).get(names.ANNOTATION_SETTINGS_SHA256, ""),
         )
 
     def gpus(self, resource: str) -> int:

@@ -21,6 +21,7 @@ from finetune_operator.manifests.effective_spec import (
 )
 from finetune_operator.manifests.network import build_network_policy, build_peer_token, build_service
 from finetune_operator.manifests.pod_resources import build_pod_claims, build_resources
+from finetune_operator.manifests.settings_digest import digest_settings
 from finetune_operator.manifests.volumes import build_volumes, mount_peer_token
 from finetune_operator.settings import Settings
 
@@ -187,14 +188,14 @@ def _build_child(job: FineTuneJob, settings: Settings, attempt: int, image: str,
         "spec": pod | ({"subdomain": name} if nodes > 1 else {}),
     }
     queued = _queue_labels(job, component)
+    built_from = {names.ANNOTATION_SETTINGS_SHA256: digest_settings(_spec(job))}
+    job_meta = meta | {"labels": meta["labels"] | queued, "annotations": meta["annotations"] | built_from}
     return Child(
         config_map=config_map,
         peer_token=peer_token,
         service=build_service(meta) if nodes > 1 else None,
         network_policy=build_network_policy(meta, settings, nodes),
-        job=_build_job(
-            meta | {"labels": meta["labels"] | queued}, template, nodes, backoff_limit, suspend=bool(queued)
-        ),
+        job=_build_job(job_meta, template, nodes, backoff_limit, suspend=bool(queued)),
     )
 
 

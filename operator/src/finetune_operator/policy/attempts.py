@@ -14,6 +14,7 @@ from finetune_operator.policy import (
     clocks,
     counters,
     deadlines,
+    edits,
     rejections,
     reported_preemptions,
     runs,
@@ -57,7 +58,7 @@ def train(context: Context) -> Effect:
     reported_preemptions.record_preemptions(context, attempts)
     effect = runs.record_ended(context, attempts)
     if current:
-        effect += check_save_time(context, current)
+        effect += check_save_time(context, current) + edits.announce(context, current)
     job = current if current and status.job_ref and current.uid == status.job_ref.uid else None
     if surplus := _find_surplus(context, attempts, job):
         return effect + Effect(delete=surplus) + requeue_in(SOON_SECONDS)
@@ -153,12 +154,16 @@ def _end_by_count(context: Context) -> Effect:
 
 
 def _continue(context: Context, current: Job) -> Effect:
-    """Watch the Job, or delete it after too many runs, once their count is written."""
+    """Watch the Job, delete it after too many runs, once their count is written, or close it for an edited spec."""
     has_lower_limit = _has_too_many_failures(context) and current.failed_pods <= current.backoff_limit
-    if not _has_too_many_preemptions(context) and not has_lower_limit:
+    is_used_up = _has_too_many_preemptions(context) or has_lower_limit
+    is_outdated = not is_used_up and edits.must_replace(context, current)
+    if not is_used_up and not is_outdated:
         return _watch(context, current)
     if _has_counted(context):
         return _watch(context, current) + requeue_in(0)
+    if is_outdated:
+        return _close(context, *edits.REPLACED, add_failure=False)
     if context.observed.obstacle:
         return _watch(context, current)
     return Effect(delete=current) + _end_by_count(context)

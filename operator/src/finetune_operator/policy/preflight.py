@@ -7,7 +7,7 @@ from finetune_api.names import Component, ConditionType, Reason
 from finetune_operator.kube.images import repository
 from finetune_operator.kube.objects import Job, Pod
 from finetune_operator.manifests.jobs import build_preflight
-from finetune_operator.policy import deadlines, runs, suspension
+from finetune_operator.policy import deadlines, edits, runs, suspension
 from finetune_operator.policy.decision import (
     SOON_SECONDS,
     Context,
@@ -47,6 +47,10 @@ def check(context: Context) -> tuple[bool, Effect]:
         return has_passed, effect + result
     if child.is_over:
         return False, effect + _fail(context, child, pods)
+    if edits.must_replace(context, child):
+        shown = set_condition(C.RUNNING, "False", R.BACKING_OFF, ": ".join(edits.REPLACED))
+        return False, effect + shown + Effect(delete=child) + requeue_in(SOON_SECONDS)
+    effect += edits.announce(context, child)
     return False, effect + _watch(context, child, pods, deadline)
 
 

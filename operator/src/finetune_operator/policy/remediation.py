@@ -38,7 +38,10 @@ FIXES_BY_MESSAGE: dict[str, tuple[tuple[str, str], ...]] = {
         (r"admission webhook", "ask the owner of this webhook"),
     ),
     R.MOUNT_FAILED: (
-        (r'secret "[^"]+" not found', "create this Secret in the job's namespace; the pod then starts"),
+        (
+            r'secret "[^"]+" not found',
+            "create this Secret in the job's namespace, or correct its name in the spec; the pod then starts",
+        ),
         (r'configmap "[^"]+" not found', "delete the Job; the operator recreates it"),
         (r"non-existent (secret|config) key", "add this key"),
         (r"Multi-Attach|already (used|attached|mounted)", "delete the pod that holds the volume"),
@@ -60,7 +63,7 @@ FIXES_BY_MESSAGE: dict[str, tuple[tuple[str, str], ...]] = {
         (r"unsatisfied condition: cuda", "update the node's NVIDIA driver to 580 or later, which CUDA 13 needs"),
         (r"(?i)run as non-?root|will run as root", "use a trainer image with a numeric non-root user"),
         (r"(?i)executable file not found|no such file", "use a trainer image in trainer.image"),
-        (r'secret "[^"]+" not found', "create this Secret in the job's namespace"),
+        (r'secret "[^"]+" not found', "create this Secret in the job's namespace, or correct its name in the spec"),
     ),
 }
 """For reasons with many causes: patterns of the message, each with its fix."""

@@ -21,7 +21,7 @@ def attempt(scene: Any, settings: Settings, nodes: int = 2, number: int = 1, **c
 def policy(child: Child) -> Object:
     assert child.network_policy
     assert child.network_policy["kind"] == "NetworkPolicy"
-    assert child.network_policy["metadata"] == child.job["metadata"]
+    assert child.network_policy["metadata"] == child.config_map["metadata"] | {"name": child.name}
     spec: Object = child.network_policy["spec"]
     return spec
 
@@ -41,7 +41,7 @@ def test_the_token_is_in_an_object_of_its_own_that_only_pods_of_many_mount(scene
     assert child.peer_token
     meta = child.peer_token["metadata"]
     assert (child.peer_token["kind"], child.peer_token["immutable"]) == ("ConfigMap", True)
-    assert meta == child.job["metadata"] | {"name": f"{child.name}-peers"}
+    assert meta == child.config_map["metadata"] | {"name": f"{child.name}-peers"}
     (volume,) = [one for one in pods(child)["spec"]["volumes"] if one["name"] == "peers"]
     assert volume["configMap"]["name"] == meta["name"]
     assert mounts(child)["peers"] == handoff.PEER_TOKEN_DIR

@@ -1,0 +1,33 @@
+"""Edits of the spec: they take effect at the next start of a pod, so a Job without a running pod is replaced."""
+
+from finetune_api.names import ConditionType, Reason
+from finetune_operator.kube.objects import Job
+from finetune_operator.manifests.settings_digest import digest_settings
+from finetune_operator.policy.decision import Context, Effect, set_condition
+
+C, R = ConditionType, Reason
+REPLACED = ("Edited", "the spec was changed, and no pod was running")
+LATER = "The spec was edited, which takes effect with the next attempt. "
+
+
+def must_replace(context: Context, child: Job) -> bool:
+    """Return whether a Job has other settings than the spec, and no pod that a replacement would interrupt.
+
+    Its pods cannot change: one that waits for a Secret with a misspelt name would wait for it forever.
+    """
+    if context.is_blocked or context.observed.obstacle or not _is_outdated(context, child):
+        return False
+    return not context.status.current_run and not any(pod.is_running for pod in context.observed.pods_of(child.uid))
+
+
+def announce(context: Context, child: Job) -> Effect:
+    """Name an edit that the running pods do not have, in condition Accepted."""
+    if context.acceptance.reason is not R.ACCEPTED or not _is_outdated(context, child):
+        return Effect()
+    return set_condition(C.ACCEPTED, "True", R.ACCEPTED, prefix=LATER)
+
+
+def _is_outdated(context: Context, child: Job) -> bool:
+    """Return whether an open Job was built from another spec; one of an earlier version has no digest."""
+    is_open = not child.is_over and not child.is_deleting
+    return is_open and child.settings_sha256 not in {"", digest_settings(context.spec)}
