@@ -28,6 +28,21 @@ def rules(*entries: dict[str, Any]) -> dict[str, Any]:
     return {"x-kubernetes-validations": list(entries)}
 
 
+ATOMIC_LIST: dict[str, Any] = {"x-kubernetes-list-type": "atomic"}
+"""A list that server-side apply replaces as a whole, because its entries have no name."""
+SET: dict[str, Any] = {"x-kubernetes-list-type": "set"}
+"""A list of values, each of which has its own owner in server-side apply."""
+ATOMIC: dict[str, Any] = {"x-kubernetes-map-type": "atomic"}
+"""A map or block that server-side apply replaces as a whole, because its entries have a meaning only together."""
+GRANULAR: dict[str, Any] = {"x-kubernetes-map-type": "granular"}
+"""A map whose entries each have their own owner in server-side apply."""
+
+
+def map_list(*keys: str) -> dict[str, Any]:
+    """Return the type of a list whose entries server-side apply merges by these fields; no two may be the same."""
+    return {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": [*keys]}
+
+
 class Block(BaseModel):
     """Base of the API types: camelCase on the wire; unknown fields, NaN and infinity are refused."""
 
@@ -142,6 +157,8 @@ Text = Annotated[str, StringConstraints(min_length=1, max_length=4096)]
 
 class SecretRef(Block):
     """A Secret in the job's own namespace."""
+
+    model_config = ConfigDict(json_schema_extra=ATOMIC)
 
     name: SecretName
     """Name of the Secret."""

@@ -5,7 +5,7 @@ from typing import Annotated
 
 from pydantic import ConfigDict, Field, StringConstraints
 
-from finetune_api.blocks import Block, S3Uri, Text, cel, rules
+from finetune_api.blocks import ATOMIC_LIST, Block, S3Uri, Text, cel, rules
 from finetune_api.scalars import Count, Line, Measure, StatusBlock, Word
 
 
@@ -105,9 +105,7 @@ class Evaluation(Block):
     """Optimiser steps between evaluations. Default: a tenth of the training, at least 1."""
     baseline: bool = True
     """Evaluate the model before training, at step 0. Default: true."""
-    prompts: (
-        Annotated[list[Prompt], Field(max_length=16, json_schema_extra={"x-kubernetes-list-type": "atomic"})] | None
-    ) = None
+    prompts: Annotated[list[Prompt], Field(max_length=16, json_schema_extra=ATOMIC_LIST)] | None = None
     """Prompts that the base and the tuned model answer in the report (at most 16). Default: the prompts of three
     held-out rows; an empty list means none."""
     max_new_tokens: Annotated[int, Field(ge=1, le=2048)] = 128

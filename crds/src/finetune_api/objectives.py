@@ -5,7 +5,7 @@ from typing import Annotated
 
 from pydantic import ConfigDict, Field, StringConstraints
 
-from finetune_api.blocks import Block, ModelUri, ObjectName, cel, rules
+from finetune_api.blocks import ATOMIC, ATOMIC_LIST, Block, ModelUri, ObjectName, cel, rules
 
 
 class Objective(StrEnum):
@@ -64,6 +64,8 @@ class Kto(Block):
 
 class JobReference(Block):
     """Another FineTuneJob in the same namespace."""
+
+    model_config = ConfigDict(json_schema_extra=ATOMIC)
 
     name: ObjectName
     """Name of the FineTuneJob."""
@@ -136,12 +138,7 @@ class Rlhf(Block):
     """`GRPO` or `RLOO`. Default: `GRPO`."""
     reward_model: RewardModelSource | None = None
     """A learnt reward; exclusive with `rewards`. Default: none."""
-    rewards: (
-        Annotated[
-            list[Reward], Field(min_length=1, max_length=8, json_schema_extra={"x-kubernetes-list-type": "atomic"})
-        ]
-        | None
-    ) = None
+    rewards: Annotated[list[Reward], Field(min_length=1, max_length=8, json_schema_extra=ATOMIC_LIST)] | None = None
     """Computed rewards, summed with their weights; exclusive with `rewardModel`. Default: none."""
     num_generations: Annotated[int, Field(ge=2, le=64)] = 4
     """Answers sampled for each prompt. Default: 4."""

@@ -6,6 +6,7 @@ from typing import Annotated
 from pydantic import ConfigDict, Field, StringConstraints
 
 from finetune_api.blocks import (
+    ATOMIC,
     Block,
     DataUri,
     Endpoint,
@@ -156,7 +157,7 @@ class Dataset(Block):
     columns: (
         Annotated[
             dict[ColumnName, Annotated[str, StringConstraints(min_length=1, max_length=128)]],
-            Field(min_length=1, max_length=16),
+            Field(min_length=1, max_length=16, json_schema_extra=ATOMIC),
         ]
         | None
     ) = None

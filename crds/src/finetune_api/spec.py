@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field, StringConstraints
 
-from finetune_api.blocks import Block, QualifiedName, S3Uri, cel, rules
+from finetune_api.blocks import GRANULAR, Block, QualifiedName, S3Uri, cel, rules
 from finetune_api.evaluate_mode import EVALUATE_RULES, Mode
 from finetune_api.evaluation import EarlyStopping, Evaluation
 from finetune_api.fixed_fields import FixedField
@@ -78,7 +78,11 @@ class JobLineage(Block):
     parent_ref: JobReference | None = None
     """FineTuneJob whose result this job builds on; this job waits until it is complete. Default: none."""
     annotations: (
-        Annotated[dict[QualifiedName, Annotated[str, StringConstraints(max_length=256)]], Field(max_length=16)] | None
+        Annotated[
+            dict[QualifiedName, Annotated[str, StringConstraints(max_length=256)]],
+            Field(max_length=16, json_schema_extra=GRANULAR),
+        ]
+        | None
     ) = None
     """Notes to copy into the lineage record, for example a ticket or a commit. Takes effect with the next attempt.
     Default: none."""

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, ConfigDict, Field
 
-from finetune_api.blocks import Block, ModelUri, ModuleName, Quantity, cel, rules
+from finetune_api.blocks import SET, Block, ModelUri, ModuleName, Quantity, cel, rules
 
 
 class Method(StrEnum):
@@ -37,12 +37,7 @@ class Lora(Block):
     dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
     """Dropout on the adapter's input (PEFT's `lora_dropout`). Objectives DPO, KTO and RLHF, and an adapter on experts,
     train without dropout, and refuse any other value than 0. Default: {dropout}."""
-    target_modules: (
-        Annotated[
-            list[ModuleName], Field(min_length=1, max_length=64, json_schema_extra={"x-kubernetes-list-type": "set"})
-        ]
-        | None
-    ) = None
+    target_modules: Annotated[list[ModuleName], Field(min_length=1, max_length=64, json_schema_extra=SET)] | None = None
     """Modules that get an adapter, by the end of their name, for example `[q_proj, v_proj]`.
     Default: every linear layer but the output head."""
     target_experts: Annotated[bool | None, AfterValidator(lambda value: value or None)] = None

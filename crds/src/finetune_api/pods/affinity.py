@@ -3,16 +3,15 @@
 from enum import StrEnum
 from typing import Annotated
 
-from pydantic import Field, StringConstraints
+from pydantic import ConfigDict, Field, StringConstraints
 
-from finetune_api.blocks import Block, LabelValue, QualifiedName
+from finetune_api.blocks import ATOMIC, ATOMIC_LIST, Block, LabelValue, QualifiedName
 
 DnsLabel = Annotated[str, StringConstraints(min_length=1, max_length=63, pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")]
-Labels = Annotated[dict[str, LabelValue], Field(max_length=16)]
-ATOMIC = {"x-kubernetes-list-type": "atomic"}
-Values = Annotated[list[LabelValue], Field(max_length=32, json_schema_extra=ATOMIC)]
-Names = Annotated[list[DnsLabel], Field(max_length=16, json_schema_extra=ATOMIC)]
-LabelKeys = Annotated[list[QualifiedName], Field(max_length=16, json_schema_extra=ATOMIC)]
+Labels = Annotated[dict[str, LabelValue], Field(max_length=16, json_schema_extra=ATOMIC)]
+Values = Annotated[list[LabelValue], Field(max_length=32, json_schema_extra=ATOMIC_LIST)]
+Names = Annotated[list[DnsLabel], Field(max_length=16, json_schema_extra=ATOMIC_LIST)]
+LabelKeys = Annotated[list[QualifiedName], Field(max_length=16, json_schema_extra=ATOMIC_LIST)]
 Weight = Annotated[int, Field(ge=1, le=100)]
 
 
@@ -50,9 +49,13 @@ class LabelRequirement(Block):
 class LabelSelector(Block):
     """Objects that have these labels."""
 
+    model_config = ConfigDict(json_schema_extra=ATOMIC)
+
     match_labels: Labels | None = None
     """Labels and their values. Default: none."""
-    match_expressions: Annotated[list[LabelRequirement], Field(max_length=16, json_schema_extra=ATOMIC)] | None = None
+    match_expressions: Annotated[list[LabelRequirement], Field(max_length=16, json_schema_extra=ATOMIC_LIST)] | None = (
+        None
+    )
     """Requirements, all of which must be met. Default: none."""
 
 
@@ -67,11 +70,13 @@ class NodeRequirement(Block):
     """Values; one integer with `Gt` and `Lt`. Default: none."""
 
 
-Requirements = Annotated[list[NodeRequirement], Field(max_length=16, json_schema_extra=ATOMIC)]
+Requirements = Annotated[list[NodeRequirement], Field(max_length=16, json_schema_extra=ATOMIC_LIST)]
 
 
 class NodeSelectorTerm(Block):
     """Nodes that meet every requirement."""
+
+    model_config = ConfigDict(json_schema_extra=ATOMIC)
 
     match_expressions: Requirements | None = None
     """Requirements of the node's labels. Default: none."""
@@ -82,7 +87,11 @@ class NodeSelectorTerm(Block):
 class NodeSelector(Block):
     """Nodes that match one of the terms."""
 
-    node_selector_terms: Annotated[list[NodeSelectorTerm], Field(min_length=1, max_length=16, json_schema_extra=ATOMIC)]
+    model_config = ConfigDict(json_schema_extra=ATOMIC)
+
+    node_selector_terms: Annotated[
+        list[NodeSelectorTerm], Field(min_length=1, max_length=16, json_schema_extra=ATOMIC_LIST)
+    ]
     """Terms, one of which must match."""
 
 
@@ -101,7 +110,7 @@ class NodeAffinity(Block):
     required_during_scheduling_ignored_during_execution: NodeSelector | None = None
     """Nodes on which the pods may run. Default: all."""
     preferred_during_scheduling_ignored_during_execution: (
-        Annotated[list[PreferredNodes], Field(max_length=16, json_schema_extra=ATOMIC)] | None
+        Annotated[list[PreferredNodes], Field(max_length=16, json_schema_extra=ATOMIC_LIST)] | None
     ) = None
     """Nodes that are preferred. Default: none."""
 
@@ -136,11 +145,11 @@ class PodAffinity(Block):
     """Affinity to other pods, or against them."""
 
     required_during_scheduling_ignored_during_execution: (
-        Annotated[list[PodAffinityTerm], Field(max_length=16, json_schema_extra=ATOMIC)] | None
+        Annotated[list[PodAffinityTerm], Field(max_length=16, json_schema_extra=ATOMIC_LIST)] | None
     ) = None
     """Terms that must all hold. Default: none."""
     preferred_during_scheduling_ignored_during_execution: (
-        Annotated[list[PreferredPods], Field(max_length=16, json_schema_extra=ATOMIC)] | None
+        Annotated[list[PreferredPods], Field(max_length=16, json_schema_extra=ATOMIC_LIST)] | None
     ) = None
     """Terms that are preferred. Default: none."""
 

@@ -5,7 +5,7 @@ from typing import Annotated
 
 from pydantic import Field, StringConstraints
 
-from finetune_api.blocks import Block, QualifiedName, SecretName, SecretRef
+from finetune_api.blocks import GRANULAR, Block, QualifiedName, SecretName, SecretRef, map_list
 from finetune_api.pods.resources import PodResources
 from finetune_api.pods.scheduling import QueueName
 
@@ -37,9 +37,9 @@ class Trainer(Block):
     """Image of preflight, training and merge. Default: the operator's images."""
     image_pull_policy: PullPolicy = PullPolicy.IF_NOT_PRESENT
     """`Always`, `IfNotPresent` or `Never`. Default: `IfNotPresent`."""
-    image_pull_secrets: (
-        Annotated[list[SecretRef], Field(max_length=8, json_schema_extra={"x-kubernetes-list-type": "atomic"})] | None
-    ) = None
+    image_pull_secrets: Annotated[list[SecretRef], Field(max_length=8, json_schema_extra=map_list("name"))] | None = (
+        None
+    )
     """Secrets to pull the image with. Default: the operator's setting, else the service account's."""
     service_account_name: SecretName | None = None
     """ServiceAccount of the job's pods, for storage access by workload identity.
@@ -47,17 +47,18 @@ class Trainer(Block):
     env: (
         Annotated[
             list[EnvironmentVariable],
-            Field(
-                max_length=32,
-                json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
-            ),
+            Field(max_length=32, json_schema_extra=map_list("name")),
         ]
         | None
     ) = None
     """Environment variables of the trainer pods, for the network of several GPUs or nodes, for example
     `[{name: NCCL_SOCKET_IFNAME, value: eth1}]`. Default: none."""
     pod_annotations: (
-        Annotated[dict[QualifiedName, Annotated[str, StringConstraints(max_length=1024)]], Field(max_length=16)] | None
+        Annotated[
+            dict[QualifiedName, Annotated[str, StringConstraints(max_length=1024)]],
+            Field(max_length=16, json_schema_extra=GRANULAR),
+        ]
+        | None
     ) = None
     """Annotations of the trainer pods, for example `{k8s.v1.cni.cncf.io/networks: rdma}`. Default: none."""
 

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import ConfigDict, Field
 
-from finetune_api.blocks import Block, ObjectName, QualifiedName, Quantity, cel, rules
+from finetune_api.blocks import GRANULAR, Block, ObjectName, QualifiedName, Quantity, cel, map_list, rules
 from finetune_api.pods.affinity import DnsLabel
 
 
@@ -15,7 +15,7 @@ class Workspace(Block):
     """Maximum scratch space of a pod, for example `100Gi`. Default: the node's."""
 
 
-ResourceList = Annotated[dict[QualifiedName, Quantity], Field(max_length=16)]
+ResourceList = Annotated[dict[QualifiedName, Quantity], Field(max_length=16, json_schema_extra=GRANULAR)]
 
 
 class PodResources(Block):
@@ -64,10 +64,7 @@ class Resources(Block):
     claims: (
         Annotated[
             list[DeviceClaim],
-            Field(
-                max_length=8,
-                json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
-            ),
+            Field(max_length=8, json_schema_extra=map_list("name")),
         ]
         | None
     ) = None

@@ -5,7 +5,7 @@ from typing import Annotated
 
 from pydantic import ConfigDict, Field, StringConstraints
 
-from finetune_api.blocks import Block, LabelValue, QualifiedName, SecretName, cel, rules
+from finetune_api.blocks import ATOMIC, ATOMIC_LIST, Block, LabelValue, QualifiedName, SecretName, cel, map_list, rules
 from finetune_api.pods.affinity import Affinity, DnsLabel, TopologySpreadConstraint
 
 
@@ -83,11 +83,11 @@ class Scheduling(Block):
     """Kueue WorkloadPriorityClass; sets queueing order and preemption. Default: the pods' priority."""
     topology: Topology | None = None
     """Placement of the trainer pods by Kueue's Topology. Default: none."""
-    node_selector: Annotated[dict[QualifiedName, LabelValue], Field(max_length=32)] | None = None
+    node_selector: Annotated[dict[QualifiedName, LabelValue], Field(max_length=32, json_schema_extra=ATOMIC)] | None = (
+        None
+    )
     """Labels that the trainer's nodes must have. Default: the operator's setting, else none."""
-    tolerations: (
-        Annotated[list[Toleration], Field(max_length=32, json_schema_extra={"x-kubernetes-list-type": "atomic"})] | None
-    ) = None
+    tolerations: Annotated[list[Toleration], Field(max_length=32, json_schema_extra=ATOMIC_LIST)] | None = None
     """Taints that the job's pods tolerate. Default: the operator's setting, else none."""
     priority_class_name: SecretName | None = None
     """PriorityClass of the trainer and merge pods; must be on the operator's allow-list. Default: the cluster's."""
@@ -97,7 +97,8 @@ class Scheduling(Block):
     """Affinity of the trainer pods to nodes and to other pods. Default: none."""
     topology_spread_constraints: (
         Annotated[
-            list[TopologySpreadConstraint], Field(max_length=8, json_schema_extra={"x-kubernetes-list-type": "atomic"})
+            list[TopologySpreadConstraint],
+            Field(max_length=8, json_schema_extra=map_list("topologyKey", "whenUnsatisfiable")),
         ]
         | None
     ) = None

@@ -63,7 +63,7 @@ def find_faults(spec: Any, written: dict[FieldPath, str]) -> list[Fault]:
     found = [
         fault for error in jsonschema.Draft4Validator(schema).iter_errors(spec) for fault in _explain(error, written)
     ]
-    faults = {fault.path: fault for fault in sorted(found, key=_is_of_type)}
+    faults = {fault.path: fault for fault in sorted([*found, *_find_twice(spec, schema, ("spec",))], key=_is_of_type)}
     spec, unknown = repair(spec, faults, schema)
     for _ in range(2):
         broken, is_parsed = _broken(spec)
@@ -176,6 +176,21 @@ def _explain(error: Any, written: dict[FieldPath, str]) -> Iterator[Fault]:
         case validator:
             message, fix = LIMITS[validator]
             yield Fault(path, message.format(wanted), fix.format(wanted))
+
+
+def _find_twice(value: Any, schema: dict[str, Any], path: FieldPath) -> Iterator[Fault]:
+    """Yield a fault for each entry of a list that has the name of an earlier one, which the API server refuses."""
+    if isinstance(value, dict):
+        for name, child in schema.get("properties", {}).items():
+            yield from _find_twice(value.get(name), child, (*path, name))
+    elif isinstance(value, list):
+        known: dict[str, int] = {}
+        for index, one in enumerate(value):
+            keys = schema.get("x-kubernetes-list-map-keys", ())
+            name = ", ".join(str(one.get(key)) for key in keys) if isinstance(one, dict) else ""
+            if name and known.setdefault(name, index) != index:
+                yield Fault((*path, index), f"has the {' and '.join(keys)} of entry {known[name] + 1}", "remove one")
+            yield from _find_twice(one, schema.get("items", {}), (*path, index))
 
 
 def _suggest_field(key: str, properties: dict[str, Any], path: FieldPath) -> str:

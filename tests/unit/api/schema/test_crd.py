@@ -41,6 +41,42 @@ def test_every_list_map_and_string_has_a_bound(block: str) -> None:
     assert unbounded == []
 
 
+MERGED_BY = {
+    "spec.resources.claims": ["name"],
+    "spec.scheduling.topologySpreadConstraints": ["topologyKey", "whenUnsatisfiable"],
+    "spec.trainer.env": ["name"],
+    "spec.trainer.imagePullSecrets": ["name"],
+    "status.conditions": ["type"],
+}
+"""Lists whose entries have a name; those of a pod are merged as Kubernetes merges them."""
+
+
+@pytest.mark.parametrize("block", ["spec", "status"])
+def test_every_list_states_how_server_side_apply_merges_it(block: str) -> None:
+    kinds = {path: node.get("x-kubernetes-list-type") for path, node in parts(block) if node.get("type") == "array"}
+    assert set(kinds.values()) <= {"atomic", "set", "map"}
+    assert {path for path, kind in kinds.items() if kind == "map"} == {
+        path for path in MERGED_BY if path[:4] == block[:4]
+    }
+
+
+def test_an_entry_of_a_merged_list_has_every_field_that_names_it() -> None:
+    lists = [(path, node) for block in ("spec", "status") for path, node in parts(block) if path in MERGED_BY]
+    for path, node in lists:
+        assert node["x-kubernetes-list-map-keys"] == MERGED_BY[path]
+        assert set(MERGED_BY[path]) <= set(node["items"]["required"])
+    assert len(lists) == len(MERGED_BY)
+
+
+def test_every_map_of_the_spec_and_every_reference_states_how_server_side_apply_merges_it() -> None:
+    found = parts("spec")
+    maps = {path: node.get("x-kubernetes-map-type") for path, node in found if "additionalProperties" in node}
+    assert set(maps.values()) == {"atomic", "granular"}
+    references = [node for path, node in found if path.endswith("Ref")]
+    assert len(references) > 5
+    assert {node.get("x-kubernetes-map-type") for node in references} == {"atomic"}
+
+
 @pytest.mark.parametrize("block", ["spec", "status"])
 def test_every_object_has_a_description(block: str) -> None:
     opaque = [

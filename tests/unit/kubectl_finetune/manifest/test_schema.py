@@ -44,6 +44,25 @@ RLHF = {"objective": "RLHF", "rlhf": {"rewards": [{"type": "Length"}]}}
             "targetTokens is required with type Length and refused with any other",
             "set or remove it",
         ),
+        (
+            {"trainer": {"env": [{"name": "A", "value": "1"}, {"name": "A", "value": "2"}]}},
+            "trainer.env.1",
+            "has the name of entry 1",
+            "remove one",
+        ),
+        (
+            {
+                "scheduling": {
+                    "topologySpreadConstraints": [
+                        {"maxSkew": skew, "topologyKey": "zone", "whenUnsatisfiable": "ScheduleAnyway"}
+                        for skew in (1, 2)
+                    ]
+                }
+            },
+            "scheduling.topologySpreadConstraints.1",
+            "has the topologyKey and whenUnsatisfiable of entry 1",
+            "remove one",
+        ),
         ({"beta": 0.1}, "beta", "is not a field", "remove it; see kubectl explain finetunejob.spec"),
     ],
 )
