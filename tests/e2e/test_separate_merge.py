@@ -29,7 +29,7 @@ def test_a_deleted_merge_pod_is_replaced_and_the_result_is_verified_from_outside
     status = job.wait("Complete")
     assert [one["reason"] for one in status["history"]] == ["Trained", "Preempted", "Succeeded"], json.dumps(status)
     assert status["evaluation"]["mergeGate"] == "Passed"
-    assert "trained" not in status
+    assert "trainedWeights" not in status
     assert bench.keys(f"{uri}/checkpoints") == []
     command = [sys.executable, "-m", "finetune_trainer", "verify", uri]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

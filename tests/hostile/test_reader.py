@@ -67,7 +67,7 @@ def raw(job: Any) -> dict[str, Any]:
         "reason": HOSTILE,
         "result": HOSTILE,
     }
-    status["currentRun"] |= {"podName": HOSTILE, "nodeName": HOSTILE, "stopping": HOSTILE}
+    status["currentRun"] |= {"podName": HOSTILE, "nodeName": HOSTILE, "stoppingReason": HOSTILE}
     status["dataset"] |= {"rejectedRowsByCode": {HOSTILE: 1}}
     status["resolved"] |= {"method": HOSTILE, "methodReason": HOSTILE}
     status["evaluation"] = {

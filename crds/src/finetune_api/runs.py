@@ -64,8 +64,6 @@ class JobRef(StatusBlock):
     """Name of the batch/v1 Job."""
     uid: Word
     """UID of the batch/v1 Job."""
-    failures: Count | None = None
-    """Failed pods of this Job that are counted in `failures`."""
 
 
 class WorkloadRef(StatusBlock):
@@ -88,17 +86,13 @@ class CurrentRun(StatusBlock):
     """Node that it runs on."""
     start_time: Time | None = None
     """When the container started."""
-    heartbeat: Count | None = None
-    """Heartbeat of its last progress report."""
     last_moved_time: Time | None = None
-    """When its heartbeat last advanced; `stallTimeoutSeconds` counts from here."""
-    stopping: Word | None = None
+    """When it last finished a step, a row or a transfer; `stallTimeoutSeconds` counts from here."""
+    stopping_reason: Word | None = None
     """Why it is being stopped: `UserRequested` or `NoProgress`, written before the operator stops it; else why another
     controller suspended its Job: Kueue's reason, such as `Preempted`, or `JobSuspended`."""
     stopping_message: Line | None = None
     """Kueue's message on why it reclaimed the quota."""
-    missing_since: Time | None = None
-    """When the pod was first found missing although its end had not been observed."""
 
 
 class PreflightRuns(StatusBlock):
@@ -106,7 +100,20 @@ class PreflightRuns(StatusBlock):
 
     preemptions: Count | None = None
     """Preempted or evicted preflight pods; limited by `maxPreemptions`."""
-    last_pod_name: Annotated[str, StringConstraints(max_length=253)] | None = None
-    """Name of the last pod that was counted."""
-    last_pod_time: Time | None = None
-    """When that pod was created."""
+
+
+class Internal(StatusBlock):
+    """Bookkeeping of the operator. Unstable: any version may rename, change or remove its fields."""
+
+    counted_job_failures: Count | None = None
+    """Unstable. Failed pods of the current Job that are counted already."""
+    failures_before_merge: Count | None = None
+    """Unstable. `failures` when the training was complete: the runs of the merge have a `backoffLimit` of their own."""
+    heartbeat: Count | None = None
+    """Unstable. Heartbeat of the running trainer's last progress report, to compare with that of the next one."""
+    pod_missing_since_time: Time | None = None
+    """Unstable. When the pod of `currentRun` was first found missing although its end had not been observed."""
+    last_preflight_pod_name: Annotated[str, StringConstraints(max_length=253)] | None = None
+    """Unstable. Name of the last preflight pod that was counted."""
+    last_preflight_pod_time: Time | None = None
+    """Unstable. When that pod was created."""

@@ -7,7 +7,7 @@ from pydantic import Field, StringConstraints
 from finetune_api.evaluation import EvaluationStatus
 from finetune_api.names import ConditionType
 from finetune_api.resolved import Resolved
-from finetune_api.runs import CurrentRun, JobRef, PreflightRuns, Run, WorkloadRef
+from finetune_api.runs import CurrentRun, Internal, JobRef, PreflightRuns, Run, WorkloadRef
 from finetune_api.scalars import Count, CountByName, Digest, Line, Measure, Name, StatusBlock, Time, Uri, Word
 
 __all__ = [
@@ -84,7 +84,7 @@ class CheckpointStatus(StatusBlock):
     for it."""
 
 
-class TrainedStatus(StatusBlock):
+class TrainedWeights(StatusBlock):
     """The stored weights of a completed training, which a Job without GPUs merges and publishes."""
 
     uri: Uri
@@ -95,8 +95,6 @@ class TrainedStatus(StatusBlock):
     """When they were stored."""
     sha256: Digest
     """SHA-256 of their manifest, which contains the digest of every file."""
-    failures: Count | None = None
-    """Failed runs until then; those of the merge have a `backoffLimit` of their own."""
 
 
 class Metrics(StatusBlock):
@@ -250,7 +248,8 @@ class Lineage(StatusBlock):
 
 
 class FineTuneJobStatus(StatusBlock):
-    """Observed state of the job. Counters and times never decrease; the conditions are authoritative."""
+    """Observed state of the job. Counters and times never decrease; the conditions are authoritative. Only `internal`
+    is not part of the API."""
 
     observed_generation: Annotated[int, Field(ge=-1)] | None = None
     """Generation of the spec that this status describes; -1 = not observed yet."""
@@ -313,7 +312,7 @@ class FineTuneJobStatus(StatusBlock):
     """Metrics of the training."""
     checkpoint: CheckpointStatus | None = None
     """The last complete checkpoint; absent once the result is published, because checkpoints are deleted then."""
-    trained: TrainedStatus | None = None
+    trained_weights: TrainedWeights | None = None
     """What the training stored for a separate merge; absent if the trainer merges by itself, or is not done."""
     early_stopping: EarlyStoppingStatus | None = None
     """State of early stopping."""
@@ -335,6 +334,9 @@ class FineTuneJobStatus(StatusBlock):
     """The current trainer Job."""
     workload_ref: WorkloadRef | None = None
     """Kueue's Workload of the current Job, if Kueue queues it."""
+    internal: Internal | None = None
+    """Unstable. Bookkeeping of the operator between two reconciles: any version may rename, change or remove these
+    fields without notice. Do not read them; what they lead to is in the other fields. Absent once the job has ended."""
 
     def condition(self, kind: ConditionType) -> Condition | None:
         """Return the condition of that type, or None."""

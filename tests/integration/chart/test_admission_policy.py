@@ -81,7 +81,14 @@ def operators_jobs() -> dict[str, Any]:
         "metadata": {"namespace": "default", "name": "one", "uid": "6f1c", "generation": 1, "resourceVersion": "5"},
         "spec": SPEC,
     }
-    merging = FineTuneJob.from_object(plain | {"status": {"trained": {"manifestSha256": "1" * 64, "failures": 0}}})
+    weights = {
+        "uri": "s3://b/out/checkpoints/trained",
+        "step": 1,
+        "savedTime": "2026-03-01T12:00:00Z",
+        "sha256": "1" * 64,
+    }
+    merging = FineTuneJob.from_object(plain | {"status": {"trainedWeights": weights}})
+    assert not merging.status_error
     job = FineTuneJob.from_object(plain)
     return {
         "preflight": build_preflight(job, SETTINGS, IMAGE).job,

@@ -32,7 +32,7 @@ def test_gpus_are_given_back_before_the_merge_though_the_operator_is_killed_in_b
     container = merge.spec.containers[0]
     assert (container.args, container.resources.limits) == (["finish"], None)
     assert container.resources.requests == {"cpu": "1", "memory": "1Gi"}
-    assert status["trained"]["uri"] == STORED["uri"]
+    assert status["trainedWeights"]["uri"] == STORED["uri"]
     world.run(merge)
     wait(lambda: world.condition("Running")["status"] == "True", lambda: str(world.condition("Running")))
     assert world.status()["phase"] == "Merging"
@@ -41,7 +41,7 @@ def test_gpus_are_given_back_before_the_merge_though_the_operator_is_killed_in_b
     status = world.wait_phase("Succeeded")
     assert (status["attempts"], status["runs"], status.get("failures", 0)) == (2, 2, 0)
     assert [run["reason"] for run in status["history"]] == ["Trained", "Succeeded"]
-    assert "trained" not in status
+    assert "trainedWeights" not in status
     assert world.jobs() == ["one-1", "one-2-merge", "one-preflight"]
     wait(lambda: world.events("MergeStarted") != [], "an event")
 

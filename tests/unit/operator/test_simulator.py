@@ -253,7 +253,7 @@ class Simulator(RuleBasedStateMachine):
         merges = [pod for pod in self.world.pods.values() if self.world.component(pod) == names.Component.MERGE]
         assert self.world.is_stored or not merges
         assert all(self.world.gpus_of(pod) == 0 for pod in merges)
-        if self.world.status().trained:
+        if self.world.status().trained_weights:
             names_of_trainers = [
                 pod["metadata"]["name"]
                 for pod in self.world.pods.values()

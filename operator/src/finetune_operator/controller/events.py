@@ -95,7 +95,7 @@ def _runs(old: FineTuneJobStatus, new: FineTuneJobStatus) -> list[Event]:
             found.append(Event(E.TRAINER_FAILED, f"Run {run.run} failed: {run.reason}: {run.message}", is_warning=True))
     before, after = old.attempts or 0, new.attempts or 0
     name = new.job_ref.name if new.job_ref else ""
-    if after > before and new.trained:
+    if after > before and new.trained_weights:
         found.append(Event(E.MERGE_STARTED, f"Created Job {name}, which holds no GPU, to merge and publish."))
     elif after > before == 0:
         found.append(Event(E.TRAINING_STARTED, f"Created trainer Job {name}."))

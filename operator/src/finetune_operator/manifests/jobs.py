@@ -64,7 +64,7 @@ class Child:
 
 def build_job_name(job: FineTuneJob, attempt: int) -> str:
     """Return the deterministic name of a Job: `<slug>-preflight`, `<slug>-<attempt>` or `<slug>-<attempt>-merge`."""
-    merge = "-merge" if attempt and job.status.trained else ""
+    merge = "-merge" if attempt and job.status.trained_weights else ""
     return f"{slug(job.key.name)}-{attempt or 'preflight'}{merge}"
 
 
@@ -85,13 +85,13 @@ def build_attempt(job: FineTuneJob, settings: Settings, image: str, attempt: int
 
 def count_failures(status: FineTuneJobStatus) -> int:
     """Return the failed runs that count against `backoffLimit` now: those of the training, or those of the merge."""
-    earlier = (status.trained.failures or 0) if status.trained else 0
-    return (status.failures or 0) - earlier
+    earlier = status.internal.failures_before_merge if status.trained_weights and status.internal else None
+    return (status.failures or 0) - (earlier or 0)
 
 
 def count_nodes(job: FineTuneJob, attempt: int) -> int:
     """Return the number of pods of the next Job; preflight and merge have one."""
-    return 1 if not attempt or job.status.trained else _spec(job).resources.num_nodes
+    return 1 if not attempt or job.status.trained_weights else _spec(job).resources.num_nodes
 
 
 def build_config(job: FineTuneJob, settings: Settings, attempt: int) -> handoff.JobConfig:
@@ -202,7 +202,7 @@ def _build_child(job: FineTuneJob, settings: Settings, attempt: int, image: str,
 def _component(job: FineTuneJob, attempt: int) -> names.Component:
     if attempt == 0:
         return names.Component.PREFLIGHT
-    return names.Component.MERGE if job.status.trained else names.Component.TRAINER
+    return names.Component.MERGE if job.status.trained_weights else names.Component.TRAINER
 
 
 def _build_config_map(meta: Object, config: handoff.JobConfig) -> Object:

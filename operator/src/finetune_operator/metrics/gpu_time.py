@@ -8,6 +8,7 @@ from prometheus_client.core import CounterMetricFamily
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import FineTuneJobStatus
 from finetune_operator.kube.objects import FineTuneJob, Key
+from finetune_operator.policy import bookkeeping
 
 
 class GpuTime:
@@ -76,9 +77,10 @@ class GpuTime:
     def _seconds_of_current_run(self, job: FineTuneJob) -> float:
         """Return the GPU seconds of the running trainer so far; a merge holds no GPU."""
         run = job.status.current_run
-        if run is None or run.start_time is None or job.status.trained:
+        if run is None or run.start_time is None or job.status.trained_weights:
             return 0.0
-        ended = run.missing_since or (job.status.completion_time if job.is_finished else None)
+        missing = bookkeeping.read(job.status).pod_missing_since_time
+        ended = missing or (job.status.completion_time if job.is_finished else None)
         seconds = ((ended or self._clock()) - max(run.start_time, self._started)).total_seconds()
         return max(0.0, seconds) * count_gpus(job.spec)
 

@@ -5,11 +5,12 @@ from datetime import datetime
 
 from finetune_api.handoff import Outcome, Report
 from finetune_api.names import Component, ConditionType, Reason
-from finetune_api.status import FineTuneJobStatus, JobRef, Progress, TrainedStatus
+from finetune_api.status import FineTuneJobStatus, JobRef, Progress, TrainedWeights
 from finetune_operator.kube.objects import Job, Pod
 from finetune_operator.kube.observed import Target
 from finetune_operator.manifests.jobs import build_attempt, count_failures, count_nodes
 from finetune_operator.policy import (
+    bookkeeping,
     broken_gpus,
     clocks,
     counters,
@@ -78,7 +79,7 @@ def _find_surplus(context: Context, attempts: Sequence[Job], job: Job | None) ->
 
 def _record_attempt(context: Context, current: Job) -> None:
     context.status.attempts = current.attempt
-    context.status.job_ref = JobRef(name=current.name, uid=current.uid)
+    bookkeeping.record_current_job(context.status, JobRef(name=current.name, uid=current.uid))
 
 
 def _pin_image(context: Context, attempts: Sequence[Job]) -> None:
@@ -190,7 +191,9 @@ def _end_deleted(context: Context, job_ref: JobRef, detail: str) -> Effect:
         return _end_by_count(context)  # the operator removed it, and stopped before it wrote the end
     if runs.has_stalled(status):
         return _close(context, R.NO_PROGRESS, runs.history(status)[-1].message or "", add_failure=True)
-    is_counted = count_nodes(context.job, 1) > 1 and bool(job_ref.failures)  # it was failing already
+    is_counted = count_nodes(context.job, 1) > 1 and bool(
+        bookkeeping.read(status).counted_job_failures
+    )  # it was failing already
     if runs.has_ended_by_deletion(status):
         return _close(context, R.JOB_DELETED, detail, add_failure=not is_counted)
     return _check_again(context, R.JOB_DELETED, detail, add_failure=not is_counted)
@@ -265,7 +268,7 @@ def _end_completed(context: Context, current: Job, outcomes: Sequence[run_outcom
 
 def _is_result(context: Context, report: Report) -> bool:
     """Return whether a report ends the training or the job; a merge cannot end the training again."""
-    return report.outcome is not Outcome.TRAINED or context.status.trained is None
+    return report.outcome is not Outcome.TRAINED or context.status.trained_weights is None
 
 
 def _finish(context: Context, report: Report, completed: datetime | None) -> Effect:
@@ -290,11 +293,12 @@ def _hand_over(context: Context, report: Report) -> Effect:
 
 def _record_trained(status: FineTuneJobStatus, report: Report) -> None:
     if report.checkpoint:
-        status.trained = TrainedStatus(**report.checkpoint.model_dump(), failures=status.failures)
+        status.trained_weights = TrainedWeights(**report.checkpoint.model_dump())
+        bookkeeping.record(status, failures_before_merge=status.failures)
 
 
 def _kind(context: Context) -> str:
-    return "merge" if context.status.trained else "trainer"
+    return "merge" if context.status.trained_weights else "trainer"
 
 
 def _end_terminal(context: Context, current: Job | None, outcome: run_outcome.PodOutcome) -> Effect:
@@ -311,7 +315,7 @@ def _may_retry(context: Context, current: Job) -> bool:
     """Return whether only the Job has used up its limit: by rejected pods, or because the user has raised the job's."""
     if current.failed_reason != "BackoffLimitExceeded":
         return False
-    counted = (context.status.job_ref and context.status.job_ref.failures) or 0
+    counted = bookkeeping.read(context.status).counted_job_failures or 0
     return counted > current.backoff_limit and not _has_too_many_failures(context)
 
 
@@ -338,7 +342,8 @@ def _close(context: Context, reason: str, detail: str, *, add_failure: bool) -> 
 def _record_closed(context: Context, failure: str | None) -> None:
     if failure:
         counters.add_failures(context.status, failure)
-    context.status.job_ref = context.status.current_run = None
+    bookkeeping.record_current_run(context.status, None)
+    bookkeeping.record_current_job(context.status, None)
 
 
 def _start_attempt(context: Context) -> Effect:
@@ -375,7 +380,7 @@ def _watch(context: Context, current: Job) -> Effect:
     if reading and reading.report:
         record_progress(status, reading.report, reading.at)
     run = status.current_run
-    is_restarting = run is not None and run.stopping == R.NO_PROGRESS
+    is_restarting = run is not None and run.stopping_reason == R.NO_PROGRESS
     if rank_outcomes.missing_ranks(current, pods, observed.now):
         deadlines.record_waiting(context)
         if not is_restarting:
@@ -389,7 +394,7 @@ def _watch(context: Context, current: Job) -> Effect:
 
 def _record_stall(context: Context) -> None:
     if run := context.status.current_run:
-        run.stopping = R.NO_PROGRESS
+        run.stopping_reason = R.NO_PROGRESS
 
 
 def _restart(context: Context, current: Job) -> Effect:
@@ -399,7 +404,7 @@ def _restart(context: Context, current: Job) -> Effect:
     _record_stall(context)
     detail = f"{context.spec.stall_timeout_seconds} s ({describe_place(progress)})"
     effect = set_condition(C.RUNNING, "False", R.NO_PROGRESS, detail)
-    if stored is None or stored.stopping != R.NO_PROGRESS:
+    if stored is None or stored.stopping_reason != R.NO_PROGRESS:
         return effect + requeue_in(0)
     if context.observed.obstacle:
         return effect

@@ -264,7 +264,7 @@ def _phase_of_attempt(status: FineTuneJobStatus) -> Phase:
     is_running = status.is_true(C.RUNNING)
     if (running and running.reason == R.FINISHED) or (is_running and stage in {"Publishing", "Done"}):
         return Phase.PUBLISHING
-    if status.trained:
+    if status.trained_weights:
         return Phase.MERGING
     if not is_running:
         return Phase.STARTING

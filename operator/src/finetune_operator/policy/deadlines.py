@@ -7,6 +7,7 @@ from datetime import datetime
 from finetune_api.names import Reason
 from finetune_operator.kube.objects import FineTuneJob
 from finetune_operator.kube.observed import Reading
+from finetune_operator.policy import bookkeeping
 from finetune_operator.policy.decision import Context, Effect, fail
 from finetune_operator.settings import Settings
 
@@ -66,7 +67,8 @@ def _active_deadline(context: Context) -> Deadline | None:
         return None
     run, used = context.status.current_run, context.status.active_seconds or 0
     if run and run.start_time:
-        used += int(((run.missing_since or context.observed.now) - run.start_time).total_seconds())
+        missing = bookkeeping.read(context.status).pod_missing_since_time
+        used += int(((missing or context.observed.now) - run.start_time).total_seconds())
     elif used < limit:
         return None  # the clock does not run between two runs
     detail = f"{used} s in total, but activeDeadlineSeconds allows {limit}"
@@ -81,14 +83,17 @@ def end_job(context: Context, deadline: Deadline) -> Effect:
 def record_heartbeat(context: Context, reading: Reading) -> None:
     """Record when the heartbeat of the current run last changed."""
     run, report = context.status.current_run, reading.report
-    if run and report and (run.last_moved_time is None or run.heartbeat != report.heartbeat):
-        run.heartbeat, run.last_moved_time = report.heartbeat, reading.at
+    known = bookkeeping.read(context.status).heartbeat
+    if run and report and (run.last_moved_time is None or known != report.heartbeat):
+        run.last_moved_time = reading.at
+        bookkeeping.record(context.status, heartbeat=report.heartbeat)
 
 
 def record_waiting(context: Context) -> None:
     """Reset the heartbeat of the current run: a pod that waits for others is not stalled."""
     if run := context.status.current_run:
-        run.heartbeat = run.last_moved_time = None
+        run.last_moved_time = None
+        bookkeeping.record(context.status, heartbeat=None)
 
 
 def is_stalled(context: Context, reading: Reading) -> bool:

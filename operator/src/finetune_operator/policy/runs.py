@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from finetune_api.names import Reason
-from finetune_api.status import CurrentRun, DatasetStatus, FineTuneJobStatus, JobRef, PreflightRuns, Run
+from finetune_api.status import CurrentRun, DatasetStatus, FineTuneJobStatus, PreflightRuns, Run
 from finetune_operator.kube.objects import Job, Pod
-from finetune_operator.policy import clocks, counters, kueue, rejections
+from finetune_operator.policy import bookkeeping, clocks, counters, kueue, rejections
 from finetune_operator.policy.conditions import suspended_since
 from finetune_operator.policy.decision import Context, Effect, requeue_in
 from finetune_operator.policy.pods import rank_outcomes
@@ -57,7 +57,7 @@ def record_ended(context: Context, attempts: Sequence[Job]) -> Effect:
             if end.outcome.report and end.outcome.report.checkpoint:
                 status.checkpoint = end.outcome.report.checkpoint
         if status.current_run and status.current_run.pod_uid == pod.uid:
-            status.current_run = None
+            bookkeeping.record_current_run(status, None)
     effect += _record_missing(context, attempts)
     _record_unseen_failures(context, attempts)
     return effect
@@ -65,17 +65,18 @@ def record_ended(context: Context, attempts: Sequence[Job]) -> Effect:
 
 def record_preflight(context: Context, pods: tuple[Pod, ...]) -> None:
     """Count preempted preflight pods; they run one after another."""
-    known = context.status.preflight or PreflightRuns()
+    status = context.status
     for pod in pods:
         if not pod.counts_as_run or pod.created is None or _is_suspension(context, pod):
             continue
-        last = (known.last_pod_time, known.last_pod_name or "")
+        known = bookkeeping.read(status)
+        last = (known.last_preflight_pod_time, known.last_preflight_pod_name or "")
         if last[0] is not None and (pod.created, pod.name) <= last:
             continue
         if context.outcome_of(pod).result == RESULT_PREEMPTED:
-            count = (known.preemptions or 0) + 1
-            known = PreflightRuns(preemptions=count, last_pod_name=pod.name, last_pod_time=pod.created)
-            context.status.preflight = known
+            count = ((status.preflight and status.preflight.preemptions) or 0) + 1
+            status.preflight = PreflightRuns(preemptions=count)
+            bookkeeping.record(status, last_preflight_pod_name=pod.name, last_preflight_pod_time=pod.created)
 
 
 def record_running(context: Context, child: Job, pod: Pod) -> None:
@@ -85,7 +86,7 @@ def record_running(context: Context, child: Job, pod: Pod) -> None:
         return
     if status.current_run:
         _record_unseen_end(context, status.current_run, child)
-    status.current_run = _begin_run(context, pod, child.attempt)
+    bookkeeping.record_current_run(status, _begin_run(context, pod, child.attempt))
 
 
 def _ended(context: Context, job_uids: Sequence[str]) -> list[Pod]:
@@ -119,7 +120,9 @@ def _end_of(context: Context, pod: Pod, child: Job | None) -> tuple[End, float]:
     if child and child.is_suspended and pod.deleting and context.observed.workloads_error:
         return own, UNSEEN_SECONDS  # its Workload shows whether the user or Kueue has stopped it
     run = _running(context.status, pod)
-    if child is None or child.nodes == 1 or (run and run.stopping):  # all were stopped: no pod caused another's end
+    if (
+        child is None or child.nodes == 1 or (run and run.stopping_reason)
+    ):  # all were stopped: no pod caused another's end
         return own, 0.0
     pods = context.observed.pods_of(child.uid)
     is_last = rank_outcomes.is_last(pod, pods)
@@ -140,7 +143,7 @@ def _outcome(context: Context, pod: Pod, child: Job | None) -> PodOutcome:
     failed_unseen = child is not None and child.failed_pods > _failed_of(status, child)
     outcome = rejections.limit(status, context.outcome_of(pod, failed_unseen=failed_unseen))
     run = _running(status, pod)
-    if run and run.stopping == Reason.NO_PROGRESS:
+    if run and run.stopping_reason == Reason.NO_PROGRESS:
         return PodOutcome(RESULT_FAILED, Reason.NO_PROGRESS, STALLED, report=outcome.report)
     if child is None and outcome.is_proven:
         return outcome
@@ -162,13 +165,13 @@ def _outcome_of_suspension(context: Context, pod: Pod, child: Job, outcome: PodO
     The Job controller does not count such a pod, whatever its exit code.
     """
     run = _running(context.status, pod)
-    is_stopped = run is not None and run.stopping == Reason.USER_REQUESTED
+    is_stopped = run is not None and run.stopping_reason == Reason.USER_REQUESTED
     evicted = kueue.eviction(context, child)
     if evicted and not is_stopped:
         return PodOutcome(RESULT_PREEMPTED, *evicted, report=outcome.report)
-    if run and run.stopping and not is_stopped:
+    if run and run.stopping_reason and not is_stopped:
         return PodOutcome(
-            RESULT_PREEMPTED, run.stopping, run.stopping_message or outcome.message, report=outcome.report
+            RESULT_PREEMPTED, run.stopping_reason, run.stopping_message or outcome.message, report=outcome.report
         )
     workload = context.observed.workload_of(child)
     is_ours = child.is_suspended and child.is_ours_to_resume
@@ -216,7 +219,7 @@ def record_run(context: Context, run: Run, child: Job | None) -> None:
     status.history = [*history(status), run][-HISTORY:]
     if run.start_time and run.end_time:
         resources = context.spec.resources  # the limits of a deleted Job are gone
-        held = 0 if status.trained else resources.num_nodes * resources.gpus_per_node
+        held = 0 if status.trained_weights else resources.num_nodes * resources.gpus_per_node
         gpus = child.gpus(resources.gpu_resource_name) if child else held
         counters.add_time(status, int((run.end_time - run.start_time).total_seconds()), gpus)
 
@@ -244,7 +247,8 @@ def _record_counters(status: FineTuneJobStatus, outcome: PodOutcome, child: Job)
     if outcome.result == RESULT_FAILED:
         counters.add_failures(status, outcome.reason)
     if status.job_ref and is_the_jobs and (outcome.result == RESULT_FAILED or outcome.is_rejection):
-        status.job_ref.failures = (status.job_ref.failures or 0) + 1
+        counted = bookkeeping.read(status).counted_job_failures or 0
+        bookkeeping.record(status, counted_job_failures=counted + 1)
     if outcome.result == RESULT_PREEMPTED:
         counters.add_preemption(status, outcome.reason)
 
@@ -252,7 +256,7 @@ def _record_counters(status: FineTuneJobStatus, outcome: PodOutcome, child: Job)
 def _failed_of(status: FineTuneJobStatus, child: Job) -> int:
     """Return how many failed pods of that Job are counted."""
     if status.job_ref and status.job_ref.uid == child.uid:
-        return status.job_ref.failures or 0
+        return bookkeeping.read(status).counted_job_failures or 0
     return sum(run.attempt == child.attempt and run.result == RESULT_FAILED for run in history(status))
 
 
@@ -262,10 +266,11 @@ def _record_missing(context: Context, attempts: Sequence[Job]) -> Effect:
     if run is None:
         return Effect()
     if any(pod.uid == run.pod_uid for pod in context.observed.pods):
-        run.missing_since = None
+        bookkeeping.record(context.status, pod_missing_since_time=None)
         return Effect()
-    run.missing_since = run.missing_since or context.observed.now
-    left = UNSEEN_SECONDS - (context.observed.now - run.missing_since).total_seconds()
+    since = bookkeeping.read(context.status).pod_missing_since_time or context.observed.now
+    bookkeeping.record(context.status, pod_missing_since_time=since)
+    left = UNSEEN_SECONDS - (context.observed.now - since).total_seconds()
     if left > 0:
         return requeue_in(left)
     _record_unseen_end(context, run, next((one for one in attempts if one.attempt == run.attempt), None))
@@ -295,27 +300,27 @@ def record_cut(context: Context, run: CurrentRun, end: End) -> None:
     child = next((one for one in context.observed.own if one.attempt == run.attempt), None)
     ended = _end_run(context, run, end, _latest_end(context, run, child), _steps(context, run))
     record_run(context, ended, child)
-    context.status.current_run = None
+    bookkeeping.record_current_run(context.status, None)
 
 
 def _latest_end(context: Context, run: CurrentRun, child: Job | None) -> datetime:
     """Return when a run whose end was not observed has ended: at the latest when its Job created the next pod."""
     pods = [pod for pod in context.observed.pods_of(child.uid) if pod.rank == 0] if child and run.start_time else []
     later = [pod.created for pod in pods if pod.created and run.start_time and pod.created > run.start_time]
-    return min([run.missing_since or context.observed.now, *later])
+    return min([bookkeeping.read(context.status).pod_missing_since_time or context.observed.now, *later])
 
 
 def _outcome_of_unseen(context: Context, run: CurrentRun, child: Job | None) -> PodOutcome:
     message = "the pod's exit status was not observed"
-    if run.stopping == Reason.NO_PROGRESS:
+    if run.stopping_reason == Reason.NO_PROGRESS:
         return PodOutcome(RESULT_FAILED, Reason.NO_PROGRESS, STALLED)
     if child is None:
         return PodOutcome(RESULT_FAILED, Reason.JOB_DELETED, "the Job was deleted while the pod ran")
     if child.failed_pods > _failed_of(context.status, child):
         return PodOutcome(RESULT_FAILED, Reason.UNOBSERVED, message)
-    if run.stopping == Reason.USER_REQUESTED:
+    if run.stopping_reason == Reason.USER_REQUESTED:
         return PodOutcome(RESULT_SUSPENDED, Reason.USER_REQUESTED, message)
-    return PodOutcome(RESULT_PREEMPTED, run.stopping or Reason.UNOBSERVED, run.stopping_message or message)
+    return PodOutcome(RESULT_PREEMPTED, run.stopping_reason or Reason.UNOBSERVED, run.stopping_message or message)
 
 
 def _record_unseen_failures(context: Context, attempts: Sequence[Job]) -> None:
@@ -327,14 +332,14 @@ def _record_unseen_failures(context: Context, attempts: Sequence[Job]) -> None:
         return
     missing = current.failed_pods - _failed_of(status, current)
     if missing > 0 and current.nodes > 1:
-        _record_without_run(context, current, status.job_ref)
+        _record_without_run(context, current)
     elif missing > 0:
         counters.add_failures(status, Reason.UNOBSERVED, missing)
         status.runs = (status.runs or 0) + missing
-        status.job_ref.failures = current.failed_pods
+        bookkeeping.record(status, counted_job_failures=current.failed_pods)
 
 
-def _record_without_run(context: Context, child: Job, job_ref: JobRef) -> None:
+def _record_without_run(context: Context, child: Job) -> None:
     """Record a failure of another rank while the first pod did not run, once all pods have ended.
 
     After the first pod has published, the ends of the others count only if they failed the Job.
@@ -354,7 +359,7 @@ def _record_without_run(context: Context, child: Job, job_ref: JobRef) -> None:
         entry = _end_run(context, run, End(cause.named(), cause.pod), _times(context, cause.pod)[1], {})
         status.history = [*history(status), entry][-HISTORY:]
     status.runs = (status.runs or 0) + 1
-    job_ref.failures = 1
+    bookkeeping.record(status, counted_job_failures=1)
 
 
 def has_succeeded(status: FineTuneJobStatus, child: Job) -> bool:

@@ -41,7 +41,7 @@ def record_report(status: FineTuneJobStatus, report: Report) -> None:
         status.evaluation = report.evaluation
     if report.artifacts:
         status.artifacts = report.artifacts
-        status.checkpoint = status.trained = None  # they are removed once the result is published
+        status.checkpoint = status.trained_weights = None  # they are removed once the result is published
         _record_done(status, report)
 
 
@@ -103,6 +103,7 @@ def _dated(new: Progress, old: Progress | None, at: datetime) -> Progress:
 
 
 def record_end(status: FineTuneJobStatus) -> None:
-    """Remove the estimate of the remaining time, which an ended job does not have."""
+    """Remove what an ended job does not have: the estimate of the remaining time, and the bookkeeping."""
+    status.internal = None
     if status.progress:
         status.progress = status.progress.model_copy(update={"estimated_remaining_seconds": None})

@@ -60,19 +60,19 @@ def hold_or_release(context: Context, child: Job, pods: Sequence[Pod]) -> Effect
 def record_stopping(context: Context, child: Job, alive: Sequence[Pod]) -> None:
     """Record that another controller has suspended the Job, because its pod can end after the Job is resumed."""
     run = context.status.current_run
-    if run is None or run.stopping == R.NO_PROGRESS:
+    if run is None or run.stopping_reason == R.NO_PROGRESS:
         return
-    if child.is_suspended and run.stopping in {None, R.JOB_SUSPENDED}:
-        run.stopping, run.stopping_message = kueue.eviction(context, child) or (R.JOB_SUSPENDED, None)
+    if child.is_suspended and run.stopping_reason in {None, R.JOB_SUSPENDED}:
+        run.stopping_reason, run.stopping_message = kueue.eviction(context, child) or (R.JOB_SUSPENDED, None)
     elif not child.is_suspended and any(pod.uid == run.pod_uid and not pod.deleting for pod in alive):
-        run.stopping = run.stopping_message = None  # resumed before the pod was stopped
+        run.stopping_reason = run.stopping_message = None  # resumed before the pod was stopped
 
 
 def record_stop_request(context: Context, alive: Sequence[Pod]) -> None:
     """Record that the current run is stopped because the user suspends the job."""
     run = context.status.current_run
-    if run and not run.stopping and any(pod.uid == run.pod_uid and not pod.deleting for pod in alive):
-        run.stopping = R.USER_REQUESTED
+    if run and not run.stopping_reason and any(pod.uid == run.pod_uid and not pod.deleting for pod in alive):
+        run.stopping_reason = R.USER_REQUESTED
 
 
 def _hold(context: Context, child: Job, alive: Sequence[Pod]) -> Effect:
@@ -110,7 +110,7 @@ def _release(context: Context, alive: Sequence[Pod], resume: Effect) -> Effect:
     if alive:
         detail = f"waiting until {alive[0].name} from before the suspension is gone"
         return set_condition(C.RUNNING, "False", R.BACKING_OFF, detail) + requeue_in(SOON_SECONDS)
-    effect = set_condition(C.RUNNING, "False", R.TRAINED if context.status.trained else R.PODS_STARTING)
+    effect = set_condition(C.RUNNING, "False", R.TRAINED if context.status.trained_weights else R.PODS_STARTING)
     if suspended_since(context.stored):
         return effect + requeue_in(0)
     return effect if context.is_blocked else effect + resume

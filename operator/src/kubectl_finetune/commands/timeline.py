@@ -63,7 +63,7 @@ def _current(run: CurrentRun, job: Job, now: datetime) -> Moment:
     parts = [f"pod {run.pod_name}", f"on {run.node_name}" if run.node_name else ""]
     if progress and progress.resumed_from_step:
         parts.append(f"resumed from step {progress.resumed_from_step}")
-    parts.append(f"stopping: {run.stopping}" if run.stopping else "")
+    parts.append(f"stopping: {run.stopping_reason}" if run.stopping_reason else "")
     what = f"run {(job.status.runs or 0) + 1} (attempt {run.attempt}) runs"
     return Moment(run.start_time, between(run.start_time, now), what, "; ".join(filter(None, parts)))
 

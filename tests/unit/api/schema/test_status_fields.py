@@ -11,7 +11,7 @@ from finetune_api.status import FineTuneJobStatus
 
 UNIT = re.compile(r"(Seconds|PerSecond|Bytes|[pP]ercent|Points|Tokens)$")
 COUNTED = re.compile(
-    r"([aA]ttempts?|[rR]uns?|[fF]ailures|[pP]reemptions|[rR]ows|[sS]teps?|Epochs|epoch|questions|trainableParameters"
+    r"([aA]ttempts?|[rR]uns?|[fF]ailures|failuresBeforeMerge|[pP]reemptions|[rR]ows|[sS]teps?|Epochs|epoch|questions|trainableParameters"
     r"|evaluationsWithoutImprovement|patience)$"
 )
 """Names of what is counted, or of its number."""
@@ -60,6 +60,12 @@ NUMBERS = sorted(
 def test_the_name_of_a_number_has_its_unit(path: str) -> None:
     name = path.rpartition(".")[2]
     assert UNIT.search(name) or COUNTED.search(name) or name in WITHOUT_UNIT
+
+
+def test_the_bookkeeping_of_the_operator_is_marked_as_unstable_and_nothing_else_is() -> None:
+    marked = {path for path, node in fields(structural_schema(FineTuneJobStatus)) if "Unstable." in node["description"]}
+    internal = {path for path, _ in fields(structural_schema(FineTuneJobStatus)) if re.match(r"internal\b", path)}
+    assert marked == internal
 
 
 def test_no_name_is_allowed_that_no_number_has() -> None:

@@ -41,7 +41,7 @@ def test_a_reason_that_repeats_the_result_is_left_out(job: Make) -> None:
 
 def test_the_current_run_has_its_pod_its_node_and_why_it_is_being_stopped(job: Make) -> None:
     run = {"attempt": 1, "podName": "p", "podUid": "u", "nodeName": "n", "startTime": "2026-03-01T12:29:00Z"}
-    moments = timeline.moments(job(currentRun=run | {"stopping": "Suspended"}, runs=None, progress={}), NOW)
+    moments = timeline.moments(job(currentRun=run | {"stoppingReason": "Suspended"}, runs=None, progress={}), NOW)
     (found,) = [one for one in moments if one.what == "run 1 (attempt 1) runs"]
     assert found.detail == "pod p; on n; stopping: Suspended"
     new = {"attempt": 1, "podName": "p", "podUid": "u"}

@@ -177,7 +177,7 @@ def test_a_pod_that_is_missing_counts_until_then_and_one_of_an_ended_job_until_i
     clock = Clock()
     counter = GpuTime(clock)
     gone = running(0)
-    gone["currentRun"]["missingSince"] = at(20)
+    gone["internal"] = {"podMissingSinceTime": at(20)}
     counter.update(job(**gone))
     condition = {"type": "Failed", "status": "True", "reason": "DeadlineExceeded", "message": "m"}
     failed = [condition | {"lastTransitionTime": at(30)}]

@@ -207,7 +207,7 @@ def test_a_stall_before_the_first_stage_is_shown_too(scene: Any) -> None:
         one.object["status"] = one.look().status.to_wire()
         later(one, 60)
     assert "No progress for 60 s (an unknown stage)" in one.status["message"]
-    assert one.status["currentRun"]["stopping"] == "NoProgress"
+    assert one.status["currentRun"]["stoppingReason"] == "NoProgress"
 
 
 def test_a_stall_is_noticed_across_a_restart_of_the_operator(scene: Any) -> None:

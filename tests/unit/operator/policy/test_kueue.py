@@ -441,10 +441,10 @@ def test_quota_that_is_returned_before_the_pod_is_stopped_leaves_nothing_behind(
     one, pod = training(scene)
     preempt(one)
     one.settle()
-    assert one.status["currentRun"]["stopping"] == "Preempted"
+    assert one.status["currentRun"]["stoppingReason"] == "Preempted"
     admit(one)
     one.settle()
-    assert "stopping" not in one.status["currentRun"]
+    assert "stoppingReason" not in one.status["currentRun"]
     one.end(pod, 137)
     one.settle()
     assert one.status["failures"] == 1

@@ -54,7 +54,7 @@ def test_the_gpus_are_given_back_before_the_merge_starts(scene: Build) -> None:
     assert container["image"] == pod_spec(one, "one-1")["containers"][0]["image"]
     assert container["resources"] == {"requests": {"cpu": 64, "memory": "512Gi"}, "limits": {"memory": "512Gi"}}
     assert (one.status["phase"], one.condition("Running")["reason"]) == ("Merging", "Trained")
-    assert one.status["trained"] == STORED
+    assert one.status["trainedWeights"] == STORED
     assert one.status["checkpoint"] == STORED
     assert one.status["metrics"] == {"trainLoss": 1.5}
     assert (one.status["attempts"], one.status["runs"]) == (2, 1)
@@ -156,7 +156,7 @@ def test_a_published_merge_completes_the_job_and_holds_no_gpu_time(scene: Build)
     one.settle()
     assert one.status["phase"] == "Succeeded"
     assert (one.status["activeSeconds"], one.status["gpuSeconds"]) == (10, 40)
-    assert "trained" not in one.status
+    assert "trainedWeights" not in one.status
 
 
 def test_the_phase_follows_the_merge_pod(scene: Build) -> None:
@@ -180,7 +180,7 @@ def test_failures_of_the_training_do_not_shorten_the_merge(scene: Build) -> None
     one.end(one.pod("one-1"), 0, trained(one))
     one.complete("one-1")
     one.settle()
-    assert one.status["trained"]["failures"] == one.status["failures"] == 1
+    assert one.status["internal"]["failuresBeforeMerge"] == one.status["failures"] == 1
     assert one.children["one-2-merge"]["spec"]["backoffLimit"] == 1
     one.end(one.pod("one-2-merge"), 70, "a failure of the merge")
     one.settle()
@@ -189,7 +189,7 @@ def test_failures_of_the_training_do_not_shorten_the_merge(scene: Build) -> None
     one.fail("one-2-merge", reason="BackoffLimitExceeded", failed=2)
     one.settle()
     assert (one.status["phase"], one.status["reason"]) == ("Failed", "BackoffLimitExceeded")
-    assert one.status["trained"]["step"] == 6
+    assert one.status["trainedWeights"]["step"] == 6
 
 
 def test_a_deleted_merge_is_repeated_and_the_training_is_not(scene: Build) -> None:
@@ -267,7 +267,7 @@ def test_the_start_of_a_merge_is_an_event(scene: Build) -> None:
 def test_an_older_trainer_publishes_by_itself(scene: Build) -> None:
     one = scene(**SPEC).to_training()
     known = json.loads(one.look().status.model_dump_json(by_alias=True))
-    assert known["trained"] is None
+    assert known["trainedWeights"] is None
     one.end(one.pod("one-1"), 0, one.published())
     one.complete("one-1")
     one.settle()

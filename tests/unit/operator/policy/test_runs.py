@@ -19,7 +19,7 @@ def test_each_pod_is_counted_once_however_often_it_is_seen(scene: Any) -> None:
     for _ in range(3):
         one.settle()
     assert (one.status["failures"], one.status["runs"], len(one.status["history"])) == (1, 1, 1)
-    assert one.status["jobRef"]["failures"] == 1
+    assert one.status["internal"]["countedJobFailures"] == 1
 
 
 def test_a_pod_that_dropped_out_of_the_history_is_not_counted_again(scene: Any) -> None:
@@ -197,7 +197,7 @@ def test_failures_of_a_job_are_counted_beyond_the_length_of_the_history(scene: A
         one.settle()
     one.children["one-1"]["status"] = {"failed": 2}
     one.settle()
-    assert (one.status["failures"], one.status["jobRef"]["failures"]) == (2, 2)
+    assert (one.status["failures"], one.status["internal"]["countedJobFailures"]) == (2, 2)
 
 
 def test_a_pod_that_failed_before_the_first_one_began_is_the_cause_if_its_job_counts_the_failure(scene: Any) -> None:

@@ -48,7 +48,7 @@ def test_the_request_is_written_before_the_job_is_suspended(scene: Any) -> None:
     assert second.suspend.name == "one-1"
     assert second.status.current_run is not None
     assert second.status.current_run.pod_uid == pod["metadata"]["uid"]
-    assert second.status.current_run.stopping == "UserRequested"
+    assert second.status.current_run.stopping_reason == "UserRequested"
 
 
 @pytest.mark.parametrize("code", [75, 137, 143, 1])
@@ -154,7 +154,7 @@ def test_a_suspension_that_is_withdrawn_at_once_leaves_nothing_behind(scene: Any
     one.object["spec"]["suspend"] = False
     one.settle()
     assert one.children["one-1"]["spec"].get("suspend", False) is False
-    assert "stopping" not in one.status["currentRun"]
+    assert "stoppingReason" not in one.status["currentRun"]
     one.delete_pod(pod)
     one.end(pod, 75)
     one.settle()

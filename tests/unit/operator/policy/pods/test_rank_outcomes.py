@@ -144,7 +144,7 @@ def test_a_first_pod_that_waits_for_another_one_does_not_stall(pair: Any) -> Non
     answer()
     one.now += timedelta(seconds=90)
     answer()
-    assert one.status["currentRun"]["stopping"] == "NoProgress"
+    assert one.status["currentRun"]["stoppingReason"] == "NoProgress"
     assert "one-1" not in one.children
 
 
