@@ -193,6 +193,8 @@ class EventReason(StrEnum):
     ROWS_REJECTED = "RowsRejected"
     TRAINING_STARTED = "TrainingStarted"
     TRAINING_RETRIED = "TrainingRetried"
+    EVALUATION_STARTED = "EvaluationStarted"
+    EVALUATION_RETRIED = "EvaluationRetried"
     MERGE_STARTED = "MergeStarted"
     SUSPENDED = "Suspended"
     RESUMED = "Resumed"

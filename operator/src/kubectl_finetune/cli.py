@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from finetune_api import __version__
+from finetune_api.text.command_group import PrintableGroup
 from finetune_api.text.printable import printable
 from kubectl_finetune.errors import ExitCode
 from kubectl_finetune.options import (
@@ -31,6 +32,7 @@ from kubectl_finetune.options import (
 EXIT_CODES = ", ".join(f"{code.value} {code.meaning}" for code in ExitCode)
 app = typer.Typer(
     name="kubectl finetune",
+    cls=PrintableGroup,
     help="Inspect and control FineTuneJobs: status, progress, queueing, results.",
     epilog=f"Exit codes: {EXIT_CODES}.",
     no_args_is_help=True,

@@ -46,6 +46,7 @@ CHANGES: list[dict[str, Any]] = [
     {"resources": {"requests": {"memory": "24GB"}}},
     {"hyperparameters": {"maxSteps": 5, "numTrainEpochs": 1}},
     {"hyperparameters": {"warmupSteps": 5.5}},
+    {"dataset": {"train": {"uri": "s3://data/rows"}, "columns": {}}},
     {"hyperparameters": {"lrSchedulerType": "linearly"}},
     {"hyperparameters": {"seed": 2**32}},
     {"hyperparameters": []},

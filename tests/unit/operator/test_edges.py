@@ -14,7 +14,7 @@ from aiohttp import web
 from prometheus_client import generate_latest
 
 from finetune_api.names import ConditionType, Reason
-from finetune_api.status import FineTuneJobStatus
+from finetune_api.status import FineTuneJobStatus, JobRef, Resolved
 from finetune_operator.cluster import RIGHTS, TokenBucket, error_from, needed_rights
 from finetune_operator.controller.events import build_event, derive_events
 from finetune_operator.controller.progress_poller import ProgressError, fetch_progress
@@ -245,6 +245,24 @@ def test_being_suspended_and_being_queued_have_their_own_events(
         return FineTuneJobStatus.model_validate({"conditions": found})
 
     assert [event.reason for event in derive_events(status(before), status(after))] == events
+
+
+@pytest.mark.parametrize(
+    ("mode", "attempt", "reason", "message"),
+    [
+        (None, 1, "TrainingStarted", "Created trainer Job one-1."),
+        (None, 2, "TrainingRetried", "Created trainer Job one-2 for attempt 2."),
+        ("Evaluate", 1, "EvaluationStarted", "Created Job one-1, which evaluates the adapter and trains nothing."),
+        ("Evaluate", 2, "EvaluationRetried", "Created Job one-2 for attempt 2, which evaluates from the beginning."),
+    ],
+)
+def test_the_start_of_an_attempt_is_an_event_that_names_what_it_does(
+    mode: str | None, attempt: int, reason: str, message: str
+) -> None:
+    old = FineTuneJobStatus(resolved=Resolved(mode=mode), attempts=attempt - 1)
+    job_ref = JobRef(name=f"one-{attempt}", uid="u")
+    new = old.model_copy(update={"attempts": attempt, "job_ref": job_ref})
+    assert [(event.reason, event.message) for event in derive_events(old, new)] == [(reason, message)]
 
 
 def test_the_same_event_has_the_same_name(scene: Any) -> None:

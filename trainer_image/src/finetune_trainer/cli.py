@@ -12,6 +12,7 @@ import typer
 from finetune_api import handoff
 from finetune_api.endpoints import is_endpoint
 from finetune_api.spec import DatasetFormat, Method, Objective, Precision
+from finetune_api.text.command_group import PrintableGroup
 from finetune_api.text.printable import printable
 from finetune_trainer.data.formats.export import ExportFormat
 from finetune_trainer.entrypoints.termination import RunState
@@ -19,6 +20,7 @@ from finetune_trainer.entrypoints.termination import RunState
 EXIT_CODES = ", ".join(f"{code.value} {code.meaning}" for code in handoff.ExitCode)
 app = typer.Typer(
     name="finetune-trainer",
+    cls=PrintableGroup,
     help="Check data, estimate memory, fine-tune a language model, publish, merge and talk to it.",
     epilog=f"Exit codes: {EXIT_CODES}; 1 `verify` found a fault, 2 invalid usage.",
     add_completion=False,

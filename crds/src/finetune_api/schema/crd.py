@@ -25,7 +25,8 @@ from finetune_api.status import FineTuneJobStatus
 HEADER = "# Generated from crds/src/finetune_api by `make generate`; do not edit.\n"
 KEPT = {
     "type", "description", "enum", "pattern", "format", "default", "minimum", "maximum", "minLength", "maxLength",
-    "minItems", "maxItems", "maxProperties", "items", "properties", "required", "additionalProperties", "anyOf",
+    "minItems", "maxItems", "minProperties", "maxProperties", "items", "properties", "required",
+    "additionalProperties", "anyOf",
 }  # fmt: skip
 COLUMNS = [
     ("Phase", "string", ".status.phase", 0),

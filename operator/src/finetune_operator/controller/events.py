@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from finetune_api import names
 from finetune_api.evaluation import AbilityStatus, Verdict
 from finetune_api.names import ConditionType, EventReason
+from finetune_api.spec import Mode
 from finetune_api.status import FineTuneJobStatus
 from finetune_operator.kube.objects import FineTuneJob, Object
 from finetune_operator.policy import runs
@@ -97,11 +98,23 @@ def _runs(old: FineTuneJobStatus, new: FineTuneJobStatus) -> list[Event]:
     name = new.job_ref.name if new.job_ref else ""
     if after > before and new.trained_weights:
         found.append(Event(E.MERGE_STARTED, f"Created Job {name}, which holds no GPU, to merge and publish."))
-    elif after > before == 0:
-        found.append(Event(E.TRAINING_STARTED, f"Created trainer Job {name}."))
     elif after > before:
-        found.append(Event(E.TRAINING_RETRIED, f"Created trainer Job {name} for attempt {after}."))
+        is_evaluation = new.resolved is not None and new.resolved.mode == Mode.EVALUATE
+        found.append(_evaluation(name, after) if is_evaluation else _training(name, after))
     return found
+
+
+def _training(name: str, attempt: int) -> Event:
+    if attempt > 1:
+        return Event(E.TRAINING_RETRIED, f"Created trainer Job {name} for attempt {attempt}.")
+    return Event(E.TRAINING_STARTED, f"Created trainer Job {name}.")
+
+
+def _evaluation(name: str, attempt: int) -> Event:
+    if attempt > 1:
+        again = f"Created Job {name} for attempt {attempt}, which evaluates from the beginning."
+        return Event(E.EVALUATION_RETRIED, again)
+    return Event(E.EVALUATION_STARTED, f"Created Job {name}, which evaluates the adapter and trains nothing.")
 
 
 def _suspension(old: FineTuneJobStatus, new: FineTuneJobStatus) -> list[Event]:

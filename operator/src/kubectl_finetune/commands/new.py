@@ -41,6 +41,7 @@ BLOCKS: Mapping[Objective, str] = {
     numGenerations: {Rlhf().num_generations:<12}# answers sampled for each prompt
 """,
 }
+NO_ENDPOINT = "# endpoint: http://minio.minio:9000  # default: that of the operator, else AWS S3"
 Word = TypeVar("Word", Objective, Method)
 
 
@@ -84,7 +85,7 @@ def _word(text: str, kind: type[Word], flag: str) -> Word:
 
 def _template(answers: Answers, objective: Objective, method: Method) -> str:
     namespace = f"\n  namespace: {_quote(answers.namespace)}" if answers.namespace else ""
-    endpoint = f"\n    endpoint: {_quote(answers.endpoint)}" if answers.endpoint else ""
+    endpoint = f"endpoint: {_quote(answers.endpoint)}" if answers.endpoint else NO_ENDPOINT
     holds_out = answers.validation_percent > 0
     split = (
         f"\n    validationSplitPercent: {answers.validation_percent}  # held out for evaluation" if holds_out else ""
@@ -112,7 +113,8 @@ metadata:
   name: {_quote(answers.name)}{namespace}
 spec:
   objective: {objective.value}
-  storage:                      # for every s3:// below{endpoint}
+  storage:                      # for every s3:// below
+    {endpoint}
     # a Secret of this namespace with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY
     credentialsSecretRef: {{name: {_quote(answers.secret)}}}
   model:

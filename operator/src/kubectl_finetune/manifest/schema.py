@@ -35,7 +35,7 @@ LIMITS = {
     "maxLength": ("has more than {} characters", "shorten it to at most {} characters"),
     "minItems": ("has fewer than {} entries", "add entries, or remove the field"),
     "maxItems": ("has more than {} entries", "keep at most {} entries"),
-    "minProperties": ("has fewer than {} entries", "add entries, or remove the field"),
+    "minProperties": ("is empty", "add an entry, or remove the field"),
     "maxProperties": ("has more than {} entries", "keep at most {} entries"),
 }
 """Message and fix of a limit."""

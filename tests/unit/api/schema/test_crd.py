@@ -77,6 +77,11 @@ def test_every_map_of_the_spec_and_every_reference_states_how_server_side_apply_
     assert {node.get("x-kubernetes-map-type") for node in references} == {"atomic"}
 
 
+def test_an_empty_map_that_the_types_refuse_is_refused_by_the_api_server() -> None:
+    limits = {path: node.get("minProperties") for path, node in parts("spec") if "minProperties" in node}
+    assert limits == {"spec.dataset.columns": 1}
+
+
 @pytest.mark.parametrize("block", ["spec", "status"])
 def test_every_object_has_a_description(block: str) -> None:
     opaque = [

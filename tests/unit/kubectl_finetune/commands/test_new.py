@@ -52,6 +52,18 @@ def test_a_starter_names_the_formats_of_its_objective_and_the_commands_that_come
     assert "    method: QLoRA               # QLoRA, LoRA or Full; Auto is QLoRA unless Full fits vramBudget" in lines
 
 
+def test_a_starter_names_the_endpoint_or_where_to_write_it(finetune: Callable[..., Any]) -> None:
+    given = finetune("new", "first", *GIVEN, "--endpoint", "http://s3:9000", "-f", "-").out
+    assert "\n    endpoint: http://s3:9000\n" in given
+    assert "# endpoint" not in given
+    commented = finetune("new", "first", *GIVEN, "-f", "-").out
+    (line,) = [line for line in commented.splitlines() if "endpoint:" in line]
+    assert line == "    # endpoint: http://minio.minio:9000  # default: that of the operator, else AWS S3"
+    plain = commented.replace("    # endpoint:", "    endpoint:")
+    assert yaml.safe_load(plain)["spec"]["storage"]["endpoint"] == "http://minio.minio:9000"
+    assert finetune("validate", "-", stdin=plain).out == "first is valid\n"
+
+
 def test_a_starter_without_held_out_rows_has_no_early_stopping(finetune: Callable[..., Any]) -> None:
     for options in (("--objective", "Chat", "--validation-percent", "0"), ("--objective", "RLHF")):
         assert "earlyStopping" not in finetune("new", "first", *GIVEN, *options, "-f", "-").out
