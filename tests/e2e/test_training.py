@@ -215,7 +215,7 @@ def test_a_changed_object_is_found_by_verify(bench: Bench, results: dict[str, di
 def test_conditions_columns_and_events_show_what_happened(bench: Bench, results: dict[str, dict[str, Any]]) -> None:
     true = {one["type"] for one in results["qlora"]["conditions"] if one["status"] == "True"}
     # Whether anybody asked while there was a checkpoint is a matter of seconds in so short a job.
-    assert true - {"SavesInTime"} == {"Accepted", "Validated", "Published", "Complete", "Ready"}
+    assert true - {"GracePeriodSufficient"} == {"Accepted", "Validated", "Published", "Complete", "Ready"}
     table = kubectl("get", "ftj", "qlora", "-n", bench.namespace).stdout
     assert table.split() == ["NAME", "PHASE", "DONE", "CHANGE", "AGE", "qlora", "Succeeded", "100", *table.split()[8:]]
     assert results["qlora"]["evaluation"]["change"] in table

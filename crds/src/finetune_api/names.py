@@ -74,7 +74,7 @@ class ConditionType(StrEnum):
     VALIDATED = "Validated"
     QUOTA_RESERVED = "QuotaReserved"
     RUNNING = "Running"
-    SAVES_IN_TIME = "SavesInTime"
+    GRACE_PERIOD_SUFFICIENT = "GracePeriodSufficient"
     EARLY_STOPPED = "EarlyStopped"
     PUBLISHED = "Published"
     COMPLETE = "Complete"
@@ -134,7 +134,7 @@ class Reason(StrEnum):
     NODE_LOST = "NodeLost"
     NO_PROGRESS = "NoProgress"
     TRAINED = "Trained"
-    # SavesInTime
+    # GracePeriodSufficient
     NO_CHECKPOINT = "NoCheckpoint"
     CHECKPOINT_SAVED = "CheckpointSaved"
     SAVE_TOO_SLOW = "SaveTooSlow"

@@ -4,6 +4,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, StringConstraints
 
+from finetune_api import conditions
 from finetune_api.evaluation import EvaluationStatus
 from finetune_api.names import ConditionType
 from finetune_api.resolved import Resolved
@@ -28,8 +29,7 @@ __all__ = [
 class Condition(StatusBlock):
     """A `metav1.Condition`."""
 
-    type: Annotated[str, StringConstraints(max_length=64)]
-    """Name of the condition."""
+    type: Annotated[str, StringConstraints(max_length=64)] = Field(description=conditions.explain())
     status: Annotated[str, StringConstraints(pattern=r"^(True|False|Unknown)$", max_length=7)]
     """`True`, `False` or `Unknown`."""
     reason: Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=r"^[A-Za-z][A-Za-z0-9]*$")]
@@ -269,9 +269,8 @@ class FineTuneJobStatus(StatusBlock):
         ]
         | None
     ) = None
-    """The state as `metav1.Condition`s: Ready, which has reason and message of the job, then Accepted, Suspended,
-    Queued, Validated, QuotaReserved (only with Kueue), Running, SavesInTime, EarlyStopped, Published, Complete, Failed,
-    and Reconciling and Stalled for GitOps tools."""
+    """The state as `metav1.Condition`s, first Ready, which has reason and message of the job. Each describes a state;
+    `type` has its meaning. Reconciling and Stalled are for GitOps tools."""
     eligible_time: Time | None = None
     """Since when the job could start: accepted, and not suspended; `startDeadlineSeconds` counts from here."""
     start_time: Time | None = None

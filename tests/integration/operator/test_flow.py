@@ -34,7 +34,7 @@ def test_a_job_goes_through_preflight_and_training_to_complete(world: Any, opera
         "Queued": "False",
         "Validated": "True",
         "Running": "False",
-        "SavesInTime": "Unknown",
+        "GracePeriodSufficient": "Unknown",
         "EarlyStopped": "False",
         "Published": "True",
         "Complete": "True",

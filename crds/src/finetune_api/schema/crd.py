@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from finetune_api import names
+from finetune_api import conditions, names
 from finetune_api.recipes import fill_in_defaults
 from finetune_api.schema import chart
 from finetune_api.spec import FineTuneJobSpec
@@ -228,6 +228,15 @@ def reference_markdown() -> str:
         "| field | type | meaning |",
         "| --- | --- | --- |",
         *(_row(path, node, False) for path, node, _ in _walk(status, "")),
+        "",
+        "### Conditions",
+        "",
+        "Each describes a state, not an event, and has the same meaning at any time. The last column is its polarity: "
+        "the value of a job that goes well. A job shows all of them from its first reconcile on, except "
+        "`QuotaReserved`, which is absent without a queue and at the end. [Every reason](../docs/troubleshooting.md) has "
+        "an entry.",
+        "",
+        *conditions.table(),
         "",
     ]
     return "\n".join(lines)

@@ -148,8 +148,8 @@ def _problems(old: FineTuneJobStatus, new: FineTuneJobStatus) -> list[Event]:
     found = []
     if reason in _POD_PROBLEMS and reason != _reason(old, C.RUNNING):
         found.append(Event(E(reason), _message(new, C.RUNNING), is_warning=True))
-    if _became(old, new, C.SAVES_IN_TIME, "False"):
-        found.append(Event(E.SAVE_TOO_SLOW, _message(new, C.SAVES_IN_TIME), is_warning=True))
+    if _became(old, new, C.GRACE_PERIOD_SUFFICIENT, "False"):
+        found.append(Event(E.SAVE_TOO_SLOW, _message(new, C.GRACE_PERIOD_SUFFICIENT), is_warning=True))
     return found
 
 

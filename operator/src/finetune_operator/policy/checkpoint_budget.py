@@ -1,4 +1,4 @@
-"""Condition SavesInTime: whether the grace period is long enough for a checkpoint, according to the last save."""
+"""Condition GracePeriodSufficient: whether a checkpoint can be saved within it, according to the last save."""
 
 from finetune_api.names import ConditionType, Reason
 from finetune_operator.kube.objects import Job
@@ -16,9 +16,9 @@ def check_save_time(context: Context, child: Job) -> Effect:
         return Effect()
     took = f"Saving step {saved.step} took {saved.save_seconds:.3g} s, and the grace period is {grace} s"
     if saved.save_seconds <= SHARE * grace:
-        return set_condition(C.SAVES_IN_TIME, "True", R.CHECKPOINT_SAVED, took)
+        return set_condition(C.GRACE_PERIOD_SUFFICIENT, "True", R.CHECKPOINT_SAVED, took)
     advice = (
         f"raise checkpoint.gracePeriodSeconds to {round(2 * saved.save_seconds)} for later pods, "
         "or lower checkpoint.steps, because a preemption may lose the steps since the last checkpoint"
     )
-    return set_condition(C.SAVES_IN_TIME, "False", R.SAVE_TOO_SLOW, f"{took}: {advice}")
+    return set_condition(C.GRACE_PERIOD_SUFFICIENT, "False", R.SAVE_TOO_SLOW, f"{took}: {advice}")

@@ -59,9 +59,9 @@ MESSAGES: dict[tuple[ConditionType, str], str] = {
     "stallTimeoutSeconds if a step can take that long.",
     (C.RUNNING, R.BACKING_OFF): "Waiting for the next run: {detail}",
     (C.RUNNING, R.API_DENIED): "Cannot read why no pod is running: {detail}: grant the right; the job then continues.",
-    (C.SAVES_IN_TIME, R.NO_CHECKPOINT): "No checkpoint is saved yet.",
-    (C.SAVES_IN_TIME, R.CHECKPOINT_SAVED): "{detail}.",
-    (C.SAVES_IN_TIME, R.SAVE_TOO_SLOW): "{detail}.",
+    (C.GRACE_PERIOD_SUFFICIENT, R.NO_CHECKPOINT): "No checkpoint is saved yet.",
+    (C.GRACE_PERIOD_SUFFICIENT, R.CHECKPOINT_SAVED): "{detail}.",
+    (C.GRACE_PERIOD_SUFFICIENT, R.SAVE_TOO_SLOW): "{detail}.",
     (C.EARLY_STOPPED, R.NOT_CONFIGURED): "Early stopping is off.",
     (C.EARLY_STOPPED, R.NOT_TRIGGERED): "{detail}.",
     (
@@ -108,7 +108,7 @@ MESSAGES_AT_END: dict[tuple[str, str], str] = {
     (C.VALIDATED, R.PENDING): "Preflight did not run.",
     (C.VALIDATED, R.PREFLIGHT_RUNNING): "The job ended before preflight had passed.",
     (C.RUNNING, R.NOT_STARTED): "No trainer ran.",
-    (C.SAVES_IN_TIME, R.NO_CHECKPOINT): "No checkpoint was saved.",
+    (C.GRACE_PERIOD_SUFFICIENT, R.NO_CHECKPOINT): "No checkpoint was saved.",
     (C.EARLY_STOPPED, R.NOT_TRIGGERED): "Early stopping did not end the training.",
     (C.PUBLISHED, R.NOT_PUBLISHED): "Nothing was published.",
 }
@@ -145,7 +145,7 @@ class Conditions:
         self.set_if_absent(C.QUEUED, "False", R.NOT_QUEUED)
         self.set_if_absent(C.VALIDATED, "Unknown", R.PENDING)
         self.set_if_absent(C.RUNNING, "False", R.NOT_STARTED)
-        self.set_if_absent(C.SAVES_IN_TIME, "Unknown", R.NO_CHECKPOINT)
+        self.set_if_absent(C.GRACE_PERIOD_SUFFICIENT, "Unknown", R.NO_CHECKPOINT)
         stopping = R.NOT_TRIGGERED if early_stopping else R.NOT_CONFIGURED
         self.set_if_absent(C.EARLY_STOPPED, "False", stopping, "The training is not evaluated yet")
         self.set_if_absent(C.PUBLISHED, "False", R.NOT_PUBLISHED)

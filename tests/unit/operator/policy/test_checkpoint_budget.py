@@ -33,7 +33,7 @@ def trained(scene: Build, seconds: float, **spec: Any) -> Any:
 
 def test_nothing_is_known_before_the_first_checkpoint(scene: Build) -> None:
     one = scene().to_training()
-    assert (one.condition("SavesInTime")["status"], one.condition("SavesInTime")["reason"]) == (
+    assert (one.condition("GracePeriodSufficient")["status"], one.condition("GracePeriodSufficient")["reason"]) == (
         "Unknown",
         "NoCheckpoint",
     )
@@ -43,7 +43,7 @@ def test_nothing_is_known_before_the_first_checkpoint(scene: Build) -> None:
 def test_a_save_may_take_four_fifths_of_the_grace_period(scene: Build, seconds: float, status: str) -> None:
     one = trained(scene, seconds, checkpoint={"gracePeriodSeconds": 60})
     one.settle()
-    assert one.condition("SavesInTime")["status"] == status
+    assert one.condition("GracePeriodSufficient")["status"] == status
 
 
 def test_a_slow_save_is_one_event_that_names_what_to_raise(scene: Build) -> None:
@@ -64,4 +64,4 @@ def test_the_grace_period_is_the_one_that_the_running_job_was_created_with(scene
     one = trained(scene, 95.0, checkpoint={"gracePeriodSeconds": 60})
     one.object["spec"]["checkpoint"] = {"gracePeriodSeconds": 600}
     one.settle()
-    assert one.condition("SavesInTime")["reason"] == "SaveTooSlow"
+    assert one.condition("GracePeriodSufficient")["reason"] == "SaveTooSlow"

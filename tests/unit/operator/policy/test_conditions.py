@@ -170,7 +170,7 @@ def test_a_new_job_has_every_condition(early_stopping: bool) -> None:
         ("Queued", "False", "NotQueued"),
         ("Validated", "Unknown", "Pending"),
         ("Running", "False", "NotStarted"),
-        ("SavesInTime", "Unknown", "NoCheckpoint"),
+        ("GracePeriodSufficient", "Unknown", "NoCheckpoint"),
         ("EarlyStopped", "False", "NotTriggered" if early_stopping else "NotConfigured"),
         ("Published", "False", "NotPublished"),
         ("Complete", "False", "Progressing"),

@@ -112,7 +112,7 @@ def test_a_job_that_fails_in_preflight_had_no_trainer(scene: Build) -> None:
     one.fail("one-preflight")
     one.settle()
     found = require_closed(one, "Failed")
-    assert (found["Running"], found["Published"], found["SavesInTime"]) == (
+    assert (found["Running"], found["Published"], found["GracePeriodSufficient"]) == (
         "No trainer ran.",
         "Nothing was published.",
         "No checkpoint was saved.",
