@@ -171,8 +171,8 @@ class Conditions:
         is_settled = self.status.is_true(C.COMPLETE) or _is_suspended_as_requested(self.status)
         ready: Truth = "False" if is_failed else "True" if is_settled else "Unknown"
         self._put(C.READY, ready, leading.reason, leading.message)
-        self._put(C.RECONCILING, _truth(not (is_settled or is_failed)), leading.reason, leading.message)
-        self._put(C.STALLED, _truth(is_failed), leading.reason, leading.message)
+        for kind, is_true in ((C.RECONCILING, not (is_settled or is_failed)), (C.STALLED, is_failed)):
+            self._put(kind, _truth(is_true), leading.reason, leading.message if is_true else "See condition Ready.")
         self.status.conditions = sorted(self.status.conditions or [], key=lambda one: one.type != C.READY)
 
     def _put(self, kind: ConditionType, truth: Truth, reason: str, message: str) -> None:

@@ -134,5 +134,5 @@ def _fail(context: Context, child: Job, pods: Sequence[Pod]) -> Effect:
         record_lineage(context.status, report, context.spec)
         validated = set_condition(C.VALIDATED, "True", R.ADOPTED)
     else:
-        validated = set_condition(C.VALIDATED, "False", reason, message)
+        validated = set_condition(C.VALIDATED, "False", reason, "Preflight failed: see condition Failed.")
     return validated + fail(context, reason, message, child, report)

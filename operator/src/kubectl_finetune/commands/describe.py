@@ -24,7 +24,7 @@ def job_page(job: Job, events: Sequence[Object], now: datetime) -> Group:
         ("", _head(job)),
         ("In training", fields(loss_pairs(job), 2)),
         ("Dataset", fields(_dataset(job), 2)),
-        ("Timeline", columns(("TIME", "TOOK", "WHAT", "DETAIL"), [one.row() for one in moments(job, now)], 2)),
+        ("Timeline", _timeline(job, now)),
         ("Result", fields(result_pairs(job), 2)),
         ("Conditions", _conditions(job, now)),
         ("Events", _events(events, now)),
@@ -168,12 +168,22 @@ def result_pairs(job: Job) -> list[tuple[str, str]]:
     ]
 
 
+def _timeline(job: Job, now: datetime) -> Text:
+    rows = [(*row[:-1], _briefly(job, row[-1])) for row in (one.row() for one in moments(job, now))]
+    return columns(("TIME", "TOOK", "WHAT", "DETAIL"), rows, 2)
+
+
 def _conditions(job: Job, now: datetime) -> Text:
     rows = [
-        (one.type, one.status, one.reason, between(one.last_transition_time, now), one.message)
+        (one.type, one.status, one.reason, between(one.last_transition_time, now), _briefly(job, one.message))
         for one in job.status.conditions or []
     ]
     return columns(("TYPE", "STATUS", "REASON", "FOR", "MESSAGE"), rows, 2) if rows else Text()
+
+
+def _briefly(job: Job, message: str) -> str:
+    """Return the message, or where it is if it is the job's, which the top of the page has."""
+    return "see Why" if message == job.status.message else message
 
 
 def _events(events: Sequence[Object], now: datetime) -> Text:

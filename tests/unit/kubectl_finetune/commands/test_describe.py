@@ -70,6 +70,23 @@ def test_the_head_of_a_page_has_the_revision_the_queue_and_the_parent(job: Make,
     assert (found["Method"], found["Note"], found["Progress"]) == ("Auto", "The disk is nearly full.", "1%")
 
 
+def test_the_message_of_the_job_is_on_its_page_once(job: Make, printed: Printed) -> None:
+    message = "none of the 9 rows can be used (NO_ASSISTANT 9)"
+    kinds = {"Ready": "False", "Validated": "False", "Failed": "True", "Stalled": "True"}
+    found = [
+        {"type": kind, "status": status, "reason": "DatasetUnusable", "lastTransitionTime": "2026-03-01T12:25:00Z",
+         "message": "Preflight failed." if kind == "Validated" else message}
+        for kind, status in kinds.items()
+    ]  # fmt: skip
+    failed = job(phase="Failed", reason="DatasetUnusable", message=message, conditions=found)
+    page = printed(describe.job_page(failed, [], NOW))
+    assert page.count(message) == 1
+    assert values_of(page)["Why"] == message
+    brief = [line.split()[0] for line in page.splitlines() if line.endswith("see Why")]
+    assert brief == ["2026-03-01", "Ready", "Failed", "Stalled"]  # the first one in the timeline
+    assert "Preflight failed." in page
+
+
 def test_the_page_of_an_ended_job_begins_with_verdict_reason_and_fix(job: Make, printed: Printed) -> None:
     worse = {
         "verdict": "Worse",

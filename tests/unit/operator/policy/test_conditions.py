@@ -232,6 +232,10 @@ def test_ready_reconciling_and_stalled_are_what_gitops_tools_expect(end: C | Non
     found.summarise()
     truths = {one.type: one.status for one in found.status.conditions or []}
     assert (truths[C.READY], truths[C.RECONCILING], truths[C.STALLED]) == expected
+    for kind in (C.RECONCILING, C.STALLED):
+        one = found.status.condition(kind)
+        assert one is not None
+        assert one.message == (found.status.message if one.status == "True" else "See condition Ready.")
 
 
 def test_transition_times_move_only_with_the_value(scene: Any) -> None:

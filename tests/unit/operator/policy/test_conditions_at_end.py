@@ -117,6 +117,9 @@ def test_a_job_that_fails_in_preflight_had_no_trainer(scene: Build) -> None:
         "Nothing was published.",
         "No checkpoint was saved.",
     )
+    assert found["Validated"] == "Preflight failed: see condition Failed."
+    cause = one.status["message"]
+    assert {kind for kind, text in found.items() if text == cause} == {"Ready", "Failed", "Stalled"}
 
 
 def test_an_early_stop_shows_although_the_training_then_failed(scene: Build) -> None:
