@@ -106,8 +106,9 @@ class Evaluation(Block):
     baseline: bool = True
     """Evaluate the model before training, at step 0. Default: true."""
     prompts: Annotated[list[Prompt], Field(max_length=16, json_schema_extra=ATOMIC_LIST)] | None = None
-    """Prompts that the base and the tuned model answer in the report (at most 16). Default: the prompts of three
-    held-out rows; an empty list means none."""
+    """Prompts that the base and the tuned model answer in the report (at most 16). A change takes effect with the next
+    attempt that trains; fixed at creation with `gate.mustMatchExpected`. Default: the prompts of three held-out rows;
+    an empty list means none."""
     max_new_tokens: Annotated[int, Field(ge=1, le=2048)] = 128
     """Maximum length of an answer to `prompts`, in tokens. Default: 128."""
     ability: Ability | None = None

@@ -8,7 +8,7 @@ from pydantic import ConfigDict, Field, StringConstraints
 from finetune_api.blocks import GRANULAR, Block, QualifiedName, S3Uri, cel, rules
 from finetune_api.evaluate_mode import EVALUATE_RULES, Mode
 from finetune_api.evaluation import EarlyStopping, Evaluation
-from finetune_api.fixed_fields import FixedField
+from finetune_api.fixed_fields import FROZEN, INSTEAD, FixedField, is_unchanged
 from finetune_api.hyperparameters import Attention, FusedKernels, Hyperparameters, Packing, Precision
 from finetune_api.objectives import Dpo, JobReference, Kto, Objective, Rlhf
 from finetune_api.pods.containers import Preflight, Trainer
@@ -115,7 +115,7 @@ FIXED = (
     FixedField("tuning"),
     FixedField("dataset", block=Dataset, but=("train.credentialsSecretRef", "validation.credentialsSecretRef")),
     FixedField("hyperparameters"),
-    FixedField("evaluation"),
+    FixedField("evaluation", block=Evaluation, but=("prompts",)),
     FixedField("output"),
     *(FixedField(name, is_optional=True) for name in ("earlyStopping", "dpo", "kto", "rlhf")),
     FixedField("lineage", is_optional=True, block=JobLineage, but=("annotations",)),
@@ -255,6 +255,12 @@ class FineTuneJobSpec(Block):
             ),
             *EVALUATE_RULES,
             *(one.rule() for one in FIXED),
+            cel(
+                "!has(self.evaluation.gate) || !self.evaluation.gate.mustMatchExpected || "
+                f"({is_unchanged('evaluation.prompts', ['evaluation.prompts'])})",
+                f"evaluation.prompts, by which mustMatchExpected judges the result, {FROZEN}: {INSTEAD}",
+                ".evaluation.prompts",
+            ),
         )
     )
 
@@ -294,7 +300,8 @@ class FineTuneJobSpec(Block):
     lineage: JobLineage | None = None
     """Ancestors of this job. Fixed at creation, except `annotations`. Default: none."""
     evaluation: Evaluation = Evaluation()
-    """Evaluation during training. Fixed at creation. Default: every tenth of the training."""
+    """Evaluation during training. Fixed at creation, except `prompts` without `gate.mustMatchExpected`. Default: every
+    tenth of the training."""
     early_stopping: EarlyStopping | None = None
     """Stop on a plateau of the evaluation loss. Fixed at creation. Default: off."""
     checkpoint: Checkpoint = Checkpoint()
@@ -336,4 +343,8 @@ class FineTuneJobSpec(Block):
 
 def dump_fixed(spec: FineTuneJobSpec) -> dict[str, Any]:
     """Return what is fixed at creation, without default values."""
-    return {one.name: value for one in FIXED if (value := one.dump(spec)) is not None}
+    found = {one.name: value for one in FIXED if (value := one.dump(spec)) is not None}
+    if spec.evaluation.gate and spec.evaluation.gate.must_match_expected:
+        given = spec.evaluation.model_dump(mode="json", by_alias=True, exclude_defaults=True, include={"prompts"})
+        found["evaluation"] = found.get("evaluation", {}) | given
+    return found

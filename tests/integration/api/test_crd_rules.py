@@ -557,9 +557,11 @@ def test_a_rule_accepts_the_right_spec_and_names_field_and_fix_for_the_wrong_one
 
 
 def test_every_rule_of_the_crd_is_in_one_of_these_tables() -> None:
-    tested = [message for message, *_ in AT_CREATION] + [
-        f"{name} is fixed when the job is created" for name in (*CHANGES, *FIXED_WITH_THEIR_OBJECTIVE)
-    ]
+    tested = (
+        [message for message, *_ in AT_CREATION]
+        + [f"{name} is fixed when the job is created" for name in (*CHANGES, *FIXED_WITH_THEIR_OBJECTIVE)]
+        + ["evaluation.prompts, by which mustMatchExpected judges the result, is fixed when the job is created"]
+    )
     rules = list(all_rules(build_crd()))
     assert len(rules) > len(CHANGES)
     assert [message for message in rules if not any(one in message for one in tested)] == []
@@ -634,6 +636,8 @@ HUB_JOB = BASE | {
         {"dataset": HUB_JOB["dataset"] | {"validation": HUB_JOB["dataset"]["validation"] | TOKEN}},
         {"lineage": {"annotations": {"ticket": "5"}}},
         {"lineage": {}},
+        {"evaluation": {"prompts": [{"prompt": "token?"}]}},
+        {"evaluation": {"prompts": []}},
     ],
 )
 def test_a_part_that_decides_nothing_about_the_result_can_be_added_changed_and_removed(
@@ -662,6 +666,9 @@ def test_a_part_that_decides_nothing_about_the_result_can_be_added_changed_and_r
         {"dataset": HUB_JOB["dataset"] | {"maxSamples": 3}},
         {"dataset": HUB_JOB["dataset"] | {"format": "OpenAI"}},
         {"lineage": {"parentRef": {"name": "sft"}}},
+        {"evaluation": {"maxNewTokens": 8}},
+        {"evaluation": {"steps": 8}},
+        {"evaluation": {"ability": {"uri": "s3://data/questions.jsonl"}}},
     ],
 )
 def test_every_other_part_of_such_a_block_is_fixed(jobs: Jobs, change: Spec) -> None:
@@ -669,6 +676,16 @@ def test_every_other_part_of_such_a_block_is_fixed(jobs: Jobs, change: Spec) -> 
     with pytest.raises(client.ApiException) as caught:
         jobs.replace(stored, stored["spec"] | change)
     assert f"{next(iter(change))} is fixed when the job is created, except" in said(caught.value)
+
+
+@pytest.mark.parametrize("prompts", [None, [], [{"prompt": "b?", "expected": "b"}]])
+def test_prompts_are_fixed_if_the_result_is_judged_by_them(jobs: Jobs, prompts: Any) -> None:
+    evaluation = {"prompts": [{"prompt": "a?", "expected": "a"}], "gate": {"mustMatchExpected": True}}
+    stored = jobs.create(BASE | {"evaluation": evaluation}, dry_run=False)
+    edited = {"gate": evaluation["gate"]} | ({} if prompts is None else {"prompts": prompts})
+    with pytest.raises(client.ApiException) as caught:
+        jobs.replace(stored, stored["spec"] | {"evaluation": edited})
+    assert "evaluation.prompts, by which mustMatchExpected judges the result, is fixed" in said(caught.value)
 
 
 @pytest.mark.parametrize(("patch", "path"), REFUSED_BY_SCHEMA)

@@ -16,9 +16,9 @@ from training_bench import HYPERPARAMETERS, Bench, make_rows, preference_rows
 from transformers import TrainerControl, TrainerState, TrainingArguments
 from trl import DPOTrainer, KTOTrainer
 
-from finetune_api.handoff import Report, Stage
+from finetune_api.handoff import ExitCode, Report, Stage
 from finetune_trainer.distributed.world import World
-from finetune_trainer.errors import Stopped
+from finetune_trainer.errors import Stopped, TrainerError
 from finetune_trainer.monitoring.reporter import Reporter
 from finetune_trainer.sigterm import StopFlag
 from finetune_trainer.training.callbacks import SaveCheckpoints
@@ -240,6 +240,51 @@ def test_what_was_trained_to_the_last_step_is_not_trained_again(make_bench: Make
     assert [stage for stage in seen.stages if stage in {"Baseline", "Saving"}] == []
     assert not (bench.output / "checkpoints").exists()
     require_same(bench, report, other, expected)
+
+
+CHANGED = [{"prompt": "What is the colour of coal 4?"}, {"prompt": "What is the colour of milk 9?", "expected": "milk"}]
+
+
+def with_prompts(bench: Bench, config: Any, prompts: Any) -> Any:
+    """Return the configuration of an attempt after the prompts were edited."""
+    bench.spec["evaluation"] = bench.spec["evaluation"] | {"prompts": prompts}
+    edited = bench.config()
+    assert edited.config_sha256 == config.config_sha256
+    return config.model_copy(update={"spec": edited.spec})
+
+
+def answers(bench: Bench) -> str:
+    """Return the answers before and after, as the report shows them."""
+    page = (bench.output / "finetune_report.md").read_text(encoding="utf-8")
+    return page.partition("## Answers before and after")[2].partition("\n## ")[0]
+
+
+@pytest.mark.parametrize("method", ["LoRA", pytest.param("Full", marks=pytest.mark.nightly)])
+def test_prompts_that_were_edited_are_answered_by_the_untrained_model_again(
+    make_bench: MakeBench, tmp_path: Path, method: str
+) -> None:
+    bench = make_bench(method)
+    config = bench.prepare()
+    other = copied(bench, tmp_path / "whole")
+    other.train(with_prompts(other, config, CHANGED))
+    stopped(bench, config, 7)
+    bench.train(with_prompts(bench, config, CHANGED))
+    assert bench.reporter.snapshot().progress.resumed_from_step == 7
+    assert "coal 4" in answers(bench)
+    assert "sky 7" not in answers(bench)
+    assert answers(bench) == answers(other)
+    assert all(torch.equal(tensor, weights(other)[name]) for name, tensor in weights(bench).items())
+
+
+def test_an_edited_prompt_with_a_wrong_pattern_ends_the_attempt_before_it_trains(make_bench: MakeBench) -> None:
+    bench = make_bench()
+    config = bench.prepare()
+    stopped(bench, config, 7)
+    wrong = with_prompts(bench, config, [{"prompt": "What is the colour of coal 4?", "expected": "("}])
+    with pytest.raises(TrainerError, match=r"evaluation.prompts\[0\].expected is not a regular expression") as caught:
+        bench.train(wrong)
+    assert caught.value.code is ExitCode.INVALID_CONFIG
+    assert bench.train(config).resumed_from_step == 7  # its checkpoint is still there
 
 
 class Payload:

@@ -98,6 +98,17 @@ def test_a_report_with_a_number_that_is_none_is_refused(number: str) -> None:
         Report.model_validate_json(body[:-1] + f', "metrics": {{"evalLoss": {number}}}}}')
 
 
+def test_prompts_are_part_of_the_digest_only_if_a_gate_judges_by_them() -> None:
+    def digest(prompt: str, *, gate: object = None) -> str:
+        evaluation = {"prompts": [{"prompt": prompt, "expected": "a"}]} | ({"gate": gate} if gate else {})
+        return config_sha256(spec(evaluation=evaluation))
+
+    assert digest("a?") == digest("b?") == config_sha256(spec())
+    assert digest("a?", gate={"mustMatchExpected": True}) != digest("b?", gate={"mustMatchExpected": True})
+    held_out = {"dataset": BASE["dataset"] | {"validationSplitPercent": 10}}  # type: ignore[operator]
+    assert config_sha256(spec(**held_out, evaluation={"steps": 5})) != config_sha256(spec(**held_out))
+
+
 def test_secrets_and_notes_are_not_part_of_the_digest() -> None:
     token = {"credentialsSecretRef": {"name": "token"}}
     source = {"uri": "hf://datasets/acme/rows"}

@@ -38,9 +38,9 @@ def is_found(pattern: "regex.Pattern[str]", text: str) -> bool:
 
 
 class Expectations:
-    """The expected patterns of a job's prompts; raises InvalidConfig for an invalid one."""
+    """The expected patterns of a job's prompts, or of the answers to them; raises InvalidConfig for an invalid one."""
 
-    def __init__(self, prompts: Sequence[Prompt]) -> None:
+    def __init__(self, prompts: Sequence[Prompt | Answer]) -> None:
         self._patterns = [
             compile_pattern(prompt.expected, f"evaluation.prompts[{at}].expected") if prompt.expected else None
             for at, prompt in enumerate(prompts)

@@ -72,7 +72,7 @@ def make_full_model(inputs: Inputs, trained: TrainingResult) -> MergeCheck | Sco
         for candidate in plan.candidates:
             make_candidate(plan, candidate, on_work)
             save_tokenizer(inputs.model, candidate.directory, inputs.labeler)
-        check = judge_candidates(inputs, trained, plan, run_gate(plan, run.workspace, run.reporter.beat, run.stop))
+        check = judge_candidates(trained, plan, run_gate(plan, run.workspace, run.reporter.beat, run.stop))
     except GateNotRun as why:
         check = MergeCheck(plan.precision, trained.full_loss, [], [], None, str(why))
     check = replace(check, seconds=time.monotonic() - began)
@@ -105,7 +105,7 @@ def build_plan(inputs: Inputs, trained: TrainingResult) -> GatePlan:
         precision=precision,
         candidates=candidates,
         samples=[(list(one.input_ids), list(one.labels)) for one in inputs.held_out(JUDGED_ROWS)],
-        prompts=[answer.turns for answer in asked_answers(inputs, trained)],
+        prompts=[answer.turns for answer in asked_answers(trained)],
         stop_ids=trained.stop_ids,
         max_new_tokens=spec.evaluation.max_new_tokens,
         tokenizer_sha256=digest_tokenizer(inputs.model, inputs.labeler, inputs.run.workspace / "tokenizer-used"),
@@ -113,9 +113,9 @@ def build_plan(inputs: Inputs, trained: TrainingResult) -> GatePlan:
     )
 
 
-def asked_answers(inputs: Inputs, trained: TrainingResult) -> list[Answer]:
+def asked_answers(trained: TrainingResult) -> list[Answer]:
     """Return the answers to the job's own prompts: those to held-out rows are for reading, and slow on a CPU."""
-    return trained.answers if inputs.run.config.spec.evaluation.prompts else []
+    return [answer for answer in trained.answers if answer.reference is None]
 
 
 def digest_tokenizer(model: Path, labeler: Labeler, scratch: Path) -> dict[str, str]:
@@ -140,18 +140,17 @@ def make_candidate(plan: GatePlan, candidate: Candidate, on_work: Callable[[], N
         model.to(DTYPES[plan.precision]).save_pretrained(candidate.directory)
 
 
-def judge_candidates(
-    inputs: Inputs, trained: TrainingResult, plan: GatePlan, results: Sequence[ValidationResult]
-) -> MergeCheck:
+def judge_candidates(trained: TrainingResult, plan: GatePlan, results: Sequence[ValidationResult]) -> MergeCheck:
     """Compare the gate's results with the trained model and choose a candidate."""
-    expected = Expectations(inputs.run.config.spec.evaluation.prompts or [])
+    answers = asked_answers(trained)
+    expected = Expectations(answers)
     asked = [
         GatePrompt(
             answer.prompt,
             answer.tuned,
             expected.are_met(at, [answer.tuned, *(_nth(one.answers, at) for one in results)]),
         )
-        for at, answer in enumerate(asked_answers(inputs, trained))
+        for at, answer in enumerate(answers)
     ]
     faults = [find_faults(one, trained.full_loss, asked, at) for at, one in enumerate(results)]
     return MergeCheck(plan.precision, trained.full_loss, list(results), faults, choose_candidate(results, faults))

@@ -1,5 +1,6 @@
 """The inputs of a training run: the model's folder, the verified rows, and their samples."""
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,6 +14,7 @@ from finetune_trainer.config.run_context import RunContext
 from finetune_trainer.data.ability import Question as AbilityQuestion
 from finetune_trainer.data.ability import read_questions
 from finetune_trainer.errors import TrainerError
+from finetune_trainer.evaluation.expectations import Expectations
 from finetune_trainer.evaluation.questions import Question, list_questions
 from finetune_trainer.evaluation.run_record import Licence
 from finetune_trainer.models.adapter_input import InitialAdapter, fetch_initial_adapter
@@ -97,6 +99,12 @@ class Inputs:
             return []
         return list_questions(spec.evaluation.prompts, self.rows.validation or ())
 
+    @property
+    def questions_sha256(self) -> str:
+        """The digest of these prompts."""
+        turns = [question.turns for question in self.questions]
+        return hashlib.sha256(json.dumps(turns, sort_keys=True).encode()).hexdigest()
+
     @cached_property
     def ability_questions(self) -> list[AbilityQuestion]:
         """The questions on general ability to answer before and after the training."""
@@ -114,6 +122,7 @@ def load_inputs(run: RunContext, *, digests_base: bool = True) -> Inputs:
     Without `digests_base` the digests of the base model are left to another process of the pod, see `share_digests`.
     """
     config, storage, workspace, on_bytes = run.config, run.storage, run.workspace, run.on_bytes
+    Expectations(config.spec.evaluation.prompts or [])  # the prompts may have changed since preflight
     shutil.rmtree(workspace / "result", ignore_errors=True)
     check_parents(config, storage)
     rows = fetch_rows(config, storage, workspace, on_bytes)

@@ -41,9 +41,22 @@ def measure_baseline(inputs: Inputs, trainer: LoopTrainer, loop: LoopContext, *,
     if inputs.validation and inputs.run.config.spec.evaluation.baseline:
         trainer.evaluate()
     loop.before.shown = trainer.show(inputs.shown)
+    loop.before.questions_sha256 = inputs.questions_sha256
     if loop.world.is_first or is_sharded(trainer.model):
         loop.before.answers = answer_prompts(inputs, trainer, loop)
         loop.before.ability = [] if is_quantised else measure_ability(inputs, trainer, loop)
+        loop.world.set_key("answered")
+    else:
+        loop.world.wait_key("answered", inputs.run.on_work)
+
+
+def answer_changed_prompts(inputs: Inputs, trainer: LoopTrainer, loop: LoopContext) -> None:
+    """Record the untrained model's answers again if the job has other prompts than when the checkpoint was saved."""
+    if loop.before.questions_sha256 == inputs.questions_sha256:
+        return
+    loop.before.questions_sha256 = inputs.questions_sha256
+    if loop.world.is_first or is_sharded(trainer.model):
+        loop.before.answers = answer_prompts(inputs, trainer, loop)
         loop.world.set_key("answered")
     else:
         loop.world.wait_key("answered", inputs.run.on_work)

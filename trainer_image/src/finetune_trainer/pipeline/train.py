@@ -41,7 +41,7 @@ from finetune_trainer.pipeline.finalize import (
 from finetune_trainer.pipeline.full_model import is_full_model_requested, make_full_model
 from finetune_trainer.pipeline.inputs import Inputs, load_inputs, share_digests
 from finetune_trainer.pipeline.load import build_judge, load_model
-from finetune_trainer.pipeline.measure import measure_baseline, measure_result
+from finetune_trainer.pipeline.measure import answer_changed_prompts, measure_baseline, measure_result
 from finetune_trainer.pipeline.served import measure_as_served
 from finetune_trainer.pipeline.stored_training import restore_training, store_training
 from finetune_trainer.publishing.publish import publish
@@ -202,7 +202,9 @@ def train_once(
     trainer = build_trainer(spec.objective, parts, build_judge(inputs, settings, device))
     parameters = sum(tensor.numel() for tensor in trained_tensors(model).values())
     reporter.update(resolved=settings, metrics={"trainable_parameters": parameters})
-    if not resumed:
+    if resumed:
+        answer_changed_prompts(inputs, trainer, loop)
+    else:
         measure_baseline(inputs, trainer, loop, is_quantised=settings.method == Method.QLORA)
     if spec.mode is Mode.EVALUATE:
         continue_adapter(model, inputs.initial_weights)

@@ -30,6 +30,8 @@ class BaselineOutputs:
     """A policy's `ScoredAnswer`s; other objectives do not use theirs after the training."""
     ability: list[bool] = field(default_factory=list)
     """Whether each question on general ability was answered correctly."""
+    questions_sha256: str = ""
+    """Digest of the questions that `answers` belong to, because the job's prompts may change."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ class SavedRun:
         written = [asdict(one) for one in self.before.shown if isinstance(one, ScoredAnswer)]
         content = {
             "answers": self.before.answers,
+            "questions_sha256": self.before.questions_sha256,
             "written": written,
             "ability": self.before.ability,
             "metrics": self.metrics.model_dump(mode="json", by_alias=True, exclude_none=True),
@@ -57,7 +60,8 @@ class SavedRun:
         """Read a file that `write` wrote."""
         content = json.loads(path.read_text(encoding="utf-8"))
         written = [ScoredAnswer(**one) for one in content["written"]]
-        before = BaselineOutputs(content["answers"], written, content.get("ability", []))
+        asked = content.get("questions_sha256", "")
+        before = BaselineOutputs(content["answers"], written, content.get("ability", []), asked)
         return cls(before, Metrics.model_validate(content["metrics"]), content["seconds"])
 
 
