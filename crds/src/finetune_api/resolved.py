@@ -4,6 +4,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
+from finetune_api.blocks import SET
 from finetune_api.scalars import Count, Line, Measure, StatusBlock, Word
 
 
@@ -87,7 +88,7 @@ class Resolved(StatusBlock):
         Annotated[
             list[Word],
             AfterValidator(lambda modules: list(dict.fromkeys(modules))),
-            Field(max_length=64, json_schema_extra={"x-kubernetes-list-type": "set"}),
+            Field(max_length=64, json_schema_extra=SET),
         ]
         | None
     ) = None
@@ -98,7 +99,7 @@ class Resolved(StatusBlock):
         Annotated[
             list[Word],
             AfterValidator(lambda names: list(dict.fromkeys(names))),
-            Field(max_length=16, json_schema_extra={"x-kubernetes-list-type": "set"}),
+            Field(max_length=16, json_schema_extra=SET),
         ]
         | None
     ) = None

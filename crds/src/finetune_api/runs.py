@@ -2,8 +2,9 @@
 
 from typing import Annotated
 
-from pydantic import StringConstraints
+from pydantic import ConfigDict, StringConstraints
 
+from finetune_api.blocks import ATOMIC
 from finetune_api.scalars import Count, Line, Name, StatusBlock, Time, Word
 
 
@@ -60,6 +61,8 @@ class StoppedRun(StatusBlock):
 class JobRef(StatusBlock):
     """The current trainer Job."""
 
+    model_config = ConfigDict(json_schema_extra=ATOMIC)
+
     name: Annotated[str, StringConstraints(max_length=253)]
     """Name of the batch/v1 Job."""
     uid: Word
@@ -68,6 +71,8 @@ class JobRef(StatusBlock):
 
 class WorkloadRef(StatusBlock):
     """Kueue's Workload of the current Job."""
+
+    model_config = ConfigDict(json_schema_extra=ATOMIC)
 
     name: Annotated[str, StringConstraints(max_length=253)]
     """Name of the Workload."""

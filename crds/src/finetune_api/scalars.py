@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, ConfigDict, Field, PlainSerializer, StringConstraints, WithJsonSchema
 
-from finetune_api.blocks import Block
+from finetune_api.blocks import ATOMIC, Block
 from finetune_api.text.printable import printable
 
 _EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)
@@ -59,7 +59,7 @@ Name = Annotated[str, StringConstraints(max_length=253), AfterValidator(_require
 Uri = Annotated[str, StringConstraints(max_length=1152), AfterValidator(_require_printable)]
 Digest = Annotated[str, StringConstraints(min_length=64, max_length=64, pattern=r"^[0-9a-f]{64}$")]
 """A SHA-256 in lowercase hexadecimal."""
-CountByName = Annotated[dict[Word, Count], Field(max_length=64)]
+CountByName = Annotated[dict[Word, Count], Field(max_length=64, json_schema_extra=ATOMIC)]
 
 
 class StatusBlock(Block):

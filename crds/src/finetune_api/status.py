@@ -5,6 +5,7 @@ from typing import Annotated, Any
 from pydantic import Field, StringConstraints
 
 from finetune_api import conditions
+from finetune_api.blocks import ATOMIC, ATOMIC_LIST, SET, map_list
 from finetune_api.evaluation import EvaluationStatus
 from finetune_api.names import ConditionType
 from finetune_api.resolved import Resolved
@@ -243,7 +244,7 @@ class Lineage(StatusBlock):
     """Image of the first run, by digest if the node reports one; later runs use the same."""
     seed: Count | None = None
     """Seed in use."""
-    versions: Annotated[dict[Word, Word], Field(max_length=32)] | None = None
+    versions: Annotated[dict[Word, Word], Field(max_length=32, json_schema_extra=ATOMIC)] | None = None
     """Versions of the training libraries."""
 
 
@@ -259,16 +260,7 @@ class FineTuneJobStatus(StatusBlock):
     """Reason of the phase, in one word."""
     message: Annotated[str, StringConstraints(max_length=2048)] | None = None
     """Human-readable reason of the phase in one line, with the fix if there is one."""
-    conditions: (
-        Annotated[
-            list[Condition],
-            Field(
-                max_length=32,
-                json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
-            ),
-        ]
-        | None
-    ) = None
+    conditions: Annotated[list[Condition], Field(max_length=32, json_schema_extra=map_list("type"))] | None = None
     """The state as `metav1.Condition`s, first Ready, which has reason and message of the job. Each describes a state;
     `type` has its meaning. Reconciling and Stalled are for GitOps tools."""
     eligible_time: Time | None = None
@@ -293,14 +285,12 @@ class FineTuneJobStatus(StatusBlock):
     """Total seconds of the ended runs; limited by `activeDeadlineSeconds`."""
     gpu_seconds: Count | None = None
     """Total seconds of the ended runs, each multiplied by the GPUs of all its pods."""
-    history: (
-        Annotated[list[Run], Field(max_length=10, json_schema_extra={"x-kubernetes-list-type": "atomic"})] | None
-    ) = None
+    history: Annotated[list[Run], Field(max_length=10, json_schema_extra=ATOMIC_LIST)] | None = None
     """The last ten ended runs."""
     avoided_nodes: (
         Annotated[
             list[Annotated[str, StringConstraints(max_length=253)]],
-            Field(max_length=16, json_schema_extra={"x-kubernetes-list-type": "atomic"}),
+            Field(max_length=16, json_schema_extra=SET),
         ]
         | None
     ) = None

@@ -233,8 +233,8 @@ def reference_markdown() -> str:
         "",
         "Each describes a state, not an event, and has the same meaning at any time. The last column is its polarity: "
         "the value of a job that goes well. A job shows all of them from its first reconcile on, except "
-        "`QuotaReserved`, which is absent without a queue and at the end. [Every reason](../docs/troubleshooting.md) has "
-        "an entry.",
+        "`QuotaReserved`, which is absent without a queue and at the end. "
+        "[Every reason](../docs/troubleshooting.md) has an entry.",
         "",
         *conditions.table(),
         "",

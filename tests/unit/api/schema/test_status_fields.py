@@ -68,5 +68,22 @@ def test_the_bookkeeping_of_the_operator_is_marked_as_unstable_and_nothing_else_
     assert marked == internal
 
 
+def test_lists_maps_and_references_state_how_server_side_apply_merges_them() -> None:
+    schema = structural_schema(FineTuneJobStatus)
+    found = dict(fields(schema))
+    lists = {path: node.get("x-kubernetes-list-type") for path, node in found.items() if node.get("type") == "array"}
+    assert lists == {
+        "conditions": "map",
+        "history": "atomic",
+        "avoidedNodes": "set",
+        "resolved.targetModules": "set",
+        "resolved.targetParameters": "set",
+    }
+    assert found["conditions"]["x-kubernetes-list-map-keys"] == ["type"]
+    whole = {path for path, node in found.items() if "additionalProperties" in node or path.endswith("Ref")}
+    assert whole >= {"jobRef", "workloadRef", "lineage.versions", "dataset.rowsByFormat", "failuresByReason"}
+    assert {path: found[path].get("x-kubernetes-map-type") for path in whole} == dict.fromkeys(whole, "atomic")
+
+
 def test_no_name_is_allowed_that_no_number_has() -> None:
     assert {path.rpartition(".")[2] for path in NUMBERS} >= WITHOUT_UNIT
