@@ -124,7 +124,7 @@ def test_more_malformed_rows_than_allowed_fail_with_counts_and_first_lines(world
     assert error.code is ExitCode.DATASET_UNUSABLE
     assert "10 of 110 rows are malformed (9.1 %" in error.message
     assert "BAD_JSON 4" in error.message
-    assert "line 101: BAD_JSON" in error.message
+    assert "lines 101, 106: BAD_JSON" in error.message
 
 
 def test_a_refused_dataset_leaves_its_rejected_rows_and_nothing_else(world: Any) -> None:
