@@ -1,6 +1,7 @@
 """Start the operator: connect its parts, and exit when one of them ends."""
 
 import asyncio
+import functools
 import json
 import logging
 import signal
@@ -15,6 +16,7 @@ from finetune_operator.cluster import Cluster
 from finetune_operator.controller.handlers import watch
 from finetune_operator.controller.health import Health
 from finetune_operator.controller.http_server import serve
+from finetune_operator.controller.intake import Intake
 from finetune_operator.controller.leader import Leader
 from finetune_operator.controller.progress_poller import ProgressPoller
 from finetune_operator.controller.reconciler import Reconciler
@@ -65,51 +67,32 @@ async def wait_until_served(cluster: Cluster) -> None:
         await asyncio.sleep(WAIT_SECONDS)
 
 
-async def detect_kueue(cluster: Cluster, missing_rights: list[str]) -> bool:
-    """Return whether Workloads can be watched; a watch without the right to it would end the operator repeatedly."""
+async def detect_kueue(cluster: Cluster) -> bool:
+    """Return whether there are Workloads to watch."""
     try:
         found = await cluster.is_served(KUEUE_API_VERSION)
     except ClusterError as problem:
         log.warning("cannot detect Kueue, so its Workloads are not watched: %s", problem)
         return False
-    found = found and not any(" workloads " in right for right in missing_rights)
     log.info("found Kueue: watching Workloads" if found else "not watching Workloads of Kueue")
     return found
 
 
-async def check_rights(cluster: Cluster) -> list[str]:
-    """Log and return missing rights; the jobs that they block report them in condition Accepted."""
+async def check_rights(cluster: Cluster) -> None:
+    """Log missing rights; the jobs that they block report them in condition Accepted."""
     try:
         missing = await cluster.list_missing_rights()
     except ClusterError as problem:
         log.warning("rights not checked: %s", problem)
-        return []
+        return
     for right in missing:
         log.error("the operator's role lacks: %s", right)
-    return missing
 
 
-async def resync(cluster: Cluster, queue: WorkQueue, metrics: Metrics, cache: WatchCache, seconds: float) -> None:
-    """Enqueue every unsettled job periodically, because a watch may miss events."""
-    while True:
-        await asyncio.sleep(seconds)
-        known = metrics.jobs.keys()  # a job created during the listing is not part of it
-        kept = set(cache.ended_pods)
-        try:
-            jobs = await cluster.list_jobs()
-        except ClusterError as problem:
-            log.warning("resync skipped: %s", problem)
-            continue
-        listed = {job.key for job in jobs}
-        for key in metrics.jobs.retain(listed, known):
-            cache.forget(key)
-            cache.dependents.remove(key)
-        for key in kept - listed:
-            cache.forget(key)
-        cache.dependents.forget_jobs()
-        for job in jobs:
-            if not job.is_settled:
-                queue.add(job.key)
+async def work_when_synced(cache: WatchCache, queue: WorkQueue, reconciler: Reconciler) -> None:
+    """Work on jobs once all objects are known: one that was not listed yet would count as deleted."""
+    await cache.store.is_synced.wait()
+    await work(queue, reconciler.handle)
 
 
 async def run(settings: Settings) -> None:
@@ -119,7 +102,7 @@ async def run(settings: Settings) -> None:
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop)
     queue = WorkQueue(settings.workers)
     cache, metrics = WatchCache(), Metrics()
-    health, scrape = Health(queue, cache.silent_for), Scrape(queue, cache, metrics)
+    health, scrape = Health(queue, cache.silent_for, cache.store.is_synced), Scrape(queue, cache, metrics)
     servers = [await serve(health.routes, settings.health_port), await serve(scrape.routes, settings.metrics_port)]
     cluster = Cluster(settings, metrics)
     leader = Leader(settings, cluster)
@@ -128,17 +111,17 @@ async def run(settings: Settings) -> None:
     metrics.leading.set_function(lambda: leader.is_leading)
     try:
         await wait_until_served(cluster)
-        missing_rights = await check_rights(cluster)
         await leader.acquire()
         reconciler = Reconciler(cluster, cache, queue, settings, metrics)
+        # kopf cancels what is created after it has started, and waits for that.
         parts = [
-            *(asyncio.create_task(work(queue, reconciler.handle)) for _ in range(settings.workers)),
+            *(asyncio.create_task(work_when_synced(cache, queue, reconciler)) for _ in range(settings.workers)),
             asyncio.create_task(ProgressPoller(cache, queue, settings, metrics).run()),
             asyncio.create_task(leader.hold()),
-            asyncio.create_task(resync(cluster, queue, metrics, cache, settings.resync_seconds)),
         ]
-        has_kueue = await detect_kueue(cluster, missing_rights)
-        watching = asyncio.create_task(watch(queue, cache, metrics, settings, health.ready, has_kueue=has_kueue))
+        intake = Intake(cache, queue, metrics, settings)
+        watching = asyncio.create_task(watch(intake, cache, settings, functools.partial(detect_kueue, cluster)))
+        await check_rights(cluster)
         log.info("serving %s", ", ".join(settings.watch_namespaces) or "all namespaces")
         done, _ = await asyncio.wait([*parts, watching], return_when=asyncio.FIRST_COMPLETED)
         if all(part.cancelled() for part in done):  # kopf cancels other tasks when it stops

@@ -80,20 +80,6 @@ class Cluster:
         """Read one FineTuneJob."""
         return FineTuneJob.from_object(await self._call("GET", _custom(key.namespace, key.name)))
 
-    async def list_jobs(self) -> list[FineTuneJob]:
-        """List the FineTuneJobs of all served namespaces."""
-        found: list[FineTuneJob] = []
-        for namespace in self._settings.watch_namespaces or [""]:
-            path = _custom(namespace) if namespace else f"/apis/{names.API_VERSION}/{names.PLURAL}"
-            token = ""
-            while True:
-                page = await self._call("GET", path, query={"limit": PAGE, "continue": token})
-                found += [FineTuneJob.from_object(item) for item in page["items"]]
-                token = page["metadata"].get("continue", "")
-                if not token:
-                    break
-        return found
-
     async def list_children(self, key: Key) -> tuple[Job, ...]:
         """List the Jobs that carry the job's name, of any owner."""
         items = await self._list_named(key, _jobs(key.namespace))
@@ -254,22 +240,31 @@ class Cluster:
         return await self._call("POST", path, body=lease, is_urgent=True)
 
     async def list_missing_rights(self) -> list[str]:
-        """Return the rights that the operator lacks, as `verb resource (namespace)`."""
+        """Return the rights that the operator lacks, as `verb resource (namespace)`.
+
+        One review lists the rules of a namespace; only a right that is in none of them is asked for by itself.
+        """
         missing = []
         for namespace in self._settings.watch_namespaces or [""]:
-            for verb, group, resource, part in needed_rights(self._settings):
+            # No role binding can exist in a namespace of this name, so its rules are those of all namespaces.
+            answer = await self._review(
+                "SelfSubjectRulesReview", {"namespace": namespace or names.MANAGED_BY + ".none"}
+            )
+            rules = answer["status"].get("resourceRules") or []
+            for right in needed_rights(self._settings):
+                verb, group, resource, part = right
                 asked = {"verb": verb, "group": group, "resource": resource, "subresource": part}
-                review = {
-                    "apiVersion": "authorization.k8s.io/v1",
-                    "kind": "SelfSubjectAccessReview",
-                    "spec": {"resourceAttributes": asked | ({"namespace": namespace} if namespace else {})},
-                }
-                path = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
-                answer = await self._call("POST", path, body=review)
-                if not answer["status"]["allowed"]:
+                if any(_allows(rule, right) for rule in rules):
+                    continue
+                spec = {"resourceAttributes": asked | ({"namespace": namespace} if namespace else {})}
+                if not (await self._review("SelfSubjectAccessReview", spec))["status"]["allowed"]:
                     name = f"{resource}/{part}" if part else resource
                     missing.append(f"{verb} {name} ({namespace or 'all namespaces'})")
         return missing
+
+    async def _review(self, kind: str, spec: Object) -> Object:
+        body = {"apiVersion": "authorization.k8s.io/v1", "kind": kind, "spec": spec}
+        return await self._call("POST", f"/apis/authorization.k8s.io/v1/{kind.lower()}s", body=body)
 
     async def _call(
         self,
@@ -366,6 +361,13 @@ class TokenBucket:
 def needed_rights(settings: Settings) -> list[tuple[str, str, str, str]]:
     """Return the rights that the operator uses with these settings."""
     return [right for right in RIGHTS if right[1] != NETWORKING or settings.has_network_policies]
+
+
+def _allows(rule: Object, right: tuple[str, str, str, str]) -> bool:
+    """Return whether a rule grants a right on all objects of its kind."""
+    verb, group, resource, part = right
+    wanted = (("verbs", verb), ("apiGroups", group), ("resources", f"{resource}/{part}" if part else resource))
+    return not rule.get("resourceNames") and all({"*", word} & set(rule.get(name) or ()) for name, word in wanted)
 
 
 def _custom(namespace: str, name: str = "") -> str:

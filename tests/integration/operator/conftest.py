@@ -14,6 +14,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from waiting import wait_until
 
 from finetune_api import handoff, names
 from finetune_api.spec import FineTuneJobSpec
-from finetune_operator.kube.objects import slug
+from finetune_operator.kube.child_names import slug
 
 ROOT = Path(__file__).parents[3]
 IMAGE = "registry.example/finetune-trainer:1"
@@ -403,19 +404,25 @@ def _has_default_account(core: client.CoreV1Api, namespace: str) -> bool:
 
 
 @pytest.fixture
-def operator_with(world: World, tmp_path: Path) -> Iterator[Callable[..., Operator]]:
-    """Makes an operator with another kubeconfig or other settings; it ends with the test."""
+def operator_in(tmp_path: Path) -> Iterator[Callable[..., Operator]]:
+    """Makes an operator for a namespace with another kubeconfig or other settings; it ends with the test."""
     made: list[Operator] = []
 
-    def make(kubeconfig: Path, **settings: str) -> Operator:
+    def make(namespace: str, kubeconfig: Path, **settings: str) -> Operator:
         folder = tmp_path / f"operator-{len(made)}"
         folder.mkdir()
-        made.append(Operator(Account(kubeconfig), world.namespace, folder, **settings))
+        made.append(Operator(Account(kubeconfig), namespace, folder, **settings))
         return made[-1]
 
     yield make
     for one in made:
         one.kill()
+
+
+@pytest.fixture
+def operator_with(world: World, operator_in: Callable[..., Operator]) -> Callable[..., Operator]:
+    """Makes an operator for the world's namespace."""
+    return partial(operator_in, world.namespace)
 
 
 @pytest.fixture

@@ -165,6 +165,10 @@ def test_a_missing_right_is_named_and_the_job_continues_when_it_is_granted(
 def test_a_right_lost_in_mid_run_is_named_and_nothing_is_counted(
     world: Any, operator: Any, access: Any, wait: Any
 ) -> None:
+    """A watch that is connected continues; the next list is refused."""
+    operator.kill()
+    operator.env["FINETUNE_RESYNC_SECONDS"] = "1"
+    operator.start()
     world.create()
     trainer = world.pass_preflight()
     world.run(trainer)

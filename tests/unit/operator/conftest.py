@@ -100,7 +100,7 @@ class Scene:
                 "uid": f"{name}-uid",
                 "creationTimestamp": stamp(max(len(self.pods), (self.now - NOW).total_seconds())),
                 "labels": template["metadata"]["labels"],
-                "annotations": {names.ANNOTATION_INDEX: str(rank)},
+                "annotations": template["metadata"]["annotations"] | {names.ANNOTATION_INDEX: str(rank)},
                 "ownerReferences": [{"kind": "Job", "uid": f"{job}-uid", "controller": True}],
             },
             "spec": template["spec"],

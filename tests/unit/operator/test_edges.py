@@ -21,7 +21,7 @@ from finetune_operator.controller.progress_poller import ProgressError, fetch_pr
 from finetune_operator.controller.reconciler import build_merge_patch
 from finetune_operator.controller.watch_cache import MAX_ENDED_PODS_PER_JOB, WatchCache
 from finetune_operator.kube.errors import AlreadyExists, Denied, Gone, Outdated, Refused, RetryLater
-from finetune_operator.kube.objects import Key
+from finetune_operator.kube.objects import Key, Pod
 from finetune_operator.kube.observed import Target
 from finetune_operator.metrics.jobs import JobCollector
 from finetune_operator.metrics.registry import Metrics
@@ -152,9 +152,9 @@ def test_an_observed_exit_code_is_kept_when_a_later_event_has_none(scene: Any) -
     pod = one.pod("one-1")
     one.end(pod, 75, "words")
     cache, key = WatchCache(), Key("team", "one")
-    cache.keep_ended_pod(key, pod, gone=False)
+    cache.keep_ended_pod(key, Pod.from_object(pod, gone=False))
     pod["status"] = {"phase": "Failed"}
-    cache.keep_ended_pod(key, pod, gone=True)
+    cache.keep_ended_pod(key, Pod.from_object(pod, gone=True))
     assert cache.merge_ended_pods(key, [])[0].exit_code == 75
     cache.forget(key)
     assert cache.merge_ended_pods(key, []) == ()
@@ -166,14 +166,14 @@ def test_the_cache_is_bounded(scene: Any) -> None:
     for number in range(MAX_ENDED_PODS_PER_JOB + 10):
         pod = one.pod("one-1", f"p{number}")
         one.end(pod, 75)
-        cache.keep_ended_pod(key, pod, gone=False)
+        cache.keep_ended_pod(key, Pod.from_object(pod, gone=False))
     assert len(cache.ended_pods[key]) == MAX_ENDED_PODS_PER_JOB
 
 
 def test_a_pod_deleted_before_it_started_is_not_a_run(scene: Any) -> None:
     one = scene().to_training()
     cache, key = WatchCache(), Key("team", "one")
-    cache.keep_ended_pod(key, one.pod("one-1"), gone=True)
+    cache.keep_ended_pod(key, Pod.from_object(one.pod("one-1"), gone=True))
     assert cache.merge_ended_pods(key, []) == ()
 
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from finetune_api import names
+from finetune_operator.controller.handlers import KINDS
 from finetune_operator.policy import clocks
 from finetune_operator.policy.conditions import acknowledge_generation
 
@@ -89,8 +90,9 @@ class Simulator(RuleBasedStateMachine):
 
         return {"crash": job_operator.crash, "lost answer": job_operator.lose_answer}.get(kind, happen)
 
-    @rule(at=st.integers(1, 12), kind=st.sampled_from(INTERRUPTIONS))
-    def the_operator_looks(self, at: int, kind: str) -> None:
+    @rule(at=st.integers(1, 12), kind=st.sampled_from(INTERRUPTIONS), behind=st.sets(st.sampled_from(KINDS)))
+    def the_operator_looks(self, at: int, kind: str, behind: set[str]) -> None:
+        self.one.behind = behind
         self.one.look(at, self._interrupt(kind))
 
     @rule()
@@ -117,6 +119,10 @@ class Simulator(RuleBasedStateMachine):
     def it_goes_on_a_while(self) -> None:
         for _ in range(3):
             self.things_go_on()
+
+    @rule(kinds=st.sets(st.sampled_from(KINDS)), is_other=st.booleans())
+    def watches_deliver_nothing_for_a_while(self, kinds: set[str], is_other: bool) -> None:
+        (self.other if is_other else self.one).behind = kinds
 
     @rule()
     def the_operator_restarts(self) -> None:
@@ -305,6 +311,7 @@ class Simulator(RuleBasedStateMachine):
             return
         try:
             self.world.is_webhook_down = self.world.are_workloads_unreadable = False
+            self.one.behind = set()
             self._settle_suspended()
             self._settle()
         finally:

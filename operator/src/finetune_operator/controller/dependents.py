@@ -47,10 +47,6 @@ class Dependents:
         if key not in self._jobs:
             self._keep(key, job)
 
-    def forget_jobs(self) -> None:
-        """Drop the states, to be read again, because the watch may have missed events."""
-        self._jobs.clear()
-
     def _keep(self, key: Key, job: FineTuneJob | None) -> None:
         if key in self._waiting:
             self._jobs[key] = job

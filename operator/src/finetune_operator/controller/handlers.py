@@ -1,82 +1,31 @@
-"""The kopf handlers: turn watch events into keys on the work queue."""
+"""The shell: kopf logs in, and ends the process in order; reflectors watch with its client."""
 
 import asyncio
 import itertools
 import os
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any, cast
 
 import kopf
 
 from finetune_api import names
+from finetune_operator.controller.intake import Intake
+from finetune_operator.controller.reflector import Reflector
 from finetune_operator.controller.rotating_ca import RotatingConnection
+from finetune_operator.controller.store import Kind
 from finetune_operator.controller.watch_cache import WatchCache
-from finetune_operator.controller.workqueue import WorkQueue
-from finetune_operator.kube.objects import FineTuneJob, Key, key_of_child
-from finetune_operator.metrics.registry import Metrics
-from finetune_operator.policy import deadlines
+from finetune_operator.policy import kueue
 from finetune_operator.settings import Settings
 
+KINDS: tuple[Kind, ...] = ("finetunejobs", "jobs", "pods", "workloads")
+PAGE = 700
+"""Objects of one answer to a list: at about 10 KB each, some megabytes."""
+KUEUE_SECONDS = 60.0
+"""How often Kueue is looked for while a Job waits for it: it may be installed after the operator."""
 LOGIN_PAUSE_SECONDS = 2.0
+FindKueue = Callable[[], Awaitable[bool]]
 OWN_OBJECTS = f"{names.LABEL_MANAGED_BY}={names.MANAGED_BY}"
-
-
-def build_registry(
-    queue: WorkQueue, cache: WatchCache, metrics: Metrics, settings: Settings, *, has_kueue: bool
-) -> kopf.OperatorRegistry:
-    """Return the handlers, which enqueue keys and keep ended pods; they decide nothing."""
-    registry = kopf.OperatorRegistry()
-
-    async def on_job(event: kopf.RawEvent, body: kopf.Body, **_: Any) -> None:
-        cache.record_event(names.PLURAL)
-        key = Key(body.metadata["namespace"], body.metadata["name"])
-        cache.confirm_event(key)
-        if event["type"] == "DELETED":
-            metrics.jobs.remove(key)
-            cache.forget(key)
-            _add_all(queue, cache.dependents.remove(key))
-            return
-        job = FineTuneJob.from_object(dict(body))
-        metrics.jobs.update(job)
-        _add_all(queue, cache.dependents.update(job))
-        if not job.is_settled or (event["type"] == "MODIFIED" and deadlines.find_ttl(job, settings) is not None):
-            queue.add(key)
-
-    async def on_child(body: kopf.Body, **_: Any) -> None:
-        cache.record_event("jobs")
-        _add(queue, key_of_child(dict(body)))
-
-    async def on_pod(event: kopf.RawEvent, body: kopf.Body, **_: Any) -> None:
-        cache.record_event("pods")
-        key = key_of_child(dict(body))
-        if key is not None:
-            cache.keep_ended_pod(key, dict(body), gone=event["type"] == "DELETED")
-            queue.add(key)
-
-    async def on_workload(body: kopf.Body, **_: Any) -> None:
-        cache.record_event("workloads")
-        labels = body.metadata.get("labels") or {}
-        _add(queue, cache.held_jobs.get(labels.get(names.LABEL_QUEUED_JOB_UID, "")))
-
-    kopf.on.event(names.GROUP, names.VERSION, names.PLURAL, id="job", registry=registry)(on_job)
-    kopf.on.event("batch", "v1", "jobs", id="child", registry=registry)(on_child)
-    kopf.on.event("", "v1", "pods", id="pod", registry=registry)(on_pod)
-    if has_kueue:
-        group, version = names.KUEUE_API_VERSION.split("/")
-        kopf.on.event(group, version, "workloads", id="workload", registry=registry)(on_workload)
-    kopf.on.login(id="login", registry=registry)(build_login())
-    return registry
-
-
-def _add(queue: WorkQueue, key: Key | None) -> None:
-    if key is not None:
-        queue.add(key)
-
-
-def _add_all(queue: WorkQueue, keys: Iterable[Key]) -> None:
-    for key in keys:
-        queue.add(key)
 
 
 def build_login() -> Callable[..., Awaitable[kopf.ConnectionInfo | None]]:
@@ -111,30 +60,72 @@ def build_kopf_settings(settings: Settings) -> kopf.OperatorSettings:
     chosen.posting.enabled = False
     chosen.scanning.disabled = True
     chosen.watching.connect_timeout = settings.api_timeout_seconds
-    chosen.watching.chunk_size = 500
+    chosen.watching.chunk_size = PAGE
     chosen.watching.label_selectors["batch", "jobs"] = OWN_OBJECTS
     chosen.watching.label_selectors["", "pods"] = OWN_OBJECTS
     chosen.networking.request_timeout = 4 * settings.api_timeout_seconds
+    chosen.networking.error_backoffs = ()  # a reflector lists again by itself
     return chosen
 
 
-async def watch(
-    queue: WorkQueue,
-    cache: WatchCache,
-    metrics: Metrics,
-    settings: Settings,
-    ready: asyncio.Event,
-    *,
-    has_kueue: bool,
-) -> None:
+def build_reflectors(intake: Intake, cache: WatchCache, settings: Settings) -> list[Reflector]:
+    """Return one reflector for each kind and namespace."""
+    chosen = build_kopf_settings(settings)
+    namespaces: list[str | None] = [*settings.watch_namespaces] or [None]
+    return [
+        Reflector(kind, namespace, intake, cache, chosen, resync_seconds=settings.resync_seconds)
+        for kind in KINDS
+        for namespace in namespaces
+    ]
+
+
+async def watch(intake: Intake, cache: WatchCache, settings: Settings, has_kueue: FindKueue) -> None:
     """Watch until the process receives SIGTERM or SIGINT."""
+    registry = kopf.OperatorRegistry()
+    tasks: list[asyncio.Task[None]] = []
+
+    async def on_startup(**_: Any) -> None:
+        tasks.append(asyncio.create_task(_reflect(intake, cache, settings, has_kueue)))  # with kopf's credentials
+
+    async def on_cleanup(**_: Any) -> None:
+        for task in tasks:
+            task.cancel()
+
+    kopf.on.login(id="login", registry=registry)(build_login())
+    kopf.on.startup(id="startup", registry=registry)(on_startup)
+    kopf.on.cleanup(id="cleanup", registry=registry)(on_cleanup)
     await kopf.operator(
-        registry=build_registry(queue, cache, metrics, settings, has_kueue=has_kueue),
+        registry=registry,
         settings=build_kopf_settings(settings),
         # By default kopf looks up the user's name, which an arbitrary UID does not have.
         identity=cast("Any", settings.pod_name or names.MANAGED_BY),
         standalone=True,
         clusterwide=not settings.watch_namespaces,
         namespaces=settings.watch_namespaces,
-        ready_flag=ready,
     )
+
+
+async def _reflect(intake: Intake, cache: WatchCache, settings: Settings, has_kueue: FindKueue) -> None:
+    """Run the reflectors; children are listed after the jobs, because those of unknown jobs are not kept."""
+    reflectors, store = build_reflectors(intake, cache, settings), cache.store
+    async with asyncio.TaskGroup() as group:
+
+        async def run(*kinds: Kind) -> None:
+            chosen = [one for one in reflectors if one.kind in kinds]
+            for one in chosen:
+                group.create_task(one.run())
+            for one in chosen:
+                await one.is_listed.wait()
+
+        await run("finetunejobs")
+        await run("jobs", "pods")
+        store.has_kueue = await has_kueue()
+        if store.has_kueue:
+            await run("workloads")
+        store.is_synced.set()
+        while not store.has_kueue:
+            await asyncio.sleep(KUEUE_SECONDS)
+            store.has_kueue = any(kueue.may_hold(one) for one in store.children) and await has_kueue()
+            if store.has_kueue:
+                await run("workloads")
+                intake.queue_open_jobs()

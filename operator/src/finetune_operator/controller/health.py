@@ -15,8 +15,10 @@ SILENT_SECONDS = 60.0
 class Health:
     """`/healthz` and `/readyz`. A blocked event loop serves neither, so the liveness probe fails."""
 
-    def __init__(self, queue: WorkQueue, silent_for: Callable[[], float] = lambda: 0.0) -> None:
-        self.ready = asyncio.Event()
+    def __init__(
+        self, queue: WorkQueue, silent_for: Callable[[], float] = lambda: 0.0, ready: asyncio.Event | None = None
+    ) -> None:
+        self.ready = ready or asyncio.Event()
         self.other_leader: Callable[[], str] = lambda: ""
         """Which replica leads instead of this one, which is ready to take over."""
         self._silent_for = silent_for
@@ -35,8 +37,8 @@ class Health:
         return web.Response(text="ok\n")
 
     async def _on_readyz(self) -> web.Response:
-        """Return 503 until the watches have started, and while they do not deliver the operator's own writes; a standby
-        is ready."""
+        """Return 503 until all objects were listed, and while watches do not deliver the operator's own writes; a
+        standby is ready."""
         if other := self.other_leader():
             return web.Response(text=f"standby: {other} leads\n")
         if not self.ready.is_set():

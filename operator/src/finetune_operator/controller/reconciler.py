@@ -8,15 +8,17 @@ from datetime import UTC, datetime
 from finetune_api.status import FineTuneJobStatus
 from finetune_operator.cluster import Cluster
 from finetune_operator.controller import events
+from finetune_operator.controller.intake import Intake
 from finetune_operator.controller.watch_cache import WatchCache
 from finetune_operator.controller.workqueue import CONFLICT_DELAY, WorkQueue
 from finetune_operator.kube.errors import ClusterError, Denied, Gone, NameTaken, Outdated, Refused, RetryLater
-from finetune_operator.kube.objects import FineTuneJob, Key, Object
-from finetune_operator.kube.observed import Observed
+from finetune_operator.kube.objects import FineTuneJob, Job, Key, Object, Pod
+from finetune_operator.kube.observed import Observed, Relatives
 from finetune_operator.metrics.registry import Metrics
 from finetune_operator.policy import deadlines, dependencies, kueue
 from finetune_operator.policy.conditions import acknowledge_generation
 from finetune_operator.policy.decision import Decision
+from finetune_operator.policy.finality import is_final
 from finetune_operator.policy.plan import plan
 from finetune_operator.settings import Settings
 
@@ -45,6 +47,8 @@ class Reconciler:
         self._metrics = metrics
         self._clock = clock
         self._others: set[str] = set()
+        self._store = cache.store
+        self._intake = Intake(cache, queue, metrics, settings, clock)
 
     async def handle(self, key: Key) -> None:
         """Reconcile a job; every error requeues it, so no job is lost."""
@@ -58,6 +62,7 @@ class Reconciler:
         except Gone:
             self._cache.forget(key)
         except Outdated as problem:
+            self._cache.doubted.add(key)
             delay = self._queue.add_conflicted(key)
             if delay > CONFLICT_DELAY:
                 log.warning("%s: repeated conflicts: %s; retrying in %.1f s", key, problem, delay)
@@ -75,7 +80,7 @@ class Reconciler:
         return "done"
 
     async def _reconcile(self, key: Key) -> None:
-        job = await self._cluster.get_job(key)
+        job = await self._find_job(key)
         self._check_writers(job)
         if job.is_deleting:
             await self._stop_deleted(job)
@@ -83,17 +88,20 @@ class Reconciler:
         if job.is_finished:
             self._cache.forget(key)
             if not job.is_settled:
-                await self._write(job, acknowledge_generation(job.status, job.generation))
+                job = await self._write(job, acknowledge_generation(job.status, job.generation))
             await self._remove_expired_children(job)
             return
         if job.status_error:
             log.error("%s: ignored because its status cannot be read: %s", key, job.status_error)
             return
-        observed, decision = await self._plan_and_act(await self._observe(job))
-        await self._write(job, decision.status)
-        finished = replace(job, status=decision.status).is_finished
-        if finished:
+        is_doubted = key in self._cache.doubted
+        observed = await self._observe(job) if is_doubted else await self._recall(job)
+        observed, decision = await self._plan_and_act(observed, is_live=is_doubted)
+        self._cache.doubted.discard(key)
+        written = await self._write(observed.job, decision.status)
+        if written.is_finished:
             self._cache.forget(key)
+            await self._remove_expired_children(written)
             return
         self._cache.set_target(key, decision.follow)
         if decision.requeue_after is not None:
@@ -101,6 +109,20 @@ class Reconciler:
         for problem in (observed.obstacle, observed.workloads_error):
             if isinstance(problem, RetryLater):
                 raise problem  # it is written to the status, and retried with backoff
+
+    async def _find_job(self, key: Key) -> FineTuneJob:
+        """Return the latest known state of a job; a settled one, and one that was in conflict, is read again."""
+        known = self._store.find(key)
+        if known is None:
+            raise Gone(str(key))
+        if isinstance(known, FineTuneJob) and key not in self._cache.doubted:
+            return known
+        return await self._read_job(key)
+
+    async def _read_job(self, key: Key) -> FineTuneJob:
+        job = await self._cluster.get_job(key)
+        self._intake.take_job(job, queues=False)
+        return job
 
     def _check_writers(self, job: FineTuneJob) -> None:
         other = self._cache.find_other_writer(job.key, job.writers, self._settings.identity)
@@ -123,15 +145,42 @@ class Reconciler:
         elif left is not None and await self._cluster.remove_children(job):
             log.info("%s: Jobs removed, %s s after the end", job.key, deadlines.find_ttl(job, self._settings))
 
+    async def _recall(self, job: FineTuneJob) -> Observed:
+        """Return what the store has of a job, without a request: it may be old, and decides nothing alone."""
+        key, problems = job.key, self._store.problems
+        relatives = await self._find_relatives(job, is_live=False)
+        if problem := problems.get("jobs") or problems.get("pods"):
+            return Observed(job=job, now=self._clock(), relatives=relatives, obstacle=problem, children_unreadable=True)
+        observed = self._combine(job, self._store.children.of(key), self._store.pods.of(key), relatives)
+        return self._recall_workloads(observed)
+
+    def _recall_workloads(self, observed: Observed) -> Observed:
+        """Add the Workloads of the Jobs that Kueue may hold; None if there are no such Jobs or no Kueue."""
+        if not self._store.has_kueue or not any(kueue.may_hold(one) for one in observed.own):
+            return replace(observed, workloads=None)
+        problem = self._store.problems.get("workloads")
+        if problem:
+            return replace(observed, workloads=(), workloads_error=problem)
+        return replace(observed, workloads=self._store.workloads.of(observed.job.key))
+
     async def _observe(self, job: FineTuneJob) -> Observed:
         """Read Jobs before pods: the pods are then never older than the counts of their Job."""
-        relatives = await self._read_relatives(job)
+        key, store = job.key, self._store
+        relatives = await self._find_relatives(job, is_live=True)
+        known = store.children.of(key), store.pods.of(key)
         try:
-            children = await self._cluster.list_children(job.key)
-            pods = await self._cluster.list_pods(job.key)
+            children = await self._cluster.list_children(key)
+            pods = await self._cluster.list_pods(key)
         except Denied as problem:
             return Observed(job=job, now=self._clock(), relatives=relatives, obstacle=problem, children_unreadable=True)
-        observed = Observed(
+        store.children.replace(key, known[0], children)
+        store.pods.replace(key, known[1], pods)
+        return await self._observe_workloads(self._combine(job, children, pods, relatives))
+
+    def _combine(
+        self, job: FineTuneJob, children: tuple[Job, ...], pods: tuple[Pod, ...], relatives: Relatives
+    ) -> Observed:
+        return Observed(
             job=job,
             now=self._clock(),
             children=children,
@@ -139,27 +188,28 @@ class Reconciler:
             relatives=relatives,
             reading=self._cache.readings.get(job.key),
         )
-        return await self._observe_workloads(observed)
 
     async def _observe_workloads(self, observed: Observed) -> Observed:
-        """Add the Workloads of the Jobs that Kueue may hold; None if there are no such Jobs or no Kueue."""
         key = observed.job.key
         held = [one for one in observed.own if kueue.may_hold(one)]
-        self._cache.set_held_jobs(key, [one.uid for one in held])
         if not held:
             return replace(observed, workloads=None)
+        known = self._store.workloads.of(key)
         try:
-            return replace(observed, workloads=await self._cluster.list_workloads(key, held))
+            found = await self._cluster.list_workloads(key, held)
         except (Denied, Refused, RetryLater) as problem:
             if self._is_first_failure(key, problem):
                 raise
             return replace(observed, workloads=(), workloads_error=problem)
+        if found is not None:
+            self._store.workloads.replace(key, known, found)
+        return replace(observed, workloads=found)
 
     def _is_first_failure(self, key: Key, problem: ClusterError) -> bool:
         """Return whether the request may succeed when it is repeated at once, so that nothing is reported yet."""
         return isinstance(problem, RetryLater) and not self._queue.has_failed(key)
 
-    async def _read_relatives(self, job: FineTuneJob) -> dict[str, FineTuneJob | None]:
+    async def _find_relatives(self, job: FineTuneJob, *, is_live: bool) -> dict[str, FineTuneJob | None]:
         """Return the jobs that this one waits for, and those that they wait for in turn, to detect cycles.
 
         They come from the watch, whose state may be old: what is pinned next is read from the API server.
@@ -173,7 +223,7 @@ class Reconciler:
                 continue
             found[name] = other = await self._find_relative(Key(job.key.namespace, name))
             names += [need.name for need in dependencies.open_needs(other)] if other else []
-        if needed and not dependencies.find_obstacle(job, found):
+        if is_live and needed and not dependencies.find_obstacle(job, found):
             found |= {name: await self._get_job_or_none(Key(job.key.namespace, name)) for name in needed}
         return found
 
@@ -181,6 +231,8 @@ class Reconciler:
         dependents = self._cache.dependents
         if key in dependents:
             return dependents[key]
+        if (known := self._store.find_open(key)) or self._store.find(key) is None:
+            return known
         found = await self._get_job_or_none(key)
         dependents.add_read(key, found)
         return found
@@ -191,10 +243,16 @@ class Reconciler:
         except Gone:
             return None
 
-    async def _plan_and_act(self, observed: Observed) -> tuple[Observed, Decision]:
-        """Plan and act until no action is left; the result of an action is part of the next plan."""
+    async def _plan_and_act(self, observed: Observed, *, is_live: bool) -> tuple[Observed, Decision]:
+        """Plan and act until no action is left; the result of an action is part of the next plan.
+
+        What cannot be taken back is planned again from a live read, and done only if that gives the same.
+        """
         for _ in range(MAX_STEPS):
             decision = plan(observed, self._settings)
+            if not is_live and is_final(observed.job.status, decision):
+                observed, is_live = await self._observe_again(observed), True
+                continue
             if observed.obstacle is not None:
                 return observed, decision
             try:
@@ -209,6 +267,13 @@ class Reconciler:
             observed = changed
         raise RuntimeError(f"{observed.job.key}: not settled after {MAX_STEPS} actions")
 
+    async def _observe_again(self, recalled: Observed) -> Observed:
+        """Read the job and its children from the API server."""
+        job = await self._read_job(recalled.job.key)
+        if job.is_finished or job.is_deleting or job.status_error:
+            raise Outdated("it has changed in the meantime")
+        return replace(await self._observe(job), warnings=recalled.warnings)
+
     async def _act(self, observed: Observed, decision: Decision) -> Observed | None:
         """Do the planned action; return what to plan from next, or None if the decision is final."""
         job = observed.job
@@ -217,11 +282,13 @@ class Reconciler:
         elif decision.create:
             child = await self._cluster.create_child(job, decision.create)
             log.info("%s: created Job %s", job.key, child.name)
-            return await self._observe_workloads(replace(observed, children=(*observed.children, child)))
+            self._store.children.put(job.key, child)
+            return self._recall_workloads(replace(observed, children=(*observed.children, child)))
         elif change := decision.suspend or decision.resume:
             is_suspended = decision.suspend is not None
             child = await self._cluster.set_suspended(job, change, is_suspended=is_suspended)
             log.info("%s: Job %s %s", job.key, child.name, "suspended" if is_suspended else "resumed")
+            self._store.children.put(job.key, child)
             others = [one for one in observed.children if one.uid != child.uid]
             return replace(observed, children=(*others, child))
         elif decision.move_to_queue:
@@ -235,10 +302,11 @@ class Reconciler:
             return replace(observed, warnings=warnings)
         return None
 
-    async def _write(self, job: FineTuneJob, status: FineTuneJobStatus) -> None:
+    async def _write(self, job: FineTuneJob, status: FineTuneJobStatus) -> FineTuneJob:
+        """Write what has changed, and return the job as it is then."""
         change = build_merge_patch(job.status.to_wire(), status.to_wire())
         if not change:
-            return
+            return job
         is_new = self._cache.expect_event(job.key)
         try:
             written = await self._cluster.patch_status(job, change)
@@ -248,7 +316,7 @@ class Reconciler:
             raise
         if written.resource_version == job.resource_version:  # nothing changed, so there is no event
             self._cache.confirm_event(job.key)
-        self._metrics.jobs.update(written)
+        self._intake.take_job(written)
         for event in events.derive_events(job.status, status):
             log.info("%s: %s: %s", job.key, event.reason, event.message)
             try:
@@ -256,6 +324,7 @@ class Reconciler:
                 await self._cluster.post_event(body)
             except ClusterError as problem:
                 log.warning("%s: event not posted: %s", job.key, problem)
+        return written
 
 
 def build_merge_patch(old: Object, new: Object) -> Object:

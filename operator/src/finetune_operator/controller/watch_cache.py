@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from finetune_operator.controller.dependents import Dependents
-from finetune_operator.kube.objects import Key, Object, Pod
+from finetune_operator.controller.store import Store
+from finetune_operator.kube.objects import Key, Pod
 from finetune_operator.kube.observed import Reading, Target
 
 MAX_JOBS_WITH_ENDED_PODS = 4096
@@ -17,13 +18,14 @@ MAX_ENDED_PODS_PER_JOB = 192
 
 @dataclass
 class WatchCache:
-    """Ended pods, running trainers with their last progress, and which job waits for which."""
+    """The store, ended pods, running trainers with their last progress, and which job waits for which."""
 
+    store: Store = field(default_factory=Store)
+    doubted: set[Key] = field(default_factory=set)
+    """Jobs to read from the API server at their next reconcile, because a write has shown that the store is old."""
     ended_pods: OrderedDict[Key, dict[str, Pod]] = field(default_factory=OrderedDict)
     targets: dict[Key, Target] = field(default_factory=dict)
     readings: dict[Key, Reading] = field(default_factory=dict)
-    held_jobs: dict[str, Key] = field(default_factory=dict)
-    """By the UID of a Job that Kueue holds: the FineTuneJob to reconcile when its Workload changes."""
     last_event: dict[str, float] = field(default_factory=dict)
     dependents: Dependents = field(default_factory=Dependents)
     clock: Callable[[], float] = time.monotonic
@@ -60,9 +62,8 @@ class WatchCache:
             return None
         return next((name for name, at in writers.items() if name != own and known.get(name) != at), None)
 
-    def keep_ended_pod(self, key: Key, body: Object, *, gone: bool) -> None:
+    def keep_ended_pod(self, key: Key, pod: Pod) -> None:
         """Keep a pod's terminal state, because no later event may show it."""
-        pod = Pod.from_object(body, gone=gone)
         if not pod.counts_as_run:
             return
         pods = self.ended_pods.setdefault(key, {})
@@ -94,11 +95,6 @@ class WatchCache:
         else:
             self.targets[key] = target
 
-    def set_held_jobs(self, key: Key, job_uids: Iterable[str]) -> None:
-        """Set the Jobs whose Workloads matter to a FineTuneJob."""
-        self.held_jobs = {uid: other for uid, other in self.held_jobs.items() if other != key}
-        self.held_jobs.update(dict.fromkeys(job_uids, key))
-
     def forget(self, key: Key) -> None:
         """Drop the state of a finished or deleted job, except its dependents, which follow the watch."""
         self._drop_ended_pods(key)
@@ -106,4 +102,4 @@ class WatchCache:
         self.writers.pop(key, None)
         self.targets.pop(key, None)
         self.readings.pop(key, None)
-        self.set_held_jobs(key, ())
+        self.doubted.discard(key)

@@ -52,8 +52,9 @@ class WorkQueue:
         return max(0.0, self._clock() - max(min(waiting), self._taken_at)) if waiting else 0.0
 
     def add(self, key: Key) -> None:
-        """Schedule the key for now."""
-        self.add_after(key, 0.0)
+        """Schedule the key for now, unless a second writer is likely: its writes would end the backoff."""
+        if key not in self._due or self._conflicts.get(key, 0) < CONFLICTS:
+            self.add_after(key, 0.0)
 
     def add_after(self, key: Key, seconds: float) -> None:
         """Schedule the key; the earliest due time wins."""
@@ -75,7 +76,10 @@ class WorkQueue:
     def add_conflicted(self, key: Key) -> float:
         """Schedule the key after a conflicting write and return the delay: soon, but with backoff from the third on."""
         count = self._conflicts[key] = self._conflicts.get(key, 0) + 1
-        delay = CONFLICT_DELAY if count < CONFLICTS else min(MAX_DELAY, FIRST_DELAY * 2.0 ** min(count - CONFLICTS, 16))
+        delay = CONFLICT_DELAY
+        if count >= CONFLICTS:
+            delay = min(MAX_DELAY, FIRST_DELAY * 2.0 ** min(count - CONFLICTS, 16))
+            self._due.pop(key, None)  # the event of the other client's write
         self.add_after(key, delay)
         return delay
 

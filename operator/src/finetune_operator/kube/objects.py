@@ -1,6 +1,5 @@
 """API objects as the policies read them: a FineTuneJob, its batch/v1 Jobs, their Workloads and pods."""
 
-import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,8 +14,6 @@ from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import FineTuneJobStatus
 from finetune_operator.kube.images import repository
 
-MAX_SLUG = 51
-"""63 minus the longest suffix of a child's name or its pod's host name (`-preflight-0`, `-999-merge-0`)."""
 IMAGE_PROBLEMS = frozenset(
     {"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "RegistryUnavailable"}
 )
@@ -44,24 +41,15 @@ def moment(text: str | None) -> datetime | None:
     return datetime.fromisoformat(text).astimezone(UTC) if text else None
 
 
-def slug(name: str) -> str:
-    """Return the name as a DNS label that starts with a letter; a changed name gets a hash, so that it is unique."""
-    label = name.replace(".", "-")
-    if not label[0].isalpha():
-        label = f"j-{label}"
-    if label == name and len(label) <= MAX_SLUG:
-        return label
-    return f"{label[: MAX_SLUG - 7].rstrip('-')}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
-
-
-def selector_value(name: str) -> str:
-    """Return the value of the job-name label: the name, or its slug if the name is too long for a label value."""
-    return name if len(name) <= 63 else slug(name)
-
-
 def _small(text: str) -> int:
     """Parse a number from a label or annotation; anything else is 0, because users can edit both."""
     return int(text) if text.isascii() and text.isdecimal() and len(text) <= 9 else 0
+
+
+def version_of(meta: Object) -> int:
+    """Return an object's resourceVersion, by which two states of it can be ordered; 0 if it is not a number."""
+    text = meta.get("resourceVersion") or ""
+    return int(text) if text.isascii() and text.isdecimal() else 0
 
 
 def _text(text: str) -> str:
@@ -86,6 +74,16 @@ def key_of_child(obj: Object) -> Key | None:
     meta = obj["metadata"]
     name = (meta.get("annotations") or {}).get(names.ANNOTATION_JOB_NAME)
     return Key(meta["namespace"], name) if name else None
+
+
+def key_of_workload(obj: Object) -> Key | None:
+    """Return the FineTuneJob of a Workload, from the pod template that Kueue has copied into it; None of others."""
+    for one in (obj.get("spec") or {}).get("podSets") or []:
+        template = one.get("template") or {}
+        if template.get("metadata"):
+            meta = template["metadata"] | {"namespace": obj["metadata"]["namespace"]}
+            return key_of_child({"metadata": meta})
+    return None
 
 
 @dataclass(frozen=True)
@@ -143,6 +141,11 @@ class FineTuneJob:
         )
 
     @property
+    def version(self) -> int:
+        """The resourceVersion as a number."""
+        return version_of({"resourceVersion": self.resource_version})
+
+    @property
     def is_settled(self) -> bool:
         """Whether it is finished, and its status is of the current generation."""
         return self.is_finished and self.status.observed_generation == self.generation
@@ -157,7 +160,7 @@ def _sentence(problem: ValidationError, whole: str) -> str:
     return "; ".join(f"{'.'.join(map(str, item['loc'])) or whole}: {item['msg']}" for item in problem.errors()[:3])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Job:
     """A preflight, trainer or merge Job."""
 
@@ -189,6 +192,7 @@ class Job:
     """The resource limits of one of its pods."""
     settings_sha256: str = ""
     """Digest of the spec that it was built from."""
+    version: int = field(default=0, compare=False)
 
     @classmethod
     def from_object(cls, obj: Object) -> Self:
@@ -225,6 +229,7 @@ class Job:
             grace_seconds=pod.get("terminationGracePeriodSeconds"),
             limits={name: str(value) for name, value in limits.items()},
             settings_sha256=(meta.get("annotations") or {}).get(names.ANNOTATION_SETTINGS_SHA256, ""),
+            version=version_of(meta),
         )
 
     def gpus(self, resource: str) -> int:
@@ -243,7 +248,7 @@ class Job:
         return self.completed is not None or self.failed is not None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Workload:
     """Kueue's Workload of a Job: whether the Job may run, and why not."""
 
@@ -262,6 +267,7 @@ class Workload:
     eviction_reason: str
     """Why Kueue evicted it, until it is admitted again."""
     eviction_message: str
+    version: int = field(default=0, compare=False)
 
     @classmethod
     def from_object(cls, obj: Object) -> Self:
@@ -282,10 +288,11 @@ class Workload:
             message=reserved.get("message", ""),
             eviction_reason=evicted.get("reason", "") if is_evicted else "",
             eviction_message=evicted.get("message", "") if is_evicted else "",
+            version=version_of(meta),
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Pod:
     """A pod of a preflight, trainer or merge Job."""
 
@@ -320,6 +327,7 @@ class Pod:
     """Whether a container requests CPU; without, the pod gets what others of its node leave."""
     evicted: str
     """Why the kubelet evicted it, also if its container wrote a termination message."""
+    version: int = field(default=0, compare=False)
 
     @classmethod
     def from_object(cls, obj: Object, *, gone: bool = False) -> Self:
@@ -373,6 +381,7 @@ class Pod:
                 for one in spec.get("containers") or []
             ),
             evicted=_text(status.get("message", "")) if status.get("reason") == names.Reason.EVICTED else "",
+            version=version_of(meta),
         )
 
     @property

@@ -9,7 +9,8 @@ from finetune_api.pods.containers import EnvironmentVariable
 from finetune_api.pods.scheduling import Scheduling
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import FineTuneJobStatus, Lineage
-from finetune_operator.kube.objects import FineTuneJob, Object, selector_value, slug
+from finetune_operator.kube.child_names import selector_value, slug
+from finetune_operator.kube.objects import FineTuneJob, Object
 from finetune_operator.manifests.avoidance import place_elsewhere
 from finetune_operator.manifests.effective_spec import (
     build_effective_spec,

@@ -13,12 +13,12 @@ from job_operator import Operator
 from job_world import KEY, World
 from kubernetes.config import kube_config
 
-from finetune_operator.__main__ import resync
 from finetune_operator.cluster import Cluster
+from finetune_operator.controller.intake import Intake
 from finetune_operator.controller.watch_cache import MAX_ENDED_BYTES, WatchCache
 from finetune_operator.controller.workqueue import WorkQueue
 from finetune_operator.kube.errors import RetryLater
-from finetune_operator.kube.objects import FineTuneJob, Key
+from finetune_operator.kube.objects import FineTuneJob, Key, Pod
 from finetune_operator.metrics.registry import Metrics
 from finetune_operator.settings import Settings
 
@@ -100,57 +100,33 @@ async def test_an_overloaded_api_server_gets_no_request_for_as_long_as_it_asks(s
     assert min(times[1:]) - times[0] >= 0.95
 
 
-class Listing:
-    """An API server during whose listing a job is created."""
-
-    def __init__(self, on_list: Callable[[], None]) -> None:
-        self.on_list = on_list
-        self.jobs: list[FineTuneJob] = []
-        self.listed = asyncio.Event()
-
-    async def list_jobs(self) -> list[FineTuneJob]:
-        found = list(self.jobs)
-        self.listed.set()
-        self.on_list()
-        await asyncio.sleep(0)
-        return found
+@pytest.fixture
+def intake(settings: Settings) -> Intake:
+    return Intake(WatchCache(), WorkQueue(1), Metrics(), settings)
 
 
-async def run_resync(cluster: Any, cache: WatchCache, metrics: Metrics) -> None:
-    task = asyncio.create_task(resync(cluster, WorkQueue(1), metrics, cache, 0.001))
-    async with asyncio.timeout(5):
-        await cluster.listed.wait()
-        await asyncio.sleep(0)
-        await asyncio.sleep(0)
-    task.cancel()
-
-
-async def test_a_job_created_during_a_resync_is_not_forgotten(scene: Build) -> None:
+def test_a_job_created_during_a_list_is_not_forgotten(intake: Intake, scene: Build) -> None:
     one, old = scene().to_training(), scene("old")
-    cache, metrics = WatchCache(), Metrics()
+    old.object["metadata"]["uid"] = "old-uid"
+    intake.put("finetunejobs", old.object)
+    listing = intake.begin_listing("finetunejobs", None)
+    intake.take_job(one.job)
     pod = one.pod("one-1")
     one.end(pod, 75)
-    metrics.jobs.update(old.job)
-
-    def create() -> None:
-        metrics.jobs.update(one.job)
-        cache.keep_ended_pod(KEY, pod, gone=True)
-        cluster.jobs = [one.job]
-
-    cluster = Listing(create)
-    await run_resync(cluster, cache, metrics)
-    assert list(cache.ended_pods) == [KEY]
-    assert metrics.jobs.keys() == {KEY}
+    intake.remove("pods", pod)
+    intake.end_listing("finetunejobs", listing, is_complete=True)
+    assert list(intake.cache.ended_pods) == [KEY]
+    assert intake.metrics.jobs.keys() == {KEY}
 
 
-async def test_the_kept_pods_of_unknown_jobs_are_dropped_by_a_resync(scene: Build) -> None:
-    one = scene().to_training()
-    pod = one.pod("one-1")
+def test_nothing_is_kept_of_the_pods_of_unknown_jobs(intake: Intake, scene: Build) -> None:
+    one = scene("never").to_training()
+    pod = one.pod("never-1")
     one.end(pod, 75)
-    cache = WatchCache()
-    cache.keep_ended_pod(Key("team", "never"), pod, gone=True)
-    await run_resync(Listing(lambda: None), cache, Metrics())
-    assert cache.ended_pods == {}
+    intake.put("pods", pod)
+    intake.remove("pods", pod)
+    assert intake.cache.ended_pods == {}
+    assert len(intake.cache.store.pods) == 0
 
 
 def test_the_kept_pods_are_bounded_in_bytes(scene: Build) -> None:
@@ -160,7 +136,7 @@ def test_the_kept_pods_are_bounded_in_bytes(scene: Build) -> None:
     cache = WatchCache()
     for number in range(6000):
         pod["metadata"]["uid"] = f"uid-{number}"
-        cache.keep_ended_pod(Key("team", f"job-{number % 200}"), pod, gone=True)
+        cache.keep_ended_pod(Key("team", f"job-{number % 200}"), Pod.from_object(pod, gone=True))
     kept = [one for pods in cache.ended_pods.values() for one in pods.values()]
     assert len(kept) > 1000
     assert sum(len(one.message) for one in kept) <= MAX_ENDED_BYTES

@@ -67,6 +67,7 @@ def test_a_write_that_causes_no_event_does_not_count_against_the_watch(operate: 
 
 def write_as(world: World, manager: str, time: str) -> None:
     entry = {"manager": manager, "operation": "Update", "subresource": "status", "time": time}
+    world.version += 1
     fields = [one for one in world.job["metadata"].get("managedFields", []) if one["manager"] != manager]
     world.job["metadata"]["managedFields"] = [*fields, entry]
 

@@ -8,8 +8,8 @@ import pytest
 from finetune_api import names
 from finetune_api.handoff import config_sha256
 from finetune_api.spec import FineTuneJobSpec
+from finetune_operator.kube.child_names import selector_value, slug
 from finetune_operator.kube.images import repository
-from finetune_operator.kube.objects import selector_value, slug
 from finetune_operator.manifests.effective_spec import build_effective_spec
 from finetune_operator.manifests.jobs import build_config, build_preflight, escape_variables
 from finetune_operator.settings import Settings

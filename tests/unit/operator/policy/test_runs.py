@@ -68,7 +68,7 @@ def test_a_pod_that_vanished_in_its_run_is_a_preemption_unless_its_job_counted_a
         del one.pods[pod["metadata"]["name"]]
         one.children["one-1"]["status"] = {"failed": failed}
         cache = WatchCache()
-        cache.keep_ended_pod(one.job.key, pod, gone=True)
+        cache.keep_ended_pod(one.job.key, Pod.from_object(pod, gone=True))
         one.extra["pods"] = cache.merge_ended_pods(one.job.key, [Pod.from_object(other) for other in one.pods.values()])
         one.settle()
         run = one.status["history"][0]

@@ -7,6 +7,7 @@ import pytest
 
 from finetune_operator.controller.watch_cache import WatchCache
 from finetune_operator.kube.errors import Denied, Refused
+from finetune_operator.kube.objects import Pod
 
 
 def running(scene: Any, **spec: Any) -> tuple[Any, Any]:
@@ -288,7 +289,7 @@ def test_a_result_published_in_the_moment_of_the_suspension_is_found_by_the_next
     one.delete_pod(pod)
     one.end(pod, 0, one.published())
     cache = WatchCache()
-    cache.keep_ended_pod(one.job.key, pod, gone=True)
+    cache.keep_ended_pod(one.job.key, Pod.from_object(pod, gone=True))
     one.settle()
     assert one.status["history"][0]["result"] == "Succeeded"
     assert one.condition("Complete")["status"] == "False"

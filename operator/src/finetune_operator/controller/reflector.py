@@ -1,0 +1,142 @@
+"""Lists and watches the objects of one kind, with kopf's client, into the store."""
+
+import asyncio
+import logging
+import random
+from contextlib import aclosing
+from http import HTTPStatus
+
+import aiohttp
+import kopf
+import orjson
+
+# kopf's public handlers get neither the end of a list nor what it no longer contains, and kopf keeps memory of every
+# object that it passes to them, also of the Workloads of others: decisions/0042.
+from kopf._cogs.clients.errors import APIError
+from kopf._cogs.clients.watching import Bookmark, WatchingError, continuous_watch
+from kopf._cogs.structs.references import NamespaceName, Resource
+
+from finetune_api import names
+from finetune_operator.cluster import error_from
+from finetune_operator.controller.intake import Intake
+from finetune_operator.controller.mirror import Listing
+from finetune_operator.controller.store import Kind
+from finetune_operator.controller.watch_cache import WatchCache
+from finetune_operator.kube.errors import ClusterError, RetryLater
+
+log = logging.getLogger(__name__)
+RESOURCES: dict[Kind, tuple[str, str]] = {
+    "finetunejobs": (names.GROUP, names.VERSION),
+    "jobs": ("batch", "v1"),
+    "pods": ("", "v1"),
+    "workloads": (names.KUEUE_GROUP, names.KUEUE_API_VERSION.split("/")[1]),
+}
+FIRST_PAUSE, MAX_PAUSE = 0.5, 30.0
+"""Seconds between a list or watch that failed and the next list."""
+
+
+class Reflector:
+    """Keeps the objects of one kind in a namespace, or in all. It lists them again periodically and after a gap."""
+
+    def __init__(
+        self,
+        kind: Kind,
+        namespace: str | None,
+        intake: Intake,
+        cache: WatchCache,
+        settings: kopf.OperatorSettings,
+        *,
+        resync_seconds: float,
+    ) -> None:
+        self.kind = kind
+        self._namespace = namespace
+        self._intake = intake
+        self._cache = cache
+        self._settings = settings
+        self._resync_seconds = resync_seconds
+        self._failures = 0
+        self.is_listed = asyncio.Event()
+        """Set once all objects were listed, or cannot be."""
+
+    async def run(self) -> None:
+        """List and watch until the task is cancelled."""
+        while True:
+            try:
+                # Of many operators and kinds, not all list in the same second.
+                async with asyncio.timeout(self._resync_seconds * random.uniform(0.9, 1.1)):  # noqa: S311
+                    await self._follow()
+            except TimeoutError:
+                continue
+            except (APIError, WatchingError, aiohttp.ClientError, OSError) as problem:
+                self._report(problem)
+            except Exception:  # an object that cannot be read must not end the watch of all others
+                log.exception("watching %s failed", self._where)
+            await asyncio.sleep(self._pause())
+
+    async def _follow(self) -> None:
+        """List, then watch until the watch has to begin with a list again."""
+        group, version = RESOURCES[self.kind]
+        stream = continuous_watch(
+            settings=self._settings,
+            resource=Resource(group, version, self.kind, namespaced=True),
+            namespace=NamespaceName(self._namespace) if self._namespace else None,
+            operator_pause_waiter=asyncio.get_running_loop().create_future(),
+        )
+        listing: Listing | None = self._intake.begin_listing(self.kind, self._namespace)
+        try:
+            async with aclosing(stream):  # type: ignore[type-var]
+                async for item in stream:
+                    if item is Bookmark.LISTED and listing:
+                        self._end_listing(listing)
+                        listing = None
+                    elif isinstance(item, dict):
+                        self._take(item["type"], dict(item["object"]))
+        finally:
+            if listing:
+                self._failures += 1
+                self._intake.end_listing(self.kind, listing, is_complete=False)
+
+    def _end_listing(self, listing: Listing) -> None:
+        self._intake.end_listing(self.kind, listing, is_complete=True)
+        self._failures = 0
+        self.is_listed.set()
+        if self.kind == names.PLURAL:
+            self._intake.queue_open_jobs(min(self._resync_seconds, 60.0))
+
+    def _take(self, kind_of_event: str | None, obj: dict[str, object]) -> None:
+        if kind_of_event == "BOOKMARK":
+            return
+        self._cache.record_event(self.kind)
+        if kind_of_event == "DELETED":
+            self._intake.remove(self.kind, obj)
+        else:
+            self._intake.put(self.kind, obj)
+
+    def _report(self, problem: Exception) -> None:
+        """Record what only a user can change, and that Workloads cannot be listed; jobs are served without them."""
+        log.warning("cannot watch %s: %s", self._where, problem)
+        found = _typed(problem, self.kind, self._namespace)
+        if self.kind == names.PLURAL:
+            return
+        if not isinstance(found, RetryLater) or (self.kind == "workloads" and not self.is_listed.is_set()):
+            self._intake.report_problem(self.kind, found)
+            self.is_listed.set()
+
+    def _pause(self) -> float:
+        most = min(MAX_PAUSE, FIRST_PAUSE * 2.0 ** min(self._failures, 10))
+        return most * random.uniform(0.5, 1.0)  # noqa: S311 -- jitter, not a secret
+
+    @property
+    def _where(self) -> str:
+        return f"{self.kind} in {self._namespace or 'all namespaces'}"
+
+
+def _typed(problem: Exception, kind: Kind, namespace: str | None) -> ClusterError:
+    """Return the error as the cluster's client raises it; one that is not an answer of the API server is retried."""
+    if not isinstance(problem, APIError):
+        return RetryLater(str(problem))
+    group, version = RESOURCES[kind]
+    path = f"/apis/{group}/{version}" + (f"/namespaces/{namespace}" if namespace else "") + f"/{kind}"
+    body = orjson.dumps({"message": problem.message or str(problem)})
+    status = HTTPStatus.BAD_GATEWAY if problem.status == HTTPStatus.NOT_FOUND else problem.status
+    return error_from(status, body, None, path)

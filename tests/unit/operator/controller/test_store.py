@@ -1,0 +1,177 @@
+"""What a reconcile reads from memory, what it reads again, and that an old store decides nothing that stays."""
+
+import asyncio
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from job_operator import Operator
+from job_world import KEY, World
+from kueue_world import QueuedWorld
+
+from finetune_api import names
+from finetune_operator.controller.mirror import Mirror
+from finetune_operator.kube.objects import Key, Pod
+
+Operate = Callable[[World], Operator]
+
+
+@pytest.fixture
+def operate() -> Iterator[Operate]:
+    loop = asyncio.new_event_loop()
+    yield lambda world: Operator(world, loop)
+    loop.close()
+
+
+def start_training(world: World, operator: Operator, looks: int = 3) -> Any:
+    """Bring the job to its trainer's pod, which runs."""
+    for _ in range(looks):
+        operator.look()
+        world.control()
+        for pod in world.pods_in("Pending"):
+            world.start(pod)
+        for pod in world.pods_in("Running"):
+            if world.component(pod) == names.Component.PREFLIGHT:
+                world.publish(pod)
+                world.control()
+    return world.pods_in("Running")[0]
+
+
+def requests_of(world: World, operator: Operator, looks: int = 100) -> int:
+    total = 0
+    for _ in range(looks):
+        operator.look()
+        total += world.calls
+    return total
+
+
+def test_looks_at_a_job_that_does_not_change_cost_no_request(operate: Operate) -> None:
+    world = World(activeDeadlineSeconds=86_400)
+    operator = operate(world)
+    start_training(world, operator)
+    operator.look()
+    assert requests_of(world, operator) == 0
+
+
+def test_a_job_that_waits_for_quota_costs_no_request(operate: Operate) -> None:
+    world = QueuedWorld(scheduling={"queueName": "team"})
+    operator = operate(world)
+    operator.look()
+    world.queue(has_room=False)
+    for _ in range(2):
+        operator.look()
+    assert requests_of(world, operator) == 0
+
+
+def test_a_failure_that_the_watch_of_the_pods_has_not_delivered_counts_once(operate: Operate) -> None:
+    """The Job's count comes before the pod that failed."""
+    world = World()
+    operator = operate(world)
+    operator.look()
+    world.control()
+    world.start(world.pods_in("Pending")[0])
+    world.publish(world.pods_in("Running")[0])
+    world.control()
+    operator.look()
+    operator.behind = {"pods"}
+    world.control()
+    world.start(world.pods_in("Pending")[0])
+    world.end(world.pods_in("Running")[0], 1)
+    world.control()
+    for _ in range(3):
+        operator.look()
+    operator.behind = set()
+    for _ in range(3):
+        operator.look()
+    assert world.status().failures == 1
+    assert [run.result for run in world.status().history or []] == ["Failed"]
+
+
+def test_a_trainer_that_the_watches_have_not_delivered_is_not_created_again(operate: Operate) -> None:
+    """Another operator has created it, and has written so."""
+    world = World()
+    one, other = operate(world), operate(world)
+    one.behind = {"jobs", "pods"}
+    start_training(world, other)
+    other.look()
+    for _ in range(4):
+        one.look()
+        world.now += timedelta(seconds=10)
+    assert sorted(world.jobs) == ["one-1", "one-preflight"]
+    assert not world.status().failures
+    assert world.status().attempts == 1
+
+
+def test_a_job_is_not_ended_by_an_old_state_of_its_status(operate: Operate) -> None:
+    """The user has resumed it, and the watch of the jobs delivers nothing."""
+    world = World(suspend=True)
+    operator = operate(world)
+    operator.look()
+    operator.behind = {"finetunejobs"}
+    world.edit(suspend=False)
+    operator.look()
+    assert world.jobs == {}
+    world.edit(backoffLimit=1)
+    operator.behind = set()
+    operator.look()
+    assert list(world.jobs) == ["one-preflight"]
+
+
+@pytest.fixture
+def pods(scene: Callable[..., Any]) -> Iterator[Callable[..., Pod]]:
+    one = scene().to_training()
+
+    def build(uid: str, version: int, ip: str = "10.0.0.1") -> Pod:
+        pod = one.pod("one-1", uid)
+        pod["metadata"] |= {"uid": uid, "resourceVersion": str(version)}
+        pod["status"]["podIP"] = ip
+        return Pod.from_object(pod)
+
+    return build  # type: ignore[return-value]
+
+
+def test_an_older_state_does_not_replace_a_newer_one_and_the_same_state_changes_nothing(pods: Any) -> None:
+    mirror: Mirror[Pod] = Mirror()
+    assert mirror.put(KEY, pods("a", 5, "10.0.0.5"))
+    assert not mirror.put(KEY, pods("a", 4, "10.0.0.4"))
+    assert [pod.ip for pod in mirror.of(KEY)] == ["10.0.0.5"]
+    assert mirror.has("a", 5)
+    assert not mirror.has("a", 6)
+
+
+def test_a_list_removes_what_it_does_not_contain_except_what_came_after_its_begin(pods: Any) -> None:
+    mirror: Mirror[Pod] = Mirror()
+    other = Key("another", "one")
+    for key, uid in ((KEY, "kept"), (KEY, "gone"), (other, "elsewhere")):
+        mirror.put(key, pods(uid, 1))
+    listing = mirror.begin_listing(KEY.namespace)
+    mirror.put(KEY, pods("kept", 1))
+    mirror.put(KEY, pods("new", 9))
+    assert mirror.end_listing(listing) == {KEY}
+    assert [pod.uid for pod in mirror.of(KEY)] == ["kept", "new"]
+    assert [pod.uid for pod in mirror.of(other)] == ["elsewhere"]
+
+
+def test_a_list_that_was_interrupted_removes_nothing(pods: Any) -> None:
+    mirror: Mirror[Pod] = Mirror()
+    mirror.put(KEY, pods("a", 1))
+    assert mirror.end_listing(mirror.begin_listing(None), is_complete=False) == set()
+    assert len(mirror) == 1
+
+
+def test_a_late_event_of_a_deleted_object_does_not_bring_it_back(pods: Any) -> None:
+    mirror: Mirror[Pod] = Mirror()
+    mirror.put(KEY, pods("a", 1))
+    assert mirror.remove("a")
+    assert not mirror.put(KEY, pods("a", 2))
+    assert mirror.of(KEY) == ()
+
+
+def test_what_a_live_read_does_not_show_is_gone_unless_it_came_during_the_read(pods: Any) -> None:
+    mirror: Mirror[Pod] = Mirror()
+    mirror.put(KEY, pods("gone", 1))
+    known = mirror.of(KEY)
+    mirror.put(KEY, pods("came", 7))
+    mirror.replace(KEY, known, [pods("listed", 3)])
+    assert [pod.uid for pod in mirror.of(KEY)] == ["came", "listed"]
