@@ -48,7 +48,11 @@ def _meant(field: str, schema: dict[str, Any]) -> set[str]:
 
 def _valid(value: Any, schema: dict[str, Any], path: FieldPath) -> tuple[Any, bool]:
     words = [one for one in schema.get("enum", ()) if isinstance(one, str)]
-    near = (current_word(path, value) or nearest(value, words)) if isinstance(value, str) else None
+    near: str | None = None
+    if isinstance(value, bool):  # so YAML reads some former words
+        near = current_word(path, "On" if value else "Off") or None
+    elif isinstance(value, str):
+        near = current_word(path, value) or nearest(value, words)
     return (sample(schema, path), False) if near is None else (near, True)
 
 

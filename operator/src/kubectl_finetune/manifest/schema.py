@@ -68,13 +68,20 @@ def find_faults(spec: Any, written: dict[FieldPath, str]) -> list[Fault]:
     for _ in range(2):
         broken, is_parsed = _broken(spec)
         if is_parsed:
-            new = (fault for fault, rule in broken if not unknown & set(re.findall(r"\w+", rule)))
+            rules = [fault for fault, rule in broken if not unknown & set(re.findall(r"\w+", rule))]
+            new = [_both(faults.pop(fault.path, None), fault) for fault in rules]
             return list(dict.fromkeys([*former, *faults.values(), *new]))
         plain = [replace(fault, path=_without_key(fault.path)) for fault, _ in broken]
         faults = {fault.path: fault for fault in plain} | faults
         spec, more = repair(spec, (fault.path for fault, _ in broken), schema)
         unknown |= more
     return [*former, *faults.values()]
+
+
+def _both(known: Fault | None, broken: Fault) -> Fault:
+    """Return the fault of a broken rule; of a value that is faulty too, with its message, because its own fix would
+    break the rule."""
+    return replace(broken, message=f"{known.message}; {broken.message}") if known else broken
 
 
 def _of_former_name(path: FieldPath, spec: Any) -> Fault:
@@ -220,6 +227,8 @@ def _other_type(wanted: str, value: Any, written: str | None, path: FieldPath, a
             return f"YAML reads {word} as {str(value).lower()}: write {meant or ' or '.join(allowed)}"
         return f'YAML reads {word} as {str(value).lower()}: put it in quotes, "{word}"'
     if isinstance(value, int | float) and wanted == "string":
+        if allowed:
+            return f"write {' or '.join(allowed)}"
         return f'put it in quotes: "{value if written is None else written}"'
     if isinstance(value, str) and wanted in {"integer", "number"} and re.fullmatch(r"[-+0-9.eE]+", value):
         # Readers of YAML 1.1 such as PyYAML take `2e-4` for a text, so it is written as all of them read it.

@@ -64,7 +64,7 @@ def test_every_example_is_valid(finetune: Callable[..., Any], path: Path) -> Non
         ("  hyperparameters: {fusedKernels: yes}\n", "YAML reads yes as true: write Auto or Never\n"),
         (
             "  hyperparameters: {packing: 1_0}\n",
-            'must be a text, not a number\n    value: 1_0\n    fix: put it in quotes: "1_0"',
+            "must be a text, not a number\n    value: 1_0\n    fix: write Auto or Always or Never\n",
         ),
         (
             "  hyperparameters: {packing: onn}\n",

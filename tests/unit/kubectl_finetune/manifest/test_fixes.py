@@ -190,6 +190,14 @@ def test_a_rule_on_a_field_whose_value_is_not_known_is_not_reported(changes: dic
     assert {field for field, _ in faulty(**changes)} == fields
 
 
+@pytest.mark.parametrize("word", [True, "On", "always"])
+def test_a_word_that_the_objective_refuses_is_not_advised(word: object) -> None:
+    (fault,) = find_faults(SPEC | {"objective": "DPO", "hyperparameters": {"packing": word}}, {})
+    assert fault.path == ("spec", "hyperparameters", "packing")
+    assert fault.message.endswith("; packing works with objectives Instruction, Chat and DomainAdaptation")
+    assert fault.fix == "set it to Auto or Never"
+
+
 def test_a_spec_that_is_no_block_is_one_fault() -> None:
     for spec in ([], "text", 3):
         (fault,) = find_faults(spec, {})

@@ -24,7 +24,13 @@ RLHF = {"objective": "RLHF", "rlhf": {"rewards": [{"type": "Length"}]}}
             {"hyperparameters": {"packing": 10}},
             "hyperparameters.packing",
             "must be a text, not a number",
-            'put it in quotes: "10"',
+            "write Auto or Always or Never",
+        ),
+        (
+            {"trainer": {"env": [{"name": "A", "value": 1}]}},
+            "trainer.env.0.value",
+            "must be a text, not a number",
+            'put it in quotes: "1"',
         ),
         (
             {"hyperparameters": {"packing": True}},
