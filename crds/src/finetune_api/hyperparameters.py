@@ -99,7 +99,7 @@ class Hyperparameters(Block):
     """Optimiser: `adamw_torch`, `adamw_torch_fused`, `adamw_8bit` or `paged_adamw_8bit`.
     Default: `paged_adamw_8bit` with QLoRA on a GPU, else `adamw_torch_fused`."""
     per_device_train_batch_size: Annotated[int, Field(ge=1, le=4096)] | None = None
-    """Rows per step and GPU. Default: 2; with neither this nor `gradientAccumulationSteps`, the trainer takes as many
+    """Rows per batch and GPU. Default: 2; with neither this nor `gradientAccumulationSteps`, the trainer takes as many
     as fit its GPU, with the same effective batch (not with KTO)."""
     gradient_accumulation_steps: Annotated[int, Field(ge=1, le=65536)] | None = None
     """Batches accumulated before a step. Default: the number that makes the effective batch

@@ -368,7 +368,7 @@ def new(
     ] = None,
     method: Annotated[str, typer.Option(help="Auto, QLoRA, LoRA or Full.")] = "Auto",
     secret: Annotated[str, typer.Option(help="Secret with the storage credentials.")] = "s3-credentials",  # noqa: S107 - a name
-    endpoint: Annotated[str, typer.Option(help="URL of the S3 endpoint. Default: the operator's.")] = "",
+    endpoint: Annotated[str, typer.Option(help="URL of the S3 endpoint. Default: the operator's, else AWS.")] = "",
     gpus: Annotated[int, typer.Option(help="Number of GPUs; 0 trains on the CPU.", min=0, max=16)] = 1,
     validation_percent: Annotated[
         int, typer.Option(help="Percent of the rows to hold out; 0 = none.", min=0, max=50)

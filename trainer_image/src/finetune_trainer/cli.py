@@ -25,6 +25,7 @@ app = typer.Typer(
     epilog=f"Exit codes: {EXIT_CODES}; 1 `verify` found a fault, 2 invalid usage.",
     add_completion=False,
     no_args_is_help=True,
+    rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -258,7 +259,9 @@ def check_data_command(  # noqa: PLR0917 - the options of a command
 
 @app.command("verify")
 def verify_command(
-    uri: Annotated[str, typer.Argument(help="output.uri of a job: s3://bucket/prefix, or a local folder.")],
+    uri: Annotated[
+        str, typer.Argument(metavar="URI", help="output.uri of a job: s3://bucket/prefix, or a local folder.")
+    ],
     endpoint: Annotated[
         str | None,
         typer.Option(

@@ -266,6 +266,20 @@ def test_the_whole_report_holds_no_html_no_link_and_no_picture_but_its_own(tmp_p
     assert not [character for character in report if ord(character) < 32 and character != "\n"]
 
 
+@pytest.mark.parametrize("is_local", [True, False])
+def test_the_report_shows_how_to_try_the_result_and_where_its_folders_are(tmp_path: Path, is_local: bool) -> None:
+    record = make_record(tmp_path)
+    record = replace(record, config=record.config.model_copy(update={"is_local": is_local}))
+    serving = render_report(record, tmp_path).partition("## How to serve it")[2]
+    assert "`finetune-trainer chat DIR`" in serving
+    assert ("Copy the folders to this machine:" in serving) is not is_local
+    assert ("Where the folders are:" in serving) is is_local
+
+
+def test_no_figure_of_a_whole_report_is_missing(tmp_path: Path) -> None:
+    assert not re.search(r"\bNone\b|\bnan\b", render_report(make_run(tmp_path), tmp_path))
+
+
 def test_a_uri_in_a_command_is_one_word_of_the_shell(tmp_path: Path) -> None:
     assert "cp --recursive 's3://bucket/base; rm -rf ~' base" in render_report(make_record(tmp_path), tmp_path)
 
