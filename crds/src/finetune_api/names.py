@@ -26,7 +26,8 @@ ANNOTATION_SUSPENDED_BY = f"{GROUP}/suspended-by"
 """On children: the component that suspended the Job; if absent, another controller did, and must resume it."""
 
 KUEUE_GROUP = "kueue.x-k8s.io"
-KUEUE_API_VERSION = f"{KUEUE_GROUP}/v1beta2"
+KUEUE_VERSIONS = ("v1beta2", "v1beta1")
+"""Versions of Kueue's API with the same fields of a Workload as far as they are read and written, newest first."""
 LABEL_QUEUE = f"{KUEUE_GROUP}/queue-name"
 LABEL_QUEUE_PRIORITY = f"{KUEUE_GROUP}/priority-class"
 LABEL_QUEUED_JOB_UID = f"{KUEUE_GROUP}/job-uid"

@@ -10,7 +10,6 @@ from typing import cast
 
 from pydantic import ValidationError
 
-from finetune_api.names import KUEUE_API_VERSION
 from finetune_api.text.printable import PrintableFormatter, printable
 from finetune_operator.cluster import Cluster
 from finetune_operator.controller.handlers import watch
@@ -23,7 +22,7 @@ from finetune_operator.controller.reconciler import Reconciler
 from finetune_operator.controller.scrape import Scrape
 from finetune_operator.controller.watch_cache import WatchCache
 from finetune_operator.controller.workqueue import WorkQueue, work
-from finetune_operator.kube.errors import ClusterError
+from finetune_operator.kube.errors import ClusterError, Refused
 from finetune_operator.metrics.registry import Metrics
 from finetune_operator.settings import Settings
 
@@ -67,15 +66,22 @@ async def wait_until_served(cluster: Cluster) -> None:
         await asyncio.sleep(WAIT_SECONDS)
 
 
-async def detect_kueue(cluster: Cluster) -> bool:
-    """Return whether there are Workloads to watch."""
+async def find_kueue(cluster: Cluster) -> str | None:
+    """Return the version of Kueue's API in which Workloads are watched; None if there are none to watch.
+
+    Raises:
+        Refused: Kueue is too old, or too new.
+    """
     try:
-        found = await cluster.is_served(KUEUE_API_VERSION)
+        version = await cluster.find_kueue()
+    except Refused as problem:
+        log.error("Workloads are not watched: %s", problem)
+        raise
     except ClusterError as problem:
         log.warning("cannot detect Kueue, so its Workloads are not watched: %s", problem)
-        return False
-    log.info("found Kueue: watching Workloads" if found else "not watching Workloads of Kueue")
-    return found
+        return None
+    log.info("found Kueue: watching Workloads (%s)" if version else "not watching Workloads of Kueue%s", version or "")
+    return version
 
 
 async def check_rights(cluster: Cluster) -> None:
@@ -120,7 +126,7 @@ async def run(settings: Settings) -> None:
             asyncio.create_task(leader.hold()),
         ]
         intake = Intake(cache, queue, metrics, settings)
-        watching = asyncio.create_task(watch(intake, cache, settings, functools.partial(detect_kueue, cluster)))
+        watching = asyncio.create_task(watch(intake, cache, settings, functools.partial(find_kueue, cluster)))
         await check_rights(cluster)
         log.info("serving %s", ", ".join(settings.watch_namespaces) or "all namespaces")
         done, _ = await asyncio.wait([*parts, watching], return_when=asyncio.FIRST_COMPLETED)

@@ -70,6 +70,8 @@ class Cluster:
         self._connection = Connection(settings)
         self.may_write: Callable[[], bool] = lambda: True
         """Whether this process may still change objects; the election of a leader replaces it."""
+        self._kueue: str | Refused = names.KUEUE_VERSIONS[0]
+        """The version of Kueue's API, or why none can be used."""
 
     async def close(self) -> None:
         """Close the threads and the connections."""
@@ -103,10 +105,15 @@ class Cluster:
         uids = ",".join(child.uid for child in children)
         query = {"labelSelector": f"{names.LABEL_QUEUED_JOB_UID} in ({uids})"}
         try:
-            page = await self._call("GET", _workloads(key.namespace), query=query)
+            page = await self._call("GET", self._workloads(key.namespace), query=query)
         except Gone:
             return None
         return tuple(Workload.from_object(item) for item in page["items"])
+
+    def _workloads(self, namespace: str) -> str:
+        if isinstance(self._kueue, Refused):
+            raise self._kueue
+        return f"/apis/{names.KUEUE_GROUP}/{self._kueue}/namespaces/{namespace}/workloads"
 
     async def create_child(self, job: FineTuneJob, child: Child) -> Job:
         """Create the Job after everything that its pods need; an existing object is a success if this job owns it and
@@ -177,7 +184,7 @@ class Cluster:
         """Deactivate a Workload, noted in an annotation, or activate it again; Kueue then stops or admits its Job."""
         note = {names.ANNOTATION_SUSPENDED_BY: None if is_active else names.MANAGED_BY}
         body = {"metadata": {"uid": workload.uid, "annotations": note}, "spec": {"active": is_active}}
-        await self._patch(f"{_workloads(job.key.namespace)}/{workload.name}", body)
+        await self._patch(f"{self._workloads(job.key.namespace)}/{workload.name}", body)
 
     async def move_to_queue(self, job: FineTuneJob, child: Job, queue: str | None) -> None:
         """Move a Job that is not admitted to another queue; with None, take it out of its queue and let it run."""
@@ -216,13 +223,32 @@ class Cluster:
         except AlreadyExists:
             return
 
-    async def is_served(self, api_version: str = names.API_VERSION) -> bool:
-        """Return whether the API server serves FineTuneJobs, or another group and version."""
+    async def is_served(self) -> bool:
+        """Return whether the API server serves FineTuneJobs."""
         try:
-            await self._call("GET", f"/apis/{api_version}")
+            await self._call("GET", f"/apis/{names.API_VERSION}")
         except Gone:
             return False
         return True
+
+    async def find_kueue(self) -> str | None:
+        """Return the newest usable version of Kueue's API, and use it from now on; None if there is no Kueue.
+
+        Raises:
+            Refused: Kueue serves only other versions.
+        """
+        try:
+            found = await self._call("GET", f"/apis/{names.KUEUE_GROUP}")
+        except Gone:
+            return None
+        served = [one["version"] for one in found.get("versions") or []]
+        usable = [one for one in names.KUEUE_VERSIONS if one in served]
+        if not usable:
+            words = f"Kueue of this cluster serves {names.KUEUE_GROUP} only as {', '.join(served)}"
+            self._kueue = Refused(f"{words}, and the operator needs {' or '.join(names.KUEUE_VERSIONS)}: update Kueue")
+            raise self._kueue
+        self._kueue = usable[0]
+        return usable[0]
 
     async def read_lease(self, namespace: str, name: str) -> Object | None:
         """Read a Lease; None if there is none."""
@@ -389,10 +415,6 @@ def _jobs(namespace: str) -> str:
 
 def _leases(namespace: str) -> str:
     return f"/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases"
-
-
-def _workloads(namespace: str) -> str:
-    return f"/apis/{names.KUEUE_API_VERSION}/namespaces/{namespace}/workloads"
 
 
 def _event_time(event: Object) -> str:

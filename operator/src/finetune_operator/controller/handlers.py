@@ -15,16 +15,16 @@ from finetune_operator.controller.reflector import Reflector
 from finetune_operator.controller.rotating_ca import RotatingConnection
 from finetune_operator.controller.store import Kind
 from finetune_operator.controller.watch_cache import WatchCache
+from finetune_operator.kube.errors import Refused
 from finetune_operator.policy import kueue
 from finetune_operator.settings import Settings
 
-KINDS: tuple[Kind, ...] = ("finetunejobs", "jobs", "pods", "workloads")
 PAGE = 700
 """Objects of one answer to a list: at about 10 KB each, some megabytes."""
 KUEUE_SECONDS = 60.0
 """How often Kueue is looked for while a Job waits for it: it may be installed after the operator."""
 LOGIN_PAUSE_SECONDS = 2.0
-FindKueue = Callable[[], Awaitable[bool]]
+FindKueue = Callable[[], Awaitable[str | None]]
 OWN_OBJECTS = f"{names.LABEL_MANAGED_BY}={names.MANAGED_BY}"
 
 
@@ -68,24 +68,25 @@ def build_kopf_settings(settings: Settings) -> kopf.OperatorSettings:
     return chosen
 
 
-def build_reflectors(intake: Intake, cache: WatchCache, settings: Settings) -> list[Reflector]:
-    """Return one reflector for each kind and namespace."""
+def build_reflectors(
+    kind: Kind, intake: Intake, cache: WatchCache, settings: Settings, version: str = ""
+) -> list[Reflector]:
+    """Return the reflectors of a kind: one for each namespace, or one for all."""
     chosen = build_kopf_settings(settings)
     namespaces: list[str | None] = [*settings.watch_namespaces] or [None]
     return [
-        Reflector(kind, namespace, intake, cache, chosen, resync_seconds=settings.resync_seconds)
-        for kind in KINDS
+        Reflector(kind, namespace, intake, cache, chosen, resync_seconds=settings.resync_seconds, version=version)
         for namespace in namespaces
     ]
 
 
-async def watch(intake: Intake, cache: WatchCache, settings: Settings, has_kueue: FindKueue) -> None:
+async def watch(intake: Intake, cache: WatchCache, settings: Settings, find_kueue: FindKueue) -> None:
     """Watch until the process receives SIGTERM or SIGINT."""
     registry = kopf.OperatorRegistry()
     tasks: list[asyncio.Task[None]] = []
 
     async def on_startup(**_: Any) -> None:
-        tasks.append(asyncio.create_task(_reflect(intake, cache, settings, has_kueue)))  # with kopf's credentials
+        tasks.append(asyncio.create_task(_reflect(intake, cache, settings, find_kueue)))  # with kopf's credentials
 
     async def on_cleanup(**_: Any) -> None:
         for task in tasks:
@@ -105,27 +106,35 @@ async def watch(intake: Intake, cache: WatchCache, settings: Settings, has_kueue
     )
 
 
-async def _reflect(intake: Intake, cache: WatchCache, settings: Settings, has_kueue: FindKueue) -> None:
+async def _reflect(intake: Intake, cache: WatchCache, settings: Settings, find_kueue: FindKueue) -> None:
     """Run the reflectors; children are listed after the jobs, because those of unknown jobs are not kept."""
-    reflectors, store = build_reflectors(intake, cache, settings), cache.store
+    store = cache.store
     async with asyncio.TaskGroup() as group:
 
-        async def run(*kinds: Kind) -> None:
-            chosen = [one for one in reflectors if one.kind in kinds]
+        async def run(*kinds: Kind, version: str = "") -> None:
+            chosen = [one for kind in kinds for one in build_reflectors(kind, intake, cache, settings, version)]
             for one in chosen:
                 group.create_task(one.run())
             for one in chosen:
                 await one.is_listed.wait()
 
+        async def run_workloads() -> bool:
+            try:
+                version = await find_kueue()
+            except Refused as problem:
+                store.has_kueue = True
+                intake.report_problem("workloads", problem)
+                return False
+            store.has_kueue = version is not None
+            if version:
+                await run("workloads", version=version)
+            return store.has_kueue
+
         await run("finetunejobs")
         await run("jobs", "pods")
-        store.has_kueue = await has_kueue()
-        if store.has_kueue:
-            await run("workloads")
+        is_watched = await run_workloads()
         store.is_synced.set()
-        while not store.has_kueue:
+        while not is_watched:
             await asyncio.sleep(KUEUE_SECONDS)
-            store.has_kueue = any(kueue.may_hold(one) for one in store.children) and await has_kueue()
-            if store.has_kueue:
-                await run("workloads")
-                intake.queue_open_jobs()
+            is_watched = any(kueue.may_hold(one) for one in store.children) and await run_workloads()
+        intake.queue_open_jobs()

@@ -25,12 +25,13 @@ from finetune_operator.controller.watch_cache import WatchCache
 from finetune_operator.kube.errors import ClusterError, RetryLater
 
 log = logging.getLogger(__name__)
-RESOURCES: dict[Kind, tuple[str, str]] = {
+GROUPS: dict[Kind, tuple[str, str]] = {
     "finetunejobs": (names.GROUP, names.VERSION),
     "jobs": ("batch", "v1"),
     "pods": ("", "v1"),
-    "workloads": (names.KUEUE_GROUP, names.KUEUE_API_VERSION.split("/")[1]),
+    "workloads": (names.KUEUE_GROUP, names.KUEUE_VERSIONS[0]),
 }
+"""Group of each kind, and its version unless another one was found."""
 FIRST_PAUSE, MAX_PAUSE = 0.5, 30.0
 """Seconds between a list or watch that failed and the next list."""
 
@@ -47,8 +48,11 @@ class Reflector:
         settings: kopf.OperatorSettings,
         *,
         resync_seconds: float,
+        version: str = "",
     ) -> None:
         self.kind = kind
+        group, usual = GROUPS[kind]
+        self._resource = Resource(group, version or usual, kind, namespaced=True)
         self._namespace = namespace
         self._intake = intake
         self._cache = cache
@@ -75,10 +79,9 @@ class Reflector:
 
     async def _follow(self) -> None:
         """List, then watch until the watch has to begin with a list again."""
-        group, version = RESOURCES[self.kind]
         stream = continuous_watch(
             settings=self._settings,
-            resource=Resource(group, version, self.kind, namespaced=True),
+            resource=self._resource,
             namespace=NamespaceName(self._namespace) if self._namespace else None,
             operator_pause_waiter=asyncio.get_running_loop().create_future(),
         )
@@ -115,7 +118,7 @@ class Reflector:
     def _report(self, problem: Exception) -> None:
         """Record what only a user can change, and that Workloads cannot be listed; jobs are served without them."""
         log.warning("cannot watch %s: %s", self._where, problem)
-        found = _typed(problem, self.kind, self._namespace)
+        found = _typed(problem, self._resource, self._namespace)
         if self.kind == names.PLURAL:
             return
         if not isinstance(found, RetryLater) or (self.kind == "workloads" and not self.is_listed.is_set()):
@@ -131,12 +134,12 @@ class Reflector:
         return f"{self.kind} in {self._namespace or 'all namespaces'}"
 
 
-def _typed(problem: Exception, kind: Kind, namespace: str | None) -> ClusterError:
+def _typed(problem: Exception, resource: Resource, namespace: str | None) -> ClusterError:
     """Return the error as the cluster's client raises it; one that is not an answer of the API server is retried."""
     if not isinstance(problem, APIError):
         return RetryLater(str(problem))
-    group, version = RESOURCES[kind]
-    path = f"/apis/{group}/{version}" + (f"/namespaces/{namespace}" if namespace else "") + f"/{kind}"
+    where = f"/namespaces/{namespace}" if namespace else ""
+    path = f"/apis/{resource.group}/{resource.version}{where}/{resource.plural}"
     body = orjson.dumps({"message": problem.message or str(problem)})
     status = HTTPStatus.BAD_GATEWAY if problem.status == HTTPStatus.NOT_FOUND else problem.status
     return error_from(status, body, None, path)
