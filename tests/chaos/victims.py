@@ -120,7 +120,7 @@ class Victim:
             self.problems.append(f"{self.kills} kills and {self.evictions} evictions counted as {counted_as}")
         prefix = status["artifacts"]["uri"].rstrip("/")
         manifest = self.bench.read(f"{prefix}/manifest.json")
-        if hashlib.sha256(manifest).hexdigest() != status["artifacts"]["manifestSha256"]:
+        if hashlib.sha256(manifest).hexdigest() != status["artifacts"]["manifestSHA256"]:
             self.problems.append("the manifest is not the one that the status names")
         weights = {
             one["path"]: one["sha256"] for one in json.loads(manifest)["files"] if one["path"].endswith(".safetensors")

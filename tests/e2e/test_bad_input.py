@@ -60,7 +60,7 @@ def test_garbage_is_dataset_unusable_with_counts_and_first_lines(bench: Bench) -
 
 
 def test_a_prefix_of_another_job_is_a_conflict_and_is_not_changed(bench: Bench) -> None:
-    owner = bench.put("taken/owner.json", '{"namespace":"other","name":"other","uid":"1","configSha256":"x"}')
+    owner = bench.put("taken/owner.json", '{"namespace":"other","name":"other","uid":"1","configSHA256":"x"}')
     before = bench.read(owner)
     job = bench.apply("conflict", output={"uri": bench.uri("taken")})
     assert "other/other" in failed(job, "OutputConflict")["message"]

@@ -84,7 +84,7 @@ def undisturbed(job: Job, trainer: Any) -> None:
     """The job comes to its end, and this pod alone has run it."""
     status = job.wait("Complete")
     (run,) = status["history"]
-    assert (run["podUid"], run["result"]) == (trainer.metadata.uid, "Succeeded")
+    assert (run["podUID"], run["result"]) == (trainer.metadata.uid, "Succeeded")
     counters = ("attempts", "runs", "failures", "preemptions")
     assert [status.get(name, 0) for name in counters] == [1, 1, 0, 0]
 

@@ -105,7 +105,7 @@ def test_a_child_starts_after_its_parent_and_names_its_manifest(
 ) -> None:
     lineage = jobs[child]["lineage"]
     assert lineage["parent"]["name"] == parent
-    assert lineage["parent"]["manifestSha256"] == jobs[parent]["artifacts"]["manifestSha256"]
+    assert lineage["parent"]["manifestSHA256"] == jobs[parent]["artifacts"]["manifestSHA256"]
     assert jobs[child]["startTime"] >= jobs[parent]["completionTime"]
 
 

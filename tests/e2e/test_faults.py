@@ -45,7 +45,7 @@ def test_an_evicted_trainer_counts_as_a_preemption_and_the_next_run_resumes_from
     assert job.condition("Complete").get("status") != "True"
     status = job.wait("Complete")
     first, last = status["history"]
-    assert (first["result"], first["exitCode"], first["podUid"]) == ("Preempted", 75, trainer.metadata.uid)
+    assert (first["result"], first["exitCode"], first["podUID"]) == ("Preempted", 75, trainer.metadata.uid)
     assert last["result"] == "Succeeded"
     assert last["resumedFromStep"] >= saved["step"] > 0
     assert (status["attempts"], status["runs"], status["preemptions"], status.get("failures", 0)) == (1, 2, 1, 0)
@@ -117,7 +117,7 @@ def test_a_trainer_pod_deleted_by_force_counts_by_its_exit_code_and_the_next_run
     # The kubelet leaves a second or two even so: enough to save and say so, or else the kill is a failure.
     meaning = {75: ("Preempted", "Preempted"), 137: ("Failed", "ContainerError")}
     assert (first["result"], first["reason"]) == meaning[first["exitCode"]]
-    assert (first["podUid"], last["result"]) == (trainer.metadata.uid, "Succeeded")
+    assert (first["podUID"], last["result"]) == (trainer.metadata.uid, "Succeeded")
     assert first["endTime"] <= last["startTime"]
     preempted = int(first["exitCode"] == 75)
     assert (status.get("preemptions", 0), status.get("failures", 0)) == (preempted, 1 - preempted)

@@ -176,7 +176,7 @@ def test_a_trainer_that_ends_after_quota_is_back_was_preempted_and_has_not_faile
     patch(teams.a, "clusterqueue", teams.queue_of(teams.a), {"stopPolicy": "None"})
     status = job.wait("Complete")
     first, last = status["history"]
-    assert (first["podUid"], first["result"], first["exitCode"]) == (trainer.metadata.uid, "Preempted", 137)
+    assert (first["podUID"], first["result"], first["exitCode"]) == (trainer.metadata.uid, "Preempted", 137)
     assert first["message"].startswith("Kueue: ")
     assert (last["result"], last["resumedFromStep"] > 0) == ("Succeeded", True)
     assert (status["runs"], status["preemptions"], status.get("failures", 0)) == (2, 1, 0)

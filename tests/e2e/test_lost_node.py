@@ -79,7 +79,7 @@ def test_a_trainer_on_an_unreachable_node_is_named_never_duplicated_and_replaced
         assert [pod.metadata.uid for pod in job.pods()] == [trainer.metadata.uid]
     status = job.wait("Complete", seconds=600)
     first, last = status["history"]
-    assert (first["podUid"], last["result"]) == (trainer.metadata.uid, "Succeeded")
+    assert (first["podUID"], last["result"]) == (trainer.metadata.uid, "Succeeded")
     assert first["endTime"] <= last["startTime"]
     assert (status["attempts"], status["runs"]) == (1, 2)
     assert status.get("preemptions", 0) + status.get("failures", 0) == 1

@@ -93,7 +93,7 @@ def test_the_eviction_of_one_pod_ends_both_and_the_next_run_resumes_to_the_same_
     assert wait_for("the end of the pod that was not evicted", code, state=job.status) == 75
     status = job.wait("Complete", seconds=600)
     cut, last = status["history"]
-    assert (cut["result"], cut["podUid"], last["result"]) == ("Preempted", first.metadata.uid, "Succeeded")
+    assert (cut["result"], cut["podUID"], last["result"]) == ("Preempted", first.metadata.uid, "Succeeded")
     assert f"pod 1 ({second.metadata.name})" in cut["message"]
     assert last["resumedFromStep"] > 0
     assert (status["attempts"], status["runs"], status["preemptions"], status.get("failures", 0)) == (1, 2, 1, 0)
@@ -108,7 +108,7 @@ def test_a_killed_process_of_one_pod_is_one_failure_and_another_attempt(bench: B
     kubectl("exec", "-n", bench.namespace, second.metadata.name, "--", "/opt/venv/bin/python", "-c", KILL, check=False)
     status = job.wait("Complete", seconds=600)
     cut, last = status["history"]
-    assert (cut["result"], cut["podUid"], last["result"]) == ("Failed", first.metadata.uid, "Succeeded")
+    assert (cut["result"], cut["podUID"], last["result"]) == ("Failed", first.metadata.uid, "Succeeded")
     assert f"pod 1 ({second.metadata.name})" in cut["message"]
     assert last["resumedFromStep"] > 0
     assert (status["attempts"], status["runs"], status["failures"], status.get("preemptions", 0)) == (2, 2, 1, 0)

@@ -101,7 +101,7 @@ def test_the_report_shows_the_data_and_the_result_is_verified_from_outside(
     bench: Bench, results: Results, objective: str, method: str
 ) -> None:
     status = results[objective, method]
-    report = bench.read(status["artifacts"]["reportUri"]).decode()
+    report = bench.read(status["artifacts"]["reportURI"]).decode()
     (data_format,) = status["dataset"]["format"]
     assert re.search(rf"^\| {data_format} +\|", report, re.MULTILINE), report
     assert str(status["dataset"]["trainRows"]) in report

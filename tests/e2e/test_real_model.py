@@ -102,7 +102,7 @@ def test_the_published_adapter_likes_the_chosen_answers_of_unseen_questions_bett
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    adapter = bench.download(results["real-dpo"]["artifacts"]["adapterUri"], tmp_path / "adapter")
+    adapter = bench.download(results["real-dpo"]["artifacts"]["adapterURI"], tmp_path / "adapter")
     base = AutoModelForCausalLM.from_pretrained(str(local / "model"), dtype=torch.float32)
     model = PeftModel.from_pretrained(base, str(adapter)).eval()
     rows = tmp_path / "validation.jsonl"

@@ -83,7 +83,7 @@ def test_the_questions_on_general_ability_are_answered_before_and_after(
     difference = found["differencePoints"]
     assert difference == pytest.approx(found["afterPercent"] - found["beforePercent"], abs=0.01)
     assert found["differenceLowPoints"] <= difference <= found["differenceHighPoints"]
-    assert "of 30 questions" in bench.read(results[name]["artifacts"]["reportUri"]).decode()
+    assert "of 30 questions" in bench.read(results[name]["artifacts"]["reportURI"]).decode()
     asked = bench.read(bench.uri(f"out/{name}/dataset/ability.jsonl")).decode().splitlines()
     assert [json.loads(line)["question"] for line in asked] == [row["question"] for row in QUESTIONS]
 
@@ -94,7 +94,7 @@ def test_peft_loads_the_adapter_from_the_bucket_and_gets_the_trained_loss(
 ) -> None:
     from peft import PeftModel
 
-    adapter = bench.download(results[name]["artifacts"]["adapterUri"], tmp_path / "adapter")
+    adapter = bench.download(results[name]["artifacts"]["adapterURI"], tmp_path / "adapter")
     assert (
         json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"]
         == f"s3://{BUCKET}/tiny-model"
@@ -112,7 +112,7 @@ def test_the_verdict_is_that_of_the_adapter_on_the_16_bit_base(
     from peft import PeftModel
 
     status = results[name]
-    adapter = bench.download(status["artifacts"]["adapterUri"], tmp_path / "adapter")
+    adapter = bench.download(status["artifacts"]["adapterURI"], tmp_path / "adapter")
     base = load(bench, tmp_path, quantised=False)
     found = status["evaluation"]
     assert math.isclose(held_out_loss(bench, status, base, adapter), found["before"], rel_tol=2e-3)
@@ -129,7 +129,7 @@ def test_the_published_model_loads_without_peft_and_gets_the_trained_loss(
 ) -> None:
     from transformers import AutoModelForCausalLM
 
-    merged = bench.download(results[name]["artifacts"]["mergedUri"], tmp_path / "merged")
+    merged = bench.download(results[name]["artifacts"]["mergedURI"], tmp_path / "merged")
     model = AutoModelForCausalLM.from_pretrained(str(merged), dtype=torch.float32)
     loss = held_out_loss(bench, results[name], model, merged)
     assert math.isclose(loss, results[name]["metrics"]["evalLoss"], rel_tol=2e-3)
@@ -141,7 +141,7 @@ def test_the_full_model_loaded_elsewhere_answers_like_the_trained_one(
 ) -> None:
     found = results[name]["evaluation"]
     assert (found["gate"], found["mergeGate"], found["verdict"]) == ("Passed", "Passed", "Better")
-    merged = bench.download(results[name]["artifacts"]["mergedUri"], tmp_path / "merged")
+    merged = bench.download(results[name]["artifacts"]["mergedURI"], tmp_path / "merged")
     command = [sys.executable, "-c", ALONE, str(merged), QUESTION, "12"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -151,7 +151,7 @@ def test_the_full_model_loaded_elsewhere_answers_like_the_trained_one(
     (chosen,) = [one for one in found["candidates"] if one["name"] == found["chosen"]]
     assert [answer] == chosen["answers"]
     if dtype == "float32":  # nothing was rounded
-        assert "The full model answers the same." in bench.read(results[name]["artifacts"]["reportUri"]).decode()
+        assert "The full model answers the same." in bench.read(results[name]["artifacts"]["reportURI"]).decode()
 
 
 def test_a_job_whose_gate_is_not_met_fails_with_its_adapter_published_and_shows_it_everywhere(bench: Bench) -> None:
@@ -161,7 +161,7 @@ def test_a_job_whose_gate_is_not_met_fails_with_its_adapter_published_and_shows_
     assert (status["phase"], status["reason"], status["evaluation"]["gate"]) == ("Failed", "GateNotMet", "NotMet")
     assert "GateNotMet" in kubectl("get", "ftj", "strict", "-n", bench.namespace, "-o", "wide").stdout
     assert words in kubectl("describe", "ftj", "strict", "-n", bench.namespace).stdout
-    assert words in bench.read(status["artifacts"]["reportUri"]).decode()
+    assert words in bench.read(status["artifacts"]["reportURI"]).decode()
     assert job.condition("Published")["status"] == "True"
     assert "adapter/adapter_model.safetensors" in bench.keys(bench.uri("out/strict"))
     path = "/api/v1/namespaces/finetune-system/services/finetune-operator:metrics/proxy/metrics"
@@ -180,7 +180,7 @@ def test_malformed_rows_are_counted_exactly_in_status_report_and_bucket(
     assert dataset["trainRows"] + dataset["validationRows"] == 270
     rejected = bench.read(bench.uri("out/qlora/rejected_rows.jsonl")).decode().splitlines()
     assert [json.loads(line)["line"] for line in rejected] == list(range(271, 301))
-    report = bench.read(results["qlora"]["artifacts"]["reportUri"]).decode()
+    report = bench.read(results["qlora"]["artifacts"]["reportURI"]).decode()
     assert "BAD_JSON" in report
 
 
@@ -193,7 +193,7 @@ def test_the_deliverables_are_there_and_the_manifest_proves_them(
         "curves.png", "metrics.jsonl", "adapter/adapter_config.json", "adapter/adapter_model.safetensors",
         "dataset/train.arrow", "dataset/train.jsonl",
     }  # fmt: skip
-    config = yaml.safe_load(bench.read(results["qlora"]["artifacts"]["configUri"]))
+    config = yaml.safe_load(bench.read(results["qlora"]["artifacts"]["configURI"]))
     assert "QLoRA" in json.dumps(config)
     done = subprocess.run(
         [sys.executable, "-m", "finetune_trainer", "verify", bench.uri("out/qlora")],
@@ -236,7 +236,7 @@ def test_a_job_deleted_after_success_and_applied_again_is_adopted_not_trained_ag
     status = again.wait("Complete", seconds=120)
     assert again.jobs() == []
     assert status["metrics"] == results["qlora"]["metrics"]
-    assert status["artifacts"]["manifestSha256"] == results["qlora"]["artifacts"]["manifestSha256"]
+    assert status["artifacts"]["manifestSHA256"] == results["qlora"]["artifacts"]["manifestSHA256"]
     assert bench.read(bench.uri("out/qlora/manifest.json")) == before
 
 

@@ -131,6 +131,6 @@ def test_a_job_is_watched_and_steered_and_an_operator_that_is_away_fires_its_ale
     status = job.wait("Complete")
     assert (status["runs"], status.get("failures", 0), status.get("preemptions", 0)) == (2, 0, 0)
     wait_for("the job's end", lambda: watcher.value(f'finetune_job_status_phase{where[:-1]},phase="Succeeded"}}') == 1)
-    assert status["artifacts"]["reportUri"] in finetune("report", "watched", namespace=bench.namespace)
+    assert status["artifacts"]["reportURI"] in finetune("report", "watched", namespace=bench.namespace)
     job.delete()
     wait_for("no series of the job", lambda: watcher.value(f"finetune_job_info{where}") is None)

@@ -164,7 +164,7 @@ def test_connections_that_say_nothing_take_few_threads_and_no_answer_from_others
             stack.enter_context(socket.create_connection(("127.0.0.1", port)))
         for _ in range(3):
             with urllib.request.urlopen(f"http://127.0.0.1:{port}/progress", timeout=10) as answer:
-                assert b'"jobUid":"uid"' in answer.read()
+                assert b'"jobUID":"uid"' in answer.read()
         wait_until(lambda: threading.active_count() - before <= MAX_CONNECTIONS + 2, "the end of the other threads")
 
 
@@ -227,7 +227,7 @@ class Attempt:
     def uid(self) -> str:
         """Return the job's UID, which `/progress` shows to every client."""
 
-        return str(json.loads(wait_until(lambda: self.ask("progress"), lambda: self.log(0)))["jobUid"])
+        return str(json.loads(wait_until(lambda: self.ask("progress"), lambda: self.log(0)))["jobUID"])
 
     def ask(self, path: str) -> str:
         """Return what the first pod answers; empty while it does not listen."""

@@ -63,11 +63,11 @@ REPORT: dict[str, Any] = BLOCKS | {
     "lastStep": 5,
     "dataset": {"rows": 5, "rejectedRowsByCode": {"BAD_JSON": 1}, "rowsByFormat": {"messages": 4}},
     "evaluation": {"gate": "Passed", "message": "met"},
-    "artifacts": {"uri": "s3://bucket/out", "manifestSha256": DIGEST, "sizeBytes": 7},
-    "lineage": {"baseModelUri": "s3://bucket/model", "seed": 1, "versions": {"torch": "2"}},
+    "artifacts": {"uri": "s3://bucket/out", "manifestSHA256": DIGEST, "sizeBytes": 7},
+    "lineage": {"baseModelURI": "s3://bucket/model", "seed": 1, "versions": {"torch": "2"}},
 }
 PROGRESS: dict[str, Any] = BLOCKS | {
-    "jobUid": "job-uid",
+    "jobUID": "job-uid",
     "heartbeat": 1,
     "progress": {"display": "5%", "percent": 5, "step": 1, "epoch": 0.1, "note": "odd", "lastUpdatedTime": WHEN},
 }
@@ -140,11 +140,11 @@ def check(status: FineTuneJobStatus) -> None:
 
 
 @given(spoiled(REPORT))
-@example(replaced(REPORT, [(("artifacts", "manifestSha256"), "\u202egnp.exe")]))
+@example(replaced(REPORT, [(("artifacts", "manifestSHA256"), "\u202egnp.exe")]))
 @example(replaced(REPORT, [(("message",), "\x1b[2J" * 250)]))
 def test_a_report_is_refused_or_is_a_status_that_can_be_stored(document: dict[str, Any]) -> None:
     one = job()
-    text = json.dumps(document | {"jobUid": one.uid, "configSha256": config_sha256(SPEC)})
+    text = json.dumps(document | {"jobUID": one.uid, "configSHA256": config_sha256(SPEC)})
     report = read_report(ended(text), one)
     if report is not None:
         status = FineTuneJobStatus()
@@ -209,30 +209,30 @@ def test_a_pod_on_its_nodes_network_has_no_address_to_poll() -> None:
 )
 @pytest.mark.parametrize("block", ["artifacts", "checkpoint", "lineage"])
 def test_a_report_whose_digest_is_not_a_sha_256_is_refused(block: str, digest: str) -> None:
-    name = {"artifacts": "manifestSha256", "checkpoint": "sha256", "lineage": "datasetSha256"}[block]
-    known = REPORT | {"jobUid": job().uid, "configSha256": config_sha256(SPEC)}
+    name = {"artifacts": "manifestSHA256", "checkpoint": "sha256", "lineage": "datasetSHA256"}[block]
+    known = REPORT | {"jobUID": job().uid, "configSHA256": config_sha256(SPEC)}
     assert read_report(ended(json.dumps(known)), job()) is not None
     assert read_report(ended(json.dumps(known | {block: known[block] | {name: digest}})), job()) is None
 
 
 HOSTILE = ["\u202egnp.exe", "a\x1b[2J", "a\x9b2J", "a\nb", "a\u2066b", "a\u061cb", "a\u2028b", "a\x7f", "a\tb"]
-STOPPED = {"attempt": 1, "podName": "one-1-abc", "podUid": "u", "startTime": WHEN, "endTime": WHEN}
+STOPPED = {"attempt": 1, "podName": "one-1-abc", "podUID": "u", "startTime": WHEN, "endTime": WHEN}
 
 
 @pytest.mark.parametrize(
     "path",
     [
-        *(("artifacts", name) for name in ("uri", "adapterUri", "reportUri", "manifestUri", "manifestSha256")),
-        *(("lineage", name) for name in ("baseModelUri", "datasetSha256", "preflightSha256")),
+        *(("artifacts", name) for name in ("uri", "adapterURI", "reportURI", "manifestURI", "manifestSHA256")),
+        *(("lineage", name) for name in ("baseModelURI", "datasetSHA256", "preflightSHA256")),
         *(("checkpoint", name) for name in ("uri", "sha256")),
         ("stoppedRuns", "podName"),
-        ("stoppedRuns", "podUid"),
+        ("stoppedRuns", "podUID"),
         ("lineage", "baseModelRevision"),
     ],
 )
 def test_a_report_with_a_digest_a_name_or_a_uri_that_a_terminal_obeys_is_refused(path: tuple[str, str]) -> None:
     block, name = path
-    known = REPORT | {"stoppedRuns": [STOPPED], "jobUid": job().uid, "configSha256": config_sha256(SPEC)}
+    known = REPORT | {"stoppedRuns": [STOPPED], "jobUID": job().uid, "configSHA256": config_sha256(SPEC)}
     assert read_report(ended(json.dumps(known)), job()) is not None
     for text in HOSTILE:
         old = known[block]
@@ -242,7 +242,7 @@ def test_a_report_with_a_digest_a_name_or_a_uri_that_a_terminal_obeys_is_refused
 
 def test_every_text_of_the_status_is_free_of_what_a_terminal_obeys() -> None:
     report = Report.model_validate(
-        {"outcome": "Failed", "reason": "a\x1bb", "message": "\x1b[31mred\nline", "jobUid": "u", "configSha256": "c"}
+        {"outcome": "Failed", "reason": "a\x1bb", "message": "\x1b[31mred\nline", "jobUID": "u", "configSHA256": "c"}
     )
     assert (report.reason, report.message) == ("a\\u001bb", "\\u001b[31mred\\nline")
 
@@ -258,9 +258,9 @@ def test_the_kubelets_last_lines_reach_a_condition_without_what_a_terminal_obeys
 
 def test_what_an_older_operator_stored_is_still_read() -> None:
     stored = {
-        "artifacts": {"uri": "s3://bucket/a b/é", "manifestSha256": DIGEST},
-        "history": [{"run": 1, "attempt": 1, "podName": "\u202e", "podUid": "u", "result": " ", "reason": "a b"}],
-        "lineage": {"baseModelRevision": "main", "baseModelUri": "hf://owner/model"},
+        "artifacts": {"uri": "s3://bucket/a b/é", "manifestSHA256": DIGEST},
+        "history": [{"run": 1, "attempt": 1, "podName": "\u202e", "podUID": "u", "result": " ", "reason": "a b"}],
+        "lineage": {"baseModelRevision": "main", "baseModelURI": "hf://owner/model"},
     }
     assert FineTuneJobStatus.model_validate(stored).to_wire() == stored
 
@@ -336,7 +336,7 @@ async def test_hundreds_of_silent_trainers_delay_no_progress_of_another_namespac
         nonlocal polls
         await reader.readuntil(b"\r\n\r\n")
         polls += 1
-        body = orjson.dumps({"jobUid": "job", "heartbeat": polls, "progress": {"step": 1}})
+        body = orjson.dumps({"jobUID": "job", "heartbeat": polls, "progress": {"step": 1}})
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\nConnection: close\r\n\r\n" % len(body) + body)
         writer.close()
 

@@ -77,9 +77,9 @@ def raw(job: Any) -> dict[str, Any]:
         "gate": HOSTILE,
         "message": HOSTILE,
     }
-    status["artifacts"] = {"uri": "s3://b/out", "reportUri": "s3://b/out/r.md", "manifestSha256": DIGEST}
-    status["lineage"] = {"trainerImage": HOSTILE, "datasetSha256": DIGEST, "baseModelUri": "hf://owner/model"}
-    parent = {"name": HOSTILE, "uid": "u", "objective": HOSTILE, "outputUri": "s3://b/out", "manifestSha256": DIGEST}
+    status["artifacts"] = {"uri": "s3://b/out", "reportURI": "s3://b/out/r.md", "manifestSHA256": DIGEST}
+    status["lineage"] = {"trainerImage": HOSTILE, "datasetSHA256": DIGEST, "baseModelURI": "hf://owner/model"}
+    parent = {"name": HOSTILE, "uid": "u", "objective": HOSTILE, "outputURI": "s3://b/out", "manifestSHA256": DIGEST}
     status["lineage"]["parent"] = parent
     found["metadata"]["annotations"] = {"a": HOSTILE, f"key{HOSTILE}": "b"}
     return found
@@ -182,10 +182,10 @@ def test_a_report_from_storage_is_text(
     boto3 = pytest.importorskip("boto3")
     report = f"# Report\n\n\t{HOSTILE}".encode()
     digest = hashlib.sha256(report).hexdigest()
-    result = {"outcome": "Published", "reason": "Succeeded", "message": "", "jobUid": "u", "configSha256": DIGEST}
+    result = {"outcome": "Published", "reason": "Succeeded", "message": "", "jobUID": "u", "configSHA256": DIGEST}
     entries = [{"path": name, "size": 1, "sha256": digest} for name in (Artifact.REPORT, Artifact.REPORT_PAGE)]
     manifest = json.dumps(
-        {"namespace": "a", "name": "one", "uid": "u", "configSha256": DIGEST, "result": result, "files": entries}
+        {"namespace": "a", "name": "one", "uid": "u", "configSHA256": DIGEST, "result": result, "files": entries}
     ).encode()
 
     class Bucket:
@@ -200,8 +200,8 @@ def test_a_report_from_storage_is_text(
     monkeypatch.setattr(boto3, "Session", Bucket)
     artifacts = {
         "uri": "s3://b/out",
-        "reportUri": "s3://b/out/r.md",
-        "manifestSha256": hashlib.sha256(manifest).hexdigest(),
+        "reportURI": "s3://b/out/r.md",
+        "manifestSHA256": hashlib.sha256(manifest).hexdigest(),
     }
     front.answers["one"] = [(200, job(artifacts=artifacts).raw)]
     options = ("--endpoint", "http://minio:9000", "--context", "lab")

@@ -5,7 +5,7 @@ import re
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
-from pydantic.alias_generators import to_camel
+from pydantic.alias_generators import to_camel as to_plain_camel
 
 from finetune_api.endpoints import ENDPOINT, ENDPOINT_MESSAGE, is_endpoint
 
@@ -41,6 +41,14 @@ GRANULAR: dict[str, Any] = {"x-kubernetes-map-type": "granular"}
 def map_list(*keys: str) -> dict[str, Any]:
     """Return the type of a list whose entries server-side apply merges by these fields; no two may be the same."""
     return {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": [*keys]}
+
+
+_ACRONYM = re.compile(r"(?<=[a-z0-9])(Gpu|Uid|Uri|Sha256)(?=[A-Z]|$)")
+
+
+def to_camel(name: str) -> str:
+    """Return the name of a field on the wire; an acronym has one case, as in `podUID` and `uid`."""
+    return _ACRONYM.sub(lambda found: found.group().upper(), to_plain_camel(name))
 
 
 class Block(BaseModel):

@@ -97,7 +97,7 @@ class ExitCode(IntEnum):
     @property
     def reason(self) -> str:
         """The code as the CamelCase reason that status and events show, for example `DatasetUnusable`."""
-        return self.name.title().replace("_", "")
+        return self.name.title().replace("_", "").replace("Gpu", "GPU")
 
     @property
     def meaning(self) -> str:
@@ -266,7 +266,7 @@ class Report(HandoffBlock):
     evaluation: EvaluationStatus | None = None
     """Results of the gates."""
     artifacts: Artifacts | None = None
-    """What was published; `manifestSha256` is the proof of success."""
+    """What was published; `manifestSHA256` is the proof of success."""
     lineage: Lineage | None = None
     """Where the result comes from."""
     stopped_runs: StoppedRuns | None = None
@@ -288,7 +288,7 @@ _DROPPED = (
     "lineage", "message", "checkpoint",
     *(
         f"artifacts.{name}"
-        for name in ("configUri", "lineageUri", "reportUri", "mergedUri", "adapterUri", "lineageSha256")
+        for name in ("configURI", "lineageURI", "reportURI", "mergedURI", "adapterURI", "lineageSHA256")
     ),
 )  # fmt: skip
 """Blocks left out of a long report, in this order; the manifest's URI and digest always stay."""
@@ -348,7 +348,7 @@ class Manifest(JobDocument):
     files: list[ManifestFile]
     """Every other file of the result."""
     result: Report
-    """The report without `artifacts.manifestSha256`, from which an adopting job fills its status."""
+    """The report without `artifacts.manifestSHA256`, from which an adopting job fills its status."""
 
 
 class CheckpointManifest(JobDocument):

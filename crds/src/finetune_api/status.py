@@ -287,14 +287,14 @@ class FineTuneJobStatus(StatusBlock):
     """Total seconds of the ended runs, each multiplied by the GPUs of all its pods."""
     history: Annotated[list[Run], Field(max_length=10, json_schema_extra=ATOMIC_LIST)] | None = None
     """The last ten ended runs."""
-    avoided_nodes: (
+    avoided_node_names: (
         Annotated[
             list[Annotated[str, StringConstraints(max_length=253)]],
             Field(max_length=16, json_schema_extra=SET),
         ]
         | None
     ) = None
-    """Nodes whose GPU failed in a run (`GpuFault`): the next attempts run on others."""
+    """Nodes whose GPU failed in a run (`GPUFault`): the next attempts run on others."""
     progress: Progress | None = None
     """Progress of the running trainer."""
     metrics: Metrics | None = None

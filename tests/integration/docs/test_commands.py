@@ -160,7 +160,7 @@ def with_jobs(reader: Reader) -> Reader:
         "observedGeneration": 1,
         "phase": "Succeeded",
         "reason": "Succeeded",
-        "artifacts": {"adapterUri": "s3://models/support-bot/adapter"},
+        "artifacts": {"adapterURI": "s3://models/support-bot/adapter"},
         "conditions": [{"type": kind, "status": truth, **moment} for kind, truth in truths.items()],
     }
     patch = yaml.safe_dump({"status": status})

@@ -113,7 +113,7 @@ SILENT: list[tuple[str, str, Series]] = [
     ("FineTuneJobNoProgress", "30m", {HEARD: "0+60x60", TRAINING: "1x60"}),
     ("FineTuneJobNoProgress", "30m", {HEARD: "60x60", MOVED: "0+60x60", TRAINING: "1x60"}),
     ("FineTuneJobNoProgress", "60m", {HEARD: "60x60", phase("Succeeded"): "1x60", TRAINING: "0x60"}),
-    ("FineTuneLossNotFinite", "10m", {job("failed", ', reason="GpuOutOfMemory"'): "1x60", ENDED: "300x60"}),
+    ("FineTuneLossNotFinite", "10m", {job("failed", ', reason="GPUOutOfMemory"'): "1x60", ENDED: "300x60"}),
     ("FineTuneLossNotFinite", "70m", {DIVERGED: "1x90", ENDED: "300x90"}),
     ("FineTuneCheckpointStale", "150m", {SAVED: "0+60x200", STARTED: "0x200", SAVES: "1x200", TRAINING: "1x200"}),
     # It was suspended for hours, and trains again for half an hour.

@@ -311,15 +311,15 @@ class World:
                 "outcome": outcome,
                 "reason": outcome,
                 "message": "done",
-                "jobUid": job["metadata"]["uid"],
-                "configSha256": handoff.config_sha256(spec),
+                "jobUID": job["metadata"]["uid"],
+                "configSHA256": handoff.config_sha256(spec),
                 **blocks,
             }
         )
 
     def published(self, name: str = "one", **blocks: Any) -> str:
         """The report of a successful training."""
-        artifacts = {"uri": "s3://bucket/jobs/one", "manifestSha256": "ab" * 32, "sizeBytes": 1000}
+        artifacts = {"uri": "s3://bucket/jobs/one", "manifestSHA256": "ab" * 32, "sizeBytes": 1000}
         metrics = {"trainLoss": 0.9, "evalLoss": 1.2, "baselineEvalLoss": 2.5}
         return self.report("Published", name, artifacts=artifacts, metrics=metrics, lastStep=24, **blocks)
 
@@ -333,7 +333,7 @@ class World:
             "trainRows": 81,
         }
         resolved = {"method": "QLoRA", "totalSteps": 24, "learningRate": 2e-4}
-        return self.report("Validated", name, dataset=dataset, resolved=resolved, lineage={"datasetSha256": "cd" * 32})
+        return self.report("Validated", name, dataset=dataset, resolved=resolved, lineage={"datasetSHA256": "cd" * 32})
 
     def pass_preflight(self, name: str = "one") -> Any:
         """Brings a job to its first trainer pod."""

@@ -17,7 +17,7 @@ RLHF = {
 
 def _result(name: str) -> dict[str, str]:
     uri = f"s3://bucket/jobs/{name}"
-    return {"uri": uri, "adapterUri": f"{uri}/adapter", "manifestSha256": name.encode().hex().ljust(64, "0")}
+    return {"uri": uri, "adapterURI": f"{uri}/adapter", "manifestSHA256": name.encode().hex().ljust(64, "0")}
 
 
 def _complete(world: Any, name: str) -> dict[str, Any]:
@@ -49,13 +49,13 @@ def test_a_chain_applied_in_the_wrong_order_completes(world: Any, operator: Any)
     _complete(world, "sft")
     config = _config(world, world.pod_of("rlhf-preflight"))
     assert (config["parent"]["name"], config["parent"]["objective"]) == ("sft", "Chat")
-    assert config["parent"]["manifestSha256"] == _result("sft")["manifestSha256"]
+    assert config["parent"]["manifestSHA256"] == _result("sft")["manifestSHA256"]
     assert config["rewardJob"] == {
         "name": "scorer",
         "uid": world.get("scorer")["metadata"]["uid"],
         "objective": "RewardModel",
-        "outputUri": "s3://bucket/jobs/scorer",
-        "manifestSha256": _result("scorer")["manifestSha256"],
+        "outputURI": "s3://bucket/jobs/scorer",
+        "manifestSHA256": _result("scorer")["manifestSHA256"],
     }
     assert world.events().count("WaitingForParent") == 1
 

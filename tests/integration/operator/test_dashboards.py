@@ -154,7 +154,7 @@ def others(world: Any, trainer_at: Any, stack: ExitStack) -> None:
     """Jobs in other states: the test plays the kubelet, and the trainers' answers."""
     world.create("code-review")
     pod = world.pass_preflight("code-review")
-    report = {"jobUid": world.get("code-review")["metadata"]["uid"], "podUid": pod.metadata.uid, "heartbeat": 5}
+    report = {"jobUID": world.get("code-review")["metadata"]["uid"], "podUID": pod.metadata.uid, "heartbeat": 5}
     stack.enter_context(trainer_at("127.0.0.8", json.dumps(report | REINFORCED).encode()))
     world.run(pod, ip="127.0.0.8")
 
@@ -188,7 +188,7 @@ def others(world: Any, trainer_at: Any, stack: ExitStack) -> None:
     world.create("gated", evaluation={"gate": {"mustImprove": True}})
     pod = world.pass_preflight("gated")
     world.run(pod)
-    artifacts = {"uri": "s3://bucket/jobs/gated", "manifestSha256": "ab" * 32}
+    artifacts = {"uri": "s3://bucket/jobs/gated", "manifestSHA256": "ab" * 32}
     not_met = WORSE | {"gate": "NotMet", "gateMessage": "the loss rose from 1.2 to 1.5"}
     world.end(pod, 78, world.report("GateNotMet", "gated", artifacts=artifacts, evaluation=not_met), ran=600)
     world.wait_phase("Failed", "gated")

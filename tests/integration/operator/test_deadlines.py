@@ -53,8 +53,8 @@ def test_a_reachable_trainer_without_progress_gets_a_new_attempt(
     world.create(stallTimeoutSeconds=10)
     first = world.pass_preflight()
     report = {
-        "jobUid": world.get()["metadata"]["uid"],
-        "podUid": first.metadata.uid,
+        "jobUID": world.get()["metadata"]["uid"],
+        "podUID": first.metadata.uid,
         "heartbeat": 5,
         "progress": {"step": 6, "stage": "Training"},
     }

@@ -20,7 +20,7 @@ def test_a_job_goes_through_preflight_and_training_to_complete(world: Any, opera
     assert status["jobRef"]["name"] == "one-1"
     world.end(trainer, 0, world.published())
     status = world.wait_phase("Succeeded", seconds=10)
-    assert status["artifacts"]["manifestSha256"] == "ab" * 32
+    assert status["artifacts"]["manifestSHA256"] == "ab" * 32
     assert status["metrics"] == {"trainLoss": 0.9, "evalLoss": 1.2, "baselineEvalLoss": 2.5}
     assert status["progress"]["display"] == "100%"
     assert (status["attempts"], status["runs"]) == (1, 1)
@@ -98,7 +98,7 @@ def test_a_terminal_exit_of_preflight_fails_the_job_with_the_reports_message(
 
 
 @pytest.mark.parametrize(
-    ("code", "reason"), [(64, "InvalidConfig"), (76, "Diverged"), (79, "GpuOutOfMemory"), (77, "StorageDenied")]
+    ("code", "reason"), [(64, "InvalidConfig"), (76, "Diverged"), (79, "GPUOutOfMemory"), (77, "StorageDenied")]
 )
 def test_a_terminal_exit_of_training_is_not_retried(world: Any, operator: Any, code: int, reason: str) -> None:
     world.create()
@@ -115,12 +115,12 @@ def test_a_terminal_exit_of_training_is_not_retried(world: Any, operator: Any, c
 def test_a_result_published_before_is_adopted_and_not_trained_again(world: Any, operator: Any) -> None:
     world.create()
     pod = world.pod_of("one-preflight")
-    artifacts = {"uri": "s3://bucket/jobs/one", "manifestSha256": "ef" * 32}
+    artifacts = {"uri": "s3://bucket/jobs/one", "manifestSHA256": "ef" * 32}
     world.end(pod, 0, world.report("Adopted", artifacts=artifacts, metrics={"evalLoss": 1.0}))
     status = world.wait_phase("Succeeded")
     assert world.condition("Complete")["reason"] == "Adopted"
     assert world.condition("Published")["status"] == "True"
-    assert status["artifacts"]["manifestSha256"] == "ef" * 32
+    assert status["artifacts"]["manifestSHA256"] == "ef" * 32
     assert status["metrics"]["evalLoss"] == 1.0
     assert world.jobs() == ["one-preflight"]
 
@@ -162,7 +162,7 @@ def test_a_forged_report_is_not_a_result(world: Any, operator: Any, wait: Any) -
     }
     forger = world.core.create_namespaced_pod(world.namespace, foreign)
     world.end(forger, 0, world.published())
-    other = world.report("Published", artifacts={"manifestSha256": "ab" * 32}).replace(
+    other = world.report("Published", artifacts={"manifestSHA256": "ab" * 32}).replace(
         world.get()["metadata"]["uid"], "00000000-0000-0000-0000-000000000000"
     )
     world.end(trainer, 0, other)
@@ -254,7 +254,7 @@ def test_the_result_of_a_job_that_a_ttl_removed_while_the_operator_was_down_is_a
     operator.start()
     again = world.pod_of("one-preflight")
     world.run(again)
-    artifacts = {"uri": "s3://bucket/jobs/one", "manifestSha256": "ab" * 32}
+    artifacts = {"uri": "s3://bucket/jobs/one", "manifestSHA256": "ab" * 32}
     world.end(again, 0, world.report("Adopted", artifacts=artifacts))
     assert world.wait_phase("Succeeded")["reason"] == "Succeeded"
     assert world.jobs() == ["one-preflight"]

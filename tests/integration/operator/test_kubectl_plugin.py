@@ -54,9 +54,9 @@ def finetune(control_plane: Path, world: Any, monkeypatch: pytest.MonkeyPatch, c
 def complete(world: Any, name: str = "one", **blocks: Any) -> dict[str, Any]:
     artifacts = {
         "uri": f"s3://bucket/jobs/{name}",
-        "adapterUri": f"s3://bucket/jobs/{name}/adapter",
-        "reportUri": f"s3://bucket/jobs/{name}/finetune_report.md",
-        "manifestSha256": name.encode().hex().ljust(64, "0"),
+        "adapterURI": f"s3://bucket/jobs/{name}/adapter",
+        "reportURI": f"s3://bucket/jobs/{name}/finetune_report.md",
+        "manifestSHA256": name.encode().hex().ljust(64, "0"),
         "sizeBytes": 2_000_000,
     }
     metrics = {"trainLoss": 0.9, "evalLoss": 1.2, "bestEvalLoss": 1.2, "bestStep": 24, "baselineEvalLoss": 2.5}
@@ -168,7 +168,7 @@ def test_a_chain_is_a_tree_down_to_its_base_and_two_jobs_are_compared(
         < tree.index("base model: s3://bucket/models/tiny")
     )
     found = json.loads(finetune("lineage", "dpo", "-o", "json"))
-    assert found["parent"]["manifestSha256"] == b"sft".hex().ljust(64, "0")
+    assert found["parent"]["manifestSHA256"] == b"sft".hex().ljust(64, "0")
     page = finetune("diff", "sft", "dpo")
     assert ["objective", "Chat", "DPO"] in [line.split()[:3] for line in page.splitlines()]
     world.delete("sft")

@@ -53,7 +53,7 @@ class Kubelet:
         status, before = self.world.status(name), self.seen.get(name, {})
         fell = [one for one in COUNTERS if status.get(one, 0) < before.get(one, 0)]
         self.broken += [f"{name}: {one} fell" for one in fell]
-        if status.get("phase") == "Succeeded" and not status.get("artifacts", {}).get("manifestSha256"):
+        if status.get("phase") == "Succeeded" and not status.get("artifacts", {}).get("manifestSHA256"):
             self.broken.append(f"{name}: Complete without a manifest")
         if before.get("phase") == "Succeeded" and status != before:
             self.broken.append(f"{name}: changed after its end")
@@ -84,5 +84,5 @@ def test_jobs_survive_an_operator_that_is_killed_at_random_moments(world: Any, o
     }  # fmt: skip
     assert world.jobs() == sorted([*(f"{name}-{one}" for name in LIVES for one in ("1", "preflight")), "empty-2"])
     for name in LIVES:
-        uids = [run["podUid"] for run in world.status(name)["history"]]
+        uids = [run["podUID"] for run in world.status(name)["history"]]
         assert len(uids) == len(set(uids))

@@ -180,11 +180,11 @@ def test_an_eviction_of_another_rank_is_one_preemption_in_the_same_attempt(
 
 def test_a_terminal_failure_fails_the_job_on_any_rank(training: Any, world: Any, wait: Any) -> None:
     first, second = training
-    world.end(second, 79, world.report("Failed", reason="GpuOutOfMemory", message="step 1 does not fit"))
+    world.end(second, 79, world.report("Failed", reason="GPUOutOfMemory", message="step 1 does not fit"))
     wait(lambda: world.is_told_to_end(first), "the first pod to be told to end")
     world.terminate(first, 75, lost(world))
     status = world.wait_phase("Failed")
-    assert status["reason"] == "GpuOutOfMemory"
+    assert status["reason"] == "GPUOutOfMemory"
     assert "step 1 does not fit" in status["message"]
     assert (status["attempts"], status["runs"], status["failures"]) == (1, 1, 1)
 

@@ -77,7 +77,7 @@ def test_an_unobserved_preemption_is_counted(world: Any, operator: Any, wait: An
     wait(lambda: world.status().get("preemptions") == 1, "a counted preemption")
     status = world.status()
     assert (status["runs"], status.get("failures", 0)) == (1, 0)
-    assert (status["history"][0]["reason"], status["history"][0]["podUid"]) == ("Unobserved", first.metadata.uid)
+    assert (status["history"][0]["reason"], status["history"][0]["podUID"]) == ("Unobserved", first.metadata.uid)
 
 
 def test_a_job_created_again_after_its_deletion_gets_children_of_its_own(world: Any, operator: Any, wait: Any) -> None:
@@ -108,7 +108,7 @@ def test_a_job_created_again_after_its_deletion_gets_children_of_its_own(world: 
         ),
         "its pod",
     )
-    world.end(pod, 0, world.report("Adopted", artifacts={"uri": "s3://bucket/jobs/one", "manifestSha256": "ab" * 32}))
+    world.end(pod, 0, world.report("Adopted", artifacts={"uri": "s3://bucket/jobs/one", "manifestSHA256": "ab" * 32}))
     assert world.wait_phase("Succeeded")["reason"] == "Adopted"
     assert world.jobs() == ["one-preflight"]
 
@@ -318,8 +318,8 @@ def test_a_running_trainers_losses_reach_the_status(world: Any, operator: Any, w
     world.create()
     trainer = world.pass_preflight()
     report = {
-        "jobUid": world.get()["metadata"]["uid"],
-        "podUid": trainer.metadata.uid,
+        "jobUID": world.get()["metadata"]["uid"],
+        "podUID": trainer.metadata.uid,
         "heartbeat": 5,
         "progress": {"display": "25%", "percent": 25, "step": 6, "totalSteps": 24, "stage": "Training"},
         "metrics": {"trainLoss": 2.123456789, "learningRate": 1e-4},

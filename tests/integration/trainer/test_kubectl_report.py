@@ -24,7 +24,7 @@ def published(s3_server: Any, bucket: str, aws_environment: None) -> Artifacts:
     ]
     result = Report(outcome=Outcome.PUBLISHED, reason="Published", message="", job_uid="u", config_sha256="c" * 64)
     manifest = Manifest.model_validate(
-        {"namespace": "team", "name": "one", "uid": "u", "configSha256": "c" * 64, "files": files, "result": result}
+        {"namespace": "team", "name": "one", "uid": "u", "configSHA256": "c" * 64, "files": files, "result": result}
     )
     data = manifest.model_dump_json(by_alias=True, exclude_none=True).encode()
     for name, body in {**FILES, Artifact.MANIFEST.value: data}.items():

@@ -112,7 +112,7 @@ def test_a_chain_runs_from_one_file_parents_first(folder: Path, tmp_path: Path) 
     assert done.returncode == 0, done.stderr
     parent, child = tmp_path / "out" / "local", tmp_path / "out" / "child"
     lineage = json.loads((child / "lineage.json").read_text())
-    assert lineage["parent"]["manifestSha256"] == hashlib.sha256((parent / "manifest.json").read_bytes()).hexdigest()
+    assert lineage["parent"]["manifestSHA256"] == hashlib.sha256((parent / "manifest.json").read_bytes()).hexdigest()
     assert lineage["resolved"]["loraRank"] == 2
     whole = verify_by_hand(tmp_path)
     assert whole.returncode == 0, whole.stderr

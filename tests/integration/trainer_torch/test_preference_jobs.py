@@ -147,7 +147,7 @@ def test_a_job_continues_its_parents_adapter(
     assert report.lineage.initial_adapter_sha256 == digest_folder(weights.parent)[weights.name]
     lineage = json.loads((bench.output / "lineage.json").read_text(encoding="utf-8"))
     assert lineage["initialAdapter"]["uri"] == "s3://bucket/parent/adapter"
-    assert lineage["parent"]["manifestSha256"] == parent[1].manifest_sha256
+    assert lineage["parent"]["manifestSHA256"] == parent[1].manifest_sha256
     before, after = load_file(weights), load_file(bench.output / "adapter" / weights.name)
     assert before.keys() == after.keys()
     moved = max(float((after[name] - before[name]).abs().max()) for name in before)

@@ -51,7 +51,7 @@ def test_a_job_that_sets_no_new_field_is_understood_by_an_older_trainer() -> Non
 def test_exit_codes_read_as_reasons() -> None:
     assert [ExitCode.DATASET_UNUSABLE.reason, ExitCode.GPU_OUT_OF_MEMORY.reason] == [
         "DatasetUnusable",
-        "GpuOutOfMemory",
+        "GPUOutOfMemory",
     ]
 
 
@@ -73,7 +73,7 @@ def test_a_report_with_everything_at_its_longest_still_fits_the_termination_mess
 
 
 def test_with_long_uris_and_many_blocks_the_digests_of_manifest_and_lineage_stay() -> None:
-    places = ("uri", "adapterUri", "mergedUri", "configUri", "reportUri", "lineageUri", "manifestUri")
+    places = ("uri", "adapterURI", "mergedURI", "configURI", "reportURI", "lineageURI", "manifestURI")
     artifacts = {name: f"s3://bucket/{'x' * 300}/{name}" for name in places}
     report = Report(
         outcome=Outcome.PUBLISHED,
@@ -82,7 +82,7 @@ def test_with_long_uris_and_many_blocks_the_digests_of_manifest_and_lineage_stay
         job_uid="u" * 36,
         config_sha256="c" * 64,
         lineage=Lineage(versions={f"package-{n}": "1.2.3" for n in range(32)}),
-        artifacts=artifacts | {"manifestSha256": "d" * 64, "lineageSha256": "e" * 64},  # type: ignore[arg-type]
+        artifacts=artifacts | {"manifestSHA256": "d" * 64, "lineageSHA256": "e" * 64},  # type: ignore[arg-type]
     )
     text = report.to_termination_message()
     assert len(text.encode()) <= TERMINATION_LIMIT_BYTES
@@ -93,7 +93,7 @@ def test_with_long_uris_and_many_blocks_the_digests_of_manifest_and_lineage_stay
 
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "1e999"])
 def test_a_report_with_a_number_that_is_none_is_refused(number: str) -> None:
-    body = json.dumps({"outcome": "Published", "reason": "x", "message": "", "jobUid": "u", "configSha256": "c"})
+    body = json.dumps({"outcome": "Published", "reason": "x", "message": "", "jobUID": "u", "configSHA256": "c"})
     with pytest.raises(ValidationError):
         Report.model_validate_json(body[:-1] + f', "metrics": {{"evalLoss": {number}}}}}')
 

@@ -168,11 +168,11 @@ class Scene:
 
     def report(self, outcome: str, /, **blocks: Any) -> str:
         digest = handoff.config_sha256(FineTuneJobSpec.model_validate(self.object["spec"]))
-        echo = {"jobUid": self.object["metadata"]["uid"], "configSha256": digest}
+        echo = {"jobUID": self.object["metadata"]["uid"], "configSHA256": digest}
         return json.dumps({"outcome": outcome, "reason": outcome, "message": "a sentence"} | echo | blocks)
 
     def published(self) -> str:
-        return self.report("Published", artifacts={"uri": "s3://bucket/out", "manifestSha256": "ab" * 32})
+        return self.report("Published", artifacts={"uri": "s3://bucket/out", "manifestSHA256": "ab" * 32})
 
     def to_training(self) -> "Scene":
         """Pass preflight and create the first trainer Job."""

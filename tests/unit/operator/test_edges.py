@@ -113,7 +113,7 @@ async def _fetch_progress(answer: Any) -> Any:
         await runner.cleanup()
 
 
-GOOD = {"jobUid": "job", "podUid": "pod", "heartbeat": 1, "progress": {"step": 3}}
+GOOD = {"jobUID": "job", "podUID": "pod", "heartbeat": 1, "progress": {"step": 3}}
 
 
 async def test_a_trainers_progress_is_read() -> None:
@@ -124,15 +124,15 @@ async def test_a_trainers_progress_is_read() -> None:
 @pytest.mark.parametrize(
     "answer",
     [
-        {**GOOD, "jobUid": "other"},
-        {**GOOD, "podUid": "other"},
+        {**GOOD, "jobUID": "other"},
+        {**GOOD, "podUID": "other"},
         {**GOOD, "progress": {"step": -1}},
         {"x": "y" * 70_000},
         [],
         lambda: web.Response(text="not json"),
         lambda: web.Response(status=500),
         lambda: web.Response(status=302, headers={"Location": "http://169.254.169.254/"}),
-        lambda: web.Response(text='{"jobUid":"job","heartbeat":1,"progress":{},"metrics":{"trainLoss":NaN}}'),
+        lambda: web.Response(text='{"jobUID":"job","heartbeat":1,"progress":{},"metrics":{"trainLoss":NaN}}'),
     ],
 )
 async def test_an_answer_that_is_not_a_progress_report_of_this_pod_is_refused(answer: Any) -> None:

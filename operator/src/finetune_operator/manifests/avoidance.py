@@ -12,7 +12,7 @@ PREFERRED = "preferredDuringSchedulingIgnoredDuringExecution"
 
 def place_elsewhere(affinity: Object | None, status: FineTuneJobStatus) -> Object | None:
     """Return the job's affinity against the nodes on which its runs ended; None if there is none."""
-    placed = avoid_nodes(affinity, status.avoided_nodes) if status.avoided_nodes else affinity
+    placed = avoid_nodes(affinity, status.avoided_node_names) if status.avoided_node_names else affinity
     node = find_doubtful_node(status)
     return prefer_others(placed, node) if node else placed
 

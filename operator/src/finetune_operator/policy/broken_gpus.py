@@ -23,7 +23,7 @@ def record_fault(context: Context, current: Job, ends: Sequence[rank_outcomes.En
     nodes = {end.pod.node for end in faults if end.pod and end.pod.node} or {
         one.node_name for one in counted if one.node_name
     }
-    avoided = status.avoided_nodes or []
-    status.avoided_nodes = [*avoided, *sorted(nodes - {*avoided})][-MOST:] or None
+    avoided = status.avoided_node_names or []
+    status.avoided_node_names = [*avoided, *sorted(nodes - {*avoided})][-MOST:] or None
     detail = faults[0].named().message if faults else counted[-1].message if counted else current.failed_message
     return detail or str(Reason.GPU_FAULT)

@@ -43,8 +43,8 @@ def watch_start(context: Context, child: Job, pods: Sequence[Pod]) -> Effect:
 def _where(status: FineTuneJobStatus) -> str:
     """Return which nodes the attempt leaves to others, as the beginning of a sentence."""
     words = ""
-    if status.avoided_nodes:
-        words = f"avoiding {', '.join(status.avoided_nodes)}, whose GPU failed: "
+    if status.avoided_node_names:
+        words = f"avoiding {', '.join(status.avoided_node_names)}, whose GPU failed: "
     if node := find_doubtful_node(status):
         words += f"preferring other nodes than {node}, on which two runs in succession ended: "
     return words

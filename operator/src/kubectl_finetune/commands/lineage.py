@@ -23,8 +23,8 @@ def origin_record(job: Job, find: Find, depth: int = 0) -> dict[str, Any]:
         "uid": job.uid,
         "objective": job.field("objective"),
         "phase": job.phase,
-        "outputUri": (artifacts and artifacts.uri) or job.field("output.uri"),
-        "manifestSha256": artifacts and artifacts.manifest_sha256,
+        "outputURI": (artifacts and artifacts.uri) or job.field("output.uri"),
+        "manifestSHA256": artifacts and artifacts.manifest_sha256,
         "baseModel": (lineage and lineage.base_model_uri) or job.field("model.uri"),
     }
     if lineage:
@@ -59,7 +59,7 @@ def tree(found: dict[str, Any]) -> Tree:
 
 
 def _grow(branch: Tree, found: dict[str, Any]) -> None:
-    for key, name in (("datasetSha256", "rows"), ("manifestSha256", "manifest"), ("trainerImage", "trainer")):
+    for key, name in (("datasetSHA256", "rows"), ("manifestSHA256", "manifest"), ("trainerImage", "trainer")):
         if found.get(key):
             branch.add(Text(f"{name} {printable(str(found[key]))}", "dim"))
     for key, role in (("rewardJob", "reward model"), ("parent", "parent")):
@@ -79,8 +79,8 @@ def _job_line(found: dict[str, Any]) -> Text:
         printable(f" {found.get('objective') or ''} "),
         (phase, STYLES.get(phase, "")),
     )
-    if found.get("outputUri"):
-        text.append(f"  {printable(found['outputUri'])}")
+    if found.get("outputURI"):
+        text.append(f"  {printable(found['outputURI'])}")
     if found.get("note"):
         text.append(f"  ({found['note']})", "yellow")
     return text

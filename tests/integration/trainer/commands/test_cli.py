@@ -169,7 +169,7 @@ def test_a_config_with_a_wrong_field_ends_in_64_and_echoes_the_job(
     assert done.returncode == 64
     assert report.reason == "InvalidConfig"
     assert "config.spec.hyperparameters.learningRate" in report.message
-    assert (report.job_uid, report.config_sha256) == ("uid-1", content["configSha256"])
+    assert (report.job_uid, report.config_sha256) == ("uid-1", content["configSHA256"])
 
 
 @pytest.mark.parametrize("content", [None, "", "[]", "{", '{"uid": "u"}'])

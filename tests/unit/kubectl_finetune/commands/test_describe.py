@@ -62,7 +62,7 @@ def test_the_head_of_a_page_has_the_revision_the_queue_and_the_parent(job: Make,
         "lineage": {"parentRef": {"name": "sft"}},
         "tuning": {"method": "Auto"},
     }
-    lineage = {"baseModelUri": "hf://owner/model", "baseModelRevision": "abc"}
+    lineage = {"baseModelURI": "hf://owner/model", "baseModelRevision": "abc"}
     progress = {"display": "1%", "note": "The disk is nearly full.", "estimatedRemainingSeconds": 30}
     ended = job("one", spec, lineage=lineage, progress=progress, resolved={}, conditions=ENDED)
     found = values_of(printed(describe.job_page(ended, [], NOW)))
@@ -163,9 +163,9 @@ def test_a_page_counts_the_rows(job: Make, printed: Printed) -> None:
 def test_a_page_has_the_gates_and_the_published_files(job: Make, printed: Printed) -> None:
     artifacts = {
         "uri": "s3://b/out",
-        "adapterUri": "s3://b/out/adapter",
-        "reportUri": "s3://b/out/finetune_report.md",
-        "manifestSha256": "ab" * 32,
+        "adapterURI": "s3://b/out/adapter",
+        "reportURI": "s3://b/out/finetune_report.md",
+        "manifestSHA256": "ab" * 32,
         "sizeBytes": 2048,
     }
     verdict = {"gate": "Passed", "mergeGate": "NotAsked", "gateMessage": "The loss fell."}

@@ -9,18 +9,18 @@ PARENT = {
     "name": "sft",
     "uid": "uid-sft",
     "objective": "Chat",
-    "outputUri": "s3://b/sft",
-    "manifestSha256": "cd" * 32,
+    "outputURI": "s3://b/sft",
+    "manifestSHA256": "cd" * 32,
 }
 
 
 def test_a_tree_names_output_rows_manifest_and_trainer_of_each_job(job: Make, printed: Printed) -> None:
     child = job(
         spec={"lineage": {"parentRef": {"name": "sft"}}},
-        artifacts={"uri": "s3://b/published", "manifestSha256": "ef" * 32},
-        lineage={"parent": PARENT, "datasetSha256": "12" * 32, "trainerImage": "trainer:1", "baseModelUri": "hf://o/m"},
+        artifacts={"uri": "s3://b/published", "manifestSHA256": "ef" * 32},
+        lineage={"parent": PARENT, "datasetSHA256": "12" * 32, "trainerImage": "trainer:1", "baseModelURI": "hf://o/m"},
     )
-    there = {"sft": job("sft", lineage={"baseModelUri": "hf://owner/model", "baseModelRevision": "abc"})}
+    there = {"sft": job("sft", lineage={"baseModelURI": "hf://owner/model", "baseModelRevision": "abc"})}
     lines = printed(lineage.tree(lineage.origin_record(child, there.get))).splitlines()
     assert [line.strip("│├└─ ") for line in lines] == [
         "one Chat Training  s3://b/published",
@@ -46,9 +46,9 @@ def test_an_ancestor_that_never_ran_has_its_name_alone(job: Make) -> None:
     child = job(spec={"rlhf": {"rewardModel": {"jobRef": {"name": "judge"}}}})
     found = lineage.origin_record(child, lambda _: None)
     assert found["rewardJob"] == {"name": "judge", "note": "not in the cluster"}
-    assert found["outputUri"] == "s3://b/out"
+    assert found["outputURI"] == "s3://b/out"
     assert "parent" not in found
-    assert "manifestSha256" not in found
+    assert "manifestSHA256" not in found
 
 
 def test_jobs_that_are_each_others_parents_end(job: Make) -> None:

@@ -24,7 +24,7 @@ COMPLETE = [
     }
     for kind in ("Validated", "Complete")
 ]
-ARTIFACTS = {"uri": "s3://b/out", "reportUri": "s3://b/out/finetune_report.md", "manifestSha256": "ab" * 32}
+ARTIFACTS = {"uri": "s3://b/out", "reportURI": "s3://b/out/finetune_report.md", "manifestSHA256": "ab" * 32}
 
 
 def test_a_report_without_a_known_endpoint_names_the_operators_default(
@@ -147,8 +147,8 @@ def test_programs_get_the_result_under_the_names_of_the_status(job: Callable[...
     assert (found["name"], found["namespace"], found["artifacts"]) == ("one", "team-a", ARTIFACTS)
 
 
-RESULT = {"outcome": "Published", "reason": "Succeeded", "message": "", "jobUid": "u", "configSha256": "ab" * 32}
-MANIFEST: dict[str, Any] = {"namespace": "a", "name": "one", "uid": "u", "configSha256": "ab" * 32, "result": RESULT}
+RESULT = {"outcome": "Published", "reason": "Succeeded", "message": "", "jobUID": "u", "configSHA256": "ab" * 32}
+MANIFEST: dict[str, Any] = {"namespace": "a", "name": "one", "uid": "u", "configSHA256": "ab" * 32, "result": RESULT}
 
 
 class Bucket:
@@ -190,7 +190,7 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Bucket:
 
 def artifacts_of(bucket: Bucket, **other: str) -> Artifacts:
     digest = hashlib.sha256(bucket.objects[f"out/{Artifact.MANIFEST}"]).hexdigest()
-    return Artifacts.model_validate({"uri": "s3://b/out/", "manifestSha256": digest} | other)
+    return Artifacts.model_validate({"uri": "s3://b/out/", "manifestSHA256": digest} | other)
 
 
 def test_both_forms_of_the_report_are_saved_once_their_digests_match(bucket: Bucket, tmp_path: Path) -> None:
@@ -205,7 +205,7 @@ def test_both_forms_of_the_report_are_saved_once_their_digests_match(bucket: Buc
 def test_a_report_is_saved_shown_or_both_by_its_options(
     bucket: Bucket, front: Any, finetune: Callable[..., Any], job: Callable[..., Any], tmp_path: Path
 ) -> None:
-    known = artifacts_of(bucket, reportUri="s3://b/out/finetune_report.md").model_dump(by_alias=True, exclude_none=True)
+    known = artifacts_of(bucket, reportURI="s3://b/out/finetune_report.md").model_dump(by_alias=True, exclude_none=True)
     spec = {"storage": {"endpoint": "http://minio:9000", "forcePathStyle": False}}
     front.answers["one"] = [(200, job(spec=spec, artifacts=known).raw)]
     done = finetune("report", "one", "--show", "--context", "lab")
@@ -237,7 +237,7 @@ def test_a_file_or_manifest_that_was_changed_is_refused(bucket: Bucket) -> None:
     with pytest.raises(PluginError, match="names no adapter"):
         storage.read("adapter")
     with pytest.raises(PluginError, match=f"{Artifact.MANIFEST} in storage is not the file"):
-        report.Storage(artifacts_of(bucket, manifestSha256="00" * 32), "")
+        report.Storage(artifacts_of(bucket, manifestSHA256="00" * 32), "")
     bucket.objects[f"out/{Artifact.MANIFEST}"] = b'{"version": 99}'
     with pytest.raises(PluginError, match="a version that this plugin cannot read"):
         report.Storage(artifacts_of(bucket), "")

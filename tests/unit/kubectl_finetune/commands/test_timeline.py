@@ -31,7 +31,7 @@ def test_a_timeline_has_the_runs_in_order_with_what_ended_them(job: Make) -> Non
 
 
 def test_a_reason_that_repeats_the_result_is_left_out(job: Make) -> None:
-    run = {"run": 2, "attempt": 1, "podName": "p", "podUid": "u", "result": "Failed", "reason": "Failed", "lastStep": 9}
+    run = {"run": 2, "attempt": 1, "podName": "p", "podUID": "u", "result": "Failed", "reason": "Failed", "lastStep": 9}
     (moment,) = [
         one for one in timeline.moments(job(history=[run | {"resumedFromStep": 4}]), NOW) if "Failed" in one.what
     ][:1]
@@ -40,11 +40,11 @@ def test_a_reason_that_repeats_the_result_is_left_out(job: Make) -> None:
 
 
 def test_the_current_run_has_its_pod_its_node_and_why_it_is_being_stopped(job: Make) -> None:
-    run = {"attempt": 1, "podName": "p", "podUid": "u", "nodeName": "n", "startTime": "2026-03-01T12:29:00Z"}
+    run = {"attempt": 1, "podName": "p", "podUID": "u", "nodeName": "n", "startTime": "2026-03-01T12:29:00Z"}
     moments = timeline.moments(job(currentRun=run | {"stoppingReason": "Suspended"}, runs=None, progress={}), NOW)
     (found,) = [one for one in moments if one.what == "run 1 (attempt 1) runs"]
     assert found.detail == "pod p; on n; stopping: Suspended"
-    new = {"attempt": 1, "podName": "p", "podUid": "u"}
+    new = {"attempt": 1, "podName": "p", "podUID": "u"}
     (found,) = [one for one in timeline.moments(job(currentRun=new, progress=None), NOW) if "runs" in one.what]
     assert (found.took, found.detail) == ("-", "pod p")
 
@@ -57,5 +57,5 @@ def test_an_ended_job_has_its_end_last_and_how_long_it_took(job: Make) -> None:
 
 
 def test_a_moment_without_a_time_comes_last(job: Make) -> None:
-    run = {"run": 1, "attempt": 1, "podName": "p", "podUid": "u", "result": "Failed", "reason": "Failed"}
+    run = {"run": 1, "attempt": 1, "podName": "p", "podUID": "u", "result": "Failed", "reason": "Failed"}
     assert timeline.moments(job(history=[run]), NOW)[-1].what == "run 1 (attempt 1) Failed"

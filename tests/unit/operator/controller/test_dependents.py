@@ -8,7 +8,7 @@ from finetune_operator.controller.dependents import MAX_JOBS, Dependents
 from finetune_operator.kube.objects import Key
 
 ONE, SFT = Key("team", "one"), Key("team", "sft")
-PINNED = {"name": "sft", "uid": "u", "objective": "Chat", "outputUri": "s3://b/x", "manifestSha256": "0" * 64}
+PINNED = {"name": "sft", "uid": "u", "objective": "Chat", "outputURI": "s3://b/x", "manifestSHA256": "0" * 64}
 
 
 @pytest.fixture

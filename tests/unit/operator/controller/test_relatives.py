@@ -63,7 +63,7 @@ class Watched:
 
     def complete(self, name: str, *, seen: bool = True) -> None:
         done = {"type": "Complete", "status": "True", "reason": "R", "message": "", "lastTransitionTime": TIME}
-        artifacts = {"uri": f"s3://bucket/{name}", "manifestSha256": DIGEST}
+        artifacts = {"uri": f"s3://bucket/{name}", "manifestSHA256": DIGEST}
         self.put(name, seen=seen, phase="Succeeded", conditions=[done], artifacts=artifacts)
 
     def reconcile(self, times: int = 1) -> Any:

@@ -44,7 +44,7 @@ def job(
 
 def running(since: float, number: int = 1, **more: Any) -> dict[str, Any]:
     """Return the status of a job whose pod has run since then."""
-    run = {"attempt": number, "podName": f"p{number}", "podUid": f"p{number}", "startTime": at(since)}
+    run = {"attempt": number, "podName": f"p{number}", "podUID": f"p{number}", "startTime": at(since)}
     return {"currentRun": run, **more}
 
 
@@ -52,7 +52,7 @@ def ended(*runs: tuple[float, float], gpus: int = 4, **more: Any) -> dict[str, A
     """Return the status of a job whose runs have ended."""
     history = [
         {
-            "run": number, "attempt": number, "podName": f"p{number}", "podUid": f"p{number}", "startTime": at(start),
+            "run": number, "attempt": number, "podName": f"p{number}", "podUID": f"p{number}", "startTime": at(start),
             "endTime": at(end), "result": "Succeeded", "reason": "Succeeded",
         }
         for number, (start, end) in enumerate(runs, 1)

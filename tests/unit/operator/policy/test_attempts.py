@@ -12,7 +12,7 @@ from finetune_operator.kube.errors import Denied, Refused
 from finetune_operator.kube.observed import Reading
 
 Build = Callable[..., Any]
-ARTIFACTS = {"uri": "s3://bucket/out", "adapterUri": "s3://bucket/out/adapter", "manifestSha256": "ab" * 32}
+ARTIFACTS = {"uri": "s3://bucket/out", "adapterURI": "s3://bucket/out/adapter", "manifestSHA256": "ab" * 32}
 
 
 def test_success_waits_for_the_jobs_own_end(scene: Any) -> None:
@@ -117,7 +117,7 @@ def test_a_running_pod_is_followed_and_its_figures_shown(scene: Any) -> None:
     pod = one.pod("one-1")
     one.run(pod)
     progress = {"percent": 50, "display": "50%", "stage": "Merging"}
-    report = {"jobUid": "job-uid", "heartbeat": 1, "progress": progress, "metrics": {"trainLoss": 1.5}}
+    report = {"jobUID": "job-uid", "heartbeat": 1, "progress": progress, "metrics": {"trainLoss": 1.5}}
     one.reading = Reading(pod["metadata"]["uid"], one.now, ProgressReport.model_validate(report))
     decision = one.settle()
     assert decision.follow is not None
@@ -138,7 +138,7 @@ def test_a_pod_without_an_address_is_not_followed(scene: Any) -> None:
 def test_figures_of_another_pod_are_not_shown(scene: Any) -> None:
     one = scene().to_training()
     one.run(one.pod("one-1"))
-    report = {"jobUid": "job-uid", "heartbeat": 1, "progress": {"step": 7}, "metrics": {"trainLoss": 1.5}}
+    report = {"jobUID": "job-uid", "heartbeat": 1, "progress": {"step": 7}, "metrics": {"trainLoss": 1.5}}
     one.reading = Reading("another-uid", one.now, ProgressReport.model_validate(report))
     one.settle()
     assert (one.status.get("metrics"), one.status.get("progress")) == (None, None)
@@ -297,7 +297,7 @@ def test_a_report_of_another_outcome_with_that_code_publishes_nothing(scene: Bui
     assert one.condition("Published")["status"] == "False"
 
 
-CHECKED = {"preflightSha256": "aa" * 32, "datasetSha256": "bb" * 32, "baseModelRevision": "c0ffee"}
+CHECKED = {"preflightSHA256": "aa" * 32, "datasetSHA256": "bb" * 32, "baseModelRevision": "c0ffee"}
 
 
 def checked(scene: Build, **lineage: str) -> Any:
@@ -339,12 +339,12 @@ def test_a_final_failure_keeps_the_figures_and_only_a_published_result_gets_a_li
     scene: Build, code: int, outcome: str
 ) -> None:
     one = scene().to_training()
-    lineage = {"datasetSha256": "12" * 32}
+    lineage = {"datasetSHA256": "12" * 32}
     one.end(one.pod("one-1"), code, one.report(outcome, metrics={"trainLoss": 9.5}, lineage=lineage))
     one.fail("one-1")
     one.settle()
     assert (one.status["phase"], one.status["metrics"]) == ("Failed", {"trainLoss": 9.5})
-    assert ("datasetSha256" in one.status["lineage"]) == (outcome == "GateNotMet")
+    assert ("datasetSHA256" in one.status["lineage"]) == (outcome == "GateNotMet")
 
 
 def test_a_deleted_job_counts_in_addition_to_the_failures_of_its_single_pods(scene: Build) -> None:

@@ -17,7 +17,7 @@ def training(scene: Build, **spec: Any) -> tuple[Any, Any]:
     one = scene(**spec).to_training()
     pod = one.pod("one-1")
     one.run(pod)
-    report = ProgressReport.model_validate({"jobUid": "job-uid", "heartbeat": 7, "progress": {"step": 3}})
+    report = ProgressReport.model_validate({"jobUID": "job-uid", "heartbeat": 7, "progress": {"step": 3}})
     one.settle()
     one.extra["reading"] = Reading(pod["metadata"]["uid"], one.now, report)
     one.settle()

@@ -14,7 +14,7 @@ def broken(one: Any, job: str, node: str, **pod: Any) -> None:
     ended["spec"] = ended["spec"] | {"nodeName": node}
     one.run(ended)
     one.settle()
-    one.end(ended, 80, one.report("Failed", reason="GpuFault", message=ECC))
+    one.end(ended, 80, one.report("Failed", reason="GPUFault", message=ECC))
     one.fail(job, message=f"Container trainer for pod team/{job} failed with exit code 80 matching FailJob rule")
     one.settle()
 
@@ -32,8 +32,8 @@ def test_the_next_attempt_avoids_the_node_and_the_failure_counts_once(scene: Any
     assert "affinity" not in one.children["one-1"]["spec"]["template"]["spec"]
     broken(one, "one-1", "gpu-a")
     status = one.object["status"]
-    assert (status["failures"], status["failuresByReason"], status["attempts"]) == (1, {"GpuFault": 1}, 2)
-    assert status["avoidedNodes"] == ["gpu-a"]
+    assert (status["failures"], status["failuresByReason"], status["attempts"]) == (1, {"GPUFault": 1}, 2)
+    assert status["avoidedNodeNames"] == ["gpu-a"]
     assert status["history"][-1]["nodeName"] == "gpu-a"
     assert avoided(one, "one-2") == [["gpu-a"]]
     broken(one, "one-2", "gpu-b")
@@ -62,11 +62,11 @@ def test_the_node_of_the_pod_with_the_fault_is_avoided_and_not_that_of_the_first
     for pod, node in ((first, "gpu-a"), (second, "gpu-b")):
         pod["spec"] = pod["spec"] | {"nodeName": node}
     one.settle()
-    one.end(second, 80, one.report("Failed", reason="GpuFault", message=ECC))
+    one.end(second, 80, one.report("Failed", reason="GPUFault", message=ECC))
     one.end(first, 70, one.report("Failed", reason="InternalError", message="a collective failed"))
     one.fail("one-1", message="Container trainer for pod team/x failed with exit code 80 matching FailJob rule")
     one.settle()
-    assert one.object["status"]["avoidedNodes"] == ["gpu-b"]
+    assert one.object["status"]["avoidedNodeNames"] == ["gpu-b"]
     assert avoided(one, "one-2") == [["gpu-b"]]
 
 
@@ -76,4 +76,4 @@ def test_an_unobserved_fault_is_read_from_the_message_of_the_job(scene: Any, mes
     one.fail("one-1", message=message)
     one.settle()
     assert ("one-2" in one.children) == ("80" in message)
-    assert "avoidedNodes" not in one.object["status"]
+    assert "avoidedNodeNames" not in one.object["status"]

@@ -26,7 +26,7 @@ def trained(scene: Build, seconds: float, **spec: Any) -> Any:
         "sha256": "ab" * 32,
         "saveSeconds": seconds,
     }
-    body = {"jobUid": "job-uid", "heartbeat": 5, "progress": {"step": 200}, "checkpoint": saved}
+    body = {"jobUID": "job-uid", "heartbeat": 5, "progress": {"step": 200}, "checkpoint": saved}
     one.reading = Reading(pod["metadata"]["uid"], one.now, ProgressReport.model_validate(body))
     return one
 

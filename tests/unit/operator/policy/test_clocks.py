@@ -72,8 +72,8 @@ def report_interrupted(one: Any, ended: datetime) -> Any:
     """Let the running trainer report a run that was interrupted while the operator was down."""
     pod = next(reversed(one.pods.values()))
     start = at(ended - timedelta(seconds=30))
-    stopped = {"attempt": 1, "podName": "before", "podUid": "before-uid", "startTime": start, "endTime": at(ended)}
-    body = {"jobUid": "job-uid", "heartbeat": 1, "progress": {"step": 1}, "stoppedRuns": [stopped]}
+    stopped = {"attempt": 1, "podName": "before", "podUID": "before-uid", "startTime": start, "endTime": at(ended)}
+    body = {"jobUID": "job-uid", "heartbeat": 1, "progress": {"step": 1}, "stoppedRuns": [stopped]}
     one.reading = Reading(pod["metadata"]["uid"], one.now, ProgressReport.model_validate(body))
     one.settle()
     return one.status.get("preemptions", 0)

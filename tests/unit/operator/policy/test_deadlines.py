@@ -22,7 +22,7 @@ def later(one: Any, seconds: float) -> None:
 
 def answer(one: Any, pod: Any, heartbeat: int, **progress: Any) -> None:
     """The trainer answers now."""
-    report = {"jobUid": "job-uid", "heartbeat": heartbeat, "progress": progress}
+    report = {"jobUID": "job-uid", "heartbeat": heartbeat, "progress": progress}
     one.reading = Reading(pod["metadata"]["uid"], one.now, ProgressReport.model_validate(report))
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 Build = Callable[..., Any]
-ARTIFACTS = {"uri": "s3://bucket/out", "manifestSha256": "ab" * 32}
+ARTIFACTS = {"uri": "s3://bucket/out", "manifestSHA256": "ab" * 32}
 
 
 def lose_job(scene: Build, **spec: Any) -> Any:
@@ -46,7 +46,7 @@ def test_the_published_result_of_a_removed_job_is_adopted_by_another_preflight(s
     one.complete("one-preflight")
     one.settle()
     assert (one.status["phase"], one.status["reason"]) == ("Succeeded", "Succeeded")
-    assert one.status["artifacts"]["manifestSha256"] == "ab" * 32
+    assert one.status["artifacts"]["manifestSHA256"] == "ab" * 32
     assert list(one.children) == ["one-preflight"]
 
 

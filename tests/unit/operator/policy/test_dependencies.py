@@ -31,7 +31,7 @@ def job(scene: Callable[..., Any]) -> Callable[..., FineTuneJob]:
         one.object["metadata"]["uid"] = f"{name}-uid"
         ends = {"Succeeded": "Complete", "Failed": "Failed"}
         condition = {"type": ends.get(phase), "status": "True", "lastTransitionTime": "2026-03-01T12:00:00Z"}
-        artifacts = {"uri": f"s3://bucket/{name}", "manifestSha256": DIGEST, "adapterUri": adapter or None}
+        artifacts = {"uri": f"s3://bucket/{name}", "manifestSHA256": DIGEST, "adapterURI": adapter or None}
         if phase:
             one.object["status"] = {"phase": phase, "reason": "Diverged", "message": "NaN", "observedGeneration": 1}
         if method:
@@ -167,8 +167,8 @@ def test_parents_are_pinned_in_a_separate_write_before_anything_is_created(scene
         "name": "sft",
         "uid": "sft-uid",
         "objective": "Chat",
-        "outputUri": "s3://bucket/sft",
-        "manifestSha256": DIGEST,
+        "outputURI": "s3://bucket/sft",
+        "manifestSHA256": DIGEST,
     }
     one.object["status"] = first.status.to_wire()
     assert one.look().create is not None
@@ -194,21 +194,21 @@ def test_a_report_does_not_replace_a_pinned_parent(scene: Any, job: Any) -> None
     one = scene(**CHILD)
     one.extra["relatives"] = {"sft": job("sft", "Succeeded")}
     one.settle()
-    forged = {"name": "other", "uid": "u", "objective": "Chat", "outputUri": "s3://b/x", "manifestSha256": "0" * 64}
-    lineage = {"parent": forged, "rewardJob": forged, "baseModelRevision": "c0ffee", "initialAdapterSha256": DIGEST}
+    forged = {"name": "other", "uid": "u", "objective": "Chat", "outputURI": "s3://b/x", "manifestSHA256": "0" * 64}
+    lineage = {"parent": forged, "rewardJob": forged, "baseModelRevision": "c0ffee", "initialAdapterSHA256": DIGEST}
     preflight = one.pod("one-preflight")
     one.end(preflight, 0, one.report("Validated", lineage=lineage))
     one.complete("one-preflight")
     one.settle()
     kept = one.status["lineage"]
     assert (kept["parent"]["uid"], "rewardJob" in kept) == ("sft-uid", False)
-    assert (kept["baseModelRevision"], kept["initialAdapterSha256"]) == ("c0ffee", DIGEST)
+    assert (kept["baseModelRevision"], kept["initialAdapterSHA256"]) == ("c0ffee", DIGEST)
 
 
 def test_a_job_without_parents_takes_none_from_a_report(scene: Any) -> None:
     one = scene()
     one.settle()
-    forged = {"name": "other", "uid": "u", "objective": "Chat", "outputUri": "s3://b/x", "manifestSha256": "0" * 64}
+    forged = {"name": "other", "uid": "u", "objective": "Chat", "outputURI": "s3://b/x", "manifestSHA256": "0" * 64}
     one.end(one.pod("one-preflight"), 0, one.report("Validated", lineage={"parent": forged}))
     one.complete("one-preflight")
     one.settle()

@@ -23,7 +23,7 @@ def running(one: Any) -> Any:
 
 def report(one: Any, heartbeat: int = 1, **progress: Any) -> None:
     """Poll the trainer, which answers."""
-    body = {"jobUid": "job-uid", "heartbeat": heartbeat, "progress": {"stage": "Loading"} | progress}
+    body = {"jobUID": "job-uid", "heartbeat": heartbeat, "progress": {"stage": "Loading"} | progress}
     one.reading = Reading(next(reversed(one.pods)) + "-uid", one.now, ProgressReport.model_validate(body))
     one.settle()
 

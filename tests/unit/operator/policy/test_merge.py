@@ -166,7 +166,7 @@ def test_the_phase_follows_the_merge_pod(scene: Build) -> None:
     assert one.condition("Running")["message"].startswith("The training is complete and holds no GPU")
     one.run(pod)
     for number, (stage, phase) in enumerate([("Loading", "Merging"), ("Merging", "Merging"), ("Publishing",) * 2]):
-        report = {"jobUid": "job-uid", "heartbeat": number, "progress": {"stage": stage}}
+        report = {"jobUID": "job-uid", "heartbeat": number, "progress": {"stage": stage}}
         one.reading = Reading(pod["metadata"]["uid"], one.now, ProgressReport.model_validate(report))
         decision = one.settle()
         assert decision.follow is not None
@@ -225,7 +225,7 @@ def test_a_training_without_what_it_stored_is_trained_again(scene: Build) -> Non
 
 def test_a_gate_that_is_not_met_in_the_merge_fails_the_job(scene: Build) -> None:
     one = to_merge(scene(**SPEC))
-    artifacts = {"uri": "s3://bucket/out", "manifestSha256": "ab" * 32}
+    artifacts = {"uri": "s3://bucket/out", "manifestSHA256": "ab" * 32}
     one.end(one.pod("one-2-merge"), 78, one.report("GateNotMet", artifacts=artifacts))
     one.fail("one-2-merge")
     one.settle()

@@ -8,7 +8,7 @@ import pytest
 from finetune_operator.kube.errors import Denied
 
 Build = Callable[..., Any]
-ARTIFACTS = {"uri": "s3://bucket/out", "adapterUri": "s3://bucket/out/adapter", "manifestSha256": "ab" * 32}
+ARTIFACTS = {"uri": "s3://bucket/out", "adapterURI": "s3://bucket/out/adapter", "manifestSHA256": "ab" * 32}
 
 
 def test_preflight_whose_success_was_not_observed_runs_again(scene: Any) -> None:

@@ -30,13 +30,13 @@ def start(one: Any, job: str) -> Any:
 def test_preflight_has_its_own_image_and_the_first_trainer_pins_the_jobs(scene: Build) -> None:
     one = slim(scene())
     one.settle()
-    reported = {"baseModelUri": "s3://bucket/model", "trainerImage": SLIM}
+    reported = {"baseModelURI": "s3://bucket/model", "trainerImage": SLIM}
     one.end(one.pod("one-preflight"), 0, one.report("Validated", lineage=reported))
     one.complete("one-preflight")
     one.settle()
     assert image_of(one, "one-preflight") == SLIM
     assert image_of(one, "one-1") == "registry.example/trainer:1"
-    assert one.status["lineage"]["baseModelUri"] == "s3://bucket/model"
+    assert one.status["lineage"]["baseModelURI"] == "s3://bucket/model"
     assert "trainerImage" not in one.status["lineage"]
 
     pod = start(one, "one-1")

@@ -130,8 +130,8 @@ def test_why_the_container_does_not_start(scene: Any, reason: str, words: str, f
     ("end", "result", "reason", "fix"),
     [
         ({"code": 137, "reason": "OOMKilled"}, "Failed", "OutOfMemory", "resources.limits.memory"),
-        ({"code": 79}, "Failed", "GpuOutOfMemory", "perDeviceTrainBatchSize"),
-        ({"code": 80, "message": "ECC"}, "Failed", "GpuFault", "ECC: drain the node"),
+        ({"code": 79}, "Failed", "GPUOutOfMemory", "perDeviceTrainBatchSize"),
+        ({"code": 80, "message": "ECC"}, "Failed", "GPUFault", "ECC: drain the node"),
         ({"code": 77}, "Failed", "StorageDenied", "storage.credentialsSecretRef"),
         ({"code": 69}, "Failed", "StorageUnavailable", "make the storage endpoint reachable"),
         ({"code": 76}, "Failed", "Diverged", "learningRate"),

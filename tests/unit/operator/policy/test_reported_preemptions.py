@@ -20,7 +20,7 @@ def stopped(number: int, uid: str = "", attempt: int = 1) -> dict[str, Any]:
     return {
         "attempt": attempt,
         "podName": f"unseen-{number}",
-        "podUid": uid or f"unseen-{number}-uid",
+        "podUID": uid or f"unseen-{number}-uid",
         "startTime": stamp(10 * number),
         "endTime": stamp(10 * number + 5),
         "lastStep": 7 * number,
@@ -71,7 +71,7 @@ def test_a_run_whose_end_was_seen_is_not_counted_again(scene: Any) -> None:
     seen = one.status["history"][0]
     pod = one.pod("one-1")
     one.run(pod)
-    answer(one, pod, stopped(1, uid=seen["podUid"]))
+    answer(one, pod, stopped(1, uid=seen["podUID"]))
     one.settle()
     assert (one.status["preemptions"], one.status["history"]) == (1, [seen])
 
@@ -92,7 +92,7 @@ def test_the_run_during_which_the_operator_stopped_counts_once(scene: Any) -> No
 
 def test_the_last_report_counts_too(scene: Any) -> None:
     one = scene().to_training()
-    artifacts = {"uri": "s3://bucket/out", "manifestSha256": "ab" * 32}
+    artifacts = {"uri": "s3://bucket/out", "manifestSHA256": "ab" * 32}
     one.end(one.pod("one-1"), 0, one.report("Published", artifacts=artifacts, stoppedRuns=[stopped(1), stopped(2)]))
     one.complete("one-1")
     one.settle()

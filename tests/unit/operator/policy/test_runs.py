@@ -138,7 +138,7 @@ def test_an_unobserved_run_counts_by_the_status_of_its_job(scene: Any, failed: i
     pod = one.pod("one-1")
     one.run(pod)
     one.settle()
-    assert one.status["currentRun"]["podUid"] == pod["metadata"]["uid"]
+    assert one.status["currentRun"]["podUID"] == pod["metadata"]["uid"]
     one.pods.clear()
     one.children["one-1"]["status"] = {"failed": failed}
     decision = one.settle()
@@ -345,7 +345,7 @@ def test_progress_from_the_first_moment_of_a_run_is_that_of_its_unobserved_end(s
     one = scene().to_training()
     pod = one.pod("one-1")
     one.run(pod)
-    report = {"jobUid": "job-uid", "heartbeat": 1, "progress": {"step": 7, "resumedFromStep": 4}}
+    report = {"jobUID": "job-uid", "heartbeat": 1, "progress": {"step": 7, "resumedFromStep": 4}}
     one.reading = Reading(pod["metadata"]["uid"], one.now, ProgressReport.model_validate(report))
     one.settle()
     one.pods.clear()

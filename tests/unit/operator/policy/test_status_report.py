@@ -25,7 +25,7 @@ RESOLVED = {
     "method": "LoRA",
     "methodReason": "as asked for",
     "packing": False,
-    "estimatedGpuMemoryBytes": 6_500_000_000,
+    "estimatedGPUMemoryBytes": 6_500_000_000,
     "beta": 0.1,
     "lossType": "sigmoid",
     "desirableWeight": 1.0,
@@ -42,7 +42,7 @@ DATASET = {
     "rejectedRowsByCode": {"NOT_FOR_OBJECTIVE": 1},
     "p99LengthTokens": 812,
 }
-LINEAGE = {"baseModelRevision": "c0ffee" * 6 + "c0ff", "initialAdapterSha256": "ab" * 32}
+LINEAGE = {"baseModelRevision": "c0ffee" * 6 + "c0ff", "initialAdapterSHA256": "ab" * 32}
 
 
 def test_what_preflight_reports_is_in_the_status(scene: Any) -> None:
@@ -60,7 +60,7 @@ def test_what_a_running_trainer_reports_is_in_the_status(scene: Any) -> None:
     one = scene(objective="DPO").to_training()
     pod = one.pod("one-1")
     one.run(pod)
-    report = {"jobUid": "job-uid", "heartbeat": 7, "progress": {"step": 3}, "metrics": METRICS, "resolved": RESOLVED}
+    report = {"jobUID": "job-uid", "heartbeat": 7, "progress": {"step": 3}, "metrics": METRICS, "resolved": RESOLVED}
     one.reading = Reading("one-1-1-uid", one.now - timedelta(seconds=1), ProgressReport.model_validate(report))
     one.settle()
     assert one.status["metrics"] == METRICS
@@ -71,10 +71,10 @@ def test_the_last_report_replaces_the_polled_progress_and_loses_nothing(scene: A
     one = scene(objective="RLHF", rlhf={"rewards": [{"type": "Length", "targetTokens": 20}]}).to_training()
     pod = one.pod("one-1")
     one.run(pod)
-    report = {"jobUid": "job-uid", "heartbeat": 7, "progress": {"step": 3}, "metrics": METRICS}
+    report = {"jobUID": "job-uid", "heartbeat": 7, "progress": {"step": 3}, "metrics": METRICS}
     one.reading = Reading("one-1-1-uid", one.now, ProgressReport.model_validate(report))
     one.settle()
-    artifacts = {"uri": "s3://bucket/out", "manifestSha256": "ab" * 32}
+    artifacts = {"uri": "s3://bucket/out", "manifestSHA256": "ab" * 32}
     one.end(pod, 0, one.report("Published", artifacts=artifacts, metrics={"reward": 1.75}))
     one.complete("one-1")
     one.settle()
@@ -90,7 +90,7 @@ def test_the_last_checkpoint_and_the_step_that_a_run_resumed_from_are_in_the_sta
     one = scene().to_training()
     one.run(one.pod("one-1"))
     progress = {"step": 12, "resumedFromStep": 10, "note": "skipped broken checkpoints: step-000011: torn"}
-    report = {"jobUid": "job-uid", "heartbeat": 7, "progress": progress, "checkpoint": checkpoint(10)}
+    report = {"jobUID": "job-uid", "heartbeat": 7, "progress": progress, "checkpoint": checkpoint(10)}
     one.reading = Reading("one-1-1-uid", one.now, ProgressReport.model_validate(report))
     one.settle()
     assert one.status["checkpoint"] == checkpoint(10)
@@ -118,7 +118,7 @@ def test_an_unobserved_run_keeps_the_step_that_it_resumed_from(scene: Any) -> No
     one = scene().to_training()
     pod = one.pod("one-1")
     one.run(pod)
-    report = {"jobUid": "job-uid", "heartbeat": 7, "progress": {"step": 12, "resumedFromStep": 10}}
+    report = {"jobUID": "job-uid", "heartbeat": 7, "progress": {"step": 12, "resumedFromStep": 10}}
     one.reading = Reading("one-1-1-uid", one.now, ProgressReport.model_validate(report))
     one.settle()
     one.end(pod, 137)
@@ -131,11 +131,11 @@ def test_a_published_job_points_at_no_checkpoint(scene: Any) -> None:
     one = scene().to_training()
     pod = one.pod("one-1")
     one.run(pod)
-    report = {"jobUid": "job-uid", "heartbeat": 7, "progress": {"step": 3}, "checkpoint": checkpoint(3)}
+    report = {"jobUID": "job-uid", "heartbeat": 7, "progress": {"step": 3}, "checkpoint": checkpoint(3)}
     one.reading = Reading("one-1-1-uid", one.now, ProgressReport.model_validate(report))
     one.settle()
     assert "checkpoint" in one.status
-    artifacts = {"uri": "s3://bucket/out", "manifestSha256": "ab" * 32}
+    artifacts = {"uri": "s3://bucket/out", "manifestSHA256": "ab" * 32}
     one.end(pod, 0, one.report("Published", artifacts=artifacts))
     one.complete("one-1")
     one.settle()
@@ -151,7 +151,7 @@ def test_a_job_that_stopped_early_is_a_success_and_shows_the_step(scene: Callabl
     one.run(pod)
     one.settle()
     early = {"stopped": True, "stoppedAtStep": 60, "bestStep": 40, "patience": 2}
-    artifacts = {"uri": "s3://bucket/out", "manifestSha256": "ab" * 32}
+    artifacts = {"uri": "s3://bucket/out", "manifestSHA256": "ab" * 32}
     one.end(pod, 0, one.report("Published", artifacts=artifacts, earlyStopping=early))
     one.complete("one-1")
     one.settle()
@@ -176,7 +176,7 @@ def test_early_stopping_shows_only_what_was_evaluated(scene: Callable[..., Any],
         dataset={"train": {"uri": "s3://bucket/rows.jsonl"}, "validationSplitPercent": 10},
     ).to_training()
     one.run(one.pod("one-1"))
-    report = {"jobUid": "job-uid", "heartbeat": 7, "progress": {"step": 3}} | (
+    report = {"jobUID": "job-uid", "heartbeat": 7, "progress": {"step": 3}} | (
         {"earlyStopping": early} if early else {}
     )
     one.reading = Reading("one-1-1-uid", one.now, ProgressReport.model_validate(report))
@@ -188,7 +188,7 @@ def test_early_stopping_shows_only_what_was_evaluated(scene: Callable[..., Any],
 def test_progress_has_the_time_in_whole_seconds_as_it_is_stored(scene: Any) -> None:
     status = FineTuneJobStatus()
     early = {"stopped": True, "stoppedAtStep": 60, "bestStep": 40, "patience": 2}
-    report = {"jobUid": "job-uid", "heartbeat": 7, "progress": {"step": 3}, "earlyStopping": early}
+    report = {"jobUID": "job-uid", "heartbeat": 7, "progress": {"step": 3}, "earlyStopping": early}
     at = datetime(2026, 3, 1, 12, 0, 1, 999, tzinfo=UTC)
     status_report.record_progress(status, ProgressReport.model_validate(report), at)
     assert status.progress is not None
@@ -203,7 +203,7 @@ def test_progress_has_the_time_in_whole_seconds_as_it_is_stored(scene: Any) -> N
 def test_a_report_without_news_is_written_once_a_minute_so_that_watchers_see_no_equal_rows(scene: Any) -> None:
     one = scene().to_training()
     one.run(one.pod("one-1"))
-    report = ProgressReport.model_validate({"jobUid": "job-uid", "heartbeat": 7, "progress": {"stage": "Loading"}})
+    report = ProgressReport.model_validate({"jobUID": "job-uid", "heartbeat": 7, "progress": {"stage": "Loading"}})
     found = []
     for seconds in range(0, 80, 10):
         at = one.now + timedelta(seconds=seconds)
@@ -211,7 +211,7 @@ def test_a_report_without_news_is_written_once_a_minute_so_that_watchers_see_no_
         one.settle()
         found.append(one.status["progress"]["lastUpdatedTime"][14:19])
     assert found == ["00:00"] * 6 + ["01:00"] * 2
-    report = ProgressReport.model_validate({"jobUid": "job-uid", "heartbeat": 8, "progress": {"stage": "Baseline"}})
+    report = ProgressReport.model_validate({"jobUID": "job-uid", "heartbeat": 8, "progress": {"stage": "Baseline"}})
     one.reading = Reading("one-1-1-uid", one.now + timedelta(seconds=80), report)
     one.settle()
     assert one.status["progress"]["lastUpdatedTime"].endswith(":01:20Z")
@@ -222,10 +222,10 @@ def test_the_progress_of_a_finished_job_is_whole_and_has_no_time_left(scene: Any
     pod = one.pod("one-1")
     one.run(pod)
     progress = {"display": "97%", "percent": 97, "step": 97, "totalSteps": 100, "epoch": 2.9, "stage": "Training"}
-    report = {"jobUid": "job-uid", "heartbeat": 7, "progress": progress | {"estimatedRemainingSeconds": 30}}
+    report = {"jobUID": "job-uid", "heartbeat": 7, "progress": progress | {"estimatedRemainingSeconds": 30}}
     one.reading = Reading("one-1-1-uid", one.now, ProgressReport.model_validate(report))
     one.settle()
-    artifacts = {"uri": "s3://bucket/out", "manifestSha256": "ab" * 32}
+    artifacts = {"uri": "s3://bucket/out", "manifestSHA256": "ab" * 32}
     one.end(pod, 0, one.report("Published", artifacts=artifacts, lastStep=100))
     one.complete("one-1")
     one.settle()
@@ -235,20 +235,20 @@ def test_the_progress_of_a_finished_job_is_whole_and_has_no_time_left(scene: Any
 
 def test_a_report_changes_neither_the_pinned_image_nor_the_pinned_parent(scene: Any) -> None:
     spec = FineTuneJobSpec.model_validate(scene().object["spec"])
-    parent = {"name": "sft", "uid": "u", "objective": "Chat", "outputUri": "s3://b/sft", "manifestSha256": "cd" * 32}
+    parent = {"name": "sft", "uid": "u", "objective": "Chat", "outputURI": "s3://b/sft", "manifestSHA256": "cd" * 32}
     foreign = {
         "parent": parent | {"name": "other"},
         "rewardJob": parent,
         "trainerImage": "other:1",
-        "datasetSha256": "ef" * 32,
+        "datasetSHA256": "ef" * 32,
     }
-    echo = {"reason": "Published", "message": "", "jobUid": "job-uid", "configSha256": "ab" * 32}
+    echo = {"reason": "Published", "message": "", "jobUID": "job-uid", "configSHA256": "ab" * 32}
     report = Report.model_validate({"outcome": "Published", "lineage": foreign} | echo)
     status = FineTuneJobStatus.model_validate({"lineage": {"trainerImage": "pinned:1", "parent": parent}})
     status_report.record_lineage(status, report, spec)
     found = status.to_wire()["lineage"]
     assert (found["trainerImage"], found["parent"]["name"], "rewardJob" in found) == ("pinned:1", "sft", False)
-    assert (found["datasetSha256"], found["baseModelUri"]) == ("ef" * 32, "s3://bucket/model")
+    assert (found["datasetSHA256"], found["baseModelURI"]) == ("ef" * 32, "s3://bucket/model")
     status = FineTuneJobStatus()
     status_report.record_lineage(status, report, spec)
     assert status.to_wire()["lineage"]["trainerImage"] == "other:1"

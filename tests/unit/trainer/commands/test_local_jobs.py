@@ -98,8 +98,8 @@ def test_a_finished_result_is_handed_to_its_child_as_the_operator_would(tmp_path
         "name": "sft",
         "uid": "uid-of-sft",
         "objective": "Chat",
-        "outputUri": "s3://bucket/sft",
-        "manifestSha256": digest,
+        "outputURI": "s3://bucket/sft",
+        "manifestSHA256": digest,
     }
 
 

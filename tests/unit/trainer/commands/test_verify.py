@@ -15,7 +15,7 @@ from finetune_api.handoff import Artifact
 from finetune_api.status import PublishedJob
 from finetune_trainer.commands.verify import VerifyResult, verify_published, verify_result
 
-JOB = {"namespace": "team", "name": "job", "uid": "uid-job", "configSha256": "c"}
+JOB = {"namespace": "team", "name": "job", "uid": "uid-job", "configSHA256": "c"}
 A, B = f"{MODULE}.lora_A.weight", f"{MODULE}.lora_B.weight"
 
 
@@ -146,7 +146,7 @@ def test_the_name_of_a_file_in_a_manifest_is_text_on_a_terminal(
     (tmp_path / hostile).write_bytes(b"x")
     digest = hashlib.sha256(b"x").hexdigest()
     files = [{"path": path, "size": 1, "sha256": digest} for path in (hostile, f"{hostile}-absent")]
-    result = {"outcome": "Published", "reason": "Published", "message": "", "jobUid": "u", "configSha256": "c"}
+    result = {"outcome": "Published", "reason": "Published", "message": "", "jobUID": "u", "configSHA256": "c"}
     (tmp_path / Artifact.MANIFEST).write_text(json.dumps(JOB | {"files": files, "result": result}))
     assert verify_published(str(tmp_path), None, []) == 1
     out, err = capsys.readouterr()

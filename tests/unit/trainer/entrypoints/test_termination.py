@@ -62,7 +62,7 @@ def test_the_longest_uris_still_leave_the_proof_of_success() -> None:
         config_sha256="c",
         artifacts=Artifacts(uri=uri, adapter_uri=uri, manifest_uri=uri, manifest_sha256="d" * 64),
     )
-    assert json.loads(termination_message(report))["artifacts"] == {"manifestSha256": "d" * 64}
+    assert json.loads(termination_message(report))["artifacts"] == {"manifestSHA256": "d" * 64}
 
 
 def test_a_long_message_keeps_cause_and_fix() -> None:

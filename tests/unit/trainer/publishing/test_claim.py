@@ -93,4 +93,4 @@ def test_the_claim_is_indented_for_readers(world: Any) -> None:
     claim_prefix(world.config, world.storage)
     text = (world.out / Artifact.OWNER).read_text()
     assert text.startswith('{\n  "')
-    assert '"configSha256"' in text
+    assert '"configSHA256"' in text

@@ -118,7 +118,7 @@ def test_an_ancestor_whose_manifest_cannot_be_read_is_a_fault(world: Any, tmp_pa
 
 
 def test_a_fault_in_the_lineage_of_an_ancestor_names_the_ancestor(world: Any, tmp_path: Path) -> None:
-    wrong = {"namespace": "team", "name": "another", "uid": "uid-first", "configSha256": world.config.config_sha256}
+    wrong = {"namespace": "team", "name": "another", "uid": "uid-first", "configSHA256": world.config.config_sha256}
     first = put(world, tmp_path, "first", job=wrong)
     put(world, tmp_path, "second", first)
     _, links, faults = follow(world, "s3://bucket/second")

@@ -132,11 +132,11 @@ def test_inputs_are_the_rows_the_base_and_the_parent_by_content(events: list[Eve
 
 def test_the_chosen_step_and_the_figures_are_tags_of_the_run(events: list[Event]) -> None:
     tags = {tag["key"]: tag["value"] for tag in events[1]["run"]["facets"]["tags"]["tags"]}
-    assert (tags["chosenStep"], tags["evalLoss"], tags["jobUid"]) == ("6", "1.5", "uid-1")
+    assert (tags["chosenStep"], tags["evalLoss"], tags["jobUID"]) == ("6", "1.5", "uid-1")
 
 
 LINEAGE: Event = {
-    "job": {"namespace": "team", "name": "job", "uid": "u", "attempt": 1, "configSha256": "c"},
+    "job": {"namespace": "team", "name": "job", "uid": "u", "attempt": 1, "configSHA256": "c"},
     "startedTime": "2026-01-01T00:00:00.000Z",
     "completedTime": "2026-01-01T00:00:01.000Z",
     "baseModel": {"uri": "s3://bucket/model/", "revision": None, "sha256": "b"},
@@ -144,7 +144,7 @@ LINEAGE: Event = {
     "trainer": {"seed": 0},
     "metrics": {},
     "chosenStep": None,
-    "outputUri": "s3://bucket/out",
+    "outputURI": "s3://bucket/out",
     "outcome": "Published",
 }
 
@@ -158,13 +158,13 @@ def test_a_base_without_a_commit_has_its_digest_for_a_version() -> None:
 
 
 def test_the_reward_job_is_an_input() -> None:
-    judge = {"outputUri": "s3://bucket/judge", "manifestSha256": "e"}
+    judge = {"outputURI": "s3://bucket/judge", "manifestSHA256": "e"}
     assert inputs(rewardJob=judge) == {("s3://bucket", "model"): "b", ("s3://bucket", "judge"): "e"}
 
 
 def test_an_adapter_is_an_input_of_its_own_unless_it_is_the_parents() -> None:
     adapter = {"uri": "hf://acme/adapter@main", "sha256": "f"}
-    parent = {"outputUri": "s3://bucket/sft", "manifestSha256": "e"}
+    parent = {"outputURI": "s3://bucket/sft", "manifestSHA256": "e"}
     assert inputs(initialAdapter=adapter) == {
         ("s3://bucket", "model"): "b",
         ("https://huggingface.co", "acme/adapter"): "f",
@@ -183,7 +183,7 @@ def test_a_dataset_names_where_its_bytes_are(events: list[Event]) -> None:
 
 def test_an_unknown_step_has_no_tag_and_a_seed_of_zero_has_one() -> None:
     tags = build_events(LINEAGE, Path("/nonexistent"))[0]["run"]["facets"]["tags"]["tags"]
-    assert {tag["key"]: tag["value"] for tag in tags} == {"jobUid": "u", "configSha256": "c", "seed": "0"}
+    assert {tag["key"]: tag["value"] for tag in tags} == {"jobUID": "u", "configSHA256": "c", "seed": "0"}
 
 
 def output(folder: Path) -> Event:

@@ -268,7 +268,7 @@ def test_the_manifest_has_the_names_of_the_api_is_indented_and_leaves_out_what_i
     put(world, result)
     text = (world.out / Artifact.MANIFEST).read_text()
     assert text.startswith('{\n  "')
-    assert '"configSha256"' in text
+    assert '"configSHA256"' in text
     assert "null" not in text
 
 

@@ -271,7 +271,7 @@ def test_without_a_complete_checkpoint_the_training_starts_again(bucket: Path) -
 @pytest.mark.parametrize(
     ("other", "problem"),
     [
-        ({"changes": {"hyperparameters": {"seed": 1}}}, "its spec differs (configSha256 "),
+        ({"changes": {"hyperparameters": {"seed": 1}}}, "its spec differs (configSHA256 "),
         ({"rows": ROWS | {"dataset/train.jsonl": "c" * 64}}, "its rows differ (dataset/train.jsonl: SHA-256 aaaaaaaa"),
         ({"rows": {"dataset/train.jsonl": "a" * 64}}, "its rows differ (dataset/validation.jsonl: SHA-256 bbbbbbbb"),
         ({"name": "another"}, "it belongs to the FineTuneJob team/job"),

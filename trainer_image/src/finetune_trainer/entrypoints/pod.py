@@ -147,7 +147,7 @@ def read_config(path: Path, state: RunState) -> JobConfig:
     try:
         data = path.read_bytes()
         content = json.loads(data)
-        state.echo = {"uid": str(content.get("uid", "")), "config_sha256": str(content.get("configSha256", ""))}
+        state.echo = {"uid": str(content.get("uid", "")), "config_sha256": str(content.get("configSHA256", ""))}
         _require_digest(path, data)
         _require_known_version(content.get("handoffVersion"))
         state.config = JobConfig.model_validate(content)

@@ -312,7 +312,7 @@ def _write_summary(
         "sources": [file.to_dict() for one in (train, validation) if one for file in one.files],
         **bound,
         "files": [file.model_dump(by_alias=True) for file in files],
-        "chatTemplateSha256": labeler.template_sha256,
+        "chatTemplateSHA256": labeler.template_sha256,
         **({"ability": ability.to_dict()} if ability else {}),
     }
     (out / Artifact.DATASET_SUMMARY).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -93,7 +93,7 @@ def build_lineage(
             "name": config.name,
             "uid": config.uid,
             "attempt": config.attempt,
-            "configSha256": config.config_sha256,
+            "configSHA256": config.config_sha256,
         },
         "startedTime": _to_rfc3339(completed - timedelta(seconds=seconds)),
         "completedTime": _to_rfc3339(completed),
@@ -103,7 +103,7 @@ def build_lineage(
             "revision": pinned_commit(config.spec.model),
             "sha256": combined_sha256(model_files),
             "files": dict(sorted(model_files.items())),
-            "chatTemplateSha256": template_sha256,
+            "chatTemplateSHA256": template_sha256,
         },
         **_ancestors(config, wire.get("lineage", {}), initial_adapter_uri),
         "dataset": {
@@ -122,7 +122,7 @@ def build_lineage(
         "earlyStopping": wire.get("earlyStopping"),
         "lastStep": wire.get("lastStep"),
         "chosenStep": metrics.get("bestStep", wire.get("lastStep")),
-        "outputUri": config.output_key(),
+        "outputURI": config.output_key(),
         "outcome": wire["outcome"],
         **_registry_entry(config, wire),
     }
@@ -154,7 +154,7 @@ def _ancestors(config: JobConfig, status: Mapping[str, Any], initial_adapter_uri
     """Return the jobs and the adapter that this result builds on, and the job's annotations, if any."""
     found: dict[str, Any] = {name: status[name] for name in ("parent", "rewardJob") if name in status}
     if initial_adapter_uri:
-        found["initialAdapter"] = {"uri": initial_adapter_uri, "sha256": status.get("initialAdapterSha256")}
+        found["initialAdapter"] = {"uri": initial_adapter_uri, "sha256": status.get("initialAdapterSHA256")}
     if config.spec.lineage and config.spec.lineage.annotations:
         found["annotations"] = dict(config.spec.lineage.annotations)
     return found

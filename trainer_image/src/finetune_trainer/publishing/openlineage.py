@@ -67,8 +67,8 @@ def build_events(lineage: Mapping[str, Any], result: Path) -> list[dict[str, Any
 
 def _run_facets(lineage: Mapping[str, Any]) -> dict[str, Any]:
     tags = {
-        "jobUid": lineage["job"]["uid"],
-        "configSha256": lineage["job"]["configSha256"],
+        "jobUID": lineage["job"]["uid"],
+        "configSHA256": lineage["job"]["configSHA256"],
         "seed": lineage["trainer"]["seed"],
         "chosenStep": lineage["chosenStep"],
         **lineage["metrics"],
@@ -91,14 +91,14 @@ def _inputs(lineage: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     yield _dataset(base["uri"], base["revision"] or base["sha256"])
     for name in ("parent", "rewardJob"):
         if name in lineage:
-            yield _dataset(lineage[name]["outputUri"], lineage[name]["manifestSha256"])
+            yield _dataset(lineage[name]["outputURI"], lineage[name]["manifestSHA256"])
     if "initialAdapter" in lineage and "parent" not in lineage:
         yield _dataset(lineage["initialAdapter"]["uri"], lineage["initialAdapter"]["sha256"])
 
 
 def _output(lineage: Mapping[str, Any], result: Path) -> dict[str, Any]:
     files = [path for path in result.rglob("*") if path.is_file()]
-    found = _dataset(lineage["outputUri"], _weights_sha256(result) or lineage["job"]["configSha256"])
+    found = _dataset(lineage["outputURI"], _weights_sha256(result) or lineage["job"]["configSHA256"])
     size = sum(path.stat().st_size for path in files)
     statistics = _facet("OutputStatisticsOutputDatasetFacet", size=size, fileCount=len(files))
     return found | {"outputFacets": {"outputStatistics": statistics}}

@@ -53,7 +53,7 @@ class Origin:
         if (manifest.namespace, manifest.name) != (self.config.namespace, self.config.name):
             found.append(f"it belongs to the FineTuneJob {manifest.namespace}/{manifest.name}")
         if manifest.config_sha256 != digest:
-            found.append(f"its spec differs (configSha256 {manifest.config_sha256[:12]}, not {digest[:12]})")
+            found.append(f"its spec differs (configSHA256 {manifest.config_sha256[:12]}, not {digest[:12]})")
         if manifest.base_model != self.base_model:
             found.append(f"its base model is {manifest.base_model}, not {self.base_model}")
         if manifest.base_sha256 not in {None, self.base_sha256}:

@@ -74,7 +74,7 @@ def test_a_job_is_running_once_all_of_its_pods_are(pair: Any) -> None:
     shown = one.condition("Running")
     assert (shown["status"], shown["reason"]) == ("False", "Unschedulable")
     assert shown["message"].startswith("1 of 2 pods are running; pod 1 (one-1-2): No node can run the pod: 0/4 nodes")
-    assert one.status["currentRun"]["podUid"] == first["metadata"]["uid"]
+    assert one.status["currentRun"]["podUID"] == first["metadata"]["uid"]
     assert "startTime" not in one.status
     assert decision.follow is not None
     one.run(second)
@@ -132,7 +132,7 @@ def test_a_first_pod_that_waits_for_another_one_does_not_stall(pair: Any) -> Non
     one.run(first)
 
     def answer() -> None:
-        report = ProgressReport.model_validate({"jobUid": "job-uid", "heartbeat": 1, "progress": {"step": 0}})
+        report = ProgressReport.model_validate({"jobUID": "job-uid", "heartbeat": 1, "progress": {"step": 0}})
         one.reading = Reading(first["metadata"]["uid"], one.now, report)
         one.settle()
 
@@ -164,7 +164,7 @@ def test_a_failure_of_another_rank_is_one_failure_of_the_run_with_its_message(pa
     run = one.status["history"][0]
     assert (run["result"], run["reason"], run["exitCode"], run["lastStep"]) == ("Failed", "OutOfMemory", 137, 40)
     assert run["message"].startswith("pod 1 (one-1-2): ")
-    assert run["podUid"] == first["metadata"]["uid"]
+    assert run["podUID"] == first["metadata"]["uid"]
     assert list(one.children) == ["one-preflight", "one-1", "one-2"]
     assert one.children["one-2"]["spec"]["backoffLimit"] == 0
 
@@ -201,11 +201,11 @@ def test_a_terminal_failure_ends_the_job_whichever_rank_reports_it(pair: Any) ->
     one = pair()
     first, second = one.set_of("one-1")
     one.settle()
-    one.end(second, 79, one.report("Failed", reason="GpuOutOfMemory", message="step 1 does not fit"))
+    one.end(second, 79, one.report("Failed", reason="GPUOutOfMemory", message="step 1 does not fit"))
     follow(one, first)
     one.fail("one-1")
     one.settle()
-    assert (one.status["phase"], one.status["reason"]) == ("Failed", "GpuOutOfMemory")
+    assert (one.status["phase"], one.status["reason"]) == ("Failed", "GPUOutOfMemory")
     assert one.status["message"].endswith("pod 1 (one-1-2): step 1 does not fit")
     assert counts(one) == (1, 1, 0)
 
@@ -252,7 +252,7 @@ def test_a_verdict_does_not_wait_once_the_next_run_has_begun(pair: Any) -> None:
     one.run(one.pod("one-1"))
     one.settle()
     assert counts(one) == (1, 0, 1)
-    assert one.status["currentRun"]["podUid"] == "one-1-3-uid"
+    assert one.status["currentRun"]["podUID"] == "one-1-3-uid"
 
 
 def test_a_failure_after_a_preemption_that_is_observed_with_it_does_not_turn_it_into_a_failure(pair: Any) -> None:
@@ -294,7 +294,7 @@ def test_a_failure_before_the_first_pod_has_run_counts_once_and_has_its_own_entr
     one.settle()
     assert counts(one) == (1, 1, 0)
     run = one.status["history"][0]
-    assert (run["podUid"], run["reason"]) == (second["metadata"]["uid"], "ContainerError")
+    assert (run["podUID"], run["reason"]) == (second["metadata"]["uid"], "ContainerError")
     assert "startTime" not in run
     assert "one-2" in one.children
 
@@ -506,7 +506,7 @@ def test_a_job_that_is_removed_because_it_stalls_is_removed_also_when_a_pod_has_
     one = pair(stallTimeoutSeconds=60)
     first, second = one.set_of("one-1")
     one.settle()
-    body = {"jobUid": "job-uid", "heartbeat": 7, "progress": {}}
+    body = {"jobUID": "job-uid", "heartbeat": 7, "progress": {}}
     for seconds in (0, 60):
         one.now += timedelta(seconds=seconds)
         one.reading = Reading(first["metadata"]["uid"], one.now, ProgressReport.model_validate(body))

@@ -29,17 +29,17 @@ def test_a_completed_job_without_a_valid_report_is_not_a_success(scene: Any, mes
 @pytest.mark.parametrize(
     "forged",
     [
-        {"jobUid": "another"},
-        {"configSha256": "0" * 64},
+        {"jobUID": "another"},
+        {"configSHA256": "0" * 64},
         {"artifacts": {"uri": "s3://bucket/out"}},
-        *({"artifacts": {"uri": "s3://bucket/out", "manifestSha256": text}} for text in ("", "x", "AB" * 32, "a" * 65)),
+        *({"artifacts": {"uri": "s3://bucket/out", "manifestSHA256": text}} for text in ("", "x", "AB" * 32, "a" * 65)),
         {"metrics": {"evalLoss": "NaN"}},
         {"outcome": "Validated"},
     ],
 )
 def test_a_report_that_does_not_prove_this_jobs_result_is_not_a_success(scene: Any, forged: Any) -> None:
     one = scene(backoffLimit=0).to_training()
-    artifacts = {"uri": "s3://bucket/out", "manifestSha256": "ab" * 32}
+    artifacts = {"uri": "s3://bucket/out", "manifestSHA256": "ab" * 32}
     one.end(one.pod("one-1"), 0, one.report("Published", **{"artifacts": artifacts} | forged))
     one.complete("one-1")
     one.settle()

@@ -150,12 +150,12 @@ class WandbRun:
             "config": {
                 "job": config.name,
                 "namespace": config.namespace,
-                "jobUid": config.uid,
+                "jobUID": config.uid,
                 "objective": config.spec.objective.value,
-                "configSha256": config.config_sha256,
+                "configSHA256": config.config_sha256,
                 "baseModel": config.spec.model.uri,
                 "dataset": config.spec.dataset.train.uri,
-                "outputUri": config.output_key(),
+                "outputURI": config.output_key(),
             },
         }
 
