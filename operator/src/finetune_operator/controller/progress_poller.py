@@ -2,8 +2,9 @@
 
 import asyncio
 import logging
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import aiohttp
@@ -23,7 +24,8 @@ POLLS_PER_SECOND = 20
 POLLS_AT_ONCE = 20
 """Polls of one namespace at the same time; each may take the whole timeout."""
 MAX_CONNECTIONS = 100
-"""Those of all namespaces, which get them in the order of their requests: the default limit of an aiohttp session."""
+"""Those of all namespaces: the limit of the session. More polls than that wait for their turn."""
+INFINITY = float("inf")
 TIMEOUT = aiohttp.ClientTimeout(total=5)
 
 
@@ -32,7 +34,7 @@ class ProgressError(Exception):
 
 
 class ProgressPoller:
-    """Polls every running trainer: a round at a time for each namespace, so that none waits for another's trainers."""
+    """Polls every running trainer, each by itself: one that is silent delays no other."""
 
     def __init__(
         self, cache: WatchCache, queue: WorkQueue, settings: Settings, metrics: Metrics, port: int = PROGRESS_PORT
@@ -42,44 +44,48 @@ class ProgressPoller:
         self._interval = settings.progress_interval_seconds
         self._metrics = metrics
         self._port = port
-        self._connections = asyncio.Semaphore(MAX_CONNECTIONS)
+        self._polled: dict[str, float] = {}
+        """When each pod was last polled."""
+        self._running: Counter[str] = Counter()
+        """Polls by namespace."""
 
     async def run(self) -> None:
         """Poll forever; a trainer is polled once in the interval, and less often with very many trainers."""
         loop = asyncio.get_running_loop()
-        polled: dict[str, float] = {}
-        rounds: dict[str, asyncio.Task[None]] = {}
         async with open_session() as session, asyncio.TaskGroup() as group:
             while True:
-                targets: defaultdict[str, dict[Key, Target]] = defaultdict(dict)
-                for key, target in self._cache.targets.items():
-                    targets[key.namespace][key] = target
-                intervals = share_polls({namespace: len(found) for namespace, found in targets.items()}, self._interval)
-                now = loop.time()
-                known = {target.pod_uid for target in self._cache.targets.values()}
-                polled = {uid: at for uid, at in polled.items() if uid in known}
-                rounds = {namespace: task for namespace, task in rounds.items() if not task.done()}
-                for namespace in targets.keys() - rounds.keys():
-                    due = {
-                        key: target
-                        for key, target in targets[namespace].items()
-                        if now - polled.get(target.pod_uid, -intervals[namespace]) >= intervals[namespace]
-                    }
-                    polled |= {target.pod_uid: now for target in due.values()}
-                    if due:
-                        rounds[namespace] = group.create_task(self._poll_all(session, due))
+                for key, target in self._find_due(loop.time()):
+                    self._running[key.namespace] += 1
+                    group.create_task(self._poll_and_release(session, key, target))
                 await asyncio.sleep(1)
 
-    async def _poll_all(self, session: aiohttp.ClientSession, targets: Mapping[Key, Target]) -> None:
-        due = list(targets.items())
-        for start in range(0, len(due), POLLS_AT_ONCE):
-            batch = due[start : start + POLLS_AT_ONCE]
-            await asyncio.gather(*(self._poll(session, key, target) for key, target in batch))
+    def _find_due(self, now: float) -> list[tuple[Key, Target]]:
+        """Return the trainers to poll now, of each namespace those that have waited longest."""
+        targets: defaultdict[str, list[tuple[Key, Target]]] = defaultdict(list)
+        for key, target in self._cache.targets.items():
+            targets[key.namespace].append((key, target))
+        known = {target.pod_uid for target in self._cache.targets.values()}
+        self._polled = {uid: at for uid, at in self._polled.items() if uid in known}
+        intervals = share_polls({namespace: len(found) for namespace, found in targets.items()}, self._interval)
+        found = []
+        for namespace, mine in targets.items():
+            waiting = [(self._polled.get(target.pod_uid, -INFINITY), key, target) for key, target in mine]
+            due = sorted(one for one in waiting if now - one[0] >= intervals[namespace])
+            found += due[: max(0, POLLS_AT_ONCE - self._running[namespace])]
+        # After a restart all are due at once: they are spread, and stay so.
+        first = sorted(found)[: min(POLLS_PER_SECOND, MAX_CONNECTIONS - self._running.total())]
+        self._polled |= {target.pod_uid: now for _, _, target in first}
+        return [(key, target) for _, key, target in first]
+
+    async def _poll_and_release(self, session: aiohttp.ClientSession, key: Key, target: Target) -> None:
+        try:
+            await self._poll(session, key, target)
+        finally:
+            self._running[key.namespace] -= 1
 
     async def _poll(self, session: aiohttp.ClientSession, key: Key, target: Target) -> None:
         try:
-            async with self._connections:  # before the timeout begins
-                report = await fetch_progress(session, target, self._port)
+            report = await fetch_progress(session, target, self._port)
         except (ProgressError, aiohttp.ClientError, TimeoutError, OSError) as problem:
             self._record_failure(key, target, f"{type(problem).__name__}: {problem}"[:300])
             return
@@ -88,7 +94,8 @@ class ProgressPoller:
             self._record_failure(key, target, f"the response is unreadable: {type(problem).__name__}")
             return
         self._metrics.pulls.labels("answered").inc()
-        self._cache.readings[key] = Reading(target.pod_uid, datetime.now(UTC), report)
+        last = self._cache.readings.get(key)
+        self._cache.readings[key] = Reading.of(report, target.pod_uid, datetime.now(UTC), last)
         self._queue.add(key)
 
     def _record_failure(self, key: Key, target: Target, problem: str) -> None:
@@ -98,7 +105,7 @@ class ProgressPoller:
         if last is None or last.pod_uid != target.pod_uid:
             last = Reading(target.pod_uid, now)
         since = last.unreachable_since or now
-        self._cache.readings[key] = Reading(target.pod_uid, last.at, last.report, since, last.problem or problem)
+        self._cache.readings[key] = replace(last, unreachable_since=since, problem=last.problem or problem)
         self._queue.add(key)
 
 

@@ -9,6 +9,7 @@ from finetune_api.status import FineTuneJobStatus
 from finetune_operator.cluster import Cluster
 from finetune_operator.controller import events
 from finetune_operator.controller.intake import Intake
+from finetune_operator.controller.progress_budget import ProgressBudget, is_only_progress, seconds_to_news
 from finetune_operator.controller.watch_cache import WatchCache
 from finetune_operator.controller.workqueue import CONFLICT_DELAY, WorkQueue
 from finetune_operator.kube.errors import ClusterError, Denied, Gone, NameTaken, Outdated, Refused, RetryLater
@@ -49,6 +50,7 @@ class Reconciler:
         self._others: set[str] = set()
         self._store = cache.store
         self._intake = Intake(cache, queue, metrics, settings, clock)
+        self._budget = ProgressBudget(lambda: clock().timestamp())
 
     async def handle(self, key: Key) -> None:
         """Reconcile a job; every error requeues it, so no job is lost."""
@@ -98,9 +100,10 @@ class Reconciler:
         observed = await self._observe(job) if is_doubted else await self._recall(job)
         observed, decision = await self._plan_and_act(observed, is_live=is_doubted)
         self._cache.doubted.discard(key)
-        written = await self._write(observed.job, decision.status)
+        written = await self._write(observed.job, self._hold_progress_back(observed, decision.status))
         if written.is_finished:
             self._cache.forget(key)
+            self._budget.forget(key)
             await self._remove_expired_children(written)
             return
         self._cache.set_target(key, decision.follow)
@@ -109,6 +112,16 @@ class Reconciler:
         for problem in (observed.obstacle, observed.workloads_error):
             if isinstance(problem, RetryLater):
                 raise problem  # it is written to the status, and retried with backoff
+
+    def _hold_progress_back(self, observed: Observed, status: FineTuneJobStatus) -> FineTuneJobStatus:
+        """Return the status to write: the stored one while a difference in progress is small, or others are first."""
+        key, stored = observed.job.key, observed.job.status
+        if not is_only_progress(stored, status):
+            return status
+        wait = seconds_to_news(stored, status, observed.now) or self._budget.wait(key)
+        if wait:
+            self._queue.add_after(key, wait)
+        return stored if wait else status
 
     async def _find_job(self, key: Key) -> FineTuneJob:
         """Return the latest known state of a job; a settled one, and one that was in conflict, is read again."""
@@ -316,7 +329,7 @@ class Reconciler:
             raise
         if written.resource_version == job.resource_version:  # nothing changed, so there is no event
             self._cache.confirm_event(job.key)
-        self._intake.take_job(written)
+        self._intake.take_job(written, queues=not is_only_progress(job.status, status))
         for event in events.derive_events(job.status, status):
             log.info("%s: %s: %s", job.key, event.reason, event.message)
             try:

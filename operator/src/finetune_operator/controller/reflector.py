@@ -34,6 +34,8 @@ GROUPS: dict[Kind, tuple[str, str]] = {
 """Group of each kind, and its version unless another one was found."""
 FIRST_PAUSE, MAX_PAUSE = 0.5, 30.0
 """Seconds between a list or watch that failed and the next list."""
+REPORT_SECONDS = 10.0
+"""An API server that has just started denies everything until it has read the roles."""
 
 
 class Reflector:
@@ -59,6 +61,7 @@ class Reflector:
         self._settings = settings
         self._resync_seconds = resync_seconds
         self._failures = 0
+        self._failing_since: float | None = None
         self.is_listed = asyncio.Event()
         """Set once all objects were listed, or cannot be."""
 
@@ -101,7 +104,7 @@ class Reflector:
 
     def _end_listing(self, listing: Listing) -> None:
         self._intake.end_listing(self.kind, listing, is_complete=True)
-        self._failures = 0
+        self._failures, self._failing_since = 0, None
         self.is_listed.set()
         if self.kind == names.PLURAL:
             self._intake.queue_open_jobs(min(self._resync_seconds, 60.0))
@@ -119,7 +122,9 @@ class Reflector:
         """Record what only a user can change, and that Workloads cannot be listed; jobs are served without them."""
         log.warning("cannot watch %s: %s", self._where, problem)
         found = _typed(problem, self._resource, self._namespace)
-        if self.kind == names.PLURAL:
+        now = asyncio.get_running_loop().time()
+        self._failing_since = self._failing_since or now
+        if self.kind == names.PLURAL or now - self._failing_since < REPORT_SECONDS:
             return
         if not isinstance(found, RetryLater) or (self.kind == "workloads" and not self.is_listed.is_set()):
             self._intake.report_problem(self.kind, found)

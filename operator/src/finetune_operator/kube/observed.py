@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Self
 
 from finetune_api.handoff import ProgressReport
 from finetune_operator.kube.errors import ClusterError
@@ -31,6 +32,15 @@ class Reading:
     report: ProgressReport | None = None
     unreachable_since: datetime | None = None
     problem: str = ""
+    moved_at: datetime | None = None
+    """When the heartbeat was first seen as it is now."""
+
+    @classmethod
+    def of(cls, report: ProgressReport, pod_uid: str, at: datetime, last: Self | None) -> Self:
+        """Return the reading of a report that follows another one."""
+        before = last if last and last.pod_uid == pod_uid and last.report else None
+        is_still = before is not None and before.report is not None and before.report.heartbeat == report.heartbeat
+        return cls(pod_uid, at, report, moved_at=before.moved_at if before and is_still else at)
 
 
 @dataclass(frozen=True)

@@ -85,7 +85,7 @@ def record_heartbeat(context: Context, reading: Reading) -> None:
     run, report = context.status.current_run, reading.report
     known = bookkeeping.read(context.status).heartbeat
     if run and report and (run.last_moved_time is None or known != report.heartbeat):
-        run.last_moved_time = reading.at
+        run.last_moved_time = reading.moved_at or reading.at
         bookkeeping.record(context.status, heartbeat=report.heartbeat)
 
 

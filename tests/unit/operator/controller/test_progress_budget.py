@@ -1,0 +1,104 @@
+"""What the progress of running jobs costs: no read, and a write only when it matters."""
+
+import asyncio
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from job_operator import Operator
+from job_world import World
+
+from finetune_api import names
+from finetune_operator.controller.progress_budget import ProgressBudget
+from finetune_operator.kube.objects import Key
+
+
+class Training:
+    """A job whose trainer runs and reports."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.world = World(stallTimeoutSeconds=120)
+        self.operator = Operator(self.world, loop)
+        for _ in range(3):
+            self.operator.look()
+            self.world.control()
+            for pod in self.world.pods_in("Pending"):
+                self.world.start(pod)
+            for pod in self.world.pods_in("Running"):
+                if self.world.component(pod) == names.Component.PREFLIGHT:
+                    self.world.publish(pod)
+                    self.world.control()
+        for _ in range(2):
+            self.operator.look()
+        self.requests = 0
+        self.written = self.world.version
+
+    def report(self, heartbeat: int, seconds: float = 10, **progress: Any) -> None:
+        """Let some seconds pass, poll the trainer, and reconcile."""
+        self.world.now += timedelta(seconds=seconds)
+        self.operator.pull(heartbeat, **progress)
+        self.operator.look()
+        self.requests += self.world.calls
+
+    @property
+    def writes(self) -> int:
+        return self.world.version - self.written
+
+
+@pytest.fixture
+def training() -> Iterator[Training]:
+    loop = asyncio.new_event_loop()
+    yield Training(loop)
+    loop.close()
+
+
+def test_an_hour_of_small_steps_is_written_twice_a_minute_and_costs_no_other_request(training: Training) -> None:
+    for number in range(360):
+        training.report(number, step=number, total_steps=100_000, stage="Training")
+    assert training.writes <= 121
+    assert training.requests == 2 * training.writes  # the world counts a write before and after it
+
+
+def test_a_percent_of_the_steps_another_stage_and_a_checkpoint_are_written_at_once(training: Training) -> None:
+    training.report(1, step=10, total_steps=1000, stage="Training")
+    before = training.writes
+    training.report(2, step=19, total_steps=1000, stage="Training", seconds=2)
+    assert training.writes == before
+    training.report(3, step=20, total_steps=1000, stage="Training", seconds=2)
+    assert training.writes == before + 1
+    training.report(4, step=20, total_steps=1000, stage="Evaluating", seconds=2)
+    assert training.writes == before + 2
+
+
+def test_what_was_held_back_is_written_within_half_a_minute(training: Training) -> None:
+    training.report(1, step=10, total_steps=1000, stage="Training")
+    training.report(2, step=11, total_steps=1000, stage="Training", seconds=2)
+    assert training.world.status().progress.step == 10
+    training.world.now += timedelta(seconds=29)
+    training.operator.look()
+    assert training.world.status().progress.step == 11
+
+
+def test_a_trainer_whose_heartbeat_is_not_written_is_restarted_in_time_all_the_same(training: Training) -> None:
+    training.report(1, step=10, total_steps=1000, stage="Training")
+    training.report(2, step=11, total_steps=1000, stage="Training", seconds=2)
+    for _ in range(11):
+        training.report(2, step=11, total_steps=1000, stage="Training")
+    assert "one-1" in training.world.jobs
+    for _ in range(2):
+        training.report(2, step=11, total_steps=1000, stage="Training")
+    assert "one-1" not in training.world.jobs
+
+
+def test_all_jobs_together_write_once_a_second_and_each_gets_its_turn() -> None:
+    now = 100.0
+    budget = ProgressBudget(lambda: now)
+    keys = [Key("team", f"job-{number}") for number in range(300)]
+    written: dict[Key, int] = dict.fromkeys(keys, 0)
+    for _ in range(600):
+        for key in keys:
+            written[key] += budget.wait(key) == 0
+        now += 1
+    assert sum(written.values()) <= 601
+    assert min(written.values()) >= 1
