@@ -3,13 +3,14 @@
 import asyncio
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from finetune_operator.controller.mirror import Mirror
 from finetune_operator.kube.errors import ClusterError
 from finetune_operator.kube.objects import FineTuneJob, Job, Key, Pod, Workload
 
 Kind = Literal["finetunejobs", "jobs", "pods", "workloads"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
 @dataclass(frozen=True, slots=True)
