@@ -12,7 +12,7 @@ from finetune_api.text.printable import printable
 
 _EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)
 _LATEST = datetime(9999, 12, 30, tzinfo=UTC)
-_MOST = 2**53 - 1
+MAX_INTEGER = 2**53 - 1
 """The largest integer that every JSON reader represents exactly; the API server might not store a larger one."""
 
 
@@ -21,12 +21,6 @@ def _whole_seconds(value: datetime) -> datetime:
     if not _EARLIEST <= aware <= _LATEST:
         raise ValueError("a time is between 1970 and 9999")
     return aware.astimezone(UTC).replace(microsecond=0)
-
-
-def _storable(value: int) -> int:
-    if value > _MOST:
-        raise ValueError(f"a count is at most {_MOST}")
-    return value
 
 
 def _shown_within(limit: int) -> AfterValidator:
@@ -50,7 +44,7 @@ Time = Annotated[
     PlainSerializer(lambda value: value.strftime("%Y-%m-%dT%H:%M:%SZ"), return_type=str),
     WithJsonSchema({"type": "string", "format": "date-time"}),
 ]
-Count = Annotated[int, Field(ge=0), AfterValidator(_storable)]
+Count = Annotated[int, Field(ge=0, le=MAX_INTEGER)]
 Measure = Annotated[float, AfterValidator(_five_significant)]
 Word = Annotated[str, StringConstraints(max_length=64), _shown_within(64)]
 Line = Annotated[str, StringConstraints(max_length=1024), _shown_within(1024)]

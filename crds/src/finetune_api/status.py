@@ -10,7 +10,19 @@ from finetune_api.evaluation import EvaluationStatus
 from finetune_api.names import ConditionType
 from finetune_api.resolved import Resolved
 from finetune_api.runs import CurrentRun, Internal, JobRef, PreflightRuns, Run, WorkloadRef
-from finetune_api.scalars import Count, CountByName, Digest, Line, Measure, Name, StatusBlock, Time, Uri, Word
+from finetune_api.scalars import (
+    MAX_INTEGER,
+    Count,
+    CountByName,
+    Digest,
+    Line,
+    Measure,
+    Name,
+    StatusBlock,
+    Time,
+    Uri,
+    Word,
+)
 
 __all__ = [
     "Count",
@@ -39,7 +51,7 @@ class Condition(StatusBlock):
     """Human-readable message in one line, with the fix if there is one."""
     last_transition_time: Time
     """When `status` last changed."""
-    observed_generation: Annotated[int, Field(ge=0)] | None = None
+    observed_generation: Count | None = None
     """Generation of the spec for which the condition was set."""
 
 
@@ -252,7 +264,7 @@ class FineTuneJobStatus(StatusBlock):
     """Observed state of the job. Counters and times never decrease; the conditions are authoritative. Only `internal`
     is not part of the API."""
 
-    observed_generation: Annotated[int, Field(ge=-1)] | None = None
+    observed_generation: Annotated[int, Field(ge=-1, le=MAX_INTEGER)] | None = None
     """Generation of the spec that this status describes; -1 = not observed yet."""
     phase: Word | None = None
     """One-word summary, derived from the conditions."""

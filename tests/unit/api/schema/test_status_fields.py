@@ -6,9 +6,7 @@ from typing import Any
 
 import pytest
 
-from finetune_api.names import Reason
 from finetune_api.schema.crd import structural_schema
-from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import FineTuneJobStatus
 
 UNIT = re.compile(r"(Seconds|PerSecond|Bytes|[pP]ercent|Points|Tokens)$")
@@ -89,10 +87,3 @@ def test_lists_maps_and_references_state_how_server_side_apply_merges_them() -> 
 
 def test_no_name_is_allowed_that_no_number_has() -> None:
     assert {path.rpartition(".")[2] for path in NUMBERS} >= WITHOUT_UNIT
-
-
-@pytest.mark.parametrize("model", [FineTuneJobSpec, FineTuneJobStatus])
-def test_an_acronym_in_a_name_has_one_case(model: Any) -> None:
-    mixed = re.compile(r"(?<=[a-z0-9])(Gpu|Cpu|Uid|Uri|Url|Sha256|Id|Ip|Api|Http)(?=[A-Z]|$)")
-    assert [path for path, _ in fields(structural_schema(model)) if mixed.search(path.rpartition(".")[2])] == []
-    assert [reason.value for reason in Reason if re.match(r"(Gpu|Api|Oom|Url)[A-Z]", reason)] == []
