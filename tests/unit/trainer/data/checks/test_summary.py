@@ -47,6 +47,13 @@ def test_rows_are_counted_for_each_file_with_the_most_frequent_code_first() -> N
     assert (counts["malformedRows"], counts["repairedRowsByCode"]) == (2, {"COERCED_SCALAR": 1})
 
 
+def test_what_was_not_tokenized_has_no_number_of_tokens() -> None:
+    tokenizers = {"samples", "tokens", "trainedTokens", "answersCut", "reasoningLost", "lengths"}
+    assert not tokenizers & summary_of(text("a"), rejected(RejectCode.BAD_JSON)).to_dict().keys()
+    too_long = Rejected("f", 1, RejectCode.PROMPT_FILLS_CONTEXT, "", "", 9)
+    assert tokenizers <= summary_of(too_long).to_dict().keys()
+
+
 def test_the_losses_of_every_sample_are_added_up() -> None:
     samples = tuple(Encoded([1], [1], 1, answer_cut=2, reasoning_lost=3) for _ in range(2))
     summary = summary_of(TextRow("t", Source("f", 1), DataFormat.TEXT, encodings=samples))

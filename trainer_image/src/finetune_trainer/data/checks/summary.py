@@ -16,8 +16,9 @@ ACCEPTED = "accepted"
 class Summary:
     """Counters of rows; `rows` = `accepted` + `rejected`, and `accepted` includes the `repaired` rows.
 
-    The token counts stay 0 without a tokenizer; `ignored_files` have no rows. `unfit` counts
-    rows that the objective cannot use, by detail; `files` counts the rows of each file, by reject code or as ACCEPTED.
+    The token counts stay 0 without a tokenizer, and `to_dict` leaves them out; `ignored_files` have no rows. `unfit`
+    counts rows that the objective cannot use, by detail; `files` counts the rows of each file, by reject code or as
+    ACCEPTED.
     """
 
     accepted: int = 0
@@ -82,7 +83,16 @@ class Summary:
             self.reasoning_lost += encoded.reasoning_lost
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the counters in the form of `summary.json`, the most frequent code first."""
+        """Return the counters in the form of `summary.json`, the most frequent code first; those of the tokenizer are
+        absent if no row was tokenized."""
+        counted: dict[str, Any] = {
+            "samples": self.samples,
+            "tokens": self.tokens,
+            "trainedTokens": self.trained_tokens,
+            "answersCut": self.answers_cut,
+            "reasoningLost": self.reasoning_lost,
+            "lengths": self.lengths.to_dict(),
+        }
         return {
             "rows": self.rows,
             "acceptedRows": self.accepted,
@@ -92,12 +102,7 @@ class Summary:
             "rejectedRowsByCode": {code.value: count for code, count in self.rejected_by_code.most_common()},
             "repairedRowsByCode": {code.value: count for code, count in self.repaired_by_code.most_common()},
             "rowsByFormat": {name.value: count for name, count in self.formats.most_common()},
-            "samples": self.samples,
-            "tokens": self.tokens,
-            "trainedTokens": self.trained_tokens,
-            "answersCut": self.answers_cut,
-            "reasoningLost": self.reasoning_lost,
-            "lengths": self.lengths.to_dict(),
+            **(counted if self.lengths.seen else {}),
             "files": [_describe(name, counts) for name, counts in self.files.items()],
             "ignoredFiles": self.ignored_files,
         }
